@@ -1,0 +1,125 @@
+"""Read one YAML file into one frozen model; every error names file, key, value and the nearest valid key."""
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+from ray_app.errors import ConfigError
+
+
+class Frozen(BaseModel):
+    """Base of every config, card and limit: immutable, no unknown keys, no silent coercion of extras."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def config_root() -> Path:
+    """The folder of shipped YAML: beside the package in a checkout, inside it after `pip install`."""
+    package = Path(__file__).resolve().parent.parent
+    shipped = package / "_configs"
+    return shipped if shipped.is_dir() else package.parent / "configs"
+
+
+def named_configs(kind: str) -> dict[str, Path]:
+    """All shipped files of one kind (`detectors`, `ensembles`, `score`), by name."""
+    return {path.stem: path for path in sorted((config_root() / kind).glob("*.yaml"))}
+
+
+def find_config(kind: str, name_or_path: str | Path) -> Path:
+    """The file that a user means by a shipped name or by a path. Raises ConfigError."""
+    named = named_configs(kind)
+    if str(name_or_path) in named:
+        return named[str(name_or_path)]
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    singular = kind.removesuffix("s")
+    raise ConfigError(
+        f"{name_or_path}: no such {singular} file, and no shipped {singular} of that name" + _nearest(str(name_or_path), named),
+        hint=f"shipped: {', '.join(named)}",
+    )
+
+
+def load_yaml(path: Path, model: type[Model], overrides: Sequence[str] = ()) -> Model:
+    """Read `path`, apply `a.b=c` overrides (values are YAML), validate. Raises ConfigError."""
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {error}") from None
+    if data is not None and not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected keys and values, found {type(data).__name__}")
+    return validate(data or {}, model, where=str(path), overrides=overrides)
+
+
+def validate(data: Mapping[str, Any], model: type[Model], *, where: str, overrides: Sequence[str] = ()) -> Model:
+    """Check a mapping against a model; `where` names the file in errors. Raises ConfigError."""
+    merged = _deep_copy(data)
+    for override in overrides:
+        _apply(merged, override)
+    try:
+        return model.model_validate(merged)
+    except ValidationError as error:
+        lines = [_explain(detail, model, where) for detail in error.errors()]
+        raise ConfigError("\n".join(lines)) from None
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"--set {override}: expected key=value", hint="for example --set batch_slots=8")
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        child = data.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"--set {override}: {parent} is a value, not a section")
+        data = child
+    data[leaf] = yaml.safe_load(text)
+
+
+def _deep_copy(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _deep_copy(item) for key, item in value.items()}
+    return list(value) if isinstance(value, list) else value
+
+
+def _explain(detail: ErrorDetails, model: type[BaseModel], where: str) -> str:
+    location = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        valid = list(_keys_at(model, detail["loc"][:-1]))
+        return f"{where}: {location}: unknown key" + _nearest(str(detail["loc"][-1]), valid)
+    if detail["type"] == "missing":
+        return f"{where}: {location}: missing"
+    return f"{where}: {location}: {detail['msg']} (got {detail['input']!r})"
+
+
+def _keys_at(model: Any, location: Sequence[int | str]) -> Iterator[str]:
+    """Field names valid at a place in the tree; annotations are searched for the model that lives there."""
+    candidates = [model]
+    for part in location:
+        fields = [c.model_fields[part].annotation for c in candidates if part in getattr(c, "model_fields", {})]
+        candidates = [m for f in fields for m in _models_in(f)] if fields else candidates
+    for candidate in candidates:
+        yield from candidate.model_fields
+
+
+def _models_in(annotation: Any) -> list[Any]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in getattr(annotation, "__args__", ()) for model in _models_in(argument)]
+
+
+def _nearest(word: str, valid: Sequence[str] | Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(word, list(valid), n=1, cutoff=0.5)
+    if close:
+        return f" — did you mean '{close[0]}'?"
+    return f" (valid: {', '.join(valid)})" if valid else ""

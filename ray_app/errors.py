@@ -1,0 +1,131 @@
+"""Every way Touchstone can fail, as one tree, one list of statuses and one list of exit codes.
+
+    TouchstoneError
+    ├─ ConfigError              exit 2    the user edits a file or an argument
+    │  └─ IdentityError         exit 2    the run directory belongs to another command
+    ├─ InputError               a row     this image, not the system: its status says why
+    │  └─ SourceError           a row     this member could not be read: its status says why
+    ├─ DetectorError            exit 4    card, weights or device
+    └─ ClusterError             exit 5    no capacity, no progress
+       └─ StorageError          exit 5    source listing or run directory out of reach
+
+A bad image is a row with a status; a bad system is an exception with a hint.
+"""
+
+from enum import IntEnum, StrEnum
+
+
+class Status(StrEnum):
+    """Why a member has a score (`ok`) or has none. Closed: details go to the `detail` column."""
+
+    OK = "ok"
+    EMPTY_FILE = "empty_file"
+    UNSUPPORTED_FORMAT = "unsupported_format"
+    CORRUPT_IMAGE = "corrupt_image"
+    TRUNCATED_IMAGE = "truncated_image"
+    IMAGE_TOO_LARGE = "image_too_large"
+    METADATA_TOO_LARGE = "metadata_too_large"
+    UNSAFE_MEMBER = "unsafe_member"
+    ENCRYPTED_MEMBER = "encrypted_member"
+    DECODE_TIMEOUT = "decode_timeout"
+    DECODER_CRASHED = "decoder_crashed"
+    SOURCE_MISSING = "source_missing"
+    SOURCE_DENIED = "source_denied"
+    SOURCE_THROTTLED = "source_throttled"
+    SOURCE_TIMEOUT = "source_timeout"
+    SOURCE_CHANGED = "source_changed"
+    DETECTOR_FAILED = "detector_failed"
+
+
+MEANING: dict[Status, str] = {
+    Status.OK: "scored",
+    Status.EMPTY_FILE: "the file has no bytes",
+    Status.UNSUPPORTED_FORMAT: "not an image format that Touchstone reads",
+    Status.CORRUPT_IMAGE: "the bytes do not decode",
+    Status.TRUNCATED_IMAGE: "the file ends before the image does",
+    Status.IMAGE_TOO_LARGE: "over the intake limits, refused before decoding",
+    Status.METADATA_TOO_LARGE: "text or profiles over the intake limits",
+    Status.UNSAFE_MEMBER: "an archive member with an unsafe name or type",
+    Status.ENCRYPTED_MEMBER: "an encrypted archive member",
+    Status.DECODE_TIMEOUT: "decoding took longer than the wall limit",
+    Status.DECODER_CRASHED: "the decoder process died on it",
+    Status.SOURCE_MISSING: "listed, but gone when it was read",
+    Status.SOURCE_DENIED: "the storage refused access",
+    Status.SOURCE_THROTTLED: "the storage kept asking to slow down",
+    Status.SOURCE_TIMEOUT: "the storage did not answer in time",
+    Status.SOURCE_CHANGED: "the object changed after it was listed",
+    Status.DETECTOR_FAILED: "a detector raised on it",
+}
+
+
+class ExitCode(IntEnum):
+    """What the process says when it ends; part of the public contract."""
+
+    DONE = 0
+    BUG = 1
+    USAGE = 2
+    TOO_MANY_BAD = 3
+    DETECTOR = 4
+    CLUSTER = 5
+    INTERRUPTED = 130
+
+
+class TouchstoneError(Exception):
+    """Root of the tree. `hint` is the next thing to do, shown on its own line."""
+
+    exit_code = ExitCode.BUG
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Ray pickles exceptions between processes; keyword-only fields would be lost by the default.
+        return (_rebuild, (type(self), self.__dict__))
+
+
+def _rebuild(cls: type[TouchstoneError], fields: dict[str, object]) -> TouchstoneError:
+    error = cls.__new__(cls)
+    Exception.__init__(error, fields["message"])
+    error.__dict__.update(fields)
+    return error
+
+
+class ConfigError(TouchstoneError):
+    """A file, key or argument that the user has to change."""
+
+    exit_code = ExitCode.USAGE
+
+
+class IdentityError(ConfigError):
+    """The run directory was made by another command, or another run is writing it."""
+
+
+class InputError(TouchstoneError):
+    """One image cannot be scored. Becomes a row with `status` and `detail`."""
+
+    def __init__(self, status: Status, detail: str) -> None:
+        super().__init__(f"{status}: {detail}")
+        self.status = status
+        self.detail = detail
+
+
+class SourceError(InputError):
+    """One member's bytes could not be had from storage."""
+
+
+class DetectorError(TouchstoneError):
+    """A card, its weights or its device is unusable."""
+
+    exit_code = ExitCode.DETECTOR
+
+
+class ClusterError(TouchstoneError):
+    """The cluster has no capacity, or a run made no progress."""
+
+    exit_code = ExitCode.CLUSTER
+
+
+class StorageError(ClusterError):
+    """A source cannot be listed, or a run directory cannot be written."""
