@@ -50,6 +50,11 @@ def find_config(kind: str, name_or_path: str | Path) -> Path:
 
 def load_yaml(path: Path, model: type[Model], overrides: Sequence[str] = ()) -> Model:
     """Read `path`, apply `a.b=c` overrides (values are YAML), validate. Raises ConfigError."""
+    return validate(read_mapping(path), model, where=str(path), overrides=overrides)
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The keys and values of a YAML file; an empty file has none. Raises ConfigError."""
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -58,7 +63,7 @@ def load_yaml(path: Path, model: type[Model], overrides: Sequence[str] = ()) -> 
         raise ConfigError(f"{path}: not YAML: {error}") from None
     if data is not None and not isinstance(data, dict):
         raise ConfigError(f"{path}: expected keys and values, found {type(data).__name__}")
-    return validate(data or {}, model, where=str(path), overrides=overrides)
+    return data or {}
 
 
 def validate(data: Mapping[str, Any], model: type[Model], *, where: str, overrides: Sequence[str] = ()) -> Model:

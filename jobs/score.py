@@ -1,0 +1,14 @@
+"""Ray job: score an archive. Same arguments as `touchstone score`; submit with
+
+ray job submit --working-dir . -- python jobs/score.py --config configs/score/overnight.yaml s3://bucket/photos --out s3://bucket/run
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # an uploaded checkout is not an installed package
+
+from ray_app.cli.main import main
+
+if __name__ == "__main__":
+    sys.exit(main(["score", *sys.argv[1:]]))

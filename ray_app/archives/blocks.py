@@ -1,0 +1,34 @@
+"""How a list of members is cut into blocks and slots. Arithmetic only: the same list and plan give the same cuts for ever."""
+
+from collections.abc import Iterator
+
+from pydantic import Field
+
+from ray_app.config import Frozen
+
+# The first blocks are small, so that results come early and a small archive still divides among many workers.
+_FIRST_BLOCK_MEMBERS = 64
+_BLOCKS_PER_DOUBLING = 64
+
+
+class BlockPlan(Frozen):
+    """What decides the cuts: slots in one batch, and the most members in one block."""
+
+    batch_slots: int = Field(default=32, ge=1)
+    max_block_members: int = Field(default=1024, ge=1)
+
+
+def block_sizes(plan: BlockPlan) -> Iterator[int]:
+    """Sizes of block 0, 1, …: about 64 members, doubled after every 64 blocks up to the plan's limit, all whole batches.
+
+    The last block of a list ends where the list does. A limit below one batch means one batch.
+    """
+    slots = plan.batch_slots
+    limit = max(slots, plan.max_block_members // slots * slots)
+    size = min(limit, max(1, round(_FIRST_BLOCK_MEMBERS / slots)) * slots)
+    while size < limit:
+        for _ in range(_BLOCKS_PER_DOUBLING):
+            yield size
+        size = min(limit, 2 * size)
+    while True:
+        yield limit

@@ -1,0 +1,109 @@
+"""Commands on archives and runs: score, results, report, demo."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ray_app.cli.options import as_json, configured, overrides
+
+
+@click.command()
+@click.argument("source", nargs=-1)
+@click.option("--out", metavar="DIR", help="Run directory; any fsspec URL. The same command on it resumes.")
+@click.option("--config", "config_file", metavar="FILE", help="YAML of a scoring run, or the name of a shipped one (laptop, overnight).")
+@click.option("--ensemble", metavar="NAME|PATH", help="Which ensemble decides.  [default: default]")
+@click.option("--detector", "detectors", multiple=True, metavar="NAME|PATH", help="Score with these detectors instead; repeatable.")
+@click.option("--include", multiple=True, metavar="GLOB", help="Only paths below the source that match; repeatable.")
+@click.option("--exclude", multiple=True, metavar="GLOB", help="Not the paths that match; repeatable.")
+@click.option("--limit", type=click.IntRange(min=1), help="List no more than this many members.")
+@click.option("--max-hours", type=float, help="Stop resumably after so many hours.")
+@click.option("--prior", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Share of fakes to expect, for the report.")
+@overrides
+@as_json
+def score(source: tuple[str, ...], config_file: str | None, assignments: tuple[str, ...], as_json: bool, **given: Any) -> int:
+    """Score every member of SOURCE: one row each, resumable, in --out.
+
+    SOURCE is a folder, a file, a prefix or a glob: local, s3://, gs://, https://.
+
+    \b
+    touchstone score photos/ --out run
+    touchstone score s3://bucket/2024 --out s3://bucket/run --config overnight --exclude '**/thumbs/**'
+    """
+    from ray_app.reports import summary_lines
+    from ray_app.scoring import ScoreConfig
+    from ray_app.scoring.run import score_archive
+
+    settings = configured("score", config_file, ScoreConfig, {"source": source, **given}, assignments)
+    finished = score_archive(settings)
+    click.echo(json.dumps(finished.summary, indent=2) if as_json else "\n".join(summary_lines(finished.summary)))
+    return finished.exit_code
+
+
+@click.command()
+@click.argument("run", metavar="RUN")
+@click.option("--verdict", type=click.Choice(["real", "fake", "abstain"]), help="Only rows with this verdict.")
+@click.option("--status", metavar="STATUS", help="Only rows with this status, for example corrupt_image.")
+@click.option("--limit", type=click.IntRange(min=1), default=None, help="No more than this many rows.  [default: 50 in a table, all in JSON]")
+@click.option("--vanished", is_flag=True, help="Also members that the last listing no longer found.")
+@as_json
+def results(run: str, verdict: str | None, status: str | None, limit: int | None, vanished: bool, as_json: bool) -> int:
+    """Show the current row of each member of RUN, as a table or as JSON lines.
+
+    \b
+    touchstone results run --verdict fake
+    touchstone results run --json | jq .probability
+    """
+    from ray_app.reports import verdict_table
+    from ray_app.runs import RunDirectory, current_rows
+
+    rows = current_rows(RunDirectory.open(run), verdict=verdict, status=status, vanished=vanished)
+    if as_json:
+        for count, row in enumerate(rows):
+            if limit is not None and count >= limit:
+                break
+            click.echo(json.dumps(row, default=str, ensure_ascii=False))
+        return 0
+    shown = [row for _, row in zip(range(limit or 50), rows, strict=False)]
+    click.echo(verdict_table(shown, click.get_terminal_size()[0] if hasattr(click, "get_terminal_size") else 120))
+    if next(rows, None) is not None:
+        click.echo(f"… the first {len(shown)}; --limit or --json shows more")
+    return 0
+
+
+@click.command()
+@click.argument("run", metavar="RUN")
+@click.option("--prior", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Share of fakes to expect.")
+def report(run: str, prior: float | None) -> int:
+    """Write RUN's report.html anew, for example with another --prior."""
+    from ray_app.runs import RunDirectory
+    from ray_app.scoring.reporting import write_report
+
+    click.echo(write_report(RunDirectory.open(run), prior=prior))
+    return 0
+
+
+@click.command()
+@click.option("--out", metavar="DIR", help="Where to put archive and run.  [default: a new temporary folder]")
+@click.option("--images", type=click.IntRange(min=10, max=5000), default=80, show_default=True, help="Images in the sample archive.")
+def demo(out: str | None, images: int) -> int:
+    """Build a small sample archive, score it, show the verdicts and where the report lies. Needs no network."""
+    from ray_app.reports import summary_lines, verdict_table
+    from ray_app.runs import RunDirectory, current_rows
+    from ray_app.scoring import ScoreConfig
+    from ray_app.scoring.run import score_archive
+    from ray_app.simulation import build_sample_archive
+
+    folder = Path(out or tempfile.mkdtemp(prefix="touchstone-demo-")).resolve()
+    archive, run = folder / "archive", folder / "run"
+    if not archive.exists():
+        click.echo(f"building a sample archive of {images} images in {archive}", err=True)
+        build_sample_archive(archive, n=images)
+    finished = score_archive(ScoreConfig(source=(str(archive),), out=str(run)))
+    rows = list(current_rows(RunDirectory.open(str(run))))
+    click.echo(verdict_table(rows[:: max(len(rows) // 24, 1)], 110))
+    click.echo("")
+    click.echo("\n".join(summary_lines(finished.summary)))
+    return finished.exit_code

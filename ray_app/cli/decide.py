@@ -1,0 +1,19 @@
+"""`touchstone decide`: other rules or thresholds on scores that are stored."""
+
+import click
+
+
+@click.command()
+@click.argument("run", metavar="RUN")
+@click.option("--ensemble", required=True, metavar="NAME|PATH", help="The ensemble card with the new rule or thresholds.")
+def decide(run: str, ensemble: str) -> int:
+    """Decide RUN anew with another ensemble card over the same detectors; nothing is fetched or scored.
+
+    \b
+    touchstone decide run --ensemble stricter.yaml
+    """
+    from ray_app.reports import summary_lines
+    from ray_app.scoring.redeciding import decide_run
+
+    click.echo("\n".join(summary_lines(decide_run(run, ensemble))))
+    return 0

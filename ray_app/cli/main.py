@@ -1,0 +1,66 @@
+"""The `touchstone` command: parses, calls the rooms, turns exceptions into one clear line and an exit code."""
+
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+import click
+
+from ray_app import __version__
+from ray_app.cli.archive import demo, report, results, score
+from ray_app.cli.cards import config, detectors
+from ray_app.cli.decide import decide
+from ray_app.errors import ExitCode, TouchstoneError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="touchstone")
+def touchstone() -> None:
+    """Tell which images in an archive were made or altered by a generative model.
+
+    \b
+    touchstone demo                                   a sample archive, scored
+    touchstone score s3://bucket/photos --out s3://bucket/run
+    touchstone results s3://bucket/run --verdict fake
+
+    stdout carries the result, stderr the log and the progress line. Exit codes: 0 done · 2 usage or config · 3 finished with too
+    many bad members · 4 detector or weights · 5 storage or cluster · 130 interrupted, resumable by the same command.
+    """
+
+
+for command in (score, results, decide, report, detectors, config, demo):
+    touchstone.add_command(command)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        code = touchstone.main(args=None if arguments is None else list(arguments), prog_name="touchstone", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return ExitCode.USAGE
+    except TouchstoneError as error:
+        click.echo(f"touchstone: {error.message}", err=True)
+        if error.hint:
+            click.echo(f"  → {error.hint}", err=True)
+        return error.exit_code
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        return ExitCode.INTERRUPTED
+    return int(code or ExitCode.DONE)
+
+
+def script() -> None:
+    """Entry point of the installed command."""
+    sys.exit(main())
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    script()

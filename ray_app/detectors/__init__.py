@@ -1,0 +1,26 @@
+"""Cards, preprocessing, weights and networks: pixels → scores. Cards and preprocessing load without torch; the rest loads on first use."""
+
+from typing import TYPE_CHECKING, Any
+
+from ray_app.detectors.cards import DetectorCard, list_cards, load_card
+from ray_app.detectors.preprocessing import Preprocessing, ResizeMode
+from ray_app.detectors.weights import publish_weights, resolve_weights, verify_weights
+
+if TYPE_CHECKING:
+    from ray_app.detectors.detector import Detector as Detector
+    from ray_app.detectors.detector import load_detector as load_detector
+
+__all__ = [
+    "DetectorCard", "load_card", "list_cards",
+    "Preprocessing", "ResizeMode",
+    "resolve_weights", "publish_weights", "verify_weights",
+    "Detector", "load_detector",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("Detector", "load_detector"):
+        from ray_app.detectors import detector
+
+        return getattr(detector, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

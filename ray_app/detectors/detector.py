@@ -1,0 +1,181 @@
+"""A detector at work: prepared pixels in, log-odds of fake out, on one device.
+
+Knows cards, weights and tensors. Knows nothing about files of images, archives or verdicts.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import nn
+
+from ray_app.detectors.cards import DetectorCard, load_card
+from ray_app.detectors.families import build_network
+from ray_app.detectors.precision import Precision, ResolvedPrecision, autocast, lower_to_bf16, resolve_precision
+from ray_app.detectors.preprocessing import Pixels, Preprocessing, ResizeMode
+from ray_app.detectors.weights import checkpoint_config, load_strictly, read_state_dict, resolve_weights, verify_weights
+from ray_app.errors import DetectorError
+
+CPU_SLOTS, CUDA_SLOTS = 4, 64
+
+
+class Detector:
+    """One network on one device, with its card.
+
+    `slots` is the number of images in every batch that the network sees: fewer are filled up with black ones, so that shapes are static
+    and a score does not depend on how many images came with it. `fingerprint` holds all that decides a score; it is plain JSON.
+    """
+
+    def __init__(
+        self, card: DetectorCard, network: nn.Module, *, fake: int, device: str, precision: ResolvedPrecision, resize: ResizeMode, slots: int,
+        weights_sha256: str, compiled: bool = False,
+    ) -> None:  # fmt: skip
+        self.card, self.device, self.precision, self.resize, self.slots = card, device, precision, resize, slots
+        self._fake = fake
+        network = network.to(device=device, memory_format=torch.channels_last)
+        if precision == "bf16":
+            network = lower_to_bf16(network, device)
+        self._network = torch.compile(network, mode="reduce-overhead") if compiled else network
+        self._normalise = Normalise(card.preprocessing).to(device)
+        self.fingerprint: dict[str, Any] = {
+            "name": card.name,
+            "weights": weights_sha256,
+            "architecture": {"family": card.family, **card.architecture.model_dump(mode="json")},
+            "preprocessing": card.preprocessing.model_dump(mode="json"),
+            "fake": card.output.sign if card.output.sign is not None else fake,
+            "calibration": card.calibration.model_dump() if card.calibration else None,
+            "precision": precision,
+            "resize": resize,
+            "slots": slots,
+        }
+
+    def prepare(self, image: Image.Image) -> Pixels:
+        """One RGB image in the detector's geometry: (height, width, 3) uint8. Raises InputError."""
+        return self.card.preprocessing.prepare(image, self.resize)
+
+    def score(self, pixels: Pixels | torch.Tensor) -> npt.NDArray[np.float32]:
+        """Log-odds of fake per image: (N, height, width, 3) uint8 → (N,) float32, for any N.
+
+        NaN or infinity, where the network gives it, is handed on: the caller says `detector_failed` for that image.
+        """
+        images = torch.as_tensor(pixels)
+        self._check(images)
+        batches = [self.score_batch(self._filled(part)) for part in images.split(self.slots)] if len(images) else []
+        scores: npt.NDArray[np.float32] = torch.cat([*batches, torch.empty(0, device=self.device)]).cpu().numpy()
+        return scores[: len(images)]
+
+    @torch.inference_mode()
+    def score_batch(self, batch: torch.Tensor) -> torch.Tensor:
+        """Exactly `slots` images, on any device → (slots,) float32 on the detector's; does not wait for a GPU to finish."""
+        pixels = self._normalise(batch.to(self.device, non_blocking=True))
+        with autocast(self.device, self.precision):
+            logits = self._network(pixels)
+        return self._log_odds(logits.float())
+
+    def _log_odds(self, logits: torch.Tensor) -> torch.Tensor:
+        if logits.shape != (self.slots, self.card.output.logits):
+            raise DetectorError(
+                f"{self.card.name}: the network gives {tuple(logits.shape)}, the card says {(self.slots, self.card.output.logits)}"
+            )
+        if self.card.output.sign is not None:
+            return logits[:, 0] * self.card.output.sign
+        return logits[:, self._fake] - logits[:, 1 - self._fake]
+
+    def _check(self, images: torch.Tensor) -> None:
+        shape = self.card.preprocessing.shape
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[3] != 3 or (shape is not None and images.shape[1:3] != shape):
+            wanted = f"(N, {shape[0]}, {shape[1]}, 3)" if shape else "(N, height, width, 3)"
+            raise ValueError(f"{self.card.name}: expected uint8 {wanted}, got {images.dtype} {tuple(images.shape)}")
+
+    def _filled(self, part: torch.Tensor) -> torch.Tensor:
+        if len(part) == self.slots:
+            return part
+        return torch.cat([part, part.new_zeros(self.slots - len(part), *part.shape[1:])])
+
+
+class Normalise(nn.Module):
+    """(N, H, W, 3) uint8 → (N, 3, H, W) float32 in channels-last memory: (x / 255 − mean) / std, on the batch's own device."""
+
+    scale: torch.Tensor
+    shift: torch.Tensor
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        mean, std = torch.tensor(preprocessing.mean, dtype=torch.float64), torch.tensor(preprocessing.std, dtype=torch.float64)
+        self.register_buffer("scale", (1 / (255 * std)).float())
+        self.register_buffer("shift", (-mean / std).float())
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Normalise a batch; see the class for shapes."""
+        return torch.addcmul(self.shift, pixels.float(), self.scale).permute(0, 3, 1, 2)
+
+
+def load_detector(
+    name_or_path_or_card: str | Path | DetectorCard,
+    *,
+    device: str = "cpu",
+    precision: Precision = "auto",
+    resize: ResizeMode = "exact",
+    slots: int | None = None,
+    cache_dir: Path | None = None,
+    offline: bool | None = None,
+    compiled: bool = False,
+) -> Detector:
+    """A detector by shipped name, by path of a card, or from a card, ready to score.
+
+    `slots` defaults to 4 on a CPU and 64 on a GPU. `compiled` switches `torch.compile` on: it pays on a GPU for runs much longer than
+    the minute it takes; it is refused on a CPU. Raises ConfigError for the card and DetectorError for weights, network or device.
+    """
+    card = name_or_path_or_card if isinstance(name_or_path_or_card, DetectorCard) else load_card(name_or_path_or_card)
+    kind = _available(device)
+    if compiled and kind != "cuda":
+        raise DetectorError(f"{card.name}: torch.compile is for GPUs; on {device} it costs more than it gives")
+    path = resolve_weights(card, cache_dir, offline)
+    fake = _fake_index(card, checkpoint_config(card, path))
+    network = build_network(card)
+    load_strictly(network, read_state_dict(path, card.weights), where=f"{card.name}: {path}")
+    return Detector(
+        card, network, fake=fake, device=device, precision=resolve_precision(precision, device, card.precision), resize=resize,
+        slots=slots or (CUDA_SLOTS if kind == "cuda" else CPU_SLOTS), weights_sha256=verify_weights(card, path), compiled=compiled,
+    )  # fmt: skip
+
+
+def _available(device: str) -> str:
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise DetectorError(f"no device is called {device}", hint="cpu, cuda or cuda:0") from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise DetectorError(f"{device}: torch sees no GPU here", hint="use --device cpu, or install torch with CUDA")
+    return kind
+
+
+def _fake_index(card: DetectorCard, checkpoint: Mapping[str, Any]) -> int:
+    """Which logit is fake, by the checkpoint's own labels where it has some. Raises DetectorError where card and checkpoint differ."""
+    _agree(card.architecture.arguments, checkpoint, card.name)
+    if card.output.sign is not None:
+        return 0
+    named = checkpoint.get("id2label")
+    labels = tuple(str(named[key]) for key in sorted(named, key=int)) if named else card.output.labels
+    try:
+        index = card.output.index_among(labels)
+        if card.output.labels and index != card.output.index_among(card.output.labels):
+            raise ValueError(
+                f"the card has it at {1 - index} ({', '.join(card.output.labels)}), the checkpoint at {index} ({', '.join(labels)})"
+            )
+    except ValueError as error:
+        raise DetectorError(f"{card.name}: which logit is fake? {error}", hint="correct `output` in the card") from None
+    return index
+
+
+def _agree(stated: Mapping[str, Any], checkpoint: Mapping[str, Any], where: str) -> None:
+    for key, value in stated.items():
+        found = checkpoint.get(key, value)
+        if isinstance(value, Mapping) and isinstance(found, Mapping):
+            _agree(value, found, f"{where}.{key}")
+        elif not isinstance(value, Mapping) and found != value:
+            raise DetectorError(f"{where}: the card says {key} = {value}, the checkpoint's own configuration says {found}")

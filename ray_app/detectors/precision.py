@@ -1,0 +1,71 @@
+"""bf16 where it is safe: matrix products in bf16; norms, head and every other parameter in fp32.
+
+Knows torch modules and devices. Knows nothing about cards' files or images.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+Precision = Literal["auto", "bf16", "fp32"]
+ResolvedPrecision = Literal["bf16", "fp32"]
+
+_PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
+
+
+def resolve_precision(precision: Precision, device: str, preferred: Literal["auto", "fp32"] = "auto") -> ResolvedPrecision:
+    """What `auto` means on a device: bf16 where its matrix units have it, unless the card prefers fp32."""
+    if precision != "auto":
+        return precision
+    return "bf16" if preferred == "auto" and has_bf16(device) else "fp32"
+
+
+def has_bf16(device: str) -> bool:
+    """Whether the device multiplies bf16 matrices faster than fp32 ones, not merely emulates them."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
+
+
+def lower_to_bf16(network: nn.Module, device: str) -> nn.Module:
+    """Store the weights of matrix products in bf16 once, in place; the head, the last linear layer, keeps fp32.
+
+    Run it inside `autocast`: that casts the inputs of each product and leaves the residual stream, norms and scales in fp32.
+    Autocast alone would cast every weight anew in every call.
+    """
+    *body, (head_name, head) = [(name, module) for name, module in network.named_modules() if isinstance(module, _PRODUCTS)]
+    for _, module in body:
+        module.to(torch.bfloat16)
+    if isinstance(head, nn.Linear):
+        network.set_submodule(head_name, Float32Linear(head))
+    if torch.device(device).type == "cpu":
+        for module in network.modules():
+            # timm's switch: plain products, which oneDNN runs in bf16 at twice the speed of torch's fused CPU kernel.
+            if hasattr(module, "fused_attn"):
+                module.fused_attn = False
+    return network
+
+
+@contextmanager
+def autocast(device: str, precision: ResolvedPrecision) -> Iterator[None]:
+    """Where a lowered network runs; does nothing in fp32."""
+    with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
+        yield
+
+
+class Float32Linear(nn.Linear):
+    """A linear layer that stays fp32 whatever precision surrounds it; shares the parameters of the layer that it replaces."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+        self.weight, self.bias = layer.weight, layer.bias
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Compute in fp32."""
+        with torch.autocast(features.device.type, enabled=False):
+            return functional.linear(features.float(), self.weight, self.bias)

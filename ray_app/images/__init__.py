@@ -1,0 +1,21 @@
+"""Encoded bytes → RGB pixels and facts, or a refusal with a status. Knows Pillow; knows nothing of storage, detectors or rows."""
+
+from ray_app.images.breadcrumb import Breadcrumb, Watchdog
+from ray_app.images.decoding import decode_image
+from ray_app.images.facts import DecodedImage, ImageFacts, ImageRefused, inspect_bytes
+from ray_app.images.limits import ImageLimits
+from ray_app.images.safe_decoder import ChildDecoder
+from ray_app.images.sniff import sniff_format
+
+__all__ = [
+    "ImageLimits",
+    "ImageFacts",
+    "DecodedImage",
+    "ImageRefused",
+    "decode_image",
+    "inspect_bytes",
+    "sniff_format",
+    "ChildDecoder",
+    "Breadcrumb",
+    "Watchdog",
+]

@@ -1,0 +1,266 @@
+"""Encoded bytes → RGB pixels and facts: the one decode path of every caller. Knows Pillow; knows nothing of storage, detectors or rows.
+
+Formats come from the sniffed bytes, and each has exactly one Pillow class, called directly: no other plugin ever sees the bytes, a
+multi-picture JPEG (MPO) is read as the JPEG that it starts with, and Pillow's process-wide bomb limit stays as it is.
+"""
+
+import contextlib
+import functools
+import io
+import logging
+import re
+import struct
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+
+import PIL
+from PIL import Image, features
+from PIL.AvifImagePlugin import AvifImageFile
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from ray_app.errors import InputError, Status
+from ray_app.images import structure
+from ray_app.images.colour import is_icc_profile, to_rgb
+from ray_app.images.facts import DecodedImage, Findings, ImageRefused
+from ray_app.images.limits import ImageLimits
+from ray_app.images.sniff import describe_unsupported
+from ray_app.images.tiff import Tiff, TiffError, exif_orientation, is_camera_raw, orientation
+
+# What Pillow and its plugins raise on hostile files: the tuple of Pillow's own fuzz test, and what our fuzzing added to it.
+_PILLOW_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    LookupError,
+    TypeError,
+    ArithmeticError,
+    AttributeError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+    Warning,
+)
+_TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError)
+_ANIMATIONS = ("GIF", "PNG", "WEBP", "AVIF")
+_LIBRARIES = {
+    "JPEG": (("libjpeg-turbo", "libjpeg_turbo"), ("libjpeg", "jpg")),
+    "PNG": (("zlib-ng", "zlib_ng"), ("zlib", "zlib")),
+    "WEBP": (("libwebp", "webp"),),
+    "AVIF": (("libavif", "avif"),),
+    "TIFF": (("libtiff", "libtiff"),),
+}
+BITS_PER_SAMPLE = 258  # TIFF tag
+MOST_FRAMES = 2**31 - 1  # an APNG may claim more than an int32 column holds
+MOST_WORDS = 200  # of a foreign message in `detail`
+
+
+class _Jpeg(JpegImageFile):
+    def _read_dpi_from_exif(self) -> None:
+        """Pillow parses all of EXIF at opening for the resolution, which nobody here asks for: slow, and it warns on stderr."""
+
+
+def _open_heic(stream: io.BytesIO) -> ImageFile:
+    try:
+        from pillow_heif import HeifImageFile
+    except ImportError:
+        raise InputError(Status.UNSUPPORTED_FORMAT, "HEIC needs pillow-heif: pip install 'touchstone[heic]'") from None
+    image: ImageFile = HeifImageFile(stream)  # type: ignore[no-untyped-call]
+    return image
+
+
+_OPENERS: dict[str, Callable[[io.BytesIO], ImageFile]] = {
+    "JPEG": _Jpeg,
+    "PNG": PngImageFile,
+    "WEBP": WebPImageFile,
+    "GIF": GifImageFile,
+    "BMP": BmpImageFile,
+    "TIFF": TiffImageFile,
+    "AVIF": AvifImageFile,
+    "HEIC": _open_heic,
+}
+
+
+def decode_image(data: bytes, limits: ImageLimits) -> DecodedImage:
+    """Turn one encoded image into its RGB pixels (the first frame of several) and its facts, or refuse it.
+
+    EXIF orientation is recorded and not applied; no profile is applied but CMYK's. All limits are checked before pixels are decoded.
+    Every pixel is decoded: a file that ends early is refused, never padded. Raises ImageRefused with the facts known by then, and
+    nothing else, whatever the bytes.
+    """
+    _quieten_pillow()
+    found = Findings.of(data)
+    try:
+        pixels = _decode(data, limits, found)
+    except InputError as refusal:
+        raise ImageRefused(refusal.status, refusal.detail, found.facts()) from refusal.__cause__
+    return DecodedImage(pixels, found.facts())
+
+
+def _decode(data: bytes, limits: ImageLimits, found: Findings) -> Image.Image:
+    format_name = _check_bytes(data, limits, found)
+    with _translated(data, format_name):
+        image = _open(data, format_name, found)
+    _read_header(image, data, format_name, found)
+    sample_bits = _sample_bits(image, data)
+    if 8 < sample_bits <= 16:
+        found.flags.add("sixteen_bit")
+    limits.check_size(*image.size, len(data))
+    _check_text(image, limits)
+    with _translated(data, format_name, image):
+        # verify() accepts a JPEG cut in half; only load() proves that all of it is there.
+        image.load()
+        pixels = to_rgb(image, found.flags, sample_bits)
+    found.width, found.height = pixels.size
+    if structure.has_trailing_bytes(data, format_name):
+        found.flags.add("trailing_bytes")
+    pixels.info = {}
+    return pixels
+
+
+def _check_bytes(data: bytes, limits: ImageLimits, found: Findings) -> str:
+    """Refuse what needs no decoder to be refused; the format otherwise."""
+    if not data:
+        raise InputError(Status.EMPTY_FILE, "0 bytes")
+    if len(data) > limits.max_bytes:
+        raise InputError(Status.IMAGE_TOO_LARGE, f"{len(data)} bytes is over max_bytes ({limits.max_bytes})")
+    if found.format is None:
+        raise InputError(Status.UNSUPPORTED_FORMAT, describe_unsupported(data))
+    found.decoder = _decoder_name(found.format)
+    size = structure.header_size(data, found.format)
+    if size is not None:
+        found.width, found.height = size
+        limits.check_size(*size, len(data))
+    return found.format
+
+
+def _open(data: bytes, format_name: str, found: Findings) -> ImageFile:
+    if format_name == "TIFF":
+        with contextlib.suppress(TiffError):
+            if is_camera_raw(Tiff(data)):
+                raise InputError(
+                    Status.UNSUPPORTED_FORMAT, "a camera raw file (its first picture is a preview): develop it to JPEG or TIFF first"
+                )
+    try:
+        return _OPENERS[format_name](io.BytesIO(data))
+    except (ValueError, SyntaxError):
+        # libavif refuses the whole image for a malformed EXIF item; under another type the item is skipped.
+        masked = re.sub(rb"(infe.{8,10}?)Exif", rb"\1skip", data, count=1, flags=re.DOTALL) if format_name == "AVIF" else data
+        if masked == data:
+            raise
+        image = AvifImageFile(io.BytesIO(masked))
+        found.flags.add("broken_exif")
+        return image
+
+
+def _read_header(image: ImageFile, data: bytes, format_name: str, found: Findings) -> None:
+    found.width, found.height = image.size
+    found.mode = image.mode
+    found.frames = _count_frames(image, data, format_name)
+    if found.frames > 1:
+        found.flags.add("animated" if format_name in _ANIMATIONS else "multipage")
+    if "icc_profile" in image.info:
+        found.icc = bool(image.info["icc_profile"])
+        if not is_icc_profile(image.info["icc_profile"]):
+            found.flags.add("broken_icc")
+    else:
+        found.icc = False
+    try:
+        exif = image.info.get("exif")
+        found.orientation = orientation(Tiff(data)) if format_name == "TIFF" else exif_orientation(exif) if exif else 1
+    except TiffError:
+        found.orientation = 1
+        found.flags.add("broken_exif")
+    if found.orientation != 1:
+        found.flags.add("oriented")
+
+
+def _count_frames(image: ImageFile, data: bytes, format_name: str) -> int:
+    if format_name == "GIF":
+        return structure.count_gif_frames(data)
+    if format_name == "TIFF":
+        return structure.count_tiff_pages(data)
+    return min(getattr(image, "n_frames", 1), MOST_FRAMES)
+
+
+def _sample_bits(image: ImageFile, data: bytes) -> int:
+    """Bits per sample in the file: Pillow hides them for colour, and gives 12-bit samples as if they were 16-bit ones."""
+    if isinstance(image, PngImageFile):
+        return data[24]
+    if isinstance(image, TiffImageFile):
+        with contextlib.suppress(TypeError, ValueError):
+            return int(max(image.tag_v2.get(BITS_PER_SAMPLE, (8,))))
+    return 8
+
+
+def _check_text(image: ImageFile, limits: ImageLimits) -> None:
+    size = sum(len(value) for value in image.info.values() if isinstance(value, str | bytes))
+    if size > limits.max_text_bytes:
+        raise InputError(Status.METADATA_TOO_LARGE, f"{size} bytes of text and profiles is over max_text_bytes ({limits.max_text_bytes})")
+
+
+@contextlib.contextmanager
+def _translated(data: bytes, format_name: str, image: ImageFile | None = None) -> Iterator[None]:
+    try:
+        yield
+    except _TOO_LARGE as error:
+        raise InputError(Status.IMAGE_TOO_LARGE, f"the decoder refused its size: {_words(error)}") from error
+    except _PILLOW_ERRORS as error:
+        if "MAX_TEXT" in str(error):
+            raise InputError(Status.METADATA_TOO_LARGE, f"over Pillow's own limit: {_words(error)}") from error
+        if _is_cut(error) or structure.ends_early(data, format_name):
+            raise InputError(Status.TRUNCATED_IMAGE, _how_far(data, format_name, image)) from error
+        raise InputError(Status.CORRUPT_IMAGE, _words(error)) from error
+
+
+def _is_cut(error: BaseException) -> bool:
+    words = str(error).lower()
+    return "truncated" in words or "unexpected end" in words or isinstance(error.__cause__ or error, struct.error | EOFError | IndexError)
+
+
+def _how_far(data: bytes, format_name: str, image: ImageFile | None) -> str:
+    if image is not None and format_name in ("JPEG", "PNG") and "interlace" not in image.info and "progressive" not in image.info:
+        with contextlib.suppress(OSError):
+            image.tile = []  # what was decoded before the end stays readable
+            box = image.getbbox()
+            return f"about {box[3] if box else 0} of {image.height} rows decoded from {len(data)} bytes"
+    end = structure.declared_end(data, format_name)
+    if end is not None and end > len(data):
+        return f"{len(data)} of {end} bytes present"
+    return f"the file ends after {len(data)} bytes, before the image does"
+
+
+def _words(error: BaseException) -> str:
+    kind = "" if isinstance(error, OSError | ValueError | SyntaxError) and str(error) else f"{type(error).__name__}: "
+    return f"{kind}{error}"[:MOST_WORDS]
+
+
+@functools.cache
+def _decoder_name(format_name: str) -> str:
+    """Library and version that make the pixels: other versions may give other pixels."""
+    if format_name == "HEIC":
+        with contextlib.suppress(ImportError):
+            import pillow_heif
+
+            return f"pillow-heif {pillow_heif.__version__}/libheif {pillow_heif.libheif_version()}"
+    for name, feature in _LIBRARIES.get(format_name, ()):
+        if version := features.version(feature):
+            return f"pillow {PIL.__version__}/{name} {version}"
+    return f"pillow {PIL.__version__}"
+
+
+@functools.cache
+def _quieten_pillow() -> None:
+    """Once per process: keep Pillow's remarks out of stderr. What matters of them is a status or a flag here.
+
+    libtiff writes to file descriptor 2 from C on some damaged TIFFs; that cannot be caught without redirecting it for the whole process.
+    """
+    warnings.filterwarnings("ignore", module=r"(PIL|pillow_heif)\.")
+    logging.getLogger("PIL").addHandler(logging.NullHandler())

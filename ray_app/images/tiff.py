@@ -1,0 +1,122 @@
+"""Directories of tags, the structure that TIFF files and EXIF blocks share. Reads tags; knows nothing of pixels.
+
+A reader of our own because Pillow's prints warnings, follows every pointer and refuses whole images for one bad tag.
+"""
+
+import struct
+from typing import NamedTuple
+
+ORIENTATION, SUBFILE_TYPE, DNG_VERSION = 274, 254, 50706
+_DATA_OFFSETS, _DATA_LENGTHS = (273, 324), (279, 325)  # strips, tiles
+_INTEGERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q"}
+MOST_PAGES = 1000  # a hostile chain of directories could hold millions
+MOST_STRIPS = 1_000_000
+
+
+class TiffError(ValueError):
+    """The tags cannot be read."""
+
+
+class Entry(NamedTuple):
+    """One tag's value: its kind, how many, and the inline bytes (the value itself, or the offset where it stands)."""
+
+    kind: int
+    number: int
+    inline: bytes
+
+
+class Tiff:
+    """A TIFF header and its directories, classic or BigTIFF. Raises TiffError."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._order = {b"II": "<", b"MM": ">"}.get(data[:2], "")
+        magic = self._unpack("H", 2) if self._order else 0
+        if magic not in (42, 43):
+            raise TiffError("no TIFF header")
+        self._is_big = magic == 43
+        self._link = "Q" if self._is_big else "I"
+        self._first = self._unpack(self._link, 8 if self._is_big else 4)
+        self._entry = struct.Struct(self._order + ("HHQ8s" if self._is_big else "HHI4s"))
+
+    def first_directory(self) -> dict[int, Entry]:
+        """The tags of the first page."""
+        start, end = self._span(self._first)
+        return {tag: Entry(*rest) for tag, *rest in self._entry.iter_unpack(self._data[start:end])}
+
+    def count_pages(self) -> int:
+        """Directories in the chain, at most MOST_PAGES; a chain that loops or breaks ends there."""
+        seen: set[int] = set()
+        offset = self._first
+        while offset and offset not in seen and len(seen) < MOST_PAGES:
+            try:
+                _, end = self._span(offset)
+            except TiffError:
+                break
+            seen.add(offset)
+            # Many writers leave out the link after the last directory.
+            offset = self._unpack(self._link, end) if end + struct.calcsize(self._link) <= len(self._data) else 0
+        return len(seen)
+
+    def integers(self, entry: Entry) -> tuple[int, ...]:
+        """The values of an integer tag; empty for tags of another kind."""
+        code = _INTEGERS.get(entry.kind)
+        if code is None or entry.number > MOST_STRIPS:
+            return ()
+        form = struct.Struct(f"{self._order}{entry.number}{code}")
+        if form.size <= len(entry.inline):
+            return form.unpack_from(entry.inline)
+        at = int.from_bytes(entry.inline, "little" if self._order == "<" else "big")
+        if at + form.size > len(self._data):
+            raise TiffError("a tag's values lie outside the file")
+        return form.unpack_from(self._data, at)
+
+    def data_end(self) -> int:
+        """Where the last strip or tile of the first page ends, in bytes from the start of the file."""
+        tags = self.first_directory()
+        for offsets, lengths in zip(_DATA_OFFSETS, _DATA_LENGTHS, strict=True):
+            if offsets in tags and lengths in tags:
+                pairs = zip(self.integers(tags[offsets]), self.integers(tags[lengths]), strict=False)
+                return max((offset + length for offset, length in pairs), default=0)
+        return 0
+
+    def _span(self, offset: int) -> tuple[int, int]:
+        """Where a directory's entries start and end."""
+        code = "Q" if self._is_big else "H"
+        start = offset + struct.calcsize(code)
+        end = start + self._unpack(code, offset) * self._entry.size
+        if end > len(self._data):
+            raise TiffError("a directory runs past the end")
+        return start, end
+
+    def _unpack(self, code: str, at: int) -> int:
+        try:
+            value: int = struct.unpack_from(self._order + code, self._data, at)[0]
+        except struct.error:
+            raise TiffError("a pointer leads past the end") from None
+        return value
+
+
+def exif_orientation(exif: bytes) -> int:
+    """The orientation that an EXIF block states, 1 to 8; 1 where it states none or 0 (unknown). Raises TiffError."""
+    while exif.startswith(b"Exif\0\0"):
+        exif = exif[6:]
+    return orientation(Tiff(exif))
+
+
+def orientation(tiff: Tiff) -> int:
+    """The orientation tag of the first directory, as `exif_orientation`."""
+    entry = tiff.first_directory().get(ORIENTATION)
+    if entry is None:
+        return 1
+    values = tiff.integers(entry)
+    if not values or not 0 <= values[0] <= 8:
+        raise TiffError("an orientation outside 1 to 8")
+    return values[0] or 1
+
+
+def is_camera_raw(tiff: Tiff) -> bool:
+    """Whether the first picture is a preview of sensor data (DNG, NEF and kin): scoring it would score the wrong image."""
+    tags = tiff.first_directory()
+    subfile = tiff.integers(tags[SUBFILE_TYPE]) if SUBFILE_TYPE in tags else ()
+    return DNG_VERSION in tags or bool(subfile and subfile[0] & 1)

@@ -1,0 +1,13 @@
+"""Encoded bytes → scores and verdicts, in one process. Knows images, detectors and ensembles; knows nothing of Ray."""
+
+from ray_app.inference.clock import STAGES, StageClock
+from ray_app.inference.decoding import Batch, BatchDecoder, Outcome
+from ray_app.inference.judging import Scored, Scores, judge, range_doubts
+from ray_app.inference.packing import pack, unpack
+from ray_app.inference.reading import BlockReader
+from ray_app.inference.spec import ScoringSpec, make_spec
+
+__all__ = [
+    "STAGES", "StageClock", "ScoringSpec", "make_spec", "Batch", "BatchDecoder", "Outcome", "BlockReader",
+    "pack", "unpack", "Scored", "Scores", "judge", "range_doubts",
+]

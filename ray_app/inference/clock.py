@@ -1,0 +1,32 @@
+"""Seconds per stage, summed over a worker's life: what tells a user which stage to give more of."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+STAGES = ("fetch", "decode", "prepare", "score", "write")
+
+
+class StageClock:
+    """Wall seconds spent in each stage by one worker thread."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(STAGES, 0.0)
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] += time.perf_counter() - start
+
+    def add(self, seconds: Mapping[str, float]) -> None:
+        """Count what another worker measured for the same block."""
+        for stage, spent in seconds.items():
+            self.seconds[stage] += spent
+
+    def take(self) -> dict[str, float]:
+        """The seconds since the last call, and start again from zero."""
+        taken, self.seconds = self.seconds, dict.fromkeys(STAGES, 0.0)
+        return taken

@@ -1,0 +1,139 @@
+"""The ensemble as a Python object: bytes, paths or PIL images in, verdicts out; no cluster, no files written."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ray_app.detectors import DetectorCard
+from ray_app.ensembles import EnsembleCard, ensemble_of, load_ensemble_card
+from ray_app.errors import InputError, Status
+from ray_app.images import ImageFacts, ImageLimits
+from ray_app.inference.clock import StageClock
+from ray_app.inference.decoding import Batch, BatchDecoder
+from ray_app.inference.judging import Scored, judge
+from ray_app.inference.scoring import EnsembleScorer
+from ray_app.inference.spec import ScoringSpec, make_spec
+from ray_app.storage import Fetcher
+
+Source = bytes | str | Path | Image.Image
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the ensemble says of one image. `score` and `scores` are log-odds of fake; all are None where `status` is not `ok`.
+
+    `probability` is the plain sigmoid of the score unless `calibrated`.
+    """
+
+    status: Status
+    detail: str | None
+    verdict: str | None
+    verdict_reason: str | None
+    probability: float | None
+    calibrated: bool
+    score: float | None
+    scores: Mapping[str, float | None]
+    facts: ImageFacts | None
+
+
+class Ensemble:
+    """Detectors loaded on one device, ready to score.
+
+    As a callable it takes a Ray Data batch with a column `bytes` (or `image_column`) and adds verdict columns, so that
+    `dataset.map_batches(Ensemble, fn_constructor_args=("default",), …)` needs nothing else.
+    """
+
+    def __init__(self, name_or_path: str | Path | EnsembleCard = "default", *, device: str = "cpu", precision: str = "auto",
+                 resize: str = "exact", limits: ImageLimits | None = None, image_column: str = "bytes") -> None:  # fmt: skip
+        card = name_or_path if isinstance(name_or_path, EnsembleCard) else load_ensemble_card(name_or_path)
+        self.spec: ScoringSpec = make_spec(card, device=device, precision=precision, resize=resize, limits=limits or ImageLimits())
+        self._image_column = image_column
+        self._fetcher = Fetcher()
+        clock = StageClock()
+        self._decoder, self._scorer = BatchDecoder(self.spec, clock), EnsembleScorer(self.spec, clock)
+
+    @property
+    def cards(self) -> Mapping[str, DetectorCard]:
+        """The detector cards, by name."""
+        return self.spec.cards
+
+    def score(self, images: Iterable[Source]) -> list[Result]:
+        """Score images given as encoded bytes, paths (any fsspec URL) or PIL images; one result each, in order.
+
+        An image that cannot be scored is a result whose `status` says why, never an exception.
+        """
+        return _results(self._scored(images))
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Add `status`, `verdict`, `probability`, `score` and `score_<detector>` columns to a Ray Data batch."""
+        scored = self._scored(batch[self._image_column])
+        results = _results(scored)
+        columns: dict[str, Any] = {
+            "status": [result.status.value for result in results],
+            "verdict": [result.verdict for result in results],
+            "probability": [result.probability for result in results],
+            "score": [result.score for result in results],
+        }
+        columns |= {f"score_{name}": column for name, column in scored.scores.items()}
+        return {**batch, **{name: np.array(column, dtype=_dtype(name)) for name, column in columns.items()}}
+
+    def _scored(self, images: Iterable[Source]) -> Scored:
+        batches = list(self._batches(iter(images)))
+        return judge(self.spec, [outcome for batch in batches for outcome in batch.outcomes], self._scorer.score(batches))
+
+    def _batches(self, images: Any) -> Iterable[Batch]:
+        while chunk := [(0, self._read(image)) for image in islice(images, self.spec.slots)]:
+            yield self._decoder.decode(chunk)
+
+    def _read(self, image: Source) -> bytes | Image.Image | InputError:
+        if not isinstance(image, str | Path):
+            return image
+        try:
+            return self._fetcher.fetch(str(image), "", self.spec.limits.max_bytes)
+        except InputError as refused:
+            return refused
+
+
+def load_ensemble(name_or_path: str | Path = "default", **options: Any) -> Ensemble:
+    """A shipped ensemble by name, or any by the path of its card. Options as for `Ensemble`.
+
+    Raises ConfigError for an unknown name and DetectorError where weights are missing.
+    """
+    return Ensemble(name_or_path, **options)
+
+
+def load_detector(name_or_path: str | Path, **options: Any) -> Ensemble:
+    """One detector as an ensemble of its own: the same `.score`, with verdicts split at log-odds 0."""
+    return Ensemble(ensemble_of([str(name_or_path)]), **options)
+
+
+
+
+def _results(scored: Scored) -> list[Result]:
+    return [_result(scored, row) for row in range(len(scored.outcomes))]
+
+
+def _result(scored: Scored, row: int) -> Result:
+    outcome, decisions = scored.outcomes[row], scored.decisions
+    if outcome.status is not Status.OK:
+        empty = dict.fromkeys(scored.scores)
+        return Result(outcome.status, outcome.detail, None, None, None, decisions.calibrated, None, empty, outcome.facts)
+    scores = {name: _finite(column[row]) for name, column in scored.scores.items()}
+    return Result(outcome.status, None, decisions.verdict[row], decisions.reason[row], _finite(decisions.probability[row]),
+                  decisions.calibrated, _finite(decisions.score[row]), scores, outcome.facts)  # fmt: skip
+
+
+def _finite(value: np.floating[Any]) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _dtype(column: str) -> Any:
+    return object if column in ("status", "verdict") else np.float64
+
+
+__all__: Sequence[str] = ["Ensemble", "Result", "load_ensemble", "load_detector"]

@@ -1,0 +1,194 @@
+"""Charts as inline SVG text. Positions are per cents of the drawing, so that a chart widens with the page and its text does not.
+
+Knows numbers and labels; colours come from the page's style sheet by class name.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from markupsafe import Markup
+
+from ray_app.reports.wording import visible
+
+_THINNEST = 0.4  # per cent of the drawing: what is there at all must be seen
+
+
+@dataclass(frozen=True)
+class Zones:
+    """Two cuts on the score axis: below the first nothing was found, above the second is fake, between is abstained."""
+
+    real_below: float
+    fake_above: float
+
+    def kind(self, value: float) -> str:
+        """The verdict that a score gives."""
+        return "real" if value < self.real_below else "fake" if value > self.fake_above else "abstain"
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One piece of a bar: style class, words for its tooltip, amount."""
+
+    kind: str
+    label: str
+    amount: float
+
+
+def element(name: str, *children: str, **attributes: object) -> Markup:
+    """One element; attribute values and plain text are made visible and escaped. `text_anchor` becomes `text-anchor`, `class_` `class`."""
+    written = Markup("").join(
+        Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), _safe(str(value))) for key, value in attributes.items()
+    )
+    return Markup("<{0}{1}>{2}</{0}>").format(name, written, Markup("").join(map(_safe, children)))
+
+
+def stacked_bar(segments: Sequence[Segment], *, ident: str, title: str, description: str) -> Markup:
+    """One horizontal bar, cut by amount. Pieces too small to see are drawn at the least visible width."""
+    shown = [segment for segment in segments if segment.amount > 0]
+    widths = [max(100 * s.amount / sum(s.amount for s in shown), _THINNEST) for s in shown]
+    pieces, left = [], 0.0
+    for segment, width in zip(shown, widths, strict=True):
+        scaled = 100 * width / sum(widths)
+        pieces.append(_rectangle(left, 0, scaled, 100, f"fill-{segment.kind}", segment.label))
+        left += scaled
+    return _drawing(pieces, ident=ident, title=title, description=description, class_="stacked")
+
+
+def meter(share: float, kind: str = "plain") -> Markup:
+    """A small bar for a table cell; the cell beside it has the number, so it is hidden from screen readers."""
+    width = min(100.0, max(100 * share, _THINNEST if share > 0 else 0))
+    return element("svg", _rectangle(0, 0, width, 100, f"fill-{kind}"), class_="meter", aria_hidden="true")
+
+
+def range_meter(value: float, low: float, high: float, full: float, kind: str = "plain") -> Markup:
+    """A small bar with a whisker from `low` to `high`, on a scale that ends at `full`."""
+    at = [min(100.0, 100 * number / full) if full else 0.0 for number in (value, low, high)]
+    parts = [_rectangle(0, 0, at[0], 100, f"fill-{kind}")]
+    if high > low:
+        parts.append(_line(at[1], 50, at[2], 50, "whisker"))
+        parts += [_line(end, 15, end, 85, "whisker") for end in at[1:]]
+    return element("svg", *parts, class_="meter", aria_hidden="true")
+
+
+def histogram(
+    edges: Sequence[float],
+    counts: Sequence[int],
+    *,
+    ident: str,
+    title: str,
+    description: str,
+    zones: Zones | None = None,
+    compact: bool = False,
+) -> Markup:
+    """Counts of scores between `edges` (n + 1 for n counts); with `zones` the bars take the verdicts' colours and the band is shaded."""
+    low, high = edges[0], edges[-1]
+    top = max(counts)
+    parts = _band(zones, low, high) if zones else []
+    parts += _count_axis(top, steps=3 if compact else 4)
+    for (left, right), number in zip(pairwise(edges), counts, strict=True):
+        if number:
+            parts.append(_bar(left, right, number, top, (low, high), zones))
+    parts += _score_axis(low, high, steps=5 if compact else 9)
+    parts += _cuts(zones, low, high) if zones else []
+    return _drawing(parts, ident=ident, title=title, description=description, class_="histogram compact" if compact else "histogram")
+
+
+def round_ticks(low: float, high: float, steps: int) -> list[float]:
+    """About `steps` round numbers (1, 2 or 5 times a power of ten apart) from `low` to `high`."""
+    if not high > low:
+        return [low]
+    rough = (high - low) / max(steps, 1)
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    return [step * index for index in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def plain(value: float) -> str:
+    """A number as short as it can be, with a true minus sign."""
+    return f"{value:.6g}".replace("-", "−")
+
+
+def _safe(text: str) -> str:
+    return text if isinstance(text, Markup) else visible(text)
+
+
+def _bar(left: float, right: float, number: int, top: int, ends: tuple[float, float], zones: Zones | None) -> Markup:
+    # A bin across a cut is drawn as two pieces of one height, so that colour and cut agree.
+    inner = [cut for cut in (zones.real_below, zones.fake_above) if left < cut < right] if zones else []
+    gap = 0.06 * (right - left)
+    stops = [left + gap, *sorted(set(inner)), right - gap]
+    height = max(100 * number / top, 0.8)
+    label = f"{plain(left)} to {plain(right)}: {number:,}"
+    pieces = []
+    for start, stop in pairwise(stops):
+        kind = zones.kind((start + stop) / 2) if zones else "plain"
+        x = _position(start, *ends)
+        pieces.append(_rectangle(x, 100 - height, _position(stop, *ends) - x, height, f"fill-{kind}", label))
+    return element("g", *pieces)
+
+
+def _band(zones: Zones, low: float, high: float) -> list[Markup]:
+    left, right = _position(zones.real_below, low, high), _position(zones.fake_above, low, high)
+    return [_rectangle(left, 0, right - left, 100, "band")] if right > left else []
+
+
+def _cuts(zones: Zones, low: float, high: float) -> list[Markup]:
+    left, right = _position(zones.real_below, low, high), _position(zones.fake_above, low, high)
+    parts = [_line(at, -4, at, 100, "cut") for at in sorted({left, right}) if 0 < at < 100]
+    # A label is left out where its zone is too narrow to hold it on a telephone; the legend says the same.
+    if left >= 26:
+        parts.append(_text(left, 0, f"no evidence < {plain(zones.real_below)}", "zone", dx=-7, dy=4, anchor="end"))
+    if right <= 78:
+        parts.append(_text(right, 0, f"fake > {plain(zones.fake_above)}", "zone", dx=7, dy=4))
+    if right - left >= 16:
+        parts.append(_text((left + right) / 2, 0, "abstain", "zone", dy=4, anchor="middle"))
+    return parts
+
+
+def _score_axis(low: float, high: float, steps: int) -> list[Markup]:
+    parts = [_line(0, 100, 100, 100, "axis")]
+    for tick in round_ticks(low, high, steps):
+        at = _position(tick, low, high)
+        parts.append(_text(at, 100, plain(tick), "tick", dy=17, anchor="middle"))
+    return parts
+
+
+def _count_axis(top: int, steps: int) -> list[Markup]:
+    parts = []
+    for tick in round_ticks(0, top, steps):
+        if tick != round(tick):
+            continue
+        at = 100 - 100 * tick / top
+        parts += [_line(0, at, 100, at, "grid")] if tick else []
+        parts.append(_text(0, at, f"{tick:,.0f}", "tick", dx=-8, dy=4, anchor="end"))
+    return parts
+
+
+def _drawing(parts: Sequence[Markup], *, ident: str, title: str, description: str, class_: str) -> Markup:
+    named = [element("title", title, id=f"{ident}-title"), element("desc", description, id=f"{ident}-desc")]
+    return element("svg", *named, *parts, class_=class_, role="img", aria_labelledby=f"{ident}-title {ident}-desc")
+
+
+def _rectangle(x: float, y: float, width: float, height: float, class_: str, label: str = "") -> Markup:
+    tooltip = [element("title", label)] if label else []
+    place = {"x": _percent(x), "y": _percent(y), "width": _percent(width), "height": _percent(height)}
+    return element("rect", *tooltip, **place, class_=class_)
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, class_: str) -> Markup:
+    return element("line", x1=_percent(x1), y1=_percent(y1), x2=_percent(x2), y2=_percent(y2), class_=class_)
+
+
+def _text(x: float, y: float, text: str, class_: str, *, dx: int = 0, dy: int = 0, anchor: str = "start") -> Markup:
+    return element("text", text, x=_percent(x), y=_percent(y), dx=dx, dy=dy, text_anchor=anchor, class_=class_)
+
+
+def _position(value: float, low: float, high: float) -> float:
+    return min(100.0, max(0.0, 100 * (value - low) / (high - low)))
+
+
+def _percent(value: float) -> str:
+    return f"{value:.3f}".rstrip("0").rstrip(".") + "%"

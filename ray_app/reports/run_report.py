@@ -1,0 +1,192 @@
+"""A run's summary → one HTML page that loads nothing, runs nothing and can be mailed as it is.
+
+Knows what the page says and in which order; `templates/` knows how it looks. Every text in a summary is taken for hostile:
+Jinja escapes it, and `visible` shows what would hide or reorder it.
+"""
+
+import base64
+import math
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from ray_app.reports import wording
+from ray_app.reports.charts import Segment, Zones, histogram, meter, plain, range_meter, stacked_bar
+from ray_app.reports.false_flags import FalseFlags, false_flags
+from ray_app.reports.run_summary import RunSummary, Thresholds
+
+_LONGEST_NAME = 96
+_LONGEST_TEXT = 240
+_LONGEST_TITLE = 2_000
+_MOST_ENTRIES = 12
+_MOST_SETTINGS = 500
+
+
+def render_run_report(summary: Mapping[str, Any], *, prior: float | None = None, thumbnails: Mapping[int, bytes] | None = None) -> str:
+    """Write a run's summary as one self-contained HTML page.
+
+    `prior` is the share of the archive thought to be fake, in (0, 1). `thumbnails` maps image_id to JPEG bytes that are
+    already re-encoded and free of metadata; they are shown beside the highest scores.
+    Raises ConfigError for a prior outside (0, 1).
+    """
+    run = RunSummary.model_validate(dict(summary))
+    thresholds = run.ensemble.thresholds
+    flags = false_flags(thresholds, scored=run.scored, raised=run.verdict("fake"), prior=prior) if thresholds else None
+    return (
+        _environment()
+        .get_template("run.html")
+        .render(
+            run=run,
+            headline=wording.headline(run),
+            verdicts=_verdicts(run),
+            verdict_bar=_verdict_bar(run),
+            scores=_score_chart(run),
+            detectors=_detector_charts(run),
+            outside=run.scored - sum(run.histogram.ensemble),
+            flags=flags,
+            flag_scale=_flag_scale(flags),
+            stages=_stages(run),
+            thumbnails=_data_uris(thumbnails or {}),
+            identity=list(_flat(run.identity))[:_MOST_SETTINGS],
+            prior=prior,
+        )
+    )
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("ray_app.reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        count=wording.count,
+        decimal=wording.decimal,
+        approximate=wording.approximate,
+        percent=wording.percent,
+        probability=wording.probability,
+        score=lambda value: wording.score(value).replace("-", "−"),
+        duration=wording.duration,
+        size=wording.size,
+        moment=wording.moment,
+        meaning=wording.meaning,
+        plain=plain,
+        stated=wording.stated,
+        short_name=lambda text: wording.shortened(text, _LONGEST_NAME),
+        short_title=lambda text: wording.shortened(text, _LONGEST_TITLE),
+        short_text=lambda text: wording.shortened(text, _LONGEST_TEXT),
+        path_parts=_path_parts,
+        breakable=_breakable,
+    )
+    environment.globals.update(
+        words=wording,
+        most_entries=_MOST_ENTRIES,
+        meter=meter,
+        range_meter=range_meter,
+    )
+    return environment
+
+
+def _finalize(value: object) -> object:
+    # Runs on every expression of the template before it is escaped, so that no name can be forgotten.
+    return wording.visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _verdicts(run: RunSummary) -> list[tuple[str, str, int]]:
+    """Style class, words and count of every fate that a member can have; empty ones only where they inform."""
+    fates = [(word, words, run.verdict(word)) for word, words in wording.VERDICT_WORDS.items()] if run.scored else []
+    fates += [("none", "could not be scored", run.not_scored)] if run.not_scored else []
+    fates += [("unseen", "not reached yet", run.members - run.rows)] if run.members > run.rows else []
+    return fates
+
+
+def _verdict_bar(run: RunSummary) -> Markup | None:
+    fates = _verdicts(run)
+    if not any(number for *_, number in fates):
+        return None
+    described = "; ".join(f"{words}: {number:,} ({wording.percent(number / run.members)})" for _, words, number in fates)
+    segments = [Segment(kind, f"{words}: {number:,}", number) for kind, words, number in fates]
+    return stacked_bar(segments, ident="verdicts", title="What became of the members", description=described)
+
+
+def _score_chart(run: RunSummary) -> Markup | None:
+    counts, edges = run.histogram.ensemble, run.histogram.edges
+    if not counts:
+        return None
+    thresholds = run.ensemble.thresholds
+    zones = Zones(thresholds.real_below, thresholds.fake_above) if thresholds else None
+    return histogram(
+        edges, counts, ident="scores", title="How many images have which score", description=_described(run, thresholds), zones=zones
+    )
+
+
+def _described(run: RunSummary, thresholds: Thresholds | None) -> str:
+    counts, edges = run.histogram.ensemble, run.histogram.edges
+    peak = counts.index(max(counts))
+    fullest = f"{edges[peak]:g} to {edges[peak + 1]:g}"
+    text = f"{sum(counts):,} scores from {edges[0]:g} to {edges[-1]:g}; the fullest bin, {max(counts):,}, is {fullest}."
+    if thresholds:
+        text += f" Abstain band from {thresholds.real_below:g} to {thresholds.fake_above:g}."
+    return text
+
+
+def _detector_charts(run: RunSummary) -> list[tuple[str, Markup]]:
+    titles = {detector.name: detector.title for detector in run.ensemble.members}
+    charts = []
+    for index, (name, counts) in enumerate(run.histogram.detectors.items()):
+        title = f"Scores of {titles.get(name) or name}"
+        described = f"{sum(counts):,} scores; the fullest bin has {max(counts):,}."
+        chart = histogram(run.histogram.edges, counts, ident=f"detector-{index}", title=title, description=described, compact=True)
+        charts.append((name, chart))
+    return charts
+
+
+def _flag_scale(flags: FalseFlags | None) -> float:
+    return max(flags.raised, flags.expected.high) if flags else 0.0
+
+
+def _stages(run: RunSummary) -> list[tuple[str, float, float]]:
+    """Stage, summed worker seconds and share, in the order of the walk."""
+    spent = {stage: seconds for stage, seconds in run.session.seconds.items() if math.isfinite(seconds)}
+    total = sum(spent.values())
+    return [(stage, seconds, seconds / total) for stage, seconds in spent.items()] if total > 0 else []
+
+
+def _data_uris(thumbnails: Mapping[int, bytes]) -> dict[int, str]:
+    """JPEG bytes as data URIs; anything else is left out, so that no other type can be smuggled into the page."""
+    jpegs = {image_id: data for image_id, data in thumbnails.items() if data.startswith(b"\xff\xd8\xff")}
+    return {image_id: f"data:image/jpeg;base64,{base64.b64encode(data).decode()}" for image_id, data in jpegs.items()}
+
+
+def _path_parts(uri: str, member: str | None) -> tuple[str, str]:
+    """What leads to a file, and its own name."""
+    folder, slash, leaf = (uri if member is None else member).rpartition("/")
+    return (folder + slash if member is None else f"{uri} › {folder}{slash}"), leaf
+
+
+def _breakable(text: str) -> Markup:
+    """Lines may break after a slash or an underscore, as a reader would."""
+    return Markup("").join(
+        piece + Markup("<wbr>") if piece in "/_" else piece for piece in re.split("([/_])", wording.visible(text)) if piece
+    )
+
+
+def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """A nested mapping as dotted keys with their values; lists of plain values stay on one line."""
+    if isinstance(value, Mapping) and value:
+        for key, item in value.items():
+            yield from _flat(item, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list) and any(isinstance(item, Mapping | list) for item in value):
+        for index, item in enumerate(value):
+            yield from _flat(item, f"{path}[{index}]")
+    else:
+        text = ", ".join(map(str, value)) if isinstance(value, list) else "" if value is None or value == {} else str(value)
+        yield path, text or wording.NONE

@@ -1,0 +1,158 @@
+"""The shape of `summary.json` as the reports read it. Every key has a default, unknown keys and nulls are let pass."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+
+class _Section(BaseModel):
+    """A part of the summary: a null means the same as an absent key, so that old and partial summaries still render."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, data: Any) -> Any:
+        return {key: value for key, value in data.items() if value is not None} if isinstance(data, dict) else data
+
+
+class Example(_Section):
+    """One member that has a given status."""
+
+    uri: str = ""
+    member: str | None = None
+    detail: str = ""
+
+
+class TopRow(_Section):
+    """One of the members with the highest scores."""
+
+    image_id: int = 0
+    uri: str = ""
+    member: str | None = None
+    score: float = float("nan")
+    probability: float = float("nan")
+    verdict: str = ""
+
+
+class Histogram(_Section):
+    """Counts of scores (log-odds) per bin, n + 1 edges for n bins; the outermost bins hold what lies beyond them."""
+
+    edges: list[float] = []
+    counts: dict[str, list[int]] = {}
+
+    @property
+    def ensemble(self) -> list[int]:
+        """Counts of the ensemble's score; empty where none was scored."""
+        return self._drawable().get("ensemble", [])
+
+    @property
+    def detectors(self) -> dict[str, list[int]]:
+        """Counts per detector; empty where the ensemble is one detector and would only be shown twice."""
+        others = {name: counts for name, counts in self._drawable().items() if name != "ensemble"}
+        return {} if list(others.values()) == [self.ensemble] else others
+
+    def _drawable(self) -> dict[str, list[int]]:
+        if len(self.edges) < 2 or not self.edges[-1] > self.edges[0]:
+            return {}
+        return {name: counts for name, counts in self.counts.items() if len(counts) == len(self.edges) - 1 and any(counts)}
+
+
+class Thresholds(_Section):
+    """Where the verdicts change, in log-odds, and the rates measured there."""
+
+    real_below: float
+    fake_above: float
+    false_positive_rate: float | None = None
+    true_positive_rate: float | None = None
+    n_real: int | None = None
+    n_fake: int | None = None
+    measured_on: str | None = None
+
+
+class DetectorSummary(_Section):
+    """One detector of the ensemble."""
+
+    name: str = ""
+    title: str = ""
+    licence: str = ""
+    calibrated: bool = False
+    demonstration: bool = False
+
+
+class EnsembleSummary(_Section):
+    """What gave the verdicts."""
+
+    name: str = ""
+    title: str = ""
+    rule: str = ""
+    calibrated: bool = False
+    demonstration: bool = False
+    members: list[DetectorSummary] = []
+    thresholds: Thresholds | None = None
+
+
+class Session(_Section):
+    """What the last command did; `seconds` per stage are summed over the workers."""
+
+    rows: int = 0
+    wall_s: float | None = None
+    first_result_s: float | None = None
+    images_per_s: float | None = None
+    bytes_read: int = 0
+    throttled: int = 0
+    retried: int = 0
+    workers: int | None = None
+    layout: str = ""
+    seconds: dict[str, float] = {}
+
+
+class Bottleneck(_Section):
+    """The stage that took the largest share of the workers' time, and what to do."""
+
+    stage: str = ""
+    share: float | None = None
+    advice: str = ""
+
+
+class RunSummary(_Section):
+    """A run in figures."""
+
+    run: str = ""
+    listing: int = 0
+    version: str = ""
+    started_at: str = ""
+    finished_at: str = ""
+    complete: bool = False
+    members: int = 0
+    statuses: dict[str, int] = {}
+    examples: dict[str, list[Example]] = {}
+    verdicts: dict[str, int] = {}
+    verdict_reasons: dict[str, int] = {}
+    flags: dict[str, int] = {}
+    formats: dict[str, int] = {}
+    histogram: Histogram = Histogram()
+    top: list[TopRow] = []
+    ensemble: EnsembleSummary = EnsembleSummary()
+    session: Session = Session()
+    bottleneck: Bottleneck = Bottleneck()
+    identity: dict[str, Any] = {}
+
+    @property
+    def rows(self) -> int:
+        """Members that have a row, whatever its status."""
+        return sum(self.statuses.values())
+
+    @property
+    def scored(self) -> int:
+        """Members that have a score."""
+        return self.statuses.get("ok", 0)
+
+    @property
+    def not_scored(self) -> int:
+        """Members whose row says why there is no score."""
+        return self.rows - self.scored
+
+    def verdict(self, word: str) -> int:
+        """How many members got this verdict."""
+        return self.verdicts.get(word, 0)

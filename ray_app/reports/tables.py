@@ -1,0 +1,133 @@
+"""Plain text for the terminal: rows as a table, and a run's end in words. Knows no colours and no terminal."""
+
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from ray_app.reports import wording
+from ray_app.reports.run_summary import RunSummary
+
+_SHORT_VERDICTS = {"real": "no evidence"}
+_NARROWEST_FILE = 16
+_LONGEST_EXAMPLE = 72
+_LONGEST_REASON = 60
+_MOST_REASONS = 5
+_GAP = "  "
+
+
+def verdict_table(rows: Iterable[Mapping[str, Any]], width: int) -> str:
+    """One line per row: file, verdict, probability, score, status; aligned and at most `width` columns wide.
+
+    Rows are result rows (`uri`, `member`, `verdict`, `probability`, `score`, `status`, `calibrated`); missing values are dashes.
+    A folder that all files share is named once, above. Where the columns beside the file leave it fewer than 16, lines grow wider.
+    """
+    rows = list(rows)
+    if not rows:
+        return "no rows"
+    names = [wording.visible(wording.file_name(str(row.get("uri") or ""), row.get("member"))) for row in rows]
+    folder = _common_folder(names)
+    cells = [_cells(row) for row in rows]
+    uncalibrated = any(row.get("calibrated") is False and row.get("probability") is not None for row in rows)
+    heads = ["verdict", "probability*" if uncalibrated else "probability", "score", "status"]
+    widths = [max(wording.columns(line[index]) for line in [heads, *cells]) for index in range(len(heads))]
+    room = max(_NARROWEST_FILE, width - sum(widths) - len(_GAP) * len(heads))
+    files = [wording.shortened(name[len(folder) :], room) for name in names]
+    file_width = max(map(wording.columns, ["file", *files]))
+    lines = [f"in {wording.shortened(folder, max(width - 3, _NARROWEST_FILE))}"] if folder else []
+    for file, line in zip(["file", *files], [heads, *cells], strict=True):
+        lines.append(_aligned([file, *line], [file_width, *widths], right={2, 3}))
+    if uncalibrated:
+        lines.append("* the plain sigmoid of the score, not calibrated")
+    return "\n".join(lines)
+
+
+def summary_lines(summary: Mapping[str, Any]) -> list[str]:
+    """The end of a run in words: what became of the members, how fast, what held it up, where to read on."""
+    run = RunSummary.model_validate(dict(summary))
+    lines = [wording.headline(run)]
+    if run.members and not run.complete:
+        lines.append(f"not finished: {run.rows:,} of {run.members:,} members have a row; the same command goes on from here")
+    lines += _status_lines(run)
+    lines += _verdict_lines(run)
+    lines += _speed_lines(run)
+    if run.scored and run.ensemble.demonstration:
+        lines.append(wording.DEMONSTRATION)
+    if run.scored and not run.ensemble.calibrated:
+        lines.append(wording.UNCALIBRATED)
+    if run.run:
+        lines.append(f"report: {wording.visible(run.run.rstrip('/'))}/report.html")
+        lines.append(f"rows: touchstone results {wording.visible(shlex.quote(run.run))}")
+    return lines
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    verdict = str(row.get("verdict") or wording.NONE)
+    return [
+        wording.visible(_SHORT_VERDICTS.get(verdict, verdict)),
+        wording.probability(row.get("probability")),
+        wording.score(row.get("score")),
+        wording.visible(str(row.get("status") or wording.NONE)),
+    ]
+
+
+def _common_folder(names: Sequence[str]) -> str:
+    """The longest prefix of all names that ends with a slash, where there is more than one name to share it."""
+    if len(names) < 2:
+        return ""
+    # The first and the last in order differ the earliest, so their shared start is everybody's.
+    first, last = min(names), max(names)
+    shared = next((index for index, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    return first[: first.rfind("/", 0, shared) + 1]
+
+
+def _aligned(cells: Sequence[str], widths: Sequence[int], right: set[int]) -> str:
+    padded = []
+    for index, (cell, width) in enumerate(zip(cells, widths, strict=True)):
+        space = " " * (width - wording.columns(cell))
+        padded.append(space + cell if index in right else cell + space)
+    return _GAP.join(padded).rstrip()
+
+
+def _status_lines(run: RunSummary) -> list[str]:
+    statuses = wording.ordered_statuses(run.statuses)
+    table = [[wording.visible(status), wording.count(number), wording.meaning(status)] for status, number in statuses]
+    widths = [max((wording.columns(line[index]) for line in table), default=0) for index in range(3)]
+    lines = []
+    for (status, _), cells in zip(statuses, table, strict=True):
+        lines.append("  " + _aligned(cells, widths, right={1}))
+        examples = run.examples.get(status, [])
+        if examples and status != "ok":
+            name = wording.shortened(wording.file_name(examples[0].uri, examples[0].member), _LONGEST_EXAMPLE)
+            detail = f": {wording.shortened(examples[0].detail, _LONGEST_EXAMPLE)}" if examples[0].detail else ""
+            lines.append("  " + " " * (widths[0] + widths[1] + 2 * len(_GAP)) + f"e.g. {name}{detail}")
+    return lines
+
+
+def _verdict_lines(run: RunSummary) -> list[str]:
+    if not run.scored:
+        return []
+    counts = [f"{words} {run.verdict(word):,}" for word, words in wording.VERDICT_WORDS.items()]
+    lines = [f"verdicts: {', '.join(counts)}"]
+    reasons = wording.largest(run.verdict_reasons, _MOST_REASONS)
+    if reasons:
+        lines.append(
+            "no verdict because: " + "; ".join(f"{wording.shortened(why, _LONGEST_REASON)} ({number:,})" for why, number in reasons)
+        )
+    return lines
+
+
+def _speed_lines(run: RunSummary) -> list[str]:
+    session = run.session
+    if not session.rows:
+        return ["this session scored nothing: there was nothing new or changed"] if run.rows else []
+    lines = [
+        f"speed: {wording.decimal(session.images_per_s)} images/s, first result after {wording.duration(session.first_result_s)}, "
+        f"{session.rows:,} rows and {wording.size(session.bytes_read)} in {wording.duration(session.wall_s)}"
+    ]
+    if session.throttled or session.retried:
+        lines.append(f"storage: asked to slow down {wording.counted(session.throttled, 'time')}, repeated reads {session.retried:,}")
+    if run.bottleneck.stage:
+        share = f" ({wording.percent(run.bottleneck.share)} of the workers' time)" if run.bottleneck.share is not None else ""
+        advice = f": {wording.visible(run.bottleneck.advice)}" if run.bottleneck.advice else ""
+        lines.append(f"bottleneck: {wording.visible(run.bottleneck.stage)}{share}{advice}")
+    return lines

@@ -1,0 +1,13 @@
+"""The run directory: rows, identity, what is done, what is current. Knows files and ids; knows nothing of Ray or torch."""
+
+from ray_app.runs.directory import RunDirectory
+from ray_app.runs.identity import differences, fingerprint
+from ray_app.runs.reader import check_conservation, current_rows, current_tables
+from ray_app.runs.rows import result_rows
+from ray_app.runs.schema import SCHEMA_VERSION, row_schema
+from ray_app.runs.summary import bottleneck, summarise
+
+__all__ = [
+    "RunDirectory", "fingerprint", "differences", "row_schema", "SCHEMA_VERSION", "result_rows",
+    "current_rows", "current_tables", "check_conservation", "summarise", "bottleneck",
+]

@@ -1,0 +1,35 @@
+"""What must be equal for two commands to share a run directory, and what differs when they may not.
+
+Only what changes a score or a verdict belongs here; workers, retries and cluster do not.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+Identity = Mapping[str, Any]
+
+
+def fingerprint(identity: Identity) -> str:
+    """SHA-256 of the canonical JSON of an identity; also names a served ensemble."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def differences(ours: Identity, theirs: Identity) -> list[str]:
+    """One line per key that differs, as `key: this command X, the run Y`; empty when they match."""
+    left, right = dict(_leaves(ours)), dict(_leaves(theirs))
+    keys = [*left, *(key for key in right if key not in left)]
+    return [f"{key}: this command {_show(left, key)}, the run {_show(right, key)}" for key in keys if left.get(key) != right.get(key)]
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for key, item in value.items():
+            yield from _leaves(item, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, value
+
+
+def _show(leaves: Mapping[str, Any], key: str) -> str:
+    return json.dumps(leaves[key]) if key in leaves else "has none"

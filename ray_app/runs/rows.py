@@ -1,0 +1,70 @@
+"""Members and what was found about them → one Arrow table of result rows. Columnar; nothing is looked up, nothing is dropped."""
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ray_app.ensembles import Decisions
+from ray_app.errors import Status
+from ray_app.images import ImageFacts
+from ray_app.inference import Outcome, Scored
+from ray_app.runs.schema import row_schema
+
+FACTS = ("sha256", "format", "width", "height", "mode", "frames", "orientation", "icc", "flags", "decoder")
+
+
+def result_rows(members: pa.Table, scored: Scored, *, attempt: int, scored_at: datetime) -> pa.Table:
+    """One row per member of the manifest table, in its order. Raises AssertionError when the counts differ."""
+    count = len(members)
+    assert count == len(scored.outcomes), f"{count} members, {len(scored.outcomes)} outcomes"
+    schema = row_schema(list(scored.scores), members.schema.field("input").type if "input" in members.schema.names else None)
+    has_score = np.array([outcome.status is Status.OK for outcome in scored.outcomes], dtype=bool)
+    columns: dict[str, Any] = {name: members[name].combine_chunks() for name in ("image_id", "uri", "member", "occurrence")}
+    if "input" in schema.names:
+        columns["input"] = members["input"].combine_chunks()
+    columns["status"] = [outcome.status.value for outcome in scored.outcomes]
+    columns["detail"] = [outcome.detail for outcome in scored.outcomes]
+    for name in FACTS:
+        columns[name] = _fact(scored.outcomes, lambda facts, name=name: getattr(facts, name))
+    columns["scores"] = _scores(scored, schema, has_score)
+    columns |= decided_columns(scored.decisions, has_score)
+    columns["attempt"] = [attempt] * count
+    columns["scored_at"] = [scored_at] * count
+    columns["reused"] = [False] * count
+    arrays = [as_array(columns.get(field.name), field, count) for field in schema]
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def decided_columns(decisions: Decisions, has_score: np.ndarray) -> dict[str, Any]:
+    """The columns that an ensemble's decision fills; null where a row has no score."""
+    return {
+        "score": pa.array(decisions.score, mask=~(has_score & np.isfinite(decisions.score))),
+        "probability": pa.array(decisions.probability, mask=~(has_score & np.isfinite(decisions.probability))),
+        "calibrated": pa.array(np.full(len(has_score), decisions.calibrated), mask=~has_score),
+        "verdict": [verdict if ok else None for verdict, ok in zip(decisions.verdict, has_score, strict=True)],
+        "verdict_reason": [reason if ok else None for reason, ok in zip(decisions.reason, has_score, strict=True)],
+    }
+
+
+def _fact(outcomes: list[Outcome], get: Callable[[ImageFacts], Any]) -> list[Any]:
+    return [None if outcome.facts is None else get(outcome.facts) for outcome in outcomes]
+
+
+def _scores(scored: Scored, schema: pa.Schema, has_score: np.ndarray) -> pa.Array:
+    fields = list(schema.field("scores").type)
+    children = [pa.array(column, pa.float32(), mask=~np.isfinite(column)) for column in scored.scores.values()]
+    return pa.StructArray.from_arrays(children, fields=fields, mask=pa.array(~has_score))
+
+
+def as_array(values: Any, field: pa.Field, count: int) -> pa.Array:
+    """Values as the column that the schema wants; None = a column of nulls."""
+    if values is None:
+        return pa.nulls(count, field.type)
+    if isinstance(values, pa.Array):
+        return values if values.type == field.type else values.cast(field.type)
+    if pa.types.is_dictionary(field.type):
+        return pa.array(values, field.type.value_type).dictionary_encode()
+    return pa.array(values, field.type)

@@ -1,0 +1,45 @@
+"""The columns of a result row. Additive: a reader of schema n reads n-1; a column is never renamed."""
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+
+def row_schema(detectors: list[str], input_type: pa.DataType | None = None) -> pa.Schema:
+    """Columns of `parts/` and `scores/`; `scores` is a struct with one float32 per detector.
+
+    `input` repeats the source's own columns and stands only where the source has any: Parquet has no empty struct.
+    """
+    text, words = pa.string(), pa.dictionary(pa.int32(), pa.string())
+    fields = [
+        ("image_id", pa.int64()),
+        ("uri", text),
+        ("member", text),
+        ("occurrence", pa.int32()),
+        *([("input", input_type)] if input_type is not None else []),
+        ("status", words),
+        ("detail", text),
+        ("sha256", text),
+        ("format", words),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("mode", words),
+        ("frames", pa.int32()),
+        ("orientation", pa.int8()),
+        ("icc", pa.bool_()),
+        ("flags", pa.list_(pa.string())),
+        ("decoder", words),
+        ("scores", pa.struct([(name, pa.float32()) for name in detectors])),
+        ("score", pa.float64()),
+        ("probability", pa.float64()),
+        ("calibrated", pa.bool_()),
+        ("verdict", words),
+        ("verdict_reason", text),
+        ("predicted_generator", text),
+        ("predicted_prompt", text),
+        ("provenance", text),
+        ("reused", pa.bool_()),
+        ("attempt", pa.int32()),
+        ("scored_at", pa.timestamp("us", tz="UTC")),
+    ]
+    return pa.schema(fields, metadata={"touchstone.schema": str(SCHEMA_VERSION)})

@@ -1,0 +1,90 @@
+"""What a run found, counted in one streaming pass over its current rows: the content of `summary.json`."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+EDGES = np.linspace(-12.0, 12.0, 49)  # log-odds; scores beyond are counted in the outermost bins
+EXAMPLES = 3
+TOP = 24
+COLUMNS = ["image_id", "uri", "member", "status", "detail", "format", "flags", "scores", "score", "probability", "verdict", "verdict_reason"]
+
+
+def summarise(tables: Iterable[pa.Table], detectors: list[str]) -> dict[str, Any]:
+    """Statuses with examples, verdicts, flags, formats, score histograms and the highest scores."""
+    counts: dict[str, Counter[str]] = {name: Counter() for name in ("status", "verdict", "verdict_reason", "format", "flags")}
+    examples: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    histogram = {name: np.zeros(len(EDGES) - 1, np.int64) for name in ["ensemble", *detectors]}
+    top: list[dict[str, Any]] = []
+    members = 0
+    for table in tables:
+        members += len(table)
+        for name, counter in counts.items():
+            counter.update(_counted(table[name]))
+        _collect_examples(table, examples)
+        for name, column in _score_columns(table, detectors):
+            histogram[name] += np.histogram(np.clip(column, EDGES[0], EDGES[-1]), EDGES)[0]
+        top = _highest(top, table)
+    return {
+        "members": members,
+        "statuses": _ordered(counts["status"]),
+        "examples": dict(examples),
+        "verdicts": {verdict: counts["verdict"][verdict] for verdict in ("real", "fake", "abstain")},
+        "verdict_reasons": _ordered(counts["verdict_reason"]),
+        "flags": _ordered(counts["flags"]),
+        "formats": _ordered(counts["format"]),
+        "histogram": {"edges": EDGES.tolist(), "counts": {name: column.tolist() for name, column in histogram.items()}},
+        "top": top,
+    }
+
+
+def bottleneck(seconds: dict[str, float]) -> dict[str, Any] | None:
+    """The stage that took most of the workers' time, and what to do about it."""
+    busy = {stage: spent for stage, spent in seconds.items() if stage != "list"}
+    total = sum(busy.values())
+    if total <= 0:
+        return None
+    stage = max(busy, key=lambda name: busy[name])
+    return {"stage": stage, "share": busy[stage] / total, "advice": _ADVICE[stage]}
+
+
+_ADVICE = {
+    "fetch": "reading from storage; run nearer to the bucket, or give more workers",
+    "decode": "decoding images; add CPU cores: decoding grows with cores, whatever the GPU",
+    "prepare": "resizing and cropping; add CPU cores, or allow --set resize=fast",
+    "score": "the detectors themselves; add cores or a GPU, or take a lighter ensemble",
+    "write": "writing results; is the run directory on slow storage?",
+}
+
+
+def _counted(column: pa.ChunkedArray) -> dict[str, int]:
+    values = pc.list_flatten(column) if pa.types.is_list(column.type) else column
+    return {item["values"]: item["counts"] for item in pc.value_counts(pc.drop_null(values.cast(pa.string()))).to_pylist()}
+
+
+def _collect_examples(table: pa.Table, examples: dict[str, list[dict[str, Any]]]) -> None:
+    failed = table.filter(pc.not_equal(table["status"].cast(pa.string()), "ok")).select(["status", "uri", "member", "detail"])
+    for row in failed.slice(0, 2_000).to_pylist():
+        status = row.pop("status")
+        if len(examples[status]) < EXAMPLES:
+            examples[status].append(row)
+
+
+def _score_columns(table: pa.Table, detectors: list[str]) -> Iterator[tuple[str, np.ndarray]]:
+    yield "ensemble", pc.drop_null(table["score"]).to_numpy()
+    for name in detectors:
+        yield name, pc.drop_null(pc.struct_field(table["scores"], name)).to_numpy()
+
+
+def _highest(top: list[dict[str, Any]], table: pa.Table) -> list[dict[str, Any]]:
+    scored = table.filter(pc.is_valid(table["score"])).select(["image_id", "uri", "member", "score", "probability", "verdict"])
+    best = scored.take(pc.select_k_unstable(scored, TOP, sort_keys=[("score", "descending")])) if len(scored) > TOP else scored
+    return sorted([*top, *best.to_pylist()], key=lambda row: -row["score"])[:TOP]
+
+
+def _ordered(counter: Counter[str]) -> dict[str, int]:
+    return dict(counter.most_common())

@@ -1,0 +1,5 @@
+"""Scoring an archive on Ray Data: manifest → blocks → run. Importing this package imports no Ray; running something does."""
+
+from ray_app.scoring.config import ClusterConfig, ScoreConfig
+
+__all__ = ["ScoreConfig", "ClusterConfig"]

@@ -1,0 +1,58 @@
+"""Join the Ray cluster of a job, or start a quiet local one. The only place that calls `ray.init`."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ray_app.errors import ClusterError
+from ray_app.scoring.config import ClusterConfig
+
+LOCAL_OBJECT_STORE_BYTES = 512 * 2**20
+
+
+@contextmanager
+def cluster(config: ClusterConfig) -> Iterator[None]:
+    """Connected to Ray inside the block. Raises ClusterError when the address does not answer."""
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    if ray.is_initialized():
+        yield
+        return
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    quiet = {"logging_level": "ERROR", "log_to_driver": False, "configure_logging": True}
+    try:
+        if address:
+            ray.init(address=address, **quiet)
+        else:
+            # A local cluster serves this process alone; token auth (on by default in 2.60) would leave a file in the home folder.
+            os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+            ray.init(address="local", include_dashboard=False, num_cpus=config.cpus, num_gpus=config.gpus,
+                     object_store_memory=config.object_store_bytes or LOCAL_OBJECT_STORE_BYTES, **quiet)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ClusterError(f"cannot join the Ray cluster at {address or 'local'}: {str(error).splitlines()[0]}",
+                           hint="is it running, and is RAY_AUTH_MODE the same on both sides?") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def resources(config: ClusterConfig) -> tuple[float, float]:
+    """CPUs and GPUs to plan for: what the config states (an autoscaler may add it), else what the cluster has now.
+
+    What is stated is asked of the autoscaler at once, so that all nodes start together rather than one after another.
+    """
+    import ray
+
+    there = ray.cluster_resources()
+    cpus = float(config.cpus or there.get("CPU", 0))
+    gpus = float(there.get("GPU", 0) if config.gpus is None else config.gpus)
+    if cpus > there.get("CPU", 0) or gpus > there.get("GPU", 0):
+        from ray.autoscaler.sdk import request_resources
+
+        request_resources(num_cpus=int(cpus), bundles=[{"GPU": 1}] * int(gpus))
+    return cpus, gpus

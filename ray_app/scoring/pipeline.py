@@ -1,0 +1,103 @@
+"""Pending blocks → committed parts, on Ray Data. Yields one report per committed block.
+
+Blocks enter as one-row tables already in the object store: no read tasks, no merged files, no repartition; each block is committed
+by the worker that finishes it, so what survives a kill is whatever was committed (specs/ray.md §F3–F6 for what else was tried).
+"""
+
+import json
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy, Dataset
+
+from ray_app.archives import BlockRef
+from ray_app.errors import ClusterError, TouchstoneError
+from ray_app.scoring.plan import COMMIT_CPUS, GPU_SCORER_CPUS, WORKER_CPUS, Layout
+from ray_app.scoring.workers import BlockCommitter, BlockDecoder, BlockScorer, Job, TensorScorer, block_table
+
+Report = dict[str, Any]
+WHOLE_BLOCKS = 1 << 30  # a block must stay one Ray block between stages; its size is bounded by the plan instead
+
+
+def score_blocks(blocks: Sequence[BlockRef], job: Job, layout: Layout, *, stall_timeout_s: float, tick: Callable[[], None]) -> Iterator[Report]:
+    """Run the pipeline and yield a report per block as it is committed; `tick` is called about once a second.
+
+    Raises ClusterError when no block ends within `stall_timeout_s`, and whatever TouchstoneError a worker raised.
+    """
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.target_max_block_size = WHOLE_BLOCKS
+    context.execution_options.actor_locality_enabled = True
+    dataset = _pipeline(ray.data.from_arrow([block_table(ref) for ref in blocks]), job, layout)
+    arriving = _Arriving(dataset)
+    heard = time.monotonic()
+    while True:
+        item = arriving.get(timeout_s=1.0)
+        if item is not None:
+            heard = time.monotonic()
+            if item is _Arriving.END:
+                return
+            yield item
+        elif time.monotonic() - heard > stall_timeout_s:
+            raise ClusterError(f"no block ended in {stall_timeout_s:.0f} s; stopped, what is committed is kept",
+                               hint="are there nodes for the plan shown above? `--set cluster.stall_timeout_s=…` waits longer")
+        tick()
+
+
+def _pipeline(dataset: Dataset, job: Job, layout: Layout) -> Dataset:
+    if layout.kind == "fused":
+        return _stage(dataset, BlockScorer, job, layout.scorers, num_cpus=WORKER_CPUS)
+    dataset = _stage(dataset, BlockDecoder, job, layout.decoders, num_cpus=WORKER_CPUS)
+    dataset = _stage(dataset, TensorScorer, job, layout.scorers, num_cpus=GPU_SCORER_CPUS, num_gpus=1)
+    return _stage(dataset, BlockCommitter, job, 1, num_cpus=COMMIT_CPUS)
+
+
+def _stage(dataset: Dataset, worker: type, job: Job, size: int, **resources: float) -> Dataset:
+    pool = ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2)
+    return dataset.map_batches(worker, fn_constructor_args=(job,), batch_size=None, batch_format="pyarrow", zero_copy_batch=True,
+                               compute=pool, **resources)
+
+
+class _Arriving:
+    """The dataset's output, consumed in a thread so that the main one can watch the clock and hear signals."""
+
+    END: Report = {}
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._queue: queue.SimpleQueue[Report | Exception] = queue.SimpleQueue()
+        threading.Thread(target=self._consume, args=(dataset,), daemon=True).start()
+
+    def get(self, timeout_s: float) -> Report | None:
+        try:
+            item = self._queue.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
+        if isinstance(item, Exception):
+            raise _ours(item)
+        return item
+
+    def _consume(self, dataset: Dataset) -> None:
+        try:
+            for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+                for report in batch["report"].to_pylist():
+                    self._queue.put(json.loads(report))
+            self._queue.put(self.END)
+        except Exception as error:
+            self._queue.put(error)
+
+
+def _ours(error: BaseException) -> Exception:
+    """The TouchstoneError at the bottom of Ray's wrapping, or the error itself as a ClusterError."""
+    seen: BaseException | None = error
+    while seen is not None:
+        for candidate in (seen, getattr(seen, "cause", None)):
+            if isinstance(candidate, TouchstoneError):
+                return candidate
+        seen = seen.__cause__
+    last = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+    return ClusterError(f"the pipeline failed: {last}", hint="the same command resumes; worker logs are in the Ray session folder")

@@ -1,0 +1,46 @@
+"""A spec and a source → the identity of a run. Hashes weights; loads no network."""
+
+from typing import Any
+
+from ray_app.detectors import resolve_weights, verify_weights
+from ray_app.inference import ScoringSpec
+from ray_app.scoring.config import ScoreConfig
+from ray_app.storage import canonical, strip_secrets
+
+
+def identity_of(config: ScoreConfig, spec: ScoringSpec) -> dict[str, Any]:
+    """What another command on the same run directory must match (DESIGN §3). Raises DetectorError where weights are missing."""
+    return {
+        "source": [strip_secrets(canonical(source)) for source in config.source],
+        "include": list(config.include),
+        "exclude": list(config.exclude),
+        "limit": config.limit,
+        "limits": spec.limits.model_dump(mode="json"),
+        **scoring_identity(spec),
+    }
+
+
+def scoring_identity(spec: ScoringSpec) -> dict[str, Any]:
+    """The part that a served ensemble has too: detectors, settings, decision."""
+    return {
+        "detectors": {
+            name: {
+                "weights": verify_weights(card, resolve_weights(card)),
+                "architecture": {"family": card.family, **card.architecture.model_dump(mode="json")},
+                "preprocessing": card.preprocessing.model_dump(mode="json"),
+                "calibration": None if card.calibration is None else card.calibration.model_dump(mode="json"),
+            }
+            for name, card in spec.cards.items()
+        },
+        "precision": spec.precision,
+        "resize": spec.resize,
+        "batch_slots": spec.slots,
+        **decision_identity(spec),
+    }
+
+
+def decision_identity(spec: ScoringSpec) -> dict[str, Any]:
+    """The part that `touchstone decide` may replace."""
+    card = spec.ensemble
+    return {"decision": {"rule": card.rule, "bias": card.bias, "weights": [member.weight for member in card.members],
+                         "thresholds": card.thresholds.model_dump(mode="json", include={"real_below", "fake_above"})}}  # fmt: skip

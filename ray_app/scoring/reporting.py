@@ -1,0 +1,79 @@
+"""What a finished run says of itself: `summary.json`, one per listing beside it, and `report.html`."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from ray_app import __version__
+from ray_app.archives import manifests
+from ray_app.errors import ConfigError, Status
+from ray_app.inference import ScoringSpec
+from ray_app.reports import render_run_report
+from ray_app.runs import RunDirectory, bottleneck, current_tables, fingerprint, summarise
+from ray_app.runs.summary import COLUMNS
+from ray_app.scoring.session import Session
+from ray_app.scoring.thumbnails import thumbnails_of
+
+SUMMARY_SCHEMA = 1
+
+
+def write_summary(run: RunDirectory, spec: ScoringSpec, session: Session) -> dict[str, Any]:
+    """Count the current rows and write the summary."""
+    described = run.describe()
+    facts = session.facts()
+    summary = {
+        "schema": SUMMARY_SCHEMA,
+        "run": run.store.url,
+        "listing": max(manifests(run.store)),
+        "version": __version__,
+        "started_at": session.started_at.isoformat(timespec="seconds"),
+        "finished_at": session.now().isoformat(timespec="seconds"),
+        "complete": True,
+        **count_rows(run, described["detectors"]),
+        "ensemble": ensemble_facts(spec),
+        "session": facts,
+        "bottleneck": bottleneck(facts["seconds"]),
+        "fingerprint": fingerprint(described["identity"]),
+        "identity": described["identity"],
+    }
+    run.write_json(f"summaries/{summary['listing']:05d}.json", summary)
+    run.write_json("summary.json", summary)
+    return summary
+
+
+def count_rows(run: RunDirectory, detectors: list[str]) -> dict[str, Any]:
+    """The counted part of a summary: statuses, verdicts, histograms, highest scores."""
+    return summarise(current_tables(run, COLUMNS), detectors)
+
+
+def ensemble_facts(spec: ScoringSpec) -> dict[str, Any]:
+    """What a reader of scores must know of the ensemble: rule, thresholds with their rates, whether anything is calibrated."""
+    calibrated = {name: calibration is not None for name, calibration in spec.calibrations.items()}
+    members = [
+        {"name": name, "title": card.title, "licence": card.licence, "calibrated": calibrated[name], "demonstration": card.demonstration}
+        for name, card in spec.cards.items()
+    ]
+    card = spec.ensemble
+    return {"name": card.name, "title": card.title, "rule": card.rule, "calibrated": all(calibrated.values()),
+            "demonstration": any(member["demonstration"] for member in members), "members": members,
+            "thresholds": card.thresholds.model_dump(mode="json")}  # fmt: skip
+
+
+def bad_fraction(summary: dict[str, Any]) -> float:
+    """Share of members without a score, not counting files that are no images."""
+    good = (Status.OK, Status.UNSUPPORTED_FORMAT)
+    bad = sum(count for status, count in summary["statuses"].items() if status not in good)
+    return bad / summary["members"] if summary["members"] else 0.0
+
+
+def write_report(run: RunDirectory, *, prior: float | None = None, thumbnails: bool = False) -> str:
+    """Render `report.html` from the summary; returns where it lies. Raises ConfigError where no run has finished."""
+    if not run.store.exists("summary.json"):
+        raise ConfigError(f"{run.store.url}: no finished run here", hint="touchstone score SOURCE --out DIR makes one; the same command finishes it")
+    summary = run.read_json("summary.json")
+    pictures = thumbnails_of(_top(summary)) if thumbnails else None
+    run.store.write("report.html", render_run_report(summary, prior=prior, thumbnails=pictures).encode())
+    return f"{run.store.url}/report.html"
+
+
+def _top(summary: dict[str, Any]) -> Iterable[tuple[int, str]]:
+    return [(row["image_id"], row["uri"]) for row in summary["top"] if row["member"] is None]

@@ -1,0 +1,126 @@
+"""One scoring session: claim the directory, list, plan, score what is pending, check that nothing is lost, summarise.
+
+Every step can be interrupted anywhere; the same command goes on from the facts on disk.
+"""
+
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray_app.archives import BlockPlan
+from ray_app.ensembles import EnsembleCard, ensemble_of, load_ensemble_card
+from ray_app.errors import ConfigError, ExitCode, StorageError
+from ray_app.inference import ScoringSpec, make_spec
+from ray_app.runs import RunDirectory, check_conservation
+from ray_app.scoring.cluster import cluster, resources
+from ray_app.scoring.config import ScoreConfig
+from ray_app.scoring.listing import Work, bring_up_to_date
+from ray_app.scoring.plan import Layout, plan_layout
+from ray_app.scoring.preparing import identity_of
+from ray_app.scoring.progress import Progress
+from ray_app.scoring.reporting import bad_fraction, write_report, write_summary
+from ray_app.scoring.session import Session
+from ray_app.scoring.workers import Job
+from ray_app.storage import Lease
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a run ended: `exit_code` is DONE or TOO_MANY_BAD, `summary` the content of `summary.json`."""
+
+    exit_code: ExitCode
+    summary: dict[str, Any]
+
+
+def score_archive(config: ScoreConfig) -> Finished:
+    """Score `config.source` into `config.out`, from wherever an earlier session of the same command stopped.
+
+    Raises ConfigError, IdentityError (the directory is another command's or in use), DetectorError, StorageError, ClusterError,
+    and KeyboardInterrupt after saying how to resume.
+    """
+    if not config.source or not config.out:
+        raise ConfigError("nothing to score" if not config.source else "no run directory: --out DIR is missing",
+                          hint="touchstone score SOURCE --out DIR")
+    run = RunDirectory.open(config.out)
+    with Lease(run.store) as lease, _resumable(run):
+        with cluster(config.cluster):
+            return _score(config, run, lease)
+
+
+def _score(config: ScoreConfig, run: RunDirectory, lease: Lease) -> Finished:
+    cpus, gpus = resources(config.cluster)
+    spec = make_spec(_ensemble(config), limits=config.limits, device="cuda" if gpus else "cpu", precision=config.precision,
+                     resize=config.resize, slots=config.batch_slots)
+    run.claim(identity_of(config, spec), list(spec.cards), spec.ensemble.model_dump(mode="json"))
+    session = Session(run, config.model_dump(mode="json"))
+    layout = plan_layout(cpus=cpus, gpus=gpus, workers=config.cluster.workers, block_members=config.block_members, slots=spec.slots,
+                         tensor_bytes=spec.tensor_bytes)
+    session.planned(layout)
+    work = bring_up_to_date(run, config, BlockPlan(batch_slots=spec.slots, max_block_members=layout.block_members))
+    session.listed(work.listing_s)
+    if work.pending:
+        _work(config, run, lease, session, spec, layout, work)
+    return _finish(config, run, session, work, spec)
+
+
+def _work(config: ScoreConfig, run: RunDirectory, lease: Lease, session: Session, spec: ScoringSpec, layout: Layout, work: Work) -> None:
+    from ray_app.scoring.pipeline import score_blocks
+
+    done = work.members - sum(ref.members for ref in work.pending)
+    progress = Progress(work.members, done=done)
+    progress.say(f"{work.members:,} members in {len(work.blocks):,} blocks, {done:,} done before; {_described(layout)}")
+    crumbs = Path(tempfile.gettempdir()) / f"touchstone-{uuid.uuid4().hex}"
+    job = Job(run, spec, config.retry, config.source, session.number, crumbs)
+
+    def tick() -> None:
+        progress.redraw()
+        if lease.lost.is_set():
+            raise StorageError(f"{run.store.url}: another run took this directory over", hint="only one may write it; see lease.json there")
+        if config.max_hours is not None and session.elapsed_s() > config.max_hours * 3600:
+            progress.say(f"--max-hours {config.max_hours:g} is over")
+            raise KeyboardInterrupt
+
+    try:
+        for report in score_blocks(work.pending, job, layout, stall_timeout_s=config.cluster.stall_timeout_s, tick=tick):
+            session.committed(report)
+            progress.advance(report["members"], report["bad"])
+    except BaseException:
+        session.log("interrupted")
+        raise
+    finally:
+        progress.close()
+
+
+def _finish(config: ScoreConfig, run: RunDirectory, session: Session, work: Work, spec: ScoringSpec) -> Finished:
+    for manifest in work.manifests:
+        run.publish(manifest)
+    check_conservation(run)
+    summary = write_summary(run, spec, session)
+    write_report(run, prior=config.prior, thumbnails=config.thumbnails)
+    session.log("finished")
+    too_many = config.max_bad_fraction is not None and bad_fraction(summary) > config.max_bad_fraction
+    return Finished(ExitCode.TOO_MANY_BAD if too_many else ExitCode.DONE, summary)
+
+
+@contextmanager
+def _resumable(run: RunDirectory) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"interrupted; what is committed is kept. The same command resumes {run.store.url}", file=sys.stderr)
+        raise
+
+
+def _ensemble(config: ScoreConfig) -> EnsembleCard:
+    return ensemble_of(list(config.detectors)) if config.detectors else load_ensemble_card(config.ensemble)
+
+
+def _described(layout: Layout) -> str:
+    if layout.kind == "fused":
+        return f"{layout.scorers} worker{'s' * (layout.scorers > 1)}, each decodes and scores"
+    return f"{layout.decoders} decoder{'s' * (layout.decoders > 1)} feed {layout.scorers} GPU scorer{'s' * (layout.scorers > 1)}"

@@ -1,0 +1,77 @@
+"""What one session of a run did: its log line in `sessions/`, and the sums of its workers' reports."""
+
+import os
+import platform
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+from ray_app import __version__
+from ray_app.inference import STAGES
+from ray_app.runs import RunDirectory
+from ray_app.scoring.plan import Layout
+
+
+class Session:
+    """Counts while blocks are committed. `number` is 1 for the first session of a run; rows carry it as `attempt`."""
+
+    def __init__(self, run: RunDirectory, settings: dict[str, Any]) -> None:
+        self._run, self._settings = run, settings
+        self.number = 1 + len(run.store.names("sessions"))
+        self.started_at = datetime.now(UTC)
+        self._start = time.monotonic()
+        self._first_s: float | None = None
+        self._last_s = 0.0
+        self._first_rows = 0
+        self.rows = self.bad = 0
+        self._sums = dict.fromkeys(("bytes_read", "retried", "throttled"), 0)
+        self._seconds = dict.fromkeys(("list", *STAGES), 0.0)
+        self._layout: Layout | None = None
+        self.log("started")
+
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self._start
+
+    def listed(self, seconds: float) -> None:
+        self._seconds["list"] += seconds
+
+    def planned(self, layout: Layout) -> None:
+        self._layout = layout
+
+    def committed(self, report: dict[str, Any]) -> None:
+        """Add one block's report."""
+        if self._first_s is None:
+            self._first_s, self._first_rows = self.elapsed_s(), report["members"]
+        self._last_s = self.elapsed_s()
+        self.rows += report["members"]
+        self.bad += report["bad"]
+        for name in self._sums:
+            self._sums[name] += report[name]
+        for stage, seconds in report["seconds"].items():
+            self._seconds[stage] += seconds
+
+    def facts(self) -> dict[str, Any]:
+        """The `session` section of a summary; the rate is that between the first and the last committed block."""
+        wall = self.elapsed_s()
+        steady = self._last_s - (self._first_s or 0.0)
+        after_first = self.rows - self._first_rows
+        return {
+            "number": self.number,
+            "rows": self.rows,
+            "wall_s": round(wall, 2),
+            "first_result_s": None if self._first_s is None else round(self._first_s, 2),
+            "images_per_s": round(after_first / steady, 2) if after_first and steady > 0 else None,
+            **self._sums,
+            "workers": self._layout.workers if self._layout else 0,
+            "layout": self._layout.kind if self._layout else None,
+            "seconds": {stage: round(seconds, 3) for stage, seconds in self._seconds.items()},
+        }
+
+    def log(self, state: str) -> None:
+        """Write the session's own file: when, where, with which settings, how it ended."""
+        content = {"state": state, "started_at": self.started_at.isoformat(timespec="seconds"), "version": __version__,
+                   "host": platform.node(), "pid": os.getpid(), "settings": self._settings, **self.facts()}  # fmt: skip
+        self._run.write_json(f"sessions/{self.number:05d}.json", content)

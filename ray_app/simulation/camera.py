@@ -1,0 +1,201 @@
+"""Simulated cameras: linear light → lens → colour filter mosaic → noise → demosaic → tone → 8-bit sRGB-like pixels.
+
+Knows sensors and in-camera processing. Knows nothing about scenes, decoders or files.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ray_app.simulation.stencils import Plane, blur, convolve
+
+Pixels = NDArray[np.uint8]
+Rng = np.random.Generator
+
+_CROSS = np.array([[0, 1, 0], [1, 4, 1], [0, 1, 0]], np.float32) / 4
+_SQUARE = np.array([[1, 2, 1], [2, 4, 2], [1, 2, 1]], np.float32) / 4
+
+
+def masks(height: int, width: int, corner: tuple[int, int]) -> Plane:
+    """Bayer colour filter array: (height, width, 3) of 0 and 1, red at `corner` of every 2×2 cell."""
+    row = (np.arange(height) + corner[0]) % 2
+    column = (np.arange(width) + corner[1]) % 2
+    red = np.outer(row == 0, column == 0)
+    blue = np.outer(row == 1, column == 1)
+    return np.stack([red, ~(red | blue), blue], axis=-1).astype(np.float32)
+
+
+def bilinear(mosaic: Plane, cfa: Plane) -> Plane:
+    """Every missing sample is the mean of its nearest neighbours of that colour."""
+    planes = mosaic[..., None] * cfa
+    return np.stack([convolve(planes[..., 0], _SQUARE), convolve(planes[..., 1], _CROSS), convolve(planes[..., 2], _SQUARE)], axis=-1)
+
+
+def malvar(mosaic: Plane, cfa: Plane) -> Plane:
+    """Bilinear plus a gradient correction from the colour measured at the site (Malvar, He, Cutler 2004)."""
+    green_at = np.array([[0, 0, -1, 0, 0], [0, 0, 2, 0, 0], [-1, 2, 4, 2, -1], [0, 0, 2, 0, 0], [0, 0, -1, 0, 0]]) / 8
+    in_row = np.array([[0, 0, 0.5, 0, 0], [0, -1, 0, -1, 0], [-1, 4, 5, 4, -1], [0, -1, 0, -1, 0], [0, 0, 0.5, 0, 0]]) / 8
+    diagonal = np.array([[0, 0, -1.5, 0, 0], [0, 2, 0, 2, 0], [-1.5, 0, 6, 0, -1.5], [0, 2, 0, 2, 0], [0, 0, -1.5, 0, 0]]) / 8
+    rows, columns, corners = convolve(mosaic, in_row), convolve(mosaic, in_row.T), convolve(mosaic, diagonal)
+    red, green, blue = cfa[..., 0], cfa[..., 1], cfa[..., 2]
+    red_rows = red.max(axis=1, keepdims=True)
+    out = np.empty(cfa.shape, np.float32)
+    out[..., 1] = np.where(green > 0, mosaic, convolve(mosaic, green_at))
+    out[..., 0] = np.where(red > 0, mosaic, np.where(blue > 0, corners, np.where(red_rows > 0, rows, columns)))
+    out[..., 2] = np.where(blue > 0, mosaic, np.where(red > 0, corners, np.where(red_rows > 0, columns, rows)))
+    return out
+
+
+def _colours_from_green(mosaic: Plane, cfa: Plane, green: Plane) -> Plane:
+    """Red and blue by interpolating their difference to a full green plane."""
+    difference = (mosaic - green)[..., None] * cfa
+    red, blue = convolve(difference[..., 0], _SQUARE), convolve(difference[..., 2], _SQUARE)
+    return np.stack([green + red, green, green + blue], axis=-1)
+
+
+def _directional_greens(mosaic: Plane) -> tuple[Plane, Plane, Plane, Plane]:
+    tap = np.array([[-1, 2, 2, 2, -1]]) / 4
+    step, bend = np.array([[0, 1, 0, -1, 0]]), np.array([[-1, 0, 2, 0, -1]])
+    across = np.abs(convolve(mosaic, step)) + np.abs(convolve(mosaic, bend))
+    along = np.abs(convolve(mosaic, step.T)) + np.abs(convolve(mosaic, bend.T))
+    return convolve(mosaic, tap), convolve(mosaic, tap.T), across, along
+
+
+def edge_directed(mosaic: Plane, cfa: Plane) -> Plane:
+    """Green along the direction of the smaller gradient (Hamilton, Adams 1997), then colour differences."""
+    horizontal, vertical, across, along = _directional_greens(mosaic)
+    best = np.where(across < along, horizontal, np.where(across > along, vertical, (horizontal + vertical) / 2))
+    return _colours_from_green(mosaic, cfa, np.where(cfa[..., 1] > 0, mosaic, best))
+
+
+def gradient_weighted(mosaic: Plane, cfa: Plane) -> Plane:
+    """Green as a mean of both directions weighted by smoothed inverse gradients, then colour differences."""
+    horizontal, vertical, across, along = _directional_greens(mosaic)
+    weight_h, weight_v = 1 / (blur(across, 1.0) ** 2 + 1e-5), 1 / (blur(along, 1.0) ** 2 + 1e-5)
+    mean = (weight_h * horizontal + weight_v * vertical) / (weight_h + weight_v)
+    return _colours_from_green(mosaic, cfa, np.where(cfa[..., 1] > 0, mosaic, mean))
+
+
+def constant_hue(mosaic: Plane, cfa: Plane) -> Plane:
+    """Bilinear green; red and blue by interpolating their ratio to green (Cok 1987)."""
+    green = convolve(mosaic * cfa[..., 1], _CROSS)
+    ratio = ((mosaic + 0.02) / (np.maximum(green, 0) + 0.02))[..., None] * cfa
+    red, blue = convolve(ratio[..., 0], _SQUARE), convolve(ratio[..., 2], _SQUARE)
+    return np.stack([red * (green + 0.02) - 0.02, green, blue * (green + 0.02) - 0.02], axis=-1)
+
+
+def chroma_median(mosaic: Plane, cfa: Plane) -> Plane:
+    """Bilinear, then the median of the colour differences in a 3×3 window (Freeman 1988)."""
+    from scipy.ndimage import median_filter
+
+    colour = bilinear(mosaic, cfa)
+    green = colour[..., 1]
+    red, blue = (green + median_filter(colour[..., channel] - green, 3) for channel in (0, 2))
+    return np.stack([red, green, blue], axis=-1)
+
+
+@dataclass(frozen=True)
+class Camera:
+    """One model of camera; ranges are drawn anew for every shot.
+
+    `binning` sensor samples per output pixel and axis (1 or 2), `blur_px` lens blur on the sensor, `gain` shot noise
+    variance per unit of light, `read` read noise in units of full scale, `contrast` of the tone curve around middle grey,
+    `sharpening` amount of the unsharp mask, `smoothing` strength of noise reduction (luma, chroma), 0 = off.
+    """
+
+    demosaic: Callable[[Plane, Plane], Plane] | None
+    blur_px: tuple[float, float]
+    gain: tuple[float, float]
+    read: float
+    contrast: tuple[float, float]
+    sharpening: tuple[float, float]
+    smoothing: tuple[float, float] = (0.0, 0.0)
+    binning: int = 1
+    bits: int = 12
+
+    def shoot(self, light: Plane, rng: Rng) -> Pixels:
+        """Photograph a scene of twice the wanted size: (2h, 2w, 3) linear light → (h, w, 3) uint8."""
+        sensor = self._expose(light, rng)
+        corner = (int(rng.integers(2)), int(rng.integers(2)))
+        white_balance = np.array([rng.uniform(1.3, 2.3), 1.0, rng.uniform(1.3, 2.1)], np.float32)
+        raw = self._digitise(sensor / white_balance, rng) * white_balance
+        if self.demosaic is None:
+            colour = raw
+        else:
+            cfa = masks(*raw.shape[:2], corner)
+            colour = self.demosaic((raw * cfa).sum(axis=-1), cfa)
+        return self._finish(np.clip(colour, 0, 1).astype(np.float32), rng)
+
+    def _expose(self, light: Plane, rng: Rng) -> Plane:
+        sharp = light if self.binning == 2 else _halve(light)
+        exposure = rng.uniform(0.10, 0.32) / (float(np.mean(light)) + 1e-3)
+        image = blur(sharp, rng.uniform(*self.blur_px) * self.binning) * exposure
+        height, width = image.shape[:2]
+        y, x = np.linspace(-1, 1, height)[:, None], np.linspace(-1, 1, width)[None, :]
+        falloff = 1 - rng.uniform(0, 0.3) * (x * x + y * y) / 2
+        return np.clip(image * falloff[..., None], 0, 1).astype(np.float32)
+
+    def _digitise(self, signal: Plane, rng: Rng) -> Plane:
+        gain = np.exp(rng.uniform(*np.log(self.gain)))
+        deviation = np.sqrt(gain * signal + self.read**2).astype(np.float32)
+        noisy = signal + deviation * rng.standard_normal(signal.shape, dtype=np.float32)
+        top = 2**self.bits - 1
+        # The black level is kept below zero signal, so that noise in the shadows is not folded to one side.
+        return (np.round(np.clip(noisy, -0.02, 1) * top) / top).astype(np.float32)
+
+    def _finish(self, colour: Plane, rng: Rng) -> Pixels:
+        if self.binning == 2:
+            colour = _halve(colour)
+        encoded = _tone(colour, rng.uniform(*self.contrast))
+        luma = encoded @ np.array([0.299, 0.587, 0.114], np.float32)
+        chroma = (encoded - luma[..., None]) * rng.uniform(0.9, 1.3)
+        luma_strength, chroma_strength = self.smoothing
+        if chroma_strength:
+            chroma = blur(chroma, rng.uniform(0.5, 1.0) * chroma_strength)
+        if luma_strength:
+            luma = _denoise(luma, rng.uniform(0.4, 1.0) * luma_strength)
+        amount = rng.uniform(*self.sharpening)
+        if amount > 0:
+            luma = luma + amount * (luma - blur(luma, rng.uniform(0.6, 1.2)))
+        finished = np.clip((luma[..., None] + chroma) * 255, 0, 255)
+        return np.round(finished).astype(np.uint8)
+
+
+def _halve(image: Plane) -> Plane:
+    height, width = image.shape[0] // 2 * 2, image.shape[1] // 2 * 2
+    quads = image[:height, :width].reshape(height // 2, 2, width // 2, 2, -1)
+    return np.asarray(quads.mean(axis=(1, 3)), dtype=np.float32)
+
+
+def _tone(colour: Plane, contrast: float) -> Plane:
+    """sRGB transfer (IEC 61966-2-1), then an S-curve through 0, 0.5 and 1."""
+    encoded = np.where(colour <= 0.0031308, 12.92 * colour, 1.055 * np.maximum(colour, 1e-9) ** (1 / 2.4) - 0.055)
+    curve = encoded + contrast * encoded * (1 - encoded) * (2 * encoded - 1)
+    return np.asarray(curve, dtype=np.float32)
+
+
+def _denoise(luma: Plane, strength: float) -> Plane:
+    """Pull small deviations from a local mean towards it and leave large ones (edges) alone."""
+    mean = blur(luma, 1.2)
+    detail = luma - mean
+    keep = 1 - strength * np.exp(-((detail / 0.03) ** 2))
+    return np.asarray(mean + keep * detail, dtype=np.float32)
+
+
+CAMERAS: dict[str, Camera] = {
+    # seen in training
+    "webcam": Camera(bilinear, (0.3, 0.8), (2e-4, 3e-3), 0.003, (0.0, 0.5), (0.0, 0.5), bits=10),
+    "compact": Camera(malvar, (0.3, 0.7), (1e-4, 2e-3), 0.002, (0.2, 0.8), (0.2, 1.2), (0.3, 0.8)),
+    "reflex": Camera(edge_directed, (0.2, 0.6), (5e-5, 1e-3), 0.001, (0.0, 0.6), (0.0, 0.8), bits=14),
+    "bridge": Camera(edge_directed, (0.3, 0.8), (1e-4, 2e-3), 0.002, (0.2, 0.8), (0.3, 1.5), (0.6, 1.0)),
+    "phone": Camera(malvar, (0.4, 0.9), (3e-4, 5e-3), 0.003, (0.2, 0.9), (0.3, 1.4), (0.8, 1.4), binning=2),
+    "scanner": Camera(None, (0.3, 0.8), (5e-5, 1e-3), 0.002, (0.0, 0.4), (0.0, 0.8)),
+    # held out for thresholds
+    "rangefinder": Camera(constant_hue, (0.2, 0.7), (5e-5, 1e-3), 0.0015, (0.1, 0.7), (0.0, 0.8), bits=14),
+    "tablet": Camera(gradient_weighted, (0.4, 0.9), (3e-4, 4e-3), 0.003, (0.2, 0.8), (0.2, 1.2), (0.7, 1.2), binning=2, bits=10),
+    # held out for the figures
+    "mirrorless": Camera(gradient_weighted, (0.2, 0.7), (5e-5, 2e-3), 0.0015, (0.1, 0.7), (0.1, 1.0), (0.2, 0.6), bits=14),
+    "camcorder": Camera(chroma_median, (0.4, 0.9), (2e-4, 3e-3), 0.003, (0.1, 0.6), (0.3, 1.2), (0.4, 1.2), bits=10),
+}

@@ -1,0 +1,27 @@
+"""Reading and writing wherever fsspec reaches: stores, fetching, listing, retries, leases. Knows bytes and names, not images or Ray."""
+
+from ray_app.storage.errors import translate
+from ray_app.storage.fetching import Fetcher
+from ray_app.storage.globs import matcher
+from ray_app.storage.lease import Lease
+from ray_app.storage.listing import ObjectInfo, base_of, list_objects
+from ray_app.storage.locations import canonical, local_path, strip_secrets
+from ray_app.storage.retrying import Gate, Retrier, RetryPolicy
+from ray_app.storage.store import Store
+
+__all__ = [
+    "Store",
+    "Lease",
+    "Fetcher",
+    "RetryPolicy",
+    "Retrier",
+    "Gate",
+    "ObjectInfo",
+    "list_objects",
+    "base_of",
+    "matcher",
+    "canonical",
+    "local_path",
+    "strip_secrets",
+    "translate",
+]

@@ -1,0 +1,221 @@
+"""Foreign exceptions → our own, in one place: botocore, aiohttp, httpx, fsspec and the operating system.
+
+Exceptions are told apart by code, HTTP status and class *name*, so that a local error does not import botocore.
+"""
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+from http import HTTPStatus
+
+from ray_app.errors import InputError, SourceError, Status, StorageError
+from ray_app.storage.locations import bucket_and_key, scheme_of, strip_secrets
+
+# https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html, and what other S3 servers and GCS say for the same.
+_THROTTLE_CODES = frozenset(
+    {"SlowDown", "ServiceUnavailable", "Throttling", "ThrottlingException", "RequestThrottled", "RequestLimitExceeded"}
+    | {"BandwidthLimitExceeded", "TooManyRequests", "TooManyRequestsException", "ProvisionedThroughputExceededException"}
+)
+_THROTTLE_WORDS = ("slow down", "slowdown", "reduce your request rate", "rate exceeded", "rate limit", "too many requests", "throttl")
+_THROTTLE_HTTP = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
+_MISSING_CODES = frozenset({"NoSuchKey", "NoSuchBucket", "NoSuchVersion"})
+_CHANGED_CODES = frozenset({"PreconditionFailed"})
+_TRANSIENT_CODES = frozenset({"InternalError", "RequestTimeout", "OperationAborted", "ConditionalRequestConflict", "IncompleteBody"})
+_NETWORK_CLASSES = frozenset(
+    {"EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError", "ConnectionClosedError", "HTTPClientError"}  # botocore
+    | {"ResponseStreamingError", "IncompleteReadError", "ResponseParserError", "IncompleteRead", "ProtocolError"}  # and urllib3
+    | {"ClientConnectionError", "ClientPayloadError", "ServerTimeoutError", "FSTimeoutError", "TransportError", "gaierror"}  # aiohttp, …
+)
+_CREDENTIAL_CLASSES = frozenset({"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "TokenRetrievalError", "SSOError"})
+# The instance's credential service refuses when many workers ask at once: a rate limit that looks like missing rights.
+_CREDENTIAL_RUSH_CLASSES = frozenset({"CredentialRetrievalError", "MetadataRetrievalError"})
+_LOCAL_PASSING = frozenset({errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT, errno.ESTALE, errno.EBUSY, errno.EMFILE, errno.ENFILE, errno.EIO})
+
+
+_URL = re.compile(r"https?://[^\s'\"]+")
+
+
+class ObjectChangedError(OSError):
+    """The object is not the version that was asked for."""
+
+
+class ShortReadError(OSError):
+    """Fewer bytes came than the store had announced."""
+
+
+def too_large(size: int, max_bytes: int) -> InputError:
+    """What a row says of a file over the intake limit."""
+    return InputError(Status.IMAGE_TOO_LARGE, f"{size} bytes, over the limit of {max_bytes}")
+
+
+def translate(error: BaseException, uri: str) -> SourceError:
+    """What one member's row says about a foreign exception. Raises the exception itself where it is not about storage."""
+    if isinstance(error, SourceError):
+        return error
+    status = _status(error)
+    if status is None:
+        raise error
+    return SourceError(status, f"{strip_secrets(uri)}: {_in_words(error)}")
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same request may succeed a moment later."""
+    status = _status(error)
+    if status is Status.SOURCE_DENIED:
+        # Under load S3 and its proxies answer 403 without a code; a real refusal names its reason.
+        return _http_status(error) == HTTPStatus.FORBIDDEN and _code(error) in ("403", "Forbidden")
+    if status is Status.SOURCE_TIMEOUT:
+        return not _is_local(error) or any(getattr(cause, "errno", None) in _LOCAL_PASSING for cause in _causes(error))
+    return status is Status.SOURCE_THROTTLED
+
+
+def is_throttle(error: BaseException) -> bool:
+    """Whether the store asks to slow down, in whatever words."""
+    return _status(error) is Status.SOURCE_THROTTLED
+
+
+def is_missing(error: BaseException) -> bool:
+    """Whether there is nothing at that place. A missing bucket is not meant: `unreachable` explains that one."""
+    return _status(error) is Status.SOURCE_MISSING and _code(error) != "NoSuchBucket"
+
+
+def is_conflict(error: BaseException) -> bool:
+    """Whether a conditional request found its condition not to hold."""
+    return isinstance(error, FileExistsError) or _status(error) is Status.SOURCE_CHANGED
+
+
+def unreachable(error: BaseException, url: str, doing: str) -> StorageError:
+    """What a command says when a whole source or run directory is out of reach: one line, and a hint that names bucket and variable.
+
+    Raises the exception itself where it is not about storage.
+    """
+    status = _status(error)
+    if status is None:
+        raise error
+    place = strip_secrets(url)
+    return StorageError(f"cannot {doing} {place}: {_in_words(error)}", hint=_hint(error, status, place))
+
+
+def _status(error: BaseException) -> Status | None:
+    code, http = _code(error), _http_status(error)
+    names = _class_names(error)
+    if isinstance(error, ObjectChangedError):
+        return Status.SOURCE_CHANGED
+    if code in _THROTTLE_CODES or http in _THROTTLE_HTTP or names & _CREDENTIAL_RUSH_CLASSES or _sounds_throttled(error):
+        return Status.SOURCE_THROTTLED
+    if code in _CHANGED_CODES or http == HTTPStatus.PRECONDITION_FAILED:
+        return Status.SOURCE_CHANGED
+    if (
+        code in _MISSING_CODES
+        or http in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
+        or isinstance(error, (FileNotFoundError, NotADirectoryError))
+    ):
+        return Status.SOURCE_MISSING
+    if http in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN) or names & _CREDENTIAL_CLASSES or isinstance(error, PermissionError):
+        return Status.SOURCE_DENIED
+    if code in _TRANSIENT_CODES or http >= HTTPStatus.INTERNAL_SERVER_ERROR or names & _NETWORK_CLASSES:
+        return Status.SOURCE_TIMEOUT
+    if http or code:
+        return Status.SOURCE_DENIED  # any other 4xx: the store understood and refuses
+    return Status.SOURCE_TIMEOUT if isinstance(error, OSError) else None
+
+
+def _causes(error: BaseException, *, contexts: bool = False) -> Iterator[BaseException]:
+    """The exception and those it was made from: s3fs and botocore wrap the one that knows."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or (cause.__context__ if contexts else None)
+
+
+def _class_names(error: BaseException, *, contexts: bool = False) -> set[str]:
+    return {cls.__name__ for cause in _causes(error, contexts=contexts) for cls in type(cause).__mro__}
+
+
+def _code(error: BaseException) -> str:
+    for cause in _causes(error):
+        response = getattr(cause, "response", None)
+        if isinstance(response, dict):
+            return str(response.get("Error", {}).get("Code", ""))
+    return ""
+
+
+def _http_status(error: BaseException) -> int:
+    """The HTTP status: botocore keeps it in a dict, aiohttp in `status`, httpx in `response`, gcsfs in `code`. 0 where there is none."""
+    for cause in _causes(error):
+        response = getattr(cause, "response", None)
+        if isinstance(response, dict):
+            return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+        for owner, name in ((cause, "status"), (response, "status_code"), (cause, "code")):
+            value = getattr(owner, name, None)
+            if isinstance(value, int) and value >= HTTPStatus.BAD_REQUEST:
+                return value
+    return 0
+
+
+def _is_local(error: BaseException) -> bool:
+    remote = (
+        isinstance(error, (ConnectionError, TimeoutError, ShortReadError)) or _http_status(error) or _class_names(error) & _NETWORK_CLASSES
+    )
+    return isinstance(error, OSError) and not remote
+
+
+def _sounds_throttled(error: BaseException) -> bool:
+    return bool(_http_status(error)) and any(word in str(error).lower() for word in _THROTTLE_WORDS)
+
+
+def _in_words(error: BaseException) -> str:
+    """One line without a class's or a library's jargon, as far as the exception allows, and without the secrets of any URL in it."""
+    text = _URL.sub(lambda match: strip_secrets(match.group()), " ".join(str(error).split()))
+    code, http = _code(error), _http_status(error)
+    names = _class_names(error, contexts=True)
+    if code or http:
+        return f"{_message(error) or text} ({code if code and code != str(http) else 'HTTP'} {http})"
+    if any("gaierror" in name or "DNSError" in name for name in names):
+        return f"its host name does not resolve{_endpoint_note()}"
+    if names & {"EndpointConnectionError", "ClientConnectorError", "ConnectionRefusedError"}:
+        return f"nothing answers there{_endpoint_note()}"
+    if isinstance(error, TimeoutError) or names & {"ConnectTimeoutError", "ReadTimeoutError", "FSTimeoutError"}:
+        return "no answer in time"
+    if names & _CREDENTIAL_CLASSES:
+        return f"no usable credentials ({text})"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return text or type(error).__name__
+
+
+def _message(error: BaseException) -> str:
+    for cause in _causes(error):
+        response = getattr(cause, "response", None)
+        if isinstance(response, dict):
+            return str(response.get("Error", {}).get("Message", ""))
+        if isinstance(getattr(cause, "message", None), str):
+            return str(cause.message)  # type: ignore[attr-defined]
+    return ""
+
+
+def _endpoint_note() -> str:
+    endpoint = endpoint_url()
+    return f" (AWS_ENDPOINT_URL is {strip_secrets(endpoint)})" if endpoint else ""
+
+
+def endpoint_url() -> str | None:
+    """The S3 endpoint that the environment names, if any."""
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
+
+
+def _hint(error: BaseException, status: Status, place: str) -> str | None:
+    if scheme_of(place) != "s3":
+        local = {Status.SOURCE_DENIED: "check the permissions of that path", Status.SOURCE_MISSING: "check the spelling"}
+        return local.get(status)
+    bucket, _ = bucket_and_key(place)
+    if _code(error) == "NoSuchBucket":
+        return f"create bucket '{bucket}', or check its spelling, AWS_DEFAULT_REGION and AWS_ENDPOINT_URL"
+    return {
+        Status.SOURCE_DENIED: f"bucket '{bucket}' wants s3:ListBucket, s3:GetObject and (for --out) s3:PutObject and s3:DeleteObject; "
+        "credentials come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE or the instance profile; "
+        "FSSPEC_S3_ANON=true reads public buckets without any",
+        Status.SOURCE_TIMEOUT: f"check the network to bucket '{bucket}' and AWS_ENDPOINT_URL",
+        Status.SOURCE_THROTTLED: f"bucket '{bucket}' asks to slow down; run the same command again later, or with fewer workers",
+    }.get(status, f"check bucket '{bucket}' and the spelling of the path")

@@ -1,0 +1,225 @@
+"""Which files a source holds: names, sizes and versions, streamed in the order of their uris. Reads no file.
+
+A source is one file, a folder or key prefix, a pattern (`s3://bucket/2024/**/*.jpg`), or one https URL. Pattern letters count only
+where nothing has that literal name. Symbolic links to files are listed, links to folders are not followed (so no cycle can hang a run).
+"""
+
+import os
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain, groupby
+from operator import itemgetter
+from typing import Any
+
+from ray_app.errors import ConfigError, StorageError
+from ray_app.storage import s3, web
+from ray_app.storage.backends import fsspec_for
+from ray_app.storage.errors import is_missing, unreachable
+from ray_app.storage.globs import full_matcher, has_magic, split_at_magic
+from ray_app.storage.in_order import in_order
+from ray_app.storage.locations import bucket_and_key, canonical, local_path, local_uri, scheme_of, strip_secrets
+from ray_app.storage.retrying import Retrier, RetryPolicy
+from ray_app.storage.versions import local_version, version_of
+
+_PATIENCE = RetryPolicy(attempts=6, base_s=0.25, cap_s=10.0, deadline_s=300.0)
+# Prefixes listed at once, and pages (1000 keys, about 300 kB) that each may run ahead: bounds memory to some 80 MB.
+_PREFIXES_AT_ONCE, _PAGES_AHEAD = 8, 32
+
+_Page = dict[str, Any]
+_Call = Callable[[Callable[[float], Any]], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """One file as its store lists it: size -1 where unknown; version = ETag, else size and mtime in ns, else ""."""
+
+    uri: str
+    size_bytes: int
+    version: str
+
+
+def list_objects(source: str) -> Iterator[ObjectInfo]:
+    """Every file of a source, sorted by uri, with secrets stripped; memory does not grow with their number.
+
+    Raises: ConfigError when nothing is there, StorageError when the store is out of reach or refuses, both at the first step.
+    """
+    place = canonical(source)
+    try:
+        found = _list(place)
+        first = next(found, None)
+        if first is None and has_magic(place) and scheme_of(place) not in ("http", "https"):
+            found = _matching(place)
+            first = next(found, None)
+        if first is not None:
+            yield from chain([first], found)
+    except (ConfigError, StorageError):
+        raise
+    except Exception as error:
+        raise unreachable(error, place, "list") from error
+    if first is None:
+        raise ConfigError(f"{strip_secrets(place)}: no such file or folder, or nothing in it", hint=_empty_hint(place))
+
+
+def base_of(source: str) -> str:
+    """The part of a source that relative paths begin after: its folder, or the folder before its first pattern."""
+    place = canonical(source)
+    is_literal = not has_magic(place) or (scheme_of(place) == "file" and os.path.lexists(local_path(place)))
+    return place if is_literal else split_at_magic(place)[0]
+
+
+def _list(place: str) -> Iterator[ObjectInfo]:
+    scheme = scheme_of(place)
+    if scheme == "file":
+        return _list_local(local_path(place))
+    if scheme == "s3":
+        return _list_s3(place)
+    return _list_web(place) if scheme in ("http", "https") else _list_other(place)
+
+
+def _matching(place: str) -> Iterator[ObjectInfo]:
+    base, pattern = split_at_magic(place)
+    if scheme_of(base) != scheme_of(place):
+        raise ConfigError(f"{place}: a pattern cannot stand for a bucket", hint="name the bucket")
+    matches = full_matcher(pattern)
+    skipped = len(base.rstrip("/")) + 1
+    return (info for info in _list(base or "/") if matches(local_path(info.uri)[skipped:]))
+
+
+def _empty_hint(place: str) -> str | None:
+    scheme = scheme_of(place)
+    if scheme == "file" and os.path.isdir(place):
+        return "the folder has no files; linked folders are not followed, name them as sources of their own"
+    if scheme == "s3" and not has_magic(place):
+        return f"a prefix ends at a slash; for names that begin so, say '{place}*'"
+    return "pattern letters count as they are: *.jpg is not A.JPG" if has_magic(place) else None
+
+
+def _list_local(path: str) -> Iterator[ObjectInfo]:
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return
+    if stat.S_ISDIR(found.st_mode):
+        yield from _list_folder(path)
+    elif stat.S_ISREG(found.st_mode):
+        yield ObjectInfo(local_uri(path), found.st_size, local_version(found))
+
+
+def _list_folder(folder: str) -> Iterator[ObjectInfo]:
+    # Sorting folders with their slash is the order of whole uris, the one that S3 lists in.
+    # Names alone are kept: a flat folder may be huge.
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name + "/" if entry.is_dir(follow_symlinks=False) else entry.name for entry in entries)
+    for name in names:
+        path = f"{folder.rstrip('/')}/{name}"
+        if name.endswith("/"):
+            yield from _list_folder(path[:-1])
+        else:
+            yield from _list_entry(path)
+
+
+def _list_entry(path: str) -> Iterator[ObjectInfo]:
+    try:
+        found = os.stat(path)
+    except OSError:
+        if os.path.islink(path):  # dangling: a row that says `source_missing` is more honest than silence
+            yield ObjectInfo(local_uri(path), 0, "")
+        return
+    if stat.S_ISREG(found.st_mode):
+        yield ObjectInfo(local_uri(path), found.st_size, local_version(found))
+
+
+def _list_s3(place: str) -> Iterator[ObjectInfo]:
+    bucket, key = bucket_and_key(place)
+    prefix = f"{key}/" if key else ""
+    empty = True
+    for info in _list_prefix(bucket, prefix):
+        empty = False
+        yield info
+    if empty and key:
+        try:
+            found = Retrier(_PATIENCE).call(lambda left: s3.head(bucket, key, timeout_s=left))
+        except Exception as error:
+            if is_missing(error):
+                return
+            raise
+        yield ObjectInfo(f"s3://{bucket}/{key}", found["ContentLength"], found["ETag"].strip('"'))
+
+
+def _list_prefix(bucket: str, prefix: str) -> Iterator[ObjectInfo]:
+    """One request for a small prefix; a large one is divided at its folders, which are listed side by side and told in order."""
+    call = Retrier(_PATIENCE).call
+    first = call(lambda left: s3.page(bucket, prefix, timeout_s=left))
+    if not first.get("IsTruncated"):
+        yield from _objects(bucket, first)
+        return
+
+    for page in in_order(_divided(bucket, prefix, call), at_once=_PREFIXES_AT_ONCE, ahead=_PAGES_AHEAD):
+        yield from _objects(bucket, page)
+
+
+def _divided(bucket: str, prefix: str, call: _Call) -> Iterator[list[_Page] | Iterator[_Page]]:
+    """Folders as listings still to be made, the objects between them as pages already read, all in key order."""
+
+    def only_folder(prefix: str) -> str | None:
+        page = call(lambda left: s3.page(bucket, prefix, timeout_s=left, delimiter="/", limit=2))
+        folders = page.get("CommonPrefixes", ())
+        return folders[0]["Prefix"] if len(folders) == 1 and not page.get("Contents") and not page.get("IsTruncated") else None
+
+    while deeper := only_folder(prefix):
+        prefix = deeper
+    for page in s3.pages(bucket, prefix, call, delimiter="/"):
+        entries = [(item["Key"], item) for item in page.get("Contents", ())] + [
+            (item["Prefix"], None) for item in page.get("CommonPrefixes", ())
+        ]
+        for is_folder, group in groupby(sorted(entries, key=itemgetter(0)), key=lambda entry: entry[1] is None):
+            if is_folder:
+                yield from (s3.pages(bucket, folder, call) for folder, _ in group)
+            else:
+                yield [{"Contents": [item for _, item in group]}]
+
+
+def _objects(bucket: str, page: dict[str, Any]) -> Iterator[ObjectInfo]:
+    for item in page.get("Contents", ()):
+        # Consoles mark an empty folder by an empty object whose key ends in a slash.
+        if not (item["Key"].endswith("/") and item["Size"] == 0):
+            yield ObjectInfo(f"s3://{bucket}/{item['Key']}", item["Size"], item["ETag"].strip('"'))
+
+
+def _list_web(url: str) -> Iterator[ObjectInfo]:
+    try:
+        info = Retrier(_PATIENCE).call(lambda left: web.head(url, timeout_s=left))
+    except Exception as error:
+        if is_missing(error):
+            return
+        raise
+    yield _told(strip_secrets(url), info)
+
+
+def _list_other(place: str) -> Iterator[ObjectInfo]:
+    fs, path = fsspec_for(place)
+    call = Retrier(_PATIENCE).call
+    try:
+        info = call(lambda _: fs.info(path))
+    except FileNotFoundError:
+        return
+    if info["type"] == "file":
+        yield _told(place, info)
+        return
+    for entry in _walk(fs, path, call):
+        yield _told(place + entry["name"][len(path.rstrip("/")) :], entry)
+
+
+def _walk(fs: Any, folder: str, call: _Call) -> Iterator[Mapping[str, Any]]:
+    entries = [entry for entry in call(lambda _: fs.ls(folder, detail=True)) if entry["name"].rstrip("/") != folder.rstrip("/")]
+    for entry in sorted(entries, key=lambda entry: entry["name"].rstrip("/") + ("/" if entry["type"] == "directory" else "")):
+        if entry["type"] == "directory":
+            yield from _walk(fs, entry["name"], call)
+        else:
+            yield entry
+
+
+def _told(uri: str, info: Mapping[str, Any]) -> ObjectInfo:
+    size = info.get("size")
+    return ObjectInfo(uri, -1 if size is None else size, version_of(info))

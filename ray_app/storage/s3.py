@@ -1,0 +1,109 @@
+"""The few S3 requests that Touchstone makes, with their conditions. Knows buckets and keys; knows nothing of retries.
+
+The client is s3fs's own (credentials, AWS_ENDPOINT_URL, one event loop per process); its retries are switched off, because
+retries inside retries multiply and hide from the counts. Exceptions are botocore's and aiohttp's, for `errors` to translate.
+"""
+
+import asyncio
+import os
+from collections.abc import Callable, Coroutine, Iterator
+from functools import lru_cache
+from typing import Any, TypeVar
+
+from ray_app.storage.errors import ObjectChangedError, ShortReadError, endpoint_url, too_large
+
+T = TypeVar("T")
+
+# Seconds of silence before a request counts as lost; a slow but living answer is bounded by the retry policy's deadline.
+_CONNECT_S, _READ_S = 5, 20
+_CONNECTIONS = 64
+
+
+def filesystem() -> Any:
+    """The process's s3fs file system for the present AWS environment; it carries no secret in its options, so it can be pickled."""
+    identity = tuple(os.environ.get(name) for name in ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_DEFAULT_REGION", "FSSPEC_S3_ANON"))
+    return _filesystem(os.getpid(), endpoint_url(), identity)
+
+
+@lru_cache(maxsize=8)
+def _filesystem(pid: int, endpoint: str | None, identity: tuple[str | None, ...]) -> Any:
+    import s3fs  # half a second, for those who have a bucket
+
+    return s3fs.S3FileSystem(
+        endpoint_url=endpoint,
+        use_listings_cache=False,
+        skip_instance_cache=True,
+        config_kwargs={
+            "connect_timeout": _CONNECT_S,
+            "read_timeout": _READ_S,
+            "max_pool_connections": _CONNECTIONS,
+            "retries": {"total_max_attempts": 1},
+        },
+    )
+
+
+def _ask(request: Callable[[Any], Coroutine[Any, Any, T]], timeout_s: float) -> T:
+    """Run `request(client)` on s3fs's loop. Raises TimeoutError when the whole of it takes longer."""
+    fs = filesystem()
+
+    async def timed() -> T:
+        async with asyncio.timeout(timeout_s):
+            return await request(await fs.set_session())
+
+    return asyncio.run_coroutine_threadsafe(timed(), fs.loop).result()
+
+
+def get(bucket: str, key: str, *, timeout_s: float, etag: str = "", max_bytes: int | None = None) -> bytes:
+    """A whole object, only if its ETag is still `etag`. Raises InputError before the body is read when it is over `max_bytes`."""
+    condition = {"IfMatch": f'"{etag}"'} if etag else {}
+
+    async def request(client: Any) -> bytes:
+        answer = await client.get_object(Bucket=bucket, Key=key, **condition)
+        body, size = answer["Body"], answer["ContentLength"]
+        if max_bytes is not None and size > max_bytes:
+            body.close()
+            raise too_large(size, max_bytes)
+        async with body:
+            data: bytes = await body.read()
+        # A store that does not know If-Match answers as if it had not been said.
+        if etag and answer["ETag"].strip('"') != etag:
+            raise ObjectChangedError("its ETag is another")
+        if len(data) != size:
+            raise ShortReadError(f"{len(data)} of {size} bytes came")
+        return data
+
+    return _ask(request, timeout_s)
+
+
+def put(bucket: str, key: str, data: bytes, *, timeout_s: float, only_if_absent: bool = False) -> None:
+    """Store an object with one request; a reader sees all of it or nothing."""
+    condition = {"IfNoneMatch": "*"} if only_if_absent else {}
+    _ask(lambda client: client.put_object(Bucket=bucket, Key=key, Body=data, **condition), timeout_s)
+
+
+def head(bucket: str, key: str, *, timeout_s: float) -> dict[str, Any]:
+    """An object's size and ETag, as botocore gives them."""
+    return _ask(lambda client: client.head_object(Bucket=bucket, Key=key), timeout_s)
+
+
+def delete(bucket: str, key: str, *, timeout_s: float) -> None:
+    """Remove an object; one that is not there is removed already."""
+    _ask(lambda client: client.delete_object(Bucket=bucket, Key=key), timeout_s)
+
+
+def page(bucket: str, prefix: str, *, timeout_s: float, delimiter: str = "", after: str | None = None, limit: int = 1000) -> dict[str, Any]:
+    """One page of the listing in key order; `after` is the former page's NextContinuationToken."""
+    more = {"ContinuationToken": after} if after else {}
+    return _ask(lambda client: client.list_objects_v2(Bucket=bucket, Prefix=prefix, Delimiter=delimiter, MaxKeys=limit, **more), timeout_s)
+
+
+def pages(bucket: str, prefix: str, call: Callable[[Callable[[float], Any]], Any], delimiter: str = "") -> Iterator[dict[str, Any]]:
+    """All pages; each goes through `call` (a retrier) on its own, so that a late failure does not list anew."""
+    after: str | None = None
+    while True:
+        token = after
+        answer = call(lambda left: page(bucket, prefix, timeout_s=left, delimiter=delimiter, after=token))  # noqa: B023 - called at once
+        yield answer
+        if not answer.get("IsTruncated"):
+            return
+        after = answer["NextContinuationToken"]

@@ -1,0 +1,99 @@
+"""One root under which a run keeps its files, wherever that is. Knows names and bytes; knows nothing of what they mean."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import fsspec
+
+from ray_app.storage.backends import backend_for
+from ray_app.storage.errors import is_missing, unreachable
+from ray_app.storage.locations import canonical, join, strip_secrets
+from ray_app.storage.retrying import Retrier, RetryPolicy
+
+T = TypeVar("T")
+
+# A run directory is asked a few times a minute; a wrong endpoint must be said within seconds, not minutes.
+_PATIENCE = RetryPolicy(attempts=5, base_s=0.2, cap_s=5.0, deadline_s=300.0)
+
+
+class Store:
+    """A folder, bucket prefix or other fsspec URL. Paths are relative, with `/`; what appears under one appears whole.
+
+    Every method raises StorageError, with a hint, when the place is out of reach or refuses. Picklable: the copy opens the same
+    URL with the environment of the process it lands in.
+    """
+
+    def __init__(self, url: str, retrier: Retrier | None = None) -> None:
+        self._root = canonical(url)
+        self._backend = backend_for(self._root)
+        self._retrier = retrier or Retrier(_PATIENCE)
+        self.url = strip_secrets(self._root)
+
+    @classmethod
+    def open(cls, url: str) -> "Store":
+        """The store at a URL or path; touches nothing yet. Raises ConfigError for a scheme that cannot be opened."""
+        return cls(url)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (Store, (self._root,))
+
+    def __repr__(self) -> str:
+        return f"Store({self.url!r})"
+
+    def read(self, path: str) -> bytes:
+        """The bytes at `path`. Raises FileNotFoundError when there is nothing."""
+        found = self._ask("read", path, lambda place, left: self._backend.read(place, left))
+        if found is None:
+            raise FileNotFoundError(f"{self.url}/{path}")
+        return found
+
+    def write(self, path: str, data: bytes) -> None:
+        """Put `data` at `path`, over whatever is there; a reader sees the old or the new, never a part."""
+        self._must("write", path, lambda place, left: self._backend.write(place, data, left))
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Put `data` at `path` only if nothing is there, False if something is. Of many that try at once, one succeeds.
+
+        `data` should differ from writer to writer: an answer that got lost is recognised by it.
+        """
+        return self._must("write", path, lambda place, left: self._backend.create(place, data, left))
+
+    def exists(self, path: str) -> bool:
+        """Whether there is a file at `path`."""
+        return bool(self._ask("read", path, lambda place, left: self._backend.exists(place, left)))
+
+    def names(self, folder: str) -> list[str]:
+        """Base names of the files directly in `folder`, sorted; none when there is no such folder."""
+        return sorted(name for name, is_folder in self._entries(folder) if not is_folder)
+
+    def folders(self, folder: str) -> list[str]:
+        """Base names of the folders directly in `folder`, sorted; none when there is no such folder."""
+        return sorted(name for name, is_folder in self._entries(folder) if is_folder)
+
+    def delete(self, path: str) -> None:
+        """Remove the file at `path`; nothing happens when there is none."""
+        self._ask("write", path, lambda place, left: self._backend.delete(place, left))
+
+    def filesystem_and_path(self, path: str) -> tuple[fsspec.AbstractFileSystem, str]:
+        """fsspec's file system and its own spelling of `path`, for readers that seek (pyarrow)."""
+        return self._backend.filesystem_and_path(join(self._root, path))
+
+    def _entries(self, folder: str) -> list[tuple[str, bool]]:
+        return self._ask("list", folder, lambda place, left: self._backend.entries(place, left)) or []
+
+    def _ask(self, doing: str, path: str, request: Callable[[str, float], T]) -> T | None:
+        """The answer, or None when there is nothing at `path`."""
+        place = join(self._root, path)
+        try:
+            return self._retrier.call(lambda left: request(place, left))
+        except Exception as error:
+            if is_missing(error):
+                return None
+            raise unreachable(error, place, doing) from error
+
+    def _must(self, doing: str, path: str, request: Callable[[str, float], T]) -> T:
+        place = join(self._root, path)
+        try:
+            return self._retrier.call(lambda left: request(place, left))
+        except Exception as error:
+            raise unreachable(error, place, doing) from error

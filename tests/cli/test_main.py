@@ -1,0 +1,105 @@
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import pytest
+
+from ray_app.cli.main import main, touchstone
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def commands(group=touchstone, path=()):
+    for name, command in group.commands.items():
+        yield (*path, name), command
+        if isinstance(command, click.Group):
+            yield from commands(command, (*path, name))
+
+
+def run(*arguments, **options):
+    return subprocess.run([sys.executable, "-m", "ray_app.cli.main", *arguments], capture_output=True, text=True, cwd=ROOT, **options)
+
+
+def test_help_is_quick_and_light():
+    code = "import sys; from ray_app.cli.main import main; main(['--help']); print([m for m in ('torch', 'ray') if m in sys.modules])"
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        times.append(time.perf_counter() - start)
+        assert done.stdout.endswith("[]\n")
+    assert "Usage: touchstone" in done.stdout
+    assert min(times) < 0.5
+
+
+@pytest.mark.parametrize(("path", "command"), list(commands()), ids=lambda value: " ".join(value) if isinstance(value, tuple) else "")
+def test_every_command_explains_itself(path, command, capsys):
+    assert main([*path, "--help"]) == 0
+    assert command.help
+    assert capsys.readouterr().out.startswith(f"Usage: touchstone {' '.join(path)}")
+    assert all(option.help for option in command.params if isinstance(option, click.Option) and option.name != "help")
+
+
+def test_a_typo_in_a_config_is_answered_with_file_key_and_nearest_key(tmp_path, capsys):
+    config = tmp_path / "mine.yaml"
+    config.write_text("blok_members: 4\n")
+    assert main(["score", "x", "--out", "y", "--config", str(config)]) == 2
+    assert f"{config}: blok_members: unknown key — did you mean 'block_members'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["score", "--out", "x"], "nothing to score"),
+        (["score", "x"], "--out DIR is missing"),
+        (["score", "x", "--out", "y", "--set", "retry.atempts=3"], "did you mean 'attempts'?"),
+        (["score", "/no/such/folder", "--out", "OUT"], "/no/such/folder"),
+        (["score", "x", "--out", "y", "--ensemble", "defualt"], "did you mean 'default'?"),
+        (["results", "/no/such/run"], "no run here"),
+        (["decide", "/no/such/run", "--ensemble", "default"], "no finished run here"),
+        (["report", "/no/such/run"], "no finished run here"),
+        (["detectors", "show", "touchstone-tini"], "did you mean 'touchstone-tiny'?"),
+        (["scroe"], "No such command"),
+    ],
+)
+def test_usage_errors_exit_2_and_say_what_to_do(arguments, expected, tmp_path, capsys):
+    arguments = [str(tmp_path / "out") if argument == "OUT" else argument for argument in arguments]
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert expected in captured.err
+    assert captured.out == ""
+    assert "Traceback" not in captured.err
+
+
+def test_missing_weights_exit_4_and_name_card_uri_and_command(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("TOUCHSTONE_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert main(["detectors", "fetch", "community-forensics-vits384"]) == 4
+    errors = capsys.readouterr().err
+    assert "community-forensics-vits384" in errors
+    assert "hf://OwensLab/commfor-model-384@" in errors
+    assert "touchstone detectors fetch community-forensics-vits384" in errors
+
+
+def test_config_show_is_a_config_that_can_be_used(tmp_path, capsys):
+    assert main(["config", "show", "overnight", "--set", "batch_slots=32"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"^batch_slots: 32$", shown, re.MULTILINE)
+    again = tmp_path / "again.yaml"
+    again.write_text(shown)
+    assert main(["config", "show", str(again)]) == 0
+    assert capsys.readouterr().out == shown
+
+
+def test_detectors_list_json_has_names(capsys):
+    assert main(["detectors", "list", "--json"]) == 0
+    names = [card["name"] for card in json.loads(capsys.readouterr().out)]
+    assert {"touchstone-tiny", "community-forensics-vits384", "openfake-swinv2-small", "siglip2-open-deepfake"} <= set(names)
+
+
+def test_version():
+    assert run("--version").stdout.startswith("touchstone, version ")

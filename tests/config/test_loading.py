@@ -1,0 +1,79 @@
+import pytest
+
+from ray_app.config import Frozen, config_root, find_config, load_yaml
+from ray_app.ensembles import EnsembleCard, load_ensemble_card
+from ray_app.errors import ConfigError
+from ray_app.scoring import ScoreConfig
+
+
+class Inner(Frozen):
+    depth_m: float = 1.0
+
+
+class Outer(Frozen):
+    inner: Inner = Inner()
+    items: tuple[Inner, ...] = ()
+    name: str
+
+
+def written(tmp_path, text):
+    path = tmp_path / "some.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_reads_and_overrides(tmp_path):
+    config = load_yaml(written(tmp_path, "name: a\ninner: {depth_m: 2}\n"), Outer, ["inner.depth_m=3.5", "name=b"])
+    assert (config.inner.depth_m, config.name) == (3.5, "b")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("nane: a\n", "some.yaml: nane: unknown key — did you mean 'name'?"),
+        ("name: a\ninner: {dept_m: 1}\n", "some.yaml: inner.dept_m: unknown key — did you mean 'depth_m'?"),
+        ("name: a\nitems: [{dephtm: 1}]\n", "some.yaml: items.0.dephtm: unknown key — did you mean 'depth_m'?"),
+        ("inner: {}\n", "some.yaml: name: missing"),
+        ("name: [1]\n", "some.yaml: name: Input should be a valid string (got [1])"),
+        ("- 1\n", "expected keys and values, found list"),
+        ("a: [\n", "not YAML"),
+    ],
+)
+def test_errors_name_file_key_and_nearest_valid_key(tmp_path, text, expected):
+    with pytest.raises(ConfigError) as caught:
+        load_yaml(written(tmp_path, text), Outer)
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize("override", ["name", "=1", "name.x=1"])
+def test_bad_overrides_are_explained(tmp_path, override):
+    with pytest.raises(ConfigError, match="--set"):
+        load_yaml(written(tmp_path, "name: a\n"), Outer, [override])
+
+
+def test_models_are_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        Inner().depth_m = 2.0
+
+
+def test_unknown_name_lists_what_is_shipped():
+    with pytest.raises(ConfigError) as caught:
+        find_config("ensembles", "defualt")
+    assert "did you mean 'default'?" in str(caught.value)
+    assert "published" in caught.value.hint
+
+
+@pytest.mark.parametrize("path", sorted((config_root() / "ensembles").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_ensemble_loads(path):
+    assert load_ensemble_card(path.stem).name == path.stem
+
+
+@pytest.mark.parametrize("path", sorted((config_root() / "score").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_score_config_loads(path):
+    load_yaml(path, ScoreConfig)
+
+
+def test_thresholds_must_be_ordered(tmp_path):
+    text = "name: x\ntitle: x\nmembers: [{detector: touchstone-tiny}]\nthresholds: {real_below: 2, fake_above: 1}\n"
+    with pytest.raises(ConfigError, match="real_below"):
+        load_yaml(written(tmp_path, text), EnsembleCard)

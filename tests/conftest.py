@@ -1,0 +1,17 @@
+"""Fixtures that several rooms share."""
+
+import pytest
+
+from tests.s3_server import S3Server
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory):
+    """A running S3 server; the AWS_* variables of this process and its children point at it."""
+    environment = pytest.MonkeyPatch()
+    with S3Server.start(tmp_path_factory.mktemp("s3")) as server:
+        for name, value in server.environment.items():
+            environment.setenv(name, value)
+        environment.delenv("AWS_PROFILE", raising=False)
+        yield server
+        environment.undo()

@@ -1,0 +1,282 @@
+"""Every file that intake must let in, flag or refuse, made in code: small, licence-clean, the same on every machine."""
+
+import io
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageCms
+
+from ray_app.errors import Status
+
+Maker = Callable[[], bytes]
+
+
+def photo(width: int = 96, height: int = 64, seed: int = 0) -> Image.Image:
+    """A picture with edges, gradients and noise, in RGB."""
+    y, x = np.mgrid[0:height, 0:width]
+    waves = np.stack([np.sin(x / (5 + c)) * 50 + np.cos(y / (7 - c)) * 50 + 128 for c in range(3)], axis=-1)
+    return Image.fromarray((waves + np.random.default_rng(seed).normal(0, 8, waves.shape)).clip(0, 255).astype(np.uint8))
+
+
+def encoded(image: Image.Image, format_name: str, **options: Any) -> bytes:
+    """What Pillow (or pillow-heif) writes for an image."""
+    if format_name == "HEIF":
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    out = io.BytesIO()
+    image.save(out, format_name, **options)
+    return out.getvalue()
+
+
+def jpeg(**options: Any) -> bytes:
+    return encoded(photo(), "JPEG", **options)
+
+
+def png(mode: str = "RGB", **options: Any) -> bytes:
+    return encoded(photo().convert(mode), "PNG", **options)
+
+
+def exif(orientation: int) -> bytes:
+    block = Image.Exif()
+    block[274] = orientation
+    return block.tobytes()
+
+
+def oriented(orientation: int, format_name: str = "JPEG") -> bytes:
+    return encoded(photo(), format_name, exif=exif(orientation))
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    """One PNG chunk."""
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def raw_png(width: int, height: int, depth: int, colour: int, rows: bytes, *extra: bytes) -> bytes:
+    """A PNG of exactly these scanlines (each with its filter byte), with extra chunks before them."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + b"".join(extra) + chunk(b"IDAT", zlib.compress(rows, 9)) + chunk(b"IEND", b"")
+
+
+def rgb16_png() -> bytes:
+    ramp = np.linspace(0, 65535, 256).astype(">u2")
+    row = b"\0" + np.repeat(ramp, 3).tobytes()
+    return raw_png(256, 16, 16, 2, row * 16)
+
+
+def grey16_png(*extra: bytes) -> bytes:
+    return raw_png(256, 16, 16, 0, (b"\0" + np.linspace(0, 65535, 256).astype(">u2").tobytes()) * 16, *extra)
+
+
+def grey12_tiff() -> bytes:
+    """Twelve-bit samples, packed three bytes to two: a ramp from 0 to 4095."""
+    samples = np.linspace(0, 4095, 256).astype(int).reshape(-1, 2)
+    row = b"".join(struct.pack(">I", a << 12 | b)[1:] for a, b in samples.tolist())
+    tags = [(256, 256), (257, 16), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1), (278, 16), (279, 16 * len(row))]
+    return tiff_of(tags, row * 16)
+
+
+def tiff_of(tags: list[tuple[int, int]], body: bytes) -> bytes:
+    """A TIFF of one directory of LONG tags, behind its body (which starts at byte 8)."""
+    body += b"\0" * (len(body) % 2)
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return b"II*\0" + struct.pack("<I", 8 + len(body)) + body + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+def camera_raw() -> bytes:
+    pixels = photo(32, 32).convert("L").tobytes()
+    tags = [(254, 1), (256, 32), (257, 32), (258, 8), (259, 1), (262, 1), (273, 8), (277, 1), (278, 32), (279, 1024), (50706, 1)]
+    return tiff_of(tags, pixels)
+
+
+def frames(format_name: str, count: int = 3) -> bytes:
+    first, *rest = (photo(seed=seed) for seed in range(count))
+    return encoded(first, format_name, save_all=True, append_images=rest)
+
+
+def cmyk(**options: Any) -> bytes:
+    return encoded(photo().convert("CMYK"), "JPEG", **options)
+
+
+def ycck() -> bytes:
+    """A CMYK JPEG whose Adobe marker says that its first three channels are YCC."""
+    data = bytearray(cmyk())
+    data[data.index(b"Adobe") + 11] = 2
+    return bytes(data)
+
+
+def srgb_profile() -> bytes:
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def see_through(mode: str) -> Image.Image:
+    """Left half hidden (with colours below), right half opaque."""
+    image = photo().convert("RGBA")
+    image.putalpha(Image.fromarray(np.repeat([[0] * 48 + [255] * 48], 64, axis=0).astype(np.uint8)))
+    return image.convert(mode)
+
+
+def palette_with_transparency() -> bytes:
+    return encoded(photo().quantize(16), "PNG", transparency=bytes([0] * 8 + [255] * 8))
+
+
+def jpeg_and_zip() -> bytes:
+    out = io.BytesIO(jpeg())
+    with zipfile.ZipFile(out, "a") as archive:
+        archive.writestr("inside.txt", "a polyglot")
+    return out.getvalue()
+
+
+def broken_exif(format_name: str) -> bytes:
+    """A good image whose EXIF block is none: its byte order mark is overwritten in place (and checksums repaired)."""
+    block = Image.Exif()
+    block[271] = "a maker"
+    data = encoded(photo(), format_name, exif=block.tobytes())
+    at = data.index(b"MM\0*")
+    data = data[:at] + b"XXXX" + data[at + 4 :]
+    if format_name == "PNG":
+        start = data.index(b"eXIf") - 4
+        end = start + 12 + struct.unpack_from(">I", data, start)[0]
+        data = data[:start] + chunk(b"eXIf", data[start + 8 : end - 4]) + data[end:]
+    return data
+
+
+def tiff_with_bad_orientation() -> bytes:
+    pixels = photo(32, 32).convert("L").tobytes()
+    tags = [(256, 32), (257, 32), (258, 8), (259, 1), (262, 1), (273, 8), (274, 77), (277, 1), (278, 32), (279, 1024)]
+    return tiff_of(tags, pixels)
+
+
+@cache
+def bomb_png(side: int = 20_000) -> bytes:
+    """A real one-bit picture: 400 million pixels in 49 kB."""
+    return raw_png(side, side, 1, 0, bytes((1 + side // 8) * side))
+
+
+def lying_png(width: int, height: int) -> bytes:
+    """A header over one row of pixels."""
+    return raw_png(width, height, 8, 2, bytes(100))
+
+
+def lying_jpeg(width: int, height: int) -> bytes:
+    data = bytearray(jpeg())
+    at = data.index(b"\xff\xc0")
+    data[at + 5 : at + 9] = struct.pack(">HH", height, width)
+    return bytes(data)
+
+
+def lying_gif(width: int, height: int) -> bytes:
+    data = bytearray(encoded(photo(), "GIF"))
+    data[6:10] = struct.pack("<HH", width, height)
+    return bytes(data)
+
+
+def text_bomb(kind: bytes = b"zTXt") -> bytes:
+    """Five megabytes of text (or of colour profile) in five kilobytes."""
+    body = b"Comment\0\0" + zlib.compress(bytes(5 * 1024**2), 9)
+    return raw_png(8, 8, 8, 0, bytes(72), chunk(kind, body))
+
+
+def broken_png() -> bytes:
+    data = bytearray(png())
+    at = data.index(b"IDAT") + 200
+    data[at : at + 40] = bytes(40)
+    return bytes(data)
+
+
+def half(make: Maker) -> bytes:
+    data = make()
+    return data[: len(data) // 2]
+
+
+# By Pillow's format name: sound files of each kind that is let in.
+SOUND: dict[str, tuple[str, Maker]] = {
+    "jpeg": ("JPEG", jpeg),
+    "jpeg_progressive": ("JPEG", lambda: jpeg(progressive=True)),
+    "png": ("PNG", png),
+    "webp": ("WEBP", lambda: encoded(photo(), "WEBP")),
+    "webp_lossless": ("WEBP", lambda: encoded(photo(), "WEBP", lossless=True)),
+    "webp_extended": ("WEBP", lambda: encoded(photo(), "WEBP", icc_profile=srgb_profile())),
+    "gif": ("GIF", lambda: encoded(photo(), "GIF")),
+    "bmp": ("BMP", lambda: encoded(photo(), "BMP")),
+    "tiff": ("TIFF", lambda: encoded(photo(), "TIFF")),
+    "tiff_lzw": ("TIFF", lambda: encoded(photo(), "TIFF", compression="tiff_lzw")),
+    "tiff_jpeg": ("TIFF", lambda: encoded(photo(), "TIFF", compression="jpeg")),
+    "tiff_big": ("TIFF", lambda: encoded(photo(), "TIFF", big_tiff=True)),
+    "avif": ("AVIF", lambda: encoded(photo(), "AVIF")),
+    "heic": ("HEIC", lambda: encoded(photo(), "HEIF")),
+}
+
+# Scored, with these flags.
+ODD: dict[str, tuple[tuple[str, ...], Maker]] = {
+    "animated_gif": (("animated",), lambda: frames("GIF")),
+    "animated_png": (("animated",), lambda: frames("PNG")),
+    "animated_webp": (("animated",), lambda: frames("WEBP")),
+    "animated_avif": (("animated",), lambda: frames("AVIF")),
+    "pages_tiff": (("multipage",), lambda: frames("TIFF")),
+    "two_pictures_jpeg": ((), lambda: frames("MPO", 2)),
+    "grey_jpeg": (("grayscale",), lambda: encoded(photo().convert("L"), "JPEG")),
+    "one_bit_png": (("grayscale",), lambda: png("1")),
+    "grey16_png": (("grayscale", "sixteen_bit"), grey16_png),
+    "grey16_with_hole_png": (("alpha", "grayscale", "sixteen_bit"), lambda: grey16_png(chunk(b"tRNS", b"\0\0"))),
+    "grey16_tiff": (("grayscale", "sixteen_bit"), lambda: encoded(Image.open(io.BytesIO(grey16_png())), "TIFF")),
+    "grey12_tiff": (("grayscale", "sixteen_bit"), grey12_tiff),
+    "rgb16_png": (("sixteen_bit",), rgb16_png),
+    "alpha_png": (("alpha",), lambda: encoded(see_through("RGBA"), "PNG")),
+    "alpha_webp": (("alpha",), lambda: encoded(see_through("RGBA"), "WEBP", lossless=True)),
+    "alpha_avif": (("alpha",), lambda: encoded(see_through("RGBA"), "AVIF")),
+    "grey_alpha_png": (("alpha", "grayscale"), lambda: encoded(see_through("LA"), "PNG")),
+    "palette_alpha_png": (("alpha",), palette_with_transparency),
+    "colour_key_png": (("alpha",), lambda: png(transparency=(1, 2, 3))),
+    "palette_png": ((), lambda: encoded(photo().quantize(64), "PNG")),
+    "cmyk_jpeg": (("cmyk",), cmyk),
+    "ycck_jpeg": (("cmyk",), ycck),
+    "cmyk_tiff": (("cmyk",), lambda: encoded(photo().convert("CMYK"), "TIFF")),
+    "cmyk_broken_icc": (("broken_icc", "cmyk"), lambda: cmyk(icc_profile=b"no profile" * 30)),
+    "cmyk_icc_of_rgb": (("broken_icc", "cmyk"), lambda: cmyk(icc_profile=srgb_profile())),
+    "rgb_icc": ((), lambda: jpeg(icc_profile=srgb_profile())),
+    "rgb_broken_icc": (("broken_icc",), lambda: jpeg(icc_profile=b"no profile" * 30)),
+    "broken_exif_jpeg": (("broken_exif",), lambda: broken_exif("JPEG")),
+    "broken_exif_png": (("broken_exif",), lambda: broken_exif("PNG")),
+    "broken_exif_webp": (("broken_exif",), lambda: broken_exif("WEBP")),
+    "broken_exif_avif": (("broken_exif",), lambda: broken_exif("AVIF")),
+    "bad_orientation_tiff": (("broken_exif", "grayscale"), tiff_with_bad_orientation),
+    "trailing_zeros_jpeg": (("trailing_bytes",), lambda: jpeg() + bytes(1000)),
+    "trailing_png": (("trailing_bytes",), lambda: png() + b"after the end"),
+    "trailing_webp": (("trailing_bytes",), lambda: encoded(photo(), "WEBP") + b"after the end!"),
+    "jpeg_and_zip": (("trailing_bytes",), jpeg_and_zip),
+    "one_pixel_png": ((), lambda: raw_png(1, 1, 8, 2, b"\0abc")),
+    "one_pixel_jpeg": ((), lambda: encoded(photo(1, 1), "JPEG")),
+}
+
+# Refused, with this status.
+REFUSED: dict[str, tuple[Status, Maker]] = {
+    "empty": (Status.EMPTY_FILE, bytes),
+    "text": (Status.UNSUPPORTED_FORMAT, lambda: b"Not an image, whatever its name says.\n"),
+    "svg": (Status.UNSUPPORTED_FORMAT, lambda: b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"/>'),
+    "pdf": (Status.UNSUPPORTED_FORMAT, lambda: b"%PDF-1.7\n1 0 obj\n"),
+    "icon": (Status.UNSUPPORTED_FORMAT, lambda: encoded(photo(32, 32), "ICO")),
+    "jpeg2000": (Status.UNSUPPORTED_FORMAT, lambda: encoded(photo(), "JPEG2000")),
+    "video": (Status.UNSUPPORTED_FORMAT, lambda: b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom" + bytes(100)),
+    "camera_raw": (Status.UNSUPPORTED_FORMAT, camera_raw),
+    "float_tiff": (Status.UNSUPPORTED_FORMAT, lambda: encoded(photo().convert("F"), "TIFF")),
+    "bomb": (Status.IMAGE_TOO_LARGE, bomb_png),
+    "lying_png": (Status.IMAGE_TOO_LARGE, lambda: lying_png(20_000, 20_000)),
+    "lying_jpeg": (Status.IMAGE_TOO_LARGE, lambda: lying_jpeg(60_000, 60_000)),
+    "lying_gif": (Status.IMAGE_TOO_LARGE, lambda: lying_gif(60_000, 60_000)),
+    "long_line": (Status.IMAGE_TOO_LARGE, lambda: raw_png(16_000, 1, 1, 0, bytes(2001))),
+    "one_colour": (Status.IMAGE_TOO_LARGE, lambda: encoded(Image.new("RGB", (4000, 4000)), "WEBP", lossless=True, method=0)),
+    "no_pixels": (Status.CORRUPT_IMAGE, lambda: lying_png(0, 10)),
+    "text_bomb": (Status.METADATA_TOO_LARGE, text_bomb),
+    "profile_bomb": (Status.METADATA_TOO_LARGE, lambda: text_bomb(b"iCCP")),
+    "text_flood": (Status.METADATA_TOO_LARGE, lambda: raw_png(8, 8, 8, 0, bytes(72), chunk(b"tEXt", b"Comment\0" + b"a" * 17 * 1024**2))),
+    "broken_png": (Status.CORRUPT_IMAGE, broken_png),
+    "only_a_signature": (Status.TRUNCATED_IMAGE, lambda: png()[:8]),
+    "jpeg_without_its_last_byte": (Status.TRUNCATED_IMAGE, lambda: jpeg()[:-1]),
+    **{f"half_{name}": (Status.TRUNCATED_IMAGE, lambda make=make: half(make)) for name, (_, make) in SOUND.items()},
+}

@@ -1,0 +1,38 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from ray_app.errors import Status
+from ray_app.images import ImageFacts
+from ray_app.inference import Batch, Outcome, pack, unpack
+
+
+def batch(seed, *, slots=4, usable=True):
+    rng = np.random.default_rng(seed)
+    outcomes = (Outcome(Status.OK, None, ImageFacts("00", width=seed, height=2)), Outcome(Status.EMPTY_FILE, "no bytes", None))
+    pixels = tuple(rng.integers(0, 256, (slots, side, side, 3), dtype=np.uint8) for side in (16, 24)) if usable else ()
+    return Batch(outcomes, pixels)
+
+
+def through_ipc(table):
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return pa.ipc.open_stream(sink.getvalue()).read_all()
+
+
+@pytest.mark.parametrize("usable", [[True, True, True], [True, False, True], [False], []])
+def test_batches_come_back_as_they_were(usable):
+    batches = [batch(seed, usable=each) for seed, each in enumerate(usable)]
+    found = list(unpack(through_ipc(pack(batches, 2)), 2))
+    assert [each.outcomes for each in found] == [each.outcomes for each in batches]
+    for left, right in zip(found, batches, strict=True):
+        assert len(left.pixels) == len(right.pixels)
+        for one, other in zip(left.pixels, right.pixels, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_tensors_are_views_not_copies():
+    table = pack([batch(1)], 2)
+    tensor = next(unpack(table, 2)).pixels[0]
+    assert not tensor.flags.owndata

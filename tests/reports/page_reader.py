@@ -1,0 +1,38 @@
+"""What a page consists of, read with the standard library's HTML parser."""
+
+from html.parser import HTMLParser
+
+_VOID = {"meta", "link", "img", "br", "wbr", "hr"}
+
+
+class PageReader(HTMLParser):
+    """All tags with their attributes, in order; fails on a tag that is not closed where it should be."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self._open: list[str] = []
+        self.feed(page)
+        self.close()
+        assert not self._open, f"never closed: {self._open}"
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def attributes(self, name: str) -> list[dict[str, str | None]]:
+        return [attributes for tag, attributes in self.tags if tag == name]
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in _VOID:
+            self._open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self._open, f"</{tag}> with nothing open"
+        assert self._open.pop() == tag
+
+    def handle_data(self, data):
+        if self._open and self._open[-1] not in ("style", "title", "desc"):
+            self.words.append(data)

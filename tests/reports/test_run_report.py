@@ -1,0 +1,265 @@
+import io
+import re
+
+import pytest
+from PIL import Image
+
+from ray_app.errors import MEANING, ConfigError, Status
+from ray_app.reports import render_run_report
+from tests.reports import hostile
+from tests.reports.example import example_summary, scores
+from tests.reports.page_reader import PageReader
+
+PAGE_TAGS = {
+    "html",
+    "head",
+    "meta",
+    "link",
+    "title",
+    "style",
+    "body",
+    "div",
+    "header",
+    "footer",
+    "main",
+    "section",
+    "h1",
+    "h2",
+    "details",
+    "summary",
+}
+TEXT_TAGS = {"p", "dl", "dt", "dd", "ul", "li", "span", "strong", "small", "i", "b", "bdi", "br", "wbr", "figure", "figcaption", "img"}
+TABLE_TAGS = {"table", "caption", "thead", "tbody", "tr", "th", "td"}
+DRAWING_TAGS = {"svg", "g", "rect", "line", "path", "text", "desc", "title"}
+
+
+def thumbnail() -> bytes:
+    data = io.BytesIO()
+    Image.new("RGB", (8, 8), "teal").save(data, "JPEG")
+    return data.getvalue()
+
+
+def hostile_summary(text):
+    example = {"uri": text, "member": text, "detail": text}
+    plain = example_summary()
+    detector = {"name": text, "title": text, "licence": text, "calibrated": False, "demonstration": True}
+    return example_summary(
+        run=text,
+        version=text,
+        started_at=text,
+        top=[{**plain["top"][0], "uri": text, "member": member, "verdict": text} for member in (None, text)],
+        examples={"corrupt_image": [example] * 3, text: [example]},
+        statuses={**plain["statuses"], text or "other": 4},
+        verdict_reasons={text: 40},
+        flags={text: 1},
+        formats={text: 1},
+        histogram={
+            "edges": plain["histogram"]["edges"],
+            "counts": {"ensemble": scores((0, 1, 99)), text: scores((1, 1, 99)), "x": scores((2, 1, 9))},
+        },
+        ensemble={**plain["ensemble"], "name": text, "title": text, "rule": text, "members": [detector]}
+        | {"thresholds": {**plain["ensemble"]["thresholds"], "measured_on": text}},
+        session={**plain["session"], "layout": text, "seconds": {text: 1.0, "score": 2.0}},
+        bottleneck={"stage": text, "share": 0.5, "advice": text},
+        identity={text or "key": {text or "key": [text, {"a": text}]}},
+    )
+
+
+PAGES = {
+    "example": lambda: render_run_report(example_summary()),
+    "empty": lambda: render_run_report({}),
+    "thumbnails": lambda: render_run_report(example_summary(), thumbnails={1001: thumbnail()}, prior=0.02),
+    "nothing scored": lambda: render_run_report(example_summary(statuses={"corrupt_image": 3000}, verdicts={}, histogram={}, top=[])),
+} | {name: lambda text=text: render_run_report(hostile_summary(text), thumbnails={1001: b"<svg>"}) for name, text in hostile.NAMES.items()}
+
+
+@pytest.fixture(scope="module", params=PAGES)
+def page(request):
+    return PAGES[request.param]()
+
+
+def test_a_page_loads_and_runs_nothing(page):
+    read = PageReader(page)
+    assert {tag for tag, _ in read.tags} <= PAGE_TAGS | TEXT_TAGS | TABLE_TAGS | DRAWING_TAGS
+    for tag, attributes in read.tags:
+        assert not [name for name in attributes if name.startswith("on")], tag
+        for name in ("src", "href", "action", "srcset", "xlink:href", "data", "poster", "background"):
+            assert (attributes.get(name) or "data:").startswith("data:"), (tag, name)
+    assert not re.search(r"""(src|href)\s*=\s*["']?\s*(https?:)?//""", re.sub("<title>.*?</title>", "", page).replace("&#34;", "“"))
+    assert "@import" not in page
+    assert "url(" not in page
+
+
+def test_the_policy_comes_before_anything_it_rules(page):
+    names = [tag for tag, _ in PageReader(page).tags]
+    policy = next(attributes for attributes in PageReader(page).attributes("meta") if attributes.get("http-equiv"))
+    assert policy["http-equiv"] == "Content-Security-Policy"
+    assert policy["content"].startswith("default-src 'none'; style-src 'unsafe-inline'; img-src data:")
+    assert "script" not in policy["content"]
+    assert names.index("style") > names.index("meta")
+
+
+def test_a_page_can_be_read_without_seeing_it(page):
+    read = PageReader(page)
+    ids = [attributes["id"] for _, attributes in read.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert [tag for tag, _ in read.tags].count("h1") == 1
+    names = [tag for tag, _ in read.tags]
+    assert names.count("table") == names.count("caption") == names.count("thead")
+    assert all(attributes.get("scope") in ("row", "col") for attributes in read.attributes("th"))
+    for _, attributes in read.tags:
+        assert set((attributes.get("aria-labelledby") or "").split()) <= set(ids)
+    for attributes in read.attributes("svg"):
+        assert attributes.get("aria-hidden") == "true" or (attributes["role"] == "img" and attributes["aria-labelledby"])
+    assert all("alt" in attributes for attributes in read.attributes("img"))
+    assert read.attributes("html") == [{"lang": "en"}]
+
+
+def test_a_page_is_plain_printable_text(page):
+    page.encode("utf-8")
+    assert all(character.isprintable() or character == "\n" for character in page)
+    assert max(map(len, page.splitlines())) < 60_000
+
+
+@pytest.fixture(scope="module")
+def words():
+    return PageReader(render_run_report(example_summary())).text
+
+
+def test_the_headline_and_the_counts(words):
+    assert "3,000 members: 150 flagged as fake, 40 abstained, 2,800 with no evidence found, 10 could not be scored." in words
+    assert "150 5.0 %" in words
+    assert "inside the abstain band 38 95.0 %" in words
+    assert "JPEG 2,741 91.4 %" in words
+    assert "touchstone-tiny" in words
+
+
+def test_the_banners(words):
+    assert "Demonstration detector : it shows that the machinery works and is not for decisions" in words
+    assert "Probability not calibrated : it is the plain sigmoid of the score." in words
+    calm = {**example_summary()["ensemble"], "demonstration": False, "calibrated": True, "members": []}
+    text = PageReader(render_run_report(example_summary(ensemble=calm))).text
+    assert "Demonstration detector" not in text
+    assert "not calibrated" not in text
+    assert "uncalibrated" not in text
+
+
+def test_statuses_are_explained_with_their_first_examples(words):
+    for status in ("ok", "corrupt_image", "truncated_image", "image_too_large", "empty_file"):
+        assert MEANING[Status(status)] in words
+    assert "scan-0014.jpg" in words
+    assert "20000 × 20000 pixels = 400 megapixels" in words
+    assert "Every member has exactly one row: 3,000 of 3,000." in words
+
+
+def test_false_flags_at_this_archives_size(words):
+    assert (
+        "If every one of the 2,990 scored images were real, about 30 would be flagged all the same (18 to 49). 150 were flagged." in words
+    )
+    assert "0.1 % 32 0.6 7.4 %" in words
+    assert "1 % 54 6.0 44.7 %" in words
+    assert "10 % 266 60 89.9 %" in words
+    assert "held-out scenes, decoders and cameras of the demonstration set" in words
+
+
+def test_the_share_that_is_right_for_a_prior():
+    text = PageReader(render_run_report(example_summary(), prior=0.02)).text
+    assert "If 2 % of the archive is fake, 62.0 % of the flags are right" in text
+    assert "44.7 %" not in text
+    with pytest.raises(ConfigError):
+        render_run_report(example_summary(), prior=2)
+
+
+def with_thresholds(thresholds, **changes):
+    summary = example_summary(**changes)
+    summary["ensemble"] = {**summary["ensemble"], "thresholds": thresholds}
+    return PageReader(render_run_report(summary)).text
+
+
+def test_thresholds_without_a_rate_say_so():
+    bare = {"real_below": -1.0, "fake_above": 2.0, "false_positive_rate": None, "n_real": None}
+    text = with_thresholds(bare)
+    assert "Not known. The thresholds carry no measured false-positive rate" in text
+    assert "would be flagged all the same" not in text
+    assert "There are no thresholds" in with_thresholds(None)
+
+
+def test_a_rate_without_its_counterpart_gives_no_share():
+    text = with_thresholds({"real_below": 0.0, "fake_above": 0.0, "false_positive_rate": 0.051})
+    assert "about 152 would be flagged all the same. 150 were flagged. That is no more than the rate alone explains" in text
+    assert "No true-positive rate is stated" in text
+
+
+def test_time_and_bottleneck(words):
+    for figure in ("120.5", "4.5 s", "29.4 s", "823.5 MB", "decode 18.2 36.5 %"):
+        assert figure in words
+    assert "Bottleneck: score (51.8 % of the workers’ time). The cores are busy with the model itself" in words
+    assert "1 read was repeated" in words
+
+
+def test_a_session_without_rows_claims_no_speed():
+    text = PageReader(render_run_report(example_summary(session={"rows": 0, "images_per_s": None, "seconds": {}}))).text
+    assert "The last session scored nothing" in text
+    assert "images per second" not in text
+
+
+def test_an_unfinished_run_and_a_broken_count_are_announced():
+    unfinished = PageReader(render_run_report(example_summary(complete=False, members=9000))).text
+    assert "Not finished. 3,000 of 9,000 members have a row." in unfinished
+    assert "not reached yet 6,000 66.7 %" in unfinished
+    broken = PageReader(render_run_report(example_summary(members=2999))).text
+    assert "Rows and members differ." in broken
+
+
+def test_nulls_and_absent_keys_read_the_same():
+    nulls = {key: None for key in example_summary()}
+    assert render_run_report(nulls) == render_run_report({})
+
+
+def test_the_highest_scores_are_listed_with_their_container(words):
+    assert "s3://picture-desk/harbour/boxes/box-11.tar › box-11/plates/" in words.replace("/ ", "/")
+    assert "+7.69 0.9995 fake" in words
+    assert "+5.61 0.9964 abstain" in words
+
+
+def test_one_detector_is_not_drawn_twice():
+    alone = example_summary()["histogram"]
+    counts = {"ensemble": alone["counts"]["ensemble"], "touchstone-tiny": alone["counts"]["ensemble"]}
+    page = render_run_report(example_summary(histogram={**alone, "counts": counts}))
+    assert page.count('class="histogram') == 1
+    assert render_run_report(example_summary()).count('class="histogram') == 3
+
+
+def test_identity_is_shown_key_by_key(words):
+    assert "limits.max_pixels 50000000" in words
+    assert "detectors[1].preprocessing.resize 440" in words
+    assert "18 settings" in words
+
+
+def test_thumbnails_are_shown_only_when_given_and_only_jpeg():
+    assert "<img" not in render_run_report(example_summary())
+    page = render_run_report(example_summary(), thumbnails={1001: thumbnail(), 1002: b"<svg onload=alert(1)>"})
+    (image,) = PageReader(page).attributes("img")
+    assert image["src"].startswith("data:image/jpeg;base64,/9j/")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_and_bars_stand_out_from_what_is_behind_them(scheme):
+    blocks = re.findall(r":root \{(.*?)\}", render_run_report({}), flags=re.DOTALL)
+    colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", blocks[0 if scheme == "light" else 1]))
+    for text, behind in [("ink", "paper"), ("muted", "paper"), ("ink", "raised"), ("notice-ink", "notice"), ("ink", "band")]:
+        assert contrast(colours[text], colours[behind]) >= 4.5, (text, behind)
+    for mark in ("fake", "real", "none", "plain", "strong"):
+        assert contrast(colours[mark], colours["paper"]) >= 2.8, mark
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG contrast ratio."""
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def luminance(colour: str) -> float:
+    channels = [int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)]
+    linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in channels]
+    return sum(weight * value for weight, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))

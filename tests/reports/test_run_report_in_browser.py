@@ -1,0 +1,56 @@
+import pytest
+
+from ray_app.reports import render_run_report
+from tests.reports import hostile
+from tests.reports.browser import CHROMIUM, Browser
+from tests.reports.example import example_summary
+from tests.reports.test_run_report import hostile_summary, thumbnail
+
+pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is not installed")
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    with Browser(tmp_path_factory.mktemp("profile")) as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pages")
+    thumbnails = {row["image_id"]: thumbnail() for row in example_summary()["top"]}
+    pages = {"example": render_run_report(example_summary(), thumbnails=thumbnails), "empty": render_run_report({})}
+    pages |= {name: render_run_report(hostile_summary(text)) for name, text in hostile.NAMES.items()}
+    for name, page in pages.items():
+        (folder / f"{name}.html").write_text(page, encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+@pytest.mark.parametrize("name", ["example", "empty", *hostile.NAMES])
+def test_a_page_fits_its_window_and_asks_for_nothing(browser, folder, name, width):
+    browser.show(folder / f"{name}.html", width=width)
+    assert browser.ask("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+    assert browser.ask("innerWidth") == width
+    asked = [event["request"]["url"].split(":")[0] for event in browser.called("Network.requestWillBeSent")]
+    assert asked.count("file") == 1
+    assert set(asked) <= {"file", "data"}
+    assert browser.called("Log.entryAdded") == []
+    assert browser.called("Page.javascriptDialogOpening") == []
+    assert browser.ask("document.scripts.length") == 0
+
+
+@pytest.mark.parametrize(("scheme", "media", "is_dark"), [("light", "screen", False), ("dark", "screen", True), ("dark", "print", False)])
+def test_paper_is_dark_on_a_dark_screen_and_never_in_print(browser, folder, scheme, media, is_dark):
+    browser.show(folder / "example.html", width=1000, scheme=scheme, media=media)
+    red = browser.ask("+getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0]")
+    assert (red < 128) == is_dark
+
+
+def test_bars_and_thumbnails_are_drawn(browser, folder):
+    browser.show(folder / "example.html", width=1000)
+    assert (
+        browser.ask("Math.max(...[...document.querySelectorAll('.histogram rect')].map(bar => bar.getBoundingClientRect().height))") > 150
+    )
+    assert browser.ask("[...document.images].every(image => image.complete && image.naturalWidth === 8)")
+    assert browser.ask("document.images.length") == 11

@@ -1,0 +1,154 @@
+"""A scoring run from end to end, on a real local Ray."""
+
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ray_app.errors import ConfigError, ExitCode, IdentityError
+from ray_app.runs import RunDirectory, current_rows
+from ray_app.scoring import ClusterConfig
+from ray_app.scoring.redeciding import decide_run
+from ray_app.storage import Lease, Store
+from tests.scoring.conftest import comparable, files_below, rows_of
+
+pytestmark = pytest.mark.ray
+
+
+def save_photo(path, seed, size=(320, 240)):
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (8, 10, 3), dtype=np.uint8))
+    coarse.resize(size, Image.Resampling.BICUBIC).save(path, quality=90)
+
+
+def test_every_file_has_one_row_and_the_good_ones_a_verdict(score, archive):
+    finished, rows = score(archive)
+    assert finished.exit_code is ExitCode.DONE
+    assert sorted(rows) == files_below(archive)
+    for uri, row in rows.items():
+        assert (row["status"] == "ok") == (row["verdict"] is not None), uri
+        if row["status"] == "ok":
+            with Image.open(uri) as image:
+                assert (row["width"], row["height"], row["format"]) == (*image.size, {"MPO": "JPEG"}.get(image.format, image.format))
+            assert row["probability"] == pytest.approx(1 / (1 + np.exp(-row["score"])))
+            assert row["calibrated"] is False
+            assert list(row["scores"]) == ["touchstone-tiny"]
+    statuses = {os.path.basename(uri): row["status"] for uri, row in rows.items()}
+    assert {"unsupported_format", "truncated_image", "empty_file"} <= set(statuses.values())
+    summary = finished.summary
+    assert summary["members"] == len(rows) == sum(summary["statuses"].values())
+    assert summary["session"]["rows"] == len(rows)
+    run = RunDirectory.open(finished.summary["run"])
+    assert run.parts(0) == []
+    assert run.store.exists("report.html")
+
+
+def test_bad_files_get_their_status_and_the_good_ones_their_scores(score, tmp_path):
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    for index in range(5):
+        save_photo(folder / f"good-{index}.jpg", index)
+    whole = (folder / "good-0.jpg").read_bytes()
+    (folder / "corrupt.jpg").write_bytes(whole[:200] + bytes(len(whole) - 200))
+    (folder / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "notes.txt").write_text("no image")
+    Image.new("1", (20_000, 20_000)).save(folder / "bomb.png")
+    finished, rows = score(folder)
+    statuses = {os.path.basename(uri): row["status"] for uri, row in rows.items()}
+    assert statuses == {
+        **{f"good-{index}.jpg": "ok" for index in range(5)},
+        "corrupt.jpg": "corrupt_image", "truncated.jpg": "truncated_image", "empty.png": "empty_file",
+        "notes.txt": "unsupported_format", "bomb.png": "image_too_large",
+    }  # fmt: skip
+    assert finished.exit_code is ExitCode.DONE
+    again, _ = score(folder, max_bad_fraction=0.3)
+    assert again.exit_code is ExitCode.TOO_MANY_BAD
+    again, _ = score(folder, max_bad_fraction=0.5)
+    assert again.exit_code is ExitCode.DONE
+
+
+def test_s3_gives_the_same_rows_as_the_disk(score, archive, s3):
+    _, local = score(archive)
+    bucket = s3.bucket("same-rows")
+    store = Store.open(f"{bucket}/photos")
+    for path in files_below(archive):
+        with open(path, "rb") as file:
+            store.write(os.path.relpath(path, archive), file.read())
+    _, remote = score(f"{bucket}/photos", out=f"{bucket}/run")
+    by_sha = {row["sha256"]: comparable(row) for row in local.values()}
+    assert len(remote) == len(local)
+    for row in remote.values():
+        assert comparable(row) == by_sha[row["sha256"]]
+
+
+def test_a_finished_run_scores_exactly_what_is_new_or_changed(score, archive):
+    _, before = score(archive)
+    names = files_below(archive)
+    changed, removed = [name for name in names if before[name]["format"] == "JPEG"][:2], names[-1]
+    for index, name in enumerate(changed):
+        save_photo(name, 100 + index)
+    added = [os.path.join(archive, f"new-{index}.jpg") for index in range(3)]
+    for index, name in enumerate(added):
+        save_photo(name, 200 + index)
+    os.remove(removed)
+    finished, after = score(archive)
+    assert finished.summary["session"]["rows"] == 5
+    assert finished.summary["listing"] == 1
+    assert set(after) == (set(before) - {removed}) | set(added)
+    for name in after:
+        if name in changed or name in added:
+            assert after[name]["attempt"] == 2
+        else:
+            assert after[name] == before[name]
+    everything = current_rows(RunDirectory.open(finished.summary["run"]), vanished=True)
+    assert len(list(everything)) == len(before) + 5
+    finished, same = score(archive)
+    assert (finished.summary["session"]["rows"], finished.summary["listing"]) == (0, 1)
+    assert same == after
+
+
+def test_another_detector_on_the_same_directory_is_refused_and_other_workers_are_not(score, archive, tmp_path):
+    score(archive)
+    with pytest.raises(IdentityError) as caught:
+        score(archive, resize="fast")
+    assert 'resize: this command "fast", the run "exact"' in str(caught.value)
+    assert caught.value.exit_code is ExitCode.USAGE
+    finished, _ = score(archive, cluster=ClusterConfig(workers=1))
+    assert finished.summary["session"]["rows"] == 0
+
+
+def test_a_directory_in_use_is_refused(score, archive, tmp_path):
+    store = Store.open(str(tmp_path / "run"))
+    with Lease(store), pytest.raises(IdentityError, match=str(os.getpid())):
+        score(archive)
+
+
+def test_decide_applies_new_thresholds_and_scores_nothing(score, archive, tmp_path):
+    finished, before = score(archive)
+    strict = tmp_path / "strict.yaml"
+    strict.write_text("name: strict\ntitle: t\nmembers: [{detector: touchstone-tiny}]\nthresholds: {real_below: -1000, fake_above: 1000}\n")
+    summary = decide_run(finished.summary["run"], str(strict))
+    after = rows_of(finished.summary["run"])
+    assert summary["verdicts"] == {"real": 0, "fake": 0, "abstain": summary["statuses"]["ok"]}
+    unchanged = ("scores", "score", "probability", "scored_at", "attempt", "sha256", "status")
+    for uri, row in after.items():
+        assert {name: row[name] for name in unchanged} == {name: before[uri][name] for name in unchanged}
+        assert row["verdict"] == ("abstain" if row["status"] == "ok" else None)
+    with pytest.raises(IdentityError, match="fake_above"):
+        score(archive)
+    finished, _ = score(archive, ensemble=str(strict))
+    assert finished.summary["session"]["rows"] == 0
+
+
+@pytest.mark.parametrize("source", ["empty", "missing"])
+def test_an_empty_or_missing_source_is_a_usage_error(score, tmp_path, source):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError):
+        score(tmp_path / source)
+
+
+def test_limit_lists_no_more(score, archive):
+    finished, rows = score(archive, limit=5)
+    assert len(rows) == 5

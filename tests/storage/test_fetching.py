@@ -1,0 +1,277 @@
+import os
+import threading
+from dataclasses import dataclass
+
+import pytest
+
+from ray_app.errors import InputError, SourceError, Status
+from ray_app.storage import Fetcher, Gate, Retrier, RetryPolicy, list_objects
+from tests.storage.faulty_server import ETAG
+
+LIMIT = 1 << 20
+DATA = b"0123456789" * 100
+
+
+@dataclass(frozen=True)
+class Wanted:
+    uri: str
+    version: str = ""
+    size_bytes: int = -1
+
+
+class Waits:
+    """A clock that moves only when somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.pauses: list[float] = []
+
+    def sleep(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+
+    def clock(self) -> float:
+        return sum(self.pauses)
+
+
+def patient(waits: Waits, **policy) -> Fetcher:
+    return Fetcher(retrier=Retrier(RetryPolicy(**policy), sleep=waits.sleep, clock=waits.clock, chance=lambda: 1.0))
+
+
+def serve(faulty, *faults: str) -> str:
+    faulty.objects["/bucket/a.jpg"] = DATA
+    faulty.faults["/bucket/a.jpg"] = list(faults)
+    return "s3://bucket/a.jpg"
+
+
+def refused(fetcher: Fetcher, uri: str, version: str = "") -> SourceError:
+    with pytest.raises(SourceError) as caught:
+        fetcher.fetch(uri, version, LIMIT)
+    return caught.value
+
+
+class TestS3:
+    def test_reads_the_listed_version(self, s3):
+        bucket = s3.bucket("fetch-plain")
+        s3.client().put_object(Bucket="fetch-plain", Key="sub folder/ä#b?.jpg", Body=DATA)
+        [info] = list_objects(bucket)
+        fetcher = Fetcher()
+        assert fetcher.fetch(info.uri, info.version, LIMIT) == DATA
+        assert (fetcher.bytes_read, fetcher.retried, fetcher.throttled) == (len(DATA), 0, 0)
+
+    def test_a_rewritten_object_has_changed(self, s3):
+        bucket = s3.bucket("fetch-changed")
+        s3.client().put_object(Bucket="fetch-changed", Key="a.jpg", Body=DATA)
+        [info] = list_objects(bucket)
+        s3.client().put_object(Bucket="fetch-changed", Key="a.jpg", Body=DATA[::-1])
+        assert refused(Fetcher(), info.uri, info.version).status is Status.SOURCE_CHANGED
+
+    def test_a_deleted_object_is_missing(self, s3):
+        s3.bucket("fetch-missing")
+        error = refused(Fetcher(), "s3://fetch-missing/a.jpg", "x")
+        assert error.status is Status.SOURCE_MISSING
+        assert "s3://fetch-missing/a.jpg" in error.detail
+
+    def test_a_large_object_is_refused_without_its_body(self, s3):
+        s3.bucket("fetch-large")
+        s3.client().put_object(Bucket="fetch-large", Key="a", Body=DATA)
+        with pytest.raises(InputError) as caught:
+            Fetcher().fetch("s3://fetch-large/a", "", len(DATA) - 1)
+        assert caught.value.status is Status.IMAGE_TOO_LARGE
+
+
+class TestFaults:
+    def test_throttling_is_waited_out_and_counted(self, faulty):
+        waits = Waits()
+        fetcher = patient(waits, base_s=0.5, cap_s=1.5)
+        assert fetcher.fetch(serve(faulty, "slow_down", "slow_down", "slow_down"), "", LIMIT) == DATA
+        assert (fetcher.throttled, fetcher.retried) == (3, 3)
+        assert waits.pauses == [0.5, 1.0, 1.5]
+
+    def test_throttling_without_end_is_a_row(self, faulty):
+        fetcher = patient(Waits(), attempts=4)
+        assert refused(fetcher, serve(faulty, *["slow_down"] * 9)).status is Status.SOURCE_THROTTLED
+        assert (fetcher.throttled, len(faulty.requests)) == (4, 4)
+
+    def test_a_denial_that_is_a_rate_limit_counts_as_one(self, faulty):
+        fetcher = patient(Waits())
+        assert fetcher.fetch(serve(faulty, "denied_but_busy", "denied_but_busy"), "", LIMIT) == DATA
+        assert fetcher.throttled == 2
+
+    def test_a_denial_without_a_reason_is_asked_again(self, faulty):
+        fetcher = patient(Waits(), attempts=3)
+        assert fetcher.fetch(serve(faulty, "bare_403"), "", LIMIT) == DATA
+        assert refused(fetcher, serve(faulty, *["bare_403"] * 3)).status is Status.SOURCE_DENIED
+
+    def test_a_denial_with_a_reason_is_final(self, faulty):
+        assert refused(patient(Waits()), serve(faulty, "denied")).status is Status.SOURCE_DENIED
+        assert len(faulty.requests) == 1
+
+    @pytest.mark.parametrize("fault", ["internal", "short"])
+    def test_a_passing_fault_is_asked_again(self, faulty, fault):
+        fetcher = patient(Waits(), attempts=3)
+        assert fetcher.fetch(serve(faulty, fault, fault), "", LIMIT) == DATA
+        assert (fetcher.retried, fetcher.throttled) == (2, 0)
+        assert refused(fetcher, serve(faulty, *[fault] * 3)).status is Status.SOURCE_TIMEOUT
+
+    def test_an_answer_that_never_ends_meets_the_deadline(self, faulty):
+        fetcher = Fetcher(RetryPolicy(deadline_s=0.3))
+        error = refused(fetcher, serve(faulty, "drip"))
+        assert error.status is Status.SOURCE_TIMEOUT
+        assert "no answer in time" in error.detail
+
+    def test_the_deadline_ends_the_waiting(self, faulty):
+        waits = Waits()
+        fetcher = patient(waits, attempts=99, base_s=1.0, cap_s=4.0, deadline_s=20.0)
+        assert refused(fetcher, serve(faulty, *["slow_down"] * 99)).status is Status.SOURCE_THROTTLED
+        assert sum(waits.pauses) < 20.0
+
+    def test_a_store_that_ignores_the_condition_is_found_out(self, faulty):
+        assert Fetcher().fetch(serve(faulty), ETAG, LIMIT) == DATA
+        assert refused(Fetcher(), serve(faulty, "other_etag"), ETAG).status is Status.SOURCE_CHANGED
+
+    def test_nobody_there(self, monkeypatch):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+        error = refused(patient(Waits(), attempts=2), "s3://bucket/a.jpg")
+        assert error.status is Status.SOURCE_TIMEOUT
+        assert "nothing answers there" in error.detail
+
+
+class TestLocal:
+    def test_reads_the_listed_version(self, tmp_path):
+        (tmp_path / "a.jpg").write_bytes(DATA)
+        [info] = list_objects(str(tmp_path))
+        assert Fetcher().fetch(info.uri, info.version, LIMIT) == DATA
+        assert Fetcher().fetch(f"file://{info.uri}", info.version, LIMIT) == DATA
+
+    def test_a_name_that_is_not_unicode(self, tmp_path):
+        with open(os.fsencode(tmp_path) + b"/\xff 100%.jpg", "wb") as file:
+            file.write(DATA)
+        [info] = list_objects(str(tmp_path))
+        assert info.uri.endswith("/%FF%20100%25.jpg")
+        assert Fetcher().fetch(info.uri, info.version, LIMIT) == DATA
+
+    def test_a_rewritten_file_has_changed(self, tmp_path):
+        path = tmp_path / "a.jpg"
+        path.write_bytes(DATA)
+        [info] = list_objects(str(path))
+        path.write_bytes(DATA[::-1])
+        os.utime(path, ns=(0, 0))
+        assert refused(Fetcher(), info.uri, info.version).status is Status.SOURCE_CHANGED
+
+    def test_a_file_that_grows_while_it_is_read_has_changed(self, tmp_path, monkeypatch):
+        path = tmp_path / "a.jpg"
+        path.write_bytes(DATA)
+        real_read = os.read
+
+        def read_then_append(descriptor, count):
+            data = real_read(descriptor, count)
+            with path.open("ab") as file:
+                file.write(b"more")
+            return data
+
+        monkeypatch.setattr(os, "read", read_then_append)
+        assert refused(Fetcher(), str(path)).status is Status.SOURCE_CHANGED
+
+    @pytest.mark.parametrize(("make", "status"), [(lambda p: None, Status.SOURCE_MISSING), (lambda p: p.mkdir(), Status.SOURCE_CHANGED)])
+    def test_what_is_not_a_file(self, tmp_path, make, status):
+        make(tmp_path / "a.jpg")
+        assert refused(Fetcher(), str(tmp_path / "a.jpg")).status is status
+
+    def test_too_large(self, tmp_path):
+        (tmp_path / "a.jpg").write_bytes(DATA)
+        with pytest.raises(InputError) as caught:
+            Fetcher().fetch(str(tmp_path / "a.jpg"), "", 999)
+        assert caught.value.status is Status.IMAGE_TOO_LARGE
+
+
+class TestWeb:
+    def test_reads_and_checks_the_version(self, faulty):
+        faulty.objects["/a.jpg"] = DATA
+        [info] = list_objects(f"{faulty.url}/a.jpg")
+        assert (info.size_bytes, info.version) == (len(DATA), ETAG)
+        assert Fetcher().fetch(info.uri, info.version, LIMIT) == DATA
+        faulty.faults["/a.jpg"] = ["other_etag"]
+        assert refused(Fetcher(), info.uri, info.version).status is Status.SOURCE_CHANGED
+
+    def test_a_presigned_url_is_shown_without_and_read_with_its_secrets(self, faulty):
+        signed = f"{faulty.url}/a.jpg?size=large&X-Amz-Signature=s3cr3t&X-Amz-Credential=me"
+        faulty.objects["/a.jpg?size=large&X-Amz-Signature=s3cr3t&X-Amz-Credential=me"] = DATA
+        [info] = list_objects(signed)
+        assert info.uri == f"{faulty.url}/a.jpg?size=large"
+        assert Fetcher(signed=[signed]).fetch(info.uri, info.version, LIMIT) == DATA
+        error = refused(Fetcher(), info.uri, info.version)
+        assert error.status is Status.SOURCE_MISSING
+        faulty.faults[signed.removeprefix(faulty.url)] = ["denied"]
+        assert "s3cr3t" not in refused(Fetcher(signed=[signed]), info.uri).detail
+
+    def test_a_body_that_goes_on_and_on_is_cut(self, faulty):
+        faulty.objects["/a.jpg"] = DATA * 100
+        with pytest.raises(InputError) as caught:
+            Fetcher().fetch(f"{faulty.url}/a.jpg", "", 999)
+        assert caught.value.status is Status.IMAGE_TOO_LARGE
+
+
+class TestPrefetch:
+    def test_keeps_the_order_and_tells_what_failed(self, faulty):
+        wanted = []
+        for number in range(40):
+            faulty.objects[f"/bucket/{number}"] = b"%d" % number
+            wanted.append(Wanted(f"s3://bucket/{number}", size_bytes=2))
+        wanted.insert(7, Wanted("s3://bucket/gone", size_bytes=5))
+        wanted.insert(9, Wanted("s3://bucket/huge", size_bytes=LIMIT + 1))
+        got = list(Fetcher().prefetch(wanted, depth_bytes=100, max_bytes=LIMIT))
+        assert [member for member, _ in got] == wanted
+        statuses = {member.uri: result.status for member, result in got if isinstance(result, InputError)}
+        assert statuses == {"s3://bucket/gone": Status.SOURCE_MISSING, "s3://bucket/huge": Status.IMAGE_TOO_LARGE}
+        assert [int(result) for _, result in got if isinstance(result, bytes)] == list(range(40))
+        assert "/bucket/huge" not in faulty.requests
+
+    def test_reads_ahead_no_more_than_the_budget(self, tmp_path):
+        started = []
+
+        class Watched(Fetcher):
+            def _fetch(self, uri, *rest):
+                started.append(uri)
+                return super()._fetch(uri, *rest)
+
+        wanted = []
+        for number in range(20):
+            path = tmp_path / f"{number:02}"
+            path.write_bytes(bytes(100))
+            wanted.append(Wanted(str(path), size_bytes=100))
+        reading = Watched().prefetch(wanted, depth_bytes=350, max_bytes=LIMIT)
+        for done, (member, _) in enumerate(reading):
+            assert member == wanted[done]
+            assert len(started) <= done + 3
+
+    def test_one_that_is_larger_than_the_budget_passes_alone(self, tmp_path):
+        (tmp_path / "a").write_bytes(DATA)
+        wanted = [Wanted(str(tmp_path / "a"), size_bytes=len(DATA))] * 3
+        assert [result for _, result in Fetcher().prefetch(wanted, depth_bytes=10, max_bytes=LIMIT)] == [DATA] * 3
+
+    def test_leaving_early_stops_the_waiting_threads(self, faulty):
+        faulty.objects["/bucket/first"] = DATA
+        faulty.objects["/bucket/slow"] = DATA
+        faulty.faults["/bucket/slow"] = ["slow_down"] * 99
+        fetcher = Fetcher(retrier=Retrier(RetryPolicy(base_s=60, cap_s=60), chance=lambda: 1.0))
+        wanted = [Wanted("s3://bucket/first", size_bytes=1), Wanted("s3://bucket/slow", size_bytes=1), Wanted("s3://bucket/slow", size_bytes=1)]
+        reading = fetcher.prefetch(wanted, depth_bytes=2, max_bytes=LIMIT)
+        next(reading)
+        reading.close()
+        for thread in threading.enumerate():
+            if thread.name.startswith("fetch"):
+                thread.join(timeout=10)
+                assert not thread.is_alive()
+
+    def test_nothing_to_read(self):
+        assert list(Fetcher().prefetch([], depth_bytes=1, max_bytes=1)) == []
+
+    def test_throttling_narrows_the_gate(self, faulty):
+        for number in range(8):
+            faulty.objects[f"/bucket/{number}"] = DATA
+            faulty.faults[f"/bucket/{number}"] = ["slow_down"]
+        gate = Gate(8)
+        fetcher = Fetcher(retrier=Retrier(RetryPolicy(base_s=0.01)), gate=gate)
+        wanted = [Wanted(f"s3://bucket/{number}", size_bytes=1) for number in range(8)]
+        assert [result for _, result in fetcher.prefetch(wanted, depth_bytes=100, max_bytes=LIMIT)] == [DATA] * 8
+        assert fetcher.throttled == 8
+        assert gate.open < 8
