@@ -58,9 +58,7 @@ class S3Server:
         """A boto3 client, to put and look at objects without the code under test."""
         import boto3
 
-        return boto3.client(
-            "s3", endpoint_url=self.url, aws_access_key_id=KEY, aws_secret_access_key=SECRET, region_name=REGION
-        )
+        return boto3.client("s3", endpoint_url=self.url, aws_access_key_id=KEY, aws_secret_access_key=SECRET, region_name=REGION)
 
     def bucket(self, name: str) -> str:
         """Create a bucket; returns its URL."""

@@ -8,7 +8,21 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ["errors", "config", "storage", "images", "archives", "detectors", "simulation", "ensembles", "inference", "runs", "reports", "scoring", "cli"]
+ROOMS = [
+    "errors",
+    "config",
+    "storage",
+    "images",
+    "archives",
+    "detectors",
+    "simulation",
+    "ensembles",
+    "inference",
+    "runs",
+    "reports",
+    "scoring",
+    "cli",
+]
 RAY_ROOMS = {"scoring"}
 TORCH_ROOMS = {"detectors", "simulation", "inference", "scoring"}
 SOURCES = sorted((ROOT / "ray_app").rglob("*.py"))

@@ -7,8 +7,8 @@ from pydantic import Field
 from ray_app.config import Frozen
 
 # The first blocks are small, so that results come early and a small archive still divides among many workers.
-_FIRST_BLOCK_MEMBERS = 64
-_BLOCKS_PER_DOUBLING = 64
+_FIRST_BLOCK_MEMBERS = 16
+_BLOCKS_PER_DOUBLING = 32
 
 
 class BlockPlan(Frozen):
@@ -19,7 +19,7 @@ class BlockPlan(Frozen):
 
 
 def block_sizes(plan: BlockPlan) -> Iterator[int]:
-    """Sizes of block 0, 1, …: about 64 members, doubled after every 64 blocks up to the plan's limit, all whole batches.
+    """Sizes of block 0, 1, …: about 16 members, doubled after every 32 blocks up to the plan's limit, all whole batches.
 
     The last block of a list ends where the list does. A limit below one batch means one batch.
     """

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from ray_app.archives.blocks import BlockPlan, block_sizes
 from ray_app.archives.members import Ids, Listed, Member
+from ray_app.errors import IdentityError
 from ray_app.storage import Store
 
 _FORMAT = 1
@@ -146,11 +147,19 @@ def manifests(store: Store) -> list[int]:
 
 
 def read_complete(store: Store, number: int) -> ManifestInfo | None:
-    """What a complete manifest holds; None when there is none, or only an unfinished one."""
+    """What a complete manifest holds; None when there is none, or only an unfinished one.
+
+    Raises IdentityError when another version of Touchstone wrote it.
+    """
     try:
-        return ManifestInfo(**json.loads(store.read(_path(number, "_complete"))))
+        fields = json.loads(store.read(_path(number, "_complete")))
     except FileNotFoundError:
         return None
+    if fields.get("format") != _FORMAT:
+        raise IdentityError(
+            f"{store.url}/{_path(number, '_complete')} is of another version of Touchstone", hint="give another --out, or use that version"
+        )
+    return ManifestInfo(**fields)
 
 
 def iter_blocks(store: Store, number: int) -> Iterator[BlockRef]:

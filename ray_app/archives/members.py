@@ -66,8 +66,8 @@ def identify(listed: Iterable[Listed], digest: Callable[[Listed, int], bytes] = 
     seen = _SeenIds()
     rest = iter(listed)
     while batch := list(islice(rest, _BATCH)):
-        digests = [digest(item, 0) for item in batch]
-        ids, checks = [_first(found) for found in digests], [_second(found) for found in digests]
+        words = np.frombuffer(b"".join([digest(item, 0) for item in batch]), ">i8").reshape(len(batch), -1)
+        ids, checks = words[:, 0].tolist(), words[:, 1].tolist()
         fresh: dict[int, int] = {}
         kept: list[Listed] = []
         for item, number, check, state in zip(batch, ids, checks, seen.compare(ids, checks), strict=True):
@@ -92,10 +92,6 @@ def _encode(text: str | None) -> bytes:
 
 def _first(digest: bytes) -> int:
     return int.from_bytes(digest[:8], "big", signed=True)
-
-
-def _second(digest: bytes) -> int:
-    return int.from_bytes(digest[8:16], "big", signed=True)
 
 
 _NEW, _SAME, _OTHER = 0, 1, 2

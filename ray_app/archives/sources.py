@@ -60,9 +60,13 @@ class Archive:
 
     @property
     def input_type(self) -> pa.StructType | None:
-        """The input columns of all sources together: by name, and of one type each."""
-        fields = {column.name: column for source in self._sources for column in (source.input_type or ())}
-        return pa.struct(list(fields.values())) if fields else None
+        """The input columns of all sources together. Raises ConfigError where two give one name different types."""
+        types = [source.input_type for source in self._sources if source.input_type is not None]
+        try:
+            columns = list(pa.unify_schemas([pa.schema(list(fields)) for fields in types])) if types else []
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            raise ConfigError(f"{', '.join(self._names)}: their columns do not fit together: {error}") from None
+        return pa.struct(columns) if columns else None
 
     def __iter__(self) -> Iterator[Listed]:
         included, excluded = matcher(self._include or ("*",)), matcher(self._exclude)

@@ -1,6 +1,7 @@
 """Commands on archives and runs: score, results, report, demo."""
 
 import json
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,9 @@ def score(source: tuple[str, ...], config_file: str | None, assignments: tuple[s
 @click.argument("run", metavar="RUN")
 @click.option("--verdict", type=click.Choice(["real", "fake", "abstain"]), help="Only rows with this verdict.")
 @click.option("--status", metavar="STATUS", help="Only rows with this status, for example corrupt_image.")
-@click.option("--limit", type=click.IntRange(min=1), default=None, help="No more than this many rows.  [default: 50 in a table, all in JSON]")
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=None, help="No more than this many rows.  [default: 50 in a table, all in JSON]"
+)
 @click.option("--vanished", is_flag=True, help="Also members that the last listing no longer found.")
 @as_json
 def results(run: str, verdict: str | None, status: str | None, limit: int | None, vanished: bool, as_json: bool) -> int:
@@ -67,7 +70,7 @@ def results(run: str, verdict: str | None, status: str | None, limit: int | None
             click.echo(json.dumps(row, default=str, ensure_ascii=False))
         return 0
     shown = [row for _, row in zip(range(limit or 50), rows, strict=False)]
-    click.echo(verdict_table(shown, click.get_terminal_size()[0] if hasattr(click, "get_terminal_size") else 120))
+    click.echo(verdict_table(shown, shutil.get_terminal_size((120, 24)).columns))
     if next(rows, None) is not None:
         click.echo(f"… the first {len(shown)}; --limit or --json shows more")
     return 0
@@ -94,13 +97,13 @@ def demo(out: str | None, images: int) -> int:
     from ray_app.runs import RunDirectory, current_rows
     from ray_app.scoring import ScoreConfig
     from ray_app.scoring.run import score_archive
-    from ray_app.simulation import build_sample_archive
+    from ray_app.simulation.archive import build_sample_archive
 
     folder = Path(out or tempfile.mkdtemp(prefix="touchstone-demo-")).resolve()
     archive, run = folder / "archive", folder / "run"
     if not archive.exists():
         click.echo(f"building a sample archive of {images} images in {archive}", err=True)
-        build_sample_archive(archive, n=images)
+        build_sample_archive(archive, files=images)
     finished = score_archive(ScoreConfig(source=(str(archive),), out=str(run)))
     rows = list(current_rows(RunDirectory.open(str(run))))
     click.echo(verdict_table(rows[:: max(len(rows) // 24, 1)], 110))

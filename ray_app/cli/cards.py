@@ -1,11 +1,14 @@
 """Commands on what is shipped: detector cards and configs."""
 
 import json
+from typing import TYPE_CHECKING
 
 import click
-import yaml
 
 from ray_app.cli.options import as_json, configured, overrides, shown
+
+if TYPE_CHECKING:
+    from ray_app.detectors import DetectorCard
 
 
 @click.group()
@@ -21,18 +24,28 @@ def list_detectors(as_json: bool) -> int:
     \b
     touchstone detectors list
     """
-    from ray_app.detectors import list_cards, weights_path
+    from ray_app.detectors import list_cards
 
     cards = list_cards()
     if as_json:
         click.echo(json.dumps([{"name": c.name, "title": c.title, "family": c.family, "licence": c.licence,
-                                "weights": "here" if weights_path(c) else "missing"} for c in cards], indent=2))  # fmt: skip
+                                "weights": _weights(c)} for c in cards], indent=2))  # fmt: skip
         return 0
     width = max(len(card.name) for card in cards)
     for card in cards:
-        here = "weights here" if weights_path(card) else "weights missing"
-        click.echo(f"{card.name:{width}}  {here:15}  {card.licence:18}  {card.title}")
+        click.echo(f"{card.name:{width}}  {_weights(card):7}  {card.licence:18}  {card.title}")
     return 0
+
+
+def _weights(card: "DetectorCard") -> str:
+    from ray_app.detectors import resolve_weights
+    from ray_app.errors import DetectorError
+
+    try:
+        resolve_weights(card, offline=True)
+    except DetectorError:
+        return "missing"
+    return "here"
 
 
 @detectors.command("show")
@@ -84,6 +97,5 @@ def show_config(file: str | None, assignments: tuple[str, ...], as_json: bool) -
     from ray_app.scoring import ScoreConfig
 
     settings = configured("score", file, ScoreConfig, {}, assignments)
-    text = shown(settings)
-    click.echo(json.dumps(yaml.safe_load(text), indent=2) if as_json else text)
+    click.echo(json.dumps(settings.model_dump(mode="json"), indent=2) if as_json else shown(settings), nl=as_json)
     return 0

@@ -31,12 +31,21 @@ class Detector:
     """
 
     def __init__(
-        self, card: DetectorCard, network: nn.Module, *, fake: int, device: str, precision: ResolvedPrecision, resize: ResizeMode, slots: int,
-        weights_sha256: str, compiled: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        card: DetectorCard,
+        network: nn.Module,
+        *,
+        fake: int,
+        device: str,
+        precision: ResolvedPrecision,
+        resize: ResizeMode,
+        slots: int,
+        weights_sha256: str,
+        compiled: bool = False,
+    ) -> None:
         self.card, self.device, self.precision, self.resize, self.slots = card, device, precision, resize, slots
         self._fake = fake
-        network = network.to(device=device, memory_format=torch.channels_last)
+        network = network.to(device).to(memory_format=torch.channels_last)
         if precision == "bf16":
             network = lower_to_bf16(network, device)
         self._network = torch.compile(network, mode="reduce-overhead") if compiled else network
@@ -64,7 +73,8 @@ class Detector:
         """
         images = torch.as_tensor(pixels)
         self._check(images)
-        batches = [self.score_batch(self._filled(part)) for part in images.split(self.slots)] if len(images) else []
+        starts = range(0, len(images), self.slots)
+        batches = [self.score_batch(self._filled(images[start : start + self.slots])) for start in starts]
         scores: npt.NDArray[np.float32] = torch.cat([*batches, torch.empty(0, device=self.device)]).cpu().numpy()
         return scores[: len(images)]
 

@@ -27,7 +27,7 @@ def resolve_precision(precision: Precision, device: str, preferred: Literal["aut
 def has_bf16(device: str) -> bool:
     """Whether the device multiplies bf16 matrices faster than fp32 ones, not merely emulates them."""
     if torch.device(device).type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
 
@@ -44,10 +44,10 @@ def lower_to_bf16(network: nn.Module, device: str) -> nn.Module:
     if isinstance(head, nn.Linear):
         network.set_submodule(head_name, Float32Linear(head))
     if torch.device(device).type == "cpu":
-        for module in network.modules():
+        for block in network.modules():
             # timm's switch: plain products, which oneDNN runs in bf16 at twice the speed of torch's fused CPU kernel.
-            if hasattr(module, "fused_attn"):
-                module.fused_attn = False
+            if hasattr(block, "fused_attn"):
+                block.fused_attn = False  # type: ignore[assignment]
     return network
 
 

@@ -68,7 +68,7 @@ class Preprocessing(Frozen):
         if target == image.size:
             return self._crop(image)
         if self.resampler == "pillow" and resize == "exact":
-            return self._crop(image.resize(target, _PILLOW_FILTER[self.filter]))
+            return self._crop(_pillow_resize(image, target, self.filter))
         return self._crop(_torch_resize(image, target, self.filter))
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
@@ -95,6 +95,13 @@ class Preprocessing(Frozen):
         if isinstance(image, Image.Image):
             return _padded(_contiguous(image.crop((left, top, right, bottom))), side, self.pad)
         return _padded(_contiguous(image[top:bottom, left:right]), side, self.pad)
+
+
+def _pillow_resize(image: Image.Image, size: tuple[int, int], mode: str) -> Image.Image:
+    # Rows first, then columns, as every Pillow before 13 did in one call; 13 takes the cheaper order, which rounds 3 % of the pixels of
+    # some shapes differently. In two calls the order, and so the score, is the authors' under any version.
+    across = image.resize((size[0], image.height), _PILLOW_FILTER[mode])
+    return across.resize(size, _PILLOW_FILTER[mode])
 
 
 def _torch_resize(image: Image.Image, size: tuple[int, int], mode: str) -> Pixels:

@@ -1,6 +1,7 @@
 """The `transformers-classifier` family: image classifiers of Hugging Face transformers, from a configuration, never from a hub."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,17 +19,29 @@ def build(card: DetectorCard) -> nn.Module:
     """The network of the card: `architecture.name` is the model type, `arguments` its configuration. Raises DetectorError."""
     arguments = dict(card.architecture.arguments)
     try:
-        config = transformers.AutoConfig.for_model(card.architecture.name, num_labels=card.output.logits, **arguments)
-        unknown = list(_unknown_keys(arguments, type(config)().to_dict()))
+        with _quietly():
+            config = transformers.AutoConfig.for_model(card.architecture.name, num_labels=card.output.logits, **arguments)
+            unknown = list(_unknown_keys(arguments, type(config)().to_dict()))
         if unknown:
             raise DetectorError(f"{card.name}: architecture.arguments: unknown keys for {card.architecture.name}: {', '.join(unknown)}")
-        network: nn.Module = transformers.AutoModelForImageClassification.from_config(config)
+        network: nn.Module = transformers.AutoModelForImageClassification.from_config(config)  # type: ignore[no-untyped-call]
     except (RuntimeError, TypeError, ValueError) as error:
         raise DetectorError(f"{card.name}: transformers cannot build {card.architecture.name}: {error}") from error
     _use_headwise_attention(network)
     _drop_unused_pooling(network)
     network.register_forward_hook(_logits_only)
     return network
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep back warnings about parts that a classifier does not build, such as SigLIP's text tower."""
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)
 
 
 def _logits_only(network: nn.Module, inputs: Any, output: Any) -> torch.Tensor:
@@ -40,12 +53,13 @@ def _use_headwise_attention(network: Any) -> None:
     """Only models that read the library's attention registry can take it; the others keep their own."""
     if getattr(network, "_supports_attention_backend", False):
         transformers.AttentionInterface.register(_ATTENTION, headwise_attention)
-        network.set_attn_implementation(_ATTENTION)
+        with _quietly():
+            network.set_attn_implementation(_ATTENTION)
 
 
 def _drop_unused_pooling(network: Any) -> None:
     """SigLIP classifies by the mean of its patches; the pooling head is in the checkpoint, costs time and feeds nothing."""
-    vision = getattr(network, "vision_model", None)
+    vision: Any = getattr(network, "vision_model", None)
     if getattr(vision, "use_head", False):
         vision.use_head = False
 

@@ -166,22 +166,25 @@ def _fetch(card: DetectorCard, cache: Path, offline: bool) -> Path:
 
 
 def _from_hub(card: DetectorCard, cache: Path, offline: bool) -> Path:
-    import huggingface_hub
-
     place = HUB_URI.fullmatch(card.weights.uri)
     assert place is not None
-    wanted = {"repo_id": place["repo"], "revision": place["revision"], "cache_dir": None if cache == default_cache() else cache / "hub"}
+    folder, _, file = place["file"].rpartition("/")
+    path = _hub_file(card, place["repo"], place["revision"], folder, file, cache, offline)
+    if card.weights.config is not None and not offline:
+        _hub_file(card, place["repo"], place["revision"], folder, card.weights.config, cache, offline)
+    return path
+
+
+def _hub_file(card: DetectorCard, repo: str, revision: str, folder: str, file: str, cache: Path, offline: bool) -> Path:
+    import huggingface_hub
+
+    hub_cache = None if cache == default_cache() else cache / "hub"
     try:
-        path = huggingface_hub.hf_hub_download(filename=place["file"], local_files_only=offline, **wanted)
-    except Exception as error:  # requests, httpx and the hub's own errors; with a cached file none of them arises
-        raise _missing(card, "offline, and not in the hub's cache" if offline else _said(error)) from None
-    if card.weights.config is not None:
-        folder = Path(place["file"]).parent
-        try:
-            huggingface_hub.hf_hub_download(filename=str(folder / card.weights.config), local_files_only=offline, **wanted)
-        except Exception as error:
-            if not offline:
-                raise _missing(card, f"{card.weights.config}: {_said(error)}") from None
+        path = huggingface_hub.hf_hub_download(
+            repo, file, subfolder=folder or None, revision=revision, cache_dir=hub_cache, local_files_only=offline
+        )
+    except Exception as error:  # the hub's own errors and its HTTP library's; a file that is cached raises none of them
+        raise _missing(card, f"offline, and {file} is not in the hub's cache" if offline else f"{file}: {_said(error)}") from None
     return Path(path)
 
 

@@ -4,6 +4,13 @@ from ray_app.ensembles.cards import EnsembleCard, Member, Thresholds, ensemble_o
 from ray_app.ensembles.deciding import Decisions, combine, decide, sigmoid
 
 __all__ = [
-    "EnsembleCard", "Member", "Thresholds", "load_ensemble_card", "ensemble_of",
-    "Decisions", "combine", "decide", "sigmoid",
+    "EnsembleCard",
+    "Member",
+    "Thresholds",
+    "load_ensemble_card",
+    "ensemble_of",
+    "Decisions",
+    "combine",
+    "decide",
+    "sigmoid",
 ]

@@ -70,8 +70,11 @@ def load_ensemble_card(name_or_path: str | Path) -> EnsembleCard:
 
 def ensemble_of(detectors: list[str]) -> EnsembleCard:
     """The ensemble that `--detector A --detector B` means: the mean of their scores, split at zero."""
-    return EnsembleCard(name="+".join(Path(name).stem for name in detectors), title="Detectors named on the command line",
-                        members=tuple(Member(detector=name) for name in detectors))
+    return EnsembleCard(
+        name="+".join(Path(name).stem for name in detectors),
+        title="Detectors named on the command line",
+        members=tuple(Member(detector=name) for name in detectors),
+    )
 
 
 def _beside(card: Path, detector: str) -> str:

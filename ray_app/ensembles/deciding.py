@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ray_app.detectors import Calibration
+from ray_app.detectors.cards import Calibration
 from ray_app.ensembles.cards import EnsembleCard, Thresholds
 
 Scores = npt.NDArray[np.float32]
@@ -59,8 +59,9 @@ def combine(card: EnsembleCard, scores: Mapping[str, Scores], calibrations: Mapp
 
 
 def sigmoid(score: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """P(fake) from log-odds, without overflow at either end."""
-    return np.exp(-np.logaddexp(0.0, -score))
+    """P(fake) from log-odds, without overflow at either end; NaN stays NaN."""
+    with np.errstate(invalid="ignore"):
+        return np.exp(-np.logaddexp(0.0, -score))
 
 
 def _calibrate(score: npt.NDArray[np.float64], calibration: Calibration | None) -> npt.NDArray[np.float64]:

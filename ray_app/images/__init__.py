@@ -2,7 +2,7 @@
 
 from ray_app.images.breadcrumb import Breadcrumb, Watchdog
 from ray_app.images.decoding import decode_image
-from ray_app.images.facts import DecodedImage, ImageFacts, ImageRefused, inspect_bytes
+from ray_app.images.facts import FLAG_MEANING, DecodedImage, ImageFacts, ImageRefused, inspect_bytes
 from ray_app.images.limits import ImageLimits
 from ray_app.images.safe_decoder import ChildDecoder
 from ray_app.images.sniff import sniff_format
@@ -12,6 +12,7 @@ __all__ = [
     "ImageFacts",
     "DecodedImage",
     "ImageRefused",
+    "FLAG_MEANING",
     "decode_image",
     "inspect_bytes",
     "sniff_format",

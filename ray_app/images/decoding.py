@@ -31,7 +31,7 @@ from ray_app.images.colour import is_icc_profile, to_rgb
 from ray_app.images.facts import DecodedImage, Findings, ImageRefused
 from ray_app.images.limits import ImageLimits
 from ray_app.images.sniff import describe_unsupported
-from ray_app.images.tiff import Tiff, TiffError, exif_orientation, is_camera_raw, orientation
+from ray_app.images.tiff import Tiff, TiffError, exif_orientation, is_camera_raw
 
 # What Pillow and its plugins raise on hostile files: the tuple of Pillow's own fuzz test, and what our fuzzing added to it.
 _PILLOW_ERRORS = (
@@ -172,11 +172,12 @@ def _read_header(image: ImageFile, data: bytes, format_name: str, found: Finding
             found.flags.add("broken_icc")
     else:
         found.icc = False
+    # A TIFF's own orientation tag is part of how its rows are stored: Pillow turns the pixels by it as it decodes.
+    exif = None if format_name == "TIFF" else image.info.get("exif")
+    found.orientation = 1
     try:
-        exif = image.info.get("exif")
-        found.orientation = orientation(Tiff(data)) if format_name == "TIFF" else exif_orientation(exif) if exif else 1
+        found.orientation = exif_orientation(exif) if exif else 1
     except TiffError:
-        found.orientation = 1
         found.flags.add("broken_exif")
     if found.orientation != 1:
         found.flags.add("oriented")

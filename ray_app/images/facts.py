@@ -8,13 +8,26 @@ from PIL import Image
 from ray_app.errors import InputError, Status
 from ray_app.images.sniff import sniff_format
 
+FLAG_MEANING = {
+    "alpha": "has transparency, composited on white",
+    "animated": "an animation; its first frame is scored",
+    "broken_exif": "EXIF cannot be read; taken as upright",
+    "broken_icc": "the colour profile cannot be read or used; ignored",
+    "cmyk": "printing colours, converted to RGB",
+    "grayscale": "grey only; the three channels are equal",
+    "multipage": "several pages or pictures; the first is scored",
+    "oriented": "EXIF asks to turn it; it is scored as stored",
+    "sixteen_bit": "more than 8 bits per sample; the high 8 are scored",
+    "trailing_bytes": "bytes follow the end of the image",
+}
+
 
 @dataclass(frozen=True)
 class ImageFacts:
     """What a row says of the file, known as far as it was read: what was not reached is None.
 
-    `mode` is the file's own (Pillow's name), `orientation` the EXIF value (1 where there is none), never applied;
-    `flags` are sorted; `decoder` names library and version.
+    `mode` is the file's own (Pillow's name). `orientation` is the EXIF value that would turn the pixels upright: 1 where there is none,
+    and for TIFF and HEIC, whose decoders turn them. `flags` are sorted; `decoder` names library and version.
     """
 
     sha256: str

@@ -26,12 +26,12 @@ class ImageLimits(Frozen):
     max_ratio: float = Field(
         default=2000.0,
         gt=1,
-        description="Decoded RGB bytes ÷ encoded bytes, above 1 MP: photographs stay below 200, a bomb of one colour reaches 25 000.",
+        description="Decoded RGB bytes ÷ encoded bytes, above 1 MP: a photograph stays in the hundreds, a one-bit PNG bomb reaches 24 000.",
     )
     max_text_bytes: int = Field(
         default=16 * 1024**2,
         gt=0,
-        description="Text, EXIF, XMP and colour profile held beside the pixels: prompts and workflows stay below 1 MB, text bombs do not.",
+        description="Text, EXIF, XMP and colour profile held beside the pixels: far above what cameras and generators write, below a bomb.",
     )
 
     def check_size(self, width: int, height: int, size_bytes: int) -> None:

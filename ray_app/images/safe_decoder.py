@@ -18,9 +18,9 @@ from ray_app.images.child import ANSWER, READY, REQUEST
 from ray_app.images.facts import DecodedImage, ImageFacts, ImageRefused, inspect_bytes
 from ray_app.images.limits import ImageLimits
 
-# 50 MP of RGBA, its RGB copy, their bytes and libjpeg's coefficients are 1.2 GB; the rest is address space that libraries only reserve.
+# The largest image within the default limits takes 1.1 GB (WebP with alpha, measured); the rest is address space that threads only reserve.
 MEMORY_LIMIT_BYTES = 4 * 1024**3
-START_LIMIT_S = 60.0  # importing Pillow and numpy takes 0.3 s; a loaded machine or a cold disk may need long
+START_LIMIT_S = 60.0  # importing takes half a second; a loaded machine or a cold disk may need long
 
 
 class ChildDecoder:
@@ -80,13 +80,13 @@ class ChildDecoder:
         self.close()
         package_root = str(Path(__file__).resolve().parents[2])
         search_path = os.pathsep.join(filter(None, (package_root, os.environ.get("PYTHONPATH"))))
-        one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # numpy reserves address space for each
+        modest = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}  # each would reserve address space
         child = self._child = subprocess.Popen(
             self._command(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=os.environ | one_thread | {"PYTHONPATH": search_path},
+            env=os.environ | modest | {"PYTHONPATH": search_path},
         )
         assert child.stdout is not None
         with _Deadline(child, START_LIMIT_S):

@@ -116,8 +116,10 @@ def _webp_size(data: bytes) -> tuple[int, int] | None:
 def _boxes_end(data: bytes) -> int | None:
     at = 0
     for _ in range(MOST_BOXES):
-        if at + 8 > len(data):
+        if at >= len(data):
             break
+        if at + 8 > len(data):
+            return at + 8
         size = int.from_bytes(data[at : at + 4], "big")
         if size == 1:
             size = int.from_bytes(data[at + 8 : at + 16], "big")

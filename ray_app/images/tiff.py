@@ -9,6 +9,7 @@ from typing import NamedTuple
 ORIENTATION, SUBFILE_TYPE, DNG_VERSION = 274, 254, 50706
 _DATA_OFFSETS, _DATA_LENGTHS = (273, 324), (279, 325)  # strips, tiles
 _INTEGERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q"}
+_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}  # bytes per value, by kind
 MOST_PAGES = 1000  # a hostile chain of directories could hold millions
 MOST_STRIPS = 1_000_000
 
@@ -64,21 +65,22 @@ class Tiff:
         if code is None or entry.number > MOST_STRIPS:
             return ()
         form = struct.Struct(f"{self._order}{entry.number}{code}")
-        if form.size <= len(entry.inline):
+        if not self._is_elsewhere(entry):
             return form.unpack_from(entry.inline)
-        at = int.from_bytes(entry.inline, "little" if self._order == "<" else "big")
+        at = self._at(entry)
         if at + form.size > len(self._data):
             raise TiffError("a tag's values lie outside the file")
         return form.unpack_from(self._data, at)
 
     def data_end(self) -> int:
-        """Where the last strip or tile of the first page ends, in bytes from the start of the file."""
+        """The furthest byte that the first page refers to: of its strips, its tiles and the values of its tags."""
         tags = self.first_directory()
+        ends = [self._at(entry) + _SIZES.get(entry.kind, 0) * entry.number for entry in tags.values() if self._is_elsewhere(entry)]
         for offsets, lengths in zip(_DATA_OFFSETS, _DATA_LENGTHS, strict=True):
             if offsets in tags and lengths in tags:
                 pairs = zip(self.integers(tags[offsets]), self.integers(tags[lengths]), strict=False)
-                return max((offset + length for offset, length in pairs), default=0)
-        return 0
+                ends += [offset + length for offset, length in pairs]
+        return max(ends, default=0)
 
     def _span(self, offset: int) -> tuple[int, int]:
         """Where a directory's entries start and end."""
@@ -89,23 +91,23 @@ class Tiff:
             raise TiffError("a directory runs past the end")
         return start, end
 
+    def _is_elsewhere(self, entry: Entry) -> bool:
+        return _SIZES.get(entry.kind, 0) * entry.number > len(entry.inline)
+
+    def _at(self, entry: Entry) -> int:
+        return int.from_bytes(entry.inline, "little" if self._order == "<" else "big")
+
     def _unpack(self, code: str, at: int) -> int:
         try:
             value: int = struct.unpack_from(self._order + code, self._data, at)[0]
-        except struct.error:
+        except (struct.error, OverflowError):
             raise TiffError("a pointer leads past the end") from None
         return value
 
 
 def exif_orientation(exif: bytes) -> int:
     """The orientation that an EXIF block states, 1 to 8; 1 where it states none or 0 (unknown). Raises TiffError."""
-    while exif.startswith(b"Exif\0\0"):
-        exif = exif[6:]
-    return orientation(Tiff(exif))
-
-
-def orientation(tiff: Tiff) -> int:
-    """The orientation tag of the first directory, as `exif_orientation`."""
+    tiff = Tiff(exif.removeprefix(b"Exif\0\0").removeprefix(b"Exif\0\0"))  # some writers put the prefix twice
     entry = tiff.first_directory().get(ORIENTATION)
     if entry is None:
         return 1

@@ -8,6 +8,18 @@ from ray_app.inference.reading import BlockReader
 from ray_app.inference.spec import ScoringSpec, make_spec
 
 __all__ = [
-    "STAGES", "StageClock", "ScoringSpec", "make_spec", "Batch", "BatchDecoder", "Outcome", "BlockReader",
-    "pack", "unpack", "Scored", "Scores", "judge", "range_doubts",
+    "STAGES",
+    "StageClock",
+    "ScoringSpec",
+    "make_spec",
+    "Batch",
+    "BatchDecoder",
+    "Outcome",
+    "BlockReader",
+    "pack",
+    "unpack",
+    "Scored",
+    "Scores",
+    "judge",
+    "range_doubts",
 ]

@@ -15,6 +15,7 @@ class StageClock:
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
+        """Count the time inside the block for one stage."""
         start = time.perf_counter()
         try:
             yield

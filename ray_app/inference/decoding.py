@@ -48,6 +48,7 @@ class Batch:
 
     @property
     def usable(self) -> list[bool]:
+        """Per member, whether it has pixels."""
         return [outcome.status is Status.OK for outcome in self.outcomes]
 
 
@@ -66,6 +67,7 @@ class BatchDecoder:
             self._child = self._closing.enter_context(ChildDecoder(spec.limits, WALL_LIMIT_S))
 
     def close(self) -> None:
+        """End the child process and remove the crumb."""
         self._closing.close()
 
     def look_for_crumbs(self) -> None:

@@ -4,12 +4,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
-from ray_app.detectors import DetectorCard
+from ray_app.detectors import DetectorCard, ResizeMode
 from ray_app.ensembles import EnsembleCard, ensemble_of, load_ensemble_card
 from ray_app.errors import InputError, Status
 from ray_app.images import ImageFacts, ImageLimits
@@ -48,8 +48,8 @@ class Ensemble:
     `dataset.map_batches(Ensemble, fn_constructor_args=("default",), …)` needs nothing else.
     """
 
-    def __init__(self, name_or_path: str | Path | EnsembleCard = "default", *, device: str = "cpu", precision: str = "auto",
-                 resize: str = "exact", limits: ImageLimits | None = None, image_column: str = "bytes") -> None:  # fmt: skip
+    def __init__(self, name_or_path: str | Path | EnsembleCard = "default", *, device: str = "cpu", precision: Literal["auto", "bf16", "fp32"] = "auto",
+                 resize: ResizeMode = "exact", limits: ImageLimits | None = None, image_column: str = "bytes") -> None:  # fmt: skip
         card = name_or_path if isinstance(name_or_path, EnsembleCard) else load_ensemble_card(name_or_path)
         self.spec: ScoringSpec = make_spec(card, device=device, precision=precision, resize=resize, limits=limits or ImageLimits())
         self._image_column = image_column
@@ -110,8 +110,6 @@ def load_ensemble(name_or_path: str | Path = "default", **options: Any) -> Ensem
 def load_detector(name_or_path: str | Path, **options: Any) -> Ensemble:
     """One detector as an ensemble of its own: the same `.score`, with verdicts split at log-odds 0."""
     return Ensemble(ensemble_of([str(name_or_path)]), **options)
-
-
 
 
 def _results(scored: Scored) -> list[Result]:

@@ -35,4 +35,5 @@ class BlockReader:
             yield self._decoder.decode(fetched)
 
     def close(self) -> None:
+        """Give back what the decoder holds."""
         self._decoder.close()

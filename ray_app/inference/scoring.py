@@ -18,7 +18,7 @@ class EnsembleScorer:
     def __init__(self, spec: ScoringSpec, clock: StageClock) -> None:
         self._clock = clock
         self._detectors = {
-            name: (load_detector(card, device=spec.device, precision=spec.precision, resize=spec.resize),
+            name: (load_detector(card, device=spec.device, precision=spec.precision[name], resize=spec.resize, slots=spec.slots),
                    spec.preprocessings.index(card.preprocessing))
             for name, card in spec.cards.items()
         }  # fmt: skip

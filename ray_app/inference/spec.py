@@ -2,11 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
 
-from ray_app.detectors import Calibration, DetectorCard, Preprocessing, load_card, resolve_precision
+from ray_app.detectors import DetectorCard, Preprocessing, ResizeMode, load_card
+from ray_app.detectors.cards import Calibration
 from ray_app.ensembles import EnsembleCard
 from ray_app.errors import ConfigError
 from ray_app.images import ImageLimits
+
+Precision = Literal["bf16", "fp32"]
 
 CPU_SLOTS = 4  # beyond it a core scores no faster, and a single photo would pay for the empty slots
 GPU_SLOTS = 64
@@ -16,14 +22,15 @@ GPU_SLOTS = 64
 class ScoringSpec:
     """Cards, limits and resolved settings. Equal specs give equal scores; nothing operational stands here.
 
-    `cards` are keyed by detector name in the ensemble's order; `slots` is the static number of images per batch.
+    `cards` are keyed by detector name in the ensemble's order, `precision` (bf16 or fp32) by the same names; `slots` is the static
+    number of images per batch.
     """
 
     ensemble: EnsembleCard
     cards: Mapping[str, DetectorCard]
     limits: ImageLimits
-    precision: str
-    resize: str
+    precision: Mapping[str, Precision]
+    resize: ResizeMode
     slots: int
     device: str
 
@@ -35,7 +42,8 @@ class ScoringSpec:
     @property
     def tensor_bytes(self) -> int:
         """What one image's prepared tensors take."""
-        return sum(3 * height * width for height, width in (preprocessing.shape for preprocessing in self.preprocessings))
+        shapes = (preprocessing.shape for preprocessing in self.preprocessings)
+        return sum(3 * shape[0] * shape[1] for shape in shapes if shape is not None)
 
     @property
     def calibrations(self) -> dict[str, Calibration | None]:
@@ -48,8 +56,8 @@ def make_spec(
     *,
     limits: ImageLimits,
     device: str = "cpu",
-    precision: str = "auto",
-    resize: str = "exact",
+    precision: Literal["auto", "bf16", "fp32"] = "auto",
+    resize: ResizeMode = "exact",
     slots: int | None = None,
 ) -> ScoringSpec:
     """Resolve an ensemble's cards, the precision for `device` and the batch slots. Raises ConfigError."""
@@ -57,5 +65,21 @@ def make_spec(
     named = {card.name: card for card in cards}
     if len(named) < len(cards):
         raise ConfigError(f"{ensemble.name}: two of its cards have the same name: {', '.join(card.name for card in cards)}")
-    return ScoringSpec(ensemble, named, limits, resolve_precision(precision, device), resize,
-                       slots or (CPU_SLOTS if device == "cpu" else GPU_SLOTS), device)  # fmt: skip
+    resolved = {name: _resolved(card, precision, device) for name, card in named.items()}
+    return ScoringSpec(ensemble, named, limits, resolved, resize, slots or (CPU_SLOTS if device == "cpu" else GPU_SLOTS), device)
+
+
+def _resolved(card: DetectorCard, asked: Literal["auto", "bf16", "fp32"], device: str) -> Precision:
+    if asked != "auto":
+        return asked
+    return "bf16" if card.precision == "auto" and (device != "cpu" or cpu_has_bf16()) else "fp32"
+
+
+@cache
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies bf16 matrices faster than fp32 ones; asked of the kernel, since importing torch takes seconds."""
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return False
+    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16", "svebf16"})

@@ -8,6 +8,15 @@ from ray_app.runs.schema import SCHEMA_VERSION, row_schema
 from ray_app.runs.summary import bottleneck, summarise
 
 __all__ = [
-    "RunDirectory", "fingerprint", "differences", "row_schema", "SCHEMA_VERSION", "result_rows",
-    "current_rows", "current_tables", "check_conservation", "summarise", "bottleneck",
+    "RunDirectory",
+    "fingerprint",
+    "differences",
+    "row_schema",
+    "SCHEMA_VERSION",
+    "result_rows",
+    "current_rows",
+    "current_tables",
+    "check_conservation",
+    "summarise",
+    "bottleneck",
 ]

@@ -34,6 +34,7 @@ class Published:
 
     @property
     def path(self) -> str:
+        """Where it lies, relative to the run."""
         return f"scores/{self.manifest:05d}-{self.first:08d}-{self.last:08d}.parquet"
 
 
@@ -45,11 +46,13 @@ class RunDirectory:
 
     @classmethod
     def open(cls, url: str) -> "RunDirectory":
+        """The run directory at a URL or path; touches nothing yet."""
         return cls(Store.open(url))
 
     # -- what the run is ---------------------------------------------------------------------------------
 
     def exists(self) -> bool:
+        """Whether a run was ever begun here."""
         return self.store.exists("run.json")
 
     def describe(self) -> dict[str, Any]:
@@ -59,8 +62,10 @@ class RunDirectory:
     def check_settled(self) -> None:
         """Raises ConfigError while `touchstone decide` was interrupted, since verdicts of two ensembles then stand side by side."""
         if self.describe().get("deciding"):
-            raise ConfigError(f"{self.store.url}: a `touchstone decide` was interrupted here; its verdicts are mixed",
-                              hint="run the same `touchstone decide` again")
+            raise ConfigError(
+                f"{self.store.url}: a `touchstone decide` was interrupted here; its verdicts are mixed",
+                hint="run the same `touchstone decide` again",
+            )
 
     def describe_finished(self) -> dict[str, Any]:
         """The same of a run that has ended. Raises ConfigError where there is none, or where blocks are still to be scored."""
@@ -72,19 +77,24 @@ class RunDirectory:
         """Make the directory this command's, or check that it already is. Raises IdentityError with the differences."""
         if not self.exists():
             now = datetime.now(UTC).isoformat(timespec="seconds")
-            self.write_json("run.json", {"schema": SCHEMA_VERSION, "created_at": now, "detectors": detectors, "ensemble": ensemble,
-                                         "identity": dict(identity)})
+            self.write_json(
+                "run.json",
+                {"schema": SCHEMA_VERSION, "created_at": now, "detectors": detectors, "ensemble": ensemble, "identity": dict(identity)},
+            )
             return
         self.check_settled()
         differing = differences(identity, self.describe()["identity"])
         if differing:
-            raise IdentityError(f"{self.store.url} was made by another command:\n  " + "\n  ".join(differing),
-                                hint="give another --out, or the same source, detectors and settings; "
-                                     "`touchstone decide` applies other thresholds without scoring again")
+            raise IdentityError(
+                f"{self.store.url} was made by another command:\n  " + "\n  ".join(differing),
+                hint="give another --out, or the same source, detectors and settings; "
+                "`touchstone decide` applies other thresholds without scoring again",
+            )
 
     # -- what is done ------------------------------------------------------------------------------------
 
     def part_path(self, manifest: int, block: int) -> str:
+        """Where a block's own rows lie."""
         return f"parts/{manifest:05d}/{block:08d}.parquet"
 
     def write_part(self, manifest: int, block: int, rows: pa.Table) -> int:
@@ -100,6 +110,7 @@ class RunDirectory:
         return sorted(int(name.removesuffix(".parquet")) for name in names if re.fullmatch(r"\d+\.parquet", name))
 
     def published(self) -> list[Published]:
+        """The files that people read, in the order of their blocks."""
         matches = (_PUBLISHED.fullmatch(name) for name in self.store.names("scores"))
         return sorted(Published(int(m[1]), int(m[2]), int(m[3])) for m in matches if m)
 
@@ -168,10 +179,12 @@ class RunDirectory:
     # -- small files -------------------------------------------------------------------------------------
 
     def read_json(self, path: str) -> dict[str, Any]:
+        """A small file of the run. Raises FileNotFoundError."""
         content: dict[str, Any] = json.loads(self.store.read(path))
         return content
 
     def write_json(self, path: str, content: dict[str, Any]) -> None:
+        """Write a small file of the run, at once."""
         self.store.write(path, json.dumps(content, indent=2, ensure_ascii=False).encode())
 
 

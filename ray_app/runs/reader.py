@@ -30,7 +30,9 @@ def current_tables(run: RunDirectory, columns: list[str] | None = None, *, vanis
             yield table.filter(pc.invert(pc.is_in(table["image_id"], pa.array(gone)))) if len(gone) else table
 
 
-def current_rows(run: RunDirectory, *, verdict: str | None = None, status: str | None = None, vanished: bool = False) -> Iterator[dict[str, Any]]:
+def current_rows(
+    run: RunDirectory, *, verdict: str | None = None, status: str | None = None, vanished: bool = False
+) -> Iterator[dict[str, Any]]:
     """The same as dictionaries, one by one, optionally of one verdict or status."""
     for table in current_tables(run, vanished=vanished):
         for name, wanted in (("verdict", verdict), ("status", status)):

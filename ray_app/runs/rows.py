@@ -1,6 +1,5 @@
 """Members and what was found about them → one Arrow table of result rows. Columnar; nothing is looked up, nothing is dropped."""
 
-from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -9,8 +8,7 @@ import pyarrow as pa
 
 from ray_app.ensembles import Decisions
 from ray_app.errors import Status
-from ray_app.images import ImageFacts
-from ray_app.inference import Outcome, Scored
+from ray_app.inference import Scored
 from ray_app.runs.schema import row_schema
 
 FACTS = ("sha256", "format", "width", "height", "mode", "frames", "orientation", "icc", "flags", "decoder")
@@ -28,7 +26,7 @@ def result_rows(members: pa.Table, scored: Scored, *, attempt: int, scored_at: d
     columns["status"] = [outcome.status.value for outcome in scored.outcomes]
     columns["detail"] = [outcome.detail for outcome in scored.outcomes]
     for name in FACTS:
-        columns[name] = _fact(scored.outcomes, lambda facts, name=name: getattr(facts, name))
+        columns[name] = [None if outcome.facts is None else getattr(outcome.facts, name) for outcome in scored.outcomes]
     columns["scores"] = _scores(scored, schema, has_score)
     columns |= decided_columns(scored.decisions, has_score)
     columns["attempt"] = [attempt] * count
@@ -47,10 +45,6 @@ def decided_columns(decisions: Decisions, has_score: np.ndarray) -> dict[str, An
         "verdict": [verdict if ok else None for verdict, ok in zip(decisions.verdict, has_score, strict=True)],
         "verdict_reason": [reason if ok else None for reason, ok in zip(decisions.reason, has_score, strict=True)],
     }
-
-
-def _fact(outcomes: list[Outcome], get: Callable[[ImageFacts], Any]) -> list[Any]:
-    return [None if outcome.facts is None else get(outcome.facts) for outcome in outcomes]
 
 
 def _scores(scored: Scored, schema: pa.Schema, has_score: np.ndarray) -> pa.Array:

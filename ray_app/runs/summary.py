@@ -11,7 +11,20 @@ import pyarrow.compute as pc
 EDGES = np.linspace(-12.0, 12.0, 49)  # log-odds; scores beyond are counted in the outermost bins
 EXAMPLES = 3
 TOP = 24
-COLUMNS = ["image_id", "uri", "member", "status", "detail", "format", "flags", "scores", "score", "probability", "verdict", "verdict_reason"]
+COLUMNS = [
+    "image_id",
+    "uri",
+    "member",
+    "status",
+    "detail",
+    "format",
+    "flags",
+    "scores",
+    "score",
+    "probability",
+    "verdict",
+    "verdict_reason",
+]
 
 
 def summarise(tables: Iterable[pa.Table], detectors: list[str]) -> dict[str, Any]:

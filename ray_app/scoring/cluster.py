@@ -1,9 +1,10 @@
 """Join the Ray cluster of a job, or start a quiet local one. The only place that calls `ray.init`."""
 
-import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from ray_app.errors import ClusterError
 from ray_app.scoring.config import ClusterConfig
@@ -15,30 +16,48 @@ LOCAL_OBJECT_STORE_BYTES = 512 * 2**20
 def cluster(config: ClusterConfig) -> Iterator[None]:
     """Connected to Ray inside the block. Raises ClusterError when the address does not answer."""
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
     if ray.is_initialized():
         yield
         return
     address = config.address or os.environ.get("RAY_ADDRESS")
-    quiet = {"logging_level": "ERROR", "log_to_driver": False, "configure_logging": True}
+    quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     try:
         if address:
-            ray.init(address=address, **quiet)
+            with _silent_stderr():
+                ray.init(address=address, **quiet)
         else:
             # A local cluster serves this process alone; token auth (on by default in 2.60) would leave a file in the home folder.
             os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-            ray.init(address="local", include_dashboard=False, num_cpus=config.cpus, num_gpus=config.gpus,
-                     object_store_memory=config.object_store_bytes or LOCAL_OBJECT_STORE_BYTES, **quiet)
+            with _silent_stderr():
+                ray.init(address="local", include_dashboard=False, num_cpus=config.cpus, num_gpus=config.gpus,
+                         object_store_memory=config.object_store_bytes or LOCAL_OBJECT_STORE_BYTES, **quiet)  # fmt: skip
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise ClusterError(f"cannot join the Ray cluster at {address or 'local'}: {str(error).splitlines()[0]}",
-                           hint="is it running, and is RAY_AUTH_MODE the same on both sides?") from error
+        raise ClusterError(
+            f"cannot join the Ray cluster at {address or 'local'}: {str(error).splitlines()[0]}",
+            hint="is it running, and is RAY_AUTH_MODE the same on both sides?",
+        ) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Ray's C++ side remarks on its own log level on file descriptor 2 while it starts; what fails there is an exception anyway."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def resources(config: ClusterConfig) -> tuple[float, float]:
@@ -48,7 +67,7 @@ def resources(config: ClusterConfig) -> tuple[float, float]:
     """
     import ray
 
-    there = ray.cluster_resources()
+    there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     cpus = float(config.cpus or there.get("CPU", 0))
     gpus = float(there.get("GPU", 0) if config.gpus is None else config.gpus)
     if cpus > there.get("CPU", 0) or gpus > there.get("GPU", 0):

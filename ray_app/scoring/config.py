@@ -14,7 +14,9 @@ class ClusterConfig(Frozen):
 
     address: str | None = Field(default=None, description="Ray address; null starts a local cluster unless RAY_ADDRESS is set")
     cpus: int | None = Field(default=None, ge=1, description="cores to plan for; null = what the cluster has now")
-    gpus: int | None = Field(default=None, ge=0, description="GPUs to plan for, also those an autoscaler has yet to start; null = what is there now")
+    gpus: int | None = Field(
+        default=None, ge=0, description="GPUs to plan for, also those an autoscaler has yet to start; null = what is there now"
+    )
     workers: int | None = Field(default=None, ge=1, description="scoring processes; null = one per core, or one per GPU")
     object_store_bytes: int | None = Field(default=None, ge=80 * 2**20, description="object store of a local cluster; null = 512 MiB")
     stall_timeout_s: float = Field(default=900.0, gt=0, description="a run in which no block ends for so long stops, its state kept")

@@ -23,6 +23,7 @@ class Work:
 
     @property
     def members(self) -> int:
+        """How many members all manifests have together."""
         return sum(ref.members for ref in self.blocks)
 
 

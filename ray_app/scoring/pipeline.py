@@ -5,12 +5,14 @@ by the worker that finishes it, so what survives a kill is whatever was committe
 """
 
 import json
+import logging
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Final, cast
 
+import pyarrow as pa
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy, Dataset
@@ -24,17 +26,19 @@ Report = dict[str, Any]
 WHOLE_BLOCKS = 1 << 30  # a block must stay one Ray block between stages; its size is bounded by the plan instead
 
 
-def score_blocks(blocks: Sequence[BlockRef], job: Job, layout: Layout, *, stall_timeout_s: float, tick: Callable[[], None]) -> Iterator[Report]:
+def score_blocks(
+    blocks: Sequence[BlockRef], job: Job, layout: Layout, *, stall_timeout_s: float, tick: Callable[[], None]
+) -> Iterator[Report]:
     """Run the pipeline and yield a report per block as it is committed; `tick` is called about once a second.
 
     Raises ClusterError when no block ends within `stall_timeout_s`, and whatever TouchstoneError a worker raised.
     """
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.target_max_block_size = WHOLE_BLOCKS
-    context.execution_options.actor_locality_enabled = True
-    dataset = _pipeline(ray.data.from_arrow([block_table(ref) for ref in blocks]), job, layout)
-    arriving = _Arriving(dataset)
+    dataset = ray.data.from_arrow([block_table(ref) for ref in blocks])
+    arriving = _Arriving(_pipeline(dataset, job, layout.limited_to(len(blocks))))
     heard = time.monotonic()
     while True:
         item = arriving.get(timeout_s=1.0)
@@ -44,8 +48,10 @@ def score_blocks(blocks: Sequence[BlockRef], job: Job, layout: Layout, *, stall_
                 return
             yield item
         elif time.monotonic() - heard > stall_timeout_s:
-            raise ClusterError(f"no block ended in {stall_timeout_s:.0f} s; stopped, what is committed is kept",
-                               hint="are there nodes for the plan shown above? `--set cluster.stall_timeout_s=…` waits longer")
+            raise ClusterError(
+                f"no block ended in {stall_timeout_s:.0f} s; stopped, what is committed is kept",
+                hint="are there nodes for the plan shown above? `--set cluster.stall_timeout_s=…` waits longer",
+            )
         tick()
 
 
@@ -57,16 +63,24 @@ def _pipeline(dataset: Dataset, job: Job, layout: Layout) -> Dataset:
     return _stage(dataset, BlockCommitter, job, 1, num_cpus=COMMIT_CPUS)
 
 
-def _stage(dataset: Dataset, worker: type, job: Job, size: int, **resources: float) -> Dataset:
+def _stage(dataset: Dataset, worker: type, job: Job, size: int, *, num_cpus: float, num_gpus: float | None = None) -> Dataset:
     pool = ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2)
-    return dataset.map_batches(worker, fn_constructor_args=(job,), batch_size=None, batch_format="pyarrow", zero_copy_batch=True,
-                               compute=pool, **resources)
+    return dataset.map_batches(
+        worker,
+        fn_constructor_args=(job,),
+        batch_size=None,
+        batch_format="pyarrow",
+        zero_copy_batch=True,
+        compute=pool,
+        num_cpus=num_cpus,
+        num_gpus=num_gpus,
+    )
 
 
 class _Arriving:
     """The dataset's output, consumed in a thread so that the main one can watch the clock and hear signals."""
 
-    END: Report = {}
+    END: Final[Report] = {}
 
     def __init__(self, dataset: Dataset) -> None:
         self._queue: queue.SimpleQueue[Report | Exception] = queue.SimpleQueue()
@@ -84,7 +98,7 @@ class _Arriving:
     def _consume(self, dataset: Dataset) -> None:
         try:
             for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-                for report in batch["report"].to_pylist():
+                for report in cast(pa.Table, batch)["report"].to_pylist():
                     self._queue.put(json.loads(report))
             self._queue.put(self.END)
         except Exception as error:
@@ -95,7 +109,7 @@ def _ours(error: BaseException) -> Exception:
     """The TouchstoneError at the bottom of Ray's wrapping, or the error itself as a ClusterError."""
     seen: BaseException | None = error
     while seen is not None:
-        for candidate in (seen, getattr(seen, "cause", None)):
+        for candidate in (getattr(seen, "cause", None), seen):
             if isinstance(candidate, TouchstoneError):
                 return candidate
         seen = seen.__cause__

@@ -4,7 +4,7 @@ Every request is a stated fraction and the sum stays under what a node has: on a
 a whole core waits forever behind the others, without a word (specs/ray.md §F2).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ray_app.errors import ClusterError
@@ -26,8 +26,13 @@ class Layout:
     decoders: int
     block_members: int
 
+    def limited_to(self, blocks: int) -> "Layout":
+        """The same with no more workers per stage than blocks."""
+        return replace(self, scorers=min(self.scorers, blocks), decoders=min(self.decoders, blocks))
+
     @property
     def workers(self) -> int:
+        """Processes that fetch, decode or score."""
         return self.scorers + self.decoders
 
 
@@ -37,16 +42,20 @@ def plan_layout(*, cpus: float, gpus: float, workers: int | None, block_members:
     Raises ClusterError when nothing fits.
     """
     if cpus < 1:
-        raise ClusterError(f"the cluster has {cpus:g} CPUs to schedule on; at least 1 is needed",
-                           hint="start workers, or state what an autoscaler may add: --set cluster.cpus=8 --set cluster.gpus=1")
+        raise ClusterError(
+            f"the cluster has {cpus:g} CPUs to schedule on; at least 1 is needed",
+            hint="start workers, or state what an autoscaler may add: --set cluster.cpus=8 --set cluster.gpus=1",
+        )
     if gpus < 1:
         return Layout("fused", workers or int(cpus), 0, _whole_batches(block_members, slots))
     scorers = min(workers or int(gpus), int(gpus))
     decoders = max(1, int(cpus) - scorers)
     needed = decoders * WORKER_CPUS + scorers * GPU_SCORER_CPUS + COMMIT_CPUS
     if needed > cpus:
-        raise ClusterError(f"{scorers} GPU scorers and a decoder need {needed:.2f} CPUs, the cluster has {cpus:g}",
-                           hint="plan fewer GPUs: --set cluster.workers=1")
+        raise ClusterError(
+            f"{scorers} GPU scorers and a decoder need {needed:.2f} CPUs, the cluster has {cpus:g}",
+            hint="plan fewer GPUs: --set cluster.workers=1",
+        )
     return Layout("split", scorers, decoders, _whole_batches(min(block_members, HAND_OVER_BYTES // max(tensor_bytes, 1)), slots))
 
 

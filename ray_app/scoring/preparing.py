@@ -32,7 +32,7 @@ def scoring_identity(spec: ScoringSpec) -> dict[str, Any]:
             }
             for name, card in spec.cards.items()
         },
-        "precision": spec.precision,
+        "precision": dict(spec.precision),
         "resize": spec.resize,
         "batch_slots": spec.slots,
         **decision_identity(spec),

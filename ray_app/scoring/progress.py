@@ -12,7 +12,9 @@ DRAW_EVERY_S = 0.2
 class Progress:
     """Counts members against a total. The rate counts from the first result, so that start-up does not spoil the ETA."""
 
-    def __init__(self, total: int, *, done: int = 0, name: str = "score", stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, total: int, *, done: int = 0, name: str = "score", stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._total, self._name, self._clock = total, name, clock
         self._stream = stream or sys.stderr
         self._terminal = self._stream.isatty()
@@ -42,12 +44,14 @@ class Progress:
             self._draw(now)
 
     def close(self) -> None:
+        """Draw a last time and leave the line."""
         self._draw(self._clock())
         if self._terminal:
             self._stream.write("\n")
         self._stream.flush()
 
     def line(self, now: float) -> str:
+        """The progress line as it stands."""
         share = f" ({self._done / self._total:.0%})" if self._total else ""
         parts = [f"{self._name}  {self._done:,}/{self._total:,}{share}"]
         rate = self._rate(now)

@@ -9,8 +9,8 @@ import pyarrow.compute as pc
 from ray_app.archives import manifests
 from ray_app.ensembles import decide, load_ensemble_card
 from ray_app.errors import ConfigError
-from ray_app.inference import ScoringSpec, make_spec, range_doubts
 from ray_app.images import ImageLimits
+from ray_app.inference import ScoringSpec, make_spec, range_doubts
 from ray_app.runs import RunDirectory, fingerprint
 from ray_app.runs.rows import as_array, decided_columns
 from ray_app.scoring.preparing import decision_identity
@@ -31,8 +31,7 @@ def decide_run(url: str, ensemble: str) -> dict[str, Any]:
             raise ConfigError(f"{url}: a newer listing is still being scored", hint="finish it with its `touchstone score` command first")
         card = load_ensemble_card(ensemble)
         identity = described["identity"]
-        spec = make_spec(card, limits=ImageLimits(**identity["limits"]), precision=identity["precision"], resize=identity["resize"],
-                         slots=identity["batch_slots"])
+        spec = make_spec(card, limits=ImageLimits(**identity["limits"]))
         missing = [name for name in spec.cards if name not in described["detectors"]]
         if missing:
             raise ConfigError(f"{url}: the run has no scores of {', '.join(missing)}", hint=f"it has {', '.join(described['detectors'])}")

@@ -68,7 +68,9 @@ def bad_fraction(summary: dict[str, Any]) -> float:
 def write_report(run: RunDirectory, *, prior: float | None = None, thumbnails: bool = False) -> str:
     """Render `report.html` from the summary; returns where it lies. Raises ConfigError where no run has finished."""
     if not run.store.exists("summary.json"):
-        raise ConfigError(f"{run.store.url}: no finished run here", hint="touchstone score SOURCE --out DIR makes one; the same command finishes it")
+        raise ConfigError(
+            f"{run.store.url}: no finished run here", hint="touchstone score SOURCE --out DIR makes one; the same command finishes it"
+        )
     summary = run.read_json("summary.json")
     pictures = thumbnails_of(_top(summary)) if thumbnails else None
     run.store.write("report.html", render_run_report(summary, prior=prior, thumbnails=pictures).encode())

@@ -5,6 +5,7 @@ Every step can be interrupted anywhere; the same command goes on from the facts 
 
 import sys
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,22 +45,35 @@ def score_archive(config: ScoreConfig) -> Finished:
     and KeyboardInterrupt after saying how to resume.
     """
     if not config.source or not config.out:
-        raise ConfigError("nothing to score" if not config.source else "no run directory: --out DIR is missing",
-                          hint="touchstone score SOURCE --out DIR")
+        raise ConfigError(
+            "nothing to score" if not config.source else "no run directory: --out DIR is missing", hint="touchstone score SOURCE --out DIR"
+        )
+    start = time.monotonic()
     run = RunDirectory.open(config.out)
-    with Lease(run.store) as lease, _resumable(run):
-        with cluster(config.cluster):
-            return _score(config, run, lease)
+    with Lease(run.store) as lease, _resumable(run), cluster(config.cluster):
+        return _score(config, run, lease, start)
 
 
-def _score(config: ScoreConfig, run: RunDirectory, lease: Lease) -> Finished:
+def _score(config: ScoreConfig, run: RunDirectory, lease: Lease, start: float) -> Finished:
     cpus, gpus = resources(config.cluster)
-    spec = make_spec(_ensemble(config), limits=config.limits, device="cuda" if gpus else "cpu", precision=config.precision,
-                     resize=config.resize, slots=config.batch_slots)
+    spec = make_spec(
+        _ensemble(config),
+        limits=config.limits,
+        device="cuda" if gpus else "cpu",
+        precision=config.precision,
+        resize=config.resize,
+        slots=config.batch_slots,
+    )
     run.claim(identity_of(config, spec), list(spec.cards), spec.ensemble.model_dump(mode="json"))
-    session = Session(run, config.model_dump(mode="json"))
-    layout = plan_layout(cpus=cpus, gpus=gpus, workers=config.cluster.workers, block_members=config.block_members, slots=spec.slots,
-                         tensor_bytes=spec.tensor_bytes)
+    session = Session(run, config.model_dump(mode="json"), start)
+    layout = plan_layout(
+        cpus=cpus,
+        gpus=gpus,
+        workers=config.cluster.workers,
+        block_members=config.block_members,
+        slots=spec.slots,
+        tensor_bytes=spec.tensor_bytes,
+    )
     session.planned(layout)
     work = bring_up_to_date(run, config, BlockPlan(batch_slots=spec.slots, max_block_members=layout.block_members))
     session.listed(work.listing_s)
@@ -73,7 +87,9 @@ def _work(config: ScoreConfig, run: RunDirectory, lease: Lease, session: Session
 
     done = work.members - sum(ref.members for ref in work.pending)
     progress = Progress(work.members, done=done)
-    progress.say(f"{work.members:,} members in {len(work.blocks):,} blocks, {done:,} done before; {_described(layout)}")
+    progress.say(
+        f"{work.members:,} members in {len(work.blocks):,} block{'s' * (len(work.blocks) != 1)}, {done:,} done before; {_described(layout)}"
+    )
     crumbs = Path(tempfile.gettempdir()) / f"touchstone-{uuid.uuid4().hex}"
     job = Job(run, spec, config.retry, config.source, session.number, crumbs)
 

@@ -13,13 +13,16 @@ from ray_app.scoring.plan import Layout
 
 
 class Session:
-    """Counts while blocks are committed. `number` is 1 for the first session of a run; rows carry it as `attempt`."""
+    """Counts while blocks are committed. `number` is 1 for the first session of a run; rows carry it as `attempt`.
 
-    def __init__(self, run: RunDirectory, settings: dict[str, Any]) -> None:
+    `start` is the monotonic time at which the user's command began.
+    """
+
+    def __init__(self, run: RunDirectory, settings: dict[str, Any], start: float) -> None:
         self._run, self._settings = run, settings
         self.number = 1 + len(run.store.names("sessions"))
         self.started_at = datetime.now(UTC)
-        self._start = time.monotonic()
+        self._start = start
         self._first_s: float | None = None
         self._last_s = 0.0
         self._first_rows = 0
@@ -30,15 +33,19 @@ class Session:
         self.log("started")
 
     def now(self) -> datetime:
+        """The time, for humans."""
         return datetime.now(UTC)
 
     def elapsed_s(self) -> float:
+        """Seconds since the command began."""
         return time.monotonic() - self._start
 
     def listed(self, seconds: float) -> None:
+        """Count the time that listing took."""
         self._seconds["list"] += seconds
 
     def planned(self, layout: Layout) -> None:
+        """Note how the work is laid out."""
         self._layout = layout
 
     def committed(self, report: dict[str, Any]) -> None:

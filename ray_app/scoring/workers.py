@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from ray_app.archives import BlockRef, member_rows, read_block
-from ray_app.errors import Status
+from ray_app.errors import Status, TouchstoneError
 from ray_app.inference import Batch, BlockReader, Outcome, Scores, ScoringSpec, StageClock, judge, pack, unpack
 from ray_app.runs import RunDirectory, result_rows
 from ray_app.storage import RetryPolicy
@@ -36,74 +36,100 @@ class Job:
     crumbs: Path
 
 
-class BlockScorer:
-    """The fused worker: fetches, decodes, scores and commits one block after another on one core."""
+class Worker:
+    """Base of the stages. Ray loses the type of an error in a constructor, so it is kept and raised with the first block."""
 
     def __init__(self, job: Job) -> None:
-        self._clock = StageClock()
-        self._scorer = _scorer(job.spec, self._clock)
-        self._reader = BlockReader(job.spec, self._clock, policy=job.policy, signed=job.sources, crumbs=job.crumbs)
-        self._job = job
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        return pa.concat_tables([self._one(ref) for ref in _refs(table)])
-
-    def _one(self, ref: BlockRef) -> pa.Table:
-        members = read_block(self._job.run.store, ref)
-        outcomes: list[Outcome] = []
-        with _counted(self._reader) as traffic:
-            scores = self._scorer.score(_noting(self._reader.read(member_rows(members)), outcomes))
-        return _commit(self._job, ref, members, outcomes, scores, self._clock, traffic)
-
-
-class BlockDecoder:
-    """First stage of the split layout: a block's members → prepared uint8 tensors."""
-
-    def __init__(self, job: Job) -> None:
-        self._clock = StageClock()
-        self._reader = BlockReader(job.spec, self._clock, policy=job.policy, signed=job.sources, crumbs=job.crumbs)
-        self._job = job
+        self._job, self._clock = job, StageClock()
+        self._failed: TouchstoneError | None = None
+        try:
+            self.start()
+        except TouchstoneError as error:
+            self._failed = error
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
+        """Work on one Ray block: what the stage before gave for one block of members."""
+        if self._failed is not None:
+            raise self._failed
+        return self.work(table)
+
+    def start(self) -> None:
+        """Load what the stage needs, once per process."""
+
+    def work(self, table: pa.Table) -> Iterator[pa.Table]:
+        """One table per block of members."""
+        raise NotImplementedError
+
+    def _reader(self) -> BlockReader:
+        job = self._job
+        return BlockReader(job.spec, self._clock, policy=job.policy, signed=job.sources, crumbs=job.crumbs)
+
+    def _scorer(self) -> "EnsembleScorer":
+        from ray_app.inference.scoring import EnsembleScorer  # torch: only where something is scored
+
+        return EnsembleScorer(self._job.spec, self._clock)
+
+
+class BlockScorer(Worker):
+    """The fused layout: fetches, decodes, scores and commits one block after another on one core."""
+
+    def start(self) -> None:
+        """Load the detectors."""
+        self._scoring, self._reading = self._scorer(), self._reader()
+
+    def work(self, table: pa.Table) -> Iterator[pa.Table]:
+        """Block references → commit reports."""
         for ref in _refs(table):
             members = read_block(self._job.run.store, ref)
-            with _counted(self._reader) as traffic:
-                packed = pack(self._reader.read(member_rows(members)), len(self._job.spec.preprocessings))
+            outcomes: list[Outcome] = []
+            with _counted(self._reading) as traffic:
+                scores = self._scoring.score(_noting(self._reading.read(member_rows(members)), outcomes))
+            yield _commit(self._job, ref, members, outcomes, scores, self._clock, traffic)
+
+
+class BlockDecoder(Worker):
+    """First stage of the split layout: fetches and decodes on a core; needs no torch unless a card resizes with it."""
+
+    def start(self) -> None:
+        """Start the decoder."""
+        self._reading = self._reader()
+
+    def work(self, table: pa.Table) -> Iterator[pa.Table]:
+        """Block references → prepared uint8 tensors."""
+        for ref in _refs(table):
+            members = read_block(self._job.run.store, ref)
+            with _counted(self._reading) as traffic:
+                packed = pack(self._reading.read(member_rows(members)), len(self._job.spec.preprocessings))
             note = {"ref": ref, "members": members, "seconds": self._clock.take(), "traffic": traffic}
             yield packed.append_column("note", _on_first_row(note, len(packed)))
 
 
-class TensorScorer:
+class TensorScorer(Worker):
     """Second stage: prepared tensors → detector scores; the only stage that holds a GPU."""
 
-    def __init__(self, job: Job) -> None:
-        self._clock = StageClock()
-        self._scorer = _scorer(job.spec, self._clock)
-        self._preprocessings = len(job.spec.preprocessings)
+    def start(self) -> None:
+        """Load the detectors."""
+        self._scoring = self._scorer()
 
-    def __call__(self, table: pa.Table) -> pa.Table:
+    def work(self, table: pa.Table) -> Iterator[pa.Table]:
+        """Prepared tensors → scores, with the decoder's note carried along."""
         outcomes: list[Outcome] = []
-        scores = self._scorer.score(_noting(unpack(table, self._preprocessings), outcomes))
+        scores = self._scoring.score(_noting(unpack(table, len(self._job.spec.preprocessings)), outcomes))
         scored = {"outcomes": outcomes, "scores": scores, "seconds": self._clock.take()}
-        return pa.table({"note": table["note"].slice(0, 1).combine_chunks(), "scored": pa.array([pickle.dumps(scored)], pa.large_binary())})
+        yield pa.table({"note": table["note"].slice(0, 1).combine_chunks(), "scored": pa.array([pickle.dumps(scored)], pa.large_binary())})
 
 
-class BlockCommitter:
+class BlockCommitter(Worker):
     """Last stage: decides and writes the block's part, so that a GPU never waits for storage."""
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        return pa.concat_tables([self._one(*row) for row in zip(table["note"].to_pylist(), table["scored"].to_pylist(), strict=True)])
-
-    def _one(self, packed_note: bytes, packed_scored: bytes) -> pa.Table:
-        # Both were pickled by the stages above, in this run.
-        note, scored = pickle.loads(packed_note), pickle.loads(packed_scored)  # noqa: S301
-        clock = StageClock()
-        for seconds in (note["seconds"], scored["seconds"]):
-            clock.add(seconds)
-        return _commit(self._job, note["ref"], note["members"], scored["outcomes"], scored["scores"], clock, note["traffic"])
+    def work(self, table: pa.Table) -> Iterator[pa.Table]:
+        """Scores → commit reports."""
+        for packed_note, packed_scored in zip(table["note"].to_pylist(), table["scored"].to_pylist(), strict=True):
+            # Both were pickled by the stages above, in this run.
+            note, scored = pickle.loads(packed_note), pickle.loads(packed_scored)  # noqa: S301
+            for seconds in (note["seconds"], scored["seconds"]):
+                self._clock.add(seconds)
+            yield _commit(self._job, note["ref"], note["members"], scored["outcomes"], scored["scores"], self._clock, note["traffic"])
 
 
 def block_table(ref: BlockRef) -> pa.Table:
@@ -114,12 +140,6 @@ def block_table(ref: BlockRef) -> pa.Table:
 def _refs(table: pa.Table) -> Iterator[BlockRef]:
     for packed in table["ref"].to_pylist():
         yield pickle.loads(packed)  # noqa: S301  (made by block_table, in the driver)
-
-
-def _scorer(spec: ScoringSpec, clock: StageClock) -> "EnsembleScorer":
-    from ray_app.inference.scoring import EnsembleScorer  # torch: only where something is scored
-
-    return EnsembleScorer(spec, clock)
 
 
 def _noting(batches: Iterable[Batch], outcomes: list[Outcome]) -> Iterator[Batch]:

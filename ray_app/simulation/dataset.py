@@ -31,7 +31,17 @@ SPLITS: dict[str, Split] = {
     "train": Split(
         scenes=("leaves", "clouds", "facades", "strokes", "spheres", "china"),
         cameras=("webcam", "compact", "reflex", "bridge", "phone", "scanner"),
-        decoders=("nearest", "bilinear", "transposed4", "transposed3", "shuffle", "ae-nearest4", "ae-transposed2", "ae-shuffle4", "ae-bilinear2"),
+        decoders=(
+            "nearest",
+            "bilinear",
+            "transposed4",
+            "transposed3",
+            "shuffle",
+            "ae-nearest4",
+            "ae-transposed2",
+            "ae-shuffle4",
+            "ae-bilinear2",
+        ),
     ),
     "validation": Split(
         scenes=("fabric", "pebbles"),
@@ -67,4 +77,3 @@ def make_pair(split: Split, decoders: Mapping[str, Decode], rng: Rng, height: in
     scene, camera, decoder = (str(rng.choice(names)) for names in (split.scenes, split.cameras, split.decoders))
     real = CAMERAS[camera].shoot(render(scene, rng, 2 * height, 2 * width), rng)
     return Pair(real, decoders[decoder](real, rng), scene, camera, decoder)
-

@@ -75,10 +75,17 @@ def draw_history(rng: Rng, height: int, width: int, *, target: tuple[int, int], 
     top = int(rng.integers(round(height * scale) - target[0] + 1))
     left = int(rng.integers(round(width * scale) - target[1] + 1))
     earlier = _draw_jpeg(rng) if rng.random() < 0.35 else None
-    kind = rng.random()
-    last = Encoding("PNG") if kind < 0.2 else Encoding("WEBP", int(rng.integers(70, 99))) if kind < 0.32 else _draw_jpeg(rng)
+    last = draw_encoding(rng)
     resample = FILTERS[int(rng.integers(len(FILTERS)))]
     return History(scale, resample, (left, top, left + target[1], top + target[0]), earlier, last)
+
+
+def draw_encoding(rng: Rng) -> Encoding:
+    """JPEG in two of three cases, else PNG or WebP."""
+    kind = rng.random()
+    if kind < 0.2:
+        return Encoding("PNG")
+    return Encoding("WEBP", int(rng.integers(70, 99))) if kind < 0.32 else _draw_jpeg(rng)
 
 
 def _draw_jpeg(rng: Rng) -> Encoding:

@@ -29,7 +29,9 @@ class Photograph:
 
 # Named in sklearn/datasets/images/README.txt; no other dependency ships a photograph.
 PHOTOGRAPHS = {
-    "china": Photograph("datasets/images/china.jpg", "danielbuechele", "CC BY 2.0", "https://www.flickr.com/photos/danielbuechele/6061409035"),
+    "china": Photograph(
+        "datasets/images/china.jpg", "danielbuechele", "CC BY 2.0", "https://www.flickr.com/photos/danielbuechele/6061409035"
+    ),
     "flower": Photograph("datasets/images/flower.jpg", "vultilion", "CC BY 2.0", "https://www.flickr.com/photos/vultilion/6056698931"),
 }
 
@@ -47,9 +49,9 @@ def fractal(rng: Rng, height: int, width: int, slope: float) -> Light:
     spectrum = fft.rfft2(rng.standard_normal((rows, columns), dtype=np.float32))
     fy = np.fft.fftfreq(rows).astype(np.float32)[:, None]
     fx = np.fft.rfftfreq(columns).astype(np.float32)[None, :]
-    frequency = np.sqrt(fy * fy + fx * fx)
-    frequency[0, 0] = 1.0
-    spectrum *= frequency**-slope
+    power = fy * fy + fx * fx
+    power[0, 0] = 1.0
+    spectrum *= power ** (-slope / 2)
     spectrum[0, 0] = 0.0
     field = fft.irfft2(spectrum, s=(rows, columns))[:height, :width]
     return np.asarray(field / (field.std() + 1e-9), dtype=np.float32)
@@ -184,11 +186,12 @@ def hills(rng: Rng, height: int, width: int) -> Light:
     y = np.arange(height, dtype=np.float32)[:, None]
     out = sky * (0.6 + 0.6 * (1 - y / height))[..., None] * np.ones((height, width, 1), np.float32)
     layers = int(rng.integers(3, 7))
+    grain = np.exp(0.5 * fractal(rng, height, width, rng.uniform(0.4, 1.0)))[..., None]
     for layer in range(layers):
         ridge = np.cumsum(fractal(rng, 8, width, rng.uniform(0.5, 1.2))[0]) * rng.uniform(0.2, 0.9)
         level = height * (0.25 + 0.7 * layer / layers) + ridge - ridge.mean()
         near = (layer + 1) / layers
-        ground = (_colour(rng, 0.5) * near + far * (1 - near)) * np.exp(0.5 * near * fractal(rng, height, width, rng.uniform(0.4, 1.0)))[..., None]
+        ground = (_colour(rng, 0.5) * near + far * (1 - near)) * (1 + near * (np.roll(grain, int(rng.integers(width)), axis=1) - 1))
         out = np.where((y > level[None, :])[..., None], ground, out)
     return out.astype(np.float32)
 
@@ -246,10 +249,11 @@ def pebbles(rng: Rng, height: int, width: int) -> Light:
 @cache
 def _photograph(name: str) -> Light:
     package = find_spec("sklearn")  # found, not imported: the import alone takes seconds
-    assert package is not None and package.origin is not None, "scikit-learn is a dependency"
+    assert package is not None
+    assert package.origin is not None
     path = Path(package.origin).parent / PHOTOGRAPHS[name].file
     encoded = np.asarray(Image.open(path).convert("RGB"), dtype=np.float32) / 255
-    return np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4).astype(np.float32)
+    return np.asarray(np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4), dtype=np.float32)
 
 
 def _photo(name: str) -> Callable[[Rng, int, int], Light]:

@@ -20,6 +20,8 @@ _THROTTLE_CODES = frozenset(
 _THROTTLE_WORDS = ("slow down", "slowdown", "reduce your request rate", "rate exceeded", "rate limit", "too many requests", "throttl")
 _THROTTLE_HTTP = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 _MISSING_CODES = frozenset({"NoSuchKey", "NoSuchBucket", "NoSuchVersion"})
+# The last two: a name that no store could have.
+_MISSING_CLASSES = frozenset({"FileNotFoundError", "NotADirectoryError", "InvalidURL", "ParamValidationError"})
 _CHANGED_CODES = frozenset({"PreconditionFailed"})
 _TRANSIENT_CODES = frozenset({"InternalError", "RequestTimeout", "OperationAborted", "ConditionalRequestConflict", "IncompleteBody"})
 _NETWORK_CLASSES = frozenset(

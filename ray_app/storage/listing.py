@@ -79,8 +79,6 @@ def _list(place: str) -> Iterator[ObjectInfo]:
 
 def _matching(place: str) -> Iterator[ObjectInfo]:
     base, pattern = split_at_magic(place)
-    if scheme_of(base) != scheme_of(place):
-        raise ConfigError(f"{place}: a pattern cannot stand for a bucket", hint="name the bucket")
     matches = full_matcher(pattern)
     skipped = len(base.rstrip("/")) + 1
     return (info for info in _list(base or "/") if matches(local_path(info.uri)[skipped:]))

@@ -11,6 +11,7 @@ from ray_app.errors import ConfigError
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 _USER_INFO = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*://)[^/?#]*@")
+_BUCKET = re.compile(r"^([A-Za-z0-9._-]{1,255}|arn:[^/]+)$")
 # Query keys that grant access: AWS and Google presigned URLs, Azure SAS, and the usual spellings of tokens.
 _SECRET_KEY = re.compile(
     r"^(x-amz-.*|x-goog-.*|awsaccesskeyid|googleaccessid|signature|expires|sig|se|sp|sv|sr|st|spr|skoid|sktid|skt|ske|sks|skv"
@@ -34,6 +35,8 @@ def canonical(url: str) -> str:
             f"{strip_secrets(url)}: credentials do not belong in an s3:// URL",
             hint="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
         )
+    if scheme_of(url) == "s3":
+        bucket_and_key(url)
     return url if scheme_of(url) in ("http", "https") else url.rstrip("/")
 
 
@@ -77,8 +80,10 @@ def local_uri(path: str) -> str:
 
 
 def bucket_and_key(url: str) -> tuple[str, str]:
-    """The two parts of s3://bucket/key; the key verbatim, with whatever slashes, question marks or hashes it has."""
+    """The two parts of s3://bucket/key; the key verbatim, with whatever slashes, question marks or hashes it has. Raises ConfigError."""
     bucket, _, key = url.partition("://")[2].partition("/")
-    if not bucket:
-        raise ConfigError(f"{url}: names no bucket", hint="s3://BUCKET/PREFIX")
+    if not _BUCKET.match(bucket):
+        raise ConfigError(
+            f"{strip_secrets(url)}: '{bucket}' is no bucket's name", hint="s3://BUCKET/PREFIX; a pattern may stand after the bucket"
+        )
     return bucket, key

@@ -6,6 +6,7 @@ retries inside retries multiply and hide from the counts. Exceptions are botocor
 
 import asyncio
 import os
+import threading
 from collections.abc import Callable, Coroutine, Iterator
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -17,12 +18,14 @@ T = TypeVar("T")
 # Seconds of silence before a request counts as lost; a slow but living answer is bounded by the retry policy's deadline.
 _CONNECT_S, _READ_S = 5, 20
 _CONNECTIONS = 64
+_opening = threading.Lock()
 
 
 def filesystem() -> Any:
     """The process's s3fs file system for the present AWS environment; it carries no secret in its options, so it can be pickled."""
     identity = tuple(os.environ.get(name) for name in ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_DEFAULT_REGION", "FSSPEC_S3_ANON"))
-    return _filesystem(os.getpid(), endpoint_url(), identity)
+    with _opening:  # sixteen threads that start together must not make sixteen clients
+        return _filesystem(os.getpid(), endpoint_url(), identity)
 
 
 @lru_cache(maxsize=8)

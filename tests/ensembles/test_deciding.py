@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_app.detectors import Calibration
+from ray_app.detectors.cards import Calibration
 from ray_app.ensembles import EnsembleCard, Member, Thresholds, combine, decide, ensemble_of, sigmoid
 
 NAN = float("nan")

@@ -245,7 +245,7 @@ ODD: dict[str, tuple[tuple[str, ...], Maker]] = {
     "broken_exif_png": (("broken_exif",), lambda: broken_exif("PNG")),
     "broken_exif_webp": (("broken_exif",), lambda: broken_exif("WEBP")),
     "broken_exif_avif": (("broken_exif",), lambda: broken_exif("AVIF")),
-    "bad_orientation_tiff": (("broken_exif", "grayscale"), tiff_with_bad_orientation),
+    "bad_orientation_tiff": (("grayscale",), tiff_with_bad_orientation),
     "trailing_zeros_jpeg": (("trailing_bytes",), lambda: jpeg() + bytes(1000)),
     "trailing_png": (("trailing_bytes",), lambda: png() + b"after the end"),
     "trailing_webp": (("trailing_bytes",), lambda: encoded(photo(), "WEBP") + b"after the end!"),

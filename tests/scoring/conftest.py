@@ -10,7 +10,7 @@ from ray_app.runs import RunDirectory, current_rows
 from ray_app.scoring import ClusterConfig, ScoreConfig
 from ray_app.scoring.cluster import cluster
 from ray_app.scoring.run import score_archive
-from ray_app.simulation import build_sample_archive
+from ray_app.simulation.archive import build_sample_archive
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +23,7 @@ def ray_cluster(s3):
 @pytest.fixture(scope="session")
 def sample_archive(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sample") / "archive"
-    build_sample_archive(folder, n=24)
+    build_sample_archive(folder, files=24)
     return folder
 
 

@@ -1,42 +1,58 @@
-"""A cluster of several nodes on this machine; two nodes with a logical GPU each come once the run has begun.
+"""A cluster of several nodes on this machine, to which two nodes with a logical GPU each come once the run has begun.
 
-    python tests/scoring/late_gpus.py SOURCE OUT CARD
+    python -m tests.scoring.late_gpus SOURCE OUT DETECTOR SECONDS_BEFORE_STALL
 
-Prints one JSON line: the summary's session, which nodes scored, and the object store's use and spilling. Run by test_split.py.
+A process of its own, because `add_node` wants the main thread and a driver of its own. Prints one JSON line for test_split.py.
 """
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 
 import ray
+from ray._private.internal_api import memory_summary
 from ray.cluster_utils import Cluster
+from ray.util.state import list_actors
 
 STORE_BYTES = 200 * 2**20
 
 
-def main(source, out, card):
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": STORE_BYTES})
-    command = [sys.executable, "-m", "ray_app.cli.main", "score", source, "--out", out, "--detector", card, "--set", "block_members=16",
-               "--set", "batch_slots=4", "--set", "cluster.gpus=2", "--set", "cluster.cpus=3", "--set", f"cluster.address={cluster.address}"]  # fmt: skip
+def main(source, out, detector):
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": STORE_BYTES, "include_dashboard": True})
+    settings = ["block_members=16", "batch_slots=4", "cluster.gpus=2", "cluster.cpus=3", f"cluster.address={cluster.address}"]
+    command = [sys.executable, "-m", "ray_app.cli.main", "score", source, "--out", out, "--detector", detector]
+    command += [argument for setting in settings for argument in ("--set", setting)]
     driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
     try:
-        while not os.path.exists(os.path.join(out, "manifest", "00000", "_complete")) and driver.poll() is None:
+        while not os.path.exists(os.path.join(out, "manifest", "0", "_complete")) and driver.poll() is None:
             time.sleep(0.05)
         for _ in range(2):
             cluster.add_node(num_cpus=1, num_gpus=1, object_store_memory=STORE_BYTES)
-        most, scorers = 0, set()
+        used, scorer_nodes, summary = [0], set(), ""
         while driver.poll() is None:
-            most = max(most, used_bytes())
-            scorers |= busy_gpus()
-            time.sleep(0.2)
-        output, errors = driver.communicate()
-        print(json.dumps({"returncode": driver.returncode, "errors": errors[-3000:], "most_bytes": most, "gpu_nodes": len(scorers),
-                          "spilled": spilled_bytes()}))  # fmt: skip
+            summary = memory_summary(cluster.address, stats_only=True) or summary
+            used.append(plasma_bytes(summary))
+            scorer_nodes |= {
+                actor.node_id for actor in list_actors(detail=True) if "TensorScorer" in actor.class_name and actor.state == "ALIVE"
+            }
+            time.sleep(0.5)
+        _, errors = driver.communicate()
+        print(json.dumps({"returncode": driver.returncode, "errors": errors[-3000:], "most_bytes": max(used),
+                          "scorer_nodes": len(scorer_nodes), "spilled": "Spilled" in summary, "last": summary[-2000:]}))  # fmt: skip
     finally:
         driver.kill()
         ray.shutdown()
         cluster.shutdown()
+
+
+def plasma_bytes(summary):
+    found = re.search(r"Plasma memory usage (\d+) MiB", summary)
+    return int(found[1]) * 2**20 if found else 0
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:4])

@@ -36,7 +36,9 @@ def fill_bucket(s3, bucket, count):
 def start(source, out):
     command = [sys.executable, "-m", "ray_app.cli.main", "score", source, "--out", out, "--set", "block_members=32"]
     environment = os.environ | {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
 
 
 def family_of(pid):

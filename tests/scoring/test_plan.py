@@ -32,7 +32,9 @@ def test_nothing_to_schedule_on_is_said():
         plan_layout(cpus=0, gpus=0, **PLAIN)
 
 
-@given(cpus=st.integers(1, 512), gpus=st.integers(0, 64), slots=st.integers(1, 128), side=st.integers(64, 1024), members=st.integers(1, 4096))
+@given(
+    cpus=st.integers(1, 512), gpus=st.integers(0, 64), slots=st.integers(1, 128), side=st.integers(64, 1024), members=st.integers(1, 4096)
+)
 def test_requests_never_exceed_what_is_there(cpus, gpus, slots, side, members):
     try:
         layout = plan_layout(cpus=cpus, gpus=gpus, workers=None, block_members=members, slots=slots, tensor_bytes=side * side * 3)

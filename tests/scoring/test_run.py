@@ -50,7 +50,7 @@ def test_bad_files_get_their_status_and_the_good_ones_their_scores(score, tmp_pa
     for index in range(5):
         save_photo(folder / f"good-{index}.jpg", index)
     whole = (folder / "good-0.jpg").read_bytes()
-    (folder / "corrupt.jpg").write_bytes(whole[:200] + bytes(len(whole) - 200))
+    (folder / "corrupt.jpg").write_bytes(whole[:20] + bytes(range(256)) * 8 + whole[-2:])
     (folder / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
     (folder / "empty.png").write_bytes(b"")
     (folder / "notes.txt").write_text("no image")

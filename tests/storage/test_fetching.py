@@ -57,6 +57,15 @@ class TestS3:
         assert fetcher.fetch(info.uri, info.version, LIMIT) == DATA
         assert (fetcher.bytes_read, fetcher.retried, fetcher.throttled) == (len(DATA), 0, 0)
 
+    @pytest.mark.parametrize(
+        "key", ["a//b.jpg", "/a.jpg", "sp ace+plus&.jpg", "pct%41%.jpg", "😀.jpg", "q?versionId=1#f.jpg", "~/'(a)!*.jpg", "a/./b/../c.jpg"]
+    )
+    def test_a_key_is_taken_as_it_is(self, s3, key):
+        bucket = s3.bucket("fetch-odd-keys")
+        s3.client().put_object(Bucket="fetch-odd-keys", Key=key, Body=key.encode())
+        assert Fetcher().fetch(f"{bucket}/{key}", "", LIMIT) == key.encode()
+        assert f"{bucket}/{key}" in [info.uri for info in list_objects(bucket)]
+
     def test_a_rewritten_object_has_changed(self, s3):
         bucket = s3.bucket("fetch-changed")
         s3.client().put_object(Bucket="fetch-changed", Key="a.jpg", Body=DATA)
@@ -225,6 +234,14 @@ class TestPrefetch:
         assert [int(result) for _, result in got if isinstance(result, bytes)] == list(range(40))
         assert "/bucket/huge" not in faulty.requests
 
+    def test_threads_that_start_together_share_one_client(self, faulty):
+        from ray_app.storage import s3 as requests
+
+        faulty.objects["/bucket/a"] = DATA
+        before = requests._filesystem.cache_info().misses
+        list(Fetcher().prefetch([Wanted("s3://bucket/a", size_bytes=1)] * 32, depth_bytes=100, max_bytes=LIMIT))
+        assert requests._filesystem.cache_info().misses == before + 1
+
     def test_reads_ahead_no_more_than_the_budget(self, tmp_path):
         started = []
 
@@ -253,7 +270,11 @@ class TestPrefetch:
         faulty.objects["/bucket/slow"] = DATA
         faulty.faults["/bucket/slow"] = ["slow_down"] * 99
         fetcher = Fetcher(retrier=Retrier(RetryPolicy(base_s=60, cap_s=60), chance=lambda: 1.0))
-        wanted = [Wanted("s3://bucket/first", size_bytes=1), Wanted("s3://bucket/slow", size_bytes=1), Wanted("s3://bucket/slow", size_bytes=1)]
+        wanted = [
+            Wanted("s3://bucket/first", size_bytes=1),
+            Wanted("s3://bucket/slow", size_bytes=1),
+            Wanted("s3://bucket/slow", size_bytes=1),
+        ]
         reading = fetcher.prefetch(wanted, depth_bytes=2, max_bytes=LIMIT)
         next(reading)
         reading.close()

@@ -1,0 +1,63 @@
+"""The limit: what the cores could do if nothing but decoding, preparing and the model took time.
+
+cores ÷ (seconds to decode and prepare + seconds of the model, per image), medians of one thread in one process with nothing beside it.
+"""
+
+import statistics
+import time
+
+import numpy as np
+
+from benchmarks.contenders.contender import Contender, Record, arguments, printed, script
+from benchmarks.work import cores
+
+WARM_UP = 2  # batches: oneDNN prepares its kernels in the first
+
+
+def main() -> None:
+    import torch
+
+    from ray_app.detectors import load_card, load_detector
+    from ray_app.images import ImageLimits, decode_image
+
+    work, count, _ = arguments()
+    torch.set_num_threads(1)
+    imported = time.time()
+    detector, limits = load_detector(load_card(work.card)), ImageLimits()
+    loaded = time.time()
+    scores: dict[str, float] = {}
+    decoding, preparing, scoring = [], [], []
+    files = work.files(count)
+    for start in range(0, len(files) // detector.slots * detector.slots, detector.slots):
+        batch = files[start : start + detector.slots]
+        prepared = []
+        for path in batch:
+            data = path.read_bytes()
+            begin = time.perf_counter()
+            image = decode_image(data, limits)
+            decoded = time.perf_counter()
+            prepared.append(detector.prepare(image.pixels))
+            decoding.append(decoded - begin)
+            preparing.append(time.perf_counter() - decoded)
+        begin = time.perf_counter()
+        scored = detector.score(np.stack(prepared))
+        scoring.append((time.perf_counter() - begin) / len(batch))
+        scores |= {path.name: float(score) for path, score in zip(batch, scored, strict=True)}
+    images = WARM_UP * detector.slots
+    stages = {"decode_s": decoding[images:], "prepare_s": preparing[images:], "model_s": scoring[WARM_UP:]}
+    detail = {name: statistics.median(seconds) for name, seconds in stages.items()}
+    detail["rate_from_means"] = cores() / sum(statistics.fmean(seconds) for seconds in stages.values())
+    rate = cores() / sum(detail[name] for name in stages)
+    Record(scores=scores, marks={"imported": imported, "model loaded": loaded}, rate=rate, detail=detail).print()
+
+
+LIMIT = Contender(
+    "limit",
+    "cores ÷ (decode + prepare + model seconds per image), one thread",
+    script("benchmarks.contenders.limit"),
+    printed,
+    environment={"OMP_NUM_THREADS": "1"},
+)
+
+if __name__ == "__main__":
+    main()

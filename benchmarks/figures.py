@@ -1,0 +1,154 @@
+"""Measurements → rates, ratios, targets: the JSON that checks read, and the table that people read. Arithmetic and words only."""
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+OURS = "touchstone"
+PEERS = ("limit", "dataloader_tuned", "dataloader_plain_bf16", "ray_guide")
+DETAILS = ("dataloader_plain_fp32",)  # measured beside them; no target is set against it
+FIRST_RESULT_S = 25.0
+
+# (work, peer) → ours ÷ theirs that is to be reached (the project's benchmark bar)
+TARGETS: dict[tuple[str, str], float] = {
+    ("compute_bound", "limit"): 0.9,
+    ("decode_bound", "limit"): 0.8,
+    ("compute_bound", "dataloader_tuned"): 0.95,
+    ("decode_bound", "dataloader_tuned"): 0.95,
+    ("compute_bound", "dataloader_plain_bf16"): 1.0,
+    ("decode_bound", "dataloader_plain_bf16"): 1.5,
+    ("decode_bound", "ray_guide"): 4.0,
+}
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One contender in one round. `startup`: seconds from the command to each step, `first result` among them; empty for the limit.
+
+    `rate`: images per second in the steady state. `store_bytes`: bytes put into Ray's object store per image, None without Ray.
+    `scores`: log-odds by file name. `steal`: share of the machine's time that its host gave to others meanwhile.
+    """
+
+    work: str
+    contender: str
+    round: int
+    images: int
+    rate: float
+    startup: Mapping[str, float] = field(default_factory=dict)
+    peak_memory_bytes: int = 0
+    store_bytes: float | None = None
+    detail: Mapping[str, float] = field(default_factory=dict)
+    scores: Mapping[str, float] = field(default_factory=dict, repr=False)
+    steal: float = 0.0
+
+
+def figures(measured: Sequence[Measurement], first_result_default_s: float | None = None) -> dict[str, Any]:
+    """Everything of the result file except what describes the machine."""
+    works = list(dict.fromkeys(m.work for m in measured))
+    rates = {work: _by_contender([m for m in measured if m.work == work], _rates) for work in works}
+    ratios = {
+        work: {peer: rates[work][OURS]["median"] / rates[work][peer]["median"] for peer in (*PEERS, *DETAILS) if peer in rates[work]}
+        for work in works
+        if OURS in rates[work]
+    }
+    startup = {work: _by_contender([m for m in measured if m.work == work and m.startup], _startup) for work in works}
+    first = first_result_default_s or startup.get("decode_bound", {}).get(OURS, {}).get("first result")
+    return {
+        "ratios": ratios,
+        "rates": rates,
+        "startup": startup,
+        "first_result_default_s": first,
+        "peak_memory_bytes": {work: _by_contender([m for m in measured if m.work == work], _peak) for work in works},
+        "object_store_bytes_per_image": {
+            work: _by_contender([m for m in measured if m.work == work and m.store_bytes is not None], _store) for work in works
+        },
+        "stages": {work: _by_contender([m for m in measured if m.work == work and m.detail], _detail) for work in works},
+        "score_disagreement": {work: disagreement([m for m in measured if m.work == work]) for work in works},
+        "targets": targets(ratios, first),
+    }
+
+
+def targets(ratios: Mapping[str, Mapping[str, float]], first_result_s: float | None) -> list[dict[str, Any]]:
+    """Each target with what was measured and whether it is met; those that were not measured are left out."""
+    found = [
+        {"work": work, "against": peer, "target": target, "measured": ratios[work][peer], "met": ratios[work][peer] >= target}
+        for (work, peer), target in TARGETS.items()
+        if peer in ratios.get(work, {})
+    ]
+    if first_result_s is not None:
+        first = {"work": "decode_bound", "against": "first result, s", "target": FIRST_RESULT_S, "measured": first_result_s}
+        found.append({**first, "met": first_result_s <= FIRST_RESULT_S})
+    return found
+
+
+def disagreement(measured: Iterable[Measurement]) -> dict[str, float]:
+    """Per contender, the largest difference of a score from the fp32 DataLoader's (else the limit's), in units of max(1, |score|)."""
+    of = {m.contender: m.scores for m in measured if m.scores}
+    reference = of.get("dataloader_plain_fp32") or of.get("limit") or {}
+    return {
+        name: max((_apart(scores[file], reference[file]) for file in scores.keys() & reference.keys()), default=0.0)
+        for name, scores in of.items()
+    }
+
+
+def _apart(score: float, reference: float) -> float:
+    return abs(score - reference) / max(1.0, abs(reference))
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The result as lines for a screen."""
+    lines = []
+    for work, rates in result["rates"].items():
+        lines += ["", f"{work.replace('_', '-')}: {result['works'][work]}" if work in result.get("works", {}) else work, _HEAD]
+        startup, peak, store = (result[key].get(work, {}) for key in ("startup", "peak_memory_bytes", "object_store_bytes_per_image"))
+        for name, rate in rates.items():
+            ratio = result["ratios"].get(work, {}).get(name)
+            lines.append(
+                f"  {name:<22}{rate['median']:>9.1f}{_spread(rate['rounds']):>14}{_or_dash(ratio, '{:.2f}'):>8}"
+                f"{_or_dash(startup.get(name, {}).get('first result'), '{:.1f} s'):>10}{_or_dash(peak.get(name), '{:.2f} GiB', 2**30):>11}"
+                f"{_or_dash(store.get(name), '{:,.0f}'):>13}{_or_dash(result['score_disagreement'][work].get(name), '{:.4f}'):>9}"
+            )
+    lines += ["", "targets (ours ÷ theirs, medians)"]
+    for target in result["targets"]:
+        sign = "≤" if "result" in target["against"] else "≥"
+        verdict = "met" if target["met"] else f"short by {abs(1 - target['measured'] / target['target']):.0%}"
+        lines.append(f"  {target['work']:<14}{target['against']:<24}{sign} {target['target']:<6g}{target['measured']:>7.2f}  {verdict}")
+    return "\n".join(lines)
+
+
+_HEAD = f"  {'':<22}{'images/s':>9}{'rounds':>14}{'ours ÷':>8}{'first':>10}{'peak PSS':>11}{'store B/img':>13}{'|Δ| score':>9}"
+
+
+def _by_contender(measured: Sequence[Measurement], summary: Any) -> dict[str, Any]:
+    names = [name for name in ("limit", OURS, *PEERS[1:], *DETAILS) if any(m.contender == name for m in measured)]
+    return {name: summary([m for m in measured if m.contender == name]) for name in names}
+
+
+def _rates(rounds: Sequence[Measurement]) -> dict[str, Any]:
+    return {"median": statistics.median(m.rate for m in rounds), "rounds": [m.rate for m in rounds], "images": rounds[0].images,
+            "steal": max(m.steal for m in rounds)}  # fmt: skip
+
+
+def _startup(rounds: Sequence[Measurement]) -> dict[str, float]:
+    return {step: statistics.median(m.startup[step] for m in rounds if step in m.startup) for step in rounds[0].startup}
+
+
+def _peak(rounds: Sequence[Measurement]) -> int:
+    return max(m.peak_memory_bytes for m in rounds)
+
+
+def _store(rounds: Sequence[Measurement]) -> float:
+    return statistics.median(m.store_bytes for m in rounds if m.store_bytes is not None)
+
+
+def _detail(rounds: Sequence[Measurement]) -> dict[str, float]:
+    return {name: statistics.median(m.detail[name] for m in rounds) for name in rounds[0].detail}
+
+
+def _spread(rounds: Sequence[float]) -> str:
+    return f"{min(rounds):.1f}–{max(rounds):.1f}" if len(rounds) > 1 else "1 round"
+
+
+def _or_dash(value: float | None, form: str, unit: float = 1) -> str:
+    return "–" if value is None else form.format(value / unit)

@@ -1,0 +1,38 @@
+from itertools import accumulate, islice
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ray_app.archives import BlockPlan, block_sizes, blocks
+
+plans = st.builds(BlockPlan, batch_slots=st.integers(1, 300), max_block_members=st.integers(1, 5000))
+
+
+@given(plans)
+def test_blocks_are_whole_batches_that_only_grow_up_to_the_limit(plan):
+    sizes = list(islice(block_sizes(plan), 600))
+    assert all(size % plan.batch_slots == 0 for size in sizes)
+    assert sizes == sorted(sizes)
+    assert sizes[-1] <= max(plan.batch_slots, plan.max_block_members)
+    assert sizes[0] <= max(plan.batch_slots, 1.5 * blocks._FIRST_BLOCK_MEMBERS)
+
+
+@given(plans, st.integers(0, 20_000))
+def test_blocks_are_a_partition(plan, members):
+    ends = []
+    for end in accumulate(block_sizes(plan)):
+        ends.append(min(end, members))
+        if end >= members:
+            break
+    starts = [0, *ends[:-1]]
+    covered = [number for start, end in zip(starts, ends, strict=True) for number in range(start, end)]
+    assert covered == list(range(members))
+
+
+@pytest.mark.parametrize(("slots", "limit"), [(1, 1000), (4, 128), (8, 1024), (16, 16), (256, 100)])
+def test_sizes_double_after_every_run_of_blocks(slots, limit):
+    first = max(slots, blocks._FIRST_BLOCK_MEMBERS)
+    largest = max(slots, limit // slots * slots)
+    expected = [min(largest, first * 2 ** (block // blocks._BLOCKS_PER_DOUBLING)) for block in range(1000)]
+    assert list(islice(block_sizes(BlockPlan(batch_slots=slots, max_block_members=limit)), 1000)) == expected

@@ -1,0 +1,304 @@
+import hashlib
+import io
+import os
+import pickle
+import subprocess
+import sys
+import threading
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFile
+
+from ray_app.errors import Status
+from ray_app.images import FLAG_MEANING, DecodedImage, ImageLimits, ImageRefused, decode_image, inspect_bytes
+from tests.images import factory
+
+LIMITS = ImageLimits()
+REALWORLD = Path(__file__).resolve().parents[2] / ".." / "shared" / "realworld"
+
+
+def refusal(data: bytes, limits: ImageLimits = LIMITS) -> ImageRefused:
+    with pytest.raises(ImageRefused) as caught:
+        decode_image(data, limits)
+    return caught.value
+
+
+def outcome_of(data: bytes) -> DecodedImage | ImageRefused:
+    try:
+        return decode_image(data, LIMITS)
+    except ImageRefused as error:
+        return error
+
+
+def pixels(data: bytes) -> np.ndarray:
+    return np.asarray(decode_image(data, LIMITS).pixels)
+
+
+@pytest.mark.parametrize("name", factory.SOUND)
+def test_each_format_decodes_to_rgb_with_its_facts(name):
+    format_name, make = factory.SOUND[name]
+    image = decode_image(data := make(), LIMITS)
+    assert (image.pixels.mode, image.pixels.size) == ("RGB", (96, 64))
+    facts = image.facts
+    assert (facts.format, facts.width, facts.height, facts.frames, facts.orientation) == (format_name, 96, 64, 1, 1)
+    assert facts.sha256 == hashlib.sha256(data).hexdigest()
+    assert facts.flags == ()
+    assert facts.icc is (name == "webp_extended")
+    assert facts.decoder is not None
+    assert facts.decoder.startswith("pillow")
+    error = np.abs(pixels(data).astype(int) - np.asarray(factory.photo())).mean()
+    assert error < 20, "not the picture that was encoded"
+
+
+@pytest.mark.parametrize("name", [name for name in factory.SOUND if name != "heic"])
+def test_an_rgb_image_has_the_pixels_of_plain_pillow(name):
+    data = factory.SOUND[name][1]()
+    with Image.open(io.BytesIO(data)) as image:
+        np.testing.assert_array_equal(pixels(data), np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("name", factory.ODD)
+def test_each_oddity_is_decoded_and_flagged(name):
+    flags, make = factory.ODD[name]
+    image = decode_image(make(), LIMITS)
+    assert image.facts.flags == tuple(flags)
+    assert image.pixels.mode == "RGB"
+    assert image.pixels.size == (image.facts.width, image.facts.height)
+
+
+def test_every_flag_has_a_meaning_and_a_fixture():
+    assert {flag for flags, _ in factory.ODD.values() for flag in flags} | {"oriented"} == set(FLAG_MEANING)
+
+
+@pytest.mark.parametrize("name", factory.REFUSED)
+def test_each_hazard_is_refused_with_its_status(name):
+    status, make = factory.REFUSED[name]
+    data = make()
+    error = refusal(data)
+    assert error.status == status
+    assert error.detail
+    assert error.facts.sha256 == hashlib.sha256(data).hexdigest()
+    assert error.facts.format == inspect_bytes(data).format
+
+
+@pytest.mark.parametrize("name", ["animated_gif", "animated_png", "animated_webp", "animated_avif", "pages_tiff"])
+def test_frame_0_is_scored_and_frames_are_counted(name):
+    image = decode_image(factory.ODD[name][1](), LIMITS)
+    assert image.facts.frames == 3
+    error = np.abs(np.asarray(image.pixels).astype(int) - np.asarray(factory.photo(seed=0))).mean()
+    assert error < 20
+
+
+@pytest.mark.parametrize("name", ["grey16_png", "rgb16_png", "grey16_tiff", "grey12_tiff"])
+def test_samples_of_more_than_8_bits_are_scaled_not_clipped(name):
+    assert pixels(factory.ODD[name][1]()).mean() == pytest.approx(127.5, abs=1)
+
+
+def test_transparent_pixels_become_white_and_hide_their_colours():
+    for name in ("alpha_png", "alpha_webp", "grey_alpha_png"):
+        result = pixels(factory.ODD[name][1]())
+        assert (result[:, :48] == 255).all()
+        assert result[:, 48:].mean() < 200
+    result = pixels(factory.ODD["palette_alpha_png"][1]())
+    assert 0.05 < (result == 255).all(axis=-1).mean() < 0.95
+
+
+def test_an_opaque_alpha_channel_changes_no_pixel():
+    data = factory.encoded(factory.photo().convert("RGBA"), "PNG")
+    np.testing.assert_array_equal(pixels(data), np.asarray(factory.photo()))
+    assert decode_image(data, LIMITS).facts.flags == ("alpha",)
+
+
+def test_half_transparent_pixels_are_mixed_with_white():
+    image = Image.new("RGBA", (4, 4), (0, 100, 200, 51))
+    assert pixels(factory.encoded(image, "PNG"))[0, 0].tolist() == [204, 224, 244]
+
+
+def test_cmyk_survives_the_round_trip():
+    error = np.abs(pixels(factory.cmyk(quality=95)).astype(int) - np.asarray(factory.photo())).mean()
+    assert error < 6
+
+
+def test_a_broken_profile_leaves_pillows_own_conversion():
+    with_broken_profile = pixels(factory.cmyk(icc_profile=b"no profile" * 30))
+    np.testing.assert_array_equal(with_broken_profile, pixels(factory.cmyk()))
+
+
+@pytest.mark.skipif(not REALWORLD.is_dir(), reason="../shared/realworld is absent")
+def test_cmyk_goes_through_its_own_profile():
+    data = (REALWORLD / "camera" / "multiple-icc-segments.jpg").read_bytes()
+    image = decode_image(data, LIMITS)
+    assert image.facts.flags == ("cmyk",)
+    assert image.facts.icc
+    with Image.open(io.BytesIO(data)) as plain:
+        assert np.abs(np.asarray(plain.convert("RGB")).astype(int) - np.asarray(image.pixels)).mean() > 1
+
+
+def test_an_rgb_profile_is_recorded_and_not_applied():
+    assert decode_image(factory.jpeg(icc_profile=factory.srgb_profile()), LIMITS).facts.icc
+    np.testing.assert_array_equal(pixels(factory.jpeg(icc_profile=factory.srgb_profile())), pixels(factory.jpeg()))
+
+
+@pytest.mark.parametrize("format_name", ["JPEG", "PNG", "WEBP", "AVIF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_recorded_and_not_applied(orientation, format_name):
+    image = decode_image(factory.oriented(orientation, format_name), LIMITS)
+    assert image.facts.orientation == orientation
+    assert image.pixels.size == (96, 64)
+    assert ("oriented" in image.facts.flags) is (orientation != 1)
+
+
+@pytest.mark.parametrize("format_name", ["TIFF", "HEIF"])
+def test_where_the_decoder_turns_the_pixels_nothing_is_left_to_turn(format_name):
+    image = decode_image(factory.oriented(6, format_name), LIMITS)
+    assert image.facts.orientation == 1
+    assert image.pixels.size == (image.facts.width, image.facts.height) == (64, 96)
+    with Image.open(io.BytesIO(factory.oriented(6, format_name))) as plain:
+        np.testing.assert_array_equal(np.asarray(image.pixels), np.asarray(plain.convert("RGB")))
+
+
+@pytest.mark.skipif(not REALWORLD.is_dir(), reason="../shared/realworld is absent")
+def test_the_published_orientation_files_decode_with_their_orientation():
+    files = sorted((REALWORLD / "orientation").glob("*.jpg"))
+    assert len(files) == 18
+    for path in files:
+        stated = int(path.stem[-1])
+        assert decode_image(path.read_bytes(), LIMITS).facts.orientation == max(stated, 1), path.name
+
+
+@pytest.mark.skipif(not REALWORLD.is_dir(), reason="../shared/realworld is absent")
+def test_every_realworld_image_is_decoded():
+    files = [path for path in sorted(REALWORLD.rglob("*")) if path.is_file() and path.suffix != ".md"]
+    assert len(files) == 56
+    for path in files:
+        assert decode_image(path.read_bytes(), LIMITS).pixels.mode == "RGB", path.name
+    assert refusal((REALWORLD / "SOURCES.md").read_bytes()).status == Status.UNSUPPORTED_FORMAT
+
+
+@pytest.mark.parametrize("name", factory.SOUND)
+def test_a_file_cut_anywhere_is_truncated_or_whole(name):
+    data = factory.SOUND[name][1]()
+    whole = pixels(data)
+    for cut in range(32, len(data), max(len(data) // 37, 1)):
+        outcome = outcome_of(data[:cut])
+        if isinstance(outcome, ImageRefused):
+            assert outcome.status == Status.TRUNCATED_IMAGE, (cut, outcome.detail)
+        else:
+            np.testing.assert_array_equal(np.asarray(outcome.pixels), whole, err_msg=f"padded at {cut}")
+
+
+def test_a_truncated_file_says_how_far_it_got():
+    data = factory.encoded(factory.photo(640, 480), "JPEG")
+    detail = refusal(data[: len(data) // 2]).detail
+    rows = int(detail.split()[1])
+    assert 200 < rows < 280
+    assert f"of 480 rows decoded from {len(data) // 2} bytes" in detail
+    assert "660 of 1320 bytes" in refusal(factory.half(factory.SOUND["webp"][1])).detail
+
+
+def test_a_refusal_knows_what_was_read_before_it():
+    facts = refusal(factory.lying_jpeg(30_000, 20_000)).facts
+    assert (facts.format, facts.width, facts.height, facts.mode) == ("JPEG", 30_000, 20_000, "RGB")
+    facts = refusal(factory.half(factory.SOUND["png"][1])).facts
+    assert (facts.width, facts.height, facts.frames, facts.orientation) == (96, 64, 1, 1)
+
+
+def test_a_refusal_survives_pickling():
+    error = refusal(factory.half(factory.jpeg))
+    copy = pickle.loads(pickle.dumps(error))
+    assert (copy.status, copy.detail, copy.facts) == (error.status, error.detail, error.facts)
+
+
+def test_heic_without_its_extra_names_the_pip_line(monkeypatch):
+    data = factory.SOUND["heic"][1]()
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    error = refusal(data)
+    assert error.status == Status.UNSUPPORTED_FORMAT
+    assert "pip install 'touchstone[heic]'" in error.detail
+    assert error.facts.format == "HEIC"
+
+
+def test_no_metadata_travels_with_the_pixels():
+    data = factory.jpeg(exif=factory.exif(6), icc_profile=factory.srgb_profile(), comment=b"secret")
+    image = decode_image(data, LIMITS).pixels
+    again = factory.encoded(image, "JPEG")
+    assert image.info == {}
+    assert b"secret" not in again
+    assert b"ICC_PROFILE" not in again
+    assert b"Exif" not in again
+
+
+def test_an_rgb_image_is_not_copied():
+    image = decode_image(factory.jpeg(), LIMITS).pixels
+    assert type(image).__mro__[1].__name__ == "JpegImageFile"
+
+
+def test_pillows_settings_and_limits_stay_as_they_were():
+    bomb_limit = Image.MAX_IMAGE_PIXELS
+    for _, make in [*factory.ODD.values(), *factory.REFUSED.values()]:
+        outcome_of(make())
+    assert Image.MAX_IMAGE_PIXELS == bomb_limit is not None
+    assert not ImageFile.LOAD_TRUNCATED_IMAGES
+
+
+def test_warnings_turned_into_errors_change_no_status():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name, (flags, make) in factory.ODD.items():
+            assert outcome_of(make()).facts.flags == tuple(flags), name
+        for name, (status, make) in factory.REFUSED.items():
+            outcome = outcome_of(make())
+            assert isinstance(outcome, ImageRefused), name
+            assert outcome.status == status, name
+
+
+def test_nothing_is_written_on_stderr_in_a_fresh_process():
+    code = (
+        "import sys; from tests.images import factory; from ray_app.images import *\n"
+        "for _, make in [*factory.ODD.values(), *factory.REFUSED.values()]:\n"
+        "    try: decode_image(make(), ImageLimits())\n"
+        "    except ImageRefused: pass"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True)
+    assert done.stderr == ""
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("make", [factory.bomb_png, lambda: factory.lying_png(20_000, 20_000), lambda: factory.lying_jpeg(20_000, 20_000)])
+def test_a_400_megapixel_file_is_refused_without_its_memory(make, tmp_path):
+    (tmp_path / "bomb").write_bytes(make())
+    code = (
+        "import resource, sys; from pathlib import Path; from ray_app.images import *\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "data = Path(sys.argv[1]).read_bytes(); before = peak()\n"
+        "try: decode_image(data, ImageLimits())\n"
+        "except ImageRefused as error: print(error.status, (peak() - before) // 1024)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "bomb")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True)
+    status, grown_mib = done.stdout.split()
+    assert status == Status.IMAGE_TOO_LARGE
+    assert int(grown_mib) < 50
+
+
+def test_threads_decode_the_same():
+    data = [make() for _, make in factory.SOUND.values()]
+    expected = [pixels(each).tobytes() for each in data]
+    results: list[list[bytes]] = []
+    threads = [threading.Thread(target=lambda: results.append([pixels(each).tobytes() for each in data])) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [expected] * 4
+
+
+def test_importing_the_room_brings_neither_torch_nor_ray():
+    code = "import sys, ray_app.images; print([m for m in ('torch', 'ray', 'pillow_heif') if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": os.getcwd()}
+    )
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,49 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ray_app.images import inspect_bytes, sniff_format
+from ray_app.images.sniff import describe_unsupported
+from tests.images import factory
+
+
+@pytest.mark.parametrize("name", factory.SOUND)
+def test_each_format_is_known_by_its_bytes(name):
+    format_name, make = factory.SOUND[name]
+    assert sniff_format(make()) == format_name
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"%PDF-1.4", "PDF"),
+        (b"PK\x03\x04rest", "ZIP"),
+        (b"\xef\xbb\xbf  <svg width='1'>", "SVG"),
+        (b"<!DOCTYPE html><html>", "HTML"),
+        (b"{'a': 1}", "text"),
+        ("é".encode() * 1000, "text"),
+        (b"II*\0\x10\0\0\0CR\x02\0", "raw"),
+        (b"\0\0\0\x18ftypcrx ", "raw"),
+        (b"\0\0\0\x18ftypisom", "video"),
+        (b"RIFF\0\0\0\0WAVEfmt ", "RIFF"),
+        (b"BM is how this text begins", "text"),
+        (bytes(257) + b"ustar", "tar"),
+        (b"\0\1\2\3", "00 01 02 03"),
+    ],
+)
+def test_what_is_no_image_is_described(data, words):
+    assert sniff_format(data) is None
+    assert words in describe_unsupported(data)
+
+
+def test_a_shared_brand_is_decided_by_the_codec_brand():
+    assert sniff_format(b"\0\0\0\x1cftypmif1\0\0\0\0mif1avifmiaf") == "AVIF"
+    assert sniff_format(b"\0\0\0\x1cftypmif1\0\0\0\0mif1heicmiaf") == "HEIC"
+    assert sniff_format(b"\0\0\0\x1cftypheic\0\0\0\0mif1avifmiaf") == "HEIC"
+
+
+@given(st.binary(max_size=64))
+def test_any_bytes_are_inspected(data):
+    facts = inspect_bytes(data)
+    assert len(facts.sha256) == 64
+    assert facts.format is not None or describe_unsupported(data)

@@ -1,0 +1,38 @@
+"""The split layout, on a local cluster of several nodes with logical GPUs that come late (specs/ray.md §F9)."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ray_app.simulation.archive import write_photographs
+from tests.scoring.conftest import rows_of
+
+pytestmark = pytest.mark.ray
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run_late_gpus(source, out, detector):
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "tests.scoring.late_gpus", str(source), str(out), str(detector)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=600)
+    assert done.stdout.strip(), done.stderr[-3000:]
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+@pytest.mark.timeout(600)
+def test_gpu_nodes_that_come_late_are_both_used_and_nothing_spills(tmp_path):
+    source, out = tmp_path / "photos", tmp_path / "run"
+    write_photographs(source, 256, size=(320, 320))
+    told = run_late_gpus(source, out, "touchstone-tiny")
+    assert told["returncode"] == 0, told["errors"]
+    assert told["scorer_nodes"] == 2
+    assert not told["spilled"], told["last"]
+    rows = rows_of(out)
+    assert len(rows) == 256
+    assert {row["status"] for row in rows.values()} == {"ok"}
+    session = json.loads((out / "summary.json").read_text())["session"]
+    assert (session["layout"], session["workers"]) == ("split", 3)

@@ -1,0 +1,197 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+
+from ray_app.errors import IdentityError
+from ray_app.storage import Lease, Store
+from ray_app.storage.lease import Holder
+from ray_app.storage.processes import is_running, own_process, start_of
+
+HOLD = """
+import sys
+from ray_app.storage import Lease, Store
+with Lease(Store.open(sys.argv[1]), beat_s=0.05):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture(params=["local", "s3"])
+def store(request, tmp_path):
+    if request.param == "local":
+        return Store.open(str(tmp_path / "run"))
+    bucket = f"lease-{abs(hash(request.node.name))}"
+    return Store.open(f"{request.getfixturevalue('s3').bucket(bucket)}/run")
+
+
+@pytest.fixture
+def holder(store):
+    """A living process that holds the lease."""
+    process = subprocess.Popen([sys.executable, "-c", HOLD, store.url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+    process.stdin.close()
+    process.stdout.close()
+
+
+class Watched:
+    """A clock that moves by waiting only; `during` runs at each wait."""
+
+    def __init__(self, during=lambda: None) -> None:
+        self.now = 0.0
+        self.during = during
+
+    def clock(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.during()
+
+
+def elsewhere(**changes) -> Holder:
+    return replace(Holder.this_process(), host="far-away", machine="far-away boot pid", pid=4242, **changes)
+
+
+def written(store) -> dict:
+    return json.loads(store.read("lease.json"))
+
+
+def test_one_at_a_time_and_free_afterwards(store):
+    with Lease(store) as lease:
+        assert written(store)["token"] == lease.holder.token
+        with pytest.raises(IdentityError, match=f"process {os.getpid()}") as caught:
+            Lease(store).acquire()
+        assert caught.value.exit_code == 2
+    assert not store.exists("lease.json")
+    with Lease(store):
+        pass
+    assert store.names("") == []
+
+
+def test_a_living_process_of_this_machine_keeps_it(store, holder):
+    with pytest.raises(IdentityError, match=f"process {holder.pid}"):
+        Lease(store, sleep=pytest.fail).acquire()
+
+
+def test_a_process_killed_on_this_machine_is_replaced_at_once(store, holder):
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.wait()
+    with Lease(store, sleep=pytest.fail) as lease:
+        assert written(store)["token"] == lease.holder.token
+    assert store.names("") == []
+
+
+def test_a_number_that_another_process_has_now_is_a_dead_holder(store):
+    store.write("lease.json", replace(Holder.this_process(), started="long ago").encode())
+    with Lease(store, sleep=pytest.fail):
+        pass
+
+
+def test_a_silent_holder_elsewhere_is_replaced_after_its_time(store):
+    store.write("lease.json", elsewhere().encode())
+    time = Watched()
+    with Lease(store, clock=time.clock, sleep=time.sleep, poll_s=3.0) as lease:
+        assert time.now == 30.0
+        assert written(store)["token"] == lease.holder.token
+    assert store.names("") == []
+
+
+def test_a_holder_elsewhere_that_beats_keeps_it(store):
+    other = elsewhere()
+    store.write("lease.json", other.encode())
+    time = Watched(during=lambda: time.now < 9 or store.write("lease.json", replace(other, beat=1).encode()))
+    with pytest.raises(IdentityError, match="host far-away, process 4242"):
+        Lease(store, clock=time.clock, sleep=time.sleep, poll_s=3.0).acquire()
+    assert time.now == 9.0
+
+
+def test_a_holder_elsewhere_that_ends_makes_room_at_once(store):
+    store.write("lease.json", elsewhere().encode())
+    time = Watched(during=lambda: store.delete("lease.json"))
+    with Lease(store, clock=time.clock, sleep=time.sleep):
+        assert time.now == 1.0
+
+
+def test_of_many_that_find_a_dead_holder_one_gets_its_place(store):
+    store.write("lease.json", replace(Holder.this_process(), started="long ago").encode())
+    leases = [Lease(store, beat_s=0.05, poll_s=0.01) for _ in range(6)]
+    start = threading.Barrier(len(leases))
+
+    def try_one(lease) -> bool:
+        start.wait()
+        try:
+            lease.acquire()
+        except IdentityError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(len(leases)) as pool:
+        won = list(pool.map(try_one, leases))
+    assert won.count(True) == 1
+    winner = leases[won.index(True)]
+    assert written(store)["token"] == winner.holder.token
+    winner.release()
+    assert store.names("") == []
+
+
+def test_a_claim_left_by_one_that_died_with_it_is_cleared(store):
+    dead = replace(Holder.this_process(), started="long ago")
+    store.write("lease.json", dead.encode())
+    store.write(f"lease.{dead.token}.json", elsewhere().encode())
+    time = Watched()
+    with Lease(store, clock=time.clock, sleep=time.sleep, poll_s=5.0):
+        assert time.now == 30.0
+    assert store.names("") == []
+
+
+def test_the_heart_beats(store, holder):
+    first = written(store)["beat"]
+    wait_until(lambda: written(store)["beat"] > first + 1)
+
+
+def test_a_lost_lease_says_so_and_is_not_released(store):
+    with Lease(store, beat_s=0.02) as lease:
+        lease.check()
+        thief = elsewhere()
+        store.write("lease.json", thief.encode())
+        # A heartbeat already past its check may write once more; the thief's own beat would find that, here we insist.
+        wait_until(lambda: lease.lost.is_set() or store.write("lease.json", thief.encode()))
+        with pytest.raises(IdentityError, match="taken this directory over"):
+            lease.check()
+    assert written(store)["token"] == thief.token
+
+
+def test_a_file_that_is_no_lease(store):
+    store.write("lease.json", b"{}")
+    with pytest.raises(IdentityError, match="not a lease"):
+        Lease(store).acquire()
+
+
+def test_a_zombie_does_not_run():
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    started = start_of(process.pid)
+    assert is_running(process.pid, started)
+    process.kill()
+    wait_until(lambda: not is_running(process.pid, started))
+    process.wait()
+    process.stdin.close()
+    assert is_running(*own_process())
+
+
+def wait_until(condition) -> None:
+    tick = threading.Event()
+    for _ in range(1000):
+        if condition():
+            return
+        tick.wait(0.02)
+    pytest.fail("it did not happen within 20 s")

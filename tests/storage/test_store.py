@@ -1,0 +1,209 @@
+import importlib.util
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from ray_app.errors import ConfigError, StorageError
+from ray_app.storage import Store
+
+
+@pytest.fixture(scope="module")
+def store_bucket(s3):
+    return s3.bucket("stores")
+
+
+@pytest.fixture(params=["path", "file", "s3", "memory"])
+def store(request, tmp_path):
+    if request.param == "s3":
+        return Store.open(f"{request.getfixturevalue('store_bucket')}/{request.node.name}/")
+    return Store.open({"path": str(tmp_path / "a run"), "file": f"file://{tmp_path}/b", "memory": f"memory://{tmp_path}"}[request.param])
+
+
+def test_reads_what_was_written(store):
+    store.write("parts/0/1.parquet", b"old")
+    store.write("parts/0/1.parquet", b"new")
+    assert store.read("parts/0/1.parquet") == b"new"
+    assert store.exists("parts/0/1.parquet")
+
+
+def test_nothing_there(store):
+    assert not store.exists("a/b")
+    assert store.names("a") == []
+    assert store.folders("") == []
+    store.delete("a/b")
+    with pytest.raises(FileNotFoundError):
+        store.read("a/b")
+
+
+def test_names_are_files_and_folders_are_not(store):
+    for path in ("manifest/0/b", "manifest/0/a", "manifest/1/c", "run.json"):
+        store.write(path, b"x")
+    assert store.names("manifest/0") == ["a", "b"]
+    assert store.names("manifest") == []
+    assert store.folders("manifest") == ["0", "1"]
+    assert store.names("") == ["run.json"]
+
+
+def test_deleted_is_gone(store):
+    store.write("a", b"x")
+    store.delete("a")
+    assert not store.exists("a")
+
+
+def test_create_never_overwrites(store):
+    assert store.create("lease.json", b"first")
+    assert not store.create("lease.json", b"second")
+    assert store.read("lease.json") == b"first"
+
+
+def test_of_many_creators_one_succeeds(store):
+    if store.url.startswith("memory:"):
+        pytest.skip("memory:// is fsspec's toy: its exclusive creation is not atomic")
+    start = threading.Barrier(8)
+
+    def create(number: int) -> bool:
+        start.wait()
+        return store.create("contested", b"%d" % number)
+
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(create, range(8)))
+    assert won.count(True) == 1
+    assert store.read("contested") == b"%d" % won.index(True)
+
+
+def test_a_copy_in_another_process_sees_the_same(store):
+    store.write("a", b"x")
+    copy = pickle.loads(pickle.dumps(store))
+    assert copy.url == store.url
+    assert copy.read("a") == b"x"
+
+
+def test_pyarrow_can_seek_in_it(store):
+    store.write("a/b c.bin", b"0123456789")
+    fs, path = store.filesystem_and_path("a/b c.bin")
+    with fs.open(path, "rb") as file:
+        file.seek(4)
+        assert file.read(3) == b"456"
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../x", "a/../../x", "a\0b"])
+def test_a_path_that_leaves_the_store_is_refused(tmp_path, path):
+    with pytest.raises(ValueError, match="inside the store"):
+        Store.open(str(tmp_path)).read(path)
+
+
+def test_what_a_killed_writer_leaves_is_no_name(tmp_path):
+    script = """
+import os, signal, sys
+from ray_app.storage import Store
+os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+Store.open(sys.argv[1]).write("part", b"half")
+"""
+    assert subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False).returncode == -9
+    assert os.listdir(tmp_path) != []
+    store = Store.open(str(tmp_path))
+    assert store.names("") == []
+    assert not store.exists("part")
+
+
+def test_a_failed_write_leaves_nothing(tmp_path):
+    store = Store.open(str(tmp_path))
+    (tmp_path / "part").mkdir()
+    with pytest.raises(StorageError, match="cannot write"):
+        store.write("part", b"x")
+    assert os.listdir(tmp_path) == ["part"]
+
+
+def test_a_file_system_without_links_still_creates_once(tmp_path, monkeypatch):
+    def no_links(*_):
+        raise OSError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", no_links)
+    store = Store.open(str(tmp_path))
+    assert (store.create("a", b"1"), store.create("a", b"2")) == (True, False)
+    assert store.read("a") == b"1"
+    assert store.names("") == ["a"]
+
+
+class TestOutOfReach:
+    def explain(self, url: str) -> tuple[str, str]:
+        with pytest.raises(StorageError) as caught:
+            Store.open(url).write("run.json", b"{}")
+        assert "\n" not in caught.value.message
+        assert caught.value.exit_code == 5
+        return caught.value.message, caught.value.hint or ""
+
+    def test_missing_bucket(self, s3):
+        message, hint = self.explain("s3://no-such-bucket/run")
+        assert "does not exist" in message
+        assert "create bucket 'no-such-bucket'" in hint
+        assert "AWS_ENDPOINT_URL" in hint
+
+    def test_a_missing_bucket_is_not_a_missing_file(self, s3):
+        with pytest.raises(StorageError, match="NoSuchBucket"):
+            Store.open("s3://no-such-bucket/run").read("run.json")
+        with pytest.raises(StorageError, match="NoSuchBucket"):
+            Store.open("s3://no-such-bucket/run").names("")
+
+    def test_denied(self, faulty):
+        faulty.faults["/private/run/a"] = ["denied"]
+        with pytest.raises(StorageError, match="Access Denied") as caught:
+            Store.open("s3://private/run").read("a")
+        assert "'private'" in caught.value.hint
+        assert "AWS_ACCESS_KEY_ID" in caught.value.hint
+
+    def test_throttling_is_waited_out(self, faulty):
+        faulty.objects["/bucket/run/a"] = b"x"
+        faulty.faults["/bucket/run/a"] = ["slow_down", "internal"]
+        assert Store.open("s3://bucket/run").read("a") == b"x"
+
+    def test_nobody_answers(self, monkeypatch, s3):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+        message, hint = self.explain("s3://bucket/run")
+        assert "nothing answers there (AWS_ENDPOINT_URL is http://127.0.0.1:1)" in message
+        assert "'bucket'" in hint
+
+    def test_unknown_host(self, monkeypatch, s3):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://no-such-host.invalid")
+        message, _ = self.explain("s3://bucket/run")
+        assert "its host name does not resolve" in message
+
+    def test_no_credentials(self, monkeypatch, s3, tmp_path):
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+        monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+        message, hint = self.explain("s3://bucket/run")
+        assert "no usable credentials" in message
+        assert "AWS_PROFILE" in hint
+
+    def test_local_folder_that_cannot_be_made(self, tmp_path):
+        (tmp_path / "file").write_bytes(b"")
+        message, _ = self.explain(str(tmp_path / "file" / "run"))
+        assert message.endswith(("Not a directory", "File exists"))
+
+
+def test_secrets_do_not_show(tmp_path):
+    store = Store.open("memory://user:pass@place/run")
+    assert "pass" not in store.url + repr(store)
+    with pytest.raises(ConfigError, match="credentials do not belong") as caught:
+        Store.open("s3://key:s3cr3t@bucket/run")
+    assert "s3cr3t" not in caught.value.message
+
+
+@pytest.mark.parametrize(("url", "message"), [("nope://x/y", "nope"), ("s3://", "no bucket's name")])
+def test_a_place_that_cannot_be_opened(url, message):
+    with pytest.raises(ConfigError, match=message):
+        Store.open(url).exists("a")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gcsfs") is not None, reason="gcsfs is installed here")
+def test_a_missing_package_is_named():
+    with pytest.raises(ConfigError) as caught:
+        Store.open("gs://bucket/run")
+    assert caught.value.hint == "pip install 'touchstone[gcs]'"
