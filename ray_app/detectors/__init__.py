@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray_app.detectors.cards import DetectorCard, list_cards, load_card
 from ray_app.detectors.preprocessing import Preprocessing, ResizeMode
-from ray_app.detectors.weights import publish_weights, resolve_weights, verify_weights
+from ray_app.detectors.weights import MIRROR_VARIABLE, publish_weights, resolve_weights, verify_weights
 
 if TYPE_CHECKING:
     from ray_app.detectors.detector import Detector as Detector
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DetectorCard", "load_card", "list_cards",
     "Preprocessing", "ResizeMode",
-    "resolve_weights", "publish_weights", "verify_weights",
+    "MIRROR_VARIABLE", "resolve_weights", "publish_weights", "verify_weights",
     "Detector", "load_detector",
 ]  # fmt: skip
 

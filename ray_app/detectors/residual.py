@@ -3,7 +3,7 @@
 Knows one architecture in plain torch. Knows nothing about weights, cards' files or preprocessing.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as functional
@@ -90,9 +90,9 @@ class ResidualNet(nn.Module):
         folded = ResidualNet(self.widths)
         folded.head.load_state_dict(self.head.state_dict())
         for index, conv in enumerate(self.convs):
-            norm = self.norms[index] if self.norms is not None else nn.Identity()
-            fused = nn.utils.fusion.fuse_conv_bn_eval(conv.eval(), norm.eval()) if self.norms is not None else conv
-            folded.convs[index].load_state_dict(fused.state_dict())
+            if self.norms is not None:
+                conv = nn.utils.fuse_conv_bn_eval(cast(nn.Conv2d, conv).eval(), cast(nn.BatchNorm2d, self.norms[index]).eval())
+            folded.convs[index].load_state_dict(conv.state_dict())
         return folded.eval()
 
 

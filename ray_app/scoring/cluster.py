@@ -46,6 +46,13 @@ def cluster(config: ClusterConfig) -> Iterator[None]:
         ray.shutdown()
 
 
+def has_other_nodes() -> bool:
+    """Whether work may land on machines that do not share this one's disk."""
+    import ray
+
+    return len(ray.nodes()) > 1 or bool(os.environ.get("RAY_ADDRESS"))  # type: ignore[no-untyped-call]
+
+
 @contextmanager
 def _silent_stderr() -> Iterator[None]:
     """Ray's C++ side remarks on its own log level on file descriptor 2 while it starts; what fails there is an exception anyway."""

@@ -33,6 +33,7 @@ class ScoreConfig(Frozen):
     ensemble: str = "default"
     detectors: tuple[str, ...] = Field(default=(), description="instead of an ensemble: the mean of these detectors")
     limits: ImageLimits = ImageLimits()
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto = cuda where GPUs are planned")
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     resize: Literal["exact", "fast"] = Field(default="exact", description="exact = as published; fast = at most one grey level away")
     batch_slots: int | None = Field(default=None, ge=1, le=1024, description="images per batch; null = 4 on CPU, 64 on GPU")

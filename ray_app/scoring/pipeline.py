@@ -4,13 +4,12 @@ Blocks enter as one-row tables already in the object store: no read tasks, no me
 by the worker that finishes it, so what survives a kill is whatever was committed (specs/ray.md §F3–F6 for what else was tried).
 """
 
-import json
 import logging
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final, cast
+from typing import Final, cast
 
 import pyarrow as pa
 import ray
@@ -20,10 +19,9 @@ from ray.data import ActorPoolStrategy, Dataset
 from ray_app.archives import BlockRef
 from ray_app.errors import ClusterError, TouchstoneError
 from ray_app.scoring.plan import COMMIT_CPUS, GPU_SCORER_CPUS, WORKER_CPUS, Layout
-from ray_app.scoring.workers import BlockCommitter, BlockDecoder, BlockScorer, Job, TensorScorer, block_table
+from ray_app.scoring.workers import BlockCommitter, BlockDecoder, BlockScorer, Job, Report, TensorScorer, block_table, report_of
 
-Report = dict[str, Any]
-WHOLE_BLOCKS = 1 << 30  # a block must stay one Ray block between stages; its size is bounded by the plan instead
+WHOLE_BLOCKS = 1 << 30  # one row is one Ray block between stages; its size is bounded by the plan instead
 
 
 def score_blocks(
@@ -68,7 +66,7 @@ def _stage(dataset: Dataset, worker: type, job: Job, size: int, *, num_cpus: flo
     return dataset.map_batches(
         worker,
         fn_constructor_args=(job,),
-        batch_size=None,
+        batch_size=1,
         batch_format="pyarrow",
         zero_copy_batch=True,
         compute=pool,
@@ -87,31 +85,23 @@ class _Arriving:
         threading.Thread(target=self._consume, args=(dataset,), daemon=True).start()
 
     def get(self, timeout_s: float) -> Report | None:
+        """The next report, END, or None when none came in time. Raises what went wrong."""
         try:
             item = self._queue.get(timeout=timeout_s)
         except queue.Empty:
             return None
         if isinstance(item, Exception):
-            raise _ours(item)
+            raise item
         return item
 
     def _consume(self, dataset: Dataset) -> None:
         try:
-            for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-                for report in cast(pa.Table, batch)["report"].to_pylist():
-                    self._queue.put(json.loads(report))
+            for row in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+                self._queue.put(report_of(cast(pa.Table, row)))
             self._queue.put(self.END)
-        except Exception as error:
+        except TouchstoneError as error:
             self._queue.put(error)
-
-
-def _ours(error: BaseException) -> Exception:
-    """The TouchstoneError at the bottom of Ray's wrapping, or the error itself as a ClusterError."""
-    seen: BaseException | None = error
-    while seen is not None:
-        for candidate in (getattr(seen, "cause", None), seen):
-            if isinstance(candidate, TouchstoneError):
-                return candidate
-        seen = seen.__cause__
-    last = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-    return ClusterError(f"the pipeline failed: {last}", hint="the same command resumes; worker logs are in the Ray session folder")
+        except Exception as error:
+            said = str(error).strip().splitlines() or [""]
+            self._queue.put(ClusterError(f"the pipeline failed: {type(error).__name__}: {said[0]}",
+                                         hint="the same command resumes; worker logs are in the Ray session folder"))  # fmt: skip

@@ -1,9 +1,12 @@
 """A spec and a source → the identity of a run. Hashes weights; loads no network."""
 
+import os
 from typing import Any
 
-from ray_app.detectors import resolve_weights, verify_weights
+from ray_app.config import config_root
+from ray_app.detectors import MIRROR_VARIABLE, publish_weights, resolve_weights, verify_weights
 from ray_app.inference import ScoringSpec
+from ray_app.runs import RunDirectory
 from ray_app.scoring.config import ScoreConfig
 from ray_app.storage import canonical, strip_secrets
 
@@ -18,6 +21,23 @@ def identity_of(config: ScoreConfig, spec: ScoringSpec) -> dict[str, Any]:
         "limits": spec.limits.model_dump(mode="json"),
         **scoring_identity(spec),
     }
+
+
+def share_weights(spec: ScoringSpec, run: RunDirectory) -> str | None:
+    """Where the workers of a cluster find weights: $TOUCHSTONE_WEIGHTS_MIRROR, else a copy in the run directory, else (shipped ones) None.
+
+    The driver alone fetches; a thousand workers that ask a hub at once would be refused.
+    """
+    if MIRROR_VARIABLE in os.environ:
+        return os.environ[MIRROR_VARIABLE]
+    shipped = config_root() / "detectors"
+    fetched = [card for card in spec.cards.values() if resolve_weights(card).parent != shipped]
+    if not fetched:
+        return None
+    mirror = f"{run.store.url}/weights"
+    for card in fetched:
+        publish_weights(card, mirror)
+    return mirror
 
 
 def scoring_identity(spec: ScoringSpec) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 Every step can be interrupted anywhere; the same command goes on from the facts on disk.
 """
 
+import shutil
 import sys
 import tempfile
 import time
@@ -18,11 +19,11 @@ from ray_app.ensembles import EnsembleCard, ensemble_of, load_ensemble_card
 from ray_app.errors import ConfigError, ExitCode, StorageError
 from ray_app.inference import ScoringSpec, make_spec
 from ray_app.runs import RunDirectory, check_conservation
-from ray_app.scoring.cluster import cluster, resources
+from ray_app.scoring.cluster import cluster, has_other_nodes, resources
 from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.listing import Work, bring_up_to_date
 from ray_app.scoring.plan import Layout, plan_layout
-from ray_app.scoring.preparing import identity_of
+from ray_app.scoring.preparing import identity_of, share_weights
 from ray_app.scoring.progress import Progress
 from ray_app.scoring.reporting import bad_fraction, write_report, write_summary
 from ray_app.scoring.session import Session
@@ -59,7 +60,7 @@ def _score(config: ScoreConfig, run: RunDirectory, lease: Lease, start: float) -
     spec = make_spec(
         _ensemble(config),
         limits=config.limits,
-        device="cuda" if gpus else "cpu",
+        device=_device(config, gpus),
         precision=config.precision,
         resize=config.resize,
         slots=config.batch_slots,
@@ -91,7 +92,8 @@ def _work(config: ScoreConfig, run: RunDirectory, lease: Lease, session: Session
         f"{work.members:,} members in {len(work.blocks):,} block{'s' * (len(work.blocks) != 1)}, {done:,} done before; {_described(layout)}"
     )
     crumbs = Path(tempfile.gettempdir()) / f"touchstone-{uuid.uuid4().hex}"
-    job = Job(run, spec, config.retry, config.source, session.number, crumbs)
+    mirror = share_weights(spec, run) if has_other_nodes() else None
+    job = Job(run, spec, config.retry, config.source, session.number, crumbs, mirror)
 
     def tick() -> None:
         progress.redraw()
@@ -110,6 +112,7 @@ def _work(config: ScoreConfig, run: RunDirectory, lease: Lease, session: Session
         raise
     finally:
         progress.close()
+        shutil.rmtree(crumbs, ignore_errors=True)
 
 
 def _finish(config: ScoreConfig, run: RunDirectory, session: Session, work: Work, spec: ScoringSpec) -> Finished:
@@ -134,6 +137,10 @@ def _resumable(run: RunDirectory) -> Iterator[None]:
 
 def _ensemble(config: ScoreConfig) -> EnsembleCard:
     return ensemble_of(list(config.detectors)) if config.detectors else load_ensemble_card(config.ensemble)
+
+
+def _device(config: ScoreConfig, gpus: float) -> str:
+    return config.device if config.device != "auto" else "cuda" if gpus else "cpu"
 
 
 def _described(layout: Layout) -> str:

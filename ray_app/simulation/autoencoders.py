@@ -27,13 +27,14 @@ class AutoencoderPlan:
 AUTOENCODERS: dict[str, AutoencoderPlan] = {
     # seen in training
     "ae-nearest4": AutoencoderPlan("nearest", 2, 16, 12),
-    "ae-transposed2": AutoencoderPlan("transposed", 1, 16, 6),
-    "ae-shuffle4": AutoencoderPlan("shuffle", 2, 16, 16),
-    "ae-bilinear2": AutoencoderPlan("bilinear", 1, 16, 6),
+    "ae-nearest8": AutoencoderPlan("nearest", 3, 12, 32),
+    "ae-transposed2": AutoencoderPlan("transposed", 1, 16, 2),
+    "ae-shuffle4": AutoencoderPlan("shuffle", 2, 16, 12),
+    "ae-bilinear2": AutoencoderPlan("bilinear", 1, 16, 2),
     # held out
-    "ae-nearest2": AutoencoderPlan("nearest", 1, 24, 8),
-    "ae-transposed4": AutoencoderPlan("transposed", 2, 24, 16),
-    "ae-shuffle8": AutoencoderPlan("shuffle", 3, 16, 48),
+    "ae-nearest2": AutoencoderPlan("nearest", 1, 24, 3),
+    "ae-transposed4": AutoencoderPlan("transposed", 2, 24, 12),
+    "ae-shuffle8": AutoencoderPlan("shuffle", 3, 12, 48),
 }
 
 
@@ -95,7 +96,7 @@ class TrainedDecoder:
         return to_pixels(self.net.decode(latent + rng.uniform(0, 0.15) * latent.std() * noise))
 
 
-def train_autoencoder(plan: AutoencoderPlan, pictures: Sequence[Pixels], *, seed: int, steps: int = 500) -> TrainedDecoder:
+def train_autoencoder(plan: AutoencoderPlan, pictures: Sequence[Pixels], *, seed: int, steps: int = 400) -> TrainedDecoder:
     """Fit one autoencoder to reproduce 64-pixel crops of `pictures`: absolute error of values and of differences."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)

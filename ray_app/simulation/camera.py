@@ -56,7 +56,7 @@ def _colours_from_green(mosaic: Plane, cfa: Plane, green: Plane) -> Plane:
 
 
 def _directional_greens(mosaic: Plane) -> tuple[Plane, Plane, Plane, Plane]:
-    tap = np.array([[-1, 2, 2, 2, -1]]) / 4
+    tap = np.array([[-1, 2, 2, 2, -1]], np.float32) / 4
     step, bend = np.array([[0, 1, 0, -1, 0]]), np.array([[-1, 0, 2, 0, -1]])
     across = np.abs(convolve(mosaic, step)) + np.abs(convolve(mosaic, bend))
     along = np.abs(convolve(mosaic, step.T)) + np.abs(convolve(mosaic, bend.T))
@@ -82,7 +82,7 @@ def constant_hue(mosaic: Plane, cfa: Plane) -> Plane:
     """Bilinear green; red and blue by interpolating their ratio to green (Cok 1987)."""
     green = convolve(mosaic * cfa[..., 1], _CROSS)
     ratio = ((mosaic + 0.02) / (np.maximum(green, 0) + 0.02))[..., None] * cfa
-    red, blue = convolve(ratio[..., 0], _SQUARE), convolve(ratio[..., 2], _SQUARE)
+    ratio = np.asarray((mosaic + 0.02) / (np.maximum(green, 0) + 0.02), dtype=np.float32)[..., None] * cfa
     return np.stack([red * (green + 0.02) - 0.02, green, blue * (green + 0.02) - 0.02], axis=-1)
 
 
@@ -143,7 +143,7 @@ class Camera:
         noisy = signal + deviation * rng.standard_normal(signal.shape, dtype=np.float32)
         top = 2**self.bits - 1
         # The black level is kept below zero signal, so that noise in the shadows is not folded to one side.
-        return (np.round(np.clip(noisy, -0.02, 1) * top) / top).astype(np.float32)
+        return np.asarray(np.round(np.clip(noisy, -0.02, 1) * top) / top, dtype=np.float32)
 
     def _finish(self, colour: Plane, rng: Rng) -> Pixels:
         if self.binning == 2:
@@ -160,7 +160,7 @@ class Camera:
         if amount > 0:
             luma = luma + amount * (luma - blur(luma, rng.uniform(0.6, 1.2)))
         finished = np.clip((luma[..., None] + chroma) * 255, 0, 255)
-        return np.round(finished).astype(np.uint8)
+        return np.asarray(np.round(finished), dtype=np.uint8)
 
 
 def _halve(image: Plane) -> Plane:

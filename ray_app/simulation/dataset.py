@@ -38,6 +38,7 @@ SPLITS: dict[str, Split] = {
             "transposed3",
             "shuffle",
             "ae-nearest4",
+            "ae-nearest8",
             "ae-transposed2",
             "ae-shuffle4",
             "ae-bilinear2",

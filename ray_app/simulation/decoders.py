@@ -132,11 +132,11 @@ class Decoder:
 
 
 def _grain(lost: torch.Tensor, rng: Rng) -> torch.Tensor:
-    """Latent noise as strong as the detail that the latent lost there (times 0 to 1.5), partly shared by the colours."""
-    amount = functional.avg_pool2d(lost.mean(dim=1, keepdim=True), 5, 1, 2) * rng.uniform(0.0, 1.5)
+    """Latent noise as strong as the detail that the latent lost there (times 0 to 0.8), partly shared by the colours."""
+    amount = functional.avg_pool2d(lost.mean(dim=1, keepdim=True), 5, 1, 2) * rng.uniform(0.0, 0.8)
     shared = rng.standard_normal((1, 1, *amount.shape[2:]), dtype=np.float32)
     own = rng.standard_normal((1, 3, *amount.shape[2:]), dtype=np.float32)
-    return amount * torch.from_numpy(shared + rng.uniform(0, 0.7) * own)
+    return amount * torch.from_numpy(shared + rng.uniform(0, 1.0) * own)
 
 
 DECODERS: dict[str, Decoder] = {

@@ -64,17 +64,17 @@ class History:
         return self.last.encode(cropped)
 
 
-def draw_history(rng: Rng, height: int, width: int, *, target: tuple[int, int], resize_share: float = 0.35) -> History:
+def draw_history(rng: Rng, height: int, width: int, *, target: tuple[int, int], resize_share: float = 0.25) -> History:
     """A history for pictures of (height, width) that ends in a picture of `target` (height, width).
 
     JPEG quality 60 to 98 once or twice, PNG, WebP. The crop falls anywhere, so that neither the 8×8 grid of JPEG nor
     the grid of a decoder has a known place.
     """
     smallest = max(target[0] / height, target[1] / width)
-    scale = float(rng.uniform(max(smallest, 0.55), 1.25)) if rng.random() < resize_share and smallest < 1 else 1.0
+    scale = float(rng.uniform(max(smallest, 0.6), 1.25)) if rng.random() < resize_share and smallest < 1 else 1.0
     top = int(rng.integers(round(height * scale) - target[0] + 1))
     left = int(rng.integers(round(width * scale) - target[1] + 1))
-    earlier = _draw_jpeg(rng) if rng.random() < 0.35 else None
+    earlier = _draw_jpeg(rng) if rng.random() < 0.25 else None
     last = draw_encoding(rng)
     resample = FILTERS[int(rng.integers(len(FILTERS)))]
     return History(scale, resample, (left, top, left + target[1], top + target[0]), earlier, last)

@@ -72,7 +72,7 @@ def _gradient(rng: Rng, height: int, width: int) -> Light:
     angle = rng.uniform(0, 2 * np.pi)
     y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
     x = np.linspace(-1, 1, width, dtype=np.float32)[None, :]
-    return (0.5 + 0.35 * (np.sin(angle) * y + np.cos(angle) * x)).astype(np.float32)
+    return np.asarray(0.5 + 0.35 * (np.sin(angle) * y + np.cos(angle) * x), dtype=np.float32)
 
 
 def _labels(height: int, width: int, draw: Callable[[ImageDraw.ImageDraw], None]) -> NDArray[np.int32]:
@@ -193,7 +193,7 @@ def hills(rng: Rng, height: int, width: int) -> Light:
         near = (layer + 1) / layers
         ground = (_colour(rng, 0.5) * near + far * (1 - near)) * (1 + near * (np.roll(grain, int(rng.integers(width)), axis=1) - 1))
         out = np.where((y > level[None, :])[..., None], ground, out)
-    return out.astype(np.float32)
+    return np.asarray(out, dtype=np.float32)
 
 
 def fabric(rng: Rng, height: int, width: int) -> Light:
@@ -235,7 +235,7 @@ def pebbles(rng: Rng, height: int, width: int) -> Light:
 
     count = int(rng.integers(60, 1200))
     points = rng.uniform(0, 1, (count, 2)) * (height, width)
-    grid = np.stack(np.mgrid[0:height:2, 0:width:2], axis=-1).reshape(-1, 2)
+    grid = np.mgrid[0:height:2, 0:width:2].reshape(2, -1).T
     distance, nearest = cKDTree(points).query(grid, k=2)
     shape = ((height + 1) // 2, (width + 1) // 2)
     joint = np.clip((distance[:, 1] - distance[:, 0]) / rng.uniform(1.5, 6), 0.15, 1)

@@ -8,6 +8,8 @@ import asyncio
 import os
 import threading
 from collections.abc import Callable, Coroutine, Iterator
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -32,7 +34,7 @@ def filesystem() -> Any:
 def _filesystem(pid: int, endpoint: str | None, identity: tuple[str | None, ...]) -> Any:
     import s3fs  # half a second, for those who have a bucket
 
-    return s3fs.S3FileSystem(
+    fs = s3fs.S3FileSystem(
         endpoint_url=endpoint,
         use_listings_cache=False,
         skip_instance_cache=True,
@@ -43,6 +45,26 @@ def _filesystem(pid: int, endpoint: str | None, identity: tuple[str | None, ...]
             "retries": {"total_max_attempts": 1},
         },
     )
+    fs.session = _session()
+    return fs
+
+
+def _session() -> Any:
+    """botocore's session with a quicker reading of dates: its own takes more than half the time of a listing."""
+    from aiobotocore.session import get_session  # type: ignore[import-untyped]
+
+    session = get_session()
+    session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_timestamp)
+    return session
+
+
+def _timestamp(value: Any) -> Any:
+    try:
+        return datetime.fromisoformat(value) if value[:1].isdigit() else parsedate_to_datetime(value)
+    except (TypeError, ValueError):
+        from botocore.utils import parse_timestamp
+
+        return parse_timestamp(value)
 
 
 def _ask(request: Callable[[Any], Coroutine[Any, Any, T]], timeout_s: float) -> T:

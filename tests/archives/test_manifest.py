@@ -105,7 +105,7 @@ class TestBuilding:
         for name in stores[0].names("manifest/0"):
             assert stores[0].read(f"manifest/0/{name}") == stores[1].read(f"manifest/0/{name}")
 
-    @settings(max_examples=20, deadline=None)
+    @settings(max_examples=10, deadline=None)
     @given(st.integers(0, 2000), st.builds(BlockPlan, batch_slots=st.integers(1, 100), max_block_members=st.integers(1, 500)))
     def test_blocks_are_a_partition_of_the_members(self, count, plan):
         store = Store.open(f"memory://partition-{next(_roots)}")
@@ -185,7 +185,7 @@ class TestChanges:
         assert current_ids(store).tolist() == ids_of([listed(1), listed(2, version=1)])
         assert list(iter_blocks(store, 2)) == []
 
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=20, deadline=None)
     @given(st.lists(st.sets(st.tuples(st.integers(0, 15), st.integers(0, 2)), min_size=1), min_size=1, max_size=5))
     def test_current_is_always_the_latest_listing(self, listings):
         store = Store.open(f"memory://changes-{next(_roots)}")
@@ -227,7 +227,7 @@ def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 build_manifest(Store.open(sys.argv[1] + "/small"), listed(10_000), BlockPlan())
 before = peak()
-build_manifest(Store.open(sys.argv[1] + "/large"), listed(100_000), BlockPlan())
+build_manifest(Store.open(sys.argv[1] + "/large"), listed(80_000), BlockPlan())
 print(peak() - before)
 """
     shown = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)

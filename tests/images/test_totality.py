@@ -22,7 +22,7 @@ STARTS = [
     b"\0\0\0\x14ftypheic",
 ]
 FILES = [make() for _, make in [*factory.SOUND.values(), *factory.ODD.values()]]
-MANY = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+MANY = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
 def assert_total(data: bytes) -> None:

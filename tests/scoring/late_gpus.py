@@ -22,7 +22,7 @@ STORE_BYTES = 200 * 2**20
 
 def main(source, out, detector):
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": STORE_BYTES, "include_dashboard": True})
-    settings = ["block_members=16", "batch_slots=4", "cluster.gpus=2", "cluster.cpus=3", f"cluster.address={cluster.address}"]
+    settings = ["block_members=16", "batch_slots=4", "cluster.gpus=2", "device=cpu", "cluster.cpus=3", f"cluster.address={cluster.address}"]
     command = [sys.executable, "-m", "ray_app.cli.main", "score", source, "--out", out, "--detector", detector]
     command += [argument for setting in settings for argument in ("--set", setting)]
     driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
