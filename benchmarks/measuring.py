@@ -39,12 +39,12 @@ class ContenderError(Exception):
 def steady_rate(finished: Sequence[tuple[float, int]], total: int, window: tuple[float, float] = WINDOW) -> float:
     """Images per second: least-squares slope of (seconds, images finished by then) where the count lies inside the window.
 
-    Raises ValueError where fewer than three points lie inside: then there is no steady state to speak of.
+    Raises ContenderError where fewer than three points lie inside: then there is no steady state to speak of.
     """
     low, high = window
     inside = [(t, count) for t, count in finished if low * total <= count <= high * total]
     if len(inside) < 3:
-        raise ValueError(
+        raise ContenderError(
             f"{len(inside)} of {len(finished)} points between {low:.0%} and {high:.0%} of {total} images; at least 3 are needed"
         )
     seconds, counts = np.array(inside, dtype=float).T
@@ -61,12 +61,13 @@ def run_measured(command: Sequence[str], environment: Mapping[str, str], *, time
     """Run a command to its end and see that nothing of it stays behind; stderr goes to `log`. Raises ContenderError."""
     mark = uuid.uuid4().hex
     started_at = time.time()
-    with log.open("wb") as errors:
-        process = subprocess.Popen(command, env={**environment, MARK: mark}, stdout=subprocess.PIPE, stderr=errors, start_new_session=True)
+    printed = log.with_suffix(".out")  # a file, not a pipe: a daemon that outlives its parent would keep a pipe open
+    with log.open("wb") as errors, printed.open("wb") as output:
+        process = subprocess.Popen(command, env={**environment, MARK: mark}, stdout=output, stderr=errors, start_new_session=True)
     tree = ProcessTree(process.pid, mark)
     sampler = _Sampler(tree)
     try:
-        stdout, _ = process.communicate(timeout=timeout_s)
+        process.wait(timeout_s)
     except subprocess.TimeoutExpired:
         raise ContenderError(f"{' '.join(command)}: not finished after {timeout_s:.0f} s\n{_tail(log)}") from None
     finally:
@@ -76,7 +77,7 @@ def run_measured(command: Sequence[str], environment: Mapping[str, str], *, time
         process.wait()
     if process.returncode:
         raise ContenderError(f"{' '.join(command)}: exit code {process.returncode}\n{_tail(log)}")
-    return Ran(stdout.decode(), started_at, ended_at, sampler.peak_bytes)
+    return Ran(printed.read_text(), started_at, ended_at, sampler.peak_bytes)
 
 
 class ProcessTree:

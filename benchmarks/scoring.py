@@ -58,12 +58,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         started = _machine_state()
         measured = list(_rounds(works, options.contenders, counts, options.rounds, Path(folder)))
         first = _first_result_by_default(works, counts, Path(folder)) if OURS in options.contenders else None
+    expected = len(works) * len(options.contenders) * options.rounds
     facts = {"machine": {**_machine(), **started}, "versions": _versions(), "works": DETECTORS, "quick": options.quick}
     result = {**facts, **figures(measured, first)}
     options.json.write_text(json.dumps(result, indent=2))
     print(table(result))
     print(f"\nwritten to {options.json}")
-    return _check_same_work(result["score_disagreement"])
+    return _complaints(result["score_disagreement"], expected - len(measured))
 
 
 def _rounds(works: Sequence[Work], names: Sequence[str], counts: Any, rounds: int, folder: Path) -> Iterator[Measurement]:
@@ -71,8 +72,13 @@ def _rounds(works: Sequence[Work], names: Sequence[str], counts: Any, rounds: in
     for number in range(rounds):
         turn = number * len(runs) // rounds
         for work, name in runs[turn:] + runs[:turn]:
-            measurement = measure(CONTENDERS[name], work, counts[work.name][name], folder, number)
-            _say(f"round {number + 1}/{rounds}  {work.name:<14}{name:<22}{measurement.rate:8.1f} images/s")
+            where = f"round {number + 1}/{rounds}  {work.name:<14}{name:<22}"
+            try:
+                measurement = measure(CONTENDERS[name], work, counts[work.name][name], folder, number)
+            except ContenderError as error:  # the others are measured all the same; what is missing then shows in the result
+                _say(f"{where}failed: {error}")
+                continue
+            _say(f"{where}{measurement.rate:8.1f} images/s")
             yield measurement
 
 
@@ -109,7 +115,11 @@ def _first_result_by_default(works: Sequence[Work], counts: Any, folder: Path) -
     for work in works:
         if work.ensemble == "default":
             contender, out = CONTENDERS[OURS], folder / "out-default"
-            ran, ray_folder = _run(contender, default_command(work, counts[work.name][OURS], out), folder)
+            try:
+                ran, ray_folder = _run(contender, default_command(work, counts[work.name][OURS], out), folder)
+            except ContenderError as error:
+                _say(f"default settings failed: {error}")
+                return None
             first = contender.read(ran.stdout, out).finished[0][0] - ran.started_at
             discard(out)
             discard(ray_folder)
@@ -139,12 +149,14 @@ def _store_bytes(ray_folder: Path) -> int:
     return max((int(total) for log in logs for total in STORE_LINE.findall(log.read_bytes())), default=0)
 
 
-def _check_same_work(disagreements: dict[str, dict[str, float]]) -> int:
-    """1 where contenders disagree by more than rounding can explain: then their rates do not compare."""
+def _complaints(disagreements: dict[str, dict[str, float]], failed: int) -> int:
+    """1 where a contender failed, or where two disagree by more than rounding can explain: then their rates do not compare."""
     wrong = [f"{work}/{name}: {value:.3f}" for work, of in disagreements.items() for name, value in of.items() if not value <= SAME_WORK]
     if wrong:
         _say(f"NOT THE SAME WORK: scores differ by more than {SAME_WORK} × max(1, |score|): {', '.join(wrong)}")
-    return 1 if wrong else 0
+    if failed:
+        _say(f"{failed} measurements are missing, see above")
+    return 1 if wrong or failed else 0
 
 
 def _count(images: dict[str, int], name: str, scale: float) -> int:

@@ -40,7 +40,9 @@ def write_weights(path: Path, state: Mapping[str, torch.Tensor], *, wrapper: str
 def card_with_weights(card: DetectorCard, path: Path) -> DetectorCard:
     """The card with its weights replaced by a local file, verified by that file's own hash."""
     form = "safetensors" if path.suffix == ".safetensors" else "torch"
-    unchecked = card.weights.model_copy(update={"uri": str(path.resolve()), "sha256": None, "format": form, "config": None, "unverified": "seeded"})
+    unchecked = card.weights.model_copy(
+        update={"uri": str(path.resolve()), "sha256": None, "format": form, "config": None, "unverified": "seeded"}
+    )
     card = card.model_copy(update={"weights": unchecked})
     verified = unchecked.model_copy(update={"sha256": verify_weights(card, path), "unverified": None})
     return card.model_copy(update={"weights": verified})

@@ -62,10 +62,15 @@ Log = Callable[[str], None]
 def simulate(workers: int, log: Log) -> dict[str, "Files"]:
     """All three splits; the work of one pair depends on its index alone, never on the worker."""
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        trained = pool.map(_train_decoder, AUTOENCODERS, chunksize=1)
+        trained = dict(pool.map(_train_decoder, AUTOENCODERS, chunksize=1))
     log(f"{len(trained)} autoencoders trained")
+    return make_splits(workers, trained, log)
+
+
+def make_splits(workers: int, trained: dict[str, TrainedDecoder], log: Log) -> dict[str, "Files"]:
+    """Draw the pairs of every split and keep the decoded files."""
     splits = {}
-    with multiprocessing.get_context("spawn").Pool(workers, _receive_decoders, (dict(trained),)) as pool:
+    with multiprocessing.get_context("spawn").Pool(workers, _receive_decoders, (trained,)) as pool:
         for split, pairs in PAIRS.items():
             made = pool.imap(_make_files, [(split, index) for index in range(pairs)], chunksize=8)
             splits[split] = Files.gather(made)

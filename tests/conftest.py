@@ -15,3 +15,13 @@ def s3(tmp_path_factory):
         environment.delenv("AWS_PROFILE", raising=False)
         yield server
         environment.undo()
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(s3):
+    """One local Ray; after `s3`, since workers inherit the environment that finds the server."""
+    from ray_app.scoring import ClusterConfig
+    from ray_app.scoring.cluster import cluster
+
+    with cluster(ClusterConfig(cpus=2, object_store_bytes=200 * 2**20)):
+        yield

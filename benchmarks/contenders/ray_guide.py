@@ -7,6 +7,7 @@ for ever on two cores, they are made small; everything else is as it stands ther
 
 import os
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +59,12 @@ def main() -> None:
     predictions = photographs.map(preprocess_image, num_cpus=TASK_CPUS).map_batches(
         Model, compute=ActorPoolStrategy(size=cores()), num_cpus=ACTOR_CPUS, batch_size=BATCH
     )
-    batches, scores = [], {}
+    batches: Counter[float] = Counter()
+    scores = {}
     for batch in predictions.drop_columns(["original_image"]).iter_batches(batch_size=None):
-        batches += [(float(finished_at), 1) for finished_at in batch["finished_at"]]
+        batches.update(batch["finished_at"].tolist())
         scores |= {Path(path).name: float(score) for path, score in zip(batch["path"], batch["score"], strict=True)}
-    Record(cumulative(batches), scores, {"imported": imported, "ray up": up}).print()
+    Record(cumulative(list(batches.items())), scores, {"imported": imported, "ray up": up}).print()
     ray.shutdown()
 
 

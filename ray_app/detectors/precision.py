@@ -33,22 +33,30 @@ def has_bf16(device: str) -> bool:
 
 
 def lower_to_bf16(network: nn.Module, device: str) -> nn.Module:
-    """Store the weights of matrix products in bf16 once, in place; the head, the last linear layer, keeps fp32.
+    """Store the weights of matrix products in bf16 once, in place; norms and the head, the last linear layer, keep fp32.
 
-    Run it inside `autocast`: that casts the inputs of each product and leaves the residual stream, norms and scales in fp32.
+    Run it inside `autocast`: that casts the inputs of each product and leaves scales and the residual stream in fp32.
     Autocast alone would cast every weight anew in every call.
     """
-    *body, (head_name, head) = [(name, module) for name, module in network.named_modules() if isinstance(module, _PRODUCTS)]
-    for _, module in body:
-        module.to(torch.bfloat16)
+    *body, (head_name, head) = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, _PRODUCTS)]
+    for _, layer in body:
+        layer.to(torch.bfloat16)
     if isinstance(head, nn.Linear):
         network.set_submodule(head_name, Float32Linear(head))
+    for module in network.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.register_forward_pre_hook(_input_in_fp32)
     if torch.device(device).type == "cpu":
         for block in network.modules():
             # timm's switch: plain products, which oneDNN runs in bf16 at twice the speed of torch's fused CPU kernel.
             if hasattr(block, "fused_attn"):
                 block.fused_attn = False  # type: ignore[assignment]
     return network
+
+
+def _input_in_fp32(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    # A CPU's LayerNorm answers bf16 with bf16; SwinV2 adds that to its residual stream and would carry 8 bits through 24 blocks.
+    return (inputs[0].float(), *inputs[1:])
 
 
 @contextmanager

@@ -33,19 +33,18 @@ _BANK: tuple[tuple[tuple[tuple[int, ...], ...], float, tuple[float, float, float
 
 
 def residual_bank() -> torch.Tensor:
-    """Eight 3×3 high-pass filters at each of the four places of a 2×2 cell: (32, 3, 4, 4), for stride 2.
+    """Eight 3×3 high-pass filters, each at the four places of a 2×2 cell: (32, 3, 4, 4), for stride 2.
 
     Every filter sums to zero, so flat colour vanishes. Keeping the four places apart is what lets the next layer see
     a pattern of period two, which both a sensor's mosaic and an upsampling layer leave.
     """
-    bank = torch.zeros(4 * len(_BANK), 3, 4, 4)
-    for place in range(4):
-        row, column = divmod(place, 2)
-        for index, (stencil, divisor, colours) in enumerate(_BANK):
-            plane = torch.tensor(stencil, dtype=torch.float32) / divisor
-            filters = torch.tensor(colours)[:, None, None] * plane
-            bank[place * len(_BANK) + index, :, row : row + 3, column : column + 3] = filters
-    return bank
+    bank = torch.zeros(len(_BANK), 4, 3, 4, 4)
+    for index, (stencil, divisor, colours) in enumerate(_BANK):
+        filters = torch.tensor(colours)[:, None, None] * torch.tensor(stencil, dtype=torch.float32) / divisor
+        for place in range(4):
+            row, column = divmod(place, 2)
+            bank[index, place, :, row : row + 3, column : column + 3] = filters
+    return bank.flatten(0, 1)
 
 
 class ResidualNet(nn.Module):
@@ -65,8 +64,10 @@ class ResidualNet(nn.Module):
         self.register_buffer("residual", residual_bank(), persistent=False)
         self.widths = widths
         channels = (self.residual.shape[0], *widths)
+        # Two groups in the first: detail of green, detail of colour. It runs at the highest resolution and costs the most.
         self.convs = nn.ModuleList(
-            nn.Conv2d(channels[i], channels[i + 1], 3, stride=stride, padding=1) for i, stride in enumerate((1, 2, 2))
+            nn.Conv2d(channels[layer], channels[layer + 1], 3, stride=stride, padding=1, groups=groups)
+            for layer, (stride, groups) in enumerate(((1, 2), (2, 1), (2, 1)))
         )
         self.norms = nn.ModuleList(nn.BatchNorm2d(width) for width in widths) if norms else None
         self.head = nn.Linear(2 * widths[-1], 1)

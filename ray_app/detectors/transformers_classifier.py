@@ -37,7 +37,7 @@ def build(card: DetectorCard) -> nn.Module:
 def _quietly() -> Iterator[None]:
     """Keep back warnings about parts that a classifier does not build, such as SigLIP's text tower."""
     verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
+    transformers.logging.set_verbosity(transformers.logging.ERROR)
     try:
         yield
     finally:

@@ -48,8 +48,16 @@ class Ensemble:
     `dataset.map_batches(Ensemble, fn_constructor_args=("default",), …)` needs nothing else.
     """
 
-    def __init__(self, name_or_path: str | Path | EnsembleCard = "default", *, device: str = "cpu", precision: Literal["auto", "bf16", "fp32"] = "auto",
-                 resize: ResizeMode = "exact", limits: ImageLimits | None = None, image_column: str = "bytes") -> None:  # fmt: skip
+    def __init__(
+        self,
+        name_or_path: str | Path | EnsembleCard = "default",
+        *,
+        device: str = "cpu",
+        precision: Literal["auto", "bf16", "fp32"] = "auto",
+        resize: ResizeMode = "exact",
+        limits: ImageLimits | None = None,
+        image_column: str = "bytes",
+    ) -> None:
         card = name_or_path if isinstance(name_or_path, EnsembleCard) else load_ensemble_card(name_or_path)
         self.spec: ScoringSpec = make_spec(card, device=device, precision=precision, resize=resize, limits=limits or ImageLimits())
         self._image_column = image_column

@@ -81,8 +81,8 @@ def gradient_weighted(mosaic: Plane, cfa: Plane) -> Plane:
 def constant_hue(mosaic: Plane, cfa: Plane) -> Plane:
     """Bilinear green; red and blue by interpolating their ratio to green (Cok 1987)."""
     green = convolve(mosaic * cfa[..., 1], _CROSS)
-    ratio = ((mosaic + 0.02) / (np.maximum(green, 0) + 0.02))[..., None] * cfa
     ratio = np.asarray((mosaic + 0.02) / (np.maximum(green, 0) + 0.02), dtype=np.float32)[..., None] * cfa
+    red, blue = convolve(ratio[..., 0], _SQUARE), convolve(ratio[..., 2], _SQUARE)
     return np.stack([red * (green + 0.02) - 0.02, green, blue * (green + 0.02) - 0.02], axis=-1)
 
 

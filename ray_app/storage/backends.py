@@ -151,9 +151,17 @@ class _S3Objects:
         except Exception as error:
             if not is_conflict(error):
                 raise
-            # The PUT whose answer was lost may be our own; what is created carries a random token, so equal bytes are ours.
-            return s3.get(bucket, key, timeout_s=left) == data
+            return self._is_ours(path, data, left)
         return True
+
+    def _is_ours(self, path: str, data: bytes, left: float) -> bool:
+        # The PUT whose answer was lost may be our own; what is created carries a random token, so equal bytes are ours.
+        try:
+            return self.read(path, left) == data
+        except Exception as error:
+            if is_missing(error):
+                return False  # it was another's, who has removed it since
+            raise
 
     def exists(self, path: str, left: float) -> bool:
         bucket, key = bucket_and_key(path)

@@ -47,11 +47,11 @@ def test_every_filter_of_the_bank_ignores_flat_colour_and_the_four_places_hold_t
     bank = residual_bank()
     assert bank.sum(dim=(2, 3)).abs().max() == 0
     images = _grey_levels((1, 3, 34, 34))
-    full = torch.nn.functional.conv2d(images, bank[:8, :, :3, :3])
+    full = torch.nn.functional.conv2d(images, bank[::4, :, :3, :3])
     packed = torch.nn.functional.conv2d(images, bank, stride=2)
     for place in range(4):
         row, column = divmod(place, 2)
-        torch.testing.assert_close(packed[:, 8 * place : 8 * place + 8], full[:, :, row::2, column::2])
+        torch.testing.assert_close(packed[:, place::4], full[:, :, row::2, column::2])
 
 
 @pytest.mark.parametrize("size", [(16, 16), (64, 200), (255, 257), (256, 256), (512, 384)])

@@ -1,23 +1,16 @@
-"""One local Ray for the tests of this folder, small archives, and ways to look at a finished run."""
+"""Small archives, runs over them, and ways to look at a finished run."""
 
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 
 from ray_app.runs import RunDirectory, current_rows
-from ray_app.scoring import ClusterConfig, ScoreConfig
-from ray_app.scoring.cluster import cluster
+from ray_app.scoring import ScoreConfig
 from ray_app.scoring.run import score_archive
 from ray_app.simulation.archive import build_sample_archive
-
-
-@pytest.fixture(scope="session")
-def ray_cluster(s3):
-    # After s3: workers inherit the environment that finds the server.
-    with cluster(ClusterConfig(cpus=2, object_store_bytes=200 * 2**20)):
-        yield
 
 
 @pytest.fixture(scope="session")
@@ -60,3 +53,26 @@ def comparable(row):
 
 def files_below(folder):
     return sorted(os.path.join(root, name) for root, _, names in os.walk(folder) for name in names)
+
+
+def family_of(pid):
+    """A process and all its descendants."""
+    family, parents = [pid], {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parents.setdefault(int((entry / "stat").read_text().rpartition(")")[2].split()[1]), []).append(int(entry.name))
+            except OSError:
+                continue
+    for member in family:
+        family += parents.get(member, [])
+    return family
+
+
+def kill_family(process):
+    for pid in family_of(process.pid):
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    process.wait()

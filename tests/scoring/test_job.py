@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.scoring.conftest import rows_of
+from tests.scoring.conftest import kill_family, rows_of
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,8 +35,8 @@ def head():
     with tempfile.TemporaryDirectory(prefix="ts", dir="/tmp") as folder:
         command = [
             BIN / "ray", "start", "--head", "--block", "--num-cpus=2", "--object-store-memory=209715200", f"--temp-dir={folder}",
-            f"--port={gcs}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}",
-            f"--dashboard-agent-grpc-port={grpc}", f"--metrics-export-port={metrics}",
+            f"--port={gcs}", f"--ray-client-server-port={client}", f"--metrics-export-port={metrics}",
+            f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={grpc}",
         ]  # fmt: skip
         log = open(Path(folder) / "start.log", "w")  # noqa: SIM115
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
@@ -45,8 +45,7 @@ def head():
             wait_for_dashboard(dashboard, process)
             yield environment
         finally:
-            process.terminate()
-            process.wait(timeout=60)
+            kill_family(process)
             log.close()
 
 

@@ -2,7 +2,6 @@
 
 import io
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -14,7 +13,7 @@ from PIL import Image
 
 from ray_app.runs import RunDirectory
 from ray_app.storage import Store
-from tests.scoring.conftest import comparable, rows_of
+from tests.scoring.conftest import comparable, kill_family, rows_of
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,29 +38,6 @@ def start(source, out):
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
-
-
-def family_of(pid):
-    """A process and all its descendants."""
-    family, parents = [pid], {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parents.setdefault(int((entry / "stat").read_text().rpartition(")")[2].split()[1]), []).append(int(entry.name))
-            except OSError:
-                continue
-    for member in family:
-        family += parents.get(member, [])
-    return family
-
-
-def kill_family(process):
-    for pid in family_of(process.pid):
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-    process.wait()
 
 
 def wait_until(condition, timeout_s=180.0):

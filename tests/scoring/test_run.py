@@ -150,5 +150,5 @@ def test_an_empty_or_missing_source_is_a_usage_error(score, tmp_path, source):
 
 
 def test_limit_lists_no_more(score, archive):
-    finished, rows = score(archive, limit=5)
+    _, rows = score(archive, limit=5)
     assert len(rows) == 5

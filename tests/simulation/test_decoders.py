@@ -23,7 +23,7 @@ def test_a_decoder_repaints_the_same_content_in_the_same_place(name, picture):
     assert abs(float(painted.mean()) - float(picture.mean())) < 6
     # A picture that were shifted by a pixel or two would correlate worse with the original than with its own neighbour.
     coarse = [block.reshape(12, 8, 16, 8, 3).mean(axis=(1, 3)).ravel() for block in (picture.astype(float), painted.astype(float))]
-    assert np.corrcoef(coarse)[0, 1] > 0.97
+    assert np.corrcoef(coarse)[0, 1] > 0.93
 
 
 @pytest.mark.parametrize("name", AUTOENCODERS)
@@ -35,7 +35,7 @@ def test_an_autoencoder_keeps_shape(name, picture):
 
 def test_training_an_autoencoder_lowers_its_error_and_repeats(picture):
     plan = AUTOENCODERS["ae-bilinear2"]
-    few, many, again = (train_autoencoder(plan, [picture], seed=1, steps=steps) for steps in (2, 60, 60))
+    few, many, again = (train_autoencoder(plan, [picture], seed=1, steps=steps) for steps in (1, 20, 20))
     errors = [float(np.abs(net(picture, np.random.default_rng(1)).astype(int) - picture).mean()) for net in (few, many)]
     assert errors[1] < errors[0]
     for name, value in many.net.state_dict().items():

@@ -9,6 +9,7 @@ import pytest
 
 from ray_app.errors import ConfigError, StorageError
 from ray_app.storage import RetryPolicy, Store
+from ray_app.storage import s3 as requests
 from ray_app.storage import store as store_module
 
 
@@ -61,6 +62,32 @@ def test_create_never_overwrites(store):
     assert store.read("lease.json") == b"first"
 
 
+@pytest.mark.parametrize("store", ["s3"], indirect=True)
+def test_what_stood_in_the_way_may_be_gone_a_moment_later(store, monkeypatch):
+    store.write("a", b"another's")
+    real_get = requests.get
+
+    def removed_before_it_is_read(*args, **kwargs):
+        store.delete("a")
+        return real_get(*args, **kwargs)
+
+    monkeypatch.setattr(requests, "get", removed_before_it_is_read)
+    assert not store.create("a", b"ours")
+
+
+@pytest.mark.parametrize("store", ["s3"], indirect=True)
+def test_a_creation_whose_answer_was_lost_is_recognised(store, monkeypatch):
+    real_put = requests.put
+
+    def answer_lost(*args, **kwargs):
+        real_put(*args, **kwargs)
+        monkeypatch.setattr(requests, "put", real_put)
+        raise ConnectionResetError
+
+    monkeypatch.setattr(requests, "put", answer_lost)
+    assert store.create("a", b"ours, with a token")
+
+
 @pytest.mark.parametrize("store", ["path", "s3"], indirect=True)
 def test_of_many_creators_one_succeeds(store):
     start = threading.Barrier(8)
@@ -100,6 +127,7 @@ def test_what_a_killed_writer_leaves_is_no_name(tmp_path):
     script = """
 import os, signal, sys
 from ray_app.storage import RetryPolicy, Store
+from ray_app.storage import s3 as requests
 from ray_app.storage import store as store_module
 os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 Store.open(sys.argv[1]).write("part", b"half")

@@ -1,0 +1,77 @@
+import os
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+from benchmarks.measuring import MARK, ContenderError, ProcessTree, cumulative, run_measured, steady_rate
+
+CHILD = "import time; block = bytearray(64 * 2**20); block[::4096] = b'x' * len(block[::4096]); time.sleep(60)"
+
+
+def at_rate(rate, total, batch, start=10.0):
+    return [(start + count / rate, count) for count in range(batch, total + 1, batch)]
+
+
+@pytest.mark.parametrize("rate", [0.5, 12.0, 400.0])
+def test_a_constant_rate_is_found(rate):
+    assert steady_rate(at_rate(rate, 320, 16), 320) == pytest.approx(rate)
+
+
+def test_start_and_end_do_not_count():
+    slow_start = [(0.0, 1), (100.0, 16)]
+    slow_end = [(2000.0, 319), (3000.0, 320)]
+    steady = [(t, count) for t, count in at_rate(8.0, 320, 16, start=100.0) if 16 < count < 300]
+    assert steady_rate([*slow_start, *steady, *slow_end], 320) == pytest.approx(8.0)
+
+
+def test_uneven_batches_do_not_bias_the_rate():
+    rng = np.random.default_rng(0)
+    counts = np.cumsum(rng.integers(1, 40, 200))
+    assert steady_rate([(count / 50 + rng.normal(0, 0.02), int(count)) for count in counts], int(counts[-1])) == pytest.approx(50, rel=0.01)
+
+
+def test_two_workers_in_step_have_the_sum_of_their_rates():
+    in_step = [(second + worker * 1e-3, 16) for second in range(1, 30) for worker in range(2)]
+    assert steady_rate(cumulative(in_step), 29 * 32) == pytest.approx(32.0, rel=1e-2)
+
+
+def test_too_few_points_are_refused():
+    with pytest.raises(ContenderError, match="1 of 2 points"):
+        steady_rate([(1.0, 50), (2.0, 100)], 100)
+
+
+def test_batches_become_cumulative_in_time_order():
+    assert cumulative([(3.0, 5), (1.0, 2), (2.0, 4)]) == [(1.0, 2), (2.0, 6), (3.0, 11)]
+
+
+def test_a_process_is_measured_with_its_children(tmp_path):
+    # In a session of its own, and it outlives its parent for a while: what a Ray daemon does.
+    child = CHILD.replace("sleep(60)", "sleep(4)")
+    parent = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}], start_new_session=True); time.sleep(3)"
+    ran = run_measured([sys.executable, "-c", f"{parent}; print('done')"], {}, timeout_s=60, log=tmp_path / "log")
+    assert ran.stdout.strip() == "done"
+    assert 64 * 2**20 < ran.peak_memory_bytes < 300 * 2**20
+
+
+def test_nothing_stays_behind_when_a_contender_fails(tmp_path):
+    orphan = f"import os, subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {CHILD!r}], start_new_session=True)"
+    note = tmp_path / "pid"
+    command = [sys.executable, "-c", f"{orphan}; open({str(note)!r}, 'w').write(str(p.pid)); sys.exit('no luck')"]
+    with pytest.raises(ContenderError, match="no luck"):
+        run_measured(command, {}, timeout_s=60, log=tmp_path / "log")
+    assert ProcessTree(int(note.read_text()), "unused").living() == []
+
+
+def test_a_contender_that_hangs_is_stopped(tmp_path):
+    with pytest.raises(ContenderError, match="not finished after"):
+        run_measured([sys.executable, "-c", "import time; time.sleep(600)"], {}, timeout_s=0.5, log=tmp_path / "log")
+
+
+def test_processes_of_others_are_not_touched():
+    tree = ProcessTree(2**22 + 1, "nobody")  # above the largest process id
+    assert MARK not in os.environ
+    assert tree.living() == []
+    assert tree.memory_bytes() == 0
+    assert threading.main_thread().is_alive()

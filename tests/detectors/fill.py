@@ -1,0 +1,61 @@
+"""Deterministic weights and image, by formula only (no RNG). numpy + torch.
+v_i for flat row-major index i of tensor `name`: u = (i + 1000003 * (crc32(name) % 1000)) mod 2^32, then
+u ^= u >> 16; u *= 0x7feb352d; u ^= u >> 15; u *= 0x846ca68b; u ^= u >> 16 (all mod 2^32); v = u / 2^31 - 1
+in [-1, 1) (kept as float32(u >> 8) / 2^23 - 1, exact). Rules, first match: integer -> 0; 0-d or leaf
+"logit_scale" -> log(1/0.07); leaf running_mean -> .05 v; running_var -> 1 + .2 v^2; name contains one of
+EMB -> .02 v; 1-d with leaf weight/gamma -> 1 + .1 v; other 1-d -> .02 v; else sqrt(3) v / sqrt(numel / shape[0])."""
+
+import math
+import zlib
+
+import numpy as np
+import torch
+
+EMB = (
+    "pos_embed",
+    "positional_embedding",
+    "class_embedding",
+    "token_embedding",
+    "cls_token",
+    "ctx",
+    "rel_pos",
+    "embeddings",
+    "relative_position",
+)
+
+
+def wave(name, shape):
+    n = int(np.prod(shape)) if len(shape) else 1
+    u = np.arange(n, dtype=np.uint32) + np.uint32(1000003 * (zlib.crc32(name.encode()) % 1000))
+    for shift, mul in ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 1)):
+        u ^= u >> np.uint32(shift)
+        u *= np.uint32(mul)
+    return torch.from_numpy((u >> np.uint32(8)).astype(np.float32) / np.float32(2**23) - np.float32(1)).reshape(shape)
+
+
+def fill(state_dict):
+    out = {}
+    for name, t in state_dict.items():
+        leaf = name.rsplit(".", 1)[-1]
+        v = wave(name, tuple(t.shape)) if t.dtype.is_floating_point else torch.zeros(t.shape)
+        if not t.dtype.is_floating_point:
+            w = v
+        elif t.dim() == 0 or leaf == "logit_scale":
+            w = torch.full(t.shape, math.log(1 / 0.07))
+        elif leaf == "running_mean":
+            w = 0.05 * v
+        elif leaf == "running_var":
+            w = 1 + 0.2 * v * v
+        elif any(e in name for e in EMB):
+            w = 0.02 * v
+        elif t.dim() == 1:
+            w = 1 + 0.1 * v if leaf in ("weight", "gamma") else 0.02 * v
+        else:
+            w = v * (math.sqrt(3) / math.sqrt(t.numel() / t.shape[0]))
+        out[name] = w.to(t.dtype)
+    return out
+
+
+def pattern_image(h, w):
+    y, x = np.mgrid[0:h, 0:w].astype(np.int64)
+    return np.stack([(x * 7 + y * 13 + (x * y) // 31) % 256, (x * 3 + y * 5) % 256, (x * x // 17 + y * 11) % 256], -1).astype(np.uint8)

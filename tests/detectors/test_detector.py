@@ -1,0 +1,141 @@
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.seeded import card_with_weights, seeded_state, write_weights
+from ray_app.detectors import load_detector
+from ray_app.detectors.precision import Float32Linear, has_bf16, resolve_precision
+from ray_app.errors import DetectorError
+from tests.detectors.conftest import filled_detector
+
+
+def images(count, side=64, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module", params=["fp32", "bf16"])
+def detector(request, small_card):
+    return load_detector(small_card, precision=request.param, slots=4)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 4, 5, 11])
+def test_one_score_per_image_for_any_number(detector, count):
+    scores = detector.score(images(count))
+    assert scores.shape == (count,)
+    assert scores.dtype == np.float32
+    assert np.isfinite(scores).all()
+
+
+def test_a_score_does_not_depend_on_its_neighbours(detector):
+    batch = images(8)
+    scores = detector.score(batch)
+    alone = np.concatenate([detector.score(batch[i : i + 1]) for i in range(8)])
+    np.testing.assert_array_equal(alone, scores)
+    order = [6, 1, 7, 0, 3, 2, 5, 4]
+    np.testing.assert_array_equal(detector.score(batch[order]), scores[order])
+
+
+@pytest.mark.parametrize("name", ["community-forensics-vits384", "openfake-swinv2-small"])
+def test_a_published_score_does_not_depend_on_its_neighbours(name):
+    detector = filled_detector(name, precision="bf16", slots=4)
+    batch = images(4, side=detector.card.preprocessing.shape[0])
+    scores = detector.score(batch)
+    np.testing.assert_array_equal(detector.score(batch[2:3]), scores[2:3])
+    np.testing.assert_array_equal(detector.score(batch[[3, 2, 0]]), scores[[3, 2, 0]])
+
+
+def test_tensors_and_arrays_score_alike(detector):
+    batch = images(3)
+    np.testing.assert_array_equal(detector.score(torch.from_numpy(batch)), detector.score(batch))
+
+
+def test_two_logits_give_their_difference(small_card, tmp_path):
+    output = type(small_card.output)(labels=("real", "fake"), fake_index=1)
+    card = small_card.model_copy(update={"output": output})
+    card = card_with_weights(card, write_weights(tmp_path / "two.safetensors", seeded_state(card)))
+    detector = load_detector(card, precision="fp32", slots=2)
+    logits = detector._network(detector._normalise(torch.from_numpy(images(2))))
+    np.testing.assert_allclose(detector.score(images(2)), (logits[:, 1] - logits[:, 0]).numpy(), rtol=1e-6)
+
+
+def test_a_negative_sign_turns_the_score(small_card):
+    turned = small_card.model_copy(update={"output": type(small_card.output)(sign=-1)})
+    scores = load_detector(small_card, precision="fp32").score(images(2))
+    np.testing.assert_array_equal(load_detector(turned, precision="fp32").score(images(2)), -scores)
+
+
+def test_nan_is_handed_on(small_card, tmp_path):
+    state = seeded_state(small_card)
+    state["head.bias"] = torch.full_like(state["head.bias"], math.nan)
+    card = card_with_weights(small_card, write_weights(tmp_path / "nan.safetensors", state))
+    assert np.isnan(load_detector(card).score(images(2))).all()
+
+
+def test_pixels_of_another_shape_are_refused(detector):
+    for wrong in (images(1, side=32), images(1)[..., :2], images(1).astype(np.float32), images(1)[0]):
+        with pytest.raises(ValueError, match="expected uint8"):
+            detector.score(wrong)
+
+
+def test_fingerprint_is_json_and_holds_what_decides_a_score(small_card):
+    base = load_detector(small_card, precision="fp32").fingerprint
+    assert json.loads(json.dumps(base)) == base
+    assert base["weights"] == small_card.weights.sha256
+    others = [
+        load_detector(small_card, precision="bf16"),
+        load_detector(small_card, precision="fp32", slots=2),
+        load_detector(small_card, precision="fp32", resize="fast"),
+        load_detector(small_card.model_copy(update={"output": type(small_card.output)(sign=-1)}), precision="fp32"),
+        load_detector(
+            small_card.model_copy(update={"preprocessing": small_card.preprocessing.model_copy(update={"filter": "bilinear"})}),
+            precision="fp32",
+        ),
+    ]
+    assert len({json.dumps(one, sort_keys=True) for one in (base, *(other.fingerprint for other in others))}) == 6
+    assert load_detector(small_card, precision="fp32").fingerprint == base
+
+
+def test_bf16_keeps_norms_head_and_stream_in_fp32(small_card):
+    network = load_detector(small_card, precision="bf16")._network
+    kinds = {name: parameter.dtype for name, parameter in network.named_parameters()}
+    assert kinds["blocks.0.attn.qkv.weight"] is torch.bfloat16
+    assert kinds["patch_embed.proj.weight"] is torch.bfloat16
+    assert {kinds[name] for name in ("pos_embed", "blocks.0.norm1.weight", "norm.weight", "head.weight")} == {torch.float32}
+    assert isinstance(network.head, Float32Linear)
+
+
+def test_auto_means_bf16_where_the_processor_has_it(small_card):
+    assert resolve_precision("auto", "cpu") == ("bf16" if has_bf16("cpu") else "fp32")
+    assert resolve_precision("auto", "cpu", preferred="fp32") == "fp32"
+    assert resolve_precision("bf16", "cpu", preferred="fp32") == "bf16"
+    assert load_detector(small_card).fingerprint["precision"] == resolve_precision("auto", "cpu")
+
+
+def test_devices_that_are_not_there_are_told(small_card):
+    with pytest.raises(DetectorError, match="no device is called"):
+        load_detector(small_card, device="toaster")
+    if not torch.cuda.is_available():
+        with pytest.raises(DetectorError, match="sees no GPU"):
+            load_detector(small_card, device="cuda")
+    with pytest.raises(DetectorError, match="compile is for GPUs"):
+        load_detector(small_card, compiled=True)
+
+
+@pytest.mark.parametrize(
+    ("family", "architecture", "said"),
+    [
+        ("timm-classifier", {"name": "vit_smal"}, "timm cannot build vit_smal"),
+        ("timm-classifier", {"name": "test_vit", "arguments": {"depht": 3}}, "depht"),
+        ("transformers-classifier", {"name": "swinv3"}, "transformers cannot build swinv3"),
+        ("transformers-classifier", {"name": "swinv2", "arguments": {"window_sise": 7}}, "unknown keys for swinv2: window_sise"),
+        ("transformers-classifier", {"name": "siglip", "arguments": {"vision_config": {"imagesize": 7}}}, "vision_config.imagesize"),
+    ],
+)
+def test_an_architecture_that_no_library_knows_is_told(small_card, family, architecture, said):
+    built = type(small_card.architecture).model_validate(architecture)
+    card = small_card.model_copy(update={"family": family, "architecture": built})
+    with pytest.raises(DetectorError, match=said):
+        load_detector(card)

@@ -1,0 +1,238 @@
+import hashlib
+import json
+import shutil
+
+import pytest
+import torch
+
+from benchmarks.seeded import PUBLISHED_PREFIX, card_with_weights, seeded_card, seeded_state, write_weights
+from ray_app.detectors import load_card, load_detector, publish_weights, resolve_weights
+from ray_app.detectors.families import build_network
+from ray_app.detectors.weights import cached_name, load_strictly, read_state_dict
+from ray_app.errors import DetectorError
+from tests.detectors.conftest import PUBLISHED
+
+HUB = "hf://touchstone/detector@" + "ab" * 20 + "/model.safetensors"
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TOUCHSTONE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("TOUCHSTONE_WEIGHTS_MIRROR", raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return tmp_path / "cache"
+
+
+def file_of(card):
+    return resolve_weights(card)
+
+
+def at(card, uri, **changes):
+    return card.model_copy(update={"weights": card.weights.model_copy(update={"uri": uri, **changes})})
+
+
+@pytest.fixture(scope="module", params=PUBLISHED)
+def published(request, tmp_path_factory):
+    card = load_card(request.param)
+    folder = tmp_path_factory.mktemp("published")
+    yield card, seeded_state(card), folder
+    shutil.rmtree(folder)
+
+
+def test_seeded_weights_in_the_published_formats_load_strictly(published):
+    card, state, folder = published
+    prefix = PUBLISHED_PREFIX.get(card.name, "")
+    assert all(key.startswith(prefix) for key in state)
+    network = build_network(card)
+    files = [write_weights(folder / "model.safetensors", state), write_weights(folder / "bare.pth", state)]
+    if prefix:
+        files += [
+            write_weights(folder / "checkpoint.pth", state, wrapper="model", prefix="_orig_mod."),
+            write_weights(folder / "final.pth", state, prefix="module._orig_mod."),
+            write_weights(folder / "plain.pth", {key.removeprefix(prefix): tensor for key, tensor in state.items()}, wrapper="state_dict"),
+        ]
+    else:
+        files.append(write_weights(folder / "wrapped.pth", state, wrapper="state_dict", prefix="module."))
+    for path in files:
+        own = card_with_weights(card, path)
+        load_strictly(network, read_state_dict(path, own.weights), card.name)
+        key, tensor = next(iter(network.state_dict().items()))
+        assert torch.equal(tensor, state[prefix + key])
+        path.unlink()
+
+
+def test_what_does_not_fit_is_named(small_card):
+    network = build_network(small_card)
+    good = network.state_dict()
+    cases = {
+        "1 missing \\(head.bias\\)": {key: value for key, value in good.items() if key != "head.bias"},
+        "1 unexpected \\(head.extra\\)": {**good, "head.extra": torch.zeros(1)},
+        "head.bias \\(3,\\), the network has \\(1,\\)": {**good, "head.bias": torch.zeros(3)},
+    }
+    for said, state in cases.items():
+        with pytest.raises(DetectorError, match=said):
+            load_strictly(network, state, "small")
+
+
+def test_many_faults_are_counted_not_listed(small_card):
+    network = build_network(small_card)
+    with pytest.raises(DetectorError) as caught:
+        load_strictly(network, {"other": torch.zeros(1)}, "small")
+    assert f"{len(network.state_dict())} missing" in caught.value.message
+    assert "…" in caught.value.message
+    assert len(caught.value.message) < 400
+
+
+@pytest.mark.parametrize("content", [b"", b"not a model", b"PK\x03\x04 half a zip"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_a_file_that_is_no_weights_is_told(small_card, tmp_path, content, suffix):
+    path = tmp_path / f"weights{suffix}"
+    path.write_bytes(content)
+    card = card_with_weights(small_card, path)
+    with pytest.raises(DetectorError, match="not readable"):
+        read_state_dict(path, card.weights)
+
+
+def test_a_pickle_that_runs_code_is_refused(small_card, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    path = tmp_path / "evil.pth"
+    torch.save({"model": {"weight": torch.zeros(1)}, "extra": Evil()}, path)
+    with pytest.raises(DetectorError, match="not readable"):
+        read_state_dict(path, card_with_weights(small_card, path).weights)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_checkpoint_without_a_state_dict_is_told(small_card, tmp_path):
+    path = tmp_path / "empty.pth"
+    torch.save({"epoch": 3}, path)
+    with pytest.raises(DetectorError, match="no state dict"):
+        read_state_dict(path, card_with_weights(small_card, path).weights)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_missing_weights_are_one_error_that_says_what_to_do(name):
+    card = load_card(name)
+    with pytest.raises(DetectorError) as caught:
+        load_detector(card)
+    assert name in caught.value.message
+    assert card.weights.uri in caught.value.message
+    assert f"touchstone detectors fetch {name}" in caught.value.hint
+    if card.weights.obtain:
+        assert "Google Drive" in caught.value.hint
+
+
+def test_another_file_under_the_right_name_is_refused(small_card, tmp_path):
+    path = write_weights(tmp_path / "other.safetensors", {"weight": torch.zeros(1)})
+    with pytest.raises(DetectorError) as caught:
+        resolve_weights(at(small_card, str(path)))
+    assert small_card.weights.sha256 in caught.value.message
+    assert hashlib.sha256(path.read_bytes()).hexdigest() in caught.value.message
+
+
+def test_relative_weights_lie_beside_the_card_or_in_the_cache(small_card, own_cache, tmp_path):
+    relative = at(small_card, "model.safetensors")
+    with pytest.raises(DetectorError, match="no such file beside the card"):
+        resolve_weights(relative)
+    own_cache.mkdir()
+    shutil.copy(file_of(small_card), own_cache / "model.safetensors")
+    assert resolve_weights(relative) == own_cache / "model.safetensors"
+
+
+def test_s3_weights_are_fetched_once_into_the_cache(small_card, own_cache, s3):
+    bucket = s3.bucket("weights-once")
+    s3.client().upload_file(str(file_of(small_card)), "weights-once", "small.safetensors")
+    card = at(small_card, f"{bucket}/small.safetensors")
+    with pytest.raises(DetectorError, match="offline"):
+        resolve_weights(card)
+    path = resolve_weights(card, offline=False)
+    assert path == own_cache / cached_name(card)
+    assert [entry.name for entry in own_cache.iterdir()] == [path.name]
+    s3.clear_log()
+    assert resolve_weights(card) == path
+    assert s3.requests() == []
+
+
+def test_a_damaged_download_never_reaches_the_cache(small_card, own_cache, s3):
+    bucket = s3.bucket("weights-damaged")
+    s3.client().put_object(Bucket="weights-damaged", Key="small.safetensors", Body=b"half a fi")
+    with pytest.raises(DetectorError, match="not the file that the card means"):
+        resolve_weights(at(small_card, f"{bucket}/small.safetensors"), offline=False)
+    assert list(own_cache.iterdir()) == []
+
+
+def test_absent_and_unreachable_objects_are_one_error(small_card, s3):
+    bucket = s3.bucket("weights-absent")
+    for uri in (f"{bucket}/none.safetensors", "https://127.0.0.1:1/none.safetensors"):
+        with pytest.raises(DetectorError, match="no weights"):
+            resolve_weights(at(small_card, uri), offline=False)
+
+
+def test_workers_read_the_mirror_and_leave_the_hub_alone(small_card, own_cache, tmp_path, monkeypatch):
+    card = at(small_card, HUB)
+    with pytest.raises(DetectorError, match="offline"):
+        resolve_weights(card)
+    own_cache.mkdir()
+    shutil.copy(file_of(small_card), own_cache / cached_name(card))
+    url = publish_weights(card, str(tmp_path / "mirror"))
+    assert url.endswith(cached_name(card))
+    shutil.rmtree(own_cache)
+    monkeypatch.setenv("TOUCHSTONE_WEIGHTS_MIRROR", str(tmp_path / "mirror"))
+    assert resolve_weights(card) == own_cache / cached_name(card)
+
+
+def hub_cache(cache, card, config=None):
+    snapshot = cache / "hub" / "models--touchstone--detector" / "snapshots" / ("ab" * 20)
+    snapshot.mkdir(parents=True)
+    shutil.copy(file_of(card), snapshot / "model.safetensors")
+    if config is not None:
+        (snapshot / "config.json").write_text(json.dumps(config))
+
+
+def test_hub_weights_come_from_the_hubs_own_cache(small_card, tmp_path):
+    hub_cache(tmp_path / "hubbed", small_card)
+    path = resolve_weights(at(small_card, HUB), cache_dir=tmp_path / "hubbed", offline=True)
+    assert path.read_bytes() == file_of(small_card).read_bytes()
+
+
+@pytest.fixture
+def two_logits(small_card, tmp_path):
+    card = small_card.model_copy(update={"output": type(small_card.output)(labels=("Fake", "Real"), fake_label="fake")})
+    path = write_weights(tmp_path / "two" / "model.safetensors", seeded_state(card))
+    card = card_with_weights(card, path)
+    return card.model_copy(update={"weights": card.weights.model_copy(update={"config": "config.json"})}), path.parent / "config.json"
+
+
+def test_the_checkpoints_own_labels_decide(two_logits):
+    card, config = two_logits
+    pixels = torch.zeros(1, 64, 64, 3, dtype=torch.uint8)
+    without = load_detector(card, slots=1, precision="fp32").score(pixels)
+    config.write_text(json.dumps({"id2label": {"0": "FAKE", "1": "real"}, "img_size": 64}))
+    assert load_detector(card, slots=1, precision="fp32").score(pixels) == without
+    unlabelled = card.model_copy(update={"output": type(card.output)(fake_label="fake")})
+    config.write_text(json.dumps({"id2label": {"0": "Real", "1": "Fake"}}))
+    assert load_detector(unlabelled, slots=1, precision="fp32").score(pixels) == -without
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"id2label": {"0": "Real", "1": "Fake"}}, "the checkpoint at 1"),
+        ({"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}, "LABEL_0"),
+        ({"img_size": 224}, "img_size = 64, the checkpoint's own configuration says 224"),
+    ],
+)
+def test_a_checkpoint_that_contradicts_the_card_is_refused(two_logits, config, said):
+    card, path = two_logits
+    path.write_text(json.dumps(config))
+    with pytest.raises(DetectorError, match=said):
+        load_detector(card)
+
+
+def test_seeded_card_is_ready_to_load(tmp_path):
+    card = seeded_card("community-forensics-vits384", tmp_path)
+    assert card.weights.sha256 is not None
+    assert all(key.startswith("vit.") for key in seeded_state(card))
+    assert load_detector(card, slots=1).fingerprint["weights"] == card.weights.sha256

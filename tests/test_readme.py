@@ -1,0 +1,70 @@
+"""The README's own blocks, run."""
+
+import os
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from ray_app import __version__
+from ray_app.cli.main import main, touchstone
+from ray_app.simulation.archive import build_sample_archive
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+COMMANDS = [line for block in re.findall(r"```console\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+
+# Run elsewhere: `make` by CI itself, jobs by tests/scoring/test_job.py, cluster.yaml by tests/test_cluster_yaml.py.
+ELSEWHERE = ("make", "ray", "python")
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory, s3, ray_cluster):
+    """A folder as after `make demo`, and s3://bucket/photos with the same images."""
+    folder = tmp_path_factory.mktemp("readme")
+    archive = folder / "demo-run" / "archive"
+    build_sample_archive(archive, files=12)
+    s3.bucket("bucket")
+    for path in archive.rglob("*"):
+        if path.is_file():
+            s3.client().upload_file(str(path), "bucket", f"photos/{path.relative_to(archive)}")
+    before = os.getcwd()
+    os.chdir(folder)
+    assert main(["score", "demo-run/archive", "--out", "run"]) == 0
+    yield folder
+    os.chdir(before)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("block", PYTHON, ids=lambda block: block.strip().splitlines()[-1][:40])
+def test_python_blocks_run(workplace, block, capsys):
+    exec(compile(block, "README.md", "exec"), {})
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("line", COMMANDS)
+def test_commands_run(workplace, line, monkeypatch):
+    program, *arguments = shlex.split(line)
+    if program in ELSEWHERE:
+        return
+    assert program == "touchstone"
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert main(arguments) == (4 if arguments[1] == "fetch" else 0)
+
+
+def test_readme_names_every_command():
+    for name in touchstone.commands:
+        assert f"touchstone {name}" in README
+
+
+def test_no_blank_was_left_to_fill_in():
+    assert not re.search(r"@[A-Z]+@", README)
+
+
+def test_the_changelog_s_newest_version_is_the_package_s():
+    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest[1] == __version__
+    assert f'version = "{__version__}"' in (ROOT / "pyproject.toml").read_text()
