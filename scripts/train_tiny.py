@@ -44,11 +44,11 @@ WEIGHTS = ROOT / "configs" / "detectors" / "touchstone-tiny.safetensors"
 CARD = WEIGHTS.with_suffix(".yaml")
 
 SEED = 20
-PAIRS = {"train": 2600, "validation": 500, "test": 500}
+PAIRS = {"train": 2500, "validation": 400, "test": 400}
 SOURCE_SIDE = {"train": 320, "validation": 352, "test": 352}  # pixels of the picture before its history
 TARGET_SIDE = {"train": 168, "validation": 256, "test": 256}  # pixels of the file
 HISTORIES = {"train": 2, "validation": 1, "test": 1}  # files made of each pair
-CROP, BATCH, EPOCHS, RATE, THREADS = 128, 32, 16, 3e-3, 1
+CROP, BATCH, EPOCHS, RATE, THREADS = 128, 32, 11, 3e-3, 1
 FALSE_ALARMS, MISSES = 0.01, 0.05  # what the thresholds are chosen for
 CONFOUNDED = "30 pictures in which format tells the label (camera JPEG, generator PNG): never a gate, never trained on"
 SPLIT_SEED = {"train": 1, "validation": 2, "test": 3}

@@ -15,7 +15,7 @@ from torch import nn
 
 from ray_app.detectors.cards import DetectorCard, load_card
 from ray_app.detectors.families import build_network
-from ray_app.detectors.precision import Precision, ResolvedPrecision, autocast, lower_to_bf16, resolve_precision
+from ray_app.detectors.precision import Precision, ResolvedPrecision, autocast, forbid_tf32, lower_to_bf16, resolve_precision
 from ray_app.detectors.preprocessing import Pixels, Preprocessing, ResizeMode
 from ray_app.detectors.weights import checkpoint_config, load_strictly, read_state_dict, resolve_weights, verify_weights
 from ray_app.errors import DetectorError
@@ -48,6 +48,8 @@ class Detector:
         network = network.to(device).to(memory_format=torch.channels_last)
         if precision == "bf16":
             network = lower_to_bf16(network, device)
+        elif torch.device(device).type == "cuda":
+            forbid_tf32()
         self._network = torch.compile(network, mode="reduce-overhead") if compiled else network
         self._normalise = Normalise(card.preprocessing).to(device)
         self.fingerprint: dict[str, Any] = {

@@ -32,6 +32,12 @@ def has_bf16(device: str) -> bool:
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
 
 
+def forbid_tf32() -> None:
+    """Let fp32 mean fp32 on a GPU: cuDNN rounds the inputs of convolutions to 10 bits by default. Holds for the process."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
 def lower_to_bf16(network: nn.Module, device: str) -> nn.Module:
     """Store the weights of matrix products in bf16 once, in place; norms and the head, the last linear layer, keep fp32.
 

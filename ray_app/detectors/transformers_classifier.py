@@ -1,5 +1,6 @@
 """The `transformers-classifier` family: image classifiers of Hugging Face transformers, from a configuration, never from a hub."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -37,7 +38,7 @@ def build(card: DetectorCard) -> nn.Module:
 def _quietly() -> Iterator[None]:
     """Keep back warnings about parts that a classifier does not build, such as SigLIP's text tower."""
     verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity(transformers.logging.ERROR)
+    transformers.logging.set_verbosity(logging.ERROR)
     try:
         yield
     finally:

@@ -26,7 +26,7 @@ Rng = np.random.Generator
 
 # Only what `touchstone-tiny` was not trained on, and only decoders that need no training.
 _SHOWN = Split(
-    scenes=("fabric", "pebbles", "hills", "foliage", "flower"),
+    scenes=("strokes", "pebbles", "hills", "foliage", "flower"),
     cameras=("rangefinder", "mirrorless", "camcorder"),
     decoders=("bicubic", "transposed5", "sinc"),
 )

@@ -96,7 +96,7 @@ class TrainedDecoder:
         return to_pixels(self.net.decode(latent + rng.uniform(0, 0.15) * latent.std() * noise))
 
 
-def train_autoencoder(plan: AutoencoderPlan, pictures: Sequence[Pixels], *, seed: int, steps: int = 400) -> TrainedDecoder:
+def train_autoencoder(plan: AutoencoderPlan, pictures: Sequence[Pixels], *, seed: int, steps: int = 300) -> TrainedDecoder:
     """Fit one autoencoder to reproduce 64-pixel crops of `pictures`: absolute error of values and of differences."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)

@@ -158,7 +158,7 @@ class Camera:
             luma = _denoise(luma, rng.uniform(0.4, 1.0) * luma_strength)
         amount = rng.uniform(*self.sharpening)
         if amount > 0:
-            luma = luma + amount * (luma - blur(luma, rng.uniform(0.6, 1.2)))
+            luma = luma + amount * (luma - blur(luma, rng.uniform(0.6, 1.4)))
         finished = np.clip((luma[..., None] + chroma) * 255, 0, 255)
         return np.asarray(np.round(finished), dtype=np.uint8)
 
@@ -186,10 +186,10 @@ def _denoise(luma: Plane, strength: float) -> Plane:
 
 CAMERAS: dict[str, Camera] = {
     # seen in training
-    "webcam": Camera(bilinear, (0.3, 0.8), (2e-4, 3e-3), 0.003, (0.0, 0.5), (0.0, 0.5), bits=10),
-    "compact": Camera(malvar, (0.3, 0.7), (1e-4, 2e-3), 0.002, (0.2, 0.8), (0.2, 1.2), (0.3, 0.8)),
+    "webcam": Camera(bilinear, (0.3, 0.8), (2e-4, 3e-3), 0.003, (0.0, 0.5), (0.0, 1.2), bits=10),
+    "compact": Camera(malvar, (0.3, 0.7), (1e-4, 2e-3), 0.002, (0.2, 0.8), (0.2, 1.8), (0.3, 0.8)),
     "reflex": Camera(edge_directed, (0.2, 0.6), (5e-5, 1e-3), 0.001, (0.0, 0.6), (0.0, 0.8), bits=14),
-    "bridge": Camera(edge_directed, (0.3, 0.8), (1e-4, 2e-3), 0.002, (0.2, 0.8), (0.3, 1.5), (0.6, 1.0)),
+    "bridge": Camera(edge_directed, (0.3, 0.8), (1e-4, 2e-3), 0.002, (0.2, 0.8), (0.3, 2.4), (0.6, 1.0)),
     "phone": Camera(malvar, (0.4, 0.9), (3e-4, 5e-3), 0.003, (0.2, 0.9), (0.3, 1.4), (0.8, 1.4), binning=2),
     "scanner": Camera(None, (0.3, 0.8), (5e-5, 1e-3), 0.002, (0.0, 0.4), (0.0, 0.8)),
     # held out for thresholds

@@ -29,7 +29,7 @@ class Split:
 
 SPLITS: dict[str, Split] = {
     "train": Split(
-        scenes=("leaves", "clouds", "facades", "strokes", "spheres", "china"),
+        scenes=("leaves", "clouds", "facades", "fabric", "spheres", "china"),
         cameras=("webcam", "compact", "reflex", "bridge", "phone", "scanner"),
         decoders=(
             "nearest",
@@ -45,7 +45,7 @@ SPLITS: dict[str, Split] = {
         ),
     ),
     "validation": Split(
-        scenes=("fabric", "pebbles"),
+        scenes=("strokes", "pebbles"),
         cameras=("tablet", "rangefinder"),
         decoders=("bicubic", "ae-nearest2"),
     ),
