@@ -36,7 +36,7 @@ STORE_LINE = re.compile(rb"num bytes created total: (\d+)")
 COUNTS: dict[bool, dict[str, dict[str, int]]] = {
     True: {
         "decode_bound": {"limit": 400, "touchstone": 2000, "dataloader_tuned": 1600, "ray_guide": 480, "": 960},
-        "compute_bound": {"limit": 40, "touchstone": 192, "dataloader_tuned": 160, "ray_guide": 160, "": 192},
+        "compute_bound": {"limit": 40, "touchstone": 160, "dataloader_tuned": 160, "ray_guide": 128, "": 160},
     },
     False: {
         "decode_bound": {"limit": 600, "touchstone": 4000, "dataloader_tuned": 3000, "ray_guide": 800, "": 1600},

@@ -1,7 +1,9 @@
 """Join the Ray cluster of a job, or start a quiet local one. The only place that calls `ray.init`."""
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -27,12 +29,12 @@ def cluster(config: ClusterConfig) -> Iterator[None]:
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     try:
         if address:
-            with _silent_stderr():
+            with _unobtrusively():
                 ray.init(address=address, **quiet)
         else:
             # A local cluster serves this process alone; token auth (on by default in 2.60) would leave a file in the home folder.
             os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-            with _silent_stderr():
+            with _unobtrusively():
                 ray.init(address="local", include_dashboard=False, num_cpus=config.cpus, num_gpus=config.gpus,
                          object_store_memory=config.object_store_bytes or LOCAL_OBJECT_STORE_BYTES, **quiet)  # fmt: skip
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -54,9 +56,10 @@ def has_other_nodes() -> bool:
 
 
 @contextmanager
-def _silent_stderr() -> Iterator[None]:
-    """Ray's C++ side remarks on its own log level on file descriptor 2 while it starts; what fails there is an exception anyway."""
+def _unobtrusively() -> Iterator[None]:
+    """Joining Ray without its side effects: it remarks on file descriptor 2, and takes SIGTERM for itself."""
     sys.stderr.flush()
+    handler = signal.getsignal(signal.SIGTERM)
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 2)
@@ -65,6 +68,8 @@ def _silent_stderr() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 def resources(config: ClusterConfig) -> tuple[float, float]:

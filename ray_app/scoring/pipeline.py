@@ -4,12 +4,13 @@ Blocks enter as one-row tables already in the object store: no read tasks, no me
 by the worker that finishes it, so what survives a kill is whatever was committed (specs/ray.md §F3–F6 for what else was tried).
 """
 
+import _thread
 import logging
-import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final, cast
+from types import TracebackType
+from typing import cast
 
 import pyarrow as pa
 import ray
@@ -27,30 +28,20 @@ WHOLE_BLOCKS = 1 << 30  # one row is one Ray block between stages; its size is b
 def score_blocks(
     blocks: Sequence[BlockRef], job: Job, layout: Layout, *, stall_timeout_s: float, tick: Callable[[], None]
 ) -> Iterator[Report]:
-    """Run the pipeline and yield a report per block as it is committed; `tick` is called about once a second.
+    """Run the pipeline and yield a report per block as it is committed; `tick` is called once a second and may raise to stop the run.
 
-    Raises ClusterError when no block ends within `stall_timeout_s`, and whatever TouchstoneError a worker raised.
+    To be iterated in the main thread, which alone hears signals. Raises ClusterError when no block ends within `stall_timeout_s`,
+    what `tick` raises, and whatever TouchstoneError a worker met.
     """
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.target_max_block_size = WHOLE_BLOCKS
-    dataset = ray.data.from_arrow([block_table(ref) for ref in blocks])
-    arriving = _Arriving(_pipeline(dataset, job, layout.limited_to(len(blocks))))
-    heard = time.monotonic()
-    while True:
-        item = arriving.get(timeout_s=1.0)
-        if item is not None:
-            heard = time.monotonic()
-            if item is _Arriving.END:
-                return
-            yield item
-        elif time.monotonic() - heard > stall_timeout_s:
-            raise ClusterError(
-                f"no block ended in {stall_timeout_s:.0f} s; stopped, what is committed is kept",
-                hint="are there nodes for the plan shown above? `--set cluster.stall_timeout_s=…` waits longer",
-            )
-        tick()
+    dataset = _pipeline(ray.data.from_arrow([block_table(ref) for ref in blocks]), job, layout.limited_to(len(blocks)))
+    with _Watch(stall_timeout_s, tick) as watch:
+        for row in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            watch.progressed()
+            yield report_of(cast(pa.Table, row))
 
 
 def _pipeline(dataset: Dataset, job: Job, layout: Layout) -> Dataset:
@@ -75,33 +66,44 @@ def _stage(dataset: Dataset, worker: type, job: Job, size: int, *, num_cpus: flo
     )
 
 
-class _Arriving:
-    """The dataset's output, consumed in a thread so that the main one can watch the clock and hear signals."""
+class _Watch:
+    """Looks after the loop while it waits inside Ray: calls `tick` each second, and interrupts the main thread when the run must stop."""
 
-    END: Final[Report] = {}
+    def __init__(self, stall_timeout_s: float, tick: Callable[[], None]) -> None:
+        self._stall_timeout_s, self._tick = stall_timeout_s, tick
+        self._heard = time.monotonic()
+        self._over = threading.Event()
+        self._reason: BaseException | None = None
+        self._thread = threading.Thread(target=self._look, daemon=True)
 
-    def __init__(self, dataset: Dataset) -> None:
-        self._queue: queue.SimpleQueue[Report | Exception] = queue.SimpleQueue()
-        threading.Thread(target=self._consume, args=(dataset,), daemon=True).start()
+    def progressed(self) -> None:
+        """A block has ended."""
+        self._heard = time.monotonic()
 
-    def get(self, timeout_s: float) -> Report | None:
-        """The next report, END, or None when none came in time. Raises what went wrong."""
-        try:
-            item = self._queue.get(timeout=timeout_s)
-        except queue.Empty:
-            return None
-        if isinstance(item, Exception):
-            raise item
-        return item
+    def __enter__(self) -> "_Watch":
+        self._thread.start()
+        return self
 
-    def _consume(self, dataset: Dataset) -> None:
-        try:
-            for row in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-                self._queue.put(report_of(cast(pa.Table, row)))
-            self._queue.put(self.END)
-        except TouchstoneError as error:
-            self._queue.put(error)
-        except Exception as error:
-            said = str(error).strip().splitlines() or [""]
-            self._queue.put(ClusterError(f"the pipeline failed: {type(error).__name__}: {said[0]}",
-                                         hint="the same command resumes; worker logs are in the Ray session folder"))  # fmt: skip
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._over.set()
+        self._thread.join()
+        if isinstance(error, KeyboardInterrupt) and self._reason is not None:
+            raise self._reason from None
+        if isinstance(error, Exception) and not isinstance(error, TouchstoneError):
+            said = (str(error).strip().splitlines() or [""])[0]
+            raise ClusterError(f"the pipeline failed: {type(error).__name__}: {said}",
+                               hint="the same command resumes; worker logs are in the Ray session folder") from error  # fmt: skip
+
+    def _look(self) -> None:
+        while not self._over.wait(1.0):
+            try:
+                self._tick()
+                if time.monotonic() - self._heard > self._stall_timeout_s:
+                    raise ClusterError(
+                        f"no block ended in {self._stall_timeout_s:.0f} s; stopped, what is committed is kept",
+                        hint="are there nodes for the plan shown above? --set cluster.stall_timeout_s=… waits longer",
+                    )
+            except BaseException as reason:
+                self._reason = reason
+                _thread.interrupt_main()
+                return

@@ -1,11 +1,6 @@
 """A run killed with SIGKILL in the middle, resumed by the same command: nothing lost, nothing twice, nothing fetched again."""
 
 import io
-import os
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,10 +8,9 @@ from PIL import Image
 
 from ray_app.runs import RunDirectory
 from ray_app.storage import Store
-from tests.scoring.conftest import comparable, kill_family, rows_of
+from tests.scoring.conftest import comparable, kill_family, rows_of, start, wait_until
 
 pytestmark = pytest.mark.ray
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def fill_bucket(s3, bucket, count):
@@ -30,22 +24,6 @@ def fill_bucket(s3, bucket, count):
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=80 + index % 15)
         store.write(f"{index % 7}/{index:05d}.jpg", buffer.getvalue())
-
-
-def start(source, out):
-    command = [sys.executable, "-m", "ray_app.cli.main", "score", source, "--out", out, "--set", "block_members=32"]
-    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-
-
-def wait_until(condition, timeout_s=180.0):
-    deadline = time.monotonic() + timeout_s
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.05)
-    return found
 
 
 def finish(process):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ray_app.errors import ConfigError, ExitCode, IdentityError
+from ray_app.errors import ClusterError, ConfigError, ExitCode, IdentityError
 from ray_app.runs import RunDirectory, current_rows
 from ray_app.scoring import ClusterConfig
 from ray_app.scoring.redeciding import decide_run
@@ -152,3 +152,20 @@ def test_an_empty_or_missing_source_is_a_usage_error(score, tmp_path, source):
 def test_limit_lists_no_more(score, archive):
     _, rows = score(archive, limit=5)
     assert len(rows) == 5
+
+
+def test_a_run_without_progress_stops_by_itself_and_can_be_resumed(score, archive):
+    with pytest.raises(ClusterError, match="no block ended in 4 s") as caught:
+        score(archive, device="cpu", batch_slots=4, precision="fp32", cluster=ClusterConfig(cpus=2, gpus=1, stall_timeout_s=4))
+    assert caught.value.exit_code is ExitCode.CLUSTER
+    finished, rows = score(archive, batch_slots=4, precision="fp32")
+    assert len(rows) == finished.summary["session"]["rows"] == len(files_below(archive))
+
+
+def test_max_hours_stops_resumably(score, archive, capsys):
+    with pytest.raises(KeyboardInterrupt):
+        score(archive, max_hours=1e-6)
+    assert "The same command resumes" in capsys.readouterr().err
+    finished, rows = score(archive)
+    assert len(rows) == len(files_below(archive))
+    assert finished.exit_code is ExitCode.DONE
