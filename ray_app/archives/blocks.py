@@ -8,18 +8,21 @@ from ray_app.config import Frozen
 
 # The first blocks are small, so that results come early and a small archive still divides among many workers.
 _FIRST_BLOCK_MEMBERS = 16
-_BLOCKS_PER_DOUBLING = 32
 
 
 class BlockPlan(Frozen):
-    """What decides the cuts: slots in one batch, and the most members in one block."""
+    """What decides the cuts: slots in one batch, the most members in one block, and how slowly blocks grow up to that.
+
+    The more workers, the slower: the last blocks of a list, some worked on and some finished, should be a small part of it.
+    """
 
     batch_slots: int = Field(default=32, ge=1)
     max_block_members: int = Field(default=1024, ge=1)
+    blocks_per_doubling: int = Field(default=32, ge=1)
 
 
 def block_sizes(plan: BlockPlan) -> Iterator[int]:
-    """Sizes of block 0, 1, …: about 16 members, doubled after every 32 blocks up to the plan's limit, all whole batches.
+    """Sizes of block 0, 1, …: about 16 members, doubled after every `blocks_per_doubling` up to the plan's limit, all whole batches.
 
     The last block of a list ends where the list does. A limit below one batch means one batch.
     """
@@ -27,7 +30,7 @@ def block_sizes(plan: BlockPlan) -> Iterator[int]:
     limit = max(slots, plan.max_block_members // slots * slots)
     size = min(limit, max(1, round(_FIRST_BLOCK_MEMBERS / slots)) * slots)
     while size < limit:
-        for _ in range(_BLOCKS_PER_DOUBLING):
+        for _ in range(plan.blocks_per_doubling):
             yield size
         size = min(limit, 2 * size)
     while True:

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from ray_app.detectors.allocator import keep_freed_memory
 from ray_app.detectors.cards import DetectorCard, load_card
 from ray_app.detectors.families import build_network
 from ray_app.detectors.precision import Precision, ResolvedPrecision, autocast, forbid_tf32, lower_to_bf16, resolve_precision
@@ -123,7 +124,10 @@ class Normalise(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Normalise a batch; see the class for shapes."""
-        return torch.addcmul(self.shift, pixels.float(), self.scale).permute(0, 3, 1, 2)
+        # Whole rows at once: broadcasting over three channels is five times slower.
+        count, height, width, _ = pixels.shape
+        rows = pixels.reshape(count, height, 3 * width).float()
+        return torch.addcmul(self.shift.repeat(width), rows, self.scale.repeat(width)).view(pixels.shape).permute(0, 3, 1, 2)
 
 
 def load_detector(
@@ -144,6 +148,8 @@ def load_detector(
     """
     card = name_or_path_or_card if isinstance(name_or_path_or_card, DetectorCard) else load_card(name_or_path_or_card)
     kind = _available(device)
+    if kind == "cpu":
+        keep_freed_memory()
     if compiled and kind != "cuda":
         raise DetectorError(f"{card.name}: torch.compile is for GPUs; on {device} it costs more than it gives")
     path = resolve_weights(card, cache_dir, offline)

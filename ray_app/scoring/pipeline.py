@@ -16,6 +16,7 @@ import pyarrow as pa
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy, Dataset
+from ray.data.read_api import from_blocks
 
 from ray_app.archives import BlockRef
 from ray_app.errors import ClusterError, TouchstoneError
@@ -37,7 +38,7 @@ def score_blocks(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.target_max_block_size = WHOLE_BLOCKS
-    dataset = _pipeline(ray.data.from_arrow([block_table(ref) for ref in blocks]), job, layout.limited_to(len(blocks)))
+    dataset = _pipeline(from_blocks([block_table(ref) for ref in blocks]), job, layout.limited_to(len(blocks)))
     with _Watch(stall_timeout_s, tick) as watch:
         for row in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             watch.progressed()

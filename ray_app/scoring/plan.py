@@ -7,11 +7,13 @@ a whole core waits forever behind the others, without a word (specs/ray.md §F2)
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from ray_app.archives import BlockPlan
 from ray_app.errors import ClusterError
 
 WORKER_CPUS = 0.8  # a decoding or scoring process fills a core; the rest is left for GPU feeders and commits
 GPU_SCORER_CPUS = 0.1
 COMMIT_CPUS = 0.05
+BLOCKS_PER_DOUBLING = 16  # per worker
 HAND_OVER_BYTES = 96 * 2**20  # prepared tensors of one block; several blocks are under way per GPU
 
 
@@ -29,6 +31,10 @@ class Layout:
     def limited_to(self, blocks: int) -> "Layout":
         """The same with no more workers per stage than blocks."""
         return replace(self, scorers=min(self.scorers, blocks), decoders=min(self.decoders, blocks))
+
+    def block_plan(self, slots: int) -> BlockPlan:
+        """How the manifest is cut for this many workers."""
+        return BlockPlan(batch_slots=slots, max_block_members=self.block_members, blocks_per_doubling=BLOCKS_PER_DOUBLING * self.workers)
 
     @property
     def workers(self) -> int:

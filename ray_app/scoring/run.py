@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ray_app.archives import BlockPlan
 from ray_app.ensembles import EnsembleCard, ensemble_of, load_ensemble_card
 from ray_app.errors import ConfigError, ExitCode, StorageError
 from ray_app.inference import ScoringSpec, make_spec
@@ -76,7 +75,7 @@ def _score(config: ScoreConfig, run: RunDirectory, lease: Lease, start: float) -
         tensor_bytes=spec.tensor_bytes,
     )
     session.planned(layout)
-    work = bring_up_to_date(run, config, BlockPlan(batch_slots=spec.slots, max_block_members=layout.block_members))
+    work = bring_up_to_date(run, config, layout.block_plan(spec.slots))
     session.listed(work.listing_s)
     if work.pending:
         _work(config, run, lease, session, spec, layout, work)

@@ -27,7 +27,8 @@ class Photograph:
     source: str
 
 
-# Named in sklearn/datasets/images/README.txt; no other dependency ships a photograph.
+# From sklearn/datasets/images/README.txt; it credits both to danielbuechele, but its link for the flower is vultilion's page.
+# No other dependency ships a photograph.
 PHOTOGRAPHS = {
     "china": Photograph(
         "datasets/images/china.jpg", "danielbuechele", "CC BY 2.0", "https://www.flickr.com/photos/danielbuechele/6061409035"

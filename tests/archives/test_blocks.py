@@ -34,5 +34,5 @@ def test_blocks_are_a_partition(plan, members):
 def test_sizes_double_after_every_run_of_blocks(slots, limit):
     first = max(slots, blocks._FIRST_BLOCK_MEMBERS)
     largest = max(slots, limit // slots * slots)
-    expected = [min(largest, first * 2 ** (block // blocks._BLOCKS_PER_DOUBLING)) for block in range(1000)]
+    expected = [min(largest, first * 2 ** (block // 32)) for block in range(1000)]
     assert list(islice(block_sizes(BlockPlan(batch_slots=slots, max_block_members=limit)), 1000)) == expected

@@ -58,10 +58,8 @@ def test_a_run_directory_becomes_a_record(tmp_path):
 def test_the_object_store_is_counted_by_the_raylets_own_log(tmp_path):
     logs = tmp_path / "ray" / "session_2030" / "logs"
     logs.mkdir(parents=True)
-    (logs / "raylet.out").write_text("- num bytes created total: 0
-noise
-- num bytes created total: 4096
-")
+    lines = ["- num bytes created total: 0", "noise", "- num bytes created total: 4096"]
+    (logs / "raylet.out").write_text("\n".join(lines))
     assert _store_bytes(tmp_path) == 4096
     assert _store_bytes(tmp_path / "absent") == 0
 
