@@ -18,7 +18,7 @@ from ray_app.storage.locations import bucket_and_key, canonical, local_path, sch
 from ray_app.storage.retrying import CancelledError, Gate, Retrier, RetryPolicy
 from ray_app.storage.versions import local_version, version_of
 
-_REMOTE_THREADS, _LOCAL_THREADS = 16, 2
+_REMOTE_THREADS, _LOCAL_THREADS = 16, 1
 # Tiny files would fill a budget of bytes with hundreds of thousands of requests; this many per thread keep it busy.
 _AHEAD_PER_THREAD = 16
 
