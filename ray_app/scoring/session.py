@@ -11,6 +11,8 @@ from ray_app.inference import STAGES
 from ray_app.runs import RunDirectory
 from ray_app.scoring.plan import Layout
 
+MEASURABLE_S = 2.0  # over less time than this a rate would say nothing
+
 
 class Session:
     """Counts while blocks are committed. `number` is 1 for the first session of a run; rows carry it as `attempt`.
@@ -70,7 +72,7 @@ class Session:
             "rows": self.rows,
             "wall_s": round(wall, 2),
             "first_result_s": None if self._first_s is None else round(self._first_s, 2),
-            "images_per_s": round(after_first / steady, 2) if after_first and steady > 0 else None,
+            "images_per_s": round(after_first / steady, 2) if steady >= MEASURABLE_S else None,
             **self._sums,
             "workers": self._layout.workers if self._layout else 0,
             "layout": self._layout.kind if self._layout else None,
