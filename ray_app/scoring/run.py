@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ray_app.archives import open_source
+from ray_app.detectors import load_card, resolve_weights
 from ray_app.ensembles import EnsembleCard, ensemble_of, load_ensemble_card
 from ray_app.errors import ConfigError, ExitCode, StorageError
 from ray_app.inference import ScoringSpec, make_spec
@@ -50,8 +52,18 @@ def score_archive(config: ScoreConfig) -> Finished:
         )
     start = time.monotonic()
     run = RunDirectory.open(config.out)
-    with Lease(run.store) as lease, _resumable(run), cluster(config.cluster):
-        return _score(config, run, lease, start)
+    with Lease(run.store) as lease, _resumable(run):
+        _check(config, run)
+        with cluster(config.cluster):
+            return _score(config, run, lease, start)
+
+
+def _check(config: ScoreConfig, run: RunDirectory) -> None:
+    """What can be refused before a cluster is started: an unknown card, missing weights, an empty source."""
+    for member in _ensemble(config).members:
+        resolve_weights(load_card(member.detector))
+    if not run.exists():
+        next(iter(open_source(config.source, config.include, config.exclude, skip=[run.store.url])), None)
 
 
 def _score(config: ScoreConfig, run: RunDirectory, lease: Lease, start: float) -> Finished:
