@@ -12,6 +12,8 @@ from ray_app.errors import ClusterError
 from ray_app.scoring.config import ClusterConfig
 
 LOCAL_OBJECT_STORE_BYTES = 512 * 2**20
+# Ray scores in a thread of its own; with a heap of its own it would ignore what ray_app.detectors.allocator asks for.
+WORKER_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
 
 
 @contextmanager
@@ -19,6 +21,8 @@ def cluster(config: ClusterConfig) -> Iterator[None]:
     """Connected to Ray inside the block. Raises ClusterError when the address does not answer."""
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    if not (config.address or os.environ.get("RAY_ADDRESS")):
+        os.environ.update(WORKER_ENVIRONMENT)  # inherited by the workers of a cluster that this process starts
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
@@ -30,7 +34,7 @@ def cluster(config: ClusterConfig) -> Iterator[None]:
     try:
         if address:
             with _unobtrusively():
-                ray.init(address=address, **quiet)
+                ray.init(address=address, runtime_env={"env_vars": WORKER_ENVIRONMENT}, **quiet)
         else:
             # A local cluster serves this process alone; token auth (on by default in 2.60) would leave a file in the home folder.
             os.environ.setdefault("RAY_AUTH_MODE", "disabled")

@@ -37,7 +37,7 @@ class ScoreConfig(Frozen):
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     resize: Literal["exact", "fast"] = Field(default="exact", description="exact = as published; fast = at most one grey level away")
     batch_slots: int | None = Field(default=None, ge=1, le=1024, description="images per batch; null = 4 on CPU, 64 on GPU")
-    block_members: int = Field(default=1024, ge=1, description="largest block: the unit of commit and resume")
+    block_members: int = Field(default=256, ge=1, description="largest block: the unit of commit and resume")
     max_bad_fraction: float | None = Field(default=None, ge=0, le=1, description="more bad members than this: exit code 3")
     max_hours: float | None = Field(default=None, gt=0, description="stop resumably after so long")
     prior: float | None = Field(default=None, gt=0, lt=1, description="share of fakes to expect, for the report")

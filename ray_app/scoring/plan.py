@@ -13,7 +13,7 @@ from ray_app.errors import ClusterError
 WORKER_CPUS = 0.8  # a decoding or scoring process fills a core; the rest is left for GPU feeders and commits
 GPU_SCORER_CPUS = 0.1
 COMMIT_CPUS = 0.05
-BLOCKS_PER_DOUBLING = 16  # per worker
+BLOCKS_PER_DOUBLING = 4  # per worker; a block costs Ray about 20 ms, which 16 images of a fast detector do not outweigh
 HAND_OVER_BYTES = 96 * 2**20  # prepared tensors of one block; several blocks are under way per GPU
 
 
