@@ -6,6 +6,7 @@ by the worker that finishes it, so what survives a kill is whatever was committe
 
 import _thread
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,7 @@ from typing import cast
 import pyarrow as pa
 import ray
 import ray.data
-from ray.data import ActorPoolStrategy, Dataset
+from ray.data import ActorPoolStrategy, Dataset, ExecutionResources
 from ray.data.read_api import from_blocks
 
 from ray_app.archives import BlockRef
@@ -23,6 +24,7 @@ from ray_app.errors import ClusterError, TouchstoneError
 from ray_app.scoring.plan import COMMIT_CPUS, GPU_SCORER_CPUS, WORKER_CPUS, Layout
 from ray_app.scoring.workers import BlockCommitter, BlockDecoder, BlockScorer, Job, Report, TensorScorer, block_table, report_of
 
+HAND_OVER_SHARE = 0.4
 WHOLE_BLOCKS = 1 << 30  # one row is one Ray block between stages; its size is bounded by the plan instead
 
 
@@ -38,11 +40,20 @@ def score_blocks(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.target_max_block_size = WHOLE_BLOCKS
+    context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=_hand_over_limit())
     dataset = _pipeline(from_blocks([block_table(ref) for ref in blocks]), job, layout.limited_to(len(blocks)))
     with _Watch(stall_timeout_s, tick) as watch:
         for row in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             watch.progressed()
             yield report_of(cast(pa.Table, row))
+
+
+def _hand_over_limit() -> float:
+    """Bytes that may wait between the stages: what one node's object store holds well before it spills (at 80 %), since the
+    decoders that run ahead may all stand on one node.
+    """
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    return float(HAND_OVER_SHARE * min(node["Resources"].get("object_store_memory", math.inf) for node in nodes if node["Alive"]))
 
 
 def _pipeline(dataset: Dataset, job: Job, layout: Layout) -> Dataset:
