@@ -14,14 +14,12 @@ from PIL import Image
 from torch import nn
 
 from ray_app.detectors.allocator import keep_freed_memory
-from ray_app.detectors.cards import DetectorCard, load_card
+from ray_app.detectors.cards import DetectorCard, default_slots, load_card
 from ray_app.detectors.families import build_network
 from ray_app.detectors.precision import Precision, ResolvedPrecision, autocast, forbid_tf32, lower_to_bf16, resolve_precision
 from ray_app.detectors.preprocessing import Pixels, Preprocessing, ResizeMode
 from ray_app.detectors.weights import checkpoint_config, load_strictly, read_state_dict, resolve_weights, verify_weights
 from ray_app.errors import DetectorError
-
-CPU_SLOTS, CUDA_SLOTS = 4, 64
 
 
 class Detector:
@@ -158,7 +156,7 @@ def load_detector(
     load_strictly(network, read_state_dict(path, card.weights), where=f"{card.name}: {path}")
     return Detector(
         card, network, fake=fake, device=device, precision=resolve_precision(precision, device, card.precision), resize=resize,
-        slots=slots or (CUDA_SLOTS if kind == "cuda" else CPU_SLOTS), weights_sha256=verify_weights(card, path), compiled=compiled,
+        slots=slots or default_slots(device), weights_sha256=verify_weights(card, path), compiled=compiled,
     )  # fmt: skip
 
 

@@ -7,15 +7,12 @@ from pathlib import Path
 from typing import Literal
 
 from ray_app.detectors import DetectorCard, Preprocessing, ResizeMode, load_card
-from ray_app.detectors.cards import Calibration
+from ray_app.detectors.cards import Calibration, default_slots
 from ray_app.ensembles import EnsembleCard
 from ray_app.errors import ConfigError
 from ray_app.images import ImageLimits
 
 Precision = Literal["bf16", "fp32"]
-
-CPU_SLOTS = 4  # beyond it a core scores no faster, and a single photo would pay for the empty slots
-GPU_SLOTS = 64
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,7 @@ def make_spec(
     if len(named) < len(cards):
         raise ConfigError(f"{ensemble.name}: two of its cards have the same name: {', '.join(card.name for card in cards)}")
     resolved = {name: _resolved(card, precision, device) for name, card in named.items()}
-    return ScoringSpec(ensemble, named, limits, resolved, resize, slots or (CPU_SLOTS if device == "cpu" else GPU_SLOTS), device)
+    return ScoringSpec(ensemble, named, limits, resolved, resize, slots or default_slots(device), device)
 
 
 def _resolved(card: DetectorCard, asked: Literal["auto", "bf16", "fp32"], device: str) -> Precision:

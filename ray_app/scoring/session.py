@@ -28,7 +28,7 @@ class Session:
         self._first_s: float | None = None
         self._last_s = 0.0
         self._first_rows = 0
-        self.rows = self.bad = 0
+        self.rows = 0
         self._sums = dict.fromkeys(("bytes_read", "retried", "throttled"), 0)
         self._seconds = dict.fromkeys(("list", *STAGES), 0.0)
         self._layout: Layout | None = None
@@ -56,7 +56,6 @@ class Session:
             self._first_s, self._first_rows = self.elapsed_s(), report["members"]
         self._last_s = self.elapsed_s()
         self.rows += report["members"]
-        self.bad += report["bad"]
         for name in self._sums:
             self._sums[name] += report[name]
         for stage, seconds in report["seconds"].items():
