@@ -4,17 +4,32 @@ Knows names, files and facts. Knows nothing about torch: a card is read in milli
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
-from ray_app.config import Frozen, find_config, load_yaml, named_configs
+from ray_app.config import Frozen, find_config, named_configs
+from ray_app.config.loading import read_mapping, validate
 from ray_app.detectors.preprocessing import Preprocessing
+from ray_app.errors import ConfigError
 
-Family = Literal["timm-classifier", "transformers-classifier", "residual"]
+# The families of architectures, each a module with `build(card)`; others register by an entry point of the group below.
+FAMILIES = {
+    "timm-classifier": "ray_app.detectors.timm_classifier",
+    "transformers-classifier": "ray_app.detectors.transformers_classifier",
+    "residual": "ray_app.detectors.residual",
+    "clip-linear": "ray_app.detectors.clip_linear",
+    "corvi": "ray_app.detectors.corvi",
+    "npr": "ray_app.detectors.npr",
+    "ladeda": "ray_app.detectors.ladeda",
+    "maskclip": "ray_app.detectors.maskclip",
+    "internvl": "ray_app.detectors.internvl",
+}
+ENTRY_POINTS = "touchstone.families"
 
 HUB_URI = re.compile(r"hf://(?P<repo>[^/@]+/[^/@]+)@(?P<revision>[0-9a-f]{40})/(?P<file>.+)")
 _SCHEMES = ("", "file", "s3", "gs", "https", "hf")
@@ -31,7 +46,10 @@ class Weights(Frozen):
     """Where the weights lie and how their keys become the network's.
 
     `uri`: a file beside the card, or file, s3, gs, https, or `hf://organisation/repository@revision/file` with a 40-digit revision.
-    `unwrap`: names under which a checkpoint may hold its state dict. `strip_prefixes`: dropped while every key carries one.
+    `format`: `safetensors-index` means that `uri` names the index of a checkpoint in several files. `beside`: those and further files
+    that must lie in the same folder, each with its sha256 or null.
+    `unwrap`: names under which a checkpoint may hold its state dict. `select`: only keys that begin so are read, where a file holds more
+    than this network. `strip_prefixes`: dropped while every key carries one. `prefix`: then put before every key.
     `config`: the checkpoint's own configuration beside it; it must not contradict the card.
     `obtain`: for weights that no program can fetch, what a person has to do.
     """
@@ -39,9 +57,12 @@ class Weights(Frozen):
     uri: str
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     unverified: str | None = Field(default=None, description="why there is no sha256")
-    format: Literal["safetensors", "torch"] = "safetensors"
+    format: Literal["safetensors", "safetensors-index", "torch"] = "safetensors"
+    beside: Mapping[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None] = {}
     unwrap: tuple[str, ...] = ()
+    select: str = ""
     strip_prefixes: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    prefix: str = ""
     config: str | None = None
     obtain: str | None = None
 
@@ -62,6 +83,25 @@ class Weights(Frozen):
         if (self.sha256 is None) == (self.unverified is None):
             raise ValueError("give sha256, or say under `unverified` why it is not known")
         return self
+
+
+class Backbone(Frozen):
+    """A network whose features several detectors use: configs/backbones/NAME.yaml. Equal names with equal pixels run once."""
+
+    name: str
+    title: str
+    architecture: Architecture
+    weights: Weights
+    licence: str
+    licence_note: str | None = None
+    source: str
+
+    _folder: Path = PrivateAttr(default=Path())
+
+    @property
+    def folder(self) -> Path:
+        """Where the description was read from; relative weights lie there."""
+        return self._folder
 
 
 class Output(Frozen):
@@ -126,11 +166,32 @@ class Figure(Frozen):
     note: str | None = None
 
 
+class GoldenScore(Frozen):
+    """P(fake) that the authors published for one image, known by the sha256 of its file."""
+
+    name: str
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    probability: float = Field(ge=0, le=1)
+    tolerance: float = Field(gt=0)
+    source: str
+
+
+class Size(Frozen):
+    """What the network weighs: parameters, entries of its state dict, and billions of multiply-adds per image at the card's own input,
+    or per megapixel where images keep their size.
+    """
+
+    parameters: int = Field(ge=1)
+    tensors: int = Field(ge=1)
+    gmac: float = Field(gt=0)
+
+
 class ValidRange(Frozen):
-    """Images on which a score means something; outside, the verdict is abstain."""
+    """Images on which a score means something; outside, the verdict is abstain. Beyond `max_megapixels` there is no score at all."""
 
     min_side_px: int = Field(default=1, ge=1)
     max_side_px: int | None = Field(default=None, ge=1)
+    max_megapixels: float | None = Field(default=None, gt=0)
     note: str | None = None
 
     def doubt(self, width: int, height: int) -> str | None:
@@ -139,41 +200,67 @@ class ValidRange(Frozen):
             return f"{width} × {height}, below the valid range ({self.min_side_px} px)"
         if self.max_side_px is not None and max(width, height) > self.max_side_px:
             return f"{width} × {height}, above the valid range ({self.max_side_px} px)"
+        if self.max_megapixels is not None and width * height > self.max_megapixels * 1e6:
+            return f"{width} × {height}, above the valid range ({self.max_megapixels:g} megapixels)"
         return None
 
 
 class DetectorCard(Frozen):
     """One detector: its network, its pixels, its weights, what its output means, and what is known about it.
 
+    `backbone`: the part of the network that comes from a file of its own and may be shared; in YAML a name or the whole description.
+    `masks`: the network also says where. `own_pool`: too large to share a process with other detectors.
     `precision` is what `auto` means for this network where the device has bf16; `calibration` null means uncalibrated.
+    `terms`: all but `permissive` have to be accepted by the user. `variants`: keys that differ under the name NAME:VARIANT.
     """
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*(:[a-z0-9][a-z0-9.-]*)?$")
     title: str
-    family: Family
+    family: str
     architecture: Architecture = Architecture()
+    backbone: Backbone | None = None
     preprocessing: Preprocessing
     weights: Weights
     output: Output
     calibration: Calibration | None = None
+    masks: bool = False
+    own_pool: bool = False
     precision: Literal["auto", "fp32"] = "auto"
     precision_note: str | None = None
+    size: Size | None = None
     valid_range: ValidRange = ValidRange()
     demonstration: bool = False
     licence: str
+    terms: Literal["permissive", "non-commercial", "research-only", "none-stated"] = "permissive"
     licence_note: str | None = None
     citation: str
     source: str
     training_data: TrainingData
     published: tuple[Figure, ...] = ()
+    golden: tuple[GoldenScore, ...] = ()
     notes: tuple[str, ...] = ()
+    variants: Mapping[str, Mapping[str, Any]] = {}
 
     _folder: Path = PrivateAttr(default=Path())
+
+    @field_validator("family")
+    @classmethod
+    def _known_family(cls, family: str) -> str:
+        outside = () if family in FAMILIES else tuple(point.name for point in entry_points(group=ENTRY_POINTS))
+        if family not in FAMILIES and family not in outside:
+            raise ValueError(f"no family of that name; there are {', '.join([*FAMILIES, *outside])}")
+        return family
 
     @property
     def folder(self) -> Path:
         """Where the card was read from; relative weights lie there."""
         return self._folder
+
+    @property
+    def architecture_facts(self) -> dict[str, Any]:
+        """All that decides which network is built, as plain JSON: part of a run's identity."""
+        facts = {"family": self.family, **self.architecture.model_dump(mode="json")}
+        return facts if self.backbone is None else facts | {"backbone": self.backbone.architecture.model_dump(mode="json")}
 
 
 def default_slots(device: str) -> int:
@@ -182,13 +269,57 @@ def default_slots(device: str) -> int:
 
 
 def load_card(name_or_path: str | Path) -> DetectorCard:
-    """Read a shipped card by name, or any by path. Raises ConfigError."""
-    path = find_config("detectors", name_or_path)
-    card = load_yaml(path, DetectorCard)
+    """Read a shipped card by name, or any by path; `:VARIANT` after either takes one of its variants. Raises ConfigError."""
+    base, variant = _split(name_or_path)
+    path = find_config("detectors", base)
+    data = read_mapping(path)
+    if variant is not None:
+        data = _varied(data, variant, path)
+    backbone, folder = _backbone(data.get("backbone"), path)
+    card = validate(data | {"backbone": backbone}, DetectorCard, where=str(path))
     card._folder = path.resolve().parent
+    if card.backbone is not None:
+        card.backbone._folder = folder
     return card
 
 
 def list_cards() -> list[DetectorCard]:
-    """Every shipped card, by name."""
+    """Every shipped card, by name; without variants."""
     return [load_card(path) for path in named_configs("detectors").values()]
+
+
+def variants_of(card: DetectorCard) -> Iterator[DetectorCard]:
+    """The variants of a shipped card, as cards of their own."""
+    for variant in card.variants:
+        yield load_card(f"{card.name}:{variant}")
+
+
+def _split(name_or_path: str | Path) -> tuple[str | Path, str | None]:
+    base, colon, variant = str(name_or_path).rpartition(":")
+    return (base, variant) if colon and not Path(name_or_path).is_file() else (name_or_path, None)
+
+
+def _varied(data: dict[str, Any], variant: str, path: Path) -> dict[str, Any]:
+    variants = data.get("variants") or {}
+    if variant not in variants:
+        raise ConfigError(f"{path}: no variant {variant!r}", hint=f"variants: {', '.join(variants) or 'none'}")
+    return _merged(data, variants[variant]) | {"name": f"{data.get('name')}:{variant}", "variants": {}}
+
+
+def _merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """`change` over `base`, section by section; a null removes what the base says."""
+    both = {key: _merged(base[key], value) if _sections(base.get(key), value) else value for key, value in change.items()}
+    return {key: value for key, value in {**base, **both}.items() if value is not None or key not in change}
+
+
+def _sections(base: Any, change: Any) -> bool:
+    return isinstance(base, Mapping) and isinstance(change, Mapping)
+
+
+def _backbone(described: Any, card: Path) -> tuple[Any, Path]:
+    """A backbone's mapping and the folder that its weights are relative to."""
+    if not isinstance(described, str):
+        return described, card.resolve().parent
+    beside = card.parent / described
+    path = beside if beside.is_file() else find_config("backbones", described)
+    return read_mapping(path), path.resolve().parent

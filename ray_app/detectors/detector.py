@@ -15,18 +15,23 @@ from torch import nn
 
 from ray_app.detectors.allocator import keep_freed_memory
 from ray_app.detectors.cards import DetectorCard, default_slots, load_card
-from ray_app.detectors.families import build_network
+from ray_app.detectors.families import load_network
 from ray_app.detectors.precision import Precision, ResolvedPrecision, autocast, forbid_tf32, lower_to_bf16, resolve_precision
+from ray_app.detectors.prediction import Prediction, Reading
 from ray_app.detectors.preprocessing import Pixels, Preprocessing, ResizeMode
-from ray_app.detectors.weights import checkpoint_config, load_strictly, read_state_dict, resolve_weights, verify_weights
+from ray_app.detectors.weights import checkpoint_config, resolve_weights, weights_digest
 from ray_app.errors import DetectorError
+
+GROUP_PIXELS = 2**22  # images of one size that a GPU takes at once where sizes are kept; a core gains nothing by it
 
 
 class Detector:
     """One network on one device, with its card.
 
     `slots` is the number of images in every batch that the network sees: fewer are filled up with black ones, so that shapes are static
-    and a score does not depend on how many images came with it. `fingerprint` holds all that decides a score; it is plain JSON.
+    and a score does not depend on how many images came with it. Where a card keeps the size of every image (`card.preprocessing.shape`
+    is None), images of one size go together instead: one by one on a CPU, up to 4 Mi pixels on a GPU.
+    `fingerprint` holds all that decides a score; it is plain JSON.
     """
 
     def __init__(
@@ -49,12 +54,12 @@ class Detector:
             network = lower_to_bf16(network, device)
         elif torch.device(device).type == "cuda":
             forbid_tf32()
-        self._network = torch.compile(network, mode="reduce-overhead") if compiled else network
+        self.network: nn.Module = torch.compile(network, mode="reduce-overhead") if compiled else network  # type: ignore[assignment]
         self._normalise = Normalise(card.preprocessing).to(device)
         self.fingerprint: dict[str, Any] = {
             "name": card.name,
             "weights": weights_sha256,
-            "architecture": {"family": card.family, **card.architecture.model_dump(mode="json")},
+            "architecture": card.architecture_facts,
             "preprocessing": card.preprocessing.model_dump(mode="json"),
             "fake": card.output.sign if card.output.sign is not None else fake,
             "calibration": card.calibration.model_dump() if card.calibration else None,
@@ -74,23 +79,38 @@ class Detector:
         """
         images = torch.as_tensor(pixels)
         self._check(images)
-        starts = range(0, len(images), self.slots)
-        batches = [self.score_batch(self._filled(images[start : start + self.slots])) for start in starts]
-        scores: npt.NDArray[np.float32] = torch.cat([*batches, torch.empty(0, device=self.device)]).cpu().numpy()
-        return scores[: len(images)]
+        step = self.slots if self.card.preprocessing.shape else self.together(images.shape[1], images.shape[2])
+        parts = [images[start : start + step] for start in range(0, len(images), step)]
+        scores = [self.read(self.normalise(self._filled(part))).scores[: len(part)] for part in parts]
+        joined: npt.NDArray[np.float32] = torch.cat([*scores, torch.empty(0, device=self.device)]).cpu().numpy()
+        return joined
+
+    def normalise(self, batch: torch.Tensor) -> torch.Tensor:
+        """(N, H, W, 3) uint8 on any device → (N, 3, H, W) float32 on the detector's; equal preprocessings give equal tensors."""
+        normalised: torch.Tensor = self._normalise(batch.to(self.device, non_blocking=True))
+        return normalised
 
     @torch.inference_mode()
-    def score_batch(self, batch: torch.Tensor) -> torch.Tensor:
-        """Exactly `slots` images, on any device → (slots,) float32 on the detector's; does not wait for a GPU to finish."""
-        pixels = self._normalise(batch.to(self.device, non_blocking=True))
+    def read(self, normalised: torch.Tensor) -> Reading:
+        """Run the network on what `normalise` gave; does not wait for a GPU to finish."""
         with autocast(self.device, self.precision):
-            logits = self._network(pixels)
-        return self._log_odds(logits.float())
+            given = self.network(normalised)
+        prediction = given if isinstance(given, Prediction) else Prediction(given)
+        masks = prediction.masks
+        return Reading(
+            self._log_odds(prediction.logits.float(), len(normalised)),
+            None if masks is None else (masks.float() * 255).round().to(torch.uint8),
+            prediction.replies,
+        )
 
-    def _log_odds(self, logits: torch.Tensor) -> torch.Tensor:
-        if logits.shape != (self.slots, self.card.output.logits):
+    def together(self, height: int, width: int) -> int:
+        """How many images of one size go through the network at once where sizes are kept."""
+        return 1 if torch.device(self.device).type == "cpu" else max(1, GROUP_PIXELS // (height * width))
+
+    def _log_odds(self, logits: torch.Tensor, count: int) -> torch.Tensor:
+        if logits.shape != (count, self.card.output.logits):
             raise DetectorError(
-                f"{self.card.name}: the network gives {tuple(logits.shape)}, the card says {(self.slots, self.card.output.logits)}"
+                f"{self.card.name}: the network gives {tuple(logits.shape)}, the card says {(count, self.card.output.logits)}"
             )
         if self.card.output.sign is not None:
             return logits[:, 0] * self.card.output.sign
@@ -103,7 +123,7 @@ class Detector:
             raise ValueError(f"{self.card.name}: expected uint8 {wanted}, got {images.dtype} {tuple(images.shape)}")
 
     def _filled(self, part: torch.Tensor) -> torch.Tensor:
-        if len(part) == self.slots:
+        if self.card.preprocessing.shape is None or len(part) == self.slots:
             return part
         return torch.cat([part, part.new_zeros(self.slots - len(part), *part.shape[1:])])
 
@@ -152,11 +172,10 @@ def load_detector(
         raise DetectorError(f"{card.name}: torch.compile is for GPUs; on {device} it costs more than it gives")
     path = resolve_weights(card, cache_dir, offline)
     fake = _fake_index(card, checkpoint_config(card, path))
-    network = build_network(card)
-    load_strictly(network, read_state_dict(path, card.weights), where=f"{card.name}: {path}")
     return Detector(
-        card, network, fake=fake, device=device, precision=resolve_precision(precision, device, card.precision), resize=resize,
-        slots=slots or default_slots(device), weights_sha256=verify_weights(card, path), compiled=compiled,
+        card, load_network(card, cache_dir, offline), fake=fake, device=device,
+        precision=resolve_precision(precision, device, card.precision), resize=resize, slots=slots or default_slots(device),
+        weights_sha256=weights_digest(card, cache_dir, offline), compiled=compiled,
     )  # fmt: skip
 
 

@@ -1,22 +1,53 @@
-"""The families of architectures and the module that builds each. A family is imported when a card needs it, never before."""
+"""From a card to its network. A family's module is imported when a card needs it, never before.
+
+One from outside this tree is found by its entry point in the group `touchstone.families`: a module with `build(card)`.
+"""
 
 import importlib
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
 
 from torch import nn
 
-from ray_app.detectors.cards import DetectorCard, Family
+from ray_app.detectors.cards import ENTRY_POINTS, FAMILIES, DetectorCard
+from ray_app.detectors.weights import load_strictly, parts_of, read_state_dict, resolve_part
+from ray_app.errors import DetectorError
 
-MODULES: dict[Family, str] = {
-    "timm-classifier": "ray_app.detectors.timm_classifier",
-    "transformers-classifier": "ray_app.detectors.transformers_classifier",
-    "residual": "ray_app.detectors.residual",
-}
+BACKBONE = "backbone"  # the submodule that several detectors may share
 
 
 def build_network(card: DetectorCard) -> nn.Module:
-    """The card's network in evaluation mode, randomly initialised: (N, 3, H, W) → (N, logits). No network access.
+    """The card's network in evaluation mode, randomly initialised: (N, 3, H, W) → logits or a Prediction. No network access.
 
-    Each module has one function `build(card)`. Its last linear layer is taken for the head (see `precision`).
+    Each module has one function `build(card)`. Its last linear layer is taken for the head (see `precision`). Raises DetectorError.
     """
-    network: nn.Module = importlib.import_module(MODULES[card.family]).build(card)
+    network: nn.Module = _module(card).build(card)
     return network.eval().requires_grad_(False)
+
+
+def load_network(card: DetectorCard, cache_dir: Path | None = None, offline: bool | None = None) -> nn.Module:
+    """The card's network with its weights: every key and shape of every file fits, or DetectorError says which does not.
+
+    The submodule `backbone` comes from the backbone's own file where the card names one.
+    """
+    network = build_network(card)
+    own, *shared = parts_of(card)
+    for part in shared:
+        path = resolve_part(part, cache_dir, offline)
+        load_strictly(network.get_submodule(BACKBONE), read_state_dict(path, part.weights), where=f"{part.owner}: {path}")
+    path = resolve_part(own, cache_dir, offline)
+    without = f"{BACKBONE}." if shared else None
+    load_strictly(network, read_state_dict(path, own.weights), where=f"{own.owner}: {path}", without=without)
+    return network
+
+
+def _module(card: DetectorCard) -> ModuleType:
+    if card.family in FAMILIES:
+        return importlib.import_module(FAMILIES[card.family])
+    (point,) = entry_points(group=ENTRY_POINTS, name=card.family)
+    try:
+        module: ModuleType = point.load()
+    except Exception as error:  # whatever a stranger's module raises when it is imported
+        raise DetectorError(f"{card.name}: the family {card.family!r}, which is {point.value}, does not load: {error}") from error
+    return module

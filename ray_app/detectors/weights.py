@@ -3,11 +3,13 @@
 Knows files, hubs, hashes and key names. Knows nothing about architectures. torch is imported only where tensors are read.
 """
 
+import functools
 import hashlib
 import json
 import os
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -25,48 +27,98 @@ _OFFLINE_VARIABLES = ("TOUCHSTONE_OFFLINE", "HF_HUB_OFFLINE")
 _CHUNK_BYTES = 2**22
 
 
+@dataclass(frozen=True)
+class Part:
+    """One set of weight files of a detector: its own, or those of the backbone that it may share. `owner` is the card, for messages."""
+
+    name: str
+    weights: Weights
+    folder: Path
+    owner: str
+
+
+def parts_of(card: DetectorCard) -> list[Part]:
+    """The detector's own weights first, then its backbone's. Variants of a card share their files."""
+    own = Part(card.name.partition(":")[0], card.weights, card.folder, card.name)
+    backbone = card.backbone
+    return [own] if backbone is None else [own, Part(backbone.name, backbone.weights, backbone.folder, card.name)]
+
+
 def resolve_weights(card: DetectorCard, cache_dir: Path | None = None, offline: bool | None = None) -> Path:
-    """The card's weights as a local file whose SHA-256 is the card's, fetched into the cache if they are not there yet.
+    """The card's own weights as a local file whose SHA-256 is the card's; they and the backbone's are fetched if they are not there yet.
 
     Looked for in this order: beside the card, the cache, the mirror that $TOUCHSTONE_WEIGHTS_MIRROR names (any fsspec URL; filled by
     `publish_weights`, so that workers do not storm a hub), the uri. Offline ($TOUCHSTONE_OFFLINE, $HF_HUB_OFFLINE) never the uri.
     Raises DetectorError, always one: missing, unreachable, or not the file that the card means.
     """
+    own, *_ = [resolve_part(part, cache_dir, offline) for part in parts_of(card)]
+    return own
+
+
+def resolve_part(part: Part, cache_dir: Path | None = None, offline: bool | None = None) -> Path:
+    """The same for one part; the files that must lie beside it do so."""
     cache = cache_dir or default_cache()
     if offline is None:
         offline = any(os.environ.get(name, "").lower() not in ("", "0", "false") for name in _OFFLINE_VARIABLES)
-    found = _local(card, cache)
+    found = _local(part, cache)
     if found is None and os.environ.get(MIRROR_VARIABLE):
-        found = _download(_mirrored(card, os.environ[MIRROR_VARIABLE]), cache / cached_name(card), card, required=False)
+        found = _copy(part, _mirrored(part, os.environ[MIRROR_VARIABLE]), cache / cached_name(part), required=False)
     if found is None:
-        found = _fetch(card, cache, offline)
-    verify_weights(card, found)
+        found = _fetch(part, cache, offline)
+    digest_of(part, found)
     return found
 
 
 def publish_weights(card: DetectorCard, mirror: str) -> str:
-    """Copy verified weights to a bucket or shared folder from which workers read them; returns the URL. Raises DetectorError."""
+    """Copy verified weights to a bucket or shared folder from which workers read them; returns the URL of the detector's own file.
+
+    Raises DetectorError.
+    """
     import fsspec
 
-    url = _mirrored(card, mirror)
-    try:
-        filesystem, path = fsspec.url_to_fs(url)
-        filesystem.makedirs(path.rpartition("/")[0], exist_ok=True)
-        filesystem.put_file(str(resolve_weights(card)), path)
-    except DetectorError:
-        raise
-    except Exception as error:  # fsspec lets every backend's own exceptions through
-        raise DetectorError(f"{card.name}: cannot write weights to {url}: {_said(error)}") from error
-    return url
+    urls = []
+    for part in parts_of(card):
+        url, found = _mirrored(part, mirror), resolve_part(part)
+        try:
+            filesystem, path = fsspec.url_to_fs(url)
+            folder = path.rpartition("/")[0]
+            filesystem.makedirs(folder, exist_ok=True)
+            for name in part.weights.beside:
+                filesystem.put_file(str(found.parent / name), f"{folder}/{name}")
+            filesystem.put_file(str(found), path)
+        except Exception as error:  # fsspec lets every backend's own exceptions through
+            raise DetectorError(f"{part.owner}: cannot write weights to {url}: {_said(error)}") from error
+        urls.append(url)
+    return urls[0]
+
+
+def weights_digest(card: DetectorCard, cache_dir: Path | None = None, offline: bool | None = None) -> str:
+    """One SHA-256 for all that a detector's weights hold: the file's own where there is one file. Raises DetectorError."""
+    digests = [digest_of(part, resolve_part(part, cache_dir, offline)) for part in parts_of(card)]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def verify_weights(card: DetectorCard, path: Path) -> str:
-    """The SHA-256 of a weights file. Raises DetectorError where the card knows another one."""
-    digest = _sha256(path)
-    if card.weights.sha256 not in (None, digest):
+    """The SHA-256 of the card's own weights file. Raises DetectorError where the card knows another one."""
+    return digest_of(parts_of(card)[0], path)
+
+
+def digest_of(part: Part, path: Path) -> str:
+    """The SHA-256 of a part: of its file, or of that and the digests of what lies beside. Raises DetectorError where one is another."""
+    digest = _checked(part, path, part.weights.sha256)
+    if not part.weights.beside:
+        return digest
+    lines = [f"{name} {_checked(part, path.parent / name, stated)}" for name, stated in sorted(part.weights.beside.items())]
+    return hashlib.sha256("\n".join([digest, *lines]).encode()).hexdigest()
+
+
+def _checked(part: Part, path: Path, stated: str | None) -> str:
+    state = path.stat()
+    digest = _sha256(path, state.st_size, state.st_mtime_ns)
+    if stated not in (None, digest):
         raise DetectorError(
-            f"{card.name}: {path} is not the file that the card means: sha256 {digest}, the card says {card.weights.sha256}",
-            hint=f"delete it and run: touchstone detectors fetch {card.name}",
+            f"{part.owner}: {path} is not the file that the card means: sha256 {digest}, the card says {stated}",
+            hint=f"delete it and run: touchstone detectors fetch {part.owner}",
         )
     return digest
 
@@ -76,10 +128,12 @@ def default_cache() -> Path:
     return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "touchstone" / "weights")
 
 
-def cached_name(card: DetectorCard) -> str:
-    """The file name of a card's weights in the cache and in a mirror: another uri or hash is another file."""
-    version = card.weights.sha256 or hashlib.sha256(card.weights.uri.encode()).hexdigest()
-    return f"{card.name}-{version[:16]}{'.safetensors' if card.weights.format == 'safetensors' else '.pth'}"
+def cached_name(part: Part) -> str:
+    """The path of a part's file in the cache and in a mirror: another uri or hash is another path."""
+    version = part.weights.sha256 or hashlib.sha256(part.weights.uri.encode()).hexdigest()
+    if part.weights.beside:
+        return f"{part.name}-{version[:16]}/{_file_name(part)}"
+    return f"{part.name}-{version[:16]}{'.safetensors' if part.weights.format == 'safetensors' else '.pth'}"
 
 
 def checkpoint_config(card: DetectorCard, weights: Path) -> Mapping[str, Any]:
@@ -106,24 +160,42 @@ def read_state_dict(path: Path, weights: Weights) -> "dict[str, torch.Tensor]":
     import torch
 
     try:
-        if weights.format == "safetensors":
-            from safetensors.torch import load_file
-
-            state: Any = load_file(path)
-        else:
-            state = torch.load(path, weights_only=True, map_location="cpu")
+        state: Any = _READERS[weights.format](path)
     except Exception as error:  # a damaged file fails in zip, pickle or safetensors, each with exceptions of its own
         raise DetectorError(f"{path}: not readable as {weights.format} weights: {_said(error)}") from error
     while isinstance(state, dict) and (inner := next((state[name] for name in weights.unwrap if isinstance(state.get(name), dict)), None)):
         state = inner
     if not isinstance(state, dict) or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise DetectorError(f"{path}: no state dict, neither at the top nor under {', '.join(weights.unwrap) or '(no name given)'}")
-    return _stripped(state, weights.strip_prefixes)
+    return _renamed(state, weights)
 
 
-def load_strictly(network: "torch.nn.Module", state: "Mapping[str, torch.Tensor]", where: str) -> None:
-    """Load a state dict of which every key and shape fits. Raises DetectorError that names what does not."""
-    own = network.state_dict()
+def _read_safetensors(path: Path) -> "dict[str, torch.Tensor]":
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+def _read_shards(index: Path) -> "dict[str, torch.Tensor]":
+    shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    return {key: tensor for shard in shards for key, tensor in _read_safetensors(index.parent / Path(shard).name).items()}
+
+
+def _read_torch(path: Path) -> Any:
+    import torch
+
+    return torch.load(path, weights_only=True, map_location="cpu")
+
+
+_READERS = {"safetensors": _read_safetensors, "safetensors-index": _read_shards, "torch": _read_torch}
+
+
+def load_strictly(network: "torch.nn.Module", state: "Mapping[str, torch.Tensor]", where: str, *, without: str | None = None) -> None:
+    """Load a state dict of which every key and shape fits. Raises DetectorError that names what does not.
+
+    `without`: the prefix of a submodule that is loaded from another file.
+    """
+    own = {key: tensor for key, tensor in network.state_dict().items() if without is None or not key.startswith(without)}
     faults = {
         "missing": [key for key in own if key not in state],
         "unexpected": [key for key in state if key not in own],
@@ -138,44 +210,48 @@ def load_strictly(network: "torch.nn.Module", state: "Mapping[str, torch.Tensor]
         raise DetectorError(
             f"{where}: the weights do not fit the network: {told}", hint="check architecture, unwrap and strip_prefixes in the card"
         )
-    network.load_state_dict(state)
+    network.load_state_dict(state, strict=without is None, assign=any(tensor.is_meta for tensor in own.values()))
 
 
-def _local(card: DetectorCard, cache: Path) -> Path | None:
-    candidates = [cache / cached_name(card)]
-    parts = urlsplit(card.weights.uri)
-    if parts.scheme in ("", "file"):
+def _local(part: Part, cache: Path) -> Path | None:
+    candidates = [cache / cached_name(part)]
+    place = urlsplit(part.weights.uri)
+    if place.scheme in ("", "file"):
         # A card travels to workers by value: on another machine the shipped weights lie beside that machine's own cards.
-        name = Path(parts.path)
-        candidates = [card.folder / name, config_root() / "detectors" / name, cache / name, *candidates]
-    return next((path for path in candidates if path.is_file()), None)
+        name = Path(place.path)
+        candidates = [part.folder / name, config_root() / "detectors" / name, cache / name, *candidates]
+    needed = part.weights.beside
+    return next((path for path in candidates if path.is_file() and all((path.parent / name).is_file() for name in needed)), None)
 
 
-def _fetch(card: DetectorCard, cache: Path, offline: bool) -> Path:
-    uri = card.weights.uri
+def _fetch(part: Part, cache: Path, offline: bool) -> Path:
+    uri = part.weights.uri
     scheme = urlsplit(uri).scheme
     if scheme == "hf":
-        return _from_hub(card, cache, offline)
-    if scheme in ("", "file") or offline:
-        raise _missing(
-            card, "offline, and not in the cache" if scheme not in ("", "file") else f"no such file beside the card nor in {cache}"
-        )
-    fetched = _download(uri, cache / cached_name(card), card, required=True)
+        return _from_hub(part, cache, offline)
+    if scheme in ("", "file"):
+        needed = ", ".join([_file_name(part), *part.weights.beside])
+        raise _missing(part, f"no such file beside the card nor in {cache}" + f" (needed together: {needed})" * bool(part.weights.beside))
+    if offline:
+        raise _missing(part, "offline, and not in the cache")
+    fetched = _copy(part, uri, cache / cached_name(part), required=True)
     assert fetched is not None
     return fetched
 
 
-def _from_hub(card: DetectorCard, cache: Path, offline: bool) -> Path:
-    place = HUB_URI.fullmatch(card.weights.uri)
+def _from_hub(part: Part, cache: Path, offline: bool) -> Path:
+    place = HUB_URI.fullmatch(part.weights.uri)
     assert place is not None
     folder, _, file = place["file"].rpartition("/")
-    path = _hub_file(card, place["repo"], place["revision"], folder, file, cache, offline)
-    if card.weights.config is not None and not offline:
-        _hub_file(card, place["repo"], place["revision"], folder, card.weights.config, cache, offline)
+    for name in part.weights.beside:
+        _hub_file(part, place["repo"], place["revision"], folder, name, cache, offline)
+    path = _hub_file(part, place["repo"], place["revision"], folder, file, cache, offline)
+    if part.weights.config is not None and not offline:
+        _hub_file(part, place["repo"], place["revision"], folder, part.weights.config, cache, offline)
     return path
 
 
-def _hub_file(card: DetectorCard, repo: str, revision: str, folder: str, file: str, cache: Path, offline: bool) -> Path:
+def _hub_file(part: Part, repo: str, revision: str, folder: str, file: str, cache: Path, offline: bool) -> Path:
     import huggingface_hub
 
     hub_cache = None if cache == default_cache() else cache / "hub"
@@ -184,12 +260,22 @@ def _hub_file(card: DetectorCard, repo: str, revision: str, folder: str, file: s
             repo, file, subfolder=folder or None, revision=revision, cache_dir=hub_cache, local_files_only=offline
         )
     except Exception as error:  # the hub's own errors and its HTTP library's; a file that is cached raises none of them
-        raise _missing(card, f"offline, and {file} is not in the hub's cache" if offline else f"{file}: {_said(error)}") from None
+        raise _missing(part, f"offline, and {file} is not in the hub's cache" if offline else f"{file}: {_said(error)}") from None
     return Path(path)
 
 
-def _download(url: str, target: Path, card: DetectorCard, *, required: bool) -> Path | None:
-    """Copy `url` to `target` in one rename, so that no reader ever sees half a file; None if it is absent and not required."""
+def _copy(part: Part, url: str, target: Path, *, required: bool) -> Path | None:
+    """Copy a part's file and then what belongs beside it; None if one is absent and not required."""
+    folder = url.rpartition("/")[0]
+    files = [(url, target, part.weights.sha256)]
+    files += [(f"{folder}/{name}", target.parent / name, stated) for name, stated in part.weights.beside.items()]
+    # The part's own file comes last: where it is, all are.
+    copied = [_download(part, source, path, stated, required=required) for source, path, stated in reversed(files)]
+    return target if all(copied) else None
+
+
+def _download(part: Part, url: str, target: Path, stated: str | None, *, required: bool) -> bool:
+    """Copy `url` to `target` in one rename, so that no reader ever sees half a file; False if it is absent and not required."""
     import fsspec
 
     partial: str | None = None
@@ -200,40 +286,54 @@ def _download(url: str, target: Path, card: DetectorCard, *, required: bool) -> 
             with os.fdopen(handle, "wb") as sink:
                 while chunk := source.read(_CHUNK_BYTES):
                     sink.write(chunk)
-        verify_weights(card, Path(partial))
+        _checked(part, Path(partial), stated)
         Path(partial).replace(target)
-        return target
+        return True
     except DetectorError:
         raise
     except FileNotFoundError as error:
         if not required:
-            return None
-        raise _missing(card, f"not found: {_said(error)}") from None
+            return False
+        raise _missing(part, f"not found: {_said(error)}") from None
     except Exception as error:  # fsspec lets every backend's own exceptions through
-        raise _missing(card, f"{url}: {_said(error)}") from None
+        raise _missing(part, f"{url}: {_said(error)}") from None
     finally:
         if partial is not None:
             Path(partial).unlink(missing_ok=True)
 
 
-def _missing(card: DetectorCard, why: str) -> DetectorError:
-    weights = card.weights
+def _missing(part: Part, why: str) -> DetectorError:
+    weights = part.weights
+    what = "no weights" if part.name == part.owner.partition(":")[0] else f"no weights of its backbone {part.name}"
     first = weights.obtain or "With a network, once:"
-    hint = f"{first} touchstone detectors fetch {card.name}"
-    return DetectorError(f"{card.name}: no weights: {weights.uri}: {why}", hint=hint)
+    return DetectorError(f"{part.owner}: {what}: {weights.uri}: {why}", hint=f"{first} touchstone detectors fetch {part.owner}")
 
 
-def _mirrored(card: DetectorCard, mirror: str) -> str:
-    return f"{mirror.rstrip('/')}/{cached_name(card)}"
+def _file_name(part: Part) -> str:
+    return urlsplit(part.weights.uri).path.rpartition("/")[2]
+
+
+def _mirrored(part: Part, mirror: str) -> str:
+    return f"{mirror.rstrip('/')}/{cached_name(part)}"
+
+
+def _renamed(state: "dict[str, torch.Tensor]", weights: Weights) -> "dict[str, torch.Tensor]":
+    """Wrappers' prefixes off, what the network does not have left out, the rest of the prefixes off, the network's own put on."""
+    state = _stripped(state, weights.strip_prefixes)
+    if weights.select:
+        state = _stripped({key: tensor for key, tensor in state.items() if key.startswith(weights.select)}, weights.strip_prefixes)
+    return {weights.prefix + key: tensor for key, tensor in state.items()}
 
 
 def _stripped(state: "dict[str, torch.Tensor]", prefixes: tuple[str, ...]) -> "dict[str, torch.Tensor]":
-    while prefix := next((prefix for prefix in prefixes if all(key.startswith(prefix) for key in state)), None):
+    while state and (prefix := next((prefix for prefix in prefixes if all(key.startswith(prefix) for key in state)), None)):
         state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
     return state
 
 
-def _sha256(path: Path) -> str:
+@functools.cache
+def _sha256(path: Path, size_bytes: int, modified_ns: int) -> str:
+    # Size and time stand for the content, so that gigabytes are hashed once per process.
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -57,7 +57,7 @@ def test_two_logits_give_their_difference(small_card, tmp_path):
     card = small_card.model_copy(update={"output": output})
     card = card_with_weights(card, write_weights(tmp_path / "two.safetensors", seeded_state(card)))
     detector = load_detector(card, precision="fp32", slots=2)
-    logits = detector._network(detector._normalise(torch.from_numpy(images(2))))
+    logits = detector.network(detector.normalise(torch.from_numpy(images(2))))
     np.testing.assert_allclose(detector.score(images(2)), (logits[:, 1] - logits[:, 0]).numpy(), rtol=1e-6)
 
 
@@ -99,7 +99,7 @@ def test_fingerprint_is_json_and_holds_what_decides_a_score(small_card):
 
 
 def test_bf16_keeps_norms_head_and_stream_in_fp32(small_card):
-    network = load_detector(small_card, precision="bf16")._network
+    network = load_detector(small_card, precision="bf16").network
     kinds = {name: parameter.dtype for name, parameter in network.named_parameters()}
     assert kinds["blocks.0.attn.qkv.weight"] is torch.bfloat16
     assert kinds["patch_embed.proj.weight"] is torch.bfloat16

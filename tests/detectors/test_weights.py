@@ -8,7 +8,7 @@ import torch
 from benchmarks.seeded import PUBLISHED_PREFIX, card_with_weights, seeded_card, seeded_state, write_weights
 from ray_app.detectors import load_card, load_detector, publish_weights, resolve_weights
 from ray_app.detectors.families import build_network
-from ray_app.detectors.weights import cached_name, load_strictly, read_state_dict
+from ray_app.detectors.weights import cached_name, load_strictly, parts_of, read_state_dict
 from ray_app.errors import DetectorError
 from tests.detectors.conftest import PUBLISHED
 
@@ -148,7 +148,7 @@ def test_s3_weights_are_fetched_once_into_the_cache(small_card, own_cache, s3):
     with pytest.raises(DetectorError, match="offline"):
         resolve_weights(card)
     path = resolve_weights(card, offline=False)
-    assert path == own_cache / cached_name(card)
+    assert path == own_cache / cached_name(parts_of(card)[0])
     assert [entry.name for entry in own_cache.iterdir()] == [path.name]
     s3.clear_log()
     assert resolve_weights(card) == path
@@ -175,12 +175,12 @@ def test_workers_read_the_mirror_and_leave_the_hub_alone(small_card, own_cache, 
     with pytest.raises(DetectorError, match="offline"):
         resolve_weights(card)
     own_cache.mkdir()
-    shutil.copy(file_of(small_card), own_cache / cached_name(card))
+    shutil.copy(file_of(small_card), own_cache / cached_name(parts_of(card)[0]))
     url = publish_weights(card, str(tmp_path / "mirror"))
-    assert url.endswith(cached_name(card))
+    assert url.endswith(cached_name(parts_of(card)[0]))
     shutil.rmtree(own_cache)
     monkeypatch.setenv("TOUCHSTONE_WEIGHTS_MIRROR", str(tmp_path / "mirror"))
-    assert resolve_weights(card) == own_cache / cached_name(card)
+    assert resolve_weights(card) == own_cache / cached_name(parts_of(card)[0])
 
 
 def hub_cache(cache, card, config=None):
