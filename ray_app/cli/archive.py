@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ray_app.cli.options import as_json, configured, overrides
+from ray_app.cli.options import as_json, configured, licence_option, overrides
 
 
 @click.command()
@@ -22,9 +22,12 @@ from ray_app.cli.options import as_json, configured, overrides
 @click.option("--limit", type=click.IntRange(min=1), help="List no more than this many members.")
 @click.option("--max-hours", type=float, help="Stop resumably after so many hours.")
 @click.option("--prior", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Share of fakes to expect, for the report.")
+@licence_option
 @overrides
 @as_json
-def score(source: tuple[str, ...], config_file: str | None, assignments: tuple[str, ...], as_json: bool, **given: Any) -> int:
+def score(
+    source: tuple[str, ...], config_file: str | None, assignments: tuple[str, ...], accepted: tuple[str, ...], as_json: bool, **given: Any
+) -> int:
     """Score every member of SOURCE: one row each, resumable, in --out.
 
     SOURCE is a folder, a file, a prefix or a glob: local, s3://, gs://, https://.
@@ -37,7 +40,7 @@ def score(source: tuple[str, ...], config_file: str | None, assignments: tuple[s
     from ray_app.scoring import ScoreConfig
     from ray_app.scoring.run import score_archive
 
-    settings = configured("score", config_file, ScoreConfig, {"source": source, **given}, assignments)
+    settings = configured("score", config_file, ScoreConfig, {"source": source, "accept_licences": accepted, **given}, assignments)
     finished = score_archive(settings)
     click.echo(json.dumps(finished.summary, indent=2) if as_json else "\n".join(summary_lines(finished.summary)))
     return finished.exit_code

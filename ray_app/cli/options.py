@@ -22,6 +22,25 @@ def as_json(command: Command) -> Command:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
 
 
+def licence_option(command: Command) -> Command:
+    """`--accept-licence NAME`, repeatable, as `accepted`: names of detectors or licences, which are also remembered for later commands."""
+    told = "Accept the licence of this detector (or a licence by its id) and remember that; repeatable."
+    option = click.option("--accept-licence", "accepted", multiple=True, metavar="NAME", callback=_accept, help=told)
+    return option(command)
+
+
+def _accept(context: click.Context, option: click.Parameter, names: tuple[str, ...]) -> tuple[str, ...]:
+    if not names:
+        return ()
+    from ray_app.detectors.licences import accept_licence
+
+    accepted = [accept_licence(name) for name in names]
+    for one in accepted:
+        where = f"remembered in {one.file}" if one.file else "for this command only: no config file can be written"
+        click.echo(f"accepted: {one.name}, licence {one.licence}; {where}", err=True)
+    return tuple(one.name for one in accepted)
+
+
 def configured(kind: str, name_or_path: str | None, model: "type[Model]", given: Mapping[str, Any], assignments: Sequence[str]) -> "Model":
     """The model from a config file (if any), the options that were given, and `--set`. Raises ConfigError."""
     from ray_app.config import find_config

@@ -2,18 +2,18 @@
 
 from typing import TYPE_CHECKING, Any
 
-from ray_app.detectors.cards import DetectorCard, list_cards, load_card
+from ray_app.detectors.cards import DetectorCard, list_cards, load_card, variants_of
 from ray_app.detectors.preprocessing import Preprocessing, ResizeMode
-from ray_app.detectors.weights import MIRROR_VARIABLE, publish_weights, resolve_weights, verify_weights
+from ray_app.detectors.weights import MIRROR_VARIABLE, publish_weights, resolve_weights, verify_weights, weights_digest
 
 if TYPE_CHECKING:
     from ray_app.detectors.detector import Detector as Detector
     from ray_app.detectors.detector import load_detector as load_detector
 
 __all__ = [
-    "DetectorCard", "load_card", "list_cards",
+    "DetectorCard", "load_card", "list_cards", "variants_of",
     "Preprocessing", "ResizeMode",
-    "MIRROR_VARIABLE", "resolve_weights", "publish_weights", "verify_weights",
+    "MIRROR_VARIABLE", "resolve_weights", "publish_weights", "verify_weights", "weights_digest",
     "Detector", "load_detector",
 ]  # fmt: skip
 

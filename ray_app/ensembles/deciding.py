@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from ray_app.detectors.cards import Calibration
 from ray_app.ensembles.cards import EnsembleCard, Thresholds
+from ray_app.ensembles.rules import SYMMETRIC, Column, Table, stacked, weighted
 
 Scores = npt.NDArray[np.float32]
 
@@ -16,8 +17,8 @@ Scores = npt.NDArray[np.float32]
 class Decisions:
     """Columns of equal length; `score` is NaN and `probability` NaN where a member had no score."""
 
-    score: npt.NDArray[np.float64]
-    probability: npt.NDArray[np.float64]
+    score: Column
+    probability: Column
     calibrated: bool
     verdict: list[str]
     reason: list[str | None]
@@ -29,42 +30,59 @@ def decide(
     *,
     calibrations: Mapping[str, Calibration | None],
     out_of_range: Mapping[str, Sequence[str | None]] | None = None,
+    remarks: Mapping[str, Sequence[str | None]] | None = None,
 ) -> Decisions:
-    """Apply an ensemble's rule and thresholds to columns of detector scores (log-odds of fake, NaN = none).
+    """Apply an ensemble's rule, calibration and thresholds to columns of detector scores (log-odds of fake, NaN = none).
 
     `scores` has one column per member, in the card's order. `out_of_range` says per member and row why the image lies outside that
-    member's valid range. A missing or out-of-range member makes the verdict `abstain`; nothing is renormalised.
+    member's valid range, `remarks` why it gave no score. A missing or out-of-range member makes the verdict `abstain`, and the reason
+    names every such member; nothing is renormalised.
     """
     combined = combine(card, scores, calibrations)
     verdicts, reasons = [], []
-    for row in range(len(combined)):
-        verdict, reason = _verdict(float(combined[row]), card.thresholds)
-        doubt = _doubt(row, scores, out_of_range or {})
-        verdicts.append("abstain" if doubt else verdict)
-        reasons.append(doubt or reason)
-    calibrated = all(calibrations.get(name) is not None for name in scores)
-    return Decisions(combined, sigmoid(combined), calibrated, verdicts, reasons)
+    for score, doubt in zip(combined.tolist(), _doubts(scores, out_of_range or {}, remarks or {}), strict=True):
+        verdict, reason = ("abstain", doubt) if doubt else _verdict(score, card.thresholds)
+        verdicts.append(verdict)
+        reasons.append(reason)
+    return Decisions(combined, sigmoid(combined), is_calibrated(card, calibrations), verdicts, reasons)
 
 
-def combine(card: EnsembleCard, scores: Mapping[str, Scores], calibrations: Mapping[str, Calibration | None]) -> npt.NDArray[np.float64]:
-    """The ensemble score per row: the rule over calibrated member scores (identity without a calibration)."""
+def combine(card: EnsembleCard, scores: Mapping[str, Scores], calibrations: Mapping[str, Calibration | None]) -> Column:
+    """The ensemble score per row: rule over calibrated member scores, bias, ensemble calibration (identity where there is none).
+
+    NaN where a member's score is missing or infinite.
+    """
     columns = [_calibrate(column.astype(np.float64), calibrations.get(name)) for name, column in scores.items()]
     table = np.stack(columns, axis=1)
-    if card.rule == "mean-logit":
-        result: npt.NDArray[np.float64] = table.mean(axis=1) + card.bias
-        return result
-    weights = np.array([member.weight for member in card.members])
-    weighted: npt.NDArray[np.float64] = table @ weights + card.bias
-    return weighted
+    table[~np.isfinite(table)] = np.nan
+    with np.errstate(invalid="ignore"):  # a NaN among the members is a missing score, not an accident
+        return _calibrate(_apply_rule(card, table) + card.bias, card.calibration)
 
 
-def sigmoid(score: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def is_calibrated(card: EnsembleCard, calibrations: Mapping[str, Calibration | None]) -> bool:
+    """Whether the ensemble's probability is calibrated: by the ensemble's own calibration, or by that of an only member.
+
+    `calibrations` has one entry per member. Several calibrated members are not enough: what a rule makes of them is no longer calibrated.
+    """
+    by_member = card.leaves_one_score_alone and any(calibration is not None for calibration in calibrations.values())
+    return card.calibration is not None or by_member
+
+
+def sigmoid(score: Column) -> Column:
     """P(fake) from log-odds, without overflow at either end; NaN stays NaN."""
     with np.errstate(invalid="ignore"):
         return np.exp(-np.logaddexp(0.0, -score))
 
 
-def _calibrate(score: npt.NDArray[np.float64], calibration: Calibration | None) -> npt.NDArray[np.float64]:
+def _apply_rule(card: EnsembleCard, table: Table) -> Column:
+    if card.rule == "weighted":
+        return weighted(table, np.array([member.weight for member in card.members]))
+    if card.stacking is not None:
+        return stacked(table, card.stacking)
+    return SYMMETRIC[card.rule](table)
+
+
+def _calibrate(score: Column, calibration: Calibration | None) -> Column:
     return score if calibration is None else calibration.slope * score + calibration.intercept
 
 
@@ -76,11 +94,20 @@ def _verdict(score: float, thresholds: Thresholds) -> tuple[str, str | None]:
     return "abstain", "inside the abstain band"
 
 
-def _doubt(row: int, scores: Mapping[str, Scores], out_of_range: Mapping[str, Sequence[str | None]]) -> str | None:
+def _doubts(
+    scores: Mapping[str, Scores], out_of_range: Mapping[str, Sequence[str | None]], remarks: Mapping[str, Sequence[str | None]]
+) -> list[str | None]:
+    """Per row, what keeps the members from an answer, or None."""
+    doubts = []
     for name, column in scores.items():
-        if not np.isfinite(column[row]):
-            return f"{name}: no score"
-        reason = out_of_range.get(name)
-        if reason is not None and reason[row] is not None:
-            return f"{name}: {reason[row]}"
-    return None
+        nothing = [None] * len(column)
+        rows = zip(np.isfinite(column).tolist(), out_of_range.get(name, nothing), remarks.get(name, nothing), strict=True)
+        doubts.append([_doubt(name, *row) for row in rows])
+    return ["; ".join(filter(None, row)) or None for row in zip(*doubts, strict=True)]
+
+
+def _doubt(name: str, has_score: bool, outside: str | None, remark: str | None) -> str | None:
+    if has_score:
+        return None if outside is None else f"{name}: {outside}"
+    why = remark or outside  # beyond some range a detector is not asked at all
+    return f"{name}: no score" if why is None else f"{name}: no score ({why})"

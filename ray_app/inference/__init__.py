@@ -1,13 +1,15 @@
 """Encoded bytes → scores and verdicts, in one process. Knows images, detectors and ensembles; knows nothing of Ray."""
 
-from ray_app.inference.clock import STAGES, StageClock
+from ray_app.inference.clock import ASKED, RUNS, STAGES, StageClock
 from ray_app.inference.decoding import Batch, BatchDecoder, Outcome
-from ray_app.inference.judging import Scored, Scores, judge, range_doubts
+from ray_app.inference.judging import Readings, Scored, Scores, judge, range_doubts
 from ray_app.inference.packing import pack, unpack
 from ray_app.inference.reading import BlockReader
 from ray_app.inference.spec import ScoringSpec, make_spec
 
 __all__ = [
+    "ASKED",
+    "RUNS",
     "STAGES",
     "StageClock",
     "ScoringSpec",
@@ -18,6 +20,7 @@ __all__ = [
     "BlockReader",
     "pack",
     "unpack",
+    "Readings",
     "Scored",
     "Scores",
     "judge",

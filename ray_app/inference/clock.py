@@ -1,10 +1,11 @@
-"""Seconds per stage, summed over a worker's life: what tells a user which stage to give more of."""
+"""Seconds per stage, summed over a worker's life: what tells a user which stage to give more of. And the names of what is counted."""
 
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 STAGES = ("fetch", "decode", "prepare", "score", "write")
+RUNS, ASKED = "runs of backbone ", "asked of backbone "  # counts, each followed by the backbone's name
 
 
 class StageClock:

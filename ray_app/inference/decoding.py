@@ -7,13 +7,14 @@ tells the next worker which member to hand to a child process, and after a few c
 import hashlib
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from ray_app.detectors import Preprocessing
 from ray_app.errors import InputError, Status
 from ray_app.images import Breadcrumb, ChildDecoder, DecodedImage, ImageFacts, ImageRefused, Watchdog, decode_image
 from ray_app.images.colour import to_rgb
@@ -25,6 +26,7 @@ TRUSTED_CRASHES = 3  # on one node; beyond that the library, not the member, is 
 WALL_LIMIT_S = 20.0
 
 Pixels = npt.NDArray[np.uint8]
+Ragged = tuple[Pixels | None, ...]
 
 
 @dataclass(frozen=True)
@@ -38,14 +40,17 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Batch:
-    """Fixed slots: `pixels` has one (slots, H, W, 3) array per distinct preprocessing, zeros in unusable slots.
+    """Fixed slots. Per distinct preprocessing, `pixels` has one (slots, H, W, 3) array with zeros in unusable slots; or, where sizes
+    are kept, one array or None per slot.
 
     `outcomes` has one entry per member, in slot order; there are fewer than slots only at the end of a block.
-    `pixels` is empty where no member could be decoded.
+    `pixels` is empty where no member could be decoded. `encoded`: the files themselves, for detectors that keep sizes and sit in
+    another process; None where they do not decode.
     """
 
     outcomes: tuple[Outcome, ...]
-    pixels: tuple[Pixels, ...]
+    pixels: tuple[Pixels | Ragged, ...]
+    encoded: tuple[bytes | None, ...] = ()
 
     @property
     def usable(self) -> list[bool]:
@@ -54,10 +59,16 @@ class Batch:
 
 
 class BatchDecoder:
-    """Decodes and prepares; `crumbs` is a folder on the node's own disk, or None where a crash may take the process along."""
+    """Decodes and prepares; `crumbs` is a folder on the node's own disk, or None where a crash may take the process along.
 
-    def __init__(self, spec: ScoringSpec, clock: StageClock, crumbs: Path | None = None) -> None:
+    With `hand_over`, images that keep their size are not prepared: their encoded bytes go along instead, to be decoded where they
+    are scored.
+    """
+
+    def __init__(self, spec: ScoringSpec, clock: StageClock, crumbs: Path | None = None, *, hand_over: bool = False) -> None:
         self._spec, self._clock, self._crumbs = spec, clock, crumbs
+        self._hand_over = hand_over and spec.keeps_sizes
+        self.decoded = 0
         self._closing = ExitStack()
         self._crumb: Breadcrumb | None = None
         self._child: ChildDecoder | None = None
@@ -66,6 +77,11 @@ class BatchDecoder:
             self._crumb = self._closing.enter_context(closing(Breadcrumb(crumbs)))
             self._closing.enter_context(Watchdog(self._crumb, WALL_LIMIT_S))
             self._child = self._closing.enter_context(ChildDecoder(spec.limits, WALL_LIMIT_S))
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many images were decoded since the start."""
+        return {"decoded": self.decoded}
 
     def close(self) -> None:
         """End the child process and remove the crumb."""
@@ -78,30 +94,56 @@ class BatchDecoder:
 
     def decode(self, fetched: Sequence[tuple[int, bytes | Image.Image | InputError]]) -> Batch:
         """Decode (image_id, bytes | PIL image | why there are none) for up to `slots` members."""
-        outcomes, prepared = [], []
+        outcomes, prepared, encoded = [], [], []
         for image_id, data in fetched:
             outcome, tensors = self._one(image_id, data)
             outcomes.append(outcome)
             prepared.append(tensors)
+            encoded.append(data if isinstance(data, bytes) and tensors is not None else None)
         with self._clock("prepare"):
-            return Batch(tuple(outcomes), self._stack(prepared))
+            return Batch(tuple(outcomes), self._stack(prepared), tuple(encoded) if self._hand_over else ())
 
-    def _one(self, image_id: int, data: bytes | Image.Image | InputError) -> tuple[Outcome, list[Pixels] | None]:
+    def complete(self, batch: Batch) -> Batch:
+        """Decode what was handed over encoded, for the detectors that keep sizes."""
+        if not batch.encoded or not batch.pixels:
+            return batch
+        ragged = {place: p for place, p in enumerate(self._spec.preprocessings) if p.shape is None}
+        images: dict[int, list[Pixels | None]] = {place: [] for place in ragged}
+        for data in batch.encoded:
+            image = None if data is None else self._image(0, data)
+            for place, preprocessing in ragged.items():
+                images[place].append(None if image is None else self._prepared(preprocessing, image))
+        pixels = (tuple(images[place]) if place in ragged else tensor for place, tensor in enumerate(batch.pixels))
+        return replace(batch, pixels=tuple(pixels), encoded=())
+
+    def _one(self, image_id: int, data: bytes | Image.Image | InputError) -> tuple[Outcome, list[Pixels | None] | None]:
         facts = None
         try:
             image = self._image(image_id, data)
             facts = image.facts
             with self._clock("prepare"):
-                tensors = [preprocessing.prepare(image.pixels, self._spec.resize) for preprocessing in self._spec.preprocessings]
+                tensors = [
+                    None if self._hand_over and preprocessing.shape is None else self._prepared(preprocessing, image)
+                    for preprocessing in self._spec.preprocessings
+                ]
         except InputError as refused:
             if isinstance(refused, ImageRefused):
                 facts = refused.facts
             return Outcome(refused.status, refused.detail, facts), None
         return Outcome(Status.OK, None, facts), tensors
 
+    def _prepared(self, preprocessing: Preprocessing, image: DecodedImage) -> Pixels | None:
+        """None where no detector would score an image of this size."""
+        width, height = image.pixels.size
+        users = (name for name, card in self._spec.cards.items() if card.preprocessing == preprocessing)
+        if not any(self._spec.is_scored(name, width, height) for name in users):
+            return None
+        return preprocessing.prepare(image.pixels, self._spec.resize)
+
     def _image(self, image_id: int, data: bytes | Image.Image | InputError) -> DecodedImage:
         if isinstance(data, InputError):
             raise data
+        self.decoded += 1
         with self._clock("decode"):
             if isinstance(data, Image.Image):
                 return _of_pil(data)
@@ -115,15 +157,22 @@ class BatchDecoder:
             finally:
                 self._crumb.clear()
 
-    def _stack(self, prepared: Sequence[Sequence[Pixels] | None]) -> tuple[Pixels, ...]:
-        first = next((images for images in prepared if images is not None), None)
-        if first is None:
+    def _stack(self, prepared: Sequence[Sequence[Pixels | None] | None]) -> tuple[Pixels | Ragged, ...]:
+        if all(images is None for images in prepared):
             return ()
-        batches = tuple(np.zeros((self._spec.slots, *image.shape), np.uint8) for image in first)
-        for slot, images in enumerate(prepared):
-            for batch, image in zip(batches, images or (), strict=False):
+        nothing: list[Pixels | None] = [None] * len(self._spec.preprocessings)
+        columns = zip(*[nothing if images is None else images for images in prepared], strict=True)
+        return tuple(
+            column if preprocessing.shape is None else self._filled(preprocessing.shape, column)
+            for preprocessing, column in zip(self._spec.preprocessings, columns, strict=True)
+        )
+
+    def _filled(self, shape: tuple[int, int], images: Ragged) -> Pixels:
+        batch = np.zeros((self._spec.slots, *shape, 3), np.uint8)
+        for slot, image in enumerate(images):
+            if image is not None:
                 batch[slot] = image
-        return batches
+        return batch
 
 
 def _of_pil(image: Image.Image) -> DecodedImage:

@@ -1,45 +1,80 @@
-"""Detector scores of a block → decisions per member. Plain numpy; no torch."""
+"""What the detectors said of a block → decisions per member. Plain numpy; no torch."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from ray_app.ensembles import Decisions, decide
 from ray_app.errors import Status
-from ray_app.inference.decoding import Outcome
+from ray_app.inference.decoding import Outcome, Pixels
 from ray_app.inference.spec import ScoringSpec
 
 Scores = dict[str, npt.NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
+class Readings:
+    """What detectors said of some members, in their order. `scores`: log-odds of fake, NaN = none.
+
+    `masks`: per localizer (H, W) uint8, 255 = surely altered, None = none. `replies`: per detector that answers in words.
+    """
+
+    scores: Scores
+    masks: Mapping[str, Sequence[Pixels | None]] = field(default_factory=dict)
+    replies: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
+
+    def joined(self, other: "Readings") -> "Readings":
+        """Both, of other detectors on the same members."""
+        return Readings({**self.scores, **other.scores}, {**self.masks, **other.masks}, {**self.replies, **other.replies})
+
+
+@dataclass(frozen=True)
 class Scored:
-    """Outcomes, detector scores (NaN = none) and decisions of some members, in their order."""
+    """Outcomes, readings and decisions of some members, in their order."""
 
     outcomes: list[Outcome]
-    scores: Scores
+    readings: Readings
     decisions: Decisions
 
+    @property
+    def scores(self) -> Scores:
+        """Per detector, in the ensemble's order."""
+        return self.readings.scores
 
-def judge(spec: ScoringSpec, outcomes: Sequence[Outcome], scores: Scores) -> Scored:
-    """Decide on every member; one that decoded but that no detector could score becomes `detector_failed`."""
-    failed = ~np.any([np.isfinite(column) for column in scores.values()], axis=0)
+
+def judge(spec: ScoringSpec, outcomes: Sequence[Outcome], readings: Readings) -> Scored:
+    """Decide on every member; one that decoded, and that no detector could score although it should have, becomes `detector_failed`."""
+    readings = Readings({name: readings.scores[name] for name in spec.cards}, readings.masks, readings.replies)
+    sizes = [(None, None) if outcome.facts is None else (outcome.facts.width, outcome.facts.height) for outcome in outcomes]
+    remarks = {name: [reply and f"it replied {reply!r}" for reply in texts] for name, texts in readings.replies.items()}
+    scored = np.any([np.isfinite(column) for column in readings.scores.values()], axis=0)
     checked = [
-        Outcome(Status.DETECTOR_FAILED, "no detector gave a finite score", outcome.facts)
-        if outcome.status is Status.OK and failed[row]
+        Outcome(Status.DETECTOR_FAILED, _failure(remarks, row), outcome.facts)
+        if outcome.status is Status.OK and not scored[row] and _expected(spec, sizes[row])
         else outcome
         for row, outcome in enumerate(outcomes)
     ]
-    sizes = [(None, None) if outcome.facts is None else (outcome.facts.width, outcome.facts.height) for outcome in checked]
     doubts = range_doubts(spec, sizes)
-    return Scored(checked, scores, decide(spec.ensemble, scores, calibrations=spec.calibrations, out_of_range=doubts))
+    decisions = decide(spec.ensemble, readings.scores, calibrations=spec.calibrations, out_of_range=doubts, remarks=remarks)
+    return Scored(checked, readings, decisions)
 
 
 def range_doubts(spec: ScoringSpec, sizes: Sequence[tuple[int | None, int | None]]) -> dict[str, list[str | None]]:
     """Per detector and image (width, height in pixels): why the image lies outside the card's valid range, or None."""
     return {
-        name: [None if width is None or height is None else card.valid_range.doubt(width, height) for width, height in sizes]
-        for name, card in spec.cards.items()
+        name: [None if width is None or height is None else spec.doubt(name, width, height) for width, height in sizes]
+        for name in spec.cards
     }
+
+
+def _expected(spec: ScoringSpec, size: tuple[int | None, int | None]) -> bool:
+    """Whether at least one detector should have given a score for an image of this size."""
+    width, height = size
+    return width is None or height is None or any(spec.is_scored(name, width, height) for name in spec.cards)
+
+
+def _failure(remarks: Mapping[str, Sequence[str | None]], row: int) -> str:
+    said = [f"{name}: {texts[row]}" for name, texts in remarks.items() if texts[row] is not None]
+    return "; ".join(["no detector gave a finite score", *said])

@@ -10,11 +10,12 @@ import numpy as np
 from PIL import Image
 
 from ray_app.detectors import DetectorCard, ResizeMode
+from ray_app.detectors.licences import require_accepted
 from ray_app.ensembles import EnsembleCard, ensemble_of, load_ensemble_card
 from ray_app.errors import InputError, Status
 from ray_app.images import ImageFacts, ImageLimits
 from ray_app.inference.clock import StageClock
-from ray_app.inference.decoding import Batch, BatchDecoder
+from ray_app.inference.decoding import Batch, BatchDecoder, Pixels
 from ray_app.inference.judging import Scored, judge
 from ray_app.inference.scoring import EnsembleScorer
 from ray_app.inference.spec import ScoringSpec, make_spec
@@ -27,7 +28,8 @@ Source = bytes | str | Path | Image.Image
 class Result:
     """What the ensemble says of one image. `score` and `scores` are log-odds of fake; all are None where `status` is not `ok`.
 
-    `probability` is the plain sigmoid of the score unless `calibrated`.
+    `probability` is the plain sigmoid of the score unless `calibrated`. `masks`: per detector that localizes, (H, W) uint8 at the
+    network's own size, stretched over the whole image, 255 = surely altered.
     """
 
     status: Status
@@ -39,10 +41,11 @@ class Result:
     score: float | None
     scores: Mapping[str, float | None]
     facts: ImageFacts | None
+    masks: Mapping[str, Pixels | None]
 
 
 class Ensemble:
-    """Detectors loaded on one device, ready to score.
+    """Detectors loaded on one device, ready to score. `accept_licences`: detectors, or licences, whose terms you accept.
 
     As a callable it takes a Ray Data batch with a column `bytes` (or `image_column`) and adds verdict columns, so that
     `dataset.map_batches(Ensemble, fn_constructor_args=("default",), …)` needs nothing else.
@@ -57,9 +60,12 @@ class Ensemble:
         resize: ResizeMode = "exact",
         limits: ImageLimits | None = None,
         image_column: str = "bytes",
+        accept_licences: Sequence[str] = (),
     ) -> None:
         card = name_or_path if isinstance(name_or_path, EnsembleCard) else load_ensemble_card(name_or_path)
         self.spec: ScoringSpec = make_spec(card, device=device, precision=precision, resize=resize, limits=limits or ImageLimits())
+        for detector in self.spec.cards.values():
+            require_accepted(detector, accept_licences)
         self._image_column = image_column
         self._fetcher = Fetcher()
         clock = StageClock()
@@ -110,7 +116,7 @@ class Ensemble:
 def load_ensemble(name_or_path: str | Path = "default", **options: Any) -> Ensemble:
     """A shipped ensemble by name, or any by the path of its card. Options as for `Ensemble`.
 
-    Raises ConfigError for an unknown name and DetectorError where weights are missing.
+    Raises ConfigError for an unknown name and DetectorError where weights are missing or a licence is not accepted.
     """
     return Ensemble(name_or_path, **options)
 
@@ -128,10 +134,11 @@ def _result(scored: Scored, row: int) -> Result:
     outcome, decisions = scored.outcomes[row], scored.decisions
     if outcome.status is not Status.OK:
         empty = dict.fromkeys(scored.scores)
-        return Result(outcome.status, outcome.detail, None, None, None, decisions.calibrated, None, empty, outcome.facts)
+        return Result(outcome.status, outcome.detail, None, None, None, decisions.calibrated, None, empty, outcome.facts, {})
     scores = {name: _finite(column[row]) for name, column in scored.scores.items()}
     return Result(outcome.status, None, decisions.verdict[row], decisions.reason[row], _finite(decisions.probability[row]),
-                  decisions.calibrated, _finite(decisions.score[row]), scores, outcome.facts)  # fmt: skip
+                  decisions.calibrated, _finite(decisions.score[row]), scores, outcome.facts,
+                  {name: masks[row] for name, masks in scored.readings.masks.items()})  # fmt: skip
 
 
 def _finite(value: np.floating[Any]) -> float | None:

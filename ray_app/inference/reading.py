@@ -17,11 +17,18 @@ class BlockReader:
     """Fetches and decodes blocks of members on one core."""
 
     def __init__(
-        self, spec: ScoringSpec, clock: StageClock, *, policy: RetryPolicy, signed: Sequence[str] = (), crumbs: Path | None = None
+        self,
+        spec: ScoringSpec,
+        clock: StageClock,
+        *,
+        policy: RetryPolicy,
+        signed: Sequence[str] = (),
+        crumbs: Path | None = None,
+        hand_over: bool = False,
     ) -> None:
         self._spec, self._clock = spec, clock
         self.fetcher = Fetcher(policy, signed=signed)
-        self._decoder = BatchDecoder(spec, clock, crumbs)
+        self._decoder = BatchDecoder(spec, clock, crumbs, hand_over=hand_over)
 
     def read(self, members: Sequence[Member]) -> Iterator[Batch]:
         """The batches of a block, in slot order; a member that cannot be read or decoded keeps its slot, empty."""
@@ -33,6 +40,12 @@ class BlockReader:
             if not fetched:
                 return
             yield self._decoder.decode(fetched)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What was done since the start: bytes read, requests retried and throttled, images decoded."""
+        traffic = {name: getattr(self.fetcher, name) for name in ("bytes_read", "retried", "throttled")}
+        return traffic | self._decoder.counts
 
     def close(self) -> None:
         """Give back what the decoder holds."""

@@ -1,52 +1,100 @@
-"""Batches of uint8 tensors → detector scores. The hot loop: plain, profiled and measured without Ray."""
+"""Batches of uint8 tensors → what the detectors say. The hot loop: plain, profiled and measured without Ray."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
 
-from ray_app.detectors import load_detector
-from ray_app.inference.clock import StageClock
-from ray_app.inference.decoding import Batch, Pixels
-from ray_app.inference.judging import Scores
+from ray_app.detectors import Preprocessing, load_detector
+from ray_app.detectors.detector import Detector
+from ray_app.detectors.prediction import Reading
+from ray_app.detectors.sharing import share_backbones
+from ray_app.inference.clock import ASKED, RUNS, StageClock
+from ray_app.inference.decoding import Batch, Pixels, Ragged
+from ray_app.inference.judging import Readings
 from ray_app.inference.spec import ScoringSpec
 
 
 class EnsembleScorer:
-    """Every detector of an ensemble on one device; detectors with equal preprocessing share one tensor."""
+    """Detectors of an ensemble on one device, all of them or those of one pool.
 
-    def __init__(self, spec: ScoringSpec, clock: StageClock) -> None:
+    Detectors with equal preprocessing share one tensor, and those that also name one backbone share its features.
+    """
+
+    def __init__(self, spec: ScoringSpec, clock: StageClock, pool: Sequence[str] | None = None) -> None:
         self._spec, self._clock = spec, clock
         self._detectors = {
             name: load_detector(card, device=spec.device, precision=spec.precision[name], resize=spec.resize, slots=spec.slots)
             for name, card in spec.cards.items()
+            if pool is None or name in pool
         }
+        self._backbones = share_backbones(self._detectors.values())
         is_cuda = torch.device(spec.device).type == "cuda"
         self._copying = torch.cuda.Stream(spec.device) if is_cuda else None  # type: ignore[no-untyped-call]
 
-    def score(self, batches: Iterable[Batch]) -> Scores:
-        """Score batch after batch into one column per detector, NaN where a member has no pixels.
+    @property
+    def counts(self) -> dict[str, int]:
+        """Per shared backbone, how often detectors asked for features and how often it ran for them, since the start."""
+        asked = {ASKED + name: backbone.asked for name, backbone in self._backbones.items()}
+        return asked | {RUNS + name: backbone.runs for name, backbone in self._backbones.items()}
+
+    def score(self, batches: Iterable[Batch]) -> Readings:
+        """Score batch after batch, in order; NaN where a member has no pixels.
 
         Every batch runs at its full static shape, so that a score never depends on what it was batched with. A GPU is waited for
         once, at the end: while it computes, the next batch is decoded and moved.
         """
         usable: list[bool] = []
-        columns: dict[str, list[torch.Tensor]] = {name: [torch.empty(0, device=self._spec.device)] for name in self._detectors}
+        columns = {name: _Column() for name in self._detectors}
         for batch in batches:
-            usable += batch.usable
             with self._clock("score"):
-                for name, scores in self._launch(batch).items():
-                    columns[name].append(scores[: len(batch.outcomes)])
+                self._read(batch, len(usable), columns)
+            usable += batch.usable
         with self._clock("score"):
-            gathered = {name: torch.cat(parts).cpu().numpy() for name, parts in columns.items()}
-        return {name: np.where(usable, column, np.float32(np.nan)).astype(np.float32) for name, column in gathered.items()}
+            answers = {name: column.gathered(usable) for name, column in columns.items()}
+        return Readings(
+            {name: scores for name, (scores, _, _) in answers.items()},
+            {name: masks for name, (_, masks, _) in answers.items() if self._spec.cards[name].masks},
+            {name: replies for name, (_, _, replies) in answers.items() if any(replies)},
+        )
 
-    def _launch(self, batch: Batch) -> dict[str, torch.Tensor]:
-        if not batch.pixels:
-            nothing = torch.full((self._spec.slots,), torch.nan, device=self._spec.device)
-            return dict.fromkeys(self._detectors, nothing)
-        tensors = dict(zip(self._spec.preprocessings, map(self._moved, batch.pixels), strict=True))
-        return {name: detector.score_batch(tensors[detector.card.preprocessing]) for name, detector in self._detectors.items()}
+    def _read(self, batch: Batch, start: int, columns: "dict[str, _Column]") -> None:
+        """Let every detector read the batch, whose first member is number `start` of the block."""
+        for preprocessing, images in zip(self._spec.preprocessings, batch.pixels, strict=False):
+            users = [(name, one) for name, one in self._detectors.items() if one.card.preprocessing == preprocessing]
+            for slots, pixels in self._groups(users, preprocessing, images, batch):
+                normalised = users[0][1].normalise(self._moved(pixels))
+                for name, detector in users:
+                    if self._wanted(name, batch, slots[0]):
+                        columns[name].put([start + slot for slot in slots], detector.read(normalised))
+
+    def _groups(
+        self, users: list[tuple[str, Detector]], preprocessing: Preprocessing, images: Pixels | Ragged, batch: Batch
+    ) -> Iterator[tuple[Sequence[int], Pixels]]:
+        """(slots, pixels) that go through a network together: the whole batch, or the images of one size."""
+        if not users:
+            return
+        if not isinstance(images, tuple):
+            yield range(len(batch.outcomes)), images
+            return
+        by_size: dict[tuple[object, ...], list[int]] = {}
+        for slot, image in enumerate(images):
+            if image is not None:
+                by_size.setdefault((image.shape, *self._size(batch, slot)), []).append(slot)
+        for slots in by_size.values():
+            same = [image for slot in slots if (image := images[slot]) is not None]
+            step = users[0][1].together(*same[0].shape[:2])
+            for first in range(0, len(slots), step):
+                yield slots[first : first + step], np.stack(same[first : first + step])
+
+    def _wanted(self, name: str, batch: Batch, slot: int) -> bool:
+        width, height = self._size(batch, slot)
+        return width is None or height is None or self._spec.is_scored(name, width, height)
+
+    @staticmethod
+    def _size(batch: Batch, slot: int) -> tuple[int | None, int | None]:
+        facts = batch.outcomes[slot].facts
+        return (None, None) if facts is None else (facts.width, facts.height)
 
     def _moved(self, pixels: Pixels) -> torch.Tensor:
         tensor = torch.from_numpy(pixels)
@@ -58,3 +106,37 @@ class EnsembleScorer:
         computing.wait_stream(self._copying)
         moved.record_stream(computing)
         return moved
+
+
+class _Column:
+    """One detector's readings of a block, left on the device until the end."""
+
+    def __init__(self) -> None:
+        self._places: list[int] = []
+        self._scores: list[torch.Tensor] = []
+        self._masks: list[torch.Tensor] = []
+        self._replies: list[str | None] = []
+
+    def put(self, places: Sequence[int], reading: Reading) -> None:
+        """Keep a reading of the members at these places; what fills the batch up behind them is dropped."""
+        count = len(places)
+        self._places += places
+        self._scores.append(reading.scores[:count])
+        self._masks += [] if reading.masks is None else reading.masks[:count].unbind()
+        self._replies += [None] * count if reading.replies is None else reading.replies[:count]
+
+    def gathered(self, usable: Sequence[bool]) -> tuple[np.ndarray, list[Pixels | None], list[str | None]]:
+        """Scores, masks and replies of all members; nothing where a member is not usable."""
+        scores = np.full(len(usable), np.nan, np.float32)
+        masks: list[Pixels | None] = [None] * len(usable)
+        replies: list[str | None] = [None] * len(usable)
+        if self._scores:
+            scores[self._places] = torch.cat(self._scores).float().cpu().numpy()
+        for place, mask in zip(self._places, self._masks, strict=False):  # a detector without masks has none for any
+            masks[place] = mask.cpu().numpy()
+        for place, reply in zip(self._places, self._replies, strict=True):
+            replies[place] = reply
+        for place, is_usable in enumerate(usable):
+            if not is_usable:
+                scores[place], masks[place], replies[place] = np.nan, None, None
+        return scores, masks, replies

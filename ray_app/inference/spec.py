@@ -14,6 +14,8 @@ from ray_app.images import ImageLimits
 
 Precision = Literal["bf16", "fp32"]
 
+ENCODED_BYTES = 2**21  # a photograph, as files go
+
 
 @dataclass(frozen=True)
 class ScoringSpec:
@@ -37,10 +39,46 @@ class ScoringSpec:
         return tuple(dict.fromkeys(card.preprocessing for card in self.cards.values()))
 
     @property
+    def pools(self) -> tuple[tuple[str, ...], ...]:
+        """Which detectors share a process: all but those too large for it, which have a pool each. In the ensemble's order."""
+        together = tuple(name for name, card in self.cards.items() if not card.own_pool)
+        alone = tuple((name,) for name, card in self.cards.items() if card.own_pool)
+        return (together, *alone) if together else alone
+
+    @property
+    def keeps_sizes(self) -> bool:
+        """Whether some detector looks at images in their own size, which only encoded bytes can carry between processes."""
+        return any(preprocessing.shape is None for preprocessing in self.preprocessings)
+
+    @property
+    def localizers(self) -> tuple[str, ...]:
+        """The detectors that also give a mask."""
+        return tuple(name for name, card in self.cards.items() if card.masks)
+
+    @property
+    def gmac(self) -> float:
+        """Billions of multiply-adds per image, one of a megapixel where sizes are kept; what no card states counts as nothing."""
+        return sum(card.size.gmac for card in self.cards.values() if card.size is not None)
+
+    @property
+    def worst_gmac(self) -> float:
+        """The same for the largest image that every detector takes."""
+        sized = [(card.size.gmac, card) for card in self.cards.values() if card.size is not None]
+        return sum(gmac if card.preprocessing.shape else gmac * (card.valid_range.max_megapixels or 1.0) for gmac, card in sized)
+
+    @property
     def tensor_bytes(self) -> int:
-        """What one image's prepared tensors take."""
+        """What one image takes between processes: its prepared tensors, and its encoded bytes (guessed) where sizes are kept."""
         shapes = (preprocessing.shape for preprocessing in self.preprocessings)
-        return sum(3 * shape[0] * shape[1] for shape in shapes if shape is not None)
+        return sum(ENCODED_BYTES if shape is None else 3 * shape[0] * shape[1] for shape in shapes)
+
+    def doubt(self, name: str, width: int, height: int) -> str | None:
+        """Why an image of this size lies outside a detector's valid range; None if it lies inside."""
+        return self.cards[name].valid_range.doubt(width, height)
+
+    def is_scored(self, name: str, width: int, height: int) -> bool:
+        """Whether a detector gives a score for an image of this size; one that keeps sizes stops at its valid range."""
+        return self.cards[name].preprocessing.shape is not None or self.doubt(name, width, height) is None
 
     @property
     def calibrations(self) -> dict[str, Calibration | None]:

@@ -3,8 +3,8 @@
 from ray_app.runs.directory import RunDirectory
 from ray_app.runs.identity import differences, fingerprint
 from ray_app.runs.reader import check_conservation, current_rows, current_tables
-from ray_app.runs.rows import result_rows
-from ray_app.runs.schema import SCHEMA_VERSION, row_schema
+from ray_app.runs.rows import mask_rows, result_rows
+from ray_app.runs.schema import MASK_SCHEMA, SCHEMA_VERSION, row_schema
 from ray_app.runs.summary import bottleneck, summarise
 
 __all__ = [
@@ -13,7 +13,9 @@ __all__ = [
     "differences",
     "row_schema",
     "SCHEMA_VERSION",
+    "MASK_SCHEMA",
     "result_rows",
+    "mask_rows",
     "current_rows",
     "current_tables",
     "check_conservation",

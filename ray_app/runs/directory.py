@@ -104,6 +104,17 @@ class RunDirectory:
         self.store.write(self.part_path(manifest, block), buffer.getvalue())
         return buffer.tell()
 
+    def write_masks(self, manifest: int, block: int, rows: pa.Table) -> None:
+        """Keep a block's masks; called before the block is committed, so that a row whose block is done has its mask."""
+        buffer = io.BytesIO()
+        pq.write_table(rows, buffer, compression="none")  # PNG is compressed already
+        self.store.write(f"masks/{manifest:05d}/{block:08d}.parquet", buffer.getvalue())
+
+    def masks(self, manifest: int) -> Iterator[pa.Table]:
+        """The masks of a manifest (`MASK_SCHEMA`), a bounded table at a time, in block order."""
+        for name in sorted(self.store.names(f"masks/{manifest:05d}")):
+            yield from self._read(f"masks/{manifest:05d}/{name}", None)
+
     def parts(self, manifest: int) -> list[int]:
         """Blocks of a manifest with a part of their own."""
         names = self.store.names(f"parts/{manifest:05d}")

@@ -1,15 +1,19 @@
 """Members and what was found about them → one Arrow table of result rows. Columnar; nothing is looked up, nothing is dropped."""
 
+import io
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from PIL import Image
 
 from ray_app.ensembles import Decisions
 from ray_app.errors import Status
 from ray_app.inference import Scored
-from ray_app.runs.schema import row_schema
+from ray_app.inference.decoding import Pixels
+from ray_app.runs.schema import MASK_COLUMNS, MASK_SCHEMA, row_schema
 
 FACTS = ("sha256", "format", "width", "height", "mode", "frames", "orientation", "icc", "flags", "decoder")
 
@@ -18,7 +22,8 @@ def result_rows(members: pa.Table, scored: Scored, *, attempt: int, scored_at: d
     """One row per member of the manifest table, in its order. Raises AssertionError when the counts differ."""
     count = len(members)
     assert count == len(scored.outcomes), f"{count} members, {len(scored.outcomes)} outcomes"
-    schema = row_schema(list(scored.scores), members.schema.field("input").type if "input" in members.schema.names else None)
+    masks = scored.readings.masks
+    schema = row_schema(list(scored.scores), members.schema.field("input").type if "input" in members.schema.names else None, list(masks))
     has_score = np.array([outcome.status is Status.OK for outcome in scored.outcomes], dtype=bool)
     columns: dict[str, Any] = {name: members[name].combine_chunks() for name in ("image_id", "uri", "member", "occurrence")}
     if "input" in schema.names:
@@ -28,6 +33,8 @@ def result_rows(members: pa.Table, scored: Scored, *, attempt: int, scored_at: d
     for name in FACTS:
         columns[name] = [None if outcome.facts is None else getattr(outcome.facts, name) for outcome in scored.outcomes]
     columns["scores"] = _scores(scored, schema, has_score)
+    for name, measured in mask_measures(masks).items():
+        columns[name] = _struct(schema.field(name).type, measured, has_score)
     columns |= decided_columns(scored.decisions, has_score)
     columns["attempt"] = [attempt] * count
     columns["scored_at"] = [scored_at] * count
@@ -47,10 +54,38 @@ def decided_columns(decisions: Decisions, has_score: np.ndarray) -> dict[str, An
     }
 
 
+def mask_rows(image_ids: pa.ChunkedArray, scored: Scored) -> pa.Table:
+    """The masks of some members as 8-bit PNG at the network's own size; `width` and `height` are the image's, for stretching it back."""
+    rows = [
+        {"image_id": image_id, "detector": name, "width": outcome.facts and outcome.facts.width,
+         "height": outcome.facts and outcome.facts.height, "png": _png(mask)}
+        for name, masks in scored.readings.masks.items()
+        for image_id, outcome, mask in zip(image_ids.to_pylist(), scored.outcomes, masks, strict=True)
+        if mask is not None
+    ]  # fmt: skip
+    return pa.Table.from_pylist(rows, MASK_SCHEMA)
+
+
+def mask_measures(masks: Mapping[str, Sequence[Pixels | None]]) -> dict[str, list[np.ndarray]]:
+    """Per column and localizer, one number per member; NaN where there is no mask. 128 is the first grey level above one half."""
+    area = [np.array([np.nan if mask is None else np.mean(mask >= 128) for mask in column], np.float32) for column in masks.values()]
+    peak = [np.array([np.nan if mask is None else mask.max() / 255 for mask in column], np.float32) for column in masks.values()]
+    return dict(zip(MASK_COLUMNS, (area, peak), strict=True)) if masks else {}
+
+
+def _png(mask: Pixels) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(mask).save(buffer, "PNG", compress_level=3)
+    return buffer.getvalue()
+
+
 def _scores(scored: Scored, schema: pa.Schema, has_score: np.ndarray) -> pa.Array:
-    fields = list(schema.field("scores").type)
-    children = [pa.array(column, pa.float32(), mask=~np.isfinite(column)) for column in scored.scores.values()]
-    return pa.StructArray.from_arrays(children, fields=fields, mask=pa.array(~has_score))
+    return _struct(schema.field("scores").type, list(scored.scores.values()), has_score)
+
+
+def _struct(kind: pa.DataType, columns: Sequence[np.ndarray], has_score: np.ndarray) -> pa.Array:
+    children = [pa.array(column, pa.float32(), mask=~np.isfinite(column)) for column in columns]
+    return pa.StructArray.from_arrays(children, fields=list(kind), mask=pa.array(~has_score))
 
 
 def as_array(values: Any, field: pa.Field, count: int) -> pa.Array:

@@ -3,11 +3,19 @@
 import pyarrow as pa
 
 SCHEMA_VERSION = 1
+MASK_COLUMNS = ("mask_area", "mask_peak")
 
 
-def row_schema(detectors: list[str], input_type: pa.DataType | None = None) -> pa.Schema:
+MASK_SCHEMA = pa.schema(
+    [("image_id", pa.int64()), ("detector", pa.string()), ("width", pa.int32()), ("height", pa.int32()), ("png", pa.binary())],
+    metadata={"touchstone.schema": str(SCHEMA_VERSION)},
+)
+
+
+def row_schema(detectors: list[str], input_type: pa.DataType | None = None, localizers: list[str] | None = None) -> pa.Schema:
     """Columns of `parts/` and `scores/`; `scores` is a struct with one float32 per detector.
 
+    Where detectors localize, `mask_area` is the share of pixels above one half and `mask_peak` the highest probability, per localizer.
     `input` repeats the source's own columns and stands only where the source has any: Parquet has no empty struct.
     """
     text, words = pa.string(), pa.dictionary(pa.int32(), pa.string())
@@ -30,6 +38,7 @@ def row_schema(detectors: list[str], input_type: pa.DataType | None = None) -> p
         ("flags", pa.list_(pa.string())),
         ("decoder", words),
         ("scores", pa.struct([(name, pa.float32()) for name in detectors])),
+        *[(column, pa.struct([(name, pa.float32()) for name in localizers])) for column in MASK_COLUMNS if localizers],
         ("score", pa.float64()),
         ("probability", pa.float64()),
         ("calibrated", pa.bool_()),

@@ -32,6 +32,7 @@ class ScoreConfig(Frozen):
     limit: int | None = Field(default=None, ge=1, description="list no more than this many members")
     ensemble: str = "default"
     detectors: tuple[str, ...] = Field(default=(), description="instead of an ensemble: the mean of these detectors")
+    accept_licences: tuple[str, ...] = Field(default=(), description="detectors, or licences, whose terms you accept for this run")
     limits: ImageLimits = ImageLimits()
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto = cuda where GPUs are planned")
     precision: Literal["auto", "bf16", "fp32"] = "auto"

@@ -21,7 +21,7 @@ from ray.data.read_api import from_blocks
 
 from ray_app.archives import BlockRef
 from ray_app.errors import ClusterError, TouchstoneError
-from ray_app.scoring.plan import COMMIT_CPUS, GPU_SCORER_CPUS, WORKER_CPUS, Layout
+from ray_app.scoring.plan import COMMIT_CPUS, Layout
 from ray_app.scoring.workers import BlockCommitter, BlockDecoder, BlockScorer, Job, Report, TensorScorer, block_table, report_of
 
 HAND_OVER_SHARE = 0.4
@@ -58,17 +58,22 @@ def _hand_over_limit() -> float:
 
 def _pipeline(dataset: Dataset, job: Job, layout: Layout) -> Dataset:
     if layout.kind == "fused":
-        return _stage(dataset, BlockScorer, job, layout.scorers, num_cpus=WORKER_CPUS)
-    dataset = _stage(dataset, BlockDecoder, job, layout.decoders, num_cpus=WORKER_CPUS)
-    dataset = _stage(dataset, TensorScorer, job, layout.scorers, num_cpus=GPU_SCORER_CPUS, num_gpus=1)
-    return _stage(dataset, BlockCommitter, job, 1, num_cpus=COMMIT_CPUS)
+        return _stage(dataset, BlockScorer, (job,), layout.scorers, num_cpus=layout.worker_cpus)
+    dataset = _stage(dataset, BlockDecoder, (job,), layout.decoders, num_cpus=layout.worker_cpus)
+    for pool in job.spec.pools:
+        dataset = _stage(
+            dataset, TensorScorer, (job, pool), layout.scorers, num_cpus=layout.scorer_cpus, num_gpus=layout.scorer_gpus or None
+        )
+    return _stage(dataset, BlockCommitter, (job,), 1, num_cpus=COMMIT_CPUS)
 
 
-def _stage(dataset: Dataset, worker: type, job: Job, size: int, *, num_cpus: float, num_gpus: float | None = None) -> Dataset:
+def _stage(
+    dataset: Dataset, worker: type, given: tuple[object, ...], size: int, *, num_cpus: float, num_gpus: float | None = None
+) -> Dataset:
     pool = ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2)
     return dataset.map_batches(
         worker,
-        fn_constructor_args=(job,),
+        fn_constructor_args=given,
         batch_size=1,
         batch_format="pyarrow",
         zero_copy_batch=True,

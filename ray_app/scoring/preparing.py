@@ -4,7 +4,8 @@ import os
 from typing import Any
 
 from ray_app.config import config_root
-from ray_app.detectors import MIRROR_VARIABLE, publish_weights, resolve_weights, verify_weights
+from ray_app.detectors import MIRROR_VARIABLE, publish_weights, resolve_weights, weights_digest
+from ray_app.ensembles import decision_facts
 from ray_app.inference import ScoringSpec
 from ray_app.runs import RunDirectory
 from ray_app.scoring.config import ScoreConfig
@@ -45,8 +46,8 @@ def scoring_identity(spec: ScoringSpec) -> dict[str, Any]:
     return {
         "detectors": {
             name: {
-                "weights": verify_weights(card, resolve_weights(card)),
-                "architecture": {"family": card.family, **card.architecture.model_dump(mode="json")},
+                "weights": weights_digest(card),
+                "architecture": card.architecture_facts,
                 "preprocessing": card.preprocessing.model_dump(mode="json"),
                 "calibration": None if card.calibration is None else card.calibration.model_dump(mode="json"),
             }
@@ -61,6 +62,4 @@ def scoring_identity(spec: ScoringSpec) -> dict[str, Any]:
 
 def decision_identity(spec: ScoringSpec) -> dict[str, Any]:
     """The part that `touchstone decide` may replace."""
-    card = spec.ensemble
-    return {"decision": {"rule": card.rule, "bias": card.bias, "weights": [member.weight for member in card.members],
-                         "thresholds": card.thresholds.model_dump(mode="json", include={"real_below", "fake_above"})}}  # fmt: skip
+    return {"decision": decision_facts(spec.ensemble)}

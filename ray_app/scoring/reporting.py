@@ -5,6 +5,7 @@ from typing import Any
 
 from ray_app import __version__
 from ray_app.archives import manifests
+from ray_app.ensembles import is_calibrated
 from ray_app.errors import ConfigError, Status
 from ray_app.inference import ScoringSpec
 from ray_app.reports import render_run_report
@@ -53,7 +54,7 @@ def ensemble_facts(spec: ScoringSpec) -> dict[str, Any]:
         for name, card in spec.cards.items()
     ]
     card = spec.ensemble
-    return {"name": card.name, "title": card.title, "rule": card.rule, "calibrated": all(calibrated.values()),
+    return {"name": card.name, "title": card.title, "rule": card.rule, "calibrated": is_calibrated(card, spec.calibrations),
             "demonstration": any(member["demonstration"] for member in members), "members": members,
             "thresholds": card.thresholds.model_dump(mode="json")}  # fmt: skip
 

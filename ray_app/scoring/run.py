@@ -16,6 +16,7 @@ from typing import Any
 
 from ray_app.archives import open_source
 from ray_app.detectors import load_card, resolve_weights
+from ray_app.detectors.licences import require_accepted
 from ray_app.ensembles import EnsembleCard, ensemble_of, load_ensemble_card
 from ray_app.errors import ConfigError, ExitCode, StorageError
 from ray_app.inference import ScoringSpec, make_spec
@@ -59,9 +60,11 @@ def score_archive(config: ScoreConfig) -> Finished:
 
 
 def _check(config: ScoreConfig, run: RunDirectory) -> None:
-    """What can be refused before a cluster is started: an unknown card, missing weights, an empty source."""
-    for member in _ensemble(config).members:
-        resolve_weights(load_card(member.detector))
+    """What can be refused before a cluster is started: an unknown card, a licence, missing weights, an empty source."""
+    for member in ensemble_for(config).members:
+        card = load_card(member.detector)
+        require_accepted(card, config.accept_licences)
+        resolve_weights(card)
     if not run.exists():
         next(iter(open_source(config.source, config.include, config.exclude, skip=[run.store.url])), None)
 
@@ -69,7 +72,7 @@ def _check(config: ScoreConfig, run: RunDirectory) -> None:
 def _score(config: ScoreConfig, run: RunDirectory, lease: Lease, start: float) -> Finished:
     cpus, gpus = resources(config.cluster)
     spec = make_spec(
-        _ensemble(config),
+        ensemble_for(config),
         limits=config.limits,
         device=_device(config, gpus),
         precision=config.precision,
@@ -85,6 +88,8 @@ def _score(config: ScoreConfig, run: RunDirectory, lease: Lease, start: float) -
         block_members=config.block_members,
         slots=spec.slots,
         tensor_bytes=spec.tensor_bytes,
+        pools=len(spec.pools),
+        gmac=spec.gmac,
     )
     session.planned(layout)
     work = bring_up_to_date(run, config, layout.block_plan(spec.slots))
@@ -100,7 +105,7 @@ def _work(config: ScoreConfig, run: RunDirectory, lease: Lease, session: Session
     done = work.members - sum(ref.members for ref in work.pending)
     progress = Progress(work.members, done=done)
     progress.say(
-        f"{work.members:,} members in {len(work.blocks):,} block{'s' * (len(work.blocks) != 1)}, {done:,} done before; {_described(layout)}"
+        f"{work.members:,} members in {len(work.blocks):,} block{'s' * (len(work.blocks) != 1)}, {done:,} done before; {layout.described}"
     )
     crumbs = Path(tempfile.gettempdir()) / f"touchstone-{uuid.uuid4().hex}"
     mirror = share_weights(spec, run) if has_other_nodes() else None
@@ -115,7 +120,8 @@ def _work(config: ScoreConfig, run: RunDirectory, lease: Lease, session: Session
             raise KeyboardInterrupt
 
     try:
-        for report in score_blocks(work.pending, job, layout, stall_timeout_s=config.cluster.stall_timeout_s, tick=tick):
+        patience_s = max(config.cluster.stall_timeout_s, layout.slowest_block_s(spec.worst_gmac))
+        for report in score_blocks(work.pending, job, layout, stall_timeout_s=patience_s, tick=tick):
             session.committed(report)
             progress.advance(report["members"], report["bad"])
     except BaseException:
@@ -146,15 +152,10 @@ def _resumable(run: RunDirectory) -> Iterator[None]:
         raise
 
 
-def _ensemble(config: ScoreConfig) -> EnsembleCard:
+def ensemble_for(config: ScoreConfig) -> EnsembleCard:
+    """The ensemble that a config names, or the mean of the detectors that it names instead."""
     return ensemble_of(list(config.detectors)) if config.detectors else load_ensemble_card(config.ensemble)
 
 
 def _device(config: ScoreConfig, gpus: float) -> str:
     return config.device if config.device != "auto" else "cuda" if gpus else "cpu"
-
-
-def _described(layout: Layout) -> str:
-    if layout.kind == "fused":
-        return f"{layout.scorers} worker{'s' * (layout.scorers > 1)}, each decodes and scores"
-    return f"{layout.decoders} decoder{'s' * (layout.decoders > 1)} feed {layout.scorers} GPU scorer{'s' * (layout.scorers > 1)}"

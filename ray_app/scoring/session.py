@@ -3,14 +3,16 @@
 import os
 import platform
 import time
+from collections import Counter
 from datetime import UTC, datetime
 from typing import Any
 
 from ray_app import __version__
-from ray_app.inference import STAGES
+from ray_app.inference import ASKED, RUNS, STAGES
 from ray_app.runs import RunDirectory
 from ray_app.scoring.plan import Layout
 
+COUNTS = ("bytes_read", "retried", "throttled", "decoded")
 MEASURABLE_S = 2.0  # over less time than this a rate would say nothing
 
 
@@ -29,7 +31,8 @@ class Session:
         self._last_s = 0.0
         self._first_rows = 0
         self.rows = 0
-        self._sums = dict.fromkeys(("bytes_read", "retried", "throttled"), 0)
+        self._counts: Counter[str] = Counter()
+        self._peak_bytes = 0
         self._seconds = dict.fromkeys(("list", *STAGES), 0.0)
         self._layout: Layout | None = None
         self.log("started")
@@ -56,8 +59,8 @@ class Session:
             self._first_s, self._first_rows = self.elapsed_s(), report["members"]
         self._last_s = self.elapsed_s()
         self.rows += report["members"]
-        for name in self._sums:
-            self._sums[name] += report[name]
+        self._counts.update(report["counts"])
+        self._peak_bytes = max(self._peak_bytes, report["peak_bytes"])
         for stage, seconds in report["seconds"].items():
             self._seconds[stage] += seconds
 
@@ -72,7 +75,13 @@ class Session:
             "wall_s": round(wall, 2),
             "first_result_s": None if self._first_s is None else round(self._first_s, 2),
             "images_per_s": round(after_first / steady, 2) if steady >= MEASURABLE_S else None,
-            **self._sums,
+            **{name: self._counts[name] for name in COUNTS},
+            "backbones": {
+                name.removeprefix(RUNS): {"runs": count, "asked": self._counts[ASKED + name.removeprefix(RUNS)]}
+                for name, count in self._counts.items()
+                if name.startswith(RUNS)
+            },
+            "peak_worker_bytes": self._peak_bytes,
             "workers": self._layout.workers if self._layout else 0,
             "layout": self._layout.kind if self._layout else None,
             "seconds": {stage: round(seconds, 3) for stage, seconds in self._seconds.items()},

@@ -1,15 +1,17 @@
 """What Ray runs: thin classes around the pure rooms. One row in, one row out; a row is a block of members.
 
-Fused: `BlockScorer` alone. Split: `BlockDecoder` → `TensorScorer` → `BlockCommitter`, on cores, GPUs and cores.
+Fused: `BlockScorer` alone. Split: `BlockDecoder` → `TensorScorer`, one pool after another → `BlockCommitter`.
 """
 
 import json
 import os
 import pickle
+import resource
 import traceback
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +21,8 @@ import pyarrow as pa
 from ray_app.archives import BlockRef, member_rows, read_block
 from ray_app.detectors import MIRROR_VARIABLE
 from ray_app.errors import Status, TouchstoneError
-from ray_app.inference import Batch, BlockReader, Outcome, Scores, ScoringSpec, StageClock, judge, pack, unpack
-from ray_app.runs import RunDirectory, result_rows
+from ray_app.inference import Batch, BatchDecoder, BlockReader, Outcome, Readings, ScoringSpec, StageClock, judge, pack, unpack
+from ray_app.runs import RunDirectory, mask_rows, result_rows
 from ray_app.storage import RetryPolicy
 
 if TYPE_CHECKING:
@@ -47,8 +49,8 @@ class Job:
 class Worker:
     """Base of the stages. What fails travels to the driver as a row of its own, since Ray keeps only the text of an exception."""
 
-    def __init__(self, job: Job) -> None:
-        self._job, self._clock = job, StageClock()
+    def __init__(self, job: Job, pool: tuple[str, ...] | None = None) -> None:
+        self._job, self._pool, self._clock = job, pool, StageClock()
         self._failed: TouchstoneError | None = None
         if job.mirror is not None:
             os.environ[MIRROR_VARIABLE] = job.mirror
@@ -73,14 +75,14 @@ class Worker:
         """What `__call__` does, once everything is loaded."""
         raise NotImplementedError
 
-    def _reader(self) -> BlockReader:
+    def _reader(self, *, hand_over: bool = False) -> BlockReader:
         job = self._job
-        return BlockReader(job.spec, self._clock, policy=job.policy, signed=job.sources, crumbs=job.crumbs)
+        return BlockReader(job.spec, self._clock, policy=job.policy, signed=job.sources, crumbs=job.crumbs, hand_over=hand_over)
 
     def _scorer(self) -> "EnsembleScorer":
         from ray_app.inference.scoring import EnsembleScorer  # torch: only where something is scored
 
-        return EnsembleScorer(self._job.spec, self._clock)
+        return EnsembleScorer(self._job.spec, self._clock, self._pool)
 
 
 class BlockScorer(Worker):
@@ -95,9 +97,9 @@ class BlockScorer(Worker):
         ref = _ref(table)
         members = read_block(self._job.run.store, ref)
         outcomes: list[Outcome] = []
-        with _counted(self._reading) as traffic:
-            scores = self._scoring.score(_noting(self._reading.read(member_rows(members)), outcomes))
-        return _commit(self._job, ref, members, outcomes, scores, self._clock, traffic)
+        with _counted(self._reading, self._scoring) as counts:
+            readings = self._scoring.score(_noting(self._reading.read(member_rows(members)), outcomes))
+        return _commit(self._job, Note(ref, members, counts, {}, _peak_bytes(), outcomes, readings), self._clock)
 
 
 class BlockDecoder(Worker):
@@ -105,43 +107,75 @@ class BlockDecoder(Worker):
 
     def start(self) -> None:
         """Start the decoder."""
-        self._reading = self._reader()
+        self._reading = self._reader(hand_over=True)
 
     def work(self, table: pa.Table) -> pa.Table:
-        """Block references → prepared uint8 tensors."""
+        """Block references → prepared uint8 tensors, and encoded files for detectors that keep sizes."""
         ref = _ref(table)
         members = read_block(self._job.run.store, ref)
-        with _counted(self._reading) as traffic:
-            packed = pack(self._reading.read(member_rows(members)), len(self._job.spec.preprocessings))
-        note = {"ref": ref, "members": members, "seconds": self._clock.take(), "traffic": traffic}
-        return packed.append_column("note", _pickled(note))
+        with _counted(self._reading) as counts:
+            packed = pack(self._reading.read(member_rows(members)), self._job.spec.preprocessings)
+        return packed.append_column("note", _pickled(Note(ref, members, counts, self._clock.take(), _peak_bytes())))
 
 
 class TensorScorer(Worker):
-    """Second stage: prepared tensors → detector scores; the only stage that holds a GPU."""
+    """A stage in the middle: one pool of detectors reads prepared tensors; the only stage that holds a GPU."""
 
     def start(self) -> None:
-        """Load the detectors."""
-        self._scoring = self._scorer()
+        """Load the pool's detectors."""
+        self._scoring, self._decoding = self._scorer(), BatchDecoder(self._job.spec, self._clock)
 
     def work(self, table: pa.Table) -> pa.Table:
-        """Prepared tensors → scores, with the decoder's note carried along."""
+        """Prepared tensors → the same with what this pool says of them; the last pool drops the tensors."""
+        spec = self._job.spec
+        note: Note = _unpickled(table["note"])
         outcomes: list[Outcome] = []
-        scores = self._scoring.score(_noting(unpack(table, len(self._job.spec.preprocessings)), outcomes))
-        scored = {"outcomes": outcomes, "scores": scores, "seconds": self._clock.take()}
-        return pa.table({"note": table["note"], "scored": _pickled(scored)})
+        with _counted(self._scoring, self._decoding) as counts:
+            batches = (self._completed(batch) for batch in unpack(table, spec.preprocessings))
+            readings = self._scoring.score(_noting(batches, outcomes))
+        note = note.joined(outcomes, readings, counts, self._clock.take())
+        is_last = self._pool == spec.pools[-1]
+        kept = pa.table({}) if is_last else table.drop_columns(["note"])
+        return kept.append_column("note", _pickled(note))
+
+    def _completed(self, batch: Batch) -> Batch:
+        cards = self._job.spec.cards
+        keeps_sizes = any(cards[name].preprocessing.shape is None for name in self._pool or cards)
+        return self._decoding.complete(batch) if keeps_sizes else batch
+
+
+@dataclass(frozen=True)
+class Note:
+    """What travels with a block through the stages of the split layout."""
+
+    ref: BlockRef
+    members: pa.Table
+    counts: Mapping[str, int]
+    seconds: Mapping[str, float]
+    peak_bytes: int
+    outcomes: list[Outcome] = field(default_factory=list)
+    readings: Readings = field(default_factory=lambda: Readings({}))
+
+    def joined(self, outcomes: list[Outcome], readings: Readings, counts: Mapping[str, int], seconds: Mapping[str, float]) -> "Note":
+        """With what one more pool found."""
+        return replace(
+            self,
+            outcomes=outcomes,
+            readings=self.readings.joined(readings),
+            counts=Counter(self.counts) + Counter(counts),
+            seconds={stage: self.seconds[stage] + spent for stage, spent in seconds.items()},
+            peak_bytes=max(self.peak_bytes, _peak_bytes()),
+        )
 
 
 class BlockCommitter(Worker):
     """Last stage: decides and writes the block's part, so that a GPU never waits for storage."""
 
     def work(self, table: pa.Table) -> pa.Table:
-        """Scores → commit reports."""
-        # Both were pickled by the stages above, in this run.
-        note, scored = (pickle.loads(table[name][0].as_py()) for name in ("note", "scored"))  # noqa: S301
-        for seconds in (note["seconds"], scored["seconds"]):
-            self._clock.add(seconds)
-        return _commit(self._job, note["ref"], note["members"], scored["outcomes"], scored["scores"], self._clock, note["traffic"])
+        """Readings → commit reports."""
+        note: Note = _unpickled(table["note"])
+        self._clock.add(note.seconds)
+        return _commit(self._job, note, self._clock)
 
 
 def block_table(ref: BlockRef) -> pa.Table:
@@ -174,24 +208,38 @@ def _noting(batches: Iterable[Batch], outcomes: list[Outcome]) -> Iterator[Batch
         yield batch
 
 
-def _commit(job: Job, ref: BlockRef, members: pa.Table, outcomes: list[Outcome], scores: Scores, clock: StageClock,
-            traffic: dict[str, int]) -> pa.Table:  # fmt: skip
+def _commit(job: Job, note: Note, clock: StageClock) -> pa.Table:
+    ref, members = note.ref, note.members
     with clock("write"):
-        rows = result_rows(members, judge(job.spec, outcomes, scores), attempt=job.attempt, scored_at=datetime.now(UTC))
-        job.run.write_part(ref.manifest, ref.block, rows)
-    bad = sum(outcome.status not in (Status.OK, Status.UNSUPPORTED_FORMAT) for outcome in outcomes)
-    report = {"block": ref.block, "members": len(members), "bad": bad, "seconds": clock.take(), **traffic}
+        scored = judge(job.spec, note.outcomes, note.readings)
+        if note.readings.masks:
+            job.run.write_masks(ref.manifest, ref.block, mask_rows(members["image_id"], scored))
+        job.run.write_part(ref.manifest, ref.block, result_rows(members, scored, attempt=job.attempt, scored_at=datetime.now(UTC)))
+    bad = sum(outcome.status not in (Status.OK, Status.UNSUPPORTED_FORMAT) for outcome in scored.outcomes)
+    report = {"block": ref.block, "members": len(members), "bad": bad, "seconds": clock.take(), "counts": note.counts,
+              "peak_bytes": note.peak_bytes}  # fmt: skip
     return pa.table({"report": [json.dumps(report)]})
 
 
 @contextmanager
-def _counted(reader: BlockReader) -> Iterator[dict[str, int]]:
-    """Bytes, retries and throttled requests of one block, known when the context ends."""
-    counts = ("bytes_read", "retried", "throttled")
-    before = [getattr(reader.fetcher, count) for count in counts]
-    traffic = dict.fromkeys(counts, 0)
-    yield traffic
-    traffic.update({count: getattr(reader.fetcher, count) - start for count, start in zip(counts, before, strict=True)})
+def _counted(*workers: Any) -> Iterator[dict[str, int]]:
+    """What was counted while one block was worked on, known when the context ends."""
+    before = _counts(workers)
+    counted: dict[str, int] = {}
+    yield counted
+    counted.update({name: count - before[name] for name, count in _counts(workers).items()})
+
+
+def _counts(workers: Iterable[Any]) -> dict[str, int]:
+    return {name: count for worker in workers for name, count in worker.counts.items()}
+
+
+def _peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _unpickled(column: pa.ChunkedArray) -> Any:
+    return pickle.loads(column[0].as_py())  # noqa: S301  (made by a worker of this run)
 
 
 def _pickled(value: object) -> pa.Array:

@@ -4,14 +4,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_app.detectors.cards import Calibration
-from ray_app.ensembles import EnsembleCard, Member, Thresholds, combine, decide, ensemble_of, sigmoid
+from ray_app.ensembles import EnsembleCard, Member, Stacking, Thresholds, combine, decide, sigmoid
+from ray_app.ensembles.rules import SYMMETRIC
 
 NAN = float("nan")
+PLATT = Calibration(slope=2.0, intercept=-1.0)
 
 
-def card(*names, rule="mean-logit", weights=None, **thresholds):
+def card(*names, rule="mean-logit", weights=None, bias=0.0, stacking=None, calibration=None, **thresholds):
     members = tuple(Member(detector=name, weight=weight) for name, weight in zip(names, weights or [1.0] * len(names), strict=True))
-    return EnsembleCard(name="e", title="e", members=members, rule=rule, thresholds=Thresholds(**thresholds))
+    return EnsembleCard(
+        name="e", title="e", members=members, rule=rule, bias=bias, stacking=stacking, calibration=calibration,
+        thresholds=Thresholds(**thresholds),
+    )  # fmt: skip
 
 
 def columns(**values):
@@ -29,8 +34,29 @@ def test_mean_logit_is_the_mean():
 
 def test_weighted_is_a_weighted_sum_with_bias():
     scores = columns(a=[1.0], b=[3.0])
-    weighted = card("a", "b", rule="weighted", weights=[2.0, -0.5]).model_copy(update={"bias": 0.25})
+    weighted = card("a", "b", rule="weighted", weights=[2.0, -0.5], bias=0.25)
     assert combine(weighted, scores, uncalibrated(scores)).tolist() == [0.75]
+
+
+@pytest.mark.parametrize("rule", SYMMETRIC)
+def test_the_card_s_rule_is_the_one_applied(rule):
+    scores = columns(a=[1.0, -3.0], b=[-2.0, 4.0], c=[0.5, 0.25])
+    expected = SYMMETRIC[rule](np.array([[1.0, -2.0, 0.5], [-3.0, 4.0, 0.25]]))
+    assert combine(card("a", "b", "c", rule=rule, bias=0.5), scores, uncalibrated(scores)).tolist() == (expected + 0.5).tolist()
+
+
+def test_stacked_is_a_logistic_regression_on_standardised_scores():
+    scores = columns(a=[1.0], b=[3.0])
+    stacking = Stacking(mean=(0.5, 1.0), scale=(0.25, 2.0), coefficients=(3.0, -1.0), intercept=0.5)
+    assert combine(card("a", "b", rule="stacked", stacking=stacking), scores, uncalibrated(scores)).tolist() == [3 * 2.0 - 1 * 1.0 + 0.5]
+
+
+def test_the_ensemble_s_calibration_comes_after_rule_and_bias_and_before_the_thresholds():
+    scores = columns(a=[0.0, 1.0], b=[1.0, 2.0])
+    decided = decide(card("a", "b", bias=0.25, calibration=PLATT, real_below=1, fake_above=2), scores, calibrations=uncalibrated(scores))
+    assert decided.score.tolist() == [2 * 0.75 - 1, 2 * 1.75 - 1]
+    assert decided.probability == pytest.approx(sigmoid(np.array([0.5, 2.5])))
+    assert decided.verdict == ["real", "fake"]
 
 
 def test_calibration_comes_before_the_rule():
@@ -46,25 +72,66 @@ def test_verdicts_and_the_abstain_band():
     assert not decided.calibrated
 
 
-def test_calibrated_only_when_every_member_is():
-    scores = columns(a=[1.0], b=[1.0])
-    both = {"a": Calibration(slope=1, intercept=0), "b": Calibration(slope=1, intercept=0)}
-    assert decide(card("a", "b"), scores, calibrations=both).calibrated
-    assert not decide(card("a", "b"), scores, calibrations={**both, "b": None}).calibrated
+def test_calibrated_is_said_of_the_ensemble_s_own_score_only():
+    one, two = columns(a=[1.0]), columns(a=[1.0], b=[1.0])
+    stacking = Stacking(mean=(0.0,), scale=(1.0,), coefficients=(1.0,), intercept=0.0)
+
+    def calibrated(described, scores, **calibrations):
+        return decide(described, scores, calibrations=uncalibrated(scores) | calibrations).calibrated
+
+    assert calibrated(card("a", "b", calibration=PLATT), two)
+    assert calibrated(card("a", "b", calibration=PLATT), two, a=PLATT)
+    assert not calibrated(card("a", "b"), two, a=PLATT, b=PLATT)
+    assert not calibrated(card("a"), one)
+    assert not decide(card("a"), one, calibrations={}).calibrated
+    assert not calibrated(card("a", rule="weighted", weights=[2.0]), one, a=PLATT)
+    assert not calibrated(card("a", bias=0.5), one, a=PLATT)
+    assert not calibrated(card("a", rule="stacked", stacking=stacking), one, a=PLATT)
+    for rule in (*SYMMETRIC, "weighted"):
+        assert calibrated(card("a", rule=rule), one, a=PLATT)
 
 
-def test_a_missing_member_abstains_and_nothing_is_renormalised():
-    scores = columns(a=[5.0, 5.0], b=[NAN, 5.0])
-    decided = decide(card("a", "b"), scores, calibrations=uncalibrated(scores))
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("rule", [*SYMMETRIC, "weighted"])
+@pytest.mark.parametrize("missing", [NAN, float("inf"), float("-inf")])
+def test_a_missing_member_abstains_and_nothing_is_renormalised(rule, missing):
+    scores = columns(a=[5.0, 5.0], b=[missing, 5.0])
+    decided = decide(card("a", "b", rule=rule), scores, calibrations=uncalibrated(scores))
     assert decided.verdict == ["abstain", "fake"]
-    assert decided.reason[0] == "b: no score"
-    assert np.isnan(decided.score[0])
+    assert decided.reason == ["b: no score", None]
+    assert np.isnan(decided.score).tolist() == [True, False]
+    assert np.isnan(decided.probability).tolist() == [True, False]
+
+
+def test_every_member_in_doubt_is_named_and_why():
+    scores = columns(a=[NAN, 1.0, 1.0, NAN], b=[NAN, 2.0, NAN, 2.0], c=[3.0, 3.0, 3.0, 3.0])
+    decided = decide(
+        card("a", "b", "c"),
+        scores,
+        calibrations=uncalibrated(scores),
+        remarks={"a": ["replied 'maybe'", "replied 'real'", None, None]},
+        out_of_range={"b": [None, None, "too large", None], "c": ["too small", None, "too small", None]},
+    )
+    assert decided.reason == [
+        "a: no score (replied 'maybe'); b: no score; c: too small",
+        None,
+        "b: no score (too large); c: too small",
+        "a: no score",
+    ]
+    assert decided.verdict == ["abstain", "fake", "abstain", "abstain"]
+    assert np.isnan(decided.score).tolist() == [True, False, True, True]
+
+
+def test_no_rows():
+    decided = decide(card("a", "b"), columns(a=[], b=[]), calibrations={})
+    assert (decided.score.shape, decided.verdict, decided.reason) == ((0,), [], [])
 
 
 def test_an_image_outside_a_member_s_range_abstains_but_keeps_its_score():
     scores = columns(a=[5.0])
     decided = decide(card("a"), scores, calibrations=uncalibrated(scores), out_of_range={"a": ["outside its valid range"]})
     assert (decided.verdict, decided.reason, decided.score.tolist()) == (["abstain"], ["a: outside its valid range"], [5.0])
+    assert decided.probability[0] == pytest.approx(0.9933071490757153)
 
 
 @given(st.lists(st.floats(-50, 50), min_size=2, max_size=6), st.randoms())
@@ -79,8 +146,3 @@ def test_mean_logit_does_not_depend_on_the_order_of_detectors(values, random):
 @pytest.mark.parametrize(("score", "probability"), [(0, 0.5), (800, 1.0), (-800, 0.0), (1, 0.7310585786300049)])
 def test_sigmoid_is_safe_at_both_ends(score, probability):
     assert sigmoid(np.array([float(score)]))[0] == pytest.approx(probability)
-
-
-def test_detectors_from_the_command_line_split_at_zero():
-    ensemble = ensemble_of(["a", "/some/where/b.yaml"])
-    assert (ensemble.name, ensemble.thresholds.real_below, ensemble.thresholds.fake_above) == ("a+b", 0.0, 0.0)
