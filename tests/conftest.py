@@ -25,3 +25,11 @@ def ray_cluster(s3):
 
     with cluster(ClusterConfig(cpus=2, object_store_bytes=200 * 2**20)):
         yield
+
+
+@pytest.fixture(scope="session")
+def eight(tmp_path_factory):
+    """An ensemble card over eight small detectors with seeded weights, in a folder of their own."""
+    from tests.scoring.eight import write_eight
+
+    return write_eight(tmp_path_factory.mktemp("eight"))

@@ -12,6 +12,8 @@ from ray_app import __version__
 from ray_app.cli.archive import demo, report, results, score
 from ray_app.cli.cards import config, detectors
 from ray_app.cli.decide import decide
+from ray_app.cli.explain import explain
+from ray_app.cli.plan import plan
 from ray_app.errors import ExitCode, TouchstoneError
 
 
@@ -30,7 +32,7 @@ def touchstone() -> None:
     """
 
 
-for command in (score, results, decide, report, detectors, config, demo):
+for command in (plan, score, results, decide, report, explain, detectors, config, demo):
     touchstone.add_command(command)
 
 

@@ -29,16 +29,22 @@ def build_network(card: DetectorCard) -> nn.Module:
 def load_network(card: DetectorCard, cache_dir: Path | None = None, offline: bool | None = None) -> nn.Module:
     """The card's network with its weights: every key and shape of every file fits, or DetectorError says which does not.
 
-    The submodule `backbone` comes from the backbone's own file where the card names one.
+    The submodule `backbone` comes from the backbone's own file where the card names one. A family may also have
+    `published_keys(state)`, where the file's names are not the network's; a network may have `attach(folder)`, for what lies beside
+    its weights, and `reads_its_own_weights`, where another engine loads them.
     """
+    family = _module(card)
     network = build_network(card)
     own, *shared = parts_of(card)
     for part in shared:
         path = resolve_part(part, cache_dir, offline)
         load_strictly(network.get_submodule(BACKBONE), read_state_dict(path, part.weights), where=f"{part.owner}: {path}")
     path = resolve_part(own, cache_dir, offline)
-    without = f"{BACKBONE}." if shared else None
-    load_strictly(network, read_state_dict(path, own.weights), where=f"{own.owner}: {path}", without=without)
+    if not getattr(network, "reads_its_own_weights", False):
+        state = getattr(family, "published_keys", dict)(read_state_dict(path, own.weights))
+        load_strictly(network, state, where=f"{own.owner}: {path}", without=f"{BACKBONE}." if shared else None)
+    if callable(attach := getattr(network, "attach", None)):
+        attach(path.parent)
     return network
 
 

@@ -47,6 +47,10 @@ def lower_to_bf16(network: nn.Module, device: str) -> nn.Module:
     *body, (head_name, head) = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, _PRODUCTS)]
     for _, layer in body:
         layer.to(torch.bfloat16)
+    for module in network.modules():
+        # A module whose products are no layers of their own, such as packed projections, lists their parameters.
+        for name in getattr(module, "products", ()):
+            module.register_parameter(name, nn.Parameter(module.get_parameter(name).to(torch.bfloat16), requires_grad=False))
     if isinstance(head, nn.Linear):
         network.set_submodule(head_name, Float32Linear(head))
     for module in network.modules():

@@ -48,7 +48,7 @@ def judge(spec: ScoringSpec, outcomes: Sequence[Outcome], readings: Readings) ->
     """Decide on every member; one that decoded, and that no detector could score although it should have, becomes `detector_failed`."""
     readings = Readings({name: readings.scores[name] for name in spec.cards}, readings.masks, readings.replies)
     sizes = [(None, None) if outcome.facts is None else (outcome.facts.width, outcome.facts.height) for outcome in outcomes]
-    remarks = {name: [reply and f"it replied {reply!r}" for reply in texts] for name, texts in readings.replies.items()}
+    remarks = {name: [None if reply is None else f"it replied {reply!r}" for reply in texts] for name, texts in readings.replies.items()}
     scored = np.any([np.isfinite(column) for column in readings.scores.values()], axis=0)
     checked = [
         Outcome(Status.DETECTOR_FAILED, _failure(remarks, row), outcome.facts)

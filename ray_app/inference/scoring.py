@@ -55,7 +55,7 @@ class EnsembleScorer:
         return Readings(
             {name: scores for name, (scores, _, _) in answers.items()},
             {name: masks for name, (_, masks, _) in answers.items() if self._spec.cards[name].masks},
-            {name: replies for name, (_, _, replies) in answers.items() if any(replies)},
+            {name: replies for name, (_, _, replies) in answers.items() if any(reply is not None for reply in replies)},
         )
 
     def _read(self, batch: Batch, start: int, columns: "dict[str, _Column]") -> None:

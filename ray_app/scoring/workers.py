@@ -134,9 +134,9 @@ class TensorScorer(Worker):
             batches = (self._completed(batch) for batch in unpack(table, spec.preprocessings))
             readings = self._scoring.score(_noting(batches, outcomes))
         note = note.joined(outcomes, readings, counts, self._clock.take())
-        is_last = self._pool == spec.pools[-1]
-        kept = pa.table({}) if is_last else table.drop_columns(["note"])
-        return kept.append_column("note", _pickled(note))
+        if self._pool == spec.pools[-1]:
+            return pa.table({"note": _pickled(note)})
+        return table.drop_columns(["note"]).append_column("note", _pickled(note))
 
     def _completed(self, batch: Batch) -> Batch:
         cards = self._job.spec.cards

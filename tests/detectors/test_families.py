@@ -1,0 +1,83 @@
+"""A family from outside the tree, found by its entry point; and a classifier that needs no Python at all."""
+
+import sys
+
+import numpy as np
+import pytest
+import yaml
+
+from benchmarks.seeded import seeded_card
+from ray_app.detectors import load_card, load_detector
+from ray_app.errors import ConfigError, DetectorError
+
+FAMILY = """
+from torch import nn
+
+def build(card):
+    return nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, card.output.logits))
+"""
+CARD = {
+    "name": "from-outside",
+    "title": "A family of somebody else's",
+    "family": "their-family",
+    "preprocessing": {"resize": {"mode": "squash", "size": 16}},
+    "weights": {"uri": "absent.safetensors", "unverified": "written by the test"},
+    "output": {"sign": 1},
+    "licence": "MIT",
+    "citation": "none",
+    "source": "this test",
+    "training_data": {"name": "none", "licence": "none"},
+}
+
+
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    """A distribution with the entry point, as pip would leave it; returns a function that writes its module."""
+    info = tmp_path / "their_family-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-family\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[touchstone.families]\ntheir-family = their_family_module\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "their_family_module", raising=False)
+    return lambda text: (tmp_path / "their_family_module.py").write_text(text)
+
+
+def card_file(folder, **changes):
+    path = folder / "card.yaml"
+    path.write_text(yaml.safe_dump({**CARD, **changes}))
+    return path
+
+
+def test_a_family_from_outside_scores(installed, tmp_path):
+    installed(FAMILY)
+    card = seeded_card(load_card(card_file(tmp_path)), tmp_path)
+    scores = load_detector(card, precision="fp32").score(np.zeros((2, 16, 16, 3), np.uint8))
+    assert np.isfinite(scores).all()
+
+
+def test_a_family_that_does_not_import_is_told(installed, tmp_path):
+    installed("import no_such_package")
+    with pytest.raises(DetectorError, match="their_family_module, does not load: No module named 'no_such_package'"):
+        seeded_card(load_card(card_file(tmp_path)), tmp_path)
+
+
+def test_a_family_that_nobody_has_is_told(tmp_path):
+    with pytest.raises(ConfigError, match="family: .*no family of that name; there are timm-classifier"):
+        load_card(card_file(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("family", "architecture", "side"),
+    [
+        ("timm-classifier", {"name": "test_convnext"}, 64),
+        ("transformers-classifier", {"name": "vit", "arguments": {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+                                                                  "intermediate_size": 64, "image_size": 32}}, 32),
+    ],
+)  # fmt: skip
+def test_another_classifier_needs_a_file_and_no_python(family, architecture, side, tmp_path):
+    path = card_file(
+        tmp_path, family=family, architecture=architecture, preprocessing={"resize": {"mode": "squash", "size": side}},
+        output={"labels": ["real", "fake"], "fake_label": "fake"},
+    )  # fmt: skip
+    card = seeded_card(load_card(path), tmp_path)
+    assert np.isfinite(load_detector(card).score(np.zeros((3, side, side, 3), np.uint8))).all()

@@ -1,0 +1,117 @@
+"""Every shipped card and every variant: its network has the size that the card says, and its file loads strictly or says why not."""
+
+import pytest
+import torch
+
+from benchmarks.seeded import PUBLISHED_PREFIX, local_weights, seeded_backbone, seeded_card, seeded_state, write_weights
+from ray_app.config import named_configs
+from ray_app.detectors import list_cards, load_card, load_detector, variants_of
+from ray_app.detectors.families import BACKBONE, build_network
+from ray_app.detectors.weights import load_strictly, read_state_dict
+from ray_app.errors import DetectorError
+from tests.scoring.eight import small_cards
+
+# Another engine's network has no parameters of ours.
+CARDS = {card.name: card for base in list_cards() for card in (base, *variants_of(base)) if not card.name.endswith(":vllm")}
+WRAPPED = [(None, ""), ("model", ""), ("state_dict", "module."), ("model", "module._orig_mod."), ("model", "_orig_mod.")]
+
+
+@pytest.fixture(scope="module")
+def on_meta():
+    """Networks of full size, without memory; built once each."""
+    built = {}
+
+    def network(name):
+        if name not in built:
+            with torch.device("meta"):
+                built[name] = build_network(CARDS[name])
+        return built[name]
+
+    return network
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_the_network_is_as_large_as_the_card_says(name, on_meta):
+    network, size = on_meta(name), CARDS[name].size
+    assert size is not None
+    assert sum(parameter.numel() for parameter in network.parameters()) == size.parameters
+    assert len(network.state_dict()) == size.tensors
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_every_published_key_finds_its_place_at_full_size(name, on_meta):
+    card, network = CARDS[name], on_meta(name)
+    own = {key: tensor for key, tensor in network.state_dict().items() if card.backbone is None or not key.startswith(BACKBONE)}
+    load_strictly(network, own, name, without=f"{BACKBONE}." if card.backbone else None)
+    key, tensor = next(iter(own.items()))
+    for wrong, said in (({**own, "no.such.key": tensor}, "no.such.key"), ({k: t for k, t in own.items() if k != key}, key)):
+        with pytest.raises(DetectorError, match=said.replace(".", r"\.")):
+            load_strictly(network, wrong, name, without=f"{BACKBONE}." if card.backbone else None)
+
+
+def loadable():
+    """Cards whose networks are small enough to be written in every published wrapping: as they are, or with small widths."""
+    small = {card.name: card for card in small_cards()}
+    light = {name: card for name, card in CARDS.items() if ":" not in name and card.size and card.size.parameters < 2_000_000}
+    return {**small, **light}
+
+
+@pytest.mark.parametrize("name", loadable())
+@pytest.mark.parametrize(("wrapper", "prefix"), WRAPPED)
+def test_a_file_in_any_published_wrapping_loads(name, wrapper, prefix, tmp_path):
+    card = loadable()[name]
+    if wrapper is None and not card.weights.unwrap:
+        pass  # flat files are the rule there
+    elif wrapper not in (None, *card.weights.unwrap) or any(part not in card.weights.strip_prefixes for part in parts(prefix)):
+        pytest.skip("the card names no such wrapping")
+    path = write_weights(tmp_path / "file.pth", seeded_state(card), wrapper=wrapper or "model", prefix=prefix)
+    if wrapper is None:
+        torch.save(seeded_state(card), path)
+    state = read_state_dict(path, card.weights.model_copy(update={"format": "torch"}))
+    load_strictly(build_network(card), state, name, without=f"{BACKBONE}." if card.backbone else None)
+
+
+def parts(prefix):
+    return [part + "." for part in prefix.split(".") if part]
+
+
+@pytest.mark.parametrize("name", ["clip-d-10k-plus", "unifd"])
+def test_a_backbone_loads_from_a_file_that_holds_the_text_tower_too(name, tmp_path):
+    card = next(card for card in small_cards() if card.name == name)
+    whole = seeded_backbone(card) | {"text_projection": torch.zeros(3, 3), "transformer.resblocks.0.ln_1.weight": torch.zeros(3)}
+    seeded = seeded_card(card, tmp_path)
+    path = write_weights(tmp_path / "whole.safetensors", whole)
+    backbone = seeded.backbone.model_copy(update={"weights": local_weights(card.backbone.weights, path)})
+    both = load_detector(seeded.model_copy(update={"backbone": backbone})).network.state_dict()
+    for key, tensor in load_detector(seeded).network.state_dict().items():
+        assert torch.equal(both[key], tensor)
+
+
+@pytest.mark.parametrize("name", ["clip-d-10k-plus", "unifd"])
+@pytest.mark.parametrize("change", ["missing", "extra"])
+def test_a_wrong_key_of_a_backbone_is_named_with_its_file(name, change, tmp_path):
+    card = next(card for card in small_cards() if card.name == name)
+    state, key = seeded_backbone(card), "visual.ln_post.weight"
+    state = {k: t for k, t in state.items() if k != key} if change == "missing" else state | {"visual.surprise": torch.zeros(1)}
+    seeded = seeded_card(card, tmp_path)
+    path = write_weights(tmp_path / "wrong.safetensors", state)
+    backbone = seeded.backbone.model_copy(update={"weights": local_weights(card.backbone.weights, path)})
+    with pytest.raises(DetectorError, match=r"ln_post\.weight" if change == "missing" else "surprise") as caught:
+        load_detector(seeded.model_copy(update={"backbone": backbone}))
+    assert "wrong.safetensors" in caught.value.message
+
+
+def test_variants_share_the_file_and_differ_in_pixels():
+    native, thumbnail = load_card("corvi2023"), load_card("corvi2023:thumb1024")
+    assert thumbnail.name == "corvi2023:thumb1024"
+    assert native.weights == thumbnail.weights
+    assert native.preprocessing != thumbnail.preprocessing
+
+
+def test_shipped_cards_state_their_terms():
+    for name, path in named_configs("detectors").items():
+        assert "\nterms: " in path.read_text(), name
+
+
+def test_published_prefixes_belong_to_cards():
+    assert set(PUBLISHED_PREFIX) <= set(CARDS)

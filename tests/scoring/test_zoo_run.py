@@ -1,0 +1,92 @@
+"""Whole runs with many detectors: what is shared is counted, masks lie beside the rows, pools work together."""
+
+import io
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from ray_app.runs import MASK_SCHEMA, RunDirectory
+from tests.detectors.tiny_internvl import write_tiny_internvl
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def run_of_eight(ray_cluster, sample_archive, eight, tmp_path_factory):
+    from ray_app.scoring import ScoreConfig
+    from ray_app.scoring.run import score_archive
+    from tests.scoring.conftest import rows_of
+
+    out = tmp_path_factory.mktemp("eight-run") / "run"
+    score_archive(ScoreConfig(source=(str(sample_archive),), out=str(out), ensemble=str(eight), block_members=8))
+    return out, rows_of(out)
+
+
+def test_every_image_is_decoded_once_and_a_shared_backbone_runs_once(run_of_eight):
+    out, rows = run_of_eight
+    session = json.loads((out / "summary.json").read_text())["session"]
+    tried = [row for row in rows.values() if row["status"] not in ("empty_file", "unsupported_format")]
+    assert session["decoded"] <= len(rows)
+    assert session["decoded"] >= len(tried)
+    shared = session["backbones"]["openai-clip-vit-l14"]
+    assert shared["asked"] == 2 * shared["runs"]
+    assert session["backbones"]["commonpool-clip-vit-l14"]["asked"] == session["backbones"]["commonpool-clip-vit-l14"]["runs"]
+    assert 2**28 < session["peak_worker_bytes"] < 2**32
+
+
+def test_every_good_row_has_eight_scores_and_a_mask(run_of_eight):
+    out, rows = run_of_eight
+    good = {row["image_id"]: row for row in rows.values() if row["status"] == "ok"}
+    assert len(good) > 15
+    masks = {mask["image_id"]: mask for table in RunDirectory.open(str(out)).masks(0) for mask in table.to_pylist()}
+    assert set(masks) == set(good)
+    for image_id, row in good.items():
+        assert len(row["scores"]) == 8
+        assert all(score is not None for score in row["scores"].values())
+        pixels = np.asarray(Image.open(io.BytesIO(masks[image_id]["png"])))
+        assert (pixels.shape, pixels.dtype) == ((256, 256), np.uint8)
+        assert row["mask_area"]["maskclip"] == pytest.approx(np.mean(pixels >= 128), abs=1e-6)
+        assert row["mask_peak"]["maskclip"] == pytest.approx(pixels.max() / 255, abs=1e-6)
+        assert (masks[image_id]["width"], masks[image_id]["height"]) == (row["width"], row["height"])
+
+
+def test_bad_rows_have_neither(run_of_eight):
+    _, rows = run_of_eight
+    bad = [row for row in rows.values() if row["status"] != "ok"]
+    assert bad
+    assert all(row["scores"] is None and row["mask_area"] is None and row["score"] is None for row in bad)
+
+
+def test_the_mask_table_has_the_schema_that_is_promised(run_of_eight):
+    out, _ = run_of_eight
+    files = sorted((out / "masks" / "00000").iterdir())
+    assert files
+    assert all(pq.read_schema(file).equals(MASK_SCHEMA) for file in files)
+
+
+def test_a_detector_that_answers_in_words_has_a_pool_of_its_own(score, archive, tmp_path):
+    card = write_tiny_internvl(tmp_path / "internvl")
+    finished, rows = score(archive, detectors=(str(card), "touchstone-tiny"), precision="fp32")
+    session = finished.summary["session"]
+    assert (session["layout"], session["workers"]) == ("split", 3)
+    good = [row for row in rows.values() if row["status"] == "ok"]
+    said = {row["scores"]["tiny-internvl"] for row in good}
+    assert said <= {1.0, -1.0, None}
+    for row in good:
+        assert row["scores"]["touchstone-tiny"] is not None
+        if row["scores"]["tiny-internvl"] is None:
+            assert row["verdict"] == "abstain"
+            assert "tiny-internvl: no score (it replied " in row["verdict_reason"]
+
+
+def test_a_reply_that_says_neither_is_a_failed_row_with_the_reply(score, archive, tmp_path):
+    card = write_tiny_internvl(tmp_path / "internvl")
+    _, rows = score(archive, detectors=(str(card),), precision="fp32")
+    failed = [row for row in rows.values() if row["status"] == "detector_failed"]
+    answered = [row for row in rows.values() if row["status"] == "ok"]
+    assert failed
+    assert all("tiny-internvl: it replied '" in row["detail"] and row["scores"] is None for row in failed)
+    assert {row["scores"]["tiny-internvl"] for row in answered} <= {1.0, -1.0}
