@@ -319,9 +319,8 @@ def _mirrored(part: Part, mirror: str) -> str:
 
 def _renamed(state: "dict[str, torch.Tensor]", weights: Weights) -> "dict[str, torch.Tensor]":
     """Wrappers' prefixes off, what the network does not have left out, the rest of the prefixes off, the network's own put on."""
-    state = _stripped(state, weights.strip_prefixes)
-    if weights.select:
-        state = _stripped({key: tensor for key, tensor in state.items() if key.startswith(weights.select)}, weights.strip_prefixes)
+    state = _stripped(state, tuple(prefix for prefix in weights.strip_prefixes if prefix != weights.select))
+    state = _stripped({key: tensor for key, tensor in state.items() if key.startswith(weights.select)}, weights.strip_prefixes)
     return {weights.prefix + key: tensor for key, tensor in state.items()}
 
 

@@ -49,3 +49,29 @@ def test_requests_never_exceed_what_is_there(cpus, gpus, slots, side, members):
     assert layout.block_members % slots == 0
     if layout.kind == "split":
         assert layout.block_members * side * side * 3 <= max(HAND_OVER_BYTES, slots * side * side * 3)
+
+
+def test_slow_detectors_get_small_blocks():
+    # 1,337 GMAC is Corvi's megapixel: 13 s on a core
+    assert plan_layout(cpus=2, gpus=0, **PLAIN, gmac=1337).block_members == 4
+    assert plan_layout(cpus=2, gpus=0, **PLAIN, gmac=15.5).block_members == 384
+    assert plan_layout(cpus=16, gpus=1, **{**PLAIN, "tensor_bytes": 1}, gmac=1337).block_members == 1024
+
+
+def test_a_block_of_the_largest_images_is_waited_for():
+    layout = plan_layout(cpus=2, gpus=0, **PLAIN, gmac=1337)
+    assert layout.slowest_block_s(25 * 1337) >= 4 * 25 * 1337 / 100
+
+
+@given(cpus=st.integers(2, 64), gpus=st.integers(0, 16), pools=st.integers(2, 5))
+def test_pools_never_ask_for_more_than_is_there(cpus, gpus, pools):
+    try:
+        layout = plan_layout(cpus=cpus, gpus=gpus, pools=pools, **PLAIN)
+    except ClusterError:
+        assert gpus > cpus or (gpus and pools > cpus - 1)
+        return
+    assert layout.pools == pools
+    scorers = layout.scorers * pools
+    assert layout.decoders * layout.worker_cpus + scorers * layout.scorer_cpus + COMMIT_CPUS <= cpus + 1e-9
+    assert layout.worker_cpus > 0
+    assert scorers * layout.scorer_gpus <= gpus + 1e-9
