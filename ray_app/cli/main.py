@@ -13,6 +13,7 @@ from ray_app.cli.archive import demo, report, results, score
 from ray_app.cli.cards import config, detectors
 from ray_app.cli.decide import decide
 from ray_app.cli.explain import explain
+from ray_app.cli.masks import masks
 from ray_app.cli.plan import plan
 from ray_app.errors import ExitCode, TouchstoneError
 
@@ -32,7 +33,7 @@ def touchstone() -> None:
     """
 
 
-for command in (plan, score, results, decide, report, explain, detectors, config, demo):
+for command in (plan, score, results, decide, report, masks, explain, detectors, config, demo):
     touchstone.add_command(command)
 
 

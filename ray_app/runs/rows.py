@@ -1,19 +1,17 @@
 """Members and what was found about them → one Arrow table of result rows. Columnar; nothing is looked up, nothing is dropped."""
 
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 
 from ray_app.ensembles import Decisions
 from ray_app.errors import Status
 from ray_app.inference import Scored
-from ray_app.inference.decoding import Pixels
-from ray_app.runs.schema import MASK_COLUMNS, MASK_SCHEMA, row_schema
+from ray_app.runs.masks import mask_measures
+from ray_app.runs.schema import row_schema
 
 FACTS = ("sha256", "format", "width", "height", "mode", "frames", "orientation", "icc", "flags", "decoder")
 
@@ -52,31 +50,6 @@ def decided_columns(decisions: Decisions, has_score: np.ndarray) -> dict[str, An
         "verdict": [verdict if ok else None for verdict, ok in zip(decisions.verdict, has_score, strict=True)],
         "verdict_reason": [reason if ok else None for reason, ok in zip(decisions.reason, has_score, strict=True)],
     }
-
-
-def mask_rows(image_ids: pa.ChunkedArray, scored: Scored) -> pa.Table:
-    """The masks of some members as 8-bit PNG at the network's own size; `width` and `height` are the image's, for stretching it back."""
-    rows = [
-        {"image_id": image_id, "detector": name, "width": outcome.facts and outcome.facts.width,
-         "height": outcome.facts and outcome.facts.height, "png": _png(mask)}
-        for name, masks in scored.readings.masks.items()
-        for image_id, outcome, mask in zip(image_ids.to_pylist(), scored.outcomes, masks, strict=True)
-        if mask is not None
-    ]  # fmt: skip
-    return pa.Table.from_pylist(rows, MASK_SCHEMA)
-
-
-def mask_measures(masks: Mapping[str, Sequence[Pixels | None]]) -> dict[str, list[np.ndarray]]:
-    """Per column and localizer, one number per member; NaN where there is no mask. 128 is the first grey level above one half."""
-    area = [np.array([np.nan if mask is None else np.mean(mask >= 128) for mask in column], np.float32) for column in masks.values()]
-    peak = [np.array([np.nan if mask is None else mask.max() / 255 for mask in column], np.float32) for column in masks.values()]
-    return dict(zip(MASK_COLUMNS, (area, peak), strict=True)) if masks else {}
-
-
-def _png(mask: Pixels) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(mask).save(buffer, "PNG", compress_level=3)
-    return buffer.getvalue()
 
 
 def _scores(scored: Scored, schema: pa.Schema, has_score: np.ndarray) -> pa.Array:

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from ray_app.cli.main import main
 from ray_app.runs import MASK_SCHEMA, RunDirectory
 from tests.detectors.tiny_internvl import write_tiny_internvl
 
@@ -65,6 +66,16 @@ def test_the_mask_table_has_the_schema_that_is_promised(run_of_eight):
     files = sorted((out / "masks" / "00000").iterdir())
     assert files
     assert all(pq.read_schema(file).equals(MASK_SCHEMA) for file in files)
+
+
+def test_masks_can_be_taken_out_as_files(run_of_eight, tmp_path, capsys):
+    out, rows = run_of_eight
+    assert main(["masks", str(out), "--out", str(tmp_path / "masks")]) == 0
+    good = [row for row in rows.values() if row["status"] == "ok"]
+    assert f"{len(good)} masks in" in capsys.readouterr().out
+    for row in good:
+        with Image.open(tmp_path / "masks" / f"{row['image_id']}-maskclip.png") as mask:
+            assert (mask.size, mask.mode) == ((row["width"], row["height"]), "L")
 
 
 def test_a_detector_that_answers_in_words_has_a_pool_of_its_own(score, archive, tmp_path):
