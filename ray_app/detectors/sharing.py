@@ -2,7 +2,7 @@
 
 import weakref
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -18,9 +18,9 @@ class SharedBackbone(nn.Module):
     `asked` and `runs` count. A batch is known by being the very same tensor; its features are kept until the next one comes.
     """
 
-    def __init__(self, tower: nn.Module) -> None:
+    def __init__(self, name: str, tower: nn.Module) -> None:
         super().__init__()
-        self.tower = tower
+        self.name, self.tower = name, tower
         self.asked = self.runs = 0
         self._batch: Any = None
         self._features: Any = None
@@ -35,21 +35,21 @@ class SharedBackbone(nn.Module):
         return self._features
 
 
-def share_backbones(detectors: Iterable[Detector]) -> Mapping[str, SharedBackbone]:
-    """Give detectors whose cards name one backbone the same module, by name; and let equal weights of all of them lie in memory once.
+def share_backbones(detectors: Iterable[Detector]) -> list[SharedBackbone]:
+    """Give detectors whose cards name one backbone the same module; and let equal weights of all of them lie in memory once.
 
     Precision is part of the bargain: a backbone in bf16 is not one in fp32.
     """
     detectors = list(detectors)
-    shared: dict[str, SharedBackbone] = {}
+    shared: dict[tuple[str, str], SharedBackbone] = {}
     for detector in detectors:
         named = detector.card.backbone
         if named is not None:
-            key = named.name if detector.precision == "bf16" else f"{named.name} in fp32"
-            shared.setdefault(key, SharedBackbone(detector.network.get_submodule(BACKBONE)))
+            key = (named.name, detector.precision)
+            shared.setdefault(key, SharedBackbone(named.name, detector.network.get_submodule(BACKBONE)))
             detector.network.set_submodule(BACKBONE, shared[key])
     hold_equal_weights_once(detector.network for detector in detectors)
-    return shared
+    return list(shared.values())
 
 
 def hold_equal_weights_once(networks: Iterable[nn.Module]) -> int:

@@ -1,5 +1,6 @@
 """Batches of uint8 tensors → what the detectors say. The hot loop: plain, profiled and measured without Ray."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -35,8 +36,10 @@ class EnsembleScorer:
     @property
     def counts(self) -> dict[str, int]:
         """Per shared backbone, how often detectors asked for features and how often it ran for them, since the start."""
-        asked = {ASKED + name: backbone.asked for name, backbone in self._backbones.items()}
-        return asked | {RUNS + name: backbone.runs for name, backbone in self._backbones.items()}
+        counts: Counter[str] = Counter()
+        for backbone in self._backbones:
+            counts.update({ASKED + backbone.name: backbone.asked, RUNS + backbone.name: backbone.runs})
+        return counts
 
     def score(self, batches: Iterable[Batch]) -> Readings:
         """Score batch after batch, in order; NaN where a member has no pixels.

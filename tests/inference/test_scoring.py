@@ -13,7 +13,7 @@ from ray_app.errors import Status
 from ray_app.images import ImageLimits
 from ray_app.inference import ASKED, RUNS, BatchDecoder, StageClock, judge, make_spec, pack, unpack
 from ray_app.inference.scoring import EnsembleScorer
-from tests.images.factory import jpeg
+from tests.images.factory import encoded
 
 SIZES = [(64, 80), (200, 120), (64, 80), (301, 177), (90, 90)]
 
@@ -30,7 +30,7 @@ def scorer(spec):
 
 def files(sizes=SIZES):
     pictures = (np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8) for seed, (width, height) in enumerate(sizes))
-    return [jpeg(Image.fromarray(pixels)) for pixels in pictures]
+    return [encoded(Image.fromarray(pixels), "JPEG") for pixels in pictures]
 
 
 def batches(spec, data, **options):
@@ -60,12 +60,12 @@ def test_sharing_changes_no_score(spec, scorer):
 
 def test_equal_weights_of_different_files_lie_in_memory_once(spec):
     one, other = (load_detector(spec.cards[name], precision="fp32").network for name in ("unifd", "own-head"))
-    before = np.array(one(load_pixels(one)))
+    before = one(load_pixels(one)).numpy()
     saved = hold_equal_weights_once([one, other])
     assert saved >= sum(parameter.nbytes for parameter in one.backbone.parameters()) * 0.9
     assert one.backbone.conv1.weight.data_ptr() == other.backbone.conv1.weight.data_ptr()
     assert one.fc.weight.data_ptr() != other.fc.weight.data_ptr()
-    np.testing.assert_array_equal(np.array(one(load_pixels(one))), before)
+    np.testing.assert_array_equal(one(load_pixels(one)).numpy(), before)
 
 
 def load_pixels(network):
