@@ -1,82 +1,102 @@
 """Commands on what is shipped: detector cards and configs."""
 
 import json
+import shutil
 from typing import TYPE_CHECKING
 
 import click
 
+from ray_app.cli.fitting import fit
 from ray_app.cli.options import as_json, configured, overrides, shown
+from ray_app.cli.weights import fetch, verify
 
 if TYPE_CHECKING:
     from ray_app.detectors import DetectorCard
+    from ray_app.reports.zoo_table import Entry
 
 
 @click.group()
 def detectors() -> None:
-    """The detectors: list them, show a card, fetch weights."""
+    """The detectors: list them, show a card, fetch and verify weights.
+
+    \b
+    touchstone detectors list
+    touchstone detectors show corvi2023
+    touchstone detectors fetch community-forensics-vits384
+    touchstone detectors verify community-forensics-vits384
+    """
+
+
+for command in (fetch, verify, fit):
+    detectors.add_command(command)
 
 
 @detectors.command("list")
 @as_json
 def list_detectors(as_json: bool) -> int:
-    """List the shipped detectors, their licences and whether their weights are here.
+    """List the shipped detectors: family, licence, size, input, speed, masks, and whether their weights are here.
+
+    \b
+    Speed, by billions of multiply-adds per image (per megapixel where the
+    input is native): fast < 5, medium < 50, slow < 500, very slow from there on.
 
     \b
     touchstone detectors list
+    touchstone detectors list --json | jq -r '.[] | select(.terms == "permissive") | .name'
     """
     from ray_app.detectors import list_cards
+    from ray_app.reports.zoo_table import zoo_table
 
-    cards = list_cards()
+    entries = [_entry(card) for card in list_cards()]
     if as_json:
-        click.echo(json.dumps([{"name": c.name, "title": c.title, "family": c.family, "licence": c.licence,
-                                "weights": _weights(c)} for c in cards], indent=2))  # fmt: skip
-        return 0
-    width = max(len(card.name) for card in cards)
-    for card in cards:
-        click.echo(f"{card.name:{width}}  {_weights(card):7}  {card.licence:18}  {card.title}")
+        click.echo(json.dumps([entry.facts() for entry in entries], indent=2, ensure_ascii=False))
+    else:
+        click.echo(zoo_table(entries, _columns()))
     return 0
 
 
-def _weights(card: "DetectorCard") -> str:
-    from ray_app.detectors import resolve_weights
-    from ray_app.errors import DetectorError
+def _entry(card: "DetectorCard") -> "Entry":
+    from ray_app.detectors.cards import variants_of
+    from ray_app.detectors.licences import is_accepted
+    from ray_app.detectors.weights import located, parts_of
+    from ray_app.reports.zoo_table import Entry
 
-    try:
-        resolve_weights(card, offline=True)
-    except DetectorError:
-        return "missing"
-    return "here"
+    here = all(located(part) for part in parts_of(card))
+    return Entry(card, is_accepted(card), here, tuple(map(_entry, variants_of(card))))
 
 
 @detectors.command("show")
 @click.argument("name", metavar="NAME|PATH")
+@click.option("--yaml", "as_yaml", is_flag=True, help="Print the card as YAML, as a card of your own could begin.")
 @as_json
-def show_detector(name: str, as_json: bool) -> int:
-    """Show a detector's card: architecture, preprocessing, weights, licence, figures.
+def show_detector(name: str, as_yaml: bool, as_json: bool) -> int:
+    """Show a detector's card as a page: licence, network, preprocessing, weights, what its output means, published figures.
 
     \b
     touchstone detectors show touchstone-tiny
+    touchstone detectors show community-forensics-vits384 --yaml > mine.yaml
     """
     from ray_app.detectors import load_card
+    from ray_app.detectors.licences import is_accepted
+    from ray_app.detectors.weights import located, parts_of
+    from ray_app.reports.card_page import Here, card_page
 
     card = load_card(name)
-    click.echo(json.dumps(card.model_dump(mode="json"), indent=2) if as_json else shown(card))
+    if as_json:
+        click.echo(json.dumps(card.model_dump(mode="json"), indent=2, ensure_ascii=False))
+    elif as_yaml:
+        click.echo(shown(card), nl=False)
+    else:
+        here = Here(is_accepted(card), {part.weights.uri: located(part) for part in parts_of(card)})
+        click.echo(card_page(card, here, min(_columns(), _WIDEST_PAGE)))
     return 0
 
 
-@detectors.command("fetch")
-@click.argument("names", nargs=-1, required=True, metavar="NAME|PATH…")
-def fetch_weights(names: tuple[str, ...]) -> int:
-    """Fetch weights into the cache before a run, and check their SHA-256.
+_WIDEST_PAGE = 120
 
-    \b
-    touchstone detectors fetch community-forensics-vits384
-    """
-    from ray_app.detectors import load_card, resolve_weights
 
-    for name in names:
-        click.echo(resolve_weights(load_card(name)))
-    return 0
+def _columns() -> int:
+    return shutil.get_terminal_size((_WIDEST_PAGE, 24)).columns
 
 
 @click.group()

@@ -3,6 +3,7 @@
 Knows PIL images and uint8 arrays. Imports torch only when an image is resized by it. Knows nothing about networks or cards.
 """
 
+import math
 from typing import Literal
 
 import numpy as np
@@ -21,36 +22,55 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # A strip one pixel high, brought to a short side of 440, would be thousands of times its own size. 64 Mi pixels are 192 MiB.
 MAX_RESIZED_PIXELS = 2**26
 
+# Rows of the result that the OpenCV filter works on at once.
+_BAND = 64
+
 _PILLOW_FILTER = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 class Resize(Frozen):
-    """`squash` to size × size, bring the `short_side` to size and keep the aspect, or `none`."""
+    """`squash` to size × size, bring the `short_side` to size and keep the aspect, shrink to a `thumbnail`, or `none`.
 
-    mode: Literal["none", "squash", "short_side"] = "none"
+    A thumbnail is Pillow's, bilinear, and only of images whose longer side exceeds its size. `thumbnail_first` takes one of that size
+    before the resize proper, as OpenFake's first runner does.
+    """
+
+    mode: Literal["none", "squash", "short_side", "thumbnail"] = "none"
     size: int | None = Field(default=None, ge=1)
+    thumbnail_first: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")
     def _sized(self) -> "Resize":
         if (self.size is None) != (self.mode == "none"):
             raise ValueError(f"mode {self.mode} {'needs' if self.size is None else 'takes no'} size")
+        if self.thumbnail_first and self.mode not in ("squash", "short_side"):
+            raise ValueError(f"thumbnail_first goes before squash or short_side, not {self.mode}")
         return self
 
 
 class Preprocessing(Frozen):
     """What the authors do to an image before their network sees it. Hashable: equal values make equal tensors.
 
-    `resampler` is the library whose resize the authors used: Pillow's, or torchvision's on uint8 tensors (the same kernel as
-    `torch.nn.functional.interpolate` with antialias). `pad` fills an image smaller than the crop: torchvision's black, or its own mirror.
+    `resampler` is the library whose resize the authors used: Pillow's, torchvision's on uint8 tensors (the same kernel as
+    `torch.nn.functional.interpolate` with antialias), or OpenCV's INTER_LINEAR, which has no antialias and is reproduced bit for bit.
+    `pad` fills an image smaller than the crop: torchvision's black, or its own mirror.
     """
 
     resize: Resize = Resize()
     filter: Literal["bilinear", "bicubic"] = "bilinear"
-    resampler: Literal["pillow", "torch"] = "pillow"
+    resampler: Literal["pillow", "torch", "opencv"] = "pillow"
     center_crop: int | None = Field(default=None, ge=1)
     pad: Literal["black", "mirror"] = "black"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Preprocessing":
+        if self.resize.mode == "thumbnail" and (self.filter, self.resampler) != ("bilinear", "pillow"):
+            raise ValueError("a thumbnail is bilinear and Pillow's")
+        if self.resampler == "opencv" and self.filter != "bilinear":
+            raise ValueError("of OpenCV's filters only the bilinear one is known")
+        return self
 
     @property
     def shape(self) -> tuple[int, int] | None:
@@ -62,12 +82,18 @@ class Preprocessing(Frozen):
         """Bring one RGB image to the detector's geometry: (height, width, 3) uint8, C-contiguous, writable.
 
         `exact` resizes with the authors' library. `fast` takes torch where that is at most one grey level away: for bilinear filters.
-        With bicubic ones its 16-bit weights are two away in one value of a million, so there `fast` is `exact`.
-        Raises InputError for an image so long and thin that resizing it would not fit into memory.
+        With bicubic ones its 16-bit weights are two away in one value of a million, so there `fast` is `exact`; so it is for thumbnails
+        and for OpenCV's filter. Raises InputError for an image so long and thin that resizing it would not fit into memory.
         """
+        if self.resize.mode == "thumbnail" and self.resize.size:
+            return self._crop(_thumbnail(image, self.resize.size))
+        if self.resize.thumbnail_first:
+            image = _thumbnail(image, self.resize.thumbnail_first)
         target = self._resized(image.width, image.height)
         if target == image.size:
             return self._crop(image)
+        if self.resampler == "opencv":
+            return self._crop(_opencv_resize(np.asarray(image), target))
         if self.resampler == "pillow" and (resize == "exact" or self.filter == "bicubic"):
             return self._crop(_pillow_resize(image, target, self.filter))
         return self._crop(_torch_resize(image, target, self.filter))
@@ -98,11 +124,66 @@ class Preprocessing(Frozen):
         return _padded(_contiguous(image[top:bottom, left:right]), side, self.pad)
 
 
-def _pillow_resize(image: Image.Image, size: tuple[int, int], mode: str) -> Image.Image:
+def _pillow_resize(image: Image.Image, size: tuple[int, int], mode: str, part: tuple[float, float] | None = None) -> Image.Image:
+    """Resize the image, or its upper left `part`, (width, height) in fractions of pixels."""
     # Rows first, then columns, as every Pillow before 13 did in one call; 13 takes the cheaper order, which rounds 3 % of the pixels of
     # some shapes differently. In two calls the order, and so the score, is the authors' under any version.
-    across = image.resize((size[0], image.height), _PILLOW_FILTER[mode])
-    return across.resize(size, _PILLOW_FILTER[mode])
+    if size[0] * image.height > MAX_RESIZED_PIXELS:
+        raise InputError(Status.IMAGE_TOO_LARGE, f"{image.width} × {image.height}: a width of {size[0]} px would not fit into memory")
+    width, height = part or image.size
+    across = image.resize((size[0], image.height), _PILLOW_FILTER[mode], box=(0, 0, width, image.height))
+    return across.resize(size, _PILLOW_FILTER[mode], box=(0, 0, size[0], height))
+
+
+def _thumbnail(image: Image.Image, size: int) -> Image.Image:
+    """What `Image.thumbnail((size, size), BILINEAR)` makes of a decoded image, with rows before columns under every Pillow."""
+    width, height = image.size
+    if max(width, height) <= size:
+        return image
+    aspect = width / height
+    # Of the two whole numbers around the shorter side, the one that keeps the aspect better.
+    if aspect <= 1:
+        shorter = min(math.floor(size * aspect), math.ceil(size * aspect), key=lambda n: abs(aspect - n / size))
+        target = (max(shorter, 1), size)
+    else:
+        shorter = min(math.floor(size / aspect), math.ceil(size / aspect), key=lambda n: abs(aspect - size / n) if n else 0)
+        target = (size, max(shorter, 1))
+    # Pillow's reducing_gap of 2.0: whole blocks are averaged as long as twice the target remains.
+    factors = (int(width / target[0] / 2.0) or 1, int(height / target[1] / 2.0) or 1)
+    if factors == (1, 1):
+        return _pillow_resize(image, target, "bilinear")
+    return _pillow_resize(image.reduce(factors), target, "bilinear", part=(width / factors[0], height / factors[1]))
+
+
+def _opencv_resize(pixels: Pixels, size: tuple[int, int]) -> Pixels:
+    """cv2.resize with INTER_LINEAR on uint8: 11-bit weights, whose products lose 4 and then 16 bits before the last rounding."""
+    left, right, across = _opencv_taps(pixels.shape[1], size[0], zero_outside=True)
+    upper, lower, down = _opencv_taps(pixels.shape[0], size[1], zero_outside=False)
+    resized = np.empty((size[1], size[0], pixels.shape[2]), np.uint8)
+    # In bands: the sums take four bytes a value, and of the source only the rows that count are ever widened.
+    for start in range(0, size[1], _BAND):
+        band = slice(start, start + _BAND)
+        total = np.full(resized[band].shape, 2, np.int32)
+        for rows, weights in ((upper[band], down[0, band]), (lower[band], down[1, band])):
+            source = pixels[rows]
+            widened = source[:, left] * across[0, :, None] + source[:, right] * across[1, :, None]
+            total += ((widened >> 4) * weights[:, None, None]) >> 16
+        resized[band] = total >> 2
+    return resized
+
+
+def _opencv_taps(
+    source: int, target: int, *, zero_outside: bool
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], npt.NDArray[np.int32]]:
+    """Both neighbours of every target pixel along one side, and their weights (2, target) in 1/2048."""
+    # In double, then float, as OpenCV does: the last bit decides some weights.
+    at = ((np.arange(target) + 0.5) * (1 / (target / source)) - 0.5).astype(np.float32)
+    first = np.floor(at).astype(np.intp)
+    fraction = at - first.astype(np.float32)
+    if zero_outside:
+        fraction[(first < 0) | (first >= source - 1)] = 0
+    weights = np.rint(np.stack([1 - fraction, fraction]) * np.float32(2048)).astype(np.int32)
+    return np.clip(first, 0, source - 1), np.clip(first + 1, 0, source - 1), weights
 
 
 def _torch_resize(image: Image.Image, size: tuple[int, int], mode: str) -> Pixels:

@@ -69,6 +69,18 @@ def resolve_part(part: Part, cache_dir: Path | None = None, offline: bool | None
     return found
 
 
+def located(part: Part, cache_dir: Path | None = None) -> Path | None:
+    """Where a part's file lies on this machine, with all that belongs beside it; None if not. Not hashed, nothing fetched, no mirror."""
+    cache = cache_dir or default_cache()
+    found = _local(part, cache)
+    if found is not None or not part.weights.uri.startswith("hf://"):
+        return found
+    try:
+        return _from_hub(part, cache, offline=True)
+    except DetectorError:
+        return None
+
+
 def publish_weights(card: DetectorCard, mirror: str) -> str:
     """Copy verified weights to a bucket or shared folder from which workers read them; returns the URL of the detector's own file.
 
@@ -182,9 +194,13 @@ def _read_shards(index: Path) -> "dict[str, torch.Tensor]":
 
 
 def _read_torch(path: Path) -> Any:
+    import argparse
+
     import torch
 
-    return torch.load(path, weights_only=True, map_location="cpu")
+    # Training scripts save their arguments beside the weights: a bag of plain values.
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(path, weights_only=True, map_location="cpu")
 
 
 _READERS = {"safetensors": _read_safetensors, "safetensors-index": _read_shards, "torch": _read_torch}

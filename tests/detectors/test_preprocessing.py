@@ -1,23 +1,56 @@
+import hashlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pydantic import ValidationError
 
 from ray_app.detectors import Preprocessing, list_cards
+from ray_app.detectors.detector import Normalise
 from ray_app.detectors.preprocessing import Resize
 from ray_app.errors import InputError, Status
 from tests.detectors.fill import pattern_image
+from tests.detectors.golden_convnets import CLIP_D_THUMBNAIL, places
 
 PHOTOS = Path(__file__).resolve().parents[2] / ".." / "shared" / "realworld"
 SHORT440 = Preprocessing(resize=Resize(mode="short_side", size=440))
 SQUASHES = [Preprocessing(resize=Resize(mode="squash", size=size), filter=mode) for size in (256, 512) for mode in ("bilinear", "bicubic")]
 
+# Of Pillow 12.3's Image.thumbnail((256, 256), BILINEAR): (width, height), and the first 16 digits of the pixels' SHA-256.
+# Sides of 1024 px and more are first reduced by whole blocks; for the last shape Pillow 13 takes columns before rows.
+THUMBNAILS = {
+    (275, 375): ((256, 188), "cd537b2af0c45015"),
+    (375, 275): ((188, 256), "50eeeb6bbc8539c3"),
+    (1025, 750): ((187, 256), "5cb132a17d75b012"),
+    (3, 700): ((256, 1), "1feeb478a0fc88c1"),
+    (1, 2250): ((256, 1), "1890f659ae70f18d"),
+    (1100, 1024): ((238, 256), "28edf44b4281d2db"),
+    (650, 250): ((98, 256), "9c7c5556f0742a80"),
+}
+
+# Sum and first 16 digits of the SHA-256 of what cv2.resize (4.14 and 5.0, INTER_LINEAR) makes of a pattern at 512 × 512.
+OPENCV = {
+    (360, 480): (100_157_080, "c9b4f4876efa477a"),
+    (700, 900): (100_178_309, "6cd4357e1751285e"),
+    (1024, 1024): (100_384_482, "9314dca54b563bff"),
+    (1024, 768): (100_329_977, "75d875329ec3865d"),
+    (97, 61): (100_259_686, "349f761b9ef6d475"),
+    (3000, 37): (100_281_084, "da997b57dea8f3e1"),
+    (13, 1): (45_532_160, "3ad72e1ca00c95b8"),
+    (1, 9): (10_648_844, "2ae13f8ab8bade16"),
+}
+
 
 def image(height, width):
     return Image.fromarray(pattern_image(height, width))
+
+
+def sha(pixels):
+    return hashlib.sha256(pixels.tobytes()).hexdigest()[:16]
 
 
 def test_short_side_truncates_the_long_one():
@@ -55,8 +88,10 @@ def test_a_small_image_can_be_mirrored_instead():
     height=st.integers(1, 90),
     width=st.integers(1, 90),
     crop=st.sampled_from([None, 7, 32]),
-    resize=st.sampled_from([Resize(), Resize(mode="squash", size=20), Resize(mode="short_side", size=21)]),
-    resampler=st.sampled_from(["pillow", "torch"]),
+    resize=st.sampled_from(
+        [Resize(), Resize(mode="squash", size=20), Resize(mode="short_side", size=21), Resize(mode="squash", size=20, thumbnail_first=30)]
+    ),
+    resampler=st.sampled_from(["pillow", "torch", "opencv"]),
     speed=st.sampled_from(["exact", "fast"]),
     pad=st.sampled_from(["black", "mirror"]),
 )
@@ -88,6 +123,73 @@ def test_a_strip_that_would_not_fit_into_memory_is_refused():
     with pytest.raises(InputError) as caught:
         SHORT440.prepare(Image.new("RGB", (1, 60_000)))
     assert caught.value.status is Status.IMAGE_TOO_LARGE
+
+
+@pytest.mark.parametrize("shape", THUMBNAILS, ids=lambda shape: "x".join(map(str, shape)))
+def test_a_thumbnail_is_pillows_under_every_version(shape):
+    size, digest = THUMBNAILS[shape]
+    pixels = Preprocessing(resize=Resize(mode="thumbnail", size=256)).prepare(image(*shape))
+    assert (pixels.shape[1::-1], sha(pixels)) == (size, digest)
+
+
+def test_a_small_image_is_its_own_thumbnail():
+    pixels = pattern_image(256, 175)
+    np.testing.assert_array_equal(Preprocessing(resize=Resize(mode="thumbnail", size=256)).prepare(Image.fromarray(pixels)), pixels)
+
+
+def test_a_thumbnail_before_the_resize_is_openfakes():
+    preprocessing = Preprocessing(
+        resize=Resize(mode="short_side", size=224, thumbnail_first=1024),
+        filter="bicubic",
+        center_crop=224,
+        mean=(0.48145466, 0.4578275, 0.40821073),
+        std=(0.26862954, 0.26130258, 0.27577711),
+    )
+    tensor = Normalise(preprocessing)(torch.from_numpy(preprocessing.prepare(image(1100, 1500))[None]))[0]
+    golden = CLIP_D_THUMBNAIL
+    assert tuple(tensor.shape) == golden.shape
+    assert tensor.double().mean().item() == pytest.approx(golden.mean, abs=1e-5)
+    assert [tensor[place].item() for place in places(golden.shape)] == pytest.approx(list(golden.values), abs=1e-5)
+
+
+OPENCV512 = Preprocessing(resize=Resize(mode="squash", size=512), resampler="opencv")
+
+
+def test_opencv_enlarges_as_the_authors_saw():
+    # Source: MaskCLIP's case B, OpenCV 5.0.
+    pixels = OPENCV512.prepare(image(360, 480))
+    assert pixels.sum() == 100_157_080
+    np.testing.assert_allclose(pixels.mean(axis=(0, 1)), (127.42655, 127.35229, 127.29009), atol=1e-5)
+    assert pixels[100, 200].tolist() == [88, 145, 23]
+
+
+@pytest.mark.parametrize("shape", OPENCV, ids=lambda shape: "x".join(map(str, shape)))
+def test_opencv_is_reproduced_bit_for_bit(shape):
+    pixels = OPENCV512.prepare(image(*shape))
+    assert (int(pixels.sum()), sha(pixels)) == OPENCV[shape]
+
+
+def test_opencv_does_not_smooth_when_it_shrinks():
+    stripes = np.zeros((8, 4096, 3), np.uint8)
+    stripes[:, ::4] = 255
+    narrow = Preprocessing(resize=Resize(mode="squash", size=1024), resampler="opencv").prepare(Image.fromarray(stripes))
+    assert narrow.max() == 0  # the two pixels in the middle of every four are black
+
+
+def test_what_no_library_does_is_refused():
+    for wrong in (
+        {"resize": {"mode": "thumbnail", "size": 9}, "filter": "bicubic"},
+        {"resampler": "opencv", "filter": "bicubic"},
+        {"resize": {"mode": "thumbnail", "size": 9, "thumbnail_first": 9}},
+        {"resize": {"thumbnail_first": 9}},
+    ):
+        with pytest.raises(ValidationError):
+            Preprocessing.model_validate(wrong)
+
+
+def test_kept_sizes_are_ragged():
+    assert Preprocessing(resize=Resize(mode="thumbnail", size=1024)).shape is None
+    assert Preprocessing(resize=Resize(mode="squash", size=224, thumbnail_first=1024)).shape == (224, 224)
 
 
 def photographs():

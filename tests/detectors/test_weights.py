@@ -1,12 +1,14 @@
+import argparse
 import hashlib
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks.seeded import PUBLISHED_PREFIX, card_with_weights, seeded_card, seeded_state, write_weights
-from ray_app.detectors import load_card, load_detector, publish_weights, resolve_weights
+from ray_app.detectors import MIRROR_VARIABLE, load_card, load_detector, publish_weights, resolve_weights, weights_digest
 from ray_app.detectors.families import build_network
 from ray_app.detectors.weights import cached_name, load_strictly, parts_of, read_state_dict
 from ray_app.errors import DetectorError
@@ -236,3 +238,70 @@ def test_seeded_card_is_ready_to_load(tmp_path):
     assert card.weights.sha256 is not None
     assert all(key.startswith("vit.") for key in seeded_state(card))
     assert load_detector(card, slots=1).fingerprint["weights"] == card.weights.sha256
+
+
+def test_a_training_script_s_arguments_beside_the_weights_do_no_harm(small_card, tmp_path):
+    path = tmp_path / "checkpoint.pth"
+    torch.save({"model": {"weight": torch.ones(2)}, "args": argparse.Namespace(lr=1e-4, device="cuda"), "epoch": 49}, path)
+    weights = small_card.weights.model_copy(update={"format": "torch", "unwrap": ("model",)})
+    assert read_state_dict(path, weights)["weight"].tolist() == [1, 1]
+
+
+def test_any_other_object_in_a_checkpoint_is_refused(small_card, tmp_path):
+    path = tmp_path / "checkpoint.pth"
+    torch.save({"model": {"weight": torch.ones(2)}, "args": Path("x")}, path)
+    with pytest.raises(DetectorError, match="not readable as torch weights"):
+        read_state_dict(path, small_card.weights.model_copy(update={"format": "torch", "unwrap": ("model",)}))
+
+
+def sharded(folder):
+    """A checkpoint in two files and its index."""
+    tensors = [{"a.weight": torch.ones(2)}, {"b.weight": torch.zeros(3)}]
+    names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    for name, part in zip(names, tensors, strict=True):
+        write_weights(folder / name, part)
+    index = {"metadata": {}, "weight_map": {key: name for name, part in zip(names, tensors, strict=True) for key in part}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder / "model.safetensors.index.json", names
+
+
+def sharded_card(card, uri, names):
+    update = {"uri": str(uri), "format": "safetensors-index", "beside": dict.fromkeys(names), "sha256": None, "unverified": "a test"}
+    return card.model_copy(update={"weights": card.weights.model_copy(update=update)})
+
+
+def test_a_checkpoint_in_several_files_is_read_whole(small_card, tmp_path):
+    index, names = sharded(tmp_path)
+    card = sharded_card(small_card, index, names)
+    assert {key: len(tensor) for key, tensor in read_state_dict(resolve_weights(card), card.weights).items()} == {
+        "a.weight": 2,
+        "b.weight": 3,
+    }
+
+
+def test_a_missing_shard_means_missing_weights(small_card, tmp_path, own_cache):
+    index, names = sharded(tmp_path)
+    (tmp_path / names[1]).unlink()
+    with pytest.raises(DetectorError, match=r"needed together: .*00002-of-00002"):
+        resolve_weights(sharded_card(small_card, index, names))
+
+
+def test_the_digest_covers_every_shard(small_card, tmp_path):
+    index, names = sharded(tmp_path)
+    card = sharded_card(small_card, index, names)
+    before = weights_digest(card)
+    write_weights(tmp_path / names[1], {"b.weight": torch.ones(3)})
+    assert weights_digest(card) != before
+
+
+def test_shards_travel_through_a_mirror_together(small_card, tmp_path, own_cache, monkeypatch):
+    index, names = sharded(tmp_path / "there")
+    url = publish_weights(sharded_card(small_card, index, names), str(tmp_path / "mirror"))
+    monkeypatch.setenv(MIRROR_VARIABLE, str(tmp_path / "mirror"))
+    elsewhere = sharded_card(small_card, index, names)
+    for name in (index.name, *names):
+        (tmp_path / "there" / name).unlink()
+    found = resolve_weights(elsewhere)
+    assert found.is_relative_to(own_cache)
+    assert url.endswith(str(found.relative_to(own_cache)))
+    assert sorted(path.name for path in found.parent.iterdir()) == sorted([index.name, *names])

@@ -38,7 +38,7 @@ def small_cards() -> list[DetectorCard]:
         unifd,
         unifd.model_copy(update={"name": "own-head"}),
         _built(load_card("corvi2023"), arguments={"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}),
-        load_card("tiny-ladeda"),
+        _built(load_card("tiny-ladeda")),
         _built(maskclip, arguments=MASKCLIP).model_copy(
             update={"preprocessing": maskclip.preprocessing.model_copy(update={"resize": small_squash})}
         ),

@@ -1,0 +1,157 @@
+"""Commands on weights: fetch them before a run, and verify that a detector here is the one that was published."""
+
+import json
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ray_app.cli.options import as_json, licence_option
+from ray_app.errors import DetectorError, ExitCode
+
+if TYPE_CHECKING:
+    from ray_app.detectors import DetectorCard
+    from ray_app.detectors.verifying import Check
+
+
+@click.command("fetch")
+@click.argument("names", nargs=-1, metavar="NAME|PATH…")
+@click.option("--all", "everything", is_flag=True, help="Every shipped detector whose licence is permissive or accepted.")
+@click.option("--to", "mirror", metavar="URL", help="Also copy them to this shared folder or bucket, for machines without internet.")
+@licence_option
+@as_json
+def fetch(names: tuple[str, ...], everything: bool, mirror: str | None, accepted: tuple[str, ...], as_json: bool) -> int:
+    """Fetch weights into the cache before a run, with all that belongs to them, and check their SHA-256.
+
+    The cache is $TOUCHSTONE_CACHE, else ~/.cache/touchstone/weights. Prints the files.
+
+    \b
+    touchstone detectors fetch community-forensics-vits384
+    touchstone detectors fetch unifd cnndetection --accept-licence cnndetection
+    touchstone detectors fetch --all --to s3://bucket/weights
+    """
+    from ray_app.detectors import load_card
+    from ray_app.detectors.licences import require_accepted
+
+    if bool(names) == everything:
+        raise click.UsageError("name detectors, or say --all" if not names else "name detectors or say --all, not both")
+    cards = list(_fetchable(accepted)) if everything else [load_card(name) for name in names]
+    for card in cards:
+        require_accepted(card, accepted)
+    mirror = _absolute(mirror)
+    fetched, failed = [], []
+    for card in cards:
+        try:
+            fetched.append(_fetch(card, mirror))
+        except DetectorError as error:
+            failed.append(error)
+    _tell(fetched, mirror, as_json)
+    return _report(failed)
+
+
+def _fetchable(accepted: Sequence[str]) -> "Iterator[DetectorCard]":
+    """Every shipped card that can be fetched; says on stderr which cannot and why."""
+    from ray_app.detectors import list_cards
+    from ray_app.detectors.licences import TERMS_IN_WORDS, is_accepted
+    from ray_app.detectors.weights import located, parts_of
+
+    for card in list_cards():
+        by_hand = [part for part in parts_of(card) if part.weights.obtain and "://" not in part.weights.uri and not located(part)]
+        if not is_accepted(card, accepted):
+            _say(f"left out: {card.name}: {card.licence} ({TERMS_IN_WORDS[card.terms]}); to accept: --accept-licence {card.name}")
+        elif by_hand:
+            _say(f"left out: {card.name}: no program can fetch it. {by_hand[0].weights.obtain} touchstone detectors fetch {card.name}")
+        else:
+            yield card
+
+
+def _fetch(card: "DetectorCard", mirror: str | None) -> dict[str, Any]:
+    from ray_app.detectors import publish_weights
+    from ray_app.detectors.weights import located, parts_of, resolve_part
+
+    files = []
+    for part in parts_of(card):
+        if located(part) is None:
+            _say(f"{card.name}: fetching {part.weights.uri}")
+        path = resolve_part(part)
+        files += [path, *(path.parent / name for name in part.weights.beside)]
+    size = sum(path.stat().st_size for path in files)
+    _say(f"{card.name}: {len(files)} file{'s' * (len(files) > 1)}, {size / 1e6:,.1f} MB, SHA-256 as the card says where it states one")
+    if mirror:
+        _say(f"{card.name}: copying to {mirror}")
+    return {
+        "name": card.name,
+        "files": [str(path) for path in files],
+        "bytes": size,
+        "published": publish_weights(card, mirror) if mirror else None,
+    }
+
+
+def _tell(fetched: Sequence[dict[str, Any]], mirror: str | None, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(fetched, indent=2))
+        return
+    for path in dict.fromkeys(path for one in fetched for path in one["files"]):
+        click.echo(path)
+    if mirror and fetched:
+        click.echo(f"export TOUCHSTONE_WEIGHTS_MIRROR={shlex.quote(mirror)}")
+
+
+def _absolute(mirror: str | None) -> str | None:
+    """A folder's whole path: the variable that names it is read elsewhere."""
+    return mirror if mirror is None or "://" in mirror else str(Path(mirror).resolve())
+
+
+def _report(failed: Sequence[DetectorError]) -> int:
+    """All failures but the last on stderr; the last is raised, for `main` to tell in the same way."""
+    for error in failed[:-1]:
+        _say(f"touchstone: {error.message}" + (f"\n  → {error.hint}" if error.hint else ""))
+    if failed:
+        raise failed[-1]
+    return 0
+
+
+@click.command("verify")
+@click.argument("names", nargs=-1, required=True, metavar="NAME|PATH…")
+@click.option("--images", metavar="FOLDER", type=click.Path(exists=True, file_okay=False, path_type=Path),
+              help="Holds the images of the published scores, under any name.")  # fmt: skip
+@licence_option
+@as_json
+def verify(names: tuple[str, ...], images: Path | None, accepted: tuple[str, ...], as_json: bool) -> int:
+    """Check that a detector here is the one that was published: SHA-256 of its files, every key and shape, counts, golden scores.
+
+    Golden scores are those that the authors published for single images; without --images the command says which images it needs.
+    Exit code 4 if a check fails; what could not be checked is said and does not fail.
+
+    \b
+    touchstone detectors verify touchstone-tiny
+    touchstone detectors verify community-forensics-vits384 --images Community-Forensics/test_images
+    """
+    from ray_app.detectors import load_card
+    from ray_app.detectors.licences import require_accepted
+    from ray_app.detectors.verifying import verify_detector
+
+    cards = [load_card(name) for name in names]
+    for card in cards:
+        require_accepted(card, accepted)
+    results = []
+    for card in cards:
+        checks = []
+        for check in verify_detector(card, images):
+            checks.append(check)
+            if not as_json:
+                click.echo(f"{card.name}  {check.name:10}  {check.outcome:7}  {check.told}")
+        results.append({"name": card.name, "ok": not _failed(checks), "checks": [check._asdict() for check in checks]})
+    if as_json:
+        click.echo(json.dumps(results, indent=2, ensure_ascii=False))
+    return ExitCode.DONE if all(result["ok"] for result in results) else ExitCode.DETECTOR
+
+
+def _failed(checks: "Sequence[Check]") -> bool:
+    return any(check.outcome == "failed" for check in checks)
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)

@@ -1,0 +1,88 @@
+"""MaskCLIP with formula-filled weights, and the inputs and targets of its golden cases (golden/maskclip.md §2)."""
+
+import functools
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional
+
+from ray_app.detectors import load_card
+from ray_app.detectors.maskclip import MaskClip
+from ray_app.detectors.weights import load_strictly
+from tests.detectors.fill import fill, pattern_image
+from tests.detectors.golden_maskclip import ARGUMENTS
+
+TOLERANCE = 2e-5
+
+
+@functools.cache
+def filled_weights(size):
+    return fill(MaskClip(**ARGUMENTS[size]).state_dict())
+
+
+def filled(size):
+    network = MaskClip(**ARGUMENTS[size]).eval().requires_grad_(False)
+    load_strictly(network, filled_weights(size), size)
+    return network
+
+
+def normalised(pixels):
+    preprocessing = load_card("maskclip").preprocessing
+    mean, std = (torch.tensor(values)[:, None, None] for values in (preprocessing.mean, preprocessing.std))
+    return ((torch.from_numpy(pixels).permute(2, 0, 1) / 255 - mean) / std)[None]
+
+
+def case_image(side, case):
+    if case == "A":
+        return pattern_image(side, side)
+    preprocessing = load_card("maskclip").preprocessing
+    resize = preprocessing.resize.model_copy(update={"size": side})
+    return preprocessing.model_copy(update={"resize": resize}).prepare(Image.fromarray(pattern_image(360, 480)))
+
+
+def ellipse(height, width):
+    y, x = torch.arange(height)[:, None], torch.arange(width)
+    radius_x, radius_y = width // 5, height // 6
+    inside = (x - 3 * width // 8) ** 2 * radius_y**2 + (y - 5 * height // 8) ** 2 * radius_x**2 <= radius_x**2 * radius_y**2
+    return inside.float()[None]
+
+
+def outline(mask, width=7):
+    def dilated(region):
+        reach = width // 2
+        across = functional.max_pool2d(region, (1, width), 1, (0, reach))
+        return torch.maximum(across, functional.max_pool2d(region, (width, 1), 1, (reach, 0)))
+
+    return dilated(mask) * dilated(1 - mask)
+
+
+def targets(side, case):
+    shape = (side, side) if case == "A" else (360, 480)
+    mask = ellipse(*shape)
+    edge = outline(mask)
+    if case == "B":
+        mask, edge = (functional.interpolate(target[None], size=(side, side), mode="nearest")[0] for target in (mask, edge))
+    return torch.ones(1, dtype=torch.long), mask, edge
+
+
+def traced(network, pixels):
+    """The outputs of a network and what its parts gave on the way."""
+    seen = {}
+    hooks = [
+        network.clip.visual.register_forward_hook(lambda module, given, features: seen.update(taps=features.taps)),
+        network.aggregator.mask_decoder.register_forward_hook(
+            lambda module, given, low: seen.update(tokens=given[0], fake_text=given[1], low=low)
+        ),
+        network.cls_aggregator.projector.register_forward_hook(lambda module, given, head: seen.update(head=head)),
+    ]
+    with torch.inference_mode():
+        logits, mask_logits = network.logits(pixels)
+    for hook in hooks:
+        hook.remove()
+    return SimpleNamespace(logits=logits, mask_logits=mask_logits, masks=mask_logits.sigmoid(), **seen)
+
+
+def assert_pixels(mask, pixels):
+    assert [mask[row, column].item() for row, column, _ in pixels] == pytest.approx([value for *_, value in pixels], abs=TOLERANCE)

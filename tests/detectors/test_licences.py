@@ -1,0 +1,182 @@
+import os
+import stat
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from ray_app.detectors import load_card
+from ray_app.detectors.licences import accept_licence, accepted_licences, config_file, is_accepted, require_accepted
+from ray_app.errors import ConfigError, DetectorError, ExitCode
+
+PERMISSIVE, NON_COMMERCIAL = "community-forensics-vits384", "openfake-swinv2-small"
+
+
+@pytest.fixture(autouse=True)
+def config(tmp_path, monkeypatch):
+    path = tmp_path / "home" / "config.yaml"
+    monkeypatch.setenv("TOUCHSTONE_CONFIG", str(path))
+    return path
+
+
+def card_with(**changes):
+    return load_card(NON_COMMERCIAL).model_copy(update=changes)
+
+
+def test_permissive_needs_nothing_and_reads_nothing(config):
+    config.parent.mkdir()
+    config.write_text("}{ not YAML")
+    require_accepted(load_card(PERMISSIVE))
+
+
+@pytest.mark.parametrize(
+    ("terms", "words"),
+    [("non-commercial", "no commercial use"), ("research-only", "research only"), ("none-stated", "no licence was published")],
+)
+def test_other_terms_are_refused_in_one_line_with_the_command(terms, words):
+    card = card_with(terms=terms)
+    with pytest.raises(DetectorError) as raised:
+        require_accepted(card)
+    error = raised.value
+    assert error.exit_code == ExitCode.DETECTOR
+    assert "\n" not in error.message
+    assert all(text in error.message for text in (card.name, card.licence, words, card.weights.uri))
+    assert f"touchstone detectors fetch {card.name} --accept-licence {card.name}" in error.hint
+    assert "on score" in error.hint
+
+
+def test_an_accepted_detector_is_remembered(config):
+    assert accept_licence(NON_COMMERCIAL).file == config
+    require_accepted(load_card(NON_COMMERCIAL))
+    assert accepted_licences() == {NON_COMMERCIAL}
+    entry = yaml.safe_load(config.read_text())["accepted_licences"][NON_COMMERCIAL]
+    assert entry["licence"] == "CC-BY-NC-4.0"
+    assert entry["accepted_at"][:2] == "20"
+
+
+def test_a_licence_covers_every_detector_under_it():
+    accept_licence("cc-by-nc-4.0")
+    assert is_accepted(load_card(NON_COMMERCIAL))
+    assert is_accepted(card_with(name="another"))
+    assert not is_accepted(card_with(name="another", licence="CC-BY-NC-SA-4.0"))
+    assert accepted_licences() == {"CC-BY-NC-4.0"}
+
+
+def test_no_licence_is_not_a_licence_to_share():
+    """Two authors who published none have nothing in common: each is accepted by name."""
+    card = card_with(name="another", licence="none published", terms="none-stated")
+    assert not is_accepted(card, ["none published"])
+    assert is_accepted(card, ["another"])
+
+
+def test_names_for_this_command_count_without_a_file(config):
+    card = load_card(NON_COMMERCIAL)
+    assert is_accepted(card, [NON_COMMERCIAL])
+    assert is_accepted(card, ("CC-BY-NC-4.0",))
+    assert not is_accepted(card, ["maskclip"])
+    assert not config.exists()
+
+
+def test_a_changed_licence_asks_again():
+    accept_licence(NON_COMMERCIAL)
+    changed = card_with(licence="Yissum-Research", terms="research-only")
+    assert not is_accepted(changed)
+    with pytest.raises(DetectorError, match=r"Yissum-Research.*what you accepted was CC-BY-NC-4\.0"):
+        require_accepted(changed)
+
+
+def test_one_acceptance_covers_the_variants():
+    accept_licence(NON_COMMERCIAL)
+    assert is_accepted(card_with(name=f"{NON_COMMERCIAL}:small"))
+    assert is_accepted(card_with(name=f"{NON_COMMERCIAL}:small"), [NON_COMMERCIAL])
+
+
+def test_the_rest_of_the_file_stays_as_it_is(config):
+    config.parent.mkdir()
+    text = (
+        "# mine\ncache: /data   # big disk\n\naccepted_licences:\n  old:  # long ago\n    licence: X\n    accepted_at: then\n\n"
+        "# after\nnested: {a: [1, 2]}\n"
+    )
+    config.write_text(text)
+    config.chmod(0o600)
+    accept_licence(NON_COMMERCIAL)
+    written = config.read_text()
+    assert written.startswith("# mine\ncache: /data   # big disk\n")
+    assert written.endswith("# after\nnested: {a: [1, 2]}\n")
+    data = yaml.safe_load(written)
+    assert data["accepted_licences"]["old"] == {"licence": "X", "accepted_at": "then"}
+    assert {**data, "accepted_licences": None} == {**yaml.safe_load(text), "accepted_licences": None}
+    assert stat.S_IMODE(config.stat().st_mode) == 0o600
+    assert os.listdir(config.parent) == [config.name]
+
+
+@pytest.mark.parametrize("text", ["{a: 1, b: {c: 2}}", "a: 1\naccepted_licences: {}", "---\na: 1\n...\n", "a: 1\naccepted_licences:\n", ""])
+def test_any_layout_keeps_its_values(config, text):
+    config.parent.mkdir()
+    config.write_text(text)
+    accept_licence(NON_COMMERCIAL)
+    data = yaml.safe_load(config.read_text())
+    assert data.pop("accepted_licences")[NON_COMMERCIAL]["licence"] == "CC-BY-NC-4.0"
+    before = yaml.safe_load(text) or {}
+    assert data == {key: value for key, value in before.items() if key != "accepted_licences"}
+
+
+def test_accepting_twice_writes_once(config):
+    accept_licence(NON_COMMERCIAL)
+    before = config.stat().st_mtime_ns, config.read_text()
+    accept_licence(NON_COMMERCIAL)
+    assert (config.stat().st_mtime_ns, config.read_text()) == before
+
+
+def test_a_link_to_a_file_elsewhere_stays_a_link(config, tmp_path):
+    config.parent.mkdir()
+    (tmp_path / "dotfiles.yaml").write_text("a: 1\n")
+    config.symlink_to(tmp_path / "dotfiles.yaml")
+    accept_licence(NON_COMMERCIAL)
+    assert config.is_symlink()
+    assert "a: 1" in (tmp_path / "dotfiles.yaml").read_text()
+    assert accepted_licences() == {NON_COMMERCIAL}
+
+
+def test_an_unknown_name_is_answered_with_the_nearest():
+    with pytest.raises(ConfigError, match=r"openfake-swin-small: .*did you mean 'openfake-swinv2-small'"):
+        accept_licence("openfake-swin-small")
+
+
+@pytest.mark.parametrize(
+    "text", ["}{", "accepted_licences: [a]\n", "accepted_licences: {a: yes}\n", "accepted_licences: {a: {accepted_at: now}}\n"]
+)
+def test_a_damaged_file_is_an_error_that_names_it(config, text):
+    config.parent.mkdir()
+    config.write_text(text)
+    with pytest.raises(ConfigError, match=str(config)):
+        require_accepted(load_card(NON_COMMERCIAL))
+    with pytest.raises(ConfigError, match=str(config)):
+        accept_licence(NON_COMMERCIAL)
+    assert config.read_text() == text
+
+
+def test_a_home_that_cannot_be_written_reads_as_nothing_and_remembers_nothing(tmp_path, monkeypatch):
+    # A file where the folder should be stops even root.
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TOUCHSTONE_CONFIG", str(tmp_path / "file" / "config.yaml"))
+    assert accepted_licences() == set()
+    accepted = accept_licence(NON_COMMERCIAL)
+    assert (accepted.name, accepted.file) == (NON_COMMERCIAL, None)
+    assert is_accepted(load_card(NON_COMMERCIAL), [accepted.name])
+
+
+def test_where_the_file_lies(tmp_path, monkeypatch):
+    monkeypatch.delenv("TOUCHSTONE_CONFIG")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
+    assert config_file() == tmp_path / "xdg" / "touchstone" / "config.yaml"
+    monkeypatch.delenv("XDG_CONFIG_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert config_file() == tmp_path / ".config" / "touchstone" / "config.yaml"
+    assert accepted_licences() == set()
+
+
+def test_no_torch():
+    code = "import sys; from ray_app.detectors.licences import accepted_licences; accepted_licences(); print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
