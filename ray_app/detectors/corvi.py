@@ -14,6 +14,7 @@ from timm.models.resnet import Bottleneck, ResNet
 from torch import nn
 
 from ray_app.detectors.tiling import Tiling, feature_map, mean_features
+from ray_app.errors import DetectorError
 
 if TYPE_CHECKING:
     from ray_app.detectors.cards import DetectorCard
@@ -88,5 +89,8 @@ def _whole(pixels: int, stride: int) -> int:
 
 
 def build(card: "DetectorCard") -> nn.Module:
-    """The network that a card of family `corvi` describes, without weights: (N, 3, H, W) → (N, 1) logits."""
-    return Corvi(**card.architecture.arguments)
+    """The network that a card of family `corvi` describes, without weights: (N, 3, H, W) → (N, 1) logits. Raises DetectorError."""
+    try:
+        return Corvi(**card.architecture.arguments)
+    except TypeError as error:
+        raise DetectorError(f"{card.name}: {error}", hint="architecture.arguments may hold: layers, channels, tile") from error

@@ -4,7 +4,7 @@ Knows two architectures: LaDeDa9, a ResNet-50 with most 3 × 3 convolutions shru
 Knows nothing about weights or preprocessing. Sources: Cavia et al., arXiv 2406.09398; specs/detectors.md §8.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import torch
 import torch.nn.functional as functional
@@ -135,4 +135,9 @@ def build(card: "DetectorCard") -> nn.Module:
     name = card.architecture.name
     if name not in _NETWORKS:
         raise DetectorError(f"{card.name}: no network of the family ladeda is called {name!r}", hint=f"networks: {', '.join(_NETWORKS)}")
-    return _NETWORKS[name](**card.architecture.arguments)
+    if (kind := card.architecture.arguments.get("residual", "npr")) not in get_args(Residual):
+        raise DetectorError(f"{card.name}: no residual is called {kind!r}", hint=f"residuals: {', '.join(get_args(Residual))}")
+    try:
+        return _NETWORKS[name](**card.architecture.arguments)
+    except TypeError as error:
+        raise DetectorError(f"{card.name}: {error}", hint="architecture.arguments may hold: residual, layers (ladeda9), width") from error

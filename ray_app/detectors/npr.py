@@ -12,13 +12,13 @@ from torch import nn
 
 from ray_app.detectors.neighbours import upsampling_residual
 from ray_app.detectors.tiling import Tiling, mean_features
+from ray_app.errors import DetectorError
 
 if TYPE_CHECKING:
     from ray_app.detectors.cards import DetectorCard
 
 # A cell of 8 × 8 px sees 43 px to either side: conv1 1, maxpool 2, layer1 3 × 4, layer2 4 + 3 × 8.
 STRIDE, HALO = 8, 48
-
 
 _FROM_RESNET = ("bn1", "act1", "maxpool", "layer1", "layer2")
 
@@ -55,5 +55,8 @@ class Npr(nn.Module):
 
 
 def build(card: "DetectorCard") -> nn.Module:
-    """The network that a card of family `npr` describes, without weights: (N, 3, H, W) → (N, 1) logits."""
-    return Npr(**card.architecture.arguments)
+    """The network that a card of family `npr` describes, without weights: (N, 3, H, W) → (N, 1) logits. Raises DetectorError."""
+    try:
+        return Npr(**card.architecture.arguments)
+    except TypeError as error:
+        raise DetectorError(f"{card.name}: {error}", hint="architecture.arguments may hold: tile") from error

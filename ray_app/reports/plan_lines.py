@@ -14,12 +14,18 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
         ("decode", "every image once"),
         *_labelled("tensors", (f"{_shape(tensor)} for {', '.join(tensor['detectors'])}" for tensor in plan["tensors"])),
         *_labelled("backbones", (_shared(backbone) for backbone in plan["backbones"])),
-        ("work", f"{plan['gmac_per_image']:,.3g} billion multiply-adds per image" + " (of one megapixel)" * _keeps_sizes(plan)),
+        ("work", _work(plan)),
         ("layout", f"{plan['layout']}; blocks of up to {plan['block_members']:,} members"),
         *_labelled("pools", (", ".join(pool) for pool in plan["pools"] if len(plan["pools"]) > 1)),
         *_probe(plan),
     ]
     return [f"{label:{WIDTH}}{text}" for label, text in lines]
+
+
+def _work(plan: Mapping[str, Any]) -> str:
+    if not plan["gmac_per_image"]:
+        return "the cards state no size"
+    return f"{plan['gmac_per_image']:,.3g} billion multiply-adds per image" + " (of one megapixel)" * _keeps_sizes(plan)
 
 
 def _probe(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -78,6 +78,7 @@ class DetectorSummary(_Section):
     licence: str = ""
     calibrated: bool = False
     demonstration: bool = False
+    masks: bool = False
 
 
 class EnsembleSummary(_Section):
@@ -92,6 +93,13 @@ class EnsembleSummary(_Section):
     thresholds: Thresholds | None = None
 
 
+class Sharing(_Section):
+    """How often detectors asked a shared backbone for features, and how often it had to run for them."""
+
+    asked: int = 0
+    runs: int = 0
+
+
 class Session(_Section):
     """What the last command did; `seconds` per stage are summed over the workers."""
 
@@ -104,6 +112,8 @@ class Session(_Section):
     retried: int = 0
     workers: int | None = None
     layout: str = ""
+    peak_worker_bytes: int = 0
+    backbones: dict[str, Sharing] = {}
     seconds: dict[str, float] = {}
 
 

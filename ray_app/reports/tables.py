@@ -57,6 +57,8 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     if run.run:
         lines.append(f"report: {wording.visible(run.run.rstrip('/'))}/report.html")
         lines.append(f"rows: touchstone results {wording.visible(shlex.quote(run.run))}")
+        if any(member.masks for member in run.ensemble.members):
+            lines.append(f"masks: touchstone masks {wording.visible(shlex.quote(run.run))} --out FOLDER")
     return lines
 
 
@@ -124,6 +126,11 @@ def _speed_lines(run: RunSummary) -> list[str]:
         f"speed: {wording.decimal(session.images_per_s)} images/s, first result after {wording.duration(session.first_result_s)}, "
         f"{session.rows:,} rows and {wording.size(session.bytes_read)} in {wording.duration(session.wall_s)}"
     ]
+    if session.peak_worker_bytes:
+        lines.append(f"memory: at most {wording.size(session.peak_worker_bytes)} in one worker")
+    for name, sharing in session.backbones.items():
+        if sharing.asked > sharing.runs:
+            lines.append(f"shared: {wording.visible(name)} ran {sharing.runs:,} times for {sharing.asked:,} requests of detectors")
     if session.throttled or session.retried:
         lines.append(f"storage: asked to slow down {wording.counted(session.throttled, 'time')}, repeated reads {session.retried:,}")
     if run.bottleneck.stage:

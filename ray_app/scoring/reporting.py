@@ -50,7 +50,14 @@ def ensemble_facts(spec: ScoringSpec) -> dict[str, Any]:
     """What a reader of scores must know of the ensemble: rule, thresholds with their rates, whether anything is calibrated."""
     calibrated = {name: calibration is not None for name, calibration in spec.calibrations.items()}
     members = [
-        {"name": name, "title": card.title, "licence": card.licence, "calibrated": calibrated[name], "demonstration": card.demonstration}
+        {
+            "name": name,
+            "title": card.title,
+            "licence": card.licence,
+            "calibrated": calibrated[name],
+            "demonstration": card.demonstration,
+            "masks": card.masks,
+        }
         for name, card in spec.cards.items()
     ]
     card = spec.ensemble

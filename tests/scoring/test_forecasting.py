@@ -37,7 +37,7 @@ def test_the_probe_says_how_long_and_how_much(plan_of_eight):
 def test_the_command_prints_it(sample_archive, eight, capsys):
     assert main(["plan", str(sample_archive), "--ensemble", str(eight), "--probe", "0", "--set", "cluster.cpus=4"]) == 0
     printed = capsys.readouterr().out
-    assert "openai-clip-vit-l14 runs once for unifd, own-head" in printed
+    assert "openai-clip-vit-l14 runs once for unifd and own-head" in printed
     assert "4 workers, each decodes and scores" in printed
     assert "own size for corvi2023" in printed
 
