@@ -7,7 +7,9 @@ import functools
 import hashlib
 import json
 import os
+import socket
 import tempfile
+import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -272,12 +274,26 @@ def _hub_file(part: Part, repo: str, revision: str, folder: str, file: str, cach
 
     hub_cache = None if cache == default_cache() else cache / "hub"
     try:
-        path = huggingface_hub.hf_hub_download(
-            repo, file, subfolder=folder or None, revision=revision, cache_dir=hub_cache, local_files_only=offline
+        fetch = functools.partial(
+            huggingface_hub.hf_hub_download, repo, file, subfolder=folder or None, revision=revision, cache_dir=hub_cache
         )
+        try:
+            path = fetch(local_files_only=True)
+        except huggingface_hub.errors.LocalEntryNotFoundError:
+            if offline:
+                raise
+            _reach(huggingface_hub.constants.ENDPOINT)
+            path = fetch()
     except Exception as error:  # the hub's own errors and its HTTP library's; a file that is cached raises none of them
         raise _missing(part, f"offline, and {file} is not in the hub's cache" if offline else f"{file}: {_said(error)}") from None
     return Path(path)
+
+
+def _reach(endpoint: str) -> None:
+    """Raise OSError where there is no way to a host: the hub's library would try for half a minute and warn a dozen times."""
+    place = urlsplit(endpoint)
+    if not urllib.request.getproxies().get(place.scheme):
+        socket.create_connection((place.hostname or "", place.port or (443 if place.scheme == "https" else 80)), timeout=10).close()
 
 
 def _copy(part: Part, url: str, target: Path, *, required: bool) -> Path | None:
@@ -310,9 +326,10 @@ def _download(part: Part, url: str, target: Path, stated: str | None, *, require
     except FileNotFoundError as error:
         if not required:
             return False
-        raise _missing(part, f"not found: {_said(error)}") from None
+        # What fsspec's HTTP calls not found may be a host that does not answer.
+        raise _missing(part, "not found" if error.__cause__ is None else _said(error.__cause__)) from None
     except Exception as error:  # fsspec lets every backend's own exceptions through
-        raise _missing(part, f"{url}: {_said(error)}") from None
+        raise _missing(part, _said(error)) from None
     finally:
         if partial is not None:
             Path(partial).unlink(missing_ok=True)
@@ -353,6 +370,6 @@ def _sha256(path: Path, size_bytes: int, modified_ns: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _said(error: Exception) -> str:
+def _said(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

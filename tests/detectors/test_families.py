@@ -62,7 +62,7 @@ def test_a_family_that_does_not_import_is_told(installed, tmp_path):
 
 
 def test_a_family_that_nobody_has_is_told(tmp_path):
-    with pytest.raises(ConfigError, match="family: .*no family of that name; there are timm-classifier"):
+    with pytest.raises(ConfigError, match=r"family: .*no family of that name; there are timm-classifier"):
         load_card(card_file(tmp_path))
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from ray_app.detectors import load_card
+from ray_app.detectors.cards import Architecture
 from ray_app.detectors.families import build_network
 from ray_app.detectors.ladeda import LaDeDa9, TinyLaDeDa
 from ray_app.detectors.neighbours import residual_of
@@ -61,7 +62,15 @@ def test_a_patch_is_9_pixels_wide_and_every_eighth_pixel_begins_one():
     torch.testing.assert_close(maps.mean(dim=(2, 3)), network(pixels), atol=1e-6, rtol=0)
 
 
-def test_an_unknown_network_is_named():
-    card = load_card("ladeda9").model_copy(update={"architecture": load_card("npr").architecture})
-    with pytest.raises(DetectorError, match="'npr'"):
+@pytest.mark.parametrize(
+    ("architecture", "named"),
+    [
+        ({"name": "npr"}, "'npr'"),
+        ({"name": "tiny-ladeda", "arguments": {"residual": "diag"}}, "'diag'"),
+        ({"name": "ladeda9", "arguments": {"depth": 9}}, "'depth'"),
+    ],
+)
+def test_what_no_network_knows_is_named(architecture, named):
+    card = load_card("ladeda9").model_copy(update={"architecture": Architecture.model_validate(architecture)})
+    with pytest.raises(DetectorError, match=named):
         build_network(card)
