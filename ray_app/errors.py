@@ -129,3 +129,9 @@ class ClusterError(TouchstoneError):
 
 class StorageError(ClusterError):
     """A source cannot be listed, or a run directory cannot be written."""
+
+
+def said(error: BaseException) -> str:
+    """A foreign exception in one line: its kind and the first line of what it says."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -8,18 +8,12 @@ from typing import Any
 
 import click
 
-from ray_app.cli.options import as_json, configured, licence_option, overrides
+from ray_app.cli.options import as_json, configured, licence_option, overrides, what_is_scored
 
 
 @click.command()
-@click.argument("source", nargs=-1)
+@what_is_scored
 @click.option("--out", metavar="DIR", help="Run directory; any fsspec URL. The same command on it resumes.")
-@click.option("--config", "config_file", metavar="FILE", help="YAML of a scoring run, or the name of a shipped one (laptop, overnight).")
-@click.option("--ensemble", metavar="NAME|PATH", help="Which ensemble decides.  [default: default]")
-@click.option("--detector", "detectors", multiple=True, metavar="NAME|PATH", help="Score with these detectors instead; repeatable.")
-@click.option("--include", multiple=True, metavar="GLOB", help="Only paths below the source that match; repeatable.")
-@click.option("--exclude", multiple=True, metavar="GLOB", help="Not the paths that match; repeatable.")
-@click.option("--limit", type=click.IntRange(min=1), help="List no more than this many members.")
 @click.option("--max-hours", type=float, help="Stop resumably after so many hours.")
 @click.option("--prior", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Share of fakes to expect, for the report.")
 @licence_option

@@ -17,6 +17,26 @@ def overrides(command: Command) -> Command:
     return click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help=told)(command)
 
 
+_WHAT_IS_SCORED = (
+    click.argument("source", nargs=-1),
+    click.option(
+        "--config", "config_file", metavar="FILE", help="YAML of a scoring run, or a shipped one by name (laptop, overnight)."
+    ),
+    click.option("--ensemble", metavar="NAME|PATH", help="Which ensemble decides.  [default: default]"),
+    click.option("--detector", "detectors", multiple=True, metavar="NAME|PATH", help="Score with these detectors instead; repeatable."),
+    click.option("--include", multiple=True, metavar="GLOB", help="Only paths below the source that match; repeatable."),
+    click.option("--exclude", multiple=True, metavar="GLOB", help="Not the paths that match; repeatable."),
+    click.option("--limit", type=click.IntRange(min=1), help="List no more than this many members."),
+)
+
+
+def what_is_scored(command: Command) -> Command:
+    """SOURCE, the config file, the detectors, and which members of the source: the same for every command on a run to be made."""
+    for option in reversed(_WHAT_IS_SCORED):
+        command = option(command)
+    return command
+
+
 def as_json(command: Command) -> Command:
     """`--json`, for machines."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)

@@ -5,17 +5,11 @@ from typing import Any
 
 import click
 
-from ray_app.cli.options import as_json, configured, licence_option, overrides
+from ray_app.cli.options import as_json, configured, licence_option, overrides, what_is_scored
 
 
 @click.command()
-@click.argument("source", nargs=-1)
-@click.option("--config", "config_file", metavar="FILE", help="YAML of a scoring run, or the name of a shipped one (laptop, overnight).")
-@click.option("--ensemble", metavar="NAME|PATH", help="Which ensemble decides.  [default: default]")
-@click.option("--detector", "detectors", multiple=True, metavar="NAME|PATH", help="These detectors instead; repeatable.")
-@click.option("--include", multiple=True, metavar="GLOB", help="Only paths below the source that match; repeatable.")
-@click.option("--exclude", multiple=True, metavar="GLOB", help="Not the paths that match; repeatable.")
-@click.option("--limit", type=click.IntRange(min=1), help="List no more than this many members.")
+@what_is_scored
 @click.option("--probe", type=click.IntRange(min=0), default=16, show_default=True, help="Members to score for the rate, on one core.")
 @click.option("--price-per-hour", type=click.FloatRange(min=0), help="What the planned machines cost per hour together.")
 @licence_option

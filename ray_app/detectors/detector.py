@@ -15,11 +15,12 @@ from torch import nn
 
 from ray_app.detectors.allocator import keep_freed_memory
 from ray_app.detectors.cards import DetectorCard, default_slots, load_card
+from ray_app.detectors.checkpoints import checkpoint_config
 from ray_app.detectors.families import load_network
 from ray_app.detectors.precision import Precision, ResolvedPrecision, autocast, forbid_tf32, lower_to_bf16, resolve_precision
 from ray_app.detectors.prediction import Prediction, Reading
 from ray_app.detectors.preprocessing import Pixels, Preprocessing, ResizeMode
-from ray_app.detectors.weights import checkpoint_config, resolve_weights, weights_digest
+from ray_app.detectors.weights import resolve_weights, weights_digest
 from ray_app.errors import DetectorError
 
 GROUP_PIXELS = 2**22  # images of one size that a GPU takes at once where sizes are kept; a core gains nothing by it

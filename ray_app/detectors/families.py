@@ -11,7 +11,8 @@ from types import ModuleType
 from torch import nn
 
 from ray_app.detectors.cards import ENTRY_POINTS, FAMILIES, DetectorCard
-from ray_app.detectors.weights import load_strictly, parts_of, read_state_dict, resolve_part
+from ray_app.detectors.checkpoints import load_strictly, read_state_dict
+from ray_app.detectors.weights import parts_of, resolve_part
 from ray_app.errors import DetectorError
 
 BACKBONE = "backbone"  # the submodule that several detectors may share

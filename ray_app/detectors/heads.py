@@ -21,11 +21,12 @@ import yaml
 from ray_app.config import named_configs
 from ray_app.config.loading import read_mapping, validate
 from ray_app.detectors.cards import Backbone, DetectorCard, default_slots, load_card
+from ray_app.detectors.checkpoints import load_strictly, read_state_dict
 from ray_app.detectors.detector import Detector
 from ray_app.detectors.families import BACKBONE, build_network
 from ray_app.detectors.precision import Precision, autocast, resolve_precision
 from ray_app.detectors.preprocessing import Pixels
-from ray_app.detectors.weights import digest_of, load_strictly, parts_of, read_state_dict, resolve_part
+from ray_app.detectors.weights import digest_of, parts_of, resolve_part
 from ray_app.errors import ConfigError
 
 Classifier = Literal["svm", "logistic"]

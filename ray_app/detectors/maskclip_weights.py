@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from ray_app.detectors.checkpoints import load_strictly
 from ray_app.detectors.maskclip import PROMPT_STD, MaskClip
-from ray_app.detectors.weights import load_strictly
 from ray_app.errors import DetectorError
 
 MAE_UNUSED = ("cls_token", "norm.weight", "norm.bias")  # of `mae_pretrain_vit_base.pth`, key `model`

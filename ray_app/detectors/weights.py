@@ -1,27 +1,18 @@
-"""Weights: from a card's uri to a verified file, and from the file to a state dict that fits a network exactly.
-
-Knows files, hubs, hashes and key names. Knows nothing about architectures. torch is imported only where tensors are read.
-"""
+"""Weights: from a card's uri to verified files on this machine. Knows files, hubs and hashes; opens none of them."""
 
 import functools
 import hashlib
-import json
 import os
 import socket
 import tempfile
 import urllib.request
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from ray_app.config import config_root
 from ray_app.detectors.cards import HUB_URI, DetectorCard, Weights
-from ray_app.errors import DetectorError
-
-if TYPE_CHECKING:
-    import torch
+from ray_app.errors import DetectorError, said
 
 CACHE_VARIABLE = "TOUCHSTONE_CACHE"
 MIRROR_VARIABLE = "TOUCHSTONE_WEIGHTS_MIRROR"
@@ -101,7 +92,7 @@ def publish_weights(card: DetectorCard, mirror: str) -> str:
                 filesystem.put_file(str(found.parent / name), f"{folder}/{name}")
             filesystem.put_file(str(found), path)
         except Exception as error:  # fsspec lets every backend's own exceptions through
-            raise DetectorError(f"{part.owner}: cannot write weights to {url}: {_said(error)}") from error
+            raise DetectorError(f"{part.owner}: cannot write weights to {url}: {said(error)}") from error
         urls.append(url)
     return urls[0]
 
@@ -148,87 +139,6 @@ def cached_name(part: Part) -> str:
     if part.weights.beside:
         return f"{part.name}-{version[:16]}/{_file_name(part)}"
     return f"{part.name}-{version[:16]}{'.safetensors' if part.weights.format == 'safetensors' else '.pth'}"
-
-
-def checkpoint_config(card: DetectorCard, weights: Path) -> Mapping[str, Any]:
-    """What the checkpoint says of itself in the file that the card names; empty where there is none. Raises DetectorError."""
-    if card.weights.config is None:
-        return {}
-    path = weights.parent / card.weights.config
-    if not path.is_file():
-        return {}
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DetectorError(f"{card.name}: {path}: {error}") from None
-    if not isinstance(config, dict):
-        raise DetectorError(f"{card.name}: {path}: not a JSON object")
-    return config
-
-
-def read_state_dict(path: Path, weights: Weights) -> "dict[str, torch.Tensor]":
-    """Tensors of a file under the network's own key names: unwrapped, prefixes stripped. Raises DetectorError.
-
-    Only safetensors and `torch.load(weights_only=True)`: no file can run code.
-    """
-    import torch
-
-    try:
-        state: Any = _READERS[weights.format](path)
-    except Exception as error:  # a damaged file fails in zip, pickle or safetensors, each with exceptions of its own
-        raise DetectorError(f"{path}: not readable as {weights.format} weights: {_said(error)}") from error
-    while isinstance(state, dict) and (inner := next((state[name] for name in weights.unwrap if isinstance(state.get(name), dict)), None)):
-        state = inner
-    if not isinstance(state, dict) or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise DetectorError(f"{path}: no state dict, neither at the top nor under {', '.join(weights.unwrap) or '(no name given)'}")
-    return _renamed(state, weights)
-
-
-def _read_safetensors(path: Path) -> "dict[str, torch.Tensor]":
-    from safetensors.torch import load_file
-
-    return load_file(path)
-
-
-def _read_shards(index: Path) -> "dict[str, torch.Tensor]":
-    shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    return {key: tensor for shard in shards for key, tensor in _read_safetensors(index.parent / Path(shard).name).items()}
-
-
-def _read_torch(path: Path) -> Any:
-    import argparse
-
-    import torch
-
-    # Training scripts save their arguments beside the weights: a bag of plain values.
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        return torch.load(path, weights_only=True, map_location="cpu")
-
-
-_READERS = {"safetensors": _read_safetensors, "safetensors-index": _read_shards, "torch": _read_torch}
-
-
-def load_strictly(network: "torch.nn.Module", state: "Mapping[str, torch.Tensor]", where: str, *, without: str | None = None) -> None:
-    """Load a state dict of which every key and shape fits. Raises DetectorError that names what does not.
-
-    `without`: the prefix of a submodule that is loaded from another file.
-    """
-    own = {key: tensor for key, tensor in network.state_dict().items() if without is None or not key.startswith(without)}
-    faults = {
-        "missing": [key for key in own if key not in state],
-        "unexpected": [key for key in state if key not in own],
-        "of another shape": [
-            f"{key} {tuple(state[key].shape)}, the network has {tuple(tensor.shape)}"
-            for key, tensor in own.items()
-            if key in state and state[key].shape != tensor.shape
-        ],
-    }
-    if any(faults.values()):
-        told = "; ".join(f"{len(keys)} {fault} ({', '.join(keys[:3])}{', …' * (len(keys) > 3)})" for fault, keys in faults.items() if keys)
-        raise DetectorError(
-            f"{where}: the weights do not fit the network: {told}", hint="check architecture, unwrap and strip_prefixes in the card"
-        )
-    network.load_state_dict(state, strict=without is None, assign=any(tensor.is_meta for tensor in own.values()))
 
 
 def _local(part: Part, cache: Path) -> Path | None:
@@ -285,7 +195,7 @@ def _hub_file(part: Part, repo: str, revision: str, folder: str, file: str, cach
             _reach(huggingface_hub.constants.ENDPOINT)
             path = fetch()
     except Exception as error:  # the hub's own errors and its HTTP library's; a file that is cached raises none of them
-        raise _missing(part, f"offline, and {file} is not in the hub's cache" if offline else f"{file}: {_said(error)}") from None
+        raise _missing(part, f"offline, and {file} is not in the hub's cache" if offline else f"{file}: {said(error)}") from None
     return Path(path)
 
 
@@ -327,9 +237,9 @@ def _download(part: Part, url: str, target: Path, stated: str | None, *, require
         if not required:
             return False
         # What fsspec's HTTP calls not found may be a host that does not answer.
-        raise _missing(part, "not found" if error.__cause__ is None else _said(error.__cause__)) from None
+        raise _missing(part, "not found" if error.__cause__ is None else said(error.__cause__)) from None
     except Exception as error:  # fsspec lets every backend's own exceptions through
-        raise _missing(part, _said(error)) from None
+        raise _missing(part, said(error)) from None
     finally:
         if partial is not None:
             Path(partial).unlink(missing_ok=True)
@@ -350,26 +260,8 @@ def _mirrored(part: Part, mirror: str) -> str:
     return f"{mirror.rstrip('/')}/{cached_name(part)}"
 
 
-def _renamed(state: "dict[str, torch.Tensor]", weights: Weights) -> "dict[str, torch.Tensor]":
-    """Wrappers' prefixes off, what the network does not have left out, the rest of the prefixes off, the network's own put on."""
-    state = _stripped(state, tuple(prefix for prefix in weights.strip_prefixes if prefix != weights.select))
-    state = _stripped({key: tensor for key, tensor in state.items() if key.startswith(weights.select)}, weights.strip_prefixes)
-    return {weights.prefix + key: tensor for key, tensor in state.items()}
-
-
-def _stripped(state: "dict[str, torch.Tensor]", prefixes: tuple[str, ...]) -> "dict[str, torch.Tensor]":
-    while state and (prefix := next((prefix for prefix in prefixes if all(key.startswith(prefix) for key in state)), None)):
-        state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
-    return state
-
-
 @functools.cache
 def _sha256(path: Path, size_bytes: int, modified_ns: int) -> str:
     # Size and time stand for the content, so that gigabytes are hashed once per process.
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _said(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

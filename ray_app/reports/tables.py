@@ -6,13 +6,13 @@ from typing import Any
 
 from ray_app.reports import wording
 from ray_app.reports.run_summary import RunSummary
+from ray_app.reports.text_table import GAP, aligned
 
 _SHORT_VERDICTS = {"real": "no evidence"}
 _NARROWEST_FILE = 16
 _LONGEST_EXAMPLE = 72
 _LONGEST_REASON = 60
 _MOST_REASONS = 5
-_GAP = "  "
 
 
 def verdict_table(rows: Iterable[Mapping[str, Any]], width: int) -> str:
@@ -30,12 +30,12 @@ def verdict_table(rows: Iterable[Mapping[str, Any]], width: int) -> str:
     uncalibrated = any(row.get("calibrated") is False and row.get("probability") is not None for row in rows)
     heads = ["verdict", "probability*" if uncalibrated else "probability", "score", "status"]
     widths = [max(wording.columns(line[index]) for line in [heads, *cells]) for index in range(len(heads))]
-    room = max(_NARROWEST_FILE, width - sum(widths) - len(_GAP) * len(heads))
+    room = max(_NARROWEST_FILE, width - sum(widths) - len(GAP) * len(heads))
     files = [wording.shortened(name[len(folder) :], room) for name in names]
     file_width = max(map(wording.columns, ["file", *files]))
     lines = [f"in {wording.shortened(folder, max(width - 3, _NARROWEST_FILE))}"] if folder else []
     for file, line in zip(["file", *files], [heads, *cells], strict=True):
-        lines.append(_aligned([file, *line], [file_width, *widths], right={2, 3}))
+        lines.append(aligned([file, *line], [file_width, *widths], right={2, 3}))
     if uncalibrated:
         lines.append("* the plain sigmoid of the score, not calibrated")
     return "\n".join(lines)
@@ -82,26 +82,18 @@ def _common_folder(names: Sequence[str]) -> str:
     return first[: first.rfind("/", 0, shared) + 1]
 
 
-def _aligned(cells: Sequence[str], widths: Sequence[int], right: set[int]) -> str:
-    padded = []
-    for index, (cell, width) in enumerate(zip(cells, widths, strict=True)):
-        space = " " * (width - wording.columns(cell))
-        padded.append(space + cell if index in right else cell + space)
-    return _GAP.join(padded).rstrip()
-
-
 def _status_lines(run: RunSummary) -> list[str]:
     statuses = wording.ordered_statuses(run.statuses)
     table = [[wording.visible(status), wording.count(number), wording.meaning(status)] for status, number in statuses]
     widths = [max((wording.columns(line[index]) for line in table), default=0) for index in range(3)]
     lines = []
     for (status, _), cells in zip(statuses, table, strict=True):
-        lines.append("  " + _aligned(cells, widths, right={1}))
+        lines.append("  " + aligned(cells, widths, right={1}))
         examples = run.examples.get(status, [])
         if examples and status != "ok":
             name = wording.shortened(wording.file_name(examples[0].uri, examples[0].member), _LONGEST_EXAMPLE)
             detail = f": {wording.shortened(examples[0].detail, _LONGEST_EXAMPLE)}" if examples[0].detail else ""
-            lines.append("  " + " " * (widths[0] + widths[1] + 2 * len(_GAP)) + f"e.g. {name}{detail}")
+            lines.append("  " + " " * (widths[0] + widths[1] + 2 * len(GAP)) + f"e.g. {name}{detail}")
     return lines
 
 

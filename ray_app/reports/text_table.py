@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 
 from ray_app.reports import wording
 
-_GAP = "  "
+GAP = "  "
 _NARROWEST = 10
 
 
@@ -18,7 +18,7 @@ def table(
     """
     widths = [max(wording.columns(row[column]) for row in [heads, *rows]) for column in range(len(heads))]
     floors = [_longest_word([row[column] for row in [heads, *rows]]) if column in wrap else widths[column] for column in range(len(heads))]
-    while sum(widths) + len(_GAP) * (len(heads) - 1) > width:
+    while sum(widths) + len(GAP) * (len(heads) - 1) > width:
         spare, column = max((have - least, column) for column, (have, least) in enumerate(zip(widths, floors, strict=True)))
         if spare <= 0:
             break
@@ -27,7 +27,7 @@ def table(
     for row in [heads, *rows]:
         cells = [paragraph(cell, size) if column in wrap else [cell] for column, (cell, size) in enumerate(zip(row, widths, strict=True))]
         for index in range(max(map(len, cells))):
-            lines.append(_aligned([cell[index] if index < len(cell) else "" for cell in cells], widths, right))
+            lines.append(aligned([cell[index] if index < len(cell) else "" for cell in cells], widths, right))
     return lines
 
 
@@ -40,9 +40,10 @@ def _longest_word(cells: Sequence[str]) -> int:
     return max([_NARROWEST, *(wording.columns(word) for cell in cells for word in cell.split())])
 
 
-def _aligned(cells: Sequence[str], widths: Sequence[int], right: Collection[int]) -> str:
+def aligned(cells: Sequence[str], widths: Sequence[int], right: Collection[int]) -> str:
+    """One line of cells, each filled up to its width; those of the columns in `right` from the left."""
     padded = []
     for column, (cell, width) in enumerate(zip(cells, widths, strict=True)):
         space = " " * (width - wording.columns(cell))
         padded.append(space + cell if column in right else cell + space)
-    return _GAP.join(padded).rstrip()
+    return GAP.join(padded).rstrip()

@@ -10,13 +10,13 @@ import transformers
 from PIL import Image
 
 from ray_app.detectors.cards import load_card
+from ray_app.detectors.checkpoints import load_strictly, read_state_dict
 from ray_app.detectors.detector import Normalise
 from ray_app.detectors.families import build_network
 from ray_app.detectors.internvl import published_keys
 from ray_app.detectors.precision import autocast, lower_to_bf16
 from ray_app.detectors.reply_parsing import answer_of, score_of
 from ray_app.detectors.vllm_engine import images_of, log_odds
-from ray_app.detectors.weights import load_strictly, read_state_dict
 from ray_app.errors import DetectorError
 from tests.detectors.fill import pattern_image
 from tests.detectors.tiny_internvl import write_tiny_internvl

@@ -6,10 +6,10 @@ from PIL import Image
 
 from benchmarks.seeded import card_with_weights
 from ray_app.detectors import load_card
+from ray_app.detectors.checkpoints import load_strictly, read_state_dict
 from ray_app.detectors.detector import load_detector
 from ray_app.detectors.maskclip import MaskClip
 from ray_app.detectors.maskclip_weights import fit_relative_positions, initialise
-from ray_app.detectors.weights import load_strictly, read_state_dict
 from ray_app.errors import DetectorError
 from tests.detectors.fill import pattern_image
 from tests.detectors.golden_maskclip import ARGUMENTS, GOLDEN

@@ -1,6 +1,6 @@
 """Eight detectors in their published formats and preprocessing, with seeded weights and small widths: an ensemble for whole runs.
 
-    python -m tests.scoring.eight FOLDER        then: touchstone score SOURCE --ensemble FOLDER/ensemble.yaml --out RUN
+python -m tests.scoring.eight FOLDER        then: touchstone score SOURCE --ensemble FOLDER/ensemble.yaml --out RUN
 """
 
 import sys
