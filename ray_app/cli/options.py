@@ -19,9 +19,7 @@ def overrides(command: Command) -> Command:
 
 _WHAT_IS_SCORED = (
     click.argument("source", nargs=-1),
-    click.option(
-        "--config", "config_file", metavar="FILE", help="YAML of a scoring run, or a shipped one by name (laptop, overnight)."
-    ),
+    click.option("--config", "config_file", metavar="FILE", help="YAML of a scoring run, or a shipped one by name (laptop, overnight)."),
     click.option("--ensemble", metavar="NAME|PATH", help="Which ensemble decides.  [default: default]"),
     click.option("--detector", "detectors", multiple=True, metavar="NAME|PATH", help="Score with these detectors instead; repeatable."),
     click.option("--include", multiple=True, metavar="GLOB", help="Only paths below the source that match; repeatable."),

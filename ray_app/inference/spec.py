@@ -14,6 +14,7 @@ from ray_app.images import ImageLimits
 
 Precision = Literal["bf16", "fp32"]
 
+PROCESS_BYTES = 2**30  # Python, torch, Ray and a batch of images
 ENCODED_BYTES = 2**21  # a photograph, as files go
 
 
@@ -54,6 +55,12 @@ class ScoringSpec:
     def localizers(self) -> tuple[str, ...]:
         """The detectors that also give a mask."""
         return tuple(name for name, card in self.cards.items() if card.masks)
+
+    @property
+    def process_bytes(self) -> int:
+        """What a process that holds all detectors takes at most: libraries, fp32 weights, the largest of them twice while it loads."""
+        weights = [4 * card.size.parameters for card in self.cards.values() if card.size is not None]
+        return PROCESS_BYTES + sum(weights) + max(weights, default=0)
 
     @property
     def gmac(self) -> float:

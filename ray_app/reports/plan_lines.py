@@ -16,6 +16,7 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
         *_labelled("backbones", (_shared(backbone) for backbone in plan["backbones"])),
         ("work", _work(plan)),
         ("layout", f"{plan['layout']}; blocks of up to {plan['block_members']:,} members"),
+        ("memory", f"about {plan['process_bytes'] / 1e9:,.1f} GB for a process that holds all detectors, by the sizes on their cards"),
         *_labelled("pools", (", ".join(pool) for pool in plan["pools"] if len(plan["pools"]) > 1)),
         *_probe(plan),
     ]

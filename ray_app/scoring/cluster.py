@@ -1,5 +1,6 @@
 """Join the Ray cluster of a job, or start a quiet local one. The only place that calls `ray.init`."""
 
+import math
 import os
 import signal
 import sys
@@ -76,8 +77,10 @@ def _unobtrusively() -> Iterator[None]:
             signal.signal(signal.SIGTERM, handler)
 
 
-def resources(config: ClusterConfig) -> tuple[float, float]:
-    """CPUs and GPUs to plan for: what the config states (an autoscaler may add it), else what the cluster has now.
+def resources(config: ClusterConfig) -> tuple[float, float, float]:
+    """CPUs, GPUs and bytes of memory to plan for: what the config states (an autoscaler may add it), else what the cluster has now.
+
+    Nodes that are yet to come are taken to have as much memory per core as those that are there.
 
     What is stated is asked of the autoscaler at once, so that all nodes start together rather than one after another.
     """
@@ -90,4 +93,4 @@ def resources(config: ClusterConfig) -> tuple[float, float]:
         from ray.autoscaler.sdk import request_resources
 
         request_resources(num_cpus=int(cpus), bundles=[{"GPU": 1}] * int(gpus))
-    return cpus, gpus
+    return cpus, gpus, there.get("memory", math.inf) * max(cpus / max(there.get("CPU", 0), 1), 1)

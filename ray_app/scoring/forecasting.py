@@ -55,6 +55,7 @@ def forecast(config: ScoreConfig, *, probe: int = 16, price_per_hour: float | No
         "layout": layout.described,
         "block_members": layout.block_members,
         "workers": layout.workers,
+        "process_bytes": spec.process_bytes,
         "gmac_per_image": round(spec.gmac, 3),
         "probe": None,
     }

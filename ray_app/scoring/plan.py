@@ -38,6 +38,7 @@ class Layout:
     worker_cpus: float = WORKER_CPUS
     scorer_cpus: float = WORKER_CPUS
     scorer_gpus: float = 0.0
+    short_of_memory: bool = False
 
     def limited_to(self, blocks: int) -> "Layout":
         """The same with no more workers per stage than blocks."""
@@ -60,7 +61,8 @@ class Layout:
     def described(self) -> str:
         """The layout in words."""
         if self.kind == "fused":
-            return f"{self.scorers} worker{'s' * (self.scorers > 1)}, each decodes and scores"
+            why = ", no more for want of memory" * self.short_of_memory
+            return f"{self.scorers} worker{'s' * (self.scorers > 1)}, each decodes and scores{why}"
         scorers = self.scorers * self.pools
         kind = "GPU scorer" if self.scorer_gpus else "scorer"
         pools = f" in {self.pools} pools" * (self.pools > 1)
@@ -77,11 +79,13 @@ def plan_layout(
     tensor_bytes: int,
     pools: int = 1,
     gmac: float = 0.0,
+    memory_bytes: float = math.inf,
+    process_bytes: int = 0,
 ) -> Layout:
-    """Fit the stages to `cpus` cores and `gpus` GPUs.
+    """Fit the stages to `cpus` cores, `gpus` GPUs and, where every core would hold all detectors, to `memory_bytes`.
 
     `tensor_bytes` and `gmac` are what one member's prepared tensors take and what its scoring costs, `pools` how many groups of
-    detectors need processes of their own. Raises ClusterError when nothing fits.
+    detectors need processes of their own, `process_bytes` what a process with all of them takes. Raises ClusterError when nothing fits.
     """
     if cpus < 1:
         raise ClusterError(
@@ -92,7 +96,8 @@ def plan_layout(
     if gmac:
         block_members = min(block_members, int(BLOCK_S * GMAC_PER_S["gpu" if has_gpus else "cpu"] / gmac))
     if not has_gpus and pools == 1:
-        return Layout("fused", workers or int(cpus), 0, _whole_batches(block_members, slots))
+        fitting = max(1, int(min(cpus, memory_bytes // max(process_bytes, 1))))
+        return Layout("fused", workers or fitting, 0, _whole_batches(block_members, slots), short_of_memory=fitting < int(cpus))
     block_members = _whole_batches(min(block_members, HAND_OVER_BYTES // max(tensor_bytes, 1)), slots)
     return (_with_gpus if has_gpus else _on_cores)(int(cpus), int(gpus), workers, block_members, pools)
 

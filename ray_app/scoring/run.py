@@ -70,7 +70,7 @@ def _check(config: ScoreConfig, run: RunDirectory) -> None:
 
 
 def _score(config: ScoreConfig, run: RunDirectory, lease: Lease, start: float) -> Finished:
-    cpus, gpus = resources(config.cluster)
+    cpus, gpus, memory_bytes = resources(config.cluster)
     spec = make_spec(
         ensemble_for(config),
         limits=config.limits,
@@ -90,6 +90,8 @@ def _score(config: ScoreConfig, run: RunDirectory, lease: Lease, start: float) -
         tensor_bytes=spec.tensor_bytes,
         pools=len(spec.pools),
         gmac=spec.gmac,
+        memory_bytes=memory_bytes,
+        process_bytes=spec.process_bytes,
     )
     session.planned(layout)
     work = bring_up_to_date(run, config, layout.block_plan(spec.slots))

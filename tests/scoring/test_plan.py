@@ -75,3 +75,11 @@ def test_pools_never_ask_for_more_than_is_there(cpus, gpus, pools):
     assert layout.decoders * layout.worker_cpus + scorers * layout.scorer_cpus + COMMIT_CPUS <= cpus + 1e-9
     assert layout.worker_cpus > 0
     assert scorers * layout.scorer_gpus <= gpus + 1e-9
+
+
+def test_memory_limits_the_workers_and_the_plan_says_so():
+    layout = plan_layout(cpus=64, gpus=0, **PLAIN, memory_bytes=100e9, process_bytes=4_000_000_000)
+    assert layout.scorers == 25
+    assert "want of memory" in layout.described
+    assert plan_layout(cpus=2, gpus=0, **PLAIN, memory_bytes=1e9, process_bytes=4_000_000_000).scorers == 1
+    assert "memory" not in plan_layout(cpus=2, gpus=0, **PLAIN, memory_bytes=100e9, process_bytes=4_000_000_000).described
