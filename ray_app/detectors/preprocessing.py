@@ -4,12 +4,12 @@ Knows PIL images and uint8 arrays. Imports torch only when an image is resized b
 """
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from ray_app.config import Frozen
 from ray_app.errors import InputError, Status
@@ -46,6 +46,12 @@ class Resize(Frozen):
         if self.thumbnail_first and self.mode not in ("squash", "short_side"):
             raise ValueError(f"thumbnail_first goes before squash or short_side, not {self.mode}")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_there(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Runs that were made before the key existed keep their identity.
+        data: dict[str, Any] = serialise(self)
+        return data if self.thumbnail_first else {key: value for key, value in data.items() if key != "thumbnail_first"}
 
 
 class Preprocessing(Frozen):

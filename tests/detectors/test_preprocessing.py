@@ -214,3 +214,8 @@ def test_equal_preprocessings_are_one_key():
     first, second = (Preprocessing.model_validate({"resize": {"mode": "squash", "size": 8}, "mean": [0.5, 0.5, 0.5]}) for _ in range(2))
     assert len({first: 1, second: 2}) == 1
     assert {card.preprocessing for card in list_cards()}
+
+
+def test_a_run_of_before_keeps_its_identity():
+    assert Preprocessing(center_crop=8).model_dump(mode="json")["resize"] == {"mode": "none", "size": None}
+    assert Resize(mode="squash", size=8, thumbnail_first=9).model_dump()["thumbnail_first"] == 9
