@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ray_app.cli.options import as_json, licence_option
+from ray_app.cli.options import as_json, licence_option, local_folder
 from ray_app.errors import ConfigError, ExitCode, InputError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def explain(
         pixels = _pixels(image)
     except InputError as refused:
         return _refused(image, refused)
-    _make_folder(out)
+    local_folder(out)
     results, code = [], ExitCode.DONE
     for card in cards:
         try:
@@ -83,13 +83,6 @@ def _pixels(uri: str) -> "Image.Image":
 
     limits = ImageLimits()
     return decode_image(Fetcher().fetch(uri, "", limits.max_bytes), limits).pixels
-
-
-def _make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--out {out}: {error.strerror}", hint="name a local folder that can be written") from None
 
 
 def _refused(image: str, refused: InputError) -> ExitCode:

@@ -2,37 +2,30 @@
 
 import click
 
+from ray_app.cli.options import local_folder
+
 
 @click.command()
 @click.argument("run", metavar="RUN")
 @click.option("--out", required=True, metavar="FOLDER", help="Where the PNG files go.")
 @click.option("--min-area", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Only masks that cover this share.")
 @click.option("--native", is_flag=True, help="At the network's own size; without it, stretched to the image's.")
-def masks(run: str, out: str, min_area: float, native: bool) -> int:
+@click.option("--vanished", is_flag=True, help="Also of members that the last listing no longer found.")
+def masks(run: str, out: str, min_area: float, native: bool, vanished: bool) -> int:
     """Write the masks of RUN as 8-bit PNG, named IMAGE_ID-DETECTOR.png: white where a detector says that pixels were altered.
 
     \b
     touchstone masks run --out masks --min-area 0.05
     """
-    from pathlib import Path
+    from ray_app.runs import RunDirectory, current_masks, mask_image
 
-    from ray_app.archives import manifests
-    from ray_app.errors import ConfigError
-    from ray_app.runs import RunDirectory, mask_image
-
-    directory = RunDirectory.open(run)
-    if not directory.exists():
-        raise ConfigError(f"{run}: no run here", hint="touchstone score SOURCE --out DIR makes one")
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = local_folder(out)
     written = 0
-    for manifest in manifests(directory.store):
-        for table in directory.masks(manifest):
-            for row in table.to_pylist():
-                image, area = mask_image(row, stretched=not native)
-                if area >= min_area:
-                    image.save(folder / f"{row['image_id']}-{row['detector'].replace(':', '-')}.png")
-                    written += 1
+    for row in current_masks(RunDirectory.open(run), vanished=vanished):
+        image, area = mask_image(row, stretched=not native)
+        if area >= min_area:
+            image.save(folder / f"{row['image_id']}-{row['detector'].replace(':', '-')}.png")
+            written += 1
     click.echo(f"{written} masks in {folder}")
     if not written:
         click.echo("none: no detector of this run localizes (see `touchstone detectors list`), or --min-area is too large", err=True)

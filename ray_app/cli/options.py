@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ray_app.config.loading import Model
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -76,3 +78,19 @@ def shown(model: Any) -> str:
 
     text: str = yaml.safe_dump(model.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     return text
+
+
+def local_folder(path: "str | Path") -> "Path":
+    """A folder of this machine for what a command writes, made if it is not there. Raises ConfigError."""
+    from pathlib import Path
+
+    from ray_app.errors import ConfigError
+
+    folder = Path(path)
+    try:
+        if "://" in str(path):
+            raise ConfigError(f"--out {path}: not a local folder", hint="this command writes to a folder of this machine")
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {path}: {error.strerror}", hint="name a local folder that can be written") from None
+    return folder

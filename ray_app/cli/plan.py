@@ -27,7 +27,8 @@ def plan(
 ) -> int:
     """Show what scoring SOURCE would do: tensors and backbones shared, processes, a rate from a short probe, hours and cost.
 
-    Nothing is written and no cluster is started; cores and GPUs are those of --set cluster.cpus and cluster.gpus, else this machine's.
+    No run is begun and no cluster started; weights that are missing are fetched for the probe. Cores and GPUs are those of
+    --set cluster.cpus and cluster.gpus, else this machine's.
 
     \b
     touchstone plan photos/ --ensemble published

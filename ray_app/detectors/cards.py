@@ -32,6 +32,9 @@ FAMILIES = {
 ENTRY_POINTS = "touchstone.families"
 
 HUB_URI = re.compile(r"hf://(?P<repo>[^/@]+/[^/@]+)@(?P<revision>[0-9a-f]{40})/(?P<file>.+)")
+# A name that stays in its folder, whoever wrote the card.
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+_VARIANT = re.compile(r"[a-z0-9][a-z0-9.-]*")
 _SCHEMES = ("", "file", "s3", "gs", "https", "hf")
 
 
@@ -58,12 +61,12 @@ class Weights(Frozen):
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     unverified: str | None = Field(default=None, description="why there is no sha256")
     format: Literal["safetensors", "safetensors-index", "torch"] = "safetensors"
-    beside: Mapping[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None] = {}
+    beside: Mapping[FileName, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None] = {}
     unwrap: tuple[str, ...] = ()
     select: str = ""
     strip_prefixes: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     prefix: str = ""
-    config: str | None = None
+    config: FileName | None = None
     obtain: str | None = None
 
     @field_validator("uri")
@@ -88,7 +91,7 @@ class Weights(Frozen):
 class Backbone(Frozen):
     """A network whose features several detectors use: configs/backbones/NAME.yaml. Equal names with equal pixels run once."""
 
-    name: str
+    name: FileName
     title: str
     architecture: Architecture
     weights: Weights
@@ -187,7 +190,7 @@ class Size(Frozen):
 
 
 class ValidRange(Frozen):
-    """Images on which a score means something; outside, the verdict is abstain. Beyond `max_megapixels` there is no score at all."""
+    """Images on which a score means something; outside, the verdict is abstain, and there is no score at all where sizes are kept."""
 
     min_side_px: int = Field(default=1, ge=1)
     max_side_px: int | None = Field(default=None, ge=1)
@@ -209,7 +212,8 @@ class DetectorCard(Frozen):
     """One detector: its network, its pixels, its weights, what its output means, and what is known about it.
 
     `backbone`: the part of the network that comes from a file of its own and may be shared; in YAML a name or the whole description.
-    `masks`: the network also says where. `own_pool`: too large to share a process with other detectors.
+    `masks`: the network also says where. `replies`: it answers in words. `own_pool`: too large to share a process with other detectors.
+    `batch`: images that go through it at once where that is fewer than a whole batch.
     `precision` is what `auto` means for this network where the device has bf16; `calibration` null means uncalibrated.
     `terms`: all but `permissive` have to be accepted by the user. `variants`: keys that differ under the name NAME:VARIANT.
     """
@@ -224,14 +228,16 @@ class DetectorCard(Frozen):
     output: Output
     calibration: Calibration | None = None
     masks: bool = False
+    replies: bool = False
     own_pool: bool = False
+    batch: int | None = Field(default=None, ge=1)
     precision: Literal["auto", "fp32"] = "auto"
     precision_note: str | None = None
     size: Size | None = None
     valid_range: ValidRange = ValidRange()
     demonstration: bool = False
     licence: str
-    terms: Literal["permissive", "non-commercial", "research-only", "none-stated"] = "permissive"
+    terms: Literal["permissive", "restricted", "non-commercial", "research-only", "none-stated"] = "permissive"
     licence_note: str | None = None
     citation: str
     source: str
@@ -295,8 +301,8 @@ def variants_of(card: DetectorCard) -> Iterator[DetectorCard]:
 
 
 def _split(name_or_path: str | Path) -> tuple[str | Path, str | None]:
-    base, colon, variant = str(name_or_path).rpartition(":")
-    return (base, variant) if colon and not Path(name_or_path).is_file() else (name_or_path, None)
+    base, _, variant = str(name_or_path).rpartition(":")
+    return (base, variant) if base and _VARIANT.fullmatch(variant) and not Path(name_or_path).is_file() else (name_or_path, None)
 
 
 def _varied(data: dict[str, Any], variant: str, path: Path) -> dict[str, Any]:

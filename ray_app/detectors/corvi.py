@@ -31,7 +31,8 @@ class Corvi(ResNet):
     """ResNet with stride 1 in `conv1` and `maxpool`; the mean of its features; one logit.
 
     Input: (N, 3, H, W) of any size, ImageNet-normalised. Output: (N, 1), log-odds of fake. Images larger than a tile go through in
-    tiles whose halo is the receptive field, so that the logit is that of the uncut image. `tile`: pixels, a multiple of 8.
+    tiles whose halo is the receptive field, so that the logit is that of the uncut image. `tile`: pixels of a tile's side without its
+    halo, at least 8, cut down to a multiple of 8; by default `TILE`.
     """
 
     def __init__(
@@ -90,6 +91,9 @@ def _whole(pixels: int, stride: int) -> int:
 
 def build(card: "DetectorCard") -> nn.Module:
     """The network that a card of family `corvi` describes, without weights: (N, 3, H, W) → (N, 1) logits. Raises DetectorError."""
+    tile = card.architecture.arguments.get("tile")
+    if tile is not None and (not isinstance(tile, int) or tile < STRIDE):
+        raise DetectorError(f"{card.name}: architecture.arguments: tile: a whole number of pixels, at least {STRIDE}, not {tile!r}")
     try:
         return Corvi(**card.architecture.arguments)
     except TypeError as error:

@@ -47,14 +47,16 @@ class Detector:
         slots: int,
         weights_sha256: str,
         compiled: bool = False,
+        group_pixels: int | None = None,
     ) -> None:
+        self._group_pixels = group_pixels or (0 if torch.device(device).type == "cpu" else GROUP_PIXELS)
         self.card, self.device, self.precision, self.resize, self.slots = card, device, precision, resize, slots
         self._fake = fake
-        network = network.to(device).to(memory_format=torch.channels_last)
         if precision == "bf16":
             network = lower_to_bf16(network, device)
         elif torch.device(device).type == "cuda":
             forbid_tf32()
+        network = network.to(device).to(memory_format=torch.channels_last)
         self.network: nn.Module = torch.compile(network, mode="reduce-overhead") if compiled else network  # type: ignore[assignment]
         self._normalise = Normalise(card.preprocessing).to(device)
         self.fingerprint: dict[str, Any] = {
@@ -80,7 +82,7 @@ class Detector:
         """
         images = torch.as_tensor(pixels)
         self._check(images)
-        step = self.slots if self.card.preprocessing.shape else self.together(images.shape[1], images.shape[2])
+        step = self.slots if self.card.preprocessing.shape else self.together(images.shape[2], images.shape[1])
         parts = [images[start : start + step] for start in range(0, len(images), step)]
         scores = [self.read(self.normalise(self._filled(part))).scores[: len(part)] for part in parts]
         joined: npt.NDArray[np.float32] = torch.cat([*scores, torch.empty(0, device=self.device)]).cpu().numpy()
@@ -104,9 +106,9 @@ class Detector:
             prediction.replies,
         )
 
-    def together(self, height: int, width: int) -> int:
+    def together(self, width: int, height: int) -> int:
         """How many images of one size go through the network at once where sizes are kept."""
-        return 1 if torch.device(self.device).type == "cpu" else max(1, GROUP_PIXELS // (height * width))
+        return max(1, self._group_pixels // max(width * height, 1))
 
     def _log_odds(self, logits: torch.Tensor, count: int) -> torch.Tensor:
         if logits.shape != (count, self.card.output.logits):

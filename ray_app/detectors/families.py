@@ -4,6 +4,7 @@ One from outside this tree is found by its entry point in the group `touchstone.
 """
 
 import importlib
+import platform
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -31,8 +32,8 @@ def load_network(card: DetectorCard, cache_dir: Path | None = None, offline: boo
     """The card's network with its weights: every key and shape of every file fits, or DetectorError says which does not.
 
     The submodule `backbone` comes from the backbone's own file where the card names one. A family may also have
-    `published_keys(state)`, where the file's names are not the network's; a network may have `attach(folder)`, for what lies beside
-    its weights, and `reads_its_own_weights`, where another engine loads them.
+    `published_keys(state, network)`, where the file's names need not be the network's; a network may have `attach(folder)`, for what
+    lies beside its weights, and `reads_its_own_weights`, where another engine loads them.
     """
     family = _module(card)
     network = build_network(card)
@@ -42,7 +43,9 @@ def load_network(card: DetectorCard, cache_dir: Path | None = None, offline: boo
         load_strictly(network.get_submodule(BACKBONE), read_state_dict(path, part.weights), where=f"{part.owner}: {path}")
     path = resolve_part(own, cache_dir, offline)
     if not getattr(network, "reads_its_own_weights", False):
-        state = getattr(family, "published_keys", dict)(read_state_dict(path, own.weights))
+        state = read_state_dict(path, own.weights)
+        if callable(published_keys := getattr(family, "published_keys", None)):
+            state = published_keys(state, network)
         load_strictly(network, state, where=f"{own.owner}: {path}", without=f"{BACKBONE}." if shared else None)
     if callable(attach := getattr(network, "attach", None)):
         attach(path.parent)
@@ -52,7 +55,10 @@ def load_network(card: DetectorCard, cache_dir: Path | None = None, offline: boo
 def _module(card: DetectorCard) -> ModuleType:
     if card.family in FAMILIES:
         return importlib.import_module(FAMILIES[card.family])
-    (point,) = entry_points(group=ENTRY_POINTS, name=card.family)
+    point = next(iter(entry_points(group=ENTRY_POINTS, name=card.family)), None)
+    if point is None:
+        raise DetectorError(f"{card.name}: no package on {platform.node()} has the family {card.family!r}",
+                            hint="install it on every node of the cluster")  # fmt: skip
     try:
         module: ModuleType = point.load()
     except Exception as error:  # whatever a stranger's module raises when it is imported

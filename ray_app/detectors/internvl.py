@@ -42,8 +42,8 @@ def build(card: DetectorCard) -> nn.Module:
     return Interrogator(chat, dialogue)
 
 
-def published_keys(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A hub checkpoint's tensors under this module's names.
+def published_keys(state: Mapping[str, torch.Tensor], network: nn.Module) -> dict[str, torch.Tensor]:
+    """A hub checkpoint's tensors under this module's names, which are the same for every network.
 
     The hub keeps the names of transformers 4.51 (`language_model.model.*`, `language_model.lm_head.*`, `vision_tower.*`,
     `multi_modal_projector.*`), which later versions rename while they load.

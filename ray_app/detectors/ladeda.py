@@ -63,7 +63,8 @@ class PatchNetwork(nn.Module):
 class LaDeDa9(PatchNetwork):
     """Bottlenecks over 9 × 9 px patches at every eighth pixel; the mean over all patches; one logit.
 
-    Input: (N, 3, H, W), ImageNet-normalised, sides of at least 9 px. Output: (N, 1), log-odds of fake.
+    Input: (N, 3, H, W), ImageNet-normalised, sides of at least 9 px, with the residual `npr` 10: it drops the last line of an odd side.
+    Output: (N, 1), log-odds of fake.
     """
 
     def __init__(self, residual: Residual = "npr", *, layers: tuple[int, ...] = (3, 4, 6, 3), width: int = 64) -> None:
@@ -108,8 +109,9 @@ class TinyBlock(nn.Module):
 class TinyLaDeDa(PatchNetwork):
     """Four convolutions of eight channels; 1,297 parameters.
 
-    Input: (N, 3, H, W), ImageNet-normalised, sides of at least 6 px. Output: (N, 1), log-odds of fake.
-    `residual` has to be the one that the weights were trained on: with another the logits go into the thousands.
+    Input: (N, 3, H, W), ImageNet-normalised, sides of at least 5 px, with the residual `npr` 6: it drops the last line of an odd side.
+    Output: (N, 1), log-odds of fake. `residual` has to be the one that the weights were trained on: another gives logits that may look
+    plausible (the published WildRF file: tens, as with its own) or not (ForenSynth: thousands), and are wrong either way.
     """
 
     def __init__(self, residual: Residual = "right_diag", *, width: int = 8) -> None:

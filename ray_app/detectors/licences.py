@@ -22,6 +22,7 @@ KEY = "accepted_licences"
 
 TERMS_IN_WORDS: Mapping[str, str] = {
     "permissive": "any use, also commercial, under the conditions of its licence",
+    "restricted": "terms of its own: read them",
     "non-commercial": "no commercial use",
     "research-only": "research only, no commercial use",
     "none-stated": "no licence was published: nothing is granted",

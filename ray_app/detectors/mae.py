@@ -20,7 +20,7 @@ GLOBAL_BLOCKS = (2, 5, 8, 11)
 class MaeVit(nn.Module):
     """Tokens of an image, (N, 3, S, S) → (N, S/16, S/16, width), no class token, no final norm. By default 85,856,256 parameters.
 
-    Called by its parts, so that something can be added between blocks: `embed`, then each of `blocks`.
+    Never called as a whole, because something is added between blocks: `embed`, then each of `blocks`.
     """
 
     def __init__(self, *, image_size: int = 512, patch_size: int = 16, width: int = 768, heads: int = 12, drop_path: float = 0.1) -> None:
@@ -40,13 +40,6 @@ class MaeVit(nn.Module):
         positions = functional.interpolate(table, size=(self.grid, self.grid), mode="bicubic", align_corners=False)
         tokens: torch.Tensor = self.patch_embed(pixels) + positions
         return tokens.permute(0, 2, 3, 1)
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """All blocks with nothing between them."""
-        tokens = self.embed(pixels)
-        for block in self.blocks:
-            tokens = block(tokens)
-        return tokens
 
 
 class Block(nn.Module):

@@ -27,7 +27,8 @@ class Npr(nn.Module):
     """Neighbouring-pixel residual × 2/3, a 3 × 3 stem, ResNet-50's layer1 and layer2, mean, one logit.
 
     Input: (N, 3, H, W) of any size, ImageNet-normalised; of an odd side the last line is dropped, and a side of 1 px leaves nothing to
-    say (NaN). Output: (N, 1), log-odds of fake. `tile`: pixels of a tile's side, a multiple of 8.
+    say (NaN). Output: (N, 1), log-odds of fake. `tile`: pixels of a tile's side, at least 8, cut down to a multiple
+    of 8.
     """
 
     def __init__(self, *, tile: int = 1536) -> None:
@@ -56,6 +57,9 @@ class Npr(nn.Module):
 
 def build(card: "DetectorCard") -> nn.Module:
     """The network that a card of family `npr` describes, without weights: (N, 3, H, W) → (N, 1) logits. Raises DetectorError."""
+    tile = card.architecture.arguments.get("tile", STRIDE)
+    if not isinstance(tile, int) or tile < STRIDE:
+        raise DetectorError(f"{card.name}: architecture.arguments: tile: a whole number of pixels, at least {STRIDE}, not {tile!r}")
     try:
         return Npr(**card.architecture.arguments)
     except TypeError as error:

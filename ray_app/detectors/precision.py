@@ -44,23 +44,21 @@ def lower_to_bf16(network: nn.Module, device: str) -> nn.Module:
     Run it inside `autocast`: that casts the inputs of each product and leaves scales and the residual stream in fp32.
     Autocast alone would cast every weight anew in every call.
     """
-    *body, (head_name, head) = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, _PRODUCTS)]
-    for _, layer in body:
+    products = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, _PRODUCTS)]
+    for _, layer in products[:-1]:
         layer.to(torch.bfloat16)
+    for name, layer in products[-1:]:
+        if isinstance(layer, nn.Linear):
+            network.set_submodule(name, Float32Linear(layer))
     for module in network.modules():
         # A module whose products are no layers of their own, such as packed projections, lists their parameters.
         for name in getattr(module, "products", ()):
             module.register_parameter(name, nn.Parameter(module.get_parameter(name).to(torch.bfloat16), requires_grad=False))
-    if isinstance(head, nn.Linear):
-        network.set_submodule(head_name, Float32Linear(head))
-    for module in network.modules():
         if isinstance(module, nn.LayerNorm):
             module.register_forward_pre_hook(_input_in_fp32)
-    if torch.device(device).type == "cpu":
-        for block in network.modules():
+        if torch.device(device).type == "cpu" and hasattr(module, "fused_attn"):
             # timm's switch: plain products, which oneDNN runs in bf16 at twice the speed of torch's fused CPU kernel.
-            if hasattr(block, "fused_attn"):
-                block.fused_attn = False  # type: ignore[assignment]
+            module.fused_attn = False  # type: ignore[assignment]
     return network
 
 

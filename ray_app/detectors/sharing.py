@@ -36,26 +36,35 @@ class SharedBackbone(nn.Module):
 
 
 def share_backbones(detectors: Iterable[Detector]) -> list[SharedBackbone]:
-    """Give detectors whose cards name one backbone the same module; and let equal weights of all of them lie in memory once.
+    """Give detectors with one backbone the same module; and let equal weights of all of them lie in memory once.
 
-    Precision is part of the bargain: a backbone in bf16 is not one in fp32.
+    One backbone is one name, one architecture and equal weights: a name alone is only what a card says. Precision is part of the
+    bargain: a backbone in bf16 is not one in fp32.
     """
     detectors = list(detectors)
-    shared: dict[tuple[str, str], SharedBackbone] = {}
+    shared: dict[tuple[str, ...], list[SharedBackbone]] = defaultdict(list)
     for detector in detectors:
         named = detector.card.backbone
         if named is not None:
-            key = (named.name, detector.precision)
-            shared.setdefault(key, SharedBackbone(named.name, detector.network.get_submodule(BACKBONE)))
-            detector.network.set_submodule(BACKBONE, shared[key])
+            alike = shared[named.name, named.architecture.model_dump_json(), detector.precision]
+            own = detector.network.get_submodule(BACKBONE)
+            found = next((backbone for backbone in alike if _equal(backbone.tower, own)), None)
+            if found is None:
+                alike.append(found := SharedBackbone(named.name, own))
+            detector.network.set_submodule(BACKBONE, found)
     hold_equal_weights_once(detector.network for detector in detectors)
-    return list(shared.values())
+    return [backbone for alike in shared.values() for backbone in alike]
+
+
+def _equal(one: nn.Module, other: nn.Module) -> bool:
+    return all(torch.equal(left, right) for left, right in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
 
 
 def hold_equal_weights_once(networks: Iterable[nn.Module]) -> int:
     """Point parameters with equal content at one tensor; returns the bytes saved. The networks must not be trained afterwards.
 
-    A detector may carry a frozen backbone inside its own checkpoint (MaskCLIP: OpenAI's CLIP) that another one names as a file.
+    A detector may carry a frozen backbone inside its own checkpoint (MaskCLIP: OpenAI's CLIP) that another one names as a file; where
+    both run in one precision, it lies in memory once.
     """
     held: defaultdict[tuple[object, ...], list[torch.Tensor]] = defaultdict(list)
     saved = 0

@@ -1,8 +1,9 @@
 """The `transformers-classifier` family: image classifiers of Hugging Face transformers, from a configuration, never from a hub."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,6 +33,38 @@ def build(card: DetectorCard) -> nn.Module:
     _drop_unused_pooling(network)
     network.register_forward_hook(_logits_only)
     return network
+
+
+def published_keys(state: Mapping[str, torch.Tensor], network: nn.Module) -> dict[str, torch.Tensor]:
+    """A file's tensors under the network's own names, by transformers' own list of what it has renamed since its earlier versions.
+
+    Published files keep the names of the version that wrote them. Names only: no tensor is changed. Raises DetectorError.
+    """
+    own = network.state_dict().keys()
+    if state.keys() == own:
+        return dict(state)
+    renamed = _renaming(network)
+    # Some patterns hit today's names too, so a key that is the network's own stays unless its new name is one as well.
+    names = {key: new if (new := renamed(key)) in own or key not in own else key for key in state}
+    old = {name: key for key, name in names.items()}
+    if twice := [f"{key} and {old[name]}" for key, name in names.items() if old[name] != key]:
+        raise DetectorError(f"keys of the file that mean the same tensor of {type(network).__name__}: {', '.join(twice[:3])}")
+    return {name: state[key] for key, name in names.items()}
+
+
+def _renaming(network: Any) -> Callable[[str], str]:
+    """From a name of an earlier version of transformers to today's."""
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightRenaming, apply_renamings
+
+        renamings = [step for step in get_model_conversion_mapping(network) if isinstance(step, WeightRenaming)]
+    except (ImportError, AttributeError, TypeError) as error:
+        raise DetectorError(
+            f"the keys are not the network's own, and transformers {transformers.__version__} does not say what it renamed: {error}",
+            hint="pip install transformers==5.23.0, or write the file under the network's own names",
+        ) from error
+    return partial(apply_renamings, weight_renamings=renamings)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import tempfile
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from ray_app.config import config_root
@@ -88,13 +89,21 @@ def publish_weights(card: DetectorCard, mirror: str) -> str:
             filesystem, path = fsspec.url_to_fs(url)
             folder = path.rpartition("/")[0]
             filesystem.makedirs(folder, exist_ok=True)
-            for name in part.weights.beside:
-                filesystem.put_file(str(found.parent / name), f"{folder}/{name}")
-            filesystem.put_file(str(found), path)
+            config = part.weights.config
+            beside = [*part.weights.beside, *([config] if config and (found.parent / config).is_file() else [])]
+            for name in dict.fromkeys(beside):
+                _put(filesystem, found.parent / name, f"{folder}/{name}")
+            _put(filesystem, found, path)
         except Exception as error:  # fsspec lets every backend's own exceptions through
             raise DetectorError(f"{part.owner}: cannot write weights to {url}: {said(error)}") from error
         urls.append(url)
     return urls[0]
+
+
+def _put(filesystem: Any, file: Path, path: str) -> None:
+    """Copy a file that is not there yet; a name in a mirror stands for one content, or for one that is checked when it is read."""
+    if not filesystem.exists(path) or filesystem.size(path) != file.stat().st_size:
+        filesystem.put_file(str(file), path)
 
 
 def weights_digest(card: DetectorCard, cache_dir: Path | None = None, offline: bool | None = None) -> str:
@@ -136,7 +145,7 @@ def default_cache() -> Path:
 def cached_name(part: Part) -> str:
     """The path of a part's file in the cache and in a mirror: another uri or hash is another path."""
     version = part.weights.sha256 or hashlib.sha256(part.weights.uri.encode()).hexdigest()
-    if part.weights.beside:
+    if part.weights.beside or part.weights.config:
         return f"{part.name}-{version[:16]}/{_file_name(part)}"
     return f"{part.name}-{version[:16]}{'.safetensors' if part.weights.format == 'safetensors' else '.pth'}"
 
@@ -211,6 +220,8 @@ def _copy(part: Part, url: str, target: Path, *, required: bool) -> Path | None:
     folder = url.rpartition("/")[0]
     files = [(url, target, part.weights.sha256)]
     files += [(f"{folder}/{name}", target.parent / name, stated) for name, stated in part.weights.beside.items()]
+    if part.weights.config:
+        _download(part, f"{folder}/{part.weights.config}", target.parent / part.weights.config, None, required=False)
     # The part's own file comes last: where it is, all are.
     copied = [_download(part, source, path, stated, required=required) for source, path, stated in reversed(files)]
     return target if all(copied) else None

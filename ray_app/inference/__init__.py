@@ -2,7 +2,7 @@
 
 from ray_app.inference.clock import ASKED, RUNS, STAGES, StageClock
 from ray_app.inference.decoding import Batch, BatchDecoder, Outcome
-from ray_app.inference.judging import Readings, Scored, Scores, judge, range_doubts
+from ray_app.inference.judging import Readings, Scored, Scores, judge, range_doubts, remarks_on
 from ray_app.inference.packing import pack, unpack
 from ray_app.inference.reading import BlockReader
 from ray_app.inference.spec import ScoringSpec, make_spec
@@ -25,4 +25,5 @@ __all__ = [
     "Scores",
     "judge",
     "range_doubts",
+    "remarks_on",
 ]

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +27,7 @@ TRUSTED_CRASHES = 3  # on one node; beyond that the library, not the member, is 
 WALL_LIMIT_S = 20.0
 
 Pixels = npt.NDArray[np.uint8]
-Ragged = tuple[Pixels | None, ...]
+Ragged = Sequence[Pixels | None]
 
 
 @dataclass(frozen=True)
@@ -104,17 +105,18 @@ class BatchDecoder:
             return Batch(tuple(outcomes), self._stack(prepared), tuple(encoded) if self._hand_over else ())
 
     def complete(self, batch: Batch) -> Batch:
-        """Decode what was handed over encoded, for the detectors that keep sizes."""
+        """Images that were handed over encoded are decoded when they are looked at, one by one, since they may be large."""
         if not batch.encoded or not batch.pixels:
             return batch
-        ragged = {place: p for place, p in enumerate(self._spec.preprocessings) if p.shape is None}
-        images: dict[int, list[Pixels | None]] = {place: [] for place in ragged}
-        for data in batch.encoded:
-            image = None if data is None else self._image(0, data)
-            for place, preprocessing in ragged.items():
-                images[place].append(None if image is None else self._prepared(preprocessing, image))
-        pixels = (tuple(images[place]) if place in ragged else tensor for place, tensor in enumerate(batch.pixels))
+        pixels = (
+            _Late(self, preprocessing, batch) if preprocessing.shape is None else tensor
+            for preprocessing, tensor in zip(self._spec.preprocessings, batch.pixels, strict=True)
+        )
         return replace(batch, pixels=tuple(pixels), encoded=())
+
+    def again(self, preprocessing: Preprocessing, data: bytes) -> Pixels | None:
+        """A file that decoded before, in one preprocessing. Raises InputError."""
+        return self._prepared(preprocessing, self._image(0, data))
 
     def _one(self, image_id: int, data: bytes | Image.Image | InputError) -> tuple[Outcome, list[Pixels | None] | None]:
         facts = None
@@ -173,6 +175,23 @@ class BatchDecoder:
             if image is not None:
                 batch[slot] = image
         return batch
+
+
+class _Late(Sequence[Pixels | None]):
+    """The images of a batch that keep their size, decoded from their files when one is asked for."""
+
+    def __init__(self, decoder: BatchDecoder, preprocessing: Preprocessing, batch: Batch) -> None:
+        self._decoder, self._preprocessing, self._batch = decoder, preprocessing, batch
+
+    def __len__(self) -> int:
+        return len(self._batch.encoded)
+
+    def __getitem__(self, slot: Any) -> Any:
+        data = self._batch.encoded[slot]
+        try:
+            return None if data is None else self._decoder.again(self._preprocessing, data)
+        except InputError:
+            return None  # it decoded once; what is refused now, the detector has no score for
 
 
 def _of_pil(image: Image.Image) -> DecodedImage:

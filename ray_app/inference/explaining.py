@@ -181,10 +181,10 @@ def explain(
     seed: int = 0,
     announce: Callable[[Cost], None] | None = None,
 ) -> Explanation:
-    """Explain one detector's score of an RGB image by occluding cells of a grid of about grid × grid, and check the result.
+    """Explain one detector's score of an RGB image by occluding cells of a grid of about grid × grid, never more, and check the result.
 
     `announce` is told the cost once it is known, before the bulk of the work. Raises InputError: the image cannot be prepared, is
-    beyond the card's megapixels, or the detector gives no score for it or for a copy of it.
+    outside the valid range of a detector that keeps sizes, or the detector gives no score for it or for a copy of it.
     """
     _refuse_unscored(detector.card, image)
     pixels = detector.prepare(image)
@@ -258,7 +258,9 @@ class _Eraser:
         left, top, right, bottom = (int(edge) for edge in view.prepared)
         height, width = bottom - top, right - left
         cell = (height * width) ** 0.5 / grid
-        self.shape = tuple(int(np.clip(round(side / cell), 1, max(side // _SMALLEST_CELL_PX, 1))) for side in (height, width))
+        shape = [int(np.clip(round(side / cell), 1, max(side // _SMALLEST_CELL_PX, 1))) for side in (height, width)]
+        # What the short side of a strip is rounded up to, the long one gives: its cells are long, and no more than a square's.
+        self.shape = tuple(min(count, grid**2 // min(shape)) for count in shape)
         # Where small images are mirrored out, a region's reflections are occluded with it.
         around = ((top, pixels.shape[0] - bottom), (left, pixels.shape[1] - right))
         mode: Any = "symmetric" if pad == "mirror" else "constant"
@@ -330,6 +332,8 @@ def _checked(detector: DetectorLike, copies: Iterator[Pixels], at_once: int) -> 
 
 
 def _refuse_unscored(card: DetectorCard, image: Image.Image) -> None:
-    most = card.valid_range.max_megapixels
-    if most is not None and image.width * image.height > most * 1e6:
-        raise InputError(Status.IMAGE_TOO_LARGE, f"{card.name}: {card.valid_range.doubt(image.width, image.height)}")
+    # As in a run: a detector that keeps sizes gives no score outside its valid range; one that resizes gives it with a doubt.
+    doubt = card.valid_range.doubt(image.width, image.height)
+    if card.preprocessing.shape is None and doubt is not None:
+        too_small = min(image.size) < card.valid_range.min_side_px
+        raise InputError(Status.DETECTOR_FAILED if too_small else Status.IMAGE_TOO_LARGE, f"{card.name}: {doubt}")

@@ -48,7 +48,7 @@ def judge(spec: ScoringSpec, outcomes: Sequence[Outcome], readings: Readings) ->
     """Decide on every member; one that decoded, and that no detector could score although it should have, becomes `detector_failed`."""
     readings = Readings({name: readings.scores[name] for name in spec.cards}, readings.masks, readings.replies)
     sizes = [(None, None) if outcome.facts is None else (outcome.facts.width, outcome.facts.height) for outcome in outcomes]
-    remarks = {name: [None if reply is None else f"it replied {reply!r}" for reply in texts] for name, texts in readings.replies.items()}
+    remarks = remarks_on(readings.replies)
     scored = np.any([np.isfinite(column) for column in readings.scores.values()], axis=0)
     checked = [
         Outcome(Status.DETECTOR_FAILED, _failure(remarks, row), outcome.facts)
@@ -59,6 +59,11 @@ def judge(spec: ScoringSpec, outcomes: Sequence[Outcome], readings: Readings) ->
     doubts = range_doubts(spec, sizes)
     decisions = decide(spec.ensemble, readings.scores, calibrations=spec.calibrations, out_of_range=doubts, remarks=remarks)
     return Scored(checked, readings, decisions)
+
+
+def remarks_on(replies: Mapping[str, Sequence[str | None]]) -> dict[str, list[str | None]]:
+    """What to say of a detector that answered in words but gave no score, per detector and row."""
+    return {name: [None if reply is None else f"it replied {reply!r}" for reply in texts] for name, texts in replies.items()}
 
 
 def range_doubts(spec: ScoringSpec, sizes: Sequence[tuple[int | None, int | None]]) -> dict[str, list[str | None]]:

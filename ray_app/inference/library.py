@@ -1,6 +1,6 @@
 """The ensemble as a Python object: bytes, paths or PIL images in, verdicts out; no cluster, no files written."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,7 +15,7 @@ from ray_app.ensembles import EnsembleCard, ensemble_of, load_ensemble_card
 from ray_app.errors import InputError, Status
 from ray_app.images import ImageFacts, ImageLimits
 from ray_app.inference.clock import StageClock
-from ray_app.inference.decoding import Batch, BatchDecoder, Pixels
+from ray_app.inference.decoding import Batch, BatchDecoder, Outcome, Pixels
 from ray_app.inference.judging import Scored, judge
 from ray_app.inference.scoring import EnsembleScorer
 from ray_app.inference.spec import ScoringSpec, make_spec
@@ -97,12 +97,16 @@ class Ensemble:
         return {**batch, **{name: np.array(column, dtype=_dtype(name)) for name, column in columns.items()}}
 
     def _scored(self, images: Iterable[Source]) -> Scored:
-        batches = list(self._batches(iter(images)))
-        return judge(self.spec, [outcome for batch in batches for outcome in batch.outcomes], self._scorer.score(batches))
+        outcomes: list[Outcome] = []
+        readings = self._scorer.score(self._batches(iter(images), outcomes))
+        return judge(self.spec, outcomes, readings)
 
-    def _batches(self, images: Any) -> Iterable[Batch]:
+    def _batches(self, images: Iterator[Source], outcomes: list[Outcome]) -> Iterator[Batch]:
+        """One batch after another, so that no more than one is in memory; its outcomes are noted."""
         while chunk := [(0, self._read(image)) for image in islice(images, self.spec.slots)]:
-            yield self._decoder.decode(chunk)
+            batch = self._decoder.decode(chunk)
+            outcomes += batch.outcomes
+            yield batch
 
     def _read(self, image: Source) -> bytes | Image.Image | InputError:
         if not isinstance(image, str | Path):

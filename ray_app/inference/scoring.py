@@ -1,6 +1,6 @@
 """Batches of uint8 tensors → what the detectors say. The hot loop: plain, profiled and measured without Ray."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -44,8 +44,9 @@ class EnsembleScorer:
     def score(self, batches: Iterable[Batch]) -> Readings:
         """Score batch after batch, in order; NaN where a member has no pixels.
 
-        Every batch runs at its full static shape, so that a score never depends on what it was batched with. A GPU is waited for
-        once, at the end: while it computes, the next batch is decoded and moved.
+        Every batch runs at its full static shape, so that a score never depends on what it was batched with; but on a GPU, images that
+        keep their size run with those of the same size, however many of them could be read. A GPU is waited for once, at the end: while
+        it computes, the next batch is decoded and moved.
         """
         usable: list[bool] = []
         columns = {name: _Column() for name in self._detectors}
@@ -58,7 +59,7 @@ class EnsembleScorer:
         return Readings(
             {name: scores for name, (scores, _, _) in answers.items()},
             {name: masks for name, (_, masks, _) in answers.items() if self._spec.cards[name].masks},
-            {name: replies for name, (_, _, replies) in answers.items() if any(reply is not None for reply in replies)},
+            {name: replies for name, (_, _, replies) in answers.items() if self._spec.cards[name].replies},
         )
 
     def _read(self, batch: Batch, start: int, columns: "dict[str, _Column]") -> None:
@@ -77,27 +78,34 @@ class EnsembleScorer:
         """(slots, pixels) that go through a network together: the whole batch, or the images of one size."""
         if not users:
             return
-        if not isinstance(images, tuple):
-            yield range(len(batch.outcomes)), images
+        if isinstance(images, np.ndarray):
+            step = min(one.card.batch or self._spec.slots for _, one in users)
+            for first in range(0, len(batch.outcomes), step):
+                if any(batch.usable[first : first + step]):
+                    yield range(first, min(first + step, len(batch.outcomes))), images[first : first + step]
             return
-        by_size: dict[tuple[object, ...], list[int]] = {}
-        for slot, image in enumerate(images):
-            if image is not None:
-                by_size.setdefault((image.shape, *self._size(batch, slot)), []).append(slot)
-        for slots in by_size.values():
-            same = [image for slot in slots if (image := images[slot]) is not None]
-            step = users[0][1].together(*same[0].shape[:2])
-            for first in range(0, len(slots), step):
-                yield slots[first : first + step], np.stack(same[first : first + step])
+        for size, slots in self._by_size(batch).items():
+            wanted = any(self._wanted(name, batch, slots[0]) for name, _ in users)
+            step = users[0][1].together(*size)
+            for first in range(0, len(slots) if wanted else 0, step):
+                same = [(slot, image) for slot in slots[first : first + step] if (image := images[slot]) is not None]
+                if same:
+                    yield [slot for slot, _ in same], np.stack([image for _, image in same])
+
+    def _by_size(self, batch: Batch) -> dict[tuple[int, int], list[int]]:
+        sizes: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for slot, is_usable in enumerate(batch.usable):
+            if is_usable:
+                sizes[self._size(batch, slot)].append(slot)
+        return sizes
 
     def _wanted(self, name: str, batch: Batch, slot: int) -> bool:
-        width, height = self._size(batch, slot)
-        return width is None or height is None or self._spec.is_scored(name, width, height)
+        return self._spec.is_scored(name, *self._size(batch, slot))
 
     @staticmethod
-    def _size(batch: Batch, slot: int) -> tuple[int | None, int | None]:
+    def _size(batch: Batch, slot: int) -> tuple[int, int]:
         facts = batch.outcomes[slot].facts
-        return (None, None) if facts is None else (facts.width, facts.height)
+        return (0, 0) if facts is None else (facts.width or 0, facts.height or 0)
 
     def _moved(self, pixels: Pixels) -> torch.Tensor:
         tensor = torch.from_numpy(pixels)

@@ -57,15 +57,21 @@ class ScoringSpec:
         return tuple(name for name, card in self.cards.items() if card.masks)
 
     @property
+    def speakers(self) -> tuple[str, ...]:
+        """The detectors that answer in words."""
+        return tuple(name for name, card in self.cards.items() if card.replies)
+
+    @property
     def process_bytes(self) -> int:
         """What a process that holds all detectors takes at most: libraries, fp32 weights, the largest of them twice while it loads."""
         weights = [4 * card.size.parameters for card in self.cards.values() if card.size is not None]
         return PROCESS_BYTES + sum(weights) + max(weights, default=0)
 
     @property
-    def gmac(self) -> float:
-        """Billions of multiply-adds per image, one of a megapixel where sizes are kept; what no card states counts as nothing."""
-        return sum(card.size.gmac for card in self.cards.values() if card.size is not None)
+    def pool_gmac(self) -> tuple[float, ...]:
+        """Billions of multiply-adds per image (of a megapixel where sizes are kept) in each pool; what no card states is nothing."""
+        sizes = {name: card.size.gmac if card.size else 0.0 for name, card in self.cards.items()}
+        return tuple(sum(sizes[name] for name in pool) for pool in self.pools)
 
     @property
     def worst_gmac(self) -> float:

@@ -11,7 +11,7 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
     lines: list[tuple[str, str]] = [
         ("archive", f"{plan['members']:,} members, {plan['size_bytes'] / 1e6:,.1f} MB"),
         ("ensemble", f"{plan['ensemble']}: {plan['rule']} over {len(plan['detectors'])}: {', '.join(plan['detectors'])}"),
-        ("decode", "every image once"),
+        ("decode", _decoding(plan)),
         *_labelled("tensors", (f"{_shape(tensor)} for {', '.join(tensor['detectors'])}" for tensor in plan["tensors"])),
         *_labelled("backbones", (_shared(backbone) for backbone in plan["backbones"])),
         ("work", _work(plan)),
@@ -21,6 +21,12 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
         *_probe(plan),
     ]
     return [f"{label:{WIDTH}}{text}" for label, text in lines]
+
+
+def _decoding(plan: Mapping[str, Any]) -> str:
+    if plan["kind"] == "fused" or not _keeps_sizes(plan):
+        return "every image once"
+    return "every image once for fixed sizes, and again where it is scored in its own"
 
 
 def _work(plan: Mapping[str, Any]) -> str:
@@ -36,6 +42,8 @@ def _probe(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         return
     stages = ", ".join(f"{stage} {seconds:.3f}" for stage, seconds in probe["seconds"].items())
     yield "probe", f"{probe['images']} images on one core: {probe['seconds_per_image']:.3f} s each ({stages})"
+    if probe["failed"]:
+        yield "", f"{probe['failed']} of the sample could not be read or decoded: the forecast is that much too low"
     cost = "" if probe["cost"] is None else f", {probe['cost']:,.2f} at the price given"
     yield "forecast", f"{probe['images_per_s']:,.1f} images/s with {plan['workers']} workers, {_duration(probe['hours'])} in all{cost}"
 

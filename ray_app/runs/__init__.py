@@ -3,7 +3,7 @@
 from ray_app.runs.directory import RunDirectory
 from ray_app.runs.identity import differences, fingerprint
 from ray_app.runs.masks import mask_image, mask_rows
-from ray_app.runs.reader import check_conservation, current_rows, current_tables
+from ray_app.runs.reader import check_conservation, current_masks, current_rows, current_tables
 from ray_app.runs.rows import result_rows
 from ray_app.runs.schema import MASK_SCHEMA, SCHEMA_VERSION, row_schema
 from ray_app.runs.summary import bottleneck, summarise
@@ -18,6 +18,7 @@ __all__ = [
     "result_rows",
     "mask_rows",
     "mask_image",
+    "current_masks",
     "current_rows",
     "current_tables",
     "check_conservation",

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_app.errors import ConfigError, IdentityError
-from ray_app.runs.identity import Identity, differences
+from ray_app.runs.identity import Identity, as_known_to, differences
 from ray_app.runs.schema import SCHEMA_VERSION
 from ray_app.storage import Store
 
@@ -83,7 +83,8 @@ class RunDirectory:
             )
             return
         self.check_settled()
-        differing = differences(identity, self.describe()["identity"])
+        described = self.describe()
+        differing = differences(as_known_to(described["schema"], identity), described["identity"])
         if differing:
             raise IdentityError(
                 f"{self.store.url} was made by another command:\n  " + "\n  ".join(differing),

@@ -11,6 +11,17 @@ from typing import Any
 Identity = Mapping[str, Any]
 
 
+ADDED = {"output": 2, "valid_range": 2, "masks": 2}  # facts of a detector, and the schema since which runs note them
+
+
+def as_known_to(schema: int, identity: Identity) -> dict[str, Any]:
+    """An identity without what a run of an older schema could not note."""
+    detectors = {
+        name: {key: value for key, value in facts.items() if ADDED.get(key, 1) <= schema} for name, facts in identity["detectors"].items()
+    }
+    return {**identity, "detectors": detectors}
+
+
 def fingerprint(identity: Identity) -> str:
     """SHA-256 of the canonical JSON of an identity; also names a served ensemble."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

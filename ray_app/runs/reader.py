@@ -41,6 +41,15 @@ def current_rows(
         yield from table.to_pylist()
 
 
+def current_masks(run: RunDirectory, *, vanished: bool = False) -> Iterator[dict[str, Any]]:
+    """The masks of the members that `current_tables` has rows of, one by one (`MASK_SCHEMA`). Raises ConfigError as that does."""
+    ids = [table["image_id"].to_numpy() for table in current_tables(run, ["image_id"], vanished=vanished)]
+    known = pa.array(np.concatenate([np.empty(0, np.int64), *ids]))
+    for manifest in manifests(run.store):
+        for table in run.masks(manifest):
+            yield from table.filter(pc.is_in(table["image_id"], known)).to_pylist()
+
+
 def check_conservation(run: RunDirectory) -> int:
     """Compare every manifest with its rows, id by id and in order; returns the number of current members.
 

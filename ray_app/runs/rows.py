@@ -20,8 +20,9 @@ def result_rows(members: pa.Table, scored: Scored, *, attempt: int, scored_at: d
     """One row per member of the manifest table, in its order. Raises AssertionError when the counts differ."""
     count = len(members)
     assert count == len(scored.outcomes), f"{count} members, {len(scored.outcomes)} outcomes"
-    masks = scored.readings.masks
-    schema = row_schema(list(scored.scores), members.schema.field("input").type if "input" in members.schema.names else None, list(masks))
+    masks, replies = scored.readings.masks, scored.readings.replies
+    given = members.schema.field("input").type if "input" in members.schema.names else None
+    schema = row_schema(list(scored.scores), given, list(masks), list(replies))
     has_score = np.array([outcome.status is Status.OK for outcome in scored.outcomes], dtype=bool)
     columns: dict[str, Any] = {name: members[name].combine_chunks() for name in ("image_id", "uri", "member", "occurrence")}
     if "input" in schema.names:
@@ -33,6 +34,9 @@ def result_rows(members: pa.Table, scored: Scored, *, attempt: int, scored_at: d
     columns["scores"] = _scores(scored, schema, has_score)
     for name, measured in mask_measures(masks).items():
         columns[name] = _struct(schema.field(name).type, measured, has_score)
+    if replies:
+        columns["replies"] = pa.array([dict(zip(replies, said, strict=True)) for said in zip(*replies.values(), strict=True)],
+                                      schema.field("replies").type)  # fmt: skip
     columns |= decided_columns(scored.decisions, has_score)
     columns["attempt"] = [attempt] * count
     columns["scored_at"] = [scored_at] * count

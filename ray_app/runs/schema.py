@@ -1,8 +1,10 @@
 """The columns of a result row. Additive: a reader of schema n reads n-1; a column is never renamed."""
 
+from collections.abc import Sequence
+
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MASK_COLUMNS = ("mask_area", "mask_peak")
 
 
@@ -12,10 +14,13 @@ MASK_SCHEMA = pa.schema(
 )
 
 
-def row_schema(detectors: list[str], input_type: pa.DataType | None = None, localizers: list[str] | None = None) -> pa.Schema:
+def row_schema(
+    detectors: Sequence[str], input_type: pa.DataType | None = None, localizers: Sequence[str] = (), speakers: Sequence[str] = ()
+) -> pa.Schema:
     """Columns of `parts/` and `scores/`; `scores` is a struct with one float32 per detector.
 
-    Where detectors localize, `mask_area` is the share of pixels above one half and `mask_peak` the highest probability, per localizer.
+    Where detectors localize, `mask_area` is the share of pixels above one half and `mask_peak` the highest probability, per localizer;
+    `replies` is what detectors that answer in words said.
     `input` repeats the source's own columns and stands only where the source has any: Parquet has no empty struct.
     """
     text, words = pa.string(), pa.dictionary(pa.int32(), pa.string())
@@ -39,6 +44,7 @@ def row_schema(detectors: list[str], input_type: pa.DataType | None = None, loca
         ("decoder", words),
         ("scores", pa.struct([(name, pa.float32()) for name in detectors])),
         *[(column, pa.struct([(name, pa.float32()) for name in localizers])) for column in MASK_COLUMNS if localizers],
+        *([("replies", pa.struct([(name, text) for name in speakers]))] if speakers else []),
         ("score", pa.float64()),
         ("probability", pa.float64()),
         ("calibrated", pa.bool_()),

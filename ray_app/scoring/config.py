@@ -19,7 +19,12 @@ class ClusterConfig(Frozen):
     )
     workers: int | None = Field(default=None, ge=1, description="scoring processes; null = one per core, or one per GPU")
     object_store_bytes: int | None = Field(default=None, ge=80 * 2**20, description="object store of a local cluster; null = 512 MiB")
-    stall_timeout_s: float = Field(default=900.0, gt=0, description="a run in which no block ends for so long stops, its state kept")
+    stall_timeout_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="a run in which no block ends for so long stops, its state kept; null = 15 minutes, or what a block "
+        "of the largest images may take the slowest detectors",
+    )
 
 
 class ScoreConfig(Frozen):

@@ -16,13 +16,12 @@ from ray_app.detectors.licences import require_accepted
 from ray_app.errors import ConfigError, InputError
 from ray_app.inference import BatchDecoder, ScoringSpec, StageClock, make_spec
 from ray_app.scoring.config import ScoreConfig
-from ray_app.scoring.plan import plan_layout
-from ray_app.scoring.run import ensemble_for
+from ray_app.scoring.run import ensemble_for, layout_for
 from ray_app.storage import Fetcher
 
 
 def forecast(config: ScoreConfig, *, probe: int = 16, price_per_hour: float | None = None) -> dict[str, Any]:
-    """The plan as plain JSON; `probe` members, drawn evenly, are scored on one core for the rate (0 = no probe).
+    """The plan as plain JSON; `probe` members, drawn evenly, are scored on one core for the rate (0 = no probe). Weights are fetched.
 
     Raises ConfigError for an empty source or unknown card, DetectorError for weights that are missing.
     """
@@ -38,10 +37,7 @@ def forecast(config: ScoreConfig, *, probe: int = 16, price_per_hour: float | No
     spec = make_spec(
         ensemble, limits=config.limits, device=device, precision=config.precision, resize=config.resize, slots=config.batch_slots
     )
-    layout = plan_layout(
-        cpus=config.cluster.cpus or len(os.sched_getaffinity(0)), gpus=gpus, workers=config.cluster.workers,
-        block_members=config.block_members, slots=spec.slots, tensor_bytes=spec.tensor_bytes, pools=len(spec.pools), gmac=spec.gmac,
-    )  # fmt: skip
+    layout = layout_for(config, spec, config.cluster.cpus or len(os.sched_getaffinity(0)), gpus, _memory_bytes())
     members, size_bytes, sample = _counted(open_source(config.source, config.include, config.exclude), config.limit, probe)
     plan = {
         "members": members,
@@ -52,15 +48,16 @@ def forecast(config: ScoreConfig, *, probe: int = 16, price_per_hour: float | No
         "tensors": _tensors(spec),
         "backbones": _backbones(spec),
         "pools": [list(pool) for pool in spec.pools],
+        "kind": layout.kind,
         "layout": layout.described,
         "block_members": layout.block_members,
         "workers": layout.workers,
         "process_bytes": spec.process_bytes,
-        "gmac_per_image": round(spec.gmac, 3),
+        "gmac_per_image": round(sum(spec.pool_gmac), 3),
         "probe": None,
     }
     if sample and device == "cpu":
-        plan["probe"] = _probed(spec, sample, members, layout.workers, price_per_hour)
+        plan["probe"] = _probed(spec, Fetcher(config.retry, signed=config.source), sample, members, layout.workers, price_per_hour)
     return plan
 
 
@@ -96,7 +93,14 @@ def _backbones(spec: ScoringSpec) -> list[dict[str, Any]]:
     return [{"name": name, "runs_once_for": list(users.values())} for name, users in groups.items()]
 
 
-def _probed(spec: ScoringSpec, sample: list[Listed], members: int, workers: int, price_per_hour: float | None) -> dict[str, Any]:
+def _memory_bytes() -> float:
+    """What Ray would find on this machine: 70 % of its memory."""
+    return 0.7 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _probed(
+    spec: ScoringSpec, fetcher: Fetcher, sample: list[Listed], members: int, workers: int, price_per_hour: float | None
+) -> dict[str, Any]:
     """Fetch, decode and score the sample on one thread; the first batch warms up and is not counted where there are more."""
     import torch
 
@@ -106,12 +110,14 @@ def _probed(spec: ScoringSpec, sample: list[Listed], members: int, workers: int,
     torch.set_num_threads(1)
     try:
         clock = StageClock()
-        scorer, decoder, fetcher = EnsembleScorer(spec, clock), BatchDecoder(spec, clock), Fetcher()
-        counted, seconds, stages = 0, 0.0, dict.fromkeys(clock.seconds, 0.0)
+        scorer, decoder = EnsembleScorer(spec, clock), BatchDecoder(spec, clock)
+        counted, failed, seconds, stages = 0, 0, 0.0, dict.fromkeys(clock.seconds, 0.0)
         for start in range(0, len(sample), spec.slots):
             part = sample[start : start + spec.slots]
             begun = time.perf_counter()
-            scorer.score([decoder.decode([(0, _bytes(fetcher, item, spec, clock)) for item in part])])
+            batch = decoder.decode([(0, _bytes(fetcher, item, spec, clock)) for item in part])
+            scorer.score([batch])
+            failed += batch.usable.count(False)
             if start or len(sample) <= spec.slots:
                 counted, seconds = counted + len(part), seconds + time.perf_counter() - begun
                 stages = {stage: stages[stage] + spent for stage, spent in clock.take().items()}
@@ -121,6 +127,7 @@ def _probed(spec: ScoringSpec, sample: list[Listed], members: int, workers: int,
     hours = members * seconds / counted / workers / 3600
     return {
         "images": counted,
+        "failed": failed,
         "seconds_per_image": round(seconds / counted, 4),
         "seconds": {stage: round(spent / counted, 4) for stage, spent in stages.items() if spent},
         "images_per_s": round(workers * counted / seconds, 2),

@@ -13,7 +13,7 @@ TELL_EVERY_S = 10.0
 
 
 @dataclass(frozen=True)
-class Work:
+class Listing:
     """Blocks of every manifest, and those among them that have no rows yet."""
 
     manifests: list[int]
@@ -27,7 +27,7 @@ class Work:
         return sum(ref.members for ref in self.blocks)
 
 
-def bring_up_to_date(run: RunDirectory, config: ScoreConfig, plan: BlockPlan) -> Work:
+def bring_up_to_date(run: RunDirectory, config: ScoreConfig, plan: BlockPlan) -> Listing:
     """List the source if no listing is under work, and say what is to be done. Raises ConfigError for an empty source."""
     start = time.monotonic()
     work = _work(run)
@@ -39,7 +39,7 @@ def bring_up_to_date(run: RunDirectory, config: ScoreConfig, plan: BlockPlan) ->
     return replace(work, listing_s=time.monotonic() - start)
 
 
-def _work(run: RunDirectory) -> Work:
+def _work(run: RunDirectory) -> Listing:
     numbers = manifests(run.store)
     blocks, pending = [], []
     for number in numbers:
@@ -47,7 +47,7 @@ def _work(run: RunDirectory) -> Work:
         refs = list(iter_blocks(run.store, number))
         blocks += refs
         pending += [ref for ref in refs if ref.block not in done]
-    return Work(numbers, blocks, pending, 0.0)
+    return Listing(numbers, blocks, pending, 0.0)
 
 
 class _Telling:

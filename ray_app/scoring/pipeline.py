@@ -58,13 +58,11 @@ def _hand_over_limit() -> float:
 
 def _pipeline(dataset: Dataset, job: Job, layout: Layout) -> Dataset:
     if layout.kind == "fused":
-        return _stage(dataset, BlockScorer, (job,), layout.scorers, num_cpus=layout.worker_cpus)
+        return _stage(dataset, BlockScorer, (job,), layout.scorers[0], num_cpus=layout.worker_cpus)
     dataset = _stage(dataset, BlockDecoder, (job,), layout.decoders, num_cpus=layout.worker_cpus)
-    for pool in job.spec.pools:
-        dataset = _stage(
-            dataset, TensorScorer, (job, pool), layout.scorers, num_cpus=layout.scorer_cpus, num_gpus=layout.scorer_gpus or None
-        )
-    return _stage(dataset, BlockCommitter, (job,), 1, num_cpus=COMMIT_CPUS)
+    for pool, size in zip(job.spec.pools, layout.scorers, strict=True):
+        dataset = _stage(dataset, TensorScorer, (job, pool), size, num_cpus=layout.scorer_cpus, num_gpus=layout.scorer_gpus or None)
+    return _stage(dataset, BlockCommitter, (job,), layout.committers, num_cpus=COMMIT_CPUS / layout.committers)
 
 
 def _stage(

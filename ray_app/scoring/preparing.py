@@ -50,6 +50,9 @@ def scoring_identity(spec: ScoringSpec) -> dict[str, Any]:
                 "architecture": card.architecture_facts,
                 "preprocessing": card.preprocessing.model_dump(mode="json"),
                 "calibration": None if card.calibration is None else card.calibration.model_dump(mode="json"),
+                "output": card.output.model_dump(mode="json"),
+                "valid_range": card.valid_range.model_dump(mode="json", exclude={"note"}),
+                "masks": card.masks,
             }
             for name, card in spec.cards.items()
         },

@@ -10,7 +10,7 @@ from ray_app.archives import manifests
 from ray_app.ensembles import decide, load_ensemble_card
 from ray_app.errors import ConfigError
 from ray_app.images import ImageLimits
-from ray_app.inference import ScoringSpec, make_spec, range_doubts
+from ray_app.inference import ScoringSpec, make_spec, range_doubts, remarks_on
 from ray_app.runs import RunDirectory, fingerprint
 from ray_app.runs.rows import as_array, decided_columns
 from ray_app.scoring.preparing import decision_identity
@@ -48,7 +48,9 @@ def _decided(rows: pa.Table, spec: ScoringSpec) -> pa.Table:
     scores = {name: pc.struct_field(rows["scores"].combine_chunks(), name).to_numpy(zero_copy_only=False) for name in spec.cards}
     sizes = list(zip(rows["width"].to_pylist(), rows["height"].to_pylist(), strict=True))
     scores = {name: np.asarray(column, np.float32) for name, column in scores.items()}
-    decisions = decide(spec.ensemble, scores, calibrations=spec.calibrations, out_of_range=range_doubts(spec, sizes))
+    replies = rows["replies"].combine_chunks() if "replies" in rows.column_names else None
+    remarks = remarks_on({name: pc.struct_field(replies, name).to_pylist() for name in spec.speakers} if replies is not None else {})
+    decisions = decide(spec.ensemble, scores, calibrations=spec.calibrations, out_of_range=range_doubts(spec, sizes), remarks=remarks)
     for name, values in decided_columns(decisions, has_score).items():
         index = rows.schema.get_field_index(name)
         rows = rows.set_column(index, rows.schema.field(index), as_array(values, rows.schema.field(index), len(rows)))

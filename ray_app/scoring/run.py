@@ -23,14 +23,16 @@ from ray_app.inference import ScoringSpec, make_spec
 from ray_app.runs import RunDirectory, check_conservation
 from ray_app.scoring.cluster import cluster, has_other_nodes, resources
 from ray_app.scoring.config import ScoreConfig
-from ray_app.scoring.listing import Work, bring_up_to_date
-from ray_app.scoring.plan import Layout, plan_layout
+from ray_app.scoring.listing import Listing, bring_up_to_date
+from ray_app.scoring.plan import Layout, Work, plan_layout
 from ray_app.scoring.preparing import identity_of, share_weights
 from ray_app.scoring.progress import Progress
 from ray_app.scoring.reporting import bad_fraction, write_report, write_summary
 from ray_app.scoring.session import Session
 from ray_app.scoring.workers import Job
 from ray_app.storage import Lease
+
+STALL_S = 900.0
 
 
 @dataclass(frozen=True)
@@ -81,18 +83,7 @@ def _score(config: ScoreConfig, run: RunDirectory, lease: Lease, start: float) -
     )
     run.claim(identity_of(config, spec), list(spec.cards), spec.ensemble.model_dump(mode="json"))
     session = Session(run, config.model_dump(mode="json"), start)
-    layout = plan_layout(
-        cpus=cpus,
-        gpus=gpus,
-        workers=config.cluster.workers,
-        block_members=config.block_members,
-        slots=spec.slots,
-        tensor_bytes=spec.tensor_bytes,
-        pools=len(spec.pools),
-        gmac=spec.gmac,
-        memory_bytes=memory_bytes,
-        process_bytes=spec.process_bytes,
-    )
+    layout = layout_for(config, spec, cpus, gpus, memory_bytes)
     session.planned(layout)
     work = bring_up_to_date(run, config, layout.block_plan(spec.slots))
     session.listed(work.listing_s)
@@ -101,7 +92,7 @@ def _score(config: ScoreConfig, run: RunDirectory, lease: Lease, start: float) -
     return _finish(config, run, session, work, spec)
 
 
-def _work(config: ScoreConfig, run: RunDirectory, lease: Lease, session: Session, spec: ScoringSpec, layout: Layout, work: Work) -> None:
+def _work(config: ScoreConfig, run: RunDirectory, lease: Lease, session: Session, spec: ScoringSpec, layout: Layout, work: Listing) -> None:
     from ray_app.scoring.pipeline import score_blocks
 
     done = work.members - sum(ref.members for ref in work.pending)
@@ -122,7 +113,7 @@ def _work(config: ScoreConfig, run: RunDirectory, lease: Lease, session: Session
             raise KeyboardInterrupt
 
     try:
-        patience_s = max(config.cluster.stall_timeout_s, layout.slowest_block_s(spec.worst_gmac))
+        patience_s = config.cluster.stall_timeout_s or max(STALL_S, layout.slowest_block_s(spec.worst_gmac))
         for report in score_blocks(work.pending, job, layout, stall_timeout_s=patience_s, tick=tick):
             session.committed(report)
             progress.advance(report["members"], report["bad"])
@@ -134,7 +125,7 @@ def _work(config: ScoreConfig, run: RunDirectory, lease: Lease, session: Session
         shutil.rmtree(crumbs, ignore_errors=True)
 
 
-def _finish(config: ScoreConfig, run: RunDirectory, session: Session, work: Work, spec: ScoringSpec) -> Finished:
+def _finish(config: ScoreConfig, run: RunDirectory, session: Session, work: Listing, spec: ScoringSpec) -> Finished:
     for manifest in work.manifests:
         run.publish(manifest)
     check_conservation(run)
@@ -152,6 +143,14 @@ def _resumable(run: RunDirectory) -> Iterator[None]:
     except KeyboardInterrupt:
         print(f"interrupted; what is committed is kept. The same command resumes {run.store.url}", file=sys.stderr)
         raise
+
+
+def layout_for(config: ScoreConfig, spec: ScoringSpec, cpus: float, gpus: float, memory_bytes: float) -> Layout:
+    """The processes that a run of this config uses on such a cluster. Raises ClusterError when nothing fits."""
+    work = Work(spec.slots, spec.tensor_bytes, spec.pool_gmac, spec.process_bytes, bool(spec.localizers))
+    return plan_layout(
+        work, cpus=cpus, gpus=gpus, workers=config.cluster.workers, block_members=config.block_members, memory_bytes=memory_bytes
+    )
 
 
 def ensemble_for(config: ScoreConfig) -> EnsembleCard:

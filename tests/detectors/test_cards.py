@@ -118,3 +118,23 @@ def test_touchstone_tiny_needs_only_torch():
         "assert numpy.isfinite(d.score(numpy.zeros((1, 256, 256, 3), numpy.uint8))).all()"
     )
     assert loaded_modules(code) == ["torch"]
+
+
+@pytest.mark.parametrize("name", ["../../evil.txt", "/etc/passwd", "a/b", "..", ".hidden", ""])
+@pytest.mark.parametrize("place", ["beside", "config", "backbone"])
+def test_a_card_names_no_file_outside_its_folder(tmp_path, name, place):
+    data = yaml.safe_load(named_configs("detectors")["unifd"].read_text())
+    if place == "backbone":
+        data["backbone"] = yaml.safe_load(named_configs("backbones")["openai-clip-vit-l14"].read_text()) | {"name": name}
+    else:
+        data["weights"][place] = {name: None} if place == "beside" else name
+    path = tmp_path / "card.yaml"
+    path.write_text(yaml.safe_dump(data))
+    with pytest.raises(ConfigError, match=place):
+        load_card(path)
+
+
+@pytest.mark.parametrize("name", ["s3://bucket/card.yaml", "https://host:8000/x"])
+def test_a_url_is_not_taken_for_a_variant(name):
+    with pytest.raises(ConfigError, match=f"^{name}: no such detector file"):
+        load_card(name)

@@ -100,18 +100,23 @@ def test_preprocessed_tensor_is_the_authors(golden):
 
 @pytest.fixture(scope="module")
 def tower_state():
-    """The filled tower, 1.2 GB, made once: both detectors point at it."""
+    """Made once: both detectors point at it."""
+    return filled_tower()
+
+
+def filled_tower():
+    """The filled tower's state dict, 1.2 GB."""
     with torch.device("meta"):
         names = VisionTower(quick_gelu=True).state_dict()
     return {key.removeprefix("visual."): tensor for key, tensor in fill({f"visual.{key}": tensor for key, tensor in names.items()}).items()}
 
 
-def filled(name, tower_state):
-    """The published detector in fp32, one image at a time."""
+def filled(name, tower_state, head=None):
+    """The published detector in fp32, one image at a time, with this head or a filled one."""
     card = load_card(name)
     with torch.device("meta"):
         network = build(card).eval().requires_grad_(False)
-    head = fill({f"fc.{key}": tensor for key, tensor in network.fc.state_dict().items()})
+    head = head or fill({f"fc.{key}": tensor for key, tensor in network.fc.state_dict().items()})
     network.load_state_dict({f"backbone.{key}": tensor for key, tensor in tower_state.items()} | head, assign=True)
     return Detector(card, network, fake=0, device="cpu", precision="fp32", resize="exact", slots=1, weights_sha256="0" * 64)
 

@@ -1,7 +1,9 @@
 import pytest
 import torch
 
-from ray_app.detectors.corvi import Corvi, receptive_radius
+from ray_app.detectors import load_card
+from ray_app.detectors.corvi import Corvi, build, receptive_radius
+from ray_app.errors import DetectorError
 from tests.detectors.fill import fill
 
 RESNET50 = (3, 4, 6, 3)
@@ -35,10 +37,10 @@ def test_the_receptive_field_is_113_pixels_wide():
         assert cell(far, 80) == cell(80, far) == before
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("size", "tile"), [*((size, 64) for size in SIZES), ((130, 40), 8), ((184, 233), 45)])
 @torch.inference_mode()
-def test_tiles_do_not_change_the_logit(size):
-    whole, cut = network(4096, **NARROW), network(64, **NARROW)
+def test_tiles_do_not_change_the_logit(size, tile):
+    whole, cut = network(4096, **NARROW), network(tile, **NARROW)
     pixels = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(cut(pixels), whole(pixels), atol=1e-5, rtol=0)
     torch.testing.assert_close(cut.logit_map(pixels), whole.logit_map(pixels), atol=1e-5, rtol=0)
@@ -68,3 +70,11 @@ def test_tiles_do_not_change_the_logit_at_full_width():
     whole, cut = network(4096), network(128)
     pixels = torch.randn(1, 3, 300, 401, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(cut(pixels), whole(pixels), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("tile", [0, 7, -8, 64.0, "64"])
+def test_a_tile_of_less_than_a_cell_is_refused(tile):
+    card = load_card("corvi2023")
+    card = card.model_copy(update={"architecture": card.architecture.model_copy(update={"arguments": {"tile": tile}})})
+    with pytest.raises(DetectorError, match=f"tile: a whole number of pixels, at least 8, not {tile!r}"):
+        build(card)

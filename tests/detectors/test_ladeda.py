@@ -1,5 +1,4 @@
-"""LaDeDa9 and Tiny-LaDeDa. The published Tiny files are not here, so their logits (37.560, 6.7725) cannot be recomputed; the steps before
-the network can, and so can every logit of filled weights."""
+"""LaDeDa9 and Tiny-LaDeDa with filled weights, and the steps before the published files; their own logits: `test_published_files`."""
 
 import pytest
 import torch
@@ -36,9 +35,14 @@ def test_tiny_ladeda_is_the_authors(kind, image):
     assert filled(TinyLaDeDa(kind))(pixels).item() == pytest.approx(logit, abs=1e-4 * max(1, abs(logit)))
 
 
-def test_the_steps_before_the_published_files():
+def formula():
+    """The tensor of which the published files' logits are known; it goes into the network as it is, without an image."""
     channel, row, column = torch.meshgrid(torch.arange(3), torch.arange(256), torch.arange(256), indexing="ij")
-    pixels = (((7 * channel + 3 * row + 5 * column) % 11) / 10 - 0.5)[None]
+    return (((7 * channel + 3 * row + 5 * column) % 11) / 10 - 0.5)[None]
+
+
+def test_the_steps_before_the_published_files():
+    pixels = formula()
     npr, right = residual_of(pixels, "npr"), residual_of(pixels, "right_diag")
     torch.testing.assert_close(npr[0, 0, :2, :3], torch.tensor([[0, 0.5, 0], [0.3, 0.8, -0.8]]), atol=1e-6, rtol=0)
     torch.testing.assert_close(right[0, 0, :2, :3], torch.tensor([[0.4, 0.7, 0], [-0.1, 0.4, 0.4]]), atol=1e-6, rtol=0)
@@ -60,6 +64,18 @@ def test_a_patch_is_9_pixels_wide_and_every_eighth_pixel_begins_one():
     assert maps.shape == (1, 1, 5, 7)
     torch.testing.assert_close(network(pixels[..., 16:25, 24:33])[0], maps[0, :, 2, 3], atol=1e-5, rtol=0)
     torch.testing.assert_close(maps.mean(dim=(2, 3)), network(pixels), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("network", "residual", "smallest"),
+    [(LaDeDa9, "npr", 10), (LaDeDa9, "right_diag", 9), (TinyLaDeDa, "npr", 6), (TinyLaDeDa, "right_diag", 5)],
+)
+@torch.inference_mode()
+def test_the_smallest_side_is_the_one_that_is_told(network, residual, smallest):
+    built = filled(network(residual))
+    assert built(torch.randn(1, 3, smallest, smallest)).isfinite().all()
+    with pytest.raises(RuntimeError):
+        built(torch.randn(1, 3, smallest - 1, smallest - 1))
 
 
 @pytest.mark.parametrize(

@@ -306,3 +306,20 @@ def test_shards_travel_through_a_mirror_together(small_card, tmp_path, own_cache
     assert found.is_relative_to(own_cache)
     assert url.endswith(str(found.relative_to(own_cache)))
     assert sorted(path.name for path in found.parent.iterdir()) == sorted([index.name, *names])
+
+
+def test_the_checkpoint_s_own_configuration_travels_through_a_mirror(small_card, tmp_path, own_cache, monkeypatch):
+    (tmp_path / "there").mkdir()
+    file = Path(shutil.copy(file_of(small_card), tmp_path / "there" / "small.safetensors"))
+    (file.parent / "config.json").write_text(json.dumps({"img_size": 65}))
+    card = at(small_card, str(file), config="config.json")
+    url = publish_weights(card, str(tmp_path / "mirror"))
+    assert (Path(url).parent / "config.json").is_file()
+    before = Path(url).stat().st_mtime_ns
+    publish_weights(card, str(tmp_path / "mirror"))
+    assert Path(url).stat().st_mtime_ns == before, "what is there is not copied again"
+    shutil.rmtree(tmp_path / "there")
+    monkeypatch.setenv(MIRROR_VARIABLE, str(tmp_path / "mirror"))
+    found = resolve_weights(card)
+    assert found.is_relative_to(own_cache)
+    assert (found.parent / "config.json").is_file()

@@ -38,6 +38,8 @@ def write_tiny_internvl(folder: Path, mode: str = "reply", *, max_new_tokens: in
         "architecture": {"name": "tiny", "arguments": arguments},
         "size": {"parameters": parameters, "tensors": len(network.state_dict()), "gmac": 0.01},
         "variants": {},
+        "terms": "permissive",  # these weights are ours
+        "batch": 3,
     }
     data["preprocessing"]["resize"]["size"] = 56
     data["weights"] = {

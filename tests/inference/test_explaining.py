@@ -12,7 +12,7 @@ from torch import nn
 from ray_app.detectors import DetectorCard, Preprocessing
 from ray_app.detectors.detector import Detector
 from ray_app.errors import InputError, Status
-from ray_app.inference.explaining import RANDOM_ORDERS, STEPS, Box, explain, view_of
+from ray_app.inference.explaining import RANDOM_ORDERS, STEPS, Box, View, _Eraser, explain, view_of
 
 SIDE = 112
 SQUASH = {"resize": {"mode": "squash", "size": SIDE}}
@@ -241,6 +241,26 @@ def test_beyond_the_megapixels_of_the_card_nothing_is_scored():
         explain(planted(network, {}, valid_range={"max_megapixels": 0.01}), noise())
     assert told.value.status is Status.IMAGE_TOO_LARGE
     assert network.images == 0
+
+
+def test_below_the_smallest_side_a_detector_that_keeps_sizes_scores_nothing():
+    network = Planted((0, 20, 0, 20))
+    with pytest.raises(InputError, match=r"planted: 90 × 40, below the valid range \(64 px\)") as told:
+        explain(planted(network, {}, valid_range={"min_side_px": 64}), noise(90, 40))
+    assert told.value.status is Status.DETECTOR_FAILED
+    assert network.images == 0
+
+
+def test_one_that_resizes_is_explained_outside_its_valid_range_as_it_is_scored_there():
+    limits = {"min_side_px": 64, "max_megapixels": 0.001}
+    assert explain(planted(Planted(REGION), valid_range=limits), noise(90, 40), grid=3).faithful
+
+
+@pytest.mark.parametrize(("size", "shape"), [((3906, 8), (1, 196)), ((8, 3906), (196, 1)), ((2000, 26), (2, 98)), ((700, 500), (12, 16))])
+def test_a_strip_has_no_more_cells_than_a_square(size, shape):
+    pixels = np.asarray(noise(*size))
+    view = View(Box(0, 0, *size), Box(0, 0, 1, 1))
+    assert _Eraser(pixels, view, "black", 14).shape == shape
 
 
 def test_the_overlay_is_red_for_fake_and_blue_for_real_in_the_image_s_own_geometry():

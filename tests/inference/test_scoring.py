@@ -88,6 +88,50 @@ def test_an_image_that_keeps_its_size_scores_alone_as_among_others(spec, scorer)
     np.testing.assert_array_equal(together, np.array(alone, np.float32))
 
 
+def test_images_of_one_size_may_go_together_on_a_gpu(spec):
+    card = spec.cards["corvi2023"]
+    stacked = EnsembleScorer(replace(spec, cards={"corvi2023": card}), StageClock())
+    detector = stacked._detectors["corvi2023"]
+    detector._group_pixels = 2**22  # as on a GPU
+    counted = []
+    read, detector.read = detector.read, lambda pixels: counted.append(len(pixels)) or read(pixels)
+    given = batches(replace(spec, cards={"corvi2023": card}), files())
+    together = stacked.score(given).scores["corvi2023"]
+    assert sorted(counted) == [1, 1, 1, 2]
+    alone = EnsembleScorer(replace(spec, cards={"corvi2023": card}), StageClock()).score(given).scores["corvi2023"]
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+def test_a_detector_with_batches_of_its_own_runs_for_no_empty_ones(spec):
+    card = spec.cards["tiny-ladeda"].model_copy(update={"batch": 1})
+    own = replace(spec, cards={"tiny-ladeda": card})
+    scorer = EnsembleScorer(own, StageClock())
+    detector, counted = scorer._detectors["tiny-ladeda"], []
+    read, detector.read = detector.read, lambda pixels: counted.append(len(pixels)) or read(pixels)
+    given = batches(own, [files()[0], b"no image", files()[1]])
+    scores = scorer.score(given).scores["tiny-ladeda"]
+    assert counted == [1, 1]
+    assert np.isfinite(scores).tolist() == [True, False, True]
+
+
+def test_what_decodes_no_more_where_it_is_scored_has_no_score(spec):
+    given = batches(spec, files(), hand_over=True)
+    broken = [replace(batch, encoded=tuple(data and data[:40] for data in batch.encoded)) for batch in given]
+    decoder = BatchDecoder(spec, StageClock())
+    scores = EnsembleScorer(spec, StageClock(), ["corvi2023"]).score(decoder.complete(batch) for batch in broken).scores
+    assert np.isnan(scores["corvi2023"]).all()
+
+
+def test_large_images_are_decoded_one_by_one_where_they_are_scored(spec):
+    given = batches(spec, files(), hand_over=True)
+    decoder = BatchDecoder(spec, StageClock())
+    completed = [decoder.complete(batch) for batch in given]
+    assert decoder.counts == {"decoded": 0}
+    place = next(index for index, preprocessing in enumerate(spec.preprocessings) if preprocessing.shape is None)
+    assert completed[0].pixels[place][1].shape == (120, 200, 3)
+    assert decoder.counts == {"decoded": 1}
+
+
 def test_what_crosses_between_processes_scores_the_same(spec, scorer):
     data = [*files(), b"no image", b""]
     here = scorer.score(batches(spec, data))

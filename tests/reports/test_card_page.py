@@ -54,6 +54,8 @@ def full_card():
             "calibration": {"slope": 1.9013, "intercept": -0.9014},
             "masks": True,
             "own_pool": True,
+            "replies": True,
+            "batch": 3,
             "precision": "fp32",
             "precision_note": "precision-note",
             "size": {"parameters": 9015, "tensors": 9016, "gmac": 9017},

@@ -34,11 +34,11 @@ def finish(process):
 
 @pytest.mark.parametrize("count", [400, pytest.param(3000, marks=pytest.mark.slow)])
 @pytest.mark.timeout(900)
-def test_killed_in_the_middle_equals_an_uninterrupted_run(s3, count):
+def test_killed_in_the_middle_equals_an_uninterrupted_run(s3, score, count):
     bucket = s3.bucket(f"killed-{count}")
     fill_bucket(s3, bucket, count)
     source, whole, broken = f"{bucket}/photos", f"{bucket}/whole", f"{bucket}/broken"
-    finish(start(source, whole))
+    score(source, whole, block_members=32)
     run = RunDirectory.open(broken)
 
     process = start(source, broken)
@@ -69,7 +69,7 @@ def test_killed_in_the_middle_equals_an_uninterrupted_run(s3, count):
     other = store.read("0/00007.jpg")
     for index, name in enumerate(sorted(added | rewritten)):
         store.write(name, other + bytes([index]))
-    finish(start(source, broken))
+    score(source, broken, block_members=32)
     assert run.read_json("summary.json")["session"]["rows"] == 60
     after = rows_of(broken)
     assert len(after) == count + 50

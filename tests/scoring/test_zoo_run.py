@@ -2,15 +2,20 @@
 
 import io
 import json
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from PIL import Image
 
+from ray_app.archives import iter_blocks, read_block
 from ray_app.cli.main import main
 from ray_app.runs import MASK_SCHEMA, RunDirectory
+from ray_app.scoring.redeciding import decide_run
 from tests.detectors.tiny_internvl import write_tiny_internvl
+from tests.scoring.conftest import rows_of
 
 pytestmark = pytest.mark.ray
 
@@ -19,7 +24,6 @@ pytestmark = pytest.mark.ray
 def run_of_eight(ray_cluster, sample_archive, eight, tmp_path_factory):
     from ray_app.scoring import ScoreConfig
     from ray_app.scoring.run import score_archive
-    from tests.scoring.conftest import rows_of
 
     out = tmp_path_factory.mktemp("eight-run") / "run"
     score_archive(ScoreConfig(source=(str(sample_archive),), out=str(out), ensemble=str(eight), block_members=8))
@@ -29,13 +33,19 @@ def run_of_eight(ray_cluster, sample_archive, eight, tmp_path_factory):
 def test_every_image_is_decoded_once_and_a_shared_backbone_runs_once(run_of_eight):
     out, rows = run_of_eight
     session = json.loads((out / "summary.json").read_text())["session"]
-    tried = [row for row in rows.values() if row["status"] not in ("empty_file", "unsupported_format")]
-    assert session["decoded"] <= len(rows)
-    assert session["decoded"] >= len(tried)
-    shared = session["backbones"]["openai-clip-vit-l14"]
-    assert shared["asked"] == 2 * shared["runs"]
-    assert session["backbones"]["commonpool-clip-vit-l14"]["asked"] == session["backbones"]["commonpool-clip-vit-l14"]["runs"]
+    assert session["decoded"] == len(rows)
+    shared, alone = (session["backbones"][name] for name in ("openai-clip-vit-l14", "commonpool-clip-vit-l14"))
+    batches = sum(-(-len(block) // 4) for block in blocks_of(out))
+    assert shared == {"asked": 2 * shared["runs"], "runs": shared["runs"]}
+    assert 0 < shared["runs"] <= batches
+    assert alone == {"asked": shared["runs"], "runs": shared["runs"]}
     assert 2**28 < session["peak_worker_bytes"] < 2**32
+
+
+def blocks_of(out):
+    """The rows of each block, as its masks lie in files of their own."""
+    run = RunDirectory.open(str(out))
+    return [list(read_block(run.store, ref).to_pylist()) for ref in iter_blocks(run.store, 0)]
 
 
 def test_every_good_row_has_eight_scores_and_a_mask(run_of_eight):
@@ -78,6 +88,23 @@ def test_masks_can_be_taken_out_as_files(run_of_eight, tmp_path, capsys):
             assert (mask.size, mask.mode) == ((row["width"], row["height"]), "L")
 
 
+def test_after_another_listing_only_current_masks_are_taken_out(score, archive, eight, tmp_path, capsys):
+    pictures = sorted(archive.rglob("*.png"))[:2]
+    source = tmp_path / "two"
+    source.mkdir()
+    for picture in pictures:
+        shutil.copy(picture, source)
+    maskclip = eight.parent / "maskclip.yaml"
+    score(source, detectors=(str(maskclip),))
+    (source / pictures[0].name).unlink()
+    score(source, detectors=(str(maskclip),))
+    for flags, count in (([], 1), (["--vanished"], 2)):
+        assert main(["masks", str(tmp_path / "run"), "--out", str(tmp_path / f"masks{count}"), *flags]) == 0
+        assert len(list((tmp_path / f"masks{count}").iterdir())) == count
+    assert main(["masks", str(tmp_path / "run"), "--out", "s3://bucket/masks"]) == 2
+    assert "not a local folder" in capsys.readouterr().err
+
+
 def test_a_detector_that_answers_in_words_has_a_pool_of_its_own(score, archive, tmp_path):
     card = write_tiny_internvl(tmp_path / "internvl")
     finished, rows = score(archive, detectors=(str(card), "touchstone-tiny"), precision="fp32")
@@ -90,7 +117,14 @@ def test_a_detector_that_answers_in_words_has_a_pool_of_its_own(score, archive, 
         assert row["scores"]["touchstone-tiny"] is not None
         if row["scores"]["tiny-internvl"] is None:
             assert row["verdict"] == "abstain"
-            assert "tiny-internvl: no score (it replied " in row["verdict_reason"]
+            assert f"tiny-internvl: no score (it replied {row['replies']['tiny-internvl']!r})" in row["verdict_reason"]
+    ensemble = tmp_path / "other.yaml"
+    ensemble.write_text(yaml.safe_dump({"name": "other", "title": "Another rule", "rule": "max",
+                                        "members": [{"detector": str(card)}, {"detector": "touchstone-tiny"}]}))  # fmt: skip
+    decide_run(str(tmp_path / "run"), str(ensemble))
+    for uri, row in rows_of(tmp_path / "run").items():
+        assert row["verdict_reason"] == rows[uri]["verdict_reason"] or row["scores"]["tiny-internvl"] is not None
+        assert row.get("replies") == rows[uri].get("replies")
 
 
 def test_a_reply_that_says_neither_is_a_failed_row_with_the_reply(score, archive, tmp_path):

@@ -1,0 +1,80 @@
+"""Golden values that only the published files give. They are no part of this repository, so each file has one test, which skips without it.
+
+To run one: `touchstone detectors fetch NAME --accept-licence NAME` (CLIP-D and UnivFD need no acceptance), then this file.
+"""
+
+import pytest
+import torch
+
+from ray_app.detectors import load_card
+from ray_app.detectors.checkpoints import load_strictly, read_state_dict
+from ray_app.detectors.families import build_network
+from ray_app.detectors.weights import located, parts_of, resolve_part
+from tests.detectors.test_clip import filled, filled_tower, source
+from tests.detectors.test_convnets import prepared
+from tests.detectors.test_ladeda import formula
+
+# By card and image: the published head on the tower that `fill` makes, fp32, CPU, batch 1.
+HEADS = {
+    "clip-d-10k-plus": {
+        ("clip-d-10k-plus", "300x400"): -0.28854108,
+        ("clip-d-10k-plus", "640x480"): -0.07072905,
+        ("clip-d-10k-plus", "1024x768"): 0.16433993,
+        ("clip-d-10k-plus", "97x61"): -0.36187491,
+        ("clip-d-10k-plus:thumb1024", "1100x1500"): 0.33927903,
+    },
+    "unifd": {
+        ("unifd", "300x400"): 0.34210610,
+        ("unifd", "640x480"): 0.55777276,
+        ("unifd", "1024x768"): -1.35620129,
+        ("unifd", "97x61"): 2.45788527,
+        ("unifd:squash256-crop224", "300x400"): 0.99653327,
+        ("unifd:squash256-crop224", "640x480"): 0.90904224,
+        ("unifd:squash256-crop224", "1024x768"): -1.27760601,
+        ("unifd:squash256-crop224", "97x61"): -6.05645704,
+    },
+}
+# Tiny-LaDeDa: the formula tensor's logit with its tolerance; then images with theirs, relative to a logit above 1. Images in float64,
+# because the authors' float32 average is off by up to 0.005 where the features cancel.
+TINY = {
+    "tiny-ladeda": (
+        (6.7725, 0.001),
+        {"300x400": 45.093251, "640x480": 117.617072, "1024x768": 42.185796, "97x61": -21.646464},
+        1e-4,
+    ),
+    "tiny-ladeda:forensynth": (
+        (37.560, 0.01),
+        {"300x400": 8.279046, "640x480": 18.556538, "1024x768": 21.545715, "97x61": -38.295886},
+        1e-3,
+    ),
+}
+
+
+def published(card):
+    """The state dict of the card's own file, whose SHA-256 is the card's; skips where it is not on this machine."""
+    part, *_ = parts_of(card)
+    if located(part) is None:
+        pytest.skip(f"the published file of {card.name} is not on this machine")
+    return read_state_dict(resolve_part(part, offline=True), part.weights)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_the_published_head_on_the_filled_tower_scores_as_the_authors(name):
+    head = published(load_card(name))
+    tower = filled_tower()
+    for (card, image), expected in HEADS[name].items():
+        detector = filled(card, tower, head)
+        score = detector.score(detector.prepare(source(image))[None])[0]
+        assert score == pytest.approx(expected, abs=1e-4 * max(1, abs(expected))), (card, image)
+
+
+@pytest.mark.parametrize("name", TINY)
+@torch.inference_mode()
+def test_the_published_tiny_ladeda_scores_as_the_authors(name):
+    card = load_card(name)
+    network = build_network(card)
+    load_strictly(network, published(card), name)
+    (logit, tolerance), images, relative = TINY[name]
+    assert network(formula()).item() == pytest.approx(logit, abs=tolerance)
+    for image, expected in images.items():
+        assert network(prepared(name, image)).item() == pytest.approx(expected, abs=relative * max(1, abs(expected))), image
