@@ -8,11 +8,12 @@ from PIL import Image
 
 from ray_app.detectors import load_detector
 from ray_app.detectors.sharing import hold_equal_weights_once
-from ray_app.ensembles import load_ensemble_card
+from ray_app.ensembles import ensemble_of, load_ensemble_card
 from ray_app.errors import Status
 from ray_app.images import ImageLimits
 from ray_app.inference import ASKED, RUNS, BatchDecoder, StageClock, judge, make_spec, pack, unpack
 from ray_app.inference.scoring import EnsembleScorer
+from tests.detectors.tiny_internvl import write_tiny_internvl
 from tests.images.factory import encoded
 
 SIZES = [(64, 80), (200, 120), (64, 80), (301, 177), (90, 90)]
@@ -195,3 +196,17 @@ def test_alone_and_beyond_its_cap_the_member_is_ok_but_undecided(spec):
     scored = judge(alone, [outcome for batch in given for outcome in batch.outcomes], readings)
     assert [outcome.status for outcome in scored.outcomes] == [Status.OK] * 5
     assert scored.decisions.verdict[3] == "abstain"
+
+
+def test_a_reply_that_says_neither_is_a_failed_member_with_the_reply(tmp_path):
+    card = write_tiny_internvl(tmp_path)
+    alone = make_spec(ensemble_of([str(card)]), limits=ImageLimits(), precision="fp32")
+    given = batches(alone, files([(40 + 7 * number, 50) for number in range(12)]))
+    readings = EnsembleScorer(alone, StageClock()).score(given)
+    scored = judge(alone, [outcome for batch in given for outcome in batch.outcomes], readings)
+    said = readings.replies["tiny-internvl"]
+    failed = [outcome for outcome in scored.outcomes if outcome.status is Status.DETECTOR_FAILED]
+    assert 0 < len(failed) < len(said)
+    for outcome, reply, score in zip(scored.outcomes, said, readings.scores["tiny-internvl"], strict=True):
+        assert (outcome.status is Status.OK) == (score in (1.0, -1.0))
+        assert outcome.status is Status.OK or outcome.detail == f"no detector gave a finite score; tiny-internvl: it replied {reply!r}"

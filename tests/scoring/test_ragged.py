@@ -10,7 +10,7 @@ from benchmarks.seeded import seeded_card, write_card
 from ray_app.detectors import load_card
 
 pytestmark = pytest.mark.ray
-SIZES = [(64, 64), (97, 61), (300, 400), (1024, 768), (65, 900), (1500, 1100), (2400, 1800)]
+SIZES = [(64, 64), (97, 61), (300, 400), (1024, 768), (65, 900), (1500, 1100)]
 GIB = 2**30
 
 

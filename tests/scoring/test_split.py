@@ -25,6 +25,7 @@ def run_late_gpus(source, out, detector):
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_gpu_nodes_that_come_late_are_both_used_and_nothing_spills(tmp_path):
     source, out = tmp_path / "photos", tmp_path / "run"
