@@ -128,12 +128,12 @@ def _lines(found: "Explanation", pixels: "Image.Image", doubt: str | None, pictu
     left, right = (round(edge * pixels.width) for edge in (box.left, box.right))
     top, bottom = (round(edge * pixels.height) for edge in (box.top, box.bottom))
     where = f"x {left} to {right}, y {top} to {bottom} px"
-    lines = [
-        f"{found.detector}: score {found.score:+.2f} (log-odds of fake)",
-        f"  {found.words()}",
-        f"  region that counts most: {where}; without its detail the score moves by {-value:+.2f}",
-        f"  {picture}",
-    ]
-    lines[2:3] = lines[2:3] if found.faithful else []
-    lines += [f"  out of the valid range: {doubt}"] if doubt else []
-    return lines + ([f"  {DEMONSTRATION}"] if demonstration else [])
+    lines = [f"{found.detector}: score {found.score:+.2f} (log-odds of fake)", f"  {found.words()}"]
+    if found.faithful:
+        lines.append(f"  region that counts most: {where}; without its detail the score moves by {-value:+.2f}")
+    lines.append(f"  {picture}")
+    if doubt:
+        lines.append(f"  out of the valid range: {doubt}")
+    if demonstration:
+        lines.append(f"  {DEMONSTRATION}")
+    return lines

@@ -276,7 +276,7 @@ def default_slots(device: str) -> int:
 
 def load_card(name_or_path: str | Path) -> DetectorCard:
     """Read a shipped card by name, or any by path; `:VARIANT` after either takes one of its variants. Raises ConfigError."""
-    base, variant = _split(name_or_path)
+    base, variant = split_variant(name_or_path)
     path = find_config("detectors", base)
     data = read_mapping(path)
     if variant is not None:
@@ -300,7 +300,13 @@ def variants_of(card: DetectorCard) -> Iterator[DetectorCard]:
         yield load_card(f"{card.name}:{variant}")
 
 
-def _split(name_or_path: str | Path) -> tuple[str | Path, str | None]:
+def base_name(name: str) -> str:
+    """A detector's name without its variant: weights and licence are those of all variants."""
+    return name.partition(":")[0]
+
+
+def split_variant(name_or_path: str | Path) -> tuple[str | Path, str | None]:
+    """What stands before `:VARIANT`, and the variant, if there is one."""
     base, _, variant = str(name_or_path).rpartition(":")
     return (base, variant) if base and _VARIANT.fullmatch(variant) and not Path(name_or_path).is_file() else (name_or_path, None)
 

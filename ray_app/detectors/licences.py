@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_app.config.loading import read_mapping
-from ray_app.detectors.cards import DetectorCard, list_cards, load_card
+from ray_app.detectors.cards import DetectorCard, base_name, list_cards, load_card
 from ray_app.errors import ConfigError, DetectorError
 
 CONFIG_VARIABLE = "TOUCHSTONE_CONFIG"
@@ -60,9 +60,9 @@ def is_accepted(card: DetectorCard, accepted: Collection[str] = ()) -> bool:
     """
     if card.terms == "permissive":
         return True
-    name, licence = _base_name(card.name), card.licence.casefold()
+    name, licence = base_name(card.name), card.licence.casefold()
     shared = card.terms != "none-stated"
-    now = {_base_name(given).casefold() for given in accepted}
+    now = {base_name(given).casefold() for given in accepted}
     if name in now or (shared and licence in now):
         return True
     then = {known.casefold(): text.casefold() for known, text in _remembered().items()}
@@ -73,7 +73,7 @@ def require_accepted(card: DetectorCard, accepted: Collection[str] = ()) -> None
     """Refuse a card whose terms were not accepted; see `is_accepted`. Raises DetectorError that says how to accept them."""
     if is_accepted(card, accepted):
         return
-    name = _base_name(card.name)
+    name = base_name(card.name)
     before = _remembered().get(name)
     changed = f"; what you accepted was {before}" if before and before.casefold() != card.licence.casefold() else ""
     raise DetectorError(
@@ -128,7 +128,7 @@ def _found(name: str) -> tuple[str, str]:
             f"--accept-licence {name}: neither a detector nor a licence of one" + (f" — did you mean '{close[0]}'?" if close else ""),
             hint=f"to accept: {', '.join(known)}",
         ) from error
-    return _base_name(card.name), card.licence
+    return base_name(card.name), card.licence
 
 
 def _shared_licences(cards: Iterable[DetectorCard]) -> list[str]:
@@ -187,8 +187,3 @@ def _rewritten(text: str, data: Mapping[str, Any]) -> str:
     except yaml.YAMLError:
         pass
     return yaml.safe_dump(dict(data), sort_keys=False, allow_unicode=True)
-
-
-def _base_name(name: str) -> str:
-    """The detector's name without its variant: one licence covers all of them."""
-    return name.partition(":")[0]

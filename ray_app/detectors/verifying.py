@@ -3,14 +3,13 @@
 Knows cards, files of weights and single images. Knows nothing about terminals or runs; torch is imported when a network is loaded.
 """
 
-import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ray_app.detectors.cards import DetectorCard, GoldenScore
-from ray_app.detectors.weights import Part, located, parts_of, resolve_part
+from ray_app.detectors.weights import Part, file_sha256, located, parts_of, resolve_part
 from ray_app.errors import DetectorError, InputError
 from ray_app.images import ImageLimits, decode_image
 
@@ -54,7 +53,7 @@ def _check_files(part: Part, path: Path) -> Iterator[Check]:
 
 
 def _check_file(path: Path, stated: str | None, unverified: str | None) -> Check:
-    digest = _sha256(path)
+    digest = file_sha256(path)
     if stated is None:
         return Check("sha256", "skipped", f"{path} has {digest}; no sha256 to compare with: {unverified}")
     if digest != stated:
@@ -117,14 +116,9 @@ def _by_sha256(folder: Path, wanted: set[str]) -> Mapping[str, Path]:
     """The wanted files below a folder, whatever they are called."""
     found: dict[str, Path] = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        digest = _sha256(path)
+        digest = file_sha256(path)
         if digest in wanted:
             found.setdefault(digest, path)
         if len(found) == len(wanted):
             break
     return found
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ray_app.config import config_root
-from ray_app.detectors.cards import HUB_URI, DetectorCard, Weights
+from ray_app.detectors.cards import HUB_URI, DetectorCard, Weights, base_name
 from ray_app.errors import DetectorError, said
 
 CACHE_VARIABLE = "TOUCHSTONE_CACHE"
@@ -33,7 +33,7 @@ class Part:
 
 def parts_of(card: DetectorCard) -> list[Part]:
     """The detector's own weights first, then its backbone's. Variants of a card share their files."""
-    own = Part(card.name.partition(":")[0], card.weights, card.folder, card.name)
+    own = Part(base_name(card.name), card.weights, card.folder, card.name)
     backbone = card.backbone
     return [own] if backbone is None else [own, Part(backbone.name, backbone.weights, backbone.folder, card.name)]
 
@@ -127,8 +127,7 @@ def digest_of(part: Part, path: Path) -> str:
 
 
 def _checked(part: Part, path: Path, stated: str | None) -> str:
-    state = path.stat()
-    digest = _sha256(path, state.st_size, state.st_mtime_ns)
+    digest = file_sha256(path)
     if stated not in (None, digest):
         raise DetectorError(
             f"{part.owner}: {path} is not the file that the card means: sha256 {digest}, the card says {stated}",
@@ -258,7 +257,7 @@ def _download(part: Part, url: str, target: Path, stated: str | None, *, require
 
 def _missing(part: Part, why: str) -> DetectorError:
     weights = part.weights
-    what = "no weights" if part.name == part.owner.partition(":")[0] else f"no weights of its backbone {part.name}"
+    what = "no weights" if part.name == base_name(part.owner) else f"no weights of its backbone {part.name}"
     first = weights.obtain or "With a network, once:"
     return DetectorError(f"{part.owner}: {what}: {weights.uri}: {why}", hint=f"{first} touchstone detectors fetch {part.owner}")
 
@@ -271,8 +270,14 @@ def _mirrored(part: Part, mirror: str) -> str:
     return f"{mirror.rstrip('/')}/{cached_name(part)}"
 
 
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file; gigabytes are hashed once per process."""
+    state = path.stat()
+    return _sha256(path, state.st_size, state.st_mtime_ns)
+
+
 @functools.cache
 def _sha256(path: Path, size_bytes: int, modified_ns: int) -> str:
-    # Size and time stand for the content, so that gigabytes are hashed once per process.
+    # Size and time stand for the content.
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

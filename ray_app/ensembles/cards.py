@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import Field, PositiveFloat, model_validator
 
 from ray_app.config import Frozen, find_config, load_yaml, named_configs
-from ray_app.detectors.cards import Calibration
+from ray_app.detectors.cards import Calibration, split_variant
 
 Rule = Literal["mean-logit", "mean-probability", "soft-or", "max", "median", "log-sum-exp", "weighted", "stacked"]
 
@@ -139,5 +139,5 @@ def _short(detector: str) -> str:
 
 def _split(path: Path) -> tuple[Path, str]:
     """A card's path without `:VARIANT`, and that (or nothing)."""
-    name, colon, variant = path.name.rpartition(":")
-    return (path.with_name(name), colon + variant) if name and not path.is_file() else (path, "")
+    base, variant = split_variant(path)
+    return Path(base), "" if variant is None else f":{variant}"

@@ -3,20 +3,22 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ray_app.reports import wording
+
 WIDTH = 11
 
 
 def plan_lines(plan: Mapping[str, Any]) -> list[str]:
     """What would be scored, what is shared, which processes do it, and how long that takes."""
     lines: list[tuple[str, str]] = [
-        ("archive", f"{plan['members']:,} members, {plan['size_bytes'] / 1e6:,.1f} MB"),
+        ("archive", f"{plan['members']:,} members, {wording.size(plan['size_bytes'])}"),
         ("ensemble", f"{plan['ensemble']}: {plan['rule']} over {len(plan['detectors'])}: {', '.join(plan['detectors'])}"),
         ("decode", _decoding(plan)),
         *_labelled("tensors", (f"{_shape(tensor)} for {', '.join(tensor['detectors'])}" for tensor in plan["tensors"])),
         *_labelled("backbones", (_shared(backbone) for backbone in plan["backbones"])),
         ("work", _work(plan)),
         ("layout", f"{plan['layout']}; blocks of up to {plan['block_members']:,} members"),
-        ("memory", f"about {plan['process_bytes'] / 1e9:,.1f} GB for a process that holds all detectors, by the sizes on their cards"),
+        ("memory", f"about {wording.size(plan['process_bytes'])} for a process that holds all detectors, by the sizes on their cards"),
         *_labelled("pools", (", ".join(pool) for pool in plan["pools"] if len(plan["pools"]) > 1)),
         *_probe(plan),
     ]
@@ -45,7 +47,10 @@ def _probe(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if probe["failed"]:
         yield "", f"{probe['failed']} of the sample could not be read or decoded: the forecast is that much too low"
     cost = "" if probe["cost"] is None else f", {probe['cost']:,.2f} at the price given"
-    yield "forecast", f"{probe['images_per_s']:,.1f} images/s with {plan['workers']} workers, {_duration(probe['hours'])} in all{cost}"
+    yield (
+        "forecast",
+        f"{probe['images_per_s']:,.1f} images/s with {plan['workers']} workers, {wording.duration(probe['hours'] * 3600)} in all{cost}",
+    )
 
 
 def _shape(tensor: Mapping[str, Any]) -> str:
@@ -69,7 +74,3 @@ def _labelled(label: str, texts: Iterator[str]) -> Iterator[tuple[str, str]]:
 
 def _keeps_sizes(plan: Mapping[str, Any]) -> bool:
     return any(tensor["shape"] is None for tensor in plan["tensors"])
-
-
-def _duration(hours: float) -> str:
-    return f"{hours:,.1f} hours" if hours >= 1 else f"{hours * 60:,.1f} minutes" if hours * 60 >= 1 else f"{hours * 3600:,.1f} seconds"

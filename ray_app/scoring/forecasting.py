@@ -11,12 +11,10 @@ from itertools import islice
 from typing import Any
 
 from ray_app.archives import Listed, open_source
-from ray_app.detectors import load_card, resolve_weights
-from ray_app.detectors.licences import require_accepted
 from ray_app.errors import ConfigError, InputError
-from ray_app.inference import BatchDecoder, ScoringSpec, StageClock, make_spec
+from ray_app.inference import BatchDecoder, ScoringSpec, StageClock
 from ray_app.scoring.config import ScoreConfig
-from ray_app.scoring.run import ensemble_for, layout_for
+from ray_app.scoring.run import check_detectors, layout_for, spec_for
 from ray_app.storage import Fetcher
 
 
@@ -27,23 +25,16 @@ def forecast(config: ScoreConfig, *, probe: int = 16, price_per_hour: float | No
     """
     if not config.source:
         raise ConfigError("nothing to plan for", hint="touchstone plan SOURCE")
-    ensemble = ensemble_for(config)
-    for member in ensemble.members:
-        card = load_card(member.detector)
-        require_accepted(card, config.accept_licences)
-        resolve_weights(card)
+    check_detectors(config)
     gpus = config.cluster.gpus or 0
-    device = "cuda" if gpus and config.device == "auto" else "cpu" if config.device == "auto" else config.device
-    spec = make_spec(
-        ensemble, limits=config.limits, device=device, precision=config.precision, resize=config.resize, slots=config.batch_slots
-    )
+    spec = spec_for(config, gpus)
     layout = layout_for(config, spec, config.cluster.cpus or len(os.sched_getaffinity(0)), gpus, _memory_bytes())
     members, size_bytes, sample = _counted(open_source(config.source, config.include, config.exclude), config.limit, probe)
     plan = {
         "members": members,
         "size_bytes": size_bytes,
-        "ensemble": ensemble.name,
-        "rule": ensemble.rule,
+        "ensemble": spec.ensemble.name,
+        "rule": spec.ensemble.rule,
         "detectors": list(spec.cards),
         "tensors": _tensors(spec),
         "backbones": _backbones(spec),
@@ -56,7 +47,7 @@ def forecast(config: ScoreConfig, *, probe: int = 16, price_per_hour: float | No
         "gmac_per_image": round(sum(spec.pool_gmac), 3),
         "probe": None,
     }
-    if sample and device == "cpu":
+    if sample and spec.device == "cpu":
         plan["probe"] = _probed(spec, Fetcher(config.retry, signed=config.source), sample, members, layout.workers, price_per_hour)
     return plan
 

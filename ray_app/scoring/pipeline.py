@@ -20,7 +20,7 @@ from ray.data import ActorPoolStrategy, Dataset, ExecutionResources
 from ray.data.read_api import from_blocks
 
 from ray_app.archives import BlockRef
-from ray_app.errors import ClusterError, TouchstoneError
+from ray_app.errors import ClusterError, TouchstoneError, said
 from ray_app.scoring.plan import COMMIT_CPUS, Layout
 from ray_app.scoring.workers import BlockCommitter, BlockDecoder, BlockScorer, Job, Report, TensorScorer, block_table, report_of
 
@@ -105,8 +105,7 @@ class _Watch:
         if isinstance(error, KeyboardInterrupt) and self._reason is not None:
             raise self._reason from None
         if isinstance(error, Exception) and not isinstance(error, TouchstoneError):
-            said = (str(error).strip().splitlines() or [""])[0]
-            raise ClusterError(f"the pipeline failed: {type(error).__name__}: {said}",
+            raise ClusterError(f"the pipeline failed: {said(error)}",
                                hint="the same command resumes; worker logs are in the Ray session folder") from error  # fmt: skip
 
     def _look(self) -> None:

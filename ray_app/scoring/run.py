@@ -63,24 +63,14 @@ def score_archive(config: ScoreConfig) -> Finished:
 
 def _check(config: ScoreConfig, run: RunDirectory) -> None:
     """What can be refused before a cluster is started: an unknown card, a licence, missing weights, an empty source."""
-    for member in ensemble_for(config).members:
-        card = load_card(member.detector)
-        require_accepted(card, config.accept_licences)
-        resolve_weights(card)
+    check_detectors(config)
     if not run.exists():
         next(iter(open_source(config.source, config.include, config.exclude, skip=[run.store.url])), None)
 
 
 def _score(config: ScoreConfig, run: RunDirectory, lease: Lease, start: float) -> Finished:
     cpus, gpus, memory_bytes = resources(config.cluster)
-    spec = make_spec(
-        ensemble_for(config),
-        limits=config.limits,
-        device=_device(config, gpus),
-        precision=config.precision,
-        resize=config.resize,
-        slots=config.batch_slots,
-    )
+    spec = spec_for(config, gpus)
     run.claim(identity_of(config, spec), list(spec.cards), spec.ensemble.model_dump(mode="json"))
     session = Session(run, config.model_dump(mode="json"), start)
     layout = layout_for(config, spec, cpus, gpus, memory_bytes)
@@ -153,10 +143,25 @@ def layout_for(config: ScoreConfig, spec: ScoringSpec, cpus: float, gpus: float,
     )
 
 
-def ensemble_for(config: ScoreConfig) -> EnsembleCard:
-    """The ensemble that a config names, or the mean of the detectors that it names instead."""
+def check_detectors(config: ScoreConfig) -> None:
+    """Whether every detector may and can be used here; fetches weights. Raises ConfigError, and DetectorError for licence or weights."""
+    for member in _ensemble(config).members:
+        card = load_card(member.detector)
+        require_accepted(card, config.accept_licences)
+        resolve_weights(card)
+
+
+def spec_for(config: ScoreConfig, gpus: float) -> ScoringSpec:
+    """The config's cards and settings, resolved for a cluster with so many GPUs. Raises ConfigError."""
+    return make_spec(
+        _ensemble(config),
+        limits=config.limits,
+        device=config.device if config.device != "auto" else "cuda" if gpus else "cpu",
+        precision=config.precision,
+        resize=config.resize,
+        slots=config.batch_slots,
+    )
+
+
+def _ensemble(config: ScoreConfig) -> EnsembleCard:
     return ensemble_of(list(config.detectors)) if config.detectors else load_ensemble_card(config.ensemble)
-
-
-def _device(config: ScoreConfig, gpus: float) -> str:
-    return config.device if config.device != "auto" else "cuda" if gpus else "cpu"

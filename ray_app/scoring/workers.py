@@ -131,17 +131,12 @@ class TensorScorer(Worker):
         note: Note = _unpickled(table["note"])
         outcomes: list[Outcome] = []
         with _counted(self._scoring, self._decoding) as counts:
-            batches = (self._completed(batch) for batch in unpack(table, spec.preprocessings))
+            batches = (self._decoding.complete(batch) for batch in unpack(table, spec.preprocessings))
             readings = self._scoring.score(_noting(batches, outcomes))
         note = note.joined(outcomes, readings, counts, self._clock.take())
         if self._pool == spec.pools[-1]:
             return pa.table({"note": _pickled(note)})
         return table.drop_columns(["note"]).append_column("note", _pickled(note))
-
-    def _completed(self, batch: Batch) -> Batch:
-        cards = self._job.spec.cards
-        keeps_sizes = any(cards[name].preprocessing.shape is None for name in self._pool or cards)
-        return self._decoding.complete(batch) if keeps_sizes else batch
 
 
 @dataclass(frozen=True)
