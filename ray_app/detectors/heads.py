@@ -5,9 +5,8 @@ and are kept in a file; scikit-learn does the fitting and is imported only then.
 """
 
 import hashlib
+import io
 import json
-import os
-import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from ray_app.detectors.precision import Precision, autocast, resolve_precision
 from ray_app.detectors.preprocessing import Pixels
 from ray_app.detectors.weights import digest_of, parts_of, resolve_part
 from ray_app.errors import ConfigError
+from ray_app.storage import Store
 
 Classifier = Literal["svm", "logistic"]
 CLASSIFIERS: tuple[Classifier, ...] = get_args(Classifier)
@@ -127,11 +127,9 @@ class FeatureCache:
         """Write the file in one rename, if there is anything new."""
         if len(self._features) == self._saved:
             return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(dir=self._path.parent, prefix=f".{self._path.name}.")
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, key=self._key, sha256=list(self._features), features=np.stack(list(self._features.values())))
-        Path(partial).replace(self._path)
+        file = io.BytesIO()
+        np.savez(file, key=self._key, sha256=list(self._features), features=np.stack(list(self._features.values())))
+        _put(self._path, file.getvalue())
         self._saved = len(self._features)
 
 
@@ -171,14 +169,15 @@ def cross_validated_auc(
 
 def save_head(path: Path, head: Head) -> str:
     """Write a head as CLIP-D's is published, {"model": {"fc.weight", "fc.bias"}}; returns the file's SHA-256."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     state = {"fc.weight": torch.from_numpy(head.weight), "fc.bias": torch.tensor([head.bias])}
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "wb") as file:
-        torch.save({"model": state}, file)
-    digest = hashlib.sha256(Path(partial).read_bytes()).hexdigest()
-    Path(partial).replace(path)
-    return digest
+    file = io.BytesIO()
+    torch.save({"model": state}, file)
+    _put(path, file.getvalue())
+    return hashlib.sha256(file.getvalue()).hexdigest()
+
+
+def _put(path: Path, data: bytes) -> None:
+    Store.open(str(path.parent)).write(path.name, data)
 
 
 class Fit(NamedTuple):

@@ -47,10 +47,8 @@ def _probe(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if probe["failed"]:
         yield "", f"{probe['failed']} of the sample could not be read or decoded: the forecast is that much too low"
     cost = "" if probe["cost"] is None else f", {probe['cost']:,.2f} at the price given"
-    yield (
-        "forecast",
-        f"{probe['images_per_s']:,.1f} images/s with {plan['workers']} workers, {wording.duration(probe['hours'] * 3600)} in all{cost}",
-    )
+    total = wording.duration(probe["hours"] * 3600)
+    yield "forecast", f"{probe['images_per_s']:,.1f} images/s with {plan['workers']} workers, {total} in all{cost}"
 
 
 def _shape(tensor: Mapping[str, Any]) -> str:

@@ -9,21 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-import torch
 from PIL import Image
 
 from ray_app.cli.fitting import fit, read_labels
 from ray_app.detectors import load_card, load_detector
 from ray_app.errors import ConfigError
+from tests.detectors.conftest import one_thread  # noqa: F401  (an autouse fixture of that folder)
 from tests.detectors.small_clip import small_card
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -12,6 +12,15 @@ from ray_app.detectors.detector import Detector
 from ray_app.detectors.families import build_network
 from tests.detectors.fill import fill
 
+# What a card must say, of a network with one logit that nobody published.
+UNPUBLISHED = {
+    "weights": {"uri": "absent.safetensors", "unverified": "written by the test"},
+    "output": {"sign": 1},
+    "licence": "MIT",
+    "citation": "none",
+    "source": "this test",
+    "training_data": {"name": "none", "licence": "none"},
+}
 PUBLISHED = ["community-forensics-vits384", "openfake-swinv2-small", "siglip2-open-deepfake"]
 
 
@@ -51,12 +60,7 @@ def small_card(tmp_path_factory):
             "family": "timm-classifier",
             "architecture": {"name": "test_vit", "arguments": {"img_size": 64}},
             "preprocessing": {"resize": {"mode": "squash", "size": 64}, "filter": "bicubic"},
-            "weights": {"uri": "absent.safetensors", "unverified": "written by the test"},
-            "output": {"sign": 1},
-            "licence": "Apache-2.0",
-            "citation": "none",
-            "source": "this test",
-            "training_data": {"name": "none", "licence": "none"},
+            **UNPUBLISHED,
         }
     )
     path = write_weights(tmp_path_factory.mktemp("weights") / "small.safetensors", seeded_state(card))

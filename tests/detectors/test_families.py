@@ -9,6 +9,7 @@ import yaml
 from benchmarks.seeded import seeded_card
 from ray_app.detectors import load_card, load_detector
 from ray_app.errors import ConfigError, DetectorError
+from tests.detectors.conftest import UNPUBLISHED
 
 FAMILY = """
 from torch import nn
@@ -21,12 +22,7 @@ CARD = {
     "title": "A family of somebody else's",
     "family": "their-family",
     "preprocessing": {"resize": {"mode": "squash", "size": 16}},
-    "weights": {"uri": "absent.safetensors", "unverified": "written by the test"},
-    "output": {"sign": 1},
-    "licence": "MIT",
-    "citation": "none",
-    "source": "this test",
-    "training_data": {"name": "none", "licence": "none"},
+    **UNPUBLISHED,
 }
 
 
