@@ -103,12 +103,14 @@ class IdentityError(ConfigError):
 
 
 class InputError(TouchstoneError):
-    """One image cannot be scored. Becomes a row with `status` and `detail`."""
+    """One image cannot be scored. Becomes a row with `status` and `detail`; `limit` and `observed` where it crossed a number."""
 
-    def __init__(self, status: Status, detail: str) -> None:
+    def __init__(self, status: Status, detail: str, *, limit: float | None = None, observed: float | None = None) -> None:
         super().__init__(f"{status}: {detail}")
         self.status = status
         self.detail = detail
+        self.limit = limit
+        self.observed = observed
 
 
 class SourceError(InputError):

@@ -21,10 +21,13 @@ ROOMS = [
     "runs",
     "reports",
     "scoring",
+    "serving",
     "cli",
 ]
-RAY_ROOMS = {"scoring"}
-TORCH_ROOMS = {"detectors", "simulation", "inference", "scoring"}
+RAY_ROOMS = {"scoring", "serving"}
+TORCH_ROOMS = {"detectors", "simulation", "inference", "scoring", "serving"}
+# Of the serving room, what knows Ray; the rest runs, and is tested, without it.
+SERVING_ON_RAY = {"app.py", "deployments.py", "metrics.py", "running.py"}
 SOURCES = sorted((ROOT / "ray_app").rglob("*.py"))
 
 
@@ -56,6 +59,11 @@ def test_imports_point_down(source):
         assert parts[0] not in ("torch", "timm", "transformers", "torchvision") or room in TORCH_ROOMS, f"{room} imports {name}"
 
 
+def test_serving_knows_ray_in_few_places():
+    files = {source.name for source in SOURCES if room_of(source) == "serving" and any(name.startswith("ray.") for name in imported(source))}
+    assert files <= SERVING_ON_RAY
+
+
 def test_every_room_has_its_place():
     assert {room_of(source) for source in SOURCES} <= {*ROOMS, "__init__"}
 
@@ -68,7 +76,7 @@ def test_no_name_that_says_nothing(name):
 @pytest.mark.parametrize(
     "module",
     ["ray_app", "ray_app.errors", "ray_app.config", "ray_app.storage", "ray_app.images", "ray_app.archives", "ray_app.detectors",
-     "ray_app.ensembles", "ray_app.inference", "ray_app.runs", "ray_app.reports", "ray_app.scoring", "ray_app.cli.main"],
+     "ray_app.ensembles", "ray_app.inference", "ray_app.runs", "ray_app.reports", "ray_app.scoring", "ray_app.serving", "ray_app.serving.client", "ray_app.cli.main"],
 )  # fmt: skip
 def test_import_is_light_and_touches_nothing(module, tmp_path):
     heavy = ("torch", "ray", "timm", "transformers", "torchvision")

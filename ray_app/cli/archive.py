@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from ray_app.cli.endpoint import endpoint_options, score_at_endpoint
 from ray_app.cli.options import as_json, configured, licence_option, overrides, what_is_scored
 
 
@@ -16,11 +17,19 @@ from ray_app.cli.options import as_json, configured, licence_option, overrides, 
 @click.option("--out", metavar="DIR", help="Run directory; any fsspec URL. The same command on it resumes.")
 @click.option("--max-hours", type=float, help="Stop resumably after so many hours.")
 @click.option("--prior", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Share of fakes to expect, for the report.")
+@endpoint_options
 @licence_option
 @overrides
 @as_json
 def score(
-    source: tuple[str, ...], config_file: str | None, assignments: tuple[str, ...], accepted: tuple[str, ...], as_json: bool, **given: Any
+    source: tuple[str, ...],
+    config_file: str | None,
+    assignments: tuple[str, ...],
+    accepted: tuple[str, ...],
+    endpoint: str | None,
+    token_file: str | None,
+    as_json: bool,
+    **given: Any,
 ) -> int:
     """Score every member of SOURCE: one row each, resumable, in --out.
 
@@ -29,7 +38,10 @@ def score(
     \b
     touchstone score photos/ --out run
     touchstone score s3://bucket/2024 --out s3://bucket/run --config overnight --exclude '**/thumbs/**'
+    touchstone score --endpoint http://localhost:8000 photo.jpg more/
     """
+    if endpoint or token_file:
+        return score_at_endpoint(endpoint, source, ensemble=given["ensemble"], token_file=token_file, as_json=as_json)
     from ray_app.reports import summary_lines
     from ray_app.scoring import ScoreConfig
     from ray_app.scoring.run import score_archive

@@ -15,6 +15,7 @@ from ray_app.cli.decide import decide
 from ray_app.cli.explain import explain
 from ray_app.cli.masks import masks
 from ray_app.cli.plan import plan
+from ray_app.cli.serve import serve
 from ray_app.errors import ExitCode, TouchstoneError
 
 
@@ -27,13 +28,14 @@ def touchstone() -> None:
     touchstone demo                                   a sample archive, scored
     touchstone score s3://bucket/photos --out s3://bucket/run
     touchstone results s3://bucket/run --verdict fake
+    touchstone serve                                  the ensemble behind HTTP, with a page
 
     stdout carries the result, stderr the log and the progress line. Exit codes: 0 done · 2 usage or config · 3 finished with too
     many bad members · 4 detector or weights · 5 storage or cluster · 130 interrupted, resumable by the same command.
     """
 
 
-for command in (plan, score, results, decide, report, masks, explain, detectors, config, demo):
+for command in (plan, score, results, decide, report, masks, explain, serve, detectors, config, demo):
     touchstone.add_command(command)
 
 

@@ -40,8 +40,8 @@ def decide(
     """
     combined = combine(card, scores, calibrations)
     verdicts, reasons = [], []
-    for score, doubt in zip(combined.tolist(), _doubts(scores, out_of_range or {}, remarks or {}), strict=True):
-        verdict, reason = ("abstain", doubt) if doubt else _verdict(score, card.thresholds)
+    for score, why in zip(combined.tolist(), _doubts(scores, out_of_range or {}, remarks or {}), strict=True):
+        verdict, reason = ("abstain", why) if why else _verdict(score, card.thresholds)
         verdicts.append(verdict)
         reasons.append(reason)
     return Decisions(combined, sigmoid(combined), is_calibrated(card, calibrations), verdicts, reasons)
@@ -52,11 +52,11 @@ def combine(card: EnsembleCard, scores: Mapping[str, Scores], calibrations: Mapp
 
     NaN where a member's score is missing or infinite.
     """
-    columns = [_calibrate(column.astype(np.float64), calibrations.get(name)) for name, column in scores.items()]
+    columns = [calibrate(column.astype(np.float64), calibrations.get(name)) for name, column in scores.items()]
     table = np.stack(columns, axis=1)
     table[~np.isfinite(table)] = np.nan
     with np.errstate(invalid="ignore"):  # a NaN among the members is a missing score, not an accident
-        return _calibrate(_apply_rule(card, table) + card.bias, card.calibration)
+        return calibrate(_apply_rule(card, table) + card.bias, card.calibration)
 
 
 def is_calibrated(card: EnsembleCard, calibrations: Mapping[str, Calibration | None]) -> bool:
@@ -66,6 +66,14 @@ def is_calibrated(card: EnsembleCard, calibrations: Mapping[str, Calibration | N
     """
     by_member = card.leaves_one_score_alone and any(calibration is not None for calibration in calibrations.values())
     return card.calibration is not None or by_member
+
+
+def doubt(has_score: bool, outside: str | None, remark: str | None) -> str | None:
+    """Why what one member says of an image does not count, or None; `outside` and `remark` as for `decide`."""
+    if has_score:
+        return outside
+    why = remark or outside  # beyond some range a detector is not asked at all
+    return "no score" if why is None else f"no score ({why})"
 
 
 def sigmoid(score: Column) -> Column:
@@ -82,7 +90,8 @@ def _apply_rule(card: EnsembleCard, table: Table) -> Column:
     return SYMMETRIC[card.rule](table)
 
 
-def _calibrate(score: Column, calibration: Calibration | None) -> Column:
+def calibrate(score: Column, calibration: Calibration | None) -> Column:
+    """Calibrated log-odds; None leaves them as they are."""
     return score if calibration is None else calibration.slope * score + calibration.intercept
 
 
@@ -102,12 +111,5 @@ def _doubts(
     for name, column in scores.items():
         nothing = [None] * len(column)
         rows = zip(np.isfinite(column).tolist(), out_of_range.get(name, nothing), remarks.get(name, nothing), strict=True)
-        doubts.append([_doubt(name, *row) for row in rows])
+        doubts.append([None if why is None else f"{name}: {why}" for why in (doubt(*row) for row in rows)])
     return ["; ".join(filter(None, row)) or None for row in zip(*doubts, strict=True)]
-
-
-def _doubt(name: str, has_score: bool, outside: str | None, remark: str | None) -> str | None:
-    if has_score:
-        return None if outside is None else f"{name}: {outside}"
-    why = remark or outside  # beyond some range a detector is not asked at all
-    return f"{name}: no score" if why is None else f"{name}: no score ({why})"

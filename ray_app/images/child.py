@@ -1,30 +1,72 @@
 """The decoder process: reads encoded bytes on stdin, answers with facts and RGB pixels on stdout. Started by `safe_decoder` alone.
 
 Request: length (uint64), bytes. Answer: lengths of JSON and pixels (2 × uint64), JSON, pixels. One `READY` byte once it can serve.
+`serve` is the loop of any such child; what it makes of a request is the caller's.
 """
 
-import dataclasses
-import json
 import os
 import resource
 import signal
 import struct
 import sys
-from typing import Any, BinaryIO
+from collections.abc import Callable, Sequence
+from typing import Annotated, BinaryIO, Literal
 
+from pydantic import Field, FiniteFloat, StringConstraints
+
+from ray_app.config import Frozen
+from ray_app.errors import InputError, Status
 from ray_app.images.decoding import decode_image
-from ray_app.images.facts import ImageRefused
+from ray_app.images.facts import ImageFacts, ImageRefused
 from ray_app.images.limits import ImageLimits
+from ray_app.images.origin import KEYS, MOST_CHARACTERS
 
 READY = b"+"
 REQUEST = struct.Struct("<Q")
 ANSWER = struct.Struct("<QQ")
 
 
+class Refused(Frozen):
+    """Why an image has no pixels: the fields of an InputError that a decoder raises."""
+
+    status: Literal[
+        Status.EMPTY_FILE,
+        Status.UNSUPPORTED_FORMAT,
+        Status.CORRUPT_IMAGE,
+        Status.TRUNCATED_IMAGE,
+        Status.IMAGE_TOO_LARGE,
+        Status.METADATA_TOO_LARGE,
+    ]
+    detail: str = Field(max_length=1000)
+    limit: FiniteFloat | None = None
+    observed: FiniteFloat | None = None
+
+    @classmethod
+    def of(cls, error: InputError) -> "Refused":
+        """What travels of a refusal."""
+        return cls.model_validate(error, from_attributes=True)
+
+
+class Report(Frozen):
+    """The JSON of an answer. `origin` and `seconds` come from a child that prepares as well."""
+
+    facts: ImageFacts
+    refused: Refused | None = None
+    origin: dict[str, Annotated[str, StringConstraints(max_length=MOST_CHARACTERS)]] = Field(default={}, max_length=len(KEYS))
+    seconds: FiniteFloat = Field(default=0.0, ge=0)
+
+
+Answer = tuple[Report, Sequence[bytes | memoryview]]
+
+
 def main(arguments: list[str]) -> None:
     """Serve until stdin closes. Arguments: memory limit in bytes, wall limit in seconds, ImageLimits as JSON."""
-    memory_limit_bytes, wall_limit_s = int(arguments[0]), float(arguments[1])
     limits = ImageLimits.model_validate_json(arguments[2])
+    serve(lambda data: _decode(data, limits), int(arguments[0]), float(arguments[1]))
+
+
+def serve(answer_to: Callable[[bytes], Answer], memory_limit_bytes: int, wall_limit_s: float) -> None:
+    """Answer requests one after another until stdin closes; the memory limit is one of address space, libraries included."""
     _limit(resource.RLIMIT_AS, memory_limit_bytes)
     _limit(resource.RLIMIT_CORE, 0)
     answers = _claim_stdout()
@@ -35,20 +77,20 @@ def main(arguments: list[str]) -> None:
         data = requests.read(*REQUEST.unpack(header))
         # The parent kills us at the wall limit; should it die first, the kernel's default for SIGALRM does, hung C code or not.
         signal.setitimer(signal.ITIMER_REAL, 2 * wall_limit_s + 1)
-        report, pixels = _decode(data, limits)
+        report, blobs = answer_to(data)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        text = json.dumps(report).encode()
-        for part in (ANSWER.pack(len(text), len(pixels)), text, pixels):
+        text = report.model_dump_json().encode()
+        for part in (ANSWER.pack(len(text), sum(map(len, blobs))), text, *blobs):
             answers.write(part)
         answers.flush()
 
 
-def _decode(data: bytes, limits: ImageLimits) -> tuple[dict[str, Any], bytes]:
+def _decode(data: bytes, limits: ImageLimits) -> Answer:
     try:
         image = decode_image(data, limits)
     except ImageRefused as refusal:
-        return {"status": refusal.status, "detail": refusal.detail, "facts": dataclasses.asdict(refusal.facts)}, b""
-    return {"facts": dataclasses.asdict(image.facts)}, image.pixels.tobytes()
+        return Report(facts=refusal.facts, refused=Refused.of(refusal)), ()
+    return Report(facts=image.facts), [image.pixels.tobytes()]
 
 
 def _limit(what: int, most: int) -> None:

@@ -13,6 +13,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import PIL
 from PIL import Image, features
@@ -98,13 +99,13 @@ def decode_image(data: bytes, limits: ImageLimits) -> DecodedImage:
     _quieten_pillow()
     found = Findings.of(data)
     try:
-        pixels = _decode(data, limits, found)
+        pixels, beside = _decode(data, limits, found)
     except InputError as refusal:
-        raise ImageRefused(refusal.status, refusal.detail, found.facts()) from refusal.__cause__
-    return DecodedImage(pixels, found.facts())
+        raise ImageRefused.because(refusal, found.facts()) from refusal.__cause__
+    return DecodedImage(pixels, found.facts(), beside)
 
 
-def _decode(data: bytes, limits: ImageLimits, found: Findings) -> Image.Image:
+def _decode(data: bytes, limits: ImageLimits, found: Findings) -> tuple[Image.Image, dict[Any, Any]]:
     format_name = _check_bytes(data, limits, found)
     with _translated(data, format_name):
         image = _open(data, format_name, found)
@@ -121,16 +122,15 @@ def _decode(data: bytes, limits: ImageLimits, found: Findings) -> Image.Image:
     found.width, found.height = pixels.size
     if structure.has_trailing_bytes(data, format_name):
         found.flags.add("trailing_bytes")
-    pixels.info = {}
-    return pixels
+    beside, pixels.info = image.info, {}
+    return pixels, beside
 
 
 def _check_bytes(data: bytes, limits: ImageLimits, found: Findings) -> str:
     """Refuse what needs no decoder to be refused; the format otherwise."""
     if not data:
         raise InputError(Status.EMPTY_FILE, "0 bytes")
-    if len(data) > limits.max_bytes:
-        raise InputError(Status.IMAGE_TOO_LARGE, f"{len(data)} bytes is over max_bytes ({limits.max_bytes})")
+    limits.check_bytes(len(data))
     if found.format is None:
         raise InputError(Status.UNSUPPORTED_FORMAT, describe_unsupported(data))
     found.decoder = _decoder_name(found.format)
@@ -204,7 +204,8 @@ def _sample_bits(image: ImageFile, data: bytes) -> int:
 def _check_text(image: ImageFile, limits: ImageLimits) -> None:
     size = sum(len(value) for value in image.info.values() if isinstance(value, str | bytes))
     if size > limits.max_text_bytes:
-        raise InputError(Status.METADATA_TOO_LARGE, f"{size} bytes of text and profiles is over max_text_bytes ({limits.max_text_bytes})")
+        reason = f"{size} bytes of text and profiles is over max_text_bytes ({limits.max_text_bytes})"
+        raise InputError(Status.METADATA_TOO_LARGE, reason, limit=limits.max_text_bytes, observed=size)
 
 
 @contextlib.contextmanager

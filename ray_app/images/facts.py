@@ -1,7 +1,9 @@
 """What is known of one file: its facts, the pixels with their facts, a refusal with its facts. Knows no format and no limit."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from PIL import Image
 
@@ -44,18 +46,30 @@ class ImageFacts:
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """One image: `pixels` loaded, mode RGB, EXIF orientation not applied, none of the file's metadata attached."""
+    """One image: `pixels` loaded, mode RGB, EXIF orientation not applied, none of the file's metadata attached.
+
+    `beside` is what the decoder read beside the pixels, under its own names: text, EXIF, XMP, profile. Hostile, and empty where
+    pixels came from another process.
+    """
 
     pixels: Image.Image
     facts: ImageFacts
+    beside: Mapping[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 class ImageRefused(InputError):  # noqa: N818 - the name of a decision, not of a fault
     """This image has no pixels for us; `facts` hold what was learned before that."""
 
-    def __init__(self, status: Status, detail: str, facts: ImageFacts) -> None:
-        super().__init__(status, detail)
+    def __init__(
+        self, status: Status, detail: str, facts: ImageFacts, *, limit: float | None = None, observed: float | None = None
+    ) -> None:
+        super().__init__(status, detail, limit=limit, observed=observed)
         self.facts = facts
+
+    @classmethod
+    def because(cls, reason: InputError, facts: ImageFacts) -> "ImageRefused":
+        """The same refusal, with the facts that were known by then."""
+        return cls(reason.status, reason.detail, facts, limit=reason.limit, observed=reason.observed)
 
 
 @dataclass(slots=True)

@@ -34,19 +34,32 @@ class ImageLimits(Frozen):
         description="Text, EXIF, XMP and colour profile held beside the pixels: far above what cameras and generators write, below a bomb.",
     )
 
+    def check_bytes(self, size_bytes: int) -> None:
+        """Refuse an encoded file by its size alone. Raises InputError naming the limit and what was observed."""
+        if size_bytes > self.max_bytes:
+            reason = f"{size_bytes} bytes is over max_bytes ({self.max_bytes})"
+            raise InputError(Status.IMAGE_TOO_LARGE, reason, limit=self.max_bytes, observed=size_bytes)
+
     def check_size(self, width: int, height: int, size_bytes: int) -> None:
         """Refuse a width × height that a file of `size_bytes` declares. Raises InputError naming the limit and what was observed."""
         short, long = sorted((width, height))
+        pixels = width * height
         if short <= 0:
             raise InputError(Status.CORRUPT_IMAGE, f"the header declares {width} × {height} pixels")
-        if long <= self.max_side and width * height <= self.max_pixels and long <= short * self.max_aspect:
-            if width * height <= ALWAYS_ALLOWED_PIXELS or width * height * 3 <= size_bytes * self.max_ratio:
-                return
-            reason = f"{width * height * 3 / size_bytes:.0f} decoded bytes per encoded byte is over max_ratio ({self.max_ratio:g})"
-        elif width * height > self.max_pixels:
-            reason = f"{width * height / 1e6:.1f} MP is over max_pixels ({self.max_pixels / 1e6:g} MP)"
+        limit: float
+        observed: float
+        if pixels > self.max_pixels:
+            limit, observed = self.max_pixels, pixels
+            reason = f"{pixels / 1e6:.1f} MP is over max_pixels ({limit / 1e6:g} MP)"
         elif long > self.max_side:
-            reason = f"a side of {long} is over max_side ({self.max_side})"
+            limit, observed = self.max_side, long
+            reason = f"a side of {long} is over max_side ({limit})"
+        elif long > short * self.max_aspect:
+            limit, observed = self.max_aspect, long / short
+            reason = f"an aspect of {observed:.1f} is over max_aspect ({limit:g})"
+        elif pixels > ALWAYS_ALLOWED_PIXELS and pixels * 3 > size_bytes * self.max_ratio:
+            limit, observed = self.max_ratio, pixels * 3 / size_bytes
+            reason = f"{observed:.0f} decoded bytes per encoded byte is over max_ratio ({limit:g})"
         else:
-            reason = f"an aspect of {long / short:.1f} is over max_aspect ({self.max_aspect:g})"
-        raise InputError(Status.IMAGE_TOO_LARGE, f"{width} × {height} pixels: {reason}")
+            return
+        raise InputError(Status.IMAGE_TOO_LARGE, f"{width} × {height} pixels: {reason}", limit=limit, observed=observed)

@@ -1,59 +1,77 @@
-"""Decoding a suspect where it can do no harm: in a child process with a wall limit and a memory limit. No torch, no Ray in the child."""
+"""Decoding a suspect where it can do no harm: in a child process with a wall limit and a memory limit. No torch, no Ray in the child.
+
+`Child` is any process that speaks the protocol of `child`; what it answers is taken for what it is: bytes of a process that decoded
+a hostile file.
+"""
 
 import contextlib
-import json
+import io
+import math
 import os
 import signal
+import struct
 import subprocess
 import sys
 import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, Self
 
 from PIL import Image
 
-from ray_app.errors import Status, TouchstoneError
-from ray_app.images.child import ANSWER, READY, REQUEST
-from ray_app.images.facts import DecodedImage, ImageFacts, ImageRefused, inspect_bytes
+from ray_app.errors import InputError, Status, TouchstoneError
+from ray_app.images.child import ANSWER, READY, REQUEST, Report
+from ray_app.images.facts import FLAG_MEANING, DecodedImage, ImageFacts, ImageRefused, inspect_bytes
 from ray_app.images.limits import ImageLimits
 
 # The largest image within the default limits takes 1.1 GB (WebP with alpha, measured); the rest is address space that threads only reserve.
 MEMORY_LIMIT_BYTES = 4 * 1024**3
 START_LIMIT_S = 60.0  # importing takes half a second; a loaded machine or a cold disk may need long
+LAST_WORDS_S = 1.0  # between the end of a child's answers and the end of the child; one that lingers is killed
+MOST_REPORT_BYTES = 64 * 1024  # names, numbers and one line of words: a few hundred bytes
+
+# What a child's Python and its libraries need of our environment, and what decides which kernels they take. Tokens and keys stay here.
+_ENVIRONMENT = ("PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "ATEN_CPU_CAPABILITY")
+_MODEST = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}  # each would reserve address space
 
 
-class ChildDecoder:
-    """`decode_image` in a child process: a crash or a hang costs one image its status, and nothing else.
+class Child(ABC):
+    """A process that answers one request at a time within a wall limit: a crash or a hang costs one image its status, and nothing else.
 
-    The child starts at the first use and again after it died. One thread at a time. Use as a context manager, or `close()` it.
+    It starts at the first use and again after it died. One thread at a time. Use as a context manager, or `close()` it.
     """
 
-    def __init__(self, limits: ImageLimits, wall_limit_s: float = 5.0, memory_limit_bytes: int = MEMORY_LIMIT_BYTES) -> None:
+    def __init__(self, limits: ImageLimits, wall_limit_s: float) -> None:
         self._limits = limits
         self._wall_limit_s = wall_limit_s
-        self._memory_limit_bytes = memory_limit_bytes
         self._child: subprocess.Popen[bytes] | None = None
+
+    @abstractmethod
+    def _command(self) -> list[str]:
+        """What to start; `python -P`, lest a file `PIL.py` in the current folder become the decoder."""
 
     @property
     def pid(self) -> int | None:
         """The running child's process id; None before the first use and after its end."""
-        return self._child.pid if self._child is not None and self._child.poll() is None else None
-
-    def decode(self, data: bytes) -> DecodedImage:
-        """As `decode_image`, with two more refusals: DECODER_CRASHED (which signal) and DECODE_TIMEOUT. Raises ImageRefused."""
-        if self.pid is None:
-            self._start()
         child = self._child
-        assert child is not None
-        with _Deadline(child, self._wall_limit_s) as deadline:
-            answer = self._ask(child, data)
-        if deadline.has_passed:
-            self.close()
-            raise ImageRefused(Status.DECODE_TIMEOUT, f"longer than {self._wall_limit_s:g} s", inspect_bytes(data))
-        if answer is None:
-            raise ImageRefused(Status.DECODER_CRASHED, f"the decoder process {self._epitaph(child)}", inspect_bytes(data))
-        return _unpack(*answer)
+        return child.pid if child is not None and child.poll() is None else None
+
+    def start(self) -> None:
+        """Have a child that is ready, if there is none. Raises TouchstoneError if it does not start."""
+        if self.pid is not None:
+            return
+        self.close()
+        child = self._child = subprocess.Popen(
+            self._command(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=_environment()
+        )
+        assert child.stdout is not None
+        with _Deadline(child, START_LIMIT_S):
+            is_ready = child.stdout.read(len(READY)) == READY
+        if not is_ready:
+            command = " ".join(self._command()[:4])
+            raise TouchstoneError(f"the decoder process did not start: it {self._epitaph(child)}", hint=f"try {command}")
 
     def close(self) -> None:
         """End the child, if there is one."""
@@ -65,63 +83,107 @@ class ChildDecoder:
         for pipe in (child.stdin, child.stdout):
             _close(pipe)
 
-    def __enter__(self) -> "ChildDecoder":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def _command(self) -> list[str]:
-        # -P: a file `PIL.py` in the current folder must not become the decoder.
-        limits = self._limits.model_dump_json()
-        return [sys.executable, "-P", "-m", "ray_app.images.child", str(self._memory_limit_bytes), str(self._wall_limit_s), limits]
+    def _exchange(self, data: bytes, pixel_bytes: Callable[[ImageFacts], int], *, before: bytes = b"") -> tuple[Report, bytearray]:
+        """Ask about one file, `before` it what the child must know; the report and the pixels of the answer.
 
-    def _start(self) -> None:
-        self.close()
-        package_root = str(Path(__file__).resolve().parents[2])
-        search_path = os.pathsep.join(filter(None, (package_root, os.environ.get("PYTHONPATH"))))
-        modest = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}  # each would reserve address space
-        child = self._child = subprocess.Popen(
-            self._command(),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=os.environ | modest | {"PYTHONPATH": search_path},
-        )
-        assert child.stdout is not None
-        with _Deadline(child, START_LIMIT_S):
-            is_ready = child.stdout.read(len(READY)) == READY
-        if not is_ready:
-            epitaph = self._epitaph(child)
-            raise TouchstoneError(f"the decoder process did not start: it {epitaph}", hint=f"try {sys.executable} -m ray_app.images.child")
+        `pixel_bytes` says how many bytes of pixels belong to such an image: an answer with any other number counts as none.
+        Raises ImageRefused: what the child refused, DECODER_CRASHED (how it died) and DECODE_TIMEOUT.
+        """
+        self.start()
+        child = self._child
+        assert child is not None
+        with _Deadline(child, self._wall_limit_s) as deadline:
+            answer = self._ask(child, before, data, pixel_bytes)
+        if deadline.has_passed:
+            self.close()
+            reason = f"longer than {self._wall_limit_s:g} s"
+            raise ImageRefused(Status.DECODE_TIMEOUT, reason, inspect_bytes(data), limit=self._wall_limit_s)
+        if answer is None:
+            raise ImageRefused(Status.DECODER_CRASHED, f"the decoder process {self._epitaph(child)}", inspect_bytes(data))
+        report, pixels = answer
+        if report.refused is not None:
+            raise ImageRefused(facts=report.facts, **dict(report.refused))
+        return report, pixels
 
-    def _ask(self, child: subprocess.Popen[bytes], data: bytes) -> tuple[bytes, bytes] | None:
-        """The answer's JSON and pixels; None if the child died before it was complete."""
-        assert child.stdin is not None
-        assert child.stdout is not None
+    def _ask(
+        self, child: subprocess.Popen[bytes], before: bytes, data: bytes, pixel_bytes: Callable[[ImageFacts], int]
+    ) -> tuple[Report, bytearray] | None:
+        """The answer; None if the child died before it was complete, or if it is no answer to this."""
+        requests, answers = child.stdin, child.stdout
+        assert requests is not None
+        assert isinstance(answers, io.BufferedReader)
         try:
-            child.stdin.write(REQUEST.pack(len(data)))
-            child.stdin.write(data)
-            child.stdin.flush()
-            header = child.stdout.read(ANSWER.size)
-            if len(header) < ANSWER.size:
+            for part in (REQUEST.pack(len(before) + len(data)), before, data):
+                requests.write(part)
+            requests.flush()
+            report_size, pixels_size = ANSWER.unpack(answers.read(ANSWER.size))
+            text = answers.read(min(report_size, MOST_REPORT_BYTES))
+            if len(text) < min(report_size, MOST_REPORT_BYTES):
                 return None
-            sizes = ANSWER.unpack(header)
-            report, pixels = child.stdout.read(sizes[0]), child.stdout.read(sizes[1])
-        except BrokenPipeError:
+            report = self._believed(text, data)
+            expected = pixel_bytes(report.facts) if report.refused is None else 0
+            if pixels_size != expected:
+                raise ValueError("other pixels than the report's")
+            pixels = bytearray(expected)
+            return (report, pixels) if answers.readinto(pixels) == expected else None
+        except (BrokenPipeError, struct.error):
+            return None
+        except (ValueError, InputError):
+            self.close()
             return None
         except BaseException:
             self.close()  # interrupted in the middle of an exchange: the next answer would be this one's rest
             raise
-        return (report, pixels) if (len(report), len(pixels)) == sizes else None
+
+    def _believed(self, text: bytes, data: bytes) -> Report:
+        """A report that can be one about this file. Raises ValueError or InputError."""
+        report = Report.model_validate_json(text)
+        facts, known = report.facts, inspect_bytes(data)
+        if (facts.sha256, facts.format) != (known.sha256, known.format) or not FLAG_MEANING.keys() >= set(facts.flags):
+            raise ValueError("facts of another file")
+        if report.refused is None:
+            self._limits.check_size(*_size(facts), len(data))
+        return report
 
     def _epitaph(self, child: subprocess.Popen[bytes]) -> str:
-        code = child.wait()
-        self.close()
+        if child is not self._child:
+            return "gave no valid answer"
+        try:
+            code = child.wait(LAST_WORDS_S)
+        except subprocess.TimeoutExpired:
+            return "fell silent"
+        finally:
+            self.close()
         if code >= 0:
             return f"ended with exit code {code}"
         known = {number.value: number.name for number in signal.Signals}
         return f"died of {known.get(-code, f'signal {-code}')}"
+
+
+class ChildDecoder(Child):
+    """`decode_image` in a child process: a crash or a hang costs one image its status, and nothing else.
+
+    The child starts at the first use and again after it died. One thread at a time. Use as a context manager, or `close()` it.
+    """
+
+    def __init__(self, limits: ImageLimits, wall_limit_s: float = 5.0, memory_limit_bytes: int = MEMORY_LIMIT_BYTES) -> None:
+        super().__init__(limits, wall_limit_s)
+        self._memory_limit_bytes = memory_limit_bytes
+
+    def decode(self, data: bytes) -> DecodedImage:
+        """As `decode_image`, with two more refusals: DECODER_CRASHED (which signal) and DECODE_TIMEOUT. Raises ImageRefused."""
+        report, pixels = self._exchange(data, lambda facts: 3 * math.prod(_size(facts)))
+        return DecodedImage(Image.frombytes("RGB", _size(report.facts), pixels), report.facts)
+
+    def _command(self) -> list[str]:
+        limits = self._limits.model_dump_json()
+        return [sys.executable, "-P", "-m", "ray_app.images.child", str(self._memory_limit_bytes), str(self._wall_limit_s), limits]
 
 
 class _Deadline:
@@ -146,15 +208,15 @@ class _Deadline:
         self._child.kill()
 
 
-def _unpack(report: bytes, pixels: bytes) -> DecodedImage:
-    answer = json.loads(report)
-    fields = answer["facts"]
-    facts = ImageFacts(**fields | {"flags": tuple(fields["flags"])})
-    if "status" in answer:
-        raise ImageRefused(Status(answer["status"]), answer["detail"], facts)
-    assert facts.width is not None
-    assert facts.height is not None
-    return DecodedImage(Image.frombytes("RGB", (facts.width, facts.height), pixels), facts)
+def _environment() -> dict[str, str]:
+    package_root = str(Path(__file__).resolve().parents[2])
+    search_path = os.pathsep.join(filter(None, (package_root, os.environ.get("PYTHONPATH"))))
+    kept = {name: value for name, value in os.environ.items() if name in _ENVIRONMENT or name.startswith("PYTHON")}
+    return kept | _MODEST | {"PYTHONPATH": search_path}
+
+
+def _size(facts: ImageFacts) -> tuple[int, int]:
+    return facts.width or 0, facts.height or 0
 
 
 def _close(pipe: IO[bytes] | None) -> None:

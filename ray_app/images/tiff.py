@@ -42,7 +42,11 @@ class Tiff:
 
     def first_directory(self) -> dict[int, Entry]:
         """The tags of the first page."""
-        start, end = self._span(self._first)
+        return self.directory(self._first)
+
+    def directory(self, offset: int) -> dict[int, Entry]:
+        """The tags of the directory that stands at `offset`."""
+        start, end = self._span(offset)
         return {tag: Entry(*rest) for tag, *rest in self._entry.iter_unpack(self._data[start:end])}
 
     def count_pages(self) -> int:
@@ -71,6 +75,14 @@ class Tiff:
         if at + form.size > len(self._data):
             raise TiffError("a tag's values lie outside the file")
         return form.unpack_from(self._data, at)
+
+    def octets(self, entry: Entry, most: int) -> bytes:
+        """The first `most` bytes of a tag's value, as far as they are there."""
+        size = min(_SIZES.get(entry.kind, 0) * entry.number, most)
+        if not self._is_elsewhere(entry):
+            return entry.inline[:size]
+        at = self._at(entry)
+        return self._data[at : at + size]
 
     def data_end(self) -> int:
         """The furthest byte that the first page refers to: of its strips, its tiles and the values of its tags."""

@@ -1,6 +1,6 @@
 """What the detectors said of a block → decisions per member. Plain numpy; no torch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -28,6 +28,14 @@ class Readings:
     def joined(self, other: "Readings") -> "Readings":
         """Both, of other detectors on the same members."""
         return Readings({**self.scores, **other.scores}, {**self.masks, **other.masks}, {**self.replies, **other.replies})
+
+    def among(self, names: Collection[str]) -> "Readings":
+        """Those of some detectors."""
+        return Readings(
+            {name: column for name, column in self.scores.items() if name in names},
+            {name: column for name, column in self.masks.items() if name in names},
+            {name: column for name, column in self.replies.items() if name in names},
+        )
 
 
 @dataclass(frozen=True)

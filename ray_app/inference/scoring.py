@@ -1,7 +1,7 @@
 """Batches of uint8 tensors → what the detectors say. The hot loop: plain, profiled and measured without Ray."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -41,15 +41,15 @@ class EnsembleScorer:
             counts.update({ASKED + backbone.name: backbone.asked, RUNS + backbone.name: backbone.runs})
         return counts
 
-    def score(self, batches: Iterable[Batch]) -> Readings:
-        """Score batch after batch, in order; NaN where a member has no pixels.
+    def score(self, batches: Iterable[Batch], only: Collection[str] | None = None) -> Readings:
+        """Score batch after batch, in order, by all detectors or `only` some; NaN where a member has no pixels.
 
         Every batch runs at its full static shape, so that a score never depends on what it was batched with; but on a GPU, images that
         keep their size run with those of the same size, however many of them could be read. A GPU is waited for once, at the end: while
         it computes, the next batch is decoded and moved.
         """
         usable: list[bool] = []
-        columns = {name: _Column() for name in self._detectors}
+        columns = {name: _Column() for name in self._detectors if only is None or name in only}
         for batch in batches:
             with self._clock("score"):
                 self._read(batch, len(usable), columns)
@@ -65,7 +65,7 @@ class EnsembleScorer:
     def _read(self, batch: Batch, start: int, columns: "dict[str, _Column]") -> None:
         """Let every detector read the batch, whose first member is number `start` of the block."""
         for preprocessing, images in zip(self._spec.preprocessings, batch.pixels, strict=False):
-            users = [(name, one) for name, one in self._detectors.items() if one.card.preprocessing == preprocessing]
+            users = [(name, self._detectors[name]) for name in columns if self._detectors[name].card.preprocessing == preprocessing]
             for slots, pixels in self._groups(users, preprocessing, images, batch):
                 normalised = users[0][1].normalise(self._moved(pixels))
                 for name, detector in users:

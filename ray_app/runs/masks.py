@@ -19,7 +19,7 @@ def mask_rows(image_ids: pa.ChunkedArray, scored: Scored) -> pa.Table:
     """The masks of some members as 8-bit PNG at the network's own size; `width` and `height` are the image's, for stretching it back."""
     rows = [
         {"image_id": image_id, "detector": name, "width": outcome.facts and outcome.facts.width,
-         "height": outcome.facts and outcome.facts.height, "png": _png(mask)}
+         "height": outcome.facts and outcome.facts.height, "png": mask_png(mask)}
         for name, masks in scored.readings.masks.items()
         for image_id, outcome, mask in zip(image_ids.to_pylist(), scored.outcomes, masks, strict=True)
         if mask is not None
@@ -29,7 +29,7 @@ def mask_rows(image_ids: pa.ChunkedArray, scored: Scored) -> pa.Table:
 
 def mask_measures(masks: Mapping[str, Sequence[Pixels | None]]) -> dict[str, list[np.ndarray]]:
     """Per column and localizer, one number per member; NaN where there is no mask."""
-    area = [np.array([np.nan if mask is None else _area(mask) for mask in column], np.float32) for column in masks.values()]
+    area = [np.array([np.nan if mask is None else mask_area(mask) for mask in column], np.float32) for column in masks.values()]
     peak = [np.array([np.nan if mask is None else mask.max() / 255 for mask in column], np.float32) for column in masks.values()]
     return dict(zip(MASK_COLUMNS, (area, peak), strict=True)) if masks else {}
 
@@ -37,15 +37,17 @@ def mask_measures(masks: Mapping[str, Sequence[Pixels | None]]) -> dict[str, lis
 def mask_image(row: Mapping[str, Any], *, stretched: bool) -> tuple[Image.Image, float]:
     """The mask of one row of `masks/` as a grey image, bilinearly stretched to the scored image's size if asked, and its area."""
     image = Image.open(io.BytesIO(row["png"]))
-    area = _area(np.asarray(image))
+    area = mask_area(np.asarray(image))
     return (image.resize((row["width"], row["height"]), Image.Resampling.BILINEAR) if stretched and row["width"] else image), area
 
 
-def _area(mask: Pixels) -> float:
+def mask_area(mask: Pixels) -> float:
+    """Share of a mask's pixels above one half."""
     return float(np.mean(mask >= ALTERED))
 
 
-def _png(mask: Pixels) -> bytes:
+def mask_png(mask: Pixels) -> bytes:
+    """A mask as an 8-bit grey PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(mask).save(buffer, "PNG", compress_level=3)
     return buffer.getvalue()

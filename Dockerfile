@@ -1,0 +1,55 @@
+# Two images of the endpoint, which the Kubernetes manifests use:
+#
+#   docker build --target cpu  --build-arg TORCH_INDEX=URL --tag touchstone:0.2.0-cpu  .
+#   docker build --target cuda                             --tag touchstone:0.2.0-cuda .
+#
+# PyPI's torch carries CUDA's libraries, some gigabytes. TORCH_INDEX is the package index that holds torch without them (its address stands
+# on PyTorch's installation page, under "CPU"), or a mirror of yours; without it, `cpu` is refused rather than built ten times too large.
+# All versions are those of constraints.txt.
+
+FROM python:3.11-slim AS wheel
+WORKDIR /source
+COPY pyproject.toml README.md LICENSE ./
+COPY configs configs
+COPY ray_app ray_app
+RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
+
+FROM python:3.11-slim AS packages
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+RUN python -m venv /opt/touchstone
+COPY constraints.txt /constraints.txt
+COPY --from=wheel /wheels /wheels
+
+FROM packages AS packages-cpu
+ARG TORCH_INDEX
+RUN test -n "$TORCH_INDEX" || { echo "give --build-arg TORCH_INDEX: the package index that holds torch without CUDA" >&2; exit 1; }
+RUN /opt/touchstone/bin/pip install --no-deps --constraint /constraints.txt --index-url "$TORCH_INDEX" torch torchvision
+RUN /opt/touchstone/bin/pip install --constraint /constraints.txt "$(ls /wheels/*.whl)[heic]"
+
+FROM packages AS packages-cuda
+RUN /opt/touchstone/bin/pip install --constraint /constraints.txt "$(ls /wheels/*.whl)[heic]"
+
+FROM python:3.11-slim AS base
+# wget: KubeRay's own liveness probes call it. tini: signals reach the server, and its children are waited for.
+RUN apt-get update \
+ && apt-get install --yes --no-install-recommends tini wget \
+ && rm -rf /var/lib/apt/lists/* \
+ && useradd --uid 10001 --create-home --shell /usr/sbin/nologin touchstone \
+ && ln -s /opt/touchstone/bin/ray /opt/touchstone/bin/serve /opt/touchstone/bin/touchstone /usr/local/bin/
+ENV PATH=/opt/touchstone/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 RAY_USAGE_STATS_ENABLED=0
+WORKDIR /home/touchstone
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
+  CMD ["wget", "--quiet", "--tries=1", "--timeout=4", "--output-document=/dev/null", "http://127.0.0.1:8000/healthz"]
+ENTRYPOINT ["tini", "--"]
+# Tokens come by TOUCHSTONE_TOKENS: without them only the container itself is answered. Give it --shm-size=1g: Ray's object store lives there.
+CMD ["touchstone", "serve", "--host", "0.0.0.0"]
+
+FROM base AS cpu
+COPY --from=packages-cpu /opt/touchstone /opt/touchstone
+USER 10001
+
+FROM base AS cuda
+ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+COPY --from=packages-cuda /opt/touchstone /opt/touchstone
+USER 10001

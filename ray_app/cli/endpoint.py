@@ -1,0 +1,120 @@
+"""`touchstone score --endpoint URL`: local files are sent to an endpoint, and its verdicts shown. Nothing is loaded or written here."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+TOKEN_VARIABLE = "TOUCHSTONE_TOKEN"  # noqa: S105 - the name of a variable
+APPLY = frozenset({"source", "endpoint", "token_file", "ensemble", "as_json"})  # the parameters of `score` that mean something here
+
+
+def endpoint_options(command: Command) -> Command:
+    """`--endpoint URL` and `--token-file FILE`."""
+    told = "Send local files and folders to this endpoint instead: verdicts on stdout, no --out."
+    token = click.option("--token-file", metavar="FILE", help=f"File with the endpoint's token.  [default: ${TOKEN_VARIABLE}, if set]")
+    return click.option("--endpoint", metavar="URL", help=told)(token(command))
+
+
+def score_at_endpoint(url: str | None, source: Sequence[str], *, ensemble: str | None, token_file: str | None, as_json: bool) -> int:
+    """Show a verdict per file: a table, or JSON lines as they come. What had come before an error is shown all the same.
+
+    Raises ConfigError for what was typed and what the endpoint does not allow, ClusterError where it cannot be reached.
+    """
+    from ray_app.errors import ConfigError
+    from ray_app.serving.client import EndpointClient
+
+    if not url:
+        raise ConfigError("--token-file goes with --endpoint URL")
+    _refuse_what_does_not_apply(click.get_current_context())
+    files = list(_files(source))
+    with EndpointClient(url, _token(token_file)) as endpoint:
+        answers = endpoint.score(files, ensemble)
+        asked = ensemble or next((one.name for one in endpoint.describe().ensembles if one.default), None)
+        demonstration = any(one.demonstration for one in endpoint.describe().ensembles if one.name == asked)
+        (_print_lines if as_json else _print_table)(answers, demonstration)
+    return 0
+
+
+def _print_lines(answers: Iterator[Mapping[str, Any]], demonstration: bool) -> None:
+    for answer in answers:
+        click.echo(json.dumps(_row(answer), ensure_ascii=False))
+
+
+def _print_table(answers: Iterator[Mapping[str, Any]], demonstration: bool) -> None:
+    from ray_app.reports import verdict_table, wording
+
+    rows: list[dict[str, Any]] = []
+    try:  # what came before an error is shown
+        for answer in answers:
+            rows.append(_row(answer))
+    finally:
+        if rows:
+            click.echo(verdict_table(rows, shutil.get_terminal_size((120, 24)).columns))
+    if demonstration:
+        click.echo(wording.DEMONSTRATION)
+
+
+def _row(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """An answer with the `uri` that `touchstone results` would give the file."""
+    from ray_app.storage.locations import local_uri
+
+    uri = local_uri(os.path.abspath(answer["name"]))
+    return {"uri": uri, **answer, "name": os.path.basename(uri)}
+
+
+def _files(source: Sequence[str]) -> Iterator[Path]:
+    """The files that SOURCE means: each as it stands, of folders every regular file below them, in order of names. Raises ConfigError."""
+    from ray_app.errors import ConfigError
+    from ray_app.storage.locations import local_path, scheme_of
+
+    if not source:
+        raise ConfigError("nothing to score", hint="touchstone score --endpoint URL FILE…")
+    found = False
+    for one in source:
+        if scheme_of(one) != "file":
+            raise ConfigError(f"{one}: --endpoint takes local files and folders", hint="without --endpoint, any source can be scored")
+        path = Path(local_path(one))
+        if not path.exists():
+            raise ConfigError(f"{one}: no such file or folder")
+        below = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+        found = found or bool(below)
+        yield from below
+    if not found:
+        raise ConfigError(f"nothing to score: no file in {', '.join(source)}")
+
+
+def _token(file: str | None) -> str | None:
+    """The first line of the file, else the environment's. Raises ConfigError."""
+    from ray_app.errors import ConfigError
+
+    if file is None:
+        return os.environ.get(TOKEN_VARIABLE, "").strip() or None
+    try:
+        token = Path(file).read_text(encoding="utf-8").strip().partition("\n")[0].strip()
+    except (OSError, UnicodeDecodeError):
+        raise ConfigError(f"--token-file {file}: cannot be read") from None
+    if not token:
+        raise ConfigError(f"--token-file {file}: it is empty")
+    return token
+
+
+def _refuse_what_does_not_apply(context: click.Context) -> None:
+    """An option that would do nothing is refused, so that nobody believes that it did."""
+    given = click.core.ParameterSource.COMMANDLINE
+    idle = [
+        option.opts[0]
+        for option in context.command.params
+        if option.name is not None and option.name not in APPLY and context.get_parameter_source(option.name) is given
+    ]
+    if idle:
+        verb, whose = ("does", "its") if len(idle) == 1 else ("do", "their")
+        raise click.UsageError(
+            f"{', '.join(idle)} {verb} not apply with --endpoint: {whose} place is where images are scored here, not in the endpoint."
+        )

@@ -1,0 +1,65 @@
+"""`touchstone serve`: the endpoint on this machine, until interrupted."""
+
+import signal
+import threading
+from typing import Any
+
+import click
+
+from ray_app.cli.options import licence_option, overrides
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; other than loopback needs tokens.")
+@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)
+@click.option(
+    "--config", "config_file", metavar="FILE", help="A Serve config (its args count), or a shipped one by name (laptop, ensemble)."
+)
+@click.option(
+    "--ensemble", "ensembles", multiple=True, metavar="NAME|PATH", help="Serve this ensemble; repeatable, the first is the default."
+)
+@click.option("--optional-detector", "optional", multiple=True, metavar="NAME|PATH", help="Also serve this one, asked only on request.")
+@licence_option
+@overrides
+def serve(
+    host: str,
+    port: int,
+    config_file: str | None,
+    ensembles: tuple[str, ...],
+    optional: tuple[str, ...],
+    accepted: tuple[str, ...],
+    assignments: tuple[str, ...],
+) -> int:
+    """Put an ensemble behind HTTP on this machine: an API and a page, until Ctrl-C.
+
+    \b
+    touchstone serve
+    touchstone serve --ensemble published --port 8080
+    TOUCHSTONE_TOKENS=… touchstone serve --host 0.0.0.0 --config ensemble
+
+    On a cluster: `serve deploy configs/serve/ensemble.yaml`.
+    """
+    from ray_app.config.loading import validate
+    from ray_app.scoring import ClusterConfig
+    from ray_app.serving import ServeConfig
+    from ray_app.serving.running import endpoint, read_args
+
+    args, where = read_args(config_file)
+    given = {"ensembles": ensembles, "optional_detectors": optional, "accept_licences": accepted}
+    args |= {key: list(value) for key, value in given.items() if value}
+    config: Any = validate(args, ServeConfig, where=where, overrides=assignments)
+    click.echo("starting: Ray, then the detectors", err=True)
+    with endpoint(config, host, port, ClusterConfig()) as url:
+        click.echo(f"{url}/" if config.page else url)
+        click.echo(f"ready: {', '.join(config.ensembles)}; Ctrl-C ends it", err=True)
+        _wait_for_the_end()
+        click.echo("ending: requests at work are finished", err=True)
+    return 0
+
+
+def _wait_for_the_end() -> None:
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
+    while not ended.wait(3600):
+        pass

@@ -1,0 +1,150 @@
+"""What the detectors said of one image → the answer that a client gets. Knows readings and the API's models; no network, no Ray."""
+
+import base64
+from collections.abc import Collection, Mapping, Sequence
+from typing import cast
+
+import numpy as np
+
+from ray_app.ensembles import is_calibrated
+from ray_app.ensembles.deciding import calibrate, doubt, sigmoid
+from ray_app.errors import InputError, Status
+from ray_app.images import ImageFacts
+from ray_app.inference import Outcome, Readings, ScoringSpec, judge, remarks_on
+from ray_app.inference.decoding import Pixels
+from ray_app.runs.masks import mask_area, mask_png
+from ray_app.serving.generation import Generation
+from ray_app.serving.groups import Reply
+from ray_app.serving.http import schemas
+
+
+def readings_of(replies: Sequence[Reply]) -> Readings:
+    """What all groups said of one image: one row."""
+    together = Readings({})
+    for reply in replies:
+        together = together.joined(Readings(
+            {name: np.array([score], np.float32) for name, score in reply.scores.items()},
+            {name: [mask] for name, mask in reply.masks.items()},
+            {name: [text] for name, text in reply.replies.items()},
+        ))  # fmt: skip
+    return together
+
+
+def scored_answer(
+    generation: Generation,
+    ensemble: str,
+    readings: Readings,
+    facts: ImageFacts,
+    *,
+    name: str | None,
+    size_bytes: int,
+    metadata: Mapping[str, str],
+    masks: bool,
+    timings: schemas.Timings,
+    request_id: str,
+) -> schemas.ImageAnswer:
+    """The ensemble's decision and what each detector said; those that the ensemble does not have are beside it.
+
+    Raises InputError DETECTOR_FAILED where no detector of the ensemble gave a score although it should have.
+    """
+    spec = generation.ensembles[ensemble]
+    judged = judge(spec, [Outcome(Status.OK, None, facts)], readings.among(spec.cards))
+    outcome, decisions = judged.outcomes[0], judged.decisions
+    if outcome.status is not Status.OK:
+        raise InputError(outcome.status, outcome.detail or "")
+    detectors = {
+        key: _detector_answer(generation.spec, key, readings, facts, masks, beside=key not in spec.cards) for key in readings.scores
+    }
+    return schemas.ImageAnswer(
+        name=name,
+        status=str(outcome.status),
+        verdict=cast(schemas.Verdict, decisions.verdict[0]),
+        verdict_reason=decisions.reason[0],
+        probability=_finite(decisions.probability[0]),
+        calibrated=decisions.calibrated,
+        score=_finite(decisions.score[0]),
+        scores={key: answer.score for key, answer in detectors.items()},
+        detectors=detectors,
+        sha256=facts.sha256,
+        image=image_facts(facts, size_bytes, metadata),
+        ensemble=ensemble_name(generation, ensemble),
+        timings=timings,
+        request_id=request_id,
+    )
+
+
+def image_facts(facts: ImageFacts, size_bytes: int, metadata: Mapping[str, str]) -> schemas.ImageFacts:
+    """The file as it was read."""
+    return schemas.ImageFacts(
+        format=facts.format, width=facts.width, height=facts.height, mode=facts.mode, frames=facts.frames, orientation=facts.orientation,
+        icc=facts.icc, flags=list(facts.flags), decoder=facts.decoder, size_bytes=size_bytes, metadata=dict(metadata),
+    )  # fmt: skip
+
+
+def ensemble_name(generation: Generation, ensemble: str) -> schemas.EnsembleName:
+    """Name and fingerprint of one ensemble."""
+    return schemas.EnsembleName(name=ensemble, fingerprint=generation.fingerprints[ensemble])
+
+
+def ensemble_infos(generation: Generation) -> list[schemas.EnsembleInfo]:
+    """What there is to ask for, the default first."""
+    return [
+        schemas.EnsembleInfo(
+            name=name,
+            title=spec.ensemble.title,
+            fingerprint=generation.fingerprints[name],
+            default=name == generation.default,
+            rule=spec.ensemble.rule,
+            detectors=list(spec.cards),
+            calibrated=is_calibrated(spec.ensemble, spec.calibrations),
+            fake_above=spec.ensemble.thresholds.fake_above,
+            real_below=spec.ensemble.thresholds.real_below,
+            demonstration=any(card.demonstration for card in spec.cards.values()),
+        )
+        for name, spec in generation.ensembles.items()
+    ]
+
+
+def detector_infos(generation: Generation) -> list[schemas.DetectorInfo]:
+    """The detectors of all ensembles, then the optional ones."""
+    return [
+        schemas.DetectorInfo(
+            name=name, title=card.title, licence=card.licence, terms=card.terms, source=card.source,
+            precision=generation.spec.precision[name], localizes=card.masks, optional=name in generation.optional,
+        )
+        for name, card in generation.spec.cards.items()
+    ]  # fmt: skip
+
+
+def needed(generation: Generation, ensemble: str, beside: Collection[str]) -> tuple[str, ...]:
+    """The detectors that a request wants, in the generation's order."""
+    wanted = {*generation.ensembles[ensemble].cards, *beside}
+    return tuple(name for name in generation.spec.cards if name in wanted)
+
+
+def _detector_answer(
+    spec: ScoringSpec, name: str, readings: Readings, facts: ImageFacts, masks: bool, *, beside: bool
+) -> schemas.DetectorAnswer:
+    column = readings.scores[name].astype(np.float64)
+    score, calibration = _finite(column[0]), spec.calibrations[name]
+    outside = spec.doubt(name, facts.width, facts.height) if facts.width and facts.height else None
+    mask = readings.masks.get(name, [None])[0] if masks else None
+    return schemas.DetectorAnswer(
+        score=score,
+        probability=_finite(sigmoid(calibrate(column, calibration))[0]),
+        calibrated=calibration is not None,
+        abstained=doubt(score is not None, outside, remarks_on(readings.replies).get(name, [None])[0]),
+        beside=beside,
+        reply=readings.replies.get(name, [None])[0],
+        mask=None if mask is None else _mask(mask),
+    )
+
+
+def _mask(mask: Pixels) -> schemas.Mask:
+    height, width = mask.shape
+    png = base64.b64encode(mask_png(mask)).decode()
+    return schemas.Mask(png=png, width=width, height=height, area=mask_area(mask), peak=float(mask.max()) / 255)
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

@@ -1,0 +1,159 @@
+"""What Ray Serve runs: thin classes around the pure parts of this room, and the calls between them."""
+
+import asyncio
+import functools
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ray import serve
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayTaskError, WorkerCrashedError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
+from ray.serve.handle import DeploymentHandle
+
+from ray_app.config.loading import validate
+from ray_app.serving.config import ServeConfig
+from ray_app.serving.groups import Ask, DetectorGroup, Offer, Reply
+from ray_app.serving.http.errors import Refusal
+from ray_app.serving.scorer import EndpointScorer, GroupLost
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from ray_app.serving.generation import Generation
+    from ray_app.serving.http.schemas import Job
+
+Handle = DeploymentHandle[Any]
+
+GONE = (ActorDiedError, ActorUnavailableError, RayActorError, WorkerCrashedError, DeploymentUnavailableError, ReplicaUnavailableError)
+RETRY_AFTER_S = 1
+
+
+class Detectors:
+    """One group of detectors. `user_config` may change any key of the config that names what is scored, without a restart."""
+
+    def __init__(self, name: str, config: ServeConfig) -> None:
+        from ray_app.serving.metrics import RayMeter
+
+        self._config, self._meter = config, RayMeter()
+        self._group = DetectorGroup(name)
+
+    async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
+        """Load what the config now asks for; requests are answered by what was loaded before until then."""
+        config = validate(self._config.model_dump(mode="json") | dict(user_config), ServeConfig, where="user_config")
+        generation = await asyncio.to_thread(self._group.load, config)
+        batching: Any = self._score
+        batching.set_max_batch_size(generation.spec.slots)
+        batching.set_batch_wait_timeout_s(config.batching.wait_ms / 1000)
+
+    async def score(self, ask: Ask) -> Reply | Offer:
+        """What the group says of one image, scored together with others that come at the same time."""
+        answer: Reply | Offer = await self._score((ask, time.monotonic()))
+        return answer
+
+    async def describe(self) -> "Generation":
+        """What it serves."""
+        return self._group.generation
+
+    @serve.batch
+    async def _score(self, waiting: list[tuple[Ask, float]]) -> list[Reply | Offer]:
+        self._meter.batch(self._group.name, len(waiting), time.monotonic() - waiting[0][1])
+        return await asyncio.to_thread(self._group.score, [ask for ask, _ in waiting])
+
+
+class Jobs:
+    """The book of jobs, in one replica of its own, so that all ingress replicas see the same jobs."""
+
+    def __init__(self, config: ServeConfig, groups: Mapping[str, Handle]) -> None:
+        from ray_app.serving.fetching import GuardedFetcher
+        from ray_app.serving.jobs import JobBook
+
+        fetcher = GuardedFetcher(config.urls, config.images.max_bytes) if config.urls.enabled or config.jobs.webhooks else None
+        self._book = JobBook(config, _scorer(config, groups), fetcher)
+
+    async def submit(self, owner: str, images: Any = None, urls: Any = None, **options: Any) -> "Job":
+        """See `JobBook.submit`."""
+        return await self._book.submit(owner, images, urls, **options)
+
+    async def status(self, owner: str, job: str) -> "Job":
+        """See `JobBook.status`."""
+        return await self._book.status(owner, job)
+
+    async def results(self, owner: str, job: str) -> bytes:
+        """See `JobBook.results`."""
+        return await self._book.results(owner, job)
+
+    async def cancel(self, owner: str, job: str) -> "Job":
+        """See `JobBook.cancel`."""
+        return await self._book.cancel(owner, job)
+
+
+class Ingress:
+    """The HTTP side: everything about requests, nothing about networks."""
+
+    def __init__(self, config: ServeConfig, groups: Mapping[str, Handle], jobs: Handle) -> None:
+        self._config, self._groups, self._jobs = config, groups, jobs
+
+    def __serve_build_asgi_app__(self) -> "FastAPI":
+        from ray_app.serving.http.app import create_app
+        from ray_app.serving.metrics import RayMeter
+
+        meter = RayMeter()
+        return create_app(self._config, _scorer(self._config, self._groups, meter), RemoteJobs(self._jobs), meter, echo_request_id=False)
+
+
+class RemoteGroup:
+    """A deployment of `Detectors`, asked through Serve."""
+
+    def __init__(self, handle: Handle) -> None:
+        self._handle = handle
+
+    async def score(self, ask: Ask) -> Reply | Offer:
+        """See `scorer.Group`."""
+        answer: Reply | Offer = await _answered(self._handle.score.remote(ask))
+        return answer
+
+    async def describe(self) -> "Generation":
+        """See `scorer.Group`."""
+        generation: Generation = await _answered(self._handle.describe.remote())
+        return generation
+
+
+class RemoteJobs:
+    """The deployment of `Jobs`, asked through Serve with the methods of `JobBook`."""
+
+    def __init__(self, handle: Handle) -> None:
+        for name in ("submit", "status", "results", "cancel"):
+            setattr(self, name, functools.partial(self._ask, getattr(handle, name)))
+
+    async def _ask(self, method: Any, *arguments: Any, **named: Any) -> Any:
+        try:
+            return await _answered(method.remote(*arguments, **named))
+        except GroupLost:
+            raise Refusal("not_ready", "jobs are being moved to another process", headers={"Retry-After": str(RETRY_AFTER_S)}) from None
+
+
+async def _answered(response: Any) -> Any:
+    """The answer of another replica. Its own refusals pass; that it is gone, or has no place, is said in our words."""
+    try:
+        return await response
+    except GONE:
+        raise GroupLost from None
+    except BackPressureError:
+        raise Refusal("overloaded", headers={"Retry-After": str(RETRY_AFTER_S)}) from None
+    except RayTaskError as error:
+        raise error.cause from None
+
+
+def _scorer(config: ServeConfig, groups: Mapping[str, Handle], meter: Any = None) -> EndpointScorer:
+    from ray_app.inference.isolated import IsolatedDecoders
+    from ray_app.serving.metrics import RayMeter
+
+    decoders = IsolatedDecoders(
+        config.images, processes=config.decoders, wall_limit_s=config.limits.decode_limit_s, formats=config.limits.formats
+    )
+    decoders.start()
+    return EndpointScorer(config, {name: RemoteGroup(handle) for name, handle in groups.items()}, decoders, meter or RayMeter())
+
+
+__all__: Sequence[str] = ["Detectors", "Ingress", "Jobs"]

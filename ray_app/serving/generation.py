@@ -1,0 +1,82 @@
+"""Which ensembles an endpoint serves, as one value: it changes as a whole, and every answer names it. Knows cards; no torch, no Ray."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from ray_app.detectors import DetectorCard
+from ray_app.detectors.licences import require_accepted
+from ray_app.ensembles import EnsembleCard, ensemble_of, load_ensemble_card
+from ray_app.errors import ConfigError
+from ray_app.inference import ScoringSpec
+from ray_app.inference.spec import Precision, make_spec
+from ray_app.runs import fingerprint
+from ray_app.scoring.preparing import scoring_identity
+from ray_app.serving.config import ServeConfig
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Specs and fingerprints of all ensembles; picklable, so that an ingress learns it from the detectors and needs no card of its own.
+
+    `spec` covers the detectors of all ensembles and the optional ones, `ensembles` has one spec by name, the default first. Equal
+    fingerprints give equal scores: each is the SHA-256 of that part of a batch run's identity (DESIGN §3).
+    """
+
+    spec: ScoringSpec
+    ensembles: Mapping[str, ScoringSpec]
+    fingerprints: Mapping[str, str]
+    optional: tuple[str, ...]
+
+    @property
+    def id(self) -> str:
+        """One name for all of it."""
+        return fingerprint({"ensembles": self.fingerprints, "detectors": list(self.spec.cards), "optional": list(self.optional)})
+
+    @property
+    def default(self) -> str:
+        """The ensemble of a request that names none."""
+        return next(iter(self.ensembles))
+
+
+def plan_generation(config: ServeConfig) -> tuple[ScoringSpec, dict[str, ScoringSpec], tuple[str, ...]]:
+    """The spec of all detectors, those of the ensembles, and the names of the optional detectors. Reads cards, no weights.
+
+    Raises ConfigError for what the cards contradict and DetectorError for a licence that is not accepted.
+    """
+    cards = [load_ensemble_card(name) for name in config.ensembles]
+    ensembles = {card.name: _spec(card, config) for card in cards}
+    if len(ensembles) < len(cards):
+        raise ConfigError(f"two ensembles have the same name: {', '.join(card.name for card in cards)}")
+    specs = list(ensembles.values())
+    optional: tuple[str, ...] = ()
+    if config.optional_detectors:
+        beside = _spec(ensemble_of(list(config.optional_detectors)), config)
+        optional = tuple(name for name in beside.cards if not any(name in spec.cards for spec in specs))
+        specs.append(beside)
+    together = _merged(specs)
+    for card in together.cards.values():
+        require_accepted(card, config.accept_licences)
+    return together, ensembles, optional
+
+
+def load_generation(config: ServeConfig) -> Generation:
+    """What `config` asks for, with fingerprints. Hashes weights. Raises ConfigError and DetectorError."""
+    together, ensembles, optional = plan_generation(config)
+    fingerprints = {name: fingerprint(scoring_identity(spec)) for name, spec in ensembles.items()}
+    return Generation(together, ensembles, fingerprints, optional)
+
+
+def _spec(card: EnsembleCard, config: ServeConfig) -> ScoringSpec:
+    return make_spec(card, limits=config.images, device=config.device, precision=config.precision, resize=config.resize,
+                     slots=config.batching.slots)  # fmt: skip
+
+
+def _merged(specs: list[ScoringSpec]) -> ScoringSpec:
+    cards: dict[str, DetectorCard] = {}
+    precision: dict[str, Precision] = {}
+    for spec in specs:
+        for name, card in spec.cards.items():
+            if cards.setdefault(name, card) != card:
+                raise ConfigError(f"two different cards are called {name}", hint="rename one of them")
+        precision.update(spec.precision)
+    return replace(specs[0], ensemble=ensemble_of(list(cards)), cards=cards, precision=precision)

@@ -1,0 +1,191 @@
+"""Detectors that share a process, ready to be asked: prepared images in, what they say out. Knows no HTTP and no Ray.
+
+A group answers for one generation of ensembles at a time. Asked for another one, it offers its own instead, and the ingress follows: so an
+update needs no order among replicas, and no answer mixes two generations.
+"""
+
+import io
+import threading
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from ray_app.errors import DetectorError, Status
+from ray_app.images import ImageFacts
+from ray_app.inference import Batch, BatchDecoder, Outcome, ScoringSpec, StageClock
+from ray_app.inference.decoding import Pixels, Ragged
+from ray_app.serving.config import ServeConfig
+from ray_app.serving.generation import Generation, load_generation
+
+if TYPE_CHECKING:
+    from ray_app.inference.scoring import EnsembleScorer
+
+SHARED = "detectors"  # the group of all detectors that share one process; one with a process of its own names its group
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One image for some detectors of a group. `pixels`: one entry per preprocessing of the generation, None where it is not needed."""
+
+    generation: str
+    detectors: tuple[str, ...]
+    facts: ImageFacts
+    pixels: tuple[Pixels | None, ...]
+    encoded: bytes | None
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the detectors of a group say of one image; NaN = no score. `score_s`: seconds of the batch that it was scored in."""
+
+    generation: str
+    scores: Mapping[str, float]
+    masks: Mapping[str, Pixels | None]
+    replies: Mapping[str, str | None]
+    score_s: float
+
+
+@dataclass(frozen=True)
+class Offer:
+    """The group serves another generation than the one it was asked for: this one."""
+
+    generation: Generation
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    generation: Generation
+    scorer: "EnsembleScorer"
+    decoder: BatchDecoder
+    clock: StageClock
+
+
+class DetectorGroup:
+    """The detectors of one pool on one device. `score` may be called while `load` replaces them."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._loaded: _Loaded | None = None
+        self._scoring = threading.Lock()
+
+    @property
+    def generation(self) -> Generation:
+        """What it answers for."""
+        return self._ready.generation
+
+    def load(self, config: ServeConfig) -> Generation:
+        """Load what `config` asks for and score a golden image; only then does it replace what was loaded before.
+
+        Both are in memory for a moment. Raises ConfigError and DetectorError, and then nothing changed.
+        """
+        from ray_app.inference.scoring import EnsembleScorer  # torch: only where networks run, not where they are asked
+
+        generation, clock = load_generation(config), StageClock()
+        pool = pool_of(generation.spec, self.name)
+        scorer = EnsembleScorer(generation.spec, clock, pool)
+        loaded = _Loaded(generation, scorer, BatchDecoder(generation.spec, clock, hand_over=True), clock)
+        _score_golden(loaded, pool)
+        self._loaded = loaded
+        return generation
+
+    def score(self, asks: Sequence[Ask]) -> list[Reply | Offer]:
+        """One answer per ask, in order; those that want the same detectors go through the networks together, at most `slots` at once."""
+        loaded = self._ready
+        answers: list[Reply | Offer] = [Offer(loaded.generation)] * len(asks)
+        for places in _batches(asks, loaded.generation):
+            with self._scoring:
+                replies = _score(loaded, [asks[place] for place in places])
+            for place, reply in zip(places, replies, strict=True):
+                answers[place] = reply
+        return answers
+
+    @property
+    def _ready(self) -> _Loaded:
+        if self._loaded is None:
+            raise DetectorError(f"{self.name}: nothing is loaded yet")
+        return self._loaded
+
+
+def groups_of(spec: ScoringSpec) -> dict[str, tuple[str, ...]]:
+    """Which detectors sit in which group, by the group's name."""
+    return {pool[0] if spec.cards[pool[0]].own_pool else SHARED: pool for pool in spec.pools}
+
+
+def pool_of(spec: ScoringSpec, group: str) -> tuple[str, ...]:
+    """The detectors of one group. Raises DetectorError where this generation has no such group."""
+    groups = groups_of(spec)
+    if group not in groups:
+        raise DetectorError(f"the ensembles have no detectors for group {group!r}", hint=f"they need: {', '.join(groups)}; deploy anew")
+    return groups[group]
+
+
+def _batches(asks: Sequence[Ask], generation: Generation) -> Iterator[list[int]]:
+    """The places of asks that can share a batch: of this generation, for the same detectors."""
+    alike: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for place, ask in enumerate(asks):
+        if ask.generation == generation.id:
+            alike[ask.detectors].append(place)
+    for places in alike.values():
+        yield from (places[first : first + generation.spec.slots] for first in range(0, len(places), generation.spec.slots))
+
+
+def _score(loaded: _Loaded, asks: Sequence[Ask]) -> list[Reply]:
+    batch = _batch(loaded.generation.spec, asks)
+    readings = loaded.scorer.score([loaded.decoder.complete(batch)], only=asks[0].detectors)
+    seconds = loaded.clock.take().get("score", 0.0)
+    return [
+        Reply(
+            loaded.generation.id,
+            {name: float(column[row]) for name, column in readings.scores.items()},
+            {name: column[row] for name, column in readings.masks.items()},
+            {name: column[row] for name, column in readings.replies.items()},
+            seconds,
+        )
+        for row in range(len(asks))
+    ]
+
+
+def _batch(spec: ScoringSpec, asks: Sequence[Ask]) -> Batch:
+    # A GPU wants one static shape; on a core every image costs its time, and what it is batched with moves no score (< 1e-6 log-odds).
+    slots = len(asks) if spec.device == "cpu" else spec.slots
+    columns = tuple(_column([ask.pixels[index] for ask in asks], slots) for index in range(len(spec.preprocessings)))
+    return Batch(tuple(Outcome(Status.OK, None, ask.facts) for ask in asks), columns, tuple(ask.encoded for ask in asks))
+
+
+def _column(images: Sequence[Pixels | None], slots: int) -> Pixels | Ragged:
+    """One preprocessing of all images, filled up to `slots`; None for all where it is not needed."""
+    prepared = [image for image in images if image is not None]
+    if not prepared:
+        return images
+    filled = np.zeros((slots, *prepared[0].shape), np.uint8)
+    filled[: len(prepared)] = prepared
+    return filled
+
+
+def _score_golden(loaded: _Loaded, pool: Sequence[str]) -> None:
+    """Every detector must give a score for an ordinary image: weights, precision and device work together."""
+    spec = loaded.generation.spec
+    batch = loaded.decoder.decode([(0, golden_image())])
+    readings = loaded.scorer.score([loaded.decoder.complete(batch)])
+    loaded.clock.take()
+    silent = [name for name in pool if not np.isfinite(readings.scores[name][0]) and name not in readings.replies]
+    if silent:
+        raise DetectorError(
+            f"no finite score for a golden image from: {', '.join(silent)}",
+            hint=f"touchstone detectors verify {silent[0]}; device {spec.device}",
+        )
+
+
+@cache
+def golden_image() -> bytes:
+    """A PNG file: 640 × 480 of smooth colour and texture, made by formula."""
+    y, x = np.mgrid[0:480, 0:640]
+    planes = [127 + 90 * np.sin(x / 37 + phase) * np.cos(y / 53) + 30 * np.sin(x * y / 997 + phase) for phase in (0.0, 1.0, 2.0)]
+    file = io.BytesIO()
+    Image.fromarray(np.clip(np.stack(planes, axis=2), 0, 255).astype(np.uint8)).save(file, "PNG")
+    return file.getvalue()

@@ -1,0 +1,196 @@
+"""What the endpoint answers, as pydantic models: the OpenAPI document is made from them. Knows no route."""
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+Verdict = Literal["fake", "real", "abstain"]
+
+
+class Answer(BaseModel):
+    """Base of all answers."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class Error(Answer):
+    """Why a request, or one of its images, was refused."""
+
+    code: str = Field(description="one word of a closed list; image statuses are the batch job's own", examples=["image_too_large"])
+    message: str = Field(examples=["12000 × 12000 pixels: 144.0 MP is over max_pixels (50 MP)"])
+    limit: float | None = Field(default=None, description="the number that was crossed, if it was about one", examples=[50_000_000])
+    observed: float | None = Field(default=None, examples=[144_000_000])
+    request_id: str = Field(examples=["5f0c6d0e8b7a4a0f"])
+
+
+class Mask(Answer):
+    """Where a localizer sees alterations."""
+
+    png: str = Field(
+        description="base64 of an 8-bit grey PNG at the network's own size, to be stretched over the whole image; 255 = surely altered"
+    )
+    width: int
+    height: int
+    area: float = Field(description="share of its pixels above one half")
+    peak: float = Field(description="highest value, 0 to 1")
+
+
+class DetectorAnswer(Answer):
+    """What one detector says."""
+
+    score: float | None = Field(description="log-odds of fake; null = none", examples=[4.21])
+    probability: float | None = Field(
+        description="P(fake): calibrated where the card has a calibration, else the plain sigmoid", examples=[0.985]
+    )
+    calibrated: bool
+    abstained: str | None = Field(description="why it gave no score, or why its score does not count", examples=[None])
+    beside: bool = Field(default=False, description="asked for besides: does not enter the verdict")
+    reply: str | None = Field(default=None, description="the words of a detector that answers in words")
+    mask: Mask | None = None
+
+
+class ImageFacts(Answer):
+    """The file as it was read."""
+
+    format: str | None = Field(examples=["JPEG"])
+    width: int | None
+    height: int | None
+    mode: str | None
+    frames: int | None
+    orientation: int | None
+    icc: bool | None
+    flags: list[str] = Field(description="what is odd but did not keep it from being scored", examples=[["animated"]])
+    decoder: str | None
+    size_bytes: int
+    metadata: dict[str, str] = Field(description="what the file says of its origin, unverified: camera, software, generation parameters")
+
+
+class EnsembleName(Answer):
+    """Which ensemble answered."""
+
+    name: str
+    fingerprint: str = Field(
+        description="SHA-256 over all that decides a score: weights, preprocessing, rule, calibration, thresholds, precision, batch slots"
+    )
+
+
+class Timings(Answer):
+    """Seconds spent on this image. `wait` is the queue before a detector's batch."""
+
+    decode: float
+    wait: float
+    score: float
+    total: float
+
+
+class ImageAnswer(Answer):
+    """The verdict on one image. Where `status` is not `ok` there is none: the error says why."""
+
+    name: str | None = Field(description="the file's name as it was sent")
+    status: str = Field(examples=["ok"])
+    error: Error | None = None
+    verdict: Verdict | None = Field(description="`real` means: no evidence found")
+    verdict_reason: str | None
+    probability: float | None = Field(description="P(fake); the plain sigmoid of the score unless `calibrated`")
+    calibrated: bool
+    score: float | None = Field(description="log-odds of fake, by the ensemble's rule")
+    scores: dict[str, float | None] = Field(description="log-odds of fake per detector", examples=[{"touchstone-tiny": 4.21}])
+    detectors: dict[str, DetectorAnswer]
+    sha256: str
+    image: ImageFacts | None
+    ensemble: EnsembleName
+    timings: Timings
+    request_id: str
+
+
+class ImageAnswers(Answer):
+    """Several images, in the order in which they were sent."""
+
+    results: list[ImageAnswer]
+
+
+class DetectorInfo(Answer):
+    """A detector that this endpoint runs."""
+
+    name: str
+    title: str
+    licence: str
+    terms: str
+    source: str
+    precision: str
+    localizes: bool
+    optional: bool = Field(description="only on request; does not enter a verdict")
+
+
+class EnsembleInfo(Answer):
+    """An ensemble that this endpoint serves."""
+
+    name: str
+    title: str
+    fingerprint: str
+    default: bool
+    rule: str
+    detectors: list[str]
+    calibrated: bool
+    fake_above: float = Field(description="log-odds")
+    real_below: float = Field(description="log-odds; between the two it abstains")
+    demonstration: bool = Field(description="shows that the machinery works; not for decisions about any image")
+
+
+class EndpointLimits(Answer):
+    """What this endpoint takes."""
+
+    max_body_bytes: int
+    max_files: int
+    max_file_bytes: int
+    max_pixels: int
+    deadline_s: float
+    formats: list[str]
+    urls: bool = Field(description="whether /v1/score-url is switched on")
+
+
+class Ensembles(Answer):
+    """What can be asked, and within which limits."""
+
+    ensembles: list[EnsembleInfo]
+    optional_detectors: list[str]
+    limits: EndpointLimits
+    token_needed: bool = Field(description="whether requests need a bearer token")
+
+
+class Detectors(Answer):
+    """The detectors, in the order of the ensembles."""
+
+    detectors: list[DetectorInfo]
+
+
+class Healthy(Answer):
+    """The process answers."""
+
+    healthy: Literal[True]
+
+
+class Ready(Answer):
+    """Weights are loaded, and a golden image was scored."""
+
+    ready: Literal[True]
+    ensembles: list[EnsembleName]
+
+
+class Job(Answer):
+    """A job's state."""
+
+    id: str
+    state: Literal["waiting", "running", "done", "cancelled", "failed"]
+    detail: str | None = Field(default=None, description="why it failed")
+    images: int
+    finished: int
+    verdicts: dict[str, int] = Field(description="fake, real, abstain, and images without one under `none`")
+    ensemble: EnsembleName | None = Field(description="null until the first image is scored")
+    created_at: datetime
+    finished_at: datetime | None
+    expires_at: datetime | None
+    url: str = Field(description="of this state, relative to the endpoint")
+    results_url: str | None = Field(description="JSON lines, one per image in order; null until the job is done")

@@ -1,0 +1,217 @@
+/* Puts the page together: what a person does on one side, the queue on the other. */
+
+import { filesOf } from "./dropping.js";
+import { element, focusOn, notice } from "./elements.js";
+import { Endpoint } from "./endpoint.js";
+import { Gallery, csv } from "./gallery.js";
+import { Queue } from "./queue.js";
+import { headingOf, verdictView } from "./verdict.js";
+import { counted, sentence, shortened, size, tally, trouble, visible } from "./words.js";
+
+const at = (id) => document.getElementById(id);
+const endpoint = new Endpoint();
+const queue = new Queue();
+let served = null; // what the endpoint serves, once it has said so
+let asked = null; // what the next files are asked with
+let fresh = []; // added since the last run began
+let current = null; // the item in view; null = the gallery, or nothing
+
+const clearing = element("button", { type: "button", class: "quiet", text: "Clear all", click: clear });
+const gallery = new Gallery(open, [element("button", { type: "button", text: "Download CSV", click: download }), clearing]);
+
+start();
+
+async function start() {
+  history.replaceState(null, "");
+  document.documentElement.classList.add("ready");
+  at("files").addEventListener("change", (event) => { take([...event.target.files]); event.target.value = ""; });
+  at("drop").addEventListener("click", (event) => event.target === at("drop") && at("files").click());
+  at("cancel").addEventListener("click", () => queue.cancel());
+  at("options").addEventListener("change", choose);
+  at("entry").addEventListener("submit", admit);
+  addEventListener("paste", (event) => take([...event.clipboardData.files], true));
+  addEventListener("dragover", (event) => { event.preventDefault(); at("drop").classList.add("over"); });
+  addEventListener("dragleave", (event) => event.relatedTarget ?? at("drop").classList.remove("over"));
+  addEventListener("drop", dropped);
+  addEventListener("popstate", (event) => show(queue.items.find(({ number }) => number === event.state?.image) ?? null));
+  queue.addEventListener("change", progress);
+  await introduce();
+}
+
+/** Ask what is served; what was chosen in the meantime waits for it. */
+async function introduce() {
+  try {
+    served = await endpoint.describe();
+  } catch (failed) {
+    return halted(failed);
+  }
+  at("notices").replaceChildren();
+  at("entry").hidden = !served.token_needed || Boolean(endpoint.token);
+  const { limits } = served;
+  at("drop-note").textContent = `${limits.formats.join(", ")}; up to ${size(limits.max_file_bytes)} each. They go to ${location.host} alone, which keeps no image.`;
+  at("ensemble").replaceChildren(...served.ensembles.map(({ name, title, default: first }) => element("option", { value: name, text: visible(title || name), selected: first })));
+  at("which").hidden = served.ensembles.length < 2;
+  at("besides").hidden = !served.optional_detectors.length;
+  at("besides").append(...served.optional_detectors.map((name) => element("label", { class: "tick" }, element("input", { type: "checkbox", name: "beside", value: name }), ` ${visible(name)}`)));
+  choose({ target: at("ensemble") });
+  await run();
+}
+
+function choose({ target }) {
+  const ensemble = served.ensembles.find(({ name }) => name === at("ensemble").value) ?? served.ensembles[0];
+  const besides = [...document.querySelectorAll("[name=beside]:checked")].map(({ value }) => value);
+  const localizes = (names) => names.some((name) => served.detectors[name]?.localizes ?? !Object.keys(served.detectors).length);
+  at("localizing").hidden = !localizes([...served.ensembles.flatMap(({ detectors }) => detectors), ...served.optional_detectors]);
+  if (target !== at("masks")) at("masks").checked = Object.keys(served.detectors).length > 0 && localizes([...ensemble.detectors, ...besides]);
+  at("options").hidden = at("which").hidden && at("besides").hidden && at("localizing").hidden;
+  asked = { ensemble: served.ensembles.length > 1 ? ensemble.name : null, besides, masks: at("masks").checked };
+  if (ensemble.demonstration && !queue.items.length) {
+    at("notices").replaceChildren(notice("Demonstration ensemble:", "it shows that the machinery works and is not for decisions about any image."));
+  } else if (!queue.halted) at("notices").replaceChildren();
+}
+
+function admit(event) {
+  event.preventDefault();
+  endpoint.token = at("token").value.trim();
+  at("token").value = "";
+  introduce();
+}
+
+async function dropped(event) {
+  event.preventDefault();
+  at("drop").classList.remove("over");
+  take(await filesOf(event.dataTransfer));
+}
+
+function take(files, pasted = false) {
+  if (!files.length) return;
+  fresh.push(...queue.add(files, asked, pasted));
+  run();
+}
+
+async function run() {
+  if (!served || queue.running || !queue.open.length) return;
+  for (const item of queue.items) item.asked ??= asked;
+  document.documentElement.classList.add("working");
+  at("notices").replaceChildren();
+  say(`Scoring ${counted(queue.open.length, "image")}.`);
+  await queue.run(endpoint, served.limits);
+  const items = fresh;
+  fresh = [];
+  if (queue.halted) halted(queue.halted);
+  if (!queue.items.length) return;
+  if (items.length === 1 && items[0].answer) open(items[0]);
+  else if (queue.items.length > 1 || !queue.halted) show(null, !queue.halted);
+  if (!queue.halted) say(items.length === 1 && items[0].answer ? `${shortened(items[0].file.name, 60)}: ${headingOf(items[0].answer)}.` : tally(queue.items));
+  offerRest();
+}
+
+function progress() {
+  const open = queue.open.length;
+  at("progress").hidden = !queue.running;
+  clearing.disabled = queue.running;
+  at("meter").max = queue.items.length;
+  at("meter").value = queue.items.length - open;
+  const wait = queue.busy && `${trouble(queue.busy.trouble.code)[0]}; trying again in ${queue.busy.seconds} s.`;
+  at("state").textContent = wait ?? `${queue.items.length - open} of ${counted(queue.items.length, "image")} scored.`;
+  if (wait && !at("live").textContent.startsWith(trouble(queue.busy.trouble.code)[0])) say(wait);
+  if (queue.items.length > 1 && !current) show(null, false);
+}
+
+/** A trouble that stopped everything: what to do, and a way on. */
+function halted(failed) {
+  if (failed.code === "unauthorized") return tokenNeeded(failed);
+  const [title, advice] = trouble(failed.code, failed.message);
+  const again = element("button", { type: "button", class: "quiet", text: "Go on", click: () => (served ? run() : introduce()) });
+  at("notices").replaceChildren(element("p", { class: "notice", role: "alert" }, element("strong", { text: `${title}.` }), ` ${advice} `, again));
+}
+
+function tokenNeeded({ message }) {
+  const [, usual] = trouble("unauthorized");
+  const own = message && message !== "no valid token" ? sentence(message) : usual; // an endpoint that has no tokens yet says how to set them
+  at("notices").replaceChildren();
+  at("token-note").textContent = endpoint.token ? `This token is not valid. ${own}` : own;
+  at("token").toggleAttribute("aria-invalid", Boolean(endpoint.token));
+  at("entry").hidden = false;
+  at("token").focus();
+  say(at("token-note").textContent);
+}
+
+function offerRest() {
+  const open = queue.open.length;
+  if (!open || queue.halted || queue.running) return;
+  at("notices").replaceChildren(element("p", { class: "notice quiet" }, `${counted(open, "image")} not scored. `,
+    element("button", { type: "button", class: "quiet", text: "Go on", click: run })));
+}
+
+function open(item) {
+  if (queue.items.length > 1) history[history.state?.image ? "replaceState" : "pushState"]({ image: item.number }, ""); // the way back leads to the table
+  show(item, true);
+}
+
+/** Show one item, or with null the gallery. */
+function show(item, focus = true) {
+  const before = current;
+  current = item;
+  document.title = item?.answer ? `${headingOf(item.answer)} · Touchstone` : "Touchstone";
+  if (item) {
+    const about = { ...served, curl: ({ file, asked: how }) => endpoint.curl(file.name, how), copy };
+    at("results").replaceChildren(...[among(item), verdictView(item, about)].filter(Boolean));
+    if (focus) focusOn(at("finding"));
+  } else if (queue.items.length) {
+    gallery.show(queue.items);
+    if (gallery.view.parentNode !== at("results")) at("results").replaceChildren(gallery.view);
+    if (before && queue.items.length > 1) gallery.focusRow(before);
+    else if (focus) focusOn(gallery.heading);
+  }
+}
+
+function among(item) {
+  if (queue.items.length < 2) return null;
+  gallery.show(queue.items);
+  const answered = gallery.order.filter(({ answer }) => answer);
+  const here = answered.indexOf(item);
+  const step = (text, to) => element("button", { type: "button", class: "quiet", text, disabled: !answered[to], click: () => open(answered[to]) });
+  return element("nav", { class: "among", "aria-label": "Images" },
+    element("button", { type: "button", class: "quiet", text: `All ${counted(queue.items.length, "image")}`, click: () => history.back() }),
+    element("span", { class: "steps" }, step("Previous", here - 1), step("Next", here + 1)));
+}
+
+function download() {
+  const url = URL.createObjectURL(new Blob([csv(gallery.order)], { type: "text/csv" }));
+  element("a", { href: url, download: "touchstone.csv" }).click();
+  setTimeout(() => URL.revokeObjectURL(url), 10_000);
+}
+
+function clear() {
+  queue.clear();
+  current = null;
+  at("results").replaceChildren();
+  at("notices").replaceChildren();
+  document.documentElement.classList.remove("working");
+  say("All images are removed from this page.");
+  at("files").focus();
+}
+
+async function copy(text, button) {
+  const done = await navigator.clipboard?.writeText(text).then(() => true, () => false) || copiedByHand(text);
+  const label = button.textContent;
+  button.textContent = done ? "Copied" : "Could not copy";
+  say(button.textContent);
+  setTimeout(() => { button.textContent = label; }, 1500);
+}
+
+/** For pages that are not served over https, where browsers keep the clipboard away. */
+function copiedByHand(text) {
+  const field = element("textarea", { class: "unseen", "aria-hidden": "true" });
+  field.value = text;
+  document.body.append(field);
+  field.select();
+  const done = document.execCommand("copy");
+  field.remove();
+  return done;
+}
+
+function say(text) {
+  at("live").textContent = text;
+}

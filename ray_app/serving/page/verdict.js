@@ -1,0 +1,152 @@
+/* One image: the verdict in words, why, what it does not mean, the file, and what a program would get. Knows no request. */
+
+import { element, facts, notice, section } from "./elements.js";
+import { picture } from "./picture.js";
+import { bar, reach, verdictScale } from "./scales.js";
+import { NONE, flag, json, probability, score, sentence, shortened, size, trouble, visible } from "./words.js";
+
+const CLOSE = 0.5; // log-odds to a threshold: recompressing a picture moves a score as much
+const FOLDED = 280; // characters of a metadata value before it folds
+const HEADINGS = { fake: "Flagged as fake", real: "No evidence found", abstain: "No verdict: it abstains" };
+
+const CAVEATS = {
+  fake: [
+    "It is not proof. Real photographs are flagged too, above all edited, shrunk or heavily compressed ones.",
+    "It does not say who made the image, with what, or why. A retouched corner and a fully generated scene can both lead here.",
+  ],
+  real: [
+    "It does not say that the image is genuine. A generator the detectors have not learnt leaves nothing that they would see.",
+    "Traces fade: a screenshot or a copy from a messenger can lose them while the picture looks the same.",
+  ],
+  abstain: [
+    "It is neither half fake nor probably real: evidence or image did not allow either answer.",
+    "Ask for the original file: a copy of a copy has lost much of what would decide.",
+  ],
+};
+const ALWAYS = "It says nothing about what the image shows. A true photograph misleads under a false caption.";
+
+/** What a single image's answer looks like. `about`: {ensembles, detectors, curl(item), copy(text, button)}. */
+export function verdictView(item, about) {
+  const { answer } = item;
+  const ensemble = about.ensembles.find(({ name }) => name === answer.ensemble?.name);
+  const view = answer.verdict ? [caveats(answer), why(answer, ensemble, about.detectors), file(answer)] : answer.image ? [file(answer)] : [];
+  return element("article", { class: "one", "aria-labelledby": "finding" },
+    element("div", { class: "lead" }, picture(item), finding(item, ensemble)), ...view, programs(item, about));
+}
+
+/** The heading of an answer. */
+export function headingOf(answer) {
+  return answer.verdict ? HEADINGS[answer.verdict] : trouble(answer.status, answer.error?.message)[0];
+}
+
+function finding(item, ensemble) {
+  const { answer } = item;
+  const heading = element("h2", { id: "finding", class: `verdict ${answer.verdict ?? "none"}`, text: headingOf(answer) });
+  const name = element("p", { class: "name" }, element("bdi", { text: shortened(item.file.name, 90) }));
+  return element("div", { class: "finding" }, name, heading, ...(answer.verdict ? said(answer, ensemble) : refused(answer)),
+    item.pasted && element("p", { class: "remark", text: "It came from the clipboard, where a picture is often saved anew. If you have the file, send that: its traces are fresher." }));
+}
+
+function refused(answer) {
+  const { message, limit, observed, request_id: id } = answer.error ?? {};
+  return [
+    element("p", { class: "statement", text: trouble(answer.status, message)[1] }),
+    element("dl", { class: "facts" }, ...[["Said by the endpoint", message && sentence(shortened(message, 300))], ["Code", answer.status], ["Limit", limit], ["Found", observed], ["Request id", id]]
+      .filter(([, value]) => value !== null && value !== undefined && value !== "")
+      .map(([term, value]) => element("div", {}, element("dt", { text: term }), element("dd", { text: typeof value === "number" ? value.toLocaleString("en") : visible(value) })))),
+  ];
+}
+
+function said(answer, ensemble) {
+  const calibrated = answer.calibrated ? "calibrated" : "not calibrated";
+  const figure = (term, value, unit) => element("div", {}, element("dt", { text: term }), element("dd", {}, value, " ", element("small", { text: unit })));
+  return [
+    element("p", { class: "statement", text: statement(answer, ensemble) }),
+    ensemble && verdictScale(answer, ensemble, reach(answer, ensemble)),
+    element("dl", { class: "figures" }, figure("Probability of fake", probability(answer.probability), calibrated), figure("Score", score(answer.score), "log-odds")),
+    !answer.calibrated && element("p", { class: "remark", text: "Not calibrated: the plain sigmoid of the score. It puts images in order; it does not say how often such a verdict is right." }),
+    ensemble?.demonstration && notice("Demonstration ensemble:", "it shows that the machinery works and is not for decisions about any image."),
+  ];
+}
+
+function statement(answer, ensemble) {
+  const value = score(answer.score);
+  if (!ensemble) return answer.verdict_reason ? sentence(answer.verdict_reason) : `The ensemble’s score is ${value}.`;
+  const [low, high] = [score(ensemble.real_below), score(ensemble.fake_above)];
+  const undecided = answer.score > ensemble.real_below && answer.score < ensemble.fake_above && !answer.verdict_reason?.includes(": ");
+  if (answer.verdict === "abstain" && !undecided) return sentence(answer.verdict_reason ?? "It gave no reason");
+  if (answer.verdict === "abstain") return `The evidence is too weak for an answer: the score ${value} lies between ${low} and ${high}, where this ensemble does not decide.`;
+  const cut = answer.verdict === "fake" ? ensemble.fake_above : ensemble.real_below;
+  const rule = answer.verdict === "fake" ? `The score ${value} is above ${high}, from where this ensemble says fake.` : `The score ${value} is below ${low}, up to where this ensemble finds no evidence.`;
+  return Math.abs(answer.score - cut) < CLOSE ? `${rule} It is close: a small change to the file could tip it.` : rule;
+}
+
+function caveats(answer) {
+  const lines = [...CAVEATS[answer.verdict], ALWAYS].map((text) => element("li", { text }));
+  return section("caveats", "What this does not mean", null, element("ul", { class: "caveats" }, ...lines));
+}
+
+function why(answer, ensemble, known) {
+  const end = reach(answer, ensemble);
+  const rows = Object.entries(answer.detectors).map(([name, one]) => detector(name, one, known[name], end));
+  const rule = ensemble && rows.length > 1 ? `Combined by the rule ${visible(ensemble.rule)}.` : "";
+  return section("why", "Why", `What each detector says, in log-odds: to the right of the middle for fake, to the left against it. ${rule}`,
+    element("div", {}, element("p", { class: "ends", "aria-hidden": "true" }, element("span", { text: "against" }), element("span", { text: "for fake" })),
+      element("ul", { class: "detectors" }, ...rows)));
+}
+
+function detector(name, one, known, end) {
+  const counts = !one.abstained && !one.beside;
+  const remarks = [
+    one.score !== null && `Probability ${probability(one.probability)}, ${one.calibrated ? "calibrated" : "not calibrated"}.`,
+    one.abstained && `Abstained: ${sentence(one.abstained)}`,
+    one.beside && "Asked besides: does not enter the verdict.",
+  ].filter(Boolean).join(" ");
+  return element("li", { class: "detector" },
+    element("p", { class: "who" }, element("strong", { text: visible(name) }), known && element("small", { text: visible(known.title) })),
+    element("p", { class: "amount" }, score(one.score), element("span", { class: "unseen", text: one.score === null ? " no score" : " log-odds" })),
+    bar(one.score, counts, end),
+    element("p", { class: "remark", text: remarks }),
+    one.reply && element("blockquote", { class: "remark", text: visible(one.reply) }));
+}
+
+function file(answer) {
+  const { image } = answer;
+  if (!image) return null;
+  const list = facts([
+    ["Format", visible(image.format ?? NONE)],
+    ["Pixels", image.width === null ? NONE : `${image.width} × ${image.height}`],
+    ["Size", size(image.size_bytes)],
+    ["Colour", image.mode === null ? NONE : visible(image.mode) + (image.icc ? ", with a profile" : "")],
+    ...(image.frames > 1 ? [["Frames", String(image.frames)]] : []),
+    ...(image.flags.length ? [["Odd", sentence(image.flags.map(flag).join("; ")), true]] : []),
+    ["SHA-256", element("span", { class: "code", text: visible(answer.sha256) }), true],
+  ]);
+  const told = Object.entries(image.metadata);
+  const body = told.map(([name, value]) => element("tr", {}, element("th", { scope: "row", text: shortened(name, 80) }), element("td", {}, folded(value))));
+  const metadata = told.length
+    ? element("table", {}, element("caption", { text: "What the file says of its origin" }), element("tbody", {}, ...body))
+    : element("p", { class: "remark", text: "The file says nothing of its origin. Most copies do not: that is no sign either way." });
+  return section("file", "The file", told.length ? "Anybody can write or remove what a file says of itself. None of it enters the verdict." : null, list, metadata);
+}
+
+function folded(value) {
+  const text = visible(value);
+  if (text.length <= FOLDED) return text;
+  return element("details", {}, element("summary", { text: shortened(value, 120) }), element("p", { text }));
+}
+
+function programs(item, about) {
+  const { answer } = item;
+  const brief = json(answer).replace(/("png": ")([^"]{60})[^"]+/g, "$1$2…");
+  const curl = about.curl(item);
+  const copied = (label, text) => element("button", { type: "button", class: "quiet", text: label, click: (event) => about.copy(text, event.target) });
+  const { timings, ensemble } = answer;
+  const source = ensemble && `Ensemble ${visible(ensemble.name)}, fingerprint ${visible(ensemble.fingerprint).slice(0, 12)}; ${timings ? `${timings.total.toFixed(2)} s: decoding ${timings.decode.toFixed(2)}, waiting ${timings.wait.toFixed(2)}, scoring ${timings.score.toFixed(2)}. ` : ""}Request ${visible(answer.request_id)}.`;
+  return section("programs", "For programs", "The same question from a terminal, in the folder of the file, and the endpoint’s answer.",
+    element("div", {},
+      element("pre", { class: "snippet", id: "curl", text: curl }),
+      element("div", { class: "copying" }, copied("Copy curl", curl), copied("Copy JSON", json(answer))),
+      element("details", { class: "answer" }, element("summary", { text: "Answer as JSON" }), element("pre", { class: "snippet", id: "json", text: brief })),
+      source && element("p", { class: "remark source", text: source })));
+}

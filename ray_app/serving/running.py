@@ -1,0 +1,116 @@
+"""An endpoint on this machine: Ray, Serve and the application up, waited for, and down again. For clusters there is `serve deploy`."""
+
+import ipaddress
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+
+from ray_app.config.loading import find_config, read_mapping
+from ray_app.errors import ClusterError, ConfigError
+from ray_app.scoring.cluster import cluster
+from ray_app.scoring.config import ClusterConfig
+from ray_app.serving.config import ServeConfig
+
+START_TIMEOUT_S = 600.0  # a fetch of weights may be part of it
+REQUEST_TIMEOUT_MARGIN_S = 10.0  # Serve's own time-out answers 408 in its own words: ours comes first
+
+
+def read_args(name_or_path: str | None) -> tuple[dict[str, Any], str]:
+    """The args of the application in a Serve config file (or nothing), and where they stand, for errors. Raises ConfigError."""
+    if name_or_path is None:
+        return {}, "command line"
+    path = find_config("serve", name_or_path)
+    applications = read_mapping(path).get("applications")
+    if not isinstance(applications, list) or len(applications) != 1 or not isinstance(applications[0], dict):
+        raise ConfigError(f"{path}: expected a Serve config with one entry in `applications`", hint="see configs/serve/laptop.yaml")
+    return dict(applications[0].get("args") or {}), f"{path}: applications.0.args"
+
+
+@contextmanager
+def endpoint(config: ServeConfig, host: str, port: int, at_cluster: ClusterConfig) -> Iterator[str]:
+    """The endpoint's URL while it runs, ready to score. Raises ConfigError for an unsafe host and ClusterError if it does not start."""
+    refuse_open_host(config, host)
+    _refuse_taken_port(host, port)
+    with cluster(at_cluster):
+        from ray import serve
+
+        from ray_app.serving.app import NAME, build
+
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        application = build(config)
+        serve.start(
+            proxy_location="HeadOnly",
+            http_options={"host": host, "port": port, "request_timeout_s": config.limits.deadline_s + REQUEST_TIMEOUT_MARGIN_S},
+            logging_config={"log_level": "WARNING", "enable_access_log": False},
+        )
+        try:
+            try:
+                serve.run(application, name=NAME, route_prefix="/")
+            except RuntimeError as error:
+                raise ClusterError(f"the endpoint did not start: {_cause(error)}") from error
+            url = f"http://{_reachable(host)}:{port}"
+            _await_ready(url)
+            yield url
+        finally:
+            serve.shutdown()  # type: ignore[no-untyped-call]
+
+
+def refuse_open_host(config: ServeConfig, host: str) -> None:
+    """Without tokens only this machine may ask. Raises ConfigError."""
+    from ray_app.serving.http.access import Tokens
+
+    if Tokens(config.access).configured or config.access.anonymous or _is_loopback(host):
+        return
+    raise ConfigError(
+        f"--host {host} would let everybody in: no tokens are set",
+        hint=f"set ${config.access.tokens_variable} or access.tokens_file; or access.anonymous=true where a front proxy asks who comes",
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _reachable(host: str) -> str:
+    """The address at which this machine reaches itself."""
+    if host in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host
+
+
+def _refuse_taken_port(host: str, port: int) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigError(f"--host {host} --port {port}: {os.strerror(error.errno or 0)}", hint="choose another --port") from None
+
+
+def _await_ready(url: str) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    with httpx.Client(timeout=15.0, trust_env=False) as client:
+        while time.monotonic() < deadline:
+            try:
+                answer = client.get(f"{url}/readyz")
+            except httpx.TransportError:
+                time.sleep(0.1)
+                continue
+            if answer.status_code == httpx.codes.OK:
+                return
+            time.sleep(0.1)
+    raise ClusterError(f"{url} is not ready after {START_TIMEOUT_S:.0f} s")
+
+
+def _cause(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

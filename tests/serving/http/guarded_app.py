@@ -1,0 +1,78 @@
+"""A small application behind all guards; `python -m tests.serving.http.guarded_app CONFIG` serves it on a free port, which it prints."""
+
+import asyncio
+import socket
+import sys
+
+import uvicorn
+from fastapi import FastAPI, Request
+from pydantic import BaseModel
+
+from ray_app.errors import InputError, Status
+from ray_app.serving.config import ServeConfig
+from ray_app.serving.http.errors import Refusal
+from ray_app.serving.http.guard import install
+from ray_app.serving.http.refusing import ERRORS
+from ray_app.serving.http.uploads import read_images
+
+
+class Question(BaseModel):
+    url: str
+    masks: bool = False
+
+
+def make_app(config: ServeConfig, **how) -> FastAPI:
+    app = FastAPI(responses=ERRORS, docs_url=None, redoc_url=None)
+    app.state.began = app.state.cancelled = app.state.ended = 0
+
+    @app.post("/v1/score")
+    async def score(request: Request, size: int = 0) -> dict:
+        limits = config.limits
+        upload = await read_images(request, max_files=limits.max_files, max_file_bytes=config.images.max_bytes)
+        return {"sizes": [len(data) for _, data in upload.images], "names": [name for name, _ in upload.images], "fields": upload.fields}
+
+    @app.post("/v1/jobs")
+    async def jobs(request: Request) -> int:
+        return len(await request.body())
+
+    @app.post("/v1/score-url")
+    async def score_url(question: Question) -> str:
+        return question.url
+
+    @app.get("/v1/slow", operation_id="slow_get")
+    @app.post("/v1/slow", operation_id="slow_post")
+    async def slow(request: Request) -> str:
+        app.state.began += 1
+        try:
+            await request.body()
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            app.state.cancelled += 1
+            raise
+        finally:
+            app.state.ended += 1
+        return "never"
+
+    @app.get("/v1/fault/{kind}")
+    async def fault(kind: str) -> None:
+        raise {
+            "bug": RuntimeError("/etc/secret on host-7"),
+            "image": InputError(Status.IMAGE_TOO_LARGE, "too many pixels", limit=50, observed=100),
+            "foreign": InputError(Status.UNSUPPORTED_FORMAT, "no image"),
+            "refusal": Refusal("not_ready", headers={"Retry-After": "3"}),
+        }[kind]
+
+    @app.get("/")
+    @app.get("/healthz")
+    async def healthz() -> str:
+        return "well"
+
+    install(app, config, **how)
+    return app
+
+
+if __name__ == "__main__":
+    listener = socket.create_server(("127.0.0.1", 0))
+    print(listener.getsockname()[1], flush=True)
+    served = make_app(ServeConfig.model_validate_json(sys.argv[1]))
+    uvicorn.Server(uvicorn.Config(served, lifespan="off", log_level="critical")).run(sockets=[listener])

@@ -1,0 +1,94 @@
+"""A real uvicorn on a free port, in a thread, and clients that speak to it byte by byte."""
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import uvicorn
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about in time"
+        time.sleep(0.005)
+
+
+@contextmanager
+def serving(app) -> Iterator[int]:
+    """Yields the port."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(app, lifespan="off", log_level="critical", timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    wait_for(lambda: server.started)
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join(10)
+        listener.close()
+
+
+def request(method: str, path: str, *headers: str, body: bytes = b"") -> bytes:
+    """The bytes of a request; the headers as `Name: value`, Host included unless given."""
+    lines = [f"{method} {path} HTTP/1.1", *headers]
+    if not any(line.lower().startswith("host:") for line in headers):
+        lines.append("Host: 127.0.0.1")
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+class Reply:
+    """Status, headers and body of one answer read from a socket, and whether the server then closed the connection."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        # Unbuffered: what follows this answer stays for the next one.
+        reader = connection.makefile("rb", buffering=0)
+        self.status = int(reader.readline().split()[1])
+        self.headers = {}
+        while (line := reader.readline().strip()) != b"":
+            name, _, value = line.decode("latin-1").partition(":")
+            self.headers[name.lower()] = value.strip()
+        self.body = b""
+        while missing := int(self.headers.get("content-length", 0)) - len(self.body):
+            self.body += reader.read(missing)
+        self.connection = connection
+
+    @property
+    def json(self) -> dict:
+        return json.loads(self.body)
+
+    @property
+    def closed(self) -> bool:
+        try:
+            return self.connection.recv(1) == b""
+        except ConnectionResetError:
+            return True
+
+
+@contextmanager
+def connected(port: int) -> Iterator[socket.socket]:
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        yield connection
+
+
+def ask(port: int, data: bytes) -> Reply:
+    """Sends one request, reads one answer."""
+    with connected(port) as connection:
+        connection.sendall(data)
+        return Reply(connection)
+
+
+def multipart(*parts: tuple[str, bytes], boundary: str = "frontier") -> tuple[str, bytes]:
+    """Content type and body; each part is (headers without the final empty line, content)."""
+    body = b"".join(b"--%b\r\n%b\r\n\r\n%b\r\n" % (boundary.encode(), headers.encode(), content) for headers, content in parts)
+    return f"multipart/form-data; boundary={boundary}", body + b"--%b--\r\n" % boundary.encode()
+
+
+def file_part(content: bytes, filename: str | None = "a.png", name: str = "file") -> tuple[str, bytes]:
+    suffix = "" if filename is None else f'; filename="{filename}"'
+    return f'Content-Disposition: form-data; name="{name}"{suffix}\r\nContent-Type: image/png', content

@@ -1,0 +1,108 @@
+"""The endpoint without Ray: real detectors, real decoder processes, real HTTP, groups asked in this process."""
+
+import asyncio
+import socket
+import threading
+import time
+from contextlib import contextmanager
+
+import httpx
+import uvicorn
+
+from ray_app.inference.isolated import IsolatedDecoders
+from ray_app.serving import ServeConfig
+from ray_app.serving.generation import plan_generation
+from ray_app.serving.groups import DetectorGroup, groups_of
+from ray_app.serving.http.app import create_app
+from ray_app.serving.jobs import JobBook
+from ray_app.serving.scorer import EndpointScorer
+
+
+class LocalGroup:
+    """A group in this process."""
+
+    def __init__(self, name, config):
+        self.group = DetectorGroup(name)
+        self.group.load(config)
+
+    async def score(self, ask):
+        return (await asyncio.to_thread(self.group.score, [ask]))[0]
+
+    async def describe(self):
+        return self.group.generation
+
+
+class CountingMeter:
+    """Keeps what it is told."""
+
+    def __init__(self):
+        self.requests, self.refusals, self.verdicts, self.stages = [], [], [], []
+
+    def request(self, route, status, seconds):
+        self.requests.append((route, status))
+
+    def stage(self, name, seconds):
+        self.stages.append((name, seconds))
+
+    def refused(self, code):
+        self.refusals.append(code)
+
+    def verdict(self, ensemble, verdict):
+        self.verdicts.append((ensemble, verdict))
+
+    def batch(self, group, size, waited_s):
+        pass
+
+    def in_flight(self, n):
+        pass
+
+    async def exposition(self):
+        return f"touchstone_requests_total {len(self.requests)}\n"
+
+
+def local_scorer(config, meter=None):
+    """An EndpointScorer over groups in this process."""
+    spec, _, _ = plan_generation(config)
+    groups = {name: LocalGroup(name, config) for name in groups_of(spec)}
+    decoders = IsolatedDecoders(
+        config.images, processes=config.decoders, wall_limit_s=config.limits.decode_limit_s, formats=config.limits.formats
+    )
+    decoders.start()
+    return EndpointScorer(config, groups, decoders, meter or CountingMeter())
+
+
+@contextmanager
+def local_endpoint(config=None):
+    """The whole application on a free port; (url, app) while it runs."""
+    config = config or ServeConfig()
+    meter = CountingMeter()
+    scorer = local_scorer(config, meter)
+    app = create_app(config, scorer, JobBook(config, scorer, None), meter)
+    app.state.meter = meter
+    with served(app) as url:
+        yield url, app
+
+
+@contextmanager
+def served(app):
+    """An ASGI application behind a real server on a free port."""
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + 30
+    while not server.started:
+        assert thread.is_alive()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(30)
+
+
+def client(url, **options):
+    """An HTTP client that no proxy of the environment sees."""
+    return httpx.Client(base_url=url, trust_env=False, timeout=60, **options)

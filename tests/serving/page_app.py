@@ -1,0 +1,147 @@
+"""A small endpoint behind the page: the shipped detector's real answers, and the moods that a test wants to see the page through."""
+
+import asyncio
+import base64
+import io
+import socket
+import threading
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import uvicorn
+from fastapi import FastAPI, Query, Request
+from PIL import Image
+
+import ray_app
+from ray_app.errors import InputError, Status
+from ray_app.images.origin import origin_of
+from ray_app.serving.http import schemas
+from ray_app.serving.http.access import Paths
+from ray_app.serving.http.answering import facts_answer
+from ray_app.serving.http.errors import Refusal
+from ray_app.serving.http.headers import RequestIds, SecurityHeaders
+from ray_app.serving.http.page_routes import page_router
+from ray_app.serving.http.refusing import install_handlers
+from ray_app.serving.http.uploads import read_images
+
+TINY = "touchstone-tiny"
+LIMITS = schemas.EndpointLimits(
+    max_body_bytes=4 * 2**20, max_files=4, max_file_bytes=2**20, max_pixels=50_000_000, deadline_s=30, formats=["JPEG", "PNG"], urls=False
+)
+
+
+@dataclass
+class Mood:
+    """How the endpoint behaves; a test changes it between requests."""
+
+    token: str | None = None
+    busy: int = 0  # requests that are told to come back
+    masks: bool = False
+    several: bool = False
+    calibrated: bool = False
+    metadata: dict[str, str] = field(default_factory=dict)
+    abstained: str | None = None
+    held: threading.Event | None = None  # while set and not yet fired, scoring waits for it
+    requests: list[tuple[str, int]] = field(default_factory=list)  # query and number of files
+
+
+def make_app(mood: Mood) -> FastAPI:
+    ensemble = ray_app.load_ensemble("default")
+    app = FastAPI()
+    install_handlers(app)
+    app.add_middleware(SecurityHeaders, page=Paths(("/", "/page/*")))
+    app.add_middleware(RequestIds)
+    app.include_router(page_router())
+
+    def admitted(request: Request) -> None:
+        if mood.token and request.headers.get("authorization") != f"Bearer {mood.token}":
+            raise Refusal("unauthorized")
+
+    @app.get("/v1/ensembles")
+    async def ensembles(request: Request) -> schemas.Ensembles:
+        admitted(request)
+        served = [_served("default", mood)] + ([_served("second", mood)] if mood.several else [])
+        optional = ["slow-words"] if mood.several else []
+        return schemas.Ensembles(ensembles=served, optional_detectors=optional, limits=LIMITS, token_needed=bool(mood.token))
+
+    @app.get("/v1/detectors")
+    async def detectors(request: Request) -> schemas.Detectors:
+        admitted(request)
+        title = "Touchstone's demonstration detector"
+        tiny = schemas.DetectorInfo(name=TINY, title=title, licence="Apache-2.0", terms="", source="", precision="fp32",
+                                    localizes=mood.masks, optional=False)  # fmt: skip
+        return schemas.Detectors(detectors=[tiny])
+
+    @app.post("/v1/score")
+    async def score(
+        request: Request, ensemble_name: str = Query("default", alias="ensemble"), masks: bool = False
+    ) -> schemas.ImageAnswer | schemas.ImageAnswers:
+        admitted(request)
+        upload = await read_images(request, max_files=LIMITS.max_files, max_file_bytes=LIMITS.max_file_bytes)
+        mood.requests.append((request.url.query, len(upload.images)))
+        if mood.held is not None:
+            await asyncio.to_thread(mood.held.wait, 20)
+        if mood.busy:
+            mood.busy -= 1
+            raise Refusal("overloaded", headers={"Retry-After": "1"})
+        answers = [_answer(ensemble, mood, name, data, ensemble_name, masks) for name, data in upload.images]
+        if len(answers) > 1:
+            return schemas.ImageAnswers(results=answers)
+        if answers[0].status != "ok":
+            raise Refusal(answers[0].status, answers[0].error.message)
+        return answers[0]
+
+    return app
+
+
+def _served(name, mood):
+    return schemas.EnsembleInfo(name=name, title=f"Touchstone's {name} ensemble", fingerprint="f" * 64, default=name == "default", rule="mean-logit",
+                                detectors=[TINY], calibrated=mood.calibrated, fake_above=0.53, real_below=-1.43, demonstration=name == "default")  # fmt: skip
+
+
+def _answer(ensemble, mood, name, data, ensemble_name, masks):
+    result = ensemble.score([data])[0]
+    error = None
+    if result.status is not Status.OK:
+        refusal = Refusal.of(InputError(result.status, result.detail or ""))
+        error = schemas.Error.model_validate(refusal.body("0123456789abcdef"))
+    verdict, reason = ("abstain", f"{TINY}: {mood.abstained}") if mood.abstained else (result.verdict, result.verdict_reason)
+    detectors = {
+        name: schemas.DetectorAnswer(score=score, probability=result.probability, calibrated=mood.calibrated, abstained=mood.abstained,
+                                     mask=_mask(result.facts) if masks and mood.masks else None)
+        for name, score in result.scores.items()
+    } if error is None else {}  # fmt: skip
+    metadata = mood.metadata or origin_of(data, {})
+    return schemas.ImageAnswer(
+        name=name, status=str(result.status), error=error, verdict=verdict, verdict_reason=reason, probability=result.probability,
+        calibrated=mood.calibrated, score=result.score, scores=dict(result.scores) if error is None else {}, detectors=detectors,
+        sha256=result.facts.sha256 if result.facts else "", image=facts_answer(result.facts, len(data), metadata) if result.facts else None,
+        ensemble=schemas.EnsembleName(name=ensemble_name, fingerprint="f" * 64),
+        timings=schemas.Timings(decode=0.01, wait=0.002, score=0.02, total=0.03), request_id="0123456789abcdef",
+    )  # fmt: skip
+
+
+def _mask(facts):
+    """A disc in the upper left quarter of the stored pixels."""
+    rows, columns = np.mgrid[0:64, 0:64]
+    grey = np.clip(255 - 18 * np.hypot(rows - 18, columns - 18).clip(8) + 144, 0, 255).astype(np.uint8)
+    png = io.BytesIO()
+    Image.fromarray(grey).save(png, "PNG")
+    return schemas.Mask(png=base64.b64encode(png.getvalue()).decode(), width=64, height=64,
+                        area=float((grey > 127).mean()), peak=float(grey.max() / 255))  # fmt: skip
+
+
+@contextmanager
+def serving(mood: Mood):
+    """The app's address, served by a real uvicorn in a thread."""
+    listening = socket.socket()
+    listening.bind(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(make_app(mood), log_level="warning", lifespan="off"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(10)

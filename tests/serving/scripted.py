@@ -1,0 +1,117 @@
+"""An endpoint of the test's own making on a real socket: it answers as API v1 does, except where its script says otherwise."""
+
+import asyncio
+import hashlib
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+Scripted = Callable[[], Response] | None
+
+
+def score_of(data: bytes) -> float:
+    """What this endpoint says of a file: a number that only these bytes get."""
+    return int.from_bytes(hashlib.sha256(data).digest()[:2], "big") / 4096 - 8
+
+
+def answer_to(name: str | None, data: bytes) -> dict[str, Any]:
+    """An ImageAnswer; a file that begins with `bad` is refused."""
+    bad = data.startswith(b"bad")
+    error = {"code": "corrupt_image", "message": "it does not decode", "limit": None, "observed": None, "request_id": "r"} if bad else None
+    score = None if bad else score_of(data)
+    return {
+        "name": name, "status": "corrupt_image" if bad else "ok", "error": error,
+        "verdict": None if bad else "fake", "verdict_reason": None, "probability": None if bad else 0.9, "calibrated": False,
+        "score": score, "scores": {"tiny": score}, "detectors": {}, "sha256": hashlib.sha256(data).hexdigest(), "image": None,
+        "ensemble": {"name": "default", "fingerprint": "f"}, "timings": {"decode": 0, "wait": 0, "score": 0, "total": 0}, "request_id": "r",
+    }  # fmt: skip
+
+
+def refuse(status: int, code: str = "overloaded", **headers: str) -> Scripted:
+    """A refusal in the endpoint's error shape."""
+    body = {"code": code, "message": f"said {code}", "limit": None, "observed": None, "request_id": "r"}
+    return lambda: JSONResponse(body, status, headers={key.replace("_", "-"): value for key, value in headers.items()})
+
+
+class _Torn(Response):
+    """Promises a body and does not send it, so that the server cuts the connection."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"100")]})
+        await send({"type": "http.response.body", "body": b"{", "more_body": True})
+
+
+TORN: Scripted = _Torn
+
+
+@dataclass
+class ScriptedEndpoint:
+    """`script`: what the next requests to /v1/score get; None, or nothing left = the plain answer. `told`: what was asked, in order."""
+
+    script: deque[Scripted] = field(default_factory=deque)
+    told: list[dict[str, Any]] = field(default_factory=list)
+    max_files: int = 4
+    max_body_bytes: int = 100_000
+    max_file_bytes: int = 50_000
+    token: str | None = None
+    refuses_together: Sequence[bytes] = ()
+    describing: deque[Scripted] = field(default_factory=deque)
+    delay_s: float = 0.0
+
+    def __enter__(self) -> "ScriptedEndpoint":
+        routes = [Route("/v1/score", self._score, methods=["POST"]), Route("/v1/ensembles", self._ensembles)]
+        config = uvicorn.Config(Starlette(routes=routes), host="127.0.0.1", port=0, log_level="critical", lifespan="off")
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, daemon=True)
+        self._thread.start()
+        tick, deadline = threading.Event(), 500
+        while not self._server.started and (deadline := deadline - 1):
+            tick.wait(0.01)
+        self.port: int = self._server.servers[0].sockets[0].getsockname()[1]
+        return self
+
+    def __exit__(self, *ending: object) -> None:
+        self._server.should_exit = True
+        self._thread.join(10)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def _score(self, request: Request) -> Response:
+        if request.headers["content-type"].startswith("multipart/form-data"):
+            async with request.form() as form:
+                files = [(file.filename, await file.read()) for file in form.getlist("file")]
+        else:
+            files = [(None, await request.body())]
+        self.told.append({"names": [name for name, _ in files], "query": dict(request.query_params), "client": tuple(request.client or ())})
+        await asyncio.sleep(self.delay_s)
+        if self.token and request.headers.get("authorization") != f"Bearer {self.token}":
+            return refuse(401, "unauthorized")()
+        if self.script and (scripted := self.script.popleft()):
+            return scripted()
+        if len(files) > 1 and any(data in self.refuses_together for _, data in files):
+            return refuse(413, "file_too_large")()
+        answers = [answer_to(name, data) for name, data in files]
+        if len(answers) > 1:
+            return JSONResponse({"results": answers})
+        (answer,) = answers
+        return JSONResponse(answer["error"], 422) if answer["error"] else JSONResponse(answer)
+
+    async def _ensembles(self, request: Request) -> Response:
+        if self.describing and (scripted := self.describing.popleft()):
+            return scripted()
+        one = {"title": "", "fingerprint": "f", "rule": "mean-logit", "detectors": ["tiny"], "calibrated": False, "fake_above": 0.0,
+               "real_below": 0.0, "demonstration": True}  # fmt: skip
+        limits = {"max_body_bytes": self.max_body_bytes, "max_files": self.max_files, "max_file_bytes": self.max_file_bytes,
+                  "max_pixels": 10**6, "deadline_s": 30.0, "formats": ["JPEG"], "urls": False}  # fmt: skip
+        ensembles = [{"name": "default", "default": True, **one}, {"name": "published", "default": False, **one}]
+        return JSONResponse({"ensembles": ensembles, "optional_detectors": [], "limits": limits, "token_needed": bool(self.token)})

@@ -1,0 +1,217 @@
+"""The files an operator deploys say what Serve, our own config and Kubernetes accept; a typo in any key is found here."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin
+
+import jsonschema
+import pytest
+import yaml
+from pydantic import BaseModel
+from ray.serve.config import AutoscalingConfig
+from ray.serve.schema import ServeDeploySchema
+
+from ray_app.errors import ConfigError
+from ray_app.serving.config import ServeConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+SERVE_FILES = sorted((ROOT / "configs/serve").glob("*.yaml"))
+KUBERNETES = ROOT / "configs/kubernetes/rayservice.yaml"
+CRD = ROOT.parent / "shared/kuberay/rayservices.yaml"
+MANIFESTS: dict[str, Any] = {f"{item['kind']} {item['metadata']['name']}": item for item in yaml.safe_load_all(KUBERNETES.read_text())}
+SERVICE = MANIFESTS["RayService touchstone"]
+SERVED = yaml.safe_load(SERVICE["spec"]["serveConfigV2"])
+EVERY_CONFIG = {path.name: yaml.safe_load(path.read_text()) for path in SERVE_FILES} | {KUBERNETES.name: SERVED}
+every_config = pytest.mark.parametrize("config", EVERY_CONFIG.values(), ids=EVERY_CONFIG)
+
+
+def models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in models_in(argument)] if get_origin(annotation) else []
+
+
+def unknown_keys(value: Any, models: list[type[BaseModel]], where: str = "") -> list[str]:
+    """Keys that no model has. Serve itself lets most of them pass in silence."""
+    if isinstance(value, list):
+        return [found for index, item in enumerate(value) for found in unknown_keys(item, models, f"{where}[{index}]")]
+    if not isinstance(value, dict) or not models:
+        return []
+    fields = {name: field.annotation for model in models for name, field in model.model_fields.items()}
+    found = [f"{where}.{key}" for key in value if key not in fields]
+    return found + [bad for key in value if key in fields for bad in unknown_keys(value[key], models_in(fields[key]), f"{where}.{key}")]
+
+
+def check(config: dict[str, Any]) -> ServeConfig:
+    """What `serve deploy` would do with the file, and more strictly. Raises ValueError."""
+    if found := unknown_keys(config, [ServeDeploySchema]):
+        raise ValueError(f"unknown keys: {found}")
+    ServeDeploySchema.model_validate(copy.deepcopy(config))
+    return ServeConfig.model_validate(application(config)["args"])
+
+
+def application(config: dict[str, Any]) -> dict[str, Any]:
+    (only,) = config["applications"]
+    return only
+
+
+def places_of_keys(value: Any, path: tuple = ()) -> list[tuple]:
+    if isinstance(value, list):
+        return [place for index, item in enumerate(value) for place in places_of_keys(item, (*path, index))]
+    if not isinstance(value, dict):
+        return []
+    return [place for key, item in value.items() for place in ((*path, key), *places_of_keys(item, (*path, key)))]
+
+
+@every_config
+def test_it_can_be_deployed(config):
+    check(config)
+    assert application(config)["import_path"] == "ray_app.serving.app:build"
+    assert application(config)["name"] == "touchstone"
+
+
+@every_config
+def test_a_typo_in_any_key_is_found(config):
+    for *parents, key in places_of_keys(config):
+        if parents and parents[-1] == "labels":
+            continue  # names that the operator gives
+        damaged = copy.deepcopy(config)
+        section = damaged
+        for parent in parents:
+            section = section[parent]
+        section[key + "x"] = section.pop(key)
+        with pytest.raises((ValueError, ConfigError, KeyError)):
+            check(damaged)
+
+
+@every_config
+def test_the_cuts_come_in_the_right_order(config):
+    limits, http = check(config).limits, config["http_options"]
+    assert http["request_timeout_s"] > limits.deadline_s, "Serve would answer 408 before we answer 504"
+    for deployment in application(config).get("deployments", []):
+        assert deployment["graceful_shutdown_timeout_s"] > limits.deadline_s, "a replica would go before its last answer"
+        assert deployment["max_surge_percent"] == 100
+        assert "ray_actor_options" not in deployment, "resources are said once, in args"
+
+
+@every_config
+def test_no_token_stands_in_it_and_nothing_risky_is_on(config):
+    served = check(config)
+    assert not served.access.anonymous
+    assert not served.access.cors_origins
+    assert not served.urls.enabled
+    assert not served.jobs.webhooks
+
+
+def test_the_default_endpoint_and_its_successor_fit_into_two_cpus():
+    served = check(EVERY_CONFIG["ensemble.yaml"])
+    assert 2 * sum(part.replicas * part.num_cpus for part in (served.ingress, served.detectors)) < 2
+
+
+def test_kubernetes_serves_what_the_file_serves_but_for_what_a_pod_needs():
+    ours, theirs = (copy.deepcopy(application(config)) for config in (EVERY_CONFIG["ensemble.yaml"], SERVED))
+    assert theirs["args"]["access"].pop("tokens_file") == "/etc/touchstone/tokens"
+    assert ours["args"]["access"].pop("tokens_file") is None
+    for group in ("ingress", "detectors"):
+        assert theirs["args"][group].pop("labels") == {"workload": "serving"}
+    assert theirs == ours
+    assert {key: SERVED[key] for key in ("proxy_location", "http_options", "logging_config")} == {
+        key: EVERY_CONFIG["ensemble.yaml"][key] for key in ("proxy_location", "http_options", "logging_config")
+    }
+
+
+def test_autoscaling_is_said_in_args_only():
+    """A guard for the check above: were it said in `deployments`, its keys would be checked too."""
+    assert models_in(Union[dict, AutoscalingConfig]) == [AutoscalingConfig]  # noqa: UP007 - as Serve writes it
+
+
+def strict(schema: dict[str, Any]) -> dict[str, Any]:
+    """A CRD's OpenAPI schema as JSON schema that knows no unknown key."""
+    if schema.get("x-kubernetes-int-or-string"):
+        return {"anyOf": [{"type": "integer"}, {"type": "string"}]}
+    result = dict(schema)
+    if "properties" in schema:
+        result["properties"] = {
+            key: {"type": "object"} if key == "metadata" else strict(value) for key, value in schema["properties"].items()
+        }
+        if not schema.get("x-kubernetes-preserve-unknown-fields"):
+            result["additionalProperties"] = False
+    for key in ("items", "additionalProperties"):
+        if isinstance(schema.get(key), dict):
+            result[key] = strict(schema[key])
+    if schema.get("nullable") and isinstance(schema.get("type"), str):
+        result["type"] = [schema["type"], "null"]
+    return result
+
+
+@pytest.fixture(scope="module")
+def rayservice_schema():
+    if not CRD.is_file():
+        pytest.skip(f"KubeRay's CRDs are not here: {CRD}")
+    crd = yaml.load(CRD.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    (version,) = (version for version in crd["spec"]["versions"] if version["name"] == "v1")
+    return jsonschema.Draft7Validator(strict(version["schema"]["openAPIV3Schema"]))
+
+
+def test_kuberay_accepts_the_service(rayservice_schema):
+    assert SERVICE["apiVersion"] == "ray.io/v1"
+    assert [error.message for error in rayservice_schema.iter_errors(SERVICE)] == []
+
+
+@pytest.mark.parametrize("name", ["serveConfigV2", "groupName", "emptyDir", "readinessProbe", "authOptions", "idleTimeoutSeconds"])
+def test_kuberay_would_refuse_a_typo(rayservice_schema, name):
+    damaged = json.loads(json.dumps(SERVICE).replace(f'"{name}":', f'"{name}x":'))
+    assert damaged != SERVICE
+    assert list(rayservice_schema.iter_errors(damaged))
+
+
+def pods():
+    cluster = SERVICE["spec"]["rayClusterConfig"]
+    return {"head": cluster["headGroupSpec"], **{group["groupName"]: group for group in cluster["workerGroupSpecs"]}}
+
+
+@pytest.mark.parametrize("group", pods().values(), ids=pods())
+def test_pods_are_confined(group):
+    spec = group["template"]["spec"]
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert spec.get("automountServiceAccountToken") is (None if group is pods()["head"] else False), "only the autoscaler needs it"
+    (container,) = spec["containers"]
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    assert container["securityContext"]["allowPrivilegeEscalation"] is False
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert {"cpu", "memory"} <= set(container["resources"]["limits"])
+    assert container["image"].rsplit(":", 1)[1] not in ("", "latest")
+    volumes = {volume["name"]: volume for volume in spec["volumes"]}
+    mounted = {mount["mountPath"]: volumes[mount["name"]] for mount in container["volumeMounts"]}
+    assert mounted["/dev/shm"]["emptyDir"]["medium"] == "Memory"
+    assert "secret" in mounted["/etc/touchstone"]
+
+
+def test_nothing_is_scheduled_on_the_head_and_the_cluster_asks_for_a_token():
+    cluster = SERVICE["spec"]["rayClusterConfig"]
+    assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    assert cluster["authOptions"]["mode"] == "token"
+    assert cluster["autoscalerOptions"]["version"] == "v2"
+    assert [group["labels"] for group in cluster["workerGroupSpecs"]] == [{"workload": "serving"}]
+    readiness = cluster["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]["readinessProbe"]
+    assert "/readyz" in json.dumps(readiness)
+
+
+def test_policies_speak_of_the_pods_that_there_are():
+    labels = {name: group["template"]["metadata"]["labels"] for name, group in pods().items()}
+    selectors = {
+        "NetworkPolicy touchstone-in": ("podSelector", {"head", "serving"}),
+        "NetworkPolicy touchstone-out": ("podSelector", {"serving"}),
+        "PodDisruptionBudget touchstone": ("selector", {"serving"}),
+    }
+    for manifest, (key, meant) in selectors.items():
+        selector = MANIFESTS[manifest]["spec"][key]["matchLabels"]
+        assert {name for name, found in labels.items() if selector.items() <= found.items()} == meant
+    assert set(MANIFESTS) == {"RayService touchstone", *selectors}, "Serve and Ray scale; nothing else does"
+
+
+def test_an_evicted_pod_has_time_for_its_last_answers():
+    spec = pods()["serving"]["template"]["spec"]
+    shutdown = max(deployment["graceful_shutdown_timeout_s"] for deployment in application(SERVED)["deployments"])
+    assert spec["terminationGracePeriodSeconds"] > shutdown

@@ -1,0 +1,264 @@
+"""/metrics: one page for all replicas, with nothing of the cluster in it."""
+
+import asyncio
+import importlib.util
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import aiohttp
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from ray_app.serving.metrics import COUNTERS, GAUGES, HISTOGRAMS, LABELS, UNREACHABLE, RayMeter, _agent_page, merged
+
+ROOT = Path(__file__).resolve().parents[2]
+ALERTS = ROOT / "configs/prometheus/alerts.yaml"
+RULES = [rule for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]]
+PANELS = json.loads((ROOT / "configs/grafana/touchstone.json").read_text())["panels"]
+QUERIES = [target["expr"] for panel in PANELS for target in panel["targets"]] + [rule["expr"] for rule in RULES]
+PROMTOOL = shutil.which("promtool")
+
+# As Ray 2.60 writes it; addresses and ids shortened.
+SYSTEM = 'Component="core_worker",NodeAddress="{node}",SessionName="session_2026-01-02_03-04-05_1_2",Version="2.60.0",WorkerId="{worker}",'
+PAGE = """\
+# HELP python_gc_objects_collected_total Objects collected during gc
+# TYPE python_gc_objects_collected_total counter
+python_gc_objects_collected_total{{generation="0"}} 1.0
+# HELP ray_touchstone_requests_total requests answered
+# TYPE ray_touchstone_requests_total counter
+ray_touchstone_requests_total{{{a}route="/v1/score",status="200"}} 3.0
+ray_touchstone_requests_total{{{b}route="/v1/score",status="200"}} 4.0
+ray_touchstone_requests_total{{{b}route="/v1/score",status="503"}} 1.0
+# HELP ray_touchstone_stage_seconds seconds
+# TYPE ray_touchstone_stage_seconds histogram
+ray_touchstone_stage_seconds_bucket{{{a}le="0.1",stage="wait"}} 2.0
+ray_touchstone_stage_seconds_bucket{{{a}le="+Inf",stage="wait"}} 3.0
+ray_touchstone_stage_seconds_count{{{a}stage="wait"}} 3.0
+ray_touchstone_stage_seconds_sum{{{a}stage="wait"}} 0.5
+# HELP ray_touchstone_images_in_flight images
+# TYPE ray_touchstone_images_in_flight gauge
+ray_touchstone_images_in_flight{{{a}}} 5.0
+# HELP ray_serve_replica_utilization_percent busy
+# TYPE ray_serve_replica_utilization_percent gauge
+ray_serve_replica_utilization_percent{{{a}deployment="ingress"}} 60.0
+ray_serve_replica_utilization_percent{{{b}deployment="ingress"}} 80.0
+# HELP ray_node_cpu_count CPUs
+# TYPE ray_node_cpu_count gauge
+ray_node_cpu_count{{NodeAddress="{node}"}} 2.0
+"""
+
+
+def page(node: str) -> str:
+    a, b = (SYSTEM.format(node=node, worker=f"{node}-{name}") for name in "ab")
+    return PAGE.format(a=a, b=b, node=node)
+
+
+def samples(text: str) -> dict[tuple[str, frozenset], float]:
+    return {(s.name, frozenset(s.labels.items())): s.value for family in text_string_to_metric_families(text) for s in family.samples}
+
+
+def test_replicas_of_all_nodes_are_added_up():
+    found = samples(merged([page("192.0.2.7"), page("192.0.2.8")]))
+    served = {"route": "/v1/score"}
+    assert found["ray_touchstone_requests_total", frozenset({**served, "status": "200"}.items())] == 14
+    assert found["ray_touchstone_requests_total", frozenset({**served, "status": "503"}.items())] == 2
+    assert found["ray_touchstone_stage_seconds_bucket", frozenset({"le": "0.1", "stage": "wait"}.items())] == 4
+    assert found["ray_touchstone_stage_seconds_count", frozenset({"stage": "wait"}.items())] == 6
+    assert found["ray_touchstone_images_in_flight", frozenset()] == 10
+
+
+def test_percentages_of_serve_are_not_added_up():
+    text = merged([page("192.0.2.7")])
+    found = {value for (name, _), value in samples(text).items() if name == "ray_serve_replica_utilization_percent"}
+    assert found == {60, 80}
+
+
+def test_nothing_tells_of_the_cluster_or_of_ray():
+    text = merged([page("192.0.2.7")])
+    assert not re.search(r"192\.0\.2|session_|WorkerId|Version|Component|ray_node|python_gc", text)
+
+
+def test_a_family_is_named_and_typed_once():
+    text = merged([page("192.0.2.7"), page("192.0.2.8")])
+    assert text.count("# TYPE ray_touchstone_requests_total counter") == 1
+    assert text.count("# TYPE ray_touchstone_stage_seconds histogram") == 1
+
+
+def test_a_cluster_that_has_counted_nothing_has_a_page():
+    assert samples(merged([], unreachable=2)) == {("touchstone_metrics_nodes_unreachable", frozenset()): 2}
+
+
+def test_a_node_that_does_not_answer_is_no_error():
+    listener = socket.socket()  # bound, and nobody listens
+    listener.bind(("127.0.0.1", 0))
+
+    async def ask():
+        async with aiohttp.ClientSession() as session:
+            return await _agent_page(session, f"http://127.0.0.1:{listener.getsockname()[1]}/metrics")
+
+    with listener:
+        assert asyncio.run(ask()) is None
+
+
+COUNTING = """
+import asyncio, time, ray
+from ray_app.serving.metrics import RayMeter
+ray.init(address="local", num_cpus=1, include_dashboard=False, object_store_memory=80 * 2**20, log_to_driver=False, logging_level="ERROR")
+
+@ray.remote(num_cpus=0.1)
+class Replica:
+    def __init__(self):
+        self.meter = RayMeter()
+    def count(self, times):
+        for _ in range(times):
+            self.meter.request("/v1/score", 200, 0.04)
+            self.meter.verdict("default", "fake")
+        self.meter.stage("decode", 0.02); self.meter.refused("overloaded")
+        self.meter.batch("detectors", 3, 0.004); self.meter.in_flight(times)
+    async def page(self):
+        return await self.meter.exposition()
+
+replicas = [Replica.remote(), Replica.remote()]
+ray.get([replica.count.remote(times) for replica, times in zip(replicas, (3, 4))], timeout=60)
+deadline = time.monotonic() + 60
+while True:
+    page = ray.get(replicas[0].page.remote(), timeout=30)
+    if 'status="200"} 7.0' in page and "in_flight 7.0" in page or time.monotonic() > deadline:
+        break
+    time.sleep(0.5)
+print(page)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_one_replica_answers_for_two_on_a_real_cluster():
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    done = subprocess.run([sys.executable, "-c", COUNTING], capture_output=True, text=True, timeout=180, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert 'ray_touchstone_requests_total{route="/v1/score",status="200"} 7.0' in done.stdout
+    assert 'ray_touchstone_verdicts_total{ensemble="default",verdict="fake"} 7.0' in done.stdout
+    assert 'ray_touchstone_refusals_total{code="overloaded"} 2.0' in done.stdout
+    assert 'ray_touchstone_batched_images_total{group="detectors"} 6.0' in done.stdout
+    assert 'ray_touchstone_batch_images_bucket{group="detectors",le="4.0"} 2.0' in done.stdout
+    assert 'ray_touchstone_stage_seconds_count{stage="decode"} 2.0' in done.stdout
+    assert "ray_touchstone_images_in_flight 7.0" in done.stdout
+    assert "touchstone_metrics_nodes_unreachable 0.0" in done.stdout
+    assert not re.search(r"\d+\.\d+\.\d+\.\d+|session_|WorkerId", done.stdout)
+    told = set(re.findall(r"^# TYPE ray_touchstone_(\w+?)(?:_total)? ", done.stdout, re.MULTILINE))
+    assert told == {*COUNTERS, *HISTOGRAMS, *GAUGES}
+
+
+def test_the_protocol_is_what_ray_counts():
+    from ray_app.serving.metrics import Meter
+
+    wanted = {name for name in vars(Meter) if not name.startswith("_")}
+    assert wanted == {name for name in vars(RayMeter) if not name.startswith("_")}
+
+
+def exported() -> set[str]:
+    """Every series name of ours, and of Serve by its own source."""
+    ours = (
+        {f"{name}_total" for name in COUNTERS}
+        | {f"{name}_{part}" for name in HISTOGRAMS for part in ("bucket", "sum", "count")}
+        | set(GAUGES)
+    )
+    serve = Path(importlib.util.find_spec("ray").origin).parent / "serve"
+    sources = "".join(path.read_text() for path in serve.glob("_private/*.py"))
+    return {f"ray_touchstone_{name}" for name in ours} | {f"ray_{name}" for name in re.findall(r'"(serve_\w+)"', sources)} | {UNREACHABLE}
+
+
+def test_dashboard_and_alerts_ask_for_what_there_is():
+    asked = set(re.findall(r"\b(?:ray_|touchstone_)\w+", " ".join(QUERIES)))
+    assert asked <= exported()
+    own = {name for name in COUNTERS | HISTOGRAMS | GAUGES if any(f"ray_touchstone_{name}" in query for query in QUERIES)}
+    assert own == {*COUNTERS, *HISTOGRAMS, *GAUGES}, "counted, and shown nowhere"
+
+
+def test_labels_in_queries_are_labels_of_the_page():
+    named = {label for query in QUERIES for label in re.findall(r'(\w+)\s*(?:=~|!~|!=|=)"', query)}
+    grouped = {label.strip() for query in QUERIES for group in re.findall(r"\b(?:by|on) \(([^)]*)\)", query) for label in group.split(",")}
+    assert (named | grouped) - {"job"} <= LABELS
+
+
+def test_every_alert_says_what_happened_and_what_to_do():
+    assert len({rule["alert"] for rule in RULES}) == len(RULES)
+    for rule in RULES:
+        assert set(rule) == {"alert", "expr", "for", "labels", "annotations"}
+        assert set(rule["annotations"]) == {"summary", "description", "runbook"}
+        assert rule["labels"]["severity"] in ("page", "ticket")
+
+
+def test_panels_do_not_overlap_and_say_what_they_show():
+    taken = set()
+    for panel in PANELS:
+        place = panel["gridPos"]
+        cells = {(place["x"] + x, place["y"] + y) for x in range(place["w"]) for y in range(place["h"])}
+        assert not cells & taken
+        assert max(x for x, _ in cells) < 24
+        assert panel["description"]
+        taken |= cells
+    assert len({panel["id"] for panel in PANELS}) == len(PANELS)
+
+
+def test_prometheus_scrapes_one_address_with_a_token_from_a_file():
+    (job,) = yaml.safe_load((ROOT / "configs/prometheus/scrape.yaml").read_text())["scrape_configs"]
+    assert job["authorization"] == {"type": "Bearer", "credentials_file": "/etc/prometheus/touchstone-token"}
+    assert len(job["static_configs"][0]["targets"]) == 1
+    assert f'up{{job="{job["job_name"]}"}}' in " ".join(QUERIES)
+
+
+# Series of a quiet day (`0+6x1500` = from 0, 6 more each minute), and what each alert needs to fire.
+QUIET = {
+    'ray_touchstone_requests_total{route="/v1/score",status="200"}': "0+600x1500",
+    'ray_touchstone_request_seconds_bucket{route="/v1/score",le="0.1"}': "0+600x1500",
+    'ray_touchstone_request_seconds_bucket{route="/v1/score",le="+Inf"}': "0+600x1500",
+    'ray_touchstone_verdicts_total{ensemble="default",verdict="fake"}': "0+100x1500",
+    'ray_touchstone_verdicts_total{ensemble="default",verdict="real"}': "0+500x1500",
+    'ray_serve_deployment_queued_queries{deployment="detectors"}': "2x1500",
+    "touchstone_metrics_nodes_unreachable": "0x1500",
+    'up{job="touchstone"}': "1x1500",
+}
+TROUBLE = {
+    "TouchstoneFaults": {'ray_touchstone_requests_total{route="/v1/score",status="500"}': "0+60x1500"},
+    "TouchstoneNearDeadline": {
+        'ray_touchstone_request_seconds_bucket{route="/v1/score",le="20"}': "0+600x1500",
+        'ray_touchstone_request_seconds_bucket{route="/v1/score",le="30"}': "0+660x1500",
+        'ray_touchstone_request_seconds_bucket{route="/v1/score",le="+Inf"}': "0+660x1500",
+    },
+    "TouchstoneOverloaded": {'ray_touchstone_requests_total{route="/v1/score",status="503"}': "0+60x1500"},
+    "TouchstoneNotReady": {'up{job="touchstone"}': "1x1480 0x20"},
+    "TouchstoneVerdictsShift": {'ray_touchstone_verdicts_total{ensemble="default",verdict="fake"}': "0+100x1380 138000+900x120"},
+    "TouchstoneQueueGrows": {'ray_serve_deployment_queued_queries{deployment="detectors"}': "0+2x1500"},
+    "TouchstoneMetricsIncomplete": {"touchstone_metrics_nodes_unreachable": "1x1500"},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed")
+def test_alerts_fire_for_their_trouble_and_on_no_quiet_day(tmp_path):
+    assert set(TROUBLE) == {rule["alert"] for rule in RULES}
+    tests = [
+        {
+            "interval": "1m",
+            "input_series": [{"series": series, "values": values} for series, values in {**QUIET, **TROUBLE.get(trouble, {})}.items()],
+            "promql_expr_test": [
+                {
+                    "expr": 'count by (alertname) (ALERTS{alertstate="firing"})',
+                    "eval_time": "1495m",
+                    "exp_samples": [{"labels": f'{{alertname="{trouble}"}}', "value": 1}] if trouble else [],
+                }
+            ],
+        }
+        for trouble in ("", *TROUBLE)
+    ]
+    (tmp_path / "tests.yaml").write_text(yaml.safe_dump({"rule_files": [str(ALERTS)], "evaluation_interval": "1m", "tests": tests}))
+    done = subprocess.run([PROMTOOL, "test", "rules", str(tmp_path / "tests.yaml")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
