@@ -42,7 +42,7 @@ EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
   CMD ["wget", "--quiet", "--tries=1", "--timeout=4", "--output-document=/dev/null", "http://127.0.0.1:8000/healthz"]
 ENTRYPOINT ["tini", "--"]
-# Tokens come by TOUCHSTONE_TOKENS: without them only the container itself is answered. Give it --shm-size=1g: Ray's object store lives there.
+# Tokens come by TOUCHSTONE_TOKENS: without them it does not start. Give it --shm-size=1g: Ray's object store lives there.
 CMD ["touchstone", "serve", "--host", "0.0.0.0"]
 
 FROM base AS cpu

@@ -3,6 +3,7 @@
 from benchmarks.servers.server import Server, script
 
 SCRIPT = "benchmarks.servers.litserve_app"
+WAIT_S = 0.005  # how long an image waits for company: our own `batching.wait_ms`
 
 LITSERVES = (
     Server("litserve", "LitServe, one worker", script(SCRIPT, "1"), 1, "/predict", "/health"),

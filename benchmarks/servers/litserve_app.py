@@ -3,10 +3,10 @@
 from typing import Any
 
 import litserve
+from fastapi import Request
 
+from benchmarks.servers.litserve import WAIT_S
 from benchmarks.servers.server import arguments
-
-WAIT_S = 0.005  # how long an image waits for company: our own `batching.wait_ms`
 
 
 class Detecting(litserve.LitAPI):
@@ -25,7 +25,7 @@ class Detecting(litserve.LitAPI):
         torch.set_num_threads(1)
         self.detector, self.limits = load_detector(self.card), ImageLimits()
 
-    def decode_request(self, request: Any) -> Any:
+    def decode_request(self, request: Request) -> Any:
         from ray_app.images import decode_image
 
         return self.detector.prepare(decode_image(request["file"].file.read(), self.limits).pixels)

@@ -21,7 +21,7 @@ from benchmarks.work import Work
 ROOT = Path(__file__).resolve().parents[2]
 START_TIMEOUT_S = 180.0
 GRACE_S = 40.0  # Serve with HAProxy takes 30 s to shut down
-TOKEN = "benchmark"  # noqa: S105 - of an endpoint that lives for a minute on loopback
+TOKEN = "benchmarks-on-loopback"  # noqa: S105 - of an endpoint that lives for a minute on loopback
 
 # Every server, ours too, gets one thread per model: with more, models that run at once would only be in each other's way.
 THREADS = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}

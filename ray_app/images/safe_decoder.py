@@ -123,8 +123,10 @@ class Child(ABC):
                 requests.write(part)
             requests.flush()
             report_size, pixels_size = ANSWER.unpack(answers.read(ANSWER.size))
-            text = answers.read(min(report_size, MOST_REPORT_BYTES))
-            if len(text) < min(report_size, MOST_REPORT_BYTES):
+            if report_size > MOST_REPORT_BYTES:
+                raise ValueError("too many words")
+            text = answers.read(report_size)
+            if len(text) < report_size:
                 return None
             report = self._believed(text, data)
             expected = pixel_bytes(report.facts) if report.refused is None else 0
@@ -167,10 +169,7 @@ class Child(ABC):
 
 
 class ChildDecoder(Child):
-    """`decode_image` in a child process: a crash or a hang costs one image its status, and nothing else.
-
-    The child starts at the first use and again after it died. One thread at a time. Use as a context manager, or `close()` it.
-    """
+    """`decode_image` in a child process of its own."""
 
     def __init__(self, limits: ImageLimits, wall_limit_s: float = 5.0, memory_limit_bytes: int = MEMORY_LIMIT_BYTES) -> None:
         super().__init__(limits, wall_limit_s)

@@ -167,7 +167,7 @@ class PreparingChild(Child):
         """As `IsolatedDecoders.prepare`, blocking."""
         self.start_for(wanted)
         shapes = wanted.shapes
-        text = wanted.model_dump_json().encode()
+        text = _request_text(wanted)
         size = sum(prod(shape) for shape in shapes if shape)
         report, pixels = self._exchange(data, lambda _: size, before=WANTED_SIZE.pack(len(text)) + text)
         metadata = {key: plain(report.origin[key]) for key in KEYS if key in report.origin}
@@ -192,6 +192,11 @@ def _tensors(pixels: bytearray, shapes: Sequence[tuple[int, int, int] | None]) -
 @lru_cache(maxsize=64)
 def _wanted(preprocessings: tuple[Preprocessing, ...], resize: ResizeMode) -> Wanted:
     return Wanted(preprocessings=preprocessings, resize=resize)
+
+
+@lru_cache(maxsize=64)
+def _request_text(wanted: Wanted) -> bytes:
+    return wanted.model_dump_json().encode()
 
 
 def _closed() -> TouchstoneError:

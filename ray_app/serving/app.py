@@ -14,6 +14,7 @@ from ray_app.serving.groups import groups_of
 
 NAME = "touchstone"
 JOBS = Resources(num_cpus=0.1)
+SHUTDOWN_MARGIN_S = 10.0  # a replica that ends has time for the longest request that it took
 
 
 def build(config: ServeConfig) -> Application:
@@ -27,14 +28,14 @@ def build(config: ServeConfig) -> Application:
             user_config={"generation": config.generation},
             max_ongoing_requests=max(4 * slots, 16),
             max_queued_requests=most * config.limits.max_files,
-            **_placed(config.groups.get(name, config.detectors), load=2 * slots),
+            **_replicas(config.groups.get(name, config.detectors), config, load=2 * slots),
         ).bind(name, config)
         for name in groups_of(spec)
     }
-    jobs = _deployment(Jobs, name="jobs", max_ongoing_requests=1000, **_placed(JOBS)).bind(config, groups)
+    jobs = _deployment(Jobs, name="jobs", max_ongoing_requests=1000, **_replicas(JOBS, config)).bind(config, groups)
     # The ingress refuses by itself, in its own words, before the proxy would.
     ingress = _deployment(
-        serve.ingress()(Ingress), name="ingress", max_ongoing_requests=4 * most + 100, **_placed(config.ingress, load=most / 2)
+        serve.ingress()(Ingress), name="ingress", max_ongoing_requests=4 * most + 100, **_replicas(config.ingress, config, load=most / 2)
     )
     return ingress.bind(config, groups, jobs)
 
@@ -44,7 +45,7 @@ def _deployment(kind: Callable[..., Any], **options: Any) -> serve.Deployment:
     return made
 
 
-def _placed(resources: Resources, load: float = 1.0) -> dict[str, Any]:
+def _replicas(resources: Resources, config: ServeConfig, load: float = 1.0) -> dict[str, Any]:
     """Deployment options; `load` is how many requests at a time one replica should have before another is started."""
     actor: dict[str, Any] = {
         "num_cpus": resources.num_cpus,
@@ -60,4 +61,5 @@ def _placed(resources: Resources, load: float = 1.0) -> dict[str, Any]:
         scaling = {"min_replicas": resources.replicas, "max_replicas": resources.max_replicas, "target_ongoing_requests": load}
         many = {"autoscaling_config": scaling}
     # New replicas are up before old ones stop: an update fails no request.
-    return {"ray_actor_options": actor, "max_surge_percent": 100, **many}
+    ends = config.limits.deadline_s + SHUTDOWN_MARGIN_S
+    return {"ray_actor_options": actor, "max_surge_percent": 100, "graceful_shutdown_timeout_s": ends, **many}

@@ -60,7 +60,7 @@ class JobBook:
         self._turns = Turns(config.jobs.concurrency, self._one_image)
         self._records: dict[str, JobRecord] = {}
         self._works: dict[str, Work] = {}  # of the unfinished ones
-        self._admitting = asyncio.Lock()
+        self._saving: dict[str, asyncio.Task[None]] = {}  # of new ones, until they are written down
         self._opening: asyncio.Task[None] | None = None
         self._sweeping: asyncio.Task[None] | None = None
         self._is_closed = False
@@ -89,8 +89,12 @@ class JobBook:
         await self._started()
         await self._scorer.ensemble(ensemble)
         content = await asyncio.to_thread(request.digest)
-        # A client that hangs up meanwhile has a job all the same, and its Idempotency-Key finds it.
-        return await asyncio.shield(asyncio.create_task(self._admit(owner, request, idempotency_key, content)))
+        known = job_of_key(self._records.values(), owner, idempotency_key, content, self._clock())
+        record = known or self._taken(owner, request, idempotency_key, content)
+        # A client that hangs up here has a job all the same, which its Idempotency-Key finds; who asks twice at once waits for the first.
+        if saving := self._saving.get(record.id):
+            await asyncio.shield(saving)
+        return record.answer()
 
     async def status(self, owner: str, job: str) -> Job:
         """How far it is. Raises Refusal not_found, also for what is another owner's."""
@@ -125,7 +129,7 @@ class JobBook:
         """Stop scoring and let go of the directory; unfinished jobs of URLs are there for the next process."""
         self._is_closed = True
         self._turns.close()
-        await _stopped(self._opening, self._sweeping)
+        await _stopped(self._opening, self._sweeping, *self._saving.values())
         for work in list(self._works.values()):
             await self._turns.stop(work)
             if work.end is not None:
@@ -133,23 +137,25 @@ class JobBook:
         await self._telling.close()
         await self._store.close()
 
-    async def _admit(self, owner: str, request: Request, key: str | None, content: str) -> Job:
-        async with self._admitting:  # of two that come together, one makes the job and the other finds it
-            known = job_of_key(self._records.values(), owner, key, content, self._clock())
-            if known is not None:
-                return known.answer()
-            check_room(request, self._limits, self._works.values())
-            record = JobRecord.of(request, id=secrets.token_hex(16), owner=owner, key=key, content=content, created_at=self._clock())
+    def _taken(self, owner: str, request: Request, key: str | None, content: str) -> JobRecord:
+        """A new job, with its room; its turns begin when it is written down."""
+        check_room(request, self._limits, self._works.values())
+        record = JobRecord.of(request, id=secrets.token_hex(16), owner=owner, key=key, content=content, created_at=self._clock())
+        self._records[record.id], self._works[record.id] = record, Work.of(record, request)
+        self._saving[record.id] = asyncio.create_task(self._save_new(record))
+        return record
+
+    async def _save_new(self, record: JobRecord) -> None:
+        try:
             with reachable():
                 await self._store.save(record)
-            self._take_up(Work.of(record, request))
+            self._turns.add(self._works[record.id])
             _log.info("job_taken job=%s images=%d", record.id, record.images)
-            return record.answer()
-
-    def _take_up(self, work: Work) -> None:
-        self._records[work.record.id] = work.record
-        self._works[work.record.id] = work
-        self._turns.add(work)
+        except BaseException:
+            del self._records[record.id], self._works[record.id]
+            raise
+        finally:
+            del self._saving[record.id]
 
     async def _one_image(self, work: Work, index: int) -> None:
         record, source = work.record, work.inputs[index]
@@ -216,7 +222,8 @@ class JobBook:
                 self._works[record.id] = work = Work.lost(record)
                 self._end(work, "failed", RESTARTED)
             else:
-                self._take_up(work := Work.resumed(record, lines))
+                self._works[record.id] = work = Work.resumed(record, lines)
+                self._turns.add(work)
                 if work.is_complete:
                     self._end(work, "done")
         self._sweeping = asyncio.create_task(self._sweep_always())

@@ -33,7 +33,7 @@ HISTOGRAMS: dict[str, tuple[str, tuple[str, ...], tuple[float, ...]]] = {
     "batch_images": ("images in one batch", ("group",), BATCH_SIZES),
     "batch_wait_seconds": ("how long a batch's first image waited for company", ("group",), SECONDS),
 }
-GAUGES: dict[str, str] = {"images_in_flight": "images at work in the ingress replicas"}
+GAUGES: dict[str, str] = {"images_in_flight": "images at work, in requests and in jobs"}
 
 # The only labels that leave this cluster. Ray adds node addresses, session folders and process ids: those stay here.
 LABELS = frozenset(
@@ -124,7 +124,11 @@ def _agent_addresses() -> list[str]:
     import ray
 
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    return [f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics" for node in nodes if node["Alive"]]
+    return [_agent_address(node["NodeManagerAddress"], node["MetricsExportPort"]) for node in nodes if node["Alive"]]
+
+
+def _agent_address(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}/metrics" if ":" in host else f"http://{host}:{port}/metrics"
 
 
 async def _agent_page(session: aiohttp.ClientSession, address: str) -> str | None:

@@ -73,7 +73,8 @@ def test_the_child_refuses_as_the_process_itself_does(decoder):
         assert error.status == status, name
         with pytest.raises(ImageRefused) as caught:
             decode_image(data, LIMITS)
-        assert (error.detail, error.facts) == (caught.value.detail, caught.value.facts)
+        ours = caught.value
+        assert (error.detail, error.facts, error.limit, error.observed) == (ours.detail, ours.facts, ours.limit, ours.observed)
 
 
 def test_one_child_serves_many_and_brings_neither_torch_nor_ray(decoder):
@@ -143,6 +144,7 @@ def test_a_child_that_hangs_is_killed_at_the_wall_limit():
         error = refusal(decoder, factory.jpeg() + bytes(1_000_000))
         assert error.status == Status.DECODE_TIMEOUT
         assert "0.3 s" in error.detail
+        assert error.limit == 0.3
         assert 0.2 < time.monotonic() - started < 5
         assert not Path(f"/proc/{pid}").exists()
         assert decoder.decode(factory.jpeg()).pixels.size == (96, 64)
@@ -174,6 +176,35 @@ def test_memory_is_bounded():
         assert decoder.decode(factory.jpeg()).pixels.size == (96, 64)
         error = refusal(decoder, data)
     assert error.status in (Status.IMAGE_TOO_LARGE, Status.DECODER_CRASHED)
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ("ANSWER.pack(2**63, 0)", "no valid answer"),
+        ("ANSWER.pack(2, 2**63) + b'{}'", "no valid answer"),
+        ("ANSWER.pack(9, 0) + b'[[[[[[[[['", "no valid answer"),
+        ("b''); os.close(1); (b''", "fell silent"),
+    ],
+)
+def test_an_answer_that_no_decoder_gives_counts_as_a_crash(answer, words):
+    class TakenOver(Scripted):
+        script = f"os.write(1, {answer}); sys.stdin.buffer.read()"
+
+    with TakenOver(LIMITS) as decoder:
+        error = refusal(decoder, factory.jpeg())
+        assert decoder.pid is None
+    assert error.status == Status.DECODER_CRASHED
+    assert words in error.detail
+
+
+def test_a_child_holds_none_of_our_secrets(monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-key")
+    with ChildDecoder(LIMITS) as decoder:
+        decoder.decode(factory.jpeg())
+        environment = Path(f"/proc/{decoder.pid}/environ").read_bytes()
+    assert b"AWS_SECRET" not in environment
+    assert b"OMP_NUM_THREADS=1" in environment
 
 
 def test_close_ends_the_child():

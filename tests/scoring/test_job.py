@@ -1,68 +1,23 @@
 """`ray job submit` on a real head: a job that succeeds, one that fails, and the size of what is uploaded."""
 
-import os
 import re
-import socket
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
 
-from tests.scoring.conftest import kill_family, rows_of
+from tests.ray_head import BIN, ray_head
+from tests.scoring.conftest import rows_of
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).resolve().parents[2]
-BIN = Path(sys.executable).parent
-
-
-def free_ports(count):
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 @pytest.fixture(scope="module")
 def head():
-    """A head node on free ports; ended by the ids of its own processes."""
-    gcs, dashboard, agent, client, grpc, metrics = free_ports(6)
-    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "PATH": f"{BIN}:{os.environ['PATH']}"}
-    with tempfile.TemporaryDirectory(prefix="ts", dir="/tmp") as folder:
-        command = [
-            BIN / "ray", "start", "--head", "--block", "--num-cpus=2", "--object-store-memory=209715200", f"--temp-dir={folder}",
-            f"--port={gcs}", f"--ray-client-server-port={client}", f"--metrics-export-port={metrics}",
-            f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={grpc}",
-        ]  # fmt: skip
-        log = open(Path(folder) / "start.log", "w")  # noqa: SIM115
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-        environment["RAY_ADDRESS"] = environment["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{dashboard}"
-        try:
-            wait_for_dashboard(dashboard, process)
-            yield environment
-        finally:
-            kill_family(process)
-            log.close()
-
-
-def wait_for_dashboard(port, process):
-    import time
-    import urllib.error
-    import urllib.request
-
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        assert process.poll() is None
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/jobs/", timeout=5):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.2)
-    raise AssertionError("the dashboard did not come up")
+    with ray_head() as running:
+        yield running.environment
 
 
 def submit(environment, *arguments):

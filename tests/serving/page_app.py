@@ -7,6 +7,7 @@ import socket
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 import uvicorn
@@ -46,8 +47,13 @@ class Mood:
     requests: list[tuple[str, int]] = field(default_factory=list)  # query and number of files
 
 
+@cache
+def shipped_ensemble():
+    return ray_app.load_ensemble("default")
+
+
 def make_app(mood: Mood) -> FastAPI:
-    ensemble = ray_app.load_ensemble("default")
+    ensemble = shipped_ensemble()
     app = FastAPI()
     install_handlers(app)
     app.add_middleware(SecurityHeaders, page=Paths(("/", "/page/*")))
@@ -96,8 +102,10 @@ def make_app(mood: Mood) -> FastAPI:
 
 
 def _served(name, mood):
-    return schemas.EnsembleInfo(name=name, title=f"Touchstone's {name} ensemble", fingerprint="f" * 64, default=name == "default", rule="mean-logit",
-                                detectors=[TINY], calibrated=mood.calibrated, fake_above=0.53, real_below=-1.43, demonstration=name == "default")  # fmt: skip
+    return schemas.EnsembleInfo(
+        name=name, title=f"Touchstone's {name} ensemble", fingerprint="f" * 64, default=name == "default", rule="mean-logit",
+        detectors=[TINY], calibrated=mood.calibrated, fake_above=0.53, real_below=-1.43, demonstration=name == "default",
+    )  # fmt: skip
 
 
 def _answer(ensemble, mood, name, data, ensemble_name, masks):

@@ -12,8 +12,10 @@ from pydantic import BaseModel
 from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import ServeDeploySchema
 
-from ray_app.errors import ConfigError
+from ray_app.errors import ConfigError, DetectorError
 from ray_app.serving.config import ServeConfig
+from ray_app.serving.generation import plan_generation
+from ray_app.serving.groups import groups_of
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVE_FILES = sorted((ROOT / "configs/serve").glob("*.yaml"))
@@ -121,6 +123,20 @@ def test_kubernetes_serves_what_the_file_serves_but_for_what_a_pod_needs():
     }
 
 
+@pytest.mark.parametrize("name", ["ensemble.yaml", "published.yaml", "laptop.yaml", "rayservice.yaml"])
+def test_it_names_deployments_that_the_application_has(name):
+    """Serve refuses an application whose config speaks of others."""
+    served = check(EVERY_CONFIG[name]).model_copy(update={"accept_licences": ("openfake-swinv2-small",)})
+    spec, _, _ = plan_generation(served)
+    named = {deployment["name"] for deployment in application(EVERY_CONFIG[name]).get("deployments", [])}
+    assert named <= {"ingress", "jobs", *groups_of(spec)}
+
+
+def test_a_licence_is_accepted_by_the_operator_not_by_the_file():
+    with pytest.raises(DetectorError, match="licence is not accepted"):
+        plan_generation(check(EVERY_CONFIG["published.yaml"]))
+
+
 def test_autoscaling_is_said_in_args_only():
     """A guard for the check above: were it said in `deployments`, its keys would be checked too."""
     assert models_in(Union[dict, AutoscalingConfig]) == [AutoscalingConfig]  # noqa: UP007 - as Serve writes it
@@ -157,6 +173,17 @@ def rayservice_schema():
 def test_kuberay_accepts_the_service(rayservice_schema):
     assert SERVICE["apiVersion"] == "ray.io/v1"
     assert [error.message for error in rayservice_schema.iter_errors(SERVICE)] == []
+
+
+def test_kubernetes_accepts_the_network_policies(rayservice_schema):
+    """KubeRay's own policies are made of Kubernetes' rules: its CRD has their schema."""
+    cluster = rayservice_schema.schema["properties"]["spec"]["properties"]["rayClusterConfig"]["properties"]
+    schemas = cluster["networkPolicy"]["properties"]["head"]["properties"]
+    for name, rules in (("in", "ingress"), ("out", "egress")):
+        spec = MANIFESTS[f"NetworkPolicy touchstone-{name}"]["spec"]
+        assert set(spec) == {"podSelector", "policyTypes", rules}
+        assert spec["policyTypes"] == [rules.title()]
+        assert list(jsonschema.Draft7Validator(schemas[f"{rules}Rules"]).iter_errors(spec[rules])) == []
 
 
 @pytest.mark.parametrize("name", ["serveConfigV2", "groupName", "emptyDir", "readinessProbe", "authOptions", "idleTimeoutSeconds"])

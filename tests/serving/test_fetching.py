@@ -197,7 +197,14 @@ def test_image_arrives_whole_and_the_request_tells_nothing_but_who_asks(monkeypa
     assert body == IMAGE
     assert [head for head, _, _ in server.requests] == ["GET /a.png HTTP/1.1", "GET /b?x=1 HTTP/1.1"]
     for _, headers, _ in server.requests:
-        assert headers == {"Host": "images.test", "User-Agent": f"touchstone/{__version__}", "Accept-Encoding": "identity", "Accept": "*/*"}
+        agent = f"touchstone/{__version__}"
+        assert headers == {
+            "Host": "images.test",
+            "User-Agent": agent,
+            "Accept": "*/*",
+            "Accept-Encoding": "identity",
+            "Connection": "close",
+        }
     assert server.names == ["images.test"] * 2
 
 
@@ -218,7 +225,10 @@ def test_name_is_asked_for_in_its_plain_form(url, host):
 
 
 NEVER_ASKED = r"""
-    http://images.test/a ftp://images.test/a file:///etc/passwd data:image/png;base64,AAAA images.test/a //images.test/a https: https:///a
+    http://images.test/a
+    http://images.test:443/a wss://images.test/a ftp://images.test/a file:///etc/passwd data:image/png;base64,AAAA images.test/a
+    //images.test/a
+    https: https:///a
     https:images.test https://images.test:80/ https://images.test:8443/ https://images.test:0/ https://images.test:99999/ https://images.test:x/
     https://me@images.test/ https://me:secret@images.test/ https://@images.test/ https://:@images.test/ https://images.test@10.0.0.1/
     https://2130706433/ http://2130706433/ https://0x7f.1/ https://0x7f000001/ https://0177.0.0.1/ https://017700000001/ https://127.1/

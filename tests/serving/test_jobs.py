@@ -60,7 +60,7 @@ class TestLines:
                 return taken, job, lines(await book.results("me", job.id))
 
         taken, job, answers = run(scenario())
-        assert (taken.state, taken.results_url, taken.images, taken.finished) == ("waiting", None, 5, 0)
+        assert (taken.results_url, taken.finished_at, taken.images, taken.finished) == (None, None, 5, 0)
         assert (job.state, job.finished, job.results_url) == ("done", 5, f"/v1/jobs/{job.id}/results")
         assert [answer["name"] for answer in answers] == ["0.jpg", "1.jpg", "torn.jpg", None, "4.jpg"]
         assert [answer["status"] for answer in answers] == ["ok", "ok", "truncated_image", "unsupported_format", "ok"]
@@ -208,15 +208,25 @@ class TestOwners:
         assert (len(mine), len(others), mine & others) == (1, 3, set())
         assert codes == ["conflict"] * 4
 
-    def test_a_client_that_hangs_up_has_its_job(self):
+    def test_a_client_that_hangs_up_has_its_job(self, tmp_path):
         async def scenario():
-            scorer = LightScorer()
-            async with book_of(settings(), scorer) as book:
+            scorer, gate = LightScorer(), asyncio.Event()
+            async with book_of(settings(directory=str(tmp_path)), scorer) as book:
+                save = book._store.save
+
+                async def slowly(record):
+                    await gate.wait()
+                    await save(record)
+
+                book._store.save = slowly
                 asking = asyncio.create_task(book.submit("me", jpegs(2), idempotency_key="k"))
-                await until(lambda: _now(book._admitting.locked() or book._records))
+                await until(lambda: _now(book._saving))
                 asking.cancel()
-                job = await book.submit("me", jpegs(2), idempotency_key="k")
-                await ended(book, "me", job.id)
+                again = asyncio.create_task(book.submit("me", jpegs(2), idempotency_key="k"))
+                await asyncio.wait({asking})
+                assert (asking.cancelled(), kept_files(tmp_path)) == (True, [])
+                gate.set()
+                await ended(book, "me", (await again).id)
                 return scorer.started
 
         assert run(scenario()) == ["0.jpg", "1.jpg"]
@@ -495,14 +505,41 @@ class TestDirectory:
 
         assert run(scenario()) == (True, "done", "not_ready")
 
+    @pytest.mark.slow
+    def test_in_a_bucket(self, s3):
+        directory = s3.bucket("jobs-of-an-endpoint") + "/jobs"
+
+        async def first(server):
+            config = settings(urls=True, directory=directory, concurrency=1)
+            async with book_of(config, LightScorer(), LoopbackFetcher(server.url)) as book:
+                job = await book.submit("me", None, [f"https://h/{number}.jpg" for number in range(6)])
+                await until(lambda: _now(book._records[job.id].finished == 3))
+                return job
+
+        async def second(server, job):
+            scorer = LightScorer()
+            async with book_of(settings(urls=True, directory=directory), scorer, LoopbackFetcher(server.url)) as book:
+                end = await ended(book, "me", job.id)
+                results = lines(await book.results("me", job.id))
+                await book.cancel("me", job.id)
+                return end, results, scorer.started
+
+        with PictureServer(held_from=3) as server:
+            job = run(first(server))
+            server.open.set()
+            end, results, scored = run(second(server, job))
+        assert (end.state, [line["name"] for line in results]) == ("done", [f"https://h/{number}.jpg" for number in range(6)])
+        assert scored == [f"https://h/{number}.jpg" for number in range(3, 6)]
+
     def test_a_directory_out_of_reach_is_said_and_nothing_is_taken(self, tmp_path):
         (tmp_path / "file").write_bytes(b"")
 
         async def scenario():
             async with book_of(settings(directory=str(tmp_path / "file" / "jobs")), LightScorer()) as book:
-                return await refusal_of(book.submit("me", jpegs(1)))
+                return await refusal_of(book.submit("me", jpegs(1))), book._records
 
-        refusal = run(scenario())
+        refusal, records = run(scenario())
+        assert records == {}
         assert (refusal.code, refusal.headers) == ("overloaded", {"Retry-After": "10"})
         assert str(tmp_path) not in refusal.message
 

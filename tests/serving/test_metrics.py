@@ -16,7 +16,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from ray_app.serving.metrics import COUNTERS, GAUGES, HISTOGRAMS, LABELS, UNREACHABLE, RayMeter, _agent_page, merged
+from ray_app.serving.metrics import COUNTERS, GAUGES, HISTOGRAMS, LABELS, UNREACHABLE, RayMeter, _agent_address, _agent_page, merged
 
 ROOT = Path(__file__).resolve().parents[2]
 ALERTS = ROOT / "configs/prometheus/alerts.yaml"
@@ -105,6 +105,10 @@ def test_a_node_that_does_not_answer_is_no_error():
 
     with listener:
         assert asyncio.run(ask()) is None
+
+
+def test_an_agent_may_have_an_ipv6_address():
+    assert _agent_address("fd00::7", 8080) == "http://[fd00::7]:8080/metrics"
 
 
 COUNTING = """

@@ -12,7 +12,7 @@ from botocore.exceptions import (
 )
 
 from ray_app.errors import SourceError, Status
-from ray_app.storage.errors import is_transient, translate, unreachable
+from ray_app.storage.errors import is_transient, too_large, translate, unreachable
 
 
 def s3_error(code: str, http: int, message: str = "said so") -> ClientError:
@@ -72,6 +72,11 @@ def test_what_is_not_about_storage_is_not_translated():
 def test_secrets_of_urls_in_messages_do_not_show():
     text = "GET https://host/a.jpg?X-Amz-Signature=s3cr3t failed"
     assert "s3cr3t" not in translate(ConnectionError(text), "https://host/a.jpg?X-Amz-Signature=s3cr3t").detail
+
+
+def test_a_file_over_the_limit_carries_both_numbers_across_processes():
+    error = pickle.loads(pickle.dumps(too_large(1001, 1000)))
+    assert (error.status, error.limit, error.observed) == (Status.IMAGE_TOO_LARGE, 1000, 1001)
 
 
 def test_crosses_processes():

@@ -175,6 +175,9 @@ class _Body:
             self._refuse(Refusal("unsupported_encoding"))
         if not (length.isascii() and length.isdigit()):
             self._refuse(Refusal("malformed_request", "Content-Length is not a number"))
+        if "content-length" in headers and "transfer-encoding" in headers:
+            # Two servers in a row may disagree on which one holds, and so on where the next request begins.
+            self._refuse(Refusal("malformed_request", "Content-Length and Transfer-Encoding exclude each other"))
         self._judge(int(length))
 
     async def receive(self) -> Message:

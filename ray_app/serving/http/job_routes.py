@@ -134,7 +134,7 @@ def job_router(jobs: Jobs, config: ServeConfig) -> APIRouter:
                 owner, upload.images, None, ensemble=form.ensemble, webhook=form.webhook, idempotency_key=idempotency_key
             )
         elif kind == "application/json":
-            wanted = _understood(UrlJob, await request.body())
+            wanted = _understood(UrlJob, await _read(request, limits.max_images * (URL_LENGTH + 16) + 8192))
             job = await jobs.submit(
                 owner, None, wanted.urls, ensemble=wanted.ensemble, webhook=wanted.webhook, idempotency_key=idempotency_key
             )
@@ -159,6 +159,16 @@ def job_router(jobs: Jobs, config: ServeConfig) -> APIRouter:
         return await jobs.cancel(owner, job)
 
     return router
+
+
+async def _read(request: Request, max_bytes: int) -> bytes:
+    """A body of addresses: far smaller than one of images may be, and parsed in one go. Raises Refusal body_too_large."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > max_bytes:
+            raise Refusal("body_too_large", "more bytes than the addresses of one job may have", limit=max_bytes, observed=len(body))
+    return bytes(body)
 
 
 def _understood(model: type[Asked], said: bytes | dict[str, str]) -> Asked:

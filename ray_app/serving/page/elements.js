@@ -46,5 +46,5 @@ export function focusOn(heading) {
   heading.setAttribute("tabindex", "-1");
   heading.focus({ preventScroll: true });
   const { top, bottom } = heading.getBoundingClientRect();
-  if (top < 0 || bottom > window.innerHeight * 0.6) heading.scrollIntoView({ block: "start" });
+  if (top < 0 || bottom > window.innerHeight * 0.85) heading.scrollIntoView({ block: "start" });
 }

@@ -79,14 +79,14 @@ export class Gallery {
 
   #refresh(item) {
     const shown = this.#rows.get(item);
-    if (shown?.state === item.state) return;
+    if (shown?.state === item.state && shown.answer === item.answer) return;
     const cells = [...rest(item)];
     if (shown) {
       while (shown.row.children.length > 2) shown.row.lastChild.remove();
       shown.row.append(...cells);
       shown.row.querySelector("button").disabled = !item.answer;
-      shown.state = item.state;
-    } else this.#rows.set(item, { state: item.state, row: element("tr", {}, thumbnail(item), this.#name(item), ...cells) });
+      Object.assign(shown, { state: item.state, answer: item.answer });
+    } else this.#rows.set(item, { state: item.state, answer: item.answer, row: element("tr", {}, thumbnail(item), this.#name(item), ...cells) });
   }
 
   #name(item) {

@@ -54,7 +54,7 @@ async function introduce() {
   at("besides").hidden = !served.optional_detectors.length;
   at("besides").append(...served.optional_detectors.map((name) => element("label", { class: "tick" }, element("input", { type: "checkbox", name: "beside", value: name }), ` ${visible(name)}`)));
   choose({ target: at("ensemble") });
-  await run();
+  run();
 }
 
 function choose({ target }) {
@@ -65,9 +65,26 @@ function choose({ target }) {
   if (target !== at("masks")) at("masks").checked = Object.keys(served.detectors).length > 0 && localizes([...ensemble.detectors, ...besides]);
   at("options").hidden = at("which").hidden && at("besides").hidden && at("localizing").hidden;
   asked = { ensemble: served.ensembles.length > 1 ? ensemble.name : null, besides, masks: at("masks").checked };
-  if (ensemble.demonstration && !queue.items.length) {
-    at("notices").replaceChildren(notice("Demonstration ensemble:", "it shows that the machinery works and is not for decisions about any image."));
-  } else if (!queue.halted) at("notices").replaceChildren();
+  if (queue.items.length) return offerAgain();
+  at("notices").replaceChildren(...(ensemble.demonstration ? [notice("Demonstration ensemble:", "it shows that the machinery works and is not for decisions about any image.")] : []));
+}
+
+/** What is in view was asked otherwise than the options now say. */
+function offerAgain() {
+  const items = (current ? [current] : queue.items).filter((item) => item.answer && JSON.stringify(item.asked) !== JSON.stringify(asked));
+  if (queue.running || queue.halted) return;
+  const again = () => {
+    for (const item of items) Object.assign(item, { answer: null, state: "waiting", asked });
+    fresh = items;
+    run();
+  };
+  offer(items.length && "This choice holds for what comes next.", current ? "Score this image again" : "Score all again", again);
+}
+
+/** A quiet notice with one thing to do; nothing where there is nothing to say. */
+function offer(text, label, act) {
+  const button = element("button", { type: "button", class: "quiet", text: label, click: act });
+  at("notices").replaceChildren(...(text ? [element("p", { class: "notice quiet" }, `${text} `, button)] : []));
 }
 
 function admit(event) {
@@ -94,14 +111,16 @@ async function run() {
   for (const item of queue.items) item.asked ??= asked;
   document.documentElement.classList.add("working");
   at("notices").replaceChildren();
+  if (current) history.replaceState(null, ""); // what is new comes into view
+  current = null;
   say(`Scoring ${counted(queue.open.length, "image")}.`);
   await queue.run(endpoint, served.limits);
   const items = fresh;
-  fresh = [];
+  fresh = items.filter(({ answer }) => !answer);
   if (queue.halted) halted(queue.halted);
   if (!queue.items.length) return;
   if (items.length === 1 && items[0].answer) open(items[0]);
-  else if (queue.items.length > 1 || !queue.halted) show(null, !queue.halted);
+  else if (!current && (queue.items.length > 1 || !queue.halted)) show(null, !queue.halted);
   if (!queue.halted) say(items.length === 1 && items[0].answer ? `${shortened(items[0].file.name, 60)}: ${headingOf(items[0].answer)}.` : tally(queue.items));
   offerRest();
 }
@@ -139,9 +158,7 @@ function tokenNeeded({ message }) {
 
 function offerRest() {
   const open = queue.open.length;
-  if (!open || queue.halted || queue.running) return;
-  at("notices").replaceChildren(element("p", { class: "notice quiet" }, `${counted(open, "image")} not scored. `,
-    element("button", { type: "button", class: "quiet", text: "Go on", click: run })));
+  if (open && !queue.halted && !queue.running) offer(`${counted(open, "image")} not scored.`, "Go on", run);
 }
 
 function open(item) {

@@ -6,7 +6,7 @@ import sys
 
 import uvicorn
 from fastapi import FastAPI, Request
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from ray_app.errors import InputError, Status
 from ray_app.serving.config import ServeConfig
@@ -17,6 +17,8 @@ from ray_app.serving.http.uploads import read_images
 
 
 class Question(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
     url: str
     masks: bool = False
 

@@ -1,5 +1,6 @@
 """Whatever goes wrong has one shape, a documented status, and nothing of the machine or much of the input in it."""
 
+import json
 import logging
 from difflib import SequenceMatcher
 
@@ -72,6 +73,7 @@ def test_little_of_the_input_comes_back(client):
     long = "".join(chr(65 + number * 7 % 26) for number in range(5000))
     for answer in (
         client.post("/v1/score-url", json={"url": 5, long: long, "masks": long}),
+        client.post("/v1/score-url", content=json.dumps({"url": "x", "\ud800" + long: 1}), headers={"Content-Type": "application/json"}),
         client.post("/v1/score-url", json=long),
         client.post("/v1/score-url", content=b'{"url": ' + long.encode(), headers={"Content-Type": "application/json"}),
         client.post(f"/v1/score?size={long}", content=b"x"),

@@ -164,6 +164,12 @@ def test_no_bytes_are_dear_to_read(client, piece, before):
     assert time.process_time() - began < 1.0
 
 
+def test_a_form_that_ends_early_is_malformed_though_its_first_image_is_whole(client):
+    kind, body = multipart(file_part(b"one"), file_part(b"two"))
+    for end in (len(body) - 4, len(body) - 20, len(body) - 60):
+        assert refused(client.post("/v1/score", content=body[:end], headers={"Content-Type": kind})) == (400, "malformed_request")
+
+
 def test_a_form_without_its_file_is_told_so(client):
     assert "`file`" in post(client, field_part("ensemble", b"default")).json()["message"]
     assert "`file`" in post(client, file_part(b"abc", "a.png", name="image")).json()["message"]

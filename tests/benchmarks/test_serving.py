@@ -1,0 +1,146 @@
+import json
+import math
+import sys
+from urllib.request import urlopen
+
+import pytest
+
+from benchmarks.load import Load
+from benchmarks.machine import Steal, machine, versions
+from benchmarks.measuring import ContenderError
+from benchmarks.servers import SERVERS, Server, running
+from benchmarks.servers.litserve import WAIT_S
+from benchmarks.serving import FULL, MODELS, QUICK
+from benchmarks.serving_figures import OURS, PEERS, TARGETS, Measurement, complaints, figures, table
+from benchmarks.work import DETECTORS, Work
+from ray_app.serving.config import ServeConfig
+
+# (accepted requests per second, p99 in seconds) that the middle round of each server has
+RECORDED = {
+    "default": {"default_proxy": (120.0, 0.30), "default_proxy_two": (140.0, 0.25), "haproxy": (200.0, 0.12), "haproxy_two": (220.0, 0.11),
+                "litserve": (160.0, 0.15), "litserve_two_workers": (200.0, 0.14), "fastapi": (90.0, 1.0)},
+    "heavy": {"default_proxy": (19.0, 0.9), "default_proxy_two": (33.0, 0.6), "haproxy": (19.5, 0.85), "haproxy_two": (34.0, 0.5),
+              "litserve": (18.0, 1.0), "litserve_two_workers": (30.0, 0.7), "fastapi": (15.0, 2.0)},
+}  # fmt: skip
+NOISE = (0.6, 1.0, 1.1)  # one round went badly: the median must not care
+
+
+def measurement(model, server, number=0, noise=1.0, **more):
+    rate, p99 = RECORDED[model][server]
+    return Measurement(model, server, number, rate=rate * noise, p50_s=p99 / 2, p90_s=p99 / 1.2, p99_s=p99 / noise, max_s=2 * p99,
+                       **{"ok": 1000, "startup_s": 8.0, "memory_bytes": 2**30, "client_cpu_s": 1.0, **more})  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def result():
+    return figures(
+        [measurement(model, server, number, noise) for number, noise in enumerate(NOISE) for model, of in RECORDED.items() for server in of]
+    )
+
+
+@pytest.mark.parametrize("model", RECORDED)
+@pytest.mark.parametrize("proxy", OURS)
+@pytest.mark.parametrize("peer", PEERS)
+def test_ratios_are_of_medians_against_ours_on_as_many_cores(result, model, proxy, peer):
+    ours, theirs = RECORDED[model][OURS[proxy][PEERS[peer]]], RECORDED[model][peer]
+    ratio = result["ratios"][model][proxy][peer]
+    assert ratio["throughput"] == pytest.approx(ours[0] / theirs[0])
+    assert ratio["p99"] == pytest.approx(ours[1] / theirs[1])
+    assert result["ratios"][model][peer] == result["ratios"][model]["default_proxy"][peer]
+
+
+def test_targets_are_judged_by_both_throughput_and_p99(result):
+    met = {(target["model"], target["proxy"]): target["met"] for target in result["targets"]}
+    assert met == {(model, proxy): True for model, proxy, _ in TARGETS}
+    slow = figures([measurement("heavy", "litserve"), measurement("heavy", "default_proxy", noise=0.94)])
+    assert [target["met"] for target in slow["targets"]] == [False]
+
+
+def test_what_was_not_measured_has_no_ratio():
+    found = figures([measurement("default", "litserve"), measurement("default", "haproxy")])
+    assert found["ratios"] == {"default": {"haproxy": {"litserve": {"throughput": pytest.approx(1.25), "p99": pytest.approx(0.8)}}}}
+    assert "–" in table(found)
+
+
+def test_the_table_names_every_server_model_and_target(result):
+    text = table({**result, "models": {"default": "touchstone-tiny", "heavy": "vits"}})
+    assert all(name in text for name in [*SERVERS, *RECORDED, "touchstone-tiny", "0.75 (p99 2.00)"])
+    assert text.count(" met") == len(TARGETS)
+    assert json.loads(json.dumps(result)) == result
+
+
+def test_wrong_and_missing_answers_are_complained_about():
+    fine = measurement("heavy", "litserve", back_pressure=40)
+    assert complaints([fine]) == []
+    (wrong,) = complaints([fine, measurement("heavy", "fastapi", other=3, wrong=2)])
+    assert "heavy/fastapi: 3 requests failed, 2 of them with a wrong score" in wrong
+    assert complaints([measurement("heavy", "fastapi", ok=0)])
+
+
+def test_every_name_in_the_figures_is_a_server():
+    assert set(SERVERS) == {*PEERS, *(name for ours in OURS.values() for name in ours.values())}
+    assert {peer: SERVERS[peer].cores for peer in PEERS} == PEERS
+    assert all(SERVERS[name].cores == cores for ours in OURS.values() for cores, name in ours.items())
+    assert set(MODELS) == set(DETECTORS)
+
+
+def test_what_is_said_to_be_fair_is():
+    config = ServeConfig()
+    assert config.batching.wait_ms / 1e3 == WAIT_S
+    assert config.batching.slots is None  # as in batch jobs: what LitServe's script takes too
+    assert config.limits.max_requests >= FULL.clients > QUICK.clients  # nobody is refused in a closed loop
+    assert Load("http://x").timeout_s > config.limits.deadline_s
+
+
+def test_machine_and_versions_are_told():
+    assert machine()["cores"] >= 1
+    assert versions(["torch", "ray"]).keys() == {"python", "torch", "ray"}
+    assert 0 <= Steal().share() <= 1
+
+
+WORK = Work("default", "card.yaml", "default", "/tmp")
+PYTHON_SERVER = (
+    "import http.server, os, sys; print(os.environ['OMP_NUM_THREADS'], flush=True);"
+    "http.server.HTTPServer(('127.0.0.1', int(sys.argv[1])), http.server.SimpleHTTPRequestHandler).serve_forever()"
+)
+
+
+def process_server(code, **more):
+    return Server("small", "", lambda work, port: [sys.executable, "-c", code, str(port)], 1, ready="/small.log", **more)
+
+
+def test_a_server_is_up_and_then_gone(tmp_path):
+    with running(process_server(PYTHON_SERVER, path="/small.log"), WORK, tmp_path) as up:
+        with urlopen(up.url) as answer:
+            assert answer.read().startswith(b"1\n")
+        assert up.memory_bytes() > 2**20
+        assert 0 < up.startup_s < 60
+    with pytest.raises(OSError, match="refused"):
+        urlopen(up.url)
+
+
+def test_a_server_that_does_not_come_up_says_why(tmp_path):
+    with (
+        pytest.raises(ContenderError, match="exit code 3\nno card"),
+        running(process_server("import sys; print('no card'); sys.exit(3)"), WORK, tmp_path),
+    ):
+        pass  # pragma: no cover
+
+
+def test_nothing_accepted_is_no_division_by_zero():
+    nothing = Measurement("heavy", "litserve", 0, rate=0.0, p50_s=math.nan, p90_s=math.nan, p99_s=math.nan, max_s=math.nan, ok=0)
+    assert figures([nothing, measurement("heavy", "default_proxy")])["ratios"]["heavy"]["litserve"]["throughput"] == math.inf
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_small_run_end_to_end(tmp_path, capsys):
+    from benchmarks.serving import main
+
+    target = tmp_path / "result.json"
+    arguments = ["--quick", "--seconds", "3", "--models", "default", "--servers", "default_proxy", "litserve", "fastapi"]
+    assert main([*arguments, "--json", str(target)]) == 0
+    result = json.loads(target.read_text())
+    assert result["ratios"]["default"]["litserve"].keys() == {"throughput", "p99"}
+    assert result["figures"]["default"]["fastapi"]["wrong"] == 0
+    assert "litserve" in capsys.readouterr().out

@@ -1,0 +1,84 @@
+"""A Ray head node of its own, as an operator starts one; ended by the ids of its own processes."""
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.scoring.conftest import family_of, kill_family, wait_until
+
+BIN = Path(sys.executable).parent
+
+
+@dataclass(frozen=True)
+class Head:
+    """`environment` makes commands find it; `address` is its dashboard's."""
+
+    environment: dict
+    address: str
+    process: subprocess.Popen
+
+    def pids(self, title):
+        """The processes of this cluster whose title begins so, for example `ray::ServeReplica:touchstone:detectors`."""
+        return [pid for pid in family_of(self.process.pid) if title_of(pid).startswith(title)]
+
+
+def title_of(pid):
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def rss_of(pid):
+    """Bytes in memory."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def free_ports(count):
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+@contextmanager
+def ray_head(cpus=2, **variables):
+    """A head on free ports; `variables` are added to its environment."""
+    gcs, dashboard, agent, client, grpc, metrics = free_ports(6)
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "PATH": f"{BIN}:{os.environ['PATH']}"}
+    with tempfile.TemporaryDirectory(prefix="ts", dir="/tmp") as folder:
+        command = [
+            BIN / "ray", "start", "--head", "--block", f"--num-cpus={cpus}", "--object-store-memory=209715200", f"--temp-dir={folder}",
+            f"--port={gcs}", f"--ray-client-server-port={client}", f"--metrics-export-port={metrics}",
+            f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={grpc}",
+        ]  # fmt: skip
+        with open(Path(folder) / "start.log", "w") as log:
+            process = subprocess.Popen(command, env=environment | variables, stdout=log, stderr=log)
+            address = f"http://127.0.0.1:{dashboard}"
+            try:
+                wait_until(lambda: _answers(f"{address}/api/jobs/", process), 120)
+                yield Head(environment | {"RAY_ADDRESS": address, "RAY_API_SERVER_ADDRESS": address}, address, process)
+            finally:
+                kill_family(process)
+
+
+def _answers(url, process):
+    assert process.poll() is None
+    try:
+        with urllib.request.urlopen(url, timeout=5):
+            return True
+    except (urllib.error.URLError, OSError):
+        return False

@@ -1,0 +1,146 @@
+"""The whole API over real HTTP, without Ray: what is promised in the OpenAPI document holds, for good files and hostile ones."""
+
+import io
+
+import pytest
+import schemathesis
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+import ray_app
+from ray_app.errors import Status
+from ray_app.images import sniff_format
+from ray_app.serving import ServeConfig
+from tests.images import factory
+from tests.serving.in_process import client, local_endpoint
+
+# "Any binary string" is a valid body by the document, but it is no image.
+NOT_ASKED = [positive_data_acceptance]
+
+
+@pytest.fixture
+def asking(local):
+    with client(local[0]) as connection:
+        yield connection
+
+
+@pytest.fixture(scope="module")
+def file():
+    written = io.BytesIO()
+    factory.photo(300, 200, seed=5).save(written, "JPEG")
+    return written.getvalue()
+
+
+def test_raw_and_multipart_give_what_the_library_gives(asking, file):
+    expected = ray_app.load_ensemble("default").score([file])[0]
+    for answer in (
+        asking.post("/v1/score", content=file),
+        asking.post("/v1/score", content=file, headers={"Content-Type": "image/jpeg"}),
+        asking.post("/v1/score", files={"file": ("x.jpg", file)}),
+    ):
+        assert answer.status_code == 200
+        body = answer.json()
+        assert (body["status"], body["verdict"], body["sha256"]) == ("ok", expected.verdict, expected.facts.sha256)
+        assert body["score"] == pytest.approx(expected.score, abs=1e-5)
+        assert body["scores"] == pytest.approx(expected.scores, abs=1e-5)
+        assert body["request_id"] == answer.headers["X-Request-Id"]
+        assert body["timings"]["total"] > 0
+
+
+def test_several_files_keep_their_order_and_their_own_status(asking, file):
+    parts = [("file", ("a.jpg", file)), ("file", ("b.txt", b"hello")), ("file", ("c.jpg", file[: len(file) // 2])), ("file", ("d.jpg", file))]
+    results = asking.post("/v1/score", files=parts).json()["results"]
+    assert [result["name"] for result in results] == ["a.jpg", "b.txt", "c.jpg", "d.jpg"]
+    assert [result["status"] for result in results] == ["ok", "unsupported_format", "truncated_image", "ok"]
+    assert [result["error"] and result["error"]["code"] for result in results] == [None, "unsupported_format", "truncated_image", None]
+    assert results[0]["score"] == results[3]["score"]
+    assert results[1]["verdict"] is results[1]["score"] is None
+
+
+@pytest.mark.parametrize("name", sorted(factory.REFUSED))
+def test_hostile_files_are_refused_with_their_status(asking, name):
+    status, make = factory.REFUSED[name]
+    data = make()
+    if sniff_format(data) == "TIFF":
+        status = Status.UNSUPPORTED_FORMAT  # TIFF is not let in here
+    answer = asking.post("/v1/score", content=data)
+    assert answer.status_code == (415 if status is Status.UNSUPPORTED_FORMAT else 422), answer.text
+    assert answer.json()["code"] == str(status)
+    assert set(answer.json()) == {"code", "message", "limit", "observed", "request_id"}
+    assert "/" not in answer.json()["message"].replace("w/", "")
+    assert asking.get("/healthz").status_code == 200
+
+
+def test_a_bomb_names_its_limit(asking):
+    answer = asking.post("/v1/score", content=factory.bomb_png(12_000)).json()
+    assert (answer["code"], answer["limit"], answer["observed"]) == ("image_too_large", 50_000_000, 144_000_000)
+
+
+def test_what_is_asked_for_wrongly_is_400(asking, file):
+    for query in ("ensemble=nobody", "detector=nobody", "masks=perhaps"):
+        answer = asking.post(f"/v1/score?{query}", content=file)
+        assert (answer.status_code, answer.json()["code"]) == (400, "malformed_request")
+
+
+def test_urls_are_off(asking):
+    answer = asking.post("/v1/score-url", json={"url": "https://example.org/a.jpg"})
+    assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
+
+
+def test_what_is_served_is_told(asking):
+    served = asking.get("/v1/ensembles").json()
+    assert [ensemble["name"] for ensemble in served["ensembles"]] == ["default"]
+    assert served["ensembles"][0]["demonstration"] is True
+    assert served["token_needed"] is False
+    assert [one["name"] for one in asking.get("/v1/detectors").json()["detectors"]] == ["touchstone-tiny"]
+    assert asking.get("/readyz").json()["ensembles"][0]["fingerprint"] == served["ensembles"][0]["fingerprint"]
+
+
+def test_requests_are_counted_by_route_status_and_reason(local, asking, file):
+    meter = local[1].state.meter
+    asking.post("/v1/score", content=file)
+    asking.post("/v1/score", content=b"hello")
+    asking.get("/nowhere/else")
+    assert meter.requests[-3:] == [("/v1/score", 200), ("/v1/score", 415), ("other", 404)]
+    assert meter.refusals[-2:] == ["unsupported_format", "not_found"]
+    assert meter.verdicts[-1][0] == "default"
+
+
+def test_tokens_stand_before_everything_but_the_page(monkeypatch, file):
+    monkeypatch.setenv("TOUCHSTONE_TOKENS", "a-token-of-sixteen-letters,another-token-of-more-letters")
+    with local_endpoint(ServeConfig(limits={"requests_per_minute": 10})) as (url, _), client(url) as asking:
+        assert asking.post("/v1/score", content=file).status_code == 401
+        assert asking.post("/v1/score", content=file, headers={"Authorization": "Bearer wrong-token-of-letters"}).status_code == 401
+        for token in ("a-token-of-sixteen-letters", "another-token-of-more-letters"):
+            assert asking.post("/v1/score", content=file, headers={"Authorization": f"Bearer {token}"}).status_code == 200
+        assert asking.get("/metrics").status_code == 401
+        for path in ("/", "/healthz", "/readyz", "/openapi.json"):
+            assert asking.get(path).status_code == 200
+        bearer = {"Authorization": "Bearer a-token-of-sixteen-letters"}
+        answers = [asking.post("/v1/score", content=file, headers=bearer) for _ in range(30)]
+        refused = [answer for answer in answers if answer.status_code == 429]
+        assert refused
+        assert int(refused[0].headers["Retry-After"]) >= 1
+
+
+def test_the_openapi_document_promises_what_is_kept(local):
+    """Requests made from the document: no 5xx, no status and no shape that it does not name."""
+    found = []
+    document = schemathesis.openapi.from_url(f"{local[0]}/openapi.json")
+    for operation in document.get_all_operations():
+        case_of(operation.ok(), found)
+    assert len(found) > 100
+    assert {status for status in found if status >= 500} == set()
+
+
+def case_of(operation, found):
+    from hypothesis import HealthCheck, Phase, given, settings
+
+    @settings(max_examples=25, deadline=None, database=None, derandomize=True, phases=[Phase.explicit, Phase.generate],
+              suppress_health_check=list(HealthCheck))  # fmt: skip
+    @given(case=operation.as_strategy())
+    def keeps_its_word(case):
+        answer = case.call(timeout=30)
+        found.append(answer.status_code)
+        case.validate_response(answer, excluded_checks=NOT_ASKED)
+
+    keeps_its_word()

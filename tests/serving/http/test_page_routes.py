@@ -1,0 +1,58 @@
+import re
+
+import httpx
+import pytest
+
+from tests.serving.page_app import Mood, serving
+
+TYPES = {"css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8", "svg": "image/svg+xml"}
+
+
+@pytest.fixture(scope="module")
+def client():
+    with serving(Mood()) as url, httpx.Client(base_url=url) as client:
+        yield client
+
+
+def test_every_file_that_the_page_names_is_there_with_its_type(client):
+    index = client.get("/")
+    assert (index.status_code, index.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    named = set(re.findall(r'(?:href|src)="([^"]+)"', index.text))
+    scripts = {name for name in named if name.endswith(".js")}
+    assert {"page/page.css", "page/house.css", "page/mark.svg", "page/page.js"} <= named
+    for name in named:
+        answer = client.get(name)
+        assert (answer.status_code, answer.headers["content-type"]) == (200, TYPES[name.rpartition(".")[2]]), name
+    imported = {f"page/{name}" for script in scripts for name in re.findall(r'from "\./([^"]+)"', client.get(script).text)}
+    assert imported <= scripts  # all are preloaded: no chain of requests
+
+
+def test_markup_has_no_inline_script_or_style_and_names_no_other_origin(client):
+    index = client.get("/").text
+    assert not re.search(r"<script(?![^>]*\ssrc=)|<style|\sstyle=|\son\w+=|javascript:", index)
+    assert set(re.findall(r"https?://[^/\"\s]+", index)) == {"http://localhost:8000"}  # in the line for those without JavaScript
+    assert "script-src 'self'; style-src 'self'" in client.get("/").headers["content-security-policy"]
+
+
+def test_unchanged_files_are_not_sent_again(client):
+    for path in ("/", "/page/page.js"):
+        first = client.get(path)
+        assert first.headers["cache-control"] == "no-cache"
+        tag = first.headers["etag"]
+        for known in (tag, f'"other", W/{tag}', "*"):
+            again = client.get(path, headers={"If-None-Match": known})
+            assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", tag)
+        assert client.get(path, headers={"If-None-Match": '"older"'}).status_code == 200
+        head = client.head(path)
+        assert (head.status_code, head.content, head.headers["content-length"]) == (200, b"", str(len(first.content)))
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/page/", "/page/nothing.js", "/page/..%2F__init__.py", "/page/%2e%2e/config.py", "/page/..%5cconfig.py", "/page//etc/passwd",
+     "/page/page.js%00", "/page/__init__.py"],
+)  # fmt: skip
+def test_nothing_else_is_served(client, path):
+    answer = client.get(path)
+    assert answer.status_code == 404
+    assert answer.json()["code"] == "not_found"

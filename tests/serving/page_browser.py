@@ -1,0 +1,63 @@
+"""A person at the page: real Chromium, with a record of what it asked for, complained of and refused."""
+
+from contextlib import contextmanager
+
+import pytest
+
+from tests.reports.browser import CHROMIUM
+
+needs_browser = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is not installed")
+
+_WATCH = "addEventListener('securitypolicyviolation', e => console.error('CSP', e.violatedDirective, e.blockedURI))"
+
+
+class Visitor:
+    """Opens the page at an address; `requests` and `complaints` are what the browser did and said since."""
+
+    def __init__(self, browser, url):
+        self.browser, self.url = browser, url
+        self.requests, self.complaints = [], []
+        self._contexts = []
+
+    def visit(self, *, width=1440, height=900, scheme="light", wait=True, **options):
+        context = self.browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme, **options)
+        self._contexts.append(context)
+        context.add_init_script(_WATCH)
+        page = context.new_page()
+        page.set_default_timeout(10_000)
+        page.on("request", lambda request: self.requests.append(request.url))
+        page.on("console", lambda message: self.complaints.append(message.text) if message.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.goto(self.url)
+        if wait:
+            page.wait_for_selector("#drop-note:not(:empty)")
+        return page
+
+    def leave(self):
+        for context in self._contexts:
+            context.close()
+        self._contexts.clear()
+        self.requests.clear()
+        self.complaints.clear()
+
+
+@contextmanager
+def chromium():
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+def score_one(page, name, content):
+    """Choose one file and wait for its finding."""
+    page.set_input_files("#files", {"name": name, "mimeType": "application/octet-stream", "buffer": content})
+    page.wait_for_selector("#finding")
+
+
+def score_many(page, named):
+    """Choose several files and wait until the run is over."""
+    page.set_input_files("#files", [{"name": name, "mimeType": "image/jpeg", "buffer": content} for name, content in named])
+    page.wait_for_selector(".gallery")
+    page.wait_for_selector("#progress", state="hidden")

@@ -1,0 +1,260 @@
+"""`serve deploy` on a real head: the same scores by every way, replicas killed and updates made under load, bodies of any size."""
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+
+from benchmarks.load import Load, Photograph, load
+from ray_app.cli.main import main
+from ray_app.simulation.archive import build_sample_archive
+from tests.ray_head import BIN, free_ports, ray_head, rss_of
+from tests.scoring.conftest import rows_of, wait_until
+from tests.serving.in_process import client
+from tests.serving.test_generation import stricter
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+ROOT = Path(__file__).resolve().parents[2]
+REPLICA = "ray::ServeReplica:touchstone:"
+MB = 2**20
+
+
+@pytest.fixture(scope="module")
+def head():
+    with ray_head(cpus=4, PYTHONPATH=str(ROOT)) as running:
+        yield running
+
+
+class Deployed:
+    """An endpoint of a head node, and its Serve file."""
+
+    def __init__(self, head, folder, port):
+        self.head, self.file, self.url = head, folder / "serve.yaml", f"http://127.0.0.1:{port}"
+        self.config = {
+            "proxy_location": "HeadOnly",
+            "http_options": {"host": "127.0.0.1", "port": port, "request_timeout_s": 60},
+            "applications": [
+                {
+                    "name": "touchstone",
+                    "route_prefix": "/",
+                    "import_path": "ray_app.serving.app:build",
+                    "args": {
+                        "ensembles": ["default"],
+                        "ingress": {"replicas": 2, "num_cpus": 0.1},
+                        "detectors": {"replicas": 2, "num_cpus": 0.3},
+                    },
+                }
+            ],
+        }
+
+    def deploy(self, deployments=None, **args):
+        """`serve deploy` with these args changed."""
+        application = self.config["applications"][0]
+        application["args"] |= args
+        if deployments is not None:
+            application["deployments"] = deployments
+        self.file.write_text(yaml.safe_dump(self.config))
+        command = [BIN / "serve", "deploy", str(self.file), "-a", self.head.address]
+        done = subprocess.run(command, env=self.head.environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def fingerprint(self):
+        """The one that answers now, or None."""
+        try:
+            answer = httpx.get(f"{self.url}/readyz", timeout=10, trust_env=False)
+        except httpx.TransportError:
+            return None
+        return answer.json()["ensembles"][0]["fingerprint"] if answer.status_code == 200 else None
+
+    def status(self):
+        """Serve's own word on the application."""
+        with httpx.Client(trust_env=False) as asking:
+            answer = asking.get(f"{self.head.address}/api/serve/applications/").json()
+        return answer["applications"]["touchstone"]["status"]
+
+
+@pytest.fixture(scope="module")
+def deployed(head, tmp_path_factory):
+    running = Deployed(head, tmp_path_factory.mktemp("serve"), free_ports(1)[0])
+    running.deploy()
+    wait_until(lambda: running.fingerprint() and running.status() == "RUNNING")
+    return running
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory, ray_cluster):
+    """Some files and the scores of a batch run over them."""
+    folder = tmp_path_factory.mktemp("photographs")
+    build_sample_archive(folder / "archive", files=24)
+    assert main(["score", str(folder / "archive"), "--out", str(folder / "run")]) == 0
+    rows = rows_of(folder / "run").values()
+    return [Photograph(Path(row["uri"]).name, Path(row["uri"]).read_bytes(), row["score"]) for row in rows if row["status"] == "ok"]
+
+
+def test_realworld_gets_the_same_score_by_job_multipart_and_raw_body(deployed, realworld, ray_cluster, tmp_path):
+    assert main(["score", str(realworld[0].parents[1]), "--out", str(tmp_path / "run"), "--include", "**/*.[jpw]*"]) == 0
+    expected = {Path(uri): row for uri, row in rows_of(tmp_path / "run").items() if row["status"] == "ok"}
+    assert set(expected) == set(realworld)
+    with client(deployed.url) as asking:
+        for path in realworld:
+            data, row = path.read_bytes(), expected[path]
+            raw = asking.post("/v1/score", content=data).json()
+            form = asking.post("/v1/score", files={"file": (path.name, data)}).json()
+            assert raw["sha256"] == form["sha256"] == row["sha256"]
+            for answer in (raw, form):
+                assert answer["verdict"] == row["verdict"]
+                assert answer["score"] == pytest.approx(row["score"], abs=1e-5 * max(1, abs(row["score"])))
+                assert answer["scores"] == pytest.approx(row["scores"], abs=1e-5 * max(1, abs(row["score"])))
+        several = asking.post("/v1/score", files=[("file", (path.name, path.read_bytes())) for path in realworld[:16]]).json()
+    assert [answer["score"] for answer in several["results"]] == pytest.approx(
+        [expected[path]["score"] for path in realworld[:16]], abs=1e-4
+    )
+
+
+def test_load_while_replicas_are_killed(deployed, photographs):
+    killed = []
+
+    def kill(second, tally):
+        if second in (15, 30):
+            kind = "detectors" if second == 15 else "ingress"
+            victim = deployed.head.pids(REPLICA + kind)[0]
+            killed.append((second, kind))
+            os.kill(victim, signal.SIGKILL)
+
+    asked = Load(f"{deployed.url}/v1/score", clients=32, seconds=60, warm_up_s=2, precision="bf16", attempts=5)
+    done = load(asked, photographs, on_second=kill)
+    print(
+        f"\n{done.rate:.0f} requests/s, p50 {done.p50_s:.3f} p99 {done.p99_s:.3f} max {done.max_s:.3f}, {done.statuses}, {done.troubles[:5]}"
+    )
+    assert [kind for _, kind in killed] == ["detectors", "ingress"]
+    assert done.ok > 500
+    assert done.wrong == 0
+    assert done.unsteady == {} or max(abs(seen[-1] - seen[0]) for seen in done.unsteady.values()) < 1e-4
+    assert done.lost == 0, "a client that tries again is answered"
+    assert all(second > 29 for second, _ in done.troubles), "a killed detector fails no request"
+    assert done.other <= 32, "a killed ingress fails only what it had at work"
+    assert done.p99_s < 30
+    wait_until(lambda: len(deployed.head.pids(REPLICA + "ingress")) == 2 and len(deployed.head.pids(REPLICA + "detectors")) == 2)
+
+
+def test_an_update_under_load_fails_no_request(deployed, photographs, tmp_path):
+    before, seen = deployed.fingerprint(), set()
+
+    def update(second, tally):
+        if second == 3:
+            deployed.deploy(ensembles=[stricter(tmp_path)])
+        elif second > 3:
+            seen.add(deployed.fingerprint())
+
+    def is_through(tally):
+        return len(seen - {None, before}) == 1 and deployed.status() == "RUNNING" and not is_served(before)
+
+    def is_served(fingerprint):
+        return any(deployed.fingerprint() == fingerprint for _ in range(6))
+
+    asked = Load(f"{deployed.url}/v1/score", clients=8, seconds=240, precision="bf16")
+    done = load(asked, photographs, on_second=update, until=is_through)
+    print(f"\n{done.rate:.0f} requests/s, p99 {done.p99_s:.3f}, {done.seconds:.0f} s, {done.statuses}")
+    assert done.other == 0, done.troubles
+    assert done.ok > 100
+    assert set(done.statuses) <= {"200", "503"}
+    after = deployed.fingerprint()
+    assert after not in (None, before)
+
+    # The same without a restart: user_config alone, back to the first ensemble.
+    pids = deployed.head.pids(REPLICA + "detectors")
+    wait_until(lambda: len(deployed.head.pids(REPLICA + "detectors")) == 2)
+    pids = set(deployed.head.pids(REPLICA + "detectors"))
+
+    def reload(second, tally):
+        if second == 2:
+            deployed.deploy(deployments=[{"name": "detectors", "user_config": {"ensembles": ["default"], "generation": 1}}])
+
+    asked = Load(f"{deployed.url}/v1/score", clients=8, seconds=120, precision="bf16")
+    done = load(asked, photographs, on_second=reload, until=lambda tally: deployed.fingerprint() == before and not is_served(after))
+    assert done.other == 0, done.troubles
+    assert set(deployed.head.pids(REPLICA + "detectors")) == pids, "nothing was restarted"
+
+
+def test_every_answer_names_the_fingerprint_of_its_score(deployed, photographs):
+    with client(deployed.url) as asking:
+        answers = [asking.post("/v1/score", content=photograph.data).json() for photograph in photographs[:8]]
+    assert {answer["ensemble"]["fingerprint"] for answer in answers} == {deployed.fingerprint()}
+
+
+def test_a_body_of_ten_gigabytes_is_cut(deployed):
+    proxies, ingresses = deployed.head.pids("ray::ProxyActor"), deployed.head.pids(REPLICA + "ingress")
+    assert proxies
+    before = {pid: rss_of(pid) for pid in (*proxies, *ingresses)}
+    most = dict(before)
+    for head in (b"Content-Length: 10737418240\r\n", b"Transfer-Encoding: chunked\r\n"):
+        status, sent = flood(deployed.url, head, 10 * 2**30, lambda: most.update({pid: max(most[pid], rss_of(pid)) for pid in most}))
+        print(f"\n{head!r}: {status}, {sent / MB:.0f} MB sent; " + ", ".join(f"+{(most[pid] - before[pid]) / MB:.0f}" for pid in most))
+        assert status == 413
+        assert sent < 2**30
+    for pid in ingresses:
+        assert most[pid] - before[pid] < 300 * MB
+    with client(deployed.url) as asking:
+        assert asking.get("/healthz").status_code == 200
+
+
+def flood(url, head, size, watch):
+    """Send a body without end; the status that comes back and the bytes sent until then."""
+    host, port = url.removeprefix("http://").split(":")
+    chunk = b"0" * MB
+    sent = 0
+    with socket.create_connection((host, int(port))) as connection:
+        connection.settimeout(0.05)
+        connection.sendall(b"POST /v1/score HTTP/1.1\r\nHost: " + f"{host}:{port}".encode() + b"\r\n" + head + b"\r\n")
+        answer = b""
+        framed = b"%x\r\n%b\r\n" % (MB, chunk) if b"chunked" in head else chunk
+        while sent < size and not answer:
+            try:
+                connection.sendall(framed)
+                sent += MB
+            except TimeoutError:
+                pass
+            except OSError:
+                break
+            watch()
+            try:
+                answer = connection.recv(4096)
+            except TimeoutError:
+                continue
+            except OSError:
+                break
+        if not answer:
+            connection.settimeout(10)
+            answer = connection.recv(4096)
+    return int(answer.split(b" ", 2)[1]), sent
+
+
+def test_touchstone_serve_finishes_what_is_at_work(tmp_path):
+    port = free_ports(1)[0]
+    command = [BIN / "touchstone", "serve", "--port", str(port), "--set", "batching.wait_ms=1500"]
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline().strip() == f"http://127.0.0.1:{port}/"
+        connection = httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=60)
+        started = time.monotonic()
+        from concurrent.futures import ThreadPoolExecutor
+
+        from ray_app.serving.groups import golden_image
+
+        with ThreadPoolExecutor() as threads:
+            asked = threads.submit(connection.post, "/v1/score", content=golden_image())
+            wait_until(lambda: time.monotonic() - started > 0.5)
+            process.send_signal(signal.SIGTERM)
+            assert asked.result().status_code == 200
+        assert process.wait(90) == 0
+        assert "Traceback" not in process.stderr.read()
+    finally:
+        process.kill()

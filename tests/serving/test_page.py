@@ -1,0 +1,299 @@
+import csv
+import io
+import json
+import math
+import shlex
+import subprocess
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.serving.page_app import TINY, Mood, serving, shipped_ensemble
+from tests.serving.page_browser import Visitor, chromium, needs_browser, score_many, score_one
+
+pytestmark = needs_browser
+
+
+def encoded(seed, form="JPEG", size=(320, 240), **options):
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1] // 8, size[0] // 8, 3), np.uint8)
+    data = io.BytesIO()
+    Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).save(data, form, **options)
+    return data.getvalue()
+
+
+PHOTO = encoded(1)
+WORDS = {"fake": "Flagged as fake", "real": "No evidence found", "abstain": "No verdict: it abstains"}
+NAMES = ['=HYPERLINK("x").jpg', "+1.jpg", "-1.jpg", "@a.jpg", 'say "hi", you.jpg', "plain.jpg"]
+
+
+@pytest.fixture(scope="module")
+def endpoint():
+    mood = Mood()
+    with serving(mood) as url, chromium() as browser:
+        yield mood, Visitor(browser, url)
+
+
+@pytest.fixture
+def mood(endpoint):
+    mood, _ = endpoint
+    for name, value in vars(Mood()).items():
+        setattr(mood, name, value)
+    return mood
+
+
+@pytest.fixture
+def visitor(endpoint, mood):
+    _, visitor = endpoint
+    yield visitor
+    visitor.leave()
+
+
+def test_one_image_gets_its_verdict_in_words_and_for_programs(visitor, mood, tmp_path):
+    page = visitor.visit()
+    score_one(page, "it's a photo.jpg", PHOTO)
+    expected = shipped_ensemble().score([PHOTO])[0]
+
+    answer = json.loads(page.text_content("#json"))
+    assert math.isclose(answer["score"], expected.score, rel_tol=1e-6)
+    assert answer["sha256"] == expected.facts.sha256 == page.text_content("#file ~ * .code, section[aria-labelledby=file] .code")
+    assert page.text_content("#finding") == WORDS[expected.verdict]
+    assert page.evaluate("document.activeElement.id") == "finding"
+    assert page.title().startswith(WORDS[expected.verdict])
+    shown = page.text_content(".one")
+    assert f"{expected.probability:.3f} not calibrated" in shown
+    assert "Demonstration ensemble" in shown
+    assert "What this does not mean" in shown
+    sign = "−" if expected.score < 0 else "+"
+    assert page.get_attribute(".bar-scale", "data-score") == f"{sign}{abs(expected.score):.2f}"
+
+    (tmp_path / "it's a photo.jpg").write_bytes(PHOTO)
+    command = shlex.split(page.text_content("#curl").replace("\\\n", " "))
+    by_curl = json.loads(subprocess.run([*command, "--silent"], cwd=tmp_path, check=True, capture_output=True).stdout)
+    assert by_curl["score"] == answer["score"]
+    assert mood.requests == [("", 1), ("", 1)]
+    assert {url.split("/")[2] for url in visitor.requests if not url.startswith("blob:")} == {visitor.url.split("/")[2]}
+    assert visitor.complaints == []
+
+
+def test_copied_json_is_the_whole_answer(visitor, mood):
+    mood.masks = True
+    page = visitor.visit(permissions=["clipboard-read", "clipboard-write"])
+    score_one(page, "photo.jpg", PHOTO)
+    page.click("text=Copy JSON")
+    page.wait_for_selector("text=Copied")
+    copied = json.loads(page.evaluate("navigator.clipboard.readText()"))
+    assert len(copied["detectors"][TINY]["mask"]["png"]) > 200  # shown cut, copied whole
+
+
+def test_the_mask_lies_where_the_browser_turns_the_picture_and_the_slider_fades_it(visitor, mood):
+    mood.masks = True
+    page = visitor.visit()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying: its upper left corner is shown at the upper right
+    score_one(page, "turned.jpg", encoded(2, exif=exif))
+    page.wait_for_selector(".overlay")
+    assert mood.requests == [("masks=true", 1)]
+    assert page.evaluate("(({naturalWidth: w, naturalHeight: h}) => w < h)(document.querySelector('.frame img'))")
+    alphas = """() => {
+      const { width, height } = document.querySelector(".overlay");
+      const pixels = document.querySelector(".overlay").getContext("2d").getImageData(0, 0, width, height).data;
+      return [[0.72, 0.28], [0.28, 0.72]].map(([x, y]) => pixels[4 * (Math.floor(y * height) * width + Math.floor(x * width)) + 3]);
+    }"""
+    marked, unmarked = page.evaluate(alphas)
+    assert (marked > 240, unmarked) == (True, 0)
+    boxes = [page.locator(selector).bounding_box() for selector in (".frame img", ".overlay")]
+    assert boxes[0] == boxes[1]
+
+    opacity = "getComputedStyle(document.querySelector('.overlay')).opacity"
+    assert page.evaluate(opacity) == "0.7"
+    page.focus("#opacity")
+    page.keyboard.press("Home")
+    assert (page.evaluate(opacity), page.text_content("output")) == ("0", "0 %")
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate(opacity) == "0.05"
+    assert visitor.complaints == []
+
+
+def test_many_images_go_in_requests_within_the_limits_and_come_as_a_table_and_csv(visitor, mood):
+    page = visitor.visit()
+    named = [
+        (name, encoded(seed))
+        for seed, name in enumerate(['=HYPERLINK("x").jpg', "+1.jpg", "-1.jpg", "@a.jpg", 'say "hi", you.jpg', "plain.jpg"])
+    ]
+    score_many(page, [*named, ("notes.txt", b"hello"), ("large.jpg", bytes(2**20 + 1))])
+    assert [files for _, files in mood.requests] == [4, 3]  # the large one was not sent
+    rows = page.locator(".gallery tbody tr")
+    assert rows.count() == 8
+    assert "8 images" in page.text_content(".tally")
+    assert "2 could not be scored" in page.text_content(".tally")
+    assert page.evaluate("document.activeElement.className") == "tally"
+
+    with page.expect_download() as download:
+        page.click("text=Download CSV")
+    text = download.value.path().read_bytes().decode("utf-8-sig")
+    table = list(csv.DictReader(io.StringIO(text)))
+    guarded = [f"'{name}" if name[0] in "=+-@" else name for name in NAMES]
+    assert [row["name"] for row in table] == [*guarded, "notes.txt", "large.jpg"]
+    assert [row["status"] for row in table[-2:]] == ["unsupported_format", "file_too_large"]
+    for row, (_, content) in zip(table, named, strict=False):
+        assert math.isclose(float(row[f"score {TINY}"]), shipped_ensemble().score([content])[0].score, rel_tol=1e-6)
+
+    page.click(".sort >> text=Probability")
+    shown = [float(text) for text in page.locator(".gallery tbody td:nth-child(4)").all_text_contents() if text[0].isdigit()]
+    assert shown == sorted(shown, reverse=True)
+    assert page.locator("thead th", has_text="Probability").get_attribute("aria-sort") == "descending"
+    page.click(".sort >> text=Verdict")
+    order = [
+        text
+        for text in page.locator(".gallery tbody .verdict").all_text_contents()
+        if text in ("flagged as fake", "abstained", "no evidence found")
+    ]
+    assert order == sorted(order, key=["flagged as fake", "abstained", "no evidence found"].index)
+
+    page.click("text=plain.jpg")
+    assert page.text_content(".finding .name") == "plain.jpg"
+    page.go_back()
+    assert page.evaluate("document.activeElement.textContent") == "plain.jpg"
+    page.click("text=Clear all")
+    assert page.locator(".gallery").count() == 0
+
+
+def test_the_keyboard_alone_is_enough(visitor):
+    page = visitor.visit()
+    with page.expect_file_chooser() as chooser:
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.labels[0].textContent") == "Choose images"
+        page.keyboard.press("Enter")
+    chooser.value.set_files([{"name": f"{seed}.jpg", "mimeType": "image/jpeg", "buffer": encoded(seed)} for seed in range(3)])
+    page.wait_for_selector(".tally:focus")
+    for _ in range(4):  # CSV, clear, and the head of the first column before the next
+        page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    assert page.locator("thead th", has_text="Verdict").get_attribute("aria-sort") == "ascending"
+    for _ in range(3):
+        page.keyboard.press("Tab")
+    name = page.evaluate("document.activeElement.textContent")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#finding:focus")
+    assert page.text_content(".finding .name") == name
+    for _ in range(2):  # past Next to All; Previous is off on the first
+        page.keyboard.press("Shift+Tab")
+    page.keyboard.press("Enter")
+    assert page.text_content(".gallery .link:focus") == name
+
+
+def test_a_busy_endpoint_is_asked_again_and_said_so(visitor, mood):
+    mood.busy = 1
+    page = visitor.visit()
+    page.set_input_files("#files", {"name": "photo.jpg", "mimeType": "image/jpeg", "buffer": PHOTO})
+    page.wait_for_selector("#state >> text=The endpoint is busy; trying again in 1 s.")
+    page.wait_for_selector("#finding")
+    assert len(mood.requests) == 2
+
+
+def test_cancel_keeps_what_is_done_and_goes_on_when_asked(visitor, mood):
+    page = visitor.visit()
+    mood.held = threading.Event()
+    page.set_input_files("#files", [{"name": f"{seed}.jpg", "mimeType": "image/jpeg", "buffer": encoded(seed)} for seed in range(6)])
+    page.wait_for_selector("text=0 of 6 images scored.")
+    page.click("#cancel")
+    page.wait_for_selector("text=6 images not scored.")
+    mood.held.set()
+    assert page.is_hidden("#progress")
+    page.click("text=Go on")
+    page.wait_for_selector("tr:nth-child(6) .link:enabled")
+    assert page.locator("text=not scored").count() == 0
+
+
+def test_an_endpoint_out_of_reach_is_told_in_words_and_asked_again(visitor):
+    page = visitor.visit()
+    page.route("**/v1/score*", lambda route: route.abort())
+    page.set_input_files("#files", {"name": "photo.jpg", "mimeType": "image/jpeg", "buffer": PHOTO})
+    page.wait_for_selector("[role=alert] >> text=The endpoint cannot be reached.")
+    page.unroute("**/v1/score*")
+    page.click("text=Go on")
+    page.wait_for_selector("#finding")
+
+
+def test_a_token_is_asked_for_and_kept_in_this_tab_only(visitor, mood):
+    mood.token = "correct horse battery"
+    page = visitor.visit(wait=False)
+    page.wait_for_selector("#token:focus")
+    page.keyboard.type("wrong")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("text=This token is not valid.")
+    page.keyboard.type(mood.token)
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#entry", state="hidden")
+    score_one(page, "photo.jpg", PHOTO)
+    assert page.evaluate("[{...sessionStorage}, {...localStorage}, document.cookie]") == [{"touchstone-token": mood.token}, {}, ""]
+    assert mood.token not in page.content()
+    assert '"Authorization: Bearer $TOUCHSTONE_TOKEN"' in page.text_content("#curl")
+
+
+def test_abstaining_and_calibration_are_said(visitor, mood):
+    mood.abstained, mood.calibrated, mood.several = "the image is 64 px wide, below 128", True, True
+    page = visitor.visit()
+    page.select_option("#ensemble", "second")
+    score_one(page, "photo.jpg", PHOTO)
+    assert mood.requests == [("ensemble=second", 1)]
+    assert page.text_content("#finding") == "No verdict: it abstains"
+    assert page.text_content(".statement") == f"{TINY}: the image is 64 px wide, below 128."
+    assert "Abstained: The image is 64 px wide, below 128." in page.text_content(".detector")
+    assert "Demonstration" not in page.text_content(".one")
+    assert "not calibrated" not in page.text_content(".one").lower()
+
+
+def test_another_choice_is_offered_for_what_is_in_view(visitor, mood):
+    mood.several = True
+    page = visitor.visit()
+    score_one(page, "photo.jpg", PHOTO)
+    page.select_option("#ensemble", "second")
+    page.click("text=Score this image again")
+    page.wait_for_selector("text=/Ensemble second/")
+    assert [query for query, _ in mood.requests] == ["ensemble=default", "ensemble=second"]
+    assert page.locator(".notice.quiet").count() == 0
+
+
+def test_a_refused_image_says_what_to_do(visitor):
+    page = visitor.visit()
+    score_one(page, "notes.txt", b"just words")
+    assert page.text_content("#finding") == "Not an image format that this endpoint reads"
+    assert "Send the original" in page.text_content(".statement")
+    assert "unsupported_format" in page.text_content(".finding")
+
+
+def test_a_format_that_the_browser_cannot_show_still_gets_its_verdict(visitor):
+    page = visitor.visit()
+    score_one(page, "scan.tif", encoded(4, "TIFF"))
+    page.wait_for_selector(".placeholder")
+    assert "TIFF" in page.text_content(".placeholder")
+    assert page.text_content("#finding") in WORDS.values()
+
+
+@pytest.mark.parametrize("way", ["drop", "paste"])
+def test_dropped_and_pasted_images_are_taken(visitor, way):
+    page = visitor.visit()
+    send = """([way, bytes]) => {
+      const transfer = new DataTransfer();
+      transfer.items.add(new File([new Uint8Array(bytes)], "given.jpg", {type: "image/jpeg"}));
+      const event = way === "drop" ? new DragEvent("drop", {dataTransfer: transfer, bubbles: true, cancelable: true})
+        : new ClipboardEvent("paste", {clipboardData: transfer, bubbles: true});
+      document.body.dispatchEvent(event);
+    }"""
+    page.evaluate(send, [way, list(PHOTO)])
+    page.wait_for_selector("#finding")
+    assert ("came from the clipboard" in page.text_content(".finding")) is (way == "paste")
+
+
+def test_without_javascript_it_says_how_to_ask(visitor):
+    page = visitor.visit(java_script_enabled=False, wait=False)
+    assert "curl --data-binary @photo.jpg" in page.text_content("noscript pre")
+    assert page.is_hidden("#drop")
+
+
+def test_the_moods_are_reset(mood):
+    assert mood == replace(Mood())

@@ -1,0 +1,163 @@
+"""The walk of one image through decoder processes and groups, while groups are lost, full, or change what they serve."""
+
+import asyncio
+import io
+
+import pytest
+
+import ray_app
+from ray_app.errors import InputError, Status
+from ray_app.inference.isolated import IsolatedDecoders
+from ray_app.serving import ServeConfig
+from ray_app.serving.generation import plan_generation
+from ray_app.serving.groups import Offer, groups_of
+from ray_app.serving.http.errors import Refusal
+from ray_app.serving.scorer import EndpointScorer, GroupLost
+from tests.images.factory import photo
+from tests.serving.in_process import CountingMeter, LocalGroup, local_scorer
+from tests.serving.test_generation import stricter
+
+
+@pytest.fixture(scope="module")
+def decoders():
+    config = ServeConfig()
+    with IsolatedDecoders(config.images, processes=1, formats=config.limits.formats) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def group():
+    return LocalGroup("detectors", ServeConfig())
+
+
+@pytest.fixture(scope="module")
+def file():
+    written = io.BytesIO()
+    photo(seed=3).save(written, "JPEG")
+    return written.getvalue()
+
+
+class Scripted:
+    """A real group behind troubles that happen first."""
+
+    def __init__(self, group, *troubles):
+        self.group, self.troubles, self.asked = group, list(troubles), 0
+
+    async def score(self, ask):
+        self.asked += 1
+        if self.troubles:
+            trouble = self.troubles.pop(0)
+            if callable(trouble):
+                return trouble(ask)
+            raise trouble
+        return await self.group.score(ask)
+
+    async def describe(self):
+        return await self.group.describe()
+
+
+def scorer_of(group, decoders, **config):
+    return EndpointScorer(ServeConfig(**config), {"detectors": group}, decoders, CountingMeter())
+
+
+def test_the_answer_is_that_of_the_library(group, decoders, file):
+    expected = ray_app.load_ensemble("default").score([file])[0]
+    answer = asyncio.run(scorer_of(group, decoders).score(file, name="a.jpg"))
+    assert (answer.verdict, answer.status, answer.name) == (expected.verdict, "ok", "a.jpg")
+    assert answer.score == pytest.approx(expected.score, abs=1e-5)
+    assert answer.probability == pytest.approx(expected.probability, abs=1e-6)
+    assert answer.scores == pytest.approx(expected.scores, abs=1e-5)
+    assert answer.sha256 == expected.facts.sha256
+
+
+def test_a_group_that_is_lost_is_asked_again(group, decoders, file):
+    scripted = Scripted(group, GroupLost(), GroupLost(), GroupLost())
+    assert asyncio.run(scorer_of(scripted, decoders).score(file)).status == "ok"
+    assert scripted.asked == 4
+
+
+def test_an_offer_is_followed_and_every_answer_names_its_own_fingerprint(group, decoders, file, tmp_path):
+    other = LocalGroup("detectors", ServeConfig(ensembles=(stricter(tmp_path, "default"),)))
+    theirs = asyncio.run(other.describe())
+
+    async def update():
+        moving = Scripted(group)
+        scorer = scorer_of(moving, decoders)
+        before = await scorer.score(file)
+        moving.group = other
+        return before, await scorer.score(file)
+
+    before, after = asyncio.run(update())
+    assert before.ensemble.fingerprint != after.ensemble.fingerprint == theirs.fingerprints["default"]
+    assert before.score == pytest.approx(after.score, abs=1e-5)
+
+
+def test_two_generations_side_by_side_still_answer(group, decoders, file, tmp_path):
+    """As during an update: what was offered may be gone at the next try."""
+    mine = asyncio.run(group.describe())
+    scripted = Scripted(group, lambda ask: Offer(mine), lambda ask: Offer(mine))
+    assert asyncio.run(scorer_of(scripted, decoders).score(file)).ensemble.fingerprint == mine.fingerprints["default"]
+
+
+def test_a_full_queue_is_a_refusal(group, decoders, file):
+    scripted = Scripted(group, Refusal("overloaded"))
+    with pytest.raises(Refusal, match="overloaded"):
+        asyncio.run(scorer_of(scripted, decoders).score(file))
+
+
+def test_a_bad_image_is_refused_with_its_status(group, decoders):
+    with pytest.raises(InputError) as refused:
+        asyncio.run(scorer_of(group, decoders).score(b"\xff\xd8\xff" + b"0" * 100))
+    assert refused.value.status is Status.TRUNCATED_IMAGE
+    with pytest.raises(Refusal) as large:
+        asyncio.run(scorer_of(group, decoders, images={"max_bytes": 10}).score(b"0" * 11))
+    assert (large.value.status, large.value.limit, large.value.observed) == (413, 10, 11)
+
+
+@pytest.mark.parametrize("options", [{"ensemble": "nobody"}, {"beside": ["nobody"]}])
+def test_what_is_not_served_is_a_malformed_request(group, decoders, file, options):
+    with pytest.raises(Refusal) as refused:
+        asyncio.run(scorer_of(group, decoders).score(file, **options))
+    assert refused.value.status == 400
+
+
+def test_ready_scores_a_golden_image_once_in_a_while(group, decoders):
+    scripted = Scripted(group)
+
+    async def twice(scorer):
+        await scorer.ready()
+        return await scorer.ready()
+
+    names = asyncio.run(twice(scorer_of(scripted, decoders)))
+    assert [name.name for name in names] == ["default"]
+    assert scripted.asked == 1
+
+
+def test_eight_detectors_agree_with_the_library(eight, file):
+    config = ServeConfig(ensembles=(str(eight),), accept_licences=tuple(licences(eight)))
+    assert len(plan_generation(config)[0].cards) == 8
+    ensemble = ray_app.load_ensemble(str(eight), accept_licences=config.accept_licences)
+    large = io.BytesIO()
+    photo(400, 300, seed=8).save(large, "PNG")
+    files = [file, large.getvalue()]
+
+    async def all_of(scorer):
+        return await asyncio.gather(*[scorer.score(data, masks=True) for data in files])
+
+    scorer = local_scorer(config)
+    answers = asyncio.run(all_of(scorer))
+    scorer.close()
+    assert list(groups_of(plan_generation(config)[0]))[0] == "detectors"
+    for answer, expected in zip(answers, ensemble.score(files), strict=True):
+        assert answer.verdict == expected.verdict
+        assert answer.verdict_reason == expected.verdict_reason
+        for name, score in expected.scores.items():
+            assert answer.scores[name] == (None if score is None else pytest.approx(score, abs=2e-2, rel=1e-3)), name
+        assert {name for name, said in answer.detectors.items() if said.mask} == {name for name, mask in expected.masks.items() if mask is not None}
+
+
+def licences(ensemble):
+    from ray_app.detectors import load_card
+    from ray_app.ensembles import load_ensemble_card
+
+    return [load_card(member.detector).name for member in load_ensemble_card(ensemble).members]
