@@ -5,7 +5,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -84,13 +85,31 @@ def resources(config: ClusterConfig) -> tuple[float, float, float]:
 
     What is stated is asked of the autoscaler at once, so that all nodes start together rather than one after another.
     """
-    import ray
-
-    there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    cpus = float(config.cpus or there.get("CPU", 0))
-    gpus = float(there.get("GPU", 0) if config.gpus is None else config.gpus)
-    if cpus > there.get("CPU", 0) or gpus > there.get("GPU", 0):
+    there = _there(config.labels)
+    cpus = float(config.cpus or there["CPU"])
+    gpus = float(there["GPU"] if config.gpus is None else config.gpus)
+    if cpus > there["CPU"] or gpus > there["GPU"]:
         from ray.autoscaler.sdk import request_resources
 
         request_resources(num_cpus=int(cpus), bundles=[{"GPU": 1}] * int(gpus))
-    return cpus, gpus, there.get("memory", math.inf) * max(cpus / max(there.get("CPU", 0), 1), 1)
+    return cpus, gpus, (there["memory"] or math.inf) * max(cpus / max(there["CPU"], 1), 1)
+
+
+def _there(labels: Mapping[str, str]) -> Mapping[str, float]:
+    """The resources of the living nodes that have these labels."""
+    import ray
+
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    total: defaultdict[str, float] = defaultdict(float)
+    for node in nodes:
+        if node["Alive"] and all(_has(node["Labels"].get(key), wanted) for key, wanted in labels.items()):
+            for name, amount in node["Resources"].items():
+                total[name] += amount
+    return total
+
+
+def _has(value: str | None, wanted: str) -> bool:
+    """Whether a node's label is what Ray's selector syntax asks for: `a`, `!a`, `in(a,b)` or `!in(a,b)`."""
+    listed = wanted.removeprefix("!")
+    found = value in [one.strip() for one in listed[3:-1].split(",")] if listed.startswith("in(") else value == listed
+    return found != wanted.startswith("!")

@@ -1,5 +1,6 @@
 """The settings of a scoring run. Defaults run on a laptop."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field
@@ -18,6 +19,9 @@ class ClusterConfig(Frozen):
         default=None, ge=0, description="GPUs to plan for, also those an autoscaler has yet to start; null = what is there now"
     )
     workers: int | None = Field(default=None, ge=1, description="scoring processes; null = one per core, or one per GPU")
+    labels: Mapping[str, str] = Field(
+        default={}, description="Ray node labels that the workers' nodes must have; {workload: '!serving'} leaves an endpoint's nodes alone"
+    )
     object_store_bytes: int | None = Field(default=None, ge=80 * 2**20, description="object store of a local cluster; null = 512 MiB")
     stall_timeout_s: float | None = Field(
         default=None,

@@ -58,15 +58,15 @@ def _hand_over_limit() -> float:
 
 def _pipeline(dataset: Dataset, job: Job, layout: Layout) -> Dataset:
     if layout.kind == "fused":
-        return _stage(dataset, BlockScorer, (job,), layout.scorers[0], num_cpus=layout.worker_cpus)
-    dataset = _stage(dataset, BlockDecoder, (job,), layout.decoders, num_cpus=layout.worker_cpus)
+        return _stage(dataset, BlockScorer, (job,), layout, layout.scorers[0], num_cpus=layout.worker_cpus)
+    dataset = _stage(dataset, BlockDecoder, (job,), layout, layout.decoders, num_cpus=layout.worker_cpus)
     for pool, size in zip(job.spec.pools, layout.scorers, strict=True):
-        dataset = _stage(dataset, TensorScorer, (job, pool), size, num_cpus=layout.scorer_cpus, num_gpus=layout.scorer_gpus or None)
-    return _stage(dataset, BlockCommitter, (job,), layout.committers, num_cpus=COMMIT_CPUS / layout.committers)
+        dataset = _stage(dataset, TensorScorer, (job, pool), layout, size, num_cpus=layout.scorer_cpus, num_gpus=layout.scorer_gpus or None)
+    return _stage(dataset, BlockCommitter, (job,), layout, layout.committers, num_cpus=COMMIT_CPUS / layout.committers)
 
 
 def _stage(
-    dataset: Dataset, worker: type, given: tuple[object, ...], size: int, *, num_cpus: float, num_gpus: float | None = None
+    dataset: Dataset, worker: type, given: tuple[object, ...], layout: Layout, size: int, *, num_cpus: float, num_gpus: float | None = None
 ) -> Dataset:
     pool = ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2)
     return dataset.map_batches(
@@ -78,6 +78,7 @@ def _stage(
         compute=pool,
         num_cpus=num_cpus,
         num_gpus=num_gpus,
+        label_selector=dict(layout.labels) or None,
     )
 
 

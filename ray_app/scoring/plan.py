@@ -5,8 +5,8 @@ a whole core waits forever behind the others, without a word (specs/ray.md §F2)
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ray_app.archives import BlockPlan
@@ -29,7 +29,8 @@ class Layout:
     """`fused`: each core fetches, decodes, scores and commits whole blocks; nothing large crosses a process.
     `split`: cores fetch and decode for scorers, one pool of them after another; prepared uint8 tensors cross the object store.
 
-    `scorers` has the number of processes in each pool; `scorer_cpus` and `scorer_gpus` are what one of them asks for.
+    `scorers` has the number of processes in each pool; `scorer_cpus` and `scorer_gpus` are what one of them asks for. `labels`: of
+    the nodes that any of them may stand on.
     """
 
     kind: Literal["fused", "split"]
@@ -41,6 +42,7 @@ class Layout:
     scorer_gpus: float = 0.0
     committers: int = 1
     short_of_memory: bool = False
+    labels: Mapping[str, str] = field(default_factory=dict)
 
     def limited_to(self, blocks: int) -> "Layout":
         """The same with no more workers per stage than blocks."""

@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -138,9 +138,10 @@ def _resumable(run: RunDirectory) -> Iterator[None]:
 def layout_for(config: ScoreConfig, spec: ScoringSpec, cpus: float, gpus: float, memory_bytes: float) -> Layout:
     """The processes that a run of this config uses on such a cluster. Raises ClusterError when nothing fits."""
     work = Work(spec.slots, spec.tensor_bytes, spec.pool_gmac, spec.process_bytes, bool(spec.localizers))
-    return plan_layout(
+    layout = plan_layout(
         work, cpus=cpus, gpus=gpus, workers=config.cluster.workers, block_members=config.block_members, memory_bytes=memory_bytes
     )
+    return replace(layout, labels=config.cluster.labels)
 
 
 def check_detectors(config: ScoreConfig) -> None:

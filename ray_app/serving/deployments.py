@@ -13,6 +13,7 @@ from ray.serve.handle import DeploymentHandle
 
 from ray_app.config.loading import validate
 from ray_app.serving.config import ServeConfig
+from ray_app.serving.generation import plan_generation
 from ray_app.serving.groups import Ask, DetectorGroup, Offer, Reply
 from ray_app.serving.http.errors import Refusal
 from ray_app.serving.scorer import EndpointScorer, GroupLost
@@ -64,12 +65,19 @@ class Detectors:
 class Jobs:
     """The book of jobs, in one replica of its own, so that all ingress replicas see the same jobs."""
 
-    def __init__(self, config: ServeConfig, groups: Mapping[str, Handle]) -> None:
+    async def __init__(self, config: ServeConfig, groups: Mapping[str, Handle]) -> None:  # type: ignore[misc]  # Serve awaits it
         from ray_app.serving.fetching import GuardedFetcher
         from ray_app.serving.jobs import JobBook
 
         fetcher = GuardedFetcher(config.urls, config.images.max_bytes) if config.urls.enabled or config.jobs.webhooks else None
-        self._book = JobBook(config, _scorer(config, groups), fetcher)
+        self._scorer = _scorer(config, groups)
+        self._book = JobBook(config, self._scorer, fetcher)
+        self._book.start()
+
+    async def __del__(self) -> None:
+        """Serve awaits it when the replica ends: its successor may then open the book at once."""
+        await self._book.close()
+        self._scorer.close()
 
     async def submit(self, owner: str, images: Any = None, urls: Any = None, **options: Any) -> "Job":
         """See `JobBook.submit`."""
@@ -152,7 +160,8 @@ def _scorer(config: ServeConfig, groups: Mapping[str, Handle], meter: Any = None
     decoders = IsolatedDecoders(
         config.images, processes=config.decoders, wall_limit_s=config.limits.decode_limit_s, formats=config.limits.formats
     )
-    decoders.start()
+    spec, _, _ = plan_generation(config)
+    decoders.start(spec.preprocessings, spec.resize)
     return EndpointScorer(config, {name: RemoteGroup(handle) for name, handle in groups.items()}, decoders, meter or RayMeter())
 
 

@@ -13,10 +13,10 @@ from typing import Protocol
 from ray_app.detectors import Preprocessing, ResizeMode
 from ray_app.errors import InputError
 from ray_app.inference.isolated import IsolatedDecoders, Prepared
-from ray_app.serving import answer
 from ray_app.serving.config import ServeConfig
 from ray_app.serving.generation import Generation
 from ray_app.serving.groups import Ask, Offer, Reply, golden_image, groups_of
+from ray_app.serving.http import answering
 from ray_app.serving.http.errors import Refusal
 from ray_app.serving.http.schemas import DetectorInfo, EnsembleInfo, EnsembleName, ImageAnswer, Timings
 from ray_app.serving.metrics import Meter
@@ -77,8 +77,8 @@ class EndpointScorer:
         with self._one_more():
             generation, chosen, replies = await self._asked_until_answered(walk, ensemble, beside)
         timings = Timings(decode=walk.decode_s, wait=walk.wait_s, score=walk.score_s, total=time.perf_counter() - started)
-        answered = answer.scored_answer(
-            generation, chosen, answer.readings_of(replies), walk.prepared.facts, name=name, size_bytes=len(data),
+        answered = answering.scored_answer(
+            generation, chosen, answering.readings_of(replies), walk.prepared.facts, name=name, size_bytes=len(data),
             metadata=walk.prepared.metadata, masks=masks, timings=timings, request_id=request_id,
         )  # fmt: skip
         self._count(answered)
@@ -92,21 +92,21 @@ class EndpointScorer:
             await asyncio.gather(*[group.describe() for group in self._groups.values()])
             generation = await self._current()
             self._ready_until, self._ready_for = time.monotonic() + READY_FOR_S, generation.id
-        return [answer.ensemble_name(generation, name) for name in generation.ensembles]
+        return [answering.ensemble_name(generation, name) for name in generation.ensembles]
 
     async def ensembles(self) -> tuple[list[EnsembleInfo], list[str]]:
         """What there is to ask for, the default first, and the optional detectors."""
         generation = await self._current()
-        return answer.ensemble_infos(generation), list(generation.optional)
+        return answering.ensemble_infos(generation), list(generation.optional)
 
     async def detectors(self) -> list[DetectorInfo]:
         """All detectors behind this endpoint."""
-        return answer.detector_infos(await self._current())
+        return answering.detector_infos(await self._current())
 
     async def ensemble(self, name: str | None) -> EnsembleName:
         """The ensemble that a request means. Raises Refusal malformed_request."""
         generation = await self._current()
-        return answer.ensemble_name(generation, _chosen(generation, name, ()))
+        return answering.ensemble_name(generation, _chosen(generation, name, ()))
 
     def close(self) -> None:
         """End the decoder processes."""
@@ -139,7 +139,7 @@ class EndpointScorer:
             generation = await self._current()
             chosen = _chosen(generation, ensemble, beside)
             try:
-                return generation, chosen, await self._ask(generation, answer.needed(generation, chosen, beside), walk)
+                return generation, chosen, await self._ask(generation, answering.needed(generation, chosen, beside), walk)
             except GroupLost:
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))
                 pause = min(2 * pause, LONGEST_PAUSE_S)

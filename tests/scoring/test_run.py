@@ -9,6 +9,7 @@ from PIL import Image
 from ray_app.errors import ClusterError, ConfigError, ExitCode, IdentityError
 from ray_app.runs import RunDirectory, current_rows
 from ray_app.scoring import ClusterConfig
+from ray_app.scoring.cluster import _has
 from ray_app.scoring.redeciding import decide_run
 from ray_app.storage import Lease, Store
 from tests.scoring.conftest import comparable, files_below, rows_of
@@ -169,3 +170,18 @@ def test_max_hours_stops_resumably(score, archive, capsys):
     finished, rows = score(archive)
     assert len(rows) == len(files_below(archive))
     assert finished.exit_code is ExitCode.DONE
+
+
+def test_a_run_keeps_off_the_nodes_of_an_endpoint(score, archive, tmp_path):
+    finished, _ = score(archive, cluster=ClusterConfig(labels={"workload": "!serving"}))
+    assert finished.exit_code == 0
+    with pytest.raises(ClusterError, match="has 0 CPUs"):
+        score(archive, out=tmp_path / "other", cluster=ClusterConfig(labels={"workload": "serving"}))
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted", "has"),
+    [("a", "a", True), (None, "a", False), (None, "!a", True), ("a", "!a", False), ("b", "in(a, b)", True), ("c", "!in(a,b)", True)],
+)
+def test_labels_are_asked_for_in_ray_s_words(value, wanted, has):
+    assert _has(value, wanted) is has

@@ -199,7 +199,8 @@ class TestOwners:
                 later = await book.submit("me", jpegs(3), idempotency_key="k")
                 theirs = await book.submit("you", jpegs(3), idempotency_key="k")
                 without = [await book.submit("me", jpegs(3)), await book.submit("me", jpegs(3))]
-                others = [{"images": jpegs(2)}, {"images": jpegs(3, 1)}, {"images": [("x", data) for _, data in jpegs(3)]},
+                swapped = [(name, jpegs(1, 9)[0][1]) for name, _ in jpegs(3)]
+                others = [{"images": jpegs(2)}, {"images": swapped}, {"images": [("x", data) for _, data in jpegs(3)]},
                           {"images": jpegs(3), "ensemble": "default"}]  # fmt: skip
                 codes = [(await refusal_of(book.submit("me", idempotency_key="k", **other))).code for other in others]
                 return {job.id for job in (*same, later)}, {theirs.id, *(job.id for job in without)}, codes
@@ -220,13 +221,14 @@ class TestOwners:
 
                 book._store.save = slowly
                 asking = asyncio.create_task(book.submit("me", jpegs(2), idempotency_key="k"))
-                await until(lambda: _now(book._saving))
+                (job,) = await until(lambda: _now(list(book._saving)))
                 asking.cancel()
                 again = asyncio.create_task(book.submit("me", jpegs(2), idempotency_key="k"))
                 await asyncio.wait({asking})
                 assert (asking.cancelled(), kept_files(tmp_path)) == (True, [])
                 gate.set()
-                await ended(book, "me", (await again).id)
+                assert (await again).id == job
+                await ended(book, "me", job)
                 return scorer.started
 
         assert run(scenario()) == ["0.jpg", "1.jpg"]

@@ -112,6 +112,7 @@ def test_the_mask_lies_where_the_browser_turns_the_picture_and_the_slider_fades_
     page.focus("#opacity")
     page.keyboard.press("Home")
     assert (page.evaluate(opacity), page.text_content("output")) == ("0", "0 %")
+    assert page.evaluate("getComputedStyle(document.querySelector('.frame img')).filter") == "grayscale(0)"
     page.keyboard.press("ArrowRight")
     assert page.evaluate(opacity) == "0.05"
     assert visitor.complaints == []

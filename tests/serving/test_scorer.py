@@ -147,7 +147,7 @@ def test_eight_detectors_agree_with_the_library(eight, file):
     scorer = local_scorer(config)
     answers = asyncio.run(all_of(scorer))
     scorer.close()
-    assert list(groups_of(plan_generation(config)[0]))[0] == "detectors"
+    assert "detectors" in groups_of(plan_generation(config)[0])
     for answer, expected in zip(answers, ensemble.score(files), strict=True):
         assert answer.verdict == expected.verdict
         assert answer.verdict_reason == expected.verdict_reason

@@ -1,27 +1,94 @@
-"""What is said of one image among several that was refused: the same line in a multi-file answer and in a job. Knows no route."""
+"""What a client is told of an image: the verdict on one that was scored, the reason for one that was refused. Knows readings and the
+API's models; no route, no network, no Ray.
+"""
 
-from collections.abc import Mapping
+import base64
+from collections.abc import Collection, Mapping, Sequence
+from typing import cast
 
-from ray_app.errors import InputError
-from ray_app.images import ImageFacts as Facts
-from ray_app.images import ImageRefused, inspect_bytes
+import numpy as np
+
+from ray_app.ensembles import is_calibrated
+from ray_app.ensembles.deciding import calibrate, doubt, sigmoid
+from ray_app.errors import InputError, Status
+from ray_app.images import ImageFacts, ImageRefused, inspect_bytes
+from ray_app.inference import Outcome, Readings, ScoringSpec, judge, remarks_on
+from ray_app.inference.decoding import Pixels
+from ray_app.runs.masks import mask_area, mask_png
+from ray_app.serving.generation import Generation
+from ray_app.serving.groups import Reply
+from ray_app.serving.http import schemas
 from ray_app.serving.http.errors import Refusal
-from ray_app.serving.http.schemas import EnsembleName, Error, ImageAnswer, ImageFacts, Timings
+
+
+def readings_of(replies: Sequence[Reply]) -> Readings:
+    """What all groups said of one image: one row."""
+    together = Readings({})
+    for reply in replies:
+        together = together.joined(Readings(
+            {name: np.array([score], np.float32) for name, score in reply.scores.items()},
+            {name: [mask] for name, mask in reply.masks.items()},
+            {name: [text] for name, text in reply.replies.items()},
+        ))  # fmt: skip
+    return together
+
+
+def scored_answer(
+    generation: Generation,
+    ensemble: str,
+    readings: Readings,
+    facts: ImageFacts,
+    *,
+    name: str | None,
+    size_bytes: int,
+    metadata: Mapping[str, str],
+    masks: bool,
+    timings: schemas.Timings,
+    request_id: str,
+) -> schemas.ImageAnswer:
+    """The ensemble's decision and what each detector said; those that the ensemble does not have are beside it.
+
+    Raises InputError DETECTOR_FAILED where no detector of the ensemble gave a score although it should have.
+    """
+    spec = generation.ensembles[ensemble]
+    judged = judge(spec, [Outcome(Status.OK, None, facts)], readings.among(spec.cards))
+    outcome, decisions = judged.outcomes[0], judged.decisions
+    if outcome.status is not Status.OK:
+        raise InputError(outcome.status, outcome.detail or "")
+    detectors = {
+        key: _detector_answer(generation.spec, key, readings, facts, masks, beside=key not in spec.cards) for key in readings.scores
+    }
+    return schemas.ImageAnswer(
+        name=name,
+        status=str(outcome.status),
+        verdict=cast(schemas.Verdict, decisions.verdict[0]),
+        verdict_reason=decisions.reason[0],
+        probability=_finite(decisions.probability[0]),
+        calibrated=decisions.calibrated,
+        score=_finite(decisions.score[0]),
+        scores={key: answer.score for key, answer in detectors.items()},
+        detectors=detectors,
+        sha256=facts.sha256,
+        image=facts_answer(facts, size_bytes, metadata),
+        ensemble=ensemble_name(generation, ensemble),
+        timings=timings,
+        request_id=request_id,
+    )
 
 
 def refused_answer(
-    refused: InputError | Refusal, name: str | None, data: bytes | None, ensemble: EnsembleName, request_id: str
-) -> ImageAnswer:
+    refused: InputError | Refusal, name: str | None, data: bytes | None, ensemble: schemas.EnsembleName, request_id: str
+) -> schemas.ImageAnswer:
     """The answer for an image that has no verdict: `status` is the refusal's code, `error` its usual JSON.
 
     `data` None: its bytes were never had (a URL that was not fetched); then `sha256` is empty and `image` null.
     """
     refusal = refused if isinstance(refused, Refusal) else Refusal.of(refused)
     facts = refused.facts if isinstance(refused, ImageRefused) else inspect_bytes(data or b"")
-    return ImageAnswer(
+    return schemas.ImageAnswer(
         name=name,
         status=refusal.code,
-        error=Error.model_validate(refusal.body(request_id)),
+        error=schemas.Error.model_validate(refusal.body(request_id)),
         verdict=None,
         verdict_reason=None,
         probability=None,
@@ -32,14 +99,14 @@ def refused_answer(
         sha256="" if data is None else facts.sha256,
         image=None if data is None else facts_answer(facts, len(data)),
         ensemble=ensemble,
-        timings=Timings(decode=0.0, wait=0.0, score=0.0, total=0.0),
+        timings=schemas.Timings(decode=0.0, wait=0.0, score=0.0, total=0.0),
         request_id=request_id,
     )
 
 
-def facts_answer(facts: Facts, size_bytes: int, metadata: Mapping[str, str] | None = None) -> ImageFacts:
+def facts_answer(facts: ImageFacts, size_bytes: int, metadata: Mapping[str, str] | None = None) -> schemas.ImageFacts:
     """The file's facts as the API words them; what was not reached is null."""
-    return ImageFacts(
+    return schemas.ImageFacts(
         format=facts.format,
         width=facts.width,
         height=facts.height,
@@ -52,3 +119,72 @@ def facts_answer(facts: Facts, size_bytes: int, metadata: Mapping[str, str] | No
         size_bytes=size_bytes,
         metadata=dict(metadata or {}),
     )
+
+
+def ensemble_name(generation: Generation, ensemble: str) -> schemas.EnsembleName:
+    """Name and fingerprint of one ensemble."""
+    return schemas.EnsembleName(name=ensemble, fingerprint=generation.fingerprints[ensemble])
+
+
+def ensemble_infos(generation: Generation) -> list[schemas.EnsembleInfo]:
+    """What there is to ask for, the default first."""
+    return [
+        schemas.EnsembleInfo(
+            name=name,
+            title=spec.ensemble.title,
+            fingerprint=generation.fingerprints[name],
+            default=name == generation.default,
+            rule=spec.ensemble.rule,
+            detectors=list(spec.cards),
+            calibrated=is_calibrated(spec.ensemble, spec.calibrations),
+            fake_above=spec.ensemble.thresholds.fake_above,
+            real_below=spec.ensemble.thresholds.real_below,
+            demonstration=any(card.demonstration for card in spec.cards.values()),
+        )
+        for name, spec in generation.ensembles.items()
+    ]
+
+
+def detector_infos(generation: Generation) -> list[schemas.DetectorInfo]:
+    """The detectors of all ensembles, then the optional ones."""
+    return [
+        schemas.DetectorInfo(
+            name=name, title=card.title, licence=card.licence, terms=card.terms, source=card.source,
+            precision=generation.spec.precision[name], localizes=card.masks, optional=name in generation.optional,
+        )
+        for name, card in generation.spec.cards.items()
+    ]  # fmt: skip
+
+
+def needed(generation: Generation, ensemble: str, beside: Collection[str]) -> tuple[str, ...]:
+    """The detectors that a request wants, in the generation's order."""
+    wanted = {*generation.ensembles[ensemble].cards, *beside}
+    return tuple(name for name in generation.spec.cards if name in wanted)
+
+
+def _detector_answer(
+    spec: ScoringSpec, name: str, readings: Readings, facts: ImageFacts, masks: bool, *, beside: bool
+) -> schemas.DetectorAnswer:
+    column = readings.scores[name].astype(np.float64)
+    score, calibration = _finite(column[0]), spec.calibrations[name]
+    outside = spec.doubt(name, facts.width, facts.height) if facts.width and facts.height else None
+    mask = readings.masks.get(name, [None])[0] if masks else None
+    return schemas.DetectorAnswer(
+        score=score,
+        probability=_finite(sigmoid(calibrate(column, calibration))[0]),
+        calibrated=calibration is not None,
+        abstained=doubt(score is not None, outside, remarks_on(readings.replies).get(name, [None])[0]),
+        beside=beside,
+        reply=readings.replies.get(name, [None])[0],
+        mask=None if mask is None else _mask(mask),
+    )
+
+
+def _mask(mask: Pixels) -> schemas.Mask:
+    height, width = mask.shape
+    png = base64.b64encode(mask_png(mask)).decode()
+    return schemas.Mask(png=png, width=width, height=height, area=mask_area(mask), peak=float(mask.max()) / 255)
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

@@ -84,8 +84,10 @@ def scoring_router(scorer: EndpointScorer, config: ServeConfig, meter: Meter, *,
     async def _one(name: str | None, data: bytes, options: dict[str, Any]) -> schemas.ImageAnswer:
         try:
             return await scorer.score(data, name=name, **options)
-        except InputError as refused:
-            meter.refused(str(refused.status))
+        except (InputError, Refusal) as refused:
+            if isinstance(refused, Refusal) and refused.code != "file_too_large":
+                raise  # about the request, not about this image
+            meter.refused(str(refused.status if isinstance(refused, InputError) else refused.code))
             return refused_answer(refused, name, data, await scorer.ensemble(options["ensemble"]), options["request_id"])
 
     @router.post("/score-url", operation_id="score_url")

@@ -27,7 +27,7 @@ export class Endpoint {
   }
 
   set token(text) {
-    sessionStorage.setItem(TOKEN, text.replace(/[^!-~]/g, "")); // more than that no header can carry
+    sessionStorage.setItem(TOKEN, text.replace(/[^ -~]/g, "")); // more than that no header can carry
   }
 
   /** Ensembles, optional detectors, limits and whether a token is needed; `detectors` by name, empty where they are not told. */

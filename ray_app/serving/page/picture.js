@@ -41,6 +41,7 @@ function controls(frame, masks, turned) {
     shown.textContent = `${slider.value} %`;
     slider.setAttribute("aria-valuetext", `${slider.value} per cent`);
     layer?.style.setProperty("opacity", slider.value / 100);
+    frame.querySelector("img")?.style.setProperty("filter", `grayscale(${layer ? slider.value : 0}%)`); // a red mask shows on red pictures too
   };
   const choose = async (at) => {
     const [name, { mask }] = masks[at];

@@ -58,13 +58,14 @@ function refused(answer) {
 }
 
 function said(answer, ensemble) {
+  const scored = Number.isFinite(answer.score);
   const calibrated = answer.calibrated ? "calibrated" : "not calibrated";
   const figure = (term, value, unit) => element("div", {}, element("dt", { text: term }), element("dd", {}, value, " ", element("small", { text: unit })));
   return [
     element("p", { class: "statement", text: statement(answer, ensemble) }),
-    ensemble && verdictScale(answer, ensemble, reach(answer, ensemble)),
-    element("dl", { class: "figures" }, figure("Probability of fake", probability(answer.probability), calibrated), figure("Score", score(answer.score), "log-odds")),
-    !answer.calibrated && element("p", { class: "remark", text: "Not calibrated: the plain sigmoid of the score. It puts images in order; it does not say how often such a verdict is right." }),
+    scored && ensemble && verdictScale(answer, ensemble, reach(answer, ensemble)),
+    scored && element("dl", { class: "figures" }, figure("Probability of fake", probability(answer.probability), calibrated), figure("Score", score(answer.score), "log-odds")),
+    scored && !answer.calibrated && element("p", { class: "remark", text: "Not calibrated: the plain sigmoid of the score. It puts images in order; it does not say how often such a verdict is right." }),
     ensemble?.demonstration && notice("Demonstration ensemble:", "it shows that the machinery works and is not for decisions about any image."),
   ];
 }
@@ -106,8 +107,7 @@ function detector(name, one, known, end) {
     element("p", { class: "who" }, element("strong", { text: visible(name) }), known && element("small", { text: visible(known.title) })),
     element("p", { class: "amount" }, score(one.score), element("span", { class: "unseen", text: one.score === null ? " no score" : " log-odds" })),
     bar(one.score, counts, end),
-    element("p", { class: "remark", text: remarks }),
-    one.reply && element("blockquote", { class: "remark", text: visible(one.reply) }));
+    element("div", { class: "note remark" }, one.reply && element("blockquote", { text: visible(one.reply) }), element("p", { text: remarks })));
 }
 
 function file(answer) {
