@@ -15,6 +15,7 @@ process that a bad image may kill, the ensemble's verdict) is not switched off. 
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -63,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     effort = replace(QUICK if options.quick else FULL, **{key: value for key, value in _effort(options) if value})
     state = machine()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server under test is ended with us
     with tempfile.TemporaryDirectory(prefix="bench-", dir="/tmp") as folder:  # short: the paths of Ray's sockets may have 107 characters
         models = prepare_models(Path(folder), options.models)
         measured = list(_rounds(models, options.servers, effort, Path(folder)))
@@ -124,6 +126,7 @@ def measure(server: Server, model: Model, effort: Effort, folder: Path, number: 
     """Start one server, load it, end it. Raises ContenderError where it does not come up."""
     work, steal = model.work, Steal()
     with running(server, work, folder) as up:
+        before = up.cpu_s()
         found = load_apart(
             Load(
                 up.url, effort.clients, effort.seconds, effort.warm_up_s,
@@ -131,13 +134,14 @@ def measure(server: Server, model: Model, effort: Effort, folder: Path, number: 
             ),
             model.photographs,
         )  # fmt: skip
-        memory = up.memory_bytes()
+        spent, memory = up.cpu_s() - before, up.memory_bytes()
     for _, trouble in found.troubles[:3]:
         _say(f"  {server.name}: {trouble}")
     return Measurement(
         work.name, server.name, number,
         rate=found.rate, p50_s=found.p50_s, p90_s=found.p90_s, p99_s=found.p99_s, max_s=found.max_s,
         ok=found.ok, back_pressure=found.back_pressure, other=found.other, wrong=found.wrong,
+        cpu_s_per_image=spent / max(found.ok, 1),
         startup_s=up.startup_s, memory_bytes=memory, client_cpu_s=found.client_cpu_s, steal=steal.share(),
     )  # fmt: skip
 

@@ -24,7 +24,8 @@ class Measurement:
     """One server in one round. `rate`: accepted requests per second; latencies of accepted requests, in seconds.
 
     `other`: answers that were neither accepted nor the documented back-pressure; `wrong` of them had another score than expected.
-    `client_cpu_s`: what the load itself took of the same cores; `steal`: share of the machine's time that its host gave to others.
+    `cpu_s_per_image`: CPU time of all processes of the server, per accepted request. `client_cpu_s`: what the load itself took of the
+    same cores; `steal`: share of the machine's time that its host gave to others.
     """
 
     model: str
@@ -39,6 +40,7 @@ class Measurement:
     back_pressure: int = 0
     other: int = 0
     wrong: int = 0
+    cpu_s_per_image: float = math.nan
     startup_s: float = math.nan
     memory_bytes: int = 0
     client_cpu_s: float = math.nan
@@ -91,11 +93,15 @@ def table(result: Mapping[str, Any]) -> str:
 
 def _line(name: str, of: Mapping[str, Any]) -> str:
     milliseconds = "".join(f"{of[key] * 1e3:>9.0f}" for key in ("p50_s", "p99_s", "max_s"))
+    milliseconds += f"{of['cpu_s_per_image'] * 1e3:>8.1f}"
     counts = f"{of['back_pressure']:>7}{of['other']:>7}{of['startup_s']:>8.1f} s{of['memory_bytes'] / 2**30:>7.2f} GiB"
     return f"  {name:<22}{of['rate']:>9.1f}{_spread(of['rates']):>14}{milliseconds}{counts}"
 
 
-_HEAD = f"  {'':<22}{'images/s':>9}{'rounds':>14}{'p50 ms':>9}{'p99 ms':>9}{'max ms':>9}{'busy':>7}{'failed':>7}{'start':>10}{'memory':>11}"
+_HEAD = (
+    f"  {'':<22}{'images/s':>9}{'rounds':>14}{'p50 ms':>9}{'p99 ms':>9}{'max ms':>9}"
+    f"{'CPU ms':>8}{'busy':>7}{'failed':>7}{'start':>10}{'memory':>11}"
+)
 
 
 def _ratios(servers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -124,7 +130,7 @@ def _by_server(measured: Sequence[Measurement]) -> dict[str, Any]:
 
 
 def _medians(rounds: Sequence[Measurement]) -> dict[str, Any]:
-    of = ("rate", "p50_s", "p90_s", "p99_s", "startup_s", "client_cpu_s")
+    of = ("rate", "p50_s", "p90_s", "p99_s", "cpu_s_per_image", "startup_s", "client_cpu_s")
     worst = ("max_s", "memory_bytes", "steal")
     total = ("ok", "back_pressure", "other", "wrong")
     return {

@@ -46,11 +46,12 @@ class Server:
 
 @dataclass(frozen=True)
 class Running:
-    """A server that is up: where, how long that took, and what memory its processes hold."""
+    """A server that is up: where, how long that took, what memory its processes hold now and what CPU time they have had so far."""
 
     url: str
     startup_s: float
     memory_bytes: Callable[[], int]
+    cpu_s: Callable[[], float]
 
 
 @contextmanager
@@ -68,7 +69,9 @@ def running(server: Server, work: Work, folder: Path) -> Iterator[Running]:
     tree = ProcessTree(process.pid, mark)
     try:
         _await_ready(process, port, server.ready, log)
-        yield Running(f"http://127.0.0.1:{port}{server.path}", time.monotonic() - begin, tree.memory_bytes)
+        yield Running(
+            f"http://127.0.0.1:{port}{server.path}", time.monotonic() - begin, tree.memory_bytes, lambda: sum(map(_cpu_s, tree.living()))
+        )
     finally:
         tree.living()  # whom to end, even if the first of them ends before it has told the others
         process.send_signal(signal.SIGINT)
@@ -105,6 +108,14 @@ def _answers(port: int, path: str) -> bool:
         return False
     finally:
         connection.close()
+
+
+def _cpu_s(pid: int) -> float:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # the name before it may hold anything
+    except OSError:  # it ended while we looked
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # user and system
 
 
 def _free_port() -> int:

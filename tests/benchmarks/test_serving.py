@@ -27,8 +27,9 @@ NOISE = (0.6, 1.0, 1.1)  # one round went badly: the median must not care
 
 def measurement(model, server, number=0, noise=1.0, **more):
     rate, p99 = RECORDED[model][server]
-    return Measurement(model, server, number, rate=rate * noise, p50_s=p99 / 2, p90_s=p99 / 1.2, p99_s=p99 / noise, max_s=2 * p99,
-                       **{"ok": 1000, "startup_s": 8.0, "memory_bytes": 2**30, "client_cpu_s": 1.0, **more})  # fmt: skip
+    latencies = {"p50_s": p99 / 2, "p90_s": p99 / 1.2, "p99_s": p99 / noise, "max_s": 2 * p99}
+    rest = {"ok": 1000, "cpu_s_per_image": 0.0123, "startup_s": 8.0, "memory_bytes": 2**30, "client_cpu_s": 1.0}
+    return Measurement(model, server, number, rate=rate * noise, **latencies, **(rest | more))
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def test_what_was_not_measured_has_no_ratio():
 
 def test_the_table_names_every_server_model_and_target(result):
     text = table({**result, "models": {"default": "touchstone-tiny", "heavy": "vits"}})
-    assert all(name in text for name in [*SERVERS, *RECORDED, "touchstone-tiny", "0.75 (p99 2.00)"])
+    assert all(name in text for name in [*SERVERS, *RECORDED, "touchstone-tiny", "0.75 (p99 2.00)", " 12.3 "])
     assert text.count(" met") == len(TARGETS)
     assert json.loads(json.dumps(result)) == result
 
@@ -114,6 +115,7 @@ def test_a_server_is_up_and_then_gone(tmp_path):
         with urlopen(up.url) as answer:
             assert answer.read().startswith(b"1\n")
         assert up.memory_bytes() > 2**20
+        assert 0 < up.cpu_s() < 60
         assert 0 < up.startup_s < 60
     with pytest.raises(OSError, match="refused"):
         urlopen(up.url)

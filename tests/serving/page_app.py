@@ -46,6 +46,10 @@ class Mood:
     held: threading.Event | None = None  # while set and not yet fired, scoring waits for it
     requests: list[tuple[str, int]] = field(default_factory=list)  # query and number of files
 
+    def reset(self):
+        self.__init__()
+        return self
+
 
 @cache
 def shipped_ensemble():

@@ -1,8 +1,11 @@
 """A person at the page: real Chromium, with a record of what it asked for, complained of and refused."""
 
+import io
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.reports.browser import CHROMIUM
 
@@ -61,3 +64,13 @@ def score_many(page, named):
     page.set_input_files("#files", [{"name": name, "mimeType": "image/jpeg", "buffer": content} for name, content in named])
     page.wait_for_selector(".gallery")
     page.wait_for_selector("#progress", state="hidden")
+
+
+def encoded(seed, form="JPEG", size=(320, 240), **options):
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1] // 8, size[0] // 8, 3), np.uint8)
+    data = io.BytesIO()
+    Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).save(data, form, **options)
+    return data.getvalue()
+
+
+PHOTO = encoded(1)

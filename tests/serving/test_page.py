@@ -4,27 +4,16 @@ import json
 import math
 import shlex
 import subprocess
-import threading
-from dataclasses import replace
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from tests.serving.page_app import TINY, Mood, serving, shipped_ensemble
-from tests.serving.page_browser import Visitor, chromium, needs_browser, score_many, score_one
+from tests.serving.page_browser import PHOTO, Visitor, chromium, encoded, needs_browser, score_many, score_one
 
 pytestmark = needs_browser
 
 
-def encoded(seed, form="JPEG", size=(320, 240), **options):
-    pixels = np.random.default_rng(seed).integers(0, 256, (size[1] // 8, size[0] // 8, 3), np.uint8)
-    data = io.BytesIO()
-    Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).save(data, form, **options)
-    return data.getvalue()
-
-
-PHOTO = encoded(1)
 WORDS = {"fake": "Flagged as fake", "real": "No evidence found", "abstain": "No verdict: it abstains"}
 NAMES = ['=HYPERLINK("x").jpg', "+1.jpg", "-1.jpg", "@a.jpg", 'say "hi", you.jpg', "plain.jpg"]
 
@@ -38,10 +27,7 @@ def endpoint():
 
 @pytest.fixture
 def mood(endpoint):
-    mood, _ = endpoint
-    for name, value in vars(Mood()).items():
-        setattr(mood, name, value)
-    return mood
+    return endpoint[0].reset()
 
 
 @pytest.fixture
@@ -186,55 +172,6 @@ def test_the_keyboard_alone_is_enough(visitor):
     assert page.text_content(".gallery .link:focus") == name
 
 
-def test_a_busy_endpoint_is_asked_again_and_said_so(visitor, mood):
-    mood.busy = 1
-    page = visitor.visit()
-    page.set_input_files("#files", {"name": "photo.jpg", "mimeType": "image/jpeg", "buffer": PHOTO})
-    page.wait_for_selector("#state >> text=The endpoint is busy; trying again in 1 s.")
-    page.wait_for_selector("#finding")
-    assert len(mood.requests) == 2
-
-
-def test_cancel_keeps_what_is_done_and_goes_on_when_asked(visitor, mood):
-    page = visitor.visit()
-    mood.held = threading.Event()
-    page.set_input_files("#files", [{"name": f"{seed}.jpg", "mimeType": "image/jpeg", "buffer": encoded(seed)} for seed in range(6)])
-    page.wait_for_selector("text=0 of 6 images scored.")
-    page.click("#cancel")
-    page.wait_for_selector("text=6 images not scored.")
-    mood.held.set()
-    assert page.is_hidden("#progress")
-    page.click("text=Go on")
-    page.wait_for_selector("tr:nth-child(6) .link:enabled")
-    assert page.locator("text=not scored").count() == 0
-
-
-def test_an_endpoint_out_of_reach_is_told_in_words_and_asked_again(visitor):
-    page = visitor.visit()
-    page.route("**/v1/score*", lambda route: route.abort())
-    page.set_input_files("#files", {"name": "photo.jpg", "mimeType": "image/jpeg", "buffer": PHOTO})
-    page.wait_for_selector("[role=alert] >> text=The endpoint cannot be reached.")
-    page.unroute("**/v1/score*")
-    page.click("text=Go on")
-    page.wait_for_selector("#finding")
-
-
-def test_a_token_is_asked_for_and_kept_in_this_tab_only(visitor, mood):
-    mood.token = "correct horse battery"
-    page = visitor.visit(wait=False)
-    page.wait_for_selector("#token:focus")
-    page.keyboard.type("wrong")
-    page.keyboard.press("Enter")
-    page.wait_for_selector("text=This token is not valid.")
-    page.keyboard.type(mood.token)
-    page.keyboard.press("Enter")
-    page.wait_for_selector("#entry", state="hidden")
-    score_one(page, "photo.jpg", PHOTO)
-    assert page.evaluate("[{...sessionStorage}, {...localStorage}, document.cookie]") == [{"touchstone-token": mood.token}, {}, ""]
-    assert mood.token not in page.content()
-    assert '"Authorization: Bearer $TOUCHSTONE_TOKEN"' in page.text_content("#curl")
-
-
 def test_abstaining_and_calibration_are_said(visitor, mood):
     mood.abstained, mood.calibrated, mood.several = "the image is 64 px wide, below 128", True, True
     page = visitor.visit()
@@ -257,14 +194,6 @@ def test_another_choice_is_offered_for_what_is_in_view(visitor, mood):
     page.wait_for_selector("text=/Ensemble second/")
     assert [query for query, _ in mood.requests] == ["ensemble=default", "ensemble=second"]
     assert page.locator(".notice.quiet").count() == 0
-
-
-def test_a_refused_image_says_what_to_do(visitor):
-    page = visitor.visit()
-    score_one(page, "notes.txt", b"just words")
-    assert page.text_content("#finding") == "Not an image format that this endpoint reads"
-    assert "Send the original" in page.text_content(".statement")
-    assert "unsupported_format" in page.text_content(".finding")
 
 
 def test_a_format_that_the_browser_cannot_show_still_gets_its_verdict(visitor):
@@ -290,11 +219,30 @@ def test_dropped_and_pasted_images_are_taken(visitor, way):
     assert ("came from the clipboard" in page.text_content(".finding")) is (way == "paste")
 
 
-def test_without_javascript_it_says_how_to_ask(visitor):
-    page = visitor.visit(java_script_enabled=False, wait=False)
-    assert "curl --data-binary @photo.jpg" in page.text_content("noscript pre")
-    assert page.is_hidden("#drop")
+def test_axe_finds_nothing_in_any_state_and_scheme(visitor, mood):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    mood.several = mood.masks = True
 
+    def check(page, state):
+        report = axe.run(page)
+        assert report.violations_count == 0, f"{state}: {report.generate_report()}"
+        page.emulate_media(color_scheme="dark")
+        report = axe.run(page, options={"runOnly": ["color-contrast"]})  # all else is the same in the dark
+        assert report.violations_count == 0, f"{state}, dark: {report.generate_report()}"
+        page.emulate_media(color_scheme="light")
 
-def test_the_moods_are_reset(mood):
-    assert mood == replace(Mood())
+    page = visitor.visit(reduced_motion="reduce")
+    check(page, "empty")
+    score_one(page, "photo.jpg", PHOTO)
+    page.wait_for_selector(".overlay")
+    page.click("details:has(#json) summary")
+    check(page, "one")
+    score_many(page, [("a.jpg", encoded(1)), ("b.txt", b"words")])
+    page.click(".sort >> text=Verdict")
+    check(page, "many")
+    page.click("text=b.txt")
+    check(page, "refused")
+    mood.token = "correct horse battery"
+    page = visitor.visit(width=390, wait=False, reduced_motion="reduce")
+    page.wait_for_selector("#token:focus")
+    check(page, "token")

@@ -1,0 +1,147 @@
+import re
+import threading
+
+import pytest
+
+from ray_app.errors import Status
+from ray_app.images.facts import FLAG_MEANING
+from ray_app.serving.http.errors import MESSAGES
+from tests.serving.page_app import Mood, serving
+from tests.serving.page_browser import PHOTO, Visitor, chromium, encoded, needs_browser, score_many, score_one
+
+pytestmark = needs_browser
+
+HOSTILE = {
+    "markup": '"><script>document.title="owned"</script><img src=x onerror=alert(1)>',
+    "bidi": "invoice\u202egpj.exe\u2066\u200b",
+    "marks": "Z" + "\u0351" * 60 + "algo",
+    "long": "a" * 5000 + ".jpg",
+    "formula": '=cmd|" /C calc"!A0',
+}
+
+
+@pytest.fixture(scope="module")
+def endpoint():
+    mood = Mood()
+    with serving(mood) as url, chromium() as browser:
+        yield mood, Visitor(browser, url)
+
+
+@pytest.fixture
+def mood(endpoint):
+    return endpoint[0].reset()
+
+
+@pytest.fixture
+def visitor(endpoint, mood):
+    _, visitor = endpoint
+    yield visitor
+    visitor.leave()
+
+
+def test_hostile_names_and_metadata_stay_text(visitor, mood):
+    mood.metadata = {value: value for value in HOSTILE.values()}
+    page = visitor.visit(width=390)
+    before = page.locator("script").count()
+    score_many(page, [(name, encoded(seed)) for seed, name in enumerate(HOSTILE.values())])
+    assert_fits(page)
+    names = page.locator(".gallery .link").all_text_contents()
+    assert names[0].startswith('"><script>')
+    assert "\\u202e" in names[1]
+    assert max(map(len, names)) <= 60
+    for at in range(len(HOSTILE)):
+        page.locator(".gallery .link").nth(at).click()
+        page.click("details:has(#json) summary")
+        assert_fits(page)
+        assert page.locator("script").count() == before
+        assert page.locator(".one img").count() == 1
+        assert not re.search("[\u202e\u2066\u200b]", page.text_content("main"))
+        page.click(".among >> text=All 5 images")
+    assert page.title() == "Touchstone"
+    assert visitor.complaints == []
+
+
+def assert_fits(page):
+    assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]
+
+
+def test_a_hostile_name_in_the_curl_line_is_one_word_of_the_shell(visitor):
+    page = visitor.visit()
+    score_one(page, "$(touch owned)'; rm \u202e*.jpg", PHOTO)
+    line = page.text_content("#curl").splitlines()[0]
+    assert line == r"""curl --data-binary $'@$(touch owned)\x27; rm \xe2\x80\xae*.jpg' \ """.rstrip()
+
+
+def test_every_code_and_flag_of_the_endpoint_has_words(visitor):
+    page = visitor.visit()
+    codes, flags = page.evaluate(
+        """async ([codes, flags]) => {
+          const words = await import("./page/words.js");
+          return [codes.filter(code => !(code in words.TROUBLES)), flags.filter(flag => words.flag(flag) === flag)];
+        }""",
+        [[*MESSAGES, *(str(status) for status in Status if status is not Status.OK)], list(FLAG_MEANING)],
+    )
+    assert (codes, flags) == ([], [])
+
+
+def test_a_busy_endpoint_is_asked_again_and_said_so(visitor, mood):
+    mood.busy = 1
+    page = visitor.visit()
+    page.set_input_files("#files", {"name": "photo.jpg", "mimeType": "image/jpeg", "buffer": PHOTO})
+    page.wait_for_selector("#state >> text=The endpoint is busy; trying again in 1 s.")
+    page.wait_for_selector("#finding")
+    assert len(mood.requests) == 2
+
+
+def test_cancel_keeps_what_is_done_and_goes_on_when_asked(visitor, mood):
+    page = visitor.visit()
+    mood.held = threading.Event()
+    page.set_input_files("#files", [{"name": f"{seed}.jpg", "mimeType": "image/jpeg", "buffer": encoded(seed)} for seed in range(6)])
+    page.wait_for_selector("text=0 of 6 images scored.")
+    page.click("#cancel")
+    page.wait_for_selector("text=6 images not scored.")
+    mood.held.set()
+    assert page.is_hidden("#progress")
+    page.click("text=Go on")
+    page.wait_for_selector("tr:nth-child(6) .link:enabled")
+    assert page.locator("text=not scored").count() == 0
+
+
+def test_an_endpoint_out_of_reach_is_told_in_words_and_asked_again(visitor):
+    page = visitor.visit()
+    page.route("**/v1/score*", lambda route: route.abort())
+    page.set_input_files("#files", {"name": "photo.jpg", "mimeType": "image/jpeg", "buffer": PHOTO})
+    page.wait_for_selector("[role=alert] >> text=The endpoint cannot be reached.")
+    page.unroute("**/v1/score*")
+    page.click("text=Go on")
+    page.wait_for_selector("#finding")
+
+
+def test_a_token_is_asked_for_and_kept_in_this_tab_only(visitor, mood):
+    mood.token = "correct horse battery"
+    page = visitor.visit(wait=False)
+    page.wait_for_selector("#token:focus")
+    page.keyboard.type("wrong")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("text=This token is not valid.")
+    page.keyboard.type(mood.token)
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#entry", state="hidden")
+    score_one(page, "photo.jpg", PHOTO)
+    assert page.evaluate("[{...sessionStorage}, {...localStorage}, document.cookie]") == [{"touchstone-token": mood.token}, {}, ""]
+    assert mood.token not in page.content()
+    assert '"Authorization: Bearer $TOUCHSTONE_TOKEN"' in page.text_content("#curl")
+
+
+def test_a_refused_image_says_what_to_do(visitor):
+    page = visitor.visit()
+    score_one(page, "notes.txt", b"just words")
+    assert page.text_content("#finding") == "Not an image format that this endpoint reads"
+    assert "Send the original" in page.text_content(".statement")
+    assert "unsupported_format" in page.text_content(".finding")
+
+
+def test_without_javascript_it_says_how_to_ask(visitor):
+    page = visitor.visit(java_script_enabled=False, wait=False)
+    assert "curl --data-binary @photo.jpg" in page.text_content("noscript pre")
+    assert page.is_hidden("#drop")
