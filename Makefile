@@ -5,7 +5,7 @@ BIN := .venv/bin
 export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: setup demo test test-nodes lint bench clean
+.PHONY: setup demo test test-cluster lint bench clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -22,8 +22,8 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest
 
-test-nodes: $(STAMP)
-	$(BIN)/python -m pytest -m slow tests/scoring/test_split.py
+test-cluster: $(STAMP)
+	$(BIN)/python -m pytest -m slow tests/scoring/test_split.py tests/serving/test_deployed.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -11,7 +11,7 @@ from ray_app.cli.options import licence_option, overrides
 
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; other than loopback needs tokens.")
-@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)
+@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Port to listen on.")
 @click.option(
     "--config", "config_file", metavar="FILE", help="A Serve config (its args count), or a shipped one by name (laptop, ensemble)."
 )

@@ -35,12 +35,12 @@ def cluster(config: ClusterConfig) -> Iterator[None]:
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     try:
         if address:
-            with _unobtrusively():
+            with unobtrusively():
                 ray.init(address=address, runtime_env={"env_vars": WORKER_ENVIRONMENT}, **quiet)
         else:
             # A local cluster serves this process alone; token auth (on by default in 2.60) would leave a file in the home folder.
             os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-            with _unobtrusively():
+            with unobtrusively():
                 ray.init(address="local", include_dashboard=False, num_cpus=config.cpus, num_gpus=config.gpus,
                          object_store_memory=config.object_store_bytes or LOCAL_OBJECT_STORE_BYTES, **quiet)  # fmt: skip
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -62,7 +62,7 @@ def has_other_nodes() -> bool:
 
 
 @contextmanager
-def _unobtrusively() -> Iterator[None]:
+def unobtrusively() -> Iterator[None]:
     """Joining Ray without its side effects: it remarks on file descriptor 2, and takes SIGTERM for itself."""
     sys.stderr.flush()
     handler = signal.getsignal(signal.SIGTERM)

@@ -2,16 +2,15 @@
 
 import asyncio
 import functools
-import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ray import serve
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayTaskError, WorkerCrashedError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from ray_app.config.loading import validate
+from ray_app.serving.batching import Batcher
 from ray_app.serving.config import ServeConfig
 from ray_app.serving.generation import plan_generation
 from ray_app.serving.groups import Ask, DetectorGroup, Offer, Reply
@@ -36,30 +35,23 @@ class Detectors:
     def __init__(self, name: str, config: ServeConfig) -> None:
         from ray_app.serving.metrics import RayMeter
 
-        self._config, self._meter = config, RayMeter()
+        self._config = config
         self._group = DetectorGroup(name)
+        self._batcher = Batcher(self._group.score, noted=functools.partial(RayMeter().batch, name))
 
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """Load what the config now asks for; requests are answered by what was loaded before until then."""
         config = validate(self._config.model_dump(mode="json") | dict(user_config), ServeConfig, where="user_config")
         generation = await asyncio.to_thread(self._group.load, config)
-        batching: Any = self._score
-        batching.set_max_batch_size(generation.spec.slots)
-        batching.set_batch_wait_timeout_s(config.batching.wait_ms / 1000)
+        self._batcher.slots, self._batcher.wait_s = generation.spec.slots, config.batching.wait_ms / 1000
 
     async def score(self, ask: Ask) -> Reply | Offer:
         """What the group says of one image, scored together with others that come at the same time."""
-        answer: Reply | Offer = await self._score((ask, time.monotonic()))
-        return answer
+        return await self._batcher(ask)
 
     async def describe(self) -> "Generation":
         """What it serves."""
         return self._group.generation
-
-    @serve.batch
-    async def _score(self, waiting: list[tuple[Ask, float]]) -> list[Reply | Offer]:
-        self._meter.batch(self._group.name, len(waiting), time.monotonic() - waiting[0][1])
-        return await asyncio.to_thread(self._group.score, [ask for ask, _ in waiting])
 
 
 class Jobs:

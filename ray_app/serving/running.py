@@ -13,11 +13,14 @@ import httpx
 
 from ray_app.config.loading import find_config, read_mapping
 from ray_app.errors import ClusterError, ConfigError
-from ray_app.scoring.cluster import cluster
+from ray_app.scoring.cluster import cluster, unobtrusively
 from ray_app.scoring.config import ClusterConfig
 from ray_app.serving.config import ServeConfig
 
 START_TIMEOUT_S = 600.0  # a fetch of weights may be part of it
+# Serve reads these when it is first imported, here and in the workers of a Ray that this process starts. Measured on two cores: a
+# third more requests per second. Replicas need no ports of their own unless Serve's HAProxy asks them directly.
+FASTER = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_LOG_TO_STDERR": "0"}
 REQUEST_TIMEOUT_MARGIN_S = 10.0  # Serve's own time-out answers 408 in its own words: ours comes first
 
 
@@ -37,6 +40,8 @@ def endpoint(config: ServeConfig, host: str, port: int, at_cluster: ClusterConfi
     """The endpoint's URL while it runs, ready to score. Raises ConfigError for an unsafe host and ClusterError if it does not start."""
     refuse_open_host(config, host)
     _refuse_taken_port(host, port)
+    for name, value in {**FASTER, "RAY_SERVE_ENABLE_DIRECT_INGRESS": os.environ.get("RAY_SERVE_ENABLE_HA_PROXY", "0")}.items():
+        os.environ.setdefault(name, value)
     with cluster(at_cluster):
         from ray import serve
 
@@ -58,7 +63,9 @@ def endpoint(config: ServeConfig, host: str, port: int, at_cluster: ClusterConfi
             _await_ready(url)
             yield url
         finally:
-            serve.shutdown()  # type: ignore[no-untyped-call]
+            with unobtrusively():
+                serve.delete(NAME)  # first the replicas, which finish what they have; a shutdown would begin with the proxy
+                serve.shutdown()  # type: ignore[no-untyped-call]
 
 
 def refuse_open_host(config: ServeConfig, host: str) -> None:

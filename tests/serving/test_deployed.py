@@ -1,5 +1,7 @@
 """`serve deploy` on a real head: the same scores by every way, replicas killed and updates made under load, bodies of any size."""
 
+import csv
+import io
 import os
 import signal
 import socket
@@ -12,11 +14,13 @@ import pytest
 import yaml
 
 from benchmarks.load import Load, Photograph, load
+from benchmarks.work import QUALITY, SIZE, write_photographs
 from ray_app.cli.main import main
-from ray_app.simulation.archive import build_sample_archive
+from ray_app.serving.running import FASTER
 from tests.ray_head import BIN, free_ports, ray_head, rss_of
 from tests.scoring.conftest import rows_of, wait_until
 from tests.serving.in_process import client
+from tests.serving.page_browser import Visitor, chromium, needs_browser, score_many
 from tests.serving.test_generation import stricter
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -28,7 +32,7 @@ MB = 2**20
 
 @pytest.fixture(scope="module")
 def head():
-    with ray_head(cpus=4, PYTHONPATH=str(ROOT)) as running:
+    with ray_head(cpus=4, PYTHONPATH=str(ROOT), **FASTER, RAY_SERVE_ENABLE_DIRECT_INGRESS="0") as running:
         yield running
 
 
@@ -90,18 +94,24 @@ def deployed(head, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory, ray_cluster):
-    """Some files and the scores of a batch run over them."""
+    """JPEG photographs of about 200 KB, and the scores of a batch run over them."""
     folder = tmp_path_factory.mktemp("photographs")
-    build_sample_archive(folder / "archive", files=24)
+    write_photographs(folder / "archive", 24, size=SIZE, quality=QUALITY)
     assert main(["score", str(folder / "archive"), "--out", str(folder / "run")]) == 0
-    rows = rows_of(folder / "run").values()
-    return [Photograph(Path(row["uri"]).name, Path(row["uri"]).read_bytes(), row["score"]) for row in rows if row["status"] == "ok"]
+    return [Photograph(Path(uri).name, Path(uri).read_bytes(), row["score"]) for uri, row in rows_of(folder / "run").items()]
 
 
-def test_realworld_gets_the_same_score_by_job_multipart_and_raw_body(deployed, realworld, ray_cluster, tmp_path):
-    assert main(["score", str(realworld[0].parents[1]), "--out", str(tmp_path / "run"), "--include", "**/*.[jpw]*"]) == 0
-    expected = {Path(uri): row for uri, row in rows_of(tmp_path / "run").items() if row["status"] == "ok"}
-    assert set(expected) == set(realworld)
+@pytest.fixture(scope="module")
+def expected(realworld, ray_cluster, tmp_path_factory):
+    """The rows of a batch run over ../shared/realworld, by path."""
+    run = tmp_path_factory.mktemp("realworld") / "run"
+    assert main(["score", str(realworld[0].parents[1]), "--out", str(run), "--include", "**/*.[jpw]*"]) == 0
+    rows = {Path(uri): row for uri, row in rows_of(run).items() if row["status"] == "ok"}
+    assert set(rows) == set(realworld)
+    return rows
+
+
+def test_realworld_gets_the_same_score_by_job_multipart_and_raw_body(deployed, realworld, expected):
     with client(deployed.url) as asking:
         for path in realworld:
             data, row = path.read_bytes(), expected[path]
@@ -118,6 +128,23 @@ def test_realworld_gets_the_same_score_by_job_multipart_and_raw_body(deployed, r
     )
 
 
+@needs_browser
+def test_realworld_gets_the_same_score_through_the_page(deployed, realworld, expected):
+    with chromium() as browser:
+        visitor = Visitor(browser, deployed.url)
+        page = visitor.visit()
+        page.set_default_timeout(120_000)
+        score_many(page, [(f"{number}.jpg", path.read_bytes()) for number, path in enumerate(realworld)])
+        with page.expect_download() as download:
+            page.click("text=Download CSV")
+        table = list(csv.DictReader(io.StringIO(download.value.path().read_bytes().decode("utf-8-sig"))))
+        assert visitor.complaints == []
+    assert [row["name"] for row in table] == [f"{number}.jpg" for number in range(len(realworld))]
+    for row, path in zip(table, realworld, strict=True):
+        score = expected[path]["scores"]["touchstone-tiny"]
+        assert float(row["score touchstone-tiny"]) == pytest.approx(score, abs=1e-5 * max(1, abs(score))), path
+
+
 def test_load_while_replicas_are_killed(deployed, photographs):
     killed = []
 
@@ -130,9 +157,7 @@ def test_load_while_replicas_are_killed(deployed, photographs):
 
     asked = Load(f"{deployed.url}/v1/score", clients=32, seconds=60, warm_up_s=2, precision="bf16", attempts=5)
     done = load(asked, photographs, on_second=kill)
-    print(
-        f"\n{done.rate:.0f} requests/s, p50 {done.p50_s:.3f} p99 {done.p99_s:.3f} max {done.max_s:.3f}, {done.statuses}, {done.troubles[:5]}"
-    )
+    print(f"\n{done.rate:.0f} requests/s, p50 {done.p50_s:.3f} p99 {done.p99_s:.3f} max {done.max_s:.3f}, {done.statuses}")
     assert [kind for _, kind in killed] == ["detectors", "ingress"]
     assert done.ok > 500
     assert done.wrong == 0
@@ -142,6 +167,14 @@ def test_load_while_replicas_are_killed(deployed, photographs):
     assert done.other <= 32, "a killed ingress fails only what it had at work"
     assert done.p99_s < 30
     wait_until(lambda: len(deployed.head.pids(REPLICA + "ingress")) == 2 and len(deployed.head.pids(REPLICA + "detectors")) == 2)
+
+
+def test_overload_is_told_and_what_is_accepted_stays_within_the_deadline(deployed, photographs):
+    done = load(Load(f"{deployed.url}/v1/score", clients=200, seconds=20, precision="bf16"), photographs)
+    print(f"\n{done.rate:.0f} requests/s, p99 {done.p99_s:.3f} max {done.max_s:.3f}, {done.statuses}")
+    assert done.back_pressure > 0
+    assert done.other == 0, done.troubles
+    assert done.p99_s < 30
 
 
 def test_an_update_under_load_fails_no_request(deployed, photographs, tmp_path):
