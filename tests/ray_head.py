@@ -18,11 +18,12 @@ BIN = Path(sys.executable).parent
 
 @dataclass(frozen=True)
 class Head:
-    """`environment` makes commands find it; `address` is its dashboard's."""
+    """`environment` makes commands find it; `address` is its dashboard's, `logs` the folder of its session's logs."""
 
     environment: dict
     address: str
     process: subprocess.Popen
+    logs: Path
 
     def pids(self, title):
         """The processes of this cluster whose title begins so, for example `ray::ServeReplica:touchstone:detectors`."""
@@ -70,7 +71,12 @@ def ray_head(cpus=2, **variables):
             address = f"http://127.0.0.1:{dashboard}"
             try:
                 wait_until(lambda: _answers(f"{address}/api/jobs/", process), 120)
-                yield Head(environment | {"RAY_ADDRESS": address, "RAY_API_SERVER_ADDRESS": address}, address, process)
+                yield Head(
+                    environment | {"RAY_ADDRESS": address, "RAY_API_SERVER_ADDRESS": address},
+                    address,
+                    process,
+                    Path(folder) / "session_latest" / "logs",
+                )
             finally:
                 kill_family(process)
 

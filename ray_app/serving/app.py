@@ -9,8 +9,7 @@ from ray.serve import Application
 from ray_app.scoring.cluster import WORKER_ENVIRONMENT
 from ray_app.serving.config import Resources, ServeConfig
 from ray_app.serving.deployments import Detectors, Ingress, Jobs
-from ray_app.serving.generation import plan_generation
-from ray_app.serving.groups import groups_of
+from ray_app.serving.generation import groups_of, plan_generation
 
 NAME = "touchstone"
 JOBS = Resources(num_cpus=0.1)
@@ -32,7 +31,9 @@ def build(config: ServeConfig) -> Application:
         ).bind(name, config)
         for name in groups_of(spec)
     }
-    jobs = _deployment(Jobs, name="jobs", max_ongoing_requests=1000, **_replicas(JOBS, config)).bind(config, groups)
+    jobs = _deployment(
+        Jobs, name="jobs", max_ongoing_requests=1000, **_replicas(JOBS.model_copy(update={"labels": config.ingress.labels}), config)
+    ).bind(config, groups)
     # The ingress refuses by itself, in its own words, before the proxy would.
     ingress = _deployment(
         serve.ingress()(Ingress), name="ingress", max_ongoing_requests=4 * most + 100, **_replicas(config.ingress, config, load=most / 2)

@@ -59,10 +59,7 @@ class Batcher(Generic[Item, Done]):
         while self._waiting:
             await self._gather_company()
             batch = [self._waiting.popleft() for _ in range(min(self.slots, len(self._waiting)))]
-            batch = [one for one in batch if not one.answer.done()]
-            if batch:
-                self._noted(len(batch), time.monotonic() - batch[0].since)
-                await self._work_on(batch)
+            await self._work_on([one for one in batch if not one.answer.done()])
 
     async def _gather_company(self) -> None:
         until = self._waiting[0].since + self.wait_s
@@ -74,14 +71,15 @@ class Batcher(Generic[Item, Done]):
                 return
 
     async def _work_on(self, batch: Sequence[_Waiting[Item, Done]]) -> None:
-        loop = asyncio.get_running_loop()
+        if not batch:
+            return
         try:
-            answers = await loop.run_in_executor(self._thread, self._work, [one.item for one in batch])
-        except Exception as error:
+            self._noted(len(batch), time.monotonic() - batch[0].since)
+            answers = await asyncio.get_running_loop().run_in_executor(self._thread, self._work, [one.item for one in batch])
+            for one, answer in zip(batch, answers, strict=True):
+                if not one.answer.done():
+                    one.answer.set_result(answer)
+        except Exception as error:  # nobody of this batch may wait for ever, and the next one goes on
             for one in batch:
                 if not one.answer.done():
                     one.answer.set_exception(error)
-            return
-        for one, answer in zip(batch, answers, strict=True):
-            if not one.answer.done():
-                one.answer.set_result(answer)

@@ -2,7 +2,8 @@
 
 import asyncio
 import functools
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayTaskError, WorkerCrashedError
@@ -35,6 +36,7 @@ class Detectors:
     def __init__(self, name: str, config: ServeConfig) -> None:
         from ray_app.serving.metrics import RayMeter
 
+        _log_beside_serve()
         self._config = config
         self._group = DetectorGroup(name)
         self._batcher = Batcher(self._group.score, noted=functools.partial(RayMeter().batch, name))
@@ -61,6 +63,7 @@ class Jobs:
         from ray_app.serving.fetching import GuardedFetcher
         from ray_app.serving.jobs import JobBook
 
+        _log_beside_serve()
         fetcher = GuardedFetcher(config.urls, config.images.max_bytes) if config.urls.enabled or config.jobs.webhooks else None
         self._scorer = _scorer(config, groups)
         self._book = JobBook(config, self._scorer, fetcher)
@@ -92,6 +95,7 @@ class Ingress:
     """The HTTP side: everything about requests, nothing about networks."""
 
     def __init__(self, config: ServeConfig, groups: Mapping[str, Handle], jobs: Handle) -> None:
+        _log_beside_serve()
         self._config, self._groups, self._jobs = config, groups, jobs
 
     def __serve_build_asgi_app__(self) -> "FastAPI":
@@ -120,15 +124,34 @@ class RemoteGroup:
 
 
 class RemoteJobs:
-    """The deployment of `Jobs`, asked through Serve with the methods of `JobBook`."""
+    """The deployment of `Jobs`, asked through Serve."""
 
     def __init__(self, handle: Handle) -> None:
-        for name in ("submit", "status", "results", "cancel"):
-            setattr(self, name, functools.partial(self._ask, getattr(handle, name)))
+        self._handle = handle
 
-    async def _ask(self, method: Any, *arguments: Any, **named: Any) -> Any:
+    async def submit(self, owner: str, images: Any = None, urls: Any = None, **options: Any) -> "Job":
+        """See `JobBook.submit`."""
+        job: Job = await self._asked(self._handle.submit.remote(owner, images, urls, **options))
+        return job
+
+    async def status(self, owner: str, job: str) -> "Job":
+        """See `JobBook.status`."""
+        found: Job = await self._asked(self._handle.status.remote(owner, job))
+        return found
+
+    async def results(self, owner: str, job: str) -> bytes:
+        """See `JobBook.results`."""
+        lines: bytes = await self._asked(self._handle.results.remote(owner, job))
+        return lines
+
+    async def cancel(self, owner: str, job: str) -> "Job":
+        """See `JobBook.cancel`."""
+        ended: Job = await self._asked(self._handle.cancel.remote(owner, job))
+        return ended
+
+    async def _asked(self, response: Any) -> Any:
         try:
-            return await _answered(method.remote(*arguments, **named))
+            return await _answered(response)
         except GroupLost:
             raise Refusal("not_ready", "jobs are being moved to another process", headers={"Retry-After": str(RETRY_AFTER_S)}) from None
 
@@ -145,6 +168,13 @@ async def _answered(response: Any) -> Any:
         raise error.cause from None
 
 
+def _log_beside_serve() -> None:
+    """What this package logs goes where Serve logs: the replica's own file, in its format and from its level on."""
+    theirs, ours = logging.getLogger("ray.serve"), logging.getLogger("ray_app")
+    ours.handlers, ours.propagate = theirs.handlers, False
+    ours.setLevel(theirs.level)
+
+
 def _scorer(config: ServeConfig, groups: Mapping[str, Handle], meter: Any = None) -> EndpointScorer:
     from ray_app.inference.isolated import IsolatedDecoders
     from ray_app.serving.metrics import RayMeter
@@ -155,6 +185,3 @@ def _scorer(config: ServeConfig, groups: Mapping[str, Handle], meter: Any = None
     spec, _, _ = plan_generation(config)
     decoders.start(spec.preprocessings, spec.resize)
     return EndpointScorer(config, {name: RemoteGroup(handle) for name, handle in groups.items()}, decoders, meter or RayMeter())
-
-
-__all__: Sequence[str] = ["Detectors", "Ingress", "Jobs"]

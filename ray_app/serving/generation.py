@@ -13,18 +13,22 @@ from ray_app.runs import fingerprint
 from ray_app.scoring.preparing import scoring_identity
 from ray_app.serving.config import ServeConfig
 
+SHARED = "detectors"  # the group of all detectors that share one process; one with a process of its own names its group
+
 
 @dataclass(frozen=True)
 class Generation:
     """Specs and fingerprints of all ensembles; picklable, so that an ingress learns it from the detectors and needs no card of its own.
 
     `spec` covers the detectors of all ensembles and the optional ones, `ensembles` has one spec by name, the default first. Equal
-    fingerprints give equal scores: each is the SHA-256 of that part of a batch run's identity (DESIGN §3).
+    fingerprints give equal scores: each is the SHA-256 of that part of a batch run's identity (DESIGN §3). `groups` has a fingerprint for
+    each group of detectors that share a process: what they say is the same as long as it is, whatever else an update changes.
     """
 
     spec: ScoringSpec
     ensembles: Mapping[str, ScoringSpec]
     fingerprints: Mapping[str, str]
+    groups: Mapping[str, str]
     optional: tuple[str, ...]
 
     @property
@@ -63,7 +67,18 @@ def load_generation(config: ServeConfig) -> Generation:
     """What `config` asks for, with fingerprints. Hashes weights. Raises ConfigError and DetectorError."""
     together, ensembles, optional = plan_generation(config)
     fingerprints = {name: fingerprint(scoring_identity(spec)) for name, spec in ensembles.items()}
-    return Generation(together, ensembles, fingerprints, optional)
+    identity = scoring_identity(together)
+    groups = {
+        name: fingerprint({**{key: identity[key] for key in ("resize", "batch_slots")},
+                           "detectors": {one: [identity["detectors"][one], identity["precision"][one]] for one in pool}})
+        for name, pool in groups_of(together).items()
+    }  # fmt: skip
+    return Generation(together, ensembles, fingerprints, groups, optional)
+
+
+def groups_of(spec: ScoringSpec) -> dict[str, tuple[str, ...]]:
+    """Which detectors sit in which group, by the group's name."""
+    return {pool[0] if spec.cards[pool[0]].own_pool else SHARED: pool for pool in spec.pools}
 
 
 def _spec(card: EnsembleCard, config: ServeConfig) -> ScoringSpec:

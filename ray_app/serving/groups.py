@@ -1,11 +1,10 @@
 """Detectors that share a process, ready to be asked: prepared images in, what they say out. Knows no HTTP and no Ray.
 
-A group answers for one generation of ensembles at a time. Asked for another one, it offers its own instead, and the ingress follows: so an
-update needs no order among replicas, and no answer mixes two generations.
+A group answers for its own detectors, as one generation of ensembles has them. Asked for others, it offers its generation instead, and the
+ingress follows: so an update needs no order among replicas, and no answer mixes detectors of two generations.
 """
 
 import io
-import threading
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,24 +14,25 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from ray_app.detectors import Preprocessing
 from ray_app.errors import DetectorError, Status
 from ray_app.images import ImageFacts
 from ray_app.inference import Batch, BatchDecoder, Outcome, ScoringSpec, StageClock
 from ray_app.inference.decoding import Pixels, Ragged
 from ray_app.serving.config import ServeConfig
-from ray_app.serving.generation import Generation, load_generation
+from ray_app.serving.generation import Generation, groups_of, load_generation
 
 if TYPE_CHECKING:
     from ray_app.inference.scoring import EnsembleScorer
 
-SHARED = "detectors"  # the group of all detectors that share one process; one with a process of its own names its group
-
 
 @dataclass(frozen=True)
 class Ask:
-    """One image for some detectors of a group. `pixels`: one entry per preprocessing of the generation, None where it is not needed."""
+    """One image for some detectors of a group, which is the one with this fingerprint. `pixels`: one entry per preprocessing of the
+    group's detectors (see `looks`), None where it is not needed or keeps sizes.
+    """
 
-    generation: str
+    group: str
     detectors: tuple[str, ...]
     facts: ImageFacts
     pixels: tuple[Pixels | None, ...]
@@ -41,7 +41,10 @@ class Ask:
 
 @dataclass(frozen=True)
 class Reply:
-    """What the detectors of a group say of one image; NaN = no score. `score_s`: seconds of the batch that it was scored in."""
+    """What the detectors of a group say of one image; NaN = no score. `score_s`: seconds of the batch that it was scored in.
+
+    `generation` is the one that the group serves by now: another than the asker's where an update left these detectors as they were.
+    """
 
     generation: str
     scores: Mapping[str, float]
@@ -52,7 +55,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Offer:
-    """The group serves another generation than the one it was asked for: this one."""
+    """The group has other detectors than it was asked for: those of this generation."""
 
     generation: Generation
 
@@ -63,6 +66,7 @@ class _Loaded:
     scorer: "EnsembleScorer"
     decoder: BatchDecoder
     clock: StageClock
+    looks: tuple[Preprocessing, ...]
 
 
 class DetectorGroup:
@@ -71,7 +75,6 @@ class DetectorGroup:
     def __init__(self, name: str) -> None:
         self.name = name
         self._loaded: _Loaded | None = None
-        self._scoring = threading.Lock()
 
     @property
     def generation(self) -> Generation:
@@ -88,7 +91,7 @@ class DetectorGroup:
         generation, clock = load_generation(config), StageClock()
         pool = pool_of(generation.spec, self.name)
         scorer = EnsembleScorer(generation.spec, clock, pool)
-        loaded = _Loaded(generation, scorer, BatchDecoder(generation.spec, clock, hand_over=True), clock)
+        loaded = _Loaded(generation, scorer, BatchDecoder(generation.spec, clock, hand_over=True), clock, looks(generation.spec, self.name))
         _score_golden(loaded, pool)
         self._loaded = loaded
         return generation
@@ -97,10 +100,8 @@ class DetectorGroup:
         """One answer per ask, in order; those that want the same detectors go through the networks together, at most `slots` at once."""
         loaded = self._ready
         answers: list[Reply | Offer] = [Offer(loaded.generation)] * len(asks)
-        for places in _batches(asks, loaded.generation):
-            with self._scoring:
-                replies = _score(loaded, [asks[place] for place in places])
-            for place, reply in zip(places, replies, strict=True):
+        for places in _batches(asks, loaded.generation.groups[self.name], loaded.generation.spec.slots):
+            for place, reply in zip(places, _score(loaded, [asks[place] for place in places]), strict=True):
                 answers[place] = reply
         return answers
 
@@ -111,9 +112,9 @@ class DetectorGroup:
         return self._loaded
 
 
-def groups_of(spec: ScoringSpec) -> dict[str, tuple[str, ...]]:
-    """Which detectors sit in which group, by the group's name."""
-    return {pool[0] if spec.cards[pool[0]].own_pool else SHARED: pool for pool in spec.pools}
+def looks(spec: ScoringSpec, group: str) -> tuple[Preprocessing, ...]:
+    """The distinct preprocessings of a group's detectors, in their order."""
+    return tuple(dict.fromkeys(spec.cards[name].preprocessing for name in pool_of(spec, group)))
 
 
 def pool_of(spec: ScoringSpec, group: str) -> tuple[str, ...]:
@@ -124,18 +125,18 @@ def pool_of(spec: ScoringSpec, group: str) -> tuple[str, ...]:
     return groups[group]
 
 
-def _batches(asks: Sequence[Ask], generation: Generation) -> Iterator[list[int]]:
-    """The places of asks that can share a batch: of this generation, for the same detectors."""
+def _batches(asks: Sequence[Ask], group: str, slots: int) -> Iterator[list[int]]:
+    """The places of asks that can share a batch: of this group as it is, for the same detectors."""
     alike: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for place, ask in enumerate(asks):
-        if ask.generation == generation.id:
+        if ask.group == group:
             alike[ask.detectors].append(place)
     for places in alike.values():
-        yield from (places[first : first + generation.spec.slots] for first in range(0, len(places), generation.spec.slots))
+        yield from (places[first : first + slots] for first in range(0, len(places), slots))
 
 
 def _score(loaded: _Loaded, asks: Sequence[Ask]) -> list[Reply]:
-    batch = _batch(loaded.generation.spec, asks)
+    batch = _batch(loaded, asks)
     readings = loaded.scorer.score([loaded.decoder.complete(batch)], only=asks[0].detectors)
     seconds = loaded.clock.take().get("score", 0.0)
     return [
@@ -150,10 +151,12 @@ def _score(loaded: _Loaded, asks: Sequence[Ask]) -> list[Reply]:
     ]
 
 
-def _batch(spec: ScoringSpec, asks: Sequence[Ask]) -> Batch:
+def _batch(loaded: _Loaded, asks: Sequence[Ask]) -> Batch:
+    spec = loaded.generation.spec
     # A GPU wants one static shape; on a core every image costs its time, and what it is batched with moves no score (< 1e-6 log-odds).
     slots = len(asks) if spec.device == "cpu" else spec.slots
-    columns = tuple(_column([ask.pixels[index] for ask in asks], slots) for index in range(len(spec.preprocessings)))
+    prepared = {one: _column([ask.pixels[index] for ask in asks], slots) for index, one in enumerate(loaded.looks)}
+    columns = tuple(prepared.get(one, (None,) * len(asks)) for one in spec.preprocessings)
     return Batch(tuple(Outcome(Status.OK, None, ask.facts) for ask in asks), columns, tuple(ask.encoded for ask in asks))
 
 

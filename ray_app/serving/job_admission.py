@@ -6,21 +6,24 @@ from datetime import datetime
 from ray_app.serving.config import JobLimits
 from ray_app.serving.http.errors import Refusal
 from ray_app.serving.job_record import JobRecord, Request, Work
+from ray_app.serving.job_scoring import UrlFetcher
 
 RETRY_AFTER_S = 10
 
 
-def check_request(request: Request, limits: JobLimits, *, has_urls: bool, has_webhooks: bool) -> None:
-    """Raises Refusal for what this endpoint would never take: malformed_request, forbidden, url_refused, too_many_files."""
+def check_request(request: Request, limits: JobLimits, *, urls: UrlFetcher | None, webhooks: UrlFetcher | None) -> None:
+    """`urls` and `webhooks`: what asks them, None where they are switched off.
+
+    Raises Refusal for what this endpoint would never take: malformed_request, forbidden, url_refused, too_many_files."""
     images = len(request.labels)
     if (request.images is None) == (request.urls is None) or not images:
         raise Refusal("malformed_request", "a job has images, or URLs, and at least one")
-    if request.urls is not None and not has_urls:
+    if request.urls is not None and urls is None:
         raise Refusal("forbidden", "fetching by URL is switched off")
-    if request.webhook is not None and not has_webhooks:
+    if request.webhook is not None and webhooks is None:
         raise Refusal("forbidden", "webhooks are switched off")
-    if request.webhook is not None and not request.webhook.startswith("https://"):
-        raise Refusal("url_refused", "a webhook is an https URL")
+    if request.webhook is not None and webhooks is not None:
+        webhooks.check(request.webhook)
     if images > limits.max_images:
         raise Refusal("too_many_files", "more images than one job may have", limit=limits.max_images, observed=images)
 

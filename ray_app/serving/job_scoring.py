@@ -40,6 +40,10 @@ class UrlFetcher(Protocol):
         """The bytes behind a URL. Raises Refusal or InputError."""
         ...
 
+    def check(self, url: str) -> None:
+        """Raises Refusal where the text of a URL alone says that it will never be asked."""
+        ...
+
     async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> int:
         """The status that a webhook answers. Raises Refusal or SourceError."""
         ...

@@ -22,7 +22,7 @@ def signed_delivery(limits: JobLimits, fetcher: UrlFetcher | None) -> Notify | N
         return None
 
     async def notify(url: str, job: bytes) -> object:
-        return await deliver(fetcher, url, job, secret)
+        return await deliver(fetcher.post, url, job, secret)
 
     return notify
 

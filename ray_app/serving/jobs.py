@@ -36,7 +36,7 @@ def utc_now() -> datetime:
 class JobBook:
     """Takes jobs, scores them, keeps what came of them for `keep_hours`. Lives in one event loop: `start` in it, `close` at its end.
 
-    `fetcher` is needed where URLs or webhooks are on; `notify`, `sleep` and `clock` are injected in tests.
+    `fetcher` is needed where URLs or webhooks are on, else they are refused; `notify`, `sleep` and `clock` are injected in tests.
     Raises ConfigError for a directory that cannot be opened, or webhooks without a key.
     """
 
@@ -52,9 +52,9 @@ class JobBook:
     ) -> None:
         self._limits, self._clock, self._scorer = config.jobs, clock, scorer
         notify = (notify or signed_delivery(config.jobs, fetcher)) if config.jobs.webhooks else None
-        self._has_webhooks = notify is not None
+        self._for_webhooks = None if notify is None else fetcher
         self._telling = Telling(notify, self._was_told)
-        self._has_urls = config.urls.enabled and fetcher is not None
+        self._for_urls = fetcher if config.urls.enabled else None
         self._patient = PatientScorer(scorer, fetcher, sleep=sleep)
         self._store = job_store(config.jobs)
         self._turns = Turns(config.jobs.concurrency, self._one_image)
@@ -85,7 +85,7 @@ class JobBook:
         Raises Refusal: malformed_request, forbidden, url_refused, too_many_files, conflict, overloaded, not_ready.
         """
         request = Request(images, urls, ensemble, webhook)
-        check_request(request, self._limits, has_urls=self._has_urls, has_webhooks=self._has_webhooks)
+        check_request(request, self._limits, urls=self._for_urls, webhooks=self._for_webhooks)
         await self._started()
         await self._scorer.ensemble(ensemble)
         content = await asyncio.to_thread(request.digest)
@@ -218,7 +218,7 @@ class JobBook:
             self._records[record.id] = record
             if record.has_ended:
                 self._telling.tell(record)
-            elif record.urls is None or not self._has_urls:
+            elif record.urls is None or self._for_urls is None:
                 self._works[record.id] = work = Work.lost(record)
                 self._end(work, "failed", RESTARTED)
             else:

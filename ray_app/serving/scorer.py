@@ -14,8 +14,8 @@ from ray_app.detectors import Preprocessing, ResizeMode
 from ray_app.errors import InputError
 from ray_app.inference.isolated import IsolatedDecoders, Prepared
 from ray_app.serving.config import ServeConfig
-from ray_app.serving.generation import Generation
-from ray_app.serving.groups import Ask, Offer, Reply, golden_image, groups_of
+from ray_app.serving.generation import Generation, groups_of
+from ray_app.serving.groups import Ask, Offer, Reply, golden_image, looks
 from ray_app.serving.http import answering
 from ray_app.serving.http.errors import Refusal
 from ray_app.serving.http.schemas import DetectorInfo, EnsembleInfo, EnsembleName, ImageAnswer, Timings
@@ -44,7 +44,7 @@ class Group(Protocol):
 class EndpointScorer:
     """Scores images by asking `groups`, by name as `groups_of` has them.
 
-    It follows the generation of its detectors: one that offers another than asked for is asked again in its own terms, so that during an
+    It follows the generation of its detectors: those that offer another than asked for are asked again in its terms, so that during an
     update every answer still comes from one generation.
     """
 
@@ -164,7 +164,7 @@ class EndpointScorer:
         used = {name: spec.cards[name].preprocessing for name in wanted}
         await walk.prepare(tuple(dict.fromkeys(used.values())), spec.resize)
         started = time.perf_counter()
-        asks = {group: walk.ask(generation, pool) for group, pool in pools.items()}
+        asks = {group: walk.ask(generation, group, pool) for group, pool in pools.items()}
         replies = await asyncio.gather(*[self._groups[group].score(ask) for group, ask in asks.items()])
         elapsed = time.perf_counter() - started
         taken = []
@@ -173,6 +173,9 @@ class EndpointScorer:
                 self._generation = reply.generation
                 raise GroupLost
             taken.append(reply)
+        if generation.id not in (served := {reply.generation for reply in taken}) and len(served) == 1:
+            self._generation = None  # all have moved on, and the same detectors may now be decided on otherwise
+            raise GroupLost
         walk.score_s = max(reply.score_s for reply in taken)
         walk.wait_s = max(elapsed - walk.score_s, 0.0)
         return taken
@@ -180,7 +183,7 @@ class EndpointScorer:
     def _count(self, answered: ImageAnswer) -> None:
         for stage, seconds in answered.timings:
             self._meter.stage(stage, seconds)
-        self._meter.verdict(answered.ensemble.name, answered.verdict or "none")
+        self._meter.verdict(answered.ensemble.name, str(answered.verdict))
 
 
 class _Walk:
@@ -200,17 +203,17 @@ class _Walk:
             self.decode_s += time.perf_counter() - started
             self._preprocessings = preprocessings
 
-    def ask(self, generation: Generation, pool: tuple[str, ...]) -> Ask:
-        """What one group needs to see."""
+    def ask(self, generation: Generation, group: str, detectors: tuple[str, ...]) -> Ask:
+        """What some detectors of a group need to see."""
         assert self._preprocessings is not None
         pixels = dict(zip(self._preprocessings, self.prepared.pixels, strict=True))
-        looked_at = {generation.spec.cards[name].preprocessing for name in pool}
+        needed = {generation.spec.cards[name].preprocessing for name in detectors}
         return Ask(
-            generation.id,
-            pool,
+            generation.groups[group],
+            detectors,
             self.prepared.facts,
-            tuple(pixels.get(one) if one in looked_at else None for one in generation.spec.preprocessings),
-            self._data if any(one.shape is None for one in looked_at) else None,
+            tuple(pixels.get(one) if one in needed else None for one in looks(generation.spec, group)),
+            self._data if any(one.shape is None for one in needed) else None,
         )
 
 

@@ -8,7 +8,6 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 from ray_app.errors import ConfigError, SourceError
 from ray_app.serving.config import JobLimits
@@ -21,12 +20,8 @@ ATTEMPTS = 3
 _FIRST_PAUSE_S, _GROWTH = 2.0, 4.0
 _SIGNATURE = re.compile(r"t=([0-9]{1,12}),v1=([0-9a-f]{64})")
 
-
-class Poster(Protocol):
-    """Sends bytes to a stranger's URL: in an endpoint, a GuardedFetcher."""
-
-    async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> int:
-        """The status of the answer; raises SourceError or Refusal."""
+Post = Callable[[str, bytes, Mapping[str, str]], Awaitable[int]]
+"""(url, body, headers) → the status of the answer; raises SourceError or Refusal. In an endpoint, that of a GuardedFetcher."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +75,7 @@ def verify(secret: str, header: str, body: bytes, *, now: float, tolerance_s: fl
 
 
 async def deliver(
-    poster: Poster,
+    post: Post,
     url: str,
     body: bytes,
     secret: str,
@@ -99,16 +94,16 @@ async def deliver(
             await sleep(_FIRST_PAUSE_S * _GROWTH ** (attempt - 2))
         # Signed anew each time: a receiver's tolerance counts from the attempt, not from the job's end.
         headers = {"Content-Type": "application/json", JOB_HEADER: job, SIGNATURE_HEADER: sign(secret, body, int(clock()))}
-        last, again = await _attempt(poster, url, body, headers, attempt)
+        last, again = await _attempt(post, url, body, headers, attempt)
         if not again:
             break
     return last
 
 
-async def _attempt(poster: Poster, url: str, body: bytes, headers: Mapping[str, str], attempt: int) -> tuple[Delivery, bool]:
+async def _attempt(post: Post, url: str, body: bytes, headers: Mapping[str, str], attempt: int) -> tuple[Delivery, bool]:
     """One post, and whether another may do better."""
     try:
-        status = await poster.post(url, body, headers)
+        status = await post(url, body, headers)
     except Refusal as refused:
         return Delivery(delivered=False, attempts=attempt, status=None, detail=refused.message), False
     except SourceError as failed:

@@ -11,8 +11,8 @@ import uvicorn
 
 from ray_app.inference.isolated import IsolatedDecoders
 from ray_app.serving import ServeConfig
-from ray_app.serving.generation import plan_generation
-from ray_app.serving.groups import DetectorGroup, groups_of
+from ray_app.serving.generation import groups_of, plan_generation
+from ray_app.serving.groups import DetectorGroup
 from ray_app.serving.http.app import create_app
 from ray_app.serving.jobs import JobBook
 from ray_app.serving.scorer import EndpointScorer

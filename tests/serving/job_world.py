@@ -94,9 +94,12 @@ class LoopbackFetcher:
     def __init__(self, base):
         self._client = httpx.AsyncClient(base_url=base, trust_env=False, timeout=30)
 
-    async def fetch(self, url):
+    def check(self, url):
         if not url.startswith("https://"):
             raise Refusal("url_refused", "only https URLs are fetched")
+
+    async def fetch(self, url):
+        self.check(url)
         answer = await self._client.get("/" + url.split("/", 3)[3])
         if answer.status_code == 404:
             raise SourceError(Status.SOURCE_MISSING, "nothing is there")

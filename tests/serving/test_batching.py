@@ -96,6 +96,16 @@ def test_an_error_reaches_those_of_its_batch_alone():
     assert after == "bb"
 
 
+def test_a_wrong_number_of_answers_is_an_error_and_not_a_wait():
+    async def run():
+        batcher = Batcher(lambda items: [], slots=2, wait_s=0.01)
+        async with asyncio.timeout(10):
+            with pytest.raises(ValueError, match="argument 2 is shorter"):
+                await batcher(1)
+
+    asyncio.run(run())
+
+
 def test_who_left_is_left_out():
     async def run():
         work = Work()

@@ -2,7 +2,9 @@
 
 import csv
 import io
+import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -179,12 +181,17 @@ def test_overload_is_told_and_what_is_accepted_stays_within_the_deadline(deploye
 
 def test_an_update_under_load_fails_no_request(deployed, photographs, tmp_path):
     before, seen = deployed.fingerprint(), set()
+    between = next(one for one in photographs if -1.43 < one.expected < 0)  # abstained on by the one card, real by the other
+    told = set()
 
     def update(second, tally):
         if second == 3:
             deployed.deploy(ensembles=[stricter(tmp_path)])
         elif second > 3:
             seen.add(deployed.fingerprint())
+        with client(deployed.url) as asking:
+            for answer in [asking.post("/v1/score", content=between.data).json() for _ in range(5)]:
+                told.add((answer["ensemble"]["fingerprint"], answer["verdict"]))
 
     def is_through(tally):
         return len(seen - {None, before}) == 1 and deployed.status() == "RUNNING" and not is_served(before)
@@ -200,9 +207,9 @@ def test_an_update_under_load_fails_no_request(deployed, photographs, tmp_path):
     assert set(done.statuses) <= {"200", "503"}
     after = deployed.fingerprint()
     assert after not in (None, before)
+    assert told == {(before, "abstain"), (after, "real")}, "every answer names the fingerprint that decided it"
 
     # The same without a restart: user_config alone, back to the first ensemble.
-    pids = deployed.head.pids(REPLICA + "detectors")
     wait_until(lambda: len(deployed.head.pids(REPLICA + "detectors")) == 2)
     pids = set(deployed.head.pids(REPLICA + "detectors"))
 
@@ -216,10 +223,17 @@ def test_an_update_under_load_fails_no_request(deployed, photographs, tmp_path):
     assert set(deployed.head.pids(REPLICA + "detectors")) == pids, "nothing was restarted"
 
 
-def test_every_answer_names_the_fingerprint_of_its_score(deployed, photographs):
+def test_a_job_is_scored_and_logged_where_serve_logs(deployed, photographs):
     with client(deployed.url) as asking:
-        answers = [asking.post("/v1/score", content=photograph.data).json() for photograph in photographs[:8]]
-    assert {answer["ensemble"]["fingerprint"] for answer in answers} == {deployed.fingerprint()}
+        parts = [("file", (one.name, one.data)) for one in photographs[:3]]
+        job = asking.post("/v1/jobs", files=parts, headers={"Idempotency-Key": "once"}).json()
+        assert asking.post("/v1/jobs", files=parts, headers={"Idempotency-Key": "once"}).json()["id"] == job["id"]
+        wait_until(lambda: asking.get(job["url"]).json()["state"] == "done", 60)
+        lines = [json.loads(line) for line in asking.get(f"{job['url']}/results").text.splitlines()]
+    assert [line["name"] for line in lines] == [one.name for one in photographs[:3]]
+    assert [line["score"] for line in lines] == pytest.approx([one.expected for one in photographs[:3]], abs=1e-4)
+    written = wait_until(lambda: [path for path in (deployed.head.logs / "serve").glob("*jobs*") if job["id"] in path.read_text()], 30)
+    assert "job_ended" in written[0].read_text()
 
 
 def test_a_body_of_ten_gigabytes_is_cut(deployed):
@@ -232,7 +246,7 @@ def test_a_body_of_ten_gigabytes_is_cut(deployed):
         print(f"\n{head!r}: {status}, {sent / MB:.0f} MB sent; " + ", ".join(f"+{(most[pid] - before[pid]) / MB:.0f}" for pid in most))
         assert status == 413
         assert sent < 2**30
-    for pid in ingresses:
+    for pid in most:
         assert most[pid] - before[pid] < 300 * MB
     with client(deployed.url) as asking:
         assert asking.get("/healthz").status_code == 200
@@ -241,31 +255,21 @@ def test_a_body_of_ten_gigabytes_is_cut(deployed):
 def flood(url, head, size, watch):
     """Send a body without end; the status that comes back and the bytes sent until then."""
     host, port = url.removeprefix("http://").split(":")
-    chunk = b"0" * MB
-    sent = 0
+    chunk = b"%x\r\n%b\r\n" % (MB, b"0" * MB) if b"chunked" in head else b"0" * MB
+    sent, answer = 0, b""
     with socket.create_connection((host, int(port))) as connection:
-        connection.settimeout(0.05)
         connection.sendall(b"POST /v1/score HTTP/1.1\r\nHost: " + f"{host}:{port}".encode() + b"\r\n" + head + b"\r\n")
-        answer = b""
-        framed = b"%x\r\n%b\r\n" % (MB, chunk) if b"chunked" in head else chunk
+        connection.setblocking(False)
         while sent < size and not answer:
+            readable, writable, _ = select.select([connection], [connection], [], 30)
             try:
-                connection.sendall(framed)
-                sent += MB
-            except TimeoutError:
-                pass
-            except OSError:
+                if writable:
+                    sent += connection.send(chunk[sent % len(chunk) :])
+                if readable:
+                    answer = connection.recv(4096)
+            except (BrokenPipeError, ConnectionResetError):
                 break
             watch()
-            try:
-                answer = connection.recv(4096)
-            except TimeoutError:
-                continue
-            except OSError:
-                break
-        if not answer:
-            connection.settimeout(10)
-            answer = connection.recv(4096)
     return int(answer.split(b" ", 2)[1]), sent
 
 

@@ -11,8 +11,7 @@ from ray_app.inference import make_spec
 from ray_app.runs import fingerprint
 from ray_app.scoring.preparing import scoring_identity
 from ray_app.serving import ServeConfig
-from ray_app.serving.generation import load_generation, plan_generation
-from ray_app.serving.groups import groups_of
+from ray_app.serving.generation import groups_of, load_generation, plan_generation
 
 
 def stricter(folder, name="stricter", **changes):

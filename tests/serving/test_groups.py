@@ -23,10 +23,10 @@ def group():
     return made
 
 
-def ask(data, generation):
+def ask(data, group):
     image = decode_image(data, ImageLimits())
     preprocessing = load_card("touchstone-tiny").preprocessing
-    return Ask(generation, ("touchstone-tiny",), image.facts, (preprocessing.prepare(image.pixels, "exact"),), None)
+    return Ask(group, ("touchstone-tiny",), image.facts, (preprocessing.prepare(image.pixels, "exact"),), None)
 
 
 def photos(count):
@@ -41,7 +41,7 @@ def photos(count):
 def test_scores_are_those_of_the_library_whoever_shares_the_batch(group):
     files = photos(7)
     expected = [result.scores["touchstone-tiny"] for result in ray_app.load_ensemble("default").score(files)]
-    asks = [ask(data, group.generation.id) for data in files]
+    asks = [ask(data, group.generation.groups["detectors"]) for data in files]
     together = [reply.scores["touchstone-tiny"] for reply in group.score(asks)]
     alone = [group.score([one])[0].scores["touchstone-tiny"] for one in asks]
     assert together == pytest.approx(expected, abs=1e-5)
@@ -50,11 +50,11 @@ def test_scores_are_those_of_the_library_whoever_shares_the_batch(group):
 
 def test_another_generation_is_offered_instead(group):
     files = photos(3)
-    mine = group.generation.id
+    mine = group.generation.groups["detectors"]
     answers = group.score([ask(files[0], mine), ask(files[1], "another"), ask(files[2], mine)])
     assert isinstance(answers[1], Offer)
-    assert answers[1].generation.id == mine
-    assert [answers[place].generation for place in (0, 2)] == [mine, mine]
+    assert answers[1].generation is group.generation
+    assert [answers[place].generation for place in (0, 2)] == [group.generation.id] * 2
 
 
 def test_a_load_that_fails_changes_nothing(tmp_path):

@@ -9,6 +9,8 @@ import pytest
 
 import ray_app
 from ray_app.errors import ConfigError
+from ray_app.serving.config import UrlFetching
+from ray_app.serving.fetching import GuardedFetcher
 from ray_app.serving.http.errors import Refusal
 from ray_app.serving.job_scoring import FAULTS, LONGEST_PAUSE_S
 from ray_app.serving.jobs import FAULT, RESTARTED
@@ -381,14 +383,13 @@ class TestWebhooks:
         config = settings(webhooks=True, directory=str(tmp_path))
 
         async def first():
-            async with book_of(config, LightScorer(), notify=notify) as book:
-                assert (await refusal_of(book.submit("me", jpegs(1), webhook="http://h/"))).code == "url_refused"
+            async with book_of(config, LightScorer(), LoopbackFetcher("http://h"), notify=notify) as book:
                 job = await ended(book, "me", (await book.submit("me", jpegs(2), webhook="https://h/hook")).id)
                 await until(lambda: _now(told and not book._telling._tasks))
                 return job
 
         async def second(job):
-            async with book_of(config, LightScorer(), notify=notify) as book:
+            async with book_of(config, LightScorer(), LoopbackFetcher("http://h"), notify=notify) as book:
                 return await book.status("me", job.id)
 
         job = run(second(run(first())))
@@ -405,20 +406,35 @@ class TestWebhooks:
 
         async def scenario():
             config = settings(webhooks=True, directory=str(tmp_path))
-            async with book_of(config, LightScorer(), notify=never) as book:
+            async with book_of(config, LightScorer(), LoopbackFetcher("http://h"), notify=never) as book:
                 await ended(book, "me", (await book.submit("me", jpegs(1), webhook="https://h/hook")).id)
-            async with book_of(config, LightScorer(), notify=notify) as book:
+            async with book_of(config, LightScorer(), LoopbackFetcher("http://h"), notify=notify) as book:
                 await until(lambda: _now(told))
 
         run(scenario())
         assert told == ["https://h/hook"]
+
+    @pytest.mark.parametrize(
+        "url",
+        ["http://hooks.test/", "https://hooks.test:8443/", "https://127.0.0.1/", "https://me:secret@hooks.test/", "https://other.test/"],
+    )
+    def test_one_that_would_never_be_told_is_refused_at_once(self, monkeypatch, url):
+        monkeypatch.setenv("TOUCHSTONE_WEBHOOK_SECRET", "a long secret")
+        guarded = GuardedFetcher(UrlFetching(allowed_hosts=("hooks.test",)), 1)
+
+        async def scenario():
+            async with book_of(settings(webhooks=True), LightScorer(), guarded) as book:
+                refused = await refusal_of(book.submit("me", jpegs(1), webhook=url))
+                return refused.code, book._records
+
+        assert run(scenario()) == ("url_refused", {})
 
     def test_a_webhook_that_fails_changes_nothing(self):
         async def broken(url, job):
             raise RuntimeError
 
         async def scenario():
-            async with book_of(settings(webhooks=True), LightScorer(), notify=broken) as book:
+            async with book_of(settings(webhooks=True), LightScorer(), LoopbackFetcher("http://h"), notify=broken) as book:
                 job = await ended(book, "me", (await book.submit("me", jpegs(1), webhook="https://h/hook")).id)
                 await until(lambda: _now(not book._telling._tasks))
                 return await book.status("me", job.id)

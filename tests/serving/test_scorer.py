@@ -2,15 +2,18 @@
 
 import asyncio
 import io
+import shutil
 
 import pytest
+import yaml
 
 import ray_app
+from ray_app.config import config_root
 from ray_app.errors import InputError, Status
 from ray_app.inference.isolated import IsolatedDecoders
 from ray_app.serving import ServeConfig
-from ray_app.serving.generation import plan_generation
-from ray_app.serving.groups import Offer, groups_of
+from ray_app.serving.generation import groups_of, load_generation, plan_generation
+from ray_app.serving.groups import Offer
 from ray_app.serving.http.errors import Refusal
 from ray_app.serving.scorer import EndpointScorer, GroupLost
 from tests.images.factory import photo
@@ -90,6 +93,47 @@ def test_an_offer_is_followed_and_every_answer_names_its_own_fingerprint(group, 
     before, after = asyncio.run(update())
     assert before.ensemble.fingerprint != after.ensemble.fingerprint == theirs.fingerprints["default"]
     assert before.score == pytest.approx(after.score, abs=1e-5)
+
+
+@pytest.fixture
+def two_groups(tmp_path):
+    """A function (threshold, name of the shared detector) -> config of an ensemble whose second detector has a process of its own."""
+    shipped = config_root() / "detectors"
+    shutil.copy(shipped / "touchstone-tiny.safetensors", tmp_path)
+    card = yaml.safe_load((shipped / "touchstone-tiny.yaml").read_text())
+    for name, own in (("together", False), ("renamed", False), ("alone", True)):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({**card, "name": name, "own_pool": own}))
+
+    def config(threshold, shared):
+        members = [{"detector": f"{shared}.yaml"}, {"detector": "alone.yaml"}]
+        ensemble = {"name": "two", "title": "Two groups", "members": members, "thresholds": {"real_below": -9, "fake_above": threshold}}
+        path = tmp_path / f"two-{threshold}-{shared}.yaml"
+        path.write_text(yaml.safe_dump(ensemble))
+        return ServeConfig(ensembles=(str(path),))
+
+    return config
+
+
+@pytest.mark.parametrize(("shared", "while_updating"), [("together", "before"), ("renamed", "after")])
+def test_groups_that_update_one_after_the_other_answer_all_the_time(two_groups, decoders, file, shared, while_updating):
+    """Thresholds change: what was served goes on until both have moved. A detector changes: the group that has not is still right."""
+    before, after = two_groups(1.0, "together"), two_groups(2.0, shared)
+    groups = {name: LocalGroup(name, before) for name in ("detectors", "alone")}
+    scorer = EndpointScorer(before, groups, decoders, CountingMeter())
+    names = {key: load_generation(config).fingerprints["two"] for key, config in (("before", before), ("after", after))}
+
+    async def update():
+        async with asyncio.timeout(60):
+            answers = [await scorer.score(file)]
+            groups["detectors"].group.load(after)
+            answers.append(await scorer.score(file))
+            groups["alone"].group.load(after)
+            return [*answers, await scorer.score(file)]
+
+    answers = asyncio.run(update())
+    assert [answer.ensemble.fingerprint for answer in answers] == [names["before"], names[while_updating], names["after"]]
+    assert sorted(answers[0].scores) == ["alone", "together"]
+    assert len({round(answer.score, 4) for answer in answers}) == 1
 
 
 def test_two_generations_side_by_side_still_answer(group, decoders, file, tmp_path):

@@ -56,7 +56,7 @@ def told(*answers: bytes, url: str = URL, public: bool = False):
 
             allowed = is_public_address if public else lambda address: address == "127.0.0.1"
             fetcher = GuardedFetcher(UrlFetching(), 9, resolver=here, is_allowed_address=allowed)
-            return await deliver(fetcher, url, BODY, SECRET, sleep=pause, clock=lambda: NOW + sum(pauses)), server
+            return await deliver(fetcher.post, url, BODY, SECRET, sleep=pause, clock=lambda: NOW + sum(pauses)), server
 
     delivery, server = asyncio.run(asyncio.wait_for(scenario(), 8))
     return delivery, server, pauses
