@@ -7,10 +7,10 @@ Two detectors: the default ensemble's small one, and one of about 50 ms per imag
 in an order that rotates from round to round; ratios are of medians, ours ÷ theirs.
 
 What makes it fair. All load the detector by the same code, with the same precision, and decode and prepare by the same code. One thread per
-model everywhere. LitServe batches as we do: as many slots, the same wait. A peer is compared with ours whose model can be at work on as
-many cores: LitServe's one worker with one replica, its two workers, and FastAPI's thread pool on two cores, with two. Every score
-that any server answers is compared with `load_ensemble`'s for that file. What we do besides and they do not (access, limits, decoding in a
-process that a bad image may kill, the ensemble's verdict) is not switched off. Run it on a quiet machine.
+model everywhere. LitServe is given as many slots and the same wait; it cuts its batches in its own way. A peer is compared with ours whose
+model can be at work on as many cores: LitServe's one worker with one replica, its two workers, and FastAPI's thread pool on two cores,
+with two. Every score that any server answers is compared with `load_ensemble`'s for that file. What we do besides and they do not (access,
+limits, decoding in a process that a bad image may kill, the ensemble's verdict) is not switched off. Run it on a quiet machine.
 """
 
 import argparse

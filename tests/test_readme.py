@@ -1,9 +1,12 @@
 """The README's own blocks, run."""
 
+import json
 import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,14 +16,19 @@ from ray_app.cli.main import main, touchstone
 from ray_app.simulation.archive import build_sample_archive
 from tests.detectors.small_clip import small_card
 from tests.images.factory import photo
+from tests.ray_head import free_ports
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 COMMANDS = [line for block in re.findall(r"```console\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
 
-# Run elsewhere: `make` by CI itself, jobs by tests/scoring/test_job.py, cluster.yaml by tests/test_cluster_yaml.py.
-ELSEWHERE = ("make", "ray", "python")
+# Run elsewhere: `make` by CI itself, jobs by tests/scoring/test_job.py, cluster.yaml by tests/test_cluster_yaml.py, `serve deploy` by
+# tests/serving/test_deployed.py, what Kubernetes applies by tests/serving/test_configs.py, tokens by tests/serving/http/test_access.py.
+ELSEWHERE = ("make ", "ray ", "serve deploy ", "kubectl apply ", "TOUCHSTONE_TOKENS=")
+
+SERVE = "touchstone serve"  # never returns: the fixture `endpoint` is its run
+ENDPOINT = "http://127.0.0.1:8000"
 
 # Weights that cannot be had here: one clear line and exit code 4.
 NEEDS_WEIGHTS = {"fetch", "fit"}
@@ -36,13 +44,40 @@ def workplace(tmp_path_factory, s3, ray_cluster):
     for path in archive.rglob("*"):
         if path.is_file():
             s3.client().upload_file(str(path), "bucket", f"photos/{path.relative_to(archive)}")
-    shutil.copy(next(archive.rglob("*.jpg")), folder / "photo.jpg")
+    for photograph, name in zip(sorted(archive.rglob("*.jpg")), ("photo.jpg", "other.jpg"), strict=False):
+        shutil.copy(photograph, folder / name)
     before = os.getcwd()
     os.chdir(folder)
     write_head(folder)
     assert main(["score", "demo-run/archive", "--out", "run"]) == 0
     yield folder
     os.chdir(before)
+
+
+@pytest.fixture(scope="module")
+def endpoint(workplace, tmp_path_factory):
+    """The URL of what `touchstone serve` starts, on a port that is free here."""
+    assert SERVE in COMMANDS
+    (port,) = free_ports(1)
+    command = [sys.executable, "-m", "ray_app.cli.main", "serve", "--port", str(port)]
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)}
+    log = tmp_path_factory.mktemp("endpoint") / "log"
+    with log.open("w") as errors:
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True)
+    try:
+        assert process.stdout.readline().strip() == f"http://127.0.0.1:{port}/", log.read_text()
+        yield f"http://127.0.0.1:{port}"
+        process.terminate()
+        assert process.wait(60) == 0, log.read_text()
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def here(request):
+    """What the README says of its endpoint, said of the one that runs here."""
+    return lambda text: text.replace(ENDPOINT, request.getfixturevalue("endpoint")) if ENDPOINT in text else text
 
 
 def write_head(folder):
@@ -58,20 +93,31 @@ def write_head(folder):
 
 @pytest.mark.ray
 @pytest.mark.parametrize("block", PYTHON, ids=lambda block: block.strip().splitlines()[-1][:40])
-def test_python_blocks_run(workplace, block, capsys):
-    exec(compile(block, "README.md", "exec"), {})
+def test_python_blocks_run(workplace, here, block, capsys):
+    exec(compile(here(block), "README.md", "exec"), {})
     assert "Traceback" not in capsys.readouterr().err
 
 
 @pytest.mark.ray
 @pytest.mark.parametrize("line", COMMANDS)
-def test_commands_run(workplace, line, monkeypatch):
-    program, *arguments = shlex.split(line)
-    if program in ELSEWHERE:
+def test_commands_run(workplace, here, line, monkeypatch):
+    if line.startswith(ELSEWHERE) or line == SERVE:
+        return
+    program, *arguments = shlex.split(here(line))
+    if program == "curl":
+        scores(program, *arguments)
         return
     assert program == "touchstone"
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert main(arguments) == (4 if NEEDS_WEIGHTS & set(arguments) else 0)
+
+
+def scores(*command):
+    """A line that asks the endpoint with a program of the machine, and is told a score per image."""
+    if not shutil.which(command[0]):
+        pytest.skip(f"{command[0]} is not installed")
+    answer = json.loads(subprocess.run(command, capture_output=True, check=True, timeout=60).stdout)
+    assert [one["score"] is not None for one in answer.get("results", [answer])] == [True] * sum("@" in word for word in command)
 
 
 def test_readme_names_every_command():

@@ -1,4 +1,4 @@
-"""LitServe with our own detector: decoding, preparing and the model in its workers, batched as ours is. Run as a script."""
+"""LitServe with our own detector: decoding, preparing and the model in its workers; as many slots and the same wait. Run as a script."""
 
 from typing import Any
 

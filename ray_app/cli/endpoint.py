@@ -12,19 +12,25 @@ import click
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 TOKEN_VARIABLE = "TOUCHSTONE_TOKEN"  # noqa: S105 - the name of a variable
-APPLY = frozenset({"source", "endpoint", "token_file", "ensemble", "as_json"})  # the parameters of `score` that mean something here
+APPLY = frozenset({"source", "endpoint", "token_file", "ensemble", "detectors", "as_json"})  # what means something here
 
 
 def endpoint_options(command: Command) -> Command:
     """`--endpoint URL` and `--token-file FILE`."""
-    told = "Send local files and folders to this endpoint instead: verdicts on stdout, no --out."
+    told = (
+        "Send local files and folders to this endpoint instead: verdicts on stdout, no --out. "
+        "--ensemble is then one that it serves, --detector an optional one of its detectors, shown by --json."
+    )
     token = click.option("--token-file", metavar="FILE", help=f"File with the endpoint's token.  [default: ${TOKEN_VARIABLE}, if set]")
     return click.option("--endpoint", metavar="URL", help=told)(token(command))
 
 
-def score_at_endpoint(url: str | None, source: Sequence[str], *, ensemble: str | None, token_file: str | None, as_json: bool) -> int:
+def score_at_endpoint(
+    url: str | None, source: Sequence[str], *, ensemble: str | None, detectors: Sequence[str], token_file: str | None, as_json: bool
+) -> int:
     """Show a verdict per file: a table, or JSON lines as they come. What had come before an error is shown all the same.
 
+    `detectors`: optional ones, asked besides.
     Raises ConfigError for what was typed and what the endpoint does not allow, ClusterError where it cannot be reached.
     """
     from ray_app.errors import ConfigError
@@ -33,9 +39,11 @@ def score_at_endpoint(url: str | None, source: Sequence[str], *, ensemble: str |
     if not url:
         raise ConfigError("--token-file goes with --endpoint URL")
     _refuse_what_does_not_apply(click.get_current_context())
+    if detectors and not as_json:
+        raise click.UsageError("--detector with --endpoint goes with --json: the table shows verdicts, and optional detectors enter none.")
     files = list(_files(source))
     with EndpointClient(url, _token(token_file)) as endpoint:
-        answers = endpoint.score(files, ensemble)
+        answers = endpoint.score(files, ensemble, detectors=detectors)
         asked = ensemble or next((one.name for one in endpoint.describe().ensembles if one.default), None)
         demonstration = any(one.demonstration for one in endpoint.describe().ensembles if one.name == asked)
         (_print_lines if as_json else _print_table)(answers, demonstration)

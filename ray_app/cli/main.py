@@ -28,7 +28,7 @@ def touchstone() -> None:
     touchstone demo                                   a sample archive, scored
     touchstone score s3://bucket/photos --out s3://bucket/run
     touchstone results s3://bucket/run --verdict fake
-    touchstone serve                                  the ensemble behind HTTP, with a page
+    touchstone serve                                  an ensemble behind HTTP, with a page
 
     stdout carries the result, stderr the log and the progress line. Exit codes: 0 done · 2 usage or config · 3 finished with too
     many bad members · 4 detector or weights · 5 storage or cluster · 130 interrupted, resumable by the same command.

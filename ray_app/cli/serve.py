@@ -6,21 +6,36 @@ from typing import Any
 
 import click
 
-from ray_app.cli.options import licence_option, overrides
+from ray_app.cli.options import licence_option
 
 
 @click.command()
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; other than loopback needs tokens.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on. Any but this machine's own needs tokens.")
 @click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Port to listen on.")
 @click.option(
-    "--config", "config_file", metavar="FILE", help="A Serve config (its args count), or a shipped one by name (laptop, ensemble)."
+    "--config",
+    "config_file",
+    metavar="FILE",
+    help="Take the settings from a Serve config (its `args`), or a shipped one by name (laptop, ensemble, published).",
 )
 @click.option(
     "--ensemble", "ensembles", multiple=True, metavar="NAME|PATH", help="Serve this ensemble; repeatable, the first is the default."
 )
-@click.option("--optional-detector", "optional", multiple=True, metavar="NAME|PATH", help="Also serve this one, asked only on request.")
+@click.option(
+    "--optional-detector",
+    "optional",
+    multiple=True,
+    metavar="NAME|PATH",
+    help="Load this detector too, for requests that name it; it enters no verdict. Repeatable.",
+)
 @licence_option
-@overrides
+@click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Any setting of the endpoint, for example --set limits.deadline_s=10; docs/serving.md has them; repeatable.",
+)
 def serve(
     host: str,
     port: int,
@@ -30,14 +45,16 @@ def serve(
     accepted: tuple[str, ...],
     assignments: tuple[str, ...],
 ) -> int:
-    """Put an ensemble behind HTTP on this machine: an API and a page, until Ctrl-C.
+    """Put an ensemble behind HTTP: an API and a page on this machine.
+
+    Its address goes to stdout once it can score. Ctrl-C ends it, after the requests at work. Without tokens only this machine is answered.
 
     \b
     touchstone serve
-    touchstone serve --ensemble published --port 8080
-    TOUCHSTONE_TOKENS=… touchstone serve --host 0.0.0.0 --config ensemble
+    touchstone serve --ensemble fusion-clip-corvi --port 8080
+    TOUCHSTONE_TOKENS=… touchstone serve --host 0.0.0.0
 
-    On a cluster: `serve deploy configs/serve/ensemble.yaml`.
+    On a cluster: `serve deploy configs/serve/ensemble.yaml`. Tokens, limits, metrics, updates: docs/serving.md.
     """
     from ray_app.config.loading import validate
     from ray_app.scoring import ClusterConfig

@@ -90,11 +90,15 @@ class IsolatedDecoders:
         """
         self._admit(data)
         answer: Future[Prepared] = Future()
+        held = [data]
         try:
-            self._threads.submit(self._serve, answer, data, _wanted(tuple(preprocessings), resize))
+            self._threads.submit(self._serve, answer, held, _wanted(tuple(preprocessings), resize))
         except RuntimeError:
             raise _closed() from None
-        return await asyncio.wrap_future(answer)
+        try:
+            return await asyncio.wrap_future(answer)
+        finally:
+            held.clear()  # who left before its turn leaves no bytes in the queue
 
     def close(self) -> None:
         """Finish the images at work, turn away those that wait, and end all children. Takes at most the wall limit."""
@@ -123,15 +127,16 @@ class IsolatedDecoders:
         except InputError as refused:
             raise ImageRefused.because(refused, inspect_bytes(data)) from None
 
-    def _serve(self, answer: "Future[Prepared]", data: bytes, wanted: Wanted) -> None:
+    def _serve(self, answer: "Future[Prepared]", held: list[bytes], wanted: Wanted) -> None:
         if not answer.set_running_or_notify_cancel():
             return
-        if self._is_closed:
+        taken = tuple(held)
+        if self._is_closed or not taken:  # closed, or its caller left in this very moment
             answer.set_exception(_closed())
             return
         child = self._free.get()
         try:
-            answer.set_result(child.prepare(data, wanted))
+            answer.set_result(child.prepare(taken[0], wanted))
         except BaseException as error:
             answer.set_exception(error)
             # The caller has its answer; whoever comes next shall not wait for the libraries of a new child.

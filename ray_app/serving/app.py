@@ -28,7 +28,7 @@ def build(config: ServeConfig) -> Application:
             max_ongoing_requests=max(4 * slots, 16),
             max_queued_requests=most * config.limits.max_files,
             **_replicas(config.groups.get(name, config.detectors), config, load=2 * slots),
-        ).bind(name, config)
+        ).bind(name, config, list(groups_of(spec)))
         for name in groups_of(spec)
     }
     jobs = _deployment(

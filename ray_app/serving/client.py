@@ -22,6 +22,7 @@ from ray_app.storage import RetryPolicy, strip_secrets
 
 Source = str | Path | tuple[str, bytes]
 Result = dict[str, Any]
+Query = dict[str, str | Sequence[str]]
 
 PART_BYTES = 1024  # of a multipart body besides the file: boundary, headers and the longest name that is sent
 NAME_CHARACTERS = 120
@@ -74,19 +75,27 @@ class EndpointClient:
                 raise ConfigError(told, hint=NOT_AN_ENDPOINT) from None
         return self._described
 
-    def score(self, images: Iterable[Source], ensemble: str | None = None, masks: bool = False) -> Iterator[Result]:
+    def score(
+        self, images: Iterable[Source], ensemble: str | None = None, masks: bool = False, detectors: Sequence[str] = ()
+    ) -> Iterator[Result]:
         """One result per file, in order: local paths, or (name, bytes). Keys as in `POST /v1/score`; `name` is as you gave it.
 
-        A file that is refused, by the endpoint or because it cannot be read here, is a result: `status` and `error` say why. Files are
-        read as they are sent. Raises ConfigError at once for an unknown ensemble.
+        `detectors`: optional ones to ask besides. A file that is refused, by the endpoint or because it cannot be read here, is a result:
+        `status` and `error` say why. Files are read as they are sent. Raises ConfigError at once for what is not served there.
         """
-        known = [one.name for one in self.describe().ensembles]
-        if ensemble is not None and ensemble not in known:
-            raise ConfigError(f"{self._asker.url}: no ensemble {ensemble!r} is served there", hint=f"it serves: {', '.join(known)}")
-        query = {"ensemble": ensemble, "masks": "true" if masks else None}
-        return self._score(images, {key: value for key, value in query.items() if value is not None})
+        served = self.describe()
+        self._refuse_unserved("ensemble", [ensemble] if ensemble else [], [one.name for one in served.ensembles])
+        self._refuse_unserved("optional detector", detectors, served.optional_detectors)
+        query: Query = {"ensemble": ensemble or "", "masks": "true" if masks else "", "detector": tuple(detectors)}
+        return self._score(images, {key: value for key, value in query.items() if value})
 
-    def _score(self, images: Iterable[Source], query: dict[str, str]) -> Iterator[Result]:
+    def _refuse_unserved(self, what: str, asked: Iterable[str], served: Sequence[str]) -> None:
+        for name in asked:
+            if name not in served:
+                told = f"{self._asker.url}: no {what} {name!r} is served there"
+                raise ConfigError(told, hint=f"it serves: {', '.join(served) or 'none'}")
+
+    def _score(self, images: Iterable[Source], query: Query) -> Iterator[Result]:
         for group in self._groups(images):
             answers = self._ask([file for file in group if file.result is None], query)
             for file in group:
@@ -107,7 +116,7 @@ class EndpointClient:
         if group:
             yield group
 
-    def _ask(self, files: Sequence[_File], query: dict[str, str]) -> Iterator[Result]:
+    def _ask(self, files: Sequence[_File], query: Query) -> Iterator[Result]:
         """Ask for all at once; where that is refused, for each half, so that one file cannot spoil the others' answers."""
         if not files:
             return

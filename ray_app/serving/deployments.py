@@ -3,20 +3,31 @@
 import asyncio
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayTaskError, WorkerCrashedError
+import grpc
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    ObjectLostError,
+    OwnerDiedError,
+    RayActorError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from ray_app.config.loading import validate
+from ray_app.errors import ConfigError, TouchstoneError
 from ray_app.serving.batching import Batcher
 from ray_app.serving.config import ServeConfig
-from ray_app.serving.generation import plan_generation
+from ray_app.serving.following import GroupDied, GroupLost
+from ray_app.serving.generation import groups_of, plan_generation
 from ray_app.serving.groups import Ask, DetectorGroup, Offer, Reply
 from ray_app.serving.http.errors import Refusal
-from ray_app.serving.scorer import EndpointScorer, GroupLost
+from ray_app.serving.scorer import EndpointScorer
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -26,29 +37,58 @@ if TYPE_CHECKING:
 
 Handle = DeploymentHandle[Any]
 
-GONE = (ActorDiedError, ActorUnavailableError, RayActorError, WorkerCrashedError, DeploymentUnavailableError, ReplicaUnavailableError)
+DIED = (ActorDiedError, ActorUnavailableError, WorkerCrashedError, ObjectLostError, OwnerDiedError, grpc.aio.AioRpcError)
+GONE = (RayActorError, DeploymentUnavailableError, ReplicaUnavailableError)
 RETRY_AFTER_S = 1
+RELOADABLE = {"ensembles", "optional_detectors", "accept_licences", "generation", "precision", "resize"}
+_log = logging.getLogger(__name__)
 
 
 class Detectors:
-    """One group of detectors. `user_config` may change any key of the config that names what is scored, without a restart."""
+    """One group of detectors out of all `groups`. `user_config` may change RELOADABLE keys of the config without a restart."""
 
-    def __init__(self, name: str, config: ServeConfig) -> None:
+    def __init__(self, name: str, config: ServeConfig, groups: Collection[str]) -> None:
         from ray_app.serving.metrics import RayMeter
 
         _log_beside_serve()
-        self._config = config
+        self._config, self._groups = config, set(groups)
         self._group = DetectorGroup(name)
-        self._batcher = Batcher(self._group.score, noted=functools.partial(RayMeter().batch, name))
+        self._noted = functools.partial(RayMeter().batch, name)
+        self._batcher: Batcher[Ask, Reply | Offer] | None = None
 
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
-        """Load what the config now asks for; requests are answered by what was loaded before until then."""
-        config = validate(self._config.model_dump(mode="json") | dict(user_config), ServeConfig, where="user_config")
-        generation = await asyncio.to_thread(self._group.load, config)
-        self._batcher.slots, self._batcher.wait_s = generation.spec.slots, config.batching.wait_ms / 1000
+        """Load what the config now asks for; requests are answered by what was loaded before until then.
+
+        What cannot be loaded leaves what is there at work, and is logged: Serve would end a replica whose reconfiguration raises.
+        """
+        try:
+            generation = await asyncio.to_thread(self._load, dict(user_config))
+        except TouchstoneError as error:
+            if self._batcher is None:
+                raise
+            _log.error("not loaded, the ensembles before go on: %s; %s", error.message, error.hint)
+            return
+        if self._batcher is None:
+            self._batcher = Batcher(self._group.score, noted=self._noted)
+        self._batcher.slots, self._batcher.wait_s = generation.spec.slots, self._config.batching.wait_ms / 1000
+
+    def _load(self, changes: dict[str, Any]) -> "Generation":
+        if unknown := changes.keys() - RELOADABLE:
+            raise ConfigError(f"user_config: {', '.join(sorted(unknown))}: cannot be changed without a restart",
+                              hint=f"what can: {', '.join(sorted(RELOADABLE))}; for the rest change `args`")  # fmt: skip
+        config = validate(self._config.model_dump(mode="json") | changes, ServeConfig, where="user_config")
+        needed = groups_of(plan_generation(config)[0]).keys()
+        if needed != self._groups:
+            raise ConfigError(f"these ensembles need the groups {', '.join(needed)}", hint="change `args` and deploy anew")
+        return self._group.load(config)
+
+    async def check_health(self) -> None:
+        """Serve replaces a replica whose detectors raise on everything: a device may have failed under them."""
+        self._group.check_health()
 
     async def score(self, ask: Ask) -> Reply | Offer:
         """What the group says of one image, scored together with others that come at the same time."""
+        assert self._batcher is not None, "Serve reconfigures before it asks"
         return await self._batcher(ask)
 
     async def describe(self) -> "Generation":
@@ -160,6 +200,8 @@ async def _answered(response: Any) -> Any:
     """The answer of another replica. Its own refusals pass; that it is gone, or has no place, is said in our words."""
     try:
         return await response
+    except DIED:
+        raise GroupDied from None
     except GONE:
         raise GroupLost from None
     except BackPressureError:

@@ -5,6 +5,8 @@ ingress follows: so an update needs no order among replicas, and no answer mixes
 """
 
 import io
+import logging
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +26,10 @@ from ray_app.serving.generation import Generation, groups_of, load_generation
 
 if TYPE_CHECKING:
     from ray_app.inference.scoring import EnsembleScorer
+
+
+MOST_SILENT = 20
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,7 @@ class DetectorGroup:
     def __init__(self, name: str) -> None:
         self.name = name
         self._loaded: _Loaded | None = None
+        self._silent = 0
 
     @property
     def generation(self) -> Generation:
@@ -103,7 +110,13 @@ class DetectorGroup:
         for places in _batches(asks, loaded.generation.groups[self.name], loaded.generation.spec.slots):
             for place, reply in zip(places, _score(loaded, [asks[place] for place in places]), strict=True):
                 answers[place] = reply
+                self._silent = 0 if any(map(math.isfinite, reply.scores.values())) else self._silent + 1
         return answers
+
+    def check_health(self) -> None:
+        """Raises DetectorError after 20 images without any score, one after another: then it is not the images."""
+        if self._silent >= MOST_SILENT:
+            raise DetectorError(f"{self.name}: no score for {self._silent} images in a row", hint="the replica's log has the first error")
 
     @property
     def _ready(self) -> _Loaded:
@@ -136,6 +149,17 @@ def _batches(asks: Sequence[Ask], group: str, slots: int) -> Iterator[list[int]]
 
 
 def _score(loaded: _Loaded, asks: Sequence[Ask]) -> list[Reply]:
+    """One reply per ask. An image on which a detector raises has no scores; it does not take along what shares its batch."""
+    try:
+        return _score_together(loaded, asks)
+    except Exception:
+        if len(asks) > 1:
+            return [reply for ask in asks for reply in _score(loaded, [ask])]
+        _log.exception("a detector of %s raised on the image with sha256 %s", ", ".join(asks[0].detectors), asks[0].facts.sha256)
+        return [Reply(loaded.generation.id, dict.fromkeys(asks[0].detectors, math.nan), {}, {}, 0.0)]
+
+
+def _score_together(loaded: _Loaded, asks: Sequence[Ask]) -> list[Reply]:
     batch = _batch(loaded, asks)
     readings = loaded.scorer.score([loaded.decoder.complete(batch)], only=asks[0].detectors)
     seconds = loaded.clock.take().get("score", 0.0)

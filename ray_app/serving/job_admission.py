@@ -20,9 +20,9 @@ def check_request(request: Request, limits: JobLimits, *, urls: UrlFetcher | Non
         raise Refusal("malformed_request", "a job has images, or URLs, and at least one")
     if request.urls is not None and urls is None:
         raise Refusal("forbidden", "fetching by URL is switched off")
-    if request.webhook is not None and webhooks is None:
-        raise Refusal("forbidden", "webhooks are switched off")
-    if request.webhook is not None and webhooks is not None:
+    if request.webhook is not None:
+        if webhooks is None:
+            raise Refusal("forbidden", "webhooks are switched off")
         webhooks.check(request.webhook)
     if images > limits.max_images:
         raise Refusal("too_many_files", "more images than one job may have", limit=limits.max_images, observed=images)

@@ -7,14 +7,12 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal
 
 from pydantic import BaseModel
 
-from ray_app.serving.http.schemas import EnsembleName, ImageAnswer, Job
+from ray_app.serving.http.schemas import EnsembleName, ImageAnswer, Job, JobState
 from ray_app.storage import strip_secrets
 
-State = Literal["waiting", "running", "done", "cancelled", "failed"]
 VERDICTS = ("fake", "real", "abstain", "none")
 
 
@@ -69,7 +67,7 @@ class JobRecord(BaseModel):
     images: int
     urls: list[str] | None
     created_at: datetime
-    state: State = "waiting"
+    state: JobState = "waiting"
     detail: str | None = None
     finished: int = 0
     verdicts: dict[str, int] = dict.fromkeys(VERDICTS, 0)
@@ -99,7 +97,7 @@ class JobRecord(BaseModel):
         """Whether it has expired."""
         return self.expires_at is not None and self.expires_at <= now
 
-    def ended(self, state: State, detail: str | None, now: datetime, expires_at: datetime) -> "JobRecord":
+    def ended(self, state: JobState, detail: str | None, now: datetime, expires_at: datetime) -> "JobRecord":
         """A copy that has ended; what is only for going on is not in it."""
         update = {"state": state, "detail": detail, "urls": None, "finished_at": now, "expires_at": expires_at}
         return self.model_copy(update=update)

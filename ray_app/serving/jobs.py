@@ -13,9 +13,9 @@ from datetime import UTC, datetime, timedelta
 from ray_app.errors import TouchstoneError
 from ray_app.serving.config import ServeConfig
 from ray_app.serving.http.errors import Refusal
-from ray_app.serving.http.schemas import Job
+from ray_app.serving.http.schemas import Job, JobState
 from ray_app.serving.job_admission import RETRY_AFTER_S, check_request, check_room, job_of_key
-from ray_app.serving.job_record import JobRecord, Request, State, Work
+from ray_app.serving.job_record import JobRecord, Request, Work
 from ray_app.serving.job_scoring import ImageScorer, PatientScorer, Sleep, UrlFetcher
 from ray_app.serving.job_store import job_store, reachable
 from ray_app.serving.job_telling import Notify, Telling, signed_delivery
@@ -177,13 +177,13 @@ class JobBook:
             _log.exception("job_image_failed job=%s image=%d", record.id, index)
             self._end(work, "failed", FAULT)
 
-    def _end(self, work: Work, state: State, detail: str | None = None) -> asyncio.Task[None]:
+    def _end(self, work: Work, state: JobState, detail: str | None = None) -> asyncio.Task[None]:
         """End it once: the first to say how is heard."""
         if work.end is None:
             work.end = asyncio.create_task(self._wind_up(work, state, detail))
         return work.end
 
-    async def _wind_up(self, work: Work, state: State, detail: str | None) -> None:
+    async def _wind_up(self, work: Work, state: JobState, detail: str | None) -> None:
         await self._turns.stop(work)
         record, now = work.record, self._clock()
         expires_at = now + timedelta(hours=self._limits.keep_hours)

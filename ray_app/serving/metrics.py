@@ -29,9 +29,9 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 HISTOGRAMS: dict[str, tuple[str, tuple[str, ...], tuple[float, ...]]] = {
     "request_seconds": ("from the first byte of a request to its answer", ("route",), SECONDS),
-    "stage_seconds": ("one image in one stage: read, decode, wait, score, total", ("stage",), SECONDS),
+    "stage_seconds": ("one image in one stage: decode, wait, score, total", ("stage",), SECONDS),
     "batch_images": ("images in one batch", ("group",), BATCH_SIZES),
-    "batch_wait_seconds": ("how long a batch's first image waited for company", ("group",), SECONDS),
+    "batch_wait_seconds": ("how long a batch's first image waited until its batch began", ("group",), SECONDS),
 }
 GAUGES: dict[str, str] = {"images_in_flight": "images at work, in requests and in jobs"}
 
@@ -49,7 +49,7 @@ class Meter(Protocol):
         """One answered request. `route` is the template (`/v1/jobs/{id}`), never the path: every value is a series for ever."""
 
     def stage(self, name: str, seconds: float) -> None:
-        """One image left one stage: read, decode, wait, score or total."""
+        """One image left one stage: decode, wait, score or total."""
 
     def refused(self, code: str) -> None:
         """One request or image was refused, for a reason of the closed list."""
@@ -58,7 +58,7 @@ class Meter(Protocol):
         """One image was decided on."""
 
     def batch(self, group: str, size: int, waited_s: float) -> None:
-        """A detector group took `size` images at once; the first of them had waited `waited_s`."""
+        """A detector group took `size` images at once; the first of them had waited `waited_s` until then."""
 
     def in_flight(self, n: int) -> None:
         """How many images are at work in this process now."""

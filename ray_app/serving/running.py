@@ -12,15 +12,17 @@ from typing import Any
 import httpx
 
 from ray_app.config.loading import find_config, read_mapping
-from ray_app.errors import ClusterError, ConfigError
+from ray_app.errors import ClusterError, ConfigError, said
 from ray_app.scoring.cluster import cluster, unobtrusively
 from ray_app.scoring.config import ClusterConfig
 from ray_app.serving.config import ServeConfig
 
+_log = logging.getLogger(__name__)
+
 START_TIMEOUT_S = 600.0  # a fetch of weights may be part of it
 # Serve reads these when it is first imported, here and in the workers of a Ray that this process starts. Measured on two cores: a
 # third more requests per second. Replicas need no ports of their own unless Serve's HAProxy asks them directly.
-FASTER = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_LOG_TO_STDERR": "0"}
+FASTER = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1"}
 REQUEST_TIMEOUT_MARGIN_S = 10.0  # Serve's own time-out answers 408 in its own words: ours comes first
 
 
@@ -39,6 +41,7 @@ def read_args(name_or_path: str | None) -> tuple[dict[str, Any], str]:
 def endpoint(config: ServeConfig, host: str, port: int, at_cluster: ClusterConfig) -> Iterator[str]:
     """The endpoint's URL while it runs, ready to score. Raises ConfigError for an unsafe host and ClusterError if it does not start."""
     refuse_open_host(config, host)
+    _refuse_a_cluster(at_cluster)
     _refuse_taken_port(host, port)
     for name, value in {**FASTER, "RAY_SERVE_ENABLE_DIRECT_INGRESS": os.environ.get("RAY_SERVE_ENABLE_HA_PROXY", "0")}.items():
         os.environ.setdefault(name, value)
@@ -64,8 +67,31 @@ def endpoint(config: ServeConfig, host: str, port: int, at_cluster: ClusterConfi
             yield url
         finally:
             with unobtrusively():
-                serve.delete(NAME)  # first the replicas, which finish what they have; a shutdown would begin with the proxy
+                _drain(NAME, config.limits.deadline_s + REQUEST_TIMEOUT_MARGIN_S)
                 serve.shutdown()  # type: ignore[no-untyped-call]
+
+
+def _drain(name: str, limit_s: float) -> None:
+    """End the replicas, which finish what they have, and wait for them; a shutdown would begin with the proxy."""
+    from ray import serve
+
+    deadline = time.monotonic() + limit_s
+    try:
+        serve.delete(name, _blocking=False)
+        while time.monotonic() < deadline and name in serve.status().applications:
+            time.sleep(0.1)
+    except Exception as error:  # what is left is ended by the shutdown
+        _log.warning("the endpoint did not end by itself: %s", said(error))
+
+
+def _refuse_a_cluster(at_cluster: ClusterConfig) -> None:
+    """What this process starts it also ends: it must not be what `serve deploy` made. Raises ConfigError."""
+    import ray
+
+    if at_cluster.address or os.environ.get("RAY_ADDRESS") or ray.is_initialized():
+        raise ConfigError(
+            "this starts a Ray of its own, and RAY_ADDRESS names a cluster", hint="there: serve deploy configs/serve/ensemble.yaml"
+        )
 
 
 def refuse_open_host(config: ServeConfig, host: str) -> None:

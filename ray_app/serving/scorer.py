@@ -1,19 +1,20 @@
 """Encoded bytes → answer: decode in a child process, ask the groups of detectors, decide. Knows no HTTP server and no Ray.
 
-The walk of a batch run with processes in between: the same decoder, the same static batches, the same decision.
+The walk of a batch run with processes in between: the same decoder, the same networks, the same decision.
 """
 
 import asyncio
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, TypeVar
 
 from ray_app.detectors import Preprocessing, ResizeMode
-from ray_app.errors import InputError
+from ray_app.errors import InputError, Status
 from ray_app.inference.isolated import IsolatedDecoders, Prepared
 from ray_app.serving.config import ServeConfig
+from ray_app.serving.following import FIRST_PAUSE_S, LONGEST_PAUSE_S, Followed, Group, GroupDied, GroupLost
 from ray_app.serving.generation import Generation, groups_of
 from ray_app.serving.groups import Ask, Offer, Reply, golden_image, looks
 from ray_app.serving.http import answering
@@ -21,24 +22,16 @@ from ray_app.serving.http.errors import Refusal
 from ray_app.serving.http.schemas import DetectorInfo, EnsembleInfo, EnsembleName, ImageAnswer, Timings
 from ray_app.serving.metrics import Meter
 
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 0.5  # between two tries while replicas are replaced
-READY_FOR_S = 10.0  # a golden image that was scored says so for this long: readiness checks must not load a busy endpoint
+READY_FOR_S, UNREADY_FOR_S = 10.0, 1.0  # what was found holds so long: readiness checks must not load a busy endpoint
+FRESH_S = 2.0  # what is told of the ensembles is no older
+MOST_DEATHS = 3  # of processes at work on one image, a second apart: then the image is to blame
+MOST_MOVING_S = 5.0  # groups that do not come to serve one generation in this time: come back later
+
+T = TypeVar("T")
 
 
-class GroupLost(Exception):  # noqa: N818 - an event, not a fault of the request
-    """The process that was asked is gone. Scoring changes nothing, so that asking again is safe."""
-
-
-class Group(Protocol):
-    """A group of detectors, wherever it runs. Both raise GroupLost, and Refusal where its queue is full."""
-
-    async def score(self, ask: Ask) -> Reply | Offer:
-        """What its detectors say of one image."""
-        ...
-
-    async def describe(self) -> Generation:
-        """The generation that it serves."""
-        ...
+class Moving(Exception):  # noqa: N818 - an event, not a fault of the request
+    """The groups serve another generation than they were asked for, or not yet the same one."""
 
 
 class EndpointScorer:
@@ -50,10 +43,10 @@ class EndpointScorer:
 
     def __init__(self, config: ServeConfig, groups: Mapping[str, Group], decoders: IsolatedDecoders, meter: Meter) -> None:
         self._groups, self._decoders, self._meter = groups, decoders, meter
-        self._first = next(iter(groups))
+        self._followed = Followed(groups)
         self._max_bytes = config.images.max_bytes
-        self._generation: Generation | None = None
-        self._ready_until, self._ready_for = 0.0, ""
+        self._checking = asyncio.Lock()
+        self._ready_until = self._unready_until = 0.0
         self._in_flight = 0
 
     async def score(
@@ -81,68 +74,76 @@ class EndpointScorer:
             generation, chosen, answering.readings_of(replies), walk.prepared.facts, name=name, size_bytes=len(data),
             metadata=walk.prepared.metadata, masks=masks, timings=timings, request_id=request_id,
         )  # fmt: skip
-        self._count(answered)
+        for stage, seconds in timings:
+            self._meter.stage(stage, seconds)
+        self._meter.verdict(chosen, str(answered.verdict))
         return answered
 
     async def ready(self) -> list[EnsembleName]:
-        """The ensembles, once every group has its weights and the default one scored a golden image. Raises Refusal not_ready."""
-        generation = await self._current()
-        if time.monotonic() > self._ready_until or self._ready_for != generation.id:
-            await self._score_golden()
-            await asyncio.gather(*[group.describe() for group in self._groups.values()])
-            generation = await self._current()
-            self._ready_until, self._ready_for = time.monotonic() + READY_FOR_S, generation.id
+        """The ensembles, once every group has its weights and images are scored. Raises Refusal not_ready."""
+        async with self._checking:
+            if time.monotonic() < self._unready_until:
+                raise Refusal("not_ready")
+            if time.monotonic() > self._ready_until:
+                self._unready_until = time.monotonic() + UNREADY_FOR_S  # also where the check is cut short
+                await self._check()
+                self._unready_until = 0.0
+        generation = await self._followed.fresh(FRESH_S)
         return [answering.ensemble_name(generation, name) for name in generation.ensembles]
 
     async def ensembles(self) -> tuple[list[EnsembleInfo], list[str]]:
         """What there is to ask for, the default first, and the optional detectors."""
-        generation = await self._current()
+        generation = await self._followed.fresh(FRESH_S)
         return answering.ensemble_infos(generation), list(generation.optional)
 
     async def detectors(self) -> list[DetectorInfo]:
         """All detectors behind this endpoint."""
-        return answering.detector_infos(await self._current())
+        return answering.detector_infos(await self._followed.fresh(FRESH_S))
 
     async def ensemble(self, name: str | None) -> EnsembleName:
         """The ensemble that a request means. Raises Refusal malformed_request."""
-        generation = await self._current()
-        return answering.ensemble_name(generation, _chosen(generation, name, ()))
+        generation, chosen = await self._meant(name, ())
+        return answering.ensemble_name(generation, chosen)
 
     def close(self) -> None:
         """End the decoder processes."""
         self._decoders.close()
 
-    async def _score_golden(self) -> None:
+    async def _check(self) -> None:
+        """Score a golden image, unless a full queue shows that images are being scored."""
         try:
-            await self.score(golden_image())
+            await together(group.describe() for group in self._groups.values())
+            await self._asked_until_answered(_Walk(golden_image(), self._decoders), None, ())
         except Refusal as refused:
-            if refused.code != "overloaded":  # a full queue is at work
+            if refused.code != "overloaded":
                 raise
         except (InputError, GroupLost):
             raise Refusal("not_ready", "a golden image gets no score") from None
 
-    async def _current(self) -> Generation:
-        pause = FIRST_PAUSE_S
-        while self._generation is None:
-            try:
-                self._generation = await self._groups[self._first].describe()
-            except GroupLost:
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, LONGEST_PAUSE_S)
-        return self._generation
+    async def _meant(self, ensemble: str | None, beside: Sequence[str]) -> tuple[Generation, str]:
+        """The generation, and the name of the ensemble; what is not known is asked for once more before it is refused."""
+        try:
+            generation = await self._followed.current()
+            return generation, _chosen(generation, ensemble, beside)
+        except Refusal:
+            generation = await self._followed.fresh(FRESH_S)
+            return generation, _chosen(generation, ensemble, beside)
 
     async def _asked_until_answered(
         self, walk: "_Walk", ensemble: str | None, beside: Sequence[str]
     ) -> tuple[Generation, str, list[Reply]]:
-        pause = FIRST_PAUSE_S
+        pause, patience = FIRST_PAUSE_S, _Patience()
         while True:
-            generation = await self._current()
-            chosen = _chosen(generation, ensemble, beside)
+            generation, chosen = await self._meant(ensemble, beside)
             try:
-                return generation, chosen, await self._ask(generation, answering.needed(generation, chosen, beside), walk)
-            except GroupLost:
-                await asyncio.sleep(pause * random.uniform(0.5, 1.0))
-                pause = min(2 * pause, LONGEST_PAUSE_S)
+                replies = await self._ask(generation, answering.needed(generation, chosen, beside), walk)
+            except (GroupLost, Moving) as event:
+                patience.bear(event)
+            else:
+                self._ready_until = time.monotonic() + READY_FOR_S
+                return generation, chosen, replies
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(2 * pause, LONGEST_PAUSE_S)
 
     @contextmanager
     def _one_more(self) -> Iterator[None]:
@@ -155,35 +156,59 @@ class EndpointScorer:
             self._meter.in_flight(self._in_flight)
 
     async def _ask(self, generation: Generation, wanted: Sequence[str], walk: "_Walk") -> list[Reply]:
-        """One reply per group that is needed. Raises GroupLost where one is gone or serves another generation, which is then followed."""
+        """One reply per group that is needed. Raises GroupLost, and Moving where what is served by now was followed instead."""
         spec = generation.spec
         pools = {group: tuple(name for name in pool if name in wanted) for group, pool in groups_of(spec).items()}
         pools = {group: pool for group, pool in pools.items() if pool}
         if not pools.keys() <= self._groups.keys():
-            raise GroupLost  # an update brings a group that this ingress does not know; its successor does
+            raise Moving  # an update brings a group that this ingress does not know; its successor does
         used = {name: spec.cards[name].preprocessing for name in wanted}
         await walk.prepare(tuple(dict.fromkeys(used.values())), spec.resize)
         started = time.perf_counter()
         asks = {group: walk.ask(generation, group, pool) for group, pool in pools.items()}
-        replies = await asyncio.gather(*[self._groups[group].score(ask) for group, ask in asks.items()])
+        answers = await together(self._groups[group].score(ask) for group, ask in asks.items())
         elapsed = time.perf_counter() - started
-        taken = []
-        for reply in replies:
-            if isinstance(reply, Offer):
-                self._generation = reply.generation
-                raise GroupLost
-            taken.append(reply)
-        if generation.id not in (served := {reply.generation for reply in taken}) and len(served) == 1:
-            self._generation = None  # all have moved on, and the same detectors may now be decided on otherwise
-            raise GroupLost
-        walk.score_s = max(reply.score_s for reply in taken)
+        replies = [one for one in answers if isinstance(one, Reply)]
+        for offer in answers:
+            if isinstance(offer, Offer):
+                self._followed.follow(offer.generation)
+                raise Moving
+        if all(reply.generation != generation.id for reply in replies):
+            await self._followed.ask(next(iter(asks)))  # the same detectors may now be decided on otherwise
+            raise Moving
+        walk.score_s = max(reply.score_s for reply in replies)
         walk.wait_s = max(elapsed - walk.score_s, 0.0)
-        return taken
+        return replies
 
-    def _count(self, answered: ImageAnswer) -> None:
-        for stage, seconds in answered.timings:
-            self._meter.stage(stage, seconds)
-        self._meter.verdict(answered.ensemble.name, str(answered.verdict))
+
+async def together(asked: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """What all of them give, in order; the first that fails ends the others, so that nobody works for an answer that is refused."""
+    tasks = [asyncio.ensure_future(one) for one in asked]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+class _Patience:
+    """How long one image waits for groups that are lost or move."""
+
+    def __init__(self) -> None:
+        self._deaths, self._last_death = 0, 0.0
+        self._moving_since: float | None = None
+
+    def bear(self, event: GroupLost | Moving) -> None:
+        """Raises InputError where the image kills whoever looks at it, and Refusal not_ready where an update takes long."""
+        now = time.monotonic()
+        if isinstance(event, Moving):
+            self._moving_since = self._moving_since or now
+            if now - self._moving_since > MOST_MOVING_S:
+                raise Refusal("not_ready", "the detectors are being updated", headers={"Retry-After": "2"}) from None
+        elif isinstance(event, GroupDied) and now - self._last_death > 1.0:
+            self._deaths, self._last_death = self._deaths + 1, now
+            if self._deaths == MOST_DEATHS:
+                raise InputError(Status.DETECTOR_FAILED, f"{MOST_DEATHS} processes died while they scored it") from None
 
 
 class _Walk:

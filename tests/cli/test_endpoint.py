@@ -58,6 +58,12 @@ def test_the_ensemble_is_handed_on(endpoint, photos):
     assert endpoint.told[0]["query"] == {"ensemble": "published"}
 
 
+def test_optional_detectors_are_handed_on(endpoint, photos):
+    chosen = ["--detector", "slower", "--detector", "slow", "--json"]
+    assert main(["score", "--endpoint", endpoint.url, *chosen, str(photos)]) == 0
+    assert endpoint.told[0]["query"] == {"detector": ["slower", "slow"]}
+
+
 def test_what_came_before_the_end_is_shown(endpoint, tmp_path, capsys):
     for i in range(6):
         (tmp_path / f"{i}.jpg").write_bytes(bytes([i]))
@@ -72,7 +78,9 @@ def test_what_came_before_the_end_is_shown(endpoint, tmp_path, capsys):
     ("arguments", "says"),
     [
         (["--out", "x"], "--out does not apply with --endpoint"),
-        (["--detector", "a", "--limit", "3", "--set", "a=b"], "--detector, --limit, --set do not apply with --endpoint"),
+        (["--limit", "3", "--set", "a=b"], "--limit, --set do not apply with --endpoint"),
+        (["--detector", "slow"], "goes with --json"),
+        (["--detector", "quick", "--json"], "no optional detector 'quick'"),
         (["--include", "*", "--exclude", "*"], "--include, --exclude do not apply"),
         (["--max-hours", "1"], "--max-hours does not apply"),
         (["--config", "laptop"], "--config does not apply"),

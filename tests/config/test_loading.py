@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from ray_app.config import Frozen, config_root, find_config, load_yaml
@@ -45,9 +47,9 @@ def test_errors_name_file_key_and_nearest_valid_key(tmp_path, text, expected):
     assert expected in str(caught.value)
 
 
-@pytest.mark.parametrize("override", ["name", "=1", "name.x=1"])
+@pytest.mark.parametrize("override", ["name", "=1", "name.x=1", "name=[", "name=!!python/name:os.system", "name=@"])
 def test_bad_overrides_are_explained(tmp_path, override):
-    with pytest.raises(ConfigError, match="--set"):
+    with pytest.raises(ConfigError, match=re.escape(f"--set {override}: ")):
         load_yaml(written(tmp_path, "name: a\n"), Outer, [override])
 
 

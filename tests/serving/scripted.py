@@ -92,7 +92,10 @@ class ScriptedEndpoint:
                 files = [(file.filename, await file.read()) for file in form.getlist("file")]
         else:
             files = [(None, await request.body())]
-        self.told.append({"names": [name for name, _ in files], "query": dict(request.query_params), "client": tuple(request.client or ())})
+        asked = {key: value for key, value in request.query_params.items() if key != "detector"}
+        if detectors := request.query_params.getlist("detector"):
+            asked["detector"] = detectors
+        self.told.append({"names": [name for name, _ in files], "query": asked, "client": tuple(request.client or ())})
         await asyncio.sleep(self.delay_s)
         if self.token and request.headers.get("authorization") != f"Bearer {self.token}":
             return refuse(401, "unauthorized")()
@@ -114,4 +117,6 @@ class ScriptedEndpoint:
         limits = {"max_body_bytes": self.max_body_bytes, "max_files": self.max_files, "max_file_bytes": self.max_file_bytes,
                   "max_pixels": 10**6, "deadline_s": 30.0, "formats": ["JPEG"], "urls": False}  # fmt: skip
         ensembles = [{"name": "default", "default": True, **one}, {"name": "published", "default": False, **one}]
-        return JSONResponse({"ensembles": ensembles, "optional_detectors": [], "limits": limits, "token_needed": bool(self.token)})
+        return JSONResponse(
+            {"ensembles": ensembles, "optional_detectors": ["slow", "slower"], "limits": limits, "token_needed": bool(self.token)}
+        )

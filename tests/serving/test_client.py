@@ -151,6 +151,18 @@ def test_an_unknown_ensemble_is_said_before_a_file_is_sent(endpoint):
     assert not endpoint.told
 
 
+def test_optional_detectors_are_asked_besides(endpoint):
+    assert is_right(scored(endpoint, detectors=["slow", "slower"]))
+    assert [request["query"] for request in endpoint.told] == [{"detector": ["slow", "slower"]}] * 3
+
+
+def test_an_unknown_optional_detector_is_said_before_a_file_is_sent(endpoint):
+    with EndpointClient(endpoint.url) as client, pytest.raises(ConfigError, match="no optional detector 'quick'") as caught:
+        client.score(FILES, detectors=["slow", "quick"])
+    assert caught.value.hint == "it serves: slow, slower"
+    assert not endpoint.told
+
+
 def test_an_endpoint_that_is_not_there_is_an_error_without_secrets():
     with (
         EndpointClient("http://user:secret@127.0.0.1:1", patience=QUICK) as client,

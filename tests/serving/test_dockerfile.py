@@ -79,7 +79,7 @@ def test_what_is_copied_is_there_and_reaches_the_builder():
             assert sources[0].removeprefix("--from=") in stages()
 
 
-def test_kubernetes_uses_this_image_and_this_user():
+def test_kubernetes_and_the_words_to_operators_use_this_image_and_this_user():
     text = (ROOT / "configs/kubernetes/rayservice.yaml").read_text()
     service = next(yaml.safe_load_all(text))
     version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
@@ -88,4 +88,6 @@ def test_kubernetes_uses_this_image_and_this_user():
         spec = group["template"]["spec"]
         assert spec["containers"][0]["image"] == f"touchstone:{version}-cpu"
         assert spec["securityContext"]["runAsUser"] == int(dict(whole("cpu"))["USER"])
-    assert f"--tag touchstone:{version}-cpu" in (ROOT / "Dockerfile").read_text()
+    for file in ("Dockerfile", "docs/serving.md"):
+        named = re.findall(r"touchstone:([0-9.]+)-(?:cpu|cuda)", (ROOT / file).read_text())
+        assert set(named) == {version}, file

@@ -1,6 +1,7 @@
 """Groups of detectors: static batches, generations, golden images."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -77,3 +78,20 @@ def test_the_golden_image_is_an_ordinary_one():
     pixels = np.asarray(Image.open(io.BytesIO(golden_image())))
     assert pixels.shape == (480, 640, 3)
     assert pixels.std() > 30
+
+
+def test_an_image_on_which_a_detector_raises_takes_no_other_along(group):
+    files = photos(3)
+    mine = group.generation.groups["detectors"]
+    asks = [ask(data, mine) for data in files]
+    spoilt = replace(asks[1], pixels=(np.zeros((256, 256), np.uint8),))
+    good = [reply.scores["touchstone-tiny"] for reply in group.score([asks[0], asks[2]])]
+    replies = group.score([asks[0], spoilt, asks[2]])
+    assert np.isnan(replies[1].scores["touchstone-tiny"])
+    assert [replies[place].scores["touchstone-tiny"] for place in (0, 2)] == pytest.approx(good, abs=1e-5)
+    group.check_health()
+    group.score([spoilt] * 20)
+    with pytest.raises(DetectorError, match="20 images in a row"):
+        group.check_health()
+    group.score(asks)
+    group.check_health()

@@ -64,6 +64,20 @@ def test_one_image_gets_its_verdict_in_words_and_for_programs(visitor, mood, tmp
     assert visitor.complaints == []
 
 
+def test_the_whole_application_has_the_page_and_answers_it(endpoint, local):
+    visitor = Visitor(endpoint[1].browser, local[0])
+    try:
+        page = visitor.visit()
+        score_one(page, "photo.jpg", PHOTO)
+        answer = json.loads(page.text_content("#json"))
+        expected = shipped_ensemble().score([PHOTO])[0]
+        assert math.isclose(answer["score"], expected.score, rel_tol=1e-5, abs_tol=1e-5)
+        assert page.text_content("#finding") == WORDS[expected.verdict]
+        assert visitor.complaints == []
+    finally:
+        visitor.leave()
+
+
 def test_copied_json_is_the_whole_answer(visitor, mood):
     mood.masks = True
     page = visitor.visit(permissions=["clipboard-read", "clipboard-write"])

@@ -12,10 +12,11 @@ from ray_app.config import config_root
 from ray_app.errors import InputError, Status
 from ray_app.inference.isolated import IsolatedDecoders
 from ray_app.serving import ServeConfig
+from ray_app.serving.following import GroupDied, GroupLost
 from ray_app.serving.generation import groups_of, load_generation, plan_generation
 from ray_app.serving.groups import Offer
 from ray_app.serving.http.errors import Refusal
-from ray_app.serving.scorer import EndpointScorer, GroupLost
+from ray_app.serving.scorer import EndpointScorer, together
 from tests.images.factory import photo
 from tests.serving.in_process import CountingMeter, LocalGroup, local_scorer
 from tests.serving.test_generation import stricter
@@ -206,3 +207,62 @@ def licences(ensemble):
     from ray_app.ensembles import load_ensemble_card
 
     return [load_card(member.detector).name for member in load_ensemble_card(ensemble).members]
+
+
+def test_an_image_that_kills_its_processes_is_refused_in_the_end(group, decoders, file):
+    class Deadly:
+        async def score(self, ask):
+            raise GroupDied
+
+        async def describe(self):
+            return await group.describe()
+
+    with pytest.raises(InputError, match="3 processes died") as refused:
+        asyncio.run(scorer_of(Deadly(), decoders).score(file))
+    assert refused.value.status is Status.DETECTOR_FAILED
+
+
+def test_many_who_ask_whether_it_is_ready_make_one_check(group, decoders):
+    scripted = Scripted(group)
+
+    async def ask_often(scorer):
+        await asyncio.gather(*[scorer.ready() for _ in range(50)])
+
+    asyncio.run(ask_often(scorer_of(scripted, decoders)))
+    assert scripted.asked == 1
+
+
+def test_an_ensemble_that_an_update_brought_is_known_at_its_first_request(group, decoders, file, tmp_path, monkeypatch):
+    monkeypatch.setattr("ray_app.serving.scorer.FRESH_S", 0.0)
+    other = LocalGroup("detectors", ServeConfig(ensembles=(stricter(tmp_path),)))
+
+    async def update():
+        moving = Scripted(group)
+        scorer = scorer_of(moving, decoders)
+        await scorer.score(file)
+        moving.group = other
+        return await scorer.score(file, ensemble="stricter")
+
+    assert asyncio.run(update()).ensemble.name == "stricter"
+
+
+def test_the_first_failure_ends_the_others():
+    ended = []
+
+    async def slow():
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            ended.append(True)
+            raise
+
+    async def failing():
+        raise Refusal("overloaded")
+
+    async def run():
+        with pytest.raises(Refusal):
+            await together([slow(), failing(), slow()])
+        await asyncio.sleep(0)
+
+    asyncio.run(run())
+    assert ended == [True, True]

@@ -15,6 +15,7 @@ PAGE = ("/", "/page/*")
 OPEN = (*PAGE, "/healthz", "/readyz", "/openapi.json")
 # Probes and monitoring have to be answered most of all when every place is taken.
 UNCOUNTED = (*OPEN, "/metrics")
+URL_BODY_BYTES = 16 * 1024  # JSON is parsed at once, in the event loop: an address needs no more
 
 
 def install(app: FastAPI, config: ServeConfig, *, echo_request_id: bool = True) -> Tokens:
@@ -34,7 +35,7 @@ def install(app: FastAPI, config: ServeConfig, *, echo_request_id: bool = True) 
 def _middlewares(config: ServeConfig, tokens: Tokens, echo_request_id: bool) -> list[Middleware]:
     """From the outermost to the innermost."""
     limits, uncounted = config.limits, Paths(UNCOUNTED)
-    bytes_by_path = {"": limits.max_body_bytes, "/v1/jobs": config.jobs.max_body_bytes}
+    bytes_by_path = {"": limits.max_body_bytes, "/v1/jobs": config.jobs.max_body_bytes, "/v1/score-url": URL_BODY_BYTES}
     return [
         Middleware(RequestIds, echo=echo_request_id),
         Middleware(SecurityHeaders, page=Paths(PAGE)),
@@ -42,7 +43,7 @@ def _middlewares(config: ServeConfig, tokens: Tokens, echo_request_id: bool) -> 
         Middleware(Faults),
         Middleware(AccessGuard, tokens, Paths(OPEN)),
         *([Middleware(RateLimit, limits.requests_per_minute, uncounted=uncounted)] if limits.requests_per_minute else []),
-        Middleware(Admission, limits.max_requests, uncounted=uncounted),
+        Middleware(Admission, limits.max_requests, longest_wait_s=limits.deadline_s / 2, uncounted=uncounted),
         Middleware(Deadline, limits.deadline_s),
         Middleware(BodyLimit, bytes_by_path, limits.max_bytes_in_flight),
     ]

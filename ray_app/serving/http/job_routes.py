@@ -8,12 +8,12 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ray_app.serving.config import ServeConfig
+from ray_app.serving.fetching import MAX_URL
 from ray_app.serving.http.errors import Refusal
 from ray_app.serving.http.refusing import ERRORS
 from ray_app.serving.http.schemas import Job
 from ray_app.serving.http.uploads import read_images
 
-URL_LENGTH = 2048
 Asked = TypeVar("Asked", bound=BaseModel)
 
 
@@ -51,11 +51,11 @@ class UrlJob(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    urls: list[Annotated[str, Field(min_length=1, max_length=URL_LENGTH)]] = Field(
+    urls: list[Annotated[str, Field(min_length=1, max_length=MAX_URL)]] = Field(
         min_length=1, description="https addresses, in the order of the results", examples=[["https://example.org/a.jpg"]]
     )
     ensemble: str | None = Field(default=None, max_length=200, description="which ensemble decides; the first one served if not given")
-    webhook: str | None = Field(default=None, max_length=URL_LENGTH, description="https address that is told of the end, by a signed POST")
+    webhook: str | None = Field(default=None, max_length=MAX_URL, description="https address that is told of the end, by a signed POST")
 
 
 class JobOptions(BaseModel):
@@ -134,7 +134,7 @@ def job_router(jobs: Jobs, config: ServeConfig) -> APIRouter:
                 owner, upload.images, None, ensemble=form.ensemble, webhook=form.webhook, idempotency_key=idempotency_key
             )
         elif kind == "application/json":
-            wanted = _understood(UrlJob, await _read(request, limits.max_images * (URL_LENGTH + 16) + 8192))
+            wanted = _understood(UrlJob, await _read(request, limits.max_images * (MAX_URL + 16) + 8192))
             job = await jobs.submit(
                 owner, None, wanted.urls, ensemble=wanted.ensemble, webhook=wanted.webhook, idempotency_key=idempotency_key
             )

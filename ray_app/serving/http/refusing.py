@@ -16,9 +16,7 @@ from ray_app.serving.http.schemas import Error
 
 _log = logging.getLogger(__name__)
 
-_CODES = {400: "malformed_request", 401: "unauthorized", 403: "forbidden", 404: "not_found", 405: "method_not_allowed",
-          409: "conflict", 413: "body_too_large", 415: "unsupported_format", 429: "too_many_requests", 503: "overloaded",
-          504: "deadline_exceeded"}  # fmt: skip
+_CODES = {status: code for code, (status, _) in reversed(MESSAGES.items())}  # the first code of a status speaks for it
 _HEADERS = {
     401: {"WWW-Authenticate": "always `Bearer`"},
     405: {"Allow": "the methods that this address knows"},
@@ -39,7 +37,7 @@ def _documented(status: int) -> dict[str, Any]:
     }
 
 
-ERRORS: dict[int | str, dict[str, Any]] = {status: _documented(status) for status in sorted({*_CODES, 422, 500})}
+ERRORS: dict[int | str, dict[str, Any]] = {status: _documented(status) for status in sorted(_CODES)}
 """Every status that is not a success, for `responses=` of FastAPI: with 422 among them it does not document its own shape."""
 
 

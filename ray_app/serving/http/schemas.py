@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Verdict = Literal["fake", "real", "abstain"]
+JobState = Literal["waiting", "running", "done", "cancelled", "failed"]
 
 
 class Answer(BaseModel):
@@ -182,7 +183,7 @@ class Job(Answer):
     """A job's state."""
 
     id: str
-    state: Literal["waiting", "running", "done", "cancelled", "failed"]
+    state: JobState
     detail: str | None = Field(default=None, description="why it failed")
     images: int
     finished: int

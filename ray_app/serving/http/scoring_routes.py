@@ -9,16 +9,17 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ray_app.errors import InputError
 from ray_app.serving.config import ServeConfig
-from ray_app.serving.fetching import GuardedFetcher
+from ray_app.serving.fetching import MAX_URL, GuardedFetcher
 from ray_app.serving.http import schemas
 from ray_app.serving.http.answering import refused_answer
 from ray_app.serving.http.errors import Refusal
 from ray_app.serving.http.refusing import ERRORS
 from ray_app.serving.http.uploads import read_images
 from ray_app.serving.metrics import Meter
-from ray_app.serving.scorer import EndpointScorer
+from ray_app.serving.scorer import EndpointScorer, together
 
 READY_TIMEOUT_S = 5.0
+AT_ONCE = 8  # addresses fetched; what they bring is in no request's budget
 
 _IMAGE: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 _BODY: dict[str, Any] = {
@@ -51,7 +52,7 @@ class UrlRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    url: str = Field(max_length=2048, examples=["https://example.org/photo.jpg"])
+    url: str = Field(max_length=MAX_URL, examples=["https://example.org/photo.jpg"])
     ensemble: str | None = Field(default=None, max_length=200)
     detectors: list[str] = Field(default=[], max_length=16, description="optional detectors to ask besides")
     masks: bool = False
@@ -61,6 +62,7 @@ def scoring_router(scorer: EndpointScorer, config: ServeConfig, meter: Meter, *,
     """`/v1/score`, `/v1/score-url`, `/v1/ensembles`, `/v1/detectors`."""
     router = APIRouter(prefix="/v1", tags=["score"], responses=ERRORS)
     fetcher = GuardedFetcher(config.urls, config.images.max_bytes) if config.urls.enabled else None
+    fetching = asyncio.Semaphore(AT_ONCE)
 
     @router.post("/score", openapi_extra=_BODY, response_model=schemas.ImageAnswer | schemas.ImageAnswers, operation_id="score")
     async def score(
@@ -79,7 +81,7 @@ def scoring_router(scorer: EndpointScorer, config: ServeConfig, meter: Meter, *,
         if len(upload.images) == 1:
             name, data = upload.images[0]
             return await scorer.score(data, name=name, **options)
-        return schemas.ImageAnswers(results=await asyncio.gather(*[_one(name, data, options) for name, data in upload.images]))
+        return schemas.ImageAnswers(results=await together(_one(name, data, options) for name, data in upload.images))
 
     async def _one(name: str | None, data: bytes, options: dict[str, Any]) -> schemas.ImageAnswer:
         try:
@@ -95,7 +97,8 @@ def scoring_router(scorer: EndpointScorer, config: ServeConfig, meter: Meter, *,
         """Fetch one image by its https address and score it. Switched off unless the endpoint's config says otherwise."""
         if fetcher is None:
             raise Refusal("forbidden", "fetching by URL is switched off")
-        data = await fetcher.fetch(wanted.url)
+        async with fetching:
+            data = await fetcher.fetch(wanted.url)
         return await scorer.score(
             data, ensemble=wanted.ensemble, beside=wanted.detectors, masks=wanted.masks, request_id=request.state.request_id
         )
