@@ -86,6 +86,7 @@ class MemoryJobs:
 
     def __init__(self, budget_bytes: int) -> None:
         self._budget, self._results = budget_bytes, dict[str, bytes]()
+        self._held = 0
 
     async def open(self) -> Kept:
         """Nothing was kept."""
@@ -101,6 +102,7 @@ class MemoryJobs:
         """Hold the results."""
         if results is not None:
             self._results[record.id] = results
+            self._held += len(results)
 
     async def results(self, record: JobRecord) -> bytes:
         """As they were."""
@@ -108,11 +110,11 @@ class MemoryJobs:
 
     async def forget(self, record: JobRecord) -> None:
         """Let them go."""
-        self._results.pop(record.id, None)
+        self._held -= len(self._results.pop(record.id, b""))
 
     def is_crowded(self) -> bool:
         """Whether they are over the budget."""
-        return sum(map(len, self._results.values())) > self._budget
+        return self._held > self._budget
 
     async def close(self) -> None:
         """Nothing to let go of."""

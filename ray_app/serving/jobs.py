@@ -25,6 +25,7 @@ RESTARTED = "the endpoint restarted before it was done; send it again"
 FAULT = "a fault of this endpoint; its log has the job's id"
 START_WAIT_S = 15.0  # how long a request waits for the process that is being replaced to let go of the directory
 SWEEP_S = 60.0
+MOST_RECORDS = 10_000  # jobs known at once, ended ones included
 _log = logging.getLogger(__name__)
 
 
@@ -197,10 +198,16 @@ class JobBook:
         self._records[record.id] = ended
         del self._works[record.id]
         _log.info("job_ended job=%s state=%s images=%d", ended.id, ended.state, ended.finished)
-        for other in [other for other in self._records.values() if other.state == "done"]:
-            if other is not ended and self._store.is_crowded():
-                await self._forget(other)
+        await self._make_room(ended)
         self._telling.tell(ended)
+
+    async def _make_room(self, latest: JobRecord) -> None:
+        """Ended jobs are forgotten before their time, the oldest first, where their results or they themselves are too many."""
+        while self._store.is_crowded() or len(self._records) > MOST_RECORDS:
+            oldest = next((record for record in self._records.values() if record.has_ended and record is not latest), None)
+            if oldest is None:
+                return
+            await self._forget(oldest)
 
     async def _was_told(self, record: JobRecord) -> None:
         with suppress(TouchstoneError):  # at worst it is told again after a restart

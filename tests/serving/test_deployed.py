@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -262,13 +263,11 @@ def flood(url, head, size, watch):
         connection.setblocking(False)
         while sent < size and not answer:
             readable, writable, _ = select.select([connection], [connection], [], 30)
-            try:
-                if writable:
+            if readable:
+                answer = connection.recv(4096)
+            elif writable:
+                with suppress(BrokenPipeError, ConnectionResetError):  # it has answered and closed: the answer is there to be read
                     sent += connection.send(chunk[sent % len(chunk) :])
-                if readable:
-                    answer = connection.recv(4096)
-            except (BrokenPipeError, ConnectionResetError):
-                break
             watch()
     return int(answer.split(b" ", 2)[1]), sent
 
