@@ -23,7 +23,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest
 
 test-cluster: $(STAMP)
-	$(BIN)/python -m pytest -m slow tests/scoring/test_split.py tests/serving/test_deployed.py
+	$(BIN)/python -m pytest -m slow -k 'not 3000' tests/scoring/test_split.py tests/scoring/test_killed.py tests/scoring/test_job.py tests/serving/test_deployed.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -12,10 +12,12 @@ from typing import Any
 import httpx
 
 from ray_app.config.loading import find_config, read_mapping
+from ray_app.detectors import resolve_weights
 from ray_app.errors import ClusterError, ConfigError, said
 from ray_app.scoring.cluster import cluster, unobtrusively
 from ray_app.scoring.config import ClusterConfig
 from ray_app.serving.config import ServeConfig
+from ray_app.serving.generation import plan_generation
 
 _log = logging.getLogger(__name__)
 
@@ -39,10 +41,16 @@ def read_args(name_or_path: str | None) -> tuple[dict[str, Any], str]:
 
 @contextmanager
 def endpoint(config: ServeConfig, host: str, port: int, at_cluster: ClusterConfig) -> Iterator[str]:
-    """The endpoint's URL while it runs, ready to score. Raises ConfigError for an unsafe host and ClusterError if it does not start."""
+    """The endpoint's URL while it runs, ready to score.
+
+    Raises ConfigError for a host, port or cluster that it must not take, DetectorError for licences and weights, and ClusterError if it
+    does not start.
+    """
     refuse_open_host(config, host)
     _refuse_a_cluster(at_cluster)
     _refuse_taken_port(host, port)
+    for card in plan_generation(config)[0].cards.values():
+        resolve_weights(card)  # fetched here and once; what is missing is told before Ray starts
     for name, value in {**FASTER, "RAY_SERVE_ENABLE_DIRECT_INGRESS": os.environ.get("RAY_SERVE_ENABLE_HA_PROXY", "0")}.items():
         os.environ.setdefault(name, value)
     with cluster(at_cluster):

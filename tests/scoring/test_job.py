@@ -25,6 +25,7 @@ def submit(environment, *arguments):
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_submitted_job_scores_and_a_failing_one_says_what_to_do(head, archive, tmp_path):
     out = tmp_path / "run"

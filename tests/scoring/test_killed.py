@@ -32,7 +32,8 @@ def finish(process):
     return errors
 
 
-@pytest.mark.parametrize("count", [400, pytest.param(3000, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [400, 3000])
 @pytest.mark.timeout(900)
 def test_killed_in_the_middle_equals_an_uninterrupted_run(s3, score, count):
     bucket = s3.bucket(f"killed-{count}")

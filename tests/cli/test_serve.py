@@ -1,0 +1,68 @@
+"""`touchstone serve` says what is wrong before it starts anything."""
+
+import socket
+
+import pytest
+
+from ray_app.cli.main import main
+
+
+@pytest.fixture(autouse=True)
+def nothing_set(monkeypatch):
+    for name in ("RAY_ADDRESS", "TOUCHSTONE_TOKENS", "TOUCHSTONE_WEIGHTS_MIRROR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def told(capsys, *arguments):
+    code = main(["serve", *arguments])
+    return code, capsys.readouterr().err
+
+
+def test_a_host_that_lets_everybody_in_needs_tokens(capsys):
+    code, said = told(capsys, "--host", "0.0.0.0", "--port", "18431")
+    assert code == 2
+    assert "no tokens are set" in said
+    assert "TOUCHSTONE_TOKENS" in said
+
+
+def test_a_short_token_is_refused(capsys, monkeypatch):
+    monkeypatch.setenv("TOUCHSTONE_TOKENS", "short")
+    code, said = told(capsys)
+    assert code == 2
+    assert "16 characters" in said
+    assert "short" not in said.replace("shortened", "")
+
+
+def test_a_taken_port_is_named(capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        code, said = told(capsys, "--port", port)
+    assert code == 2
+    assert port in said
+
+
+def test_a_cluster_is_left_to_serve_deploy(capsys, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    code, said = told(capsys, "--port", "18431")
+    assert code == 2
+    assert "serve deploy" in said
+
+
+def test_missing_weights_are_told_before_ray_starts(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("TOUCHSTONE_CACHE", str(tmp_path))
+    code, said = told(capsys, "--port", "18431", "--optional-detector", "community-forensics-vits384")
+    assert code == 4
+    assert "touchstone detectors fetch community-forensics-vits384" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [(("--set", "limits.deadlines=3"), "deadline_s"), (("--config", "nowhere.yaml"), "nowhere.yaml"), (("--ensemble", "nobody"), "nobody")],
+)
+def test_what_is_misspelt_is_told(capsys, arguments, word):
+    code, said = told(capsys, "--port", "18431", *arguments)
+    assert code == 2
+    assert word in said
