@@ -10,13 +10,10 @@ apart. Ratios are of medians, ours ÷ theirs. Run it on a quiet machine.
 import argparse
 import json
 import os
-import platform
 import re
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +21,9 @@ from benchmarks.contenders import CONTENDERS, OURS, Contender
 from benchmarks.contenders.contender import Record
 from benchmarks.contenders.touchstone import default_command
 from benchmarks.figures import Measurement, figures, table
+from benchmarks.machine import Steal, machine, versions
 from benchmarks.measuring import ContenderError, Ran, run_measured, steady_rate
-from benchmarks.work import DETECTORS, Work, cores, discard, prepare_work
+from benchmarks.work import DETECTORS, Work, discard, prepare_work
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMEOUT_S = 600.0
@@ -44,6 +42,8 @@ COUNTS: dict[bool, dict[str, dict[str, int]]] = {
     },
 }
 
+PACKAGES = ("touchstone", "torch", "torchvision", "ray", "pillow", "timm", "numpy", "pyarrow")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
@@ -55,11 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ) as folder:  # short: the paths of Ray's sockets lie below it and may have 107 characters
         _say("writing photographs")
         works = [work for work in prepare_work(Path(folder), max(max(of.values()) for of in counts.values())) if work.name in options.works]
-        started = _machine_state()
+        here = machine()
         measured = list(_rounds(works, options.contenders, counts, options.rounds, Path(folder)))
         first = _first_result_by_default(works, counts, Path(folder)) if OURS in options.contenders else None
     expected = len(works) * len(options.contenders) * options.rounds
-    facts = {"machine": {**_machine(), **started}, "versions": _versions(), "works": DETECTORS, "quick": options.quick}
+    facts = {"machine": here, "versions": versions(PACKAGES), "works": DETECTORS, "quick": options.quick}
     result = {**facts, **figures(measured, first)}
     options.json.write_text(json.dumps(result, indent=2))
     print(table(result))
@@ -84,7 +84,7 @@ def _rounds(works: Sequence[Work], names: Sequence[str], counts: Any, rounds: in
 
 def measure(contender: Contender, work: Work, images: int, folder: Path, number: int = 0) -> Measurement:
     """Run one contender once. Raises ContenderError, also where not every image got a score."""
-    out, before = folder / f"out-{contender.name}", _cpu_times()
+    out, steal = folder / f"out-{contender.name}", Steal()
     ran, ray_folder = _run(contender, contender.command(work, images, out), folder)
     record = contender.read(ran.stdout, out)
     if len(record.scores) != len({path.name for path in work.files(images)}):
@@ -95,7 +95,7 @@ def measure(contender: Contender, work: Work, images: int, folder: Path, number:
         startup=_startup(record, ran),
         peak_memory_bytes=ran.peak_memory_bytes,
         store_bytes=_store_bytes(ray_folder) / images if contender.needs_ray else None,
-        detail=record.detail, scores=record.scores, steal=_stolen(before, _cpu_times()),
+        detail=record.detail, scores=record.scores, steal=steal.share(),
     )  # fmt: skip
     discard(out)
     discard(ray_folder)
@@ -161,33 +161,6 @@ def _complaints(disagreements: dict[str, dict[str, float]], failed: int) -> int:
 
 def _count(images: dict[str, int], name: str, scale: float) -> int:
     return max(round(images.get(name, images[""]) * scale / 32), 1) * 32
-
-
-def _machine() -> dict[str, Any]:
-    model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {"cpu": model[1] if model else platform.processor(), "cores": cores(), "memory_bytes": memory, "system": platform.platform()}
-
-
-def _machine_state() -> dict[str, Any]:
-    load = os.getloadavg()[0]
-    if load > cores() / 2:
-        _say(f"the machine is not quiet: load {load:.1f} on {cores()} cores; the figures will be too")
-    return {"load_before": load, "started_at": datetime.now(UTC).isoformat(timespec="seconds")}
-
-
-def _versions() -> dict[str, str]:
-    names = ("touchstone", "torch", "torchvision", "ray", "pillow", "timm", "numpy", "pyarrow")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
-
-
-def _cpu_times() -> list[int]:
-    return [int(ticks) for ticks in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
-
-
-def _stolen(before: list[int], after: list[int]) -> float:
-    spent = [end - start for start, end in zip(before, after, strict=True)]
-    return spent[7] / max(sum(spent), 1)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

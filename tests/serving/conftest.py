@@ -5,6 +5,9 @@ from pathlib import Path
 import pytest
 
 from tests.serving.in_process import local_endpoint
+from tests.serving.page_app import Mood
+from tests.serving.page_app import serving as answering
+from tests.serving.page_browser import Visitor, chromium
 
 REALWORLD = Path(__file__).resolve().parents[3] / "shared" / "realworld"
 
@@ -22,3 +25,24 @@ def realworld():
     if not REALWORLD.is_dir():
         pytest.skip("../shared/realworld is not here")
     return sorted(path for path in REALWORLD.rglob("*") if path.is_file() and path.suffix != ".md")
+
+
+@pytest.fixture(scope="module")
+def page_and_mood():
+    """The page over HTTP in real Chromium, and the mood of what answers it."""
+    mood = Mood()
+    with answering(mood) as url, chromium() as browser:
+        yield mood, Visitor(browser, url)
+
+
+@pytest.fixture
+def mood(page_and_mood):
+    """How the endpoint behind the page answers; as it was before at the next test."""
+    return page_and_mood[0].reset()
+
+
+@pytest.fixture
+def visitor(page_and_mood, mood):
+    """A person at the page."""
+    yield page_and_mood[1]
+    page_and_mood[1].leave()

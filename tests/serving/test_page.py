@@ -8,33 +8,14 @@ import subprocess
 import pytest
 from PIL import Image
 
-from tests.serving.page_app import TINY, Mood, serving, shipped_ensemble
-from tests.serving.page_browser import PHOTO, Visitor, chromium, encoded, needs_browser, score_many, score_one
+from tests.serving.page_app import TINY, shipped_ensemble
+from tests.serving.page_browser import PHOTO, Visitor, encoded, needs_browser, score_many, score_one
 
 pytestmark = needs_browser
 
 
 WORDS = {"fake": "Flagged as fake", "real": "No evidence found", "abstain": "No verdict: it abstains"}
 NAMES = ['=HYPERLINK("x").jpg', "+1.jpg", "-1.jpg", "@a.jpg", 'say "hi", you.jpg', "plain.jpg"]
-
-
-@pytest.fixture(scope="module")
-def endpoint():
-    mood = Mood()
-    with serving(mood) as url, chromium() as browser:
-        yield mood, Visitor(browser, url)
-
-
-@pytest.fixture
-def mood(endpoint):
-    return endpoint[0].reset()
-
-
-@pytest.fixture
-def visitor(endpoint, mood):
-    _, visitor = endpoint
-    yield visitor
-    visitor.leave()
 
 
 def test_one_image_gets_its_verdict_in_words_and_for_programs(visitor, mood, tmp_path):
@@ -64,8 +45,8 @@ def test_one_image_gets_its_verdict_in_words_and_for_programs(visitor, mood, tmp
     assert visitor.complaints == []
 
 
-def test_the_whole_application_has_the_page_and_answers_it(endpoint, local):
-    visitor = Visitor(endpoint[1].browser, local[0])
+def test_the_whole_application_has_the_page_and_answers_it(page_and_mood, local):
+    visitor = Visitor(page_and_mood[1].browser, local[0])
     try:
         page = visitor.visit()
         score_one(page, "photo.jpg", PHOTO)

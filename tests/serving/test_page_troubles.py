@@ -1,13 +1,10 @@
 import re
 import threading
 
-import pytest
-
 from ray_app.errors import Status
 from ray_app.images.facts import FLAG_MEANING
 from ray_app.serving.http.errors import MESSAGES
-from tests.serving.page_app import Mood, serving
-from tests.serving.page_browser import PHOTO, Visitor, chromium, encoded, needs_browser, score_many, score_one
+from tests.serving.page_browser import PHOTO, encoded, needs_browser, score_many, score_one
 
 pytestmark = needs_browser
 
@@ -18,25 +15,6 @@ HOSTILE = {
     "long": "a" * 5000 + ".jpg",
     "formula": '=cmd|" /C calc"!A0',
 }
-
-
-@pytest.fixture(scope="module")
-def endpoint():
-    mood = Mood()
-    with serving(mood) as url, chromium() as browser:
-        yield mood, Visitor(browser, url)
-
-
-@pytest.fixture
-def mood(endpoint):
-    return endpoint[0].reset()
-
-
-@pytest.fixture
-def visitor(endpoint, mood):
-    _, visitor = endpoint
-    yield visitor
-    visitor.leave()
 
 
 def test_hostile_names_and_metadata_stay_text(visitor, mood):
