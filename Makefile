@@ -5,7 +5,7 @@ BIN := .venv/bin
 export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: setup demo test test-cluster lint bench clean
+.PHONY: setup demo test test-cluster test-endpoint lint bench clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -23,7 +23,10 @@ test: $(STAMP)
 	$(BIN)/python -m pytest
 
 test-cluster: $(STAMP)
-	$(BIN)/python -m pytest -m slow -k 'not 3000' tests/scoring/test_split.py tests/scoring/test_killed.py tests/scoring/test_job.py tests/serving/test_deployed.py
+	$(BIN)/python -m pytest -m slow -k 'not 3000' tests/scoring/test_split.py tests/scoring/test_killed.py tests/scoring/test_job.py
+
+test-endpoint: $(STAMP)
+	$(BIN)/python -m pytest -m slow tests/serving/test_deployed.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
