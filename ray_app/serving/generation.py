@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from ray_app.detectors import DetectorCard
 from ray_app.detectors.licences import require_accepted
@@ -31,9 +32,9 @@ class Generation:
     groups: Mapping[str, str]
     optional: tuple[str, ...]
 
-    @property
+    @cached_property
     def id(self) -> str:
-        """One name for all of it."""
+        """One name for all of it; every reply carries it."""
         return fingerprint({"ensembles": self.fingerprints, "detectors": list(self.spec.cards), "optional": list(self.optional)})
 
     @property

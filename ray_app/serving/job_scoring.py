@@ -15,7 +15,6 @@ T = TypeVar("T")
 Sleep = Callable[[float], Awaitable[object]]
 
 BUSY = frozenset({429, 503})
-OF_ONE_IMAGE = frozenset({413, 415, 422})
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 30.0
 FAULTS = 4  # tries of one image that end in a fault of this endpoint before its job is given up
 _log = logging.getLogger(__name__)
@@ -69,7 +68,7 @@ class PatientScorer:
             found = data
             return await self._patiently(lambda: self._scorer.score(found, name=name, ensemble=ensemble, request_id=request_id))
         except (InputError, Refusal) as refused:
-            if isinstance(refused, Refusal) and refused.status not in OF_ONE_IMAGE:
+            if isinstance(refused, Refusal) and not refused.is_about_one_image:
                 raise
             asked = await self._patiently(lambda: self._scorer.ensemble(ensemble))
             return refused_answer(refused, name, data, asked, request_id)

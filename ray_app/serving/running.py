@@ -1,6 +1,5 @@
 """An endpoint on this machine: Ray, Serve and the application up, waited for, and down again. For clusters there is `serve deploy`."""
 
-import ipaddress
 import logging
 import os
 import socket
@@ -56,7 +55,7 @@ def endpoint(config: ServeConfig, host: str, port: int, at_cluster: ClusterConfi
     with cluster(at_cluster):
         from ray import serve
 
-        from ray_app.serving.app import NAME, build
+        from ray_app.serving.app import NAME, SHUTDOWN_MARGIN_S, build
 
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         application = build(config)
@@ -75,7 +74,7 @@ def endpoint(config: ServeConfig, host: str, port: int, at_cluster: ClusterConfi
             yield url
         finally:
             with unobtrusively():
-                _drain(NAME, config.limits.deadline_s + REQUEST_TIMEOUT_MARGIN_S)
+                _drain(NAME, config.limits.deadline_s + SHUTDOWN_MARGIN_S)
                 serve.shutdown()  # type: ignore[no-untyped-call]
 
 
@@ -104,21 +103,14 @@ def _refuse_a_cluster(at_cluster: ClusterConfig) -> None:
 
 def refuse_open_host(config: ServeConfig, host: str) -> None:
     """Without tokens only this machine may ask. Raises ConfigError."""
-    from ray_app.serving.http.access import Tokens
+    from ray_app.serving.http.access import Tokens, is_loopback
 
-    if Tokens(config.access).configured or config.access.anonymous or _is_loopback(host):
+    if Tokens(config.access).configured or config.access.anonymous or host == "localhost" or is_loopback(host):
         return
     raise ConfigError(
         f"--host {host} would let everybody in: no tokens are set",
         hint=f"set ${config.access.tokens_variable} or access.tokens_file; or access.anonymous=true where a front proxy asks who comes",
     )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _reachable(host: str) -> str:

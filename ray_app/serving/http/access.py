@@ -156,10 +156,11 @@ def _from_this_machine(scope: Scope, headers: Headers) -> bool:
     address = (scope.get("client") or ("",))[0]
     host = headers.get("host", "").lower()
     name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
-    return _is_loopback(address) and (name == "localhost" or _is_loopback(name)) and not any(key in headers for key in _FORWARDED)
+    return is_loopback(address) and (name == "localhost" or is_loopback(name)) and not any(key in headers for key in _FORWARDED)
 
 
-def _is_loopback(address: str) -> bool:
+def is_loopback(address: str) -> bool:
+    """Whether an IP address, also an IPv4 one written as IPv6, is this machine's own; False for what is none."""
     try:
         ip = ipaddress.ip_address(address)
     except ValueError:

@@ -2,14 +2,13 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
 
 from fastapi import FastAPI
 
 from ray_app import __version__
 from ray_app.serving.config import ServeConfig
 from ray_app.serving.http import guard
-from ray_app.serving.http.job_routes import job_router
+from ray_app.serving.http.job_routes import Jobs, job_router
 from ray_app.serving.http.metering import Metering
 from ray_app.serving.http.page_routes import page_router
 from ray_app.serving.http.scoring_routes import operation_router, scoring_router
@@ -22,8 +21,8 @@ A score is log-odds of fake; a verdict is `fake`, `real` (no evidence found) or 
 fingerprint: equal fingerprints give equal scores, here and in batch runs."""
 
 
-def create_app(config: ServeConfig, scorer: EndpointScorer, jobs: Any, meter: Meter, *, echo_request_id: bool = True) -> FastAPI:
-    """The application. `jobs` has the methods of `JobBook`; `echo_request_id` as for `guard.install`."""
+def create_app(config: ServeConfig, scorer: EndpointScorer, jobs: Jobs, meter: Meter, *, echo_request_id: bool = True) -> FastAPI:
+    """The application. `echo_request_id` as for `guard.install`."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -50,6 +50,11 @@ class Refusal(Exception):  # noqa: N818 - the name of a decision, not of a fault
         """The refusal of one image: 415 where its bytes are no image that is let in, else 422."""
         return cls(str(refused.status), refused.detail, limit=refused.limit, observed=refused.observed)
 
+    @property
+    def is_about_one_image(self) -> bool:
+        """Whether another image of the same request, or job, may still get its answer."""
+        return self.status in (413, 415, 422)
+
     def body(self, request_id: str) -> dict[str, object]:
         """The JSON that a client gets: nothing of this machine in it."""
         return {"code": self.code, "message": self.message, "limit": self.limit, "observed": self.observed, "request_id": request_id}

@@ -13,7 +13,7 @@ from ray_app.serving.fetching import MAX_URL, GuardedFetcher
 from ray_app.serving.http import schemas
 from ray_app.serving.http.answering import refused_answer
 from ray_app.serving.http.errors import Refusal
-from ray_app.serving.http.refusing import ERRORS
+from ray_app.serving.http.refusing import ERRORS, as_refusal
 from ray_app.serving.http.uploads import read_images
 from ray_app.serving.metrics import Meter
 from ray_app.serving.scorer import EndpointScorer, together
@@ -87,9 +87,10 @@ def scoring_router(scorer: EndpointScorer, config: ServeConfig, meter: Meter, *,
         try:
             return await scorer.score(data, name=name, **options)
         except (InputError, Refusal) as refused:
-            if isinstance(refused, Refusal) and refused.code != "file_too_large":
-                raise  # about the request, not about this image
-            meter.refused(str(refused.status if isinstance(refused, InputError) else refused.code))
+            refusal = as_refusal(refused)
+            if not refusal.is_about_one_image:
+                raise
+            meter.refused(refusal.code)
             return refused_answer(refused, name, data, await scorer.ensemble(options["ensemble"]), options["request_id"])
 
     @router.post("/score-url", operation_id="score_url")
