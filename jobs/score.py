@@ -11,4 +11,4 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # an uploaded c
 from ray_app.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(main(["score", *sys.argv[1:]]))
+    sys.exit(main(["score", *sys.argv[1:]], typed=["python", "jobs/score.py", *sys.argv[1:]]))

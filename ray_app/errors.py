@@ -70,6 +70,10 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130
 
 
+# The note (PEP 678) on an exception that ended a run in its middle.
+RESUMABLE = "what is committed is kept; the same command resumes"
+
+
 class TouchstoneError(Exception):
     """Root of the tree. `hint` is the next thing to do, shown on its own line."""
 

@@ -21,6 +21,7 @@ ROOMS = [
     "runs",
     "reports",
     "scoring",
+    "packing",
     "serving",
     "cli",
 ]
@@ -76,7 +77,7 @@ def test_no_name_that_says_nothing(name):
 @pytest.mark.parametrize(
     "module",
     ["ray_app", "ray_app.errors", "ray_app.config", "ray_app.storage", "ray_app.images", "ray_app.archives", "ray_app.detectors",
-     "ray_app.ensembles", "ray_app.inference", "ray_app.runs", "ray_app.reports", "ray_app.scoring", "ray_app.serving",
+     "ray_app.ensembles", "ray_app.inference", "ray_app.runs", "ray_app.reports", "ray_app.scoring", "ray_app.packing", "ray_app.serving",
      "ray_app.serving.client", "ray_app.cli.main"],
 )  # fmt: skip
 def test_import_is_light_and_touches_nothing(module, tmp_path):

@@ -21,6 +21,7 @@ from tests.ray_head import free_ports
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+SQL = re.findall(r"```sql\n(.*?)```", README, re.DOTALL)
 COMMANDS = [line for block in re.findall(r"```console\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
 
 # Run elsewhere: `make` by CI itself, jobs by tests/scoring/test_job.py, cluster.yaml by tests/test_cluster_yaml.py, `serve deploy` by
@@ -48,6 +49,7 @@ def workplace(tmp_path_factory, s3, ray_cluster):
         shutil.copy(photograph, folder / name)
     before = os.getcwd()
     os.chdir(folder)
+    (folder / "list.csv").write_text("uri,label\nphoto.jpg,real\nother.jpg,real\n")
     write_head(folder)
     assert main(["score", "demo-run/archive", "--out", "run"]) == 0
     yield folder
@@ -96,6 +98,15 @@ def write_head(folder):
 def test_python_blocks_run(workplace, here, block, capsys):
     exec(compile(here(block), "README.md", "exec"), {})
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("query", SQL)
+def test_queries_give_one_row_per_member(workplace, query):
+    import duckdb
+
+    rows = duckdb.sql(query).fetchall()
+    assert len(rows) == json.loads(Path("run/summary.json").read_text())["members"]
 
 
 @pytest.mark.ray

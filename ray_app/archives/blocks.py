@@ -20,14 +20,18 @@ class BlockPlan(Frozen):
     max_block_members: int = Field(default=1024, ge=1)
     blocks_per_doubling: int = Field(default=32, ge=1)
 
+    @property
+    def largest_block(self) -> int:
+        """The size that blocks grow up to: whole batches, at least one."""
+        return max(self.batch_slots, self.max_block_members // self.batch_slots * self.batch_slots)
+
 
 def block_sizes(plan: BlockPlan) -> Iterator[int]:
     """Sizes of block 0, 1, …: about 16 members, doubled after every `blocks_per_doubling` up to the plan's limit, all whole batches.
 
     The last block of a list ends where the list does. A limit below one batch means one batch.
     """
-    slots = plan.batch_slots
-    limit = max(slots, plan.max_block_members // slots * slots)
+    slots, limit = plan.batch_slots, plan.largest_block
     size = min(limit, max(1, round(_FIRST_BLOCK_MEMBERS / slots)) * slots)
     while size < limit:
         for _ in range(plan.blocks_per_doubling):

@@ -1,50 +1,39 @@
-"""The list of members that a run scores, on disk: written once, streamed, read block by block. Knows the files, not who scores them.
+"""The list of members that a run scores, on disk: its files and how they are read. Knows neither who makes it nor who scores it.
 
-    manifest/<n>/part-00000.parquet …   members; one row group is one block, a few blocks are one file
-    manifest/<n>/blocks.parquet         for each block: its file, row group, members and bytes
-    manifest/<n>/vanished.parquet       ids of earlier manifests that the listing of <n> no longer had
-    manifest/<n>/_complete              counts, as JSON; written last: without it the folder does not count
-
-The struct column `input` is there only when the source has columns of its own: Parquet knows no struct without fields.
+manifest/<n>/part-00000-00000.parquet …  members; one row group is one block, a few blocks are one file
+manifest/<n>/blocks.parquet              for each block: its file, row group, members and bytes
+manifest/<n>/ids/…                       the ids that <n> adds, sorted, by their top bits, each with the next word of its digest
+manifest/<n>/vanished.parquet            ids of earlier manifests that the listing of <n> no longer had
+manifest/<n>/_complete                   counts, as JSON; written last: without it the folder does not count
 """
 
-import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from typing import overload
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ray_app.archives.blocks import BlockPlan, block_sizes
-from ray_app.archives.members import Ids, Listed, Member
+from ray_app.archives.members import Ids
 from ray_app.errors import IdentityError
 from ray_app.storage import Store
 
 _FORMAT = 1
-# Reading a block reads its file, in one request: few blocks to a file keep that small, many keep the number of files small.
-_BLOCKS_PER_FILE = 8
 
-_COLUMNS = [
-    pa.field("image_id", pa.int64(), nullable=False),
-    pa.field("uri", pa.string(), nullable=False),
-    pa.field("member", pa.string()),
-    pa.field("occurrence", pa.int32(), nullable=False),
-    pa.field("version", pa.string(), nullable=False),
-    pa.field("size_bytes", pa.int64(), nullable=False),
-    pa.field("block", pa.int32(), nullable=False),
-    pa.field("slot", pa.int32(), nullable=False),
-]
-_BLOCK_COLUMNS = pa.schema(
+BLOCK_COLUMNS = pa.schema(
     [("block", pa.int32()), ("file", pa.string()), ("row_group", pa.int32()), ("members", pa.int32()), ("size_bytes", pa.int64())]
 )
-_VANISHED_COLUMNS = pa.schema([pa.field("image_id", pa.int64(), nullable=False)])
+VANISHED_COLUMNS = pa.schema([pa.field("image_id", pa.int64(), nullable=False)])
 
 
 @dataclass(frozen=True)
 class ManifestInfo:
-    """One finished listing: `members` are those it adds, `listed` all that it saw, `vanished` the known ones that it did not see."""
+    """One finished listing: `members` are those it adds, `listed` all that it saw, `vanished` the known ones that it did not see.
+
+    `named`: files and containers that the sources themselves list; `digest` is over those, "" where it does not say what containers hold.
+    """
 
     manifest: int
     members: int
@@ -54,6 +43,8 @@ class ManifestInfo:
     listed: int
     vanished: int
     listing_s: float
+    named: int = 0
+    digest: str = ""
     format: int = _FORMAT
 
 
@@ -69,74 +60,59 @@ class BlockRef:
     row_group: int
 
 
-class ManifestWriter:
-    """Streams members into the files of manifest `number`; memory holds a few blocks, however many members come.
+class BlockList(Sequence[BlockRef]):
+    """Many blocks in the memory of a few: columns, of which references are made when asked for. A slice is one, too."""
 
-    What an unfinished attempt left in that folder is removed first.
-    """
+    def __init__(self, table: pa.Table) -> None:
+        self._table = table
 
-    def __init__(self, store: Store, number: int, plan: BlockPlan, input_type: pa.StructType | None = None) -> None:
-        self._store, self._number, self._plan = store, number, plan
-        self._schema = pa.schema([*_COLUMNS, *([pa.field("input", input_type)] if input_type is not None else [])])
-        self._sizes = block_sizes(plan)
-        self._waiting: list[tuple[int, Listed]] = []
-        self._wanted = next(self._sizes)
-        self._blocks: list[BlockRef] = []
-        self._files = 0
-        self._file: io.BytesIO | None = None
-        for name in store.names(_folder(number)):
-            store.delete(f"{_folder(number)}/{name}")
+    @classmethod
+    def joined(cls, lists: Sequence["BlockList"]) -> "BlockList":
+        """Several, one after another."""
+        empty = BLOCK_COLUMNS.append(pa.field("manifest", pa.int32())).empty_table()
+        return cls(pa.concat_tables([empty, *(one._table for one in lists)]).combine_chunks())
 
-    def add(self, ids: Ids, items: Sequence[Listed]) -> None:
-        """Append members, in order."""
-        self._waiting.extend(zip(ids.tolist(), items, strict=True))
-        start = 0
-        while len(self._waiting) - start >= self._wanted:
-            self._write_block(self._waiting[start : start + self._wanted])
-            start += self._wanted
-            self._wanted = next(self._sizes)
-        del self._waiting[:start]
+    @property
+    def members(self) -> int:
+        """How many members they have together."""
+        return int(self._table["members"].to_numpy().sum())
 
-    def finish(self, *, listed: int, vanished: Ids, listing_s: float) -> ManifestInfo:
-        """Write what is left and the marker that makes it count."""
-        if self._waiting:
-            self._write_block(self._waiting)
-        self._close_file()
-        blocks = pa.Table.from_pylist([{name: asdict(ref)[name] for name in _BLOCK_COLUMNS.names} for ref in self._blocks], _BLOCK_COLUMNS)
-        self._store.write(_path(self._number, "blocks.parquet"), _parquet(blocks))
-        self._store.write(_path(self._number, "vanished.parquet"), _parquet(pa.table([pa.array(vanished)], schema=_VANISHED_COLUMNS)))
-        info = ManifestInfo(
-            manifest=self._number,
-            members=sum(ref.members for ref in self._blocks),
-            size_bytes=sum(ref.size_bytes for ref in self._blocks),
-            blocks=len(self._blocks),
-            batch_slots=self._plan.batch_slots,
-            listed=listed,
-            vanished=len(vanished),
-            listing_s=round(listing_s, 3),
-        )
-        self._store.write(_path(self._number, "_complete"), json.dumps(asdict(info), indent=1).encode())
-        return info
+    @property
+    def size_bytes(self) -> int:
+        """How many bytes their members have together, as far as known."""
+        return int(self._table["size_bytes"].to_numpy().sum())
 
-    def _write_block(self, members: Sequence[tuple[int, Listed]]) -> None:
-        if self._file is None:
-            self._file = io.BytesIO()
-            self._writer = pq.ParquetWriter(self._file, self._schema, compression="zstd", use_dictionary=False)
-            self._in_file = 0
-        table = _table(members, len(self._blocks), self._schema)
-        self._writer.write_table(table, row_group_size=len(members))
-        size = sum(max(0, item.size_bytes) for _, item in members)
-        self._blocks.append(BlockRef(self._number, len(self._blocks), len(members), size, f"part-{self._files:05}.parquet", self._in_file))
-        self._in_file += 1
-        if self._in_file == _BLOCKS_PER_FILE:
-            self._close_file()
+    def without(self, done: Collection[int]) -> "BlockList":
+        """Those whose number is not among `done`."""
+        numbers = np.fromiter(done, np.int32, len(done))
+        return BlockList(self._table.filter(pa.array(~np.isin(self._table["block"].to_numpy(), numbers))))
 
-    def _close_file(self) -> None:
-        if self._file is not None:
-            self._writer.close()
-            self._store.write(_path(self._number, f"part-{self._files:05}.parquet"), self._file.getvalue())
-            self._file = None
-            self._files += 1
+    def __len__(self) -> int:
+        return len(self._table)
+
+    @overload
+    def __getitem__(self, index: int) -> BlockRef: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "BlockList": ...
+
+    def __getitem__(self, index: int | slice) -> "BlockRef | BlockList":
+        if isinstance(index, slice):
+            start, stop, step = index.indices(len(self))
+            assert step == 1
+            return BlockList(self._table.slice(start, max(0, stop - start)))
+        [row] = self._table.slice(range(len(self))[index], 1).to_pylist()
+        return BlockRef(**row)
+
+    def __iter__(self) -> Iterator[BlockRef]:
+        for batch in self._table.to_batches(max_chunksize=1024):
+            for row in batch.to_pylist():
+                yield BlockRef(**row)
+
+
+def folder_of(number: int) -> str:
+    """Where a manifest lies, relative to the run."""
+    return f"manifest/{number}"
 
 
 def manifests(store: Store) -> list[int]:
@@ -162,11 +138,20 @@ def read_complete(store: Store, number: int) -> ManifestInfo | None:
     return ManifestInfo(**fields)
 
 
-def iter_blocks(store: Store, number: int) -> Iterator[BlockRef]:
+def write_complete(store: Store, info: ManifestInfo) -> None:
+    """Make a manifest count."""
+    store.write(_path(info.manifest, "_complete"), json.dumps(asdict(info), indent=1).encode())
+
+
+def read_blocks(store: Store, number: int) -> BlockList:
     """The blocks of a complete manifest, in order."""
     table = pq.read_table(pa.BufferReader(store.read(_path(number, "blocks.parquet"))))
-    for row in table.to_pylist():
-        yield BlockRef(manifest=number, **row)
+    return BlockList(table.append_column("manifest", pa.array(np.full(len(table), number, np.int32))))
+
+
+def iter_blocks(store: Store, number: int) -> Iterator[BlockRef]:
+    """The same, one by one."""
+    return iter(read_blocks(store, number))
 
 
 def read_block(store: Store, ref: BlockRef) -> pa.Table:
@@ -174,51 +159,21 @@ def read_block(store: Store, ref: BlockRef) -> pa.Table:
     return pq.ParquetFile(pa.BufferReader(store.read(_path(ref.manifest, ref.file)))).read_row_group(ref.row_group)
 
 
-def member_rows(block: pa.Table) -> list[Member]:
-    """A block's rows as members."""
-    return [Member(**{"input": {}, **row}) for row in block.to_pylist()]
-
-
-def read_ids(store: Store, number: int) -> Ids:
-    """The ids of one manifest, in its order."""
-    files = dict.fromkeys(ref.file for ref in iter_blocks(store, number))
-    tables = [pq.read_table(pa.BufferReader(store.read(_path(number, file))), columns=["image_id"]) for file in files]
-    return np.concatenate([table["image_id"].to_numpy() for table in tables] or [np.empty(0, np.int64)])
+def read_ids(store: Store, blocks: BlockList) -> Iterator[Ids]:
+    """The ids of consecutive blocks, block by block in their order; each file is read once."""
+    opened, file = None, ""
+    for ref in blocks:
+        if opened is None or ref.file != file:
+            opened, file = pq.ParquetFile(pa.BufferReader(store.read(_path(ref.manifest, ref.file)))), ref.file
+        yield opened.read_row_group(ref.row_group, columns=["image_id"])["image_id"].to_numpy()
 
 
 def read_vanished(store: Store, number: int) -> Ids:
     """The sorted ids of earlier manifests that are not in the archive any more, as of listing `number`."""
     table = pq.read_table(pa.BufferReader(store.read(_path(number, "vanished.parquet"))))
-    ids: Ids = table["image_id"].to_numpy()
-    return ids
-
-
-def _folder(number: int) -> str:
-    return f"manifest/{number}"
+    vanished: Ids = table["image_id"].to_numpy()
+    return vanished
 
 
 def _path(number: int, name: str) -> str:
-    return f"{_folder(number)}/{name}"
-
-
-def _table(members: Sequence[tuple[int, Listed]], block: int, schema: pa.Schema) -> pa.Table:
-    ids, items = zip(*members, strict=True)
-    columns = [
-        pa.array(ids, pa.int64()),
-        pa.array([item.uri for item in items], pa.string()),
-        pa.array([item.member for item in items], pa.string()),
-        pa.array([item.occurrence for item in items], pa.int32()),
-        pa.array([item.version for item in items], pa.string()),
-        pa.array([item.size_bytes for item in items], pa.int64()),
-        pa.array(np.full(len(items), block, np.int32)),
-        pa.array(np.arange(len(items), dtype=np.int32)),
-    ]
-    if "input" in schema.names:
-        columns.append(pa.array([item.input for item in items], schema.field("input").type))
-    return pa.Table.from_arrays(columns, schema=schema)
-
-
-def _parquet(table: pa.Table) -> bytes:
-    file = io.BytesIO()
-    pq.write_table(table, file, compression="zstd")
-    return file.getvalue()
+    return f"{folder_of(number)}/{name}"

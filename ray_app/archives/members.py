@@ -1,23 +1,55 @@
 """What a member is, and the number that names it for ever. Knows names and hashes; reads nothing."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ray_app.errors import InputError, Status
+
 Ids = npt.NDArray[np.int64]
 
-_BATCH = 8192
 _NONE = b"\xff" * 8  # in a length's place: no text, which is not the empty text
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Where in its container a member lies, so that it is read without what lies before it.
+
+    `kind` names the container's format (`ray_app.archives.containers`). `offset`: the first byte of the data in an (unpacked) tar, of
+    the local header in a zip, the row's number in a Parquet file. `length`: bytes from there that hold it, -1 where the format
+    does not say. `group`: members of one group are read together (a Parquet row group; 0 in other formats). `column`: the one that
+    holds the image, in a table.
+    """
+
+    kind: str
+    offset: int
+    length: int = -1
+    group: int = 0
+    column: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Why a member is never read: the archive's own listing says that it must not or cannot be."""
+
+    status: Status
+    detail: str
+
+    def error(self) -> InputError:
+        """The same, as what a row says."""
+        return InputError(self.status, self.detail)
+
+
+@dataclass(frozen=True, slots=True)
 class Listed:
-    """One encoded file as a source lists it; `member` and `occurrence` (0, 1, … of equal names) tell it from others in one container."""
+    """One encoded file as a source lists it; `member` and `occurrence` (0, 1, … of equal names) tell it from others in one container.
+
+    `place` is None for a file of its own.
+    """
 
     uri: str
     member: str | None
@@ -25,6 +57,8 @@ class Listed:
     version: str
     size_bytes: int
     input: dict[str, Any] = field(default_factory=dict)
+    place: Place | None = None
+    refused: Refused | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +74,12 @@ class Member:
     block: int
     slot: int
     input: dict[str, Any]
+    place: Place | None = None
+    refused: Refused | None = None
+
+
+# SHA-256 of a member; with a counter above 0, another one.
+Digest = Callable[[Listed, int], bytes]
 
 
 def identity_digest(item: Listed, counter: int = 0) -> bytes:
@@ -55,32 +95,17 @@ def identity_digest(item: Listed, counter: int = 0) -> bytes:
 
 def image_id(item: Listed, counter: int = 0) -> int:
     """The first 8 bytes of the digest, as a signed 64-bit integer."""
-    return _first(identity_digest(item, counter))
+    return first_word(identity_digest(item, counter))
 
 
-def identify(listed: Iterable[Listed], digest: Callable[[Listed, int], bytes] = identity_digest) -> Iterator[tuple[Ids, list[Listed]]]:
-    """Batches of members with their ids, in order, each member once: what overlapping sources list again is dropped.
+def first_word(digest: bytes) -> int:
+    """The part of a digest that names its member."""
+    return int.from_bytes(digest[:8], "big", signed=True)
 
-    Two members with one id are told apart by the rest of the digest; the later one is hashed again with a counter.
-    """
-    seen = _SeenIds()
-    rest = iter(listed)
-    while batch := list(islice(rest, _BATCH)):
-        words = np.frombuffer(b"".join([digest(item, 0) for item in batch]), ">i8").reshape(len(batch), -1)
-        ids, checks = words[:, 0].tolist(), words[:, 1].tolist()
-        fresh: dict[int, int] = {}
-        kept: list[Listed] = []
-        for item, number, check, state in zip(batch, ids, checks, seen.compare(ids, checks), strict=True):
-            counter = 0
-            while state == _OTHER or fresh.get(number, check) != check:
-                counter += 1
-                number = _first(digest(item, counter))
-                state = seen.compare([number], [check])[0]
-            if state == _NEW and number not in fresh:
-                fresh[number] = check
-                kept.append(item)
-        seen.add(fresh)
-        yield np.fromiter(fresh, np.int64, len(fresh)), kept
+
+def check_word(digest: bytes) -> int:
+    """The next part, which tells members apart whose first words are equal."""
+    return int.from_bytes(digest[8:16], "big", signed=True)
 
 
 def _encode(text: str | None) -> bytes:
@@ -88,38 +113,3 @@ def _encode(text: str | None) -> bytes:
         return _NONE
     data = text.encode("utf-8", "surrogateescape")
     return len(data).to_bytes(8, "little") + data
-
-
-def _first(digest: bytes) -> int:
-    return int.from_bytes(digest[:8], "big", signed=True)
-
-
-_NEW, _SAME, _OTHER = 0, 1, 2
-
-
-class _SeenIds:
-    """A set of ids, each with the next 8 bytes of its digest, as a few sorted arrays: 16 bytes per member."""
-
-    def __init__(self) -> None:
-        self._levels: list[tuple[Ids, Ids]] = []
-
-    def compare(self, ids: list[int], checks: list[int]) -> list[int]:
-        """For each: not seen, seen as the same member, or its id seen as another's."""
-        wanted, sure = np.array(ids, np.int64), np.array(checks, np.int64)
-        states = np.full(len(ids), _NEW)
-        for level, level_checks in self._levels:
-            places = np.minimum(np.searchsorted(level, wanted), len(level) - 1)
-            hits = level[places] == wanted
-            states[hits] = np.where(level_checks[places[hits]] == sure[hits], _SAME, _OTHER)
-        return [int(state) for state in states]
-
-    def add(self, fresh: dict[int, int]) -> None:
-        """Remember ids that are not in the set; levels double in size, so that each id is sorted again only a few times."""
-        if not fresh:
-            return
-        ids, checks = np.fromiter(fresh, np.int64, len(fresh)), np.fromiter(fresh.values(), np.int64, len(fresh))
-        while self._levels and len(self._levels[-1][0]) <= 2 * len(ids):
-            more_ids, more_checks = self._levels.pop()
-            ids, checks = np.concatenate([more_ids, ids]), np.concatenate([more_checks, checks])
-        order = np.argsort(ids, kind="stable")
-        self._levels.append((ids[order], checks[order]))

@@ -1,104 +1,197 @@
-"""What a person calls an archive → its members. Knows sources and patterns; knows nothing of ids, blocks or pixels.
+"""What a person calls an archive → the parts of it that can be listed side by side. Knows sources and patterns; no ids, blocks or pixels.
 
 Every file is listed, whatever its name says it is: what is no image gets a row that says so. Hidden files are files too.
+
+A source is a URL or path. `KIND::URL` says what it is where its name does not: `files::photos/` opens no container in it,
+`tar::https://host/download` is a tar, `list::uris.txt` a list of uris (as is one file that ends in .csv, .tsv, .jsonl or .ndjson),
+`inventory::s3://b/…/manifest.json` an S3 inventory.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
-import pyarrow as pa
-
+from ray_app.archives.containers import CONTAINERS, Columns, Container, ContainerLimits, Unopened
+from ray_app.archives.inventory import Inventory
+from ray_app.archives.lists import UriLists, is_one_file, looks_like_list
 from ray_app.archives.members import Listed
+from ray_app.archives.prefixes import Found, ObjectPrefix
 from ray_app.errors import ConfigError
-from ray_app.storage import base_of, canonical, list_objects, matcher, strip_secrets
+from ray_app.storage import Fetcher, canonical, matcher, matcher_below, strip_secrets
+
+
+class Section(Protocol):
+    """A part of a source that one task lists. Picklable and small."""
+
+    def found(self, fetcher: Fetcher) -> Iterator[Found]:
+        """Members and unopened containers, each with the path that patterns are compared with, in a fixed order."""
 
 
 class Source(Protocol):
     """One way to keep an archive: a new one is one class in a file of its own, and a line in `_source_for`."""
 
-    @property
-    def input_type(self) -> pa.StructType | None:
-        """The columns that the archive's owner has beside the images, None without any."""
-
-    def listed(self) -> Iterator[tuple[str, Listed]]:
-        """Every member with the path that patterns are compared with, in a fixed order."""
+    def sections(self) -> Iterator[Section]:
+        """The parts, in a fixed order; their contents are not read yet."""
 
 
-class ObjectPrefix:
-    """Files in a folder or under a key prefix, files that match a pattern, or one file."""
+@dataclass(frozen=True)
+class Opened:
+    """Some containers as a section of their own."""
 
-    input_type: pa.StructType | None = None
+    containers: tuple[Container, ...]
 
-    def __init__(self, url: str) -> None:
-        self._url = url
+    def found(self, fetcher: Fetcher) -> Iterator[Found]:
+        """Their members, one container after the other."""
+        for container in self.containers:
+            for item in CONTAINERS[container.kind].index(container, fetcher):
+                name = _name_in(container, item)
+                yield f"{container.path}/{name}" if name else container.path, item
 
-    def listed(self) -> Iterator[tuple[str, Listed]]:
-        """Every object, with its path relative to the source; a single file goes by its name."""
-        below = strip_secrets(base_of(self._url)).rstrip("/") + "/"
-        for info in list_objects(self._url):
-            path = info.uri.removeprefix(below) if info.uri.startswith(below) else info.uri.rpartition("/")[2]
-            yield path, Listed(info.uri, None, 0, info.version, info.size_bytes)
+
+def _name_in(container: Container, item: Listed) -> str | None:
+    """What patterns see of a member behind its container's path: its name, a row's own path, or the file that a list's row names."""
+    if item.place is not None and item.place.kind == "parquet":
+        path = item.input.get("path")
+        return path if isinstance(path, str) else None
+    return item.uri if item.uri != container.uri else item.member
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which paths count: patterns as in `ray_app.storage.globs`, and places never listed, such as the run directory in its own source."""
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
+
+    def chosen(self, found: Iterator[Found]) -> Iterator[tuple[Found, bool]]:
+        """Everything outside the skipped places, and whether the patterns let it pass.
+
+        A container passes if its members might, to be looked into, or to be told of where it cannot be opened.
+        """
+        included, excluded = _test(self.include, otherwise=True), _test(self.exclude, otherwise=False)
+        may_have_some = matcher_below(self.include)
+        for path, item in found:
+            if not self._is_skipped(item.uri):
+                passes = included(path) or (isinstance(item, Container | Unopened) and may_have_some(path))
+                yield (path, item), passes and not excluded(path)
+
+    def _is_skipped(self, uri: str) -> bool:
+        return any(uri.startswith(place) and uri[len(place) : len(place) + 1] in ("", "/") for place in self.skip)
+
+
+def _test(patterns: tuple[str, ...], *, otherwise: bool) -> Callable[[str], bool]:
+    return matcher(patterns) if patterns else lambda _: otherwise
 
 
 class Archive:
-    """All members of some sources, in order, as patterns let them pass. Iterating lists anew.
+    """All members of some sources, as patterns let them pass: files first, then what is in containers, each in order.
 
-    `include` and `exclude` are patterns as in `ray_app.storage.globs`, over paths relative to their source; `skip` are places never
-    listed, such as the run directory inside its own source. Iterating raises ConfigError when no file is left, StorageError when a
+    Touches nothing until it is iterated; raises ConfigError for a KIND:: that there is not. Iterating lists anew, one part after the
+    other; `sections` are for those who list them side by side. Iterating raises ConfigError when no file is left, StorageError when a
     source is out of reach.
     """
 
     def __init__(
-        self, sources: Sequence[str], include: Sequence[str] = (), exclude: Sequence[str] = (), *, skip: Sequence[str] = ()
+        self,
+        sources: Sequence[str],
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        *,
+        skip: Sequence[str] = (),
+        columns: Columns = Columns(),  # noqa: B008 - frozen
+        limits: ContainerLimits = ContainerLimits(),  # noqa: B008 - frozen
+        fetcher: Fetcher | None = None,
     ) -> None:
         if not sources:
             raise ConfigError("no source given", hint="name a folder, s3://BUCKET/PREFIX or a file")
-        self._sources = [_source_for(url) for url in sources]
+        self._sources = [_source_for(url, columns, limits) for url in sources]
         self._names = [strip_secrets(url) for url in sources]
-        self._include, self._exclude = tuple(include), tuple(exclude)
-        self._skip = tuple(strip_secrets(canonical(url)).rstrip("/") for url in skip)
+        self.selection = Selection(tuple(include), tuple(exclude), tuple(strip_secrets(canonical(url)).rstrip("/") for url in skip))
+        self.fetcher = fetcher or Fetcher(signed=places_of(sources))
 
-    @property
-    def input_type(self) -> pa.StructType | None:
-        """The input columns of all sources together. Raises ConfigError where two give one name different types."""
-        types = [source.input_type for source in self._sources if source.input_type is not None]
-        try:
-            columns = list(pa.unify_schemas([pa.schema(list(fields)) for fields in types])) if types else []
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            raise ConfigError(f"{', '.join(self._names)}: their columns do not fit together: {error}") from None
-        return pa.struct(columns) if columns else None
+    def sections(self) -> Iterator[Section]:
+        """The parts of all sources, in order."""
+        for source in self._sources:
+            yield from source.sections()
 
     def __iter__(self) -> Iterator[Listed]:
-        included, excluded = matcher(self._include or ("*",)), matcher(self._exclude)
         found = kept = 0
-        for source in self._sources:
-            for path, item in source.listed():
-                if self._is_skipped(item.uri):
-                    continue
-                found += 1
-                if included(path) and not excluded(path):
-                    kept += 1
+        containers: list[Container] = []
+        for section in self.sections():
+            for (_, item), passes in self.selection.chosen(section.found(self.fetcher)):
+                if isinstance(item, Container):
+                    containers += [item] * passes
+                    found += not passes
+                else:
+                    found, kept = found + 1, kept + passes
+                    if passes:
+                        yield item
+        for container in containers:
+            for (_, item), passes in self.selection.chosen(Opened((container,)).found(self.fetcher)):
+                assert isinstance(item, Listed)
+                found, kept = found + 1, kept + passes
+                if passes:
                     yield item
         if not kept:
-            raise self._empty(found)
+            raise self.empty(found, len(containers))
 
-    def _is_skipped(self, uri: str) -> bool:
-        return any(uri.startswith(place) and uri[len(place) : len(place) + 1] in ("", "/") for place in self._skip)
-
-    def _empty(self, found: int) -> ConfigError:
+    def empty(self, found: int, opened: int) -> ConfigError:
+        """What to say when nothing was kept of `found` files, those in `opened` containers among them."""
         names = ", ".join(self._names)
+        if not found and opened:
+            return ConfigError(f"{names}: no image in {opened} archive{'s' * (opened != 1)}", hint="a folder in an archive is no member")
         if not found:
-            return ConfigError(f"{names}: nothing there but the run directory itself")
-        patterns = " ".join([f"--include {p}" for p in self._include] + [f"--exclude {p}" for p in self._exclude])
+            return ConfigError(f"{names}: nothing there but the run directory itself, or lists without a row")
+        patterns = " ".join([f"--include {p}" for p in self.selection.include] + [f"--exclude {p}" for p in self.selection.exclude])
         return ConfigError(
             f"{names}: none of {found} files passes {patterns}", hint="letters count as they are: *.jpg is not A.JPG; ** spans folders"
         )
 
 
-def open_source(sources: Sequence[str], include: Sequence[str] = (), exclude: Sequence[str] = (), *, skip: Sequence[str] = ()) -> Archive:
-    """The archive that some sources make up; touches nothing until it is iterated."""
-    return Archive(sources, include, exclude, skip=skip)
+open_source = Archive  # as a verb, for those who only want one
 
 
-def _source_for(url: str) -> Source:
-    return ObjectPrefix(url)
+def places_of(sources: Sequence[str]) -> list[str]:
+    """The URLs of some sources as the user gave them, secrets and all, without the KIND:: before them."""
+    return [_split_kind(source)[1] for source in sources]
+
+
+def name_of(source: str) -> str:
+    """The one spelling of a source, KIND:: included, without secrets: what a run's identity notes."""
+    kind, url = _split_kind(source)
+    return (f"{kind}::" if kind else "") + strip_secrets(canonical(url))
+
+
+def _split_kind(source: str) -> tuple[str | None, str]:
+    kind, mark, url = source.partition("::")
+    return (kind, url) if mark and "/" not in kind else (None, source)
+
+
+def _source_for(source: str, columns: Columns, limits: ContainerLimits) -> Source:
+    kind, url = _split_kind(source)
+    known = ("files", *CONTAINERS, "list", "inventory")
+    if kind is not None and kind not in known:
+        raise ConfigError(f"{strip_secrets(source)}: '{kind}::' is no kind of source", hint=f"known: {', '.join(known)}")
+    if not url:
+        raise ConfigError(f"'{source}' names no place", hint="a folder, file or URL")
+    url = canonical(url)  # here: sections are listed by tasks, whose working directory is another
+    if kind == "inventory":
+        return Inventory(url, columns, limits)
+    if kind == "list":
+        return UriLists(url, columns, limits)
+    prefix = ObjectPrefix(url, kind, columns, limits)
+    return _PerhapsList(prefix) if kind is None and looks_like_list(url) else prefix
+
+
+@dataclass(frozen=True)
+class _PerhapsList:
+    """A list if it is a file, and a folder if it is one: the name alone does not say."""
+
+    prefix: ObjectPrefix
+
+    def sections(self) -> Iterator[Section]:
+        """Those of the one or the other."""
+        source = self.prefix
+        lists = UriLists(source.url, source.columns, source.limits)
+        yield from lists.sections() if is_one_file(source.url) else source.sections()

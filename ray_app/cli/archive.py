@@ -12,11 +12,29 @@ from ray_app.cli.endpoint import endpoint_options, score_at_endpoint
 from ray_app.cli.options import as_json, configured, licence_option, overrides, what_is_scored
 
 
+def _failed_statuses(context: click.Context, option: click.Parameter, text: str | None) -> tuple[str, ...]:
+    if text is None:
+        return ()
+    from ray_app.errors import ConfigError, Status
+
+    known = [status.value for status in Status if status is not Status.OK]
+    words = tuple(word.strip() for word in text.split(","))
+    for word in words:
+        if word not in known:
+            raise ConfigError(f"--retry {word}: no status of a member without a score", hint=f"separate by commas: {', '.join(known)}")
+    return words
+
+
 @click.command()
 @what_is_scored
 @click.option("--out", metavar="DIR", help="Run directory; any fsspec URL. The same command on it resumes.")
-@click.option("--max-hours", type=float, help="Stop resumably after so many hours.")
+@click.option("--max-hours", type=click.FloatRange(min=0, min_open=True), help="Stop resumably after so many hours.")
+@click.option("--max-cost", type=click.FloatRange(min=0, min_open=True), help="Stop resumably when so much is spent, by --set prices.….")
 @click.option("--prior", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Share of fakes to expect, for the report.")
+@click.option(
+    "--retry", "rescore", metavar="STATUS,…", callback=_failed_statuses, help="Score only the rows with one of these statuses, again."
+)
+@click.option("--reuse", type=click.Choice(["sha256"]), help="Copy the scores of byte-identical members scored before.")
 @endpoint_options
 @licence_option
 @overrides
@@ -33,11 +51,13 @@ def score(
 ) -> int:
     """Score every member of SOURCE: one row each, resumable, in --out.
 
-    SOURCE is a folder, a file, a prefix or a glob: local, s3://, gs://, https://.
+    SOURCE is a folder, a file, a prefix or a glob: local, s3://, gs://, https://, hf://datasets/. Members of tars, zips and Parquet
+    files in it are scored too. A .csv or .jsonl is a list of files, as is list::FILE; inventory::MANIFEST is an S3 Inventory.
 
     \b
     touchstone score photos/ --out run
     touchstone score s3://bucket/2024 --out s3://bucket/run --config overnight --exclude '**/thumbs/**'
+    touchstone score photos/ --out run --retry source_throttled,source_timeout
     touchstone score --endpoint http://localhost:8000 photo.jpg more/
     """
     if endpoint or token_file:
@@ -77,7 +97,8 @@ def results(run: str, verdict: str | None, status: str | None, limit: int | None
         for count, row in enumerate(rows):
             if limit is not None and count >= limit:
                 break
-            click.echo(json.dumps(row, default=str, ensure_ascii=False))
+            said = json.loads(row.get("provenance") or "null")
+            click.echo(json.dumps(row | {"provenance": said}, default=str, ensure_ascii=False))
         return 0
     shown = [row for _, row in zip(range(limit or 50), rows, strict=False)]
     click.echo(verdict_table(shown, shutil.get_terminal_size((120, 24)).columns))

@@ -61,7 +61,7 @@ def _print_table(answers: Iterator[Mapping[str, Any]], demonstration: bool) -> N
     rows: list[dict[str, Any]] = []
     try:  # what came before an error is shown
         for answer in answers:
-            rows.append(_row(answer))
+            rows.append(_row(answer) | {"provenance": (answer.get("image") or {}).get("provenance")})
     finally:
         if rows:
             click.echo(verdict_table(rows, shutil.get_terminal_size((120, 24)).columns))

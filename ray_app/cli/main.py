@@ -1,6 +1,7 @@
 """The `touchstone` command: parses, calls the rooms, turns exceptions into one clear line and an exit code."""
 
 import logging
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -13,10 +14,12 @@ from ray_app.cli.archive import demo, report, results, score
 from ray_app.cli.cards import config, detectors
 from ray_app.cli.decide import decide
 from ray_app.cli.explain import explain
+from ray_app.cli.filter import filter_command
 from ray_app.cli.masks import masks
+from ray_app.cli.pack import pack
 from ray_app.cli.plan import plan
 from ray_app.cli.serve import serve
-from ray_app.errors import ExitCode, TouchstoneError
+from ray_app.errors import RESUMABLE, ExitCode, TouchstoneError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -35,12 +38,12 @@ def touchstone() -> None:
     """
 
 
-for command in (plan, score, results, decide, report, masks, explain, serve, detectors, config, demo):
+for command in (plan, score, results, decide, report, masks, filter_command, pack, explain, serve, detectors, config, demo):
     touchstone.add_command(command)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+def main(arguments: Sequence[str] | None = None, *, typed: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code. `typed`: the command as a shell was given it, for the line that says how to resume."""
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -52,10 +55,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         click.echo(f"touchstone: {error.message}", err=True)
         if error.hint:
             click.echo(f"  → {error.hint}", err=True)
+        _say_how_to_resume(error, typed)
         return error.exit_code
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except (KeyboardInterrupt, click.exceptions.Abort) as error:
+        _say_how_to_resume(error.__cause__ or error, typed)  # click makes one of the other
         return ExitCode.INTERRUPTED
     return int(code or ExitCode.DONE)
+
+
+def _say_how_to_resume(error: BaseException, typed: Sequence[str] | None) -> None:
+    """The last line of stderr, where the same command goes on from what is committed: that command."""
+    if RESUMABLE in getattr(error, "__notes__", ()):
+        from ray_app.storage import strip_secrets
+
+        if isinstance(error, KeyboardInterrupt):
+            click.echo("interrupted; what is committed is kept", err=True)
+        words = typed or ["touchstone", *sys.argv[1:]]
+        click.echo(f"resume: {shlex.join(strip_secrets(word) if '://' in word else word for word in words)}", err=True)
 
 
 def script() -> None:

@@ -15,7 +15,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 def overrides(command: Command) -> Command:
     """`--set a.b=value`, repeatable; the value is YAML."""
-    told = "Any config key, for example --set batch_slots=8; `touchstone config show` lists them."
+    told = "Any config key, for example --set cluster.workers=2; a wrong one lists them, for a run `touchstone config show` too."
     return click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help=told)(command)
 
 
@@ -62,14 +62,19 @@ def _accept(context: click.Context, option: click.Parameter, names: tuple[str, .
 
 
 def configured(kind: str, name_or_path: str | None, model: "type[Model]", given: Mapping[str, Any], assignments: Sequence[str]) -> "Model":
-    """The model from a config file (if any), the options that were given, and `--set`. Raises ConfigError."""
+    """The model from a config file (if any), the options that were given, and `--set`. Raises ConfigError, whose hint is the help."""
     from ray_app.config import find_config
     from ray_app.config.loading import read_mapping, validate
+    from ray_app.errors import ConfigError
 
     path = find_config(kind, name_or_path) if name_or_path else None
     data = read_mapping(path) if path else {}
     data |= {key: list(value) if isinstance(value, tuple) else value for key, value in given.items() if value not in (None, ())}
-    return validate(data, model, where=str(path) if path else "command line", overrides=assignments)
+    try:
+        return validate(data, model, where=str(path) if path else "command line", overrides=assignments)
+    except ConfigError as error:
+        error.hint = error.hint or f"{click.get_current_context().command_path} --help"
+        raise
 
 
 def shown(model: Any) -> str:

@@ -10,16 +10,16 @@ import signal
 import struct
 import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated, BinaryIO, Literal
+from typing import BinaryIO, Literal
 
-from pydantic import Field, FiniteFloat, StringConstraints
+from pydantic import Field, FiniteFloat
 
 from ray_app.config import Frozen
 from ray_app.errors import InputError, Status
 from ray_app.images.decoding import decode_image
 from ray_app.images.facts import ImageFacts, ImageRefused
 from ray_app.images.limits import ImageLimits
-from ray_app.images.origin import KEYS, MOST_CHARACTERS
+from ray_app.images.provenance import Provenance
 
 READY = b"+"
 REQUEST = struct.Struct("<Q")
@@ -48,11 +48,11 @@ class Refused(Frozen):
 
 
 class Report(Frozen):
-    """The JSON of an answer. `origin` and `seconds` come from a child that prepares as well."""
+    """The JSON of an answer. `provenance` and `seconds` come from a child that prepares as well."""
 
     facts: ImageFacts
     refused: Refused | None = None
-    origin: dict[str, Annotated[str, StringConstraints(max_length=MOST_CHARACTERS)]] = Field(default={}, max_length=len(KEYS))
+    provenance: Provenance | None = None
     seconds: FiniteFloat = Field(default=0.0, ge=0)
 
 

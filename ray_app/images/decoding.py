@@ -13,7 +13,6 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import PIL
 from PIL import Image, features
@@ -99,13 +98,13 @@ def decode_image(data: bytes, limits: ImageLimits) -> DecodedImage:
     _quieten_pillow()
     found = Findings.of(data)
     try:
-        pixels, beside = _decode(data, limits, found)
+        pixels = _decode(data, limits, found)
     except InputError as refusal:
         raise ImageRefused.because(refusal, found.facts()) from refusal.__cause__
-    return DecodedImage(pixels, found.facts(), beside)
+    return DecodedImage(pixels, found.facts())
 
 
-def _decode(data: bytes, limits: ImageLimits, found: Findings) -> tuple[Image.Image, dict[Any, Any]]:
+def _decode(data: bytes, limits: ImageLimits, found: Findings) -> Image.Image:
     format_name = _check_bytes(data, limits, found)
     with _translated(data, format_name):
         image = _open(data, format_name, found)
@@ -122,8 +121,8 @@ def _decode(data: bytes, limits: ImageLimits, found: Findings) -> tuple[Image.Im
     found.width, found.height = pixels.size
     if structure.has_trailing_bytes(data, format_name):
         found.flags.add("trailing_bytes")
-    beside, pixels.info = image.info, {}
-    return pixels, beside
+    pixels.info = {}
+    return pixels
 
 
 def _check_bytes(data: bytes, limits: ImageLimits, found: Findings) -> str:

@@ -1,9 +1,7 @@
 """What is known of one file: its facts, the pixels with their facts, a refusal with its facts. Knows no format and no limit."""
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from PIL import Image
 
@@ -46,15 +44,10 @@ class ImageFacts:
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """One image: `pixels` loaded, mode RGB, EXIF orientation not applied, none of the file's metadata attached.
-
-    `beside` is what the decoder read beside the pixels, under its own names: text, EXIF, XMP, profile. Hostile, and empty where
-    pixels came from another process.
-    """
+    """One image: `pixels` loaded, mode RGB, EXIF orientation not applied, none of the file's metadata attached."""
 
     pixels: Image.Image
     facts: ImageFacts
-    beside: Mapping[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 class ImageRefused(InputError):  # noqa: N818 - the name of a decision, not of a fault

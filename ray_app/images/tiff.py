@@ -12,6 +12,7 @@ _INTEGERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q"}
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}  # bytes per value, by kind
 MOST_PAGES = 1000  # a hostile chain of directories could hold millions
 MOST_STRIPS = 1_000_000
+MOST_TAGS = 4096  # of one directory: no writer has 300, and a BigTIFF could claim millions
 
 
 class TiffError(ValueError):
@@ -98,7 +99,10 @@ class Tiff:
         """Where a directory's entries start and end."""
         code = "Q" if self._is_big else "H"
         start = offset + struct.calcsize(code)
-        end = start + self._unpack(code, offset) * self._entry.size
+        tags = self._unpack(code, offset)
+        end = start + tags * self._entry.size
+        if tags > MOST_TAGS:
+            raise TiffError("a directory of too many tags")
         if end > len(self._data):
             raise TiffError("a directory runs past the end")
         return start, end

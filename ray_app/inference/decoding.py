@@ -5,58 +5,31 @@ tells the next worker which member to hand to a child process, and after a few c
 """
 
 import hashlib
-from collections.abc import Sequence
-from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from ray_app.detectors import Preprocessing
 from ray_app.errors import InputError, Status
 from ray_app.images import Breadcrumb, ChildDecoder, DecodedImage, ImageFacts, ImageRefused, Watchdog, decode_image
 from ray_app.images.colour import to_rgb
+from ray_app.images.perceptual import perceptual_hash
+from ray_app.images.provenance import ProvenanceReader
+from ray_app.inference.batches import Batch, Outcome, Pixels, Ragged
 from ray_app.inference.clock import StageClock
 from ray_app.inference.spec import ScoringSpec
+
+if TYPE_CHECKING:
+    from ray_app.inference.reusing import Recall
 
 TRUSTED_CRASHES = 3  # on one node; beyond that the library, not the member, is suspect, and every image goes to the child
 # Of 7,639 hostile files none took over a second (specs/intake.md §4.2), but an honest 49-megapixel AVIF takes 11 s on a busy core.
 WALL_LIMIT_S = 20.0
-
-Pixels = npt.NDArray[np.uint8]
-Ragged = Sequence[Pixels | None]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one member before any detector saw it."""
-
-    status: Status
-    detail: str | None
-    facts: ImageFacts | None
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Fixed slots. Per distinct preprocessing, `pixels` has one (slots, H, W, 3) array with zeros in unusable slots; or, where sizes
-    are kept, one array or None per slot.
-
-    `outcomes` has one entry per member, in slot order; there are fewer than slots only at the end of a block.
-    `pixels` is empty where no member could be decoded. `encoded`: the files themselves, for detectors that keep sizes and sit in
-    another process; None where they do not decode.
-    """
-
-    outcomes: tuple[Outcome, ...]
-    pixels: tuple[Pixels | Ragged, ...]
-    encoded: tuple[bytes | None, ...] = ()
-
-    @property
-    def usable(self) -> list[bool]:
-        """Per member, whether it has pixels."""
-        return [outcome.status is Status.OK for outcome in self.outcomes]
 
 
 class BatchDecoder:
@@ -66,23 +39,33 @@ class BatchDecoder:
     are scored.
     """
 
-    def __init__(self, spec: ScoringSpec, clock: StageClock, crumbs: Path | None = None, *, hand_over: bool = False) -> None:
-        self._spec, self._clock, self._crumbs = spec, clock, crumbs
+    def __init__(
+        self,
+        spec: ScoringSpec,
+        clock: StageClock,
+        crumbs: Path | None = None,
+        *,
+        hand_over: bool = False,
+        wall_limit_s: float = WALL_LIMIT_S,
+        recall: "Recall | None" = None,
+    ) -> None:
+        self._spec, self._clock, self._crumbs, self._recall = spec, clock, crumbs, recall
         self._hand_over = hand_over and spec.keeps_sizes
         self.decoded = 0
         self._closing = ExitStack()
         self._crumb: Breadcrumb | None = None
         self._child: ChildDecoder | None = None
         self._suspects: set[int] = set()
+        self._origins = None if spec.provenance is None else ProvenanceReader(spec.provenance)
         if crumbs is not None:
             self._crumb = self._closing.enter_context(closing(Breadcrumb(crumbs)))
-            self._closing.enter_context(Watchdog(self._crumb, WALL_LIMIT_S))
-            self._child = self._closing.enter_context(ChildDecoder(spec.limits, WALL_LIMIT_S))
+            self._closing.enter_context(Watchdog(self._crumb, wall_limit_s))
+            self._child = self._closing.enter_context(ChildDecoder(spec.limits, wall_limit_s))
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many images were decoded since the start."""
-        return {"decoded": self.decoded}
+        """How many images were decoded, and how many were known already, since the start."""
+        return {"decoded": self.decoded, "reused": 0 if self._recall is None else self._recall.reused}
 
     def close(self) -> None:
         """End the child process and remove the crumb."""
@@ -97,8 +80,10 @@ class BatchDecoder:
         """Decode (image_id, bytes | PIL image | why there are none) for up to `slots` members."""
         outcomes, prepared, encoded = [], [], []
         for image_id, data in fetched:
-            outcome, tensors = self._one(image_id, data)
+            outcome, tensors = self._known(image_id, data) or self._one(image_id, data)
             outcomes.append(outcome)
+            if self._recall is not None:
+                self._recall.met(outcome)
             prepared.append(tensors)
             encoded.append(data if isinstance(data, bytes) and tensors is not None else None)
         with self._clock("prepare"):
@@ -119,11 +104,13 @@ class BatchDecoder:
         return self._prepared(preprocessing, self._image(0, data))
 
     def _one(self, image_id: int, data: bytes | Image.Image | InputError) -> tuple[Outcome, list[Pixels | None] | None]:
-        facts = None
+        facts = phash = provenance = None
         try:
             image = self._image(image_id, data)
             facts = image.facts
+            provenance = self._provenance(image_id, data, facts)
             with self._clock("prepare"):
+                phash = perceptual_hash(image.pixels) if self._spec.perceptual_hash else None
                 tensors = [
                     None if self._hand_over and preprocessing.shape is None else self._prepared(preprocessing, image)
                     for preprocessing in self._spec.preprocessings
@@ -131,8 +118,20 @@ class BatchDecoder:
         except InputError as refused:
             if isinstance(refused, ImageRefused):
                 facts = refused.facts
-            return Outcome(refused.status, refused.detail, facts), None
-        return Outcome(Status.OK, None, facts), tensors
+            return Outcome(refused.status, refused.detail, facts, phash, provenance=provenance), None
+        return Outcome(Status.OK, None, facts, phash, provenance=provenance), tensors
+
+    def _known(self, image_id: int, data: bytes | Image.Image | InputError) -> tuple[Outcome, None] | None:
+        """The outcome of the same bytes before; their slot stays empty, so that nobody else's batch changes. What they say of their
+        origin is read anew: it costs little, and another trust list may now hold.
+        """
+        if self._recall is None or not isinstance(data, bytes):
+            return None
+        with self._clock("decode"):
+            outcome = self._recall.known(hashlib.sha256(data).hexdigest())
+        if outcome is None or outcome.facts is None:
+            return None
+        return replace(outcome, provenance=self._provenance(image_id, data, outcome.facts)), None
 
     def _prepared(self, preprocessing: Preprocessing, image: DecodedImage) -> Pixels | None:
         """None where no detector would score an image of this size."""
@@ -149,15 +148,35 @@ class BatchDecoder:
         with self._clock("decode"):
             if isinstance(data, Image.Image):
                 return _of_pil(data)
-            if self._child is not None and (image_id in self._suspects or len(self._suspects) > TRUSTED_CRASHES):
+            if self._child is not None and self._is_suspect(image_id):
                 return self._child.decode(data)
-            if self._crumb is None:
+            with self._noted(image_id):
                 return decode_image(data, self._spec.limits)
-            self._crumb.note(image_id)
-            try:
-                return decode_image(data, self._spec.limits)
-            finally:
-                self._crumb.clear()
+
+    def _provenance(self, image_id: int, data: bytes | Image.Image | InputError, facts: ImageFacts) -> str | None:
+        """What a file that decoded says of its origin. A C2PA manifest is read by native code: it gets the same crumb and watchdog, and a
+        member that killed a process keeps its score and loses only what that code would have said.
+        """
+        if self._origins is None or not isinstance(data, bytes):
+            return None
+        with self._clock("decode"), self._noted(image_id):
+            said = self._origins.read(data, facts.format, native=not self._is_suspect(image_id))
+        return None if said is None else said.row()
+
+    def _is_suspect(self, image_id: int) -> bool:
+        return image_id in self._suspects or len(self._suspects) > TRUSTED_CRASHES
+
+    @contextmanager
+    def _noted(self, image_id: int) -> Iterator[None]:
+        """Leave a note for whoever comes after, should this process not survive the block."""
+        if self._crumb is None:
+            yield
+            return
+        self._crumb.note(image_id)
+        try:
+            yield
+        finally:
+            self._crumb.clear()
 
     def _stack(self, prepared: Sequence[Sequence[Pixels | None] | None]) -> tuple[Pixels | Ragged, ...]:
         if all(images is None for images in prepared):

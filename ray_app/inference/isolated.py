@@ -7,7 +7,7 @@ operator adds that (seccomp, a container). What it answers is checked before it 
 import asyncio
 import queue
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,11 +20,11 @@ import numpy as np
 from ray_app.detectors import Preprocessing, ResizeMode
 from ray_app.errors import InputError, Status, TouchstoneError
 from ray_app.images import ImageFacts, ImageLimits, ImageRefused, inspect_bytes
-from ray_app.images.origin import KEYS, plain
+from ray_app.images.provenance import Provenance, ProvenancePolicy, has_manifest
 from ray_app.images.safe_decoder import Child
 from ray_app.images.sniff import describe_unsupported, sniff_format
 from ray_app.inference import preparing_child
-from ray_app.inference.decoding import Pixels
+from ray_app.inference.batches import Pixels
 from ray_app.inference.preparing_child import WANTED_SIZE, Wanted
 
 # Beyond what the libraries take. The largest image within the default limits (49 MP WebP with alpha) took 0.95 GB, prepared in every way.
@@ -35,13 +35,13 @@ MEMORY_LIMIT_BYTES = 2 * 1024**3
 class Prepared:
     """One image, ready for detectors.
 
-    `pixels`: per preprocessing asked for, (height, width, 3) uint8, writable; None where it keeps sizes. `metadata`: what the file
-    says of its origin, unverified (see `images.origin`), possibly empty. `seconds`: decoding and preparing, in the child.
+    `pixels`: per preprocessing asked for, (height, width, 3) uint8, writable; None where it keeps sizes. `provenance`: what the file
+    says of its origin (see `images.provenance`), None if nothing or not asked. `seconds`: decoding and preparing, in the child.
     """
 
     facts: ImageFacts
     pixels: tuple[Pixels | None, ...]
-    metadata: Mapping[str, str]
+    provenance: Provenance | None
     seconds: float
 
 
@@ -49,7 +49,7 @@ class IsolatedDecoders:
     """So many children, each with one image at a time; images wait for a free one in the order of asking.
 
     Used from any thread and event loop. Use as a context manager, or `close()` it: images at work are finished first.
-    `formats`: which of the sniffed formats are let in; None = all.
+    `formats`: which of the sniffed formats are let in; None = all. `provenance`: how to read what files say of their origin; None = not.
     """
 
     def __init__(
@@ -60,8 +60,9 @@ class IsolatedDecoders:
         wall_limit_s: float = 5.0,
         memory_limit_bytes: int = MEMORY_LIMIT_BYTES,
         formats: Collection[str] | None = None,
+        provenance: ProvenancePolicy | None = None,
     ) -> None:
-        self._limits = limits
+        self._limits, self._provenance = limits, provenance
         self._formats = None if formats is None else tuple(formats)
         self._children = [PreparingChild(limits, wall_limit_s, memory_limit_bytes) for _ in range(processes)]
         self._free: queue.SimpleQueue[PreparingChild] = queue.SimpleQueue()
@@ -73,7 +74,7 @@ class IsolatedDecoders:
 
     def start(self, preprocessings: Sequence[Preprocessing] = (), resize: ResizeMode = "exact") -> None:
         """Have every child up, with the libraries that these preprocessings need. Raises TouchstoneError."""
-        wanted = _wanted(tuple(preprocessings), resize)
+        wanted = _wanted(tuple(preprocessings), resize, self._provenance)
         for started in [self._threads.submit(self._start_one, wanted) for _ in self._children]:
             started.result()
 
@@ -92,7 +93,7 @@ class IsolatedDecoders:
         answer: Future[Prepared] = Future()
         held = [data]
         try:
-            self._threads.submit(self._serve, answer, held, _wanted(tuple(preprocessings), resize))
+            self._threads.submit(self._serve, answer, held, _wanted(tuple(preprocessings), resize, self._provenance))
         except RuntimeError:
             raise _closed() from None
         try:
@@ -169,14 +170,26 @@ class PreparingChild(Child):
         self.start()
 
     def prepare(self, data: bytes, wanted: Wanted) -> Prepared:
-        """As `IsolatedDecoders.prepare`, blocking."""
+        """As `IsolatedDecoders.prepare`, blocking; within twice the wall limit.
+
+        A file with a C2PA manifest that kills the process or takes too long is tried once more without the native code that reads
+        manifests: what stands beside a verdict must not cost one.
+        """
+        try:
+            return self._prepare(data, wanted)
+        except ImageRefused as refusal:
+            is_suspect = refusal.status in (Status.DECODER_CRASHED, Status.DECODE_TIMEOUT) and wanted.provenance is not None
+            if not is_suspect or not has_manifest(data, refusal.facts.format):
+                raise
+        return self._prepare(data, wanted.model_copy(update={"native": False}))
+
+    def _prepare(self, data: bytes, wanted: Wanted) -> Prepared:
         self.start_for(wanted)
         shapes = wanted.shapes
         text = _request_text(wanted)
         size = sum(prod(shape) for shape in shapes if shape)
         report, pixels = self._exchange(data, lambda _: size, before=WANTED_SIZE.pack(len(text)) + text)
-        metadata = {key: plain(report.origin[key]) for key in KEYS if key in report.origin}
-        return Prepared(report.facts, tuple(_tensors(pixels, shapes)), metadata, report.seconds)
+        return Prepared(report.facts, tuple(_tensors(pixels, shapes)), report.provenance, report.seconds)
 
     def _command(self) -> list[str]:
         limits = self._limits.model_dump_json()
@@ -195,8 +208,8 @@ def _tensors(pixels: bytearray, shapes: Sequence[tuple[int, int, int] | None]) -
 
 
 @lru_cache(maxsize=64)
-def _wanted(preprocessings: tuple[Preprocessing, ...], resize: ResizeMode) -> Wanted:
-    return Wanted(preprocessings=preprocessings, resize=resize)
+def _wanted(preprocessings: tuple[Preprocessing, ...], resize: ResizeMode, provenance: ProvenancePolicy | None) -> Wanted:
+    return Wanted(preprocessings=preprocessings, resize=resize, provenance=provenance)
 
 
 @lru_cache(maxsize=64)

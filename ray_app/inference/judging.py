@@ -1,17 +1,23 @@
 """What the detectors said of a block → decisions per member. Plain numpy; no torch."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ray_app.ensembles import Decisions, decide
 from ray_app.errors import Status
-from ray_app.inference.decoding import Outcome, Pixels
+from ray_app.inference.batches import Outcome, Pixels
 from ray_app.inference.spec import ScoringSpec
 
 Scores = dict[str, npt.NDArray[np.float32]]
+
+
+def finite(value: float | np.floating[Any]) -> float | None:
+    """A number as people and JSON are told it: None where a detector or an ensemble has none (NaN)."""
+    return float(value) if np.isfinite(value) else None
 
 
 @dataclass(frozen=True)
@@ -54,12 +60,12 @@ class Scored:
 
 def judge(spec: ScoringSpec, outcomes: Sequence[Outcome], readings: Readings) -> Scored:
     """Decide on every member; one that decoded, and that no detector could score although it should have, becomes `detector_failed`."""
-    readings = Readings({name: readings.scores[name] for name in spec.cards}, readings.masks, readings.replies)
+    readings = with_repeated(outcomes, Readings({name: readings.scores[name] for name in spec.cards}, readings.masks, readings.replies))
     sizes = [(None, None) if outcome.facts is None else (outcome.facts.width, outcome.facts.height) for outcome in outcomes]
     remarks = remarks_on(readings.replies)
     scored = np.any([np.isfinite(column) for column in readings.scores.values()], axis=0)
     checked = [
-        Outcome(Status.DETECTOR_FAILED, _failure(remarks, row), outcome.facts)
+        replace(outcome, status=Status.DETECTOR_FAILED, detail=_failure(remarks, row))
         if outcome.status is Status.OK and not scored[row] and _expected(spec, sizes[row])
         else outcome
         for row, outcome in enumerate(outcomes)
@@ -67,6 +73,22 @@ def judge(spec: ScoringSpec, outcomes: Sequence[Outcome], readings: Readings) ->
     doubts = range_doubts(spec, sizes)
     decisions = decide(spec.ensemble, readings.scores, calibrations=spec.calibrations, out_of_range=doubts, remarks=remarks)
     return Scored(checked, readings, decisions)
+
+
+def with_repeated(outcomes: Sequence[Outcome], readings: Readings) -> Readings:
+    """The readings, with what was said before of those members that no detector has looked at again."""
+    repeated = [(row, outcome.said) for row, outcome in enumerate(outcomes) if outcome.said is not None]
+    if not repeated:
+        return readings
+    scores = {name: column.copy() for name, column in readings.scores.items()}
+    replies = {name: list(texts) for name, texts in readings.replies.items()}
+    for row, said in repeated:
+        for name, column in scores.items():
+            value = said.scores.get(name) if said.twin is None else column[said.twin]
+            column[row] = np.nan if value is None else value
+        for name, texts in replies.items():
+            texts[row] = said.replies.get(name) if said.twin is None else texts[said.twin]
+    return Readings(scores, readings.masks, replies)
 
 
 def remarks_on(replies: Mapping[str, Sequence[str | None]]) -> dict[str, list[str | None]]:

@@ -14,9 +14,10 @@ from ray_app.detectors.licences import require_accepted
 from ray_app.ensembles import EnsembleCard, ensemble_of, load_ensemble_card
 from ray_app.errors import InputError, Status
 from ray_app.images import ImageFacts, ImageLimits
+from ray_app.inference.batches import Batch, Outcome, Pixels
 from ray_app.inference.clock import StageClock
-from ray_app.inference.decoding import Batch, BatchDecoder, Outcome, Pixels
-from ray_app.inference.judging import Scored, judge
+from ray_app.inference.decoding import BatchDecoder
+from ray_app.inference.judging import Scored, finite, judge
 from ray_app.inference.scoring import EnsembleScorer
 from ray_app.inference.spec import ScoringSpec, make_spec
 from ray_app.storage import Fetcher
@@ -139,14 +140,10 @@ def _result(scored: Scored, row: int) -> Result:
     if outcome.status is not Status.OK:
         empty = dict.fromkeys(scored.scores)
         return Result(outcome.status, outcome.detail, None, None, None, decisions.calibrated, None, empty, outcome.facts, {})
-    scores = {name: _finite(column[row]) for name, column in scored.scores.items()}
-    return Result(outcome.status, None, decisions.verdict[row], decisions.reason[row], _finite(decisions.probability[row]),
-                  decisions.calibrated, _finite(decisions.score[row]), scores, outcome.facts,
+    scores = {name: finite(column[row]) for name, column in scored.scores.items()}
+    return Result(outcome.status, None, decisions.verdict[row], decisions.reason[row], finite(decisions.probability[row]),
+                  decisions.calibrated, finite(decisions.score[row]), scores, outcome.facts,
                   {name: masks[row] for name, masks in scored.readings.masks.items()})  # fmt: skip
-
-
-def _finite(value: np.floating[Any]) -> float | None:
-    return float(value) if np.isfinite(value) else None
 
 
 def _dtype(column: str) -> Any:

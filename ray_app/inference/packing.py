@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from ray_app.detectors import Preprocessing
-from ray_app.inference.decoding import Batch, Outcome, Pixels, Ragged
+from ray_app.inference.batches import Batch, Outcome, Pixels, Ragged
 
 
 def pack(batches: Iterable[Batch], preprocessings: Sequence[Preprocessing]) -> pa.Table:

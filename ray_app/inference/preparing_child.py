@@ -20,17 +20,19 @@ from ray_app.images.child import Answer, Refused, Report, serve
 from ray_app.images.decoding import decode_image
 from ray_app.images.facts import ImageRefused
 from ray_app.images.limits import ImageLimits
-from ray_app.images.origin import origin_of
+from ray_app.images.provenance import ProvenancePolicy, ProvenanceReader
 
 WANTED_SIZE = struct.Struct("<I")
 _STATM = Path("/proc/self/statm")
 
 
 class Wanted(Frozen):
-    """What is to be made of a file: one tensor per preprocessing, but for those that keep sizes."""
+    """What is to be made of a file: one tensor per preprocessing, but for those that keep sizes; and how its provenance is read."""
 
     preprocessings: tuple[Preprocessing, ...]
     resize: ResizeMode
+    provenance: ProvenancePolicy | None = None
+    native: bool = True
 
     @property
     def shapes(self) -> tuple[tuple[int, int, int] | None, ...]:
@@ -65,14 +67,19 @@ def _answer(request: bytes, limits: ImageLimits) -> Answer:
         tensors = [each.prepare(image.pixels, wanted.resize) for each in wanted.preprocessings if each.shape]
     except InputError as refusal:
         return Report(facts=image.facts, refused=Refused.of(refusal)), ()
-    origin = origin_of(data, image.beside)
+    provenance = None if wanted.provenance is None else _reader(wanted.provenance).read(data, image.facts.format, native=wanted.native)
     seconds = time.perf_counter() - started
-    return Report(facts=image.facts, origin=origin, seconds=seconds), [tensor.data.cast("B") for tensor in tensors]
+    return Report(facts=image.facts, provenance=provenance, seconds=seconds), [tensor.data.cast("B") for tensor in tensors]
 
 
 @lru_cache(maxsize=16)
 def _wanted(text: bytes) -> Wanted:
     return Wanted.model_validate_json(text)
+
+
+@lru_cache(maxsize=1)
+def _reader(policy: ProvenancePolicy) -> ProvenanceReader:
+    return ProvenanceReader(policy)
 
 
 def _mapped_bytes() -> int:

@@ -4,9 +4,12 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from ray_app.archives import Member
+from ray_app.archives import Member, MemberReader
+from ray_app.inference.batches import Batch, Outcome
 from ray_app.inference.clock import StageClock
-from ray_app.inference.decoding import Batch, BatchDecoder
+from ray_app.inference.decoding import WALL_LIMIT_S, BatchDecoder
+from ray_app.inference.judging import Readings
+from ray_app.inference.reusing import Recall
 from ray_app.inference.spec import ScoringSpec
 from ray_app.storage import Fetcher, RetryPolicy
 
@@ -25,15 +28,20 @@ class BlockReader:
         signed: Sequence[str] = (),
         crumbs: Path | None = None,
         hand_over: bool = False,
+        wall_limit_s: float = WALL_LIMIT_S,
+        recall: Recall | None = None,
     ) -> None:
-        self._spec, self._clock = spec, clock
+        self._spec, self._clock, self.recall = spec, clock, recall
         self.fetcher = Fetcher(policy, signed=signed)
-        self._decoder = BatchDecoder(spec, clock, crumbs, hand_over=hand_over)
+        self._members = MemberReader(self.fetcher, max_bytes=spec.limits.max_bytes, depth_bytes=AHEAD_BYTES)
+        self._decoder = BatchDecoder(spec, clock, crumbs, hand_over=hand_over, wall_limit_s=wall_limit_s, recall=recall)
 
     def read(self, members: Sequence[Member]) -> Iterator[Batch]:
         """The batches of a block, in slot order; a member that cannot be read or decoded keeps its slot, empty."""
         self._decoder.look_for_crumbs()
-        arriving = self.fetcher.prefetch(members, depth_bytes=AHEAD_BYTES, max_bytes=self._spec.limits.max_bytes)
+        if self.recall is not None:
+            self.recall.begin_block()
+        arriving = self._members.read(members)
         while True:
             with self._clock("fetch"):
                 fetched = [(member.image_id, data) for member, data in islice(arriving, self._spec.slots)]
@@ -41,10 +49,15 @@ class BlockReader:
                 return
             yield self._decoder.decode(fetched)
 
+    def learn(self, outcomes: Sequence[Outcome], readings: Readings) -> None:
+        """Remember what a block of this reader was found to be, for members of the same bytes."""
+        if self.recall is not None:
+            self.recall.learn(outcomes, readings)
+
     @property
     def counts(self) -> dict[str, int]:
-        """What was done since the start: bytes read, requests retried and throttled, images decoded."""
-        traffic = {name: getattr(self.fetcher, name) for name in ("bytes_read", "retried", "throttled")}
+        """What was done since the start: bytes read, requests made, retried and throttled, images decoded."""
+        traffic = {name: getattr(self.fetcher, name) for name in ("bytes_read", "requests", "retried", "throttled")}
         return traffic | self._decoder.counts
 
     def close(self) -> None:

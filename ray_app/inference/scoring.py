@@ -10,8 +10,8 @@ from ray_app.detectors import Preprocessing, load_detector
 from ray_app.detectors.detector import Detector
 from ray_app.detectors.prediction import Reading
 from ray_app.detectors.sharing import share_backbones
+from ray_app.inference.batches import Batch, Pixels, Ragged
 from ray_app.inference.clock import ASKED, RUNS, StageClock
-from ray_app.inference.decoding import Batch, Pixels, Ragged
 from ray_app.inference.judging import Readings
 from ray_app.inference.spec import ScoringSpec
 

@@ -1,7 +1,7 @@
 """Everything a worker needs to score encoded images, as one small picklable value. No torch."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -11,6 +11,7 @@ from ray_app.detectors.cards import Calibration, default_slots
 from ray_app.ensembles import EnsembleCard
 from ray_app.errors import ConfigError
 from ray_app.images import ImageLimits
+from ray_app.images.provenance import ProvenancePolicy
 
 Precision = Literal["bf16", "fp32"]
 
@@ -23,7 +24,7 @@ class ScoringSpec:
     """Cards, limits and resolved settings. Equal specs give equal scores; nothing operational stands here.
 
     `cards` are keyed by detector name in the ensemble's order, `precision` (bf16 or fp32) by the same names; `slots` is the static
-    number of images per batch.
+    number of images per batch. `perceptual_hash` and `provenance` (None = not read) add columns and change no score.
     """
 
     ensemble: EnsembleCard
@@ -33,6 +34,8 @@ class ScoringSpec:
     resize: ResizeMode
     slots: int
     device: str
+    perceptual_hash: bool = False
+    provenance: ProvenancePolicy | None = field(default=None, compare=False)
 
     @property
     def preprocessings(self) -> tuple[Preprocessing, ...]:
@@ -107,6 +110,8 @@ def make_spec(
     precision: Literal["auto", "bf16", "fp32"] = "auto",
     resize: ResizeMode = "exact",
     slots: int | None = None,
+    perceptual_hash: bool = False,
+    provenance: ProvenancePolicy | None = None,
 ) -> ScoringSpec:
     """Resolve an ensemble's cards, the precision for `device` and the batch slots. Raises ConfigError."""
     cards = [load_card(member.detector) for member in ensemble.members]
@@ -114,7 +119,7 @@ def make_spec(
     if len(named) < len(cards):
         raise ConfigError(f"{ensemble.name}: two of its cards have the same name: {', '.join(card.name for card in cards)}")
     resolved = {name: _resolved(card, precision, device) for name, card in named.items()}
-    return ScoringSpec(ensemble, named, limits, resolved, resize, slots or default_slots(device), device)
+    return ScoringSpec(ensemble, named, limits, resolved, resize, slots or default_slots(device), device, perceptual_hash, provenance)
 
 
 def _resolved(card: DetectorCard, asked: Literal["auto", "bf16", "fp32"], device: str) -> Precision:

@@ -4,25 +4,66 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ray_app.reports import wording
+from ray_app.reports.plan_money import cost_lines, request_lines
+from ray_app.reports.text_table import aligned
 
 WIDTH = 11
+_LONGEST_EXAMPLE = 90
+_FORMATS = {"files": "files of their own", "tar": "tar", "tar.gz": "compressed tar", "zip": "zip", "parquet": "Parquet"}
 
 
 def plan_lines(plan: Mapping[str, Any]) -> list[str]:
-    """What would be scored, what is shared, which processes do it, and how long that takes."""
+    """What would be scored and what is left of it, which processes do it, how fast, what holds them up, and what it costs."""
     lines: list[tuple[str, str]] = [
-        ("archive", f"{plan['members']:,} members, {wording.size(plan['size_bytes'])}"),
+        *_labelled("archive", _archive(plan)),
+        *_labelled("run", _standing(plan)),
         ("ensemble", f"{plan['ensemble']}: {plan['rule']} over {len(plan['detectors'])}: {', '.join(plan['detectors'])}"),
         ("decode", _decoding(plan)),
         *_labelled("tensors", (f"{_shape(tensor)} for {', '.join(tensor['detectors'])}" for tensor in plan["tensors"])),
         *_labelled("backbones", (_shared(backbone) for backbone in plan["backbones"])),
         ("work", _work(plan)),
-        ("layout", f"{plan['layout']}; blocks of up to {plan['block_members']:,} members"),
+        *_labelled("cluster", _cluster(plan["cluster"])),
+        ("layout", f"{plan['layout']}; {wording.counted(plan['blocks'], 'block')} of up to {plan['block_members']:,} members"),
         ("memory", f"about {wording.size(plan['process_bytes'])} for a process that holds all detectors, by the sizes on their cards"),
         *_labelled("pools", (", ".join(pool) for pool in plan["pools"] if len(plan["pools"]) > 1)),
-        *_probe(plan),
+        *_labelled("probe", _probe(plan)),
+        *_labelled("stages", _stages(plan)),
+        *_labelled("bottleneck", _bottleneck(plan)),
+        *_labelled("forecast", _forecast(plan)),
+        *_labelled("requests", request_lines(plan)),
+        *_labelled("cost", cost_lines(plan)),
     ]
-    return [f"{label:{WIDTH}}{text}" for label, text in lines]
+    return [f"{label:{WIDTH}} {text}" for label, text in lines]
+
+
+def _archive(plan: Mapping[str, Any]) -> Iterator[str]:
+    left = " to score" if plan["run"] else ""
+    unknown = plan["unknown_sizes"]
+    sizes = wording.size(plan["size_bytes"]) + (f" and {unknown:,} of unknown size" if unknown else "")
+    yield f"{wording.counted(plan['members'], 'member')}{left}, {'of unknown size' if unknown == plan['members'] > 0 else sizes}"
+    if set(plan["kinds"]) - {"files"}:
+        for kind, kept in plan["kinds"].items():
+            inside = f" in {wording.counted(kept['containers'], 'file')}" if kept["containers"] else ""
+            known = f", {wording.size(kept['size_bytes'])}" if kept["size_bytes"] else ""
+            yield f"{kept['members']:,} {_FORMATS.get(kind, kind)}{inside}{known}"
+    for status, number in plan["refused_in_listing"].items():
+        yield f"{number:,} refused by the listing: {status}, {wording.meaning(status)}"
+
+
+def _standing(plan: Mapping[str, Any]) -> Iterator[str]:
+    run = plan["run"]
+    if run is None:
+        return
+    if run["state"] == "begun":
+        yield f"{wording.visible(run['url'])}: begun, but its listing never ended and is made again"
+        return
+    done = f"{wording.counted(run['members_done'], 'member')} in {wording.counted(run['blocks_done'], 'block')}"
+    left = f"{wording.counted(run['members_left'], 'member')} in {wording.counted(run['blocks_left'], 'block')}"
+    yield f"{wording.visible(run['url'])}: {run['state']}; {done} done before, skipped"
+    if run["state"] == "unfinished":
+        yield f"left: {left}; the listing is there and is not made again"
+    else:
+        yield f"left: {left}, new or changed since" if run["members_left"] else "left: nothing; no member is new or changed"
 
 
 def _decoding(plan: Mapping[str, Any]) -> str:
@@ -34,21 +75,93 @@ def _decoding(plan: Mapping[str, Any]) -> str:
 def _work(plan: Mapping[str, Any]) -> str:
     if not plan["gmac_per_image"]:
         return "the cards state no size"
-    return f"{plan['gmac_per_image']:,.3g} billion multiply-adds per image" + " (of one megapixel)" * _keeps_sizes(plan)
+    return f"{wording.measured(plan['gmac_per_image'])} billion multiply-adds per image" + " (of one megapixel)" * _keeps_sizes(plan)
 
 
-def _probe(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _cluster(cluster: Mapping[str, Any]) -> Iterator[str]:
+    gpus = wording.counted(cluster["gpus"], "GPU") if cluster["gpus"] else "no GPU"
+    is_priced = cluster["nodes"] or cluster["price_per_hour"]
+    price = f"{wording.money(cluster['price_per_hour'])} per hour" if is_priced else "no price per hour given"
+    yield f"{wording.visible(cluster['name'] or 'of no name')}: {wording.counted(cluster['cpus'], 'core')}, {gpus}; {price}"
+    for node in cluster["nodes"]:
+        has = f"{node['cpus']} cores" + (f", {node['gpus']} × {wording.visible(node['gpu'] or 'GPU')}" if node["gpus"] else "")
+        yield f"{node['count']} × {wording.visible(node['name'] or 'node')}: {has}; {wording.money(node['price_per_hour'])} per hour each"
+
+
+def _probe(plan: Mapping[str, Any]) -> Iterator[str]:
     probe = plan["probe"]
     if probe is None:
-        yield "forecast", "none: no probe was made (GPUs are planned, or --probe 0)"
         return
-    stages = ", ".join(f"{stage} {seconds:.3f}" for stage, seconds in probe["seconds"].items())
-    yield "probe", f"{probe['images']} images on one core: {probe['seconds_per_image']:.3f} s each ({stages})"
-    if probe["failed"]:
-        yield "", f"{probe['failed']} of the sample could not be read or decoded: the forecast is that much too low"
-    cost = "" if probe["cost"] is None else f", {probe['cost']:,.2f} at the price given"
-    total = wording.duration(probe["hours"] * 3600)
-    yield "forecast", f"{probe['images_per_s']:,.1f} images/s with {plan['workers']} workers, {total} in all{cost}"
+    scored = "" if probe["scored"] in (0, probe["members"]) else f"; the detectors were slow, so that {probe['scored']} were scored"
+    yield f"{wording.counted(probe['members'], 'member')}, drawn evenly, on one core of this machine{scored}"
+    if not probe["refused"]:
+        most = wording.percent(probe["refused_share"]["high"])
+        yield f"none of {probe['members']} refused; of the archive at most {most} (95 % interval)"
+        return
+    counts = ", ".join(f"{number} {status}" for status, number in probe["statuses"].items() if status != "ok")
+    low, high = (wording.percent(probe["refused_share"][end]) for end in ("low", "high"))
+    yield f"{probe['refused']} of {probe['members']} refused: {counts}; of the archive {low} to {high} (95 % interval)"
+    for status, examples in probe["examples"].items():
+        name = wording.file_name(examples[0]["uri"], examples[0]["member"])
+        yield f"  {status}: e.g. {wording.shortened(name, _LONGEST_EXAMPLE)}: {wording.shortened(examples[0]['detail'], _LONGEST_EXAMPLE)}"
+
+
+def _stages(plan: Mapping[str, Any]) -> Iterator[str]:
+    if not plan["stages"]:
+        return
+    several = len(plan["pools"]) > 1
+    rows = [["stage", "s per image", "at most", "with", ""]]
+    for stage in plan["stages"]:
+        seconds, rate = stage["seconds_per_image"], stage["images_per_s"]
+        rows.append([
+            stage["stage"],
+            wording.NONE if seconds is None else f"{seconds:.2g}" if seconds < 0.01 else f"{seconds:.3f}",
+            "not known" if rate is None else f"{wording.measured(rate)} images/s",
+            _processes(plan, stage),
+            stage["basis"] + (f" ({', '.join(stage['detectors'])})" if several and stage["detectors"] else ""),
+        ])  # fmt: skip
+    widths = [max(wording.columns(row[column]) for row in rows) for column in range(5)]
+    yield from (aligned(row, widths, right={1, 2}) for row in rows)
+    if plan["kind"] == "fused":
+        yield "each process does all of it in turn; “at most” is what it would reach if it did nothing else"
+    else:
+        yield "fetch, decode and prepare share their cores; “at most” is what each would reach alone"
+
+
+def _processes(plan: Mapping[str, Any], stage: Mapping[str, Any]) -> str:
+    on_gpu = stage["stage"] == "score" and plan["cluster"]["gpus"]
+    return wording.counted(stage["processes"], "GPU process" if on_gpu else "process").replace("processs", "processes")
+
+
+def _bottleneck(plan: Mapping[str, Any]) -> Iterator[str]:
+    if plan["bottleneck"]:
+        yield f"{plan['bottleneck']['stage']}: {plan['bottleneck']['advice']}"
+
+
+def _forecast(plan: Mapping[str, Any]) -> Iterator[str]:
+    forecast = plan["forecast"]
+    if forecast is None:
+        yield "none: no probe was made (--probe 0)"
+    elif forecast["images_per_s"] is None:
+        yield "nothing to do"
+    else:
+        total, starting, listing = (
+            wording.duration(seconds) for seconds in (3600 * forecast["hours"], forecast["starting_s"], forecast["listing_s"])
+        )
+        rate = f"{forecast['images_per_s']:,.1f} images/s ({wording.size(forecast['bytes_per_s'])}/s from the source)"
+        yield f"{rate}: {total} in all, {starting} of it starting and {listing} listing; machines that have yet to come add their time"
+        if forecast["assumed_gmac_per_s"]:
+            assumed = f"{forecast['assumed_gmac_per_s']:,.0f} billion a second on each GPU"
+            yield f"the detectors' time is no measurement, since no GPU is here: multiply-adds on their cards at {assumed}"
+        yield from _stops(plan["stops"])
+
+
+def _stops(stops: Mapping[str, Any]) -> Iterator[str]:
+    if stops["share"] is not None and stops["share"] < 1:
+        limits = " and ".join(
+            f"--{name.replace('_', '-')} {stops[name]:g}" for name in ("max_hours", "max_cost") if stops[name] is not None
+        )
+        yield f"{limits} would stop it at about {wording.percent(stops['share'])} of that; the same command goes on from there"
 
 
 def _shape(tensor: Mapping[str, Any]) -> str:

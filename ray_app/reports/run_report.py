@@ -76,6 +76,7 @@ def _environment() -> Environment:
         score=lambda value: wording.score(value).replace("-", "−"),
         duration=wording.duration,
         size=wording.size,
+        money=wording.money,
         moment=wording.moment,
         meaning=wording.meaning,
         plain=plain,

@@ -100,6 +100,15 @@ class Sharing(_Section):
     runs: int = 0
 
 
+class Cost(_Section):
+    """What the last command cost, in the currency of its prices."""
+
+    compute: float = 0.0
+    requests: float = 0.0
+    egress: float = 0.0
+    total: float | None = None
+
+
 class Session(_Section):
     """What the last command did; `seconds` per stage are summed over the workers."""
 
@@ -114,6 +123,7 @@ class Session(_Section):
     layout: str = ""
     peak_worker_bytes: int = 0
     backbones: dict[str, Sharing] = {}
+    cost: Cost = Cost()
     seconds: dict[str, float] = {}
 
 
@@ -123,6 +133,20 @@ class Bottleneck(_Section):
     stage: str = ""
     share: float | None = None
     advice: str = ""
+
+
+class Declarations(_Section):
+    """What files say of their own origin: rows per verdict, of those that declare themselves generated and of the others."""
+
+    stated: int = 0
+    declared: dict[str, int] = {}
+    undeclared: dict[str, int] = {}
+    c2pa: dict[str, int] = {}
+
+    @property
+    def declaring(self) -> int:
+        """Files that say that a model made them, or part of them."""
+        return sum(self.declared.values())
 
 
 class RunSummary(_Section):
@@ -135,12 +159,14 @@ class RunSummary(_Section):
     finished_at: str = ""
     complete: bool = False
     members: int = 0
+    reused: int = 0
     statuses: dict[str, int] = {}
     examples: dict[str, list[Example]] = {}
     verdicts: dict[str, int] = {}
     verdict_reasons: dict[str, int] = {}
     flags: dict[str, int] = {}
     formats: dict[str, int] = {}
+    provenance: Declarations = Declarations()
     histogram: Histogram = Histogram()
     top: list[TopRow] = []
     ensemble: EnsembleSummary = EnsembleSummary()

@@ -1,5 +1,6 @@
 """Plain text for the terminal: rows as a table, and a run's end in words. Knows no colours and no terminal."""
 
+import json
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -18,7 +19,8 @@ _MOST_REASONS = 5
 def verdict_table(rows: Iterable[Mapping[str, Any]], width: int) -> str:
     """One line per row: file, verdict, probability, score, status; aligned and at most `width` columns wide.
 
-    Rows are result rows (`uri`, `member`, `verdict`, `probability`, `score`, `status`, `calibrated`); missing values are dashes.
+    Rows are result rows (`uri`, `member`, `verdict`, `probability`, `score`, `status`, `calibrated`); missing values are dashes. Where a
+    file declares itself generated (`provenance`, as JSON or read from it), another column says so.
     A folder that all files share is named once, above. Where the columns beside the file leave it fewer than 16, lines grow wider.
     """
     rows = list(rows)
@@ -29,6 +31,9 @@ def verdict_table(rows: Iterable[Mapping[str, Any]], width: int) -> str:
     cells = [_cells(row) for row in rows]
     uncalibrated = any(row.get("calibrated") is False and row.get("probability") is not None for row in rows)
     heads = ["verdict", "probability*" if uncalibrated else "probability", "score", "status"]
+    declared = [_declared(row) for row in rows]
+    if any(declared):
+        heads, cells = [*heads, "file says"], [[*line, words] for line, words in zip(cells, declared, strict=True)]
     widths = [max(wording.columns(line[index]) for line in [heads, *cells]) for index in range(len(heads))]
     room = max(_NARROWEST_FILE, width - sum(widths) - len(GAP) * len(heads))
     files = [wording.shortened(name[len(folder) :], room) for name in names]
@@ -48,7 +53,10 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     if run.members and not run.complete:
         lines.append(f"not finished: {run.rows:,} of {run.members:,} members have a row; the same command goes on from here")
     lines += _status_lines(run)
+    if run.reused:
+        lines.append(f"reused: {run.reused:,} members have the scores of others with the same bytes")
     lines += _verdict_lines(run)
+    lines += _declaration_lines(run)
     lines += _speed_lines(run)
     if run.scored and run.ensemble.demonstration:
         lines.append(wording.DEMONSTRATION)
@@ -70,6 +78,15 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         wording.score(row.get("score")),
         wording.visible(str(row.get("status") or wording.NONE)),
     ]
+
+
+def _declared(row: Mapping[str, Any]) -> str:
+    said = row.get("provenance") or {}
+    said = json.loads(said) if isinstance(said, str) else said
+    if not said.get("ai_declared"):
+        return ""
+    c2pa = said.get("c2pa") or {}
+    return f"AI ({c2pa['state']} C2PA)" if c2pa.get("ai_generated") and c2pa["state"] in ("trusted", "intact") else "AI"
 
 
 def _common_folder(names: Sequence[str]) -> str:
@@ -110,14 +127,29 @@ def _verdict_lines(run: RunSummary) -> list[str]:
     return lines
 
 
+def _declaration_lines(run: RunSummary) -> list[str]:
+    said = run.provenance
+    if not said.declaring:
+        return []
+    parts = [f"{number:,} {words}" for word, words in wording.VERDICT_WORDS.items() if (number := said.declared.get(word, 0))]
+    parts += [f"{number:,} without a verdict"] if (number := said.declared.get("none", 0)) else []
+    who = "1 file declares itself" if said.declaring == 1 else f"{said.declaring:,} files declare themselves"
+    return [f"beside the verdicts: {who} AI-generated: {', '.join(parts)}"]
+
+
 def _speed_lines(run: RunSummary) -> list[str]:
     session = run.session
     if not session.rows:
         return ["this session scored nothing: there was nothing new or changed"] if run.rows else []
+    rate = "too short to tell" if session.images_per_s is None else f"{wording.decimal(session.images_per_s)} images/s"
     lines = [
-        f"speed: {wording.decimal(session.images_per_s)} images/s, first result after {wording.duration(session.first_result_s)}, "
-        f"{session.rows:,} rows and {wording.size(session.bytes_read)} in {wording.duration(session.wall_s)}"
+        f"speed: {rate}, first result after {wording.duration(session.first_result_s)}, "
+        f"{wording.counted(session.rows, 'row')} and {wording.size(session.bytes_read)} in {wording.duration(session.wall_s)}"
     ]
+    cost = session.cost
+    if cost.total is not None:
+        parts = f"machines {wording.money(cost.compute)}, requests {wording.money(cost.requests)}, egress {wording.money(cost.egress)}"
+        lines.append(f"cost: {wording.money(cost.total)} by the prices set: {parts}")
     if session.peak_worker_bytes:
         lines.append(f"memory: at most {wording.size(session.peak_worker_bytes)} in one worker")
     for name, sharing in session.backbones.items():

@@ -9,6 +9,12 @@ from ray_app.errors import MEANING, Status
 from ray_app.reports.run_summary import RunSummary
 
 VERDICT_WORDS = {"fake": "flagged as fake", "abstain": "abstained", "real": "no evidence found"}
+C2PA_WORDS = {
+    "trusted": "unchanged since it was signed, by a signer on the trust list",
+    "intact": "unchanged since it was signed, by a signer who is not on the trust list",
+    "invalid": "the picture or the manifest was changed after it was signed",
+    "unreadable": "could not be checked, or lies elsewhere and was not fetched",
+}
 DEMONSTRATION = "Demonstration detector: it shows that the machinery works and is not for decisions about any image."
 UNCALIBRATED = "Probability not calibrated: it is the plain sigmoid of the score."
 NONE = "–"
@@ -96,6 +102,11 @@ def approximate(number: float) -> str:
     return decimal(number, 0 if number >= 10 or number == 0 else 1)
 
 
+def measured(number: float) -> str:
+    """A measured number: three digits, all of them from a hundred on, and no exponent."""
+    return f"{number:,.0f}" if number >= 99.95 else f"{number:.3g}" if number >= 0.001 else f"{number:.2g}"
+
+
 def percent(share: float | None) -> str:
     """A share in per cent; more digits near 0 and 100, which it never reaches by rounding."""
     if share is None or not math.isfinite(share):
@@ -147,6 +158,13 @@ def size(size_bytes: int) -> str:
             return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
         value /= 1000
     return f"{value:,.1f} PB"
+
+
+def money(amount: float) -> str:
+    """An amount in whatever currency the prices are: two digits, more below one, never a false zero."""
+    if 0 < amount < 0.0001:
+        return "< 0.0001"
+    return f"{amount:,.2f}" if amount >= 1 or amount == 0 else f"{amount:.4f}"
 
 
 def moment(timestamp: str) -> str:

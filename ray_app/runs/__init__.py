@@ -1,15 +1,21 @@
 """The run directory: rows, identity, what is done, what is current. Knows files and ids; knows nothing of Ray or torch."""
 
+from ray_app.runs.conservation import check_conservation
 from ray_app.runs.directory import RunDirectory
 from ray_app.runs.identity import differences, fingerprint
 from ray_app.runs.masks import mask_image, mask_rows
-from ray_app.runs.reader import check_conservation, current_masks, current_rows, current_tables
+from ray_app.runs.reader import current_masks, current_rows, current_tables
+from ray_app.runs.retries import Retry, begin_retry, begun_retry, merge_retry
 from ray_app.runs.rows import result_rows
 from ray_app.runs.schema import MASK_SCHEMA, SCHEMA_VERSION, row_schema
 from ray_app.runs.summary import bottleneck, summarise
 
 __all__ = [
     "RunDirectory",
+    "Retry",
+    "begin_retry",
+    "begun_retry",
+    "merge_retry",
     "fingerprint",
     "differences",
     "row_schema",

@@ -14,13 +14,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ray_app.archives import Each, in_turn
 from ray_app.errors import ConfigError, IdentityError
 from ray_app.runs.identity import Identity, as_known_to, differences
-from ray_app.runs.schema import SCHEMA_VERSION
+from ray_app.runs.merging import Compactor, Merger, consecutive, published_path, remove_parts
+from ray_app.runs.schema import MASK_SCHEMA, SCHEMA_VERSION
 from ray_app.storage import Store
 
-PUBLISHED_BYTES = 64 * 2**20  # compressed size at which a published file is closed: few files, each quick to read
-ROW_GROUP = 32_768  # rows; parts have few, and readers pay per row group
+LITTLE_BYTES = 4 * 2**20  # of parts, that are merged at once rather than by tasks
 _PUBLISHED = re.compile(r"(\d+)-(\d+)-(\d+)\.parquet")
 
 
@@ -35,7 +36,7 @@ class Published:
     @property
     def path(self) -> str:
         """Where it lies, relative to the run."""
-        return f"scores/{self.manifest:05d}-{self.first:08d}-{self.last:08d}.parquet"
+        return published_path(self.manifest, self.first, self.last)
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,8 @@ class RunDirectory:
     def claim(self, identity: Identity, detectors: list[str], ensemble: dict[str, Any]) -> None:
         """Make the directory this command's, or check that it already is. Raises IdentityError with the differences."""
         if not self.exists():
+            if self.store.exists("pack.json"):
+                raise ConfigError(f"{self.store.url} holds what `touchstone pack` or `filter` wrote", hint="give another --out")
             now = datetime.now(UTC).isoformat(timespec="seconds")
             self.write_json(
                 "run.json",
@@ -83,14 +86,17 @@ class RunDirectory:
             )
             return
         self.check_settled()
-        described = self.describe()
-        differing = differences(as_known_to(described["schema"], identity), described["identity"])
-        if differing:
+        if differing := self.differing(identity):
             raise IdentityError(
                 f"{self.store.url} was made by another command:\n  " + "\n  ".join(differing),
                 hint="give another --out, or the same source, detectors and settings; "
                 "`touchstone decide` applies other thresholds without scoring again",
             )
+
+    def differing(self, identity: Identity) -> list[str]:
+        """How the identity of a command differs from the run's, in lines; none where it is the run's own."""
+        described = self.describe()
+        return differences(as_known_to(described["schema"], identity), described["identity"])
 
     # -- what is done ------------------------------------------------------------------------------------
 
@@ -111,15 +117,24 @@ class RunDirectory:
         pq.write_table(rows, buffer, compression="none")  # PNG is compressed already
         self.store.write(f"masks/{manifest:05d}/{block:08d}.parquet", buffer.getvalue())
 
+    def block_masks(self, manifest: int, block: int) -> pa.Table:
+        """The masks of one block; none where it has no such file."""
+        path = f"masks/{manifest:05d}/{block:08d}.parquet"
+        tables = self.rows_in(path, None) if self.store.exists(path) else iter(())
+        return pa.concat_tables([MASK_SCHEMA.empty_table(), *tables])
+
     def masks(self, manifest: int) -> Iterator[pa.Table]:
         """The masks of a manifest (`MASK_SCHEMA`), a bounded table at a time, in block order."""
         for name in sorted(self.store.names(f"masks/{manifest:05d}")):
-            yield from self._read(f"masks/{manifest:05d}/{name}", None)
+            yield from self.rows_in(f"masks/{manifest:05d}/{name}", None)
 
     def parts(self, manifest: int) -> list[int]:
         """Blocks of a manifest with a part of their own."""
-        names = self.store.names(f"parts/{manifest:05d}")
-        return sorted(int(name.removesuffix(".parquet")) for name in names if re.fullmatch(r"\d+\.parquet", name))
+        return sorted(self._part_sizes(manifest))
+
+    def _part_sizes(self, manifest: int) -> dict[int, int]:
+        sizes = self.store.sizes(f"parts/{manifest:05d}")
+        return {int(name.removesuffix(".parquet")): size for name, size in sizes.items() if re.fullmatch(r"\d+\.parquet", name)}
 
     def published(self) -> list[Published]:
         """The files that people read, in the order of their blocks."""
@@ -138,42 +153,31 @@ class RunDirectory:
         covered = self._covered(manifest)
         parts = [(block, self.part_path(manifest, block)) for block in self.parts(manifest) if block not in covered]
         for _, path in sorted([(file.first, file.path) for file in files] + parts):
-            yield from self._read(path, columns)
+            yield from self.rows_in(path, columns)
 
-    def _read(self, path: str, columns: list[str] | None) -> Iterator[pa.Table]:
+    def part_tables(self, manifest: int, block: int, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """The rows of one block that has a part of its own."""
+        yield from self.rows_in(self.part_path(manifest, block), columns)
+
+    def rows_in(self, path: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """The rows of one file of the run, a bounded table at a time."""
         filesystem, full = self.store.filesystem_and_path(path)
         with filesystem.open(full, "rb") as handle, pq.ParquetFile(handle) as file:
             for group in range(file.num_row_groups):
                 yield file.read_row_group(group, columns=columns)
 
-    def publish(self, manifest: int) -> list[str]:
-        """Merge the parts of a finished manifest into files of `PUBLISHED_BYTES`, each published before its parts go.
+    def publish(self, manifest: int, *, each: Each = in_turn) -> list[str]:
+        """Merge the parts of a finished manifest into files of 64 to 256 MiB, each published before its parts go.
 
         Interrupted anywhere, the next call goes on: published files and remaining parts together hold every row once.
+        `each` runs what is not little.
         """
         covered = self._covered(manifest)
-        paths: list[str] = []
-        merger = _Merger()
-        for block in self.parts(manifest):
-            if block in covered:
-                self.store.delete(self.part_path(manifest, block))
-                continue
-            for table in self._read(self.part_path(manifest, block), None):
-                merger.add(table)
-            merger.blocks.append(block)
-            if merger.size_bytes >= PUBLISHED_BYTES:
-                paths.append(self._publish(manifest, merger))
-                merger = _Merger()
-        if merger.blocks:
-            paths.append(self._publish(manifest, merger))
-        return paths
-
-    def _publish(self, manifest: int, merger: "_Merger") -> str:
-        file = Published(manifest, merger.blocks[0], merger.blocks[-1])
-        self.store.write(file.path, merger.finish())
-        for block in merger.blocks:
-            self.store.delete(self.part_path(manifest, block))
-        return file.path
+        sizes = self._part_sizes(manifest)
+        remove_parts(self, manifest, [block for block in sizes if block in covered])
+        pieces = [piece for parts in consecutive(manifest, sizes, covered) for piece in parts.divided()]
+        is_little = sum(piece.size_bytes for piece in pieces) <= LITTLE_BYTES
+        return [path for paths in (in_turn if is_little else each)(Compactor(self), pieces) for path in paths]
 
     def _covered(self, manifest: int) -> set[int]:
         files = [file for file in self.published() if file.manifest == manifest]
@@ -183,10 +187,18 @@ class RunDirectory:
         """Replace the published rows of a manifest by `change` of them, file by file, each at once."""
         for file in self.published():
             if file.manifest == manifest:
-                merger = _Merger()
-                for table in self._read(file.path, None):
-                    merger.add(change(table))
-                self.store.write(file.path, merger.finish())
+                self.rewrite_file(file, change)
+
+    def rewrite_file(self, file: Published, change: Callable[[pa.Table], pa.Table]) -> None:
+        """Replace the rows of one published file by `change` of them, at once."""
+        merger = Merger()
+        for table in self.file_tables(file):
+            merger.add(change(table))
+        self.store.write(file.path, merger.finish())
+
+    def file_tables(self, file: Published, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """The rows of one published file, a bounded table at a time."""
+        yield from self.rows_in(file.path, columns)
 
     # -- small files -------------------------------------------------------------------------------------
 
@@ -198,36 +210,3 @@ class RunDirectory:
     def write_json(self, path: str, content: dict[str, Any]) -> None:
         """Write a small file of the run, at once."""
         self.store.write(path, json.dumps(content, indent=2, ensure_ascii=False).encode())
-
-
-class _Merger:
-    """Parts of consecutive blocks, growing into one Parquet file in memory."""
-
-    def __init__(self) -> None:
-        self.blocks: list[int] = []
-        self._buffer = io.BytesIO()
-        self._waiting: list[pa.Table] = []
-        self._writer: pq.ParquetWriter | None = None
-
-    @property
-    def size_bytes(self) -> int:
-        return self._buffer.tell()
-
-    def add(self, table: pa.Table) -> None:
-        self._waiting.append(table)
-        if sum(len(waiting) for waiting in self._waiting) >= ROW_GROUP:
-            self._flush()
-
-    def finish(self) -> bytes:
-        self._flush()
-        assert self._writer is not None
-        self._writer.close()
-        return self._buffer.getvalue()
-
-    def _flush(self) -> None:
-        if not self._waiting:
-            return
-        rows = pa.concat_tables(self._waiting)
-        self._writer = self._writer or pq.ParquetWriter(self._buffer, rows.schema, compression="zstd")
-        self._writer.write_table(rows.unify_dictionaries(), row_group_size=ROW_GROUP)
-        self._waiting = []

@@ -9,7 +9,7 @@ import pyarrow as pa
 from PIL import Image
 
 from ray_app.inference import Scored
-from ray_app.inference.decoding import Pixels
+from ray_app.inference.batches import Pixels
 from ray_app.runs.schema import MASK_COLUMNS, MASK_SCHEMA
 
 ALTERED = 128  # the first grey level above one half

@@ -1,18 +1,17 @@
 """The current row of each member, whatever the run went through; bounded memory."""
 
+import io
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from ray_app.archives import manifests, read_ids, read_vanished
-from ray_app.errors import ClusterError, ConfigError
+from ray_app.archives import Ids, manifests, read_vanished
+from ray_app.errors import ConfigError
 from ray_app.runs.directory import RunDirectory
-
-Ids = npt.NDArray[np.int64]
 
 
 def current_tables(run: RunDirectory, columns: list[str] | None = None, *, vanished: bool = False) -> Iterator[pa.Table]:
@@ -27,7 +26,21 @@ def current_tables(run: RunDirectory, columns: list[str] | None = None, *, vanis
     gone = np.empty(0, np.int64) if vanished or not numbers else read_vanished(run.store, numbers[-1])
     for manifest in numbers:
         for table in run.tables(manifest, columns):
-            yield table.filter(pc.invert(pc.is_in(table["image_id"], pa.array(gone)))) if len(gone) else table
+            yield _without(table, gone) if len(gone) else table
+
+
+def _without(table: pa.Table, gone: Ids) -> pa.Table:
+    """The rows whose ids are not among sorted ones."""
+    ids = table["image_id"].to_numpy()
+    return table.filter(pa.array(gone[np.minimum(np.searchsorted(gone, ids), len(gone) - 1)] != ids))
+
+
+def publish_vanished(run: RunDirectory) -> None:
+    """Write `vanished.parquet`, the ids whose rows are not current any more, where readers of `scores/` find it without a number."""
+    gone = read_vanished(run.store, manifests(run.store)[-1])
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"image_id": gone}), buffer)
+    run.store.write("vanished.parquet", buffer.getvalue())
 
 
 def current_rows(
@@ -48,27 +61,3 @@ def current_masks(run: RunDirectory, *, vanished: bool = False) -> Iterator[dict
     for manifest in manifests(run.store):
         for table in run.masks(manifest):
             yield from table.filter(pc.is_in(table["image_id"], known)).to_pylist()
-
-
-def check_conservation(run: RunDirectory) -> int:
-    """Compare every manifest with its rows, id by id and in order; returns the number of current members.
-
-    Raises ClusterError when a member has no row, or a row no member.
-    """
-    total, numbers = 0, manifests(run.store)
-    for manifest in numbers:
-        found = (table["image_id"].to_numpy() for table in run.tables(manifest, ["image_id"]) if len(table))
-        total += _compare(read_ids(run.store, manifest), found, f"{run.store.url}: manifest {manifest}")
-    return total - len(read_vanished(run.store, numbers[-1]))
-
-
-def _compare(expected: Ids, found: Iterator[Ids], what: str) -> int:
-    at = 0
-    for ids in found:
-        part = expected[at : at + len(ids)]
-        if not np.array_equal(part, ids):
-            raise ClusterError(f"{what}: from row {at} on, the rows are not those of the members", hint="please report this: it is a bug")
-        at += len(ids)
-    if at < len(expected):
-        raise ClusterError(f"{what}: {len(expected) - at} of {len(expected)} members have no row", hint="please report this: it is a bug")
-    return at

@@ -16,13 +16,13 @@ from ray_app.runs.schema import row_schema
 FACTS = ("sha256", "format", "width", "height", "mode", "frames", "orientation", "icc", "flags", "decoder")
 
 
-def result_rows(members: pa.Table, scored: Scored, *, attempt: int, scored_at: datetime) -> pa.Table:
+def result_rows(members: pa.Table, scored: Scored, *, attempt: int, scored_at: datetime, perceptual_hash: bool = False) -> pa.Table:
     """One row per member of the manifest table, in its order. Raises AssertionError when the counts differ."""
     count = len(members)
     assert count == len(scored.outcomes), f"{count} members, {len(scored.outcomes)} outcomes"
     masks, replies = scored.readings.masks, scored.readings.replies
     given = members.schema.field("input").type if "input" in members.schema.names else None
-    schema = row_schema(list(scored.scores), given, list(masks), list(replies))
+    schema = row_schema(list(scored.scores), given, list(masks), list(replies), perceptual_hash=perceptual_hash)
     has_score = np.array([outcome.status is Status.OK for outcome in scored.outcomes], dtype=bool)
     columns: dict[str, Any] = {name: members[name].combine_chunks() for name in ("image_id", "uri", "member", "occurrence")}
     if "input" in schema.names:
@@ -40,7 +40,9 @@ def result_rows(members: pa.Table, scored: Scored, *, attempt: int, scored_at: d
     columns |= decided_columns(scored.decisions, has_score)
     columns["attempt"] = [attempt] * count
     columns["scored_at"] = [scored_at] * count
-    columns["reused"] = [False] * count
+    columns["reused"] = has_score & np.array([outcome.said is not None for outcome in scored.outcomes], dtype=bool)
+    columns["phash"] = [outcome.phash for outcome in scored.outcomes]
+    columns["provenance"] = [outcome.provenance for outcome in scored.outcomes]
     arrays = [as_array(columns.get(field.name), field, count) for field in schema]
     return pa.Table.from_arrays(arrays, schema=schema)
 

@@ -15,12 +15,17 @@ MASK_SCHEMA = pa.schema(
 
 
 def row_schema(
-    detectors: Sequence[str], input_type: pa.DataType | None = None, localizers: Sequence[str] = (), speakers: Sequence[str] = ()
+    detectors: Sequence[str],
+    input_type: pa.DataType | None = None,
+    localizers: Sequence[str] = (),
+    speakers: Sequence[str] = (),
+    *,
+    perceptual_hash: bool = False,
 ) -> pa.Schema:
     """Columns of `parts/` and `scores/`; `scores` is a struct with one float32 per detector.
 
     Where detectors localize, `mask_area` is the share of pixels above one half and `mask_peak` the highest probability, per localizer;
-    `replies` is what detectors that answer in words said.
+    `replies` is what detectors that answer in words said. `phash`: 16 hex digits, only where it was asked for.
     `input` repeats the source's own columns and stands only where the source has any: Parquet has no empty struct.
     """
     text, words = pa.string(), pa.dictionary(pa.int32(), pa.string())
@@ -42,6 +47,7 @@ def row_schema(
         ("icc", pa.bool_()),
         ("flags", pa.list_(pa.string())),
         ("decoder", words),
+        *([("phash", text)] if perceptual_hash else []),
         ("scores", pa.struct([(name, pa.float32()) for name in detectors])),
         *[(column, pa.struct([(name, pa.float32()) for name in localizers])) for column in MASK_COLUMNS if localizers],
         *([("replies", pa.struct([(name, text) for name in speakers]))] if speakers else []),

@@ -8,6 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ray_app.runs.declarations import DeclarationCounter
+
 EDGES = np.linspace(-12.0, 12.0, 49)  # log-odds; scores beyond are counted in the outermost bins
 EXAMPLES = 3
 TOP = 24
@@ -24,32 +26,39 @@ COLUMNS = [
     "probability",
     "verdict",
     "verdict_reason",
+    "provenance",
+    "reused",
 ]
 
 
 def summarise(tables: Iterable[pa.Table], detectors: list[str]) -> dict[str, Any]:
-    """Statuses with examples, verdicts, flags, formats, score histograms and the highest scores."""
+    """Statuses with examples, verdicts, flags, formats, what files declare of themselves, score histograms and the highest scores."""
     counts: dict[str, Counter[str]] = {name: Counter() for name in ("status", "verdict", "verdict_reason", "format", "flags")}
     examples: dict[str, list[dict[str, Any]]] = defaultdict(list)
     histogram = {name: np.zeros(len(EDGES) - 1, np.int64) for name in ["ensemble", *detectors]}
     top: list[dict[str, Any]] = []
-    members = 0
+    declarations = DeclarationCounter()
+    members = reused = 0
     for table in tables:
         members += len(table)
+        reused += pc.sum(table["reused"]).as_py() or 0
         for name, counter in counts.items():
             counter.update(_counted(table[name]))
+        declarations.add(table)
         _collect_examples(table, examples)
         for name, column in _score_columns(table, detectors):
             histogram[name] += np.histogram(np.clip(column, EDGES[0], EDGES[-1]), EDGES)[0]
         top = _highest(top, table)
     return {
         "members": members,
+        "reused": reused,
         "statuses": _ordered(counts["status"]),
         "examples": dict(examples),
         "verdicts": {verdict: counts["verdict"][verdict] for verdict in ("real", "fake", "abstain")},
         "verdict_reasons": _ordered(counts["verdict_reason"]),
         "flags": _ordered(counts["flags"]),
         "formats": _ordered(counts["format"]),
+        "provenance": declarations.counts(),
         "histogram": {"edges": EDGES.tolist(), "counts": {name: column.tolist() for name, column in histogram.items()}},
         "top": top,
     }

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -95,14 +96,35 @@ def resources(config: ClusterConfig) -> tuple[float, float, float]:
     return cpus, gpus, (there["memory"] or math.inf) * max(cpus / max(there["CPU"], 1), 1)
 
 
+def leaving_nodes() -> dict[str, float]:
+    """The nodes that will be taken away (spot notice, scale-down), each with the seconds it has left; inf where nobody knows."""
+    from ray._private.state import state  # what Ray Train and Ray Data poll for the same; there is no public way
+    from ray.exceptions import RayError
+
+    try:
+        notices: dict[str, int] = state.get_draining_nodes()
+    except (RayError, RuntimeError):  # a head that does not answer ends the run elsewhere, in better words
+        return {}
+    return {node: deadline_ms / 1000 - time.time() if deadline_ms else math.inf for node, deadline_ms in notices.items()}
+
+
+def own_node() -> str:
+    """The node that this process runs on."""
+    import ray
+
+    node: str = ray.get_runtime_context().get_node_id()
+    return node
+
+
 def _there(labels: Mapping[str, str]) -> Mapping[str, float]:
     """The resources of the living nodes that have these labels."""
     import ray
 
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    leaving = leaving_nodes()
     total: defaultdict[str, float] = defaultdict(float)
     for node in nodes:
-        if node["Alive"] and all(_has(node["Labels"].get(key), wanted) for key, wanted in labels.items()):
+        if node["Alive"] and node["NodeID"] not in leaving and all(_has(node["Labels"].get(key), wanted) for key, wanted in labels.items()):
             for name, amount in node["Resources"].items():
                 total[name] += amount
     return total

@@ -1,12 +1,16 @@
 """The settings of a scoring run. Defaults run on a laptop."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from ray_app.archives import Columns, ContainerLimits
 from ray_app.config import Frozen
+from ray_app.errors import Status
 from ray_app.images import ImageLimits
+from ray_app.images.provenance import ProvenanceConfig
+from ray_app.inference.decoding import WALL_LIMIT_S
 from ray_app.storage import RetryPolicy
 
 
@@ -29,6 +33,31 @@ class ClusterConfig(Frozen):
         description="a run in which no block ends for so long stops, its state kept; null = 15 minutes, or what a block "
         "of the largest images may take the slowest detectors",
     )
+    grace_s: float | None = Field(
+        default=None,
+        ge=0,
+        description="when a run is to stop, what is under way has so long to be committed; null = 25 s after a signal or when the "
+        "driver's machine is taken away, 60 s when --max-hours or --max-cost is reached",
+    )
+    decode_limit_s: float = Field(
+        default=WALL_LIMIT_S,
+        gt=0,
+        description="an image whose decoding takes longer is given up (decode_timeout); on slow nodes set it higher, then --retry those",
+    )
+
+
+class TrafficPrices(Frozen):
+    """What a store bills, in one currency. Defaults of requests are those of S3 Standard in us-east-1, in USD (2026); the rest is 0."""
+
+    get_per_1000: float = Field(default=0.0004, ge=0)
+    put_per_1000: float = Field(default=0.005, ge=0, description="also LIST requests")
+    egress_per_gb: float = Field(default=0.0, ge=0, description="of bytes read from the source: 0 inside its region")
+
+
+class Prices(TrafficPrices):
+    """What a run costs: the store's bill, and the machines'."""
+
+    per_hour: float = Field(default=0.0, ge=0, description="all machines of the cluster together")
 
 
 class ScoreConfig(Frozen):
@@ -42,7 +71,9 @@ class ScoreConfig(Frozen):
     ensemble: str = "default"
     detectors: tuple[str, ...] = Field(default=(), description="instead of an ensemble: the mean of these detectors")
     accept_licences: tuple[str, ...] = Field(default=(), description="detectors, or licences, whose terms you accept for this run")
+    columns: Columns = Columns()
     limits: ImageLimits = ImageLimits()
+    container_limits: ContainerLimits = ContainerLimits()
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto = cuda where GPUs are planned")
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     resize: Literal["exact", "fast"] = Field(default="exact", description="exact = as published; fast = at most one grey level away")
@@ -50,7 +81,22 @@ class ScoreConfig(Frozen):
     block_members: int = Field(default=256, ge=1, description="largest block: the unit of commit and resume")
     max_bad_fraction: float | None = Field(default=None, ge=0, le=1, description="more bad members than this: exit code 3")
     max_hours: float | None = Field(default=None, gt=0, description="stop resumably after so long")
+    max_cost: float | None = Field(default=None, gt=0, description="stop resumably when, by `prices`, so much is spent in this session")
+    prices: Prices = Prices()
+    rescore: tuple[Status, ...] = Field(default=(), description="score only the rows that have one of these statuses, again (--retry)")
+    reuse: Literal["sha256"] | None = Field(default=None, description="sha256 = copy the scores of byte-identical members scored before")
+    perceptual_hash: bool = Field(default=False, description="add the column phash: a 64-bit DCT hash of the decoded image")
+    provenance: ProvenanceConfig = ProvenanceConfig()
     prior: float | None = Field(default=None, gt=0, lt=1, description="share of fakes to expect, for the report")
     thumbnails: bool = Field(default=False, description="put thumbnails of the highest scores into the report")
     retry: RetryPolicy = RetryPolicy()
     cluster: ClusterConfig = ClusterConfig()
+
+    @field_validator("rescore", mode="before")
+    @classmethod
+    def _failed(cls, words: Any) -> Any:
+        failed = [status.value for status in Status if status is not Status.OK]
+        unknown = [str(word) for word in words if word not in failed]
+        if unknown:
+            raise ValueError(f"{', '.join(unknown)}: no status of members without a score; these are: {', '.join(failed)}")
+        return words

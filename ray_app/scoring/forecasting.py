@@ -1,38 +1,126 @@
-"""What a scoring run will do, before anything is spent: members, tensors, shared backbones, processes, and a rate from a short probe.
+"""What a scoring run will do, before anything is spent: members, stages and rates from a short probe, requests, hours, cost.
 
-Starts no cluster and writes nothing: cores and GPUs are those stated in the config, else this machine's.
+Starts no cluster and writes nothing: cores and GPUs are those described or stated in the config, else this machine's.
 """
 
+import math
 import os
-import random
 import time
-from collections.abc import Iterable
-from itertools import islice
+from dataclasses import asdict
 from typing import Any
 
-from ray_app.archives import Listed, open_source
-from ray_app.errors import ConfigError, InputError
-from ray_app.inference import BatchDecoder, ScoringSpec, StageClock
+from ray_app.archives import BlockPlan, block_sizes, places_of
+from ray_app.errors import ConfigError, Status
+from ray_app.inference import ScoringSpec
+from ray_app.reports.false_flags import measured_rate
 from ray_app.scoring.config import ScoreConfig
+from ray_app.scoring.costs import BYTES, GETS, LISTS, PUTS, is_billed, require_prices, spent
+from ray_app.scoring.listing import Telling
+from ray_app.scoring.machines import ClusterDescription, planned_for
+from ray_app.scoring.plan import GMAC_PER_S, Layout
+from ray_app.scoring.probing import Probe, probe_members
+from ray_app.scoring.rates import ESTIMATED, forecast_rates
+from ray_app.scoring.remaining import Standing, members_to_score, standing
 from ray_app.scoring.run import check_detectors, layout_for, spec_for
+from ray_app.scoring.survey import Survey, survey
 from ray_app.storage import Fetcher
 
+# Of the run directory, besides one PUT per block: parts of a manifest (8 blocks each), summaries, report, log, lease.
+BLOCKS_PER_FILE, FEW = 8, 12
+GETS_PER_BLOCK = 3  # its members, and its rows when they are compacted
+STARTING_S = 15.0  # for Ray to start its processes and these to load detectors; machines that an autoscaler brings take minutes more
 
-def forecast(config: ScoreConfig, *, probe: int = 16, price_per_hour: float | None = None) -> dict[str, Any]:
-    """The plan as plain JSON; `probe` members, drawn evenly, are scored on one core for the rate (0 = no probe). Weights are fetched.
 
-    Raises ConfigError for an empty source or unknown card, DetectorError for weights that are missing.
+def forecast(
+    config: ScoreConfig, *, probe: int = 64, cluster: ClusterDescription | None = None, price_per_hour: float | None = None
+) -> dict[str, Any]:
+    """The plan as plain JSON. `probe` members, drawn evenly, are read, decoded and scored for the rates (0 = no probe).
+
+    Weights are fetched. Raises ConfigError for an empty source or unknown card, IdentityError where `config.out` is another command's
+    run, DetectorError for weights that are missing.
     """
     if not config.source:
         raise ConfigError("nothing to plan for", hint="touchstone plan SOURCE")
+    config = planned_for(config, cluster, price_per_hour)
+    require_prices(config)
     check_detectors(config)
-    gpus = config.cluster.gpus or 0
+    cpus, gpus = config.cluster.cpus or _cores_here(), config.cluster.gpus or 0
     spec = spec_for(config, gpus)
-    layout = layout_for(config, spec, config.cluster.cpus or len(os.sched_getaffinity(0)), gpus, _memory_bytes())
-    members, size_bytes, sample = _counted(open_source(config.source, config.include, config.exclude), config.limit, probe)
+    layout = layout_for(config, spec, cpus, gpus, _memory_bytes(cluster, cpus))
+    fetcher = Fetcher(config.retry, signed=places_of(config.source))
+    before, began = standing(config, spec), time.monotonic()
+    items = members_to_score(config, before, fetcher)
+    found = survey(items, sample=probe, max_bytes=spec.limits.max_bytes, progress=Telling())
+    blocks = len(before.pending) if before and len(before.pending) else _blocks(layout.block_plan(spec.slots), found.members)
     plan = {
-        "members": members,
-        "size_bytes": size_bytes,
+        **found.facts(),
+        "run": None if before is None else _standing_facts(before, found, blocks),
+        "cluster": _cluster_facts(config, cluster, cpus, gpus),
+        **_work_facts(spec, layout),
+        "blocks": blocks,
+        "listing": {"seconds": round(time.monotonic() - began, 2), "gets": fetcher.requests, "bytes_read": fetcher.bytes_read},
+    }
+    plan |= _probed(config, spec, layout, fetcher, found, blocks, plan["listing"]["seconds"])
+    return plan | _bill(config, spec, found, plan)
+
+
+def _probed(
+    config: ScoreConfig, spec: ScoringSpec, layout: Layout, fetcher: Fetcher, found: Survey, blocks: int, listing_s: float
+) -> dict[str, Any]:
+    """What a probe of the sample says: stages, the slowest, the rate. All of it null where nothing was drawn."""
+    if not found.sample:
+        told = None if found.members else _forecast_facts(None, "nothing to do", 0, 0.0, listing_s)
+        return {"probe": None, "stages": [], "bottleneck": None, "forecast": told}
+    remote_out = _is_store(config, found)
+    probed, pace = probe_members(spec, layout, fetcher, found.sample, blocks=blocks, members=found.members, remote_out=remote_out)
+    busy = layout.limited_to(blocks)
+    cpus, gpus = config.cluster.cpus or _cores_here(), config.cluster.gpus or 0
+    rates = forecast_rates(busy, pace, spec.pools, cpus=cpus, gpus=gpus, gmac=sum(spec.pool_gmac))
+    made = f"{blocks} block{'s' * (blocks > 1)}"
+    few = f"so few members make {made}, for {busy.workers} of {layout.workers} processes: a smaller cluster is as fast"
+    mean_bytes = probed.mean_bytes if found.unsized else found.mean_bytes
+    return {
+        "probe": _probe_facts(spec, probed, pace.scored_by),
+        "stages": [asdict(stage) for stage in rates.stages],
+        "bottleneck": {
+            "stage": rates.bottleneck.stage,
+            "advice": few if busy.workers < layout.workers else rates.advice,
+            "scorers_busy": rates.busy,
+        },
+        "forecast": _forecast_facts(rates.images_per_s, pace.scored_by, found.members, mean_bytes, listing_s),
+    }
+
+
+def _bill(config: ScoreConfig, spec: ScoringSpec, found: Survey, plan: dict[str, Any]) -> dict[str, Any]:
+    """Requests, bytes and what they and the hours cost; without a probe the machines' part is not known."""
+    blocks, is_store = plan["blocks"], _is_store(config, found)
+    mean_bytes = plan["probe"]["bytes_per_member"] if plan["probe"] and found.unsized else found.mean_bytes
+    listing = plan["listing"]
+    per_block = 1 + bool(spec.localizers)
+    lists_anew = plan["run"] is None or plan["run"]["state"] != "unfinished"
+    requests = {
+        "list": found.lists * lists_anew,
+        "get": found.gets + listing["gets"] + is_store * blocks * GETS_PER_BLOCK,
+        "put": is_store * (blocks * per_block + math.ceil(blocks / BLOCKS_PER_FILE) + FEW),
+    }
+    expected = found.expected_bytes(mean_bytes) + listing["bytes_read"]
+    hours = plan["forecast"]["hours"] if plan["forecast"] else None
+    counts = {GETS: requests["get"], PUTS: requests["put"], LISTS: requests["list"], BYTES: expected * bool(found.billed)}
+    cost = spent(config.prices, hours or 0.0, counts).facts()
+    return {
+        "requests": requests,
+        "bytes_read": expected,
+        "prices": config.prices.model_dump(mode="json"),
+        "cost": cost
+        | ({"compute": None, "compute_share": None} if hours is None else {})
+        | {"per_1000_members": cost["total"] / found.members * 1000 if found.members and hours is not None else None},
+        "stops": _stops(config, hours, cost["total"]),
+    }
+
+
+def _work_facts(spec: ScoringSpec, layout: Layout) -> dict[str, Any]:
+    """Detectors, what they share, and the processes they run in."""
+    return {
         "ensemble": spec.ensemble.name,
         "rule": spec.ensemble.rule,
         "detectors": list(spec.cards),
@@ -45,25 +133,7 @@ def forecast(config: ScoreConfig, *, probe: int = 16, price_per_hour: float | No
         "workers": layout.workers,
         "process_bytes": spec.process_bytes,
         "gmac_per_image": round(sum(spec.pool_gmac), 3),
-        "probe": None,
     }
-    if sample and spec.device == "cpu":
-        plan["probe"] = _probed(spec, Fetcher(config.retry, signed=config.source), sample, members, layout.workers, price_per_hour)
-    return plan
-
-
-def _counted(listed: Iterable[Listed], limit: int | None, probe: int) -> tuple[int, int, list[Listed]]:
-    """How many members, how many bytes, and an even draw of them (reservoir sampling, seeded)."""
-    draw = random.Random(0)
-    count = total = 0
-    sample: list[Listed] = []
-    for count, item in enumerate(islice(listed, limit), start=1):
-        total += max(item.size_bytes, 0)
-        if len(sample) < probe:
-            sample.append(item)
-        elif probe and (place := draw.randrange(count)) < probe:
-            sample[place] = item
-    return count, total, sample
 
 
 def _tensors(spec: ScoringSpec) -> list[dict[str, Any]]:
@@ -84,52 +154,79 @@ def _backbones(spec: ScoringSpec) -> list[dict[str, Any]]:
     return [{"name": name, "runs_once_for": list(users.values())} for name, users in groups.items()]
 
 
-def _memory_bytes() -> float:
-    """What Ray would find on this machine: 70 % of its memory."""
-    return 0.7 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def _cluster_facts(config: ScoreConfig, described: ClusterDescription | None, cpus: int, gpus: int) -> dict[str, Any]:
+    named = described.facts() if described else {"name": "as stated" if config.cluster.cpus else "this machine", "nodes": []}
+    return {**named, "cpus": cpus, "gpus": gpus, "price_per_hour": config.prices.per_hour}
 
 
-def _probed(
-    spec: ScoringSpec, fetcher: Fetcher, sample: list[Listed], members: int, workers: int, price_per_hour: float | None
-) -> dict[str, Any]:
-    """Fetch, decode and score the sample on one thread; the first batch warms up and is not counted where there are more."""
-    import torch
-
-    from ray_app.inference.scoring import EnsembleScorer
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        clock = StageClock()
-        scorer, decoder = EnsembleScorer(spec, clock), BatchDecoder(spec, clock)
-        counted, failed, seconds, stages = 0, 0, 0.0, dict.fromkeys(clock.seconds, 0.0)
-        for start in range(0, len(sample), spec.slots):
-            part = sample[start : start + spec.slots]
-            begun = time.perf_counter()
-            batch = decoder.decode([(0, _bytes(fetcher, item, spec, clock)) for item in part])
-            scorer.score([batch])
-            failed += batch.usable.count(False)
-            if start or len(sample) <= spec.slots:
-                counted, seconds = counted + len(part), seconds + time.perf_counter() - begun
-                stages = {stage: stages[stage] + spent for stage, spent in clock.take().items()}
-            clock.take()
-    finally:
-        torch.set_num_threads(threads)
-    hours = members * seconds / counted / workers / 3600
+def _standing_facts(before: Standing, found: Survey, blocks: int) -> dict[str, Any]:
     return {
-        "images": counted,
-        "failed": failed,
-        "seconds_per_image": round(seconds / counted, 4),
-        "seconds": {stage: round(spent / counted, 4) for stage, spent in stages.items() if spent},
-        "images_per_s": round(workers * counted / seconds, 2),
-        "hours": round(hours, 4),
-        "cost": None if price_per_hour is None else round(hours * price_per_hour, 2),
+        "url": before.run.store.url,
+        "state": before.state,
+        "blocks_done": len(before.blocks) - len(before.pending),
+        "members_done": before.blocks.members - before.pending.members,
+        "blocks_left": blocks,
+        "members_left": found.members,
     }
 
 
-def _bytes(fetcher: Fetcher, item: Listed, spec: ScoringSpec, clock: StageClock) -> bytes | InputError:
-    with clock("fetch"):
-        try:
-            return fetcher.fetch(item.uri, item.version, spec.limits.max_bytes)
-        except InputError as refused:
-            return refused
+def _probe_facts(spec: ScoringSpec, probed: Probe, scored_by: str) -> dict[str, Any]:
+    refused = probed.members - probed.statuses[Status.OK]
+    share = measured_rate(refused / probed.members, probed.members)
+    return {
+        "members": probed.members,
+        "scored": probed.scored,
+        "score_basis": scored_by,
+        "device": spec.device,
+        "statuses": dict(probed.statuses.most_common()),
+        "refused": refused,
+        "refused_share": {"value": share.value, "low": share.low, "high": share.high},
+        "examples": probed.examples,
+        "bytes_per_member": round(probed.mean_bytes),
+    }
+
+
+def _forecast_facts(images_per_s: float | None, basis: str, members: int, mean_bytes: float, listing_s: float) -> dict[str, Any]:
+    """`hours`: starting, listing, then all members at the rate of the slowest stage. Machines that have yet to come are not in it."""
+    return {
+        "images_per_s": images_per_s,
+        "hours": (STARTING_S + listing_s + (members / images_per_s if images_per_s else 0.0)) / 3600,
+        "bytes_per_s": None if images_per_s is None else round(images_per_s * mean_bytes),
+        "starting_s": STARTING_S,
+        "listing_s": listing_s,
+        "basis": basis,
+        "assumed_gmac_per_s": GMAC_PER_S["gpu"] if basis == ESTIMATED else None,
+    }
+
+
+def _stops(config: ScoreConfig, hours: float | None, total: float) -> dict[str, Any]:
+    """The limits that the run was given, and the share of the work that they leave it time or money for."""
+    shares = [
+        limit / needed for limit, needed in ((config.max_hours, hours), (config.max_cost, hours and total)) if limit is not None and needed
+    ]
+    return {"max_hours": config.max_hours, "max_cost": config.max_cost, "share": min([1.0, *shares]) if hours is not None else None}
+
+
+def _blocks(plan: BlockPlan, members: int) -> int:
+    """Into how many blocks so many members are cut."""
+    blocks = 0
+    sizes = block_sizes(plan)
+    while members > 0:
+        members, blocks = members - next(sizes), blocks + 1
+    return blocks
+
+
+def _is_store(config: ScoreConfig, found: Survey) -> bool:
+    """Whether rows go to a store that bills requests: where the run is, or, as long as nobody said, where the source is."""
+    return is_billed(config.out) if config.out else bool(found.billed)
+
+
+def _cores_here() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _memory_bytes(described: ClusterDescription | None, cpus: int) -> float:
+    """What Ray would find: 70 % of this machine's memory, more where more cores are planned than it has."""
+    if described is not None:
+        return described.memory_bytes or math.inf
+    return 0.7 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * max(cpus / _cores_here(), 1)

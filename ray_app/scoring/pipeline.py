@@ -2,15 +2,15 @@
 
 Blocks enter as one-row tables already in the object store: no read tasks, no merged files, no repartition; each block is committed
 by the worker that finishes it, so what survives a kill is whatever was committed (specs/ray.md §F3–F6 for what else was tried).
+
+Blocks go in waves, one Ray Data execution each, so that the driver holds a bounded number of them. What a wave leaves, because workers
+handed it back or because the wave was lost with its nodes, goes into the next.
 """
 
-import _thread
 import logging
 import math
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from types import TracebackType
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import cast
 
 import pyarrow as pa
@@ -18,34 +18,94 @@ import ray
 import ray.data
 from ray.data import ActorPoolStrategy, Dataset, ExecutionResources
 from ray.data.read_api import from_blocks
+from ray.exceptions import RayError, RayTaskError
 
 from ray_app.archives import BlockRef
 from ray_app.errors import ClusterError, TouchstoneError, said
+from ray_app.scoring.attempts import OUT_OF_MEMORY_HINT, is_want_of_memory
+from ray_app.scoring.messages import Report, block_table, report_of
 from ray_app.scoring.plan import COMMIT_CPUS, Layout
-from ray_app.scoring.workers import BlockCommitter, BlockDecoder, BlockScorer, Job, Report, TensorScorer, block_table, report_of
+from ray_app.scoring.stopping import Stopper
+from ray_app.scoring.watching import Watch
+from ray_app.scoring.workers import BlockCommitter, BlockDecoder, BlockScorer, Job, TensorScorer
 
 HAND_OVER_SHARE = 0.4
 WHOLE_BLOCKS = 1 << 30  # one row is one Ray block between stages; its size is bounded by the plan instead
+# A new wave costs about 10 s of start-up, a block costs the driver about 20 KB: long enough for the one, bounded for the other.
+WAVE_BLOCKS_PER_WORKER = 300
+WAVE_BLOCKS = (2_000, 20_000)
+MOST_LOST_WAVES = 3
 
 
-def score_blocks(
-    blocks: Sequence[BlockRef], job: Job, layout: Layout, *, stall_timeout_s: float, tick: Callable[[], None]
-) -> Iterator[Report]:
-    """Run the pipeline and yield a report per block as it is committed; `tick` is called once a second and may raise to stop the run.
+def score_blocks(blocks: Iterable[BlockRef], job: Job, layout: Callable[[], Layout], *, stopper: Stopper, watch: Watch) -> Iterator[Report]:
+    """Run the pipeline and yield a report per block as it is committed; `layout` is asked anew for every wave.
 
-    To be iterated in the main thread, which alone hears signals. Raises ClusterError when no block ends within `stall_timeout_s`,
-    what `tick` raises, and whatever TouchstoneError a worker met.
+    To be iterated in the main thread, inside `watch`. Raises KeyboardInterrupt when the stopper was asked and blocks are left,
+    ClusterError after `MOST_LOST_WAVES` waves in a row that failed before any block was committed, and whatever TouchstoneError a
+    worker met.
     """
+    _prepare()
+    waiting, left, lost = iter(blocks), dict[tuple[int, int], BlockRef](), 0
+    while True:
+        planned = layout()
+        wave = {**left, **_keyed(islice(waiting, max(_wave_size(planned) - len(left), 0)))}
+        if not wave:
+            return
+        if stopper.reason is not None:
+            raise KeyboardInterrupt(stopper.reason)
+        left = dict(wave)
+        try:
+            for report in _executed(wave.values(), job, planned):
+                del left[report["manifest"], report["block"]]
+                lost = 0
+                watch.progressed()
+                yield report
+        except TouchstoneError:
+            raise
+        except Exception as error:  # Ray's own, and what Ray Data lets through from below it
+            lost += 1
+            if lost > MOST_LOST_WAVES or not _is_loss(error):
+                raise _in_our_words(error) from error
+
+
+def _prepare() -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.target_max_block_size = WHOLE_BLOCKS
     context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=_hand_over_limit())
-    dataset = _pipeline(from_blocks([block_table(ref) for ref in blocks]), job, layout.limited_to(len(blocks)))
-    with _Watch(stall_timeout_s, tick) as watch:
-        for row in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            watch.progressed()
-            yield report_of(cast(pa.Table, row))
+
+
+def _keyed(blocks: Iterable[BlockRef]) -> dict[tuple[int, int], BlockRef]:
+    return {(ref.manifest, ref.block): ref for ref in blocks}
+
+
+def _wave_size(layout: Layout) -> int:
+    least, most = WAVE_BLOCKS
+    return min(max(least, WAVE_BLOCKS_PER_WORKER * layout.workers), most)
+
+
+def _executed(wave: Iterable[BlockRef], job: Job, layout: Layout) -> Iterator[Report]:
+    """The reports of one Ray Data execution; a block that was handed back has none."""
+    tables = [block_table(ref) for ref in wave]
+    dataset = _pipeline(from_blocks(tables), job, layout.limited_to(len(tables)))
+    for row in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        report = report_of(cast(pa.Table, row))
+        if report is not None:
+            yield report
+
+
+def _is_loss(error: Exception) -> bool:
+    """Whether workers, nodes or objects were lost, rather than a stage raising something."""
+    return isinstance(error, RayError) and (not isinstance(error, RayTaskError) or isinstance(error.cause, RayError))
+
+
+def _in_our_words(error: Exception) -> TouchstoneError:
+    hint = "the same command resumes; worker logs are in the Ray session folder"
+    texts = str(error)
+    if is_want_of_memory(error) or "OutOfMemory" in texts or "OOM" in texts:
+        hint = OUT_OF_MEMORY_HINT
+    return ClusterError(f"the pipeline failed: {said(error)}", hint=hint)
 
 
 def _hand_over_limit() -> float:
@@ -68,6 +128,9 @@ def _pipeline(dataset: Dataset, job: Job, layout: Layout) -> Dataset:
 def _stage(
     dataset: Dataset, worker: type, given: tuple[object, ...], layout: Layout, size: int, *, num_cpus: float, num_gpus: float | None = None
 ) -> Dataset:
+    """One pool of actors. Ray restarts those that die, elsewhere if need be, and repeats what they had; a pool of fixed size gives its
+    idle actors back, with their GPUs, as soon as the stage before has nothing more for it.
+    """
     pool = ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2)
     return dataset.map_batches(
         worker,
@@ -80,45 +143,3 @@ def _stage(
         num_gpus=num_gpus,
         label_selector=dict(layout.labels) or None,
     )
-
-
-class _Watch:
-    """Looks after the loop while it waits inside Ray: calls `tick` each second, and interrupts the main thread when the run must stop."""
-
-    def __init__(self, stall_timeout_s: float, tick: Callable[[], None]) -> None:
-        self._stall_timeout_s, self._tick = stall_timeout_s, tick
-        self._heard = time.monotonic()
-        self._over = threading.Event()
-        self._reason: BaseException | None = None
-        self._thread = threading.Thread(target=self._look, daemon=True)
-
-    def progressed(self) -> None:
-        """A block has ended."""
-        self._heard = time.monotonic()
-
-    def __enter__(self) -> "_Watch":
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._over.set()
-        self._thread.join()
-        if isinstance(error, KeyboardInterrupt) and self._reason is not None:
-            raise self._reason from None
-        if isinstance(error, Exception) and not isinstance(error, TouchstoneError):
-            raise ClusterError(f"the pipeline failed: {said(error)}",
-                               hint="the same command resumes; worker logs are in the Ray session folder") from error  # fmt: skip
-
-    def _look(self) -> None:
-        while not self._over.wait(1.0):
-            try:
-                self._tick()
-                if time.monotonic() - self._heard > self._stall_timeout_s:
-                    raise ClusterError(
-                        f"no block ended in {self._stall_timeout_s:.0f} s; stopped, what is committed is kept",
-                        hint="are there nodes for the plan shown above? --set cluster.stall_timeout_s=… waits longer",
-                    )
-            except BaseException as reason:
-                self._reason = reason
-                _thread.interrupt_main()
-                return

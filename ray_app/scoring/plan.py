@@ -98,7 +98,7 @@ def plan_layout(work: Work, *, cpus: float, gpus: float, workers: int | None, bl
             hint="start workers, or state what an autoscaler may add: --set cluster.cpus=8 --set cluster.gpus=1",
         )
     if gmac := sum(work.pool_gmac):
-        block_members = min(block_members, int(BLOCK_S * GMAC_PER_S["gpu" if gpus >= 1 else "cpu"] / gmac))
+        block_members = int(min(block_members, BLOCK_S * GMAC_PER_S["gpu" if gpus >= 1 else "cpu"] / gmac))
     if gpus < 1 and len(work.pool_gmac) == 1:
         fitting = max(1, int(min(cpus, memory_bytes // max(work.process_bytes, 1))))
         short = workers is None and fitting < int(cpus)

@@ -3,25 +3,35 @@
 import os
 from typing import Any
 
-from ray_app.config import config_root
+from ray_app.archives import Columns, ContainerLimits, name_of
+from ray_app.config import Frozen, config_root
 from ray_app.detectors import MIRROR_VARIABLE, publish_weights, resolve_weights, weights_digest
 from ray_app.ensembles import decision_facts
 from ray_app.inference import ScoringSpec
 from ray_app.runs import RunDirectory
 from ray_app.scoring.config import ScoreConfig
-from ray_app.storage import canonical, strip_secrets
 
 
 def identity_of(config: ScoreConfig, spec: ScoringSpec) -> dict[str, Any]:
     """What another command on the same run directory must match (DESIGN §3). Raises DetectorError where weights are missing."""
     return {
-        "source": [strip_secrets(canonical(source)) for source in config.source],
+        "source": [name_of(source) for source in config.source],
         "include": list(config.include),
         "exclude": list(config.exclude),
         "limit": config.limit,
         "limits": spec.limits.model_dump(mode="json"),
+        **{name: given.model_dump(mode="json") for name, given in _of_containers(config).items()},
         **scoring_identity(spec),
     }
+
+
+def _of_containers(config: ScoreConfig) -> dict[str, Frozen]:
+    """Settings of containers where they are not the usual ones: runs from before there were any have none of them either."""
+    given: dict[str, tuple[Frozen, Frozen]] = {
+        "columns": (config.columns, Columns()),
+        "container_limits": (config.container_limits, ContainerLimits()),
+    }
+    return {name: setting for name, (setting, usual) in given.items() if setting != usual}
 
 
 def share_weights(spec: ScoringSpec, run: RunDirectory) -> str | None:

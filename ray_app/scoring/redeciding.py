@@ -11,7 +11,7 @@ from ray_app.ensembles import decide, load_ensemble_card
 from ray_app.errors import ConfigError
 from ray_app.images import ImageLimits
 from ray_app.inference import ScoringSpec, make_spec, range_doubts, remarks_on
-from ray_app.runs import RunDirectory, fingerprint
+from ray_app.runs import RunDirectory, begun_retry, fingerprint
 from ray_app.runs.rows import as_array, decided_columns
 from ray_app.scoring.preparing import decision_identity
 from ray_app.scoring.reporting import count_rows, ensemble_facts, write_report
@@ -29,6 +29,8 @@ def decide_run(url: str, ensemble: str) -> dict[str, Any]:
         described = run.describe_finished()
         if run.read_json("summary.json")["listing"] != max(manifests(run.store)):
             raise ConfigError(f"{url}: a newer listing is still being scored", hint="finish it with its `touchstone score` command first")
+        if begun_retry(run) is not None:
+            raise ConfigError(f"{url}: a retry is not finished", hint="finish it with its `touchstone score` command first")
         card = load_ensemble_card(ensemble)
         identity = described["identity"]
         spec = make_spec(card, limits=ImageLimits(**identity["limits"]))

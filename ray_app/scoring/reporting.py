@@ -36,9 +36,22 @@ def write_summary(run: RunDirectory, spec: ScoringSpec, session: Session) -> dic
         "fingerprint": fingerprint(described["identity"]),
         "identity": described["identity"],
     }
+    _write(run, summary)
+    return summary
+
+
+def renew_summary(run: RunDirectory, session: Session) -> dict[str, Any]:
+    """The summary once more, for a session that found nothing to do: no row is counted again."""
+    facts = session.facts()
+    times = {"started_at": session.started_at.isoformat(timespec="seconds"), "finished_at": session.now().isoformat(timespec="seconds")}
+    summary = run.read_json("summary.json") | times | {"session": facts, "bottleneck": bottleneck(facts["seconds"])}
+    _write(run, summary)
+    return summary
+
+
+def _write(run: RunDirectory, summary: dict[str, Any]) -> None:
     run.write_json(f"summaries/{summary['listing']:05d}.json", summary)
     run.write_json("summary.json", summary)
-    return summary
 
 
 def count_rows(run: RunDirectory, detectors: list[str]) -> dict[str, Any]:

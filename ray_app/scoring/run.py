@@ -3,36 +3,33 @@
 Every step can be interrupted anywhere; the same command goes on from the facts on disk.
 """
 
-import shutil
-import sys
-import tempfile
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from ray_app.archives import open_source
+from ray_app.archives import manifests
 from ray_app.detectors import load_card, resolve_weights
 from ray_app.detectors.licences import require_accepted
 from ray_app.ensembles import EnsembleCard, ensemble_of, load_ensemble_card
-from ray_app.errors import ConfigError, ExitCode, StorageError
+from ray_app.errors import RESUMABLE, ClusterError, ConfigError, ExitCode
+from ray_app.images.perceptual import require_perceptual_hash
 from ray_app.inference import ScoringSpec, make_spec
 from ray_app.runs import RunDirectory, check_conservation
-from ray_app.scoring.cluster import cluster, has_other_nodes, resources
+from ray_app.scoring.cluster import cluster, resources
 from ray_app.scoring.config import ScoreConfig
-from ray_app.scoring.listing import Listing, bring_up_to_date
+from ray_app.scoring.costs import require_prices
+from ray_app.scoring.listing import archive_of, bring_up_to_date, has_nothing_new, is_complete
+from ray_app.scoring.passes import Pass
 from ray_app.scoring.plan import Layout, Work, plan_layout
-from ray_app.scoring.preparing import identity_of, share_weights
-from ray_app.scoring.progress import Progress
-from ray_app.scoring.reporting import bad_fraction, write_report, write_summary
+from ray_app.scoring.preparing import identity_of
+from ray_app.scoring.reporting import bad_fraction, renew_summary, write_report, write_summary
+from ray_app.scoring.retrying import check_retry, finish_begun, retry_members
+from ray_app.scoring.reusing import check_reuse
 from ray_app.scoring.session import Session
-from ray_app.scoring.workers import Job
+from ray_app.scoring.tasks import on_ray
 from ray_app.storage import Lease
-
-STALL_S = 900.0
 
 
 @dataclass(frozen=True)
@@ -47,79 +44,87 @@ def score_archive(config: ScoreConfig) -> Finished:
     """Score `config.source` into `config.out`, from wherever an earlier session of the same command stopped.
 
     Raises ConfigError, IdentityError (the directory is another command's or in use), DetectorError, StorageError, ClusterError,
-    and KeyboardInterrupt after saying how to resume.
+    and KeyboardInterrupt when it was asked to stop. Those that the same call resumes from carry the note RESUMABLE.
     """
     if not config.source or not config.out:
         raise ConfigError(
             "nothing to score" if not config.source else "no run directory: --out DIR is missing", hint="touchstone score SOURCE --out DIR"
         )
+    require_prices(config)
     start = time.monotonic()
     run = RunDirectory.open(config.out)
-    with Lease(run.store) as lease, _resumable(run):
+    with Lease(run.store) as lease, _resumable(KeyboardInterrupt):
         _check(config, run)
+        with _resumable(ClusterError):
+            finished = _unchanged(config, run, start)
+        if finished is not None:
+            return finished
         with cluster(config.cluster):
             return _score(config, run, lease, start)
 
 
 def _check(config: ScoreConfig, run: RunDirectory) -> None:
-    """What can be refused before a cluster is started: an unknown card, a licence, missing weights, an empty source."""
+    """What can be refused before a cluster is started: an unknown card, a licence, missing weights, a trust list, an empty source."""
     check_detectors(config)
+    check_retry(config, run)
+    check_reuse(config, [load_card(member.detector) for member in _ensemble(config).members])
+    if config.perceptual_hash:
+        require_perceptual_hash()
+    config.provenance.policy()
     if not run.exists():
-        next(iter(open_source(config.source, config.include, config.exclude, skip=[run.store.url])), None)
+        next(iter(archive_of(config)), None)
+
+
+def _unchanged(config: ScoreConfig, run: RunDirectory, start: float) -> Finished | None:
+    """The end of a finished run whose source is as it was, for which no cluster is started; None where there may be something to do."""
+    if config.rescore or not run.exists() or not is_complete(run):
+        return None
+    # Whether the run was one on GPUs only its identity tells.
+    if not any(not run.differing(identity_of(config, spec_for(config, gpus))) for gpus in (0, 1)):
+        return None
+    listing = time.monotonic()
+    if not has_nothing_new(config, run):
+        return None
+    session = Session(run, config.model_dump(mode="json"), start)
+    session.listed(time.monotonic() - listing)
+    return _told(config, run, session, renew_summary(run, session))
 
 
 def _score(config: ScoreConfig, run: RunDirectory, lease: Lease, start: float) -> Finished:
     cpus, gpus, memory_bytes = resources(config.cluster)
     spec = spec_for(config, gpus)
     run.claim(identity_of(config, spec), list(spec.cards), spec.ensemble.model_dump(mode="json"))
+    with _resumable(ClusterError):
+        return _claimed(config, run, lease, spec, layout_for(config, spec, cpus, gpus, memory_bytes), start)
+
+
+def _claimed(config: ScoreConfig, run: RunDirectory, lease: Lease, spec: ScoringSpec, layout: Layout, start: float) -> Finished:
+    was_complete = not config.rescore and is_complete(run)
     session = Session(run, config.model_dump(mode="json"), start)
-    layout = layout_for(config, spec, cpus, gpus, memory_bytes)
     session.planned(layout)
-    work = bring_up_to_date(run, config, layout.block_plan(spec.slots))
-    session.listed(work.listing_s)
-    if work.pending:
-        _work(config, run, lease, session, spec, layout, work)
-    return _finish(config, run, session, work, spec)
+    scoring = Pass(config, lease, session, spec, layout, lambda: layout_for(config, spec, *resources(config.cluster)), run)
+    plan = layout.block_plan(spec.slots)
+    finish_begun(run, session, scoring.score)
+    if config.rescore:
+        retry_members(config, run, session, plan, scoring.score)
+    else:
+        work = bring_up_to_date(run, config, plan, each=on_ray)
+        session.listed(work.listing_s)
+        if work.pending:
+            scoring.score(run, work)
+        elif was_complete and not work.is_new:
+            return _told(config, run, session, renew_summary(run, session))
+    return _finish(config, run, session, spec)
 
 
-def _work(config: ScoreConfig, run: RunDirectory, lease: Lease, session: Session, spec: ScoringSpec, layout: Layout, work: Listing) -> None:
-    from ray_app.scoring.pipeline import score_blocks
-
-    done = work.members - sum(ref.members for ref in work.pending)
-    progress = Progress(work.members, done=done)
-    progress.say(
-        f"{work.members:,} members in {len(work.blocks):,} block{'s' * (len(work.blocks) != 1)}, {done:,} done before; {layout.described}"
-    )
-    crumbs = Path(tempfile.gettempdir()) / f"touchstone-{uuid.uuid4().hex}"
-    mirror = share_weights(spec, run) if has_other_nodes() else None
-    job = Job(run, spec, config.retry, config.source, session.number, crumbs, mirror)
-
-    def tick() -> None:
-        progress.redraw()
-        if lease.lost.is_set():
-            raise StorageError(f"{run.store.url}: another run took this directory over", hint="only one may write it; see lease.json there")
-        if config.max_hours is not None and session.elapsed_s() > config.max_hours * 3600:
-            progress.say(f"--max-hours {config.max_hours:g} is over")
-            raise KeyboardInterrupt
-
-    try:
-        patience_s = config.cluster.stall_timeout_s or max(STALL_S, layout.slowest_block_s(spec.worst_gmac))
-        for report in score_blocks(work.pending, job, layout, stall_timeout_s=patience_s, tick=tick):
-            session.committed(report)
-            progress.advance(report["members"], report["bad"])
-    except BaseException:
-        session.log("interrupted")
-        raise
-    finally:
-        progress.close()
-        shutil.rmtree(crumbs, ignore_errors=True)
+def _finish(config: ScoreConfig, run: RunDirectory, session: Session, spec: ScoringSpec) -> Finished:
+    for manifest in manifests(run.store):
+        run.publish(manifest, each=on_ray)
+    check_conservation(run, each=on_ray)
+    return _told(config, run, session, write_summary(run, spec, session))
 
 
-def _finish(config: ScoreConfig, run: RunDirectory, session: Session, work: Listing, spec: ScoringSpec) -> Finished:
-    for manifest in work.manifests:
-        run.publish(manifest)
-    check_conservation(run)
-    summary = write_summary(run, spec, session)
+def _told(config: ScoreConfig, run: RunDirectory, session: Session, summary: dict[str, Any]) -> Finished:
     write_report(run, prior=config.prior, thumbnails=config.thumbnails)
     session.log("finished")
     too_many = config.max_bad_fraction is not None and bad_fraction(summary) > config.max_bad_fraction
@@ -127,11 +132,11 @@ def _finish(config: ScoreConfig, run: RunDirectory, session: Session, work: List
 
 
 @contextmanager
-def _resumable(run: RunDirectory) -> Iterator[None]:
+def _resumable(kind: type[BaseException]) -> Iterator[None]:
     try:
         yield
-    except KeyboardInterrupt:
-        print(f"interrupted; what is committed is kept. The same command resumes {run.store.url}", file=sys.stderr)
+    except kind as error:
+        error.add_note(RESUMABLE)
         raise
 
 
@@ -161,6 +166,8 @@ def spec_for(config: ScoreConfig, gpus: float) -> ScoringSpec:
         precision=config.precision,
         resize=config.resize,
         slots=config.batch_slots,
+        perceptual_hash=config.perceptual_hash,
+        provenance=config.provenance.policy(),
     )
 
 

@@ -4,15 +4,18 @@ import os
 import platform
 import time
 from collections import Counter
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from ray_app import __version__
 from ray_app.inference import ASKED, RUNS, STAGES
 from ray_app.runs import RunDirectory
+from ray_app.scoring.config import Prices
+from ray_app.scoring.costs import Costs, is_billed, is_priced, spent
 from ray_app.scoring.plan import Layout
 
-COUNTS = ("bytes_read", "retried", "throttled", "decoded")
+COUNTS = ("bytes_read", "requests", "puts", "retried", "throttled", "decoded", "reused")
 MEASURABLE_S = 2.0  # over less time than this a rate would say nothing
 
 
@@ -24,6 +27,7 @@ class Session:
 
     def __init__(self, run: RunDirectory, settings: dict[str, Any], start: float) -> None:
         self._run, self._settings = run, settings
+        self._prices = Prices.model_validate(settings.get("prices", {}))
         self.number = 1 + len(run.store.names("sessions"))
         self.started_at = datetime.now(UTC)
         self._start = start
@@ -35,6 +39,7 @@ class Session:
         self._peak_bytes = 0
         self._seconds = dict.fromkeys(("list", *STAGES), 0.0)
         self._layout: Layout | None = None
+        self._retries: list[dict[str, Any]] = []
         self.log("started")
 
     def now(self) -> datetime:
@@ -53,6 +58,11 @@ class Session:
         """Note how the work is laid out."""
         self._layout = layout
 
+    def retrying(self, number: int, statuses: Sequence[str], members: int) -> None:
+        """Note a retry that this session works on; `number` is that of the session which began it."""
+        self._retries.append({"begun_by": number, "statuses": list(statuses), "members": members})
+        self.log("started")
+
     def committed(self, report: dict[str, Any]) -> None:
         """Add one block's report."""
         if self._first_s is None:
@@ -60,9 +70,14 @@ class Session:
         self._last_s = self.elapsed_s()
         self.rows += report["members"]
         self._counts.update(report["counts"])
+        self._counts["puts"] += is_billed(self._run.store.url)
         self._peak_bytes = max(self._peak_bytes, report["peak_bytes"])
         for stage, seconds in report["seconds"].items():
             self._seconds[stage] += seconds
+
+    def cost(self) -> Costs:
+        """What this session cost so far, by the config's prices: of requests, those that committed blocks are known to have made."""
+        return spent(self._prices, self.elapsed_s() / 3600, self._counts)
 
     def facts(self) -> dict[str, Any]:
         """The `session` section of a summary; the rate is that between the first and the last committed block."""
@@ -76,6 +91,7 @@ class Session:
             "first_result_s": None if self._first_s is None else round(self._first_s, 2),
             "images_per_s": round(after_first / steady, 2) if steady >= MEASURABLE_S else None,
             **{name: self._counts[name] for name in COUNTS},
+            "retries": self._retries,
             "backbones": {
                 name.removeprefix(RUNS): {"runs": count, "asked": self._counts[ASKED + name.removeprefix(RUNS)]}
                 for name, count in self._counts.items()
@@ -84,6 +100,7 @@ class Session:
             "peak_worker_bytes": self._peak_bytes,
             "workers": self._layout.workers if self._layout else 0,
             "layout": self._layout.kind if self._layout else None,
+            "cost": self.cost().facts() if is_priced(self._prices) else None,
             "seconds": {stage: round(seconds, 3) for stage, seconds in self._seconds.items()},
         }
 

@@ -3,14 +3,12 @@
 Fused: `BlockScorer` alone. Split: `BlockDecoder` → `TensorScorer`, one pool after another → `BlockCommitter`.
 """
 
-import json
 import os
-import pickle
 import resource
 import traceback
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,19 +16,21 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from ray_app.archives import BlockRef, member_rows, read_block
+from ray_app.archives import BlockRef, member_rows, places_of, read_block
 from ray_app.detectors import MIRROR_VARIABLE
-from ray_app.errors import Status, TouchstoneError
-from ray_app.inference import Batch, BatchDecoder, BlockReader, Outcome, Readings, ScoringSpec, StageClock, judge, pack, unpack
+from ray_app.errors import ClusterError, Status, TouchstoneError, said
+from ray_app.inference import Batch, BatchDecoder, BlockReader, Outcome, Readings, Scored, ScoringSpec, StageClock, judge, pack, unpack
+from ray_app.inference.decoding import WALL_LIMIT_S
+from ray_app.inference.reusing import Recall
 from ray_app.runs import RunDirectory, mask_rows, result_rows
+from ray_app.runs.reusing import ScoreIndex
+from ray_app.scoring.attempts import OUT_OF_MEMORY_HINT, Attempts, is_want_of_memory
+from ray_app.scoring.messages import REF, error_table, handed_back, is_settled, pickled, ref_of, report_table, unpickled
+from ray_app.scoring.stopping import StopNote
 from ray_app.storage import RetryPolicy
 
 if TYPE_CHECKING:
     from ray_app.inference.scoring import EnsembleScorer
-
-ERROR = "error"  # the one column of a row that stands for a block which could not be worked on
-
-Report = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,20 @@ class Job:
     attempt: int
     crumbs: Path
     mirror: str | None
+    decode_limit_s: float = WALL_LIMIT_S
+    known: RunDirectory | None = None  # the run whose scores may be copied to members of the same bytes
 
 
 class Worker:
     """Base of the stages. What fails travels to the driver as a row of its own, since Ray keeps only the text of an exception."""
 
     def __init__(self, job: Job, pool: tuple[str, ...] | None = None) -> None:
+        import ray
+
         self._job, self._pool, self._clock = job, pool, StageClock()
         self._failed: TouchstoneError | None = None
+        self._attempts = Attempts(job.crumbs)
+        self._note = StopNote(job.run.store, job.attempt, ray.get_runtime_context().get_node_id())
         if job.mirror is not None:
             os.environ[MIRROR_VARIABLE] = job.mirror
         try:
@@ -61,12 +67,14 @@ class Worker:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Work on one row: what the stage before gave for one block of members."""
-        if ERROR in table.column_names:
+        if is_settled(table):
             return table
         try:
-            return pa.table({ERROR: _pickled(self._failed)}) if self._failed else self.work(table)
+            if REF in table.column_names and self._note.closes_intake():
+                return handed_back(table)
+            return error_table(self._failed) if self._failed else self.work(table)
         except Exception as error:
-            return pa.table({ERROR: _pickled(_told(error, type(self).__name__))})
+            return error_table(_told(error, type(self).__name__))
 
     def start(self) -> None:
         """Load what the stage needs, once per process."""
@@ -75,9 +83,24 @@ class Worker:
         """What `__call__` does, once everything is loaded."""
         raise NotImplementedError
 
+    def _attempt(self, ref: BlockRef, members: pa.Table) -> AbstractContextManager[None]:
+        """While a block is worked on. Raises ClusterError when it killed its worker too often."""
+        what = f"block {ref.block} of manifest {ref.manifest} ({ref.members} members from {members['uri'][0]} on)"
+        return self._attempts.of(f"{type(self).__name__}-{ref.manifest}-{ref.block}", what)
+
     def _reader(self, *, hand_over: bool = False) -> BlockReader:
         job = self._job
-        return BlockReader(job.spec, self._clock, policy=job.policy, signed=job.sources, crumbs=job.crumbs, hand_over=hand_over)
+        recall = None if job.known is None else Recall(job.spec, ScoreIndex(job.known, job.crumbs / "reuse"))
+        return BlockReader(
+            job.spec,
+            self._clock,
+            policy=job.policy,
+            signed=places_of(job.sources),
+            crumbs=job.crumbs,
+            hand_over=hand_over,
+            wall_limit_s=job.decode_limit_s,
+            recall=recall,
+        )
 
     def _scorer(self) -> "EnsembleScorer":
         from ray_app.inference.scoring import EnsembleScorer  # torch: only where something is scored
@@ -94,11 +117,12 @@ class BlockScorer(Worker):
 
     def work(self, table: pa.Table) -> pa.Table:
         """Block references → commit reports."""
-        ref = _ref(table)
+        ref = ref_of(table)
         members = read_block(self._job.run.store, ref)
         outcomes: list[Outcome] = []
-        with _counted(self._reading, self._scoring) as counts:
+        with self._attempt(ref, members), _counted(self._reading, self._scoring) as counts:
             readings = self._scoring.score(_noting(self._reading.read(member_rows(members)), outcomes))
+        self._reading.learn(outcomes, readings)
         return _commit(self._job, Note(ref, members, counts, {}, _peak_bytes(), outcomes, readings), self._clock)
 
 
@@ -111,11 +135,11 @@ class BlockDecoder(Worker):
 
     def work(self, table: pa.Table) -> pa.Table:
         """Block references → prepared uint8 tensors, and encoded files for detectors that keep sizes."""
-        ref = _ref(table)
+        ref = ref_of(table)
         members = read_block(self._job.run.store, ref)
-        with _counted(self._reading) as counts:
+        with self._attempt(ref, members), _counted(self._reading) as counts:
             packed = pack(self._reading.read(member_rows(members)), self._job.spec.preprocessings)
-        return packed.append_column("note", _pickled(Note(ref, members, counts, self._clock.take(), _peak_bytes())))
+        return packed.append_column("note", pickled(Note(ref, members, counts, self._clock.take(), _peak_bytes())))
 
 
 class TensorScorer(Worker):
@@ -128,15 +152,15 @@ class TensorScorer(Worker):
     def work(self, table: pa.Table) -> pa.Table:
         """Prepared tensors → the same with what this pool says of them; the last pool drops the tensors."""
         spec = self._job.spec
-        note: Note = _unpickled(table["note"])
+        note: Note = unpickled(table["note"])
         outcomes: list[Outcome] = []
-        with _counted(self._scoring, self._decoding) as counts:
+        with self._attempt(note.ref, note.members), _counted(self._scoring, self._decoding) as counts:
             batches = (self._decoding.complete(batch) for batch in unpack(table, spec.preprocessings))
             readings = self._scoring.score(_noting(batches, outcomes))
         note = note.joined(outcomes, readings, counts, self._clock.take())
         if self._pool == spec.pools[-1]:
-            return pa.table({"note": _pickled(note)})
-        return table.drop_columns(["note"]).append_column("note", _pickled(note))
+            return pa.table({"note": pickled(note)})
+        return table.drop_columns(["note"]).append_column("note", pickled(note))
 
 
 @dataclass(frozen=True)
@@ -168,33 +192,17 @@ class BlockCommitter(Worker):
 
     def work(self, table: pa.Table) -> pa.Table:
         """Readings → commit reports."""
-        note: Note = _unpickled(table["note"])
+        note: Note = unpickled(table["note"])
         self._clock.add(note.seconds)
         return _commit(self._job, note, self._clock)
-
-
-def block_table(ref: BlockRef) -> pa.Table:
-    """The one-row table by which a block enters the pipeline."""
-    return pa.table({"ref": pa.array([pickle.dumps(ref)], pa.binary())})
-
-
-def report_of(table: pa.Table) -> Report:
-    """The report on a committed block. Raises the TouchstoneError that a worker met instead."""
-    if ERROR in table.column_names:
-        raise pickle.loads(table[ERROR][0].as_py())  # noqa: S301  (made by a worker of this run)
-    report: Report = json.loads(table["report"][0].as_py())
-    return report
 
 
 def _told(error: Exception, stage: str) -> TouchstoneError:
     if isinstance(error, TouchstoneError):
         return error
+    if is_want_of_memory(error):
+        return ClusterError(f"{stage} ran out of memory: {said(error)}", hint=OUT_OF_MEMORY_HINT)
     return TouchstoneError(f"{stage} failed:\n{traceback.format_exc()}", hint="this looks like a bug; what is committed is kept")
-
-
-def _ref(table: pa.Table) -> BlockRef:
-    ref: BlockRef = pickle.loads(table["ref"][0].as_py())  # noqa: S301  (made by block_table, in the driver)
-    return ref
 
 
 def _noting(batches: Iterable[Batch], outcomes: list[Outcome]) -> Iterator[Batch]:
@@ -209,11 +217,15 @@ def _commit(job: Job, note: Note, clock: StageClock) -> pa.Table:
         scored = judge(job.spec, note.outcomes, note.readings)
         if note.readings.masks:
             job.run.write_masks(ref.manifest, ref.block, mask_rows(members["image_id"], scored))
-        job.run.write_part(ref.manifest, ref.block, result_rows(members, scored, attempt=job.attempt, scored_at=datetime.now(UTC)))
+        job.run.write_part(ref.manifest, ref.block, _rows(job, members, scored))
     bad = sum(outcome.status not in (Status.OK, Status.UNSUPPORTED_FORMAT) for outcome in scored.outcomes)
-    report = {"block": ref.block, "members": len(members), "bad": bad, "seconds": clock.take(), "counts": note.counts,
-              "peak_bytes": note.peak_bytes}  # fmt: skip
-    return pa.table({"report": [json.dumps(report)]})
+    facts = {"seconds": clock.take(), "counts": note.counts, "peak_bytes": note.peak_bytes}
+    return report_table({"manifest": ref.manifest, "block": ref.block, "members": len(members), "bad": bad, **facts})
+
+
+def _rows(job: Job, members: pa.Table, scored: Scored) -> pa.Table:
+    hashed = job.spec.perceptual_hash
+    return result_rows(members, scored, attempt=job.attempt, scored_at=datetime.now(UTC), perceptual_hash=hashed)
 
 
 @contextmanager
@@ -231,11 +243,3 @@ def _counts(workers: Iterable[Any]) -> dict[str, int]:
 
 def _peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _unpickled(column: pa.ChunkedArray) -> Any:
-    return pickle.loads(column[0].as_py())  # noqa: S301  (made by a worker of this run)
-
-
-def _pickled(value: object) -> pa.Array:
-    return pa.array([pickle.dumps(value)], pa.large_binary())

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from ray_app.config import Frozen
 from ray_app.images import ImageLimits
+from ray_app.images.provenance import ProvenanceConfig
 
 
 class RequestLimits(Frozen):
@@ -102,6 +103,7 @@ class ServeConfig(Frozen):
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     resize: Literal["exact", "fast"] = "exact"
     images: ImageLimits = ImageLimits()
+    provenance: ProvenanceConfig = ProvenanceConfig()
     batching: Batching = Batching()
     decoders: int = Field(default=1, ge=1, description="decoder processes per ingress replica")
     ingress: Resources = Resources(num_cpus=0.2)

@@ -222,8 +222,9 @@ def _scorer(config: ServeConfig, groups: Mapping[str, Handle], meter: Any = None
     from ray_app.serving.metrics import RayMeter
 
     decoders = IsolatedDecoders(
-        config.images, processes=config.decoders, wall_limit_s=config.limits.decode_limit_s, formats=config.limits.formats
-    )
+        config.images, processes=config.decoders, wall_limit_s=config.limits.decode_limit_s, formats=config.limits.formats,
+        provenance=config.provenance.policy(),
+    )  # fmt: skip
     spec, _, _ = plan_generation(config)
     decoders.start(spec.preprocessings, spec.resize)
     return EndpointScorer(config, {name: RemoteGroup(handle) for name, handle in groups.items()}, decoders, meter or RayMeter())

@@ -20,7 +20,7 @@ from ray_app.detectors import Preprocessing
 from ray_app.errors import DetectorError, Status
 from ray_app.images import ImageFacts
 from ray_app.inference import Batch, BatchDecoder, Outcome, ScoringSpec, StageClock
-from ray_app.inference.decoding import Pixels, Ragged
+from ray_app.inference.batches import Pixels, Ragged
 from ray_app.serving.config import ServeConfig
 from ray_app.serving.generation import Generation, groups_of, load_generation
 

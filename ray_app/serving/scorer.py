@@ -72,7 +72,7 @@ class EndpointScorer:
         timings = Timings(decode=walk.decode_s, wait=walk.wait_s, score=walk.score_s, total=time.perf_counter() - started)
         answered = answering.scored_answer(
             generation, chosen, answering.readings_of(replies), walk.prepared.facts, name=name, size_bytes=len(data),
-            metadata=walk.prepared.metadata, masks=masks, timings=timings, request_id=request_id,
+            provenance=walk.prepared.provenance, masks=masks, timings=timings, request_id=request_id,
         )  # fmt: skip
         for stage, seconds in timings:
             self._meter.stage(stage, seconds)

@@ -1,15 +1,18 @@
 """Three kinds of place that a store can be: local files, S3 objects, anything else that fsspec opens.
 
-Each keeps the same six promises (read, write, create, names, folders, delete) over full paths, raises the exceptions of its
+Each keeps the same promises (read, write, write_file, create, entries, delete) over full paths, raises the exceptions of its
 libraries, and never retries: `store` does both for all of them.
 """
 
 import contextlib
 import errno
+import io
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
 
 import fsspec
 
@@ -17,6 +20,7 @@ from ray_app.errors import ConfigError
 from ray_app.storage import s3
 from ray_app.storage.errors import is_conflict, is_missing
 from ray_app.storage.locations import bucket_and_key, canonical, scheme_of, strip_secrets
+from ray_app.storage.uploads import Call, put_file
 
 _EXTRA = {"gs": "gcs", "gcs": "gcs"}
 _FLAT = frozenset({"gs", "gcs", "hf", "http", "https", "az", "abfs", "abfss"})  # no folders to be made there
@@ -33,14 +37,17 @@ class Backend(Protocol):
     def write(self, path: str, data: bytes, left: float) -> None:
         """Put a file there, whole or not at all."""
 
+    def write_file(self, path: str, source: Path, call: Call) -> None:
+        """The same with a file of this machine, however large; each request goes through `call`."""
+
     def create(self, path: str, data: bytes, left: float) -> bool:
         """Put a file there unless one is; of many at once, one is told True."""
 
     def exists(self, path: str, left: float) -> bool:
         """Whether a file is there."""
 
-    def entries(self, folder: str, left: float) -> list[tuple[str, bool]]:
-        """Base names directly in a folder, and whether each is a folder itself."""
+    def entries(self, folder: str, left: float) -> list[tuple[str, int | None]]:
+        """Base names directly in a folder with their bytes, None for what is a folder itself."""
 
     def delete(self, path: str, left: float) -> None:
         """Remove a file."""
@@ -81,11 +88,18 @@ class _LocalFiles:
             return file.read()
 
     def write(self, path: str, data: bytes, left: float) -> None:
-        with _written_aside(path, data) as aside:
+        with _written_aside(path, io.BytesIO(data)) as aside:
             os.replace(aside, path)
 
+    def write_file(self, path: str, source: Path, call: Call) -> None:
+        def copy(left: float) -> None:
+            with open(source, "rb") as data, _written_aside(path, data) as aside:
+                os.replace(aside, path)
+
+        call(copy)
+
     def create(self, path: str, data: bytes, left: float) -> bool:
-        with _written_aside(path, data) as aside:
+        with _written_aside(path, io.BytesIO(data)) as aside:
             try:
                 os.link(aside, path)
             except FileExistsError:
@@ -99,9 +113,14 @@ class _LocalFiles:
     def exists(self, path: str, left: float) -> bool:
         return os.path.isfile(path)
 
-    def entries(self, folder: str, left: float) -> list[tuple[str, bool]]:
+    def entries(self, folder: str, left: float) -> list[tuple[str, int | None]]:
+        listed: list[tuple[str, int | None]] = []
         with os.scandir(folder) as found:
-            return [(entry.name, entry.is_dir()) for entry in found if not entry.name.startswith(_UNFINISHED)]
+            for entry in found:
+                with contextlib.suppress(FileNotFoundError):  # gone since
+                    if not entry.name.startswith(_UNFINISHED):
+                        listed.append((entry.name, None if entry.is_dir() else entry.stat().st_size))
+        return listed
 
     def delete(self, path: str, left: float) -> None:
         os.unlink(path)
@@ -120,13 +139,13 @@ def _created_in_place(path: str, data: bytes) -> bool:
 
 
 @contextlib.contextmanager
-def _written_aside(path: str, data: bytes) -> Iterator[str]:
+def _written_aside(path: str, data: BinaryIO) -> Iterator[str]:
     folder = os.path.dirname(path)
     os.makedirs(folder, exist_ok=True)
     aside = os.path.join(folder, f"{_UNFINISHED}{secrets.token_hex(6)}")
     try:
         with open(aside, "xb") as file:
-            file.write(data)
+            shutil.copyfileobj(data, file, 2**20)
         yield aside
     finally:
         with contextlib.suppress(FileNotFoundError):
@@ -143,6 +162,9 @@ class _S3Objects:
     def write(self, path: str, data: bytes, left: float) -> None:
         bucket, key = bucket_and_key(path)
         s3.put(bucket, key, data, timeout_s=left)
+
+    def write_file(self, path: str, source: Path, call: Call) -> None:
+        put_file(*bucket_and_key(path), source, call)
 
     def create(self, path: str, data: bytes, left: float) -> bool:
         bucket, key = bucket_and_key(path)
@@ -173,13 +195,13 @@ class _S3Objects:
             raise
         return True
 
-    def entries(self, folder: str, left: float) -> list[tuple[str, bool]]:
+    def entries(self, folder: str, left: float) -> list[tuple[str, int | None]]:
         bucket, key = bucket_and_key(folder)
         prefix = f"{key}/" if key else ""
-        found: list[tuple[str, bool]] = []
+        found: list[tuple[str, int | None]] = []
         for answer in s3.pages(bucket, prefix, lambda ask: ask(left), delimiter="/"):
-            found += [(item["Prefix"][len(prefix) : -1], True) for item in answer.get("CommonPrefixes", ())]
-            found += [(item["Key"][len(prefix) :], False) for item in answer.get("Contents", ()) if item["Key"] != prefix]
+            found += [(item["Prefix"][len(prefix) : -1], None) for item in answer.get("CommonPrefixes", ())]
+            found += [(item["Key"][len(prefix) :], item["Size"]) for item in answer.get("Contents", ()) if item["Key"] != prefix]
         return found
 
     def delete(self, path: str, left: float) -> None:
@@ -213,6 +235,9 @@ class _OtherFiles:
     def write(self, path: str, data: bytes, left: float) -> None:
         self._fs.pipe_file(self._placed(path), data)
 
+    def write_file(self, path: str, source: Path, call: Call) -> None:
+        call(lambda left: self._fs.put_file(str(source), self._placed(path)))
+
     def create(self, path: str, data: bytes, left: float) -> bool:
         try:
             self._fs.pipe_file(self._placed(path), data, mode="create")
@@ -228,9 +253,12 @@ class _OtherFiles:
         except FileNotFoundError:
             return False
 
-    def entries(self, folder: str, left: float) -> list[tuple[str, bool]]:
+    def entries(self, folder: str, left: float) -> list[tuple[str, int | None]]:
         found = self._fs.ls(self._inside(folder), detail=True)
-        return [(item["name"].rstrip("/").rpartition("/")[2], item["type"] == "directory") for item in found]
+        return [
+            (item["name"].rstrip("/").rpartition("/")[2], None if item["type"] == "directory" else int(item.get("size") or 0))
+            for item in found
+        ]
 
     def delete(self, path: str, left: float) -> None:
         self._fs.rm_file(self._inside(path))

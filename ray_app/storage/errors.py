@@ -208,6 +208,8 @@ def endpoint_url() -> str | None:
 
 
 def _hint(error: BaseException, status: Status, place: str) -> str | None:
+    if scheme_of(place) == "hf":
+        return "check the network and HF_ENDPOINT; private and gated repositories want HF_TOKEN, or `hf auth login`"
     if scheme_of(place) != "s3":
         local = {Status.SOURCE_DENIED: "check the permissions of that path", Status.SOURCE_MISSING: "check the spelling"}
         return local.get(status)

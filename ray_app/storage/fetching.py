@@ -1,26 +1,23 @@
-"""One member's bytes, whole and of the version that was listed, or the reason why not. Knows nothing of what the bytes are."""
+"""One member's bytes, or a part of them, of the version that was listed, or the reason why not. Knows nothing of what the bytes are."""
 
-import os
-import stat
 import threading
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from itertools import chain
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from ray_app.errors import InputError, SourceError, Status
-from ray_app.storage import s3, web
-from ray_app.storage.backends import fsspec_for
-from ray_app.storage.errors import ObjectChangedError, ShortReadError, too_large, translate
-from ray_app.storage.locations import bucket_and_key, canonical, local_path, scheme_of, strip_secrets
+from ray_app.storage import places
+from ray_app.storage.errors import too_large, translate
+from ray_app.storage.locations import canonical, scheme_of, strip_secrets
+from ray_app.storage.ranged import RangedFile
+from ray_app.storage.read_ahead import read_ahead
 from ray_app.storage.retrying import CancelledError, Gate, Retrier, RetryPolicy
-from ray_app.storage.versions import local_version, version_of
 
 _REMOTE_THREADS, _LOCAL_THREADS = 16, 1
-# Tiny files would fill a budget of bytes with hundreds of thousands of requests; this many per thread keep it busy.
-_AHEAD_PER_THREAD = 16
+# Large enough that a fast network is busy with one request after the other, small enough to be held by every reader.
+_WINDOW = 4 * 2**20
 
 
 class Fetchable(Protocol):
@@ -40,6 +37,7 @@ class Fetchable(Protocol):
 
 
 M = TypeVar("M", bound=Fetchable)
+T = TypeVar("T")
 
 
 class Fetcher:
@@ -57,6 +55,9 @@ class Fetcher:
         self._counting = threading.Lock()
         self.bytes_read = 0
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_same_again, (self._retrier.policy, tuple(self._signed.values())))
+
     @property
     def throttled(self) -> int:
         """How many answers asked to slow down."""
@@ -66,6 +67,11 @@ class Fetcher:
     def retried(self) -> int:
         """How many requests were made again."""
         return self._retrier.retried
+
+    @property
+    def requests(self) -> int:
+        """How many requests went over a network, which is what a store bills; reading local files asks for none."""
+        return self._gate.entered
 
     def fetch(self, uri: str, version: str, max_bytes: int) -> bytes:
         """All bytes of the object, which is still of `version` ("" = whichever).
@@ -85,26 +91,35 @@ class Fetcher:
         first, members = _peek(members)
         if first is None:
             return
-        threads = threads or (_LOCAL_THREADS if scheme_of(first.uri) == "file" else _REMOTE_THREADS)
-        cancelled = threading.Event()
-        pool = ThreadPoolExecutor(threads, thread_name_prefix="fetch")
-        waiting: deque[tuple[M, int, Future[bytes | InputError]]] = deque()
-        in_flight = 0
-        try:
-            for member in members:
-                size = _budgeted(member.size_bytes, max_bytes)
-                while waiting and (in_flight + size > depth_bytes or len(waiting) >= threads * _AHEAD_PER_THREAD):
-                    done, freed, result = waiting.popleft()
-                    yield done, result.result()
-                    in_flight -= freed
-                waiting.append((member, size, pool.submit(self._outcome, member, max_bytes, cancelled)))
-                in_flight += size
-            while waiting:
-                done, _, result = waiting.popleft()
-                yield done, result.result()
-        finally:
-            cancelled.set()
-            pool.shutdown(wait=False, cancel_futures=True)
+        jobs = ((member, _budgeted(member.size_bytes, max_bytes), partial(self._outcome, member, max_bytes)) for member in members)
+        yield from read_ahead(jobs, depth_bytes=depth_bytes, threads=threads or _threads(first.uri))
+
+    def fetch_range(self, uri: str, version: str, start: int, length: int) -> bytes:
+        """The `length` bytes from `start` of the object, which is still of `version`; fewer only where the object ends.
+
+        Raises SourceError (missing, denied, throttled, timeout, changed).
+        """
+        return self._fetch_range(uri, version, start, length, None)
+
+    def prefetch_ranges(
+        self, uri: str, version: str, ranges: Iterable[tuple[int, int]], *, depth_bytes: int
+    ) -> Iterator[bytes | InputError]:
+        """The bytes of every (start, length) of one object in order, or the reason why not, read ahead as in `prefetch`."""
+        jobs = ((None, length, partial(self._range_outcome, uri, version, start, length)) for start, length in ranges)
+        for _, result in read_ahead(jobs, depth_bytes=depth_bytes, threads=_threads(uri)):
+            yield result
+
+    def size(self, uri: str, version: str) -> int:
+        """How many bytes the object has. Raises SourceError, also where the store does not say."""
+        return self._ask(uri, None, lambda place, left: places.size(place, version, left))
+
+    def open(self, uri: str, version: str, size_bytes: int = -1, *, window: int = _WINDOW) -> RangedFile:
+        """The object as a seekable file that holds one window of it at a time; any read raises what `fetch_range` does.
+
+        `size_bytes` saves a request where it is known. For one thread.
+        """
+        size = size_bytes if size_bytes >= 0 else self.size(uri, version)
+        return RangedFile(partial(self.fetch_range, uri, version), size, window)
 
     def _outcome(self, member: Fetchable, max_bytes: int, cancelled: threading.Event) -> bytes | InputError:
         if member.size_bytes > max_bytes:
@@ -114,25 +129,49 @@ class Fetcher:
         except InputError as error:
             return error
 
+    def _range_outcome(self, uri: str, version: str, start: int, length: int, cancelled: threading.Event) -> bytes | InputError:
+        try:
+            return self._fetch_range(uri, version, start, length, cancelled)
+        except InputError as error:
+            return error
+
     def _fetch(self, uri: str, version: str, max_bytes: int, cancelled: threading.Event | None) -> bytes:
+        return self._counted(self._ask(uri, cancelled, lambda place, left: places.read(place, version, max_bytes, left)))
+
+    def _fetch_range(self, uri: str, version: str, start: int, length: int, cancelled: threading.Event | None) -> bytes:
+        if not length:
+            return b""
+        return self._counted(self._ask(uri, cancelled, lambda place, left: places.read_range(place, version, start, length, left)))
+
+    def _ask(self, uri: str, cancelled: threading.Event | None, request: Callable[[str, float], T]) -> T:
         place = self._signed.get(uri, uri)
         is_local = scheme_of(place) == "file"
 
-        def ask(left: float) -> bytes:
+        def ask(left: float) -> T:
             with nullcontext() if is_local else self._gate:
-                return _read(place, version, max_bytes, left)
+                return request(place, left)
 
         try:
-            data = self._retrier.call(ask, cancelled)
+            return self._retrier.call(ask, cancelled)
         except CancelledError:
             raise SourceError(Status.SOURCE_TIMEOUT, "given up: nobody waits for it") from None
         except InputError:
             raise
         except Exception as error:
             raise translate(error, place) from error
+
+    def _counted(self, data: bytes) -> bytes:
         with self._counting:
             self.bytes_read += len(data)
         return data
+
+
+def _threads(uri: str) -> int:
+    return _LOCAL_THREADS if scheme_of(uri) == "file" else _REMOTE_THREADS
+
+
+def _same_again(policy: RetryPolicy, signed: Sequence[str]) -> Fetcher:
+    return Fetcher(policy, signed=signed)
 
 
 def _peek(members: Iterable[M]) -> tuple[M | None, Iterator[M]]:
@@ -146,52 +185,3 @@ def _budgeted(size: int, max_bytes: int) -> int:
     if size > max_bytes:
         return 0
     return max_bytes if size < 0 else size
-
-
-def _read(place: str, version: str, max_bytes: int, left: float) -> bytes:
-    scheme = scheme_of(place)
-    if scheme == "file":
-        return _read_local(local_path(place), version, max_bytes)
-    if scheme == "s3":
-        bucket, key = bucket_and_key(place)
-        return s3.get(bucket, key, timeout_s=left, etag=version, max_bytes=max_bytes)
-    if scheme in ("http", "https"):
-        return web.get(place, version=version, max_bytes=max_bytes, timeout_s=left)
-    return _read_other(place, version, max_bytes)
-
-
-def _read_local(path: str, version: str, max_bytes: int) -> bytes:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        before = os.fstat(descriptor)
-        _same(version, local_version(before))
-        if not stat.S_ISREG(before.st_mode):
-            raise ObjectChangedError("it is not a file any more")
-        if before.st_size > max_bytes:
-            raise too_large(before.st_size, max_bytes)
-        data = os.read(descriptor, before.st_size)
-        while len(data) < before.st_size and (more := os.read(descriptor, before.st_size - len(data))):
-            data += more
-        after = os.fstat(descriptor)
-    finally:
-        os.close(descriptor)
-    if len(data) != before.st_size or local_version(after) != local_version(before):
-        raise ObjectChangedError("it changed while it was read")
-    return data
-
-
-def _read_other(place: str, version: str, max_bytes: int) -> bytes:
-    fs, path = fsspec_for(place)
-    info: dict[str, Any] = fs.info(path)
-    _same(version, version_of(info))
-    if info.get("size") is not None and info["size"] > max_bytes:
-        raise too_large(info["size"], max_bytes)
-    data: bytes = fs.cat_file(path)
-    if info.get("size") is not None and len(data) != info["size"]:
-        raise ShortReadError(f"{len(data)} of {info['size']} bytes came")
-    return data
-
-
-def _same(listed: str, found: str) -> None:
-    if listed and found != listed:
-        raise ObjectChangedError(f"listed as {listed}, found as {found or 'nothing that names a version'}")

@@ -35,6 +35,30 @@ def matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
     return matches
 
 
+def matcher_below(patterns: Sequence[str]) -> Callable[[str], bool]:
+    """A test whether something below a folder could match any of the patterns."""
+    tests = [[None if part == "**" else re.compile(_part(part), re.DOTALL) for part in pattern.removeprefix("/").split("/")]
+             for pattern in patterns if "/" in pattern]  # fmt: skip
+    has_names = any("/" not in pattern for pattern in patterns)
+
+    def may_match(folder: str) -> bool:
+        return has_names or any(_reaches_below(test, folder.split("/")) for test in tests)
+
+    return may_match
+
+
+def _reaches_below(test: Sequence[re.Pattern[str] | None], parts: Sequence[str]) -> bool:
+    for number, part in enumerate(parts):
+        if number == len(test):
+            return False
+        one = test[number]
+        if one is None:
+            return True
+        if one.fullmatch(part) is None:
+            return False
+    return len(test) > len(parts)
+
+
 def full_matcher(pattern: str) -> Callable[[str], bool]:
     """A test of relative paths against one pattern, always compared with the whole path (as a shell expands a source)."""
     compiled = re.compile(_regex(pattern))

@@ -14,15 +14,15 @@ from typing import Any
 
 from ray_app.errors import ConfigError, StorageError
 from ray_app.storage import s3, web
-from ray_app.storage.backends import fsspec_for
 from ray_app.storage.errors import is_missing, unreachable
 from ray_app.storage.globs import full_matcher, has_magic, split_at_magic
+from ray_app.storage.hub import reading_place
 from ray_app.storage.in_order import in_order
 from ray_app.storage.locations import bucket_and_key, canonical, local_path, local_uri, scheme_of, strip_secrets
 from ray_app.storage.retrying import Retrier, RetryPolicy
 from ray_app.storage.versions import local_version, version_of
 
-_PATIENCE = RetryPolicy(attempts=6, base_s=0.25, cap_s=10.0, deadline_s=300.0)
+PATIENCE = RetryPolicy(attempts=6, base_s=0.25, cap_s=10.0, deadline_s=300.0)
 # Prefixes listed at once, and pages (1000 keys, about 300 kB) that each may run ahead: bounds memory to some 80 MB.
 _PREFIXES_AT_ONCE, _PAGES_AHEAD = 8, 32
 
@@ -90,6 +90,8 @@ def _empty_hint(place: str) -> str | None:
         return "the folder has no files; linked folders are not followed, name them as sources of their own"
     if scheme == "s3" and not has_magic(place):
         return f"a prefix ends at a slash; for names that begin so, say '{place}*'"
+    if scheme == "hf":
+        return "check the spelling and the revision; private and gated repositories want HF_TOKEN, or `hf auth login`"
     return "pattern letters count as they are: *.jpg is not A.JPG" if has_magic(place) else None
 
 
@@ -137,7 +139,7 @@ def _list_s3(place: str) -> Iterator[ObjectInfo]:
         yield info
     if empty and key:
         try:
-            found = Retrier(_PATIENCE).call(lambda left: s3.head(bucket, key, timeout_s=left))
+            found = Retrier(PATIENCE).call(lambda left: s3.head(bucket, key, timeout_s=left))
         except Exception as error:
             if is_missing(error):
                 return
@@ -147,14 +149,14 @@ def _list_s3(place: str) -> Iterator[ObjectInfo]:
 
 def _list_prefix(bucket: str, prefix: str) -> Iterator[ObjectInfo]:
     """One request for a small prefix; a large one is divided at its folders, which are listed side by side and told in order."""
-    call = Retrier(_PATIENCE).call
+    call = Retrier(PATIENCE).call
     first = call(lambda left: s3.page(bucket, prefix, timeout_s=left))
     if not first.get("IsTruncated"):
-        yield from _objects(bucket, first)
+        yield from objects_of(bucket, first)
         return
 
     for page in in_order(_divided(bucket, prefix, call), at_once=_PREFIXES_AT_ONCE, ahead=_PAGES_AHEAD):
-        yield from _objects(bucket, page)
+        yield from objects_of(bucket, page)
 
 
 def _divided(bucket: str, prefix: str, call: _Call) -> Iterator[list[_Page] | Iterator[_Page]]:
@@ -178,7 +180,8 @@ def _divided(bucket: str, prefix: str, call: _Call) -> Iterator[list[_Page] | It
                 yield [{"Contents": [item for _, item in group]}]
 
 
-def _objects(bucket: str, page: dict[str, Any]) -> Iterator[ObjectInfo]:
+def objects_of(bucket: str, page: dict[str, Any]) -> Iterator[ObjectInfo]:
+    """The files on one page of an S3 listing."""
     for item in page.get("Contents", ()):
         # Consoles mark an empty folder by an empty object whose key ends in a slash.
         if not (item["Key"].endswith("/") and item["Size"] == 0):
@@ -187,7 +190,7 @@ def _objects(bucket: str, page: dict[str, Any]) -> Iterator[ObjectInfo]:
 
 def _list_web(url: str) -> Iterator[ObjectInfo]:
     try:
-        info = Retrier(_PATIENCE).call(lambda left: web.head(url, timeout_s=left))
+        info = Retrier(PATIENCE).call(lambda left: web.head(url, timeout_s=left))
     except Exception as error:
         if is_missing(error):
             return
@@ -196,9 +199,9 @@ def _list_web(url: str) -> Iterator[ObjectInfo]:
 
 
 def _list_other(place: str) -> Iterator[ObjectInfo]:
-    fs, path = fsspec_for(place)
-    call = Retrier(_PATIENCE).call
+    call = Retrier(PATIENCE).call
     try:
+        fs, path = call(lambda _: reading_place(place))
         info = call(lambda _: fs.info(path))
     except FileNotFoundError:
         return

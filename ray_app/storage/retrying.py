@@ -84,10 +84,14 @@ class Retrier:
 
 
 class Gate:
-    """How many requests run at once: half as many after a throttle, one more after a full round of answers, never more than `width`."""
+    """How many requests run at once: half as many after a throttle, one more after a full round of answers, never more than `width`.
+
+    `entered` counts the requests, those made again among them.
+    """
 
     def __init__(self, width: int) -> None:
         self.width = width
+        self.entered = 0
         self._open = float(width)
         self._inside = 0
         self._changed = threading.Condition()
@@ -96,6 +100,7 @@ class Gate:
         with self._changed:
             self._changed.wait_for(lambda: self._inside < int(self._open))
             self._inside += 1
+            self.entered += 1
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         with self._changed:

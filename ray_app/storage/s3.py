@@ -11,15 +11,18 @@ from collections.abc import Callable, Coroutine, Iterator
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
+from http import HTTPStatus
 from typing import Any, TypeVar
 
 from ray_app.storage.errors import ObjectChangedError, ShortReadError, endpoint_url, too_large
+from ray_app.storage.ranged import range_header, take, total_size
 
 T = TypeVar("T")
 
 # Seconds of silence before a request counts as lost; a slow but living answer is bounded by the retry policy's deadline.
 _CONNECT_S, _READ_S = 5, 20
 _CONNECTIONS = 64
+_PIECE = 2**20
 _opening = threading.Lock()
 
 
@@ -100,10 +103,55 @@ def get(bucket: str, key: str, *, timeout_s: float, etag: str = "", max_bytes: i
     return _ask(request, timeout_s)
 
 
+def get_range(bucket: str, key: str, start: int, length: int, *, timeout_s: float, etag: str = "") -> bytes:
+    """`length` bytes from `start`, fewer where the object ends, only if its ETag is still `etag`."""
+    condition = {"IfMatch": f'"{etag}"'} if etag else {}
+
+    async def request(client: Any) -> bytes:
+        try:
+            answer = await client.get_object(Bucket=bucket, Key=key, Range=range_header(start, length), **condition)
+        except client.exceptions.ClientError as error:
+            if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                return b""  # the object ends before
+            raise
+        if etag and answer["ETag"].strip('"') != etag:
+            answer["Body"].close()
+            raise ObjectChangedError("its ETag is another")
+        content_range = answer.get("ContentRange")
+        async with answer["Body"] as body:
+            return await take(body.iter_chunks(_PIECE), content_range, total_size(content_range, answer["ContentLength"]), start, length)
+
+    return _ask(request, timeout_s)
+
+
 def put(bucket: str, key: str, data: bytes, *, timeout_s: float, only_if_absent: bool = False) -> None:
     """Store an object with one request; a reader sees all of it or nothing."""
     condition = {"IfNoneMatch": "*"} if only_if_absent else {}
     _ask(lambda client: client.put_object(Bucket=bucket, Key=key, Body=data, **condition), timeout_s)
+
+
+def begin_upload(bucket: str, key: str, *, timeout_s: float) -> str:
+    """Announce an object that comes in parts; returns the upload's id."""
+    answer = _ask(lambda client: client.create_multipart_upload(Bucket=bucket, Key=key), timeout_s)
+    return str(answer["UploadId"])
+
+
+def put_part(bucket: str, key: str, upload: str, number: int, data: bytes, *, timeout_s: float) -> dict[str, Any]:
+    """Store part `number` (1, 2, …) of an upload; returns what `end_upload` wants to know of it."""
+    request = {"Bucket": bucket, "Key": key, "UploadId": upload, "PartNumber": number}
+    answer = _ask(lambda client: client.upload_part(Body=data, **request), timeout_s)
+    return {"PartNumber": number, "ETag": answer["ETag"]}
+
+
+def end_upload(bucket: str, key: str, upload: str, parts: list[dict[str, Any]], *, timeout_s: float) -> None:
+    """Make the parts the object, at once."""
+    whole = {"Parts": parts}
+    _ask(lambda client: client.complete_multipart_upload(Bucket=bucket, Key=key, UploadId=upload, MultipartUpload=whole), timeout_s)
+
+
+def drop_upload(bucket: str, key: str, upload: str, *, timeout_s: float) -> None:
+    """Forget an upload and its parts."""
+    _ask(lambda client: client.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload), timeout_s)
 
 
 def head(bucket: str, key: str, *, timeout_s: float) -> dict[str, Any]:
@@ -116,18 +164,29 @@ def delete(bucket: str, key: str, *, timeout_s: float) -> None:
     _ask(lambda client: client.delete_object(Bucket=bucket, Key=key), timeout_s)
 
 
-def page(bucket: str, prefix: str, *, timeout_s: float, delimiter: str = "", after: str | None = None, limit: int = 1000) -> dict[str, Any]:
-    """One page of the listing in key order; `after` is the former page's NextContinuationToken."""
-    more = {"ContinuationToken": after} if after else {}
+def page(
+    bucket: str,
+    prefix: str,
+    *,
+    timeout_s: float,
+    delimiter: str = "",
+    after: str | None = None,
+    above: str | None = None,
+    limit: int = 1000,
+) -> dict[str, Any]:
+    """One page of the listing in key order; `after` is the former page's NextContinuationToken, `above` the key to begin behind."""
+    more = {"ContinuationToken": after} if after else {"StartAfter": above} if above else {}
     return _ask(lambda client: client.list_objects_v2(Bucket=bucket, Prefix=prefix, Delimiter=delimiter, MaxKeys=limit, **more), timeout_s)
 
 
-def pages(bucket: str, prefix: str, call: Callable[[Callable[[float], Any]], Any], delimiter: str = "") -> Iterator[dict[str, Any]]:
+def pages(
+    bucket: str, prefix: str, call: Callable[[Callable[[float], Any]], Any], delimiter: str = "", above: str | None = None
+) -> Iterator[dict[str, Any]]:
     """All pages; each goes through `call` (a retrier) on its own, so that a late failure does not list anew."""
     after: str | None = None
     while True:
         token = after
-        answer = call(lambda left: page(bucket, prefix, timeout_s=left, delimiter=delimiter, after=token))  # noqa: B023 - called at once
+        answer = call(lambda left: page(bucket, prefix, timeout_s=left, delimiter=delimiter, after=token, above=above))  # noqa: B023 - called at once
         yield answer
         if not answer.get("IsTruncated"):
             return

@@ -1,10 +1,13 @@
 """One root under which a run keeps its files, wherever that is. Knows names and bytes; knows nothing of what they mean."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TypeVar
 
 import fsspec
 
+from ray_app.storage import places
 from ray_app.storage.backends import backend_for
 from ray_app.storage.errors import is_missing, unreachable
 from ray_app.storage.locations import canonical, join, strip_secrets
@@ -14,6 +17,7 @@ T = TypeVar("T")
 
 # A run directory is asked a few times a minute; a wrong endpoint must be said within seconds, not minutes.
 _PATIENCE = RetryPolicy(attempts=5, base_s=0.2, cap_s=5.0, deadline_s=300.0)
+_REQUESTS = 16  # files that are removed at once
 
 
 class Store:
@@ -34,6 +38,10 @@ class Store:
         """The store at a URL or path; touches nothing yet. Raises ConfigError for a scheme that cannot be opened."""
         return cls(url)
 
+    def below(self, folder: str) -> "Store":
+        """The store that is one folder of this one."""
+        return Store(join(self._root, folder), self._retrier)
+
     def __reduce__(self) -> tuple[object, ...]:
         return (Store, (self._root,))
 
@@ -47,9 +55,21 @@ class Store:
             raise FileNotFoundError(f"{self.url}/{path}")
         return found
 
+    def read_range(self, path: str, start: int, end: int) -> bytes:
+        """The bytes at `path` from `start` to `end`, fewer only where the file ends. Raises StorageError also when there is nothing."""
+        return self._must("read", path, lambda place, left: places.read_range(place, "", start, end - start, left))
+
     def write(self, path: str, data: bytes) -> None:
         """Put `data` at `path`, over whatever is there; a reader sees the old or the new, never a part."""
         self._must("write", path, lambda place, left: self._backend.write(place, data, left))
+
+    def write_file(self, path: str, source: Path) -> None:
+        """The same with the content of a file of this machine, which may be larger than memory; each part is retried on its own."""
+        place = join(self._root, path)
+        try:
+            self._backend.write_file(place, source, self._retrier.call)
+        except Exception as error:
+            raise unreachable(error, place, "write") from error
 
     def create(self, path: str, data: bytes) -> bool:
         """Put `data` at `path` only if nothing is there, False if something is. Of many that try at once, one succeeds.
@@ -64,21 +84,34 @@ class Store:
 
     def names(self, folder: str) -> list[str]:
         """Base names of the files directly in `folder`, sorted; none when there is no such folder."""
-        return sorted(name for name, is_folder in self._entries(folder) if not is_folder)
+        return sorted(self.sizes(folder))
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Bytes of the files directly in `folder`, by base name; none when there is no such folder."""
+        return {name: size for name, size in self._entries(folder) if size is not None}
 
     def folders(self, folder: str) -> list[str]:
         """Base names of the folders directly in `folder`, sorted; none when there is no such folder."""
-        return sorted(name for name, is_folder in self._entries(folder) if is_folder)
+        return sorted(name for name, size in self._entries(folder) if size is None)
 
     def delete(self, path: str) -> None:
         """Remove the file at `path`; nothing happens when there is none."""
         self._ask("write", path, lambda place, left: self._backend.delete(place, left))
 
+    def clear(self, folder: str) -> None:
+        """Remove all files below `folder`; "" is the whole store."""
+        prefix = f"{folder}/" if folder else ""
+        if names := self.names(folder):
+            with ThreadPoolExecutor(_REQUESTS) as pool:
+                list(pool.map(lambda name: self.delete(prefix + name), names))
+        for name in self.folders(folder):
+            self.clear(prefix + name)
+
     def filesystem_and_path(self, path: str) -> tuple[fsspec.AbstractFileSystem, str]:
         """fsspec's file system and its own spelling of `path`, for readers that seek (pyarrow)."""
         return self._backend.filesystem_and_path(join(self._root, path))
 
-    def _entries(self, folder: str) -> list[tuple[str, bool]]:
+    def _entries(self, folder: str) -> list[tuple[str, int | None]]:
         return self._ask("list", folder, lambda place, left: self._backend.entries(place, left)) or []
 
     def _ask(self, doing: str, path: str, request: Callable[[str, float], T]) -> T | None:

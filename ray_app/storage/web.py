@@ -1,4 +1,4 @@
-"""The two requests that a plain web server answers: what is there, and its bytes. Knows nothing of retries.
+"""The requests that a plain web server answers: what is there, its bytes, a part of them. Knows nothing of retries.
 
 The session is fsspec's own; exceptions are aiohttp's, for `errors` to translate.
 """
@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from ray_app.storage.backends import fsspec_for
 from ray_app.storage.errors import ObjectChangedError, ShortReadError, too_large
+from ray_app.storage.ranged import range_header, take, total_size
 from ray_app.storage.versions import version_of
 
 T = TypeVar("T")
@@ -43,8 +44,7 @@ def get(url: str, *, version: str, max_bytes: int, timeout_s: float) -> bytes:
         async with session.get(encoded, headers=_AS_STORED) as answer:
             answer.raise_for_status()
             facts = _facts(answer)
-            if version and version_of(facts) != version:
-                raise ObjectChangedError(f"listed as {version}, found as {version_of(facts) or 'nothing that names a version'}")
+            _same(version, facts)
             data = bytearray()
             async for piece in answer.content.iter_any():
                 data += piece
@@ -55,6 +55,26 @@ def get(url: str, *, version: str, max_bytes: int, timeout_s: float) -> bytes:
             return bytes(data)
 
     return _ask(url, request, timeout_s)
+
+
+def get_range(url: str, start: int, length: int, *, version: str, timeout_s: float) -> bytes:
+    """`length` bytes from `start`, fewer where the file ends, if it is still of `version`."""
+
+    async def request(session: Any, encoded: Any) -> bytes:
+        async with session.get(encoded, headers={**_AS_STORED, "Range": range_header(start, length)}) as answer:
+            if answer.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                return b""  # the file ends before
+            answer.raise_for_status()
+            facts = _facts(answer)
+            _same(version, facts)
+            return await take(answer.content.iter_any(), answer.headers.get("Content-Range"), facts["size"], start, length)
+
+    return _ask(url, request, timeout_s)
+
+
+def _same(version: str, facts: dict[str, Any]) -> None:
+    if version and version_of(facts) != version:
+        raise ObjectChangedError(f"listed as {version}, found as {version_of(facts) or 'nothing that names a version'}")
 
 
 def _ask(url: str, request: Callable[[Any, Any], Coroutine[Any, Any, T]], timeout_s: float) -> T:
@@ -68,5 +88,6 @@ def _ask(url: str, request: Callable[[Any, Any], Coroutine[Any, Any, T]], timeou
 
 
 def _facts(answer: Any) -> dict[str, Any]:
-    size = None if answer.headers.get("Content-Encoding") else answer.content_length
+    whole = total_size(answer.headers.get("Content-Range"), answer.content_length)
+    size = None if answer.headers.get("Content-Encoding") else whole
     return {"size": size, "ETag": answer.headers.get("ETag"), "Last-Modified": answer.headers.get("Last-Modified")}

@@ -1,7 +1,13 @@
+import io
+import pickle
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ray_app.archives import open_source
 from ray_app.errors import ConfigError, StorageError
+from ray_app.storage import Fetcher
 
 NAMES = ["a.jpg", "a/b.png", "a/notes.txt", "b/c.JPG", "b/deep/d.jpg", "z.bin"]
 
@@ -31,7 +37,6 @@ def test_every_file_is_listed_whatever_it_is(root):
 def test_listing_twice_gives_the_same(root):
     archive = open_source([root])
     assert list(archive) == list(archive)
-    assert archive.input_type is None
 
 
 @pytest.mark.parametrize(
@@ -81,3 +86,50 @@ def test_no_source():
 def test_a_missing_bucket(s3):
     with pytest.raises(StorageError, match="cannot list"):
         list(open_source(["s3://not-there-at-all"]))
+
+
+def test_a_large_prefix_is_listed_in_sections(s3, monkeypatch):
+    """The sections of a divided prefix, one after the other, tell what the whole tells, with the same paths."""
+    from ray_app.storage import s3 as requests
+
+    s3.bucket("large")
+    for number in range(24):
+        s3.client().put_object(Bucket="large", Key=f"in/{'abc'[number % 3]}/{number:02}.jpg", Body=b"x")
+    [whole] = open_source(["s3://large/in"]).sections()
+    page = requests.page
+    monkeypatch.setattr(requests, "page", lambda *args, limit=1000, **more: page(*args, limit=min(limit, 5), **more))
+    archive = open_source(["s3://large/in"], include=["a/*", "c/*"])
+    sections = [pickle.loads(pickle.dumps(section)) for section in archive.sections()]
+    assert len(sections) == 4
+    assert [found for section in sections for found in section.found(Fetcher())] == list(whole.found(Fetcher()))
+    assert [item.uri for item in archive] == [
+        f"s3://large/in/{folder}/{n:02}.jpg" for folder in "ac" for n in range(24) if "abc"[n % 3] == folder
+    ]
+
+
+def test_a_kind_that_there_is_not():
+    with pytest.raises(ConfigError, match="'sql::' is no kind of source") as caught:
+        open_source(["sql::x"])
+    assert "list, inventory" in caught.value.hint
+
+
+def test_a_name_that_announces_nothing(tmp_path):
+    table = io.BytesIO()
+    pq.write_table(pa.table({"image": [b"one", b"two"]}), table)
+    (tmp_path / "download").write_bytes(table.getvalue())
+    (tmp_path / "a.parquet").write_bytes(table.getvalue())
+    assert [item.member for item in open_source([f"parquet::{tmp_path}/download"])] == ["0", "1"]
+    assert [item.member for item in open_source([f"files::{tmp_path}"])] == [None, None]
+
+
+def test_a_relative_source_means_the_same_place_wherever_its_sections_are_listed(tmp_path, monkeypatch):
+    for folder in ("here/photos", "elsewhere"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "here/photos/a.jpg").write_bytes(b"a")
+    (tmp_path / "here/list.csv").write_text("uri\nphotos/a.jpg\n")
+    monkeypatch.chdir(tmp_path / "here")
+    archive = open_source(["photos", "list.csv", "list::list.csv"])
+    sections = pickle.dumps(list(archive.sections()))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    found = [item.uri for section in pickle.loads(sections) for _, item in section.found(Fetcher())]
+    assert found == [str(tmp_path / "here/photos/a.jpg")] * 3

@@ -110,6 +110,7 @@ def process_server(code, **more):
     return Server("small", "", lambda work, port: [sys.executable, "-c", code, str(port)], 1, ready="/small.log", **more)
 
 
+@pytest.mark.slow
 def test_a_server_is_up_and_then_gone(tmp_path):
     with running(process_server(PYTHON_SERVER, path="/small.log"), WORK, tmp_path) as up:
         with urlopen(up.url) as answer:

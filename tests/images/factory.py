@@ -176,9 +176,48 @@ def lying_gif(width: int, height: int) -> bytes:
     return bytes(data)
 
 
-def text_bomb(kind: bytes = b"zTXt") -> bytes:
+def lying_bmp(width: int, height: int) -> bytes:
+    data = bytearray(encoded(photo(), "BMP"))
+    data[18:26] = struct.pack("<ii", width, height)
+    return bytes(data)
+
+
+def lying_webp(width: int, height: int) -> bytes:
+    """A canvas of this size around a small picture."""
+    data = bytearray(encoded(photo(), "WEBP", icc_profile=srgb_profile()))
+    at = data.index(b"VP8X") + 12
+    data[at : at + 6] = struct.pack("<I", width - 1)[:3] + struct.pack("<I", height - 1)[:3]
+    return bytes(data)
+
+
+def lying_avif(width: int, height: int) -> bytes:
+    data = bytearray(encoded(photo(), "AVIF"))
+    at = data.index(b"ispe") + 8
+    data[at : at + 8] = struct.pack(">II", width, height)
+    return bytes(data)
+
+
+def lying_tiff(width: int, height: int) -> bytes:
+    tags = [(256, width), (257, height), (258, 8), (259, 1), (262, 1), (273, 8), (277, 1), (278, height), (279, 1024)]
+    return tiff_of(tags, bytes(1024))
+
+
+def looping_tiff() -> bytes:
+    """Its only directory names itself as the next."""
+    data = grey12_tiff()
+    return data[:-4] + data[4:8]
+
+
+def many_frames(frames: int = 500, side: int = 1000) -> bytes:
+    """An animation of half a gigapixel; each of its frames is harmless."""
+    data = encoded(Image.new("L", (side, side)), "GIF")
+    at = data.index(b",", 13 + 3 * 2 ** (1 + (data[10] & 7)))
+    return data[:at] + data[at:-1] * frames + b";"
+
+
+def text_bomb(kind: bytes = b"zTXt", start: bytes = b"Comment\0\0") -> bytes:
     """Five megabytes of text (or of colour profile) in five kilobytes."""
-    body = b"Comment\0\0" + zlib.compress(bytes(5 * 1024**2), 9)
+    body = start + zlib.compress(bytes(5 * 1024**2), 9)
     return raw_png(8, 8, 8, 0, bytes(72), chunk(kind, body))
 
 
@@ -218,6 +257,7 @@ ODD: dict[str, tuple[tuple[str, ...], Maker]] = {
     "animated_png": (("animated",), lambda: frames("PNG")),
     "animated_webp": (("animated",), lambda: frames("WEBP")),
     "animated_avif": (("animated",), lambda: frames("AVIF")),
+    "many_frames_gif": (("animated",), many_frames),
     "pages_tiff": (("multipage",), lambda: frames("TIFF")),
     "two_pictures_jpeg": ((), lambda: frames("MPO", 2)),
     "grey_jpeg": (("grayscale",), lambda: encoded(photo().convert("L"), "JPEG")),
@@ -245,6 +285,8 @@ ODD: dict[str, tuple[tuple[str, ...], Maker]] = {
     "broken_exif_png": (("broken_exif",), lambda: broken_exif("PNG")),
     "broken_exif_webp": (("broken_exif",), lambda: broken_exif("WEBP")),
     "broken_exif_avif": (("broken_exif",), lambda: broken_exif("AVIF")),
+    "empty_exif_jpeg": (("broken_exif",), lambda: jpeg(exif=b"Exif\0\0" + bytes(60_000))),
+    "looping_tiff": (("grayscale", "sixteen_bit"), looping_tiff),
     "bad_orientation_tiff": (("grayscale",), tiff_with_bad_orientation),
     "trailing_zeros_jpeg": (("trailing_bytes",), lambda: jpeg() + bytes(1000)),
     "trailing_png": (("trailing_bytes",), lambda: png() + b"after the end"),
@@ -266,13 +308,23 @@ REFUSED: dict[str, tuple[Status, Maker]] = {
     "camera_raw": (Status.UNSUPPORTED_FORMAT, camera_raw),
     "float_tiff": (Status.UNSUPPORTED_FORMAT, lambda: encoded(photo().convert("F"), "TIFF")),
     "bomb": (Status.IMAGE_TOO_LARGE, bomb_png),
+    "bomb_below_pillows_limit": (Status.IMAGE_TOO_LARGE, lambda: bomb_png(12_000)),
     "lying_png": (Status.IMAGE_TOO_LARGE, lambda: lying_png(20_000, 20_000)),
     "lying_jpeg": (Status.IMAGE_TOO_LARGE, lambda: lying_jpeg(60_000, 60_000)),
     "lying_gif": (Status.IMAGE_TOO_LARGE, lambda: lying_gif(60_000, 60_000)),
+    "lying_bmp": (Status.IMAGE_TOO_LARGE, lambda: lying_bmp(30_000, 30_000)),
+    "lying_webp": (Status.IMAGE_TOO_LARGE, lambda: lying_webp(16_000, 16_000)),
+    "lying_tiff": (Status.IMAGE_TOO_LARGE, lambda: lying_tiff(30_000, 30_000)),
+    "lying_avif": (Status.CORRUPT_IMAGE, lambda: lying_avif(30_000, 30_000)),
+    "lying_png_within_limits": (Status.TRUNCATED_IMAGE, lambda: lying_png(900, 900)),
+    "lying_bmp_within_limits": (Status.TRUNCATED_IMAGE, lambda: lying_bmp(3000, 3000)),
+    "lying_tiff_within_limits": (Status.IMAGE_TOO_LARGE, lambda: lying_tiff(3000, 3000)),
+    "line_of_60000_pixels": (Status.IMAGE_TOO_LARGE, lambda: raw_png(60_000, 1, 1, 0, bytes(7501))),
     "long_line": (Status.IMAGE_TOO_LARGE, lambda: raw_png(16_000, 1, 1, 0, bytes(2001))),
     "one_colour": (Status.IMAGE_TOO_LARGE, lambda: encoded(Image.new("RGB", (4000, 4000)), "WEBP", lossless=True, method=0)),
     "no_pixels": (Status.CORRUPT_IMAGE, lambda: lying_png(0, 10)),
     "text_bomb": (Status.METADATA_TOO_LARGE, text_bomb),
+    "international_text_bomb": (Status.METADATA_TOO_LARGE, lambda: text_bomb(b"iTXt", b"Comment\0\1\0\0\0")),
     "profile_bomb": (Status.METADATA_TOO_LARGE, lambda: text_bomb(b"iCCP")),
     "text_flood": (Status.METADATA_TOO_LARGE, lambda: raw_png(8, 8, 8, 0, bytes(72), chunk(b"tEXt", b"Comment\0" + b"a" * 17 * 1024**2))),
     "broken_png": (Status.CORRUPT_IMAGE, broken_png),

@@ -20,6 +20,7 @@ from ray_app.detectors import Preprocessing, load_card
 from ray_app.ensembles import load_ensemble_card
 from ray_app.errors import Status, TouchstoneError
 from ray_app.images import ImageLimits, ImageRefused, inspect_bytes
+from ray_app.images.provenance import ProvenancePolicy
 from ray_app.inference import BatchDecoder, StageClock
 from ray_app.inference.isolated import IsolatedDecoders, Prepared, PreparingChild
 from ray_app.inference.preparing_child import Wanted
@@ -135,11 +136,13 @@ def test_raw_pixels_do_not_travel_and_sizes_are_kept_where_they_are(shared):
 
 def test_what_a_file_says_of_itself_comes_along(shared):
     notes = PngInfo()
-    notes.add_text("parameters", "a cat\nSteps: 20")
-    answer = prepared(shared, factory.png(pnginfo=notes))
-    assert answer.metadata == {"parameters": "a cat Steps: 20"}
-    assert 0 < answer.seconds < 10
-    assert prepared(shared, factory.png()).metadata == {}
+    notes.add_text("parameters", "a cat\nSteps: 20, Sampler: Euler")
+    with IsolatedDecoders(LIMITS, processes=1, provenance=ProvenancePolicy()) as reading:
+        answer = prepared(reading, factory.png(pnginfo=notes))
+        assert (answer.provenance.generator.prompt, answer.provenance.ai_declared) == ("a cat", True)
+        assert 0 < answer.seconds < 10
+        assert prepared(reading, factory.png()).provenance is None
+    assert prepared(shared, factory.png(pnginfo=notes)).provenance is None  # nobody asked
 
 
 @pytest.mark.parametrize("name", factory.REFUSED)
@@ -370,8 +373,8 @@ LIES = {
     "impossible size": "say({'facts': facts | {'width': 10**9}})",
     "refused and well": "say({'facts': facts, 'refused': {'status': 'ok', 'detail': ''}}, b'')",
     "not a number": "say(None, text=json.dumps({'facts': facts, 'seconds': float('nan')}).encode())",
-    "long origin": "say({'facts': facts, 'origin': {'make': 'a' * 301}})",
-    "many origins": "say({'facts': facts, 'origin': {str(i): 'a' for i in range(13)}})",
+    "unknown statement": "say({'facts': facts, 'provenance': {'ai_declared': True, 'place': 'home'}})",
+    "no such state": "say({'facts': facts, 'provenance': {'ai_declared': True, 'c2pa': {'state': 'certain', 'ai_generated': False}}})",
 }
 
 
@@ -391,8 +394,11 @@ def test_a_child_that_falls_silent_is_ended():
 
 
 def test_words_of_a_child_that_was_taken_over_are_cleaned():
-    with taken_over("say({'facts': facts, 'origin': {'make': 'a\\u202eb\\n', 'else': 'x'}})")(LIMITS, 5.0, 2**31) as child:
-        assert child.prepare(factory.jpeg(), wanted()).metadata == {"make": "a b"}
+    said = "{'software': 'a\\u202eb\\n' + 'c' * 400, 'digital_source_type': ['d'] * 99, 'ai_declared': False}"
+    with taken_over(f"say({{'facts': facts, 'provenance': {said}}})")(LIMITS, 5.0, 2**31) as child:
+        provenance = child.prepare(factory.jpeg(), wanted()).provenance
+    assert provenance.software == "a b" + " " + "c" * 296
+    assert provenance.digital_source_type == ("d",)
 
 
 def test_children_end_with_a_parent_that_is_killed(tmp_path):

@@ -37,6 +37,12 @@ _SUMMARY: dict[str, Any] = {
     "finished_at": "2030-01-01T22:00:29Z",
     "complete": True,
     "members": 3000,
+    "provenance": {
+        "stated": 1204,
+        "declared": {"fake": 31, "abstain": 4, "real": 9, "none": 1},
+        "undeclared": {"fake": 119, "abstain": 36, "real": 2791, "none": 9},
+        "c2pa": {"intact": 12, "trusted": 3, "invalid": 2},
+    },
     "statuses": {"ok": 2990, "unsupported_format": 3, "corrupt_image": 3, "truncated_image": 2, "image_too_large": 1, "empty_file": 1},
     "examples": {
         status: [

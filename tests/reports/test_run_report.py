@@ -263,3 +263,9 @@ def luminance(colour: str) -> float:
     channels = [int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)]
     linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in channels]
     return sum(weight * value for weight, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def test_what_the_session_cost_stands_under_its_time():
+    session = example_summary()["session"] | {"cost": {"compute": 3.0, "requests": 0.2, "egress": 0.0, "total": 3.2}}
+    assert "<dt>cost, by the prices set</dt><dd>3.20</dd>" in render_run_report(example_summary(session=session))
+    assert "cost, by the prices set" not in render_run_report(example_summary())

@@ -1,3 +1,4 @@
+import json
 import math
 
 import pytest
@@ -50,6 +51,16 @@ def test_an_uncalibrated_probability_says_so():
     assert "*" not in verdict_table(ROWS, 80)
 
 
+def test_a_file_that_declares_itself_generated_says_so():
+    said = {"ai_declared": True, "c2pa": {"state": "trusted", "ai_generated": True}}
+    broken = {"ai_declared": True, "c2pa": {"state": "invalid", "ai_generated": True}}
+    rows = [row("a.jpg", 1.0, "fake") | {"provenance": one} for one in (json.dumps(said), broken, '{"ai_declared": false}', None)]
+    heads, *lines = verdict_table(rows, 100).splitlines()
+    assert heads.endswith("status  file says")
+    assert [line.partition(" ok")[2].strip() for line in lines] == ["AI (trusted C2PA)", "AI", "", ""]
+    assert "file says" not in verdict_table(rows[2:], 100)
+
+
 @pytest.mark.parametrize("width", [80, 100, 200])
 def test_no_line_is_wider_than_the_terminal(width):
     rows = [row(name, 1.25, "fake") for name in hostile.NAMES.values()]
@@ -94,6 +105,11 @@ def test_the_end_of_a_run_in_words():
     assert "Demonstration detector" in text
     assert "not calibrated" in text
     assert "report: s3://picture-desk/touchstone/harbour-archive/report.html" in text
+
+
+def test_copied_scores_are_counted():
+    assert "reused: 1,204 members have the scores of others with the same bytes" in summary_lines(example_summary(reused=1204))
+    assert not any("reused" in line for line in summary_lines(example_summary()))
 
 
 def test_the_next_command_can_be_pasted():

@@ -13,8 +13,9 @@ import pytest
 from ray_app.runs import RunDirectory, current_rows
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.run import score_archive
-from ray_app.simulation.archive import build_sample_archive
+from ray_app.simulation.archive import build_sample_archive, write_photographs
 
+IMAGES = 1200
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -22,6 +23,17 @@ ROOT = Path(__file__).resolve().parents[2]
 def sample_archive(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sample") / "archive"
     build_sample_archive(folder, files=24)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def many_photographs(tmp_path_factory):
+    """1,200 files, cheap to make: 60 photographs, each under twenty names."""
+    folder = tmp_path_factory.mktemp("many") / "photos"
+    write_photographs(folder, 60, size=(640, 480))
+    for path in [path for path in folder.rglob("*") if path.is_file()]:
+        for copy in range(1, IMAGES // 60):
+            shutil.copy(path, path.with_stem(f"{path.stem}-{copy}"))
     return folder
 
 
@@ -60,8 +72,9 @@ def files_below(folder):
     return sorted(os.path.join(root, name) for root, _, names in os.walk(folder) for name in names)
 
 
-def start(source, out):
-    command = [sys.executable, "-m", "ray_app.cli.main", "score", source, "--out", out, "--set", "block_members=32"]
+def start(source, out, *settings):
+    command = [sys.executable, "-m", "ray_app.cli.main", "score", source, "--out", out]
+    command += [word for setting in settings or ["block_members=32"] for word in ("--set", setting)]
     environment = os.environ | {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True

@@ -1,47 +1,160 @@
-"""A worker that dies costs nothing; a terminated run says how to resume and exits 130."""
+"""Systems that fail under a run: a full disk, a forbidden one, too little memory. Each stops with exit code 5 and can be resumed."""
 
 import os
-import signal
-from pathlib import Path
+import subprocess
 
+import pyarrow as pa
 import pytest
+from ray.exceptions import ActorDiedError
+from ray.exceptions import OutOfMemoryError as RayOutOfMemoryError
 
+from ray_app.errors import RESUMABLE, ClusterError, ExitCode, StorageError
 from ray_app.runs import RunDirectory
-from ray_app.simulation.archive import write_photographs
-from tests.scoring.conftest import family_of, kill_family, start, wait_until
+from ray_app.scoring import pipeline
+from ray_app.scoring.attempts import MOST_DEATHS, Attempts
+from tests.scoring.conftest import files_below
+from tests.scoring.deadly import DEADLY_BLOCK, DeadlyScorer
 
-pytestmark = pytest.mark.ray
-
-
-def scoring_workers(process):
-    names = {}
-    for pid in family_of(process.pid):
-        try:
-            names[pid] = Path(f"/proc/{pid}/cmdline").read_bytes()
-        except OSError:
-            continue
-    return [pid for pid, name in names.items() if b"BlockScorer" in name]
+SMALL = {"block_members": 2, "batch_slots": 2}
 
 
-@pytest.mark.timeout(400)
-def test_a_killed_worker_costs_nothing_and_sigterm_is_resumable(tmp_path):
-    source, out = tmp_path / "photos", tmp_path / "run"
-    write_photographs(source, 1200, size=(640, 480))
-    run = RunDirectory.open(str(out))
-    process = start(str(source), str(out))
-    try:
-        wait_until(lambda: run.parts(0) or process.poll() is not None)
-        victim = wait_until(lambda: scoring_workers(process))[0]
-        os.kill(victim, signal.SIGKILL)
-        committed = len(run.parts(0))
-        # More than was in flight: the pool goes on, with the dead worker's block given to another.
-        wait_until(lambda: len(run.parts(0)) >= committed + 6 or process.poll() is not None)
-        assert process.poll() is None, process.stderr.read()
-        process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=120)
-    finally:
-        kill_family(process)
-    assert process.returncode == 130
-    assert errors.strip().splitlines()[-1] == f"interrupted; what is committed is kept. The same command resumes {out}"
+@pytest.fixture
+def parts_on_a_disk_of_their_own(tmp_path):
+    """Mounts it anew, with other options, when called."""
+    folder = tmp_path / "run" / "parts"
+    folder.mkdir(parents=True)
+
+    def mount(*options):
+        return subprocess.run(["mount", *options, str(folder)], capture_output=True, text=True)
+
+    if mount("-t", "tmpfs", "-o", "size=20m", "tmpfs").returncode:
+        pytest.skip("mounting is not permitted here")
+    yield lambda options: mount("-o", f"remount,{options}").check_returncode()
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        pytest.param("size=16k", "No space left", id="full"),
+        pytest.param("ro", "Read-only file system", id="denied", marks=pytest.mark.slow),
+    ],
+)
+def test_an_output_that_refuses_stops_the_run_and_the_same_call_finishes_it(
+    score, archive, tmp_path, parts_on_a_disk_of_their_own, fault, said
+):
+    parts_on_a_disk_of_their_own(fault)
+    with pytest.raises(StorageError, match=said) as caught:
+        score(archive, **SMALL)
+    assert caught.value.exit_code is ExitCode.CLUSTER
+    assert RESUMABLE in caught.value.__notes__
+    run = RunDirectory.open(str(tmp_path / "run"))
     assert not run.store.exists("lease.json")
-    assert run.read_json("sessions/00001.json")["state"] == "interrupted"
+    committed = sum(table.num_rows for table in run.tables(0))
+    parts_on_a_disk_of_their_own("rw,size=20m")
+    finished, rows = score(archive, **SMALL)
+    assert len(rows) == len(files_below(archive))
+    assert finished.summary["session"]["rows"] == len(rows) - committed
+
+
+def die_in_the_middle_of(attempts, key):
+    if (child := os.fork()) == 0:
+        with attempts.of(key, "block 7"):
+            os._exit(9)
+    os.waitpid(child, 0)
+
+
+def test_what_killed_a_worker_again_and_again_is_not_begun_once_more(tmp_path):
+    attempts = Attempts(tmp_path)
+    for _ in range(MOST_DEATHS):
+        with attempts.of("7", "block 7"), attempts.of("8", "block 8"):
+            pass
+        die_in_the_middle_of(attempts, "7")
+    with pytest.raises(ClusterError, match=f"block 7: {MOST_DEATHS} workers died") as caught, attempts.of("7", "block 7"):
+        pytest.fail("begun once more")
+    assert "cluster.workers" in caught.value.hint
+    with attempts.of("8", "block 8"):
+        pass
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named as torch's is."""
+
+
+WANTS = [
+    MemoryError("Unable to allocate 3 GiB"),
+    pa.ArrowMemoryError("malloc of size 9 failed"),
+    RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),
+    OutOfMemoryError("CUDA out of memory."),
+]
+
+
+@pytest.mark.parametrize("error", WANTS, ids=lambda error: type(error).__name__)
+def test_want_of_memory_names_the_block_and_the_setting(tmp_path, error):
+    with pytest.raises(ClusterError, match="block 7: out of memory") as caught, Attempts(tmp_path).of("7", "block 7"):
+        raise error
+    assert caught.value.exit_code is ExitCode.CLUSTER
+    assert "cluster.workers" in caught.value.hint
+    assert "batch_slots" in caught.value.hint
+
+
+def test_other_errors_pass_as_they_are(tmp_path):
+    with pytest.raises(ZeroDivisionError), Attempts(tmp_path).of("7", "block 7"):
+        raise ZeroDivisionError
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(400)
+def test_a_block_that_kills_its_worker_every_time_ends_the_run_and_is_named(score, archive, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline, "BlockScorer", DeadlyScorer)
+        with pytest.raises(ClusterError, match=f"block {DEADLY_BLOCK} of manifest 0.*{MOST_DEATHS} workers died") as caught:
+            score(archive, **SMALL)
+    assert RESUMABLE in caught.value.__notes__
+    assert len(RunDirectory.open(str(tmp_path / "run")).parts(0)) > 1, "the other blocks were held up"
+    _, rows = score(archive, **SMALL)
+    assert len(rows) == len(files_below(archive))
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_wave_that_is_lost_is_tried_again_with_what_it_left(score, archive, monkeypatch):
+    executed, waves = pipeline._executed, []
+
+    def losing(wave, job, layout):
+        waves.append(len(wave))
+        reports = executed(wave, job, layout)
+        yield next(reports)
+        if len(waves) == 1:
+            reports.close()
+            raise ActorDiedError
+        yield from reports
+
+    monkeypatch.setattr(pipeline, "_executed", losing)
+    monkeypatch.setattr(pipeline, "WAVE_BLOCKS", (8, 8))
+    finished, rows = score(archive, **SMALL)
+    blocks = -(-len(files_below(archive)) // 2)
+    assert waves[:2] == [8, 8]
+    assert sum(waves) == blocks + 7, "what the lost wave had not committed goes again, and nothing else"
+    assert len(rows) == finished.summary["session"]["rows"] == len(files_below(archive))
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_waves_that_are_always_lost_end_the_run(score, archive, monkeypatch):
+    lost = []
+
+    def losing(wave, job, layout):
+        lost.append(len(wave))
+        raise RayOutOfMemoryError("the node was short of memory")
+        yield
+
+    monkeypatch.setattr(pipeline, "_executed", losing)
+    with pytest.raises(ClusterError, match="short of memory") as caught:
+        score(archive, **SMALL)
+    assert len(lost) == 1 + pipeline.MOST_LOST_WAVES
+    assert "cluster.workers" in caught.value.hint
+    assert RESUMABLE in caught.value.__notes__

@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ray_app.errors import ClusterError
@@ -44,6 +44,7 @@ def test_nothing_to_schedule_on_is_said():
         planned(cpus=0)
 
 
+@example(cpus=1, gpus=0, slots=1, side=64, members=1, pools=[2.2e-311])
 @given(
     cpus=st.integers(1, 512), gpus=st.integers(0, 64), slots=st.integers(1, 128), side=st.integers(64, 1024), members=st.integers(1, 4096),
     pools=st.lists(st.floats(0, 3000), min_size=1, max_size=5),

@@ -31,6 +31,7 @@ def run(score, tmp_path, card, sizes):
     return finished.summary["session"], [rows[uri] for uri in sorted(rows)]
 
 
+@pytest.mark.slow
 def test_every_size_gets_a_score_and_memory_stays_bounded(score, tmp_path):
     card = load_card("corvi2023")
     narrow = card.architecture.model_copy(update={"arguments": {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}})

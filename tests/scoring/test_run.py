@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ray_app.errors import ClusterError, ConfigError, ExitCode, IdentityError
+from ray_app.errors import RESUMABLE, ClusterError, ConfigError, ExitCode, IdentityError
 from ray_app.runs import RunDirectory, current_rows
 from ray_app.scoring import ClusterConfig
 from ray_app.scoring.cluster import _has
+from ray_app.scoring.listing import is_complete
 from ray_app.scoring.redeciding import decide_run
 from ray_app.storage import Lease, Store
 from tests.scoring.conftest import comparable, files_below, rows_of
@@ -84,7 +85,10 @@ def test_s3_gives_the_same_rows_as_the_disk(score, archive, s3):
         assert comparable(row) == by_sha[row["sha256"]]
 
 
-def test_a_finished_run_scores_exactly_what_is_new_or_changed(score, archive):
+SESSION_S_OWN = ("started_at", "finished_at", "session", "bottleneck")
+
+
+def test_a_finished_run_scores_exactly_what_is_new_or_changed(score, archive, monkeypatch):
     _, before = score(archive)
     names = files_below(archive)
     changed, removed = [name for name in names if before[name]["format"] == "JPEG"][:2], names[-1]
@@ -105,9 +109,18 @@ def test_a_finished_run_scores_exactly_what_is_new_or_changed(score, archive):
             assert after[name] == before[name]
     everything = current_rows(RunDirectory.open(finished.summary["run"]), vanished=True)
     assert len(list(everything)) == len(before) + 5
-    finished, same = score(archive)
+    counted = finished.summary
+    with monkeypatch.context() as patch:
+        patch.setattr("ray_app.scoring.run.cluster", lambda config: pytest.fail("a run with nothing to do started a cluster"))
+        finished, same = score(archive)
     assert (finished.summary["session"]["rows"], finished.summary["listing"]) == (0, 1)
+    assert finished.summary | {name: counted[name] for name in SESSION_S_OWN} == counted
     assert same == after
+    # A session that ended too early leaves doubt about all that it may have touched.
+    run = RunDirectory.open(finished.summary["run"])
+    assert is_complete(run)
+    run.write_json("sessions/00004.json", run.read_json("sessions/00003.json") | {"state": "interrupted"})
+    assert not is_complete(run)
 
 
 def test_another_detector_on_the_same_directory_is_refused_and_other_workers_are_not(score, archive, tmp_path):
@@ -150,28 +163,23 @@ def test_an_empty_or_missing_source_is_a_usage_error(score, tmp_path, source):
         score(tmp_path / source)
 
 
+@pytest.mark.slow
 def test_limit_lists_no_more(score, archive):
     _, rows = score(archive, limit=5)
     assert len(rows) == 5
 
 
-def test_a_run_without_progress_stops_by_itself_and_can_be_resumed(score, archive):
+def test_a_run_without_progress_stops_by_itself_and_can_be_resumed(score, archive, tmp_path):
     with pytest.raises(ClusterError, match="no block ended in 4 s") as caught:
         score(archive, device="cpu", batch_slots=4, precision="fp32", cluster=ClusterConfig(cpus=2, gpus=1, stall_timeout_s=4))
     assert caught.value.exit_code is ExitCode.CLUSTER
+    assert RESUMABLE in caught.value.__notes__
+    assert not (tmp_path / "run" / "lease.json").exists()
     finished, rows = score(archive, batch_slots=4, precision="fp32")
     assert len(rows) == finished.summary["session"]["rows"] == len(files_below(archive))
 
 
-def test_max_hours_stops_resumably(score, archive, capsys):
-    with pytest.raises(KeyboardInterrupt):
-        score(archive, max_hours=1e-6)
-    assert "The same command resumes" in capsys.readouterr().err
-    finished, rows = score(archive)
-    assert len(rows) == len(files_below(archive))
-    assert finished.exit_code is ExitCode.DONE
-
-
+@pytest.mark.slow
 def test_a_run_keeps_off_the_nodes_of_an_endpoint(score, archive, tmp_path):
     finished, _ = score(archive, cluster=ClusterConfig(labels={"workload": "!serving"}))
     assert finished.exit_code == 0

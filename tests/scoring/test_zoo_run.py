@@ -88,6 +88,7 @@ def test_masks_can_be_taken_out_as_files(run_of_eight, tmp_path, capsys):
             assert (mask.size, mask.mode) == ((row["width"], row["height"]), "L")
 
 
+@pytest.mark.slow
 def test_after_another_listing_only_current_masks_are_taken_out(score, archive, eight, tmp_path, capsys):
     pictures = sorted(archive.rglob("*.png"))[:2]
     source = tmp_path / "two"
@@ -105,6 +106,7 @@ def test_after_another_listing_only_current_masks_are_taken_out(score, archive, 
     assert "not a local folder" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_detector_that_answers_in_words_has_a_pool_of_its_own(score, archive, tmp_path):
     card = write_tiny_internvl(tmp_path / "internvl")
     finished, rows = score(archive, detectors=(str(card), "touchstone-tiny"), precision="fp32")

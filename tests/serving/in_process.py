@@ -19,14 +19,19 @@ from ray_app.serving.scorer import EndpointScorer
 
 
 class LocalGroup:
-    """A group in this process."""
+    """A group in this process; asked by one at a time, as a deployed one is (`serving.batching`)."""
 
     def __init__(self, name, config):
         self.group = DetectorGroup(name)
+        self._one_at_a_time = threading.Lock()
         self.group.load(config)
 
     async def score(self, ask):
-        return (await asyncio.to_thread(self.group.score, [ask]))[0]
+        return (await asyncio.to_thread(self._score, ask))[0]
+
+    def _score(self, ask):
+        with self._one_at_a_time:
+            return self.group.score([ask])
 
     async def describe(self):
         return self.group.generation
@@ -65,8 +70,9 @@ def local_scorer(config, meter=None):
     spec, _, _ = plan_generation(config)
     groups = {name: LocalGroup(name, config) for name in groups_of(spec)}
     decoders = IsolatedDecoders(
-        config.images, processes=config.decoders, wall_limit_s=config.limits.decode_limit_s, formats=config.limits.formats
-    )
+        config.images, processes=config.decoders, wall_limit_s=config.limits.decode_limit_s, formats=config.limits.formats,
+        provenance=config.provenance.policy(),
+    )  # fmt: skip
     decoders.start()
     return EndpointScorer(config, groups, decoders, meter or CountingMeter())
 

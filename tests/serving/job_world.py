@@ -5,7 +5,7 @@ import io
 import threading
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import httpx
 from PIL import Image
@@ -17,6 +17,7 @@ from ray_app.serving.http.answering import facts_answer
 from ray_app.serving.http.errors import Refusal
 from ray_app.serving.http.schemas import EnsembleName, ImageAnswer, Timings
 from ray_app.serving.jobs import JobBook
+from tests.http_server import HttpServer
 
 TINY = EnsembleName(name="default", fingerprint="f" * 64)
 
@@ -106,7 +107,7 @@ class LoopbackFetcher:
         return answer.content
 
 
-class PictureServer:
+class PictureServer(HttpServer):
     """A real HTTP server: `/3.jpg` is `jpeg(3)`. It counts what is asked, and from `held_from` on lets clients wait until `open`."""
 
     def __init__(self, held_from=10**9):
@@ -129,18 +130,11 @@ class PictureServer:
             def log_message(self, *_):
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-
-    def __enter__(self):
-        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
-        return self
+        super().__init__(Handler)
 
     def __exit__(self, *_):
         self.open.set()
-        self._server.shutdown()
-        self._server.server_close()
+        super().__exit__()
 
 
 class Clock:

@@ -16,7 +16,7 @@ from PIL import Image
 
 import ray_app
 from ray_app.errors import InputError, Status
-from ray_app.images.origin import origin_of
+from ray_app.images.provenance import Provenance, ProvenancePolicy, ProvenanceReader
 from ray_app.serving.http import schemas
 from ray_app.serving.http.access import Paths
 from ray_app.serving.http.answering import facts_answer
@@ -41,7 +41,7 @@ class Mood:
     masks: bool = False
     several: bool = False
     calibrated: bool = False
-    metadata: dict[str, str] = field(default_factory=dict)
+    provenance: Provenance | None = None  # instead of what the file says
     abstained: str | None = None
     held: threading.Event | None = None  # while set and not yet fired, scoring waits for it
     requests: list[tuple[str, int]] = field(default_factory=list)  # query and number of files
@@ -124,11 +124,12 @@ def _answer(ensemble, mood, name, data, ensemble_name, masks):
                                      mask=_mask(result.facts) if masks and mood.masks else None)
         for name, score in result.scores.items()
     } if error is None else {}  # fmt: skip
-    metadata = mood.metadata or origin_of(data, {})
+    facts = result.facts
+    said = mood.provenance or (facts and ProvenanceReader(ProvenancePolicy()).read(data, facts.format))
     return schemas.ImageAnswer(
         name=name, status=str(result.status), error=error, verdict=verdict, verdict_reason=reason, probability=result.probability,
         calibrated=mood.calibrated, score=result.score, scores=dict(result.scores) if error is None else {}, detectors=detectors,
-        sha256=result.facts.sha256 if result.facts else "", image=facts_answer(result.facts, len(data), metadata) if result.facts else None,
+        sha256=facts.sha256 if facts else "", image=facts_answer(facts, len(data), said) if facts else None,
         ensemble=schemas.EnsembleName(name=ensemble_name, fingerprint="f" * 64),
         timings=schemas.Timings(decode=0.01, wait=0.002, score=0.02, total=0.03), request_id="0123456789abcdef",
     )  # fmt: skip

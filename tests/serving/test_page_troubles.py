@@ -3,6 +3,7 @@ import threading
 
 from ray_app.errors import Status
 from ray_app.images.facts import FLAG_MEANING
+from ray_app.images.provenance import Camera, ContentCredentials, Generator, Provenance
 from ray_app.serving.http.errors import MESSAGES
 from tests.serving.page_browser import PHOTO, encoded, needs_browser, score_many, score_one
 
@@ -18,7 +19,14 @@ HOSTILE = {
 
 
 def test_hostile_names_and_metadata_stay_text(visitor, mood):
-    mood.metadata = {value: value for value in HOSTILE.values()}
+    mood.provenance = Provenance.model_construct(
+        camera=Camera.model_construct(make=HOSTILE["markup"], model=HOSTILE["bidi"]),
+        software=HOSTILE["marks"],
+        generator=Generator.model_construct(tool=HOSTILE["long"], prompt=HOSTILE["formula"], nodes=tuple(HOSTILE.values())),
+        digital_source_type=tuple(HOSTILE.values()),
+        c2pa=ContentCredentials.model_construct(state="intact", signer=HOSTILE["markup"], ai_generated=True, problems=(HOSTILE["bidi"],)),
+        ai_declared=True,
+    )  # as if nothing had been cleaned
     page = visitor.visit(width=390)
     before = page.locator("script").count()
     score_many(page, [(name, encoded(seed)) for seed, name in enumerate(HOSTILE.values())])

@@ -1,8 +1,11 @@
 """A tiny HTTP server that speaks just enough S3 to serve GETs, and answers the first requests for a key with faults."""
 
+import re
 import threading
 from collections import defaultdict
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+
+from tests.http_server import HttpServer
 
 ETAG = "0123456789abcdef0123456789abcdef"
 
@@ -21,72 +24,89 @@ FAULTS = {
 }
 
 
-class FaultyServer:
+def part_of(data: bytes, asked: str) -> tuple[int, bytes, str]:
+    """HTTP status, body and Content-Range of the answer to a GET with this Range header ("" = none)."""
+    match = re.match(r"bytes=(\d+)-(\d+)", asked)
+    if match is None:
+        return 200, data, ""
+    start, end = int(match[1]), min(int(match[2]) + 1, len(data))
+    if start >= len(data):
+        return 416, error_body("InvalidRange", "The requested range is not satisfiable"), ""
+    return 206, data[start:end], f"bytes {start}-{end - 1}/{len(data)}"
+
+
+class FaultyServer(HttpServer):
     """`server.faults[path]` is what the next requests for that path meet: names of FAULTS, `short`, `drip` (never ends) or `other_etag`."""
 
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}
         self.faults: dict[str, list[str]] = defaultdict(list)
         self.requests: list[str] = []
+        self.ranges = True  # False: every answer is the whole object
         self.most_at_once = 0
         self.released = threading.Event()
         self._inside = 0
         self._lock = threading.Lock()
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._http.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._http.server_port}"
-        threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True).start()
-
-    def __enter__(self) -> "FaultyServer":
-        return self
+        super().__init__(Handler)
 
     def __exit__(self, *_) -> None:
         self.released.set()
-        self._http.shutdown()
-        self._http.server_close()
+        super().__exit__()
 
     def _next_fault(self, path: str) -> str | None:
         with self._lock:
             self.requests.append(path)
             return self.faults[path].pop(0) if self.faults[path] else None
 
-    def _handler(outer):  # noqa: N805 - the handler below is the one with `self`
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
 
-            def do_GET(self) -> None:
-                with outer._lock:
-                    outer._inside += 1
-                    outer.most_at_once = max(outer.most_at_once, outer._inside)
-                try:
-                    self._answer_get()
-                finally:
-                    with outer._lock:
-                        outer._inside -= 1
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
 
-            def _answer_get(self) -> None:
-                fault = outer._next_fault(self.path)
-                if fault in FAULTS:
-                    self._send(*FAULTS[fault])
-                elif self.path not in outer.objects:
-                    self._send(404, error_body("NoSuchKey", "The specified key does not exist."))
-                elif fault in ("short", "drip"):
-                    self._send(200, outer.objects[self.path][:3], announced=len(outer.objects[self.path]))
-                    if fault == "drip":
-                        outer.released.wait(30)
-                    self.close_connection = True
-                else:
-                    self._send(200, outer.objects[self.path], etag="f" * 32 if fault == "other_etag" else ETAG)
+    @property
+    def _outer(self) -> FaultyServer:
+        return self.server.owner
 
-            def _send(self, status: int, body: bytes, etag: str = ETAG, announced: int | None = None) -> None:
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(body) if announced is None else announced))
-                self.send_header("ETag", f'"{etag}"')
-                self.end_headers()
-                self.wfile.write(body)
-                self.wfile.flush()
+    def do_GET(self) -> None:
+        with self._outer._lock:
+            self._outer._inside += 1
+            self._outer.most_at_once = max(self._outer.most_at_once, self._outer._inside)
+        try:
+            self._answer_get()
+        finally:
+            with self._outer._lock:
+                self._outer._inside -= 1
 
-            def log_message(self, *_) -> None:
-                pass
+    def do_HEAD(self) -> None:
+        self.do_GET()
 
-        return Handler
+    def _answer_get(self) -> None:
+        fault = self._outer._next_fault(self.path)
+        if fault in FAULTS:
+            self._send(*FAULTS[fault])
+        elif self.path not in self._outer.objects:
+            self._send(404, error_body("NoSuchKey", "The specified key does not exist."))
+        else:
+            self._send_object(self._outer.objects[self.path], fault)
+
+    def _send_object(self, data: bytes, fault: str | None) -> None:
+        code, part, content_range = part_of(data, self.headers.get("Range", "") * self._outer.ranges)
+        if fault in ("short", "drip") and self.command != "HEAD":
+            self._send(code, part[:3], announced=len(part), content_range=content_range)
+            self._outer.released.wait(30 if fault == "drip" else 0)
+            self.close_connection = True
+        else:
+            self._send(code, part, etag={"other_etag": "f" * 32}.get(fault or "", ETAG), content_range=content_range)
+
+    def _send(self, status: int, body: bytes, etag: str = ETAG, announced: int | None = None, content_range: str = "") -> None:
+        self.send_response(status)
+        if content_range:
+            self.send_header("Content-Range", content_range)
+        self.send_header("Content-Length", str(len(body) if announced is None else announced))
+        self.send_header("ETag", f'"{etag}"')
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+        self.wfile.flush()
+
+    def log_message(self, *_) -> None:
+        pass

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_app.storage.globs import _regex, full_matcher, has_magic, matcher, split_at_magic
+from ray_app.storage.globs import _regex, full_matcher, has_magic, matcher, matcher_below, split_at_magic
 
 CASES = [
     ("*.jpg", "a.jpg", True),
@@ -63,3 +63,12 @@ def test_every_text_is_a_pattern(text):
 def test_a_text_without_magic_is_itself(text):
     assert not has_magic(text)
     assert full_matcher(text)(text)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "folder", "may"),
+    [("*.jpg", "a/b.zip", True), ("b/*", "b.zip", False), ("b/*", "b", True), ("b/*", "b/x.zip", False), ("b/*/*", "b/x.zip", True),
+     ("**/a.jpg", "b/x.zip", True), ("b/**", "b/x.zip", True), ("c/**", "b/x.zip", False), ("b/?.zip/c/*", "b/x.zip", True)],
+)  # fmt: skip
+def test_what_could_match_below_a_folder(pattern, folder, may):
+    assert matcher_below([pattern])(folder) is may

@@ -56,6 +56,15 @@ def test_deleted_is_gone(store):
     assert not store.exists("a")
 
 
+@pytest.mark.parametrize(("folder", "left"), [("a", ["ab"]), ("a/b", ["a", "ab"]), ("", []), ("nothing", ["a", "a/b", "ab"])])
+def test_clearing_takes_what_is_below_and_nothing_beside(store, folder, left):
+    for path in ("a/1", "a/b/2", "a/b/c/3", "ab/4", "5"):
+        store.write(path, b"x")
+    store.clear(folder)
+    assert [name for name in ("a", "a/b", "ab") if store.names(name)] == left
+    assert store.exists("5") == (folder != "")
+
+
 def test_create_never_overwrites(store):
     assert store.create("lease.json", b"first")
     assert not store.create("lease.json", b"second")

@@ -3,7 +3,7 @@ API's models; no route, no network, no Ray.
 """
 
 import base64
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import cast
 
 import numpy as np
@@ -12,8 +12,10 @@ from ray_app.ensembles import is_calibrated
 from ray_app.ensembles.deciding import calibrate, doubt, sigmoid
 from ray_app.errors import InputError, Status
 from ray_app.images import ImageFacts, ImageRefused, inspect_bytes
+from ray_app.images.provenance import Provenance
 from ray_app.inference import Outcome, Readings, ScoringSpec, judge, remarks_on
-from ray_app.inference.decoding import Pixels
+from ray_app.inference.batches import Pixels
+from ray_app.inference.judging import finite
 from ray_app.runs.masks import mask_area, mask_png
 from ray_app.serving.generation import Generation
 from ray_app.serving.groups import Reply
@@ -41,7 +43,7 @@ def scored_answer(
     *,
     name: str | None,
     size_bytes: int,
-    metadata: Mapping[str, str],
+    provenance: Provenance | None,
     masks: bool,
     timings: schemas.Timings,
     request_id: str,
@@ -63,13 +65,13 @@ def scored_answer(
         status=str(outcome.status),
         verdict=cast(schemas.Verdict, decisions.verdict[0]),
         verdict_reason=decisions.reason[0],
-        probability=_finite(decisions.probability[0]),
+        probability=finite(decisions.probability[0]),
         calibrated=decisions.calibrated,
-        score=_finite(decisions.score[0]),
+        score=finite(decisions.score[0]),
         scores={key: answer.score for key, answer in detectors.items()},
         detectors=detectors,
         sha256=facts.sha256,
-        image=facts_answer(facts, size_bytes, metadata),
+        image=facts_answer(facts, size_bytes, provenance),
         ensemble=ensemble_name(generation, ensemble),
         timings=timings,
         request_id=request_id,
@@ -104,7 +106,7 @@ def refused_answer(
     )
 
 
-def facts_answer(facts: ImageFacts, size_bytes: int, metadata: Mapping[str, str] | None = None) -> schemas.ImageFacts:
+def facts_answer(facts: ImageFacts, size_bytes: int, provenance: Provenance | None = None) -> schemas.ImageFacts:
     """The file's facts as the API words them; what was not reached is null."""
     return schemas.ImageFacts(
         format=facts.format,
@@ -117,7 +119,8 @@ def facts_answer(facts: ImageFacts, size_bytes: int, metadata: Mapping[str, str]
         flags=list(facts.flags),
         decoder=facts.decoder,
         size_bytes=size_bytes,
-        metadata=dict(metadata or {}),
+        provenance=provenance,
+        metadata={} if provenance is None else provenance.lines(),
     )
 
 
@@ -166,12 +169,12 @@ def _detector_answer(
     spec: ScoringSpec, name: str, readings: Readings, facts: ImageFacts, masks: bool, *, beside: bool
 ) -> schemas.DetectorAnswer:
     column = readings.scores[name].astype(np.float64)
-    score, calibration = _finite(column[0]), spec.calibrations[name]
+    score, calibration = finite(column[0]), spec.calibrations[name]
     outside = spec.doubt(name, facts.width, facts.height) if facts.width and facts.height else None
     mask = readings.masks.get(name, [None])[0] if masks else None
     return schemas.DetectorAnswer(
         score=score,
-        probability=_finite(sigmoid(calibrate(column, calibration))[0]),
+        probability=finite(sigmoid(calibrate(column, calibration))[0]),
         calibrated=calibration is not None,
         abstained=doubt(score is not None, outside, remarks_on(readings.replies).get(name, [None])[0]),
         beside=beside,
@@ -184,7 +187,3 @@ def _mask(mask: Pixels) -> schemas.Mask:
     height, width = mask.shape
     png = base64.b64encode(mask_png(mask)).decode()
     return schemas.Mask(png=png, width=width, height=height, area=mask_area(mask), peak=float(mask.max()) / 255)
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None

@@ -5,6 +5,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ray_app.images.provenance import Provenance
+
 Verdict = Literal["fake", "real", "abstain"]
 JobState = Literal["waiting", "running", "done", "cancelled", "failed"]
 
@@ -64,7 +66,8 @@ class ImageFacts(Answer):
     flags: list[str] = Field(description="what is odd but did not keep it from being scored", examples=[["animated"]])
     decoder: str | None
     size_bytes: int
-    metadata: dict[str, str] = Field(description="what the file says of its origin, unverified: camera, software, generation parameters")
+    provenance: Provenance | None = Field(description="what the file says of its own origin; it changes no score and no verdict")
+    metadata: dict[str, str] = Field(description="the same in flat lines, for programs that want no structure")
 
 
 class EnsembleName(Answer):

@@ -1,12 +1,12 @@
 /* One image: the verdict in words, why, what it does not mean, the file, and what a program would get. Knows no request. */
 
 import { element, facts, notice, section } from "./elements.js";
+import { declaration, originView } from "./origin.js";
 import { picture } from "./picture.js";
 import { bar, reach, verdictScale } from "./scales.js";
 import { NONE, flag, json, probability, score, sentence, shortened, size, trouble, visible } from "./words.js";
 
 const CLOSE = 0.5; // log-odds to a threshold: recompressing a picture moves a score as much
-const FOLDED = 280; // characters of a metadata value before it folds
 const HEADINGS = { fake: "Flagged as fake", real: "No evidence found", abstain: "No verdict: it abstains" };
 
 const CAVEATS = {
@@ -29,7 +29,7 @@ const ALWAYS = "It says nothing about what the image shows. A true photograph mi
 export function verdictView(item, about) {
   const { answer } = item;
   const ensemble = about.ensembles.find(({ name }) => name === answer.ensemble?.name);
-  const view = answer.verdict ? [caveats(answer), why(answer, ensemble, about.detectors), file(answer)] : answer.image ? [file(answer)] : [];
+  const view = answer.verdict ? [caveats(answer), why(answer, ensemble, about.detectors), originView(answer.image?.provenance), file(answer)] : answer.image ? [file(answer)] : [];
   return element("article", { class: "one", "aria-labelledby": "finding" },
     element("div", { class: "lead" }, picture(item), finding(item, ensemble)), ...view, programs(item, about));
 }
@@ -66,6 +66,7 @@ function said(answer, ensemble) {
     scored && ensemble && verdictScale(answer, ensemble, reach(answer, ensemble)),
     scored && element("dl", { class: "figures" }, figure("Probability of fake", probability(answer.probability), calibrated), figure("Score", score(answer.score), "log-odds")),
     scored && !answer.calibrated && element("p", { class: "remark", text: "Not calibrated: the plain sigmoid of the score. It puts images in order; it does not say how often such a verdict is right." }),
+    declaration(answer.image?.provenance),
     ensemble?.demonstration && notice("Demonstration ensemble:", "it shows that the machinery works and is not for decisions about any image."),
   ];
 }
@@ -122,18 +123,7 @@ function file(answer) {
     ...(image.flags.length ? [["Odd", sentence(image.flags.map(flag).join("; ")), true]] : []),
     ["SHA-256", element("span", { class: "code", text: visible(answer.sha256) }), true],
   ]);
-  const told = Object.entries(image.metadata);
-  const body = told.map(([name, value]) => element("tr", {}, element("th", { scope: "row", text: shortened(name, 80) }), element("td", {}, folded(value))));
-  const metadata = told.length
-    ? element("table", {}, element("caption", { text: "What the file says of its origin" }), element("tbody", {}, ...body))
-    : element("p", { class: "remark", text: "The file says nothing of its origin. Most copies do not: that is no sign either way." });
-  return section("file", "The file", told.length ? "Anybody can write or remove what a file says of itself. None of it enters the verdict." : null, list, metadata);
-}
-
-function folded(value) {
-  const text = visible(value);
-  if (text.length <= FOLDED) return text;
-  return element("details", {}, element("summary", { text: shortened(value, 120) }), element("p", { text }));
+  return section("file", "The file", null, list);
 }
 
 function programs(item, about) {

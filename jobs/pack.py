@@ -1,0 +1,14 @@
+"""Ray job: pack an archive into shards. Same arguments as `touchstone pack`; submit with
+
+ray job submit --working-dir . -- python jobs/pack.py s3://bucket/photos --out s3://bucket/shards --as webdataset
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # an uploaded checkout is not an installed package
+
+from ray_app.cli.main import main
+
+if __name__ == "__main__":
+    sys.exit(main(["pack", *sys.argv[1:]], typed=["python", "jobs/pack.py", *sys.argv[1:]]))

@@ -1,0 +1,212 @@
+"""Tables of encoded images, as the Hugging Face hub writes them: one row is one member. Knows footers and columns, not what images are.
+
+Indexing reads the footer and every column but the images' bytes, row group by row group. Other columns of bytes (masks, depth maps)
+are left where they are, and so are long texts: `input` gets a reference, NAME_uri, that `read_referenced` follows. A table without
+images but with uris is a list: its rows are files of their own.
+"""
+
+import io
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ray_app.archives.containers.container import Container
+from ray_app.archives.containers.entries import why_closed
+from ray_app.archives.containers.parquet_cells import UNREADABLE, ParquetReader, no_bytes, open_parquet, read_referenced, reference
+from ray_app.archives.list_entries import ListEntries
+from ray_app.archives.members import Listed, Place, Refused
+from ray_app.archives.tables import (
+    cell_bytes,
+    features_of,
+    has_binary,
+    input_rows,
+    is_struct_of_bytes,
+    is_text,
+    no_uris,
+    roles_of,
+    uri_column,
+    without,
+)
+from ray_app.errors import SourceError, Status, said
+from ray_app.storage import Fetcher
+
+__all__ = ["index", "reader", "index_uris", "read_referenced"]
+
+_ROWS_AT_ONCE = 4096
+_WINDOW = 1 << 18  # between the columns that are read lie the images, which are not
+_MAGIC, _MAGIC_ENCRYPTED = b"PAR1", b"PARE"
+_SMALLEST = 12  # the magic twice, and the footer's length
+_SMALL = 1_000_000  # bytes below which a ratio says nothing
+MAX_ROW_BYTES = 64 * 1024  # of a row's other columns, as of a sidecar: what is more is only referred to
+
+
+def index(container: Container, fetcher: Fetcher) -> Iterator[Listed]:
+    """Every row, as a member named by its number, or as the file of its own that a list's row names. Raises as `Format.index`, and
+    ConfigError where the user has to say which column holds the images.
+    """
+    yield from _opened(container, fetcher, _rows)
+
+
+def index_uris(container: Container, fetcher: Fetcher) -> Iterator[Listed]:
+    """Every row of a table that its user calls a list, whatever other columns it has. Raises ConfigError where it has no uris."""
+    yield from _opened(container, fetcher, _listed)
+
+
+def reader(fetcher: Fetcher, max_bytes: int) -> ParquetReader:
+    """Reads cells row group by row group; see `Format.reader`."""
+    return ParquetReader(fetcher, max_bytes)
+
+
+def _opened(container: Container, fetcher: Fetcher, rows: Callable[[Container, pq.ParquetFile], Iterator[Listed]]) -> Iterator[Listed]:
+    """The rows, and after them the container itself where its file ends them early."""
+    try:
+        with fetcher.open(container.uri, container.version, container.size_bytes, window=_WINDOW) as file:
+            try:
+                table = open_parquet(file, texts_once=True)
+                names = table.schema_arrow.names
+                if len(set(names)) == len(names):
+                    yield from rows(container, table)
+                else:
+                    yield container.itself(Refused(Status.UNSUPPORTED_FORMAT, "a Parquet file with two columns of one name"))
+            except UNREADABLE as error:
+                yield container.itself(_fault(file, error))
+    except SourceError as error:
+        yield container.itself(why_closed(container, error))
+
+
+def _rows(container: Container, file: pq.ParquetFile) -> Iterator[Listed]:
+    roles = roles_of(file.schema_arrow, container.columns, container.path)
+    if roles.image is not None:
+        yield from _images(container, file, roles.image)
+    elif roles.uri is not None:
+        yield from _uris(container, file, roles.uri)
+    else:
+        yield container.itself(Refused(Status.UNSUPPORTED_FORMAT, "a Parquet file without a column of images or uris"))
+
+
+def _listed(container: Container, file: pq.ParquetFile) -> Iterator[Listed]:
+    column = uri_column(file.schema_arrow, container.columns)
+    if column is None:
+        raise no_uris(container.path, file.schema_arrow.names)
+    yield from _uris(container, file, column)
+
+
+def _images(container: Container, file: pq.ParquetFile, image: str) -> Iterator[Listed]:
+    table = _Table.of(container, file, image)
+    bomb = _bomb(container, file)
+    row = 0
+    for group in range(file.metadata.num_row_groups):
+        for values, has_image in table.rows(group, row):
+            if row == container.limits.max_members:
+                yield container.itself(Refused(Status.UNSAFE_MEMBER, f"more than {row} rows; further ones are not read"))
+                return
+            refused = bomb if has_image else no_bytes(values)
+            yield Listed(container.uri, str(row), 0, container.version, -1, values, Place("parquet", row, -1, group, image), refused)
+            row += 1
+
+
+def _uris(container: Container, file: pq.ParquetFile, column: str) -> Iterator[Listed]:
+    table = _Table.of(container, file, None)
+    entries = ListEntries(container.uri, column)
+    row = 0
+    for group in range(file.metadata.num_row_groups):
+        for item in entries.members(values for values, _ in table.rows(group, row)):
+            yield item
+            row += 1
+
+
+def _bomb(container: Container, file: pq.ParquetFile) -> Refused | None:
+    # Sizes of single columns would say it more exactly, but pyarrow ends the process on footers that lie in those.
+    unpacked = sum(file.metadata.row_group(group).total_byte_size for group in range(file.metadata.num_row_groups))
+    if unpacked > _SMALL and container.size_bytes > 0 and unpacked / container.size_bytes > container.limits.max_ratio:
+        return Refused(Status.IMAGE_TOO_LARGE, f"a table that unpacks from {container.size_bytes} to {unpacked} bytes")
+    return None
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Which columns of one file are read for `input`, which are only referred to, and which of both images and those have a path."""
+
+    uri: str
+    file: pq.ParquetFile
+    image: str | None
+    read: tuple[str, ...]
+    referred: tuple[str, ...]
+    with_path: tuple[str, ...]
+
+    @classmethod
+    def of(cls, container: Container, file: pq.ParquetFile, image: str | None) -> "_Table":
+        binary = {field.name: field.type for field in file.schema_arrow if field.name == image or has_binary(field.type)}
+        read = tuple(name for name in file.schema_arrow.names if name not in binary)
+        referred = tuple(name for name in binary if name != image)
+        return cls(container.uri, file, image, read, referred, tuple(name for name, kind in binary.items() if _has_path(kind)))
+
+    def rows(self, group: int, first_row: int) -> Iterator[tuple[dict[str, Any], bool]]:
+        """The `input` of each row of a row group, in order, and False where its image is null as far as can be told without reading
+        it; `first_row` is the group's first row in the file.
+        """
+        row, expected = first_row, self.file.metadata.row_group(group).num_rows
+        for values, nulls in (
+            self._read(group, first_row) if self.read or self.with_path else (({}, frozenset[str]()) for _ in range(expected))
+        ):
+            for name in self.referred:
+                values[self._free(f"{name}_uri")] = None if name in nulls else reference(self.uri, row, name)
+            yield values, self.image not in nulls
+            row += 1
+        if row - first_row != expected:
+            raise pa.ArrowInvalid(f"row group {group} has {row - first_row} rows, its footer says {expected}")
+
+    def _read(self, group: int, first_row: int) -> Iterator[tuple[dict[str, Any], Collection[str]]]:
+        features = features_of(self.file.schema_arrow)
+        wanted = [*self.read, *(f"{name}.path" for name in self.with_path)]
+        for batch in self.file.iter_batches(_ROWS_AT_ONCE, [group], wanted, use_threads=False):
+            columns = {name: batch.column(name) for name in self.read}
+            if self.image in self.with_path and "path" not in columns:
+                columns["path"] = pc.struct_field(batch.column(self.image), "path")
+            nulls = {name: batch.column(name).is_null().to_pylist() for name in self.with_path}
+            long = _long(columns)
+            columns = {name: without(column, long[name]) for name, column in columns.items()}
+            rows = input_rows(columns, features) if columns else [{} for _ in range(batch.num_rows)]
+            for row, values in enumerate(rows):
+                for name in (name for name, is_long in long.items() if is_long[row]):
+                    values[self._free(f"{name}_uri")] = reference(self.uri, first_row + row, name)
+                yield values, [name for name in nulls if nulls[name][row]]
+            first_row += batch.num_rows
+
+    def _free(self, name: str) -> str:
+        while name in self.read:
+            name += "_"
+        return name
+
+
+def _long(columns: Mapping[str, pa.Array]) -> dict[str, npt.NDArray[np.bool_]]:
+    """For each column the rows in which it takes more than its share, where all columns together take too much."""
+    sizes = {name: cell_bytes(column) for name, column in columns.items()}
+    is_much = sum(sizes.values()) > MAX_ROW_BYTES
+    return {name: is_much & (size > MAX_ROW_BYTES // len(sizes)) for name, size in sizes.items()}
+
+
+def _has_path(kind: pa.DataType) -> bool:
+    return is_struct_of_bytes(kind) and kind.get_field_index("path") >= 0 and is_text(kind.field("path").type)
+
+
+def _fault(file: io.RawIOBase, error: BaseException) -> Refused:
+    """What a file that pyarrow refuses is: empty, cut, encrypted, or not Parquet."""
+    size = file.seek(0, 2)
+    file.seek(0)
+    head = file.read(4) or b""
+    file.seek(max(0, size - 4))
+    tail = file.read(4) or b""
+    if not size:
+        return Refused(Status.EMPTY_FILE, "a Parquet file without bytes")
+    if tail == _MAGIC_ENCRYPTED or head == _MAGIC_ENCRYPTED:
+        return Refused(Status.ENCRYPTED_MEMBER, "an encrypted Parquet file")
+    if _MAGIC.startswith(head[: min(4, size)]) and (tail != _MAGIC or size < _SMALLEST):
+        return Refused(Status.TRUNCATED_IMAGE, "a Parquet file that ends before its footer")
+    return Refused(Status.CORRUPT_IMAGE, f"not a readable Parquet file: {said(error)}")

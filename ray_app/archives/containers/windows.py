@@ -1,0 +1,75 @@
+"""Members that lie near each other in one file, read with one request. Knows places and lengths; knows no format."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from ray_app.archives.members import Member
+from ray_app.errors import InputError, SourceError, Status
+from ray_app.storage import Fetcher
+from ray_app.storage.errors import too_large
+
+# One request of 8 MiB costs a store as much as one of 8 KiB; a gap of 64 KiB takes less time than a further request.
+_WINDOW, _GAP = 8 * 2**20, 64 * 2**10
+_AHEAD = 64 * 2**20
+
+
+@dataclass
+class _Window:
+    """Bytes `start` to `end`, and how many members are cut out of them."""
+
+    start: int
+    end: int
+    members: list[Member] = field(default_factory=list)
+
+    def takes(self, start: int, end: int) -> bool:
+        return self.start <= start <= self.end + _GAP and end - self.start <= _WINDOW
+
+
+def read_windows(
+    fetcher: Fetcher,
+    members: Sequence[Member],
+    max_bytes: int,
+    unpack: Callable[[Member, bytes], bytes | InputError] = lambda member, data: data,
+) -> Iterator[bytes | InputError]:
+    """What each member's `place` holds, in order; one over `max_bytes` is refused unread. `unpack` makes the member of it."""
+    windows = list(_windows([member for member in members if member.size_bytes <= max_bytes]))
+    uri, version = (members[0].uri, members[0].version) if members else ("", "")
+    ranges = [(window.start, window.end - window.start) for window in windows]
+    arriving = zip(windows, fetcher.prefetch_ranges(uri, version, ranges, depth_bytes=_AHEAD), strict=True)
+    cut = (piece for window, data in arriving for piece in _pieces(window, data, unpack))
+    for member in members:
+        yield too_large(member.size_bytes, max_bytes) if member.size_bytes > max_bytes else next(cut)
+
+
+def _windows(members: Sequence[Member]) -> Iterator[_Window]:
+    window: _Window | None = None
+    for member in members:
+        start, end = _span(member)
+        if window is None or not window.takes(start, end):
+            if window is not None:
+                yield window
+            window = _Window(start, end)
+        window.end = max(window.end, end)
+        window.members.append(member)
+    if window is not None:
+        yield window
+
+
+def _pieces(
+    window: _Window, data: bytes | InputError, unpack: Callable[[Member, bytes], bytes | InputError]
+) -> Iterator[bytes | InputError]:
+    for member in window.members:
+        if isinstance(data, InputError):
+            yield data
+            continue
+        start, end = _span(member)
+        piece = data[start - window.start : end - window.start]
+        if len(piece) < end - start:
+            yield SourceError(Status.SOURCE_CHANGED, f"the archive ends before the {member.member} that was listed")
+        else:
+            yield unpack(member, piece)
+
+
+def _span(member: Member) -> tuple[int, int]:
+    assert member.place is not None
+    return member.place.offset, member.place.offset + member.place.length

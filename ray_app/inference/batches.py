@@ -1,0 +1,58 @@
+"""What decoding hands to detectors: outcomes of members, and fixed slots of pixels. Plain values; no decoder, no detector."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from ray_app.errors import Status
+from ray_app.images import ImageFacts
+
+Pixels = npt.NDArray[np.uint8]
+Ragged = Sequence[Pixels | None]
+
+
+@dataclass(frozen=True)
+class Said:
+    """What detectors said of the same bytes before: of member `twin` of this block, or, where that is None, these scores and replies."""
+
+    twin: int | None
+    scores: Mapping[str, float | None] = field(default_factory=dict)
+    replies: Mapping[str, str | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one member before any detector saw it.
+
+    `phash`: 16 hex digits, where the spec asks for them. `said`: why no detector need look at it. `provenance`: the JSON of what the file
+    says of its origin, where the spec asks for it and it says something.
+    """
+
+    status: Status
+    detail: str | None
+    facts: ImageFacts | None
+    phash: str | None = None
+    said: Said | None = None
+    provenance: str | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Fixed slots. Per distinct preprocessing, `pixels` has one (slots, H, W, 3) array with zeros in unusable slots; or, where sizes
+    are kept, one array or None per slot.
+
+    `outcomes` has one entry per member, in slot order; there are fewer than slots only at the end of a block.
+    `pixels` is empty where no member could be decoded. `encoded`: the files themselves, for detectors that keep sizes and sit in
+    another process; None where they do not decode.
+    """
+
+    outcomes: tuple[Outcome, ...]
+    pixels: tuple[Pixels | Ragged, ...]
+    encoded: tuple[bytes | None, ...] = ()
+
+    @property
+    def usable(self) -> list[bool]:
+        """Per member, whether it has pixels."""
+        return [outcome.status is Status.OK and outcome.said is None for outcome in self.outcomes]

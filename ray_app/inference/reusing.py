@@ -1,0 +1,68 @@
+"""Byte-identical members are decoded and scored once: what was said of the same bytes before. Knows digests; knows no file of a run."""
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from ray_app.errors import Status
+from ray_app.inference.batches import Outcome, Said
+from ray_app.inference.judging import Readings, finite
+from ray_app.inference.spec import ScoringSpec
+
+MOST_REMEMBERED = 10_000  # members that a process knows by heart: about 15 MB
+
+
+class Index(Protocol):
+    """Scores of members that were committed before this process began."""
+
+    def find(self, sha256: str) -> Outcome | None:
+        """The outcome of such bytes, with what detectors said of them; None where they are not known."""
+
+
+class Recall:
+    """Remembers members by the SHA-256 of their bytes: those of the block at work, of this process's last blocks, and of an index."""
+
+    def __init__(self, spec: ScoringSpec, index: Index | None = None) -> None:
+        self._spec, self._index = spec, index
+        self._rows: dict[str, tuple[int, Outcome]] = {}
+        self._row = 0
+        self._remembered: OrderedDict[str, Outcome] = OrderedDict()
+        self.reused = 0
+
+    def begin_block(self) -> None:
+        """From now on rows are those of another block."""
+        self._rows, self._row = {}, 0
+
+    def known(self, sha256: str) -> Outcome | None:
+        """The outcome of the same bytes before, if there is one whose scores can stand for new ones."""
+        if sha256 in self._rows:
+            row, outcome = self._rows[sha256]
+            return replace(outcome, said=Said(row))
+        found = self._remembered.get(sha256) or (self._index.find(sha256) if self._index is not None else None)
+        return found if found is not None and (found.phash is not None or not self._spec.perceptual_hash) else None
+
+    def met(self, outcome: Outcome) -> None:
+        """Count one more member of the block, with what became of it."""
+        if outcome.said is not None:
+            self.reused += 1
+        elif outcome.status is Status.OK and outcome.facts is not None:
+            self._rows[outcome.facts.sha256] = (self._row, outcome)
+        self._row += 1
+
+    def learn(self, outcomes: Sequence[Outcome], readings: Readings) -> None:
+        """Remember a block that this process has scored."""
+        for row, outcome in enumerate(outcomes):
+            if outcome.status is not Status.OK or outcome.facts is None or outcome.said is not None:
+                continue
+            scores = {name: finite(readings.scores[name][row]) for name in self._spec.cards}
+            if is_complete(self._spec, outcome.facts.width, outcome.facts.height, scores):
+                replies = {name: texts[row] for name, texts in readings.replies.items()}
+                self._remembered[outcome.facts.sha256] = replace(outcome, said=Said(None, scores, replies), provenance=None)
+        while len(self._remembered) > MOST_REMEMBERED:
+            self._remembered.popitem(last=False)
+
+
+def is_complete(spec: ScoringSpec, width: int | None, height: int | None, scores: Mapping[str, float | None]) -> bool:
+    """Whether every detector that should score an image of this size has."""
+    return all(scores.get(name) is not None or not spec.is_scored(name, width or 0, height or 0) for name in spec.cards)

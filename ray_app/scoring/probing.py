@@ -1,0 +1,180 @@
+"""A short probe: a few members read, decoded and scored as a worker would do it, on one core. Writes nothing, starts no cluster."""
+
+import math
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from ray_app.archives import Listed, Member, MemberReader
+from ray_app.errors import InputError
+from ray_app.inference import Batch, BatchDecoder, ScoringSpec, StageClock
+from ray_app.scoring.plan import GMAC_PER_S, Layout
+from ray_app.scoring.rates import ESTIMATED, MEASURED, Pace
+from ray_app.storage import Fetcher
+
+T = TypeVar("T")
+
+SCORING_S = 60.0  # a probe of slow detectors scores no further; all of it is decoded
+READ_AHEAD = 16  # members fetched together, as a worker's threads do
+WRITE_S = {True: 0.1, False: 0.01}  # to commit a block: a PUT and its answer, or a local file; not measured, since nothing is written
+EXAMPLES = 2
+
+
+@dataclass
+class Probe:
+    """What became of the probed members. `scored` of them went through the detectors, `examples` holds refused ones by status."""
+
+    members: int = 0
+    scored: int = 0
+    size_bytes: int = 0
+    statuses: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("fetch", "fetch_cpu", "decode", "prepare"), 0.0))
+
+    @property
+    def mean_bytes(self) -> float:
+        """Bytes of one member, over those that could be read."""
+        return self.size_bytes / self.members if self.members else 0.0
+
+    def note(self, member: Member, status: str, detail: str | None) -> None:
+        """Count one member."""
+        self.members += 1
+        self.statuses[status] += 1
+        shown = self.examples.setdefault(status, []) if detail is not None else []
+        if len(shown) < EXAMPLES:
+            shown.append({"uri": member.uri, "member": member.member, "detail": detail})
+
+
+def probe_members(
+    spec: ScoringSpec, layout: Layout, fetcher: Fetcher, sample: Sequence[Listed | Member], *, blocks: int, members: int, remote_out: bool
+) -> tuple[Probe, Pace]:
+    """Fetch, decode and prepare the sample and score it, for up to a minute; GPUs that are not here are reckoned from the cards.
+
+    `blocks` and `members` of the whole run say how many members share the time to commit a block.
+    """
+    probe = Probe()
+    with _on_one_core(spec) as here:
+        scoring = _Scoring(spec, probe) if here else None
+        for batch in _batches(spec, layout, fetcher, sample, probe):
+            if scoring is not None:
+                scoring.score(batch)
+        score = scoring.seconds_per_image() if scoring is not None else _reckoned(spec, probe.seconds["decode"] / probe.members)
+    each = {stage: spent / probe.members for stage, spent in probe.seconds.items()}
+    return probe, Pace(
+        fetch=each["fetch"],
+        fetch_cpu=each["fetch_cpu"],
+        decode=each["decode"],
+        prepare=each["prepare"],
+        score=score,
+        write=WRITE_S[remote_out] * blocks / members,
+        scored_by=MEASURED if scoring is not None else ESTIMATED,
+    )
+
+
+@contextmanager
+def _on_one_core(spec: ScoringSpec) -> Iterator[bool]:
+    """Inside, torch computes on one core; gives whether the device of the spec is here at all."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield spec.device == "cpu" or torch.cuda.is_available()
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _batches(
+    spec: ScoringSpec, layout: Layout, fetcher: Fetcher, sample: Iterable[Listed | Member], probe: Probe
+) -> Iterator[tuple[Batch, int]]:
+    """The sample decoded, each batch with its members' number; times and statuses go into the probe."""
+    # In the order of their containers, so that one that can only be read from its beginning is read once.
+    ordered = sorted(sample, key=lambda item: (item.uri, item.place.offset if item.place else 0))
+    members = [_member(item, slot) for slot, item in enumerate(ordered)]
+    clock = StageClock()
+    decoder = BatchDecoder(spec, clock, hand_over=layout.kind == "split")
+    reader = MemberReader(fetcher, max_bytes=spec.limits.max_bytes)
+    for group in _cut(members, spec.slots * math.ceil(READ_AHEAD / spec.slots)):
+        for part in _cut(_fetched(reader, fetcher, group, probe), spec.slots):
+            batch = decoder.decode([(member.image_id, data) for member, data in part])
+            for (member, _), outcome in zip(part, batch.outcomes, strict=True):
+                probe.note(member, outcome.status, outcome.detail)
+            yield batch, len(part)
+    for stage in ("decode", "prepare"):
+        probe.seconds[stage] += clock.seconds[stage]
+
+
+def _fetched(reader: MemberReader, fetcher: Fetcher, group: Sequence[Member], probe: Probe) -> list[tuple[Member, bytes | InputError]]:
+    began, busy, before = time.perf_counter(), time.process_time(), fetcher.bytes_read
+    fetched = list(reader.read(group))
+    wanted = sum(len(data) for _, data in fetched if isinstance(data, bytes))
+    # Members drawn here and there from a container bring their neighbours along, which a run would have wanted too.
+    useful = min(wanted / max(fetcher.bytes_read - before, 1), 1.0)
+    probe.seconds["fetch"] += (time.perf_counter() - began) * useful
+    probe.seconds["fetch_cpu"] += (time.process_time() - busy) * useful
+    probe.size_bytes += wanted
+    return fetched
+
+
+def _cut(items: Sequence[T], length: int) -> Iterator[Sequence[T]]:
+    return (items[start : start + length] for start in range(0, len(items), length))
+
+
+def _member(item: Listed | Member, slot: int) -> Member:
+    if isinstance(item, Member):
+        return item
+    return Member(
+        slot, item.uri, item.member, item.occurrence, item.version, item.size_bytes, 0, slot, item.input, item.place, item.refused
+    )
+
+
+class _Scoring:
+    """All pools of detectors, each timed by itself; the first batch goes through twice, since the first time warms up."""
+
+    def __init__(self, spec: ScoringSpec, probe: Probe) -> None:
+        from ray_app.inference.scoring import EnsembleScorer  # torch: only where something is scored
+
+        self._probe = probe
+        self._clocks = [StageClock() for _ in spec.pools]
+        self._scorers = [EnsembleScorer(spec, clock, pool) for clock, pool in zip(self._clocks, spec.pools, strict=True)]
+        self._late = BatchDecoder(spec, StageClock())
+
+    def score(self, batch_and_members: tuple[Batch, int]) -> None:
+        """Score one batch, unless the time is up."""
+        batch, members = batch_and_members
+        if sum(clock.seconds["score"] for clock in self._clocks) > SCORING_S:
+            return
+        if not self._probe.scored:
+            self._once(batch)
+            for clock in self._clocks:
+                clock.take()
+        self._once(batch)
+        self._probe.scored += members
+
+    def seconds_per_image(self) -> tuple[float | None, ...]:
+        """Of each pool."""
+        return tuple(clock.seconds["score"] / self._probe.scored for clock in self._clocks)
+
+    def _once(self, batch: Batch) -> None:
+        for scorer in self._scorers:
+            scorer.score([self._late.complete(batch)])
+
+
+def _reckoned(spec: ScoringSpec, decode_s: float) -> tuple[float | None, ...]:
+    """Per pool, from the multiply-adds on the cards, a shared backbone once; None where a card states none.
+
+    A scorer decodes again, in `decode_s`, for each preprocessing that keeps sizes.
+    """
+    seconds: list[float | None] = []
+    for pool in spec.pools:
+        cards = [spec.cards[name] for name in pool]
+        late = {card.preprocessing for card in cards if card.preprocessing.shape is None}
+        runs = {
+            (card.backbone.name if card.backbone else card.name, card.preprocessing, spec.precision[card.name]): card.size for card in cards
+        }
+        known = [size.gmac for size in runs.values() if size is not None]
+        seconds.append(sum(known) / GMAC_PER_S["gpu"] + decode_s * len(late) if len(known) == len(runs) else None)
+    return tuple(seconds)

@@ -1,0 +1,168 @@
+"""How fast the stages of a layout go, and which one holds the others up. Pure arithmetic on seconds per image.
+
+Fused, every process does one stage after another. Split, the stages run side by side and the slowest sets the pace.
+"""
+
+import math
+from dataclasses import dataclass
+
+from ray_app.reports.wording import measured
+from ray_app.scoring.plan import GMAC_PER_S, Layout
+
+MEASURED, ESTIMATED, UNKNOWN = "measured", "estimated", "unknown"
+_RESIZES = "or, where a grey level does not matter, --set resize=fast"
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds that one process spends on one image. `score` has one number per pool of detectors, None where nobody knows.
+
+    `fetch` is wall time, most of it waiting; `fetch_cpu` is what of it keeps the core from other work.
+    """
+
+    fetch: float
+    fetch_cpu: float
+    decode: float
+    prepare: float
+    score: tuple[float | None, ...]
+    write: float
+    scored_by: str = MEASURED
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one stage does at most on the processes it has: alone if they share it with others. None where its pace is not known.
+
+    `detectors`: which of them this scoring stage runs. `basis`: measured, estimated or unknown.
+    """
+
+    stage: str
+    seconds_per_image: float | None
+    images_per_s: float | None
+    processes: int
+    basis: str
+    detectors: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """`images_per_s` is that of the whole; `bottleneck` is the stage that sets it, `busy` the share of time that the scorers work."""
+
+    stages: tuple[Stage, ...]
+    images_per_s: float
+    bottleneck: Stage
+    advice: str
+    busy: float | None
+
+
+def forecast_rates(layout: Layout, pace: Pace, pools: tuple[tuple[str, ...], ...], *, cpus: int, gpus: int, gmac: float) -> Forecast:
+    """The stages, the rate of the whole and what would raise it. `gmac`: billions of multiply-adds per image, 0 where not known."""
+    if layout.kind == "fused":
+        return _fused(layout, pace, pools, cpus, gmac)
+    return _split(layout, pace, pools, cpus, gpus)
+
+
+def _fused(layout: Layout, pace: Pace, pools: tuple[tuple[str, ...], ...], cpus: int, gmac: float) -> Forecast:
+    workers = layout.workers
+    at_once = min(workers, cpus)  # more processes than cores share them
+    score = sum(seconds or 0.0 for seconds in pace.score)
+    spent = {"fetch": pace.fetch, "decode": pace.decode, "prepare": pace.prepare, "score": score, "write": pace.write}
+    busy_s = pace.fetch_cpu + pace.decode + pace.prepare + score + pace.write
+    stages = tuple(
+        _stage(name, seconds, at_once, workers, _basis(name, pace), sum(pools, ()) if name == "score" else ())
+        for name, seconds in spent.items()
+    )
+    rate = at_once / max(pace.fetch, busy_s, 1e-9)
+    # Reading runs ahead of the rest: it is in the way only where it is slower than all of it.
+    slowest = "fetch" if pace.fetch >= busy_s else max(("decode", "prepare", "score", "write"), key=lambda name: spent[name])
+    advice = _FUSED_ADVICE[slowest].format(cpus=cpus, twice=2 * cpus, each=measured(rate / at_once))
+    if slowest == "score" and (with_gpu := _rate_with_gpu(pace, cpus, gmac)) > 1.5 * rate:
+        advice += f"; one GPU beside {cpus} cores: about {with_gpu:,.0f} images/s (estimated)"
+    return Forecast(stages, rate, next(stage for stage in stages if stage.stage == slowest), advice, None)
+
+
+_FUSED_ADVICE = {
+    "fetch": "run nearer to the bucket, or give more processes: reading is slower than all that is done with what was read",
+    "decode": "add cores, each adds {each} images/s: {twice} instead of {cpus} halve the time; a GPU would not help",
+    "prepare": f"add cores, each adds {{each}} images/s, {_RESIZES}",
+    "score": "add cores, each adds {each} images/s: {twice} instead of {cpus} halve the time; or take a lighter ensemble",
+    "write": "put the run directory on faster storage, or make blocks larger: --set block_members=1024",
+}
+
+
+def _rate_with_gpu(pace: Pace, cpus: int, gmac: float) -> float:
+    if not gmac:
+        return 0.0
+    return min(GMAC_PER_S["gpu"] / gmac, max(cpus - 1, 1) / max(pace.fetch_cpu + pace.decode + pace.prepare, 1e-9))
+
+
+def _split(layout: Layout, pace: Pace, pools: tuple[tuple[str, ...], ...], cpus: int, gpus: int) -> Forecast:
+    on_gpus = layout.scorer_gpus > 0
+    decoders, scorers = layout.decoders, layout.scorers
+    if not on_gpus and decoders + sum(scorers) > cpus:
+        pace = _slowed(pace, (decoders + sum(scorers)) / cpus)
+    decoding = [
+        _stage(name, seconds, decoders, decoders, MEASURED)
+        for name, seconds in (("fetch", pace.fetch), ("decode", pace.decode), ("prepare", pace.prepare))
+    ]
+    scoring = [
+        _stage("score", seconds, count * (layout.scorer_gpus or 1.0), count, pace.scored_by if seconds else UNKNOWN, pool)
+        for seconds, count, pool in zip(pace.score, scorers, pools, strict=True)
+    ]
+    writing = _stage("write", pace.write, layout.committers, layout.committers, ESTIMATED)
+    stages = (*decoding, *scoring, writing)
+    on_cores = pace.fetch_cpu + pace.decode + pace.prepare
+    decoded = decoders / max(pace.fetch, on_cores, 1e-9)
+    scored = min((stage.images_per_s for stage in scoring if stage.images_per_s is not None), default=math.inf)
+    written = writing.images_per_s or math.inf
+    rate = min(decoded, scored, written)
+    busy = None if math.isinf(scored) else rate / scored
+    if rate == written:
+        return Forecast(stages, rate, writing, _FUSED_ADVICE["write"], busy)
+    if rate == scored:
+        slowest = min(scoring, key=lambda stage: math.inf if stage.images_per_s is None else stage.images_per_s)
+        return Forecast(stages, rate, slowest, _scoring_advice(layout, scored, decoded, gpus), busy)
+    if pace.fetch >= on_cores:
+        return Forecast(stages, rate, decoding[0], "run nearer to the bucket, or give more cores: each reads ahead for itself", busy)
+    slowest = max(decoding[1:], key=lambda stage: stage.seconds_per_image or 0.0)
+    return Forecast(stages, rate, slowest, _decoding_advice(layout, slowest.stage, scored, decoded, cpus, gpus), busy)
+
+
+def _decoding_advice(layout: Layout, stage: str, scored: float, decoded: float, cpus: int, gpus: int) -> str:
+    faster = f", {_RESIZES}" if stage == "prepare" else ""
+    if math.isinf(scored):
+        return f"add cores, each adds {measured(decoded / layout.decoders)} images/s{faster}"
+    wanted = cpus - layout.decoders + math.ceil(scored / decoded * layout.decoders)
+    what = ("the GPU" if gpus == 1 else f"the {gpus} GPUs") if layout.scorer_gpus else "the scorers"
+    advice = f"raise cores from {cpus:,} to {wanted:,} to keep {what} busy, idle {100 * (1 - decoded / scored):.0f} % of the time{faster}"
+    enough = math.ceil(gpus * decoded / scored)
+    if layout.scorer_gpus and enough < gpus:
+        return f"plan {enough} of the {gpus} GPUs, which is as fast and cheaper; or {advice}"
+    return advice
+
+
+def _scoring_advice(layout: Layout, scored: float, decoded: float, gpus: int) -> str:
+    if not layout.scorer_gpus:
+        return "add cores or a GPU, or take a lighter ensemble"
+    fed = math.floor(gpus * decoded / scored)
+    if fed <= gpus:
+        return "cores and GPUs are in balance: more of both, or a lighter ensemble"
+    return f"add GPUs: the cores could feed {fed:,} instead of {gpus}; or take a lighter ensemble"
+
+
+def _stage(name: str, seconds: float | None, at_once: float, processes: int, basis: str, detectors: tuple[str, ...] = ()) -> Stage:
+    rate = None if not seconds else at_once / seconds
+    return Stage(name, seconds, rate, processes, basis, detectors)
+
+
+def _basis(stage: str, pace: Pace) -> str:
+    if stage == "write":
+        return ESTIMATED
+    if stage != "score":
+        return MEASURED
+    return UNKNOWN if None in pace.score else pace.scored_by
+
+
+def _slowed(pace: Pace, by: float) -> Pace:
+    score = tuple(None if seconds is None else seconds * by for seconds in pace.score)
+    return Pace(pace.fetch, pace.fetch_cpu * by, pace.decode * by, pace.prepare * by, score, pace.write, pace.scored_by)

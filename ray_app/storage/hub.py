@@ -1,0 +1,50 @@
+"""The Hugging Face hub as a place to read from: one commit of each repository for as long as a process lives.
+
+A branch moves; a commit does not. What is listed, what is compared and what is read are therefore always of one state, and only a
+process that starts later may find another, which the files' own ids (git blobs) then tell.
+"""
+
+import os
+from functools import lru_cache
+from typing import Any
+
+from ray_app.storage.backends import fsspec_for
+from ray_app.storage.locations import scheme_of
+
+
+def reading_place(url: str) -> tuple[Any, str]:
+    """fsspec's file system and path for a URL that is only read; on the hub, at the commit that this process has seen first.
+
+    Raises as `fsspec_for`, and what the hub's client raises.
+    """
+    return (filesystem(), pinned(url)) if scheme_of(url) == "hf" else fsspec_for(url)
+
+
+def filesystem() -> Any:
+    """The process's HfFileSystem for the present HF_ENDPOINT; its listings are kept, since commits do not change."""
+    return _filesystem(os.getpid(), os.environ.get("HF_ENDPOINT"))
+
+
+@lru_cache(maxsize=4)
+def _filesystem(pid: int, endpoint: str | None) -> Any:
+    from huggingface_hub import HfFileSystem  # a third of a second, for those who read from the hub
+
+    # fsspec would make one for each thread, and every one would list every folder anew.
+    return HfFileSystem(endpoint=endpoint, skip_instance_cache=True)
+
+
+def pinned(url: str) -> str:
+    """The path, as HfFileSystem spells it, at the commit that its branch points to now. Raises FileNotFoundError and httpx's errors."""
+    fs = filesystem()
+    found = fs.resolve_path(url)
+    if not hasattr(found, "revision"):
+        return str(found.unresolve())  # a bucket has no commits
+    root = f"{found.repo_type}s/{found.repo_id}@{_commit(os.getpid(), fs.endpoint, found.repo_type, found.repo_id, found.revision)}"
+    return f"{root}/{found.path_in_repo}".rstrip("/")
+
+
+@lru_cache(maxsize=256)
+def _commit(pid: int, endpoint: str, repo_type: str, repo_id: str, revision: str) -> str:
+    from huggingface_hub import HfApi
+
+    return str(HfApi(endpoint=endpoint).repo_info(repo_id, revision=revision, repo_type=repo_type).sha)

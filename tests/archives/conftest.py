@@ -1,0 +1,3 @@
+from tests.storage.conftest import faulty
+
+__all__ = ["faulty"]

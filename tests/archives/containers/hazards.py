@@ -1,0 +1,172 @@
+"""Archives that intake must read, or refuse member by member, each made in code; and the two ways to look at one."""
+
+import gzip
+import io
+import struct
+import tarfile
+import zipfile
+import zlib
+from pathlib import Path
+
+from ray_app.archives import Columns, Container, ContainerLimits, Listed, Member, MemberReader
+from ray_app.archives.containers import CONTAINERS
+from ray_app.errors import InputError
+from ray_app.storage import Fetcher, list_objects
+
+FILES = {"a/1.jpg": b"first" * 99, "a/2.jpg": b"second" * 200, "empty.jpg": b"", "b.png": bytes(range(256)) * 9}
+
+
+def container_at(place: str | Path, kind: str, **limits) -> Container:
+    """A file as a container."""
+    [info] = list_objects(str(place))
+    return Container(info.uri, info.version, info.size_bytes, kind, "a", Columns(), ContainerLimits(**limits))
+
+
+def opened(place: str | Path | Container, kind: str, *, fetcher: Fetcher | None = None, **limits) -> list[Listed]:
+    """What a container lists."""
+    container = place if isinstance(place, Container) else container_at(place, kind, **limits)
+    return list(CONTAINERS[kind].index(container, fetcher or Fetcher()))
+
+
+def written(folder: Path, data: bytes, kind: str, **limits) -> list[Listed]:
+    """What a container with these bytes lists."""
+    path = folder / f"archive.{kind}"
+    path.write_bytes(data)
+    return opened(path, kind, **limits)
+
+
+def members(listed: list[Listed]) -> list[Member]:
+    """Rows of a manifest for them."""
+    return [
+        Member(slot, m.uri, m.member, m.occurrence, m.version, m.size_bytes, 0, slot, m.input, m.place, m.refused)
+        for slot, m in enumerate(listed)
+    ]
+
+
+def contents(listed: list[Listed], *, fetcher: Fetcher | None = None, max_bytes: int = 2**20) -> list[bytes | str]:
+    """Bytes, or the status, of each."""
+    reading = MemberReader(fetcher or Fetcher(), max_bytes=max_bytes).read(members(listed))
+    return [str(data.status) if isinstance(data, InputError) else data for _, data in reading]
+
+
+def statuses(listed: list[Listed]) -> list[tuple[str | None, str | None]]:
+    """Name and refusal of each."""
+    return [(item.member, item.refused and str(item.refused.status)) for item in listed]
+
+
+def tar(files: dict[str, bytes] | None = None, *, extra: tuple[tarfile.TarInfo, ...] = (), tar_format: int = tarfile.PAX_FORMAT) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tar_format) as archive:
+        for name, data in (FILES if files is None else files).items():
+            archive.addfile(member(name, size=len(data)), io.BytesIO(data))
+        for info in extra:
+            archive.addfile(info)
+    return out.getvalue()
+
+
+def member(name: str, type_: bytes = tarfile.REGTYPE, size: int = 0, **fields) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.size = type_, size
+    for key, value in fields.items():
+        setattr(info, key, value)
+    return info
+
+
+def header(name: bytes, size: bytes = b"%011o\0" % 0, type_: bytes = b"0") -> bytes:
+    """One ustar header whose fields no library would write."""
+    block = name.ljust(100, b"\0") + b"0000644\0" + b"0000000\0" * 2 + size + b"%011o\0" % 0 + b" " * 8 + type_ + bytes(100)
+    block = (block + b"ustar\x0000").ljust(512, b"\0")
+    return block[:148] + b"%06o\0 " % sum(block) + block[156:]
+
+
+def block(data: bytes) -> bytes:
+    """Data as a tar holds it."""
+    return data + bytes(-len(data) % 512)
+
+
+def pax(record: bytes) -> bytes:
+    """An extended header with these bytes in it."""
+    return header(b"pax", b"%011o\0" % len(record), b"x") + block(record)
+
+
+def sparse_old() -> bytes:
+    """GNU's old sparse header, with one further block of its map."""
+    first = bytearray(header(b"sparse.jpg", b"%011o\0" % 3, b"S"))
+    first[257:265], first[482] = b"ustar  \0", 1
+    first[148:156] = b"%06o\0 " % (sum(first[:148]) + 8 * 32 + sum(first[156:]))
+    return bytes(first) + bytes(512) + block(b"abc") + tar({"after.jpg": b"x"})
+
+
+def zipped(files: dict[str, bytes] | None = None, method: int = zipfile.ZIP_DEFLATED) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", method) as archive:
+        for name, data in (FILES if files is None else files).items():
+            archive.writestr(name, data)
+    return out.getvalue()
+
+
+def zip_with(name: str, data: bytes = b"x", **fields) -> bytes:
+    """A zip of one entry whose directory says what `fields` say."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        info = zipfile.ZipInfo(name)
+        for key, value in fields.items():
+            setattr(info, key, value)
+        archive.writestr(info, data)
+    return out.getvalue()
+
+
+class Unseekable(io.BytesIO):
+    """Where zipfile has to write sizes behind the data."""
+
+    def seekable(self) -> bool:
+        return False
+
+    def seek(self, *_) -> int:
+        raise io.UnsupportedOperation
+
+    def tell(self) -> int:
+        raise io.UnsupportedOperation
+
+
+def streamed_zip(method: int) -> bytes:
+    out = Unseekable()
+    with zipfile.ZipFile(out, "w", method) as archive:
+        for name, data in FILES.items():
+            archive.writestr(name, data)
+    return out.getvalue()
+
+
+def directory_entry(name: bytes, packed: int, size: int, offset: int, crc: int = 0, method: int = 8) -> bytes:
+    return struct.pack("<4s6H3L5H2L", b"PK\1\2", 20, 20, 0, method, 0, 0, crc, packed, size, len(name), 0, 0, 0, 0, 0, offset) + name
+
+
+def ended(data: bytes, entries: list[bytes]) -> bytes:
+    """Local data, then a directory, then its end record."""
+    directory = b"".join(entries)
+    return data + directory + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, len(entries), len(entries), len(directory), len(data), 0)
+
+
+def overlapping_zip() -> bytes:
+    """One kernel of packed zeros that many names share (https://www.bamsoftware.com/hacks/zipbomb/)."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    packed = packer.compress(bytes(50_000)) + packer.flush()
+    crc = zlib.crc32(bytes(50_000))
+    local = struct.pack("<4s5H3L2H", b"PK\3\4", 20, 0, 8, 0, 0, crc, len(packed), 50_000, 5, 0) + b"0.jpg" + packed
+    return ended(local, [directory_entry(b"%d.jpg" % n, len(packed), 50_000, 0, crc) for n in range(9)])
+
+
+def zip64_forced() -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for name, data in FILES.items():
+            with archive.open(name, "w", force_zip64=True) as file:
+                file.write(data)
+    return out.getvalue()
+
+
+def bomb(kind: str, size: int = 40 * 2**20) -> bytes:
+    """Zeros that pack a thousandfold."""
+    if kind == "zip":
+        return zipped({"first.jpg": b"x" * 10, "bomb.jpg": bytes(size)})
+    return gzip.compress(tar({"first.jpg": b"x" * 10, "bomb.jpg": bytes(size), "last.jpg": b"y"}), 1)

@@ -1,0 +1,380 @@
+import io
+import json
+import random
+from datetime import UTC, datetime
+from decimal import Decimal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ray_app.archives import Columns, Container, ContainerLimits, Listed, Place, open_source
+from ray_app.archives.containers import CONTAINERS
+from ray_app.archives.containers.parquet import index, read_referenced, reader
+from ray_app.errors import ConfigError, InputError, Status
+from ray_app.storage import Fetcher
+from tests.storage.faulty_server import FaultyServer
+
+BYTES = [b"image %d " % number + bytes(number) for number in range(20)]
+
+
+def features(**kinds) -> dict[bytes, bytes]:
+    return {b"huggingface": json.dumps({"info": {"features": kinds}}).encode()}
+
+
+def as_hub(cells, **others) -> pa.Table:
+    """What `datasets` writes for a column of images: its own test below compares this with the real thing."""
+    image = pa.array(
+        [{"bytes": cell, "path": f"{row}.png"} for row, cell in enumerate(cells)],
+        pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
+    )
+    said = {"image": {"_type": "Image"}} | {name: {"_type": "Value"} for name in others}
+    return pa.table({"image": image, **others}).replace_schema_metadata(features(**said))
+
+
+def listed(path, table: pa.Table | bytes, columns: Columns | None = None, limits: ContainerLimits | None = None, **how) -> list[Listed]:
+    pq.write_table(table, path, **how) if isinstance(table, pa.Table) else path.write_bytes(table)
+    container = Container(str(path), "", path.stat().st_size, "parquet", path.name, columns or Columns(), limits or ContainerLimits())
+    return list(index(container, Fetcher()))
+
+
+def read(items, max_bytes=10**6) -> list:
+    return list(reader(Fetcher(), max_bytes).read(items))
+
+
+def test_a_table_as_the_hub_writes_it(tmp_path):
+    items = listed(tmp_path / "a.parquet", as_hub(BYTES, label=list(range(20))), row_group_size=6)
+    assert [(item.member, item.place) for item in items] == [(str(row), Place("parquet", row, -1, row // 6, "image")) for row in range(20)]
+    assert [item.input for item in items] == [{"label": row, "path": f"{row}.png"} for row in range(20)]
+    assert {(item.uri, item.occurrence, item.size_bytes, item.refused) for item in items} == {(str(tmp_path / "a.parquet"), 0, -1, None)}
+    assert read(items) == BYTES
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary_view()])
+def test_a_plain_column_of_bytes(tmp_path, kind):
+    items = listed(tmp_path / "a.parquet", pa.table({"jpg": pa.array(BYTES, kind), "n": range(20)}))
+    assert read(items) == BYTES
+    assert items[3].input == {"n": 3}
+
+
+def test_a_table_of_nothing_but_images(tmp_path):
+    items = listed(tmp_path / "a.parquet", pa.table({"image": pa.array(BYTES)}), row_group_size=7)
+    assert ([item.input for item in items], read(items)) == ([{}] * 20, BYTES)
+
+
+def test_any_part_is_read_in_any_order(tmp_path):
+    items = listed(tmp_path / "a.parquet", as_hub(BYTES), row_group_size=6)
+    order = random.Random(0).sample(range(20), 20)
+    assert read([items[row] for row in order]) == [BYTES[row] for row in order]
+    cells = reader(Fetcher(), 10**6)
+    assert [data for start in range(0, 20, 4) for data in cells.read(items[start : start + 4])] == BYTES
+
+
+def test_the_next_block_goes_on_where_the_last_one_ended(tmp_path):
+    """Blocks of one file, read in turn, read each page once."""
+    cells = [random.Random(row).randbytes(100_000) for row in range(40)]
+    items = listed(
+        tmp_path / "a.parquet", as_hub(cells), row_group_size=20, data_page_size=100_000, write_batch_size=1, use_dictionary=False
+    )
+    fetcher = Fetcher()
+    blocks = reader(fetcher, 10**6)
+    assert [data for start in range(0, 40, 5) for data in blocks.read(items[start : start + 5])] == cells
+    assert fetcher.bytes_read < 1.3 * sum(map(len, cells))
+
+
+def test_the_listing_reads_no_images(tmp_path):
+    cells = [random.Random(row).randbytes(300_000) for row in range(30)]
+    pq.write_table(as_hub(cells, label=list(range(30))), tmp_path / "a.parquet", row_group_size=15, use_dictionary=False)
+    fetcher = Fetcher()
+    container = Container(str(tmp_path / "a.parquet"), "", -1, "parquet", "a.parquet", Columns(), ContainerLimits())
+    assert len(list(index(container, fetcher))) == 30
+    assert fetcher.bytes_read < 0.1 * sum(map(len, cells))
+
+
+def test_other_columns_pass_through(tmp_path):
+    when = datetime(2024, 5, 6, 7, 8, 9, 123456, tzinfo=UTC)
+    others = {
+        "score": pa.array([0.5, None]),
+        "tags": pa.array([["a", "b"], []]),
+        "camera": pa.array([{"make": "X", "iso": 100}, None]),
+        "class": pa.array(["cat", "dog"]).dictionary_encode(),
+        "taken": pa.array([when, None], pa.timestamp("ns", "UTC")),
+        "huge": pa.array([2**64 - 1, 1], pa.uint64()),
+        "map": pa.array([[("k", 1)], None], pa.map_(pa.string(), pa.int64())),
+    }
+    one, two = (item.input for item in listed(tmp_path / "a.parquet", as_hub(BYTES[:2], **others)))
+    assert one == {
+        "score": 0.5,
+        "tags": ["a", "b"],
+        "camera": {"make": "X", "iso": 100},
+        "class": "cat",
+        "taken": when,
+        "path": "0.png",
+        "huge": Decimal(2**64 - 1),
+        "map": '[["k", 1]]',
+    }
+    assert (two["score"], two["camera"], two["taken"], two["map"]) == (None, None, None, None)
+    pa.array([one, two])  # what a manifest will do with them
+
+
+def test_class_labels_come_with_their_text(tmp_path):
+    said = features(image={"_type": "Image"}, label={"_type": "ClassLabel", "names": ["real", "fake"]})
+    table = as_hub(BYTES[:4], label=[1, 0, None, -1]).replace_schema_metadata(said)
+    assert [(i.input["label"], i.input["label_name"]) for i in listed(tmp_path / "a.parquet", table)] == [
+        *[(1, "fake"), (0, "real"), (None, None), (-1, None)]
+    ]
+
+
+def test_other_images_are_referred_to_and_read_back(tmp_path):
+    mask = as_hub([b"mask", None, b"third"])["image"].to_pylist()
+    table = as_hub(BYTES[:3], mask=pa.array([mask[0], None, mask[2]]), depth=pa.array([b"d0", b"d1", b"d2"]))
+    items = listed(tmp_path / "a #1.parquet", table, row_group_size=2)
+    assert [item.input["mask_uri"] is None for item in items] == [False, True, False]
+    assert read_referenced(items[2].input["mask_uri"], Fetcher()) == b"third"
+    assert read_referenced(items[2].input["depth_uri"], Fetcher()) == b"d2"
+    with pytest.raises(ConfigError, match="no reference"):
+        read_referenced("a.png", Fetcher())
+    with pytest.raises(InputError, match="no row 9"):
+        read_referenced(f"{items[0].uri}#row=9&column=depth", Fetcher())
+
+
+@pytest.mark.parametrize(
+    ("names", "said", "columns", "chosen"),
+    [
+        (["a", "b"], {}, Columns(image="b"), "b"),
+        (["a", "b"], {"b": {"_type": "Image"}}, Columns(), "b"),
+        (["mask", "image"], {"mask": {"_type": "Image"}, "image": {"_type": "Image"}}, Columns(), "image"),
+        (["thumb", "JPG"], {}, Columns(), "JPG"),
+        (["whatever"], {}, Columns(), "whatever"),
+    ],
+)
+def test_which_column_holds_the_images(tmp_path, names, said, columns, chosen):
+    table = pa.table({name: pa.array([name.encode()]) for name in names}).replace_schema_metadata(features(**said))
+    [item] = listed(tmp_path / "a.parquet", table, columns)
+    assert read([item]) == [chosen.encode()]
+
+
+def test_what_only_the_user_can_say(tmp_path):
+    two = pa.table({"a": [b"1"], "b": [b"2"]})
+    with pytest.raises(ConfigError, match=r"a.parquet: the images may be in any of the columns a, b") as caught:
+        listed(tmp_path / "a.parquet", two)
+    assert "--set columns.image=NAME" in caught.value.hint
+    with pytest.raises(ConfigError, match="no column 'c'"):
+        listed(tmp_path / "a.parquet", two, Columns(image="c"))
+    with pytest.raises(ConfigError, match="the bytes in 'vector' or the files that 'url' names"):
+        listed(tmp_path / "a.parquet", pa.table({"vector": [b"1"], "url": ["https://example.org/a.jpg"]}))
+
+
+def test_a_table_of_uris_is_a_list(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"12345")
+    items = listed(
+        tmp_path / "list.parquet", pa.table({"url": ["a.jpg", "s3://b/c.jpg"], "etag": [None, "e"], "size_bytes": [None, 7], "n": [1, 2]})
+    )
+    assert [(i.uri, i.member, i.version, i.size_bytes, i.input, i.place) for i in items] == [
+        (str(tmp_path / "a.jpg"), None, f"5-{(tmp_path / 'a.jpg').stat().st_mtime_ns}", 5, {"n": 1}, None),
+        ("s3://b/c.jpg", None, "e", 7, {"n": 2}, None),
+    ]
+
+
+def test_neither_images_nor_uris(tmp_path):
+    [item] = listed(tmp_path / "a.parquet", pa.table({"n": [1, 2]}))
+    assert (item.member, item.refused.status, item.refused.detail) == (
+        *(None, Status.UNSUPPORTED_FORMAT, "a Parquet file without a column of images or uris"),
+    )
+
+
+def test_rows_without_bytes(tmp_path):
+    table = as_hub([b"x", None])
+    table = pa.concat_tables([table, table.set_column(0, "image", pa.nulls(2, table["image"].type))])
+    items = listed(tmp_path / "a.parquet", table)
+    assert [item.refused and item.refused.status for item in items] == [None, None, Status.SOURCE_MISSING, Status.SOURCE_MISSING]
+    data, missing = read(items[:2])
+    assert (data, missing.status, missing.detail) == (b"x", Status.SOURCE_MISSING, "the row has no bytes; its path says '1.png'")
+
+
+def test_a_cell_over_the_limit_is_refused_and_the_next_is_read(tmp_path):
+    items = listed(tmp_path / "a.parquet", as_hub([b"x" * 500, b"y" * 1001, b"z" * 1000]))
+    small, large, fits = read(items, max_bytes=1000)
+    assert (len(small), large.status, large.observed, len(fits)) == (500, Status.IMAGE_TOO_LARGE, 1001, 1000)
+
+
+def test_more_rows_than_a_container_may_have(tmp_path):
+    *items, last = listed(tmp_path / "a.parquet", as_hub(BYTES), limits=ContainerLimits(max_members=8))
+    assert ([item.member for item in items], last.member, last.refused.status) == ([str(r) for r in range(8)], None, Status.UNSAFE_MEMBER)
+
+
+def test_a_table_that_unpacks_to_far_more_than_it_is(tmp_path):
+    table = pa.table({"image": [bytes(3_000_000)]})
+    [item] = listed(tmp_path / "a.parquet", table, compression="zstd", use_dictionary=False)
+    assert item.refused.status == Status.IMAGE_TOO_LARGE
+
+
+def written(table: pa.Table, **how) -> bytes:
+    file = io.BytesIO()
+    pq.write_table(table, file, **how)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"", Status.EMPTY_FILE),
+        (written(as_hub(BYTES))[:-20], Status.TRUNCATED_IMAGE),
+        (b"PAR1", Status.TRUNCATED_IMAGE),
+        (b"not a table at all", Status.CORRUPT_IMAGE),
+        (b"PAR1" + bytes(100) + b"PAR1", Status.CORRUPT_IMAGE),
+        (b"PARE" + bytes(100) + b"PARE", Status.ENCRYPTED_MEMBER),
+    ],
+)
+def test_what_is_no_parquet(tmp_path, data, status):
+    [item] = listed(tmp_path / "a.parquet", data)
+    assert (item.uri, item.member, item.refused.status) == (str(tmp_path / "a.parquet"), None, status)
+
+
+def test_a_torn_row_group_costs_its_own_rows_alone(tmp_path):
+    items = listed(
+        tmp_path / "a.parquet", as_hub([random.Random(n).randbytes(5000) for n in range(8)]), row_group_size=4, compression="gzip"
+    )
+    data = bytearray((tmp_path / "a.parquet").read_bytes())
+    data[300:400] = bytes(100)
+    (tmp_path / "a.parquet").write_bytes(data)
+    outcomes = read(items)
+    assert [type(outcome) for outcome in outcomes[:4]] == [InputError] * 4
+    assert outcomes[4:] == [random.Random(n).randbytes(5000) for n in range(4, 8)]
+
+
+def test_duplicate_column_names(tmp_path):
+    [item] = listed(tmp_path / "a.parquet", pa.Table.from_arrays([pa.array([b"1"]), pa.array([b"2"])], ["image", "image"]))
+    assert item.refused.status == Status.UNSUPPORTED_FORMAT
+
+
+def outcomes_of(path, data: bytes) -> list:
+    try:
+        items = listed(path, data, limits=ContainerLimits(max_members=1000))
+    except ConfigError:
+        return []
+    assert all(isinstance(item, Listed) for item in items)
+    return [*items, *read([item for item in items if item.place and item.refused is None])]
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=300))
+def test_any_bytes_are_members_or_a_reason(tmp_path_factory, data):
+    [item] = outcomes_of(tmp_path_factory.getbasetemp() / "any.parquet", data)
+    assert item.refused is not None
+
+
+VALID = [
+    written(as_hub(BYTES, n=list(range(20)), tags=[["a"]] * 20), row_group_size=10, **how)
+    for how in ({}, {"compression": "gzip", "data_page_version": "2.0"}, {"compression": "none", "use_dictionary": False})
+]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from(VALID), st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=5))
+def test_any_damage_is_members_or_a_reason(tmp_path_factory, data, damage):
+    torn = bytearray(data)
+    for where, value in damage:
+        torn[int(where * len(torn))] = value
+    for outcome in outcomes_of(tmp_path_factory.getbasetemp() / "torn.parquet", bytes(torn)):
+        assert isinstance(outcome, Listed | bytes | InputError)
+
+
+def test_a_store_that_fails_costs_members_their_status_not_the_run(tmp_path):
+    with FaultyServer() as server:
+        data = written(as_hub([random.Random(n).randbytes(5000) for n in range(8)]), row_group_size=4)
+        server.objects["/a.parquet"] = data
+        uri = f"{server.url}/a.parquet"
+        items = list(CONTAINERS["parquet"].index(Container(uri, "", len(data), "parquet", "a", Columns(), ContainerLimits()), Fetcher()))
+        del server.objects["/a.parquet"]
+        assert [outcome.status for outcome in read(items)] == [Status.SOURCE_MISSING] * 8
+        [gone] = CONTAINERS["parquet"].index(Container(uri, "", len(data), "parquet", "a", Columns(), ContainerLimits()), Fetcher())
+        assert (gone.member, gone.refused.status) == (None, Status.SOURCE_MISSING)
+
+
+def test_several_files_in_one_run(tmp_path):
+    for number in range(3):
+        pq.write_table(as_hub(BYTES[number : number + 4], label=["real", 1.5, 3][number : number + 1] * 4), tmp_path / f"{number}.parquet")
+    items = list(open_source([str(tmp_path)]))
+    assert [data for name in "012" for data in read([i for i in items if i.uri.endswith(f"{name}.parquet")])] == BYTES[:4] + BYTES[
+        1:5
+    ] + BYTES[2:6]
+    assert {type(item.input["label"]) for item in items} == {str, float, int}
+
+
+def test_patterns_see_the_rows_own_paths(tmp_path):
+    pq.write_table(as_hub(BYTES[:3]), tmp_path / "a.parquet")
+    assert [item.member for item in open_source([str(tmp_path)], include=["1.png"])] == ["1"]
+    assert [item.member for item in open_source([str(tmp_path)], include=["a.parquet/*"], exclude=["2.*"])] == ["0", "1"]
+
+
+@pytest.mark.slow
+def test_what_datasets_itself_writes(tmp_path):
+    import datasets  # five seconds
+    from PIL import Image
+
+    def png(colour: int) -> bytes:
+        file = io.BytesIO()
+        Image.new("RGB", (8, 8), (colour, 0, 0)).save(file, "PNG")
+        return file.getvalue()
+
+    rows = {"image": [{"bytes": png(n), "path": f"p{n}.png"} for n in range(250)], "mask": [None, {"bytes": png(9), "path": None}] * 125}
+    table = datasets.Dataset.from_dict({**rows, "label": [0, 1] * 125, "tags": [["a"], []] * 125})
+    table = table.cast_column("image", datasets.Image()).cast_column("mask", datasets.Image())
+    table.cast_column("label", datasets.ClassLabel(names=["real", "fake"])).to_parquet(tmp_path / "d.parquet", batch_size=100)
+
+    items = list(open_source([str(tmp_path / "d.parquet")]))
+    assert read(items) == [png(n) for n in range(250)]
+    assert items[1].input == {
+        "label": 1,
+        "label_name": "fake",
+        "tags": [],
+        "path": "p1.png",
+        "mask_uri": f"{tmp_path / 'd.parquet'}#row=1&column=mask",
+    }
+    assert items[0].input["mask_uri"] is None
+    assert read_referenced(items[1].input["mask_uri"], Fetcher()) == png(9)
+    assert max(item.place.group for item in items) == 2
+
+
+def test_a_text_that_all_rows_share_does_not_fill_memory(tmp_path):
+    rows, text = 4096, "x" * 100_000
+    said = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), [text])
+    image = pa.StructArray.from_arrays([pa.array([b"b"] * rows), said], ["bytes", "path"])
+    lists = pa.ListArray.from_arrays(pa.array(range(rows + 1), pa.int32()), said)
+    pq.write_table(pa.table({"image": image, "said": said, "list": lists, "n": range(rows)}), tmp_path / "a.parquet", store_schema=False)
+    before = pa.default_memory_pool().max_memory()
+    items = listed(tmp_path / "a.parquet", (tmp_path / "a.parquet").read_bytes())
+    assert pa.default_memory_pool().max_memory() - before < 50e6  # of 1.2e9 that they claim
+    uri = str(tmp_path / "a.parquet")
+    named = {f"{name}_uri": f"{uri}#row=7&column={name}" for name in ("said", "list", "path")}
+    assert items[7].input == {"n": 7, "said": None, "list": None, "path": None} | named
+    assert read_referenced(items[7].input["said_uri"], Fetcher()) == text.encode()
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_other_columns_of_any_type_are_kept_whatever_is_left_out(tmp_path, long):
+    said = [None, "a", "b" * 100_000 if long else "b"]
+    others = {
+        "view": pa.array(said, pa.string_view()),
+        "large": pa.array(said, pa.large_string()),
+        "words": pa.array(said).dictionary_encode(),
+        "numbers": pa.array([1, None, 1]).dictionary_encode(),
+        "map": pa.array([None, [("k", 1)], [("k", 2), ("l", 3)]], pa.map_(pa.string(), pa.int64())),
+        "lists": pa.array([None, [], [["a"], None]], pa.list_(pa.list_(pa.string()))),
+        "fixed": pa.array([None, [1, 2], [3, 4]], pa.list_(pa.int8(), 2)),
+        "struct": pa.array([None, {"a": "x", "b": [1]}, {"a": None, "b": None}]),
+        "when": pa.array([None, 1, 2], pa.timestamp("ns")),
+        "decimal": pa.array([None, Decimal("1.5"), Decimal("2")]),
+        "bool": pa.array([None, True, False]),
+        "nothing": pa.nulls(3),
+    }
+    items = listed(tmp_path / "a.parquet", pa.table({"image": [b"1", b"2", b"3"], **others}))
+    assert read(items) == [b"1", b"2", b"3"]
+    for name, column in others.items():
+        is_long = long and name in ("view", "large", "words")
+        if name not in ("map", "when"):
+            assert [item.input[name] for item in items] == [*column.to_pylist()[:2], None if is_long else column[2].as_py()], name
+        assert [f"{name}_uri" in item.input for item in items] == [False, False, is_long]

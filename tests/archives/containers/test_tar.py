@@ -1,0 +1,212 @@
+import gzip
+import io
+import tarfile
+
+import pytest
+import webdataset as wds
+
+from tests.archives.containers import hazards
+from tests.archives.containers.hazards import FILES, contents, header, member, opened, pax, statuses, tar, written
+
+
+@pytest.fixture(params=["tar", "tar.gz"])
+def kind(request):
+    return request.param
+
+
+def packed(data: bytes, kind: str) -> bytes:
+    return gzip.compress(data, 1) if kind == "tar.gz" else data
+
+
+class TestReads:
+    @pytest.mark.parametrize("tar_format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+    def test_what_tarfile_writes(self, tmp_path, kind, tar_format):
+        files = FILES | {"folder/" * 14 + "long ä😀 name" * 9 + ".jpg": b"long"}
+        if tar_format == tarfile.USTAR_FORMAT:
+            files = FILES | {"folder/" * 20 + "x.jpg": b"split in two"}
+        listed = written(tmp_path, packed(tar(files, tar_format=tar_format), kind), kind)
+        assert [(item.member, item.size_bytes, item.place.kind) for item in listed] == [(n, len(d), kind) for n, d in files.items()]
+        assert contents(listed) == list(files.values())
+
+    def test_what_webdataset_writes(self, tmp_path, kind):
+        path = str(tmp_path / f"shard-000000.{kind}")
+        with wds.TarWriter(path) as writer:
+            for number in range(3):
+                writer.write({"__key__": f"{number:06}", "jpg": b"jpeg%d" % number, "json": {"n": number}, "cls": number, "bin": b"raw"})
+        listed = opened(path, kind)
+        assert [(item.member, item.input["json"], item.input["cls"]) for item in listed] == [
+            (f"{number:06}.{ending}", f'{{"n": {number}}}', str(number)) for number in range(3) for ending in ("bin", "jpg")
+        ]
+        assert contents(listed)[1::2] == [b"jpeg0", b"jpeg1", b"jpeg2"]
+
+    def test_equal_names_are_counted(self, tmp_path, kind):
+        data = tar({"a.jpg": b"1"}) + b""
+        both = data[: -(-len(data) // 10240) * 10240 - 10240 + 1024] + tar({"b.jpg": b"2", "a.jpg": b"3"})
+        listed = written(tmp_path, packed(both, kind), kind)
+        assert [(item.member, item.occurrence) for item in listed] == [("a.jpg", 0), ("b.jpg", 0), ("a.jpg", 1)]
+        assert contents(listed) == [b"1", b"2", b"3"]
+
+    def test_names_that_are_no_utf8(self, tmp_path, kind):
+        data = header(b"\xff.jpg") + header(b"\xfe.jpg") + bytes(1024)
+        assert [item.member for item in written(tmp_path, packed(data, kind), kind)] == [r"\xff.jpg", r"\xfe.jpg"]
+
+    def test_the_same_members_are_the_same_items(self, tmp_path, kind):
+        assert written(tmp_path, packed(tar(), kind), kind) == opened(tmp_path / f"archive.{kind}", kind)
+
+    def test_an_archive_in_an_archive_is_one_member(self, tmp_path, kind):
+        listed = written(tmp_path, packed(tar({"inner.tar": tar(), "a.jpg": b"x"}), kind), kind)
+        assert [item.member for item in listed] == ["inner.tar", "a.jpg"]
+
+    def test_an_empty_archive_has_no_members(self, tmp_path, kind):
+        assert written(tmp_path, packed(tar({}), kind), kind) == []
+
+
+class TestRefuses:
+    @pytest.mark.parametrize(
+        ("info", "reason"),
+        [
+            (member("l.jpg", tarfile.SYMTYPE, linkname="/etc/passwd"), "symbolic link"),
+            (member("l.jpg", tarfile.LNKTYPE, linkname="a.jpg", size=500), "hard link"),
+            (member("l.jpg", tarfile.CHRTYPE), "device"),
+            (member("l.jpg", tarfile.BLKTYPE), "device"),
+            (member("l.jpg", tarfile.FIFOTYPE), "pipe"),
+            (member("l.jpg", b"V"), "type b'V'"),
+            (member("/a/l.jpg"), "absolute"),
+            (member("a/../../l.jpg"), "'..'"),
+            (member("C:/l.jpg"), "drive"),
+        ],
+    )
+    def test_what_is_unsafe(self, tmp_path, kind, info, reason):
+        after = tar({"after.jpg": b"after"})
+        data = tar({"a.jpg": b"x"}, extra=(info,))[: 1024 + (1536 if info.isreg() and info.pax_headers else 512)] + after
+        first, refused, last = written(tmp_path, packed(data, kind), kind)
+        assert (first.refused, last.refused, str(refused.refused.status)) == (None, None, "unsafe_member")
+        assert reason in refused.refused.detail
+        assert contents([first, refused, last]) == [b"x", "unsafe_member", b"after"]
+
+    def test_a_nul_in_a_name(self, tmp_path, kind):
+        data = pax(b"17 path=a\0b.jpg\n"[:16].replace(b"17", b"16")) + header(b"a") + bytes(1024)
+        [item] = written(tmp_path, packed(data, kind), kind)
+        assert (item.member, str(item.refused.status)) == (r"a\x00b.jpg", "unsafe_member")
+
+    def test_folders_are_no_members(self, tmp_path, kind):
+        assert statuses(written(tmp_path, packed(tar({"a.jpg": b""}, extra=(member("a", tarfile.DIRTYPE),)), kind), kind)) == [
+            ("a.jpg", None)
+        ]
+
+    @pytest.mark.parametrize("new", [False, True])
+    def test_sparse_files(self, tmp_path, kind, new):
+        record = b"22 GNU.sparse.major=1\n" + b"22 GNU.sparse.minor=0\n"
+        data = (
+            pax(record) + header(b"sparse.jpg", b"%011o\0" % 512) + bytes(512) + tar({"after.jpg": b"x"}) if new else hazards.sparse_old()
+        )
+        assert statuses(written(tmp_path, packed(data, kind), kind)) == [("sparse.jpg", "unsafe_member"), ("after.jpg", None)]
+
+    def test_more_members_than_allowed(self, tmp_path, kind):
+        listed = written(tmp_path, packed(tar(), kind), kind, max_members=2)
+        assert statuses(listed) == [("a/1.jpg", None), ("a/2.jpg", None), (None, "unsafe_member")]
+
+    def test_members_over_the_limit_of_bytes_are_not_read(self, tmp_path, kind):
+        listed = written(tmp_path, packed(tar(), kind), kind)
+        assert contents(listed, max_bytes=500) == [FILES["a/1.jpg"], "image_too_large", b"", "image_too_large"]
+
+
+class TestBroken:
+    def test_whole_members_before_a_cut_are_kept(self, tmp_path, kind):
+        data = tar()
+        ends = {512 + 495: 1, 1024 + 512 + 700: 2}
+        for cut, whole in ends.items():
+            listed = written(tmp_path, packed(data[: cut - 10], kind), kind)
+            assert [item.refused for item in listed[:-1]] == [None] * (whole - 1)
+            assert statuses(listed)[-1] == (list(FILES)[whole - 1], "truncated_image")
+            assert contents(listed)[:-1] == list(FILES.values())[: whole - 1]
+
+    @pytest.mark.parametrize("cut", [1024 + 100, 1024])
+    def test_a_cut_inside_or_before_a_header_is_the_archives_own(self, tmp_path, kind, cut):
+        assert statuses(written(tmp_path, packed(tar()[:cut], kind), kind)) == [("a/1.jpg", None), (None, "truncated_image")]
+
+    @pytest.mark.parametrize("data", [b"\xff" * 5000, b"GIF89a" * 500, bytes(range(256)) * 40])
+    def test_garbage(self, tmp_path, kind, data):
+        [item] = written(tmp_path, packed(data, kind), kind)
+        assert (item.member, str(item.refused.status)) == (None, "corrupt_image")
+        assert item.refused.detail.startswith("not a readable tar archive: ")
+
+    def test_garbage_in_the_middle_is_not_taken_for_the_end(self, tmp_path, kind):
+        data = tar()
+        listed = written(tmp_path, packed(data[:1024] + b"\xff" * 512 + data[1536:], kind), kind)
+        assert statuses(listed) == [("a/1.jpg", None), (None, "corrupt_image")]
+
+    @pytest.mark.parametrize("size", [b"\xff" * 12, b"\x80" + b"\xff" * 11])
+    def test_sizes_that_lie(self, tmp_path, kind, size):
+        assert statuses(written(tmp_path, packed(header(b"a.jpg", size) + bytes(1024), kind), kind)) == [(None, "corrupt_image")]
+
+    def test_a_size_beyond_the_end(self, tmp_path, kind):
+        data = header(b"a.jpg", b"77777777777\0") + b"little"
+        assert statuses(written(tmp_path, packed(data, kind), kind)) == [("a.jpg", "truncated_image")]
+
+    @pytest.mark.parametrize(
+        "data",
+        [
+            header(b"long", b"77777777777\0", b"L"),
+            header(b"long", b"%011o\0" % 0, b"L") * 3000,
+            pax(b"9" * 900_000),
+            pax(b"0 path=x\n"),
+            pax(b"99 path=x\n"),
+            pax(b"-1 path=x\n"),
+            pax(b"14 size=-500\n\n") + header(b"a"),
+        ],
+        ids=["endless", "chain", "digits", "zero", "beyond", "negative", "size"],
+    )
+    def test_hostile_extended_headers(self, tmp_path, kind, data):
+        [item] = written(tmp_path, packed(data + bytes(1024), kind), kind)
+        assert item.member is None
+        assert str(item.refused.status) in ("corrupt_image", "truncated_image")
+
+    def test_no_byte_at_all(self, tmp_path, kind):
+        assert statuses(written(tmp_path, b"", kind)) == [(None, "empty_file")]
+
+
+class TestGzip:
+    def test_a_cut_stream(self, tmp_path):
+        data = gzip.compress(tar({f"{n}.jpg": bytes([n]) * 3000 for n in range(9)}), 0)
+        listed = written(tmp_path, data[:20_000], "tar.gz")
+        assert [item.refused for item in listed[:-1]] == [None] * 5
+        assert statuses(listed)[-1] == ("5.jpg", "truncated_image")
+
+    def test_a_damaged_stream(self, tmp_path):
+        data = bytearray(gzip.compress(tar({f"{n}.jpg": bytes([n]) * 3000 for n in range(9)}), 0))
+        data[15_000] ^= 1  # stored blocks: only the checksum at the end can tell
+        listed = written(tmp_path, bytes(data), "tar.gz")
+        assert statuses(listed)[-1] == (None, "corrupt_image")
+        assert len(listed) == 10
+
+    @pytest.mark.parametrize("data", [b"GIF89a" * 500, b"\x1f\x8b\x08\x08" + bytes(6) + b"name" * 5_000_000])
+    def test_what_is_no_stream_or_only_a_header(self, tmp_path, data):
+        [item] = written(tmp_path, data, "tar.gz")
+        assert str(item.refused.status) in ("corrupt_image", "truncated_image")
+
+    def test_a_stream_without_its_checksum(self, tmp_path):
+        listed = written(tmp_path, gzip.compress(tar())[:-6], "tar.gz")
+        assert statuses(listed)[-1] == (None, "truncated_image")
+        assert len(listed) == len(FILES) + 1
+
+    def test_several_streams_behind_each_other_are_one(self, tmp_path):
+        data = tar()
+        packed_twice = gzip.compress(data[:1000]) + bytes(200_000) + gzip.compress(data[1000:]) + bytes(100)
+        listed = written(tmp_path, packed_twice, "tar.gz")
+        assert contents(listed) == list(FILES.values())
+
+    def test_a_bomb_is_not_unpacked(self, tmp_path):
+        listed = written(tmp_path, hazards.bomb("tar.gz"), "tar.gz")
+        assert statuses(listed) == [("first.jpg", None), (None, "image_too_large")]
+        assert "max_ratio (200)" in listed[1].refused.detail
+
+
+def test_what_tarfile_reads_is_what_we_list(tmp_path):
+    """The format's own library agrees on names, offsets and sizes."""
+    data = tar(FILES | {"x" * 300 + ".jpg": b"y" * 1000}, tar_format=tarfile.GNU_FORMAT)
+    listed = written(tmp_path, data, "tar")
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        assert [(item.member, item.place.offset, item.place.length) for item in listed] == [
+            (info.name, info.offset_data, info.size) for info in archive
+        ]

@@ -1,0 +1,191 @@
+import io
+import stat
+import struct
+import zipfile
+
+import pytest
+
+from ray_app.storage import Fetcher
+from tests.archives.containers import hazards
+from tests.archives.containers.hazards import FILES, contents, directory_entry, ended, opened, statuses, written, zip_with, zipped
+
+LINK, PIPE = (stat.S_IFLNK | 0o777) << 16, (stat.S_IFIFO | 0o600) << 16
+
+
+def patched(data: bytes, offset: int, new: bytes, after: bytes) -> bytes:
+    """The archive with bytes changed at `offset` behind the first `after`."""
+    place = data.index(after) + offset
+    return data[:place] + new + data[place + len(new) :]
+
+
+def local(name: bytes, body: bytes, size: int, crc: int = 0, method: int = 0) -> bytes:
+    return struct.pack("<4s5H3L2H", b"PK\3\4", 20, 0, method, 0, 0, crc, len(body), size, len(name), 0) + name + body
+
+
+class TestReads:
+    @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2])
+    @pytest.mark.parametrize("write", [lambda m: zipped(method=m), hazards.streamed_zip], ids=["whole", "streamed"])
+    def test_what_zipfile_writes(self, tmp_path, method, write):
+        listed = written(tmp_path, write(method), "zip")
+        assert [(item.member, item.size_bytes, item.refused) for item in listed] == [
+            (name, len(data), None) for name, data in FILES.items()
+        ]
+        assert contents(listed) == list(FILES.values())
+
+    def test_zip64(self, tmp_path):
+        assert contents(written(tmp_path, hazards.zip64_forced(), "zip")) == list(FILES.values())
+
+    @pytest.mark.slow
+    def test_more_entries_than_16_bits_count(self, tmp_path):
+        listed = written(tmp_path, zipped({f"{n}.jpg": b"%d" % n for n in range(66_000)}, zipfile.ZIP_STORED), "zip")
+        assert len(listed) == 66_000
+        assert contents(listed[-2:]) == [b"65998", b"65999"]
+
+    @pytest.mark.parametrize("before", [b"", b"#!/bin/sh\n" * 99])
+    @pytest.mark.parametrize("write", [zipped, hazards.zip64_forced])
+    def test_an_archive_behind_a_program_or_picture(self, tmp_path, before, write):
+        assert contents(written(tmp_path, before + write(), "zip")) == list(FILES.values())
+
+    def test_a_comment_behind_the_end(self, tmp_path):
+        with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+            archive.writestr("a.jpg", b"x")
+            archive.comment = b"c" * 65535
+        assert contents(opened(tmp_path / "a.zip", "zip")) == [b"x"]
+
+    @pytest.mark.filterwarnings("ignore:Duplicate name")
+    def test_equal_names_are_counted(self, tmp_path):
+        with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+            for data in (b"1", b"2"):
+                archive.writestr("a.jpg", data)
+        listed = opened(tmp_path / "a.zip", "zip")
+        assert [(item.member, item.occurrence) for item in listed] == [("a.jpg", 0), ("a.jpg", 1)]
+        assert contents(listed) == [b"1", b"2"]
+
+    def test_names_as_zipfile_shows_them(self, tmp_path):
+        data = zipped({"ä😀.jpg": b"", "plain.jpg": b""}) + b""
+        old = patched(zipped({"XY.jpg": b""}), 0, b"\x84\xff", b"XY.jpg")
+        old = old.replace(b"XY.jpg", b"\x84\xff.jpg")
+        for archive in (data, old):
+            names = zipfile.ZipFile(io.BytesIO(archive)).namelist()
+            assert [item.member for item in written(tmp_path, archive, "zip")] == names
+
+    def test_sidecars_become_columns(self, tmp_path):
+        data = zipped({"a/1.jpg": b"jpeg", "a/1.json": b'{"n": 1}', "a/1.cls": b"7", "b/1.txt": b"orphan", "a/2.jpg": b"jpeg"})
+        listed = written(tmp_path, data, "zip")
+        assert [(item.member, item.input) for item in listed] == [
+            ("a/1.jpg", {"json": '{"n": 1}', "cls": "7"}), ("b/1.txt", {}), ("a/2.jpg", {})
+        ]  # fmt: skip
+        assert contents(listed) == [b"jpeg", b"orphan", b"jpeg"]
+
+    def test_the_directory_is_had_with_few_requests(self, faulty):
+        faulty.objects["/bucket/a.zip"] = zipped({f"{n}.jpg": bytes([n % 256]) * 900 for n in range(3000)}, zipfile.ZIP_STORED)
+        fetcher = Fetcher()
+        listed = opened(f"{faulty.url}/bucket/a.zip", "zip", fetcher=fetcher)
+        assert (len(listed), fetcher.requests) == (3000, 1)
+        assert len(contents(listed, fetcher=fetcher)) == 3000
+        assert fetcher.requests == 2
+
+
+class TestRefuses:
+    @pytest.mark.parametrize(
+        ("data", "status", "reason"),
+        [
+            (zip_with("l.jpg", b"/etc/passwd", external_attr=LINK, create_system=3), "unsafe_member", "symbolic link"),
+            (zip_with("l.jpg", external_attr=PIPE, create_system=3), "unsafe_member", "pipe"),
+            (zip_with("../l.jpg"), "unsafe_member", "'..'"),
+            (zip_with("/l.jpg"), "unsafe_member", "absolute"),
+            (zip_with("C:\\l.jpg"), "unsafe_member", "drive"),
+            (zip_with("folder/", b"data"), "unsafe_member", "folder that has data"),
+            (zip_with("aXb.jpg").replace(b"aXb.jpg", b"a\0b.jpg"), "unsafe_member", "NUL"),
+            (patched(zip_with("a.jpg"), 8, b"\1", b"PK\1\2"), "encrypted_member", "encrypted"),
+            (patched(zip_with("a.jpg"), 10, b"\x63", b"PK\1\2"), "unsupported_format", "method 99"),
+            (patched(zip_with("a.jpg"), 20, struct.pack("<L", 9999), b"PK\1\2"), "corrupt_image", "outside"),
+            (
+                zipped({"a.jpg": bytes(2_000_000), "noise": bytes(range(256)) * 4}, zipfile.ZIP_DEFLATED),
+                "image_too_large",
+                "max_ratio (900)",
+            ),
+        ],
+        ids=["link", "pipe", "dots", "absolute", "drive", "folder", "nul", "encrypted", "method", "outside", "ratio"],
+    )
+    def test_members_one_by_one(self, tmp_path, data, status, reason):
+        item = written(tmp_path, data, "zip", max_ratio=900)[0]
+        assert (str(item.refused.status), item.member is None) == (status, False)
+        assert reason in item.refused.detail
+        assert contents([item]) == [status]
+
+    def test_folders_are_no_members(self, tmp_path):
+        assert statuses(written(tmp_path, zipped({"a/": b"", "a/b.jpg": b"x"}), "zip")) == [("a/b.jpg", None)]
+
+    def test_all_but_the_first_of_overlapping_entries(self, tmp_path):
+        listed = written(tmp_path, hazards.overlapping_zip(), "zip", max_ratio=5000)
+        assert statuses(listed) == [("0.jpg", None)] + [(f"{n}.jpg", "unsafe_member") for n in range(1, 9)]
+        assert contents(listed)[0] == bytes(50_000)
+
+    def test_an_entry_inside_the_data_of_another(self, tmp_path):
+        inner = local(b"in.jpg", b"x", 1)
+        entries = [directory_entry(b"in.jpg", 1, 1, 35, method=0), directory_entry(b"o.jpg", len(inner), len(inner), 0, method=0)]
+        assert statuses(written(tmp_path, ended(local(b"o.jpg", inner, len(inner)), entries), "zip")) == [
+            ("in.jpg", "unsafe_member"), ("o.jpg", None)
+        ]  # fmt: skip
+
+    def test_a_total_over_the_ratio_lists_nothing(self, tmp_path):
+        assert statuses(written(tmp_path, hazards.bomb("zip"), "zip")) == [(None, "image_too_large")]
+
+    def test_more_members_than_allowed(self, tmp_path):
+        listed = written(tmp_path, zipped(), "zip", max_members=2)
+        assert statuses(listed) == [("a/1.jpg", None), ("a/2.jpg", None), (None, "unsafe_member")]
+
+
+class TestBroken:
+    @pytest.mark.parametrize("data", [b"\xff" * 5000, b"PK", bytes(100)])
+    def test_garbage(self, tmp_path, data):
+        [item] = written(tmp_path, data, "zip")
+        assert (item.member, str(item.refused.status)) == (None, "corrupt_image")
+        assert item.refused.detail.startswith("not a readable zip archive: ")
+
+    @pytest.mark.parametrize("cut", [10, 300, -1, -22, -30])
+    def test_a_cut_archive_is_the_archives_own(self, tmp_path, cut):
+        assert statuses(written(tmp_path, zipped()[:cut], "zip")) == [(None, "truncated_image")]
+
+    def test_no_byte_at_all(self, tmp_path):
+        assert statuses(written(tmp_path, b"", "zip")) == [(None, "empty_file")]
+
+    def test_an_archive_without_members(self, tmp_path):
+        assert written(tmp_path, zipped({}), "zip") == []
+
+    def test_a_directory_that_is_damaged_in_the_middle(self, tmp_path):
+        data = zipped()
+        place = data.index(b"PK\1\2", data.index(b"PK\1\2") + 1)
+        listed = written(tmp_path, data[:place] + b"XX" + data[place + 2 :], "zip")
+        assert statuses(listed) == [("a/1.jpg", None), (None, "corrupt_image")]
+        assert contents(listed[:1]) == [FILES["a/1.jpg"]]
+
+    def test_a_count_that_does_not_add_up(self, tmp_path):
+        listed = written(tmp_path, patched(zipped(), 10, b"\x09", b"PK\5\6"), "zip")
+        assert statuses(listed)[-1] == (None, "corrupt_image")
+        assert len(listed) == len(FILES) + 1
+
+    @pytest.mark.parametrize(
+        ("data", "status"),
+        [
+            (patched(zipped({"a.jpg": b"some bytes" * 9}, zipfile.ZIP_STORED), 40, b"X", b"PK\3\4"), "corrupt_image"),
+            (patched(zipped({"a.jpg": b"some bytes" * 9}), 35, b"\xff\xff", b"PK\3\4"), "corrupt_image"),
+            (patched(zipped({"a.jpg": b"some bytes" * 9}), 0, b"XX", b"PK\3\4"), "corrupt_image"),
+            (patched(zipped({"a.jpg": b"some bytes" * 9}), 6, b"\1", b"PK\3\4"), "encrypted_member"),
+            (patched(zipped({"a.jpg": b"some bytes" * 9}), 18, b"\xff\xff\0", b"PK\3\4"), "corrupt_image"),
+            (patched(zipped({"a.jpg": b"some bytes" * 9}), 24, b"\x09", b"PK\1\2"), "corrupt_image"),
+            (patched(zipped({"a.jpg": b"some bytes" * 9}), 24, b"\xff", b"PK\1\2"), "truncated_image"),
+        ],
+        ids=["checksum", "stream", "signature", "local-encrypted", "local-size", "declared-less", "declared-more"],
+    )
+    def test_a_member_that_is_not_what_was_listed(self, tmp_path, data, status):
+        assert contents(written(tmp_path, data, "zip")) == [status]
+
+    def test_a_bomb_that_lies_about_its_size_is_cut_off(self, tmp_path):
+        lying = patched(zipped({"a.jpg": bytes(4 * 2**20)}), 24, struct.pack("<L", 1000), b"PK\1\2")
+        assert contents(written(tmp_path, lying, "zip")) == ["corrupt_image"]
+
+    def test_packed_data_without_end_for_a_small_file(self, tmp_path):
+        lying = patched(zipped({"a.jpg": bytes(200_000)}, zipfile.ZIP_STORED), 24, struct.pack("<L", 10), b"PK\1\2")
+        assert contents(written(tmp_path, lying, "zip")) == ["unsafe_member"]

@@ -1,0 +1,115 @@
+import io
+import random
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ray_app.archives import open_source
+from ray_app.archives.containers import CONTAINERS
+from ray_app.errors import ConfigError, SourceError, Status, StorageError
+from ray_app.storage import Fetcher, RetryPolicy, dividing, hub, listing
+from tests.hub_server import HubServer, blob_id
+
+REPO = "someone/pictures"
+CELLS = [random.Random(n).randbytes(3000) for n in range(12)]
+
+
+def table() -> bytes:
+    file = io.BytesIO()
+    image = pa.array([{"bytes": cell, "path": f"{n}.png"} for n, cell in enumerate(CELLS)])
+    pq.write_table(pa.table({"image": image, "label": list(range(12))}), file, row_group_size=5)
+    return file.getvalue()
+
+
+FILES = {"README.md": b"# pictures", "data/train-0.parquet": table(), "raw/a b.jpg": b"jpeg a", "raw/deep/ü#1.jpg": b"jpeg u"}
+
+
+@pytest.fixture
+def server(monkeypatch):
+    with HubServer() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        server.commit(REPO, FILES)
+        server.commit(REPO, {"x/0.jpg": b"converted"}, "refs/convert/parquet")
+        yield server
+
+
+def listed(source: str, **how):
+    return list(open_source([source], **how))
+
+
+def test_files_of_a_dataset(server):
+    items = listed(f"hf://datasets/{REPO}", include=["raw/**", "README.md"])
+    names = ["README.md", "raw/a b.jpg", "raw/deep/ü#1.jpg"]
+    assert [item.uri for item in items] == [f"hf://datasets/{REPO}/{name}" for name in names]
+    assert [(item.version, item.size_bytes) for item in items] == [(blob_id(FILES[name]), len(FILES[name])) for name in names]
+    assert [data for _, data in Fetcher().prefetch(items, depth_bytes=1000, max_bytes=1000)] == [FILES[name] for name in names]
+
+
+def test_parquet_rows_are_read_in_ranges(server):
+    items = listed(f"hf://datasets/{REPO}/data")
+    assert [(item.member, item.version, item.input["label"]) for item in items] == [
+        (str(n), blob_id(FILES["data/train-0.parquet"]), n) for n in range(12)
+    ]
+    server.requests.clear()
+    assert list(CONTAINERS["parquet"].reader(Fetcher(), 10**6).read(items)) == CELLS
+    files = [request for request in server.requests if "/resolve/" in request]
+    assert files
+    assert all("bytes=" in request for request in files)
+
+
+@pytest.mark.parametrize("name", ["main", "refs/convert/parquet", "refs%2Fconvert%2Fparquet"])
+def test_a_revision(server, name):
+    source = f"hf://datasets/{REPO}@{name}"
+    items = listed(source, include=["*.jpg"])
+    assert all(item.uri.startswith(f"{source}/") for item in items)
+    assert [data for _, data in Fetcher().prefetch(items, depth_bytes=1000, max_bytes=1000)] == (
+        [b"jpeg a", b"jpeg u"] if name == "main" else [b"converted"]
+    )
+
+
+def test_one_file_and_a_pattern(server):
+    assert [item.uri for item in listed(f"hf://datasets/{REPO}/raw/a b.jpg")] == [f"hf://datasets/{REPO}/raw/a b.jpg"]
+    assert [item.uri for item in listed(f"hf://datasets/{REPO}/raw/**/*.jpg")] == [
+        *[f"hf://datasets/{REPO}/raw/a b.jpg", f"hf://datasets/{REPO}/raw/deep/ü#1.jpg"]
+    ]
+
+
+def test_a_branch_that_moves_is_one_commit_to_a_process(server):
+    [item] = listed(f"hf://datasets/{REPO}/raw/a b.jpg")
+    server.commit(REPO, {**FILES, "raw/a b.jpg": b"another"})
+    assert Fetcher().fetch(item.uri, item.version, 100) == b"jpeg a"
+    hub._commit.cache_clear()  # as a worker that starts later
+    with pytest.raises(SourceError) as caught:
+        Fetcher().fetch(item.uri, item.version, 100)
+    assert caught.value.status == Status.SOURCE_CHANGED
+
+
+def test_a_listing_asks_once_for_each_folder(server):
+    listed(f"hf://datasets/{REPO}", include=["*.jpg"])
+    trees = [request for request in server.requests if "/tree/" in request]
+    assert len(trees) == len(set(trees))
+
+
+def test_what_is_not_there(server):
+    for source in (f"hf://datasets/{REPO}/nothing", "hf://datasets/some/thing", f"hf://datasets/{REPO}@v9"):
+        with pytest.raises(ConfigError, match="no such file or folder") as caught:
+            listed(source)
+        assert "HF_TOKEN" in caught.value.hint
+
+
+def test_a_gated_dataset(server):
+    [item] = listed(f"hf://datasets/{REPO}/raw/a b.jpg")
+    server.gated.add(REPO)
+    with pytest.raises(SourceError) as caught:
+        Fetcher(RetryPolicy(attempts=1)).fetch(item.uri, item.version, 100)
+    assert caught.value.status == Status.SOURCE_DENIED
+
+
+def test_nobody_answers(monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(listing, "PATIENCE", RetryPolicy(attempts=1))
+    with pytest.raises(StorageError, match="cannot list hf://datasets/a/b: nothing answers there") as caught:
+        listed("hf://datasets/a/b")
+    assert "HF_ENDPOINT" in caught.value.hint
+    assert dividing.list_divisions("hf://datasets/a/b") == []

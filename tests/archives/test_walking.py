@@ -1,0 +1,145 @@
+"""What a listing need not do again, what it must, and what it never turns into a row."""
+
+import gzip
+import zipfile
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ray_app.archives import BlockPlan, Columns, Container, ContainerLimits, is_as_listed, list_members, open_source, read_vanished
+from ray_app.archives.containers import CONTAINERS
+from ray_app.errors import ConfigError, Status, StorageError
+from ray_app.storage import Fetcher, Store
+from tests.archives.containers import hazards
+from tests.archives.given import Failing
+
+FILES = {f"{number:02}.jpg": bytes([number]) * 900 for number in range(8)} | {"07.json": b"{}"}
+PLAN = BlockPlan(batch_slots=4, max_block_members=8)
+
+
+def table(path):
+    pq.write_table(pa.table({"image": pa.array(list(FILES.values())), "n": range(9)}), path, row_group_size=3, use_dictionary=False)
+    return path.read_bytes()
+
+
+MAKE = {
+    "tar": lambda path: hazards.tar(FILES),
+    "zip": lambda path: hazards.zipped(FILES),
+    "tar.gz": lambda path: gzip.compress(hazards.tar(FILES)),
+    "parquet": table,
+}
+
+
+@pytest.mark.parametrize("kind", list(MAKE))
+def test_a_store_that_gives_no_answer_stops_the_listing_wherever_it_happens(tmp_path, kind):
+    path = tmp_path / "a"
+    path.write_bytes(MAKE[kind](path))
+    container = Container(str(path), "", path.stat().st_size, kind, "a", Columns(), ContainerLimits())
+    whole = Failing(0)
+    assert len(list(CONTAINERS[kind].index(container, whole))) >= 8
+    for number in range(1, whole.asked + 1):
+        with pytest.raises(StorageError, match="cannot list"):
+            list(CONTAINERS[kind].index(container, Failing(number)))
+        items = list(CONTAINERS[kind].index(container, Failing(number, Status.SOURCE_DENIED)))
+        assert items[-1].refused.status == Status.SOURCE_DENIED
+
+
+def test_a_list_out_of_reach_is_no_wrong_list(tmp_path):
+    table(tmp_path / "a.parquet")
+    source = f"list::{tmp_path / 'a.parquet'}"
+    for status in (Status.SOURCE_DENIED, Status.SOURCE_TIMEOUT):
+        with pytest.raises(StorageError):
+            list(open_source([source], fetcher=Failing(1, status)))
+
+
+def zipped(path, names):
+    with zipfile.ZipFile(path, "w") as file:
+        for name in names:
+            file.writestr(name, name * 99)
+
+
+def test_a_container_that_cannot_be_opened_has_its_row_whatever_its_members_should_be_called(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/bad.zip").write_bytes(b"no zip")
+    zipped(tmp_path / "in/good.zip", ["a.jpg", "b.png"])
+    listed = list(open_source([str(tmp_path)], ["*.jpg"]))
+    assert [(item.member, item.refused and item.refused.status) for item in listed] == [(None, "corrupt_image"), ("a.jpg", None)]
+    assert [item.member for item in open_source([str(tmp_path)], ["in/*.zip/a.*"])] == [None, "a.jpg"]
+    with pytest.raises(ConfigError, match="none of 2 files passes"):
+        list(open_source([str(tmp_path)], ["out/*"]))
+
+
+def test_archives_without_a_member_are_said_to_be_that(tmp_path):
+    zipped(tmp_path / "a.zip", [])
+    for ask in (list, lambda archive: list_members(Store.open(str(tmp_path / "run")), archive, PLAN)):
+        with pytest.raises(ConfigError, match="no image in 1 archive"):
+            ask(open_source([str(tmp_path / "a.zip")]))
+
+
+@pytest.fixture
+def archive(tmp_path):
+    folder = tmp_path / "archive"
+    folder.mkdir()
+    zipped(folder / "a.zip", ["1.jpg", "2.jpg"])
+    zipped(folder / "b.zip", ["3.jpg"])
+    (folder / "c.jpg").write_bytes(b"c")
+    return folder
+
+
+def relist(tmp_path, source, **settings):
+    """The next manifest, None where nothing is new, and how many bytes of containers were read for it."""
+    fetcher = Fetcher()
+    info = list_members(Store.open(str(tmp_path / "run")), open_source([str(source)], fetcher=fetcher, **settings), PLAN)
+    return info, fetcher.bytes_read
+
+
+def unchanged(tmp_path, source, **settings):
+    return is_as_listed(Store.open(str(tmp_path / "run")), open_source([str(source)], **settings))
+
+
+def test_containers_of_the_last_listing_are_not_opened_again(tmp_path, archive):
+    assert not unchanged(tmp_path, archive)
+    assert relist(tmp_path, archive)[0].listed == 4
+    assert unchanged(tmp_path, archive)
+    assert relist(tmp_path, archive) == (None, 0)
+    assert not unchanged(tmp_path, archive, exclude=["b.zip"])
+    for change, listed, vanished in [
+        (lambda: zipped(archive / "b.zip", ["3.jpg", "4.jpg"]), 5, 1),
+        (lambda: (archive / "c.jpg").write_bytes(b"other"), 5, 2),
+        (lambda: (archive / "a.zip").unlink(), 3, 4),
+    ]:
+        change()
+        assert not unchanged(tmp_path, archive)
+        info, _ = relist(tmp_path, archive)
+        assert (info.listed, info.vanished) == (listed, vanished)
+        assert len(read_vanished(Store.open(str(tmp_path / "run")), info.manifest)) == vanished
+        assert unchanged(tmp_path, archive)
+        assert relist(tmp_path, archive) == (None, 0)
+
+
+def test_what_a_container_s_version_does_not_tell_is_looked_at_again(tmp_path, archive):
+    pq.write_table(pa.table({"uri": ["c.jpg"], "n": [1]}), archive / "list.parquet")
+    relist(tmp_path, archive, include=["*.parquet/**"])
+    assert not unchanged(tmp_path, archive, include=["*.parquet/**"])
+    (archive / "c.jpg").write_bytes(b"other")
+    assert relist(tmp_path, archive, include=["*.parquet/**"])[0].vanished == 1
+
+
+def test_a_container_out_of_reach_is_tried_again(tmp_path, archive):
+    store = Store.open(str(tmp_path / "run"))
+    list_members(store, open_source([str(archive)], fetcher=Failing(1, Status.SOURCE_DENIED)), PLAN)
+    assert not unchanged(tmp_path, archive)
+    info, _ = relist(tmp_path, archive)
+    assert (info.members, info.vanished) == (2, 1)
+    assert unchanged(tmp_path, archive)
+
+
+def test_a_manifest_of_0_3_0_learns_what_was_listed_once_nothing_is_new(tmp_path, archive):
+    relist(tmp_path, archive)
+    path = tmp_path / "run/manifest/0/_complete"
+    text = path.read_text()
+    path.write_text(text.replace(',\n "digest"', ',\n "dropped"').split(',\n "named"')[0] + ',\n "format": 1\n}')
+    assert not unchanged(tmp_path, archive)
+    assert relist(tmp_path, archive)[0] is None
+    assert unchanged(tmp_path, archive)

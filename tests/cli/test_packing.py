@@ -1,0 +1,81 @@
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ray_app.cli.main import main
+from ray_app.errors import ConfigError
+from ray_app.runs import RunDirectory
+from tests.packing import archives, scored
+from tests.scoring.conftest import wait_until
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def photos(tmp_path):
+    return archives.as_prefix(tmp_path, archives.files())
+
+
+def test_pack_says_what_it_did(photos, tmp_path, capsys):
+    assert main(["pack", str(photos), "--out", str(tmp_path / "out"), "--as", "webdataset", "--shard-mb", "1"]) == 0
+    said = capsys.readouterr()
+    assert "9 of 9 members into 1 WebDataset shard" in said.out
+    assert "2 of these are in no image format" in said.out
+    assert "9 members in 1 shard" in said.err
+    assert main(["pack", str(photos), "--out", str(tmp_path / "out"), "--as", "webdataset", "--shard-mb", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["packed"] == 9
+
+
+def test_pack_refuses_what_is_not_its_own(photos, tmp_path, capsys):
+    assert main(["pack", str(photos), "--out", str(tmp_path / "out")]) == 0
+    assert main(["pack", str(photos), "--out", str(tmp_path / "out"), "--as", "webdataset"]) == 2
+    assert 'form: this command "webdataset", the directory "parquet"' in capsys.readouterr().err
+    assert main(["pack", str(photos)]) == 2
+    assert "out: missing" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_no_run_begins_among_shards(photos, tmp_path):
+    assert main(["pack", str(photos), "--out", str(tmp_path / "shards")]) == 0
+    with pytest.raises(ConfigError, match="touchstone pack"):
+        RunDirectory.open(str(tmp_path / "shards")).claim({}, [], {})
+
+
+def test_the_job_is_the_command(photos, tmp_path):
+    done = subprocess.run([sys.executable, ROOT / "jobs/pack.py", photos, "--out", tmp_path / "out"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "9 of 9 members into 1 Parquet shard" in done.stdout
+
+
+@pytest.mark.slow
+def test_killed_and_run_again_gives_the_same_files(tmp_path):
+    photos = archives.as_prefix(tmp_path, {f"{index:05}": f"content {index}".encode() for index in range(6400)})
+
+    def start(out):
+        command = [sys.executable, "-m", "ray_app.cli.main", "pack", photos, "--out", tmp_path / out, "--shard-mb", "0.0001"]
+        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    assert start("whole").wait() == 0
+    first, data = start("out"), tmp_path / "out/data"
+    wait_until(lambda: data.is_dir() and len(list(data.iterdir())) > 3, 60)
+    first.kill()
+    assert first.wait() == -signal.SIGKILL
+    assert 3 < len(archives.contents(tmp_path / "out")) < 100
+    assert start("out").wait() == 0
+    assert {name: data for name, data in archives.contents(tmp_path / "out").items() if name.startswith("train")} == archives.contents(
+        tmp_path / "whole"
+    )
+
+
+def test_filter_says_what_it_did(photos, tmp_path, capsys):
+    run = scored.scored_run(tmp_path / "run", photos, lambda member: 9.0 if member.uri.endswith(".gif") else -9.0)
+    assert main(["filter", run.store.url, "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "2 of 9 members: flagged as fake" in said
+    assert "nothing was deleted" in said
+    assert main(["filter", run.store.url, "--out", str(tmp_path / "shards"), "--as", "parquet", "--drop", "abstain", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["packed"] == 9

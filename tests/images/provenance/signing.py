@@ -1,0 +1,83 @@
+"""Signs pictures with C2PA manifests, by an authority made for the day; nothing is asked of any network."""
+
+import datetime
+import io
+from functools import cache
+
+import c2pa
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from tests.images import factory
+
+SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/"
+MIME = {name: f"image/{name.lower()}" for name in ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "AVIF")}
+
+
+class Authority:
+    """A root, and a signer that it vouches for. `root` is PEM text: a trust list."""
+
+    def __init__(self, organisation="Throwaway"):
+        root_key, self._key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+        identifier = x509.SubjectKeyIdentifier.from_public_key(root_key.public_key())
+        root = _certificate(organisation, "Root", root_key.public_key(), is_root=True).add_extension(identifier, False)
+        leaf = _certificate(organisation, "Signer", self._key.public_key(), is_root=False).add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier), False
+        )
+        self._chain = [one.sign(root_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM) for one in (leaf, root)]
+        self.root = self._chain[1].decode()
+
+    def sign(self, data, form="JPEG", manifest=None, ingredient=None, remote=None, embed=True, **options):
+        """The file with a manifest; `options` are the builder's settings."""
+        key = self._key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        signer = c2pa.Signer.from_info(c2pa.C2paSignerInfo(c2pa.C2paSigningAlg.ES256, b"".join(self._chain), key, None))
+        settings = {"verify": {"verify_after_sign": False}, "builder": {"thumbnail": {"enabled": False}, **options}}
+        builder = c2pa.Builder(manifest or created("trainedAlgorithmicMedia"), context=c2pa.Context.from_dict(settings))
+        if ingredient is not None:
+            builder.add_ingredient({"relationship": ingredient[0]}, MIME[form], io.BytesIO(ingredient[1]))
+        if remote is not None:
+            builder.set_remote_url(remote)
+        if not embed:
+            builder.set_no_embed()
+        signed = io.BytesIO()
+        builder.sign(signer, MIME[form], io.BytesIO(data), signed)
+        return signed.getvalue()
+
+
+def _certificate(organisation, name, key, *, is_root):
+    now = datetime.datetime.now(datetime.UTC)
+    who = x509.NameAttribute(NameOID.ORGANIZATION_NAME, organisation)
+    subject, issuer = (x509.Name([who, x509.NameAttribute(NameOID.COMMON_NAME, one)]) for one in (name, "Root"))
+    usage = x509.KeyUsage(not is_root, False, False, False, False, is_root, is_root, False, False)
+    made = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer).public_key(key).serial_number(x509.random_serial_number())
+    made = made.not_valid_before(now - datetime.timedelta(days=1)).not_valid_after(now + datetime.timedelta(days=2))
+    made = made.add_extension(x509.BasicConstraints(is_root, None), True).add_extension(usage, True)
+    return made if is_root else made.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.EMAIL_PROTECTION]), False)
+
+
+def created(*codes, action="c2pa.created"):
+    """A manifest that says how a picture was made."""
+    actions = [{"action": action, "digitalSourceType": SOURCE_TYPE + code, "softwareAgent": {"name": "A model"}} for code in codes]
+    made_with = [{"name": "Throwaway", "version": "1"}]
+    return {"claim_generator_info": made_with, "assertions": [{"label": "c2pa.actions", "data": {"actions": actions}}]}
+
+
+@cache
+def authority():
+    """One for all tests."""
+    return Authority()
+
+
+@cache
+def signed(form="JPEG"):
+    """A small picture that says of itself that a model made it."""
+    return authority().sign(factory.encoded(factory.photo(), form), form)
+
+
+def tampered(data):
+    """The same file with one bit of the picture, or of the manifest, turned."""
+    changed = bytearray(data)
+    changed[-20] ^= 1
+    return bytes(changed)

@@ -1,0 +1,111 @@
+"""Provenance in a batch and in a child process: beside the pixels, never instead of them, whatever the manifest's reader does."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from ray_app.detectors import load_card
+from ray_app.ensembles import load_ensemble_card
+from ray_app.errors import Status
+from ray_app.images import ImageLimits
+from ray_app.images.provenance import ProvenancePolicy
+from ray_app.inference import BatchDecoder, Readings, StageClock, judge, make_spec, pack, unpack
+from ray_app.inference.isolated import PreparingChild
+from ray_app.inference.preparing_child import Wanted
+from ray_app.runs import result_rows
+from tests.images.factory import jpeg
+from tests.images.provenance.files import png_with
+from tests.images.provenance.signing import authority, signed
+
+ROOT = Path(__file__).resolve().parents[2]
+PLAIN = make_spec(load_ensemble_card("default"), limits=ImageLimits(), precision="fp32")
+SPEC = make_spec(
+    load_ensemble_card("default"), limits=ImageLimits(), precision="fp32", provenance=ProvenancePolicy(trust_list=authority().root)
+)
+# The library's reader gone wrong: the process dies where a manifest is read, and nowhere else.
+BROKEN = (
+    "import os; from ray_app.images.provenance.credentials import CredentialsReader; "
+    "CredentialsReader.read = lambda *_: os.kill(os.getpid(), 11)"
+)
+
+
+def decoded(spec, *members, crumbs=None):
+    decoder = BatchDecoder(spec, StageClock(), crumbs)
+    decoder.look_for_crumbs()
+    batch = decoder.decode(list(enumerate(members)))
+    decoder.close()
+    return batch
+
+
+def test_statements_stand_beside_the_same_pixels():
+    members = (signed(), jpeg(), png_with(parameters="a cat\nSteps: 20, Sampler: Euler"), b"no image")
+    batch, silent = decoded(SPEC, *members), decoded(PLAIN, *members)
+    said = [outcome.provenance and json.loads(outcome.provenance) for outcome in batch.outcomes]
+    assert said[0]["c2pa"]["state"] == "trusted"
+    assert said[1] is said[3] is None
+    assert said[2]["generator"]["steps"] == 20
+    assert {outcome.provenance for outcome in silent.outcomes} == {None}
+    assert [replace(outcome, provenance=None) for outcome in batch.outcomes] == list(silent.outcomes)
+    np.testing.assert_array_equal(batch.pixels[0], silent.pixels[0])
+    assert SPEC == PLAIN  # no other run by it
+
+
+def test_statements_reach_the_rows_by_every_way():
+    batch = decoded(SPEC, signed(), jpeg())
+    (travelled,) = unpack(pack([batch], SPEC.preprocessings), SPEC.preprocessings)
+    members = pa.table({"image_id": [1, 2], "uri": ["a", "b"], "member": pa.array([None, None], pa.string()),
+                        "occurrence": pa.array([0, 0], pa.int32())})  # fmt: skip
+    for outcomes in (batch.outcomes, travelled.outcomes):
+        for scores in ([1.0, 2.0], [np.nan, 2.0]):  # also where no detector gave a score
+            scored = judge(SPEC, outcomes, Readings({name: np.array(scores, np.float32) for name in SPEC.cards}))
+            rows = result_rows(members, scored, attempt=1, scored_at=datetime.now(UTC))["provenance"].to_pylist()
+            assert json.loads(rows[0])["ai_declared"] is True
+            assert rows[1] is None
+
+
+def test_a_manifest_that_kills_its_reader_costs_no_score(tmp_path):
+    dying = f"""
+{BROKEN}
+from pathlib import Path
+from tests.inference.test_provenance import SPEC, decoded, jpeg, signed
+decoded(SPEC, jpeg(), signed(), crumbs=Path({str(tmp_path)!r}))
+"""
+    assert subprocess.run([sys.executable, "-c", dying], cwd=ROOT).returncode == -11
+    batch = decoded(SPEC, signed(), signed(), crumbs=tmp_path)
+    assert [outcome.status for outcome in batch.outcomes] == [Status.OK, Status.OK]
+    states = [json.loads(outcome.provenance)["c2pa"]["state"] for outcome in batch.outcomes]
+    assert states == ["trusted", "unreadable"]  # the crumb names the second
+
+
+class Broken(PreparingChild):
+    def _command(self):
+        script = f"import sys; {BROKEN}; from ray_app.inference import preparing_child; preparing_child.main(sys.argv[1:])"
+        return [
+            sys.executable,
+            "-P",
+            "-c",
+            script,
+            str(self._memory_limit_bytes),
+            str(self._wall_limit_s),
+            self._limits.model_dump_json(),
+            "",
+        ]
+
+
+@pytest.mark.parametrize(("child", "state"), [(PreparingChild, "trusted"), (Broken, "unreadable")])
+def test_an_endpoint_s_child_reads_it_and_survives_it(child, state):
+    tiny = load_card("touchstone-tiny").preprocessing
+    wanted = Wanted(preprocessings=(tiny,), resize="exact", provenance=SPEC.provenance)
+    with child(ImageLimits(), 10.0, 2**31) as running:
+        answer = running.prepare(signed(), wanted)
+        np.testing.assert_array_equal(answer.pixels[0], decoded(PLAIN, signed()).pixels[0][0])
+        assert answer.provenance.c2pa.state == state
+        assert running.prepare(jpeg(), wanted).provenance is None
+        assert running.prepare(signed(), wanted.model_copy(update={"provenance": None})).provenance is None

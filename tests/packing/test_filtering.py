@@ -1,0 +1,155 @@
+import csv
+
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+
+from ray_app.errors import ConfigError, IdentityError, Status
+from ray_app.packing import FilterConfig
+from ray_app.packing.filtering import filter_run
+from ray_app.packing.words import filter_lines
+from tests.packing import archives, scored
+from tests.packing.archives import samples, sha256, unpacked
+
+# By the number in a member's name; the default ensemble splits at its thresholds.
+FAKE, REAL = 9.0, -9.0
+
+
+def verdicts(member):
+    name = member.member or member.uri
+    if name.endswith((".txt", "empty.jpg")):
+        return Status.UNSUPPORTED_FORMAT
+    return FAKE if name.endswith((".gif", ".webp")) else REAL
+
+
+def is_fake(name):
+    return name.endswith((".gif", ".webp"))
+
+
+@pytest.fixture
+def content():
+    return archives.files()
+
+
+@pytest.fixture(params=["prefix", "tar"])
+def run(request, content, tmp_path):
+    source = archives.FORMS[request.param](tmp_path, content)
+    return scored.scored_run(tmp_path / "run", source, verdicts)
+
+
+@pytest.fixture
+def simple(content, tmp_path):
+    return scored.scored_run(tmp_path / "run", archives.as_list(tmp_path, content), verdicts)
+
+
+def sift(run, out, **settings):
+    retry = settings.pop("retry", False)
+    return filter_run(FilterConfig(run=run.store.url, out=str(out), **settings), retry=retry)
+
+
+def decide(run, column, values):
+    """Replace a column of the only file of rows."""
+    run.rewrite(0, lambda rows: rows.set_column(rows.schema.get_field_index(column), rows.schema.field(column), values))
+
+
+def rows(path):
+    return pq.read_table(path).to_pylist()
+
+
+@pytest.mark.parametrize("form", ["webdataset", "parquet"])
+def test_shards_hold_what_stays_and_the_list_what_goes(run, content, tmp_path, form):
+    summary = sift(run, tmp_path / "out", form=form)
+    stays = {name: data for name, data in content.items() if not is_fake(name)}
+    assert sorted(sha256(sample["data"]) for sample in samples(tmp_path / "out")) == archives.hashes(stays)
+    removed = rows(tmp_path / "out/removed.parquet")
+    assert sorted(row["sha256"] for row in removed) == sorted(sha256(data) for name, data in content.items() if is_fake(name))
+    assert summary["kept"] + summary["removed"] == summary["current"] == len(content)
+    assert summary["packed"] == summary["kept"]
+
+
+def test_a_list_names_and_copies_nothing(simple, content, tmp_path):
+    summary = sift(simple, tmp_path / "out")
+    listed = rows(tmp_path / "out/kept.parquet")
+    assert {row["uri"].rpartition("photos/")[2]: row["sha256"] for row in listed} == {
+        name: sha256(data) for name, data in content.items() if not is_fake(name)
+    }
+    assert {row["label"] for row in listed} == {0, 1}
+    assert pyarrow.csv.read_csv(tmp_path / "out/kept.csv").num_rows == len(listed) == summary["kept"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "kept.csv", "kept.parquet", "pack.json", "removed.csv", "removed.parquet", "summary.json"]  # fmt: skip
+
+
+def test_reasons_in_words(simple, tmp_path):
+    sift(simple, tmp_path / "out", drop=("fake", "failed"))
+    with (tmp_path / "out/removed.csv").open(newline="") as file:
+        by_status = {row["status"]: row for row in csv.DictReader(file)}
+    assert by_status["ok"]["verdict"] == "fake"
+    reason = by_status["ok"]["reason"]
+    assert all(word in reason for word in ("score +9", "threshold", scored.NAME, "default", "calibrated"))
+    assert by_status["unsupported_format"]["reason"].startswith("no score: not an image format")
+
+
+def test_what_is_dropped_can_be_chosen(simple, tmp_path):
+    counts = {drop: sift(simple, tmp_path / "-".join(drop), drop=drop)["removed"] for drop in
+              (("fake",), ("abstain",), ("failed",), ("fake", "abstain", "failed"))}  # fmt: skip
+    assert counts == {("fake",): 3, ("abstain",): 0, ("failed",): 2, ("fake", "abstain", "failed"): 5}
+
+
+def test_bytes_that_are_not_those_that_were_scored_are_not_written(content, tmp_path):
+    source = archives.as_prefix(tmp_path, content)
+    run = scored.scored_run(tmp_path / "run", source, verdicts)
+    changed = source / "album/000.jpg"
+    (table,) = run.tables(0)
+    hashes = [
+        "0" * 64 if uri == str(changed) else sha256
+        for uri, sha256 in zip(table["uri"].to_pylist(), table["sha256"].to_pylist(), strict=True)
+    ]
+    decide(run, "sha256", pyarrow.array(hashes))
+    summary = sift(run, tmp_path / "out", form="parquet")
+    assert [(row["uri"], row["status"]) for row in unpacked(tmp_path / "out")] == [(str(changed), "source_changed")]
+    assert str(changed) not in [sample["source"]["uri"] for sample in samples(tmp_path / "out")]
+    assert summary["packed"] + summary["unpacked"] == summary["kept"]
+
+
+def test_everything_removed(content, tmp_path):
+    run = scored.scored_run(tmp_path / "run", archives.as_prefix(tmp_path, content), lambda member: FAKE)
+    summary = sift(run, tmp_path / "out", form="webdataset")
+    assert (summary["removed"], summary["kept"], summary["shards"]) == (len(content), 0, 0)
+    assert "9 of 9 members" in filter_lines(summary)[0]
+
+
+def test_only_finished_runs(simple, tmp_path):
+    simple.store.delete("summary.json")
+    with pytest.raises(ConfigError, match="no finished run"):
+        sift(simple, tmp_path / "out")
+    with pytest.raises(ConfigError, match="no finished run"):
+        filter_run(FilterConfig(run=str(tmp_path / "nothing"), out=str(tmp_path / "out")))
+
+
+def test_the_output_is_never_the_run(simple):
+    with pytest.raises(ConfigError, match="scored run"):
+        sift(simple, simple.store.url)
+
+
+def test_other_decisions_are_another_command(simple, tmp_path):
+    sift(simple, tmp_path / "out")
+    assert sift(simple, tmp_path / "out")["kept"] == 6
+    decide(simple, "verdict", pyarrow.array(["fake"] * 9).dictionary_encode())
+    with pytest.raises(IdentityError, match="decisions"):
+        sift(simple, tmp_path / "out")
+
+
+def test_vanished_members_are_neither_kept_nor_removed(content, tmp_path):
+    from ray_app.archives import BlockPlan, list_members, open_source
+
+    source = archives.as_prefix(tmp_path, content)
+    run = scored.scored_run(tmp_path / "run", source, verdicts)
+    (source / "album/000.jpg").unlink()
+    (source / "album/new.png").write_bytes(archives.factory.png())
+    list_members(run.store, open_source([str(source)]), BlockPlan(batch_slots=4, max_block_members=8))
+    scored.finish(run, 1, verdicts, attempt=2)
+    summary = sift(run, tmp_path / "out", form="parquet")
+    uris = [sample["source"]["uri"].rpartition("/")[2] for sample in samples(tmp_path / "out")]
+    assert "new.png" in uris
+    assert "000.jpg" not in uris
+    assert summary["current"] == len(content)

@@ -1,0 +1,66 @@
+"""Runs made without a detector: real manifests, rows and masks, with outcomes and scores that the test says."""
+
+import hashlib
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+
+from ray_app.archives import BlockPlan, iter_blocks, list_members, open_source, read_block
+from ray_app.ensembles import load_ensemble_card
+from ray_app.errors import Status
+from ray_app.images import ImageFacts, ImageLimits
+from ray_app.inference import Outcome, Readings, judge, make_spec
+from ray_app.runs import RunDirectory, mask_rows, result_rows
+
+SPEC = make_spec(load_ensemble_card("default"), limits=ImageLimits(), precision="fp32")
+NAME = next(iter(SPEC.cards))
+PLAN = BlockPlan(batch_slots=4, max_block_members=8)
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def new_run(folder):
+    run = RunDirectory.open(str(folder))
+    run.claim({"detectors": {NAME: {}}}, [NAME], {})
+    return run
+
+
+def write_files(folder, names, content="first"):
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        (folder / name).write_text(f"{name} {content}")
+
+
+def digest(name, content="first"):
+    return hashlib.sha256(f"{name} {content}".encode()).hexdigest()
+
+
+def relist(run, folder):
+    return list_members(run.store, open_source([str(folder)]), PLAN)
+
+
+def score_blocks(run, number, *, fails=lambda name: None, attempt=1, blocks=None, masks=False, hashed=False):
+    """Commit blocks: a member has the status that `fails` says of its file's name, or a score made of its bytes."""
+    for ref in iter_blocks(run.store, number):
+        if blocks is not None and ref.block not in blocks:
+            continue
+        members = read_block(run.store, ref)
+        paths = [Path(uri) for uri in members["uri"].to_pylist()]
+        digests = [hashlib.sha256(path.read_bytes()) for path in paths]
+        facts = [ImageFacts(digest.hexdigest(), "JPEG", 300, 200) for digest in digests]
+        statuses = [fails(path.name) or Status.OK for path in paths]
+        outcomes = [
+            Outcome(status, None, fact, "f" * 16 if hashed else None)
+            if status is Status.OK
+            else Outcome(status, f"attempt {attempt}", None)
+            for status, fact in zip(statuses, facts, strict=True)
+        ]
+        values = [digest.digest()[0] / 8 if status is Status.OK else np.nan for digest, status in zip(digests, statuses, strict=True)]
+        drawn = [np.full((4, 4), int(value), np.uint8) if masks and np.isfinite(value) else None for value in values]
+        readings = Readings({NAME: np.array(values, np.float32)}, {NAME: drawn} if masks else {})
+        scored = judge(SPEC, outcomes, readings)
+        if masks:
+            run.write_masks(number, ref.block, mask_rows(members["image_id"], scored))
+        when = START + timedelta(hours=attempt)
+        rows = result_rows(members, scored, attempt=attempt, scored_at=when, perceptual_hash=hashed)
+        run.write_part(number, ref.block, rows)

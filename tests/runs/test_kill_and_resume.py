@@ -1,0 +1,96 @@
+"""kill∘resume = one run: a session that dies between any two writes, any number of times, leaves what an undisturbed one leaves."""
+
+import random
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ray_app.archives import manifests, read_blocks
+from ray_app.runs import RunDirectory, check_conservation
+from ray_app.storage import Store
+from tests.runs.small_run import new_run, relist, score_blocks, write_files
+
+NAMES = [f"{index:02d}.jpg" for index in range(30)]
+
+
+class Killed(BaseException):
+    """What SIGKILL leaves: no handler runs, the next write never happens."""
+
+
+class MortalStore(Store):
+    """Dies at its n-th change of anything, before or after it has happened."""
+
+    def __init__(self, url, moment, after):
+        super().__init__(url)
+        self.left, self.after = moment, after
+
+    def _changes(self, change, *given):
+        self.left -= 1
+        if self.left == 0 and not self.after:
+            raise Killed
+        done = change(*given)
+        if self.left == 0:
+            raise Killed
+        return done
+
+    def write(self, path, data):
+        return self._changes(super().write, path, data)
+
+    def create(self, path, data):
+        return self._changes(super().create, path, data)
+
+    def delete(self, path):
+        return self._changes(super().delete, path)
+
+
+def session(store, folder, attempt, order):
+    """What one session does, with blocks finished in any order."""
+    run = RunDirectory(store)
+    if not run.exists():
+        run.claim({"detectors": {}}, [], {})
+    if not manifests(store):
+        relist(run, folder)
+    pending = list(read_blocks(store, 0).without(list(run.done_blocks(0))))
+    random.Random(order).shuffle(pending)
+    for ref in pending:
+        score_blocks(run, 0, attempt=attempt, blocks={ref.block})
+    run.publish(0)
+    check_conservation(run)
+
+
+def rows(folder):
+    run = RunDirectory.open(str(folder))
+    kept = [row for table in run.tables(0) for row in table.drop_columns(["attempt", "scored_at"]).to_pylist()]
+    assert run.parts(0) == []
+    return kept
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("archive") / "files"
+    write_files(folder, NAMES)
+    undisturbed = tmp_path_factory.mktemp("run") / "undisturbed"
+    new_run(undisturbed)
+    session(Store.open(str(undisturbed)), folder, 1, 0)
+    return folder, rows(undisturbed)
+
+
+@given(deaths=st.lists(st.tuples(st.integers(1, 16), st.booleans(), st.integers(0, 9)), max_size=5))
+@settings(max_examples=30, deadline=None)
+def test_killed_between_any_two_writes_and_resumed_is_one_run(archive, deaths):
+    folder, expected = archive
+    out = Path(tempfile.mkdtemp(prefix="killed-"))
+    try:
+        for attempt, (moment, after, order) in enumerate(deaths, 1):
+            try:
+                session(MortalStore(str(out), moment, after), folder, attempt, order)
+            except Killed:
+                continue
+        session(Store.open(str(out)), folder, len(deaths) + 1, 0)
+        assert rows(out) == expected
+    finally:
+        shutil.rmtree(out)

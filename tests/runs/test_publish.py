@@ -1,0 +1,124 @@
+"""Parts become larger files, by tasks in any order and interrupted anywhere: every row stays, once, in its order."""
+
+import itertools
+import os
+import shutil
+
+import pyarrow.parquet as pq
+import pytest
+
+from ray_app.archives import iter_blocks
+from ray_app.errors import ClusterError
+from ray_app.runs import RunDirectory, check_conservation, current_tables
+from ray_app.runs import directory as directory_module
+from ray_app.runs import merging as merging_module
+from ray_app.storage import Store
+from tests.archives.given import Dying, backwards
+from tests.runs.small_run import new_run, relist, score_blocks, write_files
+
+NAMES = [f"{number:03}.jpg" for number in range(100)]
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory):
+    """A run of 13 blocks, all with parts of their own."""
+    folder = tmp_path_factory.mktemp("scored")
+    run = new_run(folder / "run")
+    write_files(folder / "archive", NAMES)
+    relist(run, folder / "archive")
+    score_blocks(run, 0)
+    return run
+
+
+@pytest.fixture
+def run(scored, tmp_path):
+    return copied(scored, tmp_path / "run")
+
+
+def copied(run, to):
+    return RunDirectory.open(str(shutil.copytree(run.store.filesystem_and_path("")[1], to)))
+
+
+@pytest.fixture
+def small_files(monkeypatch):
+    """Files of some three blocks, tasks of some six."""
+    monkeypatch.setattr(merging_module, "ROW_GROUP", 8)
+    monkeypatch.setattr(merging_module, "PUBLISHED_BYTES", 6_000)
+    monkeypatch.setattr(merging_module, "TASK_BYTES", 30_000)
+    monkeypatch.setattr(directory_module, "LITTLE_BYTES", 0)
+
+
+def ids_of(run):
+    return [number for table in current_tables(run, ["image_id"]) for number in table["image_id"].to_pylist()]
+
+
+def test_a_small_run_becomes_one_file(run):
+    before = ids_of(run)
+    last = len(list(iter_blocks(run.store, 0))) - 1
+    assert run.publish(0) == [f"scores/00000-00000000-{last:08d}.parquet"]
+    assert run.parts(0) == []
+    assert ids_of(run) == before
+    assert run.publish(0) == []
+    assert check_conservation(run) == len(NAMES)
+
+
+def test_files_have_the_size_wanted_whatever_their_number(run, small_files):
+    before = ids_of(run)
+    paths = run.publish(0, each=backwards)
+    sizes = [os.path.getsize(run.store.filesystem_and_path(path)[1]) for path in paths]
+    assert len(sizes) > 2
+    assert min(sizes) >= merging_module.PUBLISHED_BYTES
+    assert max(sizes) < 2 * min(sizes)
+    assert ids_of(run) == before
+    assert check_conservation(run, each=backwards) == len(NAMES)
+
+
+def test_interrupted_anywhere_and_repeated_every_row_is_there_once(scored, tmp_path, small_files):
+    before = ids_of(scored)
+    for lives in itertools.count():
+        run = copied(scored, tmp_path / str(lives))
+        try:
+            RunDirectory(Dying(run.store.url, lives)).publish(0, each=backwards)
+        except KeyboardInterrupt:
+            assert ids_of(run) == before
+            check_conservation(run)
+            run.publish(0)
+            assert run.parts(0) == []
+            assert ids_of(run) == before
+            check_conservation(run)
+        else:
+            break
+    assert lives > 13
+
+
+class TestConservation:
+    def change(self, run, path, change):
+        _, full = run.store.filesystem_and_path(path)
+        pq.write_table(change(pq.read_table(full)), full)
+
+    def test_a_part_that_is_missing(self, run):
+        run.store.delete(run.part_path(0, 4))
+        with pytest.raises(ClusterError, match="manifest 0: blocks 4 to 4 have no row"):
+            check_conservation(run)
+
+    def test_the_last_part_is_missing(self, run):
+        run.store.delete(run.part_path(0, run.parts(0)[-1]))
+        with pytest.raises(ClusterError, match=r"manifest 0: \d+ of 100 members have no row"):
+            check_conservation(run)
+
+    def test_rows_that_are_missing_twice_or_another_s(self, run):
+        [path] = run.publish(0)
+        whole = run.store.read(path)
+        for change in (lambda t: t.slice(0, 99), lambda t: t.take([0, *range(99)]), lambda t: t.take([1, 0, *range(2, 100)])):
+            run.store.write(path, whole)
+            self.change(run, path, change)
+            with pytest.raises(ClusterError, match=r"members of blocks 0 to .* have no row|the rows are not those of the members"):
+                check_conservation(run)
+
+    def test_files_that_overlap(self, run):
+        first, last = run.parts(0)[0], run.parts(0)[-1]
+        run.publish(0)
+        path = f"scores/00000-{first:08d}-{last:08d}.parquet"
+        Store.open(run.store.url).write(f"scores/00000-{first + 1:08d}-{last:08d}.parquet", run.store.read(path))
+        with pytest.raises(ClusterError, match="block 1 has rows twice"):
+            check_conservation(run)

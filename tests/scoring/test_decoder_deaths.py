@@ -1,0 +1,81 @@
+"""A decoder that really dies, or never ends, inside a run: it costs one member its status, and nobody else anything."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from ray_app.errors import MEANING, Status
+from tests.scoring.conftest import ROOT, kill_family, rows_of
+from tests.scoring.test_run import save_photo
+
+LIMIT_S = 4.0
+
+# Python imports this at the start of every process that has the folder on PYTHONPATH: driver, workers, decoder children.
+SITE = """
+import ctypes, sys, time
+from importlib.machinery import PathFinder
+
+def spoil(module):
+    load = module.ImageFile.load
+
+    def dangerous(image):
+        data = image.fp.getvalue() if hasattr(image.fp, "getvalue") else b""
+        if b"makes the decoder crash" in data:
+            ctypes.string_at(0)
+        if b"makes the decoder hang" in data:
+            time.sleep(3600)
+        return load(image)
+
+    module.ImageFile.load = dangerous
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name != "PIL.ImageFile":
+            return None
+        spec = PathFinder.find_spec(name, path)
+        run = spec.loader.exec_module
+        spec.loader.exec_module = lambda module: (run(module), spoil(module))
+        return spec
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_crash_and_a_hang_cost_one_member_each(tmp_path):
+    photos, site = tmp_path / "photos", tmp_path / "site"
+    photos.mkdir()
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(SITE)
+    for index in range(40):
+        save_photo(photos / f"{index:02}.jpg", index)
+    for name, words in (("13.jpg", b"makes the decoder crash"), ("27.jpg", b"makes the decoder hang")):
+        (photos / name).write_bytes((photos / name).read_bytes() + words)
+
+    command = [sys.executable, "-m", "ray_app.cli.main", "score", str(photos), "--out", str(tmp_path / "run"),
+               "--set", "block_members=8", "--set", f"cluster.decode_limit_s={LIMIT_S}"]  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": f"{site}{os.pathsep}{ROOT}", "RAY_AUTH_MODE": "disabled"}
+    began = time.monotonic()
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        said, errors = process.communicate(timeout=500)
+    finally:
+        kill_family(process)
+    print(f"{time.monotonic() - began:.0f} s")
+    assert process.returncode == 0, errors
+    rows = {os.path.basename(uri): row for uri, row in rows_of(tmp_path / "run").items()}
+    assert len(rows) == 40
+    failed = {name: (row["status"], row["detail"]) for name, row in rows.items() if row["status"] != "ok"}
+    assert failed == {
+        "13.jpg": ("decoder_crashed", "the decoder process died of SIGSEGV"),
+        "27.jpg": ("decode_timeout", f"longer than {LIMIT_S:g} s"),
+    }
+    assert all(row["verdict"] for name, row in rows.items() if name not in failed)
+    assert MEANING[Status.DECODER_CRASHED] in said

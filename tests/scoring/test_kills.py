@@ -1,0 +1,132 @@
+"""Drivers, workers and machines that die in the middle: the run completes, or the same command completes it, with the same scores."""
+
+import os
+import random
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ray_app.runs import RunDirectory
+from tests.scoring.conftest import IMAGES, ROOT, family_of, kill_family, rows_of, start, wait_until
+from tests.scoring.nodes import Nodes
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+BLOCK = 16
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    running = Nodes()
+    yield running
+    kill_family(running.process)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(many_photographs, ray_cluster, tmp_path_factory):
+    """The rows of a run that nobody disturbs, on a cluster of its own."""
+    from ray_app.scoring import ScoreConfig
+    from ray_app.scoring.run import score_archive
+
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    score_archive(ScoreConfig(source=(str(many_photographs),), out=str(out)))
+    return same(rows_of(out))
+
+
+def same(rows):
+    """What two runs over one archive must agree on, floats to the bit."""
+    return {uri: {name: value for name, value in row.items() if name not in ("attempt", "scored_at")} for uri, row in rows.items()}
+
+
+def scoring_workers(process):
+    names = {}
+    for pid in family_of(process.pid):
+        try:
+            names[pid] = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            continue
+    return [pid for pid, name in names.items() if b"BlockScorer" in name]
+
+
+class Disturbed:
+    """A run on three nodes, to which things happen."""
+
+    def __init__(self, source, out, nodes, chance):
+        self.nodes, self.chance, self.run = nodes, chance, RunDirectory.open(str(out))
+        self.begin = lambda: start(str(source), str(out), f"block_members={BLOCK}", f"cluster.address={nodes.address}")
+        self.process, self.committed, self.sessions = self.begin(), 0, 1
+
+    def suffer(self, kind, most):
+        """At a moment counted in committed blocks, not in seconds."""
+        moment = self.committed + self.chance.randrange(1, most)
+        wait_until(lambda: len(self.run.parts(0)) >= moment or self.process.poll() is not None)
+        assert self.process.poll() is None, self.process.stderr.read()
+        getattr(self, kind)()
+        self.committed = len(self.run.parts(0))
+        assert moment <= self.committed < IMAGES // BLOCK, "the run had ended before"
+
+    def driver(self):
+        self.process.kill()
+        self.process.wait()
+        self.process = self.begin()
+        self.sessions += 1
+
+    def actor(self):
+        os.kill(self.chance.choice(wait_until(lambda: scoring_workers(self.nodes.process))), signal.SIGKILL)
+
+    def raylet(self):
+        os.kill(self.chance.choice(sorted(self.nodes.raylets.values())), signal.SIGKILL)
+
+    def notice(self):
+        """SIGTERM, as a scheduler sends it; then the very command that the last line names."""
+        self.process.send_signal(signal.SIGTERM)
+        _, errors = self.process.communicate(timeout=120)
+        assert self.process.returncode == 130, errors
+        assert not self.run.store.exists("lease.json")
+        assert self.run.read_json(f"sessions/{self.sessions:05d}.json")["state"] == "interrupted"
+        last = errors.strip().splitlines()[-1]
+        assert last.startswith("resume: touchstone score "), errors
+        command = [sys.executable, "-m", "ray_app.cli.main", *shlex.split(last)[2:]]
+        environment = os.environ | {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)}
+        self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        self.sessions += 1
+
+
+def slow(kind, seeds):
+    return [pytest.param((kind,), seed, marks=pytest.mark.slow) for seed in seeds]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "seed"),
+    [
+        (("driver",), 0),
+        pytest.param(("notice",), 0, marks=pytest.mark.slow),
+        *slow("driver", range(1, 11)),
+        *slow("actor", range(1, 4)),
+        *slow("raylet", range(1, 4)),
+        (("actor", "raylet"), 0),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, tuple) else str(value),
+)
+def test_whatever_dies_nothing_is_lost_and_no_score_differs(kinds, seed, many_photographs, nodes, undisturbed, tmp_path):
+    nodes.tell("count")
+    while len(nodes.raylets) < 2:
+        nodes.tell("add")
+    disturbed = Disturbed(many_photographs, tmp_path / "run", nodes, random.Random(f"{kinds} {seed}"))
+    try:
+        for kind in kinds:
+            disturbed.suffer(kind, most=IMAGES // BLOCK // (4 if len(kinds) > 1 else 2))
+        _, errors = disturbed.process.communicate(timeout=400)
+    finally:
+        kill_family(disturbed.process)
+    assert disturbed.process.returncode == 0, errors
+    rows = rows_of(tmp_path / "run")
+    assert same(rows) == undisturbed
+    assert len({row["image_id"] for row in rows.values()}) == IMAGES
+    session = disturbed.run.read_json("summary.json")["session"]
+    assert session["number"] == disturbed.sessions
+    if disturbed.sessions > 1:
+        assert session["rows"] <= IMAGES - (disturbed.committed - 1) * BLOCK, "what was committed was scored again"

@@ -1,0 +1,163 @@
+"""Retries and reuse: only what is asked for is scored, under the same ids, and everything else stays as it was."""
+
+import os
+import shutil
+import time
+
+import pytest
+
+from ray_app.detectors import load_card
+from ray_app.errors import ConfigError, ExitCode, Status
+from ray_app.runs import begin_retry, begun_retry
+from ray_app.scoring import ScoreConfig
+from ray_app.scoring.redeciding import decide_run
+from ray_app.scoring.retrying import finish_begun, retry_members
+from ray_app.scoring.reusing import check_reuse
+from ray_app.scoring.run import score_archive
+from ray_app.scoring.session import Session
+from tests.runs.small_run import PLAN, new_run, relist, score_blocks, write_files
+from tests.scoring.conftest import comparable
+from tests.scoring.test_run import save_photo
+
+BAD = ("corrupt_image", "truncated_image")
+
+
+@pytest.fixture
+def late(tmp_path):
+    """A finished run without a cluster, in which every fourth member timed out."""
+    write_files(tmp_path / "archive", [f"{number:02}.jpg" for number in range(20)])
+    run = new_run(tmp_path / "run")
+    relist(run, tmp_path / "archive")
+    score_blocks(run, 0, fails=lambda name: Status.SOURCE_TIMEOUT if int(name[:2]) % 4 == 0 else None)
+    return run
+
+
+def scorer(attempt):
+    """In place of a pass on Ray: commits the pending blocks."""
+    return lambda run, work: score_blocks(run, 0, attempt=attempt, blocks={ref.block for ref in work.pending})
+
+
+def rows_of(run):
+    return {row["uri"]: row for table in run.tables(0) for row in table.to_pylist()}
+
+
+def test_a_retry_replaces_rows_and_is_kept_as_a_line_of_its_session(late):
+    before, session = rows_of(late), Session(late, {}, time.monotonic())
+    retry_members(ScoreConfig(rescore=("source_timeout",)), late, session, PLAN, scorer(2))
+    after = rows_of(late)
+    assert [uri for uri in after if after[uri] != before[uri]] == [uri for uri in before if before[uri]["status"] != "ok"]
+    assert {row["status"] for row in after.values()} == {"ok"}
+    assert session.facts()["retries"] == [{"begun_by": 1, "statuses": ["source_timeout"], "members": 5}]
+    assert late.read_json("sessions/00001.json")["retries"] == session.facts()["retries"]
+    assert late.store.folders("retries") == []
+
+
+def test_a_retry_that_was_begun_is_finished_by_the_next_command_whatever_it_is(late):
+    late.publish(0)
+    begin_retry(late, 1, ["source_timeout"], PLAN)
+    late.write_json("summary.json", {"listing": 0})
+    with pytest.raises(ConfigError, match="a retry is not finished"):
+        decide_run(late.store.url, "default")
+    finish_begun(late, Session(late, {}, time.monotonic()), scorer(2))
+    assert begun_retry(late) is None
+    assert {row["status"] for row in rows_of(late).values()} == {"ok"}
+
+
+def test_nothing_to_retry_is_said(late, capsys):
+    retry_members(ScoreConfig(rescore=("decode_timeout", "source_denied")), late, Session(late, {}, time.monotonic()), PLAN, scorer(2))
+    assert "no member has the status decode_timeout or source_denied: nothing to retry" in capsys.readouterr().err
+
+
+def test_an_unfinished_run_is_finished_before_anything_is_retried(late, tmp_path):
+    write_files(tmp_path / "archive", ["new.jpg"])
+    relist(late, tmp_path / "archive")
+    with pytest.raises(ConfigError, match="not all members have been scored once"):
+        retry_members(ScoreConfig(rescore=("source_timeout",)), late, Session(late, {}, time.monotonic()), PLAN, scorer(2))
+
+
+@pytest.mark.parametrize("words", [("ok",), ("sourcetimeout",)])
+def test_only_statuses_of_failed_members_can_be_retried(words):
+    with pytest.raises(ValueError, match=r"these are: empty_file, .*detector_failed"):
+        ScoreConfig(rescore=words)
+
+
+def test_what_cannot_be_done_is_said_before_a_cluster_starts(tmp_path):
+    with pytest.raises(ConfigError, match="no run here to retry"):
+        score_archive(ScoreConfig(source=(str(tmp_path),), out=str(tmp_path / "none"), rescore=("source_timeout",)))
+    with pytest.raises(ConfigError, match="maskclip would leave repeated members without one"):
+        check_reuse(ScoreConfig(reuse="sha256"), [load_card("touchstone-tiny"), load_card("maskclip")])
+
+
+def break_file(path):
+    """Make a file unreadable without a change of size or time; returns what makes it whole again."""
+    whole, times = path.read_bytes(), path.stat()
+
+    def write(data):
+        path.write_bytes(data)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+    write(whole[:200] + bytes(len(whole) - 200))
+    return lambda: write(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_on_a_cluster_retries_and_reuse_go_together(score, tmp_path):
+    """Twins in one listing, then a retry in which a repaired file turns out to be known."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for index in range(12):
+        save_photo(photos / f"{index:02}.jpg", index)
+    for index in range(6):
+        shutil.copy(photos / f"{index:02}.jpg", photos / f"{index:02}-again.jpg")
+    repair = break_file(photos / "00-again.jpg")
+    repair_other = break_file(photos / "11.jpg")
+    break_file(photos / "10.jpg")
+    settings = {"perceptual_hash": True, "reuse": "sha256", "block_members": 18, "batch_slots": 18}
+    finished, before = score(photos, **settings)
+    assert [os.path.basename(uri) for uri, row in before.items() if row["reused"]] == [f"{index:02}.jpg" for index in range(1, 6)]
+    assert finished.summary["session"]["reused"] == finished.summary["reused"] == 5
+    assert finished.summary["session"]["decoded"] == 13
+    for index in range(1, 6):
+        one, other = before[str(photos / f"{index:02}-again.jpg")], before[str(photos / f"{index:02}.jpg")]
+        assert comparable(other) == comparable(one) | {"reused": True}
+        assert len(one["phash"]) == 16
+        assert one["verdict"]
+
+    repair()
+    repair_other()
+    save_photo(photos / "new.jpg", 99)
+    finished, after = score(photos, **settings, rescore=BAD)
+    assert finished.exit_code is ExitCode.DONE
+    session = finished.summary["session"]
+    assert (session["rows"], session["reused"], session["decoded"], session["seconds"]["list"]) == (3, 1, 2, 0)
+    assert finished.summary["listing"] == 0
+    assert list(after) == list(before), "nothing is listed"
+    changed = {"00-again.jpg": ("ok", 2), "11.jpg": ("ok", 2), "10.jpg": (before[str(photos / "10.jpg")]["status"], 2)}
+    for uri, row in after.items():
+        name = os.path.basename(uri)
+        assert row["image_id"] == before[uri]["image_id"]
+        assert (row["status"], row["attempt"]) == changed[name] if name in changed else row == before[uri]
+    assert comparable(after[str(photos / "00-again.jpg")]) == comparable(after[str(photos / "00.jpg")]) | {"reused": True}
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_reused_rows_are_as_if_scored(score, tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for index in range(20):
+        save_photo(photos / f"{index:02}.jpg", index)
+        if index % 2:
+            shutil.copy(photos / f"{index:02}.jpg", photos / f"{index:02}-again.jpg")
+    _, plain = score(photos, out=tmp_path / "plain")
+    _, reusing = score(photos, out=tmp_path / "reusing", reuse="sha256")
+    for index in range(20):
+        shutil.copy(photos / f"{index:02}.jpg", photos / f"{index:02}-later.jpg")
+    finished, later = score(photos, out=tmp_path / "reusing", reuse="sha256")
+    assert (finished.summary["session"]["rows"], finished.summary["session"]["reused"]) == (20, 20)
+    assert finished.summary["session"]["decoded"] == 0
+    for uri, row in later.items():
+        expected = comparable(plain[uri.replace("-later", "")])
+        assert comparable(row) | {"reused": False} == expected
+    assert len(reusing) == len(plain)

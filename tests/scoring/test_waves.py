@@ -1,0 +1,24 @@
+"""Which blocks go into which wave, also when the cluster has become smaller. Ray's part is played by a plain loop."""
+
+from types import SimpleNamespace
+
+from ray_app.scoring import pipeline
+
+
+def test_a_smaller_cluster_goes_on_with_all_that_a_lost_wave_left(monkeypatch):
+    blocks = [SimpleNamespace(manifest=0, block=number) for number in range(5000)]
+    layouts = iter([SimpleNamespace(workers=12), *[SimpleNamespace(workers=1)] * 9])
+    waves = []
+
+    def executed(wave, job, planned):
+        waves.append(list(wave))
+        # The first wave of 3,600 is handed back but for its first ten blocks; a later one may be no larger than 2,000 by itself.
+        for ref in waves[-1][: 10 if len(waves) == 1 else None]:
+            yield {"manifest": ref.manifest, "block": ref.block}
+
+    monkeypatch.setattr(pipeline, "_prepare", lambda: None)
+    monkeypatch.setattr(pipeline, "_executed", executed)
+    quiet = SimpleNamespace(reason=None, progressed=lambda: None)
+    reported = [report["block"] for report in pipeline.score_blocks(blocks, None, lambda: next(layouts), stopper=quiet, watch=quiet)]
+    assert sorted(reported) == list(range(5000))
+    assert [len(wave) for wave in waves] == [3600, 3590, 1400]

@@ -1,0 +1,190 @@
+import io
+import os
+import uuid
+
+import fsspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ray_app.errors import InputError, SourceError, Status
+from ray_app.storage import Fetcher, Retrier, RetryPolicy, list_objects
+from ray_app.storage.ranged import RangedFile
+from tests.storage.faulty_server import ETAG
+
+DATA = bytes(range(256)) * 40
+
+
+def patient(**policy) -> Fetcher:
+    return Fetcher(retrier=Retrier(RetryPolicy(**policy), sleep=lambda _: None))
+
+
+@pytest.fixture(scope="module")
+def stored(s3):
+    url = s3.bucket("ranged")
+    s3.client().put_object(Bucket="ranged", Key="a.tar", Body=DATA)
+    return f"{url}/a.tar"
+
+
+@pytest.fixture(params=["local", "s3", "web", "memory"])
+def place(request, tmp_path):
+    """The same object in every kind of store: its uri and version."""
+    if request.param == "local":
+        (tmp_path / "a.tar").write_bytes(DATA)
+        url = str(tmp_path / "a.tar")
+    elif request.param == "s3":
+        url = request.getfixturevalue("stored")
+    elif request.param == "web":
+        faulty = request.getfixturevalue("faulty")
+        faulty.objects["/a.tar"] = DATA
+        url = f"{faulty.url}/a.tar"
+    else:
+        url = f"memory://ranged-{uuid.uuid4().hex}/a.tar"
+        with fsspec.open(url, "wb") as file:
+            file.write(DATA)
+    [info] = list_objects(url)
+    return info.uri, info.version
+
+
+@pytest.mark.parametrize(("start", "length"), [(0, 10), (100, 1000), (0, len(DATA)), (len(DATA) - 3, 10), (len(DATA), 5), (7, 0)])
+def test_a_part_is_what_lies_there(place, start, length):
+    fetcher = Fetcher()
+    assert fetcher.fetch_range(*place, start, length) == DATA[start : start + length]
+    assert fetcher.bytes_read == len(DATA[start : start + length])
+
+
+def test_an_empty_object_has_no_parts(s3):
+    url = s3.bucket("ranged-empty") + "/a.tar"
+    s3.client().put_object(Bucket="ranged-empty", Key="a.tar", Body=b"")
+    assert Fetcher().fetch_range(url, "", 0, 10) == b""
+    assert Fetcher().open(url, "").read() == b""
+
+
+def test_size_and_order(place):
+    assert Fetcher().size(*place) == len(DATA)
+    spans = [(start, 100) for start in range(0, len(DATA), 999)]
+    assert list(Fetcher().prefetch_ranges(*place, spans, depth_bytes=2000)) == [DATA[a : a + n] for a, n in spans]
+
+
+def test_a_file_reads_like_a_file(place):
+    with Fetcher().open(*place, window=1000) as file, io.BytesIO(DATA) as plain:
+        for offset, whence, length in [(-22, 2, 22), (0, 0, 10), (500, 1, 1200), (3000, 0, 5), (-1, 2, 9), (10**6, 0, 3), (0, 0, -1)]:
+            assert file.seek(offset, whence) == plain.seek(offset, whence)
+            assert file.read(length) == plain.read(length)
+            assert file.tell() == plain.tell()
+
+
+@pytest.mark.parametrize("ask", [lambda f, p: f.fetch_range(*p, 0, 9), lambda f, p: f.size(*p), lambda f, p: f.open(*p, 9).read(9)])
+def test_another_version_has_changed(place, ask):
+    with pytest.raises(SourceError) as caught:
+        ask(Fetcher(), (place[0], "0-0"))
+    assert caught.value.status is Status.SOURCE_CHANGED
+
+
+@pytest.mark.parametrize("ask", [lambda f, p: f.fetch_range(p, "", 0, 9), lambda f, p: f.size(p, ""), lambda f, p: f.open(p, "")])
+def test_what_is_gone_is_missing(place, ask):
+    with pytest.raises(SourceError) as caught:
+        ask(Fetcher(), place[0] + ".gone")
+    assert caught.value.status is Status.SOURCE_MISSING
+
+
+class TestFaults:
+    @pytest.fixture(params=["s3://bucket", "http"])
+    def uri(self, request, faulty):
+        faulty.objects["/bucket/a.tar"] = DATA
+        return "s3://bucket/a.tar" if request.param.startswith("s3") else f"{faulty.url}/bucket/a.tar"
+
+    @pytest.mark.parametrize(("fault", "throttled"), [("slow_down", 2), ("internal", 0), ("short", 0)])
+    def test_a_passing_fault_is_asked_again(self, faulty, uri, fault, throttled):
+        faulty.faults["/bucket/a.tar"] = [fault] * 2
+        fetcher = patient()
+        assert fetcher.fetch_range(uri, ETAG, 5000, 100) == DATA[5000:5100]
+        assert (fetcher.requests, fetcher.retried, fetcher.throttled) == (3, 2, throttled)
+
+    def test_an_object_that_changes_between_two_parts_is_found_out(self, faulty, uri):
+        file = patient().open(uri, ETAG, len(DATA), window=100)
+        assert file.read(50) == DATA[:50]
+        faulty.faults["/bucket/a.tar"] = ["other_etag"]
+        with pytest.raises(SourceError) as caught:
+            file.read(100)
+        assert caught.value.status is Status.SOURCE_CHANGED
+
+    def test_a_server_without_ranges_is_read_from_the_start(self, faulty, uri):
+        faulty.ranges = False
+        assert patient().fetch_range(uri, ETAG, 5000, 100) == DATA[5000:5100]
+        assert patient().fetch_range(uri, ETAG, len(DATA) - 3, 100) == DATA[-3:]
+
+    def test_but_not_deep_into_a_large_file(self, faulty, uri):
+        faulty.ranges = False
+        with pytest.raises(SourceError, match="whole files only"):
+            patient().fetch_range(uri, ETAG, 2**30, 100)
+
+    def test_one_part_that_fails_leaves_the_others(self, faulty, uri):
+        faulty.faults["/bucket/a.tar"] = ["denied"]
+        results = list(patient().prefetch_ranges(uri, ETAG, [(n, 10) for n in range(9)], depth_bytes=100))
+        assert [result.status for result in results if isinstance(result, InputError)] == [Status.SOURCE_DENIED]
+        assert sum(isinstance(result, bytes) for result in results) == 8
+
+
+def test_a_presigned_url_is_read_in_parts_with_its_secrets(faulty):
+    faulty.objects["/a.tar?X-Amz-Signature=s3cr3t"] = DATA
+    signed = f"{faulty.url}/a.tar?X-Amz-Signature=s3cr3t"
+    assert Fetcher(signed=[signed]).fetch_range(f"{faulty.url}/a.tar", "", 3, 5) == DATA[3:8]
+
+
+def test_a_file_that_changes_while_it_is_read(tmp_path, monkeypatch):
+    path = tmp_path / "a.tar"
+    path.write_bytes(DATA)
+    real_pread = os.pread
+
+    def read_then_append(*args):
+        with path.open("ab") as file:
+            file.write(b"more")
+        return real_pread(*args)
+
+    monkeypatch.setattr(os, "pread", read_then_append)
+    with pytest.raises(SourceError) as caught:
+        Fetcher().fetch_range(str(path), "", 0, 10)
+    assert caught.value.status is Status.SOURCE_CHANGED
+
+
+class TestWindows:
+    def opened(self, data: bytes, window: int) -> tuple[RangedFile, list[tuple[int, int]]]:
+        asked = []
+
+        def read_range(start: int, length: int) -> bytes:
+            asked.append((start, length))
+            return data[start : start + length]
+
+        return RangedFile(read_range, len(data), window), asked
+
+    def test_small_reads_one_after_the_other_are_one_request_per_window(self):
+        file, asked = self.opened(DATA, 4000)
+        assert b"".join(iter(lambda: file.read(7), b"")) == DATA
+        assert asked == [(0, 4000), (4000, 4000), (8000, len(DATA) - 8000)]
+
+    def test_the_end_comes_with_what_stands_before_it(self):
+        file, asked = self.opened(DATA, 4000)
+        for back in (22, 100, 3999):
+            file.seek(-back, io.SEEK_END)
+            assert file.read(20) == DATA[-back:][:20]
+        assert asked == [(len(DATA) - 4000, 4000)]
+
+    def test_a_jump_from_one_window_to_the_last_reads_nothing_twice(self):
+        file, asked = self.opened(DATA, 6000)
+        file.read(10)
+        file.seek(8000)
+        assert file.read(10) == DATA[8000:8010]
+        assert asked == [(0, 6000), (6000, len(DATA) - 6000)]
+
+    def test_a_length_that_lies_takes_no_memory(self):
+        file, asked = self.opened(b"short", 10)
+        assert file.read(2**60) == b"short"
+        assert asked == [(0, 5)]
+
+    @given(st.binary(max_size=300), st.integers(1, 50), st.lists(st.tuples(st.integers(0, 350), st.integers(-1, 120)), max_size=12))
+    def test_is_a_file(self, data, window, steps):
+        file, _ = self.opened(data, window)
+        for place, length in steps:
+            file.seek(place)
+            assert file.read(length) == (data[place:] if length < 0 else data[place : place + length])
