@@ -69,10 +69,12 @@ def test_a_client_that_asks_first_is_not_told_to_continue(small):
 
 
 def test_the_limit_is_inclusive_and_of_its_address(small):
-    for path, limit in (("/v1/score", MB), ("/v1/jobs", 2 * MB), ("/v1/jobs/x", 2 * MB)):
-        fits = ask(small, request("POST", path, f"Content-Length: {limit}", body=bytes(limit)))
-        assert fits.status == (404 if path.endswith("x") else 200)
+    for path, limit in (("/v1/score", MB), ("/v1/jobs", 2 * MB)):
+        assert ask(small, request("POST", path, f"Content-Length: {limit}", body=bytes(limit))).status == 200
         assert ask(small, request("POST", path, f"Content-Length: {limit + 1}")).status == 413
+    # Nobody reads the body of a route that is not there: it is announced only, or the server may close while it is being sent.
+    for length, status in ((2 * MB, 404), (2 * MB + 1, 413)):
+        assert ask(small, request("POST", "/v1/jobs/x", f"Content-Length: {length}")).status == status
 
 
 def test_a_chunked_body_is_counted_while_it_streams(small):
