@@ -20,16 +20,15 @@ demo: $(STAMP)
 	$(BIN)/touchstone demo --out demo-run
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
-# What needs a cluster, or minutes: GPU layouts, nodes that leave, a submitted job, faults of storage and output, decoders that die.
+# The slow tests that CI runs all the same: GPU nodes, a node that leaves, a submitted job, a killed run, a lost wave.
 test-cluster: $(STAMP)
-	$(BIN)/python -m pytest -m slow -k 'not 3000 and not published_width and not thousand and not small_run' tests/benchmarks/test_serving.py tests/scoring \
-		--deselect tests/scoring/test_kills.py
+	$(BIN)/python -m pytest -m 'slow and ci'
 
-# Sixteen kills at seeded moments (10 drivers, 3 workers, 3 nodes), 2,000 images in every form, 3,000 members killed in the middle.
+# The other slow tests of scoring: sixteen kills at seeded moments, 2,000 images in every form, faults of storage, output and decoders.
 test-faults: $(STAMP)
-	$(BIN)/python -m pytest -m slow -k 'kills or thousand or 3000' tests/scoring
+	$(BIN)/python -m pytest -m 'slow and not ci' tests/scoring tests/benchmarks
 
 test-endpoint: $(STAMP)
 	$(BIN)/python -m pytest -m slow tests/serving/test_deployed.py

@@ -5,6 +5,13 @@ import pytest
 from tests.s3_server import S3Server
 
 
+def pytest_collection_modifyitems(items):
+    """Under `pytest -n`: one file in one process, so that its fixtures are made once; all that starts a Ray in the same one."""
+    for item in items:
+        starts_ray = item.get_closest_marker("ray") or "ray_cluster" in item.fixturenames
+        item.add_marker(pytest.mark.xdist_group("ray" if starts_ray else item.nodeid.partition("::")[0]))
+
+
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory):
     """A running S3 server; the AWS_* variables of this process and its children point at it."""

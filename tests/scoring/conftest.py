@@ -28,11 +28,14 @@ def sample_archive(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def many_photographs(tmp_path_factory):
-    """1,200 files, cheap to make: 60 photographs, each under twenty names."""
-    folder = tmp_path_factory.mktemp("many") / "photos"
+    return write_many(tmp_path_factory.mktemp("many") / "photos", IMAGES)
+
+
+def write_many(folder, images):
+    """So many files, cheap to make: 60 photographs, each under several names."""
     write_photographs(folder, 60, size=(640, 480))
     for path in [path for path in folder.rglob("*") if path.is_file()]:
-        for copy in range(1, IMAGES // 60):
+        for copy in range(1, images // 60):
             shutil.copy(path, path.with_stem(f"{path.stem}-{copy}"))
     return folder
 

@@ -120,6 +120,7 @@ def test_a_block_that_kills_its_worker_every_time_ends_the_run_and_is_named(scor
 
 
 @pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.ray
 def test_a_wave_that_is_lost_is_tried_again_with_what_it_left(score, archive, monkeypatch):
     executed, waves = pipeline._executed, []

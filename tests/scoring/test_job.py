@@ -26,6 +26,7 @@ def submit(environment, *arguments):
 
 
 @pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.timeout(900)
 def test_a_submitted_job_scores_and_a_failing_one_says_what_to_do(head, archive, tmp_path):
     out = tmp_path / "run"

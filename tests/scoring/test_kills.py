@@ -11,11 +11,16 @@ from pathlib import Path
 import pytest
 
 from ray_app.runs import RunDirectory
-from tests.scoring.conftest import IMAGES, ROOT, family_of, kill_family, rows_of, start, wait_until
+from tests.scoring.conftest import ROOT, family_of, kill_family, rows_of, start, wait_until, write_many
 from tests.scoring.nodes import Nodes
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
-BLOCK = 16
+IMAGES, BLOCK = 480, 16
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    return write_many(tmp_path_factory.mktemp("kills") / "photos", IMAGES)
 
 
 @pytest.fixture(scope="module")
@@ -26,13 +31,13 @@ def nodes():
 
 
 @pytest.fixture(scope="module")
-def undisturbed(many_photographs, ray_cluster, tmp_path_factory):
+def undisturbed(photographs, ray_cluster, tmp_path_factory):
     """The rows of a run that nobody disturbs, on a cluster of its own."""
     from ray_app.scoring import ScoreConfig
     from ray_app.scoring.run import score_archive
 
     out = tmp_path_factory.mktemp("undisturbed") / "run"
-    score_archive(ScoreConfig(source=(str(many_photographs),), out=str(out)))
+    score_archive(ScoreConfig(source=(str(photographs),), out=str(out)))
     return same(rows_of(out))
 
 
@@ -111,11 +116,11 @@ def slow(kind, seeds):
     ],
     ids=lambda value: "-".join(value) if isinstance(value, tuple) else str(value),
 )
-def test_whatever_dies_nothing_is_lost_and_no_score_differs(kinds, seed, many_photographs, nodes, undisturbed, tmp_path):
+def test_whatever_dies_nothing_is_lost_and_no_score_differs(kinds, seed, photographs, nodes, undisturbed, tmp_path):
     nodes.tell("count")
     while len(nodes.raylets) < 2:
         nodes.tell("add")
-    disturbed = Disturbed(many_photographs, tmp_path / "run", nodes, random.Random(f"{kinds} {seed}"))
+    disturbed = Disturbed(photographs, tmp_path / "run", nodes, random.Random(f"{kinds} {seed}"))
     try:
         for kind in kinds:
             disturbed.suffer(kind, most=IMAGES // BLOCK // (4 if len(kinds) > 1 else 2))

@@ -26,6 +26,7 @@ def run_late_gpus(source, out, detector):
 
 
 @pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.timeout(600)
 def test_gpu_nodes_that_come_late_are_both_used_and_nothing_spills(tmp_path):
     source, out = tmp_path / "photos", tmp_path / "run"
