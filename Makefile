@@ -20,7 +20,7 @@ demo: $(STAMP)
 	$(BIN)/touchstone demo --out demo-run
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder tests/scoring tests
 
 # The slow tests that CI runs all the same: GPU nodes, a node that leaves, a submitted job, a killed run, a lost wave.
 test-cluster: $(STAMP)

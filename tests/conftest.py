@@ -1,15 +1,24 @@
 """Fixtures that several rooms share."""
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 from tests.s3_server import S3Server
 
+# One Ray at a time: two would share two cores, and every file in a process of its own would start one.
+STARTS_RAY = ("tests/scoring/", "tests/test_readme.py")
 
-def pytest_collection_modifyitems(items):
+
+class OneRay(LoadFileScheduling):
     """Under `pytest -n`: one file in one process, so that its fixtures are made once; all that starts a Ray in the same one."""
-    for item in items:
-        starts_ray = item.get_closest_marker("ray") or "ray_cluster" in item.fixturenames
-        item.add_marker(pytest.mark.xdist_group("ray" if starts_ray else item.nodeid.partition("::")[0]))
+
+    def _split_scope(self, nodeid):
+        file = super()._split_scope(nodeid)
+        return "ray" if file.startswith(STARTS_RAY) else file
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return OneRay(config, log)
 
 
 @pytest.fixture(scope="session")

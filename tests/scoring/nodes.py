@@ -27,7 +27,7 @@ def main(gpus):
     node = {"num_cpus": 1, "num_gpus": gpus, "object_store_memory": STORE_BYTES}
     cluster = Cluster(initialize_head=True, head_node_args={**node, "_system_config": NOTICES_SOON})
     nodes = [cluster.add_node(wait=False, **node) for _ in range(2)]
-    cluster.wait_for_nodes()
+    cluster.wait_for_nodes(timeout=120)
     tell(cluster, nodes)
     for line in sys.stdin:
         word, *rest = line.split()

@@ -1,6 +1,8 @@
 """A scoring run from end to end, on a real local Ray."""
 
 import os
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,10 +10,11 @@ from PIL import Image
 
 from ray_app.errors import RESUMABLE, ClusterError, ConfigError, ExitCode, IdentityError
 from ray_app.runs import RunDirectory, current_rows
-from ray_app.scoring import ClusterConfig
+from ray_app.scoring import ClusterConfig, ScoreConfig
 from ray_app.scoring.cluster import _has
 from ray_app.scoring.listing import is_complete
 from ray_app.scoring.redeciding import decide_run
+from ray_app.scoring.run import score_archive
 from ray_app.storage import Lease, Store
 from tests.scoring.conftest import comparable, files_below, rows_of
 
@@ -24,10 +27,23 @@ def save_photo(path, seed, size=(320, 240)):
     coarse.resize(size, Image.Resampling.BICUBIC).save(path, quality=90)
 
 
-def test_every_file_has_one_row_and_the_good_ones_a_verdict(score, archive):
-    finished, rows = score(archive)
+@pytest.fixture(scope="module")
+def scored(ray_cluster, sample_archive, tmp_path_factory):
+    """The sample archive scored once, for those that only read the run or copy it."""
+    out = tmp_path_factory.mktemp("scored") / "run"
+    return score_archive(ScoreConfig(source=(str(sample_archive),), out=str(out), block_members=8)), rows_of(out)
+
+
+@pytest.fixture
+def copied(scored, tmp_path):
+    """A copy of that run, which a test may change."""
+    return Path(shutil.copytree(scored[0].summary["run"], tmp_path / "run"))
+
+
+def test_every_file_has_one_row_and_the_good_ones_a_verdict(scored, sample_archive):
+    finished, rows = scored
     assert finished.exit_code is ExitCode.DONE
-    assert sorted(rows) == files_below(archive)
+    assert sorted(rows) == files_below(sample_archive)
     for uri, row in rows.items():
         assert (row["status"] == "ok") == (row["verdict"] is not None), uri
         if row["status"] == "ok":
@@ -71,13 +87,13 @@ def test_bad_files_get_their_status_and_the_good_ones_their_scores(score, tmp_pa
     assert again.exit_code is ExitCode.DONE
 
 
-def test_s3_gives_the_same_rows_as_the_disk(score, archive, s3):
-    _, local = score(archive)
+def test_s3_gives_the_same_rows_as_the_disk(scored, score, sample_archive, s3):
+    _, local = scored
     bucket = s3.bucket("same-rows")
     store = Store.open(f"{bucket}/photos")
-    for path in files_below(archive):
+    for path in files_below(sample_archive):
         with open(path, "rb") as file:
-            store.write(os.path.relpath(path, archive), file.read())
+            store.write(os.path.relpath(path, sample_archive), file.read())
     _, remote = score(f"{bucket}/photos", out=f"{bucket}/run")
     by_sha = {row["sha256"]: comparable(row) for row in local.values()}
     assert len(remote) == len(local)
@@ -123,13 +139,12 @@ def test_a_finished_run_scores_exactly_what_is_new_or_changed(score, archive, mo
     assert not is_complete(run)
 
 
-def test_another_detector_on_the_same_directory_is_refused_and_other_workers_are_not(score, archive, tmp_path):
-    score(archive)
+def test_another_detector_on_the_same_directory_is_refused_and_other_workers_are_not(score, sample_archive, copied):
     with pytest.raises(IdentityError) as caught:
-        score(archive, resize="fast")
+        score(sample_archive, out=copied, resize="fast")
     assert 'resize: this command "fast", the run "exact"' in str(caught.value)
     assert caught.value.exit_code is ExitCode.USAGE
-    finished, _ = score(archive, cluster=ClusterConfig(workers=1))
+    finished, _ = score(sample_archive, out=copied, cluster=ClusterConfig(workers=1))
     assert finished.summary["session"]["rows"] == 0
 
 
@@ -139,20 +154,20 @@ def test_a_directory_in_use_is_refused(score, archive, tmp_path):
         score(archive)
 
 
-def test_decide_applies_new_thresholds_and_scores_nothing(score, archive, tmp_path):
-    finished, before = score(archive)
+def test_decide_applies_new_thresholds_and_scores_nothing(score, sample_archive, copied, tmp_path):
+    before = rows_of(copied)
     strict = tmp_path / "strict.yaml"
     strict.write_text("name: strict\ntitle: t\nmembers: [{detector: touchstone-tiny}]\nthresholds: {real_below: -1000, fake_above: 1000}\n")
-    summary = decide_run(finished.summary["run"], str(strict))
-    after = rows_of(finished.summary["run"])
+    summary = decide_run(str(copied), str(strict))
+    after = rows_of(copied)
     assert summary["verdicts"] == {"real": 0, "fake": 0, "abstain": summary["statuses"]["ok"]}
     unchanged = ("scores", "score", "probability", "scored_at", "attempt", "sha256", "status")
     for uri, row in after.items():
         assert {name: row[name] for name in unchanged} == {name: before[uri][name] for name in unchanged}
         assert row["verdict"] == ("abstain" if row["status"] == "ok" else None)
     with pytest.raises(IdentityError, match="fake_above"):
-        score(archive)
-    finished, _ = score(archive, ensemble=str(strict))
+        score(sample_archive, out=copied)
+    finished, _ = score(sample_archive, out=copied, ensemble=str(strict))
     assert finished.summary["session"]["rows"] == 0
 
 
