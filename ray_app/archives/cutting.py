@@ -109,9 +109,18 @@ class TableStream:
         self._waiting: list[pa.Table] = []
 
     def take(self, count: int) -> pa.Table:
-        """The next `count` rows."""
-        while sum(len(table) for table in self._waiting) < count:
-            self._waiting.append(next(self._tables))
+        """The next `count` rows, which must be there."""
+        table = self.up_to(count)
+        assert table is not None, "the tables end before their rows do"
+        assert len(table) == count, "the tables end before their rows do"
+        return table
+
+    def up_to(self, count: int) -> pa.Table | None:
+        """The next `count` rows, fewer where the tables end; None behind their end."""
+        while sum(map(len, self._waiting)) < count and (following := next(self._tables, None)) is not None:
+            self._waiting.append(following)
+        if not any(map(len, self._waiting)):
+            return None
         table = pa.concat_tables(self._waiting, promote_options="permissive").unify_dictionaries()
         self._waiting = [table.slice(count)]
         return table.slice(0, count)

@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ray_app.archives.manifest import folder_of, read_block, read_blocks, read_complete
+from ray_app.archives.manifest import folder_of, parquet_bytes, read_block, read_blocks, read_complete
 from ray_app.archives.members import Digest, Ids, check_word
-from ray_app.archives.raw import bucket_starts, parquet_bytes
+from ray_app.archives.raw import bucket_starts
 from ray_app.archives.rows import listed_row
 from ray_app.storage import Store
 

@@ -22,17 +22,17 @@ from ray_app.archives.cutting import RUN_ROWS, Cutter, Ends, Run, runs_of
 from ray_app.archives.known import add_missing_ids, id_files
 from ray_app.archives.manifest import (
     BLOCK_COLUMNS,
-    VANISHED_COLUMNS,
     ManifestInfo,
     folder_of,
     manifests,
     read_complete,
     read_vanished,
     write_complete,
+    write_listed,
 )
 from ray_app.archives.matching import Chosen, Matched, Matcher, chosen, settle
 from ray_app.archives.members import Digest, Ids, identity_digest
-from ray_app.archives.raw import BUCKET_BITS, RAW_ROWS, Progress, RawFile, SectionLister, parquet_bytes
+from ray_app.archives.raw import BUCKET_BITS, RAW_ROWS, Progress, RawFile, SectionLister
 from ray_app.archives.rows import joined_inputs, settled
 from ray_app.archives.sources import Archive
 from ray_app.archives.walking import Each, Walk, in_turn
@@ -110,7 +110,8 @@ def list_members(
         listing_s=round(clock() - began, 3),
         **_noted(walk),
     )
-    _complete(store, info, blocks, vanished, scratch)
+    store.clear(scratch)
+    write_listed(store, info, blocks, vanished)
     return info
 
 
@@ -138,14 +139,6 @@ def _digest(store: Store, number: int) -> str | None:
 def _noted(walk: Walk) -> dict[str, Any]:
     """What the next listing is told of this one; no digest where containers must be opened to know what is in them."""
     return {"named": walk.named, "digest": walk.digest if walk.settled else ""}
-
-
-def _complete(store: Store, info: ManifestInfo, blocks: pa.Table, vanished: Ids, scratch: str) -> None:
-    folder = folder_of(info.manifest)
-    store.write(f"{folder}/blocks.parquet", parquet_bytes(blocks))
-    store.write(f"{folder}/vanished.parquet", parquet_bytes(pa.table([pa.array(vanished)], schema=VANISHED_COLUMNS)))
-    store.clear(scratch)
-    write_complete(store, info)
 
 
 def _matcher(

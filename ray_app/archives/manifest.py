@@ -7,6 +7,7 @@ manifest/<n>/vanished.parquet            ids of earlier manifests that the listi
 manifest/<n>/_complete                   counts, as JSON; written last: without it the folder does not count
 """
 
+import io
 import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -141,6 +142,20 @@ def read_complete(store: Store, number: int) -> ManifestInfo | None:
 def write_complete(store: Store, info: ManifestInfo) -> None:
     """Make a manifest count."""
     store.write(_path(info.manifest, "_complete"), json.dumps(asdict(info), indent=1).encode())
+
+
+def write_listed(store: Store, info: ManifestInfo, blocks: pa.Table, vanished: Ids) -> None:
+    """Write what a manifest has beside its parts (`blocks`: BLOCK_COLUMNS), and make it count."""
+    store.write(_path(info.manifest, "blocks.parquet"), parquet_bytes(blocks))
+    store.write(_path(info.manifest, "vanished.parquet"), parquet_bytes(pa.table([pa.array(vanished)], schema=VANISHED_COLUMNS)))
+    write_complete(store, info)
+
+
+def parquet_bytes(table: pa.Table, *, row_group: int | None = None) -> bytes:
+    """A table as a Parquet file."""
+    file = io.BytesIO()
+    pq.write_table(table, file, compression="zstd", row_group_size=row_group, use_dictionary=False)
+    return file.getvalue()
 
 
 def read_blocks(store: Store, number: int) -> BlockList:

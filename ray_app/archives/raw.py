@@ -4,7 +4,6 @@ Raw files lie in `manifest/<n>/listing/` until the manifest is cut; the bytes of
 """
 
 import hashlib
-import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -15,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_app.archives.containers import Container
+from ray_app.archives.manifest import parquet_bytes
 from ray_app.archives.members import Digest, Ids, Listed, Refused
 from ray_app.archives.rows import input_type, joined_inputs, listed_rows, with_input
 from ray_app.archives.sources import Section, Selection
@@ -208,10 +208,3 @@ class _RawWriter:
 def bucket_starts(bits: int) -> npt.NDArray[np.int64]:
     """The smallest id of each of 2**bits buckets, which are divided by the top bits of ids."""
     return np.array([(bucket << (64 - bits)) - (1 << 63) for bucket in range(1 << bits)], np.int64)
-
-
-def parquet_bytes(table: pa.Table, *, row_group: int | None = None) -> bytes:
-    """A table as a Parquet file."""
-    file = io.BytesIO()
-    pq.write_table(table, file, compression="zstd", row_group_size=row_group, use_dictionary=False)
-    return file.getvalue()

@@ -20,7 +20,8 @@ from ray_app.errors import ConfigError
 from ray_app.storage import s3
 from ray_app.storage.errors import is_conflict, is_missing
 from ray_app.storage.locations import bucket_and_key, canonical, scheme_of, strip_secrets
-from ray_app.storage.uploads import Call, put_file
+from ray_app.storage.retrying import Call
+from ray_app.storage.uploads import put_file
 
 _EXTRA = {"gs": "gcs", "gcs": "gcs"}
 _FLAT = frozenset({"gs", "gcs", "hf", "http", "https", "az", "abfs", "abfss"})  # no folders to be made there

@@ -3,7 +3,7 @@
 The ranges follow each other in key order and leave nothing out, so that together they tell what one listing tells, in its order.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -15,13 +15,11 @@ from ray_app.storage.globs import full_matcher, has_magic, split_at_magic
 from ray_app.storage.in_order import in_order
 from ray_app.storage.listing import PATIENCE, ObjectInfo, objects_of
 from ray_app.storage.locations import bucket_and_key, canonical, scheme_of
-from ray_app.storage.retrying import Retrier
+from ray_app.storage.retrying import Call, Retrier
 
 # Enough ranges for any cluster to share, few enough to be planned by one process; and what looking for them may cost.
 _MAX_RANGES, _ENOUGH_FOLDERS, _MAX_REQUESTS = 256, 64, 64
 _RANGES_AT_ONCE, _PAGES_AHEAD = 8, 32
-
-_Call = Callable[[Callable[[float], Any]], Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +70,7 @@ def list_range(keys: KeyRange) -> Iterator[ObjectInfo]:
         raise unreachable(error, f"s3://{keys.bucket}/{keys.prefix}", "list") from error
 
 
-def _whole(place: str, call: _Call) -> KeyRange | None:
+def _whole(place: str, call: Call) -> KeyRange | None:
     """All keys of a source; None where they fit one page."""
     bucket, key = bucket_and_key(place)
     keys = KeyRange(bucket, f"{key}/" if key else "")
@@ -85,7 +83,7 @@ def _whole(place: str, call: _Call) -> KeyRange | None:
     return keys if first.get("IsTruncated") else None
 
 
-def _exists(bucket: str, key: str, call: _Call) -> bool:
+def _exists(bucket: str, key: str, call: Call) -> bool:
     try:
         call(lambda left: s3.head(bucket, key, timeout_s=left))
     except Exception as error:
@@ -95,7 +93,7 @@ def _exists(bucket: str, key: str, call: _Call) -> bool:
     return True
 
 
-def _folders(keys: KeyRange, call: _Call, enough: int, requests: int) -> list[str]:
+def _folders(keys: KeyRange, call: Call, enough: int, requests: int) -> list[str]:
     """Folders of a range, level by level until there are enough of them, or finding more costs too much; sorted."""
     found: list[str] = []
     level = [keys.after if keys.after is not None and keys.after.endswith("/") else keys.prefix]
@@ -125,7 +123,7 @@ def _cut(keys: KeyRange, folders: list[str]) -> list[KeyRange]:
     return [replace(keys, after=after, until=until) for after, until in pairwise(edges)]
 
 
-def _pages(keys: KeyRange, call: _Call) -> Iterator[dict[str, Any]]:
+def _pages(keys: KeyRange, call: Call) -> Iterator[dict[str, Any]]:
     """One request for a short range; a long one is cut again at the folders in it, which are read side by side and told in order."""
     first = call(lambda left: s3.page(keys.bucket, keys.prefix, timeout_s=left, above=keys.after))
     if not first.get("IsTruncated") or _ends_in(first, keys):
@@ -135,7 +133,7 @@ def _pages(keys: KeyRange, call: _Call) -> Iterator[dict[str, Any]]:
     yield from in_order((_range_pages(part, call) for part in parts), at_once=_RANGES_AT_ONCE, ahead=_PAGES_AHEAD)
 
 
-def _range_pages(keys: KeyRange, call: _Call) -> Iterator[dict[str, Any]]:
+def _range_pages(keys: KeyRange, call: Call) -> Iterator[dict[str, Any]]:
     for page in s3.pages(keys.bucket, keys.prefix, call, above=keys.after):
         yield _up_to(keys.until, page)
         if _ends_in(page, keys):

@@ -6,7 +6,7 @@ where nothing has that literal name. Symbolic links to files are listed, links t
 
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, groupby
 from operator import itemgetter
@@ -19,7 +19,7 @@ from ray_app.storage.globs import full_matcher, has_magic, split_at_magic
 from ray_app.storage.hub import reading_place
 from ray_app.storage.in_order import in_order
 from ray_app.storage.locations import bucket_and_key, canonical, local_path, local_uri, scheme_of, strip_secrets
-from ray_app.storage.retrying import Retrier, RetryPolicy
+from ray_app.storage.retrying import Call, Retrier, RetryPolicy
 from ray_app.storage.versions import local_version, version_of
 
 PATIENCE = RetryPolicy(attempts=6, base_s=0.25, cap_s=10.0, deadline_s=300.0)
@@ -27,7 +27,6 @@ PATIENCE = RetryPolicy(attempts=6, base_s=0.25, cap_s=10.0, deadline_s=300.0)
 _PREFIXES_AT_ONCE, _PAGES_AHEAD = 8, 32
 
 _Page = dict[str, Any]
-_Call = Callable[[Callable[[float], Any]], Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +158,7 @@ def _list_prefix(bucket: str, prefix: str) -> Iterator[ObjectInfo]:
         yield from objects_of(bucket, page)
 
 
-def _divided(bucket: str, prefix: str, call: _Call) -> Iterator[list[_Page] | Iterator[_Page]]:
+def _divided(bucket: str, prefix: str, call: Call) -> Iterator[list[_Page] | Iterator[_Page]]:
     """Folders as listings still to be made, the objects between them as pages already read, all in key order."""
 
     def only_folder(prefix: str) -> str | None:
@@ -212,7 +211,7 @@ def _list_other(place: str) -> Iterator[ObjectInfo]:
         yield _told(place + entry["name"][len(path.rstrip("/")) :], entry)
 
 
-def _walk(fs: Any, folder: str, call: _Call) -> Iterator[Mapping[str, Any]]:
+def _walk(fs: Any, folder: str, call: Call) -> Iterator[Mapping[str, Any]]:
     entries = [entry for entry in call(lambda _: fs.ls(folder, detail=True)) if entry["name"].rstrip("/") != folder.rstrip("/")]
     for entry in sorted(entries, key=lambda entry: entry["name"].rstrip("/") + ("/" if entry["type"] == "directory" else "")):
         if entry["type"] == "directory":

@@ -4,7 +4,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import Field
 
@@ -12,6 +12,7 @@ from ray_app.config import Frozen
 from ray_app.storage import errors
 
 T = TypeVar("T")
+Call = Callable[[Callable[[float], Any]], Any]  # `Retrier.call` for those who only pass it on: asks with the seconds left, and again
 
 
 class RetryPolicy(Frozen):

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from ray_app.storage.errors import ObjectChangedError, ShortReadError, endpoint_url, too_large
 from ray_app.storage.ranged import range_header, take, total_size
+from ray_app.storage.retrying import Call
 
 T = TypeVar("T")
 
@@ -179,9 +180,7 @@ def page(
     return _ask(lambda client: client.list_objects_v2(Bucket=bucket, Prefix=prefix, Delimiter=delimiter, MaxKeys=limit, **more), timeout_s)
 
 
-def pages(
-    bucket: str, prefix: str, call: Callable[[Callable[[float], Any]], Any], delimiter: str = "", above: str | None = None
-) -> Iterator[dict[str, Any]]:
+def pages(bucket: str, prefix: str, call: Call, delimiter: str = "", above: str | None = None) -> Iterator[dict[str, Any]]:
     """All pages; each goes through `call` (a retrier) on its own, so that a late failure does not list anew."""
     after: str | None = None
     while True:

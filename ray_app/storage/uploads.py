@@ -2,14 +2,12 @@
 
 import contextlib
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ray_app.storage import s3
 from ray_app.storage.errors import is_missing
-
-Call = Callable[[Callable[[float], Any]], Any]
+from ray_app.storage.retrying import Call
 
 PART_BYTES = 32 * 2**20
 # https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html

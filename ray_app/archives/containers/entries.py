@@ -8,6 +8,7 @@ from ray_app.archives.containers.names import Occurrences, printable, why_unsafe
 from ray_app.archives.containers.sidecars import join_sidecars
 from ray_app.archives.members import Listed, Place, Refused
 from ray_app.errors import InputError, Status, StorageError
+from ray_app.storage import Fetcher
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,14 @@ def why_closed(container: Container, error: InputError) -> Refused:
     if error.status in (Status.SOURCE_THROTTLED, Status.SOURCE_TIMEOUT):
         raise StorageError(f"cannot list {container.uri}: {error.detail}", hint="the same command lists again") from error
     return Refused(error.status, error.detail)
+
+
+def size_of(container: Container, fetcher: Fetcher) -> int:
+    """The archive's bytes, asked of its store where the listing did not say. Raises InputError for an empty one."""
+    size = container.size_bytes if container.size_bytes >= 0 else fetcher.size(container.uri, container.version)
+    if not size:
+        raise InputError(Status.EMPTY_FILE, "an archive without a byte")
+    return size
 
 
 def members_of(container: Container, entries: Iterator[Entry]) -> Iterator[Listed]:

@@ -1,14 +1,14 @@
 """Plain tar files: members listed by passing over their data, read from where they lie. Knows no compression."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 from ray_app.archives.containers.container import Container
-from ray_app.archives.containers.entries import Entry, members_of
+from ray_app.archives.containers.entries import Entry, members_of, size_of
 from ray_app.archives.containers.sidecars import as_text, sidecar_column
 from ray_app.archives.containers.tar_headers import Header, Stream, read_headers
-from ray_app.archives.containers.windows import read_windows
-from ray_app.archives.members import Listed, Member, Place, Refused
-from ray_app.errors import InputError, Status
+from ray_app.archives.containers.windows import WindowReader
+from ray_app.archives.members import Listed, Place, Refused
+from ray_app.errors import Status
 from ray_app.storage import Fetcher
 
 
@@ -17,26 +17,13 @@ def index(container: Container, fetcher: Fetcher) -> Iterator[Listed]:
     return members_of(container, _entries(container, fetcher))
 
 
-def reader(fetcher: Fetcher, max_bytes: int) -> "TarReader":
+def reader(fetcher: Fetcher, max_bytes: int) -> WindowReader:
     """Reads runs of neighbouring members with one request."""
-    return TarReader(fetcher, max_bytes)
-
-
-class TarReader:
-    """A member of a tar is a range of its file."""
-
-    def __init__(self, fetcher: Fetcher, max_bytes: int) -> None:
-        self._fetcher, self._max_bytes = fetcher, max_bytes
-
-    def read(self, members: Sequence[Member]) -> Iterator[bytes | InputError]:
-        """See `Reader`."""
-        yield from read_windows(self._fetcher, members, self._max_bytes)
+    return WindowReader(fetcher, max_bytes)
 
 
 def _entries(container: Container, fetcher: Fetcher) -> Iterator[Entry]:
-    size = container.size_bytes if container.size_bytes >= 0 else fetcher.size(container.uri, container.version)
-    if not size:
-        raise InputError(Status.EMPTY_FILE, "an archive without a byte")
+    size = size_of(container, fetcher)
     file = fetcher.open(container.uri, container.version, size)
     yield from entries_of(file, "tar", lambda header: min(header.stored, max(0, size - header.offset)))
 

@@ -12,6 +12,8 @@ from ray_app.storage.errors import too_large
 _WINDOW, _GAP = 8 * 2**20, 64 * 2**10
 _AHEAD = 64 * 2**20
 
+Unpack = Callable[[Member, bytes], bytes | InputError]
+
 
 @dataclass
 class _Window:
@@ -25,20 +27,21 @@ class _Window:
         return self.start <= start <= self.end + _GAP and end - self.start <= _WINDOW
 
 
-def read_windows(
-    fetcher: Fetcher,
-    members: Sequence[Member],
-    max_bytes: int,
-    unpack: Callable[[Member, bytes], bytes | InputError] = lambda member, data: data,
-) -> Iterator[bytes | InputError]:
-    """What each member's `place` holds, in order; one over `max_bytes` is refused unread. `unpack` makes the member of it."""
-    windows = list(_windows([member for member in members if member.size_bytes <= max_bytes]))
-    uri, version = (members[0].uri, members[0].version) if members else ("", "")
-    ranges = [(window.start, window.end - window.start) for window in windows]
-    arriving = zip(windows, fetcher.prefetch_ranges(uri, version, ranges, depth_bytes=_AHEAD), strict=True)
-    cut = (piece for window, data in arriving for piece in _pieces(window, data, unpack))
-    for member in members:
-        yield too_large(member.size_bytes, max_bytes) if member.size_bytes > max_bytes else next(cut)
+class WindowReader:
+    """A `Reader` for formats in which a member is a range of its file; `unpack` makes the member of what its range holds."""
+
+    def __init__(self, fetcher: Fetcher, max_bytes: int, unpack: Unpack = lambda member, data: data) -> None:
+        self._fetcher, self._max_bytes, self._unpack = fetcher, max_bytes, unpack
+
+    def read(self, members: Sequence[Member]) -> Iterator[bytes | InputError]:
+        """See `Reader`; a member over `max_bytes` is refused unread."""
+        windows = list(_windows([member for member in members if member.size_bytes <= self._max_bytes]))
+        uri, version = (members[0].uri, members[0].version) if members else ("", "")
+        ranges = [(window.start, window.end - window.start) for window in windows]
+        arriving = zip(windows, self._fetcher.prefetch_ranges(uri, version, ranges, depth_bytes=_AHEAD), strict=True)
+        cut = (piece for window, data in arriving for piece in _pieces(window, data, self._unpack))
+        for member in members:
+            yield too_large(member.size_bytes, self._max_bytes) if member.size_bytes > self._max_bytes else next(cut)
 
 
 def _windows(members: Sequence[Member]) -> Iterator[_Window]:
@@ -55,9 +58,7 @@ def _windows(members: Sequence[Member]) -> Iterator[_Window]:
         yield window
 
 
-def _pieces(
-    window: _Window, data: bytes | InputError, unpack: Callable[[Member, bytes], bytes | InputError]
-) -> Iterator[bytes | InputError]:
+def _pieces(window: _Window, data: bytes | InputError, unpack: Unpack) -> Iterator[bytes | InputError]:
     for member in window.members:
         if isinstance(data, InputError):
             yield data

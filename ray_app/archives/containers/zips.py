@@ -6,18 +6,18 @@ hostile or broken writer makes (links, overlapping entries, unsafe names) is `un
 
 import stat
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
 
 from ray_app.archives.containers.container import Container
-from ray_app.archives.containers.entries import Entry, members_of
+from ray_app.archives.containers.entries import Entry, members_of, size_of
 from ray_app.archives.containers.sidecars import as_text, sidecar_column
-from ray_app.archives.containers.windows import read_windows
+from ray_app.archives.containers.windows import WindowReader
 from ray_app.archives.containers.zip_directory import Directory, ZipEntry, find_directory, read_entries
 from ray_app.archives.containers.zip_local import HEADER, LONGEST_AROUND, METHODS, unpacked
-from ray_app.archives.members import Listed, Member, Place, Refused
+from ray_app.archives.members import Listed, Place, Refused
 from ray_app.errors import InputError, SourceError, Status
 from ray_app.storage import Fetcher
 from ray_app.storage.ranged import RangedFile
@@ -31,26 +31,13 @@ def index(container: Container, fetcher: Fetcher) -> Iterator[Listed]:
     return members_of(container, _entries(container, fetcher))
 
 
-def reader(fetcher: Fetcher, max_bytes: int) -> "ZipReader":
-    """Reads runs of neighbouring members with one request."""
-    return ZipReader(fetcher, max_bytes)
-
-
-class ZipReader:
-    """A member of a zip is a range of its file, unpacked to the declared size at most."""
-
-    def __init__(self, fetcher: Fetcher, max_bytes: int) -> None:
-        self._fetcher, self._max_bytes = fetcher, max_bytes
-
-    def read(self, members: Sequence[Member]) -> Iterator[bytes | InputError]:
-        """See `Reader`."""
-        yield from read_windows(self._fetcher, members, self._max_bytes, lambda member, data: unpacked(data, member.size_bytes))
+def reader(fetcher: Fetcher, max_bytes: int) -> WindowReader:
+    """Reads runs of neighbouring members with one request; each is unpacked to its declared size at most."""
+    return WindowReader(fetcher, max_bytes, lambda member, data: unpacked(data, member.size_bytes))
 
 
 def _entries(container: Container, fetcher: Fetcher) -> Iterator[Entry]:
-    size = container.size_bytes if container.size_bytes >= 0 else fetcher.size(container.uri, container.version)
-    if not size:
-        raise InputError(Status.EMPTY_FILE, "an archive without a byte")
+    size = size_of(container, fetcher)
     listing, content = (fetcher.open(container.uri, container.version, size) for _ in range(2))
     directory = find_directory(listing, size)
     spans = _Spans(listing, directory)
