@@ -51,12 +51,15 @@ def score(ray_cluster, tmp_path):
     """Score a source into a run directory and return (finished, rows by path)."""
 
     def run(source, out=None, **settings):
-        out = str(out or tmp_path / "run")
-        settings.setdefault("block_members", 8)
-        finished = score_archive(ScoreConfig(source=(str(source),), out=out, **settings))
-        return finished, rows_of(out)
+        return score_into(out or tmp_path / "run", source, **settings)
 
     return run
+
+
+def score_into(out, source, **settings):
+    """The finished run, and its rows by path."""
+    settings.setdefault("block_members", 8)
+    return score_archive(ScoreConfig(source=(str(source),), out=str(out), **settings)), rows_of(out)
 
 
 def rows_of(out, **options):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ray_app.runs import RunDirectory
-from tests.scoring.conftest import ROOT, family_of, kill_family, rows_of, start, wait_until, write_many
+from tests.scoring.conftest import ROOT, family_of, kill_family, rows_of, score_into, start, wait_until, write_many
 from tests.scoring.nodes import Nodes
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
@@ -32,13 +32,8 @@ def nodes():
 
 @pytest.fixture(scope="module")
 def undisturbed(photographs, ray_cluster, tmp_path_factory):
-    """The rows of a run that nobody disturbs, on a cluster of its own."""
-    from ray_app.scoring import ScoreConfig
-    from ray_app.scoring.run import score_archive
-
-    out = tmp_path_factory.mktemp("undisturbed") / "run"
-    score_archive(ScoreConfig(source=(str(photographs),), out=str(out)))
-    return same(rows_of(out))
+    """The rows of a run that nobody disturbs, on a cluster of its own, in other blocks."""
+    return same(score_into(tmp_path_factory.mktemp("undisturbed") / "run", photographs, block_members=256)[1])
 
 
 def same(rows):
@@ -69,18 +64,14 @@ class Disturbed:
         moment = self.committed + self.chance.randrange(1, most)
         wait_until(lambda: len(self.run.parts(0)) >= moment or self.process.poll() is not None)
         assert self.process.poll() is None, self.process.stderr.read()
-        sessions = self.sessions
         getattr(self, kind)()
         self.committed = len(self.run.parts(0))
-        if self.sessions > sessions:
-            self.kept = self.committed
         assert moment <= self.committed < IMAGES // BLOCK, "the run had ended before"
 
     def driver(self):
         self.process.kill()
         self.process.wait()
-        self.process = self.begin()
-        self.sessions += 1
+        self.go_on(self.begin())
 
     def actor(self):
         os.kill(self.chance.choice(wait_until(lambda: scoring_workers(self.nodes.process))), signal.SIGKILL)
@@ -99,7 +90,11 @@ class Disturbed:
         assert last.startswith("resume: touchstone score "), errors
         command = [sys.executable, "-m", "ray_app.cli.main", *shlex.split(last)[2:]]
         environment = os.environ | {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)}
-        self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        self.go_on(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
+
+    def go_on(self, process):
+        """The next session, which keeps what was committed before it."""
+        self.process, self.kept = process, len(self.run.parts(0))
         self.sessions += 1
 
 

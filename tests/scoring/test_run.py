@@ -10,13 +10,12 @@ from PIL import Image
 
 from ray_app.errors import RESUMABLE, ClusterError, ConfigError, ExitCode, IdentityError
 from ray_app.runs import RunDirectory, current_rows
-from ray_app.scoring import ClusterConfig, ScoreConfig
+from ray_app.scoring import ClusterConfig
 from ray_app.scoring.cluster import _has
 from ray_app.scoring.listing import is_complete
 from ray_app.scoring.redeciding import decide_run
-from ray_app.scoring.run import score_archive
 from ray_app.storage import Lease, Store
-from tests.scoring.conftest import comparable, files_below, rows_of
+from tests.scoring.conftest import comparable, files_below, rows_of, score_into
 
 pytestmark = pytest.mark.ray
 
@@ -30,8 +29,7 @@ def save_photo(path, seed, size=(320, 240)):
 @pytest.fixture(scope="module")
 def scored(ray_cluster, sample_archive, tmp_path_factory):
     """The sample archive scored once, for those that only read the run or copy it."""
-    out = tmp_path_factory.mktemp("scored") / "run"
-    return score_archive(ScoreConfig(source=(str(sample_archive),), out=str(out), block_members=8)), rows_of(out)
+    return score_into(tmp_path_factory.mktemp("scored") / "run", sample_archive)
 
 
 @pytest.fixture

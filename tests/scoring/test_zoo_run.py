@@ -15,19 +15,15 @@ from ray_app.cli.main import main
 from ray_app.runs import MASK_SCHEMA, RunDirectory
 from ray_app.scoring.redeciding import decide_run
 from tests.detectors.tiny_internvl import write_tiny_internvl
-from tests.scoring.conftest import rows_of
+from tests.scoring.conftest import rows_of, score_into
 
 pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="module")
 def run_of_eight(ray_cluster, sample_archive, eight, tmp_path_factory):
-    from ray_app.scoring import ScoreConfig
-    from ray_app.scoring.run import score_archive
-
     out = tmp_path_factory.mktemp("eight-run") / "run"
-    score_archive(ScoreConfig(source=(str(sample_archive),), out=str(out), ensemble=str(eight), block_members=8))
-    return out, rows_of(out)
+    return out, score_into(out, sample_archive, ensemble=str(eight))[1]
 
 
 def test_every_image_is_decoded_once_and_a_shared_backbone_runs_once(run_of_eight):
