@@ -19,7 +19,7 @@ from ray_app.storage import Store
 
 RUN_ROWS = 4 * 131_072  # members that are cut by one task
 # Reading a block reads its file, in one request: few blocks to a file keep that small, many keep the number of files small.
-_BLOCKS_PER_FILE = 8
+BLOCKS_PER_FILE = 8
 _MOST_EMPTY = 1 / 8  # slots of a block left empty to end it where a container's group of members does
 
 
@@ -147,7 +147,7 @@ class _PartWriter:
             }
         )
         self._waiting.append(cut_rows(listed, block, self._schema))
-        if len(self._waiting) == _BLOCKS_PER_FILE:
+        if len(self._waiting) == BLOCKS_PER_FILE:
             self._flush()
 
     def finish(self) -> pa.Table:

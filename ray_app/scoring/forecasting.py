@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ray_app.archives import BlockPlan, block_sizes, places_of
+from ray_app.archives.cutting import BLOCKS_PER_FILE
 from ray_app.errors import ConfigError, Status
 from ray_app.inference import ScoringSpec
 from ray_app.reports.false_flags import measured_rate
@@ -25,8 +26,8 @@ from ray_app.scoring.run import check_detectors, layout_for, spec_for
 from ray_app.scoring.survey import Survey, survey
 from ray_app.storage import Fetcher
 
-# Of the run directory, besides one PUT per block: parts of a manifest (8 blocks each), summaries, report, log, lease.
-BLOCKS_PER_FILE, FEW = 8, 12
+# Of the run directory, besides one PUT per block and the parts of a manifest: summaries, report, log, lease.
+FEW = 12
 GETS_PER_BLOCK = 3  # its members, and its rows when they are compacted
 STARTING_S = 15.0  # for Ray to start its processes and these to load detectors; machines that an autoscaler brings take minutes more
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ray_app.archives import Listed, Member, Place
+from ray_app.archives.containers.windows import GAP_BYTES, WINDOW_BYTES
 from ray_app.scoring.costs import is_billed
+from ray_app.storage.fetching import WINDOW_BYTES as STREAM_BYTES
 
-WINDOW_BYTES, GAP_BYTES = 8 * 2**20, 64 * 2**10  # neighbours in a tar or zip that are read with one request (`archives.containers`)
-STREAM_BYTES = 4 * 2**20  # of a compressed tar, which is read from its beginning
 FOOTER_READS = 2  # before the first row group of a Parquet file
 KEYS_PER_LIST = 1000  # that one LIST request answers with
 FILES = "files"

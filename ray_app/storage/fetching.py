@@ -17,7 +17,7 @@ from ray_app.storage.retrying import CancelledError, Gate, Retrier, RetryPolicy
 
 _REMOTE_THREADS, _LOCAL_THREADS = 16, 1
 # Large enough that a fast network is busy with one request after the other, small enough to be held by every reader.
-_WINDOW = 4 * 2**20
+WINDOW_BYTES = 4 * 2**20
 
 
 class Fetchable(Protocol):
@@ -113,7 +113,7 @@ class Fetcher:
         """How many bytes the object has. Raises SourceError, also where the store does not say."""
         return self._ask(uri, None, lambda place, left: places.size(place, version, left))
 
-    def open(self, uri: str, version: str, size_bytes: int = -1, *, window: int = _WINDOW) -> RangedFile:
+    def open(self, uri: str, version: str, size_bytes: int = -1, *, window: int = WINDOW_BYTES) -> RangedFile:
         """The object as a seekable file that holds one window of it at a time; any read raises what `fetch_range` does.
 
         `size_bytes` saves a request where it is known. For one thread.

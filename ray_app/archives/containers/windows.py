@@ -9,7 +9,7 @@ from ray_app.storage import Fetcher
 from ray_app.storage.errors import too_large
 
 # One request of 8 MiB costs a store as much as one of 8 KiB; a gap of 64 KiB takes less time than a further request.
-_WINDOW, _GAP = 8 * 2**20, 64 * 2**10
+WINDOW_BYTES, GAP_BYTES = 8 * 2**20, 64 * 2**10
 _AHEAD = 64 * 2**20
 
 Unpack = Callable[[Member, bytes], bytes | InputError]
@@ -24,7 +24,7 @@ class _Window:
     members: list[Member] = field(default_factory=list)
 
     def takes(self, start: int, end: int) -> bool:
-        return self.start <= start <= self.end + _GAP and end - self.start <= _WINDOW
+        return self.start <= start <= self.end + GAP_BYTES and end - self.start <= WINDOW_BYTES
 
 
 class WindowReader:
