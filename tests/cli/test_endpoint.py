@@ -23,7 +23,8 @@ def photos(tmp_path):
     return folder
 
 
-def test_a_folder_becomes_a_table(endpoint, photos, capsys):
+def test_a_folder_becomes_a_table(endpoint, photos, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")  # wide enough for the folder's name, wherever tests keep their files
     assert main(["score", "--endpoint", endpoint.url, str(photos)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"in {photos}/"
