@@ -19,14 +19,19 @@ ROOMS = [
     "ensembles",
     "inference",
     "runs",
+    "metrics",
+    "datasets",
+    "augmentation",
+    "learning",
     "reports",
     "scoring",
     "packing",
+    "training",
     "serving",
     "cli",
 ]
-RAY_ROOMS = {"scoring", "serving"}
-TORCH_ROOMS = {"detectors", "simulation", "inference", "scoring", "serving"}
+RAY_ROOMS = {"scoring", "training", "serving"}
+TORCH_ROOMS = {"detectors", "simulation", "inference", "augmentation", "learning", "scoring", "training", "serving"}
 # Of the serving room, what knows Ray; the rest runs, and is tested, without it.
 SERVING_ON_RAY = {"app.py", "deployments.py", "metrics.py", "running.py"}
 SOURCES = sorted((ROOT / "ray_app").rglob("*.py"))
@@ -77,7 +82,8 @@ def test_no_name_that_says_nothing(name):
 @pytest.mark.parametrize(
     "module",
     ["ray_app", "ray_app.errors", "ray_app.config", "ray_app.storage", "ray_app.images", "ray_app.archives", "ray_app.detectors",
-     "ray_app.ensembles", "ray_app.inference", "ray_app.runs", "ray_app.reports", "ray_app.scoring", "ray_app.packing", "ray_app.serving",
+     "ray_app.ensembles", "ray_app.inference", "ray_app.runs", "ray_app.metrics", "ray_app.datasets", "ray_app.augmentation",
+     "ray_app.learning", "ray_app.reports", "ray_app.scoring", "ray_app.packing", "ray_app.training", "ray_app.serving",
      "ray_app.serving.client", "ray_app.cli.main"],
 )  # fmt: skip
 def test_import_is_light_and_touches_nothing(module, tmp_path):

@@ -1,0 +1,153 @@
+"""A recipe: everything that decides what a training learns, from YAML. No torch: a recipe is read in milliseconds.
+
+Where and on how many machines it runs is not here (ray_app.training.config): the same recipe gives the same steps on any cluster.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from ray_app.augmentation.config import Augmentation
+from ray_app.config import Frozen
+from ray_app.datasets.config import Data, Sampling
+from ray_app.detectors.cards import Weights
+from ray_app.metrics import FIGURES
+
+
+class Initial(Frozen):
+    """What the network starts from.
+
+    `random`: as built, from the seed. `card`: the card's own weights, fine-tuned further. `pretrained`: the files under `weights`, by part:
+    `network` for most; `mae` and `clip` for MaskCLIP. `fresh`: tensors whose names begin so are not taken from there.
+    """
+
+    start: Literal["random", "card", "pretrained"] = "card"
+    weights: Mapping[str, Weights] = {}
+    fresh: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _has_its_files(self) -> "Initial":
+        if (self.start == "pretrained") != bool(self.weights):
+            raise ValueError(f"`weights` belong to start: pretrained, and it needs them (start: {self.start})")
+        return self
+
+
+class Lora(Frozen):
+    """Low-rank adapters (peft) instead of whole weights; merged into the network when it is exported. `targets`: ends of module names."""
+
+    rank: int = Field(default=16, ge=1)
+    alpha: float = Field(default=32.0, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    targets: tuple[str, ...] = Field(min_length=1)
+    whole: tuple[str, ...] = Field(default=(), description="modules that learn whole beside the adapters, such as the head")
+
+
+class Loss(Frozen):
+    """`binary`: cross-entropy of real and fake on the log-odds. `maskclip`: that plus two terms on the mask (ray_app.detectors.maskclip_losses).
+
+    `twins`: the weight, beside 1 − it, of the same loss on "which of the two of one group is the fake": for data made of pairs.
+    """
+
+    name: Literal["binary", "maskclip"] = "binary"
+    twins: float = Field(default=0.0, ge=0, lt=1)
+
+
+class Optimiser(Frozen):
+    """`decays`: whether weight decay is on everything, or spares biases, norms and other one-dimensional tensors, as timm does."""
+
+    name: Literal["adamw", "adam", "sgd"] = "adamw"
+    rate: float = Field(gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(default=1e-8, gt=0)
+    momentum: float = Field(default=0.0, ge=0, lt=1, description="of sgd")
+    decays: Literal["all", "matrices"] = "all"
+
+
+class Schedule(Frozen):
+    """The learning rate over T steps, step 0 first: linear warm-up over W steps, then `shape` down to `floor` × the rate at step T.
+
+    With warm-up, step s < W has rate × (s + 1) / W. Afterwards, with p = (s − W) / (T − W): linear 1 − p, cosine (1 + cos πp) / 2, each
+    between 1 and `floor`; constant 1.
+    """
+
+    shape: Literal["linear", "cosine", "constant"] = "cosine"
+    warmup: float = Field(default=0.0, ge=0, description="below 1: share of all steps; from 1 on: steps")
+    floor: float = Field(default=0.0, ge=0, le=1)
+
+
+class Loop(Frozen):
+    """How long and how finely. `steps` or `epochs`; a step is `batch` images over all workers, `micro_batch` of them at once in each.
+
+    `precision`: `bf16` is autocast with the parameters in fp32. `seed` decides order, augmentation, initial values and dropout.
+    """
+
+    batch: int = Field(ge=1)
+    micro_batch: int | None = Field(default=None, ge=1, description="images that one worker takes at once; null = its share of the batch")
+    epochs: float | None = Field(default=None, gt=0)
+    steps: int | None = Field(default=None, ge=1)
+    precision: Literal["bf16", "fp32"] = "bf16"
+    clip: float | None = Field(default=None, gt=0, description="largest norm of all gradients together")
+    channels_last: bool = True
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "Loop":
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give one of epochs and steps")
+        return self
+
+
+class Validation(Frozen):
+    """When the network is judged on the validation split, by what the best is chosen, and after how many without a better one it ends."""
+
+    every: int | None = Field(default=None, ge=1, description="steps between validations; null = once an epoch")
+    metric: str = Field(default="auc", description=f"one of {', '.join(FIGURES)}")
+    patience: int | None = Field(default=None, ge=1, description="validations without a better one before training stops")
+    most_images: int | None = Field(default=None, ge=1, description="no more than this many, the same ones every time")
+
+    @model_validator(mode="after")
+    def _known(self) -> "Validation":
+        if self.metric not in FIGURES:
+            raise ValueError(f"no metric {self.metric!r}; there are {', '.join(FIGURES)}")
+        return self
+
+
+class Export(Frozen):
+    """What the new card says beside what was measured. `licence` null: inherited from weights and data."""
+
+    title: str | None = None
+    licence: str | None = None
+    citation: str | None = None
+    onnx: bool = False
+    push: str | None = Field(default=None, description="where card and weights are also put: any fsspec URL, or hf://ORGANISATION/NAME")
+    notes: tuple[str, ...] = ()
+
+
+class Recipe(Frozen):
+    """What is trained, from what, on what, how, and what becomes of it.
+
+    `detector`: a card, for architecture, preprocessing and the meaning of the output; `card`: what differs from it, such as
+    `{architecture: {arguments: {depth: 2}}}`. `method`: `fine-tune` runs the loop; `linear-probe` computes features once and fits the
+    head by scikit-learn. `source`: the paper and code that the numbers are from; `departures`: where they differ from those, and why.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")
+    title: str = ""
+    source: str = ""
+    departures: tuple[str, ...] = ()
+    method: Literal["fine-tune", "linear-probe"] = "fine-tune"
+    detector: str
+    card: Mapping[str, Any] = {}
+    initial: Initial = Initial()
+    lora: Lora | None = None
+    data: Data
+    sampling: Sampling = Sampling()
+    augmentation: Augmentation = Augmentation()
+    loss: Loss = Loss()
+    optimiser: Optimiser = Optimiser(rate=1e-4)
+    schedule: Schedule = Schedule()
+    loop: Loop
+    validation: Validation = Validation()
+    export: Export = Export()
