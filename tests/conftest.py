@@ -6,7 +6,7 @@ from xdist.scheduler import LoadFileScheduling
 from tests.s3_server import S3Server
 
 # One Ray at a time: two would share two cores, and every file in a process of its own would start one.
-STARTS_RAY = ("tests/scoring/", "tests/test_readme.py")
+STARTS_RAY = ("tests/scoring/", "tests/training/", "tests/test_readme.py")
 
 
 class OneRay(LoadFileScheduling):

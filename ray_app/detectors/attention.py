@@ -18,9 +18,10 @@ def headwise_attention(
     """Attention in the signature of transformers' registry: (N, heads, tokens, width) → (N, tokens, heads, width).
 
     In bf16 on a CPU the scores of a single head (1024² × 2 bytes) stay in the cache, and oneDNN's matrix products beat torch's fused
-    kernel, which computes bf16 at the speed of fp32: 14 against 37 ms for 12 heads of 1024 tokens. Everywhere else: the fused kernel.
+    kernel, which computes bf16 at the speed of fp32: 14 against 37 ms for 12 heads of 1024 tokens. Everywhere else, and where something
+    learns (the way back through a head at a time is far slower): the fused kernel.
     """
-    if query.device.type == "cpu" and query.dtype is torch.bfloat16 and attention_mask is None:
+    if query.device.type == "cpu" and query.dtype is torch.bfloat16 and attention_mask is None and not query.requires_grad:
         scaled = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
         attended = torch.empty_like(value)
         for image in range(query.shape[0]):

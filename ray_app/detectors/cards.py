@@ -274,13 +274,17 @@ def default_slots(device: str) -> int:
     return 4 if device == "cpu" else 64
 
 
-def load_card(name_or_path: str | Path) -> DetectorCard:
-    """Read a shipped card by name, or any by path; `:VARIANT` after either takes one of its variants. Raises ConfigError."""
+def load_card(name_or_path: str | Path, changes: Mapping[str, Any] | None = None) -> DetectorCard:
+    """Read a shipped card by name, or any by path; `:VARIANT` after either takes one of its variants. Raises ConfigError.
+
+    `changes`: keys that differ from what is written there, section by section; a null removes one.
+    """
     base, variant = split_variant(name_or_path)
     path = find_config("detectors", base)
     data = read_mapping(path)
     if variant is not None:
         data = _varied(data, variant, path)
+    data = _merged(data, changes or {})
     backbone, folder = _backbone(data.get("backbone"), path)
     card = validate(data | {"backbone": backbone}, DetectorCard, where=str(path))
     card._folder = path.resolve().parent

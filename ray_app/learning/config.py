@@ -25,6 +25,7 @@ class Initial(Frozen):
     start: Literal["random", "card", "pretrained"] = "card"
     weights: Mapping[str, Weights] = {}
     fresh: tuple[str, ...] = ()
+    licence: str | None = Field(default=None, description="of the files under `weights`; null = that of the detector's card")
 
     @model_validator(mode="after")
     def _has_its_files(self) -> "Initial":

@@ -1,29 +1,19 @@
 """A run's summary → one HTML page that loads nothing, runs nothing and can be mailed as it is.
 
-Knows what the page says and in which order; `templates/` knows how it looks. Every text in a summary is taken for hostile:
-Jinja escapes it, and `visible` shows what would hide or reorder it.
+Knows what the page says and in which order; `templates/` knows how it looks, `page` what all pages share.
 """
 
-import base64
 import math
-import re
-from collections.abc import Iterator, Mapping
-from functools import cache
+from collections.abc import Mapping
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ray_app.reports import wording
-from ray_app.reports.charts import Segment, Zones, histogram, meter, plain, range_meter, stacked_bar
+from ray_app.reports.charts import Segment, Zones, histogram, stacked_bar
 from ray_app.reports.false_flags import FalseFlags, false_flags
+from ray_app.reports.page import jpeg_uri, render, settings
 from ray_app.reports.run_summary import RunSummary, Thresholds
-
-_LONGEST_NAME = 96
-_LONGEST_TEXT = 240
-_LONGEST_TITLE = 2_000
-_MOST_ENTRIES = 12
-_MOST_SETTINGS = 500
 
 
 def render_run_report(summary: Mapping[str, Any], *, prior: float | None = None, thumbnails: Mapping[int, bytes] | None = None) -> str:
@@ -36,69 +26,22 @@ def render_run_report(summary: Mapping[str, Any], *, prior: float | None = None,
     run = RunSummary.model_validate(dict(summary))
     thresholds = run.ensemble.thresholds
     flags = false_flags(thresholds, scored=run.scored, raised=run.verdict("fake"), prior=prior) if thresholds else None
-    return (
-        _environment()
-        .get_template("run.html")
-        .render(
-            run=run,
-            headline=wording.headline(run),
-            verdicts=_verdicts(run),
-            verdict_bar=_verdict_bar(run),
-            scores=_score_chart(run),
-            detectors=_detector_charts(run),
-            outside=run.scored - sum(run.histogram.ensemble),
-            flags=flags,
-            flag_scale=_flag_scale(flags),
-            stages=_stages(run),
-            thumbnails=_data_uris(thumbnails or {}),
-            identity=list(_flat(run.identity))[:_MOST_SETTINGS],
-            prior=prior,
-        )
+    return render(
+        "run.html",
+        run=run,
+        headline=wording.headline(run),
+        verdicts=_verdicts(run),
+        verdict_bar=_verdict_bar(run),
+        scores=_score_chart(run),
+        detectors=_detector_charts(run),
+        outside=run.scored - sum(run.histogram.ensemble),
+        flags=flags,
+        flag_scale=_flag_scale(flags),
+        stages=_stages(run),
+        thumbnails={image_id: uri for image_id, data in (thumbnails or {}).items() if (uri := jpeg_uri(data))},
+        identity=settings(run.identity),
+        prior=prior,
     )
-
-
-@cache
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("ray_app.reports"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_finalize,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        count=wording.count,
-        decimal=wording.decimal,
-        approximate=wording.approximate,
-        percent=wording.percent,
-        probability=wording.probability,
-        score=lambda value: wording.score(value).replace("-", "−"),
-        duration=wording.duration,
-        size=wording.size,
-        money=wording.money,
-        moment=wording.moment,
-        meaning=wording.meaning,
-        plain=plain,
-        stated=wording.stated,
-        short_name=lambda text: wording.shortened(text, _LONGEST_NAME),
-        short_title=lambda text: wording.shortened(text, _LONGEST_TITLE),
-        short_text=lambda text: wording.shortened(text, _LONGEST_TEXT),
-        path_parts=_path_parts,
-        breakable=_breakable,
-    )
-    environment.globals.update(
-        words=wording,
-        most_entries=_MOST_ENTRIES,
-        meter=meter,
-        range_meter=range_meter,
-    )
-    return environment
-
-
-def _finalize(value: object) -> object:
-    # Runs on every expression of the template before it is escaped, so that no name can be forgotten.
-    return wording.visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _verdicts(run: RunSummary) -> list[tuple[str, str, int]]:
@@ -159,35 +102,3 @@ def _stages(run: RunSummary) -> list[tuple[str, float, float]]:
     spent = {stage: seconds for stage, seconds in run.session.seconds.items() if math.isfinite(seconds)}
     total = sum(spent.values())
     return [(stage, seconds, seconds / total) for stage, seconds in spent.items()] if total > 0 else []
-
-
-def _data_uris(thumbnails: Mapping[int, bytes]) -> dict[int, str]:
-    """JPEG bytes as data URIs; anything else is left out, so that no other type can be smuggled into the page."""
-    jpegs = {image_id: data for image_id, data in thumbnails.items() if data.startswith(b"\xff\xd8\xff")}
-    return {image_id: f"data:image/jpeg;base64,{base64.b64encode(data).decode()}" for image_id, data in jpegs.items()}
-
-
-def _path_parts(uri: str, member: str | None) -> tuple[str, str]:
-    """What leads to a file, and its own name."""
-    folder, slash, leaf = (uri if member is None else member).rpartition("/")
-    return (folder + slash if member is None else f"{uri} › {folder}{slash}"), leaf
-
-
-def _breakable(text: str) -> Markup:
-    """Lines may break after a slash or an underscore, as a reader would."""
-    return Markup("").join(
-        piece + Markup("<wbr>") if piece in "/_" else piece for piece in re.split("([/_])", wording.visible(text)) if piece
-    )
-
-
-def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """A nested mapping as dotted keys with their values; lists of plain values stay on one line."""
-    if isinstance(value, Mapping) and value:
-        for key, item in value.items():
-            yield from _flat(item, f"{path}.{key}" if path else str(key))
-    elif isinstance(value, list) and any(isinstance(item, Mapping | list) for item in value):
-        for index, item in enumerate(value):
-            yield from _flat(item, f"{path}[{index}]")
-    else:
-        text = ", ".join(map(str, value)) if isinstance(value, list) else "" if value is None or value == {} else str(value)
-        yield path, text or wording.NONE

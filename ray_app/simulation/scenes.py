@@ -168,16 +168,20 @@ def spheres(rng: Rng, height: int, width: int) -> Light:
     light = rng.standard_normal(3)
     light[2] = abs(light[2]) + 0.5
     light /= np.linalg.norm(light)
-    out = np.asarray(background, dtype=np.float32)
+    out = np.asarray(background, dtype=np.float64)
     grain = np.exp(rng.uniform(0, 0.3) * fractal(rng, height, width, rng.uniform(0.5, 1.2)))[..., None]
     for _ in range(int(rng.integers(2, 9))):
         radius = rng.uniform(0.06, 0.3) * min(height, width)
-        nx, ny = (x - rng.uniform(0, width)) / radius, (y - rng.uniform(0, height)) / radius
+        left, top = rng.uniform(0, width), rng.uniform(0, height)
+        rows = slice(max(int(top - radius), 0), int(top + radius) + 2)  # nothing changes outside the ball
+        columns = slice(max(int(left - radius), 0), int(left + radius) + 2)
+        nx, ny = (x[rows, columns] - left) / radius, (y[rows, columns] - top) / radius
         nz = np.sqrt(np.maximum(1 - nx * nx - ny * ny, 0))
         facing = np.maximum(nx * light[0] + ny * light[1] + nz * light[2], 0)
-        surface = (0.08 + facing)[..., None] * _colour(rng, 0.5) * grain + (facing**40)[..., None] * rng.uniform(0, 0.6)
+        surface = (0.08 + facing)[..., None] * _colour(rng, 0.5) * grain[rows, columns]
+        surface = surface + (facing**40)[..., None] * rng.uniform(0, 0.6)
         cover = np.clip((1 - np.sqrt(nx * nx + ny * ny)) * radius, 0, 1)[..., None]
-        out = out + cover * (surface - out)
+        out[rows, columns] += cover * (surface - out[rows, columns])
     return out.astype(np.float32)
 
 

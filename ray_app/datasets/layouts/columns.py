@@ -1,0 +1,44 @@
+"""Labels in columns of any source: Parquet, CSV, JSON lines, or the sidecars of a WebDataset. Knows no data set."""
+
+from ray_app.archives import Listed
+from ray_app.datasets.labels import Labels, prompt_group, real_of
+from ray_app.datasets.layouts.layout import Layout, class_label, contradiction, text
+
+
+class LabelColumns(Layout):
+    """Which column says what. Only the label must be there; images without a `group` of their own are grouped by their prompts.
+
+    `mask`: images in the table itself, or their uris; relative ones are below `root`. A real's mask is not looked at. Without a column
+    of generators all fakes are of `unknown`, without one of groups and prompts every image is for itself.
+    """
+
+    label: str = "label"
+    generator: str = "generator"
+    mask: str = "mask"
+    prompt: str = "prompt"
+    split: str = "split"
+    group: str = "group"
+    root: str | None = None
+
+    def labels(self, item: Listed) -> Labels:
+        """From the columns; a ClassLabel's number by its name."""
+        label = class_label(item, self.label)
+        generator, prompt = text(item, self.generator), text(item, self.prompt)
+        if label == "fake" and generator is not None and (generator == "real" or generator.startswith("real:")):
+            raise contradiction(item, f"labelled fake, but its {self.generator} is '{generator}'")
+        return Labels(
+            label,
+            real_of(generator) if label == "real" else generator or "unknown",
+            self._mask(item) if label == "fake" else None,
+            prompt,
+            text(item, self.split),
+            text(item, self.group) or prompt_group(prompt),
+        )
+
+    def _mask(self, item: Listed) -> str | None:
+        place = text(item, f"{self.mask}_uri") or text(item, self.mask)
+        if place is None or place.startswith("/") or "://" in place:
+            return place
+        if self.root is None:
+            raise contradiction(item, f"the mask '{place}' is a relative path; arguments.root says below which folder it lies")
+        return f"{self.root.rstrip('/')}/{place}"

@@ -1,0 +1,65 @@
+"""Where an image was altered: the mask that an index refers to, or the one that its label implies. Knows pixels of masks alone."""
+
+import numpy as np
+from PIL import Image
+
+from ray_app.archives import Member, MemberReader, Place, read_referenced
+from ray_app.errors import InputError, Status
+from ray_app.images import ImageLimits, decode_image
+from ray_app.storage import Fetcher
+
+
+class MaskReader:
+    """Reads masks. One per process: the table that one mask lay in is kept open for the next."""
+
+    def __init__(self, fetcher: Fetcher, limits: ImageLimits) -> None:
+        self._fetcher, self._limits = fetcher, limits
+        self._members = MemberReader(fetcher, max_bytes=limits.max_bytes)
+
+    def read(self, member: Member, size: tuple[int, int]) -> Image.Image:
+        """The mask of an image of `size` (width, height) as mode L, 255 where it was altered.
+
+        A real is altered nowhere, whatever is kept beside it, and a fake without a mask everywhere (specs/localization.md §2.2). Raises
+        InputError where the mask is not readable, or not of the image's size.
+        """
+        uri = member.input.get("mask_uri")
+        if member.input["label"] != "fake":
+            return Image.new("L", size, 0)
+        if uri is None:
+            return Image.new("L", size, 255)
+        try:
+            mask = to_mask(decode_image(self._bytes(member, uri), self._limits).pixels)
+        except InputError as refused:
+            raise InputError(refused.status, f"its mask: {refused.detail}") from refused
+        if mask.size != size:
+            reason = f"its mask is {mask.width} × {mask.height} pixels, the image {size[0]} × {size[1]}"
+            raise InputError(Status.CORRUPT_IMAGE, reason)
+        return mask
+
+    def _bytes(self, member: Member, uri: str) -> bytes:
+        place = _beside(member, uri)
+        if place is not None:
+            cell = Member(member.image_id, member.uri, member.member, 0, member.version, -1, 0, 0, {}, place)
+            [(_, data)] = self._members.read([cell])
+            if isinstance(data, InputError):
+                raise data
+            return data
+        if "#row=" in uri:
+            return read_referenced(uri, self._fetcher)
+        return self._fetcher.fetch(uri, "", self._limits.max_bytes)
+
+
+def _beside(member: Member, uri: str) -> Place | None:
+    """Where the mask lies if it is a cell of the image's own row: there it is read as images are, without opening the table anew."""
+    if member.place is None or member.place.kind != "parquet":
+        return None
+    own, mark, column = uri.partition("&column=")
+    if not mark or own != f"{member.uri}#row={member.place.offset}":
+        return None
+    return Place("parquet", member.place.offset, -1, member.place.group, column)
+
+
+def to_mask(pixels: Image.Image) -> Image.Image:
+    """An RGB image as a mask of mode L: 255 where the mean of the channels is above 127.5 (specs/localization.md §1.7)."""
+    bright = np.asarray(pixels).sum(axis=2, dtype=np.uint16) > 382  # three times 127.5, in whole numbers
+    return Image.fromarray(bright.astype(np.uint8) * np.uint8(255))

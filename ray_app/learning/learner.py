@@ -1,0 +1,199 @@
+"""One process's side of a training: batches in, better weights. Nothing here knows Ray, files of images, or where batches come from."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from ray_app.detectors.cards import DetectorCard
+from ray_app.detectors.checkpoints import load_strictly
+from ray_app.detectors.detector import Normalise
+from ray_app.detectors.precision import autocast, forbid_tf32
+from ray_app.errors import ConfigError, StorageError, TouchstoneError, said
+from ray_app.learning.config import Recipe
+from ray_app.learning.distributing import Strategy, averaged, distribute, own_gradients, whole, world_size
+from ray_app.learning.losses import batch_loss
+from ray_app.learning.networks import Learning, deployable, network_for, training_form
+from ray_app.learning.optimisers import make_optimiser
+from ray_app.learning.schedules import rate_at
+
+Batch = Mapping[str, npt.NDArray[Any]]
+
+WEIGHTS, OPTIMISER, POSITION = "model.safetensors", "optimiser.pt", "position.json"
+_GATHERED = StateDictOptions(full_state_dict=True, cpu_offload=True)
+_DROPOUT = 7  # names the stream of chance, beside those of order and augmentation
+
+
+class StepFigures(NamedTuple):
+    """What one step says of itself, the same in every process.
+
+    `step`: its number, from 0. `loss` and its `parts`: means over the whole batch, in which unusable images count as zero.
+    `gradient_norm`: before clipping. `unusable`: images of the whole batch that could not be read.
+    """
+
+    step: int
+    loss: float
+    parts: dict[str, float]
+    rate: float
+    gradient_norm: float
+    unusable: int
+
+
+class Learner:
+    """A network that learns from a recipe, on one device, alone or as one of `world` processes.
+
+    `network`: as it learns, without wrappers; under FSDP2 its parameters are this process's parts. `step_number`: steps done, which is
+    also the position in the data. All that happens depends on recipe, batches and (seed, step, rank): a training that is saved, loaded
+    elsewhere and continued gives the same weights as one that never stopped; with dropout or norms of batches, by as many processes.
+    Dropout draws from torch's global generator, which every step seeds.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        card: DetectorCard,
+        *,
+        device: str,
+        total_steps: int,
+        rank: int = 0,
+        world: int = 1,
+        strategy: Strategy = "ddp",
+    ) -> None:
+        assert world == world_size(), "every process belongs to the process group"
+        _check(recipe, card)
+        self.recipe, self.card, self.device, self.total_steps = recipe, card, device, total_steps
+        self.rank, self.world, self.step_number = rank, world, 0
+        if recipe.loop.precision == "fp32" and torch.device(device).type == "cuda":
+            forbid_tf32()
+        # FSDP2 takes contiguous parameters only.
+        self._format = torch.channels_last if recipe.loop.channels_last and not self._shards(strategy) else torch.contiguous_format
+        self.network: nn.Module = network_for(recipe, card).to(device).to(memory_format=self._format)
+        self._normalise = Normalise(card.preprocessing).to(device)
+        self._model = distribute(Learning(self.network), strategy, device)
+        self._optimiser = make_optimiser(recipe.optimiser, self.network)
+
+    def _shards(self, strategy: Strategy) -> bool:
+        return strategy == "fsdp2" and self.world > 1
+
+    def step(self, batch: Batch) -> StepFigures:
+        """Learn from this process's equal share of a batch, as `BatchLoader.load` gives it. Every process calls it.
+
+        Raises TouchstoneError where loss or gradients are no numbers; the weights are then still those of the step before.
+        """
+        step, config = self.step_number, self.recipe.optimiser
+        rate = rate_at(self.recipe.schedule, config.rate, step, self.total_steps)
+        for group in self._optimiser.param_groups:
+            group["lr"] = rate
+        torch.manual_seed(_seed(self.recipe.loop.seed, step, self.rank))
+        self._optimiser.zero_grad(set_to_none=True)
+        parts = self._way_back(batch)
+        parts["unusable"] = torch.tensor(float(np.count_nonzero(~batch["usable"])), device=self.device)
+        norm = self._gradient_norm()
+        values = dict(zip(parts, averaged(torch.stack(list(parts.values())).float()).tolist(), strict=True))
+        loss, unusable = values.pop("loss"), round(values.pop("unusable") * self.world)
+        figures = StepFigures(step, loss, values, rate, norm.item(), unusable)
+        _require_finite(figures)
+        if self.recipe.loop.clip is not None:
+            clip_grads_with_norm_(self._learning(), self.recipe.loop.clip, norm)
+        self._optimiser.step()
+        self.step_number += 1
+        return figures
+
+    def _way_back(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Gradients of this process's share, in micro-batches; its loss and the loss's parts."""
+        share = len(batch["label"])
+        starts = range(0, share, self.recipe.loop.micro_batch or share)
+        totals: dict[str, torch.Tensor] = {}
+        for start in starts:
+            micro = {name: values[start : start + starts.step] for name, values in batch.items()}
+            images = torch.from_numpy(micro["image"]).to(self.device, non_blocking=True)
+            with own_gradients(self._model, alone=start != starts[-1]):
+                with autocast(self.device, self.recipe.loop.precision):
+                    answer = self._model(self._normalise(images).contiguous(memory_format=self._format))
+                loss = batch_loss(self.recipe.loss, self.card.output, answer, micro, share)
+                loss.total.backward()  # type: ignore[no-untyped-call]
+            for name, value in {"loss": loss.total.detach(), **loss.parts}.items():
+                totals[name] = totals.get(name, 0.0) + value
+        return totals
+
+    def _learning(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.network.parameters() if parameter.grad is not None]
+
+    def _gradient_norm(self) -> torch.Tensor:
+        return whole(get_total_norm([parameter.grad for parameter in self._learning() if parameter.grad is not None]))
+
+    def save(self, folder: Path) -> None:
+        """Write everything that going on needs to an existing folder. Every process calls it; rank 0 writes, when all have answered.
+
+        `model.safetensors`: the whole network as it learns, with its adapters and norms, under plain names; `optimiser.pt`;
+        `position.json`. Neither strategy nor number of processes is in them. Raises StorageError.
+        """
+        weights: dict[str, Any] = get_model_state_dict(self.network, options=_GATHERED)
+        optimiser = get_optimizer_state_dict(self.network, self._optimiser, options=_GATHERED)
+        if self.rank != 0:
+            return
+        try:
+            save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / WEIGHTS)
+            torch.save(optimiser, folder / OPTIMISER)
+            (folder / POSITION).write_text(json.dumps({"step": self.step_number}), encoding="utf-8")
+        except OSError as error:
+            raise StorageError(f"{folder}: the checkpoint of step {self.step_number} cannot be written: {said(error)}") from error
+
+    def load(self, folder: Path) -> None:
+        """Go on from what `save` wrote, by any strategy and number of processes. Every process calls it, and reads position and files
+        of its own folder; tensors are taken from rank 0's alone. Raises DetectorError where the checkpoint is of another network.
+        """
+        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=self.world > 1)
+        first = self.rank == 0
+        weights: dict[str, Any] = load_file(folder / WEIGHTS) if first else {}
+        set_model_state_dict(self.network, weights, options=options)
+        state = torch.load(folder / OPTIMISER, weights_only=True, map_location="cpu") if first else {}
+        set_optimizer_state_dict(self.network, self._optimiser, state, options=options)
+        self.step_number = json.loads((folder / POSITION).read_text(encoding="utf-8"))["step"]
+
+
+def load_trained(recipe: Recipe, card: DetectorCard, folder: Path) -> nn.Module:
+    """The network of a checkpoint that `Learner.save` wrote, as the card describes it, to score with or to export. Raises DetectorError."""
+    network = training_form(recipe, card)
+    load_strictly(network, load_file(folder / WEIGHTS), where=str(folder / WEIGHTS))
+    return deployable(network, card)
+
+
+def _check(recipe: Recipe, card: DetectorCard) -> None:
+    given = "says" if card.masks else "does not say"
+    if card.masks != (recipe.loss.name == "maskclip"):
+        raise ConfigError(
+            f"{recipe.name}: loss {recipe.loss.name} and {card.name}, which {given} where an image was altered",
+            hint="loss: {name: maskclip} for a network with masks, binary for all others",
+        )
+    if recipe.loss.twins and (recipe.loop.micro_batch or 2) % 2:
+        raise ConfigError(f"{recipe.name}: loop.micro_batch {recipe.loop.micro_batch} cuts pairs of twins apart", hint="make it even")
+
+
+def _seed(*numbers: int) -> int:
+    return int(np.random.SeedSequence([*numbers, _DROPOUT]).generate_state(1, np.uint64)[0])
+
+
+def _require_finite(figures: StepFigures) -> None:
+    if math.isfinite(figures.loss) and math.isfinite(figures.gradient_norm):
+        return
+    parts = ", ".join(f"{name} {value:g}" for name, value in figures.parts.items())
+    raise TouchstoneError(
+        f"step {figures.step}: training diverged: loss {figures.loss:g} ({parts}), gradient norm {figures.gradient_norm:g}",
+        hint="lower optimiser.rate, set loop.clip, lengthen schedule.warmup, or set loop.precision to fp32",
+    )

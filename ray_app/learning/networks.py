@@ -1,0 +1,170 @@
+"""From a recipe to the network that learns, and from that to the one that a card describes.
+
+Knows recipes, cards and families. Knows nothing about data, losses, optimisers or processes.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from ray_app.detectors import load_card
+from ray_app.detectors.cards import DetectorCard, Output, Weights
+from ray_app.detectors.checkpoints import load_strictly, read_state_dict
+from ray_app.detectors.families import build_network, load_network
+from ray_app.detectors.maskclip import MaskClip
+from ray_app.detectors.maskclip_losses import trainable_parameters
+from ray_app.detectors.maskclip_weights import initialise
+from ray_app.detectors.residual import ResidualNet
+from ray_app.detectors.weights import Part, resolve_part
+from ray_app.errors import ConfigError, DetectorError
+from ray_app.learning.config import Recipe
+from ray_app.learning.lora import add_adapters, merged_state
+
+WHOLE = "network"  # the part of `initial.weights` that is no submodule
+
+
+def training_card(recipe: Recipe) -> DetectorCard:
+    """The card of what is trained: the recipe's detector with what its `card` changes. Raises ConfigError.
+
+    Weights, figures and size on it are still those of the detector it is based on; exporting writes its own.
+    """
+    card = load_card(recipe.detector, recipe.card)
+    if card.replies:
+        raise ConfigError(f"{recipe.name}: {card.name} answers in words; there is no recipe that trains such a detector")
+    if card.preprocessing.shape is None:
+        raise ConfigError(f"{recipe.name}: {card.name} keeps the size of every image, and a batch has one size",
+                          hint="card: {preprocessing: {center_crop: 224}}")  # fmt: skip
+    return card
+
+
+def network_for(recipe: Recipe, card: DetectorCard) -> nn.Module:
+    """The network as training begins, on the CPU, in training mode; what learns has `requires_grad`. Raises ConfigError, DetectorError.
+
+    What is drawn comes from `recipe.loop.seed`, the same in every process.
+    """
+    with seeded(recipe.loop.seed):
+        network = _built(recipe, card)
+        _start(network, recipe, card)
+    return network
+
+
+def training_form(recipe: Recipe, card: DetectorCard) -> nn.Module:
+    """The same network with whatever values it was built with: what a checkpoint's tensors are loaded into."""
+    with seeded(recipe.loop.seed):
+        return _built(recipe, card)
+
+
+def deployable(network: nn.Module, card: DetectorCard) -> nn.Module:
+    """What `build_network(card)` builds, in evaluation mode, with what the network has learned: norms folded, adapters merged.
+
+    The learning network stays as it is. Raises DetectorError where it is not of this card.
+    """
+    # Folding switches the norms to evaluation: that must not happen to the network that goes on learning.
+    plain = copy.deepcopy(network).without_norms() if isinstance(network, ResidualNet) else network
+    deployed = build_network(card)
+    load_strictly(deployed, merged_state(plain), where=f"{card.name}: what was trained")
+    return deployed
+
+
+class Answer(NamedTuple):
+    """What a loss needs: `logits` (N, 1 or 2), and `mask_logits` (N, S, S) from a network that says where."""
+
+    logits: torch.Tensor
+    mask_logits: torch.Tensor | None = None
+
+    def log_odds(self, output: Output) -> torch.Tensor:
+        """(N,) float32 log-odds of fake, as the card reads the logits."""
+        logits = self.logits.float()
+        if output.sign is not None:
+            return logits[:, 0] * output.sign
+        fake = output.index_among(output.labels)
+        return logits[:, fake] - logits[:, 1 - fake]
+
+
+class Learning(nn.Module):
+    """A network called as training calls it: (N, 3, H, W) normalised → `Answer`. One module, for DDP and FSDP act on `forward` alone."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, pixels: torch.Tensor) -> Answer:
+        """Answer a batch."""
+        return Answer(*self.network.logits(pixels)) if isinstance(self.network, MaskClip) else Answer(self.network(pixels))
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """torch's own generator, which layers are built from, set for a while and then as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def _built(recipe: Recipe, card: DetectorCard) -> nn.Module:
+    network = build_network(card)
+    if isinstance(network, ResidualNet) and recipe.initial.start == "random":
+        # Weights that exist were folded: only what begins anew can have norms to learn with.
+        network = ResidualNet(network.widths, norms=True)
+    network.requires_grad_(True).train()
+    if recipe.lora is not None:
+        add_adapters(network, recipe.lora)
+    elif isinstance(network, MaskClip):
+        trainable_parameters(network)
+    elif card.family == "clip-linear":
+        network.get_submodule("backbone").requires_grad_(False)
+    _freeze_unheard(network)
+    return network
+
+
+def _freeze_unheard(network: nn.Module) -> None:
+    """SigLIP's pooling head is in the checkpoint and feeds nothing: no gradient ever reaches it, which DDP takes for a fault."""
+    vision = getattr(network, "vision_model", None)
+    if getattr(vision, "use_head", True) is False and isinstance(head := getattr(vision, "head", None), nn.Module):
+        head.requires_grad_(False)
+
+
+def _start(network: nn.Module, recipe: Recipe, card: DetectorCard) -> None:
+    """Initial weights in place: from the card, or from files by part; what is `fresh` keeps what it was built with."""
+    initial = recipe.initial
+    if initial.start == "card":
+        _load(network, load_network(card).state_dict(), initial.fresh, where=card.name)
+    elif initial.start == "pretrained" and isinstance(network, MaskClip):
+        missing = {"mae", "clip"} - set(initial.weights)
+        if missing:
+            raise ConfigError(f"{recipe.name}: initial.weights: MaskCLIP begins from mae and clip; missing: {', '.join(sorted(missing))}")
+        initialise(network, *(_file(recipe, card, part) for part in ("mae", "clip")))
+    elif initial.start == "pretrained":
+        for part in initial.weights:
+            target = network if part == WHOLE else _submodule(network, recipe, part)
+            _load(target, _file(recipe, card, part), initial.fresh, where=f"{recipe.name}: initial.weights.{part}")
+
+
+def _load(network: nn.Module, state: dict[str, torch.Tensor], fresh: tuple[str, ...], where: str) -> None:
+    """Load plain names, also where adapters stand between a module and its weight."""
+    plain = {key.replace(".base_layer.", "."): key for key in network.state_dict() if ".lora_" not in key}
+    own = network.state_dict()
+    taken = {plain.get(key, key): tensor for key, tensor in state.items() if not key.startswith(fresh or ("\0",))}
+    kept = {key: tensor for key, tensor in own.items() if ".lora_" in key or key.replace(".base_layer.", ".").startswith(fresh or ("\0",))}
+    load_strictly(network, kept | taken, where=where)
+
+
+def _file(recipe: Recipe, card: DetectorCard, part: str) -> dict[str, torch.Tensor]:
+    weights: Weights = recipe.initial.weights[part]
+    try:
+        return read_state_dict(resolve_part(Part(f"{recipe.name}-{part}", weights, card.folder, recipe.name)), weights)
+    except DetectorError as error:
+        hint = weights.obtain or "give initial.weights another uri, or put the file where it looks"
+        raise DetectorError(f"initial.weights.{part}: {error.message}", hint=hint) from None
+
+
+def _submodule(network: nn.Module, recipe: Recipe, part: str) -> nn.Module:
+    try:
+        return network.get_submodule(part)
+    except AttributeError:
+        known = ", ".join([WHOLE, *(name for name, _ in network.named_children())])
+        raise ConfigError(f"{recipe.name}: initial.weights: the network has no part {part!r}", hint=f"parts: {known}") from None

@@ -1,0 +1,101 @@
+"""Which processes a training has and what each asks of Ray, from the resources of a cluster. Arithmetic alone.
+
+Every request is stated and their sum stays below what there is: a request that never fits waits for ever and says nothing
+(specs/ray.md §E3). What a process asks for is a share for Ray's books; how many threads it computes with is stated beside it.
+"""
+
+from dataclasses import dataclass
+
+from ray_app.errors import ClusterError, ConfigError
+from ray_app.training.config import Workers
+
+LOADER_CPUS = 0.25
+VALIDATION_CPUS = 0.25
+LEAST_WORKER_CPUS = 0.05
+VALIDATION_GPU = 0.2  # of the GPU that a worker holds, where there is no further one
+
+
+@dataclass(frozen=True)
+class Layout:
+    """`workers` processes that train, `least` of them at the fewest, each with `loaders`; one task that judges checkpoints meanwhile.
+
+    `*_cpus` and `*_gpus` are what one process asks of Ray; `threads` is what one worker computes with, `judging_threads` what the
+    judging task decodes with.
+    """
+
+    workers: int
+    least: int
+    loaders: int
+    worker_cpus: float
+    loader_cpus: float
+    worker_gpus: float
+    validation_cpus: float
+    validation_gpus: float
+    threads: int
+    judging_threads: int
+
+    @property
+    def device(self) -> str:
+        """Where workers compute."""
+        return "cuda" if self.worker_gpus else "cpu"
+
+    @property
+    def judging_device(self) -> str:
+        """Where checkpoints are judged."""
+        return "cuda" if self.validation_gpus else "cpu"
+
+
+def plan_workers(wanted: Workers, batch: int, *, cpus: float, gpus: float) -> Layout:
+    """The processes for `wanted` on a cluster with so many CPUs and GPUs.
+
+    Raises ConfigError where the batch does not divide among the workers, ClusterError where the cluster is too small.
+    """
+    least = wanted.least or wanted.count
+    _divisible(batch, least, wanted.count)
+    worker_gpus = (1.0 if gpus else 0.0) if wanted.gpus is None else wanted.gpus
+    if worker_gpus * least > gpus:
+        raise ClusterError(
+            f"{least} workers with {worker_gpus:g} GPU each, but the cluster has {gpus:g}",
+            hint="--set workers.count=…, or --set cluster.gpus=… for an autoscaler's maximum",
+        )
+    spare = gpus - worker_gpus * wanted.count
+    shared = worker_gpus == 1 and spare < 1
+    share = cpus / wanted.count
+    loaders = wanted.loaders or max(1, int(share - 1) if worker_gpus else int(share // 4))
+    validation_cpus = min(1.0 if worker_gpus and cpus >= 4 else VALIDATION_CPUS, share / 8)
+    free = share - validation_cpus
+    loader_cpus = min(1.0, free / 2 / loaders) if worker_gpus else min(LOADER_CPUS, free / 4 / loaders)
+    rest = free - loaders * loader_cpus
+    worker_cpus = wanted.cpus or (min(1.0, rest) if worker_gpus else rest)
+    if worker_cpus * wanted.count + loaders * loader_cpus * wanted.count + validation_cpus > cpus or worker_cpus < LEAST_WORKER_CPUS:
+        raise ClusterError(
+            f"{wanted.count} workers with {worker_cpus:.2g} CPU and {loaders} loaders each do not fit the cluster's {cpus:g} CPUs",
+            hint="--set workers.count=… or workers.cpus=… and workers.loaders=…",
+        )
+    return Layout(
+        workers=wanted.count,
+        least=least,
+        loaders=loaders,
+        worker_cpus=_down(worker_cpus),
+        loader_cpus=_down(loader_cpus),
+        worker_gpus=1 - VALIDATION_GPU if shared else worker_gpus,
+        validation_cpus=_down(validation_cpus),
+        validation_gpus=0.0 if not worker_gpus else VALIDATION_GPU if shared else 1.0,
+        threads=max(1, int(share) - (0 if worker_gpus else loaders)),
+        judging_threads=max(1, min(8, int(cpus / 4))),
+    )
+
+
+def _divisible(batch: int, least: int, count: int) -> None:
+    if least > count:
+        raise ConfigError(f"workers.least is {least}, more than workers.count, which is {count}")
+    if odd := [workers for workers in range(least, count + 1) if batch % workers]:
+        raise ConfigError(
+            f"a batch of {batch} cannot be shared equally by {' or '.join(map(str, odd))} workers",
+            hint="--set loop.batch=… to a multiple, or another workers.count or workers.least",
+        )
+
+
+def _down(share: float) -> float:
+    # Ray books in units of 1/10000; rounding up could ask for more than there is.
+    return int(share * 1000) / 1000

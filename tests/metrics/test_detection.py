@@ -1,0 +1,118 @@
+import json
+import time
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1_score, log_loss, roc_auc_score, roc_curve
+
+from ray_app.metrics import FIGURES, auc_interval, detection_figures, proportion_interval
+from ray_app.metrics.detection import _NEED_BOTH
+
+
+def drawn(seed=0, n=900, digits=2):
+    """Scores with ties, labels, and generators of which `hard` is hardly found."""
+    rng = np.random.default_rng(seed)
+    names = np.array(["real:camera", "real:scan", "easy", "hard"])[rng.integers(0, 4, n)]
+    labels = np.isin(names, ["easy", "hard"]).astype(int)
+    middle = np.select([names == "easy", names == "hard"], [3.0, 0.3], -1.0)
+    return (middle + rng.normal(0, 1.5, n)).round(digits), labels, names.tolist()
+
+
+def test_the_figures_are_scikit_learns():
+    scores, labels, generators = drawn()
+    found = detection_figures(scores, labels, generators)
+    false, true, _ = roc_curve(labels, scores, drop_intermediate=False)
+    assert {key: found[key] for key in FIGURES if key in found} == pytest.approx(
+        {
+            "auc": roc_auc_score(labels, scores),
+            "average_precision": average_precision_score(labels, scores),
+            "mean_generator_auc": (generator_auc("easy") + generator_auc("hard")) / 2,
+            "worst_generator_auc": generator_auc("hard"),
+            "tpr_at_fpr_1": true[false <= 0.01].max(),
+            "balanced_accuracy": balanced_accuracy_score(labels, scores > 0),
+            "f1": f1_score(labels, scores > 0),
+            "loss": log_loss(labels, 1 / (1 + np.exp(-scores))),
+        }
+    )
+    assert (found["n_real"], found["n_fake"]) == ((labels == 0).sum(), labels.sum())
+    assert found["auc_interval"] == list(auc_interval(scores, labels))
+    assert found["tpr_at_fpr_1_interval"] == list(proportion_interval(round(found["tpr_at_fpr_1"] * found["n_fake"]), found["n_fake"]))
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def generator_auc(name):
+    scores, labels, generators = drawn()
+    chosen = (labels == 0) | (np.array(generators) == name)
+    return roc_auc_score(labels[chosen], scores[chosen])
+
+
+def test_each_generator_stands_against_all_of_the_other_class():
+    scores, labels, generators = drawn()
+    found = detection_figures(scores, labels, generators)["generators"]
+    assert list(found) == ["easy", "hard", "real:camera", "real:scan"]
+    for name, figures in found.items():
+        mine = np.array(generators) == name
+        fake = figures["label"] == "fake"
+        assert fake == (not name.startswith("real"))
+        against = mine | (labels == (0 if fake else 1))
+        assert figures["n"] == mine.sum()
+        assert figures["auc"] == pytest.approx(roc_auc_score(labels[against], scores[against]))
+        assert figures["auc_interval"] == pytest.approx(auc_interval(scores[against], labels[against]))
+        right = int(((scores[mine] > 0) == fake).sum())
+        assert figures["tpr" if fake else "tnr"] == pytest.approx(right / mine.sum())
+        assert figures["interval"] == list(proportion_interval(right, int(mine.sum())))
+
+
+@pytest.mark.parametrize("n_real", [1, 99, 100, 101, 250])
+def test_no_more_than_one_real_in_a_hundred_is_flagged_whatever_the_ties(n_real):
+    scores = np.concatenate([np.zeros(n_real), [0.0, 1.0]])
+    scores[0] = 5.0
+    labels = np.repeat([0, 1], [n_real, 2])
+    found = detection_figures(scores, labels, ["x"] * len(scores))
+    assert found["tpr_at_fpr_1"] == (0.5 if n_real >= 100 else 0)
+
+
+def test_one_class_alone_has_no_auc_but_a_loss():
+    found = detection_figures([-1.0, 2.0], [0, 0], ["real", "real"])
+    assert all(found[key] is None for key in _NEED_BOTH)
+    assert found["loss"] == pytest.approx((np.log1p(np.exp(-1)) + np.log1p(np.exp(2))) / 2)
+    assert found["generators"]["real"]["tnr"] == 0.5
+    assert found["generators"]["real"]["auc"] is None
+    both = detection_figures([-1.0, 2.0], [0, 1], ["real", "x"])
+    assert set(found) == set(both)
+    assert [key for key in both if both[key] is None] == []
+
+
+def test_a_generator_of_both_classes_is_two():
+    found = detection_figures([-1.0, 2.0, 1.0], [0, 1, 1], ["sd15", "sd15", "flux"])["generators"]
+    assert {name: figures["label"] for name, figures in found.items()} == {"flux": "fake", "sd15 (real)": "real", "sd15 (fake)": "fake"}
+
+
+@pytest.mark.parametrize(
+    ("scores", "labels", "words"),
+    [
+        ([1.0, float("nan")], [0, 1], "1 of 2 scores are not finite, the first at position 1"),
+        ([1.0, float("inf")], [0, 1], "not finite"),
+        ([1.0, 2.0], [0, 2], "labels must be 0"),
+        ([1.0, 2.0], [0], "one length"),
+        ([], [], "no scores"),
+    ],
+)
+def test_what_has_no_figure_is_refused(scores, labels, words):
+    with pytest.raises(ValueError, match=words):
+        detection_figures(scores, labels, ["x"] * len(scores))
+
+
+def test_generators_must_be_as_many_as_scores():
+    with pytest.raises(ValueError, match="2 scores but 1 generators"):
+        detection_figures([1.0, 2.0], [0, 1], ["x"])
+
+
+def test_thousands_of_generators_take_seconds():
+    rng = np.random.default_rng(2)
+    labels = np.repeat([0, 1], 100_000)
+    generators = ["real"] * 100_000 + [f"generator-{number}" for number in rng.integers(0, 4000, 100_000)]
+    start = time.perf_counter()
+    found = detection_figures(rng.normal(labels, 1), labels, generators)
+    assert len(found["generators"]) == 4001
+    assert time.perf_counter() - start < 10

@@ -1,0 +1,72 @@
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+from sklearn.metrics import roc_auc_score
+
+from ray_app.metrics import auc_interval, proportion_interval
+from ray_app.metrics.intervals import auc_of
+
+
+def delong_by_pairs(fakes, reals):
+    """DeLong (1988) as it is written down: a matrix of all pairs, its row and column means, their variances."""
+    pairs = (fakes[:, None] > reals) + 0.5 * (fakes[:, None] == reals)
+    return pairs.mean(), pairs.mean(1).var(ddof=1) / len(fakes) + pairs.mean(0).var(ddof=1) / len(reals)
+
+
+@pytest.mark.parametrize("digits", [8, 1, 0])
+@pytest.mark.parametrize(("m", "n"), [(2, 3), (40, 7), (31, 200)])
+def test_the_interval_is_delongs_over_all_pairs(m, n, digits):
+    rng = np.random.default_rng([m, n])
+    fakes, reals = rng.normal(1, 1, m).round(digits), rng.normal(0, 2, n).round(digits)
+    auc, variance = delong_by_pairs(fakes, reals)
+    assert 0 < auc < 1
+    logit, half = np.log(auc / (1 - auc)), 1.959964 * np.sqrt(variance) / (auc * (1 - auc))
+    found = auc_of(fakes, np.sort(reals))
+    assert found.value == pytest.approx(auc, abs=1e-12)
+    assert (found.low, found.high) == pytest.approx(tuple(1 / (1 + np.exp(-np.array([logit - half, logit + half])))), abs=1e-6)
+
+
+def test_the_interval_is_about_a_bootstraps():
+    rng = np.random.default_rng(5)
+    fakes, reals = rng.normal(1.2, 1, 300), rng.normal(0, 1, 400)
+    labels = np.repeat([1, 0], [300, 400])
+    drawn = [roc_auc_score(labels, np.concatenate([rng.choice(fakes, len(fakes)), rng.choice(reals, len(reals))])) for _ in range(600)]
+    assert auc_interval(np.concatenate([fakes, reals]), labels) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])), abs=0.006)
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says():
+    rng = np.random.default_rng(6)
+    truth = 0.921350  # Φ(2 / √2), for normals two apart
+    found = [auc_of(rng.normal(2, 1, 40), np.sort(rng.normal(0, 1, 40))) for _ in range(1000)]
+    assert 0.935 <= np.mean([auc.low <= truth <= auc.high for auc in found]) <= 0.985
+
+
+def test_a_perfect_auc_is_not_certain():
+    low, high = auc_interval(np.arange(40), np.repeat([0, 1], [10, 30]))
+    assert high == 1
+    assert low == pytest.approx(0.025 ** (1 / 10))
+    assert auc_interval(-np.arange(40), np.repeat([0, 1], [10, 30])) == pytest.approx((0, 1 - low))
+
+
+@pytest.mark.parametrize(("fakes", "reals"), [([1.0], [0.0, 2.0, 3.0]), ([0.0, 5.0], [1.0]), ([2.0, 2.0, 2.0], [2.0, 2.0])])
+def test_where_there_is_no_variance_the_interval_is_wide_and_holds_the_auc(fakes, reals):
+    auc = auc_of(np.array(fakes), np.array(reals))
+    assert auc.low < auc.value < auc.high
+    assert auc.high - auc.low > 0.8
+
+
+def test_an_auc_of_one_class_is_refused():
+    with pytest.raises(ValueError, match="real and fake"):
+        auc_interval([1.0, 2.0], [1, 1])
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 1), (1, 1), (0, 40), (40, 40), (3, 17), (999, 1000), (1, 10_000)])
+def test_proportions_have_clopper_and_pearsons_interval(successes, n):
+    exact = binomtest(successes, n).proportion_ci(0.95, method="exact")
+    assert proportion_interval(successes, n) == pytest.approx((exact.low, exact.high), abs=1e-9)
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 0), (-1, 3), (4, 3)])
+def test_what_is_no_proportion_is_refused(successes, n):
+    with pytest.raises(ValueError, match="no proportion"):
+        proportion_interval(successes, n)
