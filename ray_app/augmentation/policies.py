@@ -1,18 +1,19 @@
 """From a policy's name and arguments to the policy. Knows every policy by name; imports each only when it is asked for."""
 
-import inspect
-from collections.abc import Callable
 from importlib import import_module
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 
 from ray_app.augmentation.config import Augmentation
 from ray_app.augmentation.sample import Policy, Sample
-from ray_app.augmentation.statistics import RealStatistics
+from ray_app.augmentation.statistics import RealStatistics, load_statistics
+from ray_app.config import Frozen
+from ray_app.config.loading import validate
 from ray_app.errors import ConfigError
 
-# Module and class of each. A class's keyword arguments are the policy's; `side` and `statistics` are given here, the rest by the recipe.
+# Module and class of each. The fields of a class are the policy's arguments.
 _CLASSES = {
     "none": ("policies", "Unchanged"),
     "flips": ("flips", "Flips"),
@@ -24,7 +25,7 @@ _CLASSES = {
 }
 
 
-class Unchanged:
+class Unchanged(Frozen):
     """The policy `none`: every image as it was decoded."""
 
     def __call__(self, sample: Sample, rng: np.random.Generator, /) -> Sample:
@@ -35,19 +36,19 @@ class Unchanged:
 def make_policy(config: Augmentation, *, side: int | None, statistics: RealStatistics | None = None) -> Policy:
     """The policy that `config` names, for a network whose input is `side` pixels square (None: it takes any size).
 
-    `statistics` are what openfake-v1 matches fakes to; the others take none. Raises ConfigError for an argument the policy does not
-    have or cannot use, and where `side` or `statistics` is needed and missing.
+    Policies that end in a crop make it `side` pixels, unless their arguments say otherwise. `statistics` are what openfake-v1 matches fakes
+    to, by default those in the file that `config` names; the others take none. Raises ConfigError for an argument that the policy does not
+    have or cannot use, and for what it needs and was not given.
     """
     module, name = _CLASSES[config.policy]
-    policy: Callable[..., Policy] = getattr(import_module(f"ray_app.augmentation.{module}"), name)
-    given = {"side": side, "statistics": statistics}
-    accepted = inspect.signature(policy).parameters
-    own = [key for key in accepted if key not in given]
-    for key in config.arguments:
-        if key not in own:
-            raise ConfigError(f"augmentation {config.policy} has no argument {key!r}; it has {', '.join(own) or 'none'}")
-    arguments: dict[str, Any] = {**{key: value for key, value in given.items() if key in accepted}, **config.arguments}
-    try:
-        return policy(**arguments)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"augmentation {config.policy}: {error}") from error
+    policy: type[Frozen] = getattr(import_module(f"ray_app.augmentation.{module}"), name)
+    where = f"augmentation {config.policy}"
+    arguments: dict[str, Any] = dict(config.arguments)
+    crop = policy.model_fields.get("crop")
+    if crop is not None and crop.is_required() and side is not None:
+        arguments.setdefault("crop", side)
+    if "statistics" in policy.model_fields:
+        if statistics is None and config.statistics is None:
+            raise ConfigError(f"{where}: it needs statistics of real images", hint="measure them on real training images, or name an .npz")
+        arguments["statistics"] = statistics or load_statistics(Path(cast(str, config.statistics)))
+    return cast(Policy, validate(arguments, policy, where=where))

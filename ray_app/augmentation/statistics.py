@@ -28,7 +28,7 @@ def sharpness(image: Image.Image) -> float:
 
     The 3 × 3 Laplacian (0 1 0, 1 −4 1, 0 1 0) with the border mirrored at its pixels' centres, as OpenCV's. specs/detectors.md §1b.
     """
-    luma = np.pad(np.asarray(image.convert("L"), np.int16), 1, mode="reflect" if min(image.size) > 1 else "edge")
+    luma = np.pad(np.asarray(image.convert("L"), np.int16), 1, mode="reflect")
     centre = luma[1:-1, 1:-1]
     laplacian = luma[:-2, 1:-1] + luma[2:, 1:-1] + luma[1:-1, :-2] + luma[1:-1, 2:] - 4 * centre
     return float(laplacian.var(dtype=np.float64))

@@ -15,12 +15,14 @@ def texts(rows: pa.Table, field: str) -> pa.ChunkedArray:
     if "input" not in rows.schema.names:
         raise ConfigError("the images have no labels", hint="touchstone index SOURCE --layout LAYOUT --out DIR labels them")
     kind = rows.schema.field("input").type
-    return pc.struct_field(rows["input"], field) if kind.get_field_index(field) >= 0 else pa.chunked_array([pa.nulls(len(rows), pa.string())])
+    return (
+        pc.struct_field(rows["input"], field) if kind.get_field_index(field) >= 0 else pa.chunked_array([pa.nulls(len(rows), pa.string())])
+    )
 
 
 def coded(rows: pa.Table, field: str) -> tuple[Codes, list[str]]:
     """(N,) the place of every row's text in the list of all different ones, in the order of their first rows; -1 where there is none."""
-    encoded = texts(rows, field).combine_chunks().dictionary_encode()
+    encoded = texts(rows, field).dictionary_encode().combine_chunks()
     codes: Codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
     return codes, encoded.dictionary.to_pylist()
 

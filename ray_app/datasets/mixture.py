@@ -46,8 +46,8 @@ class Mixture:
         """(length,) the rows of an epoch, each stratum's spread evenly over it."""
         draws = self.draws(number)
         before = reduce(np.add, map(self.draws, range(number)), np.zeros_like(draws))
-        drawn = np.flatnonzero(draws)
-        rows = np.concatenate([self._walked(stratum, int(before[stratum]), int(draws[stratum])) for stratum in drawn])
+        walks = zip(before.tolist(), draws.tolist(), strict=True)
+        rows = np.concatenate([self._walked(stratum, start, count) for stratum, (start, count) in enumerate(walks) if count])
         within = np.arange(self.length) - np.repeat(np.cumsum(draws) - draws, draws)
         times = (within + self.shuffle.generator(number).random(self.length)) / np.repeat(draws, draws)
         ordered: Places = rows[np.argsort(times)]
@@ -71,7 +71,7 @@ class Mixture:
 
 def mixed_shares(counts: Counts, is_fake: npt.NDArray[np.bool_], sampling: Sampling) -> Shares:
     """(strata,) the share of each of an epoch: its class's, divided within the class in proportion to count ** generators."""
-    shares = counts**sampling.generators
+    shares: Shares = np.power(counts, sampling.generators, dtype=np.float64)
     classes = [is_fake == fake for fake in (False, True) if (is_fake == fake).any()]
     for mine in classes:
         whole = 1 / len(classes) if sampling.classes == "balanced" else counts[mine].sum() / counts.sum()

@@ -47,9 +47,9 @@ class Twins:
 def _twins(groups: npt.NDArray[np.int32], is_fake: npt.NDArray[np.bool_]) -> Places:
     """(pairs, 2) a real and a fake, from the n-th of each in every group; -1 is no group."""
     real, fake = (np.flatnonzero((groups >= 0) & (is_fake == which)) for which in (False, True))
-    keys = [groups[mine].astype(np.int64) * len(groups) + _rank(groups[mine]) for mine in (real, fake)]
-    _, of_real, of_fake = np.intersect1d(*keys, assume_unique=True, return_indices=True)
-    return np.stack([real[of_real], fake[of_fake]], axis=1).astype(np.int32)
+    of_real, of_fake = (groups[mine].astype(np.int64) * len(groups) + _rank(groups[mine]) for mine in (real, fake))
+    _, at_real, at_fake = np.intersect1d(of_real, of_fake, assume_unique=True, return_indices=True)
+    return np.stack([real[at_real], fake[at_fake]], axis=1).astype(np.int32)
 
 
 def _rank(groups: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:

@@ -7,7 +7,7 @@ from ray_app.detectors.cards import Figure
 
 MOST_GENERATORS = 40  # beyond it a card would be a table of thousands of rows; metrics.json has them all
 
-# The keys of `metrics.detection_figures` and `pixel_figures` (whose `n` counts masks) that a card shows, as it calls them, and which images they are of.
+# The keys of `metrics.detection_figures` and `pixel_figures` (whose `n` counts masks), as a card calls them, and which images they are of.
 _IN_WORDS = {
     "auc": ("ROC AUC", "all"),
     "average_precision": ("average precision", "all"),

@@ -7,9 +7,9 @@ means and variances that are saved are rank 0's (DDP hands them to all before ev
 differently in another number of processes; one without learns the same.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -20,6 +20,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 Strategy = Literal["ddp", "fsdp2"]
+
+_STACKS = (nn.ModuleList, nn.Sequential)
 
 
 def world_size() -> int:
@@ -35,23 +37,23 @@ def distribute(network: nn.Module, strategy: Strategy, device: str) -> nn.Module
     if strategy == "ddp":
         return DistributedDataParallel(network, device_ids=[place] if place.type == "cuda" else None, gradient_as_bucket_view=True)
     mesh = init_device_mesh(place.type, (world_size(),))
-    for block in blocks(network):
-        fully_shard(block, mesh=mesh)
-    fully_shard(network, mesh=mesh)
+    # A single number cannot be cut; one that does not learn, as CLIP's scale, may be whole everywhere.
+    single = {parameter for parameter in network.parameters() if parameter.ndim == 0 and not parameter.requires_grad}
+    for block in [*blocks(network), network]:
+        fully_shard(block, mesh=mesh, ignored_params=single)
     return network
 
 
 def blocks(network: nn.Module) -> list[nn.Module]:
-    """What is gathered and freed piece by piece: the members of every stack of like modules, inner ones first."""
-    stacks = [module for module in network.modules() if isinstance(module, nn.ModuleList | nn.Sequential)]
-    members = chain.from_iterable(_alike(list(stack)) for stack in stacks)
-    depth_first = {module: order for order, module in enumerate(network.modules())}
-    return sorted(set(members), key=lambda module: -depth_first[module])
+    """What is gathered and freed piece by piece: the members of every stack of like modules, such as a transformer's; inner ones first."""
+    modules = list(network.modules())
+    members = {block for stack in modules if isinstance(stack, _STACKS) for block in _alike(list(stack))}
+    return [module for module in reversed(modules) if module in members]
 
 
 def _alike(stack: list[nn.Module]) -> list[nn.Module]:
-    kinds = [type(module) for module in stack]
-    return [module for module in stack if kinds.count(type(module)) > 1 and next(module.children(), None) is not None]
+    kinds = Counter(type(module) for module in stack)
+    return [module for module in stack if kinds[type(module)] > 1 and not isinstance(module, _STACKS) and list(module.children())]
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 Knows networks, recipes, figures and cards. Knows nothing about how the training ran, or who is told.
 """
 
+import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -85,7 +86,7 @@ def _card_facts(made: Made, weights: Weights, folder: Path) -> dict[str, Any]:
         "title": recipe.export.title or recipe.title or f"{card.title}, trained by the recipe {recipe.name}",
         "weights": weights,
         "calibration": made.calibration,
-        "size": size_of(card),
+        "size": card.size if "architecture" not in recipe.card and "preprocessing" not in recipe.card else size_of(card),
         "demonstration": bool(recipe.card.get("demonstration", False)),
         "licence": licence.licence,
         "terms": licence.terms,
@@ -111,12 +112,12 @@ def _backbone(backbone: Backbone, folder: Path) -> str | dict[str, Any]:
         shipped = read_mapping(find_config("backbones", backbone.name))
     except ConfigError:
         shipped = {}
-    if shipped and Backbone.model_validate(shipped) == backbone:
+    if shipped and Backbone.model_validate(shipped).model_dump() == backbone.model_dump():  # equal but for where they were read from
         return str(backbone.name)
     facts = backbone.model_dump(mode="json", exclude_defaults=True)
     if "://" not in backbone.weights.uri:
-        path = resolve_part(Part(backbone.name, backbone.name, backbone.weights, backbone.folder))
-        (folder / path.name).write_bytes(path.read_bytes())
+        path = resolve_part(Part(backbone.name, backbone.weights, backbone.folder, owner=backbone.name))
+        shutil.copyfile(path, folder / path.name)
         facts["weights"]["uri"] = path.name
     return facts
 
@@ -132,9 +133,7 @@ def _citation(made: Made) -> str:
 def _training_data(made: Made) -> TrainingData:
     data = made.recipe.data
     places = ", ".join(strip_secrets(at) for source in data.train for at in source.at)
-    return TrainingData(
-        name=_data_name(made), images=_counted(made.findings), licence=data.licence or "not stated", source=places or None
-    )
+    return TrainingData(name=_data_name(made), images=_counted(made.findings), licence=data.licence or "not stated", source=places or None)
 
 
 def _data_name(made: Made) -> str:
@@ -161,7 +160,8 @@ def _notes(made: Made) -> list[str]:
     recipe = made.recipe
     chosen = f", the weights of step {made.best_step:,}" if made.best_step is not None else ""
     facts = ", ".join(f"{name} {value}" for name, value in made.environment.items() if isinstance(value, str | int | float))
-    notes = [f"Trained in {made.steps:,} steps of {recipe.loop.batch} images and {_duration(made.seconds)}{chosen}; {facts or 'no more is known'}."]
+    trained = f"{made.steps:,} steps of {recipe.loop.batch} images and {_duration(made.seconds)}{chosen}"
+    notes = [f"Trained in {trained}; {facts or 'no more is known'}."]
     if made.validation:
         notes.append(f"Chosen by {recipe.validation.metric} on the validation split, whose figures are therefore too good.")
     if made.calibration is not None:
@@ -170,4 +170,6 @@ def _notes(made: Made) -> list[str]:
 
 
 def _duration(seconds: float) -> str:
-    return f"{seconds / 3600:.1f} hours" if seconds >= 5400 else f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{seconds:.0f} seconds"
+    return (
+        f"{seconds / 3600:.1f} hours" if seconds >= 5400 else f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{seconds:.0f} seconds"
+    )

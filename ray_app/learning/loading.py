@@ -4,7 +4,7 @@ What is in a batch follows from the rows, their positions and the seed alone, wh
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,14 +20,15 @@ from ray_app.datasets.columns import fakes
 from ray_app.datasets.masks import MaskReader
 from ray_app.datasets.order import Order, Positions
 from ray_app.detectors import Preprocessing
-from ray_app.detectors.preprocessing import Pixels
+from ray_app.detectors.preprocessing import Pixels, Resize
 from ray_app.errors import ConfigError, InputError, StorageError
 from ray_app.images import ImageLimits, decode_image
 from ray_app.storage import Fetcher
 
 Batch = dict[str, npt.NDArray[Any]]
 
-_AUGMENTATION = 6  # apart from what else is drawn from the same seed
+_AUGMENTATION, _STATISTICS = 6, 7  # apart from what else is drawn from the same seed
+_AT_ONCE = 64
 _NEEDED = ("image_id", "uri", "member", "occurrence", "version", "size_bytes", "block", "slot", "place", "refused", "input")
 
 
@@ -72,25 +73,152 @@ class BatchLoader:
 
         `image` (B, H, W, 3) uint8 RGB · `label` (B,) int64, 1 = fake · `usable` (B,) bool · `row`, `image_id`, `group` (B,) int64, equal
         where the group is · `detail` (B,) text · with masks `mask` and `edge` (B, H, W) uint8 of 0 and 1. An image that cannot be read
-        is black, not usable, and its detail says "status: why". Raises ConfigError where images come out in several sizes.
+        is black, not usable, and its detail says "status: why". Raises ConfigError where images come out in several sizes, StorageError
+        where the network takes any size and not one image could be read.
         """
         members = self._taken(rows)
-        made: list[Made | InputError] = [
-            image if isinstance(image, InputError) else self._attempt(member, image, int(position))
-            for member, image, position in zip(members, self._decoded(members), positions, strict=True)
-        ]
-        shape = self._shape(made)
-        labels = [_label_of(member) if isinstance(one, InputError) else one.label for member, one in zip(members, made, strict=True)]
+        # Each is made as it arrives, so that only one image is in memory at its full size.
+        by_slot = {slot: self._attempt(members[slot], data, int(positions[slot])) for slot, data in self._read(members)}
+        made = [by_slot[slot] for slot in range(len(members))]
         batch: Batch = {
-            "image": _stacked([None if isinstance(one, InputError) else one.image for one in made], (*shape, 3)),
-            "label": np.array(labels, np.int64),
-            "usable": np.array([not isinstance(one, InputError) for one in made], bool),
+            "image": _stacked(made, "image", (*self._size(made), 3)),
+            "label": np.array([one.label if isinstance(one, Made) else _label(member) for one, member in zip(made, members, strict=True)]),
+            "usable": np.array([isinstance(one, Made) for one in made]),
             "row": np.asarray(rows, np.int64),
             "image_id": np.array([member.image_id for member in members], np.int64),
-            "group": np.array([_group_of(member) for member in members], np.int64),
-            "detail": np.array([f"{one.status}: {one.detail}" if isinstance(one, InputError) else "" for one in made], np.str_),
+            "group": np.array([_group(member) for member in members], np.int64),
+            "detail": np.array(["" if isinstance(one, Made) else str(one) for one in made], np.str_),
         }
         if self._masks is not None:
-            for name in ("mask", "edge"):
-                batch[name] = _stacked([None if isinstance(one, InputError) else getattr(one, name) for one in made], shape)
+            batch |= {name: _stacked(made, name, batch["image"].shape[1:3]) for name in ("mask", "edge")}
         return batch
+
+    def images(self, rows: Sequence[int] | Positions) -> Iterator[tuple[int, Image.Image | InputError]]:
+        """Every row with its decoded RGB image, as it is, or the reason why there is none; in the order in which they are read best."""
+        for slot, data in self._read(self._taken(rows)):
+            try:
+                yield int(rows[slot]), self._image(data)
+            except InputError as refused:
+                yield int(rows[slot]), refused
+
+    def _taken(self, rows: Sequence[int] | Positions) -> list[Member]:
+        """The members in these rows. `Table.take` would copy the texts of the whole table for every batch."""
+        wanted = np.asarray(rows, np.int64)
+        places = np.searchsorted(self._starts, wanted, side="right") - 1
+        slices = [self._batches[place].slice(row, 1) for place, row in zip(places, wanted - self._starts[places], strict=True)]
+        return member_rows(pa.Table.from_batches(slices, self.rows.schema).combine_chunks())
+
+    def _read(self, members: Sequence[Member]) -> Iterator[tuple[int, bytes | InputError]]:
+        """Every member's slot and bytes: container after container, each from its start to its end."""
+        slots = sorted(range(len(members)), key=lambda slot: _where(members[slot]))
+        arriving = self._members.read([members[slot] for slot in slots])
+        for slot, (_, data) in zip(slots, arriving, strict=True):
+            yield slot, data
+
+    def _image(self, data: bytes | InputError) -> Image.Image:
+        if isinstance(data, InputError):
+            raise data
+        return decode_image(data, self._limits).pixels
+
+    def _attempt(self, member: Member, data: bytes | InputError, position: int) -> Made | InputError:
+        try:
+            return self._made(member, self._image(data), position)
+        except InputError as refused:
+            return refused
+
+    def _made(self, member: Member, image: Image.Image, position: int) -> Made:
+        mask = None if self._masks is None else self._masks.read(member, image.size)
+        sample = Sample(image, mask, _label(member))
+        if self._policy is not None:
+            sample = self._policy(sample, np.random.default_rng([self._seed, _AUGMENTATION, position]))
+        pixels = np.asarray(sample.image) if sample.finished else self._preprocessing.prepare(sample.image)
+        if sample.mask is None:
+            return Made(pixels, sample.label)
+        altered = np.asarray(sample.mask) > 127
+        # A crop may have left the altered part out: then what is seen is real (specs/localization.md §1.7).
+        is_partial = sample.label == 1 and member.input.get("mask_uri") is not None
+        label = int(altered.any()) if is_partial else sample.label
+        mask_and_edge = (altered, edge_map(altered))  # the edge before the resize, as wide as the reference's
+        return Made(pixels, label, *(self._fitted(one, sample.finished) for one in mask_and_edge))
+
+    def _fitted(self, mask: npt.NDArray[np.bool_], finished: bool) -> Pixels:
+        """A mask as 0 and 1 in the geometry of its prepared image: nearest neighbours as OpenCV takes them, then the same crop."""
+        fitted = mask.astype(np.uint8)
+        if finished:
+            return fitted
+        if side := self._preprocessing.resize.size:
+            down, across = (np.arange(side) * length // side for length in mask.shape)
+            fitted = fitted[down[:, None], across]
+        crop = self._preprocessing.model_copy(update={"resize": Resize()})
+        return crop.prepare(Image.fromarray(fitted).convert("RGB"))[..., 0] if crop.center_crop else fitted
+
+    def _size(self, made: Sequence[Made | InputError]) -> tuple[int, int]:
+        sizes = {one.image.shape[:2] for one in made if isinstance(one, Made)}
+        if len(sizes) > 1:
+            said = " and ".join(f"{width} × {height}" for height, width in sorted(sizes)[:2])
+            raise ConfigError(f"one batch has images of {said} pixels", hint="take a policy that crops them to one size, or batches of one")
+        size = next(iter(sizes), self._preprocessing.shape)
+        if size is None:
+            raise StorageError(f"not one of {len(made)} images can be read; the first: {made[0]}", hint="is the source still there?")
+        return size
+
+
+class StepLoader:
+    """The steps of a training as batches: an order and a loader of the same rows."""
+
+    def __init__(self, loader: BatchLoader, order: Order) -> None:
+        self._loader, self._order = loader, order
+
+    def load(self, step: int, rank: int, world: int) -> Batch:
+        """The part of a step that one of `world` workers sees; see `BatchLoader.load` and `Order.share`."""
+        return self._loader.load(*self._order.share(step, rank, world))
+
+    def load_several(self, steps: Sequence[int], rank: int, world: int) -> list[Batch]:
+        """The same of several steps, read in one go: what lies together in a container is then read together. They equal those of `load`
+        one by one; all of them are in memory at once.
+        """
+        shares = [self._order.share(step, rank, world) for step in steps]
+        rows, positions = (np.concatenate(parts) for parts in zip(*shares, strict=True))
+        together = self._loader.load(rows, positions)
+        parts = [slice(number * len(rows) // len(steps), (number + 1) * len(rows) // len(steps)) for number in range(len(steps))]
+        return [{name: values[part] for name, values in together.items()} for part in parts]
+
+
+def measure_real(loader: BatchLoader, count: int, seed: int) -> RealStatistics:
+    """Areas and sharpness of up to `count` real images, drawn from the loader's rows. Raises ConfigError where none can be read."""
+    reals = np.flatnonzero(~fakes(loader.rows))
+    drawn = np.random.default_rng([seed, _STATISTICS]).permutation(reals)[:count]
+    areas, sharpnesses = [], []
+    for start in range(0, len(drawn), _AT_ONCE):
+        for _, image in loader.images(drawn[start : start + _AT_ONCE]):
+            if isinstance(image, Image.Image):
+                areas.append(image.width * image.height)
+                sharpnesses.append(sharpness(image))
+    if not areas:
+        raise ConfigError(f"none of {len(drawn)} real images can be read, so what real images are like is not known")
+    return RealStatistics(np.array(areas, np.int64), np.array(sharpnesses, np.float64))
+
+
+def _where(member: Member) -> tuple[bool, str, str, int, int]:
+    place = member.place
+    group, offset = (place.group, place.offset) if place else (0, 0)
+    return place is not None, member.uri, member.version, group, offset
+
+
+def _label(member: Member) -> int:
+    return int(member.input["label"] == "fake")
+
+
+def _group(member: Member) -> int:
+    """A number for the group, the same on every machine; a row without one is its own."""
+    name = member.input.get("group")
+    return member.image_id if name is None else int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
+
+
+def _stacked(made: Sequence[Made | InputError], name: str, shape: tuple[int, ...]) -> Pixels:
+    """(B, *shape), zero where an image is missing."""
+    batch = np.zeros((len(made), *shape), np.uint8)
+    for slot, one in enumerate(made):
+        if isinstance(one, Made):
+            batch[slot] = getattr(one, name)
+    return batch

@@ -42,15 +42,19 @@ def write_weights(network: nn.Module, card: DetectorCard, folder: Path) -> Weigh
     return Weights(uri=WEIGHTS, sha256=file_sha256(folder / WEIGHTS), config=config)
 
 
-def size_of(card: DetectorCard) -> Size:
+def size_of(card: DetectorCard) -> Size | None:
     """Parameters, tensors, and multiply-adds of one image at the card's input, or of one megapixel where sizes are kept.
 
-    Counted on a network without values; the multiply-adds are those of convolutions and matrix products.
+    Counted on a network without values; the multiply-adds are those of convolutions and matrix products. None for a network that does
+    not run without values, as MaskCLIP does not.
     """
     height, width = card.preprocessing.shape or _MEGAPIXEL
-    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network = build_network(card)
-        network(torch.empty(1, 3, height, width))
+    try:
+        with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+            network = build_network(card)
+            network(torch.empty(1, 3, height, width))
+    except (RuntimeError, NotImplementedError):
+        return None
     gmac = float(f"{counter.get_total_flops() / 2e9:.4g}")
     parameters = sum(parameter.numel() for parameter in network.parameters())
     return Size(parameters=parameters, tensors=len(network.state_dict()), gmac=max(gmac, 1e-6))
@@ -72,7 +76,12 @@ def processor_config(preprocessing: Preprocessing) -> dict[str, Any] | None:
     (5.23): where the card's resize is Pillow's, `AutoImageProcessor.from_pretrained(folder, backend="pil")` gives that.
     """
     resize, crop = preprocessing.resize, preprocessing.center_crop
-    if resize.mode == "thumbnail" or resize.thumbnail_first or preprocessing.resampler == "opencv" or (crop and preprocessing.pad != "black"):
+    if (
+        resize.mode == "thumbnail"
+        or resize.thumbnail_first
+        or preprocessing.resampler == "opencv"
+        or (crop and preprocessing.pad != "black")
+    ):
         return None
     sizes = {"squash": {"height": resize.size, "width": resize.size}, "short_side": {"shortest_edge": resize.size}}
     return {

@@ -13,6 +13,8 @@ from markupsafe import Markup
 from ray_app.reports.wording import visible
 
 _THINNEST = 0.4  # per cent of the drawing: what is there at all must be seen
+_MOST_RUNS = 240  # pieces of a line: more would not be seen, and a long training has very many
+_MOST_DOTS = 40
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,42 @@ def histogram(
     return _drawing(parts, ident=ident, title=title, description=description, class_="histogram compact" if compact else "histogram")
 
 
+def line_chart(
+    points: Sequence[tuple[float, float]],
+    span: tuple[float, float],
+    *,
+    ident: str,
+    title: str,
+    description: str,
+    chosen: float | None = None,
+    from_zero: bool = False,
+    compact: bool = False,
+) -> Markup | None:
+    """Values over steps, which go from `span[0]` to `span[1]`; None where no value is finite.
+
+    Of many points, the line is the mean of runs of neighbours, shaded from the least to the greatest of each. The step `chosen` is marked.
+    """
+    finite = [(x, y) for x, y in points if math.isfinite(y)]
+    if not finite:
+        return None
+    runs = _runs(finite)
+    low, high = _ends([run.mean for run in runs], from_zero)
+    parts = [
+        *_value_axis(low, high, steps=4 if compact else 6),
+        *_step_axis(*span, steps=3 if compact else 6),
+        _curve(runs, span, (low, high)),
+    ]
+    if chosen is not None:
+        at = _position(chosen, *span)
+        parts.append(_line(at, 0, at, 100, "cut"))
+    for x, y in finite:
+        if x == chosen or len(finite) <= _MOST_DOTS:
+            radius, kind, words = (6, "chosen", ", chosen") if x == chosen else (3, "dot", "")
+            parts.append(_dot(_position(x, *span), 100 - _position(y, low, high), radius, kind, f"step {x:,.0f}{words}: {plain(y)}"))
+    style = "histogram lines compact" if compact else "histogram lines"
+    return _drawing(parts, ident=ident, title=title, description=description, class_=style)
+
+
 def round_ticks(low: float, high: float, steps: int) -> list[float]:
     """About `steps` round numbers (1, 2 or 5 times a power of ten apart) from `low` to `high`."""
     if not high > low:
@@ -109,6 +147,48 @@ def round_ticks(low: float, high: float, steps: int) -> list[float]:
 def plain(value: float) -> str:
     """A number as short as it can be, with a true minus sign."""
     return f"{value:.6g}".replace("-", "−")
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Neighbouring points of a line, as one: where, and the least, mean and greatest of their values."""
+
+    at: float
+    low: float
+    mean: float
+    high: float
+
+
+def _runs(points: Sequence[tuple[float, float]]) -> list[_Run]:
+    size = math.ceil(len(points) / _MOST_RUNS)
+    runs = []
+    for start in range(0, len(points), size):
+        piece = points[start : start + size]
+        steps, values = zip(*piece, strict=True)
+        runs.append(_Run(sum(steps) / len(piece), min(values), sum(values) / len(piece), max(values)))
+    return runs
+
+
+def _ends(values: Sequence[float], from_zero: bool) -> tuple[float, float]:
+    """The value axis: a little more than the values take, or from 0 where they are never below it."""
+    low, high = min(values), max(values)
+    room = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
+    return (0.0 if from_zero and low >= 0 else low - room), high + room
+
+
+def _curve(runs: Sequence[_Run], span: tuple[float, float], ends: tuple[float, float]) -> Markup:
+    """The line and its shade. A path knows no per cents: it has a drawing of its own, stretched over the whole one."""
+
+    def at(run: _Run, value: float) -> str:
+        return f"{_position(run.at, *span):.2f} {100 - _position(value, *ends):.2f}"
+
+    shade = [at(run, run.high) for run in runs] + [at(run, run.low) for run in reversed(runs)]
+    paths = [
+        element("path", d=f"M{' L'.join(shade)}Z", class_="shade"),
+        element("path", d=f"M{' L'.join(at(run, run.mean) for run in runs)}", class_="line"),
+    ]
+    whole = {"width": "100%", "height": "100%", "viewBox": "0 0 100 100", "preserveAspectRatio": "none"}
+    return element("svg", *paths, **whole, aria_hidden="true")
 
 
 def _safe(text: str) -> str:
@@ -167,6 +247,20 @@ def _count_axis(top: int, steps: int) -> list[Markup]:
     return parts
 
 
+def _step_axis(first: float, last: float, steps: int) -> list[Markup]:
+    ticks = [tick for tick in round_ticks(first, last, steps) if tick == round(tick)]
+    labels = [_text(_position(tick, first, last), 100, f"{tick:,.0f}", "tick", dy=17, anchor="middle") for tick in ticks]
+    return [_line(0, 100, 100, 100, "axis"), *labels]
+
+
+def _value_axis(low: float, high: float, steps: int) -> list[Markup]:
+    parts = []
+    for tick in round_ticks(low, high, steps):
+        at = 100 - _position(tick, low, high)
+        parts += [_line(0, at, 100, at, "grid"), _text(0, at, plain(tick), "tick", dx=-8, dy=4, anchor="end")]
+    return parts
+
+
 def _drawing(parts: Sequence[Markup], *, ident: str, title: str, description: str, class_: str) -> Markup:
     named = [element("title", title, id=f"{ident}-title"), element("desc", description, id=f"{ident}-desc")]
     return element("svg", *named, *parts, class_=class_, role="img", aria_labelledby=f"{ident}-title {ident}-desc")
@@ -176,6 +270,10 @@ def _rectangle(x: float, y: float, width: float, height: float, class_: str, lab
     tooltip = [element("title", label)] if label else []
     place = {"x": _percent(x), "y": _percent(y), "width": _percent(width), "height": _percent(height)}
     return element("rect", *tooltip, **place, class_=class_)
+
+
+def _dot(x: float, y: float, radius: int, class_: str, label: str) -> Markup:
+    return element("circle", element("title", label), cx=_percent(x), cy=_percent(y), r=radius, class_=class_)
 
 
 def _line(x1: float, y1: float, x2: float, y2: float, class_: str) -> Markup:

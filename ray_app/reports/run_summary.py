@@ -5,7 +5,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, model_validator
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
     """A part of the summary: a null means the same as an absent key, so that old and partial summaries still render."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -16,7 +16,7 @@ class _Section(BaseModel):
         return {key: value for key, value in data.items() if value is not None} if isinstance(data, dict) else data
 
 
-class Example(_Section):
+class Example(Section):
     """One member that has a given status."""
 
     uri: str = ""
@@ -24,7 +24,7 @@ class Example(_Section):
     detail: str = ""
 
 
-class TopRow(_Section):
+class TopRow(Section):
     """One of the members with the highest scores."""
 
     image_id: int = 0
@@ -35,7 +35,7 @@ class TopRow(_Section):
     verdict: str = ""
 
 
-class Histogram(_Section):
+class Histogram(Section):
     """Counts of scores (log-odds) per bin, n + 1 edges for n bins; the outermost bins hold what lies beyond them."""
 
     edges: list[float] = []
@@ -58,7 +58,7 @@ class Histogram(_Section):
         return {name: counts for name, counts in self.counts.items() if len(counts) == len(self.edges) - 1 and any(counts)}
 
 
-class Thresholds(_Section):
+class Thresholds(Section):
     """Where the verdicts change, in log-odds, and the rates measured there."""
 
     real_below: float
@@ -70,7 +70,7 @@ class Thresholds(_Section):
     measured_on: str | None = None
 
 
-class DetectorSummary(_Section):
+class DetectorSummary(Section):
     """One detector of the ensemble."""
 
     name: str = ""
@@ -81,7 +81,7 @@ class DetectorSummary(_Section):
     masks: bool = False
 
 
-class EnsembleSummary(_Section):
+class EnsembleSummary(Section):
     """What gave the verdicts."""
 
     name: str = ""
@@ -93,14 +93,14 @@ class EnsembleSummary(_Section):
     thresholds: Thresholds | None = None
 
 
-class Sharing(_Section):
+class Sharing(Section):
     """How often detectors asked a shared backbone for features, and how often it had to run for them."""
 
     asked: int = 0
     runs: int = 0
 
 
-class Cost(_Section):
+class Cost(Section):
     """What the last command cost, in the currency of its prices."""
 
     compute: float = 0.0
@@ -109,7 +109,7 @@ class Cost(_Section):
     total: float | None = None
 
 
-class Session(_Section):
+class Session(Section):
     """What the last command did; `seconds` per stage are summed over the workers."""
 
     rows: int = 0
@@ -127,7 +127,7 @@ class Session(_Section):
     seconds: dict[str, float] = {}
 
 
-class Bottleneck(_Section):
+class Bottleneck(Section):
     """The stage that took the largest share of the workers' time, and what to do."""
 
     stage: str = ""
@@ -135,7 +135,7 @@ class Bottleneck(_Section):
     advice: str = ""
 
 
-class Declarations(_Section):
+class Declarations(Section):
     """What files say of their own origin: rows per verdict, of those that declare themselves generated and of the others."""
 
     stated: int = 0
@@ -149,7 +149,7 @@ class Declarations(_Section):
         return sum(self.declared.values())
 
 
-class RunSummary(_Section):
+class RunSummary(Section):
     """A run in figures."""
 
     run: str = ""

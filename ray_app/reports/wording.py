@@ -2,7 +2,7 @@
 
 import math
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from ray_app.errors import MEANING, Status
@@ -14,6 +14,18 @@ C2PA_WORDS = {
     "intact": "unchanged since it was signed, by a signer who is not on the trust list",
     "invalid": "the picture or the manifest was changed after it was signed",
     "unreadable": "could not be checked, or lies elsewhere and was not fetched",
+}
+FIGURE_WORDS = {
+    "auc": "AUC",
+    "average_precision": "average precision",
+    "mean_generator_auc": "mean AUC of generators",
+    "worst_generator_auc": "AUC of the worst generator",
+    "tpr_at_fpr_1": "fakes found at 1 % false flags",
+    "balanced_accuracy": "balanced accuracy at even odds",
+    "f1": "F1 at even odds",
+    "loss": "loss",
+    "pixel_f1": "F1 of pixels",
+    "pixel_iou": "IoU of pixels",
 }
 DEMONSTRATION = "Demonstration detector: it shows that the machinery works and is not for decisions about any image."
 UNCALIBRATED = "Probability not calibrated: it is the plain sigmoid of the score."
@@ -209,3 +221,24 @@ def headline(run: RunSummary) -> str:
     if run.members > run.rows:
         parts.append(f"{run.members - run.rows:,} not reached yet")
     return f"{counted(run.members, 'member')}: {', '.join(parts)}."
+
+
+def figure(name: str, value: float | None, ends: Sequence[float] = ()) -> str:
+    """A figure of FIGURE_WORDS: shares in per cent, losses with three digits, areas and overlaps with four and never 1 by rounding.
+
+    `ends`: its interval, which then follows in brackets.
+    """
+    if value is None or not math.isfinite(value):
+        return NONE
+    if len(ends) == 2:
+        return f"{figure(name, value)} ({interval(name, ends)})"
+    if name in ("tpr_at_fpr_1", "balanced_accuracy"):
+        return percent(value)
+    if name == "loss":
+        return measured(value)
+    return "> 0.9999" if 0.99995 <= value < 1 else f"{value:.4f}"
+
+
+def interval(name: str, ends: Sequence[float]) -> str:
+    """The ends of a figure's interval, each of which stays on one line; nothing where there is none."""
+    return " to ".join(figure(name, end).replace(" ", "\u00a0") for end in ends) if len(ends) == 2 else ""

@@ -83,8 +83,8 @@ def build_labelled_set(
     """Write the set below `folder` and return it: image files, and `labels.csv` last (path, label, generator, split, group, prompt).
 
     The arguments are those of `SimulatedSet`; `processes` (None = one per core) make it and change nothing in it; `progress` is told how
-    many more files are ready. The generator of a real file is `real:CAMERA`, the prompt is the scene; the two files of a group are one
-    picture and its twin after one and the same history. A finished set is left as it is, an unfinished one is continued.
+    many more files are ready. The generator of a real file is `real:CAMERA`, the prompt is the scene. The files of a group are of one pair:
+    a real one followed by its fake twin after the same history. A finished set is left as it is, an unfinished one is continued.
     Raises ConfigError for wrong arguments, and where the folder holds a set of others.
     """
     given = {"histories": histories or {}, "picture_px": picture_px or {}, "file_px": file_px or {}}
@@ -132,12 +132,12 @@ def _pair(folder: Path, plan: SimulatedSet, split: SplitName, index: int) -> Ite
     side, target = plan.sides(split)
     pair = make_pair(SPLITS[split], _decoders(folder), rng, side, side)
     height, width = pair.real.shape[:2]
+    group = f"{split}-{index:06d}"
     for number in range(plan.histories.get(split, 1)):
         history = draw_history(rng, height, width, target=(target, target))
-        group = f"{split}-{index:06d}-{number}"
         makers = (("real", f"real:{pair.camera}"), ("fake", pair.decoder))
         for (label, generator), data in zip(makers, pair.encode(history), strict=True):
-            path = f"{split}/{group}-{label}{_SUFFIX[history.last.format]}"
+            path = f"{split}/{group}-{number}-{label}{_SUFFIX[history.last.format]}"
             (folder / path).write_bytes(data)
             yield path, label, generator, split, group, pair.scene
 

@@ -4,7 +4,7 @@ A worker tells without waiting; the driver asks twice a second. Nothing that a r
 """
 
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -15,10 +15,13 @@ from ray_app.errors import TouchstoneError
 
 @dataclass(frozen=True)
 class Told:
-    """What the driver reads: the last figures of rank 0, how many steps this session has made, and what ended it, if anything did."""
+    """What the driver reads: the last figures of rank 0, how many steps this session has made, how often judging said that it goes on,
+    and what ended it all, if anything did.
+    """
 
     figures: dict[str, Any]
     steps: int = 0
+    beats: int = 0
     failure: bytes | None = None
 
     def error(self) -> TouchstoneError | None:
@@ -35,13 +38,17 @@ class Board:
 
     def tell(self, figures: dict[str, Any], steps: int) -> bool:
         """Rank 0's figures, and how many steps it made since it last told."""
-        self._told = Told(figures, self._told.steps + steps, self._told.failure)
+        self._told = replace(self._told, figures=figures, steps=self._told.steps + steps)
         return self._stop
 
     def fail(self, failure: bytes, *, only_before_steps: bool = False) -> None:
         """A worker met what would happen again; with `only_before_steps`, that is so only while no step of this session was made."""
         if self._told.failure is None and not (only_before_steps and self._told.steps):
-            self._told = Told(self._told.figures, self._told.steps, failure)
+            self._told = replace(self._told, failure=failure)
+
+    def beat(self) -> None:
+        """A checkpoint is still being judged."""
+        self._told = replace(self._told, beats=self._told.beats + 1)
 
     def stop(self) -> None:
         """Ask the workers to save and stop."""

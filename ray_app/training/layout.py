@@ -45,13 +45,11 @@ class Layout:
         return "cuda" if self.validation_gpus else "cpu"
 
 
-def plan_workers(wanted: Workers, batch: int, *, cpus: float, gpus: float) -> Layout:
-    """The processes for `wanted` on a cluster with so many CPUs and GPUs.
-
-    Raises ConfigError where the batch does not divide among the workers, ClusterError where the cluster is too small.
-    """
+def plan_workers(wanted: Workers, *, cpus: float, gpus: float) -> Layout:
+    """The processes for `wanted` on a cluster with so many CPUs and GPUs. Raises ConfigError, and ClusterError where it is too small."""
     least = wanted.least or wanted.count
-    _divisible(batch, least, wanted.count)
+    if least > wanted.count:
+        raise ConfigError(f"workers.least is {least}, more than workers.count, which is {wanted.count}")
     worker_gpus = (1.0 if gpus else 0.0) if wanted.gpus is None else wanted.gpus
     if worker_gpus * least > gpus:
         raise ClusterError(
@@ -84,16 +82,6 @@ def plan_workers(wanted: Workers, batch: int, *, cpus: float, gpus: float) -> La
         threads=max(1, int(share) - (0 if worker_gpus else loaders)),
         judging_threads=max(1, min(8, int(cpus / 4))),
     )
-
-
-def _divisible(batch: int, least: int, count: int) -> None:
-    if least > count:
-        raise ConfigError(f"workers.least is {least}, more than workers.count, which is {count}")
-    if odd := [workers for workers in range(least, count + 1) if batch % workers]:
-        raise ConfigError(
-            f"a batch of {batch} cannot be shared equally by {' or '.join(map(str, odd))} workers",
-            hint="--set loop.batch=… to a multiple, or another workers.count or workers.least",
-        )
 
 
 def _down(share: float) -> float:

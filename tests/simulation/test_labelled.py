@@ -49,13 +49,12 @@ def test_rows_name_what_only_their_split_may_draw_from(rows):
             assert row["generator"] in split.decoders
 
 
-def test_a_group_is_a_real_file_and_its_twin_with_one_history(built, rows):
-    groups = {}
-    for row in rows:
-        groups.setdefault(row["group"], []).append(row)
-    assert len(groups) == 11 * 2 + 2
-    for real, fake in groups.values():
+def test_a_group_is_one_pair_and_real_and_fake_twins_of_one_history_follow_one_another(built, rows):
+    assert [row["group"] for row in rows[:8]] == ["train-000000"] * 4 + ["train-000001"] * 4
+    for real, fake in zip(rows[::2], rows[1::2], strict=True):
         assert (real["label"], fake["label"]) == ("real", "fake")
+        assert real["group"] == fake["group"]
+        assert real["prompt"] == fake["prompt"]
         files = [Image.open(built / row["path"]) for row in (real, fake)]
         assert files[0].format == files[1].format
         assert getattr(files[0], "quantization", None) == getattr(files[1], "quantization", None)

@@ -2,7 +2,9 @@
 
 from ray_app.archives import Listed
 from ray_app.datasets.labels import Labels, prompt_group, real_of
+from ray_app.datasets.layouts.beside import place_below
 from ray_app.datasets.layouts.layout import Layout, class_label, contradiction, text
+from ray_app.storage import canonical
 
 
 class LabelColumns(Layout):
@@ -41,4 +43,4 @@ class LabelColumns(Layout):
             return place
         if self.root is None:
             raise contradiction(item, f"the mask '{place}' is a relative path; arguments.root says below which folder it lies")
-        return f"{self.root.rstrip('/')}/{place}"
+        return place_below(canonical(self.root), place)

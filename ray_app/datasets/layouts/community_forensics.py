@@ -8,8 +8,6 @@ from ray_app.datasets.layouts.hub import split_of
 from ray_app.datasets.layouts.layout import Layout, class_label, contradiction, text
 
 
-
-
 class CommunityForensics(Layout):
     """Columns `image_data`, `label` (0 real, 1 fake), `model_name`; in the evaluation set also `prompt`, `real_source` and others.
 

@@ -5,7 +5,7 @@ from ray_app.datasets.labels import Label, Labels, real_of
 from ray_app.datasets.layouts.layout import Layout, is_no_image, place_of, where
 from ray_app.errors import ConfigError
 
-_LABELS: dict[str, Label] = {"real": "real", "0_real": "real", "fake": "fake", "1_fake": "fake"}
+FOLDER_LABELS: dict[str, Label] = {"real": "real", "0_real": "real", "fake": "fake", "1_fake": "fake"}
 
 
 class Folders(Layout):
@@ -24,7 +24,7 @@ class Folders(Layout):
         if is_no_image(place_of(item)):
             return None
         folders, at = labelled_folder(item)
-        label = _LABELS[folders[at].lower()]
+        label = FOLDER_LABELS[folders[at].lower()]
         near = _step(folders, at, self.generator_folder)
         split = None if self.split_folder is None else _step(folders, at, self.split_folder)
         return Labels(label, real_of(near) if label == "real" else self.generator or near or "unknown", split=split)
@@ -42,9 +42,11 @@ class CommunityForensicsFolders(Folders):
 def labelled_folder(item: Listed) -> tuple[list[str], int]:
     """The folders of a member's path, and which of them is the innermost that says a label. Raises ConfigError where none does."""
     folders = place_of(item).split("/")[:-1]
-    found = [number for number, name in enumerate(folders) if name.lower() in _LABELS]
+    found = [number for number, name in enumerate(folders) if name.lower() in FOLDER_LABELS]
     if not found:
-        raise ConfigError(f"{where(item)}: in no folder called {', '.join(_LABELS)}", hint="labels are never guessed; --exclude leaves it out")
+        raise ConfigError(
+            f"{where(item)}: in no folder called {', '.join(FOLDER_LABELS)}", hint="labels are never guessed; --exclude leaves it out"
+        )
     return folders, found[-1]
 
 

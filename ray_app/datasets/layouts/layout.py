@@ -1,5 +1,6 @@
 """What every layout offers, and what several need to read names by. Knows names and columns; opens no image."""
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
@@ -9,8 +10,8 @@ from ray_app.datasets.labels import Label, Labels, parse_label
 from ray_app.errors import ConfigError
 
 # What lies beside images and is none: tables, texts, settings, weights. Whatever else there is must have a label.
-_NO_IMAGES = frozenset(
-    "csv tsv json jsonl ndjson txt md yaml yml xml html pdf npy npz pt pth pkl py ipynb log sh toml ini db parquet arrow".split()
+_NO_IMAGES = re.compile(
+    r".*\.(csv|tsv|json|jsonl|ndjson|txt|md|ya?ml|xml|html|pdf|npy|npz|pt|pth|pkl|py|ipynb|log|sh|toml|ini|db|parquet|arrow)", re.IGNORECASE
 )
 
 
@@ -21,6 +22,11 @@ class Layout(Frozen):
     def published(self) -> Mapping[str, int]:
         """How many images it is published with, by `subset`; nothing where no exact number is known."""
         return {}
+
+    @property
+    def example(self) -> str | None:
+        """The place of one image that it labels, where a file lists them; for those whose images lie elsewhere."""
+        return None
 
     def prepared(self, members: Iterable[Listed]) -> Self:
         """The layout that has seen all members, where some are labelled by others. Raises ConfigError."""
@@ -51,7 +57,7 @@ def where(item: Listed) -> str:
 def is_no_image(name: str) -> bool:
     """Whether a file announces by its name that it is no image: a table, a text, or hidden, as .DS_Store is."""
     base = name.rpartition("/")[2]
-    return base.startswith(".") or base == "Thumbs.db" or base.rpartition(".")[2].lower() in _NO_IMAGES
+    return base.startswith(".") or _NO_IMAGES.fullmatch(base) is not None
 
 
 def column(item: Listed, name: str) -> Any:

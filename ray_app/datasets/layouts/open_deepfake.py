@@ -12,7 +12,7 @@ _NAMES: dict[int, Label] = {0: "fake", 1: "real"}
 
 
 class OpenDeepfakePreview(Layout):
-    """Columns `image` and `label`, a ClassLabel in which 0 is Fake and 1 is Real. Nothing says who made the fakes: `generator` names them."""
+    """Columns `image` and `label`, a ClassLabel: 0 is Fake, 1 is Real. `generator` names all fakes: nothing says who made them."""
 
     generator: str = "open-deepfake-preview"
 
@@ -24,9 +24,11 @@ class OpenDeepfakePreview(Layout):
     def labels(self, item: Listed) -> Labels:
         """Raises ConfigError where the table's own names of the numbers are not the documented ones."""
         number, named = column(item, "label"), item.input.get("label_name")
-        label = _NAMES.get(number) if isinstance(number, int) else None
+        label = _NAMES.get(number) if type(number) is int else None
         if label is None:
-            raise ConfigError(f"{where(item)}, column 'label': {number!r} is no label", hint="OpenDeepfake-Preview has 0 (Fake) and 1 (Real)")
+            raise ConfigError(
+                f"{where(item)}, column 'label': {number!r} is no label", hint="OpenDeepfake-Preview has 0 (Fake) and 1 (Real)"
+            )
         if named is not None and str(named).strip().lower() != label:
             raise contradiction(item, f"label {number} is {label} in OpenDeepfake-Preview, and this table calls it '{named}'")
         return Labels(label, "real" if label == "real" else self.generator, split=split_of(item.uri))

@@ -1,0 +1,14 @@
+"""Ray job: train a detector. Same arguments as `touchstone train`; submit with
+
+ray job submit --working-dir . -- python jobs/train.py configs/train/community-forensics.yaml --out s3://bucket/cf --set workers.count=8
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # an uploaded checkout is not an installed package
+
+from ray_app.cli.main import main
+
+if __name__ == "__main__":
+    sys.exit(main(["train", *sys.argv[1:]], typed=["python", "jobs/train.py", *sys.argv[1:]]))

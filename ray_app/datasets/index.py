@@ -1,0 +1,182 @@
+"""A labelled archive → an index, and back: a manifest whose column `input` holds labels. Streams; memory is a block.
+
+manifest/0/…   the members, in the house's own format, `input` being INPUT
+index.json     what it was made of and what is in it; written last: without it there is no index
+listing/…      what the source lists, while the index is made
+
+A source that changes later is not indexed again: an index says what was learnt from.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+
+from ray_app.archives import Archive, BlockPlan, Each, Listed, in_turn, iter_blocks, list_members, manifests, member_rows, read_block
+from ray_app.archives.selecting import write_selected
+from ray_app.datasets.labelling import Aside, Hash, LabelledBlock, Labeller, as_listed, check_hashes
+from ray_app.datasets.labels import INPUT
+from ray_app.datasets.layouts import LAYOUTS, Layout
+from ray_app.errors import ConfigError
+from ray_app.images import ImageLimits
+from ray_app.storage import Store
+
+# Told what is being done (`listed`, `labelled`) and of how many members so far; picklable.
+Progress = Callable[[str, int], object]
+
+_FORMAT = 1
+# One block is one task when labels are read, and one file of the index. Both hold a few hundred bytes per row.
+_LISTED = BlockPlan(batch_slots=1, max_block_members=4096, blocks_per_doubling=1)
+_INDEXED = BlockPlan(batch_slots=1, max_block_members=65_536, blocks_per_doubling=1)
+_DIGESTED = ("label", "generator", "mask_uri", "prompt", "split", "group")
+
+
+def silent(doing: str, members: int) -> None:
+    """Says nothing; a lambda could not travel to the tasks that list."""
+
+
+@dataclass(frozen=True)
+class IndexInfo:
+    """What an index holds. `source`: of which it was made, without secrets; `digest`: over ids and labels of all rows in order.
+
+    `counts`: rows per (split, label, generator); `published`: for each number of the layout that is found here, whether it `agrees`;
+    `left_out` and `unreadable`: members by reason; `repeated`: members that the source lists more than once.
+    """
+
+    source: Mapping[str, Any]
+    layout: str
+    hashes: Sequence[str]
+    rows: int
+    digest: str
+    counts: Sequence[Mapping[str, Any]]
+    published: Sequence[Mapping[str, Any]]
+    left_out: Sequence[Mapping[str, Any]]
+    unreadable: Sequence[Mapping[str, Any]]
+    repeated: int
+    format: int = _FORMAT
+
+    @property
+    def agrees(self) -> bool | None:
+        """Whether all published numbers that could be compared are met; None where there was none."""
+        compared = [one["agrees"] for one in self.published if one["agrees"] is not None]
+        return all(compared) if compared else None
+
+
+def write_index(
+    store: Store,
+    archive: Archive,
+    layout: Layout,
+    *,
+    hashes: Sequence[Hash] = (),
+    limits: ImageLimits = ImageLimits(),  # noqa: B008 - frozen
+    limit: int | None = None,
+    source: Mapping[str, Any] | None = None,
+    each: Each = in_turn,
+    progress: Progress = silent,
+) -> IndexInfo:
+    """List an archive and label its members, over whatever unfinished index the store has. `limit`: only its first so many members.
+
+    Raises ConfigError for a member without a known label, or when no labelled image is left; StorageError as a listing does.
+    """
+    check_hashes(hashes)
+    for folder in ("manifest", "listing"):
+        store.clear(folder)
+    listing = store.below("listing")
+    listed = list_members(listing, archive, _LISTED, each=each, progress=partial(progress, "listed"), limit=limit)
+    assert listed is not None, "a first listing is never the same as one before"
+    layout = layout.prepared(_members(listing))
+    labeller = Labeller(listing, layout, hashes, limits, archive.fetcher)
+    tally = _Tally(partial(progress, "labelled"))
+    written = write_selected(store, tally.rows(each(labeller, iter_blocks(listing, 0))), _INDEXED, INPUT)
+    if not written.members:
+        raise _nothing(layout, tally)
+    info = IndexInfo(
+        source=source or {},
+        layout=next((name for name, kind in LAYOUTS.items() if type(layout) is kind), type(layout).__name__),
+        hashes=list(hashes),
+        rows=written.members,
+        digest=tally.digest.hexdigest(),
+        counts=tally.told(),
+        published=_compared(layout.published, tally.subsets),
+        left_out=tally.left_out.told(),
+        unreadable=tally.unreadable.told(),
+        repeated=listed.listed - listed.members,
+    )
+    store.write("index.json", json.dumps(asdict(info), indent=1, ensure_ascii=False).encode())
+    store.clear("listing")
+    return info
+
+
+def read_info(store: Store) -> IndexInfo | None:
+    """What the index of a store holds; None where there is none, or an unfinished one. Raises ConfigError for one of another version."""
+    try:
+        fields = json.loads(store.read("index.json"))
+    except FileNotFoundError:
+        return None
+    if fields.get("format") != _FORMAT:
+        raise ConfigError(f"{store.url}/index.json is of another version of Touchstone", hint="index the source again, into another --out")
+    return IndexInfo(**fields)
+
+
+def read_index(place: str) -> pa.Table:
+    """All rows of an index in order: the columns of a manifest, `input` being INPUT. Raises ConfigError where there is no index."""
+    store = Store.open(place)
+    if read_info(store) is None or not manifests(store):
+        raise ConfigError(f"{store.url}: no index", hint="make one: touchstone index SOURCE --layout NAME --out DIR")
+    return pa.concat_tables(read_block(store, ref) for ref in iter_blocks(store, 0))
+
+
+@dataclass
+class _Tally:
+    """What goes by while rows are written."""
+
+    progress: Callable[[int], object]
+    members: int = 0
+    counts: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    subsets: Counter[str] = field(default_factory=Counter)
+    left_out: Aside = field(default_factory=Aside)
+    unreadable: Aside = field(default_factory=Aside)
+    digest: Any = field(default_factory=hashlib.sha256)
+
+    def rows(self, blocks: Iterable[LabelledBlock]) -> Iterator[pa.Table]:
+        for block in blocks:
+            self.members += len(block.rows) + block.left_out.counts.total()
+            self.progress(self.members)
+            self.subsets += block.subsets
+            self.left_out.merge(block.left_out)
+            self.unreadable.merge(block.unreadable)
+            columns = {name: block.rows["input"].combine_chunks().field(name).to_pylist() for name in _DIGESTED}
+            self.counts.update(zip((split or "" for split in columns["split"]), columns["label"], columns["generator"], strict=True))
+            for row in zip(block.rows["image_id"].to_pylist(), *columns.values(), strict=True):
+                self.digest.update(repr(row).encode("utf-8", "surrogateescape"))
+            yield block.rows
+
+    def told(self) -> list[dict[str, Any]]:
+        return [
+            {"split": split or None, "label": label, "generator": generator, "rows": rows}
+            for (split, label, generator), rows in sorted(self.counts.items())
+        ]
+
+
+def _members(listing: Store) -> Iterator[Listed]:
+    for ref in iter_blocks(listing, 0):
+        yield from map(as_listed, member_rows(read_block(listing, ref)))
+
+
+def _compared(published: Mapping[str, int], found: Mapping[str, int]) -> list[dict[str, Any]]:
+    """Each subset that is there with its published number, if it has one. What is published and not there was not asked for."""
+    return [
+        {"subset": name, "rows": rows, "published": published.get(name), "agrees": rows == published[name] if name in published else None}
+        for name, rows in sorted(found.items())
+    ]
+
+
+def _nothing(layout: Layout, tally: _Tally) -> ConfigError:
+    reasons = "; ".join(f"{one['files']} × {one['why']}, for example {one['example']}" for one in tally.left_out.told())
+    hint = f"the layout expects, for example, {layout.example}" if layout.example else "another --layout?"
+    return ConfigError(f"no labelled image: {reasons}", hint=hint)

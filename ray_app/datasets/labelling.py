@@ -1,0 +1,130 @@
+"""Listed members → rows of an index: their labels by a layout and, where asked for, the hashes of their images. One block at a time."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Literal
+
+import pyarrow as pa
+
+from ray_app.archives import BlockRef, Listed, Member, MemberReader, member_rows, read_block
+from ray_app.archives.containers import kind_of
+from ray_app.datasets.labels import INPUT, Labels
+from ray_app.datasets.layouts.layout import Layout, place_of
+from ray_app.errors import ConfigError, InputError
+from ray_app.images import ImageLimits, decode_image
+from ray_app.images.perceptual import perceptual_hash, require_perceptual_hash
+from ray_app.storage import Fetcher, Store
+
+Hash = Literal["sha256", "phash"]
+
+
+@dataclass
+class Aside:
+    """Members that are told of in numbers: how many for each reason, and one of them by name."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+
+    def add(self, why: str, place: str, count: int = 1) -> None:
+        """Count one more, or more of them."""
+        self.counts[why] += count
+        self.examples.setdefault(why, place)
+
+    def merge(self, other: "Aside") -> None:
+        """Add what another counted."""
+        for why, count in other.counts.items():
+            self.add(why, other.examples[why], count)
+
+    def told(self) -> list[dict[str, object]]:
+        """As JSON, the most frequent first."""
+        return [{"why": why, "files": count, "example": self.examples[why]} for why, count in self.counts.most_common()]
+
+
+@dataclass
+class LabelledBlock:
+    """`rows`: manifest rows with INPUT; `left_out`: members that are no labelled image; `unreadable`: rows whose hashes are null for it."""
+
+    rows: pa.Table
+    subsets: Counter[str]
+    left_out: Aside
+    unreadable: Aside
+
+
+@dataclass(frozen=True)
+class Labeller:
+    """Labels the members of one block; picklable, as tasks need it."""
+
+    store: Store
+    layout: Layout
+    hashes: Sequence[Hash]
+    limits: ImageLimits
+    fetcher: Fetcher
+
+    def __call__(self, ref: BlockRef) -> LabelledBlock:
+        """Raises ConfigError for a member that the layout cannot label."""
+        table = read_block(self.store, ref)
+        members = member_rows(table)
+        left_out, subsets = Aside(), Counter[str]()
+        kept: list[int] = []
+        labelled: list[Labels] = []
+        for place, member in enumerate(members):
+            item = as_listed(member)
+            labels = None if _is_closed(item) else self.layout.labels(item)
+            if labels is None:
+                left_out.add(_why(item), place_of(item))
+                continue
+            kept.append(place)
+            labelled.append(labels)
+            subsets[self.layout.subset(item, labels)] += 1
+        hashed, unreadable = self._hashed([members[place] for place in kept])
+        rows = [asdict(labels) | both for labels, both in zip(labelled, hashed, strict=True)]
+        table = table.drop_columns([name for name in ("input",) if name in table.schema.names]).take(pa.array(kept, pa.int64()))
+        return LabelledBlock(table.append_column("input", pa.array(rows, INPUT)), subsets, left_out, unreadable)
+
+    def _hashed(self, members: Sequence[Member]) -> tuple[list[dict[str, str]], Aside]:
+        unreadable = Aside()
+        if not self.hashes:
+            return [{} for _ in members], unreadable
+        hashed: list[dict[str, str]] = []
+        for member, data in MemberReader(self.fetcher, max_bytes=self.limits.max_bytes).read(members):
+            found: dict[str, str] = {}
+            try:
+                if isinstance(data, InputError):
+                    raise data
+                if "sha256" in self.hashes:
+                    found["sha256"] = hashlib.sha256(data).hexdigest()
+                if "phash" in self.hashes:
+                    found["phash"] = perceptual_hash(decode_image(data, self.limits).pixels)
+            except InputError as error:
+                unreadable.add(error.status, f"{place_of(as_listed(member))}: {error.detail}")
+            hashed.append(found)
+        return hashed, unreadable
+
+
+def as_listed(member: Member) -> Listed:
+    """The member as its source listed it, which is all that a layout looks at."""
+    return Listed(
+        member.uri, member.member, member.occurrence, member.version, member.size_bytes, member.input, member.place, member.refused
+    )
+
+
+def check_hashes(hashes: Sequence[Hash]) -> None:
+    """Raises ConfigError for a hash that cannot be computed here."""
+    if unknown := set(hashes) - {"sha256", "phash"}:
+        raise ConfigError(f"no hash {', '.join(sorted(unknown))}", hint="sha256, phash")
+    if "phash" in hashes:
+        require_perceptual_hash()
+
+
+def _is_closed(item: Listed) -> bool:
+    """Whether it stands for a container that could not be opened, or ends early: nothing is known of the images in it."""
+    return item.refused is not None and item.place is None and kind_of(item.uri) is not None
+
+
+def _why(item: Listed) -> str:
+    if item.refused is not None:
+        return f"{item.refused.status}: {item.refused.detail}"
+    name = place_of(item).rpartition("/")[2]
+    return f"no labelled image ({'.' + name.rpartition('.')[2].lower() if '.' in name else 'no ending'})"

@@ -1,0 +1,46 @@
+"""The published layouts of labelled images, by name: one module each, which says how its labels are told. Opens no image.
+
+A layout that there is not yet is a class in a module of its own, and a line here.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ray_app.config.loading import validate
+from ray_app.datasets.layouts.columns import LabelColumns
+from ray_app.datasets.layouts.community_forensics import CommunityForensics
+from ray_app.datasets.layouts.dflip import Dflip
+from ray_app.datasets.layouts.folders import CommunityForensicsFolders, Folders
+from ray_app.datasets.layouts.imdlbenco import ImdlbencoFolder, ImdlbencoJson
+from ray_app.datasets.layouts.layout import Layout
+from ray_app.datasets.layouts.open_deepfake import OpenDeepfakePreview
+from ray_app.datasets.layouts.openfake import OpenFake, OpenFakeCsv, OpenFakeOod
+from ray_app.datasets.layouts.opensdi import OpenSdi
+from ray_app.errors import ConfigError
+
+LAYOUTS: Mapping[str, type[Layout]] = {
+    "columns": LabelColumns,
+    "folders": Folders,
+    "openfake": OpenFake,
+    "openfake-csv": OpenFakeCsv,
+    "openfake-ood": OpenFakeOod,
+    "opensdi": OpenSdi,
+    "community-forensics": CommunityForensics,
+    "community-forensics-folders": CommunityForensicsFolders,
+    "dflip": Dflip,
+    "opendeepfake-preview": OpenDeepfakePreview,
+    "imdlbenco-json": ImdlbencoJson,
+    "imdlbenco-folder": ImdlbencoFolder,
+}
+
+__all__ = ["LAYOUTS", "Layout", "make_layout"]
+
+
+def make_layout(name: str, arguments: Mapping[str, Any]) -> Layout:
+    """The layout of a name with these arguments; reads the files that they name.
+
+    Raises ConfigError for a name, an argument or a value that there is not, and for files that are not what the layout expects.
+    """
+    if name not in LAYOUTS:
+        raise ConfigError(f"no layout {name!r}", hint=f"there are {', '.join(LAYOUTS)}")
+    return validate(arguments, LAYOUTS[name], where=f"layout {name}")

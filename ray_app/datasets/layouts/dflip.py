@@ -1,0 +1,140 @@
+"""DFLIP-3K, whose two generations have little in common: JSON that tells of files downloaded by it. Source: specs/localization.md §5.
+
+Version 1: id → record, of fakes alone, one file of metadata per family; its values are texts that may be missing. The files are
+`<id>.<ext>`, and an id ends at the first dot. Version 2: a list of {image_path, is_fake, family_id, version_id, split}.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import PrivateAttr
+
+from ray_app.archives import Listed
+from ray_app.datasets.labels import Labels, parse_label, prompt_group
+from ray_app.datasets.layouts.beside import entered, place_below, read_json, root_of
+from ray_app.datasets.layouts.layout import Layout, is_no_image, place_of
+from ray_app.errors import ConfigError
+
+# Version 1, by the names of its files; `pd` are thousands of fine-tuned models, each record naming its own.
+FAMILIES_V1 = {"dalle": "dalle-2", "mj": "midjourney", "sd": "stable-diffusion", "pd": None}
+# Version 2: a family's id is its place in this list.
+FAMILIES_V2 = (
+    "aura_flow",
+    "chroma",
+    "flux.1_d",
+    "flux.1_s",
+    "flux2-dev",
+    "gpt-image-1",
+    "hidream",
+    "hunyuan",
+    "illustrious",
+    "imagen4",
+    "kolors",
+    "nano_banana",
+    "nano_banana_pro",
+    "noobai",
+    "pixart",
+    "playground_v2",
+    "pony",
+    "pony_v7",
+    "qwen",
+    "sd_1.5",
+    "sd_2.1",
+    "sd_3.5_large",
+    "sd_3.5_medium",
+    "sdxl_1.0",
+    "seedream",
+    "stable_cascade",
+    "z-image",
+)
+_PUBLISHED_V2 = {"fake": 763_318, "real": 641_470}
+
+
+class Dflip(Layout):
+    """`file`: the JSON; the images are the source. Images that it does not tell of are left out.
+
+    Version 1: `generator`, where the file's name is not dalle, mj, sd or pd. Version 2: paths are below `root` (null = the JSON's folder).
+    """
+
+    file: str
+    generator: str | None = None
+    root: str | None = None
+    _records: dict[str, Labels] = PrivateAttr(default_factory=dict)
+    _has_ids: bool = PrivateAttr(default=True)
+
+    def model_post_init(self, context: object) -> None:
+        """Reads the file."""
+        content = read_json(self.file)
+        if isinstance(content, dict):
+            self._read_v1(content)
+        elif isinstance(content, list):
+            self._read_v2(content)
+        else:
+            raise ConfigError(f"{self.file}: neither id → record (version 1) nor a list of records (version 2)")
+
+    @property
+    def published(self) -> Mapping[str, int]:
+        """Version 1: as many as the file tells of. Version 2: what its authors' code counts."""
+        return {"all": len(self._records)} if self._has_ids else _PUBLISHED_V2
+
+    @property
+    def example(self) -> str | None:
+        """The first of the file."""
+        return next(iter(self._records), None)
+
+    def labels(self, item: Listed) -> Labels | None:
+        """Version 1 looks for the name up to its first dot, version 2 for the path."""
+        place = place_of(item)
+        if is_no_image(place):
+            return None
+        return self._records.get(_id(place) if self._has_ids else place)
+
+    def subset(self, item: Listed, labels: Labels) -> str:
+        """Version 2 is counted by labels."""
+        return "all" if self._has_ids else labels.label
+
+    def _read_v1(self, content: Mapping[str, Any]) -> None:
+        family = _id(self.file)
+        if self.generator is None and family not in FAMILIES_V1:
+            raise ConfigError(
+                f"{self.file}: which generator?", hint=f"name it: --set arguments.generator=…; known files: {', '.join(FAMILIES_V1)}"
+            )
+        for name, record in content.items():
+            if not isinstance(record, dict):
+                raise ConfigError(f"{self.file}: '{name}' has no record but {record!r}")
+            if _id(name) in self._records:
+                raise ConfigError(f"{self.file}: two ids are '{_id(name)}' up to the first dot, '{name}' one of them: their files collide")
+            prompt = _text(record, "Prompt") or _text(record, "p")
+            model = _text(record, "Model") or _text(record, "Model hash") or "sdft"
+            self._records[_id(name)] = Labels(
+                "fake", self.generator or FAMILIES_V1[family] or model, None, prompt, None, prompt_group(prompt)
+            )
+
+    def _read_v2(self, content: list[Any]) -> None:
+        self._has_ids = False
+        root = root_of(self.root, self.file)
+        for number, record in enumerate(content):
+            if not isinstance(record, dict) or not record.get("image_path"):
+                raise ConfigError(f"{self.file}: record {number} has no image_path")
+            where = f"{self.file}: record {number} ({record['image_path']})"
+            entered(self._records, place_below(root, record["image_path"]), _labels_v2(record, where), self.file)
+
+
+def _labels_v2(record: Mapping[str, Any], where: str) -> Labels:
+    label, family = parse_label(record.get("is_fake"), f"{where}, is_fake"), record.get("family_id")
+    if (label == "real") != (family is None):
+        told = f"is_fake is {record.get('is_fake')!r} and family_id {family!r}"
+        raise ConfigError(f"{where}: {told}", hint="reals, and reals alone, have none")
+    if family is not None and not (isinstance(family, int) and 0 <= family < len(FAMILIES_V2)):
+        raise ConfigError(f"{where}: no family has the id {family!r}", hint=f"ids are 0 to {len(FAMILIES_V2) - 1}")
+    prompt = _text(record, "prompt")
+    return Labels(label, "real" if family is None else FAMILIES_V2[family], None, prompt, _text(record, "split"), prompt_group(prompt))
+
+
+def _id(name: str) -> str:
+    return name.rpartition("/")[2].partition(".")[0]
+
+
+def _text(record: Mapping[str, Any], name: str) -> str | None:
+    value = record.get(name)
+    return None if value is None or not str(value).strip() else str(value)

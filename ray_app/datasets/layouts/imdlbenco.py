@@ -1,0 +1,99 @@
+"""The two ways in which IMDLBenCo keeps altered images and their masks. Source: specs/localization.md §3.2."""
+
+from collections.abc import Iterable, Mapping
+from typing import Self
+
+from pydantic import PrivateAttr
+
+from ray_app.archives import Listed
+from ray_app.datasets.labels import Labels
+from ray_app.datasets.layouts.beside import entered, place_below, read_json, root_of
+from ray_app.datasets.layouts.layout import Layout, is_no_image, place_of
+from ray_app.errors import ConfigError
+
+_SHOWN = 5
+
+
+class ImdlbencoJson(Layout):
+    """`file`: a list of [image, mask], the mask "Negative" for a real; the images are the source, and what is not listed is left out.
+
+    Paths are below `root` (null = the JSON's folder). `generator` names what altered the fakes; null = the JSON's own name.
+    """
+
+    file: str
+    root: str | None = None
+    generator: str | None = None
+    _masks: dict[str, str | None] = PrivateAttr(default_factory=dict)
+
+    def model_post_init(self, context: object) -> None:
+        """Reads the file."""
+        entries, root = read_json(self.file), root_of(self.root, self.file)
+        for entry in entries if isinstance(entries, list) else [entries]:
+            if not (isinstance(entry, list) and len(entry) == 2 and all(isinstance(one, str) and one for one in entry)):
+                raise ConfigError(
+                    f"{self.file}: {str(entry)[:100]} is not [image, mask]", hint='a list of such pairs; "Negative" is no mask'
+                )
+            image, mask = entry
+            entered(self._masks, place_below(root, image), None if mask == "Negative" else place_below(root, mask), self.file)
+
+    @property
+    def published(self) -> Mapping[str, int]:
+        """As many as the file lists."""
+        return {"all": len(self._masks)}
+
+    @property
+    def example(self) -> str | None:
+        """The first of the file."""
+        return next(iter(self._masks), None)
+
+    def labels(self, item: Listed) -> Labels | None:
+        """By the image's place."""
+        if (place := place_of(item)) not in self._masks:
+            return None
+        name, mask = _stem(self.file), self._masks[place]
+        return Labels("real", f"real:{name}") if mask is None else Labels("fake", self.generator or name, mask)
+
+
+class ImdlbencoFolder(Layout):
+    """Folders `Tp` of altered images and `Gt` of their masks, side by side; all are fakes.
+
+    IMDLBenCo pairs the two by their order, so that one stray file shifts every mask behind it. Here a mask has its image's name up to the
+    ending, and `mask_suffix` behind it (`_gt`); where the names do not pair so, nothing is indexed. `generator` names what altered them.
+    """
+
+    generator: str = "manipulation"
+    mask_suffix: str = ""
+    _masks: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    def prepared(self, members: Iterable[Listed]) -> Self:
+        """Pairs all images and masks. Raises ConfigError naming those without the other, and for masks in an archive."""
+        images: dict[str, str] = {}
+        masks: dict[str, str] = {}
+        for item in members:
+            folder, _, name = place_of(item).rpartition("/")
+            parent, _, kind = folder.rpartition("/")
+            if is_no_image(name) or kind not in ("Tp", "Gt"):
+                continue
+            if item.place is not None:
+                raise ConfigError(f"{item.uri}: masks inside an archive cannot be referred to", hint="unpack it")
+            stem = name.rpartition(".")[0].removesuffix(self.mask_suffix if kind == "Gt" else "")
+            entered(images if kind == "Tp" else masks, f"{parent}/{stem}", place_of(item), f"{parent}/{kind}")
+        alone = sorted(images.keys() ^ masks.keys())
+        if alone or not images:
+            names = [f"{place} {'has no mask' if place in images else 'is a mask of no image'}" for place in alone[:_SHOWN]]
+            told = f"{len(alone)} of {len(images | masks)} names do not pair: {'; '.join(names)}" if images | masks else "no Tp and Gt"
+            raise ConfigError(
+                f"Tp and Gt: {told}", hint="an image and its mask have one name up to the ending; --set arguments.mask_suffix=_gt"
+            )
+        prepared = self.model_copy()
+        prepared._masks = {images[key]: masks[key] for key in images}
+        return prepared
+
+    def labels(self, item: Listed) -> Labels | None:
+        """Images in Tp, as they were paired."""
+        mask = self._masks.get(place_of(item))
+        return None if mask is None else Labels("fake", self.generator, mask)
+
+
+def _stem(place: str) -> str:
+    return place.rpartition("/")[2].partition(".")[0]

@@ -1,0 +1,135 @@
+"""OpenFake: its Parquet on the hub, its label files, and its sets out of distribution. Source: specs/detectors.md §1b, §1c, §12.
+
+Version 1 takes every label but "real" for a fake, version 2 every one but a few words for a real. Here both have the words that they
+are documented with, and no default.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import PrivateAttr
+
+from ray_app.archives import Listed
+from ray_app.datasets.labels import Label, Labels, parse_label, prompt_group, real_of
+from ray_app.datasets.layouts.beside import entered, place_below, read_csv, root_of
+from ray_app.datasets.layouts.folders import FOLDER_LABELS
+from ray_app.datasets.layouts.hub import config_of, split_of
+from ray_app.datasets.layouts.layout import Layout, column, contradiction, is_no_image, place_of, where
+from ray_app.errors import ConfigError
+
+# Of version 2. `tampered` images are altered in part and come without masks: they are fit for detection, not for training masks.
+_FAKE_WORDS = ("synthetic", "full_synthetic", "tampered")
+# Version 2 calls reals with such a number for a name `pexels`; but it numbers all images of version 1 likewise, and some fall in there.
+_PEXELS = range(1_872_218, 2_438_963)
+_PUBLISHED: dict[str, dict[str, int]] = {
+    "v1-2025-05": {"default/train": 635_138, "default/test": 30_000},
+    "v1": {"default/train": 1_870_684, "default/test": 59_658},
+    "v2": {"core/validation": 59_000, "core/test": 91_398, "reddit/test": 36_240},
+}
+
+
+class OpenFake(Layout):
+    """Columns `image`, `prompt`, `label`, `model`, in version 2 also `type` and `release_date`. Images of one prompt are one group.
+
+    `version`: which published numbers it should have, since the set has changed again and again; null = none to compare with.
+    """
+
+    version: Literal["v1-2025-05", "v1", "v2"] | None = None
+
+    @property
+    def published(self) -> Mapping[str, int]:
+        """By configuration and split."""
+        return _PUBLISHED[self.version] if self.version else {}
+
+    def labels(self, item: Listed) -> Labels:
+        """Raises ConfigError for a label that no version has, and for a fake without a model."""
+        column(item, "label")
+        return _labels(item.input, place_of(item), split_of(item.uri), where(item))
+
+    def subset(self, item: Listed, labels: Labels) -> str:
+        """Configuration and split, as the shard's path tells them."""
+        return f"{config_of(item.uri) or 'default'}/{labels.split}"
+
+
+class OpenFakeCsv(Layout):
+    """Label files: `filename,typ` (version 1; typ is the folder below the root, `real` or a generator), or version 2's split files
+    `file_name,prompt,label,model,type,release_date`.
+
+    `file`: the CSV, beside images that are the source; its paths are below `root` (null = the CSV's own folder). Null where the CSV itself
+    is the source. `split`: what its rows are for. Images that are not in the file are left out.
+    """
+
+    file: str | None = None
+    root: str | None = None
+    split: str | None = None
+    _rows: dict[str, Labels] = PrivateAttr(default_factory=dict)
+
+    def model_post_init(self, context: object) -> None:
+        """Reads the file."""
+        if self.file is None:
+            return
+        root = root_of(self.root, self.file)
+        for line, row in read_csv(self.file):
+            path = row.get("file_name") or row.get("filename")
+            if not path:
+                raise ConfigError(f"{self.file}, line {line}: no filename or file_name", hint=f"its columns: {', '.join(row)}")
+            folder = f"{row['typ']}/" if "typ" in row and "/" not in path else ""
+            entered(self._rows, place_below(root, folder + path), self._told(row, path, f"{self.file}, line {line}"), self.file)
+
+    @property
+    def published(self) -> Mapping[str, int]:
+        """As many as the file has rows."""
+        return {self.split or "all": len(self._rows)} if self.file else {}
+
+    @property
+    def example(self) -> str | None:
+        """The first of the file."""
+        return next(iter(self._rows), None)
+
+    def labels(self, item: Listed) -> Labels | None:
+        """Raises ConfigError as OpenFake."""
+        place = place_of(item)
+        return self._rows.get(place) if self.file is not None else self._told(item.input, place, where(item))
+
+    def _told(self, row: Mapping[str, Any], path: str, where: str) -> Labels:
+        if "typ" not in row and "label" not in row:
+            raise ConfigError(f"{where}: neither a column 'typ' nor 'label'", hint=f"its columns: {', '.join(row) or 'none'}")
+        if "typ" not in row:
+            return _labels(row, path, self.split, where)
+        if (kind := _text(row, "typ")) is None:
+            raise ConfigError(f"{where}: no typ", hint="typ is `real` or a generator's name")
+        is_real = kind.lower() == "real"
+        return Labels("real" if is_real else "fake", "real" if is_real else kind, split=self.split)
+
+
+class OpenFakeOod(Layout):
+    """The sets of Imagen 3 and Stable Diffusion 2.1, a folder or zip each: all fake, all of one `generator`. About 1500 images each."""
+
+    generator: str
+
+    def labels(self, item: Listed) -> Labels | None:
+        """Raises ConfigError for an image in a folder of reals: it is not of such a set."""
+        if is_no_image(place_of(item)):
+            return None
+        if place_of(item).split("/")[-2].lower() in FOLDER_LABELS:
+            raise contradiction(item, "in a folder that says a label, and all of this set is fake")
+        return Labels("fake", self.generator)
+
+
+def _labels(row: Mapping[str, Any], path: str, split: str | None, where: str) -> Labels:
+    value, model, prompt = row["label"], _text(row, "model"), _text(row, "prompt")
+    label: Label = "fake" if str(value).strip().lower() in _FAKE_WORDS else parse_label(value, f"{where}, label")
+    if label == "fake" and (model is None or model.lower() == "real"):
+        raise ConfigError(f"{where}: labelled {value!r}, but its model is {model!r}", hint="every fake names its model")
+    generator = str(model) if label == "fake" else "real" if _is_doubtful(model, path) else real_of(model)
+    return Labels(label, generator, None, prompt, split, prompt_group(prompt))
+
+
+def _is_doubtful(model: str | None, path: str) -> bool:
+    stem = path.rpartition("/")[2].partition(".")[0]
+    return model is not None and model.lower() == "pexels" and stem.isdigit() and int(stem) in _PEXELS
+
+
+def _text(row: Mapping[str, Any], name: str) -> str | None:
+    value = row.get(name)
+    return None if value is None or not str(value).strip() else str(value)

@@ -1,0 +1,72 @@
+"""Whose a training's directory is: `train.json` holds what another command on it must match, and with what it was made.
+
+Where and on how many machines it runs, and what is kept for the case of faults, is not part of it: a resumed training may say that anew.
+"""
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from ray_app.errors import ConfigError, IdentityError
+from ray_app.learning.config import Recipe
+from ray_app.runs.identity import differences
+from ray_app.storage import Store
+from ray_app.training.config import TrainConfig
+from ray_app.training.environment import environment
+
+FILE = "train.json"
+SCHEMA = 1
+_OTHERS = {"run.json": "a scoring run", "pack.json": "what `touchstone pack` wrote", "index.json": "an index"}
+
+
+def recipe_of(config: TrainConfig) -> dict[str, Any]:
+    """The part of a config that decides what is learned, as plain JSON. What becomes of it afterwards may change."""
+    fields = set(Recipe.model_fields) - {"export", "title", "source", "departures"}
+    return config.model_dump(mode="json", include={*fields, "limits"})
+
+
+def claim_recipe(out: Store, config: TrainConfig) -> dict[str, Any]:
+    """Make the directory this recipe's, or check that it is; returns the content of `train.json`. Raises IdentityError."""
+    recipe = recipe_of(config)
+    told = read_claim(out)
+    if told is None:
+        for name, what in _OTHERS.items():
+            if out.exists(name):
+                raise ConfigError(f"{out.url} holds {what}", hint="give another --out")
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        told = {"schema": SCHEMA, "created_at": now, "identity": {"recipe": recipe}, "environment": environment()}
+        write_claim(out, told)
+    _require_equal(out, {"recipe": recipe}, {"recipe": told["identity"]["recipe"]})
+    return told
+
+
+def claim_data(out: Store, told: dict[str, Any], findings: Mapping[str, Any]) -> None:
+    """The same for the images: their digests, split by split. Raises IdentityError where a source has changed since."""
+    digests = {name: split["digest"] for name, split in findings["splits"].items()}
+    if "data" not in told["identity"]:
+        told["identity"]["data"] = digests
+        write_claim(out, told)
+    _require_equal(out, {"data": digests}, {"data": told["identity"]["data"]})
+
+
+def read_claim(out: Store) -> dict[str, Any] | None:
+    """The content of `train.json`; None where no training was begun."""
+    try:
+        told: dict[str, Any] = json.loads(out.read(FILE))
+    except FileNotFoundError:
+        return None
+    return told
+
+
+def write_claim(out: Store, told: Mapping[str, Any]) -> None:
+    """Write `train.json`."""
+    out.write(FILE, json.dumps(told, indent=2, ensure_ascii=False).encode())
+
+
+def _require_equal(out: Store, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+    if differing := differences(ours, theirs):
+        raise IdentityError(
+            f"{out.url} was made by another recipe or from other images:\n  " + "\n  ".join(differing),
+            hint="give another --out, or the same recipe and data",
+        )

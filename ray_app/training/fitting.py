@@ -1,0 +1,175 @@
+"""One session of Ray Train: from the last committed checkpoint to the last step. The driver's side, and the only place that builds a trainer.
+
+`fit` of Ray Train runs in a thread, since in the main thread it would take SIGINT for itself; the main thread looks at the board, draws
+the progress line, and hears signals.
+"""
+
+import logging
+import os
+import threading
+import time
+from typing import Any
+
+import ray
+import ray.train
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, ValidationConfig, ValidationTaskConfig
+from ray.train.torch import TorchTrainer
+
+from ray_app.errors import ClusterError, said
+from ray_app.metrics import FIGURES
+from ray_app.scoring.stopping import SIGNAL_GRACE_S
+from ray_app.training import checkpoints
+from ray_app.training.board import Told
+from ray_app.training.job import Job
+from ray_app.training.progress import TrainingProgress
+from ray_app.training.validating import validate
+from ray_app.training.validations import validations
+from ray_app.training.worker import train_worker
+
+POLL_S = 0.5
+COPY_EVERY_S = 2.0  # Ray Train hears of checkpoints as often
+STALL_S = 900.0
+_QUIET = {
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # importing torch in every worker of a busy machine takes its time
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
+
+
+def fit(job: Job, progress: TrainingProgress) -> None:
+    """Train until the last step is committed and every validation is over.
+
+    Raises the TouchstoneError that a worker met, ClusterError when Ray Train gives up or nothing happens for too long, and
+    KeyboardInterrupt, after the workers have saved, when a signal asked to stop.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    thread = _Fit(_trainer(job))
+    thread.start()
+    watch = _Watch(job, thread, progress)
+    try:
+        watch.wait()
+    except KeyboardInterrupt:
+        watch.let_them_save()
+        raise
+    if thread.error is not None:
+        raise _in_our_words(thread.error) from thread.error
+
+
+class _Fit(threading.Thread):
+    """Ray Train at work; `error` is what it ended with, if not well."""
+
+    def __init__(self, trainer: TorchTrainer) -> None:
+        super().__init__(name="fit", daemon=True)
+        self._trainer, self.error = trainer, None
+
+    error: Exception | None
+
+    def run(self) -> None:
+        """Wait for the training's end."""
+        try:
+            self._trainer.fit()
+        except Exception as error:
+            self.error = error
+
+
+class _Watch:
+    """The main thread's view of one session."""
+
+    def __init__(self, job: Job, thread: _Fit, progress: TrainingProgress) -> None:
+        self._job, self._thread, self._progress = job, thread, progress
+        self._told, self._heard = Told({}), time.monotonic()
+        self._copied_at = 0.0
+        self._patience_s = job.config.cluster.stall_timeout_s or STALL_S
+
+    def wait(self) -> None:
+        """Until the thread ends. Raises what a worker said, and ClusterError at a standstill."""
+        while self._thread.is_alive():
+            self._look()
+            self._thread.join(POLL_S)
+        self._look()
+
+    def let_them_save(self) -> None:
+        """Ask the workers to save and stop, and give them some time; a second signal ends that."""
+        grace_s = self._job.config.cluster.grace_s
+        until = time.monotonic() + (SIGNAL_GRACE_S if grace_s is None else grace_s)
+        if not self._told.steps:
+            return
+        self._progress.say("stopping: the workers save; a second signal stops at once")
+        self._job.board.stop.remote()
+        while self._thread.is_alive() and time.monotonic() < until and not self._is_saved():
+            self._thread.join(POLL_S)
+
+    def _is_saved(self) -> bool:
+        stopped = ray.get(self._job.board.read.remote()).figures.get("stopped")
+        return stopped is not None and any(one.step >= stopped for one in checkpoints.kept(self._job.out))
+
+    def _look(self) -> None:
+        told: Told = ray.get(self._job.board.read.remote())
+        if (error := told.error()) is not None:
+            raise error
+        now = time.monotonic()
+        if told != self._told:
+            self._told, self._heard = told, now
+        if now - self._heard > self._patience_s:
+            raise ClusterError(
+                f"no step ended in {self._patience_s:.0f} s; stopped, what is committed is kept",
+                hint="does the cluster have room for the workers? --set cluster.stall_timeout_s=… waits longer",
+            )
+        if now - self._copied_at >= COPY_EVERY_S:
+            self._copied_at = now
+            checkpoints.copy_list(self._job.out)
+            self._progress.judged(_last_judged(self._job))
+        self._progress.show(told)
+
+
+def _trainer(job: Job) -> TorchTrainer:
+    config, layout = job.config, job.layout
+    shared = ray.put(job)
+    request = {"CPU": layout.worker_cpus} | ({"GPU": layout.worker_gpus} if layout.worker_gpus else {})
+    labels = dict(config.cluster.labels)
+    return TorchTrainer(
+        train_worker,
+        train_loop_config={"job": shared},
+        scaling_config=ScalingConfig(
+            num_workers=layout.workers if layout.least == layout.workers else (layout.least, layout.workers),
+            use_gpu=layout.worker_gpus > 0,
+            resources_per_worker=request,
+            label_selector=labels or None,
+        ),
+        run_config=RunConfig(
+            name=checkpoints.RUN,
+            **checkpoints.storage(job.out),
+            failure_config=FailureConfig(max_failures=config.faults.max_failures),
+            checkpoint_config=CheckpointConfig(
+                num_to_keep=config.faults.keep,
+                checkpoint_score_attribute=config.validation.metric,
+                checkpoint_score_order=FIGURES[config.validation.metric],
+            ),
+        ),
+        validation_config=ValidationConfig(
+            fn=validate,
+            task_config=ValidationTaskConfig(fn_kwargs={"job": shared}),
+            ray_remote_kwargs=_judging(job),
+        ),
+    )
+
+
+def _judging(job: Job) -> dict[str, Any]:
+    layout, labels = job.layout, dict(job.config.cluster.labels)
+    return {"num_cpus": layout.validation_cpus, "num_gpus": layout.validation_gpus} | ({"label_selector": labels} if labels else {})
+
+
+def _last_judged(job: Job) -> str:
+    if not (found := validations(job.out)):
+        return ""
+    metric, last = job.config.validation.metric, found[-1]
+    value = last.get(metric)
+    return "" if value is None else f"{metric} {value:.4f} at {last['step']:,}"
+
+
+def _in_our_words(error: Exception) -> ClusterError:
+    failures = getattr(error, "worker_failures", {})
+    first = next(iter(failures.values()), error)
+    return ClusterError(f"training gave up: {said(first)}", hint="the same command goes on from the last checkpoint; see the Ray session's logs")

@@ -1,0 +1,149 @@
+"""Before the first step: the labelled rows of each split, which rows each step sees, weights to begin with, and the job made of it all."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pyarrow as pa
+
+from ray_app.archives import Each, in_turn
+from ray_app.augmentation import RealStatistics, load_statistics, save_statistics
+from ray_app.datasets.config import Source
+from ray_app.datasets.indexing import index_source
+from ray_app.datasets.order import Order
+from ray_app.datasets.splitting import Splits, make_splits
+from ray_app.detectors import MIRROR_VARIABLE, DetectorCard, publish_weights, resolve_weights
+from ray_app.detectors.licences import require_accepted
+from ray_app.learning.networks import training_card
+from ray_app.storage import Store, local_path
+from ray_app.training.config import TrainConfig
+from ray_app.training.job import Job
+from ray_app.training.layout import Layout
+
+SPLITS = "splits.json"
+STATISTICS = "real_statistics.npz"
+MEASURED_REALS = 2000
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The data of a training: `splits` with their rows, the order of the training rows, and how many steps there are."""
+
+    splits: Splits
+    order: Order
+    total_steps: int
+    milestones: frozenset[int]
+
+
+def trained_card(config: TrainConfig) -> DetectorCard:
+    """The card of what is trained; its licence is accepted and what it begins with is on this machine. Raises ConfigError, DetectorError."""
+    card = training_card(config)
+    for started in started_from(config, card):
+        require_accepted(started, config.accept_licences)
+        resolve_weights(started)
+    return card
+
+
+def started_from(config: TrainConfig, card: DetectorCard) -> list[DetectorCard]:
+    """What training begins with, each as a card of its own: the detector's weights, or the recipe's files."""
+    if config.initial.start == "card":
+        return [card]
+    files = config.initial.weights.items()
+    return [
+        card.model_copy(update={"name": f"{config.name}-{part}", "weights": weights, "backbone": None, "terms": "permissive"})
+        for part, weights in files
+    ]
+
+
+def prepare_data(config: TrainConfig, out: Store, *, each: Each = in_turn) -> Prepared:
+    """Index what is not indexed yet, into `data/`, and divide it. Raises ConfigError, StorageError."""
+    splits = make_splits(config.data, opener(out, each))
+    loop = config.loop
+    order = Order(splits.train, config.sampling, loop.seed, loop.batch)
+    total = loop.steps or order.steps(loop.epochs or 1.0)
+    out.write(SPLITS, json.dumps(splits.findings, indent=2, ensure_ascii=False).encode())
+    return Prepared(splits, order, total, milestones(order, total, config.validation.every))
+
+
+def opener(out: Store, each: Each) -> Callable[[Source], pa.Table]:
+    """Opens a source's rows; those of one place are indexed once, whatever part of them each split takes."""
+
+    def open_source(source: Source) -> pa.Table:
+        place = source.model_dump_json(exclude={"split", "generators"})
+        name = hashlib.sha256(place.encode()).hexdigest()[:12]
+        return index_source(source, out.below(f"data/{name}"), each=each)
+
+    return open_source
+
+
+def milestones(order: Order, total: int, every: int | None) -> frozenset[int]:
+    """The steps after which the network is judged: every so many or, with null, at the end of each epoch; and the last."""
+    if every is not None:
+        return frozenset([*range(every, total, every), total])
+    epochs = int(total * order.batch / order.rows_per_epoch)
+    return frozenset([*(order.steps(epoch) for epoch in range(1, epochs + 1) if order.steps(epoch) < total), total])
+
+
+def make_job(config: TrainConfig, card: DetectorCard, out: Store, layout: Layout, prepared: Prepared) -> Job:
+    """Everything that workers are given, in Ray's object store once. Raises ConfigError where the batch cannot be shared."""
+    import ray
+
+    from ray_app.scoring.cluster import has_other_nodes
+    from ray_app.training.board import put_up
+
+    for workers in range(layout.least, layout.workers + 1):
+        prepared.order.share(0, 0, workers)
+    tables = {"train": prepared.splits.train, "validation": prepared.splits.validation, "test": prepared.splits.test}
+    shared = {name: ray.put(table) for name, table in tables.items() if table is not None}
+    job = Job(
+        config=config,
+        card=card,
+        out=out,
+        layout=layout,
+        total_steps=prepared.total_steps,
+        milestones=prepared.milestones,
+        shared=shared | {"order": ray.put(prepared.order)},
+        mirror=_mirror(config, card, out) if has_other_nodes() else None,
+        board=put_up(),
+    )
+    return replace(job, statistics=_statistics(job))
+
+
+def _mirror(config: TrainConfig, card: DetectorCard, out: Store) -> str:
+    """Where workers on other machines find the weights that training begins with: the driver alone fetches."""
+    mirror = os.environ.get(MIRROR_VARIABLE) or f"{out.url}/weights"
+    for started in started_from(config, card):
+        publish_weights(started, mirror)
+    return mirror
+
+
+def _statistics(job: Job) -> RealStatistics | None:
+    """What openfake-v1 matches fakes to: the recipe's file, or measured once on a sample of the training images and kept."""
+    wanted = job.config.augmentation
+    if wanted.statistics is not None:
+        return load_statistics(Path(local_path(wanted.statistics)))
+    if wanted.policy != "openfake-v1":
+        return None
+    if not job.out.exists(STATISTICS):
+        from ray_app.training.validating import on_ray
+
+        job.out.write(STATISTICS, on_ray(job, _measured))
+    with tempfile.NamedTemporaryFile(suffix=".npz") as file:
+        file.write(job.out.read(STATISTICS))
+        file.flush()
+        return load_statistics(Path(file.name))
+
+
+def _measured(job: Job) -> bytes:
+    from ray_app.learning.loading import measure_real
+    from ray_app.training.validating import plain_loader
+
+    statistics = measure_real(plain_loader(job, "train"), MEASURED_REALS, job.config.loop.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / STATISTICS
+        save_statistics(path, statistics)
+        return path.read_bytes()

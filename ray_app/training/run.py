@@ -1,0 +1,118 @@
+"""One training from its recipe to its card: claim the directory, index and divide the images, train, judge, export.
+
+Every step can be interrupted anywhere; the same command goes on from the facts on disk.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from ray_app.errors import RESUMABLE, ClusterError, ConfigError, ExitCode
+from ray_app.scoring.cluster import cluster, resources
+from ray_app.scoring.config import ClusterConfig
+from ray_app.scoring.tasks import on_ray
+from ray_app.storage import Lease, Store
+from ray_app.training import checkpoints
+from ray_app.training.claiming import claim_data, claim_recipe
+from ray_app.training.config import TrainConfig
+from ray_app.training.finishing import METRICS, finish
+from ray_app.training.layout import plan_workers
+from ray_app.training.preparing import make_job, prepare_data, trained_card
+
+BATCHES_IN_STORE = 12  # of one step, in the object store of a local cluster: loaded, on their way, and in use
+LEAST_STORE_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class Trained:
+    """How a training ended. `facts`: the content of `metrics.json`, or of a dry run's plan; `was_there`: nothing had to be done."""
+
+    exit_code: ExitCode
+    facts: dict[str, Any]
+    was_there: bool = False
+
+
+def train(config: TrainConfig, *, dry_run: bool = False) -> Trained:
+    """Train by a recipe into `config.out`, from wherever an earlier session of the same command stopped.
+
+    Raises ConfigError, IdentityError (the directory is another recipe's or in use), DetectorError, StorageError, ClusterError, and
+    KeyboardInterrupt when it was asked to stop. Those that the same call resumes from carry the note RESUMABLE. A dry run needs no `out`,
+    starts no cluster and trains nothing; with an `out` it leaves the index there.
+    """
+    if dry_run:
+        return _planned(config)
+    if not config.out:
+        raise ConfigError("no directory for the card: --out DIR is missing", hint="touchstone train CONFIG --out DIR")
+    out = Store.open(config.out)
+    with Lease(out), _resumable(KeyboardInterrupt):
+        told = claim_recipe(out, config)
+        if out.exists(METRICS):
+            return Trained(ExitCode.DONE, json.loads(out.read(METRICS)), was_there=True)
+        card = trained_card(config)
+        with _resumable(ClusterError), cluster(_cluster_for(config, card.preprocessing.shape)):
+            prepared = prepare_data(config, out, each=on_ray)
+            claim_data(out, told, prepared.splits.findings)
+            cpus, gpus, _ = resources(config.cluster)
+            layout = plan_workers(config.workers, cpus=cpus, gpus=gpus)
+            job = make_job(config, card, out, layout, prepared)
+            _fit(job)
+            return Trained(ExitCode.DONE, finish(job, prepared.splits.findings, told))
+
+
+def _fit(job: Any) -> None:
+    """Train, unless all that is left to do comes after that."""
+    checkpoints.mend_list(job.out)
+    checkpoints.remove_orphans(job.out)
+    if not checkpoints.is_trained(job.out):
+        from ray_app.training.fitting import fit
+        from ray_app.training.progress import TrainingProgress
+
+        progress = TrainingProgress(job.total_steps)
+        try:
+            fit(job, progress)
+        finally:
+            progress.close()
+        if not checkpoints.is_trained(job.out):
+            raise ClusterError("training ended before its last step was committed", hint="the same command goes on")
+    checkpoints.remove_orphans(job.out)
+
+
+def _planned(config: TrainConfig) -> Trained:
+    """The dry run."""
+    import os
+
+    from ray_app.learning.networks import training_card
+    from ray_app.training.planning import plan
+
+    with TemporaryDirectory(prefix="touchstone-") as scratch:
+        card = training_card(config)
+        prepared = prepare_data(config, Store.open(config.out or scratch))
+        cpus, gpus = config.cluster.cpus or os.cpu_count() or 1, config.cluster.gpus
+        if gpus is None:
+            import torch
+
+            gpus = torch.cuda.device_count()
+        layout = plan_workers(config.workers, cpus=float(cpus), gpus=float(gpus))
+        facts = plan(config, card, prepared.order, prepared.total_steps, layout, prepared.splits.findings)
+        return Trained(ExitCode.DONE, facts)
+
+
+def _cluster_for(config: TrainConfig, shape: tuple[int, int] | None) -> ClusterConfig:
+    """The config's cluster; a local one gets an object store that holds the batches under way."""
+    if config.cluster.object_store_bytes is not None or shape is None:
+        return config.cluster
+    planes = 5 if config.loss.name == "maskclip" else 3
+    needed = BATCHES_IN_STORE * config.loop.batch * planes * shape[0] * shape[1]
+    return config.cluster.model_copy(update={"object_store_bytes": LEAST_STORE_BYTES + needed})
+
+
+@contextmanager
+def _resumable(kind: type[BaseException]) -> Iterator[None]:
+    try:
+        yield
+    except kind as error:
+        error.add_note(RESUMABLE)
+        raise

@@ -1,0 +1,106 @@
+"""Steps → batches: each worker's own ordered stream, read, decoded and augmented by loader processes on Ray Data.
+
+The stream is made of step numbers alone; which rows a step has is arithmetic (ray_app.datasets.order). So the data position of a
+training is its step, and a stream that begins anywhere gives the same batches as one that came by there.
+"""
+
+import logging
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from ray_app.training.job import Job
+
+Batch = dict[str, npt.NDArray[Any]]
+
+WHOLE_BATCHES = 1 << 40  # a batch stays one block of Ray Data
+IN_FLIGHT = 2  # batches that one loader has been given
+AHEAD = 2  # batches that wait in the worker itself
+HAND_OVER_SHARE = 0.4  # of a node's object store: what waits between loaders and the workers of that node
+# An execution costs about 10 s to start, and a step 1 ms of it: long enough for the one, bounded for the other.
+STEPS_PER_EXECUTION = 20_000
+
+
+class Loader:
+    """What Ray Data runs in a process of its own: one step number in, that step's batch for one rank out."""
+
+    def __init__(self, job: Job, rank: int, world: int) -> None:
+        from ray_app.learning.loading import StepLoader
+
+        self._loader, self._rank, self._world = StepLoader(training_loader(job), job.order()), rank, world
+
+    def __call__(self, steps: pa.Table) -> Batch:
+        """A table of one step number → arrays, as `BatchLoader.load` gives them, and `step` for each image."""
+        step = steps["step"][0].as_py()
+        batch = self._loader.load(step, self._rank, self._world)
+        return {**batch, "step": np.full(len(batch["label"]), step, np.int64)}
+
+
+def training_loader(job: Job) -> Any:
+    """What reads rows of the training split as the recipe's policy changes them."""
+    from ray_app.augmentation import make_policy
+    from ray_app.learning.loading import BatchLoader
+
+    shape = job.card.preprocessing.shape
+    policy = make_policy(job.config.augmentation, side=shape[0] if shape else None, statistics=job.statistics)
+    return BatchLoader(
+        job.rows("train"),
+        job.card.preprocessing,
+        policy=policy,
+        seed=job.config.loop.seed,
+        masks=job.wants_masks,
+        limits=job.config.limits,
+    )
+
+
+def batches(job: Job, first: int, rank: int, world: int) -> Iterator[Batch]:
+    """The batches of one rank from step `first` to the last, in order. Runs inside a worker; leaving early ends the loaders."""
+    _prepare(job)
+    for start in range(first, job.total_steps, STEPS_PER_EXECUTION):
+        yield from _execution(job, range(start, min(start + STEPS_PER_EXECUTION, job.total_steps)), rank, world)
+
+
+def _execution(job: Job, steps: range, rank: int, world: int) -> Iterator[Batch]:
+    from ray.data import ActorPoolStrategy
+    from ray.data.read_api import from_blocks
+
+    loaders = min(job.layout.loaders, len(steps))
+    loaded = from_blocks([pa.table({"step": [step]}) for step in steps]).map_batches(
+        Loader,
+        fn_constructor_args=(job, rank, world),
+        batch_size=1,
+        batch_format="pyarrow",
+        zero_copy_batch=True,
+        compute=ActorPoolStrategy(size=loaders, max_tasks_in_flight_per_actor=IN_FLIGHT),
+        num_cpus=job.layout.loader_cpus,
+        label_selector=dict(job.config.cluster.labels) or None,
+    )
+    for step, batch in zip(steps, loaded.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=AHEAD), strict=True):
+        assert batch["step"][0] == step, "Ray Data kept the order"
+        yield batch
+
+
+def _prepare(job: Job) -> None:
+    import ray.data
+    from ray.data import ExecutionResources
+
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.target_max_block_size = WHOLE_BATCHES
+    context.execution_options.preserve_order = True
+    context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=_hand_over_limit(job))
+
+
+def _hand_over_limit(job: Job) -> float:
+    """Bytes that may wait for one worker, so that all workers of a node together do not fill its object store."""
+    import ray
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    together = math.ceil(job.layout.workers / max(len(nodes), 1))
+    smallest = min(node["Resources"].get("object_store_memory", math.inf) for node in nodes)
+    return float(HAND_OVER_SHARE * smallest / together)

@@ -1,0 +1,214 @@
+"""Judging a checkpoint on labelled rows, as the detector that it will be: meanwhile, as Ray Train's validation task, and at the end."""
+
+import io
+import os
+import pickle
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from ray_app.detectors import MIRROR_VARIABLE
+from ray_app.errors import TouchstoneError
+from ray_app.learning.loading import BatchLoader
+from ray_app.metrics import FIGURES, detection_figures
+from ray_app.scoring.thumbnails import SIDE_PX
+from ray_app.training import checkpoints
+from ray_app.training.job import Job
+from ray_app.training.streaming import Batch
+from ray_app.training.validations import write_validation
+
+if TYPE_CHECKING:
+    from ray_app.learning.judging import Judged
+
+_CHOICE = 8  # names the stream of chance, beside those of order, augmentation and dropout
+BEAT_EVERY_S = 5.0
+MOST_MISTAKES = 12
+
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """One split as the chosen network judges it: `rows` with their `labels` and `scores`, figures, and the worst mistakes as pictures."""
+
+    rows: Rows
+    labels: npt.NDArray[np.int64]
+    scores: npt.NDArray[np.float64]
+    figures: dict[str, Any]
+    mistakes: list[dict[str, Any]]
+    device: str
+
+
+def validate(checkpoint: Any, job: Any) -> dict[str, Any]:
+    """What Ray Train calls for a checkpoint that was reported with `validation`: the figures that may choose the best one."""
+    import ray
+
+    given: Job = ray.get(job)
+    with checkpoint.as_directory() as folder:
+        return validate_folder(given, Path(folder))
+
+
+def validate_folder(job: Job, folder: Path, *, threads: int = 1) -> dict[str, Any]:
+    """Judge a checkpoint's folder on the validation rows that the recipe chooses from, keep the figures, and return those in FIGURES."""
+    step, _ = checkpoints.read_facts(folder)
+    judged = _judged(job, folder, "validation", chosen_rows(job), threads)
+    figures = figures_of(job, "validation", judged)
+    write_validation(job.out, step, figures)
+    return {name: figures[name] for name in FIGURES if figures.get(name) is not None}
+
+
+def chosen_rows(job: Job) -> Rows:
+    """The validation rows by which checkpoints are compared: all, or the same few every time."""
+    count, most = len(job.rows("validation")), job.config.validation.most_images
+    if most is None or most >= count:
+        return np.arange(count)
+    drawn = np.random.default_rng([job.config.loop.seed, _CHOICE]).choice(count, most, replace=False)
+    return np.sort(drawn)
+
+
+def judge_split(job: Job, folder: Path, split: str) -> Verdicts:
+    """All rows of a split, judged by the network of a checkpoint's folder."""
+    judged = _judged(job, folder, split, np.arange(len(job.rows(split))), job.layout.threads)
+    mistakes = _mistakes(job, split, judged)
+    return Verdicts(judged.rows, judged.labels, judged.scores, figures_of(job, split, judged), mistakes, _device_name(job))
+
+
+def figures_of(job: Job, split: str, judged: "Judged") -> dict[str, Any]:
+    """Detection figures, and those of masks where there are some; `unreadable` counts the rows that have no score."""
+    generators = job.rows(split)["input"].combine_chunks().field("generator").take(judged.rows).to_pylist()
+    pixels = judged.pixels or {}
+    return {**detection_figures(judged.scores, judged.labels, generators), **pixels, "unreadable": len(judged.unreadable)}
+
+
+def on_ray(job: Job, function: Callable[..., Any], *given: Any) -> Any:
+    """`function(job, *given)` as one task where checkpoints are judged. Raises the TouchstoneError that it raised, whole."""
+    import ray
+
+    layout = job.layout
+    task = ray.remote(num_cpus=layout.validation_cpus, num_gpus=layout.validation_gpus, max_retries=2)(_called)
+    value, error = ray.get(task.remote(function, ray.put(job), *given))
+    if error is not None:
+        raise pickle.loads(error)  # noqa: S301  (made by a task of this session)
+    return value
+
+
+def on_checkpoint(job: Job, name: str, function: Callable[..., Any], *given: Any) -> Any:
+    """The same with the folder of a kept checkpoint: `function(job, folder, *given)`."""
+    return on_ray(job, _with_folder, name, function, *given)
+
+
+def _with_folder(job: Job, name: str, function: Callable[..., Any], *given: Any) -> Any:
+    with checkpoints.fetched(job.out, name) as folder:
+        return function(job, folder, *given)
+
+
+def _called(function: Callable[..., Any], *given: Any) -> tuple[Any, bytes | None]:
+    # Ray keeps only the text of an exception; as a value it arrives whole.
+    try:
+        return function(*given), None
+    except TouchstoneError as error:
+        return None, pickle.dumps(error)
+
+
+def _judged(job: Job, folder: Path, split: str, rows: Rows, threads: int) -> "Judged":
+    import torch
+
+    from ray_app.learning.judging import detector_for, judge
+    from ray_app.learning.learner import load_trained
+
+    if job.mirror is not None:
+        os.environ[MIRROR_VARIABLE] = job.mirror
+    device = job.layout.judging_device
+    if device == "cpu":
+        torch.set_num_threads(threads)
+    detector = detector_for(job.card, load_trained(job.config, job.card, folder), device=device)
+    judged = judge(detector, _beating(job, _loaded(job, split, rows, detector.slots)))
+    if not len(judged.rows):
+        raise TouchstoneError(f"not one of the {len(rows):,} {split} images could be read", hint="is the source still there?")
+    return judged
+
+
+def _loaded(job: Job, split: str, rows: Rows, size: int) -> Iterator[Batch]:
+    """Batches of rows as they are, decoded a little ahead by a few threads, each with a loader of its own."""
+    own = threading.local()
+
+    def load(part: Rows) -> Batch:
+        if not hasattr(own, "loader"):
+            own.loader = plain_loader(job, split)
+        return own.loader.load(part, part)  # type: ignore[no-any-return]
+
+    parts = [rows[start : start + size] for start in range(0, len(rows), size)]
+    waiting: deque[Future[Batch]] = deque()
+    with ThreadPoolExecutor(job.layout.judging_threads) as threads:
+        for part in parts:
+            waiting.append(threads.submit(load, part))
+            if len(waiting) > 2 * job.layout.judging_threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def plain_loader(job: Job, split: str) -> BatchLoader:
+    """What reads a split's rows with no policy, as scoring would."""
+    config = job.config
+    return BatchLoader(
+        job.rows(split), job.card.preprocessing, policy=None, seed=config.loop.seed, masks=job.wants_masks, limits=config.limits
+    )
+
+
+def _beating(job: Job, batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The same batches; the driver hears now and then that judging goes on."""
+    beat_at = time.monotonic()
+    for batch in batches:
+        if time.monotonic() - beat_at >= BEAT_EVERY_S:
+            beat_at = time.monotonic()
+            job.board.beat.remote()
+        yield batch
+
+
+def _mistakes(job: Job, split: str, judged: "Judged") -> list[dict[str, Any]]:
+    """The images on the wrong side of 0, the most certain ones first, as small pictures without metadata."""
+    wrong = np.flatnonzero((judged.scores > 0) != (judged.labels == 1))
+    worst = wrong[np.argsort(-np.abs(judged.scores[wrong]), kind="stable")][:MOST_MISTAKES]
+    if not len(worst):
+        return []
+    table = job.rows(split)
+    pictures = dict(plain_loader(job, split).images(judged.rows[worst]))
+    return [mistake for place in worst if (mistake := _mistake(table, judged, int(place), pictures)) is not None]
+
+
+def _mistake(table: Any, judged: "Judged", place: int, pictures: dict[int, Any]) -> dict[str, Any] | None:
+    number = int(judged.rows[place])
+    picture = pictures.get(number)
+    if not isinstance(picture, Image.Image):
+        return None
+    row = table.slice(number, 1).to_pylist()[0]
+    return {
+        "jpeg": _thumbnail(picture),
+        "label": "fake" if judged.labels[place] else "real",
+        "generator": row["input"]["generator"],
+        "score": float(judged.scores[place]),
+        "name": row["member"] or row["uri"].rpartition("/")[2],
+    }
+
+
+def _thumbnail(picture: Image.Image) -> bytes:
+    picture.thumbnail((SIDE_PX, SIDE_PX))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()
+
+
+def _device_name(job: Job) -> str:
+    from ray_app.training.environment import device_name
+
+    return device_name(job.layout.judging_device)

@@ -1,0 +1,217 @@
+"""What one worker process does: take its batches, learn, note, and commit checkpoints. Ray Train starts it, and starts it again.
+
+Whatever ends a worker (its process, its node, the driver), the next attempt goes on from the last committed checkpoint: the step number
+in it is the whole position. All ranks do the same steps and report the same number of times; what is decided on the way (stop, look
+for notices) rank 0 decides and tells.
+"""
+
+import os
+import pickle
+import tempfile
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray.train import Checkpoint, CheckpointUploadMode
+
+from ray_app.detectors import MIRROR_VARIABLE
+from ray_app.errors import ClusterError, TouchstoneError
+from ray_app.training import checkpoints
+from ray_app.training.history import HISTORY, SAMPLES, UNREADABLE, Notes, forget_from, write_events
+from ray_app.training.job import Job
+from ray_app.training.streaming import Batch, batches
+from ray_app.training.validations import is_out_of_patience
+
+TELL_EVERY_S = 0.5
+LOOK_EVERY_S = 2.0  # for a notice that a machine will be taken away; asking is a round of all workers
+FEW_IMAGES = 200  # before so many were seen, a share of bad ones says nothing
+GO_ON, LOOK, STOP, END = range(4)
+
+
+def train_worker(given: dict[str, Any]) -> None:
+    """The function that Ray Train runs in every worker; `given["job"]` refers to the `Job`."""
+    job: Job = ray.get(given["job"])
+    try:
+        Rank(job).run()
+    except TouchstoneError as error:
+        if not isinstance(error, ClusterError):  # another attempt would meet the same
+            ray.get(job.board.fail.remote(pickle.dumps(error)))
+        raise
+    except Exception:
+        told = TouchstoneError(f"a training worker failed at its first step:\n{traceback.format_exc()}", hint="this looks like a bug")
+        ray.get(job.board.fail.remote(pickle.dumps(told), only_before_steps=True))
+        raise
+
+
+class Rank:
+    """One worker from its start to its end."""
+
+    def __init__(self, job: Job) -> None:
+        import torch
+
+        from ray_app.learning.learner import Learner
+
+        context = ray.train.get_context()
+        self._job, self._rank, self._world = job, context.get_world_rank(), context.get_world_size()
+        if job.mirror is not None:
+            os.environ[MIRROR_VARIABLE] = job.mirror
+        if job.layout.device == "cpu":
+            torch.set_num_threads(job.layout.threads)
+        config = job.config
+        self._device = str(ray.train.torch.get_device())
+        self._learner = Learner(
+            config,
+            job.card,
+            device=self._device,
+            total_steps=job.total_steps,
+            rank=self._rank,
+            world=self._world,
+            strategy=config.workers.strategy,
+        )
+        self._history, self._samples, self._unreadable = (Notes(job.out, folder, self._rank) for folder in (HISTORY, SAMPLES, UNREADABLE))
+        self._seen = self._bad = 0
+        self._untold = 0
+        self._told_at = self._looked_at = 0.0
+        self._asked: Any = None
+        self._saved_on_notice = False
+
+    def run(self) -> None:
+        """All steps from the last committed one on."""
+        if self._restore():
+            return
+        self._begun = self._learner.step_number
+        if self._rank == 0:
+            forget_from(self._job.out, self._begun)
+            self._job.board.tell.remote({"step": self._begun, "total": self._job.total_steps}, 0)
+        self._agree(GO_ON)  # nobody writes before what is to be written anew was removed
+        clock = time.monotonic()
+        for batch in batches(self._job, self._begun, self._rank, self._world):
+            waited, clock = time.monotonic() - clock, time.monotonic()
+            self._learn(batch, waited, clock)
+            if self._after_step():
+                return
+            clock = time.monotonic()
+
+    def _restore(self) -> bool:
+        """Take up the last committed checkpoint, if any; True where no step is left."""
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            return False
+        with checkpoint.as_directory() as folder:
+            _, finished = checkpoints.read_facts(Path(folder))
+            if not finished:
+                self._learner.load(Path(folder))
+        return finished
+
+    def _learn(self, batch: Batch, waited_s: float, began: float) -> None:
+        figures = self._learner.step(batch)
+        self._note_images(batch, figures.step)
+        self._seen += self._job.config.loop.batch
+        self._bad += figures.unusable
+        self._require_readable()
+        seconds = time.monotonic() - began
+        line = {
+            "step": figures.step,
+            "loss": figures.loss,
+            "rate": figures.rate,
+            "gradient_norm": figures.gradient_norm,
+            "images_per_s": self._job.config.loop.batch / (waited_s + seconds),
+            "wait_s": waited_s,
+            "compute_s": seconds,
+            "unusable": figures.unusable,
+            "time": time.time(),
+            **figures.parts,
+        }
+        self._untold += 1
+        if self._rank == 0:
+            self._history.add(line)
+            if time.monotonic() - self._told_at >= TELL_EVERY_S:
+                self._tell(line)
+
+    def _note_images(self, batch: Batch, step: int) -> None:
+        if self._job.config.faults.record_samples:
+            self._samples.add({"step": step, "rank": self._rank, "rows": batch["row"].tolist(), "image_ids": batch["image_id"].tolist()})
+        for place in (~batch["usable"]).nonzero()[0]:
+            self._unreadable.add({"step": step, "image_id": int(batch["image_id"][place]), "detail": str(batch["detail"][place])})
+
+    def _require_readable(self) -> None:
+        most = self._job.config.faults.max_bad_fraction
+        if self._bad > most * self._seen and self._seen >= min(FEW_IMAGES, self._job.order().rows_per_epoch):
+            for notes in (self._unreadable, self._samples):
+                notes.write(self._begun)
+            raise TouchstoneError(
+                f"{self._bad:,} of {self._seen:,} training images could not be read ({self._bad / self._seen:.1%})",
+                hint=f"unreadable/ in the run says which and why; --set faults.max_bad_fraction=… allows more than {most:.1%}",
+            )
+
+    def _tell(self, line: dict[str, Any]) -> None:
+        self._asked = self._job.board.tell.remote({**line, "total": self._job.total_steps}, self._untold)
+        self._untold, self._told_at = 0, time.monotonic()
+
+    def _after_step(self) -> bool:
+        """Commit what is due; True when training ends here."""
+        step = self._learner.step_number
+        word = self._agree(self._decision() if self._rank == 0 else GO_ON)
+        noticed = word == LOOK and ray.train.get_preemption_info() is not None and not self._saved_on_notice
+        self._saved_on_notice |= noticed
+        ends, at_once = word in (STOP, END), noticed or word in (STOP, END)
+        if at_once or self._job.is_due(step):
+            self._commit(at_once=at_once, finished=word == END or step == self._job.total_steps)
+        if ends and self._rank == 0:
+            ray.get(self._job.board.tell.remote({"stopped": step}, 0))
+        return ends
+
+    def _decision(self) -> int:
+        """What rank 0 wants all to do after this step."""
+        step = self._learner.step_number
+        if self._asked is not None and ray.wait([self._asked], timeout=0)[0]:
+            asked, self._asked = ray.get(self._asked), None
+            if asked and step < self._job.total_steps:
+                return STOP
+        if step in self._job.milestones and is_out_of_patience(self._job):
+            return END
+        if time.monotonic() - self._looked_at >= LOOK_EVERY_S:
+            self._looked_at = time.monotonic()
+            return LOOK
+        return GO_ON
+
+    def _agree(self, word: int) -> int:
+        """Rank 0's word, known to all when this returns."""
+        if self._world == 1:
+            return word
+        import torch
+        import torch.distributed as dist
+
+        said = torch.tensor(word, device=self._device)
+        dist.broadcast(said, src=0)
+        return int(said.item())
+
+    def _commit(self, *, at_once: bool, finished: bool = False) -> None:
+        """Save, note, and report; `at_once` waits until the files lie in storage, else that goes on beside the next steps."""
+        step = self._learner.step_number
+        for notes in (self._samples, self._unreadable):
+            notes.write(self._begun)
+        lines = self._history.write(self._begun)
+        if lines:
+            write_events(self._job.out, self._begun, lines)
+        self._begun = step
+        folder = Path(tempfile.mkdtemp(prefix="touchstone-checkpoint-"))
+        self._learner.save(folder)
+        checkpoint = None
+        if self._rank == 0:
+            checkpoints.write_facts(folder, step=step, finished=finished)
+            checkpoint = Checkpoint.from_directory(folder)
+            self._tell(dict(lines[-1]) if lines else {"step": step})
+        else:
+            folder.rmdir()
+        ray.train.report(
+            {"step": step, "finished": finished},
+            checkpoint=checkpoint,
+            checkpoint_dir_name=checkpoints.new_name(step),
+            checkpoint_upload_mode=CheckpointUploadMode.SYNC if at_once or finished else CheckpointUploadMode.ASYNC,
+            delete_local_checkpoint_after_upload=True,
+            validation=self._rank == 0 and (step in self._job.milestones or finished),
+        )

@@ -1,0 +1,69 @@
+"""MaskCLIP's joint policy: every step with the reference's share and range."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ray_app.augmentation import edge_map
+from ray_app.augmentation.maskclip import MaskClip, _lit
+from ray_app.augmentation.sample import Sample
+from tests.augmentation.given import marked, rng, share_near
+
+POLICY = MaskClip()
+
+
+@pytest.fixture(scope="module")
+def results():
+    sample = marked(100, 60)
+    return [POLICY(sample, rng(seed)) for seed in range(600)]
+
+
+def test_both_sides_scale_by_the_same_four_fifths_to_six_fifths(results):
+    long, short = zip(*((max(r.image.size), min(r.image.size)) for r in results), strict=True)
+    assert (min(long), max(long)) == (80, 119)
+    assert all(abs(w / 100 - h / 60) < 0.02 for w, h in zip(long, short, strict=True))
+    assert np.mean(long) == pytest.approx(99.5, abs=1.5)
+
+
+def test_a_quarter_lie_on_their_side(results):
+    assert share_near(sum(r.image.height > r.image.width for r in results), 600, 0.5 * 0.5)
+
+
+def test_the_result_is_not_final_and_the_label_is_the_loader_s_to_recompute(results):
+    assert {(r.finished, r.label) for r in results} == {(False, 1)}
+
+
+def test_light_and_contrast_within_a_tenth(results):
+    ground = np.array([np.median(np.asarray(r.image).reshape(-1, 3), axis=0) for r in results])
+    # 90 and 60 of the ground, × 0.9 to 1.1, ± 25.5.
+    assert ground.min() >= 60 * 0.9 - 25.5 - 2
+    assert ground.max() <= 90 * 1.1 + 25.5 + 2
+    assert np.ptp(ground[:, 0]) > 45
+    levels = Image.fromarray(np.arange(256, dtype=np.uint8)[None].repeat(3, 0).T[None].copy())
+    expected = [int(min(max(level * np.float32(1.05) - 10.2, 0), 255)) for level in range(256)]
+    assert np.abs(np.asarray(_lit(levels, brightness=-0.04, contrast=0.05))[0, :, 0] - np.array(expected)).max() == 0
+
+
+def test_jpeg_in_a_fifth_of_the_images():
+    """JPEG halves the resolution of colour and keeps that of light: in noise of three independent colours that tells."""
+    noise = Sample(Image.fromarray(rng(0).integers(0, 256, (96, 96, 3)).astype(np.uint8)), None, 1)
+    ratios = []
+    for seed in range(400):
+        pixels = np.asarray(POLICY(noise, rng(1, seed)).image).astype(float)
+        light, colour = pixels @ (0.299, 0.587, 0.114), pixels[..., 0] - pixels[..., 2]
+        ratios.append(np.diff(colour, axis=1).std() / np.diff(light, axis=1).std())
+    assert share_near(sum(ratio < 1.4 for ratio in ratios), 400, 0.2)
+
+
+def test_the_edge_of_the_mask_lies_on_the_outline_of_the_image(results):
+    for result in results[:40]:
+        mask = np.asarray(result.mask) > 0
+        edge = edge_map(mask)
+        green = np.asarray(result.image).astype(int)
+        steep = np.abs(np.diff(green[..., 1], axis=1))[2:-2, 2:-2] > 60
+        assert steep.any()
+        assert edge[2:-2, 2:-3][steep].mean() > 0.97
+
+
+def test_no_arguments():
+    assert not MaskClip.model_fields

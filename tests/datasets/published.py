@@ -1,0 +1,65 @@
+"""Small copies of the published sets: the same schemas, names and folders, written by the library that their authors used."""
+
+import io
+import json
+import zipfile
+from pathlib import Path
+
+from PIL import Image as Pillow
+
+
+def picture(number: int = 0, mode: str = "RGB") -> Pillow.Image:
+    """A picture that only its number decides."""
+    noise = Pillow.effect_noise((24, 16), 60 + number % 100)
+    ramp = Pillow.linear_gradient("L").rotate(37 * number).resize((24, 16))
+    return Pillow.blend(noise, ramp, 0.7 + 0.3 * (number % 2)).convert(mode)
+
+
+def encoded(number: int = 0) -> bytes:
+    """The same as a PNG."""
+    stream = io.BytesIO()
+    picture(number).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def write_parquet(path: Path, columns: dict, images: tuple[str, ...] = ("image",), labels: list[str] | None = None) -> Path:
+    """A shard as `datasets` writes it. `images`: columns of pictures; `labels`: the names of the ClassLabel `label`."""
+    from datasets import ClassLabel, Dataset, Features, Image, Value, disable_progress_bars
+
+    disable_progress_bars()
+
+    def feature(name, values):
+        if name in images:
+            return Image()
+        if name == "label" and labels is not None:
+            return ClassLabel(names=labels)
+        kind = next((type(value) for value in values if value is not None), str)
+        return Value({int: "int64", bytes: "binary", str: "string"}[kind])
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Dataset.from_dict(columns, features=Features({name: feature(name, values) for name, values in columns.items()})).to_parquet(path)
+    return path
+
+
+def write_files(folder: Path, *names: str) -> Path:
+    """Pictures under these names, each another; what is no picture by its name has words in it."""
+    for number, name in enumerate(names):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded(number) if path.suffix in (".png", ".jpg") else b"words")
+    return folder
+
+
+def write_zip(path: Path, *names: str) -> Path:
+    """The same in a zip."""
+    with zipfile.ZipFile(path, "w") as file:
+        for number, name in enumerate(names):
+            file.writestr(name, encoded(number))
+    return path
+
+
+def write_json(path: Path, content: object) -> Path:
+    """Metadata beside images."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+    return path

@@ -1,0 +1,39 @@
+import pytest
+
+from ray_app.datasets.labels import INPUT, Labels, parse_label, prompt_group, real_of
+from ray_app.errors import ConfigError
+
+
+@pytest.mark.parametrize("value", ["real", "Real", " REAL ", "0", 0, 0.0, False, "false"])
+def test_real(value):
+    assert parse_label(value, "row 1") == "real"
+
+
+@pytest.mark.parametrize("value", ["fake", "FAKE", "1", 1, 1.0, True, "True"])
+def test_fake(value):
+    assert parse_label(value, "row 1") == "fake"
+
+
+@pytest.mark.parametrize("value", [None, "", "fakes", 2, -1, 0.5, float("nan"), "synthetic", "1.0", b"fake"])
+def test_there_is_no_default(value):
+    with pytest.raises(ConfigError) as raised:
+        parse_label(value, "labels.csv, row 7")
+    assert "labels.csv, row 7" in raised.value.message
+    assert repr(value) in raised.value.message
+
+
+def test_reals_are_never_mistaken_for_a_generator():
+    assert [real_of(source) for source in (None, "", "real", "Real", "LAION", "real:LAION")] == [
+        "real", "real", "real", "real", "real:LAION", "real:LAION",
+    ]  # fmt: skip
+
+
+def test_one_prompt_is_one_group_however_it_is_written():
+    group = prompt_group("A lighthouse in  fog")
+    assert group is not None
+    assert group == prompt_group(" a Lighthouse\nin fog ") != prompt_group("a lighthouse in the fog")
+    assert prompt_group(None) is prompt_group(" \n") is None
+
+
+def test_an_index_keeps_every_label_and_the_hashes():
+    assert {field.name for field in INPUT} == {*Labels.__slots__, "sha256", "phash"}
