@@ -90,7 +90,7 @@ def _lines(info: "IndexInfo") -> "Iterator[str]":
         told = "no published count" if one["published"] is None else f"published {one['published']:,}"
         word = {True: "agree", False: "DIFFER", None: "unknown"}[one["agrees"]]
         yield f"{one['subset']}: {one['rows']:,} · {told} · {word}"
-    for name, kinds in (("left out", info.left_out), ("unreadable, without hashes", info.unreadable)):
+    for name, kinds in (("left out", info.left_out), ("unreadable", info.unreadable)):
         for one in kinds:
             yield f"{name}: {one['files']:,} × {one['why']}, for example {one['example']}"
     if info.repeated:

@@ -15,10 +15,12 @@ from ray_app.cli.cards import config, detectors
 from ray_app.cli.decide import decide
 from ray_app.cli.explain import explain
 from ray_app.cli.filter import filter_command
+from ray_app.cli.indexing import index
 from ray_app.cli.masks import masks
 from ray_app.cli.pack import pack
 from ray_app.cli.plan import plan
 from ray_app.cli.serve import serve
+from ray_app.cli.train import train
 from ray_app.errors import RESUMABLE, ExitCode, TouchstoneError
 
 
@@ -31,6 +33,7 @@ def touchstone() -> None:
     touchstone demo                                   a sample archive, scored
     touchstone score s3://bucket/photos --out s3://bucket/run
     touchstone results s3://bucket/run --verdict fake
+    touchstone train quick --out mine                 a detector of your own, from labelled images
     touchstone serve                                  an ensemble behind HTTP, with a page
 
     stdout carries the result, stderr the log and the progress line. Exit codes: 0 done · 2 usage or config · 3 finished with too
@@ -38,7 +41,9 @@ def touchstone() -> None:
     """
 
 
-for command in (plan, score, results, decide, report, masks, filter_command, pack, explain, serve, detectors, config, demo):
+for command in (
+    plan, score, results, decide, report, masks, filter_command, pack, explain, index, train, serve, detectors, config, demo,
+):  # fmt: skip
     touchstone.add_command(command)
 
 

@@ -55,4 +55,4 @@ def _lines(facts: dict[str, Any], dry_run: bool) -> list[str]:
         return plan_lines(facts)
     from ray_app.reports.training_report import training_lines
 
-    return training_lines(facts)
+    return [*training_lines(facts), *([f"pushed to {facts['pushed']}"] if "pushed" in facts else [])]

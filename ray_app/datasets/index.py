@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from ray_app.archives import Archive, BlockPlan, Each, Listed, in_turn, iter_blocks, list_members, manifests, member_rows, read_block
+from ray_app.archives import Archive, BlockPlan, Each, Listed, in_turn, iter_blocks, list_members, member_rows, read_block, read_complete
 from ray_app.archives.selecting import write_selected
 from ray_app.datasets.labelling import Aside, Hash, LabelledBlock, Labeller, as_listed, check_hashes
 from ray_app.datasets.labels import INPUT
@@ -45,7 +45,7 @@ class IndexInfo:
     """What an index holds. `source`: of which it was made, without secrets; `digest`: over ids and labels of all rows in order.
 
     `counts`: rows per (split, label, generator); `published`: for each number of the layout that is found here, whether it `agrees`;
-    `left_out` and `unreadable`: members by reason; `repeated`: members that the source lists more than once.
+    `left_out`: members that are no rows, by reason; `unreadable`: rows that are known to have no image, as far as it was looked for; `repeated`: members that the source lists more than once.
     """
 
     source: Mapping[str, Any]
@@ -118,15 +118,24 @@ def read_info(store: Store) -> IndexInfo | None:
         fields = json.loads(store.read("index.json"))
     except FileNotFoundError:
         return None
-    if fields.get("format") != _FORMAT:
+    except ValueError:
+        fields = None
+    if not isinstance(fields, dict) or "digest" not in fields:
+        raise ConfigError(f"{store.url}/index.json is not of Touchstone", hint="give another --out")
+    if fields["format"] != _FORMAT:
         raise ConfigError(f"{store.url}/index.json is of another version of Touchstone", hint="index the source again, into another --out")
     return IndexInfo(**fields)
+
+
+def is_index(store: Store) -> bool:
+    """Whether there is a whole index, and not just something called index.json."""
+    return store.exists("index.json") and read_complete(store, 0) is not None
 
 
 def read_index(place: str) -> pa.Table:
     """All rows of an index in order: the columns of a manifest, `input` being INPUT. Raises ConfigError where there is no index."""
     store = Store.open(place)
-    if read_info(store) is None or not manifests(store):
+    if not is_index(store) or read_info(store) is None:
         raise ConfigError(f"{store.url}: no index", hint="make one: touchstone index SOURCE --layout NAME --out DIR")
     return pa.concat_tables(read_block(store, ref) for ref in iter_blocks(store, 0))
 

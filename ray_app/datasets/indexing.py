@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from ray_app.archives import Archive, Each, in_turn, name_of
 from ray_app.datasets.config import Source
-from ray_app.datasets.index import IndexInfo, Progress, read_index, read_info, silent, write_index
+from ray_app.datasets.index import IndexInfo, Progress, is_index, read_index, read_info, silent, write_index
 from ray_app.datasets.layouts import Layout, make_layout
 from ray_app.errors import ConfigError, IdentityError
 from ray_app.storage import Store, canonical, strip_secrets
@@ -85,7 +85,7 @@ def _indexes(source: Source) -> Sequence[str]:
 
 
 def _is_index(place: str) -> bool:
-    return "::" not in place and scheme_of(place) not in ("http", "https") and Store.open(place).exists("index.json")
+    return "::" not in place and scheme_of(place) not in ("http", "https") and is_index(Store.open(place))
 
 
 def _identity(source: Source) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Literal
 
 import pyarrow as pa
@@ -44,7 +44,7 @@ class Aside:
 
 @dataclass
 class LabelledBlock:
-    """`rows`: manifest rows with INPUT; `left_out`: members that are no labelled image; `unreadable`: rows whose hashes are null for it."""
+    """`rows`: manifest rows with INPUT; `left_out`: members that are no labelled image; `unreadable`: rows that have no image."""
 
     rows: pa.Table
     subsets: Counter[str]
@@ -78,29 +78,29 @@ class Labeller:
             kept.append(place)
             labelled.append(labels)
             subsets[self.layout.subset(item, labels)] += 1
-        hashed, unreadable = self._hashed([members[place] for place in kept])
-        rows = [asdict(labels) | both for labels, both in zip(labelled, hashed, strict=True)]
-        table = table.drop_columns([name for name in ("input",) if name in table.schema.names]).take(pa.array(kept, pa.int64()))
-        return LabelledBlock(table.append_column("input", pa.array(rows, INPUT)), subsets, left_out, unreadable)
+        hashes, unreadable = self._hashed([members[place] for place in kept])
+        columns = [[getattr(one, name) for one in labelled] if name in Labels.__slots__ else hashes[name] for name in INPUT.names]
+        inputs = pa.StructArray.from_arrays([pa.array(values, pa.string()) for values in columns], fields=list(INPUT))
+        rows = table.drop_columns([name for name in ("input",) if name in table.schema.names]).take(pa.array(kept, pa.int64()))
+        return LabelledBlock(rows.append_column("input", inputs), subsets, left_out, unreadable)
 
-    def _hashed(self, members: Sequence[Member]) -> tuple[list[dict[str, str]], Aside]:
+    def _hashed(self, members: Sequence[Member]) -> tuple[dict[str, list[str | None]], Aside]:
+        """The columns of hashes, null where a member is not readable, and such members by reason; without hashes none is read."""
+        hashes: dict[str, list[str | None]] = {name: [None] * len(members) for name in ("sha256", "phash")}
         unreadable = Aside()
-        if not self.hashes:
-            return [{} for _ in members], unreadable
-        hashed: list[dict[str, str]] = []
-        for member, data in MemberReader(self.fetcher, max_bytes=self.limits.max_bytes).read(members):
-            found: dict[str, str] = {}
+        wanted = members if self.hashes else [member for member in members if member.refused is not None]
+        reader = MemberReader(self.fetcher, max_bytes=self.limits.max_bytes)
+        for place, (member, data) in enumerate(reader.read(wanted)):
             try:
                 if isinstance(data, InputError):
                     raise data
                 if "sha256" in self.hashes:
-                    found["sha256"] = hashlib.sha256(data).hexdigest()
+                    hashes["sha256"][place] = hashlib.sha256(data).hexdigest()
                 if "phash" in self.hashes:
-                    found["phash"] = perceptual_hash(decode_image(data, self.limits).pixels)
+                    hashes["phash"][place] = perceptual_hash(decode_image(data, self.limits).pixels)
             except InputError as error:
                 unreadable.add(error.status, f"{place_of(as_listed(member))}: {error.detail}")
-            hashed.append(found)
-        return hashed, unreadable
+        return hashes, unreadable
 
 
 def as_listed(member: Member) -> Listed:

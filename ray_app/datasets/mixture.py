@@ -7,7 +7,6 @@ row an epoch comes every few epochs, not never.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
 
 import numpy as np
 import numpy.typing as npt
@@ -45,19 +44,27 @@ class Mixture:
     def epoch(self, number: int) -> Places:
         """(length,) the rows of an epoch, each stratum's spread evenly over it."""
         draws = self.draws(number)
-        before = reduce(np.add, map(self.draws, range(number)), np.zeros_like(draws))
-        walks = zip(before.tolist(), draws.tolist(), strict=True)
+        walks = zip(self._begun(number).tolist(), draws.tolist(), strict=True)
         rows = np.concatenate([self._walked(stratum, start, count) for stratum, (start, count) in enumerate(walks) if count])
         within = np.arange(self.length) - np.repeat(np.cumsum(draws) - draws, draws)
         times = (within + self.shuffle.generator(number).random(self.length)) / np.repeat(draws, draws)
-        ordered: Places = rows[np.argsort(times)]
+        ordered: Places = rows[np.argsort(times, kind="stable")]
         return ordered
 
     def draws(self, number: int) -> Counts:
         """(strata,) how many rows of each are in an epoch: less than one away from its share, and right in the mean of epochs."""
-        edges = np.concatenate([[0.0], np.cumsum(self.shares) * self.length])
-        edges[-1] = self.length
-        return np.diff(np.floor(edges + (number * _GOLDEN) % 1)).astype(np.int64)
+        return self._begun(number + 1) - self._begun(number)
+
+    def _begun(self, number: int) -> Counts:
+        """(strata,) how many rows of each come in all epochs before this one.
+
+        An epoch is cut where a stratum's share of it ends, at fractions that are rounded up if they reach what is drawn for the epoch.
+        """
+        ends = np.concatenate([[0.0], np.cumsum(self.shares) * self.length]).round(6)  # the same on processors that round otherwise
+        ends[-1] = self.length
+        thresholds = np.sort(np.arange(1, number + 1) * _GOLDEN % 1)
+        rounded_up = np.searchsorted(thresholds, ends % 1, side="left")
+        return np.asarray(np.diff(number * np.floor(ends).astype(np.int64) + rounded_up), np.int64)
 
     def _walked(self, stratum: int, start: int, count: int) -> Places:
         """Rows start … start + count of a stratum's endless sequence, which is made in pieces of about an epoch."""

@@ -144,12 +144,13 @@ class Learner:
         `position.json`. Neither strategy nor number of processes is in them. Raises StorageError.
         """
         weights: dict[str, Any] = get_model_state_dict(self.network, options=_GATHERED)
-        optimiser = get_optimizer_state_dict(self.network, self._optimiser, options=_GATHERED)
+        optimiser: dict[str, Any] = get_optimizer_state_dict(self.network, self._optimiser, options=_GATHERED)
         if self.rank != 0:
             return
         try:
-            save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / WEIGHTS)
-            torch.save(optimiser, folder / OPTIMISER)
+            save_file(_contiguous(weights), folder / WEIGHTS)
+            state = {name: _contiguous(values) for name, values in optimiser["state"].items()}
+            torch.save({**optimiser, "state": state}, folder / OPTIMISER)
             (folder / POSITION).write_text(json.dumps({"step": self.step_number}), encoding="utf-8")
         except OSError as error:
             raise StorageError(f"{folder}: the checkpoint of step {self.step_number} cannot be written: {said(error)}") from error
@@ -165,6 +166,11 @@ class Learner:
         state = torch.load(folder / OPTIMISER, weights_only=True, map_location="cpu") if first else {}
         set_optimizer_state_dict(self.network, self._optimiser, state, options=options)
         self.step_number = json.loads((folder / POSITION).read_text(encoding="utf-8"))["step"]
+
+
+def _contiguous(values: dict[str, Any]) -> dict[str, Any]:
+    """Tensors in the order of their indices: rank 0 hands out bare memory when they are loaded, and others would take it in that order."""
+    return {name: value.contiguous() if isinstance(value, torch.Tensor) else value for name, value in values.items()}
 
 
 def load_trained(recipe: Recipe, card: DetectorCard, folder: Path) -> nn.Module:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from ray_app.detectors.cards import Calibration
 from ray_app.metrics import FIGURES
 from ray_app.reports.run_summary import Section
 
@@ -122,7 +123,11 @@ class DataFindings(Section):
 
 
 class TrainingFacts(Section):
-    """A training from beginning to end. `validations`: a mapping of `step` and its figures each; `out`: where the files of it lie."""
+    """A training from beginning to end. `out`: where its files lie. `validations`: for each its `step` and figures, side by side.
+
+    `calibration_note`: why there is no calibration. `calibration_error`: of calibrated probabilities, on images that did not calibrate.
+    `unreadable`: images that were met in training and had to be left out.
+    """
 
     name: str = ""
     title: str = ""
@@ -135,6 +140,10 @@ class TrainingFacts(Section):
     validations: tuple[Mapping[str, Any], ...] = ()
     validation: Figures = Figures()
     test: Figures | None = None
+    unreadable: int = 0
+    calibration: Calibration | None = None
+    calibration_note: str = ""
+    calibration_error: float | None = None
     mistakes: tuple[Mistake, ...] = ()
     data: DataFindings = DataFindings()
     recipe: Mapping[str, Any] = {}

@@ -40,6 +40,7 @@ def render_training_report(facts: Mapping[str, Any]) -> str:
         told=told,
         headline=headline(told),
         figures=_measured_figures(told),
+        calibration=calibration_in_words(told),
         loss=_history_curve(told, "loss", "Loss of each step"),
         paces=_paces(told),
         validations=_validations(told),
@@ -68,6 +69,8 @@ def training_lines(facts: Mapping[str, Any]) -> list[str]:
                 if figures.value(key) is not None
             ]
             lines.append(f"{name} ({figures.n_real:,} real, {figures.n_fake:,} fake): {', '.join(parts)}")
+    if told.validation.n_fake:
+        lines.append(calibration_in_words(told))
     hardest = (told.test or told.validation).hardest("fake", _HARDEST)
     if len(hardest) > 1:
         named = [f"{wording.shortened(name, _LONGEST_NAME)} (AUC {wording.figure('auc', found.auc)})" for name, found in hardest]
@@ -89,8 +92,19 @@ def headline(told: TrainingFacts) -> str:
     return f"{name}: {words} {wording.figure(told.metric, value, told.validation.interval(told.metric))} on validation, {where}."
 
 
-def _measured_figures(told: TrainingFacts) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Words of each figure that was measured, and per split its value and its interval; the one that chose stands first."""
+def calibration_in_words(told: TrainingFacts) -> str:
+    """How probabilities come out of scores, or why a score is not to be read as one."""
+    if told.calibration is None:
+        why = f": {wording.visible(told.calibration_note)}" if told.calibration_note else ""
+        return f"Not calibrated{why}. Scores rank images; they are not chances."
+    sign = "−" if told.calibration.intercept < 0 else "+"
+    formula = f"log-odds = {told.calibration.slope:.3g} × score {sign} {abs(told.calibration.intercept):.3g}"
+    off = f"; on test, probabilities are off by {wording.percent(told.calibration_error)}" if told.calibration_error is not None else ""
+    return f"Calibrated on validation: {formula}{off}."
+
+
+def _measured_figures(told: TrainingFacts) -> list[tuple[str, list[tuple[str, list[str]]]]]:
+    """Words of each figure that was measured, and per split its value and the ends of its interval; the one that chose stands first."""
     splits = [figures for figures in (told.validation, told.test) if figures is not None]
     rows = []
     for name in sorted(wording.FIGURE_WORDS, key=lambda name: name != told.metric):

@@ -231,7 +231,7 @@ def figure(name: str, value: float | None, ends: Sequence[float] = ()) -> str:
     if value is None or not math.isfinite(value):
         return NONE
     if len(ends) == 2:
-        return f"{figure(name, value)} ({interval(name, ends)})"
+        return f"{figure(name, value)} ({' to '.join(interval(name, ends))})"
     if name in ("tpr_at_fpr_1", "balanced_accuracy"):
         return percent(value)
     if name == "loss":
@@ -239,6 +239,6 @@ def figure(name: str, value: float | None, ends: Sequence[float] = ()) -> str:
     return "> 0.9999" if 0.99995 <= value < 1 else f"{value:.4f}"
 
 
-def interval(name: str, ends: Sequence[float]) -> str:
-    """The ends of a figure's interval, each of which stays on one line; nothing where there is none."""
-    return " to ".join(figure(name, end).replace(" ", "\u00a0") for end in ends) if len(ends) == 2 else ""
+def interval(name: str, ends: Sequence[float]) -> list[str]:
+    """The two ends of a figure's interval; nothing where there is none."""
+    return [figure(name, end) for end in ends] if len(ends) == 2 else []

@@ -11,6 +11,9 @@ import ray
 from ray.actor import ActorHandle
 
 from ray_app.errors import TouchstoneError
+from ray_app.scoring.cluster import own_node
+
+_NODE = "ray.io/node-id"  # the label that every node has
 
 
 @dataclass(frozen=True)
@@ -59,10 +62,7 @@ class Board:
         return self._told
 
 
-def put_up() -> ActorHandle[Any]:
+def put_up() -> ActorHandle[Board]:
     """A new board on this node; it costs no CPU of Ray's books."""
-    from ray_app.scoring.cluster import own_node
-
-    here = {ray._raylet.RAY_NODE_ID_KEY: own_node()}
-    board: ActorHandle[Any] = ray.remote(num_cpus=0, label_selector=here)(Board).remote()
+    board: ActorHandle[Board] = ray.remote(num_cpus=0, label_selector={_NODE: own_node()})(Board).remote()  # type: ignore[assignment]
     return board

@@ -117,10 +117,10 @@ def _listed(out: Store) -> dict[str, Any]:
 
 def _parsed(data: bytes) -> dict[str, Any] | None:
     try:
-        listed = json.loads(data)
-        return json.loads(listed) if isinstance(listed, str) else listed
+        listed: dict[str, Any] = json.loads(data)
     except ValueError:
         return None
+    return listed
 
 
 def _read(out: Store, path: str) -> bytes | None:

@@ -27,7 +27,9 @@ class Workers(Frozen):
 class Faults(Frozen):
     """What is kept for the case that something dies."""
 
-    checkpoint_every: int | None = Field(default=None, ge=1, description="steps between checkpoints beside those of validations; null = those alone")
+    checkpoint_every: int | None = Field(
+        default=None, ge=1, description="steps between checkpoints beside those of validations; null = those alone"
+    )
     keep: int = Field(default=2, ge=1, description="checkpoints kept: the best by the metric, and always the last")
     max_failures: int = Field(default=8, ge=-1, description="losses of workers after which training gives up; -1 = never")
     max_bad_fraction: float = Field(default=0.05, ge=0, le=1, description="more unreadable images than this end the training")
@@ -37,7 +39,9 @@ class Faults(Frozen):
 class TrainConfig(Recipe):
     """The file that `touchstone train` reads."""
 
-    out: str | None = Field(default=None, description="where card, weights, metrics and report go; any fsspec URL; the same command resumes")
+    out: str | None = Field(
+        default=None, description="where card, weights, metrics and report go; any fsspec URL; the same command resumes"
+    )
     workers: Workers = Workers()
     faults: Faults = Faults()
     limits: ImageLimits = ImageLimits()

@@ -32,7 +32,6 @@ SCHEMA = 1
 MOST_POINTS = 500  # of a curve in the report
 
 
-
 def best_checkpoint(job: Job) -> tuple[Kept, float]:
     """The kept checkpoint that is best by the recipe's metric, with its value; one whose judging was lost is judged now."""
     metric = job.config.validation.metric
@@ -45,7 +44,7 @@ def best_checkpoint(job: Job) -> tuple[Kept, float]:
         if value is not None and (best is None or is_better(metric, value, best[1])):
             best = one, value
     if best is None:
-        raise ClusterError(f"no checkpoint has a value of {metric}", hint="does the validation split have what it needs? choose another metric")
+        raise ClusterError(f"no checkpoint has a value of {metric}", hint="has the validation split what it needs? choose another metric")
     return best
 
 
@@ -109,7 +108,8 @@ def thinned(history: Sequence[Mapping[str, Any]], most: int = MOST_POINTS) -> li
     keys = ("step", "loss", "rate", "gradient_norm", "images_per_s")
     parts = np.array_split(np.arange(len(history)), min(most, len(history))) if history else []
     return [
-        {"step": int(history[part[0]]["step"]), **{key: float(np.mean([history[i][key] for i in part])) for key in keys[1:]}} for part in parts
+        {"step": int(history[part[0]]["step"]), **{key: float(np.mean([history[i][key] for i in part])) for key in keys[1:]}}
+        for part in parts
     ]
 
 

@@ -1,4 +1,4 @@
-"""One session of Ray Train: from the last committed checkpoint to the last step. The driver's side, and the only place that builds a trainer.
+"""One session of Ray Train: from the last committed checkpoint to the last step. The only place that builds a trainer.
 
 `fit` of Ray Train runs in a thread, since in the main thread it would take SIGINT for itself; the main thread looks at the board, draws
 the progress line, and hears signals.
@@ -11,9 +11,9 @@ import time
 from typing import Any
 
 import ray
-import ray.train
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, ValidationConfig, ValidationTaskConfig
-from ray.train.torch import TorchTrainer
+from ray.train.v2.api.config import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.v2.api.validation_config import ValidationConfig, ValidationTaskConfig
+from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from ray_app.errors import ClusterError, said
 from ray_app.metrics import FIGURES
@@ -172,4 +172,4 @@ def _last_judged(job: Job) -> str:
 def _in_our_words(error: Exception) -> ClusterError:
     failures = getattr(error, "worker_failures", {})
     first = next(iter(failures.values()), error)
-    return ClusterError(f"training gave up: {said(first)}", hint="the same command goes on from the last checkpoint; see the Ray session's logs")
+    return ClusterError(f"training gave up: {said(first)}", hint="the same command goes on; the Ray session's logs say more")

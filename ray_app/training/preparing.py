@@ -40,7 +40,7 @@ class Prepared:
 
 
 def trained_card(config: TrainConfig) -> DetectorCard:
-    """The card of what is trained; its licence is accepted and what it begins with is on this machine. Raises ConfigError, DetectorError."""
+    """The card of what is trained. What it begins with is then accepted, and on this machine. Raises ConfigError, DetectorError."""
     card = training_card(config)
     for started in started_from(config, card):
         require_accepted(started, config.accept_licences)

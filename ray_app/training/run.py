@@ -6,7 +6,7 @@ Every step can be interrupted anywhere; the same command goes on from the facts 
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -19,6 +19,7 @@ from ray_app.training import checkpoints
 from ray_app.training.claiming import claim_data, claim_recipe
 from ray_app.training.config import TrainConfig
 from ray_app.training.finishing import METRICS, finish
+from ray_app.training.job import Job
 from ray_app.training.layout import plan_workers
 from ray_app.training.preparing import make_job, prepare_data, trained_card
 
@@ -50,7 +51,7 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> Trained:
     with Lease(out), _resumable(KeyboardInterrupt):
         told = claim_recipe(out, config)
         if out.exists(METRICS):
-            return Trained(ExitCode.DONE, json.loads(out.read(METRICS)), was_there=True)
+            return _pushed(config, out, Trained(ExitCode.DONE, json.loads(out.read(METRICS)), was_there=True))
         card = trained_card(config)
         with _resumable(ClusterError), cluster(_cluster_for(config, card.preprocessing.shape)):
             prepared = prepare_data(config, out, each=on_ray)
@@ -59,10 +60,19 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> Trained:
             layout = plan_workers(config.workers, cpus=cpus, gpus=gpus)
             job = make_job(config, card, out, layout, prepared)
             _fit(job)
-            return Trained(ExitCode.DONE, finish(job, prepared.splits.findings, told))
+            facts = finish(job, prepared.splits.findings, told)
+        return _pushed(config, out, Trained(ExitCode.DONE, facts))
 
 
-def _fit(job: Any) -> None:
+def _pushed(config: TrainConfig, out: Store, trained: Trained) -> Trained:
+    if config.export.push is None:
+        return trained
+    from ray_app.learning.pushing import push
+
+    return replace(trained, facts={**trained.facts, "pushed": push(out.url, config.export.push)})
+
+
+def _fit(job: Job) -> None:
     """Train, unless all that is left to do comes after that."""
     checkpoints.mend_list(job.out)
     checkpoints.remove_orphans(job.out)

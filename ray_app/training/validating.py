@@ -22,11 +22,14 @@ from ray_app.learning.loading import BatchLoader
 from ray_app.metrics import FIGURES, detection_figures
 from ray_app.scoring.thumbnails import SIDE_PX
 from ray_app.training import checkpoints
+from ray_app.training.environment import device_name
 from ray_app.training.job import Job
 from ray_app.training.streaming import Batch
 from ray_app.training.validations import write_validation
 
 if TYPE_CHECKING:
+    from ray.train import Checkpoint
+
     from ray_app.learning.judging import Judged
 
 _CHOICE = 8  # names the stream of chance, beside those of order, augmentation and dropout
@@ -48,13 +51,16 @@ class Verdicts:
     device: str
 
 
-def validate(checkpoint: Any, job: Any) -> dict[str, Any]:
-    """What Ray Train calls for a checkpoint that was reported with `validation`: the figures that may choose the best one."""
+def validate(checkpoint: "Checkpoint", **given: Any) -> dict[str, Any]:
+    """What Ray Train calls for a checkpoint that was reported with `validation`: the figures that may choose the best one.
+
+    `given["job"]` refers to the `Job`.
+    """
     import ray
 
-    given: Job = ray.get(job)
+    job: Job = ray.get(given["job"])
     with checkpoint.as_directory() as folder:
-        return validate_folder(given, Path(folder))
+        return validate_folder(job, Path(folder))
 
 
 def validate_folder(job: Job, folder: Path, *, threads: int = 1) -> dict[str, Any]:
@@ -75,11 +81,15 @@ def chosen_rows(job: Job) -> Rows:
     return np.sort(drawn)
 
 
-def judge_split(job: Job, folder: Path, split: str) -> Verdicts:
-    """All rows of a split, judged by the network of a checkpoint's folder."""
+def judge_splits(job: Job, folder: Path) -> dict[str, Verdicts]:
+    """All rows of validation and, where there is one, test, judged by the network of a checkpoint's folder."""
+    return {split: _verdicts(job, folder, split) for split in ("validation", "test") if split in job.shared}
+
+
+def _verdicts(job: Job, folder: Path, split: str) -> Verdicts:
     judged = _judged(job, folder, split, np.arange(len(job.rows(split))), job.layout.threads)
-    mistakes = _mistakes(job, split, judged)
-    return Verdicts(judged.rows, judged.labels, judged.scores, figures_of(job, split, judged), mistakes, _device_name(job))
+    device = device_name(job.layout.judging_device)
+    return Verdicts(judged.rows, judged.labels, judged.scores, figures_of(job, split, judged), _mistakes(job, split, judged), device)
 
 
 def figures_of(job: Job, split: str, judged: "Judged") -> dict[str, Any]:
@@ -206,9 +216,3 @@ def _thumbnail(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=80)
     return buffer.getvalue()
-
-
-def _device_name(job: Job) -> str:
-    from ray_app.training.environment import device_name
-
-    return device_name(job.layout.judging_device)

@@ -15,6 +15,7 @@ from typing import Any
 
 import ray
 import ray.train
+import ray.train.torch
 from ray.train import Checkpoint, CheckpointUploadMode
 
 from ray_app.detectors import MIRROR_VARIABLE

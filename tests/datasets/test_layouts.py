@@ -40,9 +40,7 @@ def refused(layout, item):
 def test_columns_of_a_list(tmp_path):
     write_files(tmp_path, "a.png", "b.png", "m.png")
     (tmp_path / "list.csv").write_text(
-        "path,label,generator,mask,prompt,split,group\n"
-        f"a.png,Fake,sdxl,{tmp_path}/m.png,A cat,train,g1\n"
-        "b.png,0,camera,m.png,a cat,test,\n"
+        f"path,label,generator,mask,prompt,split,group\na.png,Fake,sdxl,{tmp_path}/m.png,A cat,train,g1\nb.png,0,camera,m.png,a cat,test,\n"
     )
     found = told(make_layout("columns", {}), tmp_path / "list.csv")
     fake, real = found["a.png"][0], found["b.png"][0]
@@ -336,7 +334,9 @@ def test_dflip_refuses(tmp_path, name, content, message):
 
 def test_imdlbenco_json(tmp_path):
     write_files(tmp_path, "Tp/1.jpg", "Gt/1.png", "Au/2.jpg")
-    file = write_json(tmp_path / "CASIA2.json", [["Tp/1.jpg", "Gt/1.png"], [f"{tmp_path}/Au/2.jpg", "Negative"], ["Tp/gone.jpg", "Negative"]])
+    file = write_json(
+        tmp_path / "CASIA2.json", [["Tp/1.jpg", "Gt/1.png"], [f"{tmp_path}/Au/2.jpg", "Negative"], ["Tp/gone.jpg", "Negative"]]
+    )
     layout = make_layout("imdlbenco-json", {"file": str(file)})
     found = told(layout, tmp_path)
     assert {name: (one.label, one.generator, one.mask_uri) for name, (one, _) in found.items()} == {
@@ -364,7 +364,7 @@ def test_imdlbenco_folders_pair_by_name(tmp_path):
 def test_imdlbenco_folders_that_do_not_pair_are_refused(tmp_path):
     # IMDLBenCo would pair a with 0, b with a, and leave the rest.
     write_files(tmp_path, "Tp/a.jpg", "Tp/b.jpg", "Gt/0.png", "Gt/a.png", "Gt/b.png")
-    with pytest.raises(ConfigError, match="1 of 3 names do not pair: .*/0 is a mask of no image"):
+    with pytest.raises(ConfigError, match=r"1 of 3 names do not pair: .*/0 is a mask of no image"):
         told(make_layout("imdlbenco-folder", {}), tmp_path)
     with pytest.raises(ConfigError, match="no Tp and Gt"):
         told(make_layout("imdlbenco-folder", {}), write_files(tmp_path / "other", "a.jpg"))

@@ -9,13 +9,14 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import multiprocessing
 
+from ray_app.detectors.detector import Normalise
 from ray_app.learning.distributing import blocks, distribute, world_size
 from ray_app.learning.learner import Learner, load_trained
 from ray_app.learning.networks import network_for, training_card
 from tests.learning.small_recipes import batch, recipe, share
 
 STEPS, SAVED = 50, 25
-PIXELS = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+UNSEEN = batch(STEPS, 16)["image"]
 PLAIN = {"loop": {"micro_batch": 2, "clip": 1.0}, "schedule": {"shape": "cosine", "warmup": 5}}
 DROPPING = {"drop_path_rate": 0.3, "proj_drop_rate": 0.2}
 KINDS = ("maskclip", "siglip", "residual")
@@ -23,6 +24,11 @@ KINDS = ("maskclip", "siglip", "residual")
 
 def plain():
     return recipe("vit", **PLAIN)
+
+
+def pixels():
+    """Images of no step, as the network sees them."""
+    return Normalise(training_card(plain()).preprocessing)(torch.from_numpy(UNSEEN))
 
 
 def constant(kind):
@@ -124,8 +130,8 @@ def test_a_checkpoint_of_two_processes_is_the_plain_network(two, alone, name):
     network = load_trained(plain(), training_card(plain()), two / name)
 
     with torch.inference_mode():
-        expected = alone[1].network.eval()(PIXELS)
-        assert torch.allclose(network(PIXELS), expected, atol=1e-2)
+        expected = alone[1].network.eval()(pixels())
+        assert torch.allclose(network(pixels()), expected, atol=1e-2)
     assert load_file(two / name / "model.safetensors").keys() == network.state_dict().keys()
     assert expected.std() > 0.5, "what was learned tells images apart"
 
@@ -134,7 +140,7 @@ def test_ddp_and_fsdp2_checkpoints_give_equal_outputs(two):
     networks = [load_trained(plain(), training_card(plain()), two / f"{strategy}-half") for strategy in ("ddp", "fsdp2")]
 
     with torch.inference_mode():
-        one, other = (network(PIXELS) for network in networks)
+        one, other = (network(pixels()) for network in networks)
     assert torch.allclose(one, other, atol=1e-3)
 
 
@@ -152,7 +158,7 @@ def test_going_on_gives_the_weights_of_never_stopping_with_dropout_too(two):
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
-def test_both_ranks_drop_differently_and_both_strategies_learn_alike_in_every_family(two):
+def test_both_strategies_learn_alike_in_every_family(two):
     curves = json.loads((two / "curves.json").read_text())
 
     for kind in KINDS:
@@ -169,7 +175,7 @@ def test_blocks_are_the_layers_of_every_stack_and_inner_ones_come_first():
     assert kinds("residual") == {}
     found = [type(block).__name__ for block in blocks(network_for(constant("swin"), training_card(constant("swin"))))]
     assert found == [*["Swinv2Layer"] * 2, "Swinv2Stage"] * 2
-    assert kinds("maskclip") == {"Block": 24 + 1 * 0 + 12}
+    assert kinds("maskclip") == {"Block": 24 + 1 + 12}
 
 
 def test_one_process_alone_calls_the_network_itself():

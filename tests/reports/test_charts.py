@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_app.reports.charts import Segment, Zones, element, histogram, meter, range_meter, round_ticks, stacked_bar
+from ray_app.reports.charts import Segment, Zones, element, histogram, line_chart, meter, range_meter, round_ticks, stacked_bar
 
 EDGES = [-2.0, -1.0, 0.0, 1.0, 2.0]
 
@@ -87,3 +87,50 @@ def test_ticks_are_few_even_and_inside(low, span, steps):
 def test_ticks_are_round():
     assert round_ticks(-8, 8, 9) == [-8, -6, -4, -2, 0, 2, 4, 6, 8]
     assert round_ticks(0, 362, 4) == [0, 100, 200, 300]
+
+
+def line(points, span=(0, 10), **options):
+    return line_chart(points, span, ident="l", title="Loss", description="Of each step", **options)
+
+
+def drawn_path(svg, kind):
+    (path,) = [path for path in ET.fromstring(svg).iter("path") if path.get("class") == kind]
+    return [tuple(map(float, pair.split())) for pair in path.get("d").strip("MZ").split(" L")]
+
+
+def test_a_line_goes_through_its_points():
+    points = drawn_path(line([(0, 0.0), (5, 1.0), (10, 0.5)], from_zero=True), "line")
+    assert [x for x, _ in points] == [0, 50, 100]
+    top = 1.06
+    assert [y for _, y in points] == pytest.approx([100, 100 - 100 / top, 100 - 50 / top], abs=0.01)
+
+
+def test_many_points_become_a_mean_with_a_shade():
+    points = [(step, float(step % 2)) for step in range(10_000)]
+    svg = line(points, (0, 10_000))
+    assert {y for _, y in drawn_path(svg, "line")} == {50.0}
+    assert len(drawn_path(svg, "line")) <= 240
+    assert {y for _, y in drawn_path(svg, "shade")} == {0.0, 100.0}
+    assert "<circle" not in svg
+
+
+def test_the_chosen_step_is_marked_among_few_and_among_many():
+    few = ET.fromstring(line([(2, 1.0), (4, 3.0)], chosen=4))
+    assert [dot.get("class") for dot in few.iter("circle")] == ["dot", "chosen"]
+    assert [dot.find("title").text for dot in few.iter("circle")] == ["step 2: 1", "step 4, chosen: 3"]
+    many = ET.fromstring(line([(step, 1.0) for step in range(11)] * 10, chosen=4))
+    assert {dot.get("cx") for dot in many.iter("circle")} == {"40%"}
+
+
+def test_what_is_not_finite_is_left_out():
+    nan = float("nan")
+    assert line([(0, nan), (1, float("inf"))]) is None
+    assert line([]) is None
+    assert len(drawn_path(line([(0, 1.0), (1, nan), (2, 2.0)]), "line")) == 2
+
+
+@given(st.lists(st.floats(-1e9, 1e9), min_size=1, max_size=20))
+def test_every_line_stays_inside_its_drawing(values):
+    svg = line(list(enumerate(values)), (0, 20), chosen=3)
+    assert all(0 <= x <= 100 and 0 <= y <= 100 for x, y in drawn_path(svg, "line"))
+    assert "nan" not in svg

@@ -25,12 +25,13 @@ PAGE_TAGS = {
     "section",
     "h1",
     "h2",
+    "h3",
     "details",
     "summary",
 }
 TEXT_TAGS = {"p", "dl", "dt", "dd", "ul", "li", "span", "strong", "small", "i", "b", "bdi", "br", "wbr", "figure", "figcaption", "img"}
 TABLE_TAGS = {"table", "caption", "thead", "tbody", "tr", "th", "td"}
-DRAWING_TAGS = {"svg", "g", "rect", "line", "path", "text", "desc", "title"}
+DRAWING_TAGS = {"svg", "g", "rect", "line", "circle", "path", "text", "desc", "title"}
 
 
 def thumbnail() -> bytes:

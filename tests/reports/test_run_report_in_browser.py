@@ -1,10 +1,12 @@
 import pytest
 
-from ray_app.reports import render_run_report
+from ray_app.reports import render_run_report, render_training_report
 from tests.reports import hostile
 from tests.reports.browser import CHROMIUM, Browser
 from tests.reports.example import example_summary
 from tests.reports.test_run_report import hostile_summary, thumbnail
+from tests.reports.test_training_report import hostile_facts
+from tests.reports.training_example import example_facts
 
 pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is not installed")
 
@@ -21,15 +23,20 @@ def folder(tmp_path_factory):
     thumbnails = {row["image_id"]: thumbnail() for row in example_summary()["top"]}
     pages = {"example": render_run_report(example_summary(), thumbnails=thumbnails), "empty": render_run_report({})}
     pages |= {name: render_run_report(hostile_summary(text)) for name, text in hostile.NAMES.items()}
+    pages |= {"training": render_training_report(example_facts()), "training empty": render_training_report({})}
+    pages |= {f"training {name}": render_training_report(hostile_facts(text)) for name, text in hostile.NAMES.items()}
     for name, page in pages.items():
         (folder / f"{name}.html").write_text(page, encoding="utf-8")
     return folder
 
 
 @pytest.mark.parametrize("width", [390, 1440])
-@pytest.mark.parametrize("name", ["example", "empty", *hostile.NAMES])
+@pytest.mark.parametrize(
+    "name", [f"{kind}{name}" for kind in ("", "training ") for name in ("empty", *hostile.NAMES)] + ["example", "training"]
+)
 def test_a_page_fits_its_window_and_asks_for_nothing(browser, folder, name, width):
     browser.show(folder / f"{name}.html", width=width)
+    browser.ask("document.querySelectorAll('details').forEach(one => one.open = true)")
     assert browser.ask("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
     assert browser.ask("innerWidth") == width
     asked = [event["request"]["url"].split(":")[0] for event in browser.called("Network.requestWillBeSent")]
@@ -54,3 +61,10 @@ def test_bars_and_thumbnails_are_drawn(browser, folder):
     )
     assert browser.ask("[...document.images].every(image => image.complete && image.naturalWidth === 8)")
     assert browser.ask("document.images.length") == 11
+
+
+def test_lines_and_thumbnails_of_a_training_are_drawn(browser, folder):
+    browser.show(folder / "training.html", width=1000)
+    assert browser.ask("Math.min(...[...document.querySelectorAll('.lines .line')].map(line => line.getBoundingClientRect().width))") > 80
+    assert browser.ask("[...document.images].every(image => image.complete && image.naturalWidth === 96)")
+    assert browser.ask("document.images.length") == 15

@@ -72,6 +72,9 @@ _FACTS: dict[str, Any] = {
     ],
     "validation": figures(1.2 * (1 - math.exp(-3.2)), 7),
     "test": figures(1.0, 8),
+    "unreadable": 3,
+    "calibration": {"slope": 0.91, "intercept": -0.12},
+    "calibration_error": 0.0143,
     "mistakes": _mistakes(),
     "data": {
         "splits": {

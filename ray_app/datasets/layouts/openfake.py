@@ -14,7 +14,7 @@ from ray_app.datasets.labels import Label, Labels, parse_label, prompt_group, re
 from ray_app.datasets.layouts.beside import entered, place_below, read_csv, root_of
 from ray_app.datasets.layouts.folders import FOLDER_LABELS
 from ray_app.datasets.layouts.hub import config_of, split_of
-from ray_app.datasets.layouts.layout import Layout, column, contradiction, is_no_image, place_of, where
+from ray_app.datasets.layouts.layout import Layout, column, contradiction, is_no_image, place_of, text, where
 from ray_app.errors import ConfigError
 
 # Of version 2. `tampered` images are altered in part and come without masks: they are fit for detection, not for training masks.
@@ -44,7 +44,7 @@ class OpenFake(Layout):
     def labels(self, item: Listed) -> Labels:
         """Raises ConfigError for a label that no version has, and for a fake without a model."""
         column(item, "label")
-        return _labels(item.input, place_of(item), split_of(item.uri), where(item))
+        return _labels(item.input, place_of(item), split_of(item.uri) or text(item, "split"), where(item))
 
     def subset(self, item: Listed, labels: Labels) -> str:
         """Configuration and split, as the shard's path tells them."""

@@ -1,0 +1,121 @@
+"""Where a detector is put for others: a folder, a bucket of a real server, a repository of models on a server that speaks the hub's protocol.
+
+The hub is imitated for repositories, regular files and LFS; its Xet uploads, which it prefers for large files, are not.
+"""
+
+import huggingface_hub
+import pytest
+
+from ray_app.detectors import load_card
+from ray_app.errors import ConfigError, StorageError
+from ray_app.learning.pushing import push
+from ray_app.storage import Store
+from tests.learning.model_hub import ModelHub
+
+FILES = {"model.safetensors": b"w" * 3000, "metrics.json": b"{}", "report.html": b"<html>", "card.yaml": b"name: x\n"}
+OTHERS = {"train.json": b"{}", "metrics.jsonl": b"{}", "ray/checkpoint/model.safetensors": b"c", "scores/test.parquet": b"s"}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name, data in {**FILES, **OTHERS}.items():
+        path = tmp_path / "out" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    with ModelHub() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        monkeypatch.setenv("HF_TOKEN", server.token)
+        yield server
+
+
+def files_in(store):
+    return {name: store.read(name) for name in store.names("")}
+
+
+def test_a_folder_gets_what_makes_the_detector_and_nothing_else(folder, tmp_path):
+    assert push(folder, str(tmp_path / "there")) == str(tmp_path / "there")
+    store = Store.open(str(tmp_path / "there"))
+    assert files_in(store) == FILES
+    assert store.folders("") == []
+
+
+def test_any_file_system_of_fsspec_both_ways(folder, tmp_path):
+    push(folder, "memory://pushed")
+    assert files_in(Store.open("memory://pushed")) == FILES
+    push("memory://pushed", str(tmp_path / "back"))
+    assert files_in(Store.open(str(tmp_path / "back"))) == FILES
+
+
+def test_a_file_larger_than_a_piece_comes_whole(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("ray_app.learning.pushing._CHUNK_BYTES", 7)
+    push(folder, "memory://pieces")
+    push("memory://pieces", str(tmp_path / "back"))
+    assert (tmp_path / "back" / "model.safetensors").read_bytes() == FILES["model.safetensors"]
+
+
+def test_a_repository_is_made_private_and_filled_in_one_commit(folder, hub):
+    told = push(folder, "hf://someone/detector")
+    assert hub.repositories == {"someone/detector": FILES}
+    assert hub.private == {"someone/detector": True}
+    assert [sorted(commit["files"]) for commit in hub.commits] == [sorted(FILES)]
+    assert told.startswith(f"{hub.url}/someone/detector/commit/")
+
+
+def test_a_repository_that_is_there_stays_as_open_as_it_is(folder, hub):
+    hub.repositories["someone/detector"] = {"README.md": b"of its owner"}
+    hub.private["someone/detector"] = False
+    push(folder, "hf://someone/detector")
+    assert hub.repositories["someone/detector"] == {"README.md": b"of its owner", **FILES}
+    assert hub.private == {"someone/detector": False}
+
+
+def test_large_files_go_by_lfs_where_xet_is_not(folder, hub, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    hub.lfs = (".safetensors",)
+    push(folder, "hf://someone/detector")
+    assert hub.repositories["someone/detector"] == FILES
+    assert list(hub.objects.values()) == [FILES["model.safetensors"]]
+
+
+def test_a_folder_on_another_store_goes_to_the_hub(folder, hub):
+    push(folder, "memory://to-hub")
+    push("memory://to-hub", "hf://someone/detector")
+    assert hub.repositories["someone/detector"] == FILES
+
+
+def test_a_token_that_may_not_write_is_said(folder, hub, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    with pytest.raises(StorageError, match=r"cannot push to hf://someone/detector: .*401") as told:
+        push(folder, "hf://someone/detector")
+    assert "HF_TOKEN" in told.value.hint
+    assert hub.repositories == {}
+
+
+@pytest.mark.parametrize("target", ["hf://detector", "hf://datasets/someone/detector", "hf://someone/detector@main", "hf://"])
+def test_what_is_no_repository_of_models_is_refused(folder, hub, target):
+    with pytest.raises(ConfigError, match="not a repository of models"):
+        push(folder, target)
+    assert hub.repositories == {}
+
+
+def test_a_folder_without_a_card_is_not_pushed(folder, tmp_path):
+    (folder / "card.yaml").unlink()
+    with pytest.raises(ConfigError, match=r"no card\.yaml"):
+        push(folder, str(tmp_path / "there"))
+    assert not (tmp_path / "there").exists()
+
+
+def test_what_was_exported_scores_from_where_it_was_pushed(tmp_path):
+    from ray_app.detectors import load_detector
+    from ray_app.learning.exporting import export
+    from tests.learning.made import made
+
+    export(Store.open(str(tmp_path / "out")), made("residual"))
+    push(tmp_path / "out", str(tmp_path / "there"))
+    assert load_card(tmp_path / "there" / "card.yaml").weights.uri == "model.safetensors"
+    assert load_detector(tmp_path / "there" / "card.yaml").card.name == "small-residual"

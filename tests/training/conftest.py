@@ -1,0 +1,96 @@
+"""A labelled set of small pictures, recipes over it that take seconds, and trainings in processes of their own."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from ray_app.config.loading import validate
+from ray_app.storage import Store
+from ray_app.training.config import TrainConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+PAIRS = 80
+
+
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory):
+    """A list of 80 smooth pictures and, of each, a twin whose pixels are doubled, by two generators; a pair is a group."""
+    folder = tmp_path_factory.mktemp("labelled")
+    rows = [("path", "label", "generator", "group")]
+    for number in range(PAIRS):
+        rng = np.random.default_rng([7, number])
+        coarse = rng.integers(0, 256, (12, 14, 3), dtype=np.uint8)
+        picture = Image.fromarray(coarse).resize((96, 80), Image.Resampling.BICUBIC)
+        noisy = Image.fromarray(np.clip(np.asarray(picture) + rng.normal(0, 6, (80, 96, 3)), 0, 255).astype(np.uint8))
+        twin = noisy.resize((48, 40), Image.Resampling.BOX).resize((96, 80), Image.Resampling.NEAREST)
+        for label, image, generator in (("real", noisy, "real:noise"), ("fake", twin, "double-a" if number % 2 else "double-b")):
+            path = folder / label / f"{number:03d}.png"
+            path.parent.mkdir(exist_ok=True)
+            image.save(path)
+            rows.append((f"{label}/{path.name}", label, generator, f"pair-{number}"))
+    labels = folder / "labels.csv"
+    with labels.open("w", newline="") as stream:
+        csv.writer(stream).writerows(rows)
+    return labels
+
+
+def recipe(labels, **changes):
+    """A recipe over the labelled set, as YAML has it; `changes` by section."""
+    base = {
+        "name": "tiny",
+        "detector": "touchstone-tiny",
+        "card": {"architecture": {"arguments": {"widths": [4, 6, 8]}}, "preprocessing": {"center_crop": 64}},
+        "initial": {"start": "random"},
+        "data": {"train": [{"at": f"list::{labels}"}], "validation": {"groups": 0.2}, "test": {"groups": 0.2}, "licence": "CC0-1.0"},
+        "augmentation": {"policy": "flips", "arguments": {"crop": 64}},
+        "optimiser": {"rate": 3.0e-3},
+        "loop": {"epochs": 3, "batch": 8, "precision": "fp32"},
+        "cluster": {"cpus": 2},
+    }
+    return {**base, **{key: {**base.get(key, {}), **value} if isinstance(value, dict) else value for key, value in changes.items()}}
+
+
+def config(labels, **changes):
+    return validate(recipe(labels, **changes), TrainConfig, where="test")
+
+
+def command(written, out, *words):
+    return [sys.executable, "-m", "ray_app.cli.main", "train", str(written), "--out", str(out), *words]
+
+
+def start(labels, folder, out, **changes):
+    """`touchstone train` in a process of its own; the recipe is written beside."""
+    written = Path(folder) / "recipe.yaml"
+    written.write_text(yaml.safe_dump(recipe(labels, **changes)))
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command(written, out), cwd=ROOT, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finish(process, timeout_s=240):
+    """The exit code and what was said on stderr."""
+    _, told = process.communicate(timeout=timeout_s)
+    return process.returncode, told
+
+
+def lines(out, name):
+    return [json.loads(line) for line in Store.open(str(out)).read(name).splitlines()]
+
+
+def noted(out, folder):
+    """All notes of a folder by their file's name."""
+    store = Store.open(str(out))
+    return {name: [json.loads(line) for line in store.read(f"{folder}/{name}").splitlines()] for name in store.names(folder)}
+
+
+def facts_of(out):
+    return json.loads(Store.open(str(out)).read("metrics.json"))

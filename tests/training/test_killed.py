@@ -1,0 +1,130 @@
+"""Trainings that are interrupted in every way, against the same one left in peace; and two workers against one."""
+
+import os
+import signal
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ray_app.storage import Store
+from ray_app.training import checkpoints
+from tests.scoring.conftest import family_of, kill_family, wait_until
+from tests.training.conftest import facts_of, finish, lines, noted, start
+
+pytestmark = [pytest.mark.slow, pytest.mark.ci, pytest.mark.ray, pytest.mark.timeout(600)]
+
+EPOCHS, BATCH, EVERY = 30, 8, 20
+SETTINGS = {
+    "loop": {"epochs": EPOCHS},
+    "validation": {"every": 120},
+    "faults": {"checkpoint_every": EVERY, "record_samples": True},
+}
+
+
+@pytest.fixture(scope="module")
+def in_peace(labelled, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("peace")
+    code, told = finish(start(labelled, folder, folder / "out", **SETTINGS))
+    assert code == 0, told
+    return folder / "out"
+
+
+def begun_from(out, step):
+    """Whether a chunk of notes that begins at `step` or later is there."""
+    return any(int(name[:8]) >= step for name in Store.open(str(out)).names("history"))
+
+
+def workers_of(process):
+    return [pid for pid in family_of(process.pid) if b"RayTrainWorker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def rows_by_step(out):
+    """(step, rank) → rows, from the recorded samples; none twice."""
+    seen = [((line["step"], line["rank"]), line["rows"]) for chunk in noted(out, "samples").values() for line in chunk]
+    assert len({key for key, _ in seen}) == len(seen), "a step was noted twice"
+    return dict(seen)
+
+
+def assert_every_row_once_an_epoch(out):
+    seen = [row for _, rows in sorted(rows_by_step(out).items()) for row in rows]
+    rows = facts_of(out)["data"]["splits"]["train"]["images"]
+    for epoch in range(EPOCHS):
+        assert Counter(seen[epoch * rows : (epoch + 1) * rows]) == Counter(range(rows)), f"epoch {epoch}"
+
+
+def assert_same_training(out, other):
+    ours, theirs = lines(out, "metrics.jsonl"), lines(other, "metrics.jsonl")
+    assert [line["step"] for line in ours] == list(range(len(theirs)))
+    assert rows_by_step(out) == rows_by_step(other)
+    np.testing.assert_allclose([line["loss"] for line in ours], [line["loss"] for line in theirs], rtol=2e-3)
+    assert facts_of(out)["best_step"] == facts_of(other)["best_step"]
+    assert abs(facts_of(out)["test"]["auc"] - facts_of(other)["test"]["auc"]) < 0.02
+
+
+def assert_no_orphans(out):
+    store = Store.open(str(out))
+    folders = {name for name in store.folders("ray/train") if name.startswith("step-")}
+    assert folders == {one.name for one in checkpoints.kept(store)}
+
+
+def test_every_row_once_an_epoch_and_a_report(in_peace):
+    assert_every_row_once_an_epoch(in_peace)
+    assert_no_orphans(in_peace)
+    assert {"card.yaml", "model.safetensors", "report.html", "metrics.jsonl"} <= set(os.listdir(in_peace))
+    assert sorted(os.listdir(in_peace / "scores")) == ["test.parquet", "validation.parquet"]
+
+
+def test_interrupted_in_every_way_it_ends_as_if_left_in_peace(labelled, in_peace, tmp_path):
+    out = tmp_path / "out"
+
+    process = start(labelled, tmp_path, out, **SETTINGS)
+    wait_until(lambda: begun_from(out, EVERY))
+    process.send_signal(signal.SIGTERM)
+    code, told = finish(process)
+    assert code == 130, told
+    assert "resume:" in told.splitlines()[-1]
+    saved = checkpoints.kept(Store.open(str(out)))[-1].step
+    assert saved >= EVERY
+
+    process = start(labelled, tmp_path, out, **SETTINGS)
+    wait_until(lambda: begun_from(out, saved + 2 * EVERY))
+    before = noted(out, "samples")
+    (worker,) = workers_of(process)
+    os.kill(worker, signal.SIGKILL)
+    wait_until(lambda: [pid for pid in workers_of(process) if pid != worker])
+    committed = checkpoints.kept(Store.open(str(out)))[-1].step
+    assert committed > saved
+    wait_until(lambda: begun_from(out, committed + 2 * EVERY))
+    for name, chunk in before.items():
+        if int(name[:8]) < committed:
+            assert noted(out, "samples")[name] == chunk, "what was committed was done again"
+    kill_family(process)
+
+    store = Store.open(str(out))
+    store.write("ray/train/step-00000007-orphaned/model.safetensors", b"uploaded, never committed")
+    code, told = finish(start(labelled, tmp_path, out, **SETTINGS))
+    assert code == 0, told
+    assert_same_training(out, in_peace)
+    assert_every_row_once_an_epoch(out)
+    assert_no_orphans(out)
+
+
+def test_two_workers_on_s3_see_disjoint_rows_and_learn_the_same(labelled, in_peace, s3, tmp_path):
+    out = f"{s3.bucket('training')}/run"
+    settings = {**SETTINGS, "workers": {"count": 2, "cpus": 0.5}}
+    process = start(labelled, tmp_path, out, **settings)
+    wait_until(lambda: begun_from(out, 2 * EVERY))
+    kill_family(process)
+    committed = checkpoints.kept(Store.open(out))[-1].step
+    assert committed >= EVERY
+    code, told = finish(start(labelled, tmp_path, out, **settings))
+    assert code == 0, told
+    seen, alone = rows_by_step(out), rows_by_step(in_peace)
+    for step in range(len(alone)):
+        assert [*seen[step, 0], *seen[step, 1]] == alone[step, 0]
+        assert len(seen[step, 0]) == len(seen[step, 1]) == BATCH // 2
+    ours, theirs = ([line["loss"] for line in lines(place, "metrics.jsonl")[:50]] for place in (out, in_peace))
+    np.testing.assert_allclose(ours, theirs, rtol=0.01)
+    assert_no_orphans(out)
