@@ -32,7 +32,7 @@ Progress = Callable[[str, int], object]
 _FORMAT = 1
 # One block is one task when labels are read, and one file of the index. Both hold a few hundred bytes per row.
 _LISTED = BlockPlan(batch_slots=1, max_block_members=4096, blocks_per_doubling=1)
-_INDEXED = BlockPlan(batch_slots=1, max_block_members=65_536, blocks_per_doubling=1)
+_INDEXED = BlockPlan(batch_slots=1, max_block_members=16_384, blocks_per_doubling=1)
 _DIGESTED = ("label", "generator", "mask_uri", "prompt", "split", "group")
 
 
@@ -45,7 +45,8 @@ class IndexInfo:
     """What an index holds. `source`: of which it was made, without secrets; `digest`: over ids and labels of all rows in order.
 
     `counts`: rows per (split, label, generator); `published`: for each number of the layout that is found here, whether it `agrees`;
-    `left_out`: members that are no rows, by reason; `unreadable`: rows that are known to have no image, as far as it was looked for; `repeated`: members that the source lists more than once.
+    `left_out`: members that are no rows, by reason; `unreadable`: rows known to have no readable image, by reason; `repeated`: members
+    that the source lists more than once.
     """
 
     source: Mapping[str, Any]
@@ -122,7 +123,7 @@ def read_info(store: Store) -> IndexInfo | None:
         fields = None
     if not isinstance(fields, dict) or "digest" not in fields:
         raise ConfigError(f"{store.url}/index.json is not of Touchstone", hint="give another --out")
-    if fields["format"] != _FORMAT:
+    if fields.get("format") != _FORMAT:
         raise ConfigError(f"{store.url}/index.json is of another version of Touchstone", hint="index the source again, into another --out")
     return IndexInfo(**fields)
 

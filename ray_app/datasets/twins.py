@@ -26,7 +26,9 @@ class Twins:
         """The first real of a group with its first fake, the second with the second; what is then alone in its group stands alone."""
         groups, is_fake = coded(rows, "group")[0], fakes(rows)
         twins = _twins(groups, is_fake)
-        alone = np.setdiff1d(np.arange(len(rows), dtype=np.int32), twins)
+        is_alone = np.ones(len(rows), bool)
+        is_alone[twins] = False
+        alone = np.flatnonzero(is_alone).astype(np.int32)
         together = alone[: len(alone) // 2 * 2].reshape(-1, 2)
         pairs = np.concatenate([twins, together])
         return cls(pairs[np.argsort(pairs.min(axis=1))], int(alone[-1]) if len(alone) % 2 else None, shuffle)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
@@ -24,7 +25,7 @@ from ray_app.detectors.cards import DetectorCard
 from ray_app.detectors.checkpoints import load_strictly
 from ray_app.detectors.detector import Normalise
 from ray_app.detectors.precision import autocast, forbid_tf32
-from ray_app.errors import ConfigError, StorageError, TouchstoneError, said
+from ray_app.errors import ConfigError, DetectorError, StorageError, TouchstoneError, said
 from ray_app.learning.config import Recipe
 from ray_app.learning.distributing import Strategy, averaged, distribute, own_gradients, whole, world_size
 from ray_app.learning.losses import batch_loss
@@ -81,14 +82,11 @@ class Learner:
         if recipe.loop.precision == "fp32" and torch.device(device).type == "cuda":
             forbid_tf32()
         # FSDP2 takes contiguous parameters only.
-        self._format = torch.channels_last if recipe.loop.channels_last and not self._shards(strategy) else torch.contiguous_format
+        self._format = torch.channels_last if recipe.loop.channels_last and strategy != "fsdp2" else torch.contiguous_format
         self.network: nn.Module = network_for(recipe, card).to(device).to(memory_format=self._format)
         self._normalise = Normalise(card.preprocessing).to(device)
         self._model = distribute(Learning(self.network), strategy, device)
         self._optimiser = make_optimiser(recipe.optimiser, self.network)
-
-    def _shards(self, strategy: Strategy) -> bool:
-        return strategy == "fsdp2" and self.world > 1
 
     def step(self, batch: Batch) -> StepFigures:
         """Learn from this process's equal share of a batch, as `BatchLoader.load` gives it. Every process calls it.
@@ -121,7 +119,7 @@ class Learner:
         totals: dict[str, torch.Tensor] = {}
         for start in starts:
             micro = {name: values[start : start + starts.step] for name, values in batch.items()}
-            images = torch.from_numpy(micro["image"]).to(self.device, non_blocking=True)
+            images = torch.tensor(micro["image"]).to(self.device)  # a copy: arrays from an object store are read-only
             with own_gradients(self._model, alone=start != starts[-1]):
                 with autocast(self.device, self.recipe.loop.precision):
                     answer = self._model(self._normalise(images).contiguous(memory_format=self._format))
@@ -152,7 +150,7 @@ class Learner:
             state = {name: _contiguous(values) for name, values in optimiser["state"].items()}
             torch.save({**optimiser, "state": state}, folder / OPTIMISER)
             (folder / POSITION).write_text(json.dumps({"step": self.step_number}), encoding="utf-8")
-        except OSError as error:
+        except (OSError, RuntimeError, SafetensorError) as error:  # the latter two are how torch and safetensors say that a disk is full
             raise StorageError(f"{folder}: the checkpoint of step {self.step_number} cannot be written: {said(error)}") from error
 
     def load(self, folder: Path) -> None:
@@ -162,10 +160,18 @@ class Learner:
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=self.world > 1)
         first = self.rank == 0
         weights: dict[str, Any] = load_file(folder / WEIGHTS) if first else {}
+        if first and _shapes(weights) != _shapes(self.network.state_dict()):
+            raise DetectorError(f"{folder}: the checkpoint is of another network than {self.card.name} by {self.recipe.name}",
+                                hint="begin anew in another folder")  # fmt: skip
         set_model_state_dict(self.network, weights, options=options)
-        state = torch.load(folder / OPTIMISER, weights_only=True, map_location="cpu") if first else {}
-        set_optimizer_state_dict(self.network, self._optimiser, state, options=options)
+        if self.recipe.optimiser.name != "sgd" or self.recipe.optimiser.momentum:  # plain SGD remembers nothing, for torch a fault
+            state = torch.load(folder / OPTIMISER, weights_only=True, map_location="cpu") if first else {}
+            set_optimizer_state_dict(self.network, self._optimiser, state, options=options)
         self.step_number = json.loads((folder / POSITION).read_text(encoding="utf-8"))["step"]
+
+
+def _shapes(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in state.items()}
 
 
 def _contiguous(values: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A network's weights as files that its own library loads unchanged: timm by `checkpoint_path`, transformers from the folder.
+"""A network's weights as files that its own library loads unchanged: timm by its path or its folder, transformers by its folder.
 
 Knows networks, cards and the two libraries' file formats. Knows nothing about training, licences or figures.
 """
@@ -27,7 +27,7 @@ _MEGAPIXEL = (1000, 1000)
 
 
 def write_weights(network: nn.Module, card: DetectorCard, folder: Path) -> Weights:
-    """Write `model.safetensors`, for transformers also its two configurations; returns what the card says of them.
+    """Write `model.safetensors`, and beside it what timm or transformers read first; returns what the card says of them.
 
     `network` is what `families.build_network(card)` builds. A backbone that the card names stays out: it is a file of its own.
     Tensors are written in fp32 as they are, under the names that the library itself writes.
@@ -38,7 +38,9 @@ def write_weights(network: nn.Module, card: DetectorCard, folder: Path) -> Weigh
         shared = f"{BACKBONE}." if card.backbone is not None else None
         state = {key: tensor for key, tensor in network.state_dict().items() if shared is None or not key.startswith(shared)}
         save_file({key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}, folder / WEIGHTS, {"format": "pt"})
-    config = CONFIG if (folder / CONFIG).is_file() else None
+    if card.family == "timm-classifier":
+        _write_json(folder / CONFIG, timm_config(card))
+    config = CONFIG if card.family == "transformers-classifier" else None
     return Weights(uri=WEIGHTS, sha256=file_sha256(folder / WEIGHTS), config=config)
 
 
@@ -99,6 +101,27 @@ def processor_config(preprocessing: Preprocessing) -> dict[str, Any] | None:
     }
 
 
+def timm_config(card: DetectorCard) -> dict[str, Any]:
+    """What `timm.create_model("local-dir:FOLDER", pretrained=True)` reads, and `hf-hub:` on the hub: also labels and pixels' preparation.
+
+    timm has no word for an image that is cropped and not resized, nor for OpenCV's filter: then it is told nothing of pixels.
+    """
+    preprocessing, told = card.preprocessing, {"num_classes": card.output.logits, "label_names": list(labels_of(card.output))}
+    resize, crop = preprocessing.resize, preprocessing.center_crop
+    if (resize.mode, crop is None) in (("squash", True), ("short_side", False)) and preprocessing.resampler != "opencv":
+        side = crop or resize.size or 0
+        told |= {
+            "input_size": [3, side, side],
+            "crop_mode": "center" if crop else "squash",
+            # timm rounds side / crop_pct down: the quarter of a pixel keeps that from falling short.
+            "crop_pct": side / ((resize.size or side) + 0.25) if crop else 1.0,
+            "interpolation": preprocessing.filter,
+            "mean": list(preprocessing.mean),
+            "std": list(preprocessing.std),
+        }
+    return {"architecture": card.architecture.name, "model_args": dict(card.architecture.arguments), "pretrained_cfg": told}
+
+
 def _write_transformers(network: Any, card: DetectorCard, folder: Path) -> None:
     labels = labels_of(card.output)
     network.config.id2label = dict(enumerate(labels))
@@ -107,16 +130,20 @@ def _write_transformers(network: Any, card: DetectorCard, folder: Path) -> None:
         network.save_pretrained(folder)
     processor: Mapping[str, Any] | None = processor_config(card.preprocessing)
     if processor is not None:
-        (folder / PROCESSOR).write_text(json.dumps(processor, indent=2) + "\n", encoding="utf-8")
+        _write_json(folder / PROCESSOR, processor)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager
 def _without_progress() -> Iterator[None]:
     """One file is written in one go: a bar says nothing."""
     shown = transformers.utils.logging.is_progress_bar_enabled()
-    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         if shown:
-            transformers.utils.logging.enable_progress_bar()
+            transformers.utils.logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -86,6 +86,15 @@ def mend_list(out: Store) -> None:
             out.write(f"{FOLDER}/{RUN}/{_LIST}", copy)
 
 
+def put(out: Store, folder: Path, *, step: int) -> None:
+    """Make a folder the one checkpoint that counts, of a training that had no need of Ray Train."""
+    name = new_name(step)
+    for file in sorted(folder.iterdir()):
+        out.write_file(f"{FOLDER}/{RUN}/{name}/{file.name}", file)
+    only = {"checkpoint_dir_name": name, "metrics": {"step": step, "finished": True}}
+    out.write(f"{FOLDER}/{RUN}/{_LIST}", json.dumps({"checkpoint_results": [only], "latest_checkpoint_result": only}).encode())
+
+
 @contextmanager
 def fetched(out: Store, name: str) -> Iterator[Path]:
     """A checkpoint as a folder of this machine while the block lasts. Raises StorageError."""

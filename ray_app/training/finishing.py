@@ -24,11 +24,12 @@ from ray_app.training.checkpoints import Kept
 from ray_app.training.claiming import recipe_of
 from ray_app.training.history import HISTORY, UNREADABLE, read_notes, write_events
 from ray_app.training.job import Job
-from ray_app.training.validating import Verdicts, judge_split, on_checkpoint, validate_folder
+from ray_app.training.validating import Verdicts, judge_splits, on_checkpoint, validate_folder
 from ray_app.training.validations import is_better, validations
 
 METRICS = "metrics.json"
 SCHEMA = 1
+PROBE = "probe.json"  # of a linear probe alone
 MOST_POINTS = 500  # of a curve in the report
 
 
@@ -59,7 +60,7 @@ def _judged_before(job: Job, one: Kept) -> Mapping[str, Any] | None:
 def finish(job: Job, findings: Mapping[str, Any], told: Mapping[str, Any]) -> dict[str, Any]:
     """Choose, judge, calibrate, export, report; returns the content of `metrics.json`. `told` is that of `train.json`."""
     best, value = best_checkpoint(job)
-    verdicts = {split: on_checkpoint(job, best.name, judge_split, split) for split in ("validation", "test") if split in job.shared}
+    verdicts: dict[str, Verdicts] = on_checkpoint(job, best.name, judge_splits)
     for split, verdict in verdicts.items():
         job.out.write(f"scores/{split}.parquet", _score_file(job, split, verdict))
     calibration, why_not = calibrated(verdicts["validation"])
@@ -85,6 +86,8 @@ def finish(job: Job, findings: Mapping[str, Any], told: Mapping[str, Any]) -> di
         "recipe": recipe_of(job.config),
         "environment": {**told["environment"], "device": verdicts["validation"].device, "workers": job.layout.workers},
     }
+    if job.out.exists(PROBE):
+        facts["probe"] = json.loads(job.out.read(PROBE))
     card = _exported(job, best, facts, calibration)
     facts["card"] = {"name": card.name, "licence": card.licence, "terms": card.terms, "weights": card.weights.sha256}
     _write_curves(job.out, history, facts["validations"])

@@ -36,7 +36,7 @@ _QUIET = {
 }
 
 
-def fit(job: Job, progress: TrainingProgress) -> None:
+def fit(job: Job) -> None:
     """Train until the last step is committed and every validation is over.
 
     Raises the TouchstoneError that a worker met, ClusterError when Ray Train gives up or nothing happens for too long, and
@@ -47,14 +47,19 @@ def fit(job: Job, progress: TrainingProgress) -> None:
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     thread = _Fit(_trainer(job))
     thread.start()
+    progress = TrainingProgress(job.total_steps)
     watch = _Watch(job, thread, progress)
     try:
         watch.wait()
     except KeyboardInterrupt:
         watch.let_them_save()
         raise
+    finally:
+        progress.close()
     if thread.error is not None:
         raise _in_our_words(thread.error) from thread.error
+    if not checkpoints.is_trained(job.out):
+        raise ClusterError("training ended before its last step was committed", hint="the same command goes on")
 
 
 class _Fit(threading.Thread):

@@ -60,7 +60,7 @@ def read_notes(out: Store, folder: str) -> Iterator[dict[str, Any]]:
 
 
 def write_events(out: Store, first: int, lines: Iterable[Line], *, prefix: str = "train") -> None:
-    """The same lines for TensorBoard: every number but the step is a curve."""
+    """The same lines for TensorBoard: every number but step and time is a curve."""
     name = f"{_EVENTS}{first:08d}.{prefix}"
     out.write(f"{TENSORBOARD}/{name}", event_bytes(lines, prefix))
 
@@ -73,6 +73,6 @@ def event_bytes(lines: Iterable[Line], prefix: str) -> bytes:
         with SummaryWriter(logdir=folder) as writer:
             for line in lines:
                 for key, value in line.items():
-                    if key != "step" and isinstance(value, int | float) and math.isfinite(value):
+                    if key not in ("step", "time") and isinstance(value, int | float) and math.isfinite(value):
                         writer.add_scalar(f"{prefix}/{key}", value, line["step"], walltime=line.get("time"))
         return next(Path(folder).iterdir()).read_bytes()

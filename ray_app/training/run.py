@@ -77,16 +77,14 @@ def _fit(job: Job) -> None:
     checkpoints.mend_list(job.out)
     checkpoints.remove_orphans(job.out)
     if not checkpoints.is_trained(job.out):
-        from ray_app.training.fitting import fit
-        from ray_app.training.progress import TrainingProgress
+        if job.config.method == "linear-probe":
+            from ray_app.training.probing import probe
 
-        progress = TrainingProgress(job.total_steps)
-        try:
-            fit(job, progress)
-        finally:
-            progress.close()
-        if not checkpoints.is_trained(job.out):
-            raise ClusterError("training ended before its last step was committed", hint="the same command goes on")
+            probe(job)
+        else:
+            from ray_app.training.fitting import fit
+
+            fit(job)
     checkpoints.remove_orphans(job.out)
 
 

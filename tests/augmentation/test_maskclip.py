@@ -5,9 +5,11 @@ import pytest
 from PIL import Image
 
 from ray_app.augmentation import edge_map
-from ray_app.augmentation.maskclip import MaskClip, _lit
+from ray_app.augmentation.maskclip import MaskClip, _lit, _scaled
 from ray_app.augmentation.sample import Sample
+from ray_app.detectors.preprocessing import Preprocessing, Resize
 from tests.augmentation.given import marked, rng, share_near
+from tests.images.factory import photo
 
 POLICY = MaskClip()
 
@@ -44,15 +46,38 @@ def test_light_and_contrast_within_a_tenth(results):
     assert np.abs(np.asarray(_lit(levels, brightness=-0.04, contrast=0.05))[0, :, 0] - np.array(expected)).max() == 0
 
 
-def test_jpeg_in_a_fifth_of_the_images():
-    """JPEG halves the resolution of colour and keeps that of light: in noise of three independent colours that tells."""
+@pytest.fixture(scope="module")
+def grain():
+    """Of noise in three independent colours, the contrast between neighbours after the policy: (400, 3) red, blue and light."""
     noise = Sample(Image.fromarray(rng(0).integers(0, 256, (96, 96, 3)).astype(np.uint8)), None, 1)
-    ratios = []
+    contrasts = []
     for seed in range(400):
         pixels = np.asarray(POLICY(noise, rng(1, seed)).image).astype(float)
-        light, colour = pixels @ (0.299, 0.587, 0.114), pixels[..., 0] - pixels[..., 2]
-        ratios.append(np.diff(colour, axis=1).std() / np.diff(light, axis=1).std())
-    assert share_near(sum(ratio < 1.4 for ratio in ratios), 400, 0.2)
+        planes = pixels[..., 0], pixels[..., 2], pixels[..., 0] - pixels[..., 2], pixels @ (0.299, 0.587, 0.114)
+        contrasts.append([np.diff(plane, axis=1).std() for plane in planes])
+    return np.array(contrasts).T
+
+
+def test_jpeg_in_a_fifth_of_the_images_takes_red_for_blue(grain):
+    """JPEG halves the resolution of colour and keeps that of light; of the channels it keeps least of the one it takes for blue."""
+    red, blue, colour, light = grain
+    compressed = colour / light < 1.4
+    assert share_near(int(compressed.sum()), 400, 0.2)
+    less_red = red < blue
+    assert less_red[compressed].mean() > 0.9
+    assert less_red[~compressed].mean() < 0.7
+
+
+def test_blurred_in_a_fifth_of_the_images(grain):
+    assert share_near(int((grain[3] < 21).sum()), 400, 0.2)
+
+
+def test_scaling_is_opencv_s_without_antialias():
+    image = photo(100, 100)
+    opencv = Preprocessing(resize=Resize(mode="squash", size=80), resampler="opencv").prepare(image)
+    ours = np.asarray(_scaled(Sample(image, None, 1), 0.805).image)
+    assert ours.shape == opencv.shape
+    assert np.abs(ours.astype(int) - opencv).max() <= 1
 
 
 def test_the_edge_of_the_mask_lies_on_the_outline_of_the_image(results):
@@ -63,7 +88,8 @@ def test_the_edge_of_the_mask_lies_on_the_outline_of_the_image(results):
         slope = np.abs(np.diff(green[..., 1], axis=1))[2:-2, 2:-2]
         steep = slope > max(20, slope.max() / 2)
         assert steep.any()
-        assert edge[2:-2, 2:-3][steep].mean() > 0.97
+        # Not all of it: the band is a cross wide, so it has no diagonal at the corners, where a blur is steep too.
+        assert edge[2:-2, 2:-3][steep].mean() > 0.9
 
 
 def test_no_arguments():

@@ -180,7 +180,7 @@ def test_openfake_label_files_that_are_not_what_they_should_be(tmp_path, content
 def test_openfake_out_of_distribution(tmp_path):
     layout = make_layout("openfake-ood", {"generator": "imagen-3"})
     archive = write_zip(tmp_path / "imagen3.zip", "imagen3/1.png", "imagen3/2.png")
-    write_files(tmp_path / "sd21", "1.png", "captions.txt", "real/2.png")
+    write_files(tmp_path / "sd21", "fake/1.png", "captions.txt", "real/2.png")
     assert {one.generator for one, _ in told(layout, archive).values()} == {"imagen-3"}
     with pytest.raises(ConfigError, match="all of this set is fake"):
         told(layout, tmp_path / "sd21")

@@ -11,7 +11,7 @@ from tests.http_server import HttpServer
 class ModelHub(HttpServer):
     """`server.repositories["owner/name"]` is {path: bytes}; tokens other than `token` may not write. `lfs`: endings that go by LFS."""
 
-    def __init__(self, token: str = "hf_right", lfs: tuple[str, ...] = ()) -> None:  # noqa: S107
+    def __init__(self, token: str = "hf_right", lfs: tuple[str, ...] = ()) -> None:
         self.token, self.lfs = token, lfs
         self.repositories: dict[str, dict[str, bytes]] = {}
         self.private: dict[str, bool] = {}

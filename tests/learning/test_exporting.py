@@ -24,7 +24,7 @@ from ray_app.learning.networks import training_card
 from ray_app.learning.weight_files import processor_config, size_of
 from ray_app.storage import Store
 from tests.learning.made import figures, made, picture
-from tests.learning.small_recipes import MASKCLIP, SIGLIP, recipe
+from tests.learning.small_recipes import MASKCLIP, SIGLIP, VIT, recipe
 
 KINDS = ["vit", "residual", "swin", "siglip", "maskclip"]
 
@@ -194,6 +194,26 @@ def test_timm_loads_the_file_unchanged(tmp_path):
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
         assert file.metadata() == {"format": "pt"}
         assert set(file.keys()) == set(model.state_dict())
+
+
+@pytest.mark.parametrize(
+    "preprocessing",
+    [
+        {"resize": {"mode": "squash", "size": 32}, "center_crop": None, "filter": "bicubic"},
+        {"resize": {"mode": "short_side", "size": 37}, "center_crop": 32},
+    ],
+)
+def test_timm_builds_and_prepares_from_the_folder_alone(preprocessing, tmp_path):
+    given = made("vit", card=VIT | {"preprocessing": preprocessing})
+    exported(tmp_path, given)
+    model = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model))
+    detector = load_detector(tmp_path / "card.yaml", precision="fp32")
+    image = picture(3, 91, 70)
+    with torch.no_grad():
+        logit = model(transform(image)[None])[0, 0].item()
+    assert model.pretrained_cfg["label_names"] == ["fake"]
+    assert logit == pytest.approx(float(detector.score(detector.prepare(image)[None])[0]), abs=2e-3)
 
 
 @pytest.mark.parametrize("kind", ["swin", "siglip"])

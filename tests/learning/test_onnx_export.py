@@ -51,7 +51,7 @@ def test_other_weights_are_no_parity(tmp_path):
     export_onnx(given.network, given.card, path)
     with torch.no_grad():
         given.network.head.bias += 0.01
-    with pytest.raises(DetectorError, match="differ by 0.01"):
+    with pytest.raises(DetectorError, match=r"differ by 0\.01"):
         onnx_parity(given.network, given.card, path)
 
 
@@ -63,16 +63,15 @@ def test_a_network_with_masks_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["npr", "corvi2023"])
-def test_a_network_that_keeps_sizes_is_refused(name, tmp_path):
-    card = load_card(name)
+def test_a_network_that_keeps_sizes_is_refused(tmp_path):
+    card = load_card("corvi2023")
     with pytest.raises(DetectorError, match="keeps the size of every image"):
         export_onnx(torch.nn.Identity(), card, tmp_path / "model.onnx")
 
 
 def test_a_network_that_torch_exports_for_one_size_of_batch_only_is_refused(tmp_path):
-    card = load_card("npr", {"preprocessing": {"center_crop": 64}})
-    with pytest.raises(DetectorError, match="one size of batch only|cannot export"):
+    card = load_card("npr", {"preprocessing": {"resize": None, "center_crop": 64}})
+    with pytest.raises(DetectorError, match=r"one size of batch only|cannot export"):
         export_onnx(build_network(card), card, tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
 

@@ -1,4 +1,4 @@
-"""Where a detector is put for others: a folder, a bucket of a real server, a repository of models on a server that speaks the hub's protocol.
+"""Where a detector is put for others: a folder, a bucket of a real server, a repository of models on a server that speaks as the hub does.
 
 The hub is imitated for repositories, regular files and LFS; its Xet uploads, which it prefers for large files, are not.
 """
@@ -49,6 +49,12 @@ def test_any_file_system_of_fsspec_both_ways(folder, tmp_path):
     assert files_in(Store.open("memory://pushed")) == FILES
     push("memory://pushed", str(tmp_path / "back"))
     assert files_in(Store.open(str(tmp_path / "back"))) == FILES
+
+
+def test_a_bucket(folder, s3):
+    place = f"{s3.bucket('pushed-detectors')}/mine"
+    assert push(folder, place) == place
+    assert files_in(Store.open(place)) == FILES
 
 
 def test_a_file_larger_than_a_piece_comes_whole(folder, tmp_path, monkeypatch):

@@ -72,11 +72,17 @@ def start(labels, folder, out, **changes):
     written.write_text(yaml.safe_dump(recipe(labels, **changes)))
     environment = os.environ | {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        command(written, out), cwd=ROOT, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        command(written, out),
+        cwd=ROOT,
+        env=environment,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
-def finish(process, timeout_s=240):
+def finish(process, timeout_s=540):
     """The exit code and what was said on stderr."""
     _, told = process.communicate(timeout=timeout_s)
     return process.returncode, told

@@ -10,15 +10,16 @@ import pytest
 
 from ray_app.storage import Store
 from ray_app.training import checkpoints
-from tests.scoring.conftest import family_of, kill_family, wait_until
+from tests.scoring.conftest import family_of, kill_family
+from tests.scoring.conftest import wait_until as waited
 from tests.training.conftest import facts_of, finish, lines, noted, start
 
-pytestmark = [pytest.mark.slow, pytest.mark.ci, pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.ci, pytest.mark.ray, pytest.mark.timeout(1500)]
 
-EPOCHS, BATCH, EVERY = 30, 8, 20
+EPOCHS, BATCH, EVERY = 100, 8, 40
 SETTINGS = {
     "loop": {"epochs": EPOCHS},
-    "validation": {"every": 120},
+    "validation": {"every": 400},
     "faults": {"checkpoint_every": EVERY, "record_samples": True},
 }
 
@@ -31,9 +32,18 @@ def in_peace(labelled, tmp_path_factory):
     return folder / "out"
 
 
-def begun_from(out, step):
-    """Whether a chunk of notes that begins at `step` or later is there."""
-    return any(int(name[:8]) >= step for name in Store.open(str(out)).names("history"))
+def wait_until(condition):
+    return waited(condition, timeout_s=400)
+
+
+def committed(out):
+    """The last step that Ray Train knows of."""
+    return max((one.step for one in checkpoints.kept(Store.open(str(out)))), default=0)
+
+
+def writing_times(out, step):
+    """When the notes of what comes before `step` were written, by their names."""
+    return {path.name: path.stat().st_mtime_ns for path in (out / "samples").iterdir() if int(path.name[:8]) < step}
 
 
 def workers_of(process):
@@ -80,27 +90,24 @@ def test_interrupted_in_every_way_it_ends_as_if_left_in_peace(labelled, in_peace
     out = tmp_path / "out"
 
     process = start(labelled, tmp_path, out, **SETTINGS)
-    wait_until(lambda: begun_from(out, EVERY))
+    wait_until(lambda: committed(out))
     process.send_signal(signal.SIGTERM)
     code, told = finish(process)
     assert code == 130, told
     assert "resume:" in told.splitlines()[-1]
-    saved = checkpoints.kept(Store.open(str(out)))[-1].step
+    saved = committed(out)
     assert saved >= EVERY
 
     process = start(labelled, tmp_path, out, **SETTINGS)
-    wait_until(lambda: begun_from(out, saved + 2 * EVERY))
-    before = noted(out, "samples")
+    wait_until(lambda: committed(out) > saved)
     (worker,) = workers_of(process)
     os.kill(worker, signal.SIGKILL)
     wait_until(lambda: [pid for pid in workers_of(process) if pid != worker])
-    committed = checkpoints.kept(Store.open(str(out)))[-1].step
-    assert committed > saved
-    wait_until(lambda: begun_from(out, committed + 2 * EVERY))
-    for name, chunk in before.items():
-        if int(name[:8]) < committed:
-            assert noted(out, "samples")[name] == chunk, "what was committed was done again"
+    known = committed(out)
+    before = writing_times(out, known)
+    wait_until(lambda: committed(out) > known)
     kill_family(process)
+    assert writing_times(out, known) == before, "what was committed was done again"
 
     store = Store.open(str(out))
     store.write("ray/train/step-00000007-orphaned/model.safetensors", b"uploaded, never committed")
@@ -115,10 +122,8 @@ def test_two_workers_on_s3_see_disjoint_rows_and_learn_the_same(labelled, in_pea
     out = f"{s3.bucket('training')}/run"
     settings = {**SETTINGS, "workers": {"count": 2, "cpus": 0.5}}
     process = start(labelled, tmp_path, out, **settings)
-    wait_until(lambda: begun_from(out, 2 * EVERY))
+    wait_until(lambda: committed(out) > EVERY)
     kill_family(process)
-    committed = checkpoints.kept(Store.open(out))[-1].step
-    assert committed >= EVERY
     code, told = finish(start(labelled, tmp_path, out, **settings))
     assert code == 0, told
     seen, alone = rows_by_step(out), rows_by_step(in_peace)

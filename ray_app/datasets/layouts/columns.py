@@ -25,7 +25,7 @@ class LabelColumns(Layout):
     def labels(self, item: Listed) -> Labels:
         """From the columns; a ClassLabel's number by its name."""
         label = class_label(item, self.label)
-        generator, prompt = text(item, self.generator), text(item, self.prompt)
+        generator, prompt = text(item.input, self.generator), text(item.input, self.prompt)
         if label == "fake" and generator is not None and (generator == "real" or generator.startswith("real:")):
             raise contradiction(item, f"labelled fake, but its {self.generator} is '{generator}'")
         return Labels(
@@ -33,12 +33,12 @@ class LabelColumns(Layout):
             real_of(generator) if label == "real" else generator or "unknown",
             self._mask(item) if label == "fake" else None,
             prompt,
-            text(item, self.split),
-            text(item, self.group) or prompt_group(prompt),
+            text(item.input, self.split),
+            text(item.input, self.group) or prompt_group(prompt),
         )
 
     def _mask(self, item: Listed) -> str | None:
-        place = text(item, f"{self.mask}_uri") or text(item, self.mask)
+        place = text(item.input, f"{self.mask}_uri") or text(item.input, self.mask)
         if place is None or place.startswith("/") or "://" in place:
             return place
         if self.root is None:

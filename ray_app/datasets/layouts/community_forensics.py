@@ -21,8 +21,8 @@ class CommunityForensics(Layout):
 
     def labels(self, item: Listed) -> Labels:
         """Raises ConfigError for a fake without a model's name."""
-        label, model, prompt = class_label(item, "label"), text(item, "model_name"), text(item, "prompt")
+        label, model, prompt = class_label(item, "label"), text(item.input, "model_name"), text(item.input, "prompt")
         if label == "fake" and (model is None or model.lower() == "real"):
             raise contradiction(item, f"labelled fake, but its model_name is {model!r}")
-        generator = real_of(text(item, "real_source") or model) if label == "real" else str(model)
-        return Labels(label, generator, None, prompt, split_of(item.uri) or text(item, "split"), prompt_group(prompt))
+        generator = real_of(text(item.input, "real_source") or model) if label == "real" else str(model)
+        return Labels(label, generator, None, prompt, split_of(item.uri) or text(item.input, "split"), prompt_group(prompt))

@@ -12,7 +12,7 @@ from pydantic import PrivateAttr
 from ray_app.archives import Listed
 from ray_app.datasets.labels import Labels, parse_label, prompt_group
 from ray_app.datasets.layouts.beside import entered, place_below, read_json, root_of
-from ray_app.datasets.layouts.layout import Layout, is_no_image, place_of
+from ray_app.datasets.layouts.layout import Layout, is_no_image, place_of, text
 from ray_app.errors import ConfigError
 
 # Version 1, by the names of its files; `pd` are thousands of fine-tuned models, each record naming its own.
@@ -104,8 +104,8 @@ class Dflip(Layout):
                 raise ConfigError(f"{self.file}: '{name}' has no record but {record!r}")
             if _id(name) in self._records:
                 raise ConfigError(f"{self.file}: two ids are '{_id(name)}' up to the first dot, '{name}' one of them: their files collide")
-            prompt = _text(record, "Prompt") or _text(record, "p")
-            model = _text(record, "Model") or _text(record, "Model hash") or "sdft"
+            prompt = text(record, "Prompt") or text(record, "p")
+            model = text(record, "Model") or text(record, "Model hash") or "sdft"
             self._records[_id(name)] = Labels(
                 "fake", self.generator or FAMILIES_V1[family] or model, None, prompt, None, prompt_group(prompt)
             )
@@ -127,14 +127,9 @@ def _labels_v2(record: Mapping[str, Any], where: str) -> Labels:
         raise ConfigError(f"{where}: {told}", hint="reals, and reals alone, have none")
     if family is not None and not (isinstance(family, int) and 0 <= family < len(FAMILIES_V2)):
         raise ConfigError(f"{where}: no family has the id {family!r}", hint=f"ids are 0 to {len(FAMILIES_V2) - 1}")
-    prompt = _text(record, "prompt")
-    return Labels(label, "real" if family is None else FAMILIES_V2[family], None, prompt, _text(record, "split"), prompt_group(prompt))
+    prompt = text(record, "prompt")
+    return Labels(label, "real" if family is None else FAMILIES_V2[family], None, prompt, text(record, "split"), prompt_group(prompt))
 
 
 def _id(name: str) -> str:
     return name.rpartition("/")[2].partition(".")[0]
-
-
-def _text(record: Mapping[str, Any], name: str) -> str | None:
-    value = record.get(name)
-    return None if value is None or not str(value).strip() else str(value)

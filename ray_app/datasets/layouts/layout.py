@@ -67,9 +67,9 @@ def column(item: Listed, name: str) -> Any:
     return item.input[name]
 
 
-def text(item: Listed, name: str) -> str | None:
-    """A column's text; None where it is absent, null, blank or too long to be kept in the list of members."""
-    value = item.input.get(name)
+def text(values: Mapping[str, Any], name: str) -> str | None:
+    """One of some values, such as a member's columns, as text; None where it is absent, null or blank."""
+    value = values.get(name)
     return None if value is None or not str(value).strip() else str(value)
 
 

@@ -44,7 +44,7 @@ class OpenFake(Layout):
     def labels(self, item: Listed) -> Labels:
         """Raises ConfigError for a label that no version has, and for a fake without a model."""
         column(item, "label")
-        return _labels(item.input, place_of(item), split_of(item.uri) or text(item, "split"), where(item))
+        return _labels(item.input, place_of(item), split_of(item.uri) or text(item.input, "split"), where(item))
 
     def subset(self, item: Listed, labels: Labels) -> str:
         """Configuration and split, as the shard's path tells them."""
@@ -56,7 +56,7 @@ class OpenFakeCsv(Layout):
     `file_name,prompt,label,model,type,release_date`.
 
     `file`: the CSV, beside images that are the source; its paths are below `root` (null = the CSV's own folder). Null where the CSV itself
-    is the source. `split`: what its rows are for. Images that are not in the file are left out.
+    is the source (of version 1 with columns.uri: filename). `split`: what its rows are for. Images that are not in the file are left out.
     """
 
     file: str | None = None
@@ -96,7 +96,7 @@ class OpenFakeCsv(Layout):
             raise ConfigError(f"{where}: neither a column 'typ' nor 'label'", hint=f"its columns: {', '.join(row) or 'none'}")
         if "typ" not in row:
             return _labels(row, path, self.split, where)
-        if (kind := _text(row, "typ")) is None:
+        if (kind := text(row, "typ")) is None:
             raise ConfigError(f"{where}: no typ", hint="typ is `real` or a generator's name")
         is_real = kind.lower() == "real"
         return Labels("real" if is_real else "fake", "real" if is_real else kind, split=self.split)
@@ -111,13 +111,13 @@ class OpenFakeOod(Layout):
         """Raises ConfigError for an image in a folder of reals: it is not of such a set."""
         if is_no_image(place_of(item)):
             return None
-        if place_of(item).split("/")[-2].lower() in FOLDER_LABELS:
-            raise contradiction(item, "in a folder that says a label, and all of this set is fake")
+        if FOLDER_LABELS.get(place_of(item).split("/")[-2].lower()) == "real":
+            raise contradiction(item, "in a folder of reals, and all of this set is fake")
         return Labels("fake", self.generator)
 
 
 def _labels(row: Mapping[str, Any], path: str, split: str | None, where: str) -> Labels:
-    value, model, prompt = row["label"], _text(row, "model"), _text(row, "prompt")
+    value, model, prompt = row["label"], text(row, "model"), text(row, "prompt")
     label: Label = "fake" if str(value).strip().lower() in _FAKE_WORDS else parse_label(value, f"{where}, label")
     if label == "fake" and (model is None or model.lower() == "real"):
         raise ConfigError(f"{where}: labelled {value!r}, but its model is {model!r}", hint="every fake names its model")
@@ -128,8 +128,3 @@ def _labels(row: Mapping[str, Any], path: str, split: str | None, where: str) ->
 def _is_doubtful(model: str | None, path: str) -> bool:
     stem = path.rpartition("/")[2].partition(".")[0]
     return model is not None and model.lower() == "pexels" and stem.isdigit() and int(stem) in _PEXELS
-
-
-def _text(row: Mapping[str, Any], name: str) -> str | None:
-    value = row.get(name)
-    return None if value is None or not str(value).strip() else str(value)

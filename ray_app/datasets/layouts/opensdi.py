@@ -51,7 +51,7 @@ class OpenSdi(Layout):
             raise contradiction(item, f"the key '{key}' is not partial|entire/GENERATOR/real|fake/FILE")
         if parts[2].lower() != label:
             raise contradiction(item, f"its label is {label}, its key '{key}'")
-        mask = text(item, "mask_uri") if label == "fake" else None
+        mask = text(item.input, "mask_uri") if label == "fake" else None
         if label == "fake" and parts[0] == "partial" and mask is None:
             raise contradiction(item, f"the key '{key}' tells of a part, and there is no mask of it")
         part = self._part(item)
@@ -60,7 +60,7 @@ class OpenSdi(Layout):
 
     def subset(self, item: Listed, labels: Labels) -> str:
         """Part and the hub's split, which is also in each key."""
-        return f"{self._part(item)}/{split_of(item.uri) or str(column(item, 'key')).split('/')[1]}"
+        return f"{self._part(item) or 'unknown'}/{split_of(item.uri) or str(column(item, 'key')).split('/')[1]}"
 
     def _part(self, item: Listed) -> Part | None:
         named = (_REPOSITORIES[word] for word in re.split(r"[/@]|--", item.uri) if word in _REPOSITORIES)

@@ -1,0 +1,72 @@
+"""Notes of a training: files named by the step they begin at, so that what is done again stands once."""
+
+import json
+
+from ray_app.storage import Store
+from ray_app.training.history import HISTORY, SAMPLES, Notes, event_bytes, first_of, forget_from, read_notes, write_events
+
+
+def write(out, first, last, *, rank=0, folder=HISTORY, take=0):
+    notes = Notes(out, folder, rank)
+    for step in range(first, last):
+        notes.add({"step": step, "rank": rank, "take": take})
+    return notes.write(first)
+
+
+def test_what_is_done_again_stands_once(tmp_path):
+    out = Store.open(str(tmp_path))
+    for first in (0, 10, 20):
+        write(out, first, first + 10)
+    forget_from(out, 10)
+    for first in (10, 15):
+        write(out, first, first + 5, take=1)
+    assert [(line["step"], line["take"]) for line in read_notes(out, HISTORY)] == [(step, int(step >= 10)) for step in range(20)]
+
+
+def test_ranks_write_files_of_their_own(tmp_path):
+    out = Store.open(str(tmp_path))
+    write(out, 0, 2, rank=1, folder=SAMPLES)
+    write(out, 0, 2, rank=0, folder=SAMPLES)
+    assert [(line["rank"], line["step"]) for line in read_notes(out, SAMPLES)] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+
+
+def test_nothing_noted_is_no_file(tmp_path):
+    out = Store.open(str(tmp_path))
+    assert Notes(out, HISTORY, 0).write(0) == []
+    assert out.names(HISTORY) == []
+
+
+def test_curves_are_forgotten_with_the_notes_and_foreign_files_stay(tmp_path):
+    out = Store.open(str(tmp_path))
+    for first in (0, 10):
+        write_events(out, first, [{"step": first, "loss": 0.5}])
+    out.write("tensorboard/readme.txt", b"mine")
+    forget_from(out, 10)
+    assert out.names("tensorboard") == ["events.out.tfevents.00000000.train", "readme.txt"]
+    assert first_of("readme.txt") == -1
+
+
+def test_tensorboard_reads_the_numbers():
+    lines = [{"step": 3, "loss": 0.25, "note": "text", "rate": float("nan")}, {"step": 4, "loss": 0.125}]
+    assert scalars(event_bytes(lines, "train")) == [(3, "train/loss", 0.25), (4, "train/loss", 0.125)]
+
+
+def scalars(data):
+    """(step, tag, value) of an event file, read by tensorboardX's own message types."""
+    import struct
+
+    from tensorboardX.proto.event_pb2 import Event
+
+    found, at = [], 0
+    while at < len(data):
+        (length,) = struct.unpack_from("<Q", data, at)
+        event = Event.FromString(data[at + 12 : at + 12 + length])
+        found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+        at += 12 + length + 4
+    return found
+
+
+def test_lines_are_plain_json(tmp_path):
+    out = Store.open(str(tmp_path))
+    write(out, 0, 1)
+    assert json.loads((tmp_path / "history" / "00000000-0000.jsonl").read_text()) == {"step": 0, "rank": 0, "take": 0}

@@ -1,0 +1,60 @@
+"""The linear probe, from images to a card that scores."""
+
+import json
+
+import numpy as np
+import pytest
+
+from ray_app.detectors import load_detector
+from ray_app.errors import ConfigError
+from ray_app.storage import Store
+from ray_app.training.run import train
+from tests.detectors.small_clip import small_card
+from tests.training.conftest import config, facts_of
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+
+
+@pytest.fixture
+def wanted(labelled, tmp_path, ray_cluster):
+    _, card = small_card(tmp_path)
+    return config(
+        labelled,
+        method="linear-probe",
+        detector=str(card),
+        initial={"start": "card"},
+        augmentation={"policy": "none", "arguments": {}},
+        loop={"batch": 32},
+        out=str(tmp_path / "out"),
+    )
+
+
+def test_a_head_is_fitted_to_features_of_every_row_once(wanted, tmp_path):
+    out = tmp_path / "out"
+    facts = train(wanted).facts
+    rows = facts["data"]["splits"]["train"]["images"]
+    parts = [np.load(path) for path in sorted((out / "features").iterdir())]
+    assert np.concatenate([part["rows"] for part in parts]).tolist() == list(range(rows))
+    assert facts["probe"]["images"] == rows
+    assert np.mean(facts["probe"]["cross_validated_auc"]) > 0.7, "doubled pixels show in the features"
+    assert facts["validation"]["auc"] > 0.7
+    detector = load_detector(out / "card.yaml")
+    assert detector.score(np.zeros((1, 28, 28, 3), np.uint8)).shape == (1,)
+    assert facts == facts_of(out)
+
+    # Interrupted before its end, it computes only the block that is missing.
+    store = Store.open(str(out))
+    lost, *there = sorted((out / "features").iterdir())
+    times = {path: path.stat().st_mtime_ns for path in there}
+    lost.unlink()
+    store.delete("metrics.json")
+    store.clear("ray")
+    assert train(wanted).facts["validation"] == facts["validation"]
+    assert {path: path.stat().st_mtime_ns for path in there} == times
+    assert lost.exists()
+
+
+def test_only_a_head_on_features_is_probed(labelled, tmp_path, ray_cluster):
+    with pytest.raises(ConfigError, match="family clip-linear"):
+        train(config(labelled, method="linear-probe", out=str(tmp_path / "out")))
+    assert json.loads((tmp_path / "out" / "train.json").read_text())["identity"]["recipe"]["method"] == "linear-probe"
