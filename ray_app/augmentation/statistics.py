@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -39,7 +40,7 @@ def load_statistics(path: Path) -> RealStatistics:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             blur, sizes = arrays["blur_vals"].astype(np.float64), arrays["res_vals"].astype(np.int64)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
         raise ConfigError(f"{path}: no statistics of real images: {error}", hint="an .npz with blur_vals and res_vals") from error
     if sizes.ndim != 2 or sizes.shape[1] != 2:
         raise ConfigError(f"{path}: res_vals must be (n, 2) heights and widths, but its shape is {sizes.shape}")

@@ -38,6 +38,7 @@ class Board:
     def __init__(self) -> None:
         self._told = Told({})
         self._stop = False
+        self._controller: Any = None
 
     def tell(self, figures: dict[str, Any], steps: int) -> bool:
         """Rank 0's figures, and how many steps it made since it last told."""
@@ -52,6 +53,14 @@ class Board:
     def beat(self) -> None:
         """A checkpoint is still being judged."""
         self._told = replace(self._told, beats=self._told.beats + 1)
+
+    def introduce(self, controller: Any) -> None:
+        """The controller of Ray Train says who it is."""
+        self._controller = controller
+
+    def controller(self) -> Any:
+        """Ray Train's controller; None until it has begun."""
+        return self._controller
 
     def stop(self) -> None:
         """Ask the workers to save and stop."""

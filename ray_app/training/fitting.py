@@ -4,6 +4,7 @@
 the progress line, and hears signals.
 """
 
+import contextlib
 import logging
 import os
 import threading
@@ -11,6 +12,8 @@ import time
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
+from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2.api.config import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.validation_config import ValidationConfig, ValidationTaskConfig
 from ray.train.v2.torch.torch_trainer import TorchTrainer
@@ -29,6 +32,7 @@ from ray_app.training.worker import train_worker
 POLL_S = 0.5
 COPY_EVERY_S = 2.0  # Ray Train hears of checkpoints as often
 STALL_S = 900.0
+END_S = 10.0
 _QUIET = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # importing torch in every worker of a busy machine takes its time
@@ -56,10 +60,35 @@ def fit(job: Job) -> None:
         raise
     finally:
         progress.close()
+        _end(job, thread)
     if thread.error is not None:
         raise _in_our_words(thread.error) from thread.error
     if not checkpoints.is_trained(job.out):
         raise ClusterError("training ended before its last step was committed", hint="the same command goes on")
+
+
+class _Introduction(ControllerCallback):
+    """Makes Ray Train's controller known to the driver, which has no other way to end it but from the main thread."""
+
+    def __init__(self, board: Any) -> None:
+        self._board = board
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Called in the controller's own process."""
+        self._board.introduce.remote(ray.get_runtime_context().current_actor)
+
+
+def _end(job: Job, thread: "_Fit") -> None:
+    """See the thread out of Ray: one that still waits inside while Ray is shut down takes the whole process along."""
+    if not thread.is_alive():
+        return
+    controller = ray.get(job.board.controller.remote())
+    if controller is not None:
+        with contextlib.suppress(RayError):
+            ray.get(controller.abort.remote(), timeout=END_S)
+        with contextlib.suppress(RayError):
+            ray.kill(controller)
+    thread.join(END_S)
 
 
 class _Fit(threading.Thread):
@@ -147,6 +176,7 @@ def _trainer(job: Job) -> TorchTrainer:
             name=checkpoints.RUN,
             **checkpoints.storage(job.out),
             failure_config=FailureConfig(max_failures=config.faults.max_failures),
+            callbacks=[_Introduction(job.board)],  # type: ignore[list-item]
             checkpoint_config=CheckpointConfig(
                 num_to_keep=config.faults.keep,
                 checkpoint_score_attribute=config.validation.metric,

@@ -63,3 +63,17 @@ def test_another_file_is_refused_by_name(tmp_path, arrays):
 def test_impossible_statistics_are_refused(areas, blur):
     with pytest.raises(ConfigError, match="statistics of real images"):
         RealStatistics(np.array(areas, np.int64), np.array(blur))
+
+
+@pytest.mark.parametrize("data", [b"", b"no archive", b"PK\x03\x04 cut short"])
+def test_a_damaged_file_is_refused_by_name(tmp_path, data):
+    place = tmp_path / "damaged.npz"
+    place.write_bytes(data)
+    with pytest.raises(ConfigError, match=r"damaged\.npz"):
+        load_statistics(place)
+
+
+def test_a_single_array_is_refused_by_name(tmp_path):
+    np.save(tmp_path / "one.npy", np.ones(3))
+    with pytest.raises(ConfigError, match=r"one\.npy"):
+        load_statistics(tmp_path / "one.npy")

@@ -3,7 +3,6 @@
 import io
 import math
 
-import huggingface_hub
 import numpy as np
 import pytest
 import timm
@@ -15,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from ray_app.augmentation.policies import make_policy
 from ray_app.config import named_configs
 from ray_app.config.loading import load_yaml, read_mapping, validate
-from ray_app.datasets import Source, index_source
+from ray_app.datasets import Source, build_index, index_source
 from ray_app.datasets.layouts import LAYOUTS, make_layout
 from ray_app.datasets.order import Order
 from ray_app.detectors import load_card
@@ -273,7 +272,6 @@ def hub(tmp_path_factory):
     environment = pytest.MonkeyPatch()
     with HubServer() as server:
         environment.setenv("HF_ENDPOINT", server.url)
-        environment.setattr(huggingface_hub.constants, "ENDPOINT", server.url)  # read once, when the library is imported
         for repository, shards in HUB.items():
             files = {"README.md": b"# A set", ".gitattributes": b"*", "train_metadata.csv": b"file,label\na.jpg,real\n"}
             for name, (columns, labels) in shards.items():
@@ -289,7 +287,8 @@ def test_the_sources_of_a_recipe_are_read_as_the_hub_has_them(name, hub, tmp_pat
     data = load_yaml(FILES[name], TrainConfig).data
     sources = [*data.train, *as_sources(data.validation), *as_sources(data.test)]
     for number, source in enumerate(sources):
-        rows = index_source(source, Store.open(str(tmp_path / str(number))))
+        build_index(source, store := Store.open(str(tmp_path / str(number))))
+        rows = index_source(Source(at=(store.url,), split=source.split), store)
         labels = rows["input"].to_pylist()
         shards = 2 if name == "openfake-swinv2" else 1  # configurations `default` and `core`
         assert [one["label"] for one in labels] == ["real", "real", "fake", "fake"] * shards, source
