@@ -128,7 +128,7 @@ class _Watch:
         """Ask the workers to save and stop, and give them some time; a second signal ends that."""
         grace_s = self._job.config.cluster.grace_s
         until = time.monotonic() + (SIGNAL_GRACE_S if grace_s is None else grace_s)
-        if not self._told.steps:
+        if not ray.get(self._job.board.read.remote()).steps:
             return
         self._progress.say("stopping: the workers save; a second signal stops at once")
         self._job.board.stop.remote()

@@ -4,6 +4,7 @@ Every request is stated and their sum stays below what there is: a request that 
 (specs/ray.md §E3). What a process asks for is a share for Ray's books; how many threads it computes with is stated beside it.
 """
 
+import math
 from dataclasses import dataclass
 
 from ray_app.errors import ClusterError, ConfigError
@@ -45,8 +46,11 @@ class Layout:
         return "cuda" if self.validation_gpus else "cpu"
 
 
-def plan_workers(wanted: Workers, *, cpus: float, gpus: float) -> Layout:
-    """The processes for `wanted` on a cluster with so many CPUs and GPUs. Raises ConfigError, and ClusterError where it is too small."""
+def plan_workers(wanted: Workers, *, cpus: float, gpus: float, node_cpus: float = math.inf) -> Layout:
+    """The processes for `wanted` on a cluster with so many CPUs and GPUs, its largest node having `node_cpus`.
+
+    Raises ConfigError, and ClusterError where the cluster is too small.
+    """
     least = wanted.least or wanted.count
     if least > wanted.count:
         raise ConfigError(f"workers.least is {least}, more than workers.count, which is {wanted.count}")
@@ -58,14 +62,15 @@ def plan_workers(wanted: Workers, *, cpus: float, gpus: float) -> Layout:
         )
     spare = gpus - worker_gpus * wanted.count
     shared = worker_gpus == 1 and spare < 1
-    share = cpus / wanted.count
+    share = min(cpus / wanted.count, node_cpus)
     loaders = wanted.loaders or max(1, int(share - 1) if worker_gpus else int(share // 4))
     validation_cpus = min(1.0 if worker_gpus and cpus >= 4 else VALIDATION_CPUS, share / 8)
     free = share - validation_cpus
     loader_cpus = min(1.0, free / 2 / loaders) if worker_gpus else min(LOADER_CPUS, free / 4 / loaders)
     rest = free - loaders * loader_cpus
     worker_cpus = wanted.cpus or (min(1.0, rest) if worker_gpus else rest)
-    if worker_cpus * wanted.count + loaders * loader_cpus * wanted.count + validation_cpus > cpus or worker_cpus < LEAST_WORKER_CPUS:
+    together = wanted.count * (worker_cpus + loaders * loader_cpus) + validation_cpus
+    if together > cpus or not LEAST_WORKER_CPUS <= worker_cpus <= node_cpus:
         raise ClusterError(
             f"{wanted.count} workers with {worker_cpus:.2g} CPU and {loaders} loaders each do not fit the cluster's {cpus:g} CPUs",
             hint="--set workers.count=… or workers.cpus=… and workers.loaders=…",

@@ -24,7 +24,7 @@ from ray_app.scoring.progress import Progress
 from ray_app.training import checkpoints
 from ray_app.training.finishing import PROBE
 from ray_app.training.job import Job
-from ray_app.training.streaming import training_loader
+from ray_app.training.streaming import Batch, Stage, training_loader, whole
 
 FOLDER = "features"
 CLASSIFIER: Classifier = "logistic"
@@ -50,10 +50,11 @@ def probe(job: Job) -> None:
     _keep(job, head)
 
 
-class FeatureMaker:
-    """What Ray runs in every worker: a block of training rows in, their features into the run."""
+class FeatureMaker(Stage):
+    """A block of training rows in, their features into the run."""
 
-    def __init__(self, job: Job) -> None:
+    def start(self, job: Job, *given: Any) -> None:
+        """Load the network with its backbone."""
         import torch
 
         from ray_app.learning.judging import detector_for
@@ -66,7 +67,7 @@ class FeatureMaker:
         self._job, self._loader = job, training_loader(job)
         self._detector = detector_for(job.card, network_for(job.config, job.card).eval().requires_grad_(False), device=job.layout.device)
 
-    def __call__(self, table: pa.Table) -> dict[str, npt.NDArray[Any]]:
+    def work(self, table: pa.Table) -> Batch:
         """The first row of a block → how many images it has; the block's file is written."""
         first = table["first"][0].as_py()
         rows = np.arange(first, min(first + self._job.config.loop.batch, len(self._job.rows("train"))))
@@ -118,7 +119,7 @@ def _compute(job: Job) -> None:
     )
     progress = Progress(count, done=count - sum(min(job.config.loop.batch, count - first) for first in missing), name="features")
     for told in made.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
-        progress.advance(int(told["images"].sum()), int(told["bad"].sum()))
+        progress.advance(int(whole(told)["images"].sum()), int(told["bad"].sum()))
     progress.close()
 
 

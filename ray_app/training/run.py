@@ -4,6 +4,9 @@ Every step can be interrupted anywhere; the same command goes on from the facts 
 """
 
 import json
+import math
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -54,10 +57,11 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> Trained:
             return _pushed(config, out, Trained(ExitCode.DONE, json.loads(out.read(METRICS)), was_there=True))
         card = trained_card(config)
         with _resumable(ClusterError), cluster(_cluster_for(config, card.preprocessing.shape)):
+            print("train  indexing and dividing the images", file=sys.stderr, flush=True)
             prepared = prepare_data(config, out, each=on_ray)
             claim_data(out, told, prepared.splits.findings)
             cpus, gpus, _ = resources(config.cluster)
-            layout = plan_workers(config.workers, cpus=cpus, gpus=gpus)
+            layout = plan_workers(config.workers, cpus=cpus, gpus=gpus, node_cpus=_largest_node_cpus())
             job = make_job(config, card, out, layout, prepared)
             _fit(job)
             facts = finish(job, prepared.splits.findings, told)
@@ -90,8 +94,6 @@ def _fit(job: Job) -> None:
 
 def _planned(config: TrainConfig) -> Trained:
     """The dry run."""
-    import os
-
     from ray_app.learning.networks import training_card
     from ray_app.training.planning import plan
 
@@ -115,6 +117,14 @@ def _cluster_for(config: TrainConfig, shape: tuple[int, int] | None) -> ClusterC
     planes = 5 if config.loss.name == "maskclip" else 3
     needed = BATCHES_IN_STORE * config.loop.batch * planes * shape[0] * shape[1]
     return config.cluster.model_copy(update={"object_store_bytes": LEAST_STORE_BYTES + needed})
+
+
+def _largest_node_cpus() -> float:
+    """CPUs of the largest node that is there; inf while none has any, since those that an autoscaler brings are not known."""
+    import ray
+
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    return max(node["Resources"].get("CPU", 0.0) for node in nodes if node["Alive"]) or math.inf
 
 
 @contextmanager

@@ -6,6 +6,7 @@ training is its step, and a stream that begins anywhere gives the same batches a
 
 import logging
 import math
+import pickle
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,10 +14,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from ray_app.errors import TouchstoneError
 from ray_app.training.job import Job
 
 Batch = dict[str, npt.NDArray[Any]]
 
+_FAILURE = "failure"
 WHOLE_BATCHES = 1 << 40  # a batch stays one block of Ray Data
 IN_FLIGHT = 2  # batches that one loader has been given
 AHEAD = 2  # batches that wait in the worker itself
@@ -25,17 +28,57 @@ HAND_OVER_SHARE = 0.4  # of a node's object store: what waits between loaders an
 STEPS_PER_EXECUTION = 20_000
 
 
-class Loader:
-    """What Ray Data runs in a process of its own: one step number in, that step's batch for one rank out."""
+class Stage:
+    """Base of what Ray Data runs here in processes of their own: one row in, some arrays out.
 
-    def __init__(self, job: Job, rank: int, world: int) -> None:
+    A TouchstoneError travels as a row, since Ray Data keeps only the text of an exception; `whole` raises it where the row arrives.
+    """
+
+    def __init__(self, job: Job, *given: Any) -> None:
+        self._failed: TouchstoneError | None = None
+        try:
+            self.start(job, *given)
+        except TouchstoneError as error:
+            self._failed = error
+
+    def __call__(self, table: pa.Table) -> Batch:
+        """Work on one row."""
+        try:
+            if self._failed is not None:
+                raise self._failed
+            return self.work(table)
+        except TouchstoneError as error:
+            return {_FAILURE: np.array([pickle.dumps(error)], object)}
+
+    def start(self, job: Job, *given: Any) -> None:
+        """Load what is needed, once per process."""
+        raise NotImplementedError
+
+    def work(self, table: pa.Table) -> Batch:
+        """What `__call__` does where nothing fails."""
+        raise NotImplementedError
+
+
+def whole(batch: Batch) -> Batch:
+    """What a stage gave. Raises what it met instead."""
+    if _FAILURE in batch:
+        raise pickle.loads(batch[_FAILURE][0])  # noqa: S301  (made by a process of this session)
+    return batch
+
+
+class Loader(Stage):
+    """One step number in, that step's batch for one rank out."""
+
+    def start(self, job: Job, *given: Any) -> None:
+        """`given`: rank and number of workers."""
         from ray_app.learning.loading import StepLoader
 
-        self._loader, self._rank, self._world = StepLoader(training_loader(job), job.order()), rank, world
+        self._rank, self._world = given
+        self._loader = StepLoader(training_loader(job), job.order())
 
-    def __call__(self, steps: pa.Table) -> Batch:
+    def work(self, table: pa.Table) -> Batch:
         """A table of one step number → arrays, as `BatchLoader.load` gives them, and `step` for each image."""
-        step = steps["step"][0].as_py()
+        step = table["step"][0].as_py()
         batch = self._loader.load(step, self._rank, self._world)
         return {**batch, "step": np.full(len(batch["label"]), step, np.int64)}
 
@@ -80,7 +123,7 @@ def _execution(job: Job, steps: range, rank: int, world: int) -> Iterator[Batch]
         label_selector=dict(job.config.cluster.labels) or None,
     )
     for step, batch in zip(steps, loaded.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=AHEAD), strict=True):
-        assert batch["step"][0] == step, "Ray Data kept the order"
+        assert whole(batch)["step"][0] == step, "Ray Data kept the order"
         yield batch
 
 

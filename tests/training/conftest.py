@@ -43,7 +43,7 @@ def labelled(tmp_path_factory):
 
 
 def recipe(labels, **changes):
-    """A recipe over the labelled set, as YAML has it; `changes` by section."""
+    """A recipe over the labelled set, as YAML has it; `changes` by section, null removes one."""
     base = {
         "name": "tiny",
         "detector": "touchstone-tiny",
@@ -55,7 +55,8 @@ def recipe(labels, **changes):
         "loop": {"epochs": 3, "batch": 8, "precision": "fp32"},
         "cluster": {"cpus": 2},
     }
-    return {**base, **{key: {**base.get(key, {}), **value} if isinstance(value, dict) else value for key, value in changes.items()}}
+    both = {**base, **{key: {**base.get(key, {}), **value} if isinstance(value, dict) else value for key, value in changes.items()}}
+    return {key: value for key, value in both.items() if value is not None}
 
 
 def config(labels, **changes):

@@ -32,6 +32,21 @@ def in_peace(labelled, tmp_path_factory):
     return folder / "out"
 
 
+@pytest.fixture
+def training(labelled, tmp_path):
+    """Starts the training into a place; what still runs at the end of the test is ended."""
+    started = []
+
+    def begin(out, **settings):
+        started.append(start(labelled, tmp_path, out, **SETTINGS, **settings))
+        return started[-1]
+
+    yield begin
+    for process in started:
+        if process.poll() is None:
+            kill_family(process)
+
+
 def wait_until(condition):
     return waited(condition, timeout_s=400)
 
@@ -47,7 +62,14 @@ def writing_times(out, step):
 
 
 def workers_of(process):
-    return [pid for pid in family_of(process.pid) if b"RayTrainWorker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return [pid for pid in family_of(process.pid) if b"RayTrainWorker" in called(pid)]
+
+
+def called(pid):
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except FileNotFoundError:
+        return b""
 
 
 def rows_by_step(out):
@@ -86,10 +108,10 @@ def test_every_row_once_an_epoch_and_a_report(in_peace):
     assert sorted(os.listdir(in_peace / "scores")) == ["test.parquet", "validation.parquet"]
 
 
-def test_interrupted_in_every_way_it_ends_as_if_left_in_peace(labelled, in_peace, tmp_path):
+def test_interrupted_in_every_way_it_ends_as_if_left_in_peace(training, in_peace, tmp_path):
     out = tmp_path / "out"
 
-    process = start(labelled, tmp_path, out, **SETTINGS)
+    process = training(out)
     wait_until(lambda: committed(out))
     process.send_signal(signal.SIGTERM)
     code, told = finish(process)
@@ -98,7 +120,7 @@ def test_interrupted_in_every_way_it_ends_as_if_left_in_peace(labelled, in_peace
     saved = committed(out)
     assert saved >= EVERY
 
-    process = start(labelled, tmp_path, out, **SETTINGS)
+    process = training(out)
     wait_until(lambda: committed(out) > saved)
     (worker,) = workers_of(process)
     os.kill(worker, signal.SIGKILL)
@@ -111,20 +133,19 @@ def test_interrupted_in_every_way_it_ends_as_if_left_in_peace(labelled, in_peace
 
     store = Store.open(str(out))
     store.write("ray/train/step-00000007-orphaned/model.safetensors", b"uploaded, never committed")
-    code, told = finish(start(labelled, tmp_path, out, **SETTINGS))
+    code, told = finish(training(out))
     assert code == 0, told
     assert_same_training(out, in_peace)
     assert_every_row_once_an_epoch(out)
     assert_no_orphans(out)
 
 
-def test_two_workers_on_s3_see_disjoint_rows_and_learn_the_same(labelled, in_peace, s3, tmp_path):
+def test_two_workers_on_s3_see_disjoint_rows_and_learn_the_same(training, in_peace, s3):
     out = f"{s3.bucket('training')}/run"
-    settings = {**SETTINGS, "workers": {"count": 2, "cpus": 0.5}}
-    process = start(labelled, tmp_path, out, **settings)
+    process = training(out, workers={"count": 2, "cpus": 0.5})
     wait_until(lambda: committed(out) > EVERY)
     kill_family(process)
-    code, told = finish(start(labelled, tmp_path, out, **settings))
+    code, told = finish(training(out, workers={"count": 2, "cpus": 0.5}))
     assert code == 0, told
     seen, alone = rows_by_step(out), rows_by_step(in_peace)
     for step in range(len(alone)):

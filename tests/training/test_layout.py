@@ -38,6 +38,13 @@ def test_the_cores_beside_a_gpu_load():
     assert layout.worker_gpus + layout.validation_gpus == 1, "one GPU is shared with validation"
 
 
+def test_a_worker_fits_on_a_node():
+    layout = plan_workers(Workers(), cpus=3, gpus=0, node_cpus=1)
+    assert layout.worker_cpus + layout.loaders * layout.loader_cpus <= 1
+    with pytest.raises(ClusterError, match="do not fit"):
+        plan_workers(Workers(cpus=2.0), cpus=3, gpus=0, node_cpus=1)
+
+
 def test_a_gpu_that_no_worker_needs_judges():
     layout = plan_workers(Workers(count=2), cpus=16, gpus=3)
     assert (layout.worker_gpus, layout.validation_gpus) == (1, 1)

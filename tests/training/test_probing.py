@@ -23,6 +23,7 @@ def wanted(labelled, tmp_path, ray_cluster):
         method="linear-probe",
         detector=str(card),
         initial={"start": "card"},
+        card=None,
         augmentation={"policy": "none", "arguments": {}},
         loop={"batch": 32},
         out=str(tmp_path / "out"),

@@ -1,0 +1,39 @@
+"""A machine that will be taken away: what was learned is saved before it goes. And images of which too many cannot be read."""
+
+import shutil
+
+import pytest
+
+from tests.scoring.conftest import kill_family, wait_until
+from tests.scoring.nodes import Nodes
+from tests.training.conftest import finish, noted, start
+from tests.training.test_killed import committed
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
+
+
+def test_on_notice_it_saves_at_once_and_goes_on(labelled, tmp_path):
+    nodes, out = Nodes(0), tmp_path / "out"
+    try:
+        settings = {"cluster": {"cpus": None, "address": nodes.address}, "loop": {"epochs": 2000}, "validation": {"every": 10**6}}
+        process = start(labelled, tmp_path, out, **settings, faults={"checkpoint_every": 50})
+        wait_until(lambda: committed(out) or process.poll() is not None, timeout_s=400)
+        for node in list(nodes.raylets):
+            nodes.tell("drain", node, 600)
+        saved = wait_until(lambda: committed(out) if committed(out) % 50 else 0, timeout_s=400)
+        wait_until(lambda: committed(out) > saved)
+        kill_family(process)
+    finally:
+        kill_family(nodes.process)
+
+
+def test_too_many_unreadable_images_end_it_with_the_reason(labelled, tmp_path):
+    folder = shutil.copytree(labelled.parent, tmp_path / "labelled")
+    for number in range(0, 80, 5):
+        (folder / "real" / f"{number:03d}.png").write_bytes(b"no picture")
+    code, told = finish(start(folder / "labels.csv", tmp_path, tmp_path / "out", loop={"epochs": 30}))
+    assert code == 1, told
+    assert "training images could not be read" in told
+    assert "Traceback" not in told
+    (chunk,) = noted(tmp_path / "out", "unreadable").values()
+    assert all("image" in line["detail"] or "format" in line["detail"] for line in chunk)
