@@ -1,9 +1,9 @@
 """Which policy changes the training images, and with what numbers. No torch, no pixels."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from ray_app.config import Frozen
 
@@ -35,3 +35,9 @@ class Augmentation(Frozen):
         if name not in POLICIES:
             raise ValueError(f"no policy {name!r}; there are {', '.join(POLICIES)}")
         return name
+
+    @model_validator(mode="after")
+    def _statistics_are_of_use(self) -> Self:
+        if self.statistics is not None and self.policy != "openfake-v1":
+            raise ValueError(f"statistics are for openfake-v1; {self.policy} takes none")
+        return self

@@ -23,7 +23,7 @@ def _hashes(context: click.Context, option: click.Parameter, text: str | None) -
 
 
 @click.command()
-@click.argument("at", metavar="SOURCE…", nargs=-1)
+@click.argument("at", metavar="SOURCE…", nargs=-1, required=True)
 @click.option("--layout", metavar="NAME", help="How the source tells labels; see below.  [default: columns]")
 @click.option("--out", metavar="DIR", required=True, help="Where the index goes; any fsspec URL.")
 @click.option("--include", multiple=True, metavar="GLOB", help="Only paths below the source that match; repeatable.")

@@ -56,13 +56,19 @@ def load_yaml(path: Path, model: type[Model], overrides: Sequence[str] = ()) -> 
 def read_mapping(path: Path) -> dict[str, Any]:
     """The keys and values of a YAML file; an empty file has none. Raises ConfigError."""
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return parse_mapping(path.read_bytes(), str(path))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {error}") from None
+
+
+def parse_mapping(content: bytes, where: str) -> dict[str, Any]:
+    """The same of a file's content; `where` names it in errors. Raises ConfigError."""
+    try:
+        data = yaml.safe_load(content.decode())
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{where}: not YAML: {error}") from None
     if data is not None and not isinstance(data, dict):
-        raise ConfigError(f"{path}: expected keys and values, found {type(data).__name__}")
+        raise ConfigError(f"{where}: expected keys and values, found {type(data).__name__}")
     return data or {}
 
 

@@ -15,7 +15,7 @@ class Source(Frozen):
     `split`: only rows whose own split is this. `generators`: only fakes of these (reals always pass); `arguments` go to the layout.
     """
 
-    at: tuple[str, ...] = Field(min_length=1, description="an index directory, or folders, files, prefixes, globs; simulated:: for the offline set")
+    at: tuple[str, ...] = Field(min_length=1, description="an index directory, or folders, files, globs; simulated:: for the offline set")
     layout: str = Field(default="columns", description="how labels are told; see touchstone index --help")
     arguments: Mapping[str, Any] = {}
     split: str | None = None
@@ -25,7 +25,9 @@ class Source(Frozen):
     columns: Columns = Columns()
     container_limits: ContainerLimits = ContainerLimits()
     limit: int | None = Field(default=None, ge=1)
-    hashes: tuple[Literal["sha256", "phash"], ...] = Field(default=(), description="computed while indexing, to find leakage: reads every image")
+    hashes: tuple[Literal["sha256", "phash"], ...] = Field(
+        default=(), description="made while indexing, to find leakage: reads every image"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -64,9 +66,10 @@ class Sampling(Frozen):
 
     `classes`: `natural`, or `balanced`: as many real as fake. `generators`: within a class, the share of a generator with n images is in
     proportion to n to this power: 1 natural, 0 all alike, between them a temperature. Where shares are natural, an epoch sees every row
-    once; where they are not, it is `epoch_rows` long (null: as many as there are rows) and small strata come round again.
-    `twins`: rows of one group follow one another and stay in one worker's batch. `window`: null shuffles all rows; a number shuffles runs
-    of `run` neighbours and then the rows within this many, so that containers are read in runs.
+    once; where they are not, it is `epoch_rows` long (null: as many as there are rows) and small strata come round again. `epoch_rows`
+    therefore needs `classes: balanced` or `generators` below 1.
+    `twins`: a real and a fake of one group stand side by side, in one worker's batch; shares are then natural. `window`: null shuffles
+    all rows; a number shuffles runs of `run` neighbours and then the rows within this many, so that containers are read in runs.
     """
 
     classes: Literal["natural", "balanced"] = "natural"

@@ -13,15 +13,30 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import islice
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
-from ray_app.archives import Archive, BlockPlan, Each, Listed, in_turn, iter_blocks, list_members, member_rows, read_block, read_complete
+from ray_app.archives import (
+    Archive,
+    BlockPlan,
+    Each,
+    Listed,
+    image_id,
+    in_turn,
+    iter_blocks,
+    list_members,
+    member_rows,
+    read_block,
+    read_complete,
+)
 from ray_app.archives.selecting import write_selected
-from ray_app.datasets.labelling import Aside, Hash, LabelledBlock, Labeller, as_listed, check_hashes
-from ray_app.datasets.labels import INPUT
+from ray_app.datasets.labelling import Aside, Hash, LabelledBlock, Labeller, as_listed, check_hashes, labels_of
+from ray_app.datasets.labels import INPUT, Labels
 from ray_app.datasets.layouts import LAYOUTS, Layout
+from ray_app.datasets.layouts.layout import contradiction
 from ray_app.errors import ConfigError
 from ray_app.images import ImageLimits
 from ray_app.storage import Store
@@ -82,7 +97,8 @@ def write_index(
 ) -> IndexInfo:
     """List an archive and label its members, over whatever unfinished index the store has. `limit`: only its first so many members.
 
-    Raises ConfigError for a member without a known label, or when no labelled image is left; StorageError as a listing does.
+    Raises ConfigError for a member without a known label, for one that is listed twice with other labels, or when no labelled image is
+    left; StorageError as a listing does.
     """
     check_hashes(hashes)
     for folder in ("manifest", "listing"):
@@ -91,6 +107,8 @@ def write_index(
     listed = list_members(listing, archive, _LISTED, each=each, progress=partial(progress, "listed"), limit=limit)
     assert listed is not None, "a first listing is never the same as one before"
     layout = layout.prepared(_members(listing))
+    if listed.listed > listed.members:
+        _refuse_contradictions(archive, layout, limit)
     labeller = Labeller(listing, layout, hashes, limits, archive.fetcher)
     tally = _Tally(partial(progress, "labelled"))
     written = write_selected(store, tally.rows(each(labeller, iter_blocks(listing, 0))), _INDEXED, INPUT)
@@ -176,6 +194,19 @@ class _Tally:
 def _members(listing: Store) -> Iterator[Listed]:
     for ref in iter_blocks(listing, 0):
         yield from map(as_listed, member_rows(read_block(listing, ref)))
+
+
+def _refuse_contradictions(archive: Archive, layout: Layout, limit: int | None) -> None:
+    """Raises ConfigError for a member that is listed more than once and not always with the same labels; lists the archive anew."""
+    ids, counts = np.unique(np.fromiter((image_id(item) for item in islice(archive, limit)), np.int64), return_counts=True)
+    repeated = set(ids[counts > 1].tolist())
+    first: dict[tuple[object, ...], Labels | None] = {}
+    for item in islice(archive, limit):
+        if image_id(item) in repeated:
+            labels = labels_of(item, layout)
+            before = first.setdefault((item.uri, item.member, item.occurrence, item.version), labels)
+            if labels != before:
+                raise contradiction(item, f"listed more than once, as [{before}] and as [{labels}]")
 
 
 def _compared(published: Mapping[str, int], found: Mapping[str, int]) -> list[dict[str, Any]]:

@@ -71,7 +71,7 @@ class Labeller:
         labelled: list[Labels] = []
         for place, member in enumerate(members):
             item = as_listed(member)
-            labels = None if _is_closed(item) else self.layout.labels(item)
+            labels = labels_of(item, self.layout)
             if labels is None:
                 left_out.add(_why(item), place_of(item))
                 continue
@@ -103,6 +103,12 @@ class Labeller:
         return hashes, unreadable
 
 
+def labels_of(item: Listed, layout: Layout) -> Labels | None:
+    """What a layout says of a member; None also for a container that could not be opened, or ends early. Raises as `Layout.labels`."""
+    is_closed = item.refused is not None and item.place is None and kind_of(item.uri) is not None
+    return None if is_closed else layout.labels(item)
+
+
 def as_listed(member: Member) -> Listed:
     """The member as its source listed it, which is all that a layout looks at."""
     return Listed(
@@ -116,11 +122,6 @@ def check_hashes(hashes: Sequence[Hash]) -> None:
         raise ConfigError(f"no hash {', '.join(sorted(unknown))}", hint="sha256, phash")
     if "phash" in hashes:
         require_perceptual_hash()
-
-
-def _is_closed(item: Listed) -> bool:
-    """Whether it stands for a container that could not be opened, or ends early: nothing is known of the images in it."""
-    return item.refused is not None and item.place is None and kind_of(item.uri) is not None
 
 
 def _why(item: Listed) -> str:

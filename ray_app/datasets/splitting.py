@@ -132,13 +132,14 @@ def _only(groups: npt.NDArray[np.int64], these: Rows, is_fake: Rows, count: int)
 
 
 def _refuse_test_rows(validation: pa.Table, data: Data) -> None:
-    if isinstance(data.validation, HeldOut):
-        return
+    is_held_out = isinstance(data.validation, HeldOut)
     for name in pc.unique(texts(validation, "split")).to_pylist():
         if name is not None and name.lower().startswith("test"):
             raise ConfigError(
                 f"data.validation reads rows of the split '{name}': a checkpoint is never selected on a test split",
-                hint="give them as data.test, and hold out a part of the training images: validation: {groups: 0.1}",
+                hint="say of the training sources which split is for training: split: train"
+                if is_held_out
+                else "give them as data.test, and hold out a part of the training images: validation: {groups: 0.1}",
             )
 
 

@@ -275,21 +275,21 @@ def default_slots(device: str) -> int:
 
 
 def load_card(name_or_path: str | Path, changes: Mapping[str, Any] | None = None) -> DetectorCard:
-    """Read a shipped card by name, or any by path; `:VARIANT` after either takes one of its variants. Raises ConfigError.
+    """Read a shipped card by name, or any by path or fsspec URL; `:VARIANT` behind it takes one of its variants.
 
-    `changes`: keys that differ from what is written there, section by section; a null removes one.
+    `changes`: keys that differ from what is written there, section by section; a null removes one. Raises ConfigError, and StorageError
+    for a URL that is out of reach.
     """
     base, variant = split_variant(name_or_path)
-    path = find_config("detectors", base)
-    data = read_mapping(path)
+    data, folder, where = _read(base)
     if variant is not None:
-        data = _varied(data, variant, path)
+        data = _varied(data, variant, where)
     data = _merged(data, changes or {})
-    backbone, folder = _backbone(data.get("backbone"), path)
-    card = validate(data | {"backbone": backbone}, DetectorCard, where=str(path))
-    card._folder = path.resolve().parent
+    backbone, backbone_folder = _backbone(data.get("backbone"), folder)
+    card = validate(data | {"backbone": backbone}, DetectorCard, where=f"{where}, with changes" if changes else where)
+    card._folder = folder
     if card.backbone is not None:
-        card.backbone._folder = folder
+        card.backbone._folder = backbone_folder
     return card
 
 
@@ -315,10 +315,21 @@ def split_variant(name_or_path: str | Path) -> tuple[str | Path, str | None]:
     return (base, variant) if base and _VARIANT.fullmatch(variant) and not Path(name_or_path).is_file() else (name_or_path, None)
 
 
-def _varied(data: dict[str, Any], variant: str, path: Path) -> dict[str, Any]:
+def _read(name_or_path: str | Path) -> tuple[dict[str, Any], Path, str]:
+    """What a card says, the folder that its files are relative to, and what it is called in messages."""
+    if "://" in str(name_or_path):
+        from ray_app.detectors.remote_cards import read_remote_card  # and with it all that reaches buckets
+
+        data, where = read_remote_card(str(name_or_path))
+        return data, Path(), where
+    path = find_config("detectors", name_or_path)
+    return read_mapping(path), path.resolve().parent, str(path)
+
+
+def _varied(data: dict[str, Any], variant: str, where: str) -> dict[str, Any]:
     variants = data.get("variants") or {}
     if variant not in variants:
-        raise ConfigError(f"{path}: no variant {variant!r}", hint=f"variants: {', '.join(variants) or 'none'}")
+        raise ConfigError(f"{where}: no variant {variant!r}", hint=f"variants: {', '.join(variants) or 'none'}")
     return _merged(data, variants[variant]) | {"name": f"{data.get('name')}:{variant}", "variants": {}}
 
 
@@ -332,10 +343,10 @@ def _sections(base: Any, change: Any) -> bool:
     return isinstance(base, Mapping) and isinstance(change, Mapping)
 
 
-def _backbone(described: Any, card: Path) -> tuple[Any, Path]:
+def _backbone(described: Any, folder: Path) -> tuple[Any, Path]:
     """A backbone's mapping and the folder that its weights are relative to."""
     if not isinstance(described, str):
-        return described, card.resolve().parent
-    beside = card.parent / described
+        return described, folder
+    beside = folder / described
     path = beside if beside.is_file() else find_config("backbones", described)
     return read_mapping(path), path.resolve().parent

@@ -5,10 +5,12 @@ One from outside this tree is found by its entry point in the group `touchstone.
 
 import importlib
 import platform
+from collections.abc import Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 
+import torch
 from torch import nn
 
 from ray_app.detectors.cards import ENTRY_POINTS, FAMILIES, DetectorCard
@@ -35,7 +37,6 @@ def load_network(card: DetectorCard, cache_dir: Path | None = None, offline: boo
     `published_keys(state, network)`, where the file's names need not be the network's; a network may have `attach(folder)`, for what
     lies beside its weights, and `reads_its_own_weights`, where another engine loads them.
     """
-    family = _module(card)
     network = build_network(card)
     own, *shared = parts_of(card)
     for part in shared:
@@ -43,13 +44,17 @@ def load_network(card: DetectorCard, cache_dir: Path | None = None, offline: boo
         load_strictly(network.get_submodule(BACKBONE), read_state_dict(path, part.weights), where=f"{part.owner}: {path}")
     path = resolve_part(own, cache_dir, offline)
     if not getattr(network, "reads_its_own_weights", False):
-        state = read_state_dict(path, own.weights)
-        if callable(published_keys := getattr(family, "published_keys", None)):
-            state = published_keys(state, network)
+        state = own_keys(card, read_state_dict(path, own.weights), network)
         load_strictly(network, state, where=f"{own.owner}: {path}", without=f"{BACKBONE}." if shared else None)
     if callable(attach := getattr(network, "attach", None)):
         attach(path.parent)
     return network
+
+
+def own_keys(card: DetectorCard, state: Mapping[str, torch.Tensor], network: nn.Module) -> Mapping[str, torch.Tensor]:
+    """A file's tensors under the network's own names, where the card's family knows that files have others. Raises DetectorError."""
+    published_keys = getattr(_module(card), "published_keys", None)
+    return published_keys(state, network) if callable(published_keys) else state
 
 
 def _module(card: DetectorCard) -> ModuleType:

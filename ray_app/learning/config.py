@@ -45,7 +45,7 @@ class Lora(Frozen):
 
 
 class Loss(Frozen):
-    """`binary`: cross-entropy of real and fake on the log-odds. `maskclip`: that plus two terms on the mask (ray_app.detectors.maskclip_losses).
+    """`binary`: cross-entropy of real and fake on the log-odds. `maskclip`: that and two terms on the mask (detectors.maskclip_losses).
 
     `twins`: the weight, beside 1 − it, of the same loss on "which of the two of one group is the fake": for data made of pairs.
     """
@@ -91,7 +91,7 @@ class Loop(Frozen):
     precision: Literal["bf16", "fp32"] = "bf16"
     clip: float | None = Field(default=None, gt=0, description="largest norm of all gradients together")
     channels_last: bool = True
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _one_length(self) -> "Loop":

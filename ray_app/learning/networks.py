@@ -4,7 +4,7 @@ Knows recipes, cards and families. Knows nothing about data, losses, optimisers 
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from torch import nn
 from ray_app.detectors import load_card
 from ray_app.detectors.cards import DetectorCard, Output, Weights
 from ray_app.detectors.checkpoints import load_strictly, read_state_dict
-from ray_app.detectors.families import build_network, load_network
+from ray_app.detectors.families import build_network, load_network, own_keys
 from ray_app.detectors.maskclip import MaskClip
 from ray_app.detectors.maskclip_losses import trainable_parameters
 from ray_app.detectors.maskclip_weights import initialise
@@ -23,6 +23,8 @@ from ray_app.detectors.weights import Part, resolve_part
 from ray_app.errors import ConfigError, DetectorError
 from ray_app.learning.config import Recipe
 from ray_app.learning.lora import add_adapters, merged_state
+
+State = Mapping[str, torch.Tensor]
 
 WHOLE = "network"  # the part of `initial.weights` that is no submodule
 
@@ -49,13 +51,13 @@ def network_for(recipe: Recipe, card: DetectorCard) -> nn.Module:
     with seeded(recipe.loop.seed):
         network = _built(recipe, card)
         _start(network, recipe, card)
-    return network
+        return _made_to_learn(network, recipe, card)
 
 
 def training_form(recipe: Recipe, card: DetectorCard) -> nn.Module:
     """The same network with whatever values it was built with: what a checkpoint's tensors are loaded into."""
     with seeded(recipe.loop.seed):
-        return _built(recipe, card)
+        return _made_to_learn(_built(recipe, card), recipe, card)
 
 
 def deployable(network: nn.Module, card: DetectorCard) -> nn.Module:
@@ -109,7 +111,12 @@ def _built(recipe: Recipe, card: DetectorCard) -> nn.Module:
     network = build_network(card)
     if isinstance(network, ResidualNet) and recipe.initial.start == "random":
         # Weights that exist were folded: only what begins anew can have norms to learn with.
-        network = ResidualNet(network.widths, norms=True)
+        return ResidualNet(network.widths, norms=True)
+    return network
+
+
+def _made_to_learn(network: nn.Module, recipe: Recipe, card: DetectorCard) -> nn.Module:
+    """The same network in training mode, with its adapters; what learns has `requires_grad`."""
     network.requires_grad_(True).train()
     if recipe.lora is not None:
         add_adapters(network, recipe.lora)
@@ -141,19 +148,24 @@ def _start(network: nn.Module, recipe: Recipe, card: DetectorCard) -> None:
     elif initial.start == "pretrained":
         for part in initial.weights:
             target = network if part == WHOLE else _submodule(network, recipe, part)
-            _load(target, _file(recipe, card, part), initial.fresh, where=f"{recipe.name}: initial.weights.{part}")
+            state = _under_own_names(_file(recipe, card, part), network, card, "" if part == WHOLE else f"{part}.")
+            _load(target, state, initial.fresh, where=f"{recipe.name}: initial.weights.{part}")
 
 
-def _load(network: nn.Module, state: dict[str, torch.Tensor], fresh: tuple[str, ...], where: str) -> None:
-    """Load plain names, also where adapters stand between a module and its weight."""
-    plain = {key.replace(".base_layer.", "."): key for key in network.state_dict() if ".lora_" not in key}
-    own = network.state_dict()
-    taken = {plain.get(key, key): tensor for key, tensor in state.items() if not key.startswith(fresh or ("\0",))}
-    kept = {key: tensor for key, tensor in own.items() if ".lora_" in key or key.replace(".base_layer.", ".").startswith(fresh or ("\0",))}
+def _under_own_names(state: State, network: nn.Module, card: DetectorCard, prefix: str) -> State:
+    """The tensors of the part of the network that `prefix` names, as the library calls them today: published files may be older."""
+    named = own_keys(card, {prefix + key: tensor for key, tensor in state.items()}, network)
+    return {key.removeprefix(prefix): tensor for key, tensor in named.items()}
+
+
+def _load(network: nn.Module, state: State, fresh: tuple[str, ...], where: str) -> None:
+    """Load all but what is `fresh`, which keeps its values, whatever shape it has in the file."""
+    kept = {key: tensor for key, tensor in network.state_dict().items() if key.startswith(fresh)}
+    taken = {key: tensor for key, tensor in state.items() if not key.startswith(fresh)}
     load_strictly(network, kept | taken, where=where)
 
 
-def _file(recipe: Recipe, card: DetectorCard, part: str) -> dict[str, torch.Tensor]:
+def _file(recipe: Recipe, card: DetectorCard, part: str) -> State:
     weights: Weights = recipe.initial.weights[part]
     try:
         return read_state_dict(resolve_part(Part(f"{recipe.name}-{part}", weights, card.folder, recipe.name)), weights)

@@ -108,9 +108,12 @@ class Shared(Section):
 
 
 class Leakage(Section):
-    """What every two splits share. `checked`: whether all images have a hash of that name; without, a count of 0 says nothing."""
+    """What every two splits share. `checked`: whether every split has hashes of that name; without, a count of 0 says nothing. `unhashed`:
+    how many images have none all the same.
+    """
 
     checked: Mapping[str, bool] = {}
+    unhashed: Mapping[str, int] = {}
     pairs: Mapping[str, Shared] = {}
 
 

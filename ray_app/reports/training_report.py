@@ -50,6 +50,7 @@ def render_training_report(facts: Mapping[str, Any]) -> str:
         auc_bar=_auc_bar,
         holdings=_holdings(told),
         leaks=_leaks(told),
+        uncompared=_uncompared(told),
         about=_about(told),
         recipe=settings(told.recipe),
         environment=settings(told.environment),
@@ -233,6 +234,14 @@ def _leaks(told: TrainingFacts) -> list[tuple[str, list[str]]]:
         cells = [wording.count(n) if n or checked.get(name, name in ("image_id", "group")) else "not known" for name, n in counts.items()]
         rows.append((pair, cells))
     return rows
+
+
+def _uncompared(told: TrainingFacts) -> list[str]:
+    """Which images no other was compared with, though their splits have hashes: a sentence for each kind."""
+    found = told.data.leakage
+    words = {"sha256": "bytes", "phash": "looks"}
+    counts = {name: found.unhashed.get(name, 0) if found.checked.get(name) else 0 for name in words}
+    return [f"{wording.counted(n, 'image')} could not be compared by {words[name]}: no hash." for name, n in counts.items() if n]
 
 
 class About(NamedTuple):

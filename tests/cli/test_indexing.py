@@ -77,6 +77,12 @@ def test_what_is_wrong_is_said(folders, tmp_path, words, message):
     assert not (tmp_path / "index").exists()
 
 
+def test_a_source_must_be_named(tmp_path):
+    said = run("--out", tmp_path / "index", standalone=True)
+    assert said.exit_code == 2
+    assert "Missing argument 'SOURCE…'" in said.stderr
+
+
 def test_help_names_every_layout():
     from ray_app.datasets import LAYOUTS
 

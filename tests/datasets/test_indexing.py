@@ -178,6 +178,25 @@ def test_a_member_named_twice_is_one_row(tmp_path):
     assert (info.rows, info.repeated) == (1, 1)
 
 
+@pytest.mark.parametrize(
+    ("again", "told"),
+    [
+        ("a.png,fake,,", "[label real, generator real, split train] and as [label fake, generator unknown]"),
+        ("a.png,real,test,", "split train] and as [label real, generator real, split test]"),
+        ("a.png,real,train,g7", "split train] and as [label real, generator real, split train, group g7]"),
+        ("a.png,unsure,train,", "'unsure' is no label"),
+    ],
+)
+def test_a_member_named_twice_with_other_labels_is_an_error(tmp_path, again, told):
+    write_files(tmp_path, "a.png", "b.png")
+    (tmp_path / "list.csv").write_text(f"path,label,split,group\na.png,real,train,\nb.png,fake,train,\n{again}\n")
+    with pytest.raises(ConfigError) as raised:
+        indexed(tmp_path, tmp_path / "list.csv", layout="columns")
+    assert raised.value.message.startswith(f"{tmp_path}/a.png")
+    assert told in raised.value.message
+    assert indexed(tmp_path, tmp_path / "list.csv", layout="columns", limit=2)[1].rows == 2
+
+
 class TestSources:
     @pytest.fixture
     def folders(self, tmp_path):

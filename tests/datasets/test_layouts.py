@@ -1,4 +1,7 @@
+import io
+import json
 import pickle
+import tarfile
 
 import pytest
 
@@ -8,7 +11,7 @@ from ray_app.datasets.labels import prompt_group
 from ray_app.datasets.layouts import LAYOUTS, make_layout
 from ray_app.datasets.layouts.hub import config_of, split_of
 from ray_app.errors import ConfigError
-from tests.datasets.published import picture, write_files, write_json, write_parquet, write_zip
+from tests.datasets.published import encoded, picture, write_files, write_json, write_parquet, write_zip
 
 PICTURES = [picture(number) for number in range(4)]
 
@@ -32,6 +35,19 @@ def refused(layout, item):
     with pytest.raises(ConfigError) as raised:
         layout.labels(item)
     return raised.value.message
+
+
+def write_shard(path, **samples):
+    """A WebDataset shard: of each key a picture and a sidecar, the fields or text given."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as file:
+        for key, sidecar in samples.items():
+            said = sidecar if isinstance(sidecar, str) else json.dumps(sidecar)
+            for name, data in ((f"{key}.png", encoded()), (f"{key}.json", said.encode())):
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                file.addfile(info, io.BytesIO(data))
+    return path
 
 
 # columns
@@ -63,6 +79,28 @@ def test_columns_follow_the_names_that_a_table_gives_its_numbers(tmp_path):
     assert [labels.label for labels, _ in told(make_layout("columns", {}), tmp_path).values()] == ["fake", "real"]
 
 
+def test_columns_of_a_webdataset_are_the_fields_of_its_sidecars(tmp_path):
+    write_shard(tmp_path / "00000.tar", a={"label": 1, "generator": "sdxl", "prompt": "A cat"}, b={"label": 0})
+    found = told(make_layout("columns", {}), tmp_path)
+    assert {name: (one.label, one.generator, one.group) for name, (one, _) in found.items()} == {
+        "a.png": ("fake", "sdxl", prompt_group("a cat")),
+        "b.png": ("real", "real", None),
+    }
+
+
+@pytest.mark.parametrize("sidecar", ["[1, 2]", "label: real", '"real"'])
+def test_a_sidecar_without_fields_is_refused(tmp_path, sidecar):
+    with pytest.raises(ConfigError, match=r"00000\.tar/a\.png: the \.json beside it is no JSON object"):
+        told(make_layout("columns", {}), write_shard(tmp_path / "00000.tar", a=sidecar))
+
+
+@pytest.mark.parametrize("mask", ["https://host/m.png?X-Amz-Signature=a1b2", "https://me:a1b2@host/m.png"])
+def test_keys_of_masks_are_not_kept(mask):
+    message = refused(make_layout("columns", {}), row(label="fake", mask=mask))
+    assert "its mask https://host/m.png is named with a key" in message
+    assert "a1b2" not in message
+
+
 def test_columns_refuse_what_is_not_said():
     layout = make_layout("columns", {})
     assert "no column 'label'" in refused(layout, row(lable="real"))
@@ -82,6 +120,22 @@ def test_folders(tmp_path):
         "b.png": ("fake", "sdxl", "train"),
         "c.png": ("fake", "unknown", "train"),
         "d.jpg": ("real", "real", "val"),
+    }
+
+
+def test_a_container_is_a_folder_and_a_shard_is_none(tmp_path):
+    write_shard(tmp_path / "train/real/00000.tar", a={})
+    write_shard(tmp_path / "train/fake/sd_1.5/part-000017.tar", b={})
+    write_shard(tmp_path / "test/fake/shard-00000-of-00002.tar", **{"flux/c": {}})
+    write_zip(tmp_path / "test/fake/v6.1.zip", "d.png")
+    write_zip(tmp_path / "test/real.zip", "e.png")
+    found = told(make_layout("folders", {"split_folder": -1}), tmp_path)
+    assert {name: (one.label, one.generator, one.split) for name, (one, _) in found.items()} == {
+        "a.png": ("real", "real", "train"),
+        "b.png": ("fake", "sd_1.5", "train"),
+        "c.png": ("fake", "flux", "test"),
+        "d.png": ("fake", "v6.1", "test"),
+        "e.png": ("real", "real", "test"),
     }
 
 
@@ -310,6 +364,20 @@ def test_dflip_version_2(tmp_path):
     }
 
 
+def test_dflip_version_2_in_shards(tmp_path):
+    write_shard(tmp_path / "train/fake/sd_1.5/00000.tar", a={"prompt": "A lighthouse"})
+    write_shard(tmp_path / "test/real/00000.tar", b={"source": "x"})
+    layout = make_layout("dflip", {})
+    found = told(layout, tmp_path)
+    assert {name: (one.label, one.generator, one.split, one.group, subset) for name, (one, subset) in found.items()} == {
+        "a.png": ("fake", "sd_1.5", "train", prompt_group("a lighthouse"), "fake"),
+        "b.png": ("real", "real", "test", None, "real"),
+    }
+    assert layout.published == {"fake": 768_586}
+    with pytest.raises(ConfigError, match="no family 'sdxl'"):
+        told(layout, write_shard(tmp_path / "train/fake/sdxl/00000.tar", c={}))
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -377,6 +445,12 @@ def test_imdlbenco_folders_that_do_not_pair_are_refused(tmp_path):
 def test_arguments_are_checked(name):
     with pytest.raises(ConfigError, match=f"layout {name}: .*wrong: unknown key"):
         make_layout(name, {"wrong": 1})
+
+
+def test_a_missing_argument_is_told_how_to_give():
+    with pytest.raises(ConfigError, match="file: missing") as raised:
+        make_layout("imdlbenco-json", {})
+    assert raised.value.hint == "its arguments: file, root, generator; as in --set arguments.KEY=VALUE"
 
 
 def test_a_layout_that_there_is_not():

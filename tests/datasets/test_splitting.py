@@ -145,6 +145,9 @@ def test_validation_on_a_test_split_is_refused(name):
     with pytest.raises(ConfigError, match=f"split '{name}': a checkpoint is never selected on a test split"):
         split(Data(train=TRAIN, validation=VALIDATION), train=prompts(2, "a"), validation=rows)
     assert split(Data(train=TRAIN, validation=HeldOut(groups=0.3), test=VALIDATION), train=prompts(50, "a"), validation=rows).test
+    with pytest.raises(ConfigError, match=f"split '{name}'") as raised:
+        split(Data(train=TRAIN, validation=HeldOut(groups=0.3)), train=[row | {"split": name} for row in prompts(50, "a")])
+    assert "split: train" in raised.value.hint
 
 
 @pytest.mark.parametrize(

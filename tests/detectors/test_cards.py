@@ -1,3 +1,4 @@
+import pickle
 import subprocess
 import sys
 
@@ -6,7 +7,7 @@ import yaml
 
 from ray_app.config import named_configs
 from ray_app.detectors import DetectorCard, list_cards, load_card
-from ray_app.detectors.cards import Output, ValidRange, Weights
+from ray_app.detectors.cards import Output, ValidRange, Weights, split_variant
 from ray_app.errors import ConfigError
 from tests.detectors.conftest import PUBLISHED
 
@@ -136,5 +137,24 @@ def test_a_card_names_no_file_outside_its_folder(tmp_path, name, place):
 
 @pytest.mark.parametrize("name", ["s3://bucket/card.yaml", "https://host:8000/x"])
 def test_a_url_is_not_taken_for_a_variant(name):
-    with pytest.raises(ConfigError, match=f"^{name}: no such detector file"):
-        load_card(name)
+    assert split_variant(name) == (name, None)
+    assert split_variant(f"{name}:small") == (name, "small")
+
+
+def test_a_card_in_a_bucket_names_its_files_there(s3):
+    data = yaml.safe_load(named_configs("detectors")["unifd"].read_text())
+    data["backbone"] = yaml.safe_load(named_configs("backbones")["openai-clip-vit-l14"].read_text())
+    data["backbone"]["weights"]["uri"] = "clip.safetensors"
+    data["variants"] = {"wide": {"preprocessing": {"center_crop": 448}}}
+    place = s3.bucket("cards") + "/made"
+    for name, content in {"card.yaml": yaml.safe_dump(data), "list.yaml": "- 1", "empty.yaml": "name: x"}.items():
+        s3.client().put_object(Bucket="cards", Key=f"made/{name}", Body=content.encode())
+
+    card = pickle.loads(pickle.dumps(load_card(f"{place}/card.yaml:wide")))
+
+    assert (card.name, card.preprocessing.center_crop) == ("unifd:wide", 448)
+    assert card.weights.uri == load_card("unifd").weights.uri  # a URL of its own stays
+    assert card.backbone.weights.uri == f"{place}/clip.safetensors"
+    for name, told in [("none.yaml", "no such card"), ("list.yaml", "expected keys and values"), ("empty.yaml", "missing")]:
+        with pytest.raises(ConfigError, match=f"^{place}/{name}: .*{told}"):
+            load_card(f"{place}/{name}")

@@ -28,6 +28,15 @@ SIGLIP = {
     },
     "preprocessing": {"resize": {"size": 32}},
 }
+# transformers' own, whose tensors its version 5 calls otherwise than the files that it reads and writes.
+HF_VIT = {
+    "architecture": {
+        "name": "vit",
+        "arguments": {"image_size": 32, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+        | {"intermediate_size": 64, "vision_config": None},
+    },
+    "preprocessing": {"resize": {"mode": "short_side", "size": 40}, "filter": "bilinear", "center_crop": 32},
+}
 MASKCLIP = {
     "architecture": {
         "arguments": {
@@ -46,6 +55,7 @@ DETECTORS = {
     "residual": ("touchstone-tiny", RESIDUAL),
     "swin": ("openfake-swinv2-small", SWIN),
     "siglip": ("siglip2-open-deepfake", SIGLIP),
+    "hf-vit": ("siglip2-open-deepfake", HF_VIT),
     "maskclip": ("maskclip", MASKCLIP),
 }
 

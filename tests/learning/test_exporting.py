@@ -236,13 +236,7 @@ def test_transformers_pipeline_gives_the_same_probability(kind, tmp_path):
 
 def test_a_vision_transformer_in_published_names_comes_back_in_its_own(tmp_path):
     """transformers 5 writes ViT's keys under the names of its earlier versions: both readers have to know."""
-    architecture = {
-        "name": "vit",
-        "arguments": {"image_size": 32, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-        | {"intermediate_size": 64, "vision_config": None},
-    }
-    preprocessing = {"resize": {"mode": "short_side", "size": 40}, "filter": "bilinear", "center_crop": 32}
-    given = made("siglip", card={"architecture": architecture, "preprocessing": preprocessing})
+    given = made("hf-vit")
     exported(tmp_path, given)
     assert load_file(tmp_path / "model.safetensors").keys() != given.network.state_dict().keys()
     loaded = load_detector(tmp_path / "card.yaml", precision="fp32").network.state_dict()
@@ -345,6 +339,18 @@ def test_a_shipped_backbone_is_named(tmp_path):
 
     assert _backbone(load_card("unifd").backbone, tmp_path) == "openai-clip-vit-l14"
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_exported_to_a_bucket_scores_from_there(s3, tmp_path, monkeypatch):
+    monkeypatch.setenv("TOUCHSTONE_CACHE", str(tmp_path))
+    given, out = made("siglip"), s3.bucket("exported") + "/runs/siglip"
+    export(Store.open(out), given)
+    detector = load_detector(f"{out}/card.yaml", precision="fp32")
+    pixels = detector.prepare(picture())[None]
+    with torch.no_grad():
+        logits = given.network(detector.normalise(torch.from_numpy(pixels)))[0]
+    assert detector.score(pixels)[0] == pytest.approx((logits[0] - logits[1]).item(), abs=1e-5)
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"model.safetensors", "config.json"}
 
 
 @pytest.mark.slow

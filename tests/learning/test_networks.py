@@ -1,13 +1,14 @@
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from ray_app.detectors.families import build_network, load_network
 from ray_app.detectors.maskclip import MaskClip
 from ray_app.detectors.maskclip_losses import trainable_parameters
 from ray_app.errors import ConfigError, DetectorError
 from ray_app.learning.config import Recipe
+from ray_app.learning.lora import merged_state
 from ray_app.learning.networks import Answer, Learning, deployable, network_for, training_card, training_form
 from tests.learning.small_recipes import DETECTORS, MASKCLIP, VIT, recipe
 
@@ -144,6 +145,25 @@ def test_pretrained_weights_are_taken_and_a_fresh_head_is_not(tmp_path):
     assert torch.equal(network.head.weight, built(recipe("vit")).head.weight)
     with pytest.raises(DetectorError, match="of another shape"):
         built(recipe("vit", initial=initial | {"fresh": []}))
+
+
+@pytest.mark.parametrize("part", ["network", "vit"])
+@pytest.mark.parametrize("lora", [None, {"rank": 2, "targets": ["q_proj"], "whole": ["classifier"]}])
+def test_a_file_of_transformers_that_keeps_the_names_of_earlier_versions_is_taken(part, lora, tmp_path):
+    donor = built(recipe("hf-vit", loop={"seed": 9}))
+    donor.save_pretrained(tmp_path)  # which writes ViT's tensors under the names of version 4
+    file = tmp_path / "model.safetensors"
+    renamed = load_file(file).keys() - donor.state_dict().keys()
+    assert len(renamed) > 30
+    within = {"select": "vit.", "strip_prefixes": ["vit."]} if part == "vit" else {}
+
+    initial = {"start": "pretrained", "weights": {part: {"uri": str(file), "unverified": "of this test"} | within}}
+    initial |= {"fresh": ["classifier."]} if part == "network" else {}
+    network = built(recipe("hf-vit", initial=initial, lora=lora))
+
+    found = merged_state(network)
+    assert all(torch.equal(found[name], tensor) for name, tensor in donor.state_dict().items() if not name.startswith("classifier."))
+    assert torch.equal(found["classifier.weight"], built(recipe("hf-vit")).classifier.weight)
 
 
 def test_a_part_of_the_network_can_come_from_a_file_of_its_own(tmp_path):

@@ -129,6 +129,8 @@ def test_data_counts_and_leakage(words):
     assert "validation in train 0 3 not known 0" in words
     assert "Leakage: validation in train." in words
     assert words.count("Leakage:") == 1
+    assert "2 images could not be compared by bytes: no hash." in words
+    assert "compared by looks" not in words
     assert "fakes of held-out generators in groups that stay 412" in words
     assert "gpt-image-1 – 600 600" in words
     assert "3 images could not be read when a step wanted them" in words

@@ -89,6 +89,7 @@ _FACTS: dict[str, Any] = {
         "set_aside": {"images": 412, "why": {"fakes of held-out generators in groups that stay": 412}},
         "leakage": {
             "checked": {"sha256": True, "phash": False},
+            "unhashed": {"sha256": 2, "phash": 102_000},
             "pairs": {
                 "validation in train": {"image_id": 0, "sha256": 3, "phash": 0, "group": 0, "examples": ["s3://lab/set/scan/0007.png"]},
                 "test in train": {"image_id": 0, "sha256": 0, "phash": 0, "group": 0, "examples": []},

@@ -43,4 +43,8 @@ def make_layout(name: str, arguments: Mapping[str, Any]) -> Layout:
     """
     if name not in LAYOUTS:
         raise ConfigError(f"no layout {name!r}", hint=f"there are {', '.join(LAYOUTS)}")
-    return validate(arguments, LAYOUTS[name], where=f"layout {name}")
+    try:
+        return validate(arguments, LAYOUTS[name], where=f"layout {name}")
+    except ConfigError as error:
+        error.hint = error.hint or f"its arguments: {', '.join(LAYOUTS[name].model_fields) or 'none'}; as in --set arguments.KEY=VALUE"
+        raise

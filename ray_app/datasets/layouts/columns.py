@@ -1,10 +1,10 @@
-"""Labels in columns of any source: Parquet, CSV, JSON lines, or the sidecars of a WebDataset. Knows no data set."""
+"""Labels in columns of any source: Parquet, CSV, JSON lines, or the sidecars of a WebDataset (fields of `.json`, and `cls`, `txt`)."""
 
 from ray_app.archives import Listed
 from ray_app.datasets.labels import Labels, prompt_group, real_of
-from ray_app.datasets.layouts.beside import place_below
-from ray_app.datasets.layouts.layout import Layout, class_label, contradiction, text
-from ray_app.storage import canonical
+from ray_app.datasets.layouts.beside import place_below, shown
+from ray_app.datasets.layouts.layout import Layout, class_label, contradiction, text, with_sidecar
+from ray_app.storage import strip_secrets
 
 
 class LabelColumns(Layout):
@@ -24,6 +24,7 @@ class LabelColumns(Layout):
 
     def labels(self, item: Listed) -> Labels:
         """From the columns; a ClassLabel's number by its name."""
+        item = with_sidecar(item)
         label = class_label(item, self.label)
         generator, prompt = text(item.input, self.generator), text(item.input, self.prompt)
         if label == "fake" and generator is not None and (generator == "real" or generator.startswith("real:")):
@@ -39,8 +40,12 @@ class LabelColumns(Layout):
 
     def _mask(self, item: Listed) -> str | None:
         place = text(item.input, f"{self.mask}_uri") or text(item.input, self.mask)
-        if place is None or place.startswith("/") or "://" in place:
+        if place is None or place.startswith("/"):
+            return place
+        if strip_secrets(place) != place:
+            raise contradiction(item, f"its mask {strip_secrets(place)} is named with a key, and secrets are not kept")
+        if "://" in place:
             return place
         if self.root is None:
             raise contradiction(item, f"the mask '{place}' is a relative path; arguments.root says below which folder it lies")
-        return place_below(canonical(self.root), place)
+        return place_below(shown(self.root), place)

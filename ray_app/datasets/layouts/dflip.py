@@ -1,18 +1,21 @@
-"""DFLIP-3K, whose two generations have little in common: JSON that tells of files downloaded by it. Source: specs/localization.md §5.
+"""DFLIP-3K, whose two generations have little in common: JSON that tells of files, or shards. Source: specs/localization.md §5.
 
 Version 1: id → record, of fakes alone, one file of metadata per family; its values are texts that may be missing. The files are
-`<id>.<ext>`, and an id ends at the first dot. Version 2: a list of {image_path, is_fake, family_id, version_id, split}.
+`<id>.<ext>`, and an id ends at the first dot. Version 2: a list of {image_path, is_fake, family_id, version_id, split}; or, as the hub has
+it, WebDataset shards below {train,test}/{fake/<family>,real}, the prompts in the sidecars.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from pydantic import PrivateAttr
 
 from ray_app.archives import Listed
 from ray_app.datasets.labels import Labels, parse_label, prompt_group
-from ray_app.datasets.layouts.beside import entered, place_below, read_json, root_of
-from ray_app.datasets.layouts.layout import Layout, is_no_image, place_of, text
+from ray_app.datasets.layouts.beside import entered, place_below, read_json, root_of, shown
+from ray_app.datasets.layouts.folders import Folders
+from ray_app.datasets.layouts.layout import Layout, contradiction, is_no_image, place_of, text, with_sidecar
 from ray_app.errors import ConfigError
 
 # Version 1, by the names of its files; `pd` are thousands of fine-tuned models, each record naming its own.
@@ -48,33 +51,39 @@ FAMILIES_V2 = (
     "z-image",
 )
 _PUBLISHED_V2 = {"fake": 763_318, "real": 641_470}
+_PUBLISHED_SHARDS = {"fake": 768_586}
+_SHARDS = Folders(split_folder=-1)
 
 
 class Dflip(Layout):
-    """`file`: the JSON; the images are the source. Images that it does not tell of are left out.
+    """`file`: the JSON; the images are the source. Images that it does not tell of are left out. Null: the shards of version 2.
 
     Version 1: `generator`, where the file's name is not dalle, mj, sd or pd. Version 2: paths are below `root` (null = the JSON's folder).
     """
 
-    file: str
+    file: str | None = None
     generator: str | None = None
     root: str | None = None
     _records: dict[str, Labels] = PrivateAttr(default_factory=dict)
-    _has_ids: bool = PrivateAttr(default=True)
+    _has_ids: bool = PrivateAttr(default=False)
 
     def model_post_init(self, context: object) -> None:
         """Reads the file."""
-        content = read_json(self.file)
+        if self.file is None:
+            return
+        content, file = read_json(self.file), shown(self.file)
         if isinstance(content, dict):
-            self._read_v1(content)
+            self._read_v1(content, file)
         elif isinstance(content, list):
-            self._read_v2(content)
+            self._read_v2(content, file)
         else:
-            raise ConfigError(f"{self.file}: neither id → record (version 1) nor a list of records (version 2)")
+            raise ConfigError(f"{file}: neither id → record (version 1) nor a list of records (version 2)")
 
     @property
     def published(self) -> Mapping[str, int]:
-        """Version 1: as many as the file tells of. Version 2: what its authors' code counts."""
+        """Version 1: as many as the file tells of. Version 2: what its authors' code counts, of the shards what the hub's card says."""
+        if self.file is None:
+            return _PUBLISHED_SHARDS
         return {"all": len(self._records)} if self._has_ids else _PUBLISHED_V2
 
     @property
@@ -83,41 +92,43 @@ class Dflip(Layout):
         return next(iter(self._records), None)
 
     def labels(self, item: Listed) -> Labels | None:
-        """Version 1 looks for the name up to its first dot, version 2 for the path."""
+        """Version 1 looks for the name up to its first dot, version 2 for the path. Raises ConfigError for a shard in the wrong folders."""
         place = place_of(item)
         if is_no_image(place):
             return None
+        if self.file is None:
+            return _labels_in_shard(item)
         return self._records.get(_id(place) if self._has_ids else place)
 
     def subset(self, item: Listed, labels: Labels) -> str:
         """Version 2 is counted by labels."""
         return "all" if self._has_ids else labels.label
 
-    def _read_v1(self, content: Mapping[str, Any]) -> None:
-        family = _id(self.file)
+    def _read_v1(self, content: Mapping[str, Any], file: str) -> None:
+        self._has_ids = True
+        family = _id(file)
         if self.generator is None and family not in FAMILIES_V1:
             raise ConfigError(
-                f"{self.file}: which generator?", hint=f"name it: --set arguments.generator=…; known files: {', '.join(FAMILIES_V1)}"
+                f"{file}: which generator?", hint=f"name it: --set arguments.generator=…; known files: {', '.join(FAMILIES_V1)}"
             )
         for name, record in content.items():
             if not isinstance(record, dict):
-                raise ConfigError(f"{self.file}: '{name}' has no record but {record!r}")
+                raise ConfigError(f"{file}: '{name}' has no record but {record!r}")
             if _id(name) in self._records:
-                raise ConfigError(f"{self.file}: two ids are '{_id(name)}' up to the first dot, '{name}' one of them: their files collide")
+                raise ConfigError(f"{file}: two ids are '{_id(name)}' up to the first dot, '{name}' one of them: their files collide")
             prompt = text(record, "Prompt") or text(record, "p")
             model = text(record, "Model") or text(record, "Model hash") or "sdft"
             self._records[_id(name)] = Labels(
                 "fake", self.generator or FAMILIES_V1[family] or model, None, prompt, None, prompt_group(prompt)
             )
 
-    def _read_v2(self, content: list[Any]) -> None:
-        self._has_ids = False
-        root = root_of(self.root, self.file)
+    def _read_v2(self, content: list[Any], file: str) -> None:
+        root = root_of(self.root, file)
         for number, record in enumerate(content):
             if not isinstance(record, dict) or not record.get("image_path"):
-                raise ConfigError(f"{self.file}: record {number} has no image_path")
-            where = f"{self.file}: record {number} ({record['image_path']})"
-            entered(self._records, place_below(root, record["image_path"]), _labels_v2(record, where), self.file)
+                raise ConfigError(f"{file}: record {number} has no image_path")
+            where = f"{file}: record {number} ({record['image_path']})"
+            entered(self._records, place_below(root, record["image_path"]), _labels_v2(record, where), file)
 
 
 def _labels_v2(record: Mapping[str, Any], where: str) -> Labels:
@@ -129,6 +140,17 @@ def _labels_v2(record: Mapping[str, Any], where: str) -> Labels:
         raise ConfigError(f"{where}: no family has the id {family!r}", hint=f"ids are 0 to {len(FAMILIES_V2) - 1}")
     prompt = text(record, "prompt")
     return Labels(label, "real" if family is None else FAMILIES_V2[family], None, prompt, text(record, "split"), prompt_group(prompt))
+
+
+def _labels_in_shard(item: Listed) -> Labels | None:
+    labels = _SHARDS.labels(item)
+    if labels is None:
+        return None
+    if labels.label == "fake" and labels.generator not in FAMILIES_V2:
+        raise contradiction(item, f"DFLIP-3K has no family '{labels.generator}'")
+    columns = with_sidecar(item).input
+    prompt = text(columns, "prompt") or text(columns, "txt")
+    return replace(labels, prompt=prompt, group=prompt_group(prompt))
 
 
 def _id(name: str) -> str:

@@ -2,7 +2,7 @@
 
 from ray_app.archives import Listed
 from ray_app.datasets.labels import Label, Labels, real_of
-from ray_app.datasets.layouts.layout import Layout, is_no_image, place_of, where
+from ray_app.datasets.layouts.layout import Layout, folders_of, is_no_image, place_of, where
 from ray_app.errors import ConfigError
 
 FOLDER_LABELS: dict[str, Label] = {"real": "real", "0_real": "real", "fake": "fake", "1_fake": "fake"}
@@ -12,7 +12,7 @@ class Folders(Layout):
     """The innermost folder of such a name says the label; folders above it are not looked at for one.
 
     `generator`: of all fakes; else the folder `generator_folder` steps from that folder: 1 the next below, −1 the one above. Where there
-    is none, fakes are of `unknown`. `split_folder` counts alike; null = no splits.
+    is none, fakes are of `unknown`. `split_folder` counts alike; null = no splits. A zip or tar is a folder too, a numbered shard is not.
     """
 
     generator: str | None = None
@@ -41,7 +41,7 @@ class CommunityForensicsFolders(Folders):
 
 def labelled_folder(item: Listed) -> tuple[list[str], int]:
     """The folders of a member's path, and which of them is the innermost that says a label. Raises ConfigError where none does."""
-    folders = place_of(item).split("/")[:-1]
+    folders = folders_of(item)
     found = [number for number, name in enumerate(folders) if name.lower() in FOLDER_LABELS]
     if not found:
         raise ConfigError(

@@ -7,7 +7,7 @@ from pydantic import PrivateAttr
 
 from ray_app.archives import Listed
 from ray_app.datasets.labels import Labels
-from ray_app.datasets.layouts.beside import entered, place_below, read_json, root_of
+from ray_app.datasets.layouts.beside import entered, place_below, read_json, root_of, shown
 from ray_app.datasets.layouts.layout import Layout, is_no_image, place_of
 from ray_app.errors import ConfigError
 
@@ -27,14 +27,12 @@ class ImdlbencoJson(Layout):
 
     def model_post_init(self, context: object) -> None:
         """Reads the file."""
-        entries, root = read_json(self.file), root_of(self.root, self.file)
+        entries, root, file = read_json(self.file), root_of(self.root, self.file), shown(self.file)
         for entry in entries if isinstance(entries, list) else [entries]:
             if not (isinstance(entry, list) and len(entry) == 2 and all(isinstance(one, str) and one for one in entry)):
-                raise ConfigError(
-                    f"{self.file}: {str(entry)[:100]} is not [image, mask]", hint='a list of such pairs; "Negative" is no mask'
-                )
+                raise ConfigError(f"{file}: {str(entry)[:100]} is not [image, mask]", hint='a list of such pairs; "Negative" is no mask')
             image, mask = entry
-            entered(self._masks, place_below(root, image), None if mask == "Negative" else place_below(root, mask), self.file)
+            entered(self._masks, place_below(root, image), None if mask == "Negative" else place_below(root, mask), file)
 
     @property
     def published(self) -> Mapping[str, int]:
@@ -50,7 +48,7 @@ class ImdlbencoJson(Layout):
         """By the image's place."""
         if (place := place_of(item)) not in self._masks:
             return None
-        name, mask = _stem(self.file), self._masks[place]
+        name, mask = _stem(shown(self.file)), self._masks[place]
         return Labels("real", f"real:{name}") if mask is None else Labels("fake", self.generator or name, mask)
 
 

@@ -1,10 +1,13 @@
 """What every layout offers, and what several need to read names by. Knows names and columns; opens no image."""
 
+import json
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Self
 
 from ray_app.archives import Listed
+from ray_app.archives.containers import kind_of
 from ray_app.config import Frozen
 from ray_app.datasets.labels import Label, Labels, parse_label
 from ray_app.errors import ConfigError
@@ -13,6 +16,9 @@ from ray_app.errors import ConfigError
 _NO_IMAGES = re.compile(
     r".*\.(csv|tsv|json|jsonl|ndjson|txt|md|ya?ml|xml|html|pdf|npy|npz|pt|pth|pkl|py|ipynb|log|sh|toml|ini|db|parquet|arrow)", re.IGNORECASE
 )
+
+# 00017.tar, train-000017.tar: a piece of something, whose name says nothing of what is in it.
+_SHARD = re.compile(r"(.*\D)?\d{3,}(-of-\d+)?")
 
 
 class Layout(Frozen):
@@ -49,6 +55,17 @@ def place_of(item: Listed) -> str:
     return item.uri if item.member is None or _is_row(item) else f"{item.uri}/{item.member}"
 
 
+def folders_of(item: Listed) -> list[str]:
+    """The folders that a member lies in, the outermost first. A container counts as one, by its name up to the ending; a numbered one
+    (a shard) does not.
+    """
+    *outside, name = item.uri.split("/")
+    if item.member is None or _is_row(item):
+        return outside
+    container = re.sub(r"\.(tar\.gz|\w+)$", "", name, flags=re.IGNORECASE) if kind_of(name) else name
+    return [*outside, *([] if _SHARD.fullmatch(container) else [container]), *item.member.split("/")[:-1]]
+
+
 def where(item: Listed) -> str:
     """The member as an error names it."""
     return f"{item.uri}, row {item.member}" if _is_row(item) else place_of(item)
@@ -63,8 +80,23 @@ def is_no_image(name: str) -> bool:
 def column(item: Listed, name: str) -> Any:
     """A column of the member's source. Raises ConfigError, with the columns that there are, where it has none of that name."""
     if name not in item.input:
-        raise ConfigError(f"{where(item)}: no column '{name}'", hint=f"its columns: {', '.join(item.input) or 'none'}")
+        hint = f"its columns: {', '.join(item.input)}" if item.input else "it has no columns at all: another --layout?"
+        raise ConfigError(f"{where(item)}: no column '{name}'", hint=hint)
     return item.input[name]
+
+
+def with_sidecar(item: Listed) -> Listed:
+    """The member with the fields of its JSON sidecar (WebDataset) as columns beside its own. Raises ConfigError for one that has none."""
+    if item.member is None or _is_row(item) or "json" not in item.input:
+        return item
+    own = dict(item.input)
+    try:
+        fields = json.loads(own.pop("json"))
+    except ValueError:
+        fields = None
+    if not isinstance(fields, dict):
+        raise ConfigError(f"{where(item)}: the .json beside it is no JSON object", hint="a sidecar has fields, such as label and prompt")
+    return replace(item, input=fields | own)
 
 
 def text(values: Mapping[str, Any], name: str) -> str | None:

@@ -11,7 +11,7 @@ from pydantic import PrivateAttr
 
 from ray_app.archives import Listed
 from ray_app.datasets.labels import Label, Labels, parse_label, prompt_group, real_of
-from ray_app.datasets.layouts.beside import entered, place_below, read_csv, root_of
+from ray_app.datasets.layouts.beside import entered, place_below, read_csv, root_of, shown
 from ray_app.datasets.layouts.folders import FOLDER_LABELS
 from ray_app.datasets.layouts.hub import config_of, split_of
 from ray_app.datasets.layouts.layout import Layout, column, contradiction, is_no_image, place_of, text, where
@@ -68,13 +68,13 @@ class OpenFakeCsv(Layout):
         """Reads the file."""
         if self.file is None:
             return
-        root = root_of(self.root, self.file)
+        root, file = root_of(self.root, self.file), shown(self.file)
         for line, row in read_csv(self.file):
             path = row.get("file_name") or row.get("filename")
             if not path:
-                raise ConfigError(f"{self.file}, line {line}: no filename or file_name", hint=f"its columns: {', '.join(row)}")
+                raise ConfigError(f"{file}, line {line}: no filename or file_name", hint=f"its columns: {', '.join(row)}")
             folder = f"{row['typ']}/" if "typ" in row and "/" not in path else ""
-            entered(self._rows, place_below(root, folder + path), self._told(row, path, f"{self.file}, line {line}"), self.file)
+            entered(self._rows, place_below(root, folder + path), self._told(row, path, f"{file}, line {line}"), file)
 
     @property
     def published(self) -> Mapping[str, int]:
