@@ -64,7 +64,7 @@ def _simulated(source: Source, store: Store) -> tuple[Archive, Layout]:
     try:
         inspect.signature(build_labelled_set).bind(Path(), **source.arguments)
     except TypeError as error:
-        raise ConfigError(f"{SIMULATED} {error}") from None
+        raise ConfigError(f"{SIMULATED} {error}", hint="such as --set 'arguments.pairs={train: 200, test: 50}'") from None
     folder = build_labelled_set(Path(canonical(store.url)) / "simulated", **source.arguments)
     return Archive([f"list::{folder / LABELS}"], source.include, source.exclude), make_layout("columns", {})
 

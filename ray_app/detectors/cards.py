@@ -275,13 +275,12 @@ def default_slots(device: str) -> int:
 
 
 def load_card(name_or_path: str | Path, changes: Mapping[str, Any] | None = None) -> DetectorCard:
-    """Read a shipped card by name, or any by path or fsspec URL; `:VARIANT` behind it takes one of its variants.
+    """Read a shipped card by name, or any by path or fsspec URL; `:VARIANT` behind it takes one of its variants. Raises ConfigError.
 
-    `changes`: keys that differ from what is written there, section by section; a null removes one. Raises ConfigError, and StorageError
-    for a URL that is out of reach.
+    `changes`: keys that differ from what is written there, section by section; a null removes one. A URL out of reach is a StorageError.
     """
     base, variant = split_variant(name_or_path)
-    data, folder, where = _read(base)
+    data, where, folder = _read(base)
     if variant is not None:
         data = _varied(data, variant, where)
     data = _merged(data, changes or {})
@@ -315,15 +314,14 @@ def split_variant(name_or_path: str | Path) -> tuple[str | Path, str | None]:
     return (base, variant) if base and _VARIANT.fullmatch(variant) and not Path(name_or_path).is_file() else (name_or_path, None)
 
 
-def _read(name_or_path: str | Path) -> tuple[dict[str, Any], Path, str]:
-    """What a card says, the folder that its files are relative to, and what it is called in messages."""
+def _read(name_or_path: str | Path) -> tuple[dict[str, Any], str, Path]:
+    """What a card says, what it is called in messages, and the folder that its files are relative to."""
     if "://" in str(name_or_path):
         from ray_app.detectors.remote_cards import read_remote_card  # and with it all that reaches buckets
 
-        data, where = read_remote_card(str(name_or_path))
-        return data, Path(), where
+        return *read_remote_card(str(name_or_path)), Path()
     path = find_config("detectors", name_or_path)
-    return read_mapping(path), path.resolve().parent, str(path)
+    return read_mapping(path), str(path), path.resolve().parent
 
 
 def _varied(data: dict[str, Any], variant: str, where: str) -> dict[str, Any]:

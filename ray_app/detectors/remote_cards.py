@@ -1,4 +1,4 @@
-"""Cards that lie in a bucket or on a server, where a training on a cluster writes them. Knows URLs; knows no network and opens no weights."""
+"""Cards in a bucket or on a server, where a training on a cluster leaves them. Knows URLs; knows no network and opens no weights."""
 
 from collections.abc import Mapping
 from typing import Any

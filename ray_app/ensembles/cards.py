@@ -12,7 +12,7 @@ Rule = Literal["mean-logit", "mean-probability", "soft-or", "max", "median", "lo
 
 
 class Member(Frozen):
-    """One detector in an ensemble: a shipped name or a path to a card, `:VARIANT` after either; its weight under `weighted`."""
+    """One detector in an ensemble: a shipped name, or a card's path or URL, `:VARIANT` behind it; its weight under `weighted`."""
 
     detector: str
     weight: float = 1.0

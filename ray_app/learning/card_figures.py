@@ -7,15 +7,16 @@ from ray_app.detectors.cards import Figure
 
 MOST_GENERATORS = 40  # beyond it a card would be a table of thousands of rows; metrics.json has them all
 
-# The keys of `metrics.detection_figures` and `pixel_figures` (whose `n` counts masks), as a card calls them, and which images they are of.
+# The keys of `metrics.detection_figures` and `pixel_figures` (whose `n` counts masks), as cards call them, and which images they are of.
+# `at 0` means: fake above log-odds 0.
 _IN_WORDS = {
-    "auc": ("ROC AUC", "all"),
+    "auc": ("AUC", "all"),
     "average_precision": ("average precision", "all"),
-    "mean_generator_auc": ("ROC AUC, mean over generators", "all"),
-    "worst_generator_auc": ("ROC AUC, worst generator", "all"),
+    "mean_generator_auc": ("AUC, mean over generators", "all"),
+    "worst_generator_auc": ("AUC, worst generator", "all"),
     "tpr_at_fpr_1": ("TPR at 1 % FPR", "fake"),
-    "balanced_accuracy": ("balanced accuracy at log-odds 0", "all"),
-    "f1": ("F1 at log-odds 0", "all"),
+    "balanced_accuracy": ("balanced accuracy at 0", "all"),
+    "f1": ("F1 at 0", "all"),
     "pixel_f1": ("pixel F1", "masks"),
     "pixel_iou": ("pixel IoU", "masks"),
 }
@@ -41,9 +42,9 @@ def _overall(figures: Mapping[str, Any], where: str, note: str | None) -> Iterat
 def _of_generators(generators: Mapping[str, Mapping[str, Any]], where: str, note: str | None) -> Iterator[dict[str, Any]]:
     for name, own in generators.items():
         if own.get("auc") is not None and own["label"] == "fake":
-            yield _figure(f"{where}, {name}", "ROC AUC against all reals", own["auc"], own["n"], _note(own["auc_interval"], note))
+            yield _figure(f"{where}, {name}", "AUC against all reals", own["auc"], own["n"], _note(own["auc_interval"], note))
         metric = "tpr" if own["label"] == "fake" else "tnr"
-        yield _figure(f"{where}, {name}", f"{metric.upper()} at log-odds 0", own[metric], own["n"], _note(own["interval"], note))
+        yield _figure(f"{where}, {name}", f"{metric.upper()} at 0", own[metric], own["n"], _note(own["interval"], note))
 
 
 def _figure(where: str, metric: str, value: float, n: int | None, note: str | None) -> dict[str, Any]:

@@ -152,3 +152,11 @@ class Recipe(Frozen):
     loop: Loop
     validation: Validation = Validation()
     export: Export = Export()
+
+    @model_validator(mode="after")
+    def _keeps_twins_together(self) -> "Recipe":
+        if self.loss.twins and not self.sampling.twins:
+            raise ValueError("loss.twins compares the two of one group, and only sampling.twins: true brings them into one batch")
+        if self.loss.twins and (self.loop.micro_batch or 2) % 2:
+            raise ValueError(f"loop.micro_batch {self.loop.micro_batch} cuts pairs of twins apart: make it even")
+        return self

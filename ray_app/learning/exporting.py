@@ -28,6 +28,7 @@ from ray_app.learning.weight_files import WEIGHTS, size_of, write_weights
 from ray_app.storage import Store, local_path, strip_secrets
 
 CARD = "card.yaml"
+_DECIDES_SIZE = {"family", "architecture", "backbone", "preprocessing", "output"}
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def _card_facts(made: Made, weights: Weights, folder: Path) -> dict[str, Any]:
         "title": recipe.export.title or recipe.title or f"{card.title}, trained by the recipe {recipe.name}",
         "weights": weights,
         "calibration": made.calibration,
-        "size": card.size if "architecture" not in recipe.card and "preprocessing" not in recipe.card else size_of(card),
+        "size": card.size if _DECIDES_SIZE.isdisjoint(recipe.card) else size_of(card),
         "demonstration": bool(recipe.card.get("demonstration", False)),
         "licence": licence.licence,
         "terms": licence.terms,

@@ -193,8 +193,6 @@ def _check(recipe: Recipe, card: DetectorCard) -> None:
             f"{recipe.name}: loss {recipe.loss.name} and {card.name}, which {given} where an image was altered",
             hint="loss: {name: maskclip} for a network with masks, binary for all others",
         )
-    if recipe.loss.twins and (recipe.loop.micro_batch or 2) % 2:
-        raise ConfigError(f"{recipe.name}: loop.micro_batch {recipe.loop.micro_batch} cuts pairs of twins apart", hint="make it even")
 
 
 def _seed(*numbers: int) -> int:

@@ -135,9 +135,9 @@ class BatchLoader:
         if sample.mask is None:
             return Made(pixels, sample.label)
         altered = np.asarray(sample.mask) > 127
-        # A crop may have left the altered part out: then what is seen is real (specs/localization.md §1.7).
-        is_partial = sample.label == 1 and member.input.get("mask_uri") is not None
-        label = int(altered.any()) if is_partial else sample.label
+        # A crop may have left the altered part out: then what is seen is real (specs/localization.md §1.7). Without one the label holds.
+        may_be_lost = self._policy is not None and sample.label == 1 and member.input.get("mask_uri") is not None
+        label = int(altered.any()) if may_be_lost else sample.label
         mask_and_edge = (altered, edge_map(altered))  # the edge before the resize, as wide as the reference's
         return Made(pixels, label, *(self._fitted(one, sample.finished) for one in mask_and_edge))
 

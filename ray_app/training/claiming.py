@@ -11,7 +11,7 @@ from typing import Any
 from ray_app.errors import ConfigError, IdentityError
 from ray_app.learning.config import Recipe
 from ray_app.runs.identity import differences
-from ray_app.storage import Store
+from ray_app.storage import Store, strip_secrets
 from ray_app.training.config import TrainConfig
 from ray_app.training.environment import environment
 
@@ -21,9 +21,10 @@ _OTHERS = {"run.json": "a scoring run", "pack.json": "what `touchstone pack` wro
 
 
 def recipe_of(config: TrainConfig) -> dict[str, Any]:
-    """The part of a config that decides what is learned, as plain JSON. What becomes of it afterwards may change."""
+    """The part of a config that decides what is learned, as plain JSON without secrets. What becomes of it afterwards may change."""
     fields = set(Recipe.model_fields) - {"export", "title", "source", "departures"}
-    return config.model_dump(mode="json", include={*fields, "limits"})
+    told: dict[str, Any] = _without_secrets(config.model_dump(mode="json", include={*fields, "limits"}))
+    return told
 
 
 def claim_recipe(out: Store, config: TrainConfig) -> dict[str, Any]:
@@ -62,6 +63,15 @@ def read_claim(out: Store) -> dict[str, Any] | None:
 def write_claim(out: Store, told: Mapping[str, Any]) -> None:
     """Write `train.json`."""
     out.write(FILE, json.dumps(told, indent=2, ensure_ascii=False).encode())
+
+
+def _without_secrets(value: Any) -> Any:
+    """`metrics.json` goes where `--push` says, and a presigned URL is another one tomorrow."""
+    if isinstance(value, dict):
+        return {name: _without_secrets(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_without_secrets(one) for one in value]
+    return strip_secrets(value) if isinstance(value, str) else value
 
 
 def _require_equal(out: Store, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:

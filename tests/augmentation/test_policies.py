@@ -123,6 +123,11 @@ def test_a_wrong_argument_is_named(name, arguments, message):
         policy_of(name, **arguments)
 
 
+def test_statistics_are_for_openfake_v1_alone():
+    with pytest.raises(ValueError, match="statistics are for openfake-v1; flips takes none"):
+        Augmentation(policy="flips", statistics="real.npz")
+
+
 def test_openfake_v1_needs_statistics_and_reads_the_file_that_the_recipe_names(tmp_path):
     with pytest.raises(ConfigError, match="needs statistics of real images"):
         make_policy(Augmentation(policy="openfake-v1"), side=256)

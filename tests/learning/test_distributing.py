@@ -15,7 +15,8 @@ from ray_app.learning.learner import Learner, load_trained
 from ray_app.learning.networks import network_for, training_card
 from tests.learning.small_recipes import batch, recipe, share
 
-STEPS, SAVED = 50, 25
+STEPS, SAVED = 50, 40
+FEW = 6  # steps that show whether chance depends on the step alone
 UNSEEN = batch(STEPS, 16)["image"]
 PLAIN = {"loop": {"micro_batch": 2, "clip": 1.0}, "schedule": {"shape": "cosine", "warmup": 5}}
 DROPPING = {"drop_path_rate": 0.3, "proj_drop_rate": 0.2}
@@ -64,10 +65,10 @@ def saved(one, folder):
     dist.barrier()
 
 
-def continued(made, strategy, begun, folder):
+def continued(made, strategy, begun, folder, until=STEPS):
     one = learner(made, strategy)
     one.load(begun)
-    run(one, STEPS)
+    run(one, until)
     saved(one, folder)
 
 
@@ -79,18 +80,18 @@ def process(rank, folder):
     for strategy in ("ddp", "fsdp2"):
         one = learner(plain(), strategy)
         curve = run(one, SAVED)
-        saved(one, folder / f"{strategy}-half")
+        saved(one, folder / f"{strategy}-begun")
         curves[strategy] = curve + run(one, STEPS)
         saved(one, folder / strategy)
-    continued(plain(), "fsdp2", folder / "ddp-half", folder / "ddp-then-fsdp2")
-    continued(plain(), "ddp", folder / "fsdp2-half", folder / "fsdp2-then-ddp")
+    continued(plain(), "fsdp2", folder / "ddp-begun", folder / "ddp-then-fsdp2")
+    continued(plain(), "ddp", folder / "fsdp2-begun", folder / "fsdp2-then-ddp")
 
     one = learner(dropping())
-    run(one, SAVED)
-    saved(one, folder / "dropping-half")
-    run(one, STEPS)
+    run(one, FEW)
+    saved(one, folder / "dropping-begun")
+    run(one, 2 * FEW)
     saved(one, folder / "dropping")
-    continued(dropping(), "ddp", folder / "dropping-half", folder / "dropping-continued")
+    continued(dropping(), "ddp", folder / "dropping-begun", folder / "dropping-continued", 2 * FEW)
 
     for kind in KINDS:
         for strategy in ("ddp", "fsdp2"):
@@ -105,7 +106,8 @@ def process(rank, folder):
 def two(tmp_path_factory):
     """The folder in which two processes left their checkpoints."""
     folder = tmp_path_factory.mktemp("two")
-    multiprocessing.spawn(process, (folder,), nprocs=2)
+    multiprocessing.set_forkserver_preload([__name__, "timm"])  # torch is imported once, for both
+    multiprocessing.start_processes(process, (folder,), nprocs=2, start_method="forkserver")
     return folder
 
 
@@ -137,7 +139,7 @@ def test_a_checkpoint_of_two_processes_is_the_plain_network(two, alone, name):
 
 
 def test_ddp_and_fsdp2_checkpoints_give_equal_outputs(two):
-    networks = [load_trained(plain(), training_card(plain()), two / f"{strategy}-half") for strategy in ("ddp", "fsdp2")]
+    networks = [load_trained(plain(), training_card(plain()), two / f"{strategy}-begun") for strategy in ("ddp", "fsdp2")]
 
     with torch.inference_mode():
         one, other = (network(pixels()) for network in networks)
@@ -146,7 +148,7 @@ def test_ddp_and_fsdp2_checkpoints_give_equal_outputs(two):
 
 def test_a_checkpoint_of_two_processes_goes_on_in_one(two, alone):
     one = learner(plain())
-    one.load(two / "ddp-half")
+    one.load(two / "ddp-begun")
 
     assert one.step_number == SAVED
     assert run(one, STEPS) == pytest.approx(alone[0][SAVED:], rel=0.01)

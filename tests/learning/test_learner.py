@@ -65,11 +65,11 @@ def test_bf16_computes_in_bf16_and_stays_near_fp32():
     assert [one.loss for one in found] != [one.loss for one in expected]
 
 
-@pytest.mark.parametrize(("kind", "loss"), [("vit", {}), ("siglip", {"twins": 0.3})])
-def test_micro_batches_give_the_gradient_of_the_whole_batch(kind, loss):
+@pytest.mark.parametrize(("kind", "sections"), [("vit", {}), ("siglip", {"loss": {"twins": 0.3}, "sampling": {"twins": True}})])
+def test_micro_batches_give_the_gradient_of_the_whole_batch(kind, sections):
     drawn = batch(1, unusable=(2, 7))
-    whole = gradients(recipe(kind, loss=loss), drawn)
-    parts = gradients(recipe(kind, loss=loss, loop={"micro_batch": 2}), drawn)
+    whole = gradients(recipe(kind, **sections), drawn)
+    parts = gradients(recipe(kind, loop={"micro_batch": 2}, **sections), drawn)
 
     assert whole.keys() == parts.keys()
     assert all(torch.allclose(parts[name], gradient, atol=1e-6, rtol=1e-4) for name, gradient in whole.items())
@@ -203,8 +203,13 @@ def test_a_loss_that_does_not_fit_the_network_is_refused():
         learner(recipe("vit", loss={"name": "maskclip"}))
     with pytest.raises(ConfigError, match="which says where"):
         learner(recipe("maskclip", loss={"name": "binary"}))
-    with pytest.raises(ConfigError, match="cuts pairs of twins apart"):
-        learner(recipe("vit", loss={"twins": 0.5}, loop={"micro_batch": 3}))
+
+
+def test_twins_stay_in_one_batch():
+    with pytest.raises(ValueError, match=r"only sampling\.twins: true"):
+        recipe(loss={"twins": 0.5})
+    with pytest.raises(ValueError, match="cuts pairs of twins apart"):
+        recipe(loss={"twins": 0.5}, sampling={"twins": True}, loop={"micro_batch": 3})
 
 
 def test_a_checkpoint_of_another_network_and_a_folder_that_is_not_there_are_said(tmp_path):

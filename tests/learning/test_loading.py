@@ -263,6 +263,13 @@ def test_a_fake_whose_altered_part_was_cropped_away_is_real(tmp_path):
     assert loader(rows, SMALL, Left()).load(*asked)["label"].tolist() == [1, 1, 1, 0], "without masks, nobody can tell"
 
 
+def test_where_nothing_is_cropped_a_fake_with_an_empty_mask_stays_fake(tmp_path):
+    rows = rows_in(tmp_path)
+    rows[1]["mask_uri"] = with_mask(tmp_path, np.zeros((20, 24), bool))
+    batch = loader(rows, SMALL, masks=True).load([1], [0])
+    assert (batch["label"].tolist(), batch["mask"].any()) == ([1], False)
+
+
 def test_a_mask_of_another_size_or_none_at_all_makes_an_image_unusable(tmp_path):
     rows = rows_in(tmp_path)
     rows[1]["mask_uri"] = with_mask(tmp_path, np.ones((5, 5), bool))

@@ -22,6 +22,16 @@ def test_the_same_recipe_may_come_again_with_other_workers(tmp_path, labelled):
     assert again["environment"]["torch"]
 
 
+def test_urls_lose_their_keys_and_may_come_again_with_others(tmp_path, labelled):
+    out = Store.open(str(tmp_path))
+    places = [f"https://someone:secret@host/a.tar?X-Amz-Signature=secret{number}&part=1" for number in range(2)]
+    for place in places:
+        claim_recipe(out, config(labelled, data={"train": [{"at": place}], "validation": {"groups": 0.5}}))
+    told = (tmp_path / "train.json").read_text()
+    assert "secret" not in told
+    assert "https://host/a.tar?part=1" in told
+
+
 def test_another_recipe_is_refused_with_what_differs(tmp_path, labelled):
     out = Store.open(str(tmp_path))
     claim_recipe(out, config(labelled))

@@ -76,12 +76,13 @@ class ImdlbencoFolder(Layout):
                 raise ConfigError(f"{item.uri}: masks inside an archive cannot be referred to", hint="unpack it")
             stem = name.rpartition(".")[0].removesuffix(self.mask_suffix if kind == "Gt" else "")
             entered(images if kind == "Tp" else masks, f"{parent}/{stem}", place_of(item), f"{parent}/{kind}")
-        alone = sorted(images.keys() ^ masks.keys())
-        if alone or not images:
+        if not images:
+            raise ConfigError("no image lies in a folder Tp", hint="the source holds folders Tp (images) and Gt (masks), side by side")
+        if alone := sorted(images.keys() ^ masks.keys()):
             names = [f"{place} {'has no mask' if place in images else 'is a mask of no image'}" for place in alone[:_SHOWN]]
-            told = f"{len(alone)} of {len(images | masks)} names do not pair: {'; '.join(names)}" if images | masks else "no Tp and Gt"
             raise ConfigError(
-                f"Tp and Gt: {told}", hint="an image and its mask have one name up to the ending; --set arguments.mask_suffix=_gt"
+                f"Tp and Gt: {len(alone)} of {len(images | masks)} names do not pair: {'; '.join(names)}",
+                hint="an image and its mask have one name up to the ending; --set arguments.mask_suffix=_gt",
             )
         prepared = self.model_copy()
         prepared._masks = {images[key]: masks[key] for key in images}
