@@ -12,6 +12,7 @@ both. Ratios are of medians, ours ÷ theirs. Run it on a quiet machine.
 import argparse
 import json
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -33,6 +34,7 @@ STEPS = {True: {"compute_bound": 60, "input_bound": 160}, False: {"compute_bound
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     here = machine()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the trainer under way is ended with us
     with tempfile.TemporaryDirectory(prefix="bench-", dir="/tmp") as folder:  # short: the paths of Ray's sockets may have 107 characters
         _say("writing photographs")
         index = write_labelled_photographs(Path(folder))

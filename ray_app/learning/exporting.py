@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from torch import nn
 
@@ -19,7 +20,7 @@ from ray_app.detectors import verify_weights
 from ray_app.detectors.cards import Backbone, Calibration, DetectorCard, Figure, TrainingData, Weights, load_card
 from ray_app.detectors.families import load_network
 from ray_app.detectors.weights import Part, resolve_part
-from ray_app.errors import ConfigError
+from ray_app.errors import ConfigError, DetectorError
 from ray_app.learning.card_figures import card_figures
 from ray_app.learning.config import Recipe
 from ray_app.learning.inheriting import inherited
@@ -57,7 +58,7 @@ class Made:
 def export(out: Store, made: Made) -> DetectorCard:
     """Write weights, what their libraries need beside them, `model.onnx` if the recipe asks, and last `card.yaml`; returns the card.
 
-    Everything is made in a temporary folder first and loaded back strictly there, so that what appears in `out` works. Raises
+    Everything is made in a temporary folder first and loaded back there, so that what appears in `out` is what was trained. Raises
     DetectorError where the network is not the one that the card describes, or cannot go to ONNX; StorageError.
     """
     with tempfile.TemporaryDirectory(prefix="touchstone-export-") as scratch:
@@ -68,6 +69,7 @@ def export(out: Store, made: Made) -> DetectorCard:
         card = load_card(folder / CARD)
         verify_weights(card, folder / WEIGHTS)
         loaded = load_network(card)
+        _require_same(loaded, made.network, card)
         if made.recipe.export.onnx:
             export_onnx(loaded, card, folder / ONNX)
             onnx_parity(loaded, card, folder / ONNX)
@@ -76,6 +78,14 @@ def export(out: Store, made: Made) -> DetectorCard:
         if "://" in out.url:
             return card
         return load_card(Path(local_path(out.url)) / CARD)
+
+
+def _require_same(loaded: nn.Module, trained: nn.Module, card: DetectorCard) -> None:
+    """A backbone is a file of its own: what was learned in it, or begun from another one, is not in the files that were written."""
+    there, state = loaded.state_dict(), trained.state_dict()
+    if other := [name for name, tensor in state.items() if not torch.equal(there[name], tensor.cpu())]:
+        raise DetectorError(f"{card.name}: loaded back it is not what was trained: {len(other)} tensors differ ({other[0]}, …)",
+                            hint="name the backbone that training begins from under card.backbone, and train the head alone")  # fmt: skip
 
 
 def _card_facts(made: Made, weights: Weights, folder: Path) -> dict[str, Any]:

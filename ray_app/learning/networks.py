@@ -118,6 +118,8 @@ def _built(recipe: Recipe, card: DetectorCard) -> nn.Module:
 def _made_to_learn(network: nn.Module, recipe: Recipe, card: DetectorCard) -> nn.Module:
     """The same network in training mode, with its adapters; what learns has `requires_grad`."""
     network.requires_grad_(True).train()
+    if recipe.lora is not None and card.backbone is not None:
+        raise ConfigError(f"{recipe.name}: lora: {card.backbone.name} is a file of its own that other detectors use; it cannot learn")
     if recipe.lora is not None:
         add_adapters(network, recipe.lora)
     elif isinstance(network, MaskClip):

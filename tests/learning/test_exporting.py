@@ -1,5 +1,6 @@
 """What a training hands out: a card and weights that Touchstone, timm and transformers take as they are."""
 
+import dataclasses
 import json
 import math
 import subprocess
@@ -215,7 +216,7 @@ def test_the_network_of_another_card_is_refused_and_nothing_is_written(tmp_path)
         made("siglip", card=SIGLIP | {"architecture": {"arguments": {"vision_config": {"num_hidden_layers": 1}}}}),
     )
     with pytest.raises(DetectorError, match="do not fit"):
-        exported(tmp_path, type(given)(**(vars(given) | {"network": other.network})))
+        exported(tmp_path, dataclasses.replace(given, network=other.network))
     assert not list(tmp_path.iterdir())
 
 
@@ -247,8 +248,12 @@ def test_a_backbone_stays_a_file_of_its_own(tmp_path):
     network = build_network(card)
     network.backbone.load_state_dict(load_file(source / "small-clip.safetensors"))
     out = tmp_path / "out"
-    given = made("vit")
-    export(Store.open(str(out)), type(given)(**(vars(given) | {"recipe": trained, "card": card, "network": network})))
+    given = dataclasses.replace(made("vit"), recipe=trained, card=card, network=network)
+    other = build_network(card)
+    other.load_state_dict(network.state_dict() | {"backbone.proj": network.backbone.proj + 1})
+    with pytest.raises(DetectorError, match=r"not what was trained: 1 tensors differ \(backbone\.proj"):
+        exported(tmp_path / "other", dataclasses.replace(given, network=other))
+    export(Store.open(str(out)), given)
     assert set(load_file(out / "model.safetensors")) == {"fc.weight", "fc.bias"}
     for path in (source / "small-clip.safetensors", source / "small-clip.yaml"):
         path.unlink()

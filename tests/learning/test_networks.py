@@ -7,7 +7,7 @@ from ray_app.detectors.families import build_network, load_network
 from ray_app.detectors.maskclip import MaskClip
 from ray_app.detectors.maskclip_losses import trainable_parameters
 from ray_app.errors import ConfigError, DetectorError
-from ray_app.learning.config import Recipe
+from ray_app.learning.config import Lora, Recipe
 from ray_app.learning.lora import merged_state
 from ray_app.learning.networks import Answer, Learning, deployable, network_for, training_card, training_form
 from tests.learning.small_recipes import DETECTORS, MASKCLIP, VIT, recipe
@@ -212,6 +212,8 @@ def test_of_clip_with_a_linear_head_the_head_alone_learns(tmp_path):
     )
 
     assert learning(built(made)) == {"fc.weight", "fc.bias"}
+    with pytest.raises(ConfigError, match="lora: small is a file of its own"):
+        built(made.model_copy(update={"lora": Lora(targets=("c_fc",))}))
 
 
 def test_log_odds_follow_the_card():
