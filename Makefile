@@ -5,7 +5,7 @@ BIN := .venv/bin
 export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: setup demo test test-cluster test-faults test-endpoint lint bench clean
+.PHONY: setup demo test test-cluster test-faults test-training test-endpoint lint bench clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -22,13 +22,17 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder tests/scoring tests
 
-# The slow tests that CI runs all the same: GPU nodes, a node that leaves, a submitted job, a killed run, a lost wave.
+# The slow tests that CI runs all the same: GPU nodes, a node that leaves, a submitted job, a killed run, a lost wave, killed trainings.
 test-cluster: $(STAMP)
 	$(BIN)/python -m pytest -m 'slow and ci'
 
 # The other slow tests of scoring: sixteen kills at seeded moments, 2,000 images in every form, faults of storage, output and decoders.
 test-faults: $(STAMP)
 	$(BIN)/python -m pytest -m 'slow and not ci' tests/scoring tests/benchmarks
+
+# The other slow tests of training: the quick recipe from simulated pictures to a card that scores, notices, bad images, the linear probe.
+test-training: $(STAMP)
+	$(BIN)/python -m pytest -m 'slow and not ci' tests/training tests/learning tests/datasets tests/simulation
 
 test-endpoint: $(STAMP)
 	$(BIN)/python -m pytest -m slow tests/serving/test_deployed.py

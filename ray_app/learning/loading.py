@@ -173,15 +173,11 @@ class StepLoader:
         """The part of a step that one of `world` workers sees; see `BatchLoader.load` and `Order.share`."""
         return self._loader.load(*self._order.share(step, rank, world))
 
-    def load_several(self, steps: Sequence[int], rank: int, world: int) -> list[Batch]:
-        """The same of several steps, read in one go: what lies together in a container is then read together. They equal those of `load`
-        one by one; all of them are in memory at once.
-        """
+    def load_several(self, steps: Sequence[int], rank: int, world: int) -> Batch:
+        """The same of several steps, one after another in one batch: what lies together in a container is then read together."""
         shares = [self._order.share(step, rank, world) for step in steps]
         rows, positions = (np.concatenate(parts) for parts in zip(*shares, strict=True))
-        together = self._loader.load(rows, positions)
-        parts = [slice(number * len(rows) // len(steps), (number + 1) * len(rows) // len(steps)) for number in range(len(steps))]
-        return [{name: values[part] for name, values in together.items()} for part in parts]
+        return self._loader.load(rows, positions)
 
 
 def measure_real(loader: BatchLoader, count: int, seed: int) -> RealStatistics:

@@ -21,8 +21,10 @@ Batch = dict[str, npt.NDArray[Any]]
 
 _FAILURE = "failure"
 WHOLE_BATCHES = 1 << 40  # a batch stays one block of Ray Data
-IN_FLIGHT = 2  # batches that one loader has been given
-AHEAD = 2  # batches that wait in the worker itself
+# Steps that a loader reads in one go, as many as give images of so many bytes: neighbours in a container are then read together.
+RUN_BYTES, MOST_TOGETHER = 2**25, 8
+IN_FLIGHT = 2  # runs of steps that one loader has been given
+AHEAD = 2  # runs that wait in the worker itself
 HAND_OVER_SHARE = 0.4  # of a node's object store: what waits between loaders and the workers of that node
 # An execution costs about 10 s to start, and a step 1 ms of it: long enough for the one, bounded for the other.
 STEPS_PER_EXECUTION = 20_000
@@ -67,7 +69,7 @@ def whole(batch: Batch) -> Batch:
 
 
 class Loader(Stage):
-    """One step number in, that step's batch for one rank out."""
+    """A run of steps in, their batches for one rank out, one after another."""
 
     def start(self, job: Job, *given: Any) -> None:
         """`given`: rank and number of workers."""
@@ -77,10 +79,10 @@ class Loader(Stage):
         self._loader = StepLoader(training_loader(job), job.order())
 
     def work(self, table: pa.Table) -> Batch:
-        """A table of one step number → arrays, as `BatchLoader.load` gives them, and `step` for each image."""
-        step = table["step"][0].as_py()
-        batch = self._loader.load(step, self._rank, self._world)
-        return {**batch, "step": np.full(len(batch["label"]), step, np.int64)}
+        """The steps of a run → arrays, as `StepLoader.load_several` gives them, and `step` for each image."""
+        steps = table["steps"][0].as_py()
+        batch = self._loader.load_several(steps, self._rank, self._world)
+        return {**batch, "step": np.repeat(steps, len(batch["label"]) // len(steps))}
 
 
 def training_loader(job: Job) -> Any:
@@ -111,20 +113,32 @@ def _execution(job: Job, steps: range, rank: int, world: int) -> Iterator[Batch]
     from ray.data import ActorPoolStrategy
     from ray.data.read_api import from_blocks
 
-    loaders = min(job.layout.loaders, len(steps))
-    loaded = from_blocks([pa.table({"step": [step]}) for step in steps]).map_batches(
+    together = _together(job, world)
+    runs = [steps[start : start + together] for start in range(0, len(steps), together)]
+    loaded = from_blocks([pa.table({"steps": [list(run)]}) for run in runs]).map_batches(
         Loader,
         fn_constructor_args=(job, rank, world),
         batch_size=1,
         batch_format="pyarrow",
         zero_copy_batch=True,
-        compute=ActorPoolStrategy(size=loaders, max_tasks_in_flight_per_actor=IN_FLIGHT),
+        compute=ActorPoolStrategy(size=min(job.layout.loaders, len(runs)), max_tasks_in_flight_per_actor=IN_FLIGHT),
         num_cpus=job.layout.loader_cpus,
         label_selector=dict(job.config.cluster.labels) or None,
     )
-    for step, batch in zip(steps, loaded.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=AHEAD), strict=True):
-        assert whole(batch)["step"][0] == step, "Ray Data kept the order"
-        yield batch
+    arriving = loaded.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=AHEAD)
+    for run, several in zip(runs, arriving, strict=True):
+        size = len(whole(several)["step"]) // len(run)
+        for number, step in enumerate(run):
+            batch = {name: values[number * size : (number + 1) * size] for name, values in several.items()}
+            assert batch["step"][0] == step, "Ray Data kept the order"
+            yield batch
+
+
+def _together(job: Job, world: int) -> int:
+    """How many steps are read in one go."""
+    height, width = job.card.preprocessing.shape or (1, 1)
+    planes = 5 if job.wants_masks else 3
+    return max(1, min(MOST_TOGETHER, RUN_BYTES * world // (job.config.loop.batch * planes * height * width)))
 
 
 def _prepare(job: Job) -> None:
