@@ -12,6 +12,8 @@
 A bad image is a row with a status; a bad system is an exception with a hint.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum, StrEnum
 
 
@@ -135,6 +137,16 @@ class ClusterError(TouchstoneError):
 
 class StorageError(ClusterError):
     """A source cannot be listed, or a run directory cannot be written."""
+
+
+@contextmanager
+def resumable(*kinds: type[BaseException]) -> Iterator[None]:
+    """What of these kinds leaves the block carries the note RESUMABLE."""
+    try:
+        yield
+    except kinds as error:
+        error.add_note(RESUMABLE)
+        raise
 
 
 def said(error: BaseException) -> str:

@@ -1,7 +1,6 @@
 """`touchstone index`: a labelled source → an index that recipes name."""
 
 import json
-import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
     from ray_app.datasets import IndexInfo
 
 _MOST_LINES = 40
-_TELL_EVERY_S = 10.0
 
 
 def _hashes(context: click.Context, option: click.Parameter, text: str | None) -> tuple[str, ...]:
@@ -49,30 +47,19 @@ def index(out: str, complete: bool, assignments: tuple[str, ...], as_json: bool,
     touchstone index labels.csv --out index --set columns.uri=file --set arguments.label=kind
     """
     from ray_app.datasets import Source, build_index
+    from ray_app.datasets.telling import Telling
     from ray_app.errors import ConfigError
     from ray_app.storage import Store
 
     source = configured("index", None, Source, given, assignments)
     if source.split or source.generators:
         raise ConfigError("split and generators are chosen by those who read an index", hint="say them in the recipe's data")
-    info = build_index(source, Store.open(out), progress=_Telling())
+    info = build_index(source, Store.open(out), progress=Telling())
     click.echo(json.dumps(asdict(info), indent=1, ensure_ascii=False) if as_json else "\n".join(_lines(info)))
     if complete and not info.agrees:
         told = "no published count to compare with" if info.agrees is None else "the counts are not the published ones"
         raise ConfigError(f"{out}: {told}", hint="the index is written; without --complete this is no error")
     return 0
-
-
-class _Telling:
-    """Says now and then how far a long index is."""
-
-    def __init__(self) -> None:
-        self._said = time.monotonic()
-
-    def __call__(self, doing: str, members: int) -> None:
-        if time.monotonic() - self._said > _TELL_EVERY_S:
-            self._said = time.monotonic()
-            click.echo(f"index: {members:,} members {doing}", err=True)
 
 
 def _lines(info: "IndexInfo") -> "Iterator[str]":

@@ -45,7 +45,7 @@ def build_index(source: Source, store: Store, *, each: Each = in_turn, progress:
         if info.source != identity:
             raise IdentityError(f"{store.url} is the index of another source: {_difference(info.source, identity)}", hint="another --out")
         return info
-    archive, layout = _simulated(source, store) if source.at == (SIMULATED,) else _archive(source, store)
+    archive, layout = _simulated(source, store, progress) if source.at == (SIMULATED,) else _archive(source, store)
     return write_index(store, archive, layout, hashes=source.hashes, limit=source.limit, source=identity, each=each, progress=progress)
 
 
@@ -55,7 +55,7 @@ def _archive(source: Source, store: Store) -> tuple[Archive, Layout]:
     return Archive(source.at, source.include, source.exclude, **settings), layout
 
 
-def _simulated(source: Source, store: Store) -> tuple[Archive, Layout]:
+def _simulated(source: Source, store: Store, progress: Progress) -> tuple[Archive, Layout]:
     """The offline set, made here; the same arguments give the same files."""
     from ray_app.simulation.labelled import LABELS, build_labelled_set  # it loads torch
 
@@ -65,7 +65,9 @@ def _simulated(source: Source, store: Store) -> tuple[Archive, Layout]:
         inspect.signature(build_labelled_set).bind(Path(), **source.arguments)
     except TypeError as error:
         raise ConfigError(f"{SIMULATED} {error}", hint="such as --set 'arguments.pairs={train: 200, test: 50}'") from None
-    folder = build_labelled_set(Path(canonical(store.url)) / "simulated", **source.arguments)
+    folder = build_labelled_set(
+        Path(canonical(store.url)) / "simulated", progress=lambda files: progress("made", files), **source.arguments
+    )
     return Archive([f"list::{folder / LABELS}"], source.include, source.exclude), make_layout("columns", {})
 
 

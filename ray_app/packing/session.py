@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ray_app.archives import Archive, Each, in_turn, list_members, read_complete
-from ray_app.errors import RESUMABLE, ClusterError, StorageError
+from ray_app.errors import ClusterError, StorageError, resumable
 from ray_app.packing.config import FilterConfig, Form, PackConfig
 from ray_app.packing.directory import PackDirectory
 from ray_app.packing.shards import BLOCKS, Shard
@@ -41,7 +41,7 @@ def write_shards(
     """
     start = time.monotonic()
     directory = PackDirectory(store, form, config.shard_mb * 1e6)
-    with _resumable():
+    with resumable(KeyboardInterrupt, ClusterError):
         if archive is not None and read_complete(store, 0) is None:
             with _workers(config, wanted=False) as each:
                 list_members(store, archive, BLOCKS, each=each, progress=Telling(), limit=limit)
@@ -85,12 +85,3 @@ def _workers(config: PackConfig | FilterConfig, *, wanted: bool) -> Iterator[Eac
 
     with cluster(config.cluster):
         yield on_ray
-
-
-@contextmanager
-def _resumable() -> Iterator[None]:
-    try:
-        yield
-    except (KeyboardInterrupt, ClusterError) as error:
-        error.add_note(RESUMABLE)
-        raise

@@ -4,8 +4,6 @@ Every step can be interrupted anywhere; the same command goes on from the facts 
 """
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +11,7 @@ from ray_app.archives import manifests
 from ray_app.detectors import load_card, resolve_weights
 from ray_app.detectors.licences import require_accepted
 from ray_app.ensembles import EnsembleCard, ensemble_of, load_ensemble_card
-from ray_app.errors import RESUMABLE, ClusterError, ConfigError, ExitCode
+from ray_app.errors import ClusterError, ConfigError, ExitCode, resumable
 from ray_app.images.perceptual import require_perceptual_hash
 from ray_app.inference import ScoringSpec, make_spec
 from ray_app.runs import RunDirectory, check_conservation
@@ -53,9 +51,9 @@ def score_archive(config: ScoreConfig) -> Finished:
     require_prices(config)
     start = time.monotonic()
     run = RunDirectory.open(config.out)
-    with Lease(run.store) as lease, _resumable(KeyboardInterrupt):
+    with Lease(run.store) as lease, resumable(KeyboardInterrupt):
         _check(config, run)
-        with _resumable(ClusterError):
+        with resumable(ClusterError):
             finished = _unchanged(config, run, start)
         if finished is not None:
             return finished
@@ -94,7 +92,7 @@ def _score(config: ScoreConfig, run: RunDirectory, lease: Lease, start: float) -
     cpus, gpus, memory_bytes = resources(config.cluster)
     spec = spec_for(config, gpus)
     run.claim(identity_of(config, spec), list(spec.cards), spec.ensemble.model_dump(mode="json"))
-    with _resumable(ClusterError):
+    with resumable(ClusterError):
         return _claimed(config, run, lease, spec, layout_for(config, spec, cpus, gpus, memory_bytes), start)
 
 
@@ -129,15 +127,6 @@ def _told(config: ScoreConfig, run: RunDirectory, session: Session, summary: dic
     session.log("finished")
     too_many = config.max_bad_fraction is not None and bad_fraction(summary) > config.max_bad_fraction
     return Finished(ExitCode.TOO_MANY_BAD if too_many else ExitCode.DONE, summary)
-
-
-@contextmanager
-def _resumable(kind: type[BaseException]) -> Iterator[None]:
-    try:
-        yield
-    except kind as error:
-        error.add_note(RESUMABLE)
-        raise
 
 
 def layout_for(config: ScoreConfig, spec: ScoringSpec, cpus: float, gpus: float, memory_bytes: float) -> Layout:

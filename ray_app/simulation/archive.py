@@ -53,6 +53,7 @@ def build_sample_archive(folder: Path, *, files: int = 60, seed: int = 0) -> Sam
     assert files >= 7, "five odd files and a pair"
     odd = list(_odd_files(np.random.default_rng([seed, 1])))
     rows: list[tuple[str, bytes, str, str]] = list(odd)
+    _load_scipy()
     with ThreadPoolExecutor() as threads:
         rows += threads.map(lambda index: _picture(seed, index), range(files - len(odd)))
     for path, data, _, _ in rows:
@@ -65,6 +66,12 @@ def build_sample_archive(folder: Path, *, files: int = 60, seed: int = 0) -> Sam
         writer.writerow(["path", "sha256", "label", "generator"])
         writer.writerows((path, hashlib.sha256(data).hexdigest(), label, maker) for path, data, label, maker in rows if label)
     return SampleArchive(folder, labels, len(rows))
+
+
+def _load_scipy() -> None:
+    # Threads that import it at the same time for the first time may see half of it.
+    import scipy.fft
+    import scipy.ndimage  # noqa: F401
 
 
 def _picture(seed: int, index: int) -> tuple[str, bytes, str, str]:
@@ -106,6 +113,7 @@ def write_photographs(
     """
     folder.mkdir(parents=True, exist_ok=True)
     width, height = size
+    _load_scipy()
     with ThreadPoolExecutor() as threads:
         bases = list(threads.map(lambda family: _base(seed, family, height + 160, width + 160), _BASES))
     paths = []

@@ -16,6 +16,7 @@ from ray_app.datasets.config import Source
 from ray_app.datasets.indexing import index_source
 from ray_app.datasets.order import Order
 from ray_app.datasets.splitting import Splits, make_splits
+from ray_app.datasets.telling import Telling
 from ray_app.detectors import MIRROR_VARIABLE, DetectorCard, publish_weights, resolve_weights
 from ray_app.detectors.licences import require_accepted
 from ray_app.learning.networks import training_card
@@ -75,7 +76,7 @@ def opener(out: Store, each: Each) -> Callable[[Source], pa.Table]:
     def open_source(source: Source) -> pa.Table:
         place = source.model_dump_json(exclude={"split", "generators"})
         name = hashlib.sha256(place.encode()).hexdigest()[:12]
-        return index_source(source, out.below(f"data/{name}"), each=each)
+        return index_source(source, out.below(f"data/{name}"), each=each, progress=Telling())
 
     return open_source
 

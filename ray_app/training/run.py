@@ -7,13 +7,11 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ray_app.errors import RESUMABLE, ClusterError, ConfigError, ExitCode
+from ray_app.errors import ClusterError, ConfigError, ExitCode, resumable
 from ray_app.scoring.cluster import cluster, resources
 from ray_app.scoring.config import ClusterConfig
 from ray_app.scoring.tasks import on_ray
@@ -51,12 +49,12 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> Trained:
     if not config.out:
         raise ConfigError("no directory for the card: --out DIR is missing", hint="touchstone train CONFIG --out DIR")
     out = Store.open(config.out)
-    with Lease(out), _resumable(KeyboardInterrupt):
+    with Lease(out), resumable(KeyboardInterrupt):
         told = claim_recipe(out, config)
         if out.exists(METRICS):
             return _pushed(config, out, Trained(ExitCode.DONE, json.loads(out.read(METRICS)), was_there=True))
         card = trained_card(config)
-        with _resumable(ClusterError), cluster(_cluster_for(config, card.preprocessing.shape)):
+        with resumable(ClusterError), cluster(_cluster_for(config, card.preprocessing.shape)):
             print("train  indexing and dividing the images", file=sys.stderr, flush=True)
             prepared = prepare_data(config, out, each=on_ray)
             claim_data(out, told, prepared.splits.findings)
@@ -125,12 +123,3 @@ def _largest_node_cpus() -> float:
 
     nodes = ray.nodes()  # type: ignore[no-untyped-call]
     return max(node["Resources"].get("CPU", 0.0) for node in nodes if node["Alive"]) or math.inf
-
-
-@contextmanager
-def _resumable(kind: type[BaseException]) -> Iterator[None]:
-    try:
-        yield
-    except kind as error:
-        error.add_note(RESUMABLE)
-        raise
