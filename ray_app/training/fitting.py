@@ -80,7 +80,7 @@ class _Introduction(ControllerCallback):
 
 def _end(job: Job, thread: "_Fit") -> None:
     """See the thread out of Ray: one that still waits inside while Ray is shut down takes the whole process along."""
-    if not thread.is_alive():
+    if thread.over.is_set():
         return
     controller = ray.get(job.board.controller.remote())
     if controller is not None:
@@ -88,17 +88,20 @@ def _end(job: Job, thread: "_Fit") -> None:
             ray.get(controller.abort.remote(), timeout=END_S)
         with contextlib.suppress(RayError):
             ray.kill(controller)
-    thread.join(END_S)
+    thread.over.wait(END_S)
 
 
 class _Fit(threading.Thread):
-    """Ray Train at work; `error` is what it ended with, if not well."""
+    """Ray Train at work; `error` is what it ended with, if not well.
+
+    `over` is asked instead of `is_alive`: a signal that interrupts `Thread.join` makes Python 3.11 believe that the thread has ended
+    (bpo-45274).
+    """
 
     def __init__(self, trainer: TorchTrainer) -> None:
         super().__init__(name="fit", daemon=True)
-        self._trainer, self.error = trainer, None
-
-    error: Exception | None
+        self._trainer, self.over = trainer, threading.Event()
+        self.error: Exception | None = None
 
     def run(self) -> None:
         """Wait for the training's end."""
@@ -106,6 +109,8 @@ class _Fit(threading.Thread):
             self._trainer.fit()
         except Exception as error:
             self.error = error
+        finally:
+            self.over.set()
 
 
 class _Watch:
@@ -119,9 +124,9 @@ class _Watch:
 
     def wait(self) -> None:
         """Until the thread ends. Raises what a worker said, and ClusterError at a standstill."""
-        while self._thread.is_alive():
+        while not self._thread.over.is_set():
             self._look()
-            self._thread.join(POLL_S)
+            self._thread.over.wait(POLL_S)
         self._look()
 
     def let_them_save(self) -> None:
@@ -132,8 +137,8 @@ class _Watch:
             return
         self._progress.say("stopping: the workers save; a second signal stops at once")
         self._job.board.stop.remote()
-        while self._thread.is_alive() and time.monotonic() < until and not self._is_saved():
-            self._thread.join(POLL_S)
+        while not self._thread.over.is_set() and time.monotonic() < until and not self._is_saved():
+            self._thread.over.wait(POLL_S)
 
     def _is_saved(self) -> bool:
         stopped = ray.get(self._job.board.read.remote()).figures.get("stopped")
