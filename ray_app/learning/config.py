@@ -81,14 +81,16 @@ class Schedule(Frozen):
 class Loop(Frozen):
     """How long and how finely. `steps` or `epochs`; a step is `batch` images over all workers, `micro_batch` of them at once in each.
 
-    `precision`: `bf16` is autocast with the parameters in fp32. `seed` decides order, augmentation, initial values and dropout.
+    `precision`: `bf16` is autocast with the parameters in fp32; `auto` is bf16 where the device multiplies it, unless the detector's card
+    asks for fp32: a processor that only imitates bf16 learns an order of magnitude slower with it. `seed` decides order, augmentation,
+    initial values and dropout.
     """
 
     batch: int = Field(ge=1)
     micro_batch: int | None = Field(default=None, ge=1, description="images that one worker takes at once; null = its share of the batch")
     epochs: float | None = Field(default=None, gt=0)
     steps: int | None = Field(default=None, ge=1)
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
     clip: float | None = Field(default=None, gt=0, description="largest norm of all gradients together")
     channels_last: bool = True
     seed: int = Field(default=0, ge=0)

@@ -24,7 +24,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from ray_app.detectors.cards import DetectorCard
 from ray_app.detectors.checkpoints import load_strictly
 from ray_app.detectors.detector import Normalise
-from ray_app.detectors.precision import autocast, forbid_tf32
+from ray_app.detectors.precision import autocast, forbid_tf32, resolve_precision
 from ray_app.errors import ConfigError, DetectorError, StorageError, TouchstoneError, said
 from ray_app.learning.config import Recipe
 from ray_app.learning.distributing import Strategy, averaged, distribute, own_gradients, whole, world_size
@@ -59,9 +59,9 @@ class Learner:
     """A network that learns from a recipe, on one device, alone or as one of `world` processes.
 
     `network`: as it learns, without wrappers; under FSDP2 its parameters are this process's parts. `step_number`: steps done, which is
-    also the position in the data. All that happens depends on recipe, batches and (seed, step, rank): a training that is saved, loaded
-    elsewhere and continued gives the same weights as one that never stopped; with dropout or norms of batches, by as many processes.
-    Dropout draws from torch's global generator, which every step seeds.
+    also the position in the data. `precision`: what the recipe's means on this device. All that happens depends on recipe, batches and
+    (seed, step, rank): a training that is saved, loaded elsewhere and continued gives the same weights as one that never stopped; with
+    dropout or norms of batches, by as many processes. Dropout draws from torch's global generator, which every step seeds.
     """
 
     def __init__(
@@ -79,7 +79,8 @@ class Learner:
         _check(recipe, card)
         self.recipe, self.card, self.device, self.total_steps = recipe, card, device, total_steps
         self.rank, self.world, self.step_number = rank, world, 0
-        if recipe.loop.precision == "fp32" and torch.device(device).type == "cuda":
+        self.precision = resolve_precision(recipe.loop.precision, device, card.precision)
+        if self.precision == "fp32" and torch.device(device).type == "cuda":
             forbid_tf32()
         # FSDP2 takes contiguous parameters only.
         self._format = torch.channels_last if recipe.loop.channels_last and strategy != "fsdp2" else torch.contiguous_format
@@ -121,7 +122,7 @@ class Learner:
             micro = {name: values[start : start + starts.step] for name, values in batch.items()}
             images = torch.tensor(micro["image"]).to(self.device)  # a copy: arrays from an object store are read-only
             with own_gradients(self._model, alone=start != starts[-1]):
-                with autocast(self.device, self.recipe.loop.precision):
+                with autocast(self.device, self.precision):
                     answer = self._model(self._normalise(images).contiguous(memory_format=self._format))
                 loss = batch_loss(self.recipe.loss, self.card.output, answer, micro, share)
                 loss.total.backward()  # type: ignore[no-untyped-call]

@@ -84,7 +84,12 @@ def finish(job: Job, findings: Mapping[str, Any], told: Mapping[str, Any]) -> di
         "validations": validations(job.out),
         "data": dict(findings),
         "recipe": recipe_of(job.config),
-        "environment": {**told["environment"], "device": verdicts["validation"].device, "workers": job.layout.workers},
+        "environment": {
+            **told["environment"],
+            "device": verdicts["validation"].device,
+            "workers": job.layout.workers,
+            "precision": ", then ".join(dict.fromkeys(line["precision"] for line in history)),  # going on elsewhere may change it
+        },
     }
     if job.out.exists(PROBE):
         facts["probe"] = json.loads(job.out.read(PROBE))

@@ -13,8 +13,8 @@ import torch
 from ray_app.datasets.order import Order
 from ray_app.detectors import DetectorCard
 from ray_app.detectors.detector import Normalise
-from ray_app.detectors.precision import autocast
-from ray_app.learning.config import Initial, Recipe
+from ray_app.detectors.precision import ResolvedPrecision, autocast, resolve_precision
+from ray_app.learning.config import Initial
 from ray_app.learning.networks import Learning, network_for
 from ray_app.training.config import TrainConfig
 from ray_app.training.layout import Layout
@@ -56,14 +56,21 @@ def memory(config: TrainConfig, card: DetectorCard, micro_batch: int, layout: La
         "parameters": _bytes([*network.parameters(), *network.buffers()]) // divided,
         "gradients": learning_bytes // divided,
         "optimiser": moments * learning_bytes // divided,
-        "activations": activation_bytes(config, card, network) * micro_batch,
+        "activations": activation_bytes(card, network, _precision(config, card, layout)) * micro_batch,
     }
     counts = {"parameters": _count(list(network.parameters())), "learning": _count(learning)}
     return {"counts": counts, "bytes": parts | {"together": sum(parts.values())}}
 
 
-def activation_bytes(recipe: Recipe, card: DetectorCard, network: torch.nn.Module) -> int:
-    """What two images leave behind for the way back, halved: measured on this machine's CPU, in the recipe's precision."""
+def _precision(config: TrainConfig, card: DetectorCard, layout: Layout) -> ResolvedPrecision:
+    """That of the workers' devices, which this machine need not have: a GPU is taken for one with bf16."""
+    if layout.worker_gpus and config.loop.precision == "auto":
+        return "bf16" if card.precision == "auto" else "fp32"
+    return resolve_precision(config.loop.precision, "cpu", card.precision)
+
+
+def activation_bytes(card: DetectorCard, network: torch.nn.Module, precision: ResolvedPrecision) -> int:
+    """What two images leave behind for the way back, halved: measured on this machine's CPU."""
     assert card.preprocessing.shape is not None, "networks that are trained have one input size"
     height, width = card.preprocessing.shape
     kept: dict[int, int] = {}
@@ -75,7 +82,7 @@ def activation_bytes(recipe: Recipe, card: DetectorCard, network: torch.nn.Modul
 
     images = torch.zeros(2, height, width, 3, dtype=torch.uint8)
     # Norms of batches would take up what they see.
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), autocast("cpu", recipe.loop.precision):
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), autocast("cpu", precision):
         answer = Learning(network.train())(Normalise(card.preprocessing)(images))
     del answer
     return sum(kept.values()) // 2

@@ -7,12 +7,14 @@ training is its step, and a stream that begins anywhere gives the same batches a
 import logging
 import math
 import pickle
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from ray_app.errors import TouchstoneError
 from ray_app.training.job import Job
@@ -28,6 +30,20 @@ AHEAD = 2  # runs that wait in the worker itself
 HAND_OVER_SHARE = 0.4  # of a node's object store: what waits between loaders and the workers of that node
 # An execution costs about 10 s to start, and a step 1 ms of it: long enough for the one, bounded for the other.
 STEPS_PER_EXECUTION = 20_000
+# Ray Data looks for finished tasks once in a tenth of a second, but without a pause while all it has made waits to be taken.
+LOOK_EVERY_S = 0.05
+
+
+class Unhurried(ExecutionCallback):
+    """Keeps Ray Data's scheduler, a thread beside the training, from taking a whole core while the loaders are ahead of it."""
+
+    def __init__(self) -> None:
+        self._looked_at = 0.0
+
+    def on_execution_step(self, executor: Any) -> None:
+        """Called after every look around."""
+        time.sleep(max(0.0, self._looked_at + LOOK_EVERY_S - time.monotonic()))
+        self._looked_at = time.monotonic()
 
 
 class Stage:
@@ -149,6 +165,7 @@ def _prepare(job: Job) -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.target_max_block_size = WHOLE_BATCHES
+    context.custom_execution_callback_classes = [Unhurried]
     context.execution_options.preserve_order = True
     context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=_hand_over_limit(job))
 

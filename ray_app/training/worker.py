@@ -123,6 +123,7 @@ class Rank:
             "wait_s": waited_s,
             "compute_s": seconds,
             "unusable": figures.unusable,
+            "precision": self._learner.precision,
             "time": time.time(),
             **figures.parts,
         }

@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 from ray_app.detectors.detector import Normalise
+from ray_app.detectors.precision import has_bf16
 from ray_app.errors import ConfigError, DetectorError, StorageError, TouchstoneError
 from ray_app.learning.learner import Learner, load_trained
 from ray_app.learning.networks import training_card
@@ -63,6 +64,17 @@ def test_bf16_computes_in_bf16_and_stays_near_fp32():
     expected = run(learner(recipe()), 10)
     assert [one.loss for one in found] == pytest.approx([one.loss for one in expected], rel=0.05)
     assert [one.loss for one in found] != [one.loss for one in expected]
+
+
+def test_auto_is_bf16_only_where_the_device_multiplies_it_and_the_card_allows_it(monkeypatch):
+    one = learner(recipe(precision="auto"))
+    assert one.precision == ("bf16" if has_bf16("cpu") else "fp32")
+    for here, expected in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr("ray_app.detectors.precision.has_bf16", lambda device, here=here: here)
+        assert learner(recipe(precision="auto")).precision == expected
+    monkeypatch.setattr("ray_app.detectors.precision.has_bf16", lambda device: True)
+    made = recipe(precision="auto")
+    assert Learner(made, training_card(made).model_copy(update={"precision": "fp32"}), device="cpu", total_steps=50).precision == "fp32"
 
 
 @pytest.mark.parametrize(("kind", "sections"), [("vit", {}), ("siglip", {"loss": {"twins": 0.3}, "sampling": {"twins": True}})])
