@@ -2,7 +2,8 @@
 
 Whatever ends a worker (its process, its node, the driver), the next attempt goes on from the last committed checkpoint: the step number
 in it is the whole position. All ranks do the same steps and report the same number of times; what is decided on the way (stop, look
-for notices) rank 0 decides and tells.
+for notices) rank 0 decides and tells. They also look up while they wait for data: Ray Data gives a loader no more work once its machine
+is to be taken away, so a step may never come after which one could save.
 """
 
 import os
@@ -10,6 +11,7 @@ import pickle
 import tempfile
 import time
 import traceback
+from concurrent import futures
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from ray_app.training.validations import is_out_of_patience
 TELL_EVERY_S = 0.5
 LOOK_EVERY_S = 2.0  # for a notice that a machine will be taken away; asking is a round of all workers
 FEW_IMAGES = 200  # before so many were seen, a share of bad ones says nothing
-GO_ON, LOOK, STOP, END = range(4)
+GO_ON, WAIT, LOOK, STOP, END = range(5)  # of several words the strongest holds
 
 
 def train_worker(given: dict[str, Any]) -> None:
@@ -78,6 +80,8 @@ class Rank:
         self._told_at = self._looked_at = 0.0
         self._asked: Any = None
         self._saved_on_notice = False
+        self._line: dict[str, Any] = {}
+        self._taker = futures.ThreadPoolExecutor(1)
 
     def run(self) -> None:
         """All steps from the last committed one on."""
@@ -86,15 +90,29 @@ class Rank:
         self._begun = self._learner.step_number
         if self._rank == 0:
             forget_from(self._job.out, self._begun)
-            self._job.board.tell.remote({"step": self._begun, "total": self._job.total_steps}, 0)
+            self._line = {"step": self._begun}
+            self._tell(self._line)
         self._agree(GO_ON)  # nobody writes before what is to be written anew was removed
+        self._stream = batches(self._job, self._begun, self._rank, self._world)
+        self._coming = self._taker.submit(next, self._stream, None)
         clock = time.monotonic()
-        for batch in batches(self._job, self._begun, self._rank, self._world):
+        while (batch := self._awaited()) is not None:
             waited, clock = time.monotonic() - clock, time.monotonic()
             self._learn(batch, waited, clock)
-            if self._after_step():
+            if self._heed(after_step=True):
                 return
             clock = time.monotonic()
+
+    def _awaited(self) -> Batch | None:
+        """The next batch, as soon as every worker has one; None after the last one, and where training ends while it waits."""
+        while self._agree(GO_ON if futures.wait([self._coming], LOOK_EVERY_S).done else WAIT) == WAIT:
+            if self._rank == 0 and self._asked is None:
+                self._tell(self._line)
+            if self._heed(after_step=False):
+                return None
+        batch = self._coming.result()
+        self._coming = self._taker.submit(next, self._stream, None)
+        return batch
 
     def _restore(self) -> bool:
         """Take up the last committed checkpoint, if any; True where no step is left."""
@@ -127,7 +145,7 @@ class Rank:
             "time": time.time(),
             **figures.parts,
         }
-        self._untold += 1
+        self._untold, self._line = self._untold + 1, line
         if self._rank == 0:
             self._history.add(line)
             if time.monotonic() - self._told_at >= TELL_EVERY_S:
@@ -153,27 +171,27 @@ class Rank:
         self._asked = self._job.board.tell.remote({**line, "total": self._job.total_steps}, self._untold)
         self._untold, self._told_at = 0, time.monotonic()
 
-    def _after_step(self) -> bool:
-        """Commit what is due; True when training ends here."""
+    def _heed(self, *, after_step: bool) -> bool:
+        """Commit what is due or asked for; True when training ends here."""
         step = self._learner.step_number
-        word = self._agree(self._decision() if self._rank == 0 else GO_ON)
+        word = self._agree(self._decision(after_step) if self._rank == 0 else GO_ON)
         noticed = word == LOOK and ray.train.get_preemption_info() is not None and not self._saved_on_notice
         self._saved_on_notice |= noticed
         ends, at_once = word in (STOP, END), noticed or word in (STOP, END)
-        if at_once or self._job.is_due(step):
+        if at_once or (after_step and self._job.is_due(step)):
             self._commit(at_once=at_once, finished=word == END or step == self._job.total_steps)
         if ends and self._rank == 0:
             ray.get(self._job.board.tell.remote({"stopped": step}, 0))
         return ends
 
-    def _decision(self) -> int:
-        """What rank 0 wants all to do after this step."""
+    def _decision(self, after_step: bool) -> int:
+        """What rank 0 wants all to do."""
         step = self._learner.step_number
         if self._asked is not None and ray.wait([self._asked], timeout=0)[0]:
             asked, self._asked = ray.get(self._asked), None
             if asked and step < self._job.total_steps:
                 return STOP
-        if step in self._job.milestones and is_out_of_patience(self._job):
+        if after_step and step in self._job.milestones and is_out_of_patience(self._job):
             return END
         if time.monotonic() - self._looked_at >= LOOK_EVERY_S:
             self._looked_at = time.monotonic()
@@ -181,14 +199,14 @@ class Rank:
         return GO_ON
 
     def _agree(self, word: int) -> int:
-        """Rank 0's word, known to all when this returns."""
+        """The strongest word that any worker says, known to all when this returns."""
         if self._world == 1:
             return word
         import torch
         import torch.distributed as dist
 
         said = torch.tensor(word, device=self._device)
-        dist.broadcast(said, src=0)
+        dist.all_reduce(said, dist.ReduceOp.MAX)
         return int(said.item())
 
     def _commit(self, *, at_once: bool, finished: bool = False) -> None:

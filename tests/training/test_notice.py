@@ -12,16 +12,15 @@ from tests.training.test_killed import committed
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
 
 
-def test_on_notice_it_saves_at_once_and_goes_on(labelled, tmp_path):
+def test_on_notice_it_saves_at_once_though_no_more_data_comes(labelled, tmp_path):
     nodes, out = Nodes(0), tmp_path / "out"
     try:
         settings = {"cluster": {"cpus": None, "address": nodes.address}, "loop": {"epochs": 2000}, "validation": {"every": 10**6}}
         process = start(labelled, tmp_path, out, **settings, faults={"checkpoint_every": 50})
-        wait_until(lambda: committed(out) or process.poll() is not None, timeout_s=400)
-        for node in list(nodes.raylets):
+        wait_until(lambda: committed(out) or process.poll() is not None, timeout_s=300)
+        for node in [*nodes.raylets, nodes.head]:  # Ray Data gives the loaders of such nodes no more work
             nodes.tell("drain", node, 600)
-        saved = wait_until(lambda: committed(out) if committed(out) % 50 else 0, timeout_s=400)
-        wait_until(lambda: committed(out) > saved)
+        wait_until(lambda: committed(out) % 50, timeout_s=120)
         kill_family(process)
     finally:
         kill_family(nodes.process)
