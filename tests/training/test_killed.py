@@ -14,7 +14,7 @@ from tests.scoring.conftest import family_of, kill_family
 from tests.scoring.conftest import wait_until as waited
 from tests.training.conftest import facts_of, finish, lines, noted, start
 
-pytestmark = [pytest.mark.slow, pytest.mark.ci, pytest.mark.ray, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1500)]
 
 EPOCHS, BATCH, EVERY = 60, 8, 40
 # Without norms of batches, which are each worker's own, so that two workers learn as one does.
@@ -105,6 +105,7 @@ def assert_no_orphans(out):
     assert folders == {one.name for one in checkpoints.kept(store)}
 
 
+@pytest.mark.ci
 def test_every_row_once_an_epoch_and_a_report(in_peace):
     assert_every_row_once_an_epoch(in_peace)
     assert_no_orphans(in_peace)
@@ -112,6 +113,7 @@ def test_every_row_once_an_epoch_and_a_report(in_peace):
     assert sorted(os.listdir(in_peace / "scores")) == ["test.parquet", "validation.parquet"]
 
 
+@pytest.mark.ci
 def test_interrupted_in_every_way_it_ends_as_if_left_in_peace(training, in_peace, tmp_path):
     out = tmp_path / "out"
 
