@@ -113,7 +113,6 @@ def test_every_row_once_an_epoch_and_a_report(in_peace):
     assert sorted(os.listdir(in_peace / "scores")) == ["test.parquet", "validation.parquet"]
 
 
-@pytest.mark.ci
 def test_interrupted_in_every_way_it_ends_as_if_left_in_peace(training, in_peace, tmp_path):
     out = tmp_path / "out"
 
