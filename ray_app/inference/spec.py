@@ -118,11 +118,12 @@ def make_spec(
     named = {card.name: card for card in cards}
     if len(named) < len(cards):
         raise ConfigError(f"{ensemble.name}: two of its cards have the same name: {', '.join(card.name for card in cards)}")
-    resolved = {name: _resolved(card, precision, device) for name, card in named.items()}
+    resolved = {name: precision_on(device, card, precision) for name, card in named.items()}
     return ScoringSpec(ensemble, named, limits, resolved, resize, slots or default_slots(device), device, perceptual_hash, provenance)
 
 
-def _resolved(card: DetectorCard, asked: Literal["auto", "bf16", "fp32"], device: str) -> Precision:
+def precision_on(device: str, card: DetectorCard, asked: Literal["auto", "bf16", "fp32"]) -> Precision:
+    """What was asked for, or what `auto` means on a device that this process need not have: a GPU is taken for one with bf16."""
     if asked != "auto":
         return asked
     return "bf16" if card.precision == "auto" and (device != "cpu" or cpu_has_bf16()) else "fp32"

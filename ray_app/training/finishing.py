@@ -88,7 +88,8 @@ def finish(job: Job, findings: Mapping[str, Any], told: Mapping[str, Any]) -> di
             **told["environment"],
             "device": verdicts["validation"].device,
             "workers": job.layout.workers,
-            "precision": ", then ".join(dict.fromkeys(line["precision"] for line in history)),  # going on elsewhere may change it
+            # Going on elsewhere may change it; a head that was fitted on features has no history.
+            **({"precision": ", then ".join(dict.fromkeys(line["precision"] for line in history))} if history else {}),
         },
     }
     if job.out.exists(PROBE):

@@ -13,7 +13,8 @@ import torch
 from ray_app.datasets.order import Order
 from ray_app.detectors import DetectorCard
 from ray_app.detectors.detector import Normalise
-from ray_app.detectors.precision import ResolvedPrecision, autocast, resolve_precision
+from ray_app.detectors.precision import ResolvedPrecision, autocast
+from ray_app.inference.spec import precision_on
 from ray_app.learning.config import Initial
 from ray_app.learning.networks import Learning, network_for
 from ray_app.training.config import TrainConfig
@@ -51,22 +52,16 @@ def memory(config: TrainConfig, card: DetectorCard, micro_batch: int, layout: La
     learning_bytes = _bytes(learning)
     optimiser = config.optimiser
     moments = 2 if optimiser.name in ("adam", "adamw") else 1 if optimiser.momentum else 0
+    precision = precision_on("cuda" if layout.worker_gpus else "cpu", card, config.loop.precision)
     divided = layout.workers if config.workers.strategy == "fsdp2" else 1
     parts = {
         "parameters": _bytes([*network.parameters(), *network.buffers()]) // divided,
         "gradients": learning_bytes // divided,
         "optimiser": moments * learning_bytes // divided,
-        "activations": activation_bytes(card, network, _precision(config, card, layout)) * micro_batch,
+        "activations": activation_bytes(card, network, precision) * micro_batch,
     }
     counts = {"parameters": _count(list(network.parameters())), "learning": _count(learning)}
     return {"counts": counts, "bytes": parts | {"together": sum(parts.values())}}
-
-
-def _precision(config: TrainConfig, card: DetectorCard, layout: Layout) -> ResolvedPrecision:
-    """That of the workers' devices, which this machine need not have: a GPU is taken for one with bf16."""
-    if layout.worker_gpus and config.loop.precision == "auto":
-        return "bf16" if card.precision == "auto" else "fp32"
-    return resolve_precision(config.loop.precision, "cpu", card.precision)
 
 
 def activation_bytes(card: DetectorCard, network: torch.nn.Module, precision: ResolvedPrecision) -> int:
