@@ -1,5 +1,7 @@
 """Fixtures that several rooms share."""
 
+import resource
+
 import pytest
 from xdist.scheduler import LoadFileScheduling
 
@@ -7,6 +9,10 @@ from tests.s3_server import S3Server
 
 # One Ray at a time: two would share two cores, and every file in a process of its own would start one.
 STARTS_RAY = ("tests/scoring/", "tests/training/", "tests/test_readme.py")
+
+
+# Processes that tests let die by a signal leave no core file, which would lie in the checkout.
+resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
 
 class OneRay(LoadFileScheduling):
