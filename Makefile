@@ -22,7 +22,7 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder tests/scoring tests
 
-# The slow tests that CI runs all the same: GPU nodes, a node that leaves, a submitted job, a killed run, a lost wave, killed trainings.
+# The slow tests that CI runs all the same: GPU nodes, a node that leaves, a submitted job, a killed run, a lost wave, a whole training.
 test-cluster: $(STAMP)
 	$(BIN)/python -m pytest -m 'slow and ci'
 
@@ -30,7 +30,7 @@ test-cluster: $(STAMP)
 test-faults: $(STAMP)
 	$(BIN)/python -m pytest -m 'slow and not ci' tests/scoring tests/benchmarks
 
-# The other slow tests of training: the quick recipe from simulated pictures to a card that scores, notices, bad images, the linear probe.
+# The other slow tests of training: killed trainings, storage on S3, the quick recipe from simulated pictures to a card that scores, notices, bad images, the linear probe.
 test-training: $(STAMP)
 	$(BIN)/python -m pytest -m 'slow and not ci' tests/training tests/learning tests/datasets tests/simulation
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -38,6 +39,19 @@ def write_parquet(path: Path, columns: dict, images: tuple[str, ...] = ("image",
 
     path.parent.mkdir(parents=True, exist_ok=True)
     Dataset.from_dict(columns, features=Features({name: feature(name, values) for name, values in columns.items()})).to_parquet(path)
+    return path
+
+
+def write_shard(path: Path, **samples: dict | str) -> Path:
+    """A WebDataset shard: of each key a picture and a sidecar, the fields or text given."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as file:
+        for key, sidecar in samples.items():
+            said = sidecar if isinstance(sidecar, str) else json.dumps(sidecar)
+            for name, data in ((f"{key}.png", encoded()), (f"{key}.json", said.encode())):
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                file.addfile(info, io.BytesIO(data))
     return path
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+import ray_app
 from tests.serving.in_process import local_endpoint
 from tests.serving.page_app import Mood
 from tests.serving.page_app import serving as answering
@@ -17,6 +18,12 @@ def local():
     """(url, app) of the whole application without Ray, with the shipped ensemble."""
     with local_endpoint() as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def ensemble():
+    """The shipped ensemble, loaded."""
+    return ray_app.load_ensemble("default")
 
 
 @pytest.fixture(scope="session")

@@ -2,12 +2,14 @@
 
 import asyncio
 import io
+import json
 import threading
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler
 
 import httpx
+import pytest
 from PIL import Image
 
 from ray_app.errors import SourceError, Status
@@ -193,3 +195,23 @@ async def ended(book, owner, job):
         return now if now.finished_at else None
 
     return await until(has_ended)
+
+
+def run(scenario):
+    """A scenario to its end, in an event loop of its own."""
+    return asyncio.run(asyncio.wait_for(scenario, 60))
+
+
+def lines(results):
+    return [json.loads(line) for line in results.decode().splitlines()]
+
+
+async def refusal_of(asked):
+    with pytest.raises(Refusal) as caught:
+        await asked
+    return caught.value
+
+
+def kept_files(root):
+    found = (path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+    return sorted(name for name in found if not name.startswith("lease"))

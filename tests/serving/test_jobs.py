@@ -1,52 +1,26 @@
-"""The book of jobs: one line per image in order, turns, patience, limits, memory, what outlives the process."""
+"""The book of jobs: one line per image in order, owners, limits, endings."""
 
 import asyncio
-import json
-import subprocess
-import sys
 
 import pytest
 
-import ray_app
-from ray_app.errors import ConfigError
-from ray_app.serving.config import UrlFetching
-from ray_app.serving.fetching import GuardedFetcher
-from ray_app.serving.http.errors import Refusal
-from ray_app.serving.job_scoring import FAULTS, LONGEST_PAUSE_S
-from ray_app.serving.jobs import FAULT, RESTARTED
+from ray_app.serving.jobs import FAULT
 from tests.serving.job_world import (
     Clock,
     LightScorer,
     LoopbackFetcher,
     PictureServer,
     Scorer,
-    Sleeper,
     book_of,
     ended,
     jpegs,
+    kept_files,
+    lines,
+    refusal_of,
+    run,
     settings,
     until,
 )
-
-
-@pytest.fixture(scope="module")
-def ensemble():
-    return ray_app.load_ensemble("default")
-
-
-def run(scenario):
-    """A scenario to its end, in an event loop of its own."""
-    return asyncio.run(asyncio.wait_for(scenario, 60))
-
-
-def lines(results):
-    return [json.loads(line) for line in results.decode().splitlines()]
-
-
-async def refusal_of(asked):
-    with pytest.raises(Refusal) as caught:
-        await asked
-    return caught.value
 
 
 class TestLines:
@@ -104,81 +78,6 @@ class TestLines:
 
         job = run(scenario())
         assert (job.state, job.detail) == ("failed", FAULT)
-
-
-class TestTurns:
-    def test_jobs_take_turns_image_by_image(self):
-        async def scenario():
-            scorer = LightScorer()
-            scorer.gate.clear()
-            async with book_of(settings(concurrency=1), scorer) as book:
-                jobs = [await book.submit("me", jpegs(4)), await book.submit("me", jpegs(2, 10)), await book.submit("you", jpegs(1, 20))]
-                scorer.gate.set()
-                for owner, job in zip(("me", "me", "you"), jobs, strict=True):
-                    await ended(book, owner, job.id)
-            return scorer.started
-
-        assert run(scenario()) == ["0.jpg", "1.jpg", "10.jpg", "20.jpg", "2.jpg", "11.jpg", "3.jpg"]
-
-    def test_no_more_at_once_than_concurrency_over_all_jobs(self, ensemble):
-        async def scenario():
-            scorer = Scorer(ensemble)
-            async with book_of(settings(concurrency=3), scorer) as book:
-                jobs = [await book.submit("me", jpegs(6, 10 * number)) for number in range(3)]
-                for job in jobs:
-                    await ended(book, "me", job.id)
-            return scorer.most_at_once, len(scorer.started)
-
-        assert run(scenario()) == (3, 18)
-
-
-class TestPatience:
-    def test_a_busy_endpoint_is_waited_out(self):
-        async def scenario():
-            scorer, sleeper = LightScorer(), Sleeper()
-            scorer.trouble = [Refusal("overloaded", headers={"Retry-After": "7"}), Refusal("not_ready"), Refusal("too_many_requests")] * 6
-            async with book_of(settings(concurrency=1), scorer, sleep=sleeper) as book:
-                job = await ended(book, "me", (await book.submit("me", jpegs(2))).id)
-                return job, lines(await book.results("me", job.id)), sleeper.pauses
-
-        job, answers, pauses = run(scenario())
-        assert (job.state, [answer["name"] for answer in answers]) == ("done", ["0.jpg", "1.jpg"])
-        assert len(pauses) == 18
-        assert 3.5 <= pauses[0] <= 7  # what Retry-After said, with its random part
-        assert max(pauses) <= LONGEST_PAUSE_S
-
-    def test_a_fault_that_passes_costs_nothing(self):
-        async def scenario():
-            scorer = LightScorer()
-            scorer.trouble = [RuntimeError("a replica went away")] * (FAULTS - 1)
-            async with book_of(settings(concurrency=1), scorer) as book:
-                return await ended(book, "me", (await book.submit("me", jpegs(2))).id)
-
-        assert run(scenario()).state == "done"
-
-    def test_a_fault_that_stays_fails_the_job_and_no_other(self):
-        async def scenario():
-            scorer = LightScorer()
-            scorer.trouble = [RuntimeError("/secret/path")] * FAULTS
-            async with book_of(settings(concurrency=1), scorer) as book:
-                first = await ended(book, "me", (await book.submit("me", jpegs(3))).id)
-                second = await ended(book, "me", (await book.submit("me", jpegs(2))).id)
-                return first, second, await refusal_of(book.results("me", first.id))
-
-        first, second, refusal = run(scenario())
-        assert (first.state, first.detail, second.state) == ("failed", FAULT, "done")
-        assert refusal.code == "conflict"
-
-    def test_an_ensemble_that_is_gone_fails_the_job_in_its_words(self):
-        async def scenario():
-            scorer = LightScorer()
-            scorer.trouble = [Refusal("malformed_request", "no such ensemble; served: other")]
-            async with book_of(settings(concurrency=1), scorer) as book:
-                assert (await refusal_of(book.submit("me", jpegs(1), ensemble="nobody's"))).code == "malformed_request"
-                return await ended(book, "me", (await book.submit("me", jpegs(2))).id)
-
-        job = run(scenario())
-        assert (job.state, job.detail) == ("failed", "no such ensemble; served: other")
 
 
 class TestOwners:
@@ -371,228 +270,6 @@ class TestEnding:
         assert (job.expires_at - job.finished_at).total_seconds() == 24 * 3600
         assert (gone.code, left) == ("not_found", [fresh.id])
         assert kept_files(tmp_path) == ([f"results/{fresh.id}.jsonl", f"states/{fresh.id}.json"] if on_disk else [])
-
-
-class TestWebhooks:
-    def test_told_once_with_the_job_as_it_is(self, tmp_path):
-        told = []
-
-        async def notify(url, job):
-            told.append((url, json.loads(job)))
-
-        config = settings(webhooks=True, directory=str(tmp_path))
-
-        async def first():
-            async with book_of(config, LightScorer(), LoopbackFetcher("http://h"), notify=notify) as book:
-                job = await ended(book, "me", (await book.submit("me", jpegs(2), webhook="https://h/hook")).id)
-                await until(lambda: _now(told and not book._telling._tasks))
-                return job
-
-        async def second(job):
-            async with book_of(config, LightScorer(), LoopbackFetcher("http://h"), notify=notify) as book:
-                return await book.status("me", job.id)
-
-        job = run(second(run(first())))
-        assert told == [("https://h/hook", job.model_dump(mode="json"))]
-
-    def test_a_process_that_dies_before_it_told_leaves_it_to_the_next(self, tmp_path):
-        told = []
-
-        async def never(url, job):
-            await asyncio.Event().wait()
-
-        async def notify(url, job):
-            told.append(url)
-
-        async def scenario():
-            config = settings(webhooks=True, directory=str(tmp_path))
-            async with book_of(config, LightScorer(), LoopbackFetcher("http://h"), notify=never) as book:
-                await ended(book, "me", (await book.submit("me", jpegs(1), webhook="https://h/hook")).id)
-            async with book_of(config, LightScorer(), LoopbackFetcher("http://h"), notify=notify) as book:
-                await until(lambda: _now(told))
-
-        run(scenario())
-        assert told == ["https://h/hook"]
-
-    @pytest.mark.parametrize(
-        "url",
-        ["http://hooks.test/", "https://hooks.test:8443/", "https://127.0.0.1/", "https://me:secret@hooks.test/", "https://other.test/"],
-    )
-    def test_one_that_would_never_be_told_is_refused_at_once(self, monkeypatch, url):
-        monkeypatch.setenv("TOUCHSTONE_WEBHOOK_SECRET", "a long secret")
-        guarded = GuardedFetcher(UrlFetching(allowed_hosts=("hooks.test",)), 1)
-
-        async def scenario():
-            async with book_of(settings(webhooks=True), LightScorer(), guarded) as book:
-                refused = await refusal_of(book.submit("me", jpegs(1), webhook=url))
-                return refused.code, book._records
-
-        assert run(scenario()) == ("url_refused", {})
-
-    def test_a_webhook_that_fails_changes_nothing(self):
-        async def broken(url, job):
-            raise RuntimeError
-
-        async def scenario():
-            async with book_of(settings(webhooks=True), LightScorer(), LoopbackFetcher("http://h"), notify=broken) as book:
-                job = await ended(book, "me", (await book.submit("me", jpegs(1), webhook="https://h/hook")).id)
-                await until(lambda: _now(not book._telling._tasks))
-                return await book.status("me", job.id)
-
-        assert run(scenario()).state == "done"
-
-    def test_a_key_is_needed(self, monkeypatch):
-        monkeypatch.delenv("TOUCHSTONE_WEBHOOK_SECRET", raising=False)
-
-        async def scenario():
-            async with book_of(settings(webhooks=True), LightScorer(), LoopbackFetcher("http://h")):
-                pass
-
-        with pytest.raises(ConfigError, match="TOUCHSTONE_WEBHOOK_SECRET"):
-            run(scenario())
-
-
-class TestDirectory:
-    def test_a_new_process_answers_for_what_is_done(self, tmp_path):
-        images = jpegs(3)
-
-        async def first():
-            async with book_of(settings(directory=str(tmp_path)), LightScorer()) as book:
-                job = await ended(book, "me", (await book.submit("me", images, idempotency_key="k")).id)
-                return job, await book.results("me", job.id)
-
-        async def second(job):
-            scorer = LightScorer()
-            async with book_of(settings(directory=str(tmp_path)), scorer) as book:
-                again = await book.submit("me", images, idempotency_key="k")
-                return await book.status("me", job.id), await book.results("me", job.id), again, scorer.started
-
-        job, results = run(first())
-        assert run(second(job)) == (job, results, job, [])
-        kept = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
-        assert not any(data[:64] in kept for _, data in images)
-
-    def test_uploads_that_were_not_done_say_so(self, tmp_path):
-        async def first():
-            scorer = LightScorer()
-            scorer.gate.clear()
-            async with book_of(settings(directory=str(tmp_path)), scorer) as book:
-                return await book.submit("me", jpegs(3))
-
-        async def second(job):
-            async with book_of(settings(directory=str(tmp_path)), LightScorer()) as book:
-                return await ended(book, "me", job.id)
-
-        job = run(second(run(first())))
-        assert (job.state, job.detail, job.finished) == ("failed", RESTARTED, 0)
-        assert kept_files(tmp_path) == [f"states/{job.id}.json"]
-
-    def test_urls_with_credentials_are_not_written_down(self, tmp_path):
-        url = "https://h/1.jpg?X-Amz-Signature=abc&token=def"
-
-        async def first(server):
-            config = settings(urls=True, directory=str(tmp_path), webhooks=True, concurrency=1)
-            async with book_of(config, LightScorer(), LoopbackFetcher(server.url), notify=Sleeper()) as book:
-                job = await book.submit("me", None, [url, "https://h/9.jpg"], webhook="https://h/?token=ghi")
-                await until(lambda: _now(book._records[job.id].finished == 1))
-                return job
-
-        async def second(job, server):
-            async with book_of(settings(urls=True, directory=str(tmp_path)), LightScorer(), LoopbackFetcher(server.url)) as book:
-                return await ended(book, "me", job.id)
-
-        with PictureServer(held_from=9) as server:
-            job = run(first(server))
-            kept = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
-            job = run(second(job, server))
-        assert not any(secret in kept for secret in (b"abc", b"def", b"ghi"))
-        assert (job.state, job.detail) == ("failed", RESTARTED)
-
-    def test_a_successor_waits_until_its_predecessor_is_gone(self, tmp_path):
-        async def scenario():
-            config = settings(directory=str(tmp_path))
-            async with book_of(config, LightScorer()) as old:
-                job = await ended(old, "me", (await old.submit("me", jpegs(1))).id)
-                async with book_of(config, LightScorer()) as new:
-                    asking = asyncio.create_task(new.status("me", job.id))
-                    await until(lambda: _now(new._opening is not None))
-                    await asyncio.wait({asking}, timeout=0.2)
-                    was_waiting = not asking.done()
-                    await old.close()
-                    return was_waiting, (await asking).state, (await refusal_of(old.status("me", job.id))).code
-
-        assert run(scenario()) == (True, "done", "not_ready")
-
-    @pytest.mark.slow
-    def test_in_a_bucket(self, s3):
-        directory = s3.bucket("jobs-of-an-endpoint") + "/jobs"
-
-        async def first(server):
-            config = settings(urls=True, directory=directory, concurrency=1)
-            async with book_of(config, LightScorer(), LoopbackFetcher(server.url)) as book:
-                job = await book.submit("me", None, [f"https://h/{number}.jpg" for number in range(6)])
-                await until(lambda: _now(book._records[job.id].finished == 3))
-                return job
-
-        async def second(server, job):
-            scorer = LightScorer()
-            async with book_of(settings(urls=True, directory=directory), scorer, LoopbackFetcher(server.url)) as book:
-                end = await ended(book, "me", job.id)
-                results = lines(await book.results("me", job.id))
-                await book.cancel("me", job.id)
-                return end, results, scorer.started
-
-        with PictureServer(held_from=3) as server:
-            job = run(first(server))
-            server.open.set()
-            end, results, scored = run(second(server, job))
-        assert (end.state, [line["name"] for line in results]) == ("done", [f"https://h/{number}.jpg" for number in range(6)])
-        assert scored == [f"https://h/{number}.jpg" for number in range(3, 6)]
-
-    def test_a_directory_out_of_reach_is_said_and_nothing_is_taken(self, tmp_path):
-        (tmp_path / "file").write_bytes(b"")
-
-        async def scenario():
-            async with book_of(settings(directory=str(tmp_path / "file" / "jobs")), LightScorer()) as book:
-                return await refusal_of(book.submit("me", jpegs(1))), book._records
-
-        refusal, records = run(scenario())
-        assert records == {}
-        assert (refusal.code, refusal.headers) == ("overloaded", {"Retry-After": "10"})
-        assert str(tmp_path) not in refusal.message
-
-
-@pytest.mark.parametrize("kind", ["light", pytest.param("real", marks=pytest.mark.slow)])
-def test_killed_in_the_middle_and_finished_by_the_next(tmp_path, kind):
-    count, held_from = 12, 7
-    with PictureServer(held_from=held_from) as server:
-        command = [sys.executable, "-m", "tests.serving.job_process", str(tmp_path), server.url, kind]
-        first = subprocess.Popen([*command, *(f"https://h/{n}.jpg" for n in range(count))], stdout=subprocess.PIPE, text=True)
-        job = first.stdout.readline().strip()
-        for _ in range(held_from + 2):  # seven are scored or being so, two are held at the server
-            assert server.arrived.acquire(timeout=60)
-        first.kill()
-        first.wait()
-        first.stdout.close()
-        before = list(server.asked)
-        scored = sorted(path.name for path in (tmp_path / "lines").iterdir() if path.name.endswith(".json"))
-        server.open.set()
-        second = subprocess.run(command, input=job + "\n", capture_output=True, text=True, timeout=120, check=True)
-    state, *answers = [json.loads(line) for line in second.stdout.splitlines()]
-    assert (state["state"], state["finished"], state["verdicts"]["none"]) == ("done", count, 0)
-    assert [answer["name"] for answer in answers] == [f"https://h/{n}.jpg" for n in range(count)]
-    assert [answer["request_id"] for answer in answers] == [f"{job}-{n}" for n in range(count)]
-    assert len(before) == held_from + 2
-    assert len(scored) >= held_from - 2
-    twice = {path for path in server.asked if server.asked.count(path) > 1}
-    assert twice == {f"/{n}.jpg" for n in range(held_from + 2)} - {f"/{int(name[-11:-5])}.jpg" for name in scored}
-    assert len(twice) <= 4  # two places: what was in flight
-    assert kept_files(tmp_path) == [f"results/{job}.jsonl", f"states/{job}.json"]
-
-
-def kept_files(root):
-    found = (path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
-    return sorted(name for name in found if not name.startswith("lease"))
 
 
 async def _now(value):

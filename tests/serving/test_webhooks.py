@@ -13,7 +13,7 @@ from ray_app.serving.config import JobLimits, UrlFetching
 from ray_app.serving.fetching import GuardedFetcher, is_public_address
 from ray_app.serving.http.schemas import Job
 from ray_app.serving.webhooks import Delivery, deliver, sign, verify, webhook_secret
-from tests.serving.test_fetching import Loopback, answer, authority, redirect
+from tests.serving.tls_server import Loopback, answer, authority, redirect
 
 SECRET, NOW, URL = "a long secret", 1_800_000_000, "https://images.test/hook"
 JOB = Job(

@@ -1,0 +1,30 @@
+"""What a layout says of sources and of single rows."""
+
+import pickle
+
+import pytest
+
+from ray_app.archives import Archive, Listed
+from ray_app.archives.members import Place
+from ray_app.errors import ConfigError
+
+
+def told(layout, *sources, **settings):
+    """What a layout, sent to a task, says of each member that it labels, by the end of its name; and the subset each counts to."""
+    items = list(Archive([str(source) for source in sources], **settings))
+    layout = pickle.loads(pickle.dumps(layout.prepared(items)))
+    found = {}
+    for item in items:
+        if (labels := layout.labels(item)) is not None:
+            found[(item.member or item.uri).rpartition("/")[2]] = (labels, layout.subset(item, labels))
+    return found
+
+
+def row(place="/data/train-00000-of-00001.parquet", **columns):
+    return Listed(place, "7", 0, "", -1, columns, Place("parquet", 7))
+
+
+def refused(layout, item):
+    with pytest.raises(ConfigError) as raised:
+        layout.labels(item)
+    return raised.value.message

@@ -1,0 +1,80 @@
+import pytest
+
+from ray_app.datasets.labels import prompt_group
+from ray_app.datasets.layouts import make_layout
+from ray_app.errors import ConfigError
+from tests.datasets.layouts.telling import told
+from tests.datasets.published import write_files, write_json, write_shard
+
+
+def test_dflip_version_1(tmp_path):
+    file = write_json(
+        tmp_path / "meta/pd.json",
+        {
+            "0012": {"url": "https://host/x.png", "Prompt": "A lighthouse", "Model": "someMix_v2"},
+            "0013": {"url": "https://host/y.png", "Prompt": "", "Model": "", "Model hash": "a1b2"},
+            "0014": {"Model": None},
+        },
+    )
+    write_files(tmp_path / "images", "0012.jpeg.png", "0013.png", "0014.jpg", "0099.png")
+    found = told(make_layout("dflip", {"file": str(file)}), tmp_path / "images")
+    assert {name: (one.label, one.generator, one.group) for name, (one, _) in found.items()} == {
+        "0012.jpeg.png": ("fake", "someMix_v2", prompt_group("a lighthouse")),
+        "0013.png": ("fake", "a1b2", None),
+        "0014.jpg": ("fake", "sdft", None),
+    }
+
+
+def test_dflip_version_1_without_urls(tmp_path):
+    file = write_json(tmp_path / "sd.json", {"ab-1.png": {"p": "a cat", "se": 1, "c": 7, "st": 50, "sa": "k"}})
+    layout = make_layout("dflip", {"file": str(file)})
+    found = told(layout, write_files(tmp_path / "images", "ab-1.png"))
+    assert [(one.generator, one.prompt) for one, _ in found.values()] == [("stable-diffusion", "a cat")]
+    assert layout.published == {"all": 1}
+
+
+def test_dflip_version_2(tmp_path):
+    records = [
+        {"image_path": "train/fake/sd/1.jpg", "is_fake": 1, "family_id": 18, "version_id": 3, "split": "train"},
+        {"image_path": "test/real/2.jpg", "is_fake": 0, "family_id": None, "version_id": None, "split": "test"},
+    ]
+    file = write_json(tmp_path / "metadata.json", records)
+    write_files(tmp_path, "train/fake/sd/1.jpg", "test/real/2.jpg", "unlisted.jpg")
+    found = told(make_layout("dflip", {"file": str(file)}), tmp_path)
+    assert {name: (one.label, one.generator, one.split, subset) for name, (one, subset) in found.items()} == {
+        "1.jpg": ("fake", "qwen", "train", "fake"),
+        "2.jpg": ("real", "real", "test", "real"),
+    }
+
+
+def test_dflip_version_2_in_shards(tmp_path):
+    write_shard(tmp_path / "train/fake/sd_1.5/00000.tar", a={"prompt": "A lighthouse"})
+    write_shard(tmp_path / "test/real/00000.tar", b={"source": "x"})
+    layout = make_layout("dflip", {})
+    found = told(layout, tmp_path)
+    assert {name: (one.label, one.generator, one.split, one.group, subset) for name, (one, subset) in found.items()} == {
+        "a.png": ("fake", "sd_1.5", "train", prompt_group("a lighthouse"), "fake"),
+        "b.png": ("real", "real", "test", None, "real"),
+    }
+    assert layout.published == {"fake": 768_586}
+    with pytest.raises(ConfigError, match="no family 'sdxl'"):
+        told(layout, write_shard(tmp_path / "train/fake/sdxl/00000.tar", c={}))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("pd.json", {"1.a": {}, "1.b": {}}, "two ids are '1'"),
+        ("pd.json", {"1": "url"}, "no record but 'url'"),
+        ("other.json", {"1": {}}, "which generator"),
+        ("x.json", [{"image_path": "1.jpg", "is_fake": 1, "family_id": None}], "reals, and reals alone|family_id None"),
+        ("x.json", [{"image_path": "1.jpg", "is_fake": 0, "family_id": 3}], "family_id 3"),
+        ("x.json", [{"image_path": "1.jpg", "is_fake": 1, "family_id": 27}], "no family has the id 27"),
+        ("x.json", [{"image_path": "1.jpg", "is_fake": None, "family_id": None}], "None is no label"),
+        ("x.json", [{"is_fake": 0}], "record 0 has no image_path"),
+        ("x.json", 7, "neither id"),
+    ],
+)
+def test_dflip_refuses(tmp_path, name, content, message):
+    with pytest.raises(ConfigError, match=message):
+        make_layout("dflip", {"file": str(write_json(tmp_path / name, content))})

@@ -1,0 +1,36 @@
+import pytest
+
+from ray_app.datasets.layouts import LAYOUTS, make_layout
+from ray_app.datasets.layouts.hub import config_of, split_of
+from ray_app.errors import ConfigError
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_arguments_are_checked(name):
+    with pytest.raises(ConfigError, match=f"layout {name}: .*wrong: unknown key"):
+        make_layout(name, {"wrong": 1})
+
+
+def test_a_missing_argument_is_told_how_to_give():
+    with pytest.raises(ConfigError, match="file: missing") as raised:
+        make_layout("imdlbenco-json", {})
+    assert raised.value.hint == "its arguments: file, root, generator; as in --set arguments.KEY=VALUE"
+
+
+def test_a_layout_that_there_is_not():
+    with pytest.raises(ConfigError, match="no layout 'genimage'"):
+        make_layout("genimage", {})
+
+
+@pytest.mark.parametrize(
+    ("uri", "split", "config"),
+    [
+        ("hf://datasets/x/y@abc/data/train-00000-of-00070.parquet", "train", "default"),
+        ("/m/core/test-00012-of-00100-0a1b2c.parquet", "test", "core"),
+        ("hf://datasets/x/y@refs%2Fconvert%2Fparquet/reddit/partial-test/0003.parquet", "test", "reddit"),
+        ("/m/data/Systematic+Manual-00000-of-00010.parquet", "Systematic+Manual", "default"),
+        ("/m/table.parquet", None, None),
+    ],
+)
+def test_names_of_shards(uri, split, config):
+    assert (split_of(uri), config_of(uri)) == (split, config)

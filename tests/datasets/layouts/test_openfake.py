@@ -1,0 +1,93 @@
+import pytest
+
+from ray_app.archives import Archive
+from ray_app.datasets.layouts import make_layout
+from ray_app.errors import ConfigError
+from tests.datasets.layouts.telling import refused, row, told
+from tests.datasets.published import picture, write_files, write_parquet, write_zip
+
+PICTURES = [picture(number) for number in range(4)]
+
+
+def test_openfake_on_the_hub(tmp_path):
+    common = {"prompt": ["A dog", "a dog", None], "label": ["fake", "real", "fake"], "model": ["flux.1-dev", "real", "sd-3.5"]}
+    v1 = write_parquet(tmp_path / "data/test-00000-of-00002.parquet", {"image": PICTURES[:3]} | common)
+    v2 = write_parquet(
+        tmp_path / "core/validation-00001-of-00009.parquet",
+        {"image": PICTURES[:3]} | common | {"type": ["Base", "real", "LoRA"], "release_date": [None, None, "2025"]},
+    )
+    first = list(told(make_layout("openfake", {"version": "v1"}), v1).values())
+    assert [(one.label, one.generator, one.split, subset) for one, subset in first] == [
+        ("fake", "flux.1-dev", "test", "default/test"),
+        ("real", "real", "test", "default/test"),
+        ("fake", "sd-3.5", "test", "default/test"),
+    ]
+    assert first[0][0].group == first[1][0].group is not None
+    assert first[2][0].group is None
+    assert [subset for _, subset in told(make_layout("openfake", {"version": "v2"}), v2).values()] == ["core/validation"] * 3
+
+
+@pytest.mark.parametrize(("value", "label"), [("full_synthetic", "fake"), ("Tampered", "fake"), (1, "fake"), (0, "real"), ("REAL", "real")])
+def test_openfake_labels_of_either_version(value, label):
+    assert make_layout("openfake", {}).labels(row(label=value, model="m" if label == "fake" else "real")).label == label
+
+
+def test_openfake_takes_no_unknown_label_for_the_one_or_the_other():
+    layout = make_layout("openfake", {})
+    assert "'unsure' is no label" in refused(layout, row(label="unsure", model="m"))
+    assert "its model is 'real'" in refused(layout, row(label="fake", model="real"))
+
+
+def test_openfake_label_file_of_version_1(tmp_path):
+    write_files(tmp_path, "images/real/a.jpg", "images/flux/a.jpg", "images/flux/unlisted.jpg")
+    csv = tmp_path / "images/labels.csv"
+    csv.write_text("filename,typ\na.jpg,real\na.jpg,flux\ngone.jpg,flux\n")
+    layout = make_layout("openfake-csv", {"file": str(csv)})
+    found = {item.uri: layout.labels(item) for item in Archive([str(tmp_path / "images")])}
+    assert {uri.removeprefix(f"{tmp_path}/images/"): labels and labels.generator for uri, labels in found.items()} == {
+        "flux/a.jpg": "flux",
+        "flux/unlisted.jpg": None,
+        "labels.csv": None,
+        "real/a.jpg": "real",
+    }
+    assert layout.published == {"all": 3}
+
+
+def test_openfake_split_file_of_version_2_as_the_source(tmp_path):
+    write_files(tmp_path, "001999999.jpg", "pexels-7.jpg", "b.png")
+    (tmp_path / "test.csv").write_text(
+        "file_name,prompt,label,model,type,release_date\n"
+        "001999999.jpg,,real,pexels,real,\npexels-7.jpg,,real,pexels,real,\nb.png,a dog,synthetic,veo-3,Base,2025-05\n"
+    )
+    found = told(make_layout("openfake-csv", {"split": "test"}), tmp_path / "test.csv")
+    generators = {name: one.generator for name, (one, _) in found.items()}
+    # The number of a row of version 1 falls among those that the rule takes for pexels.
+    assert generators == {"001999999.jpg": "real", "pexels-7.jpg": "real:pexels", "b.png": "veo-3"}
+    assert {subset for _, subset in found.values()} == {"test"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("filename,typ\na.jpg,\n", "line 2: no typ"),
+        ("filename,kind\na.jpg,real\n", "neither a column 'typ' nor 'label'"),
+        ("name,typ\na.jpg,real\n", "no filename or file_name"),
+        ("filename,typ\na.jpg\n", "line 2 has not as many values"),
+        ("file_name,label,model\na.jpg,fake,m\na.jpg,real,real\n", "is there twice"),
+        ("file_name,label,model\na.jpg,none,m\n", "'none' is no label"),
+    ],
+)
+def test_openfake_label_files_that_are_not_what_they_should_be(tmp_path, content, message):
+    (tmp_path / "x.csv").write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        make_layout("openfake-csv", {"file": str(tmp_path / "x.csv")})
+
+
+def test_openfake_out_of_distribution(tmp_path):
+    layout = make_layout("openfake-ood", {"generator": "imagen-3"})
+    archive = write_zip(tmp_path / "imagen3.zip", "imagen3/1.png", "imagen3/2.png")
+    write_files(tmp_path / "sd21", "fake/1.png", "captions.txt", "real/2.png")
+    assert {one.generator for one, _ in told(layout, archive).values()} == {"imagen-3"}
+    with pytest.raises(ConfigError, match="all of this set is fake"):
+        told(layout, tmp_path / "sd21")
+    assert list(told(layout, tmp_path / "sd21", exclude=["real/**"])) == ["1.png"]
