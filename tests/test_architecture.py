@@ -13,6 +13,7 @@ ROOMS = [
     "config",
     "storage",
     "images",
+    "perturbations",
     "archives",
     "detectors",
     "simulation",
@@ -27,11 +28,12 @@ ROOMS = [
     "scoring",
     "packing",
     "training",
+    "evaluation",
     "serving",
     "cli",
 ]
-RAY_ROOMS = {"scoring", "training", "serving"}
-TORCH_ROOMS = {"detectors", "simulation", "inference", "augmentation", "learning", "scoring", "training", "serving"}
+RAY_ROOMS = {"scoring", "training", "evaluation", "serving"}
+TORCH_ROOMS = {"detectors", "simulation", "inference", "augmentation", "learning", "scoring", "training", "evaluation", "serving"}
 # Of the serving room, what knows Ray; the rest runs, and is tested, without it.
 SERVING_ON_RAY = {"app.py", "deployments.py", "metrics.py", "running.py"}
 SOURCES = sorted((ROOT / "ray_app").rglob("*.py"))
@@ -83,7 +85,8 @@ def test_no_name_that_says_nothing(name):
     "module",
     ["ray_app", "ray_app.errors", "ray_app.config", "ray_app.storage", "ray_app.images", "ray_app.archives", "ray_app.detectors",
      "ray_app.ensembles", "ray_app.inference", "ray_app.runs", "ray_app.metrics", "ray_app.datasets", "ray_app.augmentation",
-     "ray_app.learning", "ray_app.reports", "ray_app.scoring", "ray_app.packing", "ray_app.training", "ray_app.serving",
+     "ray_app.learning", "ray_app.reports", "ray_app.scoring", "ray_app.packing", "ray_app.training", "ray_app.evaluation",
+     "ray_app.perturbations", "ray_app.serving",
      "ray_app.serving.client", "ray_app.cli.main"],
 )  # fmt: skip
 def test_import_is_light_and_touches_nothing(module, tmp_path):

@@ -6,16 +6,16 @@ import numpy as np
 from PIL import Image
 from pydantic import Field, model_validator
 
-from ray_app.augmentation.compression import jpeg
 from ray_app.augmentation.geometry import Resampling, mirrored, random_crop, with_short_side
 from ray_app.augmentation.sample import Sample
 from ray_app.config import Frozen
+from ray_app.perturbations.compression import jpeg
 
 
 class CnnDetection(Frozen):
     """Short side to 256, blur, JPEG, random crop of 224, mirror; the result is final. Another `crop` scales the 256 with it.
 
-    The authors draw JPEG's encoder from OpenCV and Pillow, which give the same pixels (ray_app.augmentation.compression): not drawn here.
+    The authors draw JPEG's encoder from OpenCV and Pillow, which give the same pixels (ray_app.perturbations.compression): not drawn here.
     """
 
     crop: int = Field(ge=8, description="side of the random crop; by default the network's input")

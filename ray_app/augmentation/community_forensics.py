@@ -7,7 +7,6 @@ import numpy as np
 from PIL import Image
 from pydantic import Field, model_validator
 
-from ray_app.augmentation.compression import jpeg
 from ray_app.augmentation.geometry import (
     Resampling,
     drawn_box,
@@ -22,6 +21,7 @@ from ray_app.augmentation.geometry import (
 )
 from ray_app.augmentation.sample import Sample
 from ray_app.config import Frozen
+from ray_app.perturbations.compression import jpeg
 
 Rng = np.random.Generator
 
@@ -39,7 +39,7 @@ class CommunityForensics(Frozen):
     """Short side to 440, every operation none to two times in random order, random crop of 384; the result is final.
 
     Another `crop` scales the 440 with it (256 for 224, as the authors have). They draw JPEG's encoder from OpenCV and Pillow, which give
-    the same pixels (ray_app.augmentation.compression): not drawn here.
+    the same pixels (ray_app.perturbations.compression): not drawn here.
     """
 
     crop: int = Field(ge=8, description="side of the final crop and of those in the bag; by default the network's input")

@@ -8,11 +8,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ray_app.augmentation.blurring import blurred
-from ray_app.augmentation.compression import jpeg
 from ray_app.augmentation.geometry import mirrored, moved, turned, upended
 from ray_app.augmentation.sample import Sample
 from ray_app.config import Frozen
+from ray_app.perturbations.blurring import blurred
+from ray_app.perturbations.compression import jpeg
 
 # One draw of a width from 3 to 7, even ones rounded up.
 _KERNELS: tuple[npt.NDArray[np.float64], ...] = tuple(

@@ -8,12 +8,12 @@ import numpy as np
 from PIL import Image, ImageEnhance
 from pydantic import Field, InstanceOf, field_validator
 
-from ray_app.augmentation.blurring import blurred, gaussian_taps
-from ray_app.augmentation.compression import avif, has_avif, jpeg, lossless_webp, webp
 from ray_app.augmentation.geometry import Resampling, mirrored, random_part, resized, rotated
 from ray_app.augmentation.sample import Sample
 from ray_app.augmentation.statistics import RealStatistics, sharpness
 from ray_app.config import Frozen
+from ray_app.perturbations.blurring import blurred, gaussian_taps
+from ray_app.perturbations.compression import avif, has_avif, jpeg, lossless_webp, webp
 
 Rng = np.random.Generator
 

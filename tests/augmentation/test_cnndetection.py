@@ -6,8 +6,8 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from ray_app.augmentation.cnndetection import CnnDetection
-from ray_app.augmentation.compression import jpeg
 from ray_app.augmentation.sample import Sample
+from ray_app.perturbations.compression import jpeg
 from tests.augmentation.given import by_pixels, rng, share_near, textured
 
 DRAWS = 1200

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from ray_app.augmentation.community_forensics import OPERATIONS, CommunityForensics
-from ray_app.augmentation.compression import jpeg
 from ray_app.augmentation.sample import Sample
+from ray_app.perturbations.compression import jpeg
 from tests.augmentation.given import by_pixels, rng, share_near, textured
 
 DRAWS = 3000

@@ -5,9 +5,9 @@ import pytest
 from PIL import Image
 
 from ray_app.augmentation import Augmentation, RealStatistics, Sample, make_policy
-from ray_app.augmentation.compression import avif, has_avif, jpeg, webp
 from ray_app.augmentation.openfake import RealMatching, SocialMedia, compressed
 from ray_app.errors import ConfigError
+from ray_app.perturbations.compression import avif, has_avif, jpeg, webp
 from tests.augmentation.given import STATISTICS, by_pixels, marked, rng, share_near, textured
 
 DRAWS = 2000

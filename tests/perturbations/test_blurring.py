@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from torchvision.transforms.v2.functional import gaussian_blur
 
-from ray_app.augmentation.blurring import blurred, gaussian_taps
+from ray_app.perturbations.blurring import blurred, gaussian_taps
 from tests.images.factory import photo
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ray_app.augmentation.compression import avif, has_avif, jpeg, lossless_webp, webp
+from ray_app.perturbations.compression import avif, has_avif, jpeg, lossless_webp, webp
 from tests.images.factory import photo
 
 PICTURE = photo(96, 64)
