@@ -27,6 +27,12 @@ _WHAT_IS_SCORED = (
     click.option("--include", multiple=True, metavar="GLOB", help="Only paths below the source that match; repeatable."),
     click.option("--exclude", multiple=True, metavar="GLOB", help="Not the paths that match; repeatable."),
     click.option("--limit", type=click.IntRange(min=1), help="List no more than this many members."),
+    click.option(
+        "--perturb",
+        multiple=True,
+        metavar="NAME",
+        help="Score every image also as these perturbations show it: a list (standard, sidbench, …), a YAML file, or jpeg:75; repeatable.",
+    ),
 )
 
 

@@ -149,12 +149,18 @@ class Calibration(Frozen):
 
 
 class TrainingData(Frozen):
-    """What the weights were trained on, and under which licence that is published."""
+    """What the weights were trained on, and under which licence that is published.
+
+    `generators`: globs over the names that labels give to the generators of its fakes (case, spaces, dots, dashes and underscores make no
+    difference). `complete`: no other generator was seen; without it, what is not named is unknown.
+    """
 
     name: str
     images: str | None = None
     licence: str
     source: str | None = None
+    generators: tuple[str, ...] = ()
+    complete: bool = False
 
 
 class Figure(Frozen):

@@ -11,6 +11,7 @@ from ray_app.images import ImageFacts
 
 Pixels = npt.NDArray[np.uint8]
 Ragged = Sequence[Pixels | None]
+Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -39,18 +40,30 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class View:
+    """A batch as one perturbation shows it. `pixels` as in `Batch`; where sizes are kept, an image is made when it is asked for.
+
+    `sizes`: per member the (width, height) of the perturbed image before it was prepared; None where there is none.
+    """
+
+    pixels: tuple[Pixels | Ragged, ...]
+    sizes: tuple[Size | None, ...]
+
+
+@dataclass(frozen=True)
 class Batch:
     """Fixed slots. Per distinct preprocessing, `pixels` has one (slots, H, W, 3) array with zeros in unusable slots; or, where sizes
     are kept, one array or None per slot.
 
     `outcomes` has one entry per member, in slot order; there are fewer than slots only at the end of a block.
     `pixels` is empty where no member could be decoded. `encoded`: the files themselves, for detectors that keep sizes and sit in
-    another process; None where they do not decode.
+    another process; None where they do not decode. `views`: one for each of the spec's, empty where `pixels` is.
     """
 
     outcomes: tuple[Outcome, ...]
     pixels: tuple[Pixels | Ragged, ...]
     encoded: tuple[bytes | None, ...] = ()
+    views: tuple[View, ...] = ()
 
     @property
     def usable(self) -> list[bool]:

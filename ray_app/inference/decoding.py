@@ -1,4 +1,4 @@
-"""Encoded bytes → one batch of uint8 tensors, each image decoded once, each failure an outcome in its own slot.
+"""Encoded bytes → one batch of uint8 tensors, each image decoded once for all its views, each failure an outcome in its own slot.
 
 Images are decoded in this process, where it is fastest. A decoder that crashes or hangs ends the process; the crumb it leaves
 tells the next worker which member to hand to a child process, and after a few crashes all of them go there.
@@ -8,8 +8,9 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -20,9 +21,11 @@ from ray_app.images import Breadcrumb, ChildDecoder, DecodedImage, ImageFacts, I
 from ray_app.images.colour import to_rgb
 from ray_app.images.perceptual import perceptual_hash
 from ray_app.images.provenance import ProvenanceReader
-from ray_app.inference.batches import Batch, Outcome, Pixels, Ragged
+from ray_app.inference.batches import Batch, Outcome, Pixels, Ragged, Size, View
 from ray_app.inference.clock import StageClock
 from ray_app.inference.spec import ScoringSpec
+from ray_app.inference.viewing import ImageOf, Late, Lazily, Prepared, column, perturbed
+from ray_app.perturbations import Perturbation
 
 if TYPE_CHECKING:
     from ray_app.inference.reusing import Recall
@@ -78,32 +81,39 @@ class BatchDecoder:
 
     def decode(self, fetched: Sequence[tuple[int, bytes | Image.Image | InputError]]) -> Batch:
         """Decode (image_id, bytes | PIL image | why there are none) for up to `slots` members."""
-        outcomes, prepared, encoded = [], [], []
+        outcomes, prepared, encoded, kept = [], [], [], []
         for image_id, data in fetched:
-            outcome, tensors = self._known(image_id, data) or self._one(image_id, data)
+            outcome, tensors, image = self._known(image_id, data) or self._one(image_id, data)
             outcomes.append(outcome)
             if self._recall is not None:
                 self._recall.met(outcome)
             prepared.append(tensors)
             encoded.append(data if isinstance(data, bytes) and tensors is not None else None)
+            kept.append(image)
         with self._clock("prepare"):
-            return Batch(tuple(outcomes), self._stack(prepared), tuple(encoded) if self._hand_over else ())
+            pixels, views = self._stack(prepared), self._views(prepared, kept)
+            return Batch(tuple(outcomes), pixels, tuple(encoded) if self._hand_over else (), views if pixels else ())
 
     def complete(self, batch: Batch) -> Batch:
         """Images that were handed over encoded are decoded when they are looked at, one by one, since they may be large."""
         if not batch.encoded or not batch.pixels:
             return batch
-        pixels = (
-            _Late(self, preprocessing, batch) if preprocessing.shape is None else tensor
-            for preprocessing, tensor in zip(self._spec.preprocessings, batch.pixels, strict=True)
+        images, count = Late(batch.encoded, lambda data: self._image(0, data), keeps=bool(batch.views)), len(batch.encoded)
+        views = (
+            replace(view, pixels=self._completed(images, count, view.pixels, perturbation))
+            for view, perturbation in zip(batch.views, self._spec.views, strict=True)
         )
-        return replace(batch, pixels=tuple(pixels), encoded=())
+        return replace(batch, pixels=self._completed(images, count, batch.pixels, None), encoded=(), views=tuple(views))
 
-    def again(self, preprocessing: Preprocessing, data: bytes) -> Pixels | None:
-        """A file that decoded before, in one preprocessing. Raises InputError."""
-        return self._prepared(preprocessing, self._image(0, data))
+    def _completed(
+        self, images: ImageOf, count: int, pixels: tuple[Pixels | Ragged, ...], view: Perturbation | None
+    ) -> tuple[Pixels | Ragged, ...]:
+        return tuple(
+            Lazily(count, images, partial(self._prepared, preprocessing), view) if preprocessing.shape is None else tensor
+            for preprocessing, tensor in zip(self._spec.preprocessings, pixels, strict=True)
+        )
 
-    def _one(self, image_id: int, data: bytes | Image.Image | InputError) -> tuple[Outcome, list[Pixels | None] | None]:
+    def _one(self, image_id: int, data: bytes | Image.Image | InputError) -> tuple[Outcome, Prepared | None, DecodedImage | None]:
         facts = phash = provenance = None
         try:
             image = self._image(image_id, data)
@@ -112,16 +122,28 @@ class BatchDecoder:
             with self._clock("prepare"):
                 phash = perceptual_hash(image.pixels) if self._spec.perceptual_hash else None
                 tensors = [
-                    None if self._hand_over and preprocessing.shape is None else self._prepared(preprocessing, image)
+                    None if self._hand_over and preprocessing.shape is None else self._prepared(preprocessing, image.pixels)
                     for preprocessing in self._spec.preprocessings
                 ]
+                views = [self._view(view, image) for view in self._spec.views]
         except InputError as refused:
             if isinstance(refused, ImageRefused):
                 facts = refused.facts
-            return Outcome(refused.status, refused.detail, facts, phash, provenance=provenance), None
-        return Outcome(Status.OK, None, facts, phash, provenance=provenance), tensors
+            return Outcome(refused.status, refused.detail, facts, phash, provenance=provenance), None, None
+        kept = image if views and self._spec.keeps_sizes and not self._hand_over else None
+        return Outcome(Status.OK, None, facts, phash, provenance=provenance), Prepared(tensors, views), kept
 
-    def _known(self, image_id: int, data: bytes | Image.Image | InputError) -> tuple[Outcome, None] | None:
+    def _view(self, view: Perturbation, image: DecodedImage) -> tuple[Size, list[Pixels | None]] | None:
+        """An image's tensors in one view; those that keep sizes are made when they are read. None: that view has no scores of it."""
+        seen = perturbed(view, image)
+        if seen is None:
+            return None
+        try:
+            return seen.size, [None if one.shape is None else self._prepared(one, seen) for one in self._spec.preprocessings]
+        except InputError:
+            return None
+
+    def _known(self, image_id: int, data: bytes | Image.Image | InputError) -> tuple[Outcome, None, None] | None:
         """The outcome of the same bytes before; their slot stays empty, so that nobody else's batch changes. What they say of their
         origin is read anew: it costs little, and another trust list may now hold.
         """
@@ -131,15 +153,15 @@ class BatchDecoder:
             outcome = self._recall.known(hashlib.sha256(data).hexdigest())
         if outcome is None or outcome.facts is None:
             return None
-        return replace(outcome, provenance=self._provenance(image_id, data, outcome.facts)), None
+        return replace(outcome, provenance=self._provenance(image_id, data, outcome.facts)), None, None
 
-    def _prepared(self, preprocessing: Preprocessing, image: DecodedImage) -> Pixels | None:
+    def _prepared(self, preprocessing: Preprocessing, image: Image.Image) -> Pixels | None:
         """None where no detector would score an image of this size."""
-        width, height = image.pixels.size
+        width, height = image.size
         users = (name for name, card in self._spec.cards.items() if card.preprocessing == preprocessing)
         if not any(self._spec.is_scored(name, width, height) for name in users):
             return None
-        return preprocessing.prepare(image.pixels, self._spec.resize)
+        return preprocessing.prepare(image, self._spec.resize)
 
     def _image(self, image_id: int, data: bytes | Image.Image | InputError) -> DecodedImage:
         if isinstance(data, InputError):
@@ -178,15 +200,24 @@ class BatchDecoder:
         finally:
             self._crumb.clear()
 
-    def _stack(self, prepared: Sequence[Sequence[Pixels | None] | None]) -> tuple[Pixels | Ragged, ...]:
-        if all(images is None for images in prepared):
+    def _stack(self, prepared: Sequence[Prepared | None], view: int | None = None) -> tuple[Pixels | Ragged, ...]:
+        if all(one is None for one in prepared):
             return ()
-        nothing: list[Pixels | None] = [None] * len(self._spec.preprocessings)
-        columns = zip(*[nothing if images is None else images for images in prepared], strict=True)
+        columns = [column(prepared, view, place) for place in range(len(self._spec.preprocessings))]
         return tuple(
-            column if preprocessing.shape is None else self._filled(preprocessing.shape, column)
-            for preprocessing, column in zip(self._spec.preprocessings, columns, strict=True)
+            images if preprocessing.shape is None else self._filled(preprocessing.shape, images)
+            for preprocessing, images in zip(self._spec.preprocessings, columns, strict=True)
         )
+
+    def _views(self, prepared: Sequence[Prepared | None], kept: Sequence[DecodedImage | None]) -> tuple[View, ...]:
+        views = []
+        for place, view in enumerate(self._spec.views):
+            seen = [None if one is None else one.views[place] for one in prepared]
+            pixels = self._stack(prepared, place)
+            if not self._hand_over and pixels:
+                pixels = self._completed(kept.__getitem__, len(kept), pixels, view)
+            views.append(View(pixels, tuple(None if one is None else one[0] for one in seen)))
+        return tuple(views)
 
     def _filled(self, shape: tuple[int, int], images: Ragged) -> Pixels:
         batch = np.zeros((self._spec.slots, *shape, 3), np.uint8)
@@ -194,23 +225,6 @@ class BatchDecoder:
             if image is not None:
                 batch[slot] = image
         return batch
-
-
-class _Late(Sequence[Pixels | None]):
-    """The images of a batch that keep their size, decoded from their files when one is asked for."""
-
-    def __init__(self, decoder: BatchDecoder, preprocessing: Preprocessing, batch: Batch) -> None:
-        self._decoder, self._preprocessing, self._batch = decoder, preprocessing, batch
-
-    def __len__(self) -> int:
-        return len(self._batch.encoded)
-
-    def __getitem__(self, slot: Any) -> Any:
-        data = self._batch.encoded[slot]
-        try:
-            return None if data is None else self._decoder.again(self._preprocessing, data)
-        except InputError:
-            return None  # it decoded once; what is refused now, the detector has no score for
 
 
 def _of_pil(image: Image.Image) -> DecodedImage:

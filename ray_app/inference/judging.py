@@ -13,6 +13,7 @@ from ray_app.inference.batches import Outcome, Pixels
 from ray_app.inference.spec import ScoringSpec
 
 Scores = dict[str, npt.NDArray[np.float32]]
+Masks = Mapping[str, Sequence[Pixels | None]]
 
 
 def finite(value: float | np.floating[Any]) -> float | None:
@@ -25,15 +26,24 @@ class Readings:
     """What detectors said of some members, in their order. `scores`: log-odds of fake, NaN = none.
 
     `masks`: per localizer (H, W) uint8, 255 = surely altered, None = none. `replies`: per detector that answers in words.
+    `views` and `view_masks`: scores and masks of the same members as perturbations show them, by the perturbation's name.
     """
 
     scores: Scores
-    masks: Mapping[str, Sequence[Pixels | None]] = field(default_factory=dict)
+    masks: Masks = field(default_factory=dict)
     replies: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
+    views: Mapping[str, Scores] = field(default_factory=dict)
+    view_masks: Mapping[str, Masks] = field(default_factory=dict)
 
     def joined(self, other: "Readings") -> "Readings":
         """Both, of other detectors on the same members."""
-        return Readings({**self.scores, **other.scores}, {**self.masks, **other.masks}, {**self.replies, **other.replies})
+        return Readings(
+            {**self.scores, **other.scores},
+            {**self.masks, **other.masks},
+            {**self.replies, **other.replies},
+            {view: {**self.views.get(view, {}), **other.views.get(view, {})} for view in {**self.views, **other.views}},
+            {view: {**self.view_masks.get(view, {}), **other.view_masks.get(view, {})} for view in {**self.view_masks, **other.view_masks}},
+        )
 
     def among(self, names: Collection[str]) -> "Readings":
         """Those of some detectors."""
@@ -41,6 +51,8 @@ class Readings:
             {name: column for name, column in self.scores.items() if name in names},
             {name: column for name, column in self.masks.items() if name in names},
             {name: column for name, column in self.replies.items() if name in names},
+            {view: {name: column for name, column in scores.items() if name in names} for view, scores in self.views.items()},
+            {view: {name: column for name, column in masks.items() if name in names} for view, masks in self.view_masks.items()},
         )
 
 
@@ -60,7 +72,9 @@ class Scored:
 
 def judge(spec: ScoringSpec, outcomes: Sequence[Outcome], readings: Readings) -> Scored:
     """Decide on every member; one that decoded, and that no detector could score although it should have, becomes `detector_failed`."""
-    readings = with_repeated(outcomes, Readings({name: readings.scores[name] for name in spec.cards}, readings.masks, readings.replies))
+    views = {view: {name: scores[name] for name in spec.cards} for view, scores in readings.views.items()}
+    readings = replace(readings, scores={name: readings.scores[name] for name in spec.cards}, views=views)
+    readings = with_repeated(outcomes, readings)
     sizes = [(None, None) if outcome.facts is None else (outcome.facts.width, outcome.facts.height) for outcome in outcomes]
     remarks = remarks_on(readings.replies)
     scored = np.any([np.isfinite(column) for column in readings.scores.values()], axis=0)
@@ -88,7 +102,7 @@ def with_repeated(outcomes: Sequence[Outcome], readings: Readings) -> Readings:
             column[row] = np.nan if value is None else value
         for name, texts in replies.items():
             texts[row] = said.replies.get(name) if said.twin is None else texts[said.twin]
-    return Readings(scores, readings.masks, replies)
+    return replace(readings, scores=scores, replies=replies)
 
 
 def remarks_on(replies: Mapping[str, Sequence[str | None]]) -> dict[str, list[str | None]]:

@@ -1,16 +1,17 @@
 """Batches of uint8 tensors → what the detectors say. The hot loop: plain, profiled and measured without Ray."""
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from ray_app.detectors import Preprocessing, load_detector
+from ray_app.detectors import load_detector
 from ray_app.detectors.detector import Detector
 from ray_app.detectors.prediction import Reading
 from ray_app.detectors.sharing import share_backbones
-from ray_app.inference.batches import Batch, Pixels, Ragged
+from ray_app.inference.batches import Batch, Outcome, Pixels, Size, View
 from ray_app.inference.clock import ASKED, RUNS, StageClock
 from ray_app.inference.judging import Readings
 from ray_app.inference.spec import ScoringSpec
@@ -42,70 +43,83 @@ class EnsembleScorer:
         return counts
 
     def score(self, batches: Iterable[Batch], only: Collection[str] | None = None) -> Readings:
-        """Score batch after batch, in order, by all detectors or `only` some; NaN where a member has no pixels.
+        """Score batch after batch, in order, by all detectors or `only` some; NaN where a member has no pixels. The same of every view.
 
         Every batch runs at its full static shape, so that a score never depends on what it was batched with; but on a GPU, images that
         keep their size run with those of the same size, however many of them could be read. A GPU is waited for once, at the end: while
         it computes, the next batch is decoded and moved.
         """
-        usable: list[bool] = []
-        columns = {name: _Column() for name in self._detectors if only is None or name in only}
+        names = [name for name in self._detectors if only is None or name in only]
+        keeping = [True, *(view.keeps_place for view in self._spec.views)]  # the first is the clean one
+        columns = [{name: _Column(keeps_masks=keeps) for name in names} for keeps in keeping]
+        usable: list[list[bool]] = [[] for _ in keeping]
         for batch in batches:
+            views = self._seen(batch)
             with self._clock("score"):
-                self._read(batch, len(usable), columns)
-            usable += batch.usable
+                self._read(views, len(usable[0]), columns)
+            for so_far, view in zip(usable, views, strict=True):
+                so_far += [size is not None for size in view.sizes]
         with self._clock("score"):
-            answers = {name: column.gathered(usable) for name, column in columns.items()}
+            answers = [{name: one.gathered(usable[view]) for name, one in column.items()} for view, column in enumerate(columns)]
+        return self._readings(*answers)
+
+    def _readings(self, clean: "Mapping[str, _Answer]", *seen: "Mapping[str, _Answer]") -> Readings:
+        cards = self._spec.cards
+        views = {view.name: answers for view, answers in zip(self._spec.views, seen, strict=True)}
+        drawn = [view.name for view in self._spec.views if view.keeps_place and any(cards[name].masks for name in clean)]
         return Readings(
-            {name: scores for name, (scores, _, _) in answers.items()},
-            {name: masks for name, (_, masks, _) in answers.items() if self._spec.cards[name].masks},
-            {name: replies for name, (_, _, replies) in answers.items() if self._spec.cards[name].replies},
+            {name: answer.scores for name, answer in clean.items()},
+            {name: answer.masks for name, answer in clean.items() if cards[name].masks},
+            {name: answer.replies for name, answer in clean.items() if cards[name].replies},
+            {view: {name: answer.scores for name, answer in answers.items()} for view, answers in views.items()},
+            {view: {name: answer.masks for name, answer in views[view].items() if cards[name].masks} for view in drawn},
         )
 
-    def _read(self, batch: Batch, start: int, columns: "dict[str, _Column]") -> None:
-        """Let every detector read the batch, whose first member is number `start` of the block."""
-        for preprocessing, images in zip(self._spec.preprocessings, batch.pixels, strict=False):
-            users = [(name, self._detectors[name]) for name in columns if self._detectors[name].card.preprocessing == preprocessing]
-            for slots, pixels in self._groups(users, preprocessing, images, batch):
-                normalised = users[0][1].normalise(self._moved(pixels))
+    def _seen(self, batch: Batch) -> list[View]:
+        """The batch as it is and in every view; those of a batch without pixels are empty."""
+        clean = View(
+            batch.pixels, tuple(_size(outcome) if usable else None for outcome, usable in zip(batch.outcomes, batch.usable, strict=True))
+        )
+        return [clean, *(batch.views or [View((), (None,) * len(batch.outcomes))] * len(self._spec.views))]
+
+    def _read(self, views: Sequence[View], start: int, columns: "Sequence[dict[str, _Column]]") -> None:
+        """Let every detector read a batch in all its views; its first member is number `start` of the block."""
+        for place, preprocessing in enumerate(self._spec.preprocessings if views[0].pixels else ()):
+            users = [(name, self._detectors[name]) for name in columns[0] if self._detectors[name].card.preprocessing == preprocessing]
+            groups = self._fixed if isinstance(views[0].pixels[place], np.ndarray) else self._ragged
+            for group in groups([one for _, one in users], views, place) if users else ():
+                normalised = users[0][1].normalise(self._moved(group.pixels))
                 for name, detector in users:
-                    if self._wanted(name, batch, slots[0]):
-                        columns[name].put([start + slot for slot in slots], detector.read(normalised))
+                    if group.size is None or self._spec.is_scored(name, *group.size):
+                        columns[group.view][name].put([start + slot for slot in group.slots], detector.read(normalised))
 
-    def _groups(
-        self, users: list[tuple[str, Detector]], preprocessing: Preprocessing, images: Pixels | Ragged, batch: Batch
-    ) -> Iterator[tuple[Sequence[int], Pixels]]:
-        """(slots, pixels) that go through a network together: the whole batch, or the images of one size."""
-        if not users:
-            return
-        if isinstance(images, np.ndarray):
-            step = min(one.card.batch or self._spec.slots for _, one in users)
-            for first in range(0, len(batch.outcomes), step):
-                if any(batch.usable[first : first + step]):
-                    yield range(first, min(first + step, len(batch.outcomes))), images[first : first + step]
-            return
-        for size, slots in self._by_size(batch).items():
-            wanted = any(self._wanted(name, batch, slots[0]) for name, _ in users)
-            step = users[0][1].together(*size)
-            for first in range(0, len(slots) if wanted else 0, step):
-                same = [(slot, image) for slot in slots[first : first + step] if (image := images[slot]) is not None]
-                if same:
-                    yield [slot for slot, _ in same], np.stack([image for _, image in same])
+    def _fixed(self, users: Sequence[Detector], views: Sequence[View], place: int) -> "Iterator[_Group]":
+        """All slots, or as many as the cards allow, in one view after another."""
+        members = len(views[0].sizes)
+        step = min(one.card.batch or self._spec.slots for one in users)
+        for first in range(0, members, step):
+            for number, view in enumerate(views):
+                if any(size is not None for size in view.sizes[first : first + step]):
+                    pixels = np.asarray(view.pixels[place][first : first + step])
+                    yield _Group(number, None, range(first, min(first + step, members)), pixels)
 
-    def _by_size(self, batch: Batch) -> dict[tuple[int, int], list[int]]:
-        sizes: dict[tuple[int, int], list[int]] = defaultdict(list)
-        for slot, is_usable in enumerate(batch.usable):
-            if is_usable:
-                sizes[self._size(batch, slot)].append(slot)
-        return sizes
+    def _ragged(self, users: Sequence[Detector], views: Sequence[View], place: int) -> "Iterator[_Group]":
+        """Images that have one size go together, and are read in all views before the next are decoded."""
+        for size, slots in _by_size(views[0].sizes, range(len(views[0].sizes))).items():
+            step = users[0].together(*size)
+            for first in range(0, len(slots), step):
+                for number, view in enumerate(views):
+                    yield from self._of_one_size(users, number, view, place, slots[first : first + step])
 
-    def _wanted(self, name: str, batch: Batch, slot: int) -> bool:
-        return self._spec.is_scored(name, *self._size(batch, slot))
-
-    @staticmethod
-    def _size(batch: Batch, slot: int) -> tuple[int, int]:
-        facts = batch.outcomes[slot].facts
-        return (0, 0) if facts is None else (facts.width or 0, facts.height or 0)
+    def _of_one_size(self, users: Sequence[Detector], number: int, view: View, place: int, slots: Sequence[int]) -> "Iterator[_Group]":
+        for size, same in _by_size(view.sizes, slots).items():
+            if not any(self._spec.is_scored(one.card.name, *size) for one in users):
+                continue
+            step = users[0].together(*size)
+            for first in range(0, len(same), step):
+                read = [(slot, image) for slot in same[first : first + step] if (image := view.pixels[place][slot]) is not None]
+                if read:
+                    yield _Group(number, size, [slot for slot, _ in read], np.stack([image for _, image in read]))
 
     def _moved(self, pixels: Pixels) -> torch.Tensor:
         tensor = torch.from_numpy(pixels)
@@ -119,10 +133,40 @@ class EnsembleScorer:
         return moved
 
 
-class _Column:
-    """One detector's readings of a block, left on the device until the end."""
+class _Group(NamedTuple):
+    """What goes through a network together: slots of one view (0 = clean), all of one size where sizes are kept (else None)."""
 
-    def __init__(self) -> None:
+    view: int
+    size: Size | None
+    slots: Sequence[int]
+    pixels: Pixels
+
+
+class _Answer(NamedTuple):
+    scores: np.ndarray
+    masks: list[Pixels | None]
+    replies: list[str | None]
+
+
+def _by_size(sizes: Sequence[Size | None], slots: Iterable[int]) -> dict[Size, list[int]]:
+    """The slots among these that have a size, by it."""
+    by_size: dict[Size, list[int]] = defaultdict(list)
+    for slot in slots:
+        if (size := sizes[slot]) is not None:
+            by_size[size].append(slot)
+    return by_size
+
+
+def _size(outcome: Outcome) -> Size:
+    facts = outcome.facts
+    return (0, 0) if facts is None else (facts.width or 0, facts.height or 0)
+
+
+class _Column:
+    """One detector's readings of a block in one view, left on the device until the end."""
+
+    def __init__(self, *, keeps_masks: bool) -> None:
+        self._keeps_masks = keeps_masks
         self._places: list[int] = []
         self._scores: list[torch.Tensor] = []
         self._masks: list[torch.Tensor] = []
@@ -133,10 +177,10 @@ class _Column:
         count = len(places)
         self._places += places
         self._scores.append(reading.scores[:count])
-        self._masks += [] if reading.masks is None else reading.masks[:count].unbind()
+        self._masks += [] if reading.masks is None or not self._keeps_masks else reading.masks[:count].unbind()
         self._replies += [None] * count if reading.replies is None else reading.replies[:count]
 
-    def gathered(self, usable: Sequence[bool]) -> tuple[np.ndarray, list[Pixels | None], list[str | None]]:
+    def gathered(self, usable: Sequence[bool]) -> _Answer:
         """Scores, masks and replies of all members; nothing where a member is not usable."""
         scores = np.full(len(usable), np.nan, np.float32)
         masks: list[Pixels | None] = [None] * len(usable)
@@ -150,4 +194,4 @@ class _Column:
         for place, is_usable in enumerate(usable):
             if not is_usable:
                 scores[place], masks[place], replies[place] = np.nan, None, None
-        return scores, masks, replies
+        return _Answer(scores, masks, replies)

@@ -12,6 +12,7 @@ from ray_app.ensembles import EnsembleCard
 from ray_app.errors import ConfigError
 from ray_app.images import ImageLimits
 from ray_app.images.provenance import ProvenancePolicy
+from ray_app.perturbations import Perturbation
 
 Precision = Literal["bf16", "fp32"]
 
@@ -24,7 +25,8 @@ class ScoringSpec:
     """Cards, limits and resolved settings. Equal specs give equal scores; nothing operational stands here.
 
     `cards` are keyed by detector name in the ensemble's order, `precision` (bf16 or fp32) by the same names; `slots` is the static
-    number of images per batch. `perceptual_hash` and `provenance` (None = not read) add columns and change no score.
+    number of images per batch. `perceptual_hash` and `provenance` (None = not read) add columns and change no score. `views`: every
+    image is also scored as these perturbations show it.
     """
 
     ensemble: EnsembleCard
@@ -36,6 +38,12 @@ class ScoringSpec:
     device: str
     perceptual_hash: bool = False
     provenance: ProvenancePolicy | None = field(default=None, compare=False)
+    views: tuple[Perturbation, ...] = ()
+
+    @property
+    def passes(self) -> int:
+        """How often detectors look at one image: clean, and in every view."""
+        return 1 + len(self.views)
 
     @property
     def preprocessings(self) -> tuple[Preprocessing, ...]:
@@ -66,27 +74,37 @@ class ScoringSpec:
 
     @property
     def process_bytes(self) -> int:
-        """What a process that holds all detectors takes at most: libraries, fp32 weights, the largest of them twice while it loads."""
+        """What a process that holds all detectors takes at most: libraries, fp32 weights, the largest of them twice while it loads, and
+        a batch of images in every view.
+        """
         weights = [4 * card.size.parameters for card in self.cards.values() if card.size is not None]
-        return PROCESS_BYTES + sum(weights) + max(weights, default=0)
+        return PROCESS_BYTES + sum(weights) + max(weights, default=0) + self.slots * len(self.views) * self._prepared_bytes
 
     @property
     def pool_gmac(self) -> tuple[float, ...]:
-        """Billions of multiply-adds per image (of a megapixel where sizes are kept) in each pool; what no card states is nothing."""
+        """Billions of multiply-adds per image (of a megapixel where sizes are kept) in each pool, over all passes; what no card states is
+        nothing.
+        """
         sizes = {name: card.size.gmac if card.size else 0.0 for name, card in self.cards.items()}
-        return tuple(sum(sizes[name] for name in pool) for pool in self.pools)
+        return tuple(self.passes * sum(sizes[name] for name in pool) for pool in self.pools)
 
     @property
     def worst_gmac(self) -> float:
         """The same for the largest image that every detector takes."""
         sized = [(card.size.gmac, card) for card in self.cards.values() if card.size is not None]
-        return sum(gmac if card.preprocessing.shape else gmac * (card.valid_range.max_megapixels or 1.0) for gmac, card in sized)
+        once = sum(gmac if card.preprocessing.shape else gmac * (card.valid_range.max_megapixels or 1.0) for gmac, card in sized)
+        return self.passes * once
 
     @property
     def tensor_bytes(self) -> int:
         """What one image takes between processes: its prepared tensors, and its encoded bytes (guessed) where sizes are kept."""
-        shapes = (preprocessing.shape for preprocessing in self.preprocessings)
-        return sum(ENCODED_BYTES if shape is None else 3 * shape[0] * shape[1] for shape in shapes)
+        native = sum(preprocessing.shape is None for preprocessing in self.preprocessings)
+        return native * ENCODED_BYTES + self.passes * self._prepared_bytes
+
+    @property
+    def _prepared_bytes(self) -> int:
+        """The tensors of one image in one view."""
+        return sum(3 * one.shape[0] * one.shape[1] for one in self.preprocessings if one.shape is not None)
 
     def doubt(self, name: str, width: int, height: int) -> str | None:
         """Why an image of this size lies outside a detector's valid range; None if it lies inside."""
@@ -112,6 +130,7 @@ def make_spec(
     slots: int | None = None,
     perceptual_hash: bool = False,
     provenance: ProvenancePolicy | None = None,
+    views: tuple[Perturbation, ...] = (),
 ) -> ScoringSpec:
     """Resolve an ensemble's cards, the precision for `device` and the batch slots. Raises ConfigError."""
     cards = [load_card(member.detector) for member in ensemble.members]
@@ -119,7 +138,8 @@ def make_spec(
     if len(named) < len(cards):
         raise ConfigError(f"{ensemble.name}: two of its cards have the same name: {', '.join(card.name for card in cards)}")
     resolved = {name: precision_on(device, card, precision) for name, card in named.items()}
-    return ScoringSpec(ensemble, named, limits, resolved, resize, slots or default_slots(device), device, perceptual_hash, provenance)
+    count = slots or default_slots(device)
+    return ScoringSpec(ensemble, named, limits, resolved, resize, count, device, perceptual_hash, provenance, views)
 
 
 def precision_on(device: str, card: DetectorCard, asked: Literal["auto", "bf16", "fp32"]) -> Precision:

@@ -54,7 +54,7 @@ def judge(detector: Detector, batches: Iterable[Mapping[str, npt.NDArray[Any]]])
         scores, masks = _read(detector, batch["image"][usable])
         seen.append((batch["row"][usable], batch["label"][usable], scores, batch["row"][~usable]))
         if masks is not None and "mask" in batch:
-            places.append(pixel_figures(masks / np.float32(255), batch["mask"][usable]))
+            places.append(pixel_figures(masks, batch["mask"][usable]))
     rows, labels, all_scores, unreadable = (np.concatenate(parts) for parts in zip(*seen, strict=True))
     if (strange := rows[~np.isfinite(all_scores)]).size:
         raise TouchstoneError(f"{detector.card.name}: no finite score for {len(strange)} images (row {strange[0]} first)",

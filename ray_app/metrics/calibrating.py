@@ -5,6 +5,7 @@ from numpy.typing import ArrayLike
 
 from ray_app.detectors.cards import Calibration
 from ray_app.metrics.arrays import checked
+from ray_app.metrics.chances import binned
 
 
 def fit_platt(scores: ArrayLike, labels: ArrayLike) -> Calibration:
@@ -44,6 +45,6 @@ def expected_calibration_error(probabilities: ArrayLike, labels: ArrayLike, bins
     chances, fake = checked(probabilities, labels)
     if chances.min() < 0 or chances.max() > 1:
         raise ValueError(f"probabilities lie between 0 and 1; these go from {chances.min():g} to {chances.max():g}")
-    bin_of = np.minimum((chances * bins).astype(np.int64), bins - 1)
-    surplus = np.bincount(bin_of, weights=chances - fake, minlength=bins)
-    return float(np.abs(surplus).sum() / len(chances))
+    _, expected = binned(chances, np.ones(len(chances)), bins)
+    n_fake, _ = binned(chances, fake.astype(np.float64), bins)
+    return float(np.abs(expected - n_fake).sum() / len(chances))

@@ -1,9 +1,10 @@
 """Figures of detection: how well scores tell fake from real, as a whole and generator by generator.
 
-Knows log-odds, labels and generators' names; knows no images and no training. Fake is the positive class, and 0 the threshold where one
-is needed: P(fake) > ½.
+Knows log-odds, labels and generators' names; knows no images and no training. Fake is the positive class, and 0 the threshold where none
+is given: P(fake) > ½.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal
@@ -11,8 +12,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ray_app.detectors.cards import Calibration
 from ray_app.metrics.arrays import Bools, Floats, checked
-from ray_app.metrics.intervals import auc_of, proportion_interval
+from ray_app.metrics.chances import brier_score, debiased_ece, log_loss
+from ray_app.metrics.curves import average_precision
+from ray_app.metrics.figure import Figure, undefined
+from ray_app.metrics.histograms import ScoreHistogram
+from ray_app.metrics.intervals import DELONG, auc_of, proportion_interval
+from ray_app.metrics.operating import ONE_CLASS, Confusion, equal_error_rate, found_at_fpr, precision_at_prior, rates_at, tpr_at_fpr
 
 FIGURES: Mapping[str, Literal["max", "min"]] = MappingProxyType(
     {
@@ -30,10 +37,90 @@ FIGURES: Mapping[str, Literal["max", "min"]] = MappingProxyType(
 )
 """What can choose a checkpoint, and whether more of it is better. The last two are of masks (ray_app.metrics.pixels)."""
 
+DETECTION: Mapping[str, Literal["max", "min"]] = MappingProxyType(
+    {
+        "tpr": "max",
+        "tnr": "max",
+        "balanced_accuracy": "max",
+        "accuracy": "max",
+        "f1": "max",
+        "precision": "max",
+        "auc": "max",
+        "average_precision": "max",
+        "eer": "min",
+        "tpr_at_fpr_1": "max",
+        "tpr_at_fpr_01": "max",
+        "log_loss": "min",
+        "brier": "min",
+        "ece": "min",
+        "precision_at_prior_01": "max",
+        "precision_at_prior_1": "max",
+        "precision_at_prior_10": "max",
+    }
+)
+"""What `detection_of` computes, in its order, and whether more of it is better. `_01`, `_1` and `_10`: at 0.1 %, 1 % and 10 %."""
+
+RANKING = ("auc", "average_precision", "eer", "tpr_at_fpr_1", "tpr_at_fpr_01")
+"""The figures that need scores which rank images."""
+
+NO_RANKING = "binary replies have no ranking; see balanced accuracy"
+
 _NEED_BOTH = (
     "auc", "auc_interval", "average_precision", "mean_generator_auc", "worst_generator_auc",
     "tpr_at_fpr_1", "tpr_at_fpr_1_interval", "balanced_accuracy", "f1",
 )  # fmt: skip
+
+
+def detection_of(
+    fakes: ScoreHistogram,
+    reals: ScoreHistogram,
+    *,
+    threshold: float = 0.0,
+    strict: bool = True,
+    continuous: bool = True,
+    calibration: Calibration | None = None,
+) -> dict[str, Figure]:
+    """All figures of `DETECTION`, in its order, from the scores (log-odds of fake) of either class.
+
+    Fake is what scores above `threshold`, or, unless `strict`, at it. `continuous`: False for a detector that only says yes or no, whose
+    scores rank nothing. `calibration` makes chances of scores, for log-loss, Brier score and ECE; it does not move the threshold.
+    Rates have Clopper–Pearson intervals, the AUC DeLong's; the others need a bootstrap (ray_app.metrics.bootstrap) and have none here.
+    A figure that is not defined has its reason. Raises ValueError for a threshold that is not finite.
+    """
+    if not math.isfinite(threshold):
+        raise ValueError(f"a threshold is a finite number, not {threshold}")
+    counts = Confusion.at(fakes, reals, threshold, strict)
+    ranking = _ranking(fakes, reals) if continuous else {name: undefined(NO_RANKING, counts.n) for name in RANKING}
+    return {
+        **rates_at(counts),
+        **ranking,
+        "log_loss": log_loss(fakes, reals, calibration),
+        "brier": brier_score(fakes, reals, calibration),
+        "ece": debiased_ece(fakes, reals, calibration),
+        "precision_at_prior_01": precision_at_prior(counts, 0.001),
+        "precision_at_prior_1": precision_at_prior(counts, 0.01),
+        "precision_at_prior_10": precision_at_prior(counts, 0.1),
+    }
+
+
+def auc_figure(fakes: ScoreHistogram, reals: ScoreHistogram) -> Figure:
+    """The AUC with DeLong's interval; not defined with one class."""
+    n = fakes.n + reals.n
+    if not fakes.n or not reals.n:
+        return undefined(ONE_CLASS, n)
+    auc = auc_of(fakes, reals)
+    return Figure(auc.value, (auc.low, auc.high), DELONG, n)
+
+
+def _ranking(fakes: ScoreHistogram, reals: ScoreHistogram) -> dict[str, Figure]:
+    n, both = fakes.n + reals.n, fakes.n and reals.n
+    return {
+        "auc": auc_figure(fakes, reals),
+        "average_precision": Figure(average_precision(fakes, reals), n=n) if both else undefined(ONE_CLASS, n),
+        "eer": equal_error_rate(fakes, reals),
+        "tpr_at_fpr_1": tpr_at_fpr(fakes, reals, 100),
+        "tpr_at_fpr_01": tpr_at_fpr(fakes, reals, 1000),
+    }
 
 
 def detection_figures(scores: ArrayLike, labels: ArrayLike, generators: Sequence[str]) -> dict[str, Any]:
@@ -48,38 +135,27 @@ def detection_figures(scores: ArrayLike, labels: ArrayLike, generators: Sequence
     if len(generators) != len(numbers):
         raise ValueError(f"{len(numbers):,} scores but {len(generators):,} generators")
     by_generator = _by_generator(numbers, fake, generators)
-    figures: dict[str, Any] = {"n_real": int((~fake).sum()), "n_fake": int(fake.sum())}
-    figures |= _overall(numbers, fake, by_generator) if 0 < figures["n_fake"] < len(fake) else dict.fromkeys(_NEED_BOTH)
-    figures["loss"] = float(np.logaddexp(0, np.where(fake, -numbers, numbers)).mean())
-    return figures | {"generators": by_generator}
+    fakes, reals = ScoreHistogram.of(numbers[fake]), ScoreHistogram.of(numbers[~fake])
+    figures: dict[str, Any] = {"n_real": reals.n, "n_fake": fakes.n}
+    figures |= _overall(fakes, reals, by_generator) if fakes.n and reals.n else dict.fromkeys(_NEED_BOTH)
+    return figures | {"loss": log_loss(fakes, reals).value, "generators": by_generator}
 
 
-def _overall(scores: Floats, fake: Bools, by_generator: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    fakes, reals = scores[fake], np.sort(scores[~fake])
-    auc = auc_of(fakes, reals)
+def _overall(fakes: ScoreHistogram, reals: ScoreHistogram, by_generator: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    auc, rates = auc_of(fakes, reals), rates_at(Confusion.at(fakes, reals, 0.0))
     areas = [figures["auc"] for figures in by_generator.values() if figures["label"] == "fake"]
-    # Above the first real that is one too many for 1 %: no more reals than that are flagged, whatever the ties.
-    found = int((fakes > reals[len(reals) - 1 - len(reals) // 100]).sum())
-    tpr, tnr = (fakes > 0).mean(), (reals <= 0).mean()
+    found = found_at_fpr(fakes, reals, 100)
     return {
         "auc": auc.value,
         "auc_interval": [auc.low, auc.high],
-        "average_precision": _average_precision(fakes, reals),
+        "average_precision": average_precision(fakes, reals),
         "mean_generator_auc": float(np.mean(areas)),
         "worst_generator_auc": float(np.min(areas)),
-        "tpr_at_fpr_1": found / len(fakes),
-        "tpr_at_fpr_1_interval": list(proportion_interval(found, len(fakes))),
-        "balanced_accuracy": float(tpr + tnr) / 2,
-        "f1": float(2 * (fakes > 0).sum() / (len(fakes) + (scores > 0).sum())),
+        "tpr_at_fpr_1": found / fakes.n,
+        "tpr_at_fpr_1_interval": list(proportion_interval(found, fakes.n)),
+        "balanced_accuracy": rates["balanced_accuracy"].value,
+        "f1": rates["f1"].value,
     }
-
-
-def _average_precision(fakes: Floats, sorted_reals: Floats) -> float:
-    """The share of fakes among all that score at least as high, averaged over the fakes: precision over recall, without interpolation."""
-    values, counts = np.unique(fakes, return_counts=True)
-    found = counts[::-1].cumsum()[::-1]
-    flagged = found + len(sorted_reals) - np.searchsorted(sorted_reals, values, "left")
-    return float(counts @ (found / flagged)) / len(fakes)
 
 
 def _by_generator(scores: Floats, fake: Bools, generators: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -88,7 +164,7 @@ def _by_generator(scores: Floats, fake: Bools, generators: Sequence[str]) -> dic
     groups, members = np.unique(2 * codes + fake, return_inverse=True)
     pieces = np.split(scores[np.argsort(members, kind="stable")], np.cumsum(np.bincount(members))[:-1])
     # Seen from the other end, with every sign turned, a real is to the fakes what a fake is to the reals.
-    others = {True: np.sort(scores[~fake]), False: np.sort(-scores[fake])}
+    others = {True: ScoreHistogram.of(scores[~fake]), False: ScoreHistogram.of(-scores[fake])}
     figures = {}
     for group, piece in zip(groups, pieces, strict=True):
         name, is_fake = str(names[group // 2]), bool(group % 2)
@@ -98,10 +174,11 @@ def _by_generator(scores: Floats, fake: Bools, generators: Sequence[str]) -> dic
     return figures
 
 
-def _of_group(towards: Floats, others: Floats, label: str) -> dict[str, Any]:
-    """Figures of one generator's images, from scores that rise towards its own label, against all others, sorted likewise."""
-    right = int((towards > 0).sum() if label == "fake" else (towards >= 0).sum())
-    auc = auc_of(towards, others) if len(others) else None
+def _of_group(towards: Floats, others: ScoreHistogram, label: str) -> dict[str, Any]:
+    """Figures of one generator's images, from scores that rise towards its own label, against all others, turned likewise."""
+    own = ScoreHistogram.of(towards)
+    right = own.above(0) if label == "fake" else own.at_or_above(0)
+    auc = auc_of(own, others) if others.n else None
     return {
         "n": len(towards),
         "label": label,

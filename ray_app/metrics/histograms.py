@@ -5,6 +5,7 @@ A histogram loses nothing but the order of the images, and two of them merge int
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,7 +17,7 @@ Counts = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class ScoreHistogram:
-    """Distinct scores in ascending order, float64 (k,), and how many images have each, int64 (k,)."""
+    """Distinct scores in ascending order, float64 (k,), and how many images have each, int64 (k,): none only where they were resampled."""
 
     values: Floats
     counts: Counts
@@ -34,22 +35,44 @@ class ScoreHistogram:
     def merged(cls, histograms: Iterable["ScoreHistogram"]) -> "ScoreHistogram":
         """That of all images of several."""
         pieces = [one for one in histograms if len(one.values)]
+        if not pieces:
+            return cls(np.empty(0), np.empty(0, np.int64))
         if len(pieces) == 1:
             return pieces[0]
-        values, places = np.unique(np.concatenate([np.empty(0), *[one.values for one in pieces]]), return_inverse=True)
-        counts = np.zeros(len(values), np.int64)
-        np.add.at(counts, places, np.concatenate([np.empty(0, np.int64), *[one.counts for one in pieces]]))
-        return cls(values, counts)
+        values = np.concatenate([one.values for one in pieces])
+        order = np.argsort(values, kind="stable")  # which merges runs that are in order already
+        values = values[order]
+        starts = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]]))
+        return cls(values[starts], np.add.reduceat(np.concatenate([one.counts for one in pieces])[order], starts))
+
+    @cached_property
+    def passed(self) -> Counts:
+        """How many images score lower than each value, and last how many there are: int64 (k + 1,)."""
+        passed = np.zeros(len(self.counts) + 1, np.int64)
+        np.cumsum(self.counts, out=passed[1:])
+        return passed
 
     @property
     def n(self) -> int:
         """How many images."""
-        return int(self.counts.sum())
+        return int(self.passed[-1])
+
+    def below(self, thresholds: Floats) -> Counts:
+        """How many images score lower than each of some thresholds (t,): int64 (t,)."""
+        return self.passed[np.searchsorted(self.values, thresholds, "left")]
+
+    def up_to(self, thresholds: Floats) -> Counts:
+        """How many images score no higher than each of some thresholds (t,): int64 (t,)."""
+        return self.passed[np.searchsorted(self.values, thresholds, "right")]
 
     def above(self, threshold: float) -> int:
         """How many images score higher."""
-        return int(self.counts[np.searchsorted(self.values, threshold, "right") :].sum())
+        return self.n - int(self.passed[np.searchsorted(self.values, threshold, "right")])
 
     def at_or_above(self, threshold: float) -> int:
         """How many images score so high or higher."""
-        return int(self.counts[np.searchsorted(self.values, threshold, "left") :].sum())
+        return self.n - int(self.passed[np.searchsorted(self.values, threshold, "left")])
+
+    def ranked(self, ranks: ArrayLike) -> Floats:
+        """The scores that stand at some places (r,), 0 … n − 1, of all scores in ascending order."""
+        return self.values[np.searchsorted(self.passed, ranks, "right") - 1]

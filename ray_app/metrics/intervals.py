@@ -1,18 +1,20 @@
 """95 % intervals: DeLong's for the area under the ROC curve, Clopper and Pearson's for a proportion. Each image counts as independent.
 
-Knows sorted scores and counts; knows no generators and no thresholds.
+Knows histograms of scores, and counts; knows no generators and no thresholds.
 """
 
 import math
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from ray_app.metrics.arrays import Floats, checked
+from ray_app.metrics.arrays import checked
+from ray_app.metrics.figure import Figure, undefined
+from ray_app.metrics.histograms import Counts, ScoreHistogram
 
 _Z95 = 1.959963984540054  # 97.5 % point of the normal distribution
-_TAIL = 0.025
+CLOPPER_PEARSON, DELONG = "clopper-pearson", "delong"
 
 
 class Auc(NamedTuple):
@@ -29,29 +31,25 @@ def auc_interval(scores: ArrayLike, labels: ArrayLike) -> tuple[float, float]:
     Raises ValueError where one class is missing, and as `checked` does.
     """
     numbers, fake = checked(scores, labels)
-    if fake.all() or not fake.any():
-        raise ValueError("an AUC needs real and fake images")
-    found = auc_of(numbers[fake], np.sort(numbers[~fake]))
+    found = auc_of(ScoreHistogram.of(numbers[fake]), ScoreHistogram.of(numbers[~fake]))
     return found.low, found.high
 
 
-def auc_of(fakes: Floats, sorted_reals: Floats) -> Auc:
-    """AUC of fakes (m,) against reals (n,), in ascending order, with its interval; ties count half. O(m log m + m log n).
+def auc_of(fakes: ScoreHistogram, reals: ScoreHistogram) -> Auc:
+    """AUC of m fakes against n reals with its interval; ties count half. O(k log l) for k and l distinct scores.
 
     The variance is DeLong's (1988), by ranks in place of pairs (Sun and Xu 2014). The interval is taken on the logit of the AUC, so that
     it stays within 0 and 1. Where no such interval exists (AUC 0 or 1, all scores alike, one image of a class) it is the exact one of as
-    many independent pairs as there are disjoint ones, min(m, n): wide, but never of no width.
+    many independent pairs as there are disjoint ones, min(m, n): wide, but never of no width. Raises ValueError where a class is missing.
     """
-    m, n = len(fakes), len(sorted_reals)
-    values, counts = np.unique(fakes, return_counts=True)
-    below, upto = np.searchsorted(sorted_reals, values, "left"), np.searchsorted(sorted_reals, values, "right")
+    m, n = fakes.n, reals.n
+    if not m or not n:
+        raise ValueError("an AUC needs real and fake images")
+    below, upto = reals.below(fakes.values), reals.up_to(fakes.values)
     beaten = (below + upto) / (2 * n)  # of each fake: the share of reals under it
-    auc = float(np.average(beaten, weights=counts))
-    # The reals fall into runs at and between the fakes' values; all reals of a run have the same share of fakes under them.
-    passed = np.cumsum(counts)
-    shares = np.concatenate([[0.0], np.column_stack([passed - counts / 2, passed]).ravel() / m])
-    runs = np.diff(np.column_stack([below, upto]).ravel(), prepend=0, append=n)
-    spread = _mean_variance(beaten, counts, auc) + _mean_variance(shares, runs, 1 - auc)
+    auc = float(fakes.counts @ beaten) / m
+    spread = 0.0 if m < 2 else float(fakes.counts @ (beaten - auc) ** 2) / (m - 1) / m
+    spread += 0.0 if n < 2 else _spread_of_reals(fakes, below, upto, n, 1 - auc) / (n - 1) / n
     if min(m, n) < 2 or not 0 < auc < 1 or spread <= 0:
         pairs = min(m, n)
         wins = auc * pairs
@@ -60,24 +58,35 @@ def auc_of(fakes: Floats, sorted_reals: Floats) -> Auc:
     return Auc(auc, _sigmoid(middle - half), _sigmoid(middle + half))
 
 
-def proportion_interval(successes: int, n: int) -> tuple[float, float]:
+def _spread_of_reals(fakes: ScoreHistogram, below: Counts, upto: Counts, n: int, mean: float) -> float:
+    """Squares, summed over n reals, of how far the share of fakes under each lies from the mean of those shares.
+
+    The reals fall into runs at and between the fakes' values; all reals of a run have the same share of fakes under them.
+    """
+    m, passed = fakes.n, fakes.passed[1:]
+    at = float((upto - below) @ ((passed - fakes.counts / 2) / m - mean) ** 2)
+    between = float((np.append(below[1:], n) - upto) @ (passed / m - mean) ** 2)
+    return at + between + float(below[0]) * mean**2
+
+
+def proportion(successes: int, n: int, why: str) -> Figure:
+    """A share of n images with its Clopper–Pearson interval; of none it is not defined, and `why` says so."""
+    return Figure(successes / n, proportion_interval(successes, n), CLOPPER_PEARSON, n) if n else undefined(why)
+
+
+def proportion_interval(successes: int, n: int, tail: float = 0.025) -> tuple[float, float]:
     """The exact 95 % interval of a proportion (Clopper and Pearson 1934), which covers no less than that.
 
+    `tail`: how often the truth may lie beyond each end, where another interval than 95 % is wanted.
     Raises ValueError where n is 0 or the successes are not 0 … n.
     """
     from scipy.special import betaincinv
 
     if not 0 <= successes <= n or n < 1:
         raise ValueError(f"{successes} of {n} is no proportion")
-    low = float(betaincinv(successes, n - successes + 1, _TAIL)) if successes else 0.0
-    high = float(betaincinv(successes + 1, n - successes, 1 - _TAIL)) if successes < n else 1.0
+    low = float(betaincinv(successes, n - successes + 1, tail)) if successes else 0.0
+    high = float(betaincinv(successes + 1, n - successes, 1 - tail)) if successes < n else 1.0
     return low, high
-
-
-def _mean_variance(values: Floats, counts: NDArray[np.int64], mean: float) -> float:
-    """The variance of the mean of values, each as often as counted."""
-    total = float(counts.sum())
-    return float(counts @ (values - mean) ** 2) / (total - 1) / total if total > 1 else 0.0
 
 
 def _sigmoid(value: float) -> float:

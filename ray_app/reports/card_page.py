@@ -163,7 +163,10 @@ def _valid_range(allowed: ValidRange) -> list[Line]:
 
 
 def _training(data: TrainingData) -> list[Line]:
-    return [("name", data.name), ("images", data.images or ""), ("licence", data.licence), ("source", data.source or "")]
+    named = ", ".join(data.generators)
+    rest = "no other" if data.complete else "others may have been" if named else "not listed: whether a generator was seen is unknown"
+    generators = ("generators", f"{named}; {rest}" if named else rest)
+    return [("name", data.name), ("images", data.images or ""), generators, ("licence", data.licence), ("source", data.source or "")]
 
 
 def _figures(card: DetectorCard, width: int) -> list[str]:

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from markupsafe import Markup
 
-from ray_app.reports.wording import visible
+from ray_app.reports.drawing import dot, drawing, element, line, plain, position, rectangle, round_ticks, text
 
 _THINNEST = 0.4  # per cent of the drawing: what is there at all must be seen
 _MOST_RUNS = 240  # pieces of a line: more would not be seen, and a long training has very many
@@ -38,14 +38,6 @@ class Segment:
     amount: float
 
 
-def element(name: str, *children: str, **attributes: object) -> Markup:
-    """One element; attribute values and plain text are made visible and escaped. `text_anchor` becomes `text-anchor`, `class_` `class`."""
-    written = Markup("").join(
-        Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), _safe(str(value))) for key, value in attributes.items()
-    )
-    return Markup("<{0}{1}>{2}</{0}>").format(name, written, Markup("").join(map(_safe, children)))
-
-
 def stacked_bar(segments: Sequence[Segment], *, ident: str, title: str, description: str) -> Markup:
     """One horizontal bar, cut by amount. Pieces too small to see are drawn at the least visible width."""
     shown = [segment for segment in segments if segment.amount > 0]
@@ -53,24 +45,26 @@ def stacked_bar(segments: Sequence[Segment], *, ident: str, title: str, descript
     pieces, left = [], 0.0
     for segment, width in zip(shown, widths, strict=True):
         scaled = 100 * width / sum(widths)
-        pieces.append(_rectangle(left, 0, scaled, 100, f"fill-{segment.kind}", segment.label))
+        pieces.append(rectangle(left, 0, scaled, 100, f"fill-{segment.kind}", segment.label))
         left += scaled
-    return _drawing(pieces, ident=ident, title=title, description=description, class_="stacked")
+    return drawing(pieces, ident=ident, title=title, description=description, class_="stacked")
 
 
 def meter(share: float, kind: str = "plain") -> Markup:
     """A small bar for a table cell; the cell beside it has the number, so it is hidden from screen readers."""
     width = min(100.0, max(100 * share, _THINNEST if share > 0 else 0))
-    return element("svg", _rectangle(0, 0, width, 100, f"fill-{kind}"), class_="meter", aria_hidden="true")
+    return element("svg", rectangle(0, 0, width, 100, f"fill-{kind}"), class_="meter", aria_hidden="true")
 
 
-def range_meter(value: float, low: float, high: float, full: float, kind: str = "plain") -> Markup:
-    """A small bar with a whisker from `low` to `high`, on a scale that ends at `full`."""
+def range_meter(value: float, low: float, high: float, full: float, kind: str = "plain", level: float | None = None) -> Markup:
+    """A small bar with a whisker from `low` to `high`, on a scale that ends at `full`; a line across at `level`."""
     at = [min(100.0, 100 * number / full) if full else 0.0 for number in (value, low, high)]
-    parts = [_rectangle(0, 0, at[0], 100, f"fill-{kind}")]
+    parts = [rectangle(0, 0, at[0], 100, f"fill-{kind}")]
     if high > low:
-        parts.append(_line(at[1], 50, at[2], 50, "whisker"))
-        parts += [_line(end, 15, end, 85, "whisker") for end in at[1:]]
+        parts.append(line(at[1], 50, at[2], 50, "whisker"))
+        parts += [line(end, 15, end, 85, "whisker") for end in at[1:]]
+    if level is not None and full:
+        parts.append(line(min(100.0, 100 * level / full), -20, min(100.0, 100 * level / full), 120, "cut"))
     return element("svg", *parts, class_="meter", aria_hidden="true")
 
 
@@ -94,7 +88,7 @@ def histogram(
             parts.append(_bar(left, right, number, top, (low, high), zones))
     parts += _score_axis(low, high, steps=5 if compact else 9)
     parts += _cuts(zones, low, high) if zones else []
-    return _drawing(parts, ident=ident, title=title, description=description, class_="histogram compact" if compact else "histogram")
+    return drawing(parts, ident=ident, title=title, description=description, class_="histogram compact" if compact else "histogram")
 
 
 def line_chart(
@@ -123,30 +117,14 @@ def line_chart(
         _curve(runs, span, (low, high)),
     ]
     if chosen is not None:
-        at = _position(chosen, *span)
-        parts.append(_line(at, 0, at, 100, "cut"))
+        at = position(chosen, *span)
+        parts.append(line(at, 0, at, 100, "cut"))
     for x, y in finite:
         if x == chosen or len(finite) <= _MOST_DOTS:
             radius, kind, words = (6, "chosen", ", chosen") if x == chosen else (3, "dot", "")
-            parts.append(_dot(_position(x, *span), 100 - _position(y, low, high), radius, kind, f"step {x:,.0f}{words}: {plain(y)}"))
+            parts.append(dot(position(x, *span), 100 - position(y, low, high), radius, kind, f"step {x:,.0f}{words}: {plain(y)}"))
     style = "histogram lines compact" if compact else "histogram lines"
-    return _drawing(parts, ident=ident, title=title, description=description, class_=style)
-
-
-def round_ticks(low: float, high: float, steps: int) -> list[float]:
-    """About `steps` round numbers (1, 2 or 5 times a power of ten apart) from `low` to `high`."""
-    if not high > low:
-        return [low]
-    rough = (high - low) / max(steps, 1)
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
-    first = math.ceil(low / step - 1e-9)
-    return [step * index for index in range(first, math.floor(high / step + 1e-9) + 1)]
-
-
-def plain(value: float) -> str:
-    """A number as short as it can be, with a true minus sign."""
-    return f"{value:.6g}".replace("-", "−")
+    return drawing(parts, ident=ident, title=title, description=description, class_=style)
 
 
 @dataclass(frozen=True)
@@ -180,7 +158,7 @@ def _curve(runs: Sequence[_Run], span: tuple[float, float], ends: tuple[float, f
     """The line and its shade. A path knows no per cents: it has a drawing of its own, stretched over the whole one."""
 
     def at(run: _Run, value: float) -> str:
-        return f"{_position(run.at, *span):.2f} {100 - _position(value, *ends):.2f}"
+        return f"{position(run.at, *span):.2f} {100 - position(value, *ends):.2f}"
 
     shade = [at(run, run.high) for run in runs] + [at(run, run.low) for run in reversed(runs)]
     paths = [
@@ -189,10 +167,6 @@ def _curve(runs: Sequence[_Run], span: tuple[float, float], ends: tuple[float, f
     ]
     whole = {"width": "100%", "height": "100%", "viewBox": "0 0 100 100", "preserveAspectRatio": "none"}
     return element("svg", *paths, **whole, aria_hidden="true")
-
-
-def _safe(text: str) -> str:
-    return text if isinstance(text, Markup) else visible(text)
 
 
 def _bar(left: float, right: float, number: int, top: int, ends: tuple[float, float], zones: Zones | None) -> Markup:
@@ -205,34 +179,34 @@ def _bar(left: float, right: float, number: int, top: int, ends: tuple[float, fl
     pieces = []
     for start, stop in pairwise(stops):
         kind = zones.kind((start + stop) / 2) if zones else "plain"
-        x = _position(start, *ends)
-        pieces.append(_rectangle(x, 100 - height, _position(stop, *ends) - x, height, f"fill-{kind}", label))
+        x = position(start, *ends)
+        pieces.append(rectangle(x, 100 - height, position(stop, *ends) - x, height, f"fill-{kind}", label))
     return element("g", *pieces)
 
 
 def _band(zones: Zones, low: float, high: float) -> list[Markup]:
-    left, right = _position(zones.real_below, low, high), _position(zones.fake_above, low, high)
-    return [_rectangle(left, 0, right - left, 100, "band")] if right > left else []
+    left, right = position(zones.real_below, low, high), position(zones.fake_above, low, high)
+    return [rectangle(left, 0, right - left, 100, "band")] if right > left else []
 
 
 def _cuts(zones: Zones, low: float, high: float) -> list[Markup]:
-    left, right = _position(zones.real_below, low, high), _position(zones.fake_above, low, high)
-    parts = [_line(at, -4, at, 100, "cut") for at in sorted({left, right}) if 0 < at < 100]
+    left, right = position(zones.real_below, low, high), position(zones.fake_above, low, high)
+    parts = [line(at, -4, at, 100, "cut") for at in sorted({left, right}) if 0 < at < 100]
     # A label is left out where its zone is too narrow to hold it on a telephone; the legend says the same.
     if left >= 26:
-        parts.append(_text(left, 0, f"no evidence < {plain(zones.real_below)}", "zone", dx=-7, dy=4, anchor="end"))
+        parts.append(text(left, 0, f"no evidence < {plain(zones.real_below)}", "zone", dx=-7, dy=4, anchor="end"))
     if right <= 78:
-        parts.append(_text(right, 0, f"fake > {plain(zones.fake_above)}", "zone", dx=7, dy=4))
+        parts.append(text(right, 0, f"fake > {plain(zones.fake_above)}", "zone", dx=7, dy=4))
     if right - left >= 16:
-        parts.append(_text((left + right) / 2, 0, "abstain", "zone", dy=4, anchor="middle"))
+        parts.append(text((left + right) / 2, 0, "abstain", "zone", dy=4, anchor="middle"))
     return parts
 
 
 def _score_axis(low: float, high: float, steps: int) -> list[Markup]:
-    parts = [_line(0, 100, 100, 100, "axis")]
+    parts = [line(0, 100, 100, 100, "axis")]
     for tick in round_ticks(low, high, steps):
-        at = _position(tick, low, high)
-        parts.append(_text(at, 100, plain(tick), "tick", dy=17, anchor="middle"))
+        at = position(tick, low, high)
+        parts.append(text(at, 100, plain(tick), "tick", dy=17, anchor="middle"))
     return parts
 
 
@@ -242,51 +216,20 @@ def _count_axis(top: int, steps: int) -> list[Markup]:
         if tick != round(tick):
             continue
         at = 100 - 100 * tick / top
-        parts += [_line(0, at, 100, at, "grid")] if tick else []
-        parts.append(_text(0, at, f"{tick:,.0f}", "tick", dx=-8, dy=4, anchor="end"))
+        parts += [line(0, at, 100, at, "grid")] if tick else []
+        parts.append(text(0, at, f"{tick:,.0f}", "tick", dx=-8, dy=4, anchor="end"))
     return parts
 
 
 def _step_axis(first: float, last: float, steps: int) -> list[Markup]:
     ticks = [tick for tick in round_ticks(first, last, steps) if tick == round(tick)]
-    labels = [_text(_position(tick, first, last), 100, f"{tick:,.0f}", "tick", dy=17, anchor="middle") for tick in ticks]
-    return [_line(0, 100, 100, 100, "axis"), *labels]
+    labels = [text(position(tick, first, last), 100, f"{tick:,.0f}", "tick", dy=17, anchor="middle") for tick in ticks]
+    return [line(0, 100, 100, 100, "axis"), *labels]
 
 
 def _value_axis(low: float, high: float, steps: int) -> list[Markup]:
     parts = []
     for tick in round_ticks(low, high, steps):
-        at = 100 - _position(tick, low, high)
-        parts += [_line(0, at, 100, at, "grid"), _text(0, at, plain(tick), "tick", dx=-8, dy=4, anchor="end")]
+        at = 100 - position(tick, low, high)
+        parts += [line(0, at, 100, at, "grid"), text(0, at, plain(tick), "tick", dx=-8, dy=4, anchor="end")]
     return parts
-
-
-def _drawing(parts: Sequence[Markup], *, ident: str, title: str, description: str, class_: str) -> Markup:
-    named = [element("title", title, id=f"{ident}-title"), element("desc", description, id=f"{ident}-desc")]
-    return element("svg", *named, *parts, class_=class_, role="img", aria_labelledby=f"{ident}-title {ident}-desc")
-
-
-def _rectangle(x: float, y: float, width: float, height: float, class_: str, label: str = "") -> Markup:
-    tooltip = [element("title", label)] if label else []
-    place = {"x": _percent(x), "y": _percent(y), "width": _percent(width), "height": _percent(height)}
-    return element("rect", *tooltip, **place, class_=class_)
-
-
-def _dot(x: float, y: float, radius: int, class_: str, label: str) -> Markup:
-    return element("circle", element("title", label), cx=_percent(x), cy=_percent(y), r=radius, class_=class_)
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, class_: str) -> Markup:
-    return element("line", x1=_percent(x1), y1=_percent(y1), x2=_percent(x2), y2=_percent(y2), class_=class_)
-
-
-def _text(x: float, y: float, text: str, class_: str, *, dx: int = 0, dy: int = 0, anchor: str = "start") -> Markup:
-    return element("text", text, x=_percent(x), y=_percent(y), dx=dx, dy=dy, text_anchor=anchor, class_=class_)
-
-
-def _position(value: float, low: float, high: float) -> float:
-    return min(100.0, max(0.0, 100 * (value - low) / (high - low)))
-
-
-def _percent(value: float) -> str:
-    return f"{value:.3f}".rstrip("0").rstrip(".") + "%"

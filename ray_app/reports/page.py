@@ -13,7 +13,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ray_app.reports import wording
-from ray_app.reports.charts import meter, plain, range_meter
+from ray_app.reports.charts import meter, range_meter
+from ray_app.reports.drawing import plain
 
 _LONGEST_NAME = 96
 _LONGEST_TEXT = 240

@@ -18,6 +18,7 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
         *_labelled("archive", _archive(plan)),
         *_labelled("run", _standing(plan)),
         ("ensemble", f"{plan['ensemble']}: {plan['rule']} over {len(plan['detectors'])}: {', '.join(plan['detectors'])}"),
+        *_labelled("perturb", _perturbing(plan)),
         ("decode", _decoding(plan)),
         *_labelled("tensors", (f"{_shape(tensor)} for {', '.join(tensor['detectors'])}" for tensor in plan["tensors"])),
         *_labelled("backbones", (_shared(backbone) for backbone in plan["backbones"])),
@@ -64,6 +65,12 @@ def _standing(plan: Mapping[str, Any]) -> Iterator[str]:
         yield f"left: {left}; the listing is there and is not made again"
     else:
         yield f"left: {left}, new or changed since" if run["members_left"] else "left: nothing; no member is new or changed"
+
+
+def _perturbing(plan: Mapping[str, Any]) -> Iterator[str]:
+    views = plan.get("views")
+    if views:
+        yield f"{len(views) + 1} passes over every image, decoded once: as it is, and {', '.join(views)}"
 
 
 def _decoding(plan: Mapping[str, Any]) -> str:

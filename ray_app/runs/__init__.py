@@ -7,7 +7,7 @@ from ray_app.runs.masks import mask_image, mask_rows
 from ray_app.runs.reader import current_masks, current_rows, current_tables
 from ray_app.runs.retries import Retry, begin_retry, begun_retry, merge_retry
 from ray_app.runs.rows import result_rows
-from ray_app.runs.schema import MASK_SCHEMA, SCHEMA_VERSION, row_schema
+from ray_app.runs.schema import MASK_SCHEMA, SCHEMA_VERSION, VIEWED_MASK_SCHEMA, row_schema
 from ray_app.runs.summary import bottleneck, summarise
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "row_schema",
     "SCHEMA_VERSION",
     "MASK_SCHEMA",
+    "VIEWED_MASK_SCHEMA",
     "result_rows",
     "mask_rows",
     "mask_image",

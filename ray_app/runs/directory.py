@@ -121,10 +121,10 @@ class RunDirectory:
         """The masks of one block; none where it has no such file."""
         path = f"masks/{manifest:05d}/{block:08d}.parquet"
         tables = self.rows_in(path, None) if self.store.exists(path) else iter(())
-        return pa.concat_tables([MASK_SCHEMA.empty_table(), *tables])
+        return pa.concat_tables([MASK_SCHEMA.empty_table(), *tables], promote_options="default")
 
     def masks(self, manifest: int) -> Iterator[pa.Table]:
-        """The masks of a manifest (`MASK_SCHEMA`), a bounded table at a time, in block order."""
+        """The masks of a manifest in all its views (`MASK_SCHEMA`, or the viewed one), a bounded table at a time, in block order."""
         for name in sorted(self.store.names(f"masks/{manifest:05d}")):
             yield from self.rows_in(f"masks/{manifest:05d}/{name}", None)
 
@@ -147,12 +147,16 @@ class RunDirectory:
 
     # -- rows --------------------------------------------------------------------------------------------
 
-    def tables(self, manifest: int, columns: list[str] | None = None) -> Iterator[pa.Table]:
-        """The rows of a manifest in block order, a bounded table at a time; a part that a published file covers is passed over."""
+    def row_files(self, manifest: int) -> list[str]:
+        """The files with the rows of a manifest, in block order; a part that a published file covers is passed over."""
         files = [file for file in self.published() if file.manifest == manifest]
         covered = self._covered(manifest)
         parts = [(block, self.part_path(manifest, block)) for block in self.parts(manifest) if block not in covered]
-        for _, path in sorted([(file.first, file.path) for file in files] + parts):
+        return [path for _, path in sorted([(file.first, file.path) for file in files] + parts)]
+
+    def tables(self, manifest: int, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """The rows of a manifest in block order, a bounded table at a time; a part that a published file covers is passed over."""
+        for path in self.row_files(manifest):
             yield from self.rows_in(path, columns)
 
     def part_tables(self, manifest: int, block: int, columns: list[str] | None = None) -> Iterator[pa.Table]:

@@ -29,9 +29,14 @@ def fingerprint(identity: Identity) -> str:
 
 def differences(ours: Identity, theirs: Identity) -> list[str]:
     """One line per key that differs, as `key: this command X, the run Y`; empty when they match."""
+    return [f"{key}: this command {left}, the run {right}" for key, left, right in differing_keys(ours, theirs)]
+
+
+def differing_keys(ours: Identity, theirs: Identity) -> list[tuple[str, str, str]]:
+    """Each dotted key that differs, with either's value as JSON or `has none`; empty when they match."""
     left, right = dict(_leaves(ours)), dict(_leaves(theirs))
     keys = [*left, *(key for key in right if key not in left)]
-    return [f"{key}: this command {_show(left, key)}, the run {_show(right, key)}" for key in keys if left.get(key) != right.get(key)]
+    return [(key, _show(left, key), _show(right, key)) for key in keys if left.get(key) != right.get(key)]
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

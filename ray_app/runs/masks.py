@@ -10,21 +10,27 @@ from PIL import Image
 
 from ray_app.inference import Scored
 from ray_app.inference.batches import Pixels
-from ray_app.runs.schema import MASK_COLUMNS, MASK_SCHEMA
+from ray_app.runs.schema import MASK_COLUMNS, MASK_SCHEMA, VIEWED_MASK_SCHEMA
 
 ALTERED = 128  # the first grey level above one half
 
 
 def mask_rows(image_ids: pa.ChunkedArray, scored: Scored) -> pa.Table:
-    """The masks of some members as 8-bit PNG at the network's own size; `width` and `height` are the image's, for stretching it back."""
+    """The masks of some members as 8-bit PNG at the network's own size; `width` and `height` are the image's, for stretching it back.
+
+    Where there are views, those that leave everything in its place have rows too, and a column `view` says which it is.
+    """
+    readings = scored.readings
+    seen = [(None, readings.masks), *readings.view_masks.items()]
     rows = [
         {"image_id": image_id, "detector": name, "width": outcome.facts and outcome.facts.width,
-         "height": outcome.facts and outcome.facts.height, "png": mask_png(mask)}
-        for name, masks in scored.readings.masks.items()
+         "height": outcome.facts and outcome.facts.height, "png": mask_png(mask), "view": view}
+        for view, drawn in seen
+        for name, masks in drawn.items()
         for image_id, outcome, mask in zip(image_ids.to_pylist(), scored.outcomes, masks, strict=True)
         if mask is not None
     ]  # fmt: skip
-    return pa.Table.from_pylist(rows, MASK_SCHEMA)
+    return pa.Table.from_pylist(rows, VIEWED_MASK_SCHEMA if readings.views else MASK_SCHEMA)
 
 
 def mask_measures(masks: Mapping[str, Sequence[Pixels | None]]) -> dict[str, list[np.ndarray]]:

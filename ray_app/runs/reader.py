@@ -1,7 +1,7 @@
 """The current row of each member, whatever the run went through; bounded memory."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,13 +19,23 @@ def current_tables(run: RunDirectory, columns: list[str] | None = None, *, vanis
 
     With `vanished`, also those of members that were changed or removed since. Raises ConfigError where there is no run.
     """
+    yield from tables_in(run, current_files(run), columns, vanished=vanished)
+
+
+def current_files(run: RunDirectory) -> list[str]:
+    """The files with these rows, in the order of their blocks: what tasks read side by side. Raises ConfigError where there is no run."""
     if not run.exists():
         raise ConfigError(f"{run.store.url}: no run here", hint="touchstone score SOURCE --out DIR makes one")
     run.check_settled()
+    return [path for manifest in manifests(run.store) for path in run.row_files(manifest)]
+
+
+def tables_in(run: RunDirectory, files: Sequence[str], columns: list[str] | None = None, *, vanished: bool = False) -> Iterator[pa.Table]:
+    """The current rows of some files of the run, a bounded table at a time; `columns` has `image_id` unless all are wanted."""
     numbers = manifests(run.store)
     gone = np.empty(0, np.int64) if vanished or not numbers else read_vanished(run.store, numbers[-1])
-    for manifest in numbers:
-        for table in run.tables(manifest, columns):
+    for path in files:
+        for table in run.rows_in(path, columns):
             yield _without(table, gone) if len(gone) else table
 
 
@@ -54,10 +64,22 @@ def current_rows(
         yield from table.to_pylist()
 
 
-def current_masks(run: RunDirectory, *, vanished: bool = False) -> Iterator[dict[str, Any]]:
-    """The masks of the members that `current_tables` has rows of, one by one (`MASK_SCHEMA`). Raises ConfigError as that does."""
+def current_masks(run: RunDirectory, *, vanished: bool = False, view: str | None = None) -> Iterator[dict[str, Any]]:
+    """The masks of the members that `current_tables` has rows of, one by one (`MASK_SCHEMA`): of the clean pass, or of one `view`.
+
+    Raises ConfigError as that does.
+    """
     ids = [table["image_id"].to_numpy() for table in current_tables(run, ["image_id"], vanished=vanished)]
     known = pa.array(np.concatenate([np.empty(0, np.int64), *ids]))
     for manifest in manifests(run.store):
         for table in run.masks(manifest):
-            yield from table.filter(pc.is_in(table["image_id"], known)).to_pylist()
+            seen = _of_view(table, view)
+            yield from seen.filter(pc.is_in(seen["image_id"], known)).to_pylist()
+
+
+def _of_view(masks: pa.Table, view: str | None) -> pa.Table:
+    """The masks of one view (None = clean), in `MASK_SCHEMA`; runs without perturbations have clean ones alone."""
+    if "view" not in masks.column_names:
+        return masks if view is None else masks.slice(0, 0)
+    is_one = pc.is_null(masks["view"]) if view is None else pc.equal(masks["view"], view)
+    return masks.filter(is_one).drop_columns(["view"])

@@ -161,10 +161,10 @@ def _merge_masks(run: RunDirectory, retry: Retry, retried: Ids) -> None:
     for ref, ids in _blocks_with(run, ["image_id"], lambda table: _are_among(table, retried)):
         first, last = np.searchsorted(ends, (start, start + len(ids) - 1), side="right")
         start += len(ids)
-        new = pa.concat_tables([retry.directory.block_masks(0, block) for block in range(first, last + 1)])
+        new = pa.concat_tables([retry.directory.block_masks(0, block) for block in range(first, last + 1)], promote_options="default")
         old = run.block_masks(ref.manifest, ref.block)
         kept = old.filter(pc.invert(pc.is_in(old["image_id"], pa.array(ids))))
-        merged = pa.concat_tables([kept, new.filter(pc.is_in(new["image_id"], pa.array(ids)))])
+        merged = pa.concat_tables([kept, new.filter(pc.is_in(new["image_id"], pa.array(ids)))], promote_options="default")
         if len(merged) or len(old):
             run.write_masks(ref.manifest, ref.block, merged)
 

@@ -22,7 +22,8 @@ def result_rows(members: pa.Table, scored: Scored, *, attempt: int, scored_at: d
     assert count == len(scored.outcomes), f"{count} members, {len(scored.outcomes)} outcomes"
     masks, replies = scored.readings.masks, scored.readings.replies
     given = members.schema.field("input").type if "input" in members.schema.names else None
-    schema = row_schema(list(scored.scores), given, list(masks), list(replies), perceptual_hash=perceptual_hash)
+    views = scored.readings.views
+    schema = row_schema(list(scored.scores), given, list(masks), list(replies), views=list(views), perceptual_hash=perceptual_hash)
     has_score = np.array([outcome.status is Status.OK for outcome in scored.outcomes], dtype=bool)
     columns: dict[str, Any] = {name: members[name].combine_chunks() for name in ("image_id", "uri", "member", "occurrence")}
     if "input" in schema.names:
@@ -32,6 +33,10 @@ def result_rows(members: pa.Table, scored: Scored, *, attempt: int, scored_at: d
     for name in FACTS:
         columns[name] = [None if outcome.facts is None else getattr(outcome.facts, name) for outcome in scored.outcomes]
     columns["scores"] = _scores(scored, schema, has_score)
+    if views:
+        kind = schema.field("views").type
+        seen = [_struct(kind.field(view).type, list(scores.values()), has_score) for view, scores in views.items()]
+        columns["views"] = pa.StructArray.from_arrays(seen, fields=list(kind), mask=pa.array(~has_score))
     for name, measured in mask_measures(masks).items():
         columns[name] = _struct(schema.field(name).type, measured, has_score)
     if replies:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MASK_COLUMNS = ("mask_area", "mask_peak")
 
 
@@ -12,6 +12,8 @@ MASK_SCHEMA = pa.schema(
     [("image_id", pa.int64()), ("detector", pa.string()), ("width", pa.int32()), ("height", pa.int32()), ("png", pa.binary())],
     metadata={"touchstone.schema": str(SCHEMA_VERSION)},
 )
+# Of runs with perturbations: `view` is the perturbation's name, null in the rows of the clean pass.
+VIEWED_MASK_SCHEMA = MASK_SCHEMA.append(pa.field("view", pa.string()))
 
 
 def row_schema(
@@ -20,15 +22,18 @@ def row_schema(
     localizers: Sequence[str] = (),
     speakers: Sequence[str] = (),
     *,
+    views: Sequence[str] = (),
     perceptual_hash: bool = False,
 ) -> pa.Schema:
     """Columns of `parts/` and `scores/`; `scores` is a struct with one float32 per detector.
 
+    `views` holds such a struct for every perturbation, by its name, and stands only where there are any.
     Where detectors localize, `mask_area` is the share of pixels above one half and `mask_peak` the highest probability, per localizer;
     `replies` is what detectors that answer in words said. `phash`: 16 hex digits, only where it was asked for.
     `input` repeats the source's own columns and stands only where the source has any: Parquet has no empty struct.
     """
     text, words = pa.string(), pa.dictionary(pa.int32(), pa.string())
+    scores = pa.struct([(name, pa.float32()) for name in detectors])
     fields = [
         ("image_id", pa.int64()),
         ("uri", text),
@@ -48,7 +53,8 @@ def row_schema(
         ("flags", pa.list_(pa.string())),
         ("decoder", words),
         *([("phash", text)] if perceptual_hash else []),
-        ("scores", pa.struct([(name, pa.float32()) for name in detectors])),
+        ("scores", scores),
+        *([("views", pa.struct([(view, scores) for view in views]))] if views else []),
         *[(column, pa.struct([(name, pa.float32()) for name in localizers])) for column in MASK_COLUMNS if localizers],
         *([("replies", pa.struct([(name, text) for name in speakers]))] if speakers else []),
         ("score", pa.float64()),

@@ -87,6 +87,10 @@ class ScoreConfig(Frozen):
     reuse: Literal["sha256"] | None = Field(default=None, description="sha256 = copy the scores of byte-identical members scored before")
     perceptual_hash: bool = Field(default=False, description="add the column phash: a 64-bit DCT hash of the decoded image")
     provenance: ProvenanceConfig = ProvenanceConfig()
+    perturb: tuple[str, ...] = Field(
+        default=(),
+        description="score every image also as these perturbations show it: a list (standard, sidbench, …), a YAML file, jpeg:75",
+    )
     prior: float | None = Field(default=None, gt=0, lt=1, description="share of fakes to expect, for the report")
     thumbnails: bool = Field(default=False, description="put thumbnails of the highest scores into the report")
     retry: RetryPolicy = RetryPolicy()

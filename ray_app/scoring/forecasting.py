@@ -125,6 +125,7 @@ def _work_facts(spec: ScoringSpec, layout: Layout) -> dict[str, Any]:
         "ensemble": spec.ensemble.name,
         "rule": spec.ensemble.rule,
         "detectors": list(spec.cards),
+        **({"views": [view.name for view in spec.views]} if spec.views else {}),
         "tensors": _tensors(spec),
         "backbones": _backbones(spec),
         "pools": [list(pool) for pool in spec.pools],

@@ -78,6 +78,8 @@ class Layout:
 class Work:
     """What one member asks of a layout. `tensor_bytes`: its prepared tensors between processes. `pool_gmac`: billions of multiply-adds
     in each group of detectors that needs processes of its own. `process_bytes`: a process with all detectors. `localizes`: masks are made.
+
+    `passes`: how often detectors look at it, clean and perturbed; the other numbers count all of them.
     """
 
     slots: int
@@ -85,6 +87,7 @@ class Work:
     pool_gmac: tuple[float, ...] = (0.0,)
     process_bytes: int = 0
     localizes: bool = False
+    passes: int = 1
 
 
 def plan_layout(work: Work, *, cpus: float, gpus: float, workers: int | None, block_members: int, memory_bytes: float = math.inf) -> Layout:
@@ -97,6 +100,7 @@ def plan_layout(work: Work, *, cpus: float, gpus: float, workers: int | None, bl
             f"the cluster has {cpus:g} CPUs to schedule on; at least 1 is needed",
             hint="start workers, or state what an autoscaler may add: --set cluster.cpus=8 --set cluster.gpus=1",
         )
+    block_members //= work.passes  # as much is lost with a block, and as much of it is in memory, as without perturbations
     if gmac := sum(work.pool_gmac):
         block_members = int(min(block_members, BLOCK_S * GMAC_PER_S["gpu" if gpus >= 1 else "cpu"] / gmac))
     if gpus < 1 and len(work.pool_gmac) == 1:
@@ -104,7 +108,9 @@ def plan_layout(work: Work, *, cpus: float, gpus: float, workers: int | None, bl
         short = workers is None and fitting < int(cpus)
         return Layout("fused", (workers or fitting,), 0, _whole_batches(block_members, work.slots), short_of_memory=short)
     block_members = _whole_batches(min(block_members, HAND_OVER_BYTES // max(work.tensor_bytes, 1)), work.slots)
-    layout = (_with_gpus if gpus >= 1 else _on_cores)(int(cpus), int(gpus), workers, block_members, work.pool_gmac)
+    # A perturbed image takes a core about as long as decoding it did, so that decoding's share of the work stays what it was.
+    once = tuple(gmac / work.passes for gmac in work.pool_gmac)
+    layout = (_with_gpus if gpus >= 1 else _on_cores)(int(cpus), int(gpus), workers, block_members, once)
     return replace(layout, committers=max(layout.scorers)) if work.localizes else layout
 
 

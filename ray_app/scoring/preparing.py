@@ -21,6 +21,7 @@ def identity_of(config: ScoreConfig, spec: ScoringSpec) -> dict[str, Any]:
         "limit": config.limit,
         "limits": spec.limits.model_dump(mode="json"),
         **{name: given.model_dump(mode="json") for name, given in _of_containers(config).items()},
+        **({"perturb": {view.name: view.facts() for view in spec.views}} if spec.views else {}),
         **scoring_identity(spec),
     }
 

@@ -176,5 +176,6 @@ def _reckoned(spec: ScoringSpec, decode_s: float) -> tuple[float | None, ...]:
             (card.backbone.name if card.backbone else card.name, card.preprocessing, spec.precision[card.name]): card.size for card in cards
         }
         known = [size.gmac for size in runs.values() if size is not None]
-        seconds.append(sum(known) / GMAC_PER_S["gpu"] + decode_s * len(late) if len(known) == len(runs) else None)
+        scoring_s = spec.passes * sum(known) / GMAC_PER_S["gpu"]
+        seconds.append(scoring_s + decode_s * len(late) if len(known) == len(runs) else None)
     return tuple(seconds)

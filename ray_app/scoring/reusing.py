@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 
 
 def check_reuse(config: "ScoreConfig", cards: Iterable[DetectorCard]) -> None:
-    """Raises ConfigError where a detector draws masks: the pixels of a mask are kept by member, and are not found by digest."""
+    """Raises ConfigError where a detector draws masks: the pixels of a mask are kept by member, and are not found by digest. So too
+    where images are perturbed, since what was known before is scores of the clean pass.
+    """
+    if config.reuse and config.perturb:
+        raise ConfigError("--reuse copies scores of images as they are, not of perturbed ones", hint="leave --reuse or --perturb out")
     drawing = [card.name for card in cards if card.masks]
     if config.reuse and drawing:
         raise ConfigError(

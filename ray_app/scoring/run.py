@@ -14,6 +14,7 @@ from ray_app.ensembles import EnsembleCard, ensemble_of, load_ensemble_card
 from ray_app.errors import ClusterError, ConfigError, ExitCode, resumable
 from ray_app.images.perceptual import require_perceptual_hash
 from ray_app.inference import ScoringSpec, make_spec
+from ray_app.perturbations import load_perturbations
 from ray_app.runs import RunDirectory, check_conservation
 from ray_app.scoring.cluster import cluster, resources
 from ray_app.scoring.config import ScoreConfig
@@ -62,8 +63,11 @@ def score_archive(config: ScoreConfig) -> Finished:
 
 
 def _check(config: ScoreConfig, run: RunDirectory) -> None:
-    """What can be refused before a cluster is started: an unknown card, a licence, missing weights, a trust list, an empty source."""
+    """What can be refused before a cluster is started: an unknown card, a licence, missing weights, a trust list, an empty source,
+    a perturbation that nobody knows.
+    """
     check_detectors(config)
+    load_perturbations(config.perturb)
     check_retry(config, run)
     check_reuse(config, [load_card(member.detector) for member in _ensemble(config).members])
     if config.perceptual_hash:
@@ -131,7 +135,7 @@ def _told(config: ScoreConfig, run: RunDirectory, session: Session, summary: dic
 
 def layout_for(config: ScoreConfig, spec: ScoringSpec, cpus: float, gpus: float, memory_bytes: float) -> Layout:
     """The processes that a run of this config uses on such a cluster. Raises ClusterError when nothing fits."""
-    work = Work(spec.slots, spec.tensor_bytes, spec.pool_gmac, spec.process_bytes, bool(spec.localizers))
+    work = Work(spec.slots, spec.tensor_bytes, spec.pool_gmac, spec.process_bytes, bool(spec.localizers), spec.passes)
     layout = plan_layout(
         work, cpus=cpus, gpus=gpus, workers=config.cluster.workers, block_members=config.block_members, memory_bytes=memory_bytes
     )
@@ -157,6 +161,7 @@ def spec_for(config: ScoreConfig, gpus: float) -> ScoringSpec:
         slots=config.batch_slots,
         perceptual_hash=config.perceptual_hash,
         provenance=config.provenance.policy(),
+        views=load_perturbations(config.perturb),
     )
 
 

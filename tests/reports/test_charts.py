@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_app.reports.charts import Segment, Zones, element, histogram, line_chart, meter, range_meter, round_ticks, stacked_bar
+from ray_app.reports.charts import Segment, Zones, histogram, line_chart, meter, range_meter, stacked_bar
+from ray_app.reports.drawing import element, round_ticks
 
 EDGES = [-2.0, -1.0, 0.0, 1.0, 2.0]
 

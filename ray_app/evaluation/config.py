@@ -1,0 +1,36 @@
+"""The settings of an evaluation: a run or a source, its labels, a protocol, and what is computed. Knows no figure."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field
+
+from ray_app.config import Frozen
+from ray_app.evaluation.sampling import MOST
+from ray_app.scoring.config import ScoreConfig
+
+
+class EvaluateConfig(Frozen):
+    """One evaluation. `score` is how a source is scored first; of a run that is there already it says but where (its `source` is not used)."""
+
+    at: tuple[str, ...] = Field(default=(), description="a run directory; or a source of members, as `touchstone score` takes it")
+    out: str | None = Field(default=None, description="where metrics.json, metrics.csv and report.html go; any fsspec URL")
+    labels: str | None = Field(
+        default=None, description="CSV, JSONL or Parquet, or an index; null = by the layout, else the run's own columns"
+    )
+    key: Literal["image_id", "sha256", "uri"] | None = Field(
+        default=None, description="what joins labels to rows; null = the first there is"
+    )
+    split: str | None = Field(default=None, description="only labels of this split; null = the protocol's, or all")
+    layout: str | None = Field(default=None, description="how the source tells labels (touchstone index --help); null = the protocol's")
+    arguments: Mapping[str, Any] = Field(default={}, description="of the layout")
+    protocol: str | None = Field(default=None, description="a shipped protocol by name, or a YAML file")
+    title: str | None = None
+    score: ScoreConfig = Field(default=ScoreConfig(), description="how a source is scored: detectors, ensemble, perturb, cluster, …")
+    bootstrap: int = Field(default=1000, ge=0, description="replicates of a bootstrap; 0 = no such intervals")
+    sample: int = Field(default=MOST, ge=100, le=MOST, description="rows that bootstrap, paired tests and the shortcut check see")
+    pairs: bool = Field(default=True, description="test every two systems against each other")
+    thumbnails: bool = Field(default=True, description="small pictures of mistakes and masks in the report, read from the source again")
+    clip: str | None = Field(default=None, description="folder of CLIP weights, for the similarity of prompts")
+    seed: int = 0
+    tasks: bool | None = Field(default=None, description="gather a run's files as Ray tasks; null = where it has very many")

@@ -1,0 +1,120 @@
+"""Groups of labelled images: whether they are real, whole fakes or local edits, and who made them. Knows columns of labels; no run."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ray_app.datasets.labels import parse_label, real_of
+from ray_app.errors import ConfigError
+
+Codes = npt.NDArray[np.int32]
+
+MOST_GROUPS = 5_000
+_KINDS = {
+    "real": "", "whole": "whole", "full": "whole", "generated": "whole", "synthetic": "whole",
+    "local": "local", "partial": "local", "edited": "local", "inpainted": "local", "inpainting": "local",
+}  # fmt: skip
+_CHOICES = ("", "local", "whole")
+
+
+class Group(NamedTuple):
+    """`kind`: real, whole (generated as a whole) or local (an edit inside a photograph). `generator`: as labels say it."""
+
+    kind: str
+    generator: str
+
+    @property
+    def label(self) -> str:
+        """`real` or `fake`."""
+        return "real" if self.kind == "real" else "fake"
+
+
+class GroupCoder:
+    """Numbers groups in the order in which it meets them."""
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+        self._numbers: dict[Group, int] = {}
+        self._rows = 0
+
+    @property
+    def groups(self) -> list[Group]:
+        """All that were met, by number."""
+        return list(self._numbers)
+
+    def codes(self, table: pa.Table, *, complete: bool) -> Codes:
+        """(n,) the number of every row's group, by its columns `label`, `generator`, `kind` and `mask_uri` (all but the first may be
+        missing); -1 for a row without a label, which `complete` refuses.
+
+        A fake with a mask, or of kind local, is a local edit. Raises ConfigError naming file, row and value.
+        """
+        labels, words = _coded(table, "label")
+        if complete and (labels < 0).any():
+            raise ConfigError(f"{self._at(labels < 0)}: no label", hint="labels are real or fake, or 0 (real) and 1 (fake)")
+        is_fake = np.array([self._is_fake(word, labels == code) for code, word in enumerate(words)] + [False])[labels]
+        kinds = self._kinds(table)
+        has_mask = _has_text(table, "mask_uri")
+        kind = np.where(kinds > 0, kinds, np.where(has_mask, 1, 2))
+        makers, names = _coded(table, "generator")
+        combined = (np.where(is_fake, kind, 0) * (len(names) + 1) + makers + 1).astype(np.int64)
+        combined[labels < 0] = -1
+        distinct, places = np.unique(combined, return_inverse=True)
+        numbers = np.array([self._number(int(one), names, combined) for one in distinct], np.int32)
+        self._rows += len(table)
+        return numbers[places]
+
+    def _number(self, combined: int, names: list[Any], rows: npt.NDArray[np.int64]) -> int:
+        if combined < 0:
+            return -1
+        kind, maker = divmod(combined, len(names) + 1)
+        said = str(names[maker - 1]).strip() if maker else ""
+        if kind and (said == "real" or said.startswith("real:")):
+            raise ConfigError(f"{self._at(rows == combined)}: labelled fake, but its generator is '{said}'")
+        group = Group(_CHOICES[kind], said or "unknown") if kind else Group("real", real_of(said))
+        number = self._numbers.setdefault(group, len(self._numbers))
+        if number >= MOST_GROUPS:
+            raise ConfigError(
+                f"{self._where}: more than {MOST_GROUPS:,} generators, such as '{group.generator}'", hint="is that the right column?"
+            )
+        return number
+
+    def _is_fake(self, word: Any, rows: npt.NDArray[np.bool_]) -> bool:
+        return parse_label(word, self._at(rows)) == "fake"
+
+    def _kinds(self, table: pa.Table) -> Codes:
+        codes, words = _coded(table, "kind")
+        numbers = []
+        for code, word in enumerate(words):
+            kind = _KINDS.get(str(word).strip().lower())
+            if kind is None:
+                raise ConfigError(f"{self._at(codes == code)}: {word!r} is no kind", hint="kinds are real, whole and local")
+            numbers.append(_CHOICES.index(kind))
+        found: Codes = np.array([*numbers, 0], np.int32)[codes]
+        return found
+
+    def _at(self, rows: npt.NDArray[np.bool_]) -> str:
+        return f"{self._where}, row {self._rows + int(np.argmax(rows)) + 1}"
+
+
+def _coded(table: pa.Table, name: str) -> tuple[Codes, list[Any]]:
+    """(n,) the place of every row's value in the list of all different ones; -1 where there is none, or nothing but blanks."""
+    if name not in table.column_names or pa.types.is_null(table.schema.field(name).type):
+        return np.full(len(table), -1, np.int32), []
+    column = table[name].combine_chunks()
+    encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+    codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
+    words = encoded.dictionary.to_pylist()
+    kept = [place for place in np.unique(codes[codes >= 0]).tolist() if words[place] is not None and str(words[place]).strip()]
+    places = np.full(len(words) + 1, -1, np.int32)
+    places[kept] = np.arange(len(kept))
+    return places[codes], [words[place] for place in kept]
+
+
+def _has_text(table: pa.Table, name: str) -> npt.NDArray[np.bool_]:
+    if name not in table.column_names or pa.types.is_null(table.schema.field(name).type):
+        return np.zeros(len(table), np.bool_)
+    found: npt.NDArray[np.bool_] = np.asarray(pc.fill_null(pc.greater(pc.utf8_length(table[name]), 0), False))
+    return found

@@ -1,0 +1,213 @@
+"""Files and indexes of labels as bounded tables. Knows how labels are written down; joins nothing to a run.
+
+CSV, JSON lines or Parquet on any fsspec URL, keyed by `image_id`, `sha256` or `uri` (and `member`); or a directory of `touchstone index`.
+"""
+
+import csv
+import io
+import json
+import posixpath
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pcsv
+import pyarrow.parquet as pq
+
+from ray_app.archives import iter_blocks, read_block
+from ray_app.archives.lists import pieces
+from ray_app.datasets.index import is_index
+from ray_app.datasets.labels import INPUT
+from ray_app.errors import ConfigError, InputError
+from ray_app.storage import Fetcher, Store, canonical, local_path, strip_secrets
+from ray_app.storage.locations import scheme_of
+
+COLUMNS = ("image_id", "sha256", "uri", "member", "label", "generator", "kind", "mask_uri", "prompt", "split")
+"""What labels may say of an image; other columns are not looked at."""
+ENDINGS = (".csv", ".jsonl", ".ndjson", ".parquet")
+_ROWS = 65_536
+_PIECE = 8 << 20
+_UNREADABLE = (pa.ArrowException, UnicodeDecodeError, ValueError, csv.Error, OSError)
+
+
+class LabelTables(Protocol):
+    """Where labels are written down; read as often as it is asked."""
+
+    @property
+    def name(self) -> str:
+        """As people are told it, without secrets."""
+
+    def names(self) -> list[str]:
+        """Which of COLUMNS there are."""
+
+    def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """These columns of all rows, in order, some rows at a time: `image_id` int64, `label` of any type, all others texts."""
+
+
+def open_labels(place: str) -> LabelTables:
+    """The labels at a path or fsspec URL. Raises ConfigError where they are neither a file of labels nor an index."""
+    if _ending(place) in ENDINGS:
+        return LabelFile(place)
+    if "::" not in place and scheme_of(place) not in ("http", "https") and is_index(Store.open(place)):
+        return LabelsOfIndex(place)
+    raise ConfigError(
+        f"{strip_secrets(place)}: neither a file of labels nor an index",
+        hint="labels are a .csv, .jsonl or .parquet file, or what `touchstone index SOURCE --layout NAME --out DIR` wrote",
+    )
+
+
+@dataclass(frozen=True)
+class LabelsOfIndex:
+    """The labels of an index directory, keyed by `image_id`."""
+
+    place: str
+
+    @property
+    def name(self) -> str:
+        """As people are told it, without secrets."""
+        return strip_secrets(self.place)
+
+    def names(self) -> list[str]:
+        """Which of COLUMNS there are."""
+        return [name for name in COLUMNS if name in ("image_id", "uri", "member", *INPUT.names)]
+
+    def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """These columns of all rows, a block at a time."""
+        store = Store.open(self.place)
+        for ref in iter_blocks(store, 0):
+            rows = read_block(store, ref)
+            inputs = rows["input"].combine_chunks()
+            yield pa.table({name: inputs.field(name) if name in INPUT.names else rows[name] for name in columns})
+
+
+@dataclass(frozen=True)
+class LabelFile:
+    """One file of labels. A relative `uri`, `mask_uri` alike, is relative to the file."""
+
+    place: str
+
+    @property
+    def name(self) -> str:
+        """As people are told it, without secrets."""
+        return strip_secrets(self.place)
+
+    def names(self) -> list[str]:
+        """Which of COLUMNS there are. Raises ConfigError for a file that cannot be read as labels."""
+        first = next(self._tables(None), None)
+        return [] if first is None else [name for name in COLUMNS if name in first.column_names]
+
+    def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """These columns of all rows, some rows at a time. Raises ConfigError naming the file and what is wrong in it."""
+        folder = posixpath.dirname(canonical(self.name) if scheme_of(self.place) == "file" else self.name)
+        for table in self._tables(columns):
+            typed = {name: self._typed(name, table[name].combine_chunks(), folder) for name in columns}
+            yield pa.table(typed)
+
+    def _tables(self, columns: Sequence[str] | None) -> Iterator[pa.Table]:
+        """Tables with all columns of the file (None) or these; JSON rows that lack one have null there."""
+        try:
+            with Fetcher(signed=[self.place]).open(strip_secrets(canonical(self.place)), "") as file:
+                yield from _READERS[_ending(self.place)](file, columns)
+        except InputError as error:
+            raise ConfigError(f"{self.name}: {error.detail}") from None
+        except _UNREADABLE as error:
+            raise ConfigError(f"{self.name}: cannot be read as labels: {' '.join(str(error).split())}") from None
+
+    def _typed(self, name: str, column: pa.Array, folder: str) -> pa.Array:
+        if name == "label":
+            return column
+        column = column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+        try:
+            if name == "image_id":
+                return column.cast(pa.int64())
+            column = column.cast(pa.string())
+        except pa.ArrowInvalid as error:
+            raise ConfigError(f"{self.name}: column '{name}': {error}", hint="an image_id is a whole number of 64 bits") from None
+        return _absolute(column, folder) if name in ("uri", "mask_uri") else column
+
+
+def _absolute(column: pa.Array, folder: str) -> pa.Array:
+    """Uris as a run writes them: whole, without secrets."""
+    is_plain = pc.and_(pc.starts_with(column, "/"), pc.invert(pc.match_substring_regex(column, r"/\.{0,2}(/|$)")))
+    is_url = pc.and_(pc.match_substring(column, "://"), pc.invert(pc.match_substring_regex(column, r"^file://|[?@]")))
+    is_done = pc.fill_null(pc.or_(is_plain, is_url), True)
+    if pc.all(is_done, min_count=0).as_py():
+        return column
+    others = pa.array([one if ok else _whole(one, folder) for one, ok in zip(column.to_pylist(), is_done.to_pylist(), strict=True)])
+    return others.cast(pa.string())
+
+
+def _whole(uri: str, folder: str) -> str:
+    if "://" in uri and not uri.startswith("file://"):
+        return strip_secrets(uri)
+    path = local_path(uri)
+    if posixpath.isabs(path):
+        return posixpath.normpath(path)
+    if scheme_of(folder) == "file":
+        return posixpath.normpath(posixpath.join(folder, path))
+    scheme, _, rest = folder.partition("://")
+    return f"{scheme}://{posixpath.normpath(posixpath.join(rest, path))}"
+
+
+def _csv_tables(file: Any, columns: Sequence[str] | None) -> Iterator[pa.Table]:
+    names: list[str] | None = None
+    parse = pcsv.ParseOptions(newlines_in_values=True)
+    for piece in pieces(file, quoted=True, size=_PIECE):
+        read = pcsv.ReadOptions(column_names=names, use_threads=False, block_size=len(piece) + 1)
+        if names is None:
+            names = next(csv.reader(io.StringIO(piece.decode("utf-8-sig"), newline="")), [])
+            if len(set(names)) < len(names):
+                raise ValueError(f"its first line does not name each column once: {', '.join(names)}")
+        texts = {name: pa.string() for name in names}
+        convert = pcsv.ConvertOptions(column_types=texts, null_values=[""], strings_can_be_null=True, include_columns=columns or names)
+        yield pcsv.read_csv(io.BytesIO(piece), read, parse, convert)
+
+
+def _json_tables(file: Any, columns: Sequence[str] | None) -> Iterator[pa.Table]:
+    number = 0
+    for piece in pieces(file, quoted=False, size=_PIECE):
+        rows = []
+        for line in piece.decode("utf-8-sig").split("\n"):
+            number += 1
+            if line.strip():
+                rows.append(_json_row(line, number))
+        wanted = columns or list(dict.fromkeys(name for row in rows for name in row))
+        yield pa.table({name: pa.array([_text(row.get(name)) for row in rows], pa.string()) for name in wanted})
+
+
+def _json_row(line: str, number: int) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"line {number}: {error}") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"line {number} is no object: {line[:80]}")
+    return row
+
+
+def _text(value: Any) -> str | None:
+    if value is None or value == "":
+        return None
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _parquet_tables(file: Any, columns: Sequence[str] | None) -> Iterator[pa.Table]:
+    with pq.ParquetFile(file) as table:
+        wanted = [name for name in table.schema_arrow.names if name in COLUMNS] if columns is None else list(columns)
+        for batch in table.iter_batches(_ROWS, columns=wanted):
+            yield pa.Table.from_batches([batch])
+
+
+_READERS: dict[str, Callable[[Any, Sequence[str] | None], Iterator[pa.Table]]] = {
+    ".csv": _csv_tables,
+    ".jsonl": _json_tables,
+    ".ndjson": _json_tables,
+    ".parquet": _parquet_tables,
+}
+
+
+def _ending(place: str) -> str:
+    name = place.partition("?")[0] if "://" in place else place
+    return posixpath.splitext(name)[1].lower()

@@ -1,0 +1,197 @@
+"""The masks of a run against the masks of its labels: the sections `localization` and `overlays` of an evaluation.
+
+Knows what is held against what and which images count; computes no figure itself.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from ray_app.evaluation.mask_measuring import RESIZING, MaskMeasurer, Measured, Unreadable, side_by_side
+from ray_app.evaluation.mask_truths import COLUMNS, Kind, MaskedImage, MaskTruths, has_masks, masked_images
+from ray_app.evaluation.overlays import Overlays
+from ray_app.evaluation.protocols import LocalizationRules
+from ray_app.images import ImageLimits
+from ray_app.metrics.arrays import Floats
+from ray_app.metrics.figure import Figure
+from ray_app.metrics.localization import EMPTY, Empty, MaskRows, counts_of, imdlbenco_of, localization_of, opensdi_of
+from ray_app.runs import RunDirectory
+from ray_app.storage import Fetcher
+
+Tables = Callable[[Sequence[str]], Iterable[pa.Table]]
+"""The joined rows of a run with the columns asked for; called as often as they are read."""
+_MODES: tuple[Literal["origin", "reverse", "double"], ...] = ("origin", "reverse", "double")
+_IMAGES = {
+    "opensdi": "local edits alone; IMDLBenCo's formulas, as its evaluation uses them",
+    "imdlbenco": "every image with a mask; reals count F1 = IoU = AUC = 0; 1e-8 in the denominators",
+}
+
+
+class Localized(NamedTuple):
+    """Two sections of the document: `section` is `localization`."""
+
+    section: dict[str, Any]
+    overlays: list[dict[str, Any]]
+
+
+class _Group(NamedTuple):
+    """What rows are gathered by. `size`: network or original at the threshold asked for, half: network at ½."""
+
+    system: str
+    view: str | None
+    size: Literal["network", "original", "half"]
+    kind: Kind
+    generator: str
+
+
+def localization_of_run(
+    run: RunDirectory,
+    tables: Tables,
+    *,
+    rules: LocalizationRules | None = None,
+    empty: Empty = "skip",
+    pictures: bool = True,
+    fetcher: Fetcher | None = None,
+    limits: ImageLimits | None = None,
+) -> Localized | None:
+    """Both sections of a run whose joined rows `tables` gives (it is asked for `mask_truths.COLUMNS`); None where no detector localizes.
+
+    `empty` says how images without altered pixels count under the plain policy. A truth that cannot be read is counted with its reason.
+    """
+    if not has_masks(run):
+        return None
+    rules = rules or LocalizationRules()
+    headline = _Headline(rules, empty)
+    fetcher, limits = fetcher or Fetcher(), limits or ImageLimits()
+    measurer = MaskMeasurer(fetcher, limits, threshold=rules.threshold, at_original={"local", *headline.kinds})
+    gathered = _Gathered()
+    truths = MaskTruths(tables(COLUMNS))
+    for image, found in side_by_side(lambda image: (image, None if image is None else measurer.measure(image)), masked_images(run, truths)):
+        gathered.add(image, found)
+    section = {"policy": headline.row(), **gathered.counts(), "systems": list(gathered.systems(headline))}
+    return Localized(section, gathered.overlays.pictures(measurer, fetcher, limits) if pictures else [])
+
+
+class _Headline:
+    """Whose rules make the figures that a system is known by."""
+
+    def __init__(self, rules: LocalizationRules, empty: Empty) -> None:
+        self._rules, self._empty = rules, empty
+        with_reals: tuple[Kind, ...] = ("local",) if empty == "skip" else ("local", "real")
+        self.kinds: tuple[Kind, ...] = {"plain": with_reals, "opensdi": ("local",), "imdlbenco": ("local", "real", "whole")}[rules.policy]
+
+    def figures(self, rows: Floats) -> dict[str, Any]:
+        """Those of rows of `kinds`, as JSON."""
+        if self._rules.policy == "plain":
+            return rows_of(localization_of(rows, empty=self._empty))
+        return rows_of(opensdi_of(rows) if self._rules.policy == "opensdi" else imdlbenco_of(rows))
+
+    def row(self) -> dict[str, Any]:
+        """The policy in words."""
+        plain = "local edits" if self._empty == "skip" else "local edits and reals"
+        policy = self._rules.policy
+        return {
+            "name": policy,
+            "resolution": self._rules.resolution,
+            "threshold": self._rules.threshold,
+            "images": _IMAGES.get(policy, f"{plain}, each counting once; the AUC of those with altered and intact pixels"),
+            "empty": self._empty if policy == "plain" else "zero",
+            "empty_images": EMPTY[self._empty if policy == "plain" else "zero"],
+            "resizing": RESIZING,
+        }
+
+
+class _Gathered:
+    """Rows of figures by group, and what became of images that have none."""
+
+    def __init__(self) -> None:
+        self.overlays = Overlays()
+        self._rows: dict[_Group, MaskRows] = {}
+        self._images = self._unlabelled = 0
+        self._unreadable: Counter[str] = Counter()
+        self._examples: dict[str, str] = {}
+
+    def add(self, image: MaskedImage | None, found: list[Measured] | Unreadable | None) -> None:
+        if image is None or found is None:
+            self._unlabelled += 1
+        elif isinstance(found, Unreadable):
+            self._unreadable[found.status] += 1
+            self._examples.setdefault(found.status, f"{image.truth.mask_uri or image.member.uri}: {found.detail}")
+        else:
+            self._images += 1
+            for one, row in zip(found, image.masks, strict=True):
+                self._add_mask(one, image, row)
+
+    def _add_mask(self, one: Measured, image: MaskedImage, row: dict[str, Any]) -> None:
+        for size in ("network", "original", "half"):
+            figures = getattr(one, size)
+            if figures is not None:
+                group = _Group(one.system, one.view, size, image.truth.kind, image.truth.generator)
+                self._rows.setdefault(group, MaskRows()).add(figures)
+        if one.original is not None and one.view is None and image.truth.kind == "local":
+            self.overlays.see(one.original, image, row)
+
+    def counts(self) -> dict[str, Any]:
+        """How many images were measured, have masks but no label, and have a truth that cannot be read, and why."""
+        reasons = [{"reason": reason, "n": n, "example": self._examples[reason]} for reason, n in self._unreadable.most_common()]
+        return {"images": self._images, "without_label": self._unlabelled, "unreadable": reasons}
+
+    def systems(self, headline: _Headline) -> Iterator[dict[str, Any]]:
+        """One entry per detector and size."""
+        for system in sorted({group.system for group in self._rows}):
+            for size in ("network", "original"):
+                yield self._system(system, size, headline)
+
+    def _system(self, system: str, size: str, headline: _Headline) -> dict[str, Any]:
+        of_size = {group: rows for group, rows in self._rows.items() if group.system == system and group.size == size}
+        counted = {group: rows for group, rows in of_size.items() if group.kind in headline.kinds}
+        clean = {group: rows for group, rows in counted.items() if group.view is None}
+        views = sorted({group.view for group in counted if group.view is not None})
+        rows = _together(clean.values())
+        at_half = self._at_half(system)
+        return {
+            "name": system,
+            "resolution": size,
+            "counts": counts_of(rows),
+            "figures": headline.figures(rows),
+            "generators": [
+                {"name": group.generator, "kind": group.kind, "n": len(of), "figures": headline.figures(of.table())}
+                for group, of in sorted(clean.items()) if group.kind == "local"
+            ],
+            "views": [_view(name, {group: of for group, of in counted.items() if group.view == name}, headline) for name in views],
+            "imdlbenco": _imdlbenco(at_half) if size == "network" else None,
+            "opensdi": _opensdi(at_half) if size == "network" else None,
+        }  # fmt: skip
+
+    def _at_half(self, system: str) -> dict[_Group, MaskRows]:
+        """The clean rows at the network's size and the threshold of the benchmarks."""
+        of_clean = {group: rows for group, rows in self._rows.items() if group.system == system and group.view is None}
+        half = {group: rows for group, rows in of_clean.items() if group.size == "half"}
+        return half or {group: rows for group, rows in of_clean.items() if group.size == "network"}
+
+
+def rows_of(figures: dict[str, Figure]) -> dict[str, Any]:
+    """Figures as plain JSON."""
+    return {name: figure.row() for name, figure in figures.items()}
+
+
+def _view(name: str, groups: dict[_Group, MaskRows], headline: _Headline) -> dict[str, Any]:
+    rows = _together(groups.values())
+    return {"name": name, "n": len(rows), "figures": headline.figures(rows)}
+
+
+def _imdlbenco(groups: dict[_Group, MaskRows]) -> dict[str, Any]:
+    rows = _together(groups.values())
+    return {"counts": counts_of(rows), "modes": {mode: rows_of(imdlbenco_of(rows, mode=mode)) for mode in _MODES}}
+
+
+def _opensdi(groups: dict[_Group, MaskRows]) -> dict[str, Any]:
+    rows = _together(of for group, of in groups.items() if group.kind == "local")
+    return {"counts": counts_of(rows), "figures": rows_of(opensdi_of(rows))}
+
+
+def _together(rows: Iterable[MaskRows]) -> Floats:
+    return np.concatenate([MaskRows().table(), *(one.table() for one in rows)])

@@ -1,0 +1,70 @@
+"""The most confident mistakes of a run, and small pictures of them. Knows rows and scores; the pictures are made elsewhere."""
+
+import base64
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from ray_app.ensembles import sigmoid
+from ray_app.evaluation.joining import Truth
+from ray_app.evaluation.systems import Column, System
+
+MOST = 24
+_COLUMNS = ["image_id", "uri", "member", "verdict"]
+
+
+class Mistakes:
+    """Images on the wrong side of a threshold, the farthest from it first; of equal ones the lower id."""
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[float, int, dict[str, Any]]] = []
+
+    def add(self, table: pa.Table, truth: Truth, is_fake: npt.NDArray[np.bool_], scores: Column, system: System) -> None:
+        """Look at labelled result rows with the scores of one system, (n,) each; NaN is no mistake."""
+        said = scores > system.threshold if system.strict else scores >= system.threshold
+        excess = np.abs(scores.astype(np.float64) - system.threshold)
+        wrong = np.flatnonzero(np.isfinite(scores) & (said != is_fake))
+        least = self._rows[-1][0] if len(self._rows) == MOST else -1.0
+        wrong = wrong[excess[wrong] >= least]
+        if not len(wrong):
+            return
+        ids = table["image_id"].to_numpy()
+        wrong = wrong[np.lexsort((ids[wrong], -excess[wrong]))[:MOST]]
+        chances = sigmoid(_calibrated(scores[wrong], system))
+        rows = table.select(_COLUMNS).take(pa.array(wrong)).to_pylist()
+        for place, row, chance in zip(wrong.tolist(), rows, chances.tolist(), strict=True):
+            group = truth.groups[truth.codes[place]]
+            row |= {"label": group.label, "generator": group.generator, "score": float(scores[place]), "probability": chance}
+            self._rows.append((float(excess[place]), row["image_id"], row))
+        self._keep()
+
+    def merge(self, other: "Mistakes") -> None:
+        """Those of other rows too."""
+        self._rows += other._rows
+        self._keep()
+
+    def rows(self) -> list[dict[str, Any]]:
+        """As the document has them, without pictures."""
+        return [row for _, _, row in self._rows]
+
+    def _keep(self) -> None:
+        self._rows = sorted(self._rows, key=lambda one: (-one[0], one[1]))[:MOST]
+
+
+def with_thumbnails(rows: Sequence[Mapping[str, Any]], *, wanted: bool) -> list[dict[str, Any]]:
+    """The rows with `thumbnail`: a small JPEG of the picture as it is now, in base64; None where it cannot be read, or none is wanted."""
+    from ray_app.scoring.thumbnails import thumbnails_of
+
+    places = [(row["image_id"], row["uri"]) for row in rows if row["member"] is None]
+    pictures = thumbnails_of(places) if wanted else {}
+    return [
+        {**row, "thumbnail": base64.b64encode(picture).decode() if (picture := pictures.get(row["image_id"])) else None} for row in rows
+    ]
+
+
+def _calibrated(scores: Column, system: System) -> npt.NDArray[np.float64]:
+    wide = scores.astype(np.float64)
+    return wide if system.calibration is None else system.calibration.slope * wide + system.calibration.intercept

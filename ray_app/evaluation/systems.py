@@ -1,0 +1,160 @@
+"""What gives scores in a run: its ensemble and every detector, and their columns in its rows. Knows cards and columns; no labels."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ray_app.detectors import DetectorCard, load_card
+from ray_app.detectors.cards import Calibration
+from ray_app.ensembles import EnsembleCard, combine, is_calibrated
+from ray_app.errors import TouchstoneError
+from ray_app.runs import RunDirectory
+
+ENSEMBLE = "ensemble"
+Column = npt.NDArray[np.float32] | npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class System:
+    """One column of scores (log-odds of fake). `calibration`: what makes chances of them; `decides`: the run's verdicts are its own.
+
+    Fake is a score above `threshold`, or, unless `strict`, at it. `card`: None where it cannot be read any more.
+    """
+
+    name: str
+    kind: str
+    title: str
+    threshold: float
+    strict: bool
+    calibration: Calibration | None = None
+    calibrated: bool = False
+    binary: bool = False
+    decides: bool = False
+    card: DetectorCard | None = None
+
+
+@dataclass(frozen=True)
+class Systems:
+    """All of a run, the headline first. `members`: the ensemble's detectors, as the run names them, in its own order."""
+
+    all: tuple[System, ...]
+    ensemble: EnsembleCard | None
+    members: tuple[str, ...]
+    calibrations: Mapping[str, Calibration | None]
+
+    @property
+    def headline(self) -> System:
+        """The ensemble, or the only detector where the ensemble is no more than that."""
+        return self.all[0]
+
+    def clean(self, table: pa.Table) -> dict[str, Column]:
+        """Per system, the scores (n,) of result rows; NaN = none."""
+        scores = table["scores"].combine_chunks()
+        there = {field.name for field in scores.type}
+        return {one.name: _floats(table["score"]) if one.name == ENSEMBLE else _floats(_field(scores, one.name, there)) for one in self.all}
+
+    def views(self, table: pa.Table) -> dict[str, dict[str, Column]]:
+        """Per view and system the same of perturbed pixels; nothing where the run has no views. The ensemble is asked anew."""
+        if "views" not in table.column_names:
+            return {}
+        column = table["views"].combine_chunks()
+        return {field.name: self._view(_struct(column, field.name)) for field in column.type}
+
+    def _view(self, scores: pa.Array) -> dict[str, Column]:
+        there = {field.name for field in scores.type}
+        found: dict[str, Column] = {one.name: _floats(_field(scores, one.name, there)) for one in self.all if one.name != ENSEMBLE}
+        if self.ensemble is None or self.headline.name != ENSEMBLE:
+            return found
+        columns = {name: np.asarray(found[name], np.float32) for name in self.members}
+        return {ENSEMBLE: combine(self.ensemble, columns, self.calibrations), **found}
+
+
+def systems_of(run: RunDirectory, *, threshold: float | None = None, strict: bool = True) -> Systems:
+    """Those of a run by its `run.json`. A protocol's `threshold` holds for all; without one a detector's is 0, and an ensemble's is
+    where its verdict begins to be fake.
+    """
+    described = run.describe()
+    names: list[str] = described["detectors"]
+    told = described["identity"].get("detectors", {})
+    calibrations = {name: _calibration(told.get(name, {})) for name in names}
+    ensemble = EnsembleCard.model_validate(described["ensemble"]) if described.get("ensemble") else None
+    cards = _cards(ensemble, names)
+    members = tuple(name for name, _ in cards.values()) if ensemble else ()
+    by_name = {name: card for name, card in cards.values()}
+    detectors = [
+        System(name, "detector", card.title if (card := by_name.get(name)) else name, threshold or 0.0, strict, calibrations[name],
+               calibrations[name] is not None, _is_binary(card), card=card)
+        for name in names
+    ]  # fmt: skip
+    kept = {name: calibrations[name] for name in members if name in calibrations}
+    if ensemble is not None and _is_one(ensemble, members, detectors, kept):
+        [only] = detectors
+        return Systems((System(**{**vars(only), "decides": True}),), ensemble, members, kept)
+    return Systems((_ensemble(ensemble, kept, threshold, strict), *detectors), ensemble, members, kept)
+
+
+def _ensemble(card: EnsembleCard | None, calibrations: Mapping[str, Calibration | None], threshold: float | None, strict: bool) -> System:
+    if card is None:
+        return System(ENSEMBLE, "ensemble", "The ensemble", threshold or 0.0, strict, decides=True)
+    begins, strict = (card.thresholds.fake_above, False) if threshold is None else (threshold, strict)
+    return System(ENSEMBLE, "ensemble", card.title, begins, strict, None, is_calibrated(card, calibrations), decides=True)
+
+
+def _is_one(
+    ensemble: EnsembleCard, members: tuple[str, ...], detectors: list[System], calibrations: Mapping[str, Calibration | None]
+) -> bool:
+    """Whether the ensemble says what its only detector says, number for number and verdict for verdict but at the threshold itself."""
+    thresholds = ensemble.thresholds
+    return (
+        len(detectors) == len(members) == 1
+        and ensemble.leaves_one_score_alone
+        and ensemble.calibration is None
+        and calibrations.get(members[0]) is None
+        and thresholds.real_below == thresholds.fake_above == 0
+    )
+
+
+def _cards(ensemble: EnsembleCard | None, names: list[str]) -> dict[str, tuple[str, DetectorCard | None]]:
+    """By what the ensemble calls its members, the run's own name of each, and its card where that can still be read."""
+    found: dict[str, tuple[str, DetectorCard | None]] = {}
+    for place, member in enumerate(ensemble.members if ensemble else ()):
+        card = _card(member.detector)
+        known = card.name if card and card.name in names else names[place] if place < len(names) else member.detector
+        found[member.detector] = (known, card if card and card.name == known else None)
+    missing = [name for name in names if name not in {known for known, _ in found.values()}]
+    return found | {name: (name, _card(name)) for name in missing} if not ensemble else found
+
+
+def _card(name: str) -> DetectorCard | None:
+    try:
+        return load_card(name)
+    except TouchstoneError:
+        return None
+
+
+def _is_binary(card: DetectorCard | None) -> bool:
+    """Whether scores are but two numbers, for yes and no, as of a model that replies in words."""
+    return card is not None and card.replies
+
+
+def _calibration(told: Mapping[str, Any]) -> Calibration | None:
+    given = told.get("calibration")
+    return None if given is None else Calibration.model_validate(given)
+
+
+def _floats(column: pa.ChunkedArray | pa.Array) -> Column:
+    floats: Column = np.asarray(pc.fill_null(column, float("nan")))
+    return floats
+
+
+def _field(scores: pa.Array, name: str, there: set[str]) -> pa.Array:
+    return _struct(scores, name) if name in there else pa.nulls(len(scores), pa.float32())
+
+
+def _struct(scores: pa.Array, name: str) -> pa.Array:
+    return pc.struct_field(scores, name)

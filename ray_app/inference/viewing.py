@@ -1,0 +1,81 @@
+"""Decoded images → the views that perturbations give of them, and images that are decoded late. Knows no detector's name, file or Ray."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from ray_app.errors import InputError
+from ray_app.images import DecodedImage
+from ray_app.inference.batches import Pixels, Ragged, Size
+from ray_app.perturbations import Perturbation, seed_of
+
+ImageOf = Callable[[int], DecodedImage | None]
+Prepare = Callable[[Image.Image], Pixels | None]
+
+# Decoded images that are kept while their views are read: all that go through a network together, or the one that is larger.
+KEPT_PIXELS = 2**23
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One image of a batch: a tensor per preprocessing, and the same with its size per view; None where that could not be made."""
+
+    tensors: Sequence[Pixels | None]
+    views: Sequence["tuple[Size, Sequence[Pixels | None]] | None"] = ()
+
+
+def perturbed(view: Perturbation, image: DecodedImage) -> Image.Image | None:
+    """The image as a view shows it, the same whoever asks; None where a codec cannot."""
+    try:
+        return view.apply(image.pixels, seed_of(image.facts.sha256, view.name))
+    except (OSError, ValueError):
+        return None
+
+
+class Lazily(Sequence[Pixels | None]):
+    """The images of a batch in one preprocessing and one view (None = clean), each made when it is asked for, since it may be large."""
+
+    def __init__(self, count: int, image_of: ImageOf, prepare: Prepare, view: Perturbation | None = None) -> None:
+        self._count, self._image_of, self._prepare, self._view = count, image_of, prepare, view
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, slot: Any) -> Any:
+        try:
+            image = self._image_of(slot)
+            seen = None if image is None else image.pixels if self._view is None else perturbed(self._view, image)
+            return None if seen is None else self._prepare(seen)
+        except InputError:
+            return None  # it decoded once; what is refused now, the detector has no score for
+
+
+class Late:
+    """Files of a batch, decoded when asked for. With `keeps`, the last few stay decoded, so that all views of an image cost one decode."""
+
+    def __init__(self, files: Sequence[bytes | None], decode: Callable[[bytes], DecodedImage], *, keeps: bool) -> None:
+        self._files, self._decode, self._keeps = files, decode, keeps
+        self._kept: OrderedDict[int, DecodedImage] = OrderedDict()
+
+    def __call__(self, slot: int) -> DecodedImage | None:
+        """The image in a slot; None where there is no file. Raises InputError."""
+        data = self._files[slot]
+        if data is None:
+            return None
+        image = self._kept.pop(slot, None) or self._decode(data)
+        if self._keeps:
+            self._kept[slot] = image
+        while len(self._kept) > 1 and sum(kept.pixels.width * kept.pixels.height for kept in self._kept.values()) > KEPT_PIXELS:
+            self._kept.popitem(last=False)
+        return image
+
+
+def column(prepared: Sequence[Prepared | None], view: int | None, place: int) -> Ragged:
+    """What the members of a batch have in one view (None = clean) and preprocessing."""
+    if view is None:
+        return [None if one is None else one.tensors[place] for one in prepared]
+    seen = [None if one is None else one.views[view] for one in prepared]
+    return [None if one is None else one[1][place] for one in seen]

@@ -1,0 +1,160 @@
+"""How well the generator of an image is named: accuracy, F1, confusions, and whether confidence tells known generators from unknown ones.
+
+Knows names and numbers; knows no images and no wording of answers. None in place of a name: none was given.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ray_app.metrics.arrays import Floats
+from ray_app.metrics.figure import Figure, undefined
+from ray_app.metrics.histograms import Counts, ScoreHistogram
+from ray_app.metrics.intervals import auc_of, proportion
+
+Pairs = Mapping[tuple[str, str | None], int]
+"""How many images have each pair of true and predicted name."""
+TOP = (1, 3, 5)
+_DRAWS = 1000
+_MOST_PAIRS = 50  # confusions told; those after them are in the classes' own counts
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """`figures` by name, see `attribution_of`. `classes`: per true name, most frequent first, n, how often it was predicted, precision,
+    recall and F1. `pairs`: (true, predicted, n) of wrong answers, most frequent first, at most 50.
+    """
+
+    figures: dict[str, Figure]
+    classes: list[dict[str, Any]]
+    pairs: list[tuple[str, str | None, int]]
+
+
+def attribution_of(
+    predicted: Sequence[str | None],
+    truth: Sequence[str],
+    *,
+    known: Collection[str] | None = None,
+    rankings: Sequence[Sequence[str]] | None = None,
+    confidence: ArrayLike | None = None,
+    top_k: Sequence[int] = TOP,
+) -> Attribution:
+    """The figures of names (n,) against the true ones (n,): those of `attribution_of_pairs`, and two more.
+
+    `top_k`: the share of images whose true name is among the first k of their `rankings` (best first, None where there are none); only
+    for k = 1 does the predicted name serve without. `open_set_auroc`: how well `confidence` (n,), higher = surer, tells images of `known`
+    names from others. Raises ValueError for lengths that differ and confidences that are not finite.
+    """
+    if len(predicted) != len(truth) or (rankings is not None and len(rankings) != len(truth)):
+        raise ValueError(f"{len(predicted)} predicted names for {len(truth)} images")
+    found = attribution_of_pairs(Counter(zip(truth, predicted, strict=True)), known=known)
+    tops = {f"top_{k}": _top(k, rankings, predicted, truth, known) for k in top_k}
+    return Attribution(found.figures | tops | {"open_set_auroc": open_set_auroc(truth, known, confidence)}, found.classes, found.pairs)
+
+
+def attribution_of_pairs(pairs: Pairs, *, known: Collection[str] | None = None) -> Attribution:
+    """Accuracy, macro and weighted F1 over the images of `known` names (None: all are), and what became of the others.
+
+    A missing name is a wrong one. Macro F1 is the mean over the true names, weighted F1 that by their images: scikit-learn's with
+    `labels` the true names and `zero_division` 0; a name that is only ever predicted is no class of its own (scikit-learn's default
+    would count it as one of F1 = 0). `unknown_named`: the share of images of unknown names that got a known one.
+    """
+    among = {pair: n for pair, n in pairs.items() if known is None or pair[0] in known}
+    others = {pair: n for pair, n in pairs.items() if pair not in among}
+    counts, n = _Confusion(among), sum(among.values())
+    figures = {"accuracy": proportion(int(counts.hits.sum()), n, "no image of a known generator")}
+    figures |= {"macro_f1": counts.macro_f1(), "weighted_f1": counts.weighted_f1()}
+    figures["unknown_named"] = proportion(
+        sum(n for (_, name), n in others.items() if name is not None and name in (known or ())), sum(others.values()),
+        "no image of an unknown generator" if known is not None else "no list of known generators",
+    )  # fmt: skip
+    wrong = sorted(
+        ((truth, name, n) for (truth, name), n in pairs.items() if truth != name), key=lambda one: (-one[2], one[0], one[1] or "")
+    )
+    return Attribution(figures, counts.classes(), wrong[:_MOST_PAIRS])
+
+
+def open_set_auroc(truth: Sequence[str], known: Collection[str] | None, confidence: ArrayLike | None) -> Figure:
+    """The AUC of confidence (n,) for images of known names against those of unknown ones, with DeLong's interval."""
+    if known is None:
+        return undefined("no list of known generators")
+    if confidence is None:
+        return undefined("no confidence beside the predicted generators")
+    numbers = np.asarray(confidence, np.float64)
+    if numbers.shape != (len(truth),):
+        raise ValueError(f"{len(numbers)} confidences for {len(truth)} images")
+    is_known = np.array([name in known for name in truth], np.bool_)
+    if is_known.all() or not is_known.any():
+        return undefined("needs images of known and of unknown generators", len(truth))
+    found = auc_of(ScoreHistogram.of(numbers[is_known]), ScoreHistogram.of(numbers[~is_known]))
+    return Figure(found.value, (found.low, found.high), "delong", len(truth))
+
+
+class _Confusion:
+    """The counts of pairs as arrays: what resampling images does to them is one multinomial draw."""
+
+    def __init__(self, pairs: Pairs) -> None:
+        names = sorted({truth for truth, _ in pairs})
+        self._places = {name: place for place, name in enumerate(names)}
+        outside = len(names)  # all names that are nobody's, and none
+        self._truth = np.array([self._places[truth] for truth, _ in pairs], np.int64)
+        self._said = np.array([self._places.get(name, outside) if name is not None else outside for _, name in pairs], np.int64)
+        self._n = np.array(list(pairs.values()), np.int64)
+        self.hits, self.support, self.predicted = self._sums(self._n)
+
+    def macro_f1(self) -> Figure:
+        """The mean F1 over names; a resample's over the names that it holds."""
+        return self._resampled(lambda f1, support: float(f1[support > 0].mean()))
+
+    def weighted_f1(self) -> Figure:
+        """The mean F1 over names, by their images."""
+        return self._resampled(lambda f1, support: float(f1 @ support / support.sum()))
+
+    def classes(self) -> list[dict[str, Any]]:
+        """One row per name, most frequent first."""
+        f1 = _f1(self.hits, self.support, self.predicted)
+        rows = []
+        for name, hits, n, predicted, own in zip(self._places, self.hits, self.support, self.predicted, f1, strict=True):
+            precision = proportion(int(hits), int(predicted), "never predicted")
+            rows.append({"name": name, "n": int(n), "predicted": int(predicted), "precision": precision,
+                         "recall": proportion(int(hits), int(n), "no image"), "f1": Figure(float(own), n=int(n))})  # fmt: skip
+        return sorted(rows, key=lambda row: (-row["n"], row["name"]))
+
+    def _sums(self, weights: Counts) -> tuple[Floats, Floats, Floats]:
+        """By name: how often rightly predicted, how often true, how often predicted."""
+        size = len(self._places)
+        hits = np.bincount(self._truth, weights=weights * (self._truth == self._said), minlength=size)
+        support = np.bincount(self._truth, weights=weights, minlength=size)
+        said = np.bincount(self._said, weights=weights, minlength=size + 1)[:size]
+        return hits.astype(np.float64), support.astype(np.float64), said.astype(np.float64)
+
+    def _resampled(self, figure: Callable[[Floats, Floats], float]) -> Figure:
+        """A figure with its percentile bootstrap over images, 1,000 resamples of a fixed seed."""
+        n = int(self._n.sum())
+        if not n:
+            return undefined("no image of a known generator")
+        generator, drawn = np.random.default_rng(0), []
+        for _ in range(_DRAWS):
+            hits, support, predicted = self._sums(generator.multinomial(n, self._n / n))
+            drawn.append(figure(_f1(hits, support, predicted), support))
+        low, high = np.percentile(drawn, [2.5, 97.5]).tolist()
+        return Figure(figure(_f1(self.hits, self.support, self.predicted), self.support), (low, high), "bootstrap", n)
+
+
+def _f1(hits: Floats, support: Floats, predicted: Floats) -> Floats:
+    """2 hits / (support + predicted), 0 where both are."""
+    return np.asarray(2 * hits / np.maximum(support + predicted, 1))
+
+
+def _top(
+    k: int, rankings: Sequence[Sequence[str]] | None, predicted: Sequence[str | None], truth: Sequence[str], known: Collection[str] | None
+) -> Figure:
+    if rankings is None and k > 1:
+        return undefined("no ranking of generators beside the predicted ones")
+    given = rankings if rankings is not None else [[name] if name is not None else [] for name in predicted]
+    hits = [name in ranking[:k] for name, ranking in zip(truth, given, strict=True) if known is None or name in known]
+    return proportion(sum(hits), len(hits), "no image of a known generator")

@@ -1,0 +1,212 @@
+"""The document of an evaluation (`metrics.json`) as the reports read it. Every key has a default, unknown keys and nulls are let pass."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, model_validator
+
+from ray_app.reports.figure_facts import NO_COUNTS, NO_FIGURES, NOT_MEASURED, Counts, FigureFacts, Figures, figures_among, numbers, rows
+from ray_app.reports.run_summary import Section
+from ray_app.reports.system_facts import SystemFacts
+
+
+class RunFacts(Section):
+    """The run that was evaluated."""
+
+    url: str = ""
+    fingerprint: str = ""
+    created_at: str = ""
+    detectors: tuple[str, ...] = ()
+    ensemble: str = ""
+    identity: Mapping[str, Any] = {}
+
+
+class LabelFacts(Section):
+    """Where the truth came from, and how many of its rows found an image."""
+
+    name: str = ""
+    key: str = ""
+    rows: int = 0
+    joined: int = 0
+    without_row: int = 0
+    rows_without_label: int = 0
+    doubled: int = 0
+
+
+class ProtocolFacts(Section):
+    """The rules that were followed. `strict`: fake where the score is above the threshold; else also where it is at it."""
+
+    name: str = ""
+    title: str = ""
+    source: str = ""
+    what: str = ""
+    notes: tuple[str, ...] = ()
+    threshold: float | None = None
+    strict: bool = True
+    commands: tuple[str, ...] = ()
+
+
+class ShortcutFacts(Section):
+    """Whether facts of the files alone tell the classes apart. `class_ratio`: fakes to one real image."""
+
+    auc: FigureFacts = NOT_MEASURED
+    confounded: bool = False
+    features: tuple[str, ...] = ()
+    why: str = ""
+    class_ratio: float | None = None
+    warnings: tuple[str, ...] = ()
+
+
+class DataFacts(Section):
+    """The images; `formats` and `sizes` by class ("real", "fake")."""
+
+    n: int = 0
+    n_real: int = 0
+    n_fake: int = 0
+    n_whole: int = 0
+    n_local: int = 0
+    statuses: Counts = NO_COUNTS
+    formats: Mapping[str, Counts] = {}
+    sizes: Mapping[str, Counts] = {}
+    shortcut: ShortcutFacts = ShortcutFacts()
+
+
+class ReferenceFacts(Section):
+    """A published column beside ours. `mark`: why it is wrong or not comparable; `marks`: the same of single cells."""
+
+    column: str = ""
+    system: str | None = None
+    source: str = ""
+    mark: str = ""
+    marks: Annotated[Mapping[str, str], BeforeValidator(lambda value: value if isinstance(value, Mapping) else {})] = {}
+    rows: Annotated[Mapping[str, float], BeforeValidator(numbers)] = {}
+
+
+class TableRow(Section):
+    """One row of the protocol's table; `seen`: by each system, in its training."""
+
+    name: str = ""
+    label: str = ""
+    n: int = 0
+    seen: Mapping[str, str] = {}
+
+
+class Footer(Section):
+    """One figure of every system, under the table."""
+
+    name: str = ""
+    cells: Figures = NO_FIGURES
+
+
+class TableFacts(Section):
+    """The protocol's table: by system and row a figure."""
+
+    rows: tuple[TableRow, ...] = ()
+    columns: tuple[str, ...] = ()
+    cells: Mapping[str, Figures] = {}
+    footers: tuple[Footer, ...] = ()
+
+
+class PairedFacts(Section):
+    """One paired test between two systems on the same images; `difference` is a's figure less b's."""
+
+    a: str = ""
+    b: str = ""
+    n: int = 0
+    test: str = ""
+    difference: FigureFacts = NOT_MEASURED
+    p: float | None = None
+    p_holm: float | None = None
+
+
+class LocalizationSystem(Section):
+    """Masks of one detector at one resolution."""
+
+    name: str = ""
+    resolution: str = ""
+    figures: Figures = NO_FIGURES
+    generators: tuple[Mapping[str, Any], ...] = ()
+    views: tuple[Mapping[str, Any], ...] = ()
+    imdlbenco: Figures = NO_FIGURES
+    opensdi: Figures = NO_FIGURES
+
+
+class LocalizationFacts(Section):
+    """How well masks lie on what was altered, and by which rules."""
+
+    policy: Mapping[str, Any] = {}
+    systems: tuple[LocalizationSystem, ...] = ()
+
+
+class NamedFigures(Section):
+    """Figures that stand beside other things: all that are any, in `figures`. `pairs`: truth, prediction and count of confusions."""
+
+    figures: Figures = NO_FIGURES
+    pairs: tuple[tuple[Any, ...], ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gathered(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        inner = data.get("figures") if isinstance(data.get("figures"), Mapping) else {}
+        return {"figures": {**figures_among(data), **figures_among(inner)}, "pairs": rows(data.get("pairs"))}
+
+
+class MistakeFacts(Section):
+    """One image that is told wrong with confidence; `thumbnail`: base64 of a re-encoded JPEG."""
+
+    image_id: Any = None
+    uri: str = ""
+    member: str | None = None
+    label: str = ""
+    generator: str = ""
+    score: float | None = None
+    probability: float | None = None
+    verdict: str = ""
+    thumbnail: str = ""
+
+
+class OverlayFacts(Section):
+    """One altered image with its mask and what was marked; `picture`: base64 of a JPEG."""
+
+    image_id: Any = None
+    uri: str = ""
+    f1: float | None = None
+    iou: float | None = None
+    picture: str = ""
+
+
+class EvaluationFacts(Section):
+    """An evaluation as a whole."""
+
+    version: str = ""
+    made_at: str = ""
+    title: str = ""
+    run: RunFacts = RunFacts()
+    labels: LabelFacts = LabelFacts()
+    protocol: ProtocolFacts | None = None
+    data: DataFacts = DataFacts()
+    systems: tuple[SystemFacts, ...] = ()
+    reference: tuple[ReferenceFacts, ...] = ()
+    table: TableFacts = TableFacts()
+    paired: tuple[PairedFacts, ...] = ()
+    localization: LocalizationFacts | None = None
+    identification: NamedFigures | None = None
+    prompts: NamedFigures | None = None
+    mistakes: tuple[MistakeFacts, ...] = ()
+    overlays: tuple[OverlayFacts, ...] = ()
+
+    @property
+    def leading(self) -> SystemFacts | None:
+        """The system that the page is about: the ensemble, or the one that tells best."""
+        return next((one for one in self.systems if one.kind == "ensemble"), max(self.systems, key=_merit, default=None))
+
+    def system(self, name: str) -> SystemFacts | None:
+        """A system by its name."""
+        return next((one for one in self.systems if one.name == name), None)
+
+
+def _merit(system: SystemFacts) -> float:
+    found = [system.figure(key).number for key in ("auc", "balanced_accuracy", "accuracy")]
+    return next((number for number in found if number is not None), -1.0)

@@ -1,0 +1,229 @@
+"""An evaluation in sentences: the headline, four answers and what to beware of; the same on the page and on the terminal.
+
+Knows figures and names; knows no HTML. Every name in a sentence is made visible and kept short.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ray_app.reports import wording
+from ray_app.reports.evaluation_facts import EvaluationFacts, PairedFacts
+from ray_app.reports.figure_words import in_words, named, p_value, written
+from ray_app.reports.system_facts import GeneratorFacts, SystemFacts
+
+_LONGEST_NAME = 60
+_HEADLINE = ("auc", "balanced_accuracy", "tpr", "tnr")
+_SHARP_DROP = 0.02
+
+
+class Answer(NamedTuple):
+    """A question that a reader comes with, and what there is to say."""
+
+    question: str
+    sentences: list[str]
+
+
+class Warned(NamedTuple):
+    """Something to beware of. `is_grave`: it puts the headline in doubt."""
+
+    heading: str
+    text: str
+    is_grave: bool
+
+
+def short(name: str) -> str:
+    """A name in a sentence."""
+    return wording.shortened(name, _LONGEST_NAME) or wording.NONE
+
+
+def headline(told: EvaluationFacts) -> str:
+    """The evaluation in one sentence."""
+    system = told.leading
+    if system is None:
+        return "Nothing was evaluated: the document names no system."
+    if not system.n:
+        return f"{short(system.called)}: no labelled image has a score."
+    key = next((key for key in _HEADLINE if system.figure(key).number is not None), None)
+    on = wording.counted(system.n, "image")
+    text = f"{short(system.called)}: {named(key)} {in_words(key, system.figure(key))} on {on}" if key else f"{short(system.called)}: {on}"
+    if told.data.shortcut.confounded:
+        other = told.data.shortcut.auc
+        text += f", confounded: file facts alone reach {written('auc', other.number)}" if other.number is not None else ", confounded"
+    return text + ("." if key else ", no figure is defined.")
+
+
+def answers(told: EvaluationFacts) -> list[Answer]:
+    """How good, on what, how sure, where it breaks; a question that the document does not answer is left out."""
+    system = told.leading
+    if system is None:
+        return []
+    found = [
+        Answer("How good", _how_good(system)),
+        Answer("On what", _on_what(told, system)),
+        Answer("How sure", _how_sure(told, system)),
+        Answer("Where it breaks", _where_it_breaks(system)),
+    ]
+    return [answer for answer in found if answer.sentences]
+
+
+def warnings(told: EvaluationFacts) -> list[Warned]:
+    """What to beware of, the gravest first."""
+    shortcut = told.data.shortcut
+    found = []
+    if shortcut.confounded:
+        found.append(Warned("Confounded.", _confounded(told), True))
+    texts = [text for text in shortcut.warnings if text != shortcut.why]
+    found += [Warned("Classes differ.", wording.visible(text), True) for text in texts]
+    found += _joining(told)
+    unscored = [system for system in told.systems if system.unscored]
+    if unscored:
+        each = ", ".join(f"{short(system.called)} {system.unscored:,}" for system in unscored[:6])
+        found.append(Warned("Not all images have a score.", f"Without: {each}. They are in no figure but the strict ones.", False))
+    marked = [reference for reference in told.reference if reference.mark or reference.marks]
+    if marked:
+        names = ", ".join(short(reference.column) for reference in marked)
+        found.append(Warned("Published figures not to be compared.", f"{names}: the reason stands under the table.", False))
+    return found
+
+
+def _confounded(told: EvaluationFacts) -> str:
+    shortcut = told.data.shortcut
+    names = ", ".join(short(name) for name in shortcut.features)
+    by = f" ({names})" if names else ""
+    text = f"Without looking at a pixel, file facts{by} tell fakes from real images with AUC {in_words('auc', shortcut.auc)}."
+    text += " A detector can look as good as it does here for the same reason. Read the figures by format and size before the headline."
+    return f"{text} {wording.visible(shortcut.why)}".strip()
+
+
+def _joining(told: EvaluationFacts) -> list[Warned]:
+    labels = told.labels
+    parts = [f"{wording.counted(labels.without_row, 'label')} without a row in the run"] if labels.without_row else []
+    parts += [f"{wording.counted(labels.rows_without_label, 'row')} without a label"] if labels.rows_without_label else []
+    parts += [f"{wording.counted(labels.doubled, 'label')} given twice and equal"] if labels.doubled else []
+    return [Warned("Labels and run differ.", f"{'; '.join(parts)}.", False)] if parts else []
+
+
+def _how_good(system: SystemFacts) -> list[str]:
+    tpr, tnr, auc = (system.figure(key) for key in ("tpr", "tnr", "auc"))
+    sentences, parts = [], []
+    if tpr.number is not None:
+        parts.append(f"finds {in_words('tpr', tpr)} of {wording.counted(system.n_fake, 'fake')}")
+    if tnr.number is not None:
+        parts.append(f"clears {in_words('tnr', tnr)} of {wording.counted(system.n_real, 'real image')}")
+    if parts:
+        at = f" at a threshold of {wording.score(system.threshold).replace('-', '−')}" if system.threshold is not None else ""
+        sentences.append(f"{short(system.called)} {' and '.join(parts)}{at}.")
+    if auc.number is not None:
+        sentences.append(f"A fake scores above a real image with a chance of {in_words('auc', auc)}, the ROC AUC.")
+    elif auc.why:
+        sentences.append(f"There is no ROC AUC: {wording.visible(auc.why)}.")
+    strict = system.figure("tpr_at_fpr_1")
+    if strict.number is not None:
+        sentences.append(f"Where 1 % of real images may be flagged, it finds {in_words('tpr_at_fpr_1', strict)} of the fakes.")
+    right = system.figure("precision_at_prior_1")
+    if right.number is not None:
+        sentences.append(f"Were one image in 100 fake, {in_words('precision_at_prior_1', right)} of its flags would be right.")
+    return sentences
+
+
+def _on_what(told: EvaluationFacts, system: SystemFacts) -> list[str]:
+    data = told.data
+    fakes = [one for one in system.generators if one.label == "fake"]
+    text = f"{wording.counted(data.n_real, 'real image')} and {wording.counted(data.n_fake, 'fake')}"
+    text += f" of {wording.counted(len(fakes), 'generator')}" if fakes else ""
+    text += f"; {data.n_local:,} of the fakes are local edits" if data.n_local else ""
+    sentences = [f"{text}."] if data.n_real + data.n_fake else []
+    if told.protocol:
+        source = f" ({short(told.protocol.source)})" if told.protocol.source else ""
+        sentences.append(f"Protocol: {short(told.protocol.title or told.protocol.name)}{source}.")
+    else:
+        sentences.append("No published protocol was followed.")
+    seen = [sum(one.seen == word for one in fakes) for word in ("in-training", "unseen", "unknown")]
+    if fakes:
+        words = [
+            f"{n} {said}" for n, said in zip(seen, ("it was trained on", "it never saw", "of which that is not known"), strict=True) if n
+        ]
+        sentences.append(f"Of its generators: {', '.join(words)}.")
+    return sentences
+
+
+def _how_sure(told: EvaluationFacts, system: SystemFacts) -> list[str]:
+    sentences = ["Ranges are 95 % intervals and speak of chance alone: images of another kind can lie far outside."]
+    ours = [one for one in told.paired if system.name in (one.a, one.b)]
+    if ours:
+        sentences.append(_compared(min(ours, key=lambda one: abs(one.difference.number or 0)), told, system))
+    ece = system.figure("ece")
+    if ece.number is not None:
+        sentences.append(f"Its probabilities are off by {in_words('ece', ece)} on average.")
+    elif not system.calibrated:
+        sentences.append("Its scores are not calibrated: they rank images and are not chances.")
+    shortcut = told.data.shortcut.auc
+    if shortcut.number is not None and not told.data.shortcut.confounded:
+        sentences.append(f"File facts alone tell the classes apart with AUC {in_words('auc', shortcut)}: no shortcut was found.")
+    return sentences
+
+
+def _compared(test: PairedFacts, told: EvaluationFacts, system: SystemFacts) -> str:
+    """Against the system that is closest to it."""
+    turned = test.b == system.name
+    other = told.system(test.a if turned else test.b)
+    name = short(other.called if other else (test.a if turned else test.b))
+    difference = test.difference.number
+    what = "AUC" if test.test == "delong" else "the share told right"
+    p = test.p_holm if test.p_holm is not None else test.p
+    if difference is None:
+        return f"The nearest other system is {name} (p {p_value(p)})."
+    amount = -difference if turned else difference
+    found = "more" if amount >= 0 else "less"
+    sure = "" if p is None or p < 0.05 else ", which chance alone would explain"
+    return f"The nearest other system is {name}: {what} of this one is {abs(amount):.4f} {found} (p {_equals(p)}){sure}."
+
+
+def _equals(p: float | None) -> str:
+    text = p_value(p)
+    return text if text.startswith("<") else f"= {text}"
+
+
+def _where_it_breaks(system: SystemFacts) -> list[str]:
+    sentences = []
+    hardest = [one for one in system.hardest() if one.rate.number is not None]
+    if len(hardest) > 1:
+        worst = hardest[0]
+        sentences.append(f"Least is found of {short(worst.name)}: {in_words('tpr', worst.rate)} of {wording.counted(worst.n, 'image')}.")
+        sentences += _seen_and_unseen(hardest)
+    sources = [one for one in system.hardest("real") if one.rate.number is not None]
+    if len(sources) > 1:
+        worst = sources[0]
+        flagged = wording.percent(1 - (worst.rate.number or 0))
+        sentences.append(f"Of real images, those of {short(worst.name)} are flagged most: {flagged} of {worst.n:,}.")
+    whole, local = (system.kinds.get(kind, {}).get("tpr") for kind in ("whole", "local"))
+    if whole and local and whole.number is not None and local.number is not None:
+        sentences.append(f"Of local edits it finds {in_words('tpr', local)}, of whole fakes {in_words('tpr', whole)}.")
+    return sentences + _under_perturbation(system)
+
+
+def _seen_and_unseen(generators: Sequence[GeneratorFacts]) -> list[str]:
+    rates = {word: [one.rate.number or 0.0 for one in generators if one.seen == word] for word in ("in-training", "unseen")}
+    if not all(rates.values()):
+        return []
+    means = {word: wording.percent(sum(found) / len(found)) for word, found in rates.items()}
+    return [
+        f"On average it finds {means['in-training']} of a generator that it was trained on, {means['unseen']} of one that it never saw."
+    ]
+
+
+def _under_perturbation(system: SystemFacts) -> list[str]:
+    """The view that costs most, by AUC or else by balanced accuracy."""
+    for key in ("auc", "balanced_accuracy"):
+        clean = system.figure(key).number
+        found = [(view.figures[key].number, view) for view in system.views if key in view.figures]
+        known = [(number, view) for number, view in found if number is not None]
+        if clean is None or not known:
+            continue
+        number, view = min(known, key=lambda item: item[0])
+        if clean - number < _SHARP_DROP:
+            return [
+                f"Of {wording.counted(len(known), 'perturbation')} none costs more than {max(clean - number, 0):.3f} of the {named(key)}."
+            ]
+        return [f"Under {short(view.name)} {named(key)} falls from {written(key, clean)} to {in_words(key, view.figures[key])}."]
+    return []

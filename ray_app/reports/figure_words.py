@@ -1,0 +1,124 @@
+"""Figures of an evaluation in words: what each is called, how it is written, what it means. Knows no page."""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from ray_app.reports import wording
+from ray_app.reports.figure_facts import FigureFacts
+
+
+class Meaning(NamedTuple):
+    """What people call a figure, what it means in a sentence, and whether it is a share, written in per cent."""
+
+    words: str
+    sentence: str
+    is_share: bool = True
+
+
+MEANINGS: Mapping[str, Meaning] = {
+    "auc": Meaning(
+        "ROC AUC", "The chance that a fake scores higher than a real image, both drawn blindly: 1 is perfect, one half is a coin.", False
+    ),
+    "tpr_at_fpr_1": Meaning("fakes found at 1 % false flags", "The share of fakes above a threshold that one real image in 100 passes."),
+    "tpr_at_fpr_01": Meaning("fakes found at 0.1 % false flags", "The same where one real image in 1,000 passes."),
+    "balanced_accuracy": Meaning("balanced accuracy", "The mean of the shares told right, of fakes and of real images, at the threshold."),
+    "tpr": Meaning("fakes found", "The true-positive rate: the share of fakes that is called fake at the threshold."),
+    "tnr": Meaning("real images cleared", "The true-negative rate: the share of real images that is not called fake."),
+    "accuracy": Meaning("accuracy", "The share of all images told right. It depends on how many of them are fake."),
+    "precision": Meaning("precision", "The share of fakes among what is called fake, with as many fakes as there are here."),
+    "f1": Meaning("F1", "The harmonic mean of precision and fakes found. It depends on how many images are fake.", False),
+    "average_precision": Meaning(
+        "average precision",
+        "Precision, averaged over all thresholds by the fakes that each finds. It depends on the share of fakes.",
+        False,
+    ),
+    "eer": Meaning("equal error rate", "The share told wrong where as large a share of fakes is missed as of real images flagged."),
+    "log_loss": Meaning("log loss", "Mean cross-entropy of the stated probabilities, in nats: 0.693 is a coin, less is better.", False),
+    "brier": Meaning("Brier score", "Mean squared distance of the stated probability from what is true; 0.25 is a coin.", False),
+    "ece": Meaning(
+        "calibration error, debiased", "How far stated probabilities lie from the share that is fake, less what chance alone would give."
+    ),
+    "precision_at_prior_01": Meaning("flags that are right if 0.1 % are fake", "Precision as it would be if one image in 1,000 were fake."),
+    "precision_at_prior_1": Meaning("flags that are right if 1 % are fake", "Precision as it would be if one image in 100 were fake."),
+    "precision_at_prior_10": Meaning("flags that are right if 10 % are fake", "Precision as it would be if one image in 10 were fake."),
+    "tpr_mean": Meaning("fakes found, mean of generators", "Each generator counts the same, however many images it has."),
+    "tpr_weighted": Meaning("fakes found, by number of images", "Each generator counts by its images: the share of all fakes."),
+    "coverage": Meaning("coverage", "The share of images that get a verdict, fake or no evidence, and no abstention."),
+    "accuracy_of_decided": Meaning("accuracy where it decides", "The share told right of the images that get a verdict."),
+    "tpr_of_decided": Meaning("fakes found where it decides", "The share called fake of the fakes that get a verdict."),
+    "tnr_of_decided": Meaning("real images cleared where it decides", "The share not flagged of the real images that get a verdict."),
+    "accuracy_strict": Meaning(
+        "accuracy, abstaining is wrong", "The share told right of all images: no verdict and no score count as wrong."
+    ),
+    "balanced_accuracy_strict": Meaning("balanced accuracy, abstaining is wrong", "The mean of the two strict shares."),
+    "tpr_strict": Meaning("fakes found, abstaining is wrong", "The share called fake of all fakes, those without a score included."),
+    "tnr_strict": Meaning("real images cleared, abstaining is wrong", "The share cleared of all real images."),
+    "aurc": Meaning(
+        "area under risk–coverage",
+        "The share told wrong, averaged over all ways to abstain where the score is nearest the threshold.",
+        False,
+    ),
+    "pixel_f1": Meaning("F1 of pixels", "Overlap of mask and truth, counted twice, over the size of both; mean over images.", False),
+    "pixel_iou": Meaning("IoU of pixels", "Overlap of mask and truth over what either covers; mean over images.", False),
+    "pixel_auc": Meaning("AUC of pixels", "The chance that an altered pixel scores above an unaltered one of the same image.", False),
+    "pixel_accuracy": Meaning("accuracy of pixels", "The share of pixels told right. Small edits make it high whatever is marked."),
+    "macro_f1": Meaning("macro F1", "F1 of each generator by name, averaged: rare ones count as much as frequent ones.", False),
+    "weighted_f1": Meaning("weighted F1", "F1 of each generator by name, averaged by number of images.", False),
+    "open_set_auroc": Meaning("open-set AUROC", "How well confidence tells known generators from those that cannot be named.", False),
+    "bleu4": Meaning("BLEU-4", "Runs of up to four words that the predicted prompt shares with the true one.", False),
+    "rouge_l": Meaning("ROUGE-L", "The longest common subsequence of words of both prompts, as an F1.", False),
+    "token_f1": Meaning("token F1", "Words that both prompts share, in any order, as an F1.", False),
+    "clip_similarity": Meaning("CLIP similarity", "Cosine of the CLIP embeddings of both prompts.", False),
+}
+
+KEY_FIGURES = ("auc", "tpr_at_fpr_1", "balanced_accuracy", "tpr", "tnr", "ece")
+METHODS: Mapping[str, str] = {
+    "clopper-pearson": "Clopper–Pearson",
+    "delong": "DeLong",
+    "bootstrap": "bootstrap",
+    "cluster bootstrap": "bootstrap by generator",
+}
+
+
+def named(key: str) -> str:
+    """What people call a figure; an unknown key with spaces for underscores."""
+    return MEANINGS[key].words if key in MEANINGS else wording.shortened(key.replace("_", " "), 60)
+
+
+def written(key: str, value: float | None) -> str:
+    """A value of that figure: shares in per cent, losses with three digits, others with four and never 1 by rounding."""
+    if value is None or not math.isfinite(value):
+        return wording.NONE
+    if key in MEANINGS and MEANINGS[key].is_share:
+        return wording.percent(value)
+    if key == "log_loss":
+        return wording.measured(value)
+    return "> 0.9999" if 0.99995 <= value < 1 else f"{value:.4f}".replace("-", "−")
+
+
+def written_ends(key: str, figure: FigureFacts) -> list[str]:
+    """The two ends of a figure's interval; nothing where there is none."""
+    return [written(key, end) for end in figure.ends or ()]
+
+
+def in_words(key: str, figure: FigureFacts) -> str:
+    """A figure with its interval in brackets, or a dash."""
+    ends = written_ends(key, figure)
+    return written(key, figure.number) + (f" ({ends[0]} to {ends[1]})" if ends else "")
+
+
+def three_digits(value: float | None) -> str:
+    """A value as published tables write it: three digits, never 0 or 1 by rounding."""
+    if value is None or not math.isfinite(value):
+        return wording.NONE
+    if 0 < value < 0.0005:
+        return "< 0.001"
+    return "> 0.999" if 0.9995 <= value < 1 else f"{value:.3f}".replace("-", "−")
+
+
+def p_value(p: float | None) -> str:
+    """A p-value; none is ever nought."""
+    if p is None or not math.isfinite(p):
+        return wording.NONE
+    return "< 0.0001" if p < 0.0001 else f"{p:.4f}"

@@ -1,0 +1,64 @@
+"""Runs of random rows with awkward cases, and the truth of every row: what the tests of evaluation read."""
+
+import numpy as np
+import pyarrow as pa
+
+from benchmarks.evaluation import struct_of, write_run
+from ray_app.ensembles import sigmoid
+
+MAKERS = ("flux", "sd-3", "real", "real:camera", "inpainter")
+
+
+def random_rows(count, seed=0, views=(), failing=0.1):
+    """Rows of a run, columns by name, with ties in their scores, failed images and scores that are missing; and truths of all of them."""
+    rng = np.random.default_rng(seed)
+    maker = rng.integers(0, len(MAKERS), count)
+    fake = ~np.isin(maker, (2, 3))
+    ok = rng.random(count) >= failing
+    scores = {
+        name: np.where(ok & (rng.random(count) > gap), np.round(rng.normal(np.where(fake, 1, -1), 1.5), digits), np.nan)
+        for name, gap, digits in (("a", 0.0, 1), ("b", 0.05, 3))
+    }
+    scores = {name: column.astype(np.float32) for name, column in scores.items()}
+    mean = np.mean([column.astype(np.float64) for column in scores.values()], axis=0)
+    verdict = np.where(np.isnan(mean), "abstain", np.where(mean >= 0, "fake", "real"))
+    widths = rng.choice([200, 400, 900, 1500, 4000], count)
+    ids = np.unique(rng.integers(-(2**62), 2**62, count + 10))[:count]
+    rng.shuffle(ids)
+    columns = {
+        "image_id": ids,
+        "uri": [f"/data/{number:06d}.jpg" for number in range(count)],
+        "member": [None if number % 7 else f"{number}.png" for number in range(count)],
+        "occurrence": [0] * count,
+        "status": np.where(ok, "ok", np.where(rng.random(count) < 0.5, "corrupt_image", "empty_file")).tolist(),
+        "sha256": [f"{number:064x}" if good else None for number, good in enumerate(ok)],
+        "format": [str(rng.choice(["JPEG", "PNG"])) if good else None for good in ok],
+        "width": pa.array(widths.astype(np.int32), mask=~ok),
+        "height": pa.array(widths.astype(np.int32), mask=~ok),
+        "scores": struct_of(scores),
+        "score": pa.array(mean, mask=np.isnan(mean)),
+        "probability": pa.array(sigmoid(mean), mask=np.isnan(mean)),
+        "verdict": [str(one) if good else None for one, good in zip(verdict, ok, strict=True)],
+    }
+    if views:
+        drawn = {
+            view: {name: (column - 0.25 * place).astype(np.float32) for name, column in scores.items()} for place, view in enumerate(views)
+        }
+        columns["views"] = pa.StructArray.from_arrays([struct_of(one) for one in drawn.values()], list(drawn))
+    truths = [{"label": "fake" if fake[row] else "real", "generator": MAKERS[maker[row]],
+               "kind": "local" if MAKERS[maker[row]] == "inpainter" else None} for row in range(count)]  # fmt: skip
+    return columns, truths, scores | {"ensemble": mean}
+
+
+def cut(columns, places):
+    """The same rows as several tables, cut at these places."""
+    table = pa.table({name: column if isinstance(column, pa.Array) else pa.array(column) for name, column in columns.items()})
+    edges = [0, *sorted(places), len(table)]
+    for start, end in zip(edges, edges[1:], strict=False):
+        yield {name: table[name].slice(start, end - start).combine_chunks() for name in table.column_names}
+
+
+def made_run(folder, columns, places=(), **more):
+    """A finished run of such rows, in a file for each piece."""
+    fields = {"views": columns["views"].type} if "views" in columns else {}
+    return write_run(folder, cut(columns, places), ("a", "b"), **more, **fields)

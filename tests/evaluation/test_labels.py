@@ -1,0 +1,99 @@
+import json
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ray_app.errors import ConfigError
+from ray_app.evaluation.labels import COLUMNS, open_labels
+
+ROWS = [
+    {"uri": "b/1.jpg", "label": "real", "generator": "real:camera", "prompt": None},
+    {"uri": "/abs/2.jpg", "label": "fake", "generator": "flux, dev", "prompt": 'a "red"\nfox'},
+    {"uri": "s3://bucket/3.jpg", "label": "1", "generator": "нейросеть", "prompt": "=cmd()"},
+    {"uri": "../up/4.jpg", "label": "0", "generator": None, "prompt": None},
+]
+
+
+def write(folder, kind, rows=ROWS):
+    path = folder / f"labels.{kind}"
+    if kind == "csv":
+        import csv
+
+        with path.open("w", newline="", encoding="utf-8-sig") as stream:
+            writer = csv.DictWriter(stream, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    elif kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=2)
+    else:
+        path.write_text("\n".join(json.dumps(row) for row in rows) + "\n\n", encoding="utf-8")
+    return path
+
+
+def read(place, *columns):
+    labels = open_labels(str(place))
+    return pa.concat_tables(labels.tables(columns or labels.names())).to_pylist()
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_every_form_says_the_same(tmp_path, kind):
+    found = read(write(tmp_path, kind))
+    assert [row["uri"] for row in found] == [f"{tmp_path}/b/1.jpg", "/abs/2.jpg", "s3://bucket/3.jpg", f"{tmp_path.parent}/up/4.jpg"]
+    assert [row["label"] for row in found] == ["real", "fake", "1", "0"]
+    assert [row["generator"] for row in found] == [row["generator"] for row in ROWS]
+    assert found[1]["prompt"] == 'a "red"\nfox'
+    assert open_labels(str(write(tmp_path, kind))).names() == [name for name in COLUMNS if name in ROWS[0]]
+
+
+def test_labels_on_a_bucket(s3):
+    url = f"{s3.bucket('labels')}/set/labels.jsonl"
+    with fsspec.open(url, "w") as stream:
+        stream.write(json.dumps({"uri": "a/1.jpg", "label": 1}) + "\n")
+    assert read(url) == [{"uri": url.rpartition("/")[0] + "/a/1.jpg", "label": "1"}]
+
+
+def test_uris_are_spelled_as_runs_spell_them(tmp_path):
+    rows = [
+        {"uri": uri, "label": 1} for uri in ("file:///data/a.jpg", "/data/./b.jpg", "/data/x/../c.jpg", "https://h/p.jpg?X-Amz-Signature=1")
+    ]
+    assert [row["uri"] for row in read(write(tmp_path, "jsonl", rows))] == ["/data/a.jpg", "/data/b.jpg", "/data/c.jpg", "https://h/p.jpg"]
+
+
+def test_numbers_keep_all_their_digits(tmp_path):
+    rows = [{"image_id": -(2**63), "label": True}, {"image_id": 2**63 - 1, "label": 0}]
+    for kind in ("csv", "jsonl", "parquet"):
+        given = [row | {"label": int(row["label"])} for row in rows] if kind != "jsonl" else rows
+        assert [row["image_id"] for row in read(write(tmp_path, kind, given), "image_id")] == [-(2**63), 2**63 - 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("labels.csv", b"uri,uri,label\na,b,real\n", "each column once"),
+        ("labels.csv", b"uri,label\na.jpg,real,more\n", "Expected 2 columns"),
+        ("labels.csv", b"uri,label\n\xff\xfe.jpg,real\n", "utf-8"),
+        ("labels.csv", b"image_id,label\n12x,real\n", "image_id"),
+        ("labels.jsonl", b'{"uri": "a", "label": 1}\n{"uri": \n', "line 2"),
+        ("labels.jsonl", b"[1, 2]\n", "no object"),
+        ("labels.parquet", b"PAR1 and nothing else", "cannot be read"),
+        ("labels.txt", b"a.jpg real\n", "neither a file of labels nor an index"),
+        ("folder", None, "neither a file of labels nor an index"),
+    ],
+)
+def test_what_is_no_labels_is_said(tmp_path, name, content, said):
+    path = tmp_path / name
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(ConfigError, match=said):
+        read(path)
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(ConfigError, match=r"none\.csv"):
+        read(tmp_path / "none.csv")
+
+
+def test_an_empty_file_has_no_columns(tmp_path):
+    (tmp_path / "labels.csv").write_bytes(b"")
+    assert open_labels(str(tmp_path / "labels.csv")).names() == []

@@ -1,0 +1,121 @@
+"""Means over images under every policy; IMDLBenCo's own figures are those that its code gave (golden/maskclip.md §5, executed)."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import f1_score, jaccard_score
+
+from ray_app.metrics.localization import LOCALIZATION, MaskRows, counts_of, imdlbenco_of, localization_of, opensdi_of
+from ray_app.metrics.pixels import mask_figures
+
+Y, X = np.mgrid[:12, :16]
+P = ((37 * X + 91 * Y + 13 * X * Y) % 101) / 100
+RECT = ((Y >= 3) & (Y < 8) & (X >= 4) & (X < 11)).astype(float)
+GOOD = 0.2 * P + 0.7 * RECT
+NONE, ALL = np.zeros_like(P), np.ones_like(P)
+VALID = np.s_[:9, :12]
+
+# Mask, truth; F1, IoU, accuracy and mid-rank AUC (None where everything is altered); the first three turned round; and the better of each.
+GOLDEN = {
+    "p/rect": (P, RECT, (0.316547, 0.188034, 0.505208, 0.530846), (0.211382, 0.119266, 0.494792), (0.316547, 0.188034, 0.505208)),
+    "p/empty": (P, NONE, (0, 0, 0.458333, 0), (0, 0, 0.541667), (0, 0, 0.541667)),
+    "p/full": (P, ALL, (0.702703, 0.541667, 0.541667, None), (0.628571, 0.453125, 0.458333), (0.702703, 0.541667, 0.541667)),
+    "zeros/empty": (NONE, NONE, (0, 0, 1, 0), (0, 0, 0), (0, 0, 1)),
+    "zeros/rect": (NONE, RECT, (0, 0, 0.817708, 0.5), (0.308370, 0.182292, 0.182292), (0.308370, 0.182292, 0.817708)),
+    "ones/full": (ALL, ALL, (1, 1, 1, None), (0, 0, 0), (1, 1, 1)),
+    "ones/rect": (ALL, RECT, (0.308370, 0.182292, 0.182292, 0.5), (0, 0, 0.817708), (0.308370, 0.182292, 0.817708)),
+    "halves/rect": (ALL / 2, RECT, (0, 0, 0.817708, 0.5), (0.308370, 0, 0.182292), (0.308370, 0, 0.817708)),
+    "good/rect": (GOOD, RECT, (1, 1, 1, 1), (0, 0, 0), (1, 1, 1)),
+    "p/rect, valid": (
+        P[VALID], RECT[VALID], (0.463158, 0.301370, 0.527778, 0.539726), (0.313253, 0.185714, 0.472222), (0.463158, 0.301370, 0.527778),
+    ),
+}  # fmt: skip
+
+
+def values(figures):
+    assert tuple(figures) == LOCALIZATION
+    return [figures[name].value for name in ("pixel_f1", "pixel_iou", "pixel_accuracy", "pixel_auc")]
+
+
+@pytest.mark.parametrize("case", GOLDEN)
+def test_imdlbenco_s_own_figures(case):
+    mask, truth, origin, turned, double = GOLDEN[case]
+    rows = [mask_figures(mask, truth)]
+    auc = origin[3]
+    turned_auc = auc if auc in (None, 0) else 1 - auc
+    best_auc = auc if auc in (None, 0) else max(auc, 1 - auc)
+    for mode, expected in {"origin": origin, "reverse": (*turned, turned_auc), "double": (*double, best_auc)}.items():
+        assert values(imdlbenco_of(rows, mode=mode)) == pytest.approx(list(expected), abs=1e-6), mode
+
+
+def test_imdlbenco_s_mean_over_four_images():
+    rows = [mask_figures(*pair) for pair in ((P, RECT), (GOOD, RECT), (NONE, RECT), (P, NONE))]
+    found = imdlbenco_of(rows)
+    assert [found["pixel_f1"].value, found["pixel_iou"].value] == pytest.approx([0.329137, 0.297009], abs=1e-6)
+    assert found["pixel_f1"].n == 4
+    skipped = localization_of(rows, empty="skip")
+    assert [skipped["pixel_f1"].value, skipped["pixel_iou"].value] == pytest.approx([0.438849, 0.396011], abs=1e-6)
+    assert {figure.n for figure in skipped.values()} == {3}
+
+
+def drawn(seed, images=9):
+    """Masks and truths of all sizes and shares; the first three are empty, marked or not, and the last is altered everywhere."""
+    rng = np.random.default_rng(seed)
+    shapes = rng.integers(1, 20, (images, 2))
+    shares = [0, 0, 0, *rng.random(images - 4), 1]
+    truths = [rng.random(shape) < share for shape, share in zip(shapes, shares, strict=True)]
+    masks = [rng.random(shape) for shape in shapes]
+    masks[0] = masks[0] / 2
+    return masks, truths
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("empty", ["skip", "zero", "one"])
+def test_every_policy_is_scikit_learn_s_with_its_division_by_zero(seed, empty):
+    masks, truths = drawn(seed)
+    found = localization_of([mask_figures(*pair) for pair in zip(masks, truths, strict=True)], empty=empty)
+    pairs = [(truth.ravel(), mask.ravel() > 0.5) for mask, truth in zip(masks, truths, strict=True) if empty != "skip" or truth.any()]
+    division = 1.0 if empty == "one" else 0.0
+    for name, reference in (("pixel_f1", f1_score), ("pixel_iou", jaccard_score)):
+        assert found[name].value == pytest.approx(np.mean([reference(*pair, zero_division=division) for pair in pairs]), abs=1e-9)
+        assert found[name].n == len(pairs)
+    assert found["pixel_accuracy"].value == pytest.approx(np.mean([np.mean(truth == mask) for truth, mask in pairs]), abs=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_an_auc_is_the_share_of_pairs_and_images_without_pairs_are_left_out(seed):
+    masks, truths = drawn(seed)
+    found = localization_of([mask_figures(*pair) for pair in zip(masks, truths, strict=True)], empty="zero")["pixel_auc"]
+    areas = []
+    for mask, truth in zip(masks, truths, strict=True):
+        pairs = mask[truth][:, None] - mask[~truth][None]
+        if pairs.size:
+            areas.append(np.mean((pairs > 0) + (pairs == 0) / 2))
+    assert (found.value, found.n) == (pytest.approx(np.mean(areas), abs=1e-9), len(areas))
+
+
+def test_images_that_a_figure_leaves_out_are_counted():
+    rows = [mask_figures(*pair) for pair in ((P, NONE), (P, ALL), (GOOD, RECT))]
+    assert counts_of(rows) == {"images": 3, "empty": 1, "all_altered": 1}
+    assert counts_of([]) == {"images": 0, "empty": 0, "all_altered": 0}
+    assert [figure.n for figure in localization_of(rows, empty="skip").values()] == [2, 2, 1, 2]
+
+
+def test_nothing_to_judge_is_no_figure():
+    assert {figure.why for figure in localization_of([], empty="skip").values()} == {"no image with a mask and a truth"}
+    skipped = localization_of([mask_figures(P, NONE)], empty="skip")
+    assert {skipped[name].why for name in ("pixel_f1", "pixel_iou", "pixel_accuracy")} == {"no image of which something is altered"}
+    only_full = localization_of([mask_figures(P, ALL)], empty="skip")
+    assert only_full["pixel_auc"].why == "no image with both altered and intact pixels"
+    assert only_full["pixel_f1"].value is not None
+
+
+def test_gathered_rows_are_the_rows():
+    masks, truths = drawn(0)
+    rows = [mask_figures(*pair) for pair in zip(masks, truths, strict=True)]
+    gathered = MaskRows()
+    for row in rows:
+        gathered.add(row)
+    assert len(gathered) == len(rows)
+    for figures in (imdlbenco_of, opensdi_of):
+        assert figures(gathered.table()) == figures(rows)
+    assert localization_of(gathered.table(), empty="one") == localization_of(rows, empty="one")
