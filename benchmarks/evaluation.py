@@ -1,4 +1,4 @@
-"""How long does evaluating many rows take, and how much memory? A synthetic published run and its labels, evaluated in a process of its own.
+"""How long does evaluating many rows take, and how much memory? A synthetic published run and its labels, in a process of their own.
 
     python -m benchmarks.evaluation --rows 10000000 --json evaluation.json
 

@@ -12,7 +12,9 @@ import click
 from ray_app import __version__
 from ray_app.cli.archive import demo, report, results, score
 from ray_app.cli.cards import config, detectors
+from ray_app.cli.compare import compare
 from ray_app.cli.decide import decide
+from ray_app.cli.evaluate import evaluate
 from ray_app.cli.explain import explain
 from ray_app.cli.filter import filter_command
 from ray_app.cli.indexing import index
@@ -42,7 +44,8 @@ def touchstone() -> None:
 
 
 for command in (
-    plan, score, results, decide, report, masks, filter_command, pack, explain, index, train, serve, detectors, config, demo,
+    plan, score, results, decide, report, masks, filter_command, pack, explain, index, train, evaluate, compare,
+    serve, detectors, config, demo,
 ):  # fmt: skip
     touchstone.add_command(command)
 

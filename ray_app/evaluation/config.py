@@ -11,7 +11,7 @@ from ray_app.scoring.config import ScoreConfig
 
 
 class EvaluateConfig(Frozen):
-    """One evaluation. `score` is how a source is scored first; of a run that is there already it says but where (its `source` is not used)."""
+    """One evaluation. `score`: how a source is scored first, and on which cluster; its `source` and `out` are not used."""
 
     at: tuple[str, ...] = Field(default=(), description="a run directory; or a source of members, as `touchstone score` takes it")
     out: str | None = Field(default=None, description="where metrics.json, metrics.csv and report.html go; any fsspec URL")
@@ -27,9 +27,8 @@ class EvaluateConfig(Frozen):
     protocol: str | None = Field(default=None, description="a shipped protocol by name, or a YAML file")
     title: str | None = None
     score: ScoreConfig = Field(default=ScoreConfig(), description="how a source is scored: detectors, ensemble, perturb, cluster, …")
-    bootstrap: int = Field(default=1000, ge=0, description="replicates of a bootstrap; 0 = no such intervals")
+    bootstrap: int | None = Field(default=None, ge=0, description="replicates of a bootstrap; null = 200 to 1,000, 0 = no such intervals")
     sample: int = Field(default=MOST, ge=100, le=MOST, description="rows that bootstrap, paired tests and the shortcut check see")
-    pairs: bool = Field(default=True, description="test every two systems against each other")
     thumbnails: bool = Field(default=True, description="small pictures of mistakes and masks in the report, read from the source again")
     clip: str | None = Field(default=None, description="folder of CLIP weights, for the similarity of prompts")
     seed: int = 0

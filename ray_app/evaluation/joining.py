@@ -137,10 +137,10 @@ class LabelIndex:
 
 @dataclass(frozen=True)
 class OwnLabels:
-    """The labels that a run carries in its own column `input`."""
+    """The labels that a run carries in its own column `input`; only those of `split` where their rows have any."""
 
     url: str
-    names: Sequence[str] = ()
+    split: str | None = None
     columns: list[str] = field(default_factory=lambda: ["input"])
 
     @property
@@ -149,10 +149,12 @@ class OwnLabels:
         return f"the columns of {self.url}"
 
     def truth(self, table: pa.Table) -> Truth:
-        """That of rows with `input`. Raises ConfigError for a label that is none."""
+        """That of rows with `input`, of the split if one is asked for. Raises ConfigError for a label that is none."""
         fields = own_fields(table)
         coder = GroupCoder(self.name)
         codes = coder.codes(fields, complete=False) if "label" in fields.column_names else np.full(len(table), -1, np.int32)
+        if self.split is not None and "split" in fields.column_names:
+            codes[~_of_split(fields, self.split)] = -1
         return Truth(codes, coder.groups, np.full(len(table), -1, np.int64))
 
 

@@ -92,7 +92,8 @@ class MaskMeasurer:
 def nearest(truth: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.uint8]:
     """A mask (H, W) at another size (h, w): of each new pixel the old one at its upper left corner, as OpenCV's INTER_NEAREST."""
     rows, columns = (np.arange(new) * old // new for old, new in zip(truth.shape, shape, strict=True))
-    return truth[rows][:, columns]
+    smaller: NDArray[np.uint8] = truth[rows][:, columns]
+    return smaller
 
 
 def side_by_side(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:

@@ -9,25 +9,25 @@ from typing import Any
 
 import numpy as np
 
-from ray_app.evaluation.cells import BANDS, UNKNOWN, Cell, Cells
+from ray_app.evaluation.cells import BANDS, UNKNOWN, Cells
 from ray_app.evaluation.conventions import oracle_accuracy
 from ray_app.evaluation.groups import Group
 from ray_app.evaluation.resampling import Resampling
 from ray_app.evaluation.seen import seen, seen_by_any
 from ray_app.evaluation.systems import System
 from ray_app.metrics.bootstrap import rates_interval
+from ray_app.metrics.chances import reliability
 from ray_app.metrics.curves import average_precision, curve_points, precision_recall_points
-from ray_app.metrics.detection import detection_of
+from ray_app.metrics.detection import NO_RANKING, auc_figure, detection_of
 from ray_app.metrics.figure import Figure, undefined
 from ray_app.metrics.histograms import ScoreHistogram
-from ray_app.metrics.intervals import DELONG, auc_of, proportion
+from ray_app.metrics.intervals import proportion
 from ray_app.metrics.operating import Confusion, averages, rates_at
-from ray_app.metrics.reporting import VerdictCounts, abstaining, classification_report
 from ray_app.metrics.risk import risk_coverage
+from ray_app.metrics.verdicts import VerdictCounts, abstaining, classification_report
 from ray_app.runs.summary import EDGES
 
 NO_OTHERS = "there are no images of the other class"
-BINARY = "binary replies have no ranking; see balanced accuracy"
 Document = dict[str, Any]
 
 
@@ -69,11 +69,8 @@ class _Scores:
     def auc(self, fakes: ScoreHistogram, reals: ScoreHistogram) -> Figure:
         """The area under the ROC curve."""
         if self.binary:
-            return undefined(BINARY, fakes.n + reals.n)
-        if not fakes.n or not reals.n:
-            return undefined(NO_OTHERS, fakes.n + reals.n)
-        found = auc_of(fakes, reals)
-        return Figure(found.value, (found.low, found.high), DELONG, fakes.n + reals.n)
+            return undefined(NO_RANKING, fakes.n + reals.n)
+        return auc_figure(fakes, reals)
 
     def right(self, group: Group) -> tuple[int, int]:
         """Images told right, and images with a score, of one group."""
@@ -86,7 +83,7 @@ def system_of(system: System, cells: Cells, asked: Asked) -> Document:
     """The document's entry of one system."""
     groups = sorted({cell.group for cell, _, _ in cells.rows})
     scores = _scores(system, cells, groups)
-    figures = asked.resampling.with_intervals(scores.figures(scores.fakes, scores.reals), system, scores.by_group, binary=scores.binary)
+    figures = asked.resampling.with_intervals(scores.figures(scores.fakes, scores.reals), system, scores.by_group)
     generators = [_generator(group, scores, cells, asked) for group in groups]
     confusion = Confusion.at(scores.fakes, scores.reals, system.threshold, system.strict)
     total = cells.joined
@@ -104,11 +101,11 @@ def system_of(system: System, cells: Cells, asked: Asked) -> Document:
         "figures": rows(figures),
         "decided": rows(abstaining(_verdicts(cells))) if system.decides else None,
         "averages": rows(_averages(scores, groups)),
-        "kinds": {kind: rows(_of_kind(kind, scores, asked)) for kind in ("whole", "local")},
+        "kinds": {kind: rows(_of_kind(kind, scores, asked, figures)) for kind in ("whole", "local")},
         "generators": generators,
         "roc": [] if scores.binary else [list(point) for point in curve_points(scores.fakes, scores.reals)],
         "precision_recall": [] if scores.binary else [list(point) for point in precision_recall_points(scores.fakes, scores.reals)],
-        "reliability": _reliability(scores),
+        "reliability": [] if scores.binary else reliability(scores.fakes, scores.reals, system.calibration),
         "histogram": _histogram(scores),
         "risk_coverage": _risk(scores),
         "report": classification_report(confusion.fake_fake, confusion.fake_real, confusion.real_fake, confusion.real_real),
@@ -134,13 +131,16 @@ def _scores(system: System, cells: Cells, groups: Iterable[Group]) -> _Scores:
     return _Scores(system, merged, system.binary or replies)
 
 
-def _of_kind(kind: str, scores: _Scores, asked: Asked) -> dict[str, Figure]:
+def _of_kind(kind: str, scores: _Scores, asked: Asked, figures: dict[str, Figure]) -> dict[str, Figure]:
+    """Figures of whole fakes, or of local edits, against all real images; those of all fakes where there are no others."""
     fakes = scores.of(lambda group: group.kind == kind)
+    if fakes.n == scores.fakes.n and fakes.n:
+        return figures
     if not fakes.n:
         why = f"no {kind} fake was scored" if kind == "whole" else "no local edit was scored"
         return {name: undefined(why, scores.reals.n) for name in scores.figures(fakes, scores.reals)}
     chosen = {group: one for group, one in scores.by_group.items() if group.kind in ("real", kind)}
-    return asked.resampling.with_intervals(scores.figures(fakes, scores.reals), scores.system, chosen, binary=scores.binary)
+    return asked.resampling.with_intervals(scores.figures(fakes, scores.reals), scores.system, chosen)
 
 
 def _averages(scores: _Scores, groups: Iterable[Group]) -> dict[str, Figure]:
@@ -184,7 +184,7 @@ def _ranked(
     scores: _Scores, pair: tuple[ScoreHistogram, ScoreHistogram], figure: Callable[[ScoreHistogram, ScoreHistogram], Figure]
 ) -> Document:
     if scores.binary:
-        return undefined(BINARY).row()
+        return undefined(NO_RANKING).row()
     return (figure(*pair) if pair[0].n and pair[1].n else undefined(NO_OTHERS)).row()
 
 
@@ -198,12 +198,6 @@ def _verdicts(cells: Cells) -> VerdictCounts:
     for (cell, _, verdict), count in cells.rows.items():
         counts[f"{cell.group.label}_{verdict or 'unscored'}"] += count
     return VerdictCounts(**counts)
-
-
-def _reliability(scores: _Scores) -> list[Document]:
-    from ray_app.metrics.calibrating import reliability
-
-    return reliability(scores.fakes, scores.reals, scores.system.calibration) if not scores.binary else []
 
 
 def _histogram(scores: _Scores) -> Document:
@@ -249,7 +243,7 @@ def _views(scores: _Scores, cells: Cells, asked: Asked) -> list[Document]:
                 if (name, system) == (view, scores.system.name)}  # fmt: skip
         fakes = ScoreHistogram.merged(one for group, one in mine.items() if group.kind != "real")
         reals = ScoreHistogram.merged(one for group, one in mine.items() if group.kind == "real")
-        figures = asked.resampling.of_view(scores.figures(fakes, reals), scores.system, mine, binary=scores.binary)
+        figures = asked.resampling.of_view(scores.figures(fakes, reals), scores.system, mine)
         told.append({"name": view, "n_real": reals.n, "n_fake": fakes.n, "figures": rows(figures)})
     return told
 
@@ -260,8 +254,3 @@ def _worst(generators: Sequence[Document]) -> Document | None:
     many = [one for one in known if one["n"] >= 20] or known
     worst = min(many, key=lambda one: one["rate"]["value"], default=None)
     return None if worst is None else {"generator": worst["name"], "rate": worst["rate"]}
-
-
-def cells_of(cells: Cells) -> set[Cell]:
-    """All cells that have rows."""
-    return {cell for cell, _, _ in cells.rows}

@@ -32,10 +32,13 @@ PLAIN = Protocol(
 """What holds where no protocol is named."""
 
 _WORDS = {
-    "rate": "", "auc": "AUC", "average_precision": "AP", "oracle_accuracy": "accuracy at oracle threshold",
+    "auc": "AUC", "average_precision": "AP", "oracle_accuracy": "accuracy at oracle threshold",
     "balanced_accuracy": "balanced accuracy", "f1_even": "F1 at even counts", "pixel_f1": "pixel F1", "pixel_iou": "pixel IoU",
     "pixel_auc": "pixel AUC", "pixel_accuracy": "pixel accuracy",
 }  # fmt: skip
+
+
+_NOT_OF_SEVERAL = "not to be had of several generators together from the figures of each"
 
 
 class _Line(NamedTuple):
@@ -60,7 +63,8 @@ def table_of(protocol: Protocol | None, systems: Sequence[System], localization:
     """
     rules = protocol or PLAIN
     lines = [_Line(row) for row in rules.rows] + _automatic(rules, systems)
-    cells = {system["name"]: {line.row.name: _cell(line, system, localization) for line in lines} for system in systems}
+    masks = _masks_of(rules, localization)
+    cells = {system["name"]: {line.row.name: _cell(line, system, masks) for line in lines} for system in systems}
     return {
         "rows": [_head(line, systems) for line in lines],
         "columns": [system["name"] for system in systems],
@@ -74,17 +78,8 @@ def table_of(protocol: Protocol | None, systems: Sequence[System], localization:
 
 def reference_of(protocol: Protocol | None) -> list[Document]:
     """The document's section `reference`: published columns with what is wrong about them."""
-    return [
-        {
-            "column": one.column,
-            "system": one.detector,
-            "source": one.source,
-            "mark": one.mark,
-            "marks": dict(one.marks),
-            "rows": dict(one.rows),
-        }
-        for one in (protocol.reference if protocol else ())
-    ]
+    columns = protocol.reference if protocol else ()
+    return [{**one.model_dump(mode="json", exclude={"detector"}), "system": one.detector} for one in columns]
 
 
 def _automatic(rules: Protocol, systems: Sequence[System]) -> list[_Line]:
@@ -101,16 +96,19 @@ def _automatic(rules: Protocol, systems: Sequence[System]) -> list[_Line]:
         elif wanted == "sources":
             lines += [_exactly(one, "rate", known, taken) for one in rest if one["label"] == "real"]
         else:
-            lines += [_exactly(one, figure, known, taken) for figure in rules.figures for one in rest if one["label"] == "fake"]
+            words = {**_WORDS, "rate": "TPR" if len(rules.figures) > 1 else ""}
+            fakes = [one for one in rest if one["label"] == "fake"]
+            lines += [_exactly(one, figure, known, taken, words[figure]) for figure in rules.figures for one in fakes]
     return lines
 
 
-def _exactly(generator: Mapping[str, Any], figure: RowFigure, known: Mapping[tuple[str, str], Any], taken: set[str]) -> _Line:
+def _exactly(
+    generator: Mapping[str, Any], figure: RowFigure, known: Mapping[tuple[str, str], Any], taken: set[str], words: str = ""
+) -> _Line:
     """The row of one generator of the data, whose name is like no other row's."""
     name, label = generator["name"], generator["label"]
     mixed = ("real" if label == "fake" else "fake", name) in known
-    words = f"{name} ({label})" if mixed else name
-    row = f"{words}, {_WORDS[figure]}" if _WORDS[figure] else words
+    row = f"{name}{f' ({label})' if mixed else ''}{f', {words}' if words else ''}"
     while row in taken:
         row += " (in the data)"
     taken.add(row)
@@ -124,8 +122,9 @@ def _head(line: _Line, systems: Sequence[System]) -> Document:
     return {"name": line.row.name, "label": line.row.label, "n": max(counts, default=0), "seen": known}
 
 
-def _cell(line: _Line, system: System, localization: Mapping[str, Any] | None) -> Figure:
+def _cell(line: _Line, system: System, masks: Mapping[str, Any]) -> Figure:
     mine, figure = line.of(system), line.row.figure
+    mine = [one for one in mine if one["n"]] or mine
     if line.row.why is not None:
         return undefined(line.row.why)
     if not mine:
@@ -137,27 +136,28 @@ def _cell(line: _Line, system: System, localization: Mapping[str, Any] | None) -
         fakes, reals = (mine, others) if line.row.label == "fake" else (others, mine)
         return (conventions.balanced if figure == "balanced_accuracy" else conventions.f1_even)(fakes, reals)
     if figure.startswith("pixel_"):
-        return _pooled(figure, _masks(system["name"], mine, figure, localization))
-    return _pooled(figure, [_figure(one.get(figure)) for one in mine])
+        names = {one["name"] for one in mine}
+        drawn = [_figure(one["figures"].get(figure)) for one in masks.get(system["name"], []) if one["name"] in names]
+        return _pooled(drawn, [one.n for one in drawn]) if drawn else undefined("this detector draws no masks, or they were not measured")
+    found = [_figure(one.get(figure)) for one in mine]
+    # The others are not linear in the fakes.
+    return _pooled(found, [one["n"] for one in mine]) if len(found) == 1 or figure == "auc" else undefined(_NOT_OF_SEVERAL)
 
 
-def _pooled(figure: str, found: Sequence[Figure]) -> Figure:
-    """Of several generators together. AUCs against the same real images and means of images average by n; other figures do not."""
+def _pooled(found: Sequence[Figure], images: Sequence[int]) -> Figure:
+    """Of several generators together, each by its images: exact for means of images, and for AUCs against the same real ones."""
     if len(found) == 1:
         return found[0]
-    n = sum(one.n for one in found)
-    if (figure == "auc" or figure.startswith("pixel_")) and n and all(one.value is not None for one in found):
-        return Figure(sum(one.n * (one.value or 0.0) for one in found) / n, n=n)
-    return undefined("not to be had of several generators together from the figures of each", n)
+    if missing := [one.why for one in found if one.value is None]:
+        return undefined(missing[0] or "")
+    n = sum(images)
+    return Figure(sum(count * (one.value or 0.0) for one, count in zip(found, images, strict=True)) / n, n=n)
 
 
-def _masks(system: str, mine: Sequence[Mapping[str, Any]], figure: str, localization: Mapping[str, Any] | None) -> list[Figure]:
-    """The figure of masks of each of these generators, as far as the system has any."""
-    tables = [one.get("generators") or [] for one in (localization or {}).get("systems", []) if one.get("name") == system]
-    names = {one["name"] for one in mine}
-    found = [one for table in tables[:1] for one in table if one.get("name") in names]
-    figures = [_figure({**one, **(one.get("figures") or {})}.get(figure)) for one in found]
-    return figures or [undefined("this detector draws no masks, or they were not measured")]
+def _masks_of(rules: Protocol, localization: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """By system, what the document says of its masks on each generator, at the size of the protocol's."""
+    size = rules.localization.resolution if rules.localization else "original"
+    return {one["name"]: one["generators"] for one in (localization or {}).get("systems", []) if one["resolution"] == size}
 
 
 def _footer(footer: Footer, system: System, lines: Sequence[_Line], cells: Mapping[str, Mapping[str, Figure]]) -> Figure:
@@ -165,8 +165,9 @@ def _footer(footer: Footer, system: System, lines: Sequence[_Line], cells: Mappi
     if figure:
         usual = [line.row for line in lines if line.row.label == "fake" and line.year is None and line.row.why is None]
         rows = footer.rows or [row.name for row in usual if row.figure == figure]
+        images = {line.row.name: sum(one["n"] for one in line.of(system)) for line in lines}
         chosen = [cells[system["name"]][row] for row in rows]
-        return _mean(chosen, weighted=way == "weighted")
+        return _mean(chosen, [images[row] if way == "weighted" else 1 for row in rows], sum(images[row] for row in rows))
     if way.startswith("report."):
         return _reported(way.split(".")[1:], system.get("report") or {})
     if way in conventions.CONVENTIONS:
@@ -174,17 +175,13 @@ def _footer(footer: Footer, system: System, lines: Sequence[_Line], cells: Mappi
     return _figure({**system["figures"], **(system.get("averages") or {})}.get(way))
 
 
-def _mean(found: Sequence[Figure], *, weighted: bool) -> Figure:
-    """Over rows, each counting once or by its images; not defined where one of them is not."""
-    n = sum(one.n for one in found)
+def _mean(found: Sequence[Figure], weights: Sequence[int], n: int) -> Figure:
+    """Over rows; not defined where one of them is not."""
     if not found:
         return undefined("no row has that figure")
     if missing := [one.why for one in found if one.value is None]:
         return undefined(f"{len(missing)} of {len(found)} rows have no figure: {missing[0]}", n)
-    values = [one.value or 0.0 for one in found]
-    if weighted:
-        return Figure(sum(one.n * value for one, value in zip(found, values, strict=True)) / n, n=n) if n else undefined("no images")
-    return Figure(sum(values) / len(values), n=n)
+    return Figure(sum(weight * (one.value or 0.0) for one, weight in zip(found, weights, strict=True)) / sum(weights), n=n)
 
 
 def _reported(path: Sequence[str], report: Mapping[str, Any]) -> Figure:

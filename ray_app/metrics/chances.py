@@ -120,7 +120,7 @@ def _mean_of_folded(mean: Floats, deviation: Floats) -> Floats:
     """E|X| of normal X (k,), its mean not negative; of no deviation it is the mean."""
     from scipy.special import erf
 
-    ratio = mean / np.maximum(deviation, np.finfo(np.float64).tiny)
     with np.errstate(over="ignore", under="ignore"):
+        ratio = mean / np.maximum(deviation, np.finfo(np.float64).tiny)
         folded: Floats = deviation * np.sqrt(2 / np.pi) * np.exp(-(ratio**2) / 2) + mean * erf(ratio / np.sqrt(2))
     return folded

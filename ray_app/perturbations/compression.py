@@ -48,6 +48,7 @@ def _through(image: Image.Image, codec: str, **options: Any) -> Image.Image:
     if max(image.size) > _LONGEST[codec]:
         return image
     encoded = io.BytesIO()
-    image.save(encoded, codec, **options)
+    # Pillow keeps what `save` is told on the image itself: of one image in two threads, one would be saved as the other asks.
+    image.copy().save(encoded, codec, **options)
     with Image.open(encoded) as decoded:
         return decoded.convert("RGB")

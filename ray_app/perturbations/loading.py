@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 
-import yaml
 from pydantic import Field, model_validator
 
 from ray_app.config import Frozen, load_yaml, named_configs
@@ -67,5 +66,8 @@ def _written(text: str) -> Perturbation:
         if op not in WRITTEN or not value:
             known = ", ".join(f"{op}:{what.upper()}" for op, what in WRITTEN.items())
             raise ConfigError(f"--perturb {text}: {part} is no step", hint=f"steps are {known}, joined by +")
-        steps.append({"op": op, WRITTEN[op]: yaml.safe_load(value)})
+        try:
+            steps.append({"op": op, WRITTEN[op]: float(value) if "." in value else int(value)})
+        except ValueError:
+            raise ConfigError(f"--perturb {text}: {value} is not a value", hint="a number, for example jpeg:75 or crop:0.5") from None
     return validate({"name": text, "steps": steps}, Perturbation, where=f"--perturb {text}")

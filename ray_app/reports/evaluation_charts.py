@@ -8,6 +8,7 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from ray_app.reports import wording
+from ray_app.reports.charts import histogram
 from ray_app.reports.curves import (
     STYLES,
     Axis,
@@ -25,11 +26,12 @@ from ray_app.reports.curves import (
 )
 from ray_app.reports.figure_facts import FigureFacts, Points
 from ray_app.reports.figure_words import in_words, named, written
-from ray_app.reports.system_facts import SystemFacts
+from ray_app.reports.system_facts import ReliabilityBin, SystemFacts
 
 _FLAGS, _FINDS = "real images flagged", "fakes found"
 _LOWEST_DECADE, _LEAST_DECADES = -6, -3
 _FEWEST_IN_SERIES = 3
+_MOST_BINS = 100
 _AMOUNT = re.compile(r"(?P<family>.*?)[\s:_=-]*(?:q|sigma|σ|s)?[\s:_=-]*(?P<amount>\d+(?:\.\d+)?)")
 _FALLING = re.compile(r"jpe?g|webp|avif|quality|resi[sz]|scale|crop", re.IGNORECASE)  # less of it is harsher
 
@@ -90,7 +92,19 @@ def reliability_chart(system: SystemFacts, ident: str) -> Chart | None:
         description=described,
         guide=[(0, 0), (1, 1)],
     )
-    return Chart("Stated probability against what is true", drawn)
+    return Chart("Stated probability against what is true; below, images in each bin", drawn + _bin_counts(bins, f"{ident}-n"))
+
+
+def _bin_counts(bins: Sequence[ReliabilityBin], ident: str) -> Markup:
+    """How many images each bin holds; nothing where bins are not of one width."""
+    width = bins[0].high - bins[0].low
+    places = {round(one.low / width): one.n for one in bins} if width > 0 else {}
+    number = round(1 / width) if places else 0
+    if len(places) != len(bins) or not 0 < number <= _MOST_BINS or max(places) >= number or min(places) < 0:
+        return Markup("")
+    edges = [index / number for index in range(number + 1)]
+    counts = [places.get(index, 0) for index in range(number)]
+    return histogram(edges, counts, ident=ident, title="Images in each bin", description=f"{sum(counts):,} images.", compact=True)
 
 
 def score_chart(system: SystemFacts, ident: str) -> Chart | None:
@@ -152,7 +166,7 @@ def _decades(systems: Sequence[SystemFacts], roc: Sequence[Trace], ident: str, d
     n_real = max([1, *(system.n_real for system in systems)])
     low = 10.0 ** max(_LOWEST_DECADE, min(_LEAST_DECADES, math.floor(-math.log10(n_real))))
     axes = decade_axis(f"{_FLAGS}, logarithmic", low), share_axis(_FINDS)
-    title, guide = "ROC where few real images are flagged", [(low, low), (1.0, 1.0)]
+    title, guide = "ROC where few real images are flagged", [(low ** (step / 24), low ** (step / 24)) for step in range(24, -1, -1)]
     drawn = plane(roc, *axes, ident=f"decades-{ident}", title=title, description=described, guide=guide, shade=(low, 1 / n_real))
     return Chart(title, drawn)
 
@@ -191,7 +205,7 @@ def _risks(systems: Sequence[SystemFacts], ident: str) -> Group:
     top = max([y for trace in traces for _, y in trace.points] + [0.01])
     described = "; ".join(f"{system.called}: area {written('aurc', system.risk_coverage.aurc.number)}" for system in systems)
     axes = share_axis("images that get a verdict"), share_axis("told wrong of those", 0.0, min(1.0, 1.05 * top))
-    chart = plane(traces, *axes, ident=f"risk-{ident}", title="Risk over coverage", description=described)
+    chart = plane(traces, *axes, ident=f"risk-{ident}", title="Risk over coverage", description=described, class_="plane flat")
     return Group([one.name for one in systems], _legend(systems), [Chart("Risk over coverage", chart)])
 
 

@@ -108,7 +108,7 @@ class TableFacts(Section):
 
 
 class PairedFacts(Section):
-    """One paired test between two systems on the same images; `difference` is a's figure less b's."""
+    """One paired test between two systems on the same images; `difference` is b's figure less a's."""
 
     a: str = ""
     b: str = ""
@@ -117,25 +117,6 @@ class PairedFacts(Section):
     difference: FigureFacts = NOT_MEASURED
     p: float | None = None
     p_holm: float | None = None
-
-
-class LocalizationSystem(Section):
-    """Masks of one detector at one resolution."""
-
-    name: str = ""
-    resolution: str = ""
-    figures: Figures = NO_FIGURES
-    generators: tuple[Mapping[str, Any], ...] = ()
-    views: tuple[Mapping[str, Any], ...] = ()
-    imdlbenco: Figures = NO_FIGURES
-    opensdi: Figures = NO_FIGURES
-
-
-class LocalizationFacts(Section):
-    """How well masks lie on what was altered, and by which rules."""
-
-    policy: Mapping[str, Any] = {}
-    systems: tuple[LocalizationSystem, ...] = ()
 
 
 class NamedFigures(Section):
@@ -151,6 +132,49 @@ class NamedFigures(Section):
             return data
         inner = data.get("figures") if isinstance(data.get("figures"), Mapping) else {}
         return {"figures": {**figures_among(data), **figures_among(inner)}, "pairs": rows(data.get("pairs"))}
+
+
+class MaskRow(Section):
+    """Masks of one generator's images, or of one view of them."""
+
+    name: str = ""
+    n: int = 0
+    figures: Figures = NO_FIGURES
+
+
+def _modes(value: Any) -> Any:
+    """IMDLBenCo's figures by mode, wherever they stand."""
+    return value.get("modes", {"": value}) if isinstance(value, Mapping) else {}
+
+
+class LocalizationSystem(Section):
+    """Masks of one detector at one resolution; `opensdi` and `imdlbenco`: the same by others' rules, the latter by mode."""
+
+    name: str = ""
+    resolution: str = ""
+    figures: Figures = NO_FIGURES
+    generators: tuple[MaskRow, ...] = ()
+    views: tuple[MaskRow, ...] = ()
+    imdlbenco: Annotated[Mapping[str, Figures], BeforeValidator(_modes)] = {}
+    opensdi: NamedFigures = NamedFigures()
+
+
+class Unreadable(Section):
+    """How many true masks could not be read, and why."""
+
+    reason: str = ""
+    n: int = 0
+    example: str = ""
+
+
+class LocalizationFacts(Section):
+    """How well masks lie on what was altered, by which rules, and which truths could not be read."""
+
+    policy: Mapping[str, Any] = {}
+    images: int = 0
+    without_label: int = 0
+    unreadable: tuple[Unreadable, ...] = ()
+    systems: tuple[LocalizationSystem, ...] = ()
 
 
 class MistakeFacts(Section):

@@ -3,15 +3,15 @@
 Knows which cell stands where and which notes it needs; knows no HTML.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from ray_app.reports import wording
 from ray_app.reports.evaluation_facts import EvaluationFacts, ReferenceFacts, TableRow
 from ray_app.reports.figure_facts import FigureFacts
-from ray_app.reports.figure_words import three_digits
+from ray_app.reports.figure_words import three_digit_ends, three_digits
 
-MOST_SYSTEMS = 6
+MOST_COLUMNS = 9
 MOST_ROWS = 24
 SEEN_SIGNS = {"in-training": ("●", "in training"), "unseen": ("○", "not in training"), "unknown": ("?", "not known whether in training")}
 _DAGGERS = "†‡§¶‖"
@@ -85,7 +85,7 @@ class Grids(NamedTuple):
 
 
 def grids(told: EvaluationFacts) -> Grids:
-    """The table in pieces of at most MOST_SYSTEMS systems and MOST_ROWS rows; the hardest rows of the leading system come first."""
+    """The table in pieces of at most MOST_COLUMNS columns and MOST_ROWS rows; the hardest rows of the leading system come first."""
     notes = Notes()
     kept, others = _rows_at_once(told)
     pieces = []
@@ -111,15 +111,31 @@ def _rows_at_once(told: EvaluationFacts) -> tuple[list[TableRow], list[TableRow]
     return [row for row in rows if row.name in hardest], [row for row in rows if row.name not in hardest]
 
 
-def _columns_at_once(told: EvaluationFacts) -> Iterator[Sequence[str]]:
+def _columns_at_once(told: EvaluationFacts) -> list[list[str]]:
+    """Systems in groups that fit with their published columns; those that no system of ours belongs to stand with the first group."""
     names = list(told.table.columns) or [system.name for system in told.systems if system.name in told.table.cells]
-    starts = range(0, len(names), MOST_SYSTEMS) if told.table.rows or told.table.footers else ()
-    return (names[start : start + MOST_SYSTEMS] for start in starts)
+    if not told.table.rows and not told.table.footers:
+        return []
+    groups: list[list[str]] = [[]]
+    room = MOST_COLUMNS - len(_alone(told))
+    for name in names:
+        width = 1 + sum(one.system == name for one in told.reference)
+        if width > room and groups[-1]:
+            groups.append([])
+            room = MOST_COLUMNS
+        groups[-1].append(name)
+        room -= width
+    return groups
+
+
+def _alone(told: EvaluationFacts) -> list[ReferenceFacts]:
+    """Published columns of systems that are not among ours."""
+    ours = {*told.table.columns, *(system.name for system in told.systems)}
+    return [one for one in told.reference if one.system not in ours]
 
 
 def _grid(told: EvaluationFacts, systems: Sequence[str], rows: Sequence[TableRow], notes: Notes, summary: str) -> Grid:
-    known = set(told.table.columns) | {system.name for system in told.systems}
-    alone = [one for one in told.reference if one.system not in known] if list(told.table.columns)[:1] == list(systems)[:1] else []
+    alone = _alone(told) if list(told.table.columns)[:1] == list(systems)[:1] else []
     columns: list[tuple[str | None, ReferenceFacts | None]] = []
     for name in systems:
         columns += [(name, None), *((None, one) for one in told.reference if one.system == name)]
@@ -156,7 +172,7 @@ def _figure(figure: FigureFacts | None, notes: Notes) -> Cell:
         return Cell(wording.NONE)
     if figure.number is None:
         return Cell(wording.NONE, notes=notes.letter(figure.why))
-    ends = (three_digits(figure.ends[0]), three_digits(figure.ends[1])) if figure.ends else None
+    ends = three_digit_ends(figure.ends) if figure.ends else None
     method = f", {figure.method}" if figure.method else ""
     return Cell(three_digits(figure.number), ends, about=f"of {figure.n:,}{method}" if figure.n else "")
 

@@ -209,8 +209,9 @@ def _classes(told: EvaluationFacts) -> list[tuple[str, str, list[Shares]]]:
 def _pairs(told: EvaluationFacts) -> list[tuple[str, str, int]]:
     """Generators taken for others, the most frequent first."""
     pairs = told.identification.pairs if told.identification else ()
-    sound = [(str(pair[0]), str(pair[1]), pair[2]) for pair in pairs if len(pair) == 3 and isinstance(pair[2], int)]
-    return sorted(sound, key=lambda pair: -pair[2])[:_MOST_PAIRS]
+    sound = [pair for pair in pairs if len(pair) == 3 and isinstance(pair[2], int)]
+    named = [(str(truth), "no name" if predicted is None else str(predicted), number) for truth, predicted, number in sound]
+    return sorted(named, key=lambda pair: -pair[2])[:_MOST_PAIRS]
 
 
 def _glossary(told: EvaluationFacts) -> list[tuple[str, str]]:

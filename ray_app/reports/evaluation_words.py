@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ray_app.reports import wording
+from ray_app.reports.drawing import plain
 from ray_app.reports.evaluation_facts import EvaluationFacts, PairedFacts
-from ray_app.reports.figure_words import in_words, named, p_value, written
+from ray_app.reports.figure_words import in_words, named, p_value, span, written
 from ray_app.reports.system_facts import GeneratorFacts, SystemFacts
 
 _LONGEST_NAME = 60
@@ -73,7 +74,7 @@ def warnings(told: EvaluationFacts) -> list[Warned]:
     if shortcut.confounded:
         found.append(Warned("Confounded.", _confounded(told), True))
     texts = [text for text in shortcut.warnings if text != shortcut.why]
-    found += [Warned("Classes differ.", wording.visible(text), True) for text in texts]
+    found += [Warned("Classes differ.", wording.visible(text), not shortcut.confounded) for text in texts]
     found += _joining(told)
     unscored = [system for system in told.systems if system.unscored]
     if unscored:
@@ -111,7 +112,7 @@ def _how_good(system: SystemFacts) -> list[str]:
     if tnr.number is not None:
         parts.append(f"clears {in_words('tnr', tnr)} of {wording.counted(system.n_real, 'real image')}")
     if parts:
-        at = f" at a threshold of {wording.score(system.threshold).replace('-', '−')}" if system.threshold is not None else ""
+        at = f" at a threshold of {plain(system.threshold)}" if system.threshold is not None else ""
         sentences.append(f"{short(system.called)} {' and '.join(parts)}{at}.")
     if auc.number is not None:
         sentences.append(f"A fake scores above a real image with a chance of {in_words('auc', auc)}, the ROC AUC.")
@@ -148,19 +149,44 @@ def _on_what(told: EvaluationFacts, system: SystemFacts) -> list[str]:
 
 
 def _how_sure(told: EvaluationFacts, system: SystemFacts) -> list[str]:
-    sentences = ["Ranges are 95 % intervals and speak of chance alone: images of another kind can lie far outside."]
+    sentences = [_chance(system)]
+    if len(told.systems) > 1 and system.kind != "ensemble":
+        sentences.append(f"It stands first for being the best of {len(told.systems)} on these very images, so it leans to the good side.")
     ours = [one for one in told.paired if system.name in (one.a, one.b)]
     if ours:
         sentences.append(_compared(min(ours, key=lambda one: abs(one.difference.number or 0)), told, system))
     ece = system.figure("ece")
-    if ece.number is not None:
-        sentences.append(f"Its probabilities are off by {in_words('ece', ece)} on average.")
-    elif not system.calibrated:
-        sentences.append("Its scores are not calibrated: they rank images and are not chances.")
-    shortcut = told.data.shortcut.auc
-    if shortcut.number is not None and not told.data.shortcut.confounded:
-        sentences.append(f"File facts alone tell the classes apart with AUC {in_words('auc', shortcut)}: no shortcut was found.")
-    return sentences
+    off = f"off by {in_words('ece', ece)} on average" if ece.number is not None else ""
+    if not system.calibrated:
+        sentences.append("Its scores are not calibrated" + (f": read as chances, they are {off}." if off else "."))
+    elif off:
+        sentences.append(f"Its probabilities are {off}.")
+    return sentences + _within_stratum(system) + _no_shortcut(told)
+
+
+def _chance(system: SystemFacts) -> str:
+    """Between what ends chance alone leaves the first figures."""
+    found = [(named(key), span(key, system.figure(key))) for key in ("auc", "tpr", "tnr")]
+    known = [f"{name} {ends}" for name, ends in found if ends]
+    ends = f"95 % intervals: {', '.join(known)}. They" if known else "Ranges in brackets are 95 % intervals. They"
+    return f"{ends} are of chance alone: images of another kind can lie far outside."
+
+
+def _within_stratum(system: SystemFacts) -> list[str]:
+    """The fullest combination of format and size that holds both classes: there neither gives a fake away."""
+    both = [one for one in system.strata if one.n_real and one.n_fake and one.auc.number is not None]
+    if not both:
+        return []
+    one = max(both, key=lambda one: min(one.n_real, one.n_fake))
+    where = f"{wording.shortened(one.format, 12)} of {wording.shortened(one.size, 16)}"
+    return [f"Within one format and size, {where}, {one.n_real:,} real and {one.n_fake:,} fake, its AUC is {in_words('auc', one.auc)}."]
+
+
+def _no_shortcut(told: EvaluationFacts) -> list[str]:
+    found = told.data.shortcut
+    if found.auc.number is None or found.confounded:
+        return []
+    return [f"File facts alone tell the classes apart with AUC {in_words('auc', found.auc)}: no shortcut was found."]
 
 
 def _compared(test: PairedFacts, told: EvaluationFacts, system: SystemFacts) -> str:
@@ -169,14 +195,14 @@ def _compared(test: PairedFacts, told: EvaluationFacts, system: SystemFacts) -> 
     other = told.system(test.a if turned else test.b)
     name = short(other.called if other else (test.a if turned else test.b))
     difference = test.difference.number
-    what = "AUC" if test.test == "delong" else "the share told right"
+    what = "AUC" if test.test == "delong" else "share told right"
     p = test.p_holm if test.p_holm is not None else test.p
     if difference is None:
-        return f"The nearest other system is {name} (p {p_value(p)})."
-    amount = -difference if turned else difference
-    found = "more" if amount >= 0 else "less"
+        return f"Closest to it in paired tests is {name} (p {_equals(p)})."
+    amount = difference if turned else -difference
+    found = "higher" if amount >= 0 else "lower"
     sure = "" if p is None or p < 0.05 else ", which chance alone would explain"
-    return f"The nearest other system is {name}: {what} of this one is {abs(amount):.4f} {found} (p {_equals(p)}){sure}."
+    return f"Against {name}, the closest in paired tests, its {what} is {abs(amount):.4f} {found} (p {_equals(p)}){sure}."
 
 
 def _equals(p: float | None) -> str:
@@ -207,9 +233,8 @@ def _seen_and_unseen(generators: Sequence[GeneratorFacts]) -> list[str]:
     if not all(rates.values()):
         return []
     means = {word: wording.percent(sum(found) / len(found)) for word, found in rates.items()}
-    return [
-        f"On average it finds {means['in-training']} of a generator that it was trained on, {means['unseen']} of one that it never saw."
-    ]
+    on_average = f"Of generators that it was trained on it finds {means['in-training']} on average, "
+    return [f"{on_average}of those that it never saw {means['unseen']}."]
 
 
 def _under_perturbation(system: SystemFacts) -> list[str]:

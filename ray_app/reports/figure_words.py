@@ -44,6 +44,9 @@ MEANINGS: Mapping[str, Meaning] = {
     "precision_at_prior_10": Meaning("flags that are right if 10 % are fake", "Precision as it would be if one image in 10 were fake."),
     "tpr_mean": Meaning("fakes found, mean of generators", "Each generator counts the same, however many images it has."),
     "tpr_weighted": Meaning("fakes found, by number of images", "Each generator counts by its images: the share of all fakes."),
+    "top_1": Meaning("named right", "The share of fakes whose generator is named right."),
+    "top_3": Meaning("among the first 3", "The share of fakes whose generator is among the three likeliest names."),
+    "top_5": Meaning("among the first 5", "The share of fakes whose generator is among the five likeliest names."),
     "coverage": Meaning("coverage", "The share of images that get a verdict, fake or no evidence, and no abstention."),
     "accuracy_of_decided": Meaning("accuracy where it decides", "The share told right of the images that get a verdict."),
     "tpr_of_decided": Meaning("fakes found where it decides", "The share called fake of the fakes that get a verdict."),
@@ -78,6 +81,7 @@ METHODS: Mapping[str, str] = {
     "delong": "DeLong",
     "bootstrap": "bootstrap",
     "cluster bootstrap": "bootstrap by generator",
+    "student": "Student",
 }
 
 
@@ -97,15 +101,19 @@ def written(key: str, value: float | None) -> str:
     return "> 0.9999" if 0.99995 <= value < 1 else f"{value:.4f}".replace("-", "−")
 
 
-def written_ends(key: str, figure: FigureFacts) -> list[str]:
-    """The two ends of a figure's interval; nothing where there is none."""
-    return [written(key, end) for end in figure.ends or ()]
+def span(key: str, figure: FigureFacts) -> str:
+    """A figure's interval, "90.1 to 92.4 %"; nothing where there is none."""
+    if figure.ends is None:
+        return ""
+    low, high = (written(key, end) for end in figure.ends)
+    same_unit = low.endswith(" %") and high.endswith(" %") and not high.startswith("<")
+    return f"{low.removesuffix(' %') if same_unit else low} to {high}"
 
 
 def in_words(key: str, figure: FigureFacts) -> str:
     """A figure with its interval in brackets, or a dash."""
-    ends = written_ends(key, figure)
-    return written(key, figure.number) + (f" ({ends[0]} to {ends[1]})" if ends else "")
+    ends = span(key, figure)
+    return written(key, figure.number) + (f" ({ends})" if ends else "")
 
 
 def three_digits(value: float | None) -> str:
@@ -115,6 +123,12 @@ def three_digits(value: float | None) -> str:
     if 0 < value < 0.0005:
         return "< 0.001"
     return "> 0.999" if 0.9995 <= value < 1 else f"{value:.3f}".replace("-", "−")
+
+
+def three_digit_ends(ends: tuple[float, float]) -> tuple[str, str]:
+    """An interval's ends likewise, rounded outwards where rounding would reach 0 or 1."""
+    low, high = ends
+    return ("0.999" if 0.9995 <= low < 1 else f"{low:.3f}", "0.001" if 0 < high < 0.0005 else f"{high:.3f}")
 
 
 def p_value(p: float | None) -> str:

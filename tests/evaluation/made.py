@@ -1,5 +1,7 @@
 """Runs of random rows with awkward cases, and the truth of every row: what the tests of evaluation read."""
 
+from itertools import pairwise
+
 import numpy as np
 import pyarrow as pa
 
@@ -54,7 +56,7 @@ def cut(columns, places):
     """The same rows as several tables, cut at these places."""
     table = pa.table({name: column if isinstance(column, pa.Array) else pa.array(column) for name, column in columns.items()})
     edges = [0, *sorted(places), len(table)]
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         yield {name: table[name].slice(start, end - start).combine_chunks() for name in table.column_names}
 
 

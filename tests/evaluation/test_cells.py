@@ -102,7 +102,7 @@ def test_any_cut_gives_the_same(tmp_path, seed):
     def shipped(function, items):
         """As tasks do it: everything travels as bytes."""
         for item in items:
-            yield pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(function))(item)))  # noqa: S301
+            yield pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(function))(item)))
 
     for most in (50, 100_000):
         expected = told(gather(whole, index, systems_of(whole), most=most))

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from ray_app.ensembles import decide
 from ray_app.errors import ConfigError, Status
 from ray_app.evaluation.comparing import compare
 from ray_app.evaluation.findings import ALPHA, LEAST
@@ -208,15 +207,22 @@ def test_labels_tell_which_is_better(first, other_run, scores):
     assert right["a"]["value"] == pytest.approx(((scores[TINY] > 0) == FAKE).mean())
     assert right["difference"]["value"] == pytest.approx(((worse > 0) == FAKE).mean() - right["a"]["value"])
     tiny = {one["generator"]: one for one in labelled["generators"] if one["system"] == TINY}
-    assert {name: one["n"] for name, one in tiny.items()} == {"maker-0": 250, "maker-1": 250, "maker-2": 250, "maker-3": 250, "real:camera": 2_000}
+    assert {name: one["n"] for name, one in tiny.items()} == {
+        "maker-0": 250,
+        "maker-1": 250,
+        "maker-2": 250,
+        "maker-3": 250,
+        "real:camera": 2_000,
+    }
     assert all(one["p_holm"] < 0.01 for name, one in tiny.items() if name.startswith("maker"))
     assert tiny["real:camera"]["p"] == 1
 
 
-def test_a_verdict_is_right_only_if_it_is_no_abstention(first, scores):
+def test_a_verdict_is_right_only_if_it_is_no_abstention(first):
     labelled = compare(first, first)["labelled"]
-    decided = decide({name: column for name, column in scores.items()}, spec_of().ensemble, spec_of().cards)
-    right = (np.asarray(decided.verdict) == np.where(FAKE, "fake", "real")).mean()
+    rows = list(current_rows(RunDirectory.open(first)))
+    assert {row["verdict"] for row in rows} == {"real", "fake", "abstain"}
+    right = np.mean([row["verdict"] == row["input"]["label"] for row in rows])
     assert labelled["systems"][0]["right"]["a"]["value"] == pytest.approx(right)
 
 

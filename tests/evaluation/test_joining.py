@@ -117,8 +117,12 @@ def test_kinds_and_generators(tmp_path):
     index = labels_of(tmp_path, rows)
     found = index.truth(table_of({"uri": [row["uri"] for row in rows], "member": pa.nulls(5, pa.string())}))
     assert [found.groups[code] for code in found.codes] == [
-        Group("local", "unknown"), Group("whole", "flux"), Group("local", "unknown"), Group("real", "real:camera"), Group("whole", "unknown")
-    ]  # fmt: skip
+        Group("local", "unknown"),
+        Group("whole", "flux"),
+        Group("local", "unknown"),
+        Group("real", "real:camera"),
+        Group("whole", "unknown"),
+    ]
 
 
 def test_joined_rows_carry_texts(tmp_path):

@@ -4,7 +4,8 @@ from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
 from ray_app.metrics import auc_interval, proportion_interval
-from ray_app.metrics.intervals import auc_of
+from ray_app.metrics.histograms import ScoreHistogram
+from ray_app.metrics.intervals import auc_of, proportion
 
 
 def delong_by_pairs(fakes, reals):
@@ -21,7 +22,7 @@ def test_the_interval_is_delongs_over_all_pairs(m, n, digits):
     auc, variance = delong_by_pairs(fakes, reals)
     assert 0 < auc < 1
     logit, half = np.log(auc / (1 - auc)), 1.959964 * np.sqrt(variance) / (auc * (1 - auc))
-    found = auc_of(fakes, np.sort(reals))
+    found = auc_of(ScoreHistogram.of(fakes), ScoreHistogram.of(reals))
     assert found.value == pytest.approx(auc, abs=1e-12)
     assert (found.low, found.high) == pytest.approx(tuple(1 / (1 + np.exp(-np.array([logit - half, logit + half])))), abs=1e-6)
 
@@ -37,7 +38,7 @@ def test_the_interval_is_about_a_bootstraps():
 def test_the_interval_covers_the_truth_as_often_as_it_says():
     rng = np.random.default_rng(6)
     truth = 0.921350  # Φ(2 / √2), for normals two apart
-    found = [auc_of(rng.normal(2, 1, 40), np.sort(rng.normal(0, 1, 40))) for _ in range(1000)]
+    found = [auc_of(ScoreHistogram.of(rng.normal(2, 1, 40)), ScoreHistogram.of(rng.normal(0, 1, 40))) for _ in range(1000)]
     assert 0.935 <= np.mean([auc.low <= truth <= auc.high for auc in found]) <= 0.985
 
 
@@ -50,7 +51,7 @@ def test_a_perfect_auc_is_not_certain():
 
 @pytest.mark.parametrize(("fakes", "reals"), [([1.0], [0.0, 2.0, 3.0]), ([0.0, 5.0], [1.0]), ([2.0, 2.0, 2.0], [2.0, 2.0])])
 def test_where_there_is_no_variance_the_interval_is_wide_and_holds_the_auc(fakes, reals):
-    auc = auc_of(np.array(fakes), np.array(reals))
+    auc = auc_of(ScoreHistogram.of(fakes), ScoreHistogram.of(reals))
     assert auc.low < auc.value < auc.high
     assert auc.high - auc.low > 0.8
 

@@ -1,10 +1,12 @@
-"""The blur against torchvision's, with which OpenFake's second recipe was made."""
+"""The blur against torchvision's, with which OpenFake's second recipe was made, against scipy's and against OpenCV's documented kernels."""
 
 import numpy as np
 import pytest
+from PIL import Image
+from scipy.ndimage import gaussian_filter
 from torchvision.transforms.v2.functional import gaussian_blur
 
-from ray_app.perturbations.blurring import blurred, gaussian_taps
+from ray_app.perturbations.blurring import blurred, gaussian_taps, opencv_taps, scipy_blurred
 from tests.images.factory import photo
 
 
@@ -26,3 +28,32 @@ def test_an_image_smaller_than_the_kernel(size):
 def test_taps_sum_to_one():
     assert gaussian_taps(5, 0.5).sum() == pytest.approx(1)
     assert gaussian_taps(5, 0.5).argmax() == 2
+
+
+def test_opencv_s_kernel_is_the_documented_one():
+    assert opencv_taps(3).tolist() == [0.25, 0.5, 0.25]
+    assert opencv_taps(7).tolist() == [0.03125, 0.109375, 0.21875, 0.28125, 0.21875, 0.109375, 0.03125]
+    # getGaussianKernel: sigma = 0.3 * ((ksize - 1) * 0.5 - 1) + 0.8
+    for size, sigma in ((11, 2.0), (15, 2.6), (19, 3.2), (23, 3.8)):
+        np.testing.assert_allclose(opencv_taps(size), gaussian_taps(size, sigma), rtol=1e-12)
+
+
+@pytest.mark.parametrize("size", [3, 7, 11, 23])
+def test_a_point_spreads_as_the_kernel_says(size):
+    pixels = np.zeros((63, 63, 3), np.uint8)
+    pixels[31, 31] = 255
+    spread = np.asarray(blurred(Image.fromarray(pixels), opencv_taps(size)))[:, :, 1].astype(float)
+    expected = 255 * np.outer(opencv_taps(size), opencv_taps(size))
+    half = size // 2
+    assert np.abs(spread[31 - half : 32 + half, 31 - half : 32 + half] - expected).max() <= 0.5 + 1e-4
+    assert spread.sum() == spread[31 - half : 32 + half, 31 - half : 32 + half].sum()
+
+
+@pytest.mark.parametrize("sigma", [1, 2, 4])
+def test_scipy_s_blur_is_that_of_the_published_code(sigma):
+    image = photo(40, 30)
+    # CNNDetection's and UnivFD's: each channel filtered onto itself.
+    theirs = np.array(image)
+    for channel in range(3):
+        gaussian_filter(theirs[:, :, channel], output=theirs[:, :, channel], sigma=sigma)
+    assert scipy_blurred(image, sigma).tobytes() == theirs.tobytes()

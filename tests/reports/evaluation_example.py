@@ -10,12 +10,11 @@ import numpy as np
 from PIL import Image
 
 from ray_app.detectors.cards import Calibration
-from ray_app.metrics import curves, operating, risk
-from ray_app.metrics import detection as figures_of
+from ray_app.metrics import chances, curves, operating, risk, verdicts
+from ray_app.metrics.detection import auc_figure, detection_of
 from ray_app.metrics.figure import Figure, undefined
 from ray_app.metrics.histograms import ScoreHistogram
 from ray_app.metrics.paired import delong_paired, holm, mcnemar
-from ray_app.metrics.shortcut import shortcut_auc
 from tests.reports.training_example import picture
 
 
@@ -100,7 +99,9 @@ def _document(
     reals: Mapping[str, Generator], fakes: Mapping[str, Generator], systems: Mapping[str, System], views: Mapping[str, float], seed: int
 ) -> dict[str, Any]:
     images = _images(reals, fakes, seed)
-    scores = {name: {view: _scores(system, images, harm, seed) for view, harm in {"": 0.0, **views}.items()} for name, system in systems.items()}
+    scores = {
+        name: {view: _scores(system, images, harm, seed) for view, harm in {"": 0.0, **views}.items()} for name, system in systems.items()
+    }
     told = [_system(name, system, images, scores[name], {**reals, **fakes}) for name, system in systems.items()]
     return {
         "schema": 1,
@@ -174,7 +175,7 @@ def _split(scores: Any, images: Images, among: Any = True) -> tuple[ScoreHistogr
 
 def _figures(scores: Any, images: Images, system: System, among: Any = True) -> dict[str, Any]:
     calibration = Calibration(slope=0.95, intercept=-0.1) if system.calibrated else None
-    found = figures_of.detection_of(*_split(scores, images, among), continuous=not system.binary, calibration=calibration)
+    found = detection_of(*_split(scores, images, among), continuous=not system.binary, calibration=calibration)
     return {key: figure.row() for key, figure in found.items()}
 
 
@@ -207,7 +208,7 @@ def _system(name: str, system: System, images: Images, by_view: Mapping[str, Any
             if view
         ],
         "strata": _strata(scores, images, system),
-        "report": figures_of.classification_report(fakes.above(0), fakes.n - fakes.above(0), reals.above(0), reals.n - reals.above(0)),
+        "report": verdicts.classification_report(fakes.above(0), fakes.n - fakes.above(0), reals.above(0), reals.n - reals.above(0)),
     }
     return told | (_curves(fakes, reals, calibration) if not system.binary and fakes.n and reals.n else {})
 
@@ -217,16 +218,12 @@ def _curves(fakes: ScoreHistogram, reals: ScoreHistogram, calibration: Calibrati
     counts = [np.histogram(np.clip(one.values, -8.99, 8.99), edges, weights=one.counts)[0].astype(int).tolist() for one in (reals, fakes)]
     covered = risk.risk_coverage(fakes, reals, 0.0)
     return {
-        "roc": [list(map(_finite, point)) for point in curves.curve_points(fakes, reals)],
+        "roc": [list(point) for point in curves.curve_points(fakes, reals)],
         "precision_recall": [list(point[:2]) for point in curves.precision_recall_points(fakes, reals)],
-        "reliability": figures_of.reliability(fakes, reals, calibration) if calibration else [],
+        "reliability": chances.reliability(fakes, reals, calibration) if calibration else [],
         "histogram": {"edges": edges.tolist(), "real": counts[0], "fake": counts[1]},
         "risk_coverage": {**covered, "aurc": covered["aurc"].row()},
     }
-
-
-def _finite(number: float) -> float | None:
-    return float(number) if np.isfinite(number) else None
 
 
 def _generator(name: str, images: Images, scores: Any, system: System, facts: Generator) -> dict[str, Any]:
@@ -253,8 +250,10 @@ def _averages(scores: Any, images: Images) -> dict[str, Any]:
 
 
 def _decided(scores: Any, images: Images) -> dict[str, Any]:
-    counts = [int(((images.fake == fake) & band).sum()) for fake in (True, False) for band in (scores > 0.8, scores < -0.8, abs(scores) <= 0.8)]
-    found = figures_of.abstaining(figures_of.VerdictCounts(*counts, 0, 0))
+    counts = [
+        int(((images.fake == fake) & band).sum()) for fake in (True, False) for band in (scores > 0.8, scores < -0.8, abs(scores) <= 0.8)
+    ]
+    found = verdicts.abstaining(verdicts.VerdictCounts(*counts, 0, 0))
     return {key: figure.row() for key, figure in found.items()}
 
 
@@ -270,7 +269,7 @@ def _strata(scores: Any, images: Images, system: System) -> list[dict[str, Any]]
 
 
 def _data(images: Images) -> dict[str, Any]:
-    auc = shortcut_auc({"format": images.format, "size": images.size}, images.fake)
+    auc = _shortcut(images)
     counted = {
         key: {label: _counted(getattr(images, column)[images.fake == fake]) for label, fake in (("real", False), ("fake", True))}
         for key, column in (("formats", "format"), ("sizes", "size"))
@@ -289,6 +288,18 @@ def _data(images: Images) -> dict[str, Any]:
         **counted,
         "shortcut": shortcut | {"class_ratio": n_fake / n_real if n_real else None, "warnings": []},
     }
+
+
+def _shortcut(images: Images) -> Figure:
+    """The AUC of format and size alone: the share of fakes among the other half's images of the same, as `metrics.shortcut` in small."""
+    cells = np.unique(np.char.add(images.format, images.size), return_inverse=True)[1]
+    half = np.arange(len(images)) % 2
+    shares = np.zeros(len(images))
+    for part in (0, 1):
+        other = half != part
+        fakes = np.bincount(cells[other], images.fake[other], cells.max(initial=0) + 1)
+        shares[half == part] = (fakes / np.maximum(np.bincount(cells[other], minlength=len(fakes)), 1))[cells[half == part]]
+    return auc_figure(*_split(shares, images))
 
 
 def _counted(values: Any) -> dict[str, int]:
@@ -358,7 +369,13 @@ def _published() -> dict[str, Any]:
         "reference": [
             {"column": "SwinV2-s", "system": "openfake-swinv2-small", "source": readme, "mark": None, "rows": {**OPENFAKE, **mean}},
             {"column": "Corvi2023", "system": "corvi2023", "source": readme, "mark": None, "rows": corvi, "marks": {"ROC AUC": why}},
-            {"column": "Fusion", "system": None, "source": readme, "mark": broken, "rows": {**FUSION, "Average TPR": 0.558, "ROC AUC": 0.703}},
+            {
+                "column": "Fusion",
+                "system": None,
+                "source": readme,
+                "mark": broken,
+                "rows": {**FUSION, "Average TPR": 0.558, "ROC AUC": 0.703},
+            },
         ],
     }
 
@@ -378,8 +395,10 @@ def _further() -> dict[str, Any]:
         "localization": {
             "policy": {"empty": "skip", "threshold": 0.5, "name": "opensdi"},
             "systems": [
-                {"name": "maskclip", "resolution": "network", "figures": masks, "generators": [], "views": [], "imdlbenco": {}}
-                | {"opensdi": {"pixel_f1": masks["pixel_f1"], "pixel_iou": masks["pixel_iou"]}}
+                {"name": "maskclip", "resolution": "network", "figures": masks, "views": [], "counts": {}}
+                | {"generators": [{"name": "flux-1-fill, edits", "kind": "local", "n": 120, "figures": masks}]}
+                | {"imdlbenco": {"counts": {}, "modes": {"origin": masks, "reverse": masks}}}
+                | {"opensdi": {"counts": {}, "figures": {key: masks[key] for key in ("pixel_f1", "pixel_iou")}}}
             ],
         },
         "identification": {
@@ -390,7 +409,12 @@ def _further() -> dict[str, Any]:
         },
         "prompts": {"bleu4": _mean(rng.beta(2, 8, 200)), "rouge_l": _mean(rng.beta(4, 8, 200))},
         "overlays": [
-            {"image_id": index, "uri": f"s3://desk/edits/{index:04d}.png", "f1": float(f1[index]), "iou": float(f1[index] / (2 - f1[index]))}
+            {
+                "image_id": index,
+                "uri": f"s3://desk/edits/{index:04d}.png",
+                "f1": float(f1[index]),
+                "iou": float(f1[index] / (2 - f1[index])),
+            }
             | {"picture": base64.b64encode(overlay(index)).decode()}
             for index in range(6)
         ],

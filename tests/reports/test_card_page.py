@@ -66,7 +66,14 @@ def full_card():
             "licence_note": "licence-note",
             "citation": "citation-a",
             "source": "source-a",
-            "training_data": {"name": "data-a", "images": "data-images", "licence": "data-licence", "source": "data-source"},
+            "training_data": {
+                "name": "data-a",
+                "images": "data-images",
+                "licence": "data-licence",
+                "source": "data-source",
+                "generators": ["generator-a*", "generator-b"],
+                "complete": True,
+            },
             "published": [
                 {
                     "set": "set-a",

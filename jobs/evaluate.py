@@ -1,0 +1,14 @@
+"""Ray job: evaluate a run, or score a labelled source and evaluate it. Same arguments as `touchstone evaluate`; submit with
+
+ray job submit --working-dir . -- python jobs/evaluate.py s3://bucket/openfake --protocol openfake-v1 --out s3://bucket/figures
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # an uploaded checkout is not an installed package
+
+from ray_app.cli.main import main
+
+if __name__ == "__main__":
+    sys.exit(main(["evaluate", *sys.argv[1:]], typed=["python", "jobs/evaluate.py", *sys.argv[1:]]))

@@ -1,0 +1,109 @@
+"""Everything that an evaluation found, as one plain document: `metrics.json`. Knows which section says what; computes no figure itself."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+
+from ray_app import __version__
+from ray_app.evaluation.cells import Cells
+from ray_app.evaluation.config import EvaluateConfig
+from ray_app.evaluation.data_section import data_of
+from ray_app.evaluation.joining import LabelIndex, Labels, joined_rows
+from ray_app.evaluation.localizing import localization_of_run
+from ray_app.evaluation.mistakes import with_thumbnails
+from ray_app.evaluation.protocols import Protocol
+from ray_app.evaluation.resampling import Resampling
+from ray_app.evaluation.significance import paired_tests
+from ray_app.evaluation.system_section import Asked, system_of
+from ray_app.evaluation.systems import Systems
+from ray_app.evaluation.table import reference_of, table_of
+from ray_app.runs import RunDirectory, current_tables, fingerprint
+from ray_app.storage import strip_secrets
+
+SCHEMA = 1
+Document = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A run with its labels, and what a pass over both has gathered."""
+
+    run: RunDirectory
+    labels: Labels
+    systems: Systems
+    cells: Cells
+    protocol: Protocol | None
+    config: EvaluateConfig
+
+    def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """The labelled rows with these columns: a run's own, and `label`, `generator`, `kind`, `mask_uri`, `prompt`; read anew."""
+        own = [name for name in columns if name not in ("label", "generator", "kind", "mask_uri", "prompt")]
+        read = current_tables(self.run, list(dict.fromkeys(["image_id", *own, *self.labels.columns])))
+        return joined_rows(read, self.labels, columns)
+
+
+def document_of(found: Evaluation, warnings: Sequence[str] = (), telling: Callable[[str], object] = lambda _: None) -> Document:
+    """The document, as plain JSON. `warnings`: of the join. `telling` hears what is being done."""
+    protocol, config = found.protocol, found.config
+    described = found.run.describe()
+    telling("figures")
+    systems = _systems(found)
+    telling("masks and texts")
+    localized = localization_of_run(
+        found.run, found.tables, rules=protocol.localization if protocol else None, pictures=config.thumbnails
+    )  # fmt: skip
+    localization = localized.section if localized else None
+    telling("tests and tables")
+    binary = {one["name"]: one["output"] == "binary" for one in systems}
+    return {
+        "schema": SCHEMA,
+        "version": __version__,
+        "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "title": config.title or (protocol.title if protocol else f"Evaluation of {found.run.store.url.rpartition('/')[2]}"),
+        "run": _run(found.run, described),
+        "labels": _labels(found, warnings),
+        "protocol": protocol.facts() if protocol else None,
+        "data": data_of(found.cells, seed=config.seed),
+        "systems": systems,
+        "reference": reference_of(protocol),
+        "table": table_of(protocol, systems, localization),
+        "paired": paired_tests(found.cells.sample.rows(), found.systems.all, binary),
+        "localization": localization,
+        "identification": None,
+        "prompts": None,
+        "mistakes": with_thumbnails(found.cells.mistakes.rows(), wanted=config.thumbnails),
+        "overlays": localized.overlays if localized else [],
+    }
+
+
+def _systems(found: Evaluation) -> list[Document]:
+    sample = found.cells.sample.rows()
+    resampling = Resampling(found.config.bootstrap, sample if len(sample) < found.cells.joined else None, found.config.seed)
+    figures = {row.figure for row in found.protocol.rows} | set(found.protocol.figures) if found.protocol else set()
+    members = [one for one in found.systems.all if one.name in found.systems.members]
+    asked = Asked(resampling, frozenset(figures), members)
+    return [system_of(system, found.cells, asked) for system in found.systems.all]
+
+
+def _run(run: RunDirectory, described: Mapping[str, Any]) -> Document:
+    return {
+        "url": run.store.url,
+        "fingerprint": fingerprint(described["identity"]),
+        "created_at": described["created_at"],
+        "detectors": described["detectors"],
+        "ensemble": (described.get("ensemble") or {}).get("name"),
+        "identity": described["identity"],
+    }
+
+
+def _labels(found: Evaluation, warnings: Sequence[str]) -> Document:
+    labels, cells = found.labels, found.cells
+    told = {"name": strip_secrets(labels.name), "joined": cells.joined, "rows_without_label": cells.others, "warnings": list(warnings)}
+    if isinstance(labels, LabelIndex):
+        unused = 0 if cells.used is None else int(len(cells.used) - cells.used.sum())
+        return told | {"key": labels.key.name, "rows": labels.rows, "without_row": unused, "doubled": labels.doubled,
+                       "other_split": labels.other_split}  # fmt: skip
+    return told | {"key": "input", "rows": cells.joined, "without_row": 0, "doubled": 0, "other_split": 0}

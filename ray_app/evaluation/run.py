@@ -1,0 +1,130 @@
+"""One evaluation: labels, a run (scored first where there is none), one pass over both, and the document of what was found.
+
+Everything that takes long can be interrupted: the same command scores on from what is committed, and uses the same index again.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ray_app.archives import Each
+from ray_app.errors import ConfigError, ExitCode
+from ray_app.evaluation.cells import gather
+from ray_app.evaluation.config import EvaluateConfig
+from ray_app.evaluation.document import Evaluation, document_of
+from ray_app.evaluation.joining import OwnLabels
+from ray_app.evaluation.protocols import Protocol, load_protocol
+from ray_app.evaluation.systems import systems_of
+from ray_app.evaluation.truths import check_joined, labels_for
+from ray_app.evaluation.writing import write_document
+from ray_app.runs import RunDirectory
+from ray_app.runs.reader import current_files
+from ray_app.scoring.config import ScoreConfig
+from ray_app.storage import Store
+from ray_app.storage.locations import scheme_of
+
+RUN = "run"
+MANY_FILES = 64  # of 64 to 256 MiB each: more of them are read side by side by tasks
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """How an evaluation ended. `document`: the content of `metrics.json`; `exit_code`: TOO_MANY_BAD where scoring ended so."""
+
+    document: dict[str, Any]
+    exit_code: ExitCode = ExitCode.DONE
+
+
+def evaluate(config: EvaluateConfig) -> Evaluated:
+    """Evaluate a run, or a source that is scored into `out`/run first, and write metrics.json, metrics.csv and report.html into `out`.
+
+    Raises ConfigError (no labels, or labels of something else), and what scoring raises; a scoring that was interrupted is resumed by
+    the same call.
+    """
+    protocol = load_protocol(config.protocol) if config.protocol else None
+    config = _completed(config, protocol)
+    if not config.at or not config.out:
+        missing = "nothing to evaluate" if not config.at else "no directory for the figures: --out DIR is missing"
+        raise ConfigError(missing, hint="touchstone evaluate RUN --labels FILE --out DIR")
+    out = Store.open(config.out)
+    run, code = _run_at(config), ExitCode.DONE
+    if run is not None:
+        _refuse_scoring(config, run)
+    labels = labels_for(config, protocol, run, out)
+    if run is None:
+        run, code = _scored(config, out)
+    labels = labels or OwnLabels(run.store.url, config.split or (protocol.split if protocol else None))
+    systems = systems_of(run, threshold=protocol.threshold if protocol else None, strict=protocol.strict if protocol else True)
+    _tell("counting scores")
+    cells = _on_tasks(config, run, lambda each: gather(run, labels, systems, each=each, most=config.sample))
+    warnings = [*_unfinished(run), *check_joined(labels, cells, run)]
+    for warning in warnings:
+        print(f"evaluate  {warning}", file=sys.stderr, flush=True)
+    document = document_of(Evaluation(run, labels, systems, cells, protocol, config), warnings, _tell)
+    write_document(document, out)
+    return Evaluated(document, code)
+
+
+def _completed(config: EvaluateConfig, protocol: Protocol | None) -> EvaluateConfig:
+    """The config with what a protocol says of what is left open: source, detectors, ensemble, perturbations."""
+    if protocol is None:
+        return config
+    score, given = config.score, config.score.model_fields_set
+    changes: dict[str, Any] = {}
+    if not score.detectors and "ensemble" not in given:
+        changes = {"detectors": protocol.detectors} if protocol.detectors else {"ensemble": protocol.ensemble or score.ensemble}
+    if not score.perturb:
+        changes["perturb"] = protocol.perturb
+    return config.model_copy(update={"at": config.at or protocol.sources, "score": score.model_copy(update=changes)})
+
+
+def _run_at(config: EvaluateConfig) -> RunDirectory | None:
+    """The run that `at` names; None where it names a source."""
+    [first, *rest] = config.at
+    if rest or "::" in first or scheme_of(first) in ("http", "https", "hf"):
+        return None
+    run = RunDirectory.open(first)
+    return run if run.exists() else None
+
+
+def _refuse_scoring(config: EvaluateConfig, run: RunDirectory) -> None:
+    """Raises ConfigError where detectors or perturbations are asked for, and the run was made without."""
+    described = run.describe()
+    asked = config.score
+    given = {"detectors", "ensemble", "perturb"} & asked.model_fields_set if not config.protocol else set()
+    if given and any(getattr(asked, name) for name in given):
+        names = ", ".join(f"--{name.removesuffix('s')}" for name in sorted(given))
+        raise ConfigError(
+            f"{run.store.url} is a run, scored with {', '.join(described['detectors'])}; {names} would need its source",
+            hint="give the source instead of the run; or `touchstone decide RUN --ensemble CARD` first",
+        )
+
+
+def _scored(config: EvaluateConfig, out: Store) -> tuple[RunDirectory, ExitCode]:
+    from ray_app.scoring.run import score_archive
+
+    run = RunDirectory(out.below(RUN))
+    score = ScoreConfig.model_validate(config.score.model_dump() | {"source": config.at, "out": run.store.url})
+    finished = score_archive(score)
+    return run, finished.exit_code
+
+
+def _on_tasks(config: EvaluateConfig, run: RunDirectory, work: Callable[[Each | None], Any]) -> Any:
+    """The work, with tasks where they are asked for or the run has many files."""
+    if not (len(current_files(run)) >= MANY_FILES if config.tasks is None else config.tasks):
+        return work(None)
+    from ray_app.scoring.cluster import cluster
+    from ray_app.scoring.tasks import on_ray
+
+    with cluster(config.score.cluster):
+        return work(on_ray)
+
+
+def _unfinished(run: RunDirectory) -> list[str]:
+    finished = run.store.exists("summary.json")
+    return [] if finished else [f"{run.store.url} is not finished: only what is scored so far is evaluated."]
+
+
+def _tell(doing: str) -> None:
+    print(f"evaluate  {doing}", file=sys.stderr, flush=True)

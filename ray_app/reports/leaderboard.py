@@ -1,0 +1,253 @@
+"""Many evaluations → one HTML page of systems side by side, and the same in lines. Reads documents (`metrics.json`); computes no figure.
+
+Systems stand in one list only where they were measured on the same data by the same rules: figures of different data do not rank.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from markupsafe import Markup
+
+from ray_app.reports import figure_words, wording
+from ray_app.reports.charts import range_meter
+from ray_app.reports.evaluation_facts import DataFacts, EvaluationFacts
+from ray_app.reports.figure_facts import NOT_MEASURED, FigureFacts
+from ray_app.reports.page import render
+from ray_app.reports.run_summary import Section
+from ray_app.reports.system_facts import GeneratorFacts, SystemFacts, ViewFacts
+from ray_app.reports.text_table import paragraph, table
+
+COLUMNS = ("auc", "balanced_accuracy", "tpr_at_fpr_1", "ece")
+_MANY = 0.01  # share of images without a score from which on it is said
+_LONGEST_NAME = 60
+
+
+class WorstFacts(Section):
+    """The generator of which the fewest fakes are found."""
+
+    generator: str = ""
+    rate: FigureFacts = NOT_MEASURED
+
+
+class RankedData(DataFacts):
+    """The images; `digest`: the same for the same images with the same labels."""
+
+    digest: str = ""
+
+
+class RankedSystem(SystemFacts):
+    """A system with its worst generator."""
+
+    worst: WorstFacts = WorstFacts()
+
+
+class RankedEvaluation(EvaluationFacts):
+    """What a leaderboard reads of an evaluation's document."""
+
+    data: RankedData = RankedData()
+    systems: tuple[RankedSystem, ...] = ()
+
+
+class Weakness(NamedTuple):
+    """Where a system is worst: at what, the figure there, and among how many."""
+
+    name: str
+    key: str
+    figure: FigureFacts
+    among: int
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One system of one evaluation. `url`: where the evaluation lies. `trained_on`: how many of the fakes' generators it saw."""
+
+    system: RankedSystem
+    url: str
+    worst_generator: Weakness
+    worst_view: Weakness
+    trained_on: int
+    not_known: int
+    generators: int
+
+    @property
+    def figures(self) -> list[tuple[str, FigureFacts]]:
+        """Those of COLUMNS; no calibration error where nothing claims to be a chance."""
+        uncalibrated = FigureFacts(why="not calibrated")
+        found = {key: self.system.figure(key) for key in COLUMNS}
+        return list((found if self.system.calibrated else found | {"ece": uncalibrated}).items())
+
+    @property
+    def bar(self) -> Markup:
+        """The AUC's part above one half, with its interval."""
+        auc = self.system.figure("auc")
+        low, high = auc.ends or (0.5, 0.5)
+        return range_meter(*(max(0.0, end - 0.5) for end in (auc.number or 0.5, low, high)), 0.5)
+
+    @property
+    def seen(self) -> str:
+        """What is known of its training, in words."""
+        if not self.generators:
+            return ""
+        if self.trained_on:
+            return f"trained on {self.trained_on} of {wording.counted(self.generators, 'generator')}"
+        if self.not_known:
+            of = "any of them" if self.not_known == self.generators else f"{self.not_known} of {self.generators}"
+            return f"not known whether trained on {of}"
+        return "trained on none of them"
+
+    @property
+    def unscored(self) -> str:
+        """How many images it gave no score, where that is more than a few."""
+        missing = self.system.unscored
+        return f"{missing:,} unscored" if missing > _MANY * (self.system.n + missing) else ""
+
+
+@dataclass(frozen=True)
+class Board:
+    """One list. `ranked`: by the lower end of the AUC; `others`: without an AUC, by that of balanced accuracy. `warnings`: of the data."""
+
+    title: str
+    rules: str
+    n_real: int
+    n_fake: int
+    generators: int
+    ranked: tuple[Entry, ...]
+    others: tuple[Entry, ...]
+    warnings: tuple[str, ...]
+
+
+def boards_of(evaluations: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Board]:
+    """The lists of some evaluations, each with where it lies; those of the most images first.
+
+    Raises pydantic's ValidationError for a document of another shape.
+    """
+    groups: dict[str, list[tuple[str, RankedEvaluation]]] = {}
+    for url, document in evaluations:
+        told = RankedEvaluation.model_validate(dict(document))
+        groups.setdefault(_same(told), []).append((url, told))
+    boards = [_board(group) for group in groups.values()]
+    return sorted(boards, key=lambda one: -(one.n_real + one.n_fake))
+
+
+def render_leaderboard(evaluations: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+    """One self-contained page that loads nothing and runs nothing. Every text in the documents is taken for hostile."""
+    boards = boards_of(evaluations)
+    return render("leaderboard.html", boards=boards, said=figure_words, columns=COLUMNS, headline=_headline(boards), count=len(evaluations))
+
+
+def leaderboard_lines(evaluations: Sequence[tuple[str, Mapping[str, Any]]], width: int) -> list[str]:
+    """The same for the terminal, in at most `width` columns but for words that are longer."""
+    lines: list[str] = []
+    for board in boards_of(evaluations):
+        about = f"{board.title}: {board.n_real:,} real, {board.n_fake:,} fake of {wording.counted(board.generators, 'generator')}, {board.rules}"
+        lines += ["", *paragraph(wording.visible(about), width)]
+        heads = ["", "system", "AUC", "balanced", "at 1 % FPR", "worst generator"]
+        rows = [[str(place), *_cells(entry)] for place, entry in enumerate(board.ranked, 1)]
+        rows += [[wording.NONE, *_cells(entry)] for entry in board.others]
+        lines += table(heads, rows, width, right={0}, wrap={1, 5})
+        for warning in board.warnings:
+            lines += paragraph(f"! {wording.visible(warning)}", width)
+    return lines[1:]
+
+
+def _cells(entry: Entry) -> list[str]:
+    worst = entry.worst_generator
+    system = wording.shortened(entry.system.called, _LONGEST_NAME) + (" *" if entry.trained_on else "")
+    shown = [figure_words.in_words(key, entry.system.figure(key)) for key in COLUMNS[:3]]
+    named = f"{wording.shortened(worst.name, _LONGEST_NAME)} {figure_words.written(worst.key, worst.figure.number)}"
+    return [system, *shown, named if worst.name else wording.NONE]
+
+
+def _same(told: RankedEvaluation) -> str:
+    """What evaluations share that may stand in one list: the data, told by its digest or else by its labels and counts; and the rules."""
+    first = told.systems[0].generators if told.systems else ()
+    counted = sorted((one.label, one.name, one.kind, one.n + one.unscored) for one in first)
+    data = [told.data.digest] if told.data.digest else [told.labels.name, told.data.n, counted]
+    return json.dumps([data, told.protocol.name if told.protocol else None])
+
+
+def _board(group: Sequence[tuple[str, RankedEvaluation]]) -> Board:
+    first = group[0][1]
+    entries = [_entry(url, told, system) for url, told in group for system in told.systems]
+    ranked = sorted((one for one in entries if one.system.figure("auc").ends), key=lambda one: _merit(one, "auc"))
+    others = sorted((one for one in entries if not one.system.figure("auc").ends), key=lambda one: _merit(one, "balanced_accuracy"))
+    fakes = {one.name for _, told in group for system in told.systems for one in system.generators if one.label == "fake"}
+    return Board(
+        title=first.protocol.title if first.protocol and first.protocol.title else first.title or first.labels.name or "no name",
+        rules=f"rules of {first.protocol.name}" if first.protocol else "no protocol",
+        n_real=first.data.n_real,
+        n_fake=first.data.n_fake,
+        generators=len(fakes),
+        ranked=tuple(ranked),
+        others=tuple(others),
+        warnings=tuple(dict.fromkeys(_warnings(group, entries))),
+    )
+
+
+def _merit(entry: Entry, key: str) -> tuple[float, float, str]:
+    """Sorts the greatest lower end first, then the greatest value."""
+    figure = entry.system.figure(key)
+    low = figure.ends[0] if figure.ends else -1.0
+    return -low, -(figure.number if figure.number is not None else -1.0), entry.system.called
+
+
+def _warnings(group: Iterable[tuple[str, RankedEvaluation]], entries: Sequence[Entry]) -> Iterable[str]:
+    for _, told in group:
+        shortcut = told.data.shortcut
+        if shortcut.confounded:
+            auc = figure_words.written("auc", shortcut.auc.number)
+            yield f"Facts of the files alone tell fake from real here (AUC {auc}), so figures may be of files and not of images."
+    lists = {tuple(sorted(view.name for view in one.system.views)) for one in entries}
+    if len(lists) > 1:
+        yield "Not all systems met the same perturbations, so their worst ones do not compare."
+
+
+def _entry(url: str, told: RankedEvaluation, system: RankedSystem) -> Entry:
+    fakes = _by_name(system)
+    return Entry(
+        system=system,
+        url=url or told.run.url,
+        worst_generator=_worst_generator(system, len(fakes)),
+        worst_view=_worst_view(system),
+        trained_on=sum("in-training" in words for words in fakes.values()),
+        not_known=sum("in-training" not in words and "unknown" in words for words in fakes.values()),
+        generators=len(fakes),
+    )
+
+
+def _by_name(system: SystemFacts) -> dict[str, set[str]]:
+    """What is known of each of the fakes' generators, whole and edited images together."""
+    found: dict[str, set[str]] = {}
+    for one in system.generators:
+        if one.label == "fake":
+            found.setdefault(one.name, set()).add(one.seen)
+    return found
+
+
+def _worst_generator(system: RankedSystem, among: int) -> Weakness:
+    if system.worst.generator:
+        return Weakness(system.worst.generator, "tpr", system.worst.rate, among)
+    hardest: list[GeneratorFacts] = [one for one in system.hardest() if one.rate.number is not None]
+    return Weakness(hardest[0].name, "tpr", hardest[0].rate, among) if hardest else Weakness("", "tpr", NOT_MEASURED, among)
+
+
+def _worst_view(system: SystemFacts) -> Weakness:
+    """The perturbation that leaves the least AUC, or for binary replies the least balanced accuracy."""
+    key = "auc" if system.output == "continuous" else "balanced_accuracy"
+    known: list[tuple[float, str, ViewFacts]] = []
+    for view in system.views:
+        number = view.figures.get(key, NOT_MEASURED).number
+        known += [] if number is None else [(number, view.name, view)]
+    if not known:
+        return Weakness("", key, NOT_MEASURED, len(system.views))
+    _, name, view = min(known, key=lambda one: one[:2])
+    return Weakness(name, key, view.figures[key], len(system.views))
+
+
+def _headline(boards: Sequence[Board]) -> str:
+    entries = sum(len(one.ranked) + len(one.others) for one in boards)
+    if not entries:
+        return "Nothing was evaluated."
+    return f"{wording.counted(entries, 'system')} on {wording.counted(len(boards), 'set')} of data."

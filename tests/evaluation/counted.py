@@ -1,0 +1,31 @@
+"""Systems of a document from counts of images told right: through cells and histograms, as a run's come about."""
+
+import numpy as np
+
+from ray_app.evaluation.cells import Cell, Cells
+from ray_app.evaluation.groups import Group
+from ray_app.evaluation.resampling import Resampling
+from ray_app.evaluation.system_section import Asked, system_of
+from ray_app.evaluation.systems import System
+from ray_app.evaluation.tally import Tally
+
+HARD = {"fake": (2.0, -2.0), "real": (-2.0, 2.0)}  # scores of those told right, and of the others
+REPLIES = {"fake": (1.0, -1.0), "real": (-1.0, 1.0)}
+RANKING = {"fake": (5.0, -1.0), "real": (-3.0, 1.0)}
+
+
+def system_from(name, groups, *, scores=HARD, card=None, kinds=None, unscored=None, strict=True, released=None, extras=()):
+    """`groups`: by generator (label, images told right, images)."""
+    cells = Cells()
+    for generator, (label, right, n) in groups.items():
+        kind = "real" if label == "real" else (kinds or {}).get(generator, "whole")
+        cell = Cell(Group(kind, generator), "png", "0.5–1 MP")
+        tally = Tally()
+        tally.add(np.repeat(np.array(scores[label], np.float32), [right, n - right]))
+        cells.scores[name, cell] = tally
+        cells.rows[cell, "ok", "real"] += n
+        if missing := (unscored or {}).get(generator):
+            cells.rows[cell, "corrupt_image", None] += missing
+    system = System(name, "detector", name, 0.0, strict, card=card)
+    asked = Asked(Resampling(0, None), extras=frozenset(extras), released=lambda generator: (released or {}).get(generator))
+    return system_of(system, cells, asked)

@@ -1,0 +1,91 @@
+"""Runs made without a detector, of real pictures with the masks that the test says, and labels beside them."""
+
+import io
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from ray_app.archives import iter_blocks, read_block
+from ray_app.errors import Status
+from ray_app.images import ImageFacts
+from ray_app.inference import Outcome, Readings, judge
+from ray_app.runs import MASK_SCHEMA, current_tables, result_rows
+from ray_app.runs.reader import publish_vanished
+from ray_app.runs.schema import VIEWED_MASK_SCHEMA
+from tests.images.factory import photo
+from tests.runs.small_run import NAME, SPEC, new_run, relist
+
+
+@dataclass
+class Picture:
+    """One image of the archive. `masks`: by system and view (None = clean), (h, w) uint8. `truth`: (H, W) bool, kept as a PNG."""
+
+    size: tuple[int, int] = (60, 40)
+    label: str = "fake"
+    generator: str = "sd"
+    kind: str = "local"
+    truth: np.ndarray | None = None
+    masks: dict = field(default_factory=dict)
+    mask_uri: str | None = None
+
+
+def write_archive(folder, pictures):
+    """The pictures as PNG files; truths as `NAME.mask.png` in a folder beside them."""
+    (folder / "archive").mkdir(parents=True)
+    (folder / "truths").mkdir()
+    for name, picture in pictures.items():
+        photo(*picture.size).save(folder / "archive" / name)
+        if picture.truth is not None:
+            Image.fromarray(picture.truth.astype(np.uint8) * np.uint8(255)).save(folder / "truths" / name)
+            picture.mask_uri = str(folder / "truths" / name)
+
+
+def png(mask):
+    buffer = io.BytesIO()
+    Image.fromarray(mask).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def masked_run(folder, pictures, *, source=None, name_of=None):
+    """A run whose rows and masks stand in its files as scoring writes them. `name_of`: a member's row → its key in `pictures`."""
+    name_of = name_of or (lambda row: row["uri"].rpartition("/")[2])
+    run = new_run(folder / "run")
+    relist(run, source or folder / "archive")
+    publish_vanished(run)
+    for ref in iter_blocks(run.store, 0):
+        members = read_block(run.store, ref)
+        mine = [pictures[name_of(row)] for row in members.to_pylist()]
+        outcomes = [Outcome(Status.OK, None, ImageFacts("0" * 64, "PNG", *picture.size)) for picture in mine]
+        scored = judge(SPEC, outcomes, Readings({NAME: np.zeros(len(mine), np.float32)}))
+        rows = [
+            {"image_id": image_id, "detector": system, "width": picture.size[0], "height": picture.size[1], "png": png(mask), "view": view}
+            for image_id, picture in zip(members["image_id"].to_pylist(), mine, strict=True)
+            for (system, view), mask in picture.masks.items()
+        ]
+        if rows:
+            run.write_masks(
+                0, ref.block, pa.Table.from_pylist(rows, VIEWED_MASK_SCHEMA if any(row["view"] for row in rows) else MASK_SCHEMA)
+            )
+        run.write_part(
+            0, ref.block, result_rows(members, scored, attempt=1, scored_at=datetime(2026, 1, 1, tzinfo=UTC), perceptual_hash=False)
+        )
+    return run
+
+
+def joined(run, pictures, *, name_of=None, without=()):
+    """What an evaluation hands on: the labelled rows with the columns asked for."""
+    name_of = name_of or (lambda row: row["uri"].rpartition("/")[2])
+
+    def tables(columns):
+        for table in current_tables(run, ["image_id", "uri", "member"]):
+            rows = [row | vars(pictures[name_of(row)]) for row in table.to_pylist() if name_of(row) not in without]
+            told = pa.Table.from_pylist([{name: row.get(name) for name in columns} for row in rows])
+            encoded = [one for one in ("label", "generator", "kind") if one in columns and len(told)]
+            for one in encoded:
+                told = told.set_column(told.column_names.index(one), one, told[one].dictionary_encode())
+            yield told
+
+    return tables

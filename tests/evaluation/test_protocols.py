@@ -1,0 +1,218 @@
+import re
+import shlex
+
+import pytest
+import yaml
+
+from ray_app.config import named_configs
+from ray_app.datasets.layouts import LAYOUTS, make_layout
+from ray_app.detectors import load_card
+from ray_app.ensembles import load_ensemble_card
+from ray_app.errors import ConfigError
+from ray_app.evaluation.conventions import CONVENTIONS
+from ray_app.evaluation.protocols import Reference, Row, list_protocols, load_protocol
+from ray_app.metrics.detection import DETECTION
+
+ASKED_FOR = {
+    "openfake-v1", "openfake-v2", "openfake-v2-reddit", "openfake-imagen3", "openfake-sd21", "opensdi", "dflip", "dflip-v1",
+    "community-forensics", "open-deepfake", "sidbench",
+}  # fmt: skip
+PERTURBATIONS = {"sidbench", "univfd", "openfake", "imdlbenco", "grip-social", "standard"}
+protocols = pytest.mark.parametrize("protocol", list(list_protocols()), ids=lambda one: one.name)
+
+
+def column(protocol, name):
+    [found] = [one for one in load_protocol(protocol).reference if one.column == name]
+    return found
+
+
+def test_there_is_one_of_each_name():
+    assert {one.name for one in list_protocols()} >= ASKED_FOR
+    assert all(load_protocol(name).name == name for name in named_configs("evaluate"))
+
+
+@protocols
+def test_it_names_what_there_is(protocol):
+    assert protocol.layout is None or protocol.layout in LAYOUTS
+    for detector in (*protocol.detectors, *(one.detector for one in protocol.reference if one.detector)):
+        assert load_card(detector).name == detector
+    if protocol.ensemble:
+        assert load_ensemble_card(protocol.ensemble).name == protocol.ensemble
+    assert set(protocol.perturb) <= PERTURBATIONS | named_configs("perturb").keys()
+    for footer in protocol.footers:
+        way, _, figure = footer.figure.partition(":")
+        known = {*DETECTION, "tpr_mean", "tpr_weighted", *CONVENTIONS}
+        assert way in known or way.startswith("report.") or (way in ("mean", "weighted") and figure), footer
+
+
+@protocols
+def test_every_reference_cell_has_a_place_and_is_a_share(protocol):
+    places = {one.name for one in (*protocol.rows, *protocol.footers)}
+    for one in protocol.reference:
+        assert one.rows
+        assert one.rows.keys() <= places
+        assert one.marks.keys() <= one.rows.keys()
+        assert all(0 <= value <= 1 for value in one.rows.values())
+        assert one.source
+
+
+@protocols
+def test_a_protocol_without_published_figures_says_so(protocol):
+    assert protocol.reference or any("no published column" in note for note in protocol.notes)
+
+
+@protocols
+def test_its_command_reproduces_a_column_of_its_own(protocol):
+    assert protocol.commands
+    for command in protocol.commands:
+        words = shlex.split(command)
+        assert words[:2] == ["touchstone", "evaluate"]
+        assert "--out" in words
+        assert words[words.index("--protocol") + 1] == protocol.name
+        detector = words[words.index("--detector") + 1]
+        assert detector in protocol.detectors or not protocol.detectors
+        assert set(protocol.sources) <= set(words)
+
+
+def test_layouts_take_the_arguments():
+    for protocol in list_protocols():
+        if protocol.layout:
+            make_layout(protocol.layout, protocol.arguments)
+
+
+def test_figures_as_they_stand_in_the_specs():
+    assert dict(column("openfake-v1", "CLIP-D-10k+").rows) == {
+        "real": 0.107, "Ideogram 3.0": 0.947, "GPT Image 1": 0.951, "Flux 1.1-pro": 0.970, "Flux 1.0-dev": 0.936, "SD 3.5": 0.943,
+        "average TPR (unweighted)": 0.949, "F1": 0.668, "balanced accuracy (printed as ROC AUC)": 0.528,
+    }  # fmt: skip
+    swin = column("openfake-v1", "SwinV2-small").rows
+    assert (swin["ROC AUC"], swin["average TPR (unweighted)"], swin["real"], swin["Flux 1.0-dev"]) == (1.0, 0.997, 0.995, 1.0)
+    assert column("openfake-v1", "InternVL").rows["GPT Image 1"] == 0.766
+    assert column("openfake-v1", "Corvi2023").rows["Flux 1.1-pro"] == 0.001
+    assert column("opensdi", "MaskCLIP").rows["mean pixel IoU"] == 0.4271
+    assert column("opensdi", "MaskCLIP").rows["Flux.1, accuracy"] == 0.6850
+    assert column("opensdi", "RINE").rows["SD1.5, F1"] == 0.9108
+    assert column("community-forensics", "trained on the full set").rows["mean AP of the five families"] == 0.984
+    assert column("community-forensics", "trained on Small").rows["commercial, AP"] == 0.852
+    assert column("open-deepfake", "SigLIP2").rows["real: F1"] == 0.9460
+
+
+def test_the_cards_and_the_protocols_say_the_same():
+    """Figures that stand on a card and in a protocol were written down twice."""
+    names = {"SD1.5": "SD1.5", "SD2.1": "SD2.1", "SDXL": "SDXL", "SD3": "SD3", "Flux.1": "Flux.1", "mean of the five": "mean"}
+    card = {(one.set, one.metric): one.value for one in load_card("maskclip").published}
+    ours = column("opensdi", "MaskCLIP").rows
+    for words, row in names.items():
+        for metric in ("pixel IoU", "pixel F1", "F1", "accuracy"):
+            assert card[f"OpenSDI test, {words}", metric] == ours[f"mean {metric}" if row == "mean" else f"{row}, {metric}"]
+    sets = {(one.set.removeprefix("CNNDetection test, "), one.metric): one.value for one in load_card("cnndetection").published}
+    ours = load_protocol("cnndetection").reference[0].rows
+    assert {(key.partition(", ")[0], words): ours[f"{key.partition(', ')[0]}, {short}"] for key in ours
+            for words, short in (("average precision", "AP"), ("accuracy at 0.5", "accuracy"))} == sets  # fmt: skip
+    for detector in ("clip-d-10k-plus:thumb1024", "corvi2023:thumb1024", "internvl-prompt", "openfake-swinv2-small"):
+        [ours] = [one.rows for one in load_protocol("openfake-v1").reference if one.detector == detector]
+        card = {(one.set, one.metric): one.value for one in load_card(detector).published}
+        for row in ("Ideogram 3.0", "GPT Image 1", "Flux 1.1-pro", "Flux 1.0-dev", "SD 3.5"):
+            assert card[f"OpenFake v1 test, {row}", "TPR"] == ours[row]
+        assert card["OpenFake v1 test, real", "TNR"] == ours["real"]
+        assert card["OpenFake v1 test", "F1"] == ours["F1"]
+
+
+def test_known_wrong_cells_are_marked_and_no_others_are_impossible():
+    """OpenSDI's cells by arithmetic: an F1 is never less than the IoU of the same images, and F1 and accuracy of even classes bound each
+    other; what cannot be, within rounding, is marked, and nothing else is for that reason.
+    """
+    impossible = set()
+    for one in load_protocol("opensdi").reference:
+        for generator in ("SD1.5", "SD2.1", "SDXL", "SD3", "Flux.1"):
+            cell = {name: one.rows.get(f"{generator}, {name}") for name in ("F1", "accuracy", "pixel IoU", "pixel F1")}
+            if cell["pixel IoU"] is not None and cell["pixel F1"] < cell["pixel IoU"]:
+                impossible |= {(one.column, f"{generator}, pixel IoU"), (one.column, f"{generator}, pixel F1")}
+            if cell["F1"] is not None and not consistent(cell["F1"], cell["accuracy"]):
+                impossible |= {(one.column, f"{generator}, F1"), (one.column, f"{generator}, accuracy")}
+    marked = {(one.column, name) for one in load_protocol("opensdi").reference for name, why in one.marks.items() if "Impossible" in why}
+    assert impossible == marked
+    assert {name for name, _ in marked} == {"ObjectFormer", "TruFor", "IML-ViT"}
+
+
+def consistent(f1, accuracy, rounding=5e-5):
+    for f in (f1 - rounding, f1, f1 + rounding):
+        for a in (accuracy - rounding, accuracy, accuracy + rounding):
+            found = (1 - a) * f / (1 - f) / 2  # fakes found, as a share of all images
+            missed = 0.5 - found
+            if -1e-9 <= missed <= 0.5 and -1e-9 <= 1 - a - missed <= 0.5:
+                return True
+    return False
+
+
+def test_means_that_are_published_are_means_of_their_cells():
+    for one in load_protocol("opensdi").reference:
+        for figure in ("F1", "accuracy", "pixel IoU", "pixel F1"):
+            cells = [value for name, value in one.rows.items() if name.endswith(f", {figure}")]
+            if cells:
+                assert one.rows[f"mean {figure}"] == pytest.approx(sum(cells) / 5, abs=1.01e-4)
+    for one in load_protocol("community-forensics").reference:
+        *cells, mean = one.rows.values()
+        assert mean == pytest.approx(sum(cells) / 5, abs=5.01e-4)
+
+
+def test_openfake_marks():
+    hard = ("CLIP-D-10k+", "Corvi2023", "Fusion", "InternVL")
+    for name in hard:
+        one = column("openfake-v1", name)
+        assert "ROC AUC" not in one.rows
+        assert "(TPR + TNR) / 2" in one.marks["balanced accuracy (printed as ROC AUC)"]
+    assert "soft-OR at threshold 0" in column("openfake-v1", "Fusion").mark
+    assert column("openfake-v1", "Fusion").detector is None
+    assert any("meaningless" in footer.name for footer in load_protocol("openfake-v2").footers)
+    assert any("not the official model's" in note for note in load_protocol("openfake-v2").notes)
+
+
+ROW = {"name": "a", "generators": ["x"]}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"rows": [ROW, {**ROW, "generators": ["y"]}]}, "one name: a"),
+        ({"rows": [ROW], "reference": [{"column": "c", "source": "s", "rows": {"b": 0.5}}]}, "no row or footer is called b"),
+        ({"rows": [ROW], "reference": [{"column": "c", "source": "s", "rows": {"a": 1.5}}]}, "less than or equal to 1"),
+        ({"rows": [{"name": "a"}]}, "give generators, or say under `why`"),
+        ({"rows": []}, "neither rows nor automatic"),
+        ({"rows": [ROW], "footers": [{"name": "f", "figure": "mean:auc", "rows": ["q"]}]}, "no row is called q"),
+        ({"rowz": []}, "did you mean 'rows'"),
+    ],
+)
+def test_a_file_that_contradicts_itself_is_refused(tmp_path, change, said):
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump({"name": "mine", "title": "t", "source": "s", "what": "w", "averages": "a", **change}))
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        load_protocol(file)
+
+
+def test_a_name_that_there_is_not():
+    with pytest.raises(ConfigError, match="did you mean 'opensdi'"):
+        load_protocol("open-sdi")
+
+
+def test_marks_belong_to_cells():
+    with pytest.raises(ValueError, match="have no value: b"):
+        Reference(column="c", source="s", rows={"a": 0.5}, marks={"b": "wrong"})
+
+
+def test_the_facts_are_the_documents_section():
+    facts = load_protocol("openfake-v2").facts()
+    assert facts["threshold"] == 0
+    assert facts["strict"] is False
+    assert facts["commands"]
+    assert set(facts) == {"name", "title", "source", "what", "notes", "threshold", "strict", "averages", "commands"}
+
+
+def test_rows_hold_what_their_globs_name():
+    row = Row(name="r", generators=("sd-3.5*",), excluding=("*turbo",), kind="whole")
+    held = {"name": "SD_3.5_large", "label": "fake", "kind": "whole"}
+    assert row.holds(held)
+    assert not row.holds({**held, "kind": "local"})
+    assert not row.holds({**held, "label": "real"})
+    assert not row.holds({**held, "name": "sd-3.5-turbo"})
+    assert not row.holds({**held, "name": "sd-3"})

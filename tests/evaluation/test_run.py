@@ -1,0 +1,297 @@
+import csv
+import json
+
+import numpy as np
+import pytest
+from sklearn import metrics as sk
+
+from ray_app.errors import ConfigError, ExitCode
+from ray_app.evaluation.config import EvaluateConfig
+from ray_app.evaluation.run import evaluate
+from ray_app.metrics.detection import DETECTION
+from tests.evaluation.made import made_run, random_rows
+from tests.runs.small_run import NAME, new_run, relist, score_blocks, write_files
+
+
+def labelled(folder, columns, truths, keep=slice(None), **more):
+    path = folder / "labels.jsonl"
+    rows = [{"image_id": int(one)} | truth | more for one, truth in zip(columns["image_id"], truths, strict=True)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows[keep]))
+    return path
+
+
+def evaluated(folder, **settings):
+    config = EvaluateConfig(at=(str(folder / "run"),), out=str(folder / "out"), thumbnails=False, **{"bootstrap": 0, **settings})
+    return evaluate(config).document
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("case")
+    columns, truths, scores = random_rows(600, views=("jpeg-50",))
+    made_run(folder / "run", columns, [200])
+    labels = labelled(folder, columns, truths, slice(0, 590))
+    return (
+        evaluated(folder, labels=str(labels), bootstrap=40),
+        columns,
+        truths[:590],
+        {name: one[:590] for name, one in scores.items()},
+        folder,
+    )
+
+
+def by_name(document, name):
+    return next(one for one in document["systems"] if one["name"] == name)
+
+
+@pytest.mark.parametrize("name", ["ensemble", "a", "b"])
+def test_figures_are_those_of_scikit_learn(case, name):
+    document, _, truths, scores, _ = case
+    system = by_name(document, name)
+    there = np.isfinite(scores[name])
+    fakes = np.array([truth["label"] == "fake" for truth in truths])[there]
+    score = scores[name][there].astype(np.float64)
+    said = score >= 0 if name == "ensemble" else score > 0
+    chance = 1 / (1 + np.exp(-score))
+    figures = {key: row["value"] for key, row in system["figures"].items()}
+    expected = {
+        "tpr": sk.recall_score(fakes, said),
+        "tnr": sk.recall_score(~fakes, ~said),
+        "balanced_accuracy": sk.balanced_accuracy_score(fakes, said),
+        "accuracy": sk.accuracy_score(fakes, said),
+        "f1": sk.f1_score(fakes, said),
+        "precision": sk.precision_score(fakes, said),
+        "auc": sk.roc_auc_score(fakes, score),
+        "average_precision": sk.average_precision_score(fakes, score),
+        "log_loss": sk.log_loss(fakes, chance),
+        "brier": sk.brier_score_loss(fakes, chance),
+    }
+    assert {key: figures[key] for key in expected} == pytest.approx(expected, abs=1e-9)
+    assert list(system["figures"]) == list(DETECTION)
+    assert (system["n_fake"], system["n_real"]) == (fakes.sum(), (~fakes).sum())
+    assert system["unscored"] == 590 - there.sum()
+    report = sk.classification_report(~fakes, ~said, target_names=["fake", "real"], output_dict=True)
+    assert system["report"]["weighted avg"] == pytest.approx(report["weighted avg"], abs=1e-9)
+    assert system["report"]["fake"] == pytest.approx(report["fake"], abs=1e-9)
+
+
+def test_generators_and_averages(case):
+    document, _, truths, scores, _ = case
+    system = by_name(document, "b")
+    makers = np.array([truth["generator"] for truth in truths])
+    there = np.isfinite(scores["b"])
+    reals = scores["b"][there & np.isin(makers, ("real", "real:camera"))]
+    rates = []
+    for one in system["generators"]:
+        mine = scores["b"][there & (makers == one["name"])]
+        right = mine > 0 if one["label"] == "fake" else mine <= 0
+        assert one["rate"]["value"] == pytest.approx(right.mean(), abs=1e-12)
+        assert (one["n"], one["unscored"]) == (len(mine), (makers == one["name"]).sum() - len(mine))
+        if one["label"] == "fake":
+            rates.append((right.mean(), len(mine)))
+            auc = sk.roc_auc_score([True] * len(mine) + [False] * len(reals), np.r_[mine, reals])
+            assert one["auc"]["value"] == pytest.approx(auc, abs=1e-9)
+    assert {one["name"]: one["kind"] for one in system["generators"]} == {
+        "flux": "whole", "sd-3": "whole", "inpainter": "local", "real": "real", "real:camera": "real"
+    }  # fmt: skip
+    assert system["averages"]["tpr_mean"]["value"] == pytest.approx(np.mean([rate for rate, _ in rates]), abs=1e-12)
+    assert system["averages"]["tpr_weighted"]["value"] == pytest.approx(
+        sum(rate * n for rate, n in rates) / sum(n for _, n in rates), abs=1e-12
+    )
+    assert system["worst"]["generator"] == min((one for one in system["generators"] if one["label"] == "fake"),
+                                              key=lambda one: one["rate"]["value"])["name"]  # fmt: skip
+
+
+def test_kinds_strata_and_views(case):
+    document, columns, truths, scores, _ = case
+    system = by_name(document, "a")
+    kinds = np.array([truth["kind"] or ("real" if truth["label"] == "real" else "whole") for truth in truths])
+    there = np.isfinite(scores["a"])
+    for kind in ("whole", "local"):
+        chosen = there & np.isin(kinds, (kind, "real"))
+        wanted = sk.roc_auc_score(kinds[chosen] == kind, scores["a"][chosen])
+        assert system["kinds"][kind]["auc"]["value"] == pytest.approx(wanted, abs=1e-9)
+    assert sum(one["n_real"] + one["n_fake"] for one in system["strata"]) == there.sum()
+    widths = columns["width"].to_pylist()[:590]
+    small = np.array([form == "JPEG" and width == 200 for form, width in zip(columns["format"][:590], widths, strict=True)]) & there
+    [stratum] = [one for one in system["strata"] if (one["format"], one["size"]) == ("JPEG", "< 0.1 MP")]
+    assert stratum["auc"]["value"] == pytest.approx(sk.roc_auc_score(kinds[small] != "real", scores["a"][small]), abs=1e-9)
+    [view] = system["views"]
+    assert (view["name"], view["n_real"] + view["n_fake"]) == ("jpeg-50", there.sum())
+    assert view["figures"]["auc"]["value"] == pytest.approx(system["figures"]["auc"]["value"], abs=1e-9)
+
+
+def test_verdicts_with_abstentions_and_failures(case):
+    document, columns, truths, _, _ = case
+    decided = by_name(document, "ensemble")["decided"]
+    fakes = np.array([truth["label"] == "fake" for truth in truths])
+    said = np.array([one or "unscored" for one in columns["verdict"][:590]])
+    right = (said == "fake") & fakes | (said == "real") & ~fakes
+    known = np.isin(said, ("fake", "real"))
+    assert decided["coverage"]["value"] == pytest.approx(known.mean())
+    assert decided["accuracy_of_decided"]["value"] == pytest.approx(right[known].mean())
+    assert decided["accuracy_strict"]["value"] == pytest.approx(right.mean())
+    assert by_name(document, "a")["decided"] is None
+    assert {"abstain", "unscored"} <= set(said)
+
+
+def test_what_was_joined_and_what_there_is(case):
+    document, columns, truths, _, _ = case
+    assert {key: document["labels"][key] for key in ("key", "rows", "joined", "without_row", "rows_without_label", "doubled")} == {
+        "key": "image_id", "rows": 590, "joined": 590, "without_row": 0, "rows_without_label": 10, "doubled": 0
+    }  # fmt: skip
+    data = document["data"]
+    assert data["n"] == 590 == sum(data["statuses"].values())
+    assert data["n_local"] == sum(truth["kind"] == "local" for truth in truths)
+    assert data["formats"]["real"]["JPEG"] == sum(
+        form == "JPEG" and truth["label"] == "real" for form, truth in zip(columns["format"], truths, strict=False)
+    )
+    assert data["shortcut"]["confounded"] is False
+    assert {(one["a"], one["b"]) for one in document["paired"]} == {("ensemble", "a"), ("ensemble", "b"), ("a", "b")}
+    assert len(document["mistakes"]) == 24
+
+
+def test_every_figure_has_an_interval_or_none_can_be_had(case):
+    document = case[0]
+    for system in document["systems"]:
+        bare = [name for name, row in system["figures"].items() if row["value"] is not None and row["interval"] is None]
+        assert bare == []
+        for row in system["figures"].values():
+            assert (row["value"] is None) == bool(row["why"])
+            if row["interval"]:
+                assert row["interval"][0] <= row["value"] + 1e-9
+                assert row["value"] - 1e-9 <= row["interval"][1]
+
+
+def test_three_files_are_written(case):
+    document, *_, folder = case
+    text = (folder / "out" / "metrics.json").read_text()
+    assert json.loads(text, parse_constant=lambda word: pytest.fail(word)) == json.loads(json.dumps(document))
+    assert "<html" in (folder / "out" / "report.html").read_text()
+    lines = list(csv.DictReader((folder / "out" / "metrics.csv").open(newline="")))
+    found = {(line["system"], line["view"], line["scope"], line["figure"]): line for line in lines}
+    assert len(found) == len(lines)
+    line = found["a", "jpeg-50", "all", "auc"]
+    assert float(line["value"]) == by_name(document, "a")["views"][0]["figures"]["auc"]["value"]
+    assert found["ensemble", "", "decided", "coverage"]["method"] == "clopper-pearson"
+
+
+def test_tasks_change_nothing(case):
+    from ray_app.archives import in_turn
+    from ray_app.evaluation.cells import gather
+    from ray_app.evaluation.document import Evaluation, document_of
+    from ray_app.evaluation.joining import index_labels
+    from ray_app.evaluation.labels import open_labels
+    from ray_app.evaluation.systems import systems_of
+    from ray_app.runs import RunDirectory
+
+    document, *_, folder = case
+    run = RunDirectory.open(str(folder / "run"))
+    labels, systems = index_labels(open_labels(str(folder / "labels.jsonl"))), systems_of(run)
+    config = EvaluateConfig(thumbnails=False, bootstrap=40)
+    again = document_of(Evaluation(run, labels, systems, gather(run, labels, systems, each=in_turn), None, config))
+    same = [key for key in document if key not in ("made_at", "labels", "title")]
+    assert {key: again[key] for key in same} == {key: document[key] for key in same}
+
+
+def test_one_class_alone(tmp_path):
+    columns, truths, _ = random_rows(60)
+    made_run(tmp_path / "run", columns)
+    fakes = [truth | {"label": "fake", "generator": "flux"} for truth in truths]
+    document = evaluated(tmp_path, labels=str(labelled(tmp_path, columns, fakes)), bootstrap=50)
+    figures = by_name(document, "a")["figures"]
+    assert figures["tpr"]["value"] is not None
+    assert {name for name in ("auc", "tnr", "balanced_accuracy", "f1") if figures[name]["value"] is None and figures[name]["why"]} == {
+        "auc", "tnr", "balanced_accuracy", "f1"
+    }  # fmt: skip
+    assert document["data"]["shortcut"]["class_ratio"] is None
+    assert any("no real images" in warning for warning in document["data"]["shortcut"]["warnings"])
+
+
+def test_nothing_was_scored(tmp_path):
+    columns, truths, _ = random_rows(30, failing=1.0)
+    made_run(tmp_path / "run", columns)
+    document = evaluated(tmp_path, labels=str(labelled(tmp_path, columns, truths)), bootstrap=50)
+    assert all(row["value"] is None for row in by_name(document, "ensemble")["figures"].values())
+    assert by_name(document, "ensemble")["decided"]["coverage"]["value"] == 0
+    assert document["mistakes"] == []
+
+
+def test_classes_that_differ_are_warned_of(tmp_path):
+    columns, truths, _ = random_rows(300, failing=0.0)
+    fakes = np.array([truth["label"] == "fake" for truth in truths])
+    columns["format"] = np.where(fakes, "PNG", "JPEG").tolist()
+    rare = [truth for truth in truths]
+    made_run(tmp_path / "run", columns)
+    shortcut = evaluated(tmp_path, labels=str(labelled(tmp_path, columns, rare)))["data"]["shortcut"]
+    assert shortcut["confounded"]
+    assert shortcut["auc"]["value"] == 1.0
+    assert "The classes differ in format: JPEG are 100% of the real images and 0% of the fakes." in shortcut["warnings"]
+
+
+def test_no_label_is_of_the_run(tmp_path):
+    columns, _, _ = random_rows(20)
+    made_run(tmp_path / "run", columns)
+    path = tmp_path / "labels.csv"
+    path.write_text("uri,label\n" + "".join(f"{number:06d}.jpg,{number % 2}\n" for number in range(20)))
+    with pytest.raises(ConfigError, match=r"not one of 20 labels .*000000\.jpg.*the run has /data/000000\.jpg") as caught:
+        evaluated(tmp_path, labels=str(path))
+    assert "not guessed" in caught.value.hint
+    with pytest.raises(ConfigError, match="no row has a label of its own") as caught:
+        evaluated(tmp_path)
+    assert "--labels" in caught.value.hint
+
+
+def test_some_labels_are_of_no_row(tmp_path, capsys):
+    columns, truths, _ = random_rows(40)
+    made_run(tmp_path / "run", columns)
+    path = labelled(tmp_path, columns, truths, slice(0, 35))
+    path.write_text(path.read_text() + '{"image_id": 12345, "label": 1}\n' + path.read_text().splitlines()[0] + "\n")
+    told = evaluated(tmp_path, labels=str(path))["labels"]
+    assert (told["rows"], told["joined"], told["without_row"], told["rows_without_label"], told["doubled"]) == (37, 35, 1, 5, 1)
+    assert "1 of 36 labels have no row in the run, for example image_id 12345." in told["warnings"]
+    assert "5 rows have no label" in capsys.readouterr().err
+
+
+def test_hostile_names_stay_texts(tmp_path):
+    columns, truths, _ = random_rows(40)
+    made_run(tmp_path / "run", columns)
+    hostile = '=HYPERLINK("http://x")<script>alert(1)</script>'
+    truths = [truth | ({"generator": hostile} if truth["label"] == "fake" else {}) for truth in truths]
+    evaluated(tmp_path, labels=str(labelled(tmp_path, columns, truths, prompt="=1+1")), title="<b>x</b>")
+    lines = list(csv.reader((tmp_path / "out" / "metrics.csv").open(newline="")))
+    assert not [cell for line in lines for cell in line if cell[:1] in ("=", "+", "@", "\t")]
+    assert "<script>alert(1)" not in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_run_of_one_real_detector(tmp_path):
+    write_files(tmp_path / "photos", [f"{number}.jpg" for number in range(40)])
+    run = new_run(tmp_path / "run")
+    relist(run, tmp_path / "photos")
+    score_blocks(run, 0)
+    (tmp_path / "photos.csv").write_text("uri,label,generator\n" + "".join(f"photos/{number}.jpg,{number % 2},\n" for number in range(40)))
+    document = evaluated(tmp_path, labels=str(tmp_path / "photos.csv"))
+    assert [one["name"] for one in document["systems"]] == ["ensemble", NAME]
+    assert by_name(document, NAME)["n_fake"] == 20
+    assert "is not finished" in document["labels"]["warnings"][0]
+
+
+def test_what_a_run_was_not_scored_with(tmp_path):
+    columns, truths, _ = random_rows(20)
+    made_run(tmp_path / "run", columns)
+    path = str(labelled(tmp_path, columns, truths))
+    with pytest.raises(ConfigError, match="--detector would need its source"):
+        evaluated(tmp_path, labels=path, score={"detectors": ["unifd"]})
+    with pytest.raises(ConfigError, match="--out DIR"):
+        evaluate(EvaluateConfig(at=(str(tmp_path / "run"),)))
+    with pytest.raises(ConfigError, match="nothing to evaluate"):
+        evaluate(EvaluateConfig(out=str(tmp_path)))
+
+
+def test_exit_code_is_done(tmp_path):
+    columns, truths, _ = random_rows(20)
+    made_run(tmp_path / "run", columns)
+    config = EvaluateConfig(
+        at=(str(tmp_path / "run"),), out=str(tmp_path / "out"), labels=str(labelled(tmp_path, columns, truths)), bootstrap=0
+    )
+    assert evaluate(config).exit_code is ExitCode.DONE
