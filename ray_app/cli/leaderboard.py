@@ -1,12 +1,11 @@
 """`touchstone leaderboard`: systems of many evaluations on one page."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
 import click
-
-_MOST_COLUMNS = 160
 
 
 @click.command()
@@ -36,8 +35,7 @@ def leaderboard(evaluations: tuple[str, ...], out: str) -> int:
     except ValidationError as error:
         raise ConfigError(f"not an evaluation's metrics.json: {error}", hint="touchstone evaluate writes it") from None
     Store.open(folder or slash or ".").write(name, page.encode())
-    width = min(click.get_terminal_size()[0] if hasattr(click, "get_terminal_size") else 100, _MOST_COLUMNS)
-    click.echo("\n".join(leaderboard_lines(documents, width)))
+    click.echo("\n".join(leaderboard_lines(documents, shutil.get_terminal_size((120, 24)).columns)))
     click.echo(f"page: {strip_secrets(out)}")
     return 0
 

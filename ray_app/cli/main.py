@@ -18,6 +18,7 @@ from ray_app.cli.evaluate import evaluate
 from ray_app.cli.explain import explain
 from ray_app.cli.filter import filter_command
 from ray_app.cli.indexing import index
+from ray_app.cli.leaderboard import leaderboard
 from ray_app.cli.masks import masks
 from ray_app.cli.pack import pack
 from ray_app.cli.plan import plan
@@ -45,7 +46,7 @@ def touchstone() -> None:
 
 for command in (
     plan, score, results, decide, report, masks, filter_command, pack, explain, index, train, evaluate, compare,
-    serve, detectors, config, demo,
+    leaderboard, serve, detectors, config, demo,
 ):  # fmt: skip
     touchstone.add_command(command)
 

@@ -17,6 +17,7 @@ from ray_app.archives import Each
 from ray_app.evaluation.groups import Group
 from ray_app.evaluation.joining import LabelIndex, Labels, Truth
 from ray_app.evaluation.mistakes import Mistakes
+from ray_app.evaluation.same_data import MODULUS, digest_of
 from ray_app.evaluation.sampling import MOST, Sample
 from ray_app.evaluation.systems import Column, Systems
 from ray_app.evaluation.tally import Tally
@@ -42,7 +43,7 @@ class Cell(NamedTuple):
 class Cells:
     """What a pass gathers. `rows`: labelled rows by cell, status and verdict (None = not scored). `views`: by view, system and kind.
 
-    `used`: which labels of the index have a row; `others`: rows without a label, one of them by its key.
+    `used`: which labels of the index have a row; `others`: rows without a label, one of them by its key. `digest`: of the labelled images.
     """
 
     rows: Counter[tuple[Cell, str, str | None]] = field(default_factory=Counter)
@@ -54,6 +55,7 @@ class Cells:
     others: int = 0
     other: str | None = None
     predicted: Counter[str] = field(default_factory=Counter)
+    digest: int = 0
 
     @property
     def joined(self) -> int:
@@ -73,6 +75,7 @@ class Cells:
             self.used = other.used.copy() if self.used is None else self.used | other.used
         self.others, self.other = self.others + other.others, self.other or other.other
         self.predicted.update(other.predicted)
+        self.digest = (self.digest + other.digest) % MODULUS
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,7 @@ class Gatherer:
         headline = self.systems.headline
         is_fake = np.array([group.label == "fake" for group in truth.groups])[truth.codes]
         cells.mistakes.add(table, truth, is_fake, clean[headline.name], headline)
+        cells.digest = (cells.digest + digest_of(ids, is_fake)) % MODULUS
 
     def _count_views(self, cells: Cells, table: pa.Table, truth: Truth) -> None:
         kinds = np.array([group.kind for group in truth.groups])[truth.codes]

@@ -43,10 +43,14 @@ def compare(run_a: str, run_b: str, labels: str | LabelsOfRows | None = None, *,
         "labelled": _labelled(a, b, pairing, labels),
         "rule": {"alpha": findings.ALPHA, "least": dict(findings.LEAST), "text": findings.RULE},
     }
+    return concluded(document)
+
+
+def concluded(document: Mapping[str, Any]) -> dict[str, Any]:
+    """A document with its tests corrected, and with what follows from them: `equal`, `findings` and `headline`."""
     _correct(document)
-    document["equal"] = _equal(document)
-    document["findings"] = findings.findings(document)
-    return document | {"headline": findings.headline(document)}
+    told = dict(document) | {"equal": _equal(document), "findings": findings.findings(document)}
+    return told | {"headline": findings.headline(told)}
 
 
 def _systems(a: RunColumns, b: RunColumns) -> list[str]:

@@ -36,6 +36,7 @@ def data_of(cells: Cells, *, seed: int = 0) -> dict[str, Any]:
         "n_fake": n_fake,
         "n_whole": kinds["whole"],
         "n_local": kinds["local"],
+        "digest": f"{cells.digest:016x}",
         "statuses": dict(statuses.most_common()),
         "formats": {label: dict(sorted(counts.items(), key=lambda one: (-one[1], one[0]))) for label, counts in formats.items()},
         "sizes": {label: {band: counts[band] for band in (*BANDS, UNKNOWN) if counts[band]} for label, counts in sizes.items()},

@@ -8,6 +8,8 @@ from typing import Any
 import pyarrow as pa
 
 from ray_app import __version__
+from ray_app.evaluation import releases
+from ray_app.evaluation.attributing import identification_of, prompts_of
 from ray_app.evaluation.cells import Cells
 from ray_app.evaluation.config import EvaluateConfig
 from ray_app.evaluation.data_section import data_of
@@ -15,7 +17,8 @@ from ray_app.evaluation.joining import LabelIndex, Labels, joined_rows
 from ray_app.evaluation.localizing import localization_of_run
 from ray_app.evaluation.mistakes import with_thumbnails
 from ray_app.evaluation.protocols import Protocol
-from ray_app.evaluation.resampling import Resampling
+from ray_app.evaluation.releases import releases_of
+from ray_app.evaluation.resampling import MOST, Resampling
 from ray_app.evaluation.significance import paired_tests
 from ray_app.evaluation.system_section import Asked, system_of
 from ray_app.evaluation.systems import Systems
@@ -37,6 +40,12 @@ class Evaluation:
     cells: Cells
     protocol: Protocol | None
     config: EvaluateConfig
+
+    @property
+    def unused(self) -> int:
+        """How many labels have no row."""
+        used = self.cells.used
+        return 0 if used is None else int(len(used) - used.sum())
 
     def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         """The labelled rows with these columns: a run's own, and `label`, `generator`, `kind`, `mask_uri`, `prompt`; read anew."""
@@ -72,19 +81,29 @@ def document_of(found: Evaluation, warnings: Sequence[str] = (), telling: Callab
         "table": table_of(protocol, systems, localization),
         "paired": paired_tests(found.cells.sample.rows(), found.systems.all, binary),
         "localization": localization,
-        "identification": None,
-        "prompts": None,
+        **_named(found),
         "mistakes": with_thumbnails(found.cells.mistakes.rows(), wanted=config.thumbnails),
         "overlays": localized.overlays if localized else [],
     }
 
 
+def _named(found: Evaluation) -> Document:
+    """Sections that only a run with predicted generators or prompts has; without any, its rows are not read again for them."""
+    protocol, predicted = found.protocol, found.cells.predicted
+    rules = protocol.identification if protocol else None
+    named = identification_of(found.tables, rules=rules, missing=found.unused) if predicted["predicted_generator"] else None
+    said = prompts_of(found.tables, found.run, clip=found.config.clip) if predicted["predicted_prompt"] else None
+    return {"identification": named, "prompts": said}
+
+
 def _systems(found: Evaluation) -> list[Document]:
     sample = found.cells.sample.rows()
-    resampling = Resampling(found.config.bootstrap, sample if len(sample) < found.cells.joined else None, found.config.seed)
+    resampling = Resampling(found.config.bootstrap, sample if found.cells.joined > MOST else None, found.config.seed)
     figures = {row.figure for row in found.protocol.rows} | set(found.protocol.figures) if found.protocol else set()
     members = [one for one in found.systems.all if one.name in found.systems.members]
-    asked = Asked(resampling, frozenset(figures), members)
+    by_year = found.protocol is not None and "years" in found.protocol.automatic
+    released = releases_of(found.tables(releases.COLUMNS)) if by_year else {}
+    asked = Asked(resampling, frozenset(figures), members, released.get)
     return [system_of(system, found.cells, asked) for system in found.systems.all]
 
 
@@ -103,7 +122,6 @@ def _labels(found: Evaluation, warnings: Sequence[str]) -> Document:
     labels, cells = found.labels, found.cells
     told = {"name": strip_secrets(labels.name), "joined": cells.joined, "rows_without_label": cells.others, "warnings": list(warnings)}
     if isinstance(labels, LabelIndex):
-        unused = 0 if cells.used is None else int(len(cells.used) - cells.used.sum())
-        return told | {"key": labels.key.name, "rows": labels.rows, "without_row": unused, "doubled": labels.doubled,
+        return told | {"key": labels.key.name, "rows": labels.rows, "without_row": found.unused, "doubled": labels.doubled,
                        "other_split": labels.other_split}  # fmt: skip
     return told | {"key": "input", "rows": cells.joined, "without_row": 0, "doubled": 0, "other_split": 0}

@@ -6,6 +6,7 @@ A run of 10⁷ images makes any trifle significant, and one of 50 hardly anythin
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ray_app.evaluation.pairing import ENSEMBLE
 from ray_app.evaluation.shifts import MOVED
 from ray_app.metrics.paired import holm
 from ray_app.reports import wording
@@ -23,13 +24,13 @@ LEAST: Mapping[str, float] = {
     "psi": 0.1,
 }
 RULE = (
-    f"Said is what is significant, p < {ALPHA:g} after Holm's correction over all tests here, and not negligible: a mean shift of "
-    f"{LEAST['mean_shift']:g} log-odds, {LEAST['flagged']:.1%} more or fewer flagged or told right, {LEAST['auc']:g} of AUC, a "
-    f"Kolmogorov–Smirnov distance of {LEAST['ks']:g} or a stability index of {LEAST['psi']:g} at least. Shares of verdicts or statuses "
-    f"that changed ({LEAST['flipped']:.1%}) and of scores that moved by more than {MOVED:g} ({LEAST['moved']:.0%}) are said where their "
-    "whole 95 % interval lies beyond that."
+    f"Said is what is significant, p < {ALPHA:g} after Holm’s correction over all tests here, and not negligible: a mean shift of "
+    f"{LEAST['mean_shift']:g} log-odds, {wording.stated(LEAST['flagged'])} more or fewer flagged or told right, {LEAST['auc']:g} of AUC, a "
+    f"Kolmogorov–Smirnov distance (KS) of {LEAST['ks']:g} or a stability index (PSI) of {LEAST['psi']:g} at least. Shares of verdicts or "
+    f"statuses that changed ({wording.stated(LEAST['flipped'])}) and of scores that moved by more than {MOVED:g} "
+    f"({wording.stated(LEAST['moved'])}) are said where their whole 95 % interval lies beyond that."
 )
-_MOST_IN_HEADLINE = 3
+_MOST_IN_HEADLINE = 2
 
 
 def correct(tests: Sequence[dict[str, Any]]) -> None:
@@ -77,7 +78,7 @@ def _of_decisions(document: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _of_scores(system: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    shift, name = system["shift"], wording.visible(system["name"])
+    shift, name = system["shift"], _called(system["name"])
     mean = shift["mean"]
     if mean["value"] is not None and _significant(shift["p_holm"]) and abs(mean["value"]) >= LEAST["mean_shift"]:
         words = f"scores of {name} {'rose' if mean['value'] > 0 else 'fell'} by {abs(mean['value']):.2f} log-odds on average"
@@ -91,8 +92,8 @@ def _of_scores(system: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 def _of_distribution(system: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     drift = system["distribution"]["drift"]
     if drift and any(_significant(drift[f"{one}_p_holm"]) and drift[one] >= LEAST[one] for one in ("ks", "psi")):
-        name = wording.visible(system["name"])
-        words = f"scores of {name} are distributed otherwise (Kolmogorov–Smirnov {drift['ks']:.2f}, stability index {drift['psi']:.2f})"
+        name = _called(system["name"])
+        words = f"scores of {name} are distributed otherwise (KS {drift['ks']:.2f}, PSI {drift['psi']:.2f})"
         p = min(drift["ks_p_holm"], drift["psi_p_holm"])
         yield {"what": "drift", "system": system["name"], "text": words, "value": drift["ks"], "interval": None, "p_holm": p}
 
@@ -105,7 +106,7 @@ def _of_rate(flagged: Mapping[str, Any], of: str) -> Iterator[dict[str, Any]]:
 
 def _of_labels(labelled: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     for system in labelled["systems"]:
-        name = wording.visible(system["name"])
+        name = _called(system["name"])
         for key, words in (("auc", "the AUC of {}"), ("right", "the share that {} tells right")):
             test = system[key]
             if test and _is_said(test, key):
@@ -135,5 +136,8 @@ def _significant(p: float | None) -> bool:
 
 
 def _share(figure: Mapping[str, Any]) -> str:
-    low, high = (wording.percent(end) for end in figure["interval"])
-    return f"{wording.percent(figure['value'])} ({low} to {high})"
+    return wording.percent(figure["value"])
+
+
+def _called(system: str) -> str:
+    return "the ensemble" if system == ENSEMBLE else wording.visible(system)

@@ -27,7 +27,7 @@ class MaskTruths:
     """Labels by image id, from tables with `COLUMNS`: some 20 bytes each, and the places of masks."""
 
     def __init__(self, tables: Iterable[pa.Table]) -> None:
-        pieces = [table.select(COLUMNS) for table in tables]
+        pieces = [_columns(table) for table in tables]
         whole = pa.concat_tables(pieces, promote_options="permissive").unify_dictionaries().combine_chunks() if pieces else None
         ids = np.empty(0, np.int64) if whole is None else whole["image_id"].to_numpy()
         order = np.argsort(ids)
@@ -88,6 +88,12 @@ def _of_block(masks: pa.Table, members: dict[int, Member], truths: MaskTruths) -
             continue
         said = {"label": "real" if truth.kind == "real" else "fake", "mask_uri": truth.mask_uri}
         yield MaskedImage(replace(members[image_id], input=said), truth, rows)
+
+
+def _columns(table: pa.Table) -> pa.Table:
+    """`COLUMNS`, places of masks with room for more than 2 GiB of them."""
+    told = table.select(COLUMNS)
+    return told.set_column(COLUMNS.index("mask_uri"), "mask_uri", told["mask_uri"].cast(pa.large_string()))
 
 
 def _truth(row: dict[str, Any]) -> MaskTruth:

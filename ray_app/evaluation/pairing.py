@@ -144,6 +144,8 @@ def _joined(a: RunColumns, b: RunColumns, by: By, why: str | None) -> Pairing:
 def _distinct(run: RunColumns, by: By) -> tuple[Places, Places, int, int]:
     """Distinct keys in order, the place of the first row of each, how many rows there are, and how many have a key."""
     keys, known = run.keys(by)
+    if known.all():
+        return *np.unique(keys, return_index=True), len(keys), len(keys)
     places = np.flatnonzero(known)
     keys, first = np.unique(keys[places], return_index=True)
     return keys, places[first], len(known), len(places)

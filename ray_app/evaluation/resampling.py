@@ -1,66 +1,91 @@
 """Intervals of figures that have none of their own, by drawing images or generators anew. Knows which figures; metrics.bootstrap draws."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from ray_app.evaluation.groups import Group
 from ray_app.evaluation.systems import System
-from ray_app.metrics.bootstrap import bootstrap_intervals
+from ray_app.metrics.bootstrap import Interval, bootstrap_intervals
 from ray_app.metrics.chances import brier_score, debiased_ece, log_loss
 from ray_app.metrics.curves import average_precision
 from ray_app.metrics.figure import Figure
 from ray_app.metrics.histograms import ScoreHistogram
 from ray_app.metrics.operating import Confusion, equal_error_rate, rates_at, tpr_at_fpr
 
+MOST = 20_000  # images that are drawn from; of more, so many stand for all
 MOST_OF_VIEW = 5_000  # images of a view above which its figures are left without such intervals: there are many views
-_OF_VIEW = 200  # replicates
+_FEWER = 200  # replicates
+_MOST = {"log_loss": math.inf}  # what is higher than 1 can be
 Figures = dict[str, Figure]
+ByGroup = Mapping[Group, ScoreHistogram]
 
 
-@dataclass(frozen=True)
 class Resampling:
-    """How intervals are drawn. `replicates`: None = as time allows, 0 = none. `sample`: rows that stand for all; None = all."""
+    """Draws intervals. `replicates`: None = as time allows, 0 = none. `sample`: rows that stand for all where those are too many."""
 
-    replicates: int | None
-    sample: pa.Table | None
-    seed: int = 0
+    def __init__(self, replicates: int | None, sample: pa.Table | None, seed: int = 0) -> None:
+        self._replicates, self._seed = replicates, seed
+        self._sample = None if sample is None else sample.slice(0, MOST)
+        self._places = {} if self._sample is None else _places(self._sample)
 
-    def with_intervals(self, figures: Figures, system: System, by_group: Mapping[Group, ScoreHistogram]) -> Figures:
+    def with_intervals(self, figures: Figures, system: System, by_group: ByGroup) -> Figures:
         """The figures of these groups, with intervals where there were none and they can be had."""
-        if self.replicates == 0:
-            return figures
-        drawn = {group: self._sampled(system, group) for group in by_group} if self.sample is not None else by_group
-        return _filled(figures, system, drawn, self.replicates or 0, self.seed)
+        if self._sample is None:
+            return self._filled(figures, system, by_group, self._replicates)
+        scores = np.asarray(self._sample[f"score:{system.name}"].fill_null(np.nan))
+        sampled = {group: _finite(scores[self._places[group]]) for group in by_group if group in self._places}
+        return self._filled(figures, system, sampled, self._replicates or _FEWER)
 
-    def of_view(self, figures: Figures, system: System, by_kind: Mapping[Group, ScoreHistogram]) -> Figures:
+    def of_view(self, figures: Figures, system: System, by_kind: ByGroup) -> Figures:
         """The same of a view, where it is of few images."""
         few = sum(scores.n for scores in by_kind.values()) <= MOST_OF_VIEW
-        times = min(self.replicates or _OF_VIEW, _OF_VIEW)
-        return _filled(figures, system, by_kind, times, self.seed) if few and self.replicates != 0 else figures
+        times = _FEWER if self._replicates is None else min(self._replicates, _FEWER)
+        return self._filled(figures, system, by_kind, times) if few else figures
 
-    def _sampled(self, system: System, group: Group) -> ScoreHistogram:
-        assert self.sample is not None
-        mine = (np.asarray(self.sample["kind"]) == group.kind) & (np.asarray(self.sample["generator"]) == group.generator)
-        scores = np.asarray(self.sample[f"score:{system.name}"].fill_null(np.nan))[mine]
-        return ScoreHistogram.of(scores[np.isfinite(scores)])
+    def _filled(self, figures: Figures, system: System, by_group: ByGroup, replicates: int | None) -> Figures:
+        """Where the groups are but a sample, what they show of the spread is brought to the size of all (m out of n)."""
+        bare = [name for name, one in figures.items() if one.value is not None and one.interval is None]
+        classes = [[scores for group, scores in by_group.items() if (group.kind == "real") is is_real] for is_real in (False, True)]
+        statistics = _statistics(bare, system)
+        if replicates == 0 or not statistics or not all(any(scores.n for scores in some) for some in classes):
+            return figures
+
+        def drawn(fakes: ScoreHistogram, reals: ScoreHistogram) -> dict[str, float | None]:
+            return {name: value for some in statistics for name, value in some(fakes, reals).items() if name in bare}
+
+        found = bootstrap_intervals(drawn, classes[0], classes[1], replicates=replicates or 0, seed=self._seed)
+        sampled = drawn(*(ScoreHistogram.merged(some) for some in classes))
+        m = sum(scores.n for scores in by_group.values())
+        changed = {name: _with(figures[name], one, sampled[name], m, most=_MOST.get(name, 1.0)) for name, one in found.items() if one}
+        return figures | changed
 
 
-def _filled(figures: Figures, system: System, by_group: Mapping[Group, ScoreHistogram], replicates: int, seed: int) -> Figures:
-    bare = [name for name, one in figures.items() if one.value is not None and one.interval is None]
-    classes = [[scores for group, scores in by_group.items() if (group.kind == "real") is is_real] for is_real in (False, True)]
-    statistics = _statistics(bare, system)
-    if not statistics or not all(any(scores.n for scores in some) for some in classes):
-        return figures
+def _with(figure: Figure, interval: Interval, sampled: float | None, m: int, most: float) -> Figure:
+    """The figure of n images with an interval from m of them, on which it is `sampled`. Generators that were drawn are all of them."""
+    assert figure.value is not None
+    if sampled is None:
+        return figure
+    scale = math.sqrt(m / figure.n) if interval.method == "bootstrap" and m < figure.n else 1.0
+    low, high = (figure.value + (end - sampled) * scale for end in interval[:2])
+    return replace(figure, interval=(max(0.0, low), min(most, high)), method=interval.method)
 
-    def drawn(fakes: ScoreHistogram, reals: ScoreHistogram) -> dict[str, float | None]:
-        return {name: value for some in statistics for name, value in some(fakes, reals).items() if name in bare}
 
-    found = bootstrap_intervals(drawn, classes[0], classes[1], replicates=replicates, seed=seed)
-    intervals = {name: one for name, one in found.items() if one is not None}
-    return figures | {name: replace(figures[name], interval=(one.low, one.high), method=one.method) for name, one in intervals.items()}
+def _places(sample: pa.Table) -> dict[Group, npt.NDArray[np.int64]]:
+    """The rows of every group."""
+    groups = [Group(*one) for one in zip(sample["kind"].to_pylist(), sample["generator"].to_pylist(), strict=True)]
+    rows: dict[Group, list[int]] = {}
+    for row, group in enumerate(groups):
+        rows.setdefault(group, []).append(row)
+    return {group: np.array(some) for group, some in rows.items()}
+
+
+def _finite(scores: npt.NDArray[np.float64]) -> ScoreHistogram:
+    return ScoreHistogram.of(scores[np.isfinite(scores)])
 
 
 Statistics = Callable[[ScoreHistogram, ScoreHistogram], Mapping[str, float | None]]

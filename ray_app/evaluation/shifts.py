@@ -59,7 +59,7 @@ def _mean(change: npt.NDArray[np.float64]) -> tuple[Figure, float | None]:
         # All changed alike: their signs are the test, and there is no error to make an interval of.
         return Figure(mean, n=n), 1.0 if mean == 0 else min(1.0, 2.0 * 0.5**n)
     half = float(t.ppf(0.975, n - 1)) * error
-    return Figure(mean, (mean - half, mean + half), "t", n), float(2 * t.sf(abs(mean) / error, n - 1))
+    return Figure(mean, (mean - half, mean + half), "student", n), float(2 * t.sf(abs(mean) / error, n - 1))
 
 
 def distribution_of(a: Numbers, b: Numbers) -> dict[str, Any]:

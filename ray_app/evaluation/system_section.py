@@ -15,6 +15,7 @@ from ray_app.evaluation.groups import Group
 from ray_app.evaluation.resampling import Resampling
 from ray_app.evaluation.seen import seen, seen_by_any
 from ray_app.evaluation.systems import System
+from ray_app.evaluation.tally import Tally
 from ray_app.metrics.bootstrap import rates_interval
 from ray_app.metrics.chances import reliability
 from ray_app.metrics.curves import average_precision, curve_points, precision_recall_points
@@ -121,14 +122,18 @@ def rows(figures: Mapping[str, Figure]) -> Document:
 
 
 def _scores(system: System, cells: Cells, groups: Iterable[Group]) -> _Scores:
-    by_group: dict[Group, list[ScoreHistogram]] = {group: [] for group in groups}
+    by_group: dict[Group, list[Tally]] = {group: [] for group in groups}
     for (name, cell), tally in cells.scores.items():
         if name == system.name:
-            by_group[cell.group].append(tally.histogram())
-    merged = {group: ScoreHistogram.merged(some) for group, some in by_group.items()}
+            by_group[cell.group].append(tally)
+    merged = {group: _merged(some) for group, some in by_group.items()}
     values = np.unique(np.concatenate([np.empty(0), *[one.values[:3] for one in merged.values()]]))
     replies = all(len(one.values) <= 2 for one in merged.values()) and bool(len(values)) and bool(np.isin(values, (-1.0, 1.0)).all())
     return _Scores(system, merged, system.binary or replies)
+
+
+def _merged(tallies: Iterable[Tally]) -> ScoreHistogram:
+    return ScoreHistogram.merged(tally.histogram() for tally in tallies)
 
 
 def _of_kind(kind: str, scores: _Scores, asked: Asked, figures: dict[str, Figure]) -> dict[str, Figure]:
@@ -217,13 +222,13 @@ def _risk(scores: _Scores) -> Document:
 
 def _strata(scores: _Scores, cells: Cells) -> list[Document]:
     """Figures within images of one format and one size, where neither can be what tells them apart."""
-    found: dict[tuple[str, str], dict[str, list[ScoreHistogram]]] = {}
+    found: dict[tuple[str, str], dict[str, list[Tally]]] = {}
     for (name, cell), tally in cells.scores.items():
         if name == scores.system.name:
-            found.setdefault((cell.format, cell.size), {"real": [], "fake": []})[cell.group.label].append(tally.histogram())
+            found.setdefault((cell.format, cell.size), {"real": [], "fake": []})[cell.group.label].append(tally)
     told = []
     for (form, size), classes in sorted(found.items(), key=_in_order):
-        fakes, reals = ScoreHistogram.merged(classes["fake"]), ScoreHistogram.merged(classes["real"])
+        fakes, reals = _merged(classes["fake"]), _merged(classes["real"])
         counts = Confusion.at(fakes, reals, scores.system.threshold, scores.system.strict)
         told.append({"format": form, "size": size, "n_real": reals.n, "n_fake": fakes.n, "auc": scores.auc(fakes, reals).row(),
                      "balanced_accuracy": rates_at(counts)["balanced_accuracy"].row()})  # fmt: skip

@@ -5,7 +5,7 @@ Knows names and numbers; knows no images and no wording of answers. None in plac
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,14 @@ from ray_app.metrics.arrays import Floats
 from ray_app.metrics.figure import Figure, undefined
 from ray_app.metrics.histograms import Counts, ScoreHistogram
 from ray_app.metrics.intervals import auc_of, proportion
+from ray_app.metrics.means import DRAWS, resampled
 
 Pairs = Mapping[tuple[str, str | None], int]
 """How many images have each pair of true and predicted name."""
 TOP = (1, 3, 5)
-_DRAWS = 1000
+_NO_IMAGE = "no image of a known generator"
+_NO_LIST = "no list of known generators"
+_NO_CONFIDENCE = "no confidence beside the predicted generators"
 _MOST_PAIRS = 50  # confusions told; those after them are in the classes' own counts
 
 
@@ -51,12 +54,15 @@ def attribution_of(
     """
     if len(predicted) != len(truth) or (rankings is not None and len(rankings) != len(truth)):
         raise ValueError(f"{len(predicted)} predicted names for {len(truth)} images")
-    found = attribution_of_pairs(Counter(zip(truth, predicted, strict=True)), known=known)
-    tops = {f"top_{k}": _top(k, rankings, predicted, truth, known) for k in top_k}
-    return Attribution(found.figures | tops | {"open_set_auroc": open_set_auroc(truth, known, confidence)}, found.classes, found.pairs)
+    found = attribution_of_pairs(Counter(zip(truth, predicted, strict=True)), known=known, top_k=top_k)
+    asked = {"open_set_auroc": open_set_auroc(truth, known, confidence)}
+    if rankings is not None:
+        pairs = [(name, ranking) for name, ranking in zip(truth, rankings, strict=True) if known is None or name in known]
+        asked |= {f"top_{k}": proportion(sum(name in ranking[:k] for name, ranking in pairs), len(pairs), _NO_IMAGE) for k in top_k}
+    return replace(found, figures=found.figures | asked)
 
 
-def attribution_of_pairs(pairs: Pairs, *, known: Collection[str] | None = None) -> Attribution:
+def attribution_of_pairs(pairs: Pairs, *, known: Collection[str] | None = None, top_k: Sequence[int] = TOP) -> Attribution:
     """Accuracy, macro and weighted F1 over the images of `known` names (None: all are), and what became of the others.
 
     A missing name is a wrong one. Macro F1 is the mean over the true names, weighted F1 that by their images: scikit-learn's with
@@ -66,12 +72,16 @@ def attribution_of_pairs(pairs: Pairs, *, known: Collection[str] | None = None) 
     among = {pair: n for pair, n in pairs.items() if known is None or pair[0] in known}
     others = {pair: n for pair, n in pairs.items() if pair not in among}
     counts, n = _Confusion(among), sum(among.values())
-    figures = {"accuracy": proportion(int(counts.hits.sum()), n, "no image of a known generator")}
+    figures = {"accuracy": proportion(int(counts.hits.sum()), n, _NO_IMAGE)}
+    figures |= {
+        f"top_{k}": figures["accuracy"] if k == 1 else undefined("no ranking of generators beside the predicted ones") for k in top_k
+    }
     figures |= {"macro_f1": counts.macro_f1(), "weighted_f1": counts.weighted_f1()}
     figures["unknown_named"] = proportion(
         sum(n for (_, name), n in others.items() if name is not None and name in (known or ())), sum(others.values()),
-        "no image of an unknown generator" if known is not None else "no list of known generators",
+        "no image of an unknown generator" if known is not None else _NO_LIST,
     )  # fmt: skip
+    figures["open_set_auroc"] = undefined(_NO_LIST if known is None else _NO_CONFIDENCE)
     wrong = sorted(
         ((truth, name, n) for (truth, name), n in pairs.items() if truth != name), key=lambda one: (-one[2], one[0], one[1] or "")
     )
@@ -81,9 +91,9 @@ def attribution_of_pairs(pairs: Pairs, *, known: Collection[str] | None = None) 
 def open_set_auroc(truth: Sequence[str], known: Collection[str] | None, confidence: ArrayLike | None) -> Figure:
     """The AUC of confidence (n,) for images of known names against those of unknown ones, with DeLong's interval."""
     if known is None:
-        return undefined("no list of known generators")
+        return undefined(_NO_LIST)
     if confidence is None:
-        return undefined("no confidence beside the predicted generators")
+        return undefined(_NO_CONFIDENCE)
     numbers = np.asarray(confidence, np.float64)
     if numbers.shape != (len(truth),):
         raise ValueError(f"{len(numbers)} confidences for {len(truth)} images")
@@ -136,25 +146,14 @@ class _Confusion:
         """A figure with its percentile bootstrap over images, 1,000 resamples of a fixed seed."""
         n = int(self._n.sum())
         if not n:
-            return undefined("no image of a known generator")
+            return undefined(_NO_IMAGE)
         generator, drawn = np.random.default_rng(0), []
-        for _ in range(_DRAWS):
+        for _ in range(DRAWS):
             hits, support, predicted = self._sums(generator.multinomial(n, self._n / n))
             drawn.append(figure(_f1(hits, support, predicted), support))
-        low, high = np.percentile(drawn, [2.5, 97.5]).tolist()
-        return Figure(figure(_f1(self.hits, self.support, self.predicted), self.support), (low, high), "bootstrap", n)
+        return resampled(figure(_f1(self.hits, self.support, self.predicted), self.support), drawn, n)
 
 
 def _f1(hits: Floats, support: Floats, predicted: Floats) -> Floats:
     """2 hits / (support + predicted), 0 where both are."""
     return np.asarray(2 * hits / np.maximum(support + predicted, 1))
-
-
-def _top(
-    k: int, rankings: Sequence[Sequence[str]] | None, predicted: Sequence[str | None], truth: Sequence[str], known: Collection[str] | None
-) -> Figure:
-    if rankings is None and k > 1:
-        return undefined("no ranking of generators beside the predicted ones")
-    given = rankings if rankings is not None else [[name] if name is not None else [] for name in predicted]
-    hits = [name in ranking[:k] for name, ranking in zip(truth, given, strict=True) if known is None or name in known]
-    return proportion(sum(hits), len(hits), "no image of a known generator")

@@ -80,7 +80,8 @@ def reliability(
 def binned(chances: Floats, weights: NDArray[Any], bins: int) -> tuple[Floats, Floats]:
     """Chances 0 … 1 (k,) in bins of equal width, each as often as its weight: how many are in each bin, and their sum."""
     bin_of = np.minimum((chances * bins).astype(np.int64), bins - 1)
-    return np.bincount(bin_of, weights=weights, minlength=bins), np.bincount(bin_of, weights=weights * chances, minlength=bins)
+    sums = [np.bincount(bin_of, weights=each, minlength=bins).astype(np.float64) for each in (weights, weights * chances)]
+    return sums[0], sums[1]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from ray_app.metrics.arrays import Floats
 from ray_app.metrics.histograms import Counts, ScoreHistogram
 
 BINS = 10
+_PIECE = 2**18  # scores that are looked at together
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +49,17 @@ def kolmogorov_smirnov(first: ScoreHistogram, second: ScoreHistogram) -> tuple[f
     from scipy.stats import kstwo
 
     n, m = _sizes(first, second)
-    values, counts_a, counts_b = _together(first, second)
-    apart = np.abs(np.cumsum(counts_a) / n - np.cumsum(counts_b) / m)
-    place = int(apart.argmax())
-    distance = float(apart[place])
+    distance, at = 0.0, float(min(first.values[0], second.values[0]))
+    for one, other in ((first, second), (second, first)):
+        # A piece at a time: of 10⁷ distinct scores, arrays of all of them would be most of the memory.
+        for start in range(0, len(one.values), _PIECE):
+            values = one.values[start : start + _PIECE]
+            apart = np.abs(one.passed[start + 1 : start + 1 + len(values)] / one.n - _up_to(other, values) / other.n)
+            place = int(apart.argmax())
+            if apart[place] > distance:
+                distance, at = float(apart[place]), float(values[place])
     p = float(kstwo.sf(distance, max(1, round(n * m / (n + m))))) if distance > 0 else 1.0
-    return distance, min(1.0, p), float(values[place])
+    return distance, min(1.0, p), at
 
 
 def stability_index(first: ScoreHistogram, second: ScoreHistogram, bins: int = BINS) -> tuple[float, float]:
@@ -66,18 +72,15 @@ def stability_index(first: ScoreHistogram, second: ScoreHistogram, bins: int = B
     from scipy.stats import chi2
 
     n, m = _sizes(first, second)
-    values, counts_a, counts_b = _together(first, second)
-    upto = np.cumsum(counts_a + counts_b) / (n + m)
-    # A bin ends with the value at which its share is reached; values that are alike stay in one.
-    ends = np.unique(np.searchsorted(upto, np.arange(1, bins) / bins - 1e-12))
-    starts = np.unique(np.concatenate([[0], ends + 1]))
-    starts = starts[starts < len(values)]
-    if len(starts) < 2:
+    ends = np.unique([_first_reached(first, second, math.ceil(share * (n + m) / bins)) for share in range(1, bins)])
+    counts = [np.diff(_up_to(one, ends), prepend=0, append=one.n) for one in (first, second)]
+    filled = counts[0] + counts[1] > 0  # after the highest score there may be no image
+    if filled.sum() < 2:
         return 0.0, 1.0
-    share_a, share_b = (np.add.reduceat(counts, starts) + 0.5 for counts in (counts_a, counts_b))
-    share_a, share_b = share_a / share_a.sum(), share_b / share_b.sum()
+    halved = [one[filled] + 0.5 for one in counts]
+    share_a, share_b = (one / one.sum() for one in halved)
     index = float(((share_a - share_b) * np.log(share_a / share_b)).sum())
-    return index, float(chi2.sf(index * n * m / (n + m), len(starts) - 1))
+    return index, float(chi2.sf(index * n * m / (n + m), int(filled.sum()) - 1))
 
 
 def quantiles_of(scores: ScoreHistogram, shares: tuple[float, ...]) -> list[float]:
@@ -97,12 +100,19 @@ def _sizes(first: ScoreHistogram, second: ScoreHistogram) -> tuple[int, int]:
     return n, m
 
 
-def _together(first: ScoreHistogram, second: ScoreHistogram) -> tuple[Floats, Counts, Counts]:
-    """All values in ascending order, and how many images of either have each."""
-    values = np.union1d(first.values, second.values)
-    counts = []
-    for one in (first, second):
-        of = np.zeros(len(values), np.int64)
-        of[np.searchsorted(values, one.values)] = one.counts
-        counts.append(of)
-    return values, counts[0], counts[1]
+def _up_to(scores: ScoreHistogram, values: Floats) -> Counts:
+    """How many images score so high or lower, for each of some values."""
+    return scores.passed[np.searchsorted(scores.values, values, "right")]
+
+
+def _first_reached(first: ScoreHistogram, second: ScoreHistogram, images: int) -> float:
+    """The lowest score at or under which there are so many images of both together."""
+    found = []
+    for one, other in ((first, second), (second, first)):
+        low, high = 0, len(one.values)
+        while low < high:
+            middle = (low + high) // 2
+            reached = int(one.passed[middle + 1]) + int(_up_to(other, one.values[middle : middle + 1])[0]) >= images
+            low, high = (low, middle) if reached else (middle + 1, high)
+        found += [float(one.values[low])] if low < len(one.values) else []
+    return min(found)

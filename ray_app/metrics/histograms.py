@@ -61,9 +61,13 @@ class ScoreHistogram:
         """How many images score lower than each of some thresholds (t,): int64 (t,)."""
         return self.passed[np.searchsorted(self.values, thresholds, "left")]
 
-    def up_to(self, thresholds: Floats) -> Counts:
-        """How many images score no higher than each of some thresholds (t,): int64 (t,)."""
-        return self.passed[np.searchsorted(self.values, thresholds, "right")]
+    def below_and_up_to(self, thresholds: Floats) -> tuple[Counts, Counts]:
+        """How many images score lower than each of some thresholds (t,), and how many no higher, from one search: int64 (t,) each."""
+        places = np.searchsorted(self.values, thresholds, "left")
+        below = self.passed[places]
+        if len(self.values):
+            places += self.values[np.minimum(places, len(self.values) - 1)] == thresholds
+        return below, self.passed[places]
 
     def above(self, threshold: float) -> int:
         """How many images score higher."""

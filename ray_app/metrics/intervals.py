@@ -45,7 +45,7 @@ def auc_of(fakes: ScoreHistogram, reals: ScoreHistogram) -> Auc:
     m, n = fakes.n, reals.n
     if not m or not n:
         raise ValueError("an AUC needs real and fake images")
-    below, upto = reals.below(fakes.values), reals.up_to(fakes.values)
+    below, upto = reals.below_and_up_to(fakes.values)
     beaten = (below + upto) / (2 * n)  # of each fake: the share of reals under it
     auc = float(fakes.counts @ beaten) / m
     spread = 0.0 if m < 2 else float(fakes.counts @ (beaten - auc) ** 2) / (m - 1) / m

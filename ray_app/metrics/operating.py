@@ -1,6 +1,6 @@
 """Figures at one operating point: at a threshold, at a rate of false alarms, where both errors are equal, at another share of fakes.
 
-Knows histograms of scores; knows no curve and no calibration. A fake is found, or a real falsely flagged, where its score exceeds the threshold.
+Knows histograms of scores; knows no curve and no calibration.
 """
 
 from bisect import bisect_left
@@ -123,9 +123,9 @@ def equal_error_rate(fakes: ScoreHistogram, reals: ScoreHistogram) -> Figure:
 
 
 def averages(rates: Mapping[str, tuple[int, int]]) -> dict[str, Figure]:
-    """Over generators, each with the fakes found and the fakes there are: `tpr_mean` counts every generator alike, `tpr_weighted` every image.
+    """Over generators, each with the fakes found and the fakes there are: `tpr_mean` counts every generator alike, `tpr_weighted` images.
 
-    OpenFake v1 prints the first and v2 the second, both as "Average TPR" (specs/detectors.md §11). Generators without an image are left out.
+    OpenFake v1 prints the first and v2 the second, both as "Average TPR" (specs/detectors.md §11). One without an image is left out.
     """
     there = [(hits, n) for hits, n in rates.values() if n]
     total = sum(n for _, n in there)

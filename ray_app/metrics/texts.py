@@ -13,9 +13,8 @@ import numpy as np
 
 from ray_app.metrics.figure import Figure, undefined
 from ray_app.metrics.histograms import Counts
-from ray_app.metrics.means import mean_figure
+from ray_app.metrics.means import DRAWS, mean_figure, resampled
 
-_DRAWS = 1000
 _NOTHING = "no image with both a predicted and a true prompt"
 _EXTRA = "needs {}: pip install 'touchstone[evaluate]'"
 
@@ -96,9 +95,8 @@ def bleu4(predicted: Sequence[str], truth: Sequence[str]) -> Figure:
         return float(BLEU.compute_bleu(numbers[:4], numbers[4:8], numbers[8], numbers[9], smooth_method="exp").score / 100)
 
     generator, n = np.random.default_rng(0), len(counts)
-    drawn = [score(np.bincount(generator.integers(n, size=n), minlength=n) @ counts) for _ in range(_DRAWS)] if n > 1 else []
-    low, high = np.percentile(drawn, [2.5, 97.5]).tolist() if drawn else (0.0, 0.0)
-    return Figure(score(counts.sum(axis=0)), (low, high) if drawn else None, "bootstrap" if drawn else None, n)
+    drawn = [score(np.bincount(generator.integers(n, size=n), minlength=n) @ counts) for _ in range(DRAWS)] if n > 1 else []
+    return resampled(score(counts.sum(axis=0)), drawn, n)
 
 
 class _Words:

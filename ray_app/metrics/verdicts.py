@@ -64,7 +64,8 @@ def classification_report(fake_fake: int, fake_real: int, real_fake: int, real_r
 
 
 def _class_report(right: int, there: int, named: int) -> dict[str, Any]:
-    return {"precision": _ratio(right, named), "recall": _ratio(right, there), "f1-score": _ratio(2 * right, there + named), "support": there}
+    f1 = _ratio(2 * right, there + named)
+    return {"precision": _ratio(right, named), "recall": _ratio(right, there), "f1-score": f1, "support": there}
 
 
 def _average(fake: dict[str, Any], real: dict[str, Any], fake_weight: int, real_weight: int) -> dict[str, Any]:

@@ -70,7 +70,8 @@ def comparison_lines(document: Mapping[str, Any]) -> list[str]:
         cells = [[row.name, *row.cells[2:]] for row in (_drift(document, system) for system in document["systems"])]
         lines += table(["scores", "median A", "median B", "KS", "p", "PSI", "p"], cells, _LINES, right={1, 2, 3, 4, 5, 6})
     for row in _better(document["labelled"]):
-        lines.append(f"{row.name}: {row.what} {row.a} in A, {row.b} in B ({row.difference}, p {row.p})")
+        name = wording.shortened(row.name, _LONGEST_NAME)
+        lines.append(f"{name}: {row.what} {row.a} in A, {row.b} in B ({row.difference}{' points' if row.what != 'AUC' else ''}, p {row.p})")
     return lines + [f"changed: {one['text']}" for one in document["findings"]]
 
 
@@ -118,7 +119,7 @@ def _findings(document: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     for one in document["findings"]:
         kind = kinds.get(one["what"], "share")
         unit = {"log-odds": " log-odds", "points": " points"}.get(kind, "")
-        between = f"{' to '.join(_written(end, kind) for end in one['interval'])}{unit}" if one["interval"] else wording.NONE
+        between = f"{' to '.join(_written(end, kind) for end in one['interval'])}{unit}" if one["interval"] else ""
         found.append((one["text"], between, wording.probability(one["p_holm"])))
     return found
 

@@ -6,17 +6,16 @@ Knows shapes and words; every word is made visible and escaped. Colours come fro
 import math
 from collections.abc import Sequence
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from ray_app.reports.wording import visible
 
 
 def element(name: str, *children: str, **attributes: object) -> Markup:
     """One element; attribute values and plain text are made visible and escaped. `text_anchor` becomes `text-anchor`, `class_` `class`."""
-    written = Markup("").join(
-        Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), _safe(str(value))) for key, value in attributes.items()
-    )
-    return Markup("<{0}{1}>{2}</{0}>").format(name, written, Markup("").join(map(_safe, children)))
+    # Plain strings, each escaped: a page has ten thousand of these, and `Markup.format` is ten times slower.
+    written = "".join(f' {key.rstrip("_").replace("_", "-")}="{_escaped(str(value))}"' for key, value in attributes.items())
+    return Markup(f"<{name}{written}>{''.join(map(_escaped, children))}</{name}>")  # noqa: S704
 
 
 def drawing(parts: Sequence[Markup], *, ident: str, title: str, description: str, class_: str) -> Markup:
@@ -73,5 +72,5 @@ def plain(value: float) -> str:
     return f"{value:.6g}".replace("-", "−")
 
 
-def _safe(text: str) -> str:
-    return text if isinstance(text, Markup) else visible(text)
+def _escaped(text: str) -> str:
+    return text if isinstance(text, Markup) else escape(visible(text))

@@ -32,6 +32,7 @@ _FLAGS, _FINDS = "real images flagged", "fakes found"
 _LOWEST_DECADE, _LEAST_DECADES = -6, -3
 _FEWEST_IN_SERIES = 3
 _MOST_BINS = 100
+_LONGEST_NAME = 60
 _AMOUNT = re.compile(r"(?P<family>.*?)[\s:_=-]*(?:q|sigma|σ|s)?[\s:_=-]*(?P<amount>\d+(?:\.\d+)?)")
 _FALLING = re.compile(r"jpe?g|webp|avif|quality|resi[sz]|scale|crop", re.IGNORECASE)  # less of it is harsher
 
@@ -88,7 +89,7 @@ def reliability_chart(system: SystemFacts, ident: str) -> Chart | None:
         number_axis("probability stated", 0, 1),
         share_axis("share that is fake"),
         ident=ident,
-        title=f"Reliability of {system.called}",
+        title=f"Reliability of {_called(system)}",
         description=described,
         guide=[(0, 0), (1, 1)],
     )
@@ -112,7 +113,7 @@ def score_chart(system: SystemFacts, ident: str) -> Chart | None:
     found = system.histogram
     if not found.drawable:
         return None
-    drawn = score_classes(found.edges, found.fake, found.real, system.threshold, ident=ident, title=f"Scores of {system.called}")
+    drawn = score_classes(found.edges, found.fake, found.real, system.threshold, ident=ident, title=f"Scores of {_called(system)}")
     return Chart("Scores of fakes and of real images, as shares of each", drawn)
 
 
@@ -144,17 +145,25 @@ def robustness_groups(systems: Sequence[SystemFacts]) -> list[Group]:
     return groups
 
 
+def _called(system: SystemFacts) -> str:
+    return _short(system.called)
+
+
+def _short(name: str) -> str:
+    return wording.shortened(name, _LONGEST_NAME) or wording.NONE
+
+
 def _grouped(systems: Sequence[SystemFacts]) -> Iterator[Sequence[SystemFacts]]:
     return (systems[start : start + STYLES] for start in range(0, len(systems), STYLES))
 
 
 def _legend(systems: Sequence[SystemFacts]) -> list[tuple[Markup, str]]:
-    return [(sample(style), system.called) for style, system in enumerate(systems)]
+    return [(sample(style), _called(system)) for style, system in enumerate(systems)]
 
 
 def _curves(systems: Sequence[SystemFacts], ident: str) -> Group:
     roc = [Trace(style, _pairs(system.roc), _operating(system)) for style, system in enumerate(systems)]
-    described = "; ".join(f"{system.called}: AUC {in_words('auc', system.figure('auc'))}" for system in systems)
+    described = "; ".join(f"{_called(system)}: AUC {in_words('auc', system.figure('auc'))}" for system in systems)
     axes = share_axis(_FLAGS), share_axis(_FINDS)
     linear = plane(roc, *axes, ident=f"roc-{ident}", title="ROC", description=described, guide=[(0, 0), (1, 1)])
     drawn = [Chart("ROC", linear), _decades(systems, roc, ident, described), _detection(roc, ident, described)]
@@ -196,14 +205,14 @@ def _operating(system: SystemFacts) -> list[Spot]:
     found, cleared = system.figure("tpr").number, system.figure("tnr").number
     if found is None or cleared is None:
         return []
-    words = f"{system.called} at its threshold: {wording.percent(found)} found, {wording.percent(1 - cleared)} flagged"
+    words = f"{_called(system)} at its threshold: {wording.percent(found)} found, {wording.percent(1 - cleared)} flagged"
     return [Spot((1 - cleared, found), words)]
 
 
 def _risks(systems: Sequence[SystemFacts], ident: str) -> Group:
     traces = [Trace(style, sorted(_pairs(system.risk_coverage.points))) for style, system in enumerate(systems)]
     top = max([y for trace in traces for _, y in trace.points] + [0.01])
-    described = "; ".join(f"{system.called}: area {written('aurc', system.risk_coverage.aurc.number)}" for system in systems)
+    described = "; ".join(f"{_called(system)}: area {written('aurc', system.risk_coverage.aurc.number)}" for system in systems)
     axes = share_axis("images that get a verdict"), share_axis("told wrong of those", 0.0, min(1.0, 1.05 * top))
     chart = plane(traces, *axes, ident=f"risk-{ident}", title="Risk over coverage", description=described, class_="plane flat")
     return Group([one.name for one in systems], _legend(systems), [Chart("Risk over coverage", chart)])
@@ -218,7 +227,7 @@ def _over_amounts(systems: Sequence[SystemFacts], series: Series, key: str, iden
     for style, system in enumerate(systems):
         views = {view.name: view.figures for view in system.views}
         placed = [(0, "clean", system.figure(key))]
-        placed += [(place, name, found) for place, name in enumerate(series.views, 1) if (found := views.get(name, _NONE).get(key))]
+        placed += [(place, _short(name), found) for place, name in enumerate(series.views, 1) if (found := views.get(name, _NONE).get(key))]
         spots = [spot for place, name, found in placed if (spot := _place(system, place, name, key, found))]
         if len(spots) > 1:
             traces.append(Trace(style, [spot.at for spot in spots], spots, level=spots[0].at[1] if spots[0].at[0] == 0 else None))
@@ -227,8 +236,8 @@ def _over_amounts(systems: Sequence[SystemFacts], series: Series, key: str, iden
     least = min(min(spot.ends or spot.at[1:]) for trace in traces for spot in trace.spots)
     y = _from_half(named(key), key, least)
     described = "; ".join(spot.words for trace in traces for spot in trace.spots)
-    x = order_axis(f"{series.family}", ["clean", *series.amounts])
-    title = f"{named(key)} under {series.family}"
+    x = order_axis(_short(series.family), ["clean", *series.amounts])
+    title = f"{named(key)} under {_short(series.family)}"
     return Chart(title, plane(traces, x, y, ident=ident, title=title, description=described, class_="plane flat"))
 
 
@@ -238,7 +247,7 @@ _NONE: Mapping[str, FigureFacts] = {}
 def _place(system: SystemFacts, place: int, name: str, key: str, found: FigureFacts) -> Spot | None:
     if found.number is None:
         return None
-    return Spot((float(place), found.number), f"{system.called}, {name}: {in_words(key, found)}", found.ends)
+    return Spot((float(place), found.number), f"{_called(system)}, {name}: {in_words(key, found)}", found.ends)
 
 
 def _from_half(title: str, key: str, least: float) -> Axis:

@@ -82,8 +82,8 @@ class Entry:
     def bar(self) -> Markup:
         """The AUC's part above one half, with its interval."""
         auc = self.system.figure("auc")
-        low, high = auc.ends or (0.5, 0.5)
-        return range_meter(*(max(0.0, end - 0.5) for end in (auc.number or 0.5, low, high)), 0.5)
+        value, low, high = (max(0.0, end - 0.5) for end in (auc.number or 0.5, *(auc.ends or (0.5, 0.5))))
+        return range_meter(value, low, high, 0.5)
 
     @property
     def seen(self) -> str:
@@ -141,8 +141,8 @@ def leaderboard_lines(evaluations: Sequence[tuple[str, Mapping[str, Any]]], widt
     """The same for the terminal, in at most `width` columns but for words that are longer."""
     lines: list[str] = []
     for board in boards_of(evaluations):
-        about = f"{board.title}: {board.n_real:,} real, {board.n_fake:,} fake of {wording.counted(board.generators, 'generator')}, {board.rules}"
-        lines += ["", *paragraph(wording.visible(about), width)]
+        counts = f"{board.n_real:,} real, {board.n_fake:,} fake of {wording.counted(board.generators, 'generator')}"
+        lines += ["", *paragraph(wording.visible(f"{board.title}: {counts}, {board.rules}"), width)]
         heads = ["", "system", "AUC", "balanced", "at 1 % FPR", "worst generator"]
         rows = [[str(place), *_cells(entry)] for place, entry in enumerate(board.ranked, 1)]
         rows += [[wording.NONE, *_cells(entry)] for entry in board.others]

@@ -4,6 +4,7 @@ import shlex
 import pytest
 import yaml
 
+from ray_app.cli.evaluate import evaluate
 from ray_app.config import named_configs
 from ray_app.datasets.layouts import LAYOUTS, make_layout
 from ray_app.detectors import load_card
@@ -17,7 +18,6 @@ ASKED_FOR = {
     "openfake-v1", "openfake-v2", "openfake-v2-reddit", "openfake-imagen3", "openfake-sd21", "opensdi", "dflip", "dflip-v1",
     "community-forensics", "open-deepfake", "sidbench",
 }  # fmt: skip
-PERTURBATIONS = {"sidbench", "univfd", "openfake", "imdlbenco", "grip-social", "standard"}
 protocols = pytest.mark.parametrize("protocol", list(list_protocols()), ids=lambda one: one.name)
 
 
@@ -38,7 +38,7 @@ def test_it_names_what_there_is(protocol):
         assert load_card(detector).name == detector
     if protocol.ensemble:
         assert load_ensemble_card(protocol.ensemble).name == protocol.ensemble
-    assert set(protocol.perturb) <= PERTURBATIONS | named_configs("perturb").keys()
+    assert set(protocol.perturb) <= named_configs("perturb").keys()
     for footer in protocol.footers:
         way, _, figure = footer.figure.partition(":")
         known = {*DETECTION, "tpr_mean", "tpr_weighted", *CONVENTIONS}
@@ -72,6 +72,7 @@ def test_its_command_reproduces_a_column_of_its_own(protocol):
         detector = words[words.index("--detector") + 1]
         assert detector in protocol.detectors or not protocol.detectors
         assert set(protocol.sources) <= set(words)
+        assert evaluate.make_context("evaluate", words[2:]).params["protocol"] == protocol.name
 
 
 def test_layouts_take_the_arguments():

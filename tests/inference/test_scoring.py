@@ -11,8 +11,9 @@ from ray_app.detectors.sharing import hold_equal_weights_once
 from ray_app.ensembles import ensemble_of, load_ensemble_card
 from ray_app.errors import Status
 from ray_app.images import ImageLimits
-from ray_app.inference import ASKED, RUNS, BatchDecoder, StageClock, judge, make_spec, pack, unpack
+from ray_app.inference import ASKED, RUNS, BatchDecoder, Readings, StageClock, judge, make_spec, pack, unpack
 from ray_app.inference.scoring import EnsembleScorer
+from ray_app.perturbations import load_perturbations
 from tests.detectors.tiny_internvl import write_tiny_internvl
 from tests.images.factory import encoded
 
@@ -165,6 +166,20 @@ def test_masks_come_with_the_members_that_they_belong_to(spec, scorer):
     assert none is None
     assert (first.shape, first.dtype) == ((256, 256), np.uint8)
     assert not np.array_equal(first, second)
+
+
+def test_of_perturbed_views_those_in_which_all_keeps_its_place_have_masks(spec):
+    alone = replace(spec, cards={"maskclip": spec.cards["maskclip"]}, slots=1, views=load_perturbations(["jpeg:50", "crop:0.75"]))
+    readings = EnsembleScorer(alone, StageClock()).score(batches(alone, [files()[0], b"no image"]))
+    assert list(readings.views) == ["jpeg:50", "crop:0.75"]
+    assert list(readings.view_masks) == ["jpeg:50"]
+    mask, none = readings.view_masks["jpeg:50"]["maskclip"]
+    assert none is None
+    assert mask.shape == (256, 256)
+    assert not np.array_equal(mask, readings.masks["maskclip"][0])
+    joined = Readings({}).joined(readings)
+    assert joined.view_masks["jpeg:50"]["maskclip"][0] is mask
+    assert joined.among([]).view_masks == {"jpeg:50": {}}
 
 
 def capped(spec, megapixels):

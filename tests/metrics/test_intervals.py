@@ -5,7 +5,7 @@ from sklearn.metrics import roc_auc_score
 
 from ray_app.metrics import auc_interval, proportion_interval
 from ray_app.metrics.histograms import ScoreHistogram
-from ray_app.metrics.intervals import auc_of, proportion
+from ray_app.metrics.intervals import auc_of
 
 
 def delong_by_pairs(fakes, reals):

@@ -3,7 +3,7 @@ import pytest
 from scipy import stats
 
 from ray_app.metrics.figure import Figure, undefined
-from ray_app.metrics.means import mean_figure
+from ray_app.metrics.means import mean_figure, ratio_figure, resampled
 
 
 def test_the_interval_is_student_s():
@@ -27,3 +27,19 @@ def test_images_without_a_value_do_not_count():
 
 def test_values_all_alike_have_no_interval():
     assert mean_figure([0.7] * 3, "none").interval is None
+
+
+def test_a_ratio_is_that_of_the_means():
+    rng = np.random.default_rng(0)
+    over, under = rng.random(50), rng.random(50) + 0.5
+    found = ratio_figure(over, under, "none")
+    assert found.value == pytest.approx(over.mean() / under.mean(), abs=1e-12)
+    assert found.interval[0] < found.value < found.interval[1]
+    assert ratio_figure([1.0], [2.0], "none") == Figure(0.5, n=1)
+    assert ratio_figure([1.0], [0.0], "none") == undefined("what it is divided by is 0 on average", 1)
+    assert ratio_figure([], [], "none") == undefined("none")
+
+
+def test_replicates_that_agree_say_nothing_of_the_spread():
+    assert resampled(0.5, [0.5, 0.5], 2) == Figure(0.5, n=2)
+    assert resampled(0.5, np.linspace(0, 1, 1001), 9).interval == pytest.approx((0.025, 0.975))

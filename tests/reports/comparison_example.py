@@ -3,7 +3,7 @@
 import numpy as np
 
 from ray_app.evaluation import findings
-from ray_app.evaluation.comparing import _correct, _equal
+from ray_app.evaluation.comparing import concluded
 from ray_app.evaluation.flips import STATUSES, flagged_of, flips_of, statuses_of
 from ray_app.evaluation.labelled_changes import Truth, labelled_changes
 from ray_app.evaluation.shifts import QUANTILES, distribution_of, shift_of
@@ -47,15 +47,18 @@ def example_comparison(text=None, *, shift=0.3, shared=True, n=N):
         "labelled": labelled_changes(truth, list(base), lambda name: (base[name], after[name]), (codes[0], codes[1])) if shared else None,
         "rule": {"alpha": findings.ALPHA, "least": dict(findings.LEAST), "text": findings.RULE},
     }  # fmt: skip
-    _correct(document)
-    document["equal"] = _equal(document)
-    document["findings"] = findings.findings(document)
-    return document | {"headline": findings.headline(document)}
+    return concluded(document)
 
 
 def _run(side, text):
     url = text or f"s3://archive/runs/2026-11-{20 if side == 'a' else 21}"
-    return {"url": url, "created_at": text or "2026-11-20T21:00:00+00:00", "detectors": [], "ensemble": text or "published", "finished": side == "a"}
+    return {
+        "url": url,
+        "created_at": text or "2026-11-20T21:00:00+00:00",
+        "detectors": [],
+        "ensemble": text or "published",
+        "finished": side == "a",
+    }
 
 
 def _example(place, text):

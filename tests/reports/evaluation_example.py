@@ -77,6 +77,7 @@ def example_document(**changes: Any) -> dict[str, Any]:
     return {**_whole(), **changes}
 
 
+@cache
 def large_document() -> dict[str, Any]:
     """Eight systems, forty generators: more than a page can show at once."""
     fakes = {f"generator-{index:02d}": Generator(0.3 + index / 25, 40) for index in range(40)}
@@ -84,6 +85,16 @@ def large_document() -> dict[str, Any]:
     return _document(REALS, fakes, systems, {f"jpeg-{quality}": (95 - quality) / 65 for quality in (95, 75, 50, 30)}, seed=3)
 
 
+@cache
+def small_document() -> dict[str, Any]:
+    """Every section, of two systems and few generators."""
+    fakes = {name: FAKES[name]._replace(n=30) for name in ("sd-3.5", "nano-banana-pro", "flux-1-fill, edits")}
+    reals = {name: one._replace(n=60) for name, one in REALS.items()}
+    systems = {name: SYSTEMS[name] for name in ("ensemble", "corvi2023")}
+    return _document(reals, fakes, systems, dict(list(VIEWS.items())[:4]), seed=5) | _published() | _further()
+
+
+@cache
 def one_class(label: str) -> dict[str, Any]:
     """Only real images, or only fakes: most figures are not defined."""
     return _document(REALS if label == "real" else {}, FAKES if label == "fake" else {}, dict(list(SYSTEMS.items())[:2]), {}, seed=4)

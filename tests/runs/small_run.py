@@ -39,8 +39,10 @@ def relist(run, folder):
     return list_members(run.store, open_source([str(folder)]), PLAN)
 
 
-def score_blocks(run, number, *, fails=lambda name: None, attempt=1, blocks=None, masks=False, hashed=False):
-    """Commit blocks: a member has the status that `fails` says of its file's name, or a score made of its bytes."""
+def score_blocks(run, number, *, fails=lambda name: None, attempt=1, blocks=None, masks=False, hashed=False, views=()):
+    """Commit blocks: a member has the status that `fails` says of its file's name, or a score made of its bytes; in the views, one, two …
+    more than that.
+    """
     for ref in iter_blocks(run.store, number):
         if blocks is not None and ref.block not in blocks:
             continue
@@ -57,7 +59,9 @@ def score_blocks(run, number, *, fails=lambda name: None, attempt=1, blocks=None
         ]
         values = [digest.digest()[0] / 8 if status is Status.OK else np.nan for digest, status in zip(digests, statuses, strict=True)]
         drawn = [np.full((4, 4), int(value), np.uint8) if masks and np.isfinite(value) else None for value in values]
-        readings = Readings({NAME: np.array(values, np.float32)}, {NAME: drawn} if masks else {})
+        seen = {view: {NAME: np.array(values, np.float32) + number} for number, view in enumerate(views, start=1)}
+        readings = Readings({NAME: np.array(values, np.float32)}, {NAME: drawn} if masks else {}, views=seen,
+                            view_masks={view: {NAME: drawn} for view in views[:1] if masks})  # fmt: skip
         scored = judge(SPEC, outcomes, readings)
         if masks:
             run.write_masks(number, ref.block, mask_rows(members["image_id"], scored))

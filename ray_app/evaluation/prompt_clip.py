@@ -1,0 +1,149 @@
+"""How alike CLIP finds predicted prompts, true ones and the images themselves. Knows transformers' CLIP and texts of any length.
+
+CLIPScore: Hessel et al. 2021 (arXiv 2104.08718), 2.5 max(cos, 0). CLIP reads 77 tokens: of a longer text each piece is embedded by
+itself, and the text stands at the mean of its pieces' directions (specs/localization.md §6.2.5).
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ray_app.archives import MemberReader
+from ray_app.errors import ConfigError, InputError
+from ray_app.evaluation.members import members_of
+from ray_app.images import ImageLimits, decode_image
+from ray_app.metrics.figure import Figure, undefined
+from ray_app.metrics.means import mean_figure, ratio_figure
+from ray_app.runs import RunDirectory
+from ray_app.storage import Fetcher
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Floats = npt.NDArray[np.float64]
+FIGURES = ("clip_text", "clip_score", "clip_score_truth", "clip_score_ratio")
+MOST_IMAGES = 2_000  # the figures' intervals are narrow by then, and every image is fetched and embedded
+_BATCH = 32
+_NO_FOLDER = "needs a folder of CLIP weights"
+_NO_PAIR = "no image with both a predicted and a true prompt"
+
+
+def similarities(
+    run: RunDirectory, image_ids: Sequence[int], said: Sequence[str], truth: Sequence[str], *, clip: str | None, device: str = "cpu"
+) -> tuple[dict[str, Figure], int]:
+    """`FIGURES` of predicted and true prompts of images, of the first 2,000 at most, and how many of those images could not be read.
+
+    `clip_text`: mean cosine of the two texts. `clip_score`, `clip_score_truth`: mean CLIPScore of the image with either; their ratio.
+    Without a folder none is defined. Raises ConfigError for a folder that holds no CLIP.
+    """
+    if clip is None:
+        return dict.fromkeys(FIGURES, undefined(_NO_FOLDER)), 0
+    model = PromptClip(clip, device=device)
+    ids, said, truth = image_ids[:MOST_IMAGES], said[:MOST_IMAGES], truth[:MOST_IMAGES]
+    texts = model.texts([*said, *truth])
+    ours, theirs = texts[: len(said)], texts[len(said) :]
+    figures = {"clip_text": mean_figure((ours * theirs).sum(axis=1), _NO_PAIR, bounds=(-1, 1))}
+    seen, places = _seen(run, ids, model)
+    scores = [2.5 * np.maximum((seen * one[places]).sum(axis=1), 0) for one in (ours, theirs)]
+    why = "no image can be read any more" if len(ids) else _NO_PAIR
+    figures |= {name: mean_figure(one, why, bounds=(0, 2.5)) for name, one in zip(FIGURES[1:3], scores, strict=True)}
+    figures["clip_score_ratio"] = ratio_figure(scores[0], scores[1], why)
+    return figures, len(ids) - len(places)
+
+
+class PromptClip:
+    """A CLIP in the format that transformers writes: config.json, model.safetensors, the tokenizer's and the image processor's files.
+
+    Only safetensors are read, and nothing is fetched. Raises ConfigError where the folder is no such CLIP.
+    """
+
+    def __init__(self, folder: str, *, device: str = "cpu") -> None:
+        from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
+
+        if not (Path(folder) / "config.json").is_file():
+            raise ConfigError(f"{folder}: no CLIP here", hint="a local folder such as a download of openai/clip-vit-large-patch14")
+        try:
+            self._model: Any = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            self._processor: Any = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise ConfigError(f"{folder}: not a CLIP that transformers reads: {' '.join(str(error).split())[:300]}") from error
+        self._model.to(device)
+        self._device = device
+
+    def texts(self, texts: Sequence[str]) -> Floats:
+        """(n, d), of length 1 each."""
+        import torch
+
+        pieces = [self._pieces(text) for text in texts]
+        owner = np.repeat(np.arange(len(texts)), [len(own) for own in pieces])
+        flat = [piece for own in pieces for piece in own]
+        embedded = []
+        for start in range(0, len(flat), _BATCH):
+            # The piece's own end stays the first one, which is where CLIP reads a text off; what follows it is masked.
+            batch = self._tokenizer.pad({"input_ids": flat[start : start + _BATCH]}, padding_side="right", return_tensors="pt").to(
+                self._device
+            )
+            with torch.inference_mode():
+                found = self._model.get_text_features(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+            embedded.append(_directions(found))
+        sums = np.zeros((len(texts), self._model.config.projection_dim))
+        if embedded:
+            np.add.at(sums, owner, np.concatenate(embedded))
+        return _unit(sums)
+
+    def images(self, images: "Sequence[Image.Image]") -> Floats:
+        """(n, d), of length 1 each."""
+        import torch
+
+        pixels = self._processor(images=list(images), return_tensors="pt")["pixel_values"].to(self._device)
+        with torch.inference_mode():
+            return _directions(self._model.get_image_features(pixel_values=pixels))
+
+    def _pieces(self, text: str) -> list[list[int]]:
+        """Token ids of pieces that fit, each between start and end."""
+        room = self._model.config.text_config.max_position_embeddings - 2
+        ids = self._tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+        parts = [ids[start : start + room] for start in range(0, len(ids), room)] or [[]]
+        return [[self._tokenizer.bos_token_id, *part, self._tokenizer.eos_token_id] for part in parts]
+
+
+def _seen(run: RunDirectory, image_ids: Sequence[int], model: PromptClip) -> tuple[Floats, npt.NDArray[np.int64]]:
+    """Directions of the images that can be read (m, d), and the place of each among the ids (m,)."""
+    embedded, places, batch = [np.empty((0, model.texts([""]).shape[1]))], [], []
+    for place, picture in _pictures(run, image_ids):
+        places.append(place)
+        batch.append(picture)
+        if len(batch) == _BATCH:
+            embedded.append(model.images(batch))
+            batch = []
+    if batch:
+        embedded.append(model.images(batch))
+    return np.concatenate(embedded), np.array(places, np.int64)
+
+
+def _pictures(run: RunDirectory, image_ids: Sequence[int]) -> "Iterator[tuple[int, Image.Image]]":
+    limits, members = ImageLimits(), members_of(run, set(image_ids))
+    place_of = {image_id: place for place, image_id in enumerate(image_ids)}
+    reader = MemberReader(Fetcher(), max_bytes=limits.max_bytes)
+    in_place = sorted(members.values(), key=lambda member: (member.uri, member.block, member.slot))
+    for member, data in reader.read(in_place):
+        if not isinstance(data, InputError):
+            try:
+                yield place_of[member.image_id], decode_image(data, limits).pixels
+            except InputError:
+                continue
+
+
+def _directions(found: Any) -> Floats:
+    """What get_…_features gives, in transformers 5 an output with `pooler_output`, as rows of length 1."""
+    features = getattr(found, "pooler_output", found)
+    return _unit(features.double().cpu().numpy())
+
+
+def _unit(rows: npt.NDArray[Any]) -> Floats:
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.asarray(rows / np.where(lengths > 0, lengths, 1), np.float64)

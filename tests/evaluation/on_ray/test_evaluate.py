@@ -1,0 +1,88 @@
+"""A source is scored and evaluated by one command; and tasks gather what this process gathers."""
+
+import csv
+import json
+
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from ray_app.cli.main import main
+from ray_app.evaluation.cells import gather
+from ray_app.evaluation.config import EvaluateConfig
+from ray_app.evaluation.run import evaluate
+from ray_app.evaluation.systems import systems_of
+from ray_app.evaluation.truths import labels_for
+from ray_app.runs import RunDirectory, current_rows
+from ray_app.scoring.tasks import on_ray
+from ray_app.simulation.archive import build_sample_archive
+from ray_app.storage import Store
+from tests.evaluation.made import made_run, random_rows
+from tests.evaluation.test_cells import labelled, told
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory, ray_cluster):
+    folder = tmp_path_factory.mktemp("evaluate")
+    archive = build_sample_archive(folder / "archive", files=40)
+    words = ["evaluate", str(archive.folder), "--labels", str(archive.labels), "--out", str(folder / "out"), "--perturb", "jpeg:50"]
+    assert main(words) == 0
+    return archive, folder / "out", words
+
+
+def test_a_source_is_scored_and_evaluated(done):
+    archive, out, _ = done
+    document = json.loads((out / "metrics.json").read_text())
+    truths = {row["sha256"]: row["label"] for row in csv.DictReader(archive.labels.open())}
+    rows = [row for row in current_rows(RunDirectory.open(str(out / "run"))) if row["sha256"] in truths and row["score"] is not None]
+    system = document["systems"][0]
+    fakes = [truths[row["sha256"]] == "fake" for row in rows]
+    assert (system["n_fake"], system["n_real"]) == (sum(fakes), len(fakes) - sum(fakes))
+    assert system["figures"]["auc"]["value"] == pytest.approx(roc_auc_score(fakes, [row["score"] for row in rows]), abs=1e-9)
+    [view] = system["views"]
+    shown = [next(iter(row["views"][view["name"]].values())) for row in rows]
+    assert view["figures"]["auc"]["value"] == pytest.approx(roc_auc_score(fakes, shown), abs=1e-9)
+    assert (out / "report.html").exists()
+    assert any(one["thumbnail"] for one in document["mistakes"]) or not document["mistakes"]
+
+
+def test_the_same_command_changes_nothing(done, capsys):
+    _, out, words = done
+    before = json.loads((out / "metrics.json").read_text())
+    capsys.readouterr()
+    assert main([*words, "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert {key: again[key] for key in before if key != "made_at"} == {key: before[key] for key in before if key != "made_at"}
+
+
+def test_a_layout_labels_the_source(done, tmp_path):
+    archive, out, _ = done
+    listed = tmp_path / "listed.csv"
+    rows = list(csv.DictReader(archive.labels.open()))
+    listed.write_text(
+        "path,label,generator\n" + "".join(f"{archive.folder}/{row['path']},{row['label']},{row['generator']}\n" for row in rows)
+    )
+    document = evaluate(
+        EvaluateConfig(at=(f"list::{listed}",), layout="columns", out=str(tmp_path / "out"), score={"cluster": {"workers": 1}})
+    ).document
+    assert document["labels"]["key"] == "image_id"
+    assert document["labels"]["joined"] == len(rows) == document["data"]["n"]
+    expected = json.loads((out / "metrics.json").read_text())["systems"][0]["figures"]["auc"]["value"]
+    assert document["systems"][0]["figures"]["auc"]["value"] == pytest.approx(expected, abs=1e-9)
+    own = evaluate(EvaluateConfig(at=(str(tmp_path / "out" / "run"),), out=str(tmp_path / "own"))).document
+    assert own["labels"]["key"] == "input"
+    assert own["systems"][0]["figures"] == document["systems"][0]["figures"]
+    run = RunDirectory.open(str(tmp_path / "out" / "run"))
+    config = EvaluateConfig(at=(run.store.url,), layout="columns")
+    assert len(labels_for(config, None, run, Store.open(str(tmp_path / "again"))).words) == len(rows)
+
+
+def test_tasks_gather_the_same(ray_cluster, tmp_path):
+    columns, truths, _ = random_rows(400, views=("jpeg-50",))
+    run = made_run(tmp_path / "run", columns, [33, 150, 151])
+    index = labelled(tmp_path, columns, truths, but={5})
+    assert told(gather(run, index, systems_of(run), each=on_ray)) == told(gather(run, index, systems_of(run)))
+    config = EvaluateConfig(at=(str(tmp_path / "run"),), labels=str(tmp_path / "labels.jsonl"), out=str(tmp_path / "out"), bootstrap=0)
+    with_tasks = evaluate(config.model_copy(update={"tasks": True})).document
+    assert with_tasks["systems"] == evaluate(config).document["systems"]

@@ -1,0 +1,90 @@
+"""DFLIP-3K's own marks on answers in words, against a reading of its rules image by image."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from sklearn.metrics import f1_score
+
+from ray_app.evaluation.dflip import REAL, class_of, detects, dflip_v1, named_in
+
+KNOWN = {"real", "dalle", "mj", "sd", "DreamShaper"}
+
+
+def by(name):
+    return f"This is an ai generated image by {name}."
+
+
+@pytest.mark.parametrize(
+    ("answer", "named"),
+    [
+        (REAL, "real"),
+        (by("StableDiffusion"), "sd"),
+        (by("Midjourney"), "mj"),
+        (by("DALLE"), "dalle"),
+        (by("DreamShaper"), "DreamShaper"),
+        (by("dreamshaper"), "sd"),  # the exact name, or else an unknown one
+        (by("Somebody"), "sd"),
+        (f" {REAL}\n", "real"),
+        ("This is a real image", None),
+        ("StableDiffusion", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_a_whole_sentence_names_a_class_and_an_unknown_name_is_sd(answer, named):
+    assert named_in(answer, KNOWN) == named
+
+
+@pytest.mark.parametrize(
+    ("generator", "family"),
+    [("dalle-2", "dalle"), ("DALL-E", "dalle"), ("midjourney-v5", "mj"), ("mj", "mj"), ("stable-diffusion", "sd"),
+     ("StableDiffusion", "sd"), ("imagen", "imagen"), ("parti-20b", "parti"), ("sdftood", "sdftood"), ("sdxl", "sdxl"),
+     ("DreamShaper", "DreamShaper")],
+)  # fmt: skip
+def test_labels_become_classes(generator, family):
+    assert class_of("fake", generator) == family
+    assert class_of("real", "real:laion") == "real"
+
+
+def test_detection_looks_for_words():
+    assert detects("fake", "I think it is ai generated")
+    assert detects("real", "as real as can be")
+    assert not detects("fake", "real")
+    assert not detects("real", None)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_figures_are_those_of_every_image_marked_by_itself(seed):
+    rng = np.random.default_rng(seed)
+    labels = [("real", "real:laion"), ("fake", "dalle"), ("fake", "mj"), ("fake", "sd"), ("fake", "DreamShaper"), ("fake", "imagen")]
+    said = [REAL, by("DALLE"), by("Midjourney"), by("StableDiffusion"), by("DreamShaper"), by("Unheard"), "no idea", None]
+    images = [(*labels[one], said[other]) for one, other in zip(rng.integers(0, 6, 300), rng.integers(0, 8, 300), strict=True)]
+    found = dflip_v1(Counter(images), missing=20)
+
+    identified = [(class_of(*image[:2]), named_in(image[2], KNOWN)) for image in images if image[1] != "imagen"]
+    assert found["accuracy"]["value"] == pytest.approx(sum(one == other for one, other in identified) / (len(identified) + 20), abs=1e-12)
+    assert found["accuracy"]["n"] == len(identified) + 20
+    truth, named = [one for one, _ in identified], [other or "(none)" for _, other in identified]
+    assert found["macro_f1"]["value"] == pytest.approx(f1_score(truth, named, labels=sorted(KNOWN), average="macro", zero_division=0))
+
+    right = [detects(label, answer) for label, _, answer in images]
+    assert found["detection"]["accuracy"]["value"] == pytest.approx(sum(right) / 320, abs=1e-12)
+    groups = {row["name"]: row for row in found["detection"]["groups"]}
+    assert set(groups) == {"real", "dalle", "mj", "sd", "sdft", "imagen"}
+    tuned = [ok for ok, image in zip(right, images, strict=True) if image[1] == "DreamShaper"]
+    assert (groups["sdft"]["n"], groups["sdft"]["accuracy"]["value"]) == (len(tuned), pytest.approx(np.mean(tuned)))
+    worst = found["pairs"][0]
+    assert worst[2] == max(n for (one, other), n in Counter(identified).items() if one != other)
+
+
+def test_names_alone_say_nothing_of_detection():
+    found = dflip_v1(Counter({("fake", "sd", "sd"): 3}))
+    assert found["detection"]["accuracy"]["why"] == "the answers are names, not sentences"
+    assert (found["accuracy"]["value"], found["macro_f1"]["value"]) == (0, 0)
+
+
+def test_groups_out_of_distribution_alone_identify_nothing():
+    found = dflip_v1(Counter({("fake", "imagen", by("DALLE")): 3}))
+    assert (found["accuracy"]["why"], found["macro_f1"]["why"]) == ("no image", "no image")
+    assert found["detection"]["accuracy"]["value"] == 1

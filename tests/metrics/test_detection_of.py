@@ -1,0 +1,214 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from scipy.interpolate import interp1d
+from scipy.optimize import brentq
+from sklearn import metrics as sk
+from torchmetrics import functional as tm
+
+from ray_app.detectors.cards import Calibration
+from ray_app.metrics import DETECTION, ScoreHistogram, curve_points, detection_of, proportion_interval, risk_coverage
+from tests.metrics.drawn import BOTH, EMPTY, histograms, joined
+
+CALIBRATION = Calibration(slope=0.7, intercept=-0.4)
+CASES = pytest.mark.parametrize("case", BOTH)
+
+
+def chances(scores, calibration=None):
+    return 1 / (1 + np.exp(-(scores if calibration is None else calibration.slope * scores + calibration.intercept)))
+
+
+def values(found):
+    return {name: figure.value for name, figure in found.items()}
+
+
+@CASES
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("threshold", [0.0, 0.25, 1e9])
+def test_at_a_threshold_the_figures_are_scikit_learns(case, threshold, strict):
+    labels, scores = joined(*BOTH[case])
+    flagged = (scores > threshold if strict else scores >= threshold).astype(int)
+    found = values(detection_of(*histograms(*BOTH[case]), threshold=threshold, strict=strict))
+    assert found["precision"] == (pytest.approx(sk.precision_score(labels, flagged), abs=1e-9) if flagged.any() else None)
+    wanted = {
+        "tpr": sk.recall_score(labels, flagged),
+        "tnr": sk.recall_score(labels, flagged, pos_label=0),
+        "balanced_accuracy": sk.balanced_accuracy_score(labels, flagged),
+        "accuracy": sk.accuracy_score(labels, flagged),
+        "f1": sk.f1_score(labels, flagged),
+    }
+    assert {name: found[name] for name in wanted} == pytest.approx(wanted, abs=1e-9)
+
+
+@CASES
+@pytest.mark.parametrize("calibration", [None, CALIBRATION])
+def test_over_all_thresholds_and_as_chances_they_are_scikit_learns(case, calibration):
+    labels, scores = joined(*BOTH[case])
+    found = values(detection_of(*histograms(*BOTH[case]), calibration=calibration))
+    wanted = {
+        "auc": sk.roc_auc_score(labels, scores),
+        "average_precision": sk.average_precision_score(labels, scores),
+        "brier": sk.brier_score_loss(labels, chances(scores, calibration)),
+    }
+    assert {name: found[name] for name in wanted} == pytest.approx(wanted, abs=1e-9)
+    wrong = np.where(labels == 1, -1, 1) * (scores if calibration is None else calibration.slope * scores + calibration.intercept)
+    assert found["log_loss"] == pytest.approx(np.logaddexp(0, wrong).mean(), abs=1e-9)
+    if np.abs(scores).max() < 15:  # beyond, 1 − p, by which scikit-learn goes, has lost too many digits
+        assert found["log_loss"] == pytest.approx(sk.log_loss(labels, chances(scores, calibration)), abs=1e-9)
+
+
+@pytest.fixture
+def in_double():
+    """torchmetrics divides counts in the default type, float32."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@CASES
+@pytest.mark.usefixtures("in_double")
+def test_torchmetrics_agrees(case):
+    labels, scores = joined(*BOTH[case])
+    # torchmetrics makes chances of what is not 0 … 1, in which high scores become equal: places in the ranking are as good.
+    places = torch.from_numpy(np.unique(scores, return_inverse=True)[1] / len(scores))
+    truth = torch.from_numpy(labels)
+    found = values(detection_of(*histograms(*BOTH[case])))
+    assert found["auc"] == pytest.approx(float(tm.auroc(places, truth, task="binary")), abs=1e-9)
+    assert found["average_precision"] == pytest.approx(float(tm.average_precision(places, truth, task="binary")), abs=1e-9)
+    confusion = tm.confusion_matrix(torch.from_numpy((scores > 0).astype(int)), truth, task="binary")
+    assert found["tpr"] == pytest.approx(int(confusion[1, 1]) / int(confusion[1].sum()), abs=1e-12)
+
+
+@CASES
+def test_the_equal_error_rate_is_where_the_joined_roc_curve_crosses(case):
+    labels, scores = joined(*BOTH[case])
+    fpr, tpr, _ = sk.roc_curve(labels, scores, drop_intermediate=False)
+    way = np.arange(len(fpr))  # along the points, as FPR alone has vertical steps
+    gap = interp1d(way, fpr - (1 - tpr))
+    crossing = brentq(gap, 0, way[-1], xtol=1e-13)
+    found = detection_of(*histograms(*BOTH[case]))["eer"].value
+    assert found == pytest.approx(float(interp1d(way, fpr)(crossing)), abs=1e-9)
+
+
+@CASES
+@pytest.mark.parametrize(("name", "one_in"), [("tpr_at_fpr_1", 100), ("tpr_at_fpr_01", 1000)])
+def test_no_more_reals_are_flagged_than_the_rate_allows(case, name, one_in):
+    fakes, reals = BOTH[case]
+    found = detection_of(*histograms(fakes, reals))[name]
+    if len(reals) < one_in:
+        assert found.value is None
+        assert found.why == f"a false alarm in {one_in:,} needs {one_in:,} reals or more; there are {len(reals):,}"
+        return
+    thresholds = np.concatenate([[-np.inf], fakes, reals])
+    allowed = [(fakes > threshold).mean() for threshold in thresholds if (reals > threshold).sum() * one_in <= len(reals)]
+    assert found.value == pytest.approx(max(allowed), abs=1e-12)
+
+
+def test_tpr_at_an_fpr_counts_ties_against_the_detector():
+    fakes, reals = histograms(np.repeat([0.0, 1.0, 2.0], [10, 30, 60]), np.repeat([0.0, 1.0, 2.0], [97, 2, 1]))
+    assert detection_of(fakes, reals)["tpr_at_fpr_1"].value == 0.6  # one at 2 is allowed; the two at 1 come together and are too many
+
+
+@CASES
+@pytest.mark.parametrize(
+    ("name", "prior"), [("precision_at_prior_01", 0.001), ("precision_at_prior_1", 0.01), ("precision_at_prior_10", 0.1)]
+)
+def test_precision_at_a_prior_is_that_of_images_weighted_to_it(case, name, prior):
+    labels, scores = joined(*BOTH[case])
+    found = detection_of(*histograms(*BOTH[case]))[name]
+    if not (scores > 0).any():
+        assert found.why == "no image is flagged as fake"
+        return
+    weights = np.where(labels == 1, prior / (labels == 1).sum(), (1 - prior) / (labels == 0).sum())
+    assert found.value == pytest.approx(sk.precision_score(labels, scores > 0, sample_weight=weights), abs=1e-9)
+    low, high = found.interval
+    assert 0 <= low <= found.value <= high <= 1
+
+
+def test_no_false_alarm_among_few_reals_does_not_pass_for_certainty():
+    figure = detection_of(*histograms(np.ones(50), -np.ones(50)))["precision_at_prior_01"]
+    assert figure.value == 1
+    assert figure.interval[0] < 0.02
+    assert figure.interval[1] == 1
+
+
+def test_the_interval_of_a_precision_covers_the_truth_as_often_as_it_says():
+    rng = np.random.default_rng(3)
+    truth = 0.1 * 0.8 / (0.1 * 0.8 + 0.9 * 0.05)
+    held = 0
+    for _ in range(400):
+        fakes = ScoreHistogram.of(np.where(rng.random(200) < 0.8, 1.0, -1.0))
+        reals = ScoreHistogram.of(np.where(rng.random(200) < 0.05, 1.0, -1.0))
+        low, high = detection_of(fakes, reals)["precision_at_prior_10"].interval
+        held += low <= truth <= high
+    assert held >= 0.95 * 400
+
+
+def test_intervals_are_of_the_rates_and_the_auc_alone():
+    found = detection_of(*histograms(*BOTH["smooth"]))
+    methods = {name: figure.method for name, figure in found.items() if figure.method}
+    rates = ("tpr", "tnr", "accuracy", "precision", "precision_at_prior_01", "precision_at_prior_1", "precision_at_prior_10")
+    assert methods == dict.fromkeys(rates, "clopper-pearson") | {"auc": "delong"}
+    fakes, reals = BOTH["smooth"]
+    assert found["tpr"].interval == proportion_interval(int((fakes > 0).sum()), len(fakes))
+    assert (found["tpr"].n, found["tnr"].n, found["auc"].n) == (len(fakes), len(reals), len(fakes) + len(reals))
+    assert found["precision"].n == (fakes > 0).sum() + (reals > 0).sum()
+
+
+DEGENERATE = [*(histograms(*both) for both in BOTH.values()), (EMPTY, EMPTY), *(
+    pair for one in (ScoreHistogram.of([1.0]), ScoreHistogram.of([1e300, -1e300])) for pair in ((one, EMPTY), (EMPTY, one), (one, one))
+)]  # fmt: skip
+
+
+@pytest.mark.parametrize("scores", DEGENERATE)
+@pytest.mark.parametrize("calibration", [None, Calibration(slope=1e300, intercept=5)])
+def test_whatever_the_scores_each_figure_has_a_value_or_a_reason(scores, calibration):
+    with np.errstate(all="raise", under="ignore"):
+        found = detection_of(*scores, calibration=calibration)
+    assert list(found) == list(DETECTION)
+    rows = json.loads(json.dumps({name: figure.row() for name, figure in found.items()}, allow_nan=False))
+    assert all((row["value"] is None) == bool(row["why"]) for row in rows.values())
+
+
+def test_one_class_has_only_its_own_rate_and_what_is_of_single_images():
+    fakes = detection_of(ScoreHistogram.of([2.0, -1.0]), EMPTY)
+    assert [name for name, figure in fakes.items() if figure.value is not None] == ["tpr", "accuracy", "log_loss", "brier"]
+    assert fakes["tnr"].why == "there are no reals"
+    assert fakes["auc"].why == "it needs real and fake images"
+    assert values(detection_of(EMPTY, ScoreHistogram.of([2.0, -1.0])))["tnr"] == 0.5
+    assert set(values(detection_of(EMPTY, EMPTY)).values()) == {None}
+
+
+def test_a_huge_score_costs_what_it_says_and_overflows_nothing():
+    found = detection_of(*histograms([-1e300] * 3, [-1.0]))
+    assert found["log_loss"].value == pytest.approx(0.75e300)
+    assert found["brier"].value == pytest.approx((3 + chances(-1.0) ** 2) / 4)
+    most = np.finfo(float).max
+    assert detection_of(*histograms([-most] * 7, [most] * 7))["log_loss"].value == pytest.approx(most)
+
+
+def test_yes_and_no_rank_nothing():
+    found = detection_of(*histograms(*BOTH["few values"]), continuous=False)
+    without = {name: figure.why for name, figure in found.items() if figure.value is None}
+    assert without == dict.fromkeys(
+        ("auc", "average_precision", "eer", "tpr_at_fpr_1", "tpr_at_fpr_01"), "binary replies have no ranking; see balanced accuracy"
+    )
+    assert list(found) == list(DETECTION)
+
+
+def test_a_threshold_that_is_no_number_is_refused():
+    with pytest.raises(ValueError, match="a threshold is a finite number, not nan"):
+        detection_of(EMPTY, EMPTY, threshold=float("nan"))
+
+
+@pytest.mark.parametrize("case", ["ties", "few values"])
+def test_a_thousand_million_images_cost_what_their_distinct_scores_cost(case):
+    few = histograms(*BOTH[case])
+    many = [ScoreHistogram(one.values, one.counts * 1_000_000) for one in few]
+    found, wanted = detection_of(*many), detection_of(*few)
+    alike = [name for name in DETECTION if name not in ("tpr_at_fpr_1", "tpr_at_fpr_01", "ece")]
+    assert {name: found[name].value for name in alike} == pytest.approx({name: wanted[name].value for name in alike}, abs=1e-9)
+    assert [point[:2] for point in curve_points(*many)] == [point[:2] for point in curve_points(*few)]
+    assert risk_coverage(*many)["aurc"].value == pytest.approx(risk_coverage(*few)["aurc"].value, abs=1e-9)

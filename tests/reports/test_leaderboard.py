@@ -1,0 +1,185 @@
+import copy
+
+import pytest
+
+from ray_app.reports.leaderboard import boards_of, leaderboard_lines, render_leaderboard
+from tests.reports import hostile
+from tests.reports.evaluation_example import example_document, large_document
+from tests.reports.page_reader import PageReader
+
+
+def figure(value, low=None, high=None, n=200, why=None):
+    return {
+        "value": value,
+        "interval": None if low is None else [low, high],
+        "method": None if low is None else "delong",
+        "n": n,
+        "why": why,
+    }
+
+
+def generator(name, *, seen="unknown", rate=0.5, n=100, label="fake", unscored=0):
+    return {
+        "name": name,
+        "label": label,
+        "kind": label,
+        "seen": seen,
+        "n": n,
+        "unscored": unscored,
+        "rate": figure(rate, rate - 0.1, rate + 0.1),
+    }
+
+
+def system(name, auc=0.9, low=0.85, **changes):
+    figures = {"auc": figure(auc, low, min(1.0, auc + 0.03)), "balanced_accuracy": figure(0.8, 0.75, 0.85), "ece": figure(0.05)}
+    generators = [generator("real", label="real"), generator("a"), generator("b", rate=0.2)]
+    return {"name": name, "kind": "detector", "title": name, "output": "continuous", "calibrated": True, "n_real": 100, "n_fake": 200,
+            "unscored": 0, "figures": figures, "generators": generators, "views": [], **changes}  # fmt: skip
+
+
+def evaluation(*systems, digest=None, protocol=None, labels="labels.csv", confounded=False):
+    shortcut = {"auc": figure(0.81, 0.8, 0.82), "confounded": confounded}
+    return {"title": "t", "labels": {"name": labels}, "protocol": protocol, "systems": list(systems),
+            "data": {"n": 300, "n_real": 100, "n_fake": 200, "digest": digest, "shortcut": shortcut}}  # fmt: skip
+
+
+def names(entries):
+    return [one.system.name for one in entries]
+
+
+def test_the_order_is_by_the_lower_end_of_the_auc():
+    lucky, sure, poor = system("lucky", 0.95, 0.60), system("sure", 0.90, 0.88), system("poor", 0.70, 0.65)
+    [board] = boards_of([("x", evaluation(lucky, poor)), ("y", evaluation(sure))])
+    assert names(board.ranked) == ["sure", "poor", "lucky"]
+    assert (board.n_real, board.n_fake, board.generators) == (100, 200, 2)
+
+
+def test_a_system_without_a_ranking_auc_is_not_ranked():
+    replies = system(
+        "replies", output="binary", figures={"auc": figure(None, why="no ranking"), "balanced_accuracy": figure(0.99, 0.98, 1.0)}
+    )
+    bare = system("bare", figures={"auc": figure(0.999), "balanced_accuracy": figure(0.6, 0.5, 0.7)})
+    [board] = boards_of([("x", evaluation(replies, bare, system("ranked", 0.6, 0.5)))])
+    assert names(board.ranked) == ["ranked"]
+    assert names(board.others) == ["replies", "bare"]
+
+
+@pytest.mark.parametrize(
+    ("other", "lists"),
+    [
+        (evaluation(system("b"), digest="d1"), 1),
+        (evaluation(system("b"), digest="d2"), 2),
+        (evaluation(system("b")), 2),  # nothing says that it is the same
+        (evaluation(system("b"), digest="d1", protocol={"name": "grip"}), 2),  # other rules
+        (evaluation(system("b"), digest="d1", labels="elsewhere.csv"), 1),
+    ],
+)
+def test_figures_of_other_data_or_rules_stand_in_another_list(other, lists):
+    assert len(boards_of([("x", evaluation(system("a"), digest="d1")), ("y", other)])) == lists
+
+
+def test_without_a_digest_labels_and_counts_say_what_is_the_same():
+    more = system("b", generators=[generator("real", label="real"), generator("a", n=99), generator("b", rate=0.2)])
+    unscored = system("b", generators=[generator("real", label="real"), generator("a", n=98, unscored=2), generator("b", rate=0.2)])
+    mine = ("x", evaluation(system("a")))
+    assert len(boards_of([mine, ("y", evaluation(system("b")))])) == 1
+    assert len(boards_of([mine, ("y", evaluation(unscored))])) == 1
+    assert len(boards_of([mine, ("y", evaluation(more))])) == 2
+    assert len(boards_of([mine, ("y", evaluation(system("b"), labels="other.csv"))])) == 2
+
+
+def test_what_was_seen_in_training_is_marked():
+    def told(*words):
+        [board] = boards_of([("x", evaluation(system("s", generators=[generator(str(at), seen=word) for at, word in enumerate(words)])))])
+        return board.ranked[0].seen
+
+    assert told("in-training", "unseen", "unknown") == "trained on 1 of 3 generators"
+    assert told("unseen", "unseen") == "trained on none of them"
+    assert told("unseen", "unknown") == "not known whether trained on 1 of 2"
+    assert told("unknown") == "not known whether trained on any of them"
+    page = PageReader(render_leaderboard([("x", evaluation(system("s", generators=[generator("a", seen="in-training")])))]))
+    assert "trained on 1 of 1 generator" in page.text
+
+
+def test_the_worst_generator_and_perturbation():
+    views = [{"name": name, "figures": {"auc": figure(auc, auc - 0.1, auc + 0.1), "balanced_accuracy": figure(1 - auc)}} for name, auc in
+             (("jpeg-95", 0.8), ("blur-4", 0.6), ("none", None)) if auc]  # fmt: skip
+    views.append({"name": "undefined", "figures": {"auc": figure(None, why="one class")}})
+    named = {"generator": "c", "rate": figure(0.1, 0.0, 0.3)}
+    [board] = boards_of([("x", evaluation(system("s", views=views), system("w", views=views, worst=named, output="binary")))])
+    by_name = {one.system.name: one for one in board.ranked}
+    assert by_name["s"].worst_generator[:2] == ("b", "tpr")
+    assert by_name["w"].worst_generator.name == "c"
+    assert (by_name["s"].worst_view.name, by_name["s"].worst_view.figure.value, by_name["s"].worst_view.among) == ("blur-4", 0.6, 3)
+    assert by_name["w"].worst_view.name == "jpeg-95"  # of replies by balanced accuracy
+
+
+def test_what_spoils_a_comparison_is_said():
+    views = [{"name": "jpeg", "figures": {"auc": figure(0.5)}}]
+    unscored = system("s", unscored=30, views=views)
+    [board] = boards_of([("x", evaluation(unscored, system("t"), confounded=True))])
+    assert len(board.warnings) == 2
+    assert "AUC 0.8100" in board.warnings[0]
+    assert "perturbations" in board.warnings[1]
+    assert {one.system.name: one.unscored for one in board.ranked} == {"s": "30 unscored", "t": ""}
+
+
+@pytest.mark.parametrize(("calibrated", "shown"), [(True, True), (False, False)])
+def test_uncalibrated_scores_have_no_calibration_error(calibrated, shown):
+    one = system("s", calibrated=calibrated)
+    one["figures"]["ece"] = figure(0.0417)
+    text = PageReader(render_leaderboard([("x", evaluation(one))])).text
+    assert ("4.2 %" in text) == shown
+    assert ("not calibrated" in text) != shown
+
+
+def test_the_page_shows_every_system_once_with_its_interval():
+    document = example_document()
+    page = PageReader(render_leaderboard([("s3://lab/a", document)]))
+    for one in document["systems"]:
+        assert page.text.count(one["title"]) >= 1
+        assert f"{one['n_real']:,} real" in page.text
+        if one["figures"]["auc"]["interval"]:
+            low, high = one["figures"]["auc"]["interval"]
+            assert f"{low:.4f} to {high:.4f}" in page.text
+    assert [attributes for attributes in page.attributes("script")] == []
+
+
+def test_a_page_of_nothing():
+    assert "No evaluation was given." in PageReader(render_leaderboard([])).text
+    assert "1 system on 1 set of data." in PageReader(render_leaderboard([("x", {"systems": [{}]})])).text
+
+
+def test_the_terminal_says_the_same():
+    lines = leaderboard_lines([("a", example_document()), ("b", large_document())], 120)
+    text = "\n".join(lines)
+    assert max(map(len, lines)) <= 120
+    assert text.index("Stacked ensemble of four") < text.index("Corvi 2023") < text.index("InternVL3 2B, asked") < text.index("Detector 7")
+    assert "Facts of the files alone" in text
+    assert leaderboard_lines([], 80) == []
+
+
+def hostile_document(text):
+    document = copy.deepcopy(example_document())
+    document["title"] = document["labels"]["name"] = text
+    document["protocol"] = {"name": text, "title": text}
+    for one in document["systems"]:
+        one["name"] = one["title"] = text
+        one["worst"] = {"generator": text, "rate": figure(0.1)}
+        one["figures"]["auc"]["why"] = text
+        for part in (*one["generators"], *one["views"]):
+            part["name"] = text
+    return document
+
+
+@pytest.mark.parametrize("text", hostile.NAMES.values(), ids=hostile.NAMES)
+def test_hostile_names_stay_text(text):
+    page = PageReader(render_leaderboard([(text, hostile_document(text))]))
+    tags = {tag for tag, _ in page.tags}
+    assert tags.isdisjoint({"script", "img", "iframe", "object", "form", "base", "a"})
+    assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
+    assert [one["href"] for one in page.attributes("link")] == ["data:,"]
+    assert all(
+        "\x1b" not in line and "\n" not in line and "\u202e" not in line
+        for line in leaderboard_lines([(text, hostile_document(text))], 100)
+    )

@@ -1,0 +1,74 @@
+"""Scores and masks of perturbed views in a run's files: written, merged, retried and read beside the clean ones."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ray_app.errors import Status
+from ray_app.runs import MASK_SCHEMA, VIEWED_MASK_SCHEMA, begin_retry, current_masks, current_rows, current_tables, merge_retry, row_schema
+from tests.runs.small_run import NAME, PLAN, new_run, relist, score_blocks, write_files
+
+NAMES = [f"{number:02}.jpg" for number in range(20)]
+VIEWS = ("jpeg-75", "crop:0.5")
+LATE = ("03.jpg", "11.jpg")
+
+
+def begun(tmp_path, **options):
+    run = new_run(tmp_path / "run")
+    write_files(tmp_path / "archive", NAMES)
+    relist(run, tmp_path / "archive")
+    score_blocks(run, 0, fails=lambda name: Status.SOURCE_TIMEOUT if name in LATE else None, **options)
+    return run
+
+
+@pytest.fixture
+def run(tmp_path):
+    return begun(tmp_path, masks=True, views=VIEWS)
+
+
+def assert_views_follow_scores(run, *, without=()):
+    rows = list(current_rows(run))
+    assert len(rows) == len(NAMES)
+    for row in rows:
+        if row["uri"].rpartition("/")[2] in without:
+            assert row["views"] is None
+            continue
+        clean = row["scores"][NAME]
+        assert row["views"] == {"jpeg-75": {NAME: clean + 1}, "crop:0.5": {NAME: clean + 2}}
+
+
+def test_views_are_kept_when_parts_are_merged(run):
+    assert_views_follow_scores(run, without=LATE)
+    run.publish(0)
+    assert run.published()
+    assert_views_follow_scores(run, without=LATE)
+    (table,) = current_tables(run, ["image_id", "views"])
+    assert table.schema.field("views").type == pa.struct([(view, pa.struct([(NAME, pa.float32())])) for view in VIEWS])
+
+
+def test_a_retry_brings_views_and_masks_of_its_own(run):
+    run.publish(0)
+    retry = begin_retry(run, 2, ["source_timeout"], PLAN)
+    score_blocks(retry.directory, 0, attempt=2, masks=True, views=VIEWS)
+    merge_retry(run, retry)
+    assert_views_follow_scores(run)
+    ids = sorted(row["image_id"] for row in current_rows(run))
+    for view in (None, "jpeg-75"):
+        assert sorted(mask["image_id"] for mask in current_masks(run, view=view)) == ids
+    assert not list(current_masks(run, view="crop:0.5"))
+
+
+def test_readers_of_masks_see_clean_ones(run):
+    good = [row["image_id"] for row in current_rows(run) if row["status"] == "ok"]
+    assert [mask["image_id"] for mask in current_masks(run)] == good
+    assert all(list(mask) == MASK_SCHEMA.names for mask in current_masks(run))
+    assert all(table.schema.equals(VIEWED_MASK_SCHEMA) for table in run.masks(0))
+
+
+def test_without_views_nothing_is_added(tmp_path):
+    run = begun(tmp_path, masks=True)
+    assert all(table.schema.equals(MASK_SCHEMA) for table in run.masks(0))
+    assert "views" not in pq.read_schema(tmp_path / "run" / "parts" / "00000" / "00000000.parquet").names
+    assert "views" not in row_schema([NAME]).names
+    assert not list(current_masks(run, view="jpeg-75"))
+    assert len(list(current_masks(run))) == len(NAMES) - len(LATE)

@@ -1,0 +1,190 @@
+"""Runs with perturbations on a real local Ray: every image decoded once, the same views whoever works on them, and nothing else changed."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from PIL import Image
+
+from benchmarks.seeded import seeded_card, write_card
+from ray_app.cli.main import main
+from ray_app.detectors import load_card
+from ray_app.errors import ConfigError, IdentityError
+from ray_app.perturbations import load_perturbations
+from ray_app.reports import plan_lines
+from ray_app.runs import MASK_SCHEMA, RunDirectory, current_masks
+from ray_app.scoring import ScoreConfig
+from ray_app.scoring.forecasting import forecast
+from ray_app.scoring.plan import Work, plan_layout
+from ray_app.scoring.preparing import identity_of
+from ray_app.scoring.reusing import check_reuse
+from ray_app.scoring.run import score_archive, spec_for
+from ray_app.simulation.archive import write_photographs
+from tests.scoring.conftest import comparable
+
+STANDARD = [view.name for view in load_perturbations(["standard"])]
+TINY = ("touchstone-tiny", "other-tiny", "corvi2023")
+SHARING = ("unifd", "own-head", "clip-d-10k-plus")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Six photographs of several sizes, the smallest below what a crop may leave, and one file that is none."""
+    folder = tmp_path_factory.mktemp("views") / "photos"
+    for number, size in enumerate([(96, 80), (80, 96), (70, 70), (96, 80), (120, 65)]):
+        write_photographs(folder, 1, size=size, start=number)
+    Image.new("RGB", (3, 3), (9, 200, 30)).save(folder / "three.png")
+    (folder / "broken.jpg").write_bytes(b"no image")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """Three small detectors; the last looks at images in their own size."""
+    folder = tmp_path_factory.mktemp("tiny")
+    corvi = load_card("corvi2023")
+    narrow = corvi.architecture.model_copy(update={"arguments": {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}})
+    other = seeded_card(load_card("touchstone-tiny").model_copy(update={"name": "other-tiny"}), folder)
+    native = seeded_card(corvi.model_copy(update={"architecture": narrow, "size": None}), folder)
+    return ("touchstone-tiny", *(str(write_card(card, folder / f"{card.name}.yaml")) for card in (other, native)))
+
+
+def cards(eight, names):
+    return tuple(str(eight.parent / f"{name}.yaml") for name in names)
+
+
+def session_of(out):
+    return json.loads((out / "summary.json").read_text())["session"]
+
+
+def views_of(rows):
+    return {uri: row["views"] for uri, row in rows.items()}
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+def test_three_detectors_and_twelve_perturbations(score, photos, tiny, tmp_path):
+    """With two workers, with one, and with a pool of its own for the detector that keeps sizes: the same numbers, one decode per image."""
+    settings = {"detectors": tiny, "perturb": ("standard",)}
+    runs = {}
+    for workers in (2, 1):
+        out = tmp_path / f"by-{workers}"
+        _, runs[workers] = score(photos, out, cluster={"workers": workers}, **settings)
+        assert session_of(out)["decoded"] == len(runs[workers]) == 7
+    assert {uri: comparable(row) for uri, row in runs[2].items()} == {uri: comparable(row) for uri, row in runs[1].items()}
+
+    for uri, row in runs[2].items():
+        if uri.endswith("broken.jpg"):
+            assert row["views"] is None
+            continue
+        assert list(row["views"]) == STANDARD
+        assert all(list(scores) == list(TINY) for scores in row["views"].values())
+        assert all(scores["other-tiny"] is not None for scores in row["views"].values())
+        # Corvi takes 64 pixels and more: not what half the size leaves.
+        assert row["views"]["half-size"]["corvi2023"] is None
+    values = np.array([row["views"][view]["other-tiny"] for row in runs[2].values() if row["views"] for view in STANDARD])
+    assert len(np.unique(values)) > 0.9 * len(values)
+
+    own = yaml.safe_load(Path(tiny[-1]).read_text()) | {"own_pool": True}
+    (tmp_path / "corvi2023.yaml").write_text(yaml.safe_dump(own))
+    _, split = score(photos, tmp_path / "split", perturb=("standard",), detectors=(*tiny[:2], str(tmp_path / "corvi2023.yaml")))
+    session = session_of(tmp_path / "split")
+    assert session["layout"] == "split"
+    assert session["decoded"] == 7 + 6, "once for fixed sizes, once where sizes are kept: not once per view"
+    assert views_of(split) == views_of(runs[1])
+
+    _, plain = score(photos, tmp_path / "plain", detectors=tiny)
+    assert {uri: comparable(row) for uri, row in plain.items()} == {
+        uri: {name: value for name, value in comparable(row).items() if name != "views"} for uri, row in runs[1].items()
+    }
+    with pytest.raises(IdentityError, match=r"perturb\.jpeg-95"):
+        score(photos, tmp_path / "plain", **settings)
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+def test_masks_of_views_lie_beside_the_clean_ones_and_only_where_they_fit(score, photos, eight, tmp_path):
+    out = tmp_path / "run"
+    _, rows = score(photos, out, detectors=cards(eight, ["maskclip"]), perturb=("jpeg:50", "crop:0.75"), exclude=("**/photo*",))
+    good = [row["image_id"] for row in rows.values() if row["status"] == "ok"]
+    run = RunDirectory.open(str(out))
+    clean, seen = list(current_masks(run)), list(current_masks(run, view="jpeg:50"))
+    assert (
+        [mask["image_id"] for mask in clean] == [mask["image_id"] for mask in seen] == good == [rows[str(photos / "three.png")]["image_id"]]
+    )
+    assert list(clean[0]) == MASK_SCHEMA.names
+    assert clean[0]["png"] != seen[0]["png"]
+    assert not list(current_masks(run, view="crop:0.75"))
+    (stored,) = (pq.read_table(file) for file in (out / "masks" / "00000").iterdir())
+    assert stored["view"].to_pylist() == [None, "jpeg:50"]
+    assert main(["masks", str(out), "--out", str(tmp_path / "masks")]) == 0
+    assert len(list((tmp_path / "masks").rglob("*.png"))) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(3000)
+def test_a_thousand_images_three_detectors_and_twelve_perturbations_in_one_job(score, eight, tmp_path):
+    photos = tmp_path / "photos"
+    write_photographs(photos, 1000, size=(256, 192))
+    settings = {"detectors": cards(eight, SHARING), "perturb": ("standard",), "block_members": 256}
+    _, rows = score(photos, **settings)
+    session = session_of(tmp_path / "run")
+    print(f"\n1,000 images, 3 detectors, 13 passes: {session['wall_s']:.0f} s on {session['workers']} workers, {session['seconds']}")
+    assert session["decoded"] == len(rows) == 1000
+    numbers = np.array([[list(scores.values()) for scores in row["views"].values()] for row in rows.values()], float)
+    assert numbers.shape == (1000, 12, 3)
+    assert np.isfinite(numbers).all()
+    backbones = session["backbones"]["openai-clip-vit-l14"]
+    assert backbones["asked"] == 2 * backbones["runs"], "two heads share a backbone in every view too"
+    few = [uri for number, uri in enumerate(rows) if number % 50 == 0]
+    listed = tmp_path / "few.csv"
+    listed.write_text("uri\n" + "\n".join(few) + "\n")
+    _, again = score(f"list::{listed}", tmp_path / "again", cluster={"workers": 1}, **settings)
+    assert views_of(again) == {uri: rows[uri]["views"] for uri in few}
+
+
+def test_the_identity_names_perturbations_only_where_there_are_some(photos):
+    given = ScoreConfig(source=(str(photos),), detectors=("touchstone-tiny",), perturb=("jpeg:75", "sidbench"))
+    plain = given.model_copy(update={"perturb": ()})
+    with_views, without = (identity_of(config, spec_for(config, 0)) for config in (given, plain))
+    assert with_views["perturb"]["jpeg:75"] == [{"op": "jpeg", "quality": 75}]
+    assert list(with_views["perturb"]) == ["jpeg:75", *(view.name for view in load_perturbations(["sidbench"]))]
+    assert without == {key: value for key, value in with_views.items() if key != "perturb"}
+
+
+def test_what_was_scored_before_cannot_be_reused_for_views():
+    with pytest.raises(ConfigError, match="not of perturbed ones"):
+        check_reuse(ScoreConfig(reuse="sha256", perturb=("jpeg:75",)), [])
+
+
+def test_an_unknown_perturbation_is_refused_before_anything_starts(photos, tmp_path):
+    with pytest.raises(ConfigError, match="no such perturbation"):
+        score_archive(ScoreConfig(source=(str(photos),), out=str(tmp_path / "run"), perturb=("sepia",)))
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_a_plan_counts_every_pass(photos):
+    config = ScoreConfig(source=(str(photos),), detectors=("touchstone-tiny",), perturb=("standard",))
+    plan = forecast(config, probe=2)
+    once = forecast(config.model_copy(update={"perturb": ()}), probe=0)
+    assert plan["views"] == STANDARD
+    assert "views" not in once
+    assert plan["gmac_per_image"] == pytest.approx(13 * once["gmac_per_image"], rel=0.01)
+    assert plan["block_members"] == max(once["block_members"] // 13 // 4, 1) * 4
+    assert plan["process_bytes"] > once["process_bytes"]
+    assert plan["forecast"]["images_per_s"] > 0
+    assert "13 passes over every image, decoded once: as it is, and jpeg-95" in "\n".join(plan_lines(plan))
+    assert not any("passes" in line for line in plan_lines(once))
+
+
+def test_views_leave_the_shares_of_stages_and_make_blocks_smaller():
+    once = Work(64, tensor_bytes=2**20, pool_gmac=(200.0, 2450.0))
+    often = Work(64, tensor_bytes=13 * 2**20, pool_gmac=(2600.0, 31850.0), passes=13)
+    layouts = [plan_layout(work, cpus=64, gpus=0, workers=None, block_members=8192) for work in (once, often)]
+    assert layouts[0].scorers == layouts[1].scorers
+    assert layouts[0].decoders == layouts[1].decoders
+    assert layouts[1].block_members <= layouts[0].block_members
