@@ -82,7 +82,7 @@ def document_of(found: Evaluation, warnings: Sequence[str] = (), telling: Callab
         "paired": paired_tests(found.cells.sample.rows(), found.systems.all, binary),
         "localization": localization,
         **_named(found),
-        "mistakes": with_thumbnails(found.cells.mistakes.rows(), wanted=config.thumbnails),
+        "mistakes": with_thumbnails(found.cells.mistakes.rows(), found.run, wanted=config.thumbnails),
         "overlays": localized.overlays if localized else [],
     }
 

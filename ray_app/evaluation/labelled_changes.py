@@ -8,8 +8,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ray_app.evaluation.flips import VERDICTS
-from ray_app.evaluation.pairing import ENSEMBLE, Codes, Places, RunColumns
-from ray_app.metrics.figure import Figure
+from ray_app.evaluation.pairing import Codes, Places, RunColumns
+from ray_app.evaluation.systems import ENSEMBLE
+from ray_app.metrics.figure import Figure, undefined
 from ray_app.metrics.histograms import ScoreHistogram
 from ray_app.metrics.intervals import auc_of, proportion
 from ray_app.metrics.paired import Paired, delong_paired, mcnemar
@@ -97,12 +98,19 @@ def _auc(a: Numbers, b: Numbers, fake: npt.NDArray[np.bool_], there: npt.NDArray
     marks, of = fake[sample], [one[sample].astype(np.float64) for one in (a, b)]
     if not len(sample):
         return {"auc": None}
+    if len(sample) > 2 and max(len(np.unique(one)) for one in of) <= 2:
+        return {"auc": _undefined("binary replies have no ranking", len(sample))}
     tested = delong_paired(of[0], of[1], marks)
     if tested.difference.value is None:
-        return {"auc": {**tested.row(), "a": tested.difference.row(), "b": tested.difference.row()}}
+        return {"auc": _undefined(tested.difference.why or "", len(sample))}
     areas = [auc_of(ScoreHistogram.of(one[marks]), ScoreHistogram.of(one[~marks])) for one in of]
     figures = [Figure(one.value, (one.low, one.high), "delong", len(sample)).row() for one in areas]
     return {"auc": {**tested.row(), "a": figures[0], "b": figures[1]}}
+
+
+def _undefined(why: str, n: int) -> dict[str, Any]:
+    nothing = undefined(why, n)
+    return {**Paired("delong", n, nothing, None, why).row(), "a": nothing.row(), "b": nothing.row()}
 
 
 def _rates(a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_], tested: Paired) -> dict[str, Any]:

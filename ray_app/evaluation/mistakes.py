@@ -1,4 +1,4 @@
-"""The most confident mistakes of a run, and small pictures of them. Knows rows and scores; the pictures are made elsewhere."""
+"""The most confident mistakes of a run, and small pictures of them. Knows rows, scores and where pictures lie."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -8,9 +8,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from ray_app.archives import MemberReader
 from ray_app.ensembles import sigmoid
+from ray_app.errors import InputError
 from ray_app.evaluation.joining import Truth
+from ray_app.evaluation.members import members_of
 from ray_app.evaluation.systems import Column, System
+from ray_app.images import ImageLimits
+from ray_app.runs import RunDirectory
+from ray_app.scoring.thumbnails import thumbnail
+from ray_app.storage import Fetcher
 
 MOST = 24
 _COLUMNS = ["image_id", "uri", "member", "verdict"]
@@ -54,15 +61,25 @@ class Mistakes:
         self._rows = sorted(self._rows, key=lambda one: (-one[0], one[1]))[:MOST]
 
 
-def with_thumbnails(rows: Sequence[Mapping[str, Any]], *, wanted: bool) -> list[dict[str, Any]]:
+def with_thumbnails(rows: Sequence[Mapping[str, Any]], run: RunDirectory, *, wanted: bool) -> list[dict[str, Any]]:
     """The rows with `thumbnail`: a small JPEG of the picture as it is now, in base64; None where it cannot be read, or none is wanted."""
-    from ray_app.scoring.thumbnails import thumbnails_of
-
-    places = [(row["image_id"], row["uri"]) for row in rows if row["member"] is None]
-    pictures = thumbnails_of(places) if wanted else {}
+    pictures = _pictures(run, [row["image_id"] for row in rows]) if wanted and rows else {}
     return [
         {**row, "thumbnail": base64.b64encode(picture).decode() if (picture := pictures.get(row["image_id"])) else None} for row in rows
     ]
+
+
+def _pictures(run: RunDirectory, ids: Sequence[int]) -> dict[int, bytes]:
+    limits = ImageLimits()
+    reader, pictures = MemberReader(Fetcher(), max_bytes=limits.max_bytes), {}
+    for member, data in reader.read(list(members_of(run, ids).values())):
+        try:
+            if isinstance(data, InputError):
+                continue
+            pictures[member.image_id] = thumbnail(data, limits)
+        except InputError:
+            continue
+    return pictures
 
 
 def _calibrated(scores: Column, system: System) -> npt.NDArray[np.float64]:

@@ -5,7 +5,7 @@ row of either run.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_app.errors import ConfigError
+from ray_app.evaluation.systems import ENSEMBLE
 from ray_app.runs import RunDirectory
 from ray_app.runs.reader import current_tables
 
 By = Literal["image_id", "sha256"]
-ENSEMBLE = "ensemble"  # in a detector's place: the score that decided
 
 Places = npt.NDArray[np.int64]
 Codes = npt.NDArray[np.int8]
@@ -31,6 +31,7 @@ class RunColumns:
     run: RunDirectory
     detectors: Sequence[str]
     columns: frozenset[str]
+    counted: list[int] = field(default_factory=list, compare=False)
 
     @classmethod
     def open(cls, url: str) -> "RunColumns":
@@ -42,9 +43,18 @@ class RunColumns:
         return cls(run, run.describe()["detectors"], frozenset(() if first is None else first.column_names))
 
     def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """Some columns, a bounded table at a time; those that the run does not have are left out."""
-        wanted = dict.fromkeys(["image_id", *columns])
-        yield from current_tables(self.run, [one for one in wanted if one.partition(".")[0] in self.columns])
+        """Some columns, a bounded table at a time; those that the run does not have are left out.
+
+        Raises ConfigError where there are not as many rows as the time before: places would be those of others.
+        """
+        wanted = [one for one in dict.fromkeys(["image_id", *columns]) if one.partition(".")[0] in self.columns]
+        rows = 0
+        for table in current_tables(self.run, wanted):
+            rows += len(table)
+            yield table
+        self.counted.append(rows)
+        if rows != self.counted[0]:
+            raise ConfigError(f"{self.run.store.url}: the run changed while it was read", hint="compare it when nothing scores into it")
 
     def keys(self, by: By) -> tuple[Places, npt.NDArray[np.bool_]]:
         """Per row 64 bits that name its image, int64 (n,), and whether it has such a name: one that was never read has no hash."""

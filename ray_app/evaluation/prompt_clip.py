@@ -66,12 +66,11 @@ class PromptClip:
         if not (Path(folder) / "config.json").is_file():
             raise ConfigError(f"{folder}: no CLIP here", hint="a local folder such as a download of openai/clip-vit-large-patch14")
         try:
-            self._model: Any = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            self._processor: Any = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
+            self._model = _read(CLIPModel, folder, use_safetensors=True).to(device)
+            self._tokenizer = _read(AutoTokenizer, folder)
+            self._processor = _read(CLIPImageProcessor, folder)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise ConfigError(f"{folder}: not a CLIP that transformers reads: {' '.join(str(error).split())[:300]}") from error
-        self._model.to(device)
         self._device = device
 
     def texts(self, texts: Sequence[str]) -> Floats:
@@ -109,6 +108,11 @@ class PromptClip:
         ids = self._tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
         parts = [ids[start : start + room] for start in range(0, len(ids), room)] or [[]]
         return [[self._tokenizer.bos_token_id, *part, self._tokenizer.eos_token_id] for part in parts]
+
+
+def _read(kind: Any, folder: str, **options: Any) -> Any:
+    """One part of a published model, from the folder alone; networks come ready for inference."""
+    return kind.from_pretrained(folder, local_files_only=True, **options)
 
 
 def _seen(run: RunDirectory, image_ids: Sequence[int], model: PromptClip) -> tuple[Floats, npt.NDArray[np.int64]]:

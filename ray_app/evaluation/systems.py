@@ -84,7 +84,7 @@ def systems_of(run: RunDirectory, *, threshold: float | None = None, strict: boo
     calibrations = {name: _calibration(told.get(name, {})) for name in names}
     ensemble = EnsembleCard.model_validate(described["ensemble"]) if described.get("ensemble") else None
     cards = _cards(ensemble, names)
-    members = tuple(name for name, _ in cards.values()) if ensemble else ()
+    members = tuple(cards[member.detector][0] for member in ensemble.members) if ensemble else ()
     by_name = {name: card for name, card in cards.values()}
     detectors = [
         System(name, "detector", card.title if (card := by_name.get(name)) else name, threshold or 0.0, strict, calibrations[name],
@@ -124,10 +124,11 @@ def _cards(ensemble: EnsembleCard | None, names: list[str]) -> dict[str, tuple[s
     found: dict[str, tuple[str, DetectorCard | None]] = {}
     for place, member in enumerate(ensemble.members if ensemble else ()):
         card = _card(member.detector)
-        known = card.name if card and card.name in names else names[place] if place < len(names) else member.detector
-        found[member.detector] = (known, card if card and card.name == known else None)
-    missing = [name for name in names if name not in {known for known, _ in found.values()}]
-    return found | {name: (name, _card(name)) for name in missing} if not ensemble else found
+        called = [name for name in (card.name if card else None, member.detector, *names[place : place + 1]) if name in names]
+        known = called[0] if called else member.detector
+        found[member.detector] = (str(known), card if card and card.name == known else None)
+    missing = set(names) - {known for known, _ in found.values()}
+    return found | {name: (name, _card(name)) for name in missing}
 
 
 def _card(name: str) -> DetectorCard | None:

@@ -144,7 +144,25 @@ def _citation(made: Made) -> str:
 def _training_data(made: Made) -> TrainingData:
     data = made.recipe.data
     places = ", ".join(strip_secrets(at) for source in data.train for at in source.at)
-    return TrainingData(name=_data_name(made), images=_counted(made.findings), licence=data.licence or "not stated", source=places or None)
+    generators, complete = _generators(made)
+    return TrainingData(
+        name=_data_name(made),
+        images=_counted(made.findings),
+        licence=data.licence or "not stated",
+        source=places or None,
+        generators=generators,
+        complete=complete,
+    )
+
+
+def _generators(made: Made) -> tuple[tuple[str, ...], bool]:
+    """Who made the fakes that were learned from, and whether these are all: weights that were a detector's saw its generators too."""
+    given = made.findings.get("splits", {}).get("train", {}).get("generators", {})
+    own = tuple(name for name in given if name != "real" and not name.startswith("real:"))
+    if made.recipe.initial.start == "card":
+        before = made.card.training_data
+        return tuple(dict.fromkeys((*before.generators, *own))), before.complete and bool(own)
+    return own, bool(own)
 
 
 def _data_name(made: Made) -> str:

@@ -64,6 +64,7 @@ RANKING = ("auc", "average_precision", "eer", "tpr_at_fpr_1", "tpr_at_fpr_01")
 """The figures that need scores which rank images."""
 
 NO_RANKING = "binary replies have no ranking; see balanced accuracy"
+NO_CHANCE = "binary replies give no chances: their scores are two agreed numbers"
 
 _NEED_BOTH = (
     "auc", "auc_interval", "average_precision", "mean_generator_auc", "worst_generator_auc",
@@ -83,7 +84,8 @@ def detection_of(
     """All figures of `DETECTION`, in its order, from the scores (log-odds of fake) of either class.
 
     Fake is what scores above `threshold`, or, unless `strict`, at it. `continuous`: False for a detector that only says yes or no, whose
-    scores rank nothing. `calibration` makes chances of scores, for log-loss, Brier score and ECE; it does not move the threshold.
+    scores rank nothing and, without a calibration, are no chances. `calibration` makes chances of scores, for log-loss, Brier score and
+    ECE; it does not move the threshold.
     Rates have Clopper–Pearson intervals, the AUC DeLong's; the others need a bootstrap (ray_app.metrics.bootstrap) and have none here.
     A figure that is not defined has its reason. Raises ValueError for a threshold that is not finite.
     """
@@ -91,12 +93,12 @@ def detection_of(
         raise ValueError(f"a threshold is a finite number, not {threshold}")
     counts = Confusion.at(fakes, reals, threshold, strict)
     ranking = _ranking(fakes, reals) if continuous else {name: undefined(NO_RANKING, counts.n) for name in RANKING}
+    chances = {"log_loss": log_loss, "brier": brier_score, "ece": debiased_ece}
+    said = continuous or calibration is not None
     return {
         **rates_at(counts),
         **ranking,
-        "log_loss": log_loss(fakes, reals, calibration),
-        "brier": brier_score(fakes, reals, calibration),
-        "ece": debiased_ece(fakes, reals, calibration),
+        **{name: of(fakes, reals, calibration) if said else undefined(NO_CHANCE, counts.n) for name, of in chances.items()},
         "precision_at_prior_01": precision_at_prior(counts, 0.001),
         "precision_at_prior_1": precision_at_prior(counts, 0.01),
         "precision_at_prior_10": precision_at_prior(counts, 0.1),

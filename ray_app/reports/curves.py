@@ -158,7 +158,7 @@ def score_classes(
                 words = f"{kind}, {plain(left)} to {plain(right)}: {count:,}"
                 parts.append(rectangle(start, 50 - height if kind == "fake" else 50, width, height, f"fill-{kind}", words))
     parts.append(line(0, 50, 100, 50, "axis"))
-    parts += [text(100, 0, "fakes", "zone", dx=-2, dy=22, anchor="end"), text(0, 100, "real images", "zone", dx=4, dy=4)]
+    parts += [text(0, 0, "fakes", "zone", dx=4, dy=22), text(100, 100, "real images", "zone", dx=-2, dy=4, anchor="end")]
     if cut is not None and low < cut < high:
         parts += [line(x.at(cut), -4, x.at(cut), 100, "cut"), text(x.at(cut), 0, f"threshold {plain(cut)}", "zone", dx=6, dy=4)]
     described = f"{sum(fakes):,} fakes and {sum(reals):,} real images; scores from {plain(low)} to {plain(high)}."
@@ -174,7 +174,7 @@ def _grid(x: Axis, y: Axis) -> list[Markup]:
         at = 100 - y.at(value)
         parts += [line(0, at, 100, at, "grid"), text(0, at, words, "tick", dx=-8, dy=4, anchor="end")]
     parts += [line(0, 100, 100, 100, "axis"), line(0, 0, 0, 100, "axis")]
-    return [*parts, text(100, 100, x.title, "title", dy=36, anchor="end"), text(0, 0, y.title, "title", dx=-44, dy=-12)]
+    return [*parts, text(100, 100, x.title, "title", dy=36, anchor="end"), text(0, 0, y.title, "title", dx=-38, dy=-12)]
 
 
 def _bent(points: Sequence[Point], x: Axis, y: Axis) -> list[Point]:

@@ -237,7 +237,7 @@ def _over_amounts(systems: Sequence[SystemFacts], series: Series, key: str, iden
     y = _from_half(named(key), key, least)
     described = "; ".join(spot.words for trace in traces for spot in trace.spots)
     x = order_axis(_short(series.family), ["clean", *series.amounts])
-    title = f"{named(key)} under {_short(series.family)}"
+    title = f"{named(key)[0].upper()}{named(key)[1:]} under {_short(series.family)}"
     return Chart(title, plane(traces, x, y, ident=ident, title=title, description=described, class_="plane flat"))
 
 

@@ -22,7 +22,7 @@ class RunFacts(Section):
 
 
 class LabelFacts(Section):
-    """Where the truth came from, and how many of its rows found an image."""
+    """Where the truth came from, and how many of its rows found an image; `other_split`: rows left out for being of another split."""
 
     name: str = ""
     key: str = ""
@@ -31,6 +31,8 @@ class LabelFacts(Section):
     without_row: int = 0
     rows_without_label: int = 0
     doubled: int = 0
+    other_split: int = 0
+    warnings: tuple[str, ...] = ()
 
 
 class ProtocolFacts(Section):
@@ -108,7 +110,7 @@ class TableFacts(Section):
 
 
 class PairedFacts(Section):
-    """One paired test between two systems on the same images; `difference` is b's figure less a's."""
+    """One paired test between two systems on the same images; `difference` is a's figure less b's."""
 
     a: str = ""
     b: str = ""

@@ -25,7 +25,7 @@ _MOST_MISTAKES = 24
 _MOST_OVERLAYS = 24
 _MOST_GENERATORS = 20
 _MOST_LINES = 20
-_MOST_STRATA = 40
+_MOST_STRATA = 12
 _MOST_PAIRS = 30
 _BANDS = ("< 0.1 MP", "0.1–0.5 MP", "0.5–1 MP", "1–4 MP", "> 4 MP")
 _WIDTH = 120
@@ -58,6 +58,7 @@ def render_evaluation(document: Mapping[str, Any]) -> str:
         confidence=[_confidence(system, index) for index, system in enumerate([leading, *others] if leading else [])],
         generator_tables=_generator_tables,
         bar=_bar,
+        kinds_of=_kinds,
         strata=_strata,
         paired=_paired(told),
         mistakes=_mistakes(told),
@@ -150,6 +151,12 @@ def _bar(figure: FigureFacts, kind: str = "plain", floor: float = 0.0, level: fl
     low, high = figure.ends or (figure.number, figure.number)
     value, low, high = (max(0.0, number - floor) for number in (figure.number, low, high))
     return range_meter(value, low, high, 1 - floor, kind, None if level is None else max(0.0, level - floor))
+
+
+def _kinds(system: SystemFacts) -> list[tuple[str, Mapping[str, FigureFacts]]]:
+    """Whole fakes and local edits, where there are local edits."""
+    known = [(kind, found) for kind, found in system.kinds.items() if any(figure.number is not None for figure in found.values())]
+    return known if any(kind == "local" for kind, _ in known) else []
 
 
 def _strata(system: SystemFacts) -> Any:

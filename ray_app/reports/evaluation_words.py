@@ -73,7 +73,8 @@ def warnings(told: EvaluationFacts) -> list[Warned]:
     found = []
     if shortcut.confounded:
         found.append(Warned("Confounded.", _confounded(told), True))
-    texts = [text for text in shortcut.warnings if text != shortcut.why]
+    told_above = ", ".join(shortcut.features) if shortcut.confounded and shortcut.features else None
+    texts = [text for text in shortcut.warnings if told_above is None or not text.startswith(told_above)]
     found += [Warned("Classes differ.", wording.visible(text), not shortcut.confounded) for text in texts]
     found += _joining(told)
     unscored = [system for system in told.systems if system.unscored]
@@ -93,11 +94,13 @@ def _confounded(told: EvaluationFacts) -> str:
     by = f" ({names})" if names else ""
     text = f"Without looking at a pixel, file facts{by} tell fakes from real images with AUC {in_words('auc', shortcut.auc)}."
     text += " A detector can look as good as it does here for the same reason. Read the figures by format and size before the headline."
-    return f"{text} {wording.visible(shortcut.why)}".strip()
+    return text
 
 
 def _joining(told: EvaluationFacts) -> list[Warned]:
     labels = told.labels
+    if labels.warnings:
+        return [Warned("Labels and run differ.", wording.visible(text), False) for text in labels.warnings]
     parts = [f"{wording.counted(labels.without_row, 'label')} without a row in the run"] if labels.without_row else []
     parts += [f"{wording.counted(labels.rows_without_label, 'row')} without a label"] if labels.rows_without_label else []
     parts += [f"{wording.counted(labels.doubled, 'label')} given twice and equal"] if labels.doubled else []
@@ -139,22 +142,28 @@ def _on_what(told: EvaluationFacts, system: SystemFacts) -> list[str]:
         sentences.append(f"Protocol: {short(told.protocol.title or told.protocol.name)}{source}.")
     else:
         sentences.append("No published protocol was followed.")
-    seen = [sum(one.seen == word for one in fakes) for word in ("in-training", "unseen", "unknown")]
-    if fakes:
-        words = [
-            f"{n} {said}" for n, said in zip(seen, ("it was trained on", "it never saw", "of which that is not known"), strict=True) if n
-        ]
-        sentences.append(f"Of its generators: {', '.join(words)}.")
-    return sentences
+    return sentences + _trained_on(fakes)
+
+
+def _trained_on(fakes: Sequence[GeneratorFacts]) -> list[str]:
+    """How many of the generators the system learnt from."""
+    if not fakes:
+        return []
+    seen, unseen = (sum(one.seen == word for one in fakes) for word in ("in-training", "unseen"))
+    if not seen and not unseen:
+        return ["Whether any of the generators was in its training data is not known."]
+    unknown = len(fakes) - seen - unseen
+    rest = f"; of {unknown:,} that is not known" if unknown else ""
+    return [f"Of the generators, {seen or 'none'} {'was' if seen == 1 else 'were'} in its training data, {unseen:,} not{rest}."]
 
 
 def _how_sure(told: EvaluationFacts, system: SystemFacts) -> list[str]:
     sentences = [_chance(system)]
     if len(told.systems) > 1 and system.kind != "ensemble":
         sentences.append(f"It stands first for being the best of {len(told.systems)} on these very images, so it leans to the good side.")
-    ours = [one for one in told.paired if system.name in (one.a, one.b)]
+    ours = [one for one in told.paired if system.name in (one.a, one.b) and one.difference.number is not None]
     if ours:
-        sentences.append(_compared(min(ours, key=lambda one: abs(one.difference.number or 0)), told, system))
+        sentences.append(_compared(min(ours, key=lambda one: (one.test != "delong", abs(one.difference.number or 0))), told, system))
     ece = system.figure("ece")
     off = f"off by {in_words('ece', ece)} on average" if ece.number is not None else ""
     if not system.calibrated:
@@ -194,12 +203,10 @@ def _compared(test: PairedFacts, told: EvaluationFacts, system: SystemFacts) -> 
     turned = test.b == system.name
     other = told.system(test.a if turned else test.b)
     name = short(other.called if other else (test.a if turned else test.b))
-    difference = test.difference.number
+    difference = test.difference.number or 0.0
     what = "AUC" if test.test == "delong" else "share told right"
     p = test.p_holm if test.p_holm is not None else test.p
-    if difference is None:
-        return f"Closest to it in paired tests is {name} (p {_equals(p)})."
-    amount = difference if turned else -difference
+    amount = -difference if turned else difference
     found = "higher" if amount >= 0 else "lower"
     sure = "" if p is None or p < 0.05 else ", which chance alone would explain"
     return f"Against {name}, the closest in paired tests, its {what} is {abs(amount):.4f} {found} (p {_equals(p)}){sure}."
@@ -247,8 +254,6 @@ def _under_perturbation(system: SystemFacts) -> list[str]:
             continue
         number, view = min(known, key=lambda item: item[0])
         if clean - number < _SHARP_DROP:
-            return [
-                f"Of {wording.counted(len(known), 'perturbation')} none costs more than {max(clean - number, 0):.3f} of the {named(key)}."
-            ]
+            return [f"Under the perturbation that costs most, {short(view.name)}, {named(key)} is {in_words(key, view.figures[key])}."]
         return [f"Under {short(view.name)} {named(key)} falls from {written(key, clean)} to {in_words(key, view.figures[key])}."]
     return []

@@ -44,6 +44,7 @@ MEANINGS: Mapping[str, Meaning] = {
     "precision_at_prior_10": Meaning("flags that are right if 10 % are fake", "Precision as it would be if one image in 10 were fake."),
     "tpr_mean": Meaning("fakes found, mean of generators", "Each generator counts the same, however many images it has."),
     "tpr_weighted": Meaning("fakes found, by number of images", "Each generator counts by its images: the share of all fakes."),
+    "reals_named": Meaning("real images given a generator’s name", "The share of real images of which a generator was named all the same."),
     "top_1": Meaning("named right", "The share of fakes whose generator is named right."),
     "top_3": Meaning("among the first 3", "The share of fakes whose generator is among the three likeliest names."),
     "top_5": Meaning("among the first 5", "The share of fakes whose generator is among the five likeliest names."),
@@ -82,6 +83,8 @@ METHODS: Mapping[str, str] = {
     "bootstrap": "bootstrap",
     "cluster bootstrap": "bootstrap by generator",
     "student": "Student",
+    "bonett-price": "Bonett–Price",
+    "agresti-caffo": "Agresti–Caffo",
 }
 
 

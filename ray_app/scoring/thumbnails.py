@@ -15,11 +15,16 @@ def thumbnails_of(images: Iterable[tuple[int, str]]) -> dict[int, bytes]:
     fetcher, limits, pictures = Fetcher(), ImageLimits(), {}
     for image_id, uri in images:
         try:
-            picture = decode_image(fetcher.fetch(uri, "", limits.max_bytes), limits).pixels
+            pictures[image_id] = thumbnail(fetcher.fetch(uri, "", limits.max_bytes), limits)
         except InputError:
             continue
-        picture.thumbnail((SIDE_PX, SIDE_PX))
-        buffer = io.BytesIO()
-        picture.save(buffer, "JPEG", quality=80)
-        pictures[image_id] = buffer.getvalue()
     return pictures
+
+
+def thumbnail(data: bytes, limits: ImageLimits) -> bytes:
+    """JPEG bytes of an encoded image, no side above SIDE_PX. Raises InputError where it does not decode."""
+    picture = decode_image(data, limits).pixels
+    picture.thumbnail((SIDE_PX, SIDE_PX))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()

@@ -8,10 +8,11 @@ from sklearn.metrics import roc_auc_score
 from ray_app.errors import ConfigError, Status
 from ray_app.evaluation.comparing import compare
 from ray_app.evaluation.findings import ALPHA, LEAST
+from ray_app.evaluation.pairing import RunColumns
 from ray_app.runs import RunDirectory, current_rows
 from tests.evaluation.compared import OTHER, TINY, log_odds, make_run, names_of, spec_of
 
-N = 3_000
+N = 1_500
 NAMES = names_of(N)
 FAKE = np.arange(N) % 3 == 0
 LABELS = [("fake", f"maker-{place % 4}") if one else ("real", "camera") for place, one in enumerate(FAKE)]
@@ -58,7 +59,7 @@ def test_equal_runs_differ_in_nothing(first, other_run, scores):
         document = compare(first, other)
         assert document["findings"] == []
         assert document["equal"]
-        assert document["headline"] == "No difference: statuses, scores and verdicts of the 3,000 images in both runs are the same."
+        assert document["headline"] == "No difference: statuses, scores and verdicts of the 1,500 images in both runs are the same."
         assert document["examples"] == []
         assert document["identity"] == []
         assert [one["p"] for one in document["labelled"]["generators"]] == [1.0] * len(document["labelled"]["generators"])
@@ -79,7 +80,7 @@ def test_a_shift_of_one_detector_is_found_with_its_size(shifted):
 
 
 def test_a_noisy_shift_has_its_interval(first, other_run, scores):
-    noise = np.random.default_rng(7).normal(0.3, 1, N).astype(np.float32)
+    noise = np.random.default_rng(8).normal(0.3, 1, N).astype(np.float32)
     mean = system(compare(first, other_run({**scores, TINY: scores[TINY] + noise})), TINY)["shift"]["mean"]
     low, high = mean["interval"]
     assert low < 0.3 < high
@@ -198,7 +199,7 @@ def test_settings_detectors_and_ensembles_that_differ(tmp_path, first, scores, p
 def test_labels_tell_which_is_better(first, other_run, scores):
     worse = scores[TINY] + np.where(FAKE, -1.5, 0).astype(np.float32)
     labelled = compare(first, other_run({**scores, TINY: worse}))["labelled"]
-    assert (labelled["n"], labelled["n_fake"], labelled["n_real"]) == (N, 1_000, 2_000)
+    assert (labelled["n"], labelled["n_fake"], labelled["n_real"]) == (N, 500, 1_000)
     auc, right = (labelled["systems"][1][key] for key in ("auc", "right"))
     assert auc["a"]["value"] == pytest.approx(roc_auc_score(FAKE, scores[TINY]), abs=1e-9)
     assert auc["b"]["value"] == pytest.approx(roc_auc_score(FAKE, worse), abs=1e-9)
@@ -207,13 +208,7 @@ def test_labels_tell_which_is_better(first, other_run, scores):
     assert right["a"]["value"] == pytest.approx(((scores[TINY] > 0) == FAKE).mean())
     assert right["difference"]["value"] == pytest.approx(((worse > 0) == FAKE).mean() - right["a"]["value"])
     tiny = {one["generator"]: one for one in labelled["generators"] if one["system"] == TINY}
-    assert {name: one["n"] for name, one in tiny.items()} == {
-        "maker-0": 250,
-        "maker-1": 250,
-        "maker-2": 250,
-        "maker-3": 250,
-        "real:camera": 2_000,
-    }
+    assert {name: one["n"] for name, one in tiny.items()} == {f"maker-{maker}": 125 for maker in range(4)} | {"real:camera": 1_000}
     assert all(one["p_holm"] < 0.01 for name, one in tiny.items() if name.startswith("maker"))
     assert tiny["real:camera"]["p"] == 1
 
@@ -226,6 +221,15 @@ def test_a_verdict_is_right_only_if_it_is_no_abstention(first):
     assert labelled["systems"][0]["right"]["a"]["value"] == pytest.approx(right)
 
 
+def test_binary_replies_have_no_auc(tmp_path, photos, scores):
+    said = {TINY: np.where(scores[TINY] > 0, 4.0, -4.0)}
+    run = make_run(tmp_path, NAMES, said, labels=LABELS, list_in=photos)
+    told = compare(run, run)["labelled"]["systems"][1]
+    assert told["auc"]["difference"]["why"] == "binary replies have no ranking"
+    assert told["auc"]["p_holm"] is None
+    assert told["right"]["a"]["value"] == pytest.approx(((scores[TINY] > 0) == FAKE).mean())
+
+
 def test_labels_of_a_file(tmp_path, photos, scores, first):
     bare = make_run(tmp_path / "bare", NAMES, scores, list_in=photos)
     assert compare(bare, bare)["labelled"] is None
@@ -235,6 +239,16 @@ def test_labels_of_a_file(tmp_path, photos, scores, first):
     labelled = compare(bare, bare, str(tmp_path / "labels.csv"))["labelled"]
     assert labelled["n"] == 1_000
     assert compare(bare, first)["labelled"]["n"] == N, "B's own columns serve where A has none"
+
+
+def test_a_run_that_grows_meanwhile_is_refused(tmp_path, photos, scores):
+    run = RunColumns.open(make_run(tmp_path, NAMES[:20], {TINY: scores[TINY][:20]}, list_in=photos))
+    keys, _ = run.keys("image_id")
+    table = next(run.run.tables(0))
+    run.run.write_part(0, 1_000, table.slice(0, 3))
+    assert len(keys) == 20
+    with pytest.raises(ConfigError, match="changed while it was read"):
+        run.scores("ensemble")
 
 
 def test_no_run_is_an_error(tmp_path, first):

@@ -101,8 +101,15 @@ def test_scores_are_of_the_images_that_can_be_read(run, folder, clip):
     assert found["clip_score"].value == pytest.approx(scores[0].mean(), abs=1e-6)
     assert found["clip_score_truth"].value == pytest.approx(scores[1].mean(), abs=1e-6)
     assert found["clip_score"].n == 5
-    if scores[1].mean() > 0:
-        assert found["clip_score_ratio"].value == pytest.approx(scores[0].mean() / scores[1].mean(), abs=1e-5)
+    assert found["clip_score_ratio"].value == pytest.approx(scores[0].mean() / scores[1].mean(), abs=1e-6)
+    assert scores[0].min() > 0.1
+    assert abs(found["clip_score_ratio"].value - 1) > 0.01
+
+
+def test_pictures_that_lie_off_every_text_score_nothing(run, tmp_path):
+    found, _ = similarities(run, sorted(all_members(run)), ["a red cat"] * 6, SHORT[:3] * 2, clip=write_clip(tmp_path / "off", seed=0))
+    assert (found["clip_score"].value, found["clip_score_truth"].value) == (0, 0)
+    assert found["clip_score_ratio"].why == "what it is divided by is 0 on average"
 
 
 def test_images_that_are_gone_leave_the_texts(run, folder):

@@ -10,7 +10,7 @@ from ray_app.learning.networks import deployable, network_for, training_card
 from ray_app.metrics.detection import detection_figures
 from tests.learning.small_recipes import recipe
 
-FINDINGS = {"splits": {"train": {"real": 1200, "fake": 1300}}}
+FINDINGS = {"splits": {"train": {"real": 1200, "fake": 1300, "generators": {"real:cam": 1200, "sdxl": 800, "flux": 500}}}}
 
 
 def figures(seed, generators=("sdxl", "flux")):

@@ -65,12 +65,20 @@ def test_the_card_tells_what_was_trained_and_measured(tmp_path):
     assert (card.architecture, card.preprocessing, card.output) == (given.card.architecture, given.card.preprocessing, given.card.output)
     assert (card.training_data.name, card.training_data.licence) == ("pictures", "CC BY 4.0")
     assert card.training_data.images == "2,500: 1,200 real, 1,300 fake"
+    assert (card.training_data.generators, card.training_data.complete) == (("sdxl", "flux"), True)
     assert "secret" not in (tmp_path / "card.yaml").read_text()
     assert (card.golden, card.variants, card.precision_note, card.demonstration) == ((), {}, None, False)
     assert {"of the reader's own", "Departs from its source: bf16 instead of fp16"} <= set(card.notes)
     assert any("50 steps of 8 images" in note and "step 40" in note and torch.__version__ in note for note in card.notes)
     assert card.size.parameters == sum(parameter.numel() for parameter in given.network.parameters())
     assert "a paper" in card.citation
+
+
+def test_a_fine_tune_also_saw_what_the_weights_before_it_saw(tmp_path):
+    given = made("residual", initial={"start": "card"})
+    before = given.card.training_data.model_copy(update={"generators": ("progan", "sdxl"), "complete": False})
+    card = exported(tmp_path, dataclasses.replace(given, card=given.card.model_copy(update={"training_data": before})))
+    assert (card.training_data.generators, card.training_data.complete) == (("progan", "sdxl", "flux"), False)
 
 
 def test_every_figure_is_there_with_its_interval_and_its_n(tmp_path):

@@ -189,13 +189,18 @@ def test_a_huge_score_costs_what_it_says_and_overflows_nothing():
     assert detection_of(*histograms([-most] * 7, [most] * 7))["log_loss"].value == pytest.approx(most)
 
 
-def test_yes_and_no_rank_nothing():
+RANKING = ("auc", "average_precision", "eer", "tpr_at_fpr_1", "tpr_at_fpr_01")
+
+
+def test_yes_and_no_rank_nothing_and_are_chances_only_where_calibrated():
     found = detection_of(*histograms(*BOTH["few values"]), continuous=False)
     without = {name: figure.why for name, figure in found.items() if figure.value is None}
-    assert without == dict.fromkeys(
-        ("auc", "average_precision", "eer", "tpr_at_fpr_1", "tpr_at_fpr_01"), "binary replies have no ranking; see balanced accuracy"
-    )
+    no_ranking = "binary replies have no ranking; see balanced accuracy"
+    no_chances = "binary replies give no chances: their scores are two agreed numbers"
+    assert without == dict.fromkeys(RANKING, no_ranking) | dict.fromkeys(("log_loss", "brier", "ece"), no_chances)
     assert list(found) == list(DETECTION)
+    calibrated = detection_of(*histograms(*BOTH["few values"]), continuous=False, calibration=CALIBRATION)
+    assert {name for name, figure in calibrated.items() if figure.value is None} == set(RANKING)
 
 
 def test_a_threshold_that_is_no_number_is_refused():

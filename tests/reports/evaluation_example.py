@@ -91,7 +91,7 @@ def small_document() -> dict[str, Any]:
     fakes = {name: FAKES[name]._replace(n=30) for name in ("sd-3.5", "nano-banana-pro", "flux-1-fill, edits")}
     reals = {name: one._replace(n=60) for name, one in REALS.items()}
     systems = {name: SYSTEMS[name] for name in ("ensemble", "corvi2023")}
-    return _document(reals, fakes, systems, dict(list(VIEWS.items())[:4]), seed=5) | _published() | _further()
+    return _document(reals, fakes, systems, dict(list(VIEWS.items())[:3]), seed=5) | _published() | _further()
 
 
 @cache
@@ -225,7 +225,7 @@ def _system(name: str, system: System, images: Images, by_view: Mapping[str, Any
 
 
 def _curves(fakes: ScoreHistogram, reals: ScoreHistogram, calibration: Calibration | None) -> dict[str, Any]:
-    edges = np.linspace(-9, 9, 37)
+    edges = np.linspace(-9, 9, 25)
     counts = [np.histogram(np.clip(one.values, -8.99, 8.99), edges, weights=one.counts)[0].astype(int).tolist() for one in (reals, fakes)]
     covered = risk.risk_coverage(fakes, reals, 0.0)
     return {
@@ -341,9 +341,9 @@ def _paired(systems: Mapping[str, System], images: Images, scores: Mapping[str, 
     for other in others:
         one, two = scores[first][""], scores[other][""]
         if systems[other].binary:
-            found = mcnemar((one > 0) == images.fake, (two > 0) == images.fake)
+            found = mcnemar((two > 0) == images.fake, (one > 0) == images.fake)
         else:
-            found = delong_paired(one, two, images.fake)
+            found = delong_paired(two, one, images.fake)
         tests.append({"a": first, "b": other, **found.row()})
     return [test | {"p_holm": p} for test, p in zip(tests, holm([test["p"] for test in tests]), strict=True)]
 

@@ -1,6 +1,7 @@
 """An evaluation whose names all try to break out of their page."""
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from tests.reports.evaluation_example import small_document
@@ -10,6 +11,7 @@ _WORDS = {"label", "kind", "seen", "output", "test", "method", "picture", "thumb
 _SYSTEMS, _GENERATORS = ("ensemble", "corvi2023"), ("sd-3.5", "nano-banana-pro", "flux-1-fill, edits", "docci", "laion-400m")
 
 
+@cache
 def hostile_document(text: str) -> dict[str, Any]:
     """Systems, generators, views, formats and sizes bear the text with a number behind it; every other text is the text itself."""
     document = small_document()

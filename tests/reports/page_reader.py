@@ -1,5 +1,6 @@
 """What a page consists of, read with the standard library's HTML parser."""
 
+from functools import lru_cache
 from html.parser import HTMLParser
 
 _VOID = {"meta", "link", "img", "br", "wbr", "hr"}
@@ -36,3 +37,9 @@ class PageReader(HTMLParser):
     def handle_data(self, data):
         if self._open and self._open[-1] not in ("style", "title", "desc"):
             self.words.append(data)
+
+
+@lru_cache(maxsize=2)
+def read(page: str) -> PageReader:
+    """A page that several tests in a row ask about is read once."""
+    return PageReader(page)

@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+
+from ray_app.ensembles import EnsembleCard, Member, Thresholds, combine, ensemble_of
+from ray_app.evaluation.systems import ENSEMBLE, systems_of
+from ray_app.runs import RunDirectory
+from tests.evaluation.made import cut, random_rows
+
+CALIBRATION = {"slope": 2.0, "intercept": 0.5}
+
+
+def run_of(folder, names, ensemble, calibrations=None):
+    run = RunDirectory.open(str(folder))
+    facts = {name: {"calibration": (calibrations or {}).get(name)} for name in names}
+    run.claim({"detectors": facts}, names, ensemble.model_dump(mode="json") if ensemble else {})
+    return run
+
+
+def test_a_detector_alone_is_its_ensemble(tmp_path):
+    [only] = systems_of(run_of(tmp_path / "1", ["npr"], ensemble_of(["npr"]))).all
+    assert (only.name, only.kind, only.decides, only.threshold, only.strict) == ("npr", "detector", True, 0.0, True)
+    assert only.card.name == "npr"
+    assert only.title == only.card.title
+
+
+@pytest.mark.parametrize(
+    ("ensemble", "calibrations"),
+    [
+        (ensemble_of(["npr"]), {"npr": CALIBRATION}),
+        (ensemble_of(["npr"]).model_copy(update={"bias": 1.0}), {}),
+        (ensemble_of(["npr"]).model_copy(update={"thresholds": Thresholds(real_below=-1, fake_above=1)}), {}),
+    ],
+)
+def test_an_ensemble_that_says_something_else_stands_beside(tmp_path, ensemble, calibrations):
+    systems = systems_of(run_of(tmp_path, ["npr"], ensemble, calibrations))
+    assert [one.name for one in systems.all] == [ENSEMBLE, "npr"]
+    first, second = systems.all
+    assert (first.threshold, first.strict, first.decides) == (ensemble.thresholds.fake_above, False, True)
+    assert (second.threshold, second.strict, second.decides) == (0.0, True, False)
+    assert second.calibrated is bool(calibrations)
+    assert first.calibrated is bool(calibrations)
+
+
+def test_a_protocols_threshold_holds_for_all(tmp_path):
+    run = run_of(tmp_path, ["npr", "unifd"], ensemble_of(["npr", "unifd"]))
+    assert {(one.threshold, one.strict) for one in systems_of(run, threshold=0.3, strict=False).all} == {(0.3, False)}
+
+
+def test_replies_are_binary_and_unknown_cards_are_no_error(tmp_path):
+    names = ["internvl-prompt", "gone", "npr"]
+    systems = systems_of(run_of(tmp_path, names, ensemble_of(names)))
+    assert [(one.name, one.binary, one.card is None) for one in systems.all[1:]] == [
+        ("internvl-prompt", True, False), ("gone", False, True), ("npr", False, False)
+    ]  # fmt: skip
+    assert systems_of(run_of(tmp_path / "none", ["npr"], None)).headline.name == ENSEMBLE
+
+
+def test_members_are_known_by_the_names_of_the_run(tmp_path):
+    import shutil
+
+    from ray_app.config import config_root
+
+    shutil.copy(config_root() / "detectors" / "npr.yaml", tmp_path / "copy.yaml")
+    card = EnsembleCard(name="mine", title="Mine", members=(Member(detector=str(tmp_path / "copy.yaml")), Member(detector="unifd")))
+    systems = systems_of(run_of(tmp_path / "run", ["npr", "unifd", "ladeda9"], card))
+    assert systems.members == ("npr", "unifd")
+    assert [one.name for one in systems.all] == [ENSEMBLE, "npr", "unifd", "ladeda9"]
+
+
+def test_a_view_is_decided_by_the_runs_own_rule(tmp_path):
+    import pyarrow as pa
+
+    card = EnsembleCard(
+        name="two", title="Two", members=(Member(detector="b", weight=2.0), Member(detector="a", weight=-1.0)), rule="weighted", bias=0.25
+    )
+    systems = systems_of(run_of(tmp_path, ["a", "b"], card, {"a": CALIBRATION}))
+    columns, _, scores = random_rows(50, views=("v",))
+    [piece] = cut(columns, [])
+    found = systems.views(pa.table(piece))["v"]
+    wanted = combine(card, {"b": scores["b"], "a": scores["a"]}, systems.calibrations)
+    np.testing.assert_allclose(found[ENSEMBLE], wanted, atol=1e-12)
+    np.testing.assert_allclose(found[ENSEMBLE], 2 * scores["b"].astype(float) - (2 * scores["a"].astype(float) + 0.5) + 0.25, atol=1e-12)
+    assert set(systems.clean(pa.table(piece))) == {ENSEMBLE, "a", "b"}

@@ -1,0 +1,84 @@
+"""A run evaluated under a protocol, from its rows to the leaderboard."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import yaml
+
+from ray_app.cli.main import main
+from ray_app.config import named_configs
+from ray_app.evaluation.config import EvaluateConfig
+from ray_app.evaluation.run import evaluate
+from ray_app.reports.leaderboard import boards_of
+from tests.evaluation.made import cut, random_rows
+from tests.evaluation.made import write_run as write
+
+RELEASED = {"flux": "2024-08-01", "sd-3": "2024-02-22", "inpainter": "2025"}
+
+
+def with_own_labels(folder, places=(), shift=0.0):
+    """A run whose source had columns of labels, as OpenFake version 2 has."""
+    columns, truths, scores = random_rows(300, seed=5)
+    inputs = [{"label": one["label"], "generator": one["generator"], "release_date": RELEASED.get(one["generator"])} for one in truths]
+    columns["input"] = pa.array(inputs)
+    if shift:
+        drawn = {name: (scores[name] + np.float32(shift)) for name in ("a", "b")}
+        columns["scores"] = pa.StructArray.from_arrays([pa.array(one, mask=~np.isfinite(one)) for one in drawn.values()], list(drawn))
+    write(folder, cut(columns, places), ("a", "b"), input=columns["input"].type)
+    return truths, scores
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("case")
+    told = with_own_labels(folder / "run"), with_own_labels(folder / "shifted", [100], shift=0.7)
+    rules = yaml.safe_load(named_configs("evaluate")["openfake-v2"].read_text(encoding="utf-8"))
+    (folder / "rules.yaml").write_text(yaml.safe_dump(rules | {"layout": None, "arguments": {}, "split": None}))
+    documents = {}
+    for name in ("run", "shifted"):
+        config = EvaluateConfig(at=(str(folder / name),), out=str(folder / f"{name}-figures"), protocol=str(folder / "rules.yaml"),
+                                thumbnails=False, bootstrap=0)  # fmt: skip
+        documents[name] = evaluate(config).document
+    return folder, told[0], documents
+
+
+def test_rows_by_release_are_the_shares_of_their_images(case):
+    _, (truths, scores), documents = case
+    table = documents["run"]["table"]
+    names = [row["name"] for row in table["rows"]]
+    assert names == ["real", "real:camera", "released 2024", "released 2025", "sd-3", "flux", "inpainter"]
+    score = scores["b"]
+    for year in ("2024", "2025"):
+        mine = np.array([RELEASED.get(one["generator"], "").startswith(year) for one in truths]) & np.isfinite(score)
+        assert table["cells"]["b"][f"released {year}"]["value"] == pytest.approx((score[mine] >= 0).mean(), abs=1e-12)
+        assert table["cells"]["b"][f"released {year}"]["n"] == mine.sum()
+
+
+def test_a_score_at_the_threshold_is_fake_under_version_two(case):
+    """Version 2 takes P(fake) of one half for fake, and others do not."""
+    _, (truths, scores), documents = case
+    fakes = np.array([one["label"] == "fake" for one in truths]) & np.isfinite(scores["a"])
+    at = scores["a"][fakes] == 0
+    assert at.any()
+    [weighted] = [one for one in documents["run"]["table"]["footers"] if one["name"] == "average TPR (n-weighted)"]
+    assert weighted["cells"]["a"]["value"] == pytest.approx((scores["a"][fakes] >= 0).mean(), abs=1e-12)
+
+
+def test_two_evaluations_of_the_same_images_stand_in_one_list(case):
+    _, _, documents = case
+    assert documents["run"]["data"]["digest"] == documents["shifted"]["data"]["digest"] != "0" * 16
+    [board] = boards_of(list(documents.items()))
+    assert len(board.ranked) + len(board.others) == 6
+    lows = [one.system.figure("auc").ends[0] for one in board.ranked]
+    assert lows == sorted(lows, reverse=True)
+
+
+def test_the_command_makes_the_page_of_what_evaluate_wrote(case, tmp_path, capsys):
+    folder, _, documents = case
+    out = tmp_path / "board.html"
+    assert main(["leaderboard", str(folder / "run-figures"), str(folder / "shifted-figures"), "--out", str(out)]) == 0
+    assert "6 systems on 1 set of data." in out.read_text(encoding="utf-8")
+    assert json.loads((folder / "run-figures" / "metrics.json").read_text())["table"] == documents["run"]["table"]
+    assert "OpenFake, version 2" in capsys.readouterr().out
