@@ -6,10 +6,11 @@ Everything that takes long can be interrupted: the same command scores on from w
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from ray_app.archives import Each
-from ray_app.errors import ConfigError, ExitCode
+from ray_app.errors import ConfigError, ExitCode, resumable
 from ray_app.evaluation.cells import gather
 from ray_app.evaluation.config import EvaluateConfig
 from ray_app.evaluation.document import Evaluation, document_of
@@ -21,10 +22,11 @@ from ray_app.evaluation.writing import write_document
 from ray_app.runs import RunDirectory
 from ray_app.runs.reader import current_files
 from ray_app.scoring.config import ScoreConfig
-from ray_app.storage import Store
+from ray_app.storage import Store, strip_secrets
 from ray_app.storage.locations import scheme_of
 
 RUN = "run"
+_LOOKED_AT = 1000  # members of a source, for labels of its own, before any is scored
 MANY_FILES = 64  # of 64 to 256 MiB each: more of them are read side by side by tasks
 
 
@@ -42,6 +44,11 @@ def evaluate(config: EvaluateConfig) -> Evaluated:
     Raises ConfigError (no labels, or labels of something else), and what scoring raises; a scoring that was interrupted is resumed by
     the same call.
     """
+    with resumable(KeyboardInterrupt):
+        return _evaluated(config)
+
+
+def _evaluated(config: EvaluateConfig) -> Evaluated:
     protocol = load_protocol(config.protocol) if config.protocol else None
     config = _completed(config, protocol)
     if not config.at or not config.out:
@@ -53,7 +60,7 @@ def evaluate(config: EvaluateConfig) -> Evaluated:
         _refuse_scoring(config, run)
     labels = labels_for(config, protocol, run, out)
     if run is None:
-        run, code = _scored(config, out)
+        run, code = _scored(config, out, own_labels=labels is None)
     labels = labels or OwnLabels(run.store.url, config.split or (protocol.split if protocol else None))
     systems = systems_of(run, threshold=protocol.threshold if protocol else None, strict=protocol.strict if protocol else True)
     _tell("counting scores")
@@ -101,11 +108,17 @@ def _refuse_scoring(config: EvaluateConfig, run: RunDirectory) -> None:
         )
 
 
-def _scored(config: EvaluateConfig, out: Store) -> tuple[RunDirectory, ExitCode]:
+def _scored(config: EvaluateConfig, out: Store, *, own_labels: bool) -> tuple[RunDirectory, ExitCode]:
+    from ray_app.scoring.listing import archive_of
     from ray_app.scoring.run import score_archive
 
     run = RunDirectory(out.below(RUN))
     score = ScoreConfig.model_validate(config.score.model_dump() | {"source": config.at, "out": run.store.url})
+    if own_labels and not any({"label", "label_name"} & item.input.keys() for item in islice(archive_of(score), _LOOKED_AT)):
+        raise ConfigError(
+            f"{', '.join(map(strip_secrets, config.at))}: neither a run nor a source with a column `label`",
+            hint="give --labels FILE, or --layout NAME where the source tells labels (touchstone index --help)",
+        )
     finished = score_archive(score)
     return run, finished.exit_code
 

@@ -228,6 +228,11 @@ class EvaluationFacts(Section):
         """The system that the page is about: the ensemble, or the one that tells best."""
         return next((one for one in self.systems if one.kind == "ensemble"), max(self.systems, key=_merit, default=None))
 
+    @property
+    def others(self) -> list[SystemFacts]:
+        """All systems but the leading one, in their order."""
+        return [system for system in self.systems if system is not self.leading]
+
     def system(self, name: str) -> SystemFacts | None:
         """A system by its name."""
         return next((one for one in self.systems if one.name == name), None)

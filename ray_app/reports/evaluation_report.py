@@ -39,13 +39,11 @@ def render_evaluation(document: Mapping[str, Any]) -> str:
     Raises pydantic's ValidationError for a value of another type.
     """
     told = EvaluationFacts.model_validate(dict(document))
-    leading = told.leading
-    others = [system for system in told.systems if leading is not None and system.name != leading.name]
     return render(
         "evaluation.html",
         told=told,
-        leading=leading,
-        others=others,
+        leading=told.leading,
+        others=told.others,
         headline=headline(told),
         answers=answers(told),
         warnings=warnings(told),
@@ -55,7 +53,7 @@ def render_evaluation(document: Mapping[str, Any]) -> str:
         curves=curve_groups(told.systems),
         risks=risk_groups(told.systems),
         robustness=robustness_groups(told.systems),
-        confidence=[_confidence(system, index) for index, system in enumerate([leading, *others] if leading else [])],
+        confidence=_confidences(told),
         generator_tables=_generator_tables,
         bar=_bar,
         kinds_of=_kinds,
@@ -118,6 +116,10 @@ class Confidence(NamedTuple):
 
     system: SystemFacts
     charts: list[Chart]
+
+
+def _confidences(told: EvaluationFacts) -> list[Confidence]:
+    return [_confidence(system, index) for index, system in enumerate([told.leading, *told.others]) if system]
 
 
 def _confidence(system: SystemFacts, index: int) -> Confidence:

@@ -288,6 +288,14 @@ def test_what_a_run_was_not_scored_with(tmp_path):
         evaluate(EvaluateConfig(out=str(tmp_path)))
 
 
+def test_a_source_without_labels_is_not_scored(tmp_path):
+    write_files(tmp_path / "photos", ["a.jpg", "b.jpg"])
+    with pytest.raises(ConfigError, match="neither a run nor a source with a column `label`") as caught:
+        evaluate(EvaluateConfig(at=(str(tmp_path / "photos"),), out=str(tmp_path / "out")))
+    assert "--layout" in caught.value.hint
+    assert not (tmp_path / "out").exists()
+
+
 def test_exit_code_is_done(tmp_path):
     columns, truths, _ = random_rows(20)
     made_run(tmp_path / "run", columns)

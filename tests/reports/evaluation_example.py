@@ -1,20 +1,19 @@
 """The document of an evaluation, with every figure computed by ray_app.metrics from scores that look like detectors'."""
 
 import base64
-import io
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from ray_app.detectors.cards import Calibration
 from ray_app.metrics import chances, curves, operating, risk, verdicts
 from ray_app.metrics.detection import auc_figure, detection_of
-from ray_app.metrics.figure import Figure, undefined
+from ray_app.metrics.figure import Figure
 from ray_app.metrics.histograms import ScoreHistogram
 from ray_app.metrics.paired import delong_paired, holm, mcnemar
+from tests.reports.evaluation_sections import further, published
 from tests.reports.training_example import picture
 
 
@@ -69,8 +68,6 @@ VIEWS = {
     "screenshot": 0.75,
     "social": 0.9,
 }
-OPENFAKE = {"ideogram-3.0": 0.999, "gpt-image-1": 0.997, "flux-1.1-pro": 0.993, "flux-1-dev": 1.0, "sd-3.5": 1.0}
-FUSION = {"ideogram-3.0": 0.4, "gpt-image-1": 0.32, "flux-1.1-pro": 0.35, "flux-1-dev": 0.759, "sd-3.5": 0.961}
 
 
 def example_document(**changes: Any) -> dict[str, Any]:
@@ -91,7 +88,7 @@ def small_document() -> dict[str, Any]:
     fakes = {name: FAKES[name]._replace(n=30) for name in ("sd-3.5", "nano-banana-pro", "flux-1-fill, edits")}
     reals = {name: one._replace(n=60) for name, one in REALS.items()}
     systems = {name: SYSTEMS[name] for name in ("ensemble", "corvi2023")}
-    return _document(reals, fakes, systems, dict(list(VIEWS.items())[:3]), seed=5) | _published() | _further()
+    return _document(reals, fakes, systems, dict(list(VIEWS.items())[:3]), seed=5) | published() | further()
 
 
 @cache
@@ -103,7 +100,7 @@ def one_class(label: str) -> dict[str, Any]:
 @cache
 def _whole() -> dict[str, Any]:
     document = _document(REALS, FAKES, SYSTEMS, VIEWS, seed=7)
-    return document | _published() | _further()
+    return document | published() | further()
 
 
 def _document(
@@ -357,94 +354,3 @@ def _mistakes(images: Images, scores: Any) -> list[dict[str, Any]]:
         | {"thumbnail": base64.b64encode(picture(int(index))).decode()}
         for index in order
     ]
-
-
-def _published() -> dict[str, Any]:
-    mean = {"Average TPR": 0.997, "F1": 0.997, "ROC AUC": 1.0}
-    why = "The figure is the mean of TPR and TNR of hard decisions, balanced accuracy and no ranking AUC."
-    broken = "Cannot come from soft-OR at threshold 0, which finds no less than its parts: not reproducible."
-    readme = "OpenFake, seed README"
-    corvi = {"ideogram-3.0": 0.176, "gpt-image-1": 0.035, "flux-1.1-pro": 0.001, "flux-1-dev": 0.538, "sd-3.5": 0.915, "ROC AUC": 0.665}
-    return {
-        "protocol": {
-            "name": "openfake-v1",
-            "title": "OpenFake v1",
-            "source": "arXiv:2509.09495",
-            "what": "The test split of May 2025, and what the picture desk added.",
-            "notes": ["Average TPR is the plain mean over the generators, F1 is of the pooled images."],
-            "threshold": 0.0,
-            "strict": True,
-            "averages": "unweighted",
-            "commands": ["touchstone evaluate s3://lab/runs/2026-11-20-desk --labels desk.parquet --protocol openfake-v1 --out desk"],
-        },
-        "reference": [
-            {"column": "SwinV2-s", "system": "openfake-swinv2-small", "source": readme, "mark": None, "rows": {**OPENFAKE, **mean}},
-            {"column": "Corvi2023", "system": "corvi2023", "source": readme, "mark": None, "rows": corvi, "marks": {"ROC AUC": why}},
-            {
-                "column": "Fusion",
-                "system": None,
-                "source": readme,
-                "mark": broken,
-                "rows": {**FUSION, "Average TPR": 0.558, "ROC AUC": 0.703},
-            },
-        ],
-    }
-
-
-def _further() -> dict[str, Any]:
-    """Masks, names and prompts."""
-    rng = np.random.default_rng(11)
-    f1 = rng.beta(3, 2, 120)
-    masks = {
-        "pixel_f1": _mean(f1),
-        "pixel_iou": _mean(f1 / (2 - f1)),
-        "pixel_auc": undefined("a mask without an unaltered pixel has no AUC", 120).row(),
-        "pixel_accuracy": _mean(0.9 + f1 / 12),
-    }
-    pairs = [["flux-1.1-pro", "flux-1-dev", 61], ["midjourney-7", "ideogram-3.0", 34], ["gpt-image-1", "nano-banana-pro", 19]]
-    return {
-        "localization": {
-            "policy": {"empty": "skip", "threshold": 0.5, "name": "opensdi"},
-            "systems": [
-                {"name": "maskclip", "resolution": "network", "figures": masks, "views": [], "counts": {}}
-                | {"generators": [{"name": "flux-1-fill, edits", "kind": "local", "n": 120, "figures": masks}]}
-                | {"imdlbenco": {"counts": {}, "modes": {"origin": masks, "reverse": masks}}}
-                | {"opensdi": {"counts": {}, "figures": {key: masks[key] for key in ("pixel_f1", "pixel_iou")}}}
-            ],
-        },
-        "identification": {
-            "accuracy": Figure(0.712, (0.69, 0.734), "clopper-pearson", 1720).row(),
-            "macro_f1": _mean(rng.beta(6, 3, 10)),
-            "open_set_auroc": undefined("every generator of the labels is known", 1720).row(),
-            "pairs": pairs,
-        },
-        "prompts": {"bleu4": _mean(rng.beta(2, 8, 200)), "rouge_l": _mean(rng.beta(4, 8, 200))},
-        "overlays": [
-            {
-                "image_id": index,
-                "uri": f"s3://desk/edits/{index:04d}.png",
-                "f1": float(f1[index]),
-                "iou": float(f1[index] / (2 - f1[index])),
-            }
-            | {"picture": base64.b64encode(overlay(index)).decode()}
-            for index in range(6)
-        ],
-    }
-
-
-def _mean(values: Any) -> dict[str, Any]:
-    half = 1.96 * float(np.std(values)) / len(values) ** 0.5
-    middle = float(np.mean(values))
-    return Figure(middle, (middle - half, middle + half), "bootstrap", len(values)).row()
-
-
-def overlay(seed: int) -> bytes:
-    """A soft picture with what is altered outlined by light and what was marked by red."""
-    rng = np.random.default_rng(seed)
-    pixels = np.array(Image.open(io.BytesIO(picture(seed, 192))).convert("RGB"))
-    top, left = rng.integers(20, 90, 2)
-    pixels[top : top + 70, left : left + 70] = pixels[top : top + 70, left : left + 70] // 2 + 120
-    pixels[top + 12 : top + 78, left + 9 : left + 74, 0] = 235
-    data = io.BytesIO()
-    Image.fromarray(pixels).save(data, "JPEG")
-    return data.getvalue()
