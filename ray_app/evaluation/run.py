@@ -17,7 +17,7 @@ from ray_app.evaluation.document import Evaluation, document_of
 from ray_app.evaluation.joining import OwnLabels
 from ray_app.evaluation.protocols import Protocol, load_protocol
 from ray_app.evaluation.systems import systems_of
-from ray_app.evaluation.truths import check_joined, labels_for
+from ray_app.evaluation.truths import check_joined, labels_for, with_simulated_source
 from ray_app.evaluation.writing import write_document
 from ray_app.runs import RunDirectory
 from ray_app.runs.reader import current_files
@@ -55,6 +55,7 @@ def _evaluated(config: EvaluateConfig) -> Evaluated:
         missing = "nothing to evaluate" if not config.at else "no directory for the figures: --out DIR is missing"
         raise ConfigError(missing, hint="touchstone evaluate RUN --labels FILE --out DIR")
     out = Store.open(config.out)
+    config = with_simulated_source(config, out)
     run, code = _run_at(config), ExitCode.DONE
     if run is not None:
         _refuse_scoring(config, run)

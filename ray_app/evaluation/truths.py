@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from ray_app.datasets.config import Source
-from ray_app.datasets.indexing import build_index
+from ray_app.datasets.indexing import SIMULATED, build_index
 from ray_app.errors import ConfigError
 from ray_app.evaluation.cells import Cells
 from ray_app.evaluation.config import EvaluateConfig
@@ -37,6 +37,19 @@ def labels_for(config: EvaluateConfig, protocol: Protocol | None, run: RunDirect
     store = out.below(INDEX)
     build_index(source, store)
     return index_labels(LabelsOfIndex(store.url), key="image_id", split=split)
+
+
+def with_simulated_source(config: EvaluateConfig, out: Store) -> EvaluateConfig:
+    """The config with what `simulated::` stands for: pictures made into `out`/index (100 pairs of a test split, if none are asked for),
+    as a list that has their labels. Raises ConfigError where `out` is no local folder.
+    """
+    from ray_app.simulation.labelled import LABELS
+
+    if config.at != (SIMULATED,):
+        return config
+    store = out.below(INDEX)
+    build_index(Source(at=config.at, arguments=config.arguments or {"pairs": {"test": 100}}), store)
+    return config.model_copy(update={"at": (f"list::{store.url}/simulated/{LABELS}",), "arguments": {}})
 
 
 def _of_config(config: EvaluateConfig) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def test_three_detectors_and_twelve_perturbations(score, photos, tiny, tmp_path)
     _, split = score(photos, tmp_path / "split", perturb=("standard",), detectors=(*tiny[:2], str(tmp_path / "corvi2023.yaml")))
     session = session_of(tmp_path / "split")
     assert session["layout"] == "split"
-    assert session["decoded"] == 7 + 5, "once for fixed sizes, once where sizes are kept (the smallest is below its range): not once per view"
+    assert session["decoded"] == 7 + 5, "once for fixed sizes, once where sizes are kept, but for the smallest: not once per view"
     assert views_of(split) == views_of(runs[1])
 
     _, plain = score(photos, tmp_path / "plain", detectors=tiny)
