@@ -26,12 +26,14 @@ COMMANDS = [line for block in re.findall(r"```console\n(.*?)```", README, re.DOT
 
 # Run elsewhere: `make` by CI itself, jobs by tests/scoring/test_job.py, cluster.yaml by tests/test_cluster_yaml.py, `serve deploy` by
 # tests/serving/test_deployed.py, what Kubernetes applies by tests/serving/test_configs.py, tokens by tests/serving/http/test_access.py,
-# the training of minutes and what it made by tests/training/test_quick.py.
+# the training of minutes and what it made by tests/training/test_quick.py, the evaluation of minutes, with fewer pictures, by
+# tests/evaluation/on_ray/test_evaluate.py.
 TRAINED = (
     "touchstone train configs/train/quick.yaml --out mine",
     "touchstone score demo-run/archive --detector mine/card.yaml --out run-of-mine",
 )
-ELSEWHERE = ("make ", "ray ", "serve deploy ", "kubectl apply ", "TOUCHSTONE_TOKENS=", *TRAINED)
+SIMULATED = "touchstone evaluate simulated:: --perturb standard --out figures"
+ELSEWHERE = ("make ", "ray ", "serve deploy ", "kubectl apply ", "TOUCHSTONE_TOKENS=", SIMULATED, *TRAINED)
 
 SERVE = "touchstone serve"  # never returns: the fixture `endpoint` is its run
 ENDPOINT = "http://127.0.0.1:8000"

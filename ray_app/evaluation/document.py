@@ -71,7 +71,7 @@ def document_of(found: Evaluation, warnings: Sequence[str] = (), telling: Callab
         "schema": SCHEMA,
         "version": __version__,
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "title": config.title or (protocol.title if protocol else f"Evaluation of {found.run.store.url.rpartition('/')[2]}"),
+        "title": config.title or (protocol.title if protocol else _named_after(found.run.store.url)),
         "run": _run(found.run, described),
         "labels": _labels(found, warnings),
         "protocol": protocol.facts() if protocol else None,
@@ -85,6 +85,12 @@ def document_of(found: Evaluation, warnings: Sequence[str] = (), telling: Callab
         "mistakes": with_thumbnails(found.cells.mistakes.rows(), found.run, wanted=config.thumbnails),
         "overlays": localized.overlays if localized else [],
     }
+
+
+def _named_after(url: str) -> str:
+    """A run by the last of its folders that has a name of its own: one that was scored for an evaluation is called `run`."""
+    names = [name for name in strip_secrets(url).split("/") if name and name != "run"]
+    return f"Evaluation of {names[-1] if names else 'a run'}"
 
 
 def _named(found: Evaluation) -> Document:

@@ -15,6 +15,9 @@ from ray_app.perturbations import Perturbation, seed_of
 ImageOf = Callable[[int], DecodedImage | None]
 Prepare = Callable[[Image.Image], Pixels | None]
 
+# What codecs raise on an image that they cannot hold; Pillow's check for bombs also stands before what we have just encoded ourselves.
+CANNOT = (OSError, ValueError, RuntimeError, Image.DecompressionBombError)
+
 # Decoded images that are kept while their views are read: all that go through a network together, or the one that is larger.
 KEPT_PIXELS = 2**23
 
@@ -28,10 +31,13 @@ class Prepared:
 
 
 def perturbed(view: Perturbation, image: DecodedImage) -> Image.Image | None:
-    """The image as a view shows it, the same whoever asks; None where a codec cannot."""
+    """The image as a view shows it, the same whoever asks; None where a codec cannot.
+
+    Raises MemoryError: how much memory there is must not decide which scores are there.
+    """
     try:
         return view.apply(image.pixels, seed_of(image.facts.sha256, view.name))
-    except (OSError, ValueError):
+    except CANNOT:
         return None
 
 

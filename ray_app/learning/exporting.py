@@ -3,6 +3,7 @@
 Knows networks, recipes, figures and cards. Knows nothing about how the training ran, or who is told.
 """
 
+import glob
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -156,13 +157,17 @@ def _training_data(made: Made) -> TrainingData:
 
 
 def _generators(made: Made) -> tuple[tuple[str, ...], bool]:
-    """Who made the fakes that were learned from, and whether these are all: weights that were a detector's saw its generators too."""
+    """Globs of who made the fakes that were learned from, and whether these are all: weights that were a detector's saw its generators too,
+    and of fakes whose maker nobody knew nothing can be said.
+    """
     given = made.findings.get("splits", {}).get("train", {}).get("generators", {})
-    own = tuple(name for name in given if name != "real" and not name.startswith("real:"))
+    makers = [name for name in given if name != "real" and not name.startswith("real:")]
+    own = tuple(glob.escape(name) for name in makers if name != "unknown")
+    complete = bool(own) and "unknown" not in makers
     if made.recipe.initial.start == "card":
         before = made.card.training_data
-        return tuple(dict.fromkeys((*before.generators, *own))), before.complete and bool(own)
-    return own, bool(own)
+        return tuple(dict.fromkeys((*before.generators, *own))), before.complete and complete
+    return own, complete
 
 
 def _data_name(made: Made) -> str:

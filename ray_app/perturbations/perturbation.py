@@ -27,7 +27,7 @@ class Perturbation(Frozen):
     def apply(self, image: Image.Image, seed: int) -> Image.Image:
         """RGB of any size → RGB. The same pixels, seed and library versions give the same pixels, in any process and order.
 
-        Raises OSError or ValueError where a codec cannot.
+        Raises what Pillow does where a codec cannot: OSError, ValueError, RuntimeError (AVIF), DecompressionBombError; and MemoryError.
         """
         rng = np.random.default_rng(seed)
         for step in self.steps:

@@ -207,7 +207,9 @@ def _compared(test: PairedFacts, told: EvaluationFacts, system: SystemFacts) -> 
     what = "AUC" if test.test == "delong" else "share told right"
     p = test.p_holm if test.p_holm is not None else test.p
     amount = -difference if turned else difference
-    found = "higher" if amount >= 0 else "lower"
+    if not amount:
+        return f"Against {name}, the closest in paired tests, its {what} is the same."
+    found = "higher" if amount > 0 else "lower"
     sure = "" if p is None or p < 0.05 else ", which chance alone would explain"
     return f"Against {name}, the closest in paired tests, its {what} is {abs(amount):.4f} {found} (p {_equals(p)}){sure}."
 

@@ -14,6 +14,7 @@ from ray_app.errors import Status
 from ray_app.images import ImageLimits, decode_image
 from ray_app.inference import BatchDecoder, StageClock, judge, make_spec, pack, unpack
 from ray_app.inference.scoring import EnsembleScorer
+from ray_app.inference.viewing import perturbed
 from ray_app.perturbations import Perturbation, load_perturbations, seed_of
 from tests.images.factory import encoded
 
@@ -163,6 +164,15 @@ def test_where_a_perturbation_fails_only_its_view_has_no_scores(spec, scorer, re
         np.testing.assert_array_equal(found.views[JPEG][name][1], readings.views[JPEG][name][1])
         np.testing.assert_array_equal(found.scores[name], readings.scores[name])
     assert_equal({"grip-social": found.views["grip-social"]}, {"grip-social": readings.views["grip-social"]})
+
+
+def test_what_pillow_takes_for_a_bomb_has_no_view_and_ends_nothing(monkeypatch):
+    """`limits.max_pixels` may allow images that Pillow would not open: decoding does not ask Pillow, a codec's way back does."""
+    image = decode_image(files()[0], ImageLimits())
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64)
+    jpeg, resize = load_perturbations(["jpeg:50", "resize:0.75"])
+    assert perturbed(jpeg, image) is None
+    assert perturbed(resize, image).size == (48, 60)
 
 
 def test_a_view_is_scored_where_its_own_size_is_in_range(spec):

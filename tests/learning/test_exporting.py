@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from ray_app.detectors import load_card, load_detector, verify_weights
 from ray_app.detectors.families import build_network
 from ray_app.errors import DetectorError
+from ray_app.evaluation.seen import is_named
 from ray_app.learning.exporting import export
 from ray_app.learning.networks import training_card
 from ray_app.learning.weight_files import processor_config, size_of
@@ -79,6 +80,16 @@ def test_a_fine_tune_also_saw_what_the_weights_before_it_saw(tmp_path):
     before = given.card.training_data.model_copy(update={"generators": ("progan", "sdxl"), "complete": False})
     card = exported(tmp_path, dataclasses.replace(given, card=given.card.model_copy(update={"training_data": before})))
     assert (card.training_data.generators, card.training_data.complete) == (("progan", "sdxl", "flux"), False)
+
+
+def test_fakes_of_an_unknown_maker_leave_the_list_incomplete(tmp_path):
+    given = made("residual")
+    findings = {"splits": {"train": {"real": 2, "fake": 3, "generators": {"real": 2, "unknown": 1, "lora [v2]*": 2}}}}
+    data = exported(tmp_path, dataclasses.replace(given, findings=findings)).training_data
+    assert not data.complete
+    assert len(data.generators) == 1
+    assert is_named("lora [v2]*", data.generators[0])
+    assert not is_named("lora v", data.generators[0])
 
 
 def test_every_figure_is_there_with_its_interval_and_its_n(tmp_path):
