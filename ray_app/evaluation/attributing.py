@@ -26,6 +26,7 @@ NAMED = ("label", "generator", "predicted_generator", "generator_ranking", "gene
 """What `identification_of` asks for; the last two (best first, list of texts; a number, higher = surer) are in no run's own schema."""
 PROMPTED = ("image_id", "prompt", "predicted_prompt")
 MOST_PROMPTS = 100_000
+_Row = tuple[str, str | None, list[str], float | None]
 
 
 def identification_of(
@@ -79,16 +80,19 @@ class _Named:
 
     def __init__(self) -> None:
         self.answers: Counter[tuple[str, str, str | None]] = Counter()
-        self._rows: list[tuple[str, str | None, list[str], float | None]] = []
+        self._rows: list[_Row] = []
+        self._plain_rows: Counter[tuple[str, str | None]] = Counter()  # fakes of tables without rankings and confidences
         self._has_ranking = self._has_confidence = False
 
     def add(self, table: pa.Table) -> None:
         """Joined rows with the columns `NAMED`."""
+        has_ranking, has_confidence = (name in table.column_names and table[name].null_count < len(table) for name in NAMED[3:])
         plain = pa.table({name: table[name].cast(pa.string()) for name in NAMED[:3]})
         counted = plain.group_by(list(NAMED[:3])).aggregate([([], "count_all")])
         for row in counted.to_pylist():
             self.answers[row["label"], row["generator"], row["predicted_generator"]] += row["count_all"]
-        has_ranking, has_confidence = (name in table.column_names and table[name].null_count < len(table) for name in NAMED[3:])
+            if not (has_ranking or has_confidence) and row["label"] == "fake":
+                self._plain_rows[_plain(row["generator"]), _plain(row["predicted_generator"])] += row["count_all"]
         self._has_ranking, self._has_confidence = self._has_ranking or has_ranking, self._has_confidence or has_confidence
         if has_ranking or has_confidence:
             self._rows += [_row(row) for row in table.filter(pc.equal(plain["label"], "fake")).to_pylist()]
@@ -96,7 +100,8 @@ class _Named:
     def attribution(self, known: Collection[str] | None, top_k: Sequence[int]) -> Attribution:
         """The figures of fakes."""
         if self._has_ranking or self._has_confidence:
-            truth, said, rankings, sure = (list(column) for column in zip(*self._rows, strict=True))
+            others: list[_Row] = [(*pair, [], None) for pair, n in self._plain_rows.items() for _ in range(n)]
+            truth, said, rankings, sure = (list(column) for column in zip(*self._rows, *others, strict=True))
             # A generator that was not named at all is nothing that one is sure of.
             confidence = [-np.finfo(np.float64).max if one is None else float(one) for one in sure] if self._has_confidence else None
             return attribution_of(
@@ -122,7 +127,7 @@ def _plain(name: Any) -> Any:
     return None if name is None else str(name).strip().casefold() or None
 
 
-def _row(row: dict[str, Any]) -> tuple[str, str | None, list[str], float | None]:
+def _row(row: dict[str, Any]) -> _Row:
     """Truth, prediction, ranking and confidence of one image."""
     truth, said, ranking, confidence = (row.get(name) for name in NAMED[1:])
     return _plain(truth), _plain(said), [_plain(one) for one in ranking or []], confidence

@@ -131,8 +131,9 @@ class Gatherer:
             for system, scores in columns.items():
                 for kind in ("real", "whole", "local"):
                     some = scores[(kinds == kind) & np.isfinite(scores)]
+                    tally = cells.views[view, system, kind]  # a view that nobody scored is told, too, in the order of the run's
                     if len(some):
-                        cells.views[view, system, kind].add(some)
+                        tally.add(some)
 
 
 def gather(run: RunDirectory, labels: Labels, systems: Systems, *, each: Each | None = None, most: int = MOST) -> Cells:

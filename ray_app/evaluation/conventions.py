@@ -13,7 +13,8 @@ from ray_app.metrics.histograms import ScoreHistogram
 from ray_app.metrics.intervals import proportion
 
 Generator = Mapping[str, Any]
-_NO_FAKES = "no fakes were scored"
+_NONE_SCORED = "none of these images was scored"
+_ONE_CLASS = "needs scored images of both classes"
 
 
 def hits(generators: Sequence[Generator]) -> tuple[int, int]:
@@ -25,14 +26,14 @@ def hits(generators: Sequence[Generator]) -> tuple[int, int]:
 def told_right(generators: Sequence[Generator]) -> Figure:
     """The share told right of all these generators' images."""
     right, n = hits(generators)
-    return proportion(right, n, "none of these images was scored")
+    return proportion(right, n, _NONE_SCORED)
 
 
 def balanced(fakes: Sequence[Generator], reals: Sequence[Generator]) -> Figure:
     """The mean of the two shares told right. What others print as the ROC AUC of hard decisions is the same number."""
     tpr, tnr = told_right(fakes), told_right(reals)
     if tpr.value is None or tnr.value is None:
-        return undefined("needs scored images of both classes", tpr.n + tnr.n)
+        return undefined(_ONE_CLASS, tpr.n + tnr.n)
     return Figure((tpr.value + tnr.value) / 2, n=tpr.n + tnr.n)
 
 
@@ -40,7 +41,7 @@ def f1_even(fakes: Sequence[Generator], reals: Sequence[Generator]) -> Figure:
     """The F1 of the fake class if there were as many real images as fakes, by the shares told right of both."""
     tpr, tnr = told_right(fakes), told_right(reals)
     if tpr.value is None or tnr.value is None:
-        return undefined("needs scored images of both classes", tpr.n + tnr.n)
+        return undefined(_ONE_CLASS, tpr.n + tnr.n)
     return Figure(2 * tpr.value / (1 + tpr.value + 1 - tnr.value), n=tpr.n + tnr.n)
 
 
@@ -51,7 +52,7 @@ def f1_by_source(generators: Sequence[Generator]) -> Figure:
     """
     parts = [(one["rate"]["n"], one["rate"]["value"] if one["label"] == "fake" else 0.0) for one in generators if one["rate"]["n"]]
     n = sum(weight for weight, _ in parts)
-    return Figure(sum(weight * 2 * tpr / (1 + tpr) for weight, tpr in parts) / n, n=n) if n else undefined(_NO_FAKES)
+    return Figure(sum(weight * 2 * tpr / (1 + tpr) for weight, tpr in parts) / n, n=n) if n else undefined(_NONE_SCORED)
 
 
 def missing_is_wrong(generators: Sequence[Generator]) -> Figure:
@@ -67,7 +68,7 @@ def oracle_accuracy(fakes: ScoreHistogram, reals: ScoreHistogram, points: int = 
     """
     n = fakes.n + reals.n
     if not fakes.n or not reals.n:
-        return undefined("needs scored images of both classes", n)
+        return undefined(_ONE_CLASS, n)
     with np.errstate(divide="ignore"):
         grid = np.linspace(0, 1, points)
         thresholds = np.log(grid) - np.log1p(-grid)

@@ -37,11 +37,16 @@ def data_of(cells: Cells, *, seed: int = 0) -> dict[str, Any]:
         "n_whole": kinds["whole"],
         "n_local": kinds["local"],
         "digest": f"{cells.digest:016x}",
-        "statuses": dict(statuses.most_common()),
-        "formats": {label: dict(sorted(counts.items(), key=lambda one: (-one[1], one[0]))) for label, counts in formats.items()},
+        "statuses": _most_frequent_first(statuses),
+        "formats": {label: _most_frequent_first(counts) for label, counts in formats.items()},
         "sizes": {label: {band: counts[band] for band in (*BANDS, UNKNOWN) if counts[band]} for label, counts in sizes.items()},
         "shortcut": _shortcut(cells.sample.rows(), n_real, n_fake, formats, sizes, seed),
     }
+
+
+def _most_frequent_first(counts: Counter[str]) -> dict[str, int]:
+    """Of equal ones the first by name, whatever order they were met in."""
+    return dict(sorted(counts.items(), key=lambda one: (-one[1], one[0])))
 
 
 def _shortcut(

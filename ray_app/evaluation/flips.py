@@ -10,14 +10,13 @@ import numpy.typing as npt
 from ray_app.errors import Status
 from ray_app.evaluation.pairing import Codes, Pairing, RunColumns
 from ray_app.metrics.figure import Figure, undefined
-from ray_app.metrics.intervals import proportion
+from ray_app.metrics.intervals import Z95, proportion
 from ray_app.metrics.paired import mcnemar_of
 
 VERDICTS = ("fake", "abstain", "real")
 STATUSES = tuple(status.value for status in Status)
 EXAMPLES = 12
 _FAKE = VERDICTS.index("fake")
-_Z95 = 1.959963984540054
 
 Scores = npt.NDArray[np.float64]
 
@@ -67,7 +66,7 @@ def flagged_of(a: Codes, b: Codes) -> dict[str, Any]:
     if not n or not m:
         return shares | {"difference": undefined("a run has no verdict").row(), "p": None}
     p, q = (x + 1) / (n + 2), (y + 1) / (m + 2)
-    half = _Z95 * math.sqrt(p * (1 - p) / (n + 2) + q * (1 - q) / (m + 2))
+    half = Z95 * math.sqrt(p * (1 - p) / (n + 2) + q * (1 - q) / (m + 2))
     interval = (max(-1.0, q - p - half), min(1.0, q - p + half))
     return shares | {"difference": Figure(y / m - x / n, interval, "agresti-caffo", n + m).row(), "p": _two_shares(x, n, y, m)}
 

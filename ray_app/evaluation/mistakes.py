@@ -31,9 +31,8 @@ class Mistakes:
 
     def add(self, table: pa.Table, truth: Truth, is_fake: npt.NDArray[np.bool_], scores: Column, system: System) -> None:
         """Look at labelled result rows with the scores of one system, (n,) each; NaN is no mistake."""
-        said = scores > system.threshold if system.strict else scores >= system.threshold
         excess = np.abs(scores.astype(np.float64) - system.threshold)
-        wrong = np.flatnonzero(np.isfinite(scores) & (said != is_fake))
+        wrong = np.flatnonzero(np.isfinite(scores) & (system.says_fake(scores) != is_fake))
         least = self._rows[-1][0] if len(self._rows) == MOST else -1.0
         wrong = wrong[excess[wrong] >= least]
         if not len(wrong):

@@ -20,7 +20,8 @@ from ray_app.metrics.operating import Confusion, equal_error_rate, rates_at, tpr
 MOST = 20_000  # images that are drawn from; of more, so many stand for all
 MOST_OF_VIEW = 5_000  # images of a view above which its figures are left without such intervals: there are many views
 _FEWER = 200  # replicates
-_MOST = {"log_loss": math.inf}  # what is higher than 1 can be
+_HIGHEST = {"log_loss": math.inf}  # what is higher than 1 can be
+_TURNED = ("ece",)  # a resample's bins stray from the truth twice, the sample's own way and again: its replicates lie too high
 Figures = dict[str, Figure]
 ByGroup = Mapping[Group, ScoreHistogram]
 
@@ -61,18 +62,23 @@ class Resampling:
         found = bootstrap_intervals(drawn, classes[0], classes[1], replicates=replicates or 0, seed=self._seed)
         sampled = drawn(*(ScoreHistogram.merged(some) for some in classes))
         m = sum(scores.n for scores in by_group.values())
-        changed = {name: _with(figures[name], one, sampled[name], m, most=_MOST.get(name, 1.0)) for name, one in found.items() if one}
+        changed = {name: replace(figures[name], interval=_ends(name, figures[name], one, value, m), method=one.method)
+                   for name, one in found.items() if one and (value := sampled[name]) is not None}  # fmt: skip
         return figures | changed
 
 
-def _with(figure: Figure, interval: Interval, sampled: float | None, m: int, most: float) -> Figure:
-    """The figure of n images with an interval from m of them, on which it is `sampled`. Generators that were drawn are all of them."""
+def _ends(name: str, figure: Figure, interval: Interval, sampled: float, m: int) -> tuple[float, float]:
+    """Those of a figure of n images, from an interval of m of them, on which it is `sampled`.
+
+    How far they lie off is brought to n images by √(m / n) where images were drawn; generators that were drawn are all of them. Figures
+    of `_TURNED` have the basic interval (Davison and Hinkley 1997, §5.2), which takes a bias off rather than adding it again.
+    """
     assert figure.value is not None
-    if sampled is None:
-        return figure
     scale = math.sqrt(m / figure.n) if interval.method == "bootstrap" and m < figure.n else 1.0
-    low, high = (figure.value + (end - sampled) * scale for end in interval[:2])
-    return replace(figure, interval=(max(0.0, low), min(most, high)), method=interval.method)
+    low, high = ((end - sampled) * scale for end in interval[:2])
+    if name in _TURNED:
+        low, high = min(0.0, -high), max(0.0, -low)
+    return max(0.0, figure.value + low), min(_HIGHEST.get(name, 1.0), figure.value + high)
 
 
 def _places(sample: pa.Table) -> dict[Group, npt.NDArray[np.int64]]:

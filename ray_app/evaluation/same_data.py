@@ -3,6 +3,8 @@
 import numpy as np
 import numpy.typing as npt
 
+from ray_app.evaluation.sampling import mixed
+
 Words = npt.NDArray[np.uint64]
 MODULUS = 2**64
 
@@ -14,6 +16,4 @@ def digest_of(image_ids: npt.NDArray[np.int64] | Words, is_fake: npt.NDArray[np.
     """
     with np.errstate(over="ignore"):
         words: Words = image_ids.astype(np.uint64) + np.where(is_fake, np.uint64(0x9E3779B97F4A7C15), np.uint64(0x2545F4914F6CDD1D))
-        words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return int((words ^ (words >> np.uint64(31))).sum(dtype=np.uint64))
+        return int(mixed(words).sum(dtype=np.uint64))

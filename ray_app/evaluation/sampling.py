@@ -8,8 +8,12 @@ MOST = 100_000
 
 
 def hashed(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
-    """One number for each id, (n,): SplitMix64's finaliser (Steele et al. 2014), which gives no two ids the same."""
-    words = ids.view(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    """One number for each id, (n,), a different one for each."""
+    return mixed(ids.view(np.uint64) + np.uint64(0x9E3779B97F4A7C15))
+
+
+def mixed(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """SplitMix64's finaliser (Steele, Lea and Flood 2014) of words (n,), which gives no two the same."""
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return words ^ (words >> np.uint64(31))

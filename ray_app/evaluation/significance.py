@@ -15,7 +15,7 @@ from ray_app.metrics.paired import delong_paired, holm, mcnemar
 def paired_tests(sample: pa.Table, systems: Sequence[System], binary: Mapping[str, bool]) -> list[dict[str, Any]]:
     """DeLong's test of two AUCs, or McNemar's where one of the two only says yes and no; on images that both score.
 
-    `difference` is a's figure less b's; `p_holm` is corrected for all pairs.
+    `difference` is b's figure less a's, as everywhere; `p_holm` is corrected for all pairs.
     """
     if not len(sample):
         return []
@@ -28,14 +28,13 @@ def paired_tests(sample: pa.Table, systems: Sequence[System], binary: Mapping[st
             continue
         first, second, truth = scores[one.name][both], scores[other.name][both], fakes[both]
         if binary[one.name] or binary[other.name]:
-            test = mcnemar(_right(second, truth, other), _right(first, truth, one))
+            test = mcnemar(_right(first, truth, one), _right(second, truth, other))
         else:
-            test = delong_paired(second, first, truth)
+            test = delong_paired(first, second, truth)
         told.append({"a": one.name, "b": other.name, **test.row()})
     return [row | {"p_holm": p} for row, p in zip(told, holm([row["p"] for row in told]), strict=True)]
 
 
 def _right(scores: npt.NDArray[np.float64], fakes: npt.NDArray[np.bool_], system: System) -> npt.NDArray[np.bool_]:
-    said = scores > system.threshold if system.strict else scores >= system.threshold
-    right: npt.NDArray[np.bool_] = said == fakes
+    right: npt.NDArray[np.bool_] = system.says_fake(scores) == fakes
     return right

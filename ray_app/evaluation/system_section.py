@@ -3,6 +3,7 @@
 Knows cells and what to compute of them; every figure itself is of ray_app.metrics.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -85,9 +86,9 @@ def system_of(system: System, cells: Cells, asked: Asked) -> Document:
     groups = sorted({cell.group for cell, _, _ in cells.rows})
     scores = _scores(system, cells, groups)
     figures = asked.resampling.with_intervals(scores.figures(scores.fakes, scores.reals), system, scores.by_group)
-    generators = [_generator(group, scores, cells, asked) for group in groups]
+    labelled = _labelled(cells)
+    generators = [_generator(group, scores, labelled[group], asked) for group in groups]
     confusion = Confusion.at(scores.fakes, scores.reals, system.threshold, system.strict)
-    total = cells.joined
     return {
         "name": system.name,
         "kind": system.kind,
@@ -98,7 +99,7 @@ def system_of(system: System, cells: Cells, asked: Asked) -> Document:
         "strict": system.strict,
         "n_real": scores.reals.n,
         "n_fake": scores.fakes.n,
-        "unscored": total - scores.reals.n - scores.fakes.n,
+        "unscored": cells.joined - scores.reals.n - scores.fakes.n,
         "figures": rows(figures),
         "decided": rows(abstaining(_verdicts(cells))) if system.decides else None,
         "averages": rows(_averages(scores, groups)),
@@ -119,6 +120,14 @@ def system_of(system: System, cells: Cells, asked: Asked) -> Document:
 def rows(figures: Mapping[str, Figure]) -> Document:
     """Figures as plain JSON."""
     return {name: figure.row() for name, figure in figures.items()}
+
+
+def _labelled(cells: Cells) -> Counter[Group]:
+    """How many rows each group has, with a score or without."""
+    found: Counter[Group] = Counter()
+    for (cell, _, _), count in cells.rows.items():
+        found[cell.group] += count
+    return found
 
 
 def _scores(system: System, cells: Cells, groups: Iterable[Group]) -> _Scores:
@@ -162,11 +171,10 @@ def _averages(scores: _Scores, groups: Iterable[Group]) -> dict[str, Figure]:
     return found
 
 
-def _generator(group: Group, scores: _Scores, cells: Cells, asked: Asked) -> Document:
+def _generator(group: Group, scores: _Scores, labelled: int, asked: Asked) -> Document:
     hits, n = scores.right(group)
     mine = scores.by_group[group]
     pair = (scores.fakes, mine) if group.kind == "real" else (mine, scores.reals)
-    there = sum(count for (cell, _, _), count in cells.rows.items() if cell.group == group)
     told = {
         "name": group.generator,
         "label": group.label,
@@ -174,7 +182,7 @@ def _generator(group: Group, scores: _Scores, cells: Cells, asked: Asked) -> Doc
         "seen": _seen(scores.system, group.generator, asked),
         "released": asked.released(group.generator) if group.kind != "real" else None,
         "n": n,
-        "unscored": there - n,
+        "unscored": labelled - n,
         "rate": proportion(hits, n, "none of these images was scored").row(),
         "auc": scores.auc(*pair).row(),
     }

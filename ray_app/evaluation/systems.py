@@ -37,6 +37,10 @@ class System:
     decides: bool = False
     card: DetectorCard | None = None
 
+    def says_fake(self, scores: Column) -> npt.NDArray[np.bool_]:
+        """Whether each score (n,) is on the fake side of the threshold; NaN is not."""
+        return scores > self.threshold if self.strict else scores >= self.threshold
+
 
 @dataclass(frozen=True)
 class Systems:

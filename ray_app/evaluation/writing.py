@@ -4,12 +4,14 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ray_app.storage import Store
 
 COLUMNS = ("system", "view", "scope", "figure", "value", "low", "high", "method", "n", "why")
+Line = tuple[str, str, str, str, Mapping[str, Any]]
+"""System, view, scope, name and figure."""
 _FORMULA = re.compile(r"^\s*[=+\-@\t\r]")
 _SCOPES = ("figures", "decided", "averages")
 
@@ -35,21 +37,30 @@ def metrics_csv(document: Mapping[str, Any]) -> str:
     return stream.getvalue()
 
 
-def _figures(document: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str, Mapping[str, Any]]]:
+def _figures(document: Mapping[str, Any]) -> Iterator[Line]:
     yield "", "", "data", "shortcut_auc", document["data"]["shortcut"]["auc"]
     for system in document["systems"]:
         for view, scope, figures in _of_system(system):
             for name, figure in figures.items():
                 yield system["name"], view, scope, name, figure
     for pair in document["paired"]:
-        yield pair["a"], "", f"less {pair['b']}", pair["test"], pair["difference"]
-    for one in (document["localization"] or {}).get("systems", []):
-        for view in [one, *one["views"]]:
-            for name, figure in view["figures"].items():
-                yield one["name"], "" if view is one else view["name"], f"masks at {one['resolution']} size", name, figure
+        yield pair["b"], "", f"less {pair['a']}", pair["test"], pair["difference"]
+    yield from _of_masks((document["localization"] or {}).get("systems", []))
+    for footer in document["table"]["footers"]:
+        for system_name, figure in footer["cells"].items():
+            yield system_name, "", "table", footer["name"], figure
     for section in ("identification", "prompts"):
         for name, figure in _among(document.get(section) or {}):
             yield "", "", section, name, figure
+
+
+def _of_masks(systems: Iterable[Mapping[str, Any]]) -> Iterator[Line]:
+    for one in systems:
+        for view in [one, *one["views"]]:
+            for name, figure in view["figures"].items():
+                yield one["name"], "" if view is one else view["name"], f"masks at {one['resolution']} size", name, figure
+        for name, figure in _among({part: one.get(part) for part in ("generators", "imdlbenco", "opensdi")}):
+            yield one["name"], "", f"masks at {one['resolution']} size", name, figure
 
 
 def _of_system(system: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
@@ -69,8 +80,10 @@ def _of_system(system: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[st
 
 
 def _among(section: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """All figures of a section, wherever they stand, with the way to them."""
+    """All figures of a section, wherever they stand, with the way to them; what stands in a list goes by its name."""
     for key, value in section.items():
+        if isinstance(value, list):
+            value = {one["name"]: one for one in value if isinstance(one, Mapping) and "name" in one}
         if isinstance(value, Mapping):
             if {"value", "why"} <= value.keys():
                 yield path + key, value

@@ -108,6 +108,7 @@ class _Confusion:
     """The counts of pairs as arrays: what resampling images does to them is one multinomial draw."""
 
     def __init__(self, pairs: Pairs) -> None:
+        pairs = dict(sorted(pairs.items(), key=lambda one: (one[0][0], one[0][1] or "")))  # draws must not hang on the order of rows
         names = sorted({truth for truth, _ in pairs})
         self._places = {name: place for place, name in enumerate(names)}
         outside = len(names)  # all names that are nobody's, and none

@@ -13,7 +13,7 @@ from ray_app.metrics.arrays import checked
 from ray_app.metrics.figure import Figure, undefined
 from ray_app.metrics.histograms import Counts, ScoreHistogram
 
-_Z95 = 1.959963984540054  # 97.5 % point of the normal distribution
+Z95 = 1.959963984540054  # 97.5 % point of the normal distribution
 CLOPPER_PEARSON, DELONG = "clopper-pearson", "delong"
 
 
@@ -54,7 +54,7 @@ def auc_of(fakes: ScoreHistogram, reals: ScoreHistogram) -> Auc:
         pairs = min(m, n)
         wins = auc * pairs
         return Auc(auc, proportion_interval(math.floor(wins), pairs)[0], proportion_interval(math.ceil(wins), pairs)[1])
-    middle, half = math.log(auc / (1 - auc)), _Z95 * math.sqrt(spread) / (auc * (1 - auc))
+    middle, half = math.log(auc / (1 - auc)), Z95 * math.sqrt(spread) / (auc * (1 - auc))
     return Auc(auc, _sigmoid(middle - half), _sigmoid(middle + half))
 
 

@@ -13,8 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ray_app.metrics.arrays import Floats, checked
 from ray_app.metrics.figure import Figure, undefined
-
-_Z95 = 1.959963984540054  # 97.5 % point of the normal distribution
+from ray_app.metrics.intervals import Z95
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +47,7 @@ def delong_paired(scores_a: ArrayLike, scores_b: ArrayLike, fakes: ArrayLike) ->
     if variance <= 0:
         even = difference == 0
         return Paired("delong", n, Figure(difference, n=n), 1.0 if even else None, None if even else "the AUCs do not vary")
-    half = _Z95 * math.sqrt(variance)
+    half = Z95 * math.sqrt(variance)
     interval = (max(-1.0, difference - half), min(1.0, difference + half))
     p = math.erfc(abs(difference) / math.sqrt(2 * variance))
     return Paired("delong", n, Figure(difference, interval, "delong", n), p)
@@ -73,7 +72,7 @@ def mcnemar_of(only_a: int, only_b: int, n: int) -> Paired:
     if not n:
         return Paired("mcnemar", 0, undefined("there are no images"), None, "there are no images")
     share_a, share_b = (only_a + 1) / (n + 2), (only_b + 1) / (n + 2)
-    middle, half = share_b - share_a, _Z95 * math.sqrt((share_a + share_b - (share_b - share_a) ** 2) / (n + 2))
+    middle, half = share_b - share_a, Z95 * math.sqrt((share_a + share_b - (share_b - share_a) ** 2) / (n + 2))
     interval = (max(-1.0, middle - half), min(1.0, middle + half))
     return Paired("mcnemar", n, Figure((only_b - only_a) / n, interval, "bonett-price", n), mid_p(only_a, only_a + only_b))
 

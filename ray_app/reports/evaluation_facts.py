@@ -110,7 +110,7 @@ class TableFacts(Section):
 
 
 class PairedFacts(Section):
-    """One paired test between two systems on the same images; `difference` is a's figure less b's."""
+    """One paired test between two systems on the same images; `difference` is b's figure less a's."""
 
     a: str = ""
     b: str = ""

@@ -206,7 +206,7 @@ def _compared(test: PairedFacts, told: EvaluationFacts, system: SystemFacts) -> 
     difference = test.difference.number or 0.0
     what = "AUC" if test.test == "delong" else "share told right"
     p = test.p_holm if test.p_holm is not None else test.p
-    amount = -difference if turned else difference
+    amount = difference if turned else -difference
     if not amount:
         return f"Against {name}, the closest in paired tests, its {what} is the same."
     found = "higher" if amount > 0 else "lower"

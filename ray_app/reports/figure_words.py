@@ -73,7 +73,10 @@ MEANINGS: Mapping[str, Meaning] = {
     "bleu4": Meaning("BLEU-4", "Runs of up to four words that the predicted prompt shares with the true one.", False),
     "rouge_l": Meaning("ROUGE-L", "The longest common subsequence of words of both prompts, as an F1.", False),
     "token_f1": Meaning("token F1", "Words that both prompts share, in any order, as an F1.", False),
-    "clip_similarity": Meaning("CLIP similarity", "Cosine of the CLIP embeddings of both prompts.", False),
+    "clip_text": Meaning("CLIP, both prompts", "Cosine of the CLIP embeddings of both prompts.", False),
+    "clip_score": Meaning("CLIPScore", "How alike CLIP finds the image and the predicted prompt: 2.5 times their cosine, or 0.", False),
+    "clip_score_truth": Meaning("CLIPScore of the true prompt", "The same of the image and the true prompt.", False),
+    "clip_score_ratio": Meaning("CLIPScore by the true prompt’s", "The first by the second: 1 where both fit alike.", False),
 }
 
 KEY_FIGURES = ("auc", "tpr_at_fpr_1", "balanced_accuracy", "tpr", "tnr", "ece")

@@ -14,7 +14,8 @@ def evaluations(tmp_path):
     return tmp_path
 
 
-def test_folders_and_files_become_one_page(evaluations, capsys):
+def test_folders_and_files_become_one_page(evaluations, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")  # narrower terminals break names
     out = evaluations / "pages" / "board.html"
     assert (
         main(["leaderboard", str(evaluations / "a"), str(evaluations / "b" / "metrics.json"), str(evaluations / "a"), "--out", str(out)])

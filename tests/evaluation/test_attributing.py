@@ -77,6 +77,13 @@ def test_rankings_and_confidences_are_used_where_rows_have_them():
     assert (found["unknown_named"]["value"], found["accuracy"]["n"]) == (1, len(among))
 
 
+def test_rows_of_tables_without_rankings_count_too():
+    ranked = {"label": "fake", "generator": "sd", "predicted_generator": "sd", "generator_ranking": ["sd"], "generator_confidence": 0.5}
+    bare = {"label": "fake", "generator": "flux", "predicted_generator": "sd"}
+    found = identification_of(lambda names: [one for rows in ([ranked], [bare, bare]) for one in tables_of(rows)(names)])
+    assert (found["accuracy"]["n"], found["accuracy"]["value"], found["top_3"]["n"]) == (3, pytest.approx(1 / 3), 3)
+
+
 def test_dflip_s_rules_are_an_option():
     rows = [{"label": "fake", "generator": "sd", "predicted_generator": "This is an ai generated image by StableDiffusion."},
             {"label": "real", "generator": "real", "predicted_generator": None}]  # fmt: skip

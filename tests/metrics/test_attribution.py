@@ -94,3 +94,8 @@ def test_one_class_that_is_never_right():
     found = attribution_of([None, "mj"], ["sd", "sd"])
     assert found.figures["macro_f1"].value == 0
     assert found.classes[0]["precision"].why == "never predicted"
+
+
+def test_intervals_do_not_hang_on_the_order_of_rows():
+    predicted, truth = drawn(3)
+    assert attribution_of(predicted, truth).figures == attribution_of(predicted[::-1], truth[::-1]).figures
