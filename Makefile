@@ -22,15 +22,16 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder tests/scoring tests
 
-# The slow tests that CI runs all the same: GPU nodes, a node that leaves, a submitted job, a killed run, a lost wave, a whole training.
+# The slow tests that CI runs all the same: GPU nodes, a submitted job, a run whose driver, actors and node are killed, a lost wave, a whole training.
 test-cluster: $(STAMP)
 	$(BIN)/python -m pytest -m 'slow and ci'
 
-# The other slow tests of scoring: sixteen kills at seeded moments, 2,000 images in every form, faults of storage, output and decoders.
+# The other slow tests of scoring: sixteen kills at seeded moments, nodes that leave, 2,000 images in every form, 1,000 perturbed ones, faults of storage, output and
+# decoders; and of what it is made of and leads to: detectors in bf16, evaluations.
 test-faults: $(STAMP)
-	$(BIN)/python -m pytest -m 'slow and not ci' tests/scoring tests/benchmarks
+	$(BIN)/python -m pytest -m 'slow and not ci' tests/scoring tests/benchmarks tests/detectors tests/evaluation
 
-# The other slow tests of training: killed trainings, storage on S3, the quick recipe from simulated pictures to a card that scores, notices, bad images, the linear probe.
+# The other slow tests of training: two processes against one, killed trainings, storage on S3, the quick recipe from simulated pictures to a card that scores, notices, bad images, the linear probe.
 test-training: $(STAMP)
 	$(BIN)/python -m pytest -m 'slow and not ci' tests/training tests/learning tests/datasets tests/simulation
 

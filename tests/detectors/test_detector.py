@@ -38,7 +38,8 @@ def test_a_score_does_not_depend_on_its_neighbours(detector):
     np.testing.assert_array_equal(detector.score(batch[order]), scores[order])
 
 
-@pytest.mark.parametrize("name", ["community-forensics-vits384", pytest.param("openfake-swinv2-small", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["community-forensics-vits384", "openfake-swinv2-small"])
 def test_a_published_score_does_not_depend_on_its_neighbours(name):
     detector = filled_detector(name, precision="bf16", slots=4)
     batch = images(4, side=detector.card.preprocessing.shape[0])

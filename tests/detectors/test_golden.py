@@ -72,7 +72,8 @@ def test_score_is_the_authors(golden):
     assert score == pytest.approx(expected, abs=1e-4 * max(1, abs(expected)))
 
 
-@pytest.mark.parametrize("name", [*PUBLISHED[:2], pytest.param(PUBLISHED[2], marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_bf16_stays_within_its_bound(name):
     detector = filled_detector(name, precision="bf16", slots=4)
     published = [golden for golden in GOLDEN if golden[:2] == (name, detector.card.preprocessing.resampler)]

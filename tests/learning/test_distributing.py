@@ -15,6 +15,8 @@ from ray_app.learning.learner import Learner, load_trained
 from ray_app.learning.networks import network_for, training_card
 from tests.learning.small_recipes import batch, recipe, share
 
+pytestmark = pytest.mark.slow
+
 STEPS, SAVED = 50, 40
 FEW = 6  # steps that show whether chance depends on the step alone
 UNSEEN = batch(STEPS, 16)["image"]

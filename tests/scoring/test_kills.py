@@ -105,7 +105,7 @@ def slow(kind, seeds):
 @pytest.mark.parametrize(
     ("kinds", "seed"),
     [
-        (("driver", "actor", "raylet"), 0),
+        pytest.param(("driver", "actor", "raylet"), 0, marks=[pytest.mark.slow, pytest.mark.ci]),
         pytest.param(("notice",), 0, marks=pytest.mark.slow),
         *slow("driver", range(1, 11)),
         *slow("actor", range(1, 4)),

@@ -27,7 +27,6 @@ def begin(source, out, nodes, *settings):
     return run, process
 
 
-@pytest.mark.ci
 def test_a_node_with_notice_takes_no_more_and_the_others_finish(many_photographs, nodes, tmp_path):
     run, process = begin(many_photographs, tmp_path / "run", nodes)
     nodes.tell("drain", min(nodes.raylets), 30)

@@ -23,7 +23,7 @@ from ray_app.scoring.preparing import identity_of
 from ray_app.scoring.reusing import check_reuse
 from ray_app.scoring.run import score_archive, spec_for
 from ray_app.simulation.archive import write_photographs
-from tests.scoring.conftest import comparable
+from tests.scoring.conftest import comparable, score_into
 
 STANDARD = [view.name for view in load_perturbations(["standard"])]
 TINY = ("touchstone-tiny", "other-tiny", "corvi2023")
@@ -64,19 +64,19 @@ def views_of(rows):
     return {uri: row["views"] for uri, row in rows.items()}
 
 
+@pytest.fixture(scope="module")
+def seen(ray_cluster, photos, tiny, tmp_path_factory):
+    """A run with perturbations by two workers, and its rows."""
+    out = tmp_path_factory.mktemp("seen") / "run"
+    return out, score_into(out, photos, cluster={"workers": 2}, detectors=tiny, perturb=("standard",))[1]
+
+
 @pytest.mark.ray
 @pytest.mark.timeout(600)
-def test_three_detectors_and_twelve_perturbations(score, photos, tiny, tmp_path):
-    """With two workers, with one, and with a pool of its own for the detector that keeps sizes: the same numbers, one decode per image."""
-    settings = {"detectors": tiny, "perturb": ("standard",)}
-    runs = {}
-    for workers in (2, 1):
-        out = tmp_path / f"by-{workers}"
-        _, runs[workers] = score(photos, out, cluster={"workers": workers}, **settings)
-        assert session_of(out)["decoded"] == len(runs[workers]) == 7
-    assert {uri: comparable(row) for uri, row in runs[2].items()} == {uri: comparable(row) for uri, row in runs[1].items()}
-
-    for uri, row in runs[2].items():
+def test_three_detectors_and_twelve_perturbations(seen):
+    out, rows = seen
+    assert session_of(out)["decoded"] == len(rows) == 7
+    for uri, row in rows.items():
         if uri.endswith("broken.jpg"):
             assert row["views"] is None
             continue
@@ -85,21 +85,33 @@ def test_three_detectors_and_twelve_perturbations(score, photos, tiny, tmp_path)
         assert all(scores["other-tiny"] is not None for scores in row["views"].values())
         # Corvi takes 64 pixels and more: not what half the size leaves.
         assert row["views"]["half-size"]["corvi2023"] is None
-    values = np.array([row["views"][view]["other-tiny"] for uri, row in runs[2].items() if "photo-" in uri for view in STANDARD])
+    values = np.array([row["views"][view]["other-tiny"] for uri, row in rows.items() if "photo-" in uri for view in STANDARD])
     assert len(np.unique(values)) > 0.9 * len(values)
 
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+def test_a_pool_of_its_own_gives_the_same_views(score, seen, photos, tiny, tmp_path):
     own = yaml.safe_load(Path(tiny[-1]).read_text()) | {"own_pool": True}
     (tmp_path / "corvi2023.yaml").write_text(yaml.safe_dump(own))
     _, split = score(photos, tmp_path / "split", perturb=("standard",), detectors=(*tiny[:2], str(tmp_path / "corvi2023.yaml")))
     session = session_of(tmp_path / "split")
     assert session["layout"] == "split"
     assert session["decoded"] == 7 + 5, "once for fixed sizes, once where sizes are kept, but for the smallest: not once per view"
-    assert views_of(split) == views_of(runs[1])
+    assert views_of(split) == views_of(seen[1])
 
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+def test_one_worker_gives_the_same_and_without_views_all_else_is_the_same(score, seen, photos, tiny, tmp_path):
+    settings = {"detectors": tiny, "perturb": ("standard",)}
+    rows = {uri: comparable(row) for uri, row in seen[1].items()}
+    _, alone = score(photos, tmp_path / "by-one", cluster={"workers": 1}, **settings)
+    assert {uri: comparable(row) for uri, row in alone.items()} == rows
     _, plain = score(photos, tmp_path / "plain", detectors=tiny)
-    assert {uri: comparable(row) for uri, row in plain.items()} == {
-        uri: {name: value for name, value in comparable(row).items() if name != "views"} for uri, row in runs[1].items()
-    }
+    clean = {uri: {name: value for name, value in row.items() if name != "views"} for uri, row in rows.items()}
+    assert {uri: comparable(row) for uri, row in plain.items()} == clean
     with pytest.raises(IdentityError, match=r"perturb\.jpeg-95"):
         score(photos, tmp_path / "plain", **settings)
 

@@ -56,6 +56,7 @@ def test_the_same_command_changes_nothing(done, capsys):
     assert {key: again[key] for key in before if key != "made_at"} == {key: before[key] for key in before if key != "made_at"}
 
 
+@pytest.mark.slow
 def test_the_offline_set_is_made_labelled_and_evaluated(ray_cluster, tmp_path):
     arguments = {"pairs": {"test": 4}, "picture_px": {"test": 128}, "file_px": {"test": 96}, "autoencoder_steps": 2}
     config = EvaluateConfig(at=("simulated::",), arguments=arguments, out=str(tmp_path / "out"), score={"perturb": ["jpeg:75"]})
@@ -64,6 +65,7 @@ def test_the_offline_set_is_made_labelled_and_evaluated(ray_cluster, tmp_path):
     assert [view["n_fake"] for view in document["systems"][0]["views"]] == [4]
 
 
+@pytest.mark.slow
 def test_a_layout_labels_the_source(done, tmp_path):
     archive, out, _ = done
     listed = tmp_path / "listed.csv"
