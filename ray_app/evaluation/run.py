@@ -3,6 +3,8 @@
 Everything that takes long can be interrupted: the same command scores on from what is committed, and uses the same index again.
 """
 
+import contextlib
+import ctypes
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -60,12 +62,14 @@ def _evaluated(config: EvaluateConfig) -> Evaluated:
     if run is not None:
         _refuse_scoring(config, run)
     labels = labels_for(config, protocol, run, out)
+    _give_memory_back()
     if run is None:
         run, code = _scored(config, out, own_labels=labels is None)
     labels = labels or OwnLabels(run.store.url, config.split or (protocol.split if protocol else None))
     systems = systems_of(run, threshold=protocol.threshold if protocol else None, strict=protocol.strict if protocol else True)
     _tell("counting scores")
     cells = _on_tasks(config, run, lambda each: gather(run, labels, systems, each=each, most=config.sample))
+    _give_memory_back()
     warnings = [*_unfinished(run), *check_joined(labels, cells, run)]
     for warning in warnings:
         print(f"evaluate  {warning}", file=sys.stderr, flush=True)
@@ -138,6 +142,12 @@ def _on_tasks(config: EvaluateConfig, run: RunDirectory, work: Callable[[Each | 
 def _unfinished(run: RunDirectory) -> list[str]:
     finished = run.store.exists("summary.json")
     return [] if finished else [f"{run.store.url} is not finished: only what is scored so far is evaluated."]
+
+
+def _give_memory_back() -> None:
+    """What many small arrays leave free between them goes back to the machine (glibc keeps it), before figures need room of theirs."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _tell(doing: str) -> None:

@@ -43,10 +43,10 @@ def with_simulated_source(config: EvaluateConfig, out: Store) -> EvaluateConfig:
     """The config with what `simulated::` stands for: pictures made into `out`/index (100 pairs of a test split, if none are asked for),
     as a list that has their labels. Raises ConfigError where `out` is no local folder.
     """
-    from ray_app.simulation.labelled import LABELS
-
     if config.at != (SIMULATED,):
         return config
+    from ray_app.simulation.labelled import LABELS  # it loads torch
+
     store = out.below(INDEX)
     build_index(Source(at=config.at, arguments=config.arguments or {"pairs": {"test": 100}}), store)
     return config.model_copy(update={"at": (f"list::{store.url}/simulated/{LABELS}",), "arguments": {}})
