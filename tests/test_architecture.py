@@ -29,6 +29,7 @@ ROOMS = [
     "packing",
     "training",
     "evaluation",
+    "comparison",
     "serving",
     "cli",
 ]

@@ -28,7 +28,7 @@ def compare(run_a: str, run_b: str, labels: str | None, by: Literal["image_id", 
     touchstone compare s3://bucket/monday s3://bucket/tuesday --out drift
     touchstone compare old new --labels truth.csv --json | jq .headline
     """
-    from ray_app.evaluation.comparing import compare as compare_runs
+    from ray_app.comparison.comparing import compare as compare_runs
     from ray_app.reports.comparison_report import comparison_lines, render_comparison
 
     folder: Path | None = local_folder(out) if out else None

@@ -26,7 +26,7 @@ Figure = Mapping[str, Any]
 
 
 def render_comparison(document: Mapping[str, Any]) -> str:
-    """Write a comparison (`ray_app.evaluation.comparing.compare`) as one self-contained HTML page."""
+    """Write a comparison (`ray_app.comparison.comparing.compare`) as one self-contained HTML page."""
     return render(
         "comparison.html",
         told=document,

@@ -7,7 +7,7 @@ import pytest
 
 from ray_app.cli.main import main
 from ray_app.runs import RunDirectory, current_rows
-from tests.evaluation.compared import TINY, log_odds, make_run, names_of
+from tests.comparison.compared import TINY, log_odds, make_run, names_of
 
 N = 400
 

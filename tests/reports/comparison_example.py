@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from ray_app.evaluation import findings
-from ray_app.evaluation.comparing import concluded
-from ray_app.evaluation.flips import STATUSES, flagged_of, flips_of, statuses_of
-from ray_app.evaluation.labelled_changes import Truth, labelled_changes
-from ray_app.evaluation.shifts import QUANTILES, distribution_of, shift_of
+from ray_app.comparison import findings
+from ray_app.comparison.comparing import concluded
+from ray_app.comparison.flips import STATUSES, flagged_of, flips_of, statuses_of
+from ray_app.comparison.labelled_changes import Truth, labelled_changes
+from ray_app.comparison.shifts import QUANTILES, distribution_of, shift_of
 
 N = 2_400
 GENERATORS = ("flux-1-dev", "sdxl-turbo", "midjourney-6", "gpt-image-1")

@@ -6,7 +6,7 @@ A run of 10⁷ images makes any trifle significant, and one of 50 hardly anythin
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ray_app.evaluation.shifts import MOVED
+from ray_app.comparison.shifts import MOVED
 from ray_app.evaluation.systems import ENSEMBLE
 from ray_app.metrics.paired import holm
 from ray_app.reports import wording

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ray_app.comparison.pairing import Codes, Pairing, RunColumns
 from ray_app.errors import Status
-from ray_app.evaluation.pairing import Codes, Pairing, RunColumns
 from ray_app.metrics.figure import Figure, undefined
 from ray_app.metrics.intervals import Z95, proportion
 from ray_app.metrics.paired import mcnemar_of

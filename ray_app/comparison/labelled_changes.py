@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ray_app.evaluation.flips import VERDICTS
-from ray_app.evaluation.pairing import Codes, Places, RunColumns
+from ray_app.comparison.flips import VERDICTS
+from ray_app.comparison.pairing import Codes, Places, RunColumns
 from ray_app.evaluation.systems import ENSEMBLE
 from ray_app.metrics.figure import Figure, undefined
 from ray_app.metrics.histograms import ScoreHistogram

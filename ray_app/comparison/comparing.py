@@ -8,13 +8,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ray_app import __version__
-from ray_app.evaluation import findings
-from ray_app.evaluation.flips import STATUSES, VERDICTS, examples_of, flagged_of, flips_of, statuses_of
+from ray_app.comparison import findings
+from ray_app.comparison.flips import STATUSES, VERDICTS, examples_of, flagged_of, flips_of, statuses_of
+from ray_app.comparison.labelled_changes import LabelsOfRows, Numbers, Truth, labelled_changes, tests_in, truth_of
+from ray_app.comparison.pairing import By, Pairing, RunColumns, pair
+from ray_app.comparison.shifts import QUANTILES, distribution_of, shift_of
 from ray_app.evaluation.joining import OwnLabels, index_labels
-from ray_app.evaluation.labelled_changes import LabelsOfRows, Numbers, Truth, labelled_changes, tests_in, truth_of
 from ray_app.evaluation.labels import open_labels
-from ray_app.evaluation.pairing import By, Pairing, RunColumns, pair
-from ray_app.evaluation.shifts import QUANTILES, distribution_of, shift_of
 from ray_app.evaluation.systems import ENSEMBLE
 from ray_app.runs.identity import as_known_to, differing_keys
 

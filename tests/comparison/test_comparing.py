@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from ray_app.comparison.comparing import compare
+from ray_app.comparison.findings import ALPHA, LEAST
+from ray_app.comparison.pairing import RunColumns
 from ray_app.errors import ConfigError, Status
-from ray_app.evaluation.comparing import compare
-from ray_app.evaluation.findings import ALPHA, LEAST
-from ray_app.evaluation.pairing import RunColumns
 from ray_app.runs import RunDirectory, current_rows
-from tests.evaluation.compared import OTHER, TINY, log_odds, make_run, names_of, spec_of
+from tests.comparison.compared import OTHER, TINY, log_odds, make_run, names_of, spec_of
 
 N = 1_500
 NAMES = names_of(N)
