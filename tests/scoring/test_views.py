@@ -89,6 +89,7 @@ def test_three_detectors_and_twelve_perturbations(seen):
     assert len(np.unique(values)) > 0.9 * len(values)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_a_pool_of_its_own_gives_the_same_views(score, seen, photos, tiny, tmp_path):
