@@ -62,7 +62,12 @@ def _decided(rows: pa.Table, spec: ScoringSpec) -> pa.Table:
 def _summary(run: RunDirectory, spec: ScoringSpec) -> dict[str, Any]:
     described = run.describe()
     summary = run.read_json("summary.json") | count_rows(run, described["detectors"])
-    summary |= {"ensemble": ensemble_facts(spec), "identity": described["identity"], "fingerprint": fingerprint(described["identity"])}
+    summary |= {
+        "run": run.store.url,
+        "ensemble": ensemble_facts(spec),
+        "identity": described["identity"],
+        "fingerprint": fingerprint(described["identity"]),
+    }
     run.write_json("summary.json", summary)
     write_report(run)
     return summary

@@ -159,6 +159,7 @@ def test_decide_applies_new_thresholds_and_scores_nothing(score, sample_archive,
     summary = decide_run(str(copied), str(strict))
     after = rows_of(copied)
     assert summary["verdicts"] == {"real": 0, "fake": 0, "abstain": summary["statuses"]["ok"]}
+    assert summary["run"] == str(copied), "where the run is now, not where it was scored"
     unchanged = ("scores", "score", "probability", "scored_at", "attempt", "sha256", "status")
     for uri, row in after.items():
         assert {name: row[name] for name in unchanged} == {name: before[uri][name] for name in unchanged}
