@@ -22,6 +22,7 @@ Rows = npt.NDArray[np.uint32]
 
 KEYS = ("image_id", "sha256", "uri")
 _SAID = ("label", "generator", "kind", "mask_uri")
+_TEXTS = ("mask_uri", "prompt", "release_date")
 _ATTEMPTS = 4
 
 
@@ -166,7 +167,7 @@ def own_fields(table: pa.Table) -> pa.Table:
     inputs = table["input"].combine_chunks() if "input" in table.column_names else None
     names = [] if inputs is None else [one.name for one in inputs.type]
     told = {"label": "label_name" if "label_name" in names else "label", "mask_uri": "mask_uri" if "mask_uri" in names else "mask"}
-    columns = {name: told.get(name, name) for name in (*_SAID, "prompt", "split")}
+    columns = {name: told.get(name, name) for name in (*_SAID, "prompt", "split", "release_date")}
     return pa.table({name: pc.struct_field(inputs, field) for name, field in columns.items() if field in names})
 
 
@@ -254,9 +255,9 @@ def _present(source: LabelTables, names: Sequence[str]) -> list[str]:
 
 def joined_rows(tables: Iterator[pa.Table], labels: Labels, names: Sequence[str]) -> Iterator[pa.Table]:
     """Those rows that are labelled, with the columns `names`: their own, and of the truth `label`, `generator`, `kind`, `mask_uri`,
-    `prompt`; a column that a run or its labels do not have is all null.
+    `prompt`, `release_date`; a column that a run or its labels do not have is all null.
     """
-    asked = [name for name in ("mask_uri", "prompt") if name in names]
+    asked = [name for name in _TEXTS if name in names]
     texts = labels.texts(asked) if asked and isinstance(labels, LabelIndex) else None
     for table in tables:
         truth = labels.truth(table)

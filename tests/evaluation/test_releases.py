@@ -3,10 +3,14 @@ import pyarrow as pa
 from ray_app.evaluation.releases import releases_of
 
 
-def rows(*entries, struct=True):
+def rows(*entries, struct=True, told=None):
+    """Entries of generator, label and the date of the run's own column; `told`: the dates of the labels."""
     made = [{"release_date": date} for *_, date in entries] if struct else [{"other": 1} for _ in entries]
     generators, labels = [one[0] for one in entries], [one[1] for one in entries]
-    return pa.table({"input": pa.array(made), "generator": pa.array(generators).dictionary_encode(), "label": labels})
+    dates = pa.array(told or [None] * len(entries), pa.string())
+    return pa.table(
+        {"input": pa.array(made), "release_date": dates, "generator": pa.array(generators).dictionary_encode(), "label": labels}
+    )
 
 
 def test_the_earliest_date_of_each_generator():
@@ -18,6 +22,11 @@ def test_the_earliest_date_of_each_generator():
 
 
 def test_rows_that_tell_nothing():
-    nothing = pa.table({"input": pa.nulls(1, pa.string()), "generator": ["a"], "label": ["fake"]})
+    nothing = pa.table({name: pa.nulls(1, pa.string()) for name in ("input", "release_date")} | {"generator": ["a"], "label": ["fake"]})
     assert releases_of([rows(("a", "fake", ""), struct=False), nothing, rows(("b", "fake", "2025"))]) == {"b": "2025"}
     assert releases_of([]) == {}
+
+
+def test_a_date_of_the_labels_holds_over_that_of_the_run():
+    both = rows(("a", "fake", "2020"), ("b", "fake", "2021"), told=["2025-01-01", None])
+    assert releases_of([both, rows(("c", "fake", ""), struct=False, told=["2024"])]) == {"a": "2025-01-01", "b": "2021", "c": "2024"}

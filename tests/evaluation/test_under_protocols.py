@@ -56,6 +56,22 @@ def test_rows_by_release_are_the_shares_of_their_images(case):
         assert table["cells"]["b"][f"released {year}"]["n"] == mine.sum()
 
 
+def test_a_file_of_labels_may_tell_the_releases(case, tmp_path):
+    """The dates of the file hold, also over the run's own."""
+    folder, (truths, _), documents = case
+    later = {"flux": "2024", "sd-3": "2026-01-01", "inpainter": "2024-12-31"}
+    labels = [{"uri": f"/data/{number:06d}.jpg", "member": None if number % 7 else f"{number}.png", "label": truth["label"],
+               "generator": truth["generator"], "release_date": later.get(truth["generator"])}
+              for number, truth in enumerate(truths)]  # fmt: skip
+    (tmp_path / "labels.jsonl").write_text("\n".join(map(json.dumps, labels)))
+    config = EvaluateConfig(at=(str(folder / "run"),), labels=str(tmp_path / "labels.jsonl"), out=str(tmp_path / "out"),
+                            protocol=str(folder / "rules.yaml"), thumbnails=False, bootstrap=0)  # fmt: skip
+    table = evaluate(config).document["table"]
+    assert [row["name"] for row in table["rows"]] == ["real", "real:camera", "released 2024", "released 2026", "flux", "inpainter", "sd-3"]
+    before = documents["run"]["table"]["cells"]["b"]
+    assert table["cells"]["b"]["released 2026"] == before["sd-3"]
+
+
 def test_a_score_at_the_threshold_is_fake_under_version_two(case):
     """Version 2 takes P(fake) of one half for fake, and others do not."""
     _, (truths, scores), documents = case
