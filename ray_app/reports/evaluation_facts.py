@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, model_validator
 
+from ray_app.reports import wording
 from ray_app.reports.figure_facts import NO_COUNTS, NO_FIGURES, NOT_MEASURED, Counts, FigureFacts, Figures, figures_among, numbers, rows
 from ray_app.reports.run_summary import Section
 from ray_app.reports.system_facts import SystemFacts
@@ -191,6 +192,11 @@ class MistakeFacts(Section):
     probability: float | None = None
     verdict: str = ""
     thumbnail: str = ""
+
+    @property
+    def name(self) -> str:
+        """What people know it by."""
+        return wording.file_name(self.uri, self.member)
 
 
 class OverlayFacts(Section):

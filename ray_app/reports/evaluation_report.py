@@ -13,10 +13,11 @@ from markupsafe import Markup
 from ray_app.reports import figure_words, wording
 from ray_app.reports.charts import range_meter
 from ray_app.reports.evaluation_charts import Chart, curve_groups, reliability_chart, risk_groups, robustness_groups, score_chart
-from ray_app.reports.evaluation_facts import EvaluationFacts, MistakeFacts, PairedFacts
+from ray_app.reports.evaluation_facts import EvaluationFacts, PairedFacts
 from ray_app.reports.evaluation_grid import SEEN_SIGNS, Cell, Grid, grids
 from ray_app.reports.evaluation_words import Warned, answers, headline, warnings
 from ray_app.reports.figure_facts import FigureFacts
+from ray_app.reports.mistakes import captioned
 from ray_app.reports.page import jpeg_uri, render, settings
 from ray_app.reports.system_facts import GeneratorFacts, SystemFacts
 from ray_app.reports.text_table import table
@@ -59,7 +60,7 @@ def render_evaluation(document: Mapping[str, Any]) -> str:
         kinds_of=_kinds,
         strata=_strata,
         paired=_paired(told),
-        mistakes=_mistakes(told),
+        mistakes=captioned(told.mistakes, lambda one: _picture(one.thumbnail), most=_MOST_MISTAKES),
         overlays=[(overlay, _picture(overlay.picture)) for overlay in told.overlays[:_MOST_OVERLAYS]],
         classes=_classes(told),
         pairs=_pairs(told),
@@ -170,15 +171,6 @@ def _paired(told: EvaluationFacts) -> list[tuple[PairedFacts, str, str]]:
     """Each test with what its two systems are called."""
     called = {system.name: system.called for system in told.systems}
     return [(one, called.get(one.a, one.a), called.get(one.b, one.b)) for one in told.paired]
-
-
-def _mistakes(told: EvaluationFacts) -> list[tuple[str, list[tuple[MistakeFacts, str | None]]]]:
-    captions = {"fake": "Fakes that it takes for real", "real": "Real images that it takes for fake"}
-    found = []
-    for label, caption in captions.items():
-        mine = [(one, _picture(one.thumbnail)) for one in told.mistakes if one.label == label][:_MOST_MISTAKES]
-        found += [(caption, mine)] if mine else []
-    return found
 
 
 def _picture(encoded: str) -> str | None:

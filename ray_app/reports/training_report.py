@@ -10,8 +10,9 @@ from markupsafe import Markup
 
 from ray_app.reports import wording
 from ray_app.reports.charts import line_chart, range_meter
+from ray_app.reports.mistakes import captioned
 from ray_app.reports.page import jpeg_uri, render, settings
-from ray_app.reports.training_facts import Figures, GeneratorFigures, Mistake, TrainingFacts
+from ray_app.reports.training_facts import Figures, GeneratorFigures, TrainingFacts
 
 _MOST_GENERATORS = 60
 _MOST_MISTAKES = 48
@@ -46,7 +47,7 @@ def render_training_report(facts: Mapping[str, Any]) -> str:
         validations=_validations(told),
         validation_curves=_validation_curves(told),
         generators=[table for name, figures in splits for table in _generator_tables(name, figures)],
-        mistakes=_mistakes(told),
+        mistakes=captioned(told.mistakes, lambda one: jpeg_uri(one.jpeg), most=_MOST_MISTAKES),
         auc_bar=_auc_bar,
         holdings=_holdings(told),
         leaks=_leaks(told),
@@ -198,15 +199,6 @@ def _generator_tables(split: str, figures: Figures) -> list[GeneratorTable]:
             shown = rows[:_MOST_GENERATORS]
             tables.append(GeneratorTable(f"{caption}, {split}", rate, shown, len(rows) - len(shown)))
     return tables
-
-
-def _mistakes(told: TrainingFacts) -> list[tuple[str, list[tuple[Mistake, str | None]]]]:
-    captions = {"fake": "Fakes that it takes for real", "real": "Real images that it takes for fake"}
-    found = []
-    for label, caption in captions.items():
-        mine = [(mistake, jpeg_uri(mistake.jpeg)) for mistake in told.mistakes if mistake.label == label][:_MOST_MISTAKES]
-        found += [(caption, mine)] if mine else []
-    return found
 
 
 class Holdings(NamedTuple):
