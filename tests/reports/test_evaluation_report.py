@@ -6,15 +6,15 @@ import pytest
 from ray_app.reports.evaluation_report import evaluation_lines, render_evaluation
 from tests.reports import hostile
 from tests.reports.evaluation_example import example_document, large_document, one_class, small_document
-from tests.reports.hostile_evaluation import hostile_document
-from tests.reports.page_reader import PageReader
-from tests.reports.test_run_report import (  # noqa: F401  (the same must hold of every page)
-    contrast,
+from tests.reports.every_page import (  # noqa: F401
     test_a_page_can_be_read_without_seeing_it,
     test_a_page_is_plain_printable_text,
     test_a_page_loads_and_runs_nothing,
     test_the_policy_comes_before_anything_it_rules,
 )
+from tests.reports.hostile_evaluation import hostile_document
+from tests.reports.page_reader import PageReader
+from tests.reports.test_run_report import contrast
 
 NO_SECTIONS = {key: None for key in small_document()}
 DEGENERATE = {

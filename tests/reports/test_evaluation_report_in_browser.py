@@ -2,21 +2,14 @@ import pytest
 
 from ray_app.reports.evaluation_report import render_evaluation
 from tests.reports import hostile
-from tests.reports.browser import CHROMIUM, Browser
 from tests.reports.evaluation_example import example_document, large_document
+from tests.reports.every_page import check_in_browser
 from tests.reports.hostile_evaluation import hostile_document
 
-pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is not installed")
 DOCUMENTS = {"example": example_document, "large": large_document, "empty": dict} | {
     f"hostile {name}": lambda text=text: hostile_document(text) for name, text in hostile.NAMES.items()
 }
 WIDE = ("example", "large", "empty", "hostile long", "hostile wide", "hostile remote")
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    with Browser(tmp_path_factory.mktemp("profile")) as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")
@@ -29,17 +22,7 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize(("name", "width"), [(name, 390) for name in DOCUMENTS] + [(name, 1440) for name in WIDE])
 def test_a_page_fits_its_window_and_asks_for_nothing(browser, folder, name, width):
-    browser.show(folder / f"{name}.html", width=width)
-    browser.ask("document.querySelectorAll('details').forEach(one => one.open = true)")
-    assert browser.ask("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
-    assert browser.ask("innerWidth") == width
-    asked = [event["request"]["url"].split(":")[0] for event in browser.called("Network.requestWillBeSent")]
-    assert asked.count("file") == 1
-    assert set(asked) <= {"file", "data"}
-    assert browser.called("Log.entryAdded") == []
-    assert browser.called("Runtime.consoleAPICalled") == []
-    assert browser.called("Page.javascriptDialogOpening") == []
-    assert browser.ask("document.scripts.length") == 0
+    check_in_browser(browser, folder / f"{name}.html", width)
 
 
 def test_the_table_and_its_published_columns_need_no_scrolling_on_a_desk(browser, folder):

@@ -5,6 +5,11 @@ import pytest
 from ray_app.reports.leaderboard import boards_of, leaderboard_lines, render_leaderboard
 from tests.reports import hostile
 from tests.reports.evaluation_example import example_document, large_document
+from tests.reports.every_page import (  # noqa: F401
+    test_a_page_is_plain_printable_text,
+    test_a_page_loads_and_runs_nothing,
+    test_the_policy_comes_before_anything_it_rules,
+)
 from tests.reports.page_reader import PageReader
 
 
@@ -183,3 +188,14 @@ def test_hostile_names_stay_text(text):
         "\x1b" not in line and "\n" not in line and "\u202e" not in line
         for line in leaderboard_lines([(text, hostile_document(text))], 100)
     )
+
+
+PAGES = {
+    "example": lambda: render_leaderboard([("a", example_document()), ("b", large_document())]),
+    "empty": lambda: render_leaderboard([]),
+} | {name: lambda text=text: render_leaderboard([(text, hostile_document(text))]) for name, text in hostile.NAMES.items()}
+
+
+@pytest.fixture(scope="module", params=PAGES)
+def page(request):
+    return PAGES[request.param]()

@@ -2,17 +2,9 @@ import pytest
 
 from ray_app.reports.leaderboard import render_leaderboard
 from tests.reports import hostile
-from tests.reports.browser import CHROMIUM, Browser
 from tests.reports.evaluation_example import example_document, large_document
+from tests.reports.every_page import check_in_browser
 from tests.reports.test_leaderboard import hostile_document
-
-pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is not installed")
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    with Browser(tmp_path_factory.mktemp("profile")) as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +23,7 @@ def pages(tmp_path_factory):
 @pytest.mark.parametrize("width", [390, 768, 1440])
 @pytest.mark.parametrize("name", ["example", "empty", "long", "wide", "stacked", "remote"])
 def test_it_fits_its_window_and_asks_for_nothing(browser, pages, name, width):
-    browser.show(pages / f"{name}.html", width=width)
-    assert browser.ask("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
-    asked = [event["request"]["url"].split(":")[0] for event in browser.called("Network.requestWillBeSent")]
-    assert asked.count("file") == 1
-    assert set(asked) <= {"file", "data"}
-    assert browser.called("Log.entryAdded") == []
-    assert browser.ask("document.scripts.length") == 0
+    check_in_browser(browser, pages / f"{name}.html", width)
 
 
 def test_narrow_windows_name_every_figure_beside_it(browser, pages):

@@ -2,19 +2,11 @@ import pytest
 
 from ray_app.reports import render_run_report, render_training_report
 from tests.reports import hostile
-from tests.reports.browser import CHROMIUM, Browser
+from tests.reports.every_page import check_in_browser
 from tests.reports.example import example_summary
 from tests.reports.test_run_report import hostile_summary, thumbnail
 from tests.reports.test_training_report import hostile_facts
 from tests.reports.training_example import example_facts
-
-pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is not installed")
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    with Browser(tmp_path_factory.mktemp("profile")) as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")
@@ -35,16 +27,7 @@ def folder(tmp_path_factory):
     "name", [f"{kind}{name}" for kind in ("", "training ") for name in ("empty", *hostile.NAMES)] + ["example", "training"]
 )
 def test_a_page_fits_its_window_and_asks_for_nothing(browser, folder, name, width):
-    browser.show(folder / f"{name}.html", width=width)
-    browser.ask("document.querySelectorAll('details').forEach(one => one.open = true)")
-    assert browser.ask("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
-    assert browser.ask("innerWidth") == width
-    asked = [event["request"]["url"].split(":")[0] for event in browser.called("Network.requestWillBeSent")]
-    assert asked.count("file") == 1
-    assert set(asked) <= {"file", "data"}
-    assert browser.called("Log.entryAdded") == []
-    assert browser.called("Page.javascriptDialogOpening") == []
-    assert browser.ask("document.scripts.length") == 0
+    check_in_browser(browser, folder / f"{name}.html", width)
 
 
 @pytest.mark.parametrize(("scheme", "media", "is_dark"), [("light", "screen", False), ("dark", "screen", True), ("dark", "print", False)])

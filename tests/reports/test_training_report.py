@@ -4,13 +4,13 @@ import pytest
 
 from ray_app.reports import render_training_report, training_lines
 from tests.reports import hostile
-from tests.reports.page_reader import PageReader
-from tests.reports.test_run_report import (  # noqa: F401  (the same must hold of every page)
+from tests.reports.every_page import (  # noqa: F401
     test_a_page_can_be_read_without_seeing_it,
     test_a_page_is_plain_printable_text,
     test_a_page_loads_and_runs_nothing,
     test_the_policy_comes_before_anything_it_rules,
 )
+from tests.reports.page_reader import PageReader
 from tests.reports.training_example import STEPS, example_facts, figures, picture
 
 
