@@ -4,7 +4,7 @@ Knows joined rows; how a name or a text is marked is known elsewhere.
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,16 +12,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_app.evaluation.dflip import dflip_v1
+from ray_app.evaluation.joining import Tables
 from ray_app.evaluation.prompt_clip import similarities
 from ray_app.evaluation.protocols import IdentificationRules
 from ray_app.metrics.attribution import Attribution, attribution_of, attribution_of_pairs
-from ray_app.metrics.figure import Figure
+from ray_app.metrics.figure import Figure, figure_rows
 from ray_app.metrics.intervals import proportion
 from ray_app.metrics.texts import bleu4, normalised_prompt, rouge_l, token_f1
 from ray_app.runs import RunDirectory
 
-Tables = Callable[[Sequence[str]], Iterable[pa.Table]]
-"""The joined rows of a run with the columns asked for, null where there is no such column; called as often as they are read."""
 NAMED = ("label", "generator", "predicted_generator", "generator_ranking", "generator_confidence")
 """What `identification_of` asks for; the last two (best first, list of texts; a number, higher = surer) are in no run's own schema."""
 PROMPTED = ("image_id", "prompt", "predicted_prompt")
@@ -50,7 +49,7 @@ def identification_of(
     figures = found.figures | {"reals_named": named.reals_named()}
     return {
         "protocol": "plain",
-        **{name: figure.row() for name, figure in figures.items()},
+        **figure_rows(figures),
         "pairs": [list(pair) for pair in found.pairs],
         "classes": [{name: value.row() if isinstance(value, Figure) else value for name, value in row.items()} for row in found.classes],
         "without_prediction": sum(n for (label, _, name), n in named.answers.items() if label == "fake" and name is None),
@@ -72,7 +71,7 @@ def prompts_of(tables: Tables, run: RunDirectory, *, clip: str | None = None, de
     figures = {"bleu4": bleu4(said, truth), "rouge_l": rouge_l(said, truth), "token_f1": token_f1(said, truth)}
     close, unread = similarities(run, [row["image_id"] for row in rows], said, truth, clip=clip, device=device)
     figures |= close
-    return {**{name: figure.row() for name, figure in figures.items()}, **counts, "compared": len(rows), "images_unread": unread}
+    return {**figure_rows(figures), **counts, "compared": len(rows), "images_unread": unread}
 
 
 class _Named:

@@ -13,7 +13,7 @@ from ray_app.evaluation.attributing import identification_of, prompts_of
 from ray_app.evaluation.cells import Cells
 from ray_app.evaluation.config import EvaluateConfig
 from ray_app.evaluation.data_section import data_of
-from ray_app.evaluation.joining import LabelIndex, Labels, joined_rows
+from ray_app.evaluation.joining import TOLD, LabelIndex, Labels, joined_rows
 from ray_app.evaluation.localizing import localization_of_run
 from ray_app.evaluation.mistakes import with_thumbnails
 from ray_app.evaluation.protocols import Protocol
@@ -48,8 +48,8 @@ class Evaluation:
         return 0 if used is None else int(len(used) - used.sum())
 
     def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """The labelled rows with these columns: a run's own, and `label`, `generator`, `kind`, `mask_uri`, `prompt`; read anew."""
-        own = [name for name in columns if name not in ("label", "generator", "kind", "mask_uri", "prompt")]
+        """The labelled rows with these columns, a run's own and `TOLD`, read anew."""
+        own = [name for name in columns if name not in TOLD]
         read = current_tables(self.run, list(dict.fromkeys(["image_id", *own, *self.labels.columns])))
         return joined_rows(read, self.labels, columns)
 

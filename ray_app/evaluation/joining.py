@@ -4,7 +4,7 @@ An index holds 24 bytes a label: two independent 64-bit words of its key, its gr
 masks) stay in the file until somebody asks for them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -20,9 +20,14 @@ Words = npt.NDArray[np.uint64]
 Places = npt.NDArray[np.int64]
 Rows = npt.NDArray[np.uint32]
 
+Tables = Callable[[Sequence[str]], Iterable[pa.Table]]
+"""The joined rows of a run with the columns asked for, null where there is no such column; called as often as they are read."""
+
 KEYS = ("image_id", "sha256", "uri")
 _SAID = ("label", "generator", "kind", "mask_uri")
 _TEXTS = ("mask_uri", "prompt", "release_date")
+TOLD = ("label", "generator", "kind", *_TEXTS)
+"""The columns of joined rows that are of the labels; all others are the run's."""
 _ATTEMPTS = 4
 
 
@@ -254,9 +259,7 @@ def _present(source: LabelTables, names: Sequence[str]) -> list[str]:
 
 
 def joined_rows(tables: Iterator[pa.Table], labels: Labels, names: Sequence[str]) -> Iterator[pa.Table]:
-    """Those rows that are labelled, with the columns `names`: their own, and of the truth `label`, `generator`, `kind`, `mask_uri`,
-    `prompt`, `release_date`; a column that a run or its labels do not have is all null.
-    """
+    """Those rows that are labelled, with the columns `names`, their own or of `TOLD`; one that a run or its labels lack is all null."""
     asked = [name for name in _TEXTS if name in names]
     texts = labels.texts(asked) if asked and isinstance(labels, LabelIndex) else None
     for table in tables:

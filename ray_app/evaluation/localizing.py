@@ -4,25 +4,23 @@ Knows what is held against what and which images count; computes no figure itsel
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 
+from ray_app.evaluation.joining import Tables
 from ray_app.evaluation.mask_measuring import RESIZING, MaskMeasurer, Measured, Unreadable, side_by_side
 from ray_app.evaluation.mask_truths import COLUMNS, Kind, MaskedImage, MaskTruths, has_masks, masked_images
 from ray_app.evaluation.overlays import Overlays
 from ray_app.evaluation.protocols import LocalizationRules
 from ray_app.images import ImageLimits
 from ray_app.metrics.arrays import Floats
-from ray_app.metrics.figure import Figure
+from ray_app.metrics.figure import figure_rows
 from ray_app.metrics.localization import EMPTY, Empty, MaskRows, counts_of, imdlbenco_of, localization_of, opensdi_of
 from ray_app.runs import RunDirectory
 from ray_app.storage import Fetcher
 
-Tables = Callable[[Sequence[str]], Iterable[pa.Table]]
-"""The joined rows of a run with the columns asked for; called as often as they are read."""
 _MODES: tuple[Literal["origin", "reverse", "double"], ...] = ("origin", "reverse", "double")
 _IMAGES = {
     "opensdi": "local edits alone; IMDLBenCo's formulas, as its evaluation uses them",
@@ -86,8 +84,8 @@ class _Headline:
     def figures(self, rows: Floats) -> dict[str, Any]:
         """Those of rows of `kinds`, as JSON."""
         if self._rules.policy == "plain":
-            return rows_of(localization_of(rows, empty=self._empty))
-        return rows_of(opensdi_of(rows) if self._rules.policy == "opensdi" else imdlbenco_of(rows))
+            return figure_rows(localization_of(rows, empty=self._empty))
+        return figure_rows(opensdi_of(rows) if self._rules.policy == "opensdi" else imdlbenco_of(rows))
 
     def row(self) -> dict[str, Any]:
         """The policy in words."""
@@ -173,11 +171,6 @@ class _Gathered:
         return half or {group: rows for group, rows in of_clean.items() if group.size == "network"}
 
 
-def rows_of(figures: dict[str, Figure]) -> dict[str, Any]:
-    """Figures as plain JSON."""
-    return {name: figure.row() for name, figure in figures.items()}
-
-
 def _view(name: str, groups: dict[_Group, MaskRows], headline: _Headline) -> dict[str, Any]:
     rows = _together(groups.values())
     return {"name": name, "n": len(rows), "figures": headline.figures(rows)}
@@ -185,12 +178,12 @@ def _view(name: str, groups: dict[_Group, MaskRows], headline: _Headline) -> dic
 
 def _imdlbenco(groups: dict[_Group, MaskRows]) -> dict[str, Any]:
     rows = _together(groups.values())
-    return {"counts": counts_of(rows), "modes": {mode: rows_of(imdlbenco_of(rows, mode=mode)) for mode in _MODES}}
+    return {"counts": counts_of(rows), "modes": {mode: figure_rows(imdlbenco_of(rows, mode=mode)) for mode in _MODES}}
 
 
 def _opensdi(groups: dict[_Group, MaskRows]) -> dict[str, Any]:
     rows = _together(of for group, of in groups.items() if group.kind == "local")
-    return {"counts": counts_of(rows), "figures": rows_of(opensdi_of(rows))}
+    return {"counts": counts_of(rows), "figures": figure_rows(opensdi_of(rows))}
 
 
 def _together(rows: Iterable[MaskRows]) -> Floats:

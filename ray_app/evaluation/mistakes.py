@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ray_app.archives import MemberReader
-from ray_app.ensembles import sigmoid
+from ray_app.ensembles import calibrate, sigmoid
 from ray_app.errors import InputError
 from ray_app.evaluation.joining import Truth
 from ray_app.evaluation.members import members_of
@@ -39,7 +39,7 @@ class Mistakes:
             return
         ids = table["image_id"].to_numpy()
         wrong = wrong[np.lexsort((ids[wrong], -excess[wrong]))[:MOST]]
-        chances = sigmoid(_calibrated(scores[wrong], system))
+        chances = sigmoid(calibrate(scores[wrong].astype(np.float64), system.calibration))
         rows = table.select(_COLUMNS).take(pa.array(wrong)).to_pylist()
         for place, row, chance in zip(wrong.tolist(), rows, chances.tolist(), strict=True):
             group = truth.groups[truth.codes[place]]
@@ -79,8 +79,3 @@ def _pictures(run: RunDirectory, ids: Sequence[int]) -> dict[int, bytes]:
         except InputError:
             continue
     return pictures
-
-
-def _calibrated(scores: Column, system: System) -> npt.NDArray[np.float64]:
-    wide = scores.astype(np.float64)
-    return wide if system.calibration is None else system.calibration.slope * wide + system.calibration.intercept

@@ -4,7 +4,7 @@ Knows cells and what to compute of them; every figure itself is of ray_app.metri
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from ray_app.metrics.bootstrap import rates_interval
 from ray_app.metrics.chances import reliability
 from ray_app.metrics.curves import average_precision, curve_points, precision_recall_points
 from ray_app.metrics.detection import NO_RANKING, auc_figure, detection_of
-from ray_app.metrics.figure import Figure, undefined
+from ray_app.metrics.figure import Figure, figure_rows, undefined
 from ray_app.metrics.histograms import ScoreHistogram
 from ray_app.metrics.intervals import proportion
 from ray_app.metrics.operating import Confusion, averages, rates_at
@@ -100,10 +100,10 @@ def system_of(system: System, cells: Cells, asked: Asked) -> Document:
         "n_real": scores.reals.n,
         "n_fake": scores.fakes.n,
         "unscored": cells.joined - scores.reals.n - scores.fakes.n,
-        "figures": rows(figures),
-        "decided": rows(abstaining(_verdicts(cells))) if system.decides else None,
-        "averages": rows(_averages(scores, groups)),
-        "kinds": {kind: rows(_of_kind(kind, scores, asked, figures)) for kind in ("whole", "local")},
+        "figures": figure_rows(figures),
+        "decided": figure_rows(abstaining(_verdicts(cells))) if system.decides else None,
+        "averages": figure_rows(_averages(scores, groups)),
+        "kinds": {kind: figure_rows(_of_kind(kind, scores, asked, figures)) for kind in ("whole", "local")},
         "generators": generators,
         "roc": [] if scores.binary else [list(point) for point in curve_points(scores.fakes, scores.reals)],
         "precision_recall": [] if scores.binary else [list(point) for point in precision_recall_points(scores.fakes, scores.reals)],
@@ -115,11 +115,6 @@ def system_of(system: System, cells: Cells, asked: Asked) -> Document:
         "views": _views(scores, cells, asked),
         "worst": _worst(generators),
     }
-
-
-def rows(figures: Mapping[str, Figure]) -> Document:
-    """Figures as plain JSON."""
-    return {name: figure.row() for name, figure in figures.items()}
 
 
 def _labelled(cells: Cells) -> Counter[Group]:
@@ -257,7 +252,7 @@ def _views(scores: _Scores, cells: Cells, asked: Asked) -> list[Document]:
         fakes = ScoreHistogram.merged(one for group, one in mine.items() if group.kind != "real")
         reals = ScoreHistogram.merged(one for group, one in mine.items() if group.kind == "real")
         figures = asked.resampling.of_view(scores.figures(fakes, reals), scores.system, mine)
-        told.append({"name": view, "n_real": reals.n, "n_fake": fakes.n, "figures": rows(figures)})
+        told.append({"name": view, "n_real": reals.n, "n_fake": fakes.n, "figures": figure_rows(figures)})
     return told
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ray_app.detectors.cards import Calibration
+from ray_app.ensembles import calibrate
 from ray_app.metrics.arrays import Floats
 from ray_app.metrics.figure import Figure, undefined
 from ray_app.metrics.histograms import ScoreHistogram
@@ -107,7 +108,7 @@ def _log_odds(scores: Floats, calibration: Calibration | None) -> Floats:
     if calibration is None:
         return scores
     with np.errstate(over="ignore"):
-        return np.clip(calibration.slope * scores + calibration.intercept, -_LARGEST, _LARGEST)
+        return np.clip(calibrate(scores, calibration), -_LARGEST, _LARGEST)
 
 
 def _chances(scores: Floats, calibration: Calibration | None) -> Floats:

@@ -1,6 +1,7 @@
 """One figure: a number with its interval, on how many images, or the reason why there is none. Knows no metric."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,11 @@ class Figure:
         """As plain JSON."""
         interval = None if self.interval is None else list(self.interval)
         return {"value": self.value, "interval": interval, "method": self.method, "n": self.n, "why": self.why}
+
+
+def figure_rows(figures: Mapping[str, Figure]) -> dict[str, Any]:
+    """Figures by name as plain JSON."""
+    return {name: figure.row() for name, figure in figures.items()}
 
 
 def undefined(why: str, n: int = 0) -> Figure:
