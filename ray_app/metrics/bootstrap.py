@@ -38,13 +38,6 @@ def replicates_for(n: int) -> int:
     return 1_000 if n <= 2_000 else 500 if n <= 20_000 else 200
 
 
-def bootstrap_interval(
-    statistic: Statistic, fakes: ScoreHistogram | ByGenerator, reals: ScoreHistogram | ByGenerator, *, replicates: int = 0, seed: int = 0
-) -> Interval | None:
-    """The interval of one statistic; see `bootstrap_intervals`."""
-    return bootstrap_intervals(lambda *drawn: {"it": statistic(*drawn)}, fakes, reals, replicates=replicates, seed=seed)["it"]
-
-
 def bootstrap_intervals(
     statistics: Statistics, fakes: ScoreHistogram | ByGenerator, reals: ScoreHistogram | ByGenerator, *, replicates: int = 0, seed: int = 0
 ) -> dict[str, Interval | None]:

@@ -1,10 +1,15 @@
 import numpy as np
 import pytest
 
-from ray_app.metrics.bootstrap import bootstrap_interval, bootstrap_intervals, rates_interval, replicates_for
+from ray_app.metrics.bootstrap import bootstrap_intervals, rates_interval, replicates_for
 from ray_app.metrics.histograms import ScoreHistogram
 
 REPLICATES = 400
+
+
+def bootstrap_interval(statistic, fakes, reals, **how):
+    """The interval of one statistic."""
+    return bootstrap_intervals(lambda *drawn: {"it": statistic(*drawn)}, fakes, reals, **how)["it"]
 
 
 def mean_gap(fakes, reals):
