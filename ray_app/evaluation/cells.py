@@ -62,6 +62,11 @@ class Cells:
         """How many rows are labelled."""
         return self.rows.total()
 
+    @property
+    def unused(self) -> int:
+        """How many labels of the index have no row."""
+        return 0 if self.used is None else int(len(self.used) - self.used.sum())
+
     def merge(self, other: "Cells") -> None:
         """Add what another pass gathered, of later files."""
         self.rows.update(other.rows)

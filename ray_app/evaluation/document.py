@@ -41,12 +41,6 @@ class Evaluation:
     protocol: Protocol | None
     config: EvaluateConfig
 
-    @property
-    def unused(self) -> int:
-        """How many labels have no row."""
-        used = self.cells.used
-        return 0 if used is None else int(len(used) - used.sum())
-
     def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         """The labelled rows with these columns, a run's own and `TOLD`, read anew."""
         own = [name for name in columns if name not in TOLD]
@@ -97,7 +91,7 @@ def _named(found: Evaluation) -> Document:
     """Sections that only a run with predicted generators or prompts has; without any, its rows are not read again for them."""
     protocol, predicted = found.protocol, found.cells.predicted
     rules = protocol.identification if protocol else None
-    named = identification_of(found.tables, rules=rules, missing=found.unused) if predicted["predicted_generator"] else None
+    named = identification_of(found.tables, rules=rules, missing=found.cells.unused) if predicted["predicted_generator"] else None
     said = prompts_of(found.tables, found.run, clip=found.config.clip) if predicted["predicted_prompt"] else None
     return {"identification": named, "prompts": said}
 
@@ -128,6 +122,6 @@ def _labels(found: Evaluation, warnings: Sequence[str]) -> Document:
     labels, cells = found.labels, found.cells
     told = {"name": strip_secrets(labels.name), "joined": cells.joined, "rows_without_label": cells.others, "warnings": list(warnings)}
     if isinstance(labels, LabelIndex):
-        return told | {"key": labels.key.name, "rows": labels.rows, "without_row": found.unused, "doubled": labels.doubled,
+        return told | {"key": labels.key.name, "rows": labels.rows, "without_row": found.cells.unused, "doubled": labels.doubled,
                        "other_split": labels.other_split}  # fmt: skip
     return told | {"key": "input", "rows": cells.joined, "without_row": 0, "doubled": 0, "other_split": 0}

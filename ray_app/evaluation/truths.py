@@ -90,9 +90,8 @@ def check_joined(labels: Labels, cells: Cells, run: RunDirectory) -> list[str]:
 
 def _odd(labels: LabelIndex, cells: Cells, unused: str | None) -> Sequence[str]:
     told = []
-    if unused is not None and cells.used is not None:
-        count = int(len(cells.used) - cells.used.sum())
-        told.append(f"{count:,} of {len(cells.used):,} labels have no row in the run, for example {labels.key.name} {unused}.")
+    if cells.unused:
+        told.append(f"{cells.unused:,} of {len(labels.words):,} labels have no row in the run, for example {labels.key.name} {unused}.")
     if cells.others:
         told.append(f"{cells.others:,} rows have no label and are left out, for example {cells.other}.")
     if labels.doubled:
@@ -104,7 +103,7 @@ def _odd(labels: LabelIndex, cells: Cells, unused: str | None) -> Sequence[str]:
 
 def _example(labels: LabelIndex, cells: Cells) -> str | None:
     """The key of the first label without a row."""
-    if cells.used is None or cells.used.all():
+    if cells.used is None or not cells.unused:
         return None
     unused = np.flatnonzero(~cells.used)
     return labels.shown(int(unused[labels.order[unused].argmin()]))
