@@ -71,6 +71,7 @@ def seen(ray_cluster, photos, tiny, tmp_path_factory):
     return out, score_into(out, photos, cluster={"workers": 2}, detectors=tiny, perturb=("standard",))[1]
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_three_detectors_and_twelve_perturbations(seen):
