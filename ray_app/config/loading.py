@@ -107,7 +107,7 @@ def _deep_copy(value: Any) -> Any:
 
 
 def _explain(detail: ErrorDetails, model: type[BaseModel], where: str) -> str:
-    location = ".".join(str(part) for part in detail["loc"])
+    location = ".".join(str(part) for part in detail["loc"] if not str(part).startswith("("))  # which of several kinds it was taken for
     if detail["type"] == "extra_forbidden":
         valid = list(_keys_at(model, detail["loc"][:-1]))
         return f"{where}: {location}: unknown key" + _nearest(str(detail["loc"][-1]), valid)

@@ -6,11 +6,14 @@ Knows names, files and facts. Knows nothing about torch: a card is read in milli
 import re
 from collections.abc import Iterator, Mapping
 from importlib.metadata import entry_points
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, PrivateAttr, field_validator, model_validator
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Discriminator, Field, PrivateAttr, Tag, field_validator, model_validator
 
 from ray_app.config import Frozen, find_config, named_configs
 from ray_app.config.loading import read_mapping, validate
@@ -141,11 +144,52 @@ class Output(Frozen):
         return folded.index(self.fake_label.casefold())
 
 
-class Calibration(Frozen):
-    """Platt scaling: calibrated log-odds = slope × score + intercept."""
+class Platt(Frozen):
+    """Calibrated log-odds = slope × score + intercept: Platt scaling (1999); with intercept 0, temperature scaling (Guo et al. 2017)."""
 
     slope: float = Field(gt=0)
     intercept: float
+
+    def __call__(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Calibrated log-odds of scores (n,)."""
+        return self.slope * scores + self.intercept
+
+    def __str__(self) -> str:
+        sign = "−" if self.intercept < 0 else "+"
+        return f"log-odds = {self.slope:.3g} × score {sign} {abs(self.intercept):.3g}"
+
+
+class Isotonic(Frozen):
+    """Calibrated log-odds that rise with the score along straight lines between `knots` (score, log-odds), and stay level beyond them.
+
+    Isotonic regression of the labels (Zadrozny and Elkan 2002), with chances of 0 and 1 drawn in so that their log-odds are finite.
+    """
+
+    knots: tuple[tuple[float, float], ...] = Field(min_length=2)
+
+    @model_validator(mode="after")
+    def _rising(self) -> "Isotonic":
+        for earlier, later in pairwise(self.knots):
+            if later[0] <= earlier[0] or later[1] < earlier[1]:
+                raise ValueError(f"knots must rise: {later} comes after {earlier}")
+        return self
+
+    def __call__(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Calibrated log-odds of scores (n,); NaN stays NaN."""
+        at, log_odds = np.array(self.knots).T
+        calibrated: NDArray[np.float64] = np.interp(scores, at, log_odds)
+        return calibrated
+
+    def __str__(self) -> str:
+        return f"isotonic, {len(self.knots)} knots from score {self.knots[0][0]:.3g} to {self.knots[-1][0]:.3g}"
+
+
+def _kind(told: Any) -> str:
+    return "(isotonic)" if isinstance(told, Isotonic) or (isinstance(told, Mapping) and "knots" in told) else "(platt)"
+
+
+Calibration = Annotated[Annotated[Platt, Tag("(platt)")] | Annotated[Isotonic, Tag("(isotonic)")], Discriminator(_kind)]
+"""What makes calibrated log-odds of scores: a function of them that a card spells out."""
 
 
 class TrainingData(Frozen):

@@ -1,5 +1,6 @@
 """The ensemble card: which detectors, how their scores combine, where verdicts begin. No torch, no Ray."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -7,15 +8,21 @@ from pydantic import Field, PositiveFloat, model_validator
 
 from ray_app.config import Frozen, find_config, load_yaml, named_configs
 from ray_app.detectors.cards import Calibration, split_variant
+from ray_app.ensembles.population import Population
 
-Rule = Literal["mean-logit", "mean-probability", "soft-or", "max", "median", "log-sum-exp", "weighted", "stacked"]
+SymmetricRule = Literal["mean-logit", "mean-probability", "soft-or", "max", "median", "log-sum-exp"]
+Rule = SymmetricRule | Literal["weighted", "stacked", "cascade"]
 
 
 class Member(Frozen):
-    """One detector in an ensemble: a shipped name, or a card's path or URL, `:VARIANT` behind it; its weight under `weighted`."""
+    """One detector in an ensemble: a shipped name, or a card's path or URL, `:VARIANT` behind it; its weight under `weighted`.
+
+    `calibration` holds instead of the detector card's own.
+    """
 
     detector: str
     weight: float = 1.0
+    calibration: Calibration | None = None
 
 
 class Thresholds(Frozen):
@@ -51,10 +58,65 @@ class Stacking(Frozen):
     intercept: float
 
 
+class Stage(Frozen):
+    """How one stage of a cascade makes a score of its members' calibrated ones: `rule`, then `calibration`."""
+
+    rule: SymmetricRule | Literal["stacked"] = "mean-logit"
+    stacking: Stacking | None = None
+    calibration: Calibration | None = None
+
+
+class Cascade(Frozen):
+    """Cheap members look at every image, and all of them at those that the cheap ones leave uncertain.
+
+    `first`: how many of the ensemble's members, from the front, look at every image; `early` makes their score, `late` that of all.
+    An image goes on where its early score lies in `band` (both ends included), or where it belongs to the `audit_share` of images that
+    is drawn by their bytes, whatever they score: so what the second stage would have said of the rest stays measurable.
+    """
+
+    first: int = Field(ge=1)
+    band: tuple[float, float]
+    audit_share: float = Field(default=0.01, ge=0, le=1)
+    early: Stage = Stage()
+    late: Stage = Stage()
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Cascade":
+        if self.band[0] > self.band[1]:
+            raise ValueError(f"band: {self.band[0]} exceeds {self.band[1]}")
+        return self
+
+
+class Guarantee(Frozen):
+    """What is known of the false-positive rate above `fake_above`.
+
+    With `confidence`, the rate among reals of the calibration's population is under `target_fpr`: of `n_real` of them, which nothing else
+    was fitted on, `false_positives` reached the threshold, and the exact binomial upper bound (Clopper and Pearson 1934, one-sided) of
+    that is `upper_bound`. `references`: a Parquet beside the card with the ensemble scores of those reals, for `results --fdr`.
+    """
+
+    target_fpr: float = Field(gt=0, lt=1)
+    confidence: float = Field(default=0.95, gt=0, lt=1)
+    n_real: int = Field(ge=1)
+    false_positives: int = Field(ge=0)
+    upper_bound: float = Field(ge=0, le=1)
+    references: str | None = None
+    references_sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+
+
+class Settings(Frozen):
+    """Under what the calibrated scores were made: another precision or resize mode gives other scores, another decoder other pixels."""
+
+    precision: Mapping[str, Literal["bf16", "fp32"]]
+    resize: Literal["exact", "fast"] = "exact"
+    decoders: tuple[str, ...] = ()
+
+
 class EnsembleCard(Frozen):
     """Everything that turns detector scores into a verdict.
 
-    In this order: the detectors' own calibrations, `rule`, `bias`, `calibration`, `thresholds`.
+    In this order: the members' calibrations, `rule`, `bias`, `calibration`, `thresholds`. `guarantee`, `settings` and `population` are
+    what `touchstone calibrate` knows: what the thresholds promise, and of which scores and which images.
     """
 
     name: str
@@ -65,7 +127,23 @@ class EnsembleCard(Frozen):
     stacking: Stacking | None = Field(default=None, description="the numbers of `stacked`")
     calibration: Calibration | None = Field(default=None, description="of the ensemble's score, after rule and bias; null = not calibrated")
     thresholds: Thresholds = Thresholds()
+    cascade: Cascade | None = Field(default=None, description="the stages of `cascade`")
+    guarantee: Guarantee | None = None
+    settings: Settings | None = None
+    population: Population | None = None
     notes: str = ""
+
+    @model_validator(mode="after")
+    def _cascade_has_its_stages(self) -> "EnsembleCard":
+        if (self.rule == "cascade") != (self.cascade is not None):
+            raise ValueError(f"`cascade` belongs to rule cascade, and that rule needs it (rule: {self.rule})")
+        if self.cascade is None:
+            return self
+        if self.cascade.first >= len(self.members):
+            raise ValueError(f"cascade.first is {self.cascade.first} of {len(self.members)} members: nobody is left to look again")
+        for name, stage, count in (("early", self.cascade.early, self.cascade.first), ("late", self.cascade.late, len(self.members))):
+            _check_stacking(f"cascade.{name}", stage.rule, stage.stacking, count)
+        return self
 
     @model_validator(mode="after")
     def _distinct(self) -> "EnsembleCard":
@@ -76,11 +154,7 @@ class EnsembleCard(Frozen):
 
     @model_validator(mode="after")
     def _rule_has_its_numbers(self) -> "EnsembleCard":
-        if (self.rule == "stacked") != (self.stacking is not None):
-            raise ValueError(f"`stacking` belongs to rule stacked, and that rule needs it (rule: {self.rule})")
-        for key in ("mean", "scale", "coefficients") if self.stacking else ():
-            if len(getattr(self.stacking, key)) != len(self.members):
-                raise ValueError(f"stacking.{key} has {len(getattr(self.stacking, key))} numbers for {len(self.members)} members")
+        _check_stacking("", self.rule, self.stacking, len(self.members))
         if self.rule != "weighted" and any(member.weight != 1 for member in self.members):
             raise ValueError(f"weights other than 1 need rule weighted (rule: {self.rule})")
         return self
@@ -89,6 +163,11 @@ class EnsembleCard(Frozen):
     def leaves_one_score_alone(self) -> bool:
         """Whether the ensemble has one member and its calibrated score is the ensemble's, so that its calibration is too."""
         return len(self.members) == 1 and self.members[0].weight == 1 and self.bias == 0 and self.stacking is None
+
+    @property
+    def first(self) -> int:
+        """How many members, from the front, look at every image."""
+        return self.cascade.first if self.cascade else len(self.members)
 
 
 def load_ensemble_card(name_or_path: str | Path) -> EnsembleCard:
@@ -122,7 +201,21 @@ def decision_facts(card: EnsembleCard) -> dict[str, Any]:
         "weights": [member.weight for member in card.members],
         "thresholds": card.thresholds.model_dump(mode="json", include={"real_below", "fake_above"}),
     }
-    return facts | card.model_dump(mode="json", include={"stacking", "calibration"}, exclude_none=True)
+    facts |= card.model_dump(mode="json", include={"stacking", "calibration", "cascade", "settings"}, exclude_none=True)
+    if any(member.calibration for member in card.members):
+        facts["calibrations"] = [member.calibration and member.calibration.model_dump(mode="json") for member in card.members]
+    if card.population is not None:
+        facts["population"] = card.population.sha256
+    return facts
+
+
+def _check_stacking(where: str, rule: str, stacking: Stacking | None, members: int) -> None:
+    said = f"{where}: " if where else ""
+    if (rule == "stacked") != (stacking is not None):
+        raise ValueError(f"{said}`stacking` belongs to rule stacked, and that rule needs it (rule: {rule})")
+    for key in ("mean", "scale", "coefficients") if stacking else ():
+        if len(getattr(stacking, key)) != members:
+            raise ValueError(f"{said}stacking.{key} has {len(getattr(stacking, key))} numbers for {members} members")
 
 
 def _beside(card: Path, detector: str) -> str:

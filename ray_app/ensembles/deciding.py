@@ -1,5 +1,6 @@
 """Scores of the members → one score, one probability, one verdict and its reason. Plain numpy over columns."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -7,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ray_app.detectors.cards import Calibration
-from ray_app.ensembles.cards import EnsembleCard, Thresholds
+from ray_app.ensembles.cards import Cascade, EnsembleCard, Member, Stacking, Stage, Thresholds
 from ray_app.ensembles.rules import SYMMETRIC, Column, Table, stacked, weighted
 
 Scores = npt.NDArray[np.float32]
@@ -22,6 +23,7 @@ class Decisions:
     calibrated: bool
     verdict: list[str]
     reason: list[str | None]
+    second_look: list[str | None] | None = None  # of a cascade: why all members looked (`band`, `audit`), None where the first sufficed
 
 
 def decide(
@@ -31,32 +33,100 @@ def decide(
     calibrations: Mapping[str, Calibration | None],
     out_of_range: Mapping[str, Sequence[str | None]] | None = None,
     remarks: Mapping[str, Sequence[str | None]] | None = None,
+    audited: Sequence[bool] = (),
 ) -> Decisions:
     """Apply an ensemble's rule, calibration and thresholds to columns of detector scores (log-odds of fake, NaN = none).
 
     `scores` has one column per member, in the card's order. `out_of_range` says per member and row why the image lies outside that
     member's valid range, `remarks` why it gave no score. A missing or out-of-range member makes the verdict `abstain`, and the reason
-    names every such member; nothing is renormalised.
+    names every such member; nothing is renormalised. Of a cascade, `audited` says which rows were drawn (see `is_audited`; none if left
+    out), and where the first members suffice nobody else is missed.
     """
-    combined = combine(card, scores, calibrations)
+    combined = combine(card, scores, calibrations, audited=audited)
+    looks = second_looks(card, scores, calibrations, audited)
     verdicts, reasons = [], []
-    for score, why in zip(combined.tolist(), _doubts(scores, out_of_range or {}, remarks or {}), strict=True):
+    early = dict(list(scores.items())[: card.first])
+    doubts = _doubts(scores, out_of_range or {}, remarks or {})
+    if looks is not None:
+        sufficed = _doubts(early, out_of_range or {}, remarks or {})
+        doubts = [why if look else first for look, why, first in zip(looks, doubts, sufficed, strict=True)]
+    for score, why in zip(combined.tolist(), doubts, strict=True):
         verdict, reason = ("abstain", why) if why else _verdict(score, card.thresholds)
         verdicts.append(verdict)
         reasons.append(reason)
-    return Decisions(combined, sigmoid(combined), is_calibrated(card, calibrations), verdicts, reasons)
+    return Decisions(combined, sigmoid(combined), is_calibrated(card, calibrations), verdicts, reasons, looks)
 
 
-def combine(card: EnsembleCard, scores: Mapping[str, Scores], calibrations: Mapping[str, Calibration | None]) -> Column:
+def combine(
+    card: EnsembleCard,
+    scores: Mapping[str, Scores],
+    calibrations: Mapping[str, Calibration | None],
+    *,
+    audited: Sequence[bool] = (),
+) -> Column:
     """The ensemble score per row: rule over calibrated member scores, bias, ensemble calibration (identity where there is none).
 
-    NaN where a member's score is missing or infinite.
+    NaN where the score of a member that is needed is missing or infinite. `audited` as for `decide`.
     """
+    table = _table(scores, calibrations)
+    if card.cascade is None:
+        combined = _by_rule(card.rule, card.stacking, table, card.members)
+    else:
+        early, late = early_scores(card, table), _staged(card.cascade.late, table)
+        combined = np.where(_goes_on(card.cascade, early, audited), late, early)
+    return calibrate(combined + card.bias, card.calibration)
+
+
+def second_looks(
+    card: EnsembleCard,
+    scores: Mapping[str, Scores],
+    calibrations: Mapping[str, Calibration | None],
+    audited: Sequence[bool] = (),
+) -> list[str | None] | None:
+    """Per row of a cascade why all members look at it, `band` or `audit`, or None; None for any other rule.
+
+    Of `scores` only the first members' columns are needed. A row that has no early score goes on to nobody.
+    """
+    if card.cascade is None:
+        return None
+    first = dict(list(scores.items())[: card.first])
+    early = early_scores(card, _table(first, calibrations))
+    low, high = card.cascade.band
+    in_band, goes = (early >= low) & (early <= high), _goes_on(card.cascade, early, audited)
+    return ["band" if band else "audit" if on else None for band, on in zip(in_band.tolist(), goes.tolist(), strict=True)]
+
+
+def is_audited(card: EnsembleCard, sha256: str) -> bool:
+    """Whether a file is among the share of a cascade's images that all members look at: by its bytes alone, so the same everywhere."""
+    if card.cascade is None:
+        return False
+    drawn = int.from_bytes(hashlib.sha256(f"audit:{sha256}".encode()).digest()[:8])
+    return drawn < card.cascade.audit_share * 2**64
+
+
+def early_scores(card: EnsembleCard, table: Table) -> Column:
+    """What a cascade's first stage says: log-odds (n,) from calibrated member scores (n, first or more members)."""
+    assert card.cascade is not None
+    return _staged(card.cascade.early, table[:, : card.first])
+
+
+def _goes_on(cascade: Cascade, early: Column, audited: Sequence[bool]) -> npt.NDArray[np.bool_]:
+    low, high = cascade.band
+    drawn = np.asarray(audited, bool) if len(audited) else np.zeros(len(early), bool)
+    goes: npt.NDArray[np.bool_] = ((early >= low) & (early <= high)) | (drawn & np.isfinite(early))
+    return goes
+
+
+def _staged(stage: Stage, table: Table) -> Column:
+    return calibrate(_by_rule(stage.rule, stage.stacking, table), stage.calibration)
+
+
+def _table(scores: Mapping[str, Scores], calibrations: Mapping[str, Calibration | None]) -> Table:
+    """Calibrated member scores (n, members); NaN where one is missing or infinite."""
     columns = [calibrate(column.astype(np.float64), calibrations.get(name)) for name, column in scores.items()]
     table = np.stack(columns, axis=1)
     table[~np.isfinite(table)] = np.nan
-    with np.errstate(invalid="ignore"):  # a NaN among the members is a missing score, not an accident
-        return calibrate(_apply_rule(card, table) + card.bias, card.calibration)
+    return table
 
 
 def is_calibrated(card: EnsembleCard, calibrations: Mapping[str, Calibration | None]) -> bool:
@@ -82,17 +152,18 @@ def sigmoid(score: Column) -> Column:
         return np.exp(-np.logaddexp(0.0, -score))
 
 
-def _apply_rule(card: EnsembleCard, table: Table) -> Column:
-    if card.rule == "weighted":
-        return weighted(table, np.array([member.weight for member in card.members]))
-    if card.stacking is not None:
-        return stacked(table, card.stacking)
-    return SYMMETRIC[card.rule](table)
+def _by_rule(rule: str, stacking: Stacking | None, table: Table, members: Sequence[Member] = ()) -> Column:
+    with np.errstate(invalid="ignore"):  # a NaN among the members is a missing score, not an accident
+        if rule == "weighted":
+            return weighted(table, np.array([member.weight for member in members]))
+        if stacking is not None:
+            return stacked(table, stacking)
+        return SYMMETRIC[rule](table)
 
 
 def calibrate(score: Column, calibration: Calibration | None) -> Column:
     """Calibrated log-odds; None leaves them as they are."""
-    return score if calibration is None else calibration.slope * score + calibration.intercept
+    return score if calibration is None else calibration(score)
 
 
 def _verdict(score: float, thresholds: Thresholds) -> tuple[str, str | None]:

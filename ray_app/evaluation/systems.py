@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import TypeAdapter
 
 from ray_app.detectors import DetectorCard, load_card
 from ray_app.detectors.cards import Calibration
@@ -89,6 +90,8 @@ def systems_of(run: RunDirectory, *, threshold: float | None = None, strict: boo
     ensemble = EnsembleCard.model_validate(described["ensemble"]) if described.get("ensemble") else None
     cards = _cards(ensemble, names)
     members = tuple(cards[member.detector][0] for member in ensemble.members) if ensemble else ()
+    for name, member in zip(members, ensemble.members if ensemble else (), strict=True):
+        calibrations[name] = member.calibration or calibrations.get(name)
     by_name = {name: card for name, card in cards.values()}
     detectors = [
         System(name, "detector", card.title if (card := by_name.get(name)) else name, threshold or 0.0, strict, calibrations[name],
@@ -149,7 +152,7 @@ def _is_binary(card: DetectorCard | None) -> bool:
 
 def _calibration(told: Mapping[str, Any]) -> Calibration | None:
     given = told.get("calibration")
-    return None if given is None else Calibration.model_validate(given)
+    return None if given is None else TypeAdapter(Calibration).validate_python(given)
 
 
 def _floats(column: pa.ChunkedArray | pa.Array) -> Column:

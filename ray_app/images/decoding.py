@@ -30,6 +30,7 @@ from ray_app.images import structure
 from ray_app.images.colour import is_icc_profile, to_rgb
 from ray_app.images.facts import DecodedImage, Findings, ImageRefused
 from ray_app.images.limits import ImageLimits
+from ray_app.images.quality import jpeg_quality
 from ray_app.images.sniff import describe_unsupported
 from ray_app.images.tiff import Tiff, TiffError, exif_orientation, is_camera_raw
 
@@ -162,6 +163,7 @@ def _open(data: bytes, format_name: str, found: Findings) -> ImageFile:
 def _read_header(image: ImageFile, data: bytes, format_name: str, found: Findings) -> None:
     found.width, found.height = image.size
     found.mode = image.mode
+    found.quality = jpeg_quality(image.quantization) if isinstance(image, JpegImageFile) else None
     found.frames = _count_frames(image, data, format_name)
     if found.frames > 1:
         found.flags.add("animated" if format_name in _ANIMATIONS else "multipage")

@@ -28,6 +28,7 @@ class ImageFacts:
 
     `mode` is the file's own (Pillow's name). `orientation` is the EXIF value that would turn the pixels upright: 1 where there is none,
     and for TIFF and HEIC, whose decoders turn them. `flags` are sorted; `decoder` names library and version.
+    `quality`: of a JPEG, 1 … 100 (see `jpeg_quality`).
     """
 
     sha256: str
@@ -40,6 +41,7 @@ class ImageFacts:
     icc: bool | None = None
     flags: tuple[str, ...] = ()
     decoder: str | None = None
+    quality: int | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ class Findings:
     icc: bool | None = None
     flags: set[str] = field(default_factory=set)
     decoder: str | None = None
+    quality: int | None = None
 
     @classmethod
     def of(cls, data: bytes) -> "Findings":
@@ -98,6 +101,7 @@ class Findings:
             self.icc,
             tuple(sorted(self.flags)),
             self.decoder,
+            self.quality,
         )
 
 

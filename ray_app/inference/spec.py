@@ -116,8 +116,9 @@ class ScoringSpec:
 
     @property
     def calibrations(self) -> dict[str, Calibration | None]:
-        """Per detector, what its card says; None = not calibrated."""
-        return {name: card.calibration for name, card in self.cards.items()}
+        """Per detector, what the ensemble says of its member, else the detector's own card; None = not calibrated."""
+        members = zip(self.ensemble.members, self.cards.items(), strict=True)
+        return {name: member.calibration or card.calibration for member, (name, card) in members}
 
 
 def make_spec(

@@ -3,12 +3,12 @@
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ray_app.detectors.cards import Calibration
+from ray_app.detectors.cards import Platt
 from ray_app.metrics.arrays import checked
 from ray_app.metrics.chances import binned
 
 
-def fit_platt(scores: ArrayLike, labels: ArrayLike) -> Calibration:
+def fit_platt(scores: ArrayLike, labels: ArrayLike) -> Platt:
     """Platt scaling of log-odds (n,) on labels (n,), 1 = fake: the slope and intercept of the least cross-entropy.
 
     The targets are Platt's (1999), drawn in from 0 and 1 by the size of each class, so that scores which separate the classes still get a
@@ -34,7 +34,7 @@ def fit_platt(scores: ArrayLike, labels: ArrayLike) -> Calibration:
         raise ValueError(
             f"fakes score no higher than reals (slope {slope:.3g} on {len(numbers):,} images): calibration would turn the verdict"
         )
-    return Calibration(slope=slope, intercept=float(model.intercept_[0] - slope * centre))
+    return Platt(slope=slope, intercept=float(model.intercept_[0] - slope * centre))
 
 
 def expected_calibration_error(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> float:

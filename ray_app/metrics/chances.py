@@ -1,6 +1,6 @@
 """How good scores are as chances: log-loss, Brier score, reliability and calibration error. Knows histograms of scores; fits nothing.
 
-The chance of fake is sigmoid(slope × score + intercept) with a calibration, and sigmoid(score) without.
+The chance of fake is the sigmoid of the calibrated score with a calibration, and of the score without.
 """
 
 from dataclasses import dataclass

@@ -141,8 +141,7 @@ def _output(card: DetectorCard) -> list[Line]:
     lines = [("score", _direction(card.output)), ("labels", ", ".join(card.output.labels))]
     if card.calibration is None:
         return [*lines, ("calibration", "none: the probability is the plain sigmoid of the score")]
-    fitted = f"calibrated log-odds = {card.calibration.slope:g} × score + {card.calibration.intercept:g}"
-    return [*lines, ("calibration", fitted)]
+    return [*lines, ("calibration", f"calibrated {card.calibration}")]
 
 
 def _direction(output: Output) -> str:

@@ -99,10 +99,8 @@ def calibration_in_words(told: TrainingFacts) -> str:
     if told.calibration is None:
         why = f": {wording.visible(told.calibration_note)}" if told.calibration_note else ""
         return f"Not calibrated{why}. Scores rank images; they are not chances."
-    sign = "−" if told.calibration.intercept < 0 else "+"
-    formula = f"log-odds = {told.calibration.slope:.3g} × score {sign} {abs(told.calibration.intercept):.3g}"
     off = f"; on test, probabilities are off by {wording.percent(told.calibration_error)}" if told.calibration_error is not None else ""
-    return f"Calibrated on validation: {formula}{off}."
+    return f"Calibrated on validation: {told.calibration}{off}."
 
 
 def _measured_figures(told: TrainingFacts) -> list[tuple[str, list[tuple[str, list[str]]]]]:

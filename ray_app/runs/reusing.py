@@ -103,7 +103,7 @@ class _File:
 
 
 def _outcome(row: dict[str, Any]) -> Outcome:
-    facts = {name: row[name] for name in FACTS if name != "sha256"} | {"flags": tuple(row["flags"])}
+    facts = {name: row.get(name) for name in FACTS if name != "sha256"} | {"flags": tuple(row["flags"])}
     said = Said(None, row["scores"], row.get("replies") or {})
     known = ImageFacts(sha256=row["digest"].hex(), **facts)
     return Outcome(Status.OK, None, known, phash=row.get("phash"), said=said, provenance=row.get("provenance"))

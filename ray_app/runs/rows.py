@@ -13,7 +13,7 @@ from ray_app.inference import Scored
 from ray_app.runs.masks import mask_measures
 from ray_app.runs.schema import row_schema
 
-FACTS = ("sha256", "format", "width", "height", "mode", "frames", "orientation", "icc", "flags", "decoder")
+FACTS = ("sha256", "format", "width", "height", "mode", "frames", "orientation", "icc", "flags", "decoder", "quality")
 
 
 def result_rows(members: pa.Table, scored: Scored, *, attempt: int, scored_at: datetime, perceptual_hash: bool = False) -> pa.Table:

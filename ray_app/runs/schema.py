@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 MASK_COLUMNS = ("mask_area", "mask_peak")
 
 
@@ -52,6 +52,7 @@ def row_schema(
         ("icc", pa.bool_()),
         ("flags", pa.list_(pa.string())),
         ("decoder", words),
+        ("quality", pa.int8()),
         *([("phash", text)] if perceptual_hash else []),
         ("scores", scores),
         *([("views", pa.struct([(view, scores) for view in views]))] if views else []),

@@ -2,8 +2,8 @@ import pytest
 
 from ray_app.config import config_root, find_config, named_configs
 from ray_app.detectors import load_card
-from ray_app.detectors.cards import Calibration
-from ray_app.ensembles import EnsembleCard, Member, Stacking, Thresholds, decision_facts, ensemble_of, load_ensemble_card
+from ray_app.detectors.cards import Platt
+from ray_app.ensembles import Cascade, EnsembleCard, Member, Stacking, Thresholds, decision_facts, ensemble_of, load_ensemble_card
 from ray_app.errors import ConfigError
 
 DETECTORS = {
@@ -73,9 +73,11 @@ def test_each_published_fusion_has_its_card(name, rule):
         ({"stacking": STACKING}, "`stacking` belongs to rule stacked, and that rule needs it .rule: mean-logit."),
         ({"rule": "stacked", "stacking": STACKING.model_copy(update={"scale": (1.0,)})}, "stacking.scale has 1 numbers for 2 members"),
         ({"rule": "soft-or", "members": (Member(detector="a", weight=2.0),)}, "weights other than 1 need rule weighted .rule: soft-or."),
-        ({"rule": "cascade"}, "'mean-logit', 'mean-probability', 'soft-or'"),
+        ({"rule": "cascade"}, "`cascade` belongs to rule cascade, and that rule needs it"),
+        ({"rule": "cascade", "cascade": Cascade(first=2, band=(0, 1))}, "cascade.first is 2 of 2 members: nobody is left"),
+        ({"rule": "first-past"}, "'mean-logit', 'mean-probability', 'soft-or'"),
         ({"members": (Member(detector="a"), Member(detector="a"))}, "a detector is named twice"),
-        ({"calibration": {"slope": 0, "intercept": 0}}, "calibration.slope\n  Input should be greater than 0"),
+        ({"calibration": {"slope": 0, "intercept": 0}}, "slope\n  Input should be greater than 0"),
     ],
 )
 def test_what_does_not_fit_together_is_said(keys, message):
@@ -143,7 +145,7 @@ def test_decision_facts_name_whatever_changes_a_decision():
         card(rule="max"),
         card(bias=1.0),
         card(rule="stacked", stacking=STACKING),
-        card(calibration=Calibration(slope=1.0, intercept=0.5)),
+        card(calibration=Platt(slope=1.0, intercept=0.5)),
         card(thresholds=Thresholds(fake_above=1.0)),
         card(rule="weighted", members=(Member(detector="a", weight=2), Member(detector="b"))),
     ]

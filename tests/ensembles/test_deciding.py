@@ -3,12 +3,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_app.detectors.cards import Calibration
+from ray_app.detectors.cards import Platt
 from ray_app.ensembles import EnsembleCard, Member, Stacking, Thresholds, combine, decide, sigmoid
 from ray_app.ensembles.rules import SYMMETRIC
 
 NAN = float("nan")
-PLATT = Calibration(slope=2.0, intercept=-1.0)
+PLATT = Platt(slope=2.0, intercept=-1.0)
 
 
 def card(*names, rule="mean-logit", weights=None, bias=0.0, stacking=None, calibration=None, **thresholds):
@@ -61,7 +61,7 @@ def test_the_ensemble_s_calibration_comes_after_rule_and_bias_and_before_the_thr
 
 def test_calibration_comes_before_the_rule():
     scores = columns(a=[1.0], b=[3.0])
-    assert combine(card("a", "b"), scores, {"a": Calibration(slope=2.0, intercept=1.0), "b": None}).tolist() == [3.0]
+    assert combine(card("a", "b"), scores, {"a": Platt(slope=2.0, intercept=1.0), "b": None}).tolist() == [3.0]
 
 
 def test_verdicts_and_the_abstain_band():

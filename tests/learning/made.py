@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ray_app.detectors.cards import Calibration
+from ray_app.detectors.cards import Platt
 from ray_app.learning.exporting import Made
 from ray_app.learning.networks import deployable, network_for, training_card
 from ray_app.metrics.detection import detection_figures
@@ -30,7 +30,7 @@ def made(kind="vit", *, test=True, calibration=True, **sections):
         for parameter in network.parameters():
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
     return Made(
-        recipe=trained, card=card, network=network, calibration=Calibration(slope=1.5, intercept=-0.25) if calibration else None,
+        recipe=trained, card=card, network=network, calibration=Platt(slope=1.5, intercept=-0.25) if calibration else None,
         validation=figures(1), test=figures(2) if test else None, findings=FINDINGS, steps=50, seconds=12.5,
         environment={"torch": torch.__version__, "device": "cpu"}, best_step=40,
     )  # fmt: skip

@@ -4,7 +4,7 @@ import torch
 from scipy.special import expit
 from torchmetrics.functional.classification import binary_calibration_error
 
-from ray_app.detectors.cards import Calibration
+from ray_app.detectors.cards import Platt
 from ray_app.metrics import ScoreHistogram, debiased_ece, expected_calibration_error, proportion_interval, reliability
 from tests.metrics.drawn import BOTH, EMPTY, histograms, joined
 
@@ -21,7 +21,7 @@ def debiased_by_drawing(labels, chances, bins=15, draws=20_000):
     return max(0.0, 2 * plain - (np.abs(drawn - mean) @ weight).mean() / len(labels))
 
 
-@pytest.mark.parametrize("calibration", [None, Calibration(slope=0.7, intercept=-0.4)])
+@pytest.mark.parametrize("calibration", [None, Platt(slope=0.7, intercept=-0.4)])
 @pytest.mark.parametrize("case", ENOUGH)
 def test_the_calibration_error_is_kumars_without_the_dice(case, calibration):
     labels, scores = joined(*BOTH[case])

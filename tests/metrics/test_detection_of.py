@@ -8,11 +8,11 @@ from scipy.optimize import brentq
 from sklearn import metrics as sk
 from torchmetrics import functional as tm
 
-from ray_app.detectors.cards import Calibration
+from ray_app.detectors.cards import Platt
 from ray_app.metrics import DETECTION, ScoreHistogram, curve_points, detection_of, proportion_interval, risk_coverage
 from tests.metrics.drawn import BOTH, EMPTY, histograms, joined
 
-CALIBRATION = Calibration(slope=0.7, intercept=-0.4)
+CALIBRATION = Platt(slope=0.7, intercept=-0.4)
 CASES = pytest.mark.parametrize("case", BOTH)
 
 
@@ -163,7 +163,7 @@ DEGENERATE = [*(histograms(*both) for both in BOTH.values()), (EMPTY, EMPTY), *(
 
 
 @pytest.mark.parametrize("scores", DEGENERATE)
-@pytest.mark.parametrize("calibration", [None, Calibration(slope=1e300, intercept=5)])
+@pytest.mark.parametrize("calibration", [None, Platt(slope=1e300, intercept=5)])
 def test_whatever_the_scores_each_figure_has_a_value_or_a_reason(scores, calibration):
     with np.errstate(all="raise", under="ignore"):
         found = detection_of(*scores, calibration=calibration)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ray_app.detectors.cards import Calibration
+from ray_app.detectors.cards import Calibration, Platt
 from ray_app.metrics import chances, curves, operating, risk, verdicts
 from ray_app.metrics.detection import auc_figure, detection_of
 from ray_app.metrics.figure import Figure
@@ -182,7 +182,7 @@ def _split(scores: Any, images: Images, among: Any = True) -> tuple[ScoreHistogr
 
 
 def _figures(scores: Any, images: Images, system: System, among: Any = True) -> dict[str, Any]:
-    calibration = Calibration(slope=0.95, intercept=-0.1) if system.calibrated else None
+    calibration = Platt(slope=0.95, intercept=-0.1) if system.calibrated else None
     found = detection_of(*_split(scores, images, among), continuous=not system.binary, calibration=calibration)
     return {key: figure.row() for key, figure in found.items()}
 
@@ -190,7 +190,7 @@ def _figures(scores: Any, images: Images, system: System, among: Any = True) -> 
 def _system(name: str, system: System, images: Images, by_view: Mapping[str, Any], generators: Mapping[str, Generator]) -> dict[str, Any]:
     scores = by_view[""]
     fakes, reals = _split(scores, images)
-    calibration = Calibration(slope=0.95, intercept=-0.1) if system.calibrated else None
+    calibration = Platt(slope=0.95, intercept=-0.1) if system.calibrated else None
     told = {
         "name": name,
         "kind": system.kind,

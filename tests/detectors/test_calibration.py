@@ -1,0 +1,26 @@
+import numpy as np
+import pytest
+from pydantic import TypeAdapter
+
+from ray_app.config.loading import validate
+from ray_app.detectors.cards import Calibration, Isotonic, Platt
+from ray_app.ensembles import EnsembleCard
+from ray_app.errors import ConfigError
+
+
+def test_isotonic_goes_straight_between_its_knots_and_level_beyond():
+    curve = Isotonic(knots=((-1, -2), (1, 0), (3, 4)))
+    assert curve(np.array([-9, -1, 0, 2, 3, 9, np.nan])) == pytest.approx([-2, -2, -1, 2, 4, 4, np.nan], nan_ok=True)
+
+
+def test_a_card_s_calibration_is_of_the_kind_that_its_keys_say():
+    read = TypeAdapter(Calibration).validate_python
+    assert read({"slope": 2, "intercept": 1}) == Platt(slope=2, intercept=1)
+    assert read({"knots": [[0, 0], [1, 0]]}) == Isotonic(knots=((0, 0), (1, 0)))
+
+
+@pytest.mark.parametrize("knots", [[[0, 0], [0, 1]], [[0, 1], [1, 0]]])
+def test_knots_that_do_not_rise_are_refused_in_words(knots):
+    card = {"name": "e", "title": "e", "members": [{"detector": "a"}], "calibration": {"knots": knots}}
+    with pytest.raises(ConfigError, match=r"^e.yaml: calibration: Value error, knots must rise"):
+        validate(card, EnsembleCard, where="e.yaml")
