@@ -30,6 +30,9 @@ ROOMS = [
     "training",
     "evaluation",
     "comparison",
+    "calibration",
+    "auditing",
+    "evidence",
     "serving",
     "cli",
 ]
