@@ -4,12 +4,16 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from ray_app.cli.discoveries import show_discoveries
 from ray_app.cli.endpoint import endpoint_options, score_at_endpoint
 from ray_app.cli.options import as_json, configured, licence_option, overrides, what_is_scored
+
+if TYPE_CHECKING:
+    from ray_app.runs import RunDirectory
 
 
 def _failed_statuses(context: click.Context, option: click.Parameter, text: str | None) -> tuple[str, ...]:
@@ -35,6 +39,12 @@ def _failed_statuses(context: click.Context, option: click.Parameter, text: str 
     "--retry", "rescore", metavar="STATUS,…", callback=_failed_statuses, help="Score only the rows with one of these statuses, again."
 )
 @click.option("--reuse", type=click.Choice(["sha256"]), help="Copy the scores of byte-identical members scored before.")
+@click.option(
+    "--stability",
+    type=click.IntRange(0, 64),
+    metavar="K",
+    help="Look again at images near a threshold, in K recompressed views; a verdict that one of them does not share becomes abstain.",
+)
 @endpoint_options
 @licence_option
 @overrides
@@ -81,18 +91,28 @@ def score(
     "--limit", type=click.IntRange(min=1), default=None, help="No more than this many rows.  [default: 50 in a table, all in JSON]"
 )
 @click.option("--vanished", is_flag=True, help="Also members that the last listing no longer found.")
+@click.option("--fdr", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="Q",
+              help="Only fakes, so many that no more than this share of them is real on average; needs a calibrated card.")  # fmt: skip
 @as_json
-def results(run: str, verdict: str | None, status: str | None, limit: int | None, vanished: bool, as_json: bool) -> int:
+def results(run: str, verdict: str | None, status: str | None, limit: int | None, vanished: bool, fdr: float | None, as_json: bool) -> int:
     """Show the current row of each member of RUN, as a table or as JSON lines.
 
     \b
     touchstone results run --verdict fake
     touchstone results run --json | jq .probability
+    touchstone results run --fdr 0.05
     """
+    if fdr is not None:
+        if verdict or status or vanished:
+            raise click.UsageError("--fdr makes a list of its own: a part of it, or more, would not keep its promise")
+        return show_discoveries(run, fdr, limit, as_json)
     from ray_app.reports import verdict_table
     from ray_app.runs import RunDirectory, current_rows
 
-    rows = current_rows(RunDirectory.open(run), verdict=verdict, status=status, vanished=vanished)
+    opened = RunDirectory.open(run)
+    rows = current_rows(opened, verdict=verdict, status=status, vanished=vanished)
+    for line in _said_of_guarantee(opened):
+        click.echo(line, err=True)
     if as_json:
         for count, row in enumerate(rows):
             if limit is not None and count >= limit:
@@ -105,6 +125,14 @@ def results(run: str, verdict: str | None, status: str | None, limit: int | None
     if next(rows, None) is not None:
         click.echo(f"… the first {len(shown)}; --limit or --json shows more")
     return 0
+
+
+def _said_of_guarantee(run: "RunDirectory") -> list[str]:
+    """What a run found of its card's guarantee, where it is not known to hold."""
+    from ray_app.reports.guarantee_words import guarantee_lines
+
+    section = run.read_json("summary.json").get("guarantee") if run.store.exists("summary.json") else None
+    return guarantee_lines(section) if section and section["holds"] is not True else []
 
 
 @click.command()

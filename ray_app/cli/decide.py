@@ -6,7 +6,8 @@ import click
 @click.command()
 @click.argument("run", metavar="RUN")
 @click.option("--ensemble", required=True, metavar="NAME|PATH", help="The ensemble card with the new rule or thresholds.")
-def decide(run: str, ensemble: str) -> int:
+@click.option("--waive-guarantee", is_flag=True, help="Keep verdicts that the card's guarantee does not cover.")
+def decide(run: str, ensemble: str, waive_guarantee: bool) -> int:
     """Decide RUN anew with another ensemble card over the same detectors; nothing is fetched or scored.
 
     \b
@@ -15,5 +16,5 @@ def decide(run: str, ensemble: str) -> int:
     from ray_app.reports import summary_lines
     from ray_app.scoring.redeciding import decide_run
 
-    click.echo("\n".join(summary_lines(decide_run(run, ensemble))))
+    click.echo("\n".join(summary_lines(decide_run(run, ensemble, waive_guarantee=waive_guarantee))))
     return 0

@@ -11,10 +11,13 @@ import click
 
 from ray_app import __version__
 from ray_app.cli.archive import demo, report, results, score
+from ray_app.cli.audit import audit
+from ray_app.cli.calibrate import calibrate
 from ray_app.cli.cards import config, detectors
 from ray_app.cli.compare import compare
 from ray_app.cli.decide import decide
 from ray_app.cli.evaluate import evaluate
+from ray_app.cli.evidence import evidence
 from ray_app.cli.explain import explain
 from ray_app.cli.filter import filter_command
 from ray_app.cli.indexing import index
@@ -22,6 +25,7 @@ from ray_app.cli.leaderboard import leaderboard
 from ray_app.cli.masks import masks
 from ray_app.cli.pack import pack
 from ray_app.cli.plan import plan
+from ray_app.cli.rescore import rescore
 from ray_app.cli.serve import serve
 from ray_app.cli.train import train
 from ray_app.errors import RESUMABLE, ExitCode, TouchstoneError
@@ -45,8 +49,8 @@ def touchstone() -> None:
 
 
 for command in (
-    plan, score, results, decide, report, masks, filter_command, pack, explain, index, train, evaluate, compare,
-    leaderboard, serve, detectors, config, demo,
+    calibrate, plan, score, results, decide, report, masks, filter_command, pack, explain, index, train, evaluate, compare, evidence,
+    audit, rescore, leaderboard, serve, detectors, config, demo,
 ):  # fmt: skip
     touchstone.add_command(command)
 

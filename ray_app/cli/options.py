@@ -33,6 +33,12 @@ _WHAT_IS_SCORED = (
         metavar="NAME",
         help="Score every image also as these perturbations show it: a list (standard, sidbench, …), a YAML file, or jpeg:75; repeatable.",
     ),
+    click.option(
+        "--features",
+        multiple=True,
+        metavar="NAME",
+        help="Keep what this detector or backbone makes of every image, so that `touchstone rescore` can ask another head; repeatable.",
+    ),
 )
 
 

@@ -20,6 +20,7 @@ from ray_app.detectors.families import load_network
 from ray_app.detectors.precision import Precision, ResolvedPrecision, autocast, forbid_tf32, lower_to_bf16, resolve_precision
 from ray_app.detectors.prediction import Prediction, Reading
 from ray_app.detectors.preprocessing import Pixels, Preprocessing, ResizeMode
+from ray_app.detectors.tapping import Tap
 from ray_app.detectors.weights import resolve_weights, weights_digest
 from ray_app.errors import DetectorError
 
@@ -59,6 +60,7 @@ class Detector:
         network = network.to(device).to(memory_format=torch.channels_last)
         self.network: nn.Module = torch.compile(network, mode="reduce-overhead") if compiled else network  # type: ignore[assignment]
         self._normalise = Normalise(card.preprocessing).to(device)
+        self._tap: Tap | None = None
         self.fingerprint: dict[str, Any] = {
             "name": card.name,
             "weights": weights_sha256,
@@ -74,6 +76,12 @@ class Detector:
     def prepare(self, image: Image.Image) -> Pixels:
         """One RGB image in the detector's geometry: (height, width, 3) uint8. Raises InputError."""
         return self.card.preprocessing.prepare(image, self.resize)
+
+    def keep_embeddings(self) -> None:
+        """From now on `read` also gives what the head is given. Raises DetectorError where the network has no head; `read` does where the
+        head takes no single vector per image.
+        """
+        self._tap = self._tap or Tap(self.card.name, self.network)
 
     def score(self, pixels: Pixels | torch.Tensor) -> npt.NDArray[np.float32]:
         """Log-odds of fake per image: (N, height, width, 3) uint8 → (N,) float32, for any N.
@@ -101,23 +109,15 @@ class Detector:
         prediction = given if isinstance(given, Prediction) else Prediction(given)
         masks = prediction.masks
         return Reading(
-            self._log_odds(prediction.logits.float(), len(normalised)),
+            log_odds(self.card, self._fake, prediction.logits.float(), len(normalised)),
             None if masks is None else (masks.float() * 255).round().to(torch.uint8),
             prediction.replies,
+            None if self._tap is None else self._tap.taken(prediction.logits),
         )
 
     def together(self, width: int, height: int) -> int:
         """How many images of one size go through the network at once where sizes are kept."""
         return max(1, self._group_pixels // max(width * height, 1))
-
-    def _log_odds(self, logits: torch.Tensor, count: int) -> torch.Tensor:
-        if logits.shape != (count, self.card.output.logits):
-            raise DetectorError(
-                f"{self.card.name}: the network gives {tuple(logits.shape)}, the card says {(count, self.card.output.logits)}"
-            )
-        if self.card.output.sign is not None:
-            return logits[:, 0] * self.card.output.sign
-        return logits[:, self._fake] - logits[:, 1 - self._fake]
 
     def _check(self, images: torch.Tensor) -> None:
         shape = self.card.preprocessing.shape
@@ -151,6 +151,15 @@ class Normalise(nn.Module):
         return torch.addcmul(self.shift.repeat(width), rows, self.scale.repeat(width)).view(pixels.shape).permute(0, 3, 1, 2)
 
 
+def log_odds(card: DetectorCard, fake: int, logits: torch.Tensor, count: int) -> torch.Tensor:
+    """(count, 1 or 2) logits → (count,) log-odds of fake, the logit at `fake`. Raises DetectorError where they are not as the card says."""
+    if logits.shape != (count, card.output.logits):
+        raise DetectorError(f"{card.name}: the network gives {tuple(logits.shape)}, the card says {(count, card.output.logits)}")
+    if card.output.sign is not None:
+        return logits[:, 0] * card.output.sign
+    return logits[:, fake] - logits[:, 1 - fake]
+
+
 def load_detector(
     name_or_path_or_card: str | Path | DetectorCard,
     *,
@@ -174,7 +183,7 @@ def load_detector(
     if compiled and kind != "cuda":
         raise DetectorError(f"{card.name}: torch.compile is for GPUs; on {device} it costs more than it gives")
     path = resolve_weights(card, cache_dir, offline)
-    fake = _fake_index(card, checkpoint_config(card, path))
+    fake = fake_index(card, checkpoint_config(card, path))
     return Detector(
         card, load_network(card, cache_dir, offline), fake=fake, device=device,
         precision=resolve_precision(precision, device, card.precision), resize=resize, slots=slots or default_slots(device),
@@ -192,7 +201,7 @@ def _available(device: str) -> str:
     return kind
 
 
-def _fake_index(card: DetectorCard, checkpoint: Mapping[str, Any]) -> int:
+def fake_index(card: DetectorCard, checkpoint: Mapping[str, Any]) -> int:
     """Which logit is fake, by the checkpoint's own labels where it has some. Raises DetectorError where card and checkpoint differ."""
     _agree(card.architecture.arguments, checkpoint, card.name)
     if card.output.sign is not None:

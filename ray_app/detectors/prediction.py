@@ -18,8 +18,12 @@ class Prediction(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """A detector's answer for a batch. `scores`: (N,) float32 log-odds of fake, NaN = none. `masks`: (N, H, W) uint8, round(255 p)."""
+    """A detector's answer for a batch. `scores`: (N,) float32 log-odds of fake, NaN = none. `masks`: (N, H, W) uint8, round(255 p).
+
+    `embeddings`: (N, d) float32, of a detector that was told to keep them.
+    """
 
     scores: torch.Tensor
     masks: torch.Tensor | None = None
     replies: tuple[str, ...] | None = None
+    embeddings: torch.Tensor | None = None

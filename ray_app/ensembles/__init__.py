@@ -15,12 +15,12 @@ from ray_app.ensembles.cards import (
     load_ensemble_card,
 )
 from ray_app.ensembles.deciding import Decisions, calibrate, combine, decide, early_scores, is_audited, is_calibrated, second_looks, sigmoid
-from ray_app.ensembles.population import Feature, Part, Population
+from ray_app.ensembles.population import Feature, Part, Population, Seen, Tally, population_of, properties_of
 from ray_app.ensembles.stacking import fit_stacking, out_of_fold_scores
 
 __all__ = [
     "EnsembleCard", "Member", "Rule", "Stacking", "Thresholds", "Cascade", "Stage", "Guarantee", "Settings",
-    "Population", "Part", "Feature",
+    "Population", "Part", "Feature", "Seen", "Tally", "population_of", "properties_of",
     "load_ensemble_card", "ensemble_of", "decision_facts",
     "Decisions", "calibrate", "combine", "decide", "is_calibrated", "sigmoid",
     "early_scores", "second_looks", "is_audited",

@@ -77,6 +77,7 @@ class Cascade(Frozen):
     first: int = Field(ge=1)
     band: tuple[float, float]
     audit_share: float = Field(default=0.01, ge=0, le=1)
+    expected_share: float | None = Field(default=None, ge=0, le=1, description="of images that go on, as was measured; for planning alone")
     early: Stage = Stage()
     late: Stage = Stage()
 
@@ -202,6 +203,8 @@ def decision_facts(card: EnsembleCard) -> dict[str, Any]:
         "thresholds": card.thresholds.model_dump(mode="json", include={"real_below", "fake_above"}),
     }
     facts |= card.model_dump(mode="json", include={"stacking", "calibration", "cascade", "settings"}, exclude_none=True)
+    if "cascade" in facts:
+        facts["cascade"].pop("expected_share", None)  # it plans, and decides nothing
     if any(member.calibration for member in card.members):
         facts["calibrations"] = [member.calibration and member.calibration.model_dump(mode="json") for member in card.members]
     if card.population is not None:

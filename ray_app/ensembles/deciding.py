@@ -12,6 +12,7 @@ from ray_app.ensembles.cards import Cascade, EnsembleCard, Member, Stacking, Sta
 from ray_app.ensembles.rules import SYMMETRIC, Column, Table, stacked, weighted
 
 Scores = npt.NDArray[np.float32]
+IMAGE = ""  # in `out_of_range`, in a member's place: what lies outside of the ensemble's range, whoever looks
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,9 @@ def decide(
     """Apply an ensemble's rule, calibration and thresholds to columns of detector scores (log-odds of fake, NaN = none).
 
     `scores` has one column per member, in the card's order. `out_of_range` says per member and row why the image lies outside that
-    member's valid range, `remarks` why it gave no score. A missing or out-of-range member makes the verdict `abstain`, and the reason
-    names every such member; nothing is renormalised. Of a cascade, `audited` says which rows were drawn (see `is_audited`; none if left
-    out), and where the first members suffice nobody else is missed.
+    member's valid range (under `IMAGE`: outside the ensemble's), `remarks` why it gave no score. A missing or out-of-range member makes the
+    verdict `abstain`, and the reason names every such member; nothing is renormalised. Of a cascade, `audited` says which rows were drawn
+    (see `is_audited`; none if left out), and where the first members suffice nobody else is missed.
     """
     combined = combine(card, scores, calibrations, audited=audited)
     looks = second_looks(card, scores, calibrations, audited)
@@ -178,7 +179,7 @@ def _doubts(
     scores: Mapping[str, Scores], out_of_range: Mapping[str, Sequence[str | None]], remarks: Mapping[str, Sequence[str | None]]
 ) -> list[str | None]:
     """Per row, what keeps the members from an answer, or None."""
-    doubts = []
+    doubts = [list(out_of_range[IMAGE])] if IMAGE in out_of_range else []
     for name, column in scores.items():
         nothing = [None] * len(column)
         rows = zip(np.isfinite(column).tolist(), out_of_range.get(name, nothing), remarks.get(name, nothing), strict=True)

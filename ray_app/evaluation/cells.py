@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from ray_app.archives import Each
 from ray_app.evaluation.groups import Group
-from ray_app.evaluation.joining import LabelIndex, Labels, Truth
+from ray_app.evaluation.joining import LabelIndex, Labels, Truth, shown_row
 from ray_app.evaluation.mistakes import Mistakes
 from ray_app.evaluation.same_data import MODULUS, digest_of
 from ray_app.evaluation.sampling import MOST, Sample
@@ -107,7 +107,7 @@ class Gatherer:
         found = np.flatnonzero(truth.codes >= 0)
         cells.others += len(table) - len(found)
         if cells.other is None and len(found) < len(table):
-            cells.other = _shown(self.labels, table, int(np.argmin(truth.codes)))
+            cells.other = shown_row(self.labels, table, int(np.argmin(truth.codes)))
         if not len(found):
             return
         if len(found) < len(table):
@@ -214,14 +214,6 @@ def _texts(column: pa.ChunkedArray) -> pa.DictionaryArray:
     """The texts of a column, coded; `unknown` where there is none."""
     filled = pc.fill_null(column.cast(pa.string()), UNKNOWN)
     return filled.combine_chunks().dictionary_encode()
-
-
-def _shown(labels: Labels, table: pa.Table, row: int) -> str:
-    if isinstance(labels, LabelIndex):
-        shown = labels.key.texts(table.slice(row, 1))[0].as_py()
-        if shown is not None:
-            return str(shown).replace("\0", "/")
-    return "/".join(str(part) for part in (table["uri"][row].as_py(), table["member"][row].as_py()) if part is not None)
 
 
 def scored(cells: Cells, system: str, chosen: Iterable[Cell]) -> list[Tally]:

@@ -24,7 +24,8 @@ from ray_app.errors import ConfigError, InputError
 from ray_app.storage import Fetcher, Store, canonical, local_path, strip_secrets
 from ray_app.storage.locations import scheme_of
 
-COLUMNS = ("image_id", "sha256", "uri", "member", "label", "generator", "kind", "mask_uri", "prompt", "split", "release_date")
+COLUMNS = ("image_id", "sha256", "uri", "member", "label", "generator", "kind", "mask_uri", "prompt", "split", "release_date",
+           "source", "group", "part", "phash")  # fmt: skip
 """What labels may say of an image; other columns are not looked at."""
 ENDINGS = (".csv", ".jsonl", ".ndjson", ".parquet")
 _ROWS = 65_536

@@ -16,7 +16,7 @@ from ray_app.evaluation.members import members_of
 from ray_app.evaluation.systems import Column, System
 from ray_app.images import ImageLimits
 from ray_app.runs import RunDirectory
-from ray_app.scoring.thumbnails import thumbnail
+from ray_app.scoring.thumbnails import SIDE_PX, thumbnail
 from ray_app.storage import Fetcher
 
 MOST = 24
@@ -62,20 +62,21 @@ class Mistakes:
 
 def with_thumbnails(rows: Sequence[Mapping[str, Any]], run: RunDirectory, *, wanted: bool) -> list[dict[str, Any]]:
     """The rows with `thumbnail`: a small JPEG of the picture as it is now, in base64; None where it cannot be read, or none is wanted."""
-    pictures = _pictures(run, [row["image_id"] for row in rows]) if wanted and rows else {}
+    pictures = pictures_of(run, [row["image_id"] for row in rows]) if wanted and rows else {}
     return [
         {**row, "thumbnail": base64.b64encode(picture).decode() if (picture := pictures.get(row["image_id"])) else None} for row in rows
     ]
 
 
-def _pictures(run: RunDirectory, ids: Sequence[int]) -> dict[int, bytes]:
+def pictures_of(run: RunDirectory, ids: Sequence[int], *, side: int = SIDE_PX) -> dict[int, bytes]:
+    """JPEG bytes by image id, no side above `side` pixels; an image that cannot be read any more has none."""
     limits = ImageLimits()
     reader, pictures = MemberReader(Fetcher(), max_bytes=limits.max_bytes), {}
     for member, data in reader.read(list(members_of(run, ids).values())):
         try:
             if isinstance(data, InputError):
                 continue
-            pictures[member.image_id] = thumbnail(data, limits)
+            pictures[member.image_id] = thumbnail(data, limits, side)
         except InputError:
             continue
     return pictures

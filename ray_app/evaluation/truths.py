@@ -8,9 +8,8 @@ import numpy as np
 from ray_app.datasets.config import Source
 from ray_app.datasets.indexing import SIMULATED, build_index
 from ray_app.errors import ConfigError
-from ray_app.evaluation.cells import Cells
 from ray_app.evaluation.config import EvaluateConfig
-from ray_app.evaluation.joining import KEYS, LabelIndex, Labels, OwnLabels, index_labels
+from ray_app.evaluation.joining import KEYS, Joined, LabelIndex, Labels, OwnLabels, index_labels
 from ray_app.evaluation.labels import LabelsOfIndex, open_labels
 from ray_app.evaluation.protocols import Protocol
 from ray_app.runs import RunDirectory
@@ -68,7 +67,7 @@ def _of_run(run: RunDirectory) -> dict[str, Any]:
     return {"at": tuple(identity["source"]), **told}
 
 
-def check_joined(labels: Labels, cells: Cells, run: RunDirectory) -> list[str]:
+def check_joined(labels: Labels, cells: Joined, run: RunDirectory) -> list[str]:
     """What is odd about a join, in sentences. Raises ConfigError where no row is labelled, with one example of each side."""
     if isinstance(labels, OwnLabels):
         if not cells.joined:
@@ -88,7 +87,7 @@ def check_joined(labels: Labels, cells: Cells, run: RunDirectory) -> list[str]:
     return list(_odd(labels, cells, unused))
 
 
-def _odd(labels: LabelIndex, cells: Cells, unused: str | None) -> Sequence[str]:
+def _odd(labels: LabelIndex, cells: Joined, unused: str | None) -> Sequence[str]:
     told = []
     if cells.unused:
         told.append(f"{cells.unused:,} of {len(labels.words):,} labels have no row in the run, for example {labels.key.name} {unused}.")
@@ -101,7 +100,7 @@ def _odd(labels: LabelIndex, cells: Cells, unused: str | None) -> Sequence[str]:
     return told
 
 
-def _example(labels: LabelIndex, cells: Cells) -> str | None:
+def _example(labels: LabelIndex, cells: Joined) -> str | None:
     """The key of the first label without a row."""
     if cells.used is None or not cells.unused:
         return None

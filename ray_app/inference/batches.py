@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from ray_app.errors import Status
 from ray_app.images import ImageFacts
@@ -12,6 +13,7 @@ from ray_app.images import ImageFacts
 Pixels = npt.NDArray[np.uint8]
 Ragged = Sequence[Pixels | None]
 Size = tuple[int, int]
+File = bytes | Image.Image  # an image as somebody gave it
 
 
 @dataclass(frozen=True)
@@ -57,13 +59,15 @@ class Batch:
 
     `outcomes` has one entry per member, in slot order; there are fewer than slots only at the end of a block.
     `pixels` is empty where no member could be decoded. `encoded`: the files themselves, for detectors that keep sizes and sit in
-    another process; None where they do not decode. `views`: one for each of the spec's, empty where `pixels` is.
+    another process, and for a second look; None where they do not decode. `views`: one for each of the spec's, empty where `pixels` is.
+    `ids`: image ids of the members, where files are kept in the process that decoded them.
     """
 
     outcomes: tuple[Outcome, ...]
     pixels: tuple[Pixels | Ragged, ...]
-    encoded: tuple[bytes | None, ...] = ()
+    encoded: tuple[File | None, ...] = ()
     views: tuple[View, ...] = ()
+    ids: tuple[int, ...] = ()
 
     @property
     def usable(self) -> list[bool]:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 STAGES = ("fetch", "decode", "prepare", "score", "write")
 RUNS, ASKED = "runs of backbone ", "asked of backbone "  # counts, each followed by the backbone's name
+LOOKED, LOOKED_MS = "looked_again", "looked_again_ms"  # counts: members that were decoded again, and the milliseconds that took
 
 
 class StageClock:

@@ -7,6 +7,7 @@ tells the next worker which member to hand to a child process, and after a few c
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from copy import copy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -39,7 +40,7 @@ class BatchDecoder:
     """Decodes and prepares; `crumbs` is a folder on the node's own disk, or None where a crash may take the process along.
 
     With `hand_over`, images that keep their size are not prepared: their encoded bytes go along instead, to be decoded where they
-    are scored.
+    are scored. With `keeps_files`, all files go along, since some members may be looked at again.
     """
 
     def __init__(
@@ -49,10 +50,12 @@ class BatchDecoder:
         crumbs: Path | None = None,
         *,
         hand_over: bool = False,
+        keeps_files: bool = False,
         wall_limit_s: float = WALL_LIMIT_S,
         recall: "Recall | None" = None,
     ) -> None:
         self._spec, self._clock, self._crumbs, self._recall = spec, clock, crumbs, recall
+        self._keeps_files = keeps_files
         self._hand_over = hand_over and spec.keeps_sizes
         self.decoded = 0
         self._closing = ExitStack()
@@ -64,6 +67,14 @@ class BatchDecoder:
             self._crumb = self._closing.enter_context(closing(Breadcrumb(crumbs)))
             self._closing.enter_context(Watchdog(self._crumb, wall_limit_s))
             self._child = self._closing.enter_context(ChildDecoder(spec.limits, wall_limit_s))
+
+    def asking(self, spec: ScoringSpec, clock: StageClock) -> "BatchDecoder":
+        """One that prepares images as another spec says and counts for itself, with the same crumb and child; nothing is remembered."""
+        other = copy(self)
+        other._spec, other._clock, other.decoded = spec, clock, 0
+        other._recall = other._origins = None
+        other._hand_over = other._keeps_files = False
+        return other
 
     @property
     def counts(self) -> dict[str, int]:
@@ -77,7 +88,9 @@ class BatchDecoder:
     def look_for_crumbs(self) -> None:
         """Learn which members killed a worker of this node; called once per block."""
         if self._crumbs is not None:
-            self._suspects = Breadcrumb.left_in(self._crumbs)
+            left = Breadcrumb.left_in(self._crumbs)
+            self._suspects.clear()  # shared with those of `asking`
+            self._suspects.update(left)
 
     def decode(self, fetched: Sequence[tuple[int, bytes | Image.Image | InputError]]) -> Batch:
         """Decode (image_id, bytes | PIL image | why there are none) for up to `slots` members."""
@@ -88,11 +101,12 @@ class BatchDecoder:
             if self._recall is not None:
                 self._recall.met(outcome)
             prepared.append(tensors)
-            encoded.append(data if isinstance(data, bytes) and tensors is not None else None)
+            encoded.append(None if isinstance(data, InputError) or tensors is None else data)
             kept.append(image)
         with self._clock("prepare"):
             pixels, views = self._stack(prepared), self._views(prepared, kept)
-            return Batch(tuple(outcomes), pixels, tuple(encoded) if self._hand_over else (), views if pixels else ())
+            files = tuple(encoded) if self._hand_over or self._keeps_files else ()
+            return Batch(tuple(outcomes), pixels, files, views if pixels else (), tuple(image_id for image_id, _ in fetched))
 
     def complete(self, batch: Batch) -> Batch:
         """Images that were handed over encoded are decoded when they are looked at, one by one, since they may be large."""
@@ -103,7 +117,8 @@ class BatchDecoder:
             replace(view, pixels=self._completed(images, count, view.pixels, perturbation))
             for view, perturbation in zip(batch.views, self._spec.views, strict=True)
         )
-        return replace(batch, pixels=self._completed(images, count, batch.pixels, None), encoded=(), views=tuple(views))
+        files = batch.encoded if self._keeps_files else ()
+        return replace(batch, pixels=self._completed(images, count, batch.pixels, None), encoded=files, views=tuple(views))
 
     def _completed(
         self, images: ImageOf, count: int, pixels: tuple[Pixels | Ragged, ...], view: Perturbation | None

@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ray_app.ensembles import Decisions, decide
+from ray_app.ensembles import Decisions, decide, is_audited, second_looks
+from ray_app.ensembles.deciding import IMAGE
 from ray_app.errors import Status
 from ray_app.inference.batches import Outcome, Pixels
 from ray_app.inference.spec import ScoringSpec
+from ray_app.inference.stability import settled
 
 Scores = dict[str, npt.NDArray[np.float32]]
 Masks = Mapping[str, Sequence[Pixels | None]]
@@ -27,6 +29,8 @@ class Readings:
 
     `masks`: per localizer (H, W) uint8, 255 = surely altered, None = none. `replies`: per detector that answers in words.
     `views` and `view_masks`: scores and masks of the same members as perturbations show them, by the perturbation's name.
+    `embeddings`: per detector that keeps them (members, d) float32 of the clean pass, NaN where there is none.
+    `stability`: scores of recompressed views, by their names, of members near a threshold; NaN for all others.
     """
 
     scores: Scores
@@ -34,6 +38,8 @@ class Readings:
     replies: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
     views: Mapping[str, Scores] = field(default_factory=dict)
     view_masks: Mapping[str, Masks] = field(default_factory=dict)
+    embeddings: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    stability: Mapping[str, Scores] = field(default_factory=dict)
 
     def joined(self, other: "Readings") -> "Readings":
         """Both, of other detectors on the same members."""
@@ -43,7 +49,49 @@ class Readings:
             {**self.replies, **other.replies},
             {view: {**self.views.get(view, {}), **other.views.get(view, {})} for view in {**self.views, **other.views}},
             {view: {**self.view_masks.get(view, {}), **other.view_masks.get(view, {})} for view in {**self.view_masks, **other.view_masks}},
+            {**self.embeddings, **other.embeddings},
+            {view: {**self.stability.get(view, {}), **other.stability.get(view, {})} for view in {**self.stability, **other.stability}},
         )
+
+    def spread(self, rows: Sequence[int], count: int) -> "Readings":
+        """These readings at `rows` (one per reading) of `count` members; of the others nothing was said. Embeddings are left out."""
+
+        def scores(columns: Mapping[str, npt.NDArray[np.float32]]) -> Scores:
+            wide = {name: np.full(count, np.nan, np.float32) for name in columns}
+            for name, column in columns.items():
+                wide[name][list(rows)] = column
+            return wide
+
+        def lists(columns: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+            placed = {name: dict(zip(rows, column, strict=True)) for name, column in columns.items()}
+            return {name: [column.get(row) for row in range(count)] for name, column in placed.items()}
+
+        return Readings(
+            scores(self.scores),
+            lists(self.masks),
+            lists(self.replies),
+            {view: scores(columns) for view, columns in self.views.items()},
+            {view: lists(columns) for view, columns in self.view_masks.items()},
+        )
+
+    @staticmethod
+    def chained(parts: Sequence["Readings"]) -> "Readings":
+        """Readings of the same detectors on some members, then on others."""
+        if len(parts) == 1:
+            return parts[0]
+        first = parts[0]
+        return Readings(
+            {name: np.concatenate([part.scores[name] for part in parts]) for name in first.scores},
+            {name: [mask for part in parts for mask in part.masks[name]] for name in first.masks},
+            {name: [text for part in parts for text in part.replies[name]] for name in first.replies},
+            {view: {name: np.concatenate([part.views[view][name] for part in parts]) for name in columns}
+             for view, columns in first.views.items()},
+            {view: {name: [mask for part in parts for mask in part.view_masks[view][name]] for name in columns}
+             for view, columns in first.view_masks.items()},
+            {name: np.concatenate([part.embeddings[name] for part in parts]) for name in first.embeddings},
+            {view: {name: np.concatenate([part.stability[view][name] for part in parts]) for name in columns}
+             for view, columns in first.stability.items()},
+        )  # fmt: skip
 
     def among(self, names: Collection[str]) -> "Readings":
         """Those of some detectors."""
@@ -53,6 +101,8 @@ class Readings:
             {name: column for name, column in self.replies.items() if name in names},
             {view: {name: column for name, column in scores.items() if name in names} for view, scores in self.views.items()},
             {view: {name: column for name, column in masks.items() if name in names} for view, masks in self.view_masks.items()},
+            {name: vectors for name, vectors in self.embeddings.items() if name in names},
+            {view: {name: column for name, column in scores.items() if name in names} for view, scores in self.stability.items()},
         )
 
 
@@ -73,7 +123,8 @@ class Scored:
 def judge(spec: ScoringSpec, outcomes: Sequence[Outcome], readings: Readings) -> Scored:
     """Decide on every member; one that decoded, and that no detector could score although it should have, becomes `detector_failed`."""
     views = {view: {name: scores[name] for name in spec.cards} for view, scores in readings.views.items()}
-    readings = replace(readings, scores={name: readings.scores[name] for name in spec.cards}, views=views)
+    asked = {view: {name: scores[name] for name in spec.cards} for view, scores in readings.stability.items()}
+    readings = replace(readings, scores={name: readings.scores[name] for name in spec.cards}, views=views, stability=asked)
     readings = with_repeated(outcomes, readings)
     sizes = [(None, None) if outcome.facts is None else (outcome.facts.width, outcome.facts.height) for outcome in outcomes]
     remarks = remarks_on(readings.replies)
@@ -84,9 +135,36 @@ def judge(spec: ScoringSpec, outcomes: Sequence[Outcome], readings: Readings) ->
         else outcome
         for row, outcome in enumerate(outcomes)
     ]
-    doubts = range_doubts(spec, sizes)
-    decisions = decide(spec.ensemble, readings.scores, calibrations=spec.calibrations, out_of_range=doubts, remarks=remarks)
-    return Scored(checked, readings, decisions)
+    doubts = range_doubts(spec, sizes, [None if outcome.facts is None else outcome.facts.format for outcome in outcomes])
+    drawn = audited_among(spec, checked)
+    decisions = decide(spec.ensemble, readings.scores, calibrations=spec.calibrations, out_of_range=doubts, remarks=remarks, audited=drawn)
+    return Scored(checked, readings, outlived(spec, decisions, list(readings.stability.values()), drawn))
+
+
+def outlived(spec: ScoringSpec, decisions: Decisions, views: Sequence[Scores], audited: Sequence[bool]) -> Decisions:
+    """The decisions that the spec's stability leaves standing; `views` has scores per detector, in the spec's order, of every view."""
+    if spec.stability is None:
+        return decisions
+    return settled(spec.ensemble, decisions, views, calibrations=spec.calibrations, margin=spec.stability.margin, audited=audited)
+
+
+def audited_among(spec: ScoringSpec, outcomes: Sequence[Outcome]) -> list[bool]:
+    """Which members the audit of a cascade draws, by their bytes; empty for any other rule."""
+    return drawn_by_audit(spec, [None if outcome.facts is None else outcome.facts.sha256 for outcome in outcomes])
+
+
+def drawn_by_audit(spec: ScoringSpec, digests: Sequence[str | None]) -> list[bool]:
+    """The same by the SHA-256 of their bytes, in hex; None = not known, and not drawn."""
+    if spec.ensemble.cascade is None:
+        return []
+    return [digest is not None and is_audited(spec.ensemble, digest) for digest in digests]
+
+
+def going_on(spec: ScoringSpec, outcomes: Sequence[Outcome], readings: Readings) -> list[int]:
+    """The rows, ascending, that all members of a cascade look at; none of other rules. `readings`: at least what the first ones said."""
+    first = {name: readings.scores[name] for name in spec.first}
+    looks = second_looks(spec.ensemble, first, spec.calibrations, audited_among(spec, outcomes)) or ()
+    return [row for row, why in enumerate(looks) if why is not None and outcomes[row].status is Status.OK]
 
 
 def with_repeated(outcomes: Sequence[Outcome], readings: Readings) -> Readings:
@@ -110,18 +188,28 @@ def remarks_on(replies: Mapping[str, Sequence[str | None]]) -> dict[str, list[st
     return {name: [None if reply is None else f"it replied {reply!r}" for reply in texts] for name, texts in replies.items()}
 
 
-def range_doubts(spec: ScoringSpec, sizes: Sequence[tuple[int | None, int | None]]) -> dict[str, list[str | None]]:
-    """Per detector and image (width, height in pixels): why the image lies outside the card's valid range, or None."""
-    return {
+def range_doubts(
+    spec: ScoringSpec, sizes: Sequence[tuple[int | None, int | None]], formats: Sequence[str | None]
+) -> dict[str, list[str | None]]:
+    """Per detector and image (width, height in pixels; format): why the image lies outside the card's valid range, or None.
+
+    Under `IMAGE`, where the ensemble's card knows what its calibration saw: why the image is none of that.
+    """
+    doubts = {
         name: [None if width is None or height is None else spec.doubt(name, width, height) for width, height in sizes]
         for name in spec.cards
     }
+    population = spec.ensemble.population
+    if population is None or population.seen is None:
+        return doubts
+    seen = population.seen
+    return {IMAGE: [seen.doubt(format, *size) for format, size in zip(formats, sizes, strict=True)], **doubts}
 
 
 def _expected(spec: ScoringSpec, size: tuple[int | None, int | None]) -> bool:
     """Whether at least one detector should have given a score for an image of this size."""
     width, height = size
-    return width is None or height is None or any(spec.is_scored(name, width, height) for name in spec.cards)
+    return width is None or height is None or any(spec.is_scored(name, width, height) for name in spec.first)
 
 
 def _failure(remarks: Mapping[str, Sequence[str | None]], row: int) -> str:

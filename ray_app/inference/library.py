@@ -4,12 +4,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from ray_app.detectors import DetectorCard, ResizeMode
+from ray_app.detectors import DetectorCard
 from ray_app.detectors.licences import require_accepted
 from ray_app.ensembles import EnsembleCard, ensemble_of, load_ensemble_card
 from ray_app.errors import InputError, Status
@@ -19,10 +19,14 @@ from ray_app.inference.clock import StageClock
 from ray_app.inference.decoding import BatchDecoder
 from ray_app.inference.judging import Scored, finite, judge
 from ray_app.inference.scoring import EnsembleScorer
+from ray_app.inference.second_look import Looking
+from ray_app.inference.settings import AskedPrecision, AskedResize
 from ray_app.inference.spec import ScoringSpec, make_spec
 from ray_app.storage import Fetcher
 
 Source = bytes | str | Path | Image.Image
+
+KEPT_BYTES = 64 * 2**20  # files of a cascade that are held until it is known which of them go on
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,8 @@ class Result:
     """What the ensemble says of one image. `score` and `scores` are log-odds of fake; all are None where `status` is not `ok`.
 
     `probability` is the plain sigmoid of the score unless `calibrated`. `masks`: per detector that localizes, (H, W) uint8 at the
-    network's own size, stretched over the whole image, 255 = surely altered.
+    network's own size, stretched over the whole image, 255 = surely altered. `second_look`: of a cascade, why all its detectors looked
+    (`band`, `audit`); None where the first of them sufficed.
     """
 
     status: Status
@@ -43,6 +48,7 @@ class Result:
     scores: Mapping[str, float | None]
     facts: ImageFacts | None
     masks: Mapping[str, Pixels | None]
+    second_look: str | None = None
 
 
 class Ensemble:
@@ -57,8 +63,8 @@ class Ensemble:
         name_or_path: str | Path | EnsembleCard = "default",
         *,
         device: str = "cpu",
-        precision: Literal["auto", "bf16", "fp32"] = "auto",
-        resize: ResizeMode = "exact",
+        precision: AskedPrecision = "auto",
+        resize: AskedResize = "auto",
         limits: ImageLimits | None = None,
         image_column: str = "bytes",
         accept_licences: Sequence[str] = (),
@@ -70,7 +76,8 @@ class Ensemble:
         self._image_column = image_column
         self._fetcher = Fetcher()
         clock = StageClock()
-        self._decoder, self._scorer = BatchDecoder(self.spec, clock), EnsembleScorer(self.spec, clock)
+        self._decoder = BatchDecoder(self.spec.early, clock, keeps_files=self.spec.looks_again)
+        self._looking = Looking(self.spec, EnsembleScorer(self.spec, clock), self._decoder, clock, kept_bytes=KEPT_BYTES)
 
     @property
     def cards(self) -> Mapping[str, DetectorCard]:
@@ -99,7 +106,7 @@ class Ensemble:
 
     def _scored(self, images: Iterable[Source]) -> Scored:
         outcomes: list[Outcome] = []
-        readings = self._scorer.score(self._batches(iter(images), outcomes))
+        readings = self._looking.score(self._batches(iter(images), outcomes))
         return judge(self.spec, outcomes, readings)
 
     def _batches(self, images: Iterator[Source], outcomes: list[Outcome]) -> Iterator[Batch]:
@@ -143,7 +150,8 @@ def _result(scored: Scored, row: int) -> Result:
     scores = {name: finite(column[row]) for name, column in scored.scores.items()}
     return Result(outcome.status, None, decisions.verdict[row], decisions.reason[row], finite(decisions.probability[row]),
                   decisions.calibrated, finite(decisions.score[row]), scores, outcome.facts,
-                  {name: masks[row] for name, masks in scored.readings.masks.items()})  # fmt: skip
+                  {name: masks[row] for name, masks in scored.readings.masks.items()},
+                  decisions.second_look[row] if decisions.second_look else None)  # fmt: skip
 
 
 def _dtype(column: str) -> Any:

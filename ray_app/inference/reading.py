@@ -28,17 +28,20 @@ class BlockReader:
         signed: Sequence[str] = (),
         crumbs: Path | None = None,
         hand_over: bool = False,
+        keeps_files: bool = False,
         wall_limit_s: float = WALL_LIMIT_S,
         recall: Recall | None = None,
     ) -> None:
         self._spec, self._clock, self.recall = spec, clock, recall
         self.fetcher = Fetcher(policy, signed=signed)
         self._members = MemberReader(self.fetcher, max_bytes=spec.limits.max_bytes, depth_bytes=AHEAD_BYTES)
-        self._decoder = BatchDecoder(spec, clock, crumbs, hand_over=hand_over, wall_limit_s=wall_limit_s, recall=recall)
+        self.decoder = BatchDecoder(
+            spec, clock, crumbs, hand_over=hand_over, keeps_files=keeps_files, wall_limit_s=wall_limit_s, recall=recall
+        )
 
     def read(self, members: Sequence[Member]) -> Iterator[Batch]:
         """The batches of a block, in slot order; a member that cannot be read or decoded keeps its slot, empty."""
-        self._decoder.look_for_crumbs()
+        self.decoder.look_for_crumbs()
         if self.recall is not None:
             self.recall.begin_block()
         arriving = self._members.read(members)
@@ -47,7 +50,7 @@ class BlockReader:
                 fetched = [(member.image_id, data) for member, data in islice(arriving, self._spec.slots)]
             if not fetched:
                 return
-            yield self._decoder.decode(fetched)
+            yield self.decoder.decode(fetched)
 
     def learn(self, outcomes: Sequence[Outcome], readings: Readings) -> None:
         """Remember what a block of this reader was found to be, for members of the same bytes."""
@@ -58,8 +61,8 @@ class BlockReader:
     def counts(self) -> dict[str, int]:
         """What was done since the start: bytes read, requests made, retried and throttled, images decoded."""
         traffic = {name: getattr(self.fetcher, name) for name in ("bytes_read", "requests", "retried", "throttled")}
-        return traffic | self._decoder.counts
+        return traffic | self.decoder.counts
 
     def close(self) -> None:
         """Give back what the decoder holds."""
-        self._decoder.close()
+        self.decoder.close()

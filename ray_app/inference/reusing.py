@@ -7,7 +7,7 @@ from typing import Protocol
 
 from ray_app.errors import Status
 from ray_app.inference.batches import Outcome, Said
-from ray_app.inference.judging import Readings, finite
+from ray_app.inference.judging import Readings, finite, going_on
 from ray_app.inference.spec import ScoringSpec
 
 MOST_REMEMBERED = 10_000  # members that a process knows by heart: about 15 MB
@@ -52,17 +52,21 @@ class Recall:
 
     def learn(self, outcomes: Sequence[Outcome], readings: Readings) -> None:
         """Remember a block that this process has scored."""
+        going = set(going_on(self._spec, outcomes, readings))
         for row, outcome in enumerate(outcomes):
             if outcome.status is not Status.OK or outcome.facts is None or outcome.said is not None:
                 continue
             scores = {name: finite(readings.scores[name][row]) for name in self._spec.cards}
-            if is_complete(self._spec, outcome.facts.width, outcome.facts.height, scores):
+            if is_complete(self._spec, outcome.facts.width, outcome.facts.height, scores, goes_on=row in going):
                 replies = {name: texts[row] for name, texts in readings.replies.items()}
                 self._remembered[outcome.facts.sha256] = replace(outcome, said=Said(None, scores, replies), provenance=None)
         while len(self._remembered) > MOST_REMEMBERED:
             self._remembered.popitem(last=False)
 
 
-def is_complete(spec: ScoringSpec, width: int | None, height: int | None, scores: Mapping[str, float | None]) -> bool:
-    """Whether every detector that should score an image of this size has."""
-    return all(scores.get(name) is not None or not spec.is_scored(name, width or 0, height or 0) for name in spec.cards)
+def is_complete(
+    spec: ScoringSpec, width: int | None, height: int | None, scores: Mapping[str, float | None], *, goes_on: bool = True
+) -> bool:
+    """Whether every detector that should score an image of this size has; only the first ones of a cascade where it does not go on."""
+    names = spec.cards if goes_on else spec.first
+    return all(scores.get(name) is not None or not spec.is_scored(name, width or 0, height or 0) for name in names)

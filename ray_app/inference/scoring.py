@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from typing import NamedTuple
 
 import numpy as np
@@ -30,9 +31,24 @@ class EnsembleScorer:
             for name, card in spec.cards.items()
             if pool is None or name in pool
         }
+        for name in spec.features:
+            if name in self._detectors:
+                self._detectors[name].keep_embeddings()
         self._backbones = share_backbones(self._detectors.values())
         is_cuda = torch.device(spec.device).type == "cuda"
         self._copying = torch.cuda.Stream(spec.device) if is_cuda else None  # type: ignore[no-untyped-call]
+
+    def asking(self, spec: ScoringSpec, clock: StageClock) -> "EnsembleScorer":
+        """The same detectors in memory, those of them that `spec` asks (see `ScoringSpec.asking`), in its views and batches."""
+        other = copy(self)
+        other._spec, other._clock = spec, clock
+        other._detectors = {name: detector for name, detector in self._detectors.items() if name in spec.cards}
+        return other
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The detectors that are loaded."""
+        return tuple(self._detectors)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -52,6 +68,9 @@ class EnsembleScorer:
         names = [name for name in self._detectors if only is None or name in only]
         keeping = [True, *(view.keeps_place for view in self._spec.views)]  # the first is the clean one
         columns = [{name: _Column(keeps_masks=keeps) for name in names} for keeps in keeping]
+        columns[0] |= {
+            name: _Column(keeps_masks=True, width=facts["width"]) for name, facts in self._spec.features.items() if name in names
+        }
         usable: list[list[bool]] = [[] for _ in keeping]
         for batch in batches:
             views = self._seen(batch)
@@ -73,6 +92,7 @@ class EnsembleScorer:
             {name: answer.replies for name, answer in clean.items() if cards[name].replies},
             {view: {name: answer.scores for name, answer in answers.items()} for view, answers in views.items()},
             {view: {name: answer.masks for name, answer in views[view].items() if cards[name].masks} for view in drawn},
+            {name: answer.embeddings for name, answer in clean.items() if answer.embeddings is not None},
         )
 
     def _seen(self, batch: Batch) -> list[View]:
@@ -146,6 +166,7 @@ class _Answer(NamedTuple):
     scores: np.ndarray
     masks: list[Pixels | None]
     replies: list[str | None]
+    embeddings: np.ndarray | None
 
 
 def _by_size(sizes: Sequence[Size | None], slots: Iterable[int]) -> dict[Size, list[int]]:
@@ -163,14 +184,15 @@ def _size(outcome: Outcome) -> Size:
 
 
 class _Column:
-    """One detector's readings of a block in one view, left on the device until the end."""
+    """One detector's readings of a block in one view, left on the device until the end. `width`: of the embeddings to keep, 0 = none."""
 
-    def __init__(self, *, keeps_masks: bool) -> None:
-        self._keeps_masks = keeps_masks
+    def __init__(self, *, keeps_masks: bool, width: int = 0) -> None:
+        self._keeps_masks, self._width = keeps_masks, width
         self._places: list[int] = []
         self._scores: list[torch.Tensor] = []
         self._masks: list[torch.Tensor] = []
         self._replies: list[str | None] = []
+        self._embeddings: list[torch.Tensor] = []
 
     def put(self, places: Sequence[int], reading: Reading) -> None:
         """Keep a reading of the members at these places; what fills the batch up behind them is dropped."""
@@ -179,9 +201,10 @@ class _Column:
         self._scores.append(reading.scores[:count])
         self._masks += [] if reading.masks is None or not self._keeps_masks else reading.masks[:count].unbind()
         self._replies += [None] * count if reading.replies is None else reading.replies[:count]
+        self._embeddings += [reading.embeddings[:count]] if self._width and reading.embeddings is not None else []
 
     def gathered(self, usable: Sequence[bool]) -> _Answer:
-        """Scores, masks and replies of all members; nothing where a member is not usable."""
+        """Scores, masks, replies and embeddings of all members; nothing where a member is not usable."""
         scores = np.full(len(usable), np.nan, np.float32)
         masks: list[Pixels | None] = [None] * len(usable)
         replies: list[str | None] = [None] * len(usable)
@@ -194,4 +217,11 @@ class _Column:
         for place, is_usable in enumerate(usable):
             if not is_usable:
                 scores[place], masks[place], replies[place] = np.nan, None, None
-        return _Answer(scores, masks, replies)
+        return _Answer(scores, masks, replies, self._gathered_embeddings(usable) if self._width else None)
+
+    def _gathered_embeddings(self, usable: Sequence[bool]) -> np.ndarray:
+        embeddings = np.full((len(usable), self._width), np.nan, np.float32)
+        if self._embeddings:
+            embeddings[self._places] = torch.cat(self._embeddings).cpu().numpy()
+        embeddings[~np.asarray(usable, bool)] = np.nan
+        return embeddings

@@ -1,10 +1,10 @@
 """Everything a worker needs to score encoded images, as one small picklable value. No torch."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ray_app.detectors import DetectorCard, Preprocessing, ResizeMode, load_card
 from ray_app.detectors.cards import Calibration, default_slots
@@ -12,12 +12,16 @@ from ray_app.ensembles import EnsembleCard
 from ray_app.errors import ConfigError
 from ray_app.images import ImageLimits
 from ray_app.images.provenance import ProvenancePolicy
+from ray_app.inference.settings import AskedPrecision, AskedResize, under_settings
+from ray_app.inference.stability import Stability
 from ray_app.perturbations import Perturbation
 
 Precision = Literal["bf16", "fp32"]
 
 PROCESS_BYTES = 2**30  # Python, torch, Ray and a batch of images
 ENCODED_BYTES = 2**21  # a photograph, as files go
+KEPT_ENCODED_BYTES = 2**19  # the same on average, where every file of a block is kept for those that go on; more would make blocks small
+EXPECTED_SHARE = 0.2  # of images that go on, where a cascade's card does not say
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,8 @@ class ScoringSpec:
 
     `cards` are keyed by detector name in the ensemble's order, `precision` (bf16 or fp32) by the same names; `slots` is the static
     number of images per batch. `perceptual_hash` and `provenance` (None = not read) add columns and change no score. `views`: every
-    image is also scored as these perturbations show it.
+    image is also scored as these perturbations show it. `features`: what decides the embeddings of the detectors that keep them.
+    `stability`: verdicts near a threshold must outlive recompression.
     """
 
     ensemble: EnsembleCard
@@ -39,11 +44,37 @@ class ScoringSpec:
     perceptual_hash: bool = False
     provenance: ProvenancePolicy | None = field(default=None, compare=False)
     views: tuple[Perturbation, ...] = ()
+    features: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    stability: Stability | None = None
 
     @property
     def passes(self) -> int:
         """How often detectors look at one image: clean, and in every view."""
         return 1 + len(self.views)
+
+    @property
+    def first(self) -> tuple[str, ...]:
+        """The detectors that look at every image: all, but for a cascade."""
+        return tuple(self.cards)[: self.ensemble.first]
+
+    @property
+    def late(self) -> tuple[str, ...]:
+        """The detectors of a cascade that look only at what goes on."""
+        return tuple(self.cards)[self.ensemble.first :]
+
+    @property
+    def early(self) -> "ScoringSpec":
+        """What is made of every image: this spec, asking none but the first detectors."""
+        return self.asking(self.first, self.views) if self.late else self
+
+    def asking(self, names: Collection[str], views: tuple[Perturbation, ...] = ()) -> "ScoringSpec":
+        """Some of the detectors, in other views: how images are prepared and read. Whoever decides needs the whole spec."""
+        return replace(self, cards={name: card for name, card in self.cards.items() if name in names}, views=views)
+
+    @property
+    def looks_again(self) -> bool:
+        """Whether some members are decoded a second time, for which their files have to be kept until it is known of which."""
+        return bool(self.late) or self.stability is not None
 
     @property
     def preprocessings(self) -> tuple[Preprocessing, ...]:
@@ -52,9 +83,16 @@ class ScoringSpec:
 
     @property
     def pools(self) -> tuple[tuple[str, ...], ...]:
-        """Which detectors share a process: all but those too large for it, which have a pool each. In the ensemble's order."""
-        together = tuple(name for name, card in self.cards.items() if not card.own_pool)
-        alone = tuple((name,) for name, card in self.cards.items() if card.own_pool)
+        """Which detectors share a process: all but those too large for it, which have a pool each. In the ensemble's order; no detector of
+        a cascade that looks again stands in a pool before one that looks at everything.
+        """
+        if any(self.cards[name].own_pool for name in self.first):
+            return (*self._pools_of(self.first), *self._pools_of(self.late))
+        return self._pools_of(tuple(self.cards))
+
+    def _pools_of(self, names: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+        together = tuple(name for name in names if not self.cards[name].own_pool)
+        alone = tuple((name,) for name in names if self.cards[name].own_pool)
         return (together, *alone) if together else alone
 
     @property
@@ -81,11 +119,20 @@ class ScoringSpec:
         return PROCESS_BYTES + sum(weights) + max(weights, default=0) + self.slots * len(self.views) * self._prepared_bytes
 
     @property
+    def share_going_on(self) -> float:
+        """What share of images all members are expected to look at."""
+        cascade = self.ensemble.cascade
+        if cascade is None:
+            return 1.0
+        return EXPECTED_SHARE if cascade.expected_share is None else cascade.expected_share
+
+    @property
     def pool_gmac(self) -> tuple[float, ...]:
         """Billions of multiply-adds per image (of a megapixel where sizes are kept) in each pool, over all passes; what no card states is
-        nothing.
+        nothing. Detectors of a cascade that look again count with the share of images that is expected to go on.
         """
-        sizes = {name: card.size.gmac if card.size else 0.0 for name, card in self.cards.items()}
+        shares = dict.fromkeys(self.late, self.share_going_on)
+        sizes = {name: shares.get(name, 1.0) * card.size.gmac if card.size else 0.0 for name, card in self.cards.items()}
         return tuple(self.passes * sum(sizes[name] for name in pool) for pool in self.pools)
 
     @property
@@ -93,13 +140,15 @@ class ScoringSpec:
         """The same for the largest image that every detector takes."""
         sized = [(card.size.gmac, card) for card in self.cards.values() if card.size is not None]
         once = sum(gmac if card.preprocessing.shape else gmac * (card.valid_range.max_megapixels or 1.0) for gmac, card in sized)
-        return self.passes * once
+        return (self.passes + (self.stability.count if self.stability else 0)) * once
 
     @property
     def tensor_bytes(self) -> int:
         """What one image takes between processes: its prepared tensors, and its encoded bytes (guessed) where sizes are kept."""
-        native = sum(preprocessing.shape is None for preprocessing in self.preprocessings)
-        return native * ENCODED_BYTES + self.passes * self._prepared_bytes
+        early = self.early
+        native = sum(preprocessing.shape is None for preprocessing in early.preprocessings)
+        files = native * ENCODED_BYTES or KEPT_ENCODED_BYTES * self.looks_again
+        return files + self.passes * early._prepared_bytes
 
     @property
     def _prepared_bytes(self) -> int:
@@ -126,21 +175,37 @@ def make_spec(
     *,
     limits: ImageLimits,
     device: str = "cpu",
-    precision: Literal["auto", "bf16", "fp32"] = "auto",
-    resize: ResizeMode = "exact",
+    precision: AskedPrecision = "auto",
+    resize: AskedResize = "auto",
     slots: int | None = None,
     perceptual_hash: bool = False,
     provenance: ProvenancePolicy | None = None,
     views: tuple[Perturbation, ...] = (),
+    stability: Stability | None = None,
+    waive_guarantee: bool = False,
 ) -> ScoringSpec:
-    """Resolve an ensemble's cards, the precision for `device` and the batch slots. Raises ConfigError."""
+    """Resolve an ensemble's cards, the precision for `device` and the batch slots. Raises ConfigError, also where detectors that share
+    no process leave `stability` nothing to decide by.
+    """
+    if ensemble.cascade is not None and views:
+        raise ConfigError(
+            f"{ensemble.name} is a cascade: which of its detectors look at a perturbed image would depend on the image as it is",
+            hint="leave --perturb out, or name the detectors: --detector NAME, for each of them",
+        )
     cards = [load_card(member.detector) for member in ensemble.members]
     named = {card.name: card for card in cards}
     if len(named) < len(cards):
         raise ConfigError(f"{ensemble.name}: two of its cards have the same name: {', '.join(card.name for card in cards)}")
-    resolved = {name: precision_on(device, card, precision) for name, card in named.items()}
+    usual = {name: precision_on(device, card, precision) for name, card in named.items()}
+    resolved, mode = under_settings(ensemble, usual, precision, resize, waived=waive_guarantee)
     count = slots or default_slots(device)
-    return ScoringSpec(ensemble, named, limits, resolved, resize, count, device, perceptual_hash, provenance, views)
+    spec = ScoringSpec(ensemble, named, limits, resolved, mode, count, device, perceptual_hash, provenance, views, stability=stability)
+    if stability is not None and len(spec.pools) > 1:
+        raise ConfigError(
+            f"--stability: {ensemble.name} has detectors that need processes of their own; nobody has all scores while images are there",
+            hint=f"leave --stability out, or take an ensemble without {', '.join(name for name, card in named.items() if card.own_pool)}",
+        )
+    return spec
 
 
 def precision_on(device: str, card: DetectorCard, asked: Literal["auto", "bf16", "fp32"]) -> Precision:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from ray_app.errors import InputError
 from ray_app.images import DecodedImage
-from ray_app.inference.batches import Pixels, Ragged, Size
+from ray_app.inference.batches import File, Pixels, Ragged, Size
 from ray_app.perturbations import Perturbation, seed_of
 
 ImageOf = Callable[[int], DecodedImage | None]
@@ -62,7 +62,7 @@ class Lazily(Sequence[Pixels | None]):
 class Late:
     """Files of a batch, decoded when asked for. With `keeps`, the last few stay decoded, so that all views of an image cost one decode."""
 
-    def __init__(self, files: Sequence[bytes | None], decode: Callable[[bytes], DecodedImage], *, keeps: bool) -> None:
+    def __init__(self, files: Sequence[File | None], decode: Callable[[File], DecodedImage], *, keeps: bool) -> None:
         self._files, self._decode, self._keeps = files, decode, keeps
         self._kept: OrderedDict[int, DecodedImage] = OrderedDict()
 

@@ -8,11 +8,12 @@ from ray_app.metrics.arrays import checked
 from ray_app.metrics.chances import binned
 
 
-def fit_platt(scores: ArrayLike, labels: ArrayLike) -> Platt:
+def fit_platt(scores: ArrayLike, labels: ArrayLike, *, intercept: bool = True) -> Platt:
     """Platt scaling of log-odds (n,) on labels (n,), 1 = fake: the slope and intercept of the least cross-entropy.
 
-    The targets are Platt's (1999), drawn in from 0 and 1 by the size of each class, so that scores which separate the classes still get a
-    finite slope. The probabilities are right where as large a share is fake as here.
+    Without `intercept` the slope alone: temperature scaling (Guo et al. 2017). The targets are Platt's (1999), drawn in from 0 and 1 by the
+    size of each class, so that scores which separate the classes still get a finite slope. The probabilities are right where as large a
+    share is fake as here.
     Raises ValueError where one class is missing or where the scores do not rise from real to fake, and as `checked` does.
     """
     from sklearn.linear_model import LogisticRegression
@@ -21,14 +22,16 @@ def fit_platt(scores: ArrayLike, labels: ArrayLike) -> Platt:
     n_fake, n_real = int(fake.sum()), int((~fake).sum())
     if not n_fake or not n_real:
         raise ValueError(f"calibration needs real and fake images; there are {n_real:,} real and {n_fake:,} fake")
-    centre, scale = numbers.mean(), numbers.std()
+    centre = numbers.mean() if intercept else 0.0
+    scale = np.sqrt(np.mean((numbers - centre) ** 2))
     if scale == 0:
         raise ValueError(f"calibration needs scores that differ; all {len(numbers):,} are {numbers[0]:g}")
     target = np.where(fake, (n_fake + 1) / (n_fake + 2), 1 / (n_real + 2))
     # Each score stands there twice, as fake and as real, and weighs as much as its target says.
     twice = np.tile((numbers - centre) / scale, 2)[:, None]
     both, weights = np.repeat([1, 0], len(numbers)), np.concatenate([target, 1 - target])
-    model = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-10).fit(twice, both, sample_weight=weights)
+    model = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-10, fit_intercept=intercept)
+    model.fit(twice, both, sample_weight=weights)
     slope = float(model.coef_[0, 0] / scale)
     if slope <= 0:
         raise ValueError(

@@ -19,6 +19,7 @@ from ray_app.perturbations.tones import noisy, sharpened, with_gamma
 Rng = np.random.Generator
 Quality = Annotated[int, Field(ge=1, le=100)]
 Side = Annotated[int, Field(ge=1, le=65535)]
+Scale = Annotated[float, Field(gt=0, le=16)]
 
 
 class Step(Frozen):
@@ -80,12 +81,12 @@ class Avif(Step):
 class Resize(Step):
     """To another size, the aspect kept unless a `square` is asked for: by exactly one of the following.
 
-    `scale` of both sides; `short_side` in pixels, up or down; `long_edge` and `screen` (width, height; turned as the image is) only
-    shrink; `square` squashes to a side.
+    `scale` of both sides (two numbers: it is drawn between them); `short_side` in pixels, up or down; `long_edge` and `screen` (width,
+    height; turned as the image is) only shrink; `square` squashes to a side.
     """
 
     op: Literal["resize"]
-    scale: float | None = Field(default=None, gt=0, le=16)
+    scale: Scale | tuple[Scale, Scale] | None = None
     short_side: Side | None = None
     long_edge: Side | None = None
     screen: tuple[Side, Side] | None = None
@@ -97,19 +98,23 @@ class Resize(Step):
         ways = ("scale", "short_side", "long_edge", "screen", "square")
         if sum(getattr(self, way) is not None for way in ways) != 1:
             raise ValueError(f"resize takes exactly one of {', '.join(ways)}")
+        if isinstance(self.scale, tuple) and self.scale[0] > self.scale[1]:
+            raise ValueError(f"{self.scale[0]} to {self.scale[1]} is no range")
         return self
 
     def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
         """See the class."""
-        return resized(image, self._target(image.size), self.filter)
+        return resized(image, self._target(image.size, rng), self.filter)
 
-    def _target(self, size: tuple[int, int]) -> tuple[int, int]:
+    def _target(self, size: tuple[int, int], rng: Rng) -> tuple[int, int]:
         if self.long_edge is not None:
             return capped_size(size, self.long_edge)
         if self.screen is not None:
             return fitted_size(size, self.screen)
         if self.square is not None:
             return self.square, self.square
+        if isinstance(self.scale, tuple):
+            return scaled_size(size, float(rng.uniform(*self.scale)))
         return scaled_size(size, self.scale if self.scale is not None else (self.short_side or 1) / min(size))
 
 

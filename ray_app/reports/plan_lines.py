@@ -4,11 +4,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ray_app.reports import wording
+from ray_app.reports.guarantee_words import promise
 from ray_app.reports.plan_money import cost_lines, request_lines
 from ray_app.reports.text_table import aligned
 
 WIDTH = 11
 _LONGEST_EXAMPLE = 90
+_FLOAT_BYTES = 4
 _FORMATS = {"files": "files of their own", "tar": "tar", "tar.gz": "compressed tar", "zip": "zip", "parquet": "Parquet"}
 
 
@@ -18,7 +20,11 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
         *_labelled("archive", _archive(plan)),
         *_labelled("run", _standing(plan)),
         ("ensemble", f"{plan['ensemble']}: {plan['rule']} over {len(plan['detectors'])}: {', '.join(plan['detectors'])}"),
+        *_labelled("guarantee", _promised(plan)),
         *_labelled("perturb", _perturbing(plan)),
+        *_labelled("stability", _recompressing(plan)),
+        *_labelled("cascade", _cascading(plan)),
+        *_labelled("embeddings", _keeping(plan)),
         ("decode", _decoding(plan)),
         *_labelled("tensors", (f"{_shape(tensor)} for {', '.join(tensor['detectors'])}" for tensor in plan["tensors"])),
         *_labelled("backbones", (_shared(backbone) for backbone in plan["backbones"])),
@@ -67,10 +73,46 @@ def _standing(plan: Mapping[str, Any]) -> Iterator[str]:
         yield f"left: {left}, new or changed since" if run["members_left"] else "left: nothing; no member is new or changed"
 
 
+def _promised(plan: Mapping[str, Any]) -> Iterator[str]:
+    promised = plan.get("guarantee")
+    if promised is None:
+        return
+    yield promise(promised["target_fpr"], promised["confidence"], promised["population"])
+    if promised["otherwise"]:
+        yield f"does not hold: scored otherwise, {', '.join(promised['otherwise'])}"
+    else:
+        yield "at its end the run compares the archive with those images; where they differ much, all verdicts abstain"
+
+
 def _perturbing(plan: Mapping[str, Any]) -> Iterator[str]:
     views = plan.get("views")
     if views:
         yield f"{len(views) + 1} passes over every image, decoded once: as it is, and {', '.join(views)}"
+
+
+def _cascading(plan: Mapping[str, Any]) -> Iterator[str]:
+    looks = plan.get("cascade")
+    if not looks:
+        return
+    yield f"{', '.join(looks['first'])} on all, {', '.join(looks['second'])} on about {wording.percent(looks['share'])} of the images"
+    if looks["seconds_per_image"]:
+        first, second = (looks["seconds_per_image"][look] for look in ("first", "second"))
+        cost = looks["cost_per_million"]
+        money = f"; a million images cost {wording.money(cost['first'])} and {wording.money(cost['second'])}" if sum(cost.values()) else ""
+        yield f"a core spends {first:.2g} s on each image for the first look, {second:.2g} s for its share of the second{money}"
+
+
+def _recompressing(plan: Mapping[str, Any]) -> Iterator[str]:
+    asked = plan.get("stability")
+    if asked:
+        more = wording.counted(asked["views"], "recompressed view")
+        yield f"{more} of every image within {asked['margin']:g} log-odds of a threshold; they are not in the forecast"
+
+
+def _keeping(plan: Mapping[str, Any]) -> Iterator[str]:
+    for name, width in plan.get("features", {}).items():
+        kept = wording.size(_FLOAT_BYTES * width * plan["members"])
+        yield f"{width:,} numbers per image, of {name}: about {kept} in the run directory, for touchstone rescore"
 
 
 def _decoding(plan: Mapping[str, Any]) -> str:

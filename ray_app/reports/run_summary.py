@@ -109,6 +109,15 @@ class Cost(Section):
     total: float | None = None
 
 
+class Look(Section):
+    """What one look of a cascade took in the last command, and costs for a million images of such an archive (machines alone)."""
+
+    images: int = 0
+    seconds: float = 0.0
+    hours_per_million: float | None = None
+    cost_per_million: float | None = None
+
+
 class Session(Section):
     """What the last command did; `seconds` per stage are summed over the workers."""
 
@@ -124,6 +133,7 @@ class Session(Section):
     peak_worker_bytes: int = 0
     backbones: dict[str, Sharing] = {}
     cost: Cost = Cost()
+    looks: dict[str, Look] = {}
     seconds: dict[str, float] = {}
 
 
@@ -149,6 +159,55 @@ class Declarations(Section):
         return sum(self.declared.values())
 
 
+class SecondLookSummary(Section):
+    """How many images all members of a cascade looked at, and why."""
+
+    band: int = 0
+    audit: int = 0
+    share: float | None = None
+
+
+class StabilitySummary(Section):
+    """How many images near a threshold were shown recompressed, and how many verdicts did not outlive it."""
+
+    views: int = 0
+    margin: float = 0.0
+    asked: int = 0
+    unstable: int = 0
+    unasked: int = 0
+
+
+class ShiftSummary(Section):
+    """How far one property of the archive is from what the card was calibrated on."""
+
+    feature: str = ""
+    psi: float | None = None
+    ks: float | None = None
+    p: float | None = None
+    noticed: bool = False
+    beyond: bool = False
+    images: int = 0
+
+
+class GuaranteeSummary(Section):
+    """What the ensemble's card guarantees of its false positives, and whether that holds for this archive; None = cannot be told."""
+
+    holds: bool | None = None
+    why: str = ""
+    unlike: str = ""
+    waived: bool = False
+    target_fpr: float | None = None
+    confidence: float | None = None
+    population: str = ""
+    images: int | None = None
+    shifts: list[ShiftSummary] = []
+
+    @property
+    def stated(self) -> bool:
+        """Whether anything was promised, or looked at."""
+        return self.images is not None
+
+
 class RunSummary(Section):
     """A run in figures."""
 
@@ -164,6 +223,9 @@ class RunSummary(Section):
     examples: dict[str, list[Example]] = {}
     verdicts: dict[str, int] = {}
     verdict_reasons: dict[str, int] = {}
+    stability: StabilitySummary = StabilitySummary()
+    guarantee: GuaranteeSummary = GuaranteeSummary()
+    second_look: SecondLookSummary | None = None
     flags: dict[str, int] = {}
     formats: dict[str, int] = {}
     provenance: Declarations = Declarations()

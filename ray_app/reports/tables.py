@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ray_app.reports import wording
+from ray_app.reports.guarantee_words import guarantee_sentences
 from ray_app.reports.run_summary import RunSummary
 from ray_app.reports.text_table import GAP, aligned
 
@@ -56,6 +57,9 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     if run.reused:
         lines.append(f"reused: {run.reused:,} members have the scores of others with the same bytes")
     lines += _verdict_lines(run)
+    lines += [f"second look: {sentence}" for sentence in wording.second_look(run)]
+    lines += [f"stability: {sentence}" for sentence in wording.stability(run.stability)]
+    lines += [f"guarantee: {sentence}" for sentence in guarantee_sentences(run.guarantee)]
     lines += _declaration_lines(run)
     lines += _speed_lines(run)
     if run.scored and run.ensemble.demonstration:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from ray_app.errors import MEANING, Status
-from ray_app.reports.run_summary import RunSummary
+from ray_app.reports.run_summary import RunSummary, StabilitySummary
 
 VERDICT_WORDS = {"fake": "flagged as fake", "abstain": "abstained", "real": "no evidence found"}
 C2PA_WORDS = {
@@ -100,6 +100,37 @@ def count(number: int) -> str:
 def counted(number: int, noun: str) -> str:
     """A number with its regular noun."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def second_look(run: RunSummary) -> list[str]:
+    """Of a cascade, which share of images all detectors looked at, and what either look takes; nothing of any other run."""
+    found, looks = run.second_look, run.session.looks
+    if found is None:
+        return []
+    audited = f"{count(found.band)} in the uncertain band, {count(found.audit)} drawn by the audit"
+    said = [f"all detectors looked at {percent(found.share)} of the images: {audited}"]
+    hours = {name: look.hours_per_million for name, look in looks.items()}
+    if all(hours.get(name) is not None for name in ("first", "second")):
+        costs = {name: f" ({money(look.cost_per_million)})" if look.cost_per_million is not None else "" for name, look in looks.items()}
+        said.append(
+            f"a million such images take {measured(hours['first'] or 0.0)} worker hours{costs['first']} for the first look, "
+            f"{measured(hours['second'] or 0.0)}{costs['second']} for the second"
+        )
+    return said
+
+
+def stability(found: StabilitySummary) -> list[str]:
+    """What became of verdicts near a threshold when their images were recompressed; nothing where that was not asked for."""
+    if not found.views:
+        return []
+    asked = f"{counted(found.asked, 'image')} within {found.margin:g} log-odds of a threshold"
+    views = f"looked at in {counted(found.views, 'recompressed view')} each"
+    said = [f"{asked}, {views}; {count(found.unstable)} of these verdicts changed and abstain"]
+    if found.unasked:
+        said.append(
+            f"{counted(found.unasked, 'verdict')} near the threshold of today without such views: it was another when they were scored"
+        )
+    return said
 
 
 def decimal(number: float | None, digits: int = 1) -> str:

@@ -2,6 +2,7 @@
 
 from ray_app.runs.conservation import check_conservation
 from ray_app.runs.directory import RunDirectory
+from ray_app.runs.features import block_features, feature_rows, kept_features, vectors_of, write_features
 from ray_app.runs.identity import differences, fingerprint
 from ray_app.runs.masks import mask_image, mask_rows
 from ray_app.runs.reader import current_masks, current_rows, current_tables
@@ -24,6 +25,11 @@ __all__ = [
     "VIEWED_MASK_SCHEMA",
     "result_rows",
     "mask_rows",
+    "feature_rows",
+    "vectors_of",
+    "write_features",
+    "block_features",
+    "kept_features",
     "mask_image",
     "current_masks",
     "current_rows",

@@ -22,6 +22,7 @@ from ray_app.runs.schema import MASK_SCHEMA, SCHEMA_VERSION
 from ray_app.storage import Store
 
 LITTLE_BYTES = 4 * 2**20  # of parts, that are merged at once rather than by tasks
+SCORE_DECIDES = "score"  # who is writing verdicts anew, as `run.json` notes it; anybody else notes True
 _PUBLISHED = re.compile(r"(\d+)-(\d+)-(\d+)\.parquet")
 
 
@@ -60,12 +61,16 @@ class RunDirectory:
         """The content of `run.json`: schema, creation time, detectors and identity."""
         return self.read_json("run.json")
 
-    def check_settled(self) -> None:
-        """Raises ConfigError while `touchstone decide` was interrupted, since verdicts of two ensembles then stand side by side."""
-        if self.describe().get("deciding"):
+    def check_settled(self, *, by_score: bool = False) -> None:
+        """Raises ConfigError while verdicts were being written anew, by `touchstone decide` or at the end of `touchstone score`, and that
+        was interrupted: different ones then stand side by side. `by_score`: to a `score` command that finishes its own work.
+        """
+        deciding = self.describe().get("deciding")
+        if deciding and not (by_score and deciding == SCORE_DECIDES):
+            command = SCORE_DECIDES if deciding == SCORE_DECIDES else "decide"
             raise ConfigError(
-                f"{self.store.url}: a `touchstone decide` was interrupted here; its verdicts are mixed",
-                hint="run the same `touchstone decide` again",
+                f"{self.store.url}: a `touchstone {command}` was interrupted here; its verdicts are mixed",
+                hint=f"run the same `touchstone {command}` again",
             )
 
     def describe_finished(self) -> dict[str, Any]:
@@ -85,7 +90,7 @@ class RunDirectory:
                 {"schema": SCHEMA_VERSION, "created_at": now, "detectors": detectors, "ensemble": ensemble, "identity": dict(identity)},
             )
             return
-        self.check_settled()
+        self.check_settled(by_score=True)
         if differing := self.differing(identity):
             raise IdentityError(
                 f"{self.store.url} was made by another command:\n  " + "\n  ".join(differing),
@@ -113,15 +118,25 @@ class RunDirectory:
 
     def write_masks(self, manifest: int, block: int, rows: pa.Table) -> None:
         """Keep a block's masks; called before the block is committed, so that a row whose block is done has its mask."""
-        buffer = io.BytesIO()
-        pq.write_table(rows, buffer, compression="none")  # PNG is compressed already
-        self.store.write(f"masks/{manifest:05d}/{block:08d}.parquet", buffer.getvalue())
+        self.write_beside("masks", manifest, block, rows)
 
     def block_masks(self, manifest: int, block: int) -> pa.Table:
         """The masks of one block; none where it has no such file."""
-        path = f"masks/{manifest:05d}/{block:08d}.parquet"
-        tables = self.rows_in(path, None) if self.store.exists(path) else iter(())
-        return pa.concat_tables([MASK_SCHEMA.empty_table(), *tables], promote_options="default")
+        found = self.beside("masks", manifest, block)
+        return MASK_SCHEMA.empty_table() if found is None else found
+
+    def write_beside(self, folder: str, manifest: int, block: int, rows: pa.Table) -> None:
+        """Keep what stands beside a block's rows, in `folder`: masks, embeddings. Their bytes hardly compress, so nothing is tried."""
+        buffer = io.BytesIO()
+        pq.write_table(rows, buffer, compression="none")
+        self.store.write(_beside(folder, manifest, block), buffer.getvalue())
+
+    def beside(self, folder: str, manifest: int, block: int) -> pa.Table | None:
+        """What stands there of one block; None where it has no such file."""
+        try:
+            return pq.read_table(pa.BufferReader(self.store.read(_beside(folder, manifest, block))))
+        except FileNotFoundError:
+            return None
 
     def masks(self, manifest: int) -> Iterator[pa.Table]:
         """The masks of a manifest in all its views (`MASK_SCHEMA`, or the viewed one), a bounded table at a time, in block order."""
@@ -214,3 +229,7 @@ class RunDirectory:
     def write_json(self, path: str, content: dict[str, Any]) -> None:
         """Write a small file of the run, at once."""
         self.store.write(path, json.dumps(content, indent=2, ensure_ascii=False).encode())
+
+
+def _beside(folder: str, manifest: int, block: int) -> str:
+    return f"{folder}/{manifest:05d}/{block:08d}.parquet"

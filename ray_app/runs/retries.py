@@ -3,7 +3,7 @@
     retries/<k>/retry.json              the statuses, of session k
     retries/<k>/manifest/0/…            the members under their own ids, in the order of their manifests
     retries/<k>/parts/00000/…           their new rows, block by block
-    retries/<k>/masks/00000/…
+    retries/<k>/masks/00000/…           and features/<detector>/00000/…
 
 It is begun when its manifest is complete. When all its blocks are done, the new rows take the places of the old ones, file by file, and
 the folder goes. Every step can be repeated, so that a retry which was interrupted anywhere is finished by going through it again.
@@ -80,7 +80,7 @@ def begin_retry(
 
 
 def merge_retry(run: RunDirectory, retry: Retry) -> None:
-    """Put the new rows and masks of a retry whose blocks are all done in place of the old ones, and remove its folder.
+    """Put the new rows, masks and embeddings of a retry whose blocks are all done in place of the old ones, and remove its folder.
 
     Retry and run have their members in the same order, so both are read once, and of the new rows those of one file are in memory.
     """
@@ -93,7 +93,8 @@ def merge_retry(run: RunDirectory, retry: Retry) -> None:
             fresh = arriving.take(count)
             run.rewrite_file(file, lambda table, fresh=fresh: _replaced(table, fresh))  # type: ignore[misc]
             forget_index(run, file)
-    _merge_masks(run, retry, ids)
+    for folder in _folders_beside(run, retry):
+        _merge_beside(run, retry, ids, folder)
     _remove(retry.directory)
 
 
@@ -153,20 +154,26 @@ def _replaced(rows: pa.Table, fresh: pa.Table) -> pa.Table:
     return taken.replace_schema_metadata(rows.schema.metadata)
 
 
-def _merge_masks(run: RunDirectory, retry: Retry, retried: Ids) -> None:
-    if not run.store.folders("masks") and not retry.directory.store.folders("masks"):
-        return
+def _folders_beside(run: RunDirectory, retry: Retry) -> list[str]:
+    """Where the run or the retry keeps what stands beside rows."""
+    stores = (run.store, retry.directory.store)
+    detectors = {name for store in stores for name in store.folders("features")}
+    return ["masks"] * any(store.folders("masks") for store in stores) + [f"features/{name}" for name in sorted(detectors)]
+
+
+def _merge_beside(run: RunDirectory, retry: Retry, retried: Ids, folder: str) -> None:
     ends = np.cumsum([ref.members for ref in retry.blocks()])
     start = 0
     for ref, ids in _blocks_with(run, ["image_id"], lambda table: _are_among(table, retried)):
         first, last = np.searchsorted(ends, (start, start + len(ids) - 1), side="right")
         start += len(ids)
-        new = pa.concat_tables([retry.directory.block_masks(0, block) for block in range(first, last + 1)], promote_options="default")
-        old = run.block_masks(ref.manifest, ref.block)
-        kept = old.filter(pc.invert(pc.is_in(old["image_id"], pa.array(ids))))
-        merged = pa.concat_tables([kept, new.filter(pc.is_in(new["image_id"], pa.array(ids)))], promote_options="default")
-        if len(merged) or len(old):
-            run.write_masks(ref.manifest, ref.block, merged)
+        found = [retry.directory.beside(folder, 0, block) for block in range(first, last + 1)]
+        new = [rows.filter(pc.is_in(rows["image_id"], pa.array(ids))) for rows in found if rows is not None]
+        old = run.beside(folder, ref.manifest, ref.block)
+        kept = [] if old is None else [old.filter(pc.invert(pc.is_in(old["image_id"], pa.array(ids))))]
+        merged = pa.concat_tables([*kept, *new], promote_options="default") if kept or new else None
+        if merged is not None and (len(merged) or old is not None):
+            run.write_beside(folder, ref.manifest, ref.block, merged)
 
 
 def _remove(directory: RunDirectory) -> None:

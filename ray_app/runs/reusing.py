@@ -28,6 +28,7 @@ from ray_app.inference.batches import Said
 from ray_app.inference.reusing import is_complete
 from ray_app.runs.directory import Published, RunDirectory
 from ray_app.runs.rows import FACTS
+from ray_app.runs.schema import SECOND_LOOK
 
 COPIED = ("phash", "scores", "replies")
 PARTS_PER_FILE = 4096
@@ -137,8 +138,9 @@ def _index(run: RunDirectory, spec: ScoringSpec, span: Span) -> None:
 def _usable(table: pa.Table, spec: ScoringSpec) -> pa.Table:
     """The rows that can stand for others, with their keys, words written out."""
     table = table.filter(pc.equal(table["status"].cast(pa.string()), "ok"))
-    table = table.filter(pa.array([is_complete(spec, *row) for row in zip(*(table[n].to_pylist() for n in ("width", "height", "scores")),
-                                                                            strict=True)], pa.bool_()))  # fmt: skip
+    goes_on = table[SECOND_LOOK].is_valid().to_pylist() if SECOND_LOOK in table.column_names else [True] * len(table)
+    facts = zip(*(table[name].to_pylist() for name in ("width", "height", "scores")), goes_on, strict=True)
+    table = table.filter(pa.array([is_complete(spec, *row, goes_on=on) for *row, on in facts], pa.bool_()))
     digests = [bytes.fromhex(text) for text in table["sha256"].to_pylist()]
     keys = np.frombuffer(b"".join(digest[:8] for digest in digests), ">u8").astype(np.uint64)
     columns = {"key": pa.array(keys), "digest": pa.array(digests, pa.binary(32))}

@@ -11,7 +11,8 @@ from ray_app.ensembles import Decisions
 from ray_app.errors import Status
 from ray_app.inference import Scored
 from ray_app.runs.masks import mask_measures
-from ray_app.runs.schema import row_schema
+from ray_app.runs.schema import SECOND_LOOK, STABILITY, row_schema
+from ray_app.runs.stability import stability_column
 
 FACTS = ("sha256", "format", "width", "height", "mode", "frames", "orientation", "icc", "flags", "decoder", "quality")
 
@@ -23,7 +24,16 @@ def result_rows(members: pa.Table, scored: Scored, *, attempt: int, scored_at: d
     masks, replies = scored.readings.masks, scored.readings.replies
     given = members.schema.field("input").type if "input" in members.schema.names else None
     views = scored.readings.views
-    schema = row_schema(list(scored.scores), given, list(masks), list(replies), views=list(views), perceptual_hash=perceptual_hash)
+    schema = row_schema(
+        list(scored.scores),
+        given,
+        list(masks),
+        list(replies),
+        views=list(views),
+        perceptual_hash=perceptual_hash,
+        second_look=scored.decisions.second_look is not None,
+        stability=bool(scored.readings.stability),
+    )
     has_score = np.array([outcome.status is Status.OK for outcome in scored.outcomes], dtype=bool)
     columns: dict[str, Any] = {name: members[name].combine_chunks() for name in ("image_id", "uri", "member", "occurrence")}
     if "input" in schema.names:
@@ -37,6 +47,8 @@ def result_rows(members: pa.Table, scored: Scored, *, attempt: int, scored_at: d
         kind = schema.field("views").type
         seen = [_struct(kind.field(view).type, list(scores.values()), has_score) for view, scores in views.items()]
         columns["views"] = pa.StructArray.from_arrays(seen, fields=list(kind), mask=pa.array(~has_score))
+    if scored.readings.stability:
+        columns[STABILITY] = stability_column(list(scored.readings.stability.values()), schema.field(STABILITY).type, has_score)
     for name, measured in mask_measures(masks).items():
         columns[name] = _struct(schema.field(name).type, measured, has_score)
     if replies:
@@ -53,8 +65,10 @@ def result_rows(members: pa.Table, scored: Scored, *, attempt: int, scored_at: d
 
 
 def decided_columns(decisions: Decisions, has_score: np.ndarray) -> dict[str, Any]:
-    """The columns that an ensemble's decision fills; null where a row has no score."""
+    """The columns that an ensemble's decision fills; null where a row has no score. `second_look` stands only where a cascade decided."""
+    looks = decisions.second_look
     return {
+        **({} if looks is None else {SECOND_LOOK: [why if ok else None for why, ok in zip(looks, has_score, strict=True)]}),
         "score": pa.array(decisions.score, mask=~(has_score & np.isfinite(decisions.score))),
         "probability": pa.array(decisions.probability, mask=~(has_score & np.isfinite(decisions.probability))),
         "calibrated": pa.array(np.full(len(has_score), decisions.calibrated), mask=~has_score),

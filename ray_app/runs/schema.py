@@ -6,6 +6,8 @@ import pyarrow as pa
 
 SCHEMA_VERSION = 4
 MASK_COLUMNS = ("mask_area", "mask_peak")
+SECOND_LOOK = "second_look"
+STABILITY = "stability"
 
 
 MASK_SCHEMA = pa.schema(
@@ -24,12 +26,16 @@ def row_schema(
     *,
     views: Sequence[str] = (),
     perceptual_hash: bool = False,
+    second_look: bool = False,
+    stability: bool = False,
 ) -> pa.Schema:
     """Columns of `parts/` and `scores/`; `scores` is a struct with one float32 per detector.
 
     `views` holds such a struct for every perturbation, by its name, and stands only where there are any.
     Where detectors localize, `mask_area` is the share of pixels above one half and `mask_peak` the highest probability, per localizer;
     `replies` is what detectors that answer in words said. `phash`: 16 hex digits, only where it was asked for.
+    `stability`, where it was asked for: what detectors said of recompressed views, one entry per view; null where no view was looked at.
+    `second_look` says why all members of a cascade looked (`band`, `audit`); null where its first ones sufficed.
     `input` repeats the source's own columns and stands only where the source has any: Parquet has no empty struct.
     """
     text, words = pa.string(), pa.dictionary(pa.int32(), pa.string())
@@ -56,6 +62,7 @@ def row_schema(
         *([("phash", text)] if perceptual_hash else []),
         ("scores", scores),
         *([("views", pa.struct([(view, scores) for view in views]))] if views else []),
+        *([(STABILITY, pa.list_(scores))] if stability else []),
         *[(column, pa.struct([(name, pa.float32()) for name in localizers])) for column in MASK_COLUMNS if localizers],
         *([("replies", pa.struct([(name, text) for name in speakers]))] if speakers else []),
         ("score", pa.float64()),
@@ -63,6 +70,7 @@ def row_schema(
         ("calibrated", pa.bool_()),
         ("verdict", words),
         ("verdict_reason", text),
+        *([(SECOND_LOOK, words)] if second_look else []),
         ("predicted_generator", text),
         ("predicted_prompt", text),
         ("provenance", text),

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_app.runs.declarations import DeclarationCounter
+from ray_app.runs.schema import SECOND_LOOK
 
 EDGES = np.linspace(-12.0, 12.0, 49)  # log-odds; scores beyond are counted in the outermost bins
 EXAMPLES = 3
@@ -28,12 +29,14 @@ COLUMNS = [
     "verdict_reason",
     "provenance",
     "reused",
+    SECOND_LOOK,
 ]
 
 
 def summarise(tables: Iterable[pa.Table], detectors: list[str]) -> dict[str, Any]:
     """Statuses with examples, verdicts, flags, formats, what files declare of themselves, score histograms and the highest scores."""
-    counts: dict[str, Counter[str]] = {name: Counter() for name in ("status", "verdict", "verdict_reason", "format", "flags")}
+    counts: dict[str, Counter[str]] = {name: Counter() for name in ("status", "verdict", "verdict_reason", "format", "flags", SECOND_LOOK)}
+    is_cascade = False
     examples: dict[str, list[dict[str, Any]]] = defaultdict(list)
     histogram = {name: np.zeros(len(EDGES) - 1, np.int64) for name in ["ensemble", *detectors]}
     top: list[dict[str, Any]] = []
@@ -42,8 +45,9 @@ def summarise(tables: Iterable[pa.Table], detectors: list[str]) -> dict[str, Any
     for table in tables:
         members += len(table)
         reused += pc.sum(table["reused"]).as_py() or 0
+        is_cascade |= SECOND_LOOK in table.column_names
         for name, counter in counts.items():
-            counter.update(_counted(table[name]))
+            counter.update(_counted(table[name]) if name in table.column_names else {})
         declarations.add(table)
         _collect_examples(table, examples)
         for name, column in _score_columns(table, detectors):
@@ -56,12 +60,19 @@ def summarise(tables: Iterable[pa.Table], detectors: list[str]) -> dict[str, Any
         "examples": dict(examples),
         "verdicts": {verdict: counts["verdict"][verdict] for verdict in ("real", "fake", "abstain")},
         "verdict_reasons": _ordered(counts["verdict_reason"]),
+        **({"second_look": _second_look(counts)} if is_cascade else {}),
         "flags": _ordered(counts["flags"]),
         "formats": _ordered(counts["format"]),
         "provenance": declarations.counts(),
         "histogram": {"edges": EDGES.tolist(), "counts": {name: column.tolist() for name, column in histogram.items()}},
         "top": top,
     }
+
+
+def _second_look(counts: dict[str, Counter[str]]) -> dict[str, Any]:
+    """How many images all members of a cascade looked at and why, and the share of those with a score that this is."""
+    band, audit, scored = counts[SECOND_LOOK]["band"], counts[SECOND_LOOK]["audit"], counts["status"]["ok"]
+    return {"band": band, "audit": audit, "share": (band + audit) / scored if scored else None}
 
 
 def bottleneck(seconds: dict[str, float]) -> dict[str, Any] | None:

@@ -76,7 +76,13 @@ class ScoreConfig(Frozen):
     container_limits: ContainerLimits = ContainerLimits()
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto = cuda where GPUs are planned")
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    resize: Literal["exact", "fast"] = Field(default="exact", description="exact = as published; fast = at most one grey level away")
+    resize: Literal["auto", "exact", "fast"] = Field(
+        default="auto",
+        description="exact = as published; fast = at most one grey level away; auto = as the ensemble was calibrated, or exact",
+    )
+    waive_guarantee: bool = Field(
+        default=False, description="keep verdicts that a calibrated ensemble's guarantee does not cover: other settings, an unlike archive"
+    )
     batch_slots: int | None = Field(default=None, ge=1, le=1024, description="images per batch; null = 4 on CPU, 64 on GPU")
     block_members: int = Field(default=256, ge=1, description="largest block: the unit of commit and resume")
     max_bad_fraction: float | None = Field(default=None, ge=0, le=1, description="more bad members than this: exit code 3")
@@ -91,6 +97,13 @@ class ScoreConfig(Frozen):
         default=(),
         description="score every image also as these perturbations show it: a list (standard, sidbench, …), a YAML file, jpeg:75",
     )
+    features: tuple[str, ...] = Field(
+        default=(), description="keep the embeddings of these detectors or backbones, for other heads (touchstone rescore)"
+    )
+    stability: int = Field(
+        default=0, ge=0, le=64, description="recompressed views of images near a threshold; where one flips the verdict: abstain"
+    )
+    stability_margin: float = Field(default=2.0, gt=0, description="how near: log-odds between a score and the threshold of its verdict")
     prior: float | None = Field(default=None, gt=0, lt=1, description="share of fakes to expect, for the report")
     thumbnails: bool = Field(default=False, description="put thumbnails of the highest scores into the report")
     retry: RetryPolicy = RetryPolicy()

@@ -13,6 +13,7 @@ from ray_app.archives import BlockPlan, block_sizes, places_of
 from ray_app.archives.cutting import BLOCKS_PER_FILE
 from ray_app.errors import ConfigError, Status
 from ray_app.inference import ScoringSpec
+from ray_app.inference.settings import departures
 from ray_app.reports.false_flags import measured_rate
 from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.costs import BYTES, GETS, LISTS, PUTS, is_billed, require_prices, spent
@@ -82,6 +83,7 @@ def _probed(
     mean_bytes = probed.mean_bytes if found.unsized else found.mean_bytes
     return {
         "probe": _probe_facts(spec, probed, pace.scored_by),
+        **_looks(config, spec, probed, rates.images_per_s),
         "stages": [asdict(stage) for stage in rates.stages],
         "bottleneck": {
             "stage": rates.bottleneck.stage,
@@ -97,7 +99,7 @@ def _bill(config: ScoreConfig, spec: ScoringSpec, found: Survey, plan: dict[str,
     blocks, is_store = plan["blocks"], _is_store(config, found)
     mean_bytes = plan["probe"]["bytes_per_member"] if plan["probe"] and found.unsized else found.mean_bytes
     listing = plan["listing"]
-    per_block = 1 + bool(spec.localizers)
+    per_block = 1 + bool(spec.localizers) + len(spec.features)
     lists_anew = plan["run"] is None or plan["run"]["state"] != "unfinished"
     requests = {
         "list": found.lists * lists_anew,
@@ -125,7 +127,10 @@ def _work_facts(spec: ScoringSpec, layout: Layout) -> dict[str, Any]:
         "ensemble": spec.ensemble.name,
         "rule": spec.ensemble.rule,
         "detectors": list(spec.cards),
+        **_promised(spec),
         **({"views": [view.name for view in spec.views]} if spec.views else {}),
+        **({"stability": {"views": spec.stability.count, "margin": spec.stability.margin}} if spec.stability else {}),
+        **({"features": {name: facts["width"] for name, facts in spec.features.items()}} if spec.features else {}),
         "tensors": _tensors(spec),
         "backbones": _backbones(spec),
         "pools": [list(pool) for pool in spec.pools],
@@ -136,6 +141,16 @@ def _work_facts(spec: ScoringSpec, layout: Layout) -> dict[str, Any]:
         "process_bytes": spec.process_bytes,
         "gmac_per_image": round(sum(spec.pool_gmac), 3),
     }
+
+
+def _promised(spec: ScoringSpec) -> dict[str, Any]:
+    """What the ensemble's card guarantees, and why it would not hold whatever the archive is like; nothing where it promises nothing."""
+    card, promise = spec.ensemble, spec.ensemble.guarantee
+    if promise is None:
+        return {}
+    otherwise = departures(card.settings, spec.precision, spec.resize)
+    told = {"population": card.population and card.population.what, "otherwise": otherwise}
+    return {"guarantee": {"target_fpr": promise.target_fpr, "confidence": promise.confidence, **told}}
 
 
 def _tensors(spec: ScoringSpec) -> list[dict[str, Any]]:
@@ -170,6 +185,23 @@ def _standing_facts(before: Standing, found: Survey, blocks: int) -> dict[str, A
         "blocks_left": blocks,
         "members_left": found.members,
     }
+
+
+def _looks(config: ScoreConfig, spec: ScoringSpec, probed: Probe, images_per_s: float) -> dict[str, Any]:
+    """Of a cascade: the share of images that is expected to go on, and what a million images cost for either look by the time it takes."""
+    if not spec.late:
+        return {}
+    first_s = sum(probed.seconds[stage] for stage in ("fetch_cpu", "decode", "prepare")) / probed.members + probed.first_s
+    second_s = probed.second_s
+    million = config.prices.per_hour * 1e6 / images_per_s / 3600
+    told = {
+        "first": list(spec.first),
+        "second": list(spec.late),
+        "share": probed.share,
+        "seconds_per_image": {"first": first_s, "second": second_s},
+        "cost_per_million": {"first": million * first_s / (first_s + second_s), "second": million * second_s / (first_s + second_s)},
+    }
+    return {"cascade": told if probed.scored else {**told, "seconds_per_image": None, "cost_per_million": None}}
 
 
 def _probe_facts(spec: ScoringSpec, probed: Probe, scored_by: str) -> dict[str, Any]:

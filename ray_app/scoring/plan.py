@@ -77,7 +77,8 @@ class Layout:
 @dataclass(frozen=True)
 class Work:
     """What one member asks of a layout. `tensor_bytes`: its prepared tensors between processes. `pool_gmac`: billions of multiply-adds
-    in each group of detectors that needs processes of its own. `process_bytes`: a process with all detectors. `localizes`: masks are made.
+    in each group of detectors that needs processes of its own. `process_bytes`: a process with all detectors. `localizes`: masks are made,
+    or embeddings kept, so that commits are heavy.
 
     `passes`: how often detectors look at it, clean and perturbed; the other numbers count all of them.
     """

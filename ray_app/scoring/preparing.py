@@ -6,7 +6,7 @@ from typing import Any
 from ray_app.archives import Columns, ContainerLimits, name_of
 from ray_app.config import Frozen, config_root
 from ray_app.detectors import MIRROR_VARIABLE, publish_weights, resolve_weights, weights_digest
-from ray_app.ensembles import decision_facts
+from ray_app.ensembles import EnsembleCard, decision_facts
 from ray_app.inference import ScoringSpec
 from ray_app.runs import RunDirectory
 from ray_app.scoring.config import ScoreConfig
@@ -22,8 +22,16 @@ def identity_of(config: ScoreConfig, spec: ScoringSpec) -> dict[str, Any]:
         "limits": spec.limits.model_dump(mode="json"),
         **{name: given.model_dump(mode="json") for name, given in _of_containers(config).items()},
         **({"perturb": {view.name: view.facts() for view in spec.views}} if spec.views else {}),
+        **({"stability": spec.stability.facts()} if spec.stability else {}),
+        **({"features": list(spec.features)} if spec.features else {}),
+        **({"waive_guarantee": True} if config.waive_guarantee and promises(spec.ensemble) else {}),
         **scoring_identity(spec),
     }
+
+
+def promises(card: EnsembleCard) -> bool:
+    """Whether there is a guarantee to give up."""
+    return any(known is not None for known in (card.guarantee, card.settings, card.population))
 
 
 def _of_containers(config: ScoreConfig) -> dict[str, Frozen]:

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 from ray_app.archives import Listed, Member, MemberReader
 from ray_app.errors import InputError
-from ray_app.inference import Batch, BatchDecoder, ScoringSpec, StageClock
+from ray_app.inference import Batch, BatchDecoder, Readings, ScoringSpec, StageClock
+from ray_app.inference.judging import going_on
 from ray_app.scoring.plan import GMAC_PER_S, Layout
 from ray_app.scoring.rates import ESTIMATED, MEASURED, Pace
 from ray_app.storage import Fetcher
@@ -21,11 +22,16 @@ SCORING_S = 60.0  # a probe of slow detectors scores no further; all of it is de
 READ_AHEAD = 16  # members fetched together, as a worker's threads do
 WRITE_S = {True: 0.1, False: 0.01}  # to commit a block: a PUT and its answer, or a local file; not measured, since nothing is written
 EXAMPLES = 2
+LOOKS = 16  # images of a probe that a cascade's later detectors look at
 
 
 @dataclass
 class Probe:
-    """What became of the probed members. `scored` of them went through the detectors, `examples` holds refused ones by status."""
+    """What became of the probed members. `scored` of them went through the detectors, `examples` holds refused ones by status.
+
+    Of a cascade: the `share` of images that goes on, by its card or else of those that were probed, and how long detectors take for
+    either look, in seconds per image of the archive.
+    """
 
     members: int = 0
     scored: int = 0
@@ -33,6 +39,9 @@ class Probe:
     statuses: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("fetch", "fetch_cpu", "decode", "prepare"), 0.0))
+    share: float = 1.0
+    first_s: float = 0.0
+    second_s: float = 0.0
 
     @property
     def mean_bytes(self) -> float:
@@ -61,6 +70,7 @@ def probe_members(
         for batch in _batches(spec, layout, fetcher, sample, probe):
             if scoring is not None:
                 scoring.score(batch)
+        probe.share = spec.share_going_on
         score = scoring.seconds_per_image() if scoring is not None else _reckoned(spec, probe.seconds["decode"] / probe.members)
     each = {stage: spent / probe.members for stage, spent in probe.seconds.items()}
     return probe, Pace(
@@ -95,7 +105,7 @@ def _batches(
     ordered = sorted(sample, key=lambda item: (item.uri, item.place.offset if item.place else 0))
     members = [_member(item, slot) for slot, item in enumerate(ordered)]
     clock = StageClock()
-    decoder = BatchDecoder(spec, clock, hand_over=layout.kind == "split")
+    decoder = BatchDecoder(spec.early, clock, hand_over=layout.kind == "split", keeps_files=bool(spec.late))
     reader = MemberReader(fetcher, max_bytes=spec.limits.max_bytes)
     for group in _cut(members, spec.slots * math.ceil(READ_AHEAD / spec.slots)):
         for part in _cut(_fetched(reader, fetcher, group, probe), spec.slots):
@@ -132,50 +142,81 @@ def _member(item: Listed | Member, slot: int) -> Member:
 
 
 class _Scoring:
-    """All pools of detectors, each timed by itself; the first batch goes through twice, since the first time warms up."""
+    """All pools of detectors, each timed by itself; the first batch goes through twice, since the first time warms up.
+
+    Those of a cascade that look again do so at a few images, whether these go on or not.
+    """
 
     def __init__(self, spec: ScoringSpec, probe: Probe) -> None:
         from ray_app.inference.scoring import EnsembleScorer  # torch: only where something is scored
+        from ray_app.inference.second_look import SecondLook
 
-        self._probe = probe
+        self._spec, self._probe = spec, probe
         self._clocks = [StageClock() for _ in spec.pools]
-        self._scorers = [EnsembleScorer(spec, clock, pool) for clock, pool in zip(self._clocks, spec.pools, strict=True)]
-        self._late = BatchDecoder(spec, StageClock())
+        scorers = [EnsembleScorer(spec, clock, pool) for clock, pool in zip(self._clocks, spec.pools, strict=True)]
+        self._decoder = BatchDecoder(spec.early, StageClock(), keeps_files=bool(spec.late))
+        self._first = [scorer.asking(spec.early, clock) for scorer, clock in zip(scorers, self._clocks, strict=True)]
+        late = [[name for name in pool if name in spec.late] for pool in spec.pools]
+        self._again = [SecondLook(spec.asking(names), scorer, self._decoder) for names, scorer in zip(late, scorers, strict=True)]
+        self._again_s = [0.0] * len(spec.pools)
+        self._looked = self._went_on = 0
 
     def score(self, batch_and_members: tuple[Batch, int]) -> None:
         """Score one batch, unless the time is up."""
         batch, members = batch_and_members
-        if sum(clock.seconds["score"] for clock in self._clocks) > SCORING_S:
+        if sum(clock.seconds["score"] for clock in self._clocks) + sum(self._again_s) > SCORING_S:
             return
         if not self._probe.scored:
             self._once(batch)
             for clock in self._clocks:
                 clock.take()
+            self._looked = self._went_on = 0
+            self._again_s = [0.0] * len(self._clocks)
         self._once(batch)
         self._probe.scored += members
 
     def seconds_per_image(self) -> tuple[float | None, ...]:
-        """Of each pool."""
-        return tuple(clock.seconds["score"] / self._probe.scored for clock in self._clocks)
+        """Of each pool, where only a share of the images is looked at again."""
+        probe, spec = self._probe, self._spec
+        if spec.ensemble.cascade is not None and spec.ensemble.cascade.expected_share is None and probe.scored:
+            probe.share = self._went_on / probe.scored
+        first = [clock.seconds["score"] / probe.scored for clock in self._clocks]
+        second = [probe.share * spent / max(self._looked, 1) for spent in self._again_s]
+        probe.first_s, probe.second_s = sum(first), sum(second)
+        return tuple(map(sum, zip(first, second, strict=True)))
 
     def _once(self, batch: Batch) -> None:
-        for scorer in self._scorers:
-            scorer.score([self._late.complete(batch)])
+        from ray_app.inference.second_look import files_of
+
+        readings = Readings({})
+        for scorer in self._first:
+            readings = readings.joined(scorer.score([self._decoder.complete(batch)]))
+        if not self._spec.late:
+            return
+        self._went_on += len(going_on(self._spec, batch.outcomes, readings))
+        files = [file for file in files_of(batch) if file is not None][: max(LOOKS - self._looked, 0)]
+        for place, look in enumerate(self._again if files else ()):
+            look.at(files)
+            self._again_s[place] += sum(look.take_seconds().values())
+        self._looked += len(files)
 
 
 def _reckoned(spec: ScoringSpec, decode_s: float) -> tuple[float | None, ...]:
     """Per pool, from the multiply-adds on the cards, a shared backbone once; None where a card states none.
 
-    A scorer decodes again, in `decode_s`, for each preprocessing that keeps sizes.
+    A scorer decodes again, in `decode_s`, for each preprocessing that keeps sizes, and what goes on in a cascade.
     """
     seconds: list[float | None] = []
     for pool in spec.pools:
+        share = {name: spec.share_going_on if name in spec.late else 1.0 for name in pool}
         cards = [spec.cards[name] for name in pool]
-        late = {card.preprocessing for card in cards if card.preprocessing.shape is None}
+        native = {card.preprocessing for card in cards if card.preprocessing.shape is None and card.name in spec.first}
+        again = spec.share_going_on if set(pool) & set(spec.late) else 0.0
         runs = {
-            (card.backbone.name if card.backbone else card.name, card.preprocessing, spec.precision[card.name]): card.size for card in cards
+            (card.backbone.name if card.backbone else card.name, card.preprocessing, spec.precision[card.name], share[name]): card.size
+            for name, card in zip(pool, cards, strict=True)
         }
-        known = [size.gmac for size in runs.values() if size is not None]
+        known = [size.gmac * looked_at for (*_, looked_at), size in runs.items() if size is not None]
         scoring_s = spec.passes * sum(known) / GMAC_PER_S["gpu"]
-        seconds.append(scoring_s + decode_s * len(late) if len(known) == len(runs) else None)
+        seconds.append(scoring_s + decode_s * (len(native) + again) if len(known) == len(runs) else None)
     return tuple(seconds)

@@ -1,5 +1,6 @@
 """Other rules or thresholds on stored scores: verdict columns are written anew, nothing is fetched, decoded or scored."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -7,22 +8,30 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_app.archives import manifests
-from ray_app.ensembles import decide, load_ensemble_card
+from ray_app.ensembles import EnsembleCard, decide, load_ensemble_card
 from ray_app.errors import ConfigError
 from ray_app.images import ImageLimits
 from ray_app.inference import ScoringSpec, make_spec, range_doubts, remarks_on
+from ray_app.inference.judging import drawn_by_audit, outlived
+from ray_app.inference.settings import departures
 from ray_app.runs import RunDirectory, begun_retry, fingerprint
 from ray_app.runs.rows import as_array, decided_columns
-from ray_app.scoring.preparing import decision_identity
+from ray_app.runs.schema import SECOND_LOOK, STABILITY
+from ray_app.runs.stability import stability_views
+from ray_app.scoring.guarantee import WAIVED, compare, noted, unlike_rows
+from ray_app.scoring.preparing import decision_identity, promises
+from ray_app.scoring.references import keep_references, references_beside
 from ray_app.scoring.reporting import count_rows, ensemble_facts, write_report
+from ray_app.scoring.stability import stability_facts, stability_in
 from ray_app.storage import Lease
 
 
-def decide_run(url: str, ensemble: str) -> dict[str, Any]:
+def decide_run(url: str, ensemble: str, *, waive_guarantee: bool = False) -> dict[str, Any]:
     """Apply an ensemble card to a finished run; returns the new summary.
 
     The directory then belongs to a `score` command with that ensemble. Interrupted, the same command finishes it; until then
-    the run says that its verdicts are mixed. Raises ConfigError when a detector of the card was not run, or the run is unfinished.
+    the run says that its verdicts are mixed. Raises ConfigError when a detector of the card was not run, the run is unfinished, or it
+    scored otherwise than the card was calibrated, unless `waive_guarantee`: then verdicts stand that the card does not answer for.
     """
     run = RunDirectory.open(url)
     with Lease(run.store):
@@ -33,36 +42,74 @@ def decide_run(url: str, ensemble: str) -> dict[str, Any]:
             raise ConfigError(f"{url}: a retry is not finished", hint="finish it with its `touchstone score` command first")
         card = load_ensemble_card(ensemble)
         identity = described["identity"]
-        spec = make_spec(card, limits=ImageLimits(**identity["limits"]))
+        spec = make_spec(card, limits=ImageLimits(**identity["limits"]), stability=stability_in(identity))
         missing = [name for name in spec.cards if name not in described["detectors"]]
         if missing:
             raise ConfigError(f"{url}: the run has no scores of {', '.join(missing)}", hint=f"it has {', '.join(described['detectors'])}")
-        changed = described | {"identity": identity | decision_identity(spec), "ensemble": card.model_dump(mode="json")}
+        _check_settings(url, card, identity, waive_guarantee)
+        references = references_beside(ensemble)
+        changed = described | {"identity": _identity(identity, spec, waive_guarantee), "ensemble": card.model_dump(mode="json")}
         run.write_json("run.json", changed | {"deciding": True})
+        keep_references(run, references)
         for manifest in manifests(run.store):
-            run.rewrite(manifest, lambda rows: _decided(rows, spec))
-        run.write_json("run.json", changed)
-        return _summary(run, spec)
+            run.rewrite(manifest, lambda rows: decided(rows, spec))
+        found = compare(run, spec)
+        if unlike := found.unlike:
+            for manifest in manifests(run.store):
+                run.rewrite(manifest, lambda rows: unlike_rows(rows, unlike))
+        run.write_json("run.json", noted(changed, unlike))
+        return _summary(run, spec, found.facts)
 
 
-def _decided(rows: pa.Table, spec: ScoringSpec) -> pa.Table:
+def _check_settings(url: str, card: EnsembleCard, identity: Mapping[str, Any], waived: bool) -> None:
+    said = departures(card.settings, identity["precision"], identity["resize"])
+    if said and not waived:
+        raise ConfigError(
+            f"{url}: the calibration of {card.name} does not hold for scores made with {' and '.join(said)}",
+            hint="score the archive with that card, or give up what it guarantees: --waive-guarantee",
+        )
+
+
+def _identity(identity: Mapping[str, Any], spec: ScoringSpec, waived: bool) -> dict[str, Any]:
+    kept = {key: value for key, value in identity.items() if key != WAIVED}
+    return kept | ({WAIVED: True} if waived and promises(spec.ensemble) else {}) | decision_identity(spec)
+
+
+def decided(rows: pa.Table, spec: ScoringSpec) -> pa.Table:
+    """Result rows with what the spec's ensemble makes of their detector scores in the place of what they said."""
     has_score = pc.equal(rows["status"].cast(pa.string()), "ok").to_numpy()
     scores = {name: pc.struct_field(rows["scores"].combine_chunks(), name).to_numpy(zero_copy_only=False) for name in spec.cards}
     sizes = list(zip(rows["width"].to_pylist(), rows["height"].to_pylist(), strict=True))
     scores = {name: np.asarray(column, np.float32) for name, column in scores.items()}
     replies = rows["replies"].combine_chunks() if "replies" in rows.column_names else None
     remarks = remarks_on({name: pc.struct_field(replies, name).to_pylist() for name in spec.speakers} if replies is not None else {})
-    decisions = decide(spec.ensemble, scores, calibrations=spec.calibrations, out_of_range=range_doubts(spec, sizes), remarks=remarks)
+    drawn = drawn_by_audit(spec, rows["sha256"].to_pylist())
+    doubts = range_doubts(spec, sizes, rows["format"].to_pylist())
+    decisions = decide(spec.ensemble, scores, calibrations=spec.calibrations, out_of_range=doubts, remarks=remarks, audited=drawn)
+    if spec.stability is not None and STABILITY in rows.column_names:
+        decisions = outlived(spec, decisions, stability_views(rows[STABILITY], spec.cards), drawn)
+    rows = _with_second_look(rows, wanted=decisions.second_look is not None)
     for name, values in decided_columns(decisions, has_score).items():
         index = rows.schema.get_field_index(name)
         rows = rows.set_column(index, rows.schema.field(index), as_array(values, rows.schema.field(index), len(rows)))
     return rows
 
 
-def _summary(run: RunDirectory, spec: ScoringSpec) -> dict[str, Any]:
+def _with_second_look(rows: pa.Table, *, wanted: bool) -> pa.Table:
+    """The rows with a column for what goes on in a cascade, or without it: another rule knows none."""
+    has = SECOND_LOOK in rows.column_names
+    if wanted and not has:
+        place = rows.schema.get_field_index("verdict_reason") + 1
+        return rows.add_column(place, SECOND_LOOK, pa.nulls(len(rows), pa.dictionary(pa.int32(), pa.string())))
+    return rows.drop_columns([SECOND_LOOK]) if has and not wanted else rows
+
+
+def _summary(run: RunDirectory, spec: ScoringSpec, found: Mapping[str, Any]) -> dict[str, Any]:
     described = run.describe()
-    summary = run.read_json("summary.json") | count_rows(run, described["detectors"])
+    before = {key: value for key, value in run.read_json("summary.json").items() if key not in ("guarantee", SECOND_LOOK)}
+    summary = before | count_rows(run, described["detectors"]) | stability_facts(run, spec.ensemble.thresholds)
     summary |= {
+        **found,
         "run": run.store.url,
         "ensemble": ensemble_facts(spec),
         "identity": described["identity"],

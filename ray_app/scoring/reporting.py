@@ -1,6 +1,6 @@
 """What a finished run says of itself: `summary.json`, one per listing beside it, and `report.html`."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ray_app import __version__
@@ -12,13 +12,14 @@ from ray_app.reports import render_run_report
 from ray_app.runs import RunDirectory, bottleneck, current_tables, fingerprint, summarise
 from ray_app.runs.summary import COLUMNS
 from ray_app.scoring.session import Session
+from ray_app.scoring.stability import stability_facts
 from ray_app.scoring.thumbnails import thumbnails_of
 
 SUMMARY_SCHEMA = 1
 
 
-def write_summary(run: RunDirectory, spec: ScoringSpec, session: Session) -> dict[str, Any]:
-    """Count the current rows and write the summary."""
+def write_summary(run: RunDirectory, spec: ScoringSpec, session: Session, found: Mapping[str, Any]) -> dict[str, Any]:
+    """Count the current rows and write the summary, with what was `found` of them otherwise."""
     described = run.describe()
     facts = session.facts()
     summary = {
@@ -30,6 +31,8 @@ def write_summary(run: RunDirectory, spec: ScoringSpec, session: Session) -> dic
         "finished_at": session.now().isoformat(timespec="seconds"),
         "complete": True,
         **count_rows(run, described["detectors"]),
+        **stability_facts(run, spec.ensemble.thresholds),
+        **found,
         "ensemble": ensemble_facts(spec),
         "session": facts,
         "bottleneck": bottleneck(facts["seconds"]),

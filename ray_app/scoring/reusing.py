@@ -19,6 +19,10 @@ def check_reuse(config: "ScoreConfig", cards: Iterable[DetectorCard]) -> None:
     """
     if config.reuse and config.perturb:
         raise ConfigError("--reuse copies scores of images as they are, not of perturbed ones", hint="leave --reuse or --perturb out")
+    if config.reuse and config.stability:
+        raise ConfigError("--reuse copies scores of images as they are, not of their views", hint="leave --reuse or --stability out")
+    if config.reuse and config.features:
+        raise ConfigError("--reuse copies scores, not embeddings", hint="leave --reuse or --features out")
     drawing = [card.name for card in cards if card.masks]
     if config.reuse and drawing:
         raise ConfigError(

@@ -19,14 +19,19 @@ from ray_app.runs import RunDirectory, check_conservation
 from ray_app.scoring.cluster import cluster, resources
 from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.costs import require_prices
+from ray_app.scoring.embedding import kept_by
+from ray_app.scoring.guarantee import settle_guarantee
 from ray_app.scoring.listing import archive_of, bring_up_to_date, has_nothing_new, is_complete
 from ray_app.scoring.passes import Pass
 from ray_app.scoring.plan import Layout, Work, plan_layout
 from ray_app.scoring.preparing import identity_of
+from ray_app.scoring.redeciding import decided
+from ray_app.scoring.references import keep_references, references_beside
 from ray_app.scoring.reporting import bad_fraction, renew_summary, write_report, write_summary
 from ray_app.scoring.retrying import check_retry, finish_begun, retry_members
 from ray_app.scoring.reusing import check_reuse
 from ray_app.scoring.session import Session
+from ray_app.scoring.stability import stability_of
 from ray_app.scoring.tasks import on_ray
 from ray_app.storage import Lease
 
@@ -64,15 +69,18 @@ def score_archive(config: ScoreConfig) -> Finished:
 
 def _check(config: ScoreConfig, run: RunDirectory) -> None:
     """What can be refused before a cluster is started: an unknown card, a licence, missing weights, a trust list, an empty source,
-    a perturbation that nobody knows.
+    a perturbation that nobody knows, a guarantee without the scores that it rests on.
     """
     check_detectors(config)
     load_perturbations(config.perturb)
     check_retry(config, run)
+    if config.stability or config.features:
+        spec_for(config, gpus=0)
     check_reuse(config, [load_card(member.detector) for member in _ensemble(config).members])
     if config.perceptual_hash:
         require_perceptual_hash()
     config.provenance.policy()
+    _references(config)
     if not run.exists():
         next(iter(archive_of(config)), None)
 
@@ -95,7 +103,9 @@ def _unchanged(config: ScoreConfig, run: RunDirectory, start: float) -> Finished
 def _score(config: ScoreConfig, run: RunDirectory, lease: Lease, start: float) -> Finished:
     cpus, gpus, memory_bytes = resources(config.cluster)
     spec = spec_for(config, gpus)
+    references = _references(config)
     run.claim(identity_of(config, spec), list(spec.cards), spec.ensemble.model_dump(mode="json"))
+    keep_references(run, references)
     with resumable(ClusterError):
         return _claimed(config, run, lease, spec, layout_for(config, spec, cpus, gpus, memory_bytes), start)
 
@@ -123,7 +133,8 @@ def _finish(config: ScoreConfig, run: RunDirectory, session: Session, spec: Scor
     for manifest in manifests(run.store):
         run.publish(manifest, each=on_ray)
     check_conservation(run, each=on_ray)
-    return _told(config, run, session, write_summary(run, spec, session))
+    guarantee = settle_guarantee(run, spec, decided, each=on_ray)
+    return _told(config, run, session, write_summary(run, spec, session, guarantee))
 
 
 def _told(config: ScoreConfig, run: RunDirectory, session: Session, summary: dict[str, Any]) -> Finished:
@@ -135,7 +146,7 @@ def _told(config: ScoreConfig, run: RunDirectory, session: Session, summary: dic
 
 def layout_for(config: ScoreConfig, spec: ScoringSpec, cpus: float, gpus: float, memory_bytes: float) -> Layout:
     """The processes that a run of this config uses on such a cluster. Raises ClusterError when nothing fits."""
-    work = Work(spec.slots, spec.tensor_bytes, spec.pool_gmac, spec.process_bytes, bool(spec.localizers), spec.passes)
+    work = Work(spec.slots, spec.tensor_bytes, spec.pool_gmac, spec.process_bytes, bool(spec.localizers or spec.features), spec.passes)
     layout = plan_layout(
         work, cpus=cpus, gpus=gpus, workers=config.cluster.workers, block_members=config.block_members, memory_bytes=memory_bytes
     )
@@ -152,7 +163,7 @@ def check_detectors(config: ScoreConfig) -> None:
 
 def spec_for(config: ScoreConfig, gpus: float) -> ScoringSpec:
     """The config's cards and settings, resolved for a cluster with so many GPUs. Raises ConfigError."""
-    return make_spec(
+    spec = make_spec(
         _ensemble(config),
         limits=config.limits,
         device=config.device if config.device != "auto" else "cuda" if gpus else "cpu",
@@ -162,7 +173,14 @@ def spec_for(config: ScoreConfig, gpus: float) -> ScoringSpec:
         perceptual_hash=config.perceptual_hash,
         provenance=config.provenance.policy(),
         views=load_perturbations(config.perturb),
+        stability=stability_of(config),
+        waive_guarantee=config.waive_guarantee,
     )
+    return replace(spec, features=kept_by(spec, config.features))
+
+
+def _references(config: ScoreConfig) -> bytes | None:
+    return None if config.detectors else references_beside(config.ensemble)
 
 
 def _ensemble(config: ScoreConfig) -> EnsembleCard:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ray_app import __version__
-from ray_app.inference import ASKED, RUNS, STAGES
+from ray_app.inference import ASKED, LOOKED, LOOKED_MS, RUNS, STAGES
 from ray_app.runs import RunDirectory
 from ray_app.scoring.config import Prices
 from ray_app.scoring.costs import Costs, is_billed, is_priced, spent
@@ -101,7 +101,26 @@ class Session:
             "workers": self._layout.workers if self._layout else 0,
             "layout": self._layout.kind if self._layout else None,
             "cost": self.cost().facts() if is_priced(self._prices) else None,
+            **({"looks": self._looks()} if LOOKED in self._counts else {}),
             "seconds": {stage: round(seconds, 3) for stage, seconds in self._seconds.items()},
+        }
+
+    def _looks(self) -> dict[str, Any]:
+        """Of a cascade's first look and its second: images, seconds of all workers, and what a million images of the archive take and cost
+        (machines alone) by that; the two of them add up to what the workers did.
+        """
+        again_s = self._counts[LOOKED_MS] / 1000
+        spent_s = {"first": sum(self._seconds.values()) - self._seconds["list"] - again_s, "second": again_s}
+        images = {"first": self.rows, "second": self._counts[LOOKED]}
+        total, compute = max(sum(spent_s.values()), 1e-9), self.cost().compute if is_priced(self._prices) else None
+        return {
+            look: {
+                "images": images[look],
+                "seconds": round(seconds, 3),
+                "hours_per_million": round(seconds / max(self.rows, 1) * 1e6 / 3600, 3),
+                "cost_per_million": None if compute is None else round(compute * seconds / total / max(self.rows, 1) * 1e6, 4),
+            }
+            for look, seconds in spent_s.items()
         }
 
     def log(self, state: str) -> None:

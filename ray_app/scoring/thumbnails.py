@@ -21,10 +21,10 @@ def thumbnails_of(images: Iterable[tuple[int, str]]) -> dict[int, bytes]:
     return pictures
 
 
-def thumbnail(data: bytes, limits: ImageLimits) -> bytes:
-    """JPEG bytes of an encoded image, no side above SIDE_PX. Raises InputError where it does not decode."""
+def thumbnail(data: bytes, limits: ImageLimits, side: int = SIDE_PX) -> bytes:
+    """JPEG bytes of an encoded image, no side above `side` pixels. Raises InputError where it does not decode."""
     picture = decode_image(data, limits).pixels
-    picture.thumbnail((SIDE_PX, SIDE_PX))
+    picture.thumbnail((side, side))
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=80)
     return buffer.getvalue()

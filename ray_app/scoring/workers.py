@@ -3,11 +3,12 @@
 Fused: `BlockScorer` alone. Split: `BlockDecoder` → `TensorScorer`, one pool after another → `BlockCommitter`.
 """
 
+import math
 import os
 import resource
 import traceback
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -21,8 +22,9 @@ from ray_app.detectors import MIRROR_VARIABLE
 from ray_app.errors import ClusterError, Status, TouchstoneError, said
 from ray_app.inference import Batch, BatchDecoder, BlockReader, Outcome, Readings, Scored, ScoringSpec, StageClock, judge, pack, unpack
 from ray_app.inference.decoding import WALL_LIMIT_S
+from ray_app.inference.judging import going_on
 from ray_app.inference.reusing import Recall
-from ray_app.runs import RunDirectory, mask_rows, result_rows
+from ray_app.runs import RunDirectory, feature_rows, mask_rows, result_rows, write_features
 from ray_app.runs.reusing import ScoreIndex
 from ray_app.scoring.attempts import OUT_OF_MEMORY_HINT, Attempts, is_want_of_memory
 from ray_app.scoring.messages import REF, error_table, handed_back, is_settled, pickled, ref_of, report_table, unpickled
@@ -30,7 +32,10 @@ from ray_app.scoring.stopping import StopNote
 from ray_app.storage import RetryPolicy
 
 if TYPE_CHECKING:
-    from ray_app.inference.scoring import EnsembleScorer
+    from ray_app.inference.batches import File
+    from ray_app.inference.second_look import Looking
+
+KEPT_BYTES = 64 * 2**20  # files that a fused worker holds until it is known which members are looked at again
 
 
 @dataclass(frozen=True)
@@ -89,23 +94,29 @@ class Worker:
         return self._attempts.of(f"{type(self).__name__}-{ref.manifest}-{ref.block}", what)
 
     def _reader(self, *, hand_over: bool = False) -> BlockReader:
+        """Of what every image is prepared for; which of them are looked at again is known later."""
         job = self._job
         recall = None if job.known is None else Recall(job.spec, ScoreIndex(job.known, job.crumbs / "reuse"))
         return BlockReader(
-            job.spec,
+            job.spec.early,
             self._clock,
             policy=job.policy,
             signed=places_of(job.sources),
             crumbs=job.crumbs,
             hand_over=hand_over,
+            keeps_files=job.spec.looks_again,
             wall_limit_s=job.decode_limit_s,
             recall=recall,
         )
 
-    def _scorer(self) -> "EnsembleScorer":
-        from ray_app.inference.scoring import EnsembleScorer  # torch: only where something is scored
+    def _looking(self, decoder: BatchDecoder, kept_bytes: float) -> "Looking":
+        from ray_app.inference.recompressing import Recompressing  # torch: only where something is scored
+        from ray_app.inference.scoring import EnsembleScorer
+        from ray_app.inference.second_look import Looking
 
-        return EnsembleScorer(self._job.spec, self._clock, self._pool)
+        scorer = EnsembleScorer(self._job.spec, self._clock, self._pool)
+        views = Recompressing(self._job.spec, scorer, decoder, self._clock) if self._job.spec.stability else None
+        return Looking(self._job.spec, scorer, decoder, self._clock, kept_bytes=kept_bytes, recompressing=views)
 
 
 class BlockScorer(Worker):
@@ -113,7 +124,8 @@ class BlockScorer(Worker):
 
     def start(self) -> None:
         """Load the detectors."""
-        self._scoring, self._reading = self._scorer(), self._reader()
+        self._reading = self._reader()
+        self._scoring = self._looking(self._reading.decoder, KEPT_BYTES)
 
     def work(self, table: pa.Table) -> pa.Table:
         """Block references → commit reports."""
@@ -138,7 +150,7 @@ class BlockDecoder(Worker):
         ref = ref_of(table)
         members = read_block(self._job.run.store, ref)
         with self._attempt(ref, members), _counted(self._reading) as counts:
-            packed = pack(self._reading.read(member_rows(members)), self._job.spec.preprocessings)
+            packed = pack(self._reading.read(member_rows(members)), self._job.spec.early.preprocessings)
         return packed.append_column("note", pickled(Note(ref, members, counts, self._clock.take(), _peak_bytes())))
 
 
@@ -147,19 +159,29 @@ class TensorScorer(Worker):
 
     def start(self) -> None:
         """Load the pool's detectors."""
-        self._scoring, self._decoding = self._scorer(), BatchDecoder(self._job.spec, self._clock)
+        spec = self._job.spec
+        self._decoding = BatchDecoder(spec.early, self._clock, keeps_files=spec.looks_again)
+        self._scoring = self._looking(self._decoding, math.inf)  # the files of a block are all here
 
     def work(self, table: pa.Table) -> pa.Table:
-        """Prepared tensors → the same with what this pool says of them; the last pool drops the tensors."""
+        """Prepared tensors → the same with what this pool says of them; the last pool drops them. Once a cascade's first detectors have
+        spoken, only the files of members that go on travel further.
+        """
         spec = self._job.spec
         note: Note = unpickled(table["note"])
         outcomes: list[Outcome] = []
         with self._attempt(note.ref, note.members), _counted(self._scoring, self._decoding) as counts:
-            batches = (self._decoding.complete(batch) for batch in unpack(table, spec.preprocessings))
-            readings = self._scoring.score(_noting(batches, outcomes))
+            if "outcomes" in table.column_names:
+                batches = (self._decoding.complete(batch) for batch in unpack(table, spec.early.preprocessings))
+                readings = self._scoring.score(_noting(batches, outcomes))
+            else:
+                outcomes = note.outcomes
+                readings = self._scoring.again(outcomes, note.files, note.readings)
         note = note.joined(outcomes, readings, counts, self._clock.take())
         if self._pool == spec.pools[-1]:
-            return pa.table({"note": pickled(note)})
+            return pa.table({"note": pickled(replace(note, files=()))})
+        if spec.late and note.readings.scores.keys() >= set(spec.first):
+            return pa.table({"note": pickled(note if note.files else replace(note, files=_going_on(spec, note, table)))})
         return table.drop_columns(["note"]).append_column("note", pickled(note))
 
 
@@ -174,6 +196,7 @@ class Note:
     peak_bytes: int
     outcomes: list[Outcome] = field(default_factory=list)
     readings: Readings = field(default_factory=lambda: Readings({}))
+    files: "Sequence[tuple[int, File] | None]" = ()  # of members that go on, for pools that look again
 
     def joined(self, outcomes: list[Outcome], readings: Readings, counts: Mapping[str, int], seconds: Mapping[str, float]) -> "Note":
         """With what one more pool found."""
@@ -205,6 +228,13 @@ def _told(error: Exception, stage: str) -> TouchstoneError:
     return TouchstoneError(f"{stage} failed:\n{traceback.format_exc()}", hint="this looks like a bug; what is committed is kept")
 
 
+def _going_on(spec: ScoringSpec, note: Note, table: pa.Table) -> "list[tuple[int, File] | None]":
+    """The files of the members that a cascade's later pools look at."""
+    files, ids = table["encoded"].combine_chunks().flatten(), note.members["image_id"]
+    going = set(going_on(spec, note.outcomes, note.readings))
+    return [(ids[row].as_py(), files[row].as_py()) if row in going else None for row in range(len(note.outcomes))]
+
+
 def _noting(batches: Iterable[Batch], outcomes: list[Outcome]) -> Iterator[Batch]:
     for batch in batches:
         outcomes.extend(batch.outcomes)
@@ -217,6 +247,9 @@ def _commit(job: Job, note: Note, clock: StageClock) -> pa.Table:
         scored = judge(job.spec, note.outcomes, note.readings)
         if note.readings.masks:
             job.run.write_masks(ref.manifest, ref.block, mask_rows(members["image_id"], scored))
+        for name, vectors in note.readings.embeddings.items():
+            kept = feature_rows(members["image_id"].to_numpy(), vectors, name, job.spec.features[name])
+            write_features(job.run, ref.manifest, ref.block, name, kept)
         job.run.write_part(ref.manifest, ref.block, _rows(job, members, scored))
     bad = sum(outcome.status not in (Status.OK, Status.UNSUPPORTED_FORMAT) for outcome in scored.outcomes)
     facts = {"seconds": clock.take(), "counts": note.counts, "peak_bytes": note.peak_bytes}
@@ -238,7 +271,10 @@ def _counted(*workers: Any) -> Iterator[dict[str, int]]:
 
 
 def _counts(workers: Iterable[Any]) -> dict[str, int]:
-    return {name: count for worker in workers for name, count in worker.counts.items()}
+    counts = Counter[str]()
+    for worker in workers:
+        counts.update(worker.counts)
+    return counts
 
 
 def _peak_bytes() -> int:

@@ -101,7 +101,10 @@ class ServeConfig(Frozen):
     generation: int = Field(default=0, ge=0, description="count it up to load cards and weights anew")
     device: Literal["cpu", "cuda"] = "cpu"
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    resize: Literal["exact", "fast"] = "exact"
+    resize: Literal["auto", "exact", "fast"] = Field(default="auto", description="auto = as the ensembles were calibrated, or exact")
+    waive_guarantee: bool = Field(
+        default=False, description="serve calibrated ensembles under other settings than their guarantees hold for"
+    )
     images: ImageLimits = ImageLimits()
     provenance: ProvenanceConfig = ProvenanceConfig()
     batching: Batching = Batching()

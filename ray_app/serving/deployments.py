@@ -40,7 +40,7 @@ Handle = DeploymentHandle[Any]
 DIED = (ActorDiedError, ActorUnavailableError, WorkerCrashedError, ObjectLostError, OwnerDiedError, grpc.aio.AioRpcError)
 GONE = (RayActorError, DeploymentUnavailableError, ReplicaUnavailableError)
 RETRY_AFTER_S = 1
-RELOADABLE = {"ensembles", "optional_detectors", "accept_licences", "generation", "precision", "resize"}
+RELOADABLE = {"ensembles", "optional_detectors", "accept_licences", "generation", "precision", "resize", "waive_guarantee"}
 _log = logging.getLogger(__name__)
 
 

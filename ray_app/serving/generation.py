@@ -58,6 +58,8 @@ def plan_generation(config: ServeConfig) -> tuple[ScoringSpec, dict[str, Scoring
         beside = _spec(ensemble_of(list(config.optional_detectors)), config)
         optional = tuple(name for name in beside.cards if not any(name in spec.cards for spec in specs))
         specs.append(beside)
+    specs = _agreed(specs)
+    ensembles = dict(zip(ensembles, specs, strict=False))
     together = _merged(specs)
     for card in together.cards.values():
         require_accepted(card, config.accept_licences)
@@ -84,7 +86,26 @@ def groups_of(spec: ScoringSpec) -> dict[str, tuple[str, ...]]:
 
 def _spec(card: EnsembleCard, config: ServeConfig) -> ScoringSpec:
     return make_spec(card, limits=config.images, device=config.device, precision=config.precision, resize=config.resize,
-                     slots=config.batching.slots)  # fmt: skip
+                     slots=config.batching.slots, waive_guarantee=config.waive_guarantee)  # fmt: skip
+
+
+def _agreed(specs: list[ScoringSpec]) -> list[ScoringSpec]:
+    """The specs under one resize mode and one precision per detector: those of calibrated ensembles, to which the others give way.
+
+    Raises ConfigError where two of them were calibrated otherwise.
+    """
+    precision: dict[str, Precision] = {}
+    resize = {spec.resize: spec.ensemble.name for spec in specs if spec.ensemble.settings is not None}
+    for spec in specs:
+        for name, one in spec.precision.items() if spec.ensemble.settings is not None else ():
+            if precision.setdefault(name, one) != one:
+                raise ConfigError(f"the ensembles were calibrated with {name} in bf16 and in fp32", hint="serve them apart")
+    if len(resize) > 1:
+        raise ConfigError(f"{' and '.join(resize.values())} were calibrated under different resize modes", hint="serve them apart")
+    mode = next(iter(resize), specs[0].resize)
+    return [
+        replace(spec, precision={name: precision.get(name, one) for name, one in spec.precision.items()}, resize=mode) for spec in specs
+    ]
 
 
 def _merged(specs: list[ScoringSpec]) -> ScoringSpec:

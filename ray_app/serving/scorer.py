@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from ray_app.detectors import Preprocessing, ResizeMode
 from ray_app.errors import InputError, Status
+from ray_app.inference.batches import Pixels
 from ray_app.inference.isolated import IsolatedDecoders, Prepared
 from ray_app.serving.config import ServeConfig
 from ray_app.serving.following import FIRST_PAUSE_S, LONGEST_PAUSE_S, Followed, Group, GroupDied, GroupLost
@@ -113,7 +114,7 @@ class EndpointScorer:
         """Score a golden image, unless a full queue shows that images are being scored."""
         try:
             await together(group.describe() for group in self._groups.values())
-            await self._asked_until_answered(_Walk(golden_image(), self._decoders), None, ())
+            await self._asked_until_answered(_Walk(golden_image(), self._decoders), None, (), whole=True)
         except Refusal as refused:
             if refused.code != "overloaded":
                 raise
@@ -130,13 +131,13 @@ class EndpointScorer:
             return generation, _chosen(generation, ensemble, beside)
 
     async def _asked_until_answered(
-        self, walk: "_Walk", ensemble: str | None, beside: Sequence[str]
+        self, walk: "_Walk", ensemble: str | None, beside: Sequence[str], *, whole: bool = False
     ) -> tuple[Generation, str, list[Reply]]:
         pause, patience = FIRST_PAUSE_S, _Patience()
         while True:
             generation, chosen = await self._meant(ensemble, beside)
             try:
-                replies = await self._ask(generation, answering.needed(generation, chosen, beside), walk)
+                replies = await self._ask(generation, chosen, beside, walk, whole)
             except (GroupLost, Moving) as event:
                 patience.bear(event)
             else:
@@ -155,29 +156,40 @@ class EndpointScorer:
             self._in_flight -= 1
             self._meter.in_flight(self._in_flight)
 
-    async def _ask(self, generation: Generation, wanted: Sequence[str], walk: "_Walk") -> list[Reply]:
-        """One reply per group that is needed. Raises GroupLost, and Moving where what is served by now was followed instead."""
-        spec = generation.spec
-        pools = {group: tuple(name for name in pool if name in wanted) for group, pool in groups_of(spec).items()}
-        pools = {group: pool for group, pool in pools.items() if pool}
+    async def _ask(self, generation: Generation, ensemble: str, beside: Sequence[str], walk: "_Walk", whole: bool) -> list[Reply]:
+        """One reply per group that is needed; of a cascade the second stage is asked only where an image goes on, or for the `whole`.
+
+        Raises GroupLost, and Moving where what is served by now was followed instead.
+        """
+        first, rest = answering.stages(generation, ensemble, beside)
+        walk.wait_s = walk.score_s = 0.0
+        replies = await self._asked(generation, first, walk)
+        if rest and (whole or answering.goes_on(generation.ensembles[ensemble], replies, walk.prepared.facts)):
+            replies += await self._asked(generation, rest, walk)
+        if all(reply.generation != generation.id for reply in replies):
+            # The same detectors may now be decided on otherwise.
+            await self._followed.ask(next(iter(_pools(generation, first))))
+            raise Moving
+        return replies
+
+    async def _asked(self, generation: Generation, wanted: Sequence[str], walk: "_Walk") -> list[Reply]:
+        """What some detectors say, all of them at once. Raises as `_ask`."""
+        spec, pools = generation.spec, _pools(generation, wanted)
         if not pools.keys() <= self._groups.keys():
             raise Moving  # an update brings a group that this ingress does not know; its successor does
-        used = {name: spec.cards[name].preprocessing for name in wanted}
-        await walk.prepare(tuple(dict.fromkeys(used.values())), spec.resize)
+        await walk.prepare(tuple(dict.fromkeys(spec.cards[name].preprocessing for name in wanted)), spec.resize)
         started = time.perf_counter()
         asks = {group: walk.ask(generation, group, pool) for group, pool in pools.items()}
         answers = await together(self._groups[group].score(ask) for group, ask in asks.items())
         elapsed = time.perf_counter() - started
-        replies = [one for one in answers if isinstance(one, Reply)]
         for offer in answers:
             if isinstance(offer, Offer):
                 self._followed.follow(offer.generation)
                 raise Moving
-        if all(reply.generation != generation.id for reply in replies):
-            await self._followed.ask(next(iter(asks)))  # the same detectors may now be decided on otherwise
-            raise Moving
-        walk.score_s = max(reply.score_s for reply in replies)
-        walk.wait_s = max(elapsed - walk.score_s, 0.0)
+        replies = [one for one in answers if isinstance(one, Reply)]
+        scoring_s = max(reply.score_s for reply in replies)
+        walk.score_s += scoring_s
+        walk.wait_s += max(elapsed - scoring_s, 0.0)
         return replies
 
 
@@ -212,34 +224,45 @@ class _Patience:
 
 
 class _Walk:
-    """One image on its way: decoded once per set of preprocessings, however often its detectors have to be asked."""
+    """One image on its way: prepared once in every way that is asked for, however often its detectors have to be asked."""
 
     def __init__(self, data: bytes, decoders: IsolatedDecoders) -> None:
         self._data, self._decoders = data, decoders
-        self._preprocessings: tuple[Preprocessing, ...] | None = None
+        self._pixels: dict[Preprocessing, Pixels | None] = {}
+        self._resize: ResizeMode | None = None
         self.decode_s = self.wait_s = self.score_s = 0.0
         self.prepared: Prepared
 
     async def prepare(self, preprocessings: tuple[Preprocessing, ...], resize: ResizeMode) -> None:
-        """Decode, unless that was done. Raises ImageRefused."""
-        if self._preprocessings != preprocessings:
-            started = time.perf_counter()
-            self.prepared = await self._decoders.prepare(self._data, preprocessings, resize)
-            self.decode_s += time.perf_counter() - started
-            self._preprocessings = preprocessings
+        """Decode for what is not there yet: what most images need not, for their second look, only those that go on do. Raises
+        ImageRefused.
+        """
+        if self._resize != resize:
+            self._pixels, self._resize = {}, resize
+        missing = tuple(one for one in preprocessings if one not in self._pixels)
+        if self._pixels and not any(one.shape for one in missing):
+            return  # its detectors decode it themselves
+        started = time.perf_counter()
+        self.prepared = await self._decoders.prepare(self._data, missing, resize)
+        self.decode_s += time.perf_counter() - started
+        self._pixels.update(zip(missing, self.prepared.pixels, strict=True))
 
     def ask(self, generation: Generation, group: str, detectors: tuple[str, ...]) -> Ask:
         """What some detectors of a group need to see."""
-        assert self._preprocessings is not None
-        pixels = dict(zip(self._preprocessings, self.prepared.pixels, strict=True))
         needed = {generation.spec.cards[name].preprocessing for name in detectors}
         return Ask(
             generation.groups[group],
             detectors,
             self.prepared.facts,
-            tuple(pixels.get(one) if one in needed else None for one in looks(generation.spec, group)),
+            tuple(self._pixels.get(one) if one in needed else None for one in looks(generation.spec, group)),
             self._data if any(one.shape is None for one in needed) else None,
         )
+
+
+def _pools(generation: Generation, wanted: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Which of these detectors sit in which group."""
+    pools = {group: tuple(name for name in pool if name in wanted) for group, pool in groups_of(generation.spec).items()}
+    return {group: pool for group, pool in pools.items() if pool}
 
 
 def _chosen(generation: Generation, ensemble: str | None, beside: Sequence[str]) -> str:

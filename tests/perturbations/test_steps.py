@@ -62,6 +62,14 @@ def test_resizes(step, size):
     assert result.tobytes() == (PICTURE.resize(size, Image.Resampling.LANCZOS) if size != PICTURE.size else PICTURE).tobytes()
 
 
+def test_a_scale_that_is_drawn_stays_within_its_range():
+    view = Perturbation.model_validate({"name": "drawn", "steps": [{"op": "resize", "scale": [0.5, 0.75]}]})
+    widths = {view.apply(PICTURE, seed).width for seed in range(64)}
+    assert 48 <= min(widths) < 52
+    assert 68 < max(widths) <= 72
+    assert view.apply(PICTURE, 5).tobytes() == view.apply(PICTURE, 5).tobytes()
+
+
 def test_a_blur_with_kernel_and_sigma_is_not_darker():
     def mean(image):
         return np.asarray(image).mean()
@@ -88,6 +96,8 @@ def test_the_given_image_is_left_as_it_is():
         {"op": "jpeg"},
         {"op": "resize"},
         {"op": "resize", "scale": 2, "square": 3},
+        {"op": "resize", "scale": [0.9, 0.8]},
+        {"op": "resize", "scale": [0, 0.8]},
         {"op": "blur"},
         {"op": "blur", "kernel": 4},
         {"op": "noise", "sigma": 1, "variance": 1},

@@ -161,3 +161,10 @@ def test_the_end_of_a_run_says_what_it_cost():
     lines = summary_lines({"members": 10, "statuses": {"ok": 10}, "session": session})
     assert "cost: 3.20 by the prices set: machines 3.00, requests 0.2000, egress 0.00" in lines
     assert not [line for line in summary_lines({"members": 10, "statuses": {"ok": 10}, "session": {"rows": 10}}) if "cost" in line]
+
+
+def test_embeddings_say_what_they_take():
+    lines = plan_lines(PLAN | {"features": {"unifd": 768}})
+    (told,) = [line for line in lines if line.startswith("embeddings")]
+    assert told.split(maxsplit=1)[1] == "768 numbers per image, of unifd: about 368.6 MB in the run directory, for touchstone rescore"
+    assert not [line for line in plan_lines(PLAN) if line.startswith("embeddings")]

@@ -12,6 +12,7 @@ from ray_app.runs import fingerprint
 from ray_app.scoring.preparing import scoring_identity
 from ray_app.serving import ServeConfig
 from ray_app.serving.generation import groups_of, load_generation, plan_generation
+from ray_app.serving.http.answering import ensemble_infos
 
 
 def stricter(folder, name="stricter", **changes):
@@ -73,3 +74,37 @@ def load_licences(members):
     from ray_app.detectors import load_card
 
     return [load_card(member.detector).name for member in members]
+
+
+SETTINGS = "{precision: {touchstone-tiny: fp32}, resize: fast}"
+
+
+def test_other_ensembles_give_way_to_the_settings_of_a_calibrated_one(tmp_path):
+    calibrated = stricter(tmp_path, "calibrated", settings=SETTINGS)
+    spec, ensembles, _ = plan_generation(ServeConfig(ensembles=("default", calibrated)))
+    assert (spec.resize, spec.precision["touchstone-tiny"]) == ("fast", "fp32")
+    assert {(one.resize, one.precision["touchstone-tiny"]) for one in ensembles.values()} == {("fast", "fp32")}
+    assert plan_generation(ServeConfig())[0].resize == "exact"
+
+
+def test_ensembles_calibrated_otherwise_are_not_served_together(tmp_path):
+    one = stricter(tmp_path, "one", settings=SETTINGS)
+    exact = stricter(tmp_path, "exact", settings="{precision: {touchstone-tiny: fp32}}")
+    half = stricter(tmp_path, "half", settings="{precision: {touchstone-tiny: bf16}, resize: fast}")
+    with pytest.raises(ConfigError, match="one and exact were calibrated under different resize modes"):
+        plan_generation(ServeConfig(ensembles=(one, exact)))
+    with pytest.raises(ConfigError, match="touchstone-tiny in bf16 and in fp32"):
+        plan_generation(ServeConfig(ensembles=(one, half)))
+
+
+def test_what_an_endpoint_says_of_a_guarantee(tmp_path):
+    promise = "{target_fpr: 0.01, n_real: 299, false_positives: 0, upper_bound: 0.00997}"
+    card = stricter(tmp_path, "calibrated", settings=SETTINGS, guarantee=promise)
+    [info] = ensemble_infos(load_generation(ServeConfig(ensembles=(card,))))
+    assert (info.guarantee.target_fpr, info.guarantee.n_real, info.guarantee.holds, info.guarantee.why) == (0.01, 299, True, None)
+    with pytest.raises(ConfigError, match="its calibration does not hold with resize exact"):
+        load_generation(ServeConfig(ensembles=(card,), resize="exact"))
+    [waived] = ensemble_infos(load_generation(ServeConfig(ensembles=(card,), resize="exact", waive_guarantee=True)))
+    assert (waived.guarantee.holds, waived.guarantee.why) == (False, "scored otherwise: resize exact (calibrated with fast)")
+    [plain] = ensemble_infos(load_generation(ServeConfig()))
+    assert plain.guarantee is None

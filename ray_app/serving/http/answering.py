@@ -4,6 +4,7 @@ API's models; no route, no network, no Ray.
 
 import base64
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -15,12 +16,15 @@ from ray_app.images import ImageFacts, ImageRefused, inspect_bytes
 from ray_app.images.provenance import Provenance
 from ray_app.inference import Outcome, Readings, ScoringSpec, judge, remarks_on
 from ray_app.inference.batches import Pixels
-from ray_app.inference.judging import finite
+from ray_app.inference.judging import finite, going_on
+from ray_app.inference.settings import departures
 from ray_app.runs.masks import mask_area, mask_png
 from ray_app.serving.generation import Generation
 from ray_app.serving.groups import Reply
 from ray_app.serving.http import schemas
 from ray_app.serving.http.errors import Refusal
+
+NOT_ASKED = "not asked: the image did not go on to a second look"
 
 
 def readings_of(replies: Sequence[Reply]) -> Readings:
@@ -53,18 +57,18 @@ def scored_answer(
     Raises InputError DETECTOR_FAILED where no detector of the ensemble gave a score although it should have.
     """
     spec = generation.ensembles[ensemble]
-    judged = judge(spec, [Outcome(Status.OK, None, facts)], readings.among(spec.cards))
+    judged = judge(spec, [Outcome(Status.OK, None, facts)], _whole(spec, readings))
     outcome, decisions = judged.outcomes[0], judged.decisions
     if outcome.status is not Status.OK:
         raise InputError(outcome.status, outcome.detail or "")
-    detectors = {
-        key: _detector_answer(generation.spec, key, readings, facts, masks, beside=key not in spec.cards) for key in readings.scores
-    }
+    named = [key for key in generation.spec.cards if key in readings.scores or key in spec.cards]
+    detectors = {key: _detector_answer(generation, ensemble, key, readings, facts, masks) for key in named}
     return schemas.ImageAnswer(
         name=name,
         status=str(outcome.status),
         verdict=cast(schemas.Verdict, decisions.verdict[0]),
         verdict_reason=decisions.reason[0],
+        second_look=cast(schemas.SecondLook, decisions.second_look[0]) if decisions.second_look else None,
         probability=finite(decisions.probability[0]),
         calibrated=decisions.calibrated,
         score=finite(decisions.score[0]),
@@ -143,9 +147,23 @@ def ensemble_infos(generation: Generation) -> list[schemas.EnsembleInfo]:
             fake_above=spec.ensemble.thresholds.fake_above,
             real_below=spec.ensemble.thresholds.real_below,
             demonstration=any(card.demonstration for card in spec.cards.values()),
+            guarantee=_guarantee(spec),
         )
         for name, spec in generation.ensembles.items()
     ]
+
+
+def _guarantee(spec: ScoringSpec) -> schemas.GuaranteeInfo | None:
+    card, promise = spec.ensemble, spec.ensemble.guarantee
+    if promise is None:
+        return None
+    otherwise = departures(card.settings, spec.precision, spec.resize)
+    return schemas.GuaranteeInfo(
+        **promise.model_dump(include={"target_fpr", "confidence", "upper_bound", "n_real"}),
+        population=card.population.what if card.population else None,
+        holds=not otherwise,
+        why=f"scored otherwise: {', '.join(otherwise)}" if otherwise else None,
+    )
 
 
 def detector_infos(generation: Generation) -> list[schemas.DetectorInfo]:
@@ -159,25 +177,45 @@ def detector_infos(generation: Generation) -> list[schemas.DetectorInfo]:
     ]  # fmt: skip
 
 
-def needed(generation: Generation, ensemble: str, beside: Collection[str]) -> tuple[str, ...]:
-    """The detectors that a request wants, in the generation's order."""
-    wanted = {*generation.ensembles[ensemble].cards, *beside}
-    return tuple(name for name in generation.spec.cards if name in wanted)
+def stages(generation: Generation, ensemble: str, beside: Collection[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The detectors that a request asks at once, and those that it asks only of images that go on, both in the generation's order.
+
+    The latter are none unless the ensemble is a cascade; a detector that is asked for `beside` it is asked at once.
+    """
+    spec = generation.ensembles[ensemble]
+    at_once, every = {*spec.first, *beside}, generation.spec.cards
+    return tuple(name for name in every if name in at_once), tuple(name for name in every if name in spec.late and name not in at_once)
+
+
+def goes_on(spec: ScoringSpec, replies: Sequence[Reply], facts: ImageFacts) -> bool:
+    """Whether an image goes on to a cascade's second stage, by what the first said of it and by its bytes."""
+    return bool(going_on(spec, [Outcome(Status.OK, None, facts)], readings_of(replies)))
+
+
+def _whole(spec: ScoringSpec, readings: Readings) -> Readings:
+    """What an ensemble's members say, in its order; nothing (NaN) of those that were not asked."""
+    nothing = np.array([np.nan], np.float32)
+    return replace(readings.among(spec.cards), scores={name: readings.scores.get(name, nothing) for name in spec.cards})
 
 
 def _detector_answer(
-    spec: ScoringSpec, name: str, readings: Readings, facts: ImageFacts, masks: bool, *, beside: bool
+    generation: Generation, ensemble: str, name: str, readings: Readings, facts: ImageFacts, masks: bool
 ) -> schemas.DetectorAnswer:
+    """What one detector says, calibrated as the ensemble has it, or, beside it, as its own card does."""
+    spec = generation.ensembles[ensemble]
+    calibration = {**generation.spec.calibrations, **spec.calibrations}[name]
+    if name not in readings.scores:
+        return schemas.DetectorAnswer(score=None, probability=None, calibrated=calibration is not None, abstained=NOT_ASKED)
     column = readings.scores[name].astype(np.float64)
-    score, calibration = finite(column[0]), spec.calibrations[name]
-    outside = spec.doubt(name, facts.width, facts.height) if facts.width and facts.height else None
+    score = finite(column[0])
+    outside = generation.spec.doubt(name, facts.width, facts.height) if facts.width and facts.height else None
     mask = readings.masks.get(name, [None])[0] if masks else None
     return schemas.DetectorAnswer(
         score=score,
         probability=finite(sigmoid(calibrate(column, calibration))[0]),
         calibrated=calibration is not None,
         abstained=doubt(score is not None, outside, remarks_on(readings.replies).get(name, [None])[0]),
-        beside=beside,
+        beside=name not in spec.cards,
         reply=readings.replies.get(name, [None])[0],
         mask=None if mask is None else _mask(mask),
     )

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray_app.images.provenance import Provenance
 
 Verdict = Literal["fake", "real", "abstain"]
+SecondLook = Literal["band", "audit"]
 JobState = Literal["waiting", "running", "done", "cancelled", "failed"]
 
 
@@ -96,6 +97,11 @@ class ImageAnswer(Answer):
     error: Error | None = None
     verdict: Verdict | None = Field(description="`real` means: no evidence found")
     verdict_reason: str | None
+    second_look: SecondLook | None = Field(
+        default=None,
+        description="of a cascade: why all its detectors looked, `band` (the first were not sure) or `audit` (drawn by its bytes); "
+        "null where the first ones were enough",
+    )
     probability: float | None = Field(description="P(fake); the plain sigmoid of the score unless `calibrated`")
     calibrated: bool
     score: float | None = Field(description="log-odds of fake, by the ensemble's rule")
@@ -127,6 +133,18 @@ class DetectorInfo(Answer):
     optional: bool = Field(description="only on request; does not enter a verdict")
 
 
+class GuaranteeInfo(Answer):
+    """What an ensemble's card promises of its false positives, for images like those that it was calibrated on."""
+
+    target_fpr: float = Field(description="of real images, no larger a share is called fake")
+    confidence: float
+    upper_bound: float = Field(description="of that share, by an exact binomial interval")
+    n_real: int = Field(description="real images that it was measured on")
+    population: str | None = Field(description="the images that it speaks for")
+    holds: bool = Field(description="whether scores are made here as they were calibrated; whether images are alike is not looked at")
+    why: str | None = Field(description="why it does not hold")
+
+
 class EnsembleInfo(Answer):
     """An ensemble that this endpoint serves."""
 
@@ -140,6 +158,7 @@ class EnsembleInfo(Answer):
     fake_above: float = Field(description="log-odds")
     real_below: float = Field(description="log-odds; between the two it abstains")
     demonstration: bool = Field(description="shows that the machinery works; not for decisions about any image")
+    guarantee: GuaranteeInfo | None = Field(default=None, description="null where nothing is promised")
 
 
 class EndpointLimits(Answer):

@@ -1,0 +1,172 @@
+"""Labelled images in three parts → an ensemble card: calibrations, rule, thresholds. Knows cards and scores; reads and writes nothing.
+
+On `fit` are fitted the detectors' calibrations and the rule (of a cascade also its band, there and on `calibrate`), on `calibrate` the
+ensemble's calibration, on `choose` the thresholds and nothing else: so that what is promised of them holds.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ray_app.calibration.banding import Band, choose_band
+from ray_app.calibration.config import CalibrateConfig
+from ray_app.calibration.division import Division
+from ray_app.calibration.fitting import fit
+from ray_app.calibration.labelled import Labelled
+from ray_app.calibration.parts import CHOOSE, FIT
+from ray_app.calibration.thresholds import Chosen, choose, real_below
+from ray_app.detectors.cards import Calibration, Isotonic, Platt
+from ray_app.ensembles import EnsembleCard, Member, Stage, Thresholds, combine, is_audited, second_looks
+from ray_app.ensembles.cards import Cascade, Rule
+from ray_app.ensembles.stacking import fit_stacking
+from ray_app.errors import ConfigError
+from ray_app.metrics.arrays import Bools, Floats
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A card without thresholds. `names`: of its detectors in the run; `prevalence`: the share of fakes at which its chances are right."""
+
+    card: EnsembleCard
+    names: tuple[str, ...]
+    prevalence: float
+    band: Band | None = None
+
+    @property
+    def calibrations(self) -> dict[str, Calibration | None]:
+        """Of the detectors, by name."""
+        return {name: member.calibration for name, member in zip(self.names, self.card.members, strict=True)}
+
+    def scores(self, labelled: Labelled) -> Floats:
+        """The ensemble's score (n,) of images, as a run with the card gives it."""
+        return combine(self.card, self._columns(labelled), self.calibrations, audited=self._audited(labelled))
+
+    def looks(self, labelled: Labelled) -> list[str | None] | None:
+        """Of a cascade, why all detectors look at each image: `band`, `audit`, or None."""
+        return second_looks(self.card, self._columns(labelled), self.calibrations, self._audited(labelled))
+
+    def _columns(self, labelled: Labelled) -> dict[str, Any]:
+        return {name: labelled.scores[name] for name in self.names}
+
+    def _audited(self, labelled: Labelled) -> list[bool]:
+        return [is_audited(self.card, sha256) for sha256 in labelled.sha256] if self.card.cascade else []
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """A fitted card with thresholds, and what is known of them. `reals`: scores of the reals they were chosen on, ascending."""
+
+    fitted: Fitted
+    card: EnsembleCard
+    chosen: Chosen
+    reals: Floats
+
+
+def rule_of(config: CalibrateConfig, detectors: int) -> Rule:
+    """The rule asked for; without one `stacked`, of an only detector `mean-logit`. Raises ConfigError for one that cannot be."""
+    rule: Rule = config.rule or ("stacked" if detectors > 1 else "mean-logit")
+    if rule == "cascade" and detectors < 2:
+        raise ConfigError("--rule cascade: the run has one detector", hint="a cascade needs two or more")
+    if config.first is not None and config.first >= detectors:
+        raise ConfigError(f"--first {config.first}: the run has {detectors} detectors, and somebody has to look again")
+    return rule
+
+
+def fit_card(division: Division, members: Sequence[Member], config: CalibrateConfig) -> Fitted:
+    """A card fitted on the parts `fit` and `calibrate`. Raises ConfigError where something cannot be fitted."""
+    names, rule = division.labelled.detectors, rule_of(config, len(members))
+    fitting, calibrating = division.fitting, division.calibrating
+    calibrations = {name: fit(fitting.scores[name], fitting.fake, config.method, what=name) for name in names}
+    members = tuple(member.model_copy(update={"calibration": calibrations[name]}) for name, member in zip(names, members, strict=True))
+    facts: dict[str, Any] = {"name": "calibrated", "title": "calibrated", "members": members, "rule": rule}
+    band = None
+    if rule == "cascade":
+        facts["cascade"], band = _cascade(division, calibrations, config)
+    elif rule == "stacked":
+        facts["stacking"] = fit_stacking(calibrated(fitting, calibrations), fitting.fake, config.seed)
+    elif rule == "weighted":
+        facts |= _weights(fitting, members, calibrations, config.seed)
+    prevalence = float(calibrating.fake.mean())
+    plain = Fitted(EnsembleCard(**facts), names, prevalence, band)
+    calibration = fit(plain.scores(calibrating), calibrating.fake, config.method, what="the ensemble")
+    if config.prevalence is not None:
+        calibration = moved(calibration, logit(config.prevalence) - logit(prevalence))
+    card = plain.card.model_copy(update={"calibration": calibration})
+    return Fitted(card, names, config.prevalence or prevalence, band)
+
+
+def with_thresholds(fitted: Fitted, division: Division, config: CalibrateConfig) -> Assembled:
+    """The card with thresholds chosen on images that nothing was fitted on; copies of one real count once.
+
+    Raises ConfigError where the reals are too few for what is promised, or where no fake would be called so.
+    """
+    scores = fitted.scores(division.choosing)
+    reals = np.sort(scores[division.choosing_reals])
+    fakes = scores[division.choosing.fake]
+    chosen = choose(reals, config.fpr, config.confidence)
+    found = float((fakes >= chosen.fake_above).mean()) if len(fakes) else None
+    thresholds = Thresholds(
+        real_below=real_below(fakes, config.miss, fake_above=chosen.fake_above) if len(fakes) else chosen.fake_above,
+        fake_above=chosen.fake_above,
+        false_positive_rate=chosen.false_positives / chosen.n_real,
+        true_positive_rate=found,
+        n_real=chosen.n_real,
+        n_fake=len(fakes) or None,
+    )
+    return Assembled(fitted, fitted.card.model_copy(update={"thresholds": thresholds}), chosen, reals)
+
+
+def calibrated(labelled: Labelled, calibrations: Mapping[str, Calibration]) -> Floats:
+    """Calibrated log-odds (n, detectors)."""
+    return np.stack([calibrations[name](column.astype(np.float64)) for name, column in labelled.scores.items()], axis=1)
+
+
+def moved(calibration: Calibration, by: float) -> Calibration:
+    """The calibration whose log-odds are higher by so much: what another share of fakes among the images makes of it."""
+    if isinstance(calibration, Isotonic):
+        return Isotonic(knots=tuple((score, log_odds + by) for score, log_odds in calibration.knots))
+    return Platt(slope=calibration.slope, intercept=calibration.intercept + by)
+
+
+def logit(chance: float) -> float:
+    """The log-odds of a chance."""
+    return math.log(chance / (1 - chance))
+
+
+def _weights(fitting: Labelled, members: Sequence[Member], calibrations: Mapping[str, Calibration], seed: int) -> dict[str, Any]:
+    """The logistic regression of `stacked` as weights and a bias."""
+    stacking = fit_stacking(calibrated(fitting, calibrations), fitting.fake, seed)
+    weights = [slope / scale for slope, scale in zip(stacking.coefficients, stacking.scale, strict=True)]
+    bias = stacking.intercept - sum(weight * mean for weight, mean in zip(weights, stacking.mean, strict=True))
+    weighted = tuple(member.model_copy(update={"weight": weight}) for member, weight in zip(members, weights, strict=True))
+    return {"members": weighted, "bias": bias}
+
+
+def _cascade(division: Division, calibrations: Mapping[str, Calibration], config: CalibrateConfig) -> tuple[Cascade, Band]:
+    """Both stages, each a stacking and its calibration fitted on `fit`, and the band, which the thresholds' images have no say in."""
+    parts, fake = division.parts, division.labelled.fake
+    fitting: Bools = parts == FIT
+    table = calibrated(division.labelled, calibrations)
+    first = config.first or 1
+    stages = _stage(table[:, :first], fitting, fake, config), _stage(table, fitting, fake, config)
+    prevalence = config.prevalence or float(fake[parts == CHOOSE].mean())
+    seen: Bools = parts != CHOOSE
+    early, late = (scores[seen] for _, scores in stages)
+    share = (config.share - config.audit) / (1 - config.audit)
+    band = choose_band(early, late, fake[seen], share=share, prevalence=prevalence, target=config.fpr, confidence=config.confidence)
+    edges, goes_on = (band.low, band.high), round(band.share + config.audit * (1 - band.share), 4)
+    early_stage, late_stage = stages[0][0], stages[1][0]
+    return Cascade(first=first, band=edges, audit_share=config.audit, expected_share=goes_on, early=early_stage, late=late_stage), band
+
+
+def _stage(table: Floats, fitting: Bools, fake: Bools, config: CalibrateConfig) -> tuple[Stage, Floats]:
+    """A stage fitted on some of the images, and its scores of all of them (n,), from calibrated log-odds (n, its detectors)."""
+    from ray_app.ensembles.rules import stacked
+
+    stacking = fit_stacking(table[fitting], fake[fitting], config.seed)
+    raw = stacked(table, stacking)
+    calibration = fit(raw[fitting], fake[fitting], config.method, what="a stage of the cascade")
+    return Stage(rule="stacked", stacking=stacking, calibration=calibration), calibration(raw)

@@ -1,0 +1,154 @@
+"""Labelled rows of a run, one table after another, as columns of labelled images; what cannot be used is counted. Knows rows and labels."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ray_app.calibration.labelled import Labelled
+from ray_app.detectors import DetectorCard
+from ray_app.evaluation.joining import LabelIndex, Labels, Truth, shown_row
+
+TOLD = ("source", "group", "part", "phash")
+"""What labels, or the run's own columns, may say besides label and generator. `group` is taken for `source` where that is not told."""
+ROWS = ["image_id", "uri", "member", "status", "sha256", "format", "width", "height", "quality", "phash", "decoder", "scores", "input"]
+"""What is read of a run, so far as it has it."""
+_NUMBERS = {"image_id": np.int64, "fake": np.bool_, "width": np.int64, "height": np.int64, "quality": np.float64}
+_KEPT = ("image_id", "sha256", "fake", "generator", "source", "phash", "part", "format", "width", "height", "quality")
+
+
+@dataclass
+class Tally:
+    """What a pass counts. `labelled`: rows with a label, of which `statuses` (other than ok), `unscored` and `outside` are left out."""
+
+    labelled: int = 0
+    statuses: Counter[str] = field(default_factory=Counter)
+    unscored: int = 0
+    outside: int = 0
+    decoders: set[str] = field(default_factory=set)
+    used: npt.NDArray[np.bool_] | None = None
+    others: int = 0
+    other: str | None = None
+
+    @property
+    def joined(self) -> int:
+        """How many rows are labelled."""
+        return self.labelled
+
+    @property
+    def unused(self) -> int:
+        """How many labels have no row."""
+        return 0 if self.used is None else int(len(self.used) - self.used.sum())
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """Of the labelled rows, how many cannot be used, by reason."""
+        reasons = dict(sorted(self.statuses.items())) | {"no score of every detector": self.unscored, "outside a valid range": self.outside}
+        return {reason: count for reason, count in reasons.items() if count}
+
+
+@dataclass
+class Collector:
+    """Collects what is usable: rows that are labelled, have a score of each detector in `names`, and lie in the range of every card."""
+
+    labels: Labels
+    names: Sequence[str]
+    cards: Mapping[str, DetectorCard]
+    tally: Tally = field(default_factory=Tally)
+    columns: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in _KEPT})
+    scores: list[npt.NDArray[np.float32]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.texts = None
+        if isinstance(self.labels, LabelIndex):
+            self.tally.used = np.zeros(len(self.labels.words), np.bool_)
+            self.texts = self.labels.texts(TOLD)
+
+    def add(self, table: pa.Table) -> None:
+        """The labelled rows of a table."""
+        truth, tally = self.labels.truth(table), self.tally
+        found = np.flatnonzero(truth.codes >= 0)
+        tally.others += len(table) - len(found)
+        if tally.other is None and len(found) < len(table):
+            tally.other = shown_row(self.labels, table, int(np.argmin(truth.codes)))
+        if not len(found):
+            return
+        tally.labelled += len(found)
+        if tally.used is not None:
+            tally.used[truth.places[found]] = True
+        rows = table.take(pa.array(found))
+        scores, usable = self._usable(rows)
+        places = np.flatnonzero(usable)
+        self.scores.append(scores[places])
+        kept = rows.take(pa.array(places))
+        if "decoder" in kept.column_names:
+            tally.decoders |= set(pc.unique(kept["decoder"].cast(pa.string())).to_pylist()) - {None}
+        self._keep(kept, Truth(truth.codes[found][places], truth.groups, truth.places[found][places]))
+
+    def _usable(self, rows: pa.Table) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+        """The scores (n, detectors) of rows, and which rows have all of them and lie in every detector's range."""
+        status = rows["status"].cast(pa.string())
+        is_ok = np.asarray(pc.equal(status, "ok"))
+        self.tally.statuses.update(pc.filter(status, pa.array(~is_ok)).to_pylist())
+        struct = rows["scores"].combine_chunks()
+        columns = [np.asarray(pc.fill_null(pc.struct_field(struct, name), float("nan")), np.float32) for name in self.names]
+        scores = np.stack(columns, axis=1)
+        has_all = is_ok & np.isfinite(scores).all(axis=1)
+        inside = ~self._outside(rows)
+        self.tally.unscored += int((is_ok & ~has_all & inside).sum())
+        self.tally.outside += int((is_ok & ~inside).sum())
+        return scores, has_all & inside
+
+    def _outside(self, rows: pa.Table) -> npt.NDArray[np.bool_]:
+        sizes = np.stack([_whole(rows["width"]), _whole(rows["height"])], axis=1)
+        distinct, places = np.unique(sizes, axis=0, return_inverse=True)
+        ranges = [card.valid_range for card in self.cards.values()]
+        doubts = [width > 0 and any(one.doubt(width, height) for one in ranges) for width, height in distinct.tolist()]
+        outside: npt.NDArray[np.bool_] = np.array(doubts, np.bool_)[places.reshape(-1)]
+        return outside
+
+    def _keep(self, rows: pa.Table, truth: Truth) -> None:
+        kept, told = self.columns, self._told(rows, truth)
+        fakes = np.array([group.label == "fake" for group in truth.groups], np.bool_)
+        makers = np.array([None if group.generator in ("unknown", "real") else group.generator for group in truth.groups], object)
+        kept["fake"].append(fakes[truth.codes])
+        kept["generator"].extend(makers[truth.codes].tolist())
+        kept["image_id"].append(rows["image_id"].to_numpy())
+        for name in ("sha256", "format"):
+            kept[name].extend(rows[name].cast(pa.string()).to_pylist())
+        for name in ("width", "height"):
+            kept[name].append(_whole(rows[name]))
+        quality = rows["quality"].cast(pa.float64()) if "quality" in rows.column_names else pa.nulls(len(rows), pa.float64())
+        kept["quality"].append(np.asarray(pc.fill_null(quality, float("nan")), np.float64))
+        for name in ("source", "part", "phash"):
+            kept[name].extend(told[name].to_pylist())
+
+    def _told(self, rows: pa.Table, truth: Truth) -> dict[str, Any]:
+        """`source`, `part` and `phash` of rows: what the labels say, else the run's own columns."""
+        inputs = rows["input"].combine_chunks() if "input" in rows.column_names else None
+        own = set() if inputs is None else {one.name for one in inputs.type}
+        said = None if self.texts is None else self.texts.take(pa.array(truth.places))
+        found = {}
+        for name in TOLD:
+            ways = [said[name].cast(pa.string())] if said is not None else []
+            ways += [pc.struct_field(inputs, name).cast(pa.string())] if name in own else []
+            ways += [rows[name].cast(pa.string())] if name in rows.column_names else []
+            found[name] = pc.coalesce(*ways, pa.nulls(len(rows), pa.string()))
+        return found | {"source": pc.coalesce(found["source"], found["group"])}
+
+    def labelled(self) -> Labelled:
+        """All that was kept."""
+        columns: dict[str, Any] = dict(self.columns)
+        for name, kind in _NUMBERS.items():
+            columns[name] = np.concatenate([np.empty(0, kind), *self.columns[name]])
+        scores = np.concatenate([np.empty((0, len(self.names)), np.float32), *self.scores])
+        return Labelled(scores={name: scores[:, place].copy() for place, name in enumerate(self.names)}, **columns)
+
+
+def _whole(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    return np.asarray(pc.fill_null(column, 0)).astype(np.int64)

@@ -1,0 +1,117 @@
+"""A record → what of it agrees with itself, with the image and with the detectors here, line by line.
+
+Without the image: the digest, the run's fingerprint, the cards against that, and the decision from the recorded scores. With it: the
+file's hash, and the scores once more on this machine within a tolerance that is said.
+"""
+
+import json
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ray_app import __version__
+from ray_app.config.loading import validate
+from ray_app.ensembles import EnsembleCard, decision_facts
+from ray_app.errors import ConfigError, said
+from ray_app.evidence.canonical import digest
+from ray_app.evidence.cards import departures, revived
+from ray_app.evidence.checks import Check, hashed
+from ray_app.evidence.redeciding import Decided, alike, decide_again, spec_of
+from ray_app.evidence.sections import FACTS, SENTENCES, Grounds, sections
+from ray_app.runs import fingerprint
+from ray_app.runs.identity import differing_keys
+
+_NOTHING = "has none"  # what `differing_keys` says of a side without the key
+_NAMED = 3  # differences that a line tells
+
+
+def verify_evidence(
+    told: Mapping[str, Any], image: Path | None = None, *, device: str = "cpu", accepted: Collection[str] = ()
+) -> Iterator[Check]:
+    """Check a record that `read_evidence` gave, and the image where there is one. `accepted`: licences, as for `score`.
+
+    Raises ConfigError where the record is no whole one or the image cannot be read, and DetectorError where weights that the image needs
+    are missing or under a licence that is not accepted.
+    """
+    record = told["record"]
+    yield hashed("record", digest(record), told["sha256"], "the SHA-256 of all that it says")
+    try:
+        grounds = _grounds(record, device)
+        checks = [*_check_hashes(record, grounds), *_check_sections(record, sections(grounds))]
+        checks += _check_decision(record, decide_again(grounds.spec, grounds.row, grounds.guarantee))
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise ConfigError(f"the record is not whole: {said(error)}", hint="it was changed after it was made; make it anew") from error
+    yield from checks
+    if image is None:
+        yield Check("image", "not checked", "give it with --image: then its hash is compared, and it is scored again")
+        return
+    from ray_app.evidence.rescoring import check_image
+
+    yield from check_image(record, grounds.spec, image, accepted)
+
+
+def _grounds(record: Mapping[str, Any], device: str) -> Grounds:
+    """What a record rests on, as it stands in the record."""
+    detectors, run = record["detectors"], record["run"]
+    ensemble = validate(record["ensemble"], EnsembleCard, where="the recorded ensemble")
+    cards = {name: revived(one["card"], one["asked_as"]) for name, one in detectors.items()}
+    spec = spec_of(ensemble, cards, run["identity"], device=device)
+    told = {name: one["card"] for name, one in detectors.items()}
+    return Grounds(spec, record["ensemble"], told, record["row"], run, record["guarantee"]["run"])
+
+
+def _check_hashes(record: Mapping[str, Any], grounds: Grounds) -> Iterator[Check]:
+    hashes, identity, ensemble = record["hashes"], record["run"]["identity"], grounds.spec.ensemble
+    yield hashed("run", fingerprint(identity), hashes["run"], "the fingerprint of its settings")
+    yield hashed("ensemble", digest(grounds.ensemble), hashes["ensemble"], f"the card of {ensemble.name}")
+    if "decision" in identity:
+        same = decision_facts(ensemble) == identity["decision"]
+        words = "the recorded rule, calibration and thresholds are the run's"
+        yield Check("rule", "agrees", words) if same else Check("rule", "differs", words.replace("are", "are not"))
+    for name, card in grounds.spec.cards.items():
+        facts, weights = identity["detectors"].get(name, {}), hashes["weights"][name]
+        other = [*departures(card, facts), *([] if facts.get("weights") == weights else ["weights"])]
+        if other:
+            yield Check(name, "differs", f"the recorded card is not what the run noted: {', '.join(other)}")
+        else:
+            told = f"card {hashes['detectors'][name]}, weights {weights or 'not noted by the run'}"
+            yield Check(name, "agrees", f"the recorded card is the run's; SHA-256: {told}")
+
+
+def _check_sections(record: Mapping[str, Any], again: Mapping[str, Any]) -> Iterator[Check]:
+    """Whether what is told of the row is what the row, the run and the cards in the record give."""
+    made_by = record["made_by"]["touchstone"]
+    keys = [key for name in FACTS for key in differing_keys({name: again[name]}, {name: record[name]})]
+    other = [key for key in keys if not _excused(*key[1:], same_version=made_by == __version__)]
+    if other:
+        told = [f"{key}: recorded {theirs}, here {ours}" for key, ours, theirs in other[:_NAMED]]
+        yield Check("sections", "differs", f"not what the recorded row and cards give: {'; '.join(told)}")
+    else:
+        yield Check("sections", "agrees", f"{', '.join(FACTS)} follow from the recorded row, run and cards")
+    if all(digest(again[name]) == digest(record[name]) for name in SENTENCES):
+        yield Check("sentences", "agrees", "as this version of Touchstone writes them")
+    elif made_by == __version__:
+        yield Check("sentences", "differs", f"{', '.join(SENTENCES)}: this version of Touchstone would not have written them so")
+    else:
+        yield Check("sentences", "not checked", f"written by Touchstone {made_by}; this is {__version__}")
+
+
+def _excused(ours: str, theirs: str, *, same_version: bool) -> bool:
+    """Whether a difference means nothing: another version may tell less, and another processor rounds the last bits otherwise."""
+    if _NOTHING in (ours, theirs):
+        return theirs == _NOTHING and not same_version
+    return alike(json.loads(ours), json.loads(theirs))
+
+
+def _check_decision(record: Mapping[str, Any], again: Decided) -> Iterator[Check]:
+    row = record["row"]
+    if again.differs:
+        for name in again.differs:
+            yield Check("decision", "differs", f"{name}: recorded {row[name]!r}, from the recorded scores {again.row[name]!r}")
+        return
+    if row["verdict"] is None:
+        yield Check("decision", "agrees", f"none: the image has no score ({row['status']})")
+        return
+    how = "to the last bit" if again.exact else "but for the last bits of a number"
+    score = "no score" if row["score"] is None else f"score {row['score']:+.6f}"
+    yield Check("decision", "agrees", f"{row['verdict']}, {score}: the same from the recorded detector scores, {how}")

@@ -1,0 +1,130 @@
+"""Members that need another look: gathered, decoded again from kept bytes into dense batches, read by some detectors. Knows no Ray.
+
+A cascade's first members look at everything. What they leave uncertain, and what the audit draws, goes on to the others.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ray_app.inference.batches import Batch, File, Outcome
+from ray_app.inference.clock import LOOKED, LOOKED_MS, StageClock
+from ray_app.inference.decoding import BatchDecoder
+from ray_app.inference.judging import Readings, going_on
+from ray_app.inference.scoring import EnsembleScorer
+from ray_app.inference.spec import ScoringSpec
+
+if TYPE_CHECKING:
+    from ray_app.inference.recompressing import Recompressing
+
+# Images that go through a network together: few of a block go on, and slots that stay empty cost as much as full ones.
+SLOTS = 16
+
+
+class SecondLook:
+    """Some detectors and views (those of `spec`, see `ScoringSpec.asking`) on members that were decoded before.
+
+    `scorer` holds the detectors; `decoder` says how to decode: its crumb and its child process are used.
+    """
+
+    def __init__(self, spec: ScoringSpec, scorer: EnsembleScorer, decoder: BatchDecoder) -> None:
+        plain = replace(spec, slots=min(spec.slots, SLOTS), perceptual_hash=False, provenance=None)
+        self._clock, self._slots, self._looked = StageClock(), plain.slots, 0
+        self._scorer, self._decoder = scorer.asking(plain, self._clock), decoder.asking(plain, self._clock)
+        self._spent_ms = 0.0
+
+    def at(self, files: Sequence[tuple[int, File]]) -> Readings:
+        """What the detectors say of (image_id, file), in their order."""
+        self._looked += len(files)
+        parts = (files[start : start + self._slots] for start in range(0, len(files), self._slots))
+        return self._scorer.score(self._decoder.decode(part) for part in parts)
+
+    def take_seconds(self) -> dict[str, float]:
+        """Seconds per stage since the last call."""
+        taken = self._clock.take()
+        self._spent_ms += 1000 * sum(taken.values())
+        return taken
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many members were looked at again and how long that took, since the start; seconds count once they are taken."""
+        return {LOOKED: self._looked, LOOKED_MS: round(self._spent_ms), "decoded": self._decoder.decoded}
+
+
+class Looking:
+    """A block's batches → readings of all that the detectors of one process have to say.
+
+    The ensemble's first members read every batch, and each of the others what goes on. Where anything may go on, batches must carry their
+    files (`BatchDecoder` with `keeps_files`). These are held until it is known who needs them, at most `kept_bytes`. `recompressing`: who
+    looks at the views that the spec's stability asks for, once all others have spoken.
+    """
+
+    def __init__(
+        self,
+        spec: ScoringSpec,
+        scorer: EnsembleScorer,
+        decoder: BatchDecoder,
+        clock: StageClock,
+        *,
+        kept_bytes: float,
+        recompressing: "Recompressing | None" = None,
+    ) -> None:
+        self._spec, self._clock, self._kept_bytes, self._recompressing = spec, clock, kept_bytes, recompressing
+        late = [name for name in spec.late if name in scorer.names]
+        self._scorer = scorer
+        self._first = scorer.asking(spec.early, clock)
+        self._late = SecondLook(spec.asking(late), scorer, decoder) if late else None
+        self._keeps = self._late is not None or recompressing is not None
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Of shared backbones, of second looks and of recompressed views, since the start."""
+        counts = Counter(self._scorer.counts)
+        for looker in (self._late, self._recompressing):
+            counts.update(looker.counts if looker else {})
+        return counts
+
+    def score(self, batches: Iterable[Batch]) -> Readings:
+        """What the detectors say of all members of the batches, in order."""
+        arriving, parts = iter(batches), list[Readings]()
+        while True:
+            outcomes, files = list[Outcome](), list[tuple[int, File] | None]()
+            first = self._first.score(self._some(arriving, outcomes, files))
+            if not outcomes and parts:
+                return Readings.chained(parts)
+            said = self.again(outcomes, files, first)
+            parts.append(said if self._recompressing is None else self._recompressing.after(outcomes, files, said))
+            if not outcomes:
+                return parts[0]
+
+    def again(self, outcomes: Sequence[Outcome], files: Sequence[tuple[int, File] | None], first: Readings) -> Readings:
+        """`first`, what the ensemble's first members said of these members, joined with what those of this process say that look again."""
+        if self._late is None:
+            return first
+        going = [row for row in going_on(self._spec, outcomes, first) if files[row] is not None]
+        late = self._late.at([file for row in going if (file := files[row]) is not None])
+        self._clock.add(self._late.take_seconds())
+        return first.joined(late.spread(going, len(outcomes)))
+
+    def _some(self, arriving: Iterator[Batch], outcomes: list[Outcome], files: list[tuple[int, File] | None]) -> Iterator[Batch]:
+        """Batches until so many bytes of files are held; what they are of is noted."""
+        size = 0.0
+        for batch in arriving:
+            outcomes += batch.outcomes
+            files += files_of(batch) if self._keeps else ()
+            size += sum(_size(file) for file in batch.encoded if file is not None) if self._keeps else 0
+            yield batch
+            if size > self._kept_bytes:
+                return
+
+
+def files_of(batch: Batch) -> list[tuple[int, File] | None]:
+    """(image_id, file) per member; None where there is no file, or no need of one. Ids are 0 where the batch does not say them."""
+    ids = batch.ids or (0,) * len(batch.outcomes)
+    files = batch.encoded or (None,) * len(batch.outcomes)
+    return [None if file is None else (image_id, file) for image_id, file in zip(ids, files, strict=True)]
+
+
+def _size(file: File) -> int:
+    return len(file) if isinstance(file, bytes) else 3 * file.width * file.height

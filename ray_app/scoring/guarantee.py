@@ -1,0 +1,185 @@
+"""Where a card's guarantee ends: an archive's rows against the images that the card was calibrated on. Knows rows; loads no network.
+
+Noticed differences are said. Beyond a limit the card knows nothing of such images, and verdicts become `abstain`.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ray_app.archives import Each, in_turn, manifests
+from ray_app.ensembles import EnsembleCard, Tally, properties_of
+from ray_app.inference import ScoringSpec
+from ray_app.inference.settings import departures
+from ray_app.metrics.mixture import Shift, most_fakes, shift_of
+from ray_app.metrics.paired import holm
+from ray_app.runs import RunDirectory
+from ray_app.runs.directory import SCORE_DECIDES, Published
+from ray_app.runs.reader import tables_in
+from ray_app.runs.rows import as_array
+
+UNLIKE = "the archive is not like what the card was calibrated on"
+COLUMNS = ["image_id", "score", "scores", "format", "width", "height", "quality", "decoder"]
+WAIVED = "waive_guarantee"  # in a run's identity, where it was asked for
+_MOST_NAMED = 3
+
+Decided = Callable[[pa.Table, ScoringSpec], pa.Table]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An archive beside a card's population: `facts` for the summary, `unlike` why all verdicts abstain (None: they stand)."""
+
+    facts: dict[str, Any] = field(default_factory=dict)
+    unlike: str | None = None
+
+
+def settle_guarantee(run: RunDirectory, spec: ScoringSpec, decided: Decided, *, each: Each = in_turn) -> dict[str, Any]:
+    """Compare the run's rows, all published, with what its card was calibrated on, and let verdicts abstain where that is to be.
+
+    Returns the `guarantee` of a summary in a dictionary, an empty one where the card promises nothing. Interrupted, the same `score`
+    command goes on; until then the run says that its verdicts are mixed. Where a run was beyond the limit and is no longer, its verdicts
+    come back: `decided` gives rows those of the card alone.
+    """
+    described = run.describe()
+    found = compare(run, spec)
+    if found.unlike or described.get("unlike") or described.get("deciding"):
+        run.write_json("run.json", described | {"deciding": SCORE_DECIDES})
+        for _ in each(partial(_rewrite, run, spec, decided, found.unlike), run.published()):
+            pass
+        run.write_json("run.json", noted(described, found.unlike))
+    return found.facts
+
+
+def noted(described: Mapping[str, Any], unlike: str | None) -> dict[str, Any]:
+    """The description of a run whose verdicts are settled, with the reason why they all abstain, if they do."""
+    kept = {key: value for key, value in described.items() if key not in ("deciding", "unlike")}
+    return kept | ({"unlike": unlike} if unlike else {})
+
+
+def compare(run: RunDirectory, spec: ScoringSpec) -> Comparison:
+    """Stream the current rows of a run and compare them with its card's population; settings and decoders too. Changes nothing."""
+    card, identity = spec.ensemble, run.describe()["identity"]
+    if card.guarantee is None and card.population is None:
+        return Comparison()
+    tally, decoders, images = _counted(run, card)
+    otherwise = departures(card.settings, identity["precision"], identity["resize"])
+    unknown = sorted(decoders - set(card.settings.decoders)) if card.settings and card.settings.decoders else []
+    shifts = shifts_of(card, tally)
+    waived = bool(identity.get(WAIVED))
+    beyond = sorted((row for row in shifts if row["beyond"]), key=lambda row: -row["psi"])
+    unlike = f"{UNLIKE}: {', '.join(map(_named, beyond[:_MOST_NAMED]))}" if beyond and not waived else None
+    why = [
+        *([f"images differ in {', '.join(_named(row) for row in shifts if row['noticed'])}"] if any(r["noticed"] for r in shifts) else []),
+        *([f"scored otherwise: {', '.join(otherwise)}"] if otherwise else []),
+        *([f"decoded otherwise: {', '.join(unknown)}"] if unknown else []),
+    ]
+    tells = any(row["tells"] for row in shifts)
+    facts = {
+        "holds": False if why else True if tells else None,
+        "why": "; ".join(why) if why else None if tells else _untold(card, images),
+        "unlike": unlike,
+        "waived": waived,
+        "target_fpr": card.guarantee and card.guarantee.target_fpr,
+        "confidence": card.guarantee and card.guarantee.confidence,
+        "population": card.population and card.population.what,
+        "images": images,
+        "shifts": shifts,
+        "decoders": unknown,
+        "settings": otherwise,
+    }
+    return Comparison({"guarantee": facts}, unlike)
+
+
+def shifts_of(card: EnsembleCard, tally: Tally) -> list[dict[str, Any]]:
+    """Each property of a card's population that archive and calibration both have: how far apart they are, p corrected for all of them.
+
+    A score may be explained by any share of fakes; every other property by no more fakes than the ensemble's scores allow, or reals that
+    have become like the fakes would pass for these.
+    """
+    features = {feature.name: feature for feature in card.population.features} if card.population else {}
+    score = features.get("score")
+    most = 1.0 if score is None else most_fakes(tally.counts["score"], score.real, score.fake)
+    found: dict[str, Shift] = {
+        name: shift_of(tally.counts[name], one.real, one.fake, most_fakes=1.0 if name.startswith("score") else most, ordered=not one.words)
+        for name, one in features.items()
+        if tally.counts[name].any() and any(one.real)
+    }
+    corrected = holm([shift.p for shift in found.values()])
+    return [
+        {"feature": name, "psi": shift.psi, "ks": shift.ks, "p": p, "noticed": shift.noticed(p), "beyond": shift.beyond(p),
+         "fakes": shift.share, "images": shift.n, "tells": shift.tells}
+        for (name, shift), p in zip(found.items(), corrected, strict=True)
+    ]  # fmt: skip
+
+
+def unlike_rows(rows: pa.Table, reason: str) -> pa.Table:
+    """Result rows whose verdicts, real or fake, abstain for a reason that holds of the whole archive; others keep theirs."""
+    verdicts, reasons = rows["verdict"].cast(pa.string()), rows["verdict_reason"]
+    turned = pc.or_(pc.is_in(verdicts, pa.array(["real", "fake"])), pc.starts_with(pc.fill_null(reasons, ""), UNLIKE))
+    turned = pc.fill_null(turned, False)
+    changed = {"verdict": pc.if_else(turned, "abstain", verdicts), "verdict_reason": pc.if_else(turned, reason, reasons)}
+    for name, values in changed.items():
+        index = rows.schema.get_field_index(name)
+        column = as_array(values.combine_chunks().to_pylist(), rows.schema.field(index), len(rows))
+        rows = rows.set_column(index, rows.schema.field(index), column)
+    return rows
+
+
+def _rewrite(run: RunDirectory, spec: ScoringSpec, decided: Decided, unlike: str | None, file: Published) -> None:
+    """One published file with verdicts as they are to be; it may hold any mixture of settled and unsettled ones."""
+    run.rewrite_file(file, lambda rows: decided(rows, spec) if unlike is None else unlike_rows(rows, unlike))
+
+
+def _counted(run: RunDirectory, card: EnsembleCard) -> tuple[Tally, set[str], int]:
+    """The archive's counts, the decoders of its images in formats that the calibration saw, and how many images have a score."""
+    population = card.population
+    tally, decoders, images = Tally(population.features if population else ()), set[str](), 0
+    formats = population.seen.formats if population and population.seen else ()
+    for rows in _scored_rows(run):
+        images += len(rows)
+        tally.add(_properties(rows, [name.removeprefix("score:") for name in tally.counts if name.startswith("score:")]))
+        known = rows.filter(pc.is_in(rows["format"].cast(pa.string()), pa.array(formats))) if formats else rows
+        decoders.update(pc.unique(pc.drop_null(known["decoder"].cast(pa.string()))).to_pylist())
+    return tally, decoders, images
+
+
+def _scored_rows(run: RunDirectory) -> Iterator[pa.Table]:
+    """The current rows with a score, whether the run's verdicts are settled or not."""
+    files = [path for manifest in manifests(run.store) for path in run.row_files(manifest)]
+    for table in tables_in(run, files, COLUMNS):
+        yield table.filter(pc.is_valid(table["score"]))
+
+
+def _properties(rows: pa.Table, detectors: list[str]) -> Mapping[str, Any]:
+    scores = rows["scores"].combine_chunks()
+    said = {name for name in detectors if scores.type.get_field_index(name) >= 0}
+    return properties_of(
+        score=_numbers(rows["score"]),
+        scores={name: _numbers(pc.struct_field(scores, name)) for name in said},
+        formats=rows["format"].cast(pa.string()).to_pylist(),
+        width=_numbers(rows["width"]),
+        height=_numbers(rows["height"]),
+        quality=_numbers(rows["quality"]) if "quality" in rows.column_names else None,
+    )
+
+
+def _numbers(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    """Numbers (n,) float64, NaN for null."""
+    values = column.cast(pa.float64())
+    return np.asarray(values.to_numpy() if isinstance(values, pa.ChunkedArray) else values.to_numpy(zero_copy_only=False), np.float64)
+
+
+def _named(row: Mapping[str, Any]) -> str:
+    return f"{row['feature']} (PSI {row['psi']:.2g})"
+
+
+def _untold(card: EnsembleCard, images: int) -> str:
+    if card.population is None or not card.population.features:
+        return "the card does not say what its images were like"
+    return f"{images:,} images with a score are too few to compare"

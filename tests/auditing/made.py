@@ -1,0 +1,47 @@
+"""Runs whose every image is known to be real or fake: what audits are tried on."""
+
+from itertools import pairwise
+
+import numpy as np
+import pyarrow as pa
+
+from benchmarks.evaluation import write_run
+from ray_app.ensembles import sigmoid
+
+FAKE_ABOVE, REAL_BELOW = 1.5, -0.5
+
+
+def archive(count=6000, share=0.15, seed=0, failing=0.02, without=0.01):
+    """Rows of a run by column, and whether each is fake: some failed, some abstain for want of a score."""
+    rng = np.random.default_rng(seed)
+    fake = rng.random(count) < share
+    score = rng.normal(np.where(fake, 2.0, -2.5), 1.6)
+    ok, has = rng.random(count) >= failing, rng.random(count) >= without
+    verdict = np.where(score >= FAKE_ABOVE, "fake", np.where(score <= REAL_BELOW, "real", "abstain"))
+    verdict = np.where(has, verdict, "abstain")
+    reason = np.where(has, np.where(verdict == "abstain", "inside the abstain band", None), "a: no score")
+    known = ok & has
+    columns = {
+        "image_id": np.unique(rng.integers(-(2**62), 2**62, 2 * count))[:count],
+        "uri": [f"/photos/{number:06d}.jpg" for number in range(count)],
+        "member": [None if number % 5 else f"{number}.png" for number in range(count)],
+        "status": np.where(ok, "ok", "corrupt_image").tolist(),
+        "score": pa.array(score, mask=~known),
+        "probability": pa.array(sigmoid(score), mask=~known),
+        "verdict": [str(one) if good else None for one, good in zip(verdict, ok, strict=True)],
+        "verdict_reason": [one if good else None for one, good in zip(reason, ok, strict=True)],
+    }
+    return columns, fake
+
+
+def run_of(folder, columns, places=(), ensemble=None):
+    """A finished run of such rows, in a published file for each piece."""
+    edges = [0, *places, len(columns["image_id"])]
+    table = pa.table({name: column if isinstance(column, pa.Array) else pa.array(column) for name, column in columns.items()})
+    pieces = (table.slice(start, end - start) for start, end in pairwise(edges))
+    return write_run(folder, ({name: piece[name].combine_chunks() for name in piece.column_names} for piece in pieces), ("a",), ensemble)
+
+
+def truth_of(columns, fake):
+    """Whether an image is fake, by its id."""
+    return dict(zip(columns["image_id"].tolist(), fake.tolist(), strict=True))

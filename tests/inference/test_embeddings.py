@@ -1,0 +1,79 @@
+"""Embeddings beside readings: of the clean pass, of what has pixels, whatever it was batched with and however blocks are cut."""
+
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ray_app.ensembles import ensemble_of
+from ray_app.images import ImageLimits
+from ray_app.inference import BatchDecoder, Readings, StageClock, make_spec
+from ray_app.inference.scoring import EnsembleScorer
+from ray_app.perturbations import load_perturbations
+from ray_app.scoring.embedding import kept_by
+
+SPEC = make_spec(ensemble_of(["touchstone-tiny"]), limits=ImageLimits(), precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def keeping():
+    return replace(SPEC, features=kept_by(SPEC, ["touchstone-tiny"]))
+
+
+def files(count):
+    """Encoded noise, every third of it no image."""
+    for number in range(count):
+        buffer = io.BytesIO()
+        Image.fromarray(np.random.default_rng(number).integers(0, 256, (300, 300, 3), np.uint8)).save(buffer, "PNG")
+        yield b"no image" if number % 3 == 2 else buffer.getvalue()
+
+
+def read(spec, given):
+    decoder = BatchDecoder(spec, StageClock())
+    batches = [decoder.decode(list(enumerate(given[start : start + spec.slots]))) for start in range(0, len(given), spec.slots)]
+    return EnsembleScorer(spec, StageClock()).score(batches)
+
+
+def test_members_with_pixels_have_an_embedding_and_scores_stay_what_they_were(keeping):
+    given = list(files(7))
+    readings, plain = read(keeping, given), read(SPEC, given)
+    vectors = readings.embeddings["touchstone-tiny"]
+    assert vectors.shape == (7, 128)
+    usable = np.arange(7) % 3 != 2
+    assert np.isfinite(vectors).all(axis=1).tolist() == usable.tolist()
+    assert np.isnan(vectors[~usable]).all()
+    assert len(np.unique(vectors[usable], axis=0)) == usable.sum()
+    np.testing.assert_array_equal(readings.scores["touchstone-tiny"], plain.scores["touchstone-tiny"])
+    assert not plain.embeddings
+
+
+def test_what_it_was_batched_with_changes_no_embedding(keeping):
+    given = [data for data in files(6) if data != b"no image"]
+    together = read(keeping, given).embeddings["touchstone-tiny"]
+    alone = np.concatenate([read(keeping, [data]).embeddings["touchstone-tiny"] for data in given])
+    np.testing.assert_array_equal(together, alone)
+
+
+def test_views_leave_the_embeddings_those_of_the_clean_pass(keeping):
+    given = list(files(4))
+    seen = read(replace(keeping, views=load_perturbations(["jpeg:50"])), given)
+    assert seen.views.keys() == {"jpeg:50"}
+    np.testing.assert_array_equal(seen.embeddings["touchstone-tiny"], read(keeping, given).embeddings["touchstone-tiny"])
+
+
+def test_a_block_without_any_pixels_has_rows_of_nothing(keeping):
+    vectors = read(keeping, [b"no image"] * 3).embeddings["touchstone-tiny"]
+    assert vectors.shape == (3, 128)
+    assert np.isnan(vectors).all()
+
+
+def test_readings_keep_their_embeddings_when_they_are_put_together(keeping):
+    given = list(files(6))
+    whole = read(keeping, given)
+    parts = [read(keeping, given[:4]), read(keeping, given[4:])]
+    joined = Readings.chained(parts).joined(Readings({"other": np.zeros(6, np.float32)}))
+    np.testing.assert_array_equal(joined.embeddings["touchstone-tiny"], whole.embeddings["touchstone-tiny"])
+    assert not joined.among(["other"]).embeddings
+    assert joined.among(["touchstone-tiny"]).embeddings.keys() == {"touchstone-tiny"}

@@ -1,0 +1,186 @@
+"""A cascade in one process and in pools: who looks at what, from which bytes, and that it changes no score of those that look."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ray_app.detectors import load_card
+from ray_app.ensembles import Cascade, EnsembleCard, Member
+from ray_app.errors import Status
+from ray_app.images import ImageLimits
+from ray_app.inference import BatchDecoder, Readings, StageClock, judge, make_spec, pack, unpack
+from ray_app.inference.clock import LOOKED, LOOKED_MS
+from ray_app.inference.judging import going_on
+from ray_app.inference.reusing import Recall
+from ray_app.inference.scoring import EnsembleScorer
+from ray_app.inference.second_look import Looking
+from tests.images.factory import encoded
+
+SIDES = [80, 96, 128, 200, 264, 300, 340]
+
+
+@pytest.fixture(scope="module")
+def cards(tmp_path_factory):
+    """The small detector with a look at little of an image, and with one at more of it."""
+    import yaml
+
+    folder = tmp_path_factory.mktemp("cards")
+    paths = []
+    for name, side in (("cheap", 64), ("slow", 192)):
+        card = load_card("touchstone-tiny", {"name": name, "preprocessing": {"center_crop": side}})
+        paths.append(folder / f"{name}.yaml")
+        paths[-1].write_text(yaml.safe_dump(card.model_dump(mode="json", exclude_none=True)))
+    return [str(path) for path in paths]
+
+
+def spec_of(cards, band, audit=0.0, **options):
+    cascade = Cascade(first=1, band=band, audit_share=audit)
+    members = tuple(Member(detector=path) for path in cards)
+    card = EnsembleCard(name="two", title="Two", members=members, rule="cascade", cascade=cascade)
+    return make_spec(card, limits=ImageLimits(), precision="fp32", **options)
+
+
+def files():
+    drawn = []
+    for seed, side in enumerate(SIDES):
+        rng = np.random.default_rng(seed)
+        smooth = Image.fromarray(rng.integers(0, 256, (side // 4, side // 4, 3), np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
+        noisy = np.asarray(smooth, np.int16) + rng.normal(0, 4 * (seed % 3), (side, side, 3)).astype(np.int16)
+        drawn.append(encoded(Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)), "PNG"))
+    return [*drawn[:3], b"no image", *drawn[3:]]
+
+
+def batches(spec, decoder, data):
+    return [decoder.decode(list(enumerate(data[start : start + spec.slots]))) for start in range(0, len(data), spec.slots)]
+
+
+def on_all(spec, data):
+    """What every detector says of every image."""
+    decoder = BatchDecoder(spec, StageClock())
+    return EnsembleScorer(spec, StageClock()).score(batches(spec, decoder, data))
+
+
+def band_around_half(cards, data):
+    """A band that some images go through and some do not."""
+    early = on_all(spec_of(cards, (0, 0)), data).scores["cheap"]
+    low, high = np.nanquantile(early, [0.3, 0.8])
+    return float(low), float(high)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return files()
+
+
+@pytest.fixture(scope="module")
+def spec(cards, data):
+    return spec_of(cards, band_around_half(cards, data))
+
+
+def looked_at(spec, data, kept_bytes=1e9):
+    decoder = BatchDecoder(spec.early, StageClock(), keeps_files=True)
+    looking = Looking(spec, EnsembleScorer(spec, StageClock()), decoder, StageClock(), kept_bytes=kept_bytes)
+    given = batches(spec, decoder, data)
+    return looking, [outcome for batch in given for outcome in batch.outcomes], looking.score(given)
+
+
+def test_the_second_detector_sees_what_goes_on_and_nothing_else(spec, data):
+    looking, outcomes, readings = looked_at(spec, data)
+    whole = on_all(spec, data)
+    np.testing.assert_array_equal(readings.scores["cheap"], whole.scores["cheap"])
+    low, high = spec.ensemble.cascade.band
+    inside = (whole.scores["cheap"] >= low) & (whole.scores["cheap"] <= high)
+    assert 0 < inside.sum() < len(SIDES)
+    np.testing.assert_array_equal(np.isfinite(readings.scores["slow"]), inside)
+    np.testing.assert_allclose(readings.scores["slow"][inside], whole.scores["slow"][inside], atol=1e-6)
+    assert looking.counts[LOOKED] == looking.counts["decoded"] == inside.sum()
+    assert looking.counts[LOOKED_MS] > 0
+    scored = judge(spec, outcomes, readings)
+    assert [why == "band" for why in scored.decisions.second_look] == inside.tolist()
+    assert outcomes[3].status is Status.UNSUPPORTED_FORMAT
+    assert all(verdict != "abstain" for row, verdict in enumerate(scored.decisions.verdict) if row != 3)
+
+
+def test_files_that_are_held_for_a_while_only_change_nothing(spec, data):
+    _, _, whole = looked_at(spec, data)
+    _, _, parts = looked_at(spec, data, kept_bytes=1)
+    for name in spec.cards:
+        np.testing.assert_allclose(parts.scores[name], whole.scores[name], atol=1e-6)
+
+
+def test_the_audit_draws_by_bytes_beyond_the_band(cards, data):
+    nobody, everybody = spec_of(cards, (99, 99), audit=0.0), spec_of(cards, (99, 99), audit=1.0)
+    assert not np.isfinite(looked_at(nobody, data)[2].scores["slow"]).any()
+    _, outcomes, readings = looked_at(everybody, data)
+    np.testing.assert_allclose(readings.scores["slow"], on_all(everybody, data).scores["slow"], atol=1e-6)
+    assert set(judge(everybody, outcomes, readings).decisions.second_look) == {"audit", None}
+    some = spec_of(cards, (99, 99), audit=0.5)
+    drawn = np.isfinite(looked_at(some, data)[2].scores["slow"])
+    again = np.isfinite(looked_at(some, data[::-1])[2].scores["slow"])
+    assert 0 < drawn.sum() < len(SIDES)
+    assert drawn.tolist() == again[::-1].tolist()
+
+
+def test_two_pools_say_together_what_one_process_says(spec, data):
+    """The second pool gets nothing but the files of what goes on."""
+    _, outcomes, whole = looked_at(spec, data)
+    reading = BatchDecoder(spec.early, StageClock(), hand_over=True, keeps_files=True)
+    table = pack(batches(spec, reading, data), spec.early.preprocessings)
+    decoder = BatchDecoder(spec.early, StageClock(), keeps_files=True)
+    cheap, slow = (
+        Looking(spec, EnsembleScorer(spec, StageClock(), (name,)), decoder, StageClock(), kept_bytes=1e9) for name in ("cheap", "slow")
+    )
+    first = cheap.score(decoder.complete(batch) for batch in unpack(table, spec.early.preprocessings))
+    assert list(first.scores) == ["cheap"]
+    going = going_on(spec, outcomes, first)
+    readings = slow.again(outcomes, [(0, file) if row in going else None for row, file in enumerate(data)], first)
+    for name in spec.cards:
+        np.testing.assert_allclose(readings.scores[name], whole.scores[name], atol=1e-6)
+    assert slow.counts["decoded"] == len(going)
+
+
+def test_only_what_all_images_need_is_prepared(spec, data):
+    batch = BatchDecoder(spec.early, StageClock(), keeps_files=True).decode([(7, data[0])])
+    assert [pixels.shape for pixels in batch.pixels] == [(spec.slots, 64, 64, 3)]
+    assert batch.encoded == (data[0],)
+    assert batch.ids == (7,)
+    assert spec.tensor_bytes < spec.asking(spec.cards).tensor_bytes + 2**20
+
+
+def test_pools_of_a_cascade_come_in_the_order_of_its_stages(cards, data):
+    spec = spec_of(cards, (0, 1))
+    assert spec.pools == (("cheap", "slow"),)
+    alone = {name: card.model_copy(update={"own_pool": True}) for name, card in spec.cards.items()}
+    assert replace(spec, cards={**spec.cards, "slow": alone["slow"]}).pools == (("cheap",), ("slow",))
+    assert replace(spec, cards={**spec.cards, "cheap": alone["cheap"]}).pools == (("cheap",), ("slow",))
+
+
+def test_what_is_known_of_the_same_bytes_is_complete_as_far_as_it_went(spec, data):
+    _, outcomes, readings = looked_at(spec, data)
+    recall = Recall(spec)
+    recall.begin_block()
+    recall.learn(outcomes, readings)
+    going = going_on(spec, outcomes, readings)
+    stays = next(row for row, outcome in enumerate(outcomes) if outcome.status is Status.OK and row not in going)
+    for row in (going[0], stays):
+        said = recall.known(outcomes[row].facts.sha256).said
+        assert (said.scores["slow"] is None) == (row == stays)
+    without = replace(readings, scores=readings.scores | {"slow": np.full(len(outcomes), np.nan, np.float32)})
+    forgetful = Recall(spec)
+    forgetful.begin_block()
+    forgetful.learn(outcomes, without)
+    assert forgetful.known(outcomes[going[0]].facts.sha256) is None
+    assert forgetful.known(outcomes[stays].facts.sha256) is not None
+
+
+def test_readings_of_some_members_stand_in_their_places():
+    some = Readings({"a": np.array([1.0, 2.0], np.float32)}, {"a": [np.zeros((1, 1), np.uint8), None]}, {"a": ["x", "y"]})
+    spread = some.spread([2, 0], 3)
+    assert spread.scores["a"].tolist()[::2] == [2.0, 1.0]
+    assert np.isnan(spread.scores["a"][1])
+    assert spread.replies["a"] == ["y", None, "x"]
+    assert spread.masks["a"][2] is some.masks["a"][0]
+    both = Readings.chained([some, spread])
+    assert len(both.scores["a"]) == len(both.masks["a"]) == len(both.replies["a"]) == 5

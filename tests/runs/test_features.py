@@ -1,0 +1,92 @@
+"""Embeddings beside a run's rows: written per block, merged by a retry, read back by id."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from ray_app.archives import iter_blocks, read_block, read_blocks
+from ray_app.errors import ConfigError, Status
+from ray_app.runs import begin_retry, block_features, feature_rows, kept_features, merge_retry, vectors_of, write_features
+from tests.runs.small_run import PLAN, new_run, relist, score_blocks, write_files
+
+NAME, FACTS = "head:variant", {"backbone": "tower", "sha256": "0" * 64, "width": 3}
+NAMES = [f"{number:02}.jpg" for number in range(20)]
+LATE = ("03.jpg", "11.jpg")
+
+
+def vectors_for(ids, attempt):
+    """Numbers that tell the member and the attempt, exact in float32."""
+    return np.stack([ids % 1000, ids % 777, np.full(len(ids), attempt)], axis=1).astype(np.float32)
+
+
+def keep(run, ids_of_late, attempt):
+    for ref in iter_blocks(run.store, 0):
+        ids = read_block(run.store, ref)["image_id"].to_numpy()
+        vectors = vectors_for(ids, attempt)
+        vectors[np.isin(ids, ids_of_late)] = np.nan
+        write_features(run, 0, ref.block, NAME, feature_rows(ids, vectors, NAME, FACTS))
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A published run that kept what it could read: two members timed out."""
+    run = new_run(tmp_path / "run")
+    write_files(tmp_path / "archive", NAMES)
+    relist(run, tmp_path / "archive")
+    score_blocks(run, 0, fails=lambda name: Status.SOURCE_TIMEOUT if name in LATE else None)
+    late = [row for ref in iter_blocks(run.store, 0) for row in read_block(run.store, ref).to_pylist() if row["uri"].endswith(LATE)]
+    keep(run, [row["image_id"] for row in late], attempt=1)
+    run.publish(0)
+    return run, np.array([row["image_id"] for row in late])
+
+
+def read_back(run):
+    for ref in read_blocks(run.store, 0):
+        ids = read_block(run.store, ref)["image_id"].to_numpy()
+        yield ids, vectors_of(block_features(run, 0, ref.block, NAME), ids, 3)
+
+
+def test_vectors_come_back_by_id_and_what_has_none_is_nan(run):
+    run, late = run
+    for ids, vectors in read_back(run):
+        is_late = np.isin(ids, late)
+        assert np.isnan(vectors[is_late]).all()
+        np.testing.assert_array_equal(vectors[~is_late], vectors_for(ids, 1)[~is_late])
+
+
+def test_files_say_what_made_the_embeddings(run):
+    run, _ = run
+    assert kept_features(run) == {NAME: FACTS}
+    rows = block_features(run, 0, 0, NAME)
+    assert rows.column_names == ["image_id", "detector", "vector"]
+    assert rows.schema.field("vector").type == pa.list_(pa.float32(), 3)
+    assert set(rows["detector"].to_pylist()) == {NAME}
+
+
+def test_a_retry_brings_the_embeddings_of_its_members(run):
+    run, late = run
+    retry = begin_retry(run, 2, ["source_timeout"], PLAN)
+    score_blocks(retry.directory, 0, attempt=2)
+    keep(retry.directory, [], attempt=2)
+    merge_retry(run, retry)
+    assert kept_features(run) == {NAME: FACTS}
+    for ids, vectors in read_back(run):
+        expected = np.where(np.isin(ids, late)[:, None], vectors_for(ids, 2), vectors_for(ids, 1))
+        np.testing.assert_array_equal(vectors, expected)
+
+
+def test_rows_in_any_order_are_found_by_id():
+    ids = np.array([5, -3, 9, 2], np.int64)
+    rows = feature_rows(ids, vectors_for(ids, 1), NAME, FACTS).take([2, 0, 3, 1])
+    asked = np.array([2, 100, 5, -50, 9], np.int64)
+    found = vectors_of(rows, asked, 3)
+    assert np.isnan(found[[1, 3]]).all()
+    np.testing.assert_array_equal(found[[0, 2, 4]], vectors_for(asked, 1)[[0, 2, 4]])
+    assert np.isnan(vectors_of(rows.slice(0, 0), asked, 3)).all()
+
+
+def test_a_run_without_embeddings_says_so(tmp_path):
+    run = new_run(tmp_path / "run")
+    assert kept_features(run) == {}
+    with pytest.raises(ConfigError, match="not there for block 4"):
+        block_features(run, 0, 4, NAME)

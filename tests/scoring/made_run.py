@@ -1,0 +1,77 @@
+"""Runs made without a detector whose rows have the properties that a test says: real manifests, rows and identities."""
+
+import hashlib
+from datetime import UTC, datetime
+from glob import glob
+
+import numpy as np
+
+from ray_app.archives import BlockPlan, iter_blocks, list_members, open_source, read_block
+from ray_app.ensembles import properties_of
+from ray_app.errors import Status
+from ray_app.images import ImageFacts, ImageLimits
+from ray_app.inference import Outcome, Readings, judge, make_spec
+from ray_app.runs import RunDirectory, result_rows
+from ray_app.scoring.preparing import decision_identity
+from ray_app.scoring.reporting import count_rows
+from tests.runs.small_run import NAME
+
+PLAN = BlockPlan(batch_slots=4, max_block_members=64)
+DECODER = "pillow of the test"
+
+
+def drawn(seed, count, *, fakes=0.5, quality=(75, 90, 95), scale=1.0, shift=0.0, format=None):
+    """Facts and scores of so many images: fakes score 3, reals −3 on average; the odd ones are the fakes where half of all are."""
+    rng = np.random.default_rng([4, seed])
+    fake = np.arange(count) % 2 == 1 if fakes == 0.5 else rng.random(count) < fakes
+    side = (rng.choice([512, 640, 1024], count) * scale).astype(int)
+    jpeg = rng.random(count) < 0.8
+    formats = [format or ("JPEG" if one else "PNG") for one in jpeg]
+    qualities = np.where(jpeg, rng.choice(quality, count), 0)
+    scores = (rng.normal(np.where(fake, 3.0, -3.0), 1.5) + shift).astype(np.float32)
+    return formats, side, qualities, scores
+
+
+def properties_made(seed, count, **options):
+    """The properties of the same images."""
+    formats, side, quality, scores = drawn(seed, count, **options)
+    known = np.where(quality > 0, quality, np.nan)
+    return properties_of(score=scores, scores={NAME: scores}, formats=formats, width=side + 128, height=side, quality=known)
+
+
+def made_run(folder, card, seed, count, *, identity=None, finished=False, **options):
+    """A run of such images, decided by a card and published; `finished`: with a summary."""
+    run = RunDirectory.open(str(folder))
+    spec = make_spec(card, limits=ImageLimits(), precision="fp32")
+    facts = {"detectors": {NAME: {}}, "precision": dict(spec.precision), "resize": "exact", "limits": spec.limits.model_dump(mode="json")}
+    run.claim(facts | decision_identity(spec) | (identity or {}), [NAME], card.model_dump(mode="json"))
+    more_rows(run, card, seed, count, **options)
+    if finished:
+        run.write_json("summary.json", {"listing": 0, "complete": True} | count_rows(run, [NAME]))
+    return run
+
+
+def more_rows(run, card, seed, count, *, decoder=DECODER, drops=(), **options):
+    """List and publish so many images more, beside those listed before; `drops`: columns that rows of older schemas lack."""
+    spec = make_spec(card, limits=ImageLimits(), precision="fp32")
+    listing = run.store.url + f"-files-{seed}.csv"
+    with open(listing, "w") as stream:
+        stream.write("uri\n" + "".join(f"file:///nowhere/{seed}/{number:06}.jpg\n" for number in range(count)))
+    list_members(run.store, open_source(sorted(glob(f"{run.store.url}-files-*.csv"))), PLAN)
+    formats, side, quality, scores = drawn(seed, count, **options)
+    number, start = max(int(name) for name in run.store.folders("manifest")), 0
+    for ref in iter_blocks(run.store, number):
+        members = read_block(run.store, ref)
+        places = range(start, start + len(members))
+        start += len(members)
+        outcomes = [
+            Outcome(Status.OK, None, ImageFacts(
+                hashlib.sha256(f"{seed}/{place}".encode()).hexdigest(), formats[place], int(side[place]) + 128, int(side[place]),
+                decoder=decoder, quality=int(quality[place]) or None))
+            for place in places
+        ]  # fmt: skip
+        scored = judge(spec, outcomes, Readings({NAME: scores[list(places)]}))
+        rows = result_rows(members, scored, attempt=1, scored_at=datetime(2026, 1, 1, seed % 24, tzinfo=UTC))
+        run.write_part(number, ref.block, rows.drop_columns(list(drops)))
+    assert start == count
+    run.publish(number)

@@ -1,0 +1,82 @@
+"""Labelled pictures and archives of them, through real decoding and a real detector: what a calibration saw, and what differs from it."""
+
+import io
+from functools import cache
+
+import numpy as np
+from PIL import Image
+
+from ray_app.ensembles import EnsembleCard, Guarantee, Part, Settings, Thresholds, ensemble_of, population_of, properties_of
+from ray_app.inference.library import Ensemble
+from ray_app.simulation.camera import CAMERAS
+from ray_app.simulation.scenes import render
+
+QUALITIES = (75, 85, 92)
+SIDES = ((128, 176), (144, 144), (144, 192))
+USUAL = ("leaves", "fabric")
+OTHER = ("clouds",)
+BASE_PX = 256
+
+
+@cache
+def _base(scene):
+    """One photograph of a scene; pictures are crops of it, since a scene of its own for each would take minutes."""
+    rng = np.random.default_rng([6, *scene.encode()])
+    return CAMERAS["reflex"].shoot(render(scene, rng, 2 * BASE_PX, 2 * BASE_PX), rng)
+
+
+def pictures(seed, count, *, scenes=USUAL, fakes=0.5):
+    """Pixels of simulated photographs, and whether each was repainted, in no order."""
+    for number in range(count):
+        rng = np.random.default_rng([seed, number])
+        fake = bool(rng.random() < fakes)
+        height, width = SIDES[rng.integers(len(SIDES))]
+        top, left = (int(rng.integers(BASE_PX - side)) for side in (height, width))
+        real = _base(str(rng.choice(scenes)))[top : top + height, left : left + width][:, :: int(rng.choice([-1, 1]))].copy()
+        yield (_repainted(real) if fake else real), fake
+
+
+def _repainted(pixels):
+    """As a decoder would paint it: from half its size."""
+    image = Image.fromarray(pixels)
+    small = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    return np.asarray(small.resize(image.size, Image.Resampling.BILINEAR))
+
+
+def encoded(pixels, number, *, qualities=QUALITIES, scale=1.0):
+    """JPEG bytes, its quality drawn by its number."""
+    image = Image.fromarray(pixels)
+    image = image if scale == 1 else image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=int(np.random.default_rng([7, number]).choice(qualities)))
+    return stream.getvalue()
+
+
+def properties_in(ensemble: Ensemble, files):
+    """The properties of files as `properties_of` has them, all of which have a score."""
+    results = ensemble.score(files)
+    facts = [result.facts for result in results]
+    return properties_of(
+        score=[result.score for result in results],
+        scores={name: [result.scores[name] for result in results] for name in ensemble.cards},
+        formats=[one.format for one in facts],
+        width=[one.width for one in facts],
+        height=[one.height for one in facts],
+        quality=[np.nan if one.quality is None else one.quality for one in facts],
+    )
+
+
+def calibrated_card(properties, fake, *, name="calibrated", detector="touchstone-tiny", precision="fp32", resize="exact", fake_above=0.0):
+    """A card as `touchstone calibrate` writes it, for the population that these pictures are."""
+    fake = np.asarray(fake)
+    part = Part(name="choose", n_real=int((~fake).sum()), n_fake=int(fake.sum()), groups=len(fake), sha256="0" * 64)
+    population = population_of("simulated photographs", fake, properties, parts=[part], prevalence=0.5)
+    return EnsembleCard(
+        name=name,
+        title="Calibrated for a test",
+        members=ensemble_of([detector]).members,
+        thresholds=Thresholds(real_below=fake_above, fake_above=fake_above),
+        guarantee=Guarantee(target_fpr=0.05, n_real=part.n_real, false_positives=0, upper_bound=0.04),
+        settings=Settings(precision={detector: precision}, resize=resize),
+        population=population,
+    )

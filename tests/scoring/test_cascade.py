@@ -1,0 +1,241 @@
+"""Runs of a cascade on a real local Ray: who looks at what in both layouts, what a row and a summary say, and what it saves."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+from ray_app.calibration.calibrating import calibrate_run
+from ray_app.calibration.config import CalibrateConfig
+from ray_app.detectors import load_card
+from ray_app.ensembles import combine, is_audited, load_ensemble_card
+from ray_app.errors import ConfigError
+from ray_app.reports import plan_lines, summary_lines
+from ray_app.scoring import ScoreConfig
+from ray_app.scoring.forecasting import forecast
+from ray_app.scoring.plan import Work, plan_layout
+from ray_app.scoring.redeciding import decide_run
+from ray_app.scoring.run import spec_for
+from tests.scoring.conftest import rows_of, score_into
+from tests.scoring.labelled_pictures import write_labelled
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+
+def write_cards(folder, cheap_px, slow_px, **changes):
+    """The small detector with a look at little of an image, and with one at more of it."""
+    paths = []
+    for name, side in (("cheap", cheap_px), ("slow", slow_px)):
+        card = load_card("touchstone-tiny", {"name": name, "preprocessing": {"center_crop": side}, **(changes if name == "slow" else {})})
+        paths.append(folder / f"{name}.yaml")
+        paths[-1].write_text(yaml.safe_dump(card.model_dump(mode="json", exclude_none=True)))
+    return paths
+
+
+def write_ensemble(path, cards, **facts):
+    members = [{"detector": str(card)} for card in cards]
+    path.write_text(yaml.safe_dump({"name": path.stem, "title": path.stem, "members": members, **facts}))
+    return path
+
+
+SAID = ("status", "sha256", "width", "verdict", "verdict_reason", "second_look", "calibrated")
+
+
+def numbers_of(row):
+    return {**(row["scores"] or {}), "score": row["score"], "probability": row["probability"]}
+
+
+def cascade(band, audit=0.1):
+    return {"rule": "cascade", "cascade": {"first": 1, "band": list(band), "audit_share": audit}}
+
+
+@pytest.fixture(scope="module")
+def cards(tmp_path_factory):
+    return write_cards(tmp_path_factory.mktemp("cards"), 64, 192)
+
+
+@pytest.fixture(scope="module")
+def both_on_all(ray_cluster, sample_archive, cards, tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole") / "run"
+    return out, score_into(out, sample_archive, detectors=tuple(map(str, cards)))[1]
+
+
+@pytest.fixture(scope="module")
+def band(both_on_all):
+    """Four tenths of the images, from the middle of what the cheap detector says."""
+    early = [row["scores"]["cheap"] for row in both_on_all[1].values() if row["status"] == "ok"]
+    return tuple(float(edge) for edge in np.quantile(early, [0.3, 0.7]))
+
+
+@pytest.fixture(scope="module")
+def ensemble(cards, band):
+    return write_ensemble(cards[0].parent / "two.yaml", cards, **cascade(band))
+
+
+@pytest.fixture(scope="module")
+def fused(ray_cluster, sample_archive, ensemble, tmp_path_factory):
+    out = tmp_path_factory.mktemp("fused") / "run"
+    return out, *score_into(out, sample_archive, ensemble=str(ensemble))
+
+
+def test_the_second_detector_looks_at_the_band_and_the_audit_alone(fused, both_on_all, band, ensemble):
+    _, finished, rows = fused
+    card, whole = load_ensemble_card(ensemble), both_on_all[1]
+    assert rows.keys() == whole.keys()
+    for uri, row in rows.items():
+        if row["status"] != "ok":
+            assert row["second_look"] is None
+            continue
+        early = row["scores"]["cheap"]
+        assert early == whole[uri]["scores"]["cheap"]
+        why = "band" if band[0] <= early <= band[1] else "audit" if is_audited(card, row["sha256"]) else None
+        assert row["second_look"] == why
+        assert row["verdict"] in ("real", "fake")
+        if why is None:
+            assert row["scores"]["slow"] is None
+            assert row["score"] == pytest.approx(early)
+        else:
+            assert row["scores"]["slow"] == pytest.approx(whole[uri]["scores"]["slow"], abs=1e-5)
+            assert row["score"] == pytest.approx((early + row["scores"]["slow"]) / 2)
+    counted = [row["second_look"] for row in rows.values()]
+    found = finished.summary["second_look"]
+    assert (found["band"], found["audit"]) == (counted.count("band"), counted.count("audit"))
+    assert 0 < found["band"] < len(rows) / 2
+    assert found["share"] == (found["band"] + found["audit"]) / finished.summary["statuses"]["ok"]
+
+
+def test_what_either_look_takes_is_said(fused):
+    out, finished, _ = fused
+    looks, found = finished.summary["session"]["looks"], finished.summary["second_look"]
+    assert looks["first"]["images"] == finished.summary["members"]
+    assert looks["second"]["images"] == found["band"] + found["audit"]
+    assert finished.summary["session"]["decoded"] > looks["second"]["images"] + finished.summary["statuses"]["ok"] - 1
+    assert all(look["seconds"] > 0 and look["hours_per_million"] > 0 for look in looks.values())
+    assert any(line.startswith("second look: all detectors looked at") for line in summary_lines(finished.summary))
+    assert "Second look: all detectors looked at" in (out / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_pools_of_their_own_find_the_same(ray_cluster, fused, sample_archive, band, tmp_path):
+    """In the split layout the second pool gets files of what goes on, and nothing else."""
+    ensemble = write_ensemble(tmp_path / "two.yaml", write_cards(tmp_path, 64, 192, own_pool=True), **cascade(band))
+    finished, rows = score_into(tmp_path / "run", sample_archive, ensemble=str(ensemble))
+    assert finished.summary["session"]["layout"] == "split"
+    _, before, expected = fused
+    for uri, row in rows.items():
+        other = expected[uri]
+        assert {name: row[name] for name in SAID} == {name: other[name] for name in SAID}
+        assert numbers_of(row) == pytest.approx(numbers_of(other), abs=1e-5)
+    assert finished.summary["session"]["looks"]["second"]["images"] == before.summary["session"]["looks"]["second"]["images"]
+
+
+def test_other_rules_on_stored_scores_bring_the_column_and_take_it(both_on_all, fused, ensemble, cards, sample_archive, tmp_path):
+    out, before = both_on_all
+    summary = decide_run(str(out), str(ensemble))
+    again, _, expected = rows_of(out), *fused[1:]
+    for uri, row in again.items():
+        assert (row["second_look"], row["verdict"]) == (expected[uri]["second_look"], expected[uri]["verdict"])
+        assert row["score"] is None or row["score"] == pytest.approx(expected[uri]["score"], abs=1e-5)
+    assert summary["second_look"] == fused[1].summary["second_look"]
+    plain = write_ensemble(tmp_path / "plain.yaml", cards)
+    summary = decide_run(str(out), str(plain))
+    assert "second_look" not in summary
+    assert all("second_look" not in row and row["score"] == before[uri]["score"] for uri, row in rows_of(out).items())
+
+
+@pytest.mark.slow
+def test_reused_scores_go_as_far_as_they_went(ray_cluster, fused, archive, ensemble, tmp_path):
+    for path in [path for path in archive.rglob("*") if path.is_file()]:
+        path.with_stem(f"{path.stem}-again").write_bytes(path.read_bytes())
+    finished, rows = score_into(tmp_path / "run", archive, ensemble=str(ensemble), reuse="sha256")
+    assert finished.summary["reused"] >= sum(row["status"] == "ok" for row in rows.values()) / 2
+    said = {row["sha256"]: row for row in fused[2].values()}
+    for row in rows.values():
+        if row["status"] == "ok":
+            before = said[row["sha256"]]
+            assert (row["second_look"], row["verdict"]) == (before["second_look"], before["verdict"])
+            assert (row["scores"]["slow"] is None) == (before["scores"]["slow"] is None)
+
+
+def test_views_and_a_cascade_do_not_go_together(ensemble):
+    with pytest.raises(ConfigError, match="is a cascade"):
+        spec_for(ScoreConfig(ensemble=str(ensemble), perturb=("jpeg:75",)), gpus=0)
+
+
+def test_the_plan_counts_the_second_look_for_its_share(sample_archive, ensemble, cards, band, tmp_path):
+    plan = forecast(ScoreConfig(source=(str(sample_archive),), ensemble=str(ensemble)), probe=16, price_per_hour=2.0)
+    looks = plan["cascade"]
+    assert (looks["first"], looks["second"]) == (["cheap"], ["slow"])
+    assert 0 < looks["share"] < 1
+    assert all(seconds > 0 for seconds in looks["seconds_per_image"].values())
+    million = 2.0 * 1e6 / plan["forecast"]["images_per_s"] / 3600
+    assert sum(looks["cost_per_million"].values()) == pytest.approx(million)
+    assert any("cheap on all, slow on about" in line for line in plan_lines(plan))
+    known = yaml.safe_load(ensemble.read_text())
+    known["cascade"]["expected_share"] = 0.5
+    half = write_ensemble(tmp_path / "half.yaml", cards, **{key: known[key] for key in ("rule", "cascade")})
+    stated = forecast(ScoreConfig(source=(str(sample_archive),), ensemble=str(half)), probe=0)
+    sizes = {name: load_card(card).size.gmac for name, card in zip(("cheap", "slow"), cards, strict=True)}
+    assert stated["gmac_per_image"] == pytest.approx(sizes["cheap"] + 0.5 * sizes["slow"], abs=1e-3)
+
+
+def test_blocks_stay_large_where_files_are_kept_for_a_second_look(ensemble):
+    spec = spec_for(ScoreConfig(ensemble=str(ensemble)), gpus=1)
+    work = Work(spec.slots, spec.tensor_bytes, spec.pool_gmac, spec.process_bytes)
+    assert plan_layout(work, cpus=8, gpus=1, workers=None, block_members=1024).block_members >= 128
+
+
+PAIRS, SHARE, RATE = 500, 0.2, 0.01  # of ten images each; of images that may go on; of reals that may be called fake
+
+
+def tpr_at(scores, fake, rate):
+    """The share of fakes above the threshold that so many of the reals reach."""
+    return float((scores[fake] > np.quantile(scores[~fake], 1 - rate)).mean())
+
+
+@pytest.fixture(scope="module")
+def calibrated(ray_cluster, tmp_path_factory):
+    """A detector that looks at little, one that looks at much for long, and the cascade of both that was calibrated on 1,400 images."""
+    folder = tmp_path_factory.mktemp("calibrated")
+    cards = write_cards(folder, 32, 832)
+    labels = write_labelled(folder / "labelled", 140, seed=1)
+    score_into(folder / "run", folder / "labelled", detectors=tuple(map(str, cards)), block_members=64)
+    asked = CalibrateConfig(run=str(folder / "run"), labels=str(labels), out=str(folder / "cascade.yaml"), rule="cascade", first=1,
+                            share=SHARE, fpr=RATE, share_generators=True)  # fmt: skip
+    calibrate_run(asked)
+    return cards, folder / "cascade.yaml"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(5400)
+def test_a_cascade_finds_what_both_find_in_less_than_half_the_time(calibrated, tmp_path):
+    cards, path = calibrated
+    labels = write_labelled(tmp_path / "archive", PAIRS, seed=2)
+    looked, rows = score_into(tmp_path / "cascade", tmp_path / "archive", ensemble=str(path), block_members=256)
+    both, whole = score_into(tmp_path / "both", tmp_path / "archive", detectors=tuple(map(str, cards)), block_members=256)
+    assert len(rows) == len(whole) == 10 * PAIRS
+
+    with labels.open() as stream:
+        fake_of = {row["uri"]: row["label"] == "fake" for row in csv.DictReader(stream)}
+    names = sorted(rows)
+    fake = np.array([fake_of[name.removeprefix("file://")] for name in names])
+    spec = spec_for(ScoreConfig(ensemble=str(path)), gpus=0)
+    on_all = spec.ensemble.model_copy(update={"cascade": spec.ensemble.cascade.model_copy(update={"band": (-1e9, 1e9)})})
+    columns = {name: np.array([whole[uri]["scores"][name] for uri in names], np.float32) for name in spec.cards}
+    of_both = combine(on_all, columns, spec.calibrations)
+    of_cascade = np.array([rows[uri]["score"] for uri in names])
+    told = {
+        "share": looked.summary["second_look"]["share"],
+        "tpr": {
+            name: tpr_at(scores, fake, RATE) for name, scores in (("cascade", of_cascade), ("both", of_both), ("cheap", columns["cheap"]))
+        },
+        "wall_s": (looked.summary["session"]["wall_s"], both.summary["session"]["wall_s"]),
+        "looks": looked.summary["session"]["looks"],
+    }
+    print(json.dumps(told, indent=1))
+    assert 0 < told["share"] <= SHARE
+    assert told["tpr"]["cascade"] >= told["tpr"]["both"] - 0.01
+    assert told["tpr"]["both"] > told["tpr"]["cheap"] + 0.01  # the second look is worth something
+    assert told["wall_s"][0] <= 0.4 * told["wall_s"][1]

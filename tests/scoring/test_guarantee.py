@@ -1,0 +1,189 @@
+"""Where the guarantee ends: rows of a run against what their card was calibrated on; real rows and files, without a cluster."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+from ray_app.ensembles import EnsembleCard, Seen
+from ray_app.errors import ConfigError, IdentityError
+from ray_app.images import ImageLimits
+from ray_app.inference import make_spec
+from ray_app.reports import render_run_report, summary_lines
+from ray_app.runs import RunDirectory, current_rows
+from ray_app.runs import merging as merging_module
+from ray_app.scoring.guarantee import UNLIKE, settle_guarantee
+from ray_app.scoring.redeciding import decide_run, decided
+from tests.runs.small_run import NAME
+from tests.scoring.made_run import made_run, more_rows, properties_made
+from tests.scoring.shifted import calibrated_card
+
+N = 240
+DECODER = "pillow of the test"
+
+
+@pytest.fixture(scope="module")
+def card():
+    """A card calibrated on images such as `made_run` makes them."""
+    found = calibrated_card(properties_made(1, 600), np.arange(600) % 2 == 1, detector=NAME)
+    return found.model_copy(update={"settings": found.settings.model_copy(update={"decoders": (DECODER,)})})
+
+
+@pytest.fixture
+def small_files(monkeypatch):
+    monkeypatch.setattr(merging_module, "PUBLISHED_BYTES", 1)
+    monkeypatch.setattr(merging_module, "ROW_GROUP", 16)
+
+
+def spec_of(card, **options):
+    return make_spec(card, limits=ImageLimits(), **options)
+
+
+def rows_of(run):
+    return list(current_rows(run))
+
+
+def verdicts(run):
+    return {row["verdict"] for row in rows_of(run)}
+
+
+def test_the_calibrations_own_kind_is_not_noticed_also_with_more_fakes(tmp_path, card):
+    for seed, fakes in ((2, 0.5), (3, 0.02), (4, 0.95)):
+        run = made_run(tmp_path / f"run-{seed}", card, seed, N, fakes=fakes)
+        found = settle_guarantee(run, spec_of(card), decided)["guarantee"]
+        assert (found["holds"], found["why"], found["unlike"]) == (True, None, None), fakes
+        assert [shift["feature"] for shift in found["shifts"]] == [one.name for one in card.population.features]
+        assert (found["target_fpr"], found["images"], found["decoders"], found["settings"]) == (0.05, N, [], [])
+        assert verdicts(run) == {"real", "fake"}
+
+
+def test_an_archive_beyond_the_limit_abstains_as_a_whole_and_says_why(tmp_path, card):
+    run = made_run(tmp_path / "run", card, 5, N, quality=(20, 30))
+    before = {row["image_id"]: row for row in rows_of(run)}
+    found = settle_guarantee(run, spec_of(card), decided)["guarantee"]
+    assert found["holds"] is False
+    assert [shift["feature"] for shift in found["shifts"] if shift["beyond"]] == ["jpeg_quality"]
+    assert found["unlike"].startswith(f"{UNLIKE}: jpeg_quality (PSI ")
+    assert "deciding" not in run.describe()
+    assert run.describe()["unlike"] == found["unlike"]
+    for row in rows_of(run):
+        assert (row["verdict"], row["verdict_reason"]) == ("abstain", found["unlike"])
+        kept = {name: value for name, value in row.items() if name not in ("verdict", "verdict_reason")}
+        assert kept == {name: before[row["image_id"]][name] for name in kept}, "scores and probabilities stay"
+
+
+@pytest.mark.parametrize(
+    ("feature", "changes"), [("short_side_px", {"scale": 0.5}), ("score", {"shift": -4.0}), ("format", {"format": "WEBP"})]
+)
+def test_other_shifts_are_named(tmp_path, card, feature, changes):
+    found = settle_guarantee(made_run(tmp_path / "run", card, 6, N, **changes), spec_of(card), decided)["guarantee"]
+    assert feature in {shift["feature"] for shift in found["shifts"] if shift["noticed"]}
+    assert feature in found["why"]
+
+
+def test_verdicts_come_back_when_the_archive_has_become_like_the_calibration(tmp_path, card):
+    run = made_run(tmp_path / "run", card, 7, 24, quality=(20, 30))
+    assert settle_guarantee(run, spec_of(card), decided)["guarantee"]["unlike"]
+    more_rows(run, card, 8, 1200)
+    assert verdicts(run) == {"abstain", "real", "fake"}
+    found = settle_guarantee(run, spec_of(card), decided)["guarantee"]
+    assert found["unlike"] is None
+    assert verdicts(run) == {"real", "fake"}
+    assert "unlike" not in run.describe()
+
+
+def test_interrupted_while_verdicts_turn_the_same_command_finishes_and_nobody_reads_a_mixture(tmp_path, card, small_files, monkeypatch):
+    run = made_run(tmp_path / "run", card, 9, N, quality=(20, 30))
+    files = run.published()
+    assert len(files) > 3
+    rewrite, left = RunDirectory.rewrite_file, iter([True, True])
+
+    def dying(self, file, change):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        rewrite(self, file, change)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RunDirectory, "rewrite_file", dying)
+        with pytest.raises(KeyboardInterrupt):
+            settle_guarantee(run, spec_of(card), decided)
+    with pytest.raises(ConfigError, match="`touchstone score` was interrupted here") as told:
+        rows_of(run)
+    assert told.value.hint == "run the same `touchstone score` again"
+    described = run.describe()
+    run.claim(described["identity"], described["detectors"], described["ensemble"])
+    with pytest.raises(IdentityError):
+        run.claim(described["identity"] | {"resize": "fast"}, described["detectors"], described["ensemble"])
+    settle_guarantee(run, spec_of(card), decided)
+    assert verdicts(run) == {"abstain"}
+
+
+def test_a_row_outside_what_was_seen_abstains_for_itself(tmp_path, card):
+    population = card.population.model_copy(update={"seen": Seen(formats=("PNG",)), "features": ()})
+    strict = card.model_copy(update={"population": population})
+    run = made_run(tmp_path / "run", strict, 10, 40)
+    for row in rows_of(run):
+        assert (row["verdict"] == "abstain") == (row["format"] == "JPEG")
+        if row["verdict"] == "abstain":
+            assert row["verdict_reason"] == "outside what the calibration saw: format JPEG"
+    found = settle_guarantee(run, spec_of(strict), decided)["guarantee"]
+    assert (found["holds"], found["why"]) == (None, "the card does not say what its images were like")
+
+
+def test_few_images_are_not_compared_but_said(tmp_path, card):
+    found = settle_guarantee(made_run(tmp_path / "run", card, 11, 30), spec_of(card), decided)["guarantee"]
+    assert (found["holds"], found["why"]) == (None, "30 images with a score are too few to compare")
+
+
+def test_another_decoder_or_resize_mode_ends_the_guarantee(tmp_path, card):
+    run = made_run(tmp_path / "run", card, 12, N, decoder="pillow of tomorrow", identity={"resize": "fast"})
+    found = settle_guarantee(run, spec_of(card), decided)["guarantee"]
+    assert found["holds"] is False
+    assert found["why"] == "scored otherwise: resize fast (calibrated with exact); decoded otherwise: pillow of tomorrow"
+    assert verdicts(run) == {"real", "fake"}, "settings are said; they turn no verdict"
+
+
+def test_a_card_that_promises_nothing_is_not_compared(tmp_path, card):
+    plain = EnsembleCard(name="plain", title="Plain", members=card.members)
+    assert settle_guarantee(made_run(tmp_path / "run", plain, 13, 8), spec_of(plain), decided) == {}
+
+
+def written(folder, card):
+    path = folder / f"{card.name}.yaml"
+    path.write_text(yaml.safe_dump(json.loads(card.model_dump_json(exclude_none=True))))
+    return str(path)
+
+
+def test_decide_compares_the_archive_too_and_waiving_gives_the_verdicts_back(tmp_path, card):
+    plain = EnsembleCard(name="plain", title="Plain", members=card.members)
+    run = made_run(tmp_path / "run", plain, 14, N, quality=(20, 30), finished=True)
+    assert verdicts(run) == {"real", "fake"}
+    summary = decide_run(run.store.url, written(tmp_path, card))
+    assert summary["verdicts"] == {"real": 0, "fake": 0, "abstain": N}
+    assert summary["guarantee"]["unlike"] == run.describe()["unlike"]
+    page, lines = render_run_report(summary), "\n".join(summary_lines(summary))
+    assert "The guarantee does not hold." in page
+    assert "JPEG quality" in page
+    assert "guarantee: does not hold for this archive: images differ in jpeg_quality" in lines
+    assert "guarantee: of real images like those of “simulated photographs” at most 5 % are called fake" in lines
+    waived = decide_run(run.store.url, written(tmp_path, card), waive_guarantee=True)
+    assert verdicts(run) == {"real", "fake"}
+    assert (waived["guarantee"]["holds"], waived["guarantee"]["waived"], waived["guarantee"]["unlike"]) == (False, True, None)
+    assert waived["identity"]["waive_guarantee"] is True
+    assert any("it was waived" in line for line in summary_lines(waived))
+    again = decide_run(run.store.url, written(tmp_path, plain))
+    assert "guarantee" not in again
+    assert "waive_guarantee" not in again["identity"]
+
+
+def test_decide_refuses_scores_made_otherwise_unless_waived(tmp_path, card):
+    plain = EnsembleCard(name="plain", title="Plain", members=card.members)
+    run = made_run(tmp_path / "run", plain, 15, N, identity={"resize": "fast"}, finished=True)
+    before = hashlib.sha256(run.store.read("run.json")).hexdigest()
+    with pytest.raises(ConfigError, match="does not hold for scores made with resize fast") as refused:
+        decide_run(run.store.url, written(tmp_path, card))
+    assert "--waive-guarantee" in refused.value.hint
+    assert hashlib.sha256(run.store.read("run.json")).hexdigest() == before
+    assert decide_run(run.store.url, written(tmp_path, card), waive_guarantee=True)["guarantee"]["holds"] is False

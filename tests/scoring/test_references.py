@@ -1,0 +1,78 @@
+"""The references of a card travel with its runs: through `score` and `decide`."""
+
+import hashlib
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from ray_app.errors import ConfigError
+from ray_app.images import ImageLimits
+from ray_app.runs import RunDirectory
+from ray_app.scoring import ScoreConfig
+from ray_app.scoring.redeciding import decide_run
+from ray_app.scoring.references import REFERENCES, references_beside, references_of
+from ray_app.scoring.run import score_archive
+from tests.comparison.compared import TINY, log_odds, make_run, names_of
+
+
+def write_card(folder, scores, threshold=1.0):
+    folder.mkdir()
+    path = folder / "card.reals.parquet"
+    pq.write_table(pa.table({"score": pa.array(np.sort(scores), pa.float64())}), path)
+    guarantee = {"target_fpr": 0.01, "n_real": len(scores), "false_positives": 0, "upper_bound": 0.009, "references": path.name,
+                 "references_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}  # fmt: skip
+    card = {"name": folder.name, "title": "Calibrated", "members": [{"detector": "touchstone-tiny"}], "guarantee": guarantee,
+            "thresholds": {"real_below": 0.0, "fake_above": threshold}}  # fmt: skip
+    (folder / "card.yaml").write_text(yaml.safe_dump(card))
+    return str(folder / "card.yaml")
+
+
+@pytest.fixture
+def decidable(tmp_path):
+    """A finished run that no Ray has made."""
+    settings = {"limits": ImageLimits().model_dump(mode="json"), "precision": {TINY: "fp32"}, "resize": "exact"}
+    url = make_run(tmp_path / "made", names_of(40), {TINY: log_odds(0, 40)}, settings=settings)
+    run = RunDirectory.open(url)
+    run.write_json("summary.json", {"listing": 0, "session": {}})
+    return run
+
+
+def test_deciding_brings_the_references_of_the_new_card_and_takes_those_of_the_old(decidable, tmp_path):
+    first, second = write_card(tmp_path / "first", np.arange(400.0)), write_card(tmp_path / "second", np.arange(500.0), threshold=2.0)
+    url = decidable.store.url
+    decide_run(url, first)
+    assert references_of(decidable).tolist() == np.arange(400.0).tolist()
+    decide_run(url, second)
+    assert len(references_of(decidable)) == 500
+    (tmp_path / "first" / "card.reals.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ConfigError, match="not the references that the card was written with"):
+        decide_run(url, first)
+    assert len(references_of(decidable)) == 500
+    decide_run(url, "default")
+    assert not decidable.store.exists(REFERENCES)
+
+
+@pytest.mark.ray
+def test_a_run_keeps_the_references_of_its_card(score, archive, tmp_path):
+    card = write_card(tmp_path / "card", np.arange(400.0))
+    score(archive, ensemble=card)
+    run = RunDirectory.open(str(tmp_path / "run"))
+    assert references_of(run).tolist() == np.arange(400.0).tolist()
+    score(archive, ensemble=card)
+    assert len(references_of(run)) == 400
+
+
+def test_a_card_without_its_references_is_refused_before_anything_is_scored(tmp_path):
+    card = write_card(tmp_path / "card", np.arange(400.0))
+    (tmp_path / "card" / "card.reals.parquet").unlink()
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(ConfigError, match="the references of its guarantee"):
+        score_archive(ScoreConfig(source=(str(tmp_path / "photos"),), out=str(tmp_path / "out"), ensemble=card))
+    assert not (tmp_path / "out" / "run.json").exists()
+
+
+def test_a_card_without_a_guarantee_has_none():
+    assert references_beside("default") is None
