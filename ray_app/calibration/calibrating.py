@@ -148,7 +148,8 @@ def _findings(report: dict[str, Any]) -> list[str]:
     for key, name in (("log_loss", "log-loss"), ("ece", "calibration error")):
         before, after = (ensemble[when][key]["value"] for when in ("before", "after"))
         if before is not None and after is not None and after > before:
-            found.append(f"The {name} of held-out images is higher than before ({after:.3f}, not {before:.3f}): the parts are not alike, or too small.")
+            said = f"The {name} of held-out images is higher than before ({after:.3f}, not {before:.3f})"
+            found.append(f"{said}: the parts are not alike, or too small.")
     if report["thresholds"]["true_positive_rate"] == 0:
         found.append("No fake reaches the threshold: these detectors cannot tell fakes at so low a false-positive rate.")
     if cascade is not None and cascade["measured"]["share"] > cascade["share_allowed"]:

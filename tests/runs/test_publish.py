@@ -43,7 +43,7 @@ def copied(run, to):
 def small_files(monkeypatch):
     """Files of some three blocks, tasks of some six."""
     monkeypatch.setattr(merging_module, "ROW_GROUP", 8)
-    monkeypatch.setattr(merging_module, "PUBLISHED_BYTES", 6_000)
+    monkeypatch.setattr(merging_module, "PUBLISHED_BYTES", 8_000)
     monkeypatch.setattr(merging_module, "TASK_BYTES", 30_000)
     monkeypatch.setattr(directory_module, "LITTLE_BYTES", 0)
 
