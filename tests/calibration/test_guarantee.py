@@ -60,7 +60,6 @@ def test_thresholds_are_near_the_target_and_below_it_on_average():
 
 
 @pytest.mark.slow
-@pytest.mark.ci
 def test_the_true_false_positive_rate_exceeds_the_target_in_at_most_a_twentieth_of_repetitions():
     rates = true_rates(REPETITIONS)
     exceeded = int((rates > TARGET).sum())

@@ -22,7 +22,7 @@ from tests.serving.in_process import local_scorer
 PAIRS = 60
 ASKED = ["--fpr", "0.1", "--confidence", "0.8", "--share-generators"]
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")

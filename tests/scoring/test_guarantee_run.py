@@ -15,7 +15,7 @@ from ray_app.scoring.guarantee import UNLIKE
 from tests.scoring.conftest import score_into
 from tests.scoring.shifted import calibrated_card, encoded, pictures, properties_in
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
 
 
 @pytest.fixture(scope="module")

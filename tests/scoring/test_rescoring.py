@@ -21,7 +21,7 @@ from ray_app.simulation.archive import write_photographs
 from tests.scoring.conftest import comparable, rows_of, score_into
 from tests.scoring.eight import small_cards
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 SETTINGS = {"block_members": 8, "precision": "fp32"}
 
 

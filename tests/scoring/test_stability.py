@@ -141,6 +141,7 @@ def test_what_cannot_work_is_refused_before_anything_runs(tmp_path):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_cascade_is_asked_about_its_views(ray_cluster, photos, tmp_path, capsys):
     cheap, slow = write_two(tmp_path)
