@@ -33,7 +33,13 @@ TRAINED = (
     "touchstone score demo-run/archive --detector mine/card.yaml --out run-of-mine",
 )
 SIMULATED = "touchstone evaluate simulated:: --perturb standard --out figures"
-ELSEWHERE = ("make ", "ray ", "serve deploy ", "kubectl apply ", "TOUCHSTONE_TOKENS=", SIMULATED, *TRAINED)
+# Calibrating wants hundreds of labelled images: tests/scoring/test_calibrated_card.py, tests/scoring/test_references.py.
+CALIBRATED = (
+    "touchstone calibrate labelled-run --labels labels.csv --fpr 0.01 --out mine.yaml",
+    "touchstone score s3://bucket/photos --ensemble mine.yaml --stability 5 --out s3://bucket/calibrated-run",
+    "touchstone results s3://bucket/calibrated-run --fdr 0.05",
+)
+ELSEWHERE = ("make ", "ray ", "serve deploy ", "kubectl apply ", "TOUCHSTONE_TOKENS=", SIMULATED, *TRAINED, *CALIBRATED)
 
 SERVE = "touchstone serve"  # never returns: the fixture `endpoint` is its run
 ENDPOINT = "http://127.0.0.1:8000"

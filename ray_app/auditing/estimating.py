@@ -1,4 +1,4 @@
-"""An audit's answer: prevalence, precision and recall of a run's verdicts from labels of its sample, as plain JSON and in lines."""
+"""An audit's answer: prevalence, precision and recall of a run's verdicts from labels of its sample, as plain JSON."""
 
 import json
 from pathlib import Path

@@ -1,12 +1,13 @@
 """Labelled images in three parts → an ensemble card: calibrations, rule, thresholds. Knows cards and scores; reads and writes nothing.
 
 On `fit` are fitted the detectors' calibrations and the rule (of a cascade also its band, there and on `calibrate`), on `calibrate` the
-ensemble's calibration, on `choose` the thresholds and nothing else: so that what is promised of them holds.
+ensemble's calibration, on `choose` the thresholds and nothing else: so that what is promised of them holds. A detector alone has one
+calibration, fitted on `fit` and `calibrate` together: a second one would undo the first, and have seen fewer images and generators.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,11 +29,14 @@ from ray_app.metrics.arrays import Bools, Floats
 
 @dataclass(frozen=True)
 class Fitted:
-    """A card without thresholds. `names`: of its detectors in the run; `prevalence`: the share of fakes at which its chances are right."""
+    """A card without thresholds. `names`: of its detectors in the run; `prevalence`: the share of fakes at which its chances are right,
+    and `detectors_prevalence` that at which the detectors' own are.
+    """
 
     card: EnsembleCard
     names: tuple[str, ...]
     prevalence: float
+    detectors_prevalence: float
     band: Band | None = None
 
     @property
@@ -78,6 +82,8 @@ def rule_of(config: CalibrateConfig, detectors: int) -> Rule:
 def fit_card(division: Division, members: Sequence[Member], config: CalibrateConfig) -> Fitted:
     """A card fitted on the parts `fit` and `calibrate`. Raises ConfigError where something cannot be fitted."""
     names, rule = division.labelled.detectors, rule_of(config, len(members))
+    if len(members) == 1 and rule not in ("stacked", "weighted"):
+        return _fit_alone(division, members[0], rule, config)
     fitting, calibrating = division.fitting, division.calibrating
     calibrations = {name: fit(fitting.scores[name], fitting.fake, config.method, what=name) for name in names}
     members = tuple(member.model_copy(update={"calibration": calibrations[name]}) for name, member in zip(names, members, strict=True))
@@ -89,19 +95,31 @@ def fit_card(division: Division, members: Sequence[Member], config: CalibrateCon
         facts["stacking"] = fit_stacking(calibrated(fitting, calibrations), fitting.fake, config.seed)
     elif rule == "weighted":
         facts |= _weights(fitting, members, calibrations, config.seed)
-    prevalence = float(calibrating.fake.mean())
-    plain = Fitted(EnsembleCard(**facts), names, prevalence, band)
-    calibration = fit(plain.scores(calibrating), calibrating.fake, config.method, what="the ensemble")
-    if config.prevalence is not None:
-        calibration = moved(calibration, logit(config.prevalence) - logit(prevalence))
-    card = plain.card.model_copy(update={"calibration": calibration})
-    return Fitted(card, names, config.prevalence or prevalence, band)
+    prevalences = float(calibrating.fake.mean()), float(fitting.fake.mean())
+    plain = Fitted(EnsembleCard(**facts), names, *prevalences, band)
+    return _at_prevalence(plain, fit(plain.scores(calibrating), calibrating.fake, config.method, what="the ensemble"), config)
+
+
+def _fit_alone(division: Division, member: Member, rule: Rule, config: CalibrateConfig) -> Fitted:
+    """A card of one detector, whose calibrated score is the ensemble's."""
+    seen, [name] = division.labelled.take(division.parts != CHOOSE), division.labelled.detectors
+    member = member.model_copy(update={"calibration": fit(seen.scores[name], seen.fake, config.method, what=name)})
+    prevalence = float(seen.fake.mean())
+    plain = Fitted(EnsembleCard(name="calibrated", title="calibrated", members=(member,), rule=rule), (name,), prevalence, prevalence)
+    return _at_prevalence(plain, Platt(slope=1, intercept=0), config)
+
+
+def _at_prevalence(plain: Fitted, calibration: Calibration, config: CalibrateConfig) -> Fitted:
+    """The card with the ensemble's calibration, as it is at the share of fakes that was asked for."""
+    prevalence = config.prevalence or plain.prevalence
+    there = moved(calibration, logit(prevalence) - logit(plain.prevalence))
+    return replace(plain, card=plain.card.model_copy(update={"calibration": there}), prevalence=prevalence)
 
 
 def with_thresholds(fitted: Fitted, division: Division, config: CalibrateConfig) -> Assembled:
     """The card with thresholds chosen on images that nothing was fitted on; copies of one real count once.
 
-    Raises ConfigError where the reals are too few for what is promised, or where no fake would be called so.
+    Raises ConfigError where the reals are too few for what is promised.
     """
     scores = fitted.scores(division.choosing)
     reals = np.sort(scores[division.choosing_reals])
@@ -152,7 +170,7 @@ def _cascade(division: Division, calibrations: Mapping[str, Calibration], config
     table = calibrated(division.labelled, calibrations)
     first = config.first or 1
     stages = _stage(table[:, :first], fitting, fake, config), _stage(table, fitting, fake, config)
-    prevalence = config.prevalence or float(fake[parts == CHOOSE].mean())
+    prevalence = config.prevalence or float(division.calibrating.fake.mean())
     seen: Bools = parts != CHOOSE
     early, late = (scores[seen] for _, scores in stages)
     share = (config.share - config.audit) / (1 - config.audit)

@@ -91,7 +91,7 @@ def _report(reading: Reading, assembled: Assembled, card: EnsembleCard, division
         "thresholds": card.thresholds.model_dump(exclude={"measured_on"}),
         "guarantee": card.guarantee.model_dump(),
         "systems": systems_before_and_after(assembled.fitted, choosing, reading.before, reading.calibrations),
-        "cascade": of_cascade(assembled, choosing, config),
+        "cascade": of_cascade(assembled, division, config),
         "generators_left_out": generators_left_out(division, reading.members, config, assembled),
         "generators_not_shown": max(0, len(names) - MOST_GENERATORS),
         "qualities": by_quality(assembled, choosing),
@@ -125,7 +125,7 @@ def _settings(reading: Reading) -> Settings | None:
 
 def _notes(reading: Reading, division: Division, config: CalibrateConfig, moved: int) -> list[str]:
     """What somebody who uses the card has to know, in sentences."""
-    reals = division.choosing.take(~division.choosing.fake)
+    reals = division.choosing.take(division.choosing_reals)
     independent = len(np.unique(groups_of(reals, share_generators=True)))
     found = [f"Fitted by touchstone calibrate {__version__} ({config.method}, seed {config.seed})."]
     if independent < len(reals):

@@ -14,7 +14,7 @@ class CalibrateConfig(Frozen):
 
     `first`, `share`, `audit`: of a cascade, how many detectors look at every image, which share of images may go on to all of them, and
     which is drawn to go on whatever it scores. `miss`: the share of fakes that may lie at or below `real_below`. `prevalence`: the share of
-    fakes at which the probabilities are chances; None = as among the labels. `shares`: of fit, calibrate and choose.
+    fakes at which the probabilities are chances; None = as among the labels.
     """
 
     run: str
@@ -38,8 +38,9 @@ class CalibrateConfig(Frozen):
 
     @model_validator(mode="after")
     def _of_a_cascade(self) -> "CalibrateConfig":
-        if self.first is not None and self.rule != "cascade":
-            raise ValueError(f"--first belongs to --rule cascade (rule: {self.rule or 'not given'})")
+        given = [name for name in ("first", "share", "audit") if name in self.model_fields_set and getattr(self, name) is not None]
+        if given and self.rule != "cascade":
+            raise ValueError(f"--{given[0]} belongs to --rule cascade (rule: {self.rule or 'not given'})")
         if self.rule == "cascade" and self.audit >= self.share:
             raise ValueError(f"--audit {self.audit:g} leaves nothing of --share {self.share:g} to the band")
         return self

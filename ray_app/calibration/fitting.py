@@ -24,7 +24,7 @@ def fit(scores: ArrayLike, fake: ArrayLike, method: Method = "platt", *, what: s
     try:
         return fit_isotonic(scores, fake) if method == "isotonic" else fit_platt(scores, fake, intercept=method == "platt")
     except ValueError as error:
-        raise ConfigError(f"{what} cannot be calibrated: {error}", hint="leave that detector out, or look at its labels") from error
+        raise ConfigError(f"{what} cannot be calibrated: {error}", hint="name the others with --detector, or look at the labels") from error
 
 
 def fit_isotonic(scores: ArrayLike, fake: ArrayLike) -> Isotonic:

@@ -35,11 +35,11 @@ def generators_of(labelled: Labelled) -> list[str | None]:
 
 
 def repeated(labelled: Labelled) -> NDArray[np.bool_]:
-    """(n,) whether an image has the bytes or the looks of another, with a smaller sha256, that can stand for both.
+    """(n,) whether an image has the bytes or the looks of another of its class, with a smaller sha256, that can stand for both.
 
-    A rate whose bound takes images for independent counts such ones once.
+    A rate whose bound takes images for independent counts such ones once. A real is no copy of the fake that was made of it.
     """
-    groups = _linked([_coded(labelled.sha256), _looks(labelled.phash)])
+    groups = 2 * _linked([_coded(labelled.sha256), _looks(labelled.phash)]) + labelled.fake
     order = np.lexsort((np.array(labelled.sha256, dtype="S"), groups))
     is_repeated = np.ones(len(groups), bool)
     is_repeated[order[np.unique(groups[order], return_index=True)[1]]] = False

@@ -6,6 +6,7 @@ among the very images that they are measured on, whatever prevalence the card is
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from ray_app.calibration.grouping import generators_of
 from ray_app.calibration.labelled import Labelled
 from ray_app.calibration.parts import CHOOSE, PARTS
 from ray_app.calibration.thresholds import choose
-from ray_app.ensembles import EnsembleCard, Member, combine
+from ray_app.ensembles import EnsembleCard, Member, calibrate, combine
 from ray_app.errors import ConfigError
 from ray_app.metrics.arrays import Bools, Floats
 from ray_app.metrics.chances import debiased_ece, log_loss
@@ -42,8 +43,8 @@ def systems_before_and_after(fitted: Fitted, choosing: Labelled, before: Ensembl
     found = [_row("ensemble", str(fitted.card.calibration), combine(before, raw, calibrations), scores, fake)]
     for name, calibration in fitted.calibrations.items():
         column = raw[name].astype(np.float64)
-        earlier, after = calibrations.get(name), column if calibration is None else calibration(column)
-        found.append(_row(name, str(calibration), column if earlier is None else earlier(column), after, fake))
+        earlier, after = calibrate(column, calibrations.get(name)), calibrate(column, calibration)
+        found.append(_row(name, str(calibration), earlier, after + _between(own, fitted.detectors_prevalence), fake))
     return found
 
 
@@ -88,37 +89,35 @@ def by_quality(assembled: Assembled, choosing: Labelled) -> list[Row]:
     return found
 
 
-def of_cascade(assembled: Assembled, choosing: Labelled, config: CalibrateConfig) -> Row | None:
+def of_cascade(assembled: Assembled, division: Division, config: CalibrateConfig) -> Row | None:
     """How many images go on, and what is found so and by all detectors on all images; None of other rules."""
     fitted, cascade, band = assembled.fitted, assembled.card.cascade, assembled.fitted.band
-    looks = fitted.looks(choosing)
+    looks = fitted.looks(division.choosing)
     if cascade is None or band is None or looks is None:
         return None
-    fake, reasons = choosing.fake, np.array([look or "" for look in looks])
-    prevalence = config.prevalence or float(fake.mean())
-    shares = {name: share_at(inside, fake, prevalence) for name, inside in (("band", reasons == "band"), ("audit", reasons == "audit"))}
-    everywhere = _found_by_all(fitted, choosing, config)
+    fake, reasons = division.choosing.fake, np.array([look or "" for look in looks])
+    shares = {reason: share_at(reasons == reason, fake, fitted.prevalence) for reason in ("band", "audit")}
     return {
         "first": cascade.first,
         "band": [band.low, band.high],
         "share_allowed": config.share,
         "share_bound": config.audit + (1 - config.audit) * band.upper_bound,
-        "prevalence": prevalence,
+        "prevalence": fitted.prevalence,
         "measured": shares | {"share": sum(shares.values())},
         "found": assembled.card.thresholds.true_positive_rate,
-        "found_by_all_on_all": everywhere,
+        "found_by_all_on_all": _found_by_all(fitted, division, config),
     }
 
 
-def _found_by_all(fitted: Fitted, choosing: Labelled, config: CalibrateConfig) -> float | None:
+def _found_by_all(fitted: Fitted, division: Division, config: CalibrateConfig) -> float | None:
     """The share of fakes found at as good a promise if all detectors looked at every image."""
-    cascade = fitted.card.cascade
+    cascade, choosing = fitted.card.cascade, division.choosing
     if cascade is None or not choosing.fake.any():
         return None
     widest = float(np.finfo(np.float64).max)
     card = fitted.card.model_copy(update={"cascade": cascade.model_copy(update={"band": (-widest, widest)})})
-    scores = Fitted(card, fitted.names, fitted.prevalence).scores(choosing)
-    threshold = choose(scores[~choosing.fake], config.fpr, config.confidence).fake_above
+    scores = replace(fitted, card=card).scores(choosing)
+    threshold = choose(scores[division.choosing_reals], config.fpr, config.confidence).fake_above
     return float((scores[choosing.fake] >= threshold).mean())
 
 

@@ -92,7 +92,8 @@ def score(
 )
 @click.option("--vanished", is_flag=True, help="Also members that the last listing no longer found.")
 @click.option("--fdr", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="Q",
-              help="Only fakes, so many that no more than this share of them is real on average; needs a calibrated card.")  # fmt: skip
+              help="Only fakes, so many that no more than this share of them is real on average; "
+              "needs an ensemble card that touchstone calibrate wrote.")  # fmt: skip
 @as_json
 def results(run: str, verdict: str | None, status: str | None, limit: int | None, vanished: bool, fdr: float | None, as_json: bool) -> int:
     """Show the current row of each member of RUN, as a table or as JSON lines.

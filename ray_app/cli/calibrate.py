@@ -28,7 +28,7 @@ _RULES = ["stacked", "weighted", "cascade", "mean-logit", "mean-probability", "s
 @click.option("--audit", type=float, help="Cascade: the share that goes on whatever it scores, out of --share.  [default: 0.01]")
 @click.option("--miss", type=float, help="The share of fakes that may be called real.  [default: 0.05]")
 @click.option("--prevalence", type=float, help="The share of fakes where the card is used.  [default: as among the labels]")
-@click.option("--regroup", is_flag=True, help="Move what is divided by the labels' own `part`, but hangs together, to one part.")
+@click.option("--regroup", is_flag=True, help="Where the labels' own `part` divides images that hang together, move them to one part.")
 @click.option("--share-generators", is_flag=True, help="Let the parts share generators; needed where there are fewer than three.")
 @click.option("--seed", type=int, help="Draws the parts.  [default: 0]")
 @as_json
@@ -36,7 +36,8 @@ def calibrate(as_json: bool, **given: Any) -> int:
     """Calibrate the detectors of RUN on labels, and choose thresholds whose false-positive rate has an exact bound.
 
     The labelled images fall into three parts, never dividing a source, near-duplicates or a generator: calibrations and the rule are
-    fitted on the first, the ensemble's calibration on the second, and thresholds are chosen on the third, on which nothing is fitted.
+    fitted on the first, the ensemble's calibration on the second, and thresholds are chosen on the third, on which nothing is fitted. A
+    detector alone has one calibration, fitted on the first two.
     Besides `label` and a key, labels may have `generator`, `source` or `group`, `phash`, and `part` (fit, calibrate, choose).
 
     \b

@@ -5,6 +5,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
+from itertools import chain
 from types import FrameType
 
 import click
@@ -30,8 +31,28 @@ from ray_app.cli.serve import serve
 from ray_app.cli.train import train
 from ray_app.errors import RESUMABLE, ExitCode, TouchstoneError
 
+_SECTIONS = {
+    "An archive": (demo, plan, score, results, report, masks, explain, filter_command, pack),
+    "How far to trust it": (calibrate, decide, audit, evidence),
+    "How well detectors do": (index, evaluate, compare, leaderboard),
+    "Detectors": (detectors, train, rescore),
+    "A service, and settings": (serve, config),
+}
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+
+class _Sectioned(click.Group):
+    """Lists its commands by what they are for, in the order in which one comes to need them."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the sections of `--help`."""
+        widest = max(map(len, self.commands))
+        for title, commands in _SECTIONS.items():
+            with formatter.section(title):
+                room = formatter.width - widest - 4
+                formatter.write_dl([(f"{one.name:{widest}}", one.get_short_help_str(room)) for one in commands])
+
+
+@click.group(cls=_Sectioned, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="touchstone")
 def touchstone() -> None:
     """Tell which images in an archive were made or altered by a generative model.
@@ -48,10 +69,7 @@ def touchstone() -> None:
     """
 
 
-for command in (
-    calibrate, plan, score, results, decide, report, masks, filter_command, pack, explain, index, train, evaluate, compare, evidence,
-    audit, rescore, leaderboard, serve, detectors, config, demo,
-):  # fmt: skip
+for command in chain.from_iterable(_SECTIONS.values()):
     touchstone.add_command(command)
 
 

@@ -156,7 +156,7 @@ class Platt(Frozen):
 
     def __str__(self) -> str:
         sign = "−" if self.intercept < 0 else "+"
-        return f"log-odds = {self.slope:.3g} × score {sign} {abs(self.intercept):.3g}"
+        return f"log-odds = {self.slope:g} × score {sign} {abs(self.intercept):g}"
 
 
 class Isotonic(Frozen):

@@ -14,7 +14,18 @@ from ray_app.ensembles.cards import (
     ensemble_of,
     load_ensemble_card,
 )
-from ray_app.ensembles.deciding import Decisions, calibrate, combine, decide, early_scores, is_audited, is_calibrated, second_looks, sigmoid
+from ray_app.ensembles.deciding import (
+    Decisions,
+    calibrate,
+    combine,
+    decide,
+    drawn_by_audit,
+    early_scores,
+    is_audited,
+    is_calibrated,
+    second_looks,
+    sigmoid,
+)
 from ray_app.ensembles.population import Feature, Part, Population, Seen, Tally, population_of, properties_of
 from ray_app.ensembles.stacking import fit_stacking, out_of_fold_scores
 
@@ -23,6 +34,6 @@ __all__ = [
     "Population", "Part", "Feature", "Seen", "Tally", "population_of", "properties_of",
     "load_ensemble_card", "ensemble_of", "decision_facts",
     "Decisions", "calibrate", "combine", "decide", "is_calibrated", "sigmoid",
-    "early_scores", "second_looks", "is_audited",
+    "early_scores", "second_looks", "is_audited", "drawn_by_audit",
     "fit_stacking", "out_of_fold_scores",
 ]  # fmt: skip

@@ -105,6 +105,11 @@ def is_audited(card: EnsembleCard, sha256: str) -> bool:
     return drawn < card.cascade.audit_share * 2**64
 
 
+def drawn_by_audit(card: EnsembleCard, digests: Sequence[str | None]) -> list[bool]:
+    """Which files the audit of a cascade draws, by their SHA-256 in hex (None = not known, and not drawn); empty for any other rule."""
+    return [] if card.cascade is None else [digest is not None and is_audited(card, digest) for digest in digests]
+
+
 def early_scores(card: EnsembleCard, table: Table) -> Column:
     """What a cascade's first stage says: log-odds (n,) from calibrated member scores (n, first or more members)."""
     assert card.cascade is not None
@@ -124,10 +129,12 @@ def _staged(stage: Stage, table: Table) -> Column:
 
 def _table(scores: Mapping[str, Scores], calibrations: Mapping[str, Calibration | None]) -> Table:
     """Calibrated member scores (n, members); NaN where one is missing or infinite."""
-    columns = [calibrate(column.astype(np.float64), calibrations.get(name)) for name, column in scores.items()]
-    table = np.stack(columns, axis=1)
-    table[~np.isfinite(table)] = np.nan
-    return table
+    return np.stack([calibrate(_known(column), calibrations.get(name)) for name, column in scores.items()], axis=1)
+
+
+def _known(column: Scores) -> Column:
+    """Without infinite scores, which a calibration that levels off would take for great ones."""
+    return np.where(np.isfinite(column), column, np.nan).astype(np.float64)
 
 
 def is_calibrated(card: EnsembleCard, calibrations: Mapping[str, Calibration | None]) -> bool:

@@ -97,7 +97,7 @@ class Gatherer:
         cells = Cells(sample=Sample(self.most))
         if isinstance(self.labels, LabelIndex):
             cells.used = np.zeros(len(self.labels.words), np.bool_)
-        for table in tables_in(self.run, files, list(dict.fromkeys([*COLUMNS, *self.labels.columns]))):
+        for table in tables_in(self.run, files, list(dict.fromkeys([*COLUMNS, *self.systems.columns, *self.labels.columns]))):
             self._add(cells, table)
         cells.scores, cells.views = dict(cells.scores), dict(cells.views)  # what is pickled knows no function
         return cells

@@ -1,6 +1,6 @@
 """What gives scores in a run: its ensemble and every detector, and their columns in its rows. Knows cards and columns; no labels."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 
 from ray_app.detectors import DetectorCard, load_card
 from ray_app.detectors.cards import Calibration
-from ray_app.ensembles import EnsembleCard, combine, is_calibrated
+from ray_app.ensembles import EnsembleCard, combine, drawn_by_audit, is_calibrated
 from ray_app.errors import TouchstoneError
 from ray_app.runs import RunDirectory
 
@@ -57,6 +57,11 @@ class Systems:
         """The ensemble, or the only detector where the ensemble is no more than that."""
         return self.all[0]
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What rows must have beside their scores: the bytes' digest, by which a cascade's audit draws images, whatever a view shows."""
+        return ("sha256",) if self.ensemble is not None and self.ensemble.cascade is not None else ()
+
     def clean(self, table: pa.Table) -> dict[str, Column]:
         """Per system, the scores (n,) of result rows; NaN = none."""
         scores = table["scores"].combine_chunks()
@@ -68,15 +73,16 @@ class Systems:
         if "views" not in table.column_names:
             return {}
         column = table["views"].combine_chunks()
-        return {field.name: self._view(_struct(column, field.name)) for field in column.type}
+        drawn = drawn_by_audit(self.ensemble, table["sha256"].to_pylist()) if self.ensemble is not None and self.columns else ()
+        return {field.name: self._view(_struct(column, field.name), drawn) for field in column.type}
 
-    def _view(self, scores: pa.Array) -> dict[str, Column]:
+    def _view(self, scores: pa.Array, audited: Sequence[bool]) -> dict[str, Column]:
         there = {field.name for field in scores.type}
         found: dict[str, Column] = {one.name: _floats(_field(scores, one.name, there)) for one in self.all if one.name != ENSEMBLE}
         if self.ensemble is None or self.headline.name != ENSEMBLE:
             return found
         columns = {name: np.asarray(found[name], np.float32) for name in self.members}
-        return {ENSEMBLE: combine(self.ensemble, columns, self.calibrations), **found}
+        return {ENSEMBLE: combine(self.ensemble, columns, self.calibrations, audited=audited), **found}
 
 
 def systems_of(run: RunDirectory, *, threshold: float | None = None, strict: bool = True) -> Systems:

@@ -1,7 +1,7 @@
 """Encoded bytes → RGB pixels and facts, or a refusal with a status. Knows Pillow; knows nothing of storage, detectors or rows."""
 
 from ray_app.images.breadcrumb import Breadcrumb, Watchdog
-from ray_app.images.decoding import decode_image
+from ray_app.images.decoding import decode_image, decoder_name
 from ray_app.images.facts import FLAG_MEANING, DecodedImage, ImageFacts, ImageRefused, inspect_bytes
 from ray_app.images.limits import ImageLimits
 from ray_app.images.safe_decoder import ChildDecoder
@@ -14,6 +14,7 @@ __all__ = [
     "ImageRefused",
     "FLAG_MEANING",
     "decode_image",
+    "decoder_name",
     "inspect_bytes",
     "sniff_format",
     "ChildDecoder",

@@ -133,7 +133,7 @@ def _check_bytes(data: bytes, limits: ImageLimits, found: Findings) -> str:
     limits.check_bytes(len(data))
     if found.format is None:
         raise InputError(Status.UNSUPPORTED_FORMAT, describe_unsupported(data))
-    found.decoder = _decoder_name(found.format)
+    found.decoder = decoder_name(found.format)
     size = structure.header_size(data, found.format)
     if size is not None:
         found.width, found.height = size
@@ -246,7 +246,7 @@ def _words(error: BaseException) -> str:
 
 
 @functools.cache
-def _decoder_name(format_name: str) -> str:
+def decoder_name(format_name: str) -> str:
     """Library and version that make the pixels: other versions may give other pixels."""
     if format_name == "HEIC":
         with contextlib.suppress(ImportError):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ray_app.ensembles import Decisions, decide, is_audited, second_looks
+from ray_app.ensembles import Decisions, decide, drawn_by_audit, second_looks
 from ray_app.ensembles.deciding import IMAGE
 from ray_app.errors import Status
 from ray_app.inference.batches import Outcome, Pixels
@@ -150,14 +150,7 @@ def outlived(spec: ScoringSpec, decisions: Decisions, views: Sequence[Scores], a
 
 def audited_among(spec: ScoringSpec, outcomes: Sequence[Outcome]) -> list[bool]:
     """Which members the audit of a cascade draws, by their bytes; empty for any other rule."""
-    return drawn_by_audit(spec, [None if outcome.facts is None else outcome.facts.sha256 for outcome in outcomes])
-
-
-def drawn_by_audit(spec: ScoringSpec, digests: Sequence[str | None]) -> list[bool]:
-    """The same by the SHA-256 of their bytes, in hex; None = not known, and not drawn."""
-    if spec.ensemble.cascade is None:
-        return []
-    return [digest is not None and is_audited(spec.ensemble, digest) for digest in digests]
+    return drawn_by_audit(spec.ensemble, [None if outcome.facts is None else outcome.facts.sha256 for outcome in outcomes])
 
 
 def going_on(spec: ScoringSpec, outcomes: Sequence[Outcome], readings: Readings) -> list[int]:

@@ -26,8 +26,6 @@ from ray_app.storage import Fetcher
 
 Source = bytes | str | Path | Image.Image
 
-KEPT_BYTES = 64 * 2**20  # files of a cascade that are held until it is known which of them go on
-
 
 @dataclass(frozen=True)
 class Result:
@@ -68,16 +66,19 @@ class Ensemble:
         limits: ImageLimits | None = None,
         image_column: str = "bytes",
         accept_licences: Sequence[str] = (),
+        waive_guarantee: bool = False,
     ) -> None:
         card = name_or_path if isinstance(name_or_path, EnsembleCard) else load_ensemble_card(name_or_path)
-        self.spec: ScoringSpec = make_spec(card, device=device, precision=precision, resize=resize, limits=limits or ImageLimits())
+        self.spec: ScoringSpec = make_spec(
+            card, device=device, precision=precision, resize=resize, limits=limits or ImageLimits(), waive_guarantee=waive_guarantee
+        )
         for detector in self.spec.cards.values():
             require_accepted(detector, accept_licences)
         self._image_column = image_column
         self._fetcher = Fetcher()
         clock = StageClock()
         self._decoder = BatchDecoder(self.spec.early, clock, keeps_files=self.spec.looks_again)
-        self._looking = Looking(self.spec, EnsembleScorer(self.spec, clock), self._decoder, clock, kept_bytes=KEPT_BYTES)
+        self._looking = Looking(self.spec, EnsembleScorer(self.spec, clock), self._decoder, clock)
 
     @property
     def cards(self) -> Mapping[str, DetectorCard]:

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
+import numpy as np
+
 from ray_app.errors import Status
 from ray_app.inference.batches import Outcome, Said
 from ray_app.inference.judging import Readings, finite, going_on
@@ -40,7 +42,20 @@ class Recall:
             row, outcome = self._rows[sha256]
             return replace(outcome, said=Said(row))
         found = self._remembered.get(sha256) or (self._index.find(sha256) if self._index is not None else None)
-        return found if found is not None and (found.phash is not None or not self._spec.perceptual_hash) else None
+        return found if found is not None and self._suffices(found) else None
+
+    def _suffices(self, outcome: Outcome) -> bool:
+        """Whether all is there that this spec wants. An index may have been made under another decision of the same detectors, by which
+        fewer of them looked at an image.
+        """
+        if self._spec.perceptual_hash and outcome.phash is None:
+            return False
+        if outcome.said is None or outcome.facts is None:
+            return True
+        scores, facts = outcome.said.scores, outcome.facts
+        first = Readings({name: np.array([scores.get(name)], np.float32) for name in self._spec.first})  # None is NaN
+        goes_on = not self._spec.late or bool(going_on(self._spec, [outcome], first))
+        return is_complete(self._spec, facts.width, facts.height, scores, goes_on=goes_on)
 
     def met(self, outcome: Outcome) -> None:
         """Count one more member of the block, with what became of it."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # Images that go through a network together: few of a block go on, and slots that stay empty cost as much as full ones.
 SLOTS = 16
+KEPT_BYTES = 64 * 2**20  # files that a process holds until it is known which members are looked at again
 
 
 class SecondLook:
@@ -67,7 +68,7 @@ class Looking:
         decoder: BatchDecoder,
         clock: StageClock,
         *,
-        kept_bytes: float,
+        kept_bytes: float = KEPT_BYTES,
         recompressing: "Recompressing | None" = None,
     ) -> None:
         self._spec, self._clock, self._kept_bytes, self._recompressing = spec, clock, kept_bytes, recompressing

@@ -1,11 +1,12 @@
-"""Precision and resize mode: as asked for, as a calibration was made under, and what is to be said where the two differ. No torch."""
+"""Precision, resize mode and decoders: what is asked for, what a calibration was made under, what to say where they differ. No torch."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 from ray_app.detectors import ResizeMode
 from ray_app.ensembles import EnsembleCard, Settings
 from ray_app.errors import ConfigError
+from ray_app.images import decoder_name
 
 AskedPrecision = Literal["auto", "bf16", "fp32"]
 AskedResize = Literal["auto", "exact", "fast"]
@@ -28,7 +29,8 @@ def under_settings(
     if said and not waived:
         raise ConfigError(
             f"{card.name}: its calibration does not hold with {' and '.join(said)}",
-            hint="leave precision and resize at `auto`, or give up what the card guarantees: --set waive_guarantee=true",
+            hint="leave precision and resize at `auto`, or give up what the card guarantees: --set waive_guarantee=true "
+            "(in Python waive_guarantee=True)",
         )
     return chosen, mode
 
@@ -43,3 +45,20 @@ def departures(settings: Settings | None, precision: Precisions, resize: str) ->
         if settings.precision.get(name, one) != one
     ]
     return said + ([f"resize {resize} (calibrated with {settings.resize})"] if resize != settings.resize else [])
+
+
+def decoders_here(card: EnsembleCard) -> set[str]:
+    """What this process decodes those formats with that the card's calibration saw; none where nobody noted these."""
+    seen = card.population and card.population.seen
+    return {decoder_name(format) for format in seen.formats} if seen else set()
+
+
+def other_decoders(settings: Settings | None, decoders: Collection[str]) -> list[str]:
+    """Those that a calibration did not have; none where nobody noted its own."""
+    return sorted(set(decoders) - set(settings.decoders)) if settings is not None and settings.decoders else []
+
+
+def otherwise(scored: Collection[str], decoded: Collection[str]) -> list[str]:
+    """What `departures` and `other_decoders` found, as reasons why a guarantee does not hold."""
+    told = {"scored": scored, "decoded": decoded}
+    return [f"{what} otherwise: {', '.join(found)}" for what, found in told.items() if found]

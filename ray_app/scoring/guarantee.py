@@ -3,7 +3,7 @@
 Noticed differences are said. Beyond a limit the card knows nothing of such images, and verdicts become `abstain`.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -15,16 +15,17 @@ import pyarrow.compute as pc
 from ray_app.archives import Each, in_turn, manifests
 from ray_app.ensembles import EnsembleCard, Tally, properties_of
 from ray_app.inference import ScoringSpec
-from ray_app.inference.settings import departures
+from ray_app.inference.settings import departures, other_decoders, otherwise
 from ray_app.metrics.mixture import Shift, most_fakes, shift_of
 from ray_app.metrics.paired import holm
 from ray_app.runs import RunDirectory
 from ray_app.runs.directory import SCORE_DECIDES, Published
 from ray_app.runs.reader import tables_in
 from ray_app.runs.rows import as_array
+from ray_app.runs.schema import SECOND_LOOK
 
 UNLIKE = "the archive is not like what the card was calibrated on"
-COLUMNS = ["image_id", "score", "scores", "format", "width", "height", "quality", "decoder"]
+COLUMNS = ["image_id", "score", "scores", "format", "width", "height", "quality", "decoder", SECOND_LOOK]
 WAIVED = "waive_guarantee"  # in a run's identity, where it was asked for
 _MOST_NAMED = 3
 
@@ -67,17 +68,16 @@ def compare(run: RunDirectory, spec: ScoringSpec) -> Comparison:
     card, identity = spec.ensemble, run.describe()["identity"]
     if card.guarantee is None and card.population is None:
         return Comparison()
-    tally, decoders, images = _counted(run, card)
-    otherwise = departures(card.settings, identity["precision"], identity["resize"])
-    unknown = sorted(decoders - set(card.settings.decoders)) if card.settings and card.settings.decoders else []
+    tally, decoders, images = _counted(run, spec)
+    scored = departures(card.settings, identity["precision"], identity["resize"])
+    unknown = other_decoders(card.settings, decoders)
     shifts = shifts_of(card, tally)
     waived = bool(identity.get(WAIVED))
     beyond = sorted((row for row in shifts if row["beyond"]), key=lambda row: -row["psi"])
     unlike = f"{UNLIKE}: {', '.join(map(_named, beyond[:_MOST_NAMED]))}" if beyond and not waived else None
     why = [
         *([f"images differ in {', '.join(_named(row) for row in shifts if row['noticed'])}"] if any(r["noticed"] for r in shifts) else []),
-        *([f"scored otherwise: {', '.join(otherwise)}"] if otherwise else []),
-        *([f"decoded otherwise: {', '.join(unknown)}"] if unknown else []),
+        *otherwise(scored, unknown),
     ]
     tells = any(row["tells"] for row in shifts)
     facts = {
@@ -91,7 +91,7 @@ def compare(run: RunDirectory, spec: ScoringSpec) -> Comparison:
         "images": images,
         "shifts": shifts,
         "decoders": unknown,
-        "settings": otherwise,
+        "settings": scored,
     }
     return Comparison({"guarantee": facts}, unlike)
 
@@ -136,14 +136,14 @@ def _rewrite(run: RunDirectory, spec: ScoringSpec, decided: Decided, unlike: str
     run.rewrite_file(file, lambda rows: decided(rows, spec) if unlike is None else unlike_rows(rows, unlike))
 
 
-def _counted(run: RunDirectory, card: EnsembleCard) -> tuple[Tally, set[str], int]:
+def _counted(run: RunDirectory, spec: ScoringSpec) -> tuple[Tally, set[str], int]:
     """The archive's counts, the decoders of its images in formats that the calibration saw, and how many images have a score."""
-    population = card.population
+    population = spec.ensemble.population
     tally, decoders, images = Tally(population.features if population else ()), set[str](), 0
     formats = population.seen.formats if population and population.seen else ()
     for rows in _scored_rows(run):
         images += len(rows)
-        tally.add(_properties(rows, [name.removeprefix("score:") for name in tally.counts if name.startswith("score:")]))
+        tally.add(_properties(rows, [name.removeprefix("score:") for name in tally.counts if name.startswith("score:")], spec.late))
         known = rows.filter(pc.is_in(rows["format"].cast(pa.string()), pa.array(formats))) if formats else rows
         decoders.update(pc.unique(pc.drop_null(known["decoder"].cast(pa.string()))).to_pylist())
     return tally, decoders, images
@@ -156,12 +156,17 @@ def _scored_rows(run: RunDirectory) -> Iterator[pa.Table]:
         yield table.filter(pc.is_valid(table["score"]))
 
 
-def _properties(rows: pa.Table, detectors: list[str]) -> Mapping[str, Any]:
+def _properties(rows: pa.Table, detectors: list[str], late: Sequence[str]) -> Mapping[str, Any]:
+    """Of rows, as the card's population has them: a cascade's `late` members count where they were to look, and rows that `decide` has
+    found may hold what they say of everything.
+    """
     scores = rows["scores"].combine_chunks()
-    said = {name for name in detectors if scores.type.get_field_index(name) >= 0}
+    said = {name: _numbers(pc.struct_field(scores, name)) for name in detectors if scores.type.get_field_index(name) >= 0}
+    for name in set(late) & said.keys() if SECOND_LOOK in rows.column_names else ():
+        said[name] = np.where(rows[SECOND_LOOK].is_valid().to_numpy(), said[name], np.nan)
     return properties_of(
         score=_numbers(rows["score"]),
-        scores={name: _numbers(pc.struct_field(scores, name)) for name in said},
+        scores=said,
         formats=rows["format"].cast(pa.string()).to_pylist(),
         width=_numbers(rows["width"]),
         height=_numbers(rows["height"]),

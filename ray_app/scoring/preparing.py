@@ -10,6 +10,7 @@ from ray_app.ensembles import EnsembleCard, decision_facts
 from ray_app.inference import ScoringSpec
 from ray_app.runs import RunDirectory
 from ray_app.scoring.config import ScoreConfig
+from ray_app.scoring.guarantee import WAIVED
 
 
 def identity_of(config: ScoreConfig, spec: ScoringSpec) -> dict[str, Any]:
@@ -24,7 +25,7 @@ def identity_of(config: ScoreConfig, spec: ScoringSpec) -> dict[str, Any]:
         **({"perturb": {view.name: view.facts() for view in spec.views}} if spec.views else {}),
         **({"stability": spec.stability.facts()} if spec.stability else {}),
         **({"features": list(spec.features)} if spec.features else {}),
-        **({"waive_guarantee": True} if config.waive_guarantee and promises(spec.ensemble) else {}),
+        **({WAIVED: True} if config.waive_guarantee and promises(spec.ensemble) else {}),
         **scoring_identity(spec),
     }
 

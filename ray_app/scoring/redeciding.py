@@ -8,11 +8,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_app.archives import manifests
-from ray_app.ensembles import EnsembleCard, decide, load_ensemble_card
+from ray_app.ensembles import EnsembleCard, decide, drawn_by_audit, load_ensemble_card
 from ray_app.errors import ConfigError
 from ray_app.images import ImageLimits
 from ray_app.inference import ScoringSpec, make_spec, range_doubts, remarks_on
-from ray_app.inference.judging import drawn_by_audit, outlived
+from ray_app.inference.judging import outlived
 from ray_app.inference.settings import departures
 from ray_app.runs import RunDirectory, begun_retry, fingerprint
 from ray_app.runs.rows import as_array, decided_columns
@@ -83,7 +83,7 @@ def decided(rows: pa.Table, spec: ScoringSpec) -> pa.Table:
     scores = {name: np.asarray(column, np.float32) for name, column in scores.items()}
     replies = rows["replies"].combine_chunks() if "replies" in rows.column_names else None
     remarks = remarks_on({name: pc.struct_field(replies, name).to_pylist() for name in spec.speakers} if replies is not None else {})
-    drawn = drawn_by_audit(spec, rows["sha256"].to_pylist())
+    drawn = drawn_by_audit(spec.ensemble, rows["sha256"].to_pylist())
     doubts = range_doubts(spec, sizes, rows["format"].to_pylist())
     decisions = decide(spec.ensemble, scores, calibrations=spec.calibrations, out_of_range=doubts, remarks=remarks, audited=drawn)
     if spec.stability is not None and STABILITY in rows.column_names:

@@ -19,6 +19,7 @@ from ray_app.ensembles import EnsembleCard, ensemble_of, load_ensemble_card
 from ray_app.errors import ConfigError, Status
 from ray_app.images import ImageFacts, ImageLimits
 from ray_app.inference import Outcome, Readings, ScoringSpec, judge, make_spec
+from ray_app.inference.settings import departures
 from ray_app.runs import RunDirectory, block_features, check_conservation, kept_features, result_rows, vectors_of
 from ray_app.runs.identity import differing_keys
 from ray_app.runs.reader import publish_vanished
@@ -66,8 +67,8 @@ def rescore_run(
 
 def _settled(source: RunDirectory) -> dict[str, Any]:
     """The identity of a run that has ended and is not being changed. Raises ConfigError."""
-    source.check_settled()
     described = source.describe_finished()
+    source.check_settled()
     if source.read_json("summary.json")["listing"] != max(manifests(source.store)) or source.store.folders("retries"):
         raise ConfigError(
             f"{source.store.url}: a listing or a retry is not finished", hint="finish it with its `touchstone score` command first"
@@ -102,14 +103,12 @@ def _heads(
         require_accepted(card, accepted)
     suited = {card.name: _suited(card, kept, identity["resize"]) for card in cards}
     ways = {name: kept[found]["precision"] for name, found in suited.items()}
-    asked: Any = next(iter(ways.values())) if len(set(ways.values())) == 1 else "auto"
-    spec = make_spec(
-        ensemble,
-        limits=ImageLimits(**identity["limits"]),
-        precision=asked,
-        resize=identity["resize"],
-        slots=identity["batch_slots"],
-    )
+    if said := departures(ensemble.settings, ways, identity["resize"]):
+        raise ConfigError(
+            f"{source.store.url}: the calibration of {ensemble.name} does not hold for embeddings made with {' and '.join(said)}",
+            hint="score the archive anew with that card",
+        )
+    spec = make_spec(ensemble, limits=ImageLimits(**identity["limits"]), resize=identity["resize"], slots=identity["batch_slots"])
     heads = [_Head(card, LinearHead(card), suited[card.name], kept[suited[card.name]]["width"]) for card in cards]
     return replace(spec, precision=ways), heads
 

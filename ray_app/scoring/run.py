@@ -69,13 +69,11 @@ def score_archive(config: ScoreConfig) -> Finished:
 
 def _check(config: ScoreConfig, run: RunDirectory) -> None:
     """What can be refused before a cluster is started: an unknown card, a licence, missing weights, a trust list, an empty source,
-    a perturbation that nobody knows, a guarantee without the scores that it rests on.
+    a perturbation that nobody knows, settings that an ensemble was not calibrated under, a guarantee without the scores that it rests on.
     """
     check_detectors(config)
-    load_perturbations(config.perturb)
+    spec_for(config, gpus=0)
     check_retry(config, run)
-    if config.stability or config.features:
-        spec_for(config, gpus=0)
     check_reuse(config, [load_card(member.detector) for member in _ensemble(config).members])
     if config.perceptual_hash:
         require_perceptual_hash()

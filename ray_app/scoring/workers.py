@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from ray_app.inference.batches import File
     from ray_app.inference.second_look import Looking
 
-KEPT_BYTES = 64 * 2**20  # files that a fused worker holds until it is known which members are looked at again
-
 
 @dataclass(frozen=True)
 class Job:
@@ -109,13 +107,14 @@ class Worker:
             recall=recall,
         )
 
-    def _looking(self, decoder: BatchDecoder, kept_bytes: float) -> "Looking":
+    def _looking(self, decoder: BatchDecoder, *, holds_block: bool = False) -> "Looking":
         from ray_app.inference.recompressing import Recompressing  # torch: only where something is scored
         from ray_app.inference.scoring import EnsembleScorer
-        from ray_app.inference.second_look import Looking
+        from ray_app.inference.second_look import KEPT_BYTES, Looking
 
         scorer = EnsembleScorer(self._job.spec, self._clock, self._pool)
         views = Recompressing(self._job.spec, scorer, decoder, self._clock) if self._job.spec.stability else None
+        kept_bytes = math.inf if holds_block else KEPT_BYTES  # where the files of a block have arrived together, they are all here anyway
         return Looking(self._job.spec, scorer, decoder, self._clock, kept_bytes=kept_bytes, recompressing=views)
 
 
@@ -125,7 +124,7 @@ class BlockScorer(Worker):
     def start(self) -> None:
         """Load the detectors."""
         self._reading = self._reader()
-        self._scoring = self._looking(self._reading.decoder, KEPT_BYTES)
+        self._scoring = self._looking(self._reading.decoder)
 
     def work(self, table: pa.Table) -> pa.Table:
         """Block references → commit reports."""
@@ -161,7 +160,7 @@ class TensorScorer(Worker):
         """Load the pool's detectors."""
         spec = self._job.spec
         self._decoding = BatchDecoder(spec.early, self._clock, keeps_files=spec.looks_again)
-        self._scoring = self._looking(self._decoding, math.inf)  # the files of a block are all here
+        self._scoring = self._looking(self._decoding, holds_block=True)
 
     def work(self, table: pa.Table) -> pa.Table:
         """Prepared tensors → the same with what this pool says of them; the last pool drops them. Once a cascade's first detectors have
@@ -200,11 +199,13 @@ class Note:
 
     def joined(self, outcomes: list[Outcome], readings: Readings, counts: Mapping[str, int], seconds: Mapping[str, float]) -> "Note":
         """With what one more pool found."""
+        together = Counter(self.counts)
+        together.update(counts)  # a sum of counters would forget what was counted and is none, such as second looks
         return replace(
             self,
             outcomes=outcomes,
             readings=self.readings.joined(readings),
-            counts=Counter(self.counts) + Counter(counts),
+            counts=together,
             seconds={stage: self.seconds[stage] + spent for stage, spent in seconds.items()},
             peak_bytes=max(self.peak_bytes, _peak_bytes()),
         )

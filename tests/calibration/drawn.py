@@ -5,6 +5,9 @@ from statistics import NormalDist
 
 import numpy as np
 
+from ray_app.calibration.config import CalibrateConfig
+from ray_app.calibration.division import Division
+from ray_app.calibration.grouping import groups_of
 from ray_app.calibration.labelled import Labelled
 
 # Two detectors, of which the second is the better one and the first is too sure of itself: mean of reals, mean of fakes, deviation.
@@ -42,6 +45,16 @@ def drawn(reals, fakes, seed=0, generators=6):
     generator = [f"generator {rng.integers(generators)}" if is_fake else None for is_fake in fake]
     sha256 = [f"{number:016x}" * 4 for number in rng.integers(0, 2**63, len(fake)).tolist()]
     return labelled_of(fake, scores, generator=generator, sha256=sha256)
+
+
+def asked(**more):
+    """The settings of a calibration that writes nothing."""
+    return CalibrateConfig(run="run", out="card.yaml", **more)
+
+
+def divided(images, parts):
+    """Images in these parts."""
+    return Division.of(images, groups_of(images), parts)
 
 
 def share_above(threshold, weights, offset):

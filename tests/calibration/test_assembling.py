@@ -2,8 +2,6 @@ import numpy as np
 import pytest
 
 from ray_app.calibration.assembling import calibrated, fit_card, logit, moved, with_thresholds
-from ray_app.calibration.config import CalibrateConfig
-from ray_app.calibration.division import Division
 from ray_app.calibration.fitting import fit
 from ray_app.calibration.grouping import groups_of
 from ray_app.calibration.parts import CALIBRATE, CHOOSE, FIT, split
@@ -11,18 +9,10 @@ from ray_app.calibration.thresholds import choose
 from ray_app.detectors.cards import Isotonic, Platt
 from ray_app.ensembles import Member, decide, fit_stacking, is_audited
 from ray_app.errors import ConfigError
-from tests.calibration.drawn import drawn
+from tests.calibration.drawn import asked, divided, drawn
 
 MEMBERS = (Member(detector="coarse"), Member(detector="fine"))
 RULES = ["stacked", "weighted", "mean-logit", "mean-probability", "soft-or", "max", "median", "log-sum-exp", "cascade"]
-
-
-def asked(**more):
-    return CalibrateConfig(run="run", out="card.yaml", **more)
-
-
-def divided(images, parts):
-    return Division.of(images, groups_of(images), parts)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +91,7 @@ def test_a_cascade_asks_all_detectors_about_no_more_than_its_share(images, parts
     made = with_thresholds(fit_card(divided(images, parts), MEMBERS, config), divided(images, parts), config)
     fresh = drawn(30_000, 30_000, seed=9)
     looks = np.array([look or "" for look in made.fitted.looks(fresh)])
-    prevalence = images.fake[parts == CHOOSE].mean()
+    prevalence = images.fake[parts == CALIBRATE].mean()
     share = sum(weight * (looks[fresh.fake == kind] != "").mean() for kind, weight in ((True, prevalence), (False, 1 - prevalence)))
     assert 0.2 < share <= 0.3
     assert (looks == "audit").mean() == pytest.approx(0.02 * (looks != "band").mean(), abs=0.003)
@@ -130,6 +120,14 @@ def test_one_detector_keeps_its_own_score_and_is_no_cascade(images, parts):
     alone = type(images)(**{**vars(images), "scores": {"fine": images.scores["fine"]}})
     card = fit_card(divided(alone, parts), MEMBERS[1:], asked()).card
     assert (card.rule, card.stacking, len(card.members)) == ("mean-logit", None, 1)
+    both = images.take(parts != CHOOSE)
+    for method in ("platt", "isotonic"):
+        usual, rare = (fit_card(divided(alone, parts), MEMBERS[1:], asked(method=method, prevalence=one)) for one in (None, 0.01))
+        once = fit(both.scores["fine"], both.fake, method)
+        assert [usual.card.members[0].calibration, usual.prevalence] == [once, both.fake.mean()], "one fit, on both parts"
+        expected = once(alone.scores["fine"].astype(float))
+        assert np.array_equal(usual.scores(alone), expected)
+        assert rare.scores(alone) == pytest.approx(expected + logit(0.01) - logit(both.fake.mean()))
     with pytest.raises(ConfigError, match="the run has one detector"):
         fit_card(divided(alone, parts), MEMBERS[1:], asked(rule="cascade"))
     with pytest.raises(ConfigError, match="--first 2: the run has 2 detectors"):
@@ -150,7 +148,9 @@ def test_a_detector_that_knows_nothing_is_named(images, parts):
         fit_card(divided(turned, parts), MEMBERS, asked())
 
 
-@pytest.mark.parametrize("wrong", [{"first": 1}, {"rule": "cascade", "audit": 0.3}, {"fpr": 0}, {"prevalence": 1}])
+@pytest.mark.parametrize(
+    "wrong", [{"first": 1}, {"share": 0.1}, {"audit": 0.1}, {"rule": "cascade", "audit": 0.3}, {"fpr": 0}, {"prevalence": 1}]
+)
 def test_options_that_contradict_each_other_are_refused(wrong):
-    with pytest.raises(ValueError, match=r"first|audit|fpr|prevalence"):
+    with pytest.raises(ValueError, match=r"first|share|audit|fpr|prevalence"):
         asked(**wrong)

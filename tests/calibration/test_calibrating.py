@@ -145,7 +145,8 @@ def test_a_detectors_own_card_is_named_from_the_new_cards_place(images, tmp_path
         (["--detector", "npr"], "the run has no scores of npr"),
         (["--rule", "cascade", "--first", "2"], "the run has 2 detectors"),
         (["--first", "1"], "--first belongs to --rule cascade"),
-        (["--share", "3"], "less than 1"),
+        (["--share", "0.1"], "--share belongs to --rule cascade"),
+        (["--rule", "cascade", "--share", "3"], "less than 1"),
     ],
 )
 def test_what_cannot_be_is_refused_and_nothing_is_written(place, options, words, capsys):
@@ -176,6 +177,20 @@ def test_a_near_duplicate_on_both_sides_is_refused_or_regrouped(images, tmp_path
     assert "--regroup" in said
     assert calibrate(tmp_path, tmp_path / "card.yaml", "--share-generators", "--regroup") == 0
     assert "1 images were moved" in load_ensemble_card(tmp_path / "card.yaml").notes
+
+
+def test_copies_that_count_once_are_not_said_to_be_dependent(images, tmp_path):
+    phash = [f"{number:016x}" for number in np.random.default_rng(0).integers(0, 2**63, len(images)).tolist()]
+    phash[1:1_600:2] = phash[0:1_600:2]  # each real twice
+    source = [f"photographer {place % 400}" if place < 1_600 else None for place in range(len(images))]
+    run_of(tmp_path / "run", images)
+    for columns, words in (({}, False), ({"source": source}, True)):
+        labels_of(tmp_path / "labels.csv", images, phash=phash, **columns)
+        assert calibrate(tmp_path, tmp_path / "card.yaml") == 0
+        card = load_ensemble_card(tmp_path / "card.yaml")
+        assert 350 < card.guarantee.n_real < 450
+        assert (f"the {card.guarantee.n_real} that the threshold was chosen on" in card.notes) == words
+        assert ("takes reals for independent" in card.notes) == words
 
 
 @pytest.mark.parametrize("out", ["s3://bucket/card.yaml", "card.json", "."])

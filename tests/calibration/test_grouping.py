@@ -46,6 +46,13 @@ def test_one_picture_stands_for_its_copies():
     assert [hashes[place] for place in np.flatnonzero(~repeated(images))] == [first, hashes[3]]
 
 
+def test_a_real_is_no_copy_of_the_fake_that_was_made_of_it():
+    for fake in ([False, True], [True, False]):
+        images = labelled_of(fake, generator=["G" if one else None for one in fake], phash=LOOKS[:2])
+        assert len(set(groups_of(images).tolist())) == 1
+        assert not repeated(images).any()
+
+
 def test_a_text_that_is_no_hash_is_refused():
     with pytest.raises(ConfigError, match="the phash 'sunset' is no hash of 64 bits"):
         groups_of(labelled_of([False], phash=["sunset"]))

@@ -1,27 +1,17 @@
 import numpy as np
 import pytest
 
-from ray_app.calibration.assembling import calibrated, fit_card, with_thresholds
-from ray_app.calibration.config import CalibrateConfig
-from ray_app.calibration.division import Division
+from ray_app.calibration.assembling import calibrated, fit_card, logit, with_thresholds
 from ray_app.calibration.grouping import groups_of
-from ray_app.calibration.parts import CHOOSE, split
+from ray_app.calibration.parts import CALIBRATE, CHOOSE, FIT, split
 from ray_app.calibration.report import by_quality, generators_left_out, of_cascade, systems_before_and_after
 from ray_app.ensembles import Member, ensemble_of
 from ray_app.metrics import ScoreHistogram, debiased_ece, log_loss
-from tests.calibration.drawn import drawn
+from tests.calibration.drawn import asked, divided, drawn
 
 MEMBERS = (Member(detector="coarse"), Member(detector="fine"))
 BEFORE = ensemble_of(["coarse", "fine"])
 NONE = {"coarse": None, "fine": None}
-
-
-def asked(**more):
-    return CalibrateConfig(run="run", out="card.yaml", **more)
-
-
-def divided(images, parts):
-    return Division.of(images, groups_of(images), parts)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +47,8 @@ def test_log_loss_and_ece_fall_on_held_out_images(images, parts, made):
     mean = np.mean([column.astype(float) for column in choosing.scores.values()], axis=0)
     before = rows[0]["before"]
     assert (before["log_loss"]["value"], before["ece"]["value"]) == pytest.approx(chances_of(mean, choosing.fake))
-    fine = calibrated(choosing, made.fitted.calibrations)[:, 1]
+    shares = [images.fake[parts == part].mean() for part in (CHOOSE, FIT)]
+    fine = calibrated(choosing, made.fitted.calibrations)[:, 1] + logit(shares[0]) - logit(shares[1])
     after = rows[2]["after"]
     assert (after["log_loss"]["value"], after["ece"]["value"]) == pytest.approx(chances_of(fine, choosing.fake))
 
@@ -117,9 +108,10 @@ def test_a_cascade_says_what_goes_on_and_what_it_costs(images, parts, made):
     config = asked(rule="cascade", share=0.5, audit=0.05)
     choosing = images.take(parts == CHOOSE)
     one = with_thresholds(fit_card(divided(images, parts), MEMBERS, config), divided(images, parts), config)
-    row = of_cascade(one, choosing, config)
+    row = of_cascade(one, divided(images, parts), config)
     looks = one.fitted.looks(choosing)
-    prevalence = choosing.fake.mean()
+    prevalence = row["prevalence"]
+    assert prevalence == images.fake[parts == CALIBRATE].mean(), "as the card says"
     by_hand = sum(
         weight * np.mean([look is not None for look, fake in zip(looks, choosing.fake, strict=True) if fake == kind])
         for kind, weight in ((True, prevalence), (False, 1 - prevalence))
@@ -129,4 +121,9 @@ def test_a_cascade_says_what_goes_on_and_what_it_costs(images, parts, made):
     assert 0 < row["measured"]["audit"] < 0.05
     assert row["found_by_all_on_all"] == pytest.approx(made.card.thresholds.true_positive_rate, abs=0.05)
     assert row["found"] <= row["found_by_all_on_all"] + 0.05
-    assert of_cascade(made, choosing, asked()) is None
+    assert of_cascade(made, divided(images, parts), asked()) is None
+    scores = choosing.scores["coarse"]
+    copied = np.flatnonzero((parts == CHOOSE) & ~images.fake & (images.scores["coarse"] > np.quantile(scores[~choosing.fake], 0.995)))
+    again = np.concatenate([np.arange(len(images)), np.repeat(copied, 5)])
+    twice = divided(images.take(again), parts[again])
+    assert of_cascade(with_thresholds(one.fitted, twice, config), twice, config)["found_by_all_on_all"] == row["found_by_all_on_all"]

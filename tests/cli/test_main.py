@@ -46,6 +46,13 @@ def test_every_command_explains_itself(path, command, capsys):
     assert all(option.help for option in command.params if isinstance(option, click.Option) and option.name != "help")
 
 
+def test_the_help_lists_every_command_once(capsys):
+    assert main(["--help"]) == 0
+    listed = re.findall(r"^  ([a-z]+) {2,}[A-Z]", capsys.readouterr().out, re.M)
+    assert sorted(listed) == sorted(touchstone.commands)
+    assert listed.index("score") < listed.index("calibrate") < listed.index("train")
+
+
 def test_a_typo_in_a_config_is_answered_with_file_key_and_nearest_key(tmp_path, capsys):
     config = tmp_path / "mine.yaml"
     config.write_text("blok_members: 4\n")

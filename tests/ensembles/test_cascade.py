@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from ray_app.detectors.cards import Platt
+from ray_app.detectors.cards import Isotonic, Platt
 from ray_app.ensembles import Cascade, EnsembleCard, Member, Stacking, Stage, combine, decide, is_audited, second_looks
 
 NAN = float("nan")
@@ -35,6 +35,15 @@ def test_each_stage_has_its_rule_and_its_calibration():
     cascade = Cascade(first=1, band=(-1, 1), audit_share=0, early=Stage(calibration=Platt(slope=2, intercept=0)), late=stage)
     card = CARD.model_copy(update={"cascade": cascade, "bias": 0.25})
     assert combine(card, columns([0.5, 0.6], [3.0, NAN]), NONE).tolist() == pytest.approx([0.5 + 2 * 3 + 0.5 + 0.25, 1.2 + 0.25])
+
+
+def test_an_infinite_score_is_missing_also_where_a_calibration_levels_off():
+    level = Isotonic(knots=((-1.0, 0.0), (1.0, 0.5)))
+    scores = columns([np.inf, 0.5, 0.0], [1.0, np.inf, 1.0])
+    decided = decide(CARD, scores, calibrations={"cheap": level, "slow": level})
+    assert np.isnan(decided.score).tolist() == [True, True, False]
+    assert decided.second_look == [None, "band", "band"]
+    assert decided.reason == ["cheap: no score", "slow: no score", None]
 
 
 def test_the_drawn_are_the_stated_share_and_always_the_same():

@@ -1,10 +1,16 @@
+import json
+
 import numpy as np
 import pytest
 
-from ray_app.ensembles import EnsembleCard, Member, Thresholds, combine, ensemble_of
+from ray_app.ensembles import Cascade, EnsembleCard, Member, Thresholds, combine, drawn_by_audit, ensemble_of
+from ray_app.evaluation.cells import gather
+from ray_app.evaluation.joining import index_labels
+from ray_app.evaluation.labels import open_labels
 from ray_app.evaluation.systems import ENSEMBLE, systems_of
+from ray_app.metrics.histograms import ScoreHistogram
 from ray_app.runs import RunDirectory
-from tests.evaluation.made import cut, random_rows
+from tests.evaluation.made import cut, made_run, random_rows
 
 CALIBRATION = {"slope": 2.0, "intercept": 0.5}
 
@@ -81,3 +87,24 @@ def test_a_view_is_decided_by_the_runs_own_rule(tmp_path):
     np.testing.assert_allclose(found[ENSEMBLE], wanted, atol=1e-12)
     np.testing.assert_allclose(found[ENSEMBLE], 2 * scores["b"].astype(float) - (2 * scores["a"].astype(float) + 0.5) + 0.25, atol=1e-12)
     assert set(systems.clean(pa.table(piece))) == {ENSEMBLE, "a", "b"}
+
+
+def test_a_cascades_audit_draws_a_view_with_its_file(tmp_path):
+    columns, truths, scores = random_rows(200, views=("v",))
+    cascade = Cascade(first=1, band=(-0.5, 0.5), audit_share=0.5)
+    members = (Member(detector="a"), Member(detector="b"))
+    card = EnsembleCard(name="two", title="Two", members=members, rule="cascade", cascade=cascade)
+    run = made_run(tmp_path / "run", columns, ensemble=card.model_dump(mode="json"))
+    labels = tmp_path / "labels.jsonl"
+    rows = [{"image_id": int(one)} | truth for one, truth in zip(columns["image_id"], truths, strict=True)]
+    labels.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    cells = gather(run, index_labels(open_labels(str(labels))), systems_of(run))
+    drawn = drawn_by_audit(card, columns["sha256"])
+    wanted = combine(card, {name: scores[name] for name in "ab"}, {}, audited=drawn)
+    found = [one.histogram() for (_, system, _), one in cells.views.items() if system == ENSEMBLE]
+    histogram = ScoreHistogram.merged(found)
+    expected = ScoreHistogram.of(wanted[np.isfinite(wanted)])
+    np.testing.assert_allclose(histogram.values, expected.values)
+    assert histogram.counts.tolist() == expected.counts.tolist()
+    alone = combine(card, {name: scores[name] for name in "ab"}, {})
+    assert not np.array_equal(wanted, alone, equal_nan=True), "the audit changes what is expected"

@@ -175,6 +175,28 @@ def test_what_is_known_of_the_same_bytes_is_complete_as_far_as_it_went(spec, dat
     assert forgetful.known(outcomes[stays].facts.sha256) is not None
 
 
+def test_what_is_known_does_not_suffice_a_decision_by_which_more_detectors_look(spec, data):
+    """As after `touchstone decide` with another card: the index was made under the old one."""
+    _, outcomes, readings = looked_at(spec, data)
+    recall = Recall(spec)
+    recall.begin_block()
+    recall.learn(outcomes, readings)
+    recall.begin_block()
+
+    class Known:
+        def find(self, sha256):
+            return recall.known(sha256)
+
+    going = going_on(spec, outcomes, readings)
+    stays = [row for row, outcome in enumerate(outcomes) if outcome.status is Status.OK and row not in going]
+    wide = spec.ensemble.cascade.model_copy(update={"band": (-1e6, 1e6)})
+    for decision in ({"cascade": wide}, {"cascade": None, "rule": "mean-logit"}):
+        other = Recall(replace(spec, ensemble=spec.ensemble.model_copy(update=decision)), Known())
+        assert all(other.known(outcomes[row].facts.sha256) is None for row in stays)
+        assert all(other.known(outcomes[row].facts.sha256) is not None for row in going)
+    assert all(Recall(spec, Known()).known(outcomes[row].facts.sha256) is not None for row in [*stays, *going])
+
+
 def test_readings_of_some_members_stand_in_their_places():
     some = Readings({"a": np.array([1.0, 2.0], np.float32)}, {"a": [np.zeros((1, 1), np.uint8), None]}, {"a": ["x", "y"]})
     spread = some.spread([2, 0], 3)

@@ -47,6 +47,7 @@ def test_the_library_follows_the_card_too():
     assert (loaded.spec.precision[TINY], loaded.spec.resize) == ("fp32", "fast")
     with pytest.raises(ConfigError):
         Ensemble(card, resize="exact")
+    assert Ensemble(card, resize="exact", waive_guarantee=True).spec.resize == "exact"
 
 
 def test_nothing_departs_from_what_nobody_noted():

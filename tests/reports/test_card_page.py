@@ -119,7 +119,7 @@ def without_what_is_not_used(card):
 
 
 def missing_from(page, card):
-    said = " ".join(page.split()).casefold()
+    said = " ".join(page.split()).casefold().replace("− ", "-")  # a formula's minus is the number's
     absent = []
     for leaf in leaves(without_what_is_not_used(card)):
         ways = (

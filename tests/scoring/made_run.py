@@ -40,14 +40,16 @@ def properties_made(seed, count, **options):
 
 
 def made_run(folder, card, seed, count, *, identity=None, finished=False, **options):
-    """A run of such images, decided by a card and published; `finished`: with a summary."""
+    """A run of such images, on whose scores all detectors of its card agree, decided and published; `finished`: with a summary."""
     run = RunDirectory.open(str(folder))
     spec = make_spec(card, limits=ImageLimits(), precision="fp32")
-    facts = {"detectors": {NAME: {}}, "precision": dict(spec.precision), "resize": "exact", "limits": spec.limits.model_dump(mode="json")}
-    run.claim(facts | decision_identity(spec) | (identity or {}), [NAME], card.model_dump(mode="json"))
+    names = list(spec.cards)
+    facts = {"detectors": {name: {} for name in names}, "precision": dict(spec.precision), "resize": "exact",
+             "limits": spec.limits.model_dump(mode="json")}  # fmt: skip
+    run.claim(facts | decision_identity(spec) | (identity or {}), names, card.model_dump(mode="json"))
     more_rows(run, card, seed, count, **options)
     if finished:
-        run.write_json("summary.json", {"listing": 0, "complete": True} | count_rows(run, [NAME]))
+        run.write_json("summary.json", {"listing": 0, "complete": True} | count_rows(run, names))
     return run
 
 
@@ -70,7 +72,7 @@ def more_rows(run, card, seed, count, *, decoder=DECODER, drops=(), **options):
                 decoder=decoder, quality=int(quality[place]) or None))
             for place in places
         ]  # fmt: skip
-        scored = judge(spec, outcomes, Readings({NAME: scores[list(places)]}))
+        scored = judge(spec, outcomes, Readings({name: scores[list(places)] for name in spec.cards}))
         rows = result_rows(members, scored, attempt=1, scored_at=datetime(2026, 1, 1, seed % 24, tzinfo=UTC))
         run.write_part(number, ref.block, rows.drop_columns(list(drops)))
     assert start == count

@@ -7,15 +7,18 @@ import numpy as np
 import pytest
 import yaml
 
-from ray_app.ensembles import EnsembleCard, Seen
+from ray_app.ensembles import Cascade, EnsembleCard, Member, Seen
 from ray_app.errors import ConfigError, IdentityError
 from ray_app.images import ImageLimits
 from ray_app.inference import make_spec
 from ray_app.reports import render_run_report, summary_lines
 from ray_app.runs import RunDirectory, current_rows
 from ray_app.runs import merging as merging_module
+from ray_app.scoring.config import ClusterConfig, ScoreConfig
 from ray_app.scoring.guarantee import UNLIKE, settle_guarantee
 from ray_app.scoring.redeciding import decide_run, decided
+from ray_app.scoring.run import score_archive
+from tests.inference.two_detectors import write_two
 from tests.runs.small_run import NAME
 from tests.scoring.made_run import made_run, more_rows, properties_made
 from tests.scoring.shifted import calibrated_card
@@ -176,6 +179,32 @@ def test_decide_compares_the_archive_too_and_waiving_gives_the_verdicts_back(tmp
     again = decide_run(run.store.url, written(tmp_path, plain))
     assert "guarantee" not in again
     assert "waive_guarantee" not in again["identity"]
+
+
+def test_a_cascade_is_compared_where_its_later_members_look_also_on_scores_of_everything(tmp_path):
+    """As `calibrate` writes a cascade from a run in which every detector looked at every image, and `decide` then applies it there."""
+    members = tuple(Member(detector=path) for path in write_two(tmp_path))
+    properties = properties_made(1, 3000)
+    score = properties["score"]
+    looked = np.where((score >= -1) & (score <= 2), score, np.nan)
+    properties = {name: one for name, one in properties.items() if name != f"score:{NAME}"} | {"score:cheap": score, "score:slow": looked}
+    found = calibrated_card(properties, np.arange(3000) % 2 == 1)
+    cascade = {"rule": "cascade", "cascade": Cascade(first=1, band=(-1, 2), audit_share=0.0), "members": members, "settings": None}
+    plain = EnsembleCard(name="plain", title="Plain", members=members)
+    run = made_run(tmp_path / "run", plain, 16, N, finished=True)
+    summary = decide_run(run.store.url, written(tmp_path, found.model_copy(update=cascade)))
+    assert (summary["guarantee"]["holds"], summary["guarantee"]["why"]) == (True, None)
+    assert "score:slow" in {shift["feature"] for shift in summary["guarantee"]["shifts"]}
+    assert verdicts(run) == {"real", "fake"}
+    assert all(row["scores"]["slow"] is not None for row in rows_of(run))
+
+
+def test_other_settings_than_a_cards_are_refused_before_a_cluster_is_looked_for(tmp_path, card):
+    config = ScoreConfig(source=(str(tmp_path),), out=str(tmp_path / "run"), ensemble=written(tmp_path, card), resize="fast",
+                         cluster=ClusterConfig(address="ray://nowhere.invalid:1"))  # fmt: skip
+    with pytest.raises(ConfigError, match="its calibration does not hold with resize fast"):
+        score_archive(config)
+    assert not RunDirectory.open(str(tmp_path / "run")).exists()
 
 
 def test_decide_refuses_scores_made_otherwise_unless_waived(tmp_path, card):

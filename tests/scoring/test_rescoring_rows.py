@@ -129,6 +129,11 @@ def test_a_block_without_its_file_stops_it(run, tmp_path):
         rescored(run, tmp_path)
 
 
+def test_where_no_run_is_there_is_nothing_to_rescore(tmp_path):
+    with pytest.raises(ConfigError, match="no finished run here"):
+        rescore_run(str(tmp_path / "nowhere"), str(tmp_path / "new"), [NAME])
+
+
 def test_an_unfinished_run_is_refused(run, tmp_path):
     begin_retry(run, 2, ["corrupt_image"], PLAN)
     with pytest.raises(ConfigError, match="a retry is not finished"):
@@ -164,6 +169,16 @@ def test_an_ensemble_card_decides_by_its_own_thresholds(run, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["verdicts"] == {"real": 0, "fake": 0, "abstain": 29}
     assert main([*command[:2], "--out", str(tmp_path / "other")]) == 2
     assert "--detector, or an ensemble card" in capsys.readouterr().err
+
+
+def test_a_card_that_was_calibrated_otherwise_is_refused_in_words_that_help_here(run, tmp_path):
+    card = {"name": "mine", "title": "one head", "members": [{"detector": NAME}],
+            "settings": {"precision": {NAME: "bf16"}, "resize": "exact"}}  # fmt: skip
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(card))
+    with pytest.raises(ConfigError, match=f"of mine does not hold for embeddings made with {NAME} in fp32") as refused:
+        rescore_run(run.store.url, str(tmp_path / "new"), [], str(tmp_path / "mine.yaml"))
+    assert "waive" not in refused.value.hint
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_head_of_other_pixels_is_refused_by_name(run, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 
 from ray_app.ensembles import load_ensemble_card
 from ray_app.errors import ConfigError, DetectorError
-from ray_app.images import ImageLimits
+from ray_app.images import ImageLimits, decoder_name
 from ray_app.inference import make_spec
 from ray_app.runs import fingerprint
 from ray_app.scoring.preparing import scoring_identity
@@ -108,3 +108,14 @@ def test_what_an_endpoint_says_of_a_guarantee(tmp_path):
     assert (waived.guarantee.holds, waived.guarantee.why) == (False, "scored otherwise: resize exact (calibrated with fast)")
     [plain] = ensemble_infos(load_generation(ServeConfig()))
     assert plain.guarantee is None
+
+
+def test_another_decoder_ends_an_endpoints_guarantee_as_it_does_a_runs(tmp_path):
+    promise = "{target_fpr: 0.01, n_real: 299, false_positives: 0, upper_bound: 0.00997}"
+    population = "{what: photographs, prevalence: 0.5, parts: [], seen: {formats: [JPEG]}}"
+    for name, decoder in (("same", decoder_name("JPEG")), ("older", "pillow of yesterday")):
+        settings = f"{{precision: {{touchstone-tiny: fp32}}, decoders: ['{decoder}']}}"
+        card = stricter(tmp_path, name, settings=settings, guarantee=promise, population=population)
+        [info] = ensemble_infos(load_generation(ServeConfig(ensembles=(card,))))
+        expected = (True, None) if name == "same" else (False, f"decoded otherwise: {decoder_name('JPEG')}")
+        assert (info.guarantee.holds, info.guarantee.why) == expected

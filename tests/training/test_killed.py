@@ -105,7 +105,6 @@ def assert_no_orphans(out):
     assert folders == {one.name for one in checkpoints.kept(store)}
 
 
-@pytest.mark.ci
 def test_every_row_once_an_epoch_and_a_report(in_peace):
     assert_every_row_once_an_epoch(in_peace)
     assert_no_orphans(in_peace)

@@ -87,7 +87,7 @@
     link.href = URL.createObjectURL(new Blob([csv()], { type: "text/csv" }));
     link.download = "labels.csv";
     link.click();
-    URL.revokeObjectURL(link.href);
+    setTimeout(() => URL.revokeObjectURL(link.href), 60000); // some browsers read it after this returns
   }
 
   list.addEventListener("click", (event) => {

@@ -17,7 +17,7 @@ from ray_app.images.provenance import Provenance
 from ray_app.inference import Outcome, Readings, ScoringSpec, judge, remarks_on
 from ray_app.inference.batches import Pixels
 from ray_app.inference.judging import finite, going_on
-from ray_app.inference.settings import departures
+from ray_app.inference.settings import decoders_here, departures, other_decoders, otherwise
 from ray_app.runs.masks import mask_area, mask_png
 from ray_app.serving.generation import Generation
 from ray_app.serving.groups import Reply
@@ -157,12 +157,13 @@ def _guarantee(spec: ScoringSpec) -> schemas.GuaranteeInfo | None:
     card, promise = spec.ensemble, spec.ensemble.guarantee
     if promise is None:
         return None
-    otherwise = departures(card.settings, spec.precision, spec.resize)
+    scored, unknown = departures(card.settings, spec.precision, spec.resize), other_decoders(card.settings, decoders_here(card))
+    why = "; ".join(otherwise(scored, unknown))
     return schemas.GuaranteeInfo(
         **promise.model_dump(include={"target_fpr", "confidence", "upper_bound", "n_real"}),
         population=card.population.what if card.population else None,
-        holds=not otherwise,
-        why=f"scored otherwise: {', '.join(otherwise)}" if otherwise else None,
+        holds=not why,
+        why=why or None,
     )
 
 
