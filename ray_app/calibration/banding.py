@@ -1,14 +1,18 @@
 """Which images of a cascade go on to all detectors: the band of early scores that finds most fakes at its share. Knows both scores."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from ray_app.calibration.labelled import Places
 from ray_app.errors import ConfigError
 from ray_app.metrics.arrays import Bools, Floats
 from ray_app.metrics.intervals import proportion_interval
 
 _STARTS = 48
+_RESAMPLES = 32
+_FEW = 20_000  # images; of more, one look at them is sure enough
 
 
 @dataclass(frozen=True)
@@ -27,18 +31,20 @@ def choose_band(
     """The band of `early` scores (n,) inside which `late` ones count, such that the share of images in it is at most `share`.
 
     Of bands that start at different places and are as wide as the share allows, the one with which most fakes are found where the share
-    `target` of reals is called fake; of equal ones, the one with the smaller log-loss. The share is that of images of which `prevalence`
-    are fake, and it is kept by the exact upper bounds of both classes' shares, each of half of what 1 − `confidence` leaves.
+    `target` of reals is called fake; of equal ones, the one with the smaller log-loss. So small a share of reals is few images, and which
+    band they favour is chance: what is found is the mean over resampled images. The share is that of images of which `prevalence` are
+    fake, and it is kept by the exact upper bounds of both classes' shares, each of half of what 1 − `confidence` leaves.
     Raises ConfigError where there are too few images to bound so small a share.
     """
     counter = _Counter(early, fake, prevalence, (1 - confidence) / 2)
+    drawn = _resampled(fake)
     best: tuple[tuple[float, float], Band] | None = None
     for start in np.unique(np.linspace(0, len(counter.values) - 1, _STARTS).round().astype(int)).tolist():
         end = counter.widest(start, share)
         if end is None:
             continue
         low, high = float(counter.values[start]), float(counter.values[end])
-        worth = _worth(np.where((early >= low) & (early <= high), late, early), fake, target)
+        worth = _worth(np.where((early >= low) & (early <= high), late, early), fake, target, drawn)
         if best is None or worth > best[0]:
             best = worth, Band(low, high, counter.share(start, end), counter.bound(start, end))
     if best is None:
@@ -92,9 +98,22 @@ class _Counter:
         return real, fake
 
 
-def _worth(scores: Floats, fake: Bools, target: float) -> tuple[float, float]:
+def _resampled(fake: Bools) -> list[tuple[Places, Places]]:
+    """Places of reals and of fakes, drawn anew with replacement, each time as many; all of them once where they are many."""
+    classes = np.flatnonzero(~fake), np.flatnonzero(fake)
+    if len(fake) > _FEW:
+        return [classes]
+    random = np.random.default_rng(0)
+    reals, fakes = ([random.choice(places, len(places)) for _ in range(_RESAMPLES)] for places in classes)
+    return list(zip(reals, fakes, strict=True))
+
+
+def _worth(scores: Floats, fake: Bools, target: float, drawn: Sequence[tuple[Places, Places]]) -> tuple[float, float]:
     """The share of fakes above the threshold that the share `target` of reals reach, and the log-loss with its sign turned."""
-    reals = np.sort(scores[~fake])
-    threshold = reals[len(reals) - 1 - int(target * len(reals))]
-    found = float((scores[fake] > threshold).mean())
-    return found, -float(np.logaddexp(0, np.where(fake, -scores, scores)).mean())
+    found = [_found(scores[reals], scores[fakes], target) for reals, fakes in drawn]
+    return float(np.mean(found)), -float(np.logaddexp(0, np.where(fake, -scores, scores)).mean())
+
+
+def _found(reals: Floats, fakes: Floats, target: float) -> float:
+    place = len(reals) - 1 - int(target * len(reals))
+    return float((fakes > np.partition(reals, place)[place]).mean())

@@ -197,10 +197,10 @@ def tpr_at(scores, fake, rate):
 
 @pytest.fixture(scope="module")
 def calibrated(ray_cluster, tmp_path_factory):
-    """A detector that looks at little, one that looks at much for long, and the cascade of both that was calibrated on 1,400 images."""
+    """A detector that looks at little, one that looks at much for long, and the cascade of both that was calibrated on 4,000 images."""
     folder = tmp_path_factory.mktemp("calibrated")
     cards = write_cards(folder, 32, 832)
-    labels = write_labelled(folder / "labelled", 140, seed=1)
+    labels = write_labelled(folder / "labelled", 400, seed=1)
     score_into(folder / "run", folder / "labelled", detectors=tuple(map(str, cards)), block_members=64)
     asked = CalibrateConfig(run=str(folder / "run"), labels=str(labels), out=str(folder / "cascade.yaml"), rule="cascade", first=1,
                             share=SHARE, fpr=RATE, share_generators=True)  # fmt: skip
