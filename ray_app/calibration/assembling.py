@@ -20,7 +20,7 @@ from ray_app.calibration.labelled import Labelled
 from ray_app.calibration.parts import CHOOSE, FIT
 from ray_app.calibration.thresholds import Chosen, choose, real_below
 from ray_app.detectors.cards import Calibration, Isotonic, Platt
-from ray_app.ensembles import EnsembleCard, Member, Stage, Thresholds, combine, is_audited, second_looks
+from ray_app.ensembles import EnsembleCard, Member, Stage, Thresholds, combine, drawn_by_audit, second_looks
 from ray_app.ensembles.cards import Cascade, Rule
 from ray_app.ensembles.stacking import fit_stacking
 from ray_app.errors import ConfigError
@@ -56,7 +56,7 @@ class Fitted:
         return {name: labelled.scores[name] for name in self.names}
 
     def _audited(self, labelled: Labelled) -> list[bool]:
-        return [is_audited(self.card, sha256) for sha256 in labelled.sha256] if self.card.cascade else []
+        return drawn_by_audit(self.card, labelled.sha256)
 
 
 @dataclass(frozen=True)

@@ -44,11 +44,11 @@ def _equal_keys(keys: Hashes) -> Iterator[tuple[Pairs, Pairs]]:
     ordered = keys[order]
     bounds = np.concatenate([[0], np.flatnonzero(ordered[1:] != ordered[:-1]) + 1, [len(keys)]])
     after = np.repeat(bounds[1:], np.diff(bounds)) - np.arange(len(keys)) - 1  # of each key in order: how many equal ones follow
-    todo = np.flatnonzero(after)
-    begun = np.concatenate([[0], np.cumsum(after[todo])])
-    while len(todo):
+    left = np.flatnonzero(after)
+    begun = np.concatenate([[0], np.cumsum(after[left])])
+    while len(left):
         count = max(1, int(np.searchsorted(begun, begun[0] + _AT_ONCE, side="right")) - 1)
-        which = np.repeat(np.arange(count), after[todo[:count]])
+        which = np.repeat(np.arange(count), after[left[:count]])
         step = np.arange(len(which)) - (begun[:count] - begun[0])[which] + 1
-        yield order[todo[:count][which]], order[todo[:count][which] + step]
-        todo, begun = todo[count:], begun[count:]
+        yield order[left[:count][which]], order[left[:count][which] + step]
+        left, begun = left[count:], begun[count:]

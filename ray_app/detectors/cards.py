@@ -318,6 +318,18 @@ class DetectorCard(Frozen):
         facts = {"family": self.family, **self.architecture.model_dump(mode="json")}
         return facts if self.backbone is None else facts | {"backbone": self.backbone.architecture.model_dump(mode="json")}
 
+    @property
+    def scoring_facts(self) -> dict[str, Any]:
+        """All that decides what the network's weights make of an image, as plain JSON: what a run's identity notes of a detector."""
+        return {
+            "architecture": self.architecture_facts,
+            "preprocessing": self.preprocessing.model_dump(mode="json"),
+            "calibration": None if self.calibration is None else self.calibration.model_dump(mode="json"),
+            "output": self.output.model_dump(mode="json"),
+            "valid_range": self.valid_range.model_dump(mode="json", exclude={"note"}),
+            "masks": self.masks,
+        }
+
 
 def default_slots(device: str) -> int:
     """Images per batch: beyond 4 a core scores no faster, and a single photo would pay for the empty slots; a GPU wants 64."""

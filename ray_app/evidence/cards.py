@@ -18,21 +18,9 @@ class Known(NamedTuple):
     departs: tuple[str, ...]
 
 
-def noted_facts(card: DetectorCard) -> dict[str, Any]:
-    """What a run's identity says of a detector, but for its weights."""
-    return {
-        "architecture": card.architecture_facts,
-        "preprocessing": card.preprocessing.model_dump(mode="json"),
-        "calibration": None if card.calibration is None else card.calibration.model_dump(mode="json"),
-        "output": card.output.model_dump(mode="json"),
-        "valid_range": card.valid_range.model_dump(mode="json", exclude={"note"}),
-        "masks": card.masks,
-    }
-
-
 def departures(card: DetectorCard, facts: Mapping[str, Any]) -> tuple[str, ...]:
     """The keys in which a card is not what a run noted; what an older run did not note is not compared."""
-    ours = {key: value for key, value in noted_facts(card).items() if key in facts}
+    ours = {key: value for key, value in card.scoring_facts.items() if key in facts}
     theirs = {key: value for key, value in facts.items() if key in ours}
     return tuple(key for key, _, _ in differing_keys(ours, theirs))
 

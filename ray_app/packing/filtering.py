@@ -6,8 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from ray_app.archives import manifests
-from ray_app.errors import ClusterError, ConfigError
+from ray_app.errors import ClusterError
 from ray_app.packing.config import FilterConfig
 from ray_app.packing.directory import claim
 from ray_app.packing.kept import KeptMembers, decisions_digest
@@ -28,7 +27,7 @@ def filter_run(config: FilterConfig, *, retry: bool = False) -> dict[str, Any]:
     unfinished), IdentityError, StorageError, ClusterError, and KeyboardInterrupt after saying how to go on.
     """
     run = RunDirectory.open(config.run)
-    described = _finished(run)
+    described = run.describe_settled()
     members = check_conservation(run)
     store = Store.open(config.out)
     with Lease(store) as lease:
@@ -51,17 +50,6 @@ def filter_run(config: FilterConfig, *, retry: bool = False) -> dict[str, Any]:
         summary |= facts
         store.write("summary.json", json.dumps(summary, indent=2, ensure_ascii=False).encode())
     return summary
-
-
-def _finished(run: RunDirectory) -> dict[str, Any]:
-    """What `run.json` says of a run in which nothing is under way. Raises ConfigError for any other."""
-    described = run.describe_finished()
-    run.check_settled()
-    if run.read_json("summary.json")["listing"] != max(manifests(run.store)) or run.store.folders("retries"):
-        raise ConfigError(
-            f"{run.store.url}: members are still being scored", hint="finish the run with its `touchstone score` command first"
-        )
-    return described
 
 
 def _identity(config: FilterConfig, run: RunDirectory, described: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ray_app.archives import Each, in_turn
+from ray_app.archives import Each, in_turn, manifests
 from ray_app.errors import ConfigError, IdentityError
 from ray_app.runs.identity import Identity, as_known_to, differences
 from ray_app.runs.merging import Compactor, Merger, consecutive, published_path, remove_parts
@@ -78,6 +78,16 @@ class RunDirectory:
         if not self.store.exists("summary.json"):
             raise ConfigError(f"{self.store.url}: no finished run here", hint="the `touchstone score` command that made it finishes it")
         return self.describe()
+
+    def describe_settled(self) -> dict[str, Any]:
+        """The same of a run in which nothing is under way: no listing, no retry, no verdicts. Raises ConfigError for any other."""
+        described = self.describe_finished()
+        self.check_settled()
+        if self.read_json("summary.json")["listing"] != max(manifests(self.store)) or self.store.folders("retries"):
+            raise ConfigError(
+                f"{self.store.url}: a listing or a retry is not finished", hint="finish it with its `touchstone score` command first"
+            )
+        return described
 
     def claim(self, identity: Identity, detectors: list[str], ensemble: dict[str, Any]) -> None:
         """Make the directory this command's, or check that it already is. Raises IdentityError with the differences."""

@@ -64,18 +64,7 @@ def share_weights(spec: ScoringSpec, run: RunDirectory) -> str | None:
 def scoring_identity(spec: ScoringSpec) -> dict[str, Any]:
     """The part that a served ensemble has too: detectors, settings, decision."""
     return {
-        "detectors": {
-            name: {
-                "weights": weights_digest(card),
-                "architecture": card.architecture_facts,
-                "preprocessing": card.preprocessing.model_dump(mode="json"),
-                "calibration": None if card.calibration is None else card.calibration.model_dump(mode="json"),
-                "output": card.output.model_dump(mode="json"),
-                "valid_range": card.valid_range.model_dump(mode="json", exclude={"note"}),
-                "masks": card.masks,
-            }
-            for name, card in spec.cards.items()
-        },
+        "detectors": {name: {"weights": weights_digest(card), **card.scoring_facts} for name, card in spec.cards.items()},
         "precision": dict(spec.precision),
         "resize": spec.resize,
         "batch_slots": spec.slots,

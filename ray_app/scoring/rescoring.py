@@ -52,7 +52,7 @@ def rescore_run(
     if bool(detectors) == (ensemble is not None):
         raise ConfigError("name the heads by --detector, or an ensemble card of heads by --ensemble", hint="one of the two")
     source, run = RunDirectory.open(url), RunDirectory.open(out)
-    identity = _settled(source)
+    identity = source.describe_settled()["identity"]
     card = load_ensemble_card(ensemble) if ensemble is not None else ensemble_of(list(detectors))
     spec, heads = _heads(source, identity, card, accept_licences)
     references = None if ensemble is None else references_beside(ensemble)
@@ -63,18 +63,6 @@ def rescore_run(
         session = Session(run, {"rescored": source.store.url, "detectors": [head.card.name for head in heads]}, start)
         _Rescoring(source, run, spec, heads, session).all()
         return _finished(run, spec, session)
-
-
-def _settled(source: RunDirectory) -> dict[str, Any]:
-    """The identity of a run that has ended and is not being changed. Raises ConfigError."""
-    described = source.describe_finished()
-    source.check_settled()
-    if source.read_json("summary.json")["listing"] != max(manifests(source.store)) or source.store.folders("retries"):
-        raise ConfigError(
-            f"{source.store.url}: a listing or a retry is not finished", hint="finish it with its `touchstone score` command first"
-        )
-    identity: dict[str, Any] = described["identity"]
-    return identity
 
 
 @dataclass(frozen=True)

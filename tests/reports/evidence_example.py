@@ -5,7 +5,6 @@ import copy
 from ray_app.detectors.cards import Platt
 from ray_app.ensembles import EnsembleCard, Guarantee, Population, load_ensemble_card
 from ray_app.evidence.canonical import digest
-from ray_app.evidence.cards import noted_facts
 from ray_app.evidence.redeciding import decide_again, spec_of
 from ray_app.evidence.sections import Grounds, sections
 from ray_app.images import ImageLimits
@@ -42,7 +41,7 @@ def example_evidence(text=None, *, score=2.0, promised=False, run=None, ensemble
     identity = {
         "source": [text or "s3://bucket/photos"],
         "limits": spec.limits.model_dump(mode="json"),
-        "detectors": {name: {"weights": "d" * 64, **noted_facts(one)} for name, one in spec.cards.items()},
+        "detectors": {name: {"weights": "d" * 64, **one.scoring_facts} for name, one in spec.cards.items()},
         "precision": dict(spec.precision),
         "resize": "exact",
         "batch_slots": 4,
