@@ -248,7 +248,8 @@ def test_a_window_mixes_within_itself():
     assert np.mean(np.abs(np.diff(order)) == 1) < 0.02
 
 
-def test_an_order_of_millions_is_made_in_under_a_second_and_is_small():
+def test_an_order_of_millions_costs_a_few_sorts_and_is_small():
+    """In sorts of as many numbers on the same machine, 1.5 to 1.8 of them: a second is twice as long on another."""
     count = 2_700_000
     codes = np.arange(count, dtype=np.int32)
     fields = [
@@ -258,9 +259,12 @@ def test_an_order_of_millions_is_made_in_under_a_second_and_is_small():
     rows = pa.table({"input": pa.StructArray.from_arrays(fields, ["label", "generator"])})
     assert len(pickle.dumps(Order(rows, Sampling(), 0, 256))) < 10_000
     order = Order(rows, Sampling(classes="balanced", generators=0.5, window=8192), 0, 256)
-    took = []
+    made, sorting = [], []
     for epoch in range(3):
         began = time.process_time()
+        np.argsort(np.random.default_rng(epoch).random(count), kind="stable")
+        sorted_at = time.process_time()
         order.step(epoch * count // 256 + 1)
-        took.append(time.process_time() - began)
-    assert min(took) < 1
+        sorting.append(sorted_at - began)
+        made.append(time.process_time() - sorted_at)
+    assert min(made) < 4 * min(sorting)
