@@ -14,6 +14,7 @@ Everything is read from the run directory and the cards; nothing is fetched, dec
 """
 
 import json
+import math
 import platform
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -64,10 +65,10 @@ def make_evidence(url: str, image: str) -> dict[str, Any]:
 def read_evidence(path: Path) -> dict[str, Any]:
     """A record that was written. Raises ConfigError where the file is none, or one of a later kind."""
     try:
-        told = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+        told = json.loads(path.read_text(encoding="utf-8"), parse_constant=_finite, parse_float=_finite)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not JSON: {error}", hint="--verify takes an evidence.json") from None
     if not isinstance(told, dict) or KIND not in told or not (isinstance(told.get("record"), dict) and isinstance(told.get("sha256"), str)):
         raise ConfigError(f"{path}: no record of `touchstone evidence`", hint="--verify takes an evidence.json")
@@ -76,8 +77,12 @@ def read_evidence(path: Path) -> dict[str, Any]:
     return told
 
 
-def _refuse(word: str) -> Any:
-    raise ValueError(f"{word} is no number that JSON knows")
+def _finite(word: str) -> float:
+    """A number as JSON spells it. Raises ValueError for NaN, and for what no float holds (1e999)."""
+    number = float(word)
+    if not math.isfinite(number):
+        raise ValueError(f"{word} is no finite number")
+    return number
 
 
 def _maker(told: Mapping[str, Any]) -> str:

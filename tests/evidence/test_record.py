@@ -145,6 +145,9 @@ def test_equal_content_has_one_spelling():
         '{"touchstone_evidence": 1}',
         '{"touchstone_evidence": 9, "sha256": "", "record": {}}',
         '{"touchstone_evidence": 1, "sha256": "", "record": {"x": NaN}}',
+        '{"touchstone_evidence": 1, "sha256": "", "record": {"x": -Infinity}}',
+        '{"touchstone_evidence": 1, "sha256": "", "record": {"x": 1e999}}',
+        '{"touchstone_evidence": 1, "sha256": "", "record": ' + "[" * 100_000 + "]" * 100_000 + "}",
     ],
 )
 def test_what_is_no_record_is_refused(tmp_path, text):
