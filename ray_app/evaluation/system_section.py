@@ -97,6 +97,7 @@ def system_of(system: System, cells: Cells, asked: Asked) -> Document:
         "calibrated": system.calibrated,
         "threshold": system.threshold,
         "strict": system.strict,
+        "late": system.late,
         "n_real": scores.reals.n,
         "n_fake": scores.fakes.n,
         "unscored": cells.joined - scores.reals.n - scores.fakes.n,

@@ -22,7 +22,8 @@ Column = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class System:
-    """One column of scores (log-odds of fake). `calibration`: what makes chances of them; `decides`: the run's verdicts are its own.
+    """One column of scores (log-odds of fake). `calibration`: what makes chances of them; `decides`: the run's verdicts are its own;
+    `late`: in a cascade it looks only at images that go on.
 
     Fake is a score above `threshold`, or, unless `strict`, at it. `card`: None where it cannot be read any more.
     """
@@ -36,6 +37,7 @@ class System:
     calibrated: bool = False
     binary: bool = False
     decides: bool = False
+    late: bool = False
     card: DetectorCard | None = None
 
     def says_fake(self, scores: Column) -> npt.NDArray[np.bool_]:
@@ -99,9 +101,10 @@ def systems_of(run: RunDirectory, *, threshold: float | None = None, strict: boo
     for name, member in zip(members, ensemble.members if ensemble else (), strict=True):
         calibrations[name] = member.calibration or calibrations.get(name)
     by_name = {name: card for name, card in cards.values()}
+    late = members[ensemble.first :] if ensemble else ()
     detectors = [
         System(name, "detector", card.title if (card := by_name.get(name)) else name, threshold or 0.0, strict, calibrations[name],
-               calibrations[name] is not None, _is_binary(card), card=card)
+               calibrations[name] is not None, _is_binary(card), late=name in late, card=card)
         for name in names
     ]  # fmt: skip
     kept = {name: calibrations[name] for name in members if name in calibrations}

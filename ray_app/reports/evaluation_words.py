@@ -77,7 +77,12 @@ def warnings(told: EvaluationFacts) -> list[Warned]:
     texts = [text for text in shortcut.warnings if told_above is None or not text.startswith(told_above)]
     found += [Warned("Classes differ.", wording.visible(text), not shortcut.confounded) for text in texts]
     found += _joining(told)
-    unscored = [system for system in told.systems if system.unscored]
+    late = [system for system in told.systems if system.late]
+    if late:
+        each = ", ".join(f"{short(system.called)} {system.n:,}" for system in late[:6])
+        words = f"Images that went on in the cascade: {each}. Figures of these detectors are of such images alone, the hard ones."
+        found.append(Warned("Some detectors saw only a part.", words, True))
+    unscored = [system for system in told.systems if system.unscored and not system.late]
     if unscored:
         each = ", ".join(f"{short(system.called)} {system.unscored:,}" for system in unscored[:6])
         found.append(Warned("Not all images have a score.", f"Without: {each}. They are in no figure but the strict ones.", False))

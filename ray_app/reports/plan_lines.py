@@ -106,7 +106,9 @@ def _recompressing(plan: Mapping[str, Any]) -> Iterator[str]:
     asked = plan.get("stability")
     if asked:
         more = wording.counted(asked["views"], "recompressed view")
-        yield f"{more} of every image within {asked['margin']:g} log-odds of a threshold; they are not in the forecast"
+        share = asked["share"]
+        how_many = "they are not in the forecast" if share is None else f"{wording.percent(share)} of the probed images"
+        yield f"{more} of every image within {asked['margin']:g} log-odds of a threshold; {how_many}"
 
 
 def _keeping(plan: Mapping[str, Any]) -> Iterator[str]:

@@ -79,7 +79,10 @@ class ViewFacts(Section):
 
 
 class SystemFacts(Section):
-    """One detector or the ensemble. `decided`: the ensemble's figures with its abstentions; `kinds`: whole fakes and local edits apart."""
+    """One detector or the ensemble. `decided`: the ensemble's figures with its abstentions; `kinds`: whole fakes and local edits apart.
+
+    `late`: in a cascade it looks only at images that go on, and its figures are of these.
+    """
 
     name: str = ""
     kind: str = ""
@@ -87,6 +90,7 @@ class SystemFacts(Section):
     output: str = "continuous"
     calibrated: bool = False
     threshold: float | None = None
+    late: bool = False
     n_real: int = 0
     n_fake: int = 0
     unscored: int = 0

@@ -84,6 +84,7 @@ def _probed(
     return {
         "probe": _probe_facts(spec, probed, pace.scored_by),
         **_looks(config, spec, probed, rates.images_per_s),
+        **_stability(spec, probed.near),
         "stages": [asdict(stage) for stage in rates.stages],
         "bottleneck": {
             "stage": rates.bottleneck.stage,
@@ -129,7 +130,7 @@ def _work_facts(spec: ScoringSpec, layout: Layout) -> dict[str, Any]:
         "detectors": list(spec.cards),
         **_promised(spec),
         **({"views": [view.name for view in spec.views]} if spec.views else {}),
-        **({"stability": {"views": spec.stability.count, "margin": spec.stability.margin}} if spec.stability else {}),
+        **_stability(spec, None),
         **({"features": {name: facts["width"] for name, facts in spec.features.items()}} if spec.features else {}),
         "tensors": _tensors(spec),
         "backbones": _backbones(spec),
@@ -141,6 +142,12 @@ def _work_facts(spec: ScoringSpec, layout: Layout) -> dict[str, Any]:
         "process_bytes": spec.process_bytes,
         "gmac_per_image": round(sum(spec.pool_gmac), 3),
     }
+
+
+def _stability(spec: ScoringSpec, near: float | None) -> dict[str, Any]:
+    """The recompressed views that are asked for, and of which share of the images; null where no probe could say."""
+    asked = spec.stability
+    return {} if asked is None else {"stability": {"views": asked.count, "margin": asked.margin, "share": near}}
 
 
 def _promised(spec: ScoringSpec) -> dict[str, Any]:

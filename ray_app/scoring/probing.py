@@ -30,7 +30,7 @@ class Probe:
     """What became of the probed members. `scored` of them went through the detectors, `examples` holds refused ones by status.
 
     Of a cascade: the `share` of images that goes on, by its card or else of those that were probed, and how long detectors take for
-    either look, in seconds per image of the archive.
+    either look, in seconds per image of the archive. Where recompressed views are asked for: the share `near` a threshold, of those scored.
     """
 
     members: int = 0
@@ -42,6 +42,7 @@ class Probe:
     share: float = 1.0
     first_s: float = 0.0
     second_s: float = 0.0
+    near: float | None = None
 
     @property
     def mean_bytes(self) -> float:
@@ -105,7 +106,7 @@ def _batches(
     ordered = sorted(sample, key=lambda item: (item.uri, item.place.offset if item.place else 0))
     members = [_member(item, slot) for slot, item in enumerate(ordered)]
     clock = StageClock()
-    decoder = BatchDecoder(spec.early, clock, hand_over=layout.kind == "split", keeps_files=bool(spec.late))
+    decoder = BatchDecoder(spec.early, clock, hand_over=layout.kind == "split", keeps_files=spec.looks_again)
     reader = MemberReader(fetcher, max_bytes=spec.limits.max_bytes)
     for group in _cut(members, spec.slots * math.ceil(READ_AHEAD / spec.slots)):
         for part in _cut(_fetched(reader, fetcher, group, probe), spec.slots):
@@ -144,53 +145,71 @@ def _member(item: Listed | Member, slot: int) -> Member:
 class _Scoring:
     """All pools of detectors, each timed by itself; the first batch goes through twice, since the first time warms up.
 
-    Those of a cascade that look again do so at a few images, whether these go on or not.
+    Those of a cascade that look again do so at a few images, whether these go on or not. Recompressed views are looked at where a run
+    would, but not in a cascade: who is near a threshold there is known only once all have spoken.
     """
 
     def __init__(self, spec: ScoringSpec, probe: Probe) -> None:
-        from ray_app.inference.scoring import EnsembleScorer  # torch: only where something is scored
+        from ray_app.inference.recompressing import Recompressing  # torch: only where something is scored
+        from ray_app.inference.scoring import EnsembleScorer
         from ray_app.inference.second_look import SecondLook
 
         self._spec, self._probe = spec, probe
         self._clocks = [StageClock() for _ in spec.pools]
         scorers = [EnsembleScorer(spec, clock, pool) for clock, pool in zip(self._clocks, spec.pools, strict=True)]
-        self._decoder = BatchDecoder(spec.early, StageClock(), keeps_files=bool(spec.late))
+        self._decoder = BatchDecoder(spec.early, StageClock(), keeps_files=spec.looks_again)
         self._first = [scorer.asking(spec.early, clock) for scorer, clock in zip(scorers, self._clocks, strict=True)]
         late = [[name for name in pool if name in spec.late] for pool in spec.pools]
         self._again = [SecondLook(spec.asking(names), scorer, self._decoder) for names, scorer in zip(late, scorers, strict=True)]
         self._again_s = [0.0] * len(spec.pools)
-        self._looked = self._went_on = 0
+        self._looked = self._went_on = self._viewed = 0
+        has_views = spec.stability is not None and not spec.late  # and then one pool: a run has no others
+        self._views_clock = StageClock()
+        self._views = Recompressing(spec, scorers[0], self._decoder, self._views_clock) if has_views else None
 
     def score(self, batch_and_members: tuple[Batch, int]) -> None:
         """Score one batch, unless the time is up."""
         batch, members = batch_and_members
-        if sum(clock.seconds["score"] for clock in self._clocks) + sum(self._again_s) > SCORING_S:
+        if sum(clock.seconds["score"] for clock in self._clocks) + sum(self._again_s) + self._views_s > SCORING_S:
             return
         if not self._probe.scored:
             self._once(batch)
             for clock in self._clocks:
                 clock.take()
-            self._looked = self._went_on = 0
+            self._views_clock.take()
+            self._looked = self._went_on = self._viewed = 0
             self._again_s = [0.0] * len(self._clocks)
         self._once(batch)
         self._probe.scored += members
 
     def seconds_per_image(self) -> tuple[float | None, ...]:
-        """Of each pool, where only a share of the images is looked at again."""
+        """Of each pool, where only a share of the images is looked at again, or in views."""
         probe, spec = self._probe, self._spec
+        if self._views is not None:
+            probe.near = self._viewed / probe.scored
         if spec.ensemble.cascade is not None and spec.ensemble.cascade.expected_share is None and probe.scored:
             probe.share = self._went_on / probe.scored
         first = [clock.seconds["score"] / probe.scored for clock in self._clocks]
         second = [probe.share * spent / max(self._looked, 1) for spent in self._again_s]
         probe.first_s, probe.second_s = sum(first), sum(second)
-        return tuple(map(sum, zip(first, second, strict=True)))
+        views = self._views_s / probe.scored
+        return tuple(a + b + views for a, b in zip(first, second, strict=True))
+
+    @property
+    def _views_s(self) -> float:
+        return sum(self._views_clock.seconds.values())
 
     def _once(self, batch: Batch) -> None:
+        from ray_app.inference.recompressing import VIEWED
         from ray_app.inference.second_look import files_of
 
         readings = Readings({})
         for scorer in self._first:
             readings = readings.joined(scorer.score([self._decoder.complete(batch)]))
+        if self._views is not None:
+            before = self._views.counts[VIEWED]
+            self._views.after(batch.outcomes, files_of(batch), readings)
+            self._viewed += self._views.counts[VIEWED] - before
         if not self._spec.late:
             return
         self._went_on += len(going_on(self._spec, batch.outcomes, readings))

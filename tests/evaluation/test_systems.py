@@ -98,7 +98,9 @@ def test_a_cascades_audit_draws_a_view_with_its_file(tmp_path):
     labels = tmp_path / "labels.jsonl"
     rows = [{"image_id": int(one)} | truth for one, truth in zip(columns["image_id"], truths, strict=True)]
     labels.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    cells = gather(run, index_labels(open_labels(str(labels))), systems_of(run))
+    systems = systems_of(run)
+    assert [one.name for one in systems.all if one.late] == ["b"]
+    cells = gather(run, index_labels(open_labels(str(labels))), systems)
     drawn = drawn_by_audit(card, columns["sha256"])
     wanted = combine(card, {name: scores[name] for name in "ab"}, {}, audited=drawn)
     found = [one.histogram() for (_, system, _), one in cells.views.items() if system == ENSEMBLE]

@@ -82,6 +82,15 @@ def test_the_shortcut_is_the_first_notice_and_stands_before_the_figures(words):
     assert "File facts alone tell the classes apart with AUC 0.5200 (0.5000 to 0.5400): no shortcut was found." in calm
 
 
+def test_a_detector_that_saw_only_what_went_on_in_a_cascade_is_told_apart():
+    document = example_document()
+    first, second, *others = document["systems"]
+    late = {**second, "late": True, "n_real": 30, "n_fake": 12, "unscored": 3278}
+    [line] = [line for line in evaluation_lines(document | {"systems": [first, late, *others]}) if "cascade" in line]
+    assert line.startswith(f"warning: Some detectors saw only a part. Images that went on in the cascade: {second['title']} 42.")
+    assert "saw only a part" not in text_of(document)
+
+
 def test_the_four_answers_have_their_numbers(words):
     tpr = figure(example_document(), "tpr")
     low, high = (100 * end for end in tpr["interval"])

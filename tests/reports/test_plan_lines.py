@@ -163,6 +163,14 @@ def test_the_end_of_a_run_says_what_it_cost():
     assert not [line for line in summary_lines({"members": 10, "statuses": {"ok": 10}, "session": {"rows": 10}}) if "cost" in line]
 
 
+@pytest.mark.parametrize(("share", "words"), [(None, "they are not in the forecast"), (0.25, "25.0 % of the probed images")])
+def test_recompressed_views_are_forecast_where_a_probe_saw_them(share, words):
+    lines = plan_lines(PLAN | {"stability": {"views": 5, "margin": 2.0, "share": share}})
+    assert [line.split(maxsplit=1)[1] for line in lines if line.startswith("stability")] == [
+        f"5 recompressed views of every image within 2 log-odds of a threshold; {words}"
+    ]
+
+
 def test_embeddings_say_what_they_take():
     lines = plan_lines(PLAN | {"features": {"unifd": 768}})
     (told,) = [line for line in lines if line.startswith("embeddings")]

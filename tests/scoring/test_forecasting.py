@@ -11,7 +11,7 @@ import pytest
 from ray_app.archives import list_members, open_source
 from ray_app.cli.main import main
 from ray_app.errors import ConfigError, IdentityError
-from ray_app.reports import plan_lines
+from ray_app.reports import plan_lines, wording
 from ray_app.runs import RunDirectory
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.forecasting import STARTING_S, forecast
@@ -71,6 +71,19 @@ def test_every_stage_has_its_seconds_and_the_slowest_is_named(measured):
     assert all(spent > 0 for spent in seconds.values())
     assert measured["bottleneck"]["stage"] == max(seconds, key=seconds.get)
     assert measured["probe"]["members"] == measured["probe"]["scored"] == 8
+
+
+def test_recompressed_views_are_looked_at_as_a_run_would(sample_archive, measured):
+    config = ScoreConfig(source=(str(sample_archive),), stability=20, stability_margin=50)
+    viewed = forecast(config, probe=8)
+    share = viewed["stability"]["share"]
+    assert 0.5 <= share <= viewed["probe"]["statuses"]["ok"] / 8, "those that can be read and whose verdict is not abstain for their size"
+    spent, plain = ({stage["stage"]: stage["seconds_per_image"] for stage in plan["stages"]}["score"] for plan in (viewed, measured))
+    assert spent > 3 * plain
+    assert any(
+        line.endswith(f"within 50 log-odds of a threshold; {wording.percent(share)} of the probed images") for line in plan_lines(viewed)
+    )
+    assert forecast(config, probe=0)["stability"]["share"] is None
 
 
 def test_gpus_that_are_not_here_are_reckoned_from_the_cards(on_gpus):

@@ -41,6 +41,7 @@ class Mood:
     masks: bool = False
     several: bool = False
     calibrated: bool = False
+    guarantee: schemas.GuaranteeInfo | None = None
     provenance: Provenance | None = None  # instead of what the file says
     abstained: str | None = None
     held: threading.Event | None = None  # while set and not yet fired, scoring waits for it
@@ -109,6 +110,7 @@ def _served(name, mood):
     return schemas.EnsembleInfo(
         name=name, title=f"Touchstone's {name} ensemble", fingerprint="f" * 64, default=name == "default", rule="mean-logit",
         detectors=[TINY], calibrated=mood.calibrated, fake_above=0.53, real_below=-1.43, demonstration=name == "default",
+        guarantee=mood.guarantee,
     )  # fmt: skip
 
 

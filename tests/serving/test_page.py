@@ -8,6 +8,8 @@ import subprocess
 import pytest
 from PIL import Image
 
+from ray_app.serving.http import schemas
+from ray_app.simulation.archive import build_sample_archive
 from tests.serving.page_app import TINY, shipped_ensemble
 from tests.serving.page_browser import PHOTO, Visitor, encoded, needs_browser, score_many, score_one
 
@@ -178,6 +180,38 @@ def test_abstaining_and_calibration_are_said(visitor, mood):
     assert "Abstained: The image is 64 px wide, below 128." in page.text_content(".detector")
     assert "Demonstration" not in page.text_content(".one")
     assert "not calibrated" not in page.text_content(".one").lower()
+
+
+@pytest.fixture(scope="module")
+def a_fake(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("archive")
+    build_sample_archive(folder, files=30)
+    files = (path.read_bytes() for path in sorted(folder.rglob("*.png")))
+    return next(data for data in files if shipped_ensemble().score([data])[0].verdict == "fake")
+
+
+PROMISED = "Of real images like those of “our <b>own</b> photos” at most 1 % are called fake (95 % confidence, measured on 2,995 images)."
+
+
+@pytest.mark.parametrize(
+    ("why", "said"),
+    [
+        (None, f"{PROMISED} Nobody has looked whether this image is like them."),
+        ("scored otherwise", f"This endpoint does not keep what its card promises (scored otherwise): {PROMISED}"),
+    ],
+)
+def test_what_is_promised_of_a_flag_stands_beside_it(visitor, mood, a_fake, why, said):
+    mood.guarantee = schemas.GuaranteeInfo(
+        target_fpr=0.01, confidence=0.95, upper_bound=0.009, n_real=2995, population="our <b>own</b> photos", holds=why is None, why=why
+    )
+    page = visitor.visit()
+    score_one(page, "a.png", a_fake)
+    assert page.text_content("#finding") == WORDS["fake"]
+    assert said in page.text_content(".finding")
+    mood.abstained = "the image is 64 px wide, below 128"
+    page = visitor.visit()
+    score_one(page, "a.png", a_fake)
+    assert "at most" not in page.text_content(".finding")
 
 
 def test_another_choice_is_offered_for_what_is_in_view(visitor, mood):

@@ -4,7 +4,7 @@ import { element, facts, notice, section } from "./elements.js";
 import { declaration, originView } from "./origin.js";
 import { picture } from "./picture.js";
 import { bar, reach, verdictScale } from "./scales.js";
-import { NONE, flag, json, probability, score, sentence, shortened, size, trouble, visible } from "./words.js";
+import { NONE, counted, flag, json, percent, probability, score, sentence, shortened, size, trouble, visible } from "./words.js";
 
 const CLOSE = 0.5; // log-odds to a threshold: recompressing a picture moves a score as much
 const HEADINGS = { fake: "Flagged as fake", real: "No evidence found", abstain: "No verdict: it abstains" };
@@ -66,9 +66,17 @@ function said(answer, ensemble) {
     scored && ensemble && verdictScale(answer, ensemble, reach(answer, ensemble)),
     scored && element("dl", { class: "figures" }, figure("Probability of fake", probability(answer.probability), calibrated), figure("Score", score(answer.score), "log-odds")),
     scored && !answer.calibrated && element("p", { class: "remark", text: "Not calibrated: the plain sigmoid of the score. It puts images in order; it does not say how often such a verdict is right." }),
+    answer.verdict === "fake" && ensemble?.guarantee && element("p", { class: "remark", text: promise(ensemble.guarantee) }),
     declaration(answer.image?.provenance),
     ensemble?.demonstration && notice("Demonstration ensemble:", "it shows that the machinery works and is not for decisions about any image."),
   ];
+}
+
+/** What the ensemble's card promises of verdicts of fake, and where that ends. */
+function promise({ target_fpr, confidence, n_real, population, holds, why }) {
+  const alike = population ? ` like those of “${shortened(population, 120)}”` : "";
+  const promised = `Of real images${alike} at most ${percent(target_fpr)} are called fake (${percent(confidence)} confidence, measured on ${counted(n_real, "image")}).`;
+  return holds ? `${promised} Nobody has looked whether this image is like them.` : `This endpoint does not keep what its card promises (${visible(why ?? "")}): ${promised}`;
 }
 
 function statement(answer, ensemble) {

@@ -97,6 +97,11 @@ export function probability(value) {
   return value < 0.001 ? "< 0.001" : value > 0.999 ? "> 0.999" : value.toFixed(3);
 }
 
+/** A share in percent, with no digit more than it has. */
+export function percent(share) {
+  return `${Number((100 * share).toPrecision(3))} %`;
+}
+
 /** A size in decimal units. */
 export function size(bytes) {
   const unit = bytes < 999.5 ? 0 : bytes < 999950 ? 1 : bytes < 999950000 ? 2 : 3;
