@@ -24,7 +24,7 @@ test: $(STAMP)
 
 # The slow tests that CI runs all the same: GPU nodes, a submitted job, a run whose driver, actors and node are killed, a lost wave, a whole training.
 test-cluster: $(STAMP)
-	$(BIN)/python -m pytest -m 'slow and ci'
+	$(BIN)/python -m pytest -m 'slow and ci' tests/learning tests/scoring
 
 # The other slow tests of scoring: sixteen kills at seeded moments, nodes that leave, 2,000 images in every form, 1,000 perturbed ones, faults of storage, output and
 # decoders; and of what it is made of and leads to: detectors in bf16, evaluations.

@@ -80,6 +80,14 @@ def test_every_room_has_its_place():
     assert {room_of(source) for source in SOURCES} <= {*ROOMS, "__init__"}
 
 
+def test_what_ci_runs_though_slow_lies_where_it_is_looked_for():
+    [command] = [line for line in (ROOT / "Makefile").read_text().splitlines() if "-m 'slow and ci'" in line]
+    folders = [ROOT / word for word in command.split() if word.startswith("tests/")]
+    marked = [source for source in (ROOT / "tests").rglob("test_*.py") if "pytest.mark." + "ci\n" in source.read_text()]
+    assert marked
+    assert all(any(source.is_relative_to(folder) for folder in folders) for source in marked)
+
+
 @pytest.mark.parametrize("name", ["utils", "util", "helpers", "common", "core", "misc", "manager"])
 def test_no_name_that_says_nothing(name):
     assert not [source for source in SOURCES if name in (source.stem, *source.parent.parts)]

@@ -183,6 +183,7 @@ def test_limit_lists_no_more(score, archive):
     assert len(rows) == 5
 
 
+@pytest.mark.slow
 def test_a_run_without_progress_stops_by_itself_and_can_be_resumed(score, archive, tmp_path):
     with pytest.raises(ClusterError, match="no block ended in 4 s") as caught:
         score(archive, device="cpu", batch_slots=4, precision="fp32", cluster=ClusterConfig(cpus=2, gpus=1, stall_timeout_s=4))

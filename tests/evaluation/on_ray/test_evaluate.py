@@ -88,6 +88,7 @@ def test_a_layout_labels_the_source(done, tmp_path):
     assert len(labels_for(config, None, run, Store.open(str(tmp_path / "again"))).words) == len(rows)
 
 
+@pytest.mark.slow
 def test_tasks_gather_the_same(ray_cluster, tmp_path):
     columns, truths, _ = random_rows(400, views=("jpeg-50",))
     run = made_run(tmp_path / "run", columns, [33, 150, 151])
