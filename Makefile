@@ -22,7 +22,7 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder tests/scoring tests
 
-# The slow tests that CI runs all the same: GPU nodes, a submitted job, a run whose driver, actors and node are killed, a lost wave, a whole training.
+# The slow tests that CI runs all the same: GPU nodes, a submitted job, a run whose driver, actors and node are killed, a lost wave, an exported detector that scores.
 test-cluster: $(STAMP)
 	$(BIN)/python -m pytest -m 'slow and ci' tests/learning tests/scoring
 

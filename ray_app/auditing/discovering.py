@@ -13,6 +13,7 @@ from ray_app.errors import ConfigError
 from ray_app.inference.stability import UNSTABLE
 from ray_app.metrics.discoveries import Discoveries, References, discoveries, fewest_listed
 from ray_app.runs import RunDirectory, current_tables
+from ray_app.runs.reader import numbers
 from ray_app.scoring.guarantee import UNLIKE
 from ray_app.scoring.references import references_of
 
@@ -37,7 +38,7 @@ class Found:
         if not self.list.count:
             return
         for table in current_tables(self.run):
-            scores = _scores(table)
+            scores = numbers(table["score"])
             listed = np.flatnonzero(_tested(table, scores) & (scores > self.list.above))
             values = self.references.p_values(scores[listed])
             for row, p in zip(table.take(pa.array(listed)).to_pylist(), values.tolist(), strict=True):
@@ -59,7 +60,7 @@ def discover(url: str, rate: float) -> Found:
     references = References.of(references_of(run))
     counts, left_out = np.zeros(references.n + 1, np.int64), 0
     for table in current_tables(run, _COLUMNS):
-        scores = _scores(table)
+        scores = numbers(table["score"])
         tested = _tested(table, scores)
         left_out += int((np.isfinite(scores) & ~tested).sum())
         counts += references.counted(scores[tested])
@@ -92,11 +93,6 @@ def _guarantee(run: RunDirectory) -> dict[str, Any] | None:
         return {"holds": None, "why": "the run is not finished, and the archive was not compared with what the card was calibrated on"}
     told: dict[str, Any] | None = run.read_json("summary.json").get("guarantee")
     return told
-
-
-def _scores(table: pa.Table) -> npt.NDArray[np.float64]:
-    """(n,) with NaN where there is none."""
-    return np.asarray(pc.fill_null(table["score"], np.nan), np.float64)
 
 
 def _tested(table: pa.Table, scores: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:

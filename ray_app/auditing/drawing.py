@@ -15,6 +15,7 @@ from ray_app.auditing.strata import VERDICTS, Codes, Counts, Stratum, allotted, 
 from ray_app.evaluation.sampling import hashed, mixed
 from ray_app.metrics.histograms import ScoreHistogram
 from ray_app.runs import RunDirectory, current_tables
+from ray_app.runs.reader import numbers
 
 Orders = npt.NDArray[np.uint64]
 
@@ -50,7 +51,7 @@ def count(run: RunDirectory) -> Counted:
     pieces: dict[str, list[ScoreHistogram]] = {verdict: [] for verdict in VERDICTS}
     without, unscored = 0, Counter[str]()
     for table in current_tables(run, ["image_id", "status", "verdict", "score"]):
-        verdicts, scores = table["verdict"].cast(pa.string()), np.asarray(pc.fill_null(table["score"], np.nan), np.float64)
+        verdicts, scores = table["verdict"].cast(pa.string()), numbers(table["score"])
         has_score = np.isfinite(scores)
         for verdict, found in pieces.items():
             said = np.asarray(pc.fill_null(pc.equal(verdicts, verdict), False))

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from ray_app.ensembles import sigmoid
 from ray_app.metrics.histograms import ScoreHistogram
+from ray_app.runs.reader import numbers
 
 Counts = npt.NDArray[np.int64]
 Codes = npt.NDArray[np.int32]
@@ -42,6 +43,13 @@ class Stratum:
     high: float | None = None
     scored: bool = True
     drawn: int = 0
+
+    def spans(self, scores: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+        """Whether each score (n,) lies between its ends."""
+        inside = np.ones(len(scores), np.bool_)
+        inside &= True if self.low is None else scores >= self.low
+        inside &= True if self.high is None else scores < self.high
+        return inside
 
     @property
     def words(self) -> str:
@@ -93,15 +101,11 @@ def _below(histogram: ScoreHistogram, score: float | None) -> int:
 def coded(table: pa.Table, strata: Sequence[Stratum]) -> Codes:
     """(n,) the place of every row's stratum; -1 for a row without a verdict. Of the table it needs `verdict` and `score`."""
     verdicts = table["verdict"].cast(pa.string())
-    scores = np.asarray(pc.fill_null(table["score"], np.nan), np.float64)
+    scores = numbers(table["score"])
     codes = np.full(len(table), -1, np.int32)
     for place, stratum in enumerate(strata):
         inside = np.asarray(pc.fill_null(pc.equal(verdicts, stratum.verdict), False)) & (np.isfinite(scores) == stratum.scored)
-        if stratum.low is not None:
-            inside &= scores >= stratum.low
-        if stratum.high is not None:
-            inside &= scores < stratum.high
-        codes[inside] = place
+        codes[inside & stratum.spans(scores)] = place
     return codes
 
 
@@ -109,9 +113,7 @@ def spread_of(stratum: Stratum, scores: ScoreHistogram) -> float:
     """How unalike its images are taken to be, √(p (1 − p)) for p the mean of what their scores say, and never near 0."""
     if not stratum.scored:
         return 0.5
-    inside = np.ones(len(scores.values), np.bool_)
-    inside &= True if stratum.low is None else scores.values >= stratum.low
-    inside &= True if stratum.high is None else scores.values < stratum.high
+    inside = stratum.spans(scores.values)
     mean = float(sigmoid(scores.values[inside]) @ scores.counts[inside]) / stratum.size
     p = min(max(mean, _SUREST), 1 - _SUREST)
     return float(np.sqrt(p * (1 - p)))

@@ -5,7 +5,6 @@ ensemble's calibration, on `choose` the thresholds and nothing else: so that wha
 calibration, fitted on `fit` and `calibrate` together: a second one would undo the first, and have seen fewer images and generators.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,7 +19,7 @@ from ray_app.calibration.labelled import Labelled
 from ray_app.calibration.parts import CHOOSE, FIT
 from ray_app.calibration.thresholds import Chosen, choose, real_below
 from ray_app.detectors.cards import Calibration, Isotonic, Platt
-from ray_app.ensembles import EnsembleCard, Member, Stage, Thresholds, combine, drawn_by_audit, second_looks
+from ray_app.ensembles import EnsembleCard, Member, Stage, Thresholds, combine, drawn_by_audit, logit, second_looks
 from ray_app.ensembles.cards import Cascade, Rule
 from ray_app.ensembles.stacking import fit_stacking
 from ray_app.errors import ConfigError
@@ -147,11 +146,6 @@ def moved(calibration: Calibration, by: float) -> Calibration:
     if isinstance(calibration, Isotonic):
         return Isotonic(knots=tuple((score, log_odds + by) for score, log_odds in calibration.knots))
     return Platt(slope=calibration.slope, intercept=calibration.intercept + by)
-
-
-def logit(chance: float) -> float:
-    """The log-odds of a chance."""
-    return math.log(chance / (1 - chance))
 
 
 def _weights(fitting: Labelled, members: Sequence[Member], calibrations: Mapping[str, Calibration], seed: int) -> dict[str, Any]:

@@ -12,7 +12,9 @@ import pyarrow.compute as pc
 
 from ray_app.calibration.labelled import Labelled
 from ray_app.detectors import DetectorCard
-from ray_app.evaluation.joining import LabelIndex, Labels, Truth, shown_row
+from ray_app.evaluation.joining import LabelIndex, Labels, Truth
+from ray_app.evaluation.matching import Joined
+from ray_app.runs.reader import numbers
 
 TOLD = ("source", "group", "part", "phash")
 """What labels, or the run's own columns, may say besides label and generator. `group` is taken for `source` where that is not told."""
@@ -23,7 +25,7 @@ _KEPT = ("image_id", "sha256", "fake", "generator", "source", "phash", "part", "
 
 
 @dataclass
-class Tally:
+class Tally(Joined):
     """What a pass counts. `labelled`: rows with a label, of which `statuses` (other than ok), `unscored` and `outside` are left out."""
 
     labelled: int = 0
@@ -31,19 +33,11 @@ class Tally:
     unscored: int = 0
     outside: int = 0
     decoders: set[str] = field(default_factory=set)
-    used: npt.NDArray[np.bool_] | None = None
-    others: int = 0
-    other: str | None = None
 
     @property
     def joined(self) -> int:
         """How many rows are labelled."""
         return self.labelled
-
-    @property
-    def unused(self) -> int:
-        """How many labels have no row."""
-        return 0 if self.used is None else int(len(self.used) - self.used.sum())
 
     @property
     def left_out(self) -> dict[str, int]:
@@ -64,31 +58,23 @@ class Collector:
     scores: list[npt.NDArray[np.float32]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.texts = None
-        if isinstance(self.labels, LabelIndex):
-            self.tally.used = np.zeros(len(self.labels.words), np.bool_)
-            self.texts = self.labels.texts(TOLD)
+        self.tally.begin(self.labels)
+        self.texts = self.labels.texts(TOLD) if isinstance(self.labels, LabelIndex) else None
 
     def add(self, table: pa.Table) -> None:
         """The labelled rows of a table."""
-        truth, tally = self.labels.truth(table), self.tally
-        found = np.flatnonzero(truth.codes >= 0)
-        tally.others += len(table) - len(found)
-        if tally.other is None and len(found) < len(table):
-            tally.other = shown_row(self.labels, table, int(np.argmin(truth.codes)))
-        if not len(found):
+        tally = self.tally
+        rows, truth = tally.matched(self.labels, table)
+        if not len(rows):
             return
-        tally.labelled += len(found)
-        if tally.used is not None:
-            tally.used[truth.places[found]] = True
-        rows = table.take(pa.array(found))
+        tally.labelled += len(rows)
         scores, usable = self._usable(rows)
         places = np.flatnonzero(usable)
         self.scores.append(scores[places])
         kept = rows.take(pa.array(places))
         if "decoder" in kept.column_names:
             tally.decoders |= set(pc.unique(kept["decoder"].cast(pa.string())).to_pylist()) - {None}
-        self._keep(kept, Truth(truth.codes[found][places], truth.groups, truth.places[found][places]))
+        self._keep(kept, Truth(truth.codes[places], truth.groups, truth.places[places]))
 
     def _usable(self, rows: pa.Table) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
         """The scores (n, detectors) of rows, and which rows have all of them and lie in every detector's range."""
@@ -123,8 +109,7 @@ class Collector:
             kept[name].extend(rows[name].cast(pa.string()).to_pylist())
         for name in ("width", "height"):
             kept[name].append(_whole(rows[name]))
-        quality = rows["quality"].cast(pa.float64()) if "quality" in rows.column_names else pa.nulls(len(rows), pa.float64())
-        kept["quality"].append(np.asarray(pc.fill_null(quality, float("nan")), np.float64))
+        kept["quality"].append(numbers(rows["quality"]) if "quality" in rows.column_names else np.full(len(rows), np.nan))
         for name in ("source", "part", "phash"):
             kept[name].extend(told[name].to_pylist())
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ray_app.calibration.assembling import Assembled, Fitted, fit_card, logit, with_thresholds
+from ray_app.calibration.assembling import Assembled, Fitted, fit_card, with_thresholds
 from ray_app.calibration.banding import share_at
 from ray_app.calibration.config import CalibrateConfig
 from ray_app.calibration.division import Division
@@ -19,7 +19,7 @@ from ray_app.calibration.grouping import generators_of
 from ray_app.calibration.labelled import Labelled
 from ray_app.calibration.parts import CHOOSE, PARTS
 from ray_app.calibration.thresholds import choose
-from ray_app.ensembles import EnsembleCard, Member, calibrate, combine
+from ray_app.ensembles import EnsembleCard, Member, calibrate, combine, logit
 from ray_app.errors import ConfigError
 from ray_app.metrics.arrays import Bools, Floats
 from ray_app.metrics.chances import debiased_ece, log_loss

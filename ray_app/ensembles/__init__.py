@@ -23,6 +23,7 @@ from ray_app.ensembles.deciding import (
     early_scores,
     is_audited,
     is_calibrated,
+    logit,
     second_looks,
     sigmoid,
 )
@@ -33,7 +34,7 @@ __all__ = [
     "EnsembleCard", "Member", "Rule", "Stacking", "Thresholds", "Cascade", "Stage", "Guarantee", "Settings",
     "Population", "Part", "Feature", "Seen", "Tally", "population_of", "properties_of",
     "load_ensemble_card", "ensemble_of", "decision_facts",
-    "Decisions", "calibrate", "combine", "decide", "is_calibrated", "sigmoid",
+    "Decisions", "calibrate", "combine", "decide", "is_calibrated", "sigmoid", "logit",
     "early_scores", "second_looks", "is_audited", "drawn_by_audit",
     "fit_stacking", "out_of_fold_scores",
 ]  # fmt: skip

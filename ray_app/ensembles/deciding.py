@@ -1,6 +1,7 @@
 """Scores of the members → one score, one probability, one verdict and its reason. Plain numpy over columns."""
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -158,6 +159,11 @@ def sigmoid(score: Column) -> Column:
     """P(fake) from log-odds, without overflow at either end; NaN stays NaN."""
     with np.errstate(invalid="ignore"):
         return np.exp(-np.logaddexp(0.0, -score))
+
+
+def logit(chance: float) -> float:
+    """The log-odds of a chance between 0 and 1."""
+    return math.log(chance) - math.log1p(-chance)
 
 
 def _by_rule(rule: str, stacking: Stacking | None, table: Table, members: Sequence[Member] = ()) -> Column:

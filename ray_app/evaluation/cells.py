@@ -15,7 +15,8 @@ import pyarrow.compute as pc
 
 from ray_app.archives import Each
 from ray_app.evaluation.groups import Group
-from ray_app.evaluation.joining import LabelIndex, Labels, Truth, shown_row
+from ray_app.evaluation.joining import Labels, Truth
+from ray_app.evaluation.matching import Joined
 from ray_app.evaluation.mistakes import Mistakes
 from ray_app.evaluation.same_data import MODULUS, digest_of
 from ray_app.evaluation.sampling import MOST, Sample
@@ -40,10 +41,10 @@ class Cell(NamedTuple):
 
 
 @dataclass
-class Cells:
+class Cells(Joined):
     """What a pass gathers. `rows`: labelled rows by cell, status and verdict (None = not scored). `views`: by view, system and kind.
 
-    `used`: which labels of the index have a row; `others`: rows without a label, one of them by its key. `digest`: of the labelled images.
+    `digest`: of the labelled images.
     """
 
     rows: Counter[tuple[Cell, str, str | None]] = field(default_factory=Counter)
@@ -51,9 +52,6 @@ class Cells:
     views: dict[tuple[str, str, str], Tally] = field(default_factory=lambda: defaultdict(Tally))
     sample: Sample = field(default_factory=Sample)
     mistakes: Mistakes = field(default_factory=Mistakes)
-    used: npt.NDArray[np.bool_] | None = None
-    others: int = 0
-    other: str | None = None
     predicted: Counter[str] = field(default_factory=Counter)
     digest: int = 0
 
@@ -61,11 +59,6 @@ class Cells:
     def joined(self) -> int:
         """How many rows are labelled."""
         return self.rows.total()
-
-    @property
-    def unused(self) -> int:
-        """How many labels of the index have no row."""
-        return 0 if self.used is None else int(len(self.used) - self.used.sum())
 
     def merge(self, other: "Cells") -> None:
         """Add what another pass gathered, of later files."""
@@ -95,25 +88,16 @@ class Gatherer:
     def __call__(self, files: Sequence[str]) -> Cells:
         """What the current rows of these files hold."""
         cells = Cells(sample=Sample(self.most))
-        if isinstance(self.labels, LabelIndex):
-            cells.used = np.zeros(len(self.labels.words), np.bool_)
+        cells.begin(self.labels)
         for table in tables_in(self.run, files, list(dict.fromkeys([*COLUMNS, *self.systems.columns, *self.labels.columns]))):
             self._add(cells, table)
         cells.scores, cells.views = dict(cells.scores), dict(cells.views)  # what is pickled knows no function
         return cells
 
     def _add(self, cells: Cells, table: pa.Table) -> None:
-        truth = self.labels.truth(table)
-        found = np.flatnonzero(truth.codes >= 0)
-        cells.others += len(table) - len(found)
-        if cells.other is None and len(found) < len(table):
-            cells.other = shown_row(self.labels, table, int(np.argmin(truth.codes)))
-        if not len(found):
+        table, truth = cells.matched(self.labels, table)
+        if not len(table):
             return
-        if len(found) < len(table):
-            table, truth = table.take(pa.array(found)), Truth(truth.codes[found], truth.groups, truth.places[found])
-        if cells.used is not None:
-            cells.used[truth.places] = True
         for name in ("predicted_generator", "predicted_prompt"):
             if name in table.column_names:
                 cells.predicted[name] += len(table) - table[name].null_count

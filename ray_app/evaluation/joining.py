@@ -6,7 +6,6 @@ masks) stay in the file until somebody asks for them.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -166,31 +165,6 @@ class OwnLabels:
 
 
 Labels = LabelIndex | OwnLabels
-
-
-class Joined(Protocol):
-    """What a pass over a run counts of its join with labels. `used`: which labels have a row; `others`, `other`: rows without a label."""
-
-    used: npt.NDArray[np.bool_] | None
-    others: int
-    other: str | None
-
-    @property
-    def joined(self) -> int:
-        """How many rows are labelled."""
-
-    @property
-    def unused(self) -> int:
-        """How many labels have no row."""
-
-
-def shown_row(labels: Labels, table: pa.Table, row: int) -> str:
-    """One row's key as people read it: the labels' own, else its place."""
-    if isinstance(labels, LabelIndex):
-        shown = labels.key.texts(table.slice(row, 1))[0].as_py()
-        if shown is not None:
-            return str(shown).replace("\0", "/")
-    return "/".join(str(part) for part in (table["uri"][row].as_py(), table["member"][row].as_py()) if part is not None)
 
 
 def own_fields(table: pa.Table) -> pa.Table:

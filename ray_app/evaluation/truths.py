@@ -9,8 +9,9 @@ from ray_app.datasets.config import Source
 from ray_app.datasets.indexing import SIMULATED, build_index
 from ray_app.errors import ConfigError
 from ray_app.evaluation.config import EvaluateConfig
-from ray_app.evaluation.joining import KEYS, Joined, LabelIndex, Labels, OwnLabels, index_labels
+from ray_app.evaluation.joining import KEYS, LabelIndex, Labels, OwnLabels, index_labels
 from ray_app.evaluation.labels import LabelsOfIndex, open_labels
+from ray_app.evaluation.matching import Joined
 from ray_app.evaluation.protocols import Protocol
 from ray_app.runs import RunDirectory
 from ray_app.scoring.config import ScoreConfig

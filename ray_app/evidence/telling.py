@@ -5,7 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ray_app.detectors import DetectorCard
-from ray_app.ensembles import EnsembleCard, Guarantee
+from ray_app.ensembles import EnsembleCard, Guarantee, logit
+from ray_app.reports.wording import stated
 
 PRIORS = (0.001, 0.01, 0.1, 0.5)  # shares of fakes at which a calibrated probability is told again
 
@@ -19,7 +20,7 @@ def guarantee_words(card: EnsembleCard, of_run: Mapping[str, Any] | None) -> lis
         return ["There is no guarantee: nobody measured how many real images reach this threshold."]
     among = f" of {cuts.n_real:,} real images" if cuts.n_real else " of real images"
     where = f" ({cuts.measured_on})" if cuts.measured_on else ""
-    return [f"There is no guarantee. When the threshold was chosen, {_percent(cuts.false_positive_rate)}{among} reached it{where}."]
+    return [f"There is no guarantee. When the threshold was chosen, {stated(cuts.false_positive_rate)}{among} reached it{where}."]
 
 
 def limits_of(card: EnsembleCard, cards: Mapping[str, DetectorCard], row: Mapping[str, Any]) -> list[str]:
@@ -44,15 +45,15 @@ def at_other_priors(score: float | None, card: EnsembleCard, *, calibrated: bool
     if score is None or not calibrated or card.population is None:
         return []
     shares = sorted({*PRIORS, card.population.prevalence})
-    moved = [(share, score + _logit(share) - _logit(card.population.prevalence)) for share in shares]
+    moved = [(share, score + logit(share) - logit(card.population.prevalence)) for share in shares]
     return [{"prevalence": share, "probability": 1 / (1 + math.exp(-moved)) if moved > -700 else 0.0} for share, moved in moved]
 
 
 def _guaranteed(known: Guarantee) -> Iterator[str]:
     yield (
-        f"With {_percent(known.confidence)} confidence, no more than {_percent(known.target_fpr)} of real images like those of the "
+        f"With {stated(known.confidence)} confidence, no more than {stated(known.target_fpr)} of real images like those of the "
         f"calibration reach this threshold: of {known.n_real:,} that nothing else was fitted on, {known.false_positives:,} did, and the "
-        f"exact binomial upper bound (Clopper and Pearson) of that is {_percent(known.upper_bound)}."
+        f"exact binomial upper bound (Clopper and Pearson) of that is {stated(known.upper_bound)}."
     )
     yield (
         "That is a rate over many real images. It is not the chance that this image is real, and among few fakes even a low rate makes "
@@ -99,7 +100,7 @@ def _of_the_probability(card: EnsembleCard, row: Mapping[str, Any]) -> Iterator[
         yield "The probability is not calibrated: it is the plain sigmoid of the score, and not how often such images are fake."
     elif card.population is not None:
         yield (
-            f"The probability is a chance only where {_percent(card.population.prevalence)} of the images are fake, as it was calibrated "
+            f"The probability is a chance only where {stated(card.population.prevalence)} of the images are fake, as it was calibrated "
             "for. At another share it is another."
         )
     else:
@@ -121,11 +122,3 @@ def _of_the_detectors(cards: Mapping[str, DetectorCard]) -> Iterator[str]:
 
 def _listed(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def _logit(share: float) -> float:
-    return math.log(share) - math.log1p(-share)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.3g} %"

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -37,6 +38,11 @@ def tables_in(run: RunDirectory, files: Sequence[str], columns: list[str] | None
     for path in files:
         for table in run.rows_in(path, columns):
             yield _without(table, gone) if len(gone) else table
+
+
+def numbers(column: pa.ChunkedArray | pa.Array) -> npt.NDArray[np.float64]:
+    """A column of numbers (n,) as float64, NaN for null."""
+    return np.asarray(pc.fill_null(column.cast(pa.float64()), np.nan))
 
 
 def _without(table: pa.Table, gone: Ids) -> pa.Table:

@@ -20,7 +20,7 @@ from ray_app.metrics.mixture import Shift, most_fakes, shift_of
 from ray_app.metrics.paired import holm
 from ray_app.runs import RunDirectory
 from ray_app.runs.directory import SCORE_DECIDES, Published
-from ray_app.runs.reader import tables_in
+from ray_app.runs.reader import numbers, tables_in
 from ray_app.runs.rows import as_array
 from ray_app.runs.schema import SECOND_LOOK
 
@@ -161,23 +161,17 @@ def _properties(rows: pa.Table, detectors: list[str], late: Sequence[str]) -> Ma
     found may hold what they say of everything.
     """
     scores = rows["scores"].combine_chunks()
-    said = {name: _numbers(pc.struct_field(scores, name)) for name in detectors if scores.type.get_field_index(name) >= 0}
+    said = {name: numbers(pc.struct_field(scores, name)) for name in detectors if scores.type.get_field_index(name) >= 0}
     for name in set(late) & said.keys() if SECOND_LOOK in rows.column_names else ():
         said[name] = np.where(rows[SECOND_LOOK].is_valid().to_numpy(), said[name], np.nan)
     return properties_of(
-        score=_numbers(rows["score"]),
+        score=numbers(rows["score"]),
         scores=said,
         formats=rows["format"].cast(pa.string()).to_pylist(),
-        width=_numbers(rows["width"]),
-        height=_numbers(rows["height"]),
-        quality=_numbers(rows["quality"]) if "quality" in rows.column_names else None,
+        width=numbers(rows["width"]),
+        height=numbers(rows["height"]),
+        quality=numbers(rows["quality"]) if "quality" in rows.column_names else None,
     )
-
-
-def _numbers(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    """Numbers (n,) float64, NaN for null."""
-    values = column.cast(pa.float64())
-    return np.asarray(values.to_numpy() if isinstance(values, pa.ChunkedArray) else values.to_numpy(zero_copy_only=False), np.float64)
 
 
 def _named(row: Mapping[str, Any]) -> str:

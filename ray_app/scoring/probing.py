@@ -161,11 +161,17 @@ class _Scoring:
         self._first = [scorer.asking(spec.early, clock) for scorer, clock in zip(scorers, self._clocks, strict=True)]
         late = [[name for name in pool if name in spec.late] for pool in spec.pools]
         self._again = [SecondLook(spec.asking(names), scorer, self._decoder) for names, scorer in zip(late, scorers, strict=True)]
-        self._again_s = [0.0] * len(spec.pools)
-        self._looked = self._went_on = self._viewed = 0
         has_views = spec.stability is not None and not spec.late  # and then one pool: a run has no others
         self._views_clock = StageClock()
         self._views = Recompressing(spec, scorers[0], self._decoder, self._views_clock) if has_views else None
+        self._start_over()
+
+    def _start_over(self) -> None:
+        """Forget what was timed and counted so far."""
+        for clock in (*self._clocks, self._views_clock):
+            clock.take()
+        self._again_s = [0.0] * len(self._clocks)
+        self._looked = self._went_on = self._viewed = 0
 
     def score(self, batch_and_members: tuple[Batch, int]) -> None:
         """Score one batch, unless the time is up."""
@@ -174,11 +180,7 @@ class _Scoring:
             return
         if not self._probe.scored:
             self._once(batch)
-            for clock in self._clocks:
-                clock.take()
-            self._views_clock.take()
-            self._looked = self._went_on = self._viewed = 0
-            self._again_s = [0.0] * len(self._clocks)
+            self._start_over()
         self._once(batch)
         self._probe.scored += members
 

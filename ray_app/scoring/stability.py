@@ -3,12 +3,12 @@
 from collections import Counter
 from typing import Any
 
-import numpy as np
 import pyarrow.compute as pc
 
 from ray_app.ensembles.cards import Thresholds
 from ray_app.inference.stability import UNSTABLE, Stability, uncertain
 from ray_app.runs import RunDirectory, current_tables
+from ray_app.runs.reader import numbers
 from ray_app.runs.schema import STABILITY
 from ray_app.scoring.config import ScoreConfig
 
@@ -36,8 +36,7 @@ def stability_facts(run: RunDirectory, thresholds: Thresholds) -> dict[str, Any]
     counts = Counter[str]()
     for table in current_tables(run, ["score", "verdict", "verdict_reason", STABILITY]):
         viewed = table[STABILITY].is_valid().to_numpy()
-        score = np.asarray(table["score"].to_numpy(), np.float64)
-        near = uncertain(score, table["verdict"].to_pylist(), thresholds, asked_for.margin)
+        near = uncertain(numbers(table["score"]), table["verdict"].to_pylist(), thresholds, asked_for.margin)
         unstable = pc.sum(pc.starts_with(table["verdict_reason"], UNSTABLE)).as_py() or 0
         counts.update(asked=int(viewed.sum()), unstable=unstable, unasked=int((~viewed[near]).sum()))
     counted = {key: counts[key] for key in ("asked", "unstable", "unasked")}

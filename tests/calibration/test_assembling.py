@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
 
-from ray_app.calibration.assembling import calibrated, fit_card, logit, moved, with_thresholds
+from ray_app.calibration.assembling import calibrated, fit_card, moved, with_thresholds
 from ray_app.calibration.fitting import fit
 from ray_app.calibration.grouping import groups_of
 from ray_app.calibration.parts import CALIBRATE, CHOOSE, FIT, split
 from ray_app.calibration.thresholds import choose
 from ray_app.detectors.cards import Isotonic, Platt
-from ray_app.ensembles import Member, decide, fit_stacking, is_audited
+from ray_app.ensembles import Member, decide, fit_stacking, is_audited, logit
 from ray_app.errors import ConfigError
 from tests.calibration.drawn import asked, divided, drawn
 

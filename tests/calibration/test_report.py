@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
-from ray_app.calibration.assembling import calibrated, fit_card, logit, with_thresholds
+from ray_app.calibration.assembling import calibrated, fit_card, with_thresholds
 from ray_app.calibration.grouping import groups_of
 from ray_app.calibration.parts import CALIBRATE, CHOOSE, FIT, split
 from ray_app.calibration.report import by_quality, generators_left_out, of_cascade, systems_before_and_after
-from ray_app.ensembles import Member, ensemble_of
+from ray_app.ensembles import Member, ensemble_of, logit
 from ray_app.metrics import ScoreHistogram, debiased_ece, log_loss
 from tests.calibration.drawn import asked, divided, drawn
 
