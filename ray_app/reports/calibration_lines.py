@@ -92,9 +92,9 @@ def _qualities(bands: Sequence[Report]) -> list[str]:
 
 def _number(figure: Report, *, share: bool = False) -> str:
     if figure["value"] is None:
-        return "–"
+        return wording.NONE
     return _share(figure["value"]) if share else f"{figure['value']:.3f}"
 
 
 def _share(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.3g} %"
+    return wording.NONE if value is None else wording.stated(value)
