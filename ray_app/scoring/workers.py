@@ -22,6 +22,7 @@ from ray_app.detectors import MIRROR_VARIABLE
 from ray_app.errors import ClusterError, Status, TouchstoneError, said
 from ray_app.inference import Batch, BatchDecoder, BlockReader, Outcome, Readings, Scored, ScoringSpec, StageClock, judge, pack, unpack
 from ray_app.inference.decoding import WALL_LIMIT_S
+from ray_app.inference.identified import identified
 from ray_app.inference.judging import going_on
 from ray_app.inference.reusing import Recall
 from ray_app.runs import RunDirectory, feature_rows, mask_rows, result_rows, write_features
@@ -248,8 +249,8 @@ def _commit(job: Job, note: Note, clock: StageClock) -> pa.Table:
         scored = judge(job.spec, note.outcomes, note.readings)
         if note.readings.masks:
             job.run.write_masks(ref.manifest, ref.block, mask_rows(members["image_id"], scored))
-        for name, vectors in note.readings.embeddings.items():
-            kept = feature_rows(members["image_id"].to_numpy(), vectors, name, job.spec.features[name])
+        for name, facts in job.spec.features.items():
+            kept = feature_rows(members["image_id"].to_numpy(), note.readings.embeddings[name], name, facts)
             write_features(job.run, ref.manifest, ref.block, name, kept)
         job.run.write_part(ref.manifest, ref.block, _rows(job, members, scored))
     bad = sum(outcome.status not in (Status.OK, Status.UNSUPPORTED_FORMAT) for outcome in scored.outcomes)
@@ -258,8 +259,9 @@ def _commit(job: Job, note: Note, clock: StageClock) -> pa.Table:
 
 
 def _rows(job: Job, members: pa.Table, scored: Scored) -> pa.Table:
-    hashed = job.spec.perceptual_hash
-    return result_rows(members, scored, attempt=job.attempt, scored_at=datetime.now(UTC), perceptual_hash=hashed)
+    spec, now = job.spec, datetime.now(UTC)
+    named = identified(spec, scored.readings)
+    return result_rows(members, scored, attempt=job.attempt, scored_at=now, perceptual_hash=spec.perceptual_hash, identified=named)
 
 
 @contextmanager
