@@ -11,9 +11,11 @@ from ray_app.ensembles import Decisions, decide, drawn_by_audit, second_looks
 from ray_app.ensembles.deciding import IMAGE
 from ray_app.errors import Status
 from ray_app.inference.batches import Outcome, Pixels
+from ray_app.inference.identified import identified
 from ray_app.inference.spec import ScoringSpec
 from ray_app.inference.stability import settled
 from ray_app.profiling.describing import Described
+from ray_app.profiling.identifying import Identified
 
 Scores = dict[str, npt.NDArray[np.float32]]
 Masks = Mapping[str, Sequence[Pixels | None]]
@@ -114,11 +116,12 @@ class Readings:
 
 @dataclass(frozen=True)
 class Scored:
-    """Outcomes, readings and decisions of some members, in their order."""
+    """Outcomes, readings and decisions of some members, in their order; and which generators made them, where somebody was asked."""
 
     outcomes: list[Outcome]
     readings: Readings
     decisions: Decisions
+    identified: Identified | None = None
 
     @property
     def scores(self) -> Scores:
@@ -144,7 +147,8 @@ def judge(spec: ScoringSpec, outcomes: Sequence[Outcome], readings: Readings) ->
     doubts = range_doubts(spec, sizes, [None if outcome.facts is None else outcome.facts.format for outcome in outcomes])
     drawn = audited_among(spec, checked)
     decisions = decide(spec.ensemble, readings.scores, calibrations=spec.calibrations, out_of_range=doubts, remarks=remarks, audited=drawn)
-    return Scored(checked, readings, outlived(spec, decisions, list(readings.stability.values()), drawn))
+    decisions = outlived(spec, decisions, list(readings.stability.values()), drawn)
+    return Scored(checked, readings, decisions, identified(spec, readings.embeddings))
 
 
 def outlived(spec: ScoringSpec, decisions: Decisions, views: Sequence[Scores], audited: Sequence[bool]) -> Decisions:

@@ -13,6 +13,7 @@ from ray_app.config import Frozen, find_config
 from ray_app.config.loading import load_yaml
 from ray_app.detectors import Preprocessing
 from ray_app.detectors.cards import Figure, TrainingData, Weights
+from ray_app.detectors.weights import Part, digest_of, resolve_part
 from ray_app.profiling.generators import family_of
 
 
@@ -46,14 +47,24 @@ class _Card(Frozen):
 
     @property
     def folder(self) -> Path:
-        """Where the card was read from; relative weights and cards lie there."""
+        """Where the card was read from; relative weights lie there."""
         return self._folder
+
+    @property
+    def part(self) -> Part:
+        """The card's files, for `detectors.weights` to find, fetch and hash."""
+        return Part(self.name, self.weights, self._folder, self.name)
+
+    def facts(self) -> dict[str, Any]:
+        """All that decides what is said, as plain JSON: part of a run's identity. Hashes weights. Raises DetectorError."""
+        told = self.model_dump(mode="json", exclude={"title", "weights", "licence", "source", "training_data", "published", "notes"})
+        return told | {"weights": digest_of(self.part, resolve_part(self.part))}
 
 
 class IdentifierCard(_Card):
     """A head over generators, on the embeddings of a detector.
 
-    `detector`: the card of that detector, by name or relative to this card. `embedding`: what decided the embeddings that the head was
+    `detector`: the name of that detector, a member of the ensemble. `embedding`: what decided the embeddings that the head was
     fitted on (`detectors.embeddings.embedding_facts`); others are refused. `classes`: generators, in the order of the head's rows;
     `families`: of those that the index of generators does not know. `head`: `linear`, or `cosine`: both unit vectors, times `scale`.
     The weights hold `weight` (C, d) and `bias` (C,), and for distances `means` (C, d) and `whitening` (d, k).

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ray_app.detectors.weights import Part, resolve_part
+from ray_app.detectors.weights import resolve_part
 from ray_app.errors import DetectorError
 from ray_app.profiling.cards import IdentifierCard
 
@@ -39,7 +39,7 @@ class Identifier:
         from safetensors.numpy import load_file
 
         self.card = card
-        path = resolve_part(part_of(card), cache_dir, offline)
+        path = resolve_part(card.part, cache_dir, offline)
         tensors = load_file(path)
         wanted = {"weight"} | ({"means", "whitening"} if card.open_set and card.open_set.method == "distance" else set())
         if missing := wanted - set(tensors):
@@ -84,11 +84,6 @@ class Identifier:
             assert self._whitening is not None
             return -mahalanobis(np.nan_to_num(vectors), self._means, self._whitening).min(axis=1)
         return energy(logits)
-
-
-def part_of(card: IdentifierCard) -> Part:
-    """The card's file, for `detectors.weights` to find."""
-    return Part(card.name, card.weights, card.folder, card.name)
 
 
 def softmax(logits: Floats) -> Floats:

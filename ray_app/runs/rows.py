@@ -19,19 +19,8 @@ from ray_app.runs.stability import stability_column
 FACTS = ("sha256", "format", "width", "height", "mode", "frames", "orientation", "icc", "flags", "decoder", "quality")
 
 
-def result_rows(
-    members: pa.Table,
-    scored: Scored,
-    *,
-    attempt: int,
-    scored_at: datetime,
-    perceptual_hash: bool = False,
-    identified: Identified | None = None,
-) -> pa.Table:
-    """One row per member of the manifest table, in its order. Raises AssertionError when the counts differ.
-
-    `identified`: what the run's identifier says of these members, where it has one.
-    """
+def result_rows(members: pa.Table, scored: Scored, *, attempt: int, scored_at: datetime, perceptual_hash: bool = False) -> pa.Table:
+    """One row per member of the manifest table, in its order. Raises AssertionError when the counts differ."""
     count = len(members)
     assert count == len(scored.outcomes), f"{count} members, {len(scored.outcomes)} outcomes"
     masks, replies = scored.readings.masks, scored.readings.replies
@@ -46,7 +35,7 @@ def result_rows(
         perceptual_hash=perceptual_hash,
         second_look=scored.decisions.second_look is not None,
         stability=bool(scored.readings.stability),
-        identified=identified is not None,
+        identified=scored.identified is not None,
         described=bool(scored.readings.described),
     )
     has_score = np.array([outcome.status is Status.OK for outcome in scored.outcomes], dtype=bool)
@@ -70,7 +59,7 @@ def result_rows(
         columns["replies"] = pa.array([dict(zip(replies, said, strict=True)) for said in zip(*replies.values(), strict=True)],
                                       schema.field("replies").type)  # fmt: skip
     columns |= decided_columns(scored.decisions, has_score)
-    columns |= identified_columns(identified, has_score) if identified is not None else {}
+    columns |= identified_columns(scored.identified, has_score) if scored.identified is not None else {}
     columns |= described_columns(scored.readings.described, has_score) if scored.readings.described else {}
     columns["attempt"] = [attempt] * count
     columns["scored_at"] = [scored_at] * count

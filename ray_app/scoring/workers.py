@@ -22,7 +22,6 @@ from ray_app.detectors import MIRROR_VARIABLE
 from ray_app.errors import ClusterError, Status, TouchstoneError, said
 from ray_app.inference import Batch, BatchDecoder, BlockReader, Outcome, Readings, Scored, ScoringSpec, StageClock, judge, pack, unpack
 from ray_app.inference.decoding import WALL_LIMIT_S
-from ray_app.inference.identified import identified
 from ray_app.inference.judging import going_on
 from ray_app.inference.reusing import Recall
 from ray_app.runs import RunDirectory, feature_rows, mask_rows, result_rows, write_features
@@ -259,9 +258,8 @@ def _commit(job: Job, note: Note, clock: StageClock) -> pa.Table:
 
 
 def _rows(job: Job, members: pa.Table, scored: Scored) -> pa.Table:
-    spec, now = job.spec, datetime.now(UTC)
-    named = identified(spec, scored.readings)
-    return result_rows(members, scored, attempt=job.attempt, scored_at=now, perceptual_hash=spec.perceptual_hash, identified=named)
+    hashed = job.spec.perceptual_hash
+    return result_rows(members, scored, attempt=job.attempt, scored_at=datetime.now(UTC), perceptual_hash=hashed)
 
 
 @contextmanager
