@@ -18,6 +18,7 @@ ROOMS = [
     "detectors",
     "simulation",
     "ensembles",
+    "profiling",
     "inference",
     "runs",
     "metrics",
@@ -27,6 +28,8 @@ ROOMS = [
     "reports",
     "scoring",
     "packing",
+    "collecting",
+    "generation",
     "training",
     "evaluation",
     "comparison",
@@ -36,8 +39,20 @@ ROOMS = [
     "serving",
     "cli",
 ]
-RAY_ROOMS = {"scoring", "training", "evaluation", "serving"}
-TORCH_ROOMS = {"detectors", "simulation", "inference", "augmentation", "learning", "scoring", "training", "evaluation", "serving"}
+RAY_ROOMS = {"scoring", "collecting", "generation", "training", "evaluation", "serving"}
+TORCH_ROOMS = {
+    "detectors",
+    "simulation",
+    "profiling",
+    "inference",
+    "augmentation",
+    "learning",
+    "scoring",
+    "generation",
+    "training",
+    "evaluation",
+    "serving",
+}
 # Of the serving room, what knows Ray; the rest runs, and is tested, without it.
 SERVING_ON_RAY = {"app.py", "deployments.py", "metrics.py", "running.py"}
 SOURCES = sorted((ROOT / "ray_app").rglob("*.py"))
@@ -99,7 +114,7 @@ def test_no_name_that_says_nothing(name):
      "ray_app.ensembles", "ray_app.inference", "ray_app.runs", "ray_app.metrics", "ray_app.datasets", "ray_app.augmentation",
      "ray_app.learning", "ray_app.reports", "ray_app.scoring", "ray_app.packing", "ray_app.training", "ray_app.evaluation",
      "ray_app.perturbations", "ray_app.calibration", "ray_app.auditing", "ray_app.evidence", "ray_app.serving",
-     "ray_app.serving.client", "ray_app.cli.main"],
+     "ray_app.serving.client", "ray_app.profiling", "ray_app.cli.main"],
 )  # fmt: skip
 def test_import_is_light_and_touches_nothing(module, tmp_path):
     heavy = ("torch", "ray", "timm", "transformers", "torchvision")

@@ -80,24 +80,27 @@ def publish_weights(card: DetectorCard, mirror: str) -> str:
 
     Raises DetectorError.
     """
+    own, *_ = [publish_part(part, mirror) for part in parts_of(card)]
+    return own
+
+
+def publish_part(part: Part, mirror: str) -> str:
+    """The same for one part."""
     import fsspec
 
-    urls = []
-    for part in parts_of(card):
-        url, found = _mirrored(part, mirror), resolve_part(part)
-        try:
-            filesystem, path = fsspec.url_to_fs(url)
-            folder = path.rpartition("/")[0]
-            filesystem.makedirs(folder, exist_ok=True)
-            config = part.weights.config
-            beside = [*part.weights.beside, *([config] if config and (found.parent / config).is_file() else [])]
-            for name in dict.fromkeys(beside):
-                _put(filesystem, found.parent / name, f"{folder}/{name}")
-            _put(filesystem, found, path)
-        except Exception as error:  # fsspec lets every backend's own exceptions through
-            raise DetectorError(f"{part.owner}: cannot write weights to {url}: {said(error)}") from error
-        urls.append(url)
-    return urls[0]
+    url, found = _mirrored(part, mirror), resolve_part(part)
+    try:
+        filesystem, path = fsspec.url_to_fs(url)
+        folder = path.rpartition("/")[0]
+        filesystem.makedirs(folder, exist_ok=True)
+        config = part.weights.config
+        beside = [*part.weights.beside, *([config] if config and (found.parent / config).is_file() else [])]
+        for name in dict.fromkeys(beside):
+            _put(filesystem, found.parent / name, f"{folder}/{name}")
+        _put(filesystem, found, path)
+    except Exception as error:  # fsspec lets every backend's own exceptions through
+        raise DetectorError(f"{part.owner}: cannot write weights to {url}: {said(error)}") from error
+    return url
 
 
 def _put(filesystem: Any, file: Path, path: str) -> None:

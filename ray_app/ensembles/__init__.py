@@ -5,6 +5,7 @@ from ray_app.ensembles.cards import (
     EnsembleCard,
     Guarantee,
     Member,
+    Profile,
     Rule,
     Settings,
     Stacking,
@@ -31,7 +32,7 @@ from ray_app.ensembles.population import Feature, Part, Population, Seen, Tally,
 from ray_app.ensembles.stacking import fit_stacking, out_of_fold_scores
 
 __all__ = [
-    "EnsembleCard", "Member", "Rule", "Stacking", "Thresholds", "Cascade", "Stage", "Guarantee", "Settings",
+    "EnsembleCard", "Member", "Rule", "Stacking", "Thresholds", "Cascade", "Stage", "Guarantee", "Settings", "Profile",
     "Population", "Part", "Feature", "Seen", "Tally", "population_of", "properties_of",
     "load_ensemble_card", "ensemble_of", "decision_facts",
     "Decisions", "calibrate", "combine", "decide", "is_calibrated", "sigmoid", "logit",

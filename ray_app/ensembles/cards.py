@@ -113,6 +113,24 @@ class Settings(Frozen):
     decoders: tuple[str, ...] = ()
 
 
+class Profile(Frozen):
+    """What is said of an image beside its verdict: by whose head which generator made it, and by what model from which words.
+
+    `identifier` and `describer` are cards, by name or path. The identifier names every image that has an embedding. `describe`: the
+    describer, which is dear, says something of what is `flagged` (any verdict but `real`), or of `all`.
+    """
+
+    identifier: str | None = None
+    describer: str | None = None
+    describe: Literal["flagged", "all"] = "flagged"
+
+    @model_validator(mode="after")
+    def _something(self) -> "Profile":
+        if self.identifier is None and self.describer is None:
+            raise ValueError("name an identifier, a describer, or both")
+        return self
+
+
 class EnsembleCard(Frozen):
     """Everything that turns detector scores into a verdict.
 
@@ -132,6 +150,7 @@ class EnsembleCard(Frozen):
     guarantee: Guarantee | None = None
     settings: Settings | None = None
     population: Population | None = None
+    profile: Profile | None = None
     notes: str = ""
 
     @model_validator(mode="after")

@@ -11,8 +11,11 @@ from ray_app.ensembles import Decisions, decide, drawn_by_audit, second_looks
 from ray_app.ensembles.deciding import IMAGE
 from ray_app.errors import Status
 from ray_app.inference.batches import Outcome, Pixels
+from ray_app.inference.identified import identified
 from ray_app.inference.spec import ScoringSpec
 from ray_app.inference.stability import settled
+from ray_app.profiling.describing import Described
+from ray_app.profiling.identifying import Identified
 
 Scores = dict[str, npt.NDArray[np.float32]]
 Masks = Mapping[str, Sequence[Pixels | None]]
@@ -31,6 +34,7 @@ class Readings:
     `views` and `view_masks`: scores and masks of the same members as perturbations show them, by the perturbation's name.
     `embeddings`: per detector that keeps them (members, d) float32 of the clean pass, NaN where there is none.
     `stability`: scores of recompressed views, by their names, of members near a threshold; NaN for all others.
+    `described`: the words that members may have been made from, None = nothing said; empty where nobody was asked.
     """
 
     scores: Scores
@@ -40,6 +44,7 @@ class Readings:
     view_masks: Mapping[str, Masks] = field(default_factory=dict)
     embeddings: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
     stability: Mapping[str, Scores] = field(default_factory=dict)
+    described: Sequence[Described | None] = ()
 
     def joined(self, other: "Readings") -> "Readings":
         """Both, of other detectors on the same members."""
@@ -51,10 +56,11 @@ class Readings:
             {view: {**self.view_masks.get(view, {}), **other.view_masks.get(view, {})} for view in {**self.view_masks, **other.view_masks}},
             {**self.embeddings, **other.embeddings},
             {view: {**self.stability.get(view, {}), **other.stability.get(view, {})} for view in {**self.stability, **other.stability}},
+            self.described or other.described,
         )
 
     def spread(self, rows: Sequence[int], count: int) -> "Readings":
-        """These readings at `rows` (one per reading) of `count` members; of the others nothing was said. Embeddings are left out."""
+        """These readings at `rows` (one per reading) of `count` members; of the others nothing was said. Embeddings, words: left out."""
 
         def scores(columns: Mapping[str, npt.NDArray[np.float32]]) -> Scores:
             wide = {name: np.full(count, np.nan, np.float32) for name in columns}
@@ -91,6 +97,7 @@ class Readings:
             {name: np.concatenate([part.embeddings[name] for part in parts]) for name in first.embeddings},
             {view: {name: np.concatenate([part.stability[view][name] for part in parts]) for name in columns}
              for view, columns in first.stability.items()},
+            [one for part in parts for one in part.described],
         )  # fmt: skip
 
     def among(self, names: Collection[str]) -> "Readings":
@@ -103,16 +110,18 @@ class Readings:
             {view: {name: column for name, column in masks.items() if name in names} for view, masks in self.view_masks.items()},
             {name: vectors for name, vectors in self.embeddings.items() if name in names},
             {view: {name: column for name, column in scores.items() if name in names} for view, scores in self.stability.items()},
+            self.described,
         )
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Outcomes, readings and decisions of some members, in their order."""
+    """Outcomes, readings and decisions of some members, in their order; and which generators made them, where somebody was asked."""
 
     outcomes: list[Outcome]
     readings: Readings
     decisions: Decisions
+    identified: Identified | None = None
 
     @property
     def scores(self) -> Scores:
@@ -138,7 +147,8 @@ def judge(spec: ScoringSpec, outcomes: Sequence[Outcome], readings: Readings) ->
     doubts = range_doubts(spec, sizes, [None if outcome.facts is None else outcome.facts.format for outcome in outcomes])
     drawn = audited_among(spec, checked)
     decisions = decide(spec.ensemble, readings.scores, calibrations=spec.calibrations, out_of_range=doubts, remarks=remarks, audited=drawn)
-    return Scored(checked, readings, outlived(spec, decisions, list(readings.stability.values()), drawn))
+    decisions = outlived(spec, decisions, list(readings.stability.values()), drawn)
+    return Scored(checked, readings, decisions, identified(spec, readings.embeddings))
 
 
 def outlived(spec: ScoringSpec, decisions: Decisions, views: Sequence[Scores], audited: Sequence[bool]) -> Decisions:

@@ -26,7 +26,7 @@ class Recompressing:
     def __init__(self, spec: ScoringSpec, scorer: EnsembleScorer, decoder: BatchDecoder, clock: StageClock) -> None:
         assert spec.stability is not None
         self._spec, self._clock, self._margin = spec, clock, spec.stability.margin
-        seen = replace(spec, features={})
+        seen = replace(spec, features={}, identifier=None, describer=None)
         self._first = SecondLook(seen.asking(spec.first, spec.stability.views), scorer, decoder)
         self._late = SecondLook(seen.asking(spec.late, spec.stability.views), scorer, decoder) if spec.late else None
 

@@ -31,7 +31,7 @@ class EnsembleScorer:
             for name, card in spec.cards.items()
             if pool is None or name in pool
         }
-        for name in spec.features:
+        for name in spec.embedded:
             if name in self._detectors:
                 self._detectors[name].keep_embeddings()
         self._backbones = share_backbones(self._detectors.values())
@@ -68,9 +68,7 @@ class EnsembleScorer:
         names = [name for name in self._detectors if only is None or name in only]
         keeping = [True, *(view.keeps_place for view in self._spec.views)]  # the first is the clean one
         columns = [{name: _Column(keeps_masks=keeps) for name in names} for keeps in keeping]
-        columns[0] |= {
-            name: _Column(keeps_masks=True, width=facts["width"]) for name, facts in self._spec.features.items() if name in names
-        }
+        columns[0] |= {name: _Column(keeps_masks=True, width=width) for name, width in self._spec.embedded.items() if name in names}
         usable: list[list[bool]] = [[] for _ in keeping]
         for batch in batches:
             views = self._seen(batch)

@@ -15,6 +15,7 @@ from ray_app.images.provenance import ProvenancePolicy
 from ray_app.inference.settings import AskedPrecision, AskedResize, under_settings
 from ray_app.inference.stability import Stability
 from ray_app.perturbations import Perturbation
+from ray_app.profiling.cards import DescriberCard, IdentifierCard, load_describer, load_identifier
 
 Precision = Literal["bf16", "fp32"]
 
@@ -31,7 +32,7 @@ class ScoringSpec:
     `cards` are keyed by detector name in the ensemble's order, `precision` (bf16 or fp32) by the same names; `slots` is the static
     number of images per batch. `perceptual_hash` and `provenance` (None = not read) add columns and change no score. `views`: every
     image is also scored as these perturbations show it. `features`: what decides the embeddings of the detectors that keep them.
-    `stability`: verdicts near a threshold must outlive recompression.
+    `stability`: verdicts near a threshold must outlive recompression. `identifier` and `describer` are of the ensemble's profile.
     """
 
     ensemble: EnsembleCard
@@ -46,6 +47,8 @@ class ScoringSpec:
     views: tuple[Perturbation, ...] = ()
     features: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     stability: Stability | None = None
+    identifier: IdentifierCard | None = None
+    describer: DescriberCard | None = None
 
     @property
     def passes(self) -> int:
@@ -75,6 +78,12 @@ class ScoringSpec:
     def looks_again(self) -> bool:
         """Whether some members are decoded a second time, for which their files have to be kept until it is known of which."""
         return bool(self.late) or self.stability is not None
+
+    @property
+    def embedded(self) -> dict[str, int]:
+        """The detectors whose embeddings are wanted, to be kept or to make a profile of, with the numbers of each."""
+        profiled = {card.detector: card.embedding["width"] for card in (self.identifier, self.describer) if card and card.detector}
+        return {name: facts["width"] for name, facts in self.features.items()} | profiled
 
     @property
     def preprocessings(self) -> tuple[Preprocessing, ...]:
@@ -199,13 +208,37 @@ def make_spec(
     usual = {name: precision_on(device, card, precision) for name, card in named.items()}
     resolved, mode = under_settings(ensemble, usual, precision, resize, waived=waive_guarantee)
     count = slots or default_slots(device)
-    spec = ScoringSpec(ensemble, named, limits, resolved, mode, count, device, perceptual_hash, provenance, views, stability=stability)
+    identifier, describer = profile_cards(ensemble, named)
+    spec = ScoringSpec(
+        ensemble, named, limits, resolved, mode, count, device, perceptual_hash, provenance, views,
+        stability=stability, identifier=identifier, describer=describer,
+    )  # fmt: skip
     if stability is not None and len(spec.pools) > 1:
         raise ConfigError(
             f"--stability: {ensemble.name} has detectors that need processes of their own; nobody has all scores while images are there",
             hint=f"leave --stability out, or take an ensemble without {', '.join(name for name, card in named.items() if card.own_pool)}",
         )
     return spec
+
+
+def profile_cards(ensemble: EnsembleCard, cards: Mapping[str, DetectorCard]) -> tuple[IdentifierCard | None, DescriberCard | None]:
+    """The identifier and the describer of an ensemble's profile, which name the detector of the ensemble whose embeddings they read.
+
+    Raises ConfigError where there is none such, or where it looks only at images that go on in a cascade.
+    """
+    profile = ensemble.profile
+    if profile is None:
+        return None, None
+    identifier = load_identifier(profile.identifier) if profile.identifier else None
+    describer = load_describer(profile.describer) if profile.describer else None
+    first = list(cards)[: ensemble.first]
+    for card in (identifier, describer):
+        if card is not None and card.detector is not None and card.detector not in first:
+            raise ConfigError(
+                f"{ensemble.name}: {card.name} reads embeddings of {card.detector}, which is no detector that looks at every image here",
+                hint=f"make it a member, or take a profile that reads one of {', '.join(first)}",
+            )
+    return identifier, describer
 
 
 def precision_on(device: str, card: DetectorCard, asked: Literal["auto", "bf16", "fp32"]) -> Precision:

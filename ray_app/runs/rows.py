@@ -10,6 +10,8 @@ import pyarrow as pa
 from ray_app.ensembles import Decisions
 from ray_app.errors import Status
 from ray_app.inference import Scored
+from ray_app.profiling.describing import Described
+from ray_app.profiling.identifying import Identified
 from ray_app.runs.masks import mask_measures
 from ray_app.runs.schema import SECOND_LOOK, STABILITY, row_schema
 from ray_app.runs.stability import stability_column
@@ -33,6 +35,8 @@ def result_rows(members: pa.Table, scored: Scored, *, attempt: int, scored_at: d
         perceptual_hash=perceptual_hash,
         second_look=scored.decisions.second_look is not None,
         stability=bool(scored.readings.stability),
+        identified=scored.identified is not None,
+        described=bool(scored.readings.described),
     )
     has_score = np.array([outcome.status is Status.OK for outcome in scored.outcomes], dtype=bool)
     columns: dict[str, Any] = {name: members[name].combine_chunks() for name in ("image_id", "uri", "member", "occurrence")}
@@ -55,6 +59,8 @@ def result_rows(members: pa.Table, scored: Scored, *, attempt: int, scored_at: d
         columns["replies"] = pa.array([dict(zip(replies, said, strict=True)) for said in zip(*replies.values(), strict=True)],
                                       schema.field("replies").type)  # fmt: skip
     columns |= decided_columns(scored.decisions, has_score)
+    columns |= identified_columns(scored.identified, has_score) if scored.identified is not None else {}
+    columns |= described_columns(scored.readings.described, has_score) if scored.readings.described else {}
     columns["attempt"] = [attempt] * count
     columns["scored_at"] = [scored_at] * count
     columns["reused"] = has_score & np.array([outcome.said is not None for outcome in scored.outcomes], dtype=bool)
@@ -74,6 +80,30 @@ def decided_columns(decisions: Decisions, has_score: np.ndarray) -> dict[str, An
         "calibrated": pa.array(np.full(len(has_score), decisions.calibrated), mask=~has_score),
         "verdict": [verdict if ok else None for verdict, ok in zip(decisions.verdict, has_score, strict=True)],
         "verdict_reason": [reason if ok else None for reason, ok in zip(decisions.reason, has_score, strict=True)],
+    }
+
+
+def identified_columns(identified: Identified, has_score: np.ndarray) -> dict[str, Any]:
+    """The columns that an identifier fills; null where a row has no score."""
+    there = has_score & np.isfinite(identified.confidence)
+    codes = np.where(there, identified.codes, -1).tolist()
+    classes, families = identified.classes, identified.families
+    rankings = zip(identified.ranking.tolist(), there.tolist(), strict=True)
+    return {
+        "predicted_generator": [classes[code] if code >= 0 else None for code in codes],
+        "generator_family": [families[code] if code >= 0 else None for code in codes],
+        "generator_probability": pa.array(identified.probability, pa.float32(), mask=~there),
+        "generator_confidence": pa.array(identified.confidence, pa.float32(), mask=~there),
+        "generator_ranking": [[classes[code] for code in ranking] if ok else None for ranking, ok in rankings],
+    }
+
+
+def described_columns(described: Sequence[Described | None], has_score: np.ndarray) -> dict[str, Any]:
+    """The columns that a describer fills; null where nothing was said, or a row has no score."""
+    said = [one if ok else None for one, ok in zip(described, has_score, strict=True)]
+    return {
+        "predicted_prompt": [None if one is None else one.text for one in said],
+        "prompt_likelihood": [None if one is None else one.likelihood for one in said],
     }
 
 

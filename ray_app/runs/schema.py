@@ -4,11 +4,17 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 MASK_COLUMNS = ("mask_area", "mask_peak")
 SECOND_LOOK = "second_look"
 STABILITY = "stability"
-
+IDENTIFIED = {
+    "generator_family": pa.dictionary(pa.int32(), pa.string()),
+    "generator_probability": pa.float32(),
+    "generator_confidence": pa.float32(),
+    "generator_ranking": pa.list_(pa.string()),
+}
+DESCRIBED = {"prompt_likelihood": pa.float32()}
 
 MASK_SCHEMA = pa.schema(
     [("image_id", pa.int64()), ("detector", pa.string()), ("width", pa.int32()), ("height", pa.int32()), ("png", pa.binary())],
@@ -28,6 +34,8 @@ def row_schema(
     perceptual_hash: bool = False,
     second_look: bool = False,
     stability: bool = False,
+    identified: bool = False,
+    described: bool = False,
 ) -> pa.Schema:
     """Columns of `parts/` and `scores/`; `scores` is a struct with one float32 per detector.
 
@@ -36,6 +44,9 @@ def row_schema(
     `replies` is what detectors that answer in words said. `phash`: 16 hex digits, only where it was asked for.
     `stability`, where it was asked for: what detectors said of recompressed views, one entry per view; null where no view was looked at.
     `second_look` says why all members of a cascade looked (`band`, `audit`); null where its first ones sufficed.
+    `predicted_generator`, where an identifier was asked: null also where it takes the generator for none that it knows; then the family
+    is null too, and `generator_ranking` (best first) and `generator_probability` (of the first) still say which of the known is nearest.
+    `generator_confidence`: that it is a known one, higher = surer. `prompt_likelihood`: see `profiling.describing.Described`.
     `input` repeats the source's own columns and stands only where the source has any: Parquet has no empty struct.
     """
     text, words = pa.string(), pa.dictionary(pa.int32(), pa.string())
@@ -72,7 +83,9 @@ def row_schema(
         ("verdict_reason", text),
         *([(SECOND_LOOK, words)] if second_look else []),
         ("predicted_generator", text),
+        *(IDENTIFIED.items() if identified else []),
         ("predicted_prompt", text),
+        *(DESCRIBED.items() if described else []),
         ("provenance", text),
         ("reused", pa.bool_()),
         ("attempt", pa.int32()),

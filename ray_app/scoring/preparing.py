@@ -6,6 +6,7 @@ from typing import Any
 from ray_app.archives import Columns, ContainerLimits, name_of
 from ray_app.config import Frozen, config_root
 from ray_app.detectors import MIRROR_VARIABLE, publish_weights, resolve_weights, weights_digest
+from ray_app.detectors.weights import publish_part
 from ray_app.ensembles import EnsembleCard, decision_facts
 from ray_app.inference import ScoringSpec
 from ray_app.runs import RunDirectory
@@ -53,11 +54,14 @@ def share_weights(spec: ScoringSpec, run: RunDirectory) -> str | None:
         return os.environ[MIRROR_VARIABLE]
     shipped = config_root() / "detectors"
     fetched = [card for card in spec.cards.values() if resolve_weights(card).parent != shipped]
-    if not fetched:
+    profiling = [card for card in (spec.identifier, spec.describer) if card is not None]
+    if not fetched and not profiling:
         return None
     mirror = f"{run.store.url}/weights"
     for card in fetched:
         publish_weights(card, mirror)
+    for one in profiling:
+        publish_part(one.part, mirror)
     return mirror
 
 
@@ -68,8 +72,16 @@ def scoring_identity(spec: ScoringSpec) -> dict[str, Any]:
         "precision": dict(spec.precision),
         "resize": spec.resize,
         "batch_slots": spec.slots,
+        **({"profile": profile_identity(spec)} if spec.ensemble.profile else {}),
         **decision_identity(spec),
     }
+
+
+def profile_identity(spec: ScoringSpec) -> dict[str, Any]:
+    """All that decides which generator and which words a row has."""
+    cards = {"identifier": spec.identifier, "describer": spec.describer}
+    told = {kind: card.facts() for kind, card in cards.items() if card is not None}
+    return told | {"describe": spec.ensemble.profile.describe if spec.ensemble.profile and spec.describer else None}
 
 
 def decision_identity(spec: ScoringSpec) -> dict[str, Any]:

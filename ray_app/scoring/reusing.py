@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ray_app.scoring.config import ScoreConfig
 
 
-def check_reuse(config: "ScoreConfig", cards: Iterable[DetectorCard]) -> None:
+def check_reuse(config: "ScoreConfig", cards: Iterable[DetectorCard], *, profiled: bool = False) -> None:
     """Raises ConfigError where a detector draws masks: the pixels of a mask are kept by member, and are not found by digest. So too
     where images are perturbed, since what was known before is scores of the clean pass.
     """
@@ -23,6 +23,8 @@ def check_reuse(config: "ScoreConfig", cards: Iterable[DetectorCard]) -> None:
         raise ConfigError("--reuse copies scores of images as they are, not of their views", hint="leave --reuse or --stability out")
     if config.reuse and config.features:
         raise ConfigError("--reuse copies scores, not embeddings", hint="leave --reuse or --features out")
+    if config.reuse and profiled:
+        raise ConfigError("--reuse copies scores, not profiles", hint="leave --reuse out, or take an ensemble without a profile")
     drawing = [card.name for card in cards if card.masks]
     if config.reuse and drawing:
         raise ConfigError(

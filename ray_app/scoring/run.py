@@ -10,10 +10,12 @@ from typing import Any
 from ray_app.archives import manifests
 from ray_app.detectors import load_card, resolve_weights
 from ray_app.detectors.licences import require_accepted
+from ray_app.detectors.weights import resolve_part
 from ray_app.ensembles import EnsembleCard, ensemble_of, load_ensemble_card
 from ray_app.errors import ClusterError, ConfigError, ExitCode, resumable
 from ray_app.images.perceptual import require_perceptual_hash
 from ray_app.inference import ScoringSpec, make_spec
+from ray_app.inference.spec import profile_cards
 from ray_app.perturbations import load_perturbations
 from ray_app.runs import RunDirectory, check_conservation
 from ray_app.scoring.cluster import cluster, resources
@@ -74,7 +76,8 @@ def _check(config: ScoreConfig, run: RunDirectory) -> None:
     check_detectors(config)
     spec_for(config, gpus=0)
     check_retry(config, run)
-    check_reuse(config, [load_card(member.detector) for member in _ensemble(config).members])
+    ensemble = _ensemble(config)
+    check_reuse(config, [load_card(member.detector) for member in ensemble.members], profiled=ensemble.profile is not None)
     if config.perceptual_hash:
         require_perceptual_hash()
     config.provenance.policy()
@@ -153,10 +156,14 @@ def layout_for(config: ScoreConfig, spec: ScoringSpec, cpus: float, gpus: float,
 
 def check_detectors(config: ScoreConfig) -> None:
     """Whether every detector may and can be used here; fetches weights. Raises ConfigError, and DetectorError for licence or weights."""
-    for member in _ensemble(config).members:
-        card = load_card(member.detector)
+    ensemble = _ensemble(config)
+    cards = {card.name: card for card in (load_card(member.detector) for member in ensemble.members)}
+    for card in cards.values():
         require_accepted(card, config.accept_licences)
         resolve_weights(card)
+    for profiling in profile_cards(ensemble, cards):
+        if profiling is not None:
+            resolve_part(profiling.part)
 
 
 def spec_for(config: ScoreConfig, gpus: float) -> ScoringSpec:

@@ -248,8 +248,8 @@ def _commit(job: Job, note: Note, clock: StageClock) -> pa.Table:
         scored = judge(job.spec, note.outcomes, note.readings)
         if note.readings.masks:
             job.run.write_masks(ref.manifest, ref.block, mask_rows(members["image_id"], scored))
-        for name, vectors in note.readings.embeddings.items():
-            kept = feature_rows(members["image_id"].to_numpy(), vectors, name, job.spec.features[name])
+        for name, facts in job.spec.features.items():
+            kept = feature_rows(members["image_id"].to_numpy(), note.readings.embeddings[name], name, facts)
             write_features(job.run, ref.manifest, ref.block, name, kept)
         job.run.write_part(ref.manifest, ref.block, _rows(job, members, scored))
     bad = sum(outcome.status not in (Status.OK, Status.UNSUPPORTED_FORMAT) for outcome in scored.outcomes)

@@ -1,0 +1,138 @@
+"""Cards of what profiles an image: the identifier, which names its generator, and the describer, which says from what words.
+
+Knows names, files and facts, from YAML in configs/identifiers and configs/describers; no torch.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, PrivateAttr, model_validator
+
+from ray_app.config import Frozen, find_config
+from ray_app.config.loading import load_yaml
+from ray_app.detectors import Preprocessing
+from ray_app.detectors.cards import Figure, TrainingData, Weights
+from ray_app.detectors.weights import Part, digest_of, resolve_part
+from ray_app.profiling.generators import family_of
+
+
+class OpenSet(Frozen):
+    """When a generator is taken for none of the known ones: where `confidence`, by `method`, lies below `threshold`.
+
+    `energy`: log Σ exp of the logits (Liu et al., NeurIPS 2020, arXiv 2010.03759). `distance`: minus the smallest Mahalanobis distance to a
+    class's mean under one covariance of all classes (Lee et al., NeurIPS 2018, arXiv 1807.03888). `abstains`: the share of images of known
+    generators that was asked to be given up; the threshold is that quantile of `n` images that nothing was fitted on.
+    """
+
+    method: Literal["energy", "distance"] = "energy"
+    threshold: float
+    abstains: float = Field(ge=0, lt=1)
+    n: int = Field(ge=1)
+
+
+class _Card(Frozen):
+    """What both kinds of cards say."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")
+    title: str
+    weights: Weights
+    licence: str
+    source: str
+    training_data: TrainingData
+    published: tuple[Figure, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    _folder: Path = PrivateAttr(default=Path())
+
+    @property
+    def folder(self) -> Path:
+        """Where the card was read from; relative weights lie there."""
+        return self._folder
+
+    @property
+    def part(self) -> Part:
+        """The card's files, for `detectors.weights` to find, fetch and hash."""
+        return Part(self.name, self.weights, self._folder, self.name)
+
+    def facts(self) -> dict[str, Any]:
+        """All that decides what is said, as plain JSON: part of a run's identity. Hashes weights. Raises DetectorError."""
+        told = self.model_dump(mode="json", exclude={"title", "weights", "licence", "source", "training_data", "published", "notes"})
+        return told | {"weights": digest_of(self.part, resolve_part(self.part))}
+
+
+class IdentifierCard(_Card):
+    """A head over generators, on the embeddings of a detector.
+
+    `detector`: the name of that detector, a member of the ensemble. `embedding`: what decided the embeddings that the head was
+    fitted on (`detectors.embeddings.embedding_facts`); others are refused. `classes`: generators, in the order of the head's rows;
+    `families`: of those that the index of generators does not know. `head`: `linear`, or `cosine`: both unit vectors, times `scale`.
+    The weights hold `weight` (C, d) and `bias` (C,), and for distances `means` (C, d) and `whitening` (d, k).
+    """
+
+    detector: str
+    embedding: Mapping[str, Any]
+    classes: tuple[str, ...] = Field(min_length=2)
+    families: Mapping[str, str] = {}
+    head: Literal["linear", "cosine"] = "linear"
+    scale: float = Field(default=1.0, gt=0)
+    open_set: OpenSet | None = None
+
+    @model_validator(mode="after")
+    def _distinct(self) -> "IdentifierCard":
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError("a class is named twice")
+        return self
+
+    @property
+    def class_families(self) -> tuple[str, ...]:
+        """The family of each class, its own name where nobody knows one."""
+        return tuple(self.families.get(name) or family_of(name) or name for name in self.classes)
+
+
+class DescriberCard(_Card):
+    """What predicts the words that an image was made from. `tier`, from cheap to dear:
+
+    `retrieval`: the prompt of the nearest embedding in an index; the weights hold `embeddings` (n, d), `prompts.parquet` lies beside.
+    `prefix`: an embedding becomes `prefix` tokens before a small language model (ClipCap: Mokady et al. 2021, arXiv 2111.09734).
+    `captioner`: a transformers model that reads pixels (GIT, BLIP, VisionEncoderDecoder). `dialogue`: a vision-language model that is
+    asked `question`. The first two read the embeddings of `detector`, the others pixels prepared by `preprocessing`.
+    `beams`, `no_repeat` (n-grams) and `most_tokens` are of the search.
+    """
+
+    tier: Literal["retrieval", "prefix", "captioner", "dialogue"]
+    detector: str | None = None
+    embedding: Mapping[str, Any] = {}
+    preprocessing: Preprocessing | None = None
+    architecture: Mapping[str, Any] = {}
+    prefix: int = Field(default=10, ge=1)
+    beams: int = Field(default=3, ge=1)
+    no_repeat: int = Field(default=3, ge=0)
+    most_tokens: int = Field(default=77, ge=1)
+    question: str = "Write a prompt that would recreate this image."
+    own_pool: bool = False
+    gmac: float | None = Field(default=None, gt=0, description="billions of multiply-adds per image, the search included")
+
+    @model_validator(mode="after")
+    def _reads_something(self) -> "DescriberCard":
+        if (self.tier in ("retrieval", "prefix")) != (self.detector is not None):
+            raise ValueError(f"`detector` names whose embeddings retrieval and prefix read (tier: {self.tier})")
+        if (self.tier in ("captioner", "dialogue")) != (self.preprocessing is not None):
+            raise ValueError(f"`preprocessing` says which pixels captioner and dialogue see (tier: {self.tier})")
+        return self
+
+
+def load_identifier(name_or_path: str | Path) -> IdentifierCard:
+    """A shipped identifier by name, or any by path. Raises ConfigError."""
+    path = find_config("identifiers", name_or_path)
+    card = load_yaml(path, IdentifierCard)
+    card._folder = path.resolve().parent
+    return card
+
+
+def load_describer(name_or_path: str | Path) -> DescriberCard:
+    """A shipped describer by name, or any by path. Raises ConfigError."""
+    path = find_config("describers", name_or_path)
+    card = load_yaml(path, DescriberCard)
+    card._folder = path.resolve().parent
+    return card
