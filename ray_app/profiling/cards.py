@@ -51,14 +51,14 @@ class _Card(Frozen):
         return self._folder
 
     @property
-    def part(self) -> Part:
-        """The card's files, for `detectors.weights` to find, fetch and hash."""
-        return Part(self.name, self.weights, self._folder, self.name)
+    def parts(self) -> tuple[Part, ...]:
+        """The card's files, its weights first, for `detectors.weights` to find, fetch and hash."""
+        return (Part(self.name, self.weights, self._folder, self.name),)
 
     def facts(self) -> dict[str, Any]:
         """All that decides what is said, as plain JSON: part of a run's identity. Hashes weights. Raises DetectorError."""
-        told = self.model_dump(mode="json", exclude={"title", "weights", "licence", "source", "training_data", "published", "notes"})
-        return told | {"weights": digest_of(self.part, resolve_part(self.part))}
+        told = self.model_dump(mode="json", exclude={"title", "weights", "tokenizer", "licence", "source", "training_data", "published", "notes"})
+        return told | {"weights": [digest_of(part, resolve_part(part)) for part in self.parts]}
 
 
 class IdentifierCard(_Card):
@@ -93,11 +93,13 @@ class IdentifierCard(_Card):
 class DescriberCard(_Card):
     """What predicts the words that an image was made from. `tier`, from cheap to dear:
 
-    `retrieval`: the prompt of the nearest embedding in an index; the weights hold `embeddings` (n, d), `prompts.parquet` lies beside.
+    `retrieval`: the prompt of the nearest embedding in an index; the weights hold `embeddings` (n, d), and of the prompts all their UTF-8
+    bytes in one row, `prompts` uint8, with the `ends` (n,) int64 of each.
     `prefix`: an embedding becomes `prefix` tokens before a small language model (ClipCap: Mokady et al. 2021, arXiv 2111.09734).
     `captioner`: a transformers model that reads pixels (GIT, BLIP, VisionEncoderDecoder). `dialogue`: a vision-language model that is
     asked `question`. The first two read the embeddings of `detector`, the others pixels prepared by `preprocessing`.
-    `beams`, `no_repeat` (n-grams) and `most_tokens` are of the search.
+    `beams`, `no_repeat` (n-grams) and `most_tokens` are of the search. `tokenizer`: a `tokenizer.json`; null: the weights' own header holds
+    one, under `tokenizer`, as those do that were trained here.
     """
 
     tier: Literal["retrieval", "prefix", "captioner", "dialogue"]
@@ -105,6 +107,7 @@ class DescriberCard(_Card):
     embedding: Mapping[str, Any] = {}
     preprocessing: Preprocessing | None = None
     architecture: Mapping[str, Any] = {}
+    tokenizer: Weights | None = None
     prefix: int = Field(default=10, ge=1)
     beams: int = Field(default=3, ge=1)
     no_repeat: int = Field(default=3, ge=0)
@@ -112,6 +115,12 @@ class DescriberCard(_Card):
     question: str = "Write a prompt that would recreate this image."
     own_pool: bool = False
     gmac: float | None = Field(default=None, gt=0, description="billions of multiply-adds per image, the search included")
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The weights, and the tokenizer where it is a file of its own."""
+        own = super().parts
+        return own if self.tokenizer is None else (*own, Part(f"{self.name}-tokenizer", self.tokenizer, self._folder, self.name))
 
     @model_validator(mode="after")
     def _reads_something(self) -> "DescriberCard":

@@ -39,7 +39,7 @@ class Identifier:
         from safetensors.numpy import load_file
 
         self.card = card
-        path = resolve_part(card.part, cache_dir, offline)
+        path = resolve_part(card.parts[0], cache_dir, offline)
         tensors = load_file(path)
         wanted = {"weight"} | ({"means", "whitening"} if card.open_set and card.open_set.method == "distance" else set())
         if missing := wanted - set(tensors):
@@ -59,7 +59,7 @@ class Identifier:
 
     def identify(self, vectors: Floats) -> Identified:
         """(n, d) float32; rows of NaN are images without an embedding."""
-        card, there = self.card, np.isfinite(vectors).all(axis=1)
+        card, there = self.card, np.asarray(np.isfinite(vectors).all(axis=1))
         logits = self.logits(np.where(there[:, None], vectors, 0))
         chances = softmax(logits)
         family = (chances @ self._in_family.T).argmax(axis=1)
@@ -82,7 +82,7 @@ class Identifier:
         if self.card.open_set is not None and self.card.open_set.method == "distance":
             assert self._means is not None
             assert self._whitening is not None
-            return -mahalanobis(np.nan_to_num(vectors), self._means, self._whitening).min(axis=1)
+            return np.asarray(-mahalanobis(np.nan_to_num(vectors), self._means, self._whitening).min(axis=1), np.float32)
         return energy(logits)
 
 
@@ -106,4 +106,4 @@ def mahalanobis(vectors: Floats, means: Floats, whitening: Floats) -> Floats:
 
 
 def _unit(rows: Floats) -> Floats:
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12), np.float32)

@@ -60,8 +60,8 @@ def share_weights(spec: ScoringSpec, run: RunDirectory) -> str | None:
     mirror = f"{run.store.url}/weights"
     for card in fetched:
         publish_weights(card, mirror)
-    for one in profiling:
-        publish_part(one.part, mirror)
+    for part in (part for one in profiling for part in one.parts):
+        publish_part(part, mirror)
     return mirror
 
 

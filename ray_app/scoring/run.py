@@ -161,9 +161,8 @@ def check_detectors(config: ScoreConfig) -> None:
     for card in cards.values():
         require_accepted(card, config.accept_licences)
         resolve_weights(card)
-    for profiling in profile_cards(ensemble, cards):
-        if profiling is not None:
-            resolve_part(profiling.part)
+    for part in (part for profiling in profile_cards(ensemble, cards) if profiling is not None for part in profiling.parts):
+        resolve_part(part)
 
 
 def spec_for(config: ScoreConfig, gpus: float) -> ScoringSpec:

@@ -1,6 +1,11 @@
-"""A predicted prompt. Knows text and a number."""
+"""A predicted prompt, and what predicts some. Knows text and numbers; knows no model."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy.typing as npt
+
+from ray_app.profiling.cards import DescriberCard
 
 
 class Described(NamedTuple):
@@ -10,3 +15,18 @@ class Described(NamedTuple):
 
     text: str
     likelihood: float
+
+
+class Describer(Protocol):
+    """One of the means, loaded and ready."""
+
+    @property
+    def card(self) -> DescriberCard:
+        """Which it is."""
+        ...
+
+    def describe(self, given: npt.NDArray[Any]) -> Sequence[Described]:
+        """One per row of `given`: embeddings (n, d) float32 where the card names a detector, else pixels (n, H, W, 3) uint8 as its
+        preprocessing prepares them. The same for an image whatever it was batched with.
+        """
+        ...
