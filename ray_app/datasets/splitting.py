@@ -41,8 +41,8 @@ class Splits:
     findings: dict[str, Any]
 
 
-def make_splits(data: Data, open_source: Callable[[Source], pa.Table]) -> Splits:
-    """The splits of `data`; `open_source` gives a source's labelled table.
+def make_splits(data: Data, open_source: Callable[[Source], pa.Table], *, one_class: bool = False) -> Splits:
+    """The splits of `data`; `open_source` gives a source's labelled table. `one_class`: a split may hold fakes alone, or reals.
 
     Raises ConfigError where a split is not told, empty, or of one class; where held-out generators are not there; where validation, which
     chooses the checkpoint, would look at rows of a test split.
@@ -61,7 +61,7 @@ def make_splits(data: Data, open_source: Callable[[Source], pa.Table]) -> Splits
             splits[name] = _joined(wanted, open_source)
     _refuse_test_rows(splits["validation"], data)
     for name, table in splits.items():
-        _refuse_one_class(name, table)
+        _refuse_one_class(name, table, allowed=one_class)
     is_aside = pa.array(why != "")
     set_aside = given.filter(is_aside).append_column("why", pa.array(why[why != ""], pa.string()))
     findings = {
@@ -143,11 +143,11 @@ def _refuse_test_rows(validation: pa.Table, data: Data) -> None:
             )
 
 
-def _refuse_one_class(name: str, table: pa.Table) -> None:
+def _refuse_one_class(name: str, table: pa.Table, *, allowed: bool) -> None:
     is_fake = fakes(table)
     if not len(table):
         raise ConfigError(f"data.{name}: no images are left for it")
-    if is_fake.all() or not is_fake.any():
+    if not allowed and (is_fake.all() or not is_fake.any()):
         raise ConfigError(f"data.{name}: all {len(table)} images are {'fake' if is_fake.all() else 'real'}",
                           hint="reals come into a held-out split by groups: {generators: […], groups: 0.1}")  # fmt: skip
 

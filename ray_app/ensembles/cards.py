@@ -117,7 +117,7 @@ class Profile(Frozen):
     """What is said of an image beside its verdict: by whose head which generator made it, and by what model from which words.
 
     `identifier` and `describer` are cards, by name or path. The identifier names every image that has an embedding. `describe`: the
-    describer, which is dear, says something of what is `flagged` (any verdict but `real`), or of `all`.
+    describer, which is dear, says something of what is `flagged` (its verdict is `fake`), or of `all`.
     """
 
     identifier: str | None = None
@@ -198,7 +198,10 @@ def load_ensemble_card(name_or_path: str | Path) -> EnsembleCard:
     if path in shipped:
         return card
     members = tuple(member.model_copy(update={"detector": _beside(path, member.detector)}) for member in card.members)
-    return card.model_copy(update={"members": members})
+    profile = card.profile and card.profile.model_copy(
+        update={kind: _beside(path, name) for kind in ("identifier", "describer") if (name := getattr(card.profile, kind)) is not None}
+    )
+    return card.model_copy(update={"members": members, "profile": profile})
 
 
 def ensemble_of(detectors: list[str]) -> EnsembleCard:

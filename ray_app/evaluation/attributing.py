@@ -1,152 +1,148 @@
-"""Generators and prompts that detectors named, against the labels: the sections `identification` and `prompts` of an evaluation.
+"""Generators that a run named, against the labels: the section `identification` of an evaluation, and the same by groups of generators.
 
-Knows joined rows; how a name or a text is marked is known elsewhere.
+Knows counted answers; how names are compared, and DFLIP's own marks, are known elsewhere.
 """
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
+from ray_app.evaluation.answering import Answer, Answers
 from ray_app.evaluation.dflip import dflip_v1
-from ray_app.evaluation.joining import Tables
-from ray_app.evaluation.prompt_clip import similarities
+from ray_app.evaluation.naming import REAL, Names
 from ray_app.evaluation.protocols import IdentificationRules
-from ray_app.metrics.attribution import Attribution, attribution_of, attribution_of_pairs
+from ray_app.metrics.attribution import Attribution, attribution_of_pairs, open_set_auroc
 from ray_app.metrics.figure import Figure, figure_rows
 from ray_app.metrics.intervals import proportion
-from ray_app.metrics.texts import bleu4, normalised_prompt, rouge_l, token_f1
-from ray_app.runs import RunDirectory
 
-NAMED = ("label", "generator", "predicted_generator", "generator_ranking", "generator_confidence")
-"""What `identification_of` asks for; the last two (best first, list of texts; a number, higher = surer) are in no run's own schema."""
-PROMPTED = ("image_id", "prompt", "predicted_prompt")
-MOST_PROMPTS = 100_000
-_Row = tuple[str, str | None, list[str], float | None]
+Document = dict[str, Any]
+_NO_KNOWN = "no image of a known generator"
+_NO_UNKNOWN = "no image of an unknown generator"
+_NO_LIST = "no list of known generators"
 
 
-def identification_of(
-    tables: Tables, *, rules: IdentificationRules | None = None, known: Collection[str] | None = None, missing: int = 0
-) -> dict[str, Any] | None:
-    """The section `identification`; None where no generator was named at all.
+def identification_of(answers: Answers, *, rules: IdentificationRules | None = None, missing: int = 0) -> Document:
+    """The section `identification`.
 
-    Plain rules are of fakes: figures of `metrics.attribution`, names compared without case and outer blanks, an image without a named
-    generator counts as wrong. `reals_named`: the share of reals that got a generator's name. `known`: the generators that can be named at
-    all (None: all). Under `dflip-v1` predicted names are answers in words; `missing`: labels without a row, which count as wrong there.
+    Plain figures are of fakes whose generator the identifier knows (all, where nobody tells which those are): those of `metrics.attribution`,
+    an image without a name counts as wrong; `top_…` by the rows' rankings, whether a name was given or not. `abstained_known`,
+    `abstained_unknown`: the shares of the images asked that were taken for none of the known. `reals_named`: the share of reals that got a
+    generator's name. `families` has the same of base architectures. Under `dflip-v1` that section is theirs, with its flaws, and the plain
+    figures stand in `plain`; `missing`: labels without a row, which count as wrong there.
     """
     rules = rules or IdentificationRules()
-    named = _Named()
-    for table in tables(NAMED):
-        named.add(table)
-    if all(not answer for _, _, answer in named.answers):
-        return None
     if rules.protocol == "dflip-v1":
-        return dflip_v1(named.answers, missing)
-    found = named.attribution({_plain(name) for name in known} if known is not None else None, rules.top_k)
-    figures = found.figures | {"reals_named": named.reals_named()}
+        return dflip_v1(answers.words, answers.names, missing) | {"plain": _plain(answers, rules)}
+    return {"protocol": "plain", **_plain(answers, rules)}
+
+
+def group_identification(answers: Answers, generators: Collection[str], top_k: Sequence[int]) -> Mapping[str, Figure]:
+    """Figures of the fakes of some generators, by their names in the labels: of generators, of families, and how often it abstained."""
+    names = answers.names
+    keys = {names.label(name) for name in generators}
+    mine = Counter({one: n for one, n in answers.counts.items() if one.label == "fake" and one.generator in keys})
+    single, families = _Level(mine, answers, names.classes), _Level(_by_family(mine, names), answers, names.class_families)
+    found = single.found(top_k).figures
+    kept = {name: found[name] for name in ("accuracy", *[f"top_{k}" for k in top_k], "macro_f1")}
+    return kept | {"family_accuracy": families.found(()).figures["accuracy"], "abstained": _abstained(mine.items(), "no image was asked")}
+
+
+class _Level:
+    """Figures of generators, or of their families."""
+
+    def __init__(self, counts: Counter[Answer], answers: Answers, known: frozenset[str] | None) -> None:
+        self._counts, self._answers, self.known = counts, answers, known
+
+    def found(self, top_k: Sequence[int]) -> Attribution:
+        """The figures of `metrics.attribution`, names as keys."""
+        pairs: Counter[tuple[str, str | None]] = Counter()
+        for one, n in self._counts.items():
+            pairs[one.generator, one.said] += n
+        found = attribution_of_pairs(pairs, known=self.known, top_k=top_k)
+        if self._answers.ranked:
+            found.figures.update({f"top_{k}": self._among(k) for k in top_k})
+        return found
+
+    def _among(self, k: int) -> Figure:
+        known = [(one, n) for one, n in self._counts.items() if self.is_known(one)]
+        return proportion(sum(n for one, n in known if one.place is not None and one.place < k), sum(n for _, n in known), _NO_KNOWN)
+
+    def is_known(self, one: Answer) -> bool:
+        """Whether the identifier could have named the truth."""
+        return self.known is None or one.generator in self.known
+
+    def abstained(self) -> dict[str, Figure]:
+        """Of known and of unknown ones."""
+        known = [(one, n) for one, n in self._counts.items() if self.is_known(one)]
+        others = [(one, n) for one, n in self._counts.items() if not self.is_known(one)]
+        why = _NO_LIST if self.known is None else _NO_UNKNOWN
+        return {"abstained_known": _abstained(known, _NO_KNOWN), "abstained_unknown": _abstained(others, why)}
+
+
+def _plain(answers: Answers, rules: IdentificationRules) -> Document:
+    names = answers.names
+    fakes = Counter({one: n for one, n in answers.counts.items() if one.label == "fake"})
+    families = _by_family(fakes, names)
+    single = _section(_Level(fakes, answers, names.classes), rules.top_k, lambda key: str(names.shown(key)))
+    single |= {"reals_named": _reals_named(answers).row(), "open_set_auroc": _auroc(answers, names).row()}
     return {
-        "protocol": "plain",
-        **figure_rows(figures),
-        "pairs": [list(pair) for pair in found.pairs],
-        "classes": [{name: value.row() if isinstance(value, Figure) else value for name, value in row.items()} for row in found.classes],
-        "without_prediction": sum(n for (label, _, name), n in named.answers.items() if label == "fake" and name is None),
+        **single,
+        "families": _section(_Level(families, answers, names.class_families), rules.top_k, str),
+        "known": None if names.classes is None else sorted(str(names.shown(key)) for key in names.classes),
+        "without_prediction": sum(n for one, n in fakes.items() if one.said is None),
+        "not_asked": sum(n for one, n in fakes.items() if not one.asked),
+        "notes": list(_notes(answers)),
     }
 
 
-def prompts_of(tables: Tables, run: RunDirectory, *, clip: str | None = None, device: str = "cpu") -> dict[str, Any] | None:
-    """The section `prompts`; None where no prompt was predicted, or no label has one.
-
-    Both texts without front ends' syntax (`normalised_prompt`). Of very many images the 100,000 of lowest id, which is a hash, stand for
-    all. `clip`: a folder of CLIP weights as published; without it the figures that need it are not defined. Raises ConfigError where the
-    folder holds no CLIP.
-    """
-    rows, counts = _prompts(tables)
-    if not counts["with_prediction"] or not counts["with_prompt"]:
-        return None
-    said = [normalised_prompt(row["predicted_prompt"]) for row in rows]
-    truth = [normalised_prompt(row["prompt"]) for row in rows]
-    figures = {"bleu4": bleu4(said, truth), "rouge_l": rouge_l(said, truth), "token_f1": token_f1(said, truth)}
-    close, unread = similarities(run, [row["image_id"] for row in rows], said, truth, clip=clip, device=device)
-    figures |= close
-    return {**figure_rows(figures), **counts, "compared": len(rows), "images_unread": unread}
+def _section(level: _Level, top_k: Sequence[int], shown: Any) -> Document:
+    found = level.found(top_k)
+    figures = {name: figure for name, figure in found.figures.items() if name != "open_set_auroc"} | level.abstained()
+    return {
+        **figure_rows(figures),
+        "pairs": [[shown(truth), None if said is None else shown(said), n] for truth, said, n in found.pairs],
+        "classes": [
+            {name: value.row() if isinstance(value, Figure) else value for name, value in row.items()} | {"name": shown(row["name"])}
+            for row in found.classes
+        ],
+    }
 
 
-class _Named:
-    """Counts of labels and answers; and, where there are any, rankings and confidences image by image."""
-
-    def __init__(self) -> None:
-        self.answers: Counter[tuple[str, str, str | None]] = Counter()
-        self._rows: list[_Row] = []
-        self._plain_rows: Counter[tuple[str, str | None]] = Counter()  # fakes of tables without rankings and confidences
-        self._has_ranking = self._has_confidence = False
-
-    def add(self, table: pa.Table) -> None:
-        """Joined rows with the columns `NAMED`."""
-        has_ranking, has_confidence = (name in table.column_names and table[name].null_count < len(table) for name in NAMED[3:])
-        plain = pa.table({name: table[name].cast(pa.string()) for name in NAMED[:3]})
-        counted = plain.group_by(list(NAMED[:3])).aggregate([([], "count_all")])
-        for row in counted.to_pylist():
-            self.answers[row["label"], row["generator"], row["predicted_generator"]] += row["count_all"]
-            if not (has_ranking or has_confidence) and row["label"] == "fake":
-                self._plain_rows[_plain(row["generator"]), _plain(row["predicted_generator"])] += row["count_all"]
-        self._has_ranking, self._has_confidence = self._has_ranking or has_ranking, self._has_confidence or has_confidence
-        if has_ranking or has_confidence:
-            self._rows += [_row(row) for row in table.filter(pc.equal(plain["label"], "fake")).to_pylist()]
-
-    def attribution(self, known: Collection[str] | None, top_k: Sequence[int]) -> Attribution:
-        """The figures of fakes."""
-        if self._has_ranking or self._has_confidence:
-            others: list[_Row] = [(*pair, [], None) for pair, n in self._plain_rows.items() for _ in range(n)]
-            truth, said, rankings, sure = (list(column) for column in zip(*self._rows, *others, strict=True))
-            # A generator that was not named at all is nothing that one is sure of.
-            confidence = [-np.finfo(np.float64).max if one is None else float(one) for one in sure] if self._has_confidence else None
-            return attribution_of(
-                said, truth, known=known, top_k=top_k, rankings=rankings if self._has_ranking else None, confidence=confidence
-            )
-        pairs: Counter[tuple[str, str | None]] = Counter()
-        for (label, generator, name), n in self.answers.items():
-            if label == "fake":
-                pairs[_plain(generator), _plain(name)] += n
-        return attribution_of_pairs(pairs, known=known, top_k=top_k)
-
-    def reals_named(self) -> Figure:
-        """The share of reals for which a generator was named."""
-        reals = {name: 0 for name in (True, False)}
-        for (label, _, name), n in self.answers.items():
-            if label == "real":
-                reals[(_plain(name) or "real").partition(":")[0] != "real"] += n
-        return proportion(reals[True], sum(reals.values()), "no real image")
+def _by_family(counts: Counter[Answer], names: Names) -> Counter[Answer]:
+    """The same answers with families for generators."""
+    found: Counter[Answer] = Counter()
+    for one, n in counts.items():
+        said = None if one.said is None else names.family(one.said)
+        found[one._replace(generator=names.family(one.generator), said=said, place=one.family_place)] += n
+    return found
 
 
-def _plain(name: Any) -> Any:
-    """A name as it is compared; a blank one is none."""
-    return None if name is None else str(name).strip().casefold() or None
+def _abstained(counts: Iterable[tuple[Answer, int]], why: str) -> Figure:
+    asked = [(one, n) for one, n in counts if one.asked]
+    return proportion(sum(n for one, n in asked if one.said is None), sum(n for _, n in asked), why)
 
 
-def _row(row: dict[str, Any]) -> _Row:
-    """Truth, prediction, ranking and confidence of one image."""
-    truth, said, ranking, confidence = (row.get(name) for name in NAMED[1:])
-    return _plain(truth), _plain(said), [_plain(one) for one in ranking or []], confidence
+def _auroc(answers: Answers, names: Names) -> Figure:
+    """Of the fakes that have a confidence."""
+    if not answers.confidences:
+        return open_set_auroc([], names.classes, None)
+    truth = [key for key, parts in answers.confidences.items() for _ in range(sum(map(len, parts)))]
+    return open_set_auroc(truth, names.classes, np.concatenate([part for parts in answers.confidences.values() for part in parts]))
 
 
-def _prompts(tables: Tables) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """The rows with both texts, of the lowest ids, in their order; and how many have either."""
-    kept: pa.Table | None = None
-    counts = {"with_prompt": 0, "with_prediction": 0, "with_both": 0}
-    for table in tables(PROMPTED):
-        rows = pa.table({"image_id": table["image_id"], **{name: table[name].cast(pa.large_string()) for name in PROMPTED[1:]}})
-        there = [pc.is_valid(rows[name]) for name in PROMPTED[1:]]
-        both = rows.filter(pc.and_(*there))
-        for name, n in zip(counts, (pc.sum(there[0]).as_py(), pc.sum(there[1]).as_py(), len(both)), strict=True):
-            counts[name] += n or 0
-        kept = both if kept is None else pa.concat_tables([kept, both])
-        if len(kept) > 2 * MOST_PROMPTS:
-            kept = _lowest(kept)
-    return ([] if kept is None else _lowest(kept).to_pylist()), counts
+def _reals_named(answers: Answers) -> Figure:
+    """The share of reals for which a generator was named."""
+    reals = [(one, n) for one, n in answers.counts.items() if one.label == "real"]
+    return proportion(sum(n for one, n in reals if one.said not in (None, REAL)), sum(n for _, n in reals), "no real image")
 
 
-def _lowest(rows: pa.Table) -> pa.Table:
-    return rows.take(pc.sort_indices(rows, sort_keys=[("image_id", "ascending")])[:MOST_PROMPTS])
+def _notes(answers: Answers) -> Iterable[str]:
+    """What has to be known to read the figures."""
+    yield "Names are compared through the index of generators: spellings, aliases and families; another version is another generator."
+    if answers.ranked:
+        yield "top-k is by the ranking, which names the nearest known generators also where the image was taken for none of them."
+        yield "A row's ranking has five generators, so the families among the first k can be fewer than k."
+    if answers.names.classes is None:
+        yield "The run does not say which generators could be named: all count as known."

@@ -1,7 +1,7 @@
 """Encoded bytes → scores and verdicts, in one process. Knows images, detectors and ensembles; knows nothing of Ray."""
 
 from ray_app.inference.batches import Batch, Outcome
-from ray_app.inference.clock import ASKED, LOOKED, LOOKED_MS, RUNS, STAGES, StageClock
+from ray_app.inference.clock import ASKED, DESCRIBED, LOOKED, LOOKED_MS, RUNS, STAGES, StageClock
 from ray_app.inference.decoding import BatchDecoder
 from ray_app.inference.judging import Readings, Scored, Scores, judge, range_doubts, remarks_on
 from ray_app.inference.packing import pack, unpack
@@ -10,6 +10,7 @@ from ray_app.inference.spec import ScoringSpec, make_spec
 
 __all__ = [
     "ASKED",
+    "DESCRIBED",
     "LOOKED",
     "LOOKED_MS",
     "RUNS",

@@ -4,25 +4,29 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-STAGES = ("fetch", "decode", "prepare", "score", "write")
+STAGES = ("fetch", "decode", "prepare", "score", "identify", "describe", "write")
 RUNS, ASKED = "runs of backbone ", "asked of backbone "  # counts, each followed by the backbone's name
 LOOKED, LOOKED_MS = "looked_again", "looked_again_ms"  # counts: members that were decoded again, and the milliseconds that took
+DESCRIBED = "described"  # a count: members that words were found for
 
 
 class StageClock:
-    """Wall seconds spent in each stage by one worker thread."""
+    """Wall seconds spent in each stage by one worker thread; a stage within another does not count for that one too."""
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(STAGES, 0.0)
+        self._within = 0.0  # seconds of the stages inside the one that is at work
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
         """Count the time inside the block for one stage."""
-        start = time.perf_counter()
+        start, outside, self._within = time.perf_counter(), self._within, 0.0
         try:
             yield
         finally:
-            self.seconds[stage] += time.perf_counter() - start
+            spent = time.perf_counter() - start
+            self.seconds[stage] += spent - self._within
+            self._within = outside + spent
 
     def add(self, seconds: Mapping[str, float]) -> None:
         """Count what another worker measured for the same block."""

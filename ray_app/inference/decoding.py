@@ -125,7 +125,7 @@ class BatchDecoder:
     ) -> tuple[Pixels | Ragged, ...]:
         return tuple(
             Lazily(count, images, partial(self._prepared, preprocessing), view) if preprocessing.shape is None else tensor
-            for preprocessing, tensor in zip(self._spec.preprocessings, pixels, strict=True)
+            for preprocessing, tensor in zip(self._spec.preprocessings, pixels, strict=False)  # views have none of the describer's
         )
 
     def _one(self, image_id: int, data: bytes | Image.Image | InputError) -> tuple[Outcome, Prepared | None, DecodedImage | None]:
@@ -154,7 +154,7 @@ class BatchDecoder:
         if seen is None:
             return None
         try:
-            return seen.size, [None if one.shape is None else self._prepared(one, seen) for one in self._spec.preprocessings]
+            return seen.size, [None if one.shape is None else self._prepared(one, seen) for one in self._spec.scored_preprocessings]
         except InputError:
             return None
 
@@ -171,10 +171,10 @@ class BatchDecoder:
         return replace(outcome, provenance=self._provenance(image_id, data, outcome.facts)), None, None
 
     def _prepared(self, preprocessing: Preprocessing, image: Image.Image) -> Pixels | None:
-        """None where no detector would score an image of this size."""
+        """None where no detector would score an image of this size, and it is not what the describer sees."""
         width, height = image.size
         users = (name for name, card in self._spec.cards.items() if card.preprocessing == preprocessing)
-        if not any(self._spec.is_scored(name, width, height) for name in users):
+        if preprocessing != self._spec.words_seen and not any(self._spec.is_scored(name, width, height) for name in users):
             return None
         return preprocessing.prepare(image, self._spec.resize)
 
@@ -218,10 +218,11 @@ class BatchDecoder:
     def _stack(self, prepared: Sequence[Prepared | None], view: int | None = None) -> tuple[Pixels | Ragged, ...]:
         if all(one is None for one in prepared):
             return ()
-        columns = [column(prepared, view, place) for place in range(len(self._spec.preprocessings))]
+        shown = self._spec.preprocessings if view is None else self._spec.scored_preprocessings
+        columns = [column(prepared, view, place) for place in range(len(shown))]
         return tuple(
             images if preprocessing.shape is None else self._filled(preprocessing.shape, images)
-            for preprocessing, images in zip(self._spec.preprocessings, columns, strict=True)
+            for preprocessing, images in zip(shown, columns, strict=True)
         )
 
     def _views(self, prepared: Sequence[Prepared | None], kept: Sequence[DecodedImage | None]) -> tuple[View, ...]:

@@ -11,6 +11,7 @@ from ray_app.ensembles import Decisions, decide, drawn_by_audit, second_looks
 from ray_app.ensembles.deciding import IMAGE
 from ray_app.errors import Status
 from ray_app.inference.batches import Outcome, Pixels
+from ray_app.inference.clock import StageClock
 from ray_app.inference.identified import identified
 from ray_app.inference.spec import ScoringSpec
 from ray_app.inference.stability import settled
@@ -129,8 +130,17 @@ class Scored:
         return self.readings.scores
 
 
-def judge(spec: ScoringSpec, outcomes: Sequence[Outcome], readings: Readings) -> Scored:
-    """Decide on every member; one that decoded, and that no detector could score although it should have, becomes `detector_failed`."""
+def judge(spec: ScoringSpec, outcomes: Sequence[Outcome], readings: Readings, clock: StageClock | None = None) -> Scored:
+    """Decide on every member, and name generators; a member that decoded, and that no detector could score although it should have,
+    becomes `detector_failed`. `clock`: what naming is counted on, as the stage `identify`.
+    """
+    scored = decided_on(spec, outcomes, readings)
+    with (clock or StageClock())("identify"):
+        return replace(scored, identified=identified(spec, scored.readings.embeddings))
+
+
+def decided_on(spec: ScoringSpec, outcomes: Sequence[Outcome], readings: Readings) -> Scored:
+    """The same, of verdicts alone."""
     views = {view: {name: scores[name] for name in spec.cards} for view, scores in readings.views.items()}
     asked = {view: {name: scores[name] for name in spec.cards} for view, scores in readings.stability.items()}
     readings = replace(readings, scores={name: readings.scores[name] for name in spec.cards}, views=views, stability=asked)
@@ -148,7 +158,7 @@ def judge(spec: ScoringSpec, outcomes: Sequence[Outcome], readings: Readings) ->
     drawn = audited_among(spec, checked)
     decisions = decide(spec.ensemble, readings.scores, calibrations=spec.calibrations, out_of_range=doubts, remarks=remarks, audited=drawn)
     decisions = outlived(spec, decisions, list(readings.stability.values()), drawn)
-    return Scored(checked, readings, decisions, identified(spec, readings.embeddings))
+    return Scored(checked, readings, decisions)
 
 
 def outlived(spec: ScoringSpec, decisions: Decisions, views: Sequence[Scores], audited: Sequence[bool]) -> Decisions:

@@ -26,8 +26,8 @@ def pack(batches: Iterable[Batch], preprocessings: Sequence[Preprocessing]) -> p
     with_pixels = [(batch.pixels, *(view.pixels for view in batch.views)) for batch in batches if batch.pixels]
     for view in range(len(with_pixels[0]) if with_pixels else 1):
         for index, preprocessing in enumerate(preprocessings):
-            if preprocessing.shape is None:
-                continue
+            if preprocessing.shape is None or (with_pixels and index >= len(with_pixels[0][view])):
+                continue  # it travels as a file, or is seen by the describer, which looks at no view
             tensor = np.stack([np.asarray(seen[view][index]) for seen in with_pixels]) if with_pixels else np.empty((0, 0), np.uint8)
             columns["pixels" + _name(view, index)] = _binary(tensor)
             columns["shape" + _name(view, index)] = pa.array([list(tensor.shape)], pa.list_(pa.int32()))
@@ -40,7 +40,8 @@ def unpack(table: pa.Table, preprocessings: Sequence[Preprocessing]) -> Iterator
     packed: list[Facts] = pickle.loads(table["outcomes"][0].as_py())  # noqa: S301
     most = max((len(sizes) for _, _, sizes in packed), default=0)
     tensors = [
-        [None if preprocessing.shape is None else _tensor(table, _name(view, index)) for index, preprocessing in enumerate(preprocessings)]
+        [_tensor(table, _name(view, index)) if "pixels" + _name(view, index) in table.column_names else None
+         for index in range(len(preprocessings))]
         for view in range(most + 1)
     ]
     encoded = table["encoded"][0].as_py()

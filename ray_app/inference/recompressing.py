@@ -7,7 +7,7 @@ from dataclasses import replace
 from ray_app.inference.batches import File, Outcome
 from ray_app.inference.clock import LOOKED, LOOKED_MS, StageClock
 from ray_app.inference.decoding import BatchDecoder
-from ray_app.inference.judging import Readings, going_on, judge
+from ray_app.inference.judging import Readings, decided_on, going_on
 from ray_app.inference.scoring import EnsembleScorer
 from ray_app.inference.second_look import SecondLook
 from ray_app.inference.spec import ScoringSpec
@@ -42,7 +42,7 @@ class Recompressing:
 
     def after(self, outcomes: Sequence[Outcome], files: Sequence[tuple[int, File] | None], readings: Readings) -> Readings:
         """The readings, in which everybody has spoken of these members, with what views of those near a threshold are scored."""
-        decisions = judge(self._spec, outcomes, readings).decisions
+        decisions = decided_on(self._spec, outcomes, readings).decisions
         near = uncertain(decisions.score, decisions.verdict, self._spec.ensemble.thresholds, self._margin).tolist()
         again = [(row, file) for row in near if (file := files[row]) is not None]
         rows, held = [row for row, _ in again], [file for _, file in again]

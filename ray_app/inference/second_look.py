@@ -5,17 +5,19 @@ A cascade's first members look at everything. What they leave uncertain, and wha
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from ray_app.inference.batches import Batch, File, Outcome
+from ray_app.inference.batches import Batch, File, Outcome, Pixels
 from ray_app.inference.clock import LOOKED, LOOKED_MS, StageClock
 from ray_app.inference.decoding import BatchDecoder
+from ray_app.inference.describing import seen_by_describer
 from ray_app.inference.judging import Readings, going_on
 from ray_app.inference.scoring import EnsembleScorer
 from ray_app.inference.spec import ScoringSpec
 
 if TYPE_CHECKING:
+    from ray_app.inference.describing import Describing
     from ray_app.inference.recompressing import Recompressing
 
 # Images that go through a network together: few of a block go on, and slots that stay empty cost as much as full ones.
@@ -58,7 +60,7 @@ class Looking:
 
     The ensemble's first members read every batch, and each of the others what goes on. Where anything may go on, batches must carry their
     files (`BatchDecoder` with `keeps_files`). These are held until it is known who needs them, at most `kept_bytes`. `recompressing`: who
-    looks at the views that the spec's stability asks for, once all others have spoken.
+    looks at the views that the spec's stability asks for, once all others have spoken. `describing`: who finds words after that.
     """
 
     def __init__(
@@ -70,8 +72,10 @@ class Looking:
         *,
         kept_bytes: float = KEPT_BYTES,
         recompressing: "Recompressing | None" = None,
+        describing: "Describing | None" = None,
     ) -> None:
         self._spec, self._clock, self._kept_bytes, self._recompressing = spec, clock, kept_bytes, recompressing
+        self._describing = describing
         late = [name for name in spec.late if name in scorer.names]
         self._scorer = scorer
         self._first = scorer.asking(spec.early, clock)
@@ -80,9 +84,9 @@ class Looking:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Of shared backbones, of second looks and of recompressed views, since the start."""
+        """Of shared backbones, of second looks, of recompressed views and of words, since the start."""
         counts = Counter(self._scorer.counts)
-        for looker in (self._late, self._recompressing):
+        for looker in (self._late, self._recompressing, self._describing):
             counts.update(looker.counts if looker else {})
         return counts
 
@@ -90,13 +94,14 @@ class Looking:
         """What the detectors say of all members of the batches, in order."""
         arriving, parts = iter(batches), list[Readings]()
         while True:
-            outcomes, files = list[Outcome](), list[tuple[int, File] | None]()
-            first = self._first.score(self._some(arriving, outcomes, files))
-            if not outcomes and parts:
+            part = _Part()
+            first = self._first.score(self._some(arriving, part))
+            if not part.outcomes and parts:
                 return Readings.chained(parts)
-            said = self.again(outcomes, files, first)
-            parts.append(said if self._recompressing is None else self._recompressing.after(outcomes, files, said))
-            if not outcomes:
+            said = self.again(part.outcomes, part.files, first)
+            said = said if self._recompressing is None else self._recompressing.after(part.outcomes, part.files, said)
+            parts.append(said if self._describing is None else self._describing.after(part.outcomes, said, part.seen))
+            if not part.outcomes:
                 return parts[0]
 
     def again(self, outcomes: Sequence[Outcome], files: Sequence[tuple[int, File] | None], first: Readings) -> Readings:
@@ -108,16 +113,28 @@ class Looking:
         self._clock.add(self._late.take_seconds())
         return first.joined(late.spread(going, len(outcomes)))
 
-    def _some(self, arriving: Iterator[Batch], outcomes: list[Outcome], files: list[tuple[int, File] | None]) -> Iterator[Batch]:
-        """Batches until so many bytes of files are held; what they are of is noted."""
+    def _some(self, arriving: Iterator[Batch], part: "_Part") -> Iterator[Batch]:
+        """Batches until so many bytes of files, and of what the describer may look at, are held; what they are of is noted."""
         size = 0.0
         for batch in arriving:
-            outcomes += batch.outcomes
-            files += files_of(batch) if self._keeps else ()
+            part.outcomes += batch.outcomes
+            part.files += files_of(batch) if self._keeps else ()
             size += sum(_size(file) for file in batch.encoded if file is not None) if self._keeps else 0
+            seen = () if self._describing is None else seen_by_describer(self._spec, batch)
+            part.seen += seen
+            size += sum(image.nbytes for image in seen if image is not None)
             yield batch
             if size > self._kept_bytes:
                 return
+
+
+@dataclass
+class _Part:
+    """Members of some batches, what is held of them until it is known who is looked at again, or described."""
+
+    outcomes: list[Outcome] = field(default_factory=list)
+    files: list[tuple[int, File] | None] = field(default_factory=list)
+    seen: list[Pixels | None] = field(default_factory=list)
 
 
 def files_of(batch: Batch) -> list[tuple[int, File] | None]:

@@ -23,6 +23,8 @@ PROCESS_BYTES = 2**30  # Python, torch, Ray and a batch of images
 ENCODED_BYTES = 2**21  # a photograph, as files go
 KEPT_ENCODED_BYTES = 2**19  # the same on average, where every file of a block is kept for those that go on; more would make blocks small
 EXPECTED_SHARE = 0.2  # of images that go on, where a cascade's card does not say
+EXPECTED_FLAGGED = 0.2  # of images that are flagged, and so described: nobody knows before they are scored
+LARGE_PARAMETERS, LARGE_GMAC = 500e6, 500.0  # a describer beyond either shares no process with detectors
 
 
 @dataclass(frozen=True)
@@ -67,12 +69,12 @@ class ScoringSpec:
 
     @property
     def early(self) -> "ScoringSpec":
-        """What is made of every image: this spec, asking none but the first detectors."""
-        return self.asking(self.first, self.views) if self.late else self
+        """What is made of every image: this spec, asking none but the first detectors, and the describer."""
+        return replace(self.asking(self.first, self.views), describer=self.describer) if self.late else self
 
     def asking(self, names: Collection[str], views: tuple[Perturbation, ...] = ()) -> "ScoringSpec":
-        """Some of the detectors, in other views: how images are prepared and read. Whoever decides needs the whole spec."""
-        return replace(self, cards={name: card for name, card in self.cards.items() if name in names}, views=views)
+        """Some of the detectors, in other views, and no describer: how images are prepared and read. Whoever decides needs the whole spec."""
+        return replace(self, cards={name: card for name, card in self.cards.items() if name in names}, views=views, describer=None)
 
     @property
     def looks_again(self) -> bool:
@@ -87,8 +89,35 @@ class ScoringSpec:
 
     @property
     def preprocessings(self) -> tuple[Preprocessing, ...]:
-        """The distinct preprocessings, in order of first use: one tensor each, however many detectors share it."""
+        """The distinct preprocessings, in order of first use: one tensor each, however many detectors share it. Last the describer's,
+        unless it is one of theirs.
+        """
+        return tuple(dict.fromkeys([*self.scored_preprocessings, *([self.words_seen] if self.words_seen else [])]))
+
+    @property
+    def scored_preprocessings(self) -> tuple[Preprocessing, ...]:
+        """Those of them that detectors read; perturbed views are prepared in no other."""
         return tuple(dict.fromkeys(card.preprocessing for card in self.cards.values()))
+
+    @property
+    def words_seen(self) -> Preprocessing | None:
+        """How images are prepared for the describer; None where it reads embeddings, or where there is none."""
+        return self.describer.preprocessing if self.describer else None
+
+    @property
+    def describes_apart(self) -> bool:
+        """Whether the describer has processes of its own, after those of all detectors: by its card's word or for its size."""
+        card = self.describer
+        if card is None:
+            return False
+        return card.own_pool or (card.parameters or 0) > LARGE_PARAMETERS or (card.gmac or 0) > LARGE_GMAC
+
+    @property
+    def share_described(self) -> float:
+        """What share of images the describer is expected to say something of."""
+        if self.describer is None or self.ensemble.profile is None:
+            return 0.0
+        return 1.0 if self.ensemble.profile.describe == "all" else EXPECTED_FLAGGED
 
     @property
     def pools(self) -> tuple[tuple[str, ...], ...]:
@@ -98,6 +127,11 @@ class ScoringSpec:
         if any(self.cards[name].own_pool for name in self.first):
             return (*self._pools_of(self.first), *self._pools_of(self.late))
         return self._pools_of(tuple(self.cards))
+
+    @property
+    def all_pools(self) -> tuple[tuple[str, ...], ...]:
+        """The detectors' pools, and after them that of a describer with processes of its own, under its card's name."""
+        return (*self.pools, (self.describer.name,)) if self.describer and self.describes_apart else self.pools
 
     def _pools_of(self, names: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
         together = tuple(name for name in names if not self.cards[name].own_pool)
@@ -121,10 +155,12 @@ class ScoringSpec:
 
     @property
     def process_bytes(self) -> int:
-        """What a process that holds all detectors takes at most: libraries, fp32 weights, the largest of them twice while it loads, and
-        a batch of images in every view.
+        """What a process that holds all detectors, and the describer, takes at most: libraries, fp32 weights, the largest of them twice
+        while it loads, and a batch of images in every view.
         """
         weights = [4 * card.size.parameters for card in self.cards.values() if card.size is not None]
+        if self.describer and self.describer.parameters and not self.describes_apart:
+            weights.append(4 * self.describer.parameters)
         return PROCESS_BYTES + sum(weights) + max(weights, default=0) + self.slots * len(self.views) * self._prepared_bytes
 
     @property
@@ -137,19 +173,23 @@ class ScoringSpec:
 
     @property
     def pool_gmac(self) -> tuple[float, ...]:
-        """Billions of multiply-adds per image (of a megapixel where sizes are kept) in each pool, over all passes; what no card states is
-        nothing. Detectors of a cascade that look again count with the share of images that is expected to go on.
+        """Billions of multiply-adds per image (of a megapixel where sizes are kept) in each of `all_pools`, over all passes; what no card
+        states is nothing. Detectors of a cascade that look again count with the share of images that is expected to go on, the describer
+        with that of images which it is expected to describe.
         """
         shares = dict.fromkeys(self.late, self.share_going_on)
         sizes = {name: shares.get(name, 1.0) * card.size.gmac if card.size else 0.0 for name, card in self.cards.items()}
-        return tuple(self.passes * sum(sizes[name] for name in pool) for pool in self.pools)
+        words = self.share_described * (self.describer.gmac or 0.0) if self.describer else 0.0
+        *others, last = (self.passes * sum(sizes[name] for name in pool) for pool in self.pools)
+        return (*others, last, words) if self.describes_apart else (*others, last + words)
 
     @property
     def worst_gmac(self) -> float:
         """The same for the largest image that every detector takes."""
         sized = [(card.size.gmac, card) for card in self.cards.values() if card.size is not None]
         once = sum(gmac if card.preprocessing.shape else gmac * (card.valid_range.max_megapixels or 1.0) for gmac, card in sized)
-        return (self.passes + (self.stability.count if self.stability else 0)) * once
+        words = (self.describer.gmac or 0.0) if self.describer else 0.0
+        return (self.passes + (self.stability.count if self.stability else 0)) * once + words
 
     @property
     def tensor_bytes(self) -> int:
@@ -157,12 +197,13 @@ class ScoringSpec:
         early = self.early
         native = sum(preprocessing.shape is None for preprocessing in early.preprocessings)
         files = native * ENCODED_BYTES or KEPT_ENCODED_BYTES * self.looks_again
-        return files + self.passes * early._prepared_bytes
+        words = early.preprocessings[len(early.scored_preprocessings) :]
+        return files + self.passes * early._prepared_bytes + sum(3 * one.shape[0] * one.shape[1] for one in words if one.shape)
 
     @property
     def _prepared_bytes(self) -> int:
         """The tensors of one image in one view."""
-        return sum(3 * one.shape[0] * one.shape[1] for one in self.preprocessings if one.shape is not None)
+        return sum(3 * one.shape[0] * one.shape[1] for one in self.scored_preprocessings if one.shape is not None)
 
     def doubt(self, name: str, width: int, height: int) -> str | None:
         """Why an image of this size lies outside a detector's valid range; None if it lies inside."""
@@ -224,7 +265,8 @@ def make_spec(
 def profile_cards(ensemble: EnsembleCard, cards: Mapping[str, DetectorCard]) -> tuple[IdentifierCard | None, DescriberCard | None]:
     """The identifier and the describer of an ensemble's profile, which name the detector of the ensemble whose embeddings they read.
 
-    Raises ConfigError where there is none such, or where it looks only at images that go on in a cascade.
+    Raises ConfigError where there is none such, or where it looks only at images that go on in a cascade; for a describer that is called
+    like a detector, or that sees images in their own sizes.
     """
     profile = ensemble.profile
     if profile is None:
@@ -238,6 +280,10 @@ def profile_cards(ensemble: EnsembleCard, cards: Mapping[str, DetectorCard]) -> 
                 f"{ensemble.name}: {card.name} reads embeddings of {card.detector}, which is no detector that looks at every image here",
                 hint=f"make it a member, or take a profile that reads one of {', '.join(first)}",
             )
+    if describer is not None and describer.name in cards:
+        raise ConfigError(f"{ensemble.name}: its describer and one of its detectors are both called {describer.name}")
+    if describer is not None and describer.preprocessing is not None and describer.preprocessing.shape is None:
+        raise ConfigError(f"{describer.name}: a describer sees images of one size", hint="give its preprocessing a resize or a crop to one")
     return identifier, describer
 
 

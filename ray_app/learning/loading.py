@@ -77,8 +77,7 @@ class BatchLoader:
         where the network takes any size and not one image could be read.
         """
         members = self._taken(rows)
-        # Each is made as it arrives, so that only one image is in memory at its full size.
-        by_slot = {slot: self._attempt(members[slot], data, int(positions[slot])) for slot, data in self._read(members)}
+        by_slot = dict(self._made_of(members, positions))
         made = [by_slot[slot] for slot in range(len(members))]
         batch: Batch = {
             "image": _stacked(made, "image", (*self._size(made), 3)),
@@ -93,6 +92,10 @@ class BatchLoader:
             batch |= {name: _stacked(made, name, batch["image"].shape[1:3]) for name in ("mask", "edge")}
         return batch
 
+    def made(self, rows: Sequence[int] | Positions, positions: Sequence[int] | Positions) -> Iterator[tuple[int, Made | InputError]]:
+        """The same images one by one, of whatever sizes: each slot, and what is ready for the network or why there is nothing."""
+        return self._made_of(self._taken(rows), positions)
+
     def images(self, rows: Sequence[int] | Positions) -> Iterator[tuple[int, Image.Image | InputError]]:
         """Every row with its decoded RGB image, as it is, or the reason why there is none; in the order in which they are read best."""
         for slot, data in self._read(self._taken(rows)):
@@ -100,6 +103,11 @@ class BatchLoader:
                 yield int(rows[slot]), self._image(data)
             except InputError as refused:
                 yield int(rows[slot]), refused
+
+    def _made_of(self, members: Sequence[Member], positions: Sequence[int] | Positions) -> Iterator[tuple[int, Made | InputError]]:
+        # Each is made as it arrives, so that only one image is in memory at its full size.
+        for slot, data in self._read(members):
+            yield slot, self._attempt(members[slot], data, int(positions[slot]))
 
     def _taken(self, rows: Sequence[int] | Positions) -> list[Member]:
         """The members in these rows. `Table.take` would copy the texts of the whole table for every batch."""

@@ -21,7 +21,7 @@ from ray_app.detectors.maskclip_weights import initialise
 from ray_app.detectors.residual import ResidualNet
 from ray_app.detectors.weights import Part, resolve_part
 from ray_app.errors import ConfigError, DetectorError
-from ray_app.learning.config import Recipe
+from ray_app.learning.config import PROFILING, Recipe
 from ray_app.learning.lora import add_adapters, merged_state
 
 State = Mapping[str, torch.Tensor]
@@ -37,7 +37,7 @@ def training_card(recipe: Recipe) -> DetectorCard:
     card = load_card(recipe.detector, recipe.card)
     if card.replies:
         raise ConfigError(f"{recipe.name}: {card.name} answers in words; there is no recipe that trains such a detector")
-    if card.preprocessing.shape is None:
+    if card.preprocessing.shape is None and recipe.method not in PROFILING:
         raise ConfigError(f"{recipe.name}: {card.name} keeps the size of every image, and a batch has one size",
                           hint="card: {preprocessing: {center_crop: 224}}")  # fmt: skip
     return card

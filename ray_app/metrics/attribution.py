@@ -4,7 +4,7 @@ Knows names and numbers; knows no images and no wording of answers. None in plac
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +20,8 @@ from ray_app.metrics.means import DRAWS, resampled
 Pairs = Mapping[tuple[str, str | None], int]
 """How many images have each pair of true and predicted name."""
 TOP = (1, 3, 5)
+AVERAGES = ("macro_f1", "micro_f1", "weighted_f1", "macro_precision", "micro_precision", "macro_recall")
+"""Over names; micro and weighted recall are the accuracy."""
 _NO_IMAGE = "no image of a known generator"
 _NO_LIST = "no list of known generators"
 _NO_CONFIDENCE = "no confidence beside the predicted generators"
@@ -63,11 +65,12 @@ def attribution_of(
 
 
 def attribution_of_pairs(pairs: Pairs, *, known: Collection[str] | None = None, top_k: Sequence[int] = TOP) -> Attribution:
-    """Accuracy, macro and weighted F1 over the images of `known` names (None: all are), and what became of the others.
+    """Accuracy and `AVERAGES` over the images of `known` names (None: all are), and what became of the others.
 
-    A missing name is a wrong one. Macro F1 is the mean over the true names, weighted F1 that by their images: scikit-learn's with
-    `labels` the true names and `zero_division` 0; a name that is only ever predicted is no class of its own (scikit-learn's default
-    would count it as one of F1 = 0). `unknown_named`: the share of images of unknown names that got a known one.
+    A missing name is a wrong one. Macro figures are means over the true names, weighted ones those by their images, micro ones of all
+    answers together: scikit-learn's with `labels` the true names and `zero_division` 0; a name that is only ever predicted is no class of
+    its own (scikit-learn's default would count it as one of F1 = 0). `unknown_named`: the share of images of unknown names that got a
+    known one.
     """
     among = {pair: n for pair, n in pairs.items() if known is None or pair[0] in known}
     others = {pair: n for pair, n in pairs.items() if pair not in among}
@@ -76,7 +79,7 @@ def attribution_of_pairs(pairs: Pairs, *, known: Collection[str] | None = None, 
     figures |= {
         f"top_{k}": figures["accuracy"] if k == 1 else undefined("no ranking of generators beside the predicted ones") for k in top_k
     }
-    figures |= {"macro_f1": counts.macro_f1(), "weighted_f1": counts.weighted_f1()}
+    figures |= counts.averages()
     figures["unknown_named"] = proportion(
         sum(n for (_, name), n in others.items() if name is not None and name in (known or ())), sum(others.values()),
         "no image of an unknown generator" if known is not None else _NO_LIST,
@@ -117,13 +120,15 @@ class _Confusion:
         self._n = np.array(list(pairs.values()), np.int64)
         self.hits, self.support, self.predicted = self._sums(self._n)
 
-    def macro_f1(self) -> Figure:
-        """The mean F1 over names; a resample's over the names that it holds."""
-        return self._resampled(lambda f1, support: float(f1[support > 0].mean()))
-
-    def weighted_f1(self) -> Figure:
-        """The mean F1 over names, by their images."""
-        return self._resampled(lambda f1, support: float(f1 @ support / support.sum()))
+    def averages(self) -> dict[str, Figure]:
+        """`AVERAGES`, each with its percentile bootstrap over images, 1,000 resamples of a fixed seed; a resample's over its own names."""
+        n = int(self._n.sum())
+        if not n:
+            return dict.fromkeys(AVERAGES, undefined(_NO_IMAGE))
+        generator = np.random.default_rng(0)
+        drawn = np.array([_averages(*self._sums(generator.multinomial(n, self._n / n))) for _ in range(DRAWS)])
+        found = zip(AVERAGES, _averages(self.hits, self.support, self.predicted), drawn.T.tolist(), strict=True)
+        return {name: resampled(value, draws, n) for name, value, draws in found}
 
     def classes(self) -> list[dict[str, Any]]:
         """One row per name, most frequent first."""
@@ -143,16 +148,15 @@ class _Confusion:
         said = np.bincount(self._said, weights=weights, minlength=size + 1)[:size]
         return hits.astype(np.float64), support.astype(np.float64), said.astype(np.float64)
 
-    def _resampled(self, figure: Callable[[Floats, Floats], float]) -> Figure:
-        """A figure with its percentile bootstrap over images, 1,000 resamples of a fixed seed."""
-        n = int(self._n.sum())
-        if not n:
-            return undefined(_NO_IMAGE)
-        generator, drawn = np.random.default_rng(0), []
-        for _ in range(DRAWS):
-            hits, support, predicted = self._sums(generator.multinomial(n, self._n / n))
-            drawn.append(figure(_f1(hits, support, predicted), support))
-        return resampled(figure(_f1(self.hits, self.support, self.predicted), self.support), drawn, n)
+
+def _averages(hits: Floats, support: Floats, predicted: Floats) -> tuple[float, ...]:
+    """`AVERAGES` of counts by name."""
+    there = support > 0
+    f1, precision, recall = _f1(hits, support, predicted), hits / np.maximum(predicted, 1), hits / np.maximum(support, 1)
+    means = [float(one[there].mean()) for one in (f1, precision, recall)]
+    micro = 2 * hits.sum() / (support.sum() + predicted.sum())
+    weighted = f1 @ support / support.sum()
+    return means[0], float(micro), float(weighted), means[1], float(hits.sum() / max(predicted.sum(), 1)), means[2]
 
 
 def _f1(hits: Floats, support: Floats, predicted: Floats) -> Floats:

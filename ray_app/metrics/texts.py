@@ -1,10 +1,9 @@
-"""How close a predicted prompt comes to the true one: BLEU-4, ROUGE-L and token F1. Knows texts; knows no images and no models.
+"""How close a predicted prompt comes to the true one: BLEU-4, ROUGE-L, token F1 and Jaccard's index of tags. Knows texts; knows no images and no models.
 
 sacrebleu and rouge-score come with `touchstone[evaluate]`; without them their figures are not defined, and say so.
 """
 
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -14,47 +13,12 @@ import numpy as np
 from ray_app.metrics.figure import Figure, undefined
 from ray_app.metrics.histograms import Counts
 from ray_app.metrics.means import DRAWS, mean_figure, resampled
+from ray_app.profiling.cleaning import normalised_prompt as normalised_prompt
 
 _NOTHING = "no image with both a predicted and a true prompt"
 _EXTRA = "needs {}: pip install 'touchstone[evaluate]'"
 
-_LEADING_URLS = re.compile(r"\A(?:\s*<?https?://\S+)+")
-_NETWORK = re.compile(r"<[A-Za-z]\w*:[^<>]*>")  # <lora:name:0.6>, <hypernet:name:1>, <lyco:name:1>
-_UNWANTED = re.compile(r"(?:(?<=\s)|\A)(?:--|—)no\s.*?(?=\s(?:--|—)[A-Za-z]|\Z)", re.DOTALL)
-_VALUE = r"(?:https?://\S+|[-\d.:]\S*|raw|random|cute|expressive|original|scenic)"
-_PARAMETER = re.compile(rf"(?:(?<=\s)|\A)(?:--|—)[A-Za-z]\w*(?:[\s=]+{_VALUE}(?=\s|\Z))*")
-_PART_WEIGHT = re.compile(r"::\s*-?(?:\d+(?:\.\d*)?|\.\d+)?")
-_ESCAPED = re.compile(r"\\([()\[\]{}])")
-_TOKEN_WEIGHT = re.compile(r":\s*-?(?:\d+(?:\.\d*)?|\.\d+)\s*(?=[)\]])")
-_EDIT = re.compile(r"\[([^\[\]]*)\]")  # [from:to:0.5] and [one|other]
-_COMMAS = re.compile(r" ?,(?: ?,)* ?")
-_BREAK = re.compile(r"\bBREAK\b")
 _WORD = re.compile(r"[^\W_]+")
-
-
-def normalised_prompt(prompt: str) -> str:
-    """The words of a prompt without the syntax of Stable Diffusion's and Midjourney's front ends (specs/localization.md §5.1).
-
-    Dropped: leading image links, `<lora:…>` and its like, `--ar 16:9` and every other parameter (`--no x, y` with what it forbids),
-    weights `::2` and `(word:1.3)`, the brackets of emphasis, BREAK. Kept: brackets written `\\(so\\)`, both sides of `[from:to:0.5]`.
-    """
-    text = _one_line(unicodedata.normalize("NFKC", prompt))
-    for dropped in (_LEADING_URLS, _NETWORK, _UNWANTED, _PARAMETER, _PART_WEIGHT, _BREAK):
-        text = _one_line(dropped.sub(" ", text))  # runs of spaces would cost their square
-    text = _ESCAPED.sub(lambda found: _KEPT[found[1]], text)
-    text = _EDIT.sub(lambda found: re.sub(r"[:|]", " ", found[1]), _TOKEN_WEIGHT.sub("", text))
-    text = re.sub(r"[()\[\]{}]", "", text)
-    text = "".join(_RESTORED.get(letter, letter) for letter in text)
-    return _COMMAS.sub(", ", _one_line(text)).strip(", ")
-
-
-def _one_line(text: str) -> str:
-    """The same with one space wherever there was any."""
-    return " ".join(text.split())
-
-
-_KEPT = {bracket: chr(0xE000 + place) for place, bracket in enumerate("()[]{}")}
-_RESTORED = {letter: bracket for bracket, letter in _KEPT.items()}
 
 
 def words_of(text: str) -> list[str]:
@@ -65,6 +29,19 @@ def words_of(text: str) -> list[str]:
 def token_f1(predicted: Sequence[str], truth: Sequence[str]) -> Figure:
     """The mean over images of 2 · shared / all words, each as often as it stands there; two texts without words are alike."""
     return mean_figure([_shared(one, other) for one, other in zip(predicted, truth, strict=True)], _NOTHING)
+
+
+def tag_jaccard(predicted: Sequence[str], truth: Sequence[str]) -> Figure:
+    """The mean over images of Jaccard's index of both sets of tags, what stands between commas (specs/localization.md §6.2.5).
+
+    Tags are compared word by word, without case and punctuation; two texts without tags are alike.
+    """
+    return mean_figure([_jaccard(tags_of(one), tags_of(other)) for one, other in zip(predicted, truth, strict=True)], _NOTHING)
+
+
+def tags_of(text: str) -> set[str]:
+    """The different parts of a text between commas."""
+    return {" ".join(words) for part in text.split(",") if (words := words_of(part))}
 
 
 def rouge_l(predicted: Sequence[str], truth: Sequence[str]) -> Figure:
@@ -111,3 +88,8 @@ def _shared(predicted: str, truth: str) -> float:
     one, other = Counter(words_of(predicted)), Counter(words_of(truth))
     every = one.total() + other.total()
     return 2 * (one & other).total() / every if every else 1.0
+
+
+def _jaccard(one: set[str], other: set[str]) -> float:
+    every = one | other
+    return len(one & other) / len(every) if every else 1.0

@@ -17,6 +17,22 @@ from ray_app.detectors.weights import Part, digest_of, resolve_part
 from ray_app.profiling.generators import family_of
 
 
+# Of a card, what decides no name and no word: texts, files (their hashes stand for them), and what the plan reckons with.
+_SAYS_NOTHING = {
+    "title",
+    "weights",
+    "tokenizer",
+    "licence",
+    "source",
+    "training_data",
+    "published",
+    "notes",
+    "own_pool",
+    "gmac",
+    "parameters",
+}
+
+
 class OpenSet(Frozen):
     """When a generator is taken for none of the known ones: where `confidence`, by `method`, lies below `threshold`.
 
@@ -57,7 +73,7 @@ class _Card(Frozen):
 
     def facts(self) -> dict[str, Any]:
         """All that decides what is said, as plain JSON: part of a run's identity. Hashes weights. Raises DetectorError."""
-        told = self.model_dump(mode="json", exclude={"title", "weights", "tokenizer", "licence", "source", "training_data", "published", "notes"})
+        told = self.model_dump(mode="json", exclude=_SAYS_NOTHING)
         return told | {"weights": [digest_of(part, resolve_part(part)) for part in self.parts]}
 
 
@@ -115,6 +131,7 @@ class DescriberCard(_Card):
     question: str = "Write a prompt that would recreate this image."
     own_pool: bool = False
     gmac: float | None = Field(default=None, gt=0, description="billions of multiply-adds per image, the search included")
+    parameters: int | None = Field(default=None, ge=1, description="numbers in its weights; large ones get processes of their own")
 
     @property
     def parts(self) -> tuple[Part, ...]:

@@ -85,6 +85,28 @@ def family_of(name: str, index: GeneratorIndex | None = None) -> str | None:
     return None if found is None else found.family
 
 
+def title_of(name: str) -> str:
+    """How people are told a generator: its title where the index knows it by this or another spelling, else the name itself."""
+    found = known(name)
+    return name if found is None or found.name is None else generator_index().generators[found.name].title
+
+
+def family_title(family: str) -> str:
+    """How people are told a family: its title where the index has it, else its own name."""
+    one = generator_index().families.get(family)
+    return family if one is None else one.title
+
+
+def means(wanted: str, name: str | None, family: str | None) -> bool:
+    """Whether a word that somebody typed, in any spelling, means this generator or its family."""
+    if name is None:
+        return False
+    asked, spellings = known(wanted), {spelt(name), spelt(family or name)}
+    if spelt(wanted) in spellings or asked is None:
+        return spelt(wanted) in spellings
+    return known(name) == asked if asked.name is not None else family == asked.family
+
+
 def _spellings(index: GeneratorIndex) -> tuple[dict[str, Known], dict[str, str]]:
     return dict(_by_spelling(index)), {spelt(name): name for name in index.families}
 

@@ -14,6 +14,7 @@ from ray_app.reports.charts import Segment, Zones, histogram, stacked_bar
 from ray_app.reports.false_flags import FalseFlags, false_flags
 from ray_app.reports.guarantee_words import feature, guarantee_sentences
 from ray_app.reports.page import jpeg_uri, render, settings
+from ray_app.reports.profile_words import NEAREST, WORDS, families, said_generator
 from ray_app.reports.run_summary import RunSummary, Thresholds
 
 
@@ -44,6 +45,9 @@ def render_run_report(summary: Mapping[str, Any], *, prior: float | None = None,
         thumbnails={image_id: uri for image_id, data in (thumbnails or {}).items() if (uri := jpeg_uri(data))},
         identity=settings(run.identity),
         prior=prior,
+        families=families(run.profile.generators) if run.profile else [],
+        said_generator=said_generator,
+        profile_notes=(NEAREST, WORDS),
     )
 
 

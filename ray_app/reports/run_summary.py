@@ -159,6 +159,42 @@ class Declarations(Section):
         return sum(self.declared.values())
 
 
+class GeneratorCount(Section):
+    """Flagged images that an identifier takes for one generator's."""
+
+    family: str = ""
+    generator: str = ""
+    flagged: int = 0
+
+
+class ToldProfile(Section):
+    """What was said of one flagged image's origin."""
+
+    image_id: int = 0
+    uri: str = ""
+    member: str | None = None
+    score: float = float("nan")
+    predicted_generator: str | None = None
+    generator_family: str | None = None
+    generator_probability: float | None = None
+    generator_ranking: list[str] = []
+    predicted_prompt: str | None = None
+    prompt_likelihood: float | None = None
+
+
+class ProfileSummary(Section):
+    """Of the flagged images: which generators they are nearest to, how many are `unlike` any known one or got no say, and words."""
+
+    flagged: int = 0
+    identified: bool = False
+    generators: list[GeneratorCount] = []
+    unlike: int = 0
+    silent: int = 0
+    describes: bool = False
+    described: int = 0
+    told: list[ToldProfile] = []
+
+
 class SecondLookSummary(Section):
     """How many images all members of a cascade looked at, and why."""
 
@@ -229,6 +265,7 @@ class RunSummary(Section):
     flags: dict[str, int] = {}
     formats: dict[str, int] = {}
     provenance: Declarations = Declarations()
+    profile: ProfileSummary | None = None
     histogram: Histogram = Histogram()
     top: list[TopRow] = []
     ensemble: EnsembleSummary = EnsembleSummary()

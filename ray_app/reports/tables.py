@@ -7,6 +7,7 @@ from typing import Any
 
 from ray_app.reports import wording
 from ray_app.reports.guarantee_words import guarantee_sentences
+from ray_app.reports.profile_words import profile_lines
 from ray_app.reports.run_summary import RunSummary
 from ray_app.reports.text_table import GAP, aligned
 
@@ -60,6 +61,7 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     lines += [f"second look: {sentence}" for sentence in wording.second_look(run)]
     lines += [f"stability: {sentence}" for sentence in wording.stability(run.stability)]
     lines += [f"guarantee: {sentence}" for sentence in guarantee_sentences(run.guarantee)]
+    lines += profile_lines(run.profile)
     lines += _declaration_lines(run)
     lines += _speed_lines(run)
     if run.scored and run.ensemble.demonstration:

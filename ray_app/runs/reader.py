@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from ray_app.archives import Ids, manifests, read_vanished
 from ray_app.errors import ConfigError
 from ray_app.runs.directory import RunDirectory
+from ray_app.runs.profiles import of_generator
 
 
 def current_tables(run: RunDirectory, columns: list[str] | None = None, *, vanished: bool = False) -> Iterator[pa.Table]:
@@ -60,13 +61,15 @@ def publish_vanished(run: RunDirectory) -> None:
 
 
 def current_rows(
-    run: RunDirectory, *, verdict: str | None = None, status: str | None = None, vanished: bool = False
+    run: RunDirectory, *, verdict: str | None = None, status: str | None = None, generator: str | None = None, vanished: bool = False
 ) -> Iterator[dict[str, Any]]:
-    """The same as dictionaries, one by one, optionally of one verdict or status."""
+    """The same as dictionaries, one by one, optionally of one verdict or status, or of one `generator` (see `profiles.of_generator`)."""
     for table in current_tables(run, vanished=vanished):
         for name, wanted in (("verdict", verdict), ("status", status)):
             if wanted is not None:
                 table = table.filter(pc.equal(table[name].cast(pa.string()), wanted))
+        if generator is not None:
+            table = of_generator(table, generator)
         yield from table.to_pylist()
 
 

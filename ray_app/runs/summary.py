@@ -9,6 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_app.runs.declarations import DeclarationCounter
+from ray_app.runs.profiles import COLUMNS as PROFILE
+from ray_app.runs.profiles import ProfileCounter
 from ray_app.runs.schema import SECOND_LOOK
 
 EDGES = np.linspace(-12.0, 12.0, 49)  # log-odds; scores beyond are counted in the outermost bins
@@ -30,17 +32,18 @@ COLUMNS = [
     "provenance",
     "reused",
     SECOND_LOOK,
+    *PROFILE,
 ]
 
 
 def summarise(tables: Iterable[pa.Table], detectors: list[str]) -> dict[str, Any]:
-    """Statuses with examples, verdicts, flags, formats, what files declare of themselves, score histograms and the highest scores."""
+    """Statuses with examples, verdicts, flags, formats, what files declare, what a profile says, score histograms, the highest scores."""
     counts: dict[str, Counter[str]] = {name: Counter() for name in ("status", "verdict", "verdict_reason", "format", "flags", SECOND_LOOK)}
     is_cascade = False
     examples: dict[str, list[dict[str, Any]]] = defaultdict(list)
     histogram = {name: np.zeros(len(EDGES) - 1, np.int64) for name in ["ensemble", *detectors]}
     top: list[dict[str, Any]] = []
-    declarations = DeclarationCounter()
+    declarations, profile = DeclarationCounter(), ProfileCounter()
     members = reused = 0
     for table in tables:
         members += len(table)
@@ -49,6 +52,7 @@ def summarise(tables: Iterable[pa.Table], detectors: list[str]) -> dict[str, Any
         for name, counter in counts.items():
             counter.update(_counted(table[name]) if name in table.column_names else {})
         declarations.add(table)
+        profile.add(table)
         _collect_examples(table, examples)
         for name, column in _score_columns(table, detectors):
             histogram[name] += np.histogram(np.clip(column, EDGES[0], EDGES[-1]), EDGES)[0]
@@ -64,6 +68,7 @@ def summarise(tables: Iterable[pa.Table], detectors: list[str]) -> dict[str, Any
         "flags": _ordered(counts["flags"]),
         "formats": _ordered(counts["format"]),
         "provenance": declarations.counts(),
+        **({"profile": told} if (told := profile.counts()) else {}),
         "histogram": {"edges": EDGES.tolist(), "counts": {name: column.tolist() for name, column in histogram.items()}},
         "top": top,
     }
@@ -90,6 +95,8 @@ _ADVICE = {
     "decode": "decoding images; add CPU cores: decoding grows with cores, whatever the GPU",
     "prepare": "resizing and cropping; add CPU cores, or allow --set resize=fast",
     "score": "the detectors themselves; add cores or a GPU, or take a lighter ensemble",
+    "identify": "naming generators; a head is small, so this is a slow core",
+    "describe": "predicting prompts; describe what is flagged alone, take fewer beams or a cheaper describer, or add cores or a GPU",
     "write": "writing results; is the run directory on slow storage?",
 }
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ray_app.errors import ConfigError, IdentityError
-from ray_app.learning.config import Recipe
+from ray_app.learning.config import PROFILING, Recipe
 from ray_app.runs.identity import differences
 from ray_app.storage import Store, strip_secrets
 from ray_app.training.config import TrainConfig
@@ -24,7 +24,9 @@ def recipe_of(config: TrainConfig) -> dict[str, Any]:
     """The part of a config that decides what is learned, as plain JSON without secrets. What becomes of it afterwards may change."""
     fields = set(Recipe.model_fields) - {"export", "title", "source", "departures"}
     told: dict[str, Any] = _without_secrets(config.model_dump(mode="json", include={*fields, "limits"}))
-    return told
+    return {
+        name: value for name, value in told.items() if name not in PROFILING or value is not None
+    }  # older trainings have no such section
 
 
 def claim_recipe(out: Store, config: TrainConfig) -> dict[str, Any]:

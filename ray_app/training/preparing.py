@@ -19,6 +19,7 @@ from ray_app.datasets.splitting import Splits, make_splits
 from ray_app.datasets.telling import Telling
 from ray_app.detectors import MIRROR_VARIABLE, DetectorCard, publish_weights, resolve_weights
 from ray_app.detectors.licences import require_accepted
+from ray_app.learning.config import PROFILING
 from ray_app.learning.networks import training_card
 from ray_app.storage import Store, local_path
 from ray_app.training.config import TrainConfig
@@ -62,7 +63,7 @@ def started_from(config: TrainConfig, card: DetectorCard) -> list[DetectorCard]:
 
 def prepare_data(config: TrainConfig, out: Store, *, each: Each = in_turn) -> Prepared:
     """Index what is not indexed yet, into `data/`, and divide it. Raises ConfigError, StorageError."""
-    splits = make_splits(config.data, opener(out, each))
+    splits = make_splits(config.data, opener(out, each), one_class=config.method in PROFILING)
     loop = config.loop
     order = Order(splits.train, config.sampling, loop.seed, loop.batch)
     total = loop.steps or order.steps(loop.epochs or 1.0)

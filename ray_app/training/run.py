@@ -61,8 +61,7 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> Trained:
             cpus, gpus, _ = resources(config.cluster)
             layout = plan_workers(config.workers, cpus=cpus, gpus=gpus, node_cpus=_largest_node_cpus())
             job = make_job(config, card, out, layout, prepared)
-            _fit(job)
-            facts = finish(job, prepared.splits.findings, told)
+            facts = _made(job, prepared.splits.findings, told)
         return _pushed(config, out, Trained(ExitCode.DONE, facts))
 
 
@@ -72,6 +71,16 @@ def _pushed(config: TrainConfig, out: Store, trained: Trained) -> Trained:
     from ray_app.learning.pushing import push
 
     return replace(trained, facts={**trained.facts, "pushed": push(out.url, config.export.push)})
+
+
+def _made(job: Job, findings: dict[str, Any], told: dict[str, Any]) -> dict[str, Any]:
+    """Learn and finish by the recipe's method; returns the content of `metrics.json`."""
+    if job.config.method == "identify":
+        from ray_app.training.identifying import identify
+
+        return identify(job, findings, told)
+    _fit(job)
+    return finish(job, findings, told)
 
 
 def _fit(job: Job) -> None:
@@ -98,6 +107,10 @@ def _planned(config: TrainConfig) -> Trained:
     with TemporaryDirectory(prefix="touchstone-") as scratch:
         card = training_card(config)
         prepared = prepare_data(config, Store.open(config.out or scratch))
+        if config.method == "identify":
+            from ray_app.training.identifying import planned
+
+            return Trained(ExitCode.DONE, planned(config, card, prepared.splits))
         cpus, gpus = config.cluster.cpus or os.cpu_count() or 1, config.cluster.gpus
         if gpus is None:
             import torch

@@ -29,6 +29,14 @@ def test_figures_are_scikit_learn_s(seed):
         assert found.figures[figure].value == pytest.approx(expected, abs=1e-9)
         low, high = found.figures[figure].interval
         assert low < expected < high
+    with_none = {"labels": labels, "zero_division": 0}
+    expected = {
+        "micro_f1": f1_score(truth, said, average="micro", **with_none),
+        "macro_precision": precision_score(truth, said, average="macro", **with_none),
+        "micro_precision": precision_score(truth, said, average="micro", **with_none),
+        "macro_recall": recall_score(truth, said, average="macro", **with_none),
+    }
+    assert {name: found.figures[name].value for name in expected} == pytest.approx(expected, abs=1e-9)
     for row in found.classes:
         for key, score in (("precision", precision_score), ("recall", recall_score), ("f1", f1_score)):
             expected = score(truth, said, labels=[row["name"]], average="macro", zero_division=0)

@@ -5,7 +5,7 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics.bleu import BLEU
 
-from ray_app.metrics.texts import bleu4, normalised_prompt, rouge_l, token_f1, words_of
+from ray_app.metrics.texts import bleu4, normalised_prompt, rouge_l, tag_jaccard, tags_of, token_f1, words_of
 
 TRUTH = [
     "oil painting of a lighthouse in thick fog, dramatic light, 4k",
@@ -42,6 +42,13 @@ def test_rouge_l_is_rouge_score_s_mean():
     scorer = RougeScorer(["rougeL"])
     expected = [scorer.score(truth, said)["rougeL"].fmeasure for truth, said in zip(*plain, strict=True)]
     assert rouge_l(plain[1], plain[0]).value == pytest.approx(sum(expected) / 5, abs=1e-9)
+
+
+def test_tags_are_what_stands_between_commas():
+    assert tags_of("A cat,  film GRAIN ,, (a cat), 4k.") == {"a cat", "film grain", "4k"}
+    found = tag_jaccard(["a cat, 4k", "a dog", "", "x"], ["A cat, film grain, 4K", "a cat", "", ""])
+    assert found.value == pytest.approx((2 / 3 + 0 + 1 + 0) / 4)
+    assert found.n == 4
 
 
 def test_words_are_those_of_any_script():

@@ -35,7 +35,7 @@ def test_a_head_is_fitted_to_features_of_every_row_once(wanted, tmp_path):
     out = tmp_path / "out"
     facts = train(wanted).facts
     rows = facts["data"]["splits"]["train"]["images"]
-    parts = [np.load(path) for path in sorted((out / "features").iterdir())]
+    parts = [np.load(path) for path in sorted((out / "features/train").iterdir())]
     assert np.concatenate([part["rows"] for part in parts]).tolist() == list(range(rows))
     assert facts["probe"]["images"] == rows
     assert len(facts["probe"]["cross_validated_auc"]) == 5
@@ -52,7 +52,7 @@ def test_a_head_is_fitted_to_features_of_every_row_once(wanted, tmp_path):
 
     # Interrupted before its end, it computes only the block that is missing.
     store = Store.open(str(out))
-    lost, *there = sorted((out / "features").iterdir())
+    lost, *there = sorted((out / "features/train").iterdir())
     times = {path: path.stat().st_mtime_ns for path in there}
     lost.unlink()
     store.delete("metrics.json")

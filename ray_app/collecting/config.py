@@ -1,0 +1,97 @@
+"""The settings of collecting: what, where to, and how much a host is asked. Knows no url."""
+
+from collections.abc import Mapping
+from ipaddress import ip_address
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from ray_app import __version__
+from ray_app.collecting.statuses import MEANING, OK
+from ray_app.config import Frozen
+from ray_app.images import ImageLimits
+from ray_app.scoring.config import ClusterConfig
+from ray_app.storage import RetryPolicy
+
+Form = Literal["files", "parquet", "webdataset"]
+SOFTWARE = f"touchstone-collect/{__version__}"
+
+
+class Politeness(Frozen):
+    """What one host is asked, by all workers together: a host belongs to one worker."""
+
+    per_host: int = Field(default=2, ge=1, le=64, description="requests at once to one host")
+    pause_s: float = Field(default=0.0, ge=0, description="seconds from the start of one request to a host to the start of the next")
+    contact: str | None = Field(default=None, description="a mail address or page that owners of hosts find in the User-Agent")
+    user_agent: str | None = Field(default=None, description="instead of our own; it should say who asks")
+    longest_wait_s: float = Field(
+        default=120.0, ge=0, description="a host that asks to wait longer (Retry-After) is asked nothing more in this session"
+    )
+    give_up_after: int = Field(default=20, ge=1, description="urls of a host in a row without any answer; then it is asked nothing more")
+
+    @property
+    def agent(self) -> str:
+        """The User-Agent: what asks, and whom to turn to."""
+        return self.user_agent or (f"{SOFTWARE} (+{self.contact})" if self.contact else SOFTWARE)
+
+
+class Limits(Frozen):
+    """What one url, and one worker, may cost."""
+
+    connect_timeout_s: float = Field(default=10.0, gt=0)
+    read_timeout_s: float = Field(default=30.0, gt=0, description="between two pieces of an answer")
+    total_timeout_s: float = Field(default=300.0, gt=0, description="of one request, its whole body included")
+    max_bytes: int = Field(default=32 * 2**20, gt=0, description="of one body; cut while it streams, whatever its headers say")
+    max_redirects: int = Field(default=5, ge=0, le=20)
+    connections: int = Field(default=32, ge=1, le=1024, description="requests and images in memory of one worker")
+    decoders: int = Field(default=1, ge=1, le=64, description="processes of one worker that decode what came, to see whether it is whole")
+
+
+class CollectConfig(Frozen):
+    """One list of urls to be collected."""
+
+    meta: str = Field(description="DFLIP-3K's JSON, or a CSV, JSONL or Parquet with a column of urls; any fsspec URL")
+    out: str = Field(description="the directory to write; any fsspec URL")
+    form: Form = Field(default="files", description="files named after their ids, or shards with the columns beside")
+    folder: str = Field(default="images", description="where files lie below `out`; '' = directly in it, our own records in _collected")
+    shard_mb: float = Field(default=64.0, gt=0, description="bytes of images in one shard, in MB; a kill costs what is not yet in one")
+    id: str | None = Field(default=None, description="the column of ids; null = id, image_id or key, else a hash of the url")
+    url: str | None = Field(default=None, description="the column of urls; null = url, image_url, uri or link")
+    label: Literal["fake", "real"] = Field(default="fake", description="of images whose row has no column `label`")
+    generator: str | None = Field(default=None, description="of images whose row names none")
+    limit: int | None = Field(default=None, ge=1, description="collect no more than the first so many")
+    resolve: Mapping[str, str] = Field(default={}, description="addresses of hosts, instead of the name service's: {host: address}")
+    allow_private: bool = Field(default=False, description="ask also hosts that are not on the public Internet")
+    politeness: Politeness = Politeness()
+    limits: Limits = Limits()
+    images: ImageLimits = ImageLimits()
+    retry: RetryPolicy = Field(default=RetryPolicy(attempts=4, base_s=1.0, cap_s=60.0), description="what may pass by itself is asked again")
+    commit_s: float = Field(default=15.0, gt=0, description="what has ended is written down at least so often")
+    cluster: ClusterConfig = ClusterConfig()
+
+    @field_validator("resolve")
+    @classmethod
+    def _addresses(cls, given: Mapping[str, str]) -> Mapping[str, str]:
+        for host, address in given.items():
+            try:
+                ip_address(address)
+            except ValueError:
+                raise ValueError(f"{host}: {address!r} is no address") from None
+        return {host.lower().removesuffix("."): address for host, address in given.items()}
+
+    @field_validator("folder")
+    @classmethod
+    def _below(cls, folder: str) -> str:
+        parts = folder.strip("/").split("/") if folder.strip("/") else []
+        if any(part in ("", ".", "..") for part in parts):
+            raise ValueError("a folder below `out`")
+        return "/".join(parts)
+
+
+def failures(words: Any) -> tuple[str, ...]:
+    """Statuses that may be tried again, out of words divided by commas. Raises ValueError."""
+    chosen = tuple(word.strip() for word in str(words).split(",") if word.strip())
+    known = [status for status in MEANING if status != OK]
+    if unknown := [word for word in chosen if word not in known]:
+        raise ValueError(f"{', '.join(unknown)}: no status of a url that failed; these are: {', '.join(known)}")
+    return chosen

@@ -1,0 +1,17 @@
+"""From a describer's card to what predicts prompts. Knows which tier is which module; imports torch only for those that need it."""
+
+from pathlib import Path
+
+from ray_app.profiling.cards import DescriberCard
+from ray_app.profiling.describing.described import Describer
+
+
+def load_describing(card: DescriberCard, *, device: str = "cpu", cache_dir: Path | None = None, offline: bool | None = None) -> Describer:
+    """The describer of a card, its weights read and on `device`, ready to be given batches. Raises DetectorError."""
+    if card.tier == "retrieval":
+        from ray_app.profiling.describing.retrieval import Retrieval
+
+        return Retrieval(card, cache_dir, offline)
+    from ray_app.errors import DetectorError
+
+    raise DetectorError(f"{card.name}: no describer of the tier {card.tier} yet")

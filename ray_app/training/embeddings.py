@@ -1,0 +1,226 @@
+"""The embeddings of a training's images, by any detector whose head takes one vector per image. Ray Data computes, files keep.
+
+    compute_embeddings(job, {"train": None, "validation": rows})     # a Ray Data actor pool; null = all rows of the split
+    found = kept_embeddings(job.out, "train")                        # no Ray: Embeddings(vectors (n, d) float32, labels, rows)
+    prompts = column_of(job.rows("train"), found.rows, "prompt")     # a label column of the same images
+
+A block of `loop.batch` images is one file, `features/SPLIT/NUMBER.npz`: whatever was interrupted computes no block again. Training images
+are seen as the recipe's augmentation changes them, once; those of other splits as they are, as scoring would see them. What cannot be
+read has no row. By default the detector is the one that `touchstone score` loads for `job.card`, so that an embedding here is one there
+(`detectors.embeddings.embedding_facts` says what decides it); `make` gives another one, as a linear probe has it.
+"""
+
+import io
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from ray_app.detectors import MIRROR_VARIABLE
+from ray_app.errors import ConfigError, TouchstoneError
+from ray_app.learning.loading import BatchLoader, Made
+from ray_app.scoring.progress import Progress
+from ray_app.storage import Store
+from ray_app.training.job import Job
+from ray_app.training.streaming import Batch, Stage, training_loader, whole
+
+if TYPE_CHECKING:
+    from ray_app.detectors import Detector
+
+FOLDER = "features"
+
+Vectors = npt.NDArray[np.float32]
+Integers = npt.NDArray[np.int64]
+Wanted = Mapping[str, Integers | None]
+MakeDetector = Callable[[Job], "Detector"]
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Of n readable images, in the order of their rows: `vectors` (n, d), `labels` (n,) 1 = fake, `rows` (n,) places in the split."""
+
+    vectors: Vectors
+    labels: Integers
+    rows: Integers
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def scoring_detector(job: Job) -> "Detector":
+    """The detector of the job's card as `touchstone score` loads it."""
+    from ray_app.detectors import load_detector
+
+    return load_detector(job.card, device=job.layout.device)
+
+
+def compute_embeddings(job: Job, wanted: Wanted, *, make: MakeDetector = scoring_detector) -> None:
+    """Compute what is missing of these splits' rows (ascending; None = all), each block once, and keep it.
+
+    `make` is called in every process, and must be a module's function. Raises DetectorError where the detector has no embedding,
+    TouchstoneError where more images cannot be read than `faults.max_bad_fraction` allows.
+    """
+    blocks = _blocks(job, wanted)
+    there = {split: set(job.out.names(f"{FOLDER}/{split}")) for split in wanted}
+    missing = [block for block in blocks if Path(_file(block["split"], block["first"])).name not in there[block["split"]]]
+    if missing:
+        _run(job, missing, make, count=sum(len(block["rows"]) for block in blocks))
+    for split in wanted:
+        _require_readable(job, split, sum(len(block["rows"]) for block in blocks if block["split"] == split))
+
+
+def kept_embeddings(out: Store, split: str) -> Embeddings:
+    """All that a training directory keeps of a split. Raises TouchstoneError where that is nothing."""
+    parts = [
+        np.load(io.BytesIO(out.read(f"{FOLDER}/{split}/{name}")), allow_pickle=False) for name in sorted(out.names(f"{FOLDER}/{split}"))
+    ]
+    if not sum(len(part["rows"]) for part in parts):
+        raise TouchstoneError(f"not one of the {split} images could be read", hint="is the source still there?")
+    full = [part for part in parts if len(part["rows"])]
+    return Embeddings(*(np.concatenate([part[name] for part in full]) for name in ("features", "labels", "rows")))
+
+
+def column_of(rows: pa.Table, places: Integers, name: str) -> list[Any]:
+    """A column of the labels (`datasets.labels.INPUT`) of some rows of a labelled table; None where an image has none."""
+    values: list[Any] = rows["input"].combine_chunks().field(name).take(pa.array(places)).to_pylist()
+    return values
+
+
+def groups_of(rows: pa.Table, places: Integers) -> list[str]:
+    """The group of each row; a row without one is its own."""
+    named = column_of(rows, places, "group")
+    return [name if name is not None else f"row {row}" for name, row in zip(named, places, strict=True)]
+
+
+def embed(detector: "Detector", loader: BatchLoader, rows: Integers) -> Embeddings:
+    """The embeddings of some rows, one batch of the detector's slots in memory; rows that cannot be read are left out. No Ray.
+
+    `detector` keeps embeddings (`Detector.keep_embeddings`). Where it takes any size, images go through one by one.
+    """
+    step = _together(detector)
+    parts = [_embedded(detector, loader, rows[start : start + step]) for start in range(0, len(rows), step)]
+    vectors = [part.vectors for part in parts if len(part)] or [np.empty((0, 0), np.float32)]
+    return Embeddings(np.concatenate(vectors), *(np.concatenate([getattr(part, name) for part in parts]) for name in ("labels", "rows")))
+
+
+def _embedded(detector: "Detector", loader: BatchLoader, rows: Integers) -> Embeddings:
+    made = {slot: one for slot, one in loader.made(rows, rows) if isinstance(one, Made)}
+    slots = sorted(made)
+    labels = np.array([made[slot].label for slot in slots], np.int64)
+    return Embeddings(_read(detector, [made[slot].image for slot in slots]), labels, rows[slots])
+
+
+def _read(detector: "Detector", images: list[npt.NDArray[np.uint8]]) -> Vectors:
+    """(n, d) of prepared images; every batch is filled up to the detector's slots, as in scoring."""
+    import torch
+
+    def taken(pixels: npt.NDArray[np.uint8]) -> Vectors:
+        found = detector.read(detector.normalise(torch.from_numpy(pixels))).embeddings
+        assert found is not None, "keep_embeddings was called"
+        vectors: Vectors = found.float().cpu().numpy()
+        return vectors
+
+    if not images:
+        return np.empty((0, 0), np.float32)
+    if detector.card.preprocessing.shape is None:
+        return np.concatenate([taken(image[None]) for image in images])
+    black = [np.zeros_like(images[0])] * (_together(detector) - len(images))
+    return taken(np.stack([*images, *black]))[: len(images)]
+
+
+def _together(detector: "Detector") -> int:
+    return min(detector.card.batch or detector.slots, detector.slots)
+
+
+class Embedder(Stage):
+    """A block of rows in, their embeddings into the training's directory."""
+
+    def start(self, job: Job, *given: Any) -> None:
+        """`given`: what makes the detector."""
+        import torch
+
+        if job.mirror is not None:
+            os.environ[MIRROR_VARIABLE] = job.mirror
+        if job.layout.device == "cpu":
+            torch.set_num_threads(job.layout.threads)
+        self._job, self._loaders = job, dict[str, BatchLoader]()
+        self._detector = given[0](job)
+        self._detector.keep_embeddings()
+
+    def work(self, table: pa.Table) -> Batch:
+        """The rows of a block → how many there were, and how many could not be read; the block's file is written."""
+        split, first, rows = (table[name][0].as_py() for name in ("split", "first", "rows"))
+        found = embed(self._detector, self._loader(split), np.array(rows, np.int64))
+        buffer = io.BytesIO()
+        np.savez(buffer, features=found.vectors, labels=found.labels, rows=found.rows)
+        self._job.out.write(_file(split, first), buffer.getvalue())
+        return {"images": np.array([len(rows)]), "bad": np.array([len(rows) - len(found)])}
+
+    def _loader(self, split: str) -> BatchLoader:
+        from ray_app.training.validating import plain_loader
+
+        if split not in self._loaders:
+            self._loaders[split] = training_loader(self._job) if split == "train" else plain_loader(self._job, split)
+        return self._loaders[split]
+
+
+def _blocks(job: Job, wanted: Wanted) -> list[dict[str, Any]]:
+    blocks = []
+    for split, chosen in wanted.items():
+        rows = np.arange(len(job.rows(split))) if chosen is None else chosen
+        size = job.config.loop.batch
+        blocks += [{"split": split, "first": first, "rows": rows[first : first + size]} for first in range(0, len(rows), size)]
+    return blocks
+
+
+def _run(job: Job, missing: list[dict[str, Any]], make: MakeDetector, *, count: int) -> None:
+    import ray.data
+    from ray.data import ActorPoolStrategy
+    from ray.data.read_api import from_blocks
+
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    layout = job.layout
+    tables = [pa.table({"split": [one["split"]], "first": [one["first"]], "rows": [one["rows"].tolist()]}) for one in missing]
+    made = from_blocks(tables).map_batches(
+        Embedder,
+        fn_constructor_args=(job, make),
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(size=min(layout.workers, len(missing)), max_tasks_in_flight_per_actor=2),
+        num_cpus=layout.worker_cpus,
+        num_gpus=layout.worker_gpus or None,
+        label_selector=dict(job.config.cluster.labels) or None,
+    )
+    progress = Progress(count, done=count - sum(len(one["rows"]) for one in missing), name="features")
+    for told in made.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
+        progress.advance(int(whole(told)["images"].sum()), int(told["bad"].sum()))
+    progress.close()
+
+
+def _require_readable(job: Job, split: str, count: int) -> None:
+    bad, most = count - len(kept_embeddings(job.out, split)), job.config.faults.max_bad_fraction
+    if bad > most * count:
+        raise TouchstoneError(
+            f"{bad:,} of {count:,} {split} images could not be read, more than {most:.1%}", hint="--set faults.max_bad_fraction=…"
+        )
+
+
+def require_own_weights(job: Job) -> None:
+    """Refuse a recipe whose embeddings no `touchstone score` would make. Raises ConfigError."""
+    config = job.config
+    if config.initial.start != "card" or config.card or config.lora:
+        raise ConfigError(
+            f"{config.name}: method {config.method} reads embeddings of {config.detector} as it is; `initial`, `card` and `lora` change it",
+            hint="leave them out, or give the card of a detector of your own as `detector`",
+        )
+
+
+def _file(split: str, first: int) -> str:
+    return f"{FOLDER}/{split}/{first:08d}.npz"

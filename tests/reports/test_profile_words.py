@@ -1,0 +1,70 @@
+"""What the run report and the terminal say of a profile: where a run has one, and in words that promise no more than there is."""
+
+import pytest
+
+from ray_app.reports import render_run_report, summary_lines
+from ray_app.reports.profile_words import families, profile_lines, said_generator
+from ray_app.reports.run_summary import ProfileSummary
+from tests.reports import hostile
+from tests.reports.every_page import *  # noqa: F403
+from tests.reports.every_page import check_in_browser
+from tests.reports.example import example_summary
+from tests.reports.page_reader import read
+from tests.reports.profile_example import LONG, example_profile, told
+from tests.reports.test_run_report import thumbnail
+
+
+@pytest.fixture(scope="module")
+def page():
+    return render_run_report(example_summary(profile=example_profile()), thumbnails={1001: thumbnail(), 1002: thumbnail()})
+
+
+def test_generators_are_counted_by_family_and_those_of_no_known_one_apart():
+    profile = ProfileSummary.model_validate(example_profile())
+    assert [(one.title, one.flagged, one.members) for one in families(profile.generators)] == [
+        ("Stable Diffusion XL", 53, [("Stable Diffusion XL 1.0", 41), ("sdxl_1.0/juggernaut-xl", 12)]),
+        ("FLUX.1 dev and its relatives", 30, [("FLUX.1 dev", 30)]),
+        ("Midjourney", 22, [("Midjourney 6", 22)]),
+        ("gaudi", 3, []),
+    ]
+    assert profile_lines(profile) == [
+        "flagged images are nearest to: Stable Diffusion XL 53, FLUX.1 dev and its relatives 30, Midjourney 22, gaudi 3, "
+        "like no known generator 38, no say 4",
+        "words: predicted for 146 of 150 flagged images",
+    ]
+    assert profile_lines(profile)[0] in summary_lines(example_summary(profile=example_profile()))
+
+
+def test_a_run_without_a_profile_says_nothing_of_generators():
+    assert "Where the flagged images" not in render_run_report(example_summary())
+    assert not [line for line in summary_lines(example_summary()) if "nearest" in line]
+    empty = render_run_report(example_summary(profile=example_profile(flagged=0, told=[])))
+    assert "No image was flagged." in read(empty).text
+
+
+def test_one_images_generator_in_words():
+    assert said_generator("sdxl", "sdxl_1.0", ["sdxl"]) == "Stable Diffusion XL 1.0 (Stable Diffusion XL)"
+    assert said_generator("gaudi", "gaudi", ["gaudi"]) == "gaudi"
+    assert said_generator(None, None, ["sdxl"]) == "like no known generator; nearest: Stable Diffusion XL 1.0"
+    assert said_generator(None, None, None) == said_generator(None, None, []) == ""
+
+
+def test_the_page_says_what_a_name_and_words_are_worth(page):
+    words = read(page).text
+    assert "A name is the nearest of the generators that the identifier knows: no proof of where an image came from." in words
+    assert "Words were predicted for 146 of 150 flagged images." in words
+    assert "like no known generator; nearest: FLUX.1 dev" in words
+    assert LONG not in words
+    assert page.count("data:image/jpeg") == 4  # two of them among the highest scores, too
+
+
+@pytest.mark.parametrize("name", ["example", *hostile.NAMES])
+@pytest.mark.parametrize("width", [390, 1440])
+def test_the_section_fits_its_window(browser, tmp_path, page, name, width):
+    if name != "example":
+        text = hostile.NAMES[name]
+        counts = [{"family": text, "generator": text + "2", "flagged": 3}, {"family": text, "generator": text, "flagged": 1}]
+        profile = example_profile(generators=counts, told=[told(1, text, text, [text], text, uri=text), told(2, None, None, [text], text)])
+        page = render_run_report(example_summary(profile=profile))
+    (tmp_path / "page.html").write_text(page, encoding="utf-8")
+    check_in_browser(browser, tmp_path / "page.html", width)
