@@ -21,6 +21,8 @@ from ray_app.cli.evaluate import evaluate
 from ray_app.cli.evidence import evidence
 from ray_app.cli.explain import explain
 from ray_app.cli.filter import filter_command
+from ray_app.cli.gallery import gallery
+from ray_app.cli.generate import generate
 from ray_app.cli.indexing import index
 from ray_app.cli.leaderboard import leaderboard
 from ray_app.cli.masks import masks
@@ -28,12 +30,14 @@ from ray_app.cli.pack import pack
 from ray_app.cli.plan import plan
 from ray_app.cli.rescore import rescore
 from ray_app.cli.serve import serve
+from ray_app.cli.split import split
 from ray_app.cli.train import train
 from ray_app.errors import RESUMABLE, ExitCode, TouchstoneError
 
 _SECTIONS = {
-    "An archive": (demo, plan, score, results, report, masks, explain, filter_command, pack),
+    "An archive": (demo, plan, score, results, report, gallery, masks, explain, filter_command, pack),
     "How far to trust it": (calibrate, decide, audit, evidence),
+    "Data": (generate, split),
     "How well detectors do": (index, evaluate, compare, leaderboard),
     "Detectors": (detectors, train, rescore),
     "A service, and settings": (serve, config),

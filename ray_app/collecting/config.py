@@ -65,7 +65,9 @@ class CollectConfig(Frozen):
     politeness: Politeness = Politeness()
     limits: Limits = Limits()
     images: ImageLimits = ImageLimits()
-    retry: RetryPolicy = Field(default=RetryPolicy(attempts=4, base_s=1.0, cap_s=60.0), description="what may pass by itself is asked again")
+    retry: RetryPolicy = Field(
+        default=RetryPolicy(attempts=4, base_s=1.0, cap_s=60.0), description="what may pass by itself is asked again"
+    )
     commit_s: float = Field(default=15.0, gt=0, description="what has ended is written down at least so often")
     cluster: ClusterConfig = ClusterConfig()
 

@@ -11,6 +11,9 @@ from ray_app.collecting.config import Politeness
 from ray_app.collecting.statuses import Failed
 from ray_app.errors import Status
 
+# Between the starts of two requests to a host that throttles: doubled each time, from the first to the last of these.
+_SHORT_S, _LONGEST_PAUSE_S = 0.05, 10.0
+
 
 def seconds_of(retry_after: str | None, now: datetime) -> float | None:
     """What a Retry-After asks for, in seconds or as an HTTP date (RFC 9110 §10.2.3); None where it says nothing that is understood."""
@@ -47,6 +50,7 @@ class Host:
         self._places = asyncio.Semaphore(rules.per_host)
         self._starting = asyncio.Lock()
         self._not_before = self._next_start = 0.0
+        self._pause_s = rules.pause_s
         self._silent = 0
         self._refused: Failed | None = None
 
@@ -61,24 +65,29 @@ class Host:
                     await asyncio.sleep(wait)
                 if self._refused is not None:
                     raise self._refused
-                self._next_start = self._clock() + self._rules.pause_s
+                self._next_start = self._clock() + self._pause_s
             yield place
         finally:
             place.leave()
 
     def answered(self) -> None:
-        """It said something: whatever was silent before is forgotten."""
+        """It said something of use: silence is forgotten, and pauses that it had asked for grow shorter again."""
         self._silent = 0
+        self._pause_s = max(self._rules.pause_s, 0.8 * self._pause_s if self._pause_s > _SHORT_S else 0.0)
 
     def silent(self) -> None:
         """One more url ended without any answer from this host."""
         self._silent += 1
         if self._silent >= self._rules.give_up_after and self._refused is None:
-            self._refused = Failed(Status.SOURCE_TIMEOUT, f"not asked: {self.name} gave no answer to {self._silent} urls in a row")
+            told = f"not asked: {self.name} gave no answer to {self._silent} urls in a row"
+            self._refused = Failed(Status.SOURCE_TIMEOUT, told, asked=False)
 
-    def wait(self, seconds: float) -> None:
-        """It has asked to be left alone for so long. Where that is longer than the rules bear, it is asked nothing more."""
-        if seconds > self._rules.longest_wait_s:
-            self._refused = Failed(Status.SOURCE_THROTTLED, f"{self.name} asks to wait {seconds:.0f} s; asked nothing more in this session")
+    def throttled(self, wait_s: float | None) -> None:
+        """It has asked to slow down, perhaps to wait for so long. Where the rules do not bear that, it is asked nothing more."""
+        self._silent = 0
+        self._pause_s = min(_LONGEST_PAUSE_S, max(2 * self._pause_s, _SHORT_S))
+        if wait_s is not None and wait_s > self._rules.longest_wait_s:
+            told = f"{self.name} asks to wait {wait_s:.0f} s, and is asked nothing more in this session"
+            self._refused = Failed(Status.SOURCE_THROTTLED, told, asked=False)
             return
-        self._not_before = max(self._not_before, self._clock() + seconds)
+        self._not_before = max(self._not_before, self._clock() + (wait_s or 0.0))

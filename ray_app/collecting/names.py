@@ -24,6 +24,8 @@ _SUBTYPES = {
     "HEIC": ("heic", "heif"),
 }
 
+ENDINGS = frozenset(subtype for subtypes in _SUBTYPES.values() for subtype in subtypes)
+
 
 def safe_name(name: str) -> str:
     """An id as a file is named after it, without ending: itself, where it is harmless on every file system; else a harmless form of it

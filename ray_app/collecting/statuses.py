@@ -28,7 +28,9 @@ PASSING = (str(Status.SOURCE_THROTTLED), str(Status.SOURCE_TIMEOUT), str(Status.
 
 
 class Failed(Exception):  # noqa: N818 - an outcome of one url, not of the program
-    """One url did not give its image. `passing`: it may by itself; `wait_s`: not before so long; `answered`: its host said something."""
+    """One url did not give its image. `passing`: it may by itself; `wait_s`: not before so long; `answered`: its host said
+    something; `asked`: there was a request at all.
+    """
 
     def __init__(
         self,
@@ -38,9 +40,10 @@ class Failed(Exception):  # noqa: N818 - an outcome of one url, not of the progr
         passing: bool = False,
         wait_s: float | None = None,
         answered: bool = True,
+        asked: bool = True,
         http_status: int | None = None,
         sha256: str | None = None,
     ) -> None:
         super().__init__(f"{status}: {detail}")
         self.status, self.detail, self.passing, self.wait_s = str(status), detail, passing, wait_s
-        self.answered, self.http_status, self.sha256 = answered, http_status, sha256
+        self.answered, self.asked, self.http_status, self.sha256 = answered, asked, http_status, sha256

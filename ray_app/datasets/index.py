@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -157,6 +157,29 @@ def read_index(place: str) -> pa.Table:
     if not is_index(store) or read_info(store) is None:
         raise ConfigError(f"{store.url}: no index", hint="make one: touchstone index SOURCE --layout NAME --out DIR")
     return pa.concat_tables(read_block(store, ref) for ref in iter_blocks(store, 0))
+
+
+def write_divided(store: Store, given: Store, splits: pa.Array, source: Mapping[str, Any]) -> IndexInfo:
+    """The index `given` with other splits (rows,), null = none, written over whatever `store` has. `source`: what is said of it further."""
+    info = read_info(given)
+    assert info is not None, "who divides an index has read it"
+    store.clear("manifest")
+    tally = _Tally(lambda members: None)
+    written = write_selected(store, tally.rows(_with_splits(given, splits)), _INDEXED, INPUT)
+    divided = replace(info, source={**info.source, **source}, rows=written.members, digest=tally.digest.hexdigest(), counts=tally.told())
+    store.write("index.json", json.dumps(asdict(divided), indent=1, ensure_ascii=False).encode())
+    return divided
+
+
+def _with_splits(given: Store, splits: pa.Array) -> Iterator[LabelledBlock]:
+    start = 0
+    for ref in iter_blocks(given, 0):
+        rows = read_block(given, ref)
+        inputs = rows["input"].combine_chunks()
+        columns = [inputs.field(name) if name != "split" else splits.slice(start, len(rows)).cast(pa.string()) for name in INPUT.names]
+        place, start = rows.schema.get_field_index("input"), start + len(rows)
+        rows = rows.set_column(place, pa.field("input", INPUT), pa.StructArray.from_arrays(columns, fields=list(INPUT)))
+        yield LabelledBlock(rows, Counter(), Aside(), Aside())
 
 
 @dataclass

@@ -59,5 +59,10 @@ def real_of(source: object) -> str:
 
 def prompt_group(prompt: str | None) -> str | None:
     """The group of all images of one prompt, whoever made them; None without a prompt. Letter case and spaces make no difference."""
-    words = unicodedata.normalize("NFKC", prompt or "").casefold().split()
-    return f"prompt:{hashlib.sha256(' '.join(words).encode()).hexdigest()[:16]}" if words else None
+    words = plain_prompt(prompt)
+    return f"prompt:{hashlib.sha256(words.encode()).hexdigest()[:16]}" if words else None
+
+
+def plain_prompt(prompt: str | None) -> str:
+    """A prompt in one letter case, with one space between words; "" where there is none."""
+    return " ".join(unicodedata.normalize("NFKC", prompt or "").casefold().split())

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ray_app.config.loading import read_mapping
 from ray_app.detectors.cards import DetectorCard, base_name, list_cards, load_card
@@ -52,7 +52,23 @@ def accepted_licences() -> set[str]:
     return set(_remembered())
 
 
-def is_accepted(card: DetectorCard, accepted: Collection[str] = ()) -> bool:
+class Licensed(Protocol):
+    """A card of something that is used under terms: a detector, a generating pipeline."""
+
+    @property
+    def name(self) -> str:
+        """What it is accepted by."""
+
+    @property
+    def licence(self) -> str:
+        """The licence's id or title."""
+
+    @property
+    def terms(self) -> str:
+        """A key of `TERMS_IN_WORDS`."""
+
+
+def is_accepted(card: Licensed, accepted: Collection[str] = ()) -> bool:
     """Whether the card may be used: permissive, or accepted by `accepted` (names of detectors or licences) or by the config file.
 
     What the file remembers for a detector holds for the licence that its card had then. A card with no licence has none in common with
@@ -98,7 +114,11 @@ def accept_licence(name: str) -> Acceptance:
     Other keys and comments of the file stay as they are. Without a home, or with one that cannot be written, nothing is remembered and
     the acceptance holds where the caller passes its name on. Raises ConfigError: nothing has that name, or the file is damaged.
     """
-    name, licence = _found(name)
+    return remember_licence(*_found(name))
+
+
+def remember_licence(name: str, licence: str) -> Acceptance:
+    """Remember that `licence` is accepted under a name, of whatever kind of card it is. Raises ConfigError: the file is damaged."""
     path = config_file()
     if path is None or _remembered().get(name) == licence:
         return Acceptance(name, licence, path)

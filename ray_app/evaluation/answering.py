@@ -54,7 +54,9 @@ class Answers:
         ranking = _rankings(table["generator_ranking"])
         self.ranked = self.ranked or ranking.null_count < len(ranking)
         sure = pa.array(np.isfinite(confidence))
-        counted = pa.table(plain | {"ranking": ranking, "sure": sure}).group_by([*plain, "ranking", "sure"]).aggregate([([], "count_all")])
+        columns = pa.table(plain | {"ranking": ranking, "sure": sure})
+        # In the order of the rows: the first spelling of a name is the one that is shown.
+        counted = columns.group_by(columns.column_names, use_threads=False).aggregate([([], "count_all")])
         for row in counted.to_pylist():
             self.words[row["label"], row["generator"], row["verdict"], row["predicted_generator"]] += row["count_all"]
             self.counts[self._answer(row)] += row["count_all"]

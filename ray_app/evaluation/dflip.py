@@ -3,25 +3,32 @@
 Source: specs/localization.md §5.1 (utils/evaluate.py of dflip3k/DFLIP-3K). Detection: an answer is right if it holds "ai generated" for a
 fake, "real" for a real. Identification: the whole sentence counts; a name that is none of the known ones counts as `sd`. Departures, where
 theirs is not known or plainly a slip: an answer that is no such sentence is wrong rather than `sd`, a missing one too, and groups are
-divided by their size, not by their size and .001.
+divided by their size, not by their size and .001 (`theirs` has that number). What a detector and an identifier say becomes such a sentence.
 """
 
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from ray_app.metrics.figure import Figure, undefined
+from ray_app.evaluation.naming import Names
+from ray_app.metrics.attribution import attribution_of_pairs
+from ray_app.metrics.figure import Figure, figure_rows, undefined
 from ray_app.metrics.intervals import proportion
 
-Answers = Mapping[tuple[str, str, str | None], int]
-"""How many images have each label (real or fake), generator and answer; None = no answer."""
+Words = Mapping[tuple[str, str, str | None, str | None], int]
+"""How many images have each label (real or fake), generator, verdict and predicted generator; the last may be an answer in words."""
+Answers = Counter[tuple[str, str, str | None]]
+"""How many images have each label, generator and answer; None = no answer."""
 FAMILIES = ("dalle", "mj", "sd")
 GROUPS = (*FAMILIES, "sdft", "imagen", "parti", "sdftood")
 OUT_OF_DISTRIBUTION = ("imagen", "parti", "sdftood")  # groups that are detected, not identified
 REAL = "This is a real image."
 _FAKE = re.compile(r"This is an ai generated image by (.+)\.")
+_REALLY = re.compile(r"\breal\b")
 _NAMES = {"StableDiffusion": "sd", "Midjourney": "mj", "DALLE": "dalle"}
+_WRITTEN = {family: name for name, family in _NAMES.items()}
+_OF_OURS = {"dalle": "dalle", "midjourney": "mj", "sd_1.5": "sd", "imagen": "imagen", "parti": "parti"}  # their groups by the index's families
 _FAMILY_OF = (
     (re.compile(r"dall-?e(-?2)?", re.IGNORECASE), "dalle"),
     (re.compile(r"mj|midjourney.*", re.IGNORECASE), "mj"),
@@ -53,34 +60,76 @@ def named_in(answer: str | None, known: Collection[str]) -> str | None:
     return name if name in known else "sd"
 
 
+def name_in(answer: str | None) -> str | None:
+    """The generator's name in one of their sentences, `real` in the other; anything else as it is."""
+    if answer is None or answer.strip() == REAL:
+        return answer and "real"
+    found = _FAKE.fullmatch(answer.strip())
+    return found[1] if found else answer
+
+
+def sentence_of(verdict: str | None, name: str | None) -> str | None:
+    """What a verdict and a generator's name are in their words; an answer in words as it is. None: no answer, as of an abstention.
+
+    A fake without a name is by `an unknown generator`, which their matching takes for `sd`.
+    """
+    if name is not None and ("ai generated" in name or (_REALLY.search(name) and len(name.split()) > 3)):
+        return name
+    if verdict == "real":
+        return REAL
+    if verdict != "fake":
+        return None
+    group = class_of("fake", name) if name else "an unknown generator"
+    return f"This is an ai generated image by {_WRITTEN.get(group, group if group in GROUPS else name or group)}."
+
+
 def detects(label: str, answer: str | None) -> bool:
     """Whether an answer counts as right about real or fake."""
     return answer is not None and ("ai generated" if label == "fake" else "real") in answer
 
 
-def dflip_v1(answers: Answers, missing: int = 0) -> dict[str, Any]:
+def dflip_v1(words: Words, names: Names, missing: int = 0) -> dict[str, Any]:
     """The section `identification` under their rules, figures as JSON; `missing`: images of the test list without any row, all wrong.
 
     `accuracy` is of identification, by the images of its classes and all that are missing; `macro_f1` as scikit-learn has it by default,
-    over all classes that are true or answered. `detection`: the same of real or fake, as a whole and by group, whose reals are their own.
+    over all classes that are true or answered. `by_index`: both with names compared through the index of generators, an unknown one being
+    wrong. `detection`: of real or fake, as a whole and by group, whose reals are their own. `flaws`: of their rules, in sentences.
     """
+    answers: Answers = Counter()
+    for (label, generator, verdict, name), n in words.items():
+        answers[label, generator, sentence_of(verdict, name)] += n
     truths = {(label, generator): class_of(label, generator) for label, generator, _ in answers}
     known = {"real", *FAMILIES, *truths.values()} - set(OUT_OF_DISTRIBUTION)
     pairs: Counter[tuple[str, str | None]] = Counter()
+    plain: Counter[tuple[str, str | None]] = Counter()
     for (label, generator, answer), n in answers.items():
         if (truth := truths[label, generator]) in known:
             pairs[truth, named_in(answer, known)] += n
-    right, total = sum(n for (truth, said), n in pairs.items() if truth == said), sum(pairs.values())
+            plain[_ours(truth, names), _ours(name_in(answer), names)] += n
     wrong = sorted(
         ((truth, said, n) for (truth, said), n in pairs.items() if truth != said), key=lambda one: (-one[2], one[0], one[1] or "")
     )
+    by_index = attribution_of_pairs(plain).figures
     return {
         "protocol": "dflip-v1",
-        "accuracy": proportion(right, total + missing, _NO_IMAGE).row(),
+        "accuracy": _share_right(pairs, missing).row(),
         "macro_f1": _macro_f1(pairs).row(),
         "pairs": [list(pair) for pair in wrong[:50]],
+        "by_index": figure_rows({"accuracy": _share_right(plain, missing), "macro_f1": by_index["macro_f1"]}),
         "detection": _detection(answers, missing),
+        "flaws": list(_flaws(answers, known, missing)),
     }
+
+
+def _ours(name: str | None, names: Names) -> str | None:
+    """A class as the index has it: their families for its own, a fine-tuned model by its name in any spelling."""
+    key = names.said(name)
+    return key if key is None or "/" in key else _OF_OURS.get(names.family(key), key)
+
+
+def _share_right(pairs: Mapping[tuple[str, str | None], int], missing: int) -> Figure:
+    right = sum(n for (truth, said), n in pairs.items() if truth == said)
+    return proportion(right, sum(pairs.values()) + missing, _NO_IMAGE)
 
 
 def _macro_f1(pairs: Mapping[tuple[str, str | None], int]) -> Figure:
@@ -96,13 +145,40 @@ def _macro_f1(pairs: Mapping[tuple[str, str | None], int]) -> Figure:
 
 def _detection(answers: Answers, missing: int) -> dict[str, Any]:
     if not any(answer and ("ai generated" in answer or "real" in answer) for _, _, answer in answers):
-        return {"accuracy": undefined("the answers are names, not sentences").row(), "groups": []}
+        why = undefined("no answer is a sentence, and there is no verdict").row()
+        return {"accuracy": why, "macro_f1": why, "groups": []}
     hits: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
+    pairs: Counter[tuple[str, str | None]] = Counter()
     for (label, generator, answer), n in answers.items():
         truth = class_of(label, generator)
         group = truth if truth in (*GROUPS, "real") else "sdft"
         sizes[group] += n
         hits[group] += n * detects(label, answer)
-    rows = [{"name": one, "n": sizes[one], "accuracy": proportion(hits[one], sizes[one], _NO_IMAGE).row()} for one in sorted(sizes)]
-    return {"accuracy": proportion(hits.total(), sizes.total() + missing, _NO_IMAGE).row(), "groups": rows}
+        other = "real" if label == "fake" else "fake"
+        pairs[label, label if detects(label, answer) else other if detects(other, answer) else None] += n
+    rows = [{"name": one, "n": sizes[one], "distribution": "out" if one in OUT_OF_DISTRIBUTION else "in",
+             "accuracy": proportion(hits[one], sizes[one], _NO_IMAGE).row(), "theirs": hits[one] / (sizes[one] + 0.001)}
+            for one in sorted(sizes)]  # fmt: skip
+    accuracy = proportion(hits.total(), sizes.total() + missing, _NO_IMAGE)
+    return {"accuracy": accuracy.row(), "macro_f1": _macro_f1(pairs).row(), "groups": rows}
+
+
+def _flaws(answers: Answers, known: Collection[str], missing: int) -> Iterator[str]:
+    """What is wrong with their rules, and how much of it there is here."""
+    strange = [(truth, n) for (label, generator, answer), n in answers.items()
+               if (truth := class_of(label, generator)) in known and _is_strange(answer, known)]  # fmt: skip
+    lucky = sum(n for truth, n in strange if truth == "sd")
+    total = sum(n for _, n in strange)
+    yield f"A predicted name that is none of the list's counts as sd: {total:,} answers here, {lucky:,} of them right for that alone."
+    yield "The name must be theirs letter by letter; by_index has both figures by any spelling, an unknown name being wrong."
+    yield "Their code takes the true name from the fourth word of the answer, which in the published sentences is 'ai' or 'real'. Here it is the label's."
+    yield "They divide a group's hits by its size plus .001 (theirs), so that no group is ever faultless. Here by its size (accuracy)."
+    none = sum(n for (_, _, answer), n in answers.items() if answer is None)
+    yield f"An image without a prediction counts as wrong: {missing:,} labels have no row here, {none:,} rows no answer. Macro F1 has no row for the former."
+    yield "Detection looks for 'ai generated' and for 'real' anywhere in the answer: of a real image, 'surreal' is right."
+
+
+def _is_strange(answer: str | None, known: Collection[str]) -> bool:
+    found = _FAKE.fullmatch(answer.strip()) if answer else None
+    return found is not None and _NAMES.get(found[1], found[1]) not in known

@@ -9,14 +9,18 @@ import pyarrow as pa
 
 from ray_app import __version__
 from ray_app.evaluation import releases
-from ray_app.evaluation.attributing import identification_of, prompts_of
+from ray_app.evaluation.answering import answers_of
+from ray_app.evaluation.attributing import identification_of
 from ray_app.evaluation.cells import Cells
 from ray_app.evaluation.config import EvaluateConfig
 from ray_app.evaluation.data_section import data_of
+from ray_app.evaluation.distribution import grouping_of, groups_section
 from ray_app.evaluation.joining import TOLD, LabelIndex, Labels, joined_rows
 from ray_app.evaluation.localizing import localization_of_run
 from ray_app.evaluation.mistakes import with_thumbnails
-from ray_app.evaluation.protocols import Protocol
+from ray_app.evaluation.naming import names_of
+from ray_app.evaluation.prompting import prompts_of
+from ray_app.evaluation.protocols import IdentificationRules, Protocol
 from ray_app.evaluation.releases import releases_of
 from ray_app.evaluation.resampling import MOST, Resampling
 from ray_app.evaluation.significance import paired_tests
@@ -75,7 +79,7 @@ def document_of(found: Evaluation, warnings: Sequence[str] = (), telling: Callab
         "table": table_of(protocol, systems, localization),
         "paired": paired_tests(found.cells.sample.rows(), found.systems.all, binary),
         "localization": localization,
-        **_named(found),
+        **_named(found, systems),
         "mistakes": with_thumbnails(found.cells.mistakes.rows(), found.run, wanted=config.thumbnails),
         "overlays": localized.overlays if localized else [],
     }
@@ -87,13 +91,21 @@ def _named_after(url: str) -> str:
     return f"Evaluation of {names[-1] if names else 'a run'}"
 
 
-def _named(found: Evaluation) -> Document:
-    """Sections that only a run with predicted generators or prompts has; without any, its rows are not read again for them."""
+def _named(found: Evaluation, systems: Sequence[Document]) -> Document:
+    """Sections that only a run with predicted generators or prompts has, and groups of generators, of which a protocol or an identifier
+    tells. Without any predictions its rows are not read again for them.
+    """
     protocol, predicted = found.protocol, found.cells.predicted
-    rules = protocol.identification if protocol else None
-    named = identification_of(found.tables, rules=rules, missing=found.cells.unused) if predicted["predicted_generator"] else None
-    said = prompts_of(found.tables, found.run, clip=found.config.clip) if predicted["predicted_prompt"] else None
-    return {"identification": named, "prompts": said}
+    rules = (protocol.identification if protocol else None) or IdentificationRules()
+    names = names_of(found.run.describe())
+    answers = answers_of(found.tables, names) if names.classes is not None or predicted["predicted_generator"] else None
+    prompts = prompts_of(found.tables, found.run, clip=found.config.clip) if predicted["predicted_prompt"] else None
+    grouping = grouping_of(protocol, names, systems)
+    return {
+        "identification": identification_of(answers, rules=rules, missing=found.cells.unused) if answers else None,
+        "prompts": prompts.section() if prompts else None,
+        "groups": groups_section(grouping, systems, answers, prompts, rules.top_k) if grouping else None,
+    }
 
 
 def _systems(found: Evaluation) -> list[Document]:

@@ -5,6 +5,7 @@ itself, and the text stands at the mean of its pieces' directions (specs/localiz
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,27 +32,57 @@ _NO_FOLDER = "needs a folder of CLIP weights"
 _NO_PAIR = "no image with both a predicted and a true prompt"
 
 
-def similarities(
-    run: RunDirectory, image_ids: Sequence[int], said: Sequence[str], truth: Sequence[str], *, clip: str | None, device: str = "cpu"
-) -> tuple[dict[str, Figure], int]:
-    """`FIGURES` of predicted and true prompts of images, of the first 2,000 at most, and how many of those images could not be read.
+@dataclass(frozen=True)
+class Similar:
+    """Numbers of n pairs of texts and their images; `why` says that there are none. `text` (m,): cosines of the first m ≤ 2,000 pairs;
+    `said`, `truth` (k,): CLIPScores of the images that could be read, `places` (k,) of their pairs.
+    """
 
-    `clip_text`: mean cosine of the two texts. `clip_score`, `clip_score_truth`: mean CLIPScore of the image with either; their ratio.
-    Without a folder none is defined. Raises ConfigError for a folder that holds no CLIP.
+    text: Floats
+    said: Floats
+    truth: Floats
+    places: npt.NDArray[np.int64]
+    why: str | None = None
+
+    @property
+    def unread(self) -> int:
+        """How many of those images could not be read."""
+        return len(self.text) - len(self.places)
+
+    def figures(self, mine: npt.NDArray[np.bool_] | None = None) -> dict[str, Figure]:
+        """`FIGURES`, of all pairs or of those that `mine` (n,) marks.
+
+        `clip_text`: mean cosine of the two texts. `clip_score`, `clip_score_truth`: mean CLIPScore of the image with either; their ratio.
+        """
+        if self.why is not None:
+            return dict.fromkeys(FIGURES, undefined(self.why))
+        texts, read = (slice(None), slice(None)) if mine is None else (mine[: len(self.text)], mine[self.places])
+        text, said, truth = self.text[texts], self.said[read], self.truth[read]
+        why = "no image can be read any more" if len(text) else _NO_PAIR
+        return {
+            "clip_text": mean_figure(text, _NO_PAIR, bounds=(-1, 1)),
+            "clip_score": mean_figure(said, why, bounds=(0, 2.5)),
+            "clip_score_truth": mean_figure(truth, why, bounds=(0, 2.5)),
+            "clip_score_ratio": ratio_figure(said, truth, why),
+        }
+
+
+def similar_of(
+    run: RunDirectory, image_ids: Sequence[int], said: Sequence[str], truth: Sequence[str], *, clip: str | None, device: str = "cpu"
+) -> Similar:
+    """How alike predicted and true prompts of images are, of the first 2,000 at most.
+
+    Without a folder of weights nothing is defined. Raises ConfigError for a folder that holds no CLIP.
     """
     if clip is None:
-        return dict.fromkeys(FIGURES, undefined(_NO_FOLDER)), 0
+        return Similar(*[np.empty(0)] * 3, np.empty(0, np.int64), _NO_FOLDER)
     model = PromptClip(clip, device=device)
     ids, said, truth = image_ids[:MOST_IMAGES], said[:MOST_IMAGES], truth[:MOST_IMAGES]
     texts = model.texts([*said, *truth])
     ours, theirs = texts[: len(said)], texts[len(said) :]
-    figures = {"clip_text": mean_figure((ours * theirs).sum(axis=1), _NO_PAIR, bounds=(-1, 1))}
     seen, places = _seen(run, ids, model)
     scores = [2.5 * np.maximum((seen * one[places]).sum(axis=1), 0) for one in (ours, theirs)]
-    why = "no image can be read any more" if len(ids) else _NO_PAIR
-    figures |= {name: mean_figure(one, why, bounds=(0, 2.5)) for name, one in zip(FIGURES[1:3], scores, strict=True)}
-    figures["clip_score_ratio"] = ratio_figure(scores[0], scores[1], why)
-    return figures, len(ids) - len(places)
+    return Similar((ours * theirs).sum(axis=1), *scores, places)
 
 
 class PromptClip:

@@ -104,12 +104,20 @@ class IdentificationRules(Frozen):
     protocol: Literal["plain", "dflip-v1"] = "plain"
 
 
+class Groups(Frozen):
+    """Rows by their names whose generators are in the distribution of training, and out of it."""
+
+    inside: tuple[str, ...] = Field(alias="in", default=())
+    out: tuple[str, ...] = ()
+
+
 class Protocol(Frozen):
     """One way to evaluate. `layout` and `arguments`: how its images tell their labels (null = any). `sources`, `split`: where they are.
 
     `detectors`, `ensemble`: its columns. Fake is a log-odds above `threshold`, or, unless `strict`, at it. `perturb`: lists of
     perturbations by name. `rows` come first; then, for each of `automatic`, a row for every source of real images, every generator (by
-    release, then name) or every year of release, with each of `figures`. `averages`: how it averages, in words.
+    release, then name) or every year of release, with each of `figures`. `averages`: how it averages, in words. `groups`: in and out of
+    distribution; without, they are told by the classes of the run's identifier.
     """
 
     name: str
@@ -133,6 +141,7 @@ class Protocol(Frozen):
     localization: LocalizationRules | None = None
     identification: IdentificationRules | None = None
     prompts: bool = False
+    groups: Groups | None = None
     notes: tuple[str, ...] = ()
     commands: tuple[str, ...] = ()
     reference: tuple[Reference, ...] = ()
@@ -148,6 +157,9 @@ class Protocol(Frozen):
         for footer in self.footers:
             if strangers := set(footer.rows) - {row.name for row in self.rows}:
                 raise ValueError(f"footer {footer.name}: no row is called {', '.join(sorted(strangers))}")
+        grouped = (*self.groups.inside, *self.groups.out) if self.groups else ()
+        if strangers := set(grouped) - {row.name for row in self.rows}:
+            raise ValueError(f"groups: no row is called {', '.join(sorted(strangers))}")
         if not self.rows and not self.automatic:
             raise ValueError("neither rows nor automatic")
         return self

@@ -49,7 +49,7 @@ def _figures(document: Mapping[str, Any]) -> Iterator[Line]:
     for footer in document["table"]["footers"]:
         for system_name, figure in footer["cells"].items():
             yield system_name, "", "table", footer["name"], figure
-    for section in ("identification", "prompts"):
+    for section in ("identification", "prompts", "groups"):
         for name, figure in _among(document.get(section) or {}):
             yield "", "", section, name, figure
 

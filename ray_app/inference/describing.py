@@ -42,14 +42,18 @@ class Describing:
         `seen`: see `seen_by_describer`; may be left out where the describer reads embeddings.
         """
         with self._clock("describe"):
-            asked = [row for row in asked_for(self._spec, outcomes, readings) if self._has(row, readings, seen)]
-            described: list[Described | None] = [None] * len(outcomes)
-            for start in range(0, len(asked), self._spec.slots):
-                rows = asked[start : start + self._spec.slots]
-                for row, said in zip(rows, self._describer.describe(self._given(rows, readings, seen)), strict=True):
-                    described[row] = said
-            self.described += len(asked)
-            return replace(readings, described=described)
+            words = self.words(asked_for(self._spec, outcomes, readings), readings, seen)
+        return replace(readings, described=[words.get(row) for row in range(len(outcomes))])
+
+    def words(self, rows: Sequence[int], readings: Readings, seen: Seen = ()) -> dict[int, Described]:
+        """Words for some members, whoever asks for them; a row of which the describer can see nothing has none."""
+        there = [row for row in rows if self._has(row, readings, seen)]
+        said: dict[int, Described] = {}
+        for start in range(0, len(there), self._spec.slots):
+            some = there[start : start + self._spec.slots]
+            said |= zip(some, self._describer.describe(self._given(some, readings, seen)), strict=True)
+        self.described += len(said)
+        return said
 
     def _has(self, row: int, readings: Readings, seen: Seen) -> bool:
         vectors = self._vectors(readings)

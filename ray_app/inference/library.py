@@ -17,6 +17,8 @@ from ray_app.images import ImageFacts, ImageLimits
 from ray_app.inference.batches import Batch, Outcome, Pixels
 from ray_app.inference.clock import StageClock
 from ray_app.inference.decoding import BatchDecoder
+from ray_app.inference.describing import Describing
+from ray_app.inference.identified import require_embeddings
 from ray_app.inference.judging import Scored, finite, judge
 from ray_app.inference.scoring import EnsembleScorer
 from ray_app.inference.second_look import Looking
@@ -33,7 +35,8 @@ class Result:
 
     `probability` is the plain sigmoid of the score unless `calibrated`. `masks`: per detector that localizes, (H, W) uint8 at the
     network's own size, stretched over the whole image, 255 = surely altered. `second_look`: of a cascade, why all its detectors looked
-    (`band`, `audit`); None where the first of them sufficed.
+    (`band`, `audit`); None where the first of them sufficed. What a profile adds is called as in a run's rows (see `runs.schema`), and
+    None where the ensemble has none, or nothing was said of this image.
     """
 
     status: Status
@@ -47,6 +50,13 @@ class Result:
     facts: ImageFacts | None
     masks: Mapping[str, Pixels | None]
     second_look: str | None = None
+    predicted_generator: str | None = None
+    generator_family: str | None = None
+    generator_probability: float | None = None
+    generator_confidence: float | None = None
+    generator_ranking: tuple[str, ...] | None = None
+    predicted_prompt: str | None = None
+    prompt_likelihood: float | None = None
 
 
 class Ensemble:
@@ -74,11 +84,13 @@ class Ensemble:
         )
         for detector in self.spec.cards.values():
             require_accepted(detector, accept_licences)
+        require_embeddings(self.spec)
         self._image_column = image_column
         self._fetcher = Fetcher()
         clock = StageClock()
         self._decoder = BatchDecoder(self.spec.early, clock, keeps_files=self.spec.looks_again)
-        self._looking = Looking(self.spec, EnsembleScorer(self.spec, clock), self._decoder, clock)
+        describing = Describing(self.spec, clock) if self.spec.describer else None
+        self._looking = Looking(self.spec, EnsembleScorer(self.spec, clock), self._decoder, clock, describing=describing)
 
     @property
     def cards(self) -> Mapping[str, DetectorCard]:
@@ -93,7 +105,9 @@ class Ensemble:
         return _results(self._scored(images))
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Add `status`, `verdict`, `probability`, `score` and `score_<detector>` columns to a Ray Data batch."""
+        """Add `status`, `verdict`, `probability`, `score` and `score_<detector>` columns to a Ray Data batch; with an identifier
+        `predicted_generator` and `generator_probability`, with a describer `predicted_prompt` and `prompt_likelihood`.
+        """
         scored = self._scored(batch[self._image_column])
         results = _results(scored)
         columns: dict[str, Any] = {
@@ -102,6 +116,9 @@ class Ensemble:
             "probability": [result.probability for result in results],
             "score": [result.score for result in results],
         }
+        said = ("predicted_generator", "generator_probability") if self.spec.identifier else ()
+        said += ("predicted_prompt", "prompt_likelihood") if self.spec.describer else ()
+        columns |= {name: [getattr(result, name) for result in results] for name in said}
         columns |= {f"score_{name}": column for name, column in scored.scores.items()}
         return {**batch, **{name: np.array(column, dtype=_dtype(name)) for name, column in columns.items()}}
 
@@ -152,11 +169,27 @@ def _result(scored: Scored, row: int) -> Result:
     return Result(outcome.status, None, decisions.verdict[row], decisions.reason[row], finite(decisions.probability[row]),
                   decisions.calibrated, finite(decisions.score[row]), scores, outcome.facts,
                   {name: masks[row] for name, masks in scored.readings.masks.items()},
-                  decisions.second_look[row] if decisions.second_look else None)  # fmt: skip
+                  decisions.second_look[row] if decisions.second_look else None, **_profile(scored, row))  # fmt: skip
+
+
+def _profile(scored: Scored, row: int) -> dict[str, Any]:
+    """What a profile says of one image, by the names of a result's fields."""
+    said, words = scored.identified, scored.readings.described[row] if scored.readings.described else None
+    told: dict[str, Any] = {} if words is None else {"predicted_prompt": words.text, "prompt_likelihood": words.likelihood}
+    if said is None or not np.isfinite(said.confidence[row]):
+        return told
+    code = said.codes[row]
+    return told | {
+        "predicted_generator": said.classes[code] if code >= 0 else None,
+        "generator_family": said.families[code] if code >= 0 else None,
+        "generator_probability": float(said.probability[row]),
+        "generator_confidence": float(said.confidence[row]),
+        "generator_ranking": tuple(said.classes[place] for place in said.ranking[row]),
+    }
 
 
 def _dtype(column: str) -> Any:
-    return object if column in ("status", "verdict") else np.float64
+    return object if column in ("status", "verdict", "predicted_generator", "predicted_prompt") else np.float64
 
 
 __all__: Sequence[str] = ["Ensemble", "Result", "load_ensemble", "load_detector"]

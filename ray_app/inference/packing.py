@@ -40,8 +40,10 @@ def unpack(table: pa.Table, preprocessings: Sequence[Preprocessing]) -> Iterator
     packed: list[Facts] = pickle.loads(table["outcomes"][0].as_py())  # noqa: S301
     most = max((len(sizes) for _, _, sizes in packed), default=0)
     tensors = [
-        [_tensor(table, _name(view, index)) if "pixels" + _name(view, index) in table.column_names else None
-         for index in range(len(preprocessings))]
+        [
+            _tensor(table, _name(view, index)) if "pixels" + _name(view, index) in table.column_names else None
+            for index in range(len(preprocessings))
+        ]
         for view in range(most + 1)
     ]
     encoded = table["encoded"][0].as_py()

@@ -12,6 +12,7 @@ from ray_app.augmentation.config import Augmentation
 from ray_app.config import Frozen
 from ray_app.datasets.config import Data, Sampling
 from ray_app.detectors.cards import Weights
+from ray_app.learning.describe import Describe
 from ray_app.learning.identify import Identify
 from ray_app.metrics import FIGURES
 
@@ -137,15 +138,16 @@ class Recipe(Frozen):
 
     `detector`: a card, for architecture, preprocessing and the meaning of the output; `card`: what differs from it, such as
     `{architecture: {arguments: {depth: 2}}}`. `method`: `fine-tune` runs the loop; `linear-probe` computes features once and fits the
-    head by scikit-learn; `identify` fits a head over generators to the embeddings of the detector. `source`: the paper and code that the
-    numbers are from; `departures`: where they differ from those, and why.
+    head by scikit-learn; `identify` fits a head over generators to the embeddings of the detector; `describe` makes a predictor of
+    prompts. `source`: the paper and code that the numbers are from; `departures`: where they differ from those, and why.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")
     title: str = ""
     source: str = ""
     departures: tuple[str, ...] = ()
-    method: Literal["fine-tune", "linear-probe", "identify"] = "fine-tune"
+    method: Literal["fine-tune", "linear-probe", "identify", "describe"] = "fine-tune"
+    describe: Describe | None = Field(default=None, description="of method describe; null = no such section")
     identify: Identify | None = Field(default=None, description="of method identify; null = as its section says")
     detector: str
     card: Mapping[str, Any] = {}

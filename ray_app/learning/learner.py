@@ -98,7 +98,7 @@ class Learner:
         rate = rate_at(self.recipe.schedule, config.rate, step, self.total_steps)
         for group in self._optimiser.param_groups:
             group["lr"] = rate
-        torch.manual_seed(_seed(self.recipe.loop.seed, step, self.rank))
+        torch.manual_seed(step_seed(self.recipe.loop.seed, step, self.rank))
         self._optimiser.zero_grad(set_to_none=True)
         parts = self._way_back(batch)
         parts["unusable"] = torch.tensor(float(np.count_nonzero(~batch["usable"])), device=self.device)
@@ -106,7 +106,7 @@ class Learner:
         values = dict(zip(parts, averaged(torch.stack(list(parts.values())).float()).tolist(), strict=True))
         loss, unusable = values.pop("loss"), round(values.pop("unusable") * self.world)
         figures = StepFigures(step, loss, values, rate, norm.item(), unusable)
-        _require_finite(figures)
+        require_finite(figures)
         if self.recipe.loop.clip is not None:
             clip_grads_with_norm_(self._learning(), self.recipe.loop.clip, norm)
         self._optimiser.step()
@@ -196,11 +196,13 @@ def _check(recipe: Recipe, card: DetectorCard) -> None:
         )
 
 
-def _seed(*numbers: int) -> int:
+def step_seed(*numbers: int) -> int:
+    """What torch's generator is set to before a step of (seed, step, rank): decides dropout."""
     return int(np.random.SeedSequence([*numbers, _DROPOUT]).generate_state(1, np.uint64)[0])
 
 
-def _require_finite(figures: StepFigures) -> None:
+def require_finite(figures: StepFigures) -> None:
+    """Raise TouchstoneError where a step's loss or gradients are no numbers."""
     if math.isfinite(figures.loss) and math.isfinite(figures.gradient_norm):
         return
     parts = ", ".join(f"{name} {value:g}" for name, value in figures.parts.items())

@@ -16,7 +16,6 @@ from ray_app.detectors.cards import Figure, TrainingData, Weights
 from ray_app.detectors.weights import Part, digest_of, resolve_part
 from ray_app.profiling.generators import family_of
 
-
 # Of a card, what decides no name and no word: texts, files (their hashes stand for them), and what the plan reckons with.
 _SAYS_NOTHING = {
     "title",
@@ -128,6 +127,7 @@ class DescriberCard(_Card):
     beams: int = Field(default=3, ge=1)
     no_repeat: int = Field(default=3, ge=0)
     most_tokens: int = Field(default=77, ge=1)
+    batch: int | None = Field(default=None, ge=1, description="images that go through it at once, always as many; null = 8, dialogue 1")
     question: str = "Write a prompt that would recreate this image."
     own_pool: bool = False
     gmac: float | None = Field(default=None, gt=0, description="billions of multiply-adds per image, the search included")

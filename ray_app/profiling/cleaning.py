@@ -101,7 +101,7 @@ def _nodes(comfy: Any) -> dict[str, Mapping[str, Any]]:
 
 def _upstream(nodes: Mapping[str, Mapping[str, Any]], name: str) -> set[str]:
     """Every node from which something flows into an input of this name; a link is [node, output]."""
-    waiting = [str(link[0]) for given in nodes.values() if _is_link(link := given.get(name))]
+    waiting = [str(link[0]) for given in nodes.values() if _is_link(link := given.get(name, ()))]
     found: set[str] = set()
     while waiting:
         if (node := waiting.pop()) in nodes and node not in found:

@@ -122,11 +122,31 @@ class PairedFacts(Section):
     p_holm: float | None = None
 
 
+class ClassFacts(Section):
+    """Images of one generator, or of one family, and how they were named."""
+
+    name: str = ""
+    n: int = 0
+    predicted: int = 0
+    figures: Figures = NO_FIGURES
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gathered(cls, data: Any) -> Any:
+        return {**data, "figures": figures_among(data)} if isinstance(data, Mapping) else data
+
+
 class NamedFigures(Section):
-    """Figures that stand beside other things: all that are any, in `figures`. `pairs`: truth, prediction and count of confusions."""
+    """Figures that stand beside other things: all that are any, in `figures`. `pairs`: truth, prediction and count of confusions.
+
+    `inner`: further such sections by name. `remarks`: what has to be known to read them.
+    """
 
     figures: Figures = NO_FIGURES
     pairs: tuple[tuple[Any, ...], ...] = ()
+    classes: tuple[ClassFacts, ...] = ()
+    remarks: tuple[str, ...] = ()
+    inner: Mapping[str, "NamedFigures"] = {}
 
     @model_validator(mode="before")
     @classmethod
@@ -134,7 +154,30 @@ class NamedFigures(Section):
         if not isinstance(data, Mapping):
             return data
         inner = data.get("figures") if isinstance(data.get("figures"), Mapping) else {}
-        return {"figures": {**figures_among(data), **figures_among(inner)}, "pairs": rows(data.get("pairs"))}
+        texts = [text for key in ("notes", "flaws") for text in rows(data.get(key)) if isinstance(text, str)]
+        parts = {key: data[key] for key in ("families", "plain", "by_index", "detection") if isinstance(data.get(key), Mapping)}
+        return {"figures": {**figures_among(data), **figures_among(inner)}, "pairs": rows(data.get("pairs")), "remarks": texts,
+                "classes": [one for one in rows(data.get("classes")) if isinstance(one, Mapping)], "inner": parts}  # fmt: skip
+
+
+class GroupRow(Section):
+    """Fakes of some generators; `distribution` is `in` or `out` of that of training, `total` what stands for several groups."""
+
+    name: str = ""
+    distribution: str = ""
+    total: bool = False
+    generators: tuple[str, ...] = ()
+    n: int = 0
+    detection: Mapping[str, Figures] = {}
+    identification: Figures = NO_FIGURES
+    prompts: Figures = NO_FIGURES
+
+
+class GroupFacts(Section):
+    """Groups in and out of distribution, told `by` a protocol or by the identifier of the run."""
+
+    by: str = ""
+    groups: tuple[GroupRow, ...] = ()
 
 
 class MaskRow(Section):
@@ -226,6 +269,7 @@ class EvaluationFacts(Section):
     localization: LocalizationFacts | None = None
     identification: NamedFigures | None = None
     prompts: NamedFigures | None = None
+    groups: GroupFacts | None = None
     mistakes: tuple[MistakeFacts, ...] = ()
     overlays: tuple[OverlayFacts, ...] = ()
 

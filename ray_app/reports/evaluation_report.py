@@ -15,6 +15,7 @@ from ray_app.reports.charts import range_meter
 from ray_app.reports.evaluation_charts import Chart, curve_groups, reliability_chart, risk_groups, robustness_groups, score_chart
 from ray_app.reports.evaluation_facts import EvaluationFacts, PairedFacts
 from ray_app.reports.evaluation_grid import SEEN_SIGNS, Cell, Grid, grids
+from ray_app.reports.evaluation_names import groups_table, identified_parts, name_lines, pairs_of
 from ray_app.reports.evaluation_words import Warned, answers, headline, warnings
 from ray_app.reports.figure_facts import FigureFacts
 from ray_app.reports.mistakes import captioned
@@ -27,7 +28,6 @@ _MOST_OVERLAYS = 24
 _MOST_GENERATORS = 20
 _MOST_LINES = 20
 _MOST_STRATA = 12
-_MOST_PAIRS = 30
 _BANDS = ("< 0.1 MP", "0.1–0.5 MP", "0.5–1 MP", "1–4 MP", "> 4 MP")
 _WIDTH = 120
 _LONGEST_NAME = 28
@@ -63,7 +63,9 @@ def render_evaluation(document: Mapping[str, Any]) -> str:
         mistakes=captioned(told.mistakes, lambda one: _picture(one.thumbnail), most=_MOST_MISTAKES),
         overlays=[(overlay, _picture(overlay.picture)) for overlay in told.overlays[:_MOST_OVERLAYS]],
         classes=_classes(told),
-        pairs=_pairs(told),
+        named=identified_parts(told.identification),
+        pairs=pairs_of(told.identification),
+        grouped=groups_table(told),
         policy=settings(told.localization.policy) if told.localization else [],
         identity=settings(told.run.identity),
         glossary=_glossary(told),
@@ -80,6 +82,7 @@ def evaluation_lines(document: Mapping[str, Any]) -> list[str]:
         lines += [f"not shown here: {', '.join(grid.summary for grid in found.more)}"] if found.more else []
     elif told.systems:
         lines += ["", *_system_lines(told.systems)]
+    lines += name_lines(told)
     beware = [_warning_line(warned) for warned in warnings(told)]
     return lines + (["", *beware] if beware else [])
 
@@ -207,20 +210,14 @@ def _classes(told: EvaluationFacts) -> list[tuple[str, str, list[Shares]]]:
     return found
 
 
-def _pairs(told: EvaluationFacts) -> list[tuple[str, str, int]]:
-    """Generators taken for others, the most frequent first."""
-    pairs = told.identification.pairs if told.identification else ()
-    sound = [pair for pair in pairs if len(pair) == 3 and isinstance(pair[2], int)]
-    named = [(str(truth), "no name" if predicted is None else str(predicted), number) for truth, predicted, number in sound]
-    return sorted(named, key=lambda pair: -pair[2])[:_MOST_PAIRS]
-
-
 def _glossary(told: EvaluationFacts) -> list[tuple[str, str]]:
     """What each figure of this document means."""
     there = {key for system in told.systems for found in (system.figures, system.decided, system.averages) for key in found}
     there |= {"aurc"} if any(system.risk_coverage.points for system in told.systems) else set()
     for section in (told.identification, told.prompts):
         there |= set(section.figures) if section else set()
+    there |= {key for _, part in identified_parts(told.identification) for key in part.figures}
+    there |= {key for row in (told.groups.groups if told.groups else ()) for key in row.identification}
     for masks in told.localization.systems if told.localization else ():
         there |= set(masks.figures)
     return [

@@ -25,6 +25,7 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
         *_labelled("stability", _recompressing(plan)),
         *_labelled("cascade", _cascading(plan)),
         *_labelled("embeddings", _keeping(plan)),
+        *_labelled("profile", _profiling(plan)),
         ("decode", _decoding(plan)),
         *_labelled("tensors", (f"{_shape(tensor)} for {', '.join(tensor['detectors'])}" for tensor in plan["tensors"])),
         *_labelled("backbones", (_shared(backbone) for backbone in plan["backbones"])),
@@ -117,6 +118,20 @@ def _keeping(plan: Mapping[str, Any]) -> Iterator[str]:
         yield f"{width:,} numbers per image, of {name}: about {kept} in the run directory, for touchstone rescore"
 
 
+def _profiling(plan: Mapping[str, Any]) -> Iterator[str]:
+    profile = plan.get("profile")
+    if not profile:
+        return
+    if profile["identifier"]:
+        yield f"{profile['identifier']} names the generator of every image"
+    if profile["describer"]:
+        whom = "all images" if profile["describe"] == "all" else "what is called fake"
+        share = profile["share"]
+        yield f"{profile['describer']} predicts the prompt of {whom}" + (
+            "" if share is None else f", {wording.percent(share)} of the images"
+        )
+
+
 def _decoding(plan: Mapping[str, Any]) -> str:
     if plan["kind"] == "fused" or not _keeps_sizes(plan):
         return "every image once"
@@ -180,7 +195,7 @@ def _stages(plan: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _processes(plan: Mapping[str, Any], stage: Mapping[str, Any]) -> str:
-    on_gpu = stage["stage"] == "score" and plan["cluster"]["gpus"]
+    on_gpu = stage["stage"] in ("score", "describe") and plan["kind"] == "split" and plan["cluster"]["gpus"]
     return wording.counted(stage["processes"], "GPU process" if on_gpu else "process").replace("processs", "processes")
 
 

@@ -38,8 +38,14 @@ def said_generator(name: str | None, family: str | None, ranking: Sequence[str] 
     """One image's generator in words: the name with its family, or that it is like none known and which is nearest; "" with no say."""
     if name is not None:
         title, base = title_of(name), family_title(family or name)
-        return title if title == base or base == name else f"{title} ({base})"
+        return title if title.startswith(base) or base == name else f"{title} ({base})"
     return f"like no known generator; nearest: {title_of(ranking[0])}" if ranking else ""
+
+
+def beginning(text: str, limit: int = 200) -> str:
+    """A prompt cut where it gets long; its first words say most."""
+    shown = wording.visible(text)
+    return shown if len(shown) <= limit else f"{shown[:limit].rsplit(' ', 1)[0]} …"
 
 
 def profile_lines(profile: ProfileSummary | None) -> list[str]:

@@ -14,7 +14,7 @@ from ray_app.reports.charts import Segment, Zones, histogram, stacked_bar
 from ray_app.reports.false_flags import FalseFlags, false_flags
 from ray_app.reports.guarantee_words import feature, guarantee_sentences
 from ray_app.reports.page import jpeg_uri, render, settings
-from ray_app.reports.profile_words import NEAREST, WORDS, families, said_generator
+from ray_app.reports.profile_words import NEAREST, WORDS, beginning, families, said_generator
 from ray_app.reports.run_summary import RunSummary, Thresholds
 
 
@@ -47,6 +47,7 @@ def render_run_report(summary: Mapping[str, Any], *, prior: float | None = None,
         prior=prior,
         families=families(run.profile.generators) if run.profile else [],
         said_generator=said_generator,
+        beginning=beginning,
         profile_notes=(NEAREST, WORDS),
     )
 

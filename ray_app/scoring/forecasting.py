@@ -77,7 +77,7 @@ def _probed(
     probed, pace = probe_members(spec, layout, fetcher, found.sample, blocks=blocks, members=found.members, remote_out=remote_out)
     busy = layout.limited_to(blocks)
     cpus, gpus = config.cluster.cpus or _cores_here(), config.cluster.gpus or 0
-    rates = forecast_rates(busy, pace, spec.pools, cpus=cpus, gpus=gpus, gmac=sum(spec.pool_gmac))
+    rates = forecast_rates(busy, pace, spec.all_pools, cpus=cpus, gpus=gpus, gmac=sum(spec.pool_gmac))
     made = f"{blocks} block{'s' * (blocks > 1)}"
     few = f"so few members make {made}, for {busy.workers} of {layout.workers} processes: a smaller cluster is as fast"
     mean_bytes = probed.mean_bytes if found.unsized else found.mean_bytes
@@ -85,6 +85,7 @@ def _probed(
         "probe": _probe_facts(spec, probed, pace.scored_by),
         **_looks(config, spec, probed, rates.images_per_s),
         **_stability(spec, probed.near),
+        **_profile(spec, probed.share_described),
         "stages": [asdict(stage) for stage in rates.stages],
         "bottleneck": {
             "stage": rates.bottleneck.stage,
@@ -131,10 +132,11 @@ def _work_facts(spec: ScoringSpec, layout: Layout) -> dict[str, Any]:
         **_promised(spec),
         **({"views": [view.name for view in spec.views]} if spec.views else {}),
         **_stability(spec, None),
+        **_profile(spec, None),
         **({"features": {name: facts["width"] for name, facts in spec.features.items()}} if spec.features else {}),
         "tensors": _tensors(spec),
         "backbones": _backbones(spec),
-        "pools": [list(pool) for pool in spec.pools],
+        "pools": [list(pool) for pool in spec.all_pools],
         "kind": layout.kind,
         "layout": layout.described,
         "block_members": layout.block_members,
@@ -148,6 +150,15 @@ def _stability(spec: ScoringSpec, near: float | None) -> dict[str, Any]:
     """The recompressed views that are asked for, and of which share of the images; null where no probe could say."""
     asked = spec.stability
     return {} if asked is None else {"stability": {"views": asked.count, "margin": asked.margin, "share": near}}
+
+
+def _profile(spec: ScoringSpec, share: float | None) -> dict[str, Any]:
+    """Who names generators and who predicts prompts, of which share of the images; null where no probe could say."""
+    profile = spec.ensemble.profile
+    if profile is None:
+        return {}
+    describing = {"describer": spec.describer.name, "describe": profile.describe, "share": share} if spec.describer else {"describer": None}
+    return {"profile": {"identifier": spec.identifier.name if spec.identifier else None, **describing}}
 
 
 def _promised(spec: ScoringSpec) -> dict[str, Any]:
@@ -164,7 +175,8 @@ def _tensors(spec: ScoringSpec) -> list[dict[str, Any]]:
     """Each distinct preprocessing with the detectors that share its tensor."""
     return [
         {"preprocessing": preprocessing.model_dump(mode="json", exclude_defaults=True), "shape": preprocessing.shape,
-         "detectors": [name for name, card in spec.cards.items() if card.preprocessing == preprocessing]}
+         "detectors": [name for name, card in spec.cards.items() if card.preprocessing == preprocessing]
+         + [card.name for card in (spec.describer,) if card is not None and card.preprocessing == preprocessing]}
         for preprocessing in spec.preprocessings
     ]  # fmt: skip
 

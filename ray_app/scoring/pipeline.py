@@ -27,7 +27,7 @@ from ray_app.scoring.messages import Report, block_table, report_of
 from ray_app.scoring.plan import COMMIT_CPUS, Layout
 from ray_app.scoring.stopping import Stopper
 from ray_app.scoring.watching import Watch
-from ray_app.scoring.workers import BlockCommitter, BlockDecoder, BlockScorer, Job, TensorScorer
+from ray_app.scoring.workers import BlockCommitter, BlockDecoder, BlockDescriber, BlockScorer, Job, TensorScorer
 
 HAND_OVER_SHARE = 0.4
 WHOLE_BLOCKS = 1 << 30  # one row is one Ray block between stages; its size is bounded by the plan instead
@@ -120,8 +120,9 @@ def _pipeline(dataset: Dataset, job: Job, layout: Layout) -> Dataset:
     if layout.kind == "fused":
         return _stage(dataset, BlockScorer, (job,), layout, layout.scorers[0], num_cpus=layout.worker_cpus)
     dataset = _stage(dataset, BlockDecoder, (job,), layout, layout.decoders, num_cpus=layout.worker_cpus)
-    for pool, size in zip(job.spec.pools, layout.scorers, strict=True):
-        dataset = _stage(dataset, TensorScorer, (job, pool), layout, size, num_cpus=layout.scorer_cpus, num_gpus=layout.scorer_gpus or None)
+    for pool, size in zip(job.spec.all_pools, layout.scorers, strict=True):
+        worker = TensorScorer if pool in job.spec.pools else BlockDescriber
+        dataset = _stage(dataset, worker, (job, pool), layout, size, num_cpus=layout.scorer_cpus, num_gpus=layout.scorer_gpus or None)
     return _stage(dataset, BlockCommitter, (job,), layout, layout.committers, num_cpus=COMMIT_CPUS / layout.committers)
 
 

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 from ray_app.archives import Listed, Member, MemberReader
 from ray_app.errors import InputError
 from ray_app.inference import Batch, BatchDecoder, Readings, ScoringSpec, StageClock
+from ray_app.inference.describing import asked_for, seen_by_describer
+from ray_app.inference.identified import identified
 from ray_app.inference.judging import going_on
 from ray_app.scoring.plan import GMAC_PER_S, Layout
 from ray_app.scoring.rates import ESTIMATED, MEASURED, Pace
@@ -31,6 +33,7 @@ class Probe:
 
     Of a cascade: the `share` of images that goes on, by its card or else of those that were probed, and how long detectors take for
     either look, in seconds per image of the archive. Where recompressed views are asked for: the share `near` a threshold, of those scored.
+    `share_described`: of a profile that describes, the share of images that it is expected to describe.
     """
 
     members: int = 0
@@ -43,6 +46,7 @@ class Probe:
     first_s: float = 0.0
     second_s: float = 0.0
     near: float | None = None
+    share_described: float | None = None
 
     @property
     def mean_bytes(self) -> float:
@@ -72,14 +76,20 @@ def probe_members(
             if scoring is not None:
                 scoring.score(batch)
         probe.share = spec.share_going_on
+        probe.share_described = spec.share_described if spec.describer else None
         score = scoring.seconds_per_image() if scoring is not None else _reckoned(spec, probe.seconds["decode"] / probe.members)
+        identify_s, describe_s = scoring.of_profile() if scoring is not None else (0.0, _reckoned_words(spec))
+    apart = spec.describes_apart
     each = {stage: spent / probe.members for stage, spent in probe.seconds.items()}
     return probe, Pace(
         fetch=each["fetch"],
         fetch_cpu=each["fetch_cpu"],
         decode=each["decode"],
         prepare=each["prepare"],
-        score=score,
+        score=(*score, describe_s or None) if apart else score,
+        identify=identify_s if spec.identifier else None,
+        describe=None if apart or not spec.describer else describe_s,
+        describes_apart=apart,
         write=WRITE_S[remote_out] * blocks / members,
         scored_by=MEASURED if scoring is not None else ESTIMATED,
     )
@@ -150,6 +160,7 @@ class _Scoring:
     """
 
     def __init__(self, spec: ScoringSpec, probe: Probe) -> None:
+        from ray_app.inference.describing import Describing
         from ray_app.inference.recompressing import Recompressing  # torch: only where something is scored
         from ray_app.inference.scoring import EnsembleScorer
         from ray_app.inference.second_look import SecondLook
@@ -164,19 +175,23 @@ class _Scoring:
         has_views = spec.stability is not None and not spec.late  # and then one pool: a run has no others
         self._views_clock = StageClock()
         self._views = Recompressing(spec, scorers[0], self._decoder, self._views_clock) if has_views else None
+        self._words_clock = StageClock()
+        self._describing = Describing(spec, self._words_clock) if spec.describer else None
         self._start_over()
 
     def _start_over(self) -> None:
         """Forget what was timed and counted so far."""
-        for clock in (*self._clocks, self._views_clock):
+        for clock in (*self._clocks, self._views_clock, self._words_clock):
             clock.take()
+        self._asked = self._described = 0
         self._again_s = [0.0] * len(self._clocks)
         self._looked = self._went_on = self._viewed = 0
 
     def score(self, batch_and_members: tuple[Batch, int]) -> None:
         """Score one batch, unless the time is up."""
         batch, members = batch_and_members
-        if sum(clock.seconds["score"] for clock in self._clocks) + sum(self._again_s) + self._views_s > SCORING_S:
+        words_s = sum(self._words_clock.seconds.values())
+        if sum(clock.seconds["score"] for clock in self._clocks) + sum(self._again_s) + self._views_s + words_s > SCORING_S:
             return
         if not self._probe.scored:
             self._once(batch)
@@ -197,6 +212,14 @@ class _Scoring:
         views = self._views_s / probe.scored
         return tuple(a + b + views for a, b in zip(first, second, strict=True))
 
+    def of_profile(self) -> tuple[float, float]:
+        """Seconds per image for naming its generator, and for describing the share of images that will be."""
+        spent, probe = self._words_clock.seconds, self._probe
+        if self._describing is not None and not self._spec.late:
+            probe.share_described = self._asked / max(probe.scored, 1)
+        share = probe.share_described or 0.0
+        return spent["identify"] / max(probe.scored, 1), share * spent["describe"] / max(self._described, 1)
+
     @property
     def _views_s(self) -> float:
         return sum(self._views_clock.seconds.values())
@@ -212,6 +235,7 @@ class _Scoring:
             before = self._views.counts[VIEWED]
             self._views.after(batch.outcomes, files_of(batch), readings)
             self._viewed += self._views.counts[VIEWED] - before
+        self._profile(batch, readings)
         if not self._spec.late:
             return
         self._went_on += len(going_on(self._spec, batch.outcomes, readings))
@@ -220,6 +244,27 @@ class _Scoring:
             look.at(files)
             self._again_s[place] += sum(look.take_seconds().values())
         self._looked += len(files)
+
+    def _profile(self, batch: Batch, readings: Readings) -> None:
+        """Name what can be named; describe a few images, whether the profile asks for them or not. Who is flagged in a cascade is known
+        only once all have spoken.
+        """
+        with self._words_clock("identify"):
+            identified(self._spec, readings.embeddings)
+        if self._describing is None:
+            return
+        if not self._spec.late:
+            self._asked += len(asked_for(self._spec, batch.outcomes, readings))
+        seen = seen_by_describer(self._spec, batch)
+        rows = [row for row, usable in enumerate(batch.usable) if usable][: max(LOOKS - self._described, 0)]
+        with self._words_clock("describe"):
+            self._described += len(self._describing.words(rows, readings, seen))
+
+
+def _reckoned_words(spec: ScoringSpec) -> float:
+    """Seconds per image for the describer, from its card; 0 where it states no size."""
+    card = spec.describer
+    return 0.0 if card is None or card.gmac is None else spec.share_described * card.gmac / GMAC_PER_S["gpu"]
 
 
 def _reckoned(spec: ScoringSpec, decode_s: float) -> tuple[float | None, ...]:

@@ -4,7 +4,7 @@ Fused, every process does one stage after another. Split, the stages run side by
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ray_app.reports.wording import measured
 from ray_app.scoring.plan import GMAC_PER_S, Layout
@@ -17,7 +17,9 @@ _RESIZES = "or, where a grey level does not matter, --set resize=fast"
 class Pace:
     """Seconds that one process spends on one image. `score` has one number per pool of detectors, None where nobody knows.
 
-    `fetch` is wall time, most of it waiting; `fetch_cpu` is what of it keeps the core from other work.
+    `fetch` is wall time, most of it waiting; `fetch_cpu` is what of it keeps the core from other work. `identify` and `describe` are of a
+    profile; None: it has no such thing. `describe` is spread over all images, described or not, 0 where nobody knows how long it takes.
+    A describer that `describes_apart`, in processes of its own, is the last number of `score` instead.
     """
 
     fetch: float
@@ -27,6 +29,14 @@ class Pace:
     score: tuple[float | None, ...]
     write: float
     scored_by: str = MEASURED
+    identify: float | None = None
+    describe: float | None = None
+    describes_apart: bool = False
+
+    @property
+    def profile(self) -> dict[str, float]:
+        """The stages of a profile that share processes with others."""
+        return {name: spent for name, spent in (("identify", self.identify), ("describe", self.describe)) if spent is not None}
 
 
 @dataclass(frozen=True)
@@ -66,26 +76,29 @@ def _fused(layout: Layout, pace: Pace, pools: tuple[tuple[str, ...], ...], cpus:
     workers = layout.workers
     at_once = min(workers, cpus)  # more processes than cores share them
     score = sum(seconds or 0.0 for seconds in pace.score)
-    spent = {"fetch": pace.fetch, "decode": pace.decode, "prepare": pace.prepare, "score": score, "write": pace.write}
-    busy_s = pace.fetch_cpu + pace.decode + pace.prepare + score + pace.write
+    spent = {"fetch": pace.fetch, "decode": pace.decode, "prepare": pace.prepare, "score": score, **pace.profile, "write": pace.write}
+    busy_s = pace.fetch_cpu + sum(spent.values()) - pace.fetch
     stages = tuple(
         _stage(name, seconds, at_once, workers, _basis(name, pace), sum(pools, ()) if name == "score" else ())
         for name, seconds in spent.items()
     )
     rate = at_once / max(pace.fetch, busy_s, 1e-9)
     # Reading runs ahead of the rest: it is in the way only where it is slower than all of it.
-    slowest = "fetch" if pace.fetch >= busy_s else max(("decode", "prepare", "score", "write"), key=lambda name: spent[name])
+    slowest = "fetch" if pace.fetch >= busy_s else max((name for name in spent if name != "fetch"), key=lambda name: spent[name])
     advice = _FUSED_ADVICE[slowest].format(cpus=cpus, twice=2 * cpus, each=measured(rate / at_once))
     if slowest == "score" and (with_gpu := _rate_with_gpu(pace, cpus, gmac)) > 1.5 * rate:
         advice += f"; one GPU beside {cpus} cores: about {with_gpu:,.0f} images/s (estimated)"
     return Forecast(stages, rate, next(stage for stage in stages if stage.stage == slowest), advice, None)
 
 
+_FEWER_WORDS = "describe only what is flagged (profile.describe), with fewer beams, or by a cheaper describer"
 _FUSED_ADVICE = {
     "fetch": "run nearer to the bucket, or give more processes: reading is slower than all that is done with what was read",
     "decode": "add cores, each adds {each} images/s: {twice} instead of {cpus} halve the time; a GPU would not help",
     "prepare": f"add cores, each adds {{each}} images/s, {_RESIZES}",
     "score": "add cores, each adds {each} images/s: {twice} instead of {cpus} halve the time; or take a lighter ensemble",
+    "identify": "add cores, each adds {each} images/s",
+    "describe": _FEWER_WORDS + "; or add cores, each adds {each} images/s",
     "write": "put the run directory on faster storage, or make blocks larger: --set block_members=1024",
 }
 
@@ -105,27 +118,41 @@ def _split(layout: Layout, pace: Pace, pools: tuple[tuple[str, ...], ...], cpus:
         _stage(name, seconds, decoders, decoders, MEASURED)
         for name, seconds in (("fetch", pace.fetch), ("decode", pace.decode), ("prepare", pace.prepare))
     ]
-    scoring = [
-        _stage("score", seconds, count * (layout.scorer_gpus or 1.0), count, pace.scored_by if seconds else UNKNOWN, pool)
-        for seconds, count, pool in zip(pace.score, scorers, pools, strict=True)
-    ]
+    scoring, scored = _scoring(layout, pace, pools)
+    naming = [] if pace.identify is None else [_stage("identify", pace.identify, layout.committers, layout.committers, MEASURED)]
     writing = _stage("write", pace.write, layout.committers, layout.committers, ESTIMATED)
-    stages = (*decoding, *scoring, writing)
+    stages = (*decoding, *scoring, *naming, writing)
     on_cores = pace.fetch_cpu + pace.decode + pace.prepare
     decoded = decoders / max(pace.fetch, on_cores, 1e-9)
-    scored = min((stage.images_per_s for stage in scoring if stage.images_per_s is not None), default=math.inf)
-    written = writing.images_per_s or math.inf
+    written = layout.committers / max(pace.write + (pace.identify or 0.0), 1e-9)
     rate = min(decoded, scored, written)
     busy = None if math.isinf(scored) else rate / scored
     if rate == written:
         return Forecast(stages, rate, writing, _FUSED_ADVICE["write"], busy)
     if rate == scored:
         slowest = min(scoring, key=lambda stage: math.inf if stage.images_per_s is None else stage.images_per_s)
-        return Forecast(stages, rate, slowest, _scoring_advice(layout, scored, decoded, gpus), busy)
+        fewer = f"{_FEWER_WORDS}; or " if slowest.stage == "describe" else ""
+        return Forecast(stages, rate, slowest, fewer + _scoring_advice(layout, scored, decoded, gpus), busy)
     if pace.fetch >= on_cores:
         return Forecast(stages, rate, decoding[0], "run nearer to the bucket, or give more cores: each reads ahead for itself", busy)
     slowest = max(decoding[1:], key=lambda stage: stage.seconds_per_image or 0.0)
     return Forecast(stages, rate, slowest, _decoding_advice(layout, slowest.stage, scored, decoded, cpus, gpus), busy)
+
+
+def _scoring(layout: Layout, pace: Pace, pools: tuple[tuple[str, ...], ...]) -> tuple[list[Stage], float]:
+    """The stage of each pool, after them that of a describer, and the images per second that all of them together let through."""
+    shares = [count * (layout.scorer_gpus or 1.0) for count in layout.scorers]
+    names = ["score"] * (len(pools) - pace.describes_apart) + ["describe"] * pace.describes_apart
+    stages = [
+        _stage(name, seconds, share, count, pace.scored_by if seconds else UNKNOWN, pool)
+        for name, seconds, share, count, pool in zip(names, pace.score, shares, layout.scorers, pools, strict=True)
+    ]
+    spent = [seconds or 0.0 for seconds in pace.score]
+    if pace.describe is not None:
+        basis = pace.scored_by if pace.describe else UNKNOWN
+        stages.append(_stage("describe", pace.describe, shares[-1], layout.scorers[-1], basis))
+        spent[-1] += pace.describe  # the last pool does it too
+    return stages, min((share / seconds for share, seconds in zip(shares, spent, strict=True) if seconds), default=math.inf)
 
 
 def _decoding_advice(layout: Layout, stage: str, scored: float, decoded: float, cpus: int, gpus: int) -> str:
@@ -158,6 +185,8 @@ def _stage(name: str, seconds: float | None, at_once: float, processes: int, bas
 def _basis(stage: str, pace: Pace) -> str:
     if stage == "write":
         return ESTIMATED
+    if stage == "describe" and not pace.describe:
+        return UNKNOWN
     if stage != "score":
         return MEASURED
     return UNKNOWN if None in pace.score else pace.scored_by
@@ -165,4 +194,6 @@ def _basis(stage: str, pace: Pace) -> str:
 
 def _slowed(pace: Pace, by: float) -> Pace:
     score = tuple(None if seconds is None else seconds * by for seconds in pace.score)
-    return Pace(pace.fetch, pace.fetch_cpu * by, pace.decode * by, pace.prepare * by, score, pace.write, pace.scored_by)
+    describe = None if pace.describe is None else pace.describe * by
+    slowed = {"fetch_cpu": pace.fetch_cpu * by, "decode": pace.decode * by, "prepare": pace.prepare * by}
+    return replace(pace, **slowed, score=score, describe=describe)

@@ -15,6 +15,7 @@ from ray_app.ensembles import EnsembleCard, ensemble_of, load_ensemble_card
 from ray_app.errors import ClusterError, ConfigError, ExitCode, resumable
 from ray_app.images.perceptual import require_perceptual_hash
 from ray_app.inference import ScoringSpec, make_spec
+from ray_app.inference.identified import require_embeddings
 from ray_app.inference.spec import profile_cards
 from ray_app.perturbations import load_perturbations
 from ray_app.runs import RunDirectory, check_conservation
@@ -180,6 +181,7 @@ def spec_for(config: ScoreConfig, gpus: float) -> ScoringSpec:
         stability=stability_of(config),
         waive_guarantee=config.waive_guarantee,
     )
+    require_embeddings(spec)
     return replace(spec, features=kept_by(spec, config.features))
 
 

@@ -1,6 +1,7 @@
 """What Ray runs: thin classes around the pure rooms. One row in, one row out; a row is a block of members.
 
-Fused: `BlockScorer` alone. Split: `BlockDecoder` → `TensorScorer`, one pool after another → `BlockCommitter`.
+Fused: `BlockScorer` alone. Split: `BlockDecoder` → `TensorScorer`, one pool after another → `BlockDescriber`, where a describer has
+processes of its own → `BlockCommitter`.
 """
 
 import math
@@ -21,7 +22,9 @@ from ray_app.archives import BlockRef, member_rows, places_of, read_block
 from ray_app.detectors import MIRROR_VARIABLE
 from ray_app.errors import ClusterError, Status, TouchstoneError, said
 from ray_app.inference import Batch, BatchDecoder, BlockReader, Outcome, Readings, Scored, ScoringSpec, StageClock, judge, pack, unpack
+from ray_app.inference.batches import Pixels
 from ray_app.inference.decoding import WALL_LIMIT_S
+from ray_app.inference.describing import Describing, asked_for, seen_by_describer
 from ray_app.inference.judging import going_on
 from ray_app.inference.reusing import Recall
 from ray_app.runs import RunDirectory, feature_rows, mask_rows, result_rows, write_features
@@ -33,6 +36,7 @@ from ray_app.storage import RetryPolicy
 
 if TYPE_CHECKING:
     from ray_app.inference.batches import File
+    from ray_app.inference.describing import Seen
     from ray_app.inference.second_look import Looking
 
 
@@ -107,7 +111,7 @@ class Worker:
             recall=recall,
         )
 
-    def _looking(self, decoder: BatchDecoder, *, holds_block: bool = False) -> "Looking":
+    def _looking(self, decoder: BatchDecoder, *, describing: Describing | None = None, holds_block: bool = False) -> "Looking":
         from ray_app.inference.recompressing import Recompressing  # torch: only where something is scored
         from ray_app.inference.scoring import EnsembleScorer
         from ray_app.inference.second_look import KEPT_BYTES, Looking
@@ -115,16 +119,17 @@ class Worker:
         scorer = EnsembleScorer(self._job.spec, self._clock, self._pool)
         views = Recompressing(self._job.spec, scorer, decoder, self._clock) if self._job.spec.stability else None
         kept_bytes = math.inf if holds_block else KEPT_BYTES  # where the files of a block have arrived together, they are all here anyway
-        return Looking(self._job.spec, scorer, decoder, self._clock, kept_bytes=kept_bytes, recompressing=views)
+        return Looking(self._job.spec, scorer, decoder, self._clock, kept_bytes=kept_bytes, recompressing=views, describing=describing)
 
 
 class BlockScorer(Worker):
     """The fused layout: fetches, decodes, scores and commits one block after another on one core."""
 
     def start(self) -> None:
-        """Load the detectors."""
+        """Load the detectors, and the describer."""
         self._reading = self._reader()
-        self._scoring = self._looking(self._reading.decoder)
+        describing = Describing(self._job.spec, self._clock) if self._job.spec.describer else None
+        self._scoring = self._looking(self._reading.decoder, describing=describing)
 
     def work(self, table: pa.Table) -> pa.Table:
         """Block references → commit reports."""
@@ -154,34 +159,54 @@ class BlockDecoder(Worker):
 
 
 class TensorScorer(Worker):
-    """A stage in the middle: one pool of detectors reads prepared tensors; the only stage that holds a GPU."""
+    """A stage in the middle: one pool of detectors reads prepared tensors, on a GPU where there is one."""
 
     def start(self) -> None:
-        """Load the pool's detectors."""
+        """Load the pool's detectors; in the last pool also the describer, unless it has processes of its own."""
         spec = self._job.spec
+        here = spec.describer is not None and not spec.describes_apart and self._pool == spec.pools[-1]
+        self._describing = Describing(spec, self._clock) if here else None
         self._decoding = BatchDecoder(spec.early, self._clock, keeps_files=spec.looks_again)
         self._scoring = self._looking(self._decoding, holds_block=True)
 
     def work(self, table: pa.Table) -> pa.Table:
         """Prepared tensors → the same with what this pool says of them; the last pool drops them. Once a cascade's first detectors have
-        spoken, only the files of members that go on travel further.
+        spoken, only the files of members that go on travel further, and what the describer may look at.
         """
         spec = self._job.spec
         note: Note = unpickled(table["note"])
-        outcomes: list[Outcome] = []
-        with self._attempt(note.ref, note.members), _counted(self._scoring, self._decoding) as counts:
+        outcomes, seen = list[Outcome](), list[Pixels | None](note.seen)
+        with self._attempt(note.ref, note.members), _counted(self._scoring, self._decoding, self._describing) as counts:
             if "outcomes" in table.column_names:
                 batches = (self._decoding.complete(batch) for batch in unpack(table, spec.early.preprocessings))
-                readings = self._scoring.score(_noting(batches, outcomes))
+                readings = self._scoring.score(_seeing(spec, _noting(batches, outcomes), seen))
             else:
                 outcomes = note.outcomes
                 readings = self._scoring.again(outcomes, note.files, note.readings)
+            if self._describing is not None:
+                readings = self._describing.after(outcomes, note.readings.joined(readings), seen)
         note = note.joined(outcomes, readings, counts, self._clock.take())
         if self._pool == spec.pools[-1]:
-            return pa.table({"note": pickled(replace(note, files=()))})
+            return pa.table({"note": pickled(replace(note, files=(), seen=_wanted(spec, note, seen)))})
         if spec.late and note.readings.scores.keys() >= set(spec.first):
-            return pa.table({"note": pickled(note if note.files else replace(note, files=_going_on(spec, note, table)))})
+            return pa.table({"note": pickled(note if note.files else replace(note, files=_going_on(spec, note, table), seen=seen))})
         return table.drop_columns(["note"]).append_column("note", pickled(note))
+
+
+class BlockDescriber(Worker):
+    """A stage of its own for a describer too large to share a process: after all detectors, before what is written."""
+
+    def start(self) -> None:
+        """Load the describer."""
+        self._describing = Describing(self._job.spec, self._clock)
+
+    def work(self, table: pa.Table) -> pa.Table:
+        """Readings, and what is to be looked at of the members that the profile asks for → the readings with words."""
+        note: Note = unpickled(table["note"])
+        with self._attempt(note.ref, note.members), _counted(self._describing) as counts:
+            readings = self._describing.after(note.outcomes, note.readings, note.seen)
+        note = note.joined(note.outcomes, readings, counts, self._clock.take())
+        return pa.table({"note": pickled(replace(note, seen=()))})
 
 
 @dataclass(frozen=True)
@@ -196,6 +221,7 @@ class Note:
     outcomes: list[Outcome] = field(default_factory=list)
     readings: Readings = field(default_factory=lambda: Readings({}))
     files: "Sequence[tuple[int, File] | None]" = ()  # of members that go on, for pools that look again
+    seen: "Seen" = ()  # what the describer may look at, once the tensors travel no further
 
     def joined(self, outcomes: list[Outcome], readings: Readings, counts: Mapping[str, int], seconds: Mapping[str, float]) -> "Note":
         """With what one more pool found."""
@@ -236,6 +262,21 @@ def _going_on(spec: ScoringSpec, note: Note, table: pa.Table) -> "list[tuple[int
     return [(ids[row].as_py(), files[row].as_py()) if row in going else None for row in range(len(note.outcomes))]
 
 
+def _wanted(spec: ScoringSpec, note: Note, seen: "Seen") -> "Seen":
+    """What a describer with processes of its own is to look at; nothing where it is given embeddings, or has spoken."""
+    if not spec.describes_apart or spec.words_seen is None:
+        return ()
+    asked = set(asked_for(spec, note.outcomes, note.readings))
+    return [image if row in asked else None for row, image in enumerate(seen)]
+
+
+def _seeing(spec: ScoringSpec, batches: Iterable[Batch], seen: list[Pixels | None]) -> Iterator[Batch]:
+    for batch in batches:
+        if spec.describer is not None:
+            seen.extend(seen_by_describer(spec, batch))
+        yield batch
+
+
 def _noting(batches: Iterable[Batch], outcomes: list[Outcome]) -> Iterator[Batch]:
     for batch in batches:
         outcomes.extend(batch.outcomes)
@@ -245,7 +286,7 @@ def _noting(batches: Iterable[Batch], outcomes: list[Outcome]) -> Iterator[Batch
 def _commit(job: Job, note: Note, clock: StageClock) -> pa.Table:
     ref, members = note.ref, note.members
     with clock("write"):
-        scored = judge(job.spec, note.outcomes, note.readings)
+        scored = judge(job.spec, note.outcomes, note.readings, clock)
         if note.readings.masks:
             job.run.write_masks(ref.manifest, ref.block, mask_rows(members["image_id"], scored))
         for name, facts in job.spec.features.items():
@@ -274,7 +315,7 @@ def _counted(*workers: Any) -> Iterator[dict[str, int]]:
 def _counts(workers: Iterable[Any]) -> dict[str, int]:
     counts = Counter[str]()
     for worker in workers:
-        counts.update(worker.counts)
+        counts.update({} if worker is None else worker.counts)
     return counts
 
 

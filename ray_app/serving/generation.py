@@ -13,6 +13,7 @@ from ray_app.inference.spec import Precision, make_spec
 from ray_app.runs import fingerprint
 from ray_app.scoring.preparing import scoring_identity
 from ray_app.serving.config import ServeConfig
+from ray_app.serving.profiling import profile_cards, sits_in, without_profile
 
 SHARED = "detectors"  # the group of all detectors that share one process; one with a process of its own names its group
 
@@ -73,7 +74,8 @@ def load_generation(config: ServeConfig) -> Generation:
     identity = scoring_identity(together)
     groups = {
         name: fingerprint({**{key: identity[key] for key in ("resize", "batch_slots")},
-                           "detectors": {one: [identity["detectors"][one], identity["precision"][one]] for one in pool}})
+                           "detectors": {one: [identity["detectors"][one], identity["precision"][one]] for one in pool},
+                           **_profiles_in(name, together, ensembles)})
         for name, pool in groups_of(together).items()
     }  # fmt: skip
     return Generation(together, ensembles, fingerprints, groups, optional)
@@ -82,6 +84,13 @@ def load_generation(config: ServeConfig) -> Generation:
 def groups_of(spec: ScoringSpec) -> dict[str, tuple[str, ...]]:
     """Which detectors sit in which group, by the group's name."""
     return {pool[0] if spec.cards[pool[0]].own_pool else SHARED: pool for pool in spec.pools}
+
+
+def _profiles_in(group: str, together: ScoringSpec, ensembles: Mapping[str, ScoringSpec]) -> dict[str, object]:
+    """What identifiers and describers of a group say something by; nothing for a group without any."""
+    pools = groups_of(together)
+    told = {name: [card.facts() for card in profile_cards(spec) if sits_in(card, pools) == group] for name, spec in ensembles.items()}
+    return {"profiles": found} if (found := {name: cards for name, cards in told.items() if cards}) else {}
 
 
 def _spec(card: EnsembleCard, config: ServeConfig) -> ScoringSpec:
@@ -116,4 +125,5 @@ def _merged(specs: list[ScoringSpec]) -> ScoringSpec:
             if cards.setdefault(name, card) != card:
                 raise ConfigError(f"two different cards are called {name}", hint="rename one of them")
         precision.update(spec.precision)
-    return replace(specs[0], ensemble=ensemble_of(list(cards)), cards=cards, precision=precision)
+    merged = replace(specs[0], ensemble=ensemble_of(list(cards)), cards=cards, precision=precision)
+    return without_profile(merged, specs)

@@ -9,7 +9,7 @@ import logging
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ from ray_app.inference import Batch, BatchDecoder, Outcome, ScoringSpec, StageCl
 from ray_app.inference.batches import Pixels, Ragged
 from ray_app.serving.config import ServeConfig
 from ray_app.serving.generation import Generation, groups_of, load_generation
+from ray_app.serving.profiling import ProfileAsk, Profiled, Profilers, Vector
 
 if TYPE_CHECKING:
     from ray_app.inference.scoring import EnsembleScorer
@@ -48,6 +49,7 @@ class Ask:
 @dataclass(frozen=True)
 class Reply:
     """What the detectors of a group say of one image; NaN = no score. `score_s`: seconds of the batch that it was scored in.
+    `embeddings` (d,): of the detectors that a profile reads.
 
     `generation` is the one that the group serves by now: another than the asker's where an update left these detectors as they were.
     """
@@ -57,6 +59,7 @@ class Reply:
     masks: Mapping[str, Pixels | None]
     replies: Mapping[str, str | None]
     score_s: float
+    embeddings: Mapping[str, Vector] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class _Loaded:
     decoder: BatchDecoder
     clock: StageClock
     looks: tuple[Preprocessing, ...]
+    profilers: Profilers
 
 
 class DetectorGroup:
@@ -98,7 +102,9 @@ class DetectorGroup:
         generation, clock = load_generation(config), StageClock()
         pool = pool_of(generation.spec, self.name)
         scorer = EnsembleScorer(generation.spec, clock, pool)
-        loaded = _Loaded(generation, scorer, BatchDecoder(generation.spec, clock, hand_over=True), clock, looks(generation.spec, self.name))
+        decoder = BatchDecoder(generation.spec, clock, hand_over=True)
+        profilers = Profilers(generation.ensembles, groups_of(generation.spec), self.name)
+        loaded = _Loaded(generation, scorer, decoder, clock, looks(generation.spec, self.name), profilers)
         _score_golden(loaded, pool)
         self._loaded = loaded
         return generation
@@ -112,6 +118,13 @@ class DetectorGroup:
                 answers[place] = reply
                 self._silent = 0 if any(map(math.isfinite, reply.scores.values())) else self._silent + 1
         return answers
+
+    def profile(self, asks: Sequence[ProfileAsk]) -> list[Profiled | Offer]:
+        """One answer per ask, in order: generators and words, by the profiles of the ensembles that are asked for."""
+        loaded = self._ready
+        ours = [ask for ask in asks if ask.group == loaded.generation.groups[self.name]]
+        said = iter(loaded.profilers.say(ours))
+        return [next(said) if ask in ours else Offer(loaded.generation) for ask in asks]
 
     def check_health(self) -> None:
         """Raises DetectorError after 20 images without any score, one after another: then it is not the images."""
@@ -170,6 +183,7 @@ def _score_together(loaded: _Loaded, asks: Sequence[Ask]) -> list[Reply]:
             {name: column[row] for name, column in readings.masks.items()},
             {name: column[row] for name, column in readings.replies.items()},
             seconds,
+            {name: vectors[row] for name, vectors in readings.embeddings.items()},
         )
         for row in range(len(asks))
     ]
@@ -200,6 +214,7 @@ def _score_golden(loaded: _Loaded, pool: Sequence[str]) -> None:
     batch = loaded.decoder.decode([(0, golden_image())])
     readings = loaded.scorer.score([loaded.decoder.complete(batch)])
     loaded.clock.take()
+    loaded.profilers.check(readings.embeddings)
     silent = [name for name in pool if not np.isfinite(readings.scores[name][0]) and name not in readings.replies]
     if silent:
         raise DetectorError(

@@ -43,11 +43,15 @@ MakeDetector = Callable[[Job], "Detector"]
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Of n readable images, in the order of their rows: `vectors` (n, d), `labels` (n,) 1 = fake, `rows` (n,) places in the split."""
+    """Of n readable images, in the order of their rows: `vectors` (n, d), `labels` (n,) 1 = fake, `rows` (n,) places in the split.
+
+    `precision`: in which they were computed, `bf16` or `fp32`.
+    """
 
     vectors: Vectors
     labels: Integers
     rows: Integers
+    precision: str = "fp32"
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -76,14 +80,21 @@ def compute_embeddings(job: Job, wanted: Wanted, *, make: MakeDetector = scoring
 
 
 def kept_embeddings(out: Store, split: str) -> Embeddings:
-    """All that a training directory keeps of a split. Raises TouchstoneError where that is nothing."""
+    """All that a training directory keeps of a split. Raises TouchstoneError where that is nothing, or of two precisions."""
     parts = [
         np.load(io.BytesIO(out.read(f"{FOLDER}/{split}/{name}")), allow_pickle=False) for name in sorted(out.names(f"{FOLDER}/{split}"))
     ]
     if not sum(len(part["rows"]) for part in parts):
         raise TouchstoneError(f"not one of the {split} images could be read", hint="is the source still there?")
     full = [part for part in parts if len(part["rows"])]
-    return Embeddings(*(np.concatenate([part[name] for part in full]) for name in ("features", "labels", "rows")))
+    made_in = sorted({str(part["precision"]) for part in full})
+    if len(made_in) > 1:
+        raise TouchstoneError(
+            f"{out.url}: some features were computed in {made_in[0]} and some in {made_in[1]}",
+            hint=f"remove {FOLDER}/, and they are made anew",
+        )
+    vectors, labels, rows = (np.concatenate([part[name] for part in full]) for name in ("features", "labels", "rows"))
+    return Embeddings(vectors, labels, rows, made_in[0])
 
 
 def column_of(rows: pa.Table, places: Integers, name: str) -> list[Any]:
@@ -106,7 +117,8 @@ def embed(detector: "Detector", loader: BatchLoader, rows: Integers) -> Embeddin
     step = _together(detector)
     parts = [_embedded(detector, loader, rows[start : start + step]) for start in range(0, len(rows), step)]
     vectors = [part.vectors for part in parts if len(part)] or [np.empty((0, 0), np.float32)]
-    return Embeddings(np.concatenate(vectors), *(np.concatenate([getattr(part, name) for part in parts]) for name in ("labels", "rows")))
+    labels, places = (np.concatenate([getattr(part, name) for part in parts]) for name in ("labels", "rows"))
+    return Embeddings(np.concatenate(vectors), labels, places, detector.precision)
 
 
 def _embedded(detector: "Detector", loader: BatchLoader, rows: Integers) -> Embeddings:
@@ -158,7 +170,7 @@ class Embedder(Stage):
         split, first, rows = (table[name][0].as_py() for name in ("split", "first", "rows"))
         found = embed(self._detector, self._loader(split), np.array(rows, np.int64))
         buffer = io.BytesIO()
-        np.savez(buffer, features=found.vectors, labels=found.labels, rows=found.rows)
+        np.savez(buffer, features=found.vectors, labels=found.labels, rows=found.rows, precision=found.precision)
         self._job.out.write(_file(split, first), buffer.getvalue())
         return {"images": np.array([len(rows)]), "bad": np.array([len(rows) - len(found)])}
 

@@ -9,10 +9,17 @@ from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 from ray_app.archives import manifests, member_rows, read_block, read_blocks
 from ray_app.errors import ConfigError
 from ray_app.evaluation.members import members_of
-from ray_app.evaluation.prompt_clip import FIGURES, PromptClip, similarities
+from ray_app.evaluation.prompt_clip import FIGURES, PromptClip, similar_of
 from tests.evaluation.small_clip import CONTEXT, write_clip
 from tests.images.factory import photo
 from tests.runs.small_run import new_run, relist
+
+
+
+def similarities(*given, clip):
+    found = similar_of(*given, clip=clip)
+    return found.figures(), found.unread
+
 
 SHORT = ["a red cat", "old man, on the sea", "house", ""]
 LONG = "a red cat in the fog, old dog on the sea, a house, the old man"
@@ -103,6 +110,10 @@ def test_scores_are_of_the_images_that_can_be_read(run, folder, clip):
     assert found["clip_score"].n == 5
     assert found["clip_score_ratio"].value == pytest.approx(scores[0].mean() / scores[1].mean(), abs=1e-6)
     assert scores[0].min() > 0.1
+    mine = np.array([place % 2 == 0 for place in range(6)])
+    some, chosen = similar_of(run, ids, said, truth, clip=folder).figures(mine), np.isin(readable, np.flatnonzero(mine))
+    assert some["clip_text"].value == pytest.approx((ours * theirs).sum(axis=1)[mine].mean(), abs=1e-6)
+    assert (some["clip_score"].value, some["clip_score"].n) == (pytest.approx(scores[0][chosen].mean(), abs=1e-6), chosen.sum())
     assert abs(found["clip_score_ratio"].value - 1) > 0.01
 
 

@@ -135,6 +135,7 @@ def _document(
         "localization": None,
         "identification": None,
         "prompts": None,
+        "groups": None,
         "mistakes": _mistakes(images, scores[next(iter(systems))][""]),
         "overlays": [],
     }

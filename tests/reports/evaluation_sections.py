@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from ray_app.metrics.figure import Figure, undefined
+from ray_app.metrics.intervals import proportion
 from tests.reports.training_example import picture
 
 OPENFAKE = {"ideogram-3.0": 0.999, "gpt-image-1": 0.997, "flux-1.1-pro": 0.993, "flux-1-dev": 1.0, "sd-3.5": 1.0}
@@ -68,13 +69,14 @@ def further() -> dict[str, Any]:
                 | {"opensdi": {"counts": {}, "figures": {key: masks[key] for key in ("pixel_f1", "pixel_iou")}}}
             ],
         },
-        "identification": {
-            "accuracy": Figure(0.712, (0.69, 0.734), "clopper-pearson", 1720).row(),
-            "macro_f1": _mean(rng.beta(6, 3, 10)),
-            "open_set_auroc": undefined("every generator of the labels is known", 1720).row(),
-            "pairs": pairs,
+        "identification": named(rng, pairs),
+        "prompts": {
+            **{key: _mean(rng.beta(2, 6, 200)) for key in ("token_f1", "tag_jaccard", "bleu4", "rouge_l")},
+            "clip_text": undefined("needs a folder of CLIP weights").row(),
+            "with_both": 200,
+            "notes": ["Both texts without front ends' syntax."],
         },
-        "prompts": {"bleu4": _mean(rng.beta(2, 8, 200)), "rouge_l": _mean(rng.beta(4, 8, 200))},
+        "groups": {"by": "identifier", "groups": [group(rng, *one) for one in GROUPS]},
         "overlays": [
             {
                 "image_id": index,
@@ -86,6 +88,46 @@ def further() -> dict[str, Any]:
             for index in range(6)
         ],
     }
+
+
+GROUPS = (
+    ("generators of the training", "in", ["flux-1-dev", "ideogram-3.0", "sd-3.5"], 1240),
+    ("other generators of their families", "out", ["flux-1.1-pro"], 310),
+    ("other families", "out", ["nano-banana-pro", "midjourney-7"], 170),
+)
+
+
+def named(rng: Any, pairs: list[Any]) -> dict[str, Any]:
+    """The section `identification`: generators, and their families."""
+    unknown = {"unknown_named": _share(148, 480), "abstained_known": _share(61, 1240), "abstained_unknown": _share(332, 480)}
+    figures = {"accuracy": _share(883, 1240), "top_1": _share(919, 1240), "top_3": _share(1170, 1240), "macro_f1": _mean(rng.beta(6, 3, 10))}
+    classes = [
+        {"name": name, "n": n, "predicted": n - 12, "precision": _share(n - 50, n - 12), "recall": _share(n - 50, n), "f1": _mean(rng.beta(6, 3, 9))}
+        for name, n in (("flux-1-dev", 520), ("sd-3.5", 400), ("ideogram-3.0", 320))
+    ]
+    return {
+        "protocol": "plain",
+        **figures,
+        "open_set_auroc": Figure(0.871, (0.853, 0.887), "delong", 1720).row(),
+        **unknown,
+        "pairs": pairs,
+        "classes": classes,
+        "families": {**figures, **unknown, "pairs": [], "classes": classes},
+        "notes": ["Names are compared through the index of generators."],
+    }
+
+
+def group(rng: Any, name: str, distribution: str, generators: list[str], n: int) -> dict[str, Any]:
+    """A group of fakes; those that nobody could name have no accuracy."""
+    named = _share(n - n // 4, n) if distribution == "in" else undefined("no image of a known generator").row()
+    figures = {"accuracy": named, "top_3": named, "family_accuracy": _share(n // 2, n), "abstained": _share(n // 9, n)}
+    detection = {"ensemble": {"tpr": _share(n - n // 8, n), "auc": _mean(rng.beta(9, 1, 30))}}
+    return {"name": name, "distribution": distribution, "total": False, "generators": generators, "n": n, "detection": detection,
+            "identification": figures, "prompts": {"token_f1": _mean(rng.beta(2, 6, 60))}}  # fmt: skip
+
+
+def _share(right: int, n: int) -> dict[str, Any]:
+    return proportion(right, n, "").row()
 
 
 def _mean(values: Any) -> dict[str, Any]:

@@ -43,7 +43,8 @@ def test_a_run_without_a_profile_says_nothing_of_generators():
 
 
 def test_one_images_generator_in_words():
-    assert said_generator("sdxl", "sdxl_1.0", ["sdxl"]) == "Stable Diffusion XL 1.0 (Stable Diffusion XL)"
+    assert said_generator("sdxl", "sdxl_1.0", ["sdxl"]) == "Stable Diffusion XL 1.0"
+    assert said_generator("sdxl_1.0/mine", "sdxl_1.0", None) == "sdxl_1.0/mine (Stable Diffusion XL)"
     assert said_generator("gaudi", "gaudi", ["gaudi"]) == "gaudi"
     assert said_generator(None, None, ["sdxl"]) == "like no known generator; nearest: Stable Diffusion XL 1.0"
     assert said_generator(None, None, None) == said_generator(None, None, []) == ""

@@ -57,3 +57,4 @@ def test_blocks_come_back_in_the_order_of_their_rows(tmp_path):
     found = kept_embeddings(store, "test")
     assert found.rows.tolist() == [0, 1, 4]
     np.testing.assert_array_equal(found.vectors, vectors[[0, 1, 4]])
+    assert found.precision == "bf16"

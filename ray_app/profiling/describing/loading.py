@@ -12,6 +12,14 @@ def load_describing(card: DescriberCard, *, device: str = "cpu", cache_dir: Path
         from ray_app.profiling.describing.retrieval import Retrieval
 
         return Retrieval(card, cache_dir, offline)
-    from ray_app.errors import DetectorError
+    if card.tier == "prefix":
+        from ray_app.profiling.describing.prefix import PrefixDescriber
 
-    raise DetectorError(f"{card.name}: no describer of the tier {card.tier} yet")
+        return PrefixDescriber(card, device, cache_dir, offline)
+    if card.tier == "captioner":
+        from ray_app.profiling.describing.captioner import Captioner
+
+        return Captioner(card, device, cache_dir, offline)
+    from ray_app.profiling.describing.dialogue import DialogueDescriber
+
+    return DialogueDescriber(card, device, cache_dir, offline)

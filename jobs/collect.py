@@ -1,0 +1,14 @@
+"""Ray job: fetch the images of a list of urls. Same arguments as `touchstone collect`; submit with
+
+ray job submit --working-dir . -- python jobs/collect.py s3://bucket/pd.json --out s3://bucket/dflip --contact me@example.org
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # an uploaded checkout is not an installed package
+
+from ray_app.cli.main import main
+
+if __name__ == "__main__":
+    sys.exit(main(["collect", *sys.argv[1:]], typed=["python", "jobs/collect.py", *sys.argv[1:]]))

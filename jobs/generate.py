@@ -1,0 +1,14 @@
+"""Ray job: make images from prompts. Same arguments as `touchstone generate`; submit with
+
+ray job submit --working-dir . -- python jobs/generate.py flux.1-dev --prompts s3://bucket/prompts.parquet --out s3://bucket/flux
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # an uploaded checkout is not an installed package
+
+from ray_app.cli.main import main
+
+if __name__ == "__main__":
+    sys.exit(main(["generate", *sys.argv[1:]], typed=["python", "jobs/generate.py", *sys.argv[1:]]))

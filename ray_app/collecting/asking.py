@@ -1,0 +1,171 @@
+"""One request for one url, behind the guard: its bytes, where it is redirected to, or why there is nothing. Knows HTTP; no image, no turn.
+
+No redirect is followed here: the next url is another host's, whose limit is not ours to spend.
+"""
+
+import ssl
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from ipaddress import ip_address
+from urllib.parse import urljoin
+
+import aiohttp
+from yarl import URL
+
+from ray_app.collecting.config import CollectConfig
+from ray_app.collecting.hosts import seconds_of
+from ray_app.collecting.statuses import BAD_URL, FORBIDDEN_ADDRESS, Failed
+from ray_app.errors import SourceError, Status, said
+from ray_app.storage.guarding import CheckedResolver, NoAddress, Resolver, UrlRefused, checked_url, is_public_address, system_resolver
+
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_CHUNK = 64 * 2**10
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole body, or the url that the host says instead (`moved`)."""
+
+    data: bytes = b""
+    content_type: str | None = None
+    moved: str | None = None
+    http_status: int = 200
+
+
+class Asker:
+    """`await Asker(config).get(url)`, made inside the event loop; `close()` it. Connections are kept, cookies are not."""
+
+    def __init__(self, config: CollectConfig) -> None:
+        self._limits, self._private = config.limits, config.allow_private
+        resolver = CheckedResolver(_resolver(config.resolve), self._is_allowed)
+        limits = config.limits
+        # A name is asked for anew after five minutes; what is dialled in between was checked when it was found.
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(resolver=resolver, limit=0, ttl_dns_cache=300, ssl=ssl.create_default_context()),
+            timeout=aiohttp.ClientTimeout(
+                total=limits.total_timeout_s,
+                connect=limits.connect_timeout_s,
+                sock_connect=limits.connect_timeout_s,
+                sock_read=limits.read_timeout_s,
+            ),
+            headers={"User-Agent": config.politeness.agent, "Accept": "image/*,*/*;q=0.1", "Accept-Encoding": "identity"},
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            trust_env=False,
+        )
+
+    async def close(self) -> None:
+        """End all connections."""
+        await self._session.close()
+
+    def checked(self, text: str) -> URL:
+        """What is dialled for a url. Raises Failed."""
+        try:
+            url = checked_url(text, schemes=("http", "https"), is_literal_allowed=self._is_literal_allowed, bare_names=self._private)
+        except UrlRefused as refused:
+            raise Failed(BAD_URL, str(refused), asked=False) from None
+        host = url.raw_host or ""
+        if _is_literal(host) and not self._is_allowed(host):
+            raise Failed(FORBIDDEN_ADDRESS, "its address is not on the public Internet", asked=False)
+        return url
+
+    async def get(self, url: str) -> Answer:
+        """One request. Raises Failed."""
+        target = self.checked(url)
+        with _in_our_words():
+            async with self._session.get(target, allow_redirects=False) as answer:
+                if answer.status in _REDIRECTS:
+                    return Answer(moved=_moved(target, answer), http_status=answer.status)
+                _check_status(answer.status, answer.headers)
+                return Answer(await self._body(answer), answer.headers.get("Content-Type"))
+
+    async def _body(self, answer: aiohttp.ClientResponse) -> bytes:
+        if answer.headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
+            raise Failed(Status.SOURCE_DENIED, "the host compresses what it sends, though asked not to", http_status=200)
+        announced, most = answer.content_length or 0, self._limits.max_bytes
+        body = bytearray()
+        if announced <= most:
+            async for chunk in answer.content.iter_chunked(_CHUNK):
+                body += chunk
+                if len(body) > most:
+                    break
+        if max(announced, len(body)) > most:
+            answer.close()  # else what is left would be read to keep the connection
+            told = f"{announced:,} bytes" if announced > most else f"more than {most:,} bytes"
+            raise Failed(Status.IMAGE_TOO_LARGE, f"{told}, over the limit of {most:,}", http_status=200)
+        return bytes(body)
+
+    def _is_allowed(self, address: str) -> bool:
+        return self._private or is_public_address(address)
+
+    def _is_literal_allowed(self, host: str) -> bool:
+        return _is_literal(host)  # `checked` judges it, in other words
+
+
+def _is_literal(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _resolver(known: Mapping[str, str]) -> Resolver:
+    async def resolve(host: str, port: int) -> list[tuple[str, int]]:
+        return [(known[host], port)] if host in known else await system_resolver(host, port)
+
+    return resolve
+
+
+def _moved(target: URL, answer: aiohttp.ClientResponse) -> str:
+    location = answer.headers.get("Location")
+    if not location:
+        raise Failed(Status.SOURCE_DENIED, "the host redirects to nowhere", http_status=answer.status)
+    try:
+        return urljoin(str(target), location)
+    except ValueError:
+        raise Failed(BAD_URL, "it is redirected to what is not a URL", http_status=answer.status) from None
+
+
+def _check_status(status: int, headers: Mapping[str, str]) -> None:
+    if status == 200:
+        return
+    told = f"the host answered {status}"
+    if status in (404, 410):
+        raise Failed(Status.SOURCE_MISSING, told, http_status=status)
+    wait_s = seconds_of(headers.get("Retry-After"), datetime.now(UTC))
+    if status in (429, 503):
+        raise Failed(Status.SOURCE_THROTTLED, told, passing=True, wait_s=wait_s, http_status=status)
+    if status >= 500 or status in (408, 425):
+        raise Failed(Status.SOURCE_TIMEOUT, told, passing=True, wait_s=wait_s, http_status=status)
+    raise Failed(Status.SOURCE_DENIED, told, http_status=status)
+
+
+@contextmanager
+def _in_our_words() -> Iterator[None]:
+    """Foreign exceptions → `Failed`."""
+    try:
+        yield
+    except NoAddress:
+        raise Failed(Status.SOURCE_MISSING, "there is no host of that name", answered=False) from None
+    except UrlRefused:
+        raise Failed(FORBIDDEN_ADDRESS, "its host is not on the public Internet") from None
+    except SourceError as error:  # of the name service, which may know later
+        raise Failed(error.status, error.detail, passing=True, answered=False) from None
+    except aiohttp.ClientSSLError:
+        raise Failed(Status.SOURCE_DENIED, "its host has no certificate that is trusted for this name") from None
+    except aiohttp.ClientPayloadError:
+        raise Failed(Status.SOURCE_TIMEOUT, "the answer broke off", passing=True) from None
+    except TimeoutError:
+        raise Failed(Status.SOURCE_TIMEOUT, "the host did not answer in time", passing=True, answered=False) from None
+    except (aiohttp.ClientConnectionError, OSError) as error:
+        raise Failed(Status.SOURCE_TIMEOUT, f"no connection: {_kind(error)}", passing=True, answered=False) from None
+    except aiohttp.ClientError as error:
+        raise Failed(Status.SOURCE_DENIED, f"what the host answers is not HTTP: {said(error)[:200]}") from None
+
+
+def _kind(error: BaseException) -> str:
+    cause = getattr(error, "os_error", None) or error
+    return getattr(cause, "strerror", None) or type(cause).__name__

@@ -1,0 +1,226 @@
+"""One worker: urls come in, images go to their places, and how each ended is told. An event loop in a thread of its own; no Ray here.
+
+`give` and `take` from any thread. What is redirected is handed back: the worker whose host it is now may be another one.
+"""
+
+import asyncio
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from ray_app.collecting.asking import Answer, Asker
+from ray_app.collecting.checking import Checker, Whole
+from ray_app.collecting.config import CollectConfig
+from ray_app.collecting.hosts import Host
+from ray_app.collecting.keeping import FileKeeper, Keeper, ShardKeeper
+from ray_app.collecting.statuses import OK, Failed
+from ray_app.collecting.wanted import Outcome, Task
+from ray_app.errors import Status, TouchstoneError, said
+from ray_app.storage import Store, strip_secrets
+
+T = TypeVar("T")
+_WRITERS = 16
+
+
+@dataclass
+class Told:
+    """What a worker says when it is asked: (id, status, bytes) of what ended, ids that are committed, redirects, and its own fault."""
+
+    ended: list[tuple[str, str, int]] = field(default_factory=list)
+    committed: list[str] = field(default_factory=list)
+    moved: list[Task] = field(default_factory=list)
+    fault: TouchstoneError | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.ended or self.committed or self.moved or self.fault)
+
+
+class Collector:
+    """A worker for some hosts. `records`: where rows are kept, `columns`: what stands beside an image in a shard."""
+
+    def __init__(self, config: CollectConfig, records: str, columns: Sequence[str]) -> None:
+        self._config = config
+        store, kept = Store.open(config.out), Store.open(records)
+        self._keeper: Keeper = (
+            FileKeeper(store, kept, config.folder) if config.form == "files" else ShardKeeper(store, kept, config, columns)
+        )
+        self._checker = Checker(config.images, config.limits.decoders)
+        self._writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="write")
+        self._ledger = ThreadPoolExecutor(1, thread_name_prefix="ledger")
+        self._told: queue.SimpleQueue[Told] = queue.SimpleQueue()
+        self._hosts: dict[str, Host] = {}
+        self._running: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="collect", daemon=True)
+        self._thread.start()
+        self._on_loop(self._open()).result()
+
+    def give(self, tasks: Sequence[Task]) -> None:
+        """More to do; returns at once."""
+        self._loop.call_soon_threadsafe(self._begin, list(tasks))
+
+    def take(self, timeout_s: float) -> Told:
+        """What has happened since the last time, after `timeout_s` at most; at once when there is something."""
+        told = Told()
+        try:
+            one = self._told.get(timeout=timeout_s)
+            while True:
+                told.ended += one.ended
+                told.committed += one.committed
+                told.moved += one.moved
+                told.fault = told.fault or one.fault
+                one = self._told.get_nowait()
+        except queue.Empty:
+            return told
+
+    def close(self) -> Told:
+        """Stop what is under way, commit what has ended, end all processes; the last that there is to tell."""
+        self._on_loop(self._shut()).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+        self._checker.close()
+        self._writers.shutdown()
+        self._ledger.shutdown()
+        return self.take(0)
+
+    def _on_loop(self, work: Coroutine[Any, Any, T]) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    async def _open(self) -> None:
+        self._asker = Asker(self._config)
+        self._room = asyncio.Semaphore(self._config.limits.connections)
+        self._committing = self._loop.create_task(self._commit_now_and_then())
+
+    async def _shut(self) -> None:
+        self._committing.cancel()
+        for one in (under_way := list(self._running)):
+            one.cancel()
+        await asyncio.gather(self._committing, *under_way, return_exceptions=True)
+        await self._asker.close()
+        await self._commit(end=True)
+        await self._loop.run_in_executor(self._ledger, self._keeper.close)
+
+    def _begin(self, tasks: Sequence[Task]) -> None:
+        for one in tasks:
+            running = self._loop.create_task(self._collect(one))
+            self._running.add(running)
+            running.add_done_callback(self._running.discard)
+
+    async def _commit_now_and_then(self) -> None:
+        while True:
+            await asyncio.sleep(self._config.commit_s)
+            await self._commit()
+
+    async def _commit(self, *, end: bool = False) -> None:
+        with self._faults():
+            committed = await self._loop.run_in_executor(self._ledger, lambda: self._keeper.commit(end=end))
+            self._told.put(Told(committed=committed))
+
+    async def _collect(self, task: Task) -> None:
+        with self._faults():
+            ended = await self._found(task) or await self._asked(task)
+            if isinstance(ended, Task):
+                self._told.put(Told(moved=[ended]))
+                return
+            outcome, data = ended
+            committed = await self._loop.run_in_executor(self._ledger, self._keeper.add, outcome, data, task)
+            self._told.put(Told(ended=[(task.id, outcome.status, len(data))], committed=committed))
+
+    async def _found(self, task: Task) -> tuple[Outcome, bytes] | None:
+        """A whole image that an earlier session put in this id's place, and did not come to write down; no request is made for it."""
+        async with self._room:
+            for name in task.there:
+                try:
+                    data = await self._written(self._keeper.read, name)
+                    whole = await asyncio.wrap_future(self._checker.check(data))
+                except (FileNotFoundError, Failed):
+                    continue
+                kept = await self._written(self._keeper.keep, task, data, whole.format, "/" + name.rpartition(".")[2])
+                return self._good(task, data, whole, kept, None), data
+        return None
+
+    async def _asked(self, task: Task) -> tuple[Outcome, bytes] | Task:
+        """Ask until there is an answer for good: an image, a redirect, or a failure that stays one."""
+        host = self._hosts.setdefault(task.host, Host(task.host, self._config.politeness))
+        retry, until = self._config.retry, time.monotonic() + self._config.retry.deadline_s
+        pauses = retry.pauses(random.random)
+        before: str | None = None
+        while True:
+            try:
+                return await self._once(task, host)
+            except Failed as failure:
+                task = replace(task, requests=task.requests + failure.asked)
+                self._tell_host(host, failure)
+                is_same = failure.sha256 is not None and failure.sha256 == before
+                pause = next(pauses, None) if failure.passing and not is_same else None
+                if pause is None or time.monotonic() + pause > until:
+                    if failure.asked and not failure.answered:
+                        host.silent()
+                    return self._bad(task, failure), b""
+                before = failure.sha256
+            await asyncio.sleep(pause)
+
+    async def _once(self, task: Task, host: Host) -> tuple[Outcome, bytes] | Task:
+        async with host.visit() as place, self._room:
+            answer = await self._asker.get(task.url)
+            place.leave()  # others may ask this host while the image is decoded and written
+            host.answered()
+            task = replace(task, requests=task.requests + 1)
+            if answer.moved is None:
+                return await self._kept(task, answer)
+        if task.hops >= self._config.limits.max_redirects:
+            raise Failed(Status.SOURCE_DENIED, f"redirected more than {task.hops} times", http_status=answer.http_status)
+        return replace(task, url=answer.moved, hops=task.hops + 1)
+
+    async def _kept(self, task: Task, answer: Answer) -> tuple[Outcome, bytes]:
+        whole = await asyncio.wrap_future(self._checker.check(answer.data))
+        place = await self._written(self._keeper.keep, task, answer.data, whole.format, answer.content_type)
+        return self._good(task, answer.data, whole, place, 200), answer.data
+
+    def _tell_host(self, host: Host, failure: Failed) -> None:
+        if (failure.asked and failure.status == Status.SOURCE_THROTTLED) or failure.wait_s is not None:
+            host.throttled(failure.wait_s)
+        elif failure.asked and failure.answered:
+            host.answered()
+
+    async def _written(self, function: Callable[..., T], *arguments: Any) -> T:
+        return await self._loop.run_in_executor(self._writers, function, *arguments)
+
+    def _good(self, task: Task, data: bytes, whole: Whole, place: str | None, http_status: int | None) -> Outcome:
+        facts = {"sha256": whole.sha256, "format": whole.format, "width": whole.width, "height": whole.height, "size_bytes": len(data)}
+        asked = {"http_status": http_status, "requests": task.requests, "final_url": strip_secrets(task.url)}
+        return Outcome(task.id, task.wanted, OK, None, place, **facts, **asked)  # type: ignore[arg-type]
+
+    def _bad(self, task: Task, failure: Failed) -> Outcome:
+        return Outcome(task.id, task.wanted, failure.status, failure.detail, http_status=failure.http_status, requests=task.requests,
+                       final_url=strip_secrets(task.url))  # fmt: skip
+
+    def _faults(self) -> "_Faults":
+        return _Faults(self._told)
+
+
+class _Faults:
+    """What is no fault of a url ends the session: storage out of reach, or a bug. It is told, since nobody waits for a task's exception."""
+
+    def __init__(self, told: "queue.SimpleQueue[Told]") -> None:
+        self._told = told
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        fault = (
+            error
+            if isinstance(error, TouchstoneError)
+            else TouchstoneError(f"collecting failed: {said(error)}", hint="this looks like a bug")
+        )
+        self._told.put(Told(fault=fault))
+        return True

@@ -1,0 +1,103 @@
+"""What an audit of labels found, in sentences. Knows its document; computes no figure."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ray_app.evaluation.label_features import FEATURES
+from ray_app.metrics.class_differences import Difference
+
+_CANNOT = (
+    "A doubted label is not a wrong one: hard images, new generators and images of a kind that is rare here are doubted too. Look at them.",
+    "A wrong label that most images of its kind share is not doubted, because the classifier has learnt it.",
+)
+
+
+def difference_text(one: Difference, fakes: str = "the fakes") -> str:
+    """A difference as a sentence, the class that has more of it first."""
+    what, unit = FEATURES[one.name]
+    if isinstance(one.value, str):
+        said = (
+            f"{one.value} as {what}"
+            if what in ("file ending", "colour mode", "colour subsampling", "EXIF orientation")
+            else f"{what} {one.value}"
+        )
+        said = "are " + one.value if what == "format" else f"have {said}"
+    else:
+        said = f"have a {what} of at most {_number(one.value)}{' ' + unit if unit else ''}"
+    sides = sorted([(one.fake, fakes), (one.real, "the real images")], key=lambda side: -side[0])
+    (more, first), (less, second) = sides
+    share = f"All {first.removeprefix('the ')}" if more == 1 and not first.startswith("those") else f"{_percent(more)} of {first}"
+    return f"{share} {said}, and {'none' if less == 0 else _percent(less)} of {second}."
+
+
+def headline(document: Mapping[str, Any]) -> str:
+    """What stands first, in one sentence."""
+    strong = [one for one in document["differences"] if one["strength"] == "strong"]
+    bytes_twice = _conflicts(document, "bytes")
+    if bytes_twice:
+        return f"{_counted(bytes_twice, 'picture')} stand under both labels."
+    if strong:
+        return strong[0]["text"]
+    doubted = sum((document["suspicious"] or {}).get("count", None) or {"": 0}.values()) if document["suspicious"] else 0
+    if document["shortcut"]["confounded"]:
+        return f"Metadata alone tell the classes apart, with an AUC of {document['shortcut']['auc']['value']:.2f}."
+    if doubted and doubted > 0.01 * document["suspicious"]["n"]:
+        return f"{_counted(doubted, 'label')} of {document['suspicious']['n']:,} are doubted."
+    return "Nothing alarming in what could be looked at."
+
+
+def remarks_on(document: Mapping[str, Any]) -> list[str]:
+    """What the audit cannot say, in sentences."""
+    return [*document["warnings"], *_on_facts(document), *_on_suspects(document)]
+
+
+def _on_facts(document: Mapping[str, Any]) -> Iterator[str]:
+    if "width" not in document["known"]:
+        yield (
+            "Formats, sizes and qualities are not known: --read reads them from the files, and a run of touchstone score has them "
+            "(touchstone labels RUN --labels INDEX)."
+        )
+    known = {one["kind"]: one["known"] for one in document["conflicts"]}
+    missing = [word for kind, word in (("bytes", "sha256"), ("looks", "perceptual hash")) if not known[kind]]
+    if missing:
+        yield f"Images have no {' and no '.join(missing)}, so that pictures under both labels could not be looked for by {'it' if len(missing) == 1 else 'them'}."
+    if document["shortcut"]["confounded"]:
+        yield (
+            "Where files tell the classes apart, a detector that is trained or measured here may read files: compress both classes alike, or "
+            "compare within one format and size."
+        )
+
+
+def _on_suspects(document: Mapping[str, Any]) -> Iterator[str]:
+    found = document["suspicious"]
+    if found is None:
+        yield "No label was doubted: that takes a run (touchstone score … --features NAME, then touchstone labels RUN --labels INDEX)."
+        return
+    if found["why"]:
+        yield f"No label was doubted: {found['why']}."
+        return
+    yield from _CANNOT
+    if found["source"].startswith("the scores"):
+        yield "Doubts rest on the scores of detectors: where one was trained on these very images, it has learnt their labels and doubts none."
+    if document["shortcut"]["confounded"]:
+        yield "Since files tell the classes apart, an image may be doubted for its format or size alone."
+    if found["left_out"]:
+        yield f"{found['left_out']:,} labelled images were not looked at for doubts (a sample, or no features of them)."
+
+
+def _conflicts(document: Mapping[str, Any], kind: str) -> int:
+    return next((one["values"] for one in document["conflicts"] if one["kind"] == kind), 0)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _percent(share: float) -> str:
+    if 0 < share < 0.01:
+        return "under 1 %"
+    return "over 99 %" if 0.99 < share < 1 else f"{share:.0%}".replace("%", " %")
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"

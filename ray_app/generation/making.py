@@ -1,0 +1,210 @@
+"""Blocks of orders → files and rows. Where memory is short the batch halves; a failed image is a row. Knows no Ray.
+
+The rows of a block are written last: a block whose rows are there is done, and one that died in its middle is made again, to the same
+names and the same bytes.
+"""
+
+import hashlib
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from ray_app.archives import MemberReader, read_referenced
+from ray_app.errors import ClusterError, InputError, Status, said
+from ray_app.generation.cards import PipelineCard
+from ray_app.generation.config import GenerateConfig
+from ray_app.generation.encoding import Mark, encode
+from ray_app.generation.models import Model
+from ray_app.generation.orders import Block, Order
+from ray_app.generation.pictures import binary, covered, drawn_mask, pasted, resized_like, share_of
+from ray_app.generation.pipelines import LoadedPipeline, Made, Picture
+from ray_app.generation.rows import BLANKED, FAILED, OK, SCHEMA, row_of
+from ray_app.images import decode_image
+from ray_app.scoring.attempts import is_want_of_memory
+from ray_app.storage import Fetcher, Store, strip_secrets
+
+Rows = dict[int, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every worker needs to know. Picklable."""
+
+    store: Store
+    card: PipelineCard
+    model: Model
+    config: GenerateConfig
+    device: str
+    precision: str
+
+    @property
+    def steps(self) -> int:
+        """The config's, else the card's."""
+        return self.config.steps or self.card.steps
+
+    @property
+    def guidance(self) -> float:
+        """The config's, else the card's."""
+        return self.card.guidance if self.config.guidance is None else self.config.guidance
+
+    def same(self) -> dict[str, Any]:
+        """The columns that are the same in every row."""
+        import diffusers
+
+        lora = self.card.lora
+        return {
+            "generator": self.config.generator or self.card.label, "pipeline": self.card.name, "model": strip_secrets(self.model.place),
+            "revision": self.model.revision, "lora": f"{lora.model} × {lora.scale:g}" if lora else None,
+            "diffusers": diffusers.__version__, "precision": self.precision, "steps": self.steps, "guidance": self.guidance,
+            "strength": self.card.strength if self.card.task == "inpainting" else None,
+        }  # fmt: skip
+
+
+@dataclass
+class Maker:
+    """Makes blocks, one after the other, with one loaded pipeline. `batch`: images at once, as memory allows by now."""
+
+    job: Job
+    batch: int = 0
+    _pipeline: LoadedPipeline | None = field(default=None, repr=False)
+
+    def __call__(self, block: Block) -> dict[str, int]:
+        """Make, write and commit one block; {images, bad}. Raises ClusterError when not even one image fits into memory, DetectorError
+        when the pipeline cannot be loaded, StorageError when the directory is out of reach.
+        """
+        self._ready()
+        rows: Rows = {}
+        pictures = dict(self._pictures(block.orders, rows))
+        waiting = [order for order in block.orders if order.index not in rows]
+        while waiting:
+            now, waiting = waiting[: self.batch], waiting[self.batch :]
+            for order, made in self._made(now, pictures, rows):
+                rows[order.index] = self._kept(order, made, pictures.get(order.index))
+        table = pa.Table.from_pylist([rows[order.index] for order in block.orders], SCHEMA)
+        file = io.BytesIO()
+        pq.write_table(table, file, compression="zstd")
+        self.job.store.write(block.path, file.getvalue())
+        return {"images": len(rows), "bad": sum(row["status"] != OK for row in rows.values())}
+
+    def _ready(self) -> None:
+        if self._pipeline is None:
+            job = self.job
+            try:
+                self._pipeline = LoadedPipeline(job.card, job.model, device=job.device, precision=job.precision)
+            except Exception as error:
+                if not is_want_of_memory(error):
+                    raise
+                raise _too_small(job, "its weights do not fit", error) from error
+            self.batch = job.config.batch or job.card.batch
+            self._same = job.same()
+            self._reader = MemberReader(Fetcher(job.config.retry), max_bytes=job.config.limits.max_bytes)
+
+    # -- pictures to be altered --------------------------------------------------------------------------
+
+    def _pictures(self, orders: Sequence[Order], rows: Rows) -> Iterator[tuple[int, Picture]]:
+        """The real images of inpainting orders; an order whose image cannot be had gets its row."""
+        if self.job.card.task != "inpainting":
+            return
+        members = [order.prompt.image for order in orders if order.prompt.image is not None]
+        assert len(members) == len(orders), "an inpainting order without an image"
+        for order, (_, data) in zip(orders, self._reader.read(members), strict=True):
+            try:
+                if isinstance(data, InputError):
+                    raise data
+                yield order.index, self._picture(order, data)
+            except InputError as refused:
+                rows[order.index] = self._row(order, status=refused.status.value, detail=refused.detail)
+
+    def _picture(self, order: Order, data: bytes) -> Picture:
+        real = decode_image(data, self.job.config.limits).pixels
+        if order.prompt.mask is None:
+            return Picture(covered(real, order.size), drawn_mask(order.size, order.seed, self.job.config.masks))
+        mask = decode_image(self._mask_bytes(order.prompt.mask), self.job.config.limits).pixels
+        if mask.size != real.size:
+            raise InputError(Status.CORRUPT_IMAGE, f"its mask is {mask.size}, the image {real.size}")
+        mask = covered(binary(mask), order.size, mask=True)
+        if not share_of(mask):
+            raise InputError(Status.CORRUPT_IMAGE, "its mask is empty: nothing would be altered")
+        return Picture(covered(real, order.size), mask)
+
+    def _mask_bytes(self, place: str) -> bytes:
+        fetcher = Fetcher(self.job.config.retry)
+        return read_referenced(place, fetcher) if "#row=" in place else fetcher.fetch(place, "", self.job.config.limits.max_bytes)
+
+    # -- the pipeline ------------------------------------------------------------------------------------
+
+    def _made(self, orders: Sequence[Order], pictures: dict[int, Picture], rows: Rows) -> Iterator[tuple[Order, Made]]:
+        """What the pipeline makes of a batch; halved while memory is short, and one by one where the batch raises anything else."""
+        assert self._pipeline is not None
+        try:
+            given = [pictures[order.index] for order in orders] if pictures else []
+            made = self._pipeline.make(orders, given, steps=self.job.steps, guidance=self.job.guidance)
+        except Exception as error:
+            if is_want_of_memory(error):
+                self._halve(len(orders), error)
+            elif len(orders) == 1:
+                rows[orders[0].index] = self._row(orders[0], status=FAILED, detail=said(error))
+                return
+            size = self.batch if is_want_of_memory(error) else 1
+            parts = [orders[start : start + size] for start in range(0, len(orders), size)]
+        else:
+            yield from zip(orders, made, strict=True)
+            return
+        for part in parts:  # outside of the handler, whose frames hold tensors
+            yield from self._made(part, pictures, rows)
+
+    def _halve(self, tried: int, error: Exception) -> None:
+        if tried == 1:
+            raise _too_small(self.job, "not even one image at once fits", error) from error
+        self.batch = max(1, tried // 2)
+        _give_back_memory()
+
+    # -- files and rows ----------------------------------------------------------------------------------
+
+    def _kept(self, order: Order, made: Made, picture: Picture | None) -> dict[str, Any]:
+        if made.blanked:
+            detail = "the pipeline's safety checker put black in its place"
+            return self._row(order, latents_sha256=made.latents_sha256, blanked=True, status=BLANKED, detail=detail)
+        job = self.job
+        image, found = made.image, dict[str, Any]()
+        if picture is not None:
+            image = pasted(picture.real, image, picture.mask) if job.config.paste else image
+            found = self._keep_mask(order, picture.mask)
+        image = resized_like(image, order.look.size)
+        mark: Mark = "trainedAlgorithmicMedia" if picture is None else "compositeWithTrainedAlgorithmicMedia"
+        data = encode(image, order.look, mark if job.config.mark else None)
+        job.store.write(order.image_path, data)
+        return self._row(order, uri=order.image_path, width=image.width, height=image.height, latents_sha256=made.latents_sha256,
+                         sha256=hashlib.sha256(data).hexdigest(), **found)  # fmt: skip
+
+    def _keep_mask(self, order: Order, mask: Image.Image) -> dict[str, Any]:
+        mask = binary(resized_like(mask, order.look.size))
+        file = io.BytesIO()
+        mask.save(file, "PNG")
+        self.job.store.write(order.mask_path, file.getvalue())
+        return {"mask": order.mask_path, "mask_share": share_of(mask)}
+
+    def _row(self, order: Order, **found: Any) -> dict[str, Any]:
+        return row_of(order, self._same, **found)
+
+
+def _too_small(job: Job, what: str, error: Exception) -> ClusterError:
+    return ClusterError(
+        f"{job.card.name}: {what} into the memory of the {job.device} ({said(error)})",
+        hint="a larger device, --set precision=bf16, or smaller sizes in another --out",
+    )
+
+
+def _give_back_memory() -> None:
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,132 @@
+"""One pipeline of diffusers on one device: orders → pictures, each from its own noise. Knows torch and diffusers; writes nothing.
+
+Every image has a generator of its own on the CPU, seeded with its own seed: what it starts from depends neither on the images beside it
+nor on the device. Of what the pipeline then really starts from, a hash is kept.
+"""
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from ray_app.errors import ConfigError, DetectorError, said
+from ray_app.generation.cards import PipelineCard
+from ray_app.generation.models import Model, is_offline, pipeline_class
+from ray_app.generation.orders import Order
+from ray_app.scoring.attempts import is_want_of_memory
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A real image and where it is to be altered (mode L, 255 inside), both of the order's size."""
+
+    real: Image.Image
+    mask: Image.Image
+
+
+@dataclass(frozen=True)
+class Made:
+    """`latents_sha256`: of the noise that the image started from. `blanked`: the pipeline's safety checker put black in its place."""
+
+    image: Image.Image
+    latents_sha256: str
+    blanked: bool
+
+
+class LoadedPipeline:
+    """A card's pipeline with its weights, its LoRA fused. Raises DetectorError where it cannot be loaded."""
+
+    def __init__(self, card: PipelineCard, model: Model, *, device: str, precision: str) -> None:
+        import torch
+
+        self._card = card
+        kind = pipeline_class(card)
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
+        asked: dict[str, Any] = {} if model.is_local else {"revision": model.commit, "local_files_only": is_offline()}
+        try:
+            _quieten()
+            self._pipeline = kind.from_pretrained(model.place, torch_dtype=dtype, variant=card.variant, **asked)
+            _fuse(self._pipeline, card)
+            self._pipeline = self._pipeline.to(device)
+        except Exception as error:  # transformers, diffusers and safetensors each have errors of their own
+            if is_want_of_memory(error):
+                raise
+            raise DetectorError(f"{card.name}: cannot load {model.place} as {card.diffusers_class}: {said(error)}") from error
+        self._pipeline.set_progress_bar_config(disable=True)
+        self._noise = _Noise(self._pipeline, at=1 if card.task == "inpainting" else 0)
+
+    def make(self, orders: Sequence[Order], pictures: Sequence[Picture] = (), *, steps: int, guidance: float) -> list[Made]:
+        """A picture for each order of one size, in their order; an inpainting pipeline takes as many `pictures`.
+
+        Raises whatever the pipeline raises; what it says of memory is told by `is_want_of_memory`.
+        """
+        import torch
+
+        width, height = orders[0].size
+        given: dict[str, Any] = {
+            "prompt": [order.prompt.text for order in orders],
+            "generator": [torch.Generator("cpu").manual_seed(order.seed) for order in orders],
+            "num_inference_steps": steps,
+            "guidance_scale": guidance,
+            "width": width,
+            "height": height,
+            **self._card.arguments,
+        }
+        if self._card.negative and any(order.prompt.negative for order in orders):
+            given["negative_prompt"] = [order.prompt.negative or "" for order in orders]
+        if self._card.task == "inpainting":
+            given |= {
+                "image": [one.real for one in pictures],
+                "mask_image": [one.mask for one in pictures],
+                "strength": self._card.strength,
+            }
+        with torch.inference_mode():
+            out = self._pipeline(**given)
+        blanked = getattr(out, "nsfw_content_detected", None) or [False] * len(orders)
+        return [Made(*one) for one in zip(out.images, self._noise.hashes(), map(bool, blanked), strict=True)]
+
+
+class _Noise:
+    """Listens to what `prepare_latents` of a pipeline gives: alone, or the `at`-th of several (inpainting: latents, noise, …)."""
+
+    def __init__(self, pipeline: Any, *, at: int) -> None:
+        self._at, self._prepare, self._last = at, pipeline.prepare_latents, None
+        pipeline.prepare_latents = self._listening
+
+    def _listening(self, *args: Any, **named: Any) -> Any:
+        out = self._prepare(*args, **named)
+        self._last = out[self._at] if isinstance(out, tuple) else out
+        return out
+
+    def hashes(self) -> list[str]:
+        """SHA-256 of each image's own tensor in the last call, over its bytes."""
+        import torch
+
+        assert self._last is not None, "the pipeline prepared no latents"
+        rows = self._last.detach().cpu().contiguous().flatten(1).view(torch.uint8)
+        return [hashlib.sha256(row.numpy().tobytes()).hexdigest() for row in rows]
+
+
+def _fuse(pipeline: Any, card: PipelineCard) -> None:
+    if card.lora is None:
+        return
+    if not hasattr(pipeline, "load_lora_weights"):
+        raise ConfigError(f"{card.name}: {card.diffusers_class} takes no LoRA")
+    asked = {key: value for key, value in (("weight_name", card.lora.weight_name), ("revision", card.lora.revision)) if value}
+    pipeline.load_lora_weights(card.lora.model, **asked)
+    pipeline.fuse_lora(lora_scale=card.lora.scale)
+    pipeline.unload_lora_weights()
+
+
+def _quieten() -> None:
+    """No bars and no remarks on stderr, where the progress line of a run stands."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    logging.getLogger("diffusers").setLevel(logging.ERROR)

@@ -1,0 +1,119 @@
+"""Networks that speak about what they are given, and the search for what they are likeliest to say. Knows torch and transformers.
+
+What such a network says of one image never depends on its company: batches always have the same number of rows, filled up where fewer are
+left.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from ray_app.errors import DetectorError
+from ray_app.profiling.cards import DescriberCard
+from ray_app.profiling.describing.described import Described
+from ray_app.profiling.describing.words import Words
+
+SLOTS = 8  # rows of a batch where the card says nothing
+_BUFFERS = ("position_ids",)  # that older files hold and no network reads
+
+
+class Speaking(Protocol):
+    """A network that was trained, or can be, to say a text about what it is given."""
+
+    @property
+    def body(self) -> nn.Module:
+        """What the file of its weights holds."""
+        ...
+
+    def __call__(self, given: torch.Tensor, spoken: torch.Tensor) -> torch.Tensor:
+        """`given` (n, …), and `spoken` (n, L) numbers of which the first begins the text → logits (n, L, V) of the next one each."""
+        ...
+
+    def asked(self, given: torch.Tensor) -> tuple[Any, dict[str, torch.Tensor]]:
+        """The transformers model to generate with, and what to give it."""
+        ...
+
+
+def load_body(network: Speaking, state: Mapping[str, torch.Tensor], where: str) -> None:
+    """Load weights of which every key and shape fits; of tensors that are one in the network, the file may hold one.
+
+    Raises DetectorError that names what does not fit.
+    """
+    body = network.body
+    own = body.state_dict()
+    state = {key: tensor for key, tensor in state.items() if key in own or not key.endswith(_BUFFERS)}
+    held = {own[key].data_ptr() for key in state if key in own}
+    missing = [key for key in own if key not in state and own[key].data_ptr() not in held]
+    faults = {
+        "missing": missing,
+        "unexpected": [key for key in state if key not in own],
+        "of another shape": [key for key in state if key in own and own[key].shape != state[key].shape],
+    }
+    if any(faults.values()):
+        told = "; ".join(f"{len(keys)} {fault} ({', '.join(keys[:3])})" for fault, keys in faults.items() if keys)
+        raise DetectorError(f"{where}: the weights do not fit the network: {told}", hint="check architecture in the card")
+    body.load_state_dict(dict(state), strict=False)
+
+
+def body_state(network: Speaking) -> dict[str, torch.Tensor]:
+    """Weights as a file holds them: each tensor once, contiguous, on the CPU."""
+    seen: set[int] = set()
+    state = {}
+    for key, tensor in network.body.state_dict().items():
+        if tensor.data_ptr() not in seen:
+            seen.add(tensor.data_ptr())
+            state[key] = tensor.detach().to("cpu").contiguous()
+    return state
+
+
+def likeliest(network: Speaking, given: torch.Tensor, words: Words, card: DescriberCard) -> list[Described]:
+    """What a network says of each row of `given`: beams, no repeated n-grams, at most so many tokens, as the card says.
+
+    Likelihood: the mean of the log-probabilities of the tokens said, the end included, as the network gave them before the search forbade
+    repetitions.
+    """
+    from transformers import GenerationConfig
+
+    model, inputs = network.asked(given)
+    config = GenerationConfig(  # type: ignore[no-untyped-call]
+        do_sample=False, num_beams=card.beams, no_repeat_ngram_size=card.no_repeat, max_new_tokens=card.most_tokens,
+        bos_token_id=words.begin, decoder_start_token_id=words.begin, eos_token_id=words.end, pad_token_id=words.pad,
+        return_dict_in_generate=True, output_logits=True,
+    )  # fmt: skip
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Passing `no_repeat_ngram_size`")  # of a prefix, in which there are no words to repeat
+        found = model.generate(**inputs, generation_config=config)
+        scores = model.compute_transition_scores(found.sequences, found.logits, getattr(found, "beam_indices", None), normalize_logits=True)
+    return _described(found.sequences[:, -scores.shape[1] :].tolist(), scores.float().tolist(), words)
+
+
+def _described(spoken: Sequence[Sequence[int]], scores: Sequence[Sequence[float]], words: Words) -> list[Described]:
+    found = []
+    for ids, chances in zip(spoken, scores, strict=True):
+        said = ids.index(words.end) + 1 if words.end in ids else len(ids)
+        found.append(Described(words.text(ids), min(float(np.mean(chances[:said])), 0.0)))
+    return found
+
+
+def in_batches(given: npt.NDArray[Any], slots: int, describe: Callable[[npt.NDArray[Any]], Sequence[Described]]) -> list[Described]:
+    """What `describe` says of (n, …) in batches of exactly `slots` rows; the last is filled up with zeros."""
+    said: list[Described] = []
+    for start in range(0, len(given), slots):
+        part = given[start : start + slots]
+        full = np.zeros((slots, *given.shape[1:]), given.dtype)
+        full[: len(part)] = part
+        said += describe(full)[: len(part)]
+    return said
+
+
+def read_weights(card: DescriberCard, path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a card's file under their published names. Raises DetectorError."""
+    from ray_app.detectors.checkpoints import read_state_dict
+
+    return read_state_dict(path, card.weights)

@@ -1,0 +1,104 @@
+"""A run's images as pages of tiles: each with its verdict, and the generator and words that are known and those that are predicted.
+
+Knows tiles and pages; reads no run and no image. A page loads nothing: its pictures stand in it.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from ray_app.profiling.generators import family_title, title_of
+from ray_app.reports.page import jpeg_uri, render
+from ray_app.reports.profile_words import NEAREST, WORDS, beginning, said_generator
+
+_CUT = 160  # characters of a prompt before it folds
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One image: its result row (`runs.schema`) as a dictionary, and its picture as JPEG bytes, or in words why there is none."""
+
+    row: Mapping[str, Any]
+    picture: bytes | None
+    why: str = ""
+
+
+class Place(NamedTuple):
+    """Which page of how many, both from 1."""
+
+    page: int
+    pages: int
+
+    @property
+    def before(self) -> str | None:
+        """The page before this one."""
+        return page_name(self.page - 1) if self.page > 1 else None
+
+    @property
+    def after(self) -> str | None:
+        """The page after this one."""
+        return page_name(self.page + 1) if self.page < self.pages else None
+
+
+class Words(NamedTuple):
+    """What a tile says of generator or words, and who says it; `opening`: the first of it, where it is long."""
+
+    term: str
+    said: str
+    opening: str | None
+    small: str = ""
+
+
+def page_name(page: int) -> str:
+    """The file of a page, from 1; the first is `index.html`."""
+    return "index.html" if page == 1 else f"page-{page:05d}.html"
+
+
+def render_gallery_page(tiles: Sequence[Tile], place: Place, *, run: str, shown: str, images: int, first: int, version: str = "") -> str:
+    """One page. `shown`: which images of the run, in words; `images`: how many on all pages; `first`: number of the first tile."""
+    return render(
+        "gallery.html",
+        tiles=[(tile, jpeg_uri(tile.picture) if tile.picture else None, said_of(tile.row)) for tile in tiles],
+        place=place,
+        first_page=page_name(1),
+        last_page=page_name(place.pages),
+        run=run,
+        shown=shown,
+        images=images,
+        first=first,
+        version=version,
+        notes=(NEAREST, WORDS),
+        is_uncalibrated=any(tile.row["calibrated"] is False for tile in tiles),
+        is_profiled=any("generator_confidence" in tile.row or "prompt_likelihood" in tile.row for tile in tiles),
+    )
+
+
+def said_of(row: Mapping[str, Any]) -> list[Words]:
+    """Generator and words of a row, what is known before what is predicted; nothing of what nobody said."""
+    given = row.get("input") or {}
+    probability, likelihood = row.get("generator_probability"), row.get("prompt_likelihood")
+    named = said_generator(row.get("predicted_generator"), row.get("generator_family"), row.get("generator_ranking"))
+    sure = f"{100 * probability:.0f} % among the known" if row.get("predicted_generator") and probability is not None else ""
+    entries = [
+        ("Label", given.get("label"), ""),
+        ("Generator, known", _title(given.get("generator")), ""),
+        ("Generator, were it fake" if row.get("verdict") == "real" else "Generator, predicted", named, sure),
+        ("Words, known", given.get("prompt"), ""),
+        ("Words, predicted", row.get("predicted_prompt"), _likelihood(likelihood)),
+    ]
+    texts = [(term, str(said), small) for term, said, small in entries if said not in (None, "")]
+    return [Words(term, said, beginning(said, _CUT) if len(said) > _CUT else None, small) for term, said, small in texts]
+
+
+def _likelihood(value: float | None) -> str:
+    return "" if value is None or math.isnan(value) else f"likelihood {value:.2f}"
+
+
+def _title(name: Any) -> str | None:
+    """A generator as its data set calls it, with its title where that is another word."""
+    if name is None or name == "":
+        return None
+    title = title_of(str(name))
+    title = family_title(str(name)) if title == str(name) else title
+    return str(name) if title == str(name) else f"{title} ({name})"

@@ -1,0 +1,163 @@
+"""`touchstone gallery`: a finished run as pages of pictures with what is known and said of them, written page by page.
+
+Streams: rows and manifest side by side, one page of pictures in memory. Nothing of the files but small new pictures is kept.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ray_app import __version__
+from ray_app.archives import Member, MemberReader, iter_blocks, manifests, member_rows, read_block, read_vanished
+from ray_app.errors import ClusterError, ConfigError, InputError, Status
+from ray_app.images import ImageLimits
+from ray_app.reports.gallery import Place, Tile, page_name, render_gallery_page
+from ray_app.reports.wording import VERDICT_WORDS, meaning, visible
+from ray_app.runs import RunDirectory, current_tables
+from ray_app.runs.directory import Published
+from ray_app.runs.profiles import COLUMNS as PROFILE
+from ray_app.runs.profiles import UNKNOWN, of_generator
+from ray_app.scoring.progress import Progress
+from ray_app.scoring.thumbnails import thumbnail
+from ray_app.storage import Fetcher, Store
+
+SIDE_PX = 320
+PER_PAGE = 60
+NOTE = "gallery.json"  # what a gallery is known by; written last
+_SHOWN = ["image_id", "uri", "member", "input", "status", "detail", "probability", "calibrated", "verdict", *PROFILE]
+_CHOSEN = ["image_id", "score", "verdict", "predicted_generator", "generator_family", "generator_confidence"]
+_PAGE = re.compile(r"page-\d{5,}\.html")
+
+
+class Choice(NamedTuple):
+    """Which images are shown: of a verdict, of a generator or family (`unknown`: of none that is known), the `most` highest scores."""
+
+    verdict: str | None = None
+    generator: str | None = None
+    most: int | None = None
+
+    def rows(self, table: pa.Table) -> pa.Table:
+        """Those of a table, but for `most`."""
+        if self.verdict is not None:
+            table = table.filter(pc.fill_null(pc.equal(table["verdict"].cast(pa.string()), self.verdict), False))
+        return table if self.generator is None else of_generator(table, self.generator)
+
+    @property
+    def words(self) -> str:
+        """The same for people."""
+        parts = [VERDICT_WORDS[self.verdict]] if self.verdict else []
+        if self.generator:
+            parts.append("like no known generator" if self.generator == UNKNOWN else f"said to be of {visible(self.generator)}")
+        parts += ["the highest scores"] if self.most else []
+        return ", ".join(parts) or "the whole run"
+
+
+_ALL = Choice()
+
+
+def make_gallery(url: str, out: str, choice: Choice = _ALL, *, per_page: int = PER_PAGE, quiet: bool = False) -> dict[str, Any]:
+    """Write the gallery of the run at `url` to `out` (any fsspec URL) and return what `gallery.json` says of it.
+
+    Images stand in the order of the archive, so that the same run gives the same pages. One that cannot be read is a tile that says so.
+    Raises ConfigError where no run has finished, where it has no profile to choose a generator by, or `out` holds something else.
+    """
+    run, store = RunDirectory.open(url), Store.open(out)
+    described = run.describe_finished()
+    run.check_settled()
+    _check_profile(described, url, choice)
+    _check_free(store)
+    chosen, images = _chosen(run, choice)
+    pages = max(math.ceil(images / per_page), 1)
+    tiles = _tiles(run, choice, chosen, ImageLimits(**described["identity"].get("limits", {})))
+    progress = Progress(images, done=0, name="gallery") if images and not quiet else None
+    for page in range(1, pages + 1):
+        some = list(islice(tiles, per_page))
+        html = render_gallery_page(some, Place(page, pages), run=run.store.url, shown=choice.words, images=images,
+                                   first=(page - 1) * per_page + 1, version=__version__)  # fmt: skip
+        store.write(page_name(page), html.encode())
+        if progress is not None:
+            progress.advance(len(some), sum(tile.picture is None for tile in some))
+    if progress is not None:
+        progress.close()
+    return _ended(store, {"run": run.store.url, "out": store.url, **choice._asdict(), "images": images, "pages": pages})
+
+
+def _check_profile(described: dict[str, Any], url: str, choice: Choice) -> None:
+    if choice.generator is not None and not (described["ensemble"].get("profile") or {}).get("identifier"):
+        raise ConfigError(f"{url}: this run named no generators", hint="score with an ensemble whose `profile` has an identifier")
+
+
+def _check_free(store: Store) -> None:
+    names = store.names("")
+    if (names or store.folders("")) and NOTE not in names:
+        raise ConfigError(f"{store.url} is not empty, and no gallery", hint="give another --out")
+
+
+def _ended(store: Store, facts: dict[str, Any]) -> dict[str, Any]:
+    """Remove the pages of a longer gallery that was here, and say what is."""
+    for name in store.names(""):
+        if _PAGE.fullmatch(name) and name > page_name(facts["pages"]):
+            store.delete(name)
+    store.write(NOTE, json.dumps(facts, indent=2, ensure_ascii=False).encode())
+    return facts
+
+
+def _chosen(run: RunDirectory, choice: Choice) -> tuple[npt.NDArray[np.int64] | None, int]:
+    """The sorted ids of the `most` highest scores (None: all that are chosen), and how many are shown. Holds no more than it gives."""
+    ids, scores, count = np.empty(0, np.int64), np.empty(0), 0
+    for table in current_tables(run, _CHOSEN):
+        rows = choice.rows(table)
+        count += len(rows)
+        if choice.most is not None:
+            ids = np.concatenate([ids, rows["image_id"].to_numpy()])
+            scores = np.concatenate([scores, pc.fill_null(rows["score"], -math.inf).to_numpy()])
+            best = np.argsort(-scores, kind="stable")[: choice.most]
+            ids, scores = ids[best], scores[best]
+    return (None, count) if choice.most is None else (np.sort(ids), len(ids))
+
+
+def _tiles(run: RunDirectory, choice: Choice, chosen: npt.NDArray[np.int64] | None, limits: ImageLimits) -> Iterator[Tile]:
+    reader = MemberReader(Fetcher(), max_bytes=limits.max_bytes)
+    gone = pa.array(read_vanished(run.store, manifests(run.store)[-1]))
+    for file in run.published():
+        members = _members(run, file)
+        for table in run.file_tables(file, _SHOWN):
+            listed = {member.image_id: member for member in islice(members, len(table))}
+            if len(listed) != len(table):
+                raise ClusterError(f"{run.store.url}: {file.path} is not as its manifest", hint="please report this: it is a bug")
+            rows = choice.rows(table.filter(pc.invert(pc.is_in(table["image_id"], gone))))
+            if chosen is not None:
+                rows = rows.filter(pc.is_in(rows["image_id"], pa.array(chosen)))
+            for start in range(0, len(rows), PER_PAGE):
+                some = rows.slice(start, PER_PAGE).to_pylist()
+                yield from _pictured(reader, some, [listed[row["image_id"]] for row in some], limits)
+
+
+def _members(run: RunDirectory, file: Published) -> Iterator[Member]:
+    for ref in iter_blocks(run.store, file.manifest):
+        if file.first <= ref.block <= file.last:
+            yield from member_rows(read_block(run.store, ref))
+
+
+def _pictured(reader: MemberReader, rows: Sequence[dict[str, Any]], members: Sequence[Member], limits: ImageLimits) -> Iterator[Tile]:
+    """Tiles in order; what had no status `ok` when it was scored is not read again."""
+    read = reader.read([member for row, member in zip(rows, members, strict=True) if row["status"] == Status.OK])
+    for row in rows:
+        if row["status"] != Status.OK:
+            yield Tile(row, None, "; ".join(filter(None, [meaning(row["status"]) or row["status"], row["detail"]])))
+            continue
+        _, data = next(read)
+        try:
+            if isinstance(data, InputError):
+                raise data
+            yield Tile(row, thumbnail(data, limits, SIDE_PX))
+        except InputError as refused:
+            yield Tile(row, None, f"{meaning(refused.status)}: {refused.detail}" if refused.detail else meaning(refused.status))

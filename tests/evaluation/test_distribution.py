@@ -1,0 +1,146 @@
+"""Fakes in and out of distribution, of runs whose rows have what an identifier and a describer write, against plain counting."""
+
+import csv
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from ray_app.errors import ConfigError
+from ray_app.evaluation.config import EvaluateConfig
+from ray_app.evaluation.distribution import KNOWN, NEW_FAMILY, NEW_VERSION
+from ray_app.evaluation.protocols import load_protocol
+from ray_app.evaluation.run import evaluate
+from ray_app.metrics.texts import token_f1
+from ray_app.reports.evaluation_report import evaluation_lines
+from tests.evaluation.made import cut, write_run
+
+CLASSES = ["sd-1.5", "midjourney-6"]
+MAKERS = ["stable-diffusion", "midjourney-6", "midjourney-7", "imagen", "real:coco"]
+COLUMNS = {"generator_ranking": pa.list_(pa.string()), "generator_confidence": pa.float32(), "generator_family": pa.string()}
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+    """A finished run with columns of labels of its own; its identity names the identifier's classes."""
+    rng = np.random.default_rng(4)
+    folder, n = tmp_path_factory.mktemp("groups"), 200
+    makers = rng.choice(MAKERS, n)
+    fake = makers != "real:coco"
+    score = np.where(fake, 1, -1) + rng.normal(0, 1.5, n)
+    best = rng.integers(0, 2, n)
+    sure = rng.random(n).astype(np.float32)
+    words = np.array(["a red cat", "old man", "film grain", "a house"])
+    rows = {
+        "image_id": np.arange(n),
+        "uri": [f"/data/{one}.png" for one in range(n)],
+        "occurrence": [0] * n,
+        "status": ["ok"] * n,
+        "format": ["PNG"] * n,
+        "width": pa.array([100] * n, pa.int32()),
+        "height": pa.array([100] * n, pa.int32()),
+        "scores": pa.StructArray.from_arrays([pa.array(score, pa.float32())], ["a"]),
+        "score": score,
+        "probability": 1 / (1 + np.exp(-score)),
+        "verdict": np.where(score > 0, "fake", "real").tolist(),
+        "predicted_generator": [CLASSES[one] if there > 0.3 else None for one, there in zip(best, sure, strict=True)],
+        "generator_ranking": [[CLASSES[one], CLASSES[1 - one]] for one in best],
+        "generator_confidence": pa.array(sure),
+        "predicted_prompt": [", ".join(rng.choice(words, 2)) if value > 0 else None for value in score],
+        "input": pa.array([{"label": "fake" if is_fake else "real", "generator": maker, "prompt": ", ".join(rng.choice(words, 2)) if is_fake else None}
+                           for is_fake, maker in zip(fake, makers, strict=True)]),
+    }  # fmt: skip
+    run = write_run(folder / "run", cut(rows, [90]), ("a",), **COLUMNS, input=rows["input"].type)
+    described = run.describe()
+    described["identity"]["profile"] = {"identifier": {"name": "mine", "classes": CLASSES, "families": {}}, "describe": "flagged"}
+    run.write_json("run.json", described)
+    return folder, rows, makers, score
+
+
+def evaluated(folder, out="out", **settings):
+    config = EvaluateConfig(at=(str(folder / "run"),), out=str(folder / out), thumbnails=False, bootstrap=0, **settings)
+    return evaluate(config).document
+
+
+@pytest.fixture(scope="module")
+def document(case):
+    return evaluated(case[0])
+
+
+def test_an_identifier_s_classes_tell_the_groups(case, document):
+    _, rows, makers, score = case
+    groups = {one["name"]: one for one in document["groups"]["groups"]}
+    assert document["groups"]["by"] == "identifier"
+    assert {name: (one["distribution"], one["generators"]) for name, one in groups.items()} == {
+        KNOWN: ("in", ["midjourney-6", "stable-diffusion"]), NEW_VERSION: ("out", ["midjourney-7"]), NEW_FAMILY: ("out", ["imagen"]),
+        "all out of distribution": ("out", ["imagen", "midjourney-7"]),
+    }  # fmt: skip
+    mine = makers == "midjourney-7"
+    found = groups[NEW_VERSION]
+    assert found["n"] == mine.sum()
+    assert found["detection"]["a"]["tpr"]["value"] == pytest.approx((score[mine] > 0).mean())
+    both = mine | (makers == "real:coco")
+    auc = roc_auc_score(mine[both], score[both].astype(np.float32))
+    assert found["detection"]["a"]["auc"]["value"] == pytest.approx(auc, abs=1e-9)
+    said = np.array([one or "" for one in rows["predicted_generator"]])
+    assert found["identification"]["abstained"]["value"] == pytest.approx((said[mine] == "").mean())
+    assert found["identification"]["family_accuracy"]["value"] == pytest.approx((said[mine] == "midjourney-6").mean())
+    assert found["identification"]["accuracy"]["why"] == "no image of a known generator"
+    known = groups[KNOWN]["identification"]
+    right = [one == {"stable-diffusion": "sd-1.5"}.get(maker, maker) for one, maker in zip(said, makers, strict=True) if maker in MAKERS[:2]]
+    assert known["accuracy"]["value"] == pytest.approx(np.mean(right))
+    outside = groups["all out of distribution"]["detection"]["a"]["auc"]["value"]
+    away = np.isin(makers, ["imagen", "midjourney-7"])
+    chosen = away | (makers == "real:coco")
+    assert outside == pytest.approx(roc_auc_score(away[chosen], score[chosen].astype(np.float32)), abs=1e-9)
+
+
+def test_prompts_of_a_group_are_those_of_its_images(case, document):
+    _, rows, makers, _ = case
+    pairs = [(said, one["prompt"]) for said, one, maker in zip(rows["predicted_prompt"], rows["input"].to_pylist(), makers, strict=True)
+             if maker == "imagen" and said]  # fmt: skip
+    found = next(one for one in document["groups"]["groups"] if one["name"] == NEW_FAMILY)["prompts"]["token_f1"]
+    assert (found["value"], found["n"]) == (pytest.approx(token_f1(*zip(*pairs, strict=True)).value), len(pairs))
+    assert document["prompts"]["with_both"] == sum(said is not None and maker != "real:coco" for said, maker in zip(rows["predicted_prompt"], makers, strict=True))
+
+
+def test_every_figure_is_a_line_of_the_table_of_figures(case, document):
+    lines = list(csv.DictReader((case[0] / "out" / "metrics.csv").open()))
+    there = {(one["scope"], one["figure"]) for one in lines}
+    assert ("groups", f"groups.{NEW_VERSION}.detection.a.tpr") in there
+    assert ("groups", f"groups.{KNOWN}.prompts.token_f1") in there
+    assert ("identification", "families.classes.midjourney.recall") in there
+    json.dumps(document, allow_nan=False)
+
+
+def test_the_terminal_is_told(document):
+    lines = "\n".join(evaluation_lines(document))
+    assert "Generators named" in lines
+    assert NEW_VERSION in lines
+
+
+def test_dflip_s_first_version_has_groups_of_its_own(case):
+    folder, rows, makers, score = case
+    found = evaluated(folder, "v1", protocol="dflip-v1")
+    groups = {one["name"]: (one["distribution"], one["n"]) for one in found["groups"]["groups"]}
+    assert found["groups"]["by"] == "protocol"
+    assert groups["mj"] == ("in", np.isin(makers, MAKERS[1:3]).sum())
+    assert groups["imagen"] == ("out", (makers == "imagen").sum())
+    assert groups["parti"] == ("out", 0)
+    named = found["identification"]
+    assert named["detection"]["accuracy"]["value"] == pytest.approx(((score > 0) == (makers != "real:coco")).mean())
+    truth = {"stable-diffusion": "sd", "midjourney-6": "mj", "midjourney-7": "mj", "real:coco": "real"}
+    said = ["real" if verdict == "real" else "mj" if name == "midjourney-6" else "sd" for verdict, name in zip(rows["verdict"], rows["predicted_generator"], strict=True)]
+    right = [truth[maker] == one for maker, one in zip(makers, said, strict=True) if maker in truth]
+    assert named["accuracy"]["value"] == pytest.approx(np.mean(right))
+    assert named["plain"]["accuracy"]["n"] == np.isin(makers, MAKERS[:2]).sum()
+    assert len(named["flaws"]) == 6
+
+
+def test_groups_name_rows_that_there_are(tmp_path):
+    assert load_protocol("dflip-v1").groups.out == ("imagen", "parti", "sdftood")
+    (tmp_path / "p.yaml").write_text("{name: p, title: t, source: s, what: w, averages: a, automatic: [generators], groups: {in: [x]}}")
+    with pytest.raises(ConfigError, match="groups: no row is called x"):
+        load_protocol(tmp_path / "p.yaml")

@@ -1,0 +1,114 @@
+"""A run with a profile, scored for real in this process: pictures with known words, an identifier, a retrieval of prompts."""
+
+import csv
+import io
+from dataclasses import replace
+
+import numpy as np
+from PIL import Image
+
+from ray_app.archives import BlockPlan, iter_blocks, list_members, member_rows, open_source, read_block
+from ray_app.detectors import load_card
+from ray_app.detectors.embeddings import embedding_facts
+from ray_app.ensembles import Profile, Thresholds, ensemble_of
+from ray_app.images import ImageLimits
+from ray_app.images.provenance import ProvenancePolicy
+from ray_app.inference import BatchDecoder, BlockReader, StageClock, judge, make_spec
+from ray_app.inference.scoring import EnsembleScorer
+from ray_app.profiling.describing.loading import load_describing
+from ray_app.profiling.identifying import energy
+from ray_app.runs import RunDirectory, result_rows
+from ray_app.scoring.config import ScoreConfig
+from ray_app.scoring.preparing import identity_of
+from ray_app.scoring.reporting import count_rows
+from ray_app.storage import RetryPolicy
+from tests.evidence.real_run import NOW
+from tests.images.factory import photo
+from tests.profiling.made import make_identifier, make_retrieval
+
+TINY = "touchstone-tiny"
+CLASSES = ["sd-1.5", "sdxl", "midjourney-6"]
+PROMPTS = [
+    "a harbour at sunrise, <b>golden</b> light",
+    "two gulls on a pier, oil painting, " + "impasto, thick strokes, " * 20,
+    "a grey wall",
+]
+
+
+def profiled_card(folder, pictures, *, abstains=True, describe="flagged"):
+    """An ensemble of the shipped detector with a profile made of encoded `pictures`: it takes about half of them for fakes.
+
+    `abstains`: its identifier takes about half of them for none that it knows.
+    """
+    facts = embedding_facts(load_card(TINY), precision="fp32", resize="exact")
+    vectors, scores = _read(pictures, facts)
+    weight = np.random.default_rng(3).normal(size=(3, facts["width"])).astype(np.float32)
+    bias = -(weight @ vectors.mean(axis=0))
+    cut = float(np.median(energy(vectors @ weight.T + bias)))
+    rule = {"open_set": {"method": "energy", "threshold": cut, "abstains": 0.05, "n": 100}} if abstains else {}
+    identifier = make_identifier(folder / "identifier", CLASSES, weight, TINY, facts, bias, **rule)
+    describer = make_retrieval(folder / "describer", vectors[: len(PROMPTS)], PROMPTS, TINY, facts)
+    profile = Profile(identifier=str(identifier), describer=str(describer), describe=describe)
+    middle = float(np.median(scores))
+    cuts = {"real_below": middle - 0.05, "fake_above": middle}
+    return ensemble_of([TINY]).model_copy(update={"profile": profile, "name": "profiled", "thresholds": Thresholds(**cuts)})
+
+
+def _read(pictures, facts):
+    """Embeddings (n, d) and scores (n,) of encoded pictures."""
+    spec = replace(make_spec(ensemble_of([TINY]), limits=ImageLimits(), precision="fp32", slots=4), features={TINY: facts})
+    clock = StageClock()
+    decoder = BatchDecoder(spec, clock)
+    read = EnsembleScorer(spec, clock).score([decoder.decode([(0, data)]) for data in pictures])
+    decoder.close()
+    return read.embeddings[TINY], read.scores[TINY]
+
+
+def write_archive(folder, count=9):
+    """Pictures of several shapes with a list of their known words, a file that ends early, and one that is no picture."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for seed in range(count):
+        picture = photo(*[(320, 240), (200, 300), (480, 160)][seed % 3], seed)
+        picture.save(folder / f"photo-{seed}.jpg", quality=70 + seed)
+        words = {"prompt": PROMPTS[seed % 3] if seed % 4 else "", "generator": CLASSES[seed % 3] if seed % 4 else ""}
+        rows.append({"uri": f"photo-{seed}.jpg", "label": "fake" if seed % 4 else "real", **words})
+    written = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(written, "JPEG")
+    (folder / "cut.jpg").write_bytes(written.getvalue()[:300])
+    (folder / "notes.txt").write_text("no picture")
+    rows += [{"uri": name, "label": "real", "prompt": "", "generator": ""} for name in ("cut.jpg", "notes.txt")]
+    with (folder / "list.csv").open("w", newline="") as file:
+        lines = csv.DictWriter(file, list(rows[0]))
+        lines.writeheader()
+        lines.writerows(rows)
+    return folder / "list.csv"
+
+
+def score_profiled(card, source, out):
+    """Score a list with an ensemble's card; words are predicted of what was flagged. Returns the run's URL."""
+    spec = make_spec(card, limits=ImageLimits(), precision="fp32", slots=4, provenance=ProvenancePolicy())
+    run = RunDirectory.open(str(out))
+    run.claim(identity_of(ScoreConfig(source=(str(source),)), spec), list(spec.cards), card.model_dump(mode="json"))
+    list_members(run.store, open_source([str(source)]), BlockPlan(batch_slots=4, max_block_members=8))
+    clock = StageClock()
+    reader, scorer, describer = BlockReader(spec, clock, policy=RetryPolicy()), EnsembleScorer(spec, clock), load_describing(spec.describer)
+    for ref in iter_blocks(run.store, 0):
+        members, outcomes = read_block(run.store, ref), []
+        readings = scorer.score(_noted(reader.read(member_rows(members)), outcomes))
+        decided = judge(spec, outcomes, readings).decisions.verdict
+        words = describer.describe(readings.embeddings[TINY])
+        said = [one if verdict == "fake" else None for one, verdict in zip(words, decided, strict=True)]
+        run.write_part(
+            0, ref.block, result_rows(members, judge(spec, outcomes, replace(readings, described=said)), attempt=1, scored_at=NOW)
+        )
+    reader.close()
+    run.publish(0)
+    run.write_json("summary.json", {"listing": 0, "version": "0.9.0", "finished_at": NOW.isoformat(), **count_rows(run, list(spec.cards))})
+    return run.store.url
+
+
+def _noted(batches, outcomes):
+    for batch in batches:
+        outcomes += batch.outcomes
+        yield batch

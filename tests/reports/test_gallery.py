@@ -1,0 +1,161 @@
+"""`touchstone gallery` over a run that was scored for real: every image once, in order, with its words; no page asks for anything."""
+
+import json
+import re
+
+import pytest
+
+from ray_app.cli.main import main
+from ray_app.errors import ConfigError
+from ray_app.reports.gallery import Place, Tile, page_name, render_gallery_page, said_of
+from ray_app.runs import RunDirectory, current_rows
+from ray_app.scoring.gallery import Choice, make_gallery
+from tests.evidence.conftest import photos, plain_run  # noqa: F401
+from tests.reports import hostile
+from tests.reports.every_page import test_a_page_can_be_read_without_seeing_it, test_a_page_is_plain_printable_text  # noqa: F401
+from tests.reports.page_reader import read
+from tests.reports.profiled_run import PROMPTS, profiled_card, score_profiled, write_archive
+from tests.reports.test_run_report import thumbnail
+
+PER_PAGE = 4
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Nine pictures, one that ends early, one that is none; all that are flagged have a generator's name."""
+    folder = tmp_path_factory.mktemp("profiled")
+    listed = write_archive(folder / "archive")
+    pictures = [path.read_bytes() for path in sorted((folder / "archive").glob("photo-*.jpg"))]
+    return score_profiled(profiled_card(folder, pictures, abstains=False), listed, folder / "run")
+
+
+@pytest.fixture(scope="module")
+def gallery(run, tmp_path_factory):
+    out = tmp_path_factory.mktemp("gallery") / "pages"
+    assert make_gallery(run, str(out), per_page=PER_PAGE, quiet=True)["images"] == 11
+    return out
+
+
+@pytest.fixture
+def page(gallery):
+    return (gallery / "index.html").read_text()
+
+
+def names_in(folder):
+    """The members of all pages, in order."""
+    pages = [page_name(number) for number in range(1, 1 + json.loads((folder / "gallery.json").read_text())["pages"])]
+    return [name for page in pages for name in re.findall(r'class="path" title="([^"]*)"', (folder / page).read_text())]
+
+
+def rows_of(run, **filters):
+    return list(current_rows(RunDirectory.open(run), **filters))
+
+
+def test_every_image_has_one_tile_in_the_order_of_the_archive(run, gallery):
+    assert names_in(gallery) == [row["uri"] for row in rows_of(run)]
+    assert sorted(path.name for path in gallery.iterdir()) == ["gallery.json", "index.html", "page-00002.html", "page-00003.html"]
+    pictures = [path.read_text().count("data:image/jpeg") for path in sorted(gallery.glob("*.html"))]
+    assert pictures == [4, 4, 1]
+
+
+def test_pages_lead_to_their_neighbours_and_nowhere_else(gallery):
+    links = {path.name: re.findall(r'<a href="([^"]+)"', path.read_text()) for path in gallery.glob("*.html")}
+    assert set(links["index.html"]) == {"page-00002.html", "page-00003.html"}
+    assert set(links["page-00002.html"]) == {"index.html", "page-00003.html"}
+    assert set(links["page-00003.html"]) == {"index.html", "page-00002.html"}
+    for path in gallery.glob("*.html"):
+        text = path.read_text()
+        assert "default-src 'none'" in text
+        assert not re.search(r"<script|https?://|url\(|@import", text)
+
+
+def test_known_and_predicted_stand_beside_each_other(run, gallery):
+    words = read((gallery / "index.html").read_text()).text
+    row = rows_of(run)[1]
+    assert row["input"] == {"label": "fake", "prompt": PROMPTS[1], "generator": "sdxl"}
+    assert "Generator, known" in words
+    assert "Stable Diffusion XL 1.0 (sdxl)" in words
+    assert "a harbour at sunrise, <b>golden</b> light" in words
+    assert "<b>golden" not in (gallery / "index.html").read_text()
+    said = {one.term: one.said for one in said_of(row)}
+    assert said["Words, known"] == PROMPTS[1]
+    assert said["Words, predicted"] == row["predicted_prompt"]
+
+
+def test_a_bad_image_is_a_tile_that_says_so(gallery):
+    last = read((gallery / "page-00003.html").read_text()).text
+    assert "the file ends before the image does" in last
+    assert last.count("No picture") == 2
+
+
+def test_an_image_that_is_gone_since_is_a_tile_that_says_so(tmp_path):
+    listed = write_archive(tmp_path / "archive", 3)
+    files = sorted((tmp_path / "archive").glob("photo-*.jpg"))
+    url = score_profiled(profiled_card(tmp_path, [path.read_bytes() for path in files]), listed, tmp_path / "run")
+    files[0].unlink()
+    files[1].write_bytes(files[2].read_bytes())
+    make_gallery(url, str(tmp_path / "out"), quiet=True)
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert page.count("data:image/jpeg") == 1
+    assert page.count("No picture") == 4
+
+
+def test_the_same_run_gives_the_same_pages_and_a_shorter_gallery_leaves_none_behind(run, gallery, tmp_path):
+    make_gallery(run, str(tmp_path), per_page=PER_PAGE, quiet=True)
+    assert all((tmp_path / path.name).read_bytes() == path.read_bytes() for path in gallery.glob("*.html"))
+    make_gallery(run, str(tmp_path), per_page=100, quiet=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["gallery.json", "index.html"]
+
+
+def test_filters_are_those_of_results(run, tmp_path):
+    rows = rows_of(run)
+    flagged = [row for row in rows if row["verdict"] == "fake"]
+    family = flagged[0]["generator_family"]
+    for number, (choice, wanted) in enumerate([
+        (Choice(verdict="fake"), flagged),
+        (Choice(verdict="fake", generator=family.upper()), [row for row in flagged if row["generator_family"] == family]),
+        (Choice(generator=flagged[0]["predicted_generator"]), rows_of(run, generator=flagged[0]["predicted_generator"])),
+        (Choice(generator="unknown"), []),
+    ]):  # fmt: skip
+        make_gallery(run, str(tmp_path / str(number)), choice, per_page=2, quiet=True)
+        assert names_in(tmp_path / str(number)) == [row["uri"] for row in wanted]
+    make_gallery(run, str(tmp_path / "most"), Choice(most=3), per_page=2, quiet=True)
+    best = sorted([row for row in rows if row["score"] is not None], key=lambda row: -row["score"])[:3]
+    assert set(names_in(tmp_path / "most")) == {row["uri"] for row in best}
+
+
+def test_what_is_typed(run, tmp_path, capsys):
+    assert main(["gallery", run, "--out", str(tmp_path / "one"), "--verdict", "fake", "--per-page", "3"]) == 0
+    assert capsys.readouterr().out.strip().endswith(f"{tmp_path}/one/index.html")
+    assert main(["gallery", run, "--out", str(tmp_path / "one"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["images"] == 11
+
+
+def test_what_is_refused(run, plain_run, tmp_path):  # noqa: F811
+    with pytest.raises(ConfigError, match="no finished run"):
+        make_gallery(str(tmp_path / "none"), str(tmp_path / "out"))
+    with pytest.raises(ConfigError, match="named no generators"):
+        make_gallery(plain_run, str(tmp_path / "out"), Choice(generator="sdxl"))
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="not empty"):
+        make_gallery(run, str(tmp_path), quiet=True)
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+@pytest.mark.parametrize("name", list(hostile.NAMES))
+def test_no_text_breaks_out_of_its_tile(browser, tmp_path, name, width):
+    text = hostile.NAMES[name]
+    row = {
+        "uri": text, "member": text, "verdict": "fake", "probability": 0.5, "calibrated": True, "predicted_generator": text,
+        "generator_family": text, "generator_ranking": [text], "generator_probability": 0.5, "generator_confidence": 1.0,
+        "predicted_prompt": text, "prompt_likelihood": -1.0, "input": {"label": text, "generator": text, "prompt": text},
+    }  # fmt: skip
+    tiles = [Tile(row, thumbnail()), Tile(row | {"predicted_generator": None}, None, text)]
+    page = render_gallery_page(tiles, Place(2, 3), run=text, shown="said to be of it", images=9, first=3)
+    (tmp_path / "page.html").write_text(page, encoding="utf-8")
+    browser.show(tmp_path / "page.html", width=width)
+    browser.ask("document.querySelectorAll('details').forEach(one => one.open = true)")
+    assert browser.ask("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+    assert browser.ask("document.scripts.length") == 0
+    assert browser.called("Log.entryAdded") == []
+    assert {event["request"]["url"].split(":")[0] for event in browser.called("Network.requestWillBeSent")} <= {"file", "data"}
