@@ -8,7 +8,10 @@ from xdist.scheduler import LoadFileScheduling
 from tests.s3_server import S3Server
 
 # One Ray at a time: two would share two cores, and every file in a process of its own would start one.
-STARTS_RAY = ("tests/scoring/", "tests/training/", "tests/evaluation/on_ray/", "tests/test_readme.py")
+STARTS_RAY = (
+    *("tests/scoring/", "tests/collecting/", "tests/generation/", "tests/training/", "tests/evaluation/on_ray/"),
+    "tests/test_readme.py",
+)
 
 
 # Processes that tests let die by a signal leave no core file, which would lie in the checkout.

@@ -88,6 +88,9 @@ def score(
 @click.option("--verdict", type=click.Choice(["real", "fake", "abstain"]), help="Only rows with this verdict.")
 @click.option("--status", metavar="STATUS", help="Only rows with this status, for example corrupt_image.")
 @click.option(
+    "--generator", metavar="NAME", help="Only rows said to be of this generator or family; `unknown`: of none known."
+)
+@click.option(
     "--limit", type=click.IntRange(min=1), default=None, help="No more than this many rows.  [default: 50 in a table, all in JSON]"
 )
 @click.option("--vanished", is_flag=True, help="Also members that the last listing no longer found.")
@@ -95,23 +98,35 @@ def score(
               help="Only fakes, so many that no more than this share of them is real on average; "
               "needs an ensemble card that touchstone calibrate wrote.")  # fmt: skip
 @as_json
-def results(run: str, verdict: str | None, status: str | None, limit: int | None, vanished: bool, fdr: float | None, as_json: bool) -> int:
+def results(
+    run: str,
+    verdict: str | None,
+    status: str | None,
+    generator: str | None,
+    limit: int | None,
+    vanished: bool,
+    fdr: float | None,
+    as_json: bool,
+) -> int:
     """Show the current row of each member of RUN, as a table or as JSON lines.
 
     \b
-    touchstone results run --verdict fake
+    touchstone results run --verdict fake --generator midjourney
     touchstone results run --json | jq .probability
     touchstone results run --fdr 0.05
     """
     if fdr is not None:
-        if verdict or status or vanished:
+        if verdict or status or generator or vanished:
             raise click.UsageError("--fdr makes a list of its own: a part of it, or more, would not keep its promise")
         return show_discoveries(run, fdr, limit, as_json)
     from ray_app.reports import verdict_table
     from ray_app.runs import RunDirectory, current_rows
+    from ray_app.runs.profiles import require_identified
 
     opened = RunDirectory.open(run)
-    rows = current_rows(opened, verdict=verdict, status=status, vanished=vanished)
+    if generator is not None:
+        require_identified(opened)
+    rows = current_rows(opened, verdict=verdict, status=status, generator=generator, vanished=vanished)
     for line in _said_of_guarantee(opened):
         click.echo(line, err=True)
     if as_json:

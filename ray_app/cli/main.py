@@ -15,6 +15,7 @@ from ray_app.cli.archive import demo, report, results, score
 from ray_app.cli.audit import audit
 from ray_app.cli.calibrate import calibrate
 from ray_app.cli.cards import config, detectors
+from ray_app.cli.collect import collect
 from ray_app.cli.compare import compare
 from ray_app.cli.decide import decide
 from ray_app.cli.evaluate import evaluate
@@ -24,6 +25,7 @@ from ray_app.cli.filter import filter_command
 from ray_app.cli.gallery import gallery
 from ray_app.cli.generate import generate
 from ray_app.cli.indexing import index
+from ray_app.cli.labels import labels
 from ray_app.cli.leaderboard import leaderboard
 from ray_app.cli.masks import masks
 from ray_app.cli.pack import pack
@@ -37,7 +39,7 @@ from ray_app.errors import RESUMABLE, ExitCode, TouchstoneError
 _SECTIONS = {
     "An archive": (demo, plan, score, results, report, gallery, masks, explain, filter_command, pack),
     "How far to trust it": (calibrate, decide, audit, evidence),
-    "Data": (generate, split),
+    "Data": (collect, generate, split, labels),
     "How well detectors do": (index, evaluate, compare, leaderboard),
     "Detectors": (detectors, train, rescore),
     "A service, and settings": (serve, config),

@@ -48,15 +48,16 @@ def split(at: str, check: bool, as_json: bool, **given: Any) -> int:
     """
     from ray_app.datasets.split_index import SplitConfig, check_splits, split_index
     from ray_app.errors import ConfigError, ExitCode
+    from ray_app.reports.wording import visible
 
     if check:
         found = check_splits(at, **({"prompts": given["prompts"]} if given["prompts"] else {}))
-        click.echo(json.dumps(found, indent=1, ensure_ascii=False) if as_json else "\n".join(_checked(found)))
+        click.echo(json.dumps(found, indent=1, ensure_ascii=False) if as_json else "\n".join(map(visible, _checked(found))))
         return ExitCode.USAGE if any(one["values"] for one in found["leaks"]) else ExitCode.DONE
     if not given["out"]:
         raise ConfigError("no directory for the divided index: --out DIR is missing", hint="touchstone split INDEX --out DIR")
     document = split_index(configured("split", None, SplitConfig, {"at": at, **given}, ()))
-    click.echo(json.dumps(document, indent=1, ensure_ascii=False) if as_json else "\n".join(_lines(document, given["out"])))
+    click.echo(json.dumps(document, indent=1, ensure_ascii=False) if as_json else "\n".join(map(visible, _lines(document, given["out"]))))
     return ExitCode.DONE
 
 
@@ -103,4 +104,5 @@ def _leaking(leaks: list[dict[str, Any]]) -> Iterator[str]:
             between = ", ".join(f"{name}: {count:,}" for name, count in one["between"].items())
             yield f"LEAK by {one['what']}: {one['images']:,} images ({between})"
             for first, second in one["examples"]:
-                yield f"  {first}\n  = {second}"
+                yield f"  {first}"
+                yield f"  = {second}"

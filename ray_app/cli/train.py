@@ -1,4 +1,4 @@
-"""`touchstone train`: a recipe → a card that `score`, `evaluate` and `serve` take."""
+"""`touchstone train`: a recipe → a card that `score`, `evaluate` and `serve` take, or that of an identifier."""
 
 import json
 from typing import Any
@@ -34,6 +34,7 @@ def train(
     touchstone train configs/train/community-forensics.yaml --out s3://bucket/cf --set workers.count=8
     touchstone train openfake-swinv2 --dry-run
     touchstone score photos/ --out run --detector runs/quick/card.yaml
+    touchstone train identify --out runs/identify
     """
     from ray_app.training.config import TrainConfig
     from ray_app.training.run import train as run_training
@@ -49,6 +50,10 @@ def _with_push(assignments: tuple[str, ...], push: str | None) -> tuple[str, ...
 
 
 def _lines(facts: dict[str, Any], dry_run: bool) -> list[str]:
+    if facts.get("method") == "identify":
+        from ray_app.reports.identifier_report import identifier_lines, identifier_plan_lines
+
+        return identifier_plan_lines(facts) if dry_run else identifier_lines(facts)
     if dry_run:
         from ray_app.training.planning import plan_lines
 

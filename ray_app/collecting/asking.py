@@ -55,6 +55,7 @@ class Asker:
             auto_decompress=False,
             trust_env=False,
         )
+        self._session._retry_connection = False  # it would ask a second time by itself, uncounted; there is no public way to say so
 
     async def close(self) -> None:
         """End all connections."""

@@ -3,20 +3,21 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ray_app.collecting.config import CollectConfig
+from ray_app.collecting.crews import crew_for
 from ray_app.collecting.metadata import Listed, read_list
 from ray_app.collecting.names import safe_name, stems
-from ray_app.collecting.session import Session
+from ray_app.collecting.session import Session, wants_ray
 from ray_app.collecting.state import Records, State
 from ray_app.collecting.statuses import OK
 from ray_app.collecting.tables import write_results
 from ray_app.collecting.wanted import Task
 from ray_app.errors import ClusterError, resumable
 from ray_app.scoring.progress import Progress
-from ray_app.storage import Lease, strip_secrets
+from ray_app.storage import Lease, canonical, strip_secrets
 
 
 def collect(config: CollectConfig, *, retry: Sequence[str] = ()) -> dict[str, Any]:
@@ -26,6 +27,7 @@ def collect(config: CollectConfig, *, retry: Sequence[str] = ()) -> dict[str, An
     IdentityError, StorageError, ClusterError, and KeyboardInterrupt after what has ended is committed.
     """
     start = time.monotonic()
+    config = config.model_copy(update={"out": canonical(config.out)})  # workers have other current folders
     listed, records = read_list(config), Records(config)
     with Lease(records.store) as lease:
         records.claim()
@@ -43,19 +45,21 @@ def collect(config: CollectConfig, *, retry: Sequence[str] = ()) -> dict[str, An
     return summary
 
 
-def _run(config: CollectConfig, records: Records, lease: Lease, listed: Listed, tasks: Sequence[Task]) -> Counter[str]:
+def _run(config: CollectConfig, records: Records, lease: Lease, listed: Listed, tasks: Sequence[Task]) -> Mapping[str, int]:
     if not tasks:
-        return Counter()
+        return {}
     total = len(listed.rows)
     progress = Progress(total, done=total - len(tasks), name="collect")
     hosts = len({task.host for task in tasks})
     progress.say(f"{total:,} urls, {len(tasks):,} to be asked at {hosts:,} host{'s' * (hosts != 1)}")
     session = Session(config, records, lease, progress)
     try:
-        session.run(tasks, [name for name in listed.columns if name != "url"])
+        columns = [name for name in listed.columns if name != "url"]
+        with crew_for(config, records.url, columns, on_ray=wants_ray(config, len(tasks)), hosts=hosts) as crew:
+            session.run(crew, tasks)
     finally:
         progress.close()
-    return session.ended
+    return Counter(session.ended.values())
 
 
 def _missing(

@@ -65,7 +65,7 @@ class RayCrew:
         self._arguments = (config, records, list(columns))
         self._stall_s = config.cluster.stall_timeout_s or _STALL_S
         self.size, self._deaths, self._heard_at = size, [0] * size, time.monotonic()
-        self._actors = [self._kind.remote(*self._arguments) for _ in range(size)]
+        self._actors: list[Any] = [self._kind.remote(*self._arguments) for _ in range(size)]
         self._asked = {actor.take.remote(_TAKE_S): number for number, actor in enumerate(self._actors)}
 
     def give(self, worker: int, tasks: Sequence[Task]) -> None:

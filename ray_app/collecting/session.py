@@ -1,13 +1,12 @@
 """One session of collecting: what is missing is given out, what comes back is counted, until nothing is missing. Asks no host itself."""
 
 import os
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 
 from ray_app.collecting.collector import Told
 from ray_app.collecting.config import CollectConfig
-from ray_app.collecting.crews import Crew, crew_for
+from ray_app.collecting.crews import Crew
 from ray_app.collecting.feeding import Feeder, owner_of
 from ray_app.collecting.state import Records
 from ray_app.collecting.statuses import OK
@@ -22,25 +21,22 @@ _LISTEN_S = 1.0
 
 
 class Session:
-    """The driver's side. `ended` counts statuses of this session."""
+    """The driver's side. `ended`: the status of every url that ended in this session, by id."""
 
     def __init__(self, config: CollectConfig, records: Records, lease: Lease, progress: Progress) -> None:
         self._config, self._records, self._lease, self._progress = config, records, lease, progress
-        self.ended: Counter[str] = Counter()
-        self.size_bytes = 0
+        self.ended: dict[str, str] = {}
         self._feeders: list[Feeder] = []
 
-    def run(self, tasks: Sequence[Task], columns: Sequence[str]) -> None:
+    def run(self, crew: Crew, tasks: Iterable[Task]) -> None:
         """Until every task has ended and is committed. Raises the fault of a worker, StorageError when another took the directory over."""
-        hosts = len({task.host for task in tasks})
-        with crew_for(self._config, self._records.url, columns, on_ray=_wants_ray(self._config, len(tasks)), hosts=hosts) as crew:
-            self._feeders = [Feeder(self._config.politeness.per_host) for _ in range(crew.size)]
-            self._add(tasks)
-            try:
-                while not all(feeder.is_done for feeder in self._feeders):
-                    self._turn(crew)
-            finally:
-                last = crew.close()
+        self._feeders = [Feeder(self._config.politeness.per_host) for _ in range(crew.size)]
+        self._add(tasks)
+        try:
+            while not all(feeder.is_done for feeder in self._feeders):
+                self._turn(crew)
+        finally:
+            last = crew.close()
         for worker, told in last:
             self._heard(worker, told)
 
@@ -59,11 +55,11 @@ class Session:
 
     def _heard(self, worker: int, told: Told) -> None:
         feeder = self._feeders[worker]
-        for name, status, size in told.ended:
+        for name, status, _ in told.ended:
             feeder.ended(name)
-            self.ended[status] += 1
-            self.size_bytes += size
-            self._progress.advance(1, status != OK)
+            if name not in self.ended:
+                self._progress.advance(1, status != OK)
+            self.ended[name] = status
         feeder.committed(told.committed)
         for task in told.moved:
             feeder.moved(task.id)
@@ -84,7 +80,7 @@ class Session:
             self._feeders[owner_of(task.host, len(self._feeders))].add([task])
 
 
-def _wants_ray(config: CollectConfig, urls: int) -> bool:
+def wants_ray(config: CollectConfig, urls: int) -> bool:
     """Ray where there is a cluster, or where it is asked for or pays; one worker without a cluster is this process."""
     if config.cluster.address or os.environ.get("RAY_ADDRESS"):
         return True

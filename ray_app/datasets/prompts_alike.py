@@ -92,4 +92,4 @@ def _jaccard(prompts: Sequence[str], pairs: Pairs) -> npt.NDArray[np.float64]:
     first, second = (shingles[side] for side in codes.reshape(pairs.shape).T)
     both = np.asarray(first.multiply(second).sum(axis=1), np.float64).ravel()
     either = np.diff(first.indptr) + np.diff(second.indptr) - both
-    return both / np.maximum(either, 1)
+    return np.asarray(both / np.maximum(either, 1))

@@ -65,7 +65,7 @@ def make_splits(data: Data, open_source: Callable[[Source], pa.Table], *, one_cl
     is_aside = pa.array(why != "")
     set_aside = given.filter(is_aside).append_column("why", pa.array(why[why != ""], pa.string()))
     findings = {
-        "splits": {name: _counted(table) for name, table in splits.items()},
+        "splits": {name: counted(table) for name, table in splits.items()},
         "set_aside": {"images": len(set_aside), "why": _tally(set_aside["why"])},
         "leakage": leakage(splits),
     }
@@ -152,7 +152,8 @@ def _refuse_one_class(name: str, table: pa.Table, *, allowed: bool) -> None:
                           hint="reals come into a held-out split by groups: {generators: […], groups: 0.1}")  # fmt: skip
 
 
-def _counted(table: pa.Table) -> dict[str, Any]:
+def counted(table: pa.Table) -> dict[str, Any]:
+    """What `Splits.findings` says of one split."""
     is_fake = fakes(table)
     digest = hashlib.sha256(np.ascontiguousarray(table["image_id"].to_numpy(), "<i8").tobytes() + is_fake.tobytes())
     return {

@@ -26,11 +26,11 @@ _NO_LIST = "no list of known generators"
 def identification_of(answers: Answers, *, rules: IdentificationRules | None = None, missing: int = 0) -> Document:
     """The section `identification`.
 
-    Plain figures are of fakes whose generator the identifier knows (all, where nobody tells which those are): those of `metrics.attribution`,
-    an image without a name counts as wrong; `top_…` by the rows' rankings, whether a name was given or not. `abstained_known`,
-    `abstained_unknown`: the shares of the images asked that were taken for none of the known. `reals_named`: the share of reals that got a
-    generator's name. `families` has the same of base architectures. Under `dflip-v1` that section is theirs, with its flaws, and the plain
-    figures stand in `plain`; `missing`: labels without a row, which count as wrong there.
+    Plain figures are of fakes whose generator the identifier knows (all, where nobody tells which those are): those of
+    `metrics.attribution`, an image without a name counts as wrong; `top_…` by the rows' rankings, whether a name was given or not.
+    `abstained_known`, `abstained_unknown`: the shares of the images asked that were taken for none of the known. `reals_named`: the share
+    of reals that got a generator's name. `families` has the same of base architectures. Under `dflip-v1` the section is theirs, with its
+    flaws, and the plain figures stand in `plain`; `missing`: labels without a row, which count as wrong there.
     """
     rules = rules or IdentificationRules()
     if rules.protocol == "dflip-v1":

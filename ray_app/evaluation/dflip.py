@@ -28,7 +28,8 @@ _FAKE = re.compile(r"This is an ai generated image by (.+)\.")
 _REALLY = re.compile(r"\breal\b")
 _NAMES = {"StableDiffusion": "sd", "Midjourney": "mj", "DALLE": "dalle"}
 _WRITTEN = {family: name for name, family in _NAMES.items()}
-_OF_OURS = {"dalle": "dalle", "midjourney": "mj", "sd_1.5": "sd", "imagen": "imagen", "parti": "parti"}  # their groups by the index's families
+# Their groups by the families of our index.
+_OF_OURS = {"dalle": "dalle", "midjourney": "mj", "sd_1.5": "sd", "imagen": "imagen", "parti": "parti"}
 _FAMILY_OF = (
     (re.compile(r"dall-?e(-?2)?", re.IGNORECASE), "dalle"),
     (re.compile(r"mj|midjourney.*", re.IGNORECASE), "mj"),
@@ -105,7 +106,7 @@ def dflip_v1(words: Words, names: Names, missing: int = 0) -> dict[str, Any]:
     for (label, generator, answer), n in answers.items():
         if (truth := truths[label, generator]) in known:
             pairs[truth, named_in(answer, known)] += n
-            plain[_ours(truth, names), _ours(name_in(answer), names)] += n
+            plain[_ours(truth, names) or truth, _ours(name_in(answer), names)] += n
     wrong = sorted(
         ((truth, said, n) for (truth, said), n in pairs.items() if truth != said), key=lambda one: (-one[2], one[0], one[1] or "")
     )
@@ -172,10 +173,16 @@ def _flaws(answers: Answers, known: Collection[str], missing: int) -> Iterator[s
     total = sum(n for _, n in strange)
     yield f"A predicted name that is none of the list's counts as sd: {total:,} answers here, {lucky:,} of them right for that alone."
     yield "The name must be theirs letter by letter; by_index has both figures by any spelling, an unknown name being wrong."
-    yield "Their code takes the true name from the fourth word of the answer, which in the published sentences is 'ai' or 'real'. Here it is the label's."
+    yield (
+        "Their code takes the true name from the fourth word of the answer, which in the published sentences is 'ai' or 'real'. "
+        "Here it is the label's."
+    )
     yield "They divide a group's hits by its size plus .001 (theirs), so that no group is ever faultless. Here by its size (accuracy)."
     none = sum(n for (_, _, answer), n in answers.items() if answer is None)
-    yield f"An image without a prediction counts as wrong: {missing:,} labels have no row here, {none:,} rows no answer. Macro F1 has no row for the former."
+    yield (
+        f"An image without a prediction counts as wrong: {missing:,} labels have no row here, {none:,} rows no answer. "
+        "Macro F1 is without the former."
+    )
     yield "Detection looks for 'ai generated' and for 'real' anywhere in the answer: of a real image, 'surreal' is right."
 
 

@@ -123,14 +123,16 @@ def _shortcut(rows: pa.Table, features: Mapping[str, NDArray[Any]], is_fake: NDA
 
 
 def _generators(rows: pa.Table, features: Mapping[str, NDArray[Any]], is_fake: NDArray[np.bool_]) -> list[dict[str, Any]]:
-    """Of every generator of fakes the strongest difference from all reals; the most frequent first."""
+    """Of every generator of fakes the strongest difference from real images, a sample of them; the most frequent first."""
     codes, names = coded(rows, "generator")
     found, counts = np.unique(codes[is_fake & (codes >= 0)], return_counts=True)
+    reals = np.flatnonzero(~is_fake)
+    reals = reals[np.argsort(hashed(rows["image_id"].to_numpy()[reals]), kind="stable")[:_TRIED]]
     told = []
     for code, count in sorted(zip(found.tolist(), counts.tolist(), strict=True), key=lambda one: (-one[1], names[one[0]]))[
         :_MOST_GENERATORS
     ]:
-        mine = ~is_fake | (is_fake & (codes == code))
+        mine = np.concatenate([reals, np.flatnonzero(is_fake & (codes == code))])
         differences: list[Difference] = class_differences({name: column[mine] for name, column in features.items()}, is_fake[mine])
         strongest = next((one for one in differences if one.strength != "none"), None)
         told.append({

@@ -32,7 +32,7 @@ Rows = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Suspects:
-    """`places`: rows of the labelled table, worst first, with `confidence`, the probability of the other label. `told`: for the document."""
+    """`places`: rows of the labelled table, worst first; `confidence`: the probability of the other label. `told`: for the document."""
 
     places: Rows
     confidence: Floats

@@ -12,6 +12,12 @@ _CANNOT = (
 )
 
 
+_PRESENT = {
+    "present": {"icc": "have a colour profile", "camera": "name a camera in EXIF", "origin": "say where they come from"},
+    "none": {"icc": "have no colour profile", "camera": "name no camera in EXIF", "origin": "do not say where they come from"},
+}
+
+
 def difference_text(one: Difference, fakes: str = "the fakes") -> str:
     """A difference as a sentence, the class that has more of it first."""
     what, unit = FEATURES[one.name]
@@ -32,17 +38,17 @@ def difference_text(one: Difference, fakes: str = "the fakes") -> str:
 
 def headline(document: Mapping[str, Any]) -> str:
     """What stands first, in one sentence."""
-    strong = [one for one in document["differences"] if one["strength"] == "strong"]
-    bytes_twice = _conflicts(document, "bytes")
-    if bytes_twice:
-        return f"{_counted(bytes_twice, 'picture')} stand under both labels."
+    twice, found = _values(document, "bytes"), document["suspicious"]
+    strong = [str(one["text"]) for one in document["differences"] if one["strength"] == "strong"]
+    if twice:
+        return f"{_counted(twice, 'file')} stand{'s' if twice == 1 else ''} under both labels."
     if strong:
-        return strong[0]["text"]
-    doubted = sum((document["suspicious"] or {}).get("count", None) or {"": 0}.values()) if document["suspicious"] else 0
+        return strong[0]
     if document["shortcut"]["confounded"]:
         return f"Metadata alone tell the classes apart, with an AUC of {document['shortcut']['auc']['value']:.2f}."
-    if doubted and doubted > 0.01 * document["suspicious"]["n"]:
-        return f"{_counted(doubted, 'label')} of {document['suspicious']['n']:,} are doubted."
+    doubted = sum(found["count"].values()) if found and not found["why"] else 0
+    if doubted > 0.01 * document["n"]:
+        return f"{_counted(doubted, 'label')} of {found['n']:,} are worth a second look."
     return "Nothing alarming in what could be looked at."
 
 
@@ -60,11 +66,12 @@ def _on_facts(document: Mapping[str, Any]) -> Iterator[str]:
     known = {one["kind"]: one["known"] for one in document["conflicts"]}
     missing = [word for kind, word in (("bytes", "sha256"), ("looks", "perceptual hash")) if not known[kind]]
     if missing:
-        yield f"Images have no {' and no '.join(missing)}, so that pictures under both labels could not be looked for by {'it' if len(missing) == 1 else 'them'}."
+        by = "it" if len(missing) == 1 else "them"
+        yield f"Images have no {' and no '.join(missing)}, so that pictures under both labels could not be looked for by {by}."
     if document["shortcut"]["confounded"]:
         yield (
-            "Where files tell the classes apart, a detector that is trained or measured here may read files: compress both classes alike, or "
-            "compare within one format and size."
+            "Where files tell the classes apart, a detector that is trained or measured here may read files: compress both classes alike, "
+            "or compare within one format and size."
         )
 
 
@@ -78,15 +85,15 @@ def _on_suspects(document: Mapping[str, Any]) -> Iterator[str]:
         return
     yield from _CANNOT
     if found["source"].startswith("the scores"):
-        yield "Doubts rest on the scores of detectors: where one was trained on these very images, it has learnt their labels and doubts none."
+        yield "Doubts rest on the scores of detectors: one that was trained on these very images has learnt their labels and doubts none."
     if document["shortcut"]["confounded"]:
         yield "Since files tell the classes apart, an image may be doubted for its format or size alone."
     if found["left_out"]:
         yield f"{found['left_out']:,} labelled images were not looked at for doubts (a sample, or no features of them)."
 
 
-def _conflicts(document: Mapping[str, Any], kind: str) -> int:
-    return next((one["values"] for one in document["conflicts"] if one["kind"] == kind), 0)
+def _values(document: Mapping[str, Any], kind: str) -> int:
+    return next((int(one["values"]) for one in document["conflicts"] if one["kind"] == kind), 0)
 
 
 def _counted(number: int, noun: str) -> str:

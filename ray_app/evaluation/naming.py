@@ -6,18 +6,24 @@ What an identifier could have named at all stands in its run's identity: names t
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ray_app.profiling.generators import known, spelt
+from ray_app.profiling.generators import generator_index, known, spelt
 
 REAL = "real"
 
 
 class Names:
-    """Keys that are equal where two names mean one generator. `classes`: an identifier's; `families`: of those the index does not know."""
+    """Keys that are equal where two names mean one generator. `classes`: an identifier's; `families`: of those the index does not know.
+
+    Where all classes are families of the index, names are compared as families throughout.
+    """
 
     def __init__(self, classes: Sequence[str] = (), families: Mapping[str, str] | None = None) -> None:
         self._keys: dict[str, str] = {}
         self._labels: dict[str, str] = {}
         self._said: dict[str, str] = {}
+        self._families: dict[str, str] = {}
+        listed = generator_index().families
+        self._by_family = bool(classes) and all(name in listed or name == REAL for name in classes)
         told = families or {}
         self._families = {self._key(name): told.get(name) or self.family(name) for name in classes}
         self._said = {self._key(name): name for name in classes}
@@ -45,14 +51,15 @@ class Names:
 
     def family(self, key: str) -> str:
         """The family of a key or name: the identifier's, the index's, or itself where nobody knows one."""
-        if found := getattr(self, "_families", {}).get(key):
+        if found := self._families.get(key):
             return found
         told = known(key)
         return told.family if told else key
 
     def _key(self, name: str) -> str:
         if name not in self._keys:
-            self._keys[name] = _key(name.strip())
+            key = _key(name.strip())
+            self._keys[name] = self.family(key) if self._by_family else key
         return self._keys[name]
 
 

@@ -75,14 +75,14 @@ def similar_of(
     Without a folder of weights nothing is defined. Raises ConfigError for a folder that holds no CLIP.
     """
     if clip is None:
-        return Similar(*[np.empty(0)] * 3, np.empty(0, np.int64), _NO_FOLDER)
+        return Similar(np.empty(0), np.empty(0), np.empty(0), np.empty(0, np.int64), _NO_FOLDER)
     model = PromptClip(clip, device=device)
     ids, said, truth = image_ids[:MOST_IMAGES], said[:MOST_IMAGES], truth[:MOST_IMAGES]
     texts = model.texts([*said, *truth])
     ours, theirs = texts[: len(said)], texts[len(said) :]
     seen, places = _seen(run, ids, model)
-    scores = [2.5 * np.maximum((seen * one[places]).sum(axis=1), 0) for one in (ours, theirs)]
-    return Similar((ours * theirs).sum(axis=1), *scores, places)
+    of_said, of_truth = (2.5 * np.maximum((seen * one[places]).sum(axis=1), 0) for one in (ours, theirs))
+    return Similar((ours * theirs).sum(axis=1), of_said, of_truth, places)
 
 
 class PromptClip:

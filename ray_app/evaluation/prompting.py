@@ -22,7 +22,7 @@ COLUMNS = ("image_id", "generator", "prompt", "predicted_prompt")
 MOST_PROMPTS = 100_000
 NOTES = (
     "Both texts without front ends' syntax: weights, brackets, <lora:…>, --parameters.",
-    "Words do not tell whether an image can be made anew; DFLIP-3K's own figures of version 1, of images made from the predicted prompts, are others.",
+    "DFLIP-3K's own figures of version 1 are of images made anew from the predicted prompts; those of words do not compare with them.",
     "CIDEr-D is left out: no library that is still kept computes it.",
 )
 _TEXTS = {"token_f1": token_f1, "tag_jaccard": tag_jaccard, "bleu4": bleu4, "rouge_l": rouge_l}
@@ -41,7 +41,13 @@ class Prompts:
     def section(self) -> dict[str, Any]:
         """All figures as JSON."""
         figures = {name: figure(self.said, self.truth) for name, figure in _TEXTS.items()} | self.similar.figures()
-        return {**figure_rows(figures), **self.counts, "compared": len(self.said), "images_unread": self.similar.unread, "notes": list(NOTES)}
+        return {
+            **figure_rows(figures),
+            **self.counts,
+            "compared": len(self.said),
+            "images_unread": self.similar.unread,
+            "notes": list(NOTES),
+        }
 
     def of(self, generators: Collection[str]) -> Mapping[str, Figure]:
         """Figures of the images of some generators, by their names in the labels."""

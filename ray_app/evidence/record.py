@@ -5,6 +5,7 @@
         decision    score, probability, calibrated, verdict, reason, thresholds, …; `rederived`: the cards below give the same
         detectors   per detector: score, calibration in words, calibrated score, precision, weights, card, …
         ensemble    the ensemble's card          guarantee   the card's, the run's word on whether it holds, both in sentences
+        profile     generator and words that were predicted, where the run has a profile
         provenance  what the file says of itself limits      what must not be read into this
         row         the run's whole row          run         where and when, software, identity, fingerprint
         hashes      of each of these             verify      how to check

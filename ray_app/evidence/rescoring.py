@@ -14,6 +14,7 @@ from ray_app.detectors.licences import require_accepted
 from ray_app.ensembles import EnsembleCard, Member
 from ray_app.errors import ConfigError, Status
 from ray_app.evidence.checks import Check, hashed
+from ray_app.evidence.profiling import check_profile
 from ray_app.evidence.redeciding import decide_again
 from ray_app.inference import BatchDecoder, Outcome, ScoringSpec, StageClock
 
@@ -51,6 +52,7 @@ def check_image(record: Mapping[str, Any], spec: ScoringSpec, image: Path, accep
     for name in named:
         yield _compared(name, scores[name], row["scores"][name], spec)
     yield _verdict(record, spec, scores)
+    yield from check_profile(record, asked, data)
 
 
 def _read(image: Path, most: int) -> bytes:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from ray_app.evidence.canonical import digest
 from ray_app.evidence.detectors import told_of
+from ray_app.evidence.profiling import profile_of
 from ray_app.evidence.redeciding import DECIDED, decide_again
 from ray_app.evidence.telling import at_other_priors, guarantee_words, limits_of
 from ray_app.inference import ScoringSpec
@@ -41,6 +42,7 @@ def sections(grounds: Grounds) -> dict[str, Any]:
         "detectors": {name: one | {"card": dict(cards[name])} for name, one in told.items()},
         "ensemble": dict(ensemble),
         "guarantee": {"card": ensemble.get("guarantee"), "run": of_run, "words": guarantee_words(spec.ensemble, of_run)},
+        **profile_of(row, run["identity"]),
         "provenance": json.loads(row.get("provenance") or "null"),
         "limits": limits_of(spec.ensemble, spec.cards, row),
         "row": dict(row),

@@ -16,6 +16,7 @@ from ray_app.errors import ConfigError, said
 from ray_app.evidence.canonical import digest
 from ray_app.evidence.cards import departures, revived
 from ray_app.evidence.checks import Check, hashed
+from ray_app.evidence.profiling import PROFILE
 from ray_app.evidence.redeciding import Decided, alike, decide_again, spec_of
 from ray_app.evidence.sections import FACTS, SENTENCES, Grounds, sections
 from ray_app.runs import fingerprint
@@ -81,13 +82,14 @@ def _check_hashes(record: Mapping[str, Any], grounds: Grounds) -> Iterator[Check
 def _check_sections(record: Mapping[str, Any], again: Mapping[str, Any]) -> Iterator[Check]:
     """Whether what is told of the row is what the row, the run and the cards in the record give."""
     made_by = record["made_by"]["touchstone"]
-    keys = [key for name in FACTS for key in differing_keys({name: again[name]}, {name: record[name]})]
+    told_of = [*FACTS, *([PROFILE] if PROFILE in again or PROFILE in record else [])]
+    keys = [key for name in told_of for key in differing_keys({name: again.get(name)}, {name: record.get(name)})]
     other = [key for key in keys if not _excused(*key[1:], same_version=made_by == __version__)]
     if other:
         told = [f"{key}: recorded {theirs}, here {ours}" for key, ours, theirs in other[:_NAMED]]
         yield Check("sections", "differs", f"not what the recorded row and cards give: {'; '.join(told)}")
     else:
-        yield Check("sections", "agrees", f"{', '.join(FACTS)} follow from the recorded row, run and cards")
+        yield Check("sections", "agrees", f"{', '.join(told_of)} follow from the recorded row, run and cards")
     if all(digest(again[name]) == digest(record[name]) for name in SENTENCES):
         yield Check("sentences", "agrees", "as this version of Touchstone writes them")
     elif made_by == __version__:

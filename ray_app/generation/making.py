@@ -141,22 +141,29 @@ class Maker:
     def _made(self, orders: Sequence[Order], pictures: dict[int, Picture], rows: Rows) -> Iterator[tuple[Order, Made]]:
         """What the pipeline makes of a batch; halved while memory is short, and one by one where the batch raises anything else."""
         assert self._pipeline is not None
-        try:
-            given = [pictures[order.index] for order in orders] if pictures else []
-            made = self._pipeline.make(orders, given, steps=self.job.steps, guidance=self.job.guidance)
-        except Exception as error:
-            if is_want_of_memory(error):
-                self._halve(len(orders), error)
-            elif len(orders) == 1:
-                rows[orders[0].index] = self._row(orders[0], status=FAILED, detail=said(error))
-                return
-            size = self.batch if is_want_of_memory(error) else 1
-            parts = [orders[start : start + size] for start in range(0, len(orders), size)]
+        if len(orders) > self.batch:
+            parts = [orders[start : start + self.batch] for start in range(0, len(orders), self.batch)]
         else:
-            yield from zip(orders, made, strict=True)
-            return
+            try:
+                given = [pictures[order.index] for order in orders] if pictures else []
+                made = self._pipeline.make(orders, given, steps=self.job.steps, guidance=self.job.guidance)
+            except Exception as error:
+                parts = self._after(error, orders, rows)
+            else:
+                yield from zip(orders, made, strict=True)
+                return
         for part in parts:  # outside of the handler, whose frames hold tensors
             yield from self._made(part, pictures, rows)
+
+    def _after(self, error: Exception, orders: Sequence[Order], rows: Rows) -> list[Sequence[Order]]:
+        """What is to be tried next where a batch raised."""
+        if is_want_of_memory(error):
+            self._halve(len(orders), error)
+            return [orders]
+        if len(orders) > 1:
+            return [[order] for order in orders]
+        rows[orders[0].index] = self._row(orders[0], status=FAILED, detail=said(error))
+        return []
 
     def _halve(self, tried: int, error: Exception) -> None:
         if tried == 1:

@@ -48,7 +48,7 @@ class LoadedPipeline:
         asked: dict[str, Any] = {} if model.is_local else {"revision": model.commit, "local_files_only": is_offline()}
         try:
             _quieten()
-            self._pipeline = kind.from_pretrained(model.place, torch_dtype=dtype, variant=card.variant, **asked)
+            self._pipeline = kind.from_pretrained(model.place, dtype=dtype, variant=card.variant, **asked)
             _fuse(self._pipeline, card)
             self._pipeline = self._pipeline.to(device)
         except Exception as error:  # transformers, diffusers and safetensors each have errors of their own

@@ -40,8 +40,9 @@ def made_by_actors(job: Job, blocks: Sequence[Block], *, workers: int, cpus: flo
     """
     import ray
 
-    labels = dict(job.config.cluster.labels) or None
-    kind: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=_RESTARTS, max_task_retries=_RESTARTS, label_selector=labels)(Actor)
+    kind: Any = ray.remote(
+        num_cpus=cpus, num_gpus=gpus, max_restarts=_RESTARTS, max_task_retries=_RESTARTS, label_selector=dict(job.config.cluster.labels)
+    )(Actor)
     waiting = iter(blocks)
     actors = [kind.remote(job) for _ in range(min(workers, len(blocks)))]
     running: dict[Any, Any] = {}

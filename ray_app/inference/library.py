@@ -116,7 +116,7 @@ class Ensemble:
             "probability": [result.probability for result in results],
             "score": [result.score for result in results],
         }
-        said = ("predicted_generator", "generator_probability") if self.spec.identifier else ()
+        said: tuple[str, ...] = ("predicted_generator", "generator_probability") if self.spec.identifier else ()
         said += ("predicted_prompt", "prompt_likelihood") if self.spec.describer else ()
         columns |= {name: [getattr(result, name) for result in results] for name in said}
         columns |= {f"score_{name}": column for name, column in scored.scores.items()}

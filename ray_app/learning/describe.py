@@ -6,21 +6,23 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from ray_app.config import Frozen
+from ray_app.detectors import Preprocessing
 
 
 class Describe(Frozen):
     """Which of the tiers is made (see `profiling.cards.DescriberCard`), of what size, and how it searches.
 
     `retrieval` keeps the embeddings of the training images with their prompts; `prefix` learns from the same embeddings, `captioner` from
-    the pixels that the recipe's detector is given. `architecture`: as on a describer's card, without what the tokenizer decides: for
-    prefix `{config: …}` of GPT-2, for captioner `{model: …, config: …}`. `start`: a describer's card, shipped or a path, to begin with
-    instead: its architecture, tokenizer, weights and prefix. `vocabulary`: at most so many tokens of a byte-level BPE tokenizer that is
-    trained on the training prompts, where no `start` brings one.
+    pixels: as `preprocessing` says or, where that is null, as `start` or else the recipe's detector is given them. `architecture`: as on
+    a describer's card, without what the tokenizer decides: for prefix `{config: …}` of GPT-2, for captioner `{model: …, config: …}`.
+    `start`: a describer's card, shipped or a path, to begin with instead: its architecture, tokenizer, weights and prefix. `vocabulary`:
+    at most so many tokens of a byte-level BPE tokenizer that is trained on the training prompts, where no `start` brings one.
     """
 
     tier: Literal["retrieval", "prefix", "captioner"] = "prefix"
     start: str | None = None
     architecture: Mapping[str, Any] = {}
+    preprocessing: Preprocessing | None = None
     vocabulary: int = Field(default=8000, ge=258)
     prefix: int = Field(default=10, ge=1)
     beams: int = Field(default=3, ge=1)

@@ -58,7 +58,7 @@ def measured(said: Identified, truth: Sequence[str]) -> dict[str, Any]:
         "n_real": int(real.sum()),
         "figures": {name: figure.row() for name, figure in figures.items()},
         "classes": [_class_row(row, named[names == row["name"]]) for row in forced.classes],
-        "pairs": [list(pair) for pair in forced.pairs],
+        "pairs": [[str(true), said_of, n] for true, said_of, n in forced.pairs],
         "unknown": [_unknown_row(name, names == name, named, best) for name in sorted(set(names[unknown]))],
     }
 
@@ -96,7 +96,7 @@ def _auroc(said: Identified, names: npt.NDArray[np.object_], known: npt.NDArray[
 
 def _class_row(row: dict[str, Any], named: npt.NDArray[np.bool_]) -> dict[str, Any]:
     figures = {name: row[name].row() for name in ("recall", "precision", "f1")}
-    return {"name": row["name"], "n": row["n"], **figures, "abstained": _share(~named, _NONE_KNOWN).row()}
+    return {"name": str(row["name"]), "n": row["n"], **figures, "abstained": _share(~named, _NONE_KNOWN).row()}
 
 
 def _unknown_row(name: str, rows: npt.NDArray[np.bool_], named: npt.NDArray[np.bool_], best: list[str]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ class Identify(Frozen):
     split they are the unknown ones. `reals`: real images are a class, `real`; else they are left out, and the test says how many are
     given a generator. `head`: `linear` is scikit-learn's multinomial logistic regression, `cosine` compares directions alone. `balanced`:
     every class weighs the same. `c`: the inverse strength of the penalty, for embeddings that are centred and scaled; null = of 1, 10,
-    100 and 1,000 the one that folds by group choose. `most`: images per class that are drawn for training, null = all. A class of fewer
+    … 10,000 the one that folds by group choose. `most`: images per class that are drawn for training, null = all. A class of fewer
     than `fewest` training images is refused, or with `rare: leave-out` is no class. `open_set` and `abstains`: see
     `profiling.cards.OpenSet`; `abstains: 0` names every image.
     """

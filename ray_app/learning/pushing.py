@@ -13,7 +13,8 @@ from ray_app.errors import ConfigError, StorageError, said
 from ray_app.storage import Store, local_path, strip_secrets
 
 # What is for others. The run's own state (train.json, checkpoints, scores, which may name places and people) stays where it is.
-PUSHED = ("config.json", "preprocessor_config.json", "model.onnx", "metrics.json", "report.html", "card.yaml")
+PUSHED = ("config.json", "preprocessor_config.json", "model.onnx", "metrics.json", "report.html", "card.yaml", "identifier.yaml", "describer.yaml")
+_CARDS = ("card.yaml", "identifier.yaml", "describer.yaml")
 _WEIGHTS = (".safetensors", ".pth", ".pt")
 _HUB = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)/?")
 _CHUNK_BYTES = 2**26
@@ -28,9 +29,9 @@ def push(folder: str | Path, target: str) -> str:
     """
     source = Store.open(str(folder))
     names = [name for name in source.names("") if name in PUSHED or name.endswith(_WEIGHTS)]
-    if "card.yaml" not in names:
+    if not set(names) & set(_CARDS):
         raise ConfigError(f"{source.url}: nothing to push: no card.yaml", hint="touchstone train writes it when a training ends")
-    names.sort(key=lambda name: name == "card.yaml")
+    names.sort(key=lambda name: name in _CARDS)
     if target.startswith("hf://"):
         return _to_hub(source, names, target)
     store = Store.open(target)

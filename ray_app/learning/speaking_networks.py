@@ -5,8 +5,6 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from ray_app.detectors.cards import Weights
-from ray_app.detectors.preprocessing import Preprocessing
 from ray_app.detectors.weights import resolve_part
 from ray_app.errors import ConfigError
 from ray_app.learning.describe import Describe
@@ -96,20 +94,12 @@ def speaking_network(name: str, wanted: Describe, plan: Plan, seed: int) -> Any:
     return network.requires_grad_(True).train()
 
 
-def trained_card(
-    recipe: str, wanted: Describe, plan: Plan, *, detector: str, embedding: Mapping[str, Any], preprocessing: Preprocessing, **told: Any
-) -> DescriberCard:
-    """The card of what was trained; `told` holds its title, weights, licence, source, training data and notes."""
-    sees: dict[str, Any] = {"preprocessing": preprocessing} if wanted.tier == "captioner" else {"detector": detector, "embedding": dict(embedding)}
-    search: dict[str, Any] = {"beams": wanted.beams, "no_repeat": wanted.no_repeat, "most_tokens": wanted.most_tokens}
-    return DescriberCard(name=recipe, tier=wanted.tier, architecture=plan.architecture, prefix=plan.prefix, **sees, **search, **told)
+def describer_facts(wanted: Describe, plan: Plan, sees: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of the card of what was trained; `sees`: `preprocessing`, or `detector` and `embedding`."""
+    search = {"beams": wanted.beams, "no_repeat": wanted.no_repeat, "most_tokens": wanted.most_tokens}
+    return {"tier": wanted.tier, "architecture": plan.architecture, "prefix": plan.prefix, **sees, **search}
 
 
 def tokenizer_json(plan: Plan) -> str:
     """The tokenizer as the header of the weights keeps it."""
     return str(plan.words.tokenizer.to_str())
-
-
-def weights_of(sha256: str) -> Weights:
-    """Where a trained card's file lies: beside it."""
-    return Weights(uri="describer.safetensors", sha256=sha256)

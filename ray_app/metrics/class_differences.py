@@ -93,7 +93,7 @@ def _of_words(name: str, reals: NDArray[Any], fakes: NDArray[Any]) -> Difference
     table = table[:, table.sum(axis=0) > 0]
     shares = table / table.sum(axis=1, keepdims=True)
     apart = shares[1] - shares[0]
-    most = int(np.abs(apart[: len(values)]).argmax())
+    most = max(range(len(values)), key=lambda place: (round(abs(apart[place]), 9), apart[place]))  # of two that mirror, the fakes' own
     p = float(chi2_contingency(table).pvalue) if table.shape[1] > 1 else 1.0
     effect = float(np.abs(apart).sum() / 2)
     return Difference(name, len(reals), len(fakes), effect, p, values[most], float(shares[0][most]), float(shares[1][most]))

@@ -1,4 +1,4 @@
-"""How close a predicted prompt comes to the true one: BLEU-4, ROUGE-L, token F1 and Jaccard's index of tags. Knows texts; knows no images and no models.
+"""How close a predicted prompt comes to the true one: BLEU-4, ROUGE-L, token F1, Jaccard's index of tags. Knows texts; knows no images.
 
 sacrebleu and rouge-score come with `touchstone[evaluate]`; without them their figures are not defined, and say so.
 """

@@ -9,11 +9,12 @@ from typing import Any, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from ray_app.config import Frozen, find_config
+from ray_app.config import Frozen, find_config, named_configs
 from ray_app.config.loading import load_yaml
 from ray_app.detectors import Preprocessing
 from ray_app.detectors.cards import Figure, TrainingData, Weights
 from ray_app.detectors.weights import Part, digest_of, resolve_part
+from ray_app.errors import ConfigError
 from ray_app.profiling.generators import family_of
 
 # Of a card, what decides no name and no word: texts, files (their hashes stand for them), and what the plan reckons with.
@@ -150,7 +151,7 @@ class DescriberCard(_Card):
 
 def load_identifier(name_or_path: str | Path) -> IdentifierCard:
     """A shipped identifier by name, or any by path. Raises ConfigError."""
-    path = find_config("identifiers", name_or_path)
+    path = _found("identifiers", name_or_path, "configs/train/identify.yaml --out DIR makes DIR/identifier.yaml")
     card = load_yaml(path, IdentifierCard)
     card._folder = path.resolve().parent
     return card
@@ -158,7 +159,16 @@ def load_identifier(name_or_path: str | Path) -> IdentifierCard:
 
 def load_describer(name_or_path: str | Path) -> DescriberCard:
     """A shipped describer by name, or any by path. Raises ConfigError."""
-    path = find_config("describers", name_or_path)
+    path = _found("describers", name_or_path, "configs/train/prompt-prefix.yaml --out DIR makes DIR/describer.yaml")
     card = load_yaml(path, DescriberCard)
     card._folder = path.resolve().parent
     return card
+
+
+def _found(kind: str, name_or_path: str | Path, made: str) -> Path:
+    try:
+        return find_config(kind, name_or_path)
+    except ConfigError as error:
+        shipped = f"; {error.hint}" if named_configs(kind) else ""
+        hint = f"touchstone train {made}; a path in an ensemble's card is relative to that card{shipped}"
+        raise ConfigError(error.message, hint=hint) from None

@@ -101,10 +101,8 @@ def means(wanted: str, name: str | None, family: str | None) -> bool:
     """Whether a word that somebody typed, in any spelling, means this generator or its family."""
     if name is None:
         return False
-    asked, spellings = known(wanted), {spelt(name), spelt(family or name)}
-    if spelt(wanted) in spellings or asked is None:
-        return spelt(wanted) in spellings
-    return known(name) == asked if asked.name is not None else family == asked.family
+    asked = known(wanted)
+    return spelt(wanted) in (spelt(name), spelt(family or name)) or (asked is not None and asked.name is not None and known(name) == asked)
 
 
 def _spellings(index: GeneratorIndex) -> tuple[dict[str, Known], dict[str, str]]:

@@ -68,7 +68,9 @@ def groups_table(told: EvaluationFacts) -> GroupTable | None:
     keys = [key for key in _COLUMNS if any(one[key].number is not None for one in cells if key in one)]
     lines = [GroupLine(row, _SIDES.get(row.distribution, ""), [one.get(key, NOT_MEASURED) for key in keys])
              for row, one in zip(told.groups.groups, cells, strict=True)]  # fmt: skip
-    return GroupTable(leading.called if leading else "", told.groups.by, keys, [_CALLED.get(key) or figure_words.named(key) for key in keys], lines)
+    return GroupTable(
+        leading.called if leading else "", told.groups.by, keys, [_CALLED.get(key) or figure_words.named(key) for key in keys], lines
+    )
 
 
 def name_lines(told: EvaluationFacts) -> list[str]:
@@ -78,7 +80,9 @@ def name_lines(told: EvaluationFacts) -> list[str]:
         lines += _section("Families named", families, _KEYS)
     groups = groups_table(told)
     if groups:
-        rows = [[wording.shortened(one.row.name, 40), one.side, f"{one.row.n:,}", *_written(groups.keys, one.cells)] for one in groups.lines]
+        rows = [
+            [wording.shortened(one.row.name, 40), one.side, f"{one.row.n:,}", *_written(groups.keys, one.cells)] for one in groups.lines
+        ]
         lines += ["", *table(["fakes", "distribution", "n", *groups.heads], rows, _WIDTH, right=range(2, 3 + len(groups.heads)))]
     return ["", *lines] if lines else []
 

@@ -13,6 +13,7 @@ from ray_app.images.provenance import Provenance
 from ray_app.reports import wording
 from ray_app.reports.drawing import dot, drawing, line, plain, position, rectangle, round_ticks, text
 from ray_app.reports.page import render, settings
+from ray_app.reports.profile_words import said_generator
 
 _LEAST_SPAN = 4.0  # log-odds that the drawing of a score shows to either side of what it marks
 _OUTCOMES = {"agrees": "agrees", "differs": "DIFFERS", "not checked": "–"}
@@ -45,6 +46,7 @@ def render_evidence(told: Mapping[str, Any]) -> str:
         priors=record["decision"]["at_other_prevalences"],
         facts=_facts(record),
         said=_provenance(record["provenance"]),
+        origin=_origin(record.get("profile") or {}),
         hashes=_hashes(record["hashes"]),
         cards=[("ensemble", settings(record["ensemble"]))] + [(name, settings(one["card"])) for name, one in record["detectors"].items()],
         identity=settings(record["run"]["identity"]),
@@ -63,6 +65,7 @@ def evidence_lines(told: Mapping[str, Any]) -> list[str]:
         score, cut = wording.score(decision["score"]), wording.score(decision["thresholds"]["fake_above"])
         lines.append(f"score {score}, fake from {cut}; probability {wording.probability(decision['probability'])} ({kind})")
         lines += [f"  {name}: {wording.score(one['score'])}" for name, one in record["detectors"].items()]
+    lines += [f"{name}: {wording.visible(value)}" for name, value in _origin(record.get("profile") or {})[:2]]
     lines += [wording.visible(f"why: {decision['reason']}")] if decision["reason"] else []
     lines += [wording.visible(words) for words in record["guarantee"]["words"]]
     if not decision["rederived"]:
@@ -73,6 +76,24 @@ def evidence_lines(told: Mapping[str, Any]) -> list[str]:
 def check_line(name: str, outcome: str, told: str) -> str:
     """One line of a verification."""
     return wording.visible(f"{_OUTCOMES[outcome]:8}  {name}: {told}")
+
+
+def _origin(profile: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a profile predicted, as name and value; the generator and the words first."""
+    generator, prompt = profile.get("generator"), profile.get("prompt")
+    entries: list[tuple[str, Any]] = []
+    if generator:
+        ranking = generator["ranking"] or []
+        entries.append(("nearest generator", said_generator(generator["name"], generator["family"], ranking)))
+    if prompt:
+        entries.append(("words", prompt["text"]))
+    if generator:
+        entries.append(("nearest known ones, best first", ", ".join(ranking)))
+        entries.append(("probability of the first, among the known", wording.probability(generator["probability"])))
+        entries.append(("confidence that it is a known one", wording.score(generator["confidence"])))
+    if prompt:
+        entries.append(("likelihood of the words", wording.score(prompt["likelihood"])))
+    return [(name, str(value)) for name, value in entries if value]
 
 
 def _headline(record: Mapping[str, Any]) -> str:

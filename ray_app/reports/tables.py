@@ -14,6 +14,7 @@ from ray_app.reports.text_table import GAP, aligned
 _SHORT_VERDICTS = {"real": "no evidence"}
 _NARROWEST_FILE = 16
 _LONGEST_EXAMPLE = 72
+_LONGEST_GENERATOR = 32
 _LONGEST_REASON = 60
 _MOST_REASONS = 5
 
@@ -22,7 +23,8 @@ def verdict_table(rows: Iterable[Mapping[str, Any]], width: int) -> str:
     """One line per row: file, verdict, probability, score, status; aligned and at most `width` columns wide.
 
     Rows are result rows (`uri`, `member`, `verdict`, `probability`, `score`, `status`, `calibrated`); missing values are dashes. Where a
-    file declares itself generated (`provenance`, as JSON or read from it), another column says so.
+    file declares itself generated (`provenance`, as JSON or read from it), another column says so; another names the generator that a
+    profile finds nearest, of rows that are not called real.
     A folder that all files share is named once, above. Where the columns beside the file leave it fewer than 16, lines grow wider.
     """
     rows = list(rows)
@@ -33,6 +35,9 @@ def verdict_table(rows: Iterable[Mapping[str, Any]], width: int) -> str:
     cells = [_cells(row) for row in rows]
     uncalibrated = any(row.get("calibrated") is False and row.get("probability") is not None for row in rows)
     heads = ["verdict", "probability*" if uncalibrated else "probability", "score", "status"]
+    named = [_named(row) for row in rows]
+    if any(named):
+        heads, cells = [*heads, "nearest generator"], [[*line, words] for line, words in zip(cells, named, strict=True)]
     declared = [_declared(row) for row in rows]
     if any(declared):
         heads, cells = [*heads, "file says"], [[*line, words] for line, words in zip(cells, declared, strict=True)]
@@ -84,6 +89,14 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         wording.score(row.get("score")),
         wording.visible(str(row.get("status") or wording.NONE)),
     ]
+
+
+def _named(row: Mapping[str, Any]) -> str:
+    """What a profile says of a row that is not called real; "unknown" where the image is like no known generator."""
+    if row.get("verdict") == "real" or row.get("generator_confidence") is None:
+        return ""
+    name = row.get("predicted_generator")
+    return "unknown" if name is None else wording.shortened(str(name), _LONGEST_GENERATOR)
 
 
 def _declared(row: Mapping[str, Any]) -> str:

@@ -7,7 +7,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ray_app.errors import ConfigError
 from ray_app.profiling.generators import means
+from ray_app.runs.directory import RunDirectory
 from ray_app.runs.schema import DESCRIBED, IDENTIFIED
 
 COLUMNS = ("predicted_generator", *IDENTIFIED, "predicted_prompt", *DESCRIBED)
@@ -75,6 +77,17 @@ def of_generator(table: pa.Table, wanted: str) -> pa.Table:
         return table.filter(pc.and_(pc.is_null(table["predicted_generator"]), pc.is_valid(table["generator_confidence"])))
     meant = {pair: means(wanted, *pair) for pair in set(zip(names, families, strict=True))}
     return table.filter(pa.array([meant[pair] for pair in zip(names, families, strict=True)], pa.bool_()))
+
+
+def require_identified(run: RunDirectory) -> None:
+    """Raises ConfigError for a run in which no identifier was asked, or where there is no run."""
+    if not run.exists():
+        raise ConfigError(f"{run.store.url}: no run here", hint="touchstone score SOURCE --out DIR makes one")
+    if not (run.describe()["ensemble"].get("profile") or {}).get("identifier"):
+        raise ConfigError(
+            f"{run.store.url}: this run named no generators",
+            hint="score with an ensemble whose `profile` has an identifier, or touchstone rescore RUN --identifier CARD",
+        )
 
 
 def _highest(told: Sequence[dict[str, Any]], flagged: pa.Table) -> list[dict[str, Any]]:

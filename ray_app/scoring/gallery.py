@@ -24,7 +24,7 @@ from ray_app.reports.wording import VERDICT_WORDS, meaning, visible
 from ray_app.runs import RunDirectory, current_tables
 from ray_app.runs.directory import Published
 from ray_app.runs.profiles import COLUMNS as PROFILE
-from ray_app.runs.profiles import UNKNOWN, of_generator
+from ray_app.runs.profiles import UNKNOWN, of_generator, require_identified
 from ray_app.scoring.progress import Progress
 from ray_app.scoring.thumbnails import thumbnail
 from ray_app.storage import Fetcher, Store
@@ -72,7 +72,8 @@ def make_gallery(url: str, out: str, choice: Choice = _ALL, *, per_page: int = P
     run, store = RunDirectory.open(url), Store.open(out)
     described = run.describe_finished()
     run.check_settled()
-    _check_profile(described, url, choice)
+    if choice.generator is not None:
+        require_identified(run)
     _check_free(store)
     chosen, images = _chosen(run, choice)
     pages = max(math.ceil(images / per_page), 1)
@@ -88,11 +89,6 @@ def make_gallery(url: str, out: str, choice: Choice = _ALL, *, per_page: int = P
     if progress is not None:
         progress.close()
     return _ended(store, {"run": run.store.url, "out": store.url, **choice._asdict(), "images": images, "pages": pages})
-
-
-def _check_profile(described: dict[str, Any], url: str, choice: Choice) -> None:
-    if choice.generator is not None and not (described["ensemble"].get("profile") or {}).get("identifier"):
-        raise ConfigError(f"{url}: this run named no generators", hint="score with an ensemble whose `profile` has an identifier")
 
 
 def _check_free(store: Store) -> None:

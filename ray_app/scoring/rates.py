@@ -195,5 +195,6 @@ def _basis(stage: str, pace: Pace) -> str:
 def _slowed(pace: Pace, by: float) -> Pace:
     score = tuple(None if seconds is None else seconds * by for seconds in pace.score)
     describe = None if pace.describe is None else pace.describe * by
-    slowed = {"fetch_cpu": pace.fetch_cpu * by, "decode": pace.decode * by, "prepare": pace.prepare * by}
-    return replace(pace, **slowed, score=score, describe=describe)
+    busy = (pace.fetch_cpu, pace.decode, pace.prepare)
+    fetch_cpu, decode, prepare = (seconds * by for seconds in busy)
+    return replace(pace, fetch_cpu=fetch_cpu, decode=decode, prepare=prepare, score=score, describe=describe)

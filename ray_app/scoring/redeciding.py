@@ -30,8 +30,10 @@ def decide_run(url: str, ensemble: str, *, waive_guarantee: bool = False) -> dic
     """Apply an ensemble card to a finished run; returns the new summary.
 
     The directory then belongs to a `score` command with that ensemble. Interrupted, the same command finishes it; until then
-    the run says that its verdicts are mixed. Raises ConfigError when a detector of the card was not run, the run is unfinished, or it
-    scored otherwise than the card was calibrated, unless `waive_guarantee`: then verdicts stand that the card does not answer for.
+    the run says that its verdicts are mixed. Names of generators and words stay as they are: what the new card calls fake and the old one
+    did not has no words, and the summary's `profile` counts how many have. Raises ConfigError when a detector of the card was not run, the
+    card has another profile, the run is unfinished, or it scored otherwise than the card was calibrated, unless `waive_guarantee`: then
+    verdicts stand that the card does not answer for.
     """
     run = RunDirectory.open(url)
     with Lease(run.store):
@@ -47,8 +49,10 @@ def decide_run(url: str, ensemble: str, *, waive_guarantee: bool = False) -> dic
         if missing:
             raise ConfigError(f"{url}: the run has no scores of {', '.join(missing)}", hint=f"it has {', '.join(described['detectors'])}")
         _check_settings(url, card, identity, waive_guarantee)
+        _check_profile(url, spec, identity)
         references = references_beside(ensemble)
-        changed = described | {"identity": _identity(identity, spec, waive_guarantee), "ensemble": card.model_dump(mode="json")}
+        told = card.model_dump(mode="json") | {"profile": described["ensemble"].get("profile")}
+        changed = described | {"identity": _identity(identity, spec, waive_guarantee), "ensemble": told}
         run.write_json("run.json", changed | {"deciding": True})
         keep_references(run, references)
         for manifest in manifests(run.store):
@@ -68,6 +72,18 @@ def _check_settings(url: str, card: EnsembleCard, identity: Mapping[str, Any], w
             f"{url}: the calibration of {card.name} does not hold for scores made with {' and '.join(said)}",
             hint="score the archive with that card, or give up what it guarantees: --waive-guarantee",
         )
+
+
+def _check_profile(url: str, spec: ScoringSpec, identity: Mapping[str, Any]) -> None:
+    """A card without a profile leaves the run's alone; one with a profile must have the run's."""
+    had = identity.get("profile", {})
+    for kind, card in (("identifier", spec.identifier), ("describer", spec.describer)):
+        before = had.get(kind, {}).get("name")
+        if spec.ensemble.profile is not None and (card and card.name) != before:
+            raise ConfigError(
+                f"{url}: its {kind} is {before or 'none'}, that of {spec.ensemble.name} is {card.name if card else 'none'}",
+                hint="new verdicts leave names and words as they are: leave `profile` out of the card, or score the archive with it",
+            )
 
 
 def _identity(identity: Mapping[str, Any], spec: ScoringSpec, waived: bool) -> dict[str, Any]:

@@ -18,7 +18,9 @@ from ray_app.detectors.licences import require_accepted
 from ray_app.ensembles import EnsembleCard, ensemble_of, load_ensemble_card
 from ray_app.errors import ConfigError, Status
 from ray_app.images import ImageFacts, ImageLimits
-from ray_app.inference import Outcome, Readings, ScoringSpec, judge, make_spec
+from ray_app.inference import Outcome, Readings, ScoringSpec, StageClock, judge, make_spec
+from ray_app.inference.describing import Describing
+from ray_app.inference.identified import require_embeddings
 from ray_app.inference.settings import departures
 from ray_app.runs import RunDirectory, block_features, check_conservation, kept_features, result_rows, vectors_of
 from ray_app.runs.identity import differing_keys
@@ -61,7 +63,9 @@ def rescore_run(
         run.claim(identity, list(spec.cards), spec.ensemble.model_dump(mode="json"))
         keep_references(run, references)
         session = Session(run, {"rescored": source.store.url, "detectors": [head.card.name for head in heads]}, start)
-        _Rescoring(source, run, spec, heads, session).all()
+        clock = StageClock()
+        describing = Describing(spec, clock) if spec.describer else None
+        _Rescoring(source, run, spec, heads, session, clock, describing).all()
         return _finished(run, spec, session)
 
 
@@ -97,6 +101,9 @@ def _heads(
             hint="score the archive anew with that card",
         )
     spec = make_spec(ensemble, limits=ImageLimits(**identity["limits"]), resize=identity["resize"], slots=identity["batch_slots"])
+    if spec.words_seen is not None and spec.describer is not None:
+        raise ConfigError(f"{spec.describer.name} looks at images, which a run does not keep", hint="score the archive anew with that card")
+    require_embeddings(spec)
     heads = [_Head(card, LinearHead(card), suited[card.name], kept[suited[card.name]]["width"]) for card in cards]
     return replace(spec, precision=ways), heads
 
@@ -130,6 +137,8 @@ class _Rescoring:
     spec: ScoringSpec
     heads: list[_Head]
     session: Session
+    clock: StageClock
+    describing: Describing | None
 
     def all(self) -> None:
         """Copy the listings, and score the blocks that the new run does not have yet, each committed when it is done."""
@@ -145,19 +154,20 @@ class _Rescoring:
                     self._block(ref, of_block)
 
     def _block(self, ref: BlockRef, rows: pa.Table) -> None:
-        began = time.perf_counter()
-        outcomes = _outcomes(rows)
-        scores = self._scores(ref, rows["image_id"].to_numpy(), outcomes)
-        scored_s = time.perf_counter() - began
-        scored = judge(self.spec, outcomes, Readings(scores))
-        members = rows.select([name for name in _MEMBERS if name in rows.column_names])
-        hashed = "phash" in rows.column_names
-        made = result_rows(members, scored, attempt=self.session.number, scored_at=datetime.now(UTC), perceptual_hash=hashed)
-        self.run.write_part(ref.manifest, ref.block, made)
-        seconds = {"score": scored_s, "write": time.perf_counter() - began - scored_s}
-        self.session.committed({"members": ref.members, "counts": {}, "peak_bytes": 0, "seconds": seconds})
+        with self.clock("score"):
+            outcomes = _outcomes(rows)
+            readings = self._readings(ref, rows["image_id"].to_numpy(), outcomes)
+        readings = readings if self.describing is None else self.describing.after(outcomes, readings)
+        with self.clock("write"):
+            scored = judge(self.spec, outcomes, readings, self.clock)
+            members = rows.select([name for name in _MEMBERS if name in rows.column_names])
+            hashed = "phash" in rows.column_names
+            made = result_rows(members, scored, attempt=self.session.number, scored_at=datetime.now(UTC), perceptual_hash=hashed)
+            self.run.write_part(ref.manifest, ref.block, made)
+        self.session.committed({"members": ref.members, "counts": {}, "peak_bytes": 0, "seconds": self.clock.take()})
 
-    def _scores(self, ref: BlockRef, ids: npt.NDArray[np.int64], outcomes: Sequence[Outcome]) -> dict[str, npt.NDArray[np.float32]]:
+    def _readings(self, ref: BlockRef, ids: npt.NDArray[np.int64], outcomes: Sequence[Outcome]) -> Readings:
+        """What the heads say, and the vectors that a profile reads."""
         widths = {head.kept: head.width for head in self.heads}
         vectors = {
             name: vectors_of(block_features(self.source, ref.manifest, ref.block, name), ids, width) for name, width in widths.items()
@@ -166,7 +176,9 @@ class _Rescoring:
         scores = {head.card.name: head.layer.score(vectors[head.kept]) for head in self.heads}
         for name, column in scores.items():
             column[[not self.spec.is_scored(name, *size) for size in sizes]] = np.nan
-        return scores
+        return Readings(
+            scores, embeddings={head.card.name: vectors[head.kept] for head in self.heads if head.card.name in self.spec.embedded}
+        )
 
 
 def _outcomes(rows: pa.Table) -> list[Outcome]:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ray_app import __version__
-from ray_app.inference import ASKED, LOOKED, LOOKED_MS, RUNS, STAGES
+from ray_app.inference import ASKED, DESCRIBED, LOOKED, LOOKED_MS, RUNS, STAGES
 from ray_app.runs import RunDirectory
 from ray_app.scoring.config import Prices
 from ray_app.scoring.costs import Costs, is_billed, is_priced, spent
@@ -102,6 +102,7 @@ class Session:
             "layout": self._layout.kind if self._layout else None,
             "cost": self.cost().facts() if is_priced(self._prices) else None,
             **({"looks": self._looks()} if LOOKED in self._counts else {}),
+            **({DESCRIBED: self._counts[DESCRIBED]} if DESCRIBED in self._counts else {}),
             "seconds": {stage: round(seconds, 3) for stage, seconds in self._seconds.items()},
         }
 

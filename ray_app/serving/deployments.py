@@ -27,6 +27,7 @@ from ray_app.serving.following import GroupDied, GroupLost
 from ray_app.serving.generation import groups_of, plan_generation
 from ray_app.serving.groups import Ask, DetectorGroup, Offer, Reply
 from ray_app.serving.http.errors import Refusal
+from ray_app.serving.profiling import ProfileAsk, Profiled
 from ray_app.serving.scorer import EndpointScorer
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class Detectors:
         self._group = DetectorGroup(name)
         self._noted = functools.partial(RayMeter().batch, name)
         self._batcher: Batcher[Ask, Reply | Offer] | None = None
+        self._profiling: Batcher[ProfileAsk, Profiled | Offer] = Batcher(self._group.profile)
 
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """Load what the config now asks for; requests are answered by what was loaded before until then.
@@ -71,6 +73,7 @@ class Detectors:
         if self._batcher is None:
             self._batcher = Batcher(self._group.score, noted=self._noted)
         self._batcher.slots, self._batcher.wait_s = generation.spec.slots, self._config.batching.wait_ms / 1000
+        self._profiling.slots = generation.spec.slots
 
     def _load(self, changes: dict[str, Any]) -> "Generation":
         if unknown := changes.keys() - RELOADABLE:
@@ -90,6 +93,10 @@ class Detectors:
         """What the group says of one image, scored together with others that come at the same time."""
         assert self._batcher is not None, "Serve reconfigures before it asks"
         return await self._batcher(ask)
+
+    async def profile(self, ask: ProfileAsk) -> Profiled | Offer:
+        """What the group's heads and describers say of one image; whatever came while others were asked is asked together."""
+        return await self._profiling(ask)
 
     async def describe(self) -> "Generation":
         """What it serves."""
@@ -156,6 +163,11 @@ class RemoteGroup:
         """See `scorer.Group`."""
         answer: Reply | Offer = await _answered(self._handle.score.remote(ask))
         return answer
+
+    async def profile(self, ask: ProfileAsk) -> Profiled | Offer:
+        """See `scorer.Group`."""
+        said: Profiled | Offer = await _answered(self._handle.profile.remote(ask))
+        return said
 
     async def describe(self) -> "Generation":
         """See `scorer.Group`."""

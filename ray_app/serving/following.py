@@ -8,6 +8,7 @@ from typing import Protocol
 from ray_app.serving.generation import Generation
 from ray_app.serving.groups import Ask, Offer, Reply
 from ray_app.serving.http.errors import Refusal
+from ray_app.serving.profiling import ProfileAsk, Profiled
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 0.5  # between two tries while replicas are replaced
 
@@ -21,10 +22,14 @@ class GroupDied(GroupLost):
 
 
 class Group(Protocol):
-    """A group of detectors, wherever it runs. Both raise GroupLost, and Refusal where its queue is full."""
+    """A group of detectors, wherever it runs. All raise GroupLost, and Refusal where its queue is full."""
 
     async def score(self, ask: Ask) -> Reply | Offer:
         """What its detectors say of one image."""
+        ...
+
+    async def profile(self, ask: ProfileAsk) -> Profiled | Offer:
+        """What its heads and describers say of one image."""
         ...
 
     async def describe(self) -> Generation:

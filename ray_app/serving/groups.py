@@ -122,9 +122,9 @@ class DetectorGroup:
     def profile(self, asks: Sequence[ProfileAsk]) -> list[Profiled | Offer]:
         """One answer per ask, in order: generators and words, by the profiles of the ensembles that are asked for."""
         loaded = self._ready
-        ours = [ask for ask in asks if ask.group == loaded.generation.groups[self.name]]
-        said = iter(loaded.profilers.say(ours))
-        return [next(said) if ask in ours else Offer(loaded.generation) for ask in asks]
+        ours = loaded.generation.groups[self.name]
+        said = iter(loaded.profilers.say([ask for ask in asks if ask.group == ours]))
+        return [next(said) if ask.group == ours else Offer(loaded.generation) for ask in asks]
 
     def check_health(self) -> None:
         """Raises DetectorError after 20 images without any score, one after another: then it is not the images."""

@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from ray_app.detectors import Preprocessing, ResizeMode
@@ -22,6 +23,7 @@ from ray_app.serving.http import answering
 from ray_app.serving.http.errors import Refusal
 from ray_app.serving.http.schemas import DetectorInfo, EnsembleInfo, EnsembleName, ImageAnswer, Timings
 from ray_app.serving.metrics import Meter
+from ray_app.serving.profiling import ProfileAsk, Profiled, profile_cards, sits_in
 
 READY_FOR_S, UNREADY_FOR_S = 10.0, 1.0  # what was found holds so long: readiness checks must not load a busy endpoint
 FRESH_S = 2.0  # what is told of the ensembles is no older
@@ -69,11 +71,11 @@ class EndpointScorer:
         started = time.perf_counter()
         walk = _Walk(data, self._decoders)
         with self._one_more():
-            generation, chosen, replies = await self._asked_until_answered(walk, ensemble, beside)
+            generation, chosen, replies, profiled = await self._asked_until_answered(walk, ensemble, beside)
         timings = Timings(decode=walk.decode_s, wait=walk.wait_s, score=walk.score_s, total=time.perf_counter() - started)
         answered = answering.scored_answer(
             generation, chosen, answering.readings_of(replies), walk.prepared.facts, name=name, size_bytes=len(data),
-            provenance=walk.prepared.provenance, masks=masks, timings=timings, request_id=request_id,
+            provenance=walk.prepared.provenance, masks=masks, timings=timings, request_id=request_id, profiled=profiled,
         )  # fmt: skip
         for stage, seconds in timings:
             self._meter.stage(stage, seconds)
@@ -132,17 +134,18 @@ class EndpointScorer:
 
     async def _asked_until_answered(
         self, walk: "_Walk", ensemble: str | None, beside: Sequence[str], *, whole: bool = False
-    ) -> tuple[Generation, str, list[Reply]]:
+    ) -> tuple[Generation, str, list[Reply], Profiled]:
         pause, patience = FIRST_PAUSE_S, _Patience()
         while True:
             generation, chosen = await self._meant(ensemble, beside)
             try:
                 replies = await self._ask(generation, chosen, beside, walk, whole)
+                profiled = await self._profiled(generation, chosen, replies, walk)
             except (GroupLost, Moving) as event:
                 patience.bear(event)
             else:
                 self._ready_until = time.monotonic() + READY_FOR_S
-                return generation, chosen, replies
+                return generation, chosen, replies, profiled
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, LONGEST_PAUSE_S)
 
@@ -171,6 +174,20 @@ class EndpointScorer:
             await self._followed.ask(next(iter(_pools(generation, first))))
             raise Moving
         return replies
+
+    async def _profiled(self, generation: Generation, ensemble: str, replies: Sequence[Reply], walk: "_Walk") -> Profiled:
+        """What the ensemble's profile says, words only of what it wants words for. Raises as `_ask`."""
+        if not profile_cards(generation.ensembles[ensemble]):
+            return Profiled()
+        asks = await _profile_asks(generation, ensemble, replies, walk)
+        started, profiled = time.perf_counter(), Profiled()
+        for said in await together(self._groups[name].profile(ask) for name, ask in asks.items()):
+            if isinstance(said, Offer):
+                self._followed.follow(said.generation)
+                raise Moving
+            profiled = profiled.joined(said)
+        walk.score_s += time.perf_counter() - started
+        return profiled
 
     async def _asked(self, generation: Generation, wanted: Sequence[str], walk: "_Walk") -> list[Reply]:
         """What some detectors say, all of them at once. Raises as `_ask`."""
@@ -247,6 +264,11 @@ class _Walk:
         self.decode_s += time.perf_counter() - started
         self._pixels.update(zip(missing, self.prepared.pixels, strict=True))
 
+    async def look(self, preprocessing: Preprocessing, resize: ResizeMode) -> Pixels | None:
+        """The image prepared in one way, decoded once more where no detector looks at it so. Raises ImageRefused."""
+        await self.prepare((preprocessing,), resize)
+        return self._pixels.get(preprocessing)
+
     def ask(self, generation: Generation, group: str, detectors: tuple[str, ...]) -> Ask:
         """What some detectors of a group need to see."""
         needed = {generation.spec.cards[name].preprocessing for name in detectors}
@@ -257,6 +279,21 @@ class _Walk:
             tuple(self._pixels.get(one) if one in needed else None for one in looks(generation.spec, group)),
             self._data if any(one.shape is None for one in needed) else None,
         )
+
+
+async def _profile_asks(generation: Generation, ensemble: str, replies: Sequence[Reply], walk: _Walk) -> dict[str, ProfileAsk]:
+    """What every group is asked that has a part of the ensemble's profile; nothing of what there is nothing to tell by."""
+    spec, pools = generation.ensembles[ensemble], groups_of(generation.spec)
+    vectors = {name: vector for reply in replies for name, vector in reply.embeddings.items()}
+    asks = {name: ProfileAsk(fingerprint, ensemble, None, None) for name, fingerprint in generation.groups.items()}
+    if spec.identifier is not None:
+        group = sits_in(spec.identifier, pools)
+        asks[group] = replace(asks[group], identify=vectors.get(spec.identifier.detector))
+    if spec.describer is not None and answering.is_described(spec, replies, walk.prepared.facts):
+        group, seen = sits_in(spec.describer, pools), spec.describer.preprocessing
+        told = vectors.get(spec.describer.detector or "") if seen is None else await walk.look(seen, spec.resize)
+        asks[group] = replace(asks[group], describe=told)
+    return {name: ask for name, ask in asks.items() if ask.identify is not None or ask.describe is not None}
 
 
 def _pools(generation: Generation, wanted: Sequence[str]) -> dict[str, tuple[str, ...]]:

@@ -117,11 +117,15 @@ class Decoder:
     def __call__(self, pixels: Pixels, rng: Rng) -> Pixels:
         """Reduce and repaint: (h, w, 3) uint8 → the same shape; h and w are multiples of 4."""
         stages = 1 if rng.random() < 0.75 else 2
+        return self.painted(pixels, stages, rng)
+
+    def painted(self, pixels: Pixels, stages: int, rng: Rng, weights: Rng | None = None) -> Pixels:
+        """The same with so many doublings; `weights` draws those of the layers (None = `rng` does, so that no two pictures share them)."""
         image = to_tensor(pixels)
         latent = functional.interpolate(image, scale_factor=0.5**stages, mode="bilinear", antialias=True)
         lost = image - functional.interpolate(latent, scale_factor=2.0**stages, mode="bilinear")
         grain = _grain(functional.avg_pool2d(lost.abs(), 2**stages), rng)
-        seed = int(rng.integers(2**32))
+        seed = int((weights or rng).integers(2**32))
         painted, texture = (self._paint(part, stages, np.random.default_rng(seed)) for part in (latent, grain))
         return to_pixels(painted + texture)
 

@@ -1,6 +1,6 @@
 """Pictures of shapes, with the words that describe them: what a predictor of prompts can be tried on without a network or a download.
 
-A picture is one or two shapes of given colours on a plain ground; its words say what stands where. Seeded; knows no files but its own.
+A picture is one shape of a given colour on a plain ground; its words say what stands where. Seeded; knows no files but its own.
 """
 
 from collections.abc import Iterator
@@ -11,9 +11,16 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-COLOURS = {"red": (205, 40, 40), "green": (40, 165, 60), "blue": (45, 80, 210), "yellow": (235, 205, 45), "purple": (140, 50, 170), "orange": (240, 135, 30)}
+COLOURS = {
+    "red": (205, 40, 40),
+    "green": (40, 165, 60),
+    "blue": (45, 80, 210),
+    "yellow": (235, 205, 45),
+    "purple": (140, 50, 170),
+    "orange": (240, 135, 30),
+}
 SHAPES = ("circle", "square", "triangle", "cross")
-PLACES = {"in the upper left corner": (0, 0), "in the upper right corner": (1, 0), "in the lower left corner": (0, 1), "in the lower right corner": (1, 1)}
+PLACES = {"upper left": (0, 0), "upper right": (1, 0), "lower left": (0, 1), "lower right": (1, 1)}
 GROUNDS = {"white": (245, 245, 245), "grey": (150, 150, 150), "black": (25, 25, 25)}
 _SUPERSAMPLED = 2
 
@@ -29,7 +36,7 @@ class Described(NamedTuple):
     @property
     def prompt(self) -> str:
         """The words of it."""
-        return f"a {self.colour} {self.shape} {self.place} of a {self.ground} picture"
+        return f"a {self.colour} {self.shape}, {self.place}, {self.ground} ground"
 
     @property
     def combination(self) -> tuple[str, str, str]:
@@ -42,8 +49,8 @@ def draw_shapes(told: Described, seed: int, side: int = 64) -> Image.Image:
     rng = np.random.default_rng([seed, 11])
     large = side * _SUPERSAMPLED
     picture = Image.new("RGB", (large, large), _shaded(GROUNDS[told.ground], rng))
-    radius = large * rng.uniform(0.13, 0.19)
-    middle = [large * (0.27 + 0.46 * at) + large * rng.uniform(-0.05, 0.05) for at in PLACES[told.place]]
+    radius = large * rng.uniform(0.18, 0.23)
+    middle = [large * (0.27 + 0.46 * at) + large * rng.uniform(-0.03, 0.03) for at in PLACES[told.place]]
     _draw(ImageDraw.Draw(picture), told.shape, middle[0], middle[1], radius, _shaded(COLOURS[told.colour], rng))
     pixels = np.asarray(picture.resize((side, side), Image.Resampling.BOX), np.float32) + rng.normal(0, 4, (side, side, 3))
     return Image.fromarray(np.clip(pixels, 0, 255).round().astype(np.uint8))

@@ -79,6 +79,13 @@ def compute_embeddings(job: Job, wanted: Wanted, *, make: MakeDetector = scoring
         _require_readable(job, split, sum(len(block["rows"]) for block in blocks if block["split"] == split))
 
 
+def keep_block(out: Store, split: str, first: int, found: Embeddings) -> None:
+    """Keep a block of a split's rows; `first`: which of the wanted ones it begins with."""
+    buffer = io.BytesIO()
+    np.savez(buffer, features=found.vectors, labels=found.labels, rows=found.rows, precision=found.precision)
+    out.write(_file(split, first), buffer.getvalue())
+
+
 def kept_embeddings(out: Store, split: str) -> Embeddings:
     """All that a training directory keeps of a split. Raises TouchstoneError where that is nothing, or of two precisions."""
     parts = [
@@ -169,9 +176,7 @@ class Embedder(Stage):
         """The rows of a block → how many there were, and how many could not be read; the block's file is written."""
         split, first, rows = (table[name][0].as_py() for name in ("split", "first", "rows"))
         found = embed(self._detector, self._loader(split), np.array(rows, np.int64))
-        buffer = io.BytesIO()
-        np.savez(buffer, features=found.vectors, labels=found.labels, rows=found.rows, precision=found.precision)
-        self._job.out.write(_file(split, first), buffer.getvalue())
+        keep_block(self._job.out, split, first, found)
         return {"images": np.array([len(rows)]), "bad": np.array([len(rows) - len(found)])}
 
     def _loader(self, split: str) -> BatchLoader:

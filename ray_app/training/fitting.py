@@ -184,8 +184,7 @@ def _trainer(job: Job) -> TorchTrainer:
             callbacks=[_Introduction(job.board)],  # type: ignore[list-item]
             checkpoint_config=CheckpointConfig(
                 num_to_keep=config.faults.keep,
-                checkpoint_score_attribute=config.validation.metric,
-                checkpoint_score_order=FIGURES[config.validation.metric],
+                **({} if config.method == "describe" else _scored_by(config.validation.metric)),
             ),
         ),
         validation_config=ValidationConfig(
@@ -194,6 +193,10 @@ def _trainer(job: Job) -> TorchTrainer:
             ray_remote_kwargs=_judging(job),
         ),
     )
+
+
+def _scored_by(metric: str) -> dict[str, Any]:
+    return {"checkpoint_score_attribute": metric, "checkpoint_score_order": FIGURES[metric]}
 
 
 def _judging(job: Job) -> dict[str, Any]:

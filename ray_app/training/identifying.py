@@ -9,9 +9,11 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -22,14 +24,31 @@ from ray_app.learning.identify import Identify
 from ray_app.learning.naming import UNKNOWN, Named, Rows, classes_of, named, training_rows
 from ray_app.profiling.identifying import Identified
 from ray_app.reports.identifier_report import render_identifier_report
+from ray_app.storage import Store
 from ray_app.training.claiming import recipe_of
 from ray_app.training.config import TrainConfig
 from ray_app.training.embeddings import Embeddings, compute_embeddings, groups_of, kept_embeddings, require_own_weights
 from ray_app.training.finishing import METRICS
 from ray_app.training.job import Job
 
+if TYPE_CHECKING:
+    from ray_app.detectors.precision import ResolvedPrecision
+
 SCHEMA = 1
 _MOST_SAID = 5
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What an identifier is made of: the labelled `tables` of each split, what their rows are called, the classes, those that are none for
+    too few images, and the `rows` of each split that are looked at: in the test also reals and fakes of other generators.
+    """
+
+    tables: Mapping[str, pa.Table]
+    named: Mapping[str, Named]
+    classes: tuple[str, ...]
+    left_out: dict[str, int]
+    rows: dict[str, Rows]
 
 
 def identify(job: Job, findings: Mapping[str, Any], told: Mapping[str, Any]) -> dict[str, Any]:
@@ -41,80 +60,80 @@ def identify(job: Job, findings: Mapping[str, Any], told: Mapping[str, Any]) -> 
     """
     require_own_weights(job)
     began = time.monotonic()
-    splits = {split: _named(job.config, job.rows(split)) for split in ("train", "validation", "test") if split in job.shared}
-    classes, left_out = classes_of(_section(job.config), splits["train"])
-    wanted = _wanted(job.config, splits, classes)
-    compute_embeddings(job, wanted)
-    found = {split: kept_embeddings(job.out, split) for split in splits}
-    labelled = {split: _labelled(job, split, splits[split], one) for split, one in found.items()}
-    facts = _facts_of(job, found["train"])
+    wanted = wanted_of(job.config, {split: job.rows(split) for split in ("train", "validation", "test") if split in job.shared})
+    compute_embeddings(job, wanted.rows)
+    made_in = {"environment": {**told["environment"], "workers": job.layout.workers}, "data": dict(findings)}
+    return written(job.config, job.card, job.out, wanted, made_in, began)
+
+
+def wanted_of(config: TrainConfig, tables: Mapping[str, pa.Table]) -> Wanted:
+    """Which rows of the splits' labelled tables an identifier is fitted, calibrated and measured on. Raises ConfigError."""
+    section, rows = config.identify or Identify(), {split: _named(config, table) for split, table in tables.items()}
+    classes, left_out = classes_of(section, rows["train"])
+    chosen = {"train": training_rows(section, rows["train"], classes, config.loop.seed), "validation": rows["validation"].of(classes)}
+    if "test" in rows:
+        chosen["test"] = np.flatnonzero([name is not None for name in rows["test"].names])
+    return Wanted(tables, rows, classes, left_out, chosen)
+
+
+def written(config: TrainConfig, card: DetectorCard, out: Store, wanted: Wanted, facts: Mapping[str, Any], began: float) -> dict[str, Any]:
+    """Fit to the embeddings that `out` keeps, and write head, card, names, report and `metrics.json`, whose content is returned. No Ray.
+
+    `facts`: further ones for it; `began`: on the monotonic clock.
+    """
+    found = {split: kept_embeddings(out, split) for split in wanted.rows}
+    labelled = {split: _labelled(wanted, split, one) for split, one in found.items()}
+    embedding = _embedding_of(card, found["train"])
     with tempfile.TemporaryDirectory(prefix="touchstone-") as folder:
-        made = make_identifier(Path(folder), job.config, job.card, facts, labelled, classes)
+        made = make_identifier(Path(folder), config, card, embedding, labelled, wanted.classes)
         for split, said in made.said.items():
-            job.out.write(f"scores/{split}.parquet", _names_file(job, split, found[split], labelled[split], said))
+            out.write(f"scores/{split}.parquet", _names_file(wanted.tables[split], found[split], labelled[split], said))
         for name in (WEIGHTS, CARD):
-            job.out.write_file(name, Path(folder) / name)
-    metrics = _metrics(job, findings, told, made, labelled, left_out)
-    metrics |= {
-        "unreadable": sum(len(rows) - len(found[split]) for split, rows in wanted.items()),
-        "seconds": round(time.monotonic() - began, 2),
-    }
-    job.out.write("report.html", render_identifier_report(metrics).encode())
-    job.out.write(METRICS, json.dumps(metrics, indent=2, ensure_ascii=False).encode())
+            out.write_file(name, Path(folder) / name)
+    metrics = _metrics(config, out, wanted, made, labelled) | dict(facts)
+    metrics["environment"] = {**metrics.get("environment", {}), "precision": found["train"].precision}
+    metrics["unreadable"] = sum(len(rows) - len(found[split]) for split, rows in wanted.rows.items())
+    metrics["seconds"] = round(time.monotonic() - began, 2)
+    out.write("report.html", render_identifier_report(metrics).encode())
+    out.write(METRICS, json.dumps(metrics, indent=2, ensure_ascii=False).encode())
     return metrics
 
 
 def planned(config: TrainConfig, card: DetectorCard, splits: Splits) -> dict[str, Any]:
-    """The dry run: what would be told apart, by how many images of which split, and what is held out. Raises ConfigError as training does."""
+    """The dry run: what would be told apart, by how many images of which split, what is held out. Raises ConfigError as training does."""
     tables = {"train": splits.train, "validation": splits.validation} | ({"test": splits.test} if splits.test is not None else {})
-    rows = {split: _named(config, table) for split, table in tables.items()}
-    section = _section(config)
-    classes, left_out = classes_of(section, rows["train"])
-    wanted = _wanted(config, rows, classes)
+    section, wanted = config.identify or Identify(), wanted_of(config, tables)
     return {
         "method": config.method,
         "name": config.name,
         "detector": card.name,
         "head": section.head,
         "level": section.level,
-        "classes": list(classes),
-        "left_out": left_out,
+        "classes": list(wanted.classes),
+        "left_out": wanted.left_out,
         "held_out": list(section.held_out),
         "open_set": {"method": section.open_set, "abstains": section.abstains},
-        "splits": {split: _counted(rows[split], chosen, classes) for split, chosen in wanted.items()},
+        "splits": {split: _counted(wanted.named[split], rows, wanted.classes) for split, rows in wanted.rows.items()},
         "data": dict(splits.findings),
     }
 
 
-def _section(config: TrainConfig) -> Identify:
-    return config.identify or Identify()
-
-
 def _named(config: TrainConfig, table: pa.Table) -> Named:
     labels = table["input"].combine_chunks()
-    return named(_section(config), labels.field("label").to_pylist(), labels.field("generator").to_pylist())
+    return named(config.identify or Identify(), labels.field("label").to_pylist(), labels.field("generator").to_pylist())
 
 
-def _wanted(config: TrainConfig, splits: Mapping[str, Named], classes: tuple[str, ...]) -> dict[str, Rows]:
-    """The rows of each split that are looked at: in the test also reals and fakes of other generators, but of known ones."""
-    import numpy as np
-
-    chosen = {"train": training_rows(_section(config), splits["train"], classes, config.loop.seed), "validation": splits["validation"].of(classes)}
-    if "test" in splits:
-        chosen["test"] = np.flatnonzero([name is not None for name in splits["test"].names])
-    return chosen
+def _labelled(wanted: Wanted, split: str, found: Embeddings) -> Labelled:
+    names = [name or UNKNOWN for name in wanted.named[split].at(found.rows)]
+    return Labelled(found.vectors, names, groups_of(wanted.tables[split], found.rows))
 
 
-def _labelled(job: Job, split: str, rows: Named, found: Embeddings) -> Labelled:
-    return Labelled(found.vectors, [name or UNKNOWN for name in rows.at(found.rows)], groups_of(job.rows(split), found.rows))
-
-
-def _facts_of(job: Job, found: Embeddings) -> dict[str, Any]:
-    """What decided the embeddings, as plain JSON; the driver has read their detector's weights already."""
+def _embedding_of(card: DetectorCard, found: Embeddings) -> dict[str, Any]:
+    """What decided the embeddings, as plain JSON."""
     from ray_app.detectors.embeddings import embedding_facts
 
-    precision = "bf16" if found.precision == "bf16" else "fp32"
-    told: dict[str, Any] = json.loads(json.dumps(embedding_facts(job.card, precision=precision, resize="exact")))
+    precision: ResolvedPrecision = "bf16" if found.precision == "bf16" else "fp32"
+    told: dict[str, Any] = json.loads(json.dumps(embedding_facts(card, precision=precision, resize="exact")))
     return told
 
 
@@ -124,22 +143,21 @@ def _counted(rows: Named, chosen: Rows, classes: tuple[str, ...]) -> dict[str, A
     return {"images": len(chosen), "known": known, "others": {name: n for name, n in sorted(counts.items()) if name not in known}}
 
 
-def _metrics(
-    job: Job, findings: Mapping[str, Any], told: Mapping[str, Any], made: Made, labelled: Mapping[str, Labelled], left_out: dict[str, int]
-) -> dict[str, Any]:
-    card, section, fitted = made.card, _section(job.config), made.fitted
+def _metrics(config: TrainConfig, out: Store, wanted: Wanted, made: Made, labelled: Mapping[str, Labelled]) -> dict[str, Any]:
+    card, section, fitted = made.card, config.identify or Identify(), made.fitted
+    counts = Counter(labelled["train"].names)
     return {
         "schema": SCHEMA,
-        "method": job.config.method,
-        "name": job.config.name,
-        "title": job.config.title,
-        "out": job.out.url,
+        "method": config.method,
+        "name": config.name,
+        "title": config.title,
+        "out": out.url,
         "detector": card.detector,
         "head": card.head,
         "level": section.level,
-        "classes": {name: n for name, n in zip(card.classes, _counts(labelled["train"], card.classes), strict=True)},
+        "classes": {name: counts[name] for name in card.classes},
         "families": dict(zip(card.classes, card.class_families, strict=True)),
-        "left_out": left_out,
+        "left_out": wanted.left_out,
         "held_out": list(section.held_out),
         "c": fitted.c,
         "log_losses": {f"{c:g}": loss for c, loss in fitted.losses.items()},
@@ -148,22 +166,15 @@ def _metrics(
         "open_set": None if card.open_set is None else card.open_set.model_dump(mode="json"),
         "validation": made.figures["validation"],
         "test": made.figures.get("test"),
-        "data": dict(findings),
-        "recipe": recipe_of(job.config),
-        "environment": {**told["environment"], "workers": job.layout.workers, "precision": card.embedding["precision"]},
+        "recipe": recipe_of(config),
         "card": {"name": card.name, "licence": card.licence, "weights": card.weights.sha256},
     }
 
 
-def _counts(split: Labelled, classes: tuple[str, ...]) -> list[int]:
-    counts = Counter(split.names)
-    return [counts[name] for name in classes]
-
-
-def _names_file(job: Job, split: str, found: Embeddings, labelled: Labelled, said: Identified) -> bytes:
+def _names_file(table: pa.Table, found: Embeddings, labelled: Labelled, said: Identified) -> bytes:
     """Per image who made it and what is said: columns as result rows have them, and the truth beside them."""
-    rows = job.rows(split).take(pa.array(found.rows))
-    table = pa.table(
+    rows = table.take(pa.array(found.rows))
+    told = pa.table(
         {
             "image_id": rows["image_id"],
             "uri": rows["uri"],
@@ -176,5 +187,5 @@ def _names_file(job: Job, split: str, found: Embeddings, labelled: Labelled, sai
         }
     )
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
+    pq.write_table(told, buffer, compression="zstd")
     return buffer.getvalue()

@@ -15,6 +15,7 @@ from ray_app.augmentation import RealStatistics, load_statistics, save_statistic
 from ray_app.datasets.config import Source
 from ray_app.datasets.indexing import index_source
 from ray_app.datasets.order import Order
+from ray_app.datasets.prompting import apart, with_prompts
 from ray_app.datasets.splitting import Splits, make_splits
 from ray_app.datasets.telling import Telling
 from ray_app.detectors import MIRROR_VARIABLE, DetectorCard, publish_weights, resolve_weights
@@ -63,12 +64,19 @@ def started_from(config: TrainConfig, card: DetectorCard) -> list[DetectorCard]:
 
 def prepare_data(config: TrainConfig, out: Store, *, each: Each = in_turn) -> Prepared:
     """Index what is not indexed yet, into `data/`, and divide it. Raises ConfigError, StorageError."""
-    splits = make_splits(config.data, opener(out, each), one_class=config.method in PROFILING)
+    splits = _divided(config, opener(out, each))
     loop = config.loop
     order = Order(splits.train, config.sampling, loop.seed, loop.batch)
     total = loop.steps or order.steps(loop.epochs or 1.0)
     out.write(SPLITS, json.dumps(splits.findings, indent=2, ensure_ascii=False).encode())
     return Prepared(splits, order, total, milestones(order, total, config.validation.every))
+
+
+def _divided(config: TrainConfig, open_source: Callable[[Source], pa.Table]) -> Splits:
+    """The splits of the recipe's images; those that a describer learns from have prompts, and no prompt is in two splits."""
+    if config.method == "describe":
+        return apart(make_splits(config.data, with_prompts(open_source), one_class=True))
+    return make_splits(config.data, open_source, one_class=config.method in PROFILING)
 
 
 def opener(out: Store, each: Each) -> Callable[[Source], pa.Table]:

@@ -79,6 +79,10 @@ def _made(job: Job, findings: dict[str, Any], told: dict[str, Any]) -> dict[str,
         from ray_app.training.identifying import identify
 
         return identify(job, findings, told)
+    if job.config.method == "describe":
+        from ray_app.training.describing import describe
+
+        return describe(job, findings, told, _fit)
     _fit(job)
     return finish(job, findings, told)
 
@@ -111,6 +115,10 @@ def _planned(config: TrainConfig) -> Trained:
             from ray_app.training.identifying import planned
 
             return Trained(ExitCode.DONE, planned(config, card, prepared.splits))
+        if config.method == "describe":
+            from ray_app.training import describing
+
+            return Trained(ExitCode.DONE, describing.planned(config, card, prepared.splits, prepared.total_steps))
         cpus, gpus = config.cluster.cpus or os.cpu_count() or 1, config.cluster.gpus
         if gpus is None:
             import torch

@@ -26,6 +26,7 @@ from ray_app.training import checkpoints
 from ray_app.training.history import HISTORY, SAMPLES, UNREADABLE, Notes, forget_from, write_events
 from ray_app.training.job import Job
 from ray_app.training.streaming import Batch, batches
+from ray_app.training.teaching import embedding_batches, word_learner
 from ray_app.training.validations import is_out_of_patience
 
 TELL_EVERY_S = 0.5
@@ -49,13 +50,22 @@ def train_worker(given: dict[str, Any]) -> None:
         raise
 
 
+def _learner(job: Job, device: str, rank: int, world: int) -> Any:
+    """What learns in this worker: a detector or, by method `describe`, words."""
+    if job.config.method == "describe":
+        return word_learner(job, device, rank)
+    from ray_app.learning.learner import Learner
+
+    return Learner(
+        job.config, job.card, device=device, total_steps=job.total_steps, rank=rank, world=world, strategy=job.config.workers.strategy
+    )
+
+
 class Rank:
     """One worker from its start to its end."""
 
     def __init__(self, job: Job) -> None:
         import torch
-
-        from ray_app.learning.learner import Learner
 
         context = ray.train.get_context()
         self._job, self._rank, self._world = job, context.get_world_rank(), context.get_world_size()
@@ -63,17 +73,8 @@ class Rank:
             os.environ[MIRROR_VARIABLE] = job.mirror
         if job.layout.device == "cpu":
             torch.set_num_threads(job.layout.threads)
-        config = job.config
         self._device = str(ray.train.torch.get_device())
-        self._learner = Learner(
-            config,
-            job.card,
-            device=self._device,
-            total_steps=job.total_steps,
-            rank=self._rank,
-            world=self._world,
-            strategy=config.workers.strategy,
-        )
+        self._learner = _learner(job, self._device, self._rank, self._world)
         self._history, self._samples, self._unreadable = (Notes(job.out, folder, self._rank) for folder in (HISTORY, SAMPLES, UNREADABLE))
         self._seen = self._bad = 0
         self._untold = 0
@@ -93,7 +94,8 @@ class Rank:
             self._line = {"step": self._begun}
             self._tell(self._line)
         self._agree(GO_ON)  # nobody writes before what is to be written anew was removed
-        self._stream = batches(self._job, self._begun, self._rank, self._world)
+        stream = embedding_batches if "vectors" in self._job.shared else batches
+        self._stream = stream(self._job, self._begun, self._rank, self._world)
         self._coming = self._taker.submit(next, self._stream, None)
         clock = time.monotonic()
         while (batch := self._awaited()) is not None:
@@ -233,5 +235,5 @@ class Rank:
             checkpoint_dir_name=checkpoints.new_name(step),
             checkpoint_upload_mode=CheckpointUploadMode.SYNC if at_once or finished else CheckpointUploadMode.ASYNC,
             delete_local_checkpoint_after_upload=True,
-            validation=self._rank == 0 and (step in self._job.milestones or finished),
+            validation=self._rank == 0 and self._job.config.method != "describe" and (step in self._job.milestones or finished),
         )

@@ -79,7 +79,9 @@ def test_figures_are_those_of_every_image_marked_by_itself(seed):
     assert found["detection"]["accuracy"]["value"] == pytest.approx(sum(right) / 320, abs=1e-12)
     labels = [image[0] for image in images]
     other = {"fake": "real", "real": "fake"}
-    marks = [one if ok else other[one] if detects(other[one], image[2]) else "" for one, ok, image in zip(labels, right, images, strict=True)]
+    marks = [
+        one if ok else other[one] if detects(other[one], image[2]) else "" for one, ok, image in zip(labels, right, images, strict=True)
+    ]
     assert found["detection"]["macro_f1"]["value"] == pytest.approx(f1_score(labels, marks, labels=["fake", "real"], average="macro"))
     groups = {row["name"]: row for row in found["detection"]["groups"]}
     assert set(groups) == {"real", "dalle", "mj", "sd", "sdft", "imagen"}

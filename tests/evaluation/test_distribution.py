@@ -49,7 +49,8 @@ def case(tmp_path_factory):
         "generator_ranking": [[CLASSES[one], CLASSES[1 - one]] for one in best],
         "generator_confidence": pa.array(sure),
         "predicted_prompt": [", ".join(rng.choice(words, 2)) if value > 0 else None for value in score],
-        "input": pa.array([{"label": "fake" if is_fake else "real", "generator": maker, "prompt": ", ".join(rng.choice(words, 2)) if is_fake else None}
+        "input": pa.array([{"label": "fake" if is_fake else "real", "generator": maker,
+                            "prompt": ", ".join(rng.choice(words, 2)) if is_fake else None}
                            for is_fake, maker in zip(fake, makers, strict=True)]),
     }  # fmt: skip
     run = write_run(folder / "run", cut(rows, [90]), ("a",), **COLUMNS, input=rows["input"].type)
@@ -89,7 +90,9 @@ def test_an_identifier_s_classes_tell_the_groups(case, document):
     assert found["identification"]["family_accuracy"]["value"] == pytest.approx((said[mine] == "midjourney-6").mean())
     assert found["identification"]["accuracy"]["why"] == "no image of a known generator"
     known = groups[KNOWN]["identification"]
-    right = [one == {"stable-diffusion": "sd-1.5"}.get(maker, maker) for one, maker in zip(said, makers, strict=True) if maker in MAKERS[:2]]
+    right = [
+        one == {"stable-diffusion": "sd-1.5"}.get(maker, maker) for one, maker in zip(said, makers, strict=True) if maker in MAKERS[:2]
+    ]
     assert known["accuracy"]["value"] == pytest.approx(np.mean(right))
     outside = groups["all out of distribution"]["detection"]["a"]["auc"]["value"]
     away = np.isin(makers, ["imagen", "midjourney-7"])
@@ -103,7 +106,9 @@ def test_prompts_of_a_group_are_those_of_its_images(case, document):
              if maker == "imagen" and said]  # fmt: skip
     found = next(one for one in document["groups"]["groups"] if one["name"] == NEW_FAMILY)["prompts"]["token_f1"]
     assert (found["value"], found["n"]) == (pytest.approx(token_f1(*zip(*pairs, strict=True)).value), len(pairs))
-    assert document["prompts"]["with_both"] == sum(said is not None and maker != "real:coco" for said, maker in zip(rows["predicted_prompt"], makers, strict=True))
+    assert document["prompts"]["with_both"] == sum(
+        said is not None and maker != "real:coco" for said, maker in zip(rows["predicted_prompt"], makers, strict=True)
+    )
 
 
 def test_every_figure_is_a_line_of_the_table_of_figures(case, document):
@@ -132,7 +137,10 @@ def test_dflip_s_first_version_has_groups_of_its_own(case):
     named = found["identification"]
     assert named["detection"]["accuracy"]["value"] == pytest.approx(((score > 0) == (makers != "real:coco")).mean())
     truth = {"stable-diffusion": "sd", "midjourney-6": "mj", "midjourney-7": "mj", "real:coco": "real"}
-    said = ["real" if verdict == "real" else "mj" if name == "midjourney-6" else "sd" for verdict, name in zip(rows["verdict"], rows["predicted_generator"], strict=True)]
+    said = [
+        "real" if verdict == "real" else "mj" if name == "midjourney-6" else "sd"
+        for verdict, name in zip(rows["verdict"], rows["predicted_generator"], strict=True)
+    ]
     right = [truth[maker] == one for maker, one in zip(makers, said, strict=True) if maker in truth]
     assert named["accuracy"]["value"] == pytest.approx(np.mean(right))
     assert named["plain"]["accuracy"]["n"] == np.isin(makers, MAKERS[:2]).sum()

@@ -26,7 +26,12 @@ def test_keys(one, other, alike):
 
 def test_families_are_the_identifier_s_then_the_index_s_then_their_own():
     names = Names(["mine", "sdxl", "real"], {"mine": "sd_1.5"})
-    assert [names.family(names.label(one)) for one in ("Mine", "SDXL", "pony/xyz", "stranger")] == ["sd_1.5", "sdxl_1.0", "pony", "stranger"]
+    assert [names.family(names.label(one)) for one in ("Mine", "SDXL", "pony/xyz", "stranger")] == [
+        "sd_1.5",
+        "sdxl_1.0",
+        "pony",
+        "stranger",
+    ]
     assert (names.classes, names.class_families) == ({"mine", "sdxl"}, {"sd_1.5", "sdxl_1.0"})
     assert Names().classes is None
 
@@ -45,3 +50,10 @@ def test_a_run_tells_what_could_be_named():
     card = {"classes": ["a", "b"], "families": {"a": "gan"}}
     names = names_of({"identity": {"profile": {"identifier": card, "describe": None}}})
     assert (names.classes, names.family("a")) == ({"a", "b"}, "gan")
+
+
+def test_an_identifier_of_families_names_families():
+    names = Names(["sd_1.5", "pony", "real"])
+    assert names.label("sd-1.4") == names.label("sd_1.5/DreamShaper") == names.said("sd_1.5")
+    assert names.label("sdxl") != names.label("sd-1.4")
+    assert names.classes == names.class_families == {"sd_1.5", "pony"}

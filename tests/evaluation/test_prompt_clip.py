@@ -15,7 +15,6 @@ from tests.images.factory import photo
 from tests.runs.small_run import new_run, relist
 
 
-
 def similarities(*given, clip):
     found = similar_of(*given, clip=clip)
     return found.figures(), found.unread

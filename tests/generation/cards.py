@@ -6,14 +6,29 @@ import yaml
 
 from ray_app.generation import GenerateConfig, load_pipeline_card
 
-_BASIS = {"title": "Tiny", "licence": "apache-2.0", "terms": "permissive", "source": "tests", "precision": "fp32", "steps": 2, "guidance": 3.5}
+_BASIS = {
+    "title": "Tiny",
+    "licence": "apache-2.0",
+    "terms": "permissive",
+    "source": "tests",
+    "precision": "fp32",
+    "steps": 2,
+    "guidance": 3.5,
+}
 WORDS = ("cat", "dog", "house", "tree", "ship", "lamp", "road", "bird")
 
 
 def write_card(folder: Path, name: str, diffusers_class: str, model: Path, **more) -> Path:
     """A card in a file of its own."""
     folder.mkdir(parents=True, exist_ok=True)
-    told = {**_BASIS, "name": name, "diffusers_class": diffusers_class, "model": str(model), "sizes": [[32, 32], [48, 32], [32, 48]], **more}
+    told = {
+        **_BASIS,
+        "name": name,
+        "diffusers_class": diffusers_class,
+        "model": str(model),
+        "sizes": [[32, 32], [48, 32], [32, 48]],
+        **more,
+    }
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(told))
     return path

@@ -6,6 +6,17 @@ from PIL import Image
 from tests.generation.cards import WORDS, write_card
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Tiny tensors gain nothing from a second thread, and wait for it where cores are busy."""
+    import torch
+
+    kept = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(kept)
+
+
 @pytest.fixture(scope="session")
 def sd3(tmp_path_factory):
     from tests.generation.pipelines import tiny_sd3

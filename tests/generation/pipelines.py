@@ -67,8 +67,9 @@ def tiny_inpainting(folder: Path, *, checker: bool = False) -> Path:
     """StableDiffusionInpaintPipeline; with `checker`, its safety checker blanks whatever it sees."""
     torch.manual_seed(3)
     pipeline = StableDiffusionInpaintPipeline(
-        vae=_vae(4), text_encoder=_clip(False), tokenizer=_clip_tokenizer(folder), unet=_unet(cross=32), scheduler=DDIMScheduler(),
-        safety_checker=_always_unsafe() if checker else None, feature_extractor=CLIPImageProcessor(size=30, crop_size=30),
+        vae=_vae(4), text_encoder=_clip(False), tokenizer=_clip_tokenizer(folder), unet=_unet(cross=32),
+        scheduler=DDIMScheduler(steps_offset=1, clip_sample=False), safety_checker=_always_unsafe() if checker else None,
+        feature_extractor=CLIPImageProcessor(size=30, crop_size=30),
         requires_safety_checker=checker,
     )  # fmt: skip
     return _saved(pipeline, folder)
@@ -83,7 +84,7 @@ def tiny_xl_inpainting(folder: Path) -> Path:
     )  # fmt: skip
     pipeline = StableDiffusionXLInpaintPipeline(
         vae=_vae(4), text_encoder=_clip(False), text_encoder_2=_clip(True), tokenizer=_clip_tokenizer(folder),
-        tokenizer_2=_clip_tokenizer(folder), unet=unet, scheduler=DDIMScheduler(),
+        tokenizer_2=_clip_tokenizer(folder), unet=unet, scheduler=DDIMScheduler(steps_offset=1, clip_sample=False),
     )  # fmt: skip
     return _saved(pipeline, folder)
 

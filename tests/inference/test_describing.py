@@ -1,12 +1,14 @@
-"""Words for what the ensemble calls fake, after it has spoken: from embeddings and from pixels of the same decode, in one process or several."""
+"""Words for what the ensemble calls fake, after it has spoken: from embeddings or pixels of the same decode, in one process or several."""
 
 import math
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import yaml
 from PIL import Image
 
 from ray_app import load_ensemble
@@ -232,14 +234,12 @@ def test_what_was_fitted_on_other_embeddings_is_refused(written):
         require_embeddings(replace(spec, resize="fast"))
 
 
-def test_a_describer_must_see_images_of_one_size_and_have_a_name_of_its_own(written, tmp_path):
-    import yaml
-
-    told = yaml.safe_load(open(written["captioner"]).read())
-    for changes, said in (
-        ({"name": "cheap"}, "are both called cheap"),
-        ({"preprocessing": {"mean": [0] * 3, "std": [1] * 3}}, "of one size"),
-    ):
-        (tmp_path / "describer.yaml").write_text(yaml.safe_dump(told | changes))
-        with pytest.raises(ConfigError, match=said):
-            spec_of(written | {"captioner": str(tmp_path / "describer.yaml")}, "captioner")
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [({"name": "cheap"}, "are both called cheap"), ({"preprocessing": {"mean": [0] * 3, "std": [1] * 3}}, "of one size")],
+)
+def test_a_describer_must_see_images_of_one_size_and_have_a_name_of_its_own(written, tmp_path, changes, told):
+    card = yaml.safe_load(Path(written["captioner"]).read_text())
+    (tmp_path / "describer.yaml").write_text(yaml.safe_dump(card | changes))
+    with pytest.raises(ConfigError, match=told):
+        spec_of(written | {"captioner": str(tmp_path / "describer.yaml")}, "captioner")

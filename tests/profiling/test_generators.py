@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from ray_app.evaluation.dflip import FAMILIES
-from ray_app.profiling.generators import GeneratorIndex, Known, family_of, generator_index, known
+from ray_app.profiling.generators import GeneratorIndex, Known, family_of, family_title, generator_index, known, means, title_of
 
 DFLIP_V2 = [
     "aura_flow", "chroma", "flux.1_d", "flux.1_s", "flux2-dev", "gpt-image-1", "hidream", "hunyuan", "illustrious",
@@ -56,3 +56,13 @@ def test_the_index_has_the_classes_of_dflip_and_the_generators_of_the_papers():
 def test_an_index_that_contradicts_itself_is_refused(generators, told):
     with pytest.raises(ValidationError, match=told):
         GeneratorIndex.model_validate({"families": {"f": {"title": "F"}}, "generators": generators})
+
+
+def test_people_are_told_titles_and_may_ask_in_any_spelling():
+    assert (title_of("SDXL"), title_of("sdxl_1.0/mine"), title_of("nobody")) == ("Stable Diffusion XL 1.0", "sdxl_1.0/mine", "nobody")
+    assert (family_title("midjourney"), family_title("nobody")) == ("Midjourney", "nobody")
+    assert means("mj 6", "midjourney-6", "midjourney")
+    assert means("Midjourney", "midjourney-6", "midjourney")
+    assert not means("midjourney-5", "midjourney-6", "midjourney")
+    assert not means("sdxl_1.0/mine", "sdxl", "sdxl_1.0")
+    assert not means("midjourney", None, None)

@@ -112,7 +112,7 @@ def test_a_dialogue_asks_about_each_image(tmp_path):
     seen = Normalise(card.preprocessing)(torch.from_numpy(given))
     model, inputs = network.asked(seen[1:2])
     spoken = model.generate(
-        **inputs, num_beams=3, no_repeat_ngram_size=3, max_new_tokens=12, do_sample=False, eos_token_id=0, pad_token_id=0
+        **inputs, num_beams=3, no_repeat_ngram_size=3, max_new_tokens=12, do_sample=False, eos_token_id=0, pad_token_id=1
     )
     spoken = spoken[0, len(network.prompt) :].tolist()
     spoken = spoken[: spoken.index(0) + 1] if 0 in spoken else spoken

@@ -100,9 +100,21 @@ GROUPS = (
 def named(rng: Any, pairs: list[Any]) -> dict[str, Any]:
     """The section `identification`: generators, and their families."""
     unknown = {"unknown_named": _share(148, 480), "abstained_known": _share(61, 1240), "abstained_unknown": _share(332, 480)}
-    figures = {"accuracy": _share(883, 1240), "top_1": _share(919, 1240), "top_3": _share(1170, 1240), "macro_f1": _mean(rng.beta(6, 3, 10))}
+    figures = {
+        "accuracy": _share(883, 1240),
+        "top_1": _share(919, 1240),
+        "top_3": _share(1170, 1240),
+        "macro_f1": _mean(rng.beta(6, 3, 10)),
+    }
     classes = [
-        {"name": name, "n": n, "predicted": n - 12, "precision": _share(n - 50, n - 12), "recall": _share(n - 50, n), "f1": _mean(rng.beta(6, 3, 9))}
+        {
+            "name": name,
+            "n": n,
+            "predicted": n - 12,
+            "precision": _share(n - 50, n - 12),
+            "recall": _share(n - 50, n),
+            "f1": _mean(rng.beta(6, 3, 9)),
+        }
         for name, n in (("flux-1-dev", 520), ("sd-3.5", 400), ("ideogram-3.0", 320))
     ]
     return {

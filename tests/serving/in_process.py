@@ -33,6 +33,9 @@ class LocalGroup:
         with self._one_at_a_time:
             return self.group.score([ask])
 
+    async def profile(self, ask):
+        return (await asyncio.to_thread(self.group.profile, [ask]))[0]
+
     async def describe(self):
         return self.group.generation
 

@@ -43,6 +43,7 @@ class Mood:
     calibrated: bool = False
     guarantee: schemas.GuaranteeInfo | None = None
     provenance: Provenance | None = None  # instead of what the file says
+    profile: schemas.Profile | None = None
     abstained: str | None = None
     held: threading.Event | None = None  # while set and not yet fired, scoring waits for it
     requests: list[tuple[str, int]] = field(default_factory=list)  # query and number of files
@@ -121,6 +122,7 @@ def _answer(ensemble, mood, name, data, ensemble_name, masks):
         refusal = Refusal.of(InputError(result.status, result.detail or ""))
         error = schemas.Error.model_validate(refusal.body("0123456789abcdef"))
     verdict, reason = ("abstain", f"{TINY}: {mood.abstained}") if mood.abstained else (result.verdict, result.verdict_reason)
+    profile = mood.profile if error is None else None
     detectors = {
         name: schemas.DetectorAnswer(score=score, probability=result.probability, calibrated=mood.calibrated, abstained=mood.abstained,
                                      mask=_mask(result.facts) if masks and mood.masks else None)
@@ -133,7 +135,7 @@ def _answer(ensemble, mood, name, data, ensemble_name, masks):
         calibrated=mood.calibrated, score=result.score, scores=dict(result.scores) if error is None else {}, detectors=detectors,
         sha256=facts.sha256 if facts else "", image=facts_answer(facts, len(data), said) if facts else None,
         ensemble=schemas.EnsembleName(name=ensemble_name, fingerprint="f" * 64),
-        timings=schemas.Timings(decode=0.01, wait=0.002, score=0.02, total=0.03), request_id="0123456789abcdef",
+        timings=schemas.Timings(decode=0.01, wait=0.002, score=0.02, total=0.03), request_id="0123456789abcdef", profile=profile,
     )  # fmt: skip
 
 

@@ -20,7 +20,13 @@ from ray_app.profiling.describing.described import Described
 from ray_app.profiling.describing.words import Words
 
 SLOTS = 8  # rows of a batch where the card says nothing
-_BUFFERS = ("position_ids",)  # that older files hold and no network reads
+_BUFFERS = (
+    "position_ids",
+    ".attn.bias",
+    ".attn.masked_bias",
+    ".crossattention.bias",
+    ".crossattention.masked_bias",
+)  # of older files, which no network reads
 
 
 class Speaking(Protocol):
@@ -47,6 +53,7 @@ def load_body(network: Speaking, state: Mapping[str, torch.Tensor], where: str) 
     """
     body = network.body
     own = body.state_dict()
+    state = _todays_names(state, body)
     state = {key: tensor for key, tensor in state.items() if key in own or not key.endswith(_BUFFERS)}
     held = {own[key].data_ptr() for key in state if key in own}
     missing = [key for key in own if key not in state and own[key].data_ptr() not in held]
@@ -59,6 +66,15 @@ def load_body(network: Speaking, state: Mapping[str, torch.Tensor], where: str) 
         told = "; ".join(f"{len(keys)} {fault} ({', '.join(keys[:3])})" for fault, keys in faults.items() if keys)
         raise DetectorError(f"{where}: the weights do not fit the network: {told}", hint="check architecture in the card")
     body.load_state_dict(dict(state), strict=False)
+
+
+def _todays_names(state: Mapping[str, torch.Tensor], body: nn.Module) -> Mapping[str, torch.Tensor]:
+    """A published file's tensors as transformers calls them today."""
+    from transformers import PreTrainedModel
+
+    from ray_app.detectors.transformers_classifier import published_keys
+
+    return published_keys(state, body) if isinstance(body, PreTrainedModel) else state
 
 
 def body_state(network: Speaking) -> dict[str, torch.Tensor]:

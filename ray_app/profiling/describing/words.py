@@ -79,17 +79,23 @@ def own_words(tokenizer: tokenizers.Tokenizer) -> Words:
 def words_of_card(card: DescriberCard, weights: Path, cache_dir: Path | None = None, offline: bool | None = None) -> Words:
     """The words of a card: of its tokenizer's file or of the header of `weights`, with the marks that `architecture.tokens` names.
 
-    `tokens`: {begin, end, pad} as texts; where they are not said, the marks of a tokenizer that was trained here. Raises DetectorError.
+    `tokens`: {begin, end, pad} as texts or numbers; where they are not said, the marks of a tokenizer that was trained here.
+    Raises DetectorError.
     """
     tokenizer, where = tokenizer_of_card(card, weights, cache_dir, offline)
     named = card.architecture.get("tokens")
     if not named:
         return own_words(tokenizer)
-    marks = [tokenizer.token_to_id(named.get(name, "")) for name in ("begin", "end", "pad")]
-    begin, end, pad = (-1 if number is None else number for number in marks)
+    begin, end, pad = (_mark(tokenizer, named.get(name)) for name in ("begin", "end", "pad"))
     if min(begin, end, pad) < 0:
         raise DetectorError(f"{card.name}: {where}: the tokenizer lacks a token that architecture.tokens names: {named}")
     return Words(tokenizer, begin, end, pad)
+
+
+def _mark(tokenizer: tokenizers.Tokenizer, told: str | int | None) -> int:
+    """The number of a mark; -1 where there is none. A number may be beyond the tokenizer, as BLIP's begin is."""
+    number = tokenizer.token_to_id(told) if isinstance(told, str) else told
+    return -1 if number is None else int(number)
 
 
 def tokenizer_of_card(

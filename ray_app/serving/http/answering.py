@@ -16,13 +16,16 @@ from ray_app.images import ImageFacts, ImageRefused, inspect_bytes
 from ray_app.images.provenance import Provenance
 from ray_app.inference import Outcome, Readings, ScoringSpec, judge, remarks_on
 from ray_app.inference.batches import Pixels
+from ray_app.inference.describing import asked_for
 from ray_app.inference.judging import finite, going_on
 from ray_app.inference.settings import decoders_here, departures, other_decoders, otherwise
+from ray_app.profiling.generators import family_title, title_of
 from ray_app.runs.masks import mask_area, mask_png
 from ray_app.serving.generation import Generation
 from ray_app.serving.groups import Reply
 from ray_app.serving.http import schemas
 from ray_app.serving.http.errors import Refusal
+from ray_app.serving.profiling import Profiled, profile_cards
 
 NOT_ASKED = "not asked: the image did not go on to a second look"
 
@@ -51,6 +54,7 @@ def scored_answer(
     masks: bool,
     timings: schemas.Timings,
     request_id: str,
+    profiled: Profiled | None = None,
 ) -> schemas.ImageAnswer:
     """The ensemble's decision and what each detector said; those that the ensemble does not have are beside it.
 
@@ -74,6 +78,7 @@ def scored_answer(
         score=finite(decisions.score[0]),
         scores={key: answer.score for key, answer in detectors.items()},
         detectors=detectors,
+        profile=_profile(profiled or Profiled()) if profile_cards(spec) else None,
         sha256=facts.sha256,
         image=facts_answer(facts, size_bytes, provenance),
         ensemble=ensemble_name(generation, ensemble),
@@ -191,6 +196,28 @@ def stages(generation: Generation, ensemble: str, beside: Collection[str]) -> tu
 def goes_on(spec: ScoringSpec, replies: Sequence[Reply], facts: ImageFacts) -> bool:
     """Whether an image goes on to a cascade's second stage, by what the first said of it and by its bytes."""
     return bool(going_on(spec, [Outcome(Status.OK, None, facts)], readings_of(replies)))
+
+
+def is_described(spec: ScoringSpec, replies: Sequence[Reply], facts: ImageFacts) -> bool:
+    """Whether an ensemble's profile wants words for an image of which this was said."""
+    return bool(asked_for(spec, [Outcome(Status.OK, None, facts)], _whole(spec, readings_of(replies))))
+
+
+def _profile(profiled: Profiled) -> schemas.Profile:
+    """The profile as the API words it; a name of nobody's where the image is like no known generator."""
+    said, words = profiled.identified, profiled.described
+    if said is None or not np.isfinite(said.confidence[0]):
+        generator = None
+    else:
+        code, ranking = int(said.codes[0]), [said.classes[one] for one in said.ranking[0].tolist()]
+        name, family = (said.classes[code], said.families[code]) if code >= 0 else (None, None)
+        generator = schemas.ProfileGenerator(
+            name=name, title=title_of(name) if name else None, family=family, family_title=family_title(family) if family else None,
+            probability=float(said.probability[0]), confidence=float(said.confidence[0]), known=code >= 0,
+            ranking=ranking, nearest=title_of(ranking[0]),
+        )  # fmt: skip
+    prompt = None if words is None else schemas.ProfilePrompt(text=words.text, likelihood=finite(words.likelihood))
+    return schemas.Profile(generator=generator, prompt=prompt)
 
 
 def _whole(spec: ScoringSpec, readings: Readings) -> Readings:

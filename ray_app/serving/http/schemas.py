@@ -54,6 +54,36 @@ class DetectorAnswer(Answer):
     mask: Mask | None = None
 
 
+class ProfileGenerator(Answer):
+    """Which generator the image is nearest to. A name is no proof of where an image came from, and says nothing of a real one."""
+
+    name: str | None = Field(description="null: it is like none of the generators that the identifier knows", examples=["sdxl"])
+    title: str | None = Field(examples=["Stable Diffusion XL 1.0"])
+    family: str | None = Field(examples=["sdxl_1.0"])
+    family_title: str | None = Field(examples=["Stable Diffusion XL"])
+    probability: float = Field(description="of the first of `ranking`, among the known ones")
+    confidence: float = Field(description="that it is a known one at all; higher is surer, the scale is the identifier's own")
+    known: bool
+    ranking: list[str] = Field(description="the nearest known ones, best first, whether one was named or not")
+    nearest: str = Field(description="title of the first of `ranking`")
+
+
+class ProfilePrompt(Answer):
+    """The words that the image may have been made from: a guess."""
+
+    text: str
+    likelihood: float | None = Field(
+        description="mean log-probability of a token where words were generated, the cosine to the nearest image where they were found"
+    )
+
+
+class Profile(Answer):
+    """What the ensemble's profile says. It changes no score and no verdict."""
+
+    generator: ProfileGenerator | None = Field(description="null where nobody could tell")
+    prompt: ProfilePrompt | None = Field(description="null where none was predicted: by default of images that are not flagged")
+
+
 class ImageFacts(Answer):
     """The file as it was read."""
 
@@ -107,6 +137,7 @@ class ImageAnswer(Answer):
     score: float | None = Field(description="log-odds of fake, by the ensemble's rule")
     scores: dict[str, float | None] = Field(description="log-odds of fake per detector", examples=[{"touchstone-tiny": 4.21}])
     detectors: dict[str, DetectorAnswer]
+    profile: Profile | None = Field(default=None, description="where the ensemble has one")
     sha256: str
     image: ImageFacts | None
     ensemble: EnsembleName

@@ -3,6 +3,7 @@
 import { element, facts, notice, section } from "./elements.js";
 import { declaration, originView } from "./origin.js";
 import { picture } from "./picture.js";
+import { profileView } from "./profile.js";
 import { bar, reach, verdictScale } from "./scales.js";
 import { NONE, counted, flag, json, percent, probability, score, sentence, shortened, size, trouble, visible } from "./words.js";
 
@@ -29,9 +30,9 @@ const ALWAYS = "It says nothing about what the image shows. A true photograph mi
 export function verdictView(item, about) {
   const { answer } = item;
   const ensemble = about.ensembles.find(({ name }) => name === answer.ensemble?.name);
-  const view = answer.verdict ? [caveats(answer), why(answer, ensemble, about.detectors), originView(answer.image?.provenance), file(answer)] : answer.image ? [file(answer)] : [];
+  const view = answer.verdict ? [caveats(answer), why(answer, ensemble, about.detectors), answer.verdict === "real" ? null : profileView(answer.profile), originView(answer.image?.provenance), file(answer)] : answer.image ? [file(answer)] : [];
   return element("article", { class: "one", "aria-labelledby": "finding" },
-    element("div", { class: "lead" }, picture(item), finding(item, ensemble)), ...view, programs(item, about));
+    element("div", { class: "lead" }, picture(item), finding(item, ensemble)), ...view.filter(Boolean), programs(item, about));
 }
 
 /** The heading of an answer. */

@@ -1,0 +1,69 @@
+"""From what was learned to a describer's card and its one file. Knows folders and cards; knows no training."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+import yaml
+
+from ray_app.learning.config import Recipe
+from ray_app.profiling.cards import DescriberCard, load_describer
+from ray_app.profiling.describing.retrieval import index_tensors
+from ray_app.profiling.describing.words import HEADER
+from ray_app.storage import strip_secrets
+
+CARD, WEIGHTS = "describer.yaml", "describer.safetensors"
+_PUBLISHED = {"exact": "share of prompts predicted word for word", "token_f1": "token F1", "bleu4": "BLEU-4", "rouge_l": "ROUGE-L"}
+
+
+def write_index(folder: Path, recipe: Recipe, sees: Mapping[str, Any], vectors: npt.NDArray[Any], prompts: list[str]) -> DescriberCard:
+    """FOLDER/describer.yaml of the tier retrieval; `sees`: `detector` and `embedding`."""
+    from safetensors.numpy import save_file
+
+    save_file(index_tensors(vectors, prompts), folder / WEIGHTS)
+    return write_card(folder, recipe, {"tier": "retrieval", **sees})
+
+
+def write_network(folder: Path, recipe: Recipe, facts: Mapping[str, Any], state: Mapping[str, Any], tokenizer: str) -> DescriberCard:
+    """FOLDER/describer.yaml of a network: `state` as files hold it, the tokenizer in the file's header; `facts`: keys of the card."""
+    from safetensors.torch import save_file
+
+    save_file(dict(state), folder / WEIGHTS, metadata={HEADER: tokenizer})
+    return write_card(folder, recipe, facts)
+
+
+def write_card(folder: Path, recipe: Recipe, facts: Mapping[str, Any]) -> DescriberCard:
+    """The card of the file that lies in FOLDER, written and read back."""
+    places = ", ".join(strip_secrets(at) for source in recipe.data.train for at in source.at)
+    told = {
+        "name": recipe.name,
+        "title": recipe.export.title or recipe.title or recipe.name,
+        "weights": {"uri": WEIGHTS, "sha256": hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()},
+        "licence": recipe.export.licence or recipe.data.licence or "none stated",
+        "source": recipe.source or f"touchstone train {recipe.name}",
+        "training_data": {
+            "name": recipe.data.name or places or "not named",
+            "licence": recipe.data.licence or "none stated",
+            "source": places or None,
+        },
+        "notes": list(recipe.export.notes),
+        **facts,
+    }
+    (folder / CARD).write_bytes(_yaml(DescriberCard.model_validate(told)))
+    return load_describer(folder / CARD)
+
+
+def with_figures(card: bytes, recipe: Recipe, figures: Mapping[str, Any]) -> bytes:
+    """The YAML of a card with what was measured: `figures` of one split, rows of `metrics.figure.Figure` by name."""
+    told = {"set": f"{recipe.data.name or 'its own data'}, held out", "verified": True, "source": f"touchstone train {recipe.name}"}
+    rows = [(name, figures[name]) for name in _PUBLISHED if figures[name]["value"] is not None]
+    published = [{"metric": _PUBLISHED[name], "value": row["value"], "n": row["n"], **told} for name, row in rows]
+    return _yaml(DescriberCard.model_validate(yaml.safe_load(card) | {"published": published}))
+
+
+def _yaml(card: DescriberCard) -> bytes:
+    told = card.model_dump(mode="json", exclude_defaults=True)
+    text: str = yaml.safe_dump(told, sort_keys=False, allow_unicode=True, width=140)
+    return text.encode()

@@ -1,0 +1,185 @@
+import json
+from itertools import combinations
+
+import numpy as np
+import pyarrow.compute as pc
+import pytest
+
+from ray_app.datasets import Source, index_source, read_index, read_info
+from ray_app.datasets.config import Data
+from ray_app.datasets.split_index import SplitConfig, check_splits, split_index
+from ray_app.datasets.splitting import make_splits
+from ray_app.errors import ConfigError, IdentityError
+from ray_app.storage import Store
+from tests.datasets.made_index import made_index
+
+
+def rows_of(prompts, *generators, first=0):
+    """So many prompts, each with a real and a fake of each generator."""
+    return [
+        {
+            "label": "real" if name == "real" else "fake",
+            "generator": name,
+            "prompt": f"prompt number {number}",
+            "uri": f"/{number}/{name}.png",
+        }
+        for number in range(first, first + prompts)
+        for name in ("real", *generators)
+    ]
+
+
+def divided(folder, rows, out="out", **settings):
+    at = made_index(folder / f"index-{len(rows)}", rows)
+    return split_index(SplitConfig(at=at, out=str(folder / out), **settings))
+
+
+def splits_in(place):
+    rows = read_index(str(place))
+    return dict(zip(rows["uri"].to_pylist(), pc.struct_field(rows["input"], "split").to_pylist(), strict=True))
+
+
+def test_an_index_is_divided_by_prompt_and_taken_by_training(tmp_path):
+    document = divided(tmp_path, rows_of(400, "flux", "sd-3"))
+    shares = [document["splits"][name]["share"] for name in ("train", "validation", "test")]
+    assert shares == pytest.approx([0.8, 0.1, 0.1], abs=0.04)
+    assert document["groups"] == 400
+    found = splits_in(tmp_path / "out")
+    assert all(len({found[f"/{number}/{name}.png"] for name in ("real", "flux", "sd-3")}) == 1 for number in range(400))
+    assert json.loads((tmp_path / "out" / "split.json").read_text()) == json.loads(json.dumps(document))
+    info = read_info(Store.open(str(tmp_path / "out")))
+    assert info.digest == document["digest"]
+    assert sum(one["rows"] for one in info.counts if one["split"] == "test") == document["splits"]["test"]["images"]
+    sources = {name: (Source(at=str(tmp_path / "out"), split=name),) for name in ("train", "validation", "test")}
+    made = make_splits(Data(**sources), lambda source: index_source(source, Store.open(str(tmp_path / "unused"))))
+    assert all(count == 0 for pair in made.findings["leakage"]["pairs"].values() for key, count in pair.items() if key != "examples")
+
+
+def test_images_that_are_added_move_none_of_an_unchanged_group(tmp_path):
+    divided(tmp_path, rows_of(300, "flux"))
+    divided(tmp_path, rows_of(500, "flux", "sd-3", first=300)[::-1] + rows_of(300, "flux"), "grown")
+    before, after = splits_in(tmp_path / "out"), splits_in(tmp_path / "grown")
+    assert all(after[uri] == split for uri, split in before.items())
+
+
+def test_another_seed_divides_otherwise(tmp_path):
+    divided(tmp_path, rows_of(300, "flux"))
+    divided(tmp_path, rows_of(300, "flux"), "again")
+    divided(tmp_path, rows_of(300, "flux"), "other", seed=1)
+    first, again, other = (splits_in(tmp_path / name) for name in ("out", "again", "other"))
+    assert first == again
+    assert sum(first[uri] != other[uri] for uri in first) > 100
+
+
+def test_an_even_division_gives_every_generator_its_share(tmp_path):
+    rare = [row | {"generator": f"rare-{place % 5}", "prompt": f"rare {place}"} for place, row in enumerate(rows_of(100)[:100])]
+    rows = rows_of(400) + [row | {"label": "fake", "uri": f"/rare/{place}"} for place, row in enumerate(rare)]
+    document = divided(tmp_path, rows, even=True)
+    for one in document["strata"]:
+        n = one["train"] + one["validation"] + one["test"]
+        assert [one["validation"], one["test"]] == pytest.approx([n / 10, n / 10], abs=1)
+
+
+def test_an_even_division_after_an_earlier_one_moves_none_of_it(tmp_path):
+    divided(tmp_path, rows_of(200, "flux"), even=True)
+    divided(tmp_path, rows_of(200, "flux") + rows_of(133, "sd-3", first=150), "grown", even=True, after=str(tmp_path / "out"))
+    before, after = splits_in(tmp_path / "out"), splits_in(tmp_path / "grown")
+    assert all(after[uri] == split for uri, split in before.items())
+    assert all(after[f"/{number}/sd-3.png"] == before[f"/{number}/flux.png"] for number in range(150, 200))
+
+
+def test_a_held_out_generator_is_in_test_alone(tmp_path):
+    rows = rows_of(200, "flux", "sd-3") + [row for row in rows_of(60, "sora", first=200) if row["label"] == "fake"]
+    document = divided(tmp_path, rows, hold_out=("sora", "sd-3"))
+    by = {one["generator"]: one for one in document["strata"]}
+    assert (by["sora"]["test"], by["sora"]["held_out"]) == (60, True)
+    assert (by["sd-3"]["train"], by["sd-3"]["validation"]) == (0, 0)
+    assert by["sd-3"]["aside"] == 200 - by["sd-3"]["test"] > 0
+    assert any("aside" in one for one in document["remarks"])
+    assert document["held_out"] == {"test": 60 + by["sd-3"]["test"], "aside": by["sd-3"]["aside"]}
+
+
+def test_a_share_of_generators_is_held_out_and_stays_so(tmp_path):
+    names = [f"gen-{number}" for number in range(30)]
+    document = divided(tmp_path, rows_of(40, *names), hold_out=("0.3",))
+    held = set(document["asked"]["held_out"])
+    grown = set(divided(tmp_path, rows_of(40, *names, *(f"new-{k}" for k in range(9))), "grown", hold_out=("0.3",))["asked"]["held_out"])
+    assert 3 <= len(held) <= 15
+    assert grown & set(names) == held
+
+
+def test_copies_and_likenesses_are_never_divided(tmp_path):
+    rng = np.random.default_rng(0)
+    hashes = [int(one) for one in rng.integers(2**62, 2**64, 300, dtype=np.uint64)]
+    rows = [{"label": ("real", "fake")[k % 2], "generator": ("real", "x")[k % 2], "uri": f"/{k}", "phash": f"{hashes[k]:016x}",
+             "sha256": f"{k:064x}"} for k in range(300)]  # fmt: skip
+    rows += [
+        row | {"uri": f"/like{row['uri']}", "phash": f"{hashes[k] ^ (5 << k % 60):016x}", "sha256": None} for k, row in enumerate(rows)
+    ]
+    rows += [row | {"uri": f"/copy{row['uri']}", "phash": None} for row in rows[:300]]
+    document = divided(tmp_path, rows)
+    found = splits_in(tmp_path / "out")
+    assert all(found[f"/{k}"] == found[f"/like/{k}"] == found[f"/copy/{k}"] for k in range(300))
+    assert document["groups"] == 300
+    loose = divided(tmp_path, rows, "loose", by=("prompt",))
+    leaks = {one["kind"]: one for one in loose["leaks"]}
+    assert leaks["bytes"]["values"] == 0
+    assert leaks["looks"]["values"] > 30
+    found = splits_in(tmp_path / "loose")
+    for one, other in leaks["looks"]["examples"]:
+        assert found[one] != found[other]
+        assert {one.removeprefix("/like"), one} & {other.removeprefix("/like"), other}
+
+
+def test_a_kept_split_stays_and_draws_what_is_bound_to_it(tmp_path):
+    rows = rows_of(200, "flux")
+    for row in rows[:80]:
+        row["split"] = "test" if row["label"] == "fake" else None
+    divided(tmp_path, rows, keep=("test",), train=0.9, validation=0.1, test=0.0)
+    found = splits_in(tmp_path / "out")
+    assert {uri for uri, split in found.items() if split == "test"} == {row["uri"] for row in rows[:80]}
+
+
+def test_a_check_names_both_images_of_a_leak(tmp_path):
+    rows = rows_of(100, "flux")
+    for place, row in enumerate(rows):
+        row["split"] = "train" if place % 4 < 2 else "test"
+    assert all(one["values"] == 0 for one in check_splits(made_index(tmp_path / "clean", rows))["leaks"])
+    rows[2]["sha256"] = rows[4]["sha256"] = "a" * 64
+    rows[2]["prompt"] = rows[0]["prompt"]
+    leaks = {one["kind"]: one for one in check_splits(made_index(tmp_path / "leaking", rows))["leaks"]}
+    assert leaks["bytes"]["between"] == {"test in train": 1}
+    assert leaks["bytes"]["examples"] == [[rows[2]["uri"], rows[4]["uri"]]]
+    assert leaks["prompt"]["values"] == 1
+    assert leaks["prompt"]["images"] == 3
+    assert leaks["looks"]["known"] == 0
+
+
+def test_leaks_are_those_of_comparing_all_with_all(tmp_path):
+    rng = np.random.default_rng(3)
+    rows = [{"label": "real", "generator": "real", "uri": f"/{k}", "split": ("train", "validation", "test")[rng.integers(3)],
+             "group": f"g{rng.integers(60)}" if rng.random() < 0.8 else None} for k in range(150)]  # fmt: skip
+    leak = next(one for one in check_splits(made_index(tmp_path / "index", rows))["leaks"] if one["kind"] == "group")
+    for one, other in combinations(("train", "validation", "test"), 2):
+        both = {row["group"] for row in rows if row["split"] == one} & {row["group"] for row in rows if row["split"] == other} - {None}
+        assert leak["between"].get(f"{other} in {one}", 0) == len(both)
+
+
+def test_what_is_asked_wrongly_is_refused(tmp_path):
+    at = made_index(tmp_path / "index", rows_of(40, "flux"))
+    with pytest.raises(ValueError, match=r"together 1, not 1\.1"):
+        SplitConfig(at=at, out="x", test=0.2)
+    with pytest.raises(ConfigError, match="held-out generator 'flax'"):
+        split_index(SplitConfig(at=at, out=str(tmp_path / "out"), hold_out=("flax",)))
+    with pytest.raises(ConfigError, match="all generators are held out"):
+        split_index(SplitConfig(at=at, out=str(tmp_path / "out"), hold_out=("flux",)))
+    with pytest.raises(ConfigError, match="beside its index"):
+        split_index(SplitConfig(at=at, out=at))
+    with pytest.raises(ConfigError, match="no index"):
+        split_index(SplitConfig(at=str(tmp_path / "nothing"), out=str(tmp_path / "out")))
+    with pytest.raises(ConfigError, match="fewer than two splits"):
+        check_splits(at)
+    split_index(SplitConfig(at=at, out=str(tmp_path / "out")))
+    with pytest.raises(IdentityError, match="divided otherwise"):
+        split_index(SplitConfig(at=at, out=str(tmp_path / "out"), seed=4))
+    with pytest.raises(ConfigError, match="no group falls into validation"):
+        split_index(SplitConfig(at=made_index(tmp_path / "tiny", rows_of(1, "flux")), out=str(tmp_path / "o")))

@@ -1,0 +1,82 @@
+"""What a profile says of a run's rows: counted on columns, and rows found by a generator's name in any spelling."""
+
+import json
+
+import pyarrow as pa
+import pytest
+
+from ray_app.cli.main import main
+from ray_app.runs import row_schema, summarise
+from ray_app.runs.profiles import of_generator
+from tests.evidence.conftest import photos, plain_run  # noqa: F401
+
+ROWS = [
+    ("fake", "sdxl", "sdxl_1.0", 5.0, 3.0, "a harbour"),
+    ("fake", "sdxl_1.0/mine", "sdxl_1.0", 4.0, 9.0, None),
+    ("fake", None, None, -1.0, 4.0, "a pier"),
+    ("fake", None, None, None, 5.0, "a wall"),
+    ("real", "midjourney-6", "midjourney", 6.0, -3.0, None),
+    ("abstain", "sdxl", "sdxl_1.0", 6.0, 0.0, None),
+    (None, None, None, None, None, None),
+]
+
+
+def table(rows=ROWS, **columns):
+    schema = row_schema(["one"], identified=True, described=True, **columns)
+    told = [
+        {
+            "image_id": number, "uri": f"{number}.jpg", "status": "ok" if verdict else "corrupt_image", "verdict": verdict,
+            "predicted_generator": name, "generator_family": family, "generator_confidence": sure, "score": score,
+            "generator_ranking": ["sdxl"] if sure is not None else None, "predicted_prompt": words, "reused": False,
+        }
+        for number, (verdict, name, family, sure, score, words) in enumerate(rows)
+    ]  # fmt: skip
+    return pa.Table.from_pylist(told, schema=schema)
+
+
+def test_flagged_images_are_counted_by_generator_and_no_real_one():
+    told = summarise([table(ROWS[:3]), table(ROWS[3:])], ["one"])["profile"]
+    assert told["generators"] == [
+        {"family": "sdxl_1.0", "generator": "sdxl", "flagged": 1},
+        {"family": "sdxl_1.0", "generator": "sdxl_1.0/mine", "flagged": 1},
+    ]
+    assert {key: told[key] for key in ("flagged", "unlike", "silent", "described")} == {
+        "flagged": 4,
+        "unlike": 1,
+        "silent": 1,
+        "described": 3,
+    }
+    assert [one["score"] for one in told["told"]] == [9.0, 5.0, 4.0, 3.0]
+    json.dumps(told, allow_nan=False)
+
+
+def test_a_run_without_a_profile_has_no_such_section():
+    plain = table().drop_columns(
+        ["generator_family", "generator_probability", "generator_confidence", "generator_ranking", "prompt_likelihood"]
+    )
+    assert "profile" not in summarise([plain], ["one"])
+    assert len(of_generator(plain, "sdxl")) == 0
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [
+        ("sdxl", [0, 5]),
+        ("SDXL", [0, 5]),
+        ("stable diffusion XL", [0, 5]),
+        ("sdxl_1.0", [0, 1, 5]),
+        ("sdxl_1.0/mine", [1]),
+        ("midjourney", [4]),
+        ("Midjourney v6", [4]),
+        ("unknown", [2]),
+        ("flux", []),
+        ("nobody", []),
+    ],
+)
+def test_rows_are_found_by_any_spelling_of_a_generator_or_its_family(wanted, found):
+    assert of_generator(table(), wanted)["image_id"].to_pylist() == found
+
+
+def test_results_of_a_run_without_a_profile_refuse_a_generator(plain_run, capsys):  # noqa: F811
+    assert main(["results", plain_run, "--generator", "sdxl"]) == 2
+    assert "this run named no generators" in capsys.readouterr().err

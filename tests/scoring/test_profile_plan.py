@@ -1,0 +1,176 @@
+"""What a plan and a run's identity say of a profile; names and words under new thresholds and new heads. No Ray."""
+
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+import yaml
+
+from ray_app.archives import iter_blocks, read_block
+from ray_app.ensembles import load_ensemble_card
+from ray_app.errors import ConfigError, Status
+from ray_app.images import ImageFacts
+from ray_app.inference import Outcome, Readings, StageClock, judge
+from ray_app.inference.describing import Describing
+from ray_app.profiling.cards import load_identifier
+from ray_app.profiling.identifying import Identifier
+from ray_app.reports import plan_lines
+from ray_app.runs import RunDirectory, current_rows, feature_rows, result_rows, write_features
+from ray_app.scoring import ScoreConfig
+from ray_app.scoring.forecasting import forecast
+from ray_app.scoring.plan import Layout
+from ray_app.scoring.preparing import scoring_identity
+from ray_app.scoring.rates import UNKNOWN, Pace, forecast_rates
+from ray_app.scoring.redeciding import decide_run
+from ray_app.scoring.rescoring import rescore_run
+from ray_app.scoring.run import spec_for
+from ray_app.simulation.archive import write_photographs
+from tests.runs.small_run import relist, write_files
+from tests.scoring.profiled import CLASSES, PROMPTS, write_profile
+
+PAGE = {"fetch": 0.001, "fetch_cpu": 0.0, "decode": 0.06, "prepare": 0.02, "score": (0.1,), "write": 0.02}
+
+
+def rates(layout, pools=(("one",),), cpus=4, **changes):
+    found = forecast_rates(layout, Pace(**PAGE | changes), pools, cpus=cpus, gpus=0, gmac=0.0)
+    return found, {stage.stage: stage for stage in found.stages}
+
+
+def test_a_fused_worker_names_and_describes_too():
+    found, stages = rates(Layout("fused", (4,), 0, 256), identify=0.001, describe=0.3)
+    assert found.images_per_s == pytest.approx(4 / 0.501)
+    assert found.bottleneck.stage == "describe"
+    assert "describe only what is flagged" in found.advice
+    assert stages["identify"].images_per_s == pytest.approx(4000)
+    assert "describe" not in rates(Layout("fused", (4,), 0, 256))[1]
+
+
+def test_in_the_last_pool_describing_takes_the_scorers_time():
+    layout = Layout("split", (1, 2), 4, 256, scorer_cpus=0.1, scorer_gpus=1.0)
+    known = {"score": (0.001, 0.02), "write": 1e-4, "decode": 0.001, "prepare": 0.001}
+    found, stages = rates(layout, (("one",), ("two",)), describe=0.06, identify=0.0, **known)
+    assert found.images_per_s == pytest.approx(2 / 0.08)
+    assert (found.bottleneck.stage, stages["describe"].processes) == ("describe", 2)
+    apart, stages = rates(layout, (("one",), ("words",)), describes_apart=True, **known | {"score": (0.001, 0.06)})
+    assert apart.images_per_s == pytest.approx(2 / 0.06)
+    assert stages["describe"].detectors == ("words",)
+    unknown, stages = rates(layout, (("one",), ("words",)), describes_apart=True, **known | {"score": (0.001, None)})
+    assert (unknown.bottleneck.stage, stages["describe"].basis) == ("score", UNKNOWN)
+
+
+@pytest.fixture(scope="module")
+def cards(tmp_path_factory):
+    return tmp_path_factory.mktemp("cards")
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_the_plan_says_who_names_and_who_describes_and_how_long_that_takes(cards, tmp_path, apart):
+    ensemble = write_profile(cards / str(apart), "captioner", localizer=False, own_pool=apart)
+    write_photographs(tmp_path / "photos", 12, size=(320, 240))
+    config = ScoreConfig(source=(str(tmp_path / "photos"),), ensemble=str(ensemble), precision="fp32")
+    plan = forecast(config, probe=8)
+    assert plan["profile"]["identifier"] == "named"
+    assert (plan["profile"]["describer"], plan["profile"]["describe"]) == ("tiny", "flagged")
+    assert 0 <= plan["profile"]["share"] <= 1
+    assert [tensor["detectors"] for tensor in plan["tensors"]] == [["unifd", "own-head"], ["tiny"]]
+    assert plan["kind"] == ("split" if apart else "fused")
+    assert plan["pools"] == [["unifd", "own-head"], *([["tiny"]] if apart else [])]
+    names = [stage["stage"] for stage in plan["stages"]]
+    assert {"identify", "describe"} <= set(names)
+    lines = plan_lines(plan)
+    assert any("named names the generator of every image" in line for line in lines)
+    assert any("tiny predicts the prompt of what is called fake" in line for line in lines)
+
+
+def test_the_identity_says_what_decides_names_and_words_and_no_more(cards):
+    def identity(**changes):
+        ensemble = write_profile(cards / "identity", localizer=False, **changes)
+        return scoring_identity(spec_for(ScoreConfig(ensemble=str(ensemble), precision="fp32"), gpus=0))["profile"]
+
+    plain = identity()
+    assert (plain["identifier"]["name"], plain["describer"]["name"], plain["describe"]) == ("named", "nearest", "flagged")
+    assert identity(own_pool=True, gmac=3.0, parameters=7, title="Other") == plain
+    assert identity(describe="all") != plain
+    assert identity(beams=1) != plain
+
+
+def test_paths_of_a_profile_are_relative_to_its_card(cards):
+    ensemble = write_profile(cards / "paths", localizer=False)
+    card = load_ensemble_card(ensemble)
+    assert card.profile.identifier == str(ensemble.parent / "identifier" / "identifier.yaml")
+    shipped = load_ensemble_card("profile")
+    assert shipped.profile.identifier == "identifier/identifier.yaml"
+    with pytest.raises(ConfigError, match="no such identifier") as refused:
+        spec_for(ScoreConfig(ensemble="profile"), gpus=0)
+    assert "touchstone train configs/train/identify.yaml" in refused.value.hint
+
+
+@pytest.fixture
+def run(cards, tmp_path):
+    """A finished run of twelve images by a profile, with its embeddings kept; the images are no images."""
+    ensemble = write_profile(cards / "run", localizer=False)
+    config = ScoreConfig(ensemble=str(ensemble), precision="fp32", features=("unifd",))
+    spec = spec_for(config, gpus=0)
+    run = RunDirectory.open(str(tmp_path / "run"))
+    about = {"source": [str(tmp_path / "archive")], "limits": spec.limits.model_dump(mode="json"), "features": ["unifd"]}
+    run.claim(about | scoring_identity(spec), list(spec.cards), spec.ensemble.model_dump(mode="json"))
+    write_files(tmp_path / "archive", [f"{number:02}.jpg" for number in range(12)])
+    relist(run, tmp_path / "archive")
+    for ref in iter_blocks(run.store, 0):
+        members = read_block(run.store, ref)
+        vectors = vectors_of(members["image_id"].to_numpy(), spec.embedded["unifd"])
+        scores = {name: vectors[:, 0].copy() for name in spec.cards}
+        facts = [ImageFacts(f"{number:064x}", "JPEG", 320, 240) for number in members["image_id"].to_pylist()]
+        outcomes = [Outcome(Status.OK, None, one) for one in facts]
+        readings = Describing(spec, StageClock()).after(outcomes, Readings(scores, embeddings={"unifd": vectors}))
+        rows = result_rows(members, judge(spec, outcomes, readings), attempt=1, scored_at=datetime.now(UTC))
+        run.write_part(0, ref.block, rows)
+        write_features(run, 0, ref.block, "unifd", feature_rows(members["image_id"].to_numpy(), vectors, "unifd", spec.features["unifd"]))
+    run.publish(0)
+    run.write_json("summary.json", {"listing": 0})
+    return run, ensemble
+
+
+def vectors_of(ids, width):
+    return np.stack([np.random.default_rng(abs(int(number))).normal(size=width) for number in ids]).astype(np.float32)
+
+
+def words_of(run):
+    names = ("predicted_generator", "generator_family", "generator_ranking", "predicted_prompt", "prompt_likelihood")
+    return {row["image_id"]: {name: row[name] for name in names} for row in current_rows(run)}
+
+
+def test_new_thresholds_leave_names_and_words(run, tmp_path):
+    run, ensemble = run
+    before = words_of(run)
+    described = sum(row["predicted_prompt"] in PROMPTS for row in before.values())
+    assert 0 < described < 12
+    told = yaml.safe_load(ensemble.read_text()) | {"thresholds": {"real_below": -99, "fake_above": -99}}
+    for name, profile in (("same", told["profile"]), ("none", None)):
+        path = ensemble.with_name(f"{name}.yaml")
+        path.write_text(yaml.safe_dump(told | {"profile": profile}))
+        summary = decide_run(run.store.url, str(path))
+        assert words_of(run) == before
+        assert (summary["profile"]["flagged"], summary["profile"]["described"]) == (12, described)
+        assert run.describe()["ensemble"]["profile"]["describe"] == "flagged"
+    other = ensemble.with_name("other.yaml")
+    other.write_text(yaml.safe_dump(told | {"profile": {"identifier": told["profile"]["identifier"]}}))
+    with pytest.raises(ConfigError, match="its describer is nearest, that of profile is none"):
+        decide_run(run.store.url, str(other))
+
+
+def test_a_profile_of_other_heads_is_made_of_what_the_run_kept(run, cards, tmp_path):
+    run, ensemble = run
+    summary = rescore_run(run.store.url, str(tmp_path / "new"), [], str(ensemble))
+    new = RunDirectory.open(str(tmp_path / "new"))
+    rows = list(current_rows(new))
+    head = Identifier(load_identifier(ensemble.parent / "identifier" / "identifier.yaml"))
+    for row in rows:
+        said = head.identify(vectors_of([row["image_id"]], head.width))
+        assert row["predicted_generator"] == CLASSES[said.codes[0]]
+        assert (row["predicted_prompt"] in PROMPTS) == (row["verdict"] == "fake")
+    assert summary["identity"]["profile"] == run.describe()["identity"]["profile"]
+    assert all(summary["session"]["seconds"][stage] > 0 for stage in ("identify", "describe"))
+    looks = write_profile(cards / "looks", "captioner", localizer=False)
+    with pytest.raises(ConfigError, match="tiny looks at images, which a run does not keep"):
+        rescore_run(run.store.url, str(tmp_path / "other"), [], str(looks))

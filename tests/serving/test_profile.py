@@ -1,0 +1,158 @@
+"""The profile behind the endpoint: the same generator and words as the library gives, asked after the verdict, and followed in updates."""
+
+import asyncio
+import io
+
+import numpy as np
+import pytest
+import yaml
+
+import ray_app
+from ray_app.inference.isolated import IsolatedDecoders
+from ray_app.serving import ServeConfig
+from ray_app.serving.following import GroupLost
+from ray_app.serving.generation import load_generation
+from ray_app.serving.groups import Offer
+from ray_app.serving.profiling import ProfileAsk
+from ray_app.serving.scorer import EndpointScorer
+from tests.images.factory import photo
+from tests.reports.profiled_run import CLASSES, PROMPTS, TINY, profiled_card
+from tests.serving.in_process import CountingMeter, LocalGroup
+
+
+def pictures(count=8):
+    files = []
+    for seed in range(count):
+        written = io.BytesIO()
+        photo(240, 200, seed).save(written, "JPEG", quality=70 + seed)
+        files.append(written.getvalue())
+    return files
+
+
+FILES = pictures()
+
+
+def write_card(folder, **options):
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "profiled.yaml"
+    path.write_text(yaml.safe_dump(profiled_card(folder, FILES, **options).model_dump(mode="json", exclude_none=True)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def card(tmp_path_factory):
+    return write_card(tmp_path_factory.mktemp("profile"))
+
+
+@pytest.fixture(scope="module")
+def config(card):
+    return ServeConfig(ensembles=(str(card), "default"))
+
+
+@pytest.fixture(scope="module")
+def decoders(config):
+    with IsolatedDecoders(config.images, processes=1, formats=config.limits.formats) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def group(config):
+    return LocalGroup("detectors", config)
+
+
+def scored(config, group, decoders, files=FILES, **options):
+    scorer = EndpointScorer(config, {"detectors": group}, decoders, CountingMeter())
+
+    async def every():
+        return [await scorer.score(data, **options) for data in files]
+
+    return asyncio.run(every())
+
+
+@pytest.fixture(scope="module")
+def answers(config, group, decoders):
+    return scored(config, group, decoders)
+
+
+def test_generator_and_words_are_those_of_the_library(card, answers):
+    results = ray_app.load_ensemble(str(card)).score(FILES)
+    for answer, result in zip(answers, results, strict=True):
+        assert answer.score == pytest.approx(result.score, abs=1e-4)
+        said = answer.profile.generator
+        assert said.name == result.predicted_generator
+        assert said.known == (said.name is not None)
+        assert sorted(said.ranking) == sorted(CLASSES)
+        words = answer.profile.prompt
+        assert (words.text if words else None) == result.predicted_prompt
+    assert {answer.profile.generator.known for answer in answers} == {True, False}
+
+
+def test_words_are_predicted_of_what_is_flagged(answers):
+    assert {answer.verdict for answer in answers} >= {"fake", "real"}
+    assert all((answer.profile.prompt is not None) == (answer.verdict == "fake") for answer in answers)
+    assert all(answer.profile.prompt.text in PROMPTS for answer in answers if answer.profile.prompt)
+
+
+def test_all_get_words_where_the_card_says_so(tmp_path, decoders):
+    config = ServeConfig(ensembles=(str(write_card(tmp_path, describe="all")),))
+    answers = scored(config, LocalGroup("detectors", config), decoders)
+    assert all(answer.profile.prompt is not None for answer in answers)
+
+
+def test_an_ensemble_without_a_profile_has_none_in_its_answer(config, group, decoders):
+    [answer] = scored(config, group, decoders, FILES[:1], ensemble="default")
+    assert answer.profile is None
+    assert "profile" in answer.model_dump()
+
+
+def test_another_head_is_another_group_though_the_detector_stays(config, tmp_path):
+    other = load_generation(ServeConfig(ensembles=(str(write_card(tmp_path, abstains=False)), "default")))
+    mine = load_generation(config)
+    assert mine.groups["detectors"] != other.groups["detectors"]
+    assert mine.fingerprints["profiled"] != other.fingerprints["profiled"]
+    assert mine.fingerprints["default"] == other.fingerprints["default"]
+
+
+class Troubled:
+    """A real group that is lost, or moves on, between the verdict and the profile."""
+
+    def __init__(self, group, *troubles):
+        self.group, self.troubles, self.asked = group, list(troubles), 0
+
+    async def score(self, ask):
+        self.asked += 1
+        return await self.group.score(ask)
+
+    async def profile(self, ask):
+        if self.troubles:
+            trouble = self.troubles.pop(0)
+            if isinstance(trouble, Offer):
+                return trouble
+            raise trouble
+        return await self.group.profile(ask)
+
+    async def describe(self):
+        return await self.group.describe()
+
+
+def test_a_group_that_is_lost_or_moves_before_it_told_is_asked_for_all_of_it_again(config, group, decoders, answers):
+    troubled = Troubled(group, GroupLost(), Offer(group.group.generation))
+    [again] = scored(config, troubled, decoders, FILES[:1])
+    assert again.profile == answers[0].profile
+    assert troubled.asked == 3
+
+
+def test_what_a_group_was_not_told_by_it_says_nothing_of(group, config):
+    generation = group.group.generation
+    mine = generation.groups["detectors"]
+    width = generation.spec.features[TINY]["width"]
+    asks = [
+        ProfileAsk(mine, "profiled", np.full(width, np.nan, np.float32), None),
+        ProfileAsk("another", "profiled", np.zeros(width, np.float32), None),
+        ProfileAsk(mine, "profiled", np.zeros(width, np.float32), np.zeros(3, np.float32)),
+    ]
+    silent, offer, half = group.group.profile(asks)
+    assert (silent.identified, silent.described) == (None, None)
+    assert isinstance(offer, Offer)
+    assert half.identified is not None
+    assert half.described is None

@@ -1,0 +1,74 @@
+"""The walk of docs/profile.md, run as it is written there, from prompts to a gallery; the pipelines are real ones with tiny components."""
+
+import json
+import re
+import shlex
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from ray_app.cli.main import main
+from ray_app.runs import RunDirectory, current_rows
+from tests.images.factory import photo
+
+PAGE = (Path(__file__).resolve().parent.parent / "docs" / "profile.md").read_text(encoding="utf-8")
+WALK = PAGE.partition("## A walk")[2].partition("\n## ")[0]
+COMMANDS = re.findall(r"^\$ touchstone (.*)$", WALK, re.MULTILINE)
+FILES = dict(re.findall(r"`([\w-]+\.yaml)`[^\n]*\n\n```yaml\n(.*?)```", WALK, re.DOTALL))
+MADE = {"sd-3.5": "made/sd-3.5", "flux.1-dev": "made/flux.1-dev"}
+PROMPTS = 64
+TINY = ["--set", "sizes=[[32, 32], [48, 32]]", "--set", "steps=2", "--set", "precision=fp32"]
+
+
+def test_the_walk_is_a_chain():
+    """What a command reads, one before it has written, or the page shows it, or its reader brings it."""
+    assert [shlex.split(line)[0] for line in COMMANDS] == ["generate", "generate", "index", "split", "train", "score", "evaluate", "gallery"]
+    there = {"prompts.txt", "photos", *FILES}
+    for line in COMMANDS:
+        _, *words = shlex.split(line)
+        out = words.pop(words.index("--out") + 1)
+        named = {word.partition("/generated")[0] for word in words if re.fullmatch(r"[a-z][\w/.-]*", word)} - {"sd-3.5", "flux.1-dev", "test"}
+        assert named <= there, line
+        there.add(out)
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """What the walk's reader has: prompts, photographs, the page's two files; and the two pipelines as small as they get."""
+    from tests.generation.pipelines import tiny_flux, tiny_sd3
+
+    folder = tmp_path_factory.mktemp("walk")
+    things, places = ("cat", "dog", "house", "tree", "ship", "lamp", "road", "bird"), ("hill", "river", "wall", "field", "sea", "town", "sky", "wood")
+    (folder / "prompts.txt").write_text("".join(f"a {thing} by the {place}\n" for thing in things for place in places))
+    (folder / "photos").mkdir()
+    for seed in range(12):
+        photo(64, 48, seed).save(folder / "photos" / f"{seed}.jpg", quality=80 + seed)
+    for name, text in FILES.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    models = {"sd-3.5": tiny_sd3(folder / "tiny-sd3"), "flux.1-dev": tiny_flux(folder / "tiny-flux")}
+    return folder, models
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_every_command_of_the_walk(workplace, ray_cluster, monkeypatch):
+    folder, models = workplace
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(folder / "config"))
+    for line in COMMANDS:
+        words = shlex.split(line)
+        if words[0] == "generate":
+            words += [*TINY, "--set", f"model={json.dumps(str(models[words[1]]))}"]
+        assert main(words) == 0, line
+    rows = list(current_rows(RunDirectory.open("run")))
+    assert Counter(row["input"]["generator"] for row in rows) == dict.fromkeys(MADE, PROMPTS)
+    assert {row["status"] for row in rows} == {"ok"}
+    assert all(row["input"]["prompt"] and row["input"]["seed"] is not None for row in rows)
+    assert {row["predicted_generator"] for row in rows} <= {*MADE, None}
+    assert all(sorted(row["generator_ranking"]) == sorted(MADE) and row["generator_confidence"] is not None for row in rows)
+    named = json.loads(Path("figures/metrics.json").read_text(encoding="utf-8"))["identification"]
+    print("named", named["accuracy"], "top-1", named["top_1"]["value"], "given up", named["abstained_known"]["value"])
+    assert named["accuracy"]["n"] == Counter(shlex.split(COMMANDS[3]))["--test"] * round(0.2 * 2 * PROMPTS) or named["accuracy"]["n"] > 10
+    assert named["known"] == sorted(MADE)
+    assert Path("gallery/index.html").exists()
