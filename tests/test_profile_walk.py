@@ -17,18 +17,31 @@ WALK = PAGE.partition("## A walk")[2].partition("\n## ")[0]
 COMMANDS = re.findall(r"^\$ touchstone (.*)$", WALK, re.MULTILINE)
 FILES = dict(re.findall(r"`([\w-]+\.yaml)`[^\n]*\n\n```yaml\n(.*?)```", WALK, re.DOTALL))
 MADE = {"sd-3.5": "made/sd-3.5", "flux.1-dev": "made/flux.1-dev"}
-PROMPTS = 64
+PROMPTS = 32
 TINY = ["--set", "sizes=[[32, 32], [48, 32]]", "--set", "steps=2", "--set", "precision=fp32"]
 
 
 def test_the_walk_is_a_chain():
     """What a command reads, one before it has written, or the page shows it, or its reader brings it."""
-    assert [shlex.split(line)[0] for line in COMMANDS] == ["generate", "generate", "index", "split", "train", "score", "evaluate", "gallery"]
+    assert [shlex.split(line)[0] for line in COMMANDS] == [
+        "generate",
+        "generate",
+        "index",
+        "split",
+        "train",
+        "score",
+        "evaluate",
+        "gallery",
+    ]
     there = {"prompts.txt", "photos", *FILES}
     for line in COMMANDS:
         _, *words = shlex.split(line)
         out = words.pop(words.index("--out") + 1)
-        named = {word.partition("/generated")[0] for word in words if re.fullmatch(r"[a-z][\w/.-]*", word)} - {"sd-3.5", "flux.1-dev", "test"}
+        named = {word.partition("/generated")[0] for word in words if re.fullmatch(r"[a-z][\w/.-]*", word)} - {
+            "sd-3.5",
+            "flux.1-dev",
+            "test",
+        }
         assert named <= there, line
         there.add(out)
 
@@ -36,10 +49,13 @@ def test_the_walk_is_a_chain():
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
     """What the walk's reader has: prompts, photographs, the page's two files; and the two pipelines as small as they get."""
+    import torch
+
     from tests.generation.pipelines import tiny_flux, tiny_sd3
 
+    torch.set_num_threads(1)  # tiny tensors gain nothing from a second thread
     folder = tmp_path_factory.mktemp("walk")
-    things, places = ("cat", "dog", "house", "tree", "ship", "lamp", "road", "bird"), ("hill", "river", "wall", "field", "sea", "town", "sky", "wood")
+    things, places = ("cat", "dog", "house", "tree", "ship", "lamp", "road", "bird"), ("hill", "river", "wall", "field")
     (folder / "prompts.txt").write_text("".join(f"a {thing} by the {place}\n" for thing in things for place in places))
     (folder / "photos").mkdir()
     for seed in range(12):
@@ -69,6 +85,7 @@ def test_every_command_of_the_walk(workplace, ray_cluster, monkeypatch):
     assert all(sorted(row["generator_ranking"]) == sorted(MADE) and row["generator_confidence"] is not None for row in rows)
     named = json.loads(Path("figures/metrics.json").read_text(encoding="utf-8"))["identification"]
     print("named", named["accuracy"], "top-1", named["top_1"]["value"], "given up", named["abstained_known"]["value"])
-    assert named["accuracy"]["n"] == Counter(shlex.split(COMMANDS[3]))["--test"] * round(0.2 * 2 * PROMPTS) or named["accuracy"]["n"] > 10
+    divided = json.loads(Path("divided/split.json").read_text(encoding="utf-8"))
+    assert named["accuracy"]["n"] == divided["splits"]["test"]["images"] > 4
     assert named["known"] == sorted(MADE)
     assert Path("gallery/index.html").exists()

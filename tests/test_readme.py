@@ -39,7 +39,12 @@ CALIBRATED = (
     "touchstone score s3://bucket/photos --ensemble mine.yaml --stability 5 --out s3://bucket/calibrated-run",
     "touchstone results s3://bucket/calibrated-run --fdr 0.05",
 )
-ELSEWHERE = ("make ", "ray ", "serve deploy ", "kubectl apply ", "TOUCHSTONE_TOKENS=", SIMULATED, *TRAINED, *CALIBRATED)
+# Images from elsewhere: tests/collecting, tests/test_profile_walk.py.
+GATHERED = (
+    "touchstone collect urls.csv --out collected",
+    "touchstone generate sd-3.5 --prompts prompts.txt --like photos --accept-licence sd-3.5 --out made",
+)
+ELSEWHERE = ("make ", "ray ", "serve deploy ", "kubectl apply ", "TOUCHSTONE_TOKENS=", SIMULATED, *TRAINED, *CALIBRATED, *GATHERED)
 
 SERVE = "touchstone serve"  # never returns: the fixture `endpoint` is its run
 ENDPOINT = "http://127.0.0.1:8000"

@@ -12,6 +12,7 @@ from ray_app.cli.weights import fetch, verify
 
 if TYPE_CHECKING:
     from ray_app.detectors import DetectorCard
+    from ray_app.profiling.cards import DescriberCard, IdentifierCard
     from ray_app.reports.zoo_table import Entry
 
 
@@ -72,6 +73,8 @@ def _entry(card: "DetectorCard") -> "Entry":
 def show_detector(name: str, as_yaml: bool, as_json: bool) -> int:
     """Show a detector's card as a page: licence, network, preprocessing, weights, what its output means, published figures.
 
+    The cards of a profile, identifiers and describers, are shown likewise.
+
     \b
     touchstone detectors show touchstone-tiny
     touchstone detectors show community-forensics-vits384 --yaml > mine.yaml
@@ -79,8 +82,12 @@ def show_detector(name: str, as_yaml: bool, as_json: bool) -> int:
     from ray_app.detectors import load_card
     from ray_app.detectors.licences import is_accepted
     from ray_app.detectors.weights import located, parts_of
+    from ray_app.profiling.cards import profile_card
     from ray_app.reports.card_page import Here, card_page
 
+    if (profile := profile_card(name)) is not None:
+        _show_profile_card(profile, as_yaml=as_yaml, as_json=as_json)
+        return 0
     card = load_card(name)
     if as_json:
         click.echo(json.dumps(card.model_dump(mode="json"), indent=2, ensure_ascii=False))
@@ -90,6 +97,18 @@ def show_detector(name: str, as_yaml: bool, as_json: bool) -> int:
         here = Here(is_accepted(card), {part.weights.uri: located(part) for part in parts_of(card)})
         click.echo(card_page(card, here, min(_columns(), _WIDEST_PAGE)))
     return 0
+
+
+def _show_profile_card(card: "IdentifierCard | DescriberCard", *, as_yaml: bool, as_json: bool) -> None:
+    from ray_app.detectors.weights import located
+    from ray_app.reports.profile_page import profile_page
+
+    if as_json:
+        click.echo(json.dumps(card.model_dump(mode="json"), indent=2, ensure_ascii=False))
+    elif as_yaml:
+        click.echo(shown(card), nl=False)
+    else:
+        click.echo(profile_page(card, {part.weights.uri: located(part) for part in card.parts}, min(_columns(), _WIDEST_PAGE)))
 
 
 _WIDEST_PAGE = 120

@@ -1,4 +1,4 @@
-"""`touchstone train`: a recipe → a card that `score`, `evaluate` and `serve` take, or that of an identifier."""
+"""`touchstone train`: a recipe → a card that `score`, `evaluate` and `serve` take, or that of an identifier or a describer."""
 
 import json
 from typing import Any
@@ -35,6 +35,7 @@ def train(
     touchstone train openfake-swinv2 --dry-run
     touchstone score photos/ --out run --detector runs/quick/card.yaml
     touchstone train identify --out runs/identify
+    touchstone train prompt-prefix --out runs/prompts
     """
     from ray_app.training.config import TrainConfig
     from ray_app.training.run import train as run_training
@@ -54,6 +55,10 @@ def _lines(facts: dict[str, Any], dry_run: bool) -> list[str]:
         from ray_app.reports.identifier_report import identifier_lines, identifier_plan_lines
 
         return identifier_plan_lines(facts) if dry_run else identifier_lines(facts)
+    if facts.get("method") == "describe":
+        from ray_app.reports.describer_lines import describer_lines, describer_plan_lines
+
+        return describer_plan_lines(facts) if dry_run else describer_lines(facts)
     if dry_run:
         from ray_app.training.planning import plan_lines
 

@@ -58,8 +58,8 @@ class SplitConfig(Frozen):
 
 
 def split_index(config: SplitConfig) -> dict[str, Any]:
-    """Divide an index into `out`, and return what split.json says. Raises ConfigError (no index, one class alone, `out` is the index
-    itself), IdentityError where `out` holds another index.
+    """Divide an index into `out`, and return what split.json says. Raises ConfigError (no index, a split that stays empty, `out` is
+    the index itself), IdentityError where `out` holds another index.
     """
     given, out = Store.open(config.at), Store.open(config.out)
     rows = _read(given)
@@ -67,7 +67,8 @@ def split_index(config: SplitConfig) -> dict[str, Any]:
         raise ConfigError(f"{out.url}: a split is written beside its index, not over it", hint="give another --out")
     info = read_info(given)
     assert info is not None, "it was read"
-    said = {"split": config.model_dump(mode="json", exclude={"at", "out"}) | {"of": info.digest}}
+    after = config.after and strip_secrets(config.after)
+    said = {"split": config.model_dump(mode="json", exclude={"at", "out"}) | {"of": info.digest, "after": after}}
     _refuse_others(out, said)
     held_out = chosen_generators(rows, config.hold_out, config.seed)
     bonds = bonds_of(rows, [*_ALWAYS, *BY], prompts=config.prompts)
@@ -80,7 +81,7 @@ def split_index(config: SplitConfig) -> dict[str, Any]:
         "schema": SCHEMA,
         "index": strip_secrets(given.url),
         "asked": {"shares": dict(zip(SPLITS, config.shares, strict=False)), "by": list(config.by), "held_out": list(held_out),
-                  "even": config.even, "seed": config.seed, "keep": list(config.keep), "after": config.after},
+                  "even": config.even, "seed": config.seed, "keep": list(config.keep), "after": after},
         **_told(rows, groups, count, bonds, binding),
         **_got(rows, places, held_out),
         "leaks": _named(given, leaks_of(bonds, np.where(places == ASIDE, -1, places).astype(np.int64), SPLITS)),

@@ -70,9 +70,9 @@ def audit_labels(
     elif read:
         raise ConfigError(f"{strip_secrets(at)}: a run has read its files already", hint="leave --read out")
     else:
-        found = index_labels(open_labels(labels), key=key) if labels else OwnLabels(run.store.url)
+        found: Labels = index_labels(open_labels(labels), key=key) if labels else OwnLabels(run.store.url)
         rows, joined = facts_of_run(run, found)
-        told, warnings = _name(found), check_joined(found, joined, run)
+        told, warnings = found.name, check_joined(found, joined, run)
     document = _document(at, rows, told, warnings, seed)
     groups = bound(bonds_of(rows, ["image", "bytes", "group", "prompt", "looks"], prompts=1.0), len(rows))[0]
     suspects = suspects_of(run, rows, groups, features=features, seed=seed) if run.exists() else None
@@ -81,10 +81,6 @@ def audit_labels(
     document["headline"] = headline(document)
     _write(document, out, rows, suspects, _pictures(at, run, document) if thumbnails else {})
     return document
-
-
-def _name(labels: Labels) -> str:
-    return labels.name
 
 
 def _document(at: str, rows: pa.Table, labels: str | None, warnings: Sequence[str], seed: int) -> dict[str, Any]:

@@ -99,12 +99,14 @@ def _vectors(run: RunDirectory, ids: Rows, wanted: str | None) -> tuple[Floats, 
     if name is None:
         return _scores(run, ids), "the scores of the run's detectors"
     vectors = np.full((len(ids), kept[name]["width"]), np.nan, np.float32)
+    order = np.argsort(ids)
     for number in manifests(run.store):
         for ref in read_blocks(run.store, number):
             rows = block_features(run, number, ref.block, name)
-            some = vectors_of(rows, ids, vectors.shape[1])
-            is_here = np.isfinite(some[:, 0])
-            vectors[is_here] = some[is_here]
+            mine = rows["image_id"].to_numpy()
+            at = order[np.minimum(np.searchsorted(ids, mine, sorter=order), len(ids) - 1)]
+            is_wanted = ids[at] == mine
+            vectors[at[is_wanted]] = vectors_of(rows, mine[is_wanted], vectors.shape[1])
     return vectors, f"the embeddings of {name}"
 
 

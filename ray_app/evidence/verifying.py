@@ -83,7 +83,8 @@ def _check_sections(record: Mapping[str, Any], again: Mapping[str, Any]) -> Iter
     """Whether what is told of the row is what the row, the run and the cards in the record give."""
     made_by = record["made_by"]["touchstone"]
     told_of = [*FACTS, *([PROFILE] if PROFILE in again or PROFILE in record else [])]
-    keys = [key for name in told_of for key in differing_keys({name: again.get(name)}, {name: record.get(name)})]
+    recorded = {PROFILE: None, **record}
+    keys = [key for name in told_of for key in differing_keys({name: again.get(name)}, {name: recorded[name]})]
     other = [key for key in keys if not _excused(*key[1:], same_version=made_by == __version__)]
     if other:
         told = [f"{key}: recorded {theirs}, here {ours}" for key, ours, theirs in other[:_NAMED]]

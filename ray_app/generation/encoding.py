@@ -1,4 +1,4 @@
-"""A picture → the bytes of a file, stored as it was drawn and marked as generated. Knows Pillow's encoders and IPTC's words; draws nothing.
+"""A picture → the bytes of a file, stored as it was drawn and marked as generated. Knows Pillow's encoders and IPTC's words.
 
 The mark is IPTC's DigitalSourceType in XMP (IPTC Photo Metadata Standard 2023.1; cv.iptc.org/newscodes/digitalsourcetype).
 `ray_app.images.provenance` reads it back.

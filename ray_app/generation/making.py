@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from ray_app.archives import MemberReader, read_referenced
+from ray_app.archives import MemberReader, places_of, read_referenced
 from ray_app.errors import ClusterError, InputError, Status, said
 from ray_app.generation.cards import PipelineCard
 from ray_app.generation.config import GenerateConfig
@@ -57,7 +57,8 @@ class Job:
         import diffusers
 
         lora = self.card.lora
-        return {
+        unused = {} if self.card.negative else {"negative_prompt": None}
+        return unused | {
             "generator": self.config.generator or self.card.label, "pipeline": self.card.name, "model": strip_secrets(self.model.place),
             "revision": self.model.revision, "lora": f"{lora.model} × {lora.scale:g}" if lora else None,
             "diffusers": diffusers.__version__, "precision": self.precision, "steps": self.steps, "guidance": self.guidance,
@@ -102,7 +103,8 @@ class Maker:
                 raise _too_small(job, "its weights do not fit", error) from error
             self.batch = job.config.batch or job.card.batch
             self._same = job.same()
-            self._reader = MemberReader(Fetcher(job.config.retry), max_bytes=job.config.limits.max_bytes)
+            self._fetcher = Fetcher(job.config.retry, signed=places_of([job.config.prompts or ""]))
+            self._reader = MemberReader(self._fetcher, max_bytes=job.config.limits.max_bytes)
 
     # -- pictures to be altered --------------------------------------------------------------------------
 
@@ -133,8 +135,9 @@ class Maker:
         return Picture(covered(real, order.size), mask)
 
     def _mask_bytes(self, place: str) -> bytes:
-        fetcher = Fetcher(self.job.config.retry)
-        return read_referenced(place, fetcher) if "#row=" in place else fetcher.fetch(place, "", self.job.config.limits.max_bytes)
+        if "#row=" in place:
+            return read_referenced(place, self._fetcher)
+        return self._fetcher.fetch(place, "", self.job.config.limits.max_bytes)
 
     # -- the pipeline ------------------------------------------------------------------------------------
 

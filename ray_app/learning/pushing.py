@@ -13,8 +13,8 @@ from ray_app.errors import ConfigError, StorageError, said
 from ray_app.storage import Store, local_path, strip_secrets
 
 # What is for others. The run's own state (train.json, checkpoints, scores, which may name places and people) stays where it is.
-PUSHED = ("config.json", "preprocessor_config.json", "model.onnx", "metrics.json", "report.html", "card.yaml", "identifier.yaml", "describer.yaml")
 _CARDS = ("card.yaml", "identifier.yaml", "describer.yaml")
+PUSHED = ("config.json", "preprocessor_config.json", "model.onnx", "metrics.json", "report.html", *_CARDS)
 _WEIGHTS = (".safetensors", ".pth", ".pt")
 _HUB = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)/?")
 _CHUNK_BYTES = 2**26

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, PrivateAttr, model_validator
 
 from ray_app.config import Frozen, find_config, named_configs
-from ray_app.config.loading import load_yaml
+from ray_app.config.loading import load_yaml, read_mapping
 from ray_app.detectors import Preprocessing
 from ray_app.detectors.cards import Figure, TrainingData, Weights
 from ray_app.detectors.weights import Part, digest_of, resolve_part
@@ -163,6 +163,18 @@ def load_describer(name_or_path: str | Path) -> DescriberCard:
     card = load_yaml(path, DescriberCard)
     card._folder = path.resolve().parent
     return card
+
+
+def profile_card(name_or_path: str | Path) -> IdentifierCard | DescriberCard | None:
+    """The identifier or describer that a person means by a shipped name or by a path; None where it is neither. Raises ConfigError."""
+    if str(name_or_path) in named_configs("identifiers"):
+        return load_identifier(name_or_path)
+    if str(name_or_path) in named_configs("describers"):
+        return load_describer(name_or_path)
+    if not Path(name_or_path).is_file():
+        return None
+    keys = read_mapping(Path(name_or_path)).keys()
+    return load_describer(name_or_path) if "tier" in keys else load_identifier(name_or_path) if "classes" in keys else None
 
 
 def _found(kind: str, name_or_path: str | Path, made: str) -> Path:

@@ -64,7 +64,8 @@ class Worker:
         self._job, self._pool, self._clock = job, pool, StageClock()
         self._failed: TouchstoneError | None = None
         self._attempts = Attempts(job.crumbs)
-        self._note = StopNote(job.run.store, job.attempt, ray.get_runtime_context().get_node_id())
+        node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""  # the stages also work without a cluster
+        self._note = StopNote(job.run.store, job.attempt, node)
         if job.mirror is not None:
             os.environ[MIRROR_VARIABLE] = job.mirror
         try:

@@ -208,3 +208,9 @@ def test_another_model_in_the_place_of_the_cards(flux, sd3, tmp_path):
     config = job(flux, tmp_path / "none.txt", tmp_path / "out", model=str(sd3.parent / "model"))
     assert card_of(config).local_folder == sd3.parent / "model"
     assert card_of(config).diffusers_class == "FluxPipeline"
+
+
+def test_words_that_the_pipeline_does_not_hear_are_in_no_row(flux, tmp_path):
+    config = job(flux, write_prompts(tmp_path / "prompts.txt", 2), tmp_path / "out", steps=1, negative_prompt="ugly")
+    assert generate_images(config).summary["made"] == 2
+    assert [row["negative_prompt"] for row in rows(tmp_path / "out")] == [None, None]

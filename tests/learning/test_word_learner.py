@@ -71,7 +71,7 @@ def test_the_first_loss_is_the_cross_entropy_of_the_tokens_and_the_loss_falls(ki
     losses = [learner.step(batch).loss for _ in range(20)]
     if kind in ("git", "prefix"):  # the others have a dropout that is no module
         assert losses[0] == pytest.approx(expected, rel=0.1)
-    assert losses[-1] < 0.7 * losses[0]
+    assert losses[-1] < 0.8 * losses[0]
 
 
 @pytest.mark.parametrize("kind", ["prefix", "vision-encoder-decoder"])

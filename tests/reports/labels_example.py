@@ -52,7 +52,8 @@ def example_labels(text=None, *, found=True, why=None):
             {"kind": "group", "what": "the same group", "known": 4000, "values": 40 * found, "images": 80 * found, "examples": pairs},
         ],
         "suspicious": {"source": text or "the embeddings of unifd", "n": 4000, "left_out": 0, "auc": figure(0.953),
-                       "thresholds": [0.8, 0.8], "expected": {"real": 71.4, "fake": 83.2}, "count": {"real": 70, "fake": 77}, "why": why and (text or why),
+                       "thresholds": [0.8, 0.8], "expected": {"real": 71.4, "fake": 83.2}, "count": {"real": 70, "fake": 77},
+                       "why": why and (text or why),
                        "images": suspects if found else []},
         "remarks": [text or "A doubted label is not a wrong one: look at them."],
     }  # fmt: skip

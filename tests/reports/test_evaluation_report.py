@@ -231,6 +231,25 @@ def test_confusions_masks_and_abstentions(words):
     assert "accuracy, abstaining is wrong" in words
 
 
+def test_names_families_and_groups_in_and_out_of_distribution(words):
+    assert "In and out of distribution; detection by Stacked ensemble of four" in words
+    assert "other generators of their families out 310 87.7 % 0.9104 – – 50.0 % 11.0 % 0.2316" in words
+    assert "In distribution are the generators that the run’s identifier was trained on." in words
+    assert "known ones given up 4.9 %" in words
+    assert "Families named, each by itself" in words
+    assert "Jaccard of tags" in words
+    assert "Names are compared through the index of generators." in words
+
+
+def test_dflip_s_own_figures_stand_before_ours_with_their_flaws():
+    share = {"value": 0.5, "interval": None, "method": None, "n": 4, "why": None}
+    named = {"protocol": "dflip-v1", "accuracy": share, "by_index": {"accuracy": share}, "detection": {"accuracy": share, "groups": []},
+             "flaws": ["Their fourth word is 'ai'."], "plain": {"accuracy": share, "families": {"accuracy": share}}}  # fmt: skip
+    text = PageReader(render_evaluation(small_document() | {"identification": named})).text
+    places = [text.index(part) for part in ("by DFLIP-3K’s own rules", "Their fourth word", "by any spelling", "by ours", "Families named")]
+    assert places == sorted(places)
+
+
 def test_pictures_are_jpegs_and_nothing_else():
     read = PageReader(example_page())
     assert len(read.attributes("img")) == 16 + 6

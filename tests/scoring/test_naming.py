@@ -49,7 +49,8 @@ def made(tmp_path, name, profile):
     spec = make_spec(ensemble, limits=SPEC.limits, precision="fp32", slots=SPEC.slots)
     about = {"source": [str(tmp_path / "archive")], "limits": SPEC.limits.model_dump(mode="json"), "features": [NAME]}
     run.claim(about | scoring_identity(spec), [NAME], ensemble.model_dump(mode="json"))
-    write_files(tmp_path / "archive", FILES)
+    if not (tmp_path / "archive").exists():  # ids are of a file's time too
+        write_files(tmp_path / "archive", FILES)
     relist(run, tmp_path / "archive")
     for ref in iter_blocks(run.store, 0):
         members = read_block(run.store, ref)
@@ -58,7 +59,7 @@ def made(tmp_path, name, profile):
         broken = [uri.endswith(FILES[BROKEN]) for uri in members["uri"].to_pylist()]
         vectors[broken] = np.nan
         outcomes = [
-            Outcome(Status.CORRUPT_IMAGE, "torn")
+            Outcome(Status.CORRUPT_IMAGE, "torn", None)
             if bad
             else Outcome(Status.OK, None, ImageFacts(f"{abs(int(one)):064x}", "JPEG", 300, 200))
             for bad, one in zip(broken, ids, strict=True)

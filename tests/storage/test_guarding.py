@@ -21,8 +21,10 @@ def test_what_is_asked(text, dialled):
 @pytest.mark.parametrize(
     "text",
     [
-        "ftp://host.test/a", "file:///etc/passwd", "http://me:secret@host.test/", "http://localhost/", "http://127.0.0.1/", "http://2130706433/",
-        "http://0x7f.1/", "http://[::1]/", "http://[fe80::1%25eth0]/", "http://10.0.0.1/", "http:///a", "a b", "http://host.test/" + "a" * 3000,
+        "ftp://host.test/a", "file:///etc/passwd", "http://me:secret@host.test/", "http://localhost/", "http://127.0.0.1/",
+        "http://2130706433/",
+        "http://0x7f.1/", "http://[::1]/", "http://[fe80::1%25eth0]/", "http://10.0.0.1/",
+        "http:///a", "a b", "http://host.test/" + "a" * 3000,
         "http://host.test\\@other.test/", "http://host.test:99999/", "",
     ],
 )  # fmt: skip
