@@ -61,11 +61,11 @@ class Measured:
 
     def facts(self) -> dict[str, Any]:
         """Counts, as JSON."""
-        formats = Counter(look.format for look in self.looks)
+        formats = dict(Counter(look.format for look in self.looks).most_common())
         qualities = sorted(look.quality for look in self.looks if look.format == "JPEG" and look.quality is not None)
         subsampling = Counter(look.subsampling for look in self.looks if look.subsampling is not None)
         median = qualities[len(qualities) // 2] if qualities else None
-        return {"files": len(self.looks), "formats": dict(formats), "jpeg_quality_median": median, "subsampling": dict(subsampling),
+        return {"files": len(self.looks), "formats": formats, "jpeg_quality_median": median, "subsampling": dict(subsampling),
                 "left_out": self.left_out}  # fmt: skip
 
 

@@ -33,7 +33,7 @@ def card_in(folder, seed, **changes):
     told = {
         "detector": NAME,
         "embedding": json.loads(json.dumps(FACTS)),
-        "open_set": {"threshold": 24.0, "abstains": 0.5, "n": 9},
+        "open_set": {"threshold": 14.0, "abstains": 0.5, "n": 9},
     } | changes
     folder.mkdir(exist_ok=True)
     card = identifier_of(folder, held, **told).card
