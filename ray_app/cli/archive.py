@@ -87,9 +87,7 @@ def score(
 @click.argument("run", metavar="RUN")
 @click.option("--verdict", type=click.Choice(["real", "fake", "abstain"]), help="Only rows with this verdict.")
 @click.option("--status", metavar="STATUS", help="Only rows with this status, for example corrupt_image.")
-@click.option(
-    "--generator", metavar="NAME", help="Only rows said to be of this generator or family; `unknown`: of none known."
-)
+@click.option("--generator", metavar="NAME", help="Only rows said to be of this generator or family; `unknown`: of none known.")
 @click.option(
     "--limit", type=click.IntRange(min=1), default=None, help="No more than this many rows.  [default: 50 in a table, all in JSON]"
 )

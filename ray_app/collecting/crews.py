@@ -94,7 +94,9 @@ class RayCrew:
         import ray
 
         told = []
-        for worker, answer in [(worker, actor.close.remote()) for worker, actor in enumerate(self._actors)]:
+        closing = [(worker, actor.close.remote()) for worker, actor in enumerate(self._actors)]
+        # A question that was still open may have heard what `close` had to say.
+        for worker, answer in [*closing, *((worker, answer) for answer, worker in self._asked.items())]:
             try:
                 told.append((worker, ray.get(answer, timeout=60.0)))
             except ray.exceptions.RayError:

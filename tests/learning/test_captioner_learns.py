@@ -14,7 +14,7 @@ from ray_app.profiling.describing.loading import load_describing
 from ray_app.profiling.describing.speaking import body_state
 from ray_app.simulation.shapes import divided_shapes, draw_shapes
 
-SIDE, PAIRS, EPOCHS, BATCH = 32, 500, 30, 10
+SIDE, PAIRS, EPOCHS, BATCH = 32, 500, 60, 10
 PIXELS = {"resize": {"mode": "squash", "size": SIDE}, "mean": [0.5] * 3, "std": [0.5] * 3}
 SIZE = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 128}
 ARCHITECTURE = {

@@ -10,7 +10,7 @@ from ray_app.training.run import train
 from tests.training.conftest import facts_of
 from tests.training.makers import HELD_OUT, config, trained_here
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1_800)]
 
 FIT = {"c": 100.0, "abstains": 0.2, "fewest": 5}
 ASKED = 0.1
