@@ -45,7 +45,11 @@ def test_blocks_come_back_in_the_order_of_their_rows(tmp_path):
     def put(first, rows):
         file = io.BytesIO()
         np.savez(
-            file, features=vectors[rows] if rows else np.empty((0, 0), np.float32), labels=np.ones(len(rows), int), rows=np.array(rows, int)
+            file,
+            features=vectors[rows] if rows else np.empty((0, 0), np.float32),
+            labels=np.ones(len(rows), int),
+            rows=np.array(rows, int),
+            precision="fp32",
         )
         store.write(f"{FOLDER}/test/{first:08d}.npz", file.getvalue())
 
