@@ -5,7 +5,7 @@ BIN := .venv/bin
 export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: setup demo test test-cluster test-faults test-training test-endpoint lint bench clean
+.PHONY: setup demo test test-cluster test-faults test-training test-data test-endpoint lint bench clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -34,6 +34,10 @@ test-faults: $(STAMP)
 # The other slow tests of training: two processes against one, killed trainings, storage on S3, the quick recipe from simulated pictures to a card that scores, notices, bad images, the linear probe.
 test-training: $(STAMP)
 	$(BIN)/python -m pytest -m 'slow and not ci' tests/training tests/learning tests/datasets tests/simulation
+
+# The slow tests of what makes and fetches images: 2,000 urls with two kills, 64 images with a kill, and the walk of docs/profile.md from prompts to names.
+test-data: $(STAMP)
+	$(BIN)/python -m pytest -m slow tests/collecting tests/generation tests/test_profile_walk.py
 
 test-endpoint: $(STAMP)
 	$(BIN)/python -m pytest -m slow tests/serving/test_deployed.py

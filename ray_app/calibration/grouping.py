@@ -8,7 +8,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ray_app.calibration.labelled import Labelled, Places
-from ray_app.calibration.looks import Pairs, near_pairs
+from ray_app.datasets.looks import Pairs, near_pairs
 from ray_app.errors import ConfigError
 
 UNNAMED = "a generator that is not told"

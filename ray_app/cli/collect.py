@@ -58,9 +58,8 @@ def collect(config_file: str | None, assignments: tuple[str, ...], retry: tuple[
 def _given(options: dict[str, Any]) -> dict[str, Any]:
     """The keys of the config that were given; the other downloader's names are second."""
     meta, out, save = options["meta"] or options["meta_file"], options["out"], options["save_dir"]
-    folder = "" if save and not out else None
     keys = {name: options[name] for name in ("form", "generator", "limit")}
-    return keys | {"meta": meta, "out": out or save} | ({"folder": folder} if folder is not None else {})
+    return keys | {"meta": meta, "out": out or save, "folder": "" if save and not out else None}
 
 
 def _polite(options: dict[str, Any]) -> list[str]:

@@ -25,12 +25,12 @@ def gallery(run: str, out: str, verdict: str | None, generator: str | None, most
     touchstone gallery run --out gallery
     touchstone gallery run --out s3://bucket/gallery --verdict fake --generator midjourney --most 500
     """
+    from ray_app.reports.wording import counted
     from ray_app.scoring.gallery import Choice, make_gallery
 
     made = make_gallery(run, out, Choice(verdict, generator, most), per_page=per_page, quiet=as_json)
     if as_json:
         click.echo(json.dumps(made, indent=2, ensure_ascii=False))
         return 0
-    words = f"{made['images']:,} image{'' if made['images'] == 1 else 's'} on {made['pages']:,} page{'' if made['pages'] == 1 else 's'}"
-    click.echo(f"{words}: {made['out']}/index.html")
+    click.echo(f"{counted(made['images'], 'image')} on {counted(made['pages'], 'page')}: {made['out']}/index.html")
     return 0

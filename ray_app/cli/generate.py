@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from ray_app.cli.options import as_json, configured, overrides
+from ray_app.cli.options import accepted_by, as_json, configured, overrides
 
 
 def _accept(context: click.Context, option: click.Parameter, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -13,11 +13,7 @@ def _accept(context: click.Context, option: click.Parameter, names: tuple[str, .
         return ()
     from ray_app.generation.licences import accept
 
-    accepted = [accept(name) for name in names]
-    for one in accepted:
-        where = f"remembered in {one.file}" if one.file else "for this command only: no config file can be written"
-        click.echo(f"accepted: {one.name}, licence {one.licence}; {where}", err=True)
-    return tuple(one.name for one in accepted)
+    return accepted_by(accept, names)
 
 
 @click.command()

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ray_app.config.loading import Model
+    from ray_app.detectors.licences import Acceptance
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -66,7 +67,12 @@ def _accept(context: click.Context, option: click.Parameter, names: tuple[str, .
         return ()
     from ray_app.detectors.licences import accept_licence
 
-    accepted = [accept_licence(name) for name in names]
+    return accepted_by(accept_licence, names)
+
+
+def accepted_by(accept: "Callable[[str], Acceptance]", names: Sequence[str]) -> tuple[str, ...]:
+    """Accept licences, saying on stderr where that is remembered; their names. Raises ConfigError."""
+    accepted = [accept(name) for name in names]
     for one in accepted:
         where = f"remembered in {one.file}" if one.file else "for this command only: no config file can be written"
         click.echo(f"accepted: {one.name}, licence {one.licence}; {where}", err=True)

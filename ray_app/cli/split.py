@@ -23,7 +23,11 @@ def _words(context: click.Context, option: click.Parameter, text: str | None) ->
 @click.option("--validation", type=float, help="The share that chooses and calibrates.  [default: 0.1]")
 @click.option("--test", type=float, help="The share that is only measured.  [default: 0.1]")
 @click.option("--by", metavar="KINDS", callback=_words, help="What binds images: group, prompt, looks.  [default: group,prompt,looks]")
-@click.option("--prompts", type=float, help="The share of words that prompts nearly the same share; 1 = equal ones only.  [default: 0.9]")
+@click.option(
+    "--prompts",
+    type=click.FloatRange(0.3, 1, min_open=True),
+    help="The share of words that prompts nearly the same share; 1 = equal ones only.  [default: 0.9]",
+)
 @click.option("--hold-out", multiple=True, metavar="NAME|SHARE", help="A generator that is in test alone, or a share of all; repeatable.")
 @click.option("--keep", multiple=True, type=click.Choice(["train", "validation", "test"]), help="A split of INDEX that stays; repeatable.")
 @click.option("--after", metavar="DIR", help="An earlier split, none of whose images is moved.")

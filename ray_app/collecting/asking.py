@@ -3,6 +3,7 @@
 No redirect is followed here: the next url is another host's, whose limit is not ours to spend.
 """
 
+import re
 import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,11 +18,12 @@ from yarl import URL
 from ray_app.collecting.config import CollectConfig
 from ray_app.collecting.hosts import seconds_of
 from ray_app.collecting.statuses import BAD_URL, FORBIDDEN_ADDRESS, Failed
-from ray_app.errors import SourceError, Status, said
+from ray_app.errors import SourceError, Status
 from ray_app.storage.guarding import CheckedResolver, NoAddress, Resolver, UrlRefused, checked_url, is_public_address, system_resolver
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _CHUNK = 64 * 2**10
+_RAW_BYTE = re.compile("[\udc80-\udcff]")  # of a header that is not UTF-8; no row could be written of such a url
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def _moved(target: URL, answer: aiohttp.ClientResponse) -> str:
     if not location:
         raise Failed(Status.SOURCE_DENIED, "the host redirects to nowhere", http_status=answer.status)
     try:
-        return urljoin(str(target), location)
+        return urljoin(str(target), _RAW_BYTE.sub(lambda found: f"%{ord(found[0]) - 0xDC00:02X}", location))
     except ValueError:
         raise Failed(BAD_URL, "it is redirected to what is not a URL", http_status=answer.status) from None
 
@@ -163,8 +165,8 @@ def _in_our_words() -> Iterator[None]:
         raise Failed(Status.SOURCE_TIMEOUT, "the host did not answer in time", passing=True, answered=False) from None
     except (aiohttp.ClientConnectionError, OSError) as error:
         raise Failed(Status.SOURCE_TIMEOUT, f"no connection: {_kind(error)}", passing=True, answered=False) from None
-    except aiohttp.ClientError as error:
-        raise Failed(Status.SOURCE_DENIED, f"what the host answers is not HTTP: {said(error)[:200]}") from None
+    except aiohttp.ClientError as error:  # its own words name the url, secrets and all
+        raise Failed(Status.SOURCE_DENIED, f"what the host answers is not HTTP: {type(error).__name__}") from None
 
 
 def _kind(error: BaseException) -> str:

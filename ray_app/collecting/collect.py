@@ -66,17 +66,17 @@ def _missing(
     listed: Listed, names: Sequence[str], state: State, retry: Sequence[str], *, with_columns: bool
 ) -> tuple[list[Task], list[str]]:
     """What is to be asked, and places of images whose ids have another url now."""
-    rows = zip(*(state.rows[name].to_pylist() for name in ("id", "url", "status", "place")), strict=True)
-    known = {name: (url, status, place) for name, url, status, place in rows}
+    rows = zip(*(state.rows[name].to_pylist() for name in ("id", "url", "status", "place", "ended_at")), strict=True)
+    known = {name: told for name, *told in rows}
     tasks, stale = [], []
     for name, url, stem, columns in _rows(listed, names, with_columns=with_columns):
         wanted = strip_secrets(url)
-        before, status, place = known.get(name, (None, None, None))
+        before, status, place, ended_at = known.get(name, (None, None, None, None))
         if before == wanted and status not in retry:
             continue
         if before not in (None, wanted) and place is not None and place.rpartition("/")[2].rpartition(".")[0] == stem:
             stale.append(place)
-        tasks.append(Task(name, wanted, url, stem, state.left.get(stem, ()), columns))
+        tasks.append(Task(name, wanted, url, stem, state.left.get(stem, ()), columns, before=ended_at))
     return tasks, stale
 
 

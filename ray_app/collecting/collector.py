@@ -29,9 +29,9 @@ _WRITERS = 16
 
 @dataclass
 class Told:
-    """What a worker says when it is asked: (id, status, bytes) of what ended, ids that are committed, redirects, and its own fault."""
+    """What a worker says when it is asked: (id, status) of what ended, ids that are committed, redirects, and its own fault."""
 
-    ended: list[tuple[str, str, int]] = field(default_factory=list)
+    ended: list[tuple[str, str]] = field(default_factory=list)
     committed: list[str] = field(default_factory=list)
     moved: list[Task] = field(default_factory=list)
     fault: TouchstoneError | None = None
@@ -124,16 +124,11 @@ class Collector:
 
     async def _collect(self, task: Task) -> None:
         with self._faults():
-            ended = await self._found(task) or await self._asked(task)
-            if isinstance(ended, Task):
-                self._told.put(Told(moved=[ended]))
-                return
-            outcome, data = ended
-            committed = await self._loop.run_in_executor(self._ledger, self._keeper.add, outcome, data, task)
-            self._told.put(Told(ended=[(task.id, outcome.status, len(data))], committed=committed))
+            if not await self._found(task):
+                await self._asked(task)
 
-    async def _found(self, task: Task) -> tuple[Outcome, bytes] | None:
-        """A whole image that an earlier session put in this id's place, and did not come to write down; no request is made for it."""
+    async def _found(self, task: Task) -> bool:
+        """Whether an earlier session put a whole image in this id's place, and did not come to write that down; no request is made."""
         async with self._room:
             for name in task.there:
                 try:
@@ -142,10 +137,11 @@ class Collector:
                 except (FileNotFoundError, Failed):
                     continue
                 kept = await self._written(self._keeper.keep, task, data, whole.format, "/" + name.rpartition(".")[2])
-                return self._good(task, data, whole, kept, None), data
-        return None
+                await self._end(task, self._good(task, data, whole, kept, None), data)
+                return True
+        return False
 
-    async def _asked(self, task: Task) -> tuple[Outcome, bytes] | Task:
+    async def _asked(self, task: Task) -> None:
         """Ask until there is an answer for good: an image, a redirect, or a failure that stays one."""
         host = self._hosts.setdefault(task.host, Host(task.host, self._config.politeness))
         retry, until = self._config.retry, time.monotonic() + self._config.retry.deadline_s
@@ -153,7 +149,8 @@ class Collector:
         before: str | None = None
         while True:
             try:
-                return await self._once(task, host)
+                await self._once(task, host)
+                return
             except Failed as failure:
                 task = replace(task, requests=task.requests + failure.asked)
                 self._tell_host(host, failure)
@@ -162,26 +159,33 @@ class Collector:
                 if pause is None or time.monotonic() + pause > until:
                     if failure.asked and not failure.answered:
                         host.silent()
-                    return self._bad(task, failure), b""
+                    await self._end(task, self._bad(task, failure))
+                    return
                 before = failure.sha256
             await asyncio.sleep(pause)
 
-    async def _once(self, task: Task, host: Host) -> tuple[Outcome, bytes] | Task:
+    async def _once(self, task: Task, host: Host) -> None:
         async with host.visit() as place, self._room:
             answer = await self._asker.get(task.url)
             place.leave()  # others may ask this host while the image is decoded and written
             host.answered()
             task = replace(task, requests=task.requests + 1)
             if answer.moved is None:
-                return await self._kept(task, answer)
+                await self._kept(task, answer)
+                return
         if task.hops >= self._config.limits.max_redirects:
             raise Failed(Status.SOURCE_DENIED, f"redirected more than {task.hops} times", http_status=answer.http_status)
-        return replace(task, url=answer.moved, hops=task.hops + 1)
+        self._told.put(Told(moved=[replace(task, url=answer.moved, hops=task.hops + 1)]))
 
-    async def _kept(self, task: Task, answer: Answer) -> tuple[Outcome, bytes]:
+    async def _kept(self, task: Task, answer: Answer) -> None:
         whole = await asyncio.wrap_future(self._checker.check(answer.data))
         place = await self._written(self._keeper.keep, task, answer.data, whole.format, answer.content_type)
-        return self._good(task, answer.data, whole, place, 200), answer.data
+        await self._end(task, self._good(task, answer.data, whole, place, 200), answer.data)
+
+    async def _end(self, task: Task, outcome: Outcome, data: bytes = b"") -> None:
+        """Write down how a task ended, and tell it. Of an image inside `_room`: while a shard is published, no more may pile up."""
+        committed = await self._loop.run_in_executor(self._ledger, self._keeper.add, outcome, data, task)
+        self._told.put(Told(ended=[(task.id, outcome.status)], committed=committed))
 
     def _tell_host(self, host: Host, failure: Failed) -> None:
         if (failure.asked and failure.status == Status.SOURCE_THROTTLED) or failure.wait_s is not None:

@@ -14,6 +14,7 @@ from ray_app.scoring.config import ClusterConfig
 from ray_app.storage import RetryPolicy
 
 Form = Literal["files", "parquet", "webdataset"]
+_OURS = ("parts", "index", "_collected")
 SOFTWARE = f"touchstone-collect/{__version__}"
 
 
@@ -47,6 +48,15 @@ class Limits(Frozen):
     decoders: int = Field(default=1, ge=1, le=64, description="processes of one worker that decode what came, to see whether it is whole")
 
 
+class Patience(RetryPolicy):
+    """How often one url is asked, and for how long: turns and waits that its host asks for are part of that."""
+
+    attempts: int = Field(default=4, ge=1)
+    base_s: float = Field(default=1.0, gt=0)
+    cap_s: float = Field(default=60.0, gt=0)
+    deadline_s: float = Field(default=1800.0, gt=0)
+
+
 class CollectConfig(Frozen):
     """One list of urls to be collected."""
 
@@ -65,9 +75,7 @@ class CollectConfig(Frozen):
     politeness: Politeness = Politeness()
     limits: Limits = Limits()
     images: ImageLimits = ImageLimits()
-    retry: RetryPolicy = Field(
-        default=RetryPolicy(attempts=4, base_s=1.0, cap_s=60.0), description="what may pass by itself is asked again"
-    )
+    retry: Patience = Field(default=Patience(), description="what may pass by itself is asked again")
     commit_s: float = Field(default=15.0, gt=0, description="what has ended is written down at least so often")
     cluster: ClusterConfig = ClusterConfig()
 
@@ -87,6 +95,8 @@ class CollectConfig(Frozen):
         parts = folder.strip("/").split("/") if folder.strip("/") else []
         if any(part in ("", ".", "..") for part in parts):
             raise ValueError("a folder below `out`")
+        if parts and parts[0].casefold() in _OURS:
+            raise ValueError(f"{parts[0]} is where our own records lie")
         return "/".join(parts)
 
 

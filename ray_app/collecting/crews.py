@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 from ray_app.collecting.collector import Collector, Told
@@ -14,6 +14,7 @@ WORKER_CPUS = 0.5  # it waits most of the time; its decoders are the work
 _TAKE_S = 5.0
 _MOST_DEATHS = 3
 _STALL_S = 900.0
+_CLOSE_S = 300.0  # a last shard may be on its way to a slow store
 
 
 class Crew(Protocol):
@@ -90,27 +91,30 @@ class RayCrew:
         return told
 
     def close(self) -> list[tuple[int, Told]]:
-        """Stop all actors; those that are gone have nothing to tell."""
+        """Stop all actors; those that are gone, or do not end in time, have nothing to tell."""
         import ray
 
         told = []
-        closing = [(worker, actor.close.remote()) for worker, actor in enumerate(self._actors)]
         # A question that was still open may have heard what `close` had to say.
-        for worker, answer in [*closing, *((worker, answer) for answer, worker in self._asked.items())]:
-            try:
-                told.append((worker, ray.get(answer, timeout=60.0)))
-            except ray.exceptions.RayError:
-                continue
+        asked = self._asked | {actor.close.remote(): worker for worker, actor in enumerate(self._actors)}
+        ended, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_CLOSE_S)
+        for answer in ended:
+            with suppress(ray.exceptions.RayError):
+                told.append((asked[answer], ray.get(answer)))
         for actor in self._actors:
             ray.kill(actor)
         return told
 
     def _replace(self, worker: int, error: Exception) -> None:
+        import ray
+
         self._deaths[worker] += 1
         if self._deaths[worker] > _MOST_DEATHS:
             raise ClusterError(
                 f"a worker died {self._deaths[worker]} times", hint="most likely for want of memory: --set limits.connections=8 needs less"
             ) from error
+        # It may only be out of reach: then it would go on asking its hosts beside the new one.
+        ray.kill(self._actors[worker])
         self._actors[worker] = self._kind.remote(*self._arguments)
 
     def _watch(self, heard: bool) -> None:

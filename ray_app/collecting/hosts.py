@@ -22,7 +22,7 @@ def seconds_of(retry_after: str | None, now: datetime) -> float | None:
         return float(text)
     try:
         until = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     until = until if until.tzinfo else until.replace(tzinfo=UTC)
     return max(0.0, (until - now).total_seconds())
@@ -52,7 +52,7 @@ class Host:
         self._not_before = self._next_start = 0.0
         self._pause_s = rules.pause_s
         self._silent = 0
-        self._refused: Failed | None = None
+        self._refused: tuple[Status, str] | None = None
 
     @asynccontextmanager
     async def visit(self) -> AsyncIterator[Visit]:
@@ -64,7 +64,7 @@ class Host:
                 while self._refused is None and (wait := max(self._not_before, self._next_start) - self._clock()) > 0:
                     await asyncio.sleep(wait)
                 if self._refused is not None:
-                    raise self._refused
+                    raise Failed(*self._refused, asked=False)
                 self._next_start = self._clock() + self._pause_s
             yield place
         finally:
@@ -80,14 +80,14 @@ class Host:
         self._silent += 1
         if self._silent >= self._rules.give_up_after and self._refused is None:
             told = f"not asked: {self.name} gave no answer to {self._silent} urls in a row"
-            self._refused = Failed(Status.SOURCE_TIMEOUT, told, asked=False)
+            self._refused = (Status.SOURCE_TIMEOUT, told)
 
     def throttled(self, wait_s: float | None) -> None:
         """It has asked to slow down, perhaps to wait for so long. Where the rules do not bear that, it is asked nothing more."""
         self._silent = 0
-        self._pause_s = min(_LONGEST_PAUSE_S, max(2 * self._pause_s, _SHORT_S))
+        self._pause_s = max(self._rules.pause_s, min(_LONGEST_PAUSE_S, max(2 * self._pause_s, _SHORT_S)))
         if wait_s is not None and wait_s > self._rules.longest_wait_s:
             told = f"{self.name} asks to wait {wait_s:.0f} s, and is asked nothing more in this session"
-            self._refused = Failed(Status.SOURCE_THROTTLED, told, asked=False)
+            self._refused = (Status.SOURCE_THROTTLED, told)
             return
         self._not_before = max(self._not_before, self._clock() + (wait_s or 0.0))

@@ -7,7 +7,9 @@ Shards: rows before their shard; rows whose shard is not there count for nothing
 import io
 import secrets
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -18,6 +20,7 @@ from ray_app.archives import Member
 from ray_app.collecting.config import CollectConfig
 from ray_app.collecting.names import ending
 from ray_app.collecting.wanted import OUTCOME, Outcome, Task
+from ray_app.errors import StorageError
 from ray_app.packing.config import Form as PackedForm
 from ray_app.packing.packed import Packed
 from ray_app.packing.shards import ENDINGS
@@ -91,7 +94,7 @@ class FileKeeper:
 
 
 class ShardKeeper:
-    """Images one after the other into shards of `shard_bytes`, with their columns beside. From one thread at a time."""
+    """Images one after the other into shards of `shard_mb`, with their columns beside. From one thread at a time."""
 
     def __init__(self, store: Store, records: Store, config: CollectConfig, columns: Sequence[str]) -> None:
         assert config.form != "files"
@@ -121,7 +124,12 @@ class ShardKeeper:
         key = f"{self._token}-{len(self._rows):06}"
         version = outcome.sha256 or ""
         member = Member(0, strip_secrets(task.wanted), None, 0, version, len(data), 0, 0, dict(task.columns))
-        self._file.add(Packed(key, member, data, version, outcome.format))
+        try:
+            with _local():
+                self._file.add(Packed(key, member, data, version, outcome.format))
+        except BaseException:
+            self._drop()  # of what it holds nothing is known now
+            raise
         self._rows.append(outcome)
         self._size += len(data)
         return self._publish() if self._size >= self._most else []
@@ -135,9 +143,10 @@ class ShardKeeper:
 
     def close(self) -> None:
         """Forget what is not published."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None
+        with suppress(OSError, pa.ArrowException):  # a full disk; what it holds is not wanted any more
+            if file is not None:
+                file.close()
         self._folder.cleanup()
 
     def _begin(self) -> None:
@@ -150,13 +159,33 @@ class ShardKeeper:
         return file
 
     def _publish(self) -> list[str]:
-        rows, place = self._rows, f"data/{self._token}.{ENDINGS[self._form]}"
-        if rows and self._file is not None:
-            self._file.close()
-            self._file = None
-            placed = [Outcome(**{**row.row(), "place": place}) for row in rows]
+        if self._file is None:
+            return []
+        file, self._file = self._file, None
+        place = f"data/{self._token}.{ENDINGS[self._form]}"
+        placed = [replace(row, place=place) for row in self._rows]
+        try:
+            with _local():
+                file.close()
             self._records.write(f"{PARTS}/{self._token}.parquet", encoded(placed))
             self._store.write_file(place, Path(self._folder.name) / "shard")
-            self.close()
-            self._begin()
-        return [row.id for row in rows]
+        finally:
+            self._drop()
+        return [row.id for row in placed]
+
+    def _drop(self) -> None:
+        """Begin anew. A shard that could not be published takes its rows along: no later one may count them as its own."""
+        self.close()
+        self._begin()
+
+
+@contextmanager
+def _local() -> Iterator[None]:
+    """This machine's temporary folder. Raises StorageError where it is full."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"cannot write a shard in the folder for temporary files: {error.strerror or error}",
+            hint="each worker needs room for one shard there; TMPDIR names another place, --set shard_mb=16 makes shards smaller",
+        ) from error

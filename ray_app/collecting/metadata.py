@@ -15,12 +15,12 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 
 from ray_app.collecting.config import CollectConfig
 from ray_app.datasets.labels import parse_label, real_of
 from ray_app.datasets.layouts.dflip import FAMILIES_V1
+from ray_app.datasets.texts import separated_texts
 from ray_app.errors import ConfigError, InputError
 from ray_app.storage import Fetcher, canonical, strip_secrets
 
@@ -28,8 +28,9 @@ _MOST_BYTES = 2**32  # held in memory; the largest that is published has 195 MB
 _IDS, _URLS = ("id", "image_id", "key"), ("url", "image_url", "uri", "link")
 # What our own tables call so; a list's column of that name stands beside as meta_NAME.
 _OURS = frozenset(
-    ("uri", "version", "etag", "sha256", "format", "width", "height", "size_bytes", "place", "shard", "status", "image", "source", "path")
-)
+    ("id", "url", "uri", "version", "etag", "sha256", "format", "width", "height", "size_bytes", "place", "shard", "status", "image",
+     "source", "path")
+)  # fmt: skip
 _DIFFUSION_DB = "https://huggingface.co/datasets/poloclub/diffusiondb"
 
 
@@ -50,33 +51,33 @@ class Listed:
 def read_list(config: CollectConfig) -> Listed:
     """The whole list. Raises ConfigError, naming the file, where it is none, names no urls, or gives one id to two urls."""
     where = strip_secrets(canonical(config.meta))
-    table = _texts(_read(config.meta, where))
+    table = _texts(_read(config, where))
     if config.limit is not None:
         table = table.slice(0, config.limit)
     return _listed(table, config, where)
 
 
-def _read(meta: str, where: str) -> pa.Table:
+def _read(config: CollectConfig, where: str) -> pa.Table:
     name = where.partition("?")[0].lower()
     try:
-        data = Fetcher(signed=[meta]).fetch(where, "", _MOST_BYTES)
+        data = Fetcher(signed=[config.meta]).fetch(where, "", _MOST_BYTES)
     except InputError as error:
         raise ConfigError(f"{where}: {error.detail}") from None
     try:
         if name.endswith(".json"):
-            return _dflip(data, where)
+            return _dflip(data, where, config.generator)
         if name.endswith((".jsonl", ".ndjson")):
             return _lines(data)
         if name.endswith(".parquet"):
             return pq.read_table(io.BytesIO(data))
         if name.endswith((".csv", ".tsv")):
-            return _separated(data, "\t" if name.endswith(".tsv") else ",")
+            return separated_texts(data, "\t" if name.endswith(".tsv") else ",")
     except (pa.ArrowException, ValueError) as error:
         raise ConfigError(f"{where}: {' '.join(str(error).split())[:300]}", hint="a list has one header, and one row per url") from None
     raise ConfigError(f"{where}: no list of urls", hint="its name ends in .json (DFLIP-3K), .csv, .tsv, .jsonl, .ndjson or .parquet")
 
 
-def _dflip(data: bytes, where: str) -> pa.Table:
+def _dflip(data: bytes, where: str, generator: str | None) -> pa.Table:
     twice: Counter[str] = Counter()
 
     def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -97,7 +98,7 @@ def _dflip(data: bytes, where: str) -> pa.Table:
     rows = []
     for name, record in content.items():
         made_by = family or record.get("generator") or record.get("Model") or record.get("Model hash")
-        rows.append({**record, "id": name, "generator": made_by or ("sdft" if stem == "pd" else None)})
+        rows.append({**record, "id": name, "generator": made_by or generator or ("sdft" if stem == "pd" else None)})
     return _table(rows)
 
 
@@ -113,20 +114,14 @@ def _no_urls(where: str, record: Mapping[str, Any]) -> ConfigError:
 
 def _lines(data: bytes) -> pa.Table:
     rows = []
-    for number, line in enumerate(data.decode("utf-8-sig").splitlines(), 1):
+    # Not splitlines: prompts hold other line breaks than a file's.
+    for number, line in enumerate(data.decode("utf-8-sig").split("\n"), 1):
         if line.strip():
             row = json.loads(line)
             if not isinstance(row, dict):
                 raise ValueError(f"line {number} is no record")
             rows.append(row)
     return _table(rows)
-
-
-def _separated(data: bytes, delimiter: str) -> pa.Table:
-    parse = pcsv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-    header = pcsv.open_csv(io.BytesIO(data), parse_options=parse).schema.names
-    kept = pcsv.ConvertOptions(column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=True, null_values=[""])
-    return pcsv.read_csv(io.BytesIO(data), parse_options=parse, convert_options=kept)
 
 
 def _table(rows: list[dict[str, Any]]) -> pa.Table:
@@ -176,7 +171,6 @@ def _listed(table: pa.Table, config: CollectConfig, where: str) -> Listed:
             raise ConfigError(f"{where}: the id {name!r} is given to {told}", hint="ids must be unique; or --set id=COLUMN names another")
     kept = pa.array(list(first.values()), pa.int64())
     beside = {_beside(name): table[name].take(kept) for name in table.schema.names if name not in (url, own, "label", "generator")}
-    beside = {name: column for name, column in beside.items() if name not in ("id", "url", "label", "generator")}
     named = {"id": pa.array(list(first)), "url": table[url].take(kept)}
     return Listed(pa.table(named | _labels(table.take(kept), config, where) | beside), len(ids) - len(first), without)
 
@@ -187,7 +181,7 @@ def _labels(table: pa.Table, config: CollectConfig, where: str) -> dict[str, pa.
     given = table["label"].to_pylist() if "label" in table.schema.names else none
     labels = [config.label if one is None else parse_label(one, where) for one in given]
     makers = next((table[name].to_pylist() for name in ("generator", "model") if name in table.schema.names), none)
-    generators = [real_of(maker) if label == "real" else config.generator or maker for label, maker in zip(labels, makers, strict=True)]
+    generators = [real_of(maker) if label == "real" else maker or config.generator for label, maker in zip(labels, makers, strict=True)]
     return {"label": pa.array(labels, pa.string()), "generator": pa.array(generators, pa.string())}
 
 

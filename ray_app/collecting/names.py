@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 _UNSAFE = re.compile(r"[^\w.+=,@-]")
 _LONGEST = 150  # bytes of UTF-8; the usual file systems end at 255, and the ending and a store's own prefix want room
-_RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
+_RESERVED = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9¹²³])(\..*)?", re.IGNORECASE)
 
 # Subtypes under which a format is sent, the usual one first.
 _SUBTYPES = {
@@ -51,8 +51,8 @@ def stems(ids: Iterable[str]) -> tuple[list[str], int]:
     cases = 0
     for name in ids:
         stem = safe_name(name)
-        if stem.casefold() in taken:
-            cases += 1
+        cases += stem.casefold() in taken
+        while stem.casefold() in taken:  # an id may be spelt as the mark of another
             stem = marked(stem, name)
         taken.add(stem.casefold())
         chosen.append(stem)

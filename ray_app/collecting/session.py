@@ -11,7 +11,6 @@ from ray_app.collecting.feeding import Feeder, owner_of
 from ray_app.collecting.state import Records
 from ray_app.collecting.statuses import OK
 from ray_app.collecting.wanted import Task
-from ray_app.errors import StorageError
 from ray_app.scoring.progress import Progress
 from ray_app.storage import Lease
 
@@ -29,7 +28,7 @@ class Session:
         self._feeders: list[Feeder] = []
 
     def run(self, crew: Crew, tasks: Iterable[Task]) -> None:
-        """Until every task has ended and is committed. Raises the fault of a worker, StorageError when another took the directory over."""
+        """Until every task has ended and is committed. Raises the fault of a worker, IdentityError when another took the directory over."""
         self._feeders = [Feeder(self._config.politeness.per_host) for _ in range(crew.size)]
         self._add(tasks)
         try:
@@ -50,12 +49,11 @@ class Session:
             else:
                 self._heard(worker, told)
         self._progress.redraw()
-        if self._lease.lost.is_set():
-            raise StorageError(f"{self._records.url}: another command took this directory over", hint="only one may write it")
+        self._lease.check()
 
     def _heard(self, worker: int, told: Told) -> None:
         feeder = self._feeders[worker]
-        for name, status, _ in told.ended:
+        for name, status in told.ended:
             feeder.ended(name)
             if name not in self.ended:
                 self._progress.advance(1, status != OK)
@@ -70,8 +68,8 @@ class Session:
     def _lost(self, worker: int) -> None:
         """A worker died: what it had not committed is given out again. It may have committed more than it came to say."""
         state = self._records.read()
-        there = set(state.rows["id"].to_pylist())
-        again = [task for task in self._feeders[worker].again() if task.id not in there]
+        there = dict(zip(state.rows["id"].to_pylist(), state.rows["ended_at"].to_pylist(), strict=True))
+        again = [task for task in self._feeders[worker].again() if there.get(task.id) in (None, task.before)]
         self._progress.say(f"a worker died; {len(again):,} urls are asked again")
         self._add(replace(task, there=state.left.get(task.stem, ())) for task in again)
 

@@ -66,7 +66,7 @@ class Records:
         try:
             theirs = json.loads(store.read("collect.json"))
         except FileNotFoundError:
-            if other := next((name for name in ("run.json", "pack.json") if store.exists(name)), None):
+            if other := next((name for name in ("run.json", "pack.json", "index.json", "generate.json") if store.exists(name)), None):
                 raise ConfigError(f"{store.url} has a {other}: it is another command's directory", hint="give another --out") from None
             store.write("collect.json", json.dumps(ours).encode())
             return

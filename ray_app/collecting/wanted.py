@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import urlsplit
 
 import pyarrow as pa
+from yarl import URL
 
 from ray_app.collecting.statuses import OK
 
@@ -32,9 +32,9 @@ OUTCOME = pa.schema(
 
 
 def host_of(url: str) -> str:
-    """The host that a url is counted at: in small letters, without port; '' where there is none."""
+    """The host that a url is counted at, as it is dialled: in ASCII, small letters, without port; '' where there is none."""
     try:
-        return (urlsplit(url).hostname or "").removesuffix(".").lower()
+        return (URL(url).raw_host or "").removesuffix(".")
     except ValueError:
         return ""
 
@@ -44,6 +44,7 @@ class Task:
     """One url that is to be had now. `stem`: its file's name without ending; `there`: files of that name, perhaps of a killed session.
 
     After redirects, `url` is the next place to ask and `wanted` what the list says; `hops` counts them, `requests` all requests.
+    `before`: when the row of an earlier session ended, which this one's is to replace.
     """
 
     id: str
@@ -54,6 +55,7 @@ class Task:
     columns: Mapping[str, str | None] = field(default_factory=dict)
     hops: int = 0
     requests: int = 0
+    before: datetime | None = None
 
     @property
     def host(self) -> str:

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from ray_app.datasets.columns import coded
 from ray_app.datasets.labels import plain_prompt
-from ray_app.datasets.leakage import near_pairs
+from ray_app.datasets.looks import near_pairs
 from ray_app.datasets.prompts_alike import prompts_alike
 
 Kind = Literal["image", "bytes", "group", "prompt", "looks"]

@@ -1,6 +1,6 @@
 """Images of one split that are in another too: the same file, a picture that looks the same, a group. Knows hashes; reads no image."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import combinations, pairwise
 from typing import Any
 
@@ -69,31 +69,6 @@ def near(hashes: Hashes, others: Hashes, bits: int = NEAR_BITS) -> npt.NDArray[n
         first, last = (np.searchsorted(part[order], mine, side=side) for side in ("left", "right"))
         _compare(is_near, hashes, others[order], first, last, bits)
     return is_near
-
-
-def near_pairs(hashes: Hashes, bits: int = NEAR_BITS) -> npt.NDArray[np.int64]:
-    """(P, 2) the places of every two of different hashes (N,) that differ in at most `bits` ≤ 4 of their 64 bits, each pair once."""
-    found = [np.empty((0, 2), np.int64)]
-    for low, high in pairwise(np.linspace(0, 64, _BANDS + 1).astype(np.uint64)):
-        part = (hashes >> low) & np.uint64((1 << int(high - low)) - 1)
-        order = np.argsort(part, kind="stable")
-        following = np.searchsorted(part[order], part[order], side="right") - np.arange(len(order)) - 1
-        found += _of_one_part(hashes, order, following, bits)
-    return np.unique(np.sort(np.concatenate(found), axis=1), axis=0)
-
-
-def _of_one_part(
-    hashes: Hashes, order: npt.NDArray[np.intp], following: npt.NDArray[np.intp], bits: int
-) -> Iterator[npt.NDArray[np.int64]]:
-    """Near pairs of a hash and those `following` it in `order`, that many being alike in one part."""
-    begun, start = np.concatenate([[0], np.cumsum(following)]), 0
-    while start < len(order):
-        end = max(start + 1, int(np.searchsorted(begun, begun[start] + _AT_ONCE, side="right")) - 1)
-        first = np.repeat(np.arange(start, end), following[start:end])
-        second = first + 1 + np.arange(len(first)) - (begun[first] - begun[start])
-        is_near = np.bitwise_count(hashes[order[first]] ^ hashes[order[second]]) <= bits
-        yield np.stack([order[first[is_near]], order[second[is_near]]], axis=1).astype(np.int64)
-        start = end
 
 
 def _compare(

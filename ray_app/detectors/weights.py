@@ -38,6 +38,11 @@ def parts_of(card: DetectorCard) -> list[Part]:
     return [own] if backbone is None else [own, Part(backbone.name, backbone.weights, backbone.folder, card.name)]
 
 
+def is_offline() -> bool:
+    """Whether no hub must be asked ($TOUCHSTONE_OFFLINE, $HF_HUB_OFFLINE)."""
+    return any(os.environ.get(name, "").lower() not in ("", "0", "false") for name in _OFFLINE_VARIABLES)
+
+
 def resolve_weights(card: DetectorCard, cache_dir: Path | None = None, offline: bool | None = None) -> Path:
     """The card's own weights as a local file whose SHA-256 is the card's; they and the backbone's are fetched if they are not there yet.
 
@@ -53,7 +58,7 @@ def resolve_part(part: Part, cache_dir: Path | None = None, offline: bool | None
     """The same for one part; the files that must lie beside it do so."""
     cache = cache_dir or default_cache()
     if offline is None:
-        offline = any(os.environ.get(name, "").lower() not in ("", "0", "false") for name in _OFFLINE_VARIABLES)
+        offline = is_offline()
     found = _local(part, cache)
     if found is None and os.environ.get(MIRROR_VARIABLE):
         found = _copy(part, _mirrored(part, os.environ[MIRROR_VARIABLE]), cache / cached_name(part), required=False)

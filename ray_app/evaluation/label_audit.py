@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ray_app import __version__
 from ray_app.archives import Each, MemberReader, in_turn, iter_blocks, member_rows, read_block
-from ray_app.datasets.bonds import Kind, bonds_of, bound
+from ray_app.datasets.bonds import Bond, Kind, bonds_of, bound
 from ray_app.datasets.columns import coded, fakes, texts
 from ray_app.datasets.split_leaks import leaks_of
 from ray_app.errors import ConfigError, InputError
@@ -44,6 +44,7 @@ SHOWN = 24
 _TRIED = 50_000  # images that the small classifier sees
 _MOST_GENERATORS = 40
 _CONFLICTS: tuple[Kind, ...] = ("bytes", "looks", "group")
+_BONDS: tuple[Kind, ...] = (*_CONFLICTS, "image", "prompt")
 
 
 def audit_labels(
@@ -73,9 +74,10 @@ def audit_labels(
         found: Labels = index_labels(open_labels(labels), key=key) if labels else OwnLabels(run.store.url)
         rows, joined = facts_of_run(run, found)
         told, warnings = found.name, check_joined(found, joined, run)
-    document = _document(at, rows, told, warnings, seed)
-    groups = bound(bonds_of(rows, ["image", "bytes", "group", "prompt", "looks"], prompts=1.0), len(rows))[0]
-    suspects = suspects_of(run, rows, groups, features=features, seed=seed) if run.exists() else None
+    bonds = bonds_of(rows, _BONDS, prompts=1.0)
+    document = _document(at, rows, told, warnings, seed) | {"conflicts": _conflicts(rows, bonds)}
+    groups = bound(bonds, len(rows))[0] if run.exists() else None
+    suspects = suspects_of(run, rows, groups, features=features, seed=seed) if groups is not None else None
     document["suspicious"] = None if suspects is None else suspects.told | {"images": _shown(rows, suspects)}
     document["remarks"] = remarks_on(document)
     document["headline"] = headline(document)
@@ -102,7 +104,6 @@ def _document(at: str, rows: pa.Table, labels: str | None, warnings: Sequence[st
         "shortcut": {"auc": auc, "features": used, "confounded": auc["value"] is not None and auc["value"] > CONFOUNDED},
         "differences": [one.row() | {"text": difference_text(one)} for one in differences],
         "generators": _generators(rows, features, is_fake),
-        "conflicts": _conflicts(rows, is_fake),
     }
 
 
@@ -139,11 +140,11 @@ def _generators(rows: pa.Table, features: Mapping[str, NDArray[Any]], is_fake: N
     return told
 
 
-def _conflicts(rows: pa.Table, is_fake: NDArray[np.bool_]) -> list[dict[str, Any]]:
+def _conflicts(rows: pa.Table, bonds: Sequence[Bond]) -> list[dict[str, Any]]:
     """What is bound and labelled both ways; local edits look like the photographs they were made of and are left out of looks."""
-    edited = np.asarray(texts(rows, "mask_uri").is_valid())
+    is_fake, edited = fakes(rows), np.asarray(texts(rows, "mask_uri").is_valid())
     found = []
-    for bond in bonds_of(rows, _CONFLICTS):
+    for bond in [one for one in bonds if one.kind in _CONFLICTS]:
         sides = np.where(edited & (bond.kind == "looks"), -1, is_fake).astype(np.int64)
         found += leaks_of([bond], sides, ("real", "fake"))
     wanted = sorted({row for one in found for pair in one["rows"] for row in pair})

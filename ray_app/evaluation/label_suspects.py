@@ -44,7 +44,7 @@ def suspects_of(run: RunDirectory, rows: pa.Table, groups: Rows, *, features: st
     ids, is_fake = rows["image_id"].to_numpy(), fakes(rows)
     chosen = np.sort(np.argsort(hashed(ids), kind="stable")[:MOST])
     vectors, source = _vectors(run, ids[chosen], features)
-    is_known = np.isfinite(vectors).all(axis=1)
+    is_known = np.isfinite(vectors).all(axis=1) & (vectors.shape[1] > 0)
     chosen, vectors = chosen[is_known], vectors[is_known]
     fake = is_fake[chosen]
     told: dict[str, Any] = {"source": source, "n": len(chosen), "left_out": len(rows) - len(chosen), "auc": None, "thresholds": None,
@@ -53,8 +53,7 @@ def suspects_of(run: RunDirectory, rows: pa.Table, groups: Rows, *, features: st
     if fewest < LEAST:
         return _none(told, f"it takes {LEAST} images of each class with {source}; one has {fewest:,}")
     chance = crossed_probabilities(vectors, fake, groups[chosen], seed=seed)
-    has_chance = np.isfinite(chance)
-    if not has_chance.all():
+    if not np.isfinite(chance).all():
         return _none(told, "there are too few groups to keep them apart")
     auc = auc_of(ScoreHistogram.of(chance[fake]), ScoreHistogram.of(chance[~fake]))
     told["auc"] = Figure(auc.value, (auc.low, auc.high), "delong", len(fake)).row()

@@ -5,13 +5,12 @@ from typing import Any
 
 from ray_app.evaluation.label_features import FEATURES
 from ray_app.metrics.class_differences import Difference
+from ray_app.reports.wording import counted
 
 _CANNOT = (
     "A doubted label is not a wrong one: hard images, new generators and images of a kind that is rare here are doubted too. Look at them.",
     "A wrong label that most images of its kind share is not doubted, because the classifier has learnt it.",
 )
-
-
 _PRESENT = {
     "present": {"icc": "have a colour profile", "camera": "name a camera in EXIF", "origin": "say where they come from"},
     "none": {"icc": "have no colour profile", "camera": "name no camera in EXIF", "origin": "do not say where they come from"},
@@ -21,15 +20,12 @@ _PRESENT = {
 def difference_text(one: Difference, fakes: str = "the fakes") -> str:
     """A difference as a sentence, the class that has more of it first."""
     what, unit = FEATURES[one.name]
-    if isinstance(one.value, str):
-        said = (
-            f"{one.value} as {what}"
-            if what in ("file ending", "colour mode", "colour subsampling", "EXIF orientation")
-            else f"{what} {one.value}"
-        )
-        said = "are " + one.value if what == "format" else f"have {said}"
-    else:
+    if not isinstance(one.value, str):
         said = f"have a {what} of at most {_number(one.value)}{' ' + unit if unit else ''}"
+    elif one.name == "format":
+        said = f"are {one.value}"
+    else:
+        said = _PRESENT.get(one.value, {}).get(one.name) or f"have {one.value} as {what}"
     sides = sorted([(one.fake, fakes), (one.real, "the real images")], key=lambda side: -side[0])
     (more, first), (less, second) = sides
     share = f"All {first.removeprefix('the ')}" if more == 1 and not first.startswith("those") else f"{_percent(more)} of {first}"
@@ -41,14 +37,14 @@ def headline(document: Mapping[str, Any]) -> str:
     twice, found = _values(document, "bytes"), document["suspicious"]
     strong = [str(one["text"]) for one in document["differences"] if one["strength"] == "strong"]
     if twice:
-        return f"{_counted(twice, 'file')} stand{'s' if twice == 1 else ''} under both labels."
+        return f"{counted(twice, 'file')} stand{'s' if twice == 1 else ''} under both labels."
     if strong:
         return strong[0]
     if document["shortcut"]["confounded"]:
         return f"Metadata alone tell the classes apart, with an AUC of {document['shortcut']['auc']['value']:.2f}."
     doubted = sum(found["count"].values()) if found and not found["why"] else 0
-    if doubted > 0.01 * document["n"]:
-        return f"{_counted(doubted, 'label')} of {found['n']:,} are worth a second look."
+    if found and doubted > 0.01 * found["n"]:
+        return f"{counted(doubted, 'label')} of {found['n']:,} are worth a second look."
     return "Nothing alarming in what could be looked at."
 
 
@@ -94,10 +90,6 @@ def _on_suspects(document: Mapping[str, Any]) -> Iterator[str]:
 
 def _values(document: Mapping[str, Any], kind: str) -> int:
     return next((int(one["values"]) for one in document["conflicts"] if one["kind"] == kind), 0)
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _percent(share: float) -> str:

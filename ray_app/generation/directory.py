@@ -29,7 +29,7 @@ from ray_app.runs import differences
 from ray_app.storage import Store
 
 _FORMAT = 1
-_OTHERS = {"run.json": "a scored run", "pack.json": "packed shards", "index.json": "an index"}
+_OTHERS = {"run.json": "a scored run", "pack.json": "packed shards", "index.json": "an index", "collect.json": "a collection"}
 
 
 @dataclass(frozen=True)

@@ -31,12 +31,11 @@ from ray_app.generation.config import Encoding, Like
 from ray_app.images import ImageLimits, sniff_format
 from ray_app.images.quality import jpeg_quality
 from ray_app.runs import RunDirectory, current_rows
-from ray_app.storage import Fetcher, RetryPolicy, Store
+from ray_app.storage import Fetcher, RetryPolicy, Store, strip_secrets
 
 _SUBSAMPLINGS = {0: "4:4:4", 1: "4:2:2", 2: "4:2:0"}
 _WRITTEN = ("JPEG", "PNG", "WEBP")
-# Of a lossy WebP no header says the quality; this is what cwebp and Pillow write unless they are asked.
-_WEBP_QUALITY = {"lossy": 80}
+_WEBP_QUALITY = 80  # of a lossy one; no header says it, and this is what cwebp and Pillow write unless they are asked
 
 
 @dataclass(frozen=True)
@@ -92,10 +91,12 @@ def measure(like: Like, limits: ImageLimits, retry: RetryPolicy) -> Measured:
             looks.append(look)
         else:
             left_out[look] += 1
-    if not looks and RunDirectory(Store.open(like.source)).exists():
+    if not looks and "::" not in like.source and RunDirectory(Store.open(like.source)).exists():
         looks = list(_rows_looks(RunDirectory.open(like.source), like))
     if not looks:
-        raise ConfigError(f"like: no JPEG, PNG or WebP was read from {like.source}", hint=f"left out: {dict(left_out) or 'nothing there'}")
+        raise ConfigError(
+            f"like: no JPEG, PNG or WebP was read from {strip_secrets(like.source)}", hint=f"left out: {dict(left_out) or 'nothing there'}"
+        )
     return Measured(tuple(looks), dict(left_out))
 
 
@@ -111,10 +112,10 @@ def look_of(data: bytes, *, size: bool = False) -> Look | str:
                 assert isinstance(image, JpegImagePlugin.JpegImageFile)
                 found = _SUBSAMPLINGS.get(JpegImagePlugin.get_sampling(image), "4:2:0") if len(image.layer) == 3 else "4:2:0"
                 return Look(kind, jpeg_quality(image.quantization) or 90, found, area)
-    except (OSError, ValueError, SyntaxError, LookupError, TypeError) as error:
+    except (OSError, ValueError, SyntaxError, LookupError, TypeError, Image.DecompressionBombError) as error:
         return f"unreadable header: {type(error).__name__}"
     is_lossy = kind == "WEBP" and b"VP8 " in data[12:] and b"VP8L" not in data[12:64]
-    return Look(kind, _WEBP_QUALITY["lossy"] if is_lossy else None, None, area)
+    return Look(kind, _WEBP_QUALITY if is_lossy else None, None, area)
 
 
 def _has_manifest(place: str) -> bool:

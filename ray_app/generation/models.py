@@ -1,12 +1,11 @@
 """Where a card's model lies: a local folder, hashed, or one commit of the hub. Knows files and the hub's client; loads no network."""
 
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ray_app.detectors.weights import file_sha256
+from ray_app.detectors.weights import file_sha256, is_offline
 from ray_app.errors import ConfigError, DetectorError, said
 from ray_app.generation.cards import PipelineCard
 
@@ -62,11 +61,6 @@ def folder_digest(folder: Path) -> str:
     """SHA-256 over the names and contents of all files of a folder, whatever their order on disk."""
     lines = [f"{path.relative_to(folder)} {file_sha256(path)}" for path in sorted(folder.rglob("*")) if path.is_file()]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def is_offline() -> bool:
-    """Whether the hub must not be asked ($TOUCHSTONE_OFFLINE, $HF_HUB_OFFLINE)."""
-    return any(os.environ.get(name, "").lower() not in ("", "0", "false") for name in ("TOUCHSTONE_OFFLINE", "HF_HUB_OFFLINE"))
 
 
 def _commit(card: PipelineCard) -> str:

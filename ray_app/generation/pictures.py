@@ -21,7 +21,7 @@ def covered(image: Image.Image, size: Size, *, mask: bool = False) -> Image.Imag
 
 
 def binary(mask: Image.Image) -> Image.Image:
-    """Mode L of 0 and 255: 255 where any channel's mean is above 127.5, as OpenSDI's masks are read."""
+    """Mode L of 0 and 255: 255 where the grey level is above 127, as OpenSDI's masks are read."""
     return mask.convert("L").point(lambda level: 255 if level > 127 else 0)
 
 

@@ -12,9 +12,10 @@ from typing import Any
 
 from PIL import Image
 
+from ray_app.detectors.weights import is_offline
 from ray_app.errors import ConfigError, DetectorError, said
 from ray_app.generation.cards import PipelineCard
-from ray_app.generation.models import Model, is_offline, pipeline_class
+from ray_app.generation.models import Model, pipeline_class
 from ray_app.generation.orders import Order
 from ray_app.scoring.attempts import is_want_of_memory
 
@@ -116,7 +117,7 @@ def _fuse(pipeline: Any, card: PipelineCard) -> None:
     if not hasattr(pipeline, "load_lora_weights"):
         raise ConfigError(f"{card.name}: {card.diffusers_class} takes no LoRA")
     asked = {key: value for key, value in (("weight_name", card.lora.weight_name), ("revision", card.lora.revision)) if value}
-    pipeline.load_lora_weights(card.lora.model, **asked)
+    pipeline.load_lora_weights(card.lora.model, local_files_only=is_offline(), **asked)
     pipeline.fuse_lora(lora_scale=card.lora.scale)
     pipeline.unload_lora_weights()
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from ray_app.archives import Member, iter_blocks, member_rows, open_source, places_of, read_block
 from ray_app.datasets.index import is_index
+from ray_app.datasets.texts import separated_texts
 from ray_app.errors import ConfigError, InputError
 from ray_app.generation.config import Columns, GenerateConfig
 from ray_app.generation.looks import as_member
@@ -81,8 +82,8 @@ def _rows(place: str, columns: Columns) -> Iterator[tuple[Mapping[str, Any], Mem
         return
     ending = place.partition("?")[0].rpartition(".")[2].lower()
     if ending not in (*_TABLES, "jsonl", "ndjson", "parquet"):
-        lines = _bytes(place).decode("utf-8-sig").splitlines()
-        yield from (({columns.prompt: line}, None) for line in lines if line.strip())
+        lines = io.StringIO(_bytes(place).decode("utf-8-sig"), newline=None)  # prompts hold other line breaks than a file's
+        yield from (({columns.prompt: line.rstrip("\n")}, None) for line in lines if line.strip())
         return
     table = _table(_bytes(place), ending, place)
     if columns.prompt not in table.column_names:
@@ -117,7 +118,6 @@ def _is_index(place: str) -> bool:
 
 def _table(data: bytes, ending: str, place: str) -> Any:
     import pyarrow as pa
-    import pyarrow.csv as pa_csv
     import pyarrow.json as pa_json
     import pyarrow.parquet as pq
 
@@ -125,8 +125,7 @@ def _table(data: bytes, ending: str, place: str) -> Any:
         if ending == "parquet":
             return pq.read_table(io.BytesIO(data))
         if ending in _TABLES:
-            parse = pa_csv.ParseOptions(delimiter=_TABLES[ending], newlines_in_values=True)
-            return pa_csv.read_csv(io.BytesIO(data), parse_options=parse, convert_options=pa_csv.ConvertOptions(strings_can_be_null=True))
+            return separated_texts(data, _TABLES[ending])
         return pa_json.read_json(io.BytesIO(data))
     except pa.ArrowException as error:
         raise ConfigError(

@@ -1,5 +1,6 @@
 """The end of `generate` in words, for a terminal. Knows the figures of a summary and nothing else."""
 
+import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -35,6 +36,6 @@ def _told(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         for status, count in bad.items():
             yield "", f"{count:,} {status}: {_MEANING.get(status) or MEANING[Status(status)]}"
     if summary["made"]:
-        root = f" --set arguments.root={out}" if summary["masks"] else ""
-        yield "next", f"touchstone index {out}/generated.parquet --layout columns{root} --out INDEX"
-        yield "", f"touchstone score {out}/generated.parquet --out RUN"
+        table, root = f"{out}/generated.parquet", ["--set", f"arguments.root={out}"] if summary["masks"] else []
+        yield "next", shlex.join(["touchstone", "index", table, "--layout", "columns", *root, "--out", "INDEX"])
+        yield "", shlex.join(["touchstone", "score", table, "--out", "RUN"])

@@ -46,12 +46,15 @@ class Describing:
         return replace(readings, described=[words.get(row) for row in range(len(outcomes))])
 
     def words(self, rows: Sequence[int], readings: Readings, seen: Seen = ()) -> dict[int, Described]:
-        """Words for some members, whoever asks for them; a row of which the describer can see nothing has none."""
+        """Words for some members, whoever asks for them. A row has none where the describer can see nothing of it, or gives its words no
+        likelihood: a network whose numbers overflow says anything.
+        """
         there = [row for row in rows if self._has(row, readings, seen)]
         said: dict[int, Described] = {}
         for start in range(0, len(there), self._spec.slots):
             some = there[start : start + self._spec.slots]
-            said |= zip(some, self._describer.describe(self._given(some, readings, seen)), strict=True)
+            words = zip(some, self._describer.describe(self._given(some, readings, seen)), strict=True)
+            said |= {row: one for row, one in words if one.likelihood is not None}
         self.described += len(said)
         return said
 

@@ -1,6 +1,5 @@
 """From what was learned to a describer's card and its one file. Knows folders and cards; knows no training."""
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,9 @@ from typing import Any
 import numpy.typing as npt
 import yaml
 
+from ray_app.detectors.weights import file_sha256
 from ray_app.learning.config import Recipe
+from ray_app.learning.inheriting import STRICTNESS, terms_of
 from ray_app.profiling.cards import DescriberCard, load_describer
 from ray_app.profiling.describing.retrieval import index_tensors
 from ray_app.profiling.describing.words import HEADER
@@ -40,8 +41,8 @@ def write_card(folder: Path, recipe: Recipe, facts: Mapping[str, Any]) -> Descri
     told = {
         "name": recipe.name,
         "title": recipe.export.title or recipe.title or recipe.name,
-        "weights": {"uri": WEIGHTS, "sha256": hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()},
-        "licence": recipe.export.licence or recipe.data.licence or "none stated",
+        "weights": {"uri": WEIGHTS, "sha256": file_sha256(folder / WEIGHTS)},
+        "licence": recipe.export.licence or _inherited(recipe),
         "source": recipe.source or f"touchstone train {recipe.name}",
         "training_data": {
             "name": recipe.data.name or places or "not named",
@@ -53,6 +54,13 @@ def write_card(folder: Path, recipe: Recipe, facts: Mapping[str, Any]) -> Descri
     }
     (folder / CARD).write_bytes(_yaml(DescriberCard.model_validate(told)))
     return load_describer(folder / CARD)
+
+
+def _inherited(recipe: Recipe) -> str:
+    """The stricter of the licences of the weights that it began from and of the data."""
+    start = recipe.describe.start if recipe.describe is not None else None
+    told = (load_describer(start).licence if start else None, recipe.data.licence)
+    return max(filter(None, told), key=lambda licence: STRICTNESS.index(terms_of(licence)), default="none stated")
 
 
 def with_figures(card: bytes, recipe: Recipe, figures: Mapping[str, Any]) -> bytes:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from ray_app.errors import ConfigError
 from ray_app.learning.identify import Identify
+from ray_app.profiling.identifying import unit
 
 Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.int64]
@@ -49,7 +50,7 @@ class _Head:
     def logits(self, vectors: Floats, count: int, cosine: bool) -> npt.NDArray[np.float64]:
         """(n, count); −inf for classes that it does not know."""
         found = np.full((len(vectors), count), -np.inf)
-        given = _unit(vectors) if cosine else vectors
+        given = unit(vectors) if cosine else vectors
         found[:, self.classes] = self.scale * (given @ self.weight.T) + self.bias
         return found
 
@@ -169,8 +170,8 @@ def _cosine(vectors: Floats, codes: Codes, weights: npt.NDArray[np.float64], c: 
     from torch.nn import functional
 
     classes, places = np.unique(codes, return_inverse=True)
-    given, wanted, share = torch.from_numpy(_unit(vectors)), torch.from_numpy(places), torch.from_numpy(weights).float()
-    start = _unit(np.stack([vectors[places == place].mean(axis=0) for place in range(len(classes))]))
+    given, wanted, share = torch.from_numpy(unit(vectors)), torch.from_numpy(places), torch.from_numpy(weights).float()
+    start = unit(np.stack([vectors[places == place].mean(axis=0) for place in range(len(classes))]))
     weight, log_scale = torch.from_numpy(start).requires_grad_(), torch.tensor(math.log(10.0), requires_grad=True)
     optimiser = torch.optim.LBFGS([weight, log_scale], max_iter=_COSINE_STEPS, line_search_fn="strong_wolfe")
 
@@ -190,7 +191,3 @@ def _spread(rows: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     """(d,) standard deviations; what hardly varies here counts for little, not for infinitely much."""
     spread = rows.std(axis=0, dtype=np.float64)
     return np.asarray(np.maximum(spread, 0.05 * float(np.median(spread)) or 1e-6), np.float64)
-
-
-def _unit(rows: Floats) -> Floats:
-    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12), np.float32)

@@ -3,7 +3,6 @@
 made = make_identifier(folder, recipe, card, facts, {"train": Labelled(…), "validation": …, "test": …}, classes)
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import yaml
 
 from ray_app.detectors.cards import DetectorCard, Figure, TrainingData, Weights
+from ray_app.detectors.weights import file_sha256
 from ray_app.errors import ConfigError
 from ray_app.learning.config import Recipe
 from ray_app.learning.identifier_figures import measured
@@ -90,7 +90,7 @@ def _facts(
     return {
         "name": recipe.name,
         "title": recipe.export.title or recipe.title or f"Which of {len(classes)} generators, by embeddings of {card.name}",
-        "weights": Weights(uri=WEIGHTS, sha256=hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()),
+        "weights": Weights(uri=WEIGHTS, sha256=file_sha256(folder / WEIGHTS)),
         "licence": licence.licence,
         "source": f"touchstone train {recipe.name}",
         "training_data": TrainingData(

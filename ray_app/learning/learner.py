@@ -94,12 +94,8 @@ class Learner:
 
         Raises TouchstoneError where loss or gradients are no numbers; the weights are then still those of the step before.
         """
-        step, config = self.step_number, self.recipe.optimiser
-        rate = rate_at(self.recipe.schedule, config.rate, step, self.total_steps)
-        for group in self._optimiser.param_groups:
-            group["lr"] = rate
-        torch.manual_seed(step_seed(self.recipe.loop.seed, step, self.rank))
-        self._optimiser.zero_grad(set_to_none=True)
+        step = self.step_number
+        rate = begin_step(self.recipe, self._optimiser, step, self.total_steps, self.rank)
         parts = self._way_back(batch)
         parts["unusable"] = torch.tensor(float(np.count_nonzero(~batch["usable"])), device=self.device)
         norm = self._gradient_norm()
@@ -196,8 +192,17 @@ def _check(recipe: Recipe, card: DetectorCard) -> None:
         )
 
 
-def step_seed(*numbers: int) -> int:
-    """What torch's generator is set to before a step of (seed, step, rank): decides dropout."""
+def begin_step(recipe: Recipe, optimiser: torch.optim.Optimizer, step: int, total_steps: int, rank: int) -> float:
+    """Set the rate of a step, which is returned, and the chance of its dropout, which hangs on (seed, step, rank); forget gradients."""
+    rate = rate_at(recipe.schedule, recipe.optimiser.rate, step, total_steps)
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+    torch.manual_seed(_seed(recipe.loop.seed, step, rank))
+    optimiser.zero_grad(set_to_none=True)
+    return rate
+
+
+def _seed(*numbers: int) -> int:
     return int(np.random.SeedSequence([*numbers, _DROPOUT]).generate_state(1, np.uint64)[0])
 
 

@@ -20,11 +20,12 @@ Rows = npt.NDArray[np.int64]
 @dataclass(frozen=True)
 class Named:
     """Of n rows: `names`, the class that each is of, whether the identifier has it or not (`real` of reals, None where nobody knows), and
-    `held_out` (n,) whether its generator is one that nothing may be fitted on.
+    `held_out` (n,) whether its generator is one that nothing may be fitted on. `absent`: held-out names that no row is of.
     """
 
     names: list[str | None]
     held_out: npt.NDArray[np.bool_]
+    absent: tuple[str, ...] = ()
 
     def of(self, classes: Sequence[str]) -> Rows:
         """The rows of these classes, ascending."""
@@ -45,17 +46,28 @@ def class_name(config: Identify, generator: str) -> str:
 
 def named(config: Identify, labels: Sequence[str], generators: Sequence[str]) -> Named:
     """The classes of rows by their labels (`real` or `fake`) and generators (n,)."""
-    out = {spelt(name) for name in config.held_out}
-    by_name = {name: (class_name(config, name), _is_held_out(config, name, out)) for name in set(generators)}
+    out = {name: _official(name) for name in config.held_out}
+    fakes = {name for label, name in zip(labels, generators, strict=True) if label != REAL}
+    called = {name: _called(config, name) for name in fakes}
+    by_name = {name: (class_name(config, name), not called[name].isdisjoint(out.values())) for name in fakes}
     told = [(REAL, False) if label == REAL else by_name[name] for label, name in zip(labels, generators, strict=True)]
     names = [None if name == UNKNOWN else name for name, _ in told]
-    return Named(names, np.array([held for _, held in told], np.bool_))
+    there = set[str]().union(*called.values())
+    absent = tuple(name for name, official in out.items() if official not in there)
+    return Named(names, np.array([held for _, held in told], np.bool_), absent)
 
 
-def _is_held_out(config: Identify, generator: str, out: set[str]) -> bool:
+def _official(name: str) -> str:
+    """A name that somebody typed as names are compared: by any of its spellings that of the index."""
+    found = known(name)
+    return spelt(found.name if found and found.name else name)
+
+
+def _called(config: Identify, generator: str) -> set[str]:
+    """All names by which a generator may be held out: its own, its class's and its family's."""
     found = known(generator)
-    names = {generator, class_name(config, generator), config.families.get(generator), *((found.name, found.family) if found else ())}
-    return any(spelt(name) in out for name in names if name)
+    names = (generator, class_name(config, generator), config.families.get(generator), *((found.name, found.family) if found else ()))
+    return {spelt(name) for name in names if name}
 
 
 def classes_of(config: Identify, rows: Named) -> tuple[tuple[str, ...], dict[str, int]]:
@@ -82,9 +94,9 @@ def classes_of(config: Identify, rows: Named) -> tuple[tuple[str, ...], dict[str
 
 
 def _require_held_out(config: Identify, rows: Named) -> None:
-    if config.held_out and not rows.held_out.any():
+    if rows.absent:
         there = ", ".join(sorted({name for name in rows.names if name})[:20])
-        raise ConfigError(f"identify.held_out: no training image is of {', '.join(config.held_out)}", hint=f"there are {there}")
+        raise ConfigError(f"identify.held_out: no training image is of {', '.join(rows.absent)}", hint=f"there are {there}")
 
 
 def training_rows(config: Identify, rows: Named, classes: Sequence[str], seed: int) -> Rows:

@@ -22,9 +22,8 @@ from ray_app.detectors.preprocessing import Preprocessing
 from ray_app.errors import StorageError, said
 from ray_app.learning.config import Recipe
 from ray_app.learning.distributing import averaged, distribute, own_gradients, world_size
-from ray_app.learning.learner import OPTIMISER, POSITION, WEIGHTS, StepFigures, require_finite, step_seed
+from ray_app.learning.learner import OPTIMISER, POSITION, WEIGHTS, StepFigures, begin_step, require_finite
 from ray_app.learning.optimisers import make_optimiser
-from ray_app.learning.schedules import rate_at
 from ray_app.profiling.describing.speaking import body_state, load_body
 from ray_app.profiling.describing.words import IGNORED, Words
 
@@ -72,12 +71,8 @@ class WordLearner:
 
         Raises TouchstoneError where loss or gradients are no numbers; the weights are then still those of the step before.
         """
-        step, config = self.step_number, self.recipe.optimiser
-        rate = rate_at(self.recipe.schedule, config.rate, step, self.total_steps)
-        for group in self._optimiser.param_groups:
-            group["lr"] = rate
-        torch.manual_seed(step_seed(self.recipe.loop.seed, step, self.rank))
-        self._optimiser.zero_grad(set_to_none=True)
+        step = self.step_number
+        rate = begin_step(self.recipe, self._optimiser, step, self.total_steps, self.rank)
         told = torch.stack([self._way_back(batch), torch.tensor(float(np.count_nonzero(~batch["usable"])), device=self.device)])
         learning = [parameter for parameter in self.network.parameters() if parameter.grad is not None]
         norm = get_total_norm([parameter.grad for parameter in learning if parameter.grad is not None])

@@ -105,6 +105,10 @@ class IdentifierCard(_Card):
         """The family of each class, its own name where nobody knows one."""
         return tuple(self.families.get(name) or family_of(name) or name for name in self.classes)
 
+    def facts(self) -> dict[str, Any]:
+        """The same of every card, and each class's family: that of the likeliest is named first, and the index of generators may change."""
+        return super().facts() | {"families": dict(zip(self.classes, self.class_families, strict=True))}
+
 
 class DescriberCard(_Card):
     """What predicts the words that an image was made from. `tier`, from cheap to dear:
@@ -139,6 +143,10 @@ class DescriberCard(_Card):
         """The weights, and the tokenizer where it is a file of its own."""
         own = super().parts
         return own if self.tokenizer is None else (*own, Part(f"{self.name}-tokenizer", self.tokenizer, self._folder, self.name))
+
+    def precision_on(self, device: str) -> Literal["bf16", "fp32"]:
+        """In which numbers it speaks there: those too large for fp32 in bf16 on a GPU."""
+        return "bf16" if self.tier == "dialogue" and device.startswith("cuda") else "fp32"
 
     @model_validator(mode="after")
     def _reads_something(self) -> "DescriberCard":

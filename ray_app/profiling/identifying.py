@@ -5,6 +5,7 @@ Family first, then the generator within it: p(generator) = p(family) p(generator
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ from ray_app.profiling.cards import IdentifierCard
 
 RANKED = 5  # names that a row keeps, best first
 Floats = npt.NDArray[np.float32]
+Reals = TypeVar("Reals", npt.NDArray[np.float32], npt.NDArray[np.float64])
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,11 @@ class Identifier:
         return Identified(card.classes, card.class_families, np.where(known, best, -1), probability, confidence, ranking)
 
     def logits(self, vectors: Floats) -> Floats:
-        """(n, C) of finite vectors (n, d)."""
+        """(n, C) of finite vectors (n, d). Summed in float64, so that a row's numbers do not hang on how many rows it came with."""
+        rows, weight = vectors.astype(np.float64), self._weight.astype(np.float64)
         if self.card.head == "cosine":
-            return np.asarray(self.card.scale * _unit(vectors) @ _unit(self._weight).T + self._bias, np.float32)
-        return np.asarray(vectors @ self._weight.T + self._bias, np.float32)
+            return np.asarray(self.card.scale * unit(rows) @ unit(weight).T + self._bias, np.float32)
+        return np.asarray(rows @ weight.T + self._bias, np.float32)
 
     def confidence(self, vectors: Floats, logits: Floats) -> Floats:
         """(n,) how much an image is like those of known generators; see `OpenSet`."""
@@ -100,10 +103,13 @@ def energy(logits: Floats) -> Floats:
 
 def mahalanobis(vectors: Floats, means: Floats, whitening: Floats) -> Floats:
     """(n, C) distances of vectors (n, d) to means (C, d), where `whitening` (d, k) makes the covariance that all classes share the unit."""
-    ours, theirs = vectors @ whitening, means @ whitening
+    white = whitening.astype(np.float64)  # squares of float32 would leave a difference of large numbers nothing but rounding
+    ours, theirs = vectors @ white, means @ white
     squared = (ours**2).sum(axis=1)[:, None] + (theirs**2).sum(axis=1)[None] - 2 * ours @ theirs.T
     return np.asarray(np.sqrt(np.maximum(squared, 0)), np.float32)
 
 
-def _unit(rows: Floats) -> Floats:
-    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12), np.float32)
+def unit(rows: Reals) -> Reals:
+    """(n, d) → rows of length 1, in the same precision; rows of zeros stay so."""
+    found: Reals = (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)).astype(rows.dtype)
+    return found

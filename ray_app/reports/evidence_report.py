@@ -16,6 +16,7 @@ from ray_app.reports.page import render, settings
 from ray_app.reports.profile_words import said_generator
 
 _LEAST_SPAN = 4.0  # log-odds that the drawing of a score shows to either side of what it marks
+_GENERATOR, _WORDS = "nearest generator", "words"
 _OUTCOMES = {"agrees": "agrees", "differs": "DIFFERS", "not checked": "–"}
 _PROVENANCE = {
     "make": "camera, make",
@@ -65,7 +66,7 @@ def evidence_lines(told: Mapping[str, Any]) -> list[str]:
         score, cut = wording.score(decision["score"]), wording.score(decision["thresholds"]["fake_above"])
         lines.append(f"score {score}, fake from {cut}; probability {wording.probability(decision['probability'])} ({kind})")
         lines += [f"  {name}: {wording.score(one['score'])}" for name, one in record["detectors"].items()]
-    lines += [f"{name}: {wording.visible(value)}" for name, value in _origin(record.get("profile") or {})[:2]]
+    lines += [f"{name}: {wording.visible(value)}" for name, value in _origin(record.get("profile") or {}) if name in (_GENERATOR, _WORDS)]
     lines += [wording.visible(f"why: {decision['reason']}")] if decision["reason"] else []
     lines += [wording.visible(words) for words in record["guarantee"]["words"]]
     if not decision["rederived"]:
@@ -79,14 +80,14 @@ def check_line(name: str, outcome: str, told: str) -> str:
 
 
 def _origin(profile: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What a profile predicted, as name and value; the generator and the words first."""
+    """What a profile predicted, as name and value."""
     generator, prompt = profile.get("generator"), profile.get("prompt")
     entries: list[tuple[str, Any]] = []
     if generator:
         ranking = generator["ranking"] or []
-        entries.append(("nearest generator", said_generator(generator["name"], generator["family"], ranking)))
+        entries.append((_GENERATOR, said_generator(generator["name"], generator["family"], ranking)))
     if prompt:
-        entries.append(("words", prompt["text"]))
+        entries.append((_WORDS, prompt["text"]))
     if generator:
         entries.append(("nearest known ones, best first", ", ".join(ranking)))
         entries.append(("probability of the first, among the known", wording.probability(generator["probability"])))

@@ -3,7 +3,7 @@
 Knows what is said and in which order; `templates/identifier.html` knows how it looks. Every text in the facts is taken for hostile.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ray_app.reports import wording
@@ -28,6 +28,7 @@ FIGURES = {
 _IN_LINES = ("accuracy", "top_3", "macro_f1", "open_set_auroc")
 _MOST = 60
 _MOST_IN_LINE = 12
+_LONGEST_NAME = 48
 
 
 def render_identifier_report(facts: Facts) -> str:
@@ -77,27 +78,29 @@ def identifier_lines(facts: Facts) -> list[str]:
 
 def identifier_plan_lines(planned: Facts) -> list[str]:
     """The dry run in words."""
+    return [wording.visible(line) for line in _plan(planned)]
+
+
+def _plan(planned: Facts) -> Iterator[str]:
     asked = planned["open_set"]
-    lines = [
+    yield (
         f"{planned['name']}: a {planned['head']} head over {len(planned['classes'])} classes ({planned['level']}), "
-        f"on embeddings of {planned['detector']}",
-        f"classes     {', '.join(_name(name) for name in planned['classes'][:_MOST])}",
-        f"open set    by {asked['method']}, gives up {wording.percent(asked['abstains'])} of known generators"
-        if asked["abstains"]
-        else "open set    none: every image is named",
-    ]
+        f"on embeddings of {planned['detector']}"
+    )
+    yield f"classes     {', '.join(map(_name, planned['classes'][:_MOST]))}"
+    if asked["abstains"]:
+        yield f"open set    by {asked['method']}, gives up {wording.percent(asked['abstains'])} of known generators"
+    else:
+        yield "open set    none: every image is named"
     for name, split in planned["splits"].items():
         others = f"; besides {_counts(split['others'])}" if split["others"] else ""
-        lines.append(f"{name:<12}{split['images']:,} images to embed: {_counts(split['known'])}{others}")
+        yield f"{name:<12}{split['images']:,} images to embed: {_counts(split['known'])}{others}"
     if planned["held_out"]:
-        lines.append(f"held out    {', '.join(_name(name) for name in planned['held_out'])}")
+        yield f"held out    {', '.join(map(_name, planned['held_out']))}"
     if planned["left_out"]:
-        lines.append(f"left out    {_counts(planned['left_out'])}: too few images")
-    return (
-        lines
-        if "test" in planned["splits"]
-        else [*lines, "there is no test split: how good it is on images that decided nothing stays unknown"]
-    )
+        yield f"left out    {_counts(planned['left_out'])}: too few images"
+    if "test" not in planned["splits"]:
+        yield "there is no test split: how good it is on images that decided nothing stays unknown"
 
 
 def open_set_in_words(facts: Facts) -> str:
@@ -146,8 +149,8 @@ def _in_words(row: Facts) -> str:
     return value if ends is None else f"{value} ({ends[0]} to {ends[1]})"
 
 
-def _name(name: str | None) -> str:
-    return "nothing" if name is None else wording.shortened(str(name), 48)
+def _name(name: str) -> str:
+    return wording.shortened(name, _LONGEST_NAME)
 
 
 def _counts(counts: Mapping[str, int]) -> str:

@@ -101,9 +101,10 @@ def identified_columns(identified: Identified, has_score: np.ndarray) -> dict[st
 def described_columns(described: Sequence[Described | None], has_score: np.ndarray) -> dict[str, Any]:
     """The columns that a describer fills; null where nothing was said, or a row has no score."""
     said = [one if ok else None for one, ok in zip(described, has_score, strict=True)]
+    likelihood = np.array([np.nan if one is None or one.likelihood is None else one.likelihood for one in said], np.float32)
     return {
         "predicted_prompt": [None if one is None else one.text for one in said],
-        "prompt_likelihood": [None if one is None else one.likelihood for one in said],
+        "prompt_likelihood": pa.array(likelihood, mask=~np.isfinite(likelihood)),
     }
 
 

@@ -10,8 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_app.archives import BlockRef, copy_manifest, manifests, read_blocks
-from ray_app.archives.cutting import TableStream
+from ray_app.archives import BlockRef
 from ray_app.config import find_config
 from ray_app.ensembles import EnsembleCard
 from ray_app.ensembles.cards import Profile
@@ -20,16 +19,12 @@ from ray_app.images import ImageLimits
 from ray_app.inference import ScoringSpec, make_spec
 from ray_app.inference.identified import identified, require_embeddings
 from ray_app.profiling.cards import IdentifierCard
-from ray_app.runs import RunDirectory, block_features, check_conservation, kept_features, vectors_of
+from ray_app.runs import RunDirectory, block_features, kept_features, vectors_of
 from ray_app.runs.features import folder_of
-from ray_app.runs.reader import publish_vanished
 from ray_app.runs.rows import as_array, identified_columns
 from ray_app.runs.schema import IDENTIFIED
-from ray_app.scoring.guarantee import settle_guarantee
-from ray_app.scoring.preparing import profile_identity
-from ray_app.scoring.redeciding import decided
+from ray_app.scoring.copying import finished, missing_blocks
 from ray_app.scoring.references import REFERENCES, keep_references
-from ray_app.scoring.reporting import write_report, write_summary
 from ray_app.scoring.session import Session
 from ray_app.scoring.stability import stability_in
 from ray_app.storage import Lease
@@ -53,18 +48,11 @@ def name_run(url: str, out: str, identifier: str) -> dict[str, Any]:
     kept = _kept(source, spec.identifier)
     require_embeddings(spec)
     with Lease(run.store):
-        run.claim(described["identity"] | {"profile": profile_identity(spec)}, list(spec.cards), spec.ensemble.model_dump(mode="json"))
+        run.claim(_identity(described["identity"], spec.identifier), list(spec.cards), spec.ensemble.model_dump(mode="json"))
         keep_references(run, source.store.read(REFERENCES) if source.store.exists(REFERENCES) else None)
         session = Session(run, {"renamed": source.store.url, "identifier": spec.identifier.name}, start)
         _Naming(source, run, spec, kept, spec.identifier.embedding["width"], list(kept_features(source)), session).all()
-        for manifest in manifests(run.store):
-            run.publish(manifest)
-        publish_vanished(run)
-        check_conservation(run)
-        summary = write_summary(run, spec, session, settle_guarantee(run, spec, decided))
-        write_report(run)
-        session.log("finished")
-        return summary
+        return finished(run, spec, session)
 
 
 def named_rows(rows: pa.Table, spec: ScoringSpec, vectors: np.ndarray) -> pa.Table:
@@ -97,16 +85,8 @@ class _Naming:
 
     def all(self) -> None:
         """Copy the listings, and name the blocks that the new run does not have yet, each committed when it is done."""
-        had = manifests(self.run.store)
-        for manifest in manifests(self.source.store):
-            if manifest not in had:
-                copy_manifest(self.source.store, manifest, self.run.store)
-            done = self.run.done_blocks(manifest)
-            rows = TableStream(self.source.tables(manifest))
-            for ref in read_blocks(self.source.store, manifest):
-                of_block = rows.take(ref.members)
-                if ref.block not in done:
-                    self._block(ref, of_block)
+        for ref, rows in missing_blocks(self.source, self.run):
+            self._block(ref, rows)
 
     def _block(self, ref: BlockRef, rows: pa.Table) -> None:
         began = time.perf_counter()
@@ -136,6 +116,11 @@ def _spec(described: dict[str, Any], identifier: str) -> ScoringSpec:
         waive_guarantee=True,  # it was settled when the run was made; `identity` says whether it holds
     )
     return replace(spec, precision=identity["precision"])
+
+
+def _identity(identity: dict[str, Any], card: IdentifierCard) -> dict[str, Any]:
+    """The run's own, which also says how its words were found, with another identifier."""
+    return identity | {"profile": {"describe": None, **identity.get("profile", {}), "identifier": card.facts()}}
 
 
 def _kept(source: RunDirectory, card: IdentifierCard) -> str:

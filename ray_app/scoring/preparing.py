@@ -79,9 +79,13 @@ def scoring_identity(spec: ScoringSpec) -> dict[str, Any]:
 
 def profile_identity(spec: ScoringSpec) -> dict[str, Any]:
     """All that decides which generator and which words a row has."""
-    cards = {"identifier": spec.identifier, "describer": spec.describer}
-    told = {kind: card.facts() for kind, card in cards.items() if card is not None}
-    return told | {"describe": spec.ensemble.profile.describe if spec.ensemble.profile and spec.describer else None}
+    identifier, describer, profile = spec.identifier, spec.describer, spec.ensemble.profile
+    told: dict[str, Any] = {"describe": profile.describe if profile and describer else None}
+    if identifier is not None:
+        told["identifier"] = identifier.facts()
+    if describer is not None:
+        told["describer"] = describer.facts() | {"precision": describer.precision_on(spec.device)}
+    return told
 
 
 def decision_identity(spec: ScoringSpec) -> dict[str, Any]:

@@ -11,8 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ray_app.archives import BlockRef, copy_manifest, manifests, read_blocks
-from ray_app.archives.cutting import TableStream
+from ray_app.archives import BlockRef
 from ray_app.detectors import DetectorCard, load_card
 from ray_app.detectors.licences import require_accepted
 from ray_app.ensembles import EnsembleCard, ensemble_of, load_ensemble_card
@@ -22,15 +21,12 @@ from ray_app.inference import Outcome, Readings, ScoringSpec, StageClock, judge,
 from ray_app.inference.describing import Describing
 from ray_app.inference.identified import require_embeddings
 from ray_app.inference.settings import departures
-from ray_app.runs import RunDirectory, block_features, check_conservation, kept_features, result_rows, vectors_of
+from ray_app.runs import RunDirectory, block_features, kept_features, result_rows, vectors_of
 from ray_app.runs.identity import differing_keys
-from ray_app.runs.reader import publish_vanished
 from ray_app.runs.rows import FACTS
-from ray_app.scoring.guarantee import settle_guarantee
+from ray_app.scoring.copying import finished, missing_blocks
 from ray_app.scoring.preparing import scoring_identity
-from ray_app.scoring.redeciding import decided
 from ray_app.scoring.references import keep_references, references_beside
-from ray_app.scoring.reporting import write_report, write_summary
 from ray_app.scoring.session import Session
 from ray_app.storage import Lease
 
@@ -66,7 +62,7 @@ def rescore_run(
         clock = StageClock()
         describing = Describing(spec, clock) if spec.describer else None
         _Rescoring(source, run, spec, heads, session, clock, describing).all()
-        return _finished(run, spec, session)
+        return finished(run, spec, session)
 
 
 @dataclass(frozen=True)
@@ -142,16 +138,8 @@ class _Rescoring:
 
     def all(self) -> None:
         """Copy the listings, and score the blocks that the new run does not have yet, each committed when it is done."""
-        had = manifests(self.run.store)
-        for manifest in manifests(self.source.store):
-            if manifest not in had:
-                copy_manifest(self.source.store, manifest, self.run.store)
-            done = self.run.done_blocks(manifest)
-            rows = TableStream(self.source.tables(manifest))
-            for ref in read_blocks(self.source.store, manifest):
-                of_block = rows.take(ref.members)
-                if ref.block not in done:
-                    self._block(ref, of_block)
+        for ref, rows in missing_blocks(self.source, self.run):
+            self._block(ref, rows)
 
     def _block(self, ref: BlockRef, rows: pa.Table) -> None:
         with self.clock("score"):
@@ -198,14 +186,3 @@ def _outcome(row: dict[str, Any]) -> Outcome:
         phash=row.get("phash"),
         provenance=row.get("provenance"),
     )
-
-
-def _finished(run: RunDirectory, spec: ScoringSpec, session: Session) -> dict[str, Any]:
-    for manifest in manifests(run.store):
-        run.publish(manifest)
-    publish_vanished(run)
-    check_conservation(run)
-    summary = write_summary(run, spec, session, settle_guarantee(run, spec, decided))
-    write_report(run)
-    session.log("finished")
-    return summary

@@ -16,9 +16,7 @@ from ray_app import __version__
 from ray_app.errors import InputError, SourceError, Status
 from ray_app.serving.config import UrlFetching
 from ray_app.serving.http.errors import Refusal
-from ray_app.storage.guarding import MAX_URL, CheckedResolver, Resolver, UrlRefused, checked_url, is_public_address, system_resolver
-
-__all__ = ["MAX_URL", "GuardedFetcher", "is_public_address"]
+from ray_app.storage.guarding import CheckedResolver, Resolver, UrlRefused, checked_url, is_public_address, system_resolver
 
 _HTTPS_PORT = 443  # https alone is spoken, so this is the only port of the web; any other would make us a port scanner
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})

@@ -99,7 +99,7 @@ class Profilers:
                     said[place] = replace(said[place], identified=one)
             if describer := self._describers.get(name):
                 for place, words in _spoken([(place, asks[place].describe) for place in places], describer.describe):
-                    said[place] = replace(said[place], described=words if words.text else None)
+                    said[place] = replace(said[place], described=words if words.text and words.likelihood is not None else None)
         return said
 
 

@@ -10,6 +10,7 @@ import json
 import tempfile
 import time
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -196,11 +197,13 @@ def _metrics(
         words = [found.text for found in one.words]
         near = nearest if isinstance(nearest, str) else _by_row(nearest[split], one.rows)
         figures[split] = compared(truth, {"describer": words, "retrieval": near, **chance_prompts(train, len(truth), job.config.loop.seed)})
-        likelihood[split] = float(np.mean([found.likelihood for found in one.words])) if one.words else None
+        likely = [found.likelihood for found in one.words if found.likelihood is not None]
+        likelihood[split] = float(np.mean(likely)) if likely else None
         shown = zip(truth, one.words, [None] * len(truth) if isinstance(near, str) else near, strict=True)
         examples[split] = [
-            {"prompt": prompt, "predicted": found.text, "likelihood": found.likelihood, "nearest": other} for prompt, found, other in shown
-        ][:EXAMPLES]
+            {"prompt": prompt, "predicted": found.text, "likelihood": found.likelihood, "nearest": other}
+            for prompt, found, other in islice(shown, EXAMPLES)
+        ]
         job.out.write(f"predictions/{split}.parquet", _predictions(job, split, one))
     return {
         "schema": SCHEMA,

@@ -278,6 +278,12 @@ def test_interrupted_it_commits_what_has_ended_and_goes_on_from_there(web, tmp_p
     assert len(outcomes(tmp_path / "out")[0]) == 24
 
 
+def tasks_of(listed, before=None):
+    return [
+        Task(row["id"], row["url"], row["url"], row["id"], (), row, before=(before or {}).get(row["id"])) for row in listed.rows.to_pylist()
+    ]
+
+
 class Mortal(HereCrew):
     """A real worker that is lost once, with all that it had not committed, as a node is; then there is another."""
 
@@ -301,7 +307,7 @@ def test_a_worker_that_is_lost_costs_nothing_but_time(web, tmp_path, form):
     rows = rows_for(web, ["good", "moved", "gone", "slow"], times=6)
     settings = config(write_list(tmp_path, rows), tmp_path / "out", form=form)
     records, listed = Records(settings), read_list(settings)
-    tasks = [Task(row["id"], row["url"], row["url"], row["id"], (), row) for row in listed.rows.to_pylist()]
+    tasks = tasks_of(listed)
     with Lease(records.store) as lease:
         crew = Mortal(settings, records.url, listed.columns)
         session = Session(settings, records, lease, Progress(len(tasks), name="collect"))
@@ -313,3 +319,19 @@ def test_a_worker_that_is_lost_costs_nothing_but_time(web, tmp_path, form):
     if form == "parquet":
         found = [row["id"] for path in (tmp_path / "out" / "data").iterdir() for row in pq.read_table(path).to_pylist()]
         assert len(found) == len(set(found)) == 18
+
+
+def test_what_a_lost_worker_was_to_ask_again_is_asked_although_it_has_a_row(web, tmp_path):
+    rows = rows_for(web, ["flaky"] * 12)
+    meta = write_list(tmp_path, rows)
+    settings = config(meta, tmp_path / "out")
+    assert collect(config(meta, tmp_path / "out", retry={"attempts": 1}))["statuses"] == {"source_timeout": 12}
+    records, listed = Records(settings), read_list(settings)
+    state = records.read().rows.to_pylist()
+    with Lease(records.store) as lease:
+        crew = Mortal(settings, records.url, listed.columns)
+        Session(settings, records, lease, Progress(12, name="collect")).run(
+            crew, tasks_of(listed, {row["id"]: row["ended_at"] for row in state})
+        )
+    assert crew.deaths == 1
+    assert records.read().rows["status"].to_pylist() == ["ok"] * 12

@@ -7,8 +7,9 @@ import pytest
 
 from ray_app.collecting.config import Politeness
 from ray_app.collecting.hosts import Host, seconds_of
-from ray_app.collecting.names import ending, safe_name, stems
+from ray_app.collecting.names import ending, marked, safe_name, stems
 from ray_app.collecting.statuses import Failed
+from ray_app.collecting.wanted import host_of
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -18,6 +19,7 @@ NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
     [
         ("120", 120), ("0", 0), (" 7 ", 7), ("Fri, 02 Jan 2026 03:05:05 GMT", 60), ("Fri, 02 Jan 2026 03:00:00 GMT", 0),
         ("", None), (None, None), ("soon", None), ("-5", None), ("1.5", None), ("٣", None),
+        ("Fri, 02 Jan 2026 03:05:99999999999999999999 GMT", None),
     ],
 )  # fmt: skip
 def test_retry_after(text, seconds):
@@ -79,6 +81,22 @@ def test_a_long_wait_closes_the_host_and_a_short_one_does_not():
     assert caught.value.status == "source_throttled"
 
 
+def test_a_host_that_throttles_is_not_asked_sooner_than_the_rules_say():
+    async def waits(host, clock):
+        async with host.visit():
+            pass
+        clock.now += 29
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05), host.visit():
+                pass
+        return True
+
+    clock = Clock()
+    host = Host("a", Politeness(per_host=1, pause_s=30), clock)
+    host.throttled(None)
+    assert asyncio.run(waits(host, clock))
+
+
 def test_silence_counts_only_in_a_row():
     async def visit(host):
         async with host.visit():
@@ -101,7 +119,8 @@ def test_harmless_ids_keep_their_names(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["", ".", "..", "../x", "/etc/passwd", "a/b", "a\\b", "a\0b", "C:x", ".x", "x.", "NUL", "com1.png", "é" * 200, "a\nb"]
+    "name",
+    ["COM¹", "lpt3", "", ".", "..", "../x", "/etc/passwd", "a/b", "a\\b", "a\0b", "C:x", ".x", "x.", "NUL", "com1.png", "é" * 200, "a\nb"],
 )
 def test_harmful_ids_are_marked(name):
     safe = safe_name(name)
@@ -118,6 +137,16 @@ def test_names_that_differ_only_in_case_or_are_mended_alike_are_told_apart():
     assert chosen[0] == "A"
     assert chosen[2] == "b"
     assert cases == 2
+
+
+def test_an_id_that_is_spelt_as_the_mark_of_another_gets_a_name_of_its_own():
+    chosen, _ = stems([marked("a", "a"), "A", "a"])
+    assert len({name.casefold() for name in chosen}) == 3
+
+
+@pytest.mark.parametrize("url", ["http://ａ.test/x", "http://A.test:80/x", "https://a.test./y", "http://a.test:8080/"])
+def test_one_host_is_counted_once_however_it_is_spelt(url):
+    assert host_of(url) == "a.test"
 
 
 @pytest.mark.parametrize(

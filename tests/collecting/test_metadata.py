@@ -73,6 +73,24 @@ def test_csv_keeps_texts_as_they_are(tmp_path):
     assert rows[1] == {"id": "8", "url": "https://a.test/y", "label": "fake", "generator": "sd", "seed": "NA", "prompt": None}
 
 
+def test_lines_end_where_lines_end_and_not_within_words(tmp_path):
+    file = tmp_path / "list.jsonl"
+    file.write_bytes(json.dumps({"url": "https://a.test/x", "prompt": "one\u2028two\x85three"}, ensure_ascii=False).encode() + b"\r\n")
+    assert read(file).rows["prompt"].to_pylist() == ["one\u2028two\x85three"]
+
+
+def test_the_list_is_believed_before_the_option(tmp_path):
+    file = written(tmp_path / "list.csv", "id,url,generator\n1,https://a.test/x,flux\n2,https://a.test/y,\n")
+    assert read(file, generator="sd").rows["generator"].to_pylist() == ["flux", "sd"]
+    records = {"1": {"url": "https://a.test/x", "Model": "mix"}, "2": {"url": "https://a.test/y"}}
+    assert read(written(tmp_path / "pd.json", records), generator="sd").rows["generator"].to_pylist() == ["mix", "sd"]
+
+
+def test_a_column_id_that_is_not_the_id_is_kept(tmp_path):
+    [row] = read(written(tmp_path / "list.csv", "id,name,url\n7,a,https://a.test/x\n"), id="name").rows.to_pylist()
+    assert (row["id"], row["meta_id"]) == ("a", "7")
+
+
 def test_parquet_with_numbers_and_names_of_its_own(tmp_path):
     table = pa.table(
         {

@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_app.datasets.bonds import Bond, bonds_of, bound
-from ray_app.datasets.leakage import near_pairs
+from ray_app.datasets.looks import near_pairs
 from tests.datasets.tables import labelled
 
 

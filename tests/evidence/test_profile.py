@@ -50,7 +50,9 @@ def test_page_and_lines_show_it(told, flagged):
     words = read(render_evidence(told)).text
     assert "Where it may come from" in words
     assert flagged["predicted_prompt"][:40] in words
-    assert f"words: {flagged['predicted_prompt']}" in evidence_lines(told)
+    lines = evidence_lines(told)
+    assert f"words: {flagged['predicted_prompt']}" in lines
+    assert sum(line.startswith("nearest generator: ") for line in lines) == 1
 
 
 def test_the_image_gives_the_same_generator_and_words_again(told, flagged):
@@ -70,4 +72,5 @@ def test_an_image_without_a_verdict_of_fake_has_no_words(run):
     row = next(row for row in current_rows(RunDirectory.open(run), verdict="real"))
     told = make_evidence(run, str(row["image_id"]))
     assert told["record"]["profile"]["prompt"] is None
+    assert not [line for line in evidence_lines(told) if line.startswith(("words", "nearest known"))]
     assert set(outcomes(told, Path(row["uri"])).values()) == {"agrees"}

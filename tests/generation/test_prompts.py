@@ -32,6 +32,13 @@ def test_lines_of_a_text_are_numbered_and_empty_ones_left_out(tmp_path):
     assert read(tmp_path / "prompts.txt") == [("0", "a cat", None), ("1", "ein Hund, größer", None)]
 
 
+def test_words_stay_as_they_stand_there(tmp_path):
+    (tmp_path / "prompts.csv").write_text("id,prompt\n007,NA\n8,null\n")
+    assert read(tmp_path / "prompts.csv") == [("007", "NA", None), ("8", "null", None)]
+    (tmp_path / "prompts.txt").write_bytes("a cat\u2028on a mat\r\na dog\n".encode())
+    assert read(tmp_path / "prompts.txt") == [("0", "a cat\u2028on a mat", None), ("1", "a dog", None)]
+
+
 @pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
 def test_tables_bring_ids_and_negative_prompts(tmp_path, form):
     path = tmp_path / f"prompts.{form}"

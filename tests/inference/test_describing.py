@@ -105,6 +105,16 @@ def test_asked_for_all_everything_with_pixels_has_the_words_it_has_by_itself(wri
         assert scored.readings.described[row].likelihood == pytest.approx(wanted.likelihood, abs=1e-4)
 
 
+def test_words_without_a_likelihood_are_no_words(written):
+    spec = spec_of(written, "retrieval", describe="all")
+    describing = Describing(spec, StageClock())
+    describing._describer._vectors[:] = np.nan
+    width = describing._describer._vectors.shape[1]
+    readings = Readings({}, embeddings={spec.describer.detector: np.ones((2, width), np.float32)})
+    assert describing.words([0, 1], readings) == {}
+    assert describing.described == 0
+
+
 def test_what_a_detector_looks_at_too_is_prepared_once(written):
     spec = spec_of(written, "captioner")
     assert len(spec.preprocessings) == 3

@@ -13,6 +13,7 @@ from ray_app.errors import ConfigError
 from ray_app.learning.identifier_fitting import fit, threshold
 from ray_app.learning.identifier_making import CARD, Labelled, make_identifier
 from ray_app.learning.identify import Identify
+from ray_app.learning.naming import named
 from ray_app.profiling.cards import load_identifier
 from ray_app.profiling.identifying import Identifier, softmax
 from tests.learning.small_recipes import recipe
@@ -178,3 +179,10 @@ def test_without_unknown_or_real_images_their_figures_have_a_reason(tmp_path):
     found = made(tmp_path, given, c=10.0).figures["test"]
     assert (found["n_real"], found["n_known"], found["n_unknown"]) == (40, 30, 0)
     assert found["figures"]["reals_abstained"]["n"] == 40
+
+
+def test_a_generator_is_held_out_by_any_spelling_and_its_family_is_not():
+    generators = ["flux.1-dev", "flux-1.1-pro", "sdxl/mine", "sdxl", "real"]
+    rows = named(Identify(held_out=("FLUX dev", "sdxl/mine", "sd-3")), ["fake"] * 4 + ["real"], generators)
+    assert rows.held_out.tolist() == [True, False, True, False, False]
+    assert rows.absent == ("sd-3",)

@@ -6,7 +6,7 @@ import torch
 
 from ray_app.errors import ConfigError, DetectorError
 from ray_app.learning.config import Recipe
-from ray_app.learning.describer_making import CARD, with_figures, write_index, write_network
+from ray_app.learning.describer_making import CARD, WEIGHTS, with_figures, write_card, write_index, write_network
 from ray_app.learning.speaking_networks import describer_facts, make_plan, speaking_network, tokenizer_json
 from ray_app.learning.word_learner import WordLearner, spoken_before
 from ray_app.profiling.cards import load_describer
@@ -139,6 +139,16 @@ def test_what_was_trained_is_a_card_with_one_file(tmp_path, kind):
     network = speaking_network(told.name, started.describe, begun, 99)
     for one, other in zip(body_state(network).values(), body_state(learner.network).values(), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("start", "data", "licence"), [("blip-base", "CC BY-NC 4.0", "CC BY-NC 4.0"), ("blip-base", "CC0-1.0", "BSD-3-Clause")]
+)
+def test_what_began_from_other_weights_has_the_stricter_licence(tmp_path, start, data, licence):
+    (tmp_path / WEIGHTS).write_bytes(b"weights")
+    told = recipe("git").model_dump() | {"describe": {"tier": "captioner", "start": start}, "data": {"licence": data}}
+    card = write_card(tmp_path, Recipe.model_validate(told), {"tier": "captioner", "preprocessing": PIXELS})
+    assert card.licence == licence
 
 
 def test_recipes_that_do_not_fit_are_refused(tmp_path):

@@ -53,6 +53,7 @@ def test_the_family_is_the_likeliest_one_and_the_generator_the_likeliest_in_it(t
     said = found.identify(vectors)
     families = np.array(said.families)
     assert said.families == ("sd_1.5", "sd_1.5", "sdxl_1.0", "midjourney", "glide", "my-own")
+    assert tuple(found.card.facts()["families"].values()) == said.families, "they decide the name, and the index of generators may change"
     otherwise = 0
     for row, code in enumerate(said.codes):
         by_family = {name: chances[row][families == name].sum() for name in families}

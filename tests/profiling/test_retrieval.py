@@ -43,7 +43,7 @@ def test_company_changes_nothing_and_no_embedding_has_no_words(card):
     describer = load_describing(card)
     together, alone = describer.describe(asked), [describer.describe(row[None])[0] for row in asked]
     assert together[5].text == ""
-    assert np.isnan(together[5].likelihood)
+    assert together[5].likelihood is None
     assert [one for place, one in enumerate(together) if place != 5] == [one for place, one in enumerate(alone) if place != 5]
     assert describer.describe(asked[:0]) == []
 

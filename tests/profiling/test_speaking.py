@@ -67,7 +67,7 @@ def test_no_words_are_said_of_no_embedding_and_other_shapes_are_refused(tmp_path
     describer, given = load_describing(card_of(tmp_path, "prefix")), given_to("prefix")
     given[2] = np.nan
     assert describer.describe(given)[2].text == ""
-    assert np.isnan(describer.describe(given)[2].likelihood)
+    assert describer.describe(given)[2].likelihood is None
     with pytest.raises(DetectorError, match="12 numbers"):
         describer.describe(given[:, :5])
     captioner = load_describing(card_of(tmp_path, "git"))
@@ -123,6 +123,13 @@ def test_a_dialogue_asks_about_each_image(tmp_path):
     assert said[1].likelihood == pytest.approx(chances.mean().item(), abs=1e-4)
     with pytest.raises(DetectorError, match="not one token"):
         load_describing(card.model_copy(update={"architecture": {**card.architecture, "image": ["", "<img>", ""]}}))
+
+
+def test_a_network_whose_numbers_overflow_gives_no_likelihood(tmp_path):
+    describer = load_describing(card_of(tmp_path, "prefix"))
+    with torch.no_grad():
+        describer._network.mapper[0].weight.fill_(float("nan"))
+    assert [one.likelihood for one in describer.describe(given_to("prefix", 3))] == [None] * 3
 
 
 def test_words_end_and_come_back():

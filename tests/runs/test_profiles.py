@@ -2,12 +2,15 @@
 
 import json
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from ray_app.cli.main import main
+from ray_app.profiling.describing import Described
 from ray_app.runs import row_schema, summarise
 from ray_app.runs.profiles import of_generator
+from ray_app.runs.rows import described_columns
 from tests.evidence.conftest import photos, plain_run  # noqa: F401
 
 ROWS = [
@@ -80,3 +83,10 @@ def test_rows_are_found_by_any_spelling_of_a_generator_or_its_family(wanted, fou
 def test_results_of_a_run_without_a_profile_refuse_a_generator(plain_run, capsys):  # noqa: F811
     assert main(["results", plain_run, "--generator", "sdxl"]) == 2
     assert "this run named no generators" in capsys.readouterr().err
+
+
+def test_a_likelihood_that_is_no_number_is_null():
+    said = [Described("a", float("nan")), Described("b", -float("inf")), Described("c", None), Described("d", -1.0), None]
+    columns = described_columns(said, np.ones(5, bool))
+    assert columns["prompt_likelihood"].to_pylist() == [None, None, None, -1.0, None]
+    assert columns["predicted_prompt"] == ["a", "b", "c", "d", None]

@@ -11,8 +11,9 @@ import pytest
 from ray_app import __version__
 from ray_app.errors import InputError, SourceError, Status
 from ray_app.serving.config import UrlFetching
-from ray_app.serving.fetching import GuardedFetcher, is_public_address
+from ray_app.serving.fetching import GuardedFetcher
 from ray_app.serving.http.errors import MESSAGES, Refusal
+from ray_app.storage.guarding import is_public_address
 from tests.serving.tls_server import IMAGE, Loopback, Names, answer, authority, redirect
 
 URL = "https://images.test/a.png"

@@ -10,9 +10,10 @@ import pytest
 
 from ray_app.errors import ConfigError
 from ray_app.serving.config import JobLimits, UrlFetching
-from ray_app.serving.fetching import GuardedFetcher, is_public_address
+from ray_app.serving.fetching import GuardedFetcher
 from ray_app.serving.http.schemas import Job
 from ray_app.serving.webhooks import Delivery, deliver, sign, verify, webhook_secret
+from ray_app.storage.guarding import is_public_address
 from tests.serving.tls_server import Loopback, answer, authority, redirect
 
 SECRET, NOW, URL = "a long secret", 1_800_000_000, "https://images.test/hook"

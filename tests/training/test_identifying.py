@@ -118,6 +118,7 @@ def test_a_dry_run_says_what_it_would_do(labels, tmp_path, capsys):
     [
         ({"fewest": 500, "rare": "leave-out"}, "two generators or more"),
         ({"held_out": ["midjourney"]}, "no training image is of midjourney"),
+        ({"held_out": [*HELD_OUT, "shufle/a"]}, "no training image is of shufle/a"),
     ],
 )
 def test_what_cannot_be_told_apart_is_refused(labels, section, told):

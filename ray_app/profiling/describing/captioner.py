@@ -3,20 +3,18 @@
 Knows networks and how each is asked; `architecture` of the card has `model`, one of MODELS, and its `config`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy.typing as npt
 import torch
 from torch import nn
 
-from ray_app.detectors.detector import Normalise
 from ray_app.detectors.weights import resolve_part
 from ray_app.errors import DetectorError
 from ray_app.profiling.cards import DescriberCard
-from ray_app.profiling.describing.described import Described
-from ray_app.profiling.describing.speaking import SLOTS, in_batches, likeliest, load_body, read_weights
+from ray_app.profiling.describing.seeing import PixelDescriber
+from ray_app.profiling.describing.speaking import SLOTS, load_body, read_weights
 from ray_app.profiling.describing.words import words_of_card
 
 
@@ -86,25 +84,12 @@ def _known(config: Mapping[str, Any], default: Any) -> Mapping[str, Any]:
 MODELS: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {"git": _git, "blip": _blip, "vision-encoder-decoder": _encoder_decoder}
 
 
-class Captioner:
+class Captioner(PixelDescriber):
     """A describer of the tier `captioner`. Raises DetectorError where its files are missing or do not fit."""
 
     def __init__(self, card: DescriberCard, device: str = "cpu", cache_dir: Path | None = None, offline: bool | None = None) -> None:
-        assert card.preprocessing is not None, "its card says so"
-        self.card, self._device = card, device
         path = resolve_part(card.parts[0], cache_dir, offline)
-        self._network = build_captioner(card.name, card.architecture)
-        load_body(self._network, read_weights(card, path), f"{card.name}: {path}")
-        self._network.eval().requires_grad_(False).to(device)
-        self._normalise = Normalise(card.preprocessing).to(device)
-        self._words = words_of_card(card, path, cache_dir, offline)
-
-    def describe(self, given: npt.NDArray[Any]) -> Sequence[Described]:
-        """(n, H, W, 3) uint8, prepared as the card says → what is likeliest said of each. Raises DetectorError for other shapes."""
-        if given.ndim != 4 or given.shape[3] != 3:
-            raise DetectorError(f"{self.card.name}: pixels of shape {given.shape}, not (n, H, W, 3)")
-        return in_batches(given, self.card.batch or SLOTS, self._said)
-
-    def _said(self, pixels: npt.NDArray[Any]) -> Sequence[Described]:
-        images = self._normalise(torch.from_numpy(pixels).to(self._device)).contiguous()
-        return likeliest(self._network, images, self._words, self.card)
+        network = build_captioner(card.name, card.architecture)
+        load_body(network, read_weights(card, path), f"{card.name}: {path}")
+        network.eval().requires_grad_(False).to(device)
+        super().__init__(card, network, words_of_card(card, path, cache_dir, offline), device, SLOTS)

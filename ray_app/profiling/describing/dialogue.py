@@ -9,16 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy.typing as npt
 import torch
 from torch import nn
 
-from ray_app.detectors.detector import Normalise
 from ray_app.detectors.weights import resolve_part
 from ray_app.errors import DetectorError
 from ray_app.profiling.cards import DescriberCard
-from ray_app.profiling.describing.described import Described
-from ray_app.profiling.describing.speaking import in_batches, likeliest, load_body, read_weights
+from ray_app.profiling.describing.seeing import PixelDescriber
+from ray_app.profiling.describing.speaking import load_body, read_weights
 from ray_app.profiling.describing.words import Words, words_of_card
 
 SLOTS = 1  # of models so large, where the card says nothing
@@ -86,26 +84,13 @@ def published_state(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor
     return {key.removeprefix("chat."): tensor for key, tensor in published_keys(state, nn.Identity()).items()}
 
 
-class DialogueDescriber:
+class DialogueDescriber(PixelDescriber):
     """A describer of the tier `dialogue`, in bf16 on a GPU. Raises DetectorError where its files are missing or do not fit."""
 
     def __init__(self, card: DescriberCard, device: str = "cpu", cache_dir: Path | None = None, offline: bool | None = None) -> None:
-        assert card.preprocessing is not None, "its card says so"
-        self.card, self._device = card, device
         path = resolve_part(card.parts[0], cache_dir, offline)
-        self._words = words_of_card(card, path, cache_dir, offline)
-        self._network = DialogueNet(build_dialogue(card.name, card.architecture), question_tokens(card, self._words))
-        load_body(self._network, published_state(read_weights(card, path)), f"{card.name}: {path}")
-        kind = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
-        self._network.eval().requires_grad_(False).to(device, kind)
-        self._normalise = Normalise(card.preprocessing).to(device)
-
-    def describe(self, given: npt.NDArray[Any]) -> Sequence[Described]:
-        """(n, H, W, 3) uint8, prepared as the card says → its answer about each."""
-        if given.ndim != 4 or given.shape[3] != 3:
-            raise DetectorError(f"{self.card.name}: pixels of shape {given.shape}, not (n, H, W, 3)")
-        return in_batches(given, self.card.batch or SLOTS, self._said)
-
-    def _said(self, pixels: npt.NDArray[Any]) -> Sequence[Described]:
-        images = self._normalise(torch.from_numpy(pixels).to(self._device)).contiguous()
-        return likeliest(self._network, images, self._words, self.card)
+        words = words_of_card(card, path, cache_dir, offline)
+        network = DialogueNet(build_dialogue(card.name, card.architecture), question_tokens(card, words))
+        load_body(network, published_state(read_weights(card, path)), f"{card.name}: {path}")
+        network.eval().requires_grad_(False).to(device, torch.bfloat16 if card.precision_on(device) == "bf16" else torch.float32)
+        super().__init__(card, network, words, device, SLOTS)

@@ -8,6 +8,10 @@ from ray_app.profiling.describing.described import Describer
 
 def load_describing(card: DescriberCard, *, device: str = "cpu", cache_dir: Path | None = None, offline: bool | None = None) -> Describer:
     """The describer of a card, its weights read and on `device`, ready to be given batches. Raises DetectorError."""
+    if device.startswith("cuda") and card.tier != "retrieval":
+        from ray_app.detectors.precision import forbid_tf32
+
+        forbid_tf32()  # else its words would hang on which detectors share its process
     if card.tier == "retrieval":
         from ray_app.profiling.describing.retrieval import Retrieval
 

@@ -15,7 +15,7 @@ from torch import nn
 from ray_app.detectors.weights import resolve_part
 from ray_app.errors import DetectorError
 from ray_app.profiling.cards import DescriberCard
-from ray_app.profiling.describing.described import Described
+from ray_app.profiling.describing.described import NOTHING, Described
 from ray_app.profiling.describing.speaking import SLOTS, in_batches, likeliest, load_body, read_weights
 from ray_app.profiling.describing.words import words_of_card
 
@@ -78,13 +78,13 @@ class PrefixDescriber:
         self._words = words_of_card(card, path, cache_dir, offline)
 
     def describe(self, given: npt.NDArray[Any]) -> Sequence[Described]:
-        """(n, d) float32 → what is likeliest said of each; a row of NaN has no words: "", NaN. Raises DetectorError for another width."""
+        """(n, d) float32 → what is likeliest said of each; a row of NaN has no words. Raises DetectorError for another width."""
         if given.ndim != 2 or given.shape[1] != self._network.width:
             raise DetectorError(f"{self.card.name}: embeddings of shape {given.shape}, the network takes {self._network.width} numbers")
         there = np.isfinite(given).all(axis=1)
         rows = np.where(there[:, None], given, 0).astype(np.float32)
         said = in_batches(rows, self.card.batch or SLOTS, self._said)
-        return [one if known else Described("", float("nan")) for one, known in zip(said, there, strict=True)]
+        return [one if known else NOTHING for one, known in zip(said, there, strict=True)]
 
     def _said(self, rows: npt.NDArray[Any]) -> Sequence[Described]:
         return likeliest(self._network, torch.from_numpy(rows).to(self._device), self._words, self.card)

@@ -13,7 +13,8 @@ import numpy.typing as npt
 from ray_app.detectors.weights import resolve_part
 from ray_app.errors import DetectorError
 from ray_app.profiling.cards import DescriberCard
-from ray_app.profiling.describing.described import Described
+from ray_app.profiling.describing.described import NOTHING, Described
+from ray_app.profiling.identifying import unit
 
 Floats = npt.NDArray[np.float32]
 _AT_ONCE = 16  # rows of one product, always as many: the same row has the same product whatever it came with
@@ -42,7 +43,7 @@ class Retrieval:
     def describe(self, given: npt.NDArray[Any]) -> Sequence[Described]:
         """(n, d) float32 → the prompt of each row's nearest neighbour, the first of equals, and their cosine.
 
-        A row of NaN, an image without an embedding, has no words: "", NaN. Raises DetectorError for rows of another width.
+        A row of NaN, an image without an embedding, has no words. Raises DetectorError for rows of another width.
         """
         if given.ndim != 2 or given.shape[1] != self._vectors.shape[1]:
             raise DetectorError(
@@ -53,7 +54,7 @@ class Retrieval:
         found: list[Described] = []
         for start in range(0, len(rows), _AT_ONCE):
             found += self._described(rows[start : start + _AT_ONCE])
-        return [one if known else Described("", float("nan")) for one, known in zip(found, there, strict=True)]
+        return [one if known else NOTHING for one, known in zip(found, there, strict=True)]
 
     def _described(self, rows: Floats) -> list[Described]:
         padded = np.zeros((_AT_ONCE, rows.shape[1]), np.float32)
@@ -66,7 +67,7 @@ class Retrieval:
     def _best(self, row: Floats, places: npt.NDArray[np.intp]) -> Described:
         exact = self._vectors[places].astype(np.float64) @ row.astype(np.float64)
         best = int(exact.argmax())
-        return Described(self.prompt(int(places[best])), float(np.clip(exact[best], -1, 1)))
+        return Described(self.prompt(int(places[best])), float(np.clip(exact[best], -1, 1)) if np.isfinite(exact[best]) else None)
 
     def prompt(self, place: int) -> str:
         """One prompt of the index."""
@@ -84,11 +85,6 @@ def index_tensors(vectors: Floats, prompts: Sequence[str]) -> dict[str, npt.NDAr
         "prompts": np.frombuffer(b"".join(encoded), np.uint8).copy(),
         "ends": np.cumsum([len(one) for one in encoded], dtype=np.int64),
     }
-
-
-def unit(rows: Floats) -> Floats:
-    """(n, d) → rows of length 1; rows of zeros stay so."""
-    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12), np.float32)
 
 
 def _fault(tensors: Mapping[str, npt.NDArray[Any]]) -> str | None:

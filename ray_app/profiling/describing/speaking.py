@@ -92,7 +92,7 @@ def likeliest(network: Speaking, given: torch.Tensor, words: Words, card: Descri
     """What a network says of each row of `given`: beams, no repeated n-grams, at most so many tokens, as the card says.
 
     Likelihood: the mean of the log-probabilities of the tokens said, the end included, as the network gave them before the search forbade
-    repetitions.
+    repetitions; None where one of them is no number.
     """
     from transformers import GenerationConfig
 
@@ -113,7 +113,8 @@ def _described(spoken: Sequence[Sequence[int]], scores: Sequence[Sequence[float]
     found = []
     for ids, chances in zip(spoken, scores, strict=True):
         said = ids.index(words.end) + 1 if words.end in ids else len(ids)
-        found.append(Described(words.text(ids), min(float(np.mean(chances[:said])), 0.0)))
+        mean = float(np.mean(chances[:said]))
+        found.append(Described(words.text(ids), min(mean, 0.0) if np.isfinite(mean) else None))
     return found
 
 

@@ -216,7 +216,7 @@ def _profile(profiled: Profiled) -> schemas.Profile:
             probability=float(said.probability[0]), confidence=float(said.confidence[0]), known=code >= 0,
             ranking=ranking, nearest=title_of(ranking[0]),
         )  # fmt: skip
-    prompt = None if words is None else schemas.ProfilePrompt(text=words.text, likelihood=finite(words.likelihood))
+    prompt = None if words is None else schemas.ProfilePrompt(text=words.text, likelihood=words.likelihood)
     return schemas.Profile(generator=generator, prompt=prompt)
 
 

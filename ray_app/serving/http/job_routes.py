@@ -8,11 +8,11 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ray_app.serving.config import ServeConfig
-from ray_app.serving.fetching import MAX_URL
 from ray_app.serving.http.errors import Refusal
 from ray_app.serving.http.refusing import ERRORS
 from ray_app.serving.http.schemas import Job
 from ray_app.serving.http.uploads import read_images
+from ray_app.storage.guarding import MAX_URL
 
 Asked = TypeVar("Asked", bound=BaseModel)
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ray_app.errors import InputError
 from ray_app.serving.config import ServeConfig
-from ray_app.serving.fetching import MAX_URL, GuardedFetcher
+from ray_app.serving.fetching import GuardedFetcher
 from ray_app.serving.http import schemas
 from ray_app.serving.http.answering import refused_answer
 from ray_app.serving.http.errors import Refusal
@@ -17,6 +17,7 @@ from ray_app.serving.http.refusing import ERRORS, as_refusal
 from ray_app.serving.http.uploads import read_images
 from ray_app.serving.metrics import Meter
 from ray_app.serving.scorer import EndpointScorer, together
+from ray_app.storage.guarding import MAX_URL
 
 READY_TIMEOUT_S = 5.0
 AT_ONCE = 8  # addresses fetched; what they bring is in no request's budget

@@ -1,0 +1,94 @@
+"""`touchstone train` with method describe, killed while it learns, against the same one left in peace."""
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from ray_app.profiling.cards import load_describer
+from ray_app.profiling.describing.loading import load_describing
+from ray_app.simulation.shapes import write_shapes
+from ray_app.storage import Store
+from ray_app.training import checkpoints
+from ray_app.training.embeddings import kept_embeddings
+from ray_app.training.run import train
+from tests.scoring.conftest import kill_family, wait_until
+from tests.training.conftest import config, facts_of, finish, lines, start
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1_800)]
+
+EVERY = 40
+SETTINGS = {
+    "name": "shapes",
+    "method": "describe",
+    "describe": {
+        "tier": "prefix",
+        "prefix": 4,
+        "vocabulary": 300,
+        "most_tokens": 32,
+        "beams": 2,
+        "architecture": {"config": {"n_embd": 32, "n_layer": 1, "n_head": 2}},
+    },
+    "card": None,
+    "initial": None,
+    "augmentation": None,
+    "loop": {"epochs": None, "steps": 1_000, "batch": 16},
+    "validation": {"every": 500},
+    "faults": {"checkpoint_every": EVERY},
+}
+
+
+@pytest.fixture
+def shapes(tmp_path):
+    return write_shapes(tmp_path / "shapes", train=96)
+
+
+def test_killed_while_it_learns_it_ends_as_if_left_in_peace(shapes, tmp_path, ray_cluster):
+    peace, out = tmp_path / "peace", tmp_path / "out"
+    facts = train(config(shapes, out=str(peace), **SETTINGS)).facts
+    assert facts == facts_of(peace)
+
+    process = start(shapes, tmp_path, out, **SETTINGS)
+    try:
+        wait_until(lambda: checkpoints.kept(Store.open(str(out))), timeout_s=400)
+    finally:
+        kill_family(process)
+    assert not (out / "metrics.json").exists(), "it was killed too late to show anything"
+    made_before = made_once(out)
+    assert {"tokenizer.json", "00000000.npz"} <= {path.name for path in made_before}
+
+    code, told = finish(start(shapes, tmp_path, out, **SETTINGS))
+    assert code == 0, told
+    assert made_once(out) == made_before, "embeddings or the tokenizer were made again"
+    assert_same_training(out, peace)
+    assert_card_says_what_was_measured(out)
+
+    assert train(config(shapes, out=str(out), **SETTINGS)).was_there
+
+
+def made_once(out):
+    """When that was written which no later session may make again, by file."""
+    return {path: path.stat().st_mtime_ns for path in (out / "tokenizer.json", *(out / "features").rglob("*.npz"))}
+
+
+def assert_same_training(out, other):
+    ours, theirs = lines(out, "metrics.jsonl"), lines(other, "metrics.jsonl")
+    assert [line["step"] for line in ours] == [line["step"] for line in theirs] == list(range(SETTINGS["loop"]["steps"]))
+    np.testing.assert_allclose([line["loss"] for line in ours], [line["loss"] for line in theirs], rtol=2e-3)
+    assert theirs[-1]["loss"] < 0.5 * theirs[0]["loss"], "it learns"
+    for split in ("validation", "test"):
+        ours, theirs = (facts_of(place)["figures"][split] for place in (out, other))
+        assert ours["retrieval"] == theirs["retrieval"]
+        assert ours["random"] == theirs["random"]
+        assert abs(ours["describer"]["token_f1"]["value"] - theirs["describer"]["token_f1"]["value"]) < 0.05
+
+
+def assert_card_says_what_was_measured(out):
+    """The card alone, loaded as `touchstone score` does, says of the test images what the training wrote down."""
+    assert "NaN" not in (out / "metrics.json").read_text()
+    written = pq.read_table(out / "predictions" / "test.parquet")
+    said = load_describing(load_describer(out / "describer.yaml")).describe(kept_embeddings(Store.open(str(out)), "test").vectors)
+    assert written["predicted_prompt"].to_pylist() == [one.text for one in said]
+    np.testing.assert_allclose(written["prompt_likelihood"].to_numpy(), [one.likelihood for one in said], rtol=1e-4, atol=1e-5)
+    assert json.loads((out / "train.json").read_text())["identity"]["recipe"]["describe"]["tier"] == "prefix"
