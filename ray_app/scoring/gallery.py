@@ -31,7 +31,7 @@ from ray_app.storage import Fetcher, Store
 
 SIDE_PX = 320
 PER_PAGE = 60
-NOTE = "gallery.json"  # what a gallery is known by; written last
+NOTE = "gallery.json"  # what a gallery is known by, also one that was interrupted: written first
 _SHOWN = ["image_id", "uri", "member", "input", "status", "detail", "probability", "calibrated", "verdict", *PROFILE]
 _CHOSEN = ["image_id", "score", "verdict", "predicted_generator", "generator_family", "generator_confidence"]
 _PAGE = re.compile(r"page-\d{5,}\.html")
@@ -77,6 +77,8 @@ def make_gallery(url: str, out: str, choice: Choice = _ALL, *, per_page: int = P
     _check_free(store)
     chosen, images = _chosen(run, choice)
     pages = max(math.ceil(images / per_page), 1)
+    facts = {"run": run.store.url, "out": store.url, **choice._asdict(), "images": images, "pages": pages}
+    store.write(NOTE, json.dumps(facts, indent=2, ensure_ascii=False).encode())
     tiles = _tiles(run, choice, chosen, ImageLimits(**described["identity"].get("limits", {})))
     progress = Progress(images, done=0, name="gallery") if images and not quiet else None
     for page in range(1, pages + 1):
@@ -88,7 +90,8 @@ def make_gallery(url: str, out: str, choice: Choice = _ALL, *, per_page: int = P
             progress.advance(len(some), sum(tile.picture is None for tile in some))
     if progress is not None:
         progress.close()
-    return _ended(store, {"run": run.store.url, "out": store.url, **choice._asdict(), "images": images, "pages": pages})
+    _remove_after(store, page_name(pages))
+    return facts
 
 
 def _check_free(store: Store) -> None:
@@ -97,13 +100,11 @@ def _check_free(store: Store) -> None:
         raise ConfigError(f"{store.url} is not empty, and no gallery", hint="give another --out")
 
 
-def _ended(store: Store, facts: dict[str, Any]) -> dict[str, Any]:
-    """Remove the pages of a longer gallery that was here, and say what is."""
+def _remove_after(store: Store, last: str) -> None:
+    """The pages of a longer gallery that was here."""
     for name in store.names(""):
-        if _PAGE.fullmatch(name) and name > page_name(facts["pages"]):
+        if _PAGE.fullmatch(name) and name > last:
             store.delete(name)
-    store.write(NOTE, json.dumps(facts, indent=2, ensure_ascii=False).encode())
-    return facts
 
 
 def _chosen(run: RunDirectory, choice: Choice) -> tuple[npt.NDArray[np.int64] | None, int]:

@@ -136,6 +136,15 @@ def test_the_same_run_gives_the_same_pages_and_a_shorter_gallery_leaves_none_beh
     assert sorted(path.name for path in tmp_path.iterdir()) == ["gallery.json", "index.html"]
 
 
+def test_one_that_was_interrupted_is_known_as_ours_from_its_first_page_on(run, gallery, tmp_path):
+    note, first = gallery / "gallery.json", gallery / "index.html"
+    assert note.stat().st_mtime_ns <= first.stat().st_mtime_ns
+    for path in (note, first):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    make_gallery(run, str(tmp_path), per_page=PER_PAGE, quiet=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in gallery.iterdir())
+
+
 def test_filters_are_those_of_results(run, tmp_path):
     rows = rows_of(run)
     flagged = [row for row in rows if row["verdict"] == "fake"]
