@@ -102,9 +102,9 @@ def here(request):
 
 def write_head(folder):
     """labels.csv, and my-head as `detectors fit` makes it, on a backbone whose weights are here."""
-    for number in range(12):
+    for number in range(40):
         photo(seed=number).save(folder / f"{number}.png")
-    rows = [f"{number}.png,{('real', 'fake')[number % 2]}" for number in range(12)]
+    rows = [f"{number}.png,{('real', 'fake')[number % 2]}" for number in range(40)]
     (folder / "labels.csv").write_text("\n".join(["uri,label", *rows]))
     (folder / "base").mkdir()
     _, card = small_card(folder / "base")

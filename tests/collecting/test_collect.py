@@ -118,7 +118,7 @@ def test_a_host_that_never_answers_is_given_up(web, tmp_path):
     rows = [{"id": str(number), "url": web.url("dead", f"reset/{number}")} for number in range(60)]
     settings = config(write_list(tmp_path, rows), tmp_path / "out", politeness={"give_up_after": 5})
     assert collect(settings)["statuses"] == {"source_timeout": 60}
-    assert sum(web.told()["asked"].values()) <= 3 * 8  # as many are in hand at once as a host with two places has waiting
+    assert sum(web.told()["asked"].values()) < 60  # three for each, if nobody gave up
 
 
 @pytest.mark.parametrize("form", ["parquet", "webdataset"])

@@ -118,6 +118,7 @@ def test_one_worker_gives_the_same_and_without_views_all_else_is_the_same(score,
         score(photos, tmp_path / "plain", **settings)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_masks_of_views_lie_beside_the_clean_ones_and_only_where_they_fit(score, photos, eight, tmp_path):

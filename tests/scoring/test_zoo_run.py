@@ -17,7 +17,7 @@ from ray_app.scoring.redeciding import decide_run
 from tests.detectors.tiny_internvl import write_tiny_internvl
 from tests.scoring.conftest import rows_of, score_into
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")

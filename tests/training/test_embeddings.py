@@ -49,7 +49,7 @@ def test_blocks_come_back_in_the_order_of_their_rows(tmp_path):
             features=vectors[rows] if rows else np.empty((0, 0), np.float32),
             labels=np.ones(len(rows), int),
             rows=np.array(rows, int),
-            precision="fp32",
+            precision="bf16",
         )
         store.write(f"{FOLDER}/test/{first:08d}.npz", file.getvalue())
 
