@@ -20,12 +20,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ray_app.errors import ClusterError, ConfigError, IdentityError
+from ray_app.errors import ClusterError
 from ray_app.generation.looks import Look, Measured
 from ray_app.generation.orders import Block
 from ray_app.generation.rows import BLANKED, OK, SCHEMA
 from ray_app.packing.streaming import write_tables
-from ray_app.runs import differences
+from ray_app.runs.claiming import claim_directory
 from ray_app.storage import Store
 
 _FORMAT = 1
@@ -41,19 +41,7 @@ class GeneratedDirectory:
     def claim(self, identity: Mapping[str, Any]) -> None:
         """Make the directory this job's, or check that it already is. Raises IdentityError with the differences."""
         ours = {"format": _FORMAT, **identity}
-        theirs = self.described()
-        if theirs is None:
-            for name, what in _OTHERS.items():
-                if self.store.exists(name):
-                    raise ConfigError(f"{self.store.url} is the directory of {what}", hint="give another --out")
-            self.store.write("generate.json", json.dumps(ours, indent=2, ensure_ascii=False).encode())
-            return
-        differing = [line.replace(", the run ", ", the directory ") for line in differences(ours, theirs)]
-        if differing:
-            raise IdentityError(
-                f"{self.store.url} was made by another command:\n  " + "\n  ".join(differing),
-                hint="give another --out, or the same pipeline, prompts, seed and settings",
-            )
+        claim_directory(self.store, "generate.json", ours, others=_OTHERS, same="pipeline, prompts, seed and settings")
 
     def described(self) -> dict[str, Any] | None:
         """What the directory was begun with; None where nothing was."""

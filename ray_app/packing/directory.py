@@ -17,13 +17,13 @@ from typing import Any
 import pyarrow as pa
 
 from ray_app.archives import iter_blocks, read_block, read_complete
-from ray_app.errors import ClusterError, ConfigError, IdentityError, Status
+from ray_app.errors import ClusterError, Status
 from ray_app.packing.config import Form
 from ray_app.packing.packed import EXPECTED
 from ray_app.packing.shards import Shard, plan_shards
 from ray_app.packing.streaming import write_tables
 from ray_app.packing.writing import Notes
-from ray_app.runs import differences
+from ray_app.runs.claiming import claim_directory
 from ray_app.storage import Store
 
 _FORMAT = 1
@@ -107,17 +107,6 @@ class PackDirectory:
 
 def claim(store: Store, identity: Mapping[str, Any]) -> None:
     """Make a directory this command's, or check that it already is. Raises IdentityError with the differences."""
-    ours = {"format": _FORMAT, **identity}
-    try:
-        theirs = json.loads(store.read("pack.json"))
-    except FileNotFoundError:
-        if store.exists("run.json"):
-            raise ConfigError(f"{store.url} is the directory of a scored run", hint="give another --out") from None
-        store.write("pack.json", json.dumps(ours, indent=2, ensure_ascii=False).encode())
-        return
-    differing = [line.replace(", the run ", ", the directory ") for line in differences(ours, theirs)]
-    if differing:
-        raise IdentityError(
-            f"{store.url} was made by another command:\n  " + "\n  ".join(differing),
-            hint="give another --out, or the same source, form and decisions",
-        )
+    claim_directory(
+        store, "pack.json", {"format": _FORMAT, **identity}, others={"run.json": "a scored run"}, same="source, form and decisions"
+    )

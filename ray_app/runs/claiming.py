@@ -1,0 +1,30 @@
+"""Whose a directory is that a command fills: a JSON file in it names all that the next command on it must match. Knows no command."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ray_app.errors import ConfigError, IdentityError
+from ray_app.runs.identity import differences
+from ray_app.storage import Store
+
+
+def claim_directory(store: Store, name: str, identity: Mapping[str, Any], *, others: Mapping[str, str], same: str) -> None:
+    """Make a directory this command's, or check that it already is.
+
+    `name`: the file that holds the identity. `others`: files by which another kind of directory is known, each with what that is.
+    `same`: what would have to be the same, in words. Raises ConfigError for another kind, IdentityError with the differences.
+    """
+    try:
+        theirs = json.loads(store.read(name))
+    except FileNotFoundError:
+        for other, what in others.items():
+            if store.exists(other):
+                raise ConfigError(f"{store.url} is the directory of {what}", hint="give another --out") from None
+        store.write(name, json.dumps(identity, indent=2, ensure_ascii=False).encode())
+        return
+    differing = [line.replace(", the run ", ", the directory ") for line in differences(identity, theirs)]
+    if differing:
+        raise IdentityError(
+            f"{store.url} was made by another command:\n  " + "\n  ".join(differing), hint=f"give another --out, or the same {same}"
+        )
