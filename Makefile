@@ -2,7 +2,6 @@
 PYTHON ?= python3
 STAMP := .venv/.ready
 BIN := .venv/bin
-export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED ?= 0
 
 .PHONY: setup demo test test-cluster test-faults test-training test-data test-endpoint lint bench clean

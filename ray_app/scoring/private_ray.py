@@ -1,0 +1,99 @@
+"""What keeps a local Ray to the process that starts it: a secret, loopback addresses, and a folder that nobody else may enter.
+
+Without it Ray 2.60 listens on every address of the machine, and makes the folder of its sockets, logs and packages writable by every user
+(docs/security.md has what was measured).
+"""
+
+import fcntl
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+# What an endpoint and its clients are let in by. Workers never need them, and whoever may start a task could read them there.
+SECRETS = ("TOUCHSTONE_TOKENS", "TOUCHSTONE_TOKEN", "TOUCHSTONE_WEBHOOK_SECRET")
+
+_FOLDER, _LOCK = "ts-", "touchstone.lock"
+_LONGEST_BASE = 107 - len("/ts-12345678/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store")  # of a Unix socket's path
+
+
+@contextmanager
+def private_ray(hidden: Iterable[str] = ()) -> Iterator[Path]:
+    """A Ray that is started inside the block obeys this process alone; yields the folder for its files.
+
+    The secret stands in the environment, which the processes of Ray inherit, and nowhere else; the environment's own RAY_AUTH_* are for
+    clusters. The variables SECRETS and `hidden` are not inherited. All is as before after the block.
+    """
+    from ray._private import ray_constants
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
+    mine = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    many = ray_constants.ENABLE_RAY_CLUSTER
+    with private_folder() as folder, _environment(mine, without=("RAY_AUTH_TOKEN_PATH", *SECRETS, *hidden)):
+        try:
+            # Ray's switch for machines whose firewall would ask, macOS and Windows: all that it starts binds to loopback.
+            ray_constants.ENABLE_RAY_CLUSTER = False
+            Config.initialize("")  # Ray keeps what it once read
+            AuthenticationTokenLoader.instance().reset_cache()
+            yield folder / "ray"
+        finally:
+            ray_constants.ENABLE_RAY_CLUSTER = many
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+@contextmanager
+def private_folder() -> Iterator[Path]:
+    """A new folder that only this user may enter. It outlives its process, with the logs in it, until another one is made.
+
+    Ray opens its own folder to everybody, so it has to lie in one that it does not know.
+    """
+    base = _base()
+    _remove_abandoned(base)
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=_FOLDER, dir=base))
+        lock = os.open(folder / _LOCK, os.O_CREAT | os.O_RDWR, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if (folder / _LOCK).exists():  # else another start found it before it was locked, and took it for abandoned
+            break
+        os.close(lock)
+    try:
+        yield folder
+    finally:
+        os.close(lock)
+
+
+def _base() -> Path:
+    base = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    return Path(base if len(os.fsencode(base)) <= _LONGEST_BASE else "/tmp")  # noqa: S108 - the folder in it is ours alone
+
+
+def _remove_abandoned(base: Path) -> None:
+    """Remove the folders whose processes have ended. A lock ends with its process, also with one that is killed."""
+    for held in base.glob(f"{_FOLDER}*/{_LOCK}"):
+        with suppress(OSError):
+            if held.parent.lstat().st_uid != os.getuid():
+                continue
+            lock = os.open(held, os.O_RDWR | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(held.parent, ignore_errors=True)
+            finally:
+                os.close(lock)
+
+
+@contextmanager
+def _environment(given: Mapping[str, str], without: Iterable[str]) -> Iterator[None]:
+    """The environment of this process with some variables set and others taken out."""
+    before = {name: os.environ.pop(name, None) for name in (*given, *without)}
+    os.environ.update(given)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
