@@ -7,8 +7,9 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 from ray_app.errors import ClusterError
@@ -21,11 +22,13 @@ WORKER_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
 
 
 @contextmanager
-def cluster(config: ClusterConfig, *, hidden: Iterable[str] = ()) -> Iterator[None]:
+def cluster(
+    config: ClusterConfig, *, hidden: Iterable[str] = (), variables: Callable[[Path], Mapping[str, str]] = lambda folder: {}
+) -> Iterator[None]:
     """Connected to Ray inside the block: the one that this process has joined before, that of an address, or one that it starts.
 
-    What it starts obeys nobody else and inherits none of the environment variables `hidden` (see `private_ray`). Raises ClusterError when
-    the address does not answer.
+    What it starts obeys nobody else (see `private_ray`). `variables(its folder)` are added to its environment, the names in `hidden` taken
+    out. Raises ClusterError when the address does not answer.
     """
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -45,7 +48,7 @@ def cluster(config: ClusterConfig, *, hidden: Iterable[str] = ()) -> Iterator[No
                 with unobtrusively():
                     ray.init(address=address, runtime_env={"env_vars": WORKER_ENVIRONMENT}, **quiet)
             else:
-                folder = ending.enter_context(private_ray(hidden))
+                folder = ending.enter_context(private_ray(hidden, variables))
                 with unobtrusively():
                     ray.init(address="local", include_dashboard=False, num_cpus=config.cpus, num_gpus=config.gpus, _temp_dir=str(folder),
                              object_store_memory=config.object_store_bytes or LOCAL_OBJECT_STORE_BYTES, **quiet)  # fmt: skip

@@ -9,7 +9,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -17,22 +17,23 @@ from pathlib import Path
 SECRETS = ("TOUCHSTONE_TOKENS", "TOUCHSTONE_TOKEN", "TOUCHSTONE_WEBHOOK_SECRET")
 
 _FOLDER, _LOCK = "ts-", "touchstone.lock"
-_LONGEST_BASE = 107 - len("/ts-12345678/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store")  # of a Unix socket's path
+_LONGEST_BASE = 24  # a Unix socket's path has 107 bytes at most, and Serve's HAProxy needs 83 of them below
 
 
 @contextmanager
-def private_ray(hidden: Iterable[str] = ()) -> Iterator[Path]:
+def private_ray(hidden: Iterable[str], variables: Callable[[Path], Mapping[str, str]]) -> Iterator[Path]:
     """A Ray that is started inside the block obeys this process alone; yields the folder for its files.
 
     The secret stands in the environment, which the processes of Ray inherit, and nowhere else; the environment's own RAY_AUTH_* are for
-    clusters. The variables SECRETS and `hidden` are not inherited. All is as before after the block.
+    clusters. `variables(folder)` are inherited too; SECRETS and `hidden` are not. All is as before after the block.
     """
     from ray._private import ray_constants
     from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
     mine = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     many = ray_constants.ENABLE_RAY_CLUSTER
-    with private_folder() as folder, _environment(mine, without=("RAY_AUTH_TOKEN_PATH", *SECRETS, *hidden)):
+    left_out = ("RAY_AUTH_TOKEN_PATH", *SECRETS, *hidden)
+    with private_folder() as folder, _environment({**variables(folder), **mine}, left_out):
         try:
             # Ray's switch for machines whose firewall would ask, macOS and Windows: all that it starts binds to loopback.
             ray_constants.ENABLE_RAY_CLUSTER = False
