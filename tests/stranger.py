@@ -1,4 +1,4 @@
-"""Somebody who reaches the ports of a Ray and has no secret of it: who listens there, and what they do for him. Knows processes and ports."""
+"""Somebody who reaches the ports of a Ray and has no secret of it: who listens there, and what they do for him. Knows processes alone."""
 
 import http.client
 import importlib
