@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from ray_app.errors import ClusterError
+from ray_app.errors import ClusterError, said
 from ray_app.scoring.config import ClusterConfig
 from ray_app.scoring.private_ray import private_ray
 
@@ -32,7 +32,9 @@ def cluster(
     """
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    if not (config.address or os.environ.get("RAY_ADDRESS")):
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    if address in (None, "", "local"):
+        address = None
         os.environ.update(WORKER_ENVIRONMENT)  # inherited by the workers of a cluster that this process starts
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
@@ -40,7 +42,6 @@ def cluster(
     if ray.is_initialized():
         yield
         return
-    address = config.address or os.environ.get("RAY_ADDRESS")
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     with ExitStack() as ending:
         try:
@@ -52,9 +53,9 @@ def cluster(
                 with unobtrusively():
                     ray.init(address="local", include_dashboard=False, num_cpus=config.cpus, num_gpus=config.gpus, _temp_dir=str(folder),
                              object_store_memory=config.object_store_bytes or LOCAL_OBJECT_STORE_BYTES, **quiet)  # fmt: skip
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
             raise ClusterError(
-                f"cannot join the Ray cluster at {address or 'local'}: {str(error).splitlines()[0]}",
+                f"cannot join the Ray cluster at {address or 'local'}: {said(error)}",
                 hint="is it running, and are RAY_AUTH_MODE and RAY_AUTH_TOKEN those of its head?" if address else None,
             ) from error
         ending.callback(ray.shutdown)

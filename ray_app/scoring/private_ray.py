@@ -28,20 +28,25 @@ def private_ray(hidden: Iterable[str], variables: Callable[[Path], Mapping[str, 
     clusters. `variables(folder)` are inherited too; SECRETS and `hidden` are not. All is as before after the block.
     """
     from ray._private import ray_constants
-    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
     mine = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    many = ray_constants.ENABLE_RAY_CLUSTER
     left_out = ("RAY_AUTH_TOKEN_PATH", *SECRETS, *hidden)
-    with private_folder() as folder, _environment({**variables(folder), **mine}, left_out):
-        try:
+    many = ray_constants.ENABLE_RAY_CLUSTER
+    try:
+        with private_folder() as folder, _environment({**variables(folder), **mine}, left_out):
             # Ray's switch for machines whose firewall would ask, macOS and Windows: all that it starts binds to loopback.
             ray_constants.ENABLE_RAY_CLUSTER = False
-            Config.initialize("")  # Ray keeps what it once read
-            AuthenticationTokenLoader.instance().reset_cache()
+            _read_anew()
             yield folder / "ray"
-        finally:
-            ray_constants.ENABLE_RAY_CLUSTER = many
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = many
+        _read_anew()
+
+
+def _read_anew() -> None:
+    """Have Ray look at the environment again: this process may have asked it for its mode and token before."""
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
 
@@ -68,8 +73,10 @@ def private_folder() -> Iterator[Path]:
 
 
 def _base() -> Path:
-    base = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
-    return Path(base if len(os.fsencode(base)) <= _LONGEST_BASE else "/tmp")  # noqa: S108 - the folder in it is ours alone
+    wanted = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    base = Path(wanted if len(os.fsencode(wanted)) <= _LONGEST_BASE else "/tmp")  # noqa: S108 - the folder in it is ours alone
+    base.mkdir(parents=True, exist_ok=True)
+    return base
 
 
 def _remove_abandoned(base: Path) -> None:
