@@ -8,10 +8,15 @@ import fcntl
 import os
 import secrets
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+# Where PyTorch's processes talk to each other, by itself on any address that the machine's name has.
+_LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
+_TORCH = {"GLOO_SOCKET_IFNAME": _LOOPBACK, "NCCL_SOCKET_IFNAME": _LOOPBACK}
 
 # What an endpoint and its clients are let in by. Workers never need them, and whoever may start a task could read them there.
 SECRETS = ("TOUCHSTONE_TOKENS", "TOUCHSTONE_TOKEN", "TOUCHSTONE_WEBHOOK_SECRET")
@@ -29,7 +34,7 @@ def private_ray(hidden: Iterable[str], variables: Callable[[Path], Mapping[str, 
     """
     from ray._private import ray_constants
 
-    mine = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    mine = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), **_TORCH}
     left_out = ("RAY_AUTH_TOKEN_PATH", *SECRETS, *hidden)
     many = ray_constants.ENABLE_RAY_CLUSTER
     try:
