@@ -12,7 +12,7 @@ from tests.s3_server import S3Server
 # One Ray at a time: two would share two cores, and every file in a process of its own would start one.
 STARTS_RAY = (
     *("tests/scoring/", "tests/collecting/", "tests/generation/", "tests/training/", "tests/evaluation/on_ray/"),
-    *("tests/test_readme.py", "tests/test_profile_walk.py"),
+    *("tests/test_readme.py", "tests/test_profile_walk.py", "tests/test_strangers.py"),
 )
 
 
