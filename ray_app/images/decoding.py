@@ -26,7 +26,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from ray_app.errors import InputError, Status
-from ray_app.images import completeness, jpeg, structure, tiff_pixels
+from ray_app.images import completeness, jpeg, png, structure, tiff_pixels
 from ray_app.images.colour import is_icc_profile, to_rgb
 from ray_app.images.facts import DecodedImage, Findings, ImageRefused
 from ray_app.images.limits import ImageLimits
@@ -75,7 +75,6 @@ def _open_heic(stream: io.BytesIO) -> ImageFile:
 
 
 _OPENERS: dict[str, Callable[[io.BytesIO], ImageFile]] = {
-    "PNG": PngImageFile,
     "WEBP": WebPImageFile,
     "GIF": GifImageFile,
     "BMP": BmpImageFile,
@@ -137,14 +136,13 @@ def _check_bytes(data: bytes, limits: ImageLimits, found: Findings) -> str:
 def _open(data: bytes, format_name: str, found: Findings) -> ImageFile:
     if format_name == "JPEG":
         return jpeg.open_header(data, found.flags)
+    if format_name == "PNG":
+        return png.open_header(data, found.flags)
     if format_name == "TIFF":
         return tiff_pixels.open_header(data)
     try:
         return _OPENERS[format_name](io.BytesIO(data))
-    except (ValueError, SyntaxError) as error:
-        if format_name == "PNG" and "iCCP" in str(error):
-            found.flags.add("broken_icc")
-            return PngImageFile(io.BytesIO(structure.without_png_profile(data)))
+    except (ValueError, SyntaxError):
         # libavif refuses the whole image for a malformed EXIF item; under another type the item is skipped.
         masked = re.sub(rb"(infe.{8,10}?)Exif", rb"\1skip", data, count=1, flags=re.DOTALL) if format_name == "AVIF" else data
         if masked == data:
@@ -188,7 +186,9 @@ def _load(image: ImageFile, data: bytes, format_name: str, found: Findings) -> I
     image.load()
     if image.info.get("compression") == "jpeg":
         tiff_pixels.check_jpeg_data(data)
-    completeness.check(image, data, format_name)
+    if format_name == "PNG":
+        png.check(image, data)
+    completeness.check(data, format_name)
     return image
 
 

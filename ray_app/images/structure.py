@@ -91,12 +91,6 @@ def count_tiff_pages(data: bytes) -> int:
         return 1
 
 
-def without_png_profile(data: bytes) -> bytes:
-    """A PNG without its colour profile."""
-    at = data.find(b"iCCP") - 4
-    return data if at < 0 else data[:at] + data[at + 12 + int.from_bytes(data[at : at + 4], "big") :]
-
-
 def _after(data: bytes, marker: bytes, length: int) -> int | None:
     at = data.rfind(marker)
     return None if at < 0 else at + length

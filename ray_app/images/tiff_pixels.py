@@ -33,7 +33,7 @@ WHITE_IS_ZERO, RGB, PALETTE, CMYK, YCBCR, LAB = 0, 2, 3, 5, 6, 8
 
 _PHOTOMETRIC = {0: "grey from white to black", 1: "grey", RGB: "RGB", PALETTE: "palette", CMYK: "inks", YCBCR: "YCbCr", LAB: "Lab"}
 _FORMATS = {2: "signed", 3: "floating-point", 5: "complex", 6: "complex"}  # 1 is unsigned, 4 is undefined and meant so
-_MOST_PLANES = {RGB: 4, CMYK: 4, YCBCR: 3, LAB: 3}  # Pillow takes a second plane of grey or palette for another image's
+_MOST_PLANES = {0: 1, 1: 1, PALETTE: 1, RGB: 4, CMYK: 4, YCBCR: 3, LAB: 0}  # of further ones Pillow makes wrong colours
 _UNREAD = {33003: "JPEG 2000", 33004: "JPEG 2000", 33005: "JPEG 2000", 34661: "JBIG", 34712: "JPEG 2000", 34887: "LERC", 34892: "lossy DNG",
            50001: "WebP", 50002: "JPEG XL"}  # fmt: skip
 _WHAT_TO_DO = "save it as PNG, or as a TIFF of 8-bit RGB"
@@ -115,10 +115,10 @@ class Layout(NamedTuple):
             return None  # nonsense, for Pillow to refuse
         if not _FORMATS.keys().isdisjoint(self.formats) or max(self.bits) > 16:
             return f"{self.describe()}, which has no agreed black and white: {_WHAT_TO_DO}"
-        if self.photometric not in _MOST_PLANES.keys() | {0, 1, PALETTE} or (self.photometric == CMYK and self.ink_set != 1):
+        if self.photometric not in _MOST_PLANES or (self.photometric == CMYK and self.ink_set != 1):
             return f"{self.describe()}: {_WHAT_TO_DO}"
         is_subsampled = self.photometric == YCBCR and self.subsampling != (1, 1)
-        if self.is_planar and (is_subsampled or planes > _MOST_PLANES.get(self.photometric, 1)):
+        if self.is_planar and (is_subsampled or planes > _MOST_PLANES[self.photometric]):
             return f"{self.describe()}: {_WHAT_TO_DO}, interleaved"
         return None
 

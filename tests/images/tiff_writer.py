@@ -10,7 +10,8 @@ import numpy as np
 SHORT, LONG, LONG8 = 3, 4, 16
 NONE, LZW, DEFLATE, PACKBITS = 1, 5, 8, 32773
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, YCBCR, LAB = 0, 1, 2, 3, 5, 6, 8
-UNSIGNED, SIGNED, FLOAT = 1, 2, 3
+UNSIGNED, SIGNED, FLOAT, COMPLEX = 1, 2, 3, 5
+STRIPS, TILES = (273, 279), (324, 325)  # tags: where they stand, how long they are
 
 
 def tiff(
@@ -28,11 +29,15 @@ def tiff(
     extra: tuple[int, ...] = (),
     sample_format: int = UNSIGNED,
     tags: dict[int, list[int]] | None = None,
+    places: tuple[int, int] | None = None,
 ) -> bytes:
-    """A TIFF of `samples` (height × width × samples, integers or floats), in strips of `rows` or in tiles of `tile` × `tile`."""
+    """A TIFF of `samples` (height × width × samples, integers or floats), in strips of `rows` or in tiles of `tile` × `tile`.
+
+    `places` are the tags for where these stand and how long they are, where they are to be others than the usual ones.
+    """
     height, width, count = samples.shape
     planes = [samples[..., plane : plane + 1] for plane in range(count)] if planar else [samples]
-    pieces = [_pressed(_packed(piece, bits, order, predictor), compression) for plane in planes for piece in _cut(plane, tile, rows)]
+    pieces = [pressed(packed(piece, bits, order, predictor), compression) for plane in planes for piece in _cut(plane, tile, rows)]
     placed: dict[int, list[int]] = {
         256: [width], 257: [height], 258: [bits] * count, 259: [compression], 262: [photometric], 277: [count], 284: [2 if planar else 1],
         339: [sample_format] * count,
@@ -40,17 +45,19 @@ def tiff(
     placed |= {338: list(extra)} if extra else {}
     placed |= {317: [2]} if predictor else {}
     placed |= {322: [tile], 323: [tile]} if tile else {278: [rows]}
-    return container(placed | (tags or {}), pieces, order=order, big=big, tiled=bool(tile))
+    return container(placed | (tags or {}), pieces, order=order, big=big, places=places or (TILES if tile else STRIPS))
 
 
-def container(tags: dict[int, list[int]], pieces: list[bytes], *, order: str = "<", big: bool = False, tiled: bool = False) -> bytes:
+def container(
+    tags: dict[int, list[int]], pieces: list[bytes], *, order: str = "<", big: bool = False, places: tuple[int, int] = (273, 279)
+) -> bytes:
     """One directory of integer tags around strips or tiles that are packed already."""
     at, ends, kind, entry = (16, "Q", LONG8, "HHQ8s") if big else (8, "I", LONG, "HHI4s")
     offsets, body = [], b""
     for piece in pieces:
         offsets.append(at + len(body))
         body += piece + b"\0" * (len(piece) % 2)
-    here = tags | {324 if tiled else 273: offsets, 325 if tiled else 279: [len(piece) for piece in pieces]}
+    here = tags | {places[0]: offsets, places[1]: [len(piece) for piece in pieces]}
     entries = b""
     for tag, values in sorted(here.items()):
         wide = SHORT if max(values) < 65536 else kind
@@ -73,7 +80,7 @@ def _cut(plane: np.ndarray, tile: int, rows: int) -> Iterator[np.ndarray]:
         yield from (padded[top : top + tile, left : left + tile] for left in range(0, width, tile))
 
 
-def _packed(piece: np.ndarray, bits: int, order: str, predictor: bool) -> bytes:
+def packed(piece: np.ndarray, bits: int, order: str, predictor: bool) -> bytes:
     if predictor:
         piece = np.diff(piece.astype(np.int64), axis=1, prepend=0) % 2**bits
     if piece.dtype.kind == "f":
@@ -85,7 +92,7 @@ def _packed(piece: np.ndarray, bits: int, order: str, predictor: bool) -> bytes:
     return np.packbits(each.reshape(len(rows), -1).astype(np.uint8), axis=1).tobytes()
 
 
-def _pressed(data: bytes, compression: int) -> bytes:
+def pressed(data: bytes, compression: int) -> bytes:
     if compression == DEFLATE:
         return zlib.compress(data)
     if compression == PACKBITS:  # literal runs alone: section 9 allows them
