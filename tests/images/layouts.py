@@ -207,17 +207,18 @@ def pngs() -> Iterator[Cell]:
             shown = samples({0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour], depth)
             name = f"png-{colour}-{depth}{'-adam7' * interlaced}{'-trns' * keyed}"
             is_read = not (keyed and colour == 2 and depth == 16)
-            yield Cell(name, partial(_png, shown, depth, colour, interlaced, extra), tolerance, is_read)
+            yield Cell(name, partial(png, shown, depth, colour, interlaced=interlaced, extra=extra), tolerance, is_read)
 
 
-def _png(shown: np.ndarray, depth: int, colour: int, interlaced: bool, extra: tuple[bytes, ...]) -> bytes:
+def png(shown: np.ndarray, depth: int, colour: int, *, interlaced: bool = False, extra: tuple[bytes, ...] = ()) -> bytes:
+    """A PNG of samples (height × width × samples)."""
     passes = _PASSES if interlaced else ((0, 0, 1, 1),)
     lines = b""
     for left, top, across, down in passes:
         part = shown[top::down, left::across]
         rows = [tiff_writer.packed(row[None], depth, ">", predictor=False) for row in part] if part.size else []
         lines += b"".join(b"\0" + row for row in rows)
-    header = factory.chunk(b"IHDR", struct.pack(">IIBBBBB", WIDTH, HEIGHT, depth, colour, 0, 0, interlaced))
+    header = factory.chunk(b"IHDR", struct.pack(">IIBBBBB", shown.shape[1], shown.shape[0], depth, colour, 0, 0, interlaced))
     body = factory.chunk(b"IDAT", zlib.compress(lines))
     return b"\x89PNG\r\n\x1a\n" + header + b"".join(extra) + body + factory.chunk(b"IEND", b"")
 
