@@ -1,5 +1,6 @@
 """From whatever Pillow decoded to 8-bit RGB, the way the detectors' authors saw it. Knows modes and matte; knows no file format."""
 
+import contextlib
 import io
 
 import numpy as np
@@ -18,7 +19,7 @@ _ICC_ERRORS = (ImageCms.PyCMSError, OSError, ValueError, TypeError)
 def to_rgb(image: Image.Image, flags: set[str], sample_bits: int) -> Image.Image:
     """The image as RGB; the very same object where it is RGB already. Adds to `flags` what had to be decided.
 
-    Alpha is composited on white, samples of more than 8 bits keep their high 8, CMYK goes through its own profile;
+    Alpha is composited on white, samples of more than 8 bits keep their high 8, CMYK goes through its own profile, Lab to sRGB;
     an RGB image's profile is not applied, as the authors of the detectors do not. Raises InputError for samples without an agreed range.
     """
     mode = image.mode
@@ -35,7 +36,8 @@ def to_rgb(image: Image.Image, flags: set[str], sample_bits: int) -> Image.Image
         flags.add("cmyk")
         return _cmyk_to_rgb(image, flags)
     if mode == "LAB" and features.check("littlecms2"):
-        return _converted(image, ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")))
+        with contextlib.suppress(*_ICC_ERRORS):
+            return _converted(image, ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")))
     if mode in _PLAIN:
         return image.convert("RGB")
     raise InputError(Status.UNSUPPORTED_FORMAT, f"pixels of mode {mode} have no agreed range for black and white: save as 8 or 16 bits")

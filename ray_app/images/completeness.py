@@ -12,6 +12,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from ray_app.errors import InputError, Status
 from ray_app.images.provenance.boxes import coded_items
 
+MOST_CHUNKS = 1000  # before the picture; a WebP has three
 ZERO_TAIL = 32  # bytes: AV1 and HEVC end in a bit that is set, and a few bytes of padding at most
 UNREAD_TAIL = 16  # bytes: libwebp asks for up to seven more than it needs
 
@@ -26,11 +27,13 @@ def check(data: bytes, format_name: str) -> None:
 
 def _check_webp(data: bytes) -> None:
     """Zeros decode as flat colour: where coded data ends in zeros and decodes without the last of them, they stand for what is missing."""
-    at = 12
-    while (kind := data[at : at + 4]) not in (b"VP8 ", b"VP8L") and kind:
-        size = int.from_bytes(data[at + 4 : at + 8], "little")
-        at += 24 if kind == b"ANMF" else 8 + size + (size & 1)
-    coded = data[at + 8 : at + 8 + int.from_bytes(data[at + 4 : at + 8], "little")]
+    at, kind, size = 12, b"", 0
+    for _ in range(MOST_CHUNKS):
+        kind, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
+        if kind in (b"VP8 ", b"VP8L"):
+            break
+        at += 24 if kind == b"ANMF" else 8 + size + (size & 1)  # the first frame of an animation lies within its chunk
+    coded = data[at + 8 : at + 8 + size]
     if not coded.endswith(bytes(2 * UNREAD_TAIL)):
         return
     shorter = coded[:-UNREAD_TAIL] + b"\0" * (len(coded) % 2)

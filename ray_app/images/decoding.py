@@ -184,7 +184,7 @@ def _load(image: ImageFile, data: bytes, format_name: str, found: Findings) -> I
             found.decoder = _pillow_name(format_name)
         return pixels
     image.load()
-    if image.info.get("compression") == "jpeg":
+    if format_name == "TIFF" and image.info.get("compression") == "jpeg":
         tiff_pixels.check_jpeg_data(data)
     if format_name == "PNG":
         png.check(image, data)

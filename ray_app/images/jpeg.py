@@ -131,9 +131,7 @@ def _decode(image: JpegImageFile, data: bytes, flags: set[str]) -> Image.Image:
     if "remature end" in warning:
         raise InputError(Status.TRUNCATED_IMAGE, _how_far(data))
     if "Unsupported color conversion" in warning:
-        raise InputError(
-            Status.UNSUPPORTED_FORMAT, "a lossless JPEG in colours that have to be converted: save as an ordinary JPEG or as PNG"
-        )
+        raise InputError(Status.UNSUPPORTED_FORMAT, "a lossless JPEG in colours that would have to be converted: save as PNG")
     raise InputError(Status.CORRUPT_IMAGE, warning.removeprefix("Corrupt JPEG data: "))
 
 

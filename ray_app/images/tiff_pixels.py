@@ -14,17 +14,8 @@ from ray_app.errors import InputError, Status
 from ray_app.images import jpeg
 from ray_app.images.tiff import Tiff, TiffError, is_camera_raw
 
-WIDTH, LENGTH, BITS, COMPRESSION, PHOTOMETRIC, STRIP_OFFSETS, SAMPLES, STRIP_ROWS, STRIP_COUNTS = (
-    256,
-    257,
-    258,
-    259,
-    262,
-    273,
-    277,
-    278,
-    279,
-)
+WIDTH, LENGTH, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES = 256, 257, 258, 259, 262, 277
+STRIP_OFFSETS, STRIP_ROWS, STRIP_COUNTS = 273, 278, 279
 PLANAR, COLOUR_MAP, TILE_WIDTH, TILE_LENGTH, TILE_OFFSETS, TILE_COUNTS = 284, 320, 322, 323, 324, 325
 INK_SET, EXTRA_SAMPLES, SAMPLE_FORMAT, JPEG_TABLES, SUBSAMPLING = 332, 338, 339, 347, 530
 RAW, LZW = 1, 5
@@ -94,7 +85,7 @@ class Layout(NamedTuple):
             tags.get(EXTRA_SAMPLES, ()),
             one(INK_SET, 1),
             tags.get(SUBSAMPLING, (2, 2)),
-            (one(TILE_WIDTH, width), one(TILE_LENGTH, min(one(STRIP_ROWS, length), length))),
+            (one(TILE_WIDTH, width), one(TILE_LENGTH, min(one(STRIP_ROWS, length) or length, length))),
             tags.get(TILE_OFFSETS) or tags.get(STRIP_OFFSETS, ()),
             tags.get(TILE_COUNTS) or tags.get(STRIP_COUNTS, ()),
         )
