@@ -1,5 +1,6 @@
 """From whatever Pillow decoded to 8-bit RGB, the way the detectors' authors saw it. Knows modes and matte; knows no file format."""
 
+import contextlib
 import io
 
 import numpy as np
@@ -18,7 +19,7 @@ _ICC_ERRORS = (ImageCms.PyCMSError, OSError, ValueError, TypeError)
 def to_rgb(image: Image.Image, flags: set[str], sample_bits: int) -> Image.Image:
     """The image as RGB; the very same object where it is RGB already. Adds to `flags` what had to be decided.
 
-    Alpha is composited on white, samples of more than 8 bits keep their high 8, CMYK goes through its own profile;
+    Alpha is composited on white, samples of more than 8 bits keep their high 8, CMYK goes through its own profile, Lab to sRGB;
     an RGB image's profile is not applied, as the authors of the detectors do not. Raises InputError for samples without an agreed range.
     """
     mode = image.mode
@@ -34,6 +35,9 @@ def to_rgb(image: Image.Image, flags: set[str], sample_bits: int) -> Image.Image
     if mode == "CMYK":
         flags.add("cmyk")
         return _cmyk_to_rgb(image, flags)
+    if mode == "LAB" and features.check("littlecms2"):
+        with contextlib.suppress(*_ICC_ERRORS):
+            return _converted(image, ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")))
     if mode in _PLAIN:
         return image.convert("RGB")
     raise InputError(Status.UNSUPPORTED_FORMAT, f"pixels of mode {mode} have no agreed range for black and white: save as 8 or 16 bits")
@@ -61,6 +65,8 @@ def _deep_grey_to_rgb(image: Image.Image, flags: set[str], sample_bits: int) -> 
     samples = np.asarray(image)
     # Pillow's own conversion clips at 255: a white picture, and a plausible wrong score.
     grey = (samples >> (sample_bits - 8 if 8 < sample_bits <= 16 else 8)).astype(np.uint8)
+    if "white_is_zero" in image.info:
+        grey = 255 - grey
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
         flags.add("alpha")
@@ -72,12 +78,14 @@ def _cmyk_to_rgb(image: Image.Image, flags: set[str]) -> Image.Image:
     profile = image.info.get("icc_profile")
     if profile and features.check("littlecms2"):
         try:
-            converted = ImageCms.profileToProfile(
-                image, ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB"), outputMode="RGB"
-            )
+            return _converted(image, ImageCms.ImageCmsProfile(io.BytesIO(profile)))
         except _ICC_ERRORS:
             flags.add("broken_icc")
-        else:
-            if converted is not None:
-                return converted
     return image.convert("RGB")
+
+
+def _converted(image: Image.Image, profile: ImageCms.ImageCmsProfile) -> Image.Image:
+    """From the colours of a profile to sRGB, by perceptual intent. Raises _ICC_ERRORS."""
+    converted = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    assert converted is not None  # it is only where the image itself is to be changed
+    return converted

@@ -26,13 +26,14 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from ray_app.errors import InputError, Status
-from ray_app.images import structure
+from ray_app.images import completeness, jpeg, png, structure, tiff_pixels
 from ray_app.images.colour import is_icc_profile, to_rgb
 from ray_app.images.facts import DecodedImage, Findings, ImageRefused
 from ray_app.images.limits import ImageLimits
+from ray_app.images.provenance.boxes import foreign_kinds
 from ray_app.images.quality import jpeg_quality
 from ray_app.images.sniff import describe_unsupported
-from ray_app.images.tiff import Tiff, TiffError, exif_orientation, is_camera_raw
+from ray_app.images.tiff import TiffError, exif_orientation
 
 # What Pillow and its plugins raise on hostile files: the tuple of Pillow's own fuzz test, and what our fuzzing added to it.
 _PILLOW_ERRORS = (
@@ -58,14 +59,10 @@ _LIBRARIES = {
     "AVIF": (("libavif", "avif"),),
     "TIFF": (("libtiff", "libtiff"),),
 }
+_UNREAD_BMP = re.compile(r"Unsupported BMP (bitfields|compression|pixel depth \((0|2|64)\))")
 BITS_PER_SAMPLE = 258  # TIFF tag
 MOST_FRAMES = 2**31 - 1  # an APNG may claim more than an int32 column holds
 MOST_WORDS = 200  # of a foreign message in `detail`
-
-
-class _Jpeg(JpegImageFile):
-    def _read_dpi_from_exif(self) -> None:
-        """Pillow parses all of EXIF at opening for the resolution, which nobody here asks for: slow, and it warns on stderr."""
 
 
 def _open_heic(stream: io.BytesIO) -> ImageFile:
@@ -78,12 +75,9 @@ def _open_heic(stream: io.BytesIO) -> ImageFile:
 
 
 _OPENERS: dict[str, Callable[[io.BytesIO], ImageFile]] = {
-    "JPEG": _Jpeg,
-    "PNG": PngImageFile,
     "WEBP": WebPImageFile,
     "GIF": GifImageFile,
     "BMP": BmpImageFile,
-    "TIFF": TiffImageFile,
     "AVIF": AvifImageFile,
     "HEIC": _open_heic,
 }
@@ -116,9 +110,7 @@ def _decode(data: bytes, limits: ImageLimits, found: Findings) -> Image.Image:
     limits.check_size(*image.size, len(data))
     _check_text(image, limits)
     with _translated(data, format_name, image):
-        # verify() accepts a JPEG cut in half; only load() proves that all of it is there.
-        image.load()
-        pixels = to_rgb(image, found.flags, sample_bits)
+        pixels = to_rgb(_load(image, data, format_name, found), found.flags, sample_bits)
     found.width, found.height = pixels.size
     if structure.has_trailing_bytes(data, format_name):
         found.flags.add("trailing_bytes")
@@ -142,12 +134,12 @@ def _check_bytes(data: bytes, limits: ImageLimits, found: Findings) -> str:
 
 
 def _open(data: bytes, format_name: str, found: Findings) -> ImageFile:
+    if format_name == "JPEG":
+        return jpeg.open_header(data, found.flags)
+    if format_name == "PNG":
+        return png.open_header(data, found.flags)
     if format_name == "TIFF":
-        with contextlib.suppress(TiffError):
-            if is_camera_raw(Tiff(data)):
-                raise InputError(
-                    Status.UNSUPPORTED_FORMAT, "a camera raw file (its first picture is a preview): develop it to JPEG or TIFF first"
-                )
+        return tiff_pixels.open_header(data)
     try:
         return _OPENERS[format_name](io.BytesIO(data))
     except (ValueError, SyntaxError):
@@ -184,6 +176,22 @@ def _read_header(image: ImageFile, data: bytes, format_name: str, found: Finding
         found.flags.add("oriented")
 
 
+def _load(image: ImageFile, data: bytes, format_name: str, found: Findings) -> Image.Image:
+    """Every pixel: verify() accepts files cut in half, only decoding proves that all of it is there."""
+    if isinstance(image, JpegImageFile):
+        pixels = jpeg.load(image, data, found.flags)
+        if isinstance(pixels, JpegImageFile):  # of rare sampling factors
+            found.decoder = _pillow_name(format_name)
+        return pixels
+    image.load()
+    if format_name == "TIFF" and image.info.get("compression") == "jpeg":
+        tiff_pixels.check_jpeg_data(data)
+    if format_name == "PNG":
+        png.check(image, data)
+    completeness.check(data, format_name)
+    return image
+
+
 def _count_frames(image: ImageFile, data: bytes, format_name: str) -> int:
     if format_name == "GIF":
         return structure.count_gif_frames(data)
@@ -218,18 +226,32 @@ def _translated(data: bytes, format_name: str, image: ImageFile | None = None) -
     except _PILLOW_ERRORS as error:
         if "MAX_TEXT" in str(error):
             raise InputError(Status.METADATA_TOO_LARGE, f"over Pillow's own limit: {_words(error)}") from error
+        if reason := _unread(error, data, format_name):
+            raise InputError(Status.UNSUPPORTED_FORMAT, reason) from error
         if _is_cut(error) or structure.ends_early(data, format_name):
             raise InputError(Status.TRUNCATED_IMAGE, _how_far(data, format_name, image)) from error
         raise InputError(Status.CORRUPT_IMAGE, _words(error)) from error
 
 
+def _unread(error: BaseException, data: bytes, format_name: str) -> str | None:
+    """What a valid file is that its decoder does not know, and what to do; None where it says nothing of that."""
+    words = _words(error)
+    if format_name == "BMP" and _UNREAD_BMP.match(words):
+        return f"{words}: save it as PNG"
+    if format_name in ("AVIF", "HEIC") and (kinds := foreign_kinds(data)):
+        return f"a HEIF file with pictures of kind {', '.join(kinds)}, which Touchstone does not read: save it as JPEG or PNG"
+    return None
+
+
 def _is_cut(error: BaseException) -> bool:
     words = str(error).lower()
-    return "truncated" in words or "unexpected end" in words or isinstance(error.__cause__ or error, struct.error | EOFError | IndexError)
+    if any(cut in words for cut in ("truncated", "unexpected end", "not enough image data")):
+        return True
+    return isinstance(error.__cause__ or error, struct.error | EOFError | IndexError)
 
 
 def _how_far(data: bytes, format_name: str, image: ImageFile | None) -> str:
-    if image is not None and format_name in ("JPEG", "PNG") and "interlace" not in image.info and "progressive" not in image.info:
+    if image is not None and format_name == "PNG" and "interlace" not in image.info:
         with contextlib.suppress(OSError):
             image.tile = []  # what was decoded before the end stays readable
             box = image.getbbox()
@@ -253,6 +275,10 @@ def decoder_name(format_name: str) -> str:
             import pillow_heif
 
             return f"pillow-heif {pillow_heif.__version__}/libheif {pillow_heif.libheif_version()}"
+    return jpeg.DECODER if format_name == "JPEG" else _pillow_name(format_name)
+
+
+def _pillow_name(format_name: str) -> str:
     for name, feature in _LIBRARIES.get(format_name, ()):
         if version := features.version(feature):
             return f"pillow {PIL.__version__}/{name} {version}"

@@ -15,6 +15,7 @@ FLAG_MEANING = {
     "broken_icc": "the colour profile cannot be read or used; ignored",
     "cmyk": "printing colours, converted to RGB",
     "grayscale": "grey only; the three channels are equal",
+    "irregular_jpeg": "broken metadata or stray bytes in the JPEG; all of its pixels are there",
     "multipage": "several pages or pictures; the first is scored",
     "oriented": "EXIF asks to turn it; it is scored as stored",
     "sixteen_bit": "more than 8 bits per sample; the high 8 are scored",

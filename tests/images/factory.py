@@ -110,6 +110,39 @@ def ycck() -> bytes:
     return bytes(data)
 
 
+def lab() -> Image.Image:
+    return ImageCms.profileToProfile(photo(), ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB")
+
+
+def jpeg_of_kind(marker: int, bits: int) -> bytes:
+    """A JPEG whose frame header says so, whatever its scan is."""
+    data = bytearray(jpeg())
+    at = data.index(b"\xff\xc0")
+    data[at + 1], data[at + 4] = marker, bits
+    return bytes(data)
+
+
+def tiff_with(**changed: int) -> bytes:
+    """A grey TIFF of 32 × 32 pixels of 32 bits each at most, with these values of `bits`, `compression`, `sample_format` …"""
+    numbers = {"bits": 258, "compression": 259, "photometric": 262, "samples": 277, "planar": 284, "sample_format": 339}
+    tags = {256: 32, 257: 32, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: 32, 279: 4096}
+    return tiff_of(sorted((tags | {numbers[name]: value for name, value in changed.items()}).items()), bytes(4096))
+
+
+def heif_of_kind(kind: bytes) -> bytes:
+    """A HEIC whose pictures are said to be of another kind."""
+    return encoded(photo(), "HEIF").replace(b"hvc1", kind)
+
+
+def odd_bitfields_bmp() -> bytes:
+    """A bitmap of 32 bits whose colours have ten each."""
+    data = encoded(photo().convert("RGBA"), "BMP")
+    header = struct.unpack_from("<IiiHHIIiiII", data, 14)
+    masks = struct.pack("<III", 0x3FF00000, 0x000FFC00, 0x000003FF)
+    fields = struct.pack("<IiiHHIIiiII", 40, *header[1:5], 3, *header[6:])
+    return b"BM" + struct.pack("<IHHI", 66 + header[6], 0, 0, 66) + fields + masks + data[-header[6] :]
+
+
 def srgb_profile() -> bytes:
     return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
@@ -285,6 +318,8 @@ ODD: dict[str, tuple[tuple[str, ...], Maker]] = {
     "broken_exif_png": (("broken_exif",), lambda: broken_exif("PNG")),
     "broken_exif_webp": (("broken_exif",), lambda: broken_exif("WEBP")),
     "broken_exif_avif": (("broken_exif",), lambda: broken_exif("AVIF")),
+    "irregular_jpeg": (("irregular_jpeg",), lambda: jpeg()[:20] + b"bytes of nobody" + jpeg()[20:]),
+    "lab_tiff": ((), lambda: encoded(lab(), "TIFF")),
     "empty_exif_jpeg": (("broken_exif",), lambda: jpeg(exif=b"Exif\0\0" + bytes(60_000))),
     "looping_tiff": (("grayscale", "sixteen_bit"), looping_tiff),
     "bad_orientation_tiff": (("grayscale",), tiff_with_bad_orientation),
@@ -307,6 +342,16 @@ REFUSED: dict[str, tuple[Status, Maker]] = {
     "video": (Status.UNSUPPORTED_FORMAT, lambda: b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom" + bytes(100)),
     "camera_raw": (Status.UNSUPPORTED_FORMAT, camera_raw),
     "float_tiff": (Status.UNSUPPORTED_FORMAT, lambda: encoded(photo().convert("F"), "TIFF")),
+    "32_bit_tiff": (Status.UNSUPPORTED_FORMAT, lambda: tiff_with(bits=32)),
+    "signed_tiff": (Status.UNSUPPORTED_FORMAT, lambda: tiff_with(sample_format=2)),
+    "webp_in_tiff": (Status.UNSUPPORTED_FORMAT, lambda: tiff_with(compression=50001)),
+    "unknown_compression_tiff": (Status.UNSUPPORTED_FORMAT, lambda: tiff_with(compression=12345)),
+    "big_endian_bigtiff": (Status.UNSUPPORTED_FORMAT, lambda: b"MM\0+\0\x08\0\0" + struct.pack(">Q", 16) + bytes(16)),
+    "jpeg_ls": (Status.UNSUPPORTED_FORMAT, lambda: jpeg_of_kind(0xF7, 8)),
+    "jpeg_of_12_bits": (Status.UNSUPPORTED_FORMAT, lambda: jpeg_of_kind(0xC1, 12)),
+    "hierarchical_jpeg": (Status.UNSUPPORTED_FORMAT, lambda: jpeg_of_kind(0xC5, 8)),
+    "bitfields_of_ten_bmp": (Status.UNSUPPORTED_FORMAT, odd_bitfields_bmp),
+    "uncompressed_heif": (Status.UNSUPPORTED_FORMAT, lambda: heif_of_kind(b"unci")),
     "bomb": (Status.IMAGE_TOO_LARGE, bomb_png),
     "bomb_below_pillows_limit": (Status.IMAGE_TOO_LARGE, lambda: bomb_png(12_000)),
     "lying_png": (Status.IMAGE_TOO_LARGE, lambda: lying_png(20_000, 20_000)),

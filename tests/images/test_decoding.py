@@ -1,3 +1,4 @@
+import gc
 import hashlib
 import io
 import os
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from ray_app.errors import Status
-from ray_app.images import FLAG_MEANING, DecodedImage, ImageLimits, ImageRefused, decode_image, inspect_bytes
+from ray_app.images import FLAG_MEANING, DecodedImage, ImageLimits, ImageRefused, decode_image, decoder_name, inspect_bytes
 from tests.images import factory
 
 LIMITS = ImageLimits()
@@ -47,8 +48,8 @@ def test_each_format_decodes_to_rgb_with_its_facts(name):
     assert facts.sha256 == hashlib.sha256(data).hexdigest()
     assert facts.flags == ()
     assert facts.icc is (name == "webp_extended")
-    assert facts.decoder is not None
-    assert facts.decoder.startswith("pillow")
+    assert facts.decoder == decoder_name(format_name)
+    assert facts.decoder.startswith("simplejpeg" if format_name == "JPEG" else "pillow")
     error = np.abs(pixels(data).astype(int) - np.asarray(factory.photo())).mean()
     assert error < 20, "not the picture that was encoded"
 
@@ -232,8 +233,45 @@ def test_no_metadata_travels_with_the_pixels():
 
 
 def test_an_rgb_image_is_not_copied():
-    image = decode_image(factory.jpeg(), LIMITS).pixels
-    assert type(image).__mro__[1].__name__ == "JpegImageFile"
+    assert isinstance(decode_image(factory.png(), LIMITS).pixels, ImageFile.ImageFile)
+
+
+@pytest.mark.parametrize("make", [factory.jpeg, lambda: factory.encoded(factory.photo().convert("L"), "JPEG"), factory.cmyk])
+def test_pixels_of_a_jpeg_stay_when_what_they_came_from_is_gone(make):
+    """They share the memory that simplejpeg wrote into."""
+    image = decode_image(make(), LIMITS).pixels
+    before = np.array(image)
+    for _ in range(20):
+        gc.collect()
+        np.full((64, 96, 4), 7, np.uint8)
+    np.testing.assert_array_equal(np.asarray(image), before)
+    np.testing.assert_array_equal(np.asarray(pickle.loads(pickle.dumps(image))), before)
+    image.putpixel((0, 0), (1, 2, 3))
+    assert image.getpixel((0, 0)) == (1, 2, 3)
+
+
+def test_decoding_the_same_jpegs_again_takes_no_more_memory():
+    """Shared memory is given back: a thousand megabytes of pixels would not be."""
+    code = (
+        "import resource; from tests.images import factory; from ray_app.images import *\n"
+        "data = factory.encoded(factory.photo(1000, 800), 'JPEG')\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024\n"
+        "decode_image(data, ImageLimits()); before = peak()\n"
+        "for _ in range(300): decode_image(data, ImageLimits())\n"
+        "print(peak() - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True)
+    assert int(done.stdout) < 20
+
+
+def test_a_refusal_as_unsupported_says_what_the_file_is_and_what_to_do():
+    for name in ("float_tiff", "32_bit_tiff", "signed_tiff", "webp_in_tiff", "big_endian_bigtiff", "jpeg_ls", "jpeg_of_12_bits",
+                 "bitfields_of_ten_bmp", "uncompressed_heif"):  # fmt: skip
+        detail = refusal(factory.REFUSED[name][1]()).detail
+        assert "save " in detail, name
+    assert "32 bits floating-point" in refusal(factory.REFUSED["float_tiff"][1]()).detail
+    assert "WebP" in refusal(factory.REFUSED["webp_in_tiff"][1]()).detail
+    assert "unci" in refusal(factory.REFUSED["uncompressed_heif"][1]()).detail
 
 
 def test_pillows_settings_and_limits_stay_as_they_were():

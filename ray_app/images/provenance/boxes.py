@@ -1,4 +1,4 @@
-"""Metadata of AVIF and HEIC: EXIF and XMP as items of the `meta` box (ISO 14496-12, §8.11), C2PA in a `uuid` box."""
+"""Items of AVIF and HEIC (`meta` box, ISO 14496-12 §8.11): coded pictures, EXIF and XMP; and C2PA in a `uuid` box."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -10,6 +10,8 @@ MOST_ITEMS = 1000  # a 50-megapixel HEIC of tiles has 200
 # C2PA 2.1, annex A.5.1.
 _C2PA_BOX = bytes.fromhex("d8fec3d61b0e483c92975828877ec481")
 _PURPOSE = b"manifest\0"
+_XMP = b"xmp"
+_CODED = (b"av01", b"hvc1")
 
 
 class Box(NamedTuple):
@@ -67,27 +69,46 @@ def _boxes(data: bytes, at: int, end: int) -> Iterator[Box]:
         at = stop
 
 
+def coded_items(data: bytes) -> Iterator[tuple[int, int]]:
+    """Where the coded pictures of an AVIF or HEIC stand, tiles and thumbnails too: (offset, size) of each that lies in one piece."""
+    meta = next((box for box in _boxes(data, 0, len(data)) if box.kind == b"meta"), None)
+    if meta is not None:
+        yield from ((start, size) for kind, start, size in _items(data, meta) if kind in _CODED)
+
+
+def foreign_kinds(data: bytes) -> list[str]:
+    """What the items of an AVIF or HEIC are where none of them is a picture that its decoders know; empty where one is."""
+    meta = next((box for box in _boxes(data, 0, len(data)) if box.kind == b"meta"), None)
+    kinds = {kind for kind, _, _ in _items(data, meta)} - {b"Exif", _XMP} if meta is not None else set()
+    return [] if kinds & {*_CODED} else sorted(kind.decode("ascii", "replace") for kind in kinds)
+
+
 def _take_items(found: Found, data: bytes, meta: Box) -> None:
+    for kind, start, size in _items(data, meta):
+        if size > MOST_BYTES:
+            continue
+        block = data[start : start + size]
+        if kind == b"Exif":
+            found.add_exif(block[4 + int.from_bytes(block[:4], "big") :])  # an offset to the TIFF header comes first
+        elif kind == _XMP:
+            found.add_xmp(block)
+
+
+def _items(data: bytes, meta: Box) -> Iterator[tuple[bytes, int, int]]:
+    """(kind, offset, size) of the items that lie within the file, each in one piece."""
     inner = {box.kind: box for box in _boxes(data, meta.start + 4, meta.end)}
     if not {b"iinf", b"iloc"} <= inner.keys():
         return
     kinds = dict(_item_kinds(data, inner[b"iinf"]))
     held = inner.get(b"idat")
     for item, method, start, size in _item_places(data, inner[b"iloc"]):
-        if item not in kinds or not 0 < size <= MOST_BYTES:
-            continue
         start, end = (start, len(data)) if method == 0 else (held.start + start, held.end) if method == 1 and held else (0, 0)
-        if start + size > end:
-            continue
-        block = data[start : start + size]
-        if kinds[item] == b"Exif":
-            found.add_exif(block[4 + int.from_bytes(block[:4], "big") :])  # an offset to the TIFF header comes first
-        else:
-            found.add_xmp(block)
+        if item in kinds and 0 < size <= end - start:
+            yield kinds[item], start, size
 
 
 def _item_kinds(data: bytes, iinf: Box) -> Iterator[tuple[int, bytes]]:
-    """(item id, `Exif` or `xmp`)."""
+    """(item id, its type; of text, XMP alone)."""
     first = iinf.start + (6 if data[iinf.start : iinf.start + 1] == b"\0" else 8)  # version and flags, and how many
     for number, box in enumerate(_boxes(data, first, iinf.end)):
         if number >= MOST_ITEMS:
@@ -97,10 +118,10 @@ def _item_kinds(data: bytes, iinf: Box) -> Iterator[tuple[int, bytes]]:
         fields = Fields(data, box.start, box.end)
         version, _ = fields.take(1), fields.take(3)
         item, _, kind = fields.take(4 if version == 3 else 2), fields.take(2), fields.take(4).to_bytes(4, "big")
-        if kind == b"Exif":
+        if kind != b"mime":
             yield item, kind
-        elif kind == b"mime" and b"application/rdf+xml" in data[fields.at : min(box.end, fields.at + 512)].split(b"\0")[1:2]:
-            yield item, b"xmp"
+        elif b"application/rdf+xml" in data[fields.at : min(box.end, fields.at + 512)].split(b"\0")[1:2]:
+            yield item, _XMP
 
 
 def _item_places(data: bytes, iloc: Box) -> Iterator[tuple[int, int, int, int]]:

@@ -1,0 +1,267 @@
+"""JPEG bytes → pixels, with libjpeg's warnings heard: it fills what a scan lacks, and Pillow says nothing of it.
+
+simplejpeg decodes: the same library as Pillow's and the same pixels, but it stops where libjpeg warns. Of several warnings it tells the
+first. Markers: ITU-T T.81, Annex B. Knows frames and scans; leaves limits, facts and colours to others.
+"""
+
+import contextlib
+import io
+import re
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
+
+from ray_app.errors import InputError, Status
+
+SCAN = 0  # not a marker: the coded data behind an SOS
+SOF0, SOF1, SOF2, SOF3, DHT, JPG, SOF9, SOF10, DAC, SOF15 = 0xC0, 0xC1, 0xC2, 0xC3, 0xC4, 0xC8, 0xC9, 0xCA, 0xCC, 0xCF
+SOI, EOI, SOS, DQT, DRI, APP0, APP14, JPEG_LS = 0xD8, 0xD9, 0xDA, 0xDB, 0xDD, 0xE0, 0xEE, 0xF7
+_FRAMES = frozenset((*range(SOF0, SOF15 + 1), JPEG_LS)) - {DHT, JPG, DAC}
+_READABLE = (SOF0, SOF1, SOF2, SOF3, SOF9, SOF10)  # the others are hierarchical, or lossless with arithmetic coding
+_PROGRESSIVE = (SOF2, SOF10)
+_WITHOUT_BODY = (0x01, *range(0xD0, 0xD8))
+_DECIDING = _FRAMES | {SCAN, SOS, DHT, DAC, DQT, DRI}
+
+_MARKER = re.compile(rb"\xff+([^\x00\xff])")
+_SCAN_END = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+_RESTART = re.compile(rb"\xff([\xd0-\xd7])")
+_STRAY = re.compile(r"extraneous bytes before marker 0x(\w\w)")
+_OUTSIDE_SCANS = ("extraneous bytes", "Invalid SOS parameters", "Unknown Adobe color", "unknown JFIF revision", "bad ICC marker")
+_CHANNELS = {"RGB": ("RGBX", 4), "L": ("GRAY", 1), "CMYK": ("CMYK", 4)}
+_READ_AHEAD = bytes(16)  # libjpeg asks for up to eight bytes more than it needs
+MOST_SEGMENTS = 10_000  # a JPEG of 32 MiB has a thousand; a hostile one could have ten million
+MOST_RESTARTS = 10_000
+DECODER = f"simplejpeg {simplejpeg.__version__}"
+
+
+class JpegImage(JpegImageFile):
+    """Pillow's reader, for the header."""
+
+    def _read_dpi_from_exif(self) -> None:
+        """Pillow parses all of EXIF at opening for the resolution, which nobody here asks for: slow, and it warns on stderr."""
+
+
+class Segment(NamedTuple):
+    """A marker and the body behind it, with the two bytes of its length, or SCAN and coded data; and the offset where it ends."""
+
+    marker: int
+    body: bytes
+    end: int
+
+    @property
+    def encoded(self) -> bytes:
+        """As it stands in a file."""
+        return self.body if self.marker == SCAN else bytes((0xFF, self.marker)) + self.body
+
+
+class Frame(NamedTuple):
+    """A frame header (B.2.2): its marker, bits per sample, size, and each component's id and sampling factors."""
+
+    marker: int
+    bits: int
+    height: int
+    width: int
+    components: list[tuple[int, int, int]]
+
+    @classmethod
+    def of(cls, segment: Segment) -> "Frame":
+        """What the body behind an SOF says, as far as it is there."""
+        body = segment.body.ljust(8, b"\0")
+        parts = [(body[at], body[at + 1] >> 4, body[at + 1] & 15) for at in range(8, min(8 + 3 * body[7], len(body) - 2), 3)]
+        height, width = struct.unpack_from(">HH", body, 3)
+        return cls(segment.marker, body[2], height, width, parts)
+
+    def unit(self) -> tuple[int, int]:
+        """Width and height in pixels of what is coded together (A.2)."""
+        if len(self.components) < 2:
+            return 8, 8
+        return 8 * max(across for _, across, _ in self.components), 8 * max(down for _, _, down in self.components)
+
+
+def open_header(data: bytes, flags: set[str]) -> JpegImageFile:
+    """The header as Pillow reads it; where metadata breaks Pillow, without metadata and with a flag. Raises what Pillow raises.
+
+    Raises InputError UNSUPPORTED_FORMAT for kinds of JPEG that have no decoder here.
+    """
+    frame = _frame(data)
+    if frame is not None and 2 <= frame.bits <= 16 and (frame.marker not in _READABLE or frame.bits != 8):
+        kind = "JPEG-LS" if frame.marker == JPEG_LS else f"a JPEG of kind SOF{frame.marker - SOF0} with {frame.bits} bits per sample"
+        raise InputError(Status.UNSUPPORTED_FORMAT, f"{kind}, which Touchstone does not read: save as an ordinary JPEG or as PNG")
+    try:
+        return JpegImage(io.BytesIO(data))
+    except (SyntaxError, ValueError):
+        image = JpegImage(io.BytesIO(_without_metadata(data)))
+        flags.add("irregular_jpeg")
+        return image
+
+
+def load(image: JpegImageFile, data: bytes, flags: set[str]) -> Image.Image:
+    """The pixels of an opened JPEG, in its mode and with its `info`; flags what is out of place and hides no pixel.
+
+    Raises InputError: TRUNCATED_IMAGE where coded data is missing, CORRUPT_IMAGE where it is damaged.
+    """
+    if _lacks_scans(data):
+        raise InputError(Status.TRUNCATED_IMAGE, f"the file ends after {len(data)} bytes, before the last scans")
+    pixels = _decode(image, data, flags)
+    pixels.info = image.info
+    return pixels
+
+
+def _decode(image: JpegImageFile, data: bytes, flags: set[str]) -> Image.Image:
+    try:
+        return _by_simplejpeg(image, data)
+    except ValueError as error:
+        warning = str(error)
+    if any(words in warning for words in _OUTSIDE_SCANS):
+        flags.add("irregular_jpeg")
+        data = _without_metadata(data)  # the same scans, without what one warning may hide another behind
+        try:
+            return _by_simplejpeg(image, data)
+        except ValueError as error:
+            warning = str(error)
+    if "subsampling" in warning:
+        return _by_pillow(data)
+    if (stray := _STRAY.search(warning)) and (int(stray[1], 16) == EOI or _restarts_hold(data)):
+        return _by_simplejpeg(image, data, strict=False)
+    if "remature end" in warning:
+        raise InputError(Status.TRUNCATED_IMAGE, _how_far(data))
+    if "Unsupported color conversion" in warning:
+        raise InputError(Status.UNSUPPORTED_FORMAT, "a lossless JPEG in colours that would have to be converted: save as PNG")
+    raise InputError(Status.CORRUPT_IMAGE, warning.removeprefix("Corrupt JPEG data: "))
+
+
+def _by_simplejpeg(image: JpegImageFile, data: bytes, *, strict: bool = True) -> Image.Image:
+    """Raises ValueError in libjpeg's words: its first warning, or its error."""
+    colours, channels = _CHANNELS[image.mode]
+    room = np.empty((image.height, image.width, channels), np.uint8)  # of the size that was checked, whatever the bytes say next
+    pixels = simplejpeg.decode_jpeg(data, colours, buffer=room, strict=strict)
+    if pixels.shape != room.shape:
+        raise ValueError("frame headers of different sizes")
+    if image.mode == "RGB":  # the same memory: Pillow's RGB has four bytes per pixel too
+        return Image.fromarrow(Image.frombuffer("RGBX", image.size, room, "raw", "RGBX", 0, 1), "RGB", image.size)
+    if image.mode == "CMYK":  # inverted, as Adobe writes them and everybody since
+        np.subtract(255, room, out=room)
+    return Image.frombuffer(image.mode, image.size, room, "raw", image.mode, 0, 1)
+
+
+def _by_pillow(data: bytes) -> Image.Image:
+    """For sampling factors that TurboJPEG has no name for: a scan whose end marker is held back is not filled where it ends early."""
+    image = JpegImage(io.BytesIO(_without_end(data, _READ_AHEAD)))
+    try:
+        image.load()
+    except OSError as error:
+        if "truncated" not in str(error):
+            raise
+        raise InputError(Status.TRUNCATED_IMAGE, _how_far(data)) from error
+    return image
+
+
+def _how_far(data: bytes) -> str:
+    image = JpegImage(io.BytesIO(_without_end(data)))
+    if "progressive" in image.info:
+        return f"coded data is missing from {len(data)} bytes"
+    with contextlib.suppress(OSError):
+        image.load()
+    image.tile = []  # what was decoded before the end stays readable
+    box = image.getbbox()
+    return f"about {box[3] if box else 0} of {image.height} rows decoded from {len(data)} bytes"
+
+
+def _segments(data: bytes) -> Iterator[Segment]:
+    """What libjpeg takes the bytes for, up to the end marker or the end; bytes between two segments are skipped, as it does."""
+    at = 2
+    for _ in range(MOST_SEGMENTS):
+        found = _MARKER.search(data, at)
+        if found is None or (marker := found[1][0]) == EOI:
+            return
+        at = found.end()
+        if marker in _WITHOUT_BODY:
+            continue
+        start, at = at, at + int.from_bytes(data[at : at + 2], "big")
+        yield Segment(marker, data[start:at], at)
+        if marker == SOS:
+            found = _SCAN_END.search(data, at)
+            start, at = at, found.start() if found else len(data)
+            yield Segment(SCAN, data[start:at], at)
+
+
+def _frame(data: bytes) -> Frame | None:
+    return next((Frame.of(segment) for segment in _segments(data) if segment.marker in _FRAMES), None)
+
+
+def _lacks_scans(data: bytes) -> bool:
+    """Whether some bits of some component are in none of the scans: libjpeg leaves them at zero without a word."""
+    lacking: dict[int, list[int]] = {}
+    is_progressive = False
+    for segment in _segments(data):
+        body = segment.body
+        if segment.marker in _FRAMES:
+            lacking = {number: [1] * 64 for number, _, _ in Frame.of(segment).components}
+            is_progressive = segment.marker in _PROGRESSIVE
+        elif segment.marker == SOS and len(body) >= 6:
+            first, last, low_bit = (body[-3], body[-2], body[-1] & 15) if is_progressive else (0, 63, 0)
+            for number in lacking.keys() & set(body[3:-3:2]):
+                lacking[number][first : last + 1] = [low_bit] * (last + 1 - first)
+            if not is_progressive and not any(map(any, lacking.values())):
+                return False
+    return any(map(any, lacking.values()))
+
+
+def _without_metadata(data: bytes) -> bytes:
+    """The segments that decide pixels, and those two of applications that decide colour, as libjpeg takes them."""
+    frame = _frame(data)
+    transforms = (0, 2) if frame is not None and len(frame.components) == 4 else (0, 1)
+    parts = [bytes((0xFF, SOI))]
+    for segment in _segments(data):
+        body = segment.body
+        if segment.marker == APP0 and body[2:7] == b"JFIF\0" and len(body) >= 16:
+            body = body[:7] + b"\1" + body[8:]
+        elif segment.marker == APP14 and body[2:7] == b"Adobe" and len(body) >= 14:
+            body = body[:13] + bytes((body[13] if body[13] in transforms else transforms[1],)) + body[14:]
+        elif segment.marker == SOS and frame is not None and frame.marker in (SOF0, SOF1, SOF9):
+            body = body[:-3] + bytes((0, 63, 0))
+        elif segment.marker not in _DECIDING:
+            continue
+        parts.append(segment._replace(body=body).encoded)
+    return b"".join((*parts, bytes((0xFF, EOI))))
+
+
+def _without_end(data: bytes, instead: bytes = b"") -> bytes:
+    """A JPEG of one scan up to where its coded data ends; any other as it is."""
+    ends = [segment.end for segment in _segments(data) if segment.marker == SCAN]
+    return data[: ends[0]] + instead if len(ends) == 1 else data
+
+
+def _restarts_hold(data: bytes) -> bool:
+    """Whether a JPEG of one scan is whole between any two of its restart markers: each part is a picture of one row of units (A.2)."""
+    *header, scan = _segments(data)
+    frame, parts = _frame(data), _RESTART.split(scan.body)
+    interval = max((int.from_bytes(segment.body[2:4], "big") for segment in header if segment.marker == DRI), default=0)
+    if frame is None or not interval or scan.marker != SCAN or any(segment.marker == SCAN for segment in header):
+        return False
+    across, down = frame.unit()
+    units = -(-frame.width // across) * -(-frame.height // down)
+    in_order = all(marker[0] & 7 == number % 8 for number, marker in enumerate(parts[1::2]))
+    if not in_order or len(parts[::2]) != -(-units // interval) or len(parts) > MOST_RESTARTS or across * interval > 0xFFFF:
+        return False
+    for number, part in enumerate(parts[::2]):
+        size = struct.pack(">HH", down, across * min(interval, units - number * interval))
+        bodies = (each.body[:3] + size + each.body[7:] if each.marker in _FRAMES else each.body for each in header)
+        start = b"".join(each._replace(body=body).encoded for each, body in zip(header, bodies, strict=True))
+        if (warning := warning_of(b"\xff\xd8" + start + part + b"\xff\xd9")) and not warning.endswith("marker 0xd9"):
+            return False
+    return True
+
+
+def warning_of(data: bytes) -> str:
+    """libjpeg's first warning or error of a JPEG whose colours and size do not matter; empty where there is none."""
+    try:
+        simplejpeg.decode_jpeg(data, "GRAY", min_height=1, min_width=1)
+    except ValueError as error:
+        return str(error)
+    return ""
