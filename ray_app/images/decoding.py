@@ -28,6 +28,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from ray_app.errors import InputError, Status
 from ray_app.images import structure
 from ray_app.images.colour import is_icc_profile, to_rgb
+from ray_app.images.content import has_content
 from ray_app.images.facts import DecodedImage, Findings, ImageRefused
 from ray_app.images.limits import ImageLimits
 from ray_app.images.quality import jpeg_quality
@@ -59,7 +60,6 @@ _LIBRARIES = {
     "TIFF": (("libtiff", "libtiff"),),
 }
 BITS_PER_SAMPLE = 258  # TIFF tag
-MOST_FRAMES = 2**31 - 1  # an APNG may claim more than an int32 column holds
 MOST_WORDS = 200  # of a foreign message in `detail`
 
 
@@ -119,7 +119,9 @@ def _decode(data: bytes, limits: ImageLimits, found: Findings) -> Image.Image:
         # verify() accepts a JPEG cut in half; only load() proves that all of it is there.
         image.load()
         pixels = to_rgb(image, found.flags, sample_bits)
-    found.width, found.height = pixels.size
+    found.take_size(*pixels.size)
+    if not has_content(pixels):
+        found.flags.add("no_content")
     if structure.has_trailing_bytes(data, format_name):
         found.flags.add("trailing_bytes")
     pixels.info = {}
@@ -136,7 +138,7 @@ def _check_bytes(data: bytes, limits: ImageLimits, found: Findings) -> str:
     found.decoder = decoder_name(found.format)
     size = structure.header_size(data, found.format)
     if size is not None:
-        found.width, found.height = size
+        found.take_size(*size)
         limits.check_size(*size, len(data))
     return found.format
 
@@ -149,7 +151,7 @@ def _open(data: bytes, format_name: str, found: Findings) -> ImageFile:
                     Status.UNSUPPORTED_FORMAT, "a camera raw file (its first picture is a preview): develop it to JPEG or TIFF first"
                 )
     try:
-        return _OPENERS[format_name](io.BytesIO(data))
+        return _without_homonyms(_OPENERS[format_name](io.BytesIO(data)), data)
     except (ValueError, SyntaxError):
         # libavif refuses the whole image for a malformed EXIF item; under another type the item is skipped.
         masked = re.sub(rb"(infe.{8,10}?)Exif", rb"\1skip", data, count=1, flags=re.DOTALL) if format_name == "AVIF" else data
@@ -160,12 +162,22 @@ def _open(data: bytes, format_name: str, found: Findings) -> ImageFile:
         return image
 
 
+def _without_homonyms(image: ImageFile, data: bytes) -> ImageFile:
+    """A PNG's texts stand among Pillow's own facts, under whatever keyword the file gives them: `exif`, `interlace`."""
+    for name in ("exif", "icc_profile", "interlace", "transparency"):
+        if isinstance(image.info.get(name), str):
+            del image.info[name]
+            if name == "interlace" and data[28]:
+                image.info[name] = 1
+    return image
+
+
 def _read_header(image: ImageFile, data: bytes, format_name: str, found: Findings) -> None:
-    found.width, found.height = image.size
+    found.take_size(*image.size)
     found.mode = image.mode
-    found.quality = jpeg_quality(image.quantization) if isinstance(image, JpegImageFile) else None
-    found.frames = _count_frames(image, data, format_name)
-    if found.frames > 1:
+    frames = _count_frames(image, data, format_name)
+    found.take(frames=frames, quality=jpeg_quality(image.quantization) if isinstance(image, JpegImageFile) else None)
+    if frames > 1:
         found.flags.add("animated" if format_name in _ANIMATIONS else "multipage")
     if "icc_profile" in image.info:
         found.icc = bool(image.info["icc_profile"])
@@ -177,7 +189,7 @@ def _read_header(image: ImageFile, data: bytes, format_name: str, found: Finding
     exif = None if format_name == "TIFF" else image.info.get("exif")
     found.orientation = 1
     try:
-        found.orientation = exif_orientation(exif) if exif else 1
+        found.take(orientation=exif_orientation(exif) if exif else 1)
     except TiffError:
         found.flags.add("broken_exif")
     if found.orientation != 1:
@@ -189,7 +201,7 @@ def _count_frames(image: ImageFile, data: bytes, format_name: str) -> int:
         return structure.count_gif_frames(data)
     if format_name == "TIFF":
         return structure.count_tiff_pages(data)
-    return min(getattr(image, "n_frames", 1), MOST_FRAMES)
+    return int(getattr(image, "n_frames", 1))
 
 
 def _sample_bits(image: ImageFile, data: bytes) -> int:

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 import ray_app
-from ray_app.errors import ConfigError, Status
-from tests.images.factory import jpeg
+from ray_app.errors import ConfigError, Reason, Status
+from tests.images.factory import jpeg, photo
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +64,9 @@ def test_an_unknown_ensemble_is_a_config_error():
 
 def test_an_image_below_the_valid_range_abstains_with_its_score(ensemble):
     buffer = io.BytesIO()
-    Image.new("RGB", (40, 40), (90, 120, 60)).save(buffer, "PNG")
+    photo(40, 40).save(buffer, "PNG")
     result = ensemble.score([buffer.getvalue()])[0]
     assert (result.status, result.verdict) == (Status.OK, "abstain")
-    assert "valid range" in result.verdict_reason
+    assert result.verdict_reason is Reason.OUT_OF_RANGE
+    assert "valid range" in result.verdict_detail
     assert result.score is not None

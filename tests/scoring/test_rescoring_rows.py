@@ -22,7 +22,7 @@ CARD = SPEC.cards[NAME]
 FACTS = embedding_facts(CARD, precision="fp32", resize="exact")
 NAMES = [f"{number:02}.jpg" for number in range(30)]
 BROKEN = ("03.jpg", "11.jpg")
-OF_THE_DETECTOR = ("scores", "score", "probability", "verdict", "verdict_reason")
+OF_THE_DETECTOR = ("scores", "score", "probability", "verdict", "verdict_reason", "verdict_detail")
 
 
 def vectors_of(ids):

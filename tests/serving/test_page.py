@@ -176,7 +176,8 @@ def test_abstaining_and_calibration_are_said(visitor, mood):
     score_one(page, "photo.jpg", PHOTO)
     assert mood.requests == [("ensemble=second", 1)]
     assert page.text_content("#finding") == "No verdict: it abstains"
-    assert page.text_content(".statement") == f"{TINY}: the image is 64 px wide, below 128."
+    said = "The picture is outside what a detector was made for"
+    assert page.text_content(".statement") == f"{said}: {TINY}: the image is 64 px wide, below 128."
     assert "Abstained: The image is 64 px wide, below 128." in page.text_content(".detector")
     assert "Demonstration" not in page.text_content(".one")
     assert "not calibrated" not in page.text_content(".one").lower()

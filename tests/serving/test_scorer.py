@@ -195,7 +195,7 @@ def test_eight_detectors_agree_with_the_library(eight, file):
     assert "detectors" in groups_of(plan_generation(config)[0])
     for answer, expected in zip(answers, ensemble.score(files), strict=True):
         assert answer.verdict == expected.verdict
-        assert answer.verdict_reason == expected.verdict_reason
+        assert (answer.verdict_reason, answer.verdict_detail) == (expected.verdict_reason, expected.verdict_detail)
         for name, score in expected.scores.items():
             assert answer.scores[name] == (None if score is None else pytest.approx(score, abs=2e-2, rel=1e-3)), name
         with_masks = {name for name, mask in expected.masks.items() if mask is not None}
