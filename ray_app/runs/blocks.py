@@ -67,9 +67,10 @@ def block_tables(
     except Exception as error:
         if not is_of_one_image(error):
             raise
-        failed = _failing_alone(build, members, scored)
-        if not failed:
-            raise
+        whole = error
+    failed = _failing_alone(build, members, scored)
+    if not failed:
+        raise whole
     return build(members, _without(scored, failed))
 
 
