@@ -5,13 +5,16 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from ray_app.ensembles import Thresholds
 from ray_app.images.provenance import Provenance, ProvenanceReader
 from ray_app.reports import render_run_report, summary_lines
 from ray_app.runs import RunDirectory, current_tables, summarise
+from ray_app.scoring.redeciding import decided
 from ray_app.scoring.reporting import bad_fraction
 from tests.images import factory
 from tests.scoring.conftest import ROOT, rows_of
@@ -143,3 +146,15 @@ def test_the_command_commits_says_so_and_goes_on(photos, tmp_path):
     again = score()
     assert (again.returncode, again.stderr.count("Traceback")) == (0, 0)
     assert "bug: 1 row failed" in again.stdout
+
+
+def test_decide_gives_a_blank_picture_what_it_had(photos, tmp_path):
+    _, rows, spec = run_stages(tmp_path / "run", photos, "fused", precision="fp32")
+    [table] = current_tables(RunDirectory.open(str(tmp_path / "run")))
+    assert decided(table, spec).equals(table)
+    bolder = spec.ensemble.model_copy(update={"thresholds": Thresholds(fake_above=-20, real_below=-20)})
+    found = {row["uri"]: row for row in decided(table, replace(spec, ensemble=bolder)).to_pylist()}
+    blank = [uri for uri, row in rows.items() if row["flags"] and "no_content" in row["flags"]]
+    assert [Path(uri).name for uri in blank] == ["flat.png"]
+    assert {row["verdict"] for uri, row in found.items() if row["status"] == "ok" and uri not in blank} == {"fake"}
+    assert (found[blank[0]]["verdict"], found[blank[0]]["verdict_reason"]) == ("abstain", "no_content")
