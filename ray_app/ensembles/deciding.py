@@ -63,11 +63,9 @@ def decide(
     if looks is not None:
         sufficed = _doubts(early, out_of_range or {}, remarks or {})
         doubts = [why if look else first for look, why, first in zip(looks, doubts, sufficed, strict=True)]
-    nothing = blank if len(blank) else [False] * len(combined)
-    decided = [
-        ("abstain", Doubt(Reason.NO_CONTENT)) if shows_nothing else ("abstain", why) if why else _verdict(score, card.thresholds)
-        for score, why, shows_nothing in zip(combined.tolist(), doubts, nothing, strict=True)
-    ]
+    if len(blank):
+        doubts = [Doubt(Reason.NO_CONTENT) if shows_nothing else why for shows_nothing, why in zip(blank, doubts, strict=True)]
+    decided = [("abstain", why) if why else _verdict(score, card.thresholds) for score, why in zip(combined.tolist(), doubts, strict=True)]
     return Decisions(
         combined,
         sigmoid(combined),

@@ -2,7 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated
 
 from PIL import Image
 from pydantic import Field
@@ -30,10 +30,6 @@ MOST = {"width": 2**31 - 1, "height": 2**31 - 1, "frames": 2**31 - 1, "orientati
 _Word = Annotated[str, Field(max_length=100, pattern="^[ -~]*$")]
 
 
-def _up_to(name: str) -> Any:
-    return Field(ge=0, le=MOST[name])
-
-
 @dataclass(frozen=True)
 class ImageFacts:
     """What a row says of the file, known as far as it was read: what was not reached is None, or was no such number.
@@ -45,15 +41,15 @@ class ImageFacts:
 
     sha256: str
     format: str | None = None
-    width: Annotated[int, _up_to("width")] | None = None
-    height: Annotated[int, _up_to("height")] | None = None
+    width: Annotated[int, Field(ge=0, le=MOST["width"])] | None = None
+    height: Annotated[int, Field(ge=0, le=MOST["height"])] | None = None
     mode: _Word | None = None
-    frames: Annotated[int, _up_to("frames")] | None = None
-    orientation: Annotated[int, _up_to("orientation")] | None = None
+    frames: Annotated[int, Field(ge=0, le=MOST["frames"])] | None = None
+    orientation: Annotated[int, Field(ge=0, le=MOST["orientation"])] | None = None
     icc: bool | None = None
     flags: tuple[str, ...] = ()
     decoder: _Word | None = None
-    quality: Annotated[int, _up_to("quality")] | None = None
+    quality: Annotated[int, Field(ge=0, le=MOST["quality"])] | None = None
 
 
 @dataclass(frozen=True)

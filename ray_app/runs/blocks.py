@@ -80,6 +80,8 @@ def _failing_alone(build: Callable[[pa.Table, Scored], object], members: pa.Tabl
         try:
             build(members.slice(row, 1), _only(scored, slice(row, row + 1)))
         except Exception as error:
+            if not is_of_one_image(error):
+                raise
             failed[row] = error
     return failed
 
