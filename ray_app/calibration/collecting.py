@@ -42,7 +42,7 @@ _KEPT = ("image_id", "sha256", "fake", "generator", "source", "phash", "part", "
 
 @dataclass
 class Tally(Joined):
-    """What a pass counts. `labelled`: rows with a label; of these `statuses` (other than ok), `unscored`, `outside`, `blank` are left out."""
+    """What a pass counts. `labelled`: rows with a label; `statuses` (other than ok), `unscored`, `outside`, `blank` are left out."""
 
     labelled: int = 0
     statuses: Counter[str] = field(default_factory=Counter)
