@@ -1,4 +1,4 @@
-"""Every way Touchstone can fail, as one tree, one list of statuses and one list of exit codes.
+"""Every way Touchstone can fail, as one tree, one list of statuses and one list of exit codes; and why a verdict may be withheld.
 
     TouchstoneError
     ├─ ConfigError              exit 2    the user edits a file or an argument
@@ -50,13 +50,38 @@ MEANING: dict[Status, str] = {
     Status.UNSAFE_MEMBER: "an archive member with an unsafe name or type",
     Status.ENCRYPTED_MEMBER: "an encrypted archive member",
     Status.DECODE_TIMEOUT: "decoding took longer than the wall limit",
-    Status.DECODER_CRASHED: "the decoder process died on it",
+    Status.DECODER_CRASHED: "the decoder process died on it, or Touchstone's own code failed on it",
     Status.SOURCE_MISSING: "listed, but gone when it was read",
     Status.SOURCE_DENIED: "the storage refused access",
     Status.SOURCE_THROTTLED: "the storage kept asking to slow down",
     Status.SOURCE_TIMEOUT: "the storage did not answer in time",
     Status.SOURCE_CHANGED: "the object changed after it was listed",
     Status.DETECTOR_FAILED: "a detector raised on it",
+}
+
+
+class Reason(StrEnum):
+    """Why a verdict is `abstain`. Closed, and in order: where several hold, the first is named. What varies, such as names and figures,
+    goes to the `verdict_detail` column.
+    """
+
+    NO_CONTENT = "no_content"
+    NO_SCORE = "no_score"
+    OUT_OF_RANGE = "out_of_range"
+    UNLIKE_CALIBRATION = "unlike_calibration"
+    INSIDE_BAND = "inside_band"
+    UNSTABLE = "unstable"
+    UNLIKE_ARCHIVE = "unlike_archive"
+
+
+REASON_MEANING: dict[Reason, str] = {
+    Reason.NO_CONTENT: "the image is one colour, or nearly: there is nothing to judge",
+    Reason.NO_SCORE: "a detector that the ensemble needs gave no score",
+    Reason.OUT_OF_RANGE: "the image is outside what a detector was made for",
+    Reason.UNLIKE_CALIBRATION: "the image is outside what the ensemble was calibrated on",
+    Reason.INSIDE_BAND: "the score lies between the two thresholds",
+    Reason.UNSTABLE: "saved once more, the image gets another verdict",
+    Reason.UNLIKE_ARCHIVE: "the archive is not like what the ensemble was calibrated on",
 }
 
 
@@ -71,6 +96,8 @@ class ExitCode(IntEnum):
     CLUSTER = 5
     INTERRUPTED = 130
 
+
+MOST_CHARACTERS = 1000  # of a `detail`
 
 # The note (PEP 678) on an exception that ended a run in its middle.
 RESUMABLE = "what is committed is kept; the same command resumes"
@@ -109,9 +136,13 @@ class IdentityError(ConfigError):
 
 
 class InputError(TouchstoneError):
-    """One image cannot be scored. Becomes a row with `status` and `detail`; `limit` and `observed` where it crossed a number."""
+    """One image cannot be scored. Becomes a row with `status` and `detail`; `limit` and `observed` where it crossed a number.
+
+    `detail` may quote a file or a foreign library: it is kept as `one_line` makes it.
+    """
 
     def __init__(self, status: Status, detail: str, *, limit: float | None = None, observed: float | None = None) -> None:
+        detail = one_line(detail)
         super().__init__(f"{status}: {detail}")
         self.status = status
         self.detail = detail
@@ -147,6 +178,28 @@ def resumable(*kinds: type[BaseException]) -> Iterator[None]:
     except kinds as error:
         error.add_note(RESUMABLE)
         raise
+
+
+def one_line(text: str) -> str:
+    """Text as a row, JSON and a terminal can hold it: escapes for what cannot be printed (line breaks, controls, halves of characters),
+    and no more than `MOST_CHARACTERS`.
+    """
+    if not text.isprintable():
+        text = "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text[: MOST_CHARACTERS + 1])
+    return text if len(text) <= MOST_CHARACTERS else text[: MOST_CHARACTERS - 1] + "…"
+
+
+def is_want_of_memory(error: BaseException) -> bool:
+    """Whether a process, or its GPU, had too little memory, whichever library says so."""
+    # torch's own class is told by its name, since a decoder has no torch; on a CPU torch raises a bare RuntimeError.
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "not enough memory" in str(error)
+
+
+def is_of_one_image(error: Exception) -> bool:
+    """Whether an exception that nobody foresaw costs no more than the image that it met: neither memory nor a library was missing, and it
+    says nothing of settings, storage or the cluster.
+    """
+    return not (isinstance(error, TouchstoneError | ImportError) or is_want_of_memory(error))
 
 
 def said(error: BaseException) -> str:

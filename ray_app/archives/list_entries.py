@@ -38,7 +38,7 @@ class ListEntries:
                     f"{self._list}: row {self._row} has no text in its column '{self._column}'", hint="each row names one image"
                 )
             version, etag, size = row.pop("version", None), row.pop("etag", None), row.pop("size_bytes", None)
-            yield self._member(uri, _version(version, etag), size if isinstance(size, int) and size >= 0 else -1, row)
+            yield self._member(uri, _version(version, etag), size if type(size) is int and size >= 0 else -1, row)
 
     def _member(self, uri: str, version: str, size: int, others: dict[str, Any]) -> Listed:
         place, refused = self._place(uri)

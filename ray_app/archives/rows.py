@@ -4,14 +4,16 @@ The struct column `input` is there only when the source has columns of its own: 
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from ray_app.archives.members import Ids, Listed, Member, Place, Refused
-from ray_app.errors import ConfigError, Status
+from ray_app.errors import ConfigError, Status, one_line
 
+MOST_BYTES = 2**48  # no store has a larger object; what states more counts as not known, and the sum of a block overflows nothing
 _PLACE = pa.struct([("kind", pa.string()), ("offset", pa.int64()), ("length", pa.int64()), ("group", pa.int64()), ("column", pa.string())])
 _REFUSED = pa.struct([("status", pa.string()), ("detail", pa.string())])
 
@@ -40,9 +42,9 @@ def listed_rows(ids: Ids, items: Sequence[Listed]) -> pa.Table:
         pa.array([item.member for item in items], pa.string()),
         pa.array([item.occurrence for item in items], pa.int32()),
         pa.array([item.version for item in items], pa.string()),
-        pa.array([item.size_bytes for item in items], pa.int64()),
+        pa.array([item.size_bytes if item.size_bytes <= MOST_BYTES else -1 for item in items], pa.int64()),
         _struct([item.place for item in items], _PLACE),
-        _struct([item.refused for item in items], _REFUSED),
+        _struct([item.refused and replace(item.refused, detail=one_line(item.refused.detail)) for item in items], _REFUSED),
     ]
     fields = [*_LISTED, *_REST]
     if inputs := _inputs([item.input for item in items]):

@@ -146,10 +146,21 @@ def _values(column: pa.Array) -> list[Any]:
         column = column.cast(_in_microseconds(kind), safe=False)
     elif pa.types.is_uint64(kind):
         column = _signed(column)
-    values: list[Any] = column.to_pylist()
+    try:
+        values: list[Any] = column.to_pylist()
+    except (pa.ArrowException, OverflowError, ValueError):
+        values = [_value(cell) for cell in column]
     if pa.types.is_nested(kind) and _is_beyond_inference(kind):
         return [None if value is None else json.dumps(value, default=str, ensure_ascii=False) for value in values]
     return values
+
+
+def _value(cell: pa.Scalar) -> Any:
+    """A cell's value; None where Python has none for it: a date beyond its calendar, bytes that are no text. It costs no other cell."""
+    try:
+        return cell.as_py()
+    except (pa.ArrowException, OverflowError, ValueError):
+        return None
 
 
 def cell_bytes(column: pa.Array) -> Sizes:

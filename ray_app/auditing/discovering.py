@@ -9,17 +9,16 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_app.errors import ConfigError
-from ray_app.inference.stability import UNSTABLE
+from ray_app.errors import ConfigError, Reason
 from ray_app.metrics.discoveries import Discoveries, References, discoveries, fewest_listed
 from ray_app.runs import RunDirectory, current_tables
 from ray_app.runs.reader import numbers
-from ray_app.scoring.guarantee import UNLIKE
+from ray_app.runs.rows import with_reasons
 from ray_app.scoring.references import references_of
 
 # Why a row abstains that can be tested all the same: its score is what the card makes of images like those that it was calibrated on, or
 # the reason is of the whole archive and said beside the list.
-_STILL_TESTED = ("inside the abstain band", UNSTABLE, UNLIKE)
+_STILL_TESTED = pa.array([Reason.INSIDE_BAND, Reason.UNSTABLE, Reason.UNLIKE_ARCHIVE])
 _COLUMNS = ["image_id", "score", "verdict", "verdict_reason"]
 
 
@@ -97,8 +96,8 @@ def _guarantee(run: RunDirectory) -> dict[str, Any] | None:
 
 def _tested(table: pa.Table, scores: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
     """Whether the card speaks for each row, (n,)."""
-    reasons = pc.fill_null(table["verdict_reason"].cast(pa.string()), _STILL_TESTED[0])
-    known = np.any([np.asarray(pc.starts_with(reasons, pattern)) for pattern in _STILL_TESTED], axis=0)
+    reasons = with_reasons(table)["verdict_reason"]
+    known = np.asarray(pc.or_(pc.is_null(reasons), pc.is_in(reasons, _STILL_TESTED)))
     decided = np.asarray(pc.fill_null(pc.is_in(table["verdict"].cast(pa.string()), pa.array(["fake", "real"])), False))
     tested: npt.NDArray[np.bool_] = np.isfinite(scores) & (decided | known)
     return tested

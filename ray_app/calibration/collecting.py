@@ -14,11 +14,27 @@ from ray_app.calibration.labelled import Labelled
 from ray_app.detectors import DetectorCard
 from ray_app.evaluation.joining import LabelIndex, Labels, Truth
 from ray_app.evaluation.matching import Joined
+from ray_app.inference import is_blank
 from ray_app.runs.reader import numbers
 
 TOLD = ("source", "group", "part", "phash")
 """What labels, or the run's own columns, may say besides label and generator. `group` is taken for `source` where that is not told."""
-ROWS = ["image_id", "uri", "member", "status", "sha256", "format", "width", "height", "quality", "phash", "decoder", "scores", "input"]
+ROWS = [
+    "image_id",
+    "uri",
+    "member",
+    "status",
+    "sha256",
+    "format",
+    "width",
+    "height",
+    "quality",
+    "flags",
+    "phash",
+    "decoder",
+    "scores",
+    "input",
+]
 """What is read of a run, so far as it has it."""
 _NUMBERS = {"image_id": np.int64, "fake": np.bool_, "width": np.int64, "height": np.int64, "quality": np.float64}
 _KEPT = ("image_id", "sha256", "fake", "generator", "source", "phash", "part", "format", "width", "height", "quality")
@@ -26,12 +42,13 @@ _KEPT = ("image_id", "sha256", "fake", "generator", "source", "phash", "part", "
 
 @dataclass
 class Tally(Joined):
-    """What a pass counts. `labelled`: rows with a label, of which `statuses` (other than ok), `unscored` and `outside` are left out."""
+    """What a pass counts. `labelled`: rows with a label; `statuses` (other than ok), `unscored`, `outside`, `blank` are left out."""
 
     labelled: int = 0
     statuses: Counter[str] = field(default_factory=Counter)
     unscored: int = 0
     outside: int = 0
+    blank: int = 0
     decoders: set[str] = field(default_factory=set)
 
     @property
@@ -42,13 +59,15 @@ class Tally(Joined):
     @property
     def left_out(self) -> dict[str, int]:
         """Of the labelled rows, how many cannot be used, by reason."""
-        reasons = dict(sorted(self.statuses.items())) | {"no score of every detector": self.unscored, "outside a valid range": self.outside}
-        return {reason: count for reason, count in reasons.items() if count}
+        others = {"no score of every detector": self.unscored, "outside a valid range": self.outside, "one colour, or nearly": self.blank}
+        return {reason: count for reason, count in {**dict(sorted(self.statuses.items())), **others}.items() if count}
 
 
 @dataclass
 class Collector:
-    """Collects what is usable: rows that are labelled, have a score of each detector in `names`, and lie in the range of every card."""
+    """Collects what is usable: rows that are labelled, have a score of each detector in `names`, lie in the range of every card, and show
+    anything.
+    """
 
     labels: Labels
     names: Sequence[str]
@@ -77,7 +96,7 @@ class Collector:
         self._keep(kept, Truth(truth.codes[places], truth.groups, truth.places[places]))
 
     def _usable(self, rows: pa.Table) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-        """The scores (n, detectors) of rows, and which rows have all of them and lie in every detector's range."""
+        """The scores (n, detectors) of rows, and which rows have all of them and could get a verdict for them."""
         status = rows["status"].cast(pa.string())
         is_ok = np.asarray(pc.equal(status, "ok"))
         self.tally.statuses.update(pc.filter(status, pa.array(~is_ok)).to_pylist())
@@ -85,10 +104,11 @@ class Collector:
         columns = [np.asarray(pc.fill_null(pc.struct_field(struct, name), float("nan")), np.float32) for name in self.names]
         scores = np.stack(columns, axis=1)
         has_all = is_ok & np.isfinite(scores).all(axis=1)
-        inside = ~self._outside(rows)
-        self.tally.unscored += int((is_ok & ~has_all & inside).sum())
+        inside, blank = ~self._outside(rows), _blank(rows)
+        self.tally.unscored += int((is_ok & ~has_all & inside & ~blank).sum())
         self.tally.outside += int((is_ok & ~inside).sum())
-        return scores, has_all & inside
+        self.tally.blank += int((is_ok & inside & blank).sum())
+        return scores, has_all & inside & ~blank
 
     def _outside(self, rows: pa.Table) -> npt.NDArray[np.bool_]:
         sizes = np.stack([_whole(rows["width"]), _whole(rows["height"])], axis=1)
@@ -137,3 +157,10 @@ class Collector:
 
 def _whole(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
     return np.asarray(pc.fill_null(column, 0)).astype(np.int64)
+
+
+def _blank(rows: pa.Table) -> npt.NDArray[np.bool_]:
+    """Which rows are of images that show nothing."""
+    if "flags" not in rows.column_names:
+        return np.zeros(len(rows), np.bool_)
+    return np.array([is_blank(flags) for flags in rows["flags"].to_pylist()], np.bool_)

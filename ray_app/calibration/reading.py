@@ -1,7 +1,7 @@
 """A run and its labels → labelled images with a score of every detector. Knows rows, labels and cards; fits nothing.
 
-What cannot be used is left out and counted: images without a score, images outside the range that a detector's card allows (their verdict
-is `abstain` whatever they score), images without a label.
+What cannot be used is left out and counted: images without a score, images outside the range that a detector's card allows and those of
+one colour (their verdict is `abstain` whatever they score), images without a label.
 """
 
 from collections.abc import Mapping, Sequence

@@ -4,6 +4,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -11,9 +12,17 @@ import numpy.typing as npt
 from ray_app.detectors.cards import Calibration
 from ray_app.ensembles.cards import Cascade, EnsembleCard, Member, Stacking, Stage, Thresholds
 from ray_app.ensembles.rules import SYMMETRIC, Column, Table, stacked, weighted
+from ray_app.errors import Reason
 
 Scores = npt.NDArray[np.float32]
 IMAGE = ""  # in `out_of_range`, in a member's place: what lies outside of the ensemble's range, whoever looks
+
+
+class Doubt(NamedTuple):
+    """Why there is no verdict: a word of the closed list, and what varies in it."""
+
+    reason: Reason
+    detail: str | None = None
 
 
 @dataclass(frozen=True)
@@ -24,7 +33,8 @@ class Decisions:
     probability: Column
     calibrated: bool
     verdict: list[str]
-    reason: list[str | None]
+    reason: list[Reason | None]
+    detail: list[str | None]  # what varies in a reason: names, figures
     second_look: list[str | None] | None = None  # of a cascade: why all members looked (`band`, `audit`), None where the first sufficed
 
 
@@ -36,27 +46,35 @@ def decide(
     out_of_range: Mapping[str, Sequence[str | None]] | None = None,
     remarks: Mapping[str, Sequence[str | None]] | None = None,
     audited: Sequence[bool] = (),
+    blank: Sequence[bool] = (),
 ) -> Decisions:
     """Apply an ensemble's rule, calibration and thresholds to columns of detector scores (log-odds of fake, NaN = none).
 
     `scores` has one column per member, in the card's order. `out_of_range` says per member and row why the image lies outside that
     member's valid range (under `IMAGE`: outside the ensemble's), `remarks` why it gave no score. A missing or out-of-range member makes the
-    verdict `abstain`, and the reason names every such member; nothing is renormalised. Of a cascade, `audited` says which rows were drawn
-    (see `is_audited`; none if left out), and where the first members suffice nobody else is missed.
+    verdict `abstain`, and the detail names every such member; nothing is renormalised. So does an image that shows nothing (`blank`; none
+    if left out), whatever anybody says of it. Of a cascade, `audited` says which rows were drawn (see `is_audited`; none if left out), and
+    where the first members suffice nobody else is missed.
     """
     combined = combine(card, scores, calibrations, audited=audited)
     looks = second_looks(card, scores, calibrations, audited)
-    verdicts, reasons = [], []
     early = dict(list(scores.items())[: card.first])
     doubts = _doubts(scores, out_of_range or {}, remarks or {})
     if looks is not None:
         sufficed = _doubts(early, out_of_range or {}, remarks or {})
         doubts = [why if look else first for look, why, first in zip(looks, doubts, sufficed, strict=True)]
-    for score, why in zip(combined.tolist(), doubts, strict=True):
-        verdict, reason = ("abstain", why) if why else _verdict(score, card.thresholds)
-        verdicts.append(verdict)
-        reasons.append(reason)
-    return Decisions(combined, sigmoid(combined), is_calibrated(card, calibrations), verdicts, reasons, looks)
+    if len(blank):
+        doubts = [Doubt(Reason.NO_CONTENT) if shows_nothing else why for shows_nothing, why in zip(blank, doubts, strict=True)]
+    decided = [("abstain", why) if why else _verdict(score, card.thresholds) for score, why in zip(combined.tolist(), doubts, strict=True)]
+    return Decisions(
+        combined,
+        sigmoid(combined),
+        is_calibrated(card, calibrations),
+        [verdict for verdict, _ in decided],
+        [why and why.reason for _, why in decided],
+        [why and why.detail for _, why in decided],
+        looks,
+    )
 
 
 def combine(
@@ -147,12 +165,13 @@ def is_calibrated(card: EnsembleCard, calibrations: Mapping[str, Calibration | N
     return card.calibration is not None or by_member
 
 
-def doubt(has_score: bool, outside: str | None, remark: str | None) -> str | None:
+def doubt(has_score: bool, outside: str | None, remark: str | None) -> Doubt | None:
     """Why what one member says of an image does not count, or None; `outside` and `remark` as for `decide`."""
     if has_score:
-        return outside
-    why = remark or outside  # beyond some range a detector is not asked at all
-    return "no score" if why is None else f"no score ({why})"
+        return None if outside is None else Doubt(Reason.OUT_OF_RANGE, outside)
+    if remark is None and outside is not None:  # beyond some range a detector is not asked at all
+        return Doubt(Reason.OUT_OF_RANGE, f"no score ({outside})")
+    return Doubt(Reason.NO_SCORE, "no score" if remark is None else f"no score ({remark})")
 
 
 def sigmoid(score: Column) -> Column:
@@ -180,21 +199,31 @@ def calibrate(score: Column, calibration: Calibration | None) -> Column:
     return score if calibration is None else calibration(score)
 
 
-def _verdict(score: float, thresholds: Thresholds) -> tuple[str, str | None]:
+def _verdict(score: float, thresholds: Thresholds) -> tuple[str, Doubt | None]:
     if score >= thresholds.fake_above:
         return "fake", None
     if score <= thresholds.real_below:
         return "real", None
-    return "abstain", "inside the abstain band"
+    return "abstain", Doubt(Reason.INSIDE_BAND)
 
 
 def _doubts(
     scores: Mapping[str, Scores], out_of_range: Mapping[str, Sequence[str | None]], remarks: Mapping[str, Sequence[str | None]]
-) -> list[str | None]:
+) -> list[Doubt | None]:
     """Per row, what keeps the members from an answer, or None."""
-    doubts = [list(out_of_range[IMAGE])] if IMAGE in out_of_range else []
+    of_image = [None if why is None else Doubt(Reason.UNLIKE_CALIBRATION, why) for why in out_of_range.get(IMAGE, ())]
+    doubts = [of_image] if IMAGE in out_of_range else []
     for name, column in scores.items():
         nothing = [None] * len(column)
         rows = zip(np.isfinite(column).tolist(), out_of_range.get(name, nothing), remarks.get(name, nothing), strict=True)
-        doubts.append([None if why is None else f"{name}: {why}" for why in (doubt(*row) for row in rows)])
-    return ["; ".join(filter(None, row)) or None for row in zip(*doubts, strict=True)]
+        found = (doubt(*row) for row in rows)
+        doubts.append([None if why is None else Doubt(why.reason, f"{name}: {why.detail}") for why in found])
+    return [_together([why for why in row if why is not None]) for row in zip(*doubts, strict=True)]
+
+
+def _together(doubts: Sequence[Doubt]) -> Doubt | None:
+    """The first reason in the order of the list, and all details; None of none."""
+    if not doubts:
+        return None
+    reasons = {why.reason for why in doubts}
+    return Doubt(next(one for one in Reason if one in reasons), "; ".join(why.detail for why in doubts if why.detail))

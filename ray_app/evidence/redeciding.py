@@ -11,9 +11,9 @@ from ray_app.ensembles import EnsembleCard
 from ray_app.images import ImageLimits
 from ray_app.inference import ScoringSpec
 from ray_app.runs import row_schema
-from ray_app.runs.schema import SECOND_LOOK, STABILITY
+from ray_app.runs.schema import DETAIL, SECOND_LOOK, STABILITY, reason_of
 
-DECIDED = ("score", "probability", "calibrated", "verdict", "verdict_reason", SECOND_LOOK)
+DECIDED = ("score", "probability", "calibrated", "verdict", "verdict_reason", DETAIL, SECOND_LOOK)
 _CLOSE = 1e-9  # of a number: another processor's exp and log may round the last bits otherwise
 
 
@@ -49,8 +49,17 @@ def decide_again(spec: ScoringSpec, row: Mapping[str, Any], guarantee: Mapping[s
     rows = decided(_table(spec, row), spec)
     unlike = (guarantee or {}).get("unlike")
     [again] = (unlike_rows(rows, unlike) if unlike else rows).to_pylist()
-    told = {name: again.get(name) for name in DECIDED if name in row}
-    return Decided(told, told == {name: row[name] for name in told}, tuple(name for name in told if not alike(told[name], row[name])))
+    known = _of_today(row)
+    told = {name: again.get(name) for name in DECIDED if name in known}
+    return Decided(told, told == {name: known[name] for name in told}, tuple(name for name in told if not alike(told[name], known[name])))
+
+
+def _of_today(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A row of an older schema with its reason as a word of the list."""
+    if DETAIL in row:
+        return row
+    why = reason_of(row["verdict_reason"])
+    return {**row, "verdict_reason": why and why.reason, DETAIL: why and why.detail}
 
 
 def _table(spec: ScoringSpec, row: Mapping[str, Any]) -> pa.Table:

@@ -110,7 +110,7 @@ def _check_decision(record: Mapping[str, Any], again: Decided) -> Iterator[Check
     row = record["row"]
     if again.differs:
         for name in again.differs:
-            yield Check("decision", "differs", f"{name}: recorded {row[name]!r}, from the recorded scores {again.row[name]!r}")
+            yield Check("decision", "differs", f"{name}: recorded {row.get(name)!r}, from the recorded scores {again.row[name]!r}")
         return
     if row["verdict"] is None:
         yield Check("decision", "agrees", f"none: the image has no score ({row['status']})")

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from ray_app.archives import MemberReader, places_of, read_referenced
-from ray_app.errors import ClusterError, InputError, Status, said
+from ray_app.errors import ClusterError, InputError, Status, is_want_of_memory, said
 from ray_app.generation.cards import PipelineCard
 from ray_app.generation.config import GenerateConfig
 from ray_app.generation.encoding import Mark, encode
@@ -25,7 +25,6 @@ from ray_app.generation.pictures import binary, covered, drawn_mask, pasted, res
 from ray_app.generation.pipelines import LoadedPipeline, Made, Picture
 from ray_app.generation.rows import BLANKED, FAILED, OK, SCHEMA, row_of
 from ray_app.images import decode_image
-from ray_app.scoring.attempts import is_want_of_memory
 from ray_app.storage import Fetcher, Store, strip_secrets
 
 Rows = dict[int, dict[str, Any]]

@@ -13,11 +13,10 @@ from typing import Any
 from PIL import Image
 
 from ray_app.detectors.weights import is_offline
-from ray_app.errors import ConfigError, DetectorError, said
+from ray_app.errors import ConfigError, DetectorError, is_want_of_memory, said
 from ray_app.generation.cards import PipelineCard
 from ray_app.generation.models import Model, pipeline_class
 from ray_app.generation.orders import Order
-from ray_app.scoring.attempts import is_want_of_memory
 
 
 @dataclass(frozen=True)

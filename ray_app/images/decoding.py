@@ -28,6 +28,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from ray_app.errors import InputError, Status
 from ray_app.images import completeness, jpeg, png, structure, tiff_pixels
 from ray_app.images.colour import is_icc_profile, to_rgb
+from ray_app.images.content import has_content
 from ray_app.images.facts import DecodedImage, Findings, ImageRefused
 from ray_app.images.limits import ImageLimits
 from ray_app.images.provenance.boxes import foreign_kinds
@@ -61,7 +62,6 @@ _LIBRARIES = {
 }
 _UNREAD_BMP = re.compile(r"Unsupported BMP (bitfields|compression|pixel depth \((0|2|64)\))")
 BITS_PER_SAMPLE = 258  # TIFF tag
-MOST_FRAMES = 2**31 - 1  # an APNG may claim more than an int32 column holds
 MOST_WORDS = 200  # of a foreign message in `detail`
 
 
@@ -111,7 +111,9 @@ def _decode(data: bytes, limits: ImageLimits, found: Findings) -> Image.Image:
     _check_text(image, limits)
     with _translated(data, format_name, image):
         pixels = to_rgb(_load(image, data, format_name, found), found.flags, sample_bits)
-    found.width, found.height = pixels.size
+    found.take_size(*pixels.size)
+    if not has_content(pixels):
+        found.flags.add("no_content")
     if structure.has_trailing_bytes(data, format_name):
         found.flags.add("trailing_bytes")
     pixels.info = {}
@@ -128,7 +130,7 @@ def _check_bytes(data: bytes, limits: ImageLimits, found: Findings) -> str:
     found.decoder = decoder_name(found.format)
     size = structure.header_size(data, found.format)
     if size is not None:
-        found.width, found.height = size
+        found.take_size(*size)
         limits.check_size(*size, len(data))
     return found.format
 
@@ -153,11 +155,11 @@ def _open(data: bytes, format_name: str, found: Findings) -> ImageFile:
 
 
 def _read_header(image: ImageFile, data: bytes, format_name: str, found: Findings) -> None:
-    found.width, found.height = image.size
+    found.take_size(*image.size)
     found.mode = image.mode
-    found.quality = jpeg_quality(image.quantization) if isinstance(image, JpegImageFile) else None
-    found.frames = _count_frames(image, data, format_name)
-    if found.frames > 1:
+    frames = _count_frames(image, data, format_name)
+    found.take(frames=frames, quality=jpeg_quality(image.quantization) if isinstance(image, JpegImageFile) else None)
+    if frames > 1:
         found.flags.add("animated" if format_name in _ANIMATIONS else "multipage")
     if "icc_profile" in image.info:
         found.icc = bool(image.info["icc_profile"])
@@ -169,7 +171,7 @@ def _read_header(image: ImageFile, data: bytes, format_name: str, found: Finding
     exif = None if format_name == "TIFF" else image.info.get("exif")
     found.orientation = 1
     try:
-        found.orientation = exif_orientation(exif) if exif else 1
+        found.take(orientation=exif_orientation(exif) if exif else 1)
     except TiffError:
         found.flags.add("broken_exif")
     if found.orientation != 1:
@@ -197,7 +199,7 @@ def _count_frames(image: ImageFile, data: bytes, format_name: str) -> int:
         return structure.count_gif_frames(data)
     if format_name == "TIFF":
         return structure.count_tiff_pages(data)
-    return min(getattr(image, "n_frames", 1), MOST_FRAMES)
+    return int(getattr(image, "n_frames", 1))
 
 
 def _sample_bits(image: ImageFile, data: bytes) -> int:

@@ -2,8 +2,10 @@
 
 import hashlib
 from dataclasses import dataclass, field
+from typing import Annotated
 
 from PIL import Image
+from pydantic import Field
 
 from ray_app.errors import InputError, Status
 from ray_app.images.sniff import sniff_format
@@ -17,15 +19,21 @@ FLAG_MEANING = {
     "grayscale": "grey only; the three channels are equal",
     "irregular_jpeg": "broken metadata or stray bytes in the JPEG; all of its pixels are there",
     "multipage": "several pages or pictures; the first is scored",
+    "no_content": "one colour, or nearly: nothing to judge",
     "oriented": "EXIF asks to turn it; it is scored as stored",
     "sixteen_bit": "more than 8 bits per sample; the high 8 are scored",
     "trailing_bytes": "bytes follow the end of the image",
 }
 
 
+# The largest numbers that a row holds. What a file, or a process that decoded one, states beyond them is not believed.
+MOST = {"width": 2**31 - 1, "height": 2**31 - 1, "frames": 2**31 - 1, "orientation": 8, "quality": 100}
+_Word = Annotated[str, Field(max_length=100, pattern="^[ -~]*$")]
+
+
 @dataclass(frozen=True)
 class ImageFacts:
-    """What a row says of the file, known as far as it was read: what was not reached is None.
+    """What a row says of the file, known as far as it was read: what was not reached is None, or was no such number.
 
     `mode` is the file's own (Pillow's name). `orientation` is the EXIF value that would turn the pixels upright: 1 where there is none,
     and for TIFF and HEIC, whose decoders turn them. `flags` are sorted; `decoder` names library and version.
@@ -34,15 +42,15 @@ class ImageFacts:
 
     sha256: str
     format: str | None = None
-    width: int | None = None
-    height: int | None = None
-    mode: str | None = None
-    frames: int | None = None
-    orientation: int | None = None
+    width: Annotated[int, Field(ge=0, le=MOST["width"])] | None = None
+    height: Annotated[int, Field(ge=0, le=MOST["height"])] | None = None
+    mode: _Word | None = None
+    frames: Annotated[int, Field(ge=0, le=MOST["frames"])] | None = None
+    orientation: Annotated[int, Field(ge=0, le=MOST["orientation"])] | None = None
     icc: bool | None = None
     flags: tuple[str, ...] = ()
-    decoder: str | None = None
-    quality: int | None = None
+    decoder: _Word | None = None
+    quality: Annotated[int, Field(ge=0, le=MOST["quality"])] | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +96,18 @@ class Findings:
     def of(cls, data: bytes) -> "Findings":
         """The two facts that any bytes have."""
         return cls(sha256=hashlib.sha256(data).hexdigest(), format=sniff_format(data))
+
+    def take_size(self, width: int, height: int) -> None:
+        """Note the size that the file states. Raises InputError: corrupt_image for one that no row holds, and then notes none."""
+        self.width = self.height = None
+        if not (0 <= width <= MOST["width"] and 0 <= height <= MOST["height"]):
+            raise InputError(Status.CORRUPT_IMAGE, f"the header declares {width} × {height} pixels")
+        self.width, self.height = width, height
+
+    def take(self, **stated: int | None) -> None:
+        """Note other numbers that the file states; one that no row holds is not known."""
+        for name, number in stated.items():
+            setattr(self, name, number if number is not None and 0 <= number <= MOST[name] else None)
 
     def facts(self) -> ImageFacts:
         """The facts as they stand."""

@@ -39,6 +39,7 @@ def open_header(data: bytes, flags: set[str]) -> PngImageFile:
         at = data.index(b"iCCP") - 4
         image = PngImage(io.BytesIO(data[:at] + data[at + 12 + int.from_bytes(data[at : at + 4], "big") :]))
         flags.add("broken_icc")
+    _remove_homonyms(image, data)
     key = image.info.get("transparency")
     if isinstance(key, int) and image.mode in ("1", "L"):  # in the file's own scale, and the pixels are in that of 8 bits
         image.info["transparency"] = key * (255 // (2 ** data[24] - 1))
@@ -46,6 +47,15 @@ def open_header(data: bytes, flags: set[str]) -> PngImageFile:
         reason = "a PNG of 16-bit RGB with a transparent colour, which Touchstone does not read: save it with an alpha channel"
         raise InputError(Status.UNSUPPORTED_FORMAT, reason)
     return image
+
+
+def _remove_homonyms(image: PngImageFile, data: bytes) -> None:
+    """A PNG's texts stand among Pillow's own facts, under whatever keyword the file gives them: `exif`, `interlace`."""
+    for name in ("exif", "icc_profile", "interlace", "transparency"):
+        if isinstance(image.info.get(name), str):
+            del image.info[name]
+            if name == "interlace" and data[28]:
+                image.info[name] = 1
 
 
 def _unwritten(mode: str) -> int | tuple[int, ...]:

@@ -21,7 +21,7 @@ from typing import IO, Self
 
 from PIL import Image
 
-from ray_app.errors import InputError, Status, TouchstoneError
+from ray_app.errors import InputError, Status, TouchstoneError, said
 from ray_app.images.child import ANSWER, READY, REQUEST, Report
 from ray_app.images.facts import FLAG_MEANING, DecodedImage, ImageFacts, ImageRefused, inspect_bytes
 from ray_app.images.limits import ImageLimits
@@ -63,9 +63,12 @@ class Child(ABC):
         if self.pid is not None:
             return
         self.close()
-        child = self._child = subprocess.Popen(
-            self._command(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=_environment()
-        )
+        try:
+            child = self._child = subprocess.Popen(
+                self._command(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=_environment()
+            )
+        except OSError as error:
+            raise TouchstoneError(f"the decoder process did not start: {said(error)}", hint="is this machine out of processes?") from error
         assert child.stdout is not None
         with _Deadline(child, START_LIMIT_S):
             is_ready = child.stdout.read(len(READY)) == READY
@@ -147,7 +150,7 @@ class Child(ABC):
         """A report that can be one about this file. Raises ValueError or InputError."""
         report = Report.model_validate_json(text)
         facts, known = report.facts, inspect_bytes(data)
-        if (facts.sha256, facts.format) != (known.sha256, known.format) or not FLAG_MEANING.keys() >= set(facts.flags):
+        if (facts.sha256, facts.format) != (known.sha256, known.format) or facts.flags != tuple(sorted(FLAG_MEANING.keys() & facts.flags)):
             raise ValueError("facts of another file")
         if report.refused is None:
             self._limits.check_size(*_size(facts), len(data))

@@ -114,7 +114,9 @@ class Layout(NamedTuple):
         return None
 
     def missing(self) -> str | None:
-        """What the tags leave out of the picture, in words; None where they name all of it."""
+        """What the tags leave out of the picture, in words; None where they name all of it, or a size that no picture has."""
+        if max(self.width, self.length) >= 2**31:
+            return None
         across, down = (-(-side // max(step, 1)) for side, step in zip((self.width, self.length), self.piece, strict=True))
         needed = across * down * (self.samples if self.is_planar else 1)
         if self.offsets and len(self.offsets) < needed:

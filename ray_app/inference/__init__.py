@@ -3,7 +3,7 @@
 from ray_app.inference.batches import Batch, Outcome
 from ray_app.inference.clock import ASKED, DESCRIBED, LOOKED, LOOKED_MS, RUNS, STAGES, StageClock
 from ray_app.inference.decoding import BatchDecoder
-from ray_app.inference.judging import Readings, Scored, Scores, judge, range_doubts, remarks_on
+from ray_app.inference.judging import Readings, Scored, Scores, is_blank, judge, range_doubts, remarks_on
 from ray_app.inference.packing import pack, unpack
 from ray_app.inference.reading import BlockReader
 from ray_app.inference.spec import ScoringSpec, make_spec
@@ -28,6 +28,7 @@ __all__ = [
     "Scored",
     "Scores",
     "judge",
+    "is_blank",
     "range_doubts",
     "remarks_on",
 ]

@@ -1,5 +1,6 @@
 """What decoding hands to detectors: outcomes of members, and fixed slots of pixels. Plain values; no decoder, no detector."""
 
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -7,13 +8,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ray_app.errors import Status
+from ray_app.errors import Status, one_line, said
 from ray_app.images import ImageFacts
 
 Pixels = npt.NDArray[np.uint8]
 Ragged = Sequence[Pixels | None]
 Size = tuple[int, int]
 File = bytes | Image.Image  # an image as somebody gave it
+OWN_FAILURE = "Touchstone's own code failed: "  # how the detail of a member begins that met a bug of ours
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Outcome:
     """What became of one member before any detector saw it.
 
     `phash`: 16 hex digits, where the spec asks for them. `said`: why no detector need look at it. `provenance`: the JSON of what the file
-    says of its origin, where the spec asks for it and it says something.
+    says of its origin, where the spec asks for it and it says something. `failure`: the traceback, where our own code failed on it.
     """
 
     status: Status
@@ -39,6 +41,14 @@ class Outcome:
     phash: str | None = None
     said: Said | None = None
     provenance: str | None = None
+    failure: str | None = None
+
+    @classmethod
+    def of_failure(cls, error: Exception, facts: ImageFacts | None) -> "Outcome":
+        """What a bug of ours costs the member that met it; of its facts no more is kept than which file it is."""
+        known = None if facts is None else ImageFacts(facts.sha256, facts.format)
+        told = "".join(traceback.format_exception(error))
+        return cls(Status.DECODER_CRASHED, one_line(OWN_FAILURE + said(error)), known, failure=told)
 
 
 @dataclass(frozen=True)

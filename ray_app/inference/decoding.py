@@ -17,9 +17,10 @@ import numpy as np
 from PIL import Image
 
 from ray_app.detectors import Preprocessing
-from ray_app.errors import InputError, Status
-from ray_app.images import Breadcrumb, ChildDecoder, DecodedImage, ImageFacts, ImageRefused, Watchdog, decode_image
+from ray_app.errors import InputError, Status, is_of_one_image
+from ray_app.images import Breadcrumb, ChildDecoder, DecodedImage, ImageFacts, ImageRefused, Watchdog, decode_image, inspect_bytes
 from ray_app.images.colour import to_rgb
+from ray_app.images.content import has_content
 from ray_app.images.perceptual import perceptual_hash
 from ray_app.images.provenance import ProvenanceReader
 from ray_app.inference.batches import Batch, Outcome, Pixels, Ragged, Size, View
@@ -96,7 +97,7 @@ class BatchDecoder:
         """Decode (image_id, bytes | PIL image | why there are none) for up to `slots` members."""
         outcomes, prepared, encoded, kept = [], [], [], []
         for image_id, data in fetched:
-            outcome, tensors, image = self._known(image_id, data) or self._one(image_id, data)
+            outcome, tensors, image = self._one(image_id, data)
             outcomes.append(outcome)
             if self._recall is not None:
                 self._recall.met(outcome)
@@ -129,6 +130,20 @@ class BatchDecoder:
         )
 
     def _one(self, image_id: int, data: bytes | Image.Image | InputError) -> tuple[Outcome, Prepared | None, DecodedImage | None]:
+        """An image that is known already has no tensors: its slot stays empty, so that nobody else's batch changes. What it says of its
+        origin is read anew: it costs little, and another trust list may now hold. A bug of ours costs the image that met it, and no other.
+        """
+        known = self._known(data)
+        try:
+            if known is None or known.facts is None:
+                return self._decoded(image_id, data)
+            return replace(known, provenance=self._provenance(image_id, data, known.facts)), None, None
+        except Exception as error:
+            if not is_of_one_image(error):
+                raise
+            return Outcome.of_failure(error, inspect_bytes(data) if isinstance(data, bytes) else None), None, None
+
+    def _decoded(self, image_id: int, data: bytes | Image.Image | InputError) -> tuple[Outcome, Prepared | None, DecodedImage | None]:
         facts = phash = provenance = None
         try:
             image = self._image(image_id, data)
@@ -158,17 +173,12 @@ class BatchDecoder:
         except InputError:
             return None
 
-    def _known(self, image_id: int, data: bytes | Image.Image | InputError) -> tuple[Outcome, None, None] | None:
-        """The outcome of the same bytes before; their slot stays empty, so that nobody else's batch changes. What they say of their
-        origin is read anew: it costs little, and another trust list may now hold.
-        """
+    def _known(self, data: bytes | Image.Image | InputError) -> Outcome | None:
+        """The outcome of the same bytes before."""
         if self._recall is None or not isinstance(data, bytes):
             return None
         with self._clock("decode"):
-            outcome = self._recall.known(hashlib.sha256(data).hexdigest())
-        if outcome is None or outcome.facts is None:
-            return None
-        return replace(outcome, provenance=self._provenance(image_id, data, outcome.facts)), None, None
+            return self._recall.known(hashlib.sha256(data).hexdigest())
 
     def _prepared(self, preprocessing: Preprocessing, image: Image.Image) -> Pixels | None:
         """None where no detector would score an image of this size, and it is not what the describer sees."""
@@ -247,6 +257,8 @@ def _of_pil(image: Image.Image) -> DecodedImage:
     """An image that somebody else decoded: the same colour rules; `sha256` is that of its RGB pixels, since there is no file."""
     flags: set[str] = set()
     pixels = to_rgb(image, flags, 8)
+    if not has_content(pixels):
+        flags.add("no_content")
     facts = ImageFacts(hashlib.sha256(pixels.tobytes()).hexdigest(), width=image.width, height=image.height, mode=image.mode,
                        flags=tuple(sorted(flags)))  # fmt: skip
     return DecodedImage(pixels, facts)

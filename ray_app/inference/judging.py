@@ -156,7 +156,8 @@ def decided_on(spec: ScoringSpec, outcomes: Sequence[Outcome], readings: Reading
     ]
     doubts = range_doubts(spec, sizes, [None if outcome.facts is None else outcome.facts.format for outcome in outcomes])
     drawn = audited_among(spec, checked)
-    decisions = decide(spec.ensemble, readings.scores, calibrations=spec.calibrations, out_of_range=doubts, remarks=remarks, audited=drawn)
+    decisions = decide(spec.ensemble, readings.scores, calibrations=spec.calibrations, out_of_range=doubts, remarks=remarks, audited=drawn,
+                       blank=[outcome.facts is not None and is_blank(outcome.facts.flags) for outcome in outcomes])  # fmt: skip
     decisions = outlived(spec, decisions, list(readings.stability.values()), drawn)
     return Scored(checked, readings, decisions)
 
@@ -199,6 +200,11 @@ def with_repeated(outcomes: Sequence[Outcome], readings: Readings) -> Readings:
 def remarks_on(replies: Mapping[str, Sequence[str | None]]) -> dict[str, list[str | None]]:
     """What to say of a detector that answered in words but gave no score, per detector and row."""
     return {name: [None if reply is None else f"it replied {reply!r}" for reply in texts] for name, texts in replies.items()}
+
+
+def is_blank(flags: Sequence[str] | None) -> bool:
+    """Whether an image with these flags shows nothing that could be judged."""
+    return "no_content" in (flags or ())
 
 
 def range_doubts(

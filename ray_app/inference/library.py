@@ -1,5 +1,6 @@
 """The ensemble as a Python object: bytes, paths or PIL images in, verdicts out; no cluster, no files written."""
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -12,7 +13,7 @@ from PIL import Image
 from ray_app.detectors import DetectorCard
 from ray_app.detectors.licences import require_accepted
 from ray_app.ensembles import EnsembleCard, ensemble_of, load_ensemble_card
-from ray_app.errors import InputError, Status
+from ray_app.errors import InputError, Reason, Status
 from ray_app.images import ImageFacts, ImageLimits
 from ray_app.inference.batches import Batch, Outcome, Pixels
 from ray_app.inference.clock import StageClock
@@ -26,6 +27,8 @@ from ray_app.inference.settings import AskedPrecision, AskedResize
 from ray_app.inference.spec import ScoringSpec, make_spec
 from ray_app.storage import Fetcher
 
+_log = logging.getLogger(__name__)
+
 Source = bytes | str | Path | Image.Image
 
 
@@ -34,7 +37,8 @@ class Result:
     """What the ensemble says of one image. `score` and `scores` are log-odds of fake; all are None where `status` is not `ok`.
 
     `probability` is the plain sigmoid of the score unless `calibrated`. `masks`: per detector that localizes, (H, W) uint8 at the
-    network's own size, stretched over the whole image, 255 = surely altered. `second_look`: of a cascade, why all its detectors looked
+    network's own size, stretched over the whole image, 255 = surely altered. `verdict_reason`: why a verdict is `abstain`, and
+    `verdict_detail` what varies in that (names, figures). `second_look`: of a cascade, why all its detectors looked
     (`band`, `audit`); None where the first of them sufficed. What a profile adds is called as in a run's rows (see `runs.schema`), and
     None where the ensemble has none, or nothing was said of this image.
     """
@@ -42,7 +46,7 @@ class Result:
     status: Status
     detail: str | None
     verdict: str | None
-    verdict_reason: str | None
+    verdict_reason: Reason | None
     probability: float | None
     calibrated: bool
     score: float | None
@@ -50,6 +54,7 @@ class Result:
     facts: ImageFacts | None
     masks: Mapping[str, Pixels | None]
     second_look: str | None = None
+    verdict_detail: str | None = None
     predicted_generator: str | None = None
     generator_family: str | None = None
     generator_probability: float | None = None
@@ -131,6 +136,9 @@ class Ensemble:
         """One batch after another, so that no more than one is in memory; its outcomes are noted."""
         while chunk := [(0, self._read(image)) for image in islice(images, self.spec.slots)]:
             batch = self._decoder.decode(chunk)
+            for place, outcome in enumerate(batch.outcomes, start=len(outcomes)):
+                if outcome.failure is not None:
+                    _log.error("image %d of this call: a bug of Touchstone, please report it\n%s", place, outcome.failure)
             outcomes += batch.outcomes
             yield batch
 
@@ -169,7 +177,8 @@ def _result(scored: Scored, row: int) -> Result:
     return Result(outcome.status, None, decisions.verdict[row], decisions.reason[row], finite(decisions.probability[row]),
                   decisions.calibrated, finite(decisions.score[row]), scores, outcome.facts,
                   {name: masks[row] for name, masks in scored.readings.masks.items()},
-                  decisions.second_look[row] if decisions.second_look else None, **_profile(scored, row))  # fmt: skip
+                  decisions.second_look[row] if decisions.second_look else None, decisions.detail[row],
+                  **_profile(scored, row))  # fmt: skip
 
 
 def _profile(scored: Scored, row: int) -> dict[str, Any]:

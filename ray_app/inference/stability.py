@@ -15,6 +15,7 @@ import numpy.typing as npt
 from ray_app.detectors.cards import Calibration
 from ray_app.ensembles import Decisions, EnsembleCard, decide
 from ray_app.ensembles.cards import Thresholds
+from ray_app.errors import Reason
 from ray_app.perturbations import Perturbation
 
 Scores = Mapping[str, npt.NDArray[np.float32]]
@@ -23,7 +24,6 @@ Rows = npt.NDArray[np.intp]
 # One more trip through a platform: it shrinks a picture or leaves it, then saves it at a quality that is usual on the web.
 STEPS = ({"op": "resize", "scale": (0.7, 1.0), "filter": "lanczos"}, {"op": "jpeg", "quality": (60, 95)})
 WORDS = ("fake", "real", "abstain")
-UNSTABLE = "unstable: "  # how the reason of a verdict that was taken back begins
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def settled(
     margin: float,
     audited: Sequence[bool] = (),
 ) -> Decisions:
-    """The decisions, where every verdict near its threshold that some view does not share is `abstain`, and the reason counts the views.
+    """The decisions, where every verdict near its threshold that some view does not share is `abstain`, and the detail counts the views.
 
     `views`: per view one column of scores for every member, of all rows; NaN where nobody looked. A view that abstains does not share
     the verdict either: what remains a verdict is what all views say. One without an ensemble score (a codec could not hold the image, a
@@ -70,20 +70,20 @@ def settled(
         return decisions
     drawn = np.asarray(audited, bool)[rows].tolist() if len(audited) else ()
     said = [decide(card, {name: column[rows] for name, column in view.items()}, calibrations=calibrations, audited=drawn) for view in views]
-    verdict, reason = list(decisions.verdict), list(decisions.reason)
+    verdict, reason, detail = list(decisions.verdict), list(decisions.reason), list(decisions.detail)
     for place, row in enumerate(rows.tolist()):
         words = Counter(one.verdict[place] for one in said if np.isfinite(one.score[place]))
         if words.total() > words[verdict[row]]:
-            verdict[row], reason[row] = "abstain", _why(words, verdict[row])
-    return replace(decisions, verdict=verdict, reason=reason)
+            verdict[row], reason[row], detail[row] = "abstain", Reason.UNSTABLE, _why(words, verdict[row])
+    return replace(decisions, verdict=verdict, reason=reason, detail=detail)
 
 
 def _why(words: Counter[str], verdict: str) -> str:
-    """For example: unstable: 2 of 5 recompressed views say real, 1 says abstain."""
+    """For example: 2 of 5 recompressed views say real, 1 says abstain."""
     others = [(word, words[word]) for word in WORDS if word != verdict and words[word]]
     (first, count), *rest = others
     said = [f"{count} of {words.total()} recompressed views {_says(count)} {first}", *(f"{n} {_says(n)} {word}" for word, n in rest)]
-    return UNSTABLE + ", ".join(said)
+    return ", ".join(said)
 
 
 def _says(count: int) -> str:

@@ -1,5 +1,6 @@
 """Decoded images → the views that perturbations give of them, and images that are decoded late. Knows no detector's name, file or Ray."""
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,10 +8,12 @@ from typing import Any
 
 from PIL import Image
 
-from ray_app.errors import InputError
+from ray_app.errors import InputError, is_of_one_image
 from ray_app.images import DecodedImage
 from ray_app.inference.batches import File, Pixels, Ragged, Size
 from ray_app.perturbations import Perturbation, seed_of
+
+_log = logging.getLogger(__name__)
 
 ImageOf = Callable[[int], DecodedImage | None]
 Prepare = Callable[[Image.Image], Pixels | None]
@@ -51,12 +54,19 @@ class Lazily(Sequence[Pixels | None]):
         return self._count
 
     def __getitem__(self, slot: Any) -> Any:
+        if slot >= self._count:
+            raise IndexError(slot)  # the end of an iteration, which must not pass for an image's fault
         try:
             image = self._image_of(slot)
             seen = None if image is None else image.pixels if self._view is None else perturbed(self._view, image)
             return None if seen is None else self._prepare(seen)
         except InputError:
             return None  # it decoded once; what is refused now, the detector has no score for
+        except Exception as error:
+            if not is_of_one_image(error):
+                raise
+            _log.exception("an image that decoded could not be prepared; its detector gives no score")
+            return None
 
 
 class Late:

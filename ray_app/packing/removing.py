@@ -11,11 +11,13 @@ import pyarrow.compute as pc
 
 from ray_app.errors import Status
 from ray_app.reports import wording
+from ray_app.runs.rows import with_reasons
+from ray_app.runs.schema import DETAIL
 
 _TEXT, _NUMBER = pa.string(), pa.float64()
 _NAMES = [("uri", _TEXT), ("member", _TEXT), ("occurrence", pa.int32()), ("sha256", _TEXT)]
 REMOVED = pa.schema([*_NAMES, ("verdict", _TEXT), ("score", _NUMBER), ("probability", _NUMBER), ("status", _TEXT), ("reason", _TEXT)])
-COLUMNS = ["image_id", *REMOVED.names[:-1], "detail", "calibrated", "verdict_reason"]
+COLUMNS = ["image_id", *REMOVED.names[:-1], "detail", "calibrated", "verdict_reason", DETAIL]
 
 
 def goes(rows: pa.Table, drop: Sequence[str]) -> npt.NDArray[np.bool_]:
@@ -45,7 +47,7 @@ class Reasons:
     def removed(self, rows: pa.Table) -> pa.Table:
         """Rows that go, as the removal list has them (`REMOVED`)."""
         plain = [pc.cast(rows[name], REMOVED.field(name).type) for name in REMOVED.names if name != "reason"]
-        reasons = [self.reason(row) for row in rows.select(COLUMNS).to_pylist()]
+        reasons = [self.reason(row) for row in with_reasons(rows).select(COLUMNS).to_pylist()]
         return pa.Table.from_arrays([*plain, pa.array(reasons, pa.string())], schema=REMOVED)
 
     def reason(self, row: Mapping[str, Any]) -> str:
@@ -54,13 +56,17 @@ class Reasons:
             said = f"{wording.meaning(row['status'])} ({row['status']})"
             return f"no score: {said}" + (f": {row['detail']}" if row["detail"] else "")
         if row["verdict"] != "fake":
-            return f"{row['verdict']} by {self._judge}: {row['verdict_reason'] or 'no evidence found'}; {_figures(row)}"
+            return f"{row['verdict']} by {self._judge}: {_why(row)}; {_figures(row)}"
         return f"fake by {self._judge}: score {row['score']:+.4g} is not below the threshold {self.fake_above:g}; {_figures(row)}"
 
     @property
     def _judge(self) -> str:
         rule = f"{self.rule} of " if len(self.members) > 1 else ""
         return f"ensemble {self.name} ({rule}{', '.join(self.members)})"
+
+
+def _why(row: Mapping[str, Any]) -> str:
+    return "no evidence found" if row["verdict_reason"] is None else wording.why(row["verdict_reason"], row[DETAIL])
 
 
 def _figures(row: Mapping[str, Any]) -> str:

@@ -67,7 +67,7 @@ def evidence_lines(told: Mapping[str, Any]) -> list[str]:
         lines.append(f"score {score}, fake from {cut}; probability {wording.probability(decision['probability'])} ({kind})")
         lines += [f"  {name}: {wording.score(one['score'])}" for name, one in record["detectors"].items()]
     lines += [f"{name}: {wording.visible(value)}" for name, value in _origin(record.get("profile") or {}) if name in (_GENERATOR, _WORDS)]
-    lines += [wording.visible(f"why: {decision['reason']}")] if decision["reason"] else []
+    lines += [wording.visible(f"why: {wording.why(decision['reason'], decision.get('detail'))}")] if decision["reason"] else []
     lines += [wording.visible(words) for words in record["guarantee"]["words"]]
     if not decision["rederived"]:
         lines.append("The cards do not give this decision again from the recorded scores: see `touchstone evidence --verify`.")

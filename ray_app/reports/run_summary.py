@@ -256,6 +256,7 @@ class RunSummary(Section):
     members: int = 0
     reused: int = 0
     statuses: dict[str, int] = {}
+    own_failures: int = 0
     examples: dict[str, list[Example]] = {}
     verdicts: dict[str, int] = {}
     verdict_reasons: dict[str, int] = {}

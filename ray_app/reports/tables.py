@@ -15,7 +15,7 @@ _SHORT_VERDICTS = {"real": "no evidence"}
 _NARROWEST_FILE = 16
 _LONGEST_EXAMPLE = 72
 _LONGEST_GENERATOR = 32
-_LONGEST_REASON = 60
+_LONGEST_REASON = 72
 _MOST_REASONS = 5
 
 
@@ -60,6 +60,8 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     if run.members and not run.complete:
         lines.append(f"not finished: {run.rows:,} of {run.members:,} members have a row; the same command goes on from here")
     lines += _status_lines(run)
+    if run.own_failures:
+        lines.append(f"bug: {wording.own_failures(run.own_failures)}")
     if run.reused:
         lines.append(f"reused: {run.reused:,} members have the scores of others with the same bytes")
     lines += _verdict_lines(run)
@@ -138,7 +140,7 @@ def _verdict_lines(run: RunSummary) -> list[str]:
         return []
     counts = [f"{words} {run.verdict(word):,}" for word, words in wording.VERDICT_WORDS.items()]
     lines = [f"verdicts: {', '.join(counts)}"]
-    reasons = wording.largest(run.verdict_reasons, _MOST_REASONS)
+    reasons = wording.reasons(run.verdict_reasons, _MOST_REASONS)
     if reasons:
         lines.append(
             "no verdict because: " + "; ".join(f"{wording.shortened(why, _LONGEST_REASON)} ({number:,})" for why, number in reasons)

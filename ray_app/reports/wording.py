@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-from ray_app.errors import MEANING, Status
+from ray_app.errors import MEANING, REASON_MEANING, Reason, Status
 from ray_app.reports.run_summary import RunSummary, StabilitySummary
 
 VERDICT_WORDS = {"fake": "flagged as fake", "abstain": "abstained", "real": "no evidence found"}
@@ -222,6 +222,29 @@ def moment(timestamp: str) -> str:
 def meaning(status: str) -> str:
     """What a status says; nothing for a status of a later version."""
     return MEANING[Status(status)] if status in set(Status) else ""
+
+
+def reason(word: str) -> str:
+    """What the reason of an abstention says; a word of another version as it stands."""
+    return REASON_MEANING[Reason(word)] if word in set(Reason) else word
+
+
+def reasons(counts: Mapping[str, int], limit: int) -> list[tuple[str, int]]:
+    """Why images abstain, in words, the most frequent first; the rest as one line."""
+    return largest({reason(word): number for word, number in counts.items()}, limit)
+
+
+def why(word: str, detail: str | None) -> str:
+    """Why one image abstains, in words, with what varies."""
+    return f"{reason(word)}: {detail}" if detail else reason(word)
+
+
+def own_failures(number: int) -> str:
+    """What to say of rows that bugs of ours have cost."""
+    return (
+        f"{counted(number, 'row')} failed in Touchstone's own code; please report it with the traceback in the log. "
+        "A later version tries them again with --retry decoder_crashed"
+    )
 
 
 def ordered_statuses(statuses: Mapping[str, int]) -> list[tuple[str, int]]:

@@ -1,5 +1,6 @@
 """The run directory: rows, identity, what is done, what is current. Knows files and ids; knows nothing of Ray or torch."""
 
+from ray_app.runs.blocks import BlockTables, block_tables
 from ray_app.runs.conservation import check_conservation
 from ray_app.runs.directory import RunDirectory
 from ray_app.runs.features import block_features, feature_rows, kept_features, vectors_of, write_features
@@ -23,6 +24,8 @@ __all__ = [
     "SCHEMA_VERSION",
     "MASK_SCHEMA",
     "VIEWED_MASK_SCHEMA",
+    "BlockTables",
+    "block_tables",
     "result_rows",
     "mask_rows",
     "feature_rows",

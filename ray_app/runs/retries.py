@@ -25,6 +25,7 @@ from ray_app.archives.cutting import TableStream
 from ray_app.archives.selecting import input_type_of, write_selected
 from ray_app.runs.directory import RunDirectory
 from ray_app.runs.reusing import forget_index
+from ray_app.runs.rows import with_reasons
 
 Hits = npt.NDArray[np.bool_]
 
@@ -144,6 +145,7 @@ def _are_among(table: pa.Table, ids: Ids) -> Hits:
 
 def _replaced(rows: pa.Table, fresh: pa.Table) -> pa.Table:
     """The same rows, those of members that `fresh` has taken from there; in the wider of the two schemas."""
+    rows = with_reasons(rows)
     ids, fresh_ids = rows["image_id"].to_numpy(), fresh["image_id"].to_numpy()
     order = np.argsort(fresh_ids)
     places = np.minimum(np.searchsorted(fresh_ids, ids, sorter=order), len(fresh_ids) - 1)

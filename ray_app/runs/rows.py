@@ -1,4 +1,7 @@
-"""Members and what was found about them → one Arrow table of result rows. Columnar; nothing is looked up, nothing is dropped."""
+"""Members and what was found about them → one Arrow table of result rows. Columnar; nothing is looked up, nothing is dropped.
+
+`with_reasons` makes rows of an older schema speak as those of today.
+"""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -13,7 +16,7 @@ from ray_app.inference import Scored
 from ray_app.profiling.describing import Described
 from ray_app.profiling.identifying import Identified
 from ray_app.runs.masks import mask_measures
-from ray_app.runs.schema import SECOND_LOOK, STABILITY, row_schema
+from ray_app.runs.schema import DETAIL, SECOND_LOOK, STABILITY, reason_of, row_schema
 from ray_app.runs.stability import stability_column
 
 FACTS = ("sha256", "format", "width", "height", "mode", "frames", "orientation", "icc", "flags", "decoder", "quality")
@@ -80,6 +83,7 @@ def decided_columns(decisions: Decisions, has_score: np.ndarray) -> dict[str, An
         "calibrated": pa.array(np.full(len(has_score), decisions.calibrated), mask=~has_score),
         "verdict": [verdict if ok else None for verdict, ok in zip(decisions.verdict, has_score, strict=True)],
         "verdict_reason": [reason if ok else None for reason, ok in zip(decisions.reason, has_score, strict=True)],
+        DETAIL: [detail if ok else None for detail, ok in zip(decisions.detail, has_score, strict=True)],
     }
 
 
@@ -126,3 +130,15 @@ def as_array(values: Any, field: pa.Field, count: int) -> pa.Array:
     if pa.types.is_dictionary(field.type):
         return pa.array(values, field.type.value_type).dictionary_encode()
     return pa.array(values, field.type)
+
+
+def with_reasons(rows: pa.Table) -> pa.Table:
+    """Rows with a `verdict_reason` that is a `Reason`, and its `verdict_detail`: rows from before schema 6 had one sentence."""
+    if DETAIL in rows.column_names:
+        return rows
+    told = rows["verdict_reason"].combine_chunks().cast(pa.string()).dictionary_encode()
+    doubts = [reason_of(text) for text in told.dictionary.to_pylist()]
+    reasons = pa.array([why and why.reason for why in doubts], pa.string()).take(told.indices)
+    details = pa.array([why and why.detail for why in doubts], pa.string()).take(told.indices)
+    place = rows.schema.get_field_index("verdict_reason")
+    return rows.set_column(place, "verdict_reason", reasons).add_column(place + 1, DETAIL, details)

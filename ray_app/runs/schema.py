@@ -1,10 +1,15 @@
-"""The columns of a result row. Additive: a reader of schema n reads n-1; a column is never renamed."""
+"""The columns of a result row, and what older ones mean today. Additive: a reader of schema n reads n-1; a column is never renamed."""
 
 from collections.abc import Sequence
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 5
+from ray_app.ensembles.deciding import Doubt
+from ray_app.errors import Reason
+
+SCHEMA_VERSION = 6
+DETAIL = "verdict_detail"
+UNLIKE = "the archive is not like what the card was calibrated on"
 MASK_COLUMNS = ("mask_area", "mask_peak")
 SECOND_LOOK = "second_look"
 STABILITY = "stability"
@@ -47,6 +52,7 @@ def row_schema(
     `predicted_generator`, where an identifier was asked: null also where it takes the generator for none that it knows; then the family
     is null too, and `generator_ranking` (best first) and `generator_probability` (of the first) still say which of the known is nearest.
     `generator_confidence`: that it is a known one, higher = surer. `prompt_likelihood`: see `profiling.describing.Described`.
+    `verdict_reason` is a `Reason`, and `verdict_detail` what varies in it.
     `input` repeats the source's own columns and stands only where the source has any: Parquet has no empty struct.
     """
     text, words = pa.string(), pa.dictionary(pa.int32(), pa.string())
@@ -81,6 +87,7 @@ def row_schema(
         ("calibrated", pa.bool_()),
         ("verdict", words),
         ("verdict_reason", text),
+        (DETAIL, text),
         *([(SECOND_LOOK, words)] if second_look else []),
         ("predicted_generator", text),
         *(IDENTIFIED.items() if identified else []),
@@ -92,3 +99,25 @@ def row_schema(
         ("scored_at", pa.timestamp("us", tz="UTC")),
     ]
     return pa.schema(fields, metadata={"touchstone.schema": str(SCHEMA_VERSION)})
+
+
+def reason_of(text: str | None) -> Doubt | None:
+    """A row's `verdict_reason` as a word of the list and what varies in it; before schema 6 it was one sentence."""
+    if text is None:
+        return None
+    if text in set(Reason):
+        return Doubt(Reason(text))
+    for start, reason in _SENTENCES.items():
+        if text.startswith(start):
+            return Doubt(reason, text.removeprefix(start).removeprefix(": ") or None)
+    of_members = [part for part in text.split("; ") if not part.startswith("outside what the calibration saw")]
+    if any(part.endswith(": no score") or ": no score (it replied " in part for part in of_members):
+        return Doubt(Reason.NO_SCORE, text)
+    return Doubt(Reason.OUT_OF_RANGE if of_members else Reason.UNLIKE_CALIBRATION, text)
+
+
+_SENTENCES = {
+    "inside the abstain band": Reason.INSIDE_BAND,
+    "unstable": Reason.UNSTABLE,
+    UNLIKE: Reason.UNLIKE_ARCHIVE,
+}

@@ -8,9 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ray_app.errors import Status
+from ray_app.inference.batches import OWN_FAILURE
 from ray_app.runs.declarations import DeclarationCounter
 from ray_app.runs.profiles import COLUMNS as PROFILE
 from ray_app.runs.profiles import ProfileCounter
+from ray_app.runs.rows import with_reasons
 from ray_app.runs.schema import SECOND_LOOK
 
 EDGES = np.linspace(-12.0, 12.0, 49)  # log-odds; scores beyond are counted in the outermost bins
@@ -44,13 +47,15 @@ def summarise(tables: Iterable[pa.Table], detectors: list[str]) -> dict[str, Any
     histogram = {name: np.zeros(len(EDGES) - 1, np.int64) for name in ["ensemble", *detectors]}
     top: list[dict[str, Any]] = []
     declarations, profile = DeclarationCounter(), ProfileCounter()
-    members = reused = 0
+    members = reused = own_failures = 0
     for table in tables:
         members += len(table)
         reused += pc.sum(table["reused"]).as_py() or 0
         is_cascade |= SECOND_LOOK in table.column_names
+        table = with_reasons(table)
         for name, counter in counts.items():
             counter.update(_counted(table[name]) if name in table.column_names else {})
+        own_failures += _own_failures(table)
         declarations.add(table)
         profile.add(table)
         _collect_examples(table, examples)
@@ -61,6 +66,7 @@ def summarise(tables: Iterable[pa.Table], detectors: list[str]) -> dict[str, Any
         "members": members,
         "reused": reused,
         "statuses": _ordered(counts["status"]),
+        "own_failures": own_failures,
         "examples": dict(examples),
         "verdicts": {verdict: counts["verdict"][verdict] for verdict in ("real", "fake", "abstain")},
         "verdict_reasons": _ordered(counts["verdict_reason"]),
@@ -104,6 +110,12 @@ _ADVICE = {
 def _counted(column: pa.ChunkedArray) -> dict[str, int]:
     values = pc.list_flatten(column) if pa.types.is_list(column.type) else column
     return {item["values"]: item["counts"] for item in pc.value_counts(pc.drop_null(values.cast(pa.string()))).to_pylist()}
+
+
+def _own_failures(table: pa.Table) -> int:
+    """Rows on which Touchstone's own code failed: no child process, and so no file, can give that status."""
+    crashed = pc.equal(table["status"].cast(pa.string()), Status.DECODER_CRASHED.value)
+    return pc.sum(pc.and_(crashed, pc.starts_with(pc.fill_null(table["detail"], ""), OWN_FAILURE))).as_py() or 0
 
 
 def _collect_examples(table: pa.Table, examples: dict[str, list[dict[str, Any]]]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ray_app.errors import ClusterError, said
+from ray_app.errors import ClusterError, is_want_of_memory, said
 from ray_app.storage.processes import is_running, own_process
 
 MOST_DEATHS = 3
@@ -48,12 +48,6 @@ class Attempts:
             note.unlink(missing_ok=True)
             with suppress(OSError):  # it stays while it holds notes of the dead
                 place.rmdir()
-
-
-def is_want_of_memory(error: BaseException) -> bool:
-    """Whether a process, or its GPU, had too little memory, whichever library says so."""
-    # torch's own class is told by its name, since a decoder has no torch; on a CPU torch raises a bare RuntimeError.
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "not enough memory" in str(error)
 
 
 def _runs(note: Path) -> bool:

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from ray_app.archives import Each, in_turn, manifests
 from ray_app.ensembles import EnsembleCard, Tally, properties_of
+from ray_app.errors import Reason
 from ray_app.inference import ScoringSpec
 from ray_app.inference.settings import departures, other_decoders, otherwise
 from ray_app.metrics.mixture import Shift, most_fakes, shift_of
@@ -21,10 +22,9 @@ from ray_app.metrics.paired import holm
 from ray_app.runs import RunDirectory
 from ray_app.runs.directory import SCORE_DECIDES, Published
 from ray_app.runs.reader import numbers, tables_in
-from ray_app.runs.rows import as_array
-from ray_app.runs.schema import SECOND_LOOK
+from ray_app.runs.rows import as_array, with_reasons
+from ray_app.runs.schema import DETAIL, SECOND_LOOK, UNLIKE
 
-UNLIKE = "the archive is not like what the card was calibrated on"
 COLUMNS = ["image_id", "score", "scores", "format", "width", "height", "quality", "decoder", SECOND_LOOK]
 WAIVED = "waive_guarantee"  # in a run's identity, where it was asked for
 _MOST_NAMED = 3
@@ -118,12 +118,19 @@ def shifts_of(card: EnsembleCard, tally: Tally) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def unlike_rows(rows: pa.Table, reason: str) -> pa.Table:
-    """Result rows whose verdicts, real or fake, abstain for a reason that holds of the whole archive; others keep theirs."""
+def unlike_rows(rows: pa.Table, unlike: str) -> pa.Table:
+    """Result rows whose verdicts, real or fake, abstain since the whole archive is unlike the calibration's images (`unlike`, see
+    `Comparison`); others keep theirs.
+    """
+    rows = with_reasons(rows)
     verdicts, reasons = rows["verdict"].cast(pa.string()), rows["verdict_reason"]
-    turned = pc.or_(pc.is_in(verdicts, pa.array(["real", "fake"])), pc.starts_with(pc.fill_null(reasons, ""), UNLIKE))
-    turned = pc.fill_null(turned, False)
-    changed = {"verdict": pc.if_else(turned, "abstain", verdicts), "verdict_reason": pc.if_else(turned, reason, reasons)}
+    before = pc.fill_null(pc.equal(reasons, Reason.UNLIKE_ARCHIVE.value), False)
+    turned = pc.or_(pc.fill_null(pc.is_in(verdicts, pa.array(["real", "fake"])), False), before)
+    changed = {
+        "verdict": pc.if_else(turned, "abstain", verdicts),
+        "verdict_reason": pc.if_else(turned, Reason.UNLIKE_ARCHIVE.value, reasons),
+        DETAIL: pc.if_else(turned, unlike.removeprefix(f"{UNLIKE}: "), rows[DETAIL]),
+    }
     for name, values in changed.items():
         index = rows.schema.get_field_index(name)
         column = as_array(values.combine_chunks().to_pylist(), rows.schema.field(index), len(rows))

@@ -21,8 +21,8 @@ from ray.data.read_api import from_blocks
 from ray.exceptions import RayError, RayTaskError
 
 from ray_app.archives import BlockRef
-from ray_app.errors import ClusterError, TouchstoneError, said
-from ray_app.scoring.attempts import OUT_OF_MEMORY_HINT, is_want_of_memory
+from ray_app.errors import ClusterError, TouchstoneError, is_want_of_memory, said
+from ray_app.scoring.attempts import OUT_OF_MEMORY_HINT
 from ray_app.scoring.messages import Report, block_table, report_of
 from ray_app.scoring.plan import COMMIT_CPUS, Layout
 from ray_app.scoring.stopping import Stopper

@@ -11,12 +11,12 @@ from ray_app.archives import manifests
 from ray_app.ensembles import EnsembleCard, decide, drawn_by_audit, load_ensemble_card
 from ray_app.errors import ConfigError
 from ray_app.images import ImageLimits
-from ray_app.inference import ScoringSpec, make_spec, range_doubts, remarks_on
+from ray_app.inference import ScoringSpec, is_blank, make_spec, range_doubts, remarks_on
 from ray_app.inference.judging import outlived
 from ray_app.inference.settings import departures
 from ray_app.runs import RunDirectory, begun_retry, fingerprint
-from ray_app.runs.rows import as_array, decided_columns
-from ray_app.runs.schema import SECOND_LOOK, STABILITY
+from ray_app.runs.rows import as_array, decided_columns, with_reasons
+from ray_app.runs.schema import DETAIL, SECOND_LOOK, STABILITY
 from ray_app.runs.stability import stability_views
 from ray_app.scoring.guarantee import WAIVED, compare, noted, unlike_rows
 from ray_app.scoring.preparing import decision_identity, promises
@@ -101,10 +101,11 @@ def decided(rows: pa.Table, spec: ScoringSpec) -> pa.Table:
     remarks = remarks_on({name: pc.struct_field(replies, name).to_pylist() for name in spec.speakers} if replies is not None else {})
     drawn = drawn_by_audit(spec.ensemble, rows["sha256"].to_pylist())
     doubts = range_doubts(spec, sizes, rows["format"].to_pylist())
-    decisions = decide(spec.ensemble, scores, calibrations=spec.calibrations, out_of_range=doubts, remarks=remarks, audited=drawn)
+    decisions = decide(spec.ensemble, scores, calibrations=spec.calibrations, out_of_range=doubts, remarks=remarks, audited=drawn,
+                       blank=[is_blank(flags) for flags in rows["flags"].to_pylist()])  # fmt: skip
     if spec.stability is not None and STABILITY in rows.column_names:
         decisions = outlived(spec, decisions, stability_views(rows[STABILITY], spec.cards), drawn)
-    rows = _with_second_look(rows, wanted=decisions.second_look is not None)
+    rows = _with_second_look(with_reasons(rows), wanted=decisions.second_look is not None)
     for name, values in decided_columns(decisions, has_score).items():
         index = rows.schema.get_field_index(name)
         rows = rows.set_column(index, rows.schema.field(index), as_array(values, rows.schema.field(index), len(rows)))
@@ -115,7 +116,7 @@ def _with_second_look(rows: pa.Table, *, wanted: bool) -> pa.Table:
     """The rows with a column for what goes on in a cascade, or without it: another rule knows none."""
     has = SECOND_LOOK in rows.column_names
     if wanted and not has:
-        place = rows.schema.get_field_index("verdict_reason") + 1
+        place = rows.schema.get_field_index(DETAIL) + 1
         return rows.add_column(place, SECOND_LOOK, pa.nulls(len(rows), pa.dictionary(pa.int32(), pa.string())))
     return rows.drop_columns([SECOND_LOOK]) if has and not wanted else rows
 

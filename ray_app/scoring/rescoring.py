@@ -21,7 +21,7 @@ from ray_app.inference import Outcome, Readings, ScoringSpec, StageClock, judge,
 from ray_app.inference.describing import Describing
 from ray_app.inference.identified import require_embeddings
 from ray_app.inference.settings import departures
-from ray_app.runs import RunDirectory, block_features, kept_features, result_rows, vectors_of
+from ray_app.runs import RunDirectory, block_features, block_tables, kept_features, vectors_of
 from ray_app.runs.identity import differing_keys
 from ray_app.runs.rows import FACTS
 from ray_app.scoring.copying import finished, missing_blocks
@@ -150,9 +150,10 @@ class _Rescoring:
             scored = judge(self.spec, outcomes, readings, self.clock)
             members = rows.select([name for name in _MEMBERS if name in rows.column_names])
             hashed = "phash" in rows.column_names
-            made = result_rows(members, scored, attempt=self.session.number, scored_at=datetime.now(UTC), perceptual_hash=hashed)
-            self.run.write_part(ref.manifest, ref.block, made)
-        self.session.committed({"members": ref.members, "counts": {}, "peak_bytes": 0, "seconds": self.clock.take()})
+            made = block_tables(members, scored, attempt=self.session.number, scored_at=datetime.now(UTC), perceptual_hash=hashed)
+            self.run.write_part(ref.manifest, ref.block, made.rows)
+        facts = {"counts": {}, "peak_bytes": 0, "seconds": self.clock.take(), "failures": made.failures}
+        self.session.committed({"members": ref.members, **facts})
 
     def _readings(self, ref: BlockRef, ids: npt.NDArray[np.int64], outcomes: Sequence[Outcome]) -> Readings:
         """What the heads say, and the vectors that a profile reads."""

@@ -1,5 +1,6 @@
 """What one session of a run did: its log line in `sessions/`, and the sums of its workers' reports."""
 
+import logging
 import os
 import platform
 import time
@@ -10,6 +11,7 @@ from typing import Any
 
 from ray_app import __version__
 from ray_app.inference import ASKED, DESCRIBED, LOOKED, LOOKED_MS, RUNS, STAGES
+from ray_app.reports.wording import file_name, shortened, visible
 from ray_app.runs import RunDirectory
 from ray_app.scoring.config import Prices
 from ray_app.scoring.costs import Costs, is_billed, is_priced, spent
@@ -17,6 +19,8 @@ from ray_app.scoring.plan import Layout
 
 COUNTS = ("bytes_read", "requests", "puts", "retried", "throttled", "decoded", "reused")
 MEASURABLE_S = 2.0  # over less time than this a rate would say nothing
+_LONGEST_NAME = 300
+_log = logging.getLogger(__name__)
 
 
 class Session:
@@ -40,6 +44,7 @@ class Session:
         self._seconds = dict.fromkeys(("list", *STAGES), 0.0)
         self._layout: Layout | None = None
         self._retries: list[dict[str, Any]] = []
+        self._told: set[tuple[str, ...]] = set()
         self.log("started")
 
     def now(self) -> datetime:
@@ -74,6 +79,16 @@ class Session:
         self._peak_bytes = max(self._peak_bytes, report["peak_bytes"])
         for stage, seconds in report["seconds"].items():
             self._seconds[stage] += seconds
+        for failure in report.get("failures", ()):
+            self._tell(failure)
+
+    def _tell(self, failure: dict[str, Any]) -> None:
+        """Log a member on which our own code failed; a traceback that was shown before is not shown again for each of a million."""
+        *where, _ = lines = failure["traceback"].rstrip().splitlines()
+        name = shortened(file_name(failure["uri"], failure["member"]), _LONGEST_NAME)
+        shown = lines if tuple(where) not in self._told else lines[-1:]
+        self._told.add(tuple(where))
+        _log.error("a bug of Touchstone, please report it: %s\n%s", name, "\n".join(map(visible, shown)))
 
     def cost(self) -> Costs:
         """What this session cost so far, by the config's prices: of requests, those that committed blocks are known to have made."""

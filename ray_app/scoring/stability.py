@@ -6,9 +6,11 @@ from typing import Any
 import pyarrow.compute as pc
 
 from ray_app.ensembles.cards import Thresholds
-from ray_app.inference.stability import UNSTABLE, Stability, uncertain
+from ray_app.errors import Reason
+from ray_app.inference.stability import Stability, uncertain
 from ray_app.runs import RunDirectory, current_tables
 from ray_app.runs.reader import numbers
+from ray_app.runs.rows import with_reasons
 from ray_app.runs.schema import STABILITY
 from ray_app.scoring.config import ScoreConfig
 
@@ -37,7 +39,7 @@ def stability_facts(run: RunDirectory, thresholds: Thresholds) -> dict[str, Any]
     for table in current_tables(run, ["score", "verdict", "verdict_reason", STABILITY]):
         viewed = table[STABILITY].is_valid().to_numpy()
         near = uncertain(numbers(table["score"]), table["verdict"].to_pylist(), thresholds, asked_for.margin)
-        unstable = pc.sum(pc.starts_with(table["verdict_reason"], UNSTABLE)).as_py() or 0
+        unstable = pc.sum(pc.equal(with_reasons(table)["verdict_reason"], Reason.UNSTABLE.value)).as_py() or 0
         counts.update(asked=int(viewed.sum()), unstable=unstable, unasked=int((~viewed[near]).sum()))
     counted = {key: counts[key] for key in ("asked", "unstable", "unasked")}
     return {"stability": {"views": asked_for.count, "margin": asked_for.margin, **counted}}

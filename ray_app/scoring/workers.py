@@ -20,16 +20,16 @@ import pyarrow as pa
 
 from ray_app.archives import BlockRef, member_rows, places_of, read_block
 from ray_app.detectors import MIRROR_VARIABLE
-from ray_app.errors import ClusterError, Status, TouchstoneError, said
-from ray_app.inference import Batch, BatchDecoder, BlockReader, Outcome, Readings, Scored, ScoringSpec, StageClock, judge, pack, unpack
+from ray_app.errors import ClusterError, TouchstoneError, is_want_of_memory, said
+from ray_app.inference import Batch, BatchDecoder, BlockReader, Outcome, Readings, ScoringSpec, StageClock, judge, pack, unpack
 from ray_app.inference.batches import Pixels
 from ray_app.inference.decoding import WALL_LIMIT_S
 from ray_app.inference.describing import Describing, asked_for, seen_by_describer
 from ray_app.inference.judging import going_on
 from ray_app.inference.reusing import Recall
-from ray_app.runs import RunDirectory, feature_rows, mask_rows, result_rows, write_features
+from ray_app.runs import RunDirectory, block_tables, write_features
 from ray_app.runs.reusing import ScoreIndex
-from ray_app.scoring.attempts import OUT_OF_MEMORY_HINT, Attempts, is_want_of_memory
+from ray_app.scoring.attempts import OUT_OF_MEMORY_HINT, Attempts
 from ray_app.scoring.messages import REF, error_table, handed_back, is_settled, pickled, ref_of, report_table, unpickled
 from ray_app.scoring.stopping import StopNote
 from ray_app.storage import RetryPolicy
@@ -287,21 +287,21 @@ def _noting(batches: Iterable[Batch], outcomes: list[Outcome]) -> Iterator[Batch
 def _commit(job: Job, note: Note, clock: StageClock) -> pa.Table:
     ref, members = note.ref, note.members
     with clock("write"):
-        scored = judge(job.spec, note.outcomes, note.readings, clock)
-        if note.readings.masks:
-            job.run.write_masks(ref.manifest, ref.block, mask_rows(members["image_id"], scored))
-        for name, facts in job.spec.features.items():
-            kept = feature_rows(members["image_id"].to_numpy(), note.readings.embeddings[name], name, facts)
-            write_features(job.run, ref.manifest, ref.block, name, kept)
-        job.run.write_part(ref.manifest, ref.block, _rows(job, members, scored))
-    bad = sum(outcome.status not in (Status.OK, Status.UNSUPPORTED_FORMAT) for outcome in scored.outcomes)
-    facts = {"seconds": clock.take(), "counts": note.counts, "peak_bytes": note.peak_bytes}
-    return report_table({"manifest": ref.manifest, "block": ref.block, "members": len(members), "bad": bad, **facts})
-
-
-def _rows(job: Job, members: pa.Table, scored: Scored) -> pa.Table:
-    hashed = job.spec.perceptual_hash
-    return result_rows(members, scored, attempt=job.attempt, scored_at=datetime.now(UTC), perceptual_hash=hashed)
+        made = block_tables(
+            members,
+            judge(job.spec, note.outcomes, note.readings, clock),
+            attempt=job.attempt,
+            scored_at=datetime.now(UTC),
+            perceptual_hash=job.spec.perceptual_hash,
+            features=job.spec.features,
+        )
+        if made.masks is not None:
+            job.run.write_masks(ref.manifest, ref.block, made.masks)
+        for name, rows in made.features.items():
+            write_features(job.run, ref.manifest, ref.block, name, rows)
+        job.run.write_part(ref.manifest, ref.block, made.rows)
+    facts = {"seconds": clock.take(), "counts": note.counts, "peak_bytes": note.peak_bytes, "failures": made.failures}
+    return report_table({"manifest": ref.manifest, "block": ref.block, "members": len(members), "bad": made.bad, **facts})
 
 
 @contextmanager

@@ -67,6 +67,16 @@ def test_images_outside_a_detectors_range_are_left_out(tmp_path):
     assert len(found.labelled) == 37
 
 
+def test_images_that_show_nothing_are_left_out(tmp_path):
+    images = drawn(20, 20)
+    flags = [["no_content"] if number in (2, 5) else ["grayscale"] if number % 2 else [] for number in range(40)]
+    found = read_labelled(
+        run_of(tmp_path / "run", images, flags=pa.array(flags, pa.list_(pa.string()))), labels_of(tmp_path / "labels.csv", images)
+    )
+    assert found.tally.left_out == {"one colour, or nearly": 2}
+    assert found.labelled.image_id.tolist() == [number for number in range(40) if number not in (2, 5)]
+
+
 def test_without_a_file_the_runs_own_columns_tell(tmp_path):
     images = drawn(6, 6)
     own = pa.array(

@@ -26,7 +26,7 @@ def test_the_band_and_the_drawn_get_the_score_of_all_and_the_rest_that_of_the_fi
 def test_nobody_misses_a_member_that_was_not_asked_and_everybody_one_that_was():
     decided = decide(CARD, columns([-3.0, 0.0, NAN], [NAN, NAN, 2.0]), calibrations=NONE)
     assert decided.verdict == ["real", "abstain", "abstain"]
-    assert decided.reason == [None, "slow: no score", "cheap: no score"]
+    assert decided.detail == [None, "slow: no score", "cheap: no score"]
     assert decided.second_look == [None, "band", None]
 
 
@@ -43,7 +43,7 @@ def test_an_infinite_score_is_missing_also_where_a_calibration_levels_off():
     decided = decide(CARD, scores, calibrations={"cheap": level, "slow": level})
     assert np.isnan(decided.score).tolist() == [True, True, False]
     assert decided.second_look == [None, "band", "band"]
-    assert decided.reason == ["cheap: no score", "slow: no score", None]
+    assert decided.detail == ["cheap: no score", "slow: no score", None]
 
 
 def test_the_drawn_are_the_stated_share_and_always_the_same():

@@ -5,7 +5,9 @@ from hypothesis import strategies as st
 
 from ray_app.detectors.cards import Platt
 from ray_app.ensembles import EnsembleCard, Member, Stacking, Thresholds, combine, decide, sigmoid
+from ray_app.ensembles.deciding import IMAGE
 from ray_app.ensembles.rules import SYMMETRIC
+from ray_app.errors import Reason
 
 NAN = float("nan")
 PLATT = Platt(slope=2.0, intercept=-1.0)
@@ -68,7 +70,8 @@ def test_verdicts_and_the_abstain_band():
     scores = columns(a=[-1.0, -0.5, 0.0, 1.9, 2.0])
     decided = decide(card("a", real_below=-0.5, fake_above=2.0), scores, calibrations=uncalibrated(scores))
     assert decided.verdict == ["real", "real", "abstain", "abstain", "fake"]
-    assert decided.reason[2] == "inside the abstain band"
+    assert decided.reason == [None, None, Reason.INSIDE_BAND, Reason.INSIDE_BAND, None]
+    assert decided.detail == [None] * 5
     assert not decided.calibrated
 
 
@@ -98,7 +101,7 @@ def test_a_missing_member_abstains_and_nothing_is_renormalised(rule, missing):
     scores = columns(a=[5.0, 5.0], b=[missing, 5.0])
     decided = decide(card("a", "b", rule=rule), scores, calibrations=uncalibrated(scores))
     assert decided.verdict == ["abstain", "fake"]
-    assert decided.reason == ["b: no score", None]
+    assert (decided.reason, decided.detail) == ([Reason.NO_SCORE, None], ["b: no score", None])
     assert np.isnan(decided.score).tolist() == [True, False]
     assert np.isnan(decided.probability).tolist() == [True, False]
 
@@ -112,7 +115,8 @@ def test_every_member_in_doubt_is_named_and_why():
         remarks={"a": ["replied 'maybe'", "replied 'real'", None, None]},
         out_of_range={"b": [None, None, "too large", None], "c": ["too small", None, "too small", None]},
     )
-    assert decided.reason == [
+    assert decided.reason == [Reason.NO_SCORE, None, Reason.OUT_OF_RANGE, Reason.NO_SCORE]
+    assert decided.detail == [
         "a: no score (replied 'maybe'); b: no score; c: too small",
         None,
         "b: no score (too large); c: too small",
@@ -130,7 +134,8 @@ def test_no_rows():
 def test_an_image_outside_a_member_s_range_abstains_but_keeps_its_score():
     scores = columns(a=[5.0])
     decided = decide(card("a"), scores, calibrations=uncalibrated(scores), out_of_range={"a": ["outside its valid range"]})
-    assert (decided.verdict, decided.reason, decided.score.tolist()) == (["abstain"], ["a: outside its valid range"], [5.0])
+    assert (decided.verdict, decided.reason, decided.detail) == (["abstain"], [Reason.OUT_OF_RANGE], ["a: outside its valid range"])
+    assert decided.score.tolist() == [5.0]
     assert decided.probability[0] == pytest.approx(0.9933071490757153)
 
 
@@ -146,3 +151,23 @@ def test_mean_logit_does_not_depend_on_the_order_of_detectors(values, random):
 @pytest.mark.parametrize(("score", "probability"), [(0, 0.5), (800, 1.0), (-800, 0.0), (1, 0.7310585786300049)])
 def test_sigmoid_is_safe_at_both_ends(score, probability):
     assert sigmoid(np.array([float(score)]))[0] == pytest.approx(probability)
+
+
+def test_an_image_that_shows_nothing_abstains_whatever_is_said_of_it():
+    scores = columns(a=[5.0, -5.0, NAN, 0.0, 5.0])
+    doubts = {IMAGE: ["outside what the calibration saw: format GIF"] + [None] * 4, "a": [None, "too small", None, None, None]}
+    decided = decide(
+        card("a", real_below=-1, fake_above=1), scores, calibrations=uncalibrated(scores), out_of_range=doubts, blank=[True] * 4 + [False]
+    )
+    assert decided.verdict == ["abstain"] * 4 + ["fake"]
+    assert decided.reason == [Reason.NO_CONTENT] * 4 + [None]
+    assert decided.detail == [None] * 5
+    assert decided.score.tolist()[:2] == [5.0, -5.0], "the score stays what the detectors said"
+
+
+def test_of_several_reasons_the_first_of_the_list_is_named():
+    scores = columns(a=[1.0, 1.0], b=[1.0, NAN])
+    doubts = {IMAGE: ["format GIF", "format GIF"], "a": [None, "too small"]}
+    decided = decide(card("a", "b"), scores, calibrations=uncalibrated(scores), out_of_range=doubts)
+    assert decided.reason == [Reason.UNLIKE_CALIBRATION, Reason.NO_SCORE]
+    assert decided.detail == ["format GIF", "format GIF; a: too small; b: no score"]

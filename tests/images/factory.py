@@ -34,6 +34,12 @@ def encoded(image: Image.Image, format_name: str, **options: Any) -> bytes:
     return out.getvalue()
 
 
+def flat(level: float, width: int = 96, height: int = 64, *, noise: float = 0, shade: float = 0) -> Image.Image:
+    """One colour, with Gaussian noise and a shade from side to side of so many levels."""
+    levels = level - shade * np.linspace(0, 1, width)[None, :, None] + np.random.default_rng(0).normal(0, noise, (height, width, 3))
+    return Image.fromarray(levels.clip(0, 255).astype(np.uint8))
+
+
 def jpeg(**options: Any) -> bytes:
     return encoded(photo(), "JPEG", **options)
 
@@ -61,6 +67,39 @@ def raw_png(width: int, height: int, depth: int, colour: int, rows: bytes, *extr
     """A PNG of exactly these scanlines (each with its filter byte), with extra chunks before them."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + b"".join(extra) + chunk(b"IDAT", zlib.compress(rows, 9)) + chunk(b"IEND", b"")
+
+
+def texts_named_as_pillows_own() -> bytes:
+    """A good picture whose texts have the names under which Pillow keeps facts of its own."""
+    data = png()
+    texts = [chunk(b"iTXt", name + b"\0\0\0\0\0hello") for name in (b"exif", b"icc_profile", b"transparency", b"interlace")]
+    return data[:33] + b"".join(texts) + data[33:]
+
+
+def top_bit_png() -> bytes:
+    """One bit of a header: a width of 2 147 483 744 pixels."""
+    data = bytearray(png())
+    data[16] |= 0x80
+    return bytes(data[:29]) + struct.pack(">I", zlib.crc32(data[12:29])) + bytes(data[33:])
+
+
+def endless_apng() -> bytes:
+    """An animation that claims 2 147 483 648 frames."""
+    data = frames("PNG")
+    at = data.index(b"acTL") + 4
+    body = struct.pack(">I", 2**31) + data[at + 4 : at + 8]
+    return data[: at - 8] + chunk(b"acTL", body) + data[at + 12 :]
+
+
+def big_tiff_of(width: int, height: int) -> bytes:
+    """A BigTIFF whose sizes are 64-bit numbers."""
+    data = bytearray(encoded(photo(), "TIFF", big_tiff=True))
+    start = struct.unpack_from("<Q", data, 8)[0]
+    for entry in range(start + 8, start + 8 + 20 * struct.unpack_from("<Q", data, start)[0], 20):
+        tag = struct.unpack_from("<H", data, entry)[0]
+        if tag in (256, 257):
+            struct.pack_into("<HHQQ", data, entry, tag, 16, 1, width if tag == 256 else height)
+    return bytes(data)
 
 
 def rgb16_png() -> bytes:
@@ -290,7 +329,8 @@ ODD: dict[str, tuple[tuple[str, ...], Maker]] = {
     "animated_png": (("animated",), lambda: frames("PNG")),
     "animated_webp": (("animated",), lambda: frames("WEBP")),
     "animated_avif": (("animated",), lambda: frames("AVIF")),
-    "many_frames_gif": (("animated",), many_frames),
+    "endless_apng": (("animated",), endless_apng),
+    "many_frames_gif": (("animated", "no_content"), many_frames),
     "pages_tiff": (("multipage",), lambda: frames("TIFF")),
     "two_pictures_jpeg": ((), lambda: frames("MPO", 2)),
     "grey_jpeg": (("grayscale",), lambda: encoded(photo().convert("L"), "JPEG")),
@@ -327,8 +367,13 @@ ODD: dict[str, tuple[tuple[str, ...], Maker]] = {
     "trailing_png": (("trailing_bytes",), lambda: png() + b"after the end"),
     "trailing_webp": (("trailing_bytes",), lambda: encoded(photo(), "WEBP") + b"after the end!"),
     "jpeg_and_zip": (("trailing_bytes",), jpeg_and_zip),
-    "one_pixel_png": ((), lambda: raw_png(1, 1, 8, 2, b"\0abc")),
-    "one_pixel_jpeg": ((), lambda: encoded(photo(1, 1), "JPEG")),
+    "one_pixel_png": (("no_content",), lambda: raw_png(1, 1, 8, 2, b"\0abc")),
+    "one_pixel_jpeg": (("no_content",), lambda: encoded(photo(1, 1), "JPEG")),
+    "flat_grey_png": (("no_content",), lambda: encoded(flat(128), "PNG")),
+    "black_frame_jpeg": (("no_content",), lambda: encoded(flat(3, noise=5), "JPEG")),
+    "blank_page_tiff": (("no_content",), lambda: encoded(flat(238, noise=2, shade=12), "TIFF")),
+    "empty_cut_out_png": (("alpha", "no_content"), lambda: encoded(Image.new("RGBA", (96, 64)), "PNG")),
+    "texts_named_as_pillows_own_png": ((), texts_named_as_pillows_own),
 }
 
 # Refused, with this status.
@@ -368,6 +413,11 @@ REFUSED: dict[str, tuple[Status, Maker]] = {
     "long_line": (Status.IMAGE_TOO_LARGE, lambda: raw_png(16_000, 1, 1, 0, bytes(2001))),
     "one_colour": (Status.IMAGE_TOO_LARGE, lambda: encoded(Image.new("RGB", (4000, 4000)), "WEBP", lossless=True, method=0)),
     "no_pixels": (Status.CORRUPT_IMAGE, lambda: lying_png(0, 10)),
+    "top_bit_png": (Status.CORRUPT_IMAGE, top_bit_png),
+    "negative_width_bmp": (Status.CORRUPT_IMAGE, lambda: lying_bmp(-1, 64)),
+    "negative_height_bmp": (Status.CORRUPT_IMAGE, lambda: lying_bmp(96, -(2**31))),
+    "wide_bigtiff": (Status.CORRUPT_IMAGE, lambda: big_tiff_of(2**40, 64)),
+    "endless_bigtiff": (Status.CORRUPT_IMAGE, lambda: big_tiff_of(96, 2**64 - 1)),
     "text_bomb": (Status.METADATA_TOO_LARGE, text_bomb),
     "international_text_bomb": (Status.METADATA_TOO_LARGE, lambda: text_bomb(b"iTXt", b"Comment\0\1\0\0\0")),
     "profile_bomb": (Status.METADATA_TOO_LARGE, lambda: text_bomb(b"iCCP")),

@@ -15,6 +15,7 @@ from PIL import Image, ImageFile
 
 from ray_app.errors import Status
 from ray_app.images import FLAG_MEANING, DecodedImage, ImageLimits, ImageRefused, decode_image, decoder_name, inspect_bytes
+from ray_app.images.facts import MOST
 from tests.images import factory
 
 LIMITS = ImageLimits()
@@ -340,3 +341,29 @@ def test_importing_the_room_brings_neither_torch_nor_ray():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": os.getcwd()}
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", [*factory.SOUND, *factory.ODD, *factory.REFUSED])
+def test_no_fact_is_more_than_a_row_holds(name):
+    _, make = {**factory.SOUND, **factory.ODD, **factory.REFUSED}[name]
+    facts = outcome_of(make()).facts
+    for number, most in MOST.items():
+        assert getattr(facts, number) is None or 0 <= getattr(facts, number) <= most, number
+    for word in (facts.mode, facts.decoder, facts.format):
+        assert word is None or (word.isprintable() and word.isascii() and len(word) <= 100)
+
+
+@pytest.mark.parametrize("name", ["top_bit_png", "negative_width_bmp", "negative_height_bmp", "wide_bigtiff", "endless_bigtiff"])
+def test_a_size_that_no_image_has_is_no_fact(name):
+    error = refusal(factory.REFUSED[name][1]())
+    assert error.detail.startswith("the header declares ")
+    assert (error.facts.width, error.facts.height) == (None, None)
+
+
+def test_a_number_of_frames_that_no_row_holds_is_not_known():
+    facts = decode_image(factory.endless_apng(), LIMITS).facts
+    assert (facts.frames, facts.flags) == (None, ("animated",))
+
+
+def test_texts_of_a_png_are_none_of_pillows_facts():
+    np.testing.assert_array_equal(pixels(factory.texts_named_as_pillows_own()), pixels(factory.png()))

@@ -1,4 +1,6 @@
+import dataclasses
 import fcntl
+import json
 import os
 import signal
 import struct
@@ -13,7 +15,7 @@ import pytest
 from PIL import Image
 
 from ray_app.errors import Status, TouchstoneError
-from ray_app.images import ChildDecoder, ImageLimits, ImageRefused, decode_image
+from ray_app.images import ChildDecoder, ImageLimits, ImageRefused, decode_image, inspect_bytes
 from tests.images import factory
 
 LIMITS = ImageLimits()
@@ -196,6 +198,47 @@ def test_an_answer_that_no_decoder_gives_counts_as_a_crash(answer, words):
         assert decoder.pid is None
     assert error.status == Status.DECODER_CRASHED
     assert words in error.detail
+
+
+CLAIMS = [
+    {"frames": 2**40}, {"frames": -1}, {"orientation": 99}, {"quality": 2**7}, {"width": 2**31, "height": 1}, {"mode": "\x1b[31m"},
+    {"mode": "M" * 101}, {"decoder": "two\nlines"}, {"flags": ["alpha", "alpha"]}, {"flags": ["broken_exif", "alpha"]}, {"flags": ["odd"]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("claim", CLAIMS, ids=repr)
+@pytest.mark.parametrize("refused", [False, True])
+def test_a_claim_that_no_row_can_hold_counts_as_a_crash(claim, refused):
+    """A process that decoded a hostile file may say anything of it."""
+
+    class TakenOver(Scripted):
+        pass
+
+    data = factory.jpeg()
+    facts = dataclasses.asdict(inspect_bytes(data)) | {"width": 96, "height": 64} | claim
+    refusal_said = {"status": "corrupt_image", "detail": "no"} if refused else None
+    answer = json.dumps({"facts": facts, "refused": refusal_said}).encode()
+    pixels = 0 if refused else 3 * 96 * 64
+    TakenOver.script = f"answer = {answer!r}; os.write(1, ANSWER.pack(len(answer), {pixels}) + answer + bytes({pixels}))"
+    with TakenOver(LIMITS) as decoder:
+        error = refusal(decoder, data)
+    assert (error.status, error.detail) == (Status.DECODER_CRASHED, "the decoder process gave no valid answer")
+    assert error.facts == inspect_bytes(data)
+
+
+def test_what_a_child_says_of_a_refusal_is_one_line():
+    class TakenOver(Scripted):
+        pass
+
+    data = factory.jpeg()
+    report = {
+        "facts": dataclasses.asdict(inspect_bytes(data)),
+        "refused": {"status": "corrupt_image", "detail": "red\x1b[31m\nor\u202e not"},
+    }
+    answer = json.dumps(report).encode()
+    TakenOver.script = f"answer = {answer!r}; os.write(1, ANSWER.pack(len(answer), 0) + answer)"
+    with TakenOver(LIMITS) as decoder:
+        assert refusal(decoder, data).detail == "red\\x1b[31m\\nor\\u202e not"
 
 
 def test_a_child_holds_none_of_our_secrets(monkeypatch):

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 import ray_app
-from ray_app.errors import ConfigError, Status
-from tests.images.factory import jpeg
+from ray_app.errors import ConfigError, Reason, Status
+from tests.images.factory import encoded, flat, jpeg, photo
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +64,26 @@ def test_an_unknown_ensemble_is_a_config_error():
 
 def test_an_image_below_the_valid_range_abstains_with_its_score(ensemble):
     buffer = io.BytesIO()
-    Image.new("RGB", (40, 40), (90, 120, 60)).save(buffer, "PNG")
+    photo(40, 40).save(buffer, "PNG")
     result = ensemble.score([buffer.getvalue()])[0]
     assert (result.status, result.verdict) == (Status.OK, "abstain")
-    assert "valid range" in result.verdict_reason
+    assert result.verdict_reason is Reason.OUT_OF_RANGE
+    assert "valid range" in result.verdict_detail
     assert result.score is not None
+
+
+def test_a_picture_that_shows_nothing_abstains_by_whatever_way_it_comes(ensemble, tmp_path):
+    grey = flat(128, 300, 200)
+    (tmp_path / "grey.png").write_bytes(encoded(grey, "PNG"))
+    for result in ensemble.score([encoded(grey, "PNG"), tmp_path / "grey.png", grey, encoded(grey, "JPEG")]):
+        assert (result.verdict, result.verdict_reason, result.verdict_detail) == ("abstain", Reason.NO_CONTENT, None)
+        assert "no_content" in result.facts.flags
+        assert result.score > 4
+
+
+def test_a_bug_of_ours_is_a_result_and_a_log_line(ensemble, monkeypatch, caplog):
+    monkeypatch.setattr("ray_app.inference.decoding.decode_image", lambda *_: 1 / 0)
+    [result] = ensemble.score([jpeg()])
+    assert (result.status, result.verdict) == (Status.DECODER_CRASHED, None)
+    assert "image 0 of this call: a bug of Touchstone" in caplog.text
+    assert "ZeroDivisionError" in caplog.text

@@ -197,7 +197,7 @@ def test_beyond_its_cap_a_detector_gives_no_score_and_the_verdict_says_why(spec,
     scored = judge(limited, [outcome for batch in given for outcome in batch.outcomes], others.joined(readings))
     assert scored.outcomes[3].status is Status.OK
     assert scored.decisions.verdict[3] == "abstain"
-    assert "corvi2023: no score (301 × 177, above the valid range (0.03 megapixels))" in scored.decisions.reason[3]
+    assert "corvi2023: no score (301 × 177, above the valid range (0.03 megapixels))" in scored.decisions.detail[3]
     assert np.isnan(scored.decisions.score[3])
     assert np.isfinite(scored.scores["unifd"][3])
 

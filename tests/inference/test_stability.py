@@ -6,6 +6,7 @@ from PIL import Image
 
 from ray_app.ensembles import EnsembleCard, Member, Thresholds, decide
 from ray_app.ensembles.cards import Cascade
+from ray_app.errors import Reason
 from ray_app.inference.stability import Stability, settled, uncertain
 from ray_app.perturbations import seed_of
 from tests.images.factory import photo
@@ -34,13 +35,14 @@ def test_a_verdict_that_all_views_share_stays_and_any_other_becomes_abstain():
     decisions = decided(scores)
     result = settled(CARD, decisions, views, calibrations=NO_CALIBRATION, margin=1.0)
     assert result.verdict == ["fake", "abstain", "abstain", "abstain", "fake", "abstain"]
-    assert result.reason == [
+    assert result.reason == [None, Reason.UNSTABLE, Reason.UNSTABLE, Reason.UNSTABLE, None, Reason.INSIDE_BAND]
+    assert result.detail == [
         None,
-        "unstable: 2 of 3 recompressed views say real, 1 says abstain",
-        "unstable: 1 of 3 recompressed views says abstain",
-        "unstable: 2 of 3 recompressed views say fake",
+        "2 of 3 recompressed views say real, 1 says abstain",
+        "1 of 3 recompressed views says abstain",
+        "2 of 3 recompressed views say fake",
         None,  # too far from its threshold to be asked
-        "inside the abstain band",
+        None,
     ]
     assert result.score is decisions.score
     assert decisions.verdict[1] == "fake", "the decisions that were handed in are left alone"
@@ -49,7 +51,7 @@ def test_a_verdict_that_all_views_share_stays_and_any_other_becomes_abstain():
 def test_a_view_without_a_score_says_nothing():
     result = settled(CARD, decided(column(2.5, 2.5)), [column(NAN, NAN), column(NAN, -4)], calibrations=NO_CALIBRATION, margin=1.0)
     assert result.verdict == ["fake", "abstain"]
-    assert result.reason[1] == "unstable: 1 of 1 recompressed views says real"
+    assert (result.reason[1], result.detail[1]) == (Reason.UNSTABLE, "1 of 1 recompressed views says real")
 
 
 def test_without_views_or_without_doubt_nothing_changes():

@@ -11,8 +11,10 @@ def test_a_flag_names_ensemble_threshold_and_calibration():
 
 
 def test_an_abstention_gives_its_own_reason():
-    row = ROW | {"verdict": "abstain", "verdict_reason": "npr: no score", "score": None, "probability": None}
-    assert REASONS.reason(row) == "abstain by ensemble desk (max of corvi, npr): npr: no score; no probability"
+    row = ROW | {"verdict": "abstain", "verdict_reason": "no_score", "verdict_detail": "npr: no score", "score": None, "probability": None}
+    assert REASONS.reason(row) == (
+        "abstain by ensemble desk (max of corvi, npr): a detector that the ensemble needs gave no score: npr: no score; no probability"
+    )
 
 
 def test_a_member_without_a_score_says_why():

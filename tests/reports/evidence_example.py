@@ -85,7 +85,7 @@ def _row(spec, text, score, views):
         "sha256": "ab" * 32, "format": "JPEG", "width": 1024, "height": 768, "mode": "RGB", "frames": 1, "orientation": 1, "icc": True,
         "flags": ["trailing_bytes"], "decoder": "pillow 13.0.0/libjpeg-turbo 3.2.0", "quality": 87, "scores": scores,
         "provenance": None, "reused": False, "attempt": 1, "scored_at": "2026-11-21T12:30:00+00:00",
-        **dict.fromkeys(("score", "probability", "calibrated", "verdict", "verdict_reason")),
+        **dict.fromkeys(("score", "probability", "calibrated", "verdict", "verdict_reason", "verdict_detail")),
     }  # fmt: skip
     if spec.ensemble.cascade is not None:
         row["second_look"] = None
@@ -95,7 +95,7 @@ def _row(spec, text, score, views):
 def _hostile(record, text):
     """The record with a text wherever one of a file, a card or a run may stand."""
     record["provenance"] = {"software": text[:300], "ai_declared": False}
-    record["decision"] |= {"reason": text, "rule": text}
+    record["decision"] |= {"reason": text, "detail": text, "rule": text}
     record["limits"] = [*record["limits"], text]
     record["guarantee"] |= {"run": {"holds": False, "why": text}, "words": [text, text]}
     record["cards_here_depart"] = {text: [text]}

@@ -53,7 +53,7 @@ _SUMMARY: dict[str, Any] = {
     }
     | {"empty_file": [{"uri": "s3://picture-desk/harbour/boxes/box-07.tar", "member": "box-07/0419.png", "detail": ""}]},
     "verdicts": {"real": 2800, "fake": 150, "abstain": 40},
-    "verdict_reasons": {"inside the abstain band": 38, "outside valid range: shortest side 48 px, at least 64": 2},
+    "verdict_reasons": {"inside_band": 38, "out_of_range": 2},
     "flags": {"animated": 3, "cmyk": 21, "trailing_bytes": 7, "broken_exif": 2},
     "formats": {"JPEG": 2741, "PNG": 198, "WEBP": 38, "TIFF": 16, "GIF": 3},
     "histogram": {

@@ -70,7 +70,7 @@ def words():
 def test_the_headline_and_the_counts(words):
     assert "3,000 members: 150 flagged as fake, 40 abstained, 2,800 with no evidence found, 10 could not be scored." in words
     assert "150 5.0 %" in words
-    assert "inside the abstain band 38 95.0 %" in words
+    assert "the score lies between the two thresholds 38 95.0 %" in words
     assert "JPEG 2,741 91.4 %" in words
     assert "touchstone-tiny" in words
 

@@ -99,7 +99,7 @@ def test_the_end_of_a_run_in_words():
     assert MEANING[Status.CORRUPT_IMAGE] in text
     assert "e.g. s3://picture-desk/harbour/1987/scan-0012.jpg: broken data stream when reading image file" in text
     assert "e.g. s3://picture-desk/harbour/boxes/box-07.tar › box-07/0419.png" in text
-    assert "inside the abstain band (38)" in text
+    assert "the score lies between the two thresholds (38)" in text
     assert "120.5 images/s" in text
     assert "bottleneck: score (51.8 % of the workers' time): The cores are busy" in text
     assert "Demonstration detector" in text

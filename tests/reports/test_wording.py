@@ -115,3 +115,19 @@ def test_the_rest_of_a_long_list_is_counted_in_one_line():
 )
 def test_the_run_in_one_sentence(figures, sentence):
     assert wording.headline(RunSummary.model_validate(figures)) == sentence
+
+
+@pytest.mark.parametrize(
+    ("reason", "detail", "said"),
+    [
+        ("inside_band", None, "the score lies between the two thresholds"),
+        ("out_of_range", "npr: 9 × 9", "the image is outside what a detector was made for: npr: 9 × 9"),
+        ("a sentence of 0.8.0", None, "a sentence of 0.8.0"),
+    ],
+)
+def test_why_there_is_no_verdict(reason, detail, said):
+    assert wording.why(reason, detail) == said
+    assert wording.reasons({reason: 3, "unstable": 5}, 9) == [
+        ("saved once more, the image gets another verdict", 5),
+        (wording.why(reason, None), 3),
+    ]

@@ -1,4 +1,4 @@
-"""Runs of schema 3, whose rows lack `quality`: read, resumed, compacted, retried, reused and decided beside rows of today."""
+"""Runs of schema 3, whose rows lack `quality` and more: read, resumed, compacted, retried, reused and decided beside rows of today."""
 
 import yaml
 
@@ -22,7 +22,7 @@ def made_older(run, number):
     """The parts of a manifest as schema 3 had them."""
     for block in run.parts(number):
         [rows] = run.part_tables(number, block)
-        run.write_part(number, block, rows.drop_columns(["quality"]))
+        run.write_part(number, block, rows.drop_columns(["quality", "verdict_detail"]))
     run.write_json("run.json", run.describe() | {"schema": 3})
 
 
@@ -74,7 +74,7 @@ def test_its_scores_are_found_for_reuse(tmp_path):
 def test_decide_and_the_guarantee_do_without_the_column(tmp_path):
     plain = EnsembleCard(name="plain", title="Plain", members=[{"detector": NAME}])
     card = calibrated_card(properties_made(1, 400), [number % 2 == 1 for number in range(400)], detector=NAME)
-    run = made_run(tmp_path / "run", plain, 2, 200, drops=("quality",), finished=True)
+    run = made_run(tmp_path / "run", plain, 2, 200, drops=("quality", "verdict_detail"), finished=True)
     run.write_json("run.json", run.describe() | {"schema": 3})
     path = tmp_path / "card.yaml"
     path.write_text(yaml.safe_dump(card.model_dump(mode="json", exclude_none=True)))

@@ -40,7 +40,7 @@ def write_ensemble(path, cards, **facts):
     return path
 
 
-SAID = ("status", "sha256", "width", "verdict", "verdict_reason", "second_look", "calibrated")
+SAID = ("status", "sha256", "width", "verdict", "verdict_reason", "verdict_detail", "second_look", "calibrated")
 
 
 def numbers_of(row):

@@ -14,8 +14,9 @@ from ray_app.inference import make_spec
 from ray_app.reports import render_run_report, summary_lines
 from ray_app.runs import RunDirectory, current_rows
 from ray_app.runs import merging as merging_module
+from ray_app.runs.schema import UNLIKE
 from ray_app.scoring.config import ClusterConfig, ScoreConfig
-from ray_app.scoring.guarantee import UNLIKE, settle_guarantee
+from ray_app.scoring.guarantee import settle_guarantee
 from ray_app.scoring.redeciding import decide_run, decided
 from ray_app.scoring.run import score_archive
 from tests.inference.two_detectors import write_two
@@ -72,8 +73,9 @@ def test_an_archive_beyond_the_limit_abstains_as_a_whole_and_says_why(tmp_path, 
     assert "deciding" not in run.describe()
     assert run.describe()["unlike"] == found["unlike"]
     for row in rows_of(run):
-        assert (row["verdict"], row["verdict_reason"]) == ("abstain", found["unlike"])
-        kept = {name: value for name, value in row.items() if name not in ("verdict", "verdict_reason")}
+        assert (row["verdict"], row["verdict_reason"]) == ("abstain", "unlike_archive")
+        assert f"{UNLIKE}: {row['verdict_detail']}" == found["unlike"]
+        kept = {name: value for name, value in row.items() if name not in ("verdict", "verdict_reason", "verdict_detail")}
         assert kept == {name: before[row["image_id"]][name] for name in kept}, "scores and probabilities stay"
 
 
@@ -130,7 +132,8 @@ def test_a_row_outside_what_was_seen_abstains_for_itself(tmp_path, card):
     for row in rows_of(run):
         assert (row["verdict"] == "abstain") == (row["format"] == "JPEG")
         if row["verdict"] == "abstain":
-            assert row["verdict_reason"] == "outside what the calibration saw: format JPEG"
+            assert row["verdict_reason"] == "unlike_calibration"
+            assert row["verdict_detail"] == "outside what the calibration saw: format JPEG"
     found = settle_guarantee(run, spec_of(strict), decided)["guarantee"]
     assert (found["holds"], found["why"]) == (None, "the card does not say what its images were like")
 

@@ -9,9 +9,9 @@ from ray_app.cli.main import main
 from ray_app.errors import ConfigError
 from ray_app.inference.library import Ensemble
 from ray_app.reports import plan_lines
+from ray_app.runs.schema import UNLIKE
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.forecasting import forecast
-from ray_app.scoring.guarantee import UNLIKE
 from tests.scoring.conftest import score_into
 from tests.scoring.shifted import calibrated_card, encoded, pictures, properties_in
 
@@ -44,8 +44,8 @@ def test_an_unlike_archive_abstains_says_so_and_stays_what_it_is(ray_cluster, ar
     guarantee = finished.summary["guarantee"]
     assert (guarantee["holds"], guarantee["images"]) == (False, 48)
     assert finished.summary["verdicts"] == {"real": 0, "fake": 0, "abstain": 48}
-    assert {row["verdict_reason"] for row in rows.values()} == {guarantee["unlike"]}
-    assert guarantee["unlike"].startswith(UNLIKE)
+    assert {row["verdict_reason"] for row in rows.values()} == {"unlike_archive"}
+    assert {f"{UNLIKE}: {row['verdict_detail']}" for row in rows.values()} == {guarantee["unlike"]}
     assert "The guarantee does not hold." in (tmp_path / "run" / "report.html").read_text()
     capsys.readouterr()
     assert main(["results", str(tmp_path / "run"), "--limit", "3"]) == 0

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import yaml
 
@@ -22,7 +23,7 @@ CARD = SPEC.cards[NAME]
 FACTS = embedding_facts(CARD, precision="fp32", resize="exact")
 NAMES = [f"{number:02}.jpg" for number in range(30)]
 BROKEN = ("03.jpg", "11.jpg")
-OF_THE_DETECTOR = ("scores", "score", "probability", "verdict", "verdict_reason")
+OF_THE_DETECTOR = ("scores", "score", "probability", "verdict", "verdict_reason", "verdict_detail")
 
 
 def vectors_of(ids):
@@ -79,6 +80,21 @@ def test_scores_are_the_head_s_and_all_else_is_copied(run, tmp_path):
             assert row["verdict"] == ("fake" if row["score"] > 0 else "real")
         else:
             assert row["scores"] is None
+
+
+def test_a_picture_that_shows_nothing_abstains_by_any_head(run, tmp_path):
+    def flagged(rows):
+        flags = [
+            ["no_content"] if uri.endswith("07.jpg") else flags
+            for uri, flags in zip(*(rows[name].to_pylist() for name in ("uri", "flags")), strict=True)
+        ]
+        place = rows.schema.get_field_index("flags")
+        return rows.set_column(place, rows.schema.field(place), pa.array(flags, pa.list_(pa.string())))
+
+    run.rewrite(0, flagged)
+    new, summary = rescored(run, tmp_path)
+    assert [row["uri"][-6:] for row in current_rows(new) if row["verdict_reason"] == "no_content"] == ["07.jpg"]
+    assert summary["verdict_reasons"] == {"no_content": 1}
 
 
 def test_what_vanished_stays_vanished(run, tmp_path):

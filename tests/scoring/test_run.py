@@ -15,6 +15,7 @@ from ray_app.scoring.cluster import _has
 from ray_app.scoring.listing import is_complete
 from ray_app.scoring.redeciding import decide_run
 from ray_app.storage import Lease, Store
+from tests.images.factory import top_bit_png
 from tests.scoring.conftest import comparable, files_below, rows_of, score_into
 
 pytestmark = pytest.mark.ray
@@ -71,12 +72,13 @@ def test_bad_files_get_their_status_and_the_good_ones_their_scores(score, tmp_pa
     (folder / "empty.png").write_bytes(b"")
     (folder / "notes.txt").write_text("no image")
     Image.new("1", (20_000, 20_000)).save(folder / "bomb.png")
+    (folder / "top-bit.png").write_bytes(top_bit_png())
     finished, rows = score(folder)
     statuses = {os.path.basename(uri): row["status"] for uri, row in rows.items()}
     assert statuses == {
         **{f"good-{index}.jpg": "ok" for index in range(5)},
         "corrupt.jpg": "corrupt_image", "truncated.jpg": "truncated_image", "empty.png": "empty_file",
-        "notes.txt": "unsupported_format", "bomb.png": "image_too_large",
+        "notes.txt": "unsupported_format", "bomb.png": "image_too_large", "top-bit.png": "corrupt_image",
     }  # fmt: skip
     assert finished.exit_code is ExitCode.DONE
     again, _ = score(folder, max_bad_fraction=0.3)

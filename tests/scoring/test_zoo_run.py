@@ -115,11 +115,12 @@ def test_a_detector_that_answers_in_words_has_a_pool_of_its_own(score, archive, 
         assert row["scores"]["touchstone-tiny"] is not None
         if row["scores"]["tiny-internvl"] is None:
             assert row["verdict"] == "abstain"
-            assert f"tiny-internvl: no score (it replied {row['replies']['tiny-internvl']!r})" in row["verdict_reason"]
+            assert row["verdict_reason"] == "no_score"
+            assert f"tiny-internvl: no score (it replied {row['replies']['tiny-internvl']!r})" in row["verdict_detail"]
     ensemble = tmp_path / "other.yaml"
     ensemble.write_text(yaml.safe_dump({"name": "other", "title": "Another rule", "rule": "max",
                                         "members": [{"detector": str(card)}, {"detector": "touchstone-tiny"}]}))  # fmt: skip
     decide_run(str(tmp_path / "run"), str(ensemble))
     for uri, row in rows_of(tmp_path / "run").items():
-        assert row["verdict_reason"] == rows[uri]["verdict_reason"] or row["scores"]["tiny-internvl"] is not None
+        assert row["verdict_detail"] == rows[uri]["verdict_detail"] or row["scores"]["tiny-internvl"] is not None
         assert row.get("replies") == rows[uri].get("replies")

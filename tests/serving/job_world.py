@@ -69,7 +69,8 @@ class Scorer:
         if result.status is not Status.OK:
             raise ImageRefused(result.status, result.detail, result.facts)
         return ImageAnswer(
-            name=name, status="ok", verdict=result.verdict, verdict_reason=result.verdict_reason, probability=result.probability,
+            name=name, status="ok", verdict=result.verdict, verdict_reason=result.verdict_reason,
+            verdict_detail=result.verdict_detail, probability=result.probability,
             calibrated=result.calibrated, score=result.score, scores=dict(result.scores), detectors={}, sha256=result.facts.sha256,
             image=facts_answer(result.facts, len(data)), ensemble=TINY, timings=Timings(decode=0, wait=0, score=0, total=0),
             request_id=request_id,

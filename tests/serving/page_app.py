@@ -15,7 +15,7 @@ from fastapi import FastAPI, Query, Request
 from PIL import Image
 
 import ray_app
-from ray_app.errors import InputError, Status
+from ray_app.errors import InputError, Reason, Status
 from ray_app.images.provenance import Provenance, ProvenancePolicy, ProvenanceReader
 from ray_app.serving.http import schemas
 from ray_app.serving.http.access import Paths
@@ -121,7 +121,8 @@ def _answer(ensemble, mood, name, data, ensemble_name, masks):
     if result.status is not Status.OK:
         refusal = Refusal.of(InputError(result.status, result.detail or ""))
         error = schemas.Error.model_validate(refusal.body("0123456789abcdef"))
-    verdict, reason = ("abstain", f"{TINY}: {mood.abstained}") if mood.abstained else (result.verdict, result.verdict_reason)
+    said = (result.verdict, result.verdict_reason, result.verdict_detail)
+    verdict, reason, detail = ("abstain", Reason.OUT_OF_RANGE, f"{TINY}: {mood.abstained}") if mood.abstained else said
     profile = mood.profile if error is None else None
     detectors = {
         name: schemas.DetectorAnswer(score=score, probability=result.probability, calibrated=mood.calibrated, abstained=mood.abstained,
@@ -131,7 +132,8 @@ def _answer(ensemble, mood, name, data, ensemble_name, masks):
     facts = result.facts
     said = mood.provenance or (facts and ProvenanceReader(ProvenancePolicy()).read(data, facts.format))
     return schemas.ImageAnswer(
-        name=name, status=str(result.status), error=error, verdict=verdict, verdict_reason=reason, probability=result.probability,
+        name=name, status=str(result.status), error=error, verdict=verdict, verdict_reason=reason, verdict_detail=detail,
+        probability=result.probability,
         calibrated=mood.calibrated, score=result.score, scores=dict(result.scores) if error is None else {}, detectors=detectors,
         sha256=facts.sha256 if facts else "", image=facts_answer(facts, len(data), said) if facts else None,
         ensemble=schemas.EnsembleName(name=ensemble_name, fingerprint="f" * 64),

@@ -29,7 +29,7 @@ def answer_to(name: str | None, data: bytes) -> dict[str, Any]:
     score = None if bad else score_of(data)
     return {
         "name": name, "status": "corrupt_image" if bad else "ok", "error": error,
-        "verdict": None if bad else "fake", "verdict_reason": None, "second_look": None, "profile": None,
+        "verdict": None if bad else "fake", "verdict_reason": None, "verdict_detail": None, "second_look": None, "profile": None,
         "probability": None if bad else 0.9, "calibrated": False,
         "score": score, "scores": {"tiny": score}, "detectors": {}, "sha256": hashlib.sha256(data).hexdigest(), "image": None,
         "ensemble": {"name": "default", "fingerprint": "f"}, "timings": {"decode": 0, "wait": 0, "score": 0, "total": 0}, "request_id": "r",

@@ -10,6 +10,7 @@ from PIL import Image
 
 from ray_app.serving.http import schemas
 from ray_app.simulation.archive import build_sample_archive
+from tests.images import factory
 from tests.serving.page_app import TINY, shipped_ensemble
 from tests.serving.page_browser import PHOTO, Visitor, encoded, needs_browser, score_many, score_one
 
@@ -176,10 +177,20 @@ def test_abstaining_and_calibration_are_said(visitor, mood):
     score_one(page, "photo.jpg", PHOTO)
     assert mood.requests == [("ensemble=second", 1)]
     assert page.text_content("#finding") == "No verdict: it abstains"
-    assert page.text_content(".statement") == f"{TINY}: the image is 64 px wide, below 128."
+    said = "The picture is outside what a detector was made for"
+    assert page.text_content(".statement") == f"{said}: {TINY}: the image is 64 px wide, below 128."
     assert "Abstained: The image is 64 px wide, below 128." in page.text_content(".detector")
     assert "Demonstration" not in page.text_content(".one")
     assert "not calibrated" not in page.text_content(".one").lower()
+
+
+def test_a_picture_that_shows_nothing_is_said_to(visitor, mood):
+    page = visitor.visit()
+    score_one(page, "blank.png", factory.encoded(factory.flat(250, 300, 200), "PNG"))
+    assert page.text_content("#finding") == WORDS["abstain"]
+    assert page.text_content(".statement").startswith("The picture is one colour, or nearly: there is nothing to judge")
+    assert "One colour, or nearly: nothing to judge" in page.text_content(".file")
+    assert visitor.complaints == []
 
 
 @pytest.fixture(scope="module")

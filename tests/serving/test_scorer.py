@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import json
 import shutil
 
 import pytest
@@ -17,7 +18,8 @@ from ray_app.serving.generation import groups_of, load_generation, plan_generati
 from ray_app.serving.groups import Offer
 from ray_app.serving.http.errors import Refusal
 from ray_app.serving.scorer import EndpointScorer, together
-from tests.images.factory import photo
+from tests.images import factory
+from tests.images.factory import encoded, flat, photo
 from tests.serving.in_process import CountingMeter, LocalGroup, local_scorer
 from tests.serving.test_generation import stricter
 
@@ -195,7 +197,7 @@ def test_eight_detectors_agree_with_the_library(eight, file):
     assert "detectors" in groups_of(plan_generation(config)[0])
     for answer, expected in zip(answers, ensemble.score(files), strict=True):
         assert answer.verdict == expected.verdict
-        assert answer.verdict_reason == expected.verdict_reason
+        assert (answer.verdict_reason, answer.verdict_detail) == (expected.verdict_reason, expected.verdict_detail)
         for name, score in expected.scores.items():
             assert answer.scores[name] == (None if score is None else pytest.approx(score, abs=2e-2, rel=1e-3)), name
         with_masks = {name for name, mask in expected.masks.items() if mask is not None}
@@ -266,3 +268,22 @@ def test_the_first_failure_ends_the_others():
 
     asyncio.run(run())
     assert ended == [True, True]
+
+
+@pytest.mark.parametrize("format_name", ["PNG", "JPEG"])
+def test_a_picture_that_shows_nothing_abstains_as_in_the_library(group, decoders, format_name):
+    data = encoded(flat(128, 300, 200), format_name)
+    expected = ray_app.load_ensemble("default").score([data])[0]
+    answer = asyncio.run(scorer_of(group, decoders).score(data))
+    assert (answer.verdict, answer.verdict_reason, answer.verdict_detail) == ("abstain", "no_content", None)
+    assert (expected.verdict, expected.verdict_reason, expected.facts.flags) == ("abstain", "no_content", ("no_content",))
+    assert answer.image.flags == ["no_content"]
+    assert answer.score == pytest.approx(expected.score, abs=1e-5)
+    assert json.loads(answer.model_dump_json())["verdict_reason"] == "no_content"
+
+
+@pytest.mark.parametrize("name", ["top_bit_png", "negative_width_bmp", "wide_bigtiff"])
+def test_a_header_that_lies_is_an_answer(group, decoders, name):
+    with pytest.raises(InputError) as caught:
+        asyncio.run(scorer_of(group, decoders).score(factory.REFUSED[name][1]()))
+    assert caught.value.status in (Status.CORRUPT_IMAGE, Status.UNSUPPORTED_FORMAT)

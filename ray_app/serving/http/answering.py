@@ -72,6 +72,7 @@ def scored_answer(
         status=str(outcome.status),
         verdict=cast(schemas.Verdict, decisions.verdict[0]),
         verdict_reason=decisions.reason[0],
+        verdict_detail=decisions.detail[0],
         second_look=cast(schemas.SecondLook, decisions.second_look[0]) if decisions.second_look else None,
         probability=finite(decisions.probability[0]),
         calibrated=decisions.calibrated,
@@ -238,11 +239,12 @@ def _detector_answer(
     score = finite(column[0])
     outside = generation.spec.doubt(name, facts.width, facts.height) if facts.width and facts.height else None
     mask = readings.masks.get(name, [None])[0] if masks else None
+    why = doubt(score is not None, outside, remarks_on(readings.replies).get(name, [None])[0])
     return schemas.DetectorAnswer(
         score=score,
         probability=finite(sigmoid(calibrate(column, calibration))[0]),
         calibrated=calibration is not None,
-        abstained=doubt(score is not None, outside, remarks_on(readings.replies).get(name, [None])[0]),
+        abstained=why and why.detail,
         beside=name not in spec.cards,
         reply=readings.replies.get(name, [None])[0],
         mask=None if mask is None else _mask(mask),

@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ray_app.errors import Reason
 from ray_app.images.provenance import Provenance
 
 Verdict = Literal["fake", "real", "abstain"]
@@ -126,7 +127,8 @@ class ImageAnswer(Answer):
     status: str = Field(examples=["ok"])
     error: Error | None = None
     verdict: Verdict | None = Field(description="`real` means: no evidence found")
-    verdict_reason: str | None
+    verdict_reason: Reason | None = Field(description="why the verdict is `abstain`; null for any other verdict")
+    verdict_detail: str | None = Field(default=None, description="what varies in the reason: detectors, figures")
     second_look: SecondLook | None = Field(
         default=None,
         description="of a cascade: why all its detectors looked, `band` (the first were not sure) or `audit` (drawn by its bytes); "

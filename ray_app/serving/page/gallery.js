@@ -116,10 +116,10 @@ function rest(item) {
 export function csv(items) {
   const detectors = [...new Set(items.flatMap((item) => Object.keys(item.answer?.scores ?? {})))];
   const told = items.some(({ answer }) => answer?.profile) ? [["predicted_generator", ({ generator }) => generator?.name], ["predicted_prompt", ({ prompt }) => prompt?.text]] : [];
-  const head = ["name", "status", "verdict", "reason", "probability", "calibrated", "score", ...detectors.map((name) => `score ${name}`), ...told.map(([column]) => column),
+  const head = ["name", "status", "verdict", "reason", "reason_detail", "probability", "calibrated", "score", ...detectors.map((name) => `score ${name}`), ...told.map(([column]) => column),
     "format", "width", "height", "size_bytes", "flags", "sha256", "ensemble", "fingerprint", "request_id"];
   const rows = items.map(({ file, answer, state }) => [
-    file.name, answer?.status ?? state, answer?.verdict, answer?.verdict_reason ?? answer?.error?.message, answer?.probability,
+    file.name, answer?.status ?? state, answer?.verdict, answer?.verdict_reason ?? answer?.error?.message, answer?.verdict_detail, answer?.probability,
     answer && String(answer.calibrated ?? false), answer?.score, ...detectors.map((name) => answer?.scores?.[name]), ...told.map(([, of]) => answer?.profile && of(answer.profile)),
     answer?.image?.format, answer?.image?.width, answer?.image?.height, file.size, answer?.image?.flags?.join(" "), answer?.sha256,
     answer?.ensemble?.name, answer?.ensemble?.fingerprint, answer?.request_id ?? answer?.error?.request_id,

@@ -5,7 +5,7 @@ import { declaration, originView } from "./origin.js";
 import { picture } from "./picture.js";
 import { profileView } from "./profile.js";
 import { bar, reach, verdictScale } from "./scales.js";
-import { NONE, counted, flag, json, percent, probability, score, sentence, shortened, size, trouble, visible } from "./words.js";
+import { NONE, counted, flag, json, percent, probability, reason, score, sentence, shortened, size, trouble, visible } from "./words.js";
 
 const CLOSE = 0.5; // log-odds to a threshold: recompressing a picture moves a score as much
 const HEADINGS = { fake: "Flagged as fake", real: "No evidence found", abstain: "No verdict: it abstains" };
@@ -82,10 +82,9 @@ function promise({ target_fpr, confidence, n_real, population, holds, why }) {
 
 function statement(answer, ensemble) {
   const value = score(answer.score);
-  if (!ensemble) return answer.verdict_reason ? sentence(answer.verdict_reason) : `The ensemble’s score is ${value}.`;
+  if (!ensemble) return answer.verdict_reason ? sentence(reason(answer)) : `The ensemble’s score is ${value}.`;
   const [low, high] = [score(ensemble.real_below), score(ensemble.fake_above)];
-  const undecided = answer.score > ensemble.real_below && answer.score < ensemble.fake_above && !answer.verdict_reason?.includes(": ");
-  if (answer.verdict === "abstain" && !undecided) return sentence(answer.verdict_reason ?? "It gave no reason");
+  if (answer.verdict === "abstain" && answer.verdict_reason !== "inside_band") return sentence(reason(answer) ?? "It gave no reason");
   if (answer.verdict === "abstain") return `The evidence is too weak for an answer: the score ${value} lies between ${low} and ${high}, where this ensemble does not decide.`;
   const cut = answer.verdict === "fake" ? ensemble.fake_above : ensemble.real_below;
   const rule = answer.verdict === "fake" ? `The score ${value} is above ${high}, from where this ensemble says fake.` : `The score ${value} is below ${low}, up to where this ensemble finds no evidence.`;

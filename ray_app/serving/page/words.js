@@ -11,10 +11,28 @@ const FLAGS = {
   cmyk: "printing colours, converted to RGB",
   grayscale: "grey only",
   multipage: "several pages or pictures; the first was scored",
+  no_content: "one colour, or nearly: nothing to judge",
   oriented: "the camera asks to turn it; it was scored as stored",
   sixteen_bit: "more than 8 bits per sample; the high 8 were scored",
   trailing_bytes: "bytes follow the end of the image",
 };
+
+/* Why a verdict is `abstain`. */
+export const REASONS = {
+  no_content: "the picture is one colour, or nearly: there is nothing to judge, and the score means nothing",
+  no_score: "a detector that the ensemble needs gave no score",
+  out_of_range: "the picture is outside what a detector was made for",
+  unlike_calibration: "the picture is outside what the ensemble was calibrated on",
+  inside_band: "the score lies between the two thresholds",
+  unstable: "saved once more, the picture gets another verdict",
+  unlike_archive: "the archive is not like what the ensemble was calibrated on",
+};
+
+/** Why an answer abstains, with what varies in it. */
+export function reason({ verdict_reason: word, verdict_detail: detail }) {
+  const said = REASONS[word] ?? word;
+  return detail ? `${said}: ${detail}` : said;
+}
 
 /* Per code: what happened, and what a person can do. */
 export const TROUBLES = {

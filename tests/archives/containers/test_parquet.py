@@ -378,3 +378,28 @@ def test_other_columns_of_any_type_are_kept_whatever_is_left_out(tmp_path, long)
         if name not in ("map", "when"):
             assert [item.input[name] for item in items] == [*column.to_pylist()[:2], None if is_long else column[2].as_py()], name
         assert [f"{name}_uri" in item.input for item in items] == [False, False, is_long]
+
+
+FAR = {
+    "seconds": pa.array([2**40, 0], pa.timestamp("s")),
+    "microseconds": pa.array([-(2**62), 0], pa.timestamp("us")),
+    "dates": pa.array([2**30, 0], pa.date32()),
+    "time": pa.array([2**62, 0], pa.time64("us")),
+    "durations": pa.array([2**62, 0], pa.duration("s")),
+    "in a list": pa.array([[2**40], [0]], pa.list_(pa.timestamp("s"))),
+    "no text": pa.Array.from_buffers(pa.string(), 2, [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0\4\0\0\0"), pa.py_buffer(b"\xff\xfeab")]),
+}
+
+
+@pytest.mark.parametrize("what", FAR)
+def test_a_cell_that_python_has_no_value_for_costs_neither_table_nor_row(tmp_path, what):
+    items = listed(tmp_path / "a.parquet", pa.table({"image": BYTES[:2], "other": FAR[what]}))
+    assert [item.refused for item in items] == [None, None]
+    assert items[0].input == {"other": None}
+    assert items[1].input["other"] is not None
+    assert read(items) == BYTES[:2]
+
+
+def test_a_time_zone_that_nobody_has_costs_its_column_alone(tmp_path):
+    items = listed(tmp_path / "a.parquet", pa.table({"image": BYTES[:1], "other": pa.array([0], pa.timestamp("us", "Nowhere/Land"))}))
+    assert [(item.refused, item.input) for item in items] == [(None, {"other": None})]

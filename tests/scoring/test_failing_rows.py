@@ -1,0 +1,160 @@
+"""What one member costs whose header lies, or on which our own code fails: its own row, in both layouts and in a run on Ray."""
+
+import html
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ray_app.ensembles import Thresholds
+from ray_app.images.provenance import Provenance, ProvenanceReader
+from ray_app.reports import render_run_report, summary_lines
+from ray_app.runs import RunDirectory, current_tables, summarise
+from ray_app.scoring.redeciding import decided
+from ray_app.scoring.reporting import bad_fraction
+from tests.images import factory
+from tests.scoring.conftest import ROOT, rows_of
+from tests.scoring.stages import run_stages
+
+MARK = b"trips a bug"
+LIARS = ("top_bit_png", "negative_height_bmp", "wide_bigtiff", "texts_named_as_pillows_own_png", "endless_apng")
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(10):
+        (folder / f"{number}.jpg").write_bytes(factory.encoded(factory.photo(160, 120, number), "JPEG"))
+    (folder / "bug.jpg").write_bytes(factory.jpeg() + MARK)
+    (folder / "flat.png").write_bytes(factory.encoded(factory.flat(128, 160, 120), "PNG"))
+    for name in LIARS:
+        (folder / name).write_bytes({**factory.ODD, **factory.REFUSED}[name][1]())
+    return folder
+
+
+def fails_while_reading(monkeypatch):
+    read = ProvenanceReader.read
+    monkeypatch.setattr(
+        ProvenanceReader, "read", lambda self, data, *rest, **named: 1 / (MARK not in data) and read(self, data, *rest, **named)
+    )
+
+
+def fails_while_writing(monkeypatch):
+    """What the file says is one half of a character: no table can hold it."""
+    monkeypatch.setattr(ProvenanceReader, "read", lambda self, data, *_, **__: Provenance(ai_declared=False) if MARK in data else None)
+    monkeypatch.setattr(Provenance, "row", lambda self: '"\ud800"')
+
+
+@pytest.mark.parametrize("fails", [fails_while_reading, fails_while_writing])
+@pytest.mark.parametrize("kind", ["fused", "split"])
+def test_a_bug_of_ours_costs_one_row_and_is_told_once(photos, tmp_path, monkeypatch, caplog, kind, fails):
+    fails(monkeypatch)
+    facts, rows, _ = run_stages(tmp_path / "run", photos, kind, precision="fp32")
+    rows = {uri.rpartition("/")[2]: row for uri, row in rows.items()}
+    assert len(rows) == facts["rows"] == len(list(photos.iterdir()))
+    assert {name: row["status"] for name, row in rows.items() if row["status"] != "ok"} == {
+        "bug.jpg": "decoder_crashed",
+        "top_bit_png": "corrupt_image",
+        "negative_height_bmp": "corrupt_image",
+        "wide_bigtiff": "corrupt_image",
+    }
+    assert rows["bug.jpg"]["detail"].startswith("Touchstone's own code failed: ")
+    assert rows["bug.jpg"]["sha256"] is not None
+    assert (rows["flat.png"]["verdict"], rows["flat.png"]["verdict_reason"]) == ("abstain", "no_content")
+    [told] = [record.getMessage() for record in caplog.records if record.name == "ray_app.scoring.session"]
+    assert "bug.jpg" in told
+    assert "Traceback (most recent call last):" in told
+
+    summary = summarise(current_tables(RunDirectory.open(str(tmp_path / "run"))), ["touchstone-tiny"])
+    assert summary["own_failures"] == 1
+    assert bad_fraction(summary) == pytest.approx(4 / len(rows))
+    said = "1 row failed in Touchstone's own code; please report it"
+    assert any(said in line for line in summary_lines(summary))
+    assert said in html.unescape(render_run_report(summary))
+    assert said not in html.unescape(render_run_report(summary | {"own_failures": 0}))
+
+
+def test_the_same_traceback_is_shown_once_and_every_name(photos, tmp_path, monkeypatch, caplog):
+    fails_while_reading(monkeypatch)
+    for number in range(3):
+        (photos / f"bug-{number}.jpg").write_bytes(factory.jpeg(quality=50 + number) + MARK)
+    run_stages(tmp_path / "run", photos, "fused", precision="fp32")
+    told = [record.getMessage() for record in caplog.records if record.name == "ray_app.scoring.session"]
+    assert ["Traceback" in text for text in told] == [True, False, False, False]
+    assert all("ZeroDivisionError" in text for text in told)
+    assert sorted(name for name in ("bug.jpg", "bug-0.jpg", "bug-1.jpg", "bug-2.jpg") for text in told if f"{name}\n" in text) == sorted(
+        ["bug.jpg", "bug-0.jpg", "bug-1.jpg", "bug-2.jpg"]
+    )
+
+
+# Python imports this at the start of every process that has the folder on PYTHONPATH.
+SITE = """
+import sys
+from importlib.machinery import PathFinder
+
+def spoil(module):
+    read = module.ProvenanceReader.read
+
+    def failing(self, data, *rest, **named):
+        if b"trips a bug" in data:
+            raise LookupError("a bug of ours")
+        return read(self, data, *rest, **named)
+
+    module.ProvenanceReader.read = failing
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name != "ray_app.images.provenance.reading":
+            return None
+        spec = PathFinder.find_spec(name, path)
+        run = spec.loader.exec_module
+        spec.loader.exec_module = lambda module: (run(module), spoil(module))
+        return spec
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_command_commits_says_so_and_goes_on(photos, tmp_path):
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(SITE)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(site), str(ROOT)])}
+    command = [sys.executable, "-m", "ray_app.cli.main", "score", str(photos), "--out", str(tmp_path / "run"), "--set", "cluster.cpus=2"]
+
+    def score():
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
+
+    done = score()
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("Traceback") == 1
+    assert "bug.jpg" in done.stderr
+    assert "LookupError: a bug of ours" in done.stderr
+    assert "bug: 1 row failed in Touchstone's own code; please report it" in done.stdout
+    rows = {Path(uri).name: row["status"] for uri, row in rows_of(tmp_path / "run").items()}
+    assert len(rows) == len(list(photos.iterdir()))
+    assert (rows["bug.jpg"], rows["top_bit_png"]) == ("decoder_crashed", "corrupt_image")
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["own_failures"] == 1
+    again = score()
+    assert (again.returncode, again.stderr.count("Traceback")) == (0, 0)
+    assert "bug: 1 row failed" in again.stdout
+
+
+def test_decide_gives_a_blank_picture_what_it_had(photos, tmp_path):
+    _, rows, spec = run_stages(tmp_path / "run", photos, "fused", precision="fp32")
+    [table] = current_tables(RunDirectory.open(str(tmp_path / "run")))
+    assert decided(table, spec).equals(table)
+    bolder = spec.ensemble.model_copy(update={"thresholds": Thresholds(fake_above=-20, real_below=-20)})
+    found = {row["uri"]: row for row in decided(table, replace(spec, ensemble=bolder)).to_pylist()}
+    blank = [uri for uri, row in rows.items() if row["flags"] and "no_content" in row["flags"]]
+    assert [Path(uri).name for uri in blank] == ["flat.png"]
+    assert {row["verdict"] for uri, row in found.items() if row["status"] == "ok" and uri not in blank} == {"fake"}
+    assert (found[blank[0]]["verdict"], found[blank[0]]["verdict_reason"]) == ("abstain", "no_content")

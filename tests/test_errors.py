@@ -1,0 +1,63 @@
+"""The closed lists: code, docs and page say the same."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from ray_app.errors import MEANING, REASON_MEANING, ClusterError, InputError, Reason, Status, is_of_one_image, one_line
+from ray_app.serving.http.schemas import ImageAnswer
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_every_status_and_every_reason_has_a_meaning():
+    assert list(MEANING) == list(Status)
+    assert list(REASON_MEANING) == list(Reason)
+
+
+def test_the_docs_list_every_reason_in_order_with_its_meaning():
+    table = re.findall(
+        r"^\| `(\w+)` \| ([^|]+) \|", (ROOT / "docs/trust.md").read_text().partition("## Why there is no verdict")[2], re.MULTILINE
+    )
+    assert table[1 : len(Reason) + 1] == [(reason.value, meaning) for reason, meaning in REASON_MEANING.items()]
+
+
+def test_the_page_has_words_for_every_reason():
+    words = (ROOT / "ray_app/serving/page/words.js").read_text()
+    listed = words.partition("export const REASONS = {")[2].partition("};")[0]
+    assert re.findall(r"^  (\w+): \"", listed, re.MULTILINE) == [reason.value for reason in Reason]
+
+
+def test_the_api_says_which_reasons_there_are():
+    schema = ImageAnswer.model_json_schema()
+    assert schema["$defs"]["Reason"]["enum"] == [reason.value for reason in Reason]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("plain × “words”", "plain × “words”"),
+        ("two\nlines\r\n\ttabbed", "two\\nlines\\r\\n\\ttabbed"),
+        ("\x1b[31mred\x00", "\\x1b[31mred\\x00"),
+        ("half \ud800", "half \\ud800"),
+        ("\u202eolleh", "\\u202eolleh"),
+        ("a" * 1000, "a" * 1000),
+        ("a" * 1001, "a" * 999 + "…"),
+        ("\0" * 2000, "\\x00" * 249 + "\\x0…"),
+    ],
+)
+def test_a_detail_is_one_printable_line(text, line):
+    error = InputError(Status.CORRUPT_IMAGE, text)
+    assert error.detail == one_line(text) == line
+    assert line.isprintable()
+    line.encode()
+
+
+@pytest.mark.parametrize(
+    ("error", "of_one"),
+    [(TypeError("x"), True), (OSError("x"), True), (MemoryError(), False), (ImportError("x"), False), (ClusterError("x"), False),
+     (RuntimeError("DefaultCPUAllocator: not enough memory"), False)],
+)  # fmt: skip
+def test_what_may_be_put_down_to_one_image(error, of_one):
+    assert is_of_one_image(error) is of_one
