@@ -113,7 +113,7 @@ def _decode(data: bytes, limits: ImageLimits, found: Findings) -> Image.Image:
     sample_bits = _sample_bits(image, data)
     if 8 < sample_bits <= 16:
         found.flags.add("sixteen_bit")
-    limits.check_size(*image.size, len(data))
+    limits.check_size(*image.size, len(data), format_name)
     _check_text(image, limits)
     with _translated(data, format_name, image):
         # verify() accepts a JPEG cut in half; only load() proves that all of it is there.
@@ -137,7 +137,7 @@ def _check_bytes(data: bytes, limits: ImageLimits, found: Findings) -> str:
     size = structure.header_size(data, found.format)
     if size is not None:
         found.width, found.height = size
-        limits.check_size(*size, len(data))
+        limits.check_size(*size, len(data), found.format)
     return found.format
 
 

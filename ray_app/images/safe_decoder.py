@@ -150,7 +150,7 @@ class Child(ABC):
         if (facts.sha256, facts.format) != (known.sha256, known.format) or not FLAG_MEANING.keys() >= set(facts.flags):
             raise ValueError("facts of another file")
         if report.refused is None:
-            self._limits.check_size(*_size(facts), len(data))
+            self._limits.check_size(*_size(facts), len(data), facts.format)
         return report
 
     def _epitaph(self, child: subprocess.Popen[bytes]) -> str:

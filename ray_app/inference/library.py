@@ -13,7 +13,7 @@ from ray_app.detectors import DetectorCard
 from ray_app.detectors.licences import require_accepted
 from ray_app.ensembles import EnsembleCard, ensemble_of, load_ensemble_card
 from ray_app.errors import InputError, Status
-from ray_app.images import ImageFacts, ImageLimits
+from ray_app.images import BatchLimits, ImageFacts, ImageLimits
 from ray_app.inference.batches import Batch, Outcome, Pixels
 from ray_app.inference.clock import StageClock
 from ray_app.inference.decoding import BatchDecoder
@@ -80,7 +80,7 @@ class Ensemble:
     ) -> None:
         card = name_or_path if isinstance(name_or_path, EnsembleCard) else load_ensemble_card(name_or_path)
         self.spec: ScoringSpec = make_spec(
-            card, device=device, precision=precision, resize=resize, limits=limits or ImageLimits(), waive_guarantee=waive_guarantee
+            card, device=device, precision=precision, resize=resize, limits=limits or BatchLimits(), waive_guarantee=waive_guarantee
         )
         for detector in self.spec.cards.values():
             require_accepted(detector, accept_licences)

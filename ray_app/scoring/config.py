@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 from ray_app.archives import Columns, ContainerLimits
 from ray_app.config import Frozen
 from ray_app.errors import Status
-from ray_app.images import ImageLimits
+from ray_app.images import BatchLimits
 from ray_app.images.provenance import ProvenanceConfig
 from ray_app.inference.decoding import WALL_LIMIT_S
 from ray_app.storage import RetryPolicy
@@ -72,7 +72,7 @@ class ScoreConfig(Frozen):
     detectors: tuple[str, ...] = Field(default=(), description="instead of an ensemble: the mean of these detectors")
     accept_licences: tuple[str, ...] = Field(default=(), description="detectors, or licences, whose terms you accept for this run")
     columns: Columns = Columns()
-    limits: ImageLimits = ImageLimits()
+    limits: BatchLimits = BatchLimits()
     container_limits: ContainerLimits = ContainerLimits()
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto = cuda where GPUs are planned")
     precision: Literal["auto", "bf16", "fp32"] = "auto"

@@ -96,7 +96,7 @@ def write_report(run: RunDirectory, *, prior: float | None = None, thumbnails: b
             f"{run.store.url}: no finished run here", hint="touchstone score SOURCE --out DIR makes one; the same command finishes it"
         )
     summary = run.read_json("summary.json")
-    pictures = thumbnails_of(_top(summary)) if thumbnails else None
+    pictures = thumbnails_of(_top(summary), run.limits()) if thumbnails else None
     run.store.write("report.html", render_run_report(summary, prior=prior, thumbnails=pictures).encode())
     return f"{run.store.url}/report.html"
 

@@ -67,7 +67,9 @@ class Unpacked:
         self._place += len(data)
         packed = max(1, self._packed.tell() - len(self._waiting))
         if self._max_ratio is not None and self._place > max(_STEP, packed * self._max_ratio):
-            reason = f"{self._place} bytes unpacked from {packed}, over max_ratio ({self._max_ratio:g}); members may be missing"
+            reason = (
+                f"{self._place} bytes unpacked from {packed}, over container_limits.max_ratio ({self._max_ratio:g}); members may be missing"
+            )
             raise InputError(Status.IMAGE_TOO_LARGE, reason, limit=self._max_ratio, observed=self._place / packed)
         return data
 
