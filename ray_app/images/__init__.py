@@ -4,6 +4,7 @@ from ray_app.images.breadcrumb import Breadcrumb, Watchdog
 from ray_app.images.decoding import decode_image, decoder_name
 from ray_app.images.facts import FLAG_MEANING, DecodedImage, ImageFacts, ImageRefused, inspect_bytes
 from ray_app.images.limits import BatchLimits, ImageLimits, limit_named
+from ray_app.images.memory import Admit, Demand
 from ray_app.images.safe_decoder import ChildDecoder
 from ray_app.images.sniff import sniff_format
 
@@ -11,6 +12,8 @@ __all__ = [
     "ImageLimits",
     "BatchLimits",
     "limit_named",
+    "Admit",
+    "Demand",
     "ImageFacts",
     "DecodedImage",
     "ImageRefused",

@@ -30,6 +30,7 @@ from ray_app.images import structure
 from ray_app.images.colour import is_icc_profile, to_rgb
 from ray_app.images.facts import DecodedImage, Findings, ImageRefused
 from ray_app.images.limits import ImageLimits
+from ray_app.images.memory import Admit, admit_all, demand_of, webp_demand
 from ray_app.images.quality import jpeg_quality
 from ray_app.images.sniff import describe_unsupported
 from ray_app.images.tiff import Tiff, TiffError, exif_orientation, is_camera_raw
@@ -89,24 +90,27 @@ _OPENERS: dict[str, Callable[[io.BytesIO], ImageFile]] = {
 }
 
 
-def decode_image(data: bytes, limits: ImageLimits) -> DecodedImage:
+def decode_image(data: bytes, limits: ImageLimits, admit: Admit = admit_all) -> DecodedImage:
     """Turn one encoded image into its RGB pixels (the first frame of several) and its facts, or refuse it.
 
-    EXIF orientation is recorded and not applied; no profile is applied but CMYK's. All limits are checked before pixels are decoded.
+    EXIF orientation is recorded and not applied; no profile is applied but CMYK's. All limits are checked before pixels are decoded;
+    then `admit` is told what decoding will take, and may wait until that is there, or refuse with an InputError.
     Every pixel is decoded: a file that ends early is refused, never padded. Raises ImageRefused with the facts known by then, and
     nothing else, whatever the bytes.
     """
     _quieten_pillow()
     found = Findings.of(data)
     try:
-        pixels = _decode(data, limits, found)
+        pixels = _decode(data, limits, found, admit)
     except InputError as refusal:
         raise ImageRefused.because(refusal, found.facts()) from refusal.__cause__
     return DecodedImage(pixels, found.facts())
 
 
-def _decode(data: bytes, limits: ImageLimits, found: Findings) -> Image.Image:
+def _decode(data: bytes, limits: ImageLimits, found: Findings, admit: Admit) -> Image.Image:
     format_name = _check_bytes(data, limits, found)
+    if format_name == "WEBP" and found.width and found.height:
+        admit(webp_demand(found.width, found.height))
     with _translated(data, format_name):
         image = _open(data, format_name, found)
     _read_header(image, data, format_name, found)
@@ -115,9 +119,14 @@ def _decode(data: bytes, limits: ImageLimits, found: Findings) -> Image.Image:
         found.flags.add("sixteen_bit")
     limits.check_size(*image.size, len(data), format_name)
     _check_text(image, limits)
+    if format_name != "WEBP":
+        with _translated(data, format_name, image):
+            demand = demand_of(image, data, format_name)
+        admit(demand)
     with _translated(data, format_name, image):
         # verify() accepts a JPEG cut in half; only load() proves that all of it is there.
         image.load()
+        image._decoder = None  # type: ignore[attr-defined] # of WebP and AVIF: it holds the picture once more
         pixels = to_rgb(image, found.flags, sample_bits)
     found.width, found.height = pixels.size
     if structure.has_trailing_bytes(data, format_name):

@@ -129,8 +129,8 @@ class Ensemble:
 
     def _batches(self, images: Iterator[Source], outcomes: list[Outcome]) -> Iterator[Batch]:
         """One batch after another, so that no more than one is in memory; its outcomes are noted."""
-        while chunk := [(0, self._read(image)) for image in islice(images, self.spec.slots)]:
-            batch = self._decoder.decode(chunk)
+        while chunk := list(islice(images, self.spec.slots)):
+            batch = self._decoder.decode((0, self._read(image)) for image in chunk)
             outcomes += batch.outcomes
             yield batch
 

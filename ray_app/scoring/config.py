@@ -42,7 +42,14 @@ class ClusterConfig(Frozen):
     decode_limit_s: float = Field(
         default=WALL_LIMIT_S,
         gt=0,
-        description="an image whose decoding takes longer is given up (decode_timeout); on slow nodes set it higher, then --retry those",
+        description="an image whose decoding takes longer is given up (decode_timeout); one of over 50 megapixels may take as many times "
+        "longer as it is larger; on slow nodes set it higher, then --retry those",
+    )
+    decode_bytes: int | None = Field(
+        default=None,
+        ge=2**28,
+        description="memory that images over 50 megapixels, and others that take much, may take together on one node: they wait for their "
+        "turn, and one that takes more is image_too_large; null = a quarter of the node's memory",
     )
 
 

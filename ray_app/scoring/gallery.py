@@ -70,7 +70,7 @@ def make_gallery(url: str, out: str, choice: Choice = _ALL, *, per_page: int = P
     Raises ConfigError where no run has finished, where it has no profile to choose a generator by, or `out` holds something else.
     """
     run, store = RunDirectory.open(url), Store.open(out)
-    described = run.describe_finished()
+    run.describe_finished()
     run.check_settled()
     if choice.generator is not None:
         require_identified(run)

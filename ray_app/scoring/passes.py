@@ -79,9 +79,10 @@ class Pass:
         crumbs = Path(tempfile.gettempdir()) / f"touchstone-{uuid.uuid4().hex}"
         mirror = share_weights(self.spec, self.home) if has_other_nodes() else None
         known = known_scores(self.home, self.spec) if self.config.reuse else None
-        limit_s = self.config.cluster.decode_limit_s
+        config, number = self.config, self.session.number
+        limit_s, decode_bytes = config.cluster.decode_limit_s, config.cluster.decode_bytes
         try:
-            yield Job(run, self.spec, self.config.retry, self.config.source, self.session.number, crumbs, mirror, limit_s, known)
+            yield Job(run, self.spec, config.retry, config.source, number, crumbs, mirror, limit_s, known, decode_bytes)
         finally:
             shutil.rmtree(crumbs, ignore_errors=True)
 
