@@ -11,6 +11,7 @@ from itertools import islice
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ray_app.archives.containers import Container
@@ -63,6 +64,7 @@ class RawFile:
     """Consecutive members of one section. `ids`: ID_RECORDs by id, bucket b of 2**BUCKET_BITS from bounds[b] to bounds[b + 1]."""
 
     rows: int
+    largest_bytes: int
     has_groups: bool
     input_type: pa.StructType | None
     members: Scratch
@@ -195,6 +197,7 @@ class _RawWriter:
         self._files.append(
             RawFile(
                 rows=self._rows,
+                largest_bytes=pc.max(table["size_bytes"]).as_py(),
                 has_groups=table["place"].null_count < self._rows,
                 input_type=kind,
                 members=Scratch.keep(self._store, f"{stem}.parquet", parquet_bytes(table, row_group=_BATCH)),

@@ -53,7 +53,9 @@ def forecast(
     before, began = standing(config, spec), time.monotonic()
     items = members_to_score(config, before, fetcher)
     found = survey(items, sample=probe, max_bytes=spec.limits.max_bytes, progress=Telling())
-    blocks = len(before.pending) if before and len(before.pending) else _blocks(layout.block_plan(spec.slots), found.members)
+    blocks = (
+        len(before.pending) if before and len(before.pending) else _blocks(layout.block_plan(spec.slots), found.members, found.mean_bytes)
+    )
     plan = {
         **found.facts(),
         "run": None if before is None else _standing_facts(before, found, blocks),
@@ -260,12 +262,14 @@ def _stops(config: ScoreConfig, hours: float | None, total: float) -> dict[str, 
     return {"max_hours": config.max_hours, "max_cost": config.max_cost, "share": min([1.0, *shares]) if hours is not None else None}
 
 
-def _blocks(plan: BlockPlan, members: int) -> int:
-    """Into how many blocks so many members are cut."""
+def _blocks(plan: BlockPlan, members: int, mean_bytes: float) -> int:
+    """Into how many blocks so many members are cut, if they are all of about this size."""
     blocks = 0
-    sizes = block_sizes(plan)
+    sizes, most = block_sizes(plan), members
+    if plan.max_block_bytes is not None and mean_bytes:
+        most = max(int(plan.max_block_bytes / mean_bytes), 1)
     while members > 0:
-        members, blocks = members - next(sizes), blocks + 1
+        members, blocks = members - min(next(sizes), most), blocks + 1
     return blocks
 
 

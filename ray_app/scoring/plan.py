@@ -17,6 +17,7 @@ GPU_SCORER_CPUS = 0.1
 COMMIT_CPUS = 0.05
 BLOCKS_PER_DOUBLING = 4  # per worker; a block costs Ray about 20 ms, which 16 images of a fast detector do not outweigh
 HAND_OVER_BYTES = 96 * 2**20  # prepared tensors of one block; several blocks are under way per GPU
+BLOCK_BYTES = 2**30  # of encoded files in one block: large ones take seconds each, and a kill loses the whole block
 BLOCK_S = 60.0  # a block of slow detectors is to take no longer, since it is what a kill loses
 GMAC_PER_S = {"cpu": 100.0, "gpu": 30_000.0}  # multiply-adds per second in bf16: a core does 60 to 130, a data-centre GPU more than this
 
@@ -51,7 +52,12 @@ class Layout:
 
     def block_plan(self, slots: int) -> BlockPlan:
         """How the manifest is cut for this many workers."""
-        return BlockPlan(batch_slots=slots, max_block_members=self.block_members, blocks_per_doubling=BLOCKS_PER_DOUBLING * self.workers)
+        return BlockPlan(
+            batch_slots=slots,
+            max_block_members=self.block_members,
+            blocks_per_doubling=BLOCKS_PER_DOUBLING * self.workers,
+            max_block_bytes=BLOCK_BYTES,
+        )
 
     @property
     def workers(self) -> int:
