@@ -3,7 +3,7 @@
 from ray_app.images.breadcrumb import Breadcrumb, Watchdog
 from ray_app.images.decoding import decode_image, decoder_name
 from ray_app.images.facts import FLAG_MEANING, DecodedImage, ImageFacts, ImageRefused, inspect_bytes
-from ray_app.images.limits import BatchLimits, ImageLimits, limit_named
+from ray_app.images.limits import NAMED_LIMIT, BatchLimits, ImageLimits
 from ray_app.images.memory import Admit, Demand
 from ray_app.images.safe_decoder import ChildDecoder
 from ray_app.images.sniff import sniff_format
@@ -11,7 +11,7 @@ from ray_app.images.sniff import sniff_format
 __all__ = [
     "ImageLimits",
     "BatchLimits",
-    "limit_named",
+    "NAMED_LIMIT",
     "Admit",
     "Demand",
     "ImageFacts",

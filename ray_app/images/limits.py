@@ -4,7 +4,6 @@
 and of Python. docs/formats.md shows both side by side.
 """
 
-import re
 from typing import Any
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
@@ -17,7 +16,8 @@ ALWAYS_ALLOWED_PIXELS = 1_000_000  # 1 MP decodes to 3 MB whatever its file weig
 # Cameras and scanners write their largest pictures in these, which decode row by row or in strips (WebP for its own side of 16 383).
 LARGEST = frozenset({"JPEG", "TIFF", "WEBP"})
 
-_NAMED = re.compile(r"\bover (?P<name>(?:container_limits\.)?max_[a-z_]+|decode_bytes)\b")
+# How a refusal's `detail` names the limit that was crossed: a field here, one of `container_limits`, or `decode_bytes` of a node.
+NAMED_LIMIT = r"\bover (?P<limit>(?:container_limits\.)?max_[a-z_]+|decode_bytes)\b"
 
 
 class ImageLimits(Frozen):
@@ -125,9 +125,3 @@ class BatchLimits(ImageLimits):
         description="Decoded RGB bytes ÷ encoded bytes, above 1 MP: CCITT G4 has one bit for a white line, so that a blank A3 page at "
         "600 dpi reaches 140 000. What a bomb costs is bounded by its pixels and by the node's budget of memory.",
     )
-
-
-def limit_named(detail: str | None) -> str | None:
-    """Which limit a refusal's `detail` names: a field of `ImageLimits`, `container_limits.…`, or `decode_bytes`, the node's budget."""
-    found = _NAMED.search(detail or "")
-    return found["name"] if found else None

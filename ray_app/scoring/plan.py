@@ -6,7 +6,7 @@ a whole core waits forever behind the others, without a word (specs/ray.md §F2)
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 from ray_app.archives import BlockPlan
@@ -78,6 +78,29 @@ class Layout:
         kind = "GPU scorer" if self.scorer_gpus else "scorer"
         pools = f" in {len(self.scorers)} pools" * (len(self.scorers) > 1)
         return f"{self.decoders} decoder{'s' * (self.decoders > 1)} feed {scorers} {kind}{'s' * (scorers > 1)}{pools}"
+
+
+@dataclass(frozen=True)
+class NodeMemory:
+    """What a run's processes take on one node at most: `processes` of `process_bytes` each, and beside them `decode_bytes` that large
+    images take in turns and `file_bytes` that large encoded files do. None: nobody has stated the node's memory.
+    """
+
+    processes: int
+    process_bytes: int
+    decode_bytes: int | None
+    file_bytes: int | None
+
+    @property
+    def total_bytes(self) -> int | None:
+        """All of it together."""
+        if self.decode_bytes is None or self.file_bytes is None:
+            return None
+        return self.processes * self.process_bytes + self.decode_bytes + self.file_bytes
+
+    def facts(self) -> dict[str, int | None]:
+        """The same as plain JSON, with the sum."""
+        return {**asdict(self), "total_bytes": self.total_bytes}
 
 
 @dataclass(frozen=True)
