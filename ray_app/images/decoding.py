@@ -20,6 +20,7 @@ from PIL.AvifImagePlugin import AvifImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.ImageFile import ImageFile
+from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
@@ -29,11 +30,12 @@ from ray_app.errors import InputError, Status
 from ray_app.images import structure
 from ray_app.images.colour import is_icc_profile, to_rgb
 from ray_app.images.facts import DecodedImage, Findings, ImageRefused
+from ray_app.images.further_formats import BIT_DEPTH, JpegXlFile, PnmFile, camera_preview, library_of, open_heic
 from ray_app.images.limits import ImageLimits
 from ray_app.images.memory import Admit, admit_all, demand_of, webp_demand
 from ray_app.images.quality import jpeg_quality
 from ray_app.images.sniff import describe_unsupported
-from ray_app.images.tiff import Tiff, TiffError, exif_orientation, is_camera_raw
+from ray_app.images.tiff import TiffError, exif_orientation
 
 # What Pillow and its plugins raise on hostile files: the tuple of Pillow's own fuzz test, and what our fuzzing added to it.
 _PILLOW_ERRORS = (
@@ -51,13 +53,14 @@ _PILLOW_ERRORS = (
     Warning,
 )
 _TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError)
-_ANIMATIONS = ("GIF", "PNG", "WEBP", "AVIF")
+_ANIMATIONS = ("GIF", "PNG", "WEBP", "AVIF", "JXL")
 _LIBRARIES = {
     "JPEG": (("libjpeg-turbo", "libjpeg_turbo"), ("libjpeg", "jpg")),
     "PNG": (("zlib-ng", "zlib_ng"), ("zlib", "zlib")),
     "WEBP": (("libwebp", "webp"),),
     "AVIF": (("libavif", "avif"),),
     "TIFF": (("libtiff", "libtiff"),),
+    "JPEG2000": (("openjpeg", "jpg_2000"),),
 }
 BITS_PER_SAMPLE = 258  # TIFF tag
 MOST_FRAMES = 2**31 - 1  # an APNG may claim more than an int32 column holds
@@ -69,15 +72,6 @@ class _Jpeg(JpegImageFile):
         """Pillow parses all of EXIF at opening for the resolution, which nobody here asks for: slow, and it warns on stderr."""
 
 
-def _open_heic(stream: io.BytesIO) -> ImageFile:
-    try:
-        from pillow_heif import HeifImageFile
-    except ImportError:
-        raise InputError(Status.UNSUPPORTED_FORMAT, "HEIC needs pillow-heif: pip install 'touchstone[heic]'") from None
-    image: ImageFile = HeifImageFile(stream)  # type: ignore[no-untyped-call]
-    return image
-
-
 _OPENERS: dict[str, Callable[[io.BytesIO], ImageFile]] = {
     "JPEG": _Jpeg,
     "PNG": PngImageFile,
@@ -86,7 +80,10 @@ _OPENERS: dict[str, Callable[[io.BytesIO], ImageFile]] = {
     "BMP": BmpImageFile,
     "TIFF": TiffImageFile,
     "AVIF": AvifImageFile,
-    "HEIC": _open_heic,
+    "HEIC": open_heic,
+    "JPEG2000": Jpeg2KImageFile,
+    "PNM": PnmFile,
+    "JXL": JpegXlFile,
 }
 
 
@@ -109,6 +106,9 @@ def decode_image(data: bytes, limits: ImageLimits, admit: Admit = admit_all) -> 
 
 def _decode(data: bytes, limits: ImageLimits, found: Findings, admit: Admit) -> Image.Image:
     format_name = _check_bytes(data, limits, found)
+    if format_name == "RAW":
+        data, format_name = camera_preview(data), "JPEG"
+        found.flags.add("preview")
     if format_name == "WEBP" and found.width and found.height:
         admit(webp_demand(found.width, found.height))
     with _translated(data, format_name):
@@ -128,7 +128,8 @@ def _decode(data: bytes, limits: ImageLimits, found: Findings, admit: Admit) -> 
         image.load()
         image._decoder = None  # type: ignore[attr-defined] # of WebP and AVIF: it holds the picture once more
         pixels = to_rgb(image, found.flags, sample_bits)
-    found.width, found.height = pixels.size
+    found.mode, (found.width, found.height) = image.mode, pixels.size
+    limits.check_size(*pixels.size, len(data), format_name)  # libheif may find another size than the one it told
     if structure.has_trailing_bytes(data, format_name):
         found.flags.add("trailing_bytes")
     pixels.info = {}
@@ -151,12 +152,6 @@ def _check_bytes(data: bytes, limits: ImageLimits, found: Findings) -> str:
 
 
 def _open(data: bytes, format_name: str, found: Findings) -> ImageFile:
-    if format_name == "TIFF":
-        with contextlib.suppress(TiffError):
-            if is_camera_raw(Tiff(data)):
-                raise InputError(
-                    Status.UNSUPPORTED_FORMAT, "a camera raw file (its first picture is a preview): develop it to JPEG or TIFF first"
-                )
     try:
         return _OPENERS[format_name](io.BytesIO(data))
     except (ValueError, SyntaxError):
@@ -174,7 +169,7 @@ def _read_header(image: ImageFile, data: bytes, format_name: str, found: Finding
     found.mode = image.mode
     found.quality = jpeg_quality(image.quantization) if isinstance(image, JpegImageFile) else None
     found.frames = _count_frames(image, data, format_name)
-    if found.frames > 1:
+    if found.frames > 1 or (isinstance(image, JpegXlFile) and image.is_animated):
         found.flags.add("animated" if format_name in _ANIMATIONS else "multipage")
     if "icc_profile" in image.info:
         found.icc = bool(image.info["icc_profile"])
@@ -208,7 +203,7 @@ def _sample_bits(image: ImageFile, data: bytes) -> int:
     if isinstance(image, TiffImageFile):
         with contextlib.suppress(TypeError, ValueError):
             return int(max(image.tag_v2.get(BITS_PER_SAMPLE, (8,))))
-    return 8
+    return int(image.info.get(BIT_DEPTH, 8))
 
 
 def _check_text(image: ImageFile, limits: ImageLimits) -> None:
@@ -257,11 +252,8 @@ def _words(error: BaseException) -> str:
 @functools.cache
 def decoder_name(format_name: str) -> str:
     """Library and version that make the pixels: other versions may give other pixels."""
-    if format_name == "HEIC":
-        with contextlib.suppress(ImportError):
-            import pillow_heif
-
-            return f"pillow-heif {pillow_heif.__version__}/libheif {pillow_heif.libheif_version()}"
+    if library := library_of(format_name):
+        return library
     for name, feature in _LIBRARIES.get(format_name, ()):
         if version := features.version(feature):
             return f"pillow {PIL.__version__}/{name} {version}"
@@ -274,5 +266,5 @@ def _quieten_pillow() -> None:
 
     libtiff writes to file descriptor 2 from C on some damaged TIFFs; that cannot be caught without redirecting it for the whole process.
     """
-    warnings.filterwarnings("ignore", module=r"(PIL|pillow_heif)\.")
+    warnings.filterwarnings("ignore", module=r"(PIL|pi_heif)\.")
     logging.getLogger("PIL").addHandler(logging.NullHandler())

@@ -17,6 +17,7 @@ FLAG_MEANING = {
     "grayscale": "grey only; the three channels are equal",
     "multipage": "several pages or pictures; the first is scored",
     "oriented": "EXIF asks to turn it; it is scored as stored",
+    "preview": "the preview that a camera put into its raw file is scored",
     "sixteen_bit": "more than 8 bits per sample; the high 8 are scored",
     "trailing_bytes": "bytes follow the end of the image",
 }
