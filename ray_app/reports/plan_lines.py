@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ray_app.archives.containers import COMPRESSED
 from ray_app.reports import wording
 from ray_app.reports.guarantee_words import promise
 from ray_app.reports.plan_money import cost_lines, request_lines
@@ -11,7 +12,7 @@ from ray_app.reports.text_table import aligned
 WIDTH = 11
 _LONGEST_EXAMPLE = 90
 _FLOAT_BYTES = 4
-_FORMATS = {"files": "files of their own", "tar": "tar", "tar.gz": "compressed tar", "zip": "zip", "parquet": "Parquet"}
+_FORMATS = {"files": "files of their own", "tar": "tar", "zip": "zip", "parquet": "Parquet"} | dict.fromkeys(COMPRESSED, "compressed tar")
 
 
 def plan_lines(plan: Mapping[str, Any]) -> list[str]:
