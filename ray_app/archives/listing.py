@@ -138,7 +138,8 @@ def _digest(store: Store, number: int) -> str | None:
 
 def _noted(walk: Walk) -> dict[str, Any]:
     """What the next listing is told of this one; no digest where containers must be opened to know what is in them."""
-    return {"named": walk.named, "digest": walk.digest if walk.settled else ""}
+    linked = {"linked_folders": walk.linked.count, "linked_example": walk.linked.example}
+    return {"named": walk.named, "digest": walk.digest if walk.settled else "", **linked}
 
 
 def _matcher(

@@ -34,6 +34,7 @@ class ManifestInfo:
     """One finished listing: `members` are those it adds, `listed` all that it saw, `vanished` the known ones that it did not see.
 
     `named`: files and containers that the sources themselves list; `digest` is over those, "" where it does not say what containers hold.
+    `linked_folders`: symbolic links to folders, which were not followed; `linked_example` is the first of them.
     """
 
     manifest: int
@@ -46,6 +47,8 @@ class ManifestInfo:
     listing_s: float
     named: int = 0
     digest: str = ""
+    linked_folders: int = 0
+    linked_example: str = ""
     format: int = _FORMAT
 
 

@@ -19,7 +19,7 @@ from ray_app.archives.manifest import parquet_bytes
 from ray_app.archives.members import Digest, Ids, Listed, Refused
 from ray_app.archives.rows import input_type, joined_inputs, listed_rows, with_input
 from ray_app.archives.sources import Section, Selection
-from ray_app.storage import Fetcher, Store
+from ray_app.storage import Fetcher, LinkedFolders, Store, noting_linked_folders
 
 Progress = Callable[[int], object]
 
@@ -96,7 +96,8 @@ class RawFile:
 class SectionListing:
     """What one section has: `found` members, with or without those that patterns leave out, and containers to be opened.
 
-    `digest` tells it from every other; `settled`: it names nothing outside its containers and none that was out of reach.
+    `digest` tells it from every other; `settled`: it names nothing outside its containers and none that was out of reach. `linked`: folders
+    that are no part of it, since they are only linked to.
     """
 
     found: int
@@ -105,6 +106,7 @@ class SectionListing:
     containers: tuple[Container, ...]
     digest: bytes
     settled: bool
+    linked: LinkedFolders
 
 
 @dataclass(frozen=True)
@@ -141,15 +143,16 @@ class SectionLister:
 
         count = 0
         wanted = islice(kept(), self.limit)
-        while batch := list(islice(wanted, min(_BATCH, self.raw_rows))):
-            writer.add(batch, self.digest)
-            count += len(batch)
-            if self.progress is not None:
-                self.progress(count)
+        with noting_linked_folders() as linked:
+            while batch := list(islice(wanted, min(_BATCH, self.raw_rows))):
+                writer.add(batch, self.digest)
+                count += len(batch)
+                if self.progress is not None:
+                    self.progress(count)
         files = tuple(writer.finish())
         for container in containers:
             writer.digest.update(repr(container).encode("utf-8", "surrogateescape"))
-        return SectionListing(found, count, files, tuple(containers), writer.digest.digest(), settled)
+        return SectionListing(found, count, files, tuple(containers), writer.digest.digest(), settled, linked)
 
 
 def _is_for_good(refused: Refused | None) -> bool:

@@ -128,6 +128,13 @@ class Memory(Section):
     total_bytes: int = 0
 
 
+class LinkedFolders(Section):
+    """Symbolic links to folders, which the listing did not follow."""
+
+    count: int = 0
+    example: str = ""
+
+
 class Session(Section):
     """What the last command did; `seconds` per stage are summed over the workers."""
 
@@ -265,6 +272,7 @@ class RunSummary(Section):
     finished_at: str = ""
     complete: bool = False
     members: int = 0
+    linked_folders: LinkedFolders = LinkedFolders()
     reused: int = 0
     statuses: dict[str, int] = {}
     examples: dict[str, list[Example]] = {}

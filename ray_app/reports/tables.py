@@ -62,6 +62,8 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
         lines.append(f"not finished: {run.rows:,} of {run.members:,} members have a row; the same command goes on from here")
     lines += [sentence.upper() if place == 0 else f"  {sentence}" for place, sentence in enumerate(limit_sentences(run))]
     lines += _status_lines(run)
+    if run.linked_folders.count:
+        lines.append(f"not listed: {wording.linked_words(run.linked_folders.count, run.linked_folders.example)}")
     if run.reused:
         lines.append(f"reused: {run.reused:,} members have the scores of others with the same bytes")
     lines += _verdict_lines(run)
