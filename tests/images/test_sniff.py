@@ -18,6 +18,9 @@ def test_each_format_is_known_by_its_bytes(name):
     [
         (b"%PDF-1.4", "PDF"),
         (b"PK\x03\x04rest", "ZIP"),
+        (b"\xfd7zXZ\0\0", "xz"),
+        (b"\x28\xb5\x2f\xfd\x04", "zstd"),
+        (b"BZh91AY", "bzip2"),
         (b"\xef\xbb\xbf  <svg width='1'>", "SVG"),
         (b"<!DOCTYPE html><html>", "HTML"),
         (b"{'a': 1}", "text"),
