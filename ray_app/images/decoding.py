@@ -72,7 +72,7 @@ class _Jpeg(JpegImageFile):
         """Pillow parses all of EXIF at opening for the resolution, which nobody here asks for: slow, and it warns on stderr."""
 
 
-_OPENERS: dict[str, Callable[[io.BytesIO], ImageFile]] = {
+OPENERS: dict[str, Callable[[io.BytesIO], ImageFile]] = {
     "JPEG": _Jpeg,
     "PNG": PngImageFile,
     "WEBP": WebPImageFile,
@@ -153,7 +153,7 @@ def _check_bytes(data: bytes, limits: ImageLimits, found: Findings) -> str:
 
 def _open(data: bytes, format_name: str, found: Findings) -> ImageFile:
     try:
-        return _OPENERS[format_name](io.BytesIO(data))
+        return OPENERS[format_name](io.BytesIO(data))
     except (ValueError, SyntaxError):
         # libavif refuses the whole image for a malformed EXIF item; under another type the item is skipped.
         masked = re.sub(rb"(infe.{8,10}?)Exif", rb"\1skip", data, count=1, flags=re.DOTALL) if format_name == "AVIF" else data

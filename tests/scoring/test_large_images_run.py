@@ -94,6 +94,6 @@ def test_workers_stay_under_the_budget_that_is_printed(tmp_path):
         f"workers took {peak / GB:.2f} GB together at most, of {memory['total_bytes'] / GB:.2f} GB printed; {summary['session']['seconds']}"
     )
     assert BUDGET < peak <= memory["processes"] * memory["process_bytes"] + memory["decode_bytes"]
-    rows = [row for table in RunDirectory.open(str(tmp_path / "run")).tables() for row in table.to_pylist()]
+    rows = [row for table in RunDirectory.open(str(tmp_path / "run")).tables(0) for row in table.to_pylist()]
     for kind in ("plain", "progressive", "page", "small"):
         assert len({row["score"] for row in rows if kind in row["uri"]}) == 1, kind
