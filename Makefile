@@ -27,9 +27,9 @@ test-cluster: $(STAMP)
 	$(BIN)/python -m pytest -m 'slow and ci' tests/learning tests/scoring
 
 # The other slow tests of scoring: sixteen kills at seeded moments, nodes that leave, 2,000 images in every form, 1,000 perturbed ones, faults of storage, output and
-# decoders; and of what it is made of and leads to: detectors in bf16, evaluations.
+# decoders, images of 100 megapixels; and of what it is made of and leads to: detectors in bf16, evaluations.
 test-faults: $(STAMP)
-	$(BIN)/python -m pytest -m 'slow and not ci' tests/scoring tests/benchmarks tests/detectors tests/evaluation tests/calibration
+	$(BIN)/python -m pytest -m 'slow and not ci' tests/scoring tests/images tests/inference tests/benchmarks tests/detectors tests/evaluation tests/calibration
 
 # The other slow tests of training: two processes against one, killed trainings, storage on S3, the quick recipe from simulated pictures to a card that scores, notices, bad images, the linear probe.
 test-training: $(STAMP)

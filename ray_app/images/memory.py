@@ -24,7 +24,7 @@ _NARROW = ("1", "L", "P")
 _CONVERTING = {"RGB": 0, "1": 4, "L": 4, "P": 4, "CMYK": 4, "YCbCr": 4, "RGBX": 4, "HSV": 4, "I": 7, "F": 4}
 _WITH_ALPHA, _DEEP_GREY = 8, 7
 # Bytes per pixel that a decoder holds beside the picture, of formats in which nothing else tells.
-_DECODING = {"WEBP": 14, "AVIF": 12, "HEIC": 12, "JPEG2000": 20, "JXL": 20, "PNM": 6}
+_DECODING = {"WEBP": 14, "AVIF": 12, "HEIC": 12, "JPEG2000": 20, "JXL": 12, "PNM": 6}
 _WORST_OF_LARGEST, _WORST = 18, 24
 
 
