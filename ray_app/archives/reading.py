@@ -4,7 +4,7 @@ Small ones are read ahead. A large one is read when it is wanted and not before,
 """
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import ExitStack, closing
 from itertools import groupby, tee
 
 from ray_app.archives.containers import CONTAINERS, Reader
@@ -21,18 +21,24 @@ class MemberReader:
     """Reads members, ahead of whoever uses them. One per process: what a format keeps open serves the next block of the same container.
 
     `budget`: what files larger than `depth_bytes` may take together on this node; None where nobody else reads there. A large file has its
-    turn until the member behind it is asked for, so whoever reads should be done with it by then.
+    turn until the member behind it is asked for, or `let_go` says that nobody wants it any more.
     """
 
     def __init__(self, fetcher: Fetcher, *, max_bytes: int, depth_bytes: int = _AHEAD_BYTES, budget: NodeBudget | None = None) -> None:
         self._fetcher, self._max_bytes, self._depth_bytes, self._budget = fetcher, max_bytes, depth_bytes, budget
         self._readers: dict[str, Reader] = {}
+        self._turn: Turn | None = None
 
     def read(self, members: Sequence[Member]) -> Iterator[tuple[Member, bytes | InputError]]:
         """Every member in order with its bytes, or the reason why there are none; one that was refused when it was listed is not read."""
         with closing(self._arriving([member for member in members if member.refused is None])) as arriving:
             for member in members:
                 yield member, next(arriving) if member.refused is None else member.refused.error()
+
+    def let_go(self) -> None:
+        """Give back the turn of the last member that was read: it is decoded, and its file is not held any more."""
+        if self._turn is not None:
+            self._turn.give_back()
 
     def _arriving(self, members: Sequence[Member]) -> Generator[bytes | InputError]:
         for (kind, size), run in groupby(members, key=lambda member: (_container(member), self._size_of(member))):
@@ -69,13 +75,11 @@ class MemberReader:
 
     def _alone(self, member: Member, size_bytes: int) -> Iterator[bytes | InputError]:
         """One member, in its turn; what is unpacked is held twice for a moment."""
-        with self._turn() as turn:
-            if turn is not None and self._budget is not None:
-                turn.take(min(size_bytes * (1 if member.place is None else 2), self._budget.total_bytes))
+        with ExitStack() as stack:
+            if self._budget is not None:
+                self._turn = stack.enter_context(self._budget.turn())
+                self._turn.take(min(size_bytes * (1 if member.place is None else 2), self._budget.total_bytes))
             yield from self._files([member], self._max_bytes) if member.place is None else self._reader(member.place.kind).read([member])
-
-    def _turn(self) -> "AbstractContextManager[Turn | None]":
-        return nullcontext() if self._budget is None else self._budget.turn()
 
     def _reader(self, kind: str) -> Reader:
         if kind not in self._readers:

@@ -25,7 +25,7 @@ _CONVERTING = {"RGB": 0, "1": 4, "L": 4, "P": 4, "CMYK": 4, "YCbCr": 4, "RGBX": 
 _WITH_ALPHA, _DEEP_GREY = 8, 7
 # Bytes per pixel that a decoder holds beside the picture, of formats in which nothing else tells.
 _DECODING = {"WEBP": 14, "AVIF": 12, "HEIC": 12, "JPEG2000": 20, "JXL": 12, "PNM": 6}
-_WORST_OF_LARGEST, _WORST = 18, 24
+_WORST_OF_LARGEST, _WORST = 20, 24  # to prepare an image in every way takes no more
 
 
 class Demand(NamedTuple):

@@ -23,6 +23,7 @@ from ray_app.detectors import Preprocessing
 from ray_app.errors import InputError, Status
 from ray_app.images import Admit, Breadcrumb, ChildDecoder, DecodedImage, Demand, ImageFacts, ImageRefused, Watchdog, decode_image
 from ray_app.images.colour import to_rgb
+from ray_app.images.memory import admit_all
 from ray_app.images.perceptual import perceptual_hash
 from ray_app.images.provenance import ProvenanceReader
 from ray_app.inference.batches import Batch, Outcome, Pixels, Ragged, Size, View
@@ -30,7 +31,7 @@ from ray_app.inference.clock import StageClock
 from ray_app.inference.spec import ScoringSpec
 from ray_app.inference.viewing import ImageOf, Late, Lazily, Opening, Prepared, column, is_large, perturbed
 from ray_app.perturbations import Perturbation
-from ray_app.storage.node_budget import NodeBudget, Turn
+from ray_app.storage.node_budget import NodeBudget
 
 if TYPE_CHECKING:
     from ray_app.inference.reusing import Recall
@@ -51,7 +52,8 @@ class BatchDecoder:
     """Decodes and prepares; `crumbs` is a folder on the node's own disk, or None where a crash may take the process along.
 
     With `hand_over`, images that keep their size are not prepared: their encoded bytes go along instead, to be decoded where they
-    are scored. With `keeps_files`, all files go along, since some members may be looked at again.
+    are scored. With `keeps_files`, all files go along, since some members may be looked at again. `budget`: what large images share with
+    others on this node; None = nobody else is there.
     """
 
     def __init__(
@@ -67,7 +69,7 @@ class BatchDecoder:
         budget: NodeBudget | None = None,
     ) -> None:
         self._spec, self._clock, self._crumbs, self._recall = spec, clock, crumbs, recall
-        self._budget = budget or NodeBudget(BUDGET)
+        self._budget = budget
         self._keeps_files = keeps_files
         self._hand_over = hand_over and spec.keeps_sizes
         self.decoded = 0
@@ -211,9 +213,10 @@ class BatchDecoder:
         if isinstance(data, InputError):
             raise data
         self.decoded += 1
-        with self._budget.turn() as turn, _large_blocks_given_back():
+        with ExitStack() as stack:
+            admit = admit_all if self._budget is None else partial(self._admit, self._budget, stack)
             with self._clock("decode"):
-                image = self._image(image_id, data, partial(self._admit, turn))
+                image = self._image(image_id, data, admit)
             yield image
 
     def _image(self, image_id: int, data: bytes | Image.Image, admit: Admit) -> DecodedImage:
@@ -235,16 +238,17 @@ class BatchDecoder:
         finally:
             self._crumb.note(image_id, demand.patience)
 
-    def _admit(self, turn: Turn, demand: Demand) -> None:
-        """Wait until this node has what a large image will take. Raises InputError where it never will."""
+    def _admit(self, budget: NodeBudget, stack: ExitStack, demand: Demand) -> None:
+        """Wait until this node has what a large image will take; it is given back with `stack`. Raises InputError where it never will."""
         if not demand.is_large:
             return
-        needed, most = max(demand.peak_bytes, demand.pixels * self._bytes_per_pixel), self._budget.total_bytes
+        needed, most = max(demand.peak_bytes, demand.pixels * self._bytes_per_pixel), budget.total_bytes
         if needed > most:
             reason = f"decoding it takes about {needed / 1e9:.1f} GB, over decode_bytes ({most / 1e9:.1f} GB) of this node"
             raise InputError(Status.IMAGE_TOO_LARGE, reason, limit=most, observed=needed)
         with self._clock("wait"):
-            turn.take(needed)
+            stack.enter_context(budget.turn()).take(needed)
+        stack.callback(core.set_block_size, core.get_block_size())
         core.set_block_size(_BLOCK_BYTES)
 
     @property
@@ -309,16 +313,6 @@ class BatchDecoder:
 
 def _there(image: DecodedImage) -> AbstractContextManager[DecodedImage]:
     return nullcontext(image)
-
-
-@contextmanager
-def _large_blocks_given_back() -> Iterator[None]:
-    """After a large image, Pillow asks for memory in blocks of the usual size again."""
-    usual = core.get_block_size()
-    try:
-        yield
-    finally:
-        core.set_block_size(usual)
 
 
 def _of_pil(image: Image.Image) -> DecodedImage:

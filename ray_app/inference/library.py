@@ -14,9 +14,10 @@ from ray_app.detectors.licences import require_accepted
 from ray_app.ensembles import EnsembleCard, ensemble_of, load_ensemble_card
 from ray_app.errors import InputError, Status
 from ray_app.images import BatchLimits, ImageFacts, ImageLimits
+from ray_app.images.memory import worst_bytes
 from ray_app.inference.batches import Batch, Outcome, Pixels
 from ray_app.inference.clock import StageClock
-from ray_app.inference.decoding import BatchDecoder
+from ray_app.inference.decoding import BUDGET, BatchDecoder
 from ray_app.inference.describing import Describing
 from ray_app.inference.identified import require_embeddings
 from ray_app.inference.judging import Scored, finite, judge
@@ -25,6 +26,7 @@ from ray_app.inference.second_look import Looking
 from ray_app.inference.settings import AskedPrecision, AskedResize
 from ray_app.inference.spec import ScoringSpec, make_spec
 from ray_app.storage import Fetcher
+from ray_app.storage.node_budget import NodeBudget, budget_of, node_memory
 
 Source = bytes | str | Path | Image.Image
 
@@ -88,7 +90,9 @@ class Ensemble:
         self._image_column = image_column
         self._fetcher = Fetcher()
         clock = StageClock()
-        self._decoder = BatchDecoder(self.spec.early, clock, keeps_files=self.spec.looks_again)
+        # Beside others of its kind large images take turns, as in a run; but none is too large for the machine of whoever asks.
+        most = max(budget_of(node_memory()), worst_bytes(self.spec.limits))
+        self._decoder = BatchDecoder(self.spec.early, clock, keeps_files=self.spec.looks_again, budget=NodeBudget(BUDGET, most))
         describing = Describing(self.spec, clock) if self.spec.describer else None
         self._looking = Looking(self.spec, EnsembleScorer(self.spec, clock), self._decoder, clock, describing=describing)
 

@@ -65,6 +65,7 @@ class BlockReader:
                 member, data = next(arriving)
             yield member.image_id, data
             del data
+        self._members.let_go()
 
     def learn(self, outcomes: Sequence[Outcome], readings: Readings) -> None:
         """Remember what a block of this reader was found to be, for members of the same bytes."""

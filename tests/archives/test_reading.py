@@ -259,6 +259,15 @@ class TestLargeFiles:
         waiting.join(60)
         assert len(found) == len(self.SIZES)
 
+    def test_who_is_done_with_the_last_one_lets_it_go(self, files, budget):
+        reader = MemberReader(Fetcher(), max_bytes=1000, depth_bytes=100, budget=budget)
+        arriving = reader.read(files[:2])
+        assert [len(next(arriving)[1]) for _ in range(2)] == [10, 300]
+        with budget.turn() as turn:
+            reader.let_go()
+            turn.take(budget.total_bytes)
+        assert list(arriving) == []
+
     @pytest.mark.parametrize("kind", ["tar", "zip", "tar.gz"])
     def test_members_of_containers_too(self, tmp_path, budget, kind):
         inside = {f"{place}.jpg": random.Random(place).randbytes(size) for place, size in enumerate(self.SIZES)}
