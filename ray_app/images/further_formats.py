@@ -50,7 +50,8 @@ class PnmFile(PpmImageFile):
             self.tile = []
             self._become(self._narrowed())
         access = super().load()
-        if self.mode == "I":  # 0 … 65,535
+        if self.mode == "I" and self._most > 255:  # written as text, now 0 … 65,535
+            self._most = 255  # which an array is made of by loading once more
             self._become((np.asarray(self) >> 8).astype(np.uint8))
         return access
 

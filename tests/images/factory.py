@@ -360,6 +360,7 @@ ODD: dict[str, tuple[tuple[str, ...], Maker]] = {
     "pgm_12": (("grayscale", "sixteen_bit"), lambda: wide_pnm(4095)),
     "ppm_16": (("sixteen_bit",), lambda: wide_pnm(65_535, 3)),
     "pgm_plain": (("grayscale",), lambda: b"P2 # a comment\n3 2\n255\n0 128 255\n255 128 0\n"),
+    "pgm_plain_16": (("grayscale", "sixteen_bit"), lambda: b"P2 3 1 65535\n0 32768 65535\n"),
     "raw_preview": (("preview",), lambda: dng(jpeg())),
     "one_pixel_png": ((), lambda: raw_png(1, 1, 8, 2, b"\0abc")),
     "one_pixel_jpeg": ((), lambda: encoded(photo(1, 1), "JPEG")),

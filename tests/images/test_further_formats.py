@@ -125,6 +125,12 @@ class TestPnm:
         assert np.abs(found - np.arange(256)[None, :, None]).max() <= max(1, 255 // most + 1)
         assert decode_image(data, LIMITS).facts.mode == ("L" if channels == 1 else "RGB")
 
+    def test_text_is_read_too(self):
+        np.testing.assert_array_equal(
+            np.asarray(decode_image(factory.ODD["pgm_plain"][1](), LIMITS).pixels)[..., 0], [[0, 128, 255], [255, 128, 0]]
+        )
+        np.testing.assert_array_equal(np.asarray(decode_image(factory.ODD["pgm_plain_16"][1](), LIMITS).pixels)[..., 0], [[0, 128, 255]])
+
     def test_large_ones_are_narrowed_in_bands(self):
         samples = np.random.default_rng(0).integers(0, 65_536, (2200, 2000), dtype=np.uint16)
         data = b"P5 2000 2200 65535\n" + samples.astype(">u2").tobytes()
