@@ -86,6 +86,12 @@ class BlockList(Sequence[BlockRef]):
         """How many bytes their members have together, as far as known."""
         return int(self._table["size_bytes"].to_numpy().sum())
 
+    @property
+    def heaviest_mean(self) -> float:
+        """Mean bytes of a member in the block where that is highest, as far as known."""
+        sizes, members = (self._table[name].to_numpy() for name in ("size_bytes", "members"))
+        return float((sizes / np.maximum(members, 1)).max(initial=0.0))
+
     def without(self, done: Collection[int]) -> "BlockList":
         """Those whose number is not among `done`."""
         numbers = np.fromiter(done, np.int32, len(done))

@@ -30,8 +30,8 @@ class ClusterConfig(Frozen):
     stall_timeout_s: float | None = Field(
         default=None,
         gt=0,
-        description="a run in which no block ends for so long stops, its state kept; null = 15 minutes, or what a block "
-        "of the largest images may take the slowest detectors",
+        description="a run in which no block ends for so long stops, its state kept; null = 15 minutes (an hour where "
+        "images are of 8 MiB and more on average), or what a block of the largest images may take the slowest detectors",
     )
     grace_s: float | None = Field(
         default=None,

@@ -88,6 +88,7 @@ class TestBuilding:
         assert all(sum(block) <= 1000 or block == [2000] or len(block) == 1 for block in held)
         assert [400] not in held or runs > 1
         assert max(map(len, held)) == 16
+        assert read_blocks(store, 0).heaviest_mean == 2000
         light = [replace(item, size_bytes=10) for item in items]
         other = Store.open(f"{store.url}-light")
         list_items(other, light, plan)
