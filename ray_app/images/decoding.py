@@ -24,13 +24,12 @@ from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
-from PIL.WebPImagePlugin import WebPImageFile
 
 from ray_app.errors import InputError, Status
 from ray_app.images import structure
 from ray_app.images.colour import is_icc_profile, to_rgb
 from ray_app.images.facts import DecodedImage, Findings, ImageRefused
-from ray_app.images.further_formats import BIT_DEPTH, JpegXlFile, PnmFile, camera_preview, library_of, open_heic
+from ray_app.images.further_formats import BIT_DEPTH, JpegXlFile, PnmFile, camera_preview, library_of, open_heic, open_webp
 from ray_app.images.limits import ImageLimits
 from ray_app.images.memory import Admit, admit_all, demand_of, webp_demand
 from ray_app.images.quality import jpeg_quality
@@ -75,7 +74,7 @@ class _Jpeg(JpegImageFile):
 OPENERS: dict[str, Callable[[io.BytesIO], ImageFile]] = {
     "JPEG": _Jpeg,
     "PNG": PngImageFile,
-    "WEBP": WebPImageFile,
+    "WEBP": open_webp,
     "GIF": GifImageFile,
     "BMP": BmpImageFile,
     "TIFF": TiffImageFile,

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from ray_app.errors import InputError, Status
-from ray_app.images import BatchLimits, ImageLimits, ImageRefused, decode_image
+from ray_app.images import BatchLimits, ChildDecoder, ImageLimits, ImageRefused, decode_image
 from tests.images import factory
 
 
@@ -99,3 +99,24 @@ def test_they_are_decoded_whole(size, progressive):
     image = decode_image(data, BatchLimits())
     assert image.pixels.size == size
     assert image.facts.flags == ()
+
+
+LARGEST = {
+    "progressive JPEG": ((17_400, 14_300), "JPEG", {"quality": 90, "progressive": True, "subsampling": 0}),
+    "WebP": ((16_380, 15_200), "WEBP", {"lossless": True, "quality": 0, "method": 0}),
+    "CMYK TIFF in one strip": ((15_000, 8000), "TIFF", {"compression": "tiff_lzw", "tiffinfo": {278: 8000}}),
+    "AVIF": ((12_000, 9900), "AVIF", {"speed": 10, "quality": 40}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("kind", LARGEST)
+def test_the_largest_fit_into_a_child_of_its_limits(kind):
+    size, format_name, options = LARGEST[kind]
+    picture = factory.photo(size[0] // 40, size[1] // 40).resize(size, Image.Resampling.NEAREST)
+    data = factory.encoded(picture.convert("CMYK") if "CMYK" in kind else picture, format_name, **options)
+    asked = []
+    with ChildDecoder(BatchLimits(), wall_limit_s=60) as child:
+        assert child.decode(data, asked.append).pixels.size == size
+    assert asked[0].pixels == size[0] * size[1]
