@@ -24,10 +24,10 @@ FROM packages AS packages-cpu
 ARG TORCH_INDEX
 RUN test -n "$TORCH_INDEX" || { echo "give --build-arg TORCH_INDEX: the package index that holds torch without CUDA" >&2; exit 1; }
 RUN /opt/touchstone/bin/pip install --no-deps --constraint /constraints.txt --index-url "$TORCH_INDEX" torch torchvision
-RUN /opt/touchstone/bin/pip install --constraint /constraints.txt "$(ls /wheels/*.whl)[heic]"
+RUN /opt/touchstone/bin/pip install --constraint /constraints.txt "$(ls /wheels/*.whl)"
 
 FROM packages AS packages-cuda
-RUN /opt/touchstone/bin/pip install --constraint /constraints.txt "$(ls /wheels/*.whl)[heic]"
+RUN /opt/touchstone/bin/pip install --constraint /constraints.txt "$(ls /wheels/*.whl)"
 
 FROM python:3.11-slim AS base
 # wget: KubeRay's own liveness probes call it. tini: signals reach the server, and its children are waited for.

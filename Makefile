@@ -18,18 +18,19 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/touchstone demo --out demo-run
 
+# A process of tests that dies ends the run: pytest-xdist would start another one, and wait for the dead one's tests for ever.
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder tests/scoring tests
+	$(BIN)/python -m pytest -n 2 --max-worker-restart 0 --no-loadscope-reorder tests/scoring tests
 
 # The slow tests that CI runs all the same: GPU nodes, a submitted job, a run whose driver, actors and node are killed, a lost wave, an exported detector that scores.
 test-cluster: $(STAMP)
 	$(BIN)/python -m pytest -m 'slow and ci' tests/learning tests/scoring
 
 # The other slow tests of scoring: sixteen kills at seeded moments, nodes that leave, 2,000 images in every form, 1,000 perturbed ones, faults of storage, output and
-# decoders, 10,000 files whose headers lie and what they leave in memory; and of what it is made of and leads to: every layout of every image format against libvips,
-# detectors in bf16, evaluations.
+# decoders, 10,000 files whose headers lie and what they leave in memory, images of 100 megapixels; and of what it is made of and leads to: every layout of every image
+# format against libvips, detectors in bf16, evaluations.
 test-faults: $(STAMP)
-	$(BIN)/python -m pytest -m 'slow and not ci' tests/images tests/scoring tests/runs tests/benchmarks tests/detectors tests/evaluation tests/calibration
+	$(BIN)/python -m pytest -m 'slow and not ci' tests/images tests/inference tests/scoring tests/runs tests/benchmarks tests/detectors tests/evaluation tests/calibration
 
 # The other slow tests of training: two processes against one, killed trainings, storage on S3, the quick recipe from simulated pictures to a card that scores, notices, bad images, the linear probe.
 test-training: $(STAMP)

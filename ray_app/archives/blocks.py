@@ -11,7 +11,8 @@ _FIRST_BLOCK_MEMBERS = 16
 
 
 class BlockPlan(Frozen):
-    """What decides the cuts: slots in one batch, the most members in one block, and how slowly blocks grow up to that.
+    """What decides the cuts: slots in one batch, the most members (and bytes, where they are bounded) in one block, and how slowly
+    blocks grow up to that.
 
     The more workers, the slower: the last blocks of a list, some worked on and some finished, should be a small part of it.
     """
@@ -19,6 +20,7 @@ class BlockPlan(Frozen):
     batch_slots: int = Field(default=32, ge=1)
     max_block_members: int = Field(default=1024, ge=1)
     blocks_per_doubling: int = Field(default=32, ge=1)
+    max_block_bytes: int | None = Field(default=None, ge=1)
 
     @property
     def largest_block(self) -> int:

@@ -40,6 +40,11 @@ class Run:
         """Whether some members are better read together with their neighbours."""
         return any(chosen.file.has_groups for chosen in self.files if chosen.rows)
 
+    @property
+    def largest_bytes(self) -> int:
+        """Of its members, as far as their sizes are known."""
+        return max((chosen.file.largest_bytes for chosen in self.files if chosen.rows), default=0)
+
     def tables(self, store: Store, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """Its rows in order."""
         for chosen in self.files:
@@ -68,19 +73,31 @@ class Ends:
     store: Store
     plan: BlockPlan
 
+    def reads(self, run: Run) -> bool:
+        """Whether rows must be read to know where blocks end: where groups matter, or a block may hold too many bytes."""
+        return run.has_groups or self._may_be_heavy(run)
+
     def __call__(self, run: Run) -> Ids:
-        """Reads rows only where groups matter."""
+        """Reads rows only where it must."""
         sizes = block_sizes(self.plan) if run.number == 0 else repeat(self.plan.largest_block)
         starts = _group_starts(run.tables(self.store, ["uri", "place"])) if run.has_groups else None
+        held = _bytes_before(run.tables(self.store, ["size_bytes"])) if self._may_be_heavy(run) else None
         ends: list[int] = []
         at, rows = 0, run.rows
         while at < rows:
             size = next(sizes)
             if starts is not None and at + size < rows:
                 size = _size(size, starts[at : at + size + 1], self.plan.batch_slots)
+            if held is not None and self.plan.max_block_bytes is not None:
+                fitting = int(np.searchsorted(held, held[at] + self.plan.max_block_bytes, "right")) - 1 - at
+                size = min(size, max(fitting, 1))
             at = min(at + size, rows)
             ends.append(at)
         return np.array(ends, np.int64)
+
+    def _may_be_heavy(self, run: Run) -> bool:
+        most = self.plan.max_block_bytes
+        return most is not None and run.largest_bytes * self.plan.largest_block > most
 
 
 @dataclass(frozen=True)
@@ -184,6 +201,12 @@ def _group_starts(tables: Iterator[pa.Table]) -> npt.NDArray[np.bool_]:
         before = uris[-1].as_py(), groups[-1]
         found.append(starts)
     return np.concatenate(found)
+
+
+def _bytes_before(tables: Iterator[pa.Table]) -> Ids:
+    """For each row, and behind the last, the bytes of all rows before it; those of unknown size count as nothing."""
+    sizes = [np.maximum(table["size_bytes"].to_numpy(), 0) for table in tables if len(table)]
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(sizes))])
 
 
 def _size(size: int, starts: npt.NDArray[np.bool_], slots: int) -> int:

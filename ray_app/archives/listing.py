@@ -138,7 +138,8 @@ def _digest(store: Store, number: int) -> str | None:
 
 def _noted(walk: Walk) -> dict[str, Any]:
     """What the next listing is told of this one; no digest where containers must be opened to know what is in them."""
-    return {"named": walk.named, "digest": walk.digest if walk.settled else ""}
+    linked = {"linked_folders": walk.linked.count, "linked_example": walk.linked.example}
+    return {"named": walk.named, "digest": walk.digest if walk.settled else "", **linked}
 
 
 def _matcher(
@@ -171,9 +172,8 @@ def _matched(matcher: Matcher, each: Each, digest: Digest) -> tuple[list[Chosen]
 def _cut(store: Store, number: int, plan: BlockPlan, runs: Sequence[Run], input_type: pa.StructType | None, each: Each) -> pa.Table:
     """Write the manifest's parts; returns its blocks."""
     measure = Ends(store, plan)
-    # Only where groups matter must rows be read to know where blocks end.
-    measured: Iterator[Any] = each(measure, [run for run in runs if run.has_groups])
-    ends: list[Ids] = [next(measured) if run.has_groups else measure(run) for run in runs]
+    measured: Iterator[Any] = each(measure, [run for run in runs if measure.reads(run)])
+    ends: list[Ids] = [next(measured) if measure.reads(run) else measure(run) for run in runs]
     firsts = accumulate((len(one) for one in ends), initial=0)
     tables = each(Cutter(store, number, input_type), list(zip(runs, ends, firsts, strict=False)))
     return pa.concat_tables([BLOCK_COLUMNS.empty_table(), *tables]).combine_chunks()

@@ -34,6 +34,7 @@ class ManifestInfo:
     """One finished listing: `members` are those it adds, `listed` all that it saw, `vanished` the known ones that it did not see.
 
     `named`: files and containers that the sources themselves list; `digest` is over those, "" where it does not say what containers hold.
+    `linked_folders`: symbolic links to folders, which were not followed; `linked_example` is the first of them.
     """
 
     manifest: int
@@ -46,6 +47,8 @@ class ManifestInfo:
     listing_s: float
     named: int = 0
     digest: str = ""
+    linked_folders: int = 0
+    linked_example: str = ""
     format: int = _FORMAT
 
 
@@ -82,6 +85,12 @@ class BlockList(Sequence[BlockRef]):
     def size_bytes(self) -> int:
         """How many bytes their members have together, as far as known."""
         return int(self._table["size_bytes"].to_numpy().sum())
+
+    @property
+    def heaviest_mean(self) -> float:
+        """Mean bytes of a member in the block where that is highest, as far as known."""
+        sizes, members = (self._table[name].to_numpy() for name in ("size_bytes", "members"))
+        return float((sizes / np.maximum(members, 1)).max(initial=0.0))
 
     def without(self, done: Collection[int]) -> "BlockList":
         """Those whose number is not among `done`."""

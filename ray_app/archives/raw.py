@@ -11,6 +11,7 @@ from itertools import islice
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ray_app.archives.containers import Container
@@ -18,7 +19,7 @@ from ray_app.archives.manifest import parquet_bytes
 from ray_app.archives.members import Digest, Ids, Listed, Refused
 from ray_app.archives.rows import input_type, joined_inputs, listed_rows, with_input
 from ray_app.archives.sources import Section, Selection
-from ray_app.storage import Fetcher, Store
+from ray_app.storage import Fetcher, LinkedFolders, Store, noting_linked_folders
 
 Progress = Callable[[int], object]
 
@@ -63,6 +64,7 @@ class RawFile:
     """Consecutive members of one section. `ids`: ID_RECORDs by id, bucket b of 2**BUCKET_BITS from bounds[b] to bounds[b + 1]."""
 
     rows: int
+    largest_bytes: int
     has_groups: bool
     input_type: pa.StructType | None
     members: Scratch
@@ -94,7 +96,8 @@ class RawFile:
 class SectionListing:
     """What one section has: `found` members, with or without those that patterns leave out, and containers to be opened.
 
-    `digest` tells it from every other; `settled`: it names nothing outside its containers and none that was out of reach.
+    `digest` tells it from every other; `settled`: it names nothing outside its containers and none that was out of reach. `linked`: folders
+    that are no part of it, since they are only linked to.
     """
 
     found: int
@@ -103,6 +106,7 @@ class SectionListing:
     containers: tuple[Container, ...]
     digest: bytes
     settled: bool
+    linked: LinkedFolders
 
 
 @dataclass(frozen=True)
@@ -139,15 +143,16 @@ class SectionLister:
 
         count = 0
         wanted = islice(kept(), self.limit)
-        while batch := list(islice(wanted, min(_BATCH, self.raw_rows))):
-            writer.add(batch, self.digest)
-            count += len(batch)
-            if self.progress is not None:
-                self.progress(count)
+        with noting_linked_folders() as linked:
+            while batch := list(islice(wanted, min(_BATCH, self.raw_rows))):
+                writer.add(batch, self.digest)
+                count += len(batch)
+                if self.progress is not None:
+                    self.progress(count)
         files = tuple(writer.finish())
         for container in containers:
             writer.digest.update(repr(container).encode("utf-8", "surrogateescape"))
-        return SectionListing(found, count, files, tuple(containers), writer.digest.digest(), settled)
+        return SectionListing(found, count, files, tuple(containers), writer.digest.digest(), settled, linked)
 
 
 def _is_for_good(refused: Refused | None) -> bool:
@@ -195,6 +200,7 @@ class _RawWriter:
         self._files.append(
             RawFile(
                 rows=self._rows,
+                largest_bytes=pc.max(table["size_bytes"]).as_py(),
                 has_groups=table["place"].null_count < self._rows,
                 input_type=kind,
                 members=Scratch.keep(self._store, f"{stem}.parquet", parquet_bytes(table, row_group=_BATCH)),

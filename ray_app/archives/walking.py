@@ -14,6 +14,7 @@ from ray_app import __version__
 from ray_app.archives.containers import Container
 from ray_app.archives.raw import Progress, RawFile, SectionLister, SectionListing
 from ray_app.archives.sources import Archive, Opened, Section
+from ray_app.storage import LinkedFolders
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -42,7 +43,7 @@ class Walk:
 
     `found`: members, chosen or not; `files`: the chosen ones; `opened`: how many containers; `settled`: whether what they hold is known
     for good as long as their versions are the same. `named`: chosen files and containers that the sources themselves list, and `digest`
-    what tells these from others.
+    what tells these from others. `linked`: folders that were not followed.
     """
 
     lister: SectionLister
@@ -57,6 +58,7 @@ class Walk:
     settled: bool = True
     digest: str = ""
     named: int = 0
+    linked: LinkedFolders = field(default_factory=LinkedFolders)
     _waiting: list[Container] = field(default_factory=list)
     _carried: int = 0
     _sections: int = 0
@@ -66,6 +68,8 @@ class Walk:
         total = hashlib.sha256(repr((__version__, self.archive.selection, self.limit)).encode())
         for listing in self._over(list(self.archive.sections())):
             total.update(listing.digest)
+            if listing.linked.count:
+                total.update(repr(listing.linked).encode("utf-8", "surrogateescape"))
         self.named = self.kept + len(self._waiting)
         self.settled = all(one.version for one in self._waiting)
         self.digest = total.hexdigest()
@@ -82,6 +86,7 @@ class Walk:
         self._sections += len(items)
         for listing in self._listings(items):
             self.found += listing.found
+            self.linked.add(listing.linked)
             self.opened += len(listing.containers)
             self._waiting += listing.containers
             for file in listing.files:

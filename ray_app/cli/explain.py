@@ -78,10 +78,10 @@ def _cards(detectors: Sequence[str], ensemble: str | None, accepted: Sequence[st
 
 
 def _pixels(uri: str) -> "Image.Image":
-    from ray_app.images import ImageLimits, decode_image
+    from ray_app.images import BatchLimits, decode_image
     from ray_app.storage import Fetcher
 
-    limits = ImageLimits()
+    limits = BatchLimits()
     return decode_image(Fetcher().fetch(uri, "", limits.max_bytes), limits).pixels
 
 

@@ -22,6 +22,10 @@ _SUBTYPES = {
     "TIFF": ("tiff", "tif"),
     "AVIF": ("avif",),
     "HEIC": ("heic", "heif"),
+    "JPEG2000": ("jp2", "jpx"),
+    "JXL": ("jxl",),
+    "PNM": ("pnm",),
+    "RAW": ("raw",),
 }
 
 ENDINGS = frozenset(subtype for subtypes in _SUBTYPES.values() for subtype in subtypes)

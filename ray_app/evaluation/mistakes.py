@@ -14,7 +14,6 @@ from ray_app.errors import InputError
 from ray_app.evaluation.joining import Truth
 from ray_app.evaluation.members import members_of
 from ray_app.evaluation.systems import Column, System
-from ray_app.images import ImageLimits
 from ray_app.runs import RunDirectory
 from ray_app.scoring.thumbnails import SIDE_PX, thumbnail
 from ray_app.storage import Fetcher
@@ -70,7 +69,7 @@ def with_thumbnails(rows: Sequence[Mapping[str, Any]], run: RunDirectory, *, wan
 
 def pictures_of(run: RunDirectory, ids: Sequence[int], *, side: int = SIDE_PX) -> dict[int, bytes]:
     """JPEG bytes by image id, no side above `side` pixels; an image that cannot be read any more has none."""
-    limits = ImageLimits()
+    limits = run.limits()
     reader, pictures = MemberReader(Fetcher(), max_bytes=limits.max_bytes), {}
     for member, data in reader.read(list(members_of(run, ids).values())):
         try:

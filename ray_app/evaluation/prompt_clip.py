@@ -15,7 +15,7 @@ import numpy.typing as npt
 from ray_app.archives import MemberReader
 from ray_app.errors import ConfigError, InputError
 from ray_app.evaluation.members import members_of
-from ray_app.images import ImageLimits, decode_image
+from ray_app.images import decode_image
 from ray_app.metrics.figure import Figure, undefined
 from ray_app.metrics.means import mean_figure, ratio_figure
 from ray_app.runs import RunDirectory
@@ -161,7 +161,7 @@ def _seen(run: RunDirectory, image_ids: Sequence[int], model: PromptClip) -> tup
 
 
 def _pictures(run: RunDirectory, image_ids: Sequence[int]) -> "Iterator[tuple[int, Image.Image]]":
-    limits, members = ImageLimits(), members_of(run, set(image_ids))
+    limits, members = run.limits(), members_of(run, set(image_ids))
     place_of = {image_id: place for place, image_id in enumerate(image_ids)}
     reader = MemberReader(Fetcher(), max_bytes=limits.max_bytes)
     in_place = sorted(members.values(), key=lambda member: (member.uri, member.block, member.slot))

@@ -3,12 +3,17 @@
 from ray_app.images.breadcrumb import Breadcrumb, Watchdog
 from ray_app.images.decoding import decode_image, decoder_name
 from ray_app.images.facts import FLAG_MEANING, DecodedImage, ImageFacts, ImageRefused, inspect_bytes
-from ray_app.images.limits import ImageLimits
+from ray_app.images.limits import NAMED_LIMIT, BatchLimits, ImageLimits
+from ray_app.images.memory import Admit, Demand
 from ray_app.images.safe_decoder import ChildDecoder
 from ray_app.images.sniff import sniff_format
 
 __all__ = [
     "ImageLimits",
+    "BatchLimits",
+    "NAMED_LIMIT",
+    "Admit",
+    "Demand",
     "ImageFacts",
     "DecodedImage",
     "ImageRefused",

@@ -33,10 +33,12 @@ class Breadcrumb:
             self._map = mmap.mmap(file.fileno(), _LAYOUT.size)
         self._fields = memoryview(self._map).cast("q")
         self.count = 0
+        self.patience = 1.0
 
-    def note(self, image_id: int) -> None:
-        """From now on this image is being decoded."""
+    def note(self, image_id: int, patience: float = 1.0) -> None:
+        """From now on this image is being decoded, for so many times the wall limit at most."""
         self._fields[0] = image_id
+        self.patience = patience
         self.count += 1
         self._fields[1] = self.count
 
@@ -69,8 +71,8 @@ class Breadcrumb:
 class Watchdog:
     """Ends this process with `EXIT_CODE` if one noted decode lasts longer than the wall limit: a hang then costs the same as a crash.
 
-    A thread that looks ten times per limit, so a hang is ended after 1.0 to 1.1 limits. All of Pillow's decoders (and pillow-heif's)
-    run without the interpreter lock, so that it gets its turn.
+    A thread that looks ten times per limit, so a hang is ended after 1.0 to 1.1 limits (times the note's `patience`). All of Pillow's
+    decoders (and pillow-heif's) run without the interpreter lock, so that it gets its turn.
     """
 
     EXIT_CODE = 86
@@ -94,7 +96,7 @@ class Watchdog:
         while not self._ended.wait(self._wall_limit_s / 10):
             looks = looks + 1 if self._crumb.count == seen else 0
             seen = self._crumb.count
-            if seen % 2 and looks >= 10:
+            if seen % 2 and looks >= 10 * self._crumb.patience:
                 os._exit(self.EXIT_CODE)
 
 

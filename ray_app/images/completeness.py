@@ -7,9 +7,8 @@ TIFF packs without a checksum; a JPEG of arithmetic coding that ends early, whos
 import io
 import struct
 
-from PIL.WebPImagePlugin import WebPImageFile
-
 from ray_app.errors import InputError, Status
+from ray_app.images.further_formats import open_webp
 from ray_app.images.provenance.boxes import coded_items
 
 MOST_CHUNKS = 1000  # before the picture; a WebP has three
@@ -39,7 +38,7 @@ def _check_webp(data: bytes) -> None:
     shorter = coded[:-UNREAD_TAIL] + b"\0" * (len(coded) % 2)
     chunk = kind + struct.pack("<I", len(coded) - UNREAD_TAIL) + shorter
     try:
-        WebPImageFile(io.BytesIO(b"RIFF" + struct.pack("<I", 4 + len(chunk)) + b"WEBP" + chunk)).load()
+        open_webp(io.BytesIO(b"RIFF" + struct.pack("<I", 4 + len(chunk)) + b"WEBP" + chunk)).load()
     except (OSError, EOFError, SyntaxError, ValueError):
         return  # it needs them all
     raise InputError(Status.TRUNCATED_IMAGE, f"coded data is missing: filled with zeros up to byte {at + 8 + len(coded)}")

@@ -20,17 +20,19 @@ from PIL.AvifImagePlugin import AvifImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.ImageFile import ImageFile
+from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
-from PIL.WebPImagePlugin import WebPImageFile
 
 from ray_app.errors import InputError, Status
 from ray_app.images import completeness, jpeg, png, structure, tiff_pixels
 from ray_app.images.colour import is_icc_profile, to_rgb
 from ray_app.images.content import has_content
 from ray_app.images.facts import DecodedImage, Findings, ImageRefused
+from ray_app.images.further_formats import BIT_DEPTH, JpegXlFile, PnmFile, camera_preview, library_of, open_heic, open_webp
 from ray_app.images.limits import ImageLimits
+from ray_app.images.memory import Admit, admit_all, demand_of, webp_demand
 from ray_app.images.provenance.boxes import foreign_kinds
 from ray_app.images.quality import jpeg_quality
 from ray_app.images.sniff import describe_unsupported
@@ -52,66 +54,73 @@ _PILLOW_ERRORS = (
     Warning,
 )
 _TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError)
-_ANIMATIONS = ("GIF", "PNG", "WEBP", "AVIF")
+_ANIMATIONS = ("GIF", "PNG", "WEBP", "AVIF", "JXL")
 _LIBRARIES = {
     "JPEG": (("libjpeg-turbo", "libjpeg_turbo"), ("libjpeg", "jpg")),
     "PNG": (("zlib-ng", "zlib_ng"), ("zlib", "zlib")),
     "WEBP": (("libwebp", "webp"),),
     "AVIF": (("libavif", "avif"),),
     "TIFF": (("libtiff", "libtiff"),),
+    "JPEG2000": (("openjpeg", "jpg_2000"),),
 }
 _UNREAD_BMP = re.compile(r"Unsupported BMP (bitfields|compression|pixel depth \((0|2|64)\))")
 BITS_PER_SAMPLE = 258  # TIFF tag
 MOST_WORDS = 200  # of a foreign message in `detail`
 
 
-def _open_heic(stream: io.BytesIO) -> ImageFile:
-    try:
-        from pillow_heif import HeifImageFile
-    except ImportError:
-        raise InputError(Status.UNSUPPORTED_FORMAT, "HEIC needs pillow-heif: pip install 'touchstone[heic]'") from None
-    image: ImageFile = HeifImageFile(stream)  # type: ignore[no-untyped-call]
-    return image
-
-
-_OPENERS: dict[str, Callable[[io.BytesIO], ImageFile]] = {
-    "WEBP": WebPImageFile,
+OPENERS: dict[str, Callable[[io.BytesIO], ImageFile]] = {
+    "WEBP": open_webp,
     "GIF": GifImageFile,
     "BMP": BmpImageFile,
     "AVIF": AvifImageFile,
-    "HEIC": _open_heic,
+    "HEIC": open_heic,
+    "JPEG2000": Jpeg2KImageFile,
+    "PNM": PnmFile,
+    "JXL": JpegXlFile,
 }
 
 
-def decode_image(data: bytes, limits: ImageLimits) -> DecodedImage:
+def decode_image(data: bytes, limits: ImageLimits, admit: Admit = admit_all) -> DecodedImage:
     """Turn one encoded image into its RGB pixels (the first frame of several) and its facts, or refuse it.
 
-    EXIF orientation is recorded and not applied; no profile is applied but CMYK's. All limits are checked before pixels are decoded.
+    EXIF orientation is recorded and not applied; no profile is applied but CMYK's. All limits are checked before pixels are decoded;
+    then `admit` is told what decoding will take, and may wait until that is there, or refuse with an InputError.
     Every pixel is decoded: a file that ends early is refused, never padded. Raises ImageRefused with the facts known by then, and
     nothing else, whatever the bytes.
     """
     _quieten_pillow()
     found = Findings.of(data)
     try:
-        pixels = _decode(data, limits, found)
+        pixels = _decode(data, limits, found, admit)
     except InputError as refusal:
         raise ImageRefused.because(refusal, found.facts()) from refusal.__cause__
     return DecodedImage(pixels, found.facts())
 
 
-def _decode(data: bytes, limits: ImageLimits, found: Findings) -> Image.Image:
+def _decode(data: bytes, limits: ImageLimits, found: Findings, admit: Admit) -> Image.Image:
     format_name = _check_bytes(data, limits, found)
+    if format_name == "RAW":
+        data, format_name = camera_preview(data), "JPEG"
+        found.flags.add("preview")
+    if format_name == "WEBP" and found.width and found.height:
+        admit(webp_demand(found.width, found.height))
     with _translated(data, format_name):
         image = _open(data, format_name, found)
     _read_header(image, data, format_name, found)
     sample_bits = _sample_bits(image, data)
     if 8 < sample_bits <= 16:
         found.flags.add("sixteen_bit")
-    limits.check_size(*image.size, len(data))
+    limits.check_size(*image.size, len(data), format_name)
     _check_text(image, limits)
+    if format_name != "WEBP":
+        with _translated(data, format_name, image):
+            demand = demand_of(image, data, format_name)
+        admit(demand)
     with _translated(data, format_name, image):
         pixels = to_rgb(_load(image, data, format_name, found), found.flags, sample_bits)
+    found.mode = image.mode
     found.take_size(*pixels.size)
+    limits.check_size(*pixels.size, len(data), format_name)  # libheif may find another size than the one it told
     if not has_content(pixels):
         found.flags.add("no_content")
     if structure.has_trailing_bytes(data, format_name):
@@ -131,7 +140,7 @@ def _check_bytes(data: bytes, limits: ImageLimits, found: Findings) -> str:
     size = structure.header_size(data, found.format)
     if size is not None:
         found.take_size(*size)
-        limits.check_size(*size, len(data))
+        limits.check_size(*size, len(data), found.format)
     return found.format
 
 
@@ -143,7 +152,7 @@ def _open(data: bytes, format_name: str, found: Findings) -> ImageFile:
     if format_name == "TIFF":
         return tiff_pixels.open_header(data)
     try:
-        return _OPENERS[format_name](io.BytesIO(data))
+        return OPENERS[format_name](io.BytesIO(data))
     except (ValueError, SyntaxError):
         # libavif refuses the whole image for a malformed EXIF item; under another type the item is skipped.
         masked = re.sub(rb"(infe.{8,10}?)Exif", rb"\1skip", data, count=1, flags=re.DOTALL) if format_name == "AVIF" else data
@@ -159,7 +168,7 @@ def _read_header(image: ImageFile, data: bytes, format_name: str, found: Finding
     found.mode = image.mode
     frames = _count_frames(image, data, format_name)
     found.take(frames=frames, quality=jpeg_quality(image.quantization) if isinstance(image, JpegImageFile) else None)
-    if frames > 1:
+    if frames > 1 or (isinstance(image, JpegXlFile) and image.is_animated):
         found.flags.add("animated" if format_name in _ANIMATIONS else "multipage")
     if "icc_profile" in image.info:
         found.icc = bool(image.info["icc_profile"])
@@ -186,6 +195,7 @@ def _load(image: ImageFile, data: bytes, format_name: str, found: Findings) -> I
             found.decoder = _pillow_name(format_name)
         return pixels
     image.load()
+    image._decoder = None  # type: ignore[attr-defined] # of WebP and AVIF: it holds the picture once more
     if format_name == "TIFF" and image.info.get("compression") == "jpeg":
         tiff_pixels.check_jpeg_data(data)
     if format_name == "PNG":
@@ -209,7 +219,7 @@ def _sample_bits(image: ImageFile, data: bytes) -> int:
     if isinstance(image, TiffImageFile):
         with contextlib.suppress(TypeError, ValueError):
             return int(max(image.tag_v2.get(BITS_PER_SAMPLE, (8,))))
-    return 8
+    return int(image.info.get(BIT_DEPTH, 8))
 
 
 def _check_text(image: ImageFile, limits: ImageLimits) -> None:
@@ -272,11 +282,8 @@ def _words(error: BaseException) -> str:
 @functools.cache
 def decoder_name(format_name: str) -> str:
     """Library and version that make the pixels: other versions may give other pixels."""
-    if format_name == "HEIC":
-        with contextlib.suppress(ImportError):
-            import pillow_heif
-
-            return f"pillow-heif {pillow_heif.__version__}/libheif {pillow_heif.libheif_version()}"
+    if library := library_of(format_name):
+        return library
     return jpeg.DECODER if format_name == "JPEG" else _pillow_name(format_name)
 
 
@@ -293,5 +300,5 @@ def _quieten_pillow() -> None:
 
     libtiff writes to file descriptor 2 from C on some damaged TIFFs; that cannot be caught without redirecting it for the whole process.
     """
-    warnings.filterwarnings("ignore", module=r"(PIL|pillow_heif)\.")
+    warnings.filterwarnings("ignore", module=r"(PIL|pi_heif)\.")
     logging.getLogger("PIL").addHandler(logging.NullHandler())

@@ -21,6 +21,7 @@ FLAG_MEANING = {
     "multipage": "several pages or pictures; the first is scored",
     "no_content": "one colour, or nearly: nothing to judge",
     "oriented": "EXIF asks to turn it; it is scored as stored",
+    "preview": "the preview that a camera put into its raw file is scored",
     "sixteen_bit": "more than 8 bits per sample; the high 8 are scored",
     "trailing_bytes": "bytes follow the end of the image",
 }

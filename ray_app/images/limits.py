@@ -1,11 +1,23 @@
-"""What an image may cost before it is refused. Knows numbers and their reasons; knows nothing of formats or Pillow."""
+"""What an image may cost before it is refused. Knows numbers and their reasons; knows nothing of formats or Pillow.
 
-from pydantic import Field
+`ImageLimits` are those of the endpoint and of whoever states no others; `BatchLimits` those of archives, of the command line's pictures
+and of Python. docs/formats.md shows both side by side.
+"""
+
+from typing import Any
+
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from ray_app.config import Frozen
 from ray_app.errors import InputError, Status
 
 ALWAYS_ALLOWED_PIXELS = 1_000_000  # 1 MP decodes to 3 MB whatever its file weighs: no ratio can make that dangerous
+
+# Cameras and scanners write their largest pictures in these, which decode row by row or in strips (WebP for its own side of 16 383).
+LARGEST = frozenset({"JPEG", "TIFF", "WEBP"})
+
+# How a refusal's `detail` names the limit that was crossed: a field here, one of `container_limits`, or `decode_bytes` of a node.
+NAMED_LIMIT = r"\bover (?P<limit>(?:container_limits\.)?max_[a-z_]+|decode_bytes)\b"
 
 
 class ImageLimits(Frozen):
@@ -15,7 +27,12 @@ class ImageLimits(Frozen):
         default=32 * 1024**2, gt=0, description="Encoded bytes of one file: bounds what is in flight between storage and decoder."
     )
     max_pixels: int = Field(
-        default=50_000_000, gt=0, description="Width × height: 50 MP is 150 MB of RGB, above any phone, below a decompression bomb."
+        default=50_000_000, gt=0, description="Width × height: 50 MP is 150 MB of RGB, what a request may cost beside many others."
+    )
+    max_whole_pixels: int | None = Field(
+        default=None,
+        gt=0,
+        description="The same of formats that a decoder holds as a whole, more than once (all but JPEG, TIFF and WebP); null = max_pixels.",
     )
     max_side: int = Field(
         default=16_384, gt=0, description="Longer side in pixels: a resize of one line of a huge side costs as much as a whole image."
@@ -34,23 +51,30 @@ class ImageLimits(Frozen):
         description="Text, EXIF, XMP and colour profile held beside the pixels: far above what cameras and generators write, below a bomb.",
     )
 
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_set(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Endpoints, and runs that were made before the key existed, keep their identity.
+        data: dict[str, Any] = serialise(self)
+        return data if self.max_whole_pixels else {key: value for key, value in data.items() if key != "max_whole_pixels"}
+
     def check_bytes(self, size_bytes: int) -> None:
         """Refuse an encoded file by its size alone. Raises InputError naming the limit and what was observed."""
         if size_bytes > self.max_bytes:
             reason = f"{size_bytes} bytes is over max_bytes ({self.max_bytes})"
             raise InputError(Status.IMAGE_TOO_LARGE, reason, limit=self.max_bytes, observed=size_bytes)
 
-    def check_size(self, width: int, height: int, size_bytes: int) -> None:
+    def check_size(self, width: int, height: int, size_bytes: int, format_name: str | None = None) -> None:
         """Refuse a width × height that a file of `size_bytes` declares. Raises InputError naming the limit and what was observed."""
         short, long = sorted((width, height))
         pixels = width * height
         if short <= 0:
             raise InputError(Status.CORRUPT_IMAGE, f"the header declares {width} × {height} pixels")
+        name, most = self._most_pixels(format_name)
         limit: float
         observed: float
-        if pixels > self.max_pixels:
-            limit, observed = self.max_pixels, pixels
-            reason = f"{pixels / 1e6:.1f} MP is over max_pixels ({limit / 1e6:g} MP)"
+        if pixels > most:
+            limit, observed = most, pixels
+            reason = f"{pixels / 1e6:.1f} MP is over {name} ({limit / 1e6:g} MP)"
         elif long > self.max_side:
             limit, observed = self.max_side, long
             reason = f"a side of {long} is over max_side ({limit})"
@@ -63,3 +87,41 @@ class ImageLimits(Frozen):
         else:
             return
         raise InputError(Status.IMAGE_TOO_LARGE, f"{width} × {height} pixels: {reason}", limit=limit, observed=observed)
+
+    def _most_pixels(self, format_name: str | None) -> tuple[str, int]:
+        if self.max_whole_pixels is None or self.max_whole_pixels >= self.max_pixels or format_name is None or format_name in LARGEST:
+            return "max_pixels", self.max_pixels
+        return "max_whole_pixels", self.max_whole_pixels
+
+
+class BatchLimits(ImageLimits):
+    """What an archive may hold: pictures as the cameras, scanners and screens of this year make them.
+
+    No single number here makes a worker safe: what decoding takes is reckoned from the header, and large images share a budget
+    of their node (`images.memory`, `storage.node_budget`).
+    """
+
+    max_bytes: int = Field(
+        default=512 * 1024**2, gt=0, description="Encoded bytes of one file: a 60 MP camera's 16-bit TIFF is 361 MB, a 100 MP one's 606 MB."
+    )
+    max_pixels: int = Field(
+        default=250_000_000, gt=0, description="Width × height: telephones make 200 MP, the largest cameras 150 MP, in JPEG and TIFF."
+    )
+    max_whole_pixels: int | None = Field(
+        default=120_000_000,
+        gt=0,
+        description="The same of formats that a decoder holds as a whole, more than once (all but JPEG, TIFF and WebP): a 102 MP camera's "
+        "pictures, an A3 page at 600 dpi; null = max_pixels.",
+    )
+    max_side: int = Field(
+        default=65_535, gt=0, description="Longer side in pixels: JPEG's own; panoramas and screenshots of whole pages go beyond 16 384."
+    )
+    max_aspect: float = Field(
+        default=100.0, ge=1, description="Longer ÷ shorter side: a screenshot of 720 × 40 000 has 56; 'short side to 440' is 19 MP at 100."
+    )
+    max_ratio: float = Field(
+        default=1e6,
+        gt=1,
+        description="Decoded RGB bytes ÷ encoded bytes, above 1 MP: CCITT G4 has one bit for a white line, so that a blank A3 page at "
+        "600 dpi reaches 140 000. What a bomb costs is bounded by its pixels and by the node's budget of memory.",
+    )

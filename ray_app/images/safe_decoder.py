@@ -15,6 +15,7 @@ import sys
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -22,12 +23,12 @@ from typing import IO, Self
 from PIL import Image
 
 from ray_app.errors import InputError, Status, TouchstoneError, said
-from ray_app.images.child import ANSWER, READY, REQUEST, Report
+from ray_app.images.child import ANSWER, DEMAND, READY, REQUEST, Report
 from ray_app.images.facts import FLAG_MEANING, DecodedImage, ImageFacts, ImageRefused, inspect_bytes
 from ray_app.images.limits import ImageLimits
+from ray_app.images.memory import Admit, Demand, admit_all, worst_bytes
 
-# The largest image within the default limits takes 1.1 GB (WebP with alpha, measured); the rest is address space that threads only reserve.
-MEMORY_LIMIT_BYTES = 4 * 1024**3
+LIBRARY_BYTES = 2 * 1024**3  # address space beside that of an image: libraries, and what threads only reserve
 START_LIMIT_S = 60.0  # importing takes half a second; a loaded machine or a cold disk may need long
 LAST_WORDS_S = 1.0  # between the end of a child's answers and the end of the child; one that lingers is killed
 MOST_REPORT_BYTES = 64 * 1024  # names, numbers and one line of words: a few hundred bytes
@@ -92,21 +93,27 @@ class Child(ABC):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def _exchange(self, data: bytes, pixel_bytes: Callable[[ImageFacts], int], *, before: bytes = b"") -> tuple[Report, bytearray]:
+    def _exchange(
+        self, data: bytes, pixel_bytes: Callable[[ImageFacts], int], *, before: bytes = b"", admit: Admit = admit_all
+    ) -> tuple[Report, bytearray]:
         """Ask about one file, `before` it what the child must know; the report and the pixels of the answer.
 
         `pixel_bytes` says how many bytes of pixels belong to such an image: an answer with any other number counts as none.
-        Raises ImageRefused: what the child refused, DECODER_CRASHED (how it died) and DECODE_TIMEOUT.
+        `admit` is asked before a large one is decoded, and its time does not count; the wall limit grows with the pixels.
+        Raises ImageRefused: what the child or `admit` refused, DECODER_CRASHED (how it died) and DECODE_TIMEOUT.
         """
         self.start()
         child = self._child
         assert child is not None
-        with _Deadline(child, self._wall_limit_s) as deadline:
-            answer = self._ask(child, before, data, pixel_bytes)
+        try:
+            with _Deadline(child, self._wall_limit_s) as deadline:
+                answer = self._ask(child, before, data, pixel_bytes, partial(self._admitted, child, deadline, admit))
+        except _NotAdmitted as not_admitted:
+            raise ImageRefused.because(not_admitted.reason, inspect_bytes(data)) from None
         if deadline.has_passed:
             self.close()
-            reason = f"longer than {self._wall_limit_s:g} s"
-            raise ImageRefused(Status.DECODE_TIMEOUT, reason, inspect_bytes(data), limit=self._wall_limit_s)
+            reason = f"longer than {deadline.limit_s:g} s"
+            raise ImageRefused(Status.DECODE_TIMEOUT, reason, inspect_bytes(data), limit=deadline.limit_s)
         if answer is None:
             raise ImageRefused(Status.DECODER_CRASHED, f"the decoder process {self._epitaph(child)}", inspect_bytes(data))
         report, pixels = answer
@@ -114,10 +121,26 @@ class Child(ABC):
             raise ImageRefused(facts=report.facts, **dict(report.refused))
         return report, pixels
 
+    def _admitted(self, child: subprocess.Popen[bytes], deadline: "_Deadline", admit: Admit, demand: Demand) -> None:
+        """Let the child decode what it says is large, once `admit` lets it. Raises ValueError for more than it may be."""
+        assert child.stdin is not None
+        if demand.pixels > self._limits.max_pixels:
+            raise ValueError("beyond the limits")
+        deadline.stop()
+        if deadline.has_passed:
+            return
+        try:
+            admit(demand)
+        except InputError as reason:
+            raise _NotAdmitted(reason) from None
+        deadline.start(self._wall_limit_s * demand.patience)
+        child.stdin.write(READY)
+        child.stdin.flush()
+
     def _ask(
-        self, child: subprocess.Popen[bytes], before: bytes, data: bytes, pixel_bytes: Callable[[ImageFacts], int]
+        self, child: subprocess.Popen[bytes], before: bytes, data: bytes, pixel_bytes: Callable[[ImageFacts], int], admitted: Admit
     ) -> tuple[Report, bytearray] | None:
-        """The answer; None if the child died before it was complete, or if it is no answer to this."""
+        """The answer; None if the child died before it was complete, or if it is no answer to this. Raises what `admitted` raises."""
         requests, answers = child.stdin, child.stdout
         assert requests is not None
         assert isinstance(answers, io.BufferedReader)
@@ -126,6 +149,9 @@ class Child(ABC):
                 requests.write(part)
             requests.flush()
             report_size, pixels_size = ANSWER.unpack(answers.read(ANSWER.size))
+            if report_size == 0:
+                admitted(Demand(*DEMAND.unpack(answers.read(DEMAND.size))))
+                report_size, pixels_size = ANSWER.unpack(answers.read(ANSWER.size))
             if report_size > MOST_REPORT_BYTES:
                 raise ValueError("too many words")
             text = answers.read(report_size)
@@ -153,7 +179,7 @@ class Child(ABC):
         if (facts.sha256, facts.format) != (known.sha256, known.format) or facts.flags != tuple(sorted(FLAG_MEANING.keys() & facts.flags)):
             raise ValueError("facts of another file")
         if report.refused is None:
-            self._limits.check_size(*_size(facts), len(data))
+            self._limits.check_size(*_size(facts), len(data), facts.format)
         return report
 
     def _epitaph(self, child: subprocess.Popen[bytes]) -> str:
@@ -174,13 +200,15 @@ class Child(ABC):
 class ChildDecoder(Child):
     """`decode_image` in a child process of its own."""
 
-    def __init__(self, limits: ImageLimits, wall_limit_s: float = 5.0, memory_limit_bytes: int = MEMORY_LIMIT_BYTES) -> None:
+    def __init__(self, limits: ImageLimits, wall_limit_s: float = 5.0, memory_limit_bytes: int | None = None) -> None:
         super().__init__(limits, wall_limit_s)
-        self._memory_limit_bytes = memory_limit_bytes
+        self._memory_limit_bytes = memory_limit_bytes or LIBRARY_BYTES + limits.max_bytes + worst_bytes(limits)
 
-    def decode(self, data: bytes) -> DecodedImage:
+    def decode(self, data: bytes, admit: Admit = admit_all) -> DecodedImage:
         """As `decode_image`, with two more refusals: DECODER_CRASHED (which signal) and DECODE_TIMEOUT. Raises ImageRefused."""
-        report, pixels = self._exchange(data, lambda facts: 3 * math.prod(_size(facts)))
+        report, pixels = self._exchange(
+            data, lambda facts: 3 * math.prod(_size(facts)), admit=lambda demand: admit(_in_two_processes(demand, len(data)))
+        )
         return DecodedImage(Image.frombytes("RGB", _size(report.facts), pixels), report.facts)
 
     def _command(self) -> list[str]:
@@ -188,22 +216,40 @@ class ChildDecoder(Child):
         return [sys.executable, "-P", "-m", "ray_app.images.child", str(self._memory_limit_bytes), str(self._wall_limit_s), limits]
 
 
+class _NotAdmitted(Exception):  # noqa: N818 - no fault: it leaves an exchange that goes no further
+    """There is no memory for what the child wants to decode."""
+
+    def __init__(self, reason: InputError) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
 class _Deadline:
     """Kills a child by its own handle unless the block ends in time; only this can end a read from a child that hangs."""
 
     def __init__(self, child: subprocess.Popen[bytes], limit_s: float) -> None:
         self.has_passed = False
+        self.limit_s = limit_s
         self._child = child
+
+    def start(self, limit_s: float) -> None:
+        """Count from now on."""
+        self.limit_s = limit_s
         self._timer = threading.Timer(limit_s, self._kill)
         self._timer.daemon = True
+        self._timer.start()
+
+    def stop(self) -> None:
+        """Count no further; whether the time is over is settled then."""
+        self._timer.cancel()
+        self._timer.join()
 
     def __enter__(self) -> "_Deadline":
-        self._timer.start()
+        self.start(self.limit_s)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._timer.cancel()
-        self._timer.join()
+        self.stop()
 
     def _kill(self) -> None:
         self.has_passed = True
@@ -215,6 +261,11 @@ def _environment() -> dict[str, str]:
     search_path = os.pathsep.join(filter(None, (package_root, os.environ.get("PYTHONPATH"))))
     kept = {name: value for name, value in os.environ.items() if name in _ENVIRONMENT or name.startswith("PYTHON")}
     return kept | _MODEST | {"PYTHONPATH": search_path}
+
+
+def _in_two_processes(demand: Demand, encoded_bytes: int) -> Demand:
+    """Of an image whose pixels, four bytes each, leave the child as three and are four once more here; both have the file."""
+    return Demand(demand.pixels, encoded_bytes + max(demand.peak_bytes, demand.pixels * (4 + 3 + 3 + 4)))
 
 
 def _size(facts: ImageFacts) -> tuple[int, int]:

@@ -39,6 +39,8 @@ def declared_end(data: bytes, format_name: str) -> int | None:
         return 8 + size + (size & 1)
     if format_name == "BMP":
         return int.from_bytes(data[2:6], "little") or None
+    if format_name == "JPEG2000":
+        return _jpeg2000_end(data)
     if format_name in ("AVIF", "HEIC"):
         return _boxes_end(data)
     if format_name == "TIFF":
@@ -49,7 +51,7 @@ def declared_end(data: bytes, format_name: str) -> int | None:
 def ends_early(data: bytes, format_name: str) -> bool:
     """Whether the file lacks its end: asked only of files that did not decode, to tell truncated from corrupt."""
     end = declared_end(data, format_name)
-    return end > len(data) if end is not None else format_name in ("JPEG", "PNG", "TIFF")
+    return end > len(data) if end is not None else format_name in ("JPEG", "PNG", "TIFF", "JPEG2000")
 
 
 def has_trailing_bytes(data: bytes, format_name: str) -> bool:
@@ -127,6 +129,12 @@ def _boxes_end(data: bytes) -> int | None:
             return None
         at += size
     return at
+
+
+def _jpeg2000_end(data: bytes) -> int | None:
+    if data.startswith(b"\xff\x4f"):
+        return _after(data, b"\xff\xd9", 2)
+    return _boxes_end(data) if b"jp2c" in data else len(data) + 8  # the box with the picture has yet to come
 
 
 def _tiff_end(data: bytes) -> int | None:

@@ -12,7 +12,7 @@ from PIL.TiffImagePlugin import COMPRESSION_INFO, TiffImageFile
 
 from ray_app.errors import InputError, Status
 from ray_app.images import jpeg
-from ray_app.images.tiff import Tiff, TiffError, is_camera_raw
+from ray_app.images.tiff import Tiff, TiffError
 
 WIDTH, LENGTH, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES = 256, 257, 258, 259, 262, 277
 STRIP_OFFSETS, STRIP_ROWS, STRIP_COUNTS = 273, 278, 279
@@ -150,11 +150,7 @@ def open_header(data: bytes) -> TiffImageFile:
         raise InputError(Status.UNSUPPORTED_FORMAT, "a big-endian BigTIFF, which Touchstone does not read: save it as an ordinary TIFF")
     layout = None
     with contextlib.suppress(TiffError):
-        tiff = Tiff(data)
-        if is_camera_raw(tiff):
-            reason = "a camera raw file (its first picture is a preview): develop it to JPEG or TIFF first"
-            raise InputError(Status.UNSUPPORTED_FORMAT, reason)
-        layout = Layout.of(tiff)
+        layout = Layout.of(Tiff(data))
         if unread := layout.unread():
             raise InputError(Status.UNSUPPORTED_FORMAT, unread)
         if missing := layout.missing():

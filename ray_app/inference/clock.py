@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-STAGES = ("fetch", "decode", "prepare", "score", "identify", "describe", "write")
+STAGES = ("fetch", "wait", "decode", "prepare", "score", "identify", "describe", "write")
 RUNS, ASKED = "runs of backbone ", "asked of backbone "  # counts, each followed by the backbone's name
 LOOKED, LOOKED_MS = "looked_again", "looked_again_ms"  # counts: members that were decoded again, and the milliseconds that took
 DESCRIBED = "described"  # a count: members that words were found for

@@ -2,11 +2,13 @@
 
 Images are decoded in this process, where it is fastest. A decoder that crashes or hangs ends the process; the crumb it leaves
 tells the next worker which member to hand to a child process, and after a few crashes all of them go there.
+
+A large image waits, once its header is read, until its node has the memory that it will take, and has it until it is prepared.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from copy import copy
 from dataclasses import replace
 from functools import partial
@@ -15,33 +17,55 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
+from PIL import _imaging as core
 
 from ray_app.detectors import Preprocessing
 from ray_app.errors import InputError, Status, is_of_one_image
-from ray_app.images import Breadcrumb, ChildDecoder, DecodedImage, ImageFacts, ImageRefused, Watchdog, decode_image, inspect_bytes
+from ray_app.images import (
+    Admit,
+    Breadcrumb,
+    ChildDecoder,
+    DecodedImage,
+    Demand,
+    ImageFacts,
+    ImageRefused,
+    Watchdog,
+    decode_image,
+    inspect_bytes,
+)
 from ray_app.images.colour import to_rgb
 from ray_app.images.content import has_content
+from ray_app.images.memory import admit_all
 from ray_app.images.perceptual import perceptual_hash
 from ray_app.images.provenance import ProvenanceReader
 from ray_app.inference.batches import Batch, Outcome, Pixels, Ragged, Size, View
 from ray_app.inference.clock import StageClock
 from ray_app.inference.spec import ScoringSpec
-from ray_app.inference.viewing import ImageOf, Late, Lazily, Prepared, column, perturbed
+from ray_app.inference.viewing import ImageOf, Late, Lazily, Opening, Prepared, column, is_large, perturbed
 from ray_app.perturbations import Perturbation
+from ray_app.storage.node_budget import NodeBudget
 
 if TYPE_CHECKING:
     from ray_app.inference.reusing import Recall
 
 TRUSTED_CRASHES = 3  # on one node; beyond that the library, not the member, is suspect, and every image goes to the child
 # Of 7,639 hostile files none took over a second (specs/intake.md §4.2), but an honest 49-megapixel AVIF takes 11 s on a busy core.
+# Images of more than 50 megapixels have as much longer as they are larger.
 WALL_LIMIT_S = 20.0
+
+BUDGET = "pixels"  # the name of what large images share on a node
+# Bytes per pixel beside the RGB image, which has four: an array of it, through the bytes that it is made from; a recompressed view, its
+# JPEG and what is decoded from that again.
+_RGB_BYTES, _ARRAY_BYTES, _VIEW_BYTES = 4, 6, 9
+_BLOCK_BYTES = 64 * 2**20  # of a large picture's memory, so that it is given back to the system and not kept for the next batch
 
 
 class BatchDecoder:
     """Decodes and prepares; `crumbs` is a folder on the node's own disk, or None where a crash may take the process along.
 
     With `hand_over`, images that keep their size are not prepared: their encoded bytes go along instead, to be decoded where they
-    are scored. With `keeps_files`, all files go along, since some members may be looked at again.
+    are scored. With `keeps_files`, all files go along, since some members may be looked at again. `budget`: what large images share with
+    others on this node; None = nobody else is there.
     """
 
     def __init__(
@@ -54,8 +78,10 @@ class BatchDecoder:
         keeps_files: bool = False,
         wall_limit_s: float = WALL_LIMIT_S,
         recall: "Recall | None" = None,
+        budget: NodeBudget | None = None,
     ) -> None:
         self._spec, self._clock, self._crumbs, self._recall = spec, clock, crumbs, recall
+        self._budget = budget
         self._keeps_files = keeps_files
         self._hand_over = hand_over and spec.keeps_sizes
         self.decoded = 0
@@ -93,27 +119,39 @@ class BatchDecoder:
             self._suspects.clear()  # shared with those of `asking`
             self._suspects.update(left)
 
-    def decode(self, fetched: Sequence[tuple[int, bytes | Image.Image | InputError]]) -> Batch:
-        """Decode (image_id, bytes | PIL image | why there are none) for up to `slots` members."""
-        outcomes, prepared, encoded, kept = [], [], [], []
+    def decode(self, fetched: Iterable[tuple[int, bytes | Image.Image | InputError]]) -> Batch:
+        """Decode (image_id, bytes | PIL image | why there are none) for up to `slots` members, each as it comes: unless files go along,
+        its bytes are let go before the next is asked for.
+        """
+        ids, outcomes, prepared, encoded, kept = [], [], [], [], []
         for image_id, data in fetched:
             outcome, tensors, image = self._one(image_id, data)
+            ids.append(image_id)
             outcomes.append(outcome)
             if self._recall is not None:
                 self._recall.met(outcome)
             prepared.append(tensors)
-            encoded.append(None if isinstance(data, InputError) or tensors is None else data)
+            encoded.append(data if tensors is not None and not isinstance(data, InputError) and self._goes_along(outcome) else None)
             kept.append(image)
+            del data
         with self._clock("prepare"):
             pixels, views = self._stack(prepared), self._views(prepared, kept)
             files = tuple(encoded) if self._hand_over or self._keeps_files else ()
-            return Batch(tuple(outcomes), pixels, files, views if pixels else (), tuple(image_id for image_id, _ in fetched))
+            return Batch(tuple(outcomes), pixels, files, views if pixels else (), tuple(ids))
+
+    def _goes_along(self, outcome: Outcome) -> bool:
+        """Whether somebody will decode the file again: whoever looks again, or detectors elsewhere that look at images of this size."""
+        if self._keeps_files or not self._hand_over or self._spec.views:
+            return self._keeps_files or self._hand_over
+        width, height = (outcome.facts.width or 0, outcome.facts.height or 0) if outcome.facts else (0, 0)
+        native = (name for name, card in self._spec.cards.items() if card.preprocessing.shape is None)
+        return any(self._spec.is_scored(name, width, height) for name in native)
 
     def complete(self, batch: Batch) -> Batch:
         """Images that were handed over encoded are decoded when they are looked at, one by one, since they may be large."""
         if not batch.encoded or not batch.pixels:
             return batch
-        images, count = Late(batch.encoded, lambda data: self._image(0, data), keeps=bool(batch.views)), len(batch.encoded)
+        images, count = Late(batch.encoded, partial(self._decoded, 0), keeps=bool(batch.views)), len(batch.encoded)
         views = (
             replace(view, pixels=self._completed(images, count, view.pixels, perturbation))
             for view, perturbation in zip(batch.views, self._spec.views, strict=True)
@@ -129,39 +167,42 @@ class BatchDecoder:
             for preprocessing, tensor in zip(self._spec.preprocessings, pixels, strict=False)  # views have none of the describer's
         )
 
-    def _one(self, image_id: int, data: bytes | Image.Image | InputError) -> tuple[Outcome, Prepared | None, DecodedImage | None]:
-        """An image that is known already has no tensors: its slot stays empty, so that nobody else's batch changes. What it says of its
+    def _one(self, image_id: int, data: bytes | Image.Image | InputError) -> tuple[Outcome, Prepared | None, Opening | None]:
+        """What became of one member, its tensors, and how its pixels are had again, where they are wanted again.
+
+        An image that is known already has no tensors: its slot stays empty, so that nobody else's batch changes. What it says of its
         origin is read anew: it costs little, and another trust list may now hold. A bug of ours costs the image that met it, and no other.
         """
         known = self._known(data)
         try:
             if known is None or known.facts is None:
-                return self._decoded(image_id, data)
+                return self._new(image_id, data)
             return replace(known, provenance=self._provenance(image_id, data, known.facts)), None, None
         except Exception as error:
             if not is_of_one_image(error):
                 raise
             return Outcome.of_failure(error, inspect_bytes(data) if isinstance(data, bytes) else None), None, None
 
-    def _decoded(self, image_id: int, data: bytes | Image.Image | InputError) -> tuple[Outcome, Prepared | None, DecodedImage | None]:
+    def _new(self, image_id: int, data: bytes | Image.Image | InputError) -> tuple[Outcome, Prepared | None, Opening | None]:
         facts = phash = provenance = None
+        keeps = self._spec.views and self._spec.keeps_sizes and not self._hand_over
         try:
-            image = self._image(image_id, data)
-            facts = image.facts
-            provenance = self._provenance(image_id, data, facts)
-            with self._clock("prepare"):
-                phash = perceptual_hash(image.pixels) if self._spec.perceptual_hash else None
-                tensors = [
-                    None if self._hand_over and preprocessing.shape is None else self._prepared(preprocessing, image.pixels)
-                    for preprocessing in self._spec.preprocessings
-                ]
-                views = [self._view(view, image) for view in self._spec.views]
+            with self._decoded(image_id, data) as image:
+                facts = image.facts
+                provenance = self._provenance(image_id, data, facts)
+                with self._clock("prepare"):
+                    phash = perceptual_hash(image.pixels) if self._spec.perceptual_hash else None
+                    tensors = [
+                        None if self._hand_over and preprocessing.shape is None else self._prepared(preprocessing, image.pixels)
+                        for preprocessing in self._spec.preprocessings
+                    ]
+                    views = [self._view(view, image) for view in self._spec.views]
+                again = (partial(self._decoded, image_id, data) if is_large(image) else partial(_there, image)) if keeps else None
         except InputError as refused:
             if isinstance(refused, ImageRefused):
                 facts = refused.facts
             return Outcome(refused.status, refused.detail, facts, phash, provenance=provenance), None, None
-        kept = image if views and self._spec.keeps_sizes and not self._hand_over else None
-        return Outcome(Status.OK, None, facts, phash, provenance=provenance), Prepared(tensors, views), kept
+        return Outcome(Status.OK, None, facts, phash, provenance=provenance), Prepared(tensors, views), again
 
     def _view(self, view: Perturbation, image: DecodedImage) -> tuple[Size, list[Pixels | None]] | None:
         """An image's tensors in one view; those that keep sizes are made when they are read. None: that view has no scores of it."""
@@ -188,17 +229,56 @@ class BatchDecoder:
             return None
         return preprocessing.prepare(image, self._spec.resize)
 
-    def _image(self, image_id: int, data: bytes | Image.Image | InputError) -> DecodedImage:
+    @contextmanager
+    def _decoded(self, image_id: int, data: bytes | Image.Image | InputError) -> Iterator[DecodedImage]:
+        """An image, with its turn on this node where it is large: both last as long as the block. Raises InputError."""
         if isinstance(data, InputError):
             raise data
         self.decoded += 1
-        with self._clock("decode"):
-            if isinstance(data, Image.Image):
-                return _of_pil(data)
-            if self._child is not None and self._is_suspect(image_id):
-                return self._child.decode(data)
-            with self._noted(image_id):
-                return decode_image(data, self._spec.limits)
+        with ExitStack() as stack:
+            admit = admit_all if self._budget is None else partial(self._admit, self._budget, stack)
+            with self._clock("decode"):
+                image = self._image(image_id, data, admit)
+            yield image
+
+    def _image(self, image_id: int, data: bytes | Image.Image, admit: Admit) -> DecodedImage:
+        if isinstance(data, Image.Image):
+            return _of_pil(data)
+        if self._child is not None and self._is_suspect(image_id):
+            return self._child.decode(data, admit)
+
+        with self._noted(image_id):
+            return decode_image(data, self._spec.limits, partial(self._admit_noted, image_id, admit))
+
+    def _admit_noted(self, image_id: int, admit: Admit, demand: Demand) -> None:
+        """To wait is not to hang; and a large image may take longer."""
+        if self._crumb is None or not demand.is_large:
+            return admit(demand)
+        self._crumb.clear()
+        try:
+            admit(demand)
+        finally:
+            self._crumb.note(image_id, demand.patience)
+
+    def _admit(self, budget: NodeBudget, stack: ExitStack, demand: Demand) -> None:
+        """Wait until this node has what a large image will take; it is given back with `stack`. Raises InputError where it never will."""
+        if not demand.is_large:
+            return
+        needed, most = max(demand.peak_bytes, demand.pixels * self._bytes_per_pixel), budget.total_bytes
+        if needed > most:
+            reason = f"decoding it takes about {needed / 1e9:.1f} GB, over decode_bytes ({most / 1e9:.1f} GB) of this node"
+            raise InputError(Status.IMAGE_TOO_LARGE, reason, limit=most, observed=needed)
+        with self._clock("wait"):
+            stack.enter_context(budget.turn()).take(needed)
+        stack.callback(core.set_block_size, core.get_block_size())
+        core.set_block_size(_BLOCK_BYTES)
+
+    @property
+    def _bytes_per_pixel(self) -> int:
+        """What preparing takes: the RGB image, and the most of what is made of it."""
+        wanted = self._spec.preprocessings
+        makes_arrays = self._spec.resize == "fast" or any(one.resampler != "pillow" or one.shape is None for one in wanted)
+        return _RGB_BYTES + _VIEW_BYTES * bool(self._spec.views) + _ARRAY_BYTES * makes_arrays
 
     def _provenance(self, image_id: int, data: bytes | Image.Image | InputError, facts: ImageFacts) -> str | None:
         """What a file that decoded says of its origin. A C2PA manifest is read by native code: it gets the same crumb and watchdog, and a
@@ -235,13 +315,13 @@ class BatchDecoder:
             for preprocessing, images in zip(shown, columns, strict=True)
         )
 
-    def _views(self, prepared: Sequence[Prepared | None], kept: Sequence[DecodedImage | None]) -> tuple[View, ...]:
+    def _views(self, prepared: Sequence[Prepared | None], kept: Sequence[Opening | None]) -> tuple[View, ...]:
         views = []
         for place, view in enumerate(self._spec.views):
             seen = [None if one is None else one.views[place] for one in prepared]
             pixels = self._stack(prepared, place)
             if not self._hand_over and pixels:
-                pixels = self._completed(kept.__getitem__, len(kept), pixels, view)
+                pixels = self._completed(lambda slot: (kept[slot] or nullcontext)(), len(kept), pixels, view)
             views.append(View(pixels, tuple(None if one is None else one[0] for one in seen)))
         return tuple(views)
 
@@ -251,6 +331,10 @@ class BatchDecoder:
             if image is not None:
                 batch[slot] = image
         return batch
+
+
+def _there(image: DecodedImage) -> AbstractContextManager[DecodedImage]:
+    return nullcontext(image)
 
 
 def _of_pil(image: Image.Image) -> DecodedImage:

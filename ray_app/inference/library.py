@@ -14,10 +14,11 @@ from ray_app.detectors import DetectorCard
 from ray_app.detectors.licences import require_accepted
 from ray_app.ensembles import EnsembleCard, ensemble_of, load_ensemble_card
 from ray_app.errors import InputError, Reason, Status
-from ray_app.images import ImageFacts, ImageLimits
+from ray_app.images import BatchLimits, ImageFacts, ImageLimits
+from ray_app.images.memory import worst_bytes
 from ray_app.inference.batches import Batch, Outcome, Pixels
 from ray_app.inference.clock import StageClock
-from ray_app.inference.decoding import BatchDecoder
+from ray_app.inference.decoding import BUDGET, BatchDecoder
 from ray_app.inference.describing import Describing
 from ray_app.inference.identified import require_embeddings
 from ray_app.inference.judging import Scored, finite, judge
@@ -26,6 +27,7 @@ from ray_app.inference.second_look import Looking
 from ray_app.inference.settings import AskedPrecision, AskedResize
 from ray_app.inference.spec import ScoringSpec, make_spec
 from ray_app.storage import Fetcher
+from ray_app.storage.node_budget import NodeBudget, budget_of, node_memory
 
 _log = logging.getLogger(__name__)
 
@@ -85,7 +87,7 @@ class Ensemble:
     ) -> None:
         card = name_or_path if isinstance(name_or_path, EnsembleCard) else load_ensemble_card(name_or_path)
         self.spec: ScoringSpec = make_spec(
-            card, device=device, precision=precision, resize=resize, limits=limits or ImageLimits(), waive_guarantee=waive_guarantee
+            card, device=device, precision=precision, resize=resize, limits=limits or BatchLimits(), waive_guarantee=waive_guarantee
         )
         for detector in self.spec.cards.values():
             require_accepted(detector, accept_licences)
@@ -93,7 +95,9 @@ class Ensemble:
         self._image_column = image_column
         self._fetcher = Fetcher()
         clock = StageClock()
-        self._decoder = BatchDecoder(self.spec.early, clock, keeps_files=self.spec.looks_again)
+        # Beside others of its kind large images take turns, as in a run; but none is too large for the machine of whoever asks.
+        most = max(budget_of(node_memory()), worst_bytes(self.spec.limits))
+        self._decoder = BatchDecoder(self.spec.early, clock, keeps_files=self.spec.looks_again, budget=NodeBudget(BUDGET, most))
         describing = Describing(self.spec, clock) if self.spec.describer else None
         self._looking = Looking(self.spec, EnsembleScorer(self.spec, clock), self._decoder, clock, describing=describing)
 
@@ -134,8 +138,8 @@ class Ensemble:
 
     def _batches(self, images: Iterator[Source], outcomes: list[Outcome]) -> Iterator[Batch]:
         """One batch after another, so that no more than one is in memory; its outcomes are noted."""
-        while chunk := [(0, self._read(image)) for image in islice(images, self.spec.slots)]:
-            batch = self._decoder.decode(chunk)
+        while chunk := list(islice(images, self.spec.slots)):
+            batch = self._decoder.decode((0, self._read(image)) for image in chunk)
             for place, outcome in enumerate(batch.outcomes, start=len(outcomes)):
                 if outcome.failure is not None:
                     _log.error("image %d of this call: a bug of Touchstone, please report it\n%s", place, outcome.failure)

@@ -20,6 +20,7 @@ from ray_app.images.child import Answer, Refused, Report, serve
 from ray_app.images.decoding import decode_image
 from ray_app.images.facts import ImageRefused
 from ray_app.images.limits import ImageLimits
+from ray_app.images.memory import Admit
 from ray_app.images.provenance import ProvenancePolicy, ProvenanceReader
 
 WANTED_SIZE = struct.Struct("<I")
@@ -51,16 +52,16 @@ def main(arguments: list[str]) -> None:
     if arguments[3] == "torch":
         squash = Resize(mode="squash", size=2)
         Preprocessing(resize=squash, resampler="torch").prepare(Image.new("RGB", (4, 4)))
-    serve(lambda request: _answer(request, limits), _mapped_bytes() + int(arguments[0]), float(arguments[1]))
+    serve(lambda request, admit: _answer(request, limits, admit), _mapped_bytes() + int(arguments[0]), float(arguments[1]))
 
 
-def _answer(request: bytes, limits: ImageLimits) -> Answer:
+def _answer(request: bytes, limits: ImageLimits, admit: Admit) -> Answer:
     started = time.perf_counter()
     start = WANTED_SIZE.size + WANTED_SIZE.unpack_from(request)[0]
     wanted = _wanted(request[WANTED_SIZE.size : start])
     data = request[start:]
     try:
-        image = decode_image(data, limits)
+        image = decode_image(data, limits, admit)
     except ImageRefused as refusal:
         return Report(facts=refusal.facts, refused=Refused.of(refusal)), ()
     try:

@@ -1,19 +1,26 @@
 """Members → batches: bytes fetched ahead of the decoder, every member in its own slot."""
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 
 from ray_app.archives import Member, MemberReader
+from ray_app.errors import InputError
+from ray_app.images import ImageLimits
 from ray_app.inference.batches import Batch, Outcome
 from ray_app.inference.clock import StageClock
-from ray_app.inference.decoding import WALL_LIMIT_S, BatchDecoder
+from ray_app.inference.decoding import BUDGET, WALL_LIMIT_S, BatchDecoder
 from ray_app.inference.judging import Readings
 from ray_app.inference.reusing import Recall
 from ray_app.inference.spec import ScoringSpec
 from ray_app.storage import Fetcher, RetryPolicy
+from ray_app.storage.node_budget import NodeBudget
 
 AHEAD_BYTES = 64 * 2**20  # encoded bytes read ahead of the decoder, per worker
+
+
+def file_bytes(decode_bytes: int, limits: ImageLimits) -> int:
+    """What encoded files over AHEAD_BYTES may take together on a node where large images may take `decode_bytes`: at least one of them."""
+    return max(decode_bytes // 4, limits.max_bytes)
 
 
 class BlockReader:
@@ -31,12 +38,15 @@ class BlockReader:
         keeps_files: bool = False,
         wall_limit_s: float = WALL_LIMIT_S,
         recall: Recall | None = None,
+        decode_bytes: int | None = None,
     ) -> None:
         self._spec, self._clock, self.recall = spec, clock, recall
         self.fetcher = Fetcher(policy, signed=signed)
-        self._members = MemberReader(self.fetcher, max_bytes=spec.limits.max_bytes, depth_bytes=AHEAD_BYTES)
+        budget = NodeBudget(BUDGET, decode_bytes)
+        files = NodeBudget("files", file_bytes(budget.total_bytes, spec.limits))
+        self._members = MemberReader(self.fetcher, max_bytes=spec.limits.max_bytes, depth_bytes=AHEAD_BYTES, budget=files)
         self.decoder = BatchDecoder(
-            spec, clock, crumbs, hand_over=hand_over, keeps_files=keeps_files, wall_limit_s=wall_limit_s, recall=recall
+            spec, clock, crumbs, hand_over=hand_over, keeps_files=keeps_files, wall_limit_s=wall_limit_s, recall=recall, budget=budget
         )
 
     def read(self, members: Sequence[Member]) -> Iterator[Batch]:
@@ -45,12 +55,17 @@ class BlockReader:
         if self.recall is not None:
             self.recall.begin_block()
         arriving = self._members.read(members)
-        while True:
+        for start in range(0, len(members), self._spec.slots):
+            yield self.decoder.decode(self._fetched(arriving, min(self._spec.slots, len(members) - start)))
+
+    def _fetched(self, arriving: Iterator[tuple[Member, bytes | InputError]], count: int) -> Iterator[tuple[int, bytes | InputError]]:
+        """The next members as their bytes come; none of them is held here while the next is waited for."""
+        for _ in range(count):
             with self._clock("fetch"):
-                fetched = [(member.image_id, data) for member, data in islice(arriving, self._spec.slots)]
-            if not fetched:
-                return
-            yield self.decoder.decode(fetched)
+                member, data = next(arriving)
+            yield member.image_id, data
+            del data
+        self._members.let_go()
 
     def learn(self, outcomes: Sequence[Outcome], readings: Readings) -> None:
         """Remember what a block of this reader was found to be, for members of the same bytes."""

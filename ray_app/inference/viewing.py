@@ -2,20 +2,22 @@
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
 
 from ray_app.errors import InputError, is_of_one_image
-from ray_app.images import DecodedImage
+from ray_app.images import DecodedImage, Demand
 from ray_app.inference.batches import File, Pixels, Ragged, Size
 from ray_app.perturbations import Perturbation, seed_of
 
 _log = logging.getLogger(__name__)
 
-ImageOf = Callable[[int], DecodedImage | None]
+Opening = Callable[[], AbstractContextManager[DecodedImage]]  # an image that is there, or in memory, as long as the block lasts
+ImageOf = Callable[[int], AbstractContextManager[DecodedImage | None]]
 Prepare = Callable[[Image.Image], Pixels | None]
 
 # What codecs raise on an image that they cannot hold; Pillow's check for bombs also stands before what we have just encoded ourselves.
@@ -57,9 +59,9 @@ class Lazily(Sequence[Pixels | None]):
         if slot >= self._count:
             raise IndexError(slot)  # the end of an iteration, which must not pass for an image's fault
         try:
-            image = self._image_of(slot)
-            seen = None if image is None else image.pixels if self._view is None else perturbed(self._view, image)
-            return None if seen is None else self._prepare(seen)
+            with self._image_of(slot) as image:
+                seen = None if image is None else image.pixels if self._view is None else perturbed(self._view, image)
+                return None if seen is None else self._prepare(seen)
         except InputError:
             return None  # it decoded once; what is refused now, the detector has no score for
         except Exception as error:
@@ -70,23 +72,37 @@ class Lazily(Sequence[Pixels | None]):
 
 
 class Late:
-    """Files of a batch, decoded when asked for. With `keeps`, the last few stay decoded, so that all views of an image cost one decode."""
+    """Files of a batch, decoded when asked for. With `keeps`, the last few stay decoded, so that all views of an image cost one decode;
+    but for large ones, whose turn on their node ends with the block that asked.
+    """
 
-    def __init__(self, files: Sequence[File | None], decode: Callable[[File], DecodedImage], *, keeps: bool) -> None:
+    def __init__(
+        self, files: Sequence[File | None], decode: Callable[[File], AbstractContextManager[DecodedImage]], *, keeps: bool
+    ) -> None:
         self._files, self._decode, self._keeps = files, decode, keeps
         self._kept: OrderedDict[int, DecodedImage] = OrderedDict()
 
-    def __call__(self, slot: int) -> DecodedImage | None:
+    @contextmanager
+    def __call__(self, slot: int) -> Iterator[DecodedImage | None]:
         """The image in a slot; None where there is no file. Raises InputError."""
-        data = self._files[slot]
+        data, kept = self._files[slot], self._kept.pop(slot, None)
         if data is None:
-            return None
-        image = self._kept.pop(slot, None) or self._decode(data)
-        if self._keeps:
-            self._kept[slot] = image
+            yield None
+            return
+        with nullcontext(kept) if kept is not None else self._decode(data) as image:
+            if self._keeps and not is_large(image):
+                self._keep(slot, image)
+            yield image
+
+    def _keep(self, slot: int, image: DecodedImage) -> None:
+        self._kept[slot] = image
         while len(self._kept) > 1 and sum(kept.pixels.width * kept.pixels.height for kept in self._kept.values()) > KEPT_PIXELS:
             self._kept.popitem(last=False)
-        return image
+
+
+def is_large(image: DecodedImage) -> bool:
+    """Whether an image that is decoded has its turn on its node by its size alone, and is not kept beyond it."""
+    return Demand(image.pixels.width * image.pixels.height, 0).is_large
 
 
 def column(prepared: Sequence[Prepared | None], view: int | None, place: int) -> Ragged:

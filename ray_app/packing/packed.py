@@ -15,7 +15,8 @@ _TEXT = pa.string()
 SOURCE_TYPE = pa.struct(
     [("uri", _TEXT), ("member", _TEXT), ("occurrence", pa.int32()), ("version", _TEXT), ("sha256", _TEXT), ("format", _TEXT)]
 )
-ENDINGS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tiff", "AVIF": "avif", "HEIC": "heic"}
+ENDINGS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tiff", "AVIF": "avif", "HEIC": "heic",
+           "JPEG2000": "jp2", "JXL": "jxl", "PNM": "pnm", "RAW": "raw"}  # fmt: skip
 NO_IMAGE = "bin"
 RESERVED = ("image", "source")
 # Beside the source's own columns in the listing of a filtered run: the hash of the bytes that were scored. No source calls one so.

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ray_app.archives.containers import COMPRESSED
 from ray_app.reports import wording
 from ray_app.reports.guarantee_words import promise
 from ray_app.reports.plan_money import cost_lines, request_lines
@@ -11,7 +12,7 @@ from ray_app.reports.text_table import aligned
 WIDTH = 11
 _LONGEST_EXAMPLE = 90
 _FLOAT_BYTES = 4
-_FORMATS = {"files": "files of their own", "tar": "tar", "tar.gz": "compressed tar", "zip": "zip", "parquet": "Parquet"}
+_FORMATS = {"files": "files of their own", "tar": "tar", "zip": "zip", "parquet": "Parquet"} | dict.fromkeys(COMPRESSED, "compressed tar")
 
 
 def plan_lines(plan: Mapping[str, Any]) -> list[str]:
@@ -32,7 +33,7 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
         ("work", _work(plan)),
         *_labelled("cluster", _cluster(plan["cluster"])),
         ("layout", f"{plan['layout']}; {wording.counted(plan['blocks'], 'block')} of up to {plan['block_members']:,} members"),
-        ("memory", f"about {wording.size(plan['process_bytes'])} for a process that holds all detectors, by the sizes on their cards"),
+        *_labelled("memory", _memory(plan)),
         *_labelled("pools", (", ".join(pool) for pool in plan["pools"] if len(plan["pools"]) > 1)),
         *_labelled("probe", _probe(plan)),
         *_labelled("stages", _stages(plan)),
@@ -152,6 +153,25 @@ def _cluster(cluster: Mapping[str, Any]) -> Iterator[str]:
     for node in cluster["nodes"]:
         has = f"{node['cpus']} cores" + (f", {node['gpus']} × {wording.visible(node['gpu'] or 'GPU')}" if node["gpus"] else "")
         yield f"{node['count']} × {wording.visible(node['name'] or 'node')}: {has}; {wording.money(node['price_per_hour'])} per hour each"
+
+
+def _memory(plan: Mapping[str, Any]) -> Iterator[str]:
+    memory = plan["memory"]
+    yield f"about {wording.size(plan['process_bytes'])} for a process that holds all detectors, by the sizes on their cards"
+    if memory["total_bytes"] is None:
+        yield "and a quarter of each node's memory, which nobody has stated, for large images, which take turns"
+        return
+    decoding, files = wording.size(memory["decode_bytes"]), wording.size(memory["file_bytes"])
+    together = wording.counted(memory["processes"], "process").replace("processs", "processes")
+    yield (
+        f"at most {wording.size(memory['total_bytes'])} on a node: {together}, {decoding} for large images, which take turns, "
+        f"{files} for large files"
+    )
+    if memory["worst_bytes"] > memory["decode_bytes"]:
+        yield (
+            f"images that take more than {decoding} to decode are image_too_large there, though the limits let in up to "
+            f"{wording.size(memory['worst_bytes'])}: --set cluster.decode_bytes={memory['worst_bytes']} where there is so much"
+        )
 
 
 def _probe(plan: Mapping[str, Any]) -> Iterator[str]:

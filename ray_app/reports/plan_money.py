@@ -17,7 +17,7 @@ def request_lines(plan: Mapping[str, Any]) -> Iterator[str]:
         yield f"none that a store would bill: everything is on this machine; {read}"
         return
     yield f"{requests['list']:,} LIST, {requests['get']:,} GET, {requests['put']:,} PUT, at the least; {read}"
-    if "tar.gz" in plan["kinds"] and plan["workers"] > 1:
+    if any(kind.startswith("tar.") for kind in plan["kinds"]) and plan["workers"] > 1:
         yield "more for compressed tars: they can only be read from their beginning, by every worker that gets a part of one"
 
 

@@ -13,6 +13,7 @@ from ray_app.reports import wording
 from ray_app.reports.charts import Segment, Zones, histogram, stacked_bar
 from ray_app.reports.false_flags import FalseFlags, false_flags
 from ray_app.reports.guarantee_words import feature, guarantee_sentences
+from ray_app.reports.limit_words import limit_sentences
 from ray_app.reports.page import jpeg_uri, render, settings
 from ray_app.reports.profile_words import NEAREST, WORDS, beginning, families, said_generator
 from ray_app.reports.run_summary import RunSummary, Thresholds
@@ -37,6 +38,7 @@ def render_run_report(summary: Mapping[str, Any], *, prior: float | None = None,
         scores=_score_chart(run),
         detectors=_detector_charts(run),
         outside=run.scored - sum(run.histogram.ensemble),
+        limits=limit_sentences(run),
         guarantee=guarantee_sentences(run.guarantee),
         shifted=[(feature(shift.feature), shift) for shift in run.guarantee.shifts],
         flags=flags,

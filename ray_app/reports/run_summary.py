@@ -118,6 +118,23 @@ class Look(Section):
     cost_per_million: float | None = None
 
 
+class Memory(Section):
+    """What the processes of a run take of one node's memory at most."""
+
+    processes: int = 0
+    process_bytes: int = 0
+    decode_bytes: int = 0
+    file_bytes: int = 0
+    total_bytes: int = 0
+
+
+class LinkedFolders(Section):
+    """Symbolic links to folders, which the listing did not follow."""
+
+    count: int = 0
+    example: str = ""
+
+
 class Session(Section):
     """What the last command did; `seconds` per stage are summed over the workers."""
 
@@ -131,6 +148,7 @@ class Session(Section):
     workers: int | None = None
     layout: str = ""
     peak_worker_bytes: int = 0
+    memory: Memory = Memory()
     backbones: dict[str, Sharing] = {}
     cost: Cost = Cost()
     looks: dict[str, Look] = {}
@@ -254,10 +272,12 @@ class RunSummary(Section):
     finished_at: str = ""
     complete: bool = False
     members: int = 0
+    linked_folders: LinkedFolders = LinkedFolders()
     reused: int = 0
     statuses: dict[str, int] = {}
     own_failures: int = 0
     examples: dict[str, list[Example]] = {}
+    refused_by_limits: dict[str, int] = {}
     verdicts: dict[str, int] = {}
     verdict_reasons: dict[str, int] = {}
     stability: StabilitySummary = StabilitySummary()

@@ -7,6 +7,7 @@ from typing import Any
 
 from ray_app.reports import wording
 from ray_app.reports.guarantee_words import guarantee_sentences
+from ray_app.reports.limit_words import limit_sentences
 from ray_app.reports.profile_words import profile_lines
 from ray_app.reports.run_summary import RunSummary
 from ray_app.reports.text_table import GAP, aligned
@@ -59,9 +60,12 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     lines = [wording.headline(run)]
     if run.members and not run.complete:
         lines.append(f"not finished: {run.rows:,} of {run.members:,} members have a row; the same command goes on from here")
+    lines += [sentence.upper() if place == 0 else f"  {sentence}" for place, sentence in enumerate(limit_sentences(run))]
     lines += _status_lines(run)
     if run.own_failures:
         lines.append(f"bug: {wording.own_failures(run.own_failures)}")
+    if run.linked_folders.count:
+        lines.append(f"not listed: {wording.linked_words(run.linked_folders.count, run.linked_folders.example)}")
     if run.reused:
         lines.append(f"reused: {run.reused:,} members have the scores of others with the same bytes")
     lines += _verdict_lines(run)
@@ -172,7 +176,9 @@ def _speed_lines(run: RunSummary) -> list[str]:
         parts = f"machines {wording.money(cost.compute)}, requests {wording.money(cost.requests)}, egress {wording.money(cost.egress)}"
         lines.append(f"cost: {wording.money(cost.total)} by the prices set: {parts}")
     if session.peak_worker_bytes:
-        lines.append(f"memory: at most {wording.size(session.peak_worker_bytes)} in one worker")
+        memory = session.memory
+        of_node = f" of at most {wording.size(memory.total_bytes)} on a node" * bool(memory.total_bytes)
+        lines.append(f"memory: at most {wording.size(session.peak_worker_bytes)} in one worker{of_node}")
     for name, sharing in session.backbones.items():
         if sharing.asked > sharing.runs:
             lines.append(f"shared: {wording.visible(name)} ran {sharing.runs:,} times for {sharing.asked:,} requests of detectors")

@@ -133,6 +133,14 @@ def stability(found: StabilitySummary) -> list[str]:
     return said
 
 
+def linked_words(count: int, example: str) -> str:
+    """What to say of linked folders that a listing did not follow; nothing where there are none."""
+    if not count:
+        return ""
+    what = f"{counted(count, 'linked folder')} {'is' if count == 1 else 'are'} not followed, e.g. {visible(example)}"
+    return f"{what}: name {'it as a source of its own' if count == 1 else 'them as sources of their own'} to score what is in there"
+
+
 def decimal(number: float | None, digits: int = 1) -> str:
     """A number with fixed digits; a dash where there is none."""
     return NONE if number is None or not math.isfinite(number) else f"{number:,.{digits}f}"

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from ray_app.archives import Each, in_turn, manifests
 from ray_app.errors import ConfigError, IdentityError
+from ray_app.images import ImageLimits
 from ray_app.runs.identity import Identity, as_known_to, differences
 from ray_app.runs.merging import Compactor, Merger, consecutive, published_path, remove_parts
 from ray_app.runs.schema import MASK_SCHEMA, SCHEMA_VERSION
@@ -60,6 +61,10 @@ class RunDirectory:
     def describe(self) -> dict[str, Any]:
         """The content of `run.json`: schema, creation time, detectors and identity."""
         return self.read_json("run.json")
+
+    def limits(self) -> ImageLimits:
+        """The intake limits that its members were let in by."""
+        return ImageLimits(**self.describe()["identity"].get("limits", {}))
 
     def check_settled(self, *, by_score: bool = False) -> None:
         """Raises ConfigError while verdicts were being written anew, by `touchstone decide` or at the end of `touchstone score`, and that

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_app.errors import Status
+from ray_app.images import NAMED_LIMIT
 from ray_app.inference.batches import OWN_FAILURE
 from ray_app.runs.declarations import DeclarationCounter
 from ray_app.runs.profiles import COLUMNS as PROFILE
@@ -18,6 +19,7 @@ from ray_app.runs.schema import SECOND_LOOK
 
 EDGES = np.linspace(-12.0, 12.0, 49)  # log-odds; scores beyond are counted in the outermost bins
 EXAMPLES = 3
+_OVER_LIMITS = (Status.IMAGE_TOO_LARGE.value, Status.METADATA_TOO_LARGE.value)
 TOP = 24
 COLUMNS = [
     "image_id",
@@ -47,6 +49,7 @@ def summarise(tables: Iterable[pa.Table], detectors: list[str]) -> dict[str, Any
     histogram = {name: np.zeros(len(EDGES) - 1, np.int64) for name in ["ensemble", *detectors]}
     top: list[dict[str, Any]] = []
     declarations, profile = DeclarationCounter(), ProfileCounter()
+    limits = Counter[str]()
     members = reused = own_failures = 0
     for table in tables:
         members += len(table)
@@ -59,6 +62,7 @@ def summarise(tables: Iterable[pa.Table], detectors: list[str]) -> dict[str, Any
         declarations.add(table)
         profile.add(table)
         _collect_examples(table, examples)
+        limits.update(_crossed(table))
         for name, column in _score_columns(table, detectors):
             histogram[name] += np.histogram(np.clip(column, EDGES[0], EDGES[-1]), EDGES)[0]
         top = _highest(top, table)
@@ -68,6 +72,7 @@ def summarise(tables: Iterable[pa.Table], detectors: list[str]) -> dict[str, Any
         "statuses": _ordered(counts["status"]),
         "own_failures": own_failures,
         "examples": dict(examples),
+        "refused_by_limits": _ordered(limits),
         "verdicts": {verdict: counts["verdict"][verdict] for verdict in ("real", "fake", "abstain")},
         "verdict_reasons": _ordered(counts["verdict_reason"]),
         **({"second_look": _second_look(counts)} if is_cascade else {}),
@@ -124,6 +129,13 @@ def _collect_examples(table: pa.Table, examples: dict[str, list[dict[str, Any]]]
         status = row.pop("status")
         if len(examples[status]) < EXAMPLES:
             examples[status].append(row)
+
+
+def _crossed(table: pa.Table) -> dict[str, int]:
+    """How many rows each limit refused."""
+    refused = table.filter(pc.is_in(table["status"].cast(pa.string()), pa.array(_OVER_LIMITS)))
+    named = pc.extract_regex(refused["detail"].cast(pa.string()), NAMED_LIMIT)
+    return _counted(pc.struct_field(named, "limit"))
 
 
 def _score_columns(table: pa.Table, detectors: list[str]) -> Iterator[tuple[str, np.ndarray]]:

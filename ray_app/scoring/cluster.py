@@ -14,7 +14,9 @@ from typing import Any
 
 from ray_app.errors import ClusterError, said
 from ray_app.scoring.config import ClusterConfig
+from ray_app.scoring.machines import RAY_SHARE
 from ray_app.scoring.private_ray import private_ray
+from ray_app.storage.node_budget import node_memory
 
 LOCAL_OBJECT_STORE_BYTES = 512 * 2**20
 # Ray scores in a thread of its own; with a heap of its own it would ignore what ray_app.detectors.allocator asks for.
@@ -103,6 +105,16 @@ def resources(config: ClusterConfig) -> tuple[float, float, float]:
     return cpus, gpus, (there["memory"] or math.inf) * max(cpus / max(there["CPU"], 1), 1)
 
 
+def working_nodes(labels: Mapping[str, str]) -> tuple[int, int]:
+    """How many of the living nodes with these labels have cores, and bytes of memory of the smallest of them."""
+    import ray
+
+    nodes = [node for node in _living(labels) if node["Resources"].get("CPU")]
+    own = ray.get_runtime_context().get_node_id()
+    found = (node_memory() if node["NodeID"] == own else int(node["Resources"].get("memory", 0) / RAY_SHARE) for node in nodes)
+    return max(len(nodes), 1), min(found, default=node_memory())
+
+
 def leaving_nodes() -> dict[str, float]:
     """The nodes that will be taken away (spot notice, scale-down), each with the seconds it has left; inf where nobody knows."""
     from ray._private.state import state  # what Ray Train and Ray Data poll for the same; there is no public way
@@ -125,16 +137,22 @@ def own_node() -> str:
 
 def _there(labels: Mapping[str, str]) -> Mapping[str, float]:
     """The resources of the living nodes that have these labels."""
+    total: defaultdict[str, float] = defaultdict(float)
+    for node in _living(labels):
+        for name, amount in node["Resources"].items():
+            total[name] += amount
+    return total
+
+
+def _living(labels: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    """The nodes that have these labels, and nobody will take away."""
     import ray
 
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     leaving = leaving_nodes()
-    total: defaultdict[str, float] = defaultdict(float)
     for node in nodes:
         if node["Alive"] and node["NodeID"] not in leaving and all(_has(node["Labels"].get(key), wanted) for key, wanted in labels.items()):
-            for name, amount in node["Resources"].items():
-                total[name] += amount
-    return total
+            yield node
 
 
 def _has(value: str | None, wanted: str) -> bool:

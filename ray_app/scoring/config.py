@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 from ray_app.archives import Columns, ContainerLimits
 from ray_app.config import Frozen
 from ray_app.errors import Status
-from ray_app.images import ImageLimits
+from ray_app.images import BatchLimits
 from ray_app.images.provenance import ProvenanceConfig
 from ray_app.inference.decoding import WALL_LIMIT_S
 from ray_app.storage import RetryPolicy
@@ -30,8 +30,8 @@ class ClusterConfig(Frozen):
     stall_timeout_s: float | None = Field(
         default=None,
         gt=0,
-        description="a run in which no block ends for so long stops, its state kept; null = 15 minutes, or what a block "
-        "of the largest images may take the slowest detectors",
+        description="a run in which no block ends for so long stops, its state kept; null = 15 minutes (an hour where "
+        "images are of 8 MiB and more on average), or what a block of the largest images may take the slowest detectors",
     )
     grace_s: float | None = Field(
         default=None,
@@ -42,7 +42,14 @@ class ClusterConfig(Frozen):
     decode_limit_s: float = Field(
         default=WALL_LIMIT_S,
         gt=0,
-        description="an image whose decoding takes longer is given up (decode_timeout); on slow nodes set it higher, then --retry those",
+        description="an image whose decoding takes longer is given up (decode_timeout); one of over 50 megapixels may take as many times "
+        "longer as it is larger; on slow nodes set it higher, then --retry those",
+    )
+    decode_bytes: int | None = Field(
+        default=None,
+        ge=2**28,
+        description="memory that images over 50 megapixels, and others that take much, may take together on one node: they wait for their "
+        "turn, and one that takes more is image_too_large; null = a quarter of the node's memory",
     )
 
 
@@ -72,7 +79,7 @@ class ScoreConfig(Frozen):
     detectors: tuple[str, ...] = Field(default=(), description="instead of an ensemble: the mean of these detectors")
     accept_licences: tuple[str, ...] = Field(default=(), description="detectors, or licences, whose terms you accept for this run")
     columns: Columns = Columns()
-    limits: ImageLimits = ImageLimits()
+    limits: BatchLimits = BatchLimits()
     container_limits: ContainerLimits = ContainerLimits()
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto = cuda where GPUs are planned")
     precision: Literal["auto", "bf16", "fp32"] = "auto"

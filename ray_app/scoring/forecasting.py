@@ -12,20 +12,22 @@ from typing import Any
 from ray_app.archives import BlockPlan, block_sizes, places_of
 from ray_app.archives.cutting import BLOCKS_PER_FILE
 from ray_app.errors import ConfigError, Status
+from ray_app.images.memory import worst_bytes
 from ray_app.inference import ScoringSpec
 from ray_app.inference.settings import departures
 from ray_app.reports.false_flags import measured_rate
 from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.costs import BYTES, GETS, LISTS, PUTS, is_billed, require_prices, spent
 from ray_app.scoring.listing import Telling
-from ray_app.scoring.machines import ClusterDescription, planned_for
+from ray_app.scoring.machines import RAY_SHARE, ClusterDescription, planned_for
 from ray_app.scoring.plan import GMAC_PER_S, Layout
 from ray_app.scoring.probing import Probe, probe_members
 from ray_app.scoring.rates import ESTIMATED, forecast_rates
 from ray_app.scoring.remaining import Standing, members_to_score, standing
-from ray_app.scoring.run import check_detectors, layout_for, spec_for
+from ray_app.scoring.run import check_detectors, layout_for, memory_of, spec_for
 from ray_app.scoring.survey import Survey, survey
 from ray_app.storage import Fetcher
+from ray_app.storage.node_budget import node_memory
 
 # Of the run directory, besides one PUT per block and the parts of a manifest: summaries, report, log, lease.
 FEW = 12
@@ -53,12 +55,15 @@ def forecast(
     before, began = standing(config, spec), time.monotonic()
     items = members_to_score(config, before, fetcher)
     found = survey(items, sample=probe, max_bytes=spec.limits.max_bytes, progress=Telling())
-    blocks = len(before.pending) if before and len(before.pending) else _blocks(layout.block_plan(spec.slots), found.members)
+    blocks = (
+        len(before.pending) if before and len(before.pending) else _blocks(layout.block_plan(spec.slots), found.members, found.mean_bytes)
+    )
     plan = {
         **found.facts(),
         "run": None if before is None else _standing_facts(before, found, blocks),
         "cluster": _cluster_facts(config, cluster, cpus, gpus),
         **_work_facts(spec, layout),
+        "memory": _memory(config, spec, layout, cluster, cpus),
         "blocks": blocks,
         "listing": {"seconds": round(time.monotonic() - began, 2), "gets": fetcher.requests, "bytes_read": fetcher.bytes_read},
     }
@@ -260,12 +265,14 @@ def _stops(config: ScoreConfig, hours: float | None, total: float) -> dict[str, 
     return {"max_hours": config.max_hours, "max_cost": config.max_cost, "share": min([1.0, *shares]) if hours is not None else None}
 
 
-def _blocks(plan: BlockPlan, members: int) -> int:
-    """Into how many blocks so many members are cut."""
+def _blocks(plan: BlockPlan, members: int, mean_bytes: float) -> int:
+    """Into how many blocks so many members are cut, if they are all of about this size."""
     blocks = 0
-    sizes = block_sizes(plan)
+    sizes, most = block_sizes(plan), members
+    if plan.max_block_bytes is not None and mean_bytes:
+        most = max(int(plan.max_block_bytes / mean_bytes), 1)
     while members > 0:
-        members, blocks = members - next(sizes), blocks + 1
+        members, blocks = members - min(next(sizes), most), blocks + 1
     return blocks
 
 
@@ -278,8 +285,17 @@ def _cores_here() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def _memory(
+    config: ScoreConfig, spec: ScoringSpec, layout: Layout, described: ClusterDescription | None, cpus: int
+) -> dict[str, int | None]:
+    """What a run takes of a node's memory, of the smallest; and what no image within the limits takes more than to be decoded."""
+    nodes = described.workers if described else max(math.ceil(cpus / _cores_here()), 1)
+    memory = memory_of(config, spec, layout, nodes, described.smallest_bytes if described else node_memory())
+    return {**memory.facts(), "worst_bytes": worst_bytes(config.limits)}
+
+
 def _memory_bytes(described: ClusterDescription | None, cpus: int) -> float:
     """What Ray would find: 70 % of this machine's memory, more where more cores are planned than it has."""
     if described is not None:
         return described.memory_bytes or math.inf
-    return 0.7 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * max(cpus / _cores_here(), 1)
+    return RAY_SHARE * node_memory() * max(cpus / _cores_here(), 1)

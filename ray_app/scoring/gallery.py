@@ -70,7 +70,7 @@ def make_gallery(url: str, out: str, choice: Choice = _ALL, *, per_page: int = P
     Raises ConfigError where no run has finished, where it has no profile to choose a generator by, or `out` holds something else.
     """
     run, store = RunDirectory.open(url), Store.open(out)
-    described = run.describe_finished()
+    run.describe_finished()
     run.check_settled()
     if choice.generator is not None:
         require_identified(run)
@@ -79,7 +79,7 @@ def make_gallery(url: str, out: str, choice: Choice = _ALL, *, per_page: int = P
     pages = max(math.ceil(images / per_page), 1)
     facts = {"run": run.store.url, "out": store.url, **choice._asdict(), "images": images, "pages": pages}
     store.write(NOTE, json.dumps(facts, indent=2, ensure_ascii=False).encode())
-    tiles = _tiles(run, choice, chosen, ImageLimits(**described["identity"].get("limits", {})))
+    tiles = _tiles(run, choice, chosen, run.limits())
     progress = Progress(images, done=0, name="gallery") if images and not quiet else None
     for page in range(1, pages + 1):
         some = list(islice(tiles, per_page))

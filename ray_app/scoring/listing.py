@@ -5,11 +5,24 @@ import time
 from dataclasses import dataclass, replace
 
 from ray_app import __version__
-from ray_app.archives import Archive, BlockList, BlockPlan, Each, in_turn, is_as_listed, list_members, manifests, open_source, read_blocks
+from ray_app.archives import (
+    Archive,
+    BlockList,
+    BlockPlan,
+    Each,
+    in_turn,
+    is_as_listed,
+    list_members,
+    manifests,
+    open_source,
+    read_blocks,
+    read_complete,
+)
+from ray_app.reports.wording import linked_words
 from ray_app.runs import RunDirectory, begun_retry, fingerprint
 from ray_app.runs.reader import publish_vanished
 from ray_app.scoring.config import ScoreConfig
-from ray_app.storage import Fetcher
+from ray_app.storage import Fetcher, LinkedFolders
 
 TELL_EVERY_S = 10.0
 
@@ -51,8 +64,22 @@ def bring_up_to_date(run: RunDirectory, config: ScoreConfig, plan: BlockPlan, *,
         archive = archive_of(config)
         if list_members(run.store, archive, plan, each=each, progress=Telling(), limit=config.limit) is not None:
             work = replace(_work(run), is_new=True)
+        tell_linked(run)
     publish_vanished(run)
     return replace(work, listing_s=time.monotonic() - start)
+
+
+def linked_folders(run: RunDirectory) -> LinkedFolders:
+    """Links to folders that the last listing did not follow."""
+    info = read_complete(run.store, manifests(run.store)[-1])
+    return LinkedFolders() if info is None else LinkedFolders(info.linked_folders, info.linked_example)
+
+
+def tell_linked(run: RunDirectory) -> None:
+    """Say on stderr what the last listing passed by."""
+    linked = linked_folders(run)
+    if linked.count:
+        print(f"listing: {linked_words(linked.count, linked.example)}", file=sys.stderr, flush=True)
 
 
 def is_complete(run: RunDirectory) -> bool:

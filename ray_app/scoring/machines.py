@@ -55,6 +55,17 @@ class ClusterDescription(Frozen):
         return RAY_SHARE * 1e9 * sum(node.count * (node.memory_gb or 0.0) for node in working)
 
     @property
+    def workers(self) -> int:
+        """Nodes that do work."""
+        return sum(node.count for node in self.nodes if node.cpus)
+
+    @property
+    def smallest_bytes(self) -> int | None:
+        """Memory of the smallest of them; None where one does not state it."""
+        stated = [node.memory_gb for node in self.nodes if node.cpus]
+        return None if None in stated else int(1e9 * min(one for one in stated if one is not None))
+
+    @property
     def price_per_hour(self) -> float:
         """Of all nodes together."""
         return sum(node.count * node.price_per_hour for node in self.nodes)

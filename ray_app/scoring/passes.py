@@ -26,6 +26,7 @@ from ray_app.scoring.workers import Job
 from ray_app.storage import Lease
 
 STALL_S = 900.0
+HEAVY_STALL_S, HEAVY_BYTES = 3600.0, 8 * 2**20  # where members are of this size on average: large images also wait for each other
 NOTICE_EVERY = 3  # ticks, of a second each, between two looks for nodes that will be taken away
 MARGIN_S = 5.0  # a driver is to have ended so long before its machine goes
 
@@ -53,7 +54,8 @@ class Pass:
 
         progress = self._progress(work)
         stopper = Stopper(run.store, self.session.number, say=progress.say, grace_s=self.config.cluster.grace_s)
-        patience_s = self.config.cluster.stall_timeout_s or max(STALL_S, self.layout.slowest_block_s(self.spec.worst_gmac))
+        stall_s = HEAVY_STALL_S if work.pending.heaviest_mean > HEAVY_BYTES else STALL_S
+        patience_s = self.config.cluster.stall_timeout_s or max(stall_s, self.layout.slowest_block_s(self.spec.worst_gmac))
         try:
             ticks = _Ticks(self, run.store.url, progress, stopper)
             with self._job(run) as job, stopper.listening(), Watch(patience_s, stopper, ticks) as watch:
@@ -79,9 +81,10 @@ class Pass:
         crumbs = Path(tempfile.gettempdir()) / f"touchstone-{uuid.uuid4().hex}"
         mirror = share_weights(self.spec, self.home) if has_other_nodes() else None
         known = known_scores(self.home, self.spec) if self.config.reuse else None
-        limit_s = self.config.cluster.decode_limit_s
+        config, number = self.config, self.session.number
+        limit_s, decode_bytes = config.cluster.decode_limit_s, config.cluster.decode_bytes
         try:
-            yield Job(run, self.spec, self.config.retry, self.config.source, self.session.number, crumbs, mirror, limit_s, known)
+            yield Job(run, self.spec, config.retry, config.source, number, crumbs, mirror, limit_s, known, decode_bytes)
         finally:
             shutil.rmtree(crumbs, ignore_errors=True)
 

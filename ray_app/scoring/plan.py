@@ -6,7 +6,7 @@ a whole core waits forever behind the others, without a word (specs/ray.md §F2)
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 from ray_app.archives import BlockPlan
@@ -17,6 +17,7 @@ GPU_SCORER_CPUS = 0.1
 COMMIT_CPUS = 0.05
 BLOCKS_PER_DOUBLING = 4  # per worker; a block costs Ray about 20 ms, which 16 images of a fast detector do not outweigh
 HAND_OVER_BYTES = 96 * 2**20  # prepared tensors of one block; several blocks are under way per GPU
+BLOCK_BYTES = 2**30  # of encoded files in one block: large ones take seconds each, and a kill loses the whole block
 BLOCK_S = 60.0  # a block of slow detectors is to take no longer, since it is what a kill loses
 GMAC_PER_S = {"cpu": 100.0, "gpu": 30_000.0}  # multiply-adds per second in bf16: a core does 60 to 130, a data-centre GPU more than this
 
@@ -51,7 +52,12 @@ class Layout:
 
     def block_plan(self, slots: int) -> BlockPlan:
         """How the manifest is cut for this many workers."""
-        return BlockPlan(batch_slots=slots, max_block_members=self.block_members, blocks_per_doubling=BLOCKS_PER_DOUBLING * self.workers)
+        return BlockPlan(
+            batch_slots=slots,
+            max_block_members=self.block_members,
+            blocks_per_doubling=BLOCKS_PER_DOUBLING * self.workers,
+            max_block_bytes=BLOCK_BYTES,
+        )
 
     @property
     def workers(self) -> int:
@@ -72,6 +78,29 @@ class Layout:
         kind = "GPU scorer" if self.scorer_gpus else "scorer"
         pools = f" in {len(self.scorers)} pools" * (len(self.scorers) > 1)
         return f"{self.decoders} decoder{'s' * (self.decoders > 1)} feed {scorers} {kind}{'s' * (scorers > 1)}{pools}"
+
+
+@dataclass(frozen=True)
+class NodeMemory:
+    """What a run's processes take on one node at most: `processes` of `process_bytes` each, and beside them `decode_bytes` that large
+    images take in turns and `file_bytes` that large encoded files do. None: nobody has stated the node's memory.
+    """
+
+    processes: int
+    process_bytes: int
+    decode_bytes: int | None
+    file_bytes: int | None
+
+    @property
+    def total_bytes(self) -> int | None:
+        """All of it together."""
+        if self.decode_bytes is None or self.file_bytes is None:
+            return None
+        return self.processes * self.process_bytes + self.decode_bytes + self.file_bytes
+
+    def facts(self) -> dict[str, int | None]:
+        """The same as plain JSON, with the sum."""
+        return {**asdict(self), "total_bytes": self.total_bytes}
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """What a finished run says of itself: `summary.json`, one per listing beside it, and `report.html`."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from ray_app import __version__
@@ -11,6 +12,7 @@ from ray_app.inference import ScoringSpec
 from ray_app.reports import render_run_report
 from ray_app.runs import RunDirectory, bottleneck, current_tables, fingerprint, summarise
 from ray_app.runs.summary import COLUMNS
+from ray_app.scoring.listing import linked_folders
 from ray_app.scoring.session import Session
 from ray_app.scoring.stability import stability_facts
 from ray_app.scoring.thumbnails import thumbnails_of
@@ -30,6 +32,7 @@ def write_summary(run: RunDirectory, spec: ScoringSpec, session: Session, found:
         "started_at": session.started_at.isoformat(timespec="seconds"),
         "finished_at": session.now().isoformat(timespec="seconds"),
         "complete": True,
+        "linked_folders": asdict(linked_folders(run)),
         **count_rows(run, described["detectors"]),
         **stability_facts(run, spec.ensemble.thresholds),
         **found,
@@ -96,7 +99,7 @@ def write_report(run: RunDirectory, *, prior: float | None = None, thumbnails: b
             f"{run.store.url}: no finished run here", hint="touchstone score SOURCE --out DIR makes one; the same command finishes it"
         )
     summary = run.read_json("summary.json")
-    pictures = thumbnails_of(_top(summary)) if thumbnails else None
+    pictures = thumbnails_of(_top(summary), run.limits()) if thumbnails else None
     run.store.write("report.html", render_run_report(summary, prior=prior, thumbnails=pictures).encode())
     return f"{run.store.url}/report.html"
 

@@ -3,6 +3,7 @@
 Every step can be interrupted anywhere; the same command goes on from the facts on disk.
 """
 
+import math
 import time
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,17 +17,18 @@ from ray_app.errors import ClusterError, ConfigError, ExitCode, resumable
 from ray_app.images.perceptual import require_perceptual_hash
 from ray_app.inference import ScoringSpec, make_spec
 from ray_app.inference.identified import require_embeddings
+from ray_app.inference.reading import file_bytes
 from ray_app.inference.spec import profile_cards
 from ray_app.perturbations import load_perturbations
 from ray_app.runs import RunDirectory, check_conservation
-from ray_app.scoring.cluster import cluster, resources
+from ray_app.scoring.cluster import cluster, resources, working_nodes
 from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.costs import require_prices
 from ray_app.scoring.embedding import kept_by
 from ray_app.scoring.guarantee import settle_guarantee
 from ray_app.scoring.listing import archive_of, bring_up_to_date, has_nothing_new, is_complete
 from ray_app.scoring.passes import Pass
-from ray_app.scoring.plan import Layout, Work, plan_layout
+from ray_app.scoring.plan import Layout, NodeMemory, Work, plan_layout
 from ray_app.scoring.preparing import identity_of
 from ray_app.scoring.redeciding import decided
 from ray_app.scoring.references import keep_references, references_beside
@@ -37,6 +39,7 @@ from ray_app.scoring.session import Session
 from ray_app.scoring.stability import stability_of
 from ray_app.scoring.tasks import on_ray
 from ray_app.storage import Lease
+from ray_app.storage.node_budget import budget_of
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ def _score(config: ScoreConfig, run: RunDirectory, lease: Lease, start: float) -
 def _claimed(config: ScoreConfig, run: RunDirectory, lease: Lease, spec: ScoringSpec, layout: Layout, start: float) -> Finished:
     was_complete = not config.rescore and is_complete(run)
     session = Session(run, config.model_dump(mode="json"), start)
-    session.planned(layout)
+    session.planned(layout, memory_of(config, spec, layout, *working_nodes(config.cluster.labels)))
     scoring = Pass(config, lease, session, spec, layout, lambda: layout_for(config, spec, *resources(config.cluster)), run)
     plan = layout.block_plan(spec.slots)
     finish_begun(run, session, scoring.score)
@@ -153,6 +156,13 @@ def layout_for(config: ScoreConfig, spec: ScoringSpec, cpus: float, gpus: float,
         work, cpus=cpus, gpus=gpus, workers=config.cluster.workers, block_members=config.block_members, memory_bytes=memory_bytes
     )
     return replace(layout, labels=config.cluster.labels)
+
+
+def memory_of(config: ScoreConfig, spec: ScoringSpec, layout: Layout, nodes: int, node_bytes: int | None) -> NodeMemory:
+    """What the processes of such a layout take on each of `nodes` nodes, the smallest of which has `node_bytes` of memory."""
+    decode_bytes = config.cluster.decode_bytes or (budget_of(node_bytes) if node_bytes else None)
+    encoded = None if decode_bytes is None else file_bytes(decode_bytes, config.limits)
+    return NodeMemory(math.ceil(layout.workers / nodes), spec.process_bytes, decode_bytes, encoded)
 
 
 def check_detectors(config: ScoreConfig) -> None:

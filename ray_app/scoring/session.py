@@ -15,7 +15,7 @@ from ray_app.reports.wording import file_name, shortened, visible
 from ray_app.runs import RunDirectory
 from ray_app.scoring.config import Prices
 from ray_app.scoring.costs import Costs, is_billed, is_priced, spent
-from ray_app.scoring.plan import Layout
+from ray_app.scoring.plan import Layout, NodeMemory
 
 COUNTS = ("bytes_read", "requests", "puts", "retried", "throttled", "decoded", "reused")
 MEASURABLE_S = 2.0  # over less time than this a rate would say nothing
@@ -43,6 +43,7 @@ class Session:
         self._peak_bytes = 0
         self._seconds = dict.fromkeys(("list", *STAGES), 0.0)
         self._layout: Layout | None = None
+        self._memory: NodeMemory | None = None
         self._retries: list[dict[str, Any]] = []
         self._told: set[tuple[str, ...]] = set()
         self.log("started")
@@ -59,9 +60,9 @@ class Session:
         """Count the time that listing took."""
         self._seconds["list"] += seconds
 
-    def planned(self, layout: Layout) -> None:
-        """Note how the work is laid out."""
-        self._layout = layout
+    def planned(self, layout: Layout, memory: NodeMemory) -> None:
+        """Note how the work is laid out, and what it takes of each node's memory."""
+        self._layout, self._memory = layout, memory
 
     def retrying(self, number: int, statuses: Sequence[str], members: int) -> None:
         """Note a retry that this session works on; `number` is that of the session which began it."""
@@ -113,6 +114,7 @@ class Session:
                 if name.startswith(RUNS)
             },
             "peak_worker_bytes": self._peak_bytes,
+            "memory": self._memory.facts() if self._memory else None,
             "workers": self._layout.workers if self._layout else 0,
             "layout": self._layout.kind if self._layout else None,
             "cost": self.cost().facts() if is_priced(self._prices) else None,

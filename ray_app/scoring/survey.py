@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ray_app.archives import Listed, Member, Place
+from ray_app.archives.containers import COMPRESSED
 from ray_app.archives.containers.windows import GAP_BYTES, WINDOW_BYTES
 from ray_app.scoring.costs import is_billed
 from ray_app.storage.fetching import WINDOW_BYTES as STREAM_BYTES
@@ -130,7 +131,7 @@ class _Cursor:
             opened, is_new, self._end = self._end < 0, place.group != self._end, place.group
             return opened * FOOTER_READS + is_new
         end = place.offset + max(place.length, 1)
-        if place.kind == "tar.gz":
+        if place.kind in COMPRESSED:
             before, self._end = max(self._end, 0), max(self._end, end)
             return math.ceil(self._end / STREAM_BYTES) - math.ceil(before / STREAM_BYTES)
         if self._end >= 0 and self._start <= place.offset <= self._end + GAP_BYTES and end - self._start <= WINDOW_BYTES:

@@ -10,9 +10,9 @@ from ray_app.storage import Fetcher
 SIDE_PX = 160
 
 
-def thumbnails_of(images: Iterable[tuple[int, str]]) -> dict[int, bytes]:
+def thumbnails_of(images: Iterable[tuple[int, str]], limits: ImageLimits) -> dict[int, bytes]:
     """JPEG bytes by image id; an image that cannot be read any more has none."""
-    fetcher, limits, pictures = Fetcher(), ImageLimits(), {}
+    fetcher, pictures = Fetcher(), {}
     for image_id, uri in images:
         try:
             pictures[image_id] = thumbnail(fetcher.fetch(uri, "", limits.max_bytes), limits)

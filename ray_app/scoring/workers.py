@@ -23,7 +23,7 @@ from ray_app.detectors import MIRROR_VARIABLE
 from ray_app.errors import ClusterError, TouchstoneError, is_want_of_memory, said
 from ray_app.inference import Batch, BatchDecoder, BlockReader, Outcome, Readings, ScoringSpec, StageClock, judge, pack, unpack
 from ray_app.inference.batches import Pixels
-from ray_app.inference.decoding import WALL_LIMIT_S
+from ray_app.inference.decoding import BUDGET, WALL_LIMIT_S
 from ray_app.inference.describing import Describing, asked_for, seen_by_describer
 from ray_app.inference.judging import going_on
 from ray_app.inference.reusing import Recall
@@ -33,6 +33,7 @@ from ray_app.scoring.attempts import OUT_OF_MEMORY_HINT, Attempts
 from ray_app.scoring.messages import REF, error_table, handed_back, is_settled, pickled, ref_of, report_table, unpickled
 from ray_app.scoring.stopping import StopNote
 from ray_app.storage import RetryPolicy
+from ray_app.storage.node_budget import NodeBudget
 
 if TYPE_CHECKING:
     from ray_app.inference.batches import File
@@ -53,6 +54,7 @@ class Job:
     mirror: str | None
     decode_limit_s: float = WALL_LIMIT_S
     known: RunDirectory | None = None  # the run whose scores may be copied to members of the same bytes
+    decode_bytes: int | None = None  # what large images may take together on a node; None = a quarter of its memory
 
 
 class Worker:
@@ -110,6 +112,7 @@ class Worker:
             keeps_files=job.spec.looks_again,
             wall_limit_s=job.decode_limit_s,
             recall=recall,
+            decode_bytes=job.decode_bytes,
         )
 
     def _looking(self, decoder: BatchDecoder, *, describing: Describing | None = None, holds_block: bool = False) -> "Looking":
@@ -167,7 +170,8 @@ class TensorScorer(Worker):
         spec = self._job.spec
         here = spec.describer is not None and not spec.describes_apart and self._pool == spec.pools[-1]
         self._describing = Describing(spec, self._clock) if here else None
-        self._decoding = BatchDecoder(spec.early, self._clock, keeps_files=spec.looks_again)
+        budget = NodeBudget(BUDGET, self._job.decode_bytes)
+        self._decoding = BatchDecoder(spec.early, self._clock, keeps_files=spec.looks_again, budget=budget)
         self._scoring = self._looking(self._decoding, holds_block=True)
 
     def work(self, table: pa.Table) -> pa.Table:

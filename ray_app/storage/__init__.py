@@ -5,7 +5,7 @@ from ray_app.storage.errors import translate
 from ray_app.storage.fetching import Fetcher
 from ray_app.storage.globs import matcher, matcher_below
 from ray_app.storage.lease import Lease
-from ray_app.storage.listing import ObjectInfo, base_of, list_objects
+from ray_app.storage.listing import LinkedFolders, ObjectInfo, base_of, list_objects, noting_linked_folders
 from ray_app.storage.locations import canonical, local_path, strip_secrets
 from ray_app.storage.retrying import Gate, Retrier, RetryPolicy
 from ray_app.storage.store import Store
@@ -17,8 +17,10 @@ __all__ = [
     "RetryPolicy",
     "Retrier",
     "Gate",
+    "LinkedFolders",
     "ObjectInfo",
     "list_objects",
+    "noting_linked_folders",
     "KeyRange",
     "list_divisions",
     "list_range",

@@ -48,7 +48,7 @@ class ShortReadError(OSError):
 
 def too_large(size: int, max_bytes: int) -> InputError:
     """What a row says of a file over the intake limit."""
-    return InputError(Status.IMAGE_TOO_LARGE, f"{size} bytes, over the limit of {max_bytes}", limit=max_bytes, observed=size)
+    return InputError(Status.IMAGE_TOO_LARGE, f"{size} bytes is over max_bytes ({max_bytes})", limit=max_bytes, observed=size)
 
 
 def translate(error: BaseException, uri: str) -> SourceError:

@@ -7,6 +7,8 @@ where nothing has that literal name. Symbolic links to files are listed, links t
 import os
 import stat
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import chain, groupby
 from operator import itemgetter
@@ -36,6 +38,32 @@ class ObjectInfo:
     uri: str
     size_bytes: int
     version: str
+
+
+@dataclass
+class LinkedFolders:
+    """Symbolic links to folders that a listing did not follow: how many, and the first of them."""
+
+    count: int = 0
+    example: str = ""
+
+    def add(self, other: "LinkedFolders") -> None:
+        """Count those of another listing too."""
+        self.count, self.example = self.count + other.count, self.example or other.example
+
+
+_passed_by: ContextVar[LinkedFolders | None] = ContextVar("linked folders", default=None)
+
+
+@contextmanager
+def noting_linked_folders() -> Iterator[LinkedFolders]:
+    """Counts, in this thread and inside the block, what listings do not follow: it is no member, and yet should be said."""
+    noted = LinkedFolders()
+    token = _passed_by.set(noted)
+    try:
+        yield noted
+    finally:
+        _passed_by.reset(token)
 
 
 def list_objects(source: str) -> Iterator[ObjectInfo]:
@@ -127,6 +155,8 @@ def _list_entry(path: str) -> Iterator[ObjectInfo]:
         return
     if stat.S_ISREG(found.st_mode):
         yield ObjectInfo(local_uri(path), found.st_size, local_version(found))
+    elif stat.S_ISDIR(found.st_mode) and (noted := _passed_by.get()) is not None:
+        noted.add(LinkedFolders(1, path))
 
 
 def _list_s3(place: str) -> Iterator[ObjectInfo]:

@@ -27,12 +27,14 @@ def read_ahead(jobs: Iterable[tuple[K, int, Callable[[threading.Event], R]]], *,
             while waiting and (in_flight + size > depth_bytes or len(waiting) >= threads * _AHEAD_PER_THREAD):
                 done, freed, result = waiting.popleft()
                 yield done, result.result()
+                del result  # or it would live until the next one is wanted
                 in_flight -= freed
             waiting.append((key, size, pool.submit(job, cancelled)))
             in_flight += size
         while waiting:
             done, _, result = waiting.popleft()
             yield done, result.result()
+            del result
     finally:
         cancelled.set()
         pool.shutdown(wait=False, cancel_futures=True)

@@ -9,7 +9,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_app.archives import BlockPlan, Listed, Place, Portions, image_id, iter_blocks, list_members, open_source, read_block, read_vanished
+from ray_app.archives import (
+    BlockPlan,
+    Listed,
+    Place,
+    Portions,
+    image_id,
+    is_as_listed,
+    iter_blocks,
+    list_members,
+    open_source,
+    read_block,
+    read_complete,
+    read_vanished,
+)
 from ray_app.archives import raw as raw_module
 from ray_app.archives.members import first_word, identity_digest
 from ray_app.errors import ConfigError
@@ -146,6 +159,25 @@ class TestIds:
         info = list_tiny(store, Given(items[10:], [listed(500)]))
         assert (info.members, info.vanished) == (1, 10)
         assert sorted(read_vanished(store, 1).tolist()) == sorted(image_id(item) for item in items[:10])
+
+
+class TestLinkedFolders:
+    def test_what_is_not_followed_is_counted_with_an_example(self, tmp_path):
+        folder, elsewhere = tmp_path / "in", tmp_path / "elsewhere"
+        for place in (folder / "deep", elsewhere):
+            place.mkdir(parents=True)
+            (place / "a.jpg").write_bytes(b"x")
+        store = fresh_store()
+        info = list_tiny(store, open_source([str(folder)]))
+        assert (info.linked_folders, info.linked_example) == (0, "")
+        (folder / "link").symlink_to(elsewhere)
+        (folder / "deep" / "up").symlink_to(folder)
+        assert list_tiny(store, open_source([str(folder)])) is None, "no member is new"
+        info = read_complete(store, 0)
+        assert (info.linked_folders, info.linked_example) == (2, str(folder / "deep" / "up"))
+        assert is_as_listed(store, open_source([str(folder)]))
+        info = list_tiny(fresh_store(), open_source([str(folder), str(folder / "link")]))
+        assert (info.members, info.linked_folders) == (2, 2)
 
 
 class TestSections:

@@ -1,6 +1,7 @@
 import itertools
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +25,7 @@ from ray_app.archives import (
     read_ids,
     read_vanished,
 )
+from ray_app.archives.listing import Portions
 from ray_app.errors import IdentityError
 from ray_app.storage import Store
 from tests.archives.given import Given, all_members, files_below, listed
@@ -74,6 +76,23 @@ class TestBuilding:
         assert (info.members, info.listed, info.vanished, info.size_bytes) == (3000, 3000, 0, sum(range(3000)))
         assert told[-1] == 3000
         assert manifests(store) == [0]
+
+    @pytest.mark.parametrize("runs", [1, 3])
+    def test_no_block_holds_too_many_bytes_but_one_file_may(self, store, runs):
+        sizes = [10] * 20 + [400, 700, 100, 2000, -1, 900, 100] + [10] * 50
+        items = [replace(listed(number), size_bytes=size) for number, size in enumerate(sizes)]
+        plan = BlockPlan(batch_slots=4, max_block_members=16, max_block_bytes=1000)
+        list_items(store, items, plan, portions=Portions(raw_rows=30, run_rows=-(-len(items) // runs)))
+        held = [[member.size_bytes for member in member_rows(read_block(store, ref))] for ref in iter_blocks(store, 0)]
+        assert list(itertools.chain(*held)) == sizes
+        assert all(sum(block) <= 1000 or block == [2000] or len(block) == 1 for block in held)
+        assert [400] not in held or runs > 1
+        assert max(map(len, held)) == 16
+        assert read_blocks(store, 0).heaviest_mean == 2000
+        light = [replace(item, size_bytes=10) for item in items]
+        other = Store.open(f"{store.url}-light")
+        list_items(other, light, plan)
+        assert [len(read_block(other, ref)) for ref in iter_blocks(other, 0)][:-1] == [16] * (len(items) // 16), "as without a limit"
 
     def test_blocks_say_what_they_hold(self, store):
         info = list_items(store, [listed(number) for number in range(5000)])

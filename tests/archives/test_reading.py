@@ -1,5 +1,5 @@
-import gzip
 import random
+import threading
 import tracemalloc
 import zipfile
 
@@ -7,10 +7,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ray_app.archives import Columns, Container, ContainerLimits, Listed, MemberReader, Place, Refused, open_source
+from ray_app.archives import Columns, Container, ContainerLimits, Listed, MemberReader, Place, Refused, open_source, reading
 from ray_app.archives.containers.tar_gz import Unpacked
 from ray_app.errors import InputError, Status
-from ray_app.storage import Fetcher, Retrier, RetryPolicy, list_objects
+from ray_app.storage import Fetcher, Retrier, RetryPolicy, list_objects, node_budget
+from ray_app.storage.node_budget import SEAT_BYTES, NodeBudget
 from tests.archives.containers import hazards
 from tests.archives.containers.hazards import container_at, contents, members, opened, written
 from tests.storage.faulty_server import ETAG
@@ -19,7 +20,7 @@ FILES = {f"{number}.jpg": random.Random(number).randbytes(1500 + 700 * number) f
 MAKE = {
     "tar": lambda: hazards.tar(FILES),
     "zip": lambda: hazards.zipped(FILES),
-    "tar.gz": lambda: gzip.compress(hazards.tar(FILES)),
+    **{kind: lambda pack=pack: pack(hazards.tar(FILES)) for kind, pack in hazards.PACK.items()},
 }
 
 
@@ -61,7 +62,7 @@ def test_faults_of_the_store_are_waited_out(faulty, kind, scheme):
     listed = opened(container, kind, fetcher=fetcher)
     faulty.faults["/bucket/a"] = ["slow_down", "internal", "short"]
     assert contents(listed, fetcher=fetcher) == list(FILES.values())
-    if kind == "tar.gz":  # asks for a size first: no body is short there, and a web server that refuses HEAD is asked by GET
+    if kind in hazards.PACK:  # asks for a size first: no body is short there, and a web server that refuses HEAD is asked by GET
         assert fetcher.throttled >= 1
         assert fetcher.retried >= 4
     else:
@@ -106,8 +107,8 @@ def test_a_folder_of_files_and_archives_is_one_archive(tmp_path):
         (tmp_path / f"b.{kind.upper()}").write_bytes(make())
     (tmp_path / "c.jpg").write_bytes(b"plain")
     listed = list(open_source([str(tmp_path)]))
-    assert [item.place and item.place.kind for item in listed] == [None] + ["tar"] * 40 + ["tar.gz"] * 40 + ["zip"] * 40
-    assert contents(listed) == [b"plain", *FILES.values(), *FILES.values(), *FILES.values()]
+    assert [item.place and item.place.kind for item in listed] == [None, *(kind for kind in sorted(MAKE) for _ in FILES)]
+    assert contents(listed) == [b"plain", *(data for _ in MAKE for data in FILES.values())]
     only = open_source([f"tar::{tmp_path}/b.TAR"], include=["b.TAR/3?.jpg"])
     assert [item.member for item in only] == [f"{number}.jpg" for number in range(30, 40)]
 
@@ -150,7 +151,7 @@ def test_a_packed_stream_is_unpacked_no_further_than_asked(tmp_path, monkeypatch
     assert max(places) == listed[3].place.offset + listed[3].place.length
 
 
-@pytest.mark.parametrize("kind", ["zip", "tar.gz"])
+@pytest.mark.parametrize("kind", ["zip", *hazards.PACK])
 def test_a_bomb_takes_little_memory(tmp_path, kind):
     (tmp_path / "bomb").write_bytes(hazards.bomb(kind))
     tracemalloc.start()
@@ -176,7 +177,7 @@ def test_members_behind_a_break_are_not_tried_one_by_one(tmp_path):
 SMALL = {"a.jpg": b"some bytes" * 20, "a.json": b"{}", "b.jpg": bytes(100), "b.txt": b"\xff"}
 SEEDS = {
     "tar": [hazards.tar(SMALL), hazards.tar({"long" * 60: b"x"}, tar_format=1), hazards.sparse_old()],
-    "tar.gz": [gzip.compress(hazards.tar(SMALL))],
+    **{kind: [pack(hazards.tar(SMALL))] for kind, pack in hazards.PACK.items()},
     "zip": [hazards.zipped(SMALL), hazards.zip64_forced(), hazards.overlapping_zip(), hazards.streamed_zip(zipfile.ZIP_DEFLATED)],
 }
 
@@ -219,3 +220,79 @@ def test_a_place_that_lies_in_a_manifest_is_no_crash(tmp_path, kind):
     listed = written(tmp_path, MAKE[kind](), kind)
     far = [Listed(m.uri, m.member, 0, m.version, 500, place=Place(kind, 10**12, 500)) for m in listed[:2]]
     assert set(contents(far)) == {"source_changed"}
+
+
+class TestLargeFiles:
+    """What is larger than is read ahead is read in its turn, alone, and let go before the next."""
+
+    SIZES = (10, 300, 20, 500, 30, 5000, 40)
+
+    @pytest.fixture
+    def files(self, tmp_path):
+        for place, size in enumerate(self.SIZES):
+            (tmp_path / f"{place}.jpg").write_bytes(bytes([place]) * size)
+        return members(list(open_source([str(tmp_path)])))
+
+    @pytest.fixture
+    def budget(self, tmp_path_factory):
+        return NodeBudget("files", 4 * SEAT_BYTES, tmp_path_factory.mktemp("seats"))
+
+    def test_all_come_in_order_and_large_ones_have_a_seat_until_the_next_is_asked_for(self, files, budget):
+        reader = MemberReader(Fetcher(), max_bytes=1000, depth_bytes=100, budget=budget)
+        for (member, data), size in zip(reader.read(files), self.SIZES, strict=True):
+            taken = budget._free(budget._folder, 4)
+            free = len(taken)
+            node_budget._close(taken)
+            assert free == (3 if 100 < size <= 1000 else 4), member.uri
+            assert getattr(data, "status", None) is (Status.IMAGE_TOO_LARGE if size > 1000 else None)
+            assert isinstance(data, InputError) or len(data) == size
+
+    def test_another_process_that_has_all_is_waited_for(self, files, budget):
+        reader, found = MemberReader(Fetcher(), max_bytes=1000, depth_bytes=100, budget=budget), []
+        with budget.turn() as others:
+            others.take(budget.total_bytes)
+            waiting = threading.Thread(target=lambda: found.extend(data for _, data in reader.read(files)))
+            waiting.start()
+            waiting.join(0.5)
+            assert waiting.is_alive()
+            assert len(found) == 1, "only the first is small enough to come before its turn"
+        waiting.join(60)
+        assert len(found) == len(self.SIZES)
+
+    def test_who_is_done_with_the_last_one_lets_it_go(self, files, budget):
+        reader = MemberReader(Fetcher(), max_bytes=1000, depth_bytes=100, budget=budget)
+        arriving = reader.read(files[:2])
+        assert [len(next(arriving)[1]) for _ in range(2)] == [10, 300]
+        with budget.turn() as turn:
+            reader.let_go()
+            turn.take(budget.total_bytes)
+        assert list(arriving) == []
+
+    @pytest.mark.parametrize("kind", ["tar", "zip", "tar.gz"])
+    def test_members_of_containers_too(self, tmp_path, budget, kind):
+        inside = {f"{place}.jpg": random.Random(place).randbytes(size) for place, size in enumerate(self.SIZES)}
+        data = hazards.zipped(inside) if kind == "zip" else hazards.PACK.get(kind, bytes)(hazards.tar(inside))
+        listed = members(written(tmp_path, data, kind))
+        reader = MemberReader(Fetcher(), max_bytes=10_000, depth_bytes=100, budget=budget)
+        assert [data for _, data in reader.read(listed)] == list(inside.values())
+
+    def test_no_more_than_one_large_file_is_held(self, tmp_path, budget):
+        size = 20 * 2**20
+        for place in range(5):
+            (tmp_path / f"{place}.jpg").write_bytes(bytes(size))
+        reader = MemberReader(Fetcher(), max_bytes=10**9, depth_bytes=2**20, budget=budget)
+        arriving = reader.read(members(list(open_source([str(tmp_path)]))))
+        tracemalloc.start()
+        assert sum(len(next(arriving)[1]) for _ in range(5)) == 5 * size
+        assert tracemalloc.get_traced_memory()[1] < 1.5 * size
+        tracemalloc.stop()
+
+    def test_a_file_of_unknown_size_is_asked_for_again_where_it_is_large(self, faulty, budget, monkeypatch):
+        monkeypatch.setattr(reading, "_UNSIZED_BYTES", 1000)
+        bodies = {"/a.jpg": b"a" * 900, "/b.jpg": b"b" * 5000, "/c.jpg": b"c" * 90_000}
+        faulty.objects.update(bodies)
+        listed = members([Listed(f"{faulty.url}{path}", None, 0, "", -1) for path in bodies])
+        reader = MemberReader(patient(), max_bytes=10_000, budget=budget)
+        first, second, third = (data for _, data in reader.read(listed))
+        assert (first, second) == (bodies["/a.jpg"], bodies["/b.jpg"])
+        assert (third.status, third.limit) == (Status.IMAGE_TOO_LARGE, 10_000)

@@ -133,9 +133,61 @@ def camera_raw() -> bytes:
     return tiff_of(tags, pixels)
 
 
+def dng(preview: bytes, width: int = 96, height: int = 64) -> bytes:
+    """A camera's raw file: 64 × 64 sensor values, and a JPEG of the camera's own beside them."""
+    text, raw = b"Maker Model\0", np.arange(64 * 64, dtype="<u2").tobytes()
+    blob = text + raw + preview
+    sensor_at = 8 + len(blob) + len(blob) % 2
+    sensor = [(254, 4, 0), (256, 4, 64), (257, 4, 64), (258, 3, 16), (259, 3, 1), (262, 3, 32803), (273, 4, 8 + len(text)), (277, 3, 1),
+              (278, 4, 64), (279, 4, len(raw)), (33421, 3, (2, 2)), (33422, 1, (0, 1, 1, 2))]  # fmt: skip
+    size = 2 + 12 * len(sensor) + 4
+    first = [(254, 4, 1), (256, 4, width), (257, 4, height), (259, 3, 7), (262, 3, 6), (271, 2, (12, 8)), (272, 2, (12, 8)),
+             (273, 4, 8 + len(text) + len(raw)), (277, 3, 3), (278, 4, height), (279, 4, len(preview)), (330, 4, sensor_at),
+             (50706, 1, (1, 4, 0, 0)), (50708, 2, (12, 8))]  # fmt: skip
+    return b"II*\0" + struct.pack("<I", sensor_at + size) + blob + b"\0" * (len(blob) % 2) + _directory(sensor) + _directory(first)
+
+
+def _directory(tags: list[tuple[int, int, Any]]) -> bytes:
+    """Tags of kind 1 (bytes), 2 (text elsewhere: length and place), 3 (16 bits) and 4 (32 bits)."""
+    entries = b""
+    for tag, kind, value in tags:
+        values = value if isinstance(value, tuple) else (value,)
+        if kind == 2:
+            entries += struct.pack("<HHII", tag, kind, *values)
+        else:
+            entries += struct.pack("<HHI", tag, kind, len(values)) + struct.pack(f"<{len(values)}{' BBHI'[kind]}", *values).ljust(4, b"\0")
+    return struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+def jxl(mode: str = "RGB", **options: Any) -> bytes:
+    import imagecodecs
+
+    return bytes(imagecodecs.jpegxl_encode(np.asarray(photo().convert(mode)), **options))
+
+
+def wide_pnm(most: int, channels: int = 1) -> bytes:
+    """A ramp from black to white in samples of 16 bits, `most` being white."""
+    ramp = np.repeat(np.linspace(0, most, 256).astype(">u2"), channels)
+    return b"P%d 256 16 %d\n" % (5 if channels == 1 else 6, most) + ramp.tobytes() * 16
+
+
 def frames(format_name: str, count: int = 3) -> bytes:
     first, *rest = (photo(seed=seed) for seed in range(count))
     return encoded(first, format_name, save_all=True, append_images=rest)
+
+
+def scans_apart(width: int, height: int) -> bytes:
+    """A baseline JPEG of one grey level whose three components come in a scan each, as jpegtran can write them."""
+    data = encoded(Image.new("RGB", (width, height), (128, 128, 128)), "JPEG", subsampling=0)
+    blocks = -(-width // 8) * -(-height // 8)
+    scans = b""
+    # In the usual Huffman tables a block without any difference is 00 1010 in Y and 00 00 in Cb and Cr.
+    for component, tables, bits in ((1, 0x00, "001010"), (2, 0x11, "0000"), (3, 0x11, "0000")):
+        coded = bits * blocks
+        coded += "1" * (-len(coded) % 8)
+        header = b"\xff\xda" + struct.pack(">HBBB", 8, 1, component, tables) + b"\0\x3f\0"
+        scans += header + int(coded, 2).to_bytes(len(coded) // 8, "big")
+    return data[: data.index(b"\xff\xda")] + scans + b"\xff\xd9"
 
 
 def cmyk(**options: Any) -> bytes:
@@ -321,6 +373,12 @@ SOUND: dict[str, tuple[str, Maker]] = {
     "tiff_big": ("TIFF", lambda: encoded(photo(), "TIFF", big_tiff=True)),
     "avif": ("AVIF", lambda: encoded(photo(), "AVIF")),
     "heic": ("HEIC", lambda: encoded(photo(), "HEIF")),
+    "jpeg2000": ("JPEG2000", lambda: encoded(photo(), "JPEG2000")),
+    "jpeg2000_codestream": ("JPEG2000", lambda: encoded(photo(), "JPEG2000", no_jp2=True)),
+    "jxl": ("JXL", lambda: jxl(distance=1)),
+    "jxl_lossless": ("JXL", lambda: jxl(lossless=True)),
+    "jxl_container": ("JXL", lambda: jxl(distance=1, usecontainer=True)),
+    "ppm": ("PNM", lambda: encoded(photo(), "PPM")),
 }
 
 # Scored, with these flags.
@@ -367,6 +425,18 @@ ODD: dict[str, tuple[tuple[str, ...], Maker]] = {
     "trailing_png": (("trailing_bytes",), lambda: png() + b"after the end"),
     "trailing_webp": (("trailing_bytes",), lambda: encoded(photo(), "WEBP") + b"after the end!"),
     "jpeg_and_zip": (("trailing_bytes",), jpeg_and_zip),
+    "grey_jpeg2000": (("grayscale",), lambda: encoded(photo().convert("L"), "JPEG2000")),
+    "alpha_jpeg2000": (("alpha",), lambda: encoded(see_through("RGBA"), "JPEG2000")),
+    "grey_jxl": (("grayscale",), lambda: jxl("L", lossless=True)),
+    "alpha_jxl": (("alpha",), lambda: jxl("RGBA", lossless=True)),
+    "pgm": (("grayscale",), lambda: encoded(photo().convert("L"), "PPM")),
+    "pbm": (("grayscale",), lambda: encoded(photo().convert("1"), "PPM")),
+    "pgm_16": (("grayscale", "sixteen_bit"), lambda: wide_pnm(65_535)),
+    "pgm_12": (("grayscale", "sixteen_bit"), lambda: wide_pnm(4095)),
+    "ppm_16": (("sixteen_bit",), lambda: wide_pnm(65_535, 3)),
+    "pgm_plain": (("grayscale",), lambda: b"P2 # a comment\n3 2\n255\n0 128 255\n255 128 0\n"),
+    "pgm_plain_16": (("grayscale", "sixteen_bit"), lambda: b"P2 3 1 65535\n0 32768 65535\n"),
+    "raw_preview": (("preview",), lambda: dng(jpeg())),
     "one_pixel_png": (("no_content",), lambda: raw_png(1, 1, 8, 2, b"\0abc")),
     "one_pixel_jpeg": (("no_content",), lambda: encoded(photo(1, 1), "JPEG")),
     "flat_grey_png": (("no_content",), lambda: encoded(flat(128), "PNG")),
@@ -383,7 +453,8 @@ REFUSED: dict[str, tuple[Status, Maker]] = {
     "svg": (Status.UNSUPPORTED_FORMAT, lambda: b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"/>'),
     "pdf": (Status.UNSUPPORTED_FORMAT, lambda: b"%PDF-1.7\n1 0 obj\n"),
     "icon": (Status.UNSUPPORTED_FORMAT, lambda: encoded(photo(32, 32), "ICO")),
-    "jpeg2000": (Status.UNSUPPORTED_FORMAT, lambda: encoded(photo(), "JPEG2000")),
+    "text_that_begins_like_pnm": (Status.UNSUPPORTED_FORMAT, lambda: b"P5 is how this text begins\n"),
+    "plain_pnm_flood": (Status.UNSUPPORTED_FORMAT, lambda: b"P3 3000 3000 255\n" + b"0 " * 9_000_000),
     "video": (Status.UNSUPPORTED_FORMAT, lambda: b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom" + bytes(100)),
     "camera_raw": (Status.UNSUPPORTED_FORMAT, camera_raw),
     "float_tiff": (Status.UNSUPPORTED_FORMAT, lambda: encoded(photo().convert("F"), "TIFF")),

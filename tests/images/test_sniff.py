@@ -18,12 +18,13 @@ def test_each_format_is_known_by_its_bytes(name):
     [
         (b"%PDF-1.4", "PDF"),
         (b"PK\x03\x04rest", "ZIP"),
+        (b"\xfd7zXZ\0\0", "xz"),
+        (b"\x28\xb5\x2f\xfd\x04", "zstd"),
+        (b"BZh91AY", "bzip2"),
         (b"\xef\xbb\xbf  <svg width='1'>", "SVG"),
         (b"<!DOCTYPE html><html>", "HTML"),
         (b"{'a': 1}", "text"),
         ("é".encode() * 1000, "text"),
-        (b"II*\0\x10\0\0\0CR\x02\0", "raw"),
-        (b"\0\0\0\x18ftypcrx ", "raw"),
         (b"\0\0\0\x18ftypisom", "video"),
         (b"RIFF\0\0\0\0WAVEfmt ", "RIFF"),
         (b"BM is how this text begins", "text"),
@@ -34,6 +35,19 @@ def test_each_format_is_known_by_its_bytes(name):
 def test_what_is_no_image_is_described(data, words):
     assert sniff_format(data) is None
     assert words in describe_unsupported(data)
+
+
+@pytest.mark.parametrize("start", [b"II*\0\x10\0\0\0CR\x02\0", b"\0\0\0\x18ftypcrx ", b"IIRO\x08", b"IIU\0", b"FUJIFILMCCD-RAW 0201"])
+def test_raw_files_of_cameras_are_known_as_such(start):
+    assert sniff_format(start) == "RAW"
+    assert sniff_format(factory.camera_raw()) == "RAW"
+
+
+@pytest.mark.parametrize("start", [b"P5 12", b"P1\n# made by hand\n3 4", b"P6\t3"])
+def test_pnm_is_more_than_two_letters(start):
+    assert sniff_format(start) == "PNM"
+    assert sniff_format(start[:2] + b"x" + start[3:]) is None
+    assert sniff_format(b"P7" + start[2:]) is None
 
 
 def test_a_shared_brand_is_decided_by_the_codec_brand():

@@ -26,6 +26,14 @@ PLAN = {
     "blocks": 118,
     "workers": 16,
     "process_bytes": 2_000_000_000,
+    "memory": {
+        "processes": 4,
+        "process_bytes": 2_000_000_000,
+        "decode_bytes": 4_000_000_000,
+        "file_bytes": 1_000_000_000,
+        "total_bytes": 13_000_000_000,
+        "worst_bytes": 4_500_000_000,
+    },
     "gmac_per_image": 15.5,
     "cluster": {
         "name": "gpu-spot-pool",
@@ -101,6 +109,15 @@ def told(**changes):
 )
 def test_it_says_what_will_be_done_and_paid(words):
     assert words in told()
+
+
+def test_it_says_what_a_node_gives_and_what_is_too_large_for_it():
+    text = told()
+    assert "at most 13.0 GB on a node: 4 processes, 4.0 GB for large images, which take turns, 1.0 GB for large files" in text
+    assert "the limits let in up to 4.5 GB: --set cluster.decode_bytes=4500000000" in text
+    assert "image_too_large" not in told(memory={**PLAN["memory"], "worst_bytes": 4_000_000_000})
+    nobody_said = {**PLAN["memory"], "decode_bytes": None, "file_bytes": None, "total_bytes": None}
+    assert "a quarter of each node's memory, which nobody has stated" in told(memory=nobody_said)
 
 
 def test_stages_that_are_estimates_say_so():

@@ -71,8 +71,8 @@ def test_one_decode_and_one_backbone_pass_per_image_and_all_columns(profiled):
     words = sum(row["predicted_prompt"] is not None for row in rows.values())
     assert 0 < words == session["described"] < IMAGES - 1
     seconds = session["seconds"]
-    assert all(seconds[stage] > 0 for stage in STAGES)
-    per_image = {stage: round(1000 * seconds[stage] / IMAGES, 2) for stage in STAGES}
+    assert all(seconds[stage] > 0 for stage in STAGES if stage != "wait")
+    per_image = {stage: round(1000 * seconds[stage] / IMAGES, 2) for stage in STAGES if stage != "wait"}
     print(json.dumps({"images": IMAGES, "decoded": session["decoded"], "batches": batches, "backbone": runs, "described": words,
                       "ms_per_image": per_image, "images_per_s": session["images_per_s"]}))  # fmt: skip
 

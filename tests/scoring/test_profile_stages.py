@@ -18,6 +18,7 @@ from tests.scoring.stages import run_stages
 PROFILE = ("predicted_generator", "generator_family", "generator_probability", "generator_confidence", "generator_ranking")
 WORDS = ("predicted_prompt", "prompt_likelihood")
 IMAGES = 500
+TIMED = [stage for stage in STAGES if stage != "wait"]  # for memory that nothing here is large enough to want
 
 
 def write_archive(folder, images, size=(320, 240)):
@@ -102,8 +103,8 @@ def test_one_decode_and_one_backbone_pass_for_detection_localization_generator_a
         assert (row["predicted_prompt"] in PROMPTS) == (row["prompt_likelihood"] is not None) == (row["verdict"] == "fake")
         assert np.asarray(Image.open(io.BytesIO(masks[row["image_id"]]["png"]))).shape == (256, 256)
     assert 0 < facts["described"] == sum(row["predicted_prompt"] is not None for row in rows.values()) < IMAGES - 1
-    assert all(facts["seconds"][stage] > 0 for stage in STAGES)
+    assert all(facts["seconds"][stage] > 0 for stage in TIMED)
     print(json.dumps({
         "images": IMAGES, "decoded": facts["decoded"], "batches": batches, "backbone": facts["backbones"][BACKBONE],
-        "described": facts["described"], "ms_per_image": {stage: round(1000 * facts["seconds"][stage] / IMAGES, 3) for stage in STAGES},
+        "described": facts["described"], "ms_per_image": {stage: round(1000 * facts["seconds"][stage] / IMAGES, 3) for stage in TIMED},
     }))  # fmt: skip

@@ -5,13 +5,17 @@ Members are streamed, never unpacked to a disk; their names are labels, never pa
 
 from collections.abc import Mapping
 
-from ray_app.archives.containers import parquet, tar, tar_gz, zips
+from ray_app.archives.containers import parquet, tar, zips
 from ray_app.archives.containers.container import Columns, Container, ContainerLimits, Format, Reader, Unopened
+from ray_app.archives.containers.stream_codecs import StreamCodec
+from ray_app.archives.containers.tar_gz import CompressedTar
 
-CONTAINERS: Mapping[str, Format] = {"parquet": parquet, "tar": tar, "tar.gz": tar_gz, "zip": zips}
+_CODECS = {"tar.gz": "gzip", "tar.bz2": "bzip2", "tar.xz": "xz", "tar.zst": "zstd"}
+COMPRESSED: Mapping[str, Format] = {kind: CompressedTar(kind, StreamCodec(codec)) for kind, codec in _CODECS.items()}
+CONTAINERS: Mapping[str, Format] = {"parquet": parquet, "tar": tar, **COMPRESSED, "zip": zips}
 
-# Longest first: `.tar.gz` is not a `.gz` of something.
-_ENDINGS = {".tar.gz": "tar.gz", ".tgz": "tar.gz", ".tar": "tar", ".zip": "zip", ".parquet": "parquet"}
+_SHORT = {".tgz": "tar.gz", ".tbz2": "tar.bz2", ".tbz": "tar.bz2", ".txz": "tar.xz", ".tzst": "tar.zst"}
+_ENDINGS = {f".{kind}": kind for kind in CONTAINERS} | _SHORT
 
 
 def kind_of(name: str) -> str | None:
@@ -19,4 +23,4 @@ def kind_of(name: str) -> str | None:
     return next((kind for ending, kind in _ENDINGS.items() if name.lower().endswith(ending)), None)
 
 
-__all__ = ["CONTAINERS", "Columns", "Container", "ContainerLimits", "Format", "Reader", "Unopened", "kind_of"]
+__all__ = ["COMPRESSED", "CONTAINERS", "Columns", "Container", "ContainerLimits", "Format", "Reader", "Unopened", "kind_of"]

@@ -43,7 +43,9 @@ def _entries(container: Container, fetcher: Fetcher) -> Iterator[Entry]:
     spans = _Spans(listing, directory)
     max_ratio = container.limits.max_ratio
     if spans.unpacked > max(_ALWAYS_ALLOWED, size * max_ratio):
-        reason = f"its {size} bytes claim to unpack to {spans.unpacked}, over max_ratio ({max_ratio:g}); no member is listed"
+        reason = (
+            f"its {size} bytes claim to unpack to {spans.unpacked}, over container_limits.max_ratio ({max_ratio:g}); no member is listed"
+        )
         raise InputError(Status.IMAGE_TOO_LARGE, reason, limit=max_ratio, observed=spans.unpacked / size)
     for number, entry in enumerate(read_entries(listing, directory)):
         is_folder = entry.name.endswith("/") or _unix_type(entry) == stat.S_IFDIR
@@ -106,7 +108,9 @@ def _refusal(entry: ZipEntry, is_folder: bool, spans: _Spans, number: int, max_r
     if entry.packed > 2 * entry.size + LONGEST_AROUND:
         return Refused(Status.UNSAFE_MEMBER, f"{entry.packed} packed bytes for {entry.size} unpacked ones")
     if entry.size > max(_ALWAYS_ALLOWED, entry.packed * max_ratio):
-        return Refused(Status.IMAGE_TOO_LARGE, f"{entry.packed} bytes claim to unpack to {entry.size}, over max_ratio ({max_ratio:g})")
+        return Refused(
+            Status.IMAGE_TOO_LARGE, f"{entry.packed} bytes claim to unpack to {entry.size}, over container_limits.max_ratio ({max_ratio:g})"
+        )
     return None
 
 

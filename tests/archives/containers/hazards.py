@@ -1,12 +1,17 @@
 """Archives that intake must read, or refuse member by member, each made in code; and the two ways to look at one."""
 
+import bz2
 import gzip
 import io
+import lzma
 import struct
 import tarfile
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+
+from backports import zstd
 
 from ray_app.archives import Columns, Container, ContainerLimits, Listed, Member, MemberReader
 from ray_app.archives.containers import CONTAINERS
@@ -165,8 +170,16 @@ def zip64_forced() -> bytes:
     return out.getvalue()
 
 
+PACK: dict[str, Callable[[bytes], bytes]] = {
+    "tar.gz": lambda data: gzip.compress(data, 1),
+    "tar.bz2": lambda data: bz2.compress(data, 1),
+    "tar.xz": lambda data: lzma.compress(data, preset=0),
+    "tar.zst": lambda data: zstd.compress(data, options={zstd.CompressionParameter.checksum_flag: 1}),  # as the command does
+}
+
+
 def bomb(kind: str, size: int = 40 * 2**20) -> bytes:
     """Zeros that pack a thousandfold."""
     if kind == "zip":
         return zipped({"first.jpg": b"x" * 10, "bomb.jpg": bytes(size)})
-    return gzip.compress(tar({"first.jpg": b"x" * 10, "bomb.jpg": bytes(size), "last.jpg": b"y"}), 1)
+    return PACK[kind](tar({"first.jpg": b"x" * 10, "bomb.jpg": bytes(size), "last.jpg": b"y"}))

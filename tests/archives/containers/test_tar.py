@@ -1,21 +1,26 @@
-import gzip
 import io
+import lzma
+import random
+import sys
 import tarfile
 
+import backports
 import pytest
 import webdataset as wds
+from backports import zstd
 
+from ray_app.archives.containers import kind_of
 from tests.archives.containers import hazards
-from tests.archives.containers.hazards import FILES, contents, header, member, opened, pax, statuses, tar, written
+from tests.archives.containers.hazards import FILES, PACK, contents, header, member, opened, pax, statuses, tar, written
 
 
-@pytest.fixture(params=["tar", "tar.gz"])
+@pytest.fixture(params=["tar", *PACK])
 def kind(request):
     return request.param
 
 
 def packed(data: bytes, kind: str) -> bytes:
-    return gzip.compress(data, 1) if kind == "tar.gz" else data
+    return PACK[kind](data) if kind in PACK else data
 
 
 class TestReads:
@@ -29,10 +34,11 @@ class TestReads:
         assert contents(listed) == list(files.values())
 
     def test_what_webdataset_writes(self, tmp_path, kind):
-        path = str(tmp_path / f"shard-000000.{kind}")
-        with wds.TarWriter(path) as writer:
+        path = tmp_path / f"shard-000000.{kind}"
+        with wds.TarWriter(str(tmp_path / "shard.tar")) as writer:
             for number in range(3):
                 writer.write({"__key__": f"{number:06}", "jpg": b"jpeg%d" % number, "json": {"n": number}, "cls": number, "bin": b"raw"})
+        path.write_bytes(packed((tmp_path / "shard.tar").read_bytes(), kind))
         listed = opened(path, kind)
         assert [(item.member, item.input["json"], item.input["cls"]) for item in listed] == [
             (f"{number:06}.{ending}", f'{{"n": {number}}}', str(number)) for number in range(3) for ending in ("bin", "jpg")
@@ -160,46 +166,83 @@ class TestBroken:
     def test_hostile_extended_headers(self, tmp_path, kind, data):
         [item] = written(tmp_path, packed(data + bytes(1024), kind), kind)
         assert item.member is None
-        assert str(item.refused.status) in ("corrupt_image", "truncated_image")
+        assert str(item.refused.status) in ("corrupt_image", "truncated_image", *["image_too_large"] * (kind in PACK))
 
     def test_no_byte_at_all(self, tmp_path, kind):
         assert statuses(written(tmp_path, b"", kind)) == [(None, "empty_file")]
 
 
-class TestGzip:
-    def test_a_cut_stream(self, tmp_path):
-        data = gzip.compress(tar({f"{n}.jpg": bytes([n]) * 3000 for n in range(9)}), 0)
-        listed = written(tmp_path, data[:20_000], "tar.gz")
-        assert [item.refused for item in listed[:-1]] == [None] * 5
-        assert statuses(listed)[-1] == ("5.jpg", "truncated_image")
+@pytest.mark.parametrize("packing", list(PACK))
+class TestCompressed:
+    def test_a_cut_stream(self, tmp_path, packing):
+        noise = random.Random(0).randbytes
+        data = PACK[packing](tar({f"{n}.jpg": noise(300_000) for n in range(9)}))
+        listed = written(tmp_path, data[: len(data) * 5 // 9], packing)
+        assert 2 <= len(listed) <= 6
+        assert [item.refused for item in listed[:-1]] == [None] * (len(listed) - 1)
+        assert statuses(listed)[-1][1] == "truncated_image"
 
-    def test_a_damaged_stream(self, tmp_path):
-        data = bytearray(gzip.compress(tar({f"{n}.jpg": bytes([n]) * 3000 for n in range(9)}), 0))
-        data[15_000] ^= 1  # stored blocks: only the checksum at the end can tell
-        listed = written(tmp_path, bytes(data), "tar.gz")
+    def test_a_damaged_stream(self, tmp_path, packing):
+        noise = random.Random(0).randbytes
+        data = bytearray(PACK[packing](tar({f"{n}.jpg": noise(3000) for n in range(9)})))
+        data[15_000] ^= 1
+        listed = written(tmp_path, bytes(data), packing)
         assert statuses(listed)[-1] == (None, "corrupt_image")
-        assert len(listed) == 10
 
-    @pytest.mark.parametrize("data", [b"GIF89a" * 500, b"\x1f\x8b\x08\x08" + bytes(6) + b"name" * 5_000_000])
-    def test_what_is_no_stream_or_only_a_header(self, tmp_path, data):
-        [item] = written(tmp_path, data, "tar.gz")
-        assert str(item.refused.status) in ("corrupt_image", "truncated_image")
+    @pytest.mark.parametrize("data", [b"GIF89a" * 500, b"\xff" * 5000])
+    def test_what_is_no_stream(self, tmp_path, packing, data):
+        assert statuses(written(tmp_path, data, packing)) == [(None, "corrupt_image")]
 
-    def test_a_stream_without_its_checksum(self, tmp_path):
-        listed = written(tmp_path, gzip.compress(tar())[:-6], "tar.gz")
-        assert statuses(listed)[-1] == (None, "truncated_image")
-        assert len(listed) == len(FILES) + 1
+    @pytest.mark.parametrize("missing", [1, 3])
+    def test_a_stream_without_its_end(self, tmp_path, packing, missing):
+        data = PACK[packing](tar())
+        listed = written(tmp_path, data[:-missing], packing)
+        assert statuses(listed)[-1][1] == "truncated_image"
 
-    def test_several_streams_behind_each_other_are_one(self, tmp_path):
+    def test_several_streams_behind_each_other_are_one(self, tmp_path, packing):
         data = tar()
-        packed_twice = gzip.compress(data[:1000]) + bytes(200_000) + gzip.compress(data[1000:]) + bytes(100)
-        listed = written(tmp_path, packed_twice, "tar.gz")
-        assert contents(listed) == list(FILES.values())
+        between, after = (bytes(200_000), bytes(100)) if packing != "tar.zst" else (b"", b"")
+        packed_twice = PACK[packing](data[:1000]) + between + PACK[packing](data[1000:]) + after
+        assert contents(written(tmp_path, packed_twice, packing)) == list(FILES.values())
 
-    def test_a_bomb_is_not_unpacked(self, tmp_path):
-        listed = written(tmp_path, hazards.bomb("tar.gz"), "tar.gz")
+    def test_a_bomb_is_not_unpacked(self, tmp_path, packing):
+        listed = written(tmp_path, hazards.bomb(packing), packing)
         assert statuses(listed) == [("first.jpg", None), (None, "image_too_large")]
-        assert "max_ratio (200)" in listed[1].refused.detail
+        assert "container_limits.max_ratio (200)" in listed[1].refused.detail
+
+
+def test_a_gzip_that_is_only_a_header(tmp_path):
+    [item] = written(tmp_path, b"\x1f\x8b\x08\x08" + bytes(6) + b"name" * 5_000_000, "tar.gz")
+    assert str(item.refused.status) in ("corrupt_image", "truncated_image")
+
+
+NAMES = {"a.TXZ": "tar.xz", "b.tar.bz2": "tar.bz2", "c.tbz2": "tar.bz2", "d.tzst": "tar.zst", "e.xz": None}
+
+
+@pytest.mark.parametrize("name", list(NAMES))
+def test_names_announce_formats(name):
+    assert kind_of(name) == NAMES[name]
+
+
+def test_a_window_of_gigabytes_is_not_allocated(tmp_path):
+    """xz and zstd let a file say how much memory its reader has to have."""
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 512 * 2**20}]
+    [item] = written(tmp_path, lzma.compress(tar(), filters=filters), "tar.xz")
+    assert (item.member, str(item.refused.status)) == (None, "corrupt_image")
+    assert "emory" in item.refused.detail
+    options = {zstd.CompressionParameter.window_log: 30, zstd.CompressionParameter.enable_long_distance_matching: 1}
+    compressor = zstd.ZstdCompressor(options=options)  # as a stream: a size that is known makes the window small
+    [item] = written(tmp_path, compressor.compress(tar()) + compressor.flush(), "tar.zst")
+    assert (item.member, str(item.refused.status)) == (None, "corrupt_image")
+
+
+def test_without_its_extra_a_zstd_archive_says_what_to_install(tmp_path, monkeypatch):
+    data = PACK["tar.zst"](tar())
+    monkeypatch.setitem(sys.modules, "backports.zstd", None)
+    monkeypatch.delattr(backports, "zstd")
+    [item] = written(tmp_path, data, "tar.zst")
+    assert (item.member, str(item.refused.status)) == (None, "unsupported_format")
+    assert "pip install 'touchstone[zst]'" in item.refused.detail
 
 
 def test_what_tarfile_reads_is_what_we_list(tmp_path):

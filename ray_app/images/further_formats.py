@@ -1,0 +1,176 @@
+"""Formats that Pillow alone does not read, or not well: HEIC, large WebP, PNM of more than 8 bits, JPEG XL, previews of camera RAW files.
+
+Each is a Pillow image whose header is read when it is opened and whose pixels when it is loaded, or what to install for it.
+"""
+
+import contextlib
+import io
+from importlib.metadata import version
+from typing import IO, Any
+
+import numpy as np
+from PIL import Image
+from PIL.ImageFile import ImageFile
+from PIL.PpmImagePlugin import PpmImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from ray_app.errors import InputError, Status
+from ray_app.images.jpeg_xl import read_jxl_header
+
+BIT_DEPTH = "bit_depth"  # in an image's `info`: bits per sample in the file, as pi-heif calls it
+MOST_PLAIN_BYTES = 16 * 2**20  # of a PNM written as text, which is read value by value
+
+_FULL = 65_535
+_BAND_VALUES = 2**22  # of wide samples, that are narrowed at once
+
+
+def open_heic(stream: IO[bytes]) -> ImageFile:
+    """HEIC by libheif and libde265: the primary image, grids put together, turned as it says; 10 and 12 bits to 8."""
+    from pi_heif import HeifImageFile
+
+    image: ImageFile = HeifImageFile(stream)
+    return image
+
+
+def open_webp(stream: IO[bytes]) -> ImageFile:
+    """WebP by Pillow, within our limits alone: Pillow 13 refuses one of over 179 megapixels when it is opened, whoever has checked it."""
+    return WebPImageFile(_WithoutSize(stream.read()))
+
+
+class _WithoutSize(io.BytesIO):
+    """Pillow asks for a WebP's first 30 bytes to know its size; in 20 there is none."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return super().read(20 if size == 30 else size)
+
+
+class PnmFile(PpmImageFile):
+    """PBM, PGM and PPM. Pillow reads samples of other than 8 bits one by one in Python; here rows of them become 8-bit ones at once."""
+
+    def _open(self) -> None:
+        super()._open()
+        codec, _, self._start, args = self.tile[0]
+        self._most = int(args[1]) if isinstance(args, tuple) else _FULL if args == "I;16B" else 255
+        self._is_plain = codec == "ppm_plain"
+        if self._is_plain and self.fp is not None and (size := self.fp.seek(0, io.SEEK_END)) > MOST_PLAIN_BYTES:
+            raise InputError(Status.UNSUPPORTED_FORMAT, f"a PNM picture of {size} bytes written as text: save it in binary form")
+        if self._most > 255:
+            self.info[BIT_DEPTH] = 16
+
+    def load(self) -> Any:
+        """Decode, if it is not done. Raises OSError where samples are missing."""
+        if self.tile and self._most != 255 and not self._is_plain:
+            self.tile = []
+            self._become(self._narrowed())
+        access = super().load()
+        if self.mode == "I" and self._most > 255:  # written as text, now 0 … 65,535
+            self._most = 255  # which an array is made of by loading once more
+            self._become((np.asarray(self) >> 8).astype(np.uint8))
+        return access
+
+    def _become(self, samples: "np.ndarray[Any, np.dtype[np.uint8]]") -> None:
+        image = Image.fromarray(samples)
+        self._mode, self.im = image.mode, image.im
+
+    def _narrowed(self) -> "np.ndarray[Any, np.dtype[np.uint8]]":
+        """(height, width) or (height, width, 3): of 16 bits the high 8, as everywhere; of other ranges the nearest of 256 levels."""
+        assert self.fp is not None
+        self.fp.seek(self._start)
+        wide = np.dtype(">u2" if self._most > 255 else "u1")
+        channels = 3 if self.mode == "RGB" else 1
+        narrow = np.empty(self.width * self.height * channels, np.uint8)
+        for start in range(0, len(narrow), _BAND_VALUES):
+            count = min(_BAND_VALUES, len(narrow) - start)
+            data = self.fp.read(count * wide.itemsize)
+            if len(data) < count * wide.itemsize:
+                raise OSError("truncated: samples are missing")
+            some = np.frombuffer(data, wide)
+            narrow[start : start + count] = some >> 8 if self._most == _FULL else _nearest(some, self._most)
+        return narrow.reshape((self.height, self.width, 3) if channels == 3 else (self.height, self.width))
+
+
+def _nearest(samples: "np.ndarray[Any, Any]", most: int) -> "np.ndarray[Any, Any]":
+    levels: np.ndarray[Any, Any] = (np.minimum(samples, most).astype(np.uint32) * 510 + most) // (2 * most)
+    return levels
+
+
+class JpegXlFile(ImageFile):
+    """JPEG XL by imagecodecs: the first frame, turned as it says. Raises InputError at opening where that is not installed."""
+
+    format = "JXL"
+
+    def _open(self) -> None:
+        try:
+            import imagecodecs  # noqa: F401 - said before anything is read
+        except ImportError:
+            raise InputError(Status.UNSUPPORTED_FORMAT, "JPEG XL needs imagecodecs: pip install 'touchstone[jxl]'") from None
+        assert self.fp is not None
+        header = read_jxl_header(self.fp.read())
+        self._size, self._mode = header.size, "RGB"  # the channels are known once it is decoded
+        self.info[BIT_DEPTH] = header.bits
+        self.is_animated = header.is_animated
+        self.tile = []
+
+    def load(self) -> Any:
+        """Decode, if it is not done. Raises OSError where the file ends early, ValueError for what it cannot be."""
+        if self._im is None and self.fp is not None:
+            self.fp.seek(0)
+            samples = _jxl_samples(self.fp.read())
+            if samples.shape[1::-1] != self.size:
+                raise ValueError(f"{samples.shape[1]} × {samples.shape[0]} pixels, where its header says {self.width} × {self.height}")
+            image = Image.fromarray(samples)
+            self._mode, self.im = image.mode, image.im
+        return super().load()
+
+
+def _jxl_samples(data: bytes) -> "np.ndarray[Any, np.dtype[np.uint8]]":
+    """(height, width) or (height, width, channels), the high 8 bits."""
+    import imagecodecs
+
+    try:
+        samples: np.ndarray[Any, Any] = imagecodecs.jpegxl_decode(data, index=0, numthreads=1)
+    except imagecodecs.JpegxlError as error:
+        raise OSError("truncated: more of it was expected" if "NEED_MORE_INPUT" in str(error) else str(error)) from error
+    if samples.dtype == np.uint16:
+        samples = (samples >> 8).astype(np.uint8)
+    if samples.dtype != np.uint8:
+        kind = f"samples of {samples.dtype} have no agreed range for black and white: save as 8 or 16 bits"
+        raise InputError(Status.UNSUPPORTED_FORMAT, kind)
+    return samples[..., 0] if samples.shape[2:] == (1,) else samples
+
+
+def camera_preview(data: bytes) -> bytes:
+    """The largest JPEG that the camera itself put into its RAW file. Raises InputError where there is none, or nobody to find it."""
+    try:
+        import rawpy
+    except ImportError:
+        reason = "a camera raw file: develop it to JPEG or TIFF, or score the camera's preview in it: pip install 'touchstone[raw]'"
+        raise InputError(Status.UNSUPPORTED_FORMAT, reason) from None
+    try:
+        with rawpy.imread(io.BytesIO(data)) as raw:
+            preview = raw.extract_thumb()
+    except rawpy.LibRawIOError as error:
+        raise InputError(Status.TRUNCATED_IMAGE, f"the camera raw file ends early: {error}") from error
+    except rawpy.LibRawError as error:
+        raise InputError(Status.UNSUPPORTED_FORMAT, f"a camera raw file without a preview that can be read: {error}") from error
+    if preview.format != rawpy.ThumbFormat.JPEG:
+        raise InputError(Status.UNSUPPORTED_FORMAT, "a camera raw file whose preview is no JPEG: develop it to JPEG or TIFF first")
+    return bytes(preview.data)
+
+
+def library_of(format_name: str) -> str | None:
+    """Who reads a format that Pillow does not, with versions; None for those that Pillow reads, or where it is not installed."""
+    with contextlib.suppress(ImportError):
+        if format_name == "HEIC":
+            import pi_heif
+
+            return f"pi-heif {pi_heif.__version__}/libheif {pi_heif.libheif_version()}"
+        if format_name == "JXL":
+            import imagecodecs
+
+            return f"imagecodecs {imagecodecs.__version__}/libjxl {imagecodecs.jpegxl_version().removeprefix('libjxl ')}"
+        if format_name == "RAW":
+            from rawpy import libraw_version
+
+            return f"rawpy {version('rawpy')}/LibRaw {'.'.join(map(str, libraw_version))}"
+    return None

@@ -1,0 +1,131 @@
+"""Bytes of memory that the processes of one node share for what is large: a counting lock of files, which outlives whoever is killed.
+
+The budget is cut into seats of 64 MiB, each a file that its holder has locked; the kernel unlocks them when a process ends, however it
+ends. Whoever wants seats waits at the door, in turn, until there are enough; nobody who has seats ever waits for more, so that nobody
+waits for ever. Knows bytes and processes; knows nothing of what they are for.
+"""
+
+import fcntl
+import math
+import os
+import stat
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ray_app.errors import ConfigError
+
+SEAT_BYTES = 64 * 2**20
+NODE_SHARE = 0.25  # of a node's memory; most of the rest is planned for the processes themselves
+_LOOK_EVERY_S = 0.02
+
+# Files of cgroups that say what a container may take; where there are none, or "max", it is all that the machine has.
+_CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+
+
+def node_memory() -> int:
+    """Bytes of memory of this machine, or of this container where it has a limit of its own."""
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for path in _CGROUP_LIMITS:
+        with suppress(OSError, ValueError):
+            found.append(int(path.read_text()))
+    return min(found)
+
+
+def budget_of(memory_bytes: float) -> int:
+    """What large things may take together on a node with so much memory, in whole seats."""
+    return max(int(NODE_SHARE * memory_bytes) // SEAT_BYTES, 1) * SEAT_BYTES
+
+
+class NodeBudget:
+    """So many bytes for all processes of this user on this node (null = a quarter of its memory); one thread at a time.
+
+    `purpose` names the seats: other purposes have others. `folder` is for tests; all that share a budget must name the same.
+    """
+
+    def __init__(self, purpose: str, total_bytes: int | None = None, folder: Path | None = None) -> None:
+        self.total_bytes = budget_of(node_memory()) if total_bytes is None else total_bytes
+        self._purpose, self._folder = purpose, folder
+        self.waited_s = 0.0
+
+    @contextmanager
+    def turn(self) -> Iterator["Turn"]:
+        """A turn that holds nothing yet; what it took is given back when the block ends."""
+        turn = Turn(self)
+        try:
+            yield turn
+        finally:
+            turn.give_back()
+
+    def seats(self, size_bytes: int) -> list[int]:
+        """Take enough seats for so many bytes (`total_bytes` at most), waiting for them; the descriptors that hold them."""
+        assert size_bytes <= self.total_bytes, "more than there is"
+        began, taken = time.monotonic(), list[int]()
+        wanted, folder = math.ceil(size_bytes / SEAT_BYTES), self._folder or _own_folder()
+        door = _opened(folder / f"{self._purpose}.door")
+        try:
+            fcntl.flock(door, fcntl.LOCK_EX)
+            while True:
+                taken += self._free(folder, wanted - len(taken))
+                if len(taken) == wanted:
+                    return taken
+                time.sleep(_LOOK_EVERY_S)
+        except BaseException:
+            _close(taken)
+            raise
+        finally:
+            os.close(door)
+            self.waited_s += time.monotonic() - began
+
+    def _free(self, folder: Path, wanted: int) -> list[int]:
+        """Up to so many seats that nobody has, locked."""
+        taken: list[int] = []
+        for seat in range(math.ceil(self.total_bytes / SEAT_BYTES)):
+            if len(taken) == wanted:
+                break
+            descriptor = _opened(folder / f"{self._purpose}.{seat:04}")
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                taken.append(descriptor)
+            except BlockingIOError:
+                os.close(descriptor)
+        return taken
+
+
+class Turn:
+    """What one thread has of a `NodeBudget`."""
+
+    def __init__(self, budget: NodeBudget) -> None:
+        self._budget = budget
+        self._seats: list[int] = []
+
+    def take(self, size_bytes: int) -> None:
+        """Wait until so many bytes are free, of no more than there are in all. Once in a turn."""
+        assert not self._seats, "who has some may not wait for more"
+        self._seats = self._budget.seats(size_bytes)
+
+    def give_back(self) -> None:
+        """Let others have it."""
+        taken, self._seats = self._seats, []
+        _close(taken)
+
+
+def _own_folder() -> Path:
+    """A folder of this user's on the node's own disk. Raises ConfigError where another user made one of that name."""
+    folder = Path(tempfile.gettempdir()) / f"touchstone-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = os.lstat(folder)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise ConfigError(f"{folder} belongs to somebody else", hint="set TMPDIR to a folder of yours")
+    return folder
+
+
+def _opened(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+
+
+def _close(descriptors: list[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)

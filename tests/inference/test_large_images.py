@@ -1,0 +1,172 @@
+"""Large images take turns on a node: they wait for memory and not for ever, and what waits does not hang."""
+
+import io
+import subprocess
+import sys
+import threading
+import tracemalloc
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ray_app.ensembles import ensemble_of, load_ensemble_card
+from ray_app.errors import InputError, Status
+from ray_app.images import BatchLimits, ChildDecoder, ImageRefused, memory
+from ray_app.inference import BatchDecoder, StageClock, make_spec
+from ray_app.perturbations import load_perturbations
+from ray_app.storage.node_budget import SEAT_BYTES, NodeBudget
+from tests.images import factory
+
+ROOT = Path(__file__).resolve().parents[2]
+SPEC = make_spec(load_ensemble_card("default"), limits=BatchLimits(), precision="fp32")
+
+
+@pytest.fixture
+def everything_is_large(monkeypatch):
+    """So that a test of turns needs no gigabytes."""
+    monkeypatch.setattr(memory, "LIMIT_PIXELS", 1000)
+
+
+@pytest.fixture
+def budget(tmp_path):
+    return NodeBudget("pixels", 4 * SEAT_BYTES, tmp_path / "seats")
+
+
+@pytest.fixture(autouse=True)
+def seats(tmp_path):
+    (tmp_path / "seats").mkdir()
+
+
+def is_free(budget: NodeBudget) -> bool:
+    """Whether nobody has a seat."""
+    with budget.turn() as turn:
+        waiting = threading.Thread(target=partial(turn.take, budget.total_bytes), daemon=True)
+        waiting.start()
+        waiting.join(20)
+        return not waiting.is_alive()
+
+
+def test_a_large_image_waits_for_its_turn_and_gives_it_back(everything_is_large, budget):
+    clock, batches = StageClock(), []
+    decoder = BatchDecoder(SPEC, clock, budget=budget)
+    with budget.turn() as others:
+        others.take(budget.total_bytes)
+        waiting = threading.Thread(target=lambda: batches.append(decoder.decode([(1, factory.jpeg()), (2, factory.png())])))
+        waiting.start()
+        waiting.join(0.5)
+        assert waiting.is_alive()
+    waiting.join(60)
+    [batch] = batches
+    assert [outcome.status for outcome in batch.outcomes] == [Status.OK, Status.OK]
+    assert clock.seconds["wait"] > 0.3 > clock.seconds["decode"]
+    assert is_free(budget)
+
+
+def test_small_ones_never_wait(budget):
+    with budget.turn() as others:
+        others.take(budget.total_bytes)
+        batch = BatchDecoder(SPEC, StageClock(), budget=budget).decode([(1, factory.jpeg())])
+    assert batch.outcomes[0].status is Status.OK
+
+
+def test_what_takes_more_than_there_is_is_refused_and_costs_nobody_else(everything_is_large, tmp_path):
+    tiny = NodeBudget("pixels", 2**20, tmp_path / "seats")
+    decoder = BatchDecoder(SPEC, StageClock(), tmp_path / "crumbs", budget=tiny)
+    batch = decoder.decode([(1, factory.jpeg()), (2, factory.raw_png(8, 8, 8, 2, bytes(200))), (3, b"")])
+    assert [outcome.status for outcome in batch.outcomes] == [Status.IMAGE_TOO_LARGE, Status.OK, Status.EMPTY_FILE]
+    assert "over decode_bytes (0.0 GB) of this node" in batch.outcomes[0].detail
+    assert batch.outcomes[0].facts.width == 96
+    decoder.close()
+
+
+HANGING = """
+import sys, threading
+from pathlib import Path
+from ray_app.ensembles import load_ensemble_card
+from ray_app.images import BatchLimits, memory
+from ray_app.inference import BatchDecoder, StageClock, make_spec
+from ray_app.storage.node_budget import SEAT_BYTES, NodeBudget
+from tests.images import factory
+memory.LIMIT_PIXELS = 1000
+spec = make_spec(load_ensemble_card("default"), limits=BatchLimits(), precision="fp32")
+budget = NodeBudget("pixels", 4 * SEAT_BYTES, Path(sys.argv[1]) / "seats")
+decoder = BatchDecoder(spec, StageClock(), Path(sys.argv[1]) / "crumbs", wall_limit_s=0.5, budget=budget)
+data = factory.jpeg()
+with budget.turn() as others:
+    others.take(budget.total_bytes)
+    threading.Timer(2.0, others.give_back).start()
+    print(decoder.decode([(7, data)]).outcomes[0].status)
+decoder.close()
+"""
+
+
+def test_to_wait_longer_than_a_decode_may_take_is_not_to_hang(tmp_path):
+    done = subprocess.run([sys.executable, "-c", HANGING, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "ok\n"), done.stderr
+    assert list((tmp_path / "crumbs").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_child_that_decodes_a_large_image_asks_first():
+    data, asked = factory.encoded(Image.new("L", (9000, 6000), 77), "PNG", compress_level=1), []
+    with ChildDecoder(BatchLimits(), wall_limit_s=20) as child:
+        image = child.decode(data, asked.append)
+        [demand] = asked
+        assert (demand.pixels, demand.patience) == (54_000_000, 1.08)
+        assert demand.peak_bytes >= 54_000_000 * 14 + len(data)
+        pid = child.pid
+        assert image.pixels.getpixel((5, 5)) == (77, 77, 77)
+        with pytest.raises(ImageRefused, match="no room") as caught:
+            child.decode(data, refuse)
+        assert caught.value.status is Status.IMAGE_TOO_LARGE
+        assert child.decode(factory.jpeg()).pixels.size == (96, 64)
+        assert child.pid != pid
+
+
+def refuse(demand) -> None:
+    raise InputError(Status.IMAGE_TOO_LARGE, "no room")
+
+
+def test_a_file_is_let_go_before_the_next_is_asked_for():
+    size = 20 * 2**20
+    arriving = ((number, factory.jpeg() + bytes(size)) for number in range(4))
+    decoder = BatchDecoder(SPEC, StageClock())
+    tracemalloc.start()
+    batch = decoder.decode(arriving)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(batch.outcomes) == 4
+    assert peak < 2.5 * size
+
+
+def test_views_of_large_images_are_decoded_anew_and_the_same(everything_is_large, budget, monkeypatch):
+    """Detectors that keep sizes read views one by one: a large image is decoded for each rather than kept beyond its turn."""
+    views = load_perturbations(["jpeg:75", "blur:2"])
+    spec = make_spec(ensemble_of(["corvi2023"]), limits=BatchLimits(), precision="fp32", views=views, slots=2)
+    files = [(1, factory.encoded(factory.photo(300, 200), "JPEG")), (2, factory.jpeg())]
+
+    def seen(decoder):
+        batch = decoder.decode(files)
+        return [[np.array(image) for image in view.pixels[0]] for view in batch.views]
+
+    large = BatchDecoder(spec, StageClock(), budget=budget)
+    anew = seen(large)
+    monkeypatch.setattr(memory, "LIMIT_PIXELS", 50_000_000)
+    kept = BatchDecoder(spec, StageClock())
+    for one, other in zip(anew, seen(kept), strict=True):
+        for image, same in zip(one, other, strict=True):
+            np.testing.assert_array_equal(image, same)
+    assert (large.decoded, kept.decoded) == (6, 2)
+    assert is_free(budget)
+
+
+def test_files_that_no_detector_elsewhere_would_look_at_do_not_travel():
+    spec = make_spec(ensemble_of(["corvi2023"]), limits=BatchLimits(), precision="fp32", slots=2)
+    small, huge = factory.jpeg(), io.BytesIO()
+    Image.new("L", (6000, 4400), 9).save(huge, "PNG", compress_level=1)  # 26.4 megapixels, where that detector stops at 25
+    batch = BatchDecoder(spec, StageClock(), hand_over=True).decode([(1, small), (2, huge.getvalue())])
+    assert [outcome.status for outcome in batch.outcomes] == [Status.OK, Status.OK]
+    assert batch.encoded == (small, None)

@@ -1,0 +1,142 @@
+"""Bytes that processes share: nobody takes what another has, and the dead have nothing."""
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from ray_app.errors import ConfigError
+from ray_app.storage import node_budget
+from ray_app.storage.node_budget import SEAT_BYTES, NodeBudget, budget_of, node_memory
+
+ROOT = Path(__file__).resolve().parents[2]
+HOLD = """
+import sys
+from pathlib import Path
+from ray_app.storage.node_budget import *
+budget = NodeBudget("test", int(sys.argv[2]) * SEAT_BYTES, Path(sys.argv[1]))
+with budget.turn() as turn:
+    turn.take(int(sys.argv[3]) * SEAT_BYTES)
+    print("has it", flush=True)
+    sys.stdin.read()
+print("gave it back", flush=True)
+"""
+HURRY = """
+import sys
+from pathlib import Path
+from ray_app.storage.node_budget import *
+budget = NodeBudget("test", 3 * SEAT_BYTES, Path(sys.argv[1]))
+for _ in range(40):
+    with budget.turn() as turn:
+        turn.take(int(sys.argv[2]) * SEAT_BYTES)
+"""
+
+
+def holder(folder: Path, seats: int, of: int) -> "subprocess.Popen[str]":
+    """A process that takes so many seats, and has them until its stdin ends; the line that says so is not read yet."""
+    command = [sys.executable, "-c", HOLD, str(folder), str(of), str(seats)]
+    return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def has_it(process: "subprocess.Popen[str]") -> bool:
+    assert process.stdout is not None
+    return process.stdout.readline() == "has it\n"
+
+
+def free(folder: Path, of: int) -> int:
+    """How many seats nobody has."""
+    taken = NodeBudget("test", of * SEAT_BYTES, folder)._free(folder, of)
+    for descriptor in taken:
+        os.close(descriptor)
+    return len(taken)
+
+
+def test_seats_are_rounded_up_and_given_back(tmp_path):
+    budget = NodeBudget("test", 4 * SEAT_BYTES, tmp_path)
+    with budget.turn() as turn:
+        turn.take(SEAT_BYTES + 1)
+        assert free(tmp_path, 4) == 2
+        with budget.turn() as another:
+            another.take(2 * SEAT_BYTES)
+            assert free(tmp_path, 4) == 0
+        assert free(tmp_path, 4) == 2
+    assert free(tmp_path, 4) == 4
+
+
+def test_another_process_waits_until_there_is_enough(tmp_path):
+    with holder(tmp_path, 3, 4) as first:
+        assert has_it(first)
+        with holder(tmp_path, 2, 4) as second:
+            ready = threading.Event()
+            waiting = threading.Thread(target=lambda: has_it(second) and ready.set())
+            waiting.start()
+            assert not ready.wait(0.5), "two of four, where three are taken"
+            assert first.stdin is not None
+            first.stdin.close()
+            waiting.join(60)
+            assert ready.is_set()
+            assert free(tmp_path, 4) == 2
+            assert second.stdin is not None
+            second.stdin.close()
+
+
+def test_who_is_killed_has_nothing(tmp_path):
+    with holder(tmp_path, 4, 4) as dying:
+        assert has_it(dying)
+        assert free(tmp_path, 4) == 0
+        dying.kill()
+        with NodeBudget("test", 4 * SEAT_BYTES, tmp_path).turn() as turn:
+            turn.take(4 * SEAT_BYTES)
+
+
+def test_a_large_wish_is_not_passed_by_small_ones_for_ever(tmp_path):
+    """Whoever waits stands at the door: those behind it wait as well, though there would be room for them."""
+    budget = NodeBudget("test", 4 * SEAT_BYTES, tmp_path)
+    with budget.turn() as turn:
+        turn.take(SEAT_BYTES)
+        with holder(tmp_path, 4, 4) as large:
+            while free(tmp_path, 4):  # until it has taken the three that are free, and waits for the last
+                os.sched_yield()
+            with holder(tmp_path, 1, 4) as small:
+                turn.give_back()
+                assert has_it(large)
+                assert large.stdin is not None
+                large.stdin.close()
+                assert has_it(small)
+                assert small.stdin is not None
+                small.stdin.close()
+
+
+def test_processes_in_a_hurry_end(tmp_path):
+    runners = [subprocess.Popen([sys.executable, "-c", HURRY, str(tmp_path), str(seats)], cwd=ROOT) for seats in (1, 2, 3)]
+    assert [runner.wait(60) for runner in runners] == [0, 0, 0]
+    assert free(tmp_path, 3) == 3
+
+
+def test_purposes_do_not_share(tmp_path):
+    with NodeBudget("pixels", SEAT_BYTES, tmp_path).turn() as turn, NodeBudget("files", SEAT_BYTES, tmp_path).turn() as other:
+        turn.take(SEAT_BYTES)
+        other.take(SEAT_BYTES)
+
+
+def test_the_budget_is_a_quarter_of_what_the_machine_or_its_container_has(tmp_path, monkeypatch):
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(node_budget, "_CGROUP_LIMITS", (limit, tmp_path / "none"))
+    assert node_memory() == physical
+    limit.write_text("max\n")
+    assert node_memory() == physical
+    limit.write_text(f"{2**30}\n")
+    assert node_memory() == 2**30
+    assert NodeBudget("test").total_bytes == budget_of(2**30) == 2**28
+    assert budget_of(0) == SEAT_BYTES
+
+
+def test_a_folder_of_somebody_else_is_not_used(tmp_path, monkeypatch):
+    monkeypatch.setattr(node_budget.tempfile, "gettempdir", lambda: str(tmp_path))
+    (tmp_path / f"touchstone-{os.getuid()}").symlink_to(tmp_path)
+    with pytest.raises(ConfigError, match="belongs to somebody else"), NodeBudget("test", SEAT_BYTES).turn() as turn:
+        turn.take(1)
