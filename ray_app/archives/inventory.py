@@ -38,7 +38,7 @@ class Inventory:
     columns: Columns
     limits: ContainerLimits
 
-    def sections(self) -> Iterator["InventoryFile"]:
+    def sections(self, fetcher: Fetcher) -> Iterator["InventoryFile"]:
         """One for each data file. Raises ConfigError for what is no inventory, or lacks a column; StorageError when it is out of reach."""
         manifest = self._manifest()
         try:

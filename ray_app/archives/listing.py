@@ -138,7 +138,9 @@ def _digest(store: Store, number: int) -> str | None:
 
 def _noted(walk: Walk) -> dict[str, Any]:
     """What the next listing is told of this one; no digest where containers must be opened to know what is in them."""
-    return {"named": walk.named, "digest": walk.digest if walk.settled else ""}
+    guard = walk.archive.fetcher.guard
+    told = {"servers": sorted(guard.named), "allow_private": guard.allow_private}
+    return {"named": walk.named, "digest": walk.digest if walk.settled else "", **told}
 
 
 def _matcher(

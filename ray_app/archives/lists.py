@@ -41,9 +41,9 @@ class UriLists:
     columns: Columns
     limits: ContainerLimits
 
-    def sections(self) -> Iterator["UriList"]:
+    def sections(self, fetcher: Fetcher) -> Iterator["UriList"]:
         """One list after the other, by name. Raises ConfigError for a file that is no list, StorageError as a listing does."""
-        for info in list_objects(self.url):
+        for info in list_objects(self.url, fetcher.guard):
             yield UriList(info.uri, info.version, info.size_bytes, self.columns, self.limits)
 
 
@@ -107,9 +107,9 @@ class UriList:
         return column
 
 
-def is_one_file(url: str) -> bool:
+def is_one_file(url: str, fetcher: Fetcher) -> bool:
     """Whether a source is one file, and neither a folder nor a pattern. Asks the store."""
-    found = list(itertools.islice(list_objects(url), 2))
+    found = list(itertools.islice(list_objects(url, fetcher.guard), 2))
     return [info.uri for info in found] == [strip_secrets(canonical(url))]
 
 

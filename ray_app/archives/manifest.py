@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from ray_app.archives.members import Ids
 from ray_app.errors import IdentityError
-from ray_app.storage import Store
+from ray_app.storage import Guard, Store
 
 _FORMAT = 1
 
@@ -34,6 +34,7 @@ class ManifestInfo:
     """One finished listing: `members` are those it adds, `listed` all that it saw, `vanished` the known ones that it did not see.
 
     `named`: files and containers that the sources themselves list; `digest` is over those, "" where it does not say what containers hold.
+    `servers`, `allow_private`: the guard of who listed them, for those who read them later.
     """
 
     manifest: int
@@ -46,6 +47,8 @@ class ManifestInfo:
     listing_s: float
     named: int = 0
     digest: str = ""
+    servers: Sequence[str] = ()
+    allow_private: bool = False
     format: int = _FORMAT
 
 
@@ -137,6 +140,12 @@ def read_complete(store: Store, number: int) -> ManifestInfo | None:
             f"{store.url}/{_path(number, '_complete')} is of another version of Touchstone", hint="give another --out, or use that version"
         )
     return ManifestInfo(**fields)
+
+
+def guard_of(store: Store) -> Guard:
+    """Which web servers are asked for the members of a store's manifests: those that their own commands could ask."""
+    infos = [info for number in manifests(store) if (info := read_complete(store, number)) is not None]
+    return Guard(frozenset(name for info in infos for name in info.servers), any(info.allow_private for info in infos))
 
 
 def write_complete(store: Store, info: ManifestInfo) -> None:

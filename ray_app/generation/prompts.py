@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from ray_app.archives import Member, iter_blocks, member_rows, open_source, places_of, read_block
+from ray_app.archives import Member, fetcher_of, guard_of, iter_blocks, member_rows, open_source, places_of, read_block
 from ray_app.datasets.index import is_index
 from ray_app.datasets.texts import separated_texts
 from ray_app.errors import ConfigError, InputError
@@ -110,6 +110,15 @@ def _indexed(place: str) -> Iterator[tuple[Mapping[str, Any], Member]]:
     for ref in iter_blocks(store, 0):
         for member in member_rows(read_block(store, ref)):
             yield {**member.input, "id": str(member.image_id)}, member
+
+
+def fetcher_for(config: GenerateConfig) -> Fetcher:
+    """What reads the images and masks that the prompts name."""
+    place = config.prompts or ""
+    found = fetcher_of([place], config.retry, allow_private=config.allow_private)
+    if place and _is_index(place):
+        found.guard = found.guard.joined(guard_of(Store.open(place)))
+    return found
 
 
 def _is_index(place: str) -> bool:

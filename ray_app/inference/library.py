@@ -86,7 +86,6 @@ class Ensemble:
             require_accepted(detector, accept_licences)
         require_embeddings(self.spec)
         self._image_column = image_column
-        self._fetcher = Fetcher()
         clock = StageClock()
         self._decoder = BatchDecoder(self.spec.early, clock, keeps_files=self.spec.looks_again)
         describing = Describing(self.spec, clock) if self.spec.describer else None
@@ -138,7 +137,7 @@ class Ensemble:
         if not isinstance(image, str | Path):
             return image
         try:
-            return self._fetcher.fetch(str(image), "", self.spec.limits.max_bytes)
+            return Fetcher(signed=[str(image)]).fetch(str(image), "", self.spec.limits.max_bytes)
         except InputError as refused:
             return refused
 

@@ -11,7 +11,7 @@ from ray_app.inference.decoding import WALL_LIMIT_S, BatchDecoder
 from ray_app.inference.judging import Readings
 from ray_app.inference.reusing import Recall
 from ray_app.inference.spec import ScoringSpec
-from ray_app.storage import Fetcher, RetryPolicy
+from ray_app.storage import Fetcher
 
 AHEAD_BYTES = 64 * 2**20  # encoded bytes read ahead of the decoder, per worker
 
@@ -24,8 +24,7 @@ class BlockReader:
         spec: ScoringSpec,
         clock: StageClock,
         *,
-        policy: RetryPolicy,
-        signed: Sequence[str] = (),
+        fetcher: Fetcher,
         crumbs: Path | None = None,
         hand_over: bool = False,
         keeps_files: bool = False,
@@ -33,7 +32,7 @@ class BlockReader:
         recall: Recall | None = None,
     ) -> None:
         self._spec, self._clock, self.recall = spec, clock, recall
-        self.fetcher = Fetcher(policy, signed=signed)
+        self.fetcher = fetcher
         self._members = MemberReader(self.fetcher, max_bytes=spec.limits.max_bytes, depth_bytes=AHEAD_BYTES)
         self.decoder = BatchDecoder(
             spec, clock, crumbs, hand_over=hand_over, keeps_files=keeps_files, wall_limit_s=wall_limit_s, recall=recall

@@ -6,6 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from ray_app.archives import guard_of
 from ray_app.errors import ClusterError
 from ray_app.packing.config import FilterConfig
 from ray_app.packing.directory import claim
@@ -41,7 +42,8 @@ def filter_run(config: FilterConfig, *, retry: bool = False) -> dict[str, Any]:
         else:
             sources = tuple(described["identity"]["source"])
             archive = None if removed == members else KeptMembers(run, sources, config.drop)
-            summary = write_shards(archive, sources, config, config.form, lease, store, retry=retry)
+            allowed = config.model_copy(update={"allow_private": config.allow_private or guard_of(run.store).allow_private})
+            summary = write_shards(archive, sources, allowed, config.form, lease, store, retry=retry)
             kept = summary["members"]
         if kept + removed != members:
             raise ClusterError(

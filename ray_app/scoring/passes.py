@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ray_app.archives import fetcher_of
 from ray_app.errors import ClusterError, StorageError
 from ray_app.inference import ScoringSpec
 from ray_app.runs import RunDirectory
@@ -81,7 +82,8 @@ class Pass:
         known = known_scores(self.home, self.spec) if self.config.reuse else None
         limit_s = self.config.cluster.decode_limit_s
         try:
-            yield Job(run, self.spec, self.config.retry, self.config.source, self.session.number, crumbs, mirror, limit_s, known)
+            fetcher = fetcher_of(self.config.source, self.config.retry, allow_private=self.config.allow_private)
+            yield Job(run, self.spec, fetcher, self.session.number, crumbs, mirror, limit_s, known)
         finally:
             shutil.rmtree(crumbs, ignore_errors=True)
 

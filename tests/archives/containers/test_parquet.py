@@ -15,7 +15,7 @@ from ray_app.archives.containers import CONTAINERS
 from ray_app.archives.containers.parquet import index, read_referenced, reader
 from ray_app.errors import ConfigError, InputError, Status
 from ray_app.storage import Fetcher
-from tests.storage.faulty_server import FaultyServer
+from tests.storage.faulty_server import LOOPBACK, FaultyServer
 
 BYTES = [b"image %d " % number + bytes(number) for number in range(20)]
 
@@ -34,14 +34,16 @@ def as_hub(cells, **others) -> pa.Table:
     return pa.table({"image": image, **others}).replace_schema_metadata(features(**said))
 
 
-def listed(path, table: pa.Table | bytes, columns: Columns | None = None, limits: ContainerLimits | None = None, **how) -> list[Listed]:
+def listed(
+    path, table: pa.Table | bytes, columns: Columns | None = None, limits: ContainerLimits | None = None, *, named=False, **how
+) -> list[Listed]:
     pq.write_table(table, path, **how) if isinstance(table, pa.Table) else path.write_bytes(table)
-    container = Container(str(path), "", path.stat().st_size, "parquet", path.name, columns or Columns(), limits or ContainerLimits())
-    return list(index(container, Fetcher()))
+    size, columns, limits = path.stat().st_size, columns or Columns(), limits or ContainerLimits()
+    return list(index(Container(str(path), "", size, "parquet", path.name, columns, limits, named), Fetcher()))
 
 
 def read(items, max_bytes=10**6) -> list:
-    return list(reader(Fetcher(), max_bytes).read(items))
+    return list(reader(Fetcher(guard=LOOPBACK), max_bytes).read(items))
 
 
 def test_a_table_as_the_hub_writes_it(tmp_path):
@@ -159,19 +161,26 @@ def test_which_column_holds_the_images(tmp_path, names, said, columns, chosen):
 def test_what_only_the_user_can_say(tmp_path):
     two = pa.table({"a": [b"1"], "b": [b"2"]})
     with pytest.raises(ConfigError, match=r"a.parquet: the images may be in any of the columns a, b") as caught:
-        listed(tmp_path / "a.parquet", two)
+        listed(tmp_path / "a.parquet", two, named=True)
     assert "--set columns.image=NAME" in caught.value.hint
     with pytest.raises(ConfigError, match="no column 'c'"):
-        listed(tmp_path / "a.parquet", two, Columns(image="c"))
+        listed(tmp_path / "a.parquet", two, Columns(image="c"), named=True)
+    either = pa.table({"vector": [b"1"], "url": ["https://example.org/a.jpg"]})
     with pytest.raises(ConfigError, match="the bytes in 'vector' or the files that 'url' names"):
-        listed(tmp_path / "a.parquet", pa.table({"vector": [b"1"], "url": ["https://example.org/a.jpg"]}))
+        listed(tmp_path / "a.parquet", either, named=True)
+    for table, columns in ((two, None), (two, Columns(image="c")), (either, None)):  # one of many in a folder
+        [item] = listed(tmp_path / "a.parquet", table, columns)
+        assert (item.member, item.refused.status) == (None, Status.UNSUPPORTED_FORMAT)
+    assert "--set columns.image=vector" in item.refused.detail
 
 
-def test_a_table_of_uris_is_a_list(tmp_path):
+def test_a_table_of_uris_is_a_list_where_the_user_names_it(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"12345")
-    items = listed(
-        tmp_path / "list.parquet", pa.table({"url": ["a.jpg", "s3://b/c.jpg"], "etag": [None, "e"], "size_bytes": [None, 7], "n": [1, 2]})
-    )
+    table = pa.table({"url": ["a.jpg", "s3://b/c.jpg"], "etag": [None, "e"], "size_bytes": [None, 7], "n": [1, 2]})
+    [item] = listed(tmp_path / "list.parquet", table)
+    assert (item.uri, item.refused.status) == (str(tmp_path / "list.parquet"), Status.UNSUPPORTED_FORMAT)
+    assert f"its column 'url' names, give it as a source of its own: list::{tmp_path}/list.parquet" in item.refused.detail
+    items = listed(tmp_path / "list.parquet", table, named=True)
     assert [(i.uri, i.member, i.version, i.size_bytes, i.input, i.place) for i in items] == [
         (str(tmp_path / "a.jpg"), None, f"5-{(tmp_path / 'a.jpg').stat().st_mtime_ns}", 5, {"n": 1}, None),
         ("s3://b/c.jpg", None, "e", 7, {"n": 2}, None),
@@ -181,7 +190,7 @@ def test_a_table_of_uris_is_a_list(tmp_path):
 def test_neither_images_nor_uris(tmp_path):
     [item] = listed(tmp_path / "a.parquet", pa.table({"n": [1, 2]}))
     assert (item.member, item.refused.status, item.refused.detail) == (
-        *(None, Status.UNSUPPORTED_FORMAT, "a Parquet file without a column of images or uris"),
+        *(None, Status.UNSUPPORTED_FORMAT, "a Parquet file without a column of images"),
     )
 
 
@@ -287,10 +296,16 @@ def test_a_store_that_fails_costs_members_their_status_not_the_run(tmp_path):
         data = written(as_hub([random.Random(n).randbytes(5000) for n in range(8)]), row_group_size=4)
         server.objects["/a.parquet"] = data
         uri = f"{server.url}/a.parquet"
-        items = list(CONTAINERS["parquet"].index(Container(uri, "", len(data), "parquet", "a", Columns(), ContainerLimits()), Fetcher()))
+        items = list(
+            CONTAINERS["parquet"].index(
+                Container(uri, "", len(data), "parquet", "a", Columns(), ContainerLimits()), Fetcher(guard=LOOPBACK)
+            )
+        )
         del server.objects["/a.parquet"]
         assert [outcome.status for outcome in read(items)] == [Status.SOURCE_MISSING] * 8
-        [gone] = CONTAINERS["parquet"].index(Container(uri, "", len(data), "parquet", "a", Columns(), ContainerLimits()), Fetcher())
+        [gone] = CONTAINERS["parquet"].index(
+            Container(uri, "", len(data), "parquet", "a", Columns(), ContainerLimits()), Fetcher(guard=LOOPBACK)
+        )
         assert (gone.member, gone.refused.status) == (None, Status.SOURCE_MISSING)
 
 
