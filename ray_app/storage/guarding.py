@@ -161,11 +161,11 @@ def checked_url(
 def public_url(text: str) -> URL:
     """What is asked for where a list, a label or a redirect names a URL of any port. Raises SourceError (`source_denied`)."""
     try:
-        url = checked_url(text, schemes=("http", "https"), is_literal_allowed=is_address, bare_names=True)
+        url = checked_url(text, schemes=("http", "https"), is_literal_allowed=bool)  # any host: it is judged here, in other words
     except UrlRefused as refused:
         raise SourceError(Status.SOURCE_DENIED, str(refused)) from None
     host = url.raw_host or ""
-    if not is_public_address(host) if is_address(host) else not _is_name(host, bare_names=False):
+    if not (is_public_address(host) or _is_name(host, bare_names=False)):
         raise SourceError(Status.SOURCE_DENIED, _NOT_PUBLIC)
     return url
 
