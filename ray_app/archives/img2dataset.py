@@ -57,4 +57,4 @@ def table_of_folder(uri: str, below: str) -> ObjectInfo | None:
 
 def _tells_of(table: ObjectInfo, uri: str) -> bool:
     stem = table.uri.removesuffix(TABLE)
-    return uri.startswith(stem) and (uri == stem + _SHARD or uri[len(stem)] == "/")
+    return uri == stem + _SHARD or uri.startswith(stem + "/")

@@ -48,6 +48,10 @@ class Container:
         """The container as a member: what stands in the manifest where it cannot be opened, or ends early."""
         return Unopened(self.uri, None, 0, self.version, self.size_bytes, refused=why)
 
+    def as_file(self, why: Refused) -> Listed:
+        """The file as a member: what its name announces as a container, and is none."""
+        return Listed(self.uri, None, 0, self.version, self.size_bytes, refused=why)
+
 
 class Unopened(Listed):
     """A container in the place of members that nobody could list: patterns on their names cannot leave it out."""

@@ -128,7 +128,7 @@ def _rows(container: Container, file: pq.ParquetFile) -> Iterator[Listed]:
         yield from _uris(container, file, roles.uri)
     else:
         told = f"; to score what its column '{roles.uri}' names, give it as a source of its own: list::{container.uri}" if roles.uri else ""
-        yield container.itself(Refused(Status.UNSUPPORTED_FORMAT, f"a Parquet file without a column of images{told}"))
+        yield container.as_file(Refused(Status.UNSUPPORTED_FORMAT, f"a Parquet file without a column of images{told}"))
 
 
 def _listed(container: Container, file: pq.ParquetFile) -> Iterator[Listed]:
