@@ -70,7 +70,7 @@ class Inventory:
             manifest = json.loads(Store.open(folder).read(name))
         except FileNotFoundError:
             raise ConfigError(f"{self.url}: no such file", hint="an inventory's manifest.json lies in a folder named by its date") from None
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ConfigError(f"{self.url}: not the manifest.json of an S3 Inventory: it is no JSON") from None
         if not isinstance(manifest, dict):
             raise ConfigError(f"{self.url}: not the manifest.json of an S3 Inventory")

@@ -185,7 +185,8 @@ class _RawWriter:
     def _close(self) -> None:
         if not self._rows:
             return
-        kind = joined_inputs(input_type(table) for table in self._tables)
+        in_containers = any(table["place"].null_count < len(table) for table in self._tables)
+        kind = joined_inputs((input_type(table) for table in self._tables), as_text=in_containers)
         table = pa.concat_tables([with_input(table, kind) for table in self._tables])
         stem = f"{self._stem}-{len(self._files):05}"
         records = np.empty(self._rows, ID_RECORD)
@@ -195,7 +196,7 @@ class _RawWriter:
         self._files.append(
             RawFile(
                 rows=self._rows,
-                has_groups=table["place"].null_count < self._rows,
+                has_groups=in_containers,
                 input_type=kind,
                 members=Scratch.keep(self._store, f"{stem}.parquet", parquet_bytes(table, row_group=_BATCH)),
                 ids=Scratch.keep(self._store, f"{stem}.ids", records.tobytes()),

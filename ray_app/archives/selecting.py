@@ -26,7 +26,7 @@ from ray_app.storage import Guard, Store
 def input_type_of(store: Store) -> pa.StructType | None:
     """The source's own columns, of whatever listing; None where it has none."""
     firsts = (next(iter_blocks(store, number), None) for number in manifests(store))
-    return joined_inputs(input_type(read_block(store, ref)) for ref in firsts if ref is not None)
+    return joined_inputs((input_type(read_block(store, ref)) for ref in firsts if ref is not None), as_text=True)
 
 
 def write_selected(

@@ -100,7 +100,7 @@ def read_labels(place: str) -> list[Labelled]:
         rows = list(_rows(place, data))
     except InputError as error:
         raise ConfigError(f"{place}: {error.detail}") from None
-    except (ValueError, csv.Error) as error:  # JSON and Arrow raise ValueErrors of their own
+    except (ValueError, RecursionError, csv.Error) as error:  # JSON and Arrow raise ValueErrors of their own
         raise ConfigError(f"{place}: cannot be read as labels: {error}") from None
     entries = ListEntries(strip_secrets(canonical(place)), "uri")
     labelled = [_labelled(place, number, row, entries) for number, row in enumerate(rows, 1)]

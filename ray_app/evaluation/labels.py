@@ -193,7 +193,7 @@ def _json_tables(file: Any, columns: Sequence[str] | None) -> Iterator[pa.Table]
 def _json_row(line: str, number: int) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"line {number}: {error}") from None
     if not isinstance(row, dict):
         raise ValueError(f"line {number} is no object: {line[:80]}")

@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from ray_app.archives import guard_of
+from ray_app.archives.rows import as_type, joined_inputs
 from ray_app.errors import ClusterError
 from ray_app.packing.config import FilterConfig
 from ray_app.packing.directory import claim
@@ -70,8 +71,8 @@ def _own_columns(run: RunDirectory) -> Mapping[str, pa.DataType]:
     """The source's own columns with the types that hold them in every listing."""
     first = {file.manifest: file for file in reversed(run.published())}
     schemas = [next(run.file_tables(file, ["input"])).schema for file in first.values()]
-    given = [pa.schema(list(schema.field("input").type)) for schema in schemas if "input" in schema.names]
-    return {field.name: field.type for field in pa.unify_schemas(given, promote_options="permissive")} if given else {}
+    given = joined_inputs((schema.field("input").type for schema in schemas if "input" in schema.names), as_text=True)
+    return {field.name: field.type for field in given or ()}
 
 
 def _list_schema(columns: Mapping[str, pa.DataType]) -> pa.Schema:
@@ -89,5 +90,5 @@ def _listed(run: RunDirectory, drop: Sequence[str], columns: Mapping[str, pa.Dat
             if "input" in rows.schema.names
             else {}
         )
-        own = [given[column].cast(kind) if column in given else pa.nulls(len(rows), kind) for column, kind in columns.items()]
+        own = [as_type(given[column], kind) if column in given else pa.nulls(len(rows), kind) for column, kind in columns.items()]
         yield pa.Table.from_arrays([*(rows[name].cast(schema.field(name).type) for name in _LISTED), *own], schema=schema)

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from ray_app.archives.containers.container import Container
 from ray_app.archives.containers.entries import why_closed
-from ray_app.archives.containers.parquet_cells import UNREADABLE, ParquetReader, no_bytes, open_parquet, read_referenced, reference
+from ray_app.archives.containers.parquet_cells import UNREADABLE, ParquetReader, fault, no_bytes, open_parquet, read_referenced, reference
 from ray_app.archives.list_entries import ListEntries
 from ray_app.archives.members import Listed, Place, Refused
 from ray_app.archives.tables import (
@@ -253,6 +253,4 @@ def _fault(file: io.RawIOBase, error: BaseException) -> Refused:
         return Refused(Status.ENCRYPTED_MEMBER, "an encrypted Parquet file")
     if _MAGIC.startswith(head[: min(4, size)]) and (tail != _MAGIC or size < _SMALLEST):
         return Refused(Status.TRUNCATED_IMAGE, "a Parquet file that ends before its footer")
-    if isinstance(error, NotImplementedError):
-        return Refused(Status.UNSUPPORTED_FORMAT, f"a Parquet file of a kind that is not read: {said(error)}")
-    return Refused(Status.CORRUPT_IMAGE, f"not a readable Parquet file: {said(error)}")
+    return Refused(fault(error), f"not a readable Parquet file: {said(error)}")

@@ -15,6 +15,7 @@ from ray_app.archives.containers import CONTAINERS
 from ray_app.archives.containers.parquet import index, read_referenced, reader
 from ray_app.errors import ConfigError, InputError, Status
 from ray_app.storage import Fetcher
+from tests.archives.containers.lying_parquet import BYTE_ARRAY, INT64, lying
 from tests.storage.faulty_server import LOOPBACK, FaultyServer
 
 BYTES = [b"image %d " % number + bytes(number) for number in range(20)]
@@ -393,3 +394,45 @@ def test_other_columns_of_any_type_are_kept_whatever_is_left_out(tmp_path, long)
         if name not in ("map", "when"):
             assert [item.input[name] for item in items] == [*column.to_pylist()[:2], None if is_long else column[2].as_py()], name
         assert [f"{name}_uri" in item.input for item in items] == [False, False, is_long]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        lying(10**12),
+        lying(2**62, groups=3),
+        lying(10**12, columns={"image": BYTE_ARRAY, "n": INT64}),
+        lying(10**12, columns={}),
+        lying(-5),
+        lying(5, claimed_groups=2**31 - 1),
+        lying(5, claimed_groups=10**6),
+        lying(10**12, columns={"url": BYTE_ARRAY}),
+    ],
+)
+def test_a_footer_that_claims_what_the_file_cannot_hold_costs_one_row(tmp_path, data):
+    assert len(data) < 260
+    [item] = listed(tmp_path / "a.parquet", data)
+    assert (item.uri, item.member, item.refused.status) == (str(tmp_path / "a.parquet"), None, Status.CORRUPT_IMAGE)
+    with pytest.raises(ConfigError, match=r"claims|not a readable"):
+        list(open_source([f"list::{tmp_path}/a.parquet"]))
+
+
+def test_a_table_of_thousands_of_columns_is_not_read(tmp_path):
+    [item] = listed(tmp_path / "a.parquet", lying(1, columns={"image": BYTE_ARRAY} | {f"c{n}": INT64 for n in range(2000)}))
+    assert (item.refused.status, "2001 columns" in item.refused.detail) == (Status.UNSUPPORTED_FORMAT, True)
+
+
+def test_rows_of_nothing_are_rows_as_far_as_they_can_be_images(tmp_path):
+    """A few null images take no bytes to speak of; a million of them is a claim."""
+    for rows, refused in ((4000, Status.SOURCE_MISSING), (1_000_000, Status.CORRUPT_IMAGE)):
+        items = listed(tmp_path / "a.parquet", pa.table({"image": pa.nulls(rows, as_hub([b"x"])["image"].type)}))
+        assert {item.refused.status for item in items} == {refused}
+        assert len(items) == (rows if refused is Status.SOURCE_MISSING else 1)
+
+
+def test_a_codec_that_nobody_reads(tmp_path):
+    lzo = 3
+    [item] = listed(tmp_path / "a.parquet", lying(1, columns={"image": BYTE_ARRAY, "n": INT64}, codec=lzo, size=99))
+    assert (item.member, item.refused.status) == (None, Status.UNSUPPORTED_FORMAT)
+    items = listed(tmp_path / "a.parquet", lying(1, codec=lzo, size=99))
+    assert [(item.member, outcome.status) for item, outcome in zip(items, read(items), strict=True)] == [("0", Status.UNSUPPORTED_FORMAT)]
