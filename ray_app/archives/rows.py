@@ -94,9 +94,12 @@ def joined_inputs(types: Iterable[pa.StructType | None], *, as_text: bool) -> pa
 
 def as_type(column: pa.Array, kind: pa.DataType) -> pa.Array:
     """A column as a type that `joined_inputs` found; what is no text becomes one as JSON writes it."""
-    if not pa.types.is_string(kind) or pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        return column.cast(kind)
-    return pa.array([_text(value) for value in column.to_pylist()], kind)
+    if pa.types.is_string(kind) and not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        return pa.array([_text(value) for value in column.to_pylist()], kind)
+    if column.type == kind:
+        return column
+    # pyarrow 26 loses its way where it casts slices of lists within lists.
+    return pa.array(column.to_pylist(), kind) if pa.types.is_nested(kind) else column.cast(kind)
 
 
 def settled(kind: pa.StructType | None) -> pa.StructType | None:
@@ -142,7 +145,7 @@ def _inputs(inputs: Sequence[dict[str, Any]], *, as_text: bool) -> pa.Array | No
 def _column(name: str, values: list[Any], *, as_text: bool) -> pa.Array:
     try:
         return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
+    except (pa.ArrowException, OverflowError, ValueError, TypeError):
         if as_text:
             return pa.array([_text(value) for value in values], pa.string())
         kinds = sorted({type(value).__name__ for value in values if value is not None})

@@ -234,3 +234,12 @@ class TestInput:
         texts = ["1", "fake", None, "2.5", "true", '["a", 1]', '{"x": 1}', "ü"]
         found = {m.uri: m.input["label"] for m in all_members(store)}
         assert [found[item.uri] for item in items] == texts
+
+    @pytest.mark.parametrize("values", [[2**80, 1], [float("inf"), 2**70], [2**63, -1], [[2**64], ["a"]], [{"a": 1}, {"a": "x"}]])
+    def test_values_that_arrow_has_no_type_for_are_texts_in_an_archive_and_refused_in_a_list(self, values):
+        items = [replace(listed(n), input={"n": value}) for n, value in enumerate(values)]
+        with pytest.raises(ConfigError, match="column 'n' of the source holds"):
+            list_tiny(fresh_store(), Given(items))
+        store = fresh_store()
+        list_tiny(store, Given([replace(item, place=Place("parquet", 0)) for item in items]))
+        assert all(isinstance(m.input["n"], str) for m in all_members(store))
