@@ -124,7 +124,7 @@ class _Cursor:
         for batch in self._batches:
             self._next += 1
             if self._next > row:
-                cells = batch.column(0)
+                cells = batch.column(self._column)  # by its name: `image.bytes` is read, too, where a column is called so
                 cell = (cells.field("bytes") if self._is_struct else cells)[0]
                 return (cell.value if isinstance(cell, pa.DictionaryScalar) else cell).as_buffer()
         raise IndexError(f"row group {self._group} has no row {row}")

@@ -243,6 +243,19 @@ def test_what_is_no_parquet(tmp_path, data, status):
     assert (item.uri, item.member, item.refused.status) == (str(tmp_path / "a.parquet"), None, status)
 
 
+@pytest.mark.parametrize("first", [False, True])
+def test_a_column_whose_name_is_a_path_is_another_column(tmp_path, first):
+    for kind, bytes_of in (
+        (pa.struct([("bytes", pa.binary()), ("path", pa.string())]), lambda b: {"bytes": b, "path": "p"}),
+        (pa.binary(), bytes),
+    ):
+        image = pa.array([bytes_of(data) for data in BYTES], kind)
+        columns = {"image": image, "image.bytes": pa.array(range(20)), "image.path": pa.array([b"x"] * 20)}
+        items = listed(tmp_path / "a.parquet", pa.table(dict(reversed(columns.items())) if first else columns), Columns(image="image"))
+        assert read(items) == BYTES
+        assert items[3].input["image.bytes"] == 3
+
+
 def test_a_torn_row_group_costs_its_own_rows_alone(tmp_path):
     items = listed(
         tmp_path / "a.parquet", as_hub([random.Random(n).randbytes(5000) for n in range(8)]), row_group_size=4, compression="gzip"
