@@ -144,12 +144,19 @@ def _inputs(inputs: Sequence[dict[str, Any]], *, as_text: bool) -> pa.Array | No
 
 def _column(name: str, values: list[Any], *, as_text: bool) -> pa.Array:
     try:
-        return pa.array(values)
+        column = pa.array(values)
+        if _has_times(column.type):
+            column.to_pylist()  # the ends of Python's calendar lie beyond it in other time zones
+        return column
     except (pa.ArrowException, OverflowError, ValueError, TypeError):
         if as_text:
             return pa.array([_text(value) for value in values], pa.string())
         kinds = sorted({type(value).__name__ for value in values if value is not None})
         raise _clash(name, " and ".join(kinds)) from None
+
+
+def _has_times(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_temporal(kind)) or any(_has_times(kind.field(i).type) for i in range(kind.num_fields))
 
 
 def _text(value: Any) -> str | None:

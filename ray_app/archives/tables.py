@@ -146,10 +146,26 @@ def _values(column: pa.Array) -> list[Any]:
         column = column.cast(_in_microseconds(kind), safe=False)
     elif pa.types.is_uint64(kind):
         column = _signed(column)
-    values: list[Any] = column.to_pylist()
+    values: list[Any] = _python_values(column)
     if pa.types.is_nested(kind) and _is_beyond_inference(kind):
         return [None if value is None else json.dumps(value, default=str, ensure_ascii=False) for value in values]
     return values
+
+
+def _python_values(column: pa.Array) -> list[Any]:
+    """What Python has for each cell; the text of a number where that is a time which Python's calendar does not reach."""
+    try:
+        values: list[Any] = column.to_pylist()
+        return values
+    except (OverflowError, ValueError):
+        return [_python_value(cell) for cell in column]
+
+
+def _python_value(cell: pa.Scalar) -> Any:
+    try:
+        return cell.as_py()
+    except (OverflowError, ValueError):
+        return str(getattr(cell, "value", None))
 
 
 def cell_bytes(column: pa.Array) -> Sizes:

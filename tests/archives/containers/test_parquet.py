@@ -10,11 +10,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_app.archives import Columns, Container, ContainerLimits, Listed, Place, open_source
+from ray_app.archives import (
+    BlockPlan,
+    Columns,
+    Container,
+    ContainerLimits,
+    Listed,
+    Place,
+    iter_blocks,
+    list_members,
+    member_rows,
+    open_source,
+    read_block,
+)
 from ray_app.archives.containers import CONTAINERS
 from ray_app.archives.containers.parquet import index, read_referenced, reader
 from ray_app.errors import ConfigError, InputError, Status
-from ray_app.storage import Fetcher
+from ray_app.storage import Fetcher, Store
 from tests.archives.containers.lying_parquet import BYTE_ARRAY, INT64, lying
 from tests.storage.faulty_server import LOOPBACK, FaultyServer
 
@@ -120,6 +132,28 @@ def test_other_columns_pass_through(tmp_path):
     }
     assert (two["score"], two["camera"], two["taken"], two["map"]) == (None, None, None, None)
     pa.array([one, two])  # what a manifest will do with them
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "told"),
+    [
+        ([0, 2**62], pa.timestamp("us"), str(2**62)),
+        ([0, 253402300799999999], pa.timestamp("us", "Europe/Berlin"), "253402300799999999"),
+        ([0, 2**30], pa.date32(), str(2**30)),
+        ([[0], [2**30]], pa.list_(pa.date32()), None),
+    ],
+)
+def test_times_beyond_the_calendar_cost_no_row(tmp_path, values, kind, told):
+    (tmp_path / "in").mkdir()
+    items = listed(tmp_path / "in/a.parquet", as_hub(BYTES[:2], taken=pa.array(values, kind)))
+    assert [item.refused for item in items] == [None, None]
+    assert told is None or items[1].input["taken"] == told
+    store = Store.open(str(tmp_path / "run"))
+    list_members(store, open_source([str(tmp_path / "in")]), BlockPlan(batch_slots=4, max_block_members=8))
+    members = [member for ref in iter_blocks(store, 0) for member in member_rows(read_block(store, ref))]
+    assert read(members) == BYTES[:2]
+    if told is not None:
+        assert members[1].input["taken"] == told
 
 
 def test_class_labels_come_with_their_text(tmp_path):
