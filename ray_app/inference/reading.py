@@ -1,10 +1,13 @@
 """Members → batches: bytes fetched ahead of the decoder, every member in its own slot."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 from ray_app.archives import Member, MemberReader
+from ray_app.archives.lists import looks_like_list
+from ray_app.errors import Status
 from ray_app.inference.batches import Batch, Outcome
 from ray_app.inference.clock import StageClock
 from ray_app.inference.decoding import WALL_LIMIT_S, BatchDecoder
@@ -46,10 +49,11 @@ class BlockReader:
         arriving = self._members.read(members)
         while True:
             with self._clock("fetch"):
-                fetched = [(member.image_id, data) for member, data in islice(arriving, self._spec.slots)]
+                fetched = list(islice(arriving, self._spec.slots))
             if not fetched:
                 return
-            yield self.decoder.decode(fetched)
+            batch = self.decoder.decode([(member.image_id, data) for member, data in fetched])
+            yield replace(batch, outcomes=tuple(_told(one, member) for one, (member, _) in zip(batch.outcomes, fetched, strict=True)))
 
     def learn(self, outcomes: Sequence[Outcome], readings: Readings) -> None:
         """Remember what a block of this reader was found to be, for members of the same bytes."""
@@ -65,3 +69,10 @@ class BlockReader:
     def close(self) -> None:
         """Give back what the decoder holds."""
         self.decoder.close()
+
+
+def _told(outcome: Outcome, member: Member) -> Outcome:
+    """What became of a member; of a table beside images also how it is read as a list."""
+    if outcome.status is Status.UNSUPPORTED_FORMAT and member.member is None and looks_like_list(member.uri):
+        return replace(outcome, detail=f"{outcome.detail}; if it lists images, give it as a source of its own: list::{member.uri}")
+    return outcome
