@@ -5,18 +5,18 @@ Source: https://github.com/rom1504/img2dataset, output formats `webdataset` and 
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import fields
 from typing import Any
 
 from ray_app.archives.containers import Container
 from ray_app.archives.containers.parquet import rows_by
 from ray_app.archives.containers.sidecars import sample_key, sidecar_column
-from ray_app.archives.members import Listed
+from ray_app.archives.members import Described, Listed
 from ray_app.errors import ConfigError
 from ray_app.storage import Fetcher, ObjectInfo, list_objects
 
 TABLE, _SHARD = ".parquet", ".tar"
-_MOST_ROWS = 100_000  # held in memory, one table at a time; img2dataset writes 10,000 to a shard
+_MOST_CELLS = 2_000_000  # held in memory, one table at a time; img2dataset writes 10,000 rows of some twelve to a shard
 
 
 class Samples:
@@ -32,9 +32,12 @@ class Samples:
         Texts beside an image stay without. Raises StorageError where the store gives no answer.
         """
         if self._rows is None:
-            self._rows = rows_by("key", self._table, self._fetcher, most=_MOST_ROWS)
+            self._rows = rows_by("key", self._table, self._fetcher, most=_MOST_CELLS)
         row = None if sidecar_column(name, item.size_bytes) else self._rows.get(sample_key(name))
-        return item if row is None else replace(item, input={**row, **item.input})
+        if row is None:
+            return item
+        told = {one.name: getattr(item, one.name) for one in fields(item)} | {"input": {**row, **item.input}}
+        return Described(**told)
 
 
 def beside(objects: Iterable[ObjectInfo], table: ObjectInfo | None = None) -> Iterator[tuple[ObjectInfo, ObjectInfo | None]]:

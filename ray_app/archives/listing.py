@@ -86,7 +86,7 @@ def list_members(
     files, listed = walk.files, walk.kept
     if not listed:
         raise archive.empty(walk.found, walk.opened)
-    input_type = settled(joined_inputs((file.input_type for file in files), as_text=any(file.has_groups for file in files)))
+    input_type = settled(joined_inputs((file.input_type for file in files), as_text=any(file.as_text for file in files)))
     earlier = sum(info.members for info in (read_complete(store, one) for one in numbers) if info is not None)
     if max(listed, earlier) <= portions.few:
         each = in_turn

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ray_app.archives.members import Ids, Listed, Member, Place, Refused
+from ray_app.archives.members import Described, Ids, Listed, Member, Place, Refused
 from ray_app.errors import ConfigError, Status
 
 _PLACE = pa.struct([("kind", pa.string()), ("offset", pa.int64()), ("length", pa.int64()), ("group", pa.int64()), ("column", pa.string())])
@@ -48,10 +48,15 @@ def listed_rows(ids: Ids, items: Sequence[Listed]) -> pa.Table:
         _struct([item.refused for item in items], _REFUSED),
     ]
     fields = [*_LISTED, *_REST]
-    if inputs := _inputs([item.input for item in items], as_text=any(item.place is not None for item in items)):
+    if inputs := _inputs([item.input for item in items], as_text=any(map(is_told_by_archive, items))):
         columns.append(inputs)
         fields.append(pa.field("input", inputs.type))
     return pa.Table.from_arrays(columns, schema=pa.schema(fields))
+
+
+def is_told_by_archive(item: Listed) -> bool:
+    """Whether a member's columns are of the archive, and not of a list that its user named."""
+    return item.place is not None or isinstance(item, Described)
 
 
 def cut_rows(listed: pa.Table, block: int, schema: pa.Schema) -> pa.Table:

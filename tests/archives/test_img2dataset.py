@@ -9,11 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 from webdataset import TarWriter
 
-from ray_app.archives import Columns, ContainerLimits, open_source
+from ray_app.archives import BlockPlan, Columns, ContainerLimits, iter_blocks, list_members, member_rows, open_source, read_block
 from ray_app.archives.containers import CONTAINERS
 from ray_app.archives.prefixes import ObjectPrefix, PrefixRange
 from ray_app.errors import Status
-from ray_app.storage import Fetcher, KeyRange
+from ray_app.storage import Fetcher, KeyRange, Store
 from tests.archives.given import Failing
 
 SCHEMA = pa.schema(
@@ -153,7 +153,7 @@ def test_a_table_that_does_not_tell_changes_nothing_else(tmp_path, form, table, 
 
 
 def test_a_table_too_long_to_be_held_tells_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("ray_app.archives.img2dataset._MOST_ROWS", EACH - 1)
+    monkeypatch.setattr("ray_app.archives.img2dataset._MOST_CELLS", EACH * len(SCHEMA) - 1)
     assert not any("caption" in item.input for item in open_source([put(tmp_path / "out", written("files"))]))
 
 
@@ -189,3 +189,13 @@ def test_a_stretch_of_a_large_bucket_that_begins_in_a_folder_finds_its_table(s3)
         item.input for _, item in PrefixRange(outside, replace(keys, prefix="laion/00000/", until="laion/00000/z")).found(Fetcher())
     )
     assert not list(PrefixRange(prefix, replace(keys, after="laion/1")).found(Fetcher()))
+
+
+def test_tables_of_other_types_stop_no_listing(tmp_path):
+    """What one table calls a number, another may call a text."""
+    files = written("files") | {"00000.parquet": changed(width=lambda key: f"{key} px")}
+    store = Store.open(str(tmp_path / "run"))
+    list_members(store, open_source([put(tmp_path / "out", files)]), BlockPlan(batch_slots=4, max_block_members=64))
+    members = [member for ref in iter_blocks(store, 0) for member in member_rows(read_block(store, ref))]
+    widths = {member.input["key"]: member.input["width"] for member in members if member.input.get("key")}
+    assert widths == {key: f"{key} px" if key.startswith("00000") else "64" for key in IMAGES}

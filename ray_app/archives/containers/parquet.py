@@ -7,7 +7,7 @@ images but with uris is a list, whose rows are files of their own, if the user n
 
 import io
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,6 +22,7 @@ from ray_app.archives.containers.parquet_cells import UNREADABLE, ParquetReader,
 from ray_app.archives.list_entries import ListEntries
 from ray_app.archives.members import Listed, Place, Refused
 from ray_app.archives.tables import (
+    Sizes,
     cell_bytes,
     features_of,
     has_binary,
@@ -34,7 +35,7 @@ from ray_app.archives.tables import (
     uri_column,
     without,
 )
-from ray_app.errors import ConfigError, SourceError, Status, said
+from ray_app.errors import ConfigError, InputError, Status, said
 from ray_app.storage import Fetcher
 
 T = TypeVar("T")
@@ -46,6 +47,7 @@ _WINDOW = 1 << 18  # between the columns that are read lie the images, which are
 _MAGIC, _MAGIC_ENCRYPTED = b"PAR1", b"PARE"
 _SMALLEST = 12  # the magic twice, and the footer's length
 _SMALL = 1_000_000  # bytes below which a ratio says nothing
+_ALWAYS_ALLOWED = 64 << 20  # of columns beside the images
 MAX_ROW_BYTES = 64 * 1024  # of a row's other columns, as of a sidecar: what is more is only referred to
 MAX_COLUMNS = 1024
 # An encoded image has more bytes than one, so that a longer table claims rows that it has not, or the same one over and over.
@@ -67,7 +69,7 @@ def index_uris(container: Container, fetcher: Fetcher) -> Iterator[Listed]:
 def rows_by(column: str, table: Container, fetcher: Fetcher, *, most: int) -> dict[str, dict[str, Any]]:
     """The columns of every row by the text in one of them; without rows that share theirs.
 
-    Nothing of a table that has no such column, holds images, cannot be read to its end or has more than `most` rows. Raises StorageError
+    Nothing of a table that has no such column, holds images, cannot be read to its end or has more than `most` cells. Raises StorageError
     where the store gives no answer.
     """
     found: dict[str, dict[str, Any]] = {}
@@ -91,14 +93,14 @@ def _opened(container: Container, fetcher: Fetcher, rows: Callable[[Container, p
     try:
         with fetcher.open(container.uri, container.version, container.size_bytes, window=_WINDOW) as file:
             try:
-                table = open_parquet(file, texts_once=True)
-                if (refused := _refusal(table, file.seek(0, 2))) is None:
-                    yield from rows(container, table)
+                table, size = open_parquet(file, texts_once=True), file.seek(0, 2)
+                if (refused := _refusal(table, size)) is None:
+                    yield from rows(replace(container, size_bytes=size), table)
                 else:
                     yield container.itself(refused)
             except UNREADABLE as error:
                 yield container.itself(_fault(file, error))
-    except SourceError as error:
+    except InputError as error:
         yield container.itself(why_closed(container, error))
 
 
@@ -155,7 +157,7 @@ def _uris(container: Container, file: pq.ParquetFile, column: str) -> Iterator[L
 def _keyed(container: Container, file: pq.ParquetFile, column: str, most: int) -> Iterator[dict[str, Any]]:
     schema = file.schema_arrow
     is_keyed = column in schema.names and is_text(schema.field(column).type) and not any(holds_files(field.type) for field in schema)
-    if is_keyed and file.metadata.num_rows <= most:
+    if is_keyed and file.metadata.num_rows * len(schema) <= most:
         yield from (values for _, values, _ in _Table.of(container, file, None).rows() if values[column] is not None)
 
 
@@ -165,6 +167,21 @@ def _bomb(container: Container, file: pq.ParquetFile) -> Refused | None:
     if unpacked > _SMALL and container.size_bytes > 0 and unpacked / container.size_bytes > container.limits.max_ratio:
         return Refused(Status.IMAGE_TOO_LARGE, f"a table that unpacks from {container.size_bytes} to {unpacked} bytes")
     return None
+
+
+class _Budget:
+    """What the cells of one file may unpack to: a text that stands in it once may be in all its rows."""
+
+    def __init__(self, container: Container) -> None:
+        self._size, self._ratio = container.size_bytes, container.limits.max_ratio
+        self._taken = 0
+
+    def take(self, size: int) -> None:
+        """Raises InputError once it is too much."""
+        self._taken += size
+        if self._taken > max(_ALWAYS_ALLOWED, self._size * self._ratio):
+            told = f"{self._taken} bytes of rows in {self._size}, over max_ratio ({self._ratio:g}); further ones are not read"
+            raise InputError(Status.IMAGE_TOO_LARGE, told, limit=self._ratio, observed=self._taken / max(1, self._size))
 
 
 @dataclass(frozen=True)
@@ -177,13 +194,15 @@ class _Table:
     read: tuple[str, ...]
     referred: tuple[str, ...]
     with_path: tuple[str, ...]
+    budget: _Budget
 
     @classmethod
     def of(cls, container: Container, file: pq.ParquetFile, image: str | None) -> "_Table":
         binary = {field.name: field.type for field in file.schema_arrow if field.name == image or has_binary(field.type)}
         read = tuple(name for name in file.schema_arrow.names if name not in binary)
         referred = tuple(name for name in binary if name != image)
-        return cls(container.uri, file, image, read, referred, tuple(name for name, kind in binary.items() if _has_path(kind)))
+        with_path = tuple(name for name, kind in binary.items() if _has_path(kind))
+        return cls(container.uri, file, image, read, referred, with_path, _Budget(container))
 
     def rows(self) -> Iterator[tuple[int, dict[str, Any], bool]]:
         """Every row in order: its row group, its `input`, and False where its image is null as far as can be told without reading it."""
@@ -214,7 +233,9 @@ class _Table:
             if self.image in self.with_path and "path" not in columns:
                 columns["path"] = pc.struct_field(batch.column(self.image), "path")
             nulls = {name: batch.column(name).is_null().to_pylist() for name in self.with_path}
-            long = _long(columns)
+            sizes = {name: cell_bytes(column) for name, column in columns.items()}
+            long = _long(sizes)
+            self.budget.take(sum(int(size[~long[name]].sum()) for name, size in sizes.items()))
             columns = {name: without(column, long[name]) for name, column in columns.items()}
             rows = input_rows(columns, features) if columns else [{} for _ in range(batch.num_rows)]
             for row, values in enumerate(rows):
@@ -229,9 +250,8 @@ class _Table:
         return name
 
 
-def _long(columns: Mapping[str, pa.Array]) -> dict[str, npt.NDArray[np.bool_]]:
+def _long(sizes: Mapping[str, Sizes]) -> dict[str, npt.NDArray[np.bool_]]:
     """For each column the rows in which it takes more than its share, where all columns together take too much."""
-    sizes = {name: cell_bytes(column) for name, column in columns.items()}
     is_much = sum(sizes.values()) > MAX_ROW_BYTES
     return {name: is_much & (size > MAX_ROW_BYTES // len(sizes)) for name, size in sizes.items()}
 

@@ -483,3 +483,17 @@ def test_a_codec_that_nobody_reads(tmp_path):
     assert (item.member, item.refused.status) == (None, Status.UNSUPPORTED_FORMAT)
     items = listed(tmp_path / "a.parquet", lying(1, codec=lzo, size=99))
     assert [(item.member, outcome.status) for item, outcome in zip(items, read(items), strict=True)] == [("0", Status.UNSUPPORTED_FORMAT)]
+
+
+def test_a_text_that_all_rows_share_is_listed_as_far_as_its_file_may_unpack(tmp_path):
+    rows, text = 20_000, "x" * 60_000  # in no row longer than a row may be, and 1.2 GB in all
+    said = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), [text])
+    chance = random.Random(0)
+    table = pa.table({"image": [chance.randbytes(20) for _ in range(rows)], "said": said})
+    pq.write_table(table, tmp_path / "a.parquet", store_schema=False)
+    before = pa.default_memory_pool().max_memory()
+    *items, last = listed(tmp_path / "a.parquet", (tmp_path / "a.parquet").read_bytes(), limits=ContainerLimits(max_ratio=50))
+    assert pa.default_memory_pool().max_memory() - before < 100e6
+    assert (last.member, last.refused.status) == (None, Status.IMAGE_TOO_LARGE)
+    assert "over max_ratio (50); further ones are not read" in last.refused.detail
+    assert len(items) * len(text) <= max(64 << 20, 50 * (tmp_path / "a.parquet").stat().st_size)
