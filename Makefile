@@ -2,7 +2,6 @@
 PYTHON ?= python3
 STAMP := .venv/.ready
 BIN := .venv/bin
-export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED ?= 0
 
 .PHONY: setup demo test test-cluster test-faults test-training test-data test-endpoint lint bench clean
@@ -39,8 +38,9 @@ test-training: $(STAMP)
 test-data: $(STAMP)
 	$(BIN)/python -m pytest -m slow tests/collecting tests/generation tests/test_profile_walk.py
 
+# A deployed endpoint; and what a stranger gets from every command that starts a Ray.
 test-endpoint: $(STAMP)
-	$(BIN)/python -m pytest -m slow tests/serving/test_deployed.py
+	$(BIN)/python -m pytest -m slow tests/serving/test_deployed.py tests/test_strangers.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

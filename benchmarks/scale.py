@@ -160,7 +160,7 @@ def measure(members: int, work: Path, arguments: list[str]) -> dict[str, Any]:
         sys.executable, "-m", "ray_app.cli.main", "score", str(folder / "archive"), "--out", str(folder / "run"), "--detector", str(card),
         "--set", "batch_slots=64", "--set", "block_members=1024", *arguments,
     ]  # fmt: skip
-    environment = os.environ | {"PYTHONPATH": f"{folder / 'detector'}:{ROOT}", "RAY_AUTH_MODE": "disabled"}
+    environment = os.environ | {"PYTHONPATH": f"{folder / 'detector'}:{ROOT}"}
     first = measured(command, environment, folder / "run", folder / "first.log")
     summary = json.loads((folder / "run/summary.json").read_text())
     assert summary["members"] == members == sum(summary["statuses"].values()), summary["statuses"]

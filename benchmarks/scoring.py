@@ -133,7 +133,6 @@ def _run(contender: Contender, command: Sequence[str], folder: Path) -> tuple[Ra
     thread_limits = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAY_ADDRESS")
     environment = {name: value for name, value in os.environ.items() if name not in thread_limits} | {
         "PYTHONPATH": str(ROOT),
-        "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_TMPDIR": str(ray_folder),
         "RAY_event_stats_print_interval_ms": "1000",  # how often the store writes its totals into the raylet's log, which we read
@@ -145,7 +144,7 @@ def _run(contender: Contender, command: Sequence[str], folder: Path) -> tuple[Ra
 
 def _store_bytes(ray_folder: Path) -> int:
     """Bytes ever created in the object store, by the raylet's own count."""
-    logs = ray_folder.glob("ray/session_2*/logs/raylet.out")
+    logs = ray_folder.rglob("session_2*/logs/raylet.out")
     return max((int(total) for log in logs for total in STORE_LINE.findall(log.read_bytes())), default=0)
 
 

@@ -95,7 +95,6 @@ def environment(folder: Path) -> dict[str, str]:
     left_out = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAY_ADDRESS")
     return {name: value for name, value in os.environ.items() if name not in left_out} | {
         "PYTHONPATH": str(ROOT),
-        "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_TMPDIR": str(ray_folder),
         "HF_HUB_OFFLINE": "1",

@@ -59,7 +59,7 @@ def free_ports(count):
 def ray_head(cpus=2, **variables):
     """A head on free ports; `variables` are added to its environment."""
     gcs, dashboard, agent, client, grpc, metrics = free_ports(6)
-    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "PATH": f"{BIN}:{os.environ['PATH']}"}
+    environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "PATH": f"{BIN}:{os.environ['PATH']}"}
     with tempfile.TemporaryDirectory(prefix="ts", dir="/tmp") as folder:
         command = [
             BIN / "ray", "start", "--head", "--block", f"--num-cpus={cpus}", "--object-store-memory=209715200", f"--temp-dir={folder}",
@@ -83,8 +83,9 @@ def ray_head(cpus=2, **variables):
 
 def _answers(url, process):
     assert process.poll() is None
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {os.environ['RAY_AUTH_TOKEN']}"})
     try:
-        with urllib.request.urlopen(url, timeout=5):
+        with urllib.request.urlopen(request, timeout=5):
             return True
     except (urllib.error.URLError, OSError):
         return False

@@ -40,3 +40,10 @@ def test_nothing_is_scheduled_on_the_head_and_workers_are_spot_in_one_zone():
 
 def test_it_holds_no_secret():
     assert not re.search(r"AKIA|aws_secret|ssh_private_key|password", PATH.read_text(), re.IGNORECASE)
+
+
+def test_every_node_starts_with_the_token_and_cannot_start_without():
+    starts = [one for key in ("head_start_ray_commands", "worker_start_ray_commands") for one in CONFIG[key] if "ray start" in one]
+    assert len(starts) == 2
+    assert all(one.startswith("RAY_AUTH_MODE=token ray start ") for one in starts)
+    assert CONFIG["file_mounts"]["/home/ray/.ray/auth_token"] == "~/.ray/auth_token"

@@ -80,7 +80,7 @@ def endpoint(workplace, tmp_path_factory):
     assert SERVE in COMMANDS
     (port,) = free_ports(1)
     command = [sys.executable, "-m", "ray_app.cli.main", "serve", "--port", str(port)]
-    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     log = tmp_path_factory.mktemp("endpoint") / "log"
     with log.open("w") as errors:
         process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True)

@@ -59,7 +59,7 @@ def running(server: Server, work: Work, folder: Path) -> Iterator[Running]:
     """Start a server in fresh processes and end all of them afterwards. Raises ContenderError where it does not come up."""
     port, mark, log = _free_port(), uuid.uuid4().hex, folder / f"{server.name}.log"
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    environment |= {"PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": str(folder)}
+    environment |= {"PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": str(folder)}
     environment |= {"HF_HUB_OFFLINE": "1", "TOUCHSTONE_TOKENS": TOKEN, **THREADS, **server.environment, MARK: mark}
     begin = time.monotonic()
     with log.open("wb") as printed:

@@ -7,12 +7,14 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
-from ray_app.errors import ClusterError
+from ray_app.errors import ClusterError, said
 from ray_app.scoring.config import ClusterConfig
+from ray_app.scoring.private_ray import private_ray
 
 LOCAL_OBJECT_STORE_BYTES = 512 * 2**20
 # Ray scores in a thread of its own; with a heap of its own it would ignore what ray_app.detectors.allocator asks for.
@@ -20,11 +22,19 @@ WORKER_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
 
 
 @contextmanager
-def cluster(config: ClusterConfig) -> Iterator[None]:
-    """Connected to Ray inside the block. Raises ClusterError when the address does not answer."""
+def cluster(
+    config: ClusterConfig, *, hidden: Iterable[str] = (), variables: Callable[[Path], Mapping[str, str]] = lambda folder: {}
+) -> Iterator[None]:
+    """Connected to Ray inside the block: the one that this process has joined before, that of an address, or one that it starts.
+
+    What it starts obeys nobody else (see `private_ray`). `variables(its folder)` are added to its environment, the names in `hidden` taken
+    out. Raises ClusterError when the address does not answer.
+    """
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    if not (config.address or os.environ.get("RAY_ADDRESS")):
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    if address in (None, "", "local"):
+        address = None
         os.environ.update(WORKER_ENVIRONMENT)  # inherited by the workers of a cluster that this process starts
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
@@ -32,27 +42,24 @@ def cluster(config: ClusterConfig) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    address = config.address or os.environ.get("RAY_ADDRESS")
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
-    try:
-        if address:
-            with unobtrusively():
-                ray.init(address=address, runtime_env={"env_vars": WORKER_ENVIRONMENT}, **quiet)
-        else:
-            # A local cluster serves this process alone; token auth (on by default in 2.60) would leave a file in the home folder.
-            os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-            with unobtrusively():
-                ray.init(address="local", include_dashboard=False, num_cpus=config.cpus, num_gpus=config.gpus,
-                         object_store_memory=config.object_store_bytes or LOCAL_OBJECT_STORE_BYTES, **quiet)  # fmt: skip
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise ClusterError(
-            f"cannot join the Ray cluster at {address or 'local'}: {str(error).splitlines()[0]}",
-            hint="is it running, and is RAY_AUTH_MODE the same on both sides?",
-        ) from error
-    try:
+    with ExitStack() as ending:
+        try:
+            if address:
+                with unobtrusively():
+                    ray.init(address=address, runtime_env={"env_vars": WORKER_ENVIRONMENT}, **quiet)
+            else:
+                folder = ending.enter_context(private_ray(hidden, variables))
+                with unobtrusively():
+                    ray.init(address="local", include_dashboard=False, num_cpus=config.cpus, num_gpus=config.gpus, _temp_dir=str(folder),
+                             object_store_memory=config.object_store_bytes or LOCAL_OBJECT_STORE_BYTES, **quiet)  # fmt: skip
+        except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+            raise ClusterError(
+                f"cannot join the Ray cluster at {address or 'local'}: {said(error)}",
+                hint="is it running, and are RAY_AUTH_MODE and RAY_AUTH_TOKEN those of its head?" if address else None,
+            ) from error
+        ending.callback(ray.shutdown)
         yield
-    finally:
-        ray.shutdown()
 
 
 def has_other_nodes() -> bool:

@@ -17,7 +17,15 @@ SHUTDOWN_MARGIN_S = 10.0  # a replica that ends has time for the longest request
 
 
 def build(config: ServeConfig) -> Application:
-    """The application of one config. Raises ConfigError and DetectorError for what can be known before weights are loaded."""
+    """The application of one config, for `serve deploy`: its secrets stand in the environment of the cluster's nodes, or in files."""
+    return application(config)
+
+
+def application(config: ServeConfig, webhook_key: str | None = None) -> Application:
+    """The application of one config; `webhook_key` signs webhooks where no replica inherits the variable that holds it.
+
+    Raises ConfigError and DetectorError for what can be known before weights are loaded.
+    """
     spec, _, _ = plan_generation(config)
     slots, most = spec.slots, config.limits.max_requests
     groups = {
@@ -33,7 +41,7 @@ def build(config: ServeConfig) -> Application:
     }
     jobs = _deployment(
         Jobs, name="jobs", max_ongoing_requests=1000, **_replicas(JOBS.model_copy(update={"labels": config.ingress.labels}), config)
-    ).bind(config, groups)
+    ).bind(config, groups, webhook_key)
     # The ingress refuses by itself, in its own words, before the proxy would.
     ingress = _deployment(
         serve.ingress()(Ingress), name="ingress", max_ongoing_requests=4 * most + 100, **_replicas(config.ingress, config, load=most / 2)

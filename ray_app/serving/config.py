@@ -1,7 +1,7 @@
 """The settings of an endpoint: the `args` of a Ray Serve application, and of `touchstone serve`. Defaults run on a laptop."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -29,11 +29,14 @@ class RequestLimits(Frozen):
 
 
 class Access(Frozen):
-    """Who may ask. Tokens stand in the environment or in a file, never here."""
+    """Who may ask. Tokens stand in the environment or in a file, never here: at most their digests do."""
 
     tokens_variable: str = Field(default="TOUCHSTONE_TOKENS", description="environment variable with bearer tokens, one per line or comma")
     tokens_file: str | None = Field(
         default=None, description="file with one token per line, for example a mounted secret; read anew when it changes"
+    )
+    tokens_sha256: tuple[Annotated[str, Field(pattern="^[0-9a-f]{64}$")], ...] = Field(
+        default=(), description="SHA-256 of further tokens, in hex: lets them in without being one"
     )
     anonymous: bool = Field(default=False, description="without tokens, answer everybody; else only this machine is answered")
     cors_origins: tuple[str, ...] = Field(default=(), description="web origins whose pages may ask; none = CORS is off")

@@ -106,14 +106,16 @@ class Detectors:
 class Jobs:
     """The book of jobs, in one replica of its own, so that all ingress replicas see the same jobs."""
 
-    async def __init__(self, config: ServeConfig, groups: Mapping[str, Handle]) -> None:  # type: ignore[misc]  # Serve awaits it
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, config: ServeConfig, groups: Mapping[str, Handle], webhook_key: str | None
+    ) -> None:
         from ray_app.serving.fetching import GuardedFetcher
         from ray_app.serving.jobs import JobBook
 
         _log_beside_serve()
         fetcher = GuardedFetcher(config.urls, config.images.max_bytes) if config.urls.enabled or config.jobs.webhooks else None
         self._scorer = _scorer(config, groups)
-        self._book = JobBook(config, self._scorer, fetcher)
+        self._book = JobBook(config, self._scorer, fetcher, webhook_key=webhook_key)
         self._book.start()
 
     async def __del__(self) -> None:

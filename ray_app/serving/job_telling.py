@@ -4,10 +4,9 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from ray_app.serving.config import JobLimits
 from ray_app.serving.job_record import JobRecord
 from ray_app.serving.job_scoring import UrlFetcher
-from ray_app.serving.webhooks import deliver, webhook_secret
+from ray_app.serving.webhooks import deliver
 
 Notify = Callable[[str, bytes], Awaitable[object]]
 """(url, a Job as JSON): tells a webhook, with whatever retries it wants."""
@@ -15,9 +14,8 @@ Notify = Callable[[str, bytes], Awaitable[object]]
 _log = logging.getLogger(__name__)
 
 
-def signed_delivery(limits: JobLimits, fetcher: UrlFetcher | None) -> Notify | None:
-    """What tells webhooks; None where they are off. Raises ConfigError where they are on and have no key."""
-    secret = webhook_secret(limits)
+def signed_delivery(fetcher: UrlFetcher | None, secret: str | None) -> Notify | None:
+    """What tells webhooks, signed with `secret`; None where they are off."""
     if secret is None or fetcher is None:
         return None
 

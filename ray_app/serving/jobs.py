@@ -20,6 +20,7 @@ from ray_app.serving.job_scoring import ImageScorer, PatientScorer, Sleep, UrlFe
 from ray_app.serving.job_store import job_store, reachable
 from ray_app.serving.job_telling import Notify, Telling, signed_delivery
 from ray_app.serving.job_turns import Turns
+from ray_app.serving.webhooks import webhook_secret
 
 RESTARTED = "the endpoint restarted before it was done; send it again"
 FAULT = "a fault of this endpoint; its log has the job's id"
@@ -37,7 +38,9 @@ def utc_now() -> datetime:
 class JobBook:
     """Takes jobs, scores them, keeps what came of them for `keep_hours`. Lives in one event loop: `start` in it, `close` at its end.
 
-    `fetcher` is needed where URLs or webhooks are on, else they are refused; `notify`, `sleep` and `clock` are injected in tests.
+    `fetcher` is needed where URLs or webhooks are on, else they are refused; `webhook_key` stands for the environment's.
+    `notify`, `sleep` and `clock` are injected in tests.
+
     Raises ConfigError for a directory that cannot be opened, or webhooks without a key.
     """
 
@@ -47,12 +50,13 @@ class JobBook:
         scorer: ImageScorer,
         fetcher: UrlFetcher | None = None,
         *,
+        webhook_key: str | None = None,
         notify: Notify | None = None,
         sleep: Sleep = asyncio.sleep,
         clock: Callable[[], datetime] = utc_now,
     ) -> None:
         self._limits, self._clock, self._scorer = config.jobs, clock, scorer
-        notify = (notify or signed_delivery(config.jobs, fetcher)) if config.jobs.webhooks else None
+        notify = (notify or signed_delivery(fetcher, webhook_key or webhook_secret(config.jobs))) if config.jobs.webhooks else None
         self._for_webhooks = None if notify is None else fetcher
         self._telling = Telling(notify, self._was_told)
         self._for_urls = fetcher if config.urls.enabled else None

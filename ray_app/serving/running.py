@@ -17,6 +17,9 @@ from ray_app.scoring.cluster import cluster, unobtrusively
 from ray_app.scoring.config import ClusterConfig
 from ray_app.serving.config import ServeConfig
 from ray_app.serving.generation import plan_generation
+from ray_app.serving.haproxy import haproxy_variables
+from ray_app.serving.http.access import Tokens, by_digests, is_loopback
+from ray_app.serving.webhooks import webhook_secret
 
 _log = logging.getLogger(__name__)
 
@@ -50,15 +53,17 @@ def endpoint(config: ServeConfig, host: str, port: int, at_cluster: ClusterConfi
     _refuse_taken_port(host, port)
     for card in plan_generation(config)[0].cards.values():
         resolve_weights(card)  # fetched here and once; what is missing is told before Ray starts
+    webhook_key, config = webhook_secret(config.jobs), config.model_copy(update={"access": by_digests(config.access)})
+    own_secrets = (config.access.tokens_variable, config.jobs.webhook_secret_variable)
     for name, value in {**FASTER, "RAY_SERVE_ENABLE_DIRECT_INGRESS": os.environ.get("RAY_SERVE_ENABLE_HA_PROXY", "0")}.items():
         os.environ.setdefault(name, value)
-    with cluster(at_cluster):
+    with cluster(at_cluster, hidden=own_secrets, variables=haproxy_variables):
         from ray import serve
 
-        from ray_app.serving.app import NAME, SHUTDOWN_MARGIN_S, build
+        from ray_app.serving.app import NAME, SHUTDOWN_MARGIN_S, application
 
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
-        application = build(config)
+        bound = application(config, webhook_key)
         serve.start(
             proxy_location="HeadOnly",
             http_options={"host": host, "port": port, "request_timeout_s": config.limits.deadline_s + REQUEST_TIMEOUT_MARGIN_S},
@@ -66,7 +71,7 @@ def endpoint(config: ServeConfig, host: str, port: int, at_cluster: ClusterConfi
         )
         try:
             try:
-                serve.run(application, name=NAME, route_prefix="/")
+                serve.run(bound, name=NAME, route_prefix="/")
             except RuntimeError as error:
                 raise ClusterError(f"the endpoint did not start: {_cause(error)}") from error
             url = f"http://{_reachable(host)}:{port}"
@@ -103,8 +108,6 @@ def _refuse_a_cluster(at_cluster: ClusterConfig) -> None:
 
 def refuse_open_host(config: ServeConfig, host: str) -> None:
     """Without tokens only this machine may ask. Raises ConfigError."""
-    from ray_app.serving.http.access import Tokens, is_loopback
-
     if Tokens(config.access).configured or config.access.anonymous or host == "localhost" or is_loopback(host):
         return
     raise ConfigError(

@@ -25,6 +25,7 @@ from ray_app.training import checkpoints
 from ray_app.training.board import Told
 from ray_app.training.job import Job
 from ray_app.training.progress import TrainingProgress
+from ray_app.training.rendezvous import OneAddress
 from ray_app.training.validating import validate
 from ray_app.training.validations import validations
 from ray_app.training.worker import train_worker
@@ -171,6 +172,7 @@ def _trainer(job: Job) -> TorchTrainer:
     return TorchTrainer(
         train_worker,
         train_loop_config={"job": shared},
+        torch_config=OneAddress(),
         scaling_config=ScalingConfig(
             num_workers=layout.workers if layout.least == layout.workers else (layout.least, layout.workers),
             use_gpu=layout.worker_gpus > 0,

@@ -1,6 +1,5 @@
 """The same by actors of Ray, the whole family killed after the first commits."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +18,7 @@ def start(card, prompts, out):
     command = [sys.executable, ROOT / "jobs/generate.py", card, "--prompts", prompts, "--out", out]
     for setting in ("device=cpu", "cluster.workers=2", "cluster.cpus=2", "block_images=4", "steps=1"):
         command += ["--set", setting]
-    return subprocess.Popen(command, cwd=ROOT, env=os.environ | {"RAY_AUTH_MODE": "disabled"}, start_new_session=True,
+    return subprocess.Popen(command, cwd=ROOT, start_new_session=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
 
 

@@ -81,7 +81,7 @@ def files_below(folder):
 def start(source, out, *settings):
     command = [sys.executable, "-m", "ray_app.cli.main", "score", source, "--out", out]
     command += [word for setting in settings or ["block_members=32"] for word in ("--set", setting)]
-    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )

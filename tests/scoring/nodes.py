@@ -55,7 +55,7 @@ class Nodes:
 
     def __init__(self, gpus=0):
         root = Path(__file__).resolve().parents[2]
-        quiet = {"RAY_AUTH_MODE": "disabled", "RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(root)}
+        quiet = {"RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(root)}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.scoring.nodes", str(gpus)],
             cwd=root, env=os.environ | quiet, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,

@@ -26,7 +26,7 @@ def test_a_run_through_faults_equals_one_without(s3, score):
 
     with FaultyProxy(s3.url, share=0.1) as proxy:
         command = [sys.executable, "-m", "ray_app.cli.main", "score", source, "--out", through, "--set", "block_members=32", "--json"]
-        environment = os.environ | {"AWS_ENDPOINT_URL": proxy.url, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)}
+        environment = os.environ | {"AWS_ENDPOINT_URL": proxy.url, "PYTHONPATH": str(ROOT)}
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stderr
     assert all(proxy.met[fault] > 0 for fault in FAULTS), proxy.met

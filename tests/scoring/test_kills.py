@@ -89,7 +89,7 @@ class Disturbed:
         last = errors.strip().splitlines()[-1]
         assert last.startswith("resume: touchstone score "), errors
         command = [sys.executable, "-m", "ray_app.cli.main", *shlex.split(last)[2:]]
-        environment = os.environ | {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)}
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
         self.go_on(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
 
     def go_on(self, process):

@@ -275,8 +275,7 @@ def flood(url, head, size, watch):
 def test_touchstone_serve_finishes_what_is_at_work(tmp_path):
     port = free_ports(1)[0]
     command = [BIN / "touchstone", "serve", "--port", str(port), "--set", "batching.wait_ms=1500"]
-    environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stdout.readline().strip() == f"http://127.0.0.1:{port}/"
         connection = httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=60)

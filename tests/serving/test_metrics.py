@@ -144,7 +144,7 @@ print(page)
 @pytest.mark.slow
 @pytest.mark.ray
 def test_one_replica_answers_for_two_on_a_real_cluster():
-    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
     done = subprocess.run([sys.executable, "-c", COUNTING], capture_output=True, text=True, timeout=180, env=environment)
     assert done.returncode == 0, done.stderr
     assert 'ray_touchstone_requests_total{route="/v1/score",status="200"} 7.0' in done.stdout

@@ -71,7 +71,7 @@ def start(labels, folder, out, **changes):
     """`touchstone train` in a process of its own; the recipe is written beside."""
     written = Path(folder) / "recipe.yaml"
     written.write_text(yaml.safe_dump(recipe(labels, **changes)))
-    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         command(written, out),
         cwd=ROOT,

@@ -36,7 +36,7 @@ class Paths:
 
 
 class Tokens:
-    """The bearer tokens of an endpoint, from an environment variable (once) and a file (read anew when it changes).
+    """The bearer tokens of an endpoint, from digests and an environment variable (once) and a file (read anew when it changes).
 
     A file that cannot be read, or has no token, lets nobody in. Its lines are tokens; empty ones and those that begin with # are not.
 
@@ -46,8 +46,7 @@ class Tokens:
     def __init__(self, access: Access) -> None:
         self.access = access
         self._file = Path(access.tokens_file) if access.tokens_file else None
-        listed = os.environ.get(access.tokens_variable, "").replace(",", "\n").splitlines()
-        self._from_environment = _digests(listed, f"the environment variable {access.tokens_variable}", strict=True)
+        self._fixed = [bytes.fromhex(digest) for digest in access.tokens_sha256] + _from_environment(access)
         self._from_file: list[bytes] = []
         self._seen: object = None
         self._refresh(strict=True)
@@ -55,7 +54,7 @@ class Tokens:
     @property
     def configured(self) -> bool:
         """Whether a token is needed at all: also where the file that should hold some has none."""
-        return bool(self._from_environment) or self._file is not None
+        return bool(self._fixed) or self._file is not None
 
     def check(self, authorization: str | None) -> str | None:
         """The name of the token in an Authorization header, 12 hex digits of its SHA-256; None if it is none of ours."""
@@ -64,7 +63,7 @@ class Tokens:
         # Headers are read as Latin-1: this gives back the bytes that came.
         asked = hashlib.sha256(token.strip().encode("latin-1", "replace")).digest()
         known = False
-        for digest in (*self._from_environment, *self._from_file):
+        for digest in (*self._fixed, *self._from_file):
             known = hmac.compare_digest(digest, asked) or known
         return asked.hex()[:12] if known and scheme.lower() == "bearer" else None
 
@@ -85,6 +84,17 @@ class Tokens:
         if problem and seen != self._seen:
             _log.error("the tokens file %s %s: it lets nobody in. Hint: write one token per line into it", self._file, problem)
         self._seen = seen
+
+
+def by_digests(access: Access) -> Access:
+    """The same for processes that do not inherit the environment variable: with digests of its tokens. Raises ConfigError as Tokens."""
+    digests = (digest.hex() for digest in _from_environment(access))
+    return access.model_copy(update={"tokens_sha256": (*access.tokens_sha256, *digests)})
+
+
+def _from_environment(access: Access) -> list[bytes]:
+    listed = os.environ.get(access.tokens_variable, "").replace(",", "\n").splitlines()
+    return _digests(listed, f"the environment variable {access.tokens_variable}", strict=True)
 
 
 def _digests(listed: Iterable[str], where: str, *, strict: bool) -> list[bytes]:

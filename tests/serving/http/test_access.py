@@ -1,6 +1,7 @@
 """Tokens from environment and file, rotated while serving; without tokens this machine only; never a page of another site."""
 
 import asyncio
+import hashlib
 import logging
 import os
 
@@ -10,7 +11,7 @@ from fastapi import FastAPI, Request
 
 from ray_app.errors import ConfigError
 from ray_app.serving.config import Access
-from ray_app.serving.http.access import AccessGuard, Paths, Tokens
+from ray_app.serving.http.access import AccessGuard, Paths, Tokens, by_digests
 from tests.serving.http.live import serving
 
 OLD, NEW, OTHER = "old-token-0123456789", "new-token-0123456789", "other-token-012345678"
@@ -212,3 +213,25 @@ def test_a_websocket_is_not_a_way_around():
 
     asyncio.run(app_with(Access(anonymous=True))({"type": "websocket", "path": "/v1/score", "headers": []}, None, send))
     assert sent == [{"type": "websocket.close", "code": 1008}]
+
+
+def test_digests_let_in_who_has_the_token_where_the_variable_is_not_inherited(monkeypatch):
+    given = Access(tokens_sha256=(hashlib.sha256(OTHER.encode()).hexdigest(),))
+    monkeypatch.setenv("TOUCHSTONE_TOKENS", f"{OLD},{NEW}")
+    handed_on = by_digests(given)
+    monkeypatch.delenv("TOUCHSTONE_TOKENS")
+    assert not any(token in handed_on.model_dump_json() for token in (OLD, NEW, OTHER))
+    assert statuses(app_with(handed_on), bearer(OLD), bearer(NEW), bearer(OTHER), {}, bearer(handed_on.tokens_sha256[0])) == [
+        200,
+        200,
+        200,
+        401,
+        401,
+    ]
+    assert Tokens(given).configured
+    assert by_digests(Access()) == Access()
+
+
+def test_a_digest_is_sixty_four_hexadecimal_letters():
+    with pytest.raises(ValueError, match="tokens_sha256"):
+        Access(tokens_sha256=(OLD,))
