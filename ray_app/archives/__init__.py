@@ -9,6 +9,7 @@ from ray_app.archives.manifest import (
     BlockRef,
     ManifestInfo,
     copy_manifest,
+    guard_of,
     iter_blocks,
     manifests,
     read_block,
@@ -20,7 +21,7 @@ from ray_app.archives.manifest import (
 from ray_app.archives.members import Ids, Listed, Member, Place, Refused, image_id
 from ray_app.archives.reading import MemberReader
 from ray_app.archives.rows import member_rows
-from ray_app.archives.sources import Archive, Source, name_of, open_source, places_of
+from ray_app.archives.sources import Archive, Source, fetcher_of, name_of, open_source, places_of
 from ray_app.archives.walking import Each, in_turn
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "open_source",
     "name_of",
     "places_of",
+    "fetcher_of",
     "Ids",
     "Listed",
     "Member",
@@ -52,6 +54,7 @@ __all__ = [
     "is_as_listed",
     "manifests",
     "copy_manifest",
+    "guard_of",
     "read_complete",
     "read_blocks",
     "iter_blocks",

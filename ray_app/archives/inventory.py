@@ -19,9 +19,11 @@ import pyarrow.orc as orc
 import pyarrow.parquet as pq
 
 from ray_app.archives.containers import Columns, ContainerLimits
+from ray_app.archives.members import Listed, Refused
 from ray_app.archives.prefixes import Found, as_found
-from ray_app.errors import ConfigError, SourceError, StorageError
+from ray_app.errors import ConfigError, SourceError, Status, StorageError
 from ray_app.storage import Fetcher, ObjectInfo, Store, canonical
+from ray_app.storage.locations import bucket_and_key, scheme_of
 
 _MAX_MANIFEST = 256 << 20
 _ROWS_AT_ONCE = 16_384
@@ -38,15 +40,18 @@ class Inventory:
     columns: Columns
     limits: ContainerLimits
 
-    def sections(self) -> Iterator["InventoryFile"]:
+    def sections(self, fetcher: Fetcher) -> Iterator["InventoryFile"]:
         """One for each data file. Raises ConfigError for what is no inventory, or lacks a column; StorageError when it is out of reach."""
         manifest = self._manifest()
         try:
             schema, kind = manifest["fileSchema"], manifest["fileFormat"]
-            bucket = manifest["destinationBucket"].removeprefix("arn:aws:s3:::")
+            bucket, listed = manifest["destinationBucket"].removeprefix("arn:aws:s3:::"), str(manifest["sourceBucket"])
             files = [(f"s3://{bucket}/{file['key']}", int(file.get("size", -1))) for file in manifest["files"]]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ConfigError(f"{self.url}: not the manifest.json of an S3 Inventory: {error!r}") from None
+        place = canonical(self.url)
+        if scheme_of(place) == "s3" and bucket_and_key(place)[0] != bucket:
+            raise ConfigError(f"{self.url}: its data files are in another bucket, {bucket}", hint="name the manifest.json that lies there")
         names = _column_names(schema)
         missing = [said for name, said in _NEEDED.items() if name not in names]
         if missing:
@@ -57,7 +62,7 @@ class Inventory:
         if kind not in _READERS:
             raise ConfigError(f"{self.url}: the inventory's format '{kind}' is none of {', '.join(_READERS)}")
         for uri, size in files:
-            yield InventoryFile(uri, size, kind, tuple(names), self)
+            yield InventoryFile(uri, size, kind, tuple(names), self, listed)
 
     def _manifest(self) -> dict[str, Any]:
         folder, _, name = canonical(self.url).rpartition("/")
@@ -65,7 +70,7 @@ class Inventory:
             manifest = json.loads(Store.open(folder).read(name))
         except FileNotFoundError:
             raise ConfigError(f"{self.url}: no such file", hint="an inventory's manifest.json lies in a folder named by its date") from None
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ConfigError(f"{self.url}: not the manifest.json of an S3 Inventory: it is no JSON") from None
         if not isinstance(manifest, dict):
             raise ConfigError(f"{self.url}: not the manifest.json of an S3 Inventory")
@@ -74,20 +79,28 @@ class Inventory:
 
 @dataclass(frozen=True)
 class InventoryFile:
-    """One data file of an inventory."""
+    """One data file of an inventory of `bucket`."""
 
     uri: str
     size_bytes: int
     kind: str
     names: tuple[str, ...]
     inventory: Inventory
+    bucket: str
 
     def found(self, fetcher: Fetcher) -> Iterator[Found]:
-        """The objects that the bucket had, in the file's order, and their keys. Raises StorageError when the file cannot be read."""
+        """The objects that the bucket had, in the file's order, and their keys; what is said to be in another one is refused.
+
+        Raises StorageError when the file cannot be read.
+        """
+        other = Refused(Status.UNSAFE_MEMBER, f"in another bucket than the inventory's, {self.bucket}")
         try:
             for info in self._objects(fetcher):
-                key = info.uri.partition("://")[2].partition("/")[2]
-                yield key, as_found(info, key, None, self.inventory.columns, self.inventory.limits)
+                bucket, _, key = info.uri.partition("://")[2].partition("/")
+                if bucket == self.bucket:
+                    yield key, as_found(info, key, None, self.inventory.columns, self.inventory.limits)
+                else:
+                    yield key, Listed(info.uri, None, 0, info.version, info.size_bytes, refused=other)
         except SourceError as error:
             raise StorageError(
                 f"cannot read the inventory's file {self.uri}: {error.detail}",

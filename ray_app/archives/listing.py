@@ -86,7 +86,7 @@ def list_members(
     files, listed = walk.files, walk.kept
     if not listed:
         raise archive.empty(walk.found, walk.opened)
-    input_type = settled(joined_inputs(file.input_type for file in files))
+    input_type = settled(joined_inputs((file.input_type for file in files), as_text=any(file.as_text for file in files)))
     earlier = sum(info.members for info in (read_complete(store, one) for one in numbers) if info is not None)
     if max(listed, earlier) <= portions.few:
         each = in_turn
@@ -138,8 +138,10 @@ def _digest(store: Store, number: int) -> str | None:
 
 def _noted(walk: Walk) -> dict[str, Any]:
     """What the next listing is told of this one; no digest where containers must be opened to know what is in them."""
+    guard = walk.archive.fetcher.guard
+    told = {"servers": sorted(guard.named), "allow_private": guard.allow_private}
     linked = {"linked_folders": walk.linked.count, "linked_example": walk.linked.example}
-    return {"named": walk.named, "digest": walk.digest if walk.settled else "", **linked}
+    return {"named": walk.named, "digest": walk.digest if walk.settled else "", **told, **linked}
 
 
 def _matcher(

@@ -7,6 +7,8 @@ pieces is settled where the manifest is made. Knows files of rows; what a row me
 import csv
 import io
 import itertools
+import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +27,8 @@ from ray_app.errors import ConfigError, SourceError, StorageError
 from ray_app.storage import Fetcher, canonical, list_objects, strip_secrets
 
 _PIECE = 1 << 20
-_MAX_LINE = 256 << 20
+_MAX_LINE = 16 << 20  # no row of a list is longer; a file without line breaks is no list
+_MAX_DEPTH = 64  # brackets in brackets; pyarrow's parser ends the process at some ten thousand
 _PACKED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 # What must stay as it was written, even where it looks like a number or a date.
 _TEXTS = ("version", "etag")
@@ -41,9 +44,9 @@ class UriLists:
     columns: Columns
     limits: ContainerLimits
 
-    def sections(self) -> Iterator["UriList"]:
+    def sections(self, fetcher: Fetcher) -> Iterator["UriList"]:
         """One list after the other, by name. Raises ConfigError for a file that is no list, StorageError as a listing does."""
-        for info in list_objects(self.url):
+        for info in list_objects(self.url, fetcher.guard):
             yield UriList(info.uri, info.version, info.size_bytes, self.columns, self.limits)
 
 
@@ -107,9 +110,9 @@ class UriList:
         return column
 
 
-def is_one_file(url: str) -> bool:
+def is_one_file(url: str, fetcher: Fetcher) -> bool:
     """Whether a source is one file, and neither a folder nor a pattern. Asks the store."""
-    found = list(itertools.islice(list_objects(url), 2))
+    found = list(itertools.islice(list_objects(url, fetcher.guard), 2))
     return [info.uri for info in found] == [strip_secrets(canonical(url))]
 
 
@@ -187,12 +190,35 @@ def _tsv_rows(file: Any, where: UriList) -> Rows:
 
 def _json_rows(file: Any, where: UriList) -> Rows:
     for piece in pieces(file, quoted=False):
+        _check_depth(piece)
         table = _json_table(piece, None)
         texts = {where.columns.uri, *URI_NAMES, *_TEXTS}
         mistaken = [field.with_type(pa.string()) for field in table.schema if field.name in texts and pa.types.is_timestamp(field.type)]
         if mistaken:
             table = _json_table(piece, pa.schema(mistaken))
         yield from input_rows(dict(zip(table.column_names, table.columns, strict=True)), {})
+
+
+def _check_depth(piece: bytes) -> None:
+    """Raises ArrowInvalid, as a parser would, for lines that are nested too deeply, each in itself or one in the other."""
+    letters = np.frombuffer(piece, np.uint8)
+    opened = (letters == ord("{")) | (letters == ord("["))
+    closed = (letters == ord("}")) | (letters == ord("]"))
+    if np.cumsum(opened.astype(np.int8) - closed.astype(np.int8), dtype=np.int64).max(initial=0) <= _MAX_DEPTH:
+        return
+    for line in filter(None, (line.strip() for line in piece.split(b"\n"))):
+        try:
+            depth: float = _depth(json.loads(line))  # brackets in texts do not count
+        except (ValueError, RecursionError):
+            depth = math.inf
+        if depth > _MAX_DEPTH:
+            shown = line[:60].decode(errors="replace")
+            raise pa.ArrowInvalid(f"a line that is no JSON by itself, or has over {_MAX_DEPTH} brackets in one another: {shown} …")
+
+
+def _depth(value: Any) -> int:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return 0 if inner is None else 1 + max(map(_depth, inner), default=0)
 
 
 def _json_table(piece: bytes, schema: pa.Schema | None) -> pa.Table:

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from ray_app.archives.members import Ids
 from ray_app.errors import IdentityError
-from ray_app.storage import Store
+from ray_app.storage import Guard, Store
 
 _FORMAT = 1
 
@@ -35,6 +35,7 @@ class ManifestInfo:
 
     `named`: files and containers that the sources themselves list; `digest` is over those, "" where it does not say what containers hold.
     `linked_folders`: symbolic links to folders, which were not followed; `linked_example` is the first of them.
+    `servers`, `allow_private`: the guard of who listed them, for those who read them later.
     """
 
     manifest: int
@@ -49,6 +50,8 @@ class ManifestInfo:
     digest: str = ""
     linked_folders: int = 0
     linked_example: str = ""
+    servers: Sequence[str] = ()
+    allow_private: bool = False
     format: int = _FORMAT
 
 
@@ -146,6 +149,12 @@ def read_complete(store: Store, number: int) -> ManifestInfo | None:
             f"{store.url}/{_path(number, '_complete')} is of another version of Touchstone", hint="give another --out, or use that version"
         )
     return ManifestInfo(**fields)
+
+
+def guard_of(store: Store) -> Guard:
+    """Which web servers are asked for the members of a store's manifests: those that their own commands could ask."""
+    infos = [info for number in manifests(store) if (info := read_complete(store, number)) is not None]
+    return Guard(frozenset(name for info in infos for name in info.servers), any(info.allow_private for info in infos))
 
 
 def write_complete(store: Store, info: ManifestInfo) -> None:

@@ -61,6 +61,12 @@ class Listed:
     refused: Refused | None = None
 
 
+class Described(Listed):
+    """A file whose columns lie beside it in the archive, where no user has seen to their types."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Member:
     """One row of a manifest: a listed file with its id and its fixed place, `slot` counting inside `block`. Size -1 = unknown."""

@@ -1,11 +1,24 @@
 """Objects below a place as a source: files of their own, and containers by their names. Opens none of them."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 
 from ray_app.archives.containers import CONTAINERS, Columns, Container, ContainerLimits, kind_of
+from ray_app.archives.img2dataset import Samples, beside, table_of_folder
 from ray_app.archives.members import Listed
-from ray_app.storage import Fetcher, KeyRange, ObjectInfo, base_of, list_divisions, list_objects, list_range, strip_secrets
+from ray_app.storage import (
+    Fetcher,
+    KeyRange,
+    ObjectInfo,
+    base_of,
+    canonical,
+    is_pattern,
+    list_divisions,
+    list_objects,
+    list_range,
+    strip_secrets,
+)
 
 Found = tuple[str, Listed | Container]
 
@@ -22,7 +35,7 @@ class ObjectPrefix:
     columns: Columns
     limits: ContainerLimits
 
-    def sections(self) -> Iterator["ObjectPrefix | PrefixRange"]:
+    def sections(self, fetcher: Fetcher) -> Iterator["ObjectPrefix | PrefixRange"]:
         """The whole of it; where it is a large S3 prefix, stretches of it, in the order of keys."""
         divisions = list_divisions(self.url)
         yield from (PrefixRange(self, keys) for keys in divisions)
@@ -31,14 +44,31 @@ class ObjectPrefix:
 
     def found(self, fetcher: Fetcher) -> Iterator[Found]:
         """Every object, with its path relative to the source; a single file goes by its name."""
-        return self.told(list_objects(self.url))
+        return self.told(list_objects(self.url, fetcher.guard), fetcher)
 
-    def told(self, objects: Iterable[ObjectInfo]) -> Iterator[Found]:
-        """What some of its objects are."""
-        below = strip_secrets(base_of(self.url)).rstrip("/") + "/"
-        for info in objects:
+    @property
+    def below(self) -> str:
+        """The place that paths are relative to, with a slash."""
+        return strip_secrets(base_of(self.url)).rstrip("/") + "/"
+
+    def told(self, objects: Iterable[ObjectInfo], fetcher: Fetcher, table: ObjectInfo | None = None) -> Iterator[Found]:
+        """What some of its objects are, in the order of their uris; `table`: what tells of the first ones."""
+        below, own = self.below, None if is_pattern(self.url) else strip_secrets(canonical(self.url))
+        samples: tuple[str, Samples] | None = None
+        for info, telling in beside(objects, table):
             path = info.uri.removeprefix(below) if info.uri.startswith(below) else info.uri.rpartition("/")[2]
-            yield path, as_found(info, path, self.kind, self.columns, self.limits)
+            item = as_found(info, path, self.kind, self.columns, self.limits)
+            described = None if telling is None else self._table(telling)
+            if isinstance(item, Container):
+                item = replace(item, named=info.uri == own, samples=described)
+            elif described is not None:
+                if samples is None or samples[0] != described.uri:
+                    samples = described.uri, Samples(described, fetcher)
+                item = samples[1].told(item, info.uri.rpartition("/")[2])
+            yield path, item
+
+    def _table(self, info: ObjectInfo) -> Container:
+        return Container(info.uri, info.version, info.size_bytes, "parquet", info.uri, self.columns, self.limits)
 
 
 @dataclass(frozen=True)
@@ -50,7 +80,11 @@ class PrefixRange:
 
     def found(self, fetcher: Fetcher) -> Iterator[Found]:
         """Its objects, as `ObjectPrefix.found` tells them."""
-        return self.prefix.told(list_range(self.keys))
+        objects = list_range(self.keys)
+        first = next(objects, None)
+        if first is None:
+            return iter(())
+        return self.prefix.told(chain([first], objects), fetcher, table_of_folder(first.uri, self.prefix.below))
 
 
 def as_found(info: ObjectInfo, path: str, kind: str | None, columns: Columns, limits: ContainerLimits) -> Listed | Container:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from ray_app.archives.containers import Container
 from ray_app.archives.manifest import parquet_bytes
 from ray_app.archives.members import Digest, Ids, Listed, Refused
-from ray_app.archives.rows import input_type, joined_inputs, listed_rows, with_input
+from ray_app.archives.rows import input_type, is_told_by_archive, joined_inputs, listed_rows, with_input
 from ray_app.archives.sources import Section, Selection
 from ray_app.storage import Fetcher, LinkedFolders, Store, noting_linked_folders
 
@@ -61,11 +61,15 @@ class Scratch:
 
 @dataclass(frozen=True)
 class RawFile:
-    """Consecutive members of one section. `ids`: ID_RECORDs by id, bucket b of 2**BUCKET_BITS from bounds[b] to bounds[b + 1]."""
+    """Consecutive members of one section. `ids`: ID_RECORDs by id, bucket b of 2**BUCKET_BITS from bounds[b] to bounds[b + 1].
+
+    `as_text`: columns whose types clash become texts (`rows.joined_inputs`).
+    """
 
     rows: int
     largest_bytes: int
     has_groups: bool
+    as_text: bool
     input_type: pa.StructType | None
     members: Scratch
     ids: Scratch
@@ -171,7 +175,7 @@ class _RawWriter:
     def _begin(self) -> None:
         self._tables: list[pa.Table] = []
         self._checks: list[Ids] = []
-        self._rows = 0
+        self._rows, self._as_text = 0, False
 
     def add(self, items: Sequence[Listed], digest: Digest) -> None:
         digests = b"".join([digest(item, 0) for item in items])
@@ -182,6 +186,7 @@ class _RawWriter:
         self._tables.append(listed_rows(words[:, 0], items))
         self._checks.append(words[:, 1])
         self._rows += len(items)
+        self._as_text |= any(map(is_told_by_archive, items))
 
     def finish(self) -> list[RawFile]:
         self._close()
@@ -190,7 +195,7 @@ class _RawWriter:
     def _close(self) -> None:
         if not self._rows:
             return
-        kind = joined_inputs(input_type(table) for table in self._tables)
+        kind = joined_inputs((input_type(table) for table in self._tables), as_text=self._as_text)
         table = pa.concat_tables([with_input(table, kind) for table in self._tables])
         stem = f"{self._stem}-{len(self._files):05}"
         records = np.empty(self._rows, ID_RECORD)
@@ -202,6 +207,7 @@ class _RawWriter:
                 rows=self._rows,
                 largest_bytes=pc.max(table["size_bytes"]).as_py(),
                 has_groups=table["place"].null_count < self._rows,
+                as_text=self._as_text,
                 input_type=kind,
                 members=Scratch.keep(self._store, f"{stem}.parquet", parquet_bytes(table, row_group=_BATCH)),
                 ids=Scratch.keep(self._store, f"{stem}.ids", records.tobytes()),

@@ -1,8 +1,11 @@
 """Members as Arrow rows and back. Knows the columns of a manifest; knows neither files nor blocks.
 
-The struct column `input` is there only when the source has columns of its own: Parquet knows no struct without fields.
+The struct column `input` is there only when the source has columns of its own: Parquet knows no struct without fields. What a list has in
+one column is of one type, or the list is refused; what several tables in an archive have under one name becomes text where no type holds
+both, since no table there is to stop a run.
 """
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ray_app.archives.members import Ids, Listed, Member, Place, Refused
+from ray_app.archives.members import Described, Ids, Listed, Member, Place, Refused
 from ray_app.errors import ConfigError, Status, one_line
 
 MOST_BYTES = 2**48  # no store has a larger object; what states more counts as not known, and the sum of a block overflows nothing
@@ -35,7 +38,7 @@ def manifest_schema(input_type: pa.StructType | None) -> pa.Schema:
 
 
 def listed_rows(ids: Ids, items: Sequence[Listed]) -> pa.Table:
-    """Members that are not cut into blocks yet. Raises ConfigError for a source's column whose values are of several types."""
+    """Members that are not cut into blocks yet. Raises ConfigError for a list's column whose values are of several types."""
     columns = [
         pa.array(ids, pa.int64()),
         pa.array([item.uri for item in items], pa.string()),
@@ -47,10 +50,15 @@ def listed_rows(ids: Ids, items: Sequence[Listed]) -> pa.Table:
         _struct([item.refused and replace(item.refused, detail=one_line(item.refused.detail)) for item in items], _REFUSED),
     ]
     fields = [*_LISTED, *_REST]
-    if inputs := _inputs([item.input for item in items]):
+    if inputs := _inputs([item.input for item in items], as_text=any(map(is_told_by_archive, items))):
         columns.append(inputs)
         fields.append(pa.field("input", inputs.type))
     return pa.Table.from_arrays(columns, schema=pa.schema(fields))
+
+
+def is_told_by_archive(item: Listed) -> bool:
+    """Whether a member's columns are of the archive, and not of a list that its user named."""
+    return item.place is not None or isinstance(item, Described)
 
 
 def cut_rows(listed: pa.Table, block: int, schema: pa.Schema) -> pa.Table:
@@ -76,19 +84,29 @@ def with_input(table: pa.Table, wanted: pa.StructType | None) -> pa.Table:
         return table.append_column(pa.field("input", wanted), pa.nulls(count, wanted))
     given = table["input"].combine_chunks()
     names = [field.name for field in given.type]
-    children = [given.field(field.name).cast(field.type) if field.name in names else pa.nulls(count, field.type) for field in wanted]
+    children = [as_type(given.field(field.name), field.type) if field.name in names else pa.nulls(count, field.type) for field in wanted]
     whole = pa.StructArray.from_arrays(children, fields=list(wanted), mask=given.is_null())
     return table.set_column(table.schema.get_field_index("input"), pa.field("input", wanted), whole)
 
 
-def joined_inputs(types: Iterable[pa.StructType | None]) -> pa.StructType | None:
-    """The type that holds all of these. Raises ConfigError naming a column that is of two types which no third holds."""
+def joined_inputs(types: Iterable[pa.StructType | None], *, as_text: bool) -> pa.StructType | None:
+    """The type that holds all of these. A column of two types which no third holds becomes text, or raises ConfigError naming it."""
     joined: dict[str, pa.DataType] = {}
     for one in types:
         for field in one or ():
             before = joined.get(field.name, field.type)
-            joined[field.name] = before if before == field.type else _wider(field.name, before, field.type)
+            joined[field.name] = before if before == field.type else _wider(field.name, before, field.type, as_text=as_text)
     return pa.struct(list(joined.items())) if joined else None
+
+
+def as_type(column: pa.Array, kind: pa.DataType) -> pa.Array:
+    """A column as a type that `joined_inputs` found; what is no text becomes one as JSON writes it."""
+    if pa.types.is_string(kind) and not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        return pa.array([_text(value) for value in column.to_pylist()], kind)
+    if column.type == kind:
+        return column
+    # pyarrow 26 loses its way where it casts slices of lists within lists.
+    return pa.array(column.to_pylist(), kind) if pa.types.is_nested(kind) else column.cast(kind)
 
 
 def settled(kind: pa.StructType | None) -> pa.StructType | None:
@@ -124,26 +142,41 @@ def _struct(values: Sequence[Any], kind: pa.StructType) -> pa.Array:
     return pa.StructArray.from_arrays(children, fields=list(kind), mask=pa.array(is_null))
 
 
-def _inputs(inputs: Sequence[dict[str, Any]]) -> pa.Array | None:
+def _inputs(inputs: Sequence[dict[str, Any]], *, as_text: bool) -> pa.Array | None:
     names = list(dict.fromkeys(name for one in inputs for name in one))
     if not names:
         return None
-    return pa.StructArray.from_arrays([_column(name, [one.get(name) for one in inputs]) for name in names], names)
+    return pa.StructArray.from_arrays([_column(name, [one.get(name) for one in inputs], as_text=as_text) for name in names], names)
 
 
-def _column(name: str, values: list[Any]) -> pa.Array:
+def _column(name: str, values: list[Any], *, as_text: bool) -> pa.Array:
     try:
-        return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        column = pa.array(values)
+        if _has_times(column.type):
+            column.to_pylist()  # the ends of Python's calendar lie beyond it in other time zones
+        return column
+    except (pa.ArrowException, OverflowError, ValueError, TypeError):
+        if as_text:
+            return pa.array([_text(value) for value in values], pa.string())
         kinds = sorted({type(value).__name__ for value in values if value is not None})
         raise _clash(name, " and ".join(kinds)) from None
 
 
-def _wider(name: str, one: pa.DataType, other: pa.DataType) -> pa.DataType:
+def _has_times(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_temporal(kind)) or any(_has_times(kind.field(i).type) for i in range(kind.num_fields))
+
+
+def _text(value: Any) -> str | None:
+    return value if value is None or isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False).strip('"')
+
+
+def _wider(name: str, one: pa.DataType, other: pa.DataType, *, as_text: bool) -> pa.DataType:
     try:
         schemas = [pa.schema([(name, kind)]) for kind in (one, other)]
         return pa.unify_schemas(schemas, promote_options="permissive").field(name).type
     except (pa.ArrowInvalid, pa.ArrowTypeError):
+        if as_text:
+            return pa.string()
         raise _clash(name, f"{one} and {other}") from None
 
 

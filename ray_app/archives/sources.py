@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ray_app.archives.containers import CONTAINERS, Columns, Container, ContainerLimits, Unopened
+from ray_app.archives.img2dataset import Samples
 from ray_app.archives.inventory import Inventory
 from ray_app.archives.lists import UriLists, is_one_file, looks_like_list
 from ray_app.archives.members import Listed
 from ray_app.archives.prefixes import Found, ObjectPrefix
 from ray_app.errors import ConfigError
-from ray_app.storage import Fetcher, canonical, matcher, matcher_below, strip_secrets
+from ray_app.storage import Fetcher, Guard, RetryPolicy, canonical, is_pattern, matcher, matcher_below, strip_secrets
 
 
 class Section(Protocol):
@@ -30,7 +31,7 @@ class Section(Protocol):
 class Source(Protocol):
     """One way to keep an archive: a new one is one class in a file of its own, and a line in `_source_for`."""
 
-    def sections(self) -> Iterator[Section]:
+    def sections(self, fetcher: Fetcher) -> Iterator[Section]:
         """The parts, in a fixed order; their contents are not read yet."""
 
 
@@ -43,8 +44,11 @@ class Opened:
     def found(self, fetcher: Fetcher) -> Iterator[Found]:
         """Their members, one container after the other."""
         for container in self.containers:
+            samples = None if container.samples is None else Samples(container.samples, fetcher)
             for item in CONTAINERS[container.kind].index(container, fetcher):
                 name = _name_in(container, item)
+                if samples is not None and item.member is not None:
+                    item = samples.told(item, item.member)
                 yield f"{container.path}/{name}" if name else container.path, item
 
 
@@ -89,7 +93,7 @@ class Archive:
 
     Touches nothing until it is iterated; raises ConfigError for a KIND:: that there is not. Iterating lists anew, one part after the
     other; `sections` are for those who list them side by side. Iterating raises ConfigError when no file is left, StorageError when a
-    source is out of reach.
+    source is out of reach. `allow_private`: see `fetcher_of`.
     """
 
     def __init__(
@@ -101,6 +105,7 @@ class Archive:
         skip: Sequence[str] = (),
         columns: Columns = Columns(),  # noqa: B008 - frozen
         limits: ContainerLimits = ContainerLimits(),  # noqa: B008 - frozen
+        allow_private: bool = False,
         fetcher: Fetcher | None = None,
     ) -> None:
         if not sources:
@@ -108,12 +113,12 @@ class Archive:
         self._sources = [_source_for(url, columns, limits) for url in sources]
         self._names = [strip_secrets(url) for url in sources]
         self.selection = Selection(tuple(include), tuple(exclude), tuple(strip_secrets(canonical(url)).rstrip("/") for url in skip))
-        self.fetcher = fetcher or Fetcher(signed=places_of(sources))
+        self.fetcher = fetcher or fetcher_of(sources, allow_private=allow_private)
 
     def sections(self) -> Iterator[Section]:
         """The parts of all sources, in order."""
         for source in self._sources:
-            yield from source.sections()
+            yield from source.sections(self.fetcher)
 
     def __iter__(self) -> Iterator[Listed]:
         found = kept = 0
@@ -157,6 +162,12 @@ def places_of(sources: Sequence[str]) -> list[str]:
     return [_split_kind(source)[1] for source in sources]
 
 
+def fetcher_of(sources: Sequence[str], policy: RetryPolicy | None = None, *, allow_private: bool = False) -> Fetcher:
+    """What reads the members of some sources. Lists in them may name web servers on the public Internet; `allow_private`: any."""
+    urls = places_of(sources)
+    return Fetcher(policy, signed=urls, guard=Guard.of(urls, allow_private=allow_private))
+
+
 def name_of(source: str) -> str:
     """The one spelling of a source, KIND:: included, without secrets: what a run's identity notes."""
     kind, url = _split_kind(source)
@@ -181,7 +192,7 @@ def _source_for(source: str, columns: Columns, limits: ContainerLimits) -> Sourc
     if kind == "list":
         return UriLists(url, columns, limits)
     prefix = ObjectPrefix(url, kind, columns, limits)
-    return _PerhapsList(prefix) if kind is None and looks_like_list(url) else prefix
+    return _PerhapsList(prefix) if kind is None and looks_like_list(url) and not is_pattern(url) else prefix
 
 
 @dataclass(frozen=True)
@@ -190,8 +201,8 @@ class _PerhapsList:
 
     prefix: ObjectPrefix
 
-    def sections(self) -> Iterator[Section]:
+    def sections(self, fetcher: Fetcher) -> Iterator[Section]:
         """Those of the one or the other."""
         source = self.prefix
         lists = UriLists(source.url, source.columns, source.limits)
-        yield from lists.sections() if is_one_file(source.url) else source.sections()
+        yield from lists.sections(fetcher) if is_one_file(source.url, fetcher) else source.sections(fetcher)

@@ -65,7 +65,8 @@ class Walk:
 
     def sources(self) -> None:
         """List what the sources themselves say: files, and containers that are not opened yet."""
-        total = hashlib.sha256(repr((__version__, self.archive.selection, self.limit)).encode())
+        guard = self.archive.fetcher.guard
+        total = hashlib.sha256(repr((__version__, self.archive.selection, self.limit, sorted(guard.named), guard.allow_private)).encode())
         for listing in self._over(list(self.archive.sections())):
             total.update(listing.digest)
             if listing.linked.count:

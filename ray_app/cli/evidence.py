@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 @click.option("--out", metavar="DIR", help="Local folder for evidence.json and evidence.html.")
 @click.option("--verify", "record", metavar="FILE", type=click.Path(path_type=Path), help="Check a record instead: an evidence.json.")
 @click.option("--image", "file", metavar="PATH", type=click.Path(path_type=Path), help="With --verify: the image, to hash and score again.")
+@click.option("--sign", "key", metavar="KEY", type=click.Path(path_type=Path), help="Sign the record with this Ed25519 private key (PEM).")
+@click.option("--signer", metavar="KEY", type=click.Path(path_type=Path), help="With --verify: the public key of who must have signed it.")
 @click.option("--device", default="cpu", show_default=True, help="With --image: cpu, cuda or cuda:0.")
 @licence_option
 @as_json
@@ -28,6 +30,8 @@ def evidence(
     out: str | None,
     record: Path | None,
     file: Path | None,
+    key: Path | None,
+    signer: Path | None,
     device: str,
     accepted: tuple[str, ...],
     as_json: bool,
@@ -35,40 +39,46 @@ def evidence(
     """Write the record of one IMAGE of RUN: hashes, cards, scores, threshold and its guarantee, provenance, limits. Or check one.
 
     IMAGE is an image_id, a uri (CONTAINER › MEMBER inside one), a path, or a copy of the file.
-    --verify exits with 3 where something differs, with 4 where weights are missing.
+    --verify exits with 3 where something differs or is not signed by --signer, with 4 where weights are missing. It lists what it did
+    not verify.
 
     \b
-    touchstone evidence run photos/cat.jpg --out evidence
+    touchstone evidence run photos/cat.jpg --out evidence --sign key.pem
     touchstone evidence --verify evidence/evidence.json
-    touchstone evidence --verify evidence/evidence.json --image cat.jpg
+    touchstone evidence --verify evidence/evidence.json --image cat.jpg --signer public.pem
     """
-    _check_usage(run, image, out, record, file)
+    _check_usage(run, image, out, record, file, key, signer)
     if record is not None:
-        return _verify(record, file, device, accepted, as_json)
+        return _verify(record, file, signer, device, accepted, as_json)
     assert run is not None
     assert image is not None
     assert out is not None
-    return _make(run, image, out, as_json)
+    return _make(run, image, out, key, as_json)
 
 
-def _check_usage(run: str | None, image: str | None, out: str | None, record: Path | None, file: Path | None) -> None:
-    usage = "touchstone evidence RUN IMAGE --out DIR, or touchstone evidence --verify FILE [--image PATH]"
+def _check_usage(
+    run: str | None, image: str | None, out: str | None, record: Path | None, file: Path | None, key: Path | None, signer: Path | None
+) -> None:
+    usage = "touchstone evidence RUN IMAGE --out DIR [--sign KEY], or touchstone evidence --verify FILE [--image PATH] [--signer KEY]"
     for word in (run, image):
         if word is not None and word.startswith("-") and not word[1:].isdigit():
             raise ConfigError(f"no such option: {word}", hint=usage)
-    if record is None and (run is None or image is None or out is None or file is not None):
-        raise ConfigError("evidence needs RUN, IMAGE and --out, and --image belongs to --verify", hint=usage)
-    if record is not None and (run is not None or out is not None):
-        raise ConfigError("--verify takes a record alone, neither RUN nor --out", hint=usage)
+    if record is None and (run is None or image is None or out is None or file is not None or signer is not None):
+        raise ConfigError("evidence needs RUN, IMAGE and --out; --image and --signer belong to --verify", hint=usage)
+    if record is not None and (run is not None or out is not None or key is not None):
+        raise ConfigError("--verify takes a record alone, neither RUN nor --out nor --sign", hint=usage)
 
 
-def _make(run: str, image: str, out: str, as_json: bool) -> int:
+def _make(run: str, image: str, out: str, key: Path | None, as_json: bool) -> int:
+    from ray_app.evidence.canonical import written
     from ray_app.evidence.record import make_evidence
+    from ray_app.evidence.signing import signed
     from ray_app.reports.evidence_report import evidence_lines, render_evidence
 
     folder = local_folder(out)
     told = make_evidence(run, image)
-    text = json.dumps(told, indent=2, ensure_ascii=False, allow_nan=False)
+    told = told if key is None else signed(told, key)
+    text = written(told)
     page = render_evidence(told)
     (folder / "evidence.json").write_text(text, encoding="utf-8")
     (folder / "evidence.html").write_text(page, encoding="utf-8")
@@ -77,19 +87,25 @@ def _make(run: str, image: str, out: str, as_json: bool) -> int:
     return ExitCode.DONE
 
 
-def _verify(record: Path, file: Path | None, device: str, accepted: tuple[str, ...], as_json: bool) -> int:
+def _verify(record: Path, file: Path | None, signer: Path | None, device: str, accepted: tuple[str, ...], as_json: bool) -> int:
     from ray_app.evidence.record import read_evidence
+    from ray_app.evidence.unverified import not_verified
     from ray_app.evidence.verifying import verify_evidence
     from ray_app.reports.evidence_report import check_line
 
     checks: list[Check] = []
-    for check in verify_evidence(read_evidence(record), file, device=device, accepted=accepted):
+    told = read_evidence(record)
+    for check in verify_evidence(told, file, signer=signer, device=device, accepted=accepted):
         checks.append(check)
         if not as_json:
             click.echo(check_line(*check))
     differ = [check.name for check in checks if check.outcome == "differs"]
+    rest = not_verified(told, checks, image=file is not None, signer=signer is not None)
     if as_json:
-        click.echo(json.dumps({"agrees": not differ, "checks": [check._asdict() for check in checks]}, indent=2, ensure_ascii=False))
+        answer = {"agrees": not differ, "checks": [one._asdict() for one in checks], "not_verified": [one._asdict() for one in rest]}
+        click.echo(json.dumps(answer, indent=2, ensure_ascii=False))
     else:
+        for one in rest:
+            click.echo(check_line(f"not verified: {', '.join(one.fields)}", "not checked", one.why))
         click.echo(f"differs: {', '.join(differ)}" if differ else "nothing differs")
     return ExitCode.TOO_MANY_BAD if differ else ExitCode.DONE

@@ -82,7 +82,7 @@ def _pixels(uri: str) -> "Image.Image":
     from ray_app.storage import Fetcher
 
     limits = BatchLimits()
-    return decode_image(Fetcher().fetch(uri, "", limits.max_bytes), limits).pixels
+    return decode_image(Fetcher(signed=[uri]).fetch(uri, "", limits.max_bytes), limits).pixels
 
 
 def _refused(image: str, refused: InputError) -> ExitCode:

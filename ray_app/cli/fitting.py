@@ -19,6 +19,7 @@ import click
 from ray_app.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
+    from ray_app.archives.list_entries import ListEntries
     from ray_app.detectors import Preprocessing
     from ray_app.detectors.heads import Classifier, FeatureCache, FeatureReader, Fit
 
@@ -73,7 +74,7 @@ def fit(card: str, labels: str, out: str, classifier: "Classifier", name: str | 
     heads.require_enough(np.array([row.label for row in rows]))
     reader = heads.FeatureReader(base, device=device)
     cache = heads.FeatureCache(folder / "features.npz", reader.key)
-    gathered = gather(rows, base.preprocessing, reader, cache)
+    gathered = gather(rows, base.preprocessing, reader, cache, labels=labels)
     _tell_refused(gathered, len(rows))
 
     marks = np.array([row.label for row in gathered.used.values()])
@@ -91,16 +92,18 @@ def fit(card: str, labels: str, out: str, classifier: "Classifier", name: str | 
 
 def read_labels(place: str) -> list[Labelled]:
     """The rows of a labels file (path or fsspec URL), with every `uri` made absolute. Raises ConfigError naming file, row and value."""
-    from ray_app.storage import Fetcher
+    from ray_app.archives.list_entries import ListEntries
+    from ray_app.storage import Fetcher, canonical, strip_secrets
 
     try:
-        data = Fetcher().fetch(place, "", _MAX_LABELS_BYTES)
+        data = Fetcher(signed=[place]).fetch(place, "", _MAX_LABELS_BYTES)
         rows = list(_rows(place, data))
     except InputError as error:
         raise ConfigError(f"{place}: {error.detail}") from None
-    except (ValueError, csv.Error) as error:  # JSON and Arrow raise ValueErrors of their own
+    except (ValueError, RecursionError, csv.Error) as error:  # JSON and Arrow raise ValueErrors of their own
         raise ConfigError(f"{place}: cannot be read as labels: {error}") from None
-    labelled = [_labelled(place, number, row) for number, row in enumerate(rows, 1)]
+    entries = ListEntries(strip_secrets(canonical(place)), "uri")
+    labelled = [_labelled(place, number, row, entries) for number, row in enumerate(rows, 1)]
     if len({bool(row.group) for row in labelled}) > 1:
         raise ConfigError(f"{place}: some rows have a group and some have none", hint="give every row one, or drop the column")
     return labelled
@@ -120,24 +123,24 @@ def _rows(place: str, data: bytes) -> Iterator[Mapping[str, Any]]:
         raise ConfigError(f"{place}: labels are a .csv, .jsonl or .parquet file, not {suffix or 'a file without a suffix'}")
 
 
-def _labelled(place: str, number: int, row: Mapping[str, Any]) -> Labelled:
+def _labelled(place: str, number: int, row: Mapping[str, Any], entries: "ListEntries") -> Labelled:
     if not isinstance(row, Mapping) or not row.get("uri") or row.get("label") is None:
         raise ConfigError(f"{place}: row {number}: `uri` and `label` are needed, found {row!r}")
     label = _LABELS.get(str(row["label"]).strip().lower())
     if label is None:
         raise ConfigError(f"{place}: row {number}: label {row['label']!r}", hint="real, fake, 0 or 1")
-    return Labelled(_absolute(place, str(row["uri"])), label, "" if row.get("group") is None else str(row["group"]))
+    [item] = entries.members([{"uri": str(row["uri"])}])
+    if item.refused is not None:
+        raise ConfigError(f"{place}: row {number}: {row['uri']}: {item.refused.detail}")
+    return Labelled(item.uri, label, "" if row.get("group") is None else str(row["group"]))
 
 
-def _absolute(place: str, uri: str) -> str:
-    if "://" in uri or posixpath.isabs(uri):
-        return uri
-    return posixpath.join(posixpath.dirname(place), uri)
-
-
-def gather(rows: Sequence[Labelled], preprocessing: "Preprocessing", reader: "FeatureReader", cache: "FeatureCache") -> Gathered:
+def gather(
+    rows: Sequence[Labelled], preprocessing: "Preprocessing", reader: "FeatureReader", cache: "FeatureCache", *, labels: str = ""
+) -> Gathered:
     """Bring the features of all readable images into the cache; what was extracted is kept even if this is interrupted.
 
+    `labels`: the file that names them; on its own web server they may lie, wherever that is, else on the public Internet.
     Raises ConfigError where the same bytes are labelled both real and fake.
     """
     import numpy as np
@@ -145,7 +148,7 @@ def gather(rows: Sequence[Labelled], preprocessing: "Preprocessing", reader: "Fe
     from ray_app.images import ImageLimits, decode_image
     from ray_app.storage import Fetcher
 
-    fetcher, limits = Fetcher(), ImageLimits()
+    fetcher, limits = Fetcher(signed=[labels] if labels else []), ImageLimits()
     used: dict[str, Labelled] = {}
     refused: list[tuple[str, InputError]] = []
     waiting: dict[str, Any] = {}

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from ipaddress import ip_address
 from urllib.parse import urljoin
 
 import aiohttp
@@ -19,7 +18,16 @@ from ray_app.collecting.config import CollectConfig
 from ray_app.collecting.hosts import seconds_of
 from ray_app.collecting.statuses import BAD_URL, FORBIDDEN_ADDRESS, Failed
 from ray_app.errors import SourceError, Status
-from ray_app.storage.guarding import CheckedResolver, NoAddress, Resolver, UrlRefused, checked_url, is_public_address, system_resolver
+from ray_app.storage.guarding import (
+    CheckedResolver,
+    NoAddress,
+    Resolver,
+    UrlRefused,
+    checked_url,
+    is_address,
+    is_public_address,
+    system_resolver,
+)
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _CHUNK = 64 * 2**10
@@ -70,7 +78,7 @@ class Asker:
         except UrlRefused as refused:
             raise Failed(BAD_URL, str(refused), asked=False) from None
         host = url.raw_host or ""
-        if _is_literal(host) and not self._is_allowed(host):
+        if is_address(host) and not self._is_allowed(host):
             raise Failed(FORBIDDEN_ADDRESS, "its address is not on the public Internet", asked=False)
         return url
 
@@ -104,15 +112,7 @@ class Asker:
         return self._private or is_public_address(address)
 
     def _is_literal_allowed(self, host: str) -> bool:
-        return _is_literal(host)  # `checked` judges it, in other words
-
-
-def _is_literal(host: str) -> bool:
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True
+        return is_address(host)  # `checked` judges it, in other words
 
 
 def _resolver(known: Mapping[str, str]) -> Resolver:

@@ -23,6 +23,9 @@ class Source(Frozen):
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     columns: Columns = Columns()
+    allow_private: bool = Field(
+        default=False, description="read what a list names also from web servers that are not on the public Internet"
+    )
     container_limits: ContainerLimits = ContainerLimits()
     limit: int | None = Field(default=None, ge=1)
     hashes: tuple[Literal["sha256", "phash"], ...] = Field(

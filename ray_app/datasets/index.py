@@ -24,6 +24,7 @@ from ray_app.archives import (
     BlockPlan,
     Each,
     Listed,
+    guard_of,
     image_id,
     in_turn,
     iter_blocks,
@@ -111,7 +112,7 @@ def write_index(
         _refuse_contradictions(archive, layout, limit)
     labeller = Labeller(listing, layout, hashes, limits, archive.fetcher)
     tally = _Tally(partial(progress, "labelled"))
-    written = write_selected(store, tally.rows(each(labeller, iter_blocks(listing, 0))), _INDEXED, INPUT)
+    written = write_selected(store, tally.rows(each(labeller, iter_blocks(listing, 0))), _INDEXED, INPUT, archive.fetcher.guard)
     if not written.members:
         raise _nothing(layout, tally)
     info = IndexInfo(
@@ -165,7 +166,7 @@ def write_divided(store: Store, given: Store, splits: pa.Array, source: Mapping[
     assert info is not None, "who divides an index has read it"
     store.clear("manifest")
     tally = _Tally(lambda members: None)
-    written = write_selected(store, tally.rows(_with_splits(given, splits)), _INDEXED, INPUT)
+    written = write_selected(store, tally.rows(_with_splits(given, splits)), _INDEXED, INPUT, guard_of(given))
     divided = replace(info, source={**info.source, **source}, rows=written.members, digest=tally.digest.hexdigest(), counts=tally.told())
     store.write("index.json", json.dumps(asdict(divided), indent=1, ensure_ascii=False).encode())
     return divided

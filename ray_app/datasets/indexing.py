@@ -3,6 +3,7 @@
 import difflib
 import inspect
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_app.archives import Archive, Each, in_turn, name_of
+from ray_app.archives import Archive, Each, guard_of, in_turn, name_of
 from ray_app.datasets.config import Source
 from ray_app.datasets.index import IndexInfo, Progress, is_index, read_index, read_info, silent, write_index
 from ray_app.datasets.layouts import Layout, make_layout
 from ray_app.errors import ConfigError, IdentityError
-from ray_app.storage import Store, canonical, strip_secrets
+from ray_app.storage import Guard, Store, canonical, strip_secrets
 from ray_app.storage.locations import scheme_of
 
 __all__ = ["IndexInfo", "build_index", "index_source", "read_index", "read_info", "write_index"]
@@ -38,6 +39,12 @@ def index_source(source: Source, store: Store, *, each: Each = in_turn, progress
     return _chosen(rows, source)
 
 
+def guard_of_source(source: Source, store: Store) -> Guard:
+    """Which web servers are asked for the images of a source that `index_source` indexed."""
+    stores = [Store.open(place) for place in _indexes(source)] or [store]
+    return reduce(Guard.joined, map(guard_of, stores), Guard(allow_private=source.allow_private))
+
+
 def build_index(source: Source, store: Store, *, each: Each = in_turn, progress: Progress = silent) -> IndexInfo:
     """Index a source into `store`, or say what the index there holds if it is of the same source. Raises as `index_source`."""
     identity = _identity(source)
@@ -52,7 +59,7 @@ def build_index(source: Source, store: Store, *, each: Each = in_turn, progress:
 def _archive(source: Source, store: Store) -> tuple[Archive, Layout]:
     layout = make_layout(source.layout, source.arguments)
     settings: dict[str, Any] = {"skip": [store.url], "columns": source.columns, "limits": source.container_limits}
-    return Archive(source.at, source.include, source.exclude, **settings), layout
+    return Archive(source.at, source.include, source.exclude, allow_private=source.allow_private, **settings), layout
 
 
 def _simulated(source: Source, store: Store, progress: Progress) -> tuple[Archive, Layout]:

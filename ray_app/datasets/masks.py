@@ -4,9 +4,26 @@ import numpy as np
 from PIL import Image
 
 from ray_app.archives import Member, MemberReader, Place, read_referenced
+from ray_app.archives.list_entries import SCHEMES
 from ray_app.errors import InputError, Status
 from ray_app.images import ImageLimits, decode_image
 from ray_app.storage import Fetcher
+from ray_app.storage.locations import scheme_of
+
+
+def may_name(uri: str, member: str | None, place: str) -> bool:
+    """Whether the columns of an image may say that its mask lies at `place`: in a cell of its own table, or, beside a file that a list
+    names, wherever such a list may lead, which is to local files only from local ones. What lies in an archive leads nowhere else.
+    """
+    if place.startswith(f"{uri}#row="):
+        return True
+    return member is None and may_lead(uri, place)
+
+
+def may_lead(source: str, place: str) -> bool:
+    """Whether a list or file of labels at `source` may name `place`: as `ListEntries`, that is."""
+    scheme, own = scheme_of(place), scheme_of(source)
+    return "::" not in place and (scheme == own or (scheme in SCHEMES and scheme != "file"))
 
 
 class MaskReader:

@@ -5,12 +5,14 @@ Only safetensors and `torch.load(weights_only=True)`: no file can run code. torc
 
 import argparse
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray_app.detectors.cards import DetectorCard, Weights
-from ray_app.errors import DetectorError, said
+from ray_app.detectors.file_kinds import unreadable
+from ray_app.errors import DetectorError
 
 if TYPE_CHECKING:
     import torch
@@ -25,8 +27,8 @@ def checkpoint_config(card: DetectorCard, weights: Path) -> Mapping[str, Any]:
         return {}
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DetectorError(f"{card.name}: {path}: {error}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise unreadable(path, f"the configuration of {card.name}", error, name="json") from None
     if not isinstance(config, dict):
         raise DetectorError(f"{card.name}: {path}: not a JSON object")
     return config
@@ -36,10 +38,7 @@ def read_state_dict(path: Path, weights: Weights) -> "dict[str, torch.Tensor]":
     """Tensors of a file under the network's own key names: unwrapped, prefixes stripped. Raises DetectorError."""
     import torch
 
-    try:
-        state: Any = _READERS[weights.format](path)
-    except Exception as error:  # a damaged file fails in zip, pickle or safetensors, each with exceptions of its own
-        raise DetectorError(f"{path}: not readable as {weights.format} weights: {said(error)}") from error
+    state: Any = _READERS[weights.format](path)
     while isinstance(state, dict) and (inner := next((state[name] for name in weights.unwrap if isinstance(state.get(name), dict)), None)):
         state = inner
     if not isinstance(state, dict) or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
@@ -47,26 +46,48 @@ def read_state_dict(path: Path, weights: Weights) -> "dict[str, torch.Tensor]":
     return _renamed(state, weights)
 
 
-def _read_safetensors(path: Path) -> "dict[str, torch.Tensor]":
+def read_safetensors(path: Path) -> "dict[str, torch.Tensor]":
+    """Tensors by their names. Raises DetectorError for what is no safetensors file."""
     from safetensors.torch import load_file
 
-    return load_file(path)
+    try:
+        return load_file(path)
+    except Exception as error:  # its own, and those of files
+        raise unreadable(path, "safetensors weights", error, name="safetensors") from error
+
+
+def read_arrays(path: Path) -> dict[str, Any]:
+    """The same as NumPy arrays, for those who need no torch."""
+    from safetensors.numpy import load_file
+
+    try:
+        arrays: dict[str, Any] = load_file(path)
+        return arrays
+    except Exception as error:
+        raise unreadable(path, "safetensors weights", error, name="safetensors") from error
 
 
 def _read_shards(index: Path) -> "dict[str, torch.Tensor]":
-    shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    return {key: tensor for shard in shards for key, tensor in _read_safetensors(index.parent / Path(shard).name).items()}
+    try:
+        shards = sorted({str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise unreadable(index, "safetensors-index weights", error, name="json") from error
+    return {key: tensor for shard in shards for key, tensor in read_safetensors(index.parent / Path(shard).name).items()}
 
 
 def _read_torch(path: Path) -> Any:
     import torch
 
     # Training scripts save their arguments beside the weights: a bag of plain values.
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        return torch.load(path, weights_only=True, map_location="cpu")
+    with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what the error below says better
+        try:
+            return torch.load(path, weights_only=True, map_location="cpu")
+        except Exception as error:  # a damaged file fails in zip or pickle, each with exceptions of its own
+            raise unreadable(path, "torch weights", error, name="torch") from None  # torch advises to open it with less care
 
 
-_READERS = {"safetensors": _read_safetensors, "safetensors-index": _read_shards, "torch": _read_torch}
+_READERS = {"safetensors": read_safetensors, "safetensors-index": _read_shards, "torch": _read_torch}
 
 
 def load_strictly(network: "torch.nn.Module", state: "Mapping[str, torch.Tensor]", where: str, *, without: str | None = None) -> None:

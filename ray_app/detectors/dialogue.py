@@ -10,6 +10,7 @@ import tokenizers
 from pydantic import Field, model_validator
 
 from ray_app.config import Frozen
+from ray_app.detectors.file_kinds import unreadable
 from ray_app.errors import DetectorError
 
 TOKENIZER = "tokenizer.json"
@@ -78,9 +79,7 @@ def tokenise(dialogue: Dialogue, files: Path, image_tokens: int, image_token_id:
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception for a missing or damaged file
-        raise DetectorError(
-            f"{path}: not readable as a tokenizer: {error}", hint="it belongs beside the weights: fetch them again"
-        ) from None
+        raise unreadable(path, "a tokenizer", error, name="json") from None
     prompt = tokenizer.encode(dialogue.expanded_prompt(image_tokens), add_special_tokens=False).ids
     end = tokenizer.token_to_id(dialogue.end)
     if end is None or prompt.count(image_token_id) != image_tokens:

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from ray_app.config import config_root
 from ray_app.detectors.cards import HUB_URI, DetectorCard, Weights, base_name
+from ray_app.detectors.file_kinds import kind_of_file
 from ray_app.errors import DetectorError, said
 
 CACHE_VARIABLE = "TOUCHSTONE_CACHE"
@@ -137,9 +138,11 @@ def digest_of(part: Part, path: Path) -> str:
 def _checked(part: Part, path: Path, stated: str | None) -> str:
     digest = file_sha256(path)
     if stated not in (None, digest):
+        kind = kind_of_file(path)
+        what, first = ("", "") if kind.name in ("torch", "safetensors") else (f"; it is {kind.what}", f"{kind.hint}; or ")
         raise DetectorError(
-            f"{part.owner}: {path} is not the file that the card means: sha256 {digest}, the card says {stated}",
-            hint=f"delete it and run: touchstone detectors fetch {part.owner}",
+            f"{part.owner}: {path} is not the file that the card means: sha256 {digest}, the card says {stated}{what}",
+            hint=f"{first}delete it and run: touchstone detectors fetch {part.owner}",
         )
     return digest
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ray_app.datasets.masks import may_name
 from ray_app.errors import ConfigError
 from ray_app.evaluation.groups import Codes, Group, GroupCoder
 from ray_app.evaluation.labels import LabelTables
@@ -267,8 +268,24 @@ def joined_rows(tables: Iterator[pa.Table], labels: Labels, names: Sequence[str]
         found = np.flatnonzero(truth.codes >= 0)
         if not len(found):
             continue
-        said = own_fields(table).take(found) if texts is None and asked else texts and texts.take(pa.array(truth.places[found]))
-        yield _with_truth(table.take(pa.array(found)), [truth.groups[code] for code in truth.codes[found].tolist()], said, names)
+        rows = table.take(pa.array(found))
+        said = _checked(own_fields(rows), rows) if texts is None and asked else texts and texts.take(pa.array(truth.places[found]))
+        yield _with_truth(rows, [truth.groups[code] for code in truth.codes[found].tolist()], said, names)
+
+
+def _checked(said: pa.Table, rows: pa.Table) -> pa.Table:
+    """The fields that rows tell themselves. Raises ConfigError where one's mask is said to lie where its archive may not lead."""
+    for place, uri, member in zip(*(_texts_of(said, "mask_uri"), _texts_of(rows, "uri"), _texts_of(rows, "member")), strict=True):
+        if place is not None and not may_name(uri or "", member, place):
+            raise ConfigError(
+                f"{uri}: what lies in an archive may not say that a mask lies at {place}", hint="give the labels as a file: --labels FILE"
+            )
+    return said
+
+
+def _texts_of(table: pa.Table, name: str) -> list[str | None]:
+    texts: list[str | None] = table[name].cast(pa.string()).to_pylist() if name in table.column_names else [None] * len(table)
+    return texts
 
 
 def _with_truth(rows: pa.Table, groups: Sequence[Group], said: pa.Table | None, names: Sequence[str]) -> pa.Table:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ray_app import __version__
-from ray_app.archives import Each, MemberReader, in_turn, iter_blocks, member_rows, read_block
+from ray_app.archives import Each, MemberReader, guard_of, in_turn, iter_blocks, member_rows, read_block
 from ray_app.datasets.bonds import Bond, Kind, bonds_of, bound
 from ray_app.datasets.columns import coded, fakes, texts
 from ray_app.datasets.split_leaks import leaks_of
@@ -173,7 +173,7 @@ def _pictures(at: str, run: RunDirectory, document: Mapping[str, Any]) -> dict[i
     if run.exists() or not ids:
         return pictures_of(run, sorted(ids)) if ids else {}
     store, limits, pictures = Store.open(at), ImageLimits(), {}
-    reader = MemberReader(Fetcher(), max_bytes=limits.max_bytes)
+    reader = MemberReader(Fetcher(guard=guard_of(store)), max_bytes=limits.max_bytes)
     for ref in iter_blocks(store, 0):
         members = [one for one in member_rows(read_block(store, ref)) if one.image_id in ids]
         for member, data in reader.read(members):

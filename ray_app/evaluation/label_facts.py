@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image, JpegImagePlugin
 
-from ray_app.archives import BlockRef, Each, MemberReader, in_turn, iter_blocks, manifests, member_rows, read_block
+from ray_app.archives import BlockRef, Each, MemberReader, guard_of, in_turn, iter_blocks, manifests, member_rows, read_block
 from ray_app.datasets.index import is_index, read_info
 from ray_app.datasets.labels import INPUT
 from ray_app.errors import ConfigError, InputError
@@ -54,7 +54,7 @@ def facts_of_index(place: str, *, read: bool = False, each: Each = in_turn) -> p
     if not is_index(store) or read_info(store) is None:
         raise ConfigError(f"{store.url}: neither an index nor a run", hint="touchstone index SOURCE --layout NAME --out DIR makes an index")
     if read:
-        return pa.concat_tables(each(FileFacts(store, ImageLimits(), Fetcher()), iter_blocks(store, 0)))
+        return pa.concat_tables(each(FileFacts(store, ImageLimits(), Fetcher(guard=guard_of(store))), iter_blocks(store, 0)))
     return pa.concat_tables(_with_facts(read_block(store, ref), {}) for ref in iter_blocks(store, 0))
 
 

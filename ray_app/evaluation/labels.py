@@ -20,6 +20,7 @@ from ray_app.archives import iter_blocks, read_block
 from ray_app.archives.lists import pieces
 from ray_app.datasets.index import is_index
 from ray_app.datasets.labels import INPUT
+from ray_app.datasets.masks import may_lead
 from ray_app.errors import ConfigError, InputError
 from ray_app.storage import Fetcher, Store, canonical, local_path, strip_secrets
 from ray_app.storage.locations import scheme_of
@@ -126,7 +127,18 @@ class LabelFile:
             column = column.cast(pa.string())
         except pa.ArrowInvalid as error:
             raise ConfigError(f"{self.name}: column '{name}': {error}", hint="an image_id is a whole number of 64 bits") from None
-        return _absolute(column, folder) if name in ("uri", "mask_uri") else column
+        if name == "mask_uri":
+            return self._led(_absolute(column, folder))
+        return _absolute(column, folder) if name == "uri" else column
+
+    def _led(self, masks: pa.Array) -> pa.Array:
+        """Masks where such a file may say that they lie."""
+        for place in masks.unique().to_pylist():
+            if place is not None and not may_lead(self.place, place):
+                raise ConfigError(
+                    f"{self.name}: it may not say that a mask lies at {place}", hint="labels from elsewhere name no local files"
+                )
+        return masks
 
 
 def _absolute(column: pa.Array, folder: str) -> pa.Array:
@@ -181,7 +193,7 @@ def _json_tables(file: Any, columns: Sequence[str] | None) -> Iterator[pa.Table]
 def _json_row(line: str, number: int) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"line {number}: {error}") from None
     if not isinstance(row, dict):
         raise ValueError(f"line {number} is no object: {line[:80]}")

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from ray_app.archives import guard_of
 from ray_app.evaluation.joining import Tables
 from ray_app.evaluation.mask_measuring import RESIZING, MaskMeasurer, Measured, Unreadable, side_by_side
 from ray_app.evaluation.mask_truths import COLUMNS, Kind, MaskedImage, MaskTruths, has_masks, masked_images
@@ -63,7 +64,7 @@ def localization_of_run(
         return None
     rules = rules or LocalizationRules()
     headline = _Headline(rules, empty)
-    fetcher, limits = fetcher or Fetcher(), limits or ImageLimits()
+    fetcher, limits = fetcher or Fetcher(guard=guard_of(run.store)), limits or ImageLimits()
     measurer = MaskMeasurer(fetcher, limits, threshold=rules.threshold, at_original={"local", *headline.kinds})
     gathered = _Gathered()
     truths = MaskTruths(tables(COLUMNS))

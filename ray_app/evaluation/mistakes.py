@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ray_app.archives import MemberReader
+from ray_app.archives import MemberReader, guard_of
 from ray_app.ensembles import calibrate, sigmoid
 from ray_app.errors import InputError
 from ray_app.evaluation.joining import Truth
@@ -70,7 +70,7 @@ def with_thumbnails(rows: Sequence[Mapping[str, Any]], run: RunDirectory, *, wan
 def pictures_of(run: RunDirectory, ids: Sequence[int], *, side: int = SIDE_PX) -> dict[int, bytes]:
     """JPEG bytes by image id, no side above `side` pixels; an image that cannot be read any more has none."""
     limits = run.limits()
-    reader, pictures = MemberReader(Fetcher(), max_bytes=limits.max_bytes), {}
+    reader, pictures = MemberReader(Fetcher(guard=guard_of(run.store)), max_bytes=limits.max_bytes), {}
     for member, data in reader.read(list(members_of(run, ids).values())):
         try:
             if isinstance(data, InputError):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ray_app.archives import MemberReader
+from ray_app.archives import MemberReader, guard_of
 from ray_app.errors import ConfigError, InputError
 from ray_app.evaluation.members import members_of
 from ray_app.images import decode_image
@@ -163,7 +163,7 @@ def _seen(run: RunDirectory, image_ids: Sequence[int], model: PromptClip) -> tup
 def _pictures(run: RunDirectory, image_ids: Sequence[int]) -> "Iterator[tuple[int, Image.Image]]":
     limits, members = run.limits(), members_of(run, set(image_ids))
     place_of = {image_id: place for place, image_id in enumerate(image_ids)}
-    reader = MemberReader(Fetcher(), max_bytes=limits.max_bytes)
+    reader = MemberReader(Fetcher(guard=guard_of(run.store)), max_bytes=limits.max_bytes)
     in_place = sorted(members.values(), key=lambda member: (member.uri, member.block, member.slot))
     for member, data in reader.read(in_place):
         if not isinstance(data, InputError):

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 from ray_app.config.loading import validate
 from ray_app.detectors import DetectorCard, load_card
+from ray_app.detectors.weights import located, parts_of
 from ray_app.ensembles import EnsembleCard
-from ray_app.errors import ConfigError, TouchstoneError
+from ray_app.errors import ConfigError, DetectorError, TouchstoneError
 from ray_app.runs.identity import differing_keys
 
 
@@ -46,6 +47,25 @@ def revived(card: Mapping[str, Any], named: str) -> DetectorCard:
     except TouchstoneError:
         again._folder = Path(named.rpartition(":")[0] or named).resolve().parent
         return again
+
+
+def require_here(card: DetectorCard, named: str) -> None:
+    """Whether a recorded card's weights are on this machine, or this machine's own card of that name says where they come from.
+
+    Raises DetectorError for weights that only the record names: it may be a stranger's, and would choose what is fetched.
+    """
+    try:
+        own = None if "://" in named else load_card(named)
+    except TouchstoneError:
+        own = None
+    if own is not None and [part.weights for part in parts_of(own)] == [part.weights for part in parts_of(card)]:
+        return
+    for part in parts_of(card):
+        if located(part) is None:
+            raise DetectorError(
+                f"{card.name}: no weights: {part.weights.uri} is named by the record alone, so that nothing is fetched from there",
+                hint=f"bring the card to where the record names it, {named}, or that file into the cache of weights",
+            )
 
 
 def _loaded(detector: str) -> DetectorCard:

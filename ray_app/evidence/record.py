@@ -1,6 +1,6 @@
 """One image's record, from a run's files: what was decided of it, by what, under which promise, and the hashes of all of that.
 
-    {"touchstone_evidence": 1, "sha256": digest of `record`, "record": {
+    {"touchstone_evidence": 1, "sha256": digest of `record`, "signature": if it was signed (`signing`), "record": {
         image       image_id, uri, member, occurrence; `sha256` of its file
         decision    score, probability, calibrated, verdict, reason, thresholds, …; `rederived`: the cards below give the same
         detectors   per detector: score, calibration in words, calibrated score, precision, weights, card, …
@@ -14,8 +14,6 @@
 Everything is read from the run directory and the cards; nothing is fetched, decoded or scored.
 """
 
-import json
-import math
 import platform
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -25,7 +23,7 @@ from typing import Any
 from ray_app import __version__
 from ray_app.ensembles import EnsembleCard
 from ray_app.errors import ConfigError
-from ray_app.evidence.canonical import digest, plain
+from ray_app.evidence.canonical import digest, plain, read_back
 from ray_app.evidence.cards import cards_of
 from ray_app.evidence.finding import find_row
 from ray_app.evidence.redeciding import spec_of
@@ -66,24 +64,16 @@ def make_evidence(url: str, image: str) -> dict[str, Any]:
 def read_evidence(path: Path) -> dict[str, Any]:
     """A record that was written. Raises ConfigError where the file is none, or one of a later kind."""
     try:
-        told = json.loads(path.read_text(encoding="utf-8"), parse_constant=_finite, parse_float=_finite)
+        told = read_back(path.read_bytes())
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not JSON: {error}", hint="--verify takes an evidence.json") from None
+        raise ConfigError(f"{path}: not a record's JSON: {error}", hint="--verify takes an evidence.json as it was written") from None
     if not isinstance(told, dict) or KIND not in told or not (isinstance(told.get("record"), dict) and isinstance(told.get("sha256"), str)):
         raise ConfigError(f"{path}: no record of `touchstone evidence`", hint="--verify takes an evidence.json")
     if told[KIND] != SCHEMA:
         raise ConfigError(f"{path}: a record of schema {told[KIND]}; this version reads {SCHEMA}", hint=f"it was made by {_maker(told)}")
     return told
-
-
-def _finite(word: str) -> float:
-    """A number as JSON spells it. Raises ValueError for NaN, and for what no float holds (1e999)."""
-    number = float(word)
-    if not math.isfinite(number):
-        raise ValueError(f"{word} is no finite number")
-    return number
 
 
 def _maker(told: Mapping[str, Any]) -> str:

@@ -13,10 +13,13 @@ from ray_app.detectors.cards import default_slots
 from ray_app.detectors.licences import require_accepted
 from ray_app.ensembles import EnsembleCard, Member
 from ray_app.errors import ConfigError, Status
+from ray_app.evidence.canonical import plain
+from ray_app.evidence.cards import require_here
 from ray_app.evidence.checks import Check, hashed
 from ray_app.evidence.profiling import check_profile
 from ray_app.evidence.redeciding import decide_again
 from ray_app.inference import BatchDecoder, Outcome, ScoringSpec, StageClock
+from ray_app.runs.rows import FACTS
 
 # How far a score may be from the recorded one, in log-odds, times the recorded score's size where that is above 1. fp32: other kernels,
 # batch sizes and decoders round otherwise. bf16: each product keeps 8 bits, and kernels sum them in another order.
@@ -46,6 +49,7 @@ def check_image(record: Mapping[str, Any], spec: ScoringSpec, image: Path, accep
     if outcome.status is not Status.OK or not named:
         return
     for name in named:
+        require_here(spec.cards[name], record["detectors"][name]["asked_as"])
         require_accepted(spec.cards[name], accepted)
         yield _weights(name, weights_digest(spec.cards[name]), record["hashes"]["weights"][name])
     scores = _scores(_among(asked, named), data)
@@ -73,12 +77,16 @@ def _check_decoding(row: Mapping[str, Any], outcome: Outcome) -> Iterator[Check]
         yield Check("decoding", "differs", f"here {outcome.status.value} ({outcome.detail}), recorded {row['status']}")
         return
     here = outcome.facts.decoder if outcome.facts else None
-    if here == row["decoder"]:
-        yield Check("decoding", "agrees", f"{row['status']}, by {here or 'no decoder'}")
-    else:
+    if here != row["decoder"]:
         yield Check(
             "decoding", "not checked", f"{row['status']}, but by {here}; recorded by {row['decoder']}: pixels and scores may differ"
         )
+        return
+    found = {name: plain(getattr(outcome.facts, name)) for name in FACTS if name in row} if outcome.facts else {}
+    if other := [f"{name}: here {value!r}, recorded {row[name]!r}" for name, value in found.items() if value != row[name]]:
+        yield Check("decoding", "differs", "; ".join(other))
+    else:
+        yield Check("decoding", "agrees", f"{row['status']}, by {here or 'no decoder'}")
 
 
 def _weights(name: str, here: str, recorded: str | None) -> Check:

@@ -5,7 +5,7 @@ file's hash, and the scores once more on this machine within a tolerance that is
 """
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +16,35 @@ from ray_app.errors import ConfigError, said
 from ray_app.evidence.canonical import digest
 from ray_app.evidence.cards import departures, revived
 from ray_app.evidence.checks import Check, hashed
+from ray_app.evidence.keys import MISSING, differences, strange_keys
 from ray_app.evidence.profiling import PROFILE
-from ray_app.evidence.redeciding import Decided, alike, decide_again, spec_of
+from ray_app.evidence.redeciding import Decided, decide_again, spec_of
 from ray_app.evidence.sections import FACTS, SENTENCES, Grounds, sections
+from ray_app.evidence.signing import check_signature
 from ray_app.runs import fingerprint
-from ray_app.runs.identity import differing_keys
 
-_NOTHING = "has none"  # what `differing_keys` says of a side without the key
 _NAMED = 3  # differences that a line tells
 
 
 def verify_evidence(
-    told: Mapping[str, Any], image: Path | None = None, *, device: str = "cpu", accepted: Collection[str] = ()
+    told: Mapping[str, Any], image: Path | None = None, *, signer: Path | None = None, device: str = "cpu", accepted: Collection[str] = ()
 ) -> Iterator[Check]:
-    """Check a record that `read_evidence` gave, and the image where there is one. `accepted`: licences, as for `score`.
+    """Check a record that `read_evidence` gave, and the image where there is one. `accepted`: licences, as for `score`; `signer`: the
+    public key of who must have signed it. What is not looked at, `not_verified` tells.
 
-    Raises ConfigError where the record is no whole one or the image cannot be read, and DetectorError where weights that the image needs
-    are missing or under a licence that is not accepted.
+    Raises ConfigError where the record is no whole one, has keys that no record has, or the image or key cannot be read, and DetectorError
+    where weights that the image needs are missing or under a licence that is not accepted.
     """
     record = told["record"]
+    _refuse_keys(list(strange_keys(told)), record)
+    if signer is not None:
+        yield check_signature(told, signer)
     yield hashed("record", digest(record), told["sha256"], "the SHA-256 of all that it says")
     try:
         grounds = _grounds(record, device)
-        checks = [*_check_hashes(record, grounds), *_check_sections(record, sections(grounds))]
+        again = sections(grounds)
+        _refuse_keys(list(_unknown(record, grounds, again)), record)
+        checks = [*_check_hashes(record, grounds), *_check_sections(record, again)]
         checks += _check_decision(record, decide_again(grounds.spec, grounds.row, grounds.guarantee))
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise ConfigError(f"the record is not whole: {said(error)}", hint="it was changed after it was made; make it anew") from error
@@ -49,6 +55,26 @@ def verify_evidence(
     from ray_app.evidence.rescoring import check_image
 
     yield from check_image(record, grounds.spec, image, accepted)
+
+
+def _refuse_keys(strange: Sequence[str], record: Mapping[str, Any]) -> None:
+    if strange:
+        made_by = record["made_by"].get("touchstone") if isinstance(record.get("made_by"), Mapping) else None
+        told = f"it was made by Touchstone {made_by} and changed since, or that is a later version than this, {__version__}"
+        raise ConfigError(f"no record has the key {', '.join(strange[:_NAMED])}", hint=told)
+
+
+def _unknown(record: Mapping[str, Any], grounds: Grounds, again: Mapping[str, Any]) -> Iterator[str]:
+    """Keys that are not there where the record's parts are made anew."""
+    facts = {name: card.scoring_facts | {"weights": None} for name, card in grounds.spec.cards.items()}
+    noted = differences(facts, record["run"]["identity"]["detectors"], "run.identity.detectors")
+    yield from (path for path, ours, _ in (*_differing(record, again), *noted) if ours is MISSING)
+
+
+def _differing(record: Mapping[str, Any], again: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    for name in (*FACTS, *([PROFILE] if PROFILE in again or PROFILE in record else [])):
+        yield from differences(again.get(name), record.get(name) if name == PROFILE else record[name], name)
+    yield from differences(again["guarantee"]["card"], record["guarantee"]["card"], "guarantee.card")
 
 
 def _grounds(record: Mapping[str, Any], device: str) -> Grounds:
@@ -82,14 +108,13 @@ def _check_hashes(record: Mapping[str, Any], grounds: Grounds) -> Iterator[Check
 def _check_sections(record: Mapping[str, Any], again: Mapping[str, Any]) -> Iterator[Check]:
     """Whether what is told of the row is what the row, the run and the cards in the record give."""
     made_by = record["made_by"]["touchstone"]
-    told_of = [*FACTS, *([PROFILE] if PROFILE in again or PROFILE in record else [])]
-    recorded = {PROFILE: None, **record}
-    keys = [key for name in told_of for key in differing_keys({name: again.get(name)}, {name: recorded[name]})]
-    other = [key for key in keys if not _excused(*key[1:], same_version=made_by == __version__)]
+    # Another version may tell less.
+    other = [one for one in _differing(record, again) if one[2] is not MISSING or made_by == __version__]
     if other:
-        told = [f"{key}: recorded {theirs}, here {ours}" for key, ours, theirs in other[:_NAMED]]
+        told = [f"{key}: recorded {_shown(theirs)}, here {_shown(ours)}" for key, ours, theirs in other[:_NAMED]]
         yield Check("sections", "differs", f"not what the recorded row and cards give: {'; '.join(told)}")
     else:
+        told_of = [*FACTS, *([PROFILE] if PROFILE in again else []), "guarantee.card"]
         yield Check("sections", "agrees", f"{', '.join(told_of)} follow from the recorded row, run and cards")
     if all(digest(again[name]) == digest(record[name]) for name in SENTENCES):
         yield Check("sentences", "agrees", "as this version of Touchstone writes them")
@@ -99,11 +124,8 @@ def _check_sections(record: Mapping[str, Any], again: Mapping[str, Any]) -> Iter
         yield Check("sentences", "not checked", f"written by Touchstone {made_by}; this is {__version__}")
 
 
-def _excused(ours: str, theirs: str, *, same_version: bool) -> bool:
-    """Whether a difference means nothing: another version may tell less, and another processor rounds the last bits otherwise."""
-    if _NOTHING in (ours, theirs):
-        return theirs == _NOTHING and not same_version
-    return alike(json.loads(ours), json.loads(theirs))
+def _shown(value: Any) -> str:
+    return "nothing" if value is MISSING else json.dumps(value)
 
 
 def _check_decision(record: Mapping[str, Any], again: Decided) -> Iterator[Check]:

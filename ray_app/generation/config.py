@@ -77,6 +77,9 @@ class GenerateConfig(Frozen):
     block_images: int = Field(default=32, ge=1, description="the unit of commit and resume")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(default="auto", description="auto = the card's, fp32 on a CPU")
+    allow_private: bool = Field(
+        default=False, description="read what the prompts name also from web servers that are not on the public Internet"
+    )
     limits: ImageLimits = ImageLimits()
     retry: RetryPolicy = RetryPolicy()
     cluster: ClusterConfig = ClusterConfig()

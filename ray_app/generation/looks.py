@@ -16,12 +16,13 @@ from PIL import Image, JpegImagePlugin
 from ray_app.archives import (
     Member,
     MemberReader,
+    fetcher_of,
+    guard_of,
     image_id,
     iter_blocks,
     manifests,
     member_rows,
     open_source,
-    places_of,
     read_block,
     read_complete,
 )
@@ -83,8 +84,9 @@ def measure(like: Like, limits: ImageLimits, retry: RetryPolicy) -> Measured:
     """
     members = _spread(list(_reals(like.source)), like.sample)
     looks, left_out = [], Counter[str]()
-    sources = [like.source] if not _has_manifest(like.source) else []
-    reader = MemberReader(Fetcher(retry, signed=places_of(sources)), max_bytes=limits.max_bytes)
+    guard = guard_of(Store.open(like.source)) if _has_manifest(like.source) else None
+    fetcher = fetcher_of([like.source], retry) if guard is None else Fetcher(retry, guard=guard)
+    reader = MemberReader(fetcher, max_bytes=limits.max_bytes)
     for _, data in reader.read(members):
         look = data.status.value if isinstance(data, InputError) else look_of(data, size=like.size)
         if isinstance(look, Look):

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from ray_app.archives import MemberReader, places_of, read_referenced
+from ray_app.archives import MemberReader, read_referenced
 from ray_app.errors import ClusterError, InputError, Status, is_want_of_memory, said
 from ray_app.generation.cards import PipelineCard
 from ray_app.generation.config import GenerateConfig
@@ -23,9 +23,10 @@ from ray_app.generation.models import Model
 from ray_app.generation.orders import Block, Order
 from ray_app.generation.pictures import binary, covered, drawn_mask, pasted, resized_like, share_of
 from ray_app.generation.pipelines import LoadedPipeline, Made, Picture
+from ray_app.generation.prompts import fetcher_for
 from ray_app.generation.rows import BLANKED, FAILED, OK, SCHEMA, row_of
 from ray_app.images import decode_image
-from ray_app.storage import Fetcher, Store, strip_secrets
+from ray_app.storage import Store, strip_secrets
 
 Rows = dict[int, dict[str, Any]]
 
@@ -102,7 +103,7 @@ class Maker:
                 raise _too_small(job, "its weights do not fit", error) from error
             self.batch = job.config.batch or job.card.batch
             self._same = job.same()
-            self._fetcher = Fetcher(job.config.retry, signed=places_of([job.config.prompts or ""]))
+            self._fetcher = fetcher_for(job.config)
             self._reader = MemberReader(self._fetcher, max_bytes=job.config.limits.max_bytes)
 
     # -- pictures to be altered --------------------------------------------------------------------------

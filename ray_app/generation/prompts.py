@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from ray_app.archives import Member, iter_blocks, member_rows, open_source, places_of, read_block
+from ray_app.archives import Member, fetcher_of, guard_of, iter_blocks, member_rows, open_source, places_of, read_block
 from ray_app.datasets.index import is_index
+from ray_app.datasets.masks import may_name
 from ray_app.datasets.texts import separated_texts
 from ray_app.errors import ConfigError, InputError
 from ray_app.generation.config import Columns, GenerateConfig
@@ -61,7 +62,12 @@ def read_prompts(config: GenerateConfig, *, images: bool) -> list[Prompt]:
 
 
 def _prompts(rows: Iterator[tuple[Mapping[str, Any], Member | None]], config: GenerateConfig) -> Iterator[Prompt]:
-    columns = config.columns
+    columns, source = config.columns, strip_secrets(canonical(config.prompts or ""))
+    is_checked = _is_index(config.prompts or "")  # by those who made it
+
+    def mask(row: Mapping[str, Any], member: Member) -> str | None:
+        return _text(row, columns.mask) if is_checked else _mask(row, columns.mask, source, member)
+
     for number, (row, member) in enumerate(rows):
         own = _text(row, columns.id)
         yield Prompt(
@@ -71,7 +77,7 @@ def _prompts(rows: Iterator[tuple[Mapping[str, Any], Member | None]], config: Ge
             group=_text(row, columns.group),
             split=_text(row, columns.split),
             image=member,
-            mask=_mask(row, columns.mask, config.prompts or "") if member is not None else None,
+            mask=mask(row, member) if member is not None else None,
         )
 
 
@@ -112,6 +118,15 @@ def _indexed(place: str) -> Iterator[tuple[Mapping[str, Any], Member]]:
             yield {**member.input, "id": str(member.image_id)}, member
 
 
+def fetcher_for(config: GenerateConfig) -> Fetcher:
+    """What reads the images and masks that the prompts name."""
+    place = config.prompts or ""
+    found = fetcher_of([place], config.retry, allow_private=config.allow_private)
+    if place and _is_index(place):
+        found.guard = found.guard.joined(guard_of(Store.open(place)))
+    return found
+
+
 def _is_index(place: str) -> bool:
     return "::" not in place and is_index(Store.open(place))
 
@@ -145,9 +160,13 @@ def _text(row: Mapping[str, Any], column: str) -> str | None:
     return None if value is None or value == "" else str(value)
 
 
-def _mask(row: Mapping[str, Any], column: str, source: str) -> str | None:
-    """The uri of a row's mask; a relative one is below the table's folder."""
+def _mask(row: Mapping[str, Any], column: str, source: str, member: Member) -> str | None:
+    """The uri of a row's mask; a relative one is below the table's folder. Raises ConfigError for a place that the row may not name."""
     place = _text(row, column)
-    if place is None or "://" in place or place.startswith("/"):
-        return place
-    return f"{strip_secrets(canonical(source)).rpartition('/')[0]}/{place}"
+    if place is None:
+        return None
+    if "://" not in place and not place.startswith("/"):
+        place = f"{source.rpartition('/')[0]}/{place}"
+    if not any(may_name(uri, member.member, place) for uri in (member.uri, source)):
+        raise ConfigError(f"{source}: what lies in an archive, or comes from elsewhere, may not say that a mask lies at {place}")
+    return place

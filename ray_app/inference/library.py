@@ -93,7 +93,6 @@ class Ensemble:
             require_accepted(detector, accept_licences)
         require_embeddings(self.spec)
         self._image_column = image_column
-        self._fetcher = Fetcher()
         clock = StageClock()
         # Beside others of its kind large images take turns, as in a run; but none is too large for the machine of whoever asks.
         most = max(budget_of(node_memory()), worst_bytes(self.spec.limits))
@@ -150,7 +149,7 @@ class Ensemble:
         if not isinstance(image, str | Path):
             return image
         try:
-            return self._fetcher.fetch(str(image), "", self.spec.limits.max_bytes)
+            return Fetcher(signed=[str(image)]).fetch(str(image), "", self.spec.limits.max_bytes)
         except InputError as refused:
             return refused
 

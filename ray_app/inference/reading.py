@@ -1,10 +1,12 @@
 """Members → batches: bytes fetched ahead of the decoder, every member in its own slot."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ray_app.archives import Member, MemberReader
-from ray_app.errors import InputError
+from ray_app.archives.lists import looks_like_list
+from ray_app.errors import InputError, Status
 from ray_app.images import ImageLimits
 from ray_app.inference.batches import Batch, Outcome
 from ray_app.inference.clock import StageClock
@@ -12,7 +14,7 @@ from ray_app.inference.decoding import BUDGET, WALL_LIMIT_S, BatchDecoder
 from ray_app.inference.judging import Readings
 from ray_app.inference.reusing import Recall
 from ray_app.inference.spec import ScoringSpec
-from ray_app.storage import Fetcher, RetryPolicy
+from ray_app.storage import Fetcher
 from ray_app.storage.node_budget import NodeBudget
 
 AHEAD_BYTES = 64 * 2**20  # encoded bytes read ahead of the decoder, per worker
@@ -31,8 +33,7 @@ class BlockReader:
         spec: ScoringSpec,
         clock: StageClock,
         *,
-        policy: RetryPolicy,
-        signed: Sequence[str] = (),
+        fetcher: Fetcher,
         crumbs: Path | None = None,
         hand_over: bool = False,
         keeps_files: bool = False,
@@ -41,7 +42,7 @@ class BlockReader:
         decode_bytes: int | None = None,
     ) -> None:
         self._spec, self._clock, self.recall = spec, clock, recall
-        self.fetcher = Fetcher(policy, signed=signed)
+        self.fetcher = fetcher
         budget = NodeBudget(BUDGET, decode_bytes)
         files = NodeBudget("files", file_bytes(budget.total_bytes, spec.limits))
         self._members = MemberReader(self.fetcher, max_bytes=spec.limits.max_bytes, depth_bytes=AHEAD_BYTES, budget=files)
@@ -56,7 +57,9 @@ class BlockReader:
             self.recall.begin_block()
         arriving = self._members.read(members)
         for start in range(0, len(members), self._spec.slots):
-            yield self.decoder.decode(self._fetched(arriving, min(self._spec.slots, len(members) - start)))
+            some = members[start : start + self._spec.slots]
+            batch = self.decoder.decode(self._fetched(arriving, len(some)))
+            yield replace(batch, outcomes=tuple(map(_told, batch.outcomes, some)))
 
     def _fetched(self, arriving: Iterator[tuple[Member, bytes | InputError]], count: int) -> Iterator[tuple[int, bytes | InputError]]:
         """The next members as their bytes come; none of them is held here while the next is waited for."""
@@ -81,3 +84,10 @@ class BlockReader:
     def close(self) -> None:
         """Give back what the decoder holds."""
         self.decoder.close()
+
+
+def _told(outcome: Outcome, member: Member) -> Outcome:
+    """What became of a member; of a table beside images also how it is read as a list."""
+    if outcome.status is Status.UNSUPPORTED_FORMAT and member.member is None and looks_like_list(member.uri):
+        return replace(outcome, detail=f"{outcome.detail}; if it lists images, give it as a source of its own: list::{member.uri}")
+    return outcome

@@ -23,6 +23,9 @@ class _Writing(Frozen):
     max_member_bytes: int = Field(
         default=256 * 2**20, gt=0, lt=2**31, description="a larger member is not packed but listed; held in memory by each worker"
     )
+    allow_private: bool = Field(
+        default=False, description="read what a list names also from web servers that are not on the public Internet"
+    )
     retry: RetryPolicy = RetryPolicy()
     cluster: ClusterConfig = ClusterConfig()
 

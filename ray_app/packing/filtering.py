@@ -6,6 +6,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from ray_app.archives import guard_of
+from ray_app.archives.rows import as_type, joined_inputs
 from ray_app.errors import ClusterError
 from ray_app.packing.config import FilterConfig
 from ray_app.packing.directory import claim
@@ -41,7 +43,8 @@ def filter_run(config: FilterConfig, *, retry: bool = False) -> dict[str, Any]:
         else:
             sources = tuple(described["identity"]["source"])
             archive = None if removed == members else KeptMembers(run, sources, config.drop)
-            summary = write_shards(archive, sources, config, config.form, lease, store, retry=retry)
+            allowed = config.model_copy(update={"allow_private": config.allow_private or guard_of(run.store).allow_private})
+            summary = write_shards(archive, sources, allowed, config.form, lease, store, retry=retry)
             kept = summary["members"]
         if kept + removed != members:
             raise ClusterError(
@@ -68,8 +71,8 @@ def _own_columns(run: RunDirectory) -> Mapping[str, pa.DataType]:
     """The source's own columns with the types that hold them in every listing."""
     first = {file.manifest: file for file in reversed(run.published())}
     schemas = [next(run.file_tables(file, ["input"])).schema for file in first.values()]
-    given = [pa.schema(list(schema.field("input").type)) for schema in schemas if "input" in schema.names]
-    return {field.name: field.type for field in pa.unify_schemas(given, promote_options="permissive")} if given else {}
+    given = joined_inputs((schema.field("input").type for schema in schemas if "input" in schema.names), as_text=True)
+    return {field.name: field.type for field in given or ()}
 
 
 def _list_schema(columns: Mapping[str, pa.DataType]) -> pa.Schema:
@@ -87,5 +90,5 @@ def _listed(run: RunDirectory, drop: Sequence[str], columns: Mapping[str, pa.Dat
             if "input" in rows.schema.names
             else {}
         )
-        own = [given[column].cast(kind) if column in given else pa.nulls(len(rows), kind) for column, kind in columns.items()]
+        own = [as_type(given[column], kind) if column in given else pa.nulls(len(rows), kind) for column, kind in columns.items()]
         yield pa.Table.from_arrays([*(rows[name].cast(schema.field(name).type) for name in _LISTED), *own], schema=schema)

@@ -18,7 +18,13 @@ def pack_archive(config: PackConfig, *, retry: bool = False) -> dict[str, Any]:
     """
     store = Store.open(config.out)
     archive = open_source(
-        config.source, config.include, config.exclude, skip=[store.url], columns=config.columns, limits=config.container_limits
+        config.source,
+        config.include,
+        config.exclude,
+        skip=[store.url],
+        columns=config.columns,
+        limits=config.container_limits,
+        allow_private=config.allow_private,
     )
     with Lease(store) as lease:
         if not store.exists("pack.json"):

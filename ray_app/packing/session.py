@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from ray_app.archives import Archive, Each, in_turn, list_members, read_complete
+from ray_app.archives import Archive, Each, fetcher_of, in_turn, list_members, read_complete
 from ray_app.errors import ClusterError, StorageError, resumable
 from ray_app.packing.config import FilterConfig, Form, PackConfig
 from ray_app.packing.directory import PackDirectory
@@ -49,7 +49,13 @@ def write_shards(
             directory.reopen()
         pending = directory.pending()
         if pending:
-            write = WriteShard(store, form, directory.input_type(), tuple(sources), config.max_member_bytes, config.retry)
+            write = WriteShard(
+                store,
+                form,
+                directory.input_type(),
+                fetcher_of(sources, config.retry, allow_private=config.allow_private),
+                config.max_member_bytes,
+            )
             with _workers(config, wanted=_pays(pending)) as each:
                 _write(each, write, pending, lease, total=sum(shard.members for shard in directory.shards()))
         summary = directory.reconcile() | {"session": {"shards": len(pending), "wall_s": round(time.monotonic() - start, 2)}}

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from ray_app.archives import Member, MemberReader, member_rows, places_of, read_block
+from ray_app.archives import Member, MemberReader, member_rows, read_block
 from ray_app.errors import InputError, SourceError, Status, StorageError
 from ray_app.images import sniff_format
 from ray_app.packing.config import Form
@@ -22,7 +22,7 @@ from ray_app.packing.packed import EXPECTED, Packed
 from ray_app.packing.parquet_shard import ParquetShard
 from ray_app.packing.shards import Shard
 from ray_app.packing.webdataset_shard import WebDatasetShard
-from ray_app.storage import Fetcher, RetryPolicy, Store
+from ray_app.storage import Fetcher, Store
 
 
 class ShardFile(Protocol):
@@ -62,16 +62,14 @@ class Notes:
 class WriteShard:
     """Writes shards of the listing in `store`; called with a `Shard`, returns its `Notes`. Picklable: it travels to workers.
 
-    `sources` are the source URLs as the user gave them, which may hold signatures. Raises StorageError when the output is out of reach
-    or this machine's temporary folder is full.
+    Raises StorageError when the output is out of reach or this machine's temporary folder is full.
     """
 
     store: Store
     form: Form
     input_type: pa.StructType | None
-    sources: tuple[str, ...]
+    fetcher: Fetcher
     max_member_bytes: int
-    retry: RetryPolicy
 
     def __call__(self, shard: Shard) -> Notes:
         """Write one shard; done again, it replaces its own files with the same bytes."""
@@ -112,8 +110,7 @@ class WriteShard:
         return notes
 
     def _read(self, members: list[Member]) -> Iterator[tuple[Member, bytes | InputError]]:
-        reader = MemberReader(Fetcher(self.retry, signed=places_of(self.sources)), max_bytes=self.max_member_bytes)
-        return reader.read(members)
+        return MemberReader(self.fetcher, max_bytes=self.max_member_bytes).read(members)
 
 
 def _changed(packed: Packed) -> InputError | None:

@@ -10,6 +10,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from ray_app.detectors.checkpoints import read_arrays
 from ray_app.detectors.weights import resolve_part
 from ray_app.errors import DetectorError
 from ray_app.profiling.cards import IdentifierCard
@@ -38,11 +39,9 @@ class Identifier:
     """The head of an identifier's card, ready to name."""
 
     def __init__(self, card: IdentifierCard, cache_dir: Path | None = None, offline: bool | None = None) -> None:
-        from safetensors.numpy import load_file
-
         self.card = card
         path = resolve_part(card.parts[0], cache_dir, offline)
-        tensors = load_file(path)
+        tensors = read_arrays(path)
         wanted = {"weight"} | ({"means", "whitening"} if card.open_set and card.open_set.method == "distance" else set())
         if missing := wanted - set(tensors):
             raise DetectorError(f"{card.name}: {path}: lacks {', '.join(sorted(missing))}")

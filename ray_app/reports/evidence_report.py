@@ -71,7 +71,7 @@ def evidence_lines(told: Mapping[str, Any]) -> list[str]:
     lines += [wording.visible(words) for words in record["guarantee"]["words"]]
     if not decision["rederived"]:
         lines.append("The cards do not give this decision again from the recorded scores: see `touchstone evidence --verify`.")
-    return [*lines, f"digest: {told['sha256']}"]
+    return [*lines, f"digest: {told['sha256']}", *([f"signed with the key: {told['signature']['key']}"] if "signature" in told else [])]
 
 
 def check_line(name: str, outcome: str, told: str) -> str:

@@ -36,16 +36,17 @@ def differing_keys(ours: Identity, theirs: Identity) -> list[tuple[str, str, str
     """Each dotted key that differs, with either's value as JSON or `has none`; empty when they match."""
     left, right = dict(_leaves(ours)), dict(_leaves(theirs))
     keys = [*left, *(key for key in right if key not in left)]
-    return [(key, _show(left, key), _show(right, key)) for key in keys if left.get(key) != right.get(key)]
+    return [(".".join(key), _show(left, key), _show(right, key)) for key in keys if left.get(key) != right.get(key)]
 
 
-def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Each value with its keys, which stay apart: a name may have a dot in it."""
     if isinstance(value, Mapping) and value:
         for key, item in value.items():
-            yield from _leaves(item, f"{path}.{key}" if path else str(key))
+            yield from _leaves(item, (*path, str(key)))
     else:
         yield path, value
 
 
-def _show(leaves: Mapping[str, Any], key: str) -> str:
+def _show(leaves: Mapping[tuple[str, ...], Any], key: tuple[str, ...]) -> str:
     return json.dumps(leaves[key]) if key in leaves else "has none"

@@ -79,6 +79,9 @@ class ScoreConfig(Frozen):
     detectors: tuple[str, ...] = Field(default=(), description="instead of an ensemble: the mean of these detectors")
     accept_licences: tuple[str, ...] = Field(default=(), description="detectors, or licences, whose terms you accept for this run")
     columns: Columns = Columns()
+    allow_private: bool = Field(
+        default=False, description="read what a list names also from web servers that are not on the public Internet"
+    )
     limits: BatchLimits = BatchLimits()
     container_limits: ContainerLimits = ContainerLimits()
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto = cuda where GPUs are planned")

@@ -9,7 +9,7 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-from ray_app.archives import BlockPlan, block_sizes, places_of
+from ray_app.archives import BlockPlan, block_sizes, fetcher_of
 from ray_app.archives.cutting import BLOCKS_PER_FILE
 from ray_app.errors import ConfigError, Status
 from ray_app.images.memory import worst_bytes
@@ -51,7 +51,7 @@ def forecast(
     cpus, gpus = config.cluster.cpus or _cores_here(), config.cluster.gpus or 0
     spec = spec_for(config, gpus)
     layout = layout_for(config, spec, cpus, gpus, _memory_bytes(cluster, cpus))
-    fetcher = Fetcher(config.retry, signed=places_of(config.source))
+    fetcher = fetcher_of(config.source, config.retry, allow_private=config.allow_private)
     before, began = standing(config, spec), time.monotonic()
     items = members_to_score(config, before, fetcher)
     found = survey(items, sample=probe, max_bytes=spec.limits.max_bytes, progress=Telling())

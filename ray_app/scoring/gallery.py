@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_app import __version__
-from ray_app.archives import Member, MemberReader, iter_blocks, manifests, member_rows, read_block, read_vanished
+from ray_app.archives import Member, MemberReader, guard_of, iter_blocks, manifests, member_rows, read_block, read_vanished
 from ray_app.errors import ClusterError, ConfigError, InputError, Status
 from ray_app.images import ImageLimits
 from ray_app.reports.gallery import Place, Tile, page_name, render_gallery_page
@@ -122,7 +122,7 @@ def _chosen(run: RunDirectory, choice: Choice) -> tuple[npt.NDArray[np.int64] | 
 
 
 def _tiles(run: RunDirectory, choice: Choice, chosen: npt.NDArray[np.int64] | None, limits: ImageLimits) -> Iterator[Tile]:
-    reader = MemberReader(Fetcher(), max_bytes=limits.max_bytes)
+    reader = MemberReader(Fetcher(guard=guard_of(run.store)), max_bytes=limits.max_bytes)
     gone = pa.array(read_vanished(run.store, manifests(run.store)[-1]))
     for file in run.published():
         members = _members(run, file)

@@ -52,6 +52,7 @@ def archive_of(config: ScoreConfig, fetcher: Fetcher | None = None) -> Archive:
         skip=[RunDirectory.open(config.out).store.url] if config.out else [],
         columns=config.columns,
         limits=config.container_limits,
+        allow_private=config.allow_private,
         fetcher=fetcher,
     )
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ray_app.archives import fetcher_of
 from ray_app.errors import ClusterError, StorageError
 from ray_app.inference import ScoringSpec
 from ray_app.runs import RunDirectory
@@ -84,7 +85,8 @@ class Pass:
         config, number = self.config, self.session.number
         limit_s, decode_bytes = config.cluster.decode_limit_s, config.cluster.decode_bytes
         try:
-            yield Job(run, self.spec, config.retry, config.source, number, crumbs, mirror, limit_s, known, decode_bytes)
+            fetcher = fetcher_of(config.source, config.retry, allow_private=config.allow_private)
+            yield Job(run, self.spec, fetcher, number, crumbs, mirror, limit_s, known, decode_bytes)
         finally:
             shutil.rmtree(crumbs, ignore_errors=True)
 

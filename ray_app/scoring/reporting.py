@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ray_app import __version__
-from ray_app.archives import manifests
+from ray_app.archives import guard_of, manifests
 from ray_app.ensembles import is_calibrated
 from ray_app.errors import ConfigError, Status
 from ray_app.inference import ScoringSpec
@@ -99,7 +99,7 @@ def write_report(run: RunDirectory, *, prior: float | None = None, thumbnails: b
             f"{run.store.url}: no finished run here", hint="touchstone score SOURCE --out DIR makes one; the same command finishes it"
         )
     summary = run.read_json("summary.json")
-    pictures = thumbnails_of(_top(summary), run.limits()) if thumbnails else None
+    pictures = thumbnails_of(_top(summary), run.limits(), guard_of(run.store)) if thumbnails else None
     run.store.write("report.html", render_run_report(summary, prior=prior, thumbnails=pictures).encode())
     return f"{run.store.url}/report.html"
 

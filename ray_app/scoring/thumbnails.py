@@ -5,14 +5,14 @@ from collections.abc import Iterable
 
 from ray_app.errors import InputError
 from ray_app.images import ImageLimits, decode_image
-from ray_app.storage import Fetcher
+from ray_app.storage import Fetcher, Guard
 
 SIDE_PX = 160
 
 
-def thumbnails_of(images: Iterable[tuple[int, str]], limits: ImageLimits) -> dict[int, bytes]:
+def thumbnails_of(images: Iterable[tuple[int, str]], limits: ImageLimits, guard: Guard) -> dict[int, bytes]:
     """JPEG bytes by image id; an image that cannot be read any more has none."""
-    fetcher, pictures = Fetcher(), {}
+    fetcher, pictures = Fetcher(guard=guard), {}
     for image_id, uri in images:
         try:
             pictures[image_id] = thumbnail(fetcher.fetch(uri, "", limits.max_bytes), limits)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from ray_app.archives import BlockRef, member_rows, places_of, read_block
+from ray_app.archives import BlockRef, member_rows, read_block
 from ray_app.detectors import MIRROR_VARIABLE
 from ray_app.errors import ClusterError, TouchstoneError, is_want_of_memory, said
 from ray_app.inference import Batch, BatchDecoder, BlockReader, Outcome, Readings, ScoringSpec, StageClock, judge, pack, unpack
@@ -32,7 +32,7 @@ from ray_app.runs.reusing import ScoreIndex
 from ray_app.scoring.attempts import OUT_OF_MEMORY_HINT, Attempts
 from ray_app.scoring.messages import REF, error_table, handed_back, is_settled, pickled, ref_of, report_table, unpickled
 from ray_app.scoring.stopping import StopNote
-from ray_app.storage import RetryPolicy
+from ray_app.storage import Fetcher
 from ray_app.storage.node_budget import NodeBudget
 
 if TYPE_CHECKING:
@@ -47,8 +47,7 @@ class Job:
 
     run: RunDirectory
     spec: ScoringSpec
-    policy: RetryPolicy
-    sources: tuple[str, ...]
+    fetcher: Fetcher
     attempt: int
     crumbs: Path
     mirror: str | None
@@ -105,8 +104,7 @@ class Worker:
         return BlockReader(
             job.spec.early,
             self._clock,
-            policy=job.policy,
-            signed=places_of(job.sources),
+            fetcher=job.fetcher,
             crumbs=job.crumbs,
             hand_over=hand_over,
             keeps_files=job.spec.looks_again,

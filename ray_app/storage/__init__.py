@@ -5,15 +5,17 @@ from ray_app.storage.errors import translate
 from ray_app.storage.fetching import Fetcher
 from ray_app.storage.globs import matcher, matcher_below
 from ray_app.storage.lease import Lease
-from ray_app.storage.listing import LinkedFolders, ObjectInfo, base_of, list_objects, noting_linked_folders
+from ray_app.storage.listing import LinkedFolders, ObjectInfo, base_of, is_pattern, list_objects, noting_linked_folders
 from ray_app.storage.locations import canonical, local_path, strip_secrets
 from ray_app.storage.retrying import Gate, Retrier, RetryPolicy
 from ray_app.storage.store import Store
+from ray_app.storage.web import Guard
 
 __all__ = [
     "Store",
     "Lease",
     "Fetcher",
+    "Guard",
     "RetryPolicy",
     "Retrier",
     "Gate",
@@ -25,6 +27,7 @@ __all__ = [
     "list_divisions",
     "list_range",
     "base_of",
+    "is_pattern",
     "matcher",
     "matcher_below",
     "canonical",

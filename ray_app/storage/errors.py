@@ -20,8 +20,7 @@ _THROTTLE_CODES = frozenset(
 _THROTTLE_WORDS = ("slow down", "slowdown", "reduce your request rate", "rate exceeded", "rate limit", "too many requests", "throttl")
 _THROTTLE_HTTP = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 _MISSING_CODES = frozenset({"NoSuchKey", "NoSuchBucket", "NoSuchVersion"})
-# The last two: a name that no store could have.
-_MISSING_CLASSES = frozenset({"FileNotFoundError", "NotADirectoryError", "InvalidURL", "ParamValidationError"})
+_IMPOSSIBLE_CLASSES = frozenset({"InvalidURL", "ParamValidationError"})  # of a name that no store could have
 _CHANGED_CODES = frozenset({"PreconditionFailed"})
 _TRANSIENT_CODES = frozenset({"InternalError", "RequestTimeout", "OperationAborted", "ConditionalRequestConflict", "IncompleteBody"})
 _NETWORK_CLASSES = frozenset(
@@ -100,6 +99,8 @@ def unreachable(error: BaseException, url: str, doing: str) -> StorageError:
 
 
 def _status(error: BaseException) -> Status | None:
+    if isinstance(error, SourceError):
+        return error.status
     code, http = _code(error), _http_status(error)
     names = _class_names(error)
     if isinstance(error, ObjectChangedError):
@@ -112,6 +113,7 @@ def _status(error: BaseException) -> Status | None:
         code in _MISSING_CODES
         or http in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
         or isinstance(error, (FileNotFoundError, NotADirectoryError))
+        or names & _IMPOSSIBLE_CLASSES
     ):
         return Status.SOURCE_MISSING
     if http in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN) or names & _CREDENTIAL_CLASSES or isinstance(error, PermissionError):
@@ -169,6 +171,8 @@ def _sounds_throttled(error: BaseException) -> bool:
 
 def _in_words(error: BaseException) -> str:
     """One line without a class's or a library's jargon, as far as the exception allows, and without the secrets of any URL in it."""
+    if isinstance(error, SourceError):
+        return error.detail
     text = _URL.sub(lambda match: strip_secrets(match.group()), " ".join(str(error).split()))
     code, http = _code(error), _http_status(error)
     names = _class_names(error, contexts=True)

@@ -7,13 +7,14 @@ from functools import partial
 from itertools import chain
 from typing import Protocol, TypeVar
 
-from ray_app.errors import InputError, SourceError, Status
+from ray_app.errors import ConfigError, InputError, SourceError, Status, said
 from ray_app.storage import places
 from ray_app.storage.errors import too_large, translate
 from ray_app.storage.locations import canonical, scheme_of, strip_secrets
 from ray_app.storage.ranged import RangedFile
 from ray_app.storage.read_ahead import read_ahead
 from ray_app.storage.retrying import CancelledError, Gate, Retrier, RetryPolicy
+from ray_app.storage.web import Guard
 
 _REMOTE_THREADS, _LOCAL_THREADS = 16, 1
 # Large enough that a fast network is busy with one request after the other, small enough to be held by every reader.
@@ -43,20 +44,28 @@ T = TypeVar("T")
 class Fetcher:
     """Reads members with patience, and counts what it met. One per process; safe to share between threads.
 
-    `signed` are source URLs as the user gave them: a member whose uri is one of them without its secrets is read with them.
+    `signed` are source URLs as the user gave them: a member whose uri is one of them without its secrets is read with them. `guard` says
+    which web servers are asked; null = those of `signed`, and the public Internet.
     """
 
     def __init__(
-        self, policy: RetryPolicy | None = None, *, signed: Sequence[str] = (), retrier: Retrier | None = None, gate: Gate | None = None
+        self,
+        policy: RetryPolicy | None = None,
+        *,
+        signed: Sequence[str] = (),
+        guard: Guard | None = None,
+        retrier: Retrier | None = None,
+        gate: Gate | None = None,
     ) -> None:
         self._retrier = retrier or Retrier(policy or RetryPolicy())
         self._gate = gate or Gate(64)
         self._signed = {strip_secrets(canonical(url)): canonical(url) for url in signed if strip_secrets(url) != url}
+        self.guard = guard or Guard.of(signed)
         self._counting = threading.Lock()
         self.bytes_read = 0
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_same_again, (self._retrier.policy, tuple(self._signed.values())))
+        return (_same_again, (self._retrier.policy, tuple(self._signed.values()), self.guard))
 
     @property
     def throttled(self) -> int:
@@ -111,7 +120,7 @@ class Fetcher:
 
     def size(self, uri: str, version: str) -> int:
         """How many bytes the object has. Raises SourceError, also where the store does not say."""
-        return self._ask(uri, None, lambda place, left: places.size(place, version, left))
+        return self._ask(uri, None, lambda place, left: places.size(place, version, left, self.guard))
 
     def open(self, uri: str, version: str, size_bytes: int = -1, *, window: int = WINDOW_BYTES) -> RangedFile:
         """The object as a seekable file that holds one window of it at a time; any read raises what `fetch_range` does.
@@ -136,12 +145,13 @@ class Fetcher:
             return error
 
     def _fetch(self, uri: str, version: str, max_bytes: int, cancelled: threading.Event | None) -> bytes:
-        return self._counted(self._ask(uri, cancelled, lambda place, left: places.read(place, version, max_bytes, left)))
+        return self._counted(self._ask(uri, cancelled, lambda place, left: places.read(place, version, max_bytes, left, self.guard)))
 
     def _fetch_range(self, uri: str, version: str, start: int, length: int, cancelled: threading.Event | None) -> bytes:
         if not length:
             return b""
-        return self._counted(self._ask(uri, cancelled, lambda place, left: places.read_range(place, version, start, length, left)))
+        asked = self._ask(uri, cancelled, lambda place, left: places.read_range(place, version, start, length, left, self.guard))
+        return self._counted(asked)
 
     def _ask(self, uri: str, cancelled: threading.Event | None, request: Callable[[str, float], T]) -> T:
         place = self._signed.get(uri, uri)
@@ -157,6 +167,10 @@ class Fetcher:
             raise SourceError(Status.SOURCE_TIMEOUT, "given up: nobody waits for it") from None
         except InputError:
             raise
+        except ConfigError as error:  # a scheme that is not read here
+            raise SourceError(Status.SOURCE_DENIED, "; ".join(filter(None, [error.message, error.hint]))) from error
+        except ValueError as error:  # what a list names need not be a place at all
+            raise SourceError(Status.SOURCE_MISSING, f"{strip_secrets(place)}: {said(error)}") from error
         except Exception as error:
             raise translate(error, place) from error
 
@@ -170,8 +184,8 @@ def _threads(uri: str) -> int:
     return _LOCAL_THREADS if scheme_of(uri) == "file" else _REMOTE_THREADS
 
 
-def _same_again(policy: RetryPolicy, signed: Sequence[str]) -> Fetcher:
-    return Fetcher(policy, signed=signed)
+def _same_again(policy: RetryPolicy, signed: Sequence[str], guard: Guard) -> Fetcher:
+    return Fetcher(policy, signed=signed, guard=guard)
 
 
 def _peek(members: Iterable[M]) -> tuple[M | None, Iterator[M]]:

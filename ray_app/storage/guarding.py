@@ -1,4 +1,4 @@
-"""What a stranger's URL may name: addresses of the public Internet, checked where they are dialled. Knows addresses and names; no HTTP.
+"""What a stranger's URL may name: addresses of the public Internet, checked where they are dialled. Knows addresses and names; no answers.
 
 What is checked is what is connected to: the resolver that aiohttp dials through checks every address of a name and hands those
 on, so there is no second lookup; the URL keeps its name, so TLS, SNI and Host are the name's.
@@ -10,8 +10,11 @@ import socket
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address
+from typing import Any
 from urllib.parse import urlsplit
 
+import aiohttp
+import fsspec
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
@@ -21,6 +24,9 @@ Resolver = Callable[[str, int], Awaitable[Sequence[tuple[str, int]]]]
 """(host, port) → every (address, port) of it; OSError where there is none."""
 
 MAX_URL = 2048
+_NOT_PUBLIC = (
+    "its host is not on the public Internet, and no source of yours; if whoever wrote the address may choose: --set allow_private=true"
+)
 
 # Labels of letters, digits, hyphens; the last starts with a letter. So no address passes in any notation (127.0.0.1, 2130706433,
 # 0x7f.1, 0177.0.0.1, [::1]) and every host goes through the resolver; and no bare name that a search domain would complete.
@@ -47,6 +53,15 @@ _NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052: what DNS64 answers on networks
 _ISATAP = 0x00005EFE  # RFC 5214: upper half of an interface identifier, its two flag bits aside
 
 _lookups = ThreadPoolExecutor(16, thread_name_prefix="lookup")  # not asyncio's own threads: a slow name server would stop all else there
+
+
+def is_address(text: str) -> bool:
+    """Whether a host is an address, which no resolver sees."""
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def is_public_address(text: str) -> bool:
@@ -138,10 +153,47 @@ def checked_url(
         raise UrlRefused("a URL with a user name or password is not fetched")
     if port is not None and asked != port:
         raise UrlRefused(f"only port {port} is asked")
-    if not _is_name(host, bare_names) and not is_literal_allowed(host):
+    if not _is_name(host, bare_names=bare_names) and not is_literal_allowed(host):
         raise UrlRefused("its host is not a full domain name")
     return url.with_host(host)
 
 
-def _is_name(host: str, bare_names: bool) -> bool:
+def public_url(text: str) -> URL:
+    """What is asked for where a list, a label or a redirect names a URL of any port. Raises SourceError (`source_denied`)."""
+    try:
+        url = checked_url(text, schemes=("http", "https"), is_literal_allowed=bool)  # any host: it is judged here, in other words
+    except UrlRefused as refused:
+        raise SourceError(Status.SOURCE_DENIED, str(refused)) from None
+    host = url.raw_host or ""
+    if not (is_public_address(host) or _is_name(host, bare_names=False)):
+        raise SourceError(Status.SOURCE_DENIED, _NOT_PUBLIC)
+    return url
+
+
+async def guarded_session() -> aiohttp.ClientSession:
+    """The session that asks for such URLs, one per process, without cookies and without what fsspec is set to; call it in fsspec's loop."""
+    fs = fsspec.filesystem("http", get_client=_guarded_client)
+    session: aiohttp.ClientSession = await fs.set_session()
+    return session
+
+
+async def _guarded_client(**_: Any) -> aiohttp.ClientSession:
+    connector = aiohttp.TCPConnector(resolver=_PublicResolver(system_resolver, is_public_address))
+    return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False)
+
+
+class _PublicResolver(CheckedResolver):
+    """In the words of storage."""
+
+    async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC) -> list[ResolveResult]:
+        """Raises SourceError."""
+        try:
+            return await super().resolve(host, port, family)
+        except NoAddress:
+            raise SourceError(Status.SOURCE_MISSING, "there is no host of that name") from None
+        except UrlRefused:
+            raise SourceError(Status.SOURCE_DENIED, _NOT_PUBLIC) from None
+
+
+def _is_name(host: str, *, bare_names: bool) -> bool:
     return bool(_NAME.fullmatch(host)) or (bare_names and bool(re.fullmatch(rf"(?=[a-z]){_LABEL}", host)))

@@ -23,6 +23,7 @@ from ray_app.storage.in_order import in_order
 from ray_app.storage.locations import bucket_and_key, canonical, local_path, local_uri, scheme_of, strip_secrets
 from ray_app.storage.retrying import Call, Retrier, RetryPolicy
 from ray_app.storage.versions import local_version, version_of
+from ray_app.storage.web import WEB, Guard
 
 PATIENCE = RetryPolicy(attempts=6, base_s=0.25, cap_s=10.0, deadline_s=300.0)
 # Prefixes listed at once, and pages (1000 keys, about 300 kB) that each may run ahead: bounds memory to some 80 MB.
@@ -66,17 +67,19 @@ def noting_linked_folders() -> Iterator[LinkedFolders]:
         _passed_by.reset(token)
 
 
-def list_objects(source: str) -> Iterator[ObjectInfo]:
+def list_objects(source: str, guard: Guard | None = None) -> Iterator[ObjectInfo]:
     """Every file of a source, sorted by uri, with secrets stripped; memory does not grow with their number.
 
+    `guard`: where a web server may redirect to; null = to itself, or to the public Internet.
     Raises: ConfigError when nothing is there, StorageError when the store is out of reach or refuses, both at the first step.
     """
     place = canonical(source)
+    guard = guard or Guard.of([place])
     try:
-        found = _list(place)
+        found = _list(place, guard)
         first = next(found, None)
-        if first is None and has_magic(place) and scheme_of(place) not in ("http", "https"):
-            found = _matching(place)
+        if first is None and is_pattern(place):
+            found = _matching(place, guard)
             first = next(found, None)
         if first is not None:
             yield from chain([first], found)
@@ -88,6 +91,11 @@ def list_objects(source: str) -> Iterator[ObjectInfo]:
         raise ConfigError(f"{strip_secrets(place)}: no such file or folder, or nothing in it", hint=_empty_hint(place))
 
 
+def is_pattern(source: str) -> bool:
+    """Whether a source is read as a pattern, where nothing has that literal name; a web address never is."""
+    return has_magic(source) and scheme_of(source) not in WEB
+
+
 def base_of(source: str) -> str:
     """The part of a source that relative paths begin after: its folder, or the folder before its first pattern."""
     place = canonical(source)
@@ -95,20 +103,20 @@ def base_of(source: str) -> str:
     return place if is_literal else split_at_magic(place)[0]
 
 
-def _list(place: str) -> Iterator[ObjectInfo]:
+def _list(place: str, guard: Guard) -> Iterator[ObjectInfo]:
     scheme = scheme_of(place)
     if scheme == "file":
         return _list_local(local_path(place))
     if scheme == "s3":
         return _list_s3(place)
-    return _list_web(place) if scheme in ("http", "https") else _list_other(place)
+    return _list_web(place, guard) if scheme in WEB else _list_other(place)
 
 
-def _matching(place: str) -> Iterator[ObjectInfo]:
+def _matching(place: str, guard: Guard) -> Iterator[ObjectInfo]:
     base, pattern = split_at_magic(place)
     matches = full_matcher(pattern)
     skipped = len(base.rstrip("/")) + 1
-    return (info for info in _list(base or "/") if matches(local_path(info.uri)[skipped:]))
+    return (info for info in _list(base or "/", guard) if matches(local_path(info.uri)[skipped:]))
 
 
 def _empty_hint(place: str) -> str | None:
@@ -217,9 +225,9 @@ def objects_of(bucket: str, page: dict[str, Any]) -> Iterator[ObjectInfo]:
             yield ObjectInfo(f"s3://{bucket}/{item['Key']}", item["Size"], item["ETag"].strip('"'))
 
 
-def _list_web(url: str) -> Iterator[ObjectInfo]:
+def _list_web(url: str, guard: Guard) -> Iterator[ObjectInfo]:
     try:
-        info = Retrier(PATIENCE).call(lambda left: web.head(url, timeout_s=left))
+        info = Retrier(PATIENCE).call(lambda left: web.head(url, guard, timeout_s=left))
     except Exception as error:
         if is_missing(error):
             return

@@ -1,6 +1,7 @@
 """One request for one object's bytes, whatever store keeps it: whole, in part, or only its size. Retries nothing.
 
 Each answers for the version that was asked for ("" = whichever) or raises; exceptions are the libraries', for `errors` to translate.
+`guard` says which web servers are asked.
 """
 
 import os
@@ -15,11 +16,10 @@ from ray_app.storage.errors import ObjectChangedError, ShortReadError, too_large
 from ray_app.storage.hub import reading_place
 from ray_app.storage.locations import bucket_and_key, local_path, scheme_of
 from ray_app.storage.versions import local_version, version_of
+from ray_app.storage.web import WEB, Guard
 
-_WEB = ("http", "https")
 
-
-def read(place: str, version: str, max_bytes: int, left: float) -> bytes:
+def read(place: str, version: str, max_bytes: int, left: float, guard: Guard) -> bytes:
     """The whole object. Raises InputError when it is over `max_bytes`."""
     scheme = scheme_of(place)
     if scheme == "file":
@@ -27,12 +27,12 @@ def read(place: str, version: str, max_bytes: int, left: float) -> bytes:
     if scheme == "s3":
         bucket, key = bucket_and_key(place)
         return s3.get(bucket, key, timeout_s=left, etag=version, max_bytes=max_bytes)
-    if scheme in _WEB:
-        return web.get(place, version=version, max_bytes=max_bytes, timeout_s=left)
+    if scheme in WEB:
+        return web.get(place, guard, version=version, max_bytes=max_bytes, timeout_s=left)
     return _read_other(place, version, max_bytes)
 
 
-def read_range(place: str, version: str, start: int, length: int, left: float) -> bytes:
+def read_range(place: str, version: str, start: int, length: int, left: float, guard: Guard) -> bytes:
     """The `length` bytes from `start`, fewer only where the object ends."""
     scheme = scheme_of(place)
     if scheme == "file":
@@ -40,12 +40,12 @@ def read_range(place: str, version: str, start: int, length: int, left: float) -
     if scheme == "s3":
         bucket, key = bucket_and_key(place)
         return s3.get_range(bucket, key, start, length, timeout_s=left, etag=version)
-    if scheme in _WEB:
-        return web.get_range(place, start, length, version=version, timeout_s=left)
+    if scheme in WEB:
+        return web.get_range(place, guard, start, length, version=version, timeout_s=left)
     return _read_other_range(place, version, start, length)
 
 
-def size(place: str, version: str, left: float) -> int:
+def size(place: str, version: str, left: float, guard: Guard) -> int:
     """How many bytes the object has. Raises SourceError where the store does not say."""
     scheme = scheme_of(place)
     if scheme == "file":
@@ -55,8 +55,8 @@ def size(place: str, version: str, left: float) -> int:
         bucket, key = bucket_and_key(place)
         answer = s3.head(bucket, key, timeout_s=left)
         info = {"size": answer["ContentLength"], "ETag": answer["ETag"]}
-    elif scheme in _WEB:
-        info = web.head(place, timeout_s=left)
+    elif scheme in WEB:
+        info = web.head(place, guard, timeout_s=left)
     else:
         fs, path = reading_place(place)
         info = fs.info(path)

@@ -4,11 +4,11 @@ Knows no Ray call but reading a shared object; everything here is small and pick
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ray_app.detectors import DetectorCard
-from ray_app.storage import Store
+from ray_app.storage import Guard, Store
 from ray_app.training.config import TrainConfig
 from ray_app.training.layout import Layout
 
@@ -24,7 +24,7 @@ class Job:
     """`shared`: Ray references by name: `order`, and the labelled rows of `train`, `validation` and, where there is one, `test`.
 
     `milestones`: the steps after which the network is judged, the last one included; `mirror`: where workers find weights; `board`: the
-    actor that the driver reads (ray_app.training.board).
+    actor that the driver reads (ray_app.training.board); `guard`: which web servers are asked for images.
     """
 
     config: TrainConfig
@@ -37,6 +37,7 @@ class Job:
     statistics: "RealStatistics | None" = None
     mirror: str | None = None
     board: Any = None
+    guard: Guard = field(default_factory=Guard)
 
     def rows(self, split: str) -> "pa.Table":
         """The labelled rows of a split, read in place from the object store."""

@@ -5,7 +5,8 @@ import json
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import reduce
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,7 +14,7 @@ import pyarrow as pa
 from ray_app.archives import Each, in_turn
 from ray_app.augmentation import RealStatistics, load_statistics, save_statistics
 from ray_app.datasets.config import Source
-from ray_app.datasets.indexing import index_source
+from ray_app.datasets.indexing import guard_of_source, index_source
 from ray_app.datasets.order import Order
 from ray_app.datasets.prompting import apart, with_prompts
 from ray_app.datasets.splitting import Splits, make_splits
@@ -22,7 +23,7 @@ from ray_app.detectors import MIRROR_VARIABLE, DetectorCard, publish_weights, re
 from ray_app.detectors.licences import require_accepted
 from ray_app.learning.config import PROFILING
 from ray_app.learning.networks import training_card
-from ray_app.storage import Store, local_path
+from ray_app.storage import Guard, Store, local_path
 from ray_app.training.config import TrainConfig
 from ray_app.training.job import Job
 from ray_app.training.layout import Layout
@@ -34,12 +35,16 @@ MEASURED_REALS = 2000
 
 @dataclass(frozen=True)
 class Prepared:
-    """The data of a training: `splits` with their rows, the order of the training rows, and how many steps there are."""
+    """The data of a training: `splits` with their rows, the order of the training rows, and how many steps there are.
+
+    `guard`: which web servers are asked for images that lists name.
+    """
 
     splits: Splits
     order: Order
     total_steps: int
     milestones: frozenset[int]
+    guard: Guard = field(default_factory=Guard)
 
 
 def trained_card(config: TrainConfig) -> DetectorCard:
@@ -64,12 +69,13 @@ def started_from(config: TrainConfig, card: DetectorCard) -> list[DetectorCard]:
 
 def prepare_data(config: TrainConfig, out: Store, *, each: Each = in_turn) -> Prepared:
     """Index what is not indexed yet, into `data/`, and divide it. Raises ConfigError, StorageError."""
-    splits = _divided(config, opener(out, each))
+    guards: list[Guard] = []
+    splits = _divided(config, opener(out, each, guards))
     loop = config.loop
     order = Order(splits.train, config.sampling, loop.seed, loop.batch)
     total = loop.steps or order.steps(loop.epochs or 1.0)
     out.write(SPLITS, json.dumps(splits.findings, indent=2, ensure_ascii=False).encode())
-    return Prepared(splits, order, total, milestones(order, total, config.validation.every))
+    return Prepared(splits, order, total, milestones(order, total, config.validation.every), reduce(Guard.joined, guards, Guard()))
 
 
 def _divided(config: TrainConfig, open_source: Callable[[Source], pa.Table]) -> Splits:
@@ -79,13 +85,16 @@ def _divided(config: TrainConfig, open_source: Callable[[Source], pa.Table]) -> 
     return make_splits(config.data, open_source, one_class=config.method in PROFILING)
 
 
-def opener(out: Store, each: Each) -> Callable[[Source], pa.Table]:
-    """Opens a source's rows; those of one place are indexed once, whatever part of them each split takes."""
+def opener(out: Store, each: Each, guards: list[Guard]) -> Callable[[Source], pa.Table]:
+    """Opens a source's rows; those of one place are indexed once, whatever part of them each split takes. Adds its guard to `guards`."""
 
     def open_source(source: Source) -> pa.Table:
-        place = source.model_dump_json(exclude={"split", "generators"})
+        place = source.model_dump_json(exclude={"split", "generators", "allow_private"})
         name = hashlib.sha256(place.encode()).hexdigest()[:12]
-        return index_source(source, out.below(f"data/{name}"), each=each, progress=Telling())
+        store = out.below(f"data/{name}")
+        rows = index_source(source, store, each=each, progress=Telling())
+        guards.append(guard_of_source(source, store))
+        return rows
 
     return open_source
 
@@ -119,6 +128,7 @@ def make_job(config: TrainConfig, card: DetectorCard, out: Store, layout: Layout
         shared=shared | {"order": ray.put(prepared.order)},
         mirror=_mirror(config, card, out) if has_other_nodes() else None,
         board=put_up(),
+        guard=prepared.guard,
     )
     return replace(job, statistics=_statistics(job))
 

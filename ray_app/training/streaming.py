@@ -17,6 +17,7 @@ import pyarrow as pa
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from ray_app.errors import TouchstoneError
+from ray_app.storage import Fetcher
 from ray_app.training.job import Job
 
 Batch = dict[str, npt.NDArray[Any]]
@@ -115,6 +116,7 @@ def training_loader(job: Job) -> Any:
         seed=job.config.loop.seed,
         masks=job.wants_masks,
         limits=job.config.limits,
+        fetcher=Fetcher(guard=job.guard),
     )
 
 

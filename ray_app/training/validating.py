@@ -21,6 +21,7 @@ from ray_app.errors import TouchstoneError
 from ray_app.learning.loading import BatchLoader
 from ray_app.metrics import FIGURES, detection_figures
 from ray_app.scoring.thumbnails import SIDE_PX
+from ray_app.storage import Fetcher
 from ray_app.training import checkpoints
 from ray_app.training.environment import device_name
 from ray_app.training.job import Job
@@ -169,9 +170,15 @@ def _loaded(job: Job, split: str, rows: Rows, size: int) -> Iterator[Batch]:
 
 def plain_loader(job: Job, split: str) -> BatchLoader:
     """What reads a split's rows with no policy, as scoring would."""
-    config = job.config
+    config, fetcher = job.config, Fetcher(guard=job.guard)
     return BatchLoader(
-        job.rows(split), job.card.preprocessing, policy=None, seed=config.loop.seed, masks=job.wants_masks, limits=config.limits
+        job.rows(split),
+        job.card.preprocessing,
+        policy=None,
+        seed=config.loop.seed,
+        masks=job.wants_masks,
+        limits=config.limits,
+        fetcher=fetcher,
     )
 
 

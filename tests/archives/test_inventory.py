@@ -12,7 +12,7 @@ import pytest
 from ray_app.archives import Columns, ContainerLimits, image_id, open_source
 from ray_app.archives.containers import Container
 from ray_app.archives.inventory import Inventory, InventoryFile
-from ray_app.errors import ConfigError, StorageError
+from ray_app.errors import ConfigError, Status, StorageError
 from ray_app.storage import Fetcher
 from tests.archives.given import Failing
 
@@ -100,6 +100,23 @@ def test_an_inventory_of_current_versions_alone(s3, photos):
     ]
 
 
+def test_an_inventory_names_no_other_bucket(s3, photos):
+    lines = "\n".join(
+        f'"{bucket}","{key}","7","abc"' for bucket, key in (("photos-listed", "x.jpg"), ("payroll", "x.jpg"), ("payroll", "y.tar"))
+    )
+    source = publish(s3, "CSV", "Bucket, Key, Size, ETag", [gzip.compress(lines.encode())], "others")
+    items = list(open_source([source]))
+    assert [(item.uri, item.refused and item.refused.status) for item in items] == [
+        ("s3://photos-listed/x.jpg", None),
+        *((f"s3://payroll/{key}", Status.UNSAFE_MEMBER) for key in ("x.jpg", "y.tar")),
+    ]
+    s3.bucket("strangers")
+    manifest = s3.client().get_object(Bucket="inventories", Key="others/manifest.json")["Body"].read()
+    s3.client().put_object(Bucket="strangers", Key="manifest.json", Body=manifest)
+    with pytest.raises(ConfigError, match="its data files are in another bucket, inventories"):
+        list(open_source(["inventory::s3://strangers/manifest.json"]))
+
+
 def test_columns_that_the_inventory_lacks(s3, photos):
     source = publish(s3, "CSV", "Bucket, Key, LastModifiedDate", [b""], "lacking")
     with pytest.raises(ConfigError, match="does not tell Size and ETag") as caught:
@@ -132,6 +149,6 @@ def test_a_store_that_gives_no_answer_is_no_wrong_inventory(tmp_path, kind):
     rows = [{"bucket": "b", "key": f"{number}.jpg", "size": number, "e_tag": "e"} for number in range(100)]
     path.write_bytes(FORMATS[kind][1](rows) if kind != "CSV" else gzip.compress(b'"b","a.jpg","1","e"\n'))
     inventory = Inventory("", Columns(), ContainerLimits())
-    file = InventoryFile(str(path), -1, kind, ("bucket", "key", "size", "etag"), inventory)
+    file = InventoryFile(str(path), -1, kind, ("bucket", "key", "size", "etag"), inventory, "b")
     with pytest.raises(StorageError, match="cannot read the inventory's file"):
         list(file.found(Failing(1)))

@@ -256,3 +256,22 @@ class TestInput:
         items = [replace(listed(1), input={"label": 1}), replace(listed(2), input={"label": "fake"})]
         with pytest.raises(ConfigError, match=r"column 'label' of the source holds both int(64)? and str(ing)?"):
             list_tiny(fresh_store(), Given(items) if together else Given(items[:1], items[1:]))
+
+    @pytest.mark.parametrize("together", [True, False])
+    def test_what_tables_in_an_archive_call_alike_becomes_text_where_no_type_holds_it(self, together):
+        values = [1, "fake", None, 2.5, True, ["a", 1], {"x": 1}, "ü"]
+        items = [replace(listed(n), place=Place("parquet", n), input={"label": value}) for n, value in enumerate(values)]
+        store = fresh_store()
+        list_tiny(store, Given(items) if together else Given(*([item] for item in items)))
+        texts = ["1", "fake", None, "2.5", "true", '["a", 1]', '{"x": 1}', "ü"]
+        found = {m.uri: m.input["label"] for m in all_members(store)}
+        assert [found[item.uri] for item in items] == texts
+
+    @pytest.mark.parametrize("values", [[2**80, 1], [float("inf"), 2**70], [2**63, -1], [[2**64], ["a"]], [{"a": 1}, {"a": "x"}]])
+    def test_values_that_arrow_has_no_type_for_are_texts_in_an_archive_and_refused_in_a_list(self, values):
+        items = [replace(listed(n), input={"n": value}) for n, value in enumerate(values)]
+        with pytest.raises(ConfigError, match="column 'n' of the source holds"):
+            list_tiny(fresh_store(), Given(items))
+        store = fresh_store()
+        list_tiny(store, Given([replace(item, place=Place("parquet", 0)) for item in items]))
+        assert all(isinstance(m.input["n"], str) for m in all_members(store))

@@ -253,3 +253,32 @@ def test_structs_that_parquet_cannot_hold_become_texts(tmp_path):
     (tmp_path / "l.jsonl").write_text('{"uri": "a.jpg", "some": {}, "more": [{}], "deep": {"x": {}}}\n')
     [item] = open_source([str(tmp_path / "l.jsonl")])
     assert item.input == {"some": "{}", "more": "[{}]", "deep": '{"x": {}}'}
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+@pytest.mark.parametrize("line", [b'{"uri": "' + b"x" * (17 << 20), b"\0" * (40 << 20), b'uri\n"' + b"a,b\n" * (5 << 20)])
+def test_a_line_that_goes_on_and_on_is_given_up(tmp_path, line, pack):
+    ending = ".csv" if line.startswith(b"uri") else ".jsonl"
+    path = tmp_path / f"l{ending}{'.gz' if pack is gzip.compress else ''}"
+    path.write_bytes(pack(line))
+    with pytest.raises(ConfigError, match=r"a line of more than 16777216 bytes"):
+        listed(path)
+
+
+@pytest.mark.parametrize("form", ["objects", "arrays", "lines", "an unknown byte", "a long number"])
+def test_what_is_nested_without_an_end_is_refused_before_it_is_parsed(tmp_path, form):
+    """Some ten thousand brackets in one another end the process of a parser that calls itself."""
+    deep, shut = {"objects": (b'{"a":', b"}"), "lines": (b"[\n", b"]\n")}.get(form, (b"[", b"]"))
+    before = {"an unknown byte": b'"\xff",', "a long number": b"9" * 5000 + b","}.get(form, b"")
+    (tmp_path / "l.jsonl").write_bytes(b'{"uri":"a.jpg","x":[' + before + deep * 100_000 + b"1" + shut * 100_000 + b"]}\n")
+    program = "import sys; from ray_app.archives import open_source; list(open_source([sys.argv[1]]))"
+    told = subprocess.run([sys.executable, "-c", program, tmp_path / "l.jsonl"], capture_output=True, text=True, check=False)
+    assert told.returncode == 1
+    assert "ray_app.errors.ConfigError" in told.stderr
+    assert "64 brackets in one another" in told.stderr
+
+
+def test_brackets_in_texts_do_not_nest(tmp_path):
+    rows = [{"uri": f"{n}.jpg", "said": "[{" * 50, "tags": [["a"]]} for n in range(5)]
+    (tmp_path / "l.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [item.input for item in listed(tmp_path / "l.jsonl")] == [{"said": "[{" * 50, "tags": [["a"]]}] * 5

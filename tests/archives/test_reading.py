@@ -14,7 +14,7 @@ from ray_app.storage import Fetcher, Retrier, RetryPolicy, list_objects, node_bu
 from ray_app.storage.node_budget import SEAT_BYTES, NodeBudget
 from tests.archives.containers import hazards
 from tests.archives.containers.hazards import container_at, contents, members, opened, written
-from tests.storage.faulty_server import ETAG
+from tests.storage.faulty_server import ETAG, LOOPBACK
 
 FILES = {f"{number}.jpg": random.Random(number).randbytes(1500 + 700 * number) for number in range(40)}
 MAKE = {
@@ -30,7 +30,7 @@ def kind(request):
 
 
 def patient() -> Fetcher:
-    return Fetcher(retrier=Retrier(RetryPolicy(), sleep=lambda _: None))
+    return Fetcher(guard=LOOPBACK, retrier=Retrier(RetryPolicy(), sleep=lambda _: None))
 
 
 @pytest.mark.parametrize("place", ["local", "s3", "web"])
@@ -146,7 +146,7 @@ def test_a_packed_stream_is_unpacked_no_further_than_asked(tmp_path, monkeypatch
         return data
 
     monkeypatch.setattr(Unpacked, "_some", watched)
-    [(_, data)] = MemberReader(Fetcher(), max_bytes=2**20).read(listed[3:4])
+    [(_, data)] = MemberReader(Fetcher(guard=LOOPBACK), max_bytes=2**20).read(listed[3:4])
     assert data == FILES["3.jpg"]
     assert max(places) == listed[3].place.offset + listed[3].place.length
 
@@ -167,7 +167,7 @@ def test_members_behind_a_break_are_not_tried_one_by_one(tmp_path):
     path.write_bytes(path.read_bytes()[:100_000])
     [info] = list_objects(str(path))
     moved = [Listed(info.uri, m.member, 0, info.version, m.size_bytes, place=m.place) for m in listed]
-    fetcher = Fetcher()
+    fetcher = Fetcher(guard=LOOPBACK)
     found = contents(moved, fetcher=fetcher)
     assert found[0] == FILES["0.jpg"]
     assert set(found[20:]) == {"truncated_image"}
@@ -210,7 +210,7 @@ def test_any_bytes_are_members_or_a_refusal(tmp_path_factory, kind):
             assert item.refused is None or item.refused.detail
             assert 0 <= item.size_bytes < 2**60
         assert len({(item.member, item.occurrence) for item in listed}) == len(listed)
-        for (member, found), item in zip(MemberReader(Fetcher(), max_bytes=10**6).read(members(listed)), listed, strict=True):
+        for (member, found), item in zip(MemberReader(Fetcher(guard=LOOPBACK), max_bytes=10**6).read(members(listed)), listed, strict=True):
             assert isinstance(found, InputError) or len(found) == item.size_bytes == member.size_bytes
 
     check()

@@ -152,3 +152,20 @@ def test_a_runs_own_labels():
     [found] = joined_rows(iter([table]), own, ["uri", "label", "prompt"])
     assert found["prompt"].to_pylist() == ["p", None, "r"]
     assert (own.truth(pa.table({"uri": ["a"]})).codes == -1).all()
+
+
+def test_what_lies_in_an_archive_does_not_say_where_masks_lie():
+    def joined(uri, member, mask):
+        rows = table_of({"uri": [uri], "member": [member], "input": [{"label": "fake", "mask_uri": mask}]})
+        return pa.concat_tables(joined_rows(iter([rows]), OwnLabels("run"), ["uri", "mask_uri"]))["mask_uri"].to_pylist()
+
+    table = "/data/a.parquet"
+    assert joined(table, "3", f"{table}#row=3&column=mask") == [f"{table}#row=3&column=mask"]
+    assert joined("/data/a.png", None, "/data/m.png") == ["/data/m.png"]  # as a list says it
+    for uri, member, mask in (
+        (table, "3", "/etc/hostname"), (table, "3", "http://169.254.169.254/x"), (table, "3", "/data/b.parquet#row=3&column=mask"),
+        ("/data/a.tar", "a.png", "s3://b/m.png"), ("https://h/a.png", None, "/etc/hostname"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match="may not say that a mask lies at") as caught:
+            joined(uri, member, mask)
+        assert "--labels" in caught.value.hint

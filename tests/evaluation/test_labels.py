@@ -97,3 +97,15 @@ def test_a_file_that_is_not_there(tmp_path):
 def test_an_empty_file_has_no_columns(tmp_path):
     (tmp_path / "labels.csv").write_bytes(b"")
     assert open_labels(str(tmp_path / "labels.csv")).names() == []
+
+
+def test_labels_from_elsewhere_name_no_local_masks(tmp_path):
+    rows = [{"uri": "/data/1.jpg", "label": 1, "mask_uri": "m.png"}, {"uri": "/data/2.jpg", "label": 1, "mask_uri": "/etc/hostname"}]
+    assert [row["mask_uri"] for row in read(write(tmp_path, "csv", rows))] == [f"{tmp_path}/m.png", "/etc/hostname"]
+    with fsspec.open("memory://labels-elsewhere/labels.csv", "wb") as stream:
+        stream.write((tmp_path / "labels.csv").read_bytes())
+    assert [row["uri"] for row in read("memory://labels-elsewhere/labels.csv", "uri")] == ["/data/1.jpg", "/data/2.jpg"]
+    with pytest.raises(ConfigError, match="may not say that a mask lies at /etc/hostname"):
+        read("memory://labels-elsewhere/labels.csv", "mask_uri")
+    with pytest.raises(ConfigError, match="may not say that a mask lies at local:///etc/hostname"):
+        read(write(tmp_path, "jsonl", [{"uri": "a", "label": 1, "mask_uri": "local:///etc/hostname"}]), "mask_uri")

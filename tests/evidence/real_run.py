@@ -14,7 +14,7 @@ from ray_app.runs import RunDirectory, result_rows
 from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.preparing import identity_of
 from ray_app.scoring.reporting import count_rows
-from ray_app.storage import RetryPolicy
+from ray_app.storage import Fetcher
 from tests.images.factory import encoded, photo
 
 NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
@@ -41,7 +41,7 @@ def score_here(card, photos, out, *, summary=None, stability=None):
     run.claim(identity, list(spec.cards), card.model_dump(mode="json"))
     list_members(run.store, open_source([str(photos)]), BlockPlan(batch_slots=4, max_block_members=8))
     clock = StageClock()
-    reader, scorer = BlockReader(spec, clock, policy=RetryPolicy()), EnsembleScorer(spec, clock)
+    reader, scorer = BlockReader(spec, clock, fetcher=Fetcher()), EnsembleScorer(spec, clock)
     for ref in iter_blocks(run.store, 0):
         members, outcomes = read_block(run.store, ref), []
         readings = _viewed(scorer.score(_noted(reader.read(member_rows(members)), outcomes)), stability)

@@ -1,5 +1,6 @@
 import copy
 import shutil
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -180,3 +181,21 @@ def test_a_record_is_checked_where_cards_and_weights_are_not(two_stages, photos,
     assert differing(told) == []
     with pytest.raises(DetectorError, match="no weights"):
         list(verify_evidence(told, photos / "photo-3.jpg"))
+
+
+def test_a_record_does_not_choose_where_weights_come_from(told, photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("TOUCHSTONE_CACHE", str(tmp_path))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(0.2)
+        uri = f"https://127.0.0.1:{listening.getsockname()[1]}/weights.safetensors"
+
+        def from_there(record):
+            record["detectors"]["touchstone-tiny"]["card"]["weights"]["uri"] = uri
+            record["hashes"]["detectors"]["touchstone-tiny"] = digest(record["detectors"]["touchstone-tiny"]["card"])
+
+        other = changed(told, from_there)
+        assert differing(other) == []
+        with pytest.raises(DetectorError, match=f"no weights: {uri} is named by the record alone"):
+            list(verify_evidence(other, photos / "photo-3.jpg"))
+        with pytest.raises(TimeoutError):
+            listening.accept()

@@ -14,7 +14,7 @@ from ray_app.images import ImageLimits
 from ray_app.inference import BlockReader, StageClock, judge, make_spec
 from ray_app.inference.reusing import Recall
 from ray_app.inference.scoring import EnsembleScorer
-from ray_app.storage import RetryPolicy
+from ray_app.storage import Fetcher
 
 BLOCK = 200
 
@@ -27,7 +27,7 @@ def main(folder: Path, images: int, reuse: bool) -> None:
     spec = make_spec(load_ensemble_card("default"), limits=ImageLimits(), precision="fp32")
     clock = StageClock()
     recall = Recall(spec) if reuse else None
-    reader, scorer = BlockReader(spec, clock, policy=RetryPolicy(), recall=recall), EnsembleScorer(spec, clock)
+    reader, scorer = BlockReader(spec, clock, fetcher=Fetcher(), recall=recall), EnsembleScorer(spec, clock)
     paths = sorted(folder.iterdir())
     warm = 0.0
     for start in range(0, images, BLOCK):

@@ -21,7 +21,7 @@ from ray_app.runs import RunDirectory, result_rows
 from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.preparing import identity_of
 from ray_app.scoring.reporting import count_rows
-from ray_app.storage import RetryPolicy
+from ray_app.storage import Fetcher
 from tests.evidence.real_run import NOW
 from tests.images.factory import photo
 from tests.profiling.made import make_identifier, make_retrieval
@@ -92,7 +92,7 @@ def score_profiled(card, source, out):
     run.claim(identity_of(ScoreConfig(source=(str(source),)), spec), list(spec.cards), card.model_dump(mode="json"))
     list_members(run.store, open_source([str(source)]), BlockPlan(batch_slots=4, max_block_members=8))
     clock = StageClock()
-    reader, scorer, describer = BlockReader(spec, clock, policy=RetryPolicy()), EnsembleScorer(spec, clock), load_describing(spec.describer)
+    reader, scorer, describer = BlockReader(spec, clock, fetcher=Fetcher()), EnsembleScorer(spec, clock), load_describing(spec.describer)
     for ref in iter_blocks(run.store, 0):
         members, outcomes = read_block(run.store, ref), []
         readings = scorer.score(_noted(reader.read(member_rows(members)), outcomes))

@@ -2,7 +2,7 @@
 
 from contextlib import closing
 
-from ray_app.archives import BlockPlan, list_members, open_source, read_blocks
+from ray_app.archives import BlockPlan, fetcher_of, list_members, open_source, read_blocks
 from ray_app.runs import RunDirectory, current_rows
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.messages import block_table, report_of
@@ -20,7 +20,7 @@ def run_stages(out, source, kind, *, block_members=8, **settings):
     run.claim(identity_of(config, spec), list(spec.cards), spec.ensemble.model_dump(mode="json"))
     list_members(run.store, open_source([str(source)]), BlockPlan(batch_slots=spec.slots, max_block_members=block_members))
     session = Session(run, {}, 0.0)
-    job = Job(run, spec, config.retry, config.source, session.number, run_crumbs(out), None)
+    job = Job(run, spec, fetcher_of(config.source, config.retry), session.number, run_crumbs(out), None)
     stages = [BlockScorer(job)] if kind == "fused" else [BlockDecoder(job), *_scorers(job), BlockCommitter(job)]
     for ref in read_blocks(run.store, 0):
         table = block_table(ref)

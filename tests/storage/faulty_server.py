@@ -5,8 +5,10 @@ import threading
 from collections import defaultdict
 from http.server import BaseHTTPRequestHandler
 
+from ray_app.storage import Guard
 from tests.http_server import HttpServer
 
+LOOPBACK = Guard(allow_private=True)  # who may ask a server of the tests
 ETAG = "0123456789abcdef0123456789abcdef"
 
 

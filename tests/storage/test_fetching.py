@@ -6,7 +6,7 @@ import pytest
 
 from ray_app.errors import InputError, SourceError, Status
 from ray_app.storage import Fetcher, Gate, Retrier, RetryPolicy, list_objects
-from tests.storage.faulty_server import ETAG
+from tests.storage.faulty_server import ETAG, LOOPBACK
 
 LIMIT = 1 << 20
 DATA = b"0123456789" * 100
@@ -33,7 +33,7 @@ class Waits:
 
 
 def patient(waits: Waits, **policy) -> Fetcher:
-    return Fetcher(retrier=Retrier(RetryPolicy(**policy), sleep=waits.sleep, clock=waits.clock, chance=lambda: 1.0))
+    return Fetcher(guard=LOOPBACK, retrier=Retrier(RetryPolicy(**policy), sleep=waits.sleep, clock=waits.clock, chance=lambda: 1.0))
 
 
 def serve(faulty, *faults: str) -> str:
@@ -197,9 +197,9 @@ class TestWeb:
         faulty.objects["/a.jpg"] = DATA
         [info] = list_objects(f"{faulty.url}/a.jpg")
         assert (info.size_bytes, info.version) == (len(DATA), ETAG)
-        assert Fetcher().fetch(info.uri, info.version, LIMIT) == DATA
+        assert Fetcher(signed=[faulty.url]).fetch(info.uri, info.version, LIMIT) == DATA
         faulty.faults["/a.jpg"] = ["other_etag"]
-        assert refused(Fetcher(), info.uri, info.version).status is Status.SOURCE_CHANGED
+        assert refused(Fetcher(signed=[faulty.url]), info.uri, info.version).status is Status.SOURCE_CHANGED
 
     def test_a_presigned_url_is_shown_without_and_read_with_its_secrets(self, faulty):
         signed = f"{faulty.url}/a.jpg?size=large&X-Amz-Signature=s3cr3t&X-Amz-Credential=me"
@@ -207,7 +207,7 @@ class TestWeb:
         [info] = list_objects(signed)
         assert info.uri == f"{faulty.url}/a.jpg?size=large"
         assert Fetcher(signed=[signed]).fetch(info.uri, info.version, LIMIT) == DATA
-        error = refused(Fetcher(), info.uri, info.version)
+        error = refused(Fetcher(guard=LOOPBACK), info.uri, info.version)
         assert error.status is Status.SOURCE_MISSING
         faulty.faults[signed.removeprefix(faulty.url)] = ["denied"]
         assert "s3cr3t" not in refused(Fetcher(signed=[signed]), info.uri).detail
@@ -215,7 +215,7 @@ class TestWeb:
     def test_a_body_that_goes_on_and_on_is_cut(self, faulty):
         faulty.objects["/a.jpg"] = DATA * 100
         with pytest.raises(InputError) as caught:
-            Fetcher().fetch(f"{faulty.url}/a.jpg", "", 999)
+            Fetcher(guard=LOOPBACK).fetch(f"{faulty.url}/a.jpg", "", 999)
         assert caught.value.status is Status.IMAGE_TOO_LARGE
 
 

@@ -28,7 +28,11 @@ class ContainerLimits(Frozen):
 
 @dataclass(frozen=True)
 class Container:
-    """An unopened container as its store lists it. `path` is what patterns are compared with, before the member's own name."""
+    """An unopened container as its store lists it. `path` is what patterns are compared with, before the member's own name.
+
+    `named`: the user gave this very file as a source, so that a table may be a list of uris; any other names nothing that is fetched.
+    `samples`: the table beside a shard that tells of its members (`ray_app.archives.img2dataset`).
+    """
 
     uri: str
     version: str
@@ -37,10 +41,16 @@ class Container:
     path: str
     columns: Columns
     limits: ContainerLimits
+    named: bool = False
+    samples: "Container | None" = None
 
     def itself(self, why: Refused) -> "Unopened":
         """The container as a member: what stands in the manifest where it cannot be opened, or ends early."""
         return Unopened(self.uri, None, 0, self.version, self.size_bytes, refused=why)
+
+    def as_file(self, why: Refused) -> Listed:
+        """The file as a member: what its name announces as a container, and is none."""
+        return Listed(self.uri, None, 0, self.version, self.size_bytes, refused=why)
 
 
 class Unopened(Listed):

@@ -2,13 +2,13 @@
 
 Indexing reads the footer and every column but the images' bytes, row group by row group. Other columns of bytes (masks, depth maps)
 are left where they are, and so are long texts: `input` gets a reference, NAME_uri, that `read_referenced` follows. A table without
-images but with uris is a list: its rows are files of their own.
+images but with uris is a list, whose rows are files of their own, if the user named it as a source; in a folder it is a file like others.
 """
 
 import io
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,13 +18,15 @@ import pyarrow.parquet as pq
 
 from ray_app.archives.containers.container import Container
 from ray_app.archives.containers.entries import why_closed
-from ray_app.archives.containers.parquet_cells import UNREADABLE, ParquetReader, no_bytes, open_parquet, read_referenced, reference
+from ray_app.archives.containers.parquet_cells import UNREADABLE, ParquetReader, fault, no_bytes, open_parquet, read_referenced, reference
 from ray_app.archives.list_entries import ListEntries
 from ray_app.archives.members import Listed, Place, Refused
 from ray_app.archives.tables import (
+    Sizes,
     cell_bytes,
     features_of,
     has_binary,
+    holds_files,
     input_rows,
     is_struct_of_bytes,
     is_text,
@@ -33,22 +35,28 @@ from ray_app.archives.tables import (
     uri_column,
     without,
 )
-from ray_app.errors import SourceError, Status, said
+from ray_app.errors import ConfigError, InputError, Status, said
 from ray_app.storage import Fetcher
 
-__all__ = ["index", "reader", "index_uris", "read_referenced"]
+T = TypeVar("T")
+
+__all__ = ["index", "reader", "index_uris", "rows_by", "read_referenced"]
 
 _ROWS_AT_ONCE = 4096
 _WINDOW = 1 << 18  # between the columns that are read lie the images, which are not
 _MAGIC, _MAGIC_ENCRYPTED = b"PAR1", b"PARE"
 _SMALLEST = 12  # the magic twice, and the footer's length
 _SMALL = 1_000_000  # bytes below which a ratio says nothing
+_ALWAYS_ALLOWED = 64 << 20  # of columns beside the images
 MAX_ROW_BYTES = 64 * 1024  # of a row's other columns, as of a sidecar: what is more is only referred to
+MAX_COLUMNS = 1024
+# An encoded image has more bytes than one, so that a longer table claims rows that it has not, or the same one over and over.
+_FEW_ROWS = 4096
 
 
 def index(container: Container, fetcher: Fetcher) -> Iterator[Listed]:
-    """Every row, as a member named by its number, or as the file of its own that a list's row names. Raises as `Format.index`, and
-    ConfigError where the user has to say which column holds the images.
+    """Every row, as a member named by its number, or, of a table that the user named, as the file that a list's row names. Raises as
+    `Format.index`, and of such a table ConfigError where the user has to say which column holds the images.
     """
     yield from _opened(container, fetcher, _rows)
 
@@ -58,36 +66,71 @@ def index_uris(container: Container, fetcher: Fetcher) -> Iterator[Listed]:
     yield from _opened(container, fetcher, _listed)
 
 
+def rows_by(column: str, table: Container, fetcher: Fetcher, *, most: int) -> dict[str, dict[str, Any]]:
+    """The columns of every row by the text in one of them; without rows that share theirs.
+
+    Nothing of a table that has no such column, holds images, cannot be read to its end or has more than `most` cells. Raises StorageError
+    where the store gives no answer.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    shared: set[str] = set()
+    for row in _opened(table, fetcher, lambda container, file: _keyed(container, file, column, most)):
+        if isinstance(row, Listed):
+            return {}
+        if row[column] in found:
+            shared.add(row[column])
+        found[row[column]] = row
+    return {key: row for key, row in found.items() if key not in shared}
+
+
 def reader(fetcher: Fetcher, max_bytes: int) -> ParquetReader:
     """Reads cells row group by row group; see `Format.reader`."""
     return ParquetReader(fetcher, max_bytes)
 
 
-def _opened(container: Container, fetcher: Fetcher, rows: Callable[[Container, pq.ParquetFile], Iterator[Listed]]) -> Iterator[Listed]:
+def _opened(container: Container, fetcher: Fetcher, rows: Callable[[Container, pq.ParquetFile], Iterator[T]]) -> Iterator[T | Listed]:
     """The rows, and after them the container itself where its file ends them early."""
     try:
         with fetcher.open(container.uri, container.version, container.size_bytes, window=_WINDOW) as file:
             try:
-                table = open_parquet(file, texts_once=True)
-                names = table.schema_arrow.names
-                if len(set(names)) == len(names):
-                    yield from rows(container, table)
+                table, size = open_parquet(file, texts_once=True), file.seek(0, 2)
+                if (refused := _refusal(table, size)) is None:
+                    yield from rows(replace(container, size_bytes=size), table)
                 else:
-                    yield container.itself(Refused(Status.UNSUPPORTED_FORMAT, "a Parquet file with two columns of one name"))
+                    yield container.itself(refused)
             except UNREADABLE as error:
                 yield container.itself(_fault(file, error))
-    except SourceError as error:
+    except InputError as error:
         yield container.itself(why_closed(container, error))
 
 
+def _refusal(file: pq.ParquetFile, size_bytes: int) -> Refused | None:
+    """Why a table is not listed, by what its footer says."""
+    names, rows = file.schema_arrow.names, [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
+    if len(set(names)) < len(names):
+        return Refused(Status.UNSUPPORTED_FORMAT, "a Parquet file with two columns of one name")
+    if len(names) > MAX_COLUMNS:
+        return Refused(Status.UNSUPPORTED_FORMAT, f"a Parquet file with {len(names)} columns, more than {MAX_COLUMNS}")
+    if min(rows, default=0) < 0 or sum(rows) > max(_FEW_ROWS, size_bytes):
+        return Refused(Status.CORRUPT_IMAGE, f"a Parquet file whose footer claims {sum(rows)} rows in {size_bytes} bytes")
+    return None
+
+
 def _rows(container: Container, file: pq.ParquetFile) -> Iterator[Listed]:
-    roles = roles_of(file.schema_arrow, container.columns, container.path)
+    try:
+        roles = roles_of(file.schema_arrow, container.columns, container.path)
+    except ConfigError as error:
+        if container.named:
+            raise
+        yield container.itself(Refused(Status.UNSUPPORTED_FORMAT, f"{error.message}; {error.hint}"))
+        return
     if roles.image is not None:
         yield from _images(container, file, roles.image)
-    elif roles.uri is not None:
+    elif roles.uri is not None and container.named:
         yield from _uris(container, file, roles.uri)
     else:
-        yield container.itself(Refused(Status.UNSUPPORTED_FORMAT, "a Parquet file without a column of images or uris"))
+        told = f"; to score what its column '{roles.uri}' names, give it as a source of its own: list::{container.uri}" if roles.uri else ""
+        yield container.as_file(Refused(Status.UNSUPPORTED_FORMAT, f"a Parquet file without a column of images{told}"))
 
 
 def _listed(container: Container, file: pq.ParquetFile) -> Iterator[Listed]:
@@ -98,27 +141,24 @@ def _listed(container: Container, file: pq.ParquetFile) -> Iterator[Listed]:
 
 
 def _images(container: Container, file: pq.ParquetFile, image: str) -> Iterator[Listed]:
-    table = _Table.of(container, file, image)
     bomb = _bomb(container, file)
-    row = 0
-    for group in range(file.metadata.num_row_groups):
-        for values, has_image in table.rows(group, row):
-            if row == container.limits.max_members:
-                yield container.itself(Refused(Status.UNSAFE_MEMBER, f"more than {row} rows; further ones are not read"))
-                return
-            refused = bomb if has_image else no_bytes(values)
-            yield Listed(container.uri, str(row), 0, container.version, -1, values, Place("parquet", row, -1, group, image), refused)
-            row += 1
+    for row, (group, values, has_image) in enumerate(_Table.of(container, file, image).rows()):
+        if row == container.limits.max_members:
+            yield container.itself(Refused(Status.UNSAFE_MEMBER, f"more than {row} rows; further ones are not read"))
+            return
+        refused = bomb if has_image else no_bytes(values)
+        yield Listed(container.uri, str(row), 0, container.version, -1, values, Place("parquet", row, -1, group, image), refused)
 
 
 def _uris(container: Container, file: pq.ParquetFile, column: str) -> Iterator[Listed]:
-    table = _Table.of(container, file, None)
-    entries = ListEntries(container.uri, column)
-    row = 0
-    for group in range(file.metadata.num_row_groups):
-        for item in entries.members(values for values, _ in table.rows(group, row)):
-            yield item
-            row += 1
+    yield from ListEntries(container.uri, column).members(values for _, values, _ in _Table.of(container, file, None).rows())
+
+
+def _keyed(container: Container, file: pq.ParquetFile, column: str, most: int) -> Iterator[dict[str, Any]]:
+    schema = file.schema_arrow
+    is_keyed = column in schema.names and is_text(schema.field(column).type) and not any(holds_files(field.type) for field in schema)
+    if is_keyed and file.metadata.num_rows * len(schema) <= most:
+        yield from (values for _, values, _ in _Table.of(container, file, None).rows() if values[column] is not None)
 
 
 def _bomb(container: Container, file: pq.ParquetFile) -> Refused | None:
@@ -127,6 +167,21 @@ def _bomb(container: Container, file: pq.ParquetFile) -> Refused | None:
     if unpacked > _SMALL and container.size_bytes > 0 and unpacked / container.size_bytes > container.limits.max_ratio:
         return Refused(Status.IMAGE_TOO_LARGE, f"a table that unpacks from {container.size_bytes} to {unpacked} bytes")
     return None
+
+
+class _Budget:
+    """What the cells of one file may unpack to: a text that stands in it once may be in all its rows."""
+
+    def __init__(self, container: Container) -> None:
+        self._size, self._ratio = container.size_bytes, container.limits.max_ratio
+        self._taken = 0
+
+    def take(self, size: int) -> None:
+        """Raises InputError once it is too much."""
+        self._taken += size
+        if self._taken > max(_ALWAYS_ALLOWED, self._size * self._ratio):
+            told = f"{self._taken} bytes of rows in {self._size}, over max_ratio ({self._ratio:g}); further ones are not read"
+            raise InputError(Status.IMAGE_TOO_LARGE, told, limit=self._ratio, observed=self._taken / max(1, self._size))
 
 
 @dataclass(frozen=True)
@@ -139,18 +194,26 @@ class _Table:
     read: tuple[str, ...]
     referred: tuple[str, ...]
     with_path: tuple[str, ...]
+    budget: _Budget
 
     @classmethod
     def of(cls, container: Container, file: pq.ParquetFile, image: str | None) -> "_Table":
         binary = {field.name: field.type for field in file.schema_arrow if field.name == image or has_binary(field.type)}
         read = tuple(name for name in file.schema_arrow.names if name not in binary)
         referred = tuple(name for name in binary if name != image)
-        return cls(container.uri, file, image, read, referred, tuple(name for name, kind in binary.items() if _has_path(kind)))
+        with_path = tuple(name for name, kind in binary.items() if _has_path(kind))
+        return cls(container.uri, file, image, read, referred, with_path, _Budget(container))
 
-    def rows(self, group: int, first_row: int) -> Iterator[tuple[dict[str, Any], bool]]:
-        """The `input` of each row of a row group, in order, and False where its image is null as far as can be told without reading
-        it; `first_row` is the group's first row in the file.
-        """
+    def rows(self) -> Iterator[tuple[int, dict[str, Any], bool]]:
+        """Every row in order: its row group, its `input`, and False where its image is null as far as can be told without reading it."""
+        first_row = 0
+        for group in range(self.file.metadata.num_row_groups):
+            for values, has_image in self._group(group, first_row):
+                yield group, values, has_image
+            first_row += self.file.metadata.row_group(group).num_rows
+
+    def _group(self, group: int, first_row: int) -> Iterator[tuple[dict[str, Any], bool]]:
+        """The same of one row group, whose first row in the file is `first_row`."""
         row, expected = first_row, self.file.metadata.row_group(group).num_rows
         for values, nulls in (
             self._read(group, first_row) if self.read or self.with_path else (({}, frozenset[str]()) for _ in range(expected))
@@ -170,7 +233,9 @@ class _Table:
             if self.image in self.with_path and "path" not in columns:
                 columns["path"] = pc.struct_field(batch.column(self.image), "path")
             nulls = {name: batch.column(name).is_null().to_pylist() for name in self.with_path}
-            long = _long(columns)
+            sizes = {name: cell_bytes(column) for name, column in columns.items()}
+            long = _long(sizes)
+            self.budget.take(sum(int(size[~long[name]].sum()) for name, size in sizes.items()))
             columns = {name: without(column, long[name]) for name, column in columns.items()}
             rows = input_rows(columns, features) if columns else [{} for _ in range(batch.num_rows)]
             for row, values in enumerate(rows):
@@ -185,9 +250,8 @@ class _Table:
         return name
 
 
-def _long(columns: Mapping[str, pa.Array]) -> dict[str, npt.NDArray[np.bool_]]:
+def _long(sizes: Mapping[str, Sizes]) -> dict[str, npt.NDArray[np.bool_]]:
     """For each column the rows in which it takes more than its share, where all columns together take too much."""
-    sizes = {name: cell_bytes(column) for name, column in columns.items()}
     is_much = sum(sizes.values()) > MAX_ROW_BYTES
     return {name: is_much & (size > MAX_ROW_BYTES // len(sizes)) for name, size in sizes.items()}
 
@@ -209,4 +273,4 @@ def _fault(file: io.RawIOBase, error: BaseException) -> Refused:
         return Refused(Status.ENCRYPTED_MEMBER, "an encrypted Parquet file")
     if _MAGIC.startswith(head[: min(4, size)]) and (tail != _MAGIC or size < _SMALLEST):
         return Refused(Status.TRUNCATED_IMAGE, "a Parquet file that ends before its footer")
-    return Refused(Status.CORRUPT_IMAGE, f"not a readable Parquet file: {said(error)}")
+    return Refused(fault(error), f"not a readable Parquet file: {said(error)}")

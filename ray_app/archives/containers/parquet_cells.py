@@ -35,6 +35,12 @@ def open_parquet(file: io.RawIOBase, *, texts_once: bool = False) -> pq.ParquetF
     return pq.ParquetFile(file, metadata=found.metadata, read_dictionary=texts, **limits)
 
 
+def fault(error: BaseException) -> Status:
+    """What it is that pyarrow cannot read: a codec, encoding or type that it does not know, which its words alone tell, or damage."""
+    is_unknown = isinstance(error, NotImplementedError) or any(word in str(error) for word in ("not supported", "Unsupported"))
+    return Status.UNSUPPORTED_FORMAT if is_unknown else Status.CORRUPT_IMAGE
+
+
 def no_bytes(others: Mapping[str, Any]) -> Refused:
     """What a row says whose image was left out of the table; `others` are its other columns."""
     path = others.get("path")
@@ -66,7 +72,7 @@ class ParquetReader:
                 except SourceError as error:
                     failed[place.group] = error
                 except UNREADABLE as error:
-                    failed[place.group] = InputError(Status.CORRUPT_IMAGE, f"row group {place.group} is not readable: {said(error)}")
+                    failed[place.group] = InputError(fault(error), f"row group {place.group} is not readable: {said(error)}")
                 self._close()
             yield failed[place.group]
 
@@ -118,7 +124,7 @@ class _Cursor:
         for batch in self._batches:
             self._next += 1
             if self._next > row:
-                cells = batch.column(0)
+                cells = batch.column(self._column)  # by its name: `image.bytes` is read, too, where a column is called so
                 cell = (cells.field("bytes") if self._is_struct else cells)[0]
                 return (cell.value if isinstance(cell, pa.DictionaryScalar) else cell).as_buffer()
         raise IndexError(f"row group {self._group} has no row {row}")

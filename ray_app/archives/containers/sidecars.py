@@ -23,6 +23,11 @@ def sidecar_column(name: str, size_bytes: int) -> str | None:
     return ending.lower() if is_one else None
 
 
+def sample_key(name: str) -> str:
+    """The key of the sample that a file belongs to."""
+    return _split(name)[0]
+
+
 def as_text(data: bytes) -> str | None:
     """A sidecar's text; None for what is no text, which stays a member."""
     try:
@@ -33,7 +38,7 @@ def as_text(data: bytes) -> str | None:
 
 def join_sidecars(found: Iterable[tuple[Listed, str | None]]) -> Iterator[Listed]:
     """Members in order, those with a text as columns of the others of their key. An orphan, or a second of one column, stays a member."""
-    for _, sample in groupby(found, key=lambda item: _split(item[0].member or "")[0]):
+    for _, sample in groupby(found, key=lambda item: sample_key(item[0].member or "")):
         while part := list(islice(sample, _MOST_OF_ONE_KEY)):
             yield from _joined(part)
 

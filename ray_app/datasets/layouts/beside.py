@@ -17,7 +17,7 @@ def read_json(place: str) -> Any:
     """The content of a JSON file at any URL. Raises ConfigError."""
     try:
         return json.loads(_fetcher(place).fetch(shown(place), "", _MOST_BYTES))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{shown(place)}: not JSON: {error}") from None
     except InputError as error:
         raise ConfigError(f"{shown(place)}: {error.detail}") from None

@@ -4,14 +4,17 @@ from ray_app.archives import Listed
 from ray_app.datasets.labels import Labels, prompt_group, real_of
 from ray_app.datasets.layouts.beside import place_below, shown
 from ray_app.datasets.layouts.layout import Layout, class_label, contradiction, text, with_sidecar
+from ray_app.datasets.masks import may_lead, may_name
 from ray_app.storage import strip_secrets
+from ray_app.storage.locations import scheme_of
 
 
 class LabelColumns(Layout):
     """Which column says what. Only the label must be there; images without a `group` of their own are grouped by their prompts.
 
-    `mask`: images in the table itself, or their uris; relative ones are below `root`. A real's mask is not looked at. Without a column
-    of generators all fakes are of `unknown`, without one of groups and prompts every image is for itself.
+    `mask`: images in the table itself, or, in a list or with `root`, their uris; relative ones are below `root`, and so is every local one
+    that an archive names. A real's mask is not looked at. Without a column of generators all fakes are of `unknown`, without one of groups
+    and prompts every image is for itself.
     """
 
     label: str = "label"
@@ -40,12 +43,17 @@ class LabelColumns(Layout):
 
     def _mask(self, item: Listed) -> str | None:
         place = text(item.input, f"{self.mask}_uri") or text(item.input, self.mask)
-        if place is None or place.startswith("/"):
-            return place
+        if place is None:
+            return None
         if strip_secrets(place) != place:
             raise contradiction(item, f"its mask {strip_secrets(place)} is named with a key, and secrets are not kept")
-        if "://" in place:
-            return place
-        if self.root is None:
-            raise contradiction(item, f"the mask '{place}' is a relative path; arguments.root says below which folder it lies")
-        return place_below(shown(self.root), place)
+        if "://" not in place and not place.startswith("/"):
+            if self.root is None:
+                raise contradiction(item, f"the mask '{place}' is a relative path; arguments.root says below which folder it lies")
+            place = place_below(shown(self.root), place)
+        # A root of the user's says that masks lie outside the archive; local ones lie below it.
+        root = None if self.root is None else shown(self.root)
+        is_told = root is not None and (shown(place).startswith(root + "/") or (scheme_of(place) != "file" and may_lead(root, place)))
+        if not (is_told or may_name(item.uri, item.member, place)):
+            raise contradiction(item, f"an archive may not say that its mask lies at {place}, unless arguments.root does")
+        return place

@@ -92,7 +92,7 @@ def with_sidecar(item: Listed) -> Listed:
     own = dict(item.input)
     try:
         fields = json.loads(own.pop("json"))
-    except ValueError:
+    except (ValueError, RecursionError):
         fields = None
     if not isinstance(fields, dict):
         raise ConfigError(f"{where(item)}: the .json beside it is no JSON object", hint="a sidecar has fields, such as label and prompt")

@@ -8,6 +8,7 @@ from ray_app.archives import Listed
 from ray_app.datasets.labels import Labels
 from ray_app.datasets.layouts.hub import split_of
 from ray_app.datasets.layouts.layout import Layout, class_label, column, contradiction, text
+from ray_app.datasets.masks import may_name
 
 Part = Literal["train", "test", "plus"]
 
@@ -52,6 +53,8 @@ class OpenSdi(Layout):
         if parts[2].lower() != label:
             raise contradiction(item, f"its label is {label}, its key '{key}'")
         mask = text(item.input, "mask_uri") if label == "fake" else None
+        if mask is not None and not may_name(item.uri, item.member, mask):
+            raise contradiction(item, f"its mask lies elsewhere, at {mask}")
         if label == "fake" and parts[0] == "partial" and mask is None:
             raise contradiction(item, f"the key '{key}' tells of a part, and there is no mask of it")
         part = self._part(item)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ray_app.detectors.checkpoints import read_arrays
 from ray_app.detectors.weights import resolve_part
 from ray_app.errors import DetectorError
 from ray_app.profiling.cards import DescriberCard
@@ -26,15 +27,14 @@ class Retrieval:
     """A describer of the tier `retrieval`. Raises DetectorError where its file is missing or is no index."""
 
     def __init__(self, card: DescriberCard, cache_dir: Path | None = None, offline: bool | None = None) -> None:
-        from safetensors.numpy import load_file
-
         self.card = card
         path = resolve_part(card.parts[0], cache_dir, offline)
-        tensors = load_file(path)
+        tensors = read_arrays(path)
         if why := _fault(tensors):
             raise DetectorError(f"{card.name}: {path}: no index of prompts: {why}")
         self._vectors: Floats = np.ascontiguousarray(tensors["embeddings"], np.float32)
-        self._bytes, self._ends = tensors["prompts"].tobytes(), tensors["ends"].astype(np.int64)
+        prompts: bytes = tensors["prompts"].tobytes()
+        self._bytes, self._ends = prompts, tensors["ends"].astype(np.int64)
 
     def __len__(self) -> int:
         """Prompts in the index."""

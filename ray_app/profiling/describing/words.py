@@ -7,11 +7,13 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import tokenizers
 
+from ray_app.detectors.file_kinds import unreadable
 from ray_app.detectors.weights import resolve_part
 from ray_app.errors import DetectorError
 from ray_app.profiling.cards import DescriberCard
@@ -107,7 +109,8 @@ def tokenizer_of_card(
         told = where.read_text(encoding="utf-8") if card.tokenizer is not None else _header(where)
         return tokenizers.Tokenizer.from_str(told), where
     except Exception as error:  # the library raises bare Exception for a damaged text
-        raise DetectorError(f"{card.name}: {where}: not readable as a tokenizer: {error}") from None
+        kind: Literal["json", "safetensors"] = "safetensors" if card.tokenizer is None else "json"
+        raise unreadable(where, f"a tokenizer of {card.name}", error, name=kind) from None
 
 
 def _header(weights: Path) -> str:

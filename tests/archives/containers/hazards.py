@@ -17,6 +17,7 @@ from ray_app.archives import Columns, Container, ContainerLimits, Listed, Member
 from ray_app.archives.containers import CONTAINERS
 from ray_app.errors import InputError
 from ray_app.storage import Fetcher, list_objects
+from tests.storage.faulty_server import LOOPBACK
 
 FILES = {"a/1.jpg": b"first" * 99, "a/2.jpg": b"second" * 200, "empty.jpg": b"", "b.png": bytes(range(256)) * 9}
 
@@ -30,7 +31,7 @@ def container_at(place: str | Path, kind: str, **limits) -> Container:
 def opened(place: str | Path | Container, kind: str, *, fetcher: Fetcher | None = None, **limits) -> list[Listed]:
     """What a container lists."""
     container = place if isinstance(place, Container) else container_at(place, kind, **limits)
-    return list(CONTAINERS[kind].index(container, fetcher or Fetcher()))
+    return list(CONTAINERS[kind].index(container, fetcher or Fetcher(guard=LOOPBACK)))
 
 
 def written(folder: Path, data: bytes, kind: str, **limits) -> list[Listed]:
@@ -50,7 +51,7 @@ def members(listed: list[Listed]) -> list[Member]:
 
 def contents(listed: list[Listed], *, fetcher: Fetcher | None = None, max_bytes: int = 2**20) -> list[bytes | str]:
     """Bytes, or the status, of each."""
-    reading = MemberReader(fetcher or Fetcher(), max_bytes=max_bytes).read(members(listed))
+    reading = MemberReader(fetcher or Fetcher(guard=LOOPBACK), max_bytes=max_bytes).read(members(listed))
     return [str(data.status) if isinstance(data, InputError) else data for _, data in reading]
 
 

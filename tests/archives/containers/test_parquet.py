@@ -10,12 +10,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_app.archives import Columns, Container, ContainerLimits, Listed, Place, open_source
+from ray_app.archives import (
+    BlockPlan,
+    Columns,
+    Container,
+    ContainerLimits,
+    Listed,
+    Place,
+    iter_blocks,
+    list_members,
+    member_rows,
+    open_source,
+    read_block,
+)
 from ray_app.archives.containers import CONTAINERS
 from ray_app.archives.containers.parquet import index, read_referenced, reader
 from ray_app.errors import ConfigError, InputError, Status
-from ray_app.storage import Fetcher
-from tests.storage.faulty_server import FaultyServer
+from ray_app.storage import Fetcher, Store
+from tests.archives.containers.lying_parquet import BYTE_ARRAY, INT64, lying
+from tests.storage.faulty_server import LOOPBACK, FaultyServer
 
 BYTES = [b"image %d " % number + bytes(number) for number in range(20)]
 
@@ -34,14 +47,16 @@ def as_hub(cells, **others) -> pa.Table:
     return pa.table({"image": image, **others}).replace_schema_metadata(features(**said))
 
 
-def listed(path, table: pa.Table | bytes, columns: Columns | None = None, limits: ContainerLimits | None = None, **how) -> list[Listed]:
+def listed(
+    path, table: pa.Table | bytes, columns: Columns | None = None, limits: ContainerLimits | None = None, *, named=False, **how
+) -> list[Listed]:
     pq.write_table(table, path, **how) if isinstance(table, pa.Table) else path.write_bytes(table)
-    container = Container(str(path), "", path.stat().st_size, "parquet", path.name, columns or Columns(), limits or ContainerLimits())
-    return list(index(container, Fetcher()))
+    size, columns, limits = path.stat().st_size, columns or Columns(), limits or ContainerLimits()
+    return list(index(Container(str(path), "", size, "parquet", path.name, columns, limits, named), Fetcher()))
 
 
 def read(items, max_bytes=10**6) -> list:
-    return list(reader(Fetcher(), max_bytes).read(items))
+    return list(reader(Fetcher(guard=LOOPBACK), max_bytes).read(items))
 
 
 def test_a_table_as_the_hub_writes_it(tmp_path):
@@ -119,6 +134,27 @@ def test_other_columns_pass_through(tmp_path):
     pa.array([one, two])  # what a manifest will do with them
 
 
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ([0, 2**62], pa.timestamp("us")),
+        ([0, 253402300799999999], pa.timestamp("us", "Europe/Berlin")),
+        ([0, 2**30], pa.date32()),
+        ([[0], [2**30]], pa.list_(pa.date32())),
+    ],
+)
+def test_times_beyond_the_calendar_cost_no_row(tmp_path, values, kind):
+    (tmp_path / "in").mkdir()
+    items = listed(tmp_path / "in/a.parquet", as_hub(BYTES[:2], taken=pa.array(values, kind)))
+    assert [item.refused for item in items] == [None, None]
+    assert (items[0].input["taken"] is None, items[1].input["taken"] is None) == (False, True)
+    store = Store.open(str(tmp_path / "run"))
+    list_members(store, open_source([str(tmp_path / "in")]), BlockPlan(batch_slots=4, max_block_members=8))
+    members = [member for ref in iter_blocks(store, 0) for member in member_rows(read_block(store, ref))]
+    assert read(members) == BYTES[:2]
+    assert members[1].input["taken"] is None
+
+
 def test_class_labels_come_with_their_text(tmp_path):
     said = features(image={"_type": "Image"}, label={"_type": "ClassLabel", "names": ["real", "fake"]})
     table = as_hub(BYTES[:4], label=[1, 0, None, -1]).replace_schema_metadata(said)
@@ -159,19 +195,26 @@ def test_which_column_holds_the_images(tmp_path, names, said, columns, chosen):
 def test_what_only_the_user_can_say(tmp_path):
     two = pa.table({"a": [b"1"], "b": [b"2"]})
     with pytest.raises(ConfigError, match=r"a.parquet: the images may be in any of the columns a, b") as caught:
-        listed(tmp_path / "a.parquet", two)
+        listed(tmp_path / "a.parquet", two, named=True)
     assert "--set columns.image=NAME" in caught.value.hint
     with pytest.raises(ConfigError, match="no column 'c'"):
-        listed(tmp_path / "a.parquet", two, Columns(image="c"))
+        listed(tmp_path / "a.parquet", two, Columns(image="c"), named=True)
+    either = pa.table({"vector": [b"1"], "url": ["https://example.org/a.jpg"]})
     with pytest.raises(ConfigError, match="the bytes in 'vector' or the files that 'url' names"):
-        listed(tmp_path / "a.parquet", pa.table({"vector": [b"1"], "url": ["https://example.org/a.jpg"]}))
+        listed(tmp_path / "a.parquet", either, named=True)
+    for table, columns in ((two, None), (two, Columns(image="c")), (either, None)):  # one of many in a folder
+        [item] = listed(tmp_path / "a.parquet", table, columns)
+        assert (item.member, item.refused.status) == (None, Status.UNSUPPORTED_FORMAT)
+    assert "--set columns.image=vector" in item.refused.detail
 
 
-def test_a_table_of_uris_is_a_list(tmp_path):
+def test_a_table_of_uris_is_a_list_where_the_user_names_it(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"12345")
-    items = listed(
-        tmp_path / "list.parquet", pa.table({"url": ["a.jpg", "s3://b/c.jpg"], "etag": [None, "e"], "size_bytes": [None, 7], "n": [1, 2]})
-    )
+    table = pa.table({"url": ["a.jpg", "s3://b/c.jpg"], "etag": [None, "e"], "size_bytes": [None, 7], "n": [1, 2]})
+    [item] = listed(tmp_path / "list.parquet", table)
+    assert (item.uri, item.refused.status) == (str(tmp_path / "list.parquet"), Status.UNSUPPORTED_FORMAT)
+    assert f"its column 'url' names, give it as a source of its own: list::{tmp_path}/list.parquet" in item.refused.detail
+    items = listed(tmp_path / "list.parquet", table, named=True)
     assert [(i.uri, i.member, i.version, i.size_bytes, i.input, i.place) for i in items] == [
         (str(tmp_path / "a.jpg"), None, f"5-{(tmp_path / 'a.jpg').stat().st_mtime_ns}", 5, {"n": 1}, None),
         ("s3://b/c.jpg", None, "e", 7, {"n": 2}, None),
@@ -181,7 +224,7 @@ def test_a_table_of_uris_is_a_list(tmp_path):
 def test_neither_images_nor_uris(tmp_path):
     [item] = listed(tmp_path / "a.parquet", pa.table({"n": [1, 2]}))
     assert (item.member, item.refused.status, item.refused.detail) == (
-        *(None, Status.UNSUPPORTED_FORMAT, "a Parquet file without a column of images or uris"),
+        *(None, Status.UNSUPPORTED_FORMAT, "a Parquet file without a column of images"),
     )
 
 
@@ -231,6 +274,19 @@ def written(table: pa.Table, **how) -> bytes:
 def test_what_is_no_parquet(tmp_path, data, status):
     [item] = listed(tmp_path / "a.parquet", data)
     assert (item.uri, item.member, item.refused.status) == (str(tmp_path / "a.parquet"), None, status)
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_a_column_whose_name_is_a_path_is_another_column(tmp_path, first):
+    for kind, bytes_of in (
+        (pa.struct([("bytes", pa.binary()), ("path", pa.string())]), lambda b: {"bytes": b, "path": "p"}),
+        (pa.binary(), bytes),
+    ):
+        image = pa.array([bytes_of(data) for data in BYTES], kind)
+        columns = {"image": image, "image.bytes": pa.array(range(20)), "image.path": pa.array([b"x"] * 20)}
+        items = listed(tmp_path / "a.parquet", pa.table(dict(reversed(columns.items())) if first else columns), Columns(image="image"))
+        assert read(items) == BYTES
+        assert items[3].input["image.bytes"] == 3
 
 
 def test_a_torn_row_group_costs_its_own_rows_alone(tmp_path):
@@ -287,10 +343,16 @@ def test_a_store_that_fails_costs_members_their_status_not_the_run(tmp_path):
         data = written(as_hub([random.Random(n).randbytes(5000) for n in range(8)]), row_group_size=4)
         server.objects["/a.parquet"] = data
         uri = f"{server.url}/a.parquet"
-        items = list(CONTAINERS["parquet"].index(Container(uri, "", len(data), "parquet", "a", Columns(), ContainerLimits()), Fetcher()))
+        items = list(
+            CONTAINERS["parquet"].index(
+                Container(uri, "", len(data), "parquet", "a", Columns(), ContainerLimits()), Fetcher(guard=LOOPBACK)
+            )
+        )
         del server.objects["/a.parquet"]
         assert [outcome.status for outcome in read(items)] == [Status.SOURCE_MISSING] * 8
-        [gone] = CONTAINERS["parquet"].index(Container(uri, "", len(data), "parquet", "a", Columns(), ContainerLimits()), Fetcher())
+        [gone] = CONTAINERS["parquet"].index(
+            Container(uri, "", len(data), "parquet", "a", Columns(), ContainerLimits()), Fetcher(guard=LOOPBACK)
+        )
         assert (gone.member, gone.refused.status) == (None, Status.SOURCE_MISSING)
 
 
@@ -403,3 +465,59 @@ def test_a_cell_that_python_has_no_value_for_costs_neither_table_nor_row(tmp_pat
 def test_a_time_zone_that_nobody_has_costs_its_column_alone(tmp_path):
     items = listed(tmp_path / "a.parquet", pa.table({"image": BYTES[:1], "other": pa.array([0], pa.timestamp("us", "Nowhere/Land"))}))
     assert [(item.refused, item.input) for item in items] == [(None, {"other": None})]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        lying(10**12),
+        lying(2**62, groups=3),
+        lying(10**12, columns={"image": BYTE_ARRAY, "n": INT64}),
+        lying(10**12, columns={}),
+        lying(-5),
+        lying(5, claimed_groups=2**31 - 1),
+        lying(5, claimed_groups=10**6),
+        lying(10**12, columns={"url": BYTE_ARRAY}),
+    ],
+)
+def test_a_footer_that_claims_what_the_file_cannot_hold_costs_one_row(tmp_path, data):
+    assert len(data) < 260
+    [item] = listed(tmp_path / "a.parquet", data)
+    assert (item.uri, item.member, item.refused.status) == (str(tmp_path / "a.parquet"), None, Status.CORRUPT_IMAGE)
+    with pytest.raises(ConfigError, match=r"claims|not a readable"):
+        list(open_source([f"list::{tmp_path}/a.parquet"]))
+
+
+def test_a_table_of_thousands_of_columns_is_not_read(tmp_path):
+    [item] = listed(tmp_path / "a.parquet", lying(1, columns={"image": BYTE_ARRAY} | {f"c{n}": INT64 for n in range(2000)}))
+    assert (item.refused.status, "2001 columns" in item.refused.detail) == (Status.UNSUPPORTED_FORMAT, True)
+
+
+def test_rows_of_nothing_are_rows_as_far_as_they_can_be_images(tmp_path):
+    """A few null images take no bytes to speak of; a million of them is a claim."""
+    for rows, refused in ((4000, Status.SOURCE_MISSING), (1_000_000, Status.CORRUPT_IMAGE)):
+        items = listed(tmp_path / "a.parquet", pa.table({"image": pa.nulls(rows, as_hub([b"x"])["image"].type)}))
+        assert {item.refused.status for item in items} == {refused}
+        assert len(items) == (rows if refused is Status.SOURCE_MISSING else 1)
+
+
+def test_a_codec_that_nobody_reads(tmp_path):
+    lzo = 3
+    [item] = listed(tmp_path / "a.parquet", lying(1, columns={"image": BYTE_ARRAY, "n": INT64}, codec=lzo, size=99))
+    assert (item.member, item.refused.status) == (None, Status.UNSUPPORTED_FORMAT)
+    items = listed(tmp_path / "a.parquet", lying(1, codec=lzo, size=99))
+    assert [(item.member, outcome.status) for item, outcome in zip(items, read(items), strict=True)] == [("0", Status.UNSUPPORTED_FORMAT)]
+
+
+def test_a_text_that_all_rows_share_is_listed_as_far_as_its_file_may_unpack(tmp_path):
+    rows, text = 20_000, "x" * 60_000  # in no row longer than a row may be, and 1.2 GB in all
+    said = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), [text])
+    chance = random.Random(0)
+    table = pa.table({"image": [chance.randbytes(20) for _ in range(rows)], "said": said})
+    pq.write_table(table, tmp_path / "a.parquet", store_schema=False)
+    before = pa.default_memory_pool().max_memory()
+    *items, last = listed(tmp_path / "a.parquet", (tmp_path / "a.parquet").read_bytes(), limits=ContainerLimits(max_ratio=50))
+    assert pa.default_memory_pool().max_memory() - before < 100e6
+    assert (last.member, last.refused.status) == (None, Status.IMAGE_TOO_LARGE)
+    assert "over max_ratio (50); further ones are not read" in last.refused.detail
+    assert len(items) * len(text) <= max(64 << 20, 50 * (tmp_path / "a.parquet").stat().st_size)

@@ -1,8 +1,10 @@
 import pytest
 
+from ray_app.archives import Listed
 from ray_app.datasets.labels import prompt_group
 from ray_app.datasets.layouts import make_layout
 from ray_app.errors import ConfigError
+from ray_app.storage.locations import scheme_of
 from tests.datasets.layouts.telling import refused, row, told
 from tests.datasets.published import picture, write_files, write_parquet, write_shard
 
@@ -62,3 +64,27 @@ def test_columns_refuse_what_is_not_said():
     assert "no column 'label'" in refused(layout, row(lable="real"))
     assert "row 7" in refused(layout, row(label="maybe"))
     assert "generator is 'real'" in refused(layout, row(label="fake", generator="real"))
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "/etc/hostname",
+        "file:///etc/hostname",
+        "http://169.254.169.254/x",
+        "s3://b/m.png",
+        "/data/b.parquet#row=0&column=m",
+        "local:///etc/x",
+    ],
+)
+def test_an_archive_does_not_say_where_masks_lie(place, tmp_path):
+    layout = make_layout("columns", {})
+    for column in ("mask", "mask_uri"):
+        assert f"may not say that its mask lies at {place}" in refused(layout, row(label="fake", **{column: place}))
+    if scheme_of(place) in ("file", "local"):
+        assert "may not say" in refused(make_layout("columns", {"root": str(tmp_path)}), row(label="fake", mask=place))
+        remote = Listed("s3://b/a.png", None, 0, "", -1, {"label": "fake", "mask": place})
+        assert "may not say" in refused(layout, remote)
+    own = row(label="fake")
+    own.input["mask_uri"] = f"{own.uri}#row={own.member}&column=mask"
+    assert layout.labels(own).mask_uri == own.input["mask_uri"]

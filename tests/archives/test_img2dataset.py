@@ -1,0 +1,201 @@
+"""Folders laid out as img2dataset 1.4x leaves them, written with its own writers' calls (img2dataset/writer.py)."""
+
+import io
+import json
+from dataclasses import replace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from webdataset import TarWriter
+
+from ray_app.archives import BlockPlan, Columns, ContainerLimits, iter_blocks, list_members, member_rows, open_source, read_block
+from ray_app.archives.containers import CONTAINERS
+from ray_app.archives.prefixes import ObjectPrefix, PrefixRange
+from ray_app.errors import Status
+from ray_app.storage import Fetcher, KeyRange, Store
+from tests.archives.given import Failing
+
+SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("caption", "url", "key", "status", "error_message")]
+    + [(name, pa.int32()) for name in ("width", "height")]
+    + [("exif", pa.string())]
+)
+SHARDS, EACH = 2, 4
+FAILED = "000012"  # the one that could not be downloaded
+
+
+def meta(key) -> dict:
+    told = {"caption": f"caption of {key}", "url": f"http://169.254.169.254/{key}.jpg", "key": key, "status": "success"}
+    if key == FAILED:
+        return told | {"status": "failed_to_download", "error_message": "404", "width": None, "height": None, "exif": None}
+    return told | {"error_message": None, "width": 64, "height": 48, "exif": "{}"}
+
+
+def keys_of(shard) -> list[str]:
+    """Out of order, as threads end."""
+    return [f"{shard:05}{number}" for number in (2, 0, 3, 1)]
+
+
+def written(form, schema=SCHEMA) -> dict[str, bytes]:
+    """Every file below the output folder, by its path."""
+    files: dict[str, bytes] = {}
+    for shard in range(SHARDS):
+        name, keys, tar = f"{shard:05}", keys_of(shard), io.BytesIO()
+        rows = [meta(key) for key in keys]
+        there = [row for row in rows if row["key"] != FAILED]
+        if form == "webdataset":
+            with TarWriter(tar) as writer:
+                for row in there:
+                    writer.write(
+                        {"__key__": row["key"], "jpg": image(row["key"]), "txt": row["caption"], "json": json.dumps(row, indent=4)}
+                    )
+            files[f"{name}.tar"] = tar.getvalue()
+        elif form == "files":
+            for row in there:
+                parts = {"jpg": image(row["key"]), "txt": row["caption"].encode(), "json": json.dumps(row, indent=4).encode()}
+                files |= {f"{name}/{row['key']}.{ending}": data for ending, data in parts.items()}
+        else:
+            schema = SCHEMA.append(pa.field("jpg", pa.binary()))
+            rows = [row | {"jpg": None if row["key"] == FAILED else image(row["key"])} for row in rows]
+        table = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(rows, schema), table)
+        files[f"{name}.parquet"], files[f"{name}_stats.json"] = table.getvalue(), b'{"count": 4}'
+    return files
+
+
+def image(key) -> bytes:
+    return b"\xff\xd8 picture " + key.encode()
+
+
+def put(folder, files):
+    for path, data in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(data)
+    return str(folder)
+
+
+def pictures(items):
+    return [item for item in items if (item.member or item.uri).endswith(".jpg") or (item.place is not None and item.refused is None)]
+
+
+def is_table(item) -> bool:
+    return item.member is None and item.uri.endswith(".parquet")
+
+
+IMAGES = sorted(key for shard in range(SHARDS) for key in keys_of(shard) if key != FAILED)
+
+
+@pytest.mark.parametrize("form", ["webdataset", "files", "parquet"])
+def test_each_image_is_there_once_with_what_its_table_tells(tmp_path, form):
+    items = list(open_source([put(tmp_path / "out", written(form))]))
+    found = pictures(items)
+    assert sorted(item.input["key"] for item in found) == sorted([*IMAGES, *([FAILED] if form == "parquet" else [])])
+    for item in found:
+        key = item.input["key"]
+        told = {name: item.input[name] for name in ("caption", "url", "key", "status", "width")}
+        assert told == {name: meta(key)[name] for name in told}
+        if form != "parquet":
+            assert (item.member or item.uri).rpartition("/")[2] == f"{key}.jpg"
+    others = [item for item in items if item not in found]
+    assert sum(item.uri.endswith("_stats.json") for item in others) == SHARDS  # a file like others
+    if form == "parquet":
+        read = dict(zip((item.input["key"] for item in found), CONTAINERS["parquet"].reader(Fetcher(), 1000).read(found), strict=True))
+        assert read.pop(FAILED).status == Status.SOURCE_MISSING  # never downloaded
+        assert read == {key: image(key) for key in IMAGES}
+    else:
+        assert [item.refused.status for item in others if is_table(item)] == [Status.UNSUPPORTED_FORMAT] * SHARDS
+    if form == "webdataset":
+        assert found[0].input["txt"] == found[0].input["caption"]
+        assert json.loads(found[0].input["json"])["key"] == found[0].input["key"]
+        assert len(items) == len(found) + 2 * SHARDS
+    if form == "files":
+        assert len(items) == 3 * len(found) + 2 * SHARDS
+        assert all(not item.input for item in others)
+
+
+def test_patterns_that_leave_the_table_out_leave_its_words(tmp_path):
+    items = list(open_source([put(tmp_path / "out", written("files"))], ["*.jpg"]))
+    assert [item.input["caption"] for item in items] == [f"caption of {key}" for key in IMAGES]
+
+
+def changed(**columns):
+    """A shard's table with other columns."""
+    rows = [meta(key) | {name: value(key) for name, value in columns.items()} for key in keys_of(0)]
+    table = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), table)
+    return table.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("table", "told"),
+    [
+        (b"", 0),
+        (b"PAR1 torn", 0),
+        (written("files")["00000.parquet"][:-9], 0),
+        (changed(key=lambda key: int(key)), 0),
+        (changed(key=lambda key: "000001"), 0),
+        (changed(key=lambda key: None), 0),
+        (changed(key=lambda key: "../" + key), 0),
+        (changed(key=lambda key: "000001" if key == "000002" else key), 2),
+        (changed(caption=lambda key: "x" * 100_000), 4),
+    ],
+)
+@pytest.mark.parametrize("form", ["webdataset", "files"])
+def test_a_table_that_does_not_tell_changes_nothing_else(tmp_path, form, table, told):
+    items = list(open_source([put(tmp_path / "out", written(form) | {"00000.parquet": table})]))
+    found = pictures(items)
+    assert len(found) == len(IMAGES)
+    of_first = [item for item in found if "/00000" in item.uri]
+    assert sum("caption" in item.input for item in of_first) == told
+    assert all(len(str(item.input.get("caption"))) < 100 for item in of_first)
+    assert sum(is_table(item) for item in items) == SHARDS
+
+
+def test_a_table_too_long_to_be_held_tells_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("ray_app.archives.img2dataset._MOST_CELLS", EACH * len(SCHEMA) - 1)
+    assert not any("caption" in item.input for item in open_source([put(tmp_path / "out", written("files"))]))
+
+
+def test_a_table_beside_anything_else_is_no_such_table(tmp_path):
+    table = written("files")["00000.parquet"]
+    put(
+        tmp_path / "out",
+        {"00000.parquet": table, "00000.zip.jpg": b"x", "000002.jpg": b"x", "other/000002.jpg": b"x", "00000x/000002.jpg": b"x"},
+    )
+    assert not any(item.input for item in open_source([str(tmp_path / "out")]))
+
+
+def test_a_store_that_gives_no_answer_stops_the_listing(tmp_path):
+    source = put(tmp_path / "out", written("files"))
+    whole = Failing(0)
+    list(open_source([source], fetcher=whole))
+    assert whole.asked
+    for number in range(1, whole.asked + 1):
+        with pytest.raises(Exception, match="cannot list"):
+            list(open_source([source], fetcher=Failing(number)))
+
+
+def test_a_stretch_of_a_large_bucket_that_begins_in_a_folder_finds_its_table(s3):
+    s3.bucket("img2dataset")
+    for path, data in written("files").items():
+        s3.client().put_object(Bucket="img2dataset", Key=f"laion/{path}", Body=data)
+    prefix = ObjectPrefix("s3://img2dataset/laion", None, Columns(), ContainerLimits())
+    keys = KeyRange("img2dataset", "laion/", after="laion/00000/")
+    whole = dict(prefix.found(Fetcher()))
+    assert dict(PrefixRange(prefix, keys).found(Fetcher())) == {path: item for path, item in whole.items() if path > "00000/"}
+    outside = replace(prefix, url="s3://img2dataset/laion/00000")
+    assert not any(
+        item.input for _, item in PrefixRange(outside, replace(keys, prefix="laion/00000/", until="laion/00000/z")).found(Fetcher())
+    )
+    assert not list(PrefixRange(prefix, replace(keys, after="laion/1")).found(Fetcher()))
+
+
+def test_tables_of_other_types_stop_no_listing(tmp_path):
+    """What one table calls a number, another may call a text."""
+    files = written("files") | {"00000.parquet": changed(width=lambda key: f"{key} px")}
+    store = Store.open(str(tmp_path / "run"))
+    list_members(store, open_source([put(tmp_path / "out", files)]), BlockPlan(batch_slots=4, max_block_members=64))
+    members = [member for ref in iter_blocks(store, 0) for member in member_rows(read_block(store, ref))]
+    widths = {member.input["key"]: member.input["width"] for member in members if member.input.get("key")}
+    assert widths == {key: f"{key} px" if key.startswith("00000") else "64" for key in IMAGES}
