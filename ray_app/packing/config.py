@@ -7,7 +7,7 @@ from pydantic import Field
 from ray_app.archives import Columns, ContainerLimits
 from ray_app.config import Frozen
 from ray_app.scoring.config import ClusterConfig
-from ray_app.storage import RetryPolicy
+from ray_app.storage import UNGUARDED, RetryPolicy
 
 Form = Literal["parquet", "webdataset"]
 Drop = Literal["fake", "abstain", "failed"]
@@ -24,6 +24,7 @@ class _Writing(Frozen):
         default=256 * 2**20, gt=0, lt=2**31, description="a larger member is not packed but listed; held in memory by each worker"
     )
     retry: RetryPolicy = RetryPolicy()
+    unguarded: bool = Field(default=False, description=UNGUARDED)
     cluster: ClusterConfig = ClusterConfig()
 
 

@@ -20,7 +20,7 @@ def pack_archive(config: PackConfig, *, retry: bool = False) -> dict[str, Any]:
     archive = open_source(
         config.source, config.include, config.exclude, skip=[store.url], columns=config.columns, limits=config.container_limits
     )
-    with Lease(store) as lease:
+    with Lease(store, unguarded=config.unguarded) as lease:
         if not store.exists("pack.json"):
             next(iter(archive))  # a misspelt source must not make the directory its own
         claim(store, _identity(config))

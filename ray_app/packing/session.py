@@ -52,7 +52,9 @@ def write_shards(
             write = WriteShard(store, form, directory.input_type(), tuple(sources), config.max_member_bytes, config.retry)
             with _workers(config, wanted=_pays(pending)) as each:
                 _write(each, write, pending, lease, total=sum(shard.members for shard in directory.shards()))
-        summary = directory.reconcile() | {"session": {"shards": len(pending), "wall_s": round(time.monotonic() - start, 2)}}
+        summary = directory.reconcile() | {
+            "session": {"shards": len(pending), "wall_s": round(time.monotonic() - start, 2), **lease.facts()}
+        }
         store.write("summary.json", json.dumps(summary, indent=2, ensure_ascii=False).encode())
     return summary
 

@@ -60,7 +60,7 @@ def score_archive(config: ScoreConfig) -> Finished:
     require_prices(config)
     start = time.monotonic()
     run = RunDirectory.open(config.out)
-    with Lease(run.store) as lease, resumable(KeyboardInterrupt):
+    with Lease(run.store, unguarded=config.unguarded) as lease, resumable(KeyboardInterrupt):
         _check(config, run)
         with resumable(ClusterError):
             finished = _unchanged(config, run, start)

@@ -49,7 +49,7 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> Trained:
     if not config.out:
         raise ConfigError("no directory for the card: --out DIR is missing", hint="touchstone train CONFIG --out DIR")
     out = Store.open(config.out)
-    with Lease(out), resumable(KeyboardInterrupt):
+    with Lease(out, unguarded=config.unguarded), resumable(KeyboardInterrupt):
         told = claim_recipe(out, config)
         if out.exists(METRICS):
             return _pushed(config, out, Trained(ExitCode.DONE, json.loads(out.read(METRICS)), was_there=True))

@@ -1,0 +1,52 @@
+"""Leases on S3 stores that let two writers in: they ignore `If-None-Match`, or refuse it."""
+
+import json
+
+import pytest
+
+from ray_app.errors import ExitCode, IdentityError, StorageError
+from ray_app.storage import Lease, Store
+from tests.storage.unconditional_proxy import REFUSALS, UnconditionalProxy
+
+
+@pytest.fixture(params=[None, *REFUSALS], ids=["ignored", *map(str, REFUSALS)])
+def unconditional(request, s3, monkeypatch):
+    with UnconditionalProxy(s3.url, request.param) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        yield Store.open(f"{s3.bucket(f'unguarded-{request.param}-{abs(hash(request.node.name))}')}/run")
+
+
+def test_a_store_that_lets_two_in_is_refused_in_plain_words(unconditional):
+    with pytest.raises(StorageError, match="has no conditional writes") as caught:
+        Lease(unconditional).acquire()
+    assert caught.value.exit_code is ExitCode.CLUSTER
+    assert "unguarded" in caught.value.hint
+    assert unconditional.names("") == []
+
+
+def test_told_otherwise_it_says_what_is_lost_and_still_notices_a_living_run(unconditional, caplog):
+    first = Lease(unconditional, unguarded=True)
+    with first:
+        assert first.facts() == {"unguarded": True}
+        assert "two commands that write into this directory at once are not noticed" in caplog.text
+        for second in (Lease(unconditional), Lease(unconditional, unguarded=True)):
+            with pytest.raises(IdentityError, match="in use"):
+                second.acquire()
+        assert json.loads(unconditional.read("lease.json"))["token"] == first.holder.token
+        first.check()
+    assert unconditional.names("") == []
+
+
+def test_a_store_that_refuses_pays_three_small_requests_for_it(s3):
+    store = Store.open(f"{s3.bucket('guarded')}/run")
+    s3.clear_log()
+    with Lease(store) as lease:
+        assert lease.facts() == {}
+        asked = [request.method for request in s3.requests()]
+    assert asked == ["GET", "PUT", "PUT", "GET"]  # the second is what a lease costs in any case
+
+
+@pytest.mark.parametrize("url", ["memory://guarded/run", "{folder}"])
+def test_other_places_keep_two_apart(url, tmp_path):
+    with Lease(Store.open(url.format(folder=tmp_path / "run"))) as lease:
+        assert lease.is_guarded
