@@ -145,8 +145,8 @@ class Lease:
             raise StorageError(
                 f"{url}: this store has no conditional writes (it ignores or refuses If-None-Match): two commands that write into one "
                 "directory would not notice each other",
-                hint="write to a store that has them, or to a disk, and copy from there; or, if nothing else ever writes into this directory "
-                "at the same time, say so by the key `unguarded` (docs/archives.md)",
+                hint="write to a store that has them, or to a disk, and copy from there; or, if nothing else ever writes into this "
+                "directory at the same time, say so by the key `unguarded` (docs/archives.md)",
             )
         _log.warning("lease_unguarded url=%s lost=%r", url, "two commands that write into this directory at once are not noticed")
 

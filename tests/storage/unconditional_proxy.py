@@ -1,10 +1,6 @@
-"""A proxy that makes of a real S3 server one without conditional writes: as old or small ones are, which ignore or refuse `If-None-Match`."""
+"""A proxy that makes of a real S3 server one without conditional writes: it ignores `If-None-Match`, or refuses it."""
 
-import http.client
-from http.server import BaseHTTPRequestHandler
-from urllib.parse import urlsplit
-
-from tests.http_server import HttpServer
+from tests.scoring import faulty_proxy
 from tests.storage.faulty_server import error_body
 
 REFUSALS = {
@@ -13,44 +9,16 @@ REFUSALS = {
 }
 
 
-class UnconditionalProxy(HttpServer):
+class UnconditionalProxy(faulty_proxy.FaultyProxy):
     """`refusal`: the HTTP status that a conditional write is answered with; None = 200, as if nothing had been said."""
 
     def __init__(self, upstream: str, refusal: int | None = None) -> None:
-        self.upstream, self.refusal = urlsplit(upstream).netloc, refusal
-        self.requests: list[tuple[str, str]] = []
-        super().__init__(Handler)
+        self.refusal = refusal
+        super().__init__(upstream, share=0.0, handler=Handler)
 
 
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def _answered(self) -> None:
-        proxy = self.server.owner
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        proxy.requests.append((self.command, self.path))
-        has_condition = self.headers.get("If-None-Match") is not None
+class Handler(faulty_proxy.Handler):
+    def _asked(self, body: bytes) -> tuple[int, bytes, dict[str, str]]:
+        refusal = self.server.owner.refusal if self.headers.get("If-None-Match") else None
         del self.headers["If-None-Match"]
-        if has_condition and proxy.refusal is not None:
-            self._answer(proxy.refusal, REFUSALS[proxy.refusal], {})
-            return
-        upstream = http.client.HTTPConnection(proxy.upstream, timeout=60)
-        upstream.request(self.command, self.path, body, dict(self.headers))
-        answer = upstream.getresponse()
-        data = answer.read()
-        upstream.close()
-        self._answer(answer.status, data, {name.lower(): value for name, value in answer.getheaders()})
-
-    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _answered
-
-    def _answer(self, status: int, data: bytes, headers: dict[str, str]) -> None:
-        self.send_response_only(status)
-        headers.pop("transfer-encoding", None)
-        for name, value in ({"content-length": str(len(data))} | headers | {"connection": "keep-alive"}).items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(data)
-
-    def log_message(self, *_) -> None:
-        pass
+        return super()._asked(body) if refusal is None else (refusal, REFUSALS[refusal], {})
