@@ -84,6 +84,16 @@ def validate(data: Mapping[str, Any], model: type[Model], *, where: str, overrid
         raise ConfigError("\n".join(lines)) from None
 
 
+def overlaid(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """`change` over `base`, section by section; a list is one value."""
+    both = {
+        key: overlaid(base[key], value)
+        for key, value in change.items()
+        if isinstance(base.get(key), Mapping) and isinstance(value, Mapping)
+    }
+    return {**base, **change, **both}
+
+
 def _apply(data: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:

@@ -23,7 +23,6 @@ from ray_app.evaluation.truths import check_joined, labels_for, with_simulated_s
 from ray_app.evaluation.writing import write_document
 from ray_app.runs import RunDirectory
 from ray_app.runs.reader import current_files
-from ray_app.scoring.config import ScoreConfig
 from ray_app.storage import Store, strip_secrets
 from ray_app.storage.locations import scheme_of
 
@@ -85,8 +84,9 @@ def _completed(config: EvaluateConfig, protocol: Protocol | None) -> EvaluateCon
     score, given = config.score, config.score.model_fields_set
     changes: dict[str, Any] = {}
     if not score.detectors and "ensemble" not in given:
-        changes = {"detectors": protocol.detectors} if protocol.detectors else {"ensemble": protocol.ensemble or score.ensemble}
-    if not score.perturb:
+        named = {"detectors": protocol.detectors} if protocol.detectors else {"ensemble": protocol.ensemble}
+        changes = {name: value for name, value in named.items() if value}
+    if protocol.perturb and not score.perturb:
         changes["perturb"] = protocol.perturb
     return config.model_copy(update={"at": config.at or protocol.sources, "score": score.model_copy(update=changes)})
 
@@ -118,7 +118,7 @@ def _scored(config: EvaluateConfig, out: Store, *, own_labels: bool) -> tuple[Ru
     from ray_app.scoring.run import score_archive
 
     run = RunDirectory(out.below(RUN))
-    score = ScoreConfig.model_validate(config.score.model_dump() | {"source": config.at, "out": run.store.url})
+    score = config.score.model_copy(update={"source": config.at, "out": run.store.url})
     if own_labels and not any({"label", "label_name"} & item.input.keys() for item in islice(archive_of(score), _LOOKED_AT)):
         raise ConfigError(
             f"{', '.join(map(strip_secrets, config.at))}: neither a run nor a source with a column `label`",

@@ -107,6 +107,4 @@ class PackDirectory:
 
 def claim(store: Store, identity: Mapping[str, Any]) -> None:
     """Make a directory this command's, or check that it already is. Raises IdentityError with the differences."""
-    claim_directory(
-        store, "pack.json", {"format": _FORMAT, **identity}, others={"run.json": "a scored run"}, same="source, form and decisions"
-    )
+    claim_directory(store, "pack.json", {"format": _FORMAT, **identity}, same="source, form and decisions")

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from ray_app.errors import ConfigError, IdentityError
+from ray_app.errors import IdentityError
 from ray_app.learning.config import PROFILING, Recipe
+from ray_app.runs.claiming import refuse_others
 from ray_app.runs.identity import differences
 from ray_app.storage import Store, strip_secrets
 from ray_app.training.config import TrainConfig
@@ -17,7 +18,6 @@ from ray_app.training.environment import environment
 
 FILE = "train.json"
 SCHEMA = 1
-_OTHERS = {"run.json": "a scoring run", "pack.json": "what `touchstone pack` wrote", "index.json": "an index"}
 
 
 def recipe_of(config: TrainConfig) -> dict[str, Any]:
@@ -34,9 +34,7 @@ def claim_recipe(out: Store, config: TrainConfig) -> dict[str, Any]:
     recipe = recipe_of(config)
     told = read_claim(out)
     if told is None:
-        for name, what in _OTHERS.items():
-            if out.exists(name):
-                raise ConfigError(f"{out.url} holds {what}", hint="give another --out")
+        refuse_others(out, FILE)
         now = datetime.now(UTC).isoformat(timespec="seconds")
         told = {"schema": SCHEMA, "created_at": now, "identity": {"recipe": recipe}, "environment": environment()}
         write_claim(out, told)
