@@ -84,6 +84,17 @@ def validate(data: Mapping[str, Any], model: type[Model], *, where: str, overrid
         raise ConfigError("\n".join(lines)) from None
 
 
+def going_on(config: Model, begun: Mapping[str, Any], *, where: str) -> Model:
+    """A config with what its user did not write, in whatever section, as it was `begun` with: plain JSON of the same model.
+
+    Where what was begun and what is written are no config together, it stays as it is: they differ, which its directory will say.
+    """
+    try:
+        return validate(overlaid(begun, config.model_dump(exclude_unset=True)), type(config), where=where)
+    except ConfigError:
+        return config
+
+
 def overlaid(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
     """`change` over `base`, section by section; a list is one value."""
     both = {

@@ -56,11 +56,11 @@ def generate_images(config: GenerateConfig, *, retry: bool = False) -> Finished:
     pipeline_class(card)
     prompts = read_prompts(config, images=card.task == "inpainting")
     directory = GeneratedDirectory(Store.open(config.out))
+    measured = _measured(config, directory)
+    looks = measured.looks if measured else (plain_look(config.encode),)
+    orders = make_orders(prompts, per_prompt=config.per_prompt, base_seed=config.seed, sizes=config.sizes or card.sizes, looks=looks)
+    model = _model(card, directory)
     with Lease(directory.store, unguarded=config.unguarded) as lease, resumable(KeyboardInterrupt, ClusterError):
-        measured = _measured(config, directory)
-        looks = measured.looks if measured else (plain_look(config.encode),)
-        orders = make_orders(prompts, per_prompt=config.per_prompt, base_seed=config.seed, sizes=config.sizes or card.sizes, looks=looks)
-        model = _model(card, directory)
         directory.claim(_identity(config, card, model, orders))
         if measured is not None:
             directory.keep_looks(measured)

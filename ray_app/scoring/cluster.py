@@ -38,9 +38,10 @@ def cluster(config: ClusterConfig) -> Iterator[None]:
         return
     address = config.address or os.environ.get("RAY_ADDRESS")
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+    if address:
+        _require_head(address)
     try:
         if address:
-            _require_head(address)
             with unobtrusively():
                 ray.init(address=address, runtime_env={"env_vars": WORKER_ENVIRONMENT}, **quiet)
         else:
@@ -49,7 +50,7 @@ def cluster(config: ClusterConfig) -> Iterator[None]:
             with unobtrusively():
                 ray.init(address="local", include_dashboard=False, num_cpus=config.cpus, num_gpus=config.gpus,
                          object_store_memory=config.object_store_bytes or LOCAL_OBJECT_STORE_BYTES, **quiet)  # fmt: skip
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Ray raises bare ones, too, such as for a node that does not start in time
         raise ClusterError(
             f"cannot join the Ray cluster at {address or 'local'}: {' '.join(str(error).split())[:_LONGEST]}",
             hint="is it running, and is RAY_AUTH_MODE the same on both sides?",

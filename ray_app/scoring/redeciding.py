@@ -36,6 +36,7 @@ def decide_run(url: str, ensemble: str, *, waive_guarantee: bool = False, unguar
     verdicts stand that the card does not answer for.
     """
     run = RunDirectory.open(url)
+    run.describe_finished()  # a lease would make a directory of a misspelt name
     with Lease(run.store, unguarded=unguarded):
         described = run.describe_finished()
         if run.read_json("summary.json")["listing"] != max(manifests(run.store)):

@@ -68,6 +68,12 @@ def score_archive(config: ScoreConfig) -> Finished:
                 return _score(resolved, run, lease, start)
 
 
+def check_scoring(config: ScoreConfig) -> None:
+    """Whether `score_archive` would begin: all that it looks at before it writes anything. Raises as that does; fetches weights."""
+    run = RunDirectory.open(config.out or "")
+    _check(resolve(config, run), run)
+
+
 def _check(resolved: Resolved, run: RunDirectory) -> None:
     """What can be refused before anything is written or a cluster started: a directory of another command, an unknown card, a licence,
     missing weights, a trust list, a source that is not there or empty, settings that an ensemble was not calibrated under.
