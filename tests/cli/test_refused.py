@@ -1,6 +1,5 @@
 """What a command leaves behind that ends with exit 2: nothing, and no Ray was started for it."""
 
-import shutil
 import tarfile
 
 import pytest
@@ -8,9 +7,15 @@ import ray
 import yaml
 from PIL import Image
 
+from ray_app.archives import BlockPlan, in_turn
 from ray_app.cli.main import main
 from ray_app.config import config_root
-from ray_app.errors import ExitCode
+from ray_app.errors import ConfigError, ExitCode
+from ray_app.runs import RunDirectory
+from ray_app.scoring import ScoreConfig
+from ray_app.scoring import run as scoring
+from ray_app.scoring.resolution import resolve
+from ray_app.scoring.session import Session
 from tests.scoring.older import RUNS
 
 
@@ -125,4 +130,15 @@ def test_a_corrected_command_may_have_the_directory(place, tmp_path):
     out = str(tmp_path / "out")
     assert main(["pack", f"{place}/broken.csv", "--out", out]) == ExitCode.USAGE
     assert main(["pack", f"{place}/photos", "--out", out]) == ExitCode.DONE
-    shutil.rmtree(out)
+
+
+def test_a_listing_that_fails_late_gives_the_run_up(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(scoring, "on_ray", in_turn)
+    config = ScoreConfig(source=(f"{place}/broken.csv",), out=str(tmp_path / "out"))
+    run, resolved = RunDirectory.open(config.out), resolve(config)
+    run.claim(resolved.identity(resolved.spec(0)), list(resolved.spec(0).cards), resolved.ensemble.model_dump(mode="json"))
+    Session(run, {}, 0.0)
+    with pytest.raises(ConfigError, match=r"broken\.csv"):
+        scoring._listed(run, config, BlockPlan(batch_slots=4, max_block_members=8))
+    assert not contents(tmp_path / "out")
+    run.check_free()
