@@ -90,9 +90,15 @@ def going_on(config: Model, begun: Mapping[str, Any], *, where: str) -> Model:
     Where what was begun and what is written are no config together, it stays as it is: they differ, which its directory will say.
     """
     try:
-        return validate(overlaid(begun, config.model_dump(exclude_unset=True)), type(config), where=where)
+        return validate(overlaid(begun, written(config)), type(config), where=where)
     except ConfigError:
         return config
+
+
+def written(config: BaseModel) -> dict[str, Any]:
+    """What its user wrote of a config, section by section; all else are defaults."""
+    given = {name: getattr(config, name) for name in config.model_fields_set}
+    return {name: written(value) if isinstance(value, BaseModel) else value for name, value in given.items()}
 
 
 def overlaid(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def refuse_others(store: Store, name: str) -> None:
     """Raises ConfigError for a directory of another kind than the one that is known by the file `name`."""
     for other, what in KINDS.items():
         if other != name and store.exists(other):
-            raise ConfigError(f"{store.url} is the directory of {what} ({other})", hint="give another --out")
+            raise ConfigError(f"{store.url} is another command's directory: {what} ({other})", hint="give another --out")
 
 
 def claim_directory(store: Store, name: str, identity: Mapping[str, Any], *, same: str) -> None:

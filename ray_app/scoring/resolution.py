@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from ray_app.config.loading import overlaid, validate
+from ray_app.config.loading import overlaid, validate, written
 from ray_app.detectors import MIRROR_VARIABLE, DetectorCard, load_card
 from ray_app.detectors.cards import as_noted
 from ray_app.detectors.weights import stated_digest, with_kept_weights
@@ -61,15 +61,22 @@ class Resolved:
     views: tuple[Perturbation, ...]
     precision: Mapping[str, Precision] = field(default_factory=dict)
     begun: Begun | None = None
+    _specs: dict[str, ScoringSpec] = field(default_factory=dict, compare=False, repr=False)
 
     def spec(self, gpus: float) -> ScoringSpec:
         """All of it, resolved for a cluster with so many GPUs. Raises ConfigError."""
+        device = self.config.device if self.config.device != "auto" else "cuda" if gpus else "cpu"
+        if device not in self._specs:
+            self._specs[device] = self._spec(device)
+        return self._specs[device]
+
+    def _spec(self, device: str) -> ScoringSpec:
         config = self.config
         spec = make_spec(
             self.ensemble,
             cards=self.cards,
             limits=config.limits,
-            device=config.device if config.device != "auto" else "cuda" if gpus else "cpu",
+            device=device,
             precision=config.precision,
             resize=config.resize,
             slots=config.batch_slots,
@@ -131,16 +138,15 @@ def resolve(config: ScoreConfig, run: RunDirectory | None = None) -> Resolved:
         ensemble = _named(config)
         return Resolved(config, ensemble, tuple(map(_card_of, ensemble.members)), load_perturbations(config.perturb))
     described = run.describe()
-    written = config.model_dump(exclude_unset=True)
-    written = {name: value for name, value in written.items() if name not in _AUTOMATIC or value != _AUTOMATIC[name]}
-    is_own = not {"ensemble", "detectors"} & written.keys() and bool(described.get("ensemble"))
-    begun = Begun(run, described, config, written, is_own)
+    given = {name: value for name, value in written(config).items() if name not in _AUTOMATIC or value != _AUTOMATIC[name]}
+    is_own = not {"ensemble", "detectors"} & given.keys() and bool(described.get("ensemble"))
+    begun = Begun(run, described, config, given, is_own)
     noted, where = begun.noted, f"{run.store.url}/run.json"
-    settled = validate(overlaid(_as_config(noted), written), ScoreConfig, where=where)
+    settled = validate(overlaid(_as_config(noted), given), ScoreConfig, where=where)
     ensemble = validate(described["ensemble"], EnsembleCard, where=where) if is_own else _named(config)
     cards = tuple(_card_as_noted(begun, member) if is_own else _card_of(member) for member in ensemble.members)
-    views = load_perturbations(config.perturb) if "perturb" in written else _views(noted)
-    precision = noted.get("precision", {}) if "precision" not in written else {}
+    views = load_perturbations(config.perturb) if "perturb" in given else _views(noted, where)
+    precision = noted.get("precision", {}) if "precision" not in given else {}
     return Resolved(settled, ensemble, cards, views, precision, begun)
 
 
@@ -152,8 +158,8 @@ def _as_config(noted: Identity) -> dict[str, Any]:
     return told | {"stability": stability["count"], **({"stability_margin": stability["margin"]} if stability["count"] else {})}
 
 
-def _views(noted: Identity) -> tuple[Perturbation, ...]:
-    return tuple(Perturbation.model_validate({"name": name, "steps": steps}) for name, steps in noted.get("perturb", {}).items())
+def _views(noted: Identity, where: str) -> tuple[Perturbation, ...]:
+    return tuple(validate({"name": name, "steps": steps}, Perturbation, where=where) for name, steps in noted.get("perturb", {}).items())
 
 
 def _named(config: ScoreConfig) -> EnsembleCard:
@@ -177,14 +183,12 @@ def _card_as_noted(begun: Begun, member: Member) -> DetectorCard:
         raise IdentityError(
             f"{url} was begun with the detector {member.detector}, which cannot be read any more: {error.message}", hint=_way_out(url)
         ) from None
-    facts = begun.noted.get("detectors", {}).get(card.name)
-    if facts is None:
-        return card
-    card = as_noted(card, facts)
-    if stated_digest(card) in (None, facts["weights"]):
+    facts = begun.noted.get("detectors", {}).get(card.name) or {}
+    card, digest = as_noted(card, facts), facts.get("weights")
+    if digest is None or stated_digest(card) in (None, digest):
         return card
     mirrors = [place for place in (os.environ.get(MIRROR_VARIABLE), f"{url}/weights") if place]
-    return with_kept_weights(card, facts["weights"], mirrors) or card
+    return with_kept_weights(card, digest, mirrors) or card
 
 
 def _way_out(url: str) -> str:

@@ -17,18 +17,21 @@ from ray.core.generated.gcs_service_pb2 import CheckAliveReply
 from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceServicer, add_NodeInfoGcsServiceServicer_to_server
 
 from ray_app.errors import ClusterError, ExitCode
-from ray_app.scoring import ClusterConfig
 from ray_app.scoring import cluster as joining
 from tests.http_server import HttpServer
 
 TOKEN = "a" * 40
 ASK = """
 import sys
+import ray
 from ray_app.errors import ClusterError
-from ray_app.scoring.cluster import _require_head
+from ray_app.scoring import ClusterConfig
+from ray_app.scoring import cluster as joining
+joining.HEAD_WAIT_S = 1.0
+ray.init = lambda **given: print("taken")
 try:
-    _require_head(sys.argv[1])
-    print("taken", end="")
+    with joining.cluster(ClusterConfig(address=sys.argv[1])):
+        pass
 except ClusterError as error:
     print(error.message, error.hint)
 """
@@ -84,13 +87,12 @@ def in_child():
 
 
 def refused(address, wait_s=1.0):
-    """The ClusterError of a command that is to join this address; its words, and the seconds it took."""
+    """What a command is told that is to join at this address, and the seconds it took."""
     began = time.monotonic()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(joining, "HEAD_WAIT_S", wait_s)
-        patch.setattr(ray, "init", lambda **_: pytest.fail("ray.init would have waited"))
         with pytest.raises(ClusterError) as caught:
-            joining.cluster(ClusterConfig(address=address)).__enter__()
+            joining._require_head(address)
     assert caught.value.exit_code is ExitCode.CLUSTER
     assert address in caught.value.message
     return f"{caught.value.message} | {caught.value.hint}", time.monotonic() - began
@@ -151,7 +153,11 @@ def test_a_token_that_is_not_the_heads(head_at, in_child, environment):
 
 
 def test_the_heads_own_token_is_taken(head_at, in_child):
-    assert in_child(head_at(Head(token=TOKEN)), {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}) == "taken"
+    assert in_child(head_at(Head(token=TOKEN)), {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}) == "taken\n"
+
+
+def test_ray_itself_is_not_asked_where_no_head_is(in_child):
+    assert "no head there" in in_child(f"127.0.0.1:{free_port()}", {})
 
 
 def test_another_version_of_ray(head_at):

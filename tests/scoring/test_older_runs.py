@@ -13,6 +13,7 @@ from ray_app.images import ImageLimits
 from ray_app.reports import summary_lines
 from ray_app.runs import RunDirectory, check_conservation
 from ray_app.scoring import ScoreConfig
+from ray_app.scoring.forecasting import forecast
 from ray_app.scoring.resolution import resolve
 from ray_app.scoring.run import score_archive
 from tests.scoring.conftest import rows_of
@@ -225,6 +226,11 @@ def test_a_finished_run_has_nothing_to_do_and_then_one_new_image(nightly, photog
     summary = nightly("finished")
     client.delete_object(Bucket=BUCKET, Key="photos/new.bmp")
     assert (summary["session"]["rows"], summary["listing"], summary["members"]) == (1, 1, PICTURES + 1)
+
+
+def test_a_plan_counts_what_is_left_of_it(half, other_default):
+    made = forecast(ScoreConfig(source=(SOURCE,), out=f"s3://{BUCKET}/half"), probe=0)
+    assert (made["run"]["state"], made["run"]["blocks_done"], made["members"]) == ("unfinished", 4, 16)
 
 
 EVERY = {

@@ -53,7 +53,7 @@ def test_other_images_are_refused(tmp_path, labelled):
 
 def test_a_scoring_run_is_not_trained_into(tmp_path, labelled):
     (tmp_path / "run.json").write_text(json.dumps({}))
-    with pytest.raises(ConfigError, match="directory of a scored run"):
+    with pytest.raises(ConfigError, match="a scored run"):
         claim_recipe(Store.open(str(tmp_path)), config(labelled))
 
 
