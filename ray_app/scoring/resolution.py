@@ -50,6 +50,15 @@ class Begun:
         """Its identity, together with what it did not note because it was as always."""
         return overlaid(UNNOTED, self.described["identity"])
 
+    def comparable(self, ours: Identity) -> dict[str, Any]:
+        """The identity of a command without settings that the run does not note: it could not, or they are as they always were."""
+        told = dict(ours)
+        for name, usual in UNNOTED.items():
+            noted, asked = self.described["identity"].get(name, {}), self.written.get(name, {})
+            section = {key: one for key, one in told.pop(name, {}).items() if key in noted or (key in asked and one != usual.get(key))}
+            told |= {name: section} if section else {}
+        return told
+
 
 @dataclass(frozen=True)
 class Resolved:
@@ -91,12 +100,9 @@ class Resolved:
         return replace(spec, features=kept_by(spec, config.features))
 
     def identity(self, spec: ScoringSpec) -> dict[str, Any]:
-        """What the run must match, without limits that it could not note and nobody asks for. Raises DetectorError where weights miss."""
+        """What the run must match. Raises DetectorError where weights are missing."""
         ours = identity_of(self.config, spec)
-        if self.begun is None:
-            return ours
-        known = {*self.begun.described["identity"].get("limits", {}), *self.begun.written.get("limits", {})}
-        return ours | {"limits": {name: value for name, value in ours["limits"].items() if name in known}}
+        return ours if self.begun is None else self.begun.comparable(ours)
 
     def require_own(self) -> None:
         """Whether the run is this command's, as far as can be told without a cluster: with GPUs or without. Raises IdentityError."""

@@ -14,6 +14,7 @@ from ray_app.reports import summary_lines
 from ray_app.runs import RunDirectory, check_conservation
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.forecasting import forecast
+from ray_app.scoring.preparing import UNNOTED
 from ray_app.scoring.resolution import resolve
 from ray_app.scoring.run import score_archive
 from tests.scoring.conftest import rows_of
@@ -231,6 +232,16 @@ def test_a_finished_run_has_nothing_to_do_and_then_one_new_image(nightly, photog
 def test_a_plan_counts_what_is_left_of_it(half, other_default):
     made = forecast(ScoreConfig(source=(SOURCE,), out=f"s3://{BUCKET}/half"), probe=0)
     assert (made["run"]["state"], made["run"]["blocks_done"], made["members"]) == ("unfinished", 4, 16)
+
+
+def test_settings_that_are_noted_only_where_they_are_unusual(half, monkeypatch):
+    resolved(container_limits={"max_ratio": 200.0}, columns={"uri": None}).require_own()
+    with pytest.raises(IdentityError, match=r"container_limits\.max_ratio: this command 50\.0, the run has none"):
+        resolved(container_limits={"max_ratio": 50.0}).require_own()
+    monkeypatch.setitem(UNNOTED, "container_limits", {"max_members": 10_000_000, "max_ratio": 150.0})  # as if it had been another
+    found = resolved()
+    found.require_own()
+    assert found.config.container_limits.max_ratio == 150.0
 
 
 EVERY = {
