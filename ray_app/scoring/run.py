@@ -3,6 +3,7 @@
 Every step can be interrupted anywhere; the same command goes on from the facts on disk.
 """
 
+import sys
 import time
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +16,7 @@ from ray_app.errors import ClusterError, ConfigError, ExitCode, resumable
 from ray_app.images.perceptual import require_perceptual_hash
 from ray_app.inference import ScoringSpec
 from ray_app.inference.spec import profile_cards
+from ray_app.reports.wording import shortened
 from ray_app.runs import RunDirectory, check_conservation
 from ray_app.scoring.cluster import cluster, resources
 from ray_app.scoring.config import ScoreConfig
@@ -114,17 +116,22 @@ def _score(resolved: Resolved, run: RunDirectory, lease: Lease, start: float) ->
     run.claim(resolved.identity(spec), list(spec.cards), spec.ensemble.model_dump(mode="json"))
     keep_references(run, references)
     with resumable(ClusterError):
-        return _claimed(config, run, lease, spec, layout, _session(resolved, run, lease, spec, start))
+        return _claimed(resolved, run, lease, spec, layout, start)
 
 
 def _session(resolved: Resolved, run: RunDirectory, lease: Lease, spec: ScoringSpec, start: float) -> Session:
     kept = resolved.kept(spec)
+    if kept:
+        named = ", ".join(f"{one['key']} {shortened(one['run'], 80)}" for one in kept)
+        print(f"going on as the run was begun: {shortened(named, 400)}", file=sys.stderr, flush=True)
     noted = lease.facts() | ({"kept": kept} if kept else {})
     return Session(run, resolved.config.model_dump(mode="json"), start, noted=noted)
 
 
-def _claimed(config: ScoreConfig, run: RunDirectory, lease: Lease, spec: ScoringSpec, layout: Layout, session: Session) -> Finished:
+def _claimed(resolved: Resolved, run: RunDirectory, lease: Lease, spec: ScoringSpec, layout: Layout, start: float) -> Finished:
+    config = resolved.config
     was_complete = not config.rescore and is_complete(run)
+    session = _session(resolved, run, lease, spec, start)
     session.planned(layout)
     scoring = Pass(config, lease, session, spec, layout, lambda: layout_for(config, spec, *resources(config.cluster)), run)
     plan = layout.block_plan(spec.slots)

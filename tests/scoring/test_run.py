@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +136,16 @@ def test_a_finished_run_scores_exactly_what_is_new_or_changed(score, archive, mo
     assert is_complete(run)
     run.write_json("sessions/00004.json", run.read_json("sessions/00003.json") | {"state": "interrupted"})
     assert not is_complete(run)
+
+
+def test_a_finished_run_of_containers_is_listed_anew_and_counted_once(score, tmp_path, monkeypatch):
+    save_photo(tmp_path / "a.jpg", 1)
+    with tarfile.open(tmp_path / "photos.tar", "w") as archive:
+        archive.add(tmp_path / "a.jpg", "a.jpg")
+    first, _ = score(tmp_path / "photos.tar")
+    monkeypatch.setattr("ray_app.scoring.run.write_summary", lambda *_: pytest.fail("rows were counted again"))
+    again, _ = score(tmp_path / "photos.tar")
+    assert (again.summary["members"], again.summary["session"]["rows"]) == (first.summary["members"], 0) == (1, 0)
 
 
 def test_another_detector_on_the_same_directory_is_refused_and_other_workers_are_not(score, sample_archive, copied):
