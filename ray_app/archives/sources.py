@@ -141,6 +141,13 @@ class Archive:
         if not kept:
             raise self.empty(found, len(containers))
 
+    def check(self) -> None:
+        """Whether each source is there, and something passes the patterns: as far into the archive as that takes. Raises as iterating."""
+        if len(self._sources) > 1:
+            for source in self._sources:
+                next((True for section in source.sections(self.fetcher) for _ in section.found(self.fetcher)), None)
+        next(iter(self))
+
     def empty(self, found: int, opened: int) -> ConfigError:
         """What to say when nothing was kept of `found` files, those in `opened` containers among them."""
         names = ", ".join(self._names)

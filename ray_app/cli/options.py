@@ -55,6 +55,12 @@ def as_json(command: Command) -> Command:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
 
 
+def unguarded_option(command: Command) -> Command:
+    """`--unguarded`, for commands on runs, which have no config."""
+    told = "Go on where the run's store has no conditional writes; two commands on one run at once are then not noticed."
+    return click.option("--unguarded", is_flag=True, help=told)(command)
+
+
 def licence_option(command: Command) -> Command:
     """`--accept-licence NAME`, repeatable, as `accepted`: names of detectors or licences, which are also remembered for later commands."""
     told = "Accept the licence of this detector (or a licence by its id) and remember that; repeatable."

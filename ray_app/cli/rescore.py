@@ -4,7 +4,7 @@ import json
 
 import click
 
-from ray_app.cli.options import as_json, licence_option
+from ray_app.cli.options import as_json, licence_option, unguarded_option
 from ray_app.errors import ConfigError
 
 
@@ -14,10 +14,18 @@ from ray_app.errors import ConfigError
 @click.option("--ensemble", metavar="NAME|PATH", help="Instead: an ensemble card whose detectors are such heads.")
 @click.option("--identifier", metavar="PATH", help="Instead: whose head names the generators anew; scores and verdicts stay.")
 @click.option("--out", required=True, metavar="DIR", help="The new run directory; any fsspec URL. The same command on it resumes.")
+@unguarded_option
 @licence_option
 @as_json
 def rescore(
-    run: str, detectors: tuple[str, ...], ensemble: str | None, identifier: str | None, out: str, accepted: tuple[str, ...], as_json: bool
+    run: str,
+    detectors: tuple[str, ...],
+    ensemble: str | None,
+    identifier: str | None,
+    out: str,
+    unguarded: bool,
+    accepted: tuple[str, ...],
+    as_json: bool,
 ) -> int:
     """Score the archive of RUN by another head, or name its generators by another identifier, on the embeddings that RUN has kept.
 
@@ -40,9 +48,9 @@ def rescore(
             raise ConfigError("--identifier leaves scores as they are", hint="leave --detector and --ensemble out, or rescore twice")
         from ray_app.scoring.naming import name_run
 
-        summary = name_run(run, out, identifier)
+        summary = name_run(run, out, identifier, unguarded=unguarded)
         click.echo(json.dumps(summary, indent=2) if as_json else "\n".join(summary_lines(summary)))
         return 0
-    summary = rescore_run(run, out, detectors, ensemble, accept_licences=accepted)
+    summary = rescore_run(run, out, detectors, ensemble, accept_licences=accepted, unguarded=unguarded)
     click.echo(json.dumps(summary, indent=2) if as_json else "\n".join(summary_lines(summary)))
     return 0

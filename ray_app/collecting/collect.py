@@ -29,7 +29,7 @@ def collect(config: CollectConfig, *, retry: Sequence[str] = ()) -> dict[str, An
     start = time.monotonic()
     config = config.model_copy(update={"out": canonical(config.out)})  # workers have other current folders
     listed, records = read_list(config), Records(config)
-    with Lease(records.store) as lease:
+    with Lease(records.store, unguarded=config.unguarded) as lease:
         records.claim()
         names, cases = stems(listed.rows["id"].to_pylist())
         tasks, stale = _missing(listed, names, records.read(), retry, with_columns=config.form != "files")
@@ -39,7 +39,7 @@ def collect(config: CollectConfig, *, retry: Sequence[str] = ()) -> dict[str, An
             session = _run(config, records, lease, listed, tasks)
         records.join()
         mended = sum(safe_name(name) != name for name in listed.rows["id"].to_pylist())
-        told = {"session": {"urls": len(tasks), "statuses": dict(session), "wall_s": round(time.monotonic() - start, 2)}}
+        told = {"session": {"urls": len(tasks), "statuses": dict(session), "wall_s": round(time.monotonic() - start, 2), **lease.facts()}}
         summary = _summary(config, records, listed) | {"mended_names": mended, "names_alike": cases} | told
         records.store.write("summary.json", json.dumps(summary, indent=2, ensure_ascii=False).encode())
     return summary

@@ -11,7 +11,7 @@ from ray_app.collecting.statuses import MEANING, OK
 from ray_app.config import Frozen
 from ray_app.images import ImageLimits
 from ray_app.scoring.config import ClusterConfig
-from ray_app.storage import RetryPolicy
+from ray_app.storage import UNGUARDED, RetryPolicy
 
 Form = Literal["files", "parquet", "webdataset"]
 _OURS = ("parts", "index", "_collected")
@@ -77,6 +77,7 @@ class CollectConfig(Frozen):
     images: ImageLimits = ImageLimits()
     retry: Patience = Field(default=Patience(), description="what may pass by itself is asked again")
     commit_s: float = Field(default=15.0, gt=0, description="what has ended is written down at least so often")
+    unguarded: bool = Field(default=False, description=UNGUARDED)
     cluster: ClusterConfig = ClusterConfig()
 
     @field_validator("resolve")

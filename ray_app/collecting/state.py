@@ -21,7 +21,8 @@ from ray_app.collecting.keeping import PARTS
 from ray_app.collecting.names import ENDINGS
 from ray_app.collecting.statuses import OK
 from ray_app.collecting.wanted import OUTCOME
-from ray_app.errors import ConfigError, IdentityError
+from ray_app.errors import IdentityError
+from ray_app.runs.claiming import refuse_others
 from ray_app.storage import Store
 
 _FORMAT = 1
@@ -66,8 +67,7 @@ class Records:
         try:
             theirs = json.loads(store.read("collect.json"))
         except FileNotFoundError:
-            if other := next((name for name in ("run.json", "pack.json", "index.json", "generate.json") if store.exists(name)), None):
-                raise ConfigError(f"{store.url} has a {other}: it is another command's directory", hint="give another --out") from None
+            refuse_others(store, "collect.json")
             store.write("collect.json", json.dumps(ours).encode())
             return
         if ours != theirs:

@@ -84,6 +84,33 @@ def validate(data: Mapping[str, Any], model: type[Model], *, where: str, overrid
         raise ConfigError("\n".join(lines)) from None
 
 
+def going_on(config: Model, begun: Mapping[str, Any], *, where: str) -> Model:
+    """A config with what its user did not write, in whatever section, as it was `begun` with: plain JSON of the same model.
+
+    Where what was begun and what is written are no config together, it stays as it is: they differ, which its directory will say.
+    """
+    try:
+        return validate(overlaid(begun, written(config)), type(config), where=where)
+    except ConfigError:
+        return config
+
+
+def written(config: BaseModel) -> dict[str, Any]:
+    """What its user wrote of a config, section by section; all else are defaults."""
+    given = {name: getattr(config, name) for name in config.model_fields_set}
+    return {name: written(value) if isinstance(value, BaseModel) else value for name, value in given.items()}
+
+
+def overlaid(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """`change` over `base`, section by section; a list is one value."""
+    both = {
+        key: overlaid(base[key], value)
+        for key, value in change.items()
+        if isinstance(base.get(key), Mapping) and isinstance(value, Mapping)
+    }
+    return {**base, **change, **both}
+
+
 def _apply(data: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:

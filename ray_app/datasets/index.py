@@ -46,6 +46,7 @@ from ray_app.storage import Store
 Progress = Callable[[str, int], object]
 
 _FORMAT = 1
+UNFINISHED = ("manifest", "listing")  # what an index that did not come to its end leaves
 # One block is one task when labels are read, and one file of the index. Both hold a few hundred bytes per row.
 _LISTED = BlockPlan(batch_slots=1, max_block_members=4096, blocks_per_doubling=1)
 _INDEXED = BlockPlan(batch_slots=1, max_block_members=16_384, blocks_per_doubling=1)
@@ -102,7 +103,7 @@ def write_index(
     left; StorageError as a listing does.
     """
     check_hashes(hashes)
-    for folder in ("manifest", "listing"):
+    for folder in UNFINISHED:
         store.clear(folder)
     listing = store.below("listing")
     listed = list_members(listing, archive, _LISTED, each=each, progress=partial(progress, "listed"), limit=limit)

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from ray_app.archives import Archive, Each, guard_of, in_turn, name_of
 from ray_app.datasets.config import Source
-from ray_app.datasets.index import IndexInfo, Progress, is_index, read_index, read_info, silent, write_index
+from ray_app.datasets.index import UNFINISHED, IndexInfo, Progress, is_index, read_index, read_info, silent, write_index
 from ray_app.datasets.layouts import Layout, make_layout
 from ray_app.errors import ConfigError, IdentityError
 from ray_app.storage import Guard, Store, canonical, strip_secrets
@@ -45,6 +45,15 @@ def guard_of_source(source: Source, store: Store) -> Guard:
     return reduce(Guard.joined, map(guard_of, stores), Guard(allow_private=source.allow_private))
 
 
+def check_source(source: Source, store: Store) -> None:
+    """Whether a source can be indexed into `store`, as far as its beginning tells: nothing is written. Raises as `index_source`."""
+    if source.at == (SIMULATED,):
+        _check_simulated(source, store)
+    elif not _indexes(source):
+        archive, _ = _archive(source, store)
+        archive.check()
+
+
 def build_index(source: Source, store: Store, *, each: Each = in_turn, progress: Progress = silent) -> IndexInfo:
     """Index a source into `store`, or say what the index there holds if it is of the same source. Raises as `index_source`."""
     identity = _identity(source)
@@ -53,7 +62,12 @@ def build_index(source: Source, store: Store, *, each: Each = in_turn, progress:
             raise IdentityError(f"{store.url} is the index of another source: {_difference(info.source, identity)}", hint="another --out")
         return info
     archive, layout = _simulated(source, store, progress) if source.at == (SIMULATED,) else _archive(source, store)
-    return write_index(store, archive, layout, hashes=source.hashes, limit=source.limit, source=identity, each=each, progress=progress)
+    try:
+        return write_index(store, archive, layout, hashes=source.hashes, limit=source.limit, source=identity, each=each, progress=progress)
+    except ConfigError:
+        for folder in UNFINISHED:
+            store.clear(folder)
+        raise
 
 
 def _archive(source: Source, store: Store) -> tuple[Archive, Layout]:
@@ -66,16 +80,22 @@ def _simulated(source: Source, store: Store, progress: Progress) -> tuple[Archiv
     """The offline set, made here; the same arguments give the same files."""
     from ray_app.simulation.labelled import LABELS, build_labelled_set  # it loads torch
 
+    _check_simulated(source, store)
+    folder = build_labelled_set(
+        Path(canonical(store.url)) / "simulated", progress=lambda files: progress("made", files), **source.arguments
+    )
+    return Archive([f"list::{folder / LABELS}"], source.include, source.exclude), make_layout("columns", {})
+
+
+def _check_simulated(source: Source, store: Store) -> None:
+    from ray_app.simulation.labelled import build_labelled_set
+
     if scheme_of(store.url) != "file":
         raise ConfigError(f"{store.url}: the simulated set is made in a local folder", hint="give a local --out")
     try:
         inspect.signature(build_labelled_set).bind(Path(), **source.arguments)
     except TypeError as error:
         raise ConfigError(f"{SIMULATED} {error}", hint="such as --set 'arguments.pairs={train: 200, test: 50}'") from None
-    folder = build_labelled_set(
-        Path(canonical(store.url)) / "simulated", progress=lambda files: progress("made", files), **source.arguments
-    )
-    return Archive([f"list::{folder / LABELS}"], source.include, source.exclude), make_layout("columns", {})
 
 
 def _indexes(source: Source) -> Sequence[str]:

@@ -47,9 +47,7 @@ def make_splits(data: Data, open_source: Callable[[Source], pa.Table], *, one_cl
     Raises ConfigError where a split is not told, empty, or of one class; where held-out generators are not there; where validation, which
     chooses the checkpoint, would look at rows of a test split.
     """
-    for name in ("train", "validation"):
-        if not getattr(data, name):
-            raise ConfigError(f"data.{name}: no source is given", hint="validation: {groups: 0.1} holds out a tenth of all groups")
+    require_sources(data)
     given = _joined(data.train, open_source)
     place, why = _divided(given, data)
     splits = {"train": given.filter(pa.array((place == _KEPT) & (why == "")))}
@@ -70,6 +68,13 @@ def make_splits(data: Data, open_source: Callable[[Source], pa.Table], *, one_cl
         "leakage": leakage(splits),
     }
     return Splits(splits["train"], splits["validation"], splits.get("test"), set_aside, findings)
+
+
+def require_sources(data: Data) -> None:
+    """Raises ConfigError where it is not said what to train on, or what to validate with."""
+    for name in ("train", "validation"):
+        if not getattr(data, name):
+            raise ConfigError(f"data.{name}: no source is given", hint="validation: {groups: 0.1} holds out a tenth of all groups")
 
 
 def _joined(sources: Sequence[Source], open_source: Callable[[Source], pa.Table]) -> pa.Table:

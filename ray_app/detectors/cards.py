@@ -331,6 +331,24 @@ class DetectorCard(Frozen):
         }
 
 
+def as_noted(card: DetectorCard, facts: Mapping[str, Any]) -> DetectorCard:
+    """A card with what a run noted of it (`scoring_facts`) in the place of what it says by now; weights and words stay its own."""
+    if all(facts.get(key, value) == value for key, value in card.scoring_facts.items()):
+        return card
+    told = card.model_dump()
+    architecture = dict(facts["architecture"])
+    told["family"] = architecture.pop("family")
+    if (backbone := architecture.pop("backbone", None)) is not None and told["backbone"] is not None:
+        told["backbone"]["architecture"] = backbone
+    told |= {key: facts[key] for key in card.scoring_facts if key in facts} | {"architecture": architecture}
+    told["valid_range"] = {"note": card.valid_range.note, **told["valid_range"]}
+    noted = validate(told, DetectorCard, where=f"{card.name}, as a run has it")
+    noted._folder = card._folder
+    if noted.backbone is not None and card.backbone is not None:
+        noted.backbone._folder = card.backbone._folder
+    return noted
+
+
 def default_slots(device: str) -> int:
     """Images per batch: beyond 4 a core scores no faster, and a single photo would pay for the empty slots; a GPU wants 64."""
     return 4 if device == "cpu" else 64

@@ -6,7 +6,8 @@ import os
 import socket
 import tempfile
 import urllib.request
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -121,6 +122,31 @@ def weights_digest(card: DetectorCard, cache_dir: Path | None = None, offline: b
     return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
+def stated_digest(card: DetectorCard) -> str | None:
+    """What `weights_digest` gives for files that are as the card states; None where it does not state all of them. Touches no file."""
+    digests = []
+    for weights in (part.weights for part in parts_of(card)):
+        if weights.sha256 is None or None in weights.beside.values():
+            return None
+        digests.append(_joined(weights.sha256, weights.beside))
+    return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def with_kept_weights(card: DetectorCard, digest: str, mirrors: Sequence[str]) -> DetectorCard | None:
+    """The card with the weights of this digest, which its name stood for earlier, where the cache or one of the mirrors still has them.
+
+    None where none has, and for weights of several files.
+    """
+    [own, *others] = parts_of(card)
+    if others or own.weights.beside:
+        return None
+    part = replace(own, weights=own.weights.model_copy(update={"sha256": digest, "unverified": None}))
+    kept = default_cache() / cached_name(part)
+    if not kept.is_file() and not any(_copy(part, _mirrored(part, mirror), kept, required=False) for mirror in mirrors):
+        return None
+    return card.model_copy(update={"weights": part.weights.model_copy(update={"uri": str(kept)})})
+
+
 def verify_weights(card: DetectorCard, path: Path) -> str:
     """The SHA-256 of the card's own weights file. Raises DetectorError where the card knows another one."""
     return digest_of(parts_of(card)[0], path)
@@ -129,10 +155,13 @@ def verify_weights(card: DetectorCard, path: Path) -> str:
 def digest_of(part: Part, path: Path) -> str:
     """The SHA-256 of a part: of its file, or of that and the digests of what lies beside. Raises DetectorError where one is another."""
     digest = _checked(part, path, part.weights.sha256)
-    if not part.weights.beside:
-        return digest
-    lines = [f"{name} {_checked(part, path.parent / name, stated)}" for name, stated in sorted(part.weights.beside.items())]
-    return hashlib.sha256("\n".join([digest, *lines]).encode()).hexdigest()
+    return _joined(digest, {name: _checked(part, path.parent / name, stated) for name, stated in part.weights.beside.items()})
+
+
+def _joined(digest: str, beside: Mapping[str, str | None]) -> str:
+    """One digest for a file and those beside it; its own where it is alone."""
+    lines = [f"{name} {stated}" for name, stated in sorted(beside.items())]
+    return hashlib.sha256("\n".join([digest, *lines]).encode()).hexdigest() if lines else digest
 
 
 def _checked(part: Part, path: Path, stated: str | None) -> str:

@@ -61,6 +61,10 @@ def _evaluated(config: EvaluateConfig) -> Evaluated:
     run, code = _run_at(config), ExitCode.DONE
     if run is not None:
         _refuse_scoring(config, run)
+    else:
+        from ray_app.scoring.run import check_scoring
+
+        check_scoring(_scoring(config, out))
     labels = labels_for(config, protocol, run, out)
     _give_memory_back()
     if run is None:
@@ -85,8 +89,9 @@ def _completed(config: EvaluateConfig, protocol: Protocol | None) -> EvaluateCon
     score, given = config.score, config.score.model_fields_set
     changes: dict[str, Any] = {}
     if not score.detectors and "ensemble" not in given:
-        changes = {"detectors": protocol.detectors} if protocol.detectors else {"ensemble": protocol.ensemble or score.ensemble}
-    if not score.perturb:
+        named = {"detectors": protocol.detectors} if protocol.detectors else {"ensemble": protocol.ensemble}
+        changes = {name: value for name, value in named.items() if value}
+    if protocol.perturb and not score.perturb:
         changes["perturb"] = protocol.perturb
     return config.model_copy(update={"at": config.at or protocol.sources, "score": score.model_copy(update=changes)})
 
@@ -117,8 +122,7 @@ def _scored(config: EvaluateConfig, out: Store, *, own_labels: bool) -> tuple[Ru
     from ray_app.scoring.listing import archive_of
     from ray_app.scoring.run import score_archive
 
-    run = RunDirectory(out.below(RUN))
-    score = ScoreConfig.model_validate(config.score.model_dump() | {"source": config.at, "out": run.store.url})
+    run, score = RunDirectory(out.below(RUN)), _scoring(config, out)
     if own_labels and not any({"label", "label_name"} & item.input.keys() for item in islice(archive_of(score), _LOOKED_AT)):
         raise ConfigError(
             f"{', '.join(map(strip_secrets, config.at))}: neither a run nor a source with a column `label`",
@@ -126,6 +130,11 @@ def _scored(config: EvaluateConfig, out: Store, *, own_labels: bool) -> tuple[Ru
         )
     finished = score_archive(score)
     return run, finished.exit_code
+
+
+def _scoring(config: EvaluateConfig, out: Store) -> ScoreConfig:
+    """How the source is scored first."""
+    return config.score.model_copy(update={"source": config.at, "out": out.below(RUN).url})
 
 
 def _on_tasks(config: EvaluateConfig, run: RunDirectory, work: Callable[[Each | None], Any]) -> Any:

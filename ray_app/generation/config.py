@@ -8,7 +8,7 @@ from ray_app.config import Frozen
 from ray_app.generation.cards import Size
 from ray_app.images import ImageLimits
 from ray_app.scoring.config import ClusterConfig
-from ray_app.storage import RetryPolicy
+from ray_app.storage import UNGUARDED, RetryPolicy
 
 Format = Literal["JPEG", "PNG", "WEBP"]
 Subsampling = Literal["4:4:4", "4:2:2", "4:2:0"]
@@ -82,4 +82,5 @@ class GenerateConfig(Frozen):
     )
     limits: ImageLimits = ImageLimits()
     retry: RetryPolicy = RetryPolicy()
+    unguarded: bool = Field(default=False, description=UNGUARDED)
     cluster: ClusterConfig = ClusterConfig()

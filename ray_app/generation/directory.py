@@ -29,7 +29,6 @@ from ray_app.runs.claiming import claim_directory
 from ray_app.storage import Store
 
 _FORMAT = 1
-_OTHERS = {"run.json": "a scored run", "pack.json": "packed shards", "index.json": "an index", "collect.json": "a collection"}
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class GeneratedDirectory:
     def claim(self, identity: Mapping[str, Any]) -> None:
         """Make the directory this job's, or check that it already is. Raises IdentityError with the differences."""
         ours = {"format": _FORMAT, **identity}
-        claim_directory(self.store, "generate.json", ours, others=_OTHERS, same="pipeline, prompts, seed and settings")
+        claim_directory(self.store, "generate.json", ours, same="pipeline, prompts, seed and settings")
 
     def described(self) -> dict[str, Any] | None:
         """What the directory was begun with; None where nothing was."""

@@ -56,11 +56,11 @@ def generate_images(config: GenerateConfig, *, retry: bool = False) -> Finished:
     pipeline_class(card)
     prompts = read_prompts(config, images=card.task == "inpainting")
     directory = GeneratedDirectory(Store.open(config.out))
-    with Lease(directory.store) as lease, resumable(KeyboardInterrupt, ClusterError):
-        measured = _measured(config, directory)
-        looks = measured.looks if measured else (plain_look(config.encode),)
-        orders = make_orders(prompts, per_prompt=config.per_prompt, base_seed=config.seed, sizes=config.sizes or card.sizes, looks=looks)
-        model = _model(card, directory)
+    measured = _measured(config, directory)
+    looks = measured.looks if measured else (plain_look(config.encode),)
+    orders = make_orders(prompts, per_prompt=config.per_prompt, base_seed=config.seed, sizes=config.sizes or card.sizes, looks=looks)
+    model = _model(card, directory)
+    with Lease(directory.store, unguarded=config.unguarded) as lease, resumable(KeyboardInterrupt, ClusterError):
         directory.claim(_identity(config, card, model, orders))
         if measured is not None:
             directory.keep_looks(measured)
@@ -72,7 +72,7 @@ def generate_images(config: GenerateConfig, *, retry: bool = False) -> Finished:
             _make(config, card, model, directory, lease, pending, total=len(orders))
         summary = directory.publish(len(orders))
         summary |= {"like": measured.facts() if measured else None, "task": card.task,
-                    "session": {"blocks": len(pending), "wall_s": round(time.monotonic() - start, 2)}}  # fmt: skip
+                    "session": {"blocks": len(pending), "wall_s": round(time.monotonic() - start, 2), **lease.facts()}}  # fmt: skip
         directory.store.write("summary.json", json.dumps(summary, indent=2, ensure_ascii=False).encode())
     return Finished(ExitCode.DONE if summary["made"] else ExitCode.TOO_MANY_BAD, summary)
 

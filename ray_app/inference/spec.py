@@ -1,6 +1,6 @@
 """Everything a worker needs to score encoded images, as one small picklable value. No torch."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -223,6 +223,7 @@ class ScoringSpec:
 def make_spec(
     ensemble: EnsembleCard,
     *,
+    cards: Sequence[DetectorCard] | None = None,
     limits: ImageLimits,
     device: str = "cpu",
     precision: AskedPrecision = "auto",
@@ -234,15 +235,16 @@ def make_spec(
     stability: Stability | None = None,
     waive_guarantee: bool = False,
 ) -> ScoringSpec:
-    """Resolve an ensemble's cards, the precision for `device` and the batch slots. Raises ConfigError, also where detectors that share
-    no process leave `stability` nothing to decide by.
+    """Resolve an ensemble's cards (its members', unless `cards` are given), the precision for `device` and the batch slots.
+
+    Raises ConfigError, also where detectors that share no process leave `stability` nothing to decide by.
     """
     if ensemble.cascade is not None and views:
         raise ConfigError(
             f"{ensemble.name} is a cascade: which of its detectors look at a perturbed image would depend on the image as it is",
             hint="leave --perturb out, or name the detectors: --detector NAME, for each of them",
         )
-    cards = [load_card(member.detector) for member in ensemble.members]
+    cards = cards or [load_card(member.detector) for member in ensemble.members]
     named = {card.name: card for card in cards}
     if len(named) < len(cards):
         raise ConfigError(f"{ensemble.name}: two of its cards have the same name: {', '.join(card.name for card in cards)}")

@@ -7,7 +7,7 @@ from pydantic import Field
 from ray_app.archives import Columns, ContainerLimits
 from ray_app.config import Frozen
 from ray_app.scoring.config import ClusterConfig
-from ray_app.storage import RetryPolicy
+from ray_app.storage import UNGUARDED, RetryPolicy
 
 Form = Literal["parquet", "webdataset"]
 Drop = Literal["fake", "abstain", "failed"]
@@ -27,6 +27,7 @@ class _Writing(Frozen):
         default=False, description="read what a list names also from web servers that are not on the public Internet"
     )
     retry: RetryPolicy = RetryPolicy()
+    unguarded: bool = Field(default=False, description=UNGUARDED)
     cluster: ClusterConfig = ClusterConfig()
 
 

@@ -23,10 +23,11 @@ from ray_app.packing.packed import EXPECTED
 from ray_app.packing.shards import Shard, plan_shards
 from ray_app.packing.streaming import write_tables
 from ray_app.packing.writing import Notes
-from ray_app.runs.claiming import claim_directory
+from ray_app.runs.claiming import claim_directory, is_claimed
 from ray_app.storage import Store
 
 _FORMAT = 1
+CLAIM, _SAME = "pack.json", "source, form and decisions"
 _READERS = 16
 # What another attempt may give; what has changed since it was listed stays changed.
 FROM_STORAGE = frozenset((Status.SOURCE_MISSING, Status.SOURCE_DENIED, Status.SOURCE_THROTTLED, Status.SOURCE_TIMEOUT))
@@ -107,6 +108,15 @@ class PackDirectory:
 
 def claim(store: Store, identity: Mapping[str, Any]) -> None:
     """Make a directory this command's, or check that it already is. Raises IdentityError with the differences."""
-    claim_directory(
-        store, "pack.json", {"format": _FORMAT, **identity}, others={"run.json": "a scored run"}, same="source, form and decisions"
-    )
+    claim_directory(store, CLAIM, {"format": _FORMAT, **identity}, same=_SAME)
+
+
+def is_own(store: Store, identity: Mapping[str, Any]) -> bool:
+    """Whether it is this command's already; False where it is anybody's. Raises IdentityError with the differences."""
+    return is_claimed(store, CLAIM, {"format": _FORMAT, **identity}, same=_SAME)
+
+
+def give_up(store: Store) -> None:
+    """Forget a job of which nothing was listed, so that the directory is anybody's again."""
+    store.clear("manifest")
+    store.delete(CLAIM)

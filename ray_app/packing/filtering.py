@@ -32,10 +32,17 @@ def filter_run(config: FilterConfig, *, retry: bool = False) -> dict[str, Any]:
     described = run.describe_settled()
     members = check_conservation(run)
     store = Store.open(config.out)
-    with Lease(store) as lease:
+    with Lease(store, unguarded=config.unguarded) as lease:
         claim(store, _identity(config, run, described))
         removed = write_tables(store, "removed", REMOVED, _removed(run, config.drop, Reasons.of(described["ensemble"])), csv=True)
-        facts = {"run": run.store.url, "drop": list(config.drop), "current": members, "removed": removed, "kept": members - removed}
+        facts = {
+            "run": run.store.url,
+            "drop": list(config.drop),
+            "current": members,
+            "removed": removed,
+            "kept": members - removed,
+            **lease.facts(),
+        }
         if config.form == "list":
             columns = _own_columns(run)
             kept = write_tables(store, "kept", _list_schema(columns), _listed(run, config.drop, columns), csv=True)

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from ray_app.archives import Archive, Each, fetcher_of, in_turn, list_members, read_complete
-from ray_app.errors import ClusterError, StorageError, resumable
+from ray_app.errors import ClusterError, ConfigError, StorageError, resumable
 from ray_app.packing.config import FilterConfig, Form, PackConfig
-from ray_app.packing.directory import PackDirectory
+from ray_app.packing.directory import PackDirectory, give_up
 from ray_app.packing.shards import BLOCKS, Shard
 from ray_app.packing.writing import WriteShard
 from ray_app.scoring.listing import Telling
@@ -44,7 +44,7 @@ def write_shards(
     with resumable(KeyboardInterrupt, ClusterError):
         if archive is not None and read_complete(store, 0) is None:
             with _workers(config, wanted=False) as each:
-                list_members(store, archive, BLOCKS, each=each, progress=Telling(), limit=limit)
+                _list(store, archive, each, limit)
         if retry:
             directory.reopen()
         pending = directory.pending()
@@ -58,9 +58,19 @@ def write_shards(
             )
             with _workers(config, wanted=_pays(pending)) as each:
                 _write(each, write, pending, lease, total=sum(shard.members for shard in directory.shards()))
-        summary = directory.reconcile() | {"session": {"shards": len(pending), "wall_s": round(time.monotonic() - start, 2)}}
+        summary = directory.reconcile() | {
+            "session": {"shards": len(pending), "wall_s": round(time.monotonic() - start, 2), **lease.facts()}
+        }
         store.write("summary.json", json.dumps(summary, indent=2, ensure_ascii=False).encode())
     return summary
+
+
+def _list(store: Store, archive: Archive, each: Each, limit: int | None) -> None:
+    try:
+        list_members(store, archive, BLOCKS, each=each, progress=Telling(), limit=limit)
+    except ConfigError:
+        give_up(store)
+        raise
 
 
 def _write(each: Each, write: WriteShard, pending: Sequence[Shard], lease: Lease, *, total: int) -> None:

@@ -135,6 +135,14 @@ class LinkedFolders(Section):
     example: str = ""
 
 
+class KeptSetting(Section):
+    """A setting that the command left open, and that the run has otherwise than a new one would; values as JSON."""
+
+    key: str = ""
+    run: str = ""
+    today: str = ""
+
+
 class Session(Section):
     """What the last command did; `seconds` per stage are summed over the workers."""
 
@@ -153,6 +161,8 @@ class Session(Section):
     cost: Cost = Cost()
     looks: dict[str, Look] = {}
     seconds: dict[str, float] = {}
+    kept: list[KeptSetting] = []
+    unguarded: bool = False
 
 
 class Bottleneck(Section):

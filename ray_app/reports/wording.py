@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from ray_app.errors import MEANING, REASON_MEANING, Reason, Status
-from ray_app.reports.run_summary import RunSummary, StabilitySummary
+from ray_app.reports.run_summary import RunSummary, Session, StabilitySummary
 
 VERDICT_WORDS = {"fake": "flagged as fake", "abstain": "abstained", "real": "no evidence found"}
 C2PA_WORDS = {
@@ -31,6 +31,7 @@ DEMONSTRATION = "Demonstration detector: it shows that the machinery works and i
 UNCALIBRATED = "Probability not calibrated: it is the plain sigmoid of the score."
 NONE = "–"
 
+_MOST_SETTINGS, _LONGEST_SETTING = 6, 80
 _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 _MARKS = frozenset({"Mn", "Me"})
 _MOST_MARKS = 4  # on one letter; more is no script but a way to paint over the neighbours
@@ -139,6 +140,26 @@ def linked_words(count: int, example: str) -> str:
         return ""
     what = f"{counted(count, 'linked folder')} {'is' if count == 1 else 'are'} not followed, e.g. {visible(example)}"
     return f"{what}: name {'it as a source of its own' if count == 1 else 'them as sources of their own'} to score what is in there"
+
+
+def kept_settings(session: Session) -> list[str]:
+    """Which settings are as the run was begun and not as today, and how to move; nothing where all are as today."""
+    kept = session.kept
+    if not kept:
+        return []
+    shown = [[shortened(text, _LONGEST_SETTING) for text in (one.key, one.run, one.today)] for one in kept[:_MOST_SETTINGS]]
+    named = [f"{key} {run} (today {today})" for key, run, today in shown]
+    more = f" and {len(kept) - len(named)} more in summary.json" if len(kept) > len(named) else ""
+    return [
+        f"{'; '.join(named)}{more}",
+        "the command leaves them open, so they stay as the run was begun; to move, give a new --out, which begins with those of today; to "
+        "stay on purpose, write the key down (--set KEY=VALUE)",
+    ]
+
+
+def unguarded(session: Session) -> list[str]:
+    """What was lost on a store without conditional writes; nothing on any other."""
+    return ["two commands that write into this directory at once are not noticed: its store has no conditional writes"] * session.unguarded
 
 
 def decimal(number: float | None, digits: int = 1) -> str:

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from ray_app.archives import Each, in_turn, manifests
 from ray_app.errors import ConfigError, IdentityError
 from ray_app.images import ImageLimits
+from ray_app.runs.claiming import refuse_others
 from ray_app.runs.identity import Identity, as_known_to, differences
 from ray_app.runs.merging import Compactor, Merger, consecutive, published_path, remove_parts
 from ray_app.runs.schema import MASK_SCHEMA, SCHEMA_VERSION
@@ -96,9 +97,8 @@ class RunDirectory:
 
     def claim(self, identity: Identity, detectors: list[str], ensemble: dict[str, Any]) -> None:
         """Make the directory this command's, or check that it already is. Raises IdentityError with the differences."""
+        self.check_free()
         if not self.exists():
-            if self.store.exists("pack.json"):
-                raise ConfigError(f"{self.store.url} holds what `touchstone pack` or `filter` wrote", hint="give another --out")
             now = datetime.now(UTC).isoformat(timespec="seconds")
             self.write_json(
                 "run.json",
@@ -107,11 +107,26 @@ class RunDirectory:
             return
         self.check_settled(by_score=True)
         if differing := self.differing(identity):
-            raise IdentityError(
-                f"{self.store.url} was made by another command:\n  " + "\n  ".join(differing),
-                hint="give another --out, or the same source, detectors and settings; "
-                "`touchstone decide` applies other thresholds without scoring again",
-            )
+            raise self.mismatch(differing)
+
+    def check_free(self) -> None:
+        """Raises ConfigError for a directory that is none of a run, but that of another command."""
+        if not self.exists():
+            refuse_others(self.store, "run.json")
+
+    def give_up(self) -> None:
+        """Forget a run of which nothing was listed, so that the directory is anybody's again."""
+        for folder in ("manifest", "sessions"):
+            self.store.clear(folder)
+        self.store.delete("run.json")
+
+    def mismatch(self, differing: list[str], *, hint: str | None = None) -> IdentityError:
+        """What to say of a command whose identity differs from the run's in these lines."""
+        usual = (
+            "give another --out, or the same source, detectors and settings; what a command does not say is as in the run; "
+            "`touchstone decide` applies other thresholds without scoring again"
+        )
+        return IdentityError(f"{self.store.url} was made by another command:\n  " + "\n  ".join(differing), hint=hint or usual)
 
     def differing(self, identity: Identity) -> list[str]:
         """How the identity of a command differs from the run's, in lines; none where it is the run's own."""

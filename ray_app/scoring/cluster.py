@@ -12,12 +12,16 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from ray_app.errors import ClusterError, said
+from ray_app.errors import ClusterError
 from ray_app.scoring.config import ClusterConfig
 from ray_app.scoring.machines import RAY_SHARE
 from ray_app.scoring.private_ray import private_ray
 from ray_app.storage.node_budget import node_memory
 
+HEAD_WAIT_S = 20.0
+_ASK_AGAIN_S = 0.5
+_NO_GRPC = "Failed parsing HTTP/2"  # what gRPC says of a server that speaks something else
+_LONGEST = 400  # letters of what Ray has to say
 LOCAL_OBJECT_STORE_BYTES = 512 * 2**20
 # Ray scores in a thread of its own; with a heap of its own it would ignore what ray_app.detectors.allocator asks for.
 WORKER_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
@@ -46,6 +50,8 @@ def cluster(
         return
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     with ExitStack() as ending:
+        if address:
+            _require_head(address)
         try:
             if address:
                 with unobtrusively():
@@ -55,9 +61,9 @@ def cluster(
                 with unobtrusively():
                     ray.init(address="local", include_dashboard=False, num_cpus=config.cpus, num_gpus=config.gpus, _temp_dir=str(folder),
                              object_store_memory=config.object_store_bytes or LOCAL_OBJECT_STORE_BYTES, **quiet)  # fmt: skip
-        except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        except Exception as error:  # Ray raises bare ones, too, such as for a node that does not start in time
             raise ClusterError(
-                f"cannot join the Ray cluster at {address or 'local'}: {said(error)}",
+                f"cannot join the Ray cluster at {address or 'local'}: {' '.join(str(error).split())[:_LONGEST]}",
                 hint="is it running, and are RAY_AUTH_MODE and RAY_AUTH_TOKEN those of its head?" if address else None,
             ) from error
         ending.callback(ray.shutdown)
@@ -69,6 +75,65 @@ def has_other_nodes() -> bool:
     import ray
 
     return len(ray.nodes()) > 1 or bool(os.environ.get("RAY_ADDRESS"))  # type: ignore[no-untyped-call]
+
+
+def _require_head(address: str) -> None:
+    """Whether a head of this very Ray answers at an address, and takes our token. Raises ClusterError, after `HEAD_WAIT_S` at most.
+
+    `ray.init` would wait for minutes for a head that is gone, and says nothing of a token that is another.
+    """
+    import grpc
+    import ray
+    from ray._private.gcs_utils import create_gcs_channel
+    from ray._private.services import canonicalize_bootstrap_address
+    from ray.core.generated.gcs_service_pb2 import CheckAliveRequest  # type: ignore[attr-defined]
+    from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
+    from ray.exceptions import AuthenticationError
+
+    is_client = address.startswith("ray://")  # whose server is asked whether it is there; what it serves is another service
+    try:
+        place = address.removeprefix("ray://") if is_client else canonicalize_bootstrap_address(address)
+    except ValueError:
+        return  # ray.init says best what is wrong with an address that is none
+    if place is None:
+        return
+    until = time.monotonic() + HEAD_WAIT_S
+    with create_gcs_channel(place) as channel:
+        ask = NodeInfoGcsServiceStub(channel).CheckAlive  # type: ignore[no-untyped-call]
+        while True:
+            try:
+                answer = ask(CheckAliveRequest(), timeout=max(until - time.monotonic(), _ASK_AGAIN_S))
+                break
+            except AuthenticationError as error:
+                raise _no_head(address, grpc.StatusCode.UNAUTHENTICATED, str(error)) from None
+            except grpc.RpcError as error:
+                code, detail = error.code(), str(error.details())
+            if is_client and code is grpc.StatusCode.UNIMPLEMENTED:
+                return
+            if code is not grpc.StatusCode.UNAVAILABLE or _NO_GRPC in detail or time.monotonic() > until:
+                raise _no_head(address, code, detail)
+            time.sleep(_ASK_AGAIN_S)  # a head that starts again is there in a moment
+    if answer.ray_version != ray.__version__:
+        raise ClusterError(
+            f"cannot join the Ray cluster at {address}: it runs Ray {answer.ray_version}, this is Ray {ray.__version__}",
+            hint="install the cluster's version of Ray here, or run the command on the cluster: ray job submit",
+        )
+
+
+def _no_head(address: str, code: Any, detail: str) -> ClusterError:
+    """What to say of an address where no head took us in; `code` and `detail` are gRPC's."""
+    if code.name == "UNAUTHENTICATED":
+        why, hint = "its head does not take our token", "set RAY_AUTH_MODE=token and the head's own RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH)"
+    elif code.name == "UNIMPLEMENTED" or _NO_GRPC in detail:
+        why = "what answers there is no Ray head"
+        hint = "give HOST:PORT of the head itself, port 6379 as a rule; 8265 is its dashboard"
+    elif code.name == "DEADLINE_EXCEEDED":
+        why, hint = f"no answer in {HEAD_WAIT_S:g} s", "see whether the head is stuck (`ray status` there), or a firewall lies between"
+    else:
+        why, hint = f"no head there in {HEAD_WAIT_S:g} s ({detail})", "see whether the cluster is up, and this is its head's address"
+    return ClusterError(
+        f"cannot join the Ray cluster at {address}: {why}", hint=f"{hint}; without RAY_ADDRESS and cluster.address a local Ray is started"
+    )
 
 
 @contextmanager

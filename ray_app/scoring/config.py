@@ -11,7 +11,7 @@ from ray_app.errors import Status
 from ray_app.images import BatchLimits
 from ray_app.images.provenance import ProvenanceConfig
 from ray_app.inference.decoding import WALL_LIMIT_S
-from ray_app.storage import RetryPolicy
+from ray_app.storage import UNGUARDED, RetryPolicy
 
 
 class ClusterConfig(Frozen):
@@ -117,6 +117,7 @@ class ScoreConfig(Frozen):
     prior: float | None = Field(default=None, gt=0, lt=1, description="share of fakes to expect, for the report")
     thumbnails: bool = Field(default=False, description="put thumbnails of the highest scores into the report")
     retry: RetryPolicy = RetryPolicy()
+    unguarded: bool = Field(default=False, description=UNGUARDED)
     cluster: ClusterConfig = ClusterConfig()
 
     @field_validator("rescore", mode="before")

@@ -16,6 +16,7 @@ from ray_app.images.memory import worst_bytes
 from ray_app.inference import ScoringSpec
 from ray_app.inference.settings import departures
 from ray_app.reports.false_flags import measured_rate
+from ray_app.runs import RunDirectory
 from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.costs import BYTES, GETS, LISTS, PUTS, is_billed, require_prices, spent
 from ray_app.scoring.listing import Telling
@@ -24,7 +25,8 @@ from ray_app.scoring.plan import GMAC_PER_S, Layout
 from ray_app.scoring.probing import Probe, probe_members
 from ray_app.scoring.rates import ESTIMATED, forecast_rates
 from ray_app.scoring.remaining import Standing, members_to_score, standing
-from ray_app.scoring.run import check_detectors, layout_for, memory_of, spec_for
+from ray_app.scoring.resolution import resolve
+from ray_app.scoring.run import check_detectors, layout_for, memory_of
 from ray_app.scoring.survey import Survey, survey
 from ray_app.storage import Fetcher
 from ray_app.storage.node_budget import node_memory
@@ -47,12 +49,14 @@ def forecast(
         raise ConfigError("nothing to plan for", hint="touchstone plan SOURCE")
     config = planned_for(config, cluster, price_per_hour)
     require_prices(config)
-    check_detectors(config)
+    resolved = resolve(config, RunDirectory.open(config.out) if config.out else None)
+    check_detectors(resolved)
+    config = resolved.config
     cpus, gpus = config.cluster.cpus or _cores_here(), config.cluster.gpus or 0
-    spec = spec_for(config, gpus)
+    spec = resolved.spec(gpus)
     layout = layout_for(config, spec, cpus, gpus, _memory_bytes(cluster, cpus))
     fetcher = fetcher_of(config.source, config.retry, allow_private=config.allow_private)
-    before, began = standing(config, spec), time.monotonic()
+    before, began = standing(resolved, spec), time.monotonic()
     items = members_to_score(config, before, fetcher)
     found = survey(items, sample=probe, max_bytes=spec.limits.max_bytes, progress=Telling())
     blocks = (

@@ -32,7 +32,7 @@ from ray_app.storage import Lease
 _NAME = "predicted_generator"
 
 
-def name_run(url: str, out: str, identifier: str) -> dict[str, Any]:
+def name_run(url: str, out: str, identifier: str, *, unguarded: bool = False) -> dict[str, Any]:
     """Copy a finished run into `out` with the names that an identifier's card gives its images; returns the summary.
 
     The new run is what `touchstone score --features …` with that identifier in the ensemble's profile would have made of the same images:
@@ -47,10 +47,10 @@ def name_run(url: str, out: str, identifier: str) -> dict[str, Any]:
     assert spec.identifier is not None
     kept = _kept(source, spec.identifier)
     require_embeddings(spec)
-    with Lease(run.store):
+    with Lease(run.store, unguarded=unguarded) as lease:
         run.claim(_identity(described["identity"], spec.identifier), list(spec.cards), spec.ensemble.model_dump(mode="json"))
         keep_references(run, source.store.read(REFERENCES) if source.store.exists(REFERENCES) else None)
-        session = Session(run, {"renamed": source.store.url, "identifier": spec.identifier.name}, start)
+        session = Session(run, {"renamed": source.store.url, "identifier": spec.identifier.name}, start, noted=lease.facts())
         _Naming(source, run, spec, kept, spec.identifier.embedding["width"], list(kept_features(source)), session).all()
         return finished(run, spec, session)
 

@@ -1,11 +1,12 @@
 """A spec and a source → the identity of a run. Hashes weights; loads no network."""
 
 import os
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from ray_app.archives import Columns, ContainerLimits, name_of
-from ray_app.config import Frozen, config_root
-from ray_app.detectors import MIRROR_VARIABLE, publish_weights, resolve_weights, weights_digest
+from ray_app.archives import name_of
+from ray_app.config import config_root
+from ray_app.detectors import MIRROR_VARIABLE, DetectorCard, publish_weights, resolve_weights, weights_digest
 from ray_app.detectors.weights import publish_part
 from ray_app.ensembles import EnsembleCard, decision_facts
 from ray_app.inference import ScoringSpec
@@ -13,8 +14,17 @@ from ray_app.runs import RunDirectory
 from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.guarantee import WAIVED
 
+Digest = Callable[[DetectorCard], str | None]
 
-def identity_of(config: ScoreConfig, spec: ScoringSpec) -> dict[str, Any]:
+# How a run was made that does not note it: what came to be noted later, and settings that are noted only where they are others than these.
+UNNOTED: Mapping[str, Mapping[str, Any]] = {
+    "limits": {},
+    "columns": {"image": None, "uri": None},
+    "container_limits": {"max_members": 10_000_000, "max_ratio": 200.0},
+}
+
+
+def identity_of(config: ScoreConfig, spec: ScoringSpec, *, digest: Digest = weights_digest) -> dict[str, Any]:
     """What another command on the same run directory must match (DESIGN §3). Raises DetectorError where weights are missing."""
     return {
         "source": [name_of(source) for source in config.source],
@@ -22,12 +32,12 @@ def identity_of(config: ScoreConfig, spec: ScoringSpec) -> dict[str, Any]:
         "exclude": list(config.exclude),
         "limit": config.limit,
         "limits": spec.limits.model_dump(mode="json"),
-        **{name: given.model_dump(mode="json") for name, given in _of_containers(config).items()},
+        **_of_containers(config),
         **({"perturb": {view.name: view.facts() for view in spec.views}} if spec.views else {}),
         **({"stability": spec.stability.facts()} if spec.stability else {}),
         **({"features": list(spec.features)} if spec.features else {}),
         **({WAIVED: True} if config.waive_guarantee and promises(spec.ensemble) else {}),
-        **scoring_identity(spec),
+        **scoring_identity(spec, digest=digest),
     }
 
 
@@ -36,13 +46,10 @@ def promises(card: EnsembleCard) -> bool:
     return any(known is not None for known in (card.guarantee, card.settings, card.population))
 
 
-def _of_containers(config: ScoreConfig) -> dict[str, Frozen]:
-    """Settings of containers where they are not the usual ones: runs from before there were any have none of them either."""
-    given: dict[str, tuple[Frozen, Frozen]] = {
-        "columns": (config.columns, Columns()),
-        "container_limits": (config.container_limits, ContainerLimits()),
-    }
-    return {name: setting for name, (setting, usual) in given.items() if setting != usual}
+def _of_containers(config: ScoreConfig) -> dict[str, Any]:
+    """Settings of containers where they are not those of runs that note none."""
+    given = {"columns": config.columns.model_dump(mode="json"), "container_limits": config.container_limits.model_dump(mode="json")}
+    return {name: setting for name, setting in given.items() if setting != UNNOTED[name]}
 
 
 def share_weights(spec: ScoringSpec, run: RunDirectory) -> str | None:
@@ -65,10 +72,10 @@ def share_weights(spec: ScoringSpec, run: RunDirectory) -> str | None:
     return mirror
 
 
-def scoring_identity(spec: ScoringSpec) -> dict[str, Any]:
+def scoring_identity(spec: ScoringSpec, *, digest: Digest = weights_digest) -> dict[str, Any]:
     """The part that a served ensemble has too: detectors, settings, decision."""
     return {
-        "detectors": {name: {"weights": weights_digest(card), **card.scoring_facts} for name, card in spec.cards.items()},
+        "detectors": {name: {"weights": digest(card), **card.scoring_facts} for name, card in spec.cards.items()},
         "precision": dict(spec.precision),
         "resize": spec.resize,
         "batch_slots": spec.slots,

@@ -26,7 +26,7 @@ from ray_app.scoring.stability import stability_facts, stability_in
 from ray_app.storage import Lease
 
 
-def decide_run(url: str, ensemble: str, *, waive_guarantee: bool = False) -> dict[str, Any]:
+def decide_run(url: str, ensemble: str, *, waive_guarantee: bool = False, unguarded: bool = False) -> dict[str, Any]:
     """Apply an ensemble card to a finished run; returns the new summary.
 
     The directory then belongs to a `score` command with that ensemble. Interrupted, the same command finishes it; until then
@@ -36,7 +36,8 @@ def decide_run(url: str, ensemble: str, *, waive_guarantee: bool = False) -> dic
     verdicts stand that the card does not answer for.
     """
     run = RunDirectory.open(url)
-    with Lease(run.store):
+    run.describe_finished()  # a lease would make a directory of a misspelt name
+    with Lease(run.store, unguarded=unguarded):
         described = run.describe_finished()
         if run.read_json("summary.json")["listing"] != max(manifests(run.store)):
             raise ConfigError(f"{url}: a newer listing is still being scored", hint="finish it with its `touchstone score` command first")

@@ -12,7 +12,7 @@ from ray_app.inference import ScoringSpec
 from ray_app.runs import RunDirectory
 from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.listing import archive_of
-from ray_app.scoring.preparing import identity_of
+from ray_app.scoring.resolution import Resolved
 from ray_app.storage import Fetcher
 
 _BATCH = 8192
@@ -40,12 +40,12 @@ class Standing:
         return "unfinished" if len(self.pending) else "finished" if len(self.blocks) else "begun"
 
 
-def standing(config: ScoreConfig, spec: ScoringSpec) -> Standing | None:
-    """How far the run in `config.out` is; None where none was begun. Raises IdentityError when another command made it."""
-    run = RunDirectory.open(config.out) if config.out else None
-    if run is None or not run.exists():
+def standing(resolved: Resolved, spec: ScoringSpec) -> Standing | None:
+    """How far the run is that a command goes on with; None where none was begun. Raises IdentityError when another command made it."""
+    if resolved.begun is None:
         return None
-    run.claim(identity_of(config, spec), list(spec.cards), spec.ensemble.model_dump(mode="json"))
+    run = resolved.begun.run
+    run.claim(resolved.identity(spec), list(spec.cards), spec.ensemble.model_dump(mode="json"))
     blocks = [read_blocks(run.store, number) for number in manifests(run.store)]
     pending = [one.without(run.done_blocks(number)) for number, one in zip(manifests(run.store), blocks, strict=True)]
     return Standing(run, BlockList.joined(blocks), BlockList.joined(pending))

@@ -39,7 +39,13 @@ _MEMBERS = ("image_id", "uri", "member", "occurrence", "input")
 
 
 def rescore_run(
-    url: str, out: str, detectors: Sequence[str], ensemble: str | None = None, *, accept_licences: Sequence[str] = ()
+    url: str,
+    out: str,
+    detectors: Sequence[str],
+    ensemble: str | None = None,
+    *,
+    accept_licences: Sequence[str] = (),
+    unguarded: bool = False,
 ) -> dict[str, Any]:
     """Score what a finished run has kept by the heads of these detectors, or of an ensemble card, into `out`; returns the summary.
 
@@ -54,11 +60,11 @@ def rescore_run(
     card = load_ensemble_card(ensemble) if ensemble is not None else ensemble_of(list(detectors))
     spec, heads = _heads(source, identity, card, accept_licences)
     references = None if ensemble is None else references_beside(ensemble)
-    with Lease(run.store):
+    with Lease(run.store, unguarded=unguarded) as lease:
         identity = {key: identity[key] for key in OF_THE_SOURCE if key in identity} | scoring_identity(spec)
         run.claim(identity, list(spec.cards), spec.ensemble.model_dump(mode="json"))
         keep_references(run, references)
-        session = Session(run, {"rescored": source.store.url, "detectors": [head.card.name for head in heads]}, start)
+        session = Session(run, {"rescored": source.store.url, "detectors": [head.card.name for head in heads]}, start, noted=lease.facts())
         clock = StageClock()
         describing = Describing(spec, clock) if spec.describer else None
         _Rescoring(source, run, spec, heads, session, clock, describing).all()

@@ -4,39 +4,36 @@ Every step can be interrupted anywhere; the same command goes on from the facts 
 """
 
 import math
+import sys
 import time
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ray_app.archives import manifests
-from ray_app.detectors import load_card, resolve_weights
+from ray_app.archives import BlockPlan, manifests
+from ray_app.detectors import resolve_weights
 from ray_app.detectors.licences import require_accepted
 from ray_app.detectors.weights import resolve_part
-from ray_app.ensembles import EnsembleCard, ensemble_of, load_ensemble_card
 from ray_app.errors import ClusterError, ConfigError, ExitCode, resumable
 from ray_app.images.perceptual import require_perceptual_hash
-from ray_app.inference import ScoringSpec, make_spec
-from ray_app.inference.identified import require_embeddings
+from ray_app.inference import ScoringSpec
 from ray_app.inference.reading import file_bytes
 from ray_app.inference.spec import profile_cards
-from ray_app.perturbations import load_perturbations
+from ray_app.reports.wording import shortened
 from ray_app.runs import RunDirectory, check_conservation
 from ray_app.scoring.cluster import cluster, resources, working_nodes
 from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.costs import require_prices
-from ray_app.scoring.embedding import kept_by
 from ray_app.scoring.guarantee import settle_guarantee
-from ray_app.scoring.listing import archive_of, bring_up_to_date, has_nothing_new, is_complete
+from ray_app.scoring.listing import Listing, archive_of, bring_up_to_date, has_nothing_new, is_complete
 from ray_app.scoring.passes import Pass
 from ray_app.scoring.plan import Layout, NodeMemory, Work, plan_layout
-from ray_app.scoring.preparing import identity_of
 from ray_app.scoring.redeciding import decided
-from ray_app.scoring.references import keep_references, references_beside
+from ray_app.scoring.references import REFERENCES, keep_references
 from ray_app.scoring.reporting import bad_fraction, renew_summary, write_report, write_summary
+from ray_app.scoring.resolution import Resolved, resolve
 from ray_app.scoring.retrying import check_retry, finish_begun, retry_members
 from ray_app.scoring.reusing import check_reuse
 from ray_app.scoring.session import Session
-from ray_app.scoring.stability import stability_of
 from ray_app.scoring.tasks import on_ray
 from ray_app.storage import Lease
 from ray_app.storage.node_budget import budget_of
@@ -53,8 +50,9 @@ class Finished:
 def score_archive(config: ScoreConfig) -> Finished:
     """Score `config.source` into `config.out`, from wherever an earlier session of the same command stopped.
 
-    Raises ConfigError, IdentityError (the directory is another command's or in use), DetectorError, StorageError, ClusterError,
-    and KeyboardInterrupt when it was asked to stop. Those that the same call resumes from carry the note RESUMABLE.
+    What the config leaves open is as the run was begun. Raises ConfigError, IdentityError (the directory is another command's or in use),
+    DetectorError, StorageError, ClusterError, and KeyboardInterrupt when it was asked to stop. Those that the same call resumes from carry
+    the note RESUMABLE.
     """
     if not config.source or not config.out:
         raise ConfigError(
@@ -63,61 +61,80 @@ def score_archive(config: ScoreConfig) -> Finished:
     require_prices(config)
     start = time.monotonic()
     run = RunDirectory.open(config.out)
-    with Lease(run.store) as lease, resumable(KeyboardInterrupt):
-        _check(config, run)
-        with resumable(ClusterError):
-            finished = _unchanged(config, run, start)
-        if finished is not None:
-            return finished
-        with cluster(config.cluster):
-            return _score(config, run, lease, start)
+    with resumable(KeyboardInterrupt):
+        resolved = resolve(config, run)
+        _check(resolved, run)
+        with Lease(run.store, unguarded=config.unguarded) as lease:
+            with resumable(ClusterError):
+                finished = _unchanged(resolved, run, lease, start)
+            if finished is not None:
+                return finished
+            with cluster(config.cluster):
+                return _score(resolved, run, lease, start)
 
 
-def _check(config: ScoreConfig, run: RunDirectory) -> None:
-    """What can be refused before a cluster is started: an unknown card, a licence, missing weights, a trust list, an empty source,
-    a perturbation that nobody knows, settings that an ensemble was not calibrated under, a guarantee without the scores that it rests on.
+def check_scoring(config: ScoreConfig) -> None:
+    """Whether `score_archive` would begin: all that it looks at before it writes anything. Raises as that does; fetches weights."""
+    run = RunDirectory.open(config.out or "")
+    _check(resolve(config, run), run)
+
+
+def _check(resolved: Resolved, run: RunDirectory) -> None:
+    """What can be refused before anything is written or a cluster started: a directory of another command, an unknown card, a licence,
+    missing weights, a trust list, a source that is not there or empty, settings that an ensemble was not calibrated under.
     """
-    check_detectors(config)
-    spec_for(config, gpus=0)
+    config = resolved.config
+    run.check_free()
     check_retry(config, run)
-    ensemble = _ensemble(config)
-    check_reuse(config, [load_card(member.detector) for member in ensemble.members], profiled=ensemble.profile is not None)
+    check_detectors(resolved)
+    spec = resolved.spec(gpus=0)
+    check_reuse(config, spec.cards.values(), profiled=spec.ensemble.profile is not None)
     if config.perceptual_hash:
         require_perceptual_hash()
-    config.provenance.policy()
-    _references(config)
-    if not run.exists():
-        next(iter(archive_of(config)), None)
+    resolved.references()
+    resolved.require_own()
+    if not manifests(run.store):
+        archive_of(config).check()
 
 
-def _unchanged(config: ScoreConfig, run: RunDirectory, start: float) -> Finished | None:
+def _unchanged(resolved: Resolved, run: RunDirectory, lease: Lease, start: float) -> Finished | None:
     """The end of a finished run whose source is as it was, for which no cluster is started; None where there may be something to do."""
+    config = resolved.config
     if config.rescore or not run.exists() or not is_complete(run):
-        return None
-    # Whether the run was one on GPUs only its identity tells.
-    if not any(not run.differing(identity_of(config, spec_for(config, gpus))) for gpus in (0, 1)):
         return None
     listing = time.monotonic()
     if not has_nothing_new(config, run):
         return None
-    session = Session(run, config.model_dump(mode="json"), start)
+    session = _session(resolved, run, lease, resolved.spec(gpus=0), start)
     session.listed(time.monotonic() - listing)
     return _told(config, run, session, renew_summary(run, session))
 
 
-def _score(config: ScoreConfig, run: RunDirectory, lease: Lease, start: float) -> Finished:
+def _score(resolved: Resolved, run: RunDirectory, lease: Lease, start: float) -> Finished:
+    config = resolved.config
     cpus, gpus, memory_bytes = resources(config.cluster)
-    spec = spec_for(config, gpus)
-    references = _references(config)
-    run.claim(identity_of(config, spec), list(spec.cards), spec.ensemble.model_dump(mode="json"))
+    spec = resolved.spec(gpus)
+    layout = layout_for(config, spec, cpus, gpus, memory_bytes)
+    references = resolved.references()
+    run.claim(resolved.identity(spec), list(spec.cards), spec.ensemble.model_dump(mode="json"))
     keep_references(run, references)
     with resumable(ClusterError):
-        return _claimed(config, run, lease, spec, layout_for(config, spec, cpus, gpus, memory_bytes), start)
+        return _claimed(resolved, run, lease, spec, layout, start)
 
 
-def _claimed(config: ScoreConfig, run: RunDirectory, lease: Lease, spec: ScoringSpec, layout: Layout, start: float) -> Finished:
+def _session(resolved: Resolved, run: RunDirectory, lease: Lease, spec: ScoringSpec, start: float) -> Session:
+    kept = resolved.kept(spec)
+    if kept:
+        named = ", ".join(f"{one['key']} {shortened(one['run'], 80)}" for one in kept)
+        print(f"going on as the run was begun: {shortened(named, 400)}", file=sys.stderr, flush=True)
+    noted = lease.facts() | ({"kept": kept} if kept else {})
+    return Session(run, resolved.config.model_dump(mode="json"), start, noted=noted)
+
+
+def _claimed(resolved: Resolved, run: RunDirectory, lease: Lease, spec: ScoringSpec, layout: Layout, start: float) -> Finished:
+    config = resolved.config
     was_complete = not config.rescore and is_complete(run)
-    session = Session(run, config.model_dump(mode="json"), start)
+    session = _session(resolved, run, lease, spec, start)
     session.planned(layout, memory_of(config, spec, layout, *working_nodes(config.cluster.labels)))
     scoring = Pass(config, lease, session, spec, layout, lambda: layout_for(config, spec, *resources(config.cluster)), run)
     plan = layout.block_plan(spec.slots)
@@ -125,13 +142,24 @@ def _claimed(config: ScoreConfig, run: RunDirectory, lease: Lease, spec: Scoring
     if config.rescore:
         retry_members(config, run, session, plan, scoring.score)
     else:
-        work = bring_up_to_date(run, config, plan, each=on_ray)
+        work = _listed(run, config, plan)
         session.listed(work.listing_s)
         if work.pending:
             scoring.score(run, work)
         elif was_complete and not work.is_new:
             return _told(config, run, session, renew_summary(run, session))
     return _finish(config, run, session, spec)
+
+
+def _listed(run: RunDirectory, config: ScoreConfig, plan: BlockPlan) -> Listing:
+    """The work there is. A first listing that fails by what the user gave leaves the directory to whoever wants it."""
+    try:
+        return bring_up_to_date(run, config, plan, each=on_ray)
+    except ConfigError:
+        if not manifests(run.store):
+            run.store.delete(REFERENCES)
+            run.give_up()
+        raise
 
 
 def _finish(config: ScoreConfig, run: RunDirectory, session: Session, spec: ScoringSpec) -> Finished:
@@ -165,39 +193,16 @@ def memory_of(config: ScoreConfig, spec: ScoringSpec, layout: Layout, nodes: int
     return NodeMemory(math.ceil(layout.workers / nodes), spec.process_bytes, decode_bytes, encoded)
 
 
-def check_detectors(config: ScoreConfig) -> None:
+def check_detectors(resolved: Resolved) -> None:
     """Whether every detector may and can be used here; fetches weights. Raises ConfigError, and DetectorError for licence or weights."""
-    ensemble = _ensemble(config)
-    cards = {card.name: card for card in (load_card(member.detector) for member in ensemble.members)}
+    cards = {card.name: card for card in resolved.cards}
     for card in cards.values():
-        require_accepted(card, config.accept_licences)
+        require_accepted(card, resolved.config.accept_licences)
         resolve_weights(card)
-    for part in (part for profiling in profile_cards(ensemble, cards) if profiling is not None for part in profiling.parts):
+    for part in (part for profiling in profile_cards(resolved.ensemble, cards) if profiling is not None for part in profiling.parts):
         resolve_part(part)
 
 
 def spec_for(config: ScoreConfig, gpus: float) -> ScoringSpec:
-    """The config's cards and settings, resolved for a cluster with so many GPUs. Raises ConfigError."""
-    spec = make_spec(
-        _ensemble(config),
-        limits=config.limits,
-        device=config.device if config.device != "auto" else "cuda" if gpus else "cpu",
-        precision=config.precision,
-        resize=config.resize,
-        slots=config.batch_slots,
-        perceptual_hash=config.perceptual_hash,
-        provenance=config.provenance.policy(),
-        views=load_perturbations(config.perturb),
-        stability=stability_of(config),
-        waive_guarantee=config.waive_guarantee,
-    )
-    require_embeddings(spec)
-    return replace(spec, features=kept_by(spec, config.features))
-
-
-def _references(config: ScoreConfig) -> bytes | None:
-    return None if config.detectors else references_beside(config.ensemble)
-
-
-def _ensemble(config: ScoreConfig) -> EnsembleCard:
-    return ensemble_of(list(config.detectors)) if config.detectors else load_ensemble_card(config.ensemble)
+    """What a new run of this config scores with, on a cluster with so many GPUs. Raises ConfigError."""
+    return resolve(config).spec(gpus)

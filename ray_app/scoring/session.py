@@ -5,7 +5,7 @@ import os
 import platform
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -26,11 +26,11 @@ _log = logging.getLogger(__name__)
 class Session:
     """Counts while blocks are committed. `number` is 1 for the first session of a run; rows carry it as `attempt`.
 
-    `start` is the monotonic time at which the user's command began.
+    `start` is the monotonic time at which the user's command began; `noted`: what its summary says of it besides.
     """
 
-    def __init__(self, run: RunDirectory, settings: dict[str, Any], start: float) -> None:
-        self._run, self._settings = run, settings
+    def __init__(self, run: RunDirectory, settings: dict[str, Any], start: float, *, noted: Mapping[str, Any] | None = None) -> None:
+        self._run, self._settings, self._noted = run, settings, dict(noted or {})
         self._prices = Prices.model_validate(settings.get("prices", {}))
         self.number = 1 + len(run.store.names("sessions"))
         self.started_at = datetime.now(UTC)
@@ -121,6 +121,7 @@ class Session:
             **({"looks": self._looks()} if LOOKED in self._counts else {}),
             **({DESCRIBED: self._counts[DESCRIBED]} if DESCRIBED in self._counts else {}),
             "seconds": {stage: round(seconds, 3) for stage, seconds in self._seconds.items()},
+            **self._noted,
         }
 
     def _looks(self) -> dict[str, Any]:

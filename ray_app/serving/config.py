@@ -8,6 +8,7 @@ from pydantic import Field
 from ray_app.config import Frozen
 from ray_app.images import ImageLimits
 from ray_app.images.provenance import ProvenanceConfig
+from ray_app.storage import UNGUARDED
 
 
 class RequestLimits(Frozen):
@@ -65,6 +66,7 @@ class JobLimits(Frozen):
         default=None,
         description="fsspec folder for the state and results of jobs (never images), so that they outlive the process; null = memory",
     )
+    unguarded: bool = Field(default=False, description=UNGUARDED)
     webhooks: bool = Field(default=False, description="whether a job may name an https URL that is told of its end")
     webhook_secret_variable: str = Field(
         default="TOUCHSTONE_WEBHOOK_SECRET", description="environment variable with the key that signs webhooks"

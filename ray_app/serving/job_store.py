@@ -66,7 +66,11 @@ class JobStore(Protocol):
 
 def job_store(limits: JobLimits) -> JobStore:
     """The store that the settings ask for. Raises ConfigError for a directory that cannot be opened."""
-    return MemoryJobs(limits.max_waiting_bytes) if limits.directory is None else StoredJobs(Store.open(limits.directory))
+    return (
+        MemoryJobs(limits.max_waiting_bytes)
+        if limits.directory is None
+        else StoredJobs(Store.open(limits.directory), unguarded=limits.unguarded)
+    )
 
 
 @contextmanager
@@ -123,8 +127,8 @@ class MemoryJobs:
 class StoredJobs:
     """Files under a root, each written whole; a lease keeps a second process away until the first is gone."""
 
-    def __init__(self, store: Store) -> None:
-        self._store, self._lease, self._is_ours = store, Lease(store), False
+    def __init__(self, store: Store, *, unguarded: bool = False) -> None:
+        self._store, self._lease, self._is_ours = store, Lease(store, unguarded=unguarded), False
 
     async def open(self) -> Kept:
         """As promised; waits for the process that is being replaced. Raises IdentityError where that one stays."""

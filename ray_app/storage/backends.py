@@ -53,6 +53,9 @@ class Backend(Protocol):
     def delete(self, path: str, left: float) -> None:
         """Remove a file."""
 
+    def drop_folder(self, folder: str) -> None:
+        """Remove a folder that is empty, where there are folders at all."""
+
     def filesystem_and_path(self, path: str) -> tuple[fsspec.AbstractFileSystem, str]:
         """What fsspec calls this place."""
 
@@ -125,6 +128,10 @@ class _LocalFiles:
 
     def delete(self, path: str, left: float) -> None:
         os.unlink(path)
+
+    def drop_folder(self, folder: str) -> None:
+        with contextlib.suppress(OSError):  # not there, not empty
+            os.rmdir(folder)
 
     def filesystem_and_path(self, path: str) -> tuple[fsspec.AbstractFileSystem, str]:
         return fsspec.filesystem("file"), path
@@ -209,6 +216,9 @@ class _S3Objects:
         bucket, key = bucket_and_key(path)
         s3.delete(bucket, key, timeout_s=left)
 
+    def drop_folder(self, folder: str) -> None:
+        pass
+
     def filesystem_and_path(self, path: str) -> tuple[fsspec.AbstractFileSystem, str]:
         return fsspec_for(path)
 
@@ -263,6 +273,9 @@ class _OtherFiles:
 
     def delete(self, path: str, left: float) -> None:
         self._fs.rm_file(self._inside(path))
+
+    def drop_folder(self, folder: str) -> None:
+        pass
 
     def filesystem_and_path(self, path: str) -> tuple[fsspec.AbstractFileSystem, str]:
         return self._fs, self._inside(path)

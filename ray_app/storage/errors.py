@@ -86,6 +86,11 @@ def is_conflict(error: BaseException) -> bool:
     return isinstance(error, FileExistsError) or _status(error) is Status.SOURCE_CHANGED
 
 
+def refuses_condition(error: BaseException | None) -> bool:
+    """Whether a store that answers otherwise does not take a conditional write: asked of the answer to one, after a read that succeeded."""
+    return error is not None and _http_status(error) in (HTTPStatus.NOT_IMPLEMENTED, HTTPStatus.BAD_REQUEST)
+
+
 def unreachable(error: BaseException, url: str, doing: str) -> StorageError:
     """What a command says when a whole source or run directory is out of reach: one line, and a hint that names bucket and variable.
 
@@ -118,7 +123,7 @@ def _status(error: BaseException) -> Status | None:
         return Status.SOURCE_MISSING
     if http in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN) or names & _CREDENTIAL_CLASSES or isinstance(error, PermissionError):
         return Status.SOURCE_DENIED
-    if code in _TRANSIENT_CODES or http >= HTTPStatus.INTERNAL_SERVER_ERROR or names & _NETWORK_CLASSES:
+    if code in _TRANSIENT_CODES or HTTPStatus.INTERNAL_SERVER_ERROR <= http != HTTPStatus.NOT_IMPLEMENTED or names & _NETWORK_CLASSES:
         return Status.SOURCE_TIMEOUT
     if http or code:
         return Status.SOURCE_DENIED  # any other 4xx: the store understood and refuses

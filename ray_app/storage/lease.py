@@ -2,7 +2,8 @@
 
 A holder that died on this machine is replaced at once; one elsewhere is watched for `ttl_s`, since only its heartbeat tells.
 No clock of another machine is ever compared with ours. Of many that find the same dead holder, one gets its place: they race for
-the exclusive creation of a file named after that holder's token.
+the exclusive creation of a file named after that holder's token. A store that does not create exclusively is found out by asking it
+to create the lease once more.
 """
 
 import json
@@ -13,11 +14,14 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from types import TracebackType
+from typing import Any
 
 from ray_app.errors import IdentityError, StorageError, TouchstoneError
+from ray_app.storage.errors import refuses_condition
 from ray_app.storage.processes import host_identity, host_name, is_running, own_process
 from ray_app.storage.store import Store
 
+UNGUARDED = "write into a directory whose store has no conditional writes: two commands that write there at once are then not noticed"
 _PATH = "lease.json"
 _log = logging.getLogger(__name__)
 
@@ -51,7 +55,8 @@ class Holder:
 class Lease:
     """`with Lease(store) as lease:` — nobody else has this store meanwhile; `lease.check()` before what must not be done by two.
 
-    Raises IdentityError on entering when another living run holds it, naming its host and process.
+    Raises IdentityError on entering when another living run holds it, naming its host and process, and StorageError where the store would
+    let two of them in (it ignores or refuses `If-None-Match`), unless `unguarded`; `is_guarded` then says whether it would.
     """
 
     def __init__(
@@ -64,7 +69,10 @@ class Lease:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], object] = time.sleep,
         holder: Holder | None = None,
+        unguarded: bool = False,
     ) -> None:
+        self.is_guarded = True
+        self._unguarded = unguarded
         self.lost = threading.Event()
         self.holder = holder or Holder.this_process()
         self._store, self._ttl_s, self._beat_s, self._poll_s = store, ttl_s, beat_s, poll_s
@@ -80,11 +88,12 @@ class Lease:
         self.release()
 
     def acquire(self) -> None:
-        """Take the lease and keep it warm. Raises IdentityError while another living run has it."""
-        while not self._store.create(_PATH, self.holder.encode()):
-            other = self._read(_PATH)
-            if other is not None and self._is_dead(other) and self._take_over(other):
-                break
+        """Take the lease and keep it warm. Raises IdentityError while another living run has it, and StorageError as said above."""
+        while not self._taken():
+            pass
+        self.is_guarded = not self._created(_PATH, replace(self.holder, beat=-1))  # that would be over the one that is there
+        if not self.is_guarded:
+            self._go_without_guard()
         self._heart = threading.Thread(target=self._keep_warm, name="lease", daemon=True)
         self._heart.start()
 
@@ -100,6 +109,10 @@ class Lease:
         except TouchstoneError as error:
             _log.warning("lease_left_behind reason=%r", error.message)
 
+    def facts(self) -> dict[str, Any]:
+        """What a summary says of it: nothing, but where nobody else would have been noticed."""
+        return {} if self.is_guarded else {"unguarded": True}
+
     def check(self) -> None:
         """Raises IdentityError once another run has taken over."""
         if self.lost.is_set():
@@ -107,6 +120,35 @@ class Lease:
                 f"{self._store.url}: another run has taken this directory over",
                 hint="this process was silent for too long; let the other one finish, or run the same command again after it",
             )
+
+    def _taken(self) -> bool:
+        """Take an empty place, or a dead holder's. It is read first: not every store refuses to write over a living one's."""
+        other = self._read(_PATH)
+        if other is None:
+            return self._created(_PATH, self.holder)
+        return self._is_dead(other) and self._take_over(other)
+
+    def _created(self, path: str, holder: Holder) -> bool:
+        """Write unless something is there; a store that refuses to be told so writes in any case."""
+        try:
+            return self._store.create(path, holder.encode())
+        except StorageError as error:
+            if not refuses_condition(error.__cause__):
+                raise
+            self._store.write(path, holder.encode())
+            return True
+
+    def _go_without_guard(self) -> None:
+        url = self._store.url
+        if not self._unguarded:
+            self.release()
+            raise StorageError(
+                f"{url}: this store has no conditional writes (it ignores or refuses If-None-Match): two commands that write into one "
+                "directory would not notice each other",
+                hint="write to a store that has them, or to a disk, and copy from there; or, if nothing else ever writes into this "
+                "directory at the same time, say so by the key `unguarded` (docs/archives.md)",
+            )
+        _log.warning("lease_unguarded url=%s lost=%r", url, "two commands that write into this directory at once are not noticed")
 
     def _read(self, path: str) -> Holder | None:
         try:
@@ -144,7 +186,7 @@ class Lease:
     def _take_over(self, other: Holder) -> bool:
         """Take a dead holder's place; False when somebody else did."""
         claim = f"lease.{other.token}.json"
-        if not self._store.create(claim, self.holder.encode()):
+        if not self._created(claim, self.holder):
             self._await_claimant(claim)
             return False
         try:

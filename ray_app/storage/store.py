@@ -100,13 +100,15 @@ class Store:
         self._ask("write", path, lambda place, left: self._backend.delete(place, left))
 
     def clear(self, folder: str) -> None:
-        """Remove all files below `folder`; "" is the whole store."""
+        """Remove all files below `folder`, and on a disk the emptied folders; "" is the whole store, which itself stays."""
         prefix = f"{folder}/" if folder else ""
         if names := self.names(folder):
             with ThreadPoolExecutor(_REQUESTS) as pool:
                 list(pool.map(lambda name: self.delete(prefix + name), names))
         for name in self.folders(folder):
             self.clear(prefix + name)
+        if folder:
+            self._backend.drop_folder(join(self._root, folder))
 
     def filesystem_and_path(self, path: str) -> tuple[fsspec.AbstractFileSystem, str]:
         """fsspec's file system and its own spelling of `path`, for readers that seek (pyarrow)."""

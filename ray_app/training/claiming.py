@@ -4,20 +4,22 @@ Where and on how many machines it runs, and what is kept for the case of faults,
 """
 
 import json
+import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from ray_app.errors import ConfigError, IdentityError
+from ray_app.config.loading import going_on
+from ray_app.errors import IdentityError
 from ray_app.learning.config import PROFILING, Recipe
-from ray_app.runs.identity import differences
+from ray_app.runs.claiming import refuse_others
+from ray_app.runs.identity import differences, differing_keys
 from ray_app.storage import Store, strip_secrets
 from ray_app.training.config import TrainConfig
 from ray_app.training.environment import environment
 
 FILE = "train.json"
 SCHEMA = 1
-_OTHERS = {"run.json": "a scoring run", "pack.json": "what `touchstone pack` wrote", "index.json": "an index"}
 
 
 def recipe_of(config: TrainConfig) -> dict[str, Any]:
@@ -29,18 +31,35 @@ def recipe_of(config: TrainConfig) -> dict[str, Any]:
     }  # older trainings have no such section
 
 
-def claim_recipe(out: Store, config: TrainConfig) -> dict[str, Any]:
-    """Make the directory this recipe's, or check that it is; returns the content of `train.json`. Raises IdentityError."""
-    recipe = recipe_of(config)
+def as_begun(config: TrainConfig, out: Store) -> TrainConfig:
+    """The config with what its user left open as the training in this directory was begun, and says so; itself where there is none."""
     told = read_claim(out)
     if told is None:
-        for name, what in _OTHERS.items():
-            if out.exists(name):
-                raise ConfigError(f"{out.url} holds {what}", hint="give another --out")
+        return config
+    begun = going_on(config, told["identity"]["recipe"], where=f"{out.url}/{FILE}")
+    if kept := differing_keys(recipe_of(config), recipe_of(begun)):
+        said = "; ".join(f"{key} {was} (today {now})" for key, now, was in kept)
+        print(f"train  as it was begun: {said}; a new --out begins with those of today", file=sys.stderr, flush=True)
+    return begun
+
+
+def check_claim(out: Store, config: TrainConfig) -> dict[str, Any] | None:
+    """Whether the directory may be this recipe's; the content of `train.json`, None where there is none. Raises IdentityError."""
+    told = read_claim(out)
+    if told is None:
+        refuse_others(out, FILE)
+    else:
+        _require_equal(out, {"recipe": recipe_of(config)}, {"recipe": told["identity"]["recipe"]})
+    return told
+
+
+def claim_recipe(out: Store, config: TrainConfig) -> dict[str, Any]:
+    """Make the directory this recipe's, or check that it is; returns the content of `train.json`. Raises IdentityError."""
+    told = check_claim(out, config)
+    if told is None:
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        told = {"schema": SCHEMA, "created_at": now, "identity": {"recipe": recipe}, "environment": environment()}
+        told = {"schema": SCHEMA, "created_at": now, "identity": {"recipe": recipe_of(config)}, "environment": environment()}
         write_claim(out, told)
-    _require_equal(out, {"recipe": recipe}, {"recipe": told["identity"]["recipe"]})
     return told
 
 

@@ -8,6 +8,7 @@ from ray_app.config import Frozen
 from ray_app.images import ImageLimits
 from ray_app.learning.config import Recipe
 from ray_app.scoring.config import ClusterConfig
+from ray_app.storage import UNGUARDED
 
 
 class Workers(Frozen):
@@ -45,5 +46,6 @@ class TrainConfig(Recipe):
     workers: Workers = Workers()
     faults: Faults = Faults()
     limits: ImageLimits = ImageLimits()
+    unguarded: bool = Field(default=False, description=UNGUARDED)
     cluster: ClusterConfig = ClusterConfig()
     accept_licences: tuple[str, ...] = ()

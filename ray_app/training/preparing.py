@@ -13,11 +13,11 @@ import pyarrow as pa
 
 from ray_app.archives import Each, in_turn
 from ray_app.augmentation import RealStatistics, load_statistics, save_statistics
-from ray_app.datasets.config import Source
-from ray_app.datasets.indexing import guard_of_source, index_source
+from ray_app.datasets.config import HeldOut, Source
+from ray_app.datasets.indexing import check_source, guard_of_source, index_source
 from ray_app.datasets.order import Order
 from ray_app.datasets.prompting import apart, with_prompts
-from ray_app.datasets.splitting import Splits, make_splits
+from ray_app.datasets.splitting import Splits, make_splits, require_sources
 from ray_app.datasets.telling import Telling
 from ray_app.detectors import MIRROR_VARIABLE, DetectorCard, publish_weights, resolve_weights
 from ray_app.detectors.licences import require_accepted
@@ -65,6 +65,16 @@ def started_from(config: TrainConfig, card: DetectorCard) -> list[DetectorCard]:
         card.model_copy(update={"name": f"{config.name}-{part}", "weights": weights, "backbone": None, "terms": "permissive"})
         for part, weights in files
     ]
+
+
+def check_data(config: TrainConfig, out: Store) -> None:
+    """Whether the images can be indexed, as far as the beginning of each source tells: nothing is written. Raises as `prepare_data`."""
+    require_sources(config.data)
+    for sources in (config.data.train, config.data.validation, config.data.test):
+        for source in () if isinstance(sources, HeldOut) else sources:
+            check_source(source, out)
+    if config.augmentation.statistics is not None:
+        load_statistics(Path(local_path(config.augmentation.statistics)))
 
 
 def prepare_data(config: TrainConfig, out: Store, *, each: Each = in_turn) -> Prepared:

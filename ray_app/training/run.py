@@ -11,18 +11,20 @@ from dataclasses import dataclass, replace
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from ray_app.detectors import DetectorCard
 from ray_app.errors import ClusterError, ConfigError, ExitCode, resumable
 from ray_app.scoring.cluster import cluster, resources
 from ray_app.scoring.config import ClusterConfig
 from ray_app.scoring.tasks import on_ray
 from ray_app.storage import Lease, Store
 from ray_app.training import checkpoints
-from ray_app.training.claiming import claim_data, claim_recipe
+from ray_app.training.claiming import FILE as CLAIM
+from ray_app.training.claiming import as_begun, check_claim, claim_data, claim_recipe
 from ray_app.training.config import TrainConfig
 from ray_app.training.finishing import METRICS, finish
 from ray_app.training.job import Job
 from ray_app.training.layout import plan_workers
-from ray_app.training.preparing import make_job, prepare_data, trained_card
+from ray_app.training.preparing import check_data, make_job, prepare_data, trained_card
 
 BATCHES_IN_STORE = 12  # of one step, in the object store of a local cluster: loaded, on their way, and in use
 LEAST_STORE_BYTES = 256 * 2**20
@@ -49,20 +51,33 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> Trained:
     if not config.out:
         raise ConfigError("no directory for the card: --out DIR is missing", hint="touchstone train CONFIG --out DIR")
     out = Store.open(config.out)
-    with Lease(out), resumable(KeyboardInterrupt):
+    config = as_begun(config, out)
+    begun = check_claim(out, config)
+    if begun is not None and out.exists(METRICS):
+        return _pushed(config, out, Trained(ExitCode.DONE, json.loads(out.read(METRICS)), was_there=True))
+    card = trained_card(config)
+    if begun is None or "data" not in begun["identity"]:
+        check_data(config, out)
+    with Lease(out, unguarded=config.unguarded), resumable(KeyboardInterrupt):
         told = claim_recipe(out, config)
-        if out.exists(METRICS):
-            return _pushed(config, out, Trained(ExitCode.DONE, json.loads(out.read(METRICS)), was_there=True))
-        card = trained_card(config)
-        with resumable(ClusterError), cluster(_cluster_for(config, card.preprocessing.shape)):
-            print("train  indexing and dividing the images", file=sys.stderr, flush=True)
-            prepared = prepare_data(config, out, each=on_ray)
-            claim_data(out, told, prepared.splits.findings)
-            cpus, gpus, _ = resources(config.cluster)
-            layout = plan_workers(config.workers, cpus=cpus, gpus=gpus, node_cpus=_largest_node_cpus())
-            job = make_job(config, card, out, layout, prepared)
-            facts = _made(job, prepared.splits.findings, told)
+        try:
+            with resumable(ClusterError), cluster(_cluster_for(config, card.preprocessing.shape)):
+                facts = _learned(config, card, out, told)
+        except ConfigError:
+            if begun is None and not checkpoints.kept(out):
+                out.delete(CLAIM)  # nothing was learned: the recipe that is to come may differ
+            raise
         return _pushed(config, out, Trained(ExitCode.DONE, facts))
+
+
+def _learned(config: TrainConfig, card: DetectorCard, out: Store, told: dict[str, Any]) -> dict[str, Any]:
+    """Index, divide, train and finish; returns the content of `metrics.json`."""
+    print("train  indexing and dividing the images", file=sys.stderr, flush=True)
+    prepared = prepare_data(config, out, each=on_ray)
+    claim_data(out, told, prepared.splits.findings)
+    cpus, gpus, _ = resources(config.cluster)
+    layout = plan_workers(config.workers, cpus=cpus, gpus=gpus, node_cpus=_largest_node_cpus())
+    return _made(make_job(config, card, out, layout, prepared), prepared.splits.findings, told)
 
 
 def _pushed(config: TrainConfig, out: Store, trained: Trained) -> Trained:

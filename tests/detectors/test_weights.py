@@ -11,7 +11,7 @@ from benchmarks.seeded import PUBLISHED_PREFIX, card_with_weights, seeded_card, 
 from ray_app.detectors import MIRROR_VARIABLE, load_card, load_detector, publish_weights, resolve_weights, weights_digest
 from ray_app.detectors.checkpoints import load_strictly, read_state_dict
 from ray_app.detectors.families import build_network
-from ray_app.detectors.weights import cached_name, parts_of
+from ray_app.detectors.weights import cached_name, file_sha256, parts_of, stated_digest
 from ray_app.errors import DetectorError
 from tests.detectors.conftest import PUBLISHED
 
@@ -291,6 +291,9 @@ def test_the_digest_covers_every_shard(small_card, tmp_path):
     index, names = sharded(tmp_path)
     card = sharded_card(small_card, index, names)
     before = weights_digest(card)
+    assert stated_digest(card) is None
+    stated = {"sha256": file_sha256(index), "unverified": None, "beside": {name: file_sha256(tmp_path / name) for name in names}}
+    assert stated_digest(card.model_copy(update={"weights": card.weights.model_copy(update=stated)})) == before
     write_weights(tmp_path / names[1], {"b.weight": torch.ones(3)})
     assert weights_digest(card) != before
 

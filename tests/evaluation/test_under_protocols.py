@@ -10,7 +10,8 @@ import yaml
 from ray_app.cli.main import main
 from ray_app.config import named_configs
 from ray_app.evaluation.config import EvaluateConfig
-from ray_app.evaluation.run import evaluate
+from ray_app.evaluation.protocols import load_protocol
+from ray_app.evaluation.run import _completed, evaluate
 from ray_app.reports.leaderboard import boards_of
 from tests.evaluation.made import cut, random_rows
 from tests.evaluation.made import write_run as write
@@ -98,3 +99,13 @@ def test_the_command_makes_the_page_of_what_evaluate_wrote(case, tmp_path, capsy
     assert "6 systems on 1 set of data." in out.read_text(encoding="utf-8")
     assert json.loads((folder / "run-figures" / "metrics.json").read_text())["table"] == documents["run"]["table"]
     assert "OpenFake, version 2" in capsys.readouterr().out
+
+
+def test_what_a_protocol_leaves_open_is_not_written_down(case):
+    folder, _, _ = case
+    protocol = load_protocol(str(folder / "rules.yaml")).model_copy(update={"detectors": (), "ensemble": None, "perturb": ()})
+    score = _completed(EvaluateConfig(at=("photos",), out="figures", score={"limit": 9}), protocol).score
+    assert score.model_fields_set == {"limit"}
+    named = protocol.model_copy(update={"ensemble": "published", "perturb": ("jpeg:75",)})
+    score = _completed(EvaluateConfig(at=("photos",), out="figures"), named).score
+    assert (score.ensemble, score.perturb, score.model_fields_set) == ("published", ("jpeg:75",), {"ensemble", "perturb"})

@@ -214,3 +214,10 @@ def test_words_that_the_pipeline_does_not_hear_are_in_no_row(flux, tmp_path):
     config = job(flux, write_prompts(tmp_path / "prompts.txt", 2), tmp_path / "out", steps=1, negative_prompt="ugly")
     assert generate_images(config).summary["made"] == 2
     assert [row["negative_prompt"] for row in rows(tmp_path / "out")] == [None, None]
+
+
+def test_a_real_set_that_is_not_there_leaves_no_directory(sd3, tmp_path):
+    prompts = write_prompts(tmp_path / "prompts.txt", 1)
+    with pytest.raises(ConfigError, match="no such file or folder"):
+        generate_images(job(sd3, prompts, tmp_path / "out", like={"source": str(tmp_path / "nowhere")}))
+    assert not (tmp_path / "out").exists()

@@ -209,3 +209,13 @@ def test_any_column_of_a_list_may_have_any_name(tmp_path):
     assert pack(tmp_path / "list.csv", tmp_path / "out")["packed"] == 1
     (sample,) = samples(tmp_path / "out")
     assert sample["beside"] == {"touchstone.sha256": "of another file", "input.image": 5}
+
+
+def test_what_a_later_command_leaves_open_is_as_it_was_begun(tmp_path):
+    source = archives.FORMS["tar"](tmp_path, archives.files())
+    out = tmp_path / "out"
+    begun = pack(source, out, container_limits={"max_ratio": 50.0}, form="webdataset")
+    again = pack(source, out)
+    assert (again["form"], again["packed"], again["session"]["shards"]) == ("webdataset", begun["packed"], 0)
+    with pytest.raises(IdentityError, match=r"container_limits\.max_ratio: this command 60\.0, the directory 50\.0"):
+        pack(source, out, container_limits={"max_ratio": 60.0})

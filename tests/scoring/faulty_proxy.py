@@ -25,13 +25,13 @@ ANSWERS = {
 
 
 class FaultyProxy(HttpServer):
-    def __init__(self, upstream: str, share: float, seed: int = 0) -> None:
+    def __init__(self, upstream: str, share: float, seed: int = 0, *, handler: type[BaseHTTPRequestHandler] | None = None) -> None:
         self.met: Counter[str] = Counter()
         self.upstream = urlsplit(upstream).netloc
         self._share, self._seed = share, seed
         self._times: Counter[str] = Counter()
         self._lock = threading.Lock()
-        super().__init__(Handler)
+        super().__init__(handler or Handler)
 
     def draw(self, request: str) -> str | None:
         with self._lock:

@@ -9,7 +9,7 @@ import re
 import sys
 from pathlib import Path
 
-from ray_app.archives import BlockPlan, list_members, open_source, read_block, read_blocks
+from ray_app.archives import BlockPlan, fetcher_of, list_members, open_source, read_block, read_blocks
 from ray_app.runs import RunDirectory
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.messages import block_table, report_of
@@ -28,7 +28,7 @@ def main(folder: str, out: str) -> None:
     config = ScoreConfig(source=(folder,), out=out, precision="fp32")
     spec, run = spec_for(config, gpus=0), RunDirectory.open(out)
     list_members(run.store, open_source([folder]), BlockPlan(batch_slots=spec.slots, max_block_members=8 * spec.slots))
-    worker = BlockScorer(Job(run, spec, config.retry, config.source, 1, Path(f"{out}-crumbs"), None))
+    worker = BlockScorer(Job(run, spec, fetcher_of(config.source, config.retry), 1, Path(f"{out}-crumbs"), None))
     before, members, failures = 0.0, 0, 0
     for ref in read_blocks(run.store, 0):
         report = report_of(worker(block_table(ref)))

@@ -193,7 +193,7 @@ def test_what_cannot_be_is_said_before_anything_starts(photos, kept, heads, tmp_
     with pytest.raises(ConfigError, match="name the heads by --detector"):
         rescore_run(str(kept), str(tmp_path / "run"), [])
     with pytest.raises(IdentityError, match="features"):
-        score_archive(ScoreConfig(source=(photos,), out=str(kept), detectors=(heads["unifd"], "touchstone-tiny"), **SETTINGS))
+        score_archive(ScoreConfig(source=(photos,), out=str(kept), detectors=(heads["unifd"], "touchstone-tiny"), features=(), **SETTINGS))
 
 
 def test_a_run_without_embeddings_says_how_to_have_them(rescored, heads, tmp_path):

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +140,16 @@ def test_a_finished_run_scores_exactly_what_is_new_or_changed(score, archive, mo
     assert not is_complete(run)
 
 
+def test_a_finished_run_of_containers_is_listed_anew_and_counted_once(score, tmp_path, monkeypatch):
+    save_photo(tmp_path / "a.jpg", 1)
+    with tarfile.open(tmp_path / "photos.tar", "w") as archive:
+        archive.add(tmp_path / "a.jpg", "a.jpg")
+    first, _ = score(tmp_path / "photos.tar")
+    monkeypatch.setattr("ray_app.scoring.run.write_summary", lambda *_: pytest.fail("rows were counted again"))
+    again, _ = score(tmp_path / "photos.tar")
+    assert (again.summary["members"], again.summary["session"]["rows"]) == (first.summary["members"], 0) == (1, 0)
+
+
 def test_another_detector_on_the_same_directory_is_refused_and_other_workers_are_not(score, sample_archive, copied):
     with pytest.raises(IdentityError) as caught:
         score(sample_archive, out=copied, resize="fast")
@@ -167,9 +178,12 @@ def test_decide_applies_new_thresholds_and_scores_nothing(score, sample_archive,
         assert {name: row[name] for name in unchanged} == {name: before[uri][name] for name in unchanged}
         assert row["verdict"] == ("abstain" if row["status"] == "ok" else None)
     with pytest.raises(IdentityError, match="fake_above"):
-        score(sample_archive, out=copied)
-    finished, _ = score(sample_archive, out=copied, ensemble=str(strict))
-    assert finished.summary["session"]["rows"] == 0
+        score(sample_archive, out=copied, ensemble="default")
+    for named in ({"ensemble": str(strict)}, {}):
+        finished, _ = score(sample_archive, out=copied, **named)
+        assert finished.summary["session"]["rows"] == 0
+        assert finished.summary["ensemble"]["name"] == "strict"
+    assert finished.summary["session"]["kept"] == [{"key": "ensemble", "run": "strict", "today": "default"}]
 
 
 @pytest.mark.parametrize("source", ["empty", "missing"])

@@ -1,12 +1,16 @@
 """Whose a training's directory is."""
 
 import json
+from contextlib import nullcontext
 
 import pytest
 
+from ray_app.archives import in_turn
 from ray_app.errors import ConfigError, IdentityError
+from ray_app.images import ImageLimits
 from ray_app.storage import Store
-from ray_app.training.claiming import claim_data, claim_recipe
+from ray_app.training.claiming import as_begun, check_claim, claim_data, claim_recipe, write_claim
+from ray_app.training.run import train
 from tests.training.conftest import config
 
 FINDINGS = {"splits": {"train": {"digest": "aa"}, "validation": {"digest": "bb"}}}
@@ -49,5 +53,34 @@ def test_other_images_are_refused(tmp_path, labelled):
 
 def test_a_scoring_run_is_not_trained_into(tmp_path, labelled):
     (tmp_path / "run.json").write_text(json.dumps({}))
-    with pytest.raises(ConfigError, match="holds a scoring run"):
+    with pytest.raises(ConfigError, match="a scored run"):
         claim_recipe(Store.open(str(tmp_path)), config(labelled))
+
+
+def begun_with(out, labelled, **limits):
+    """The claim of a training that another version began, whose default limits were others."""
+    told = claim_recipe(out, config(labelled))
+    told["identity"]["recipe"]["limits"] |= limits
+    write_claim(out, told)
+
+
+def test_a_default_that_has_changed_since_is_the_trainings(tmp_path, labelled, capsys):
+    out = Store.open(str(tmp_path))
+    begun_with(out, labelled, max_pixels=7_000_000)
+    going_on = as_begun(config(labelled), out)
+    assert going_on.limits.max_pixels == 7_000_000
+    check_claim(out, going_on)
+    assert "recipe" not in (said := capsys.readouterr().err)
+    assert f"limits.max_pixels 7000000 (today {ImageLimits().max_pixels})" in said
+    with pytest.raises(IdentityError, match=r"recipe\.limits\.max_pixels: this command 9000000, the run 7000000"):
+        check_claim(out, as_begun(config(labelled, limits={"max_pixels": 9_000_000}), out))
+
+
+def test_images_that_cannot_be_divided_leave_the_directory_to_a_better_recipe(tmp_path, labelled, monkeypatch):
+    monkeypatch.setattr("ray_app.training.run.cluster", lambda given: nullcontext())
+    monkeypatch.setattr("ray_app.training.run.on_ray", in_turn)
+    source = {"at": [f"list::{labelled}"], "generators": ["double-a"], "split": None}
+    given = config(labelled, out=str(tmp_path), data={"train": [source], "validation": {"generators": ["nobody"]}})
+    with pytest.raises(ConfigError, match="nobody"):
+        train(given)
+    assert not (tmp_path / "train.json").exists()

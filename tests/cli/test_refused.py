@@ -1,0 +1,144 @@
+"""What a command leaves behind that ends with exit 2: nothing, and no Ray was started for it."""
+
+import tarfile
+
+import pytest
+import ray
+import yaml
+from PIL import Image
+
+from ray_app.archives import BlockPlan, in_turn
+from ray_app.cli.main import main
+from ray_app.config import config_root
+from ray_app.errors import ConfigError, ExitCode
+from ray_app.runs import RunDirectory
+from ray_app.scoring import ScoreConfig
+from ray_app.scoring import run as scoring
+from ray_app.scoring.resolution import resolve
+from ray_app.scoring.session import Session
+from tests.scoring.older import RUNS
+
+
+@pytest.fixture(autouse=True)
+def no_ray(monkeypatch):
+    monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("Ray was started"))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Labelled pictures, lists that are sound, empty or broken behind their beginning, and recipes."""
+    folder = tmp_path_factory.mktemp("refused")
+    for kind in ("real", "fake"):
+        (folder / "photos" / kind).mkdir(parents=True)
+        for number in range(3):
+            Image.effect_noise((96, 80), 40 + number).convert("RGB").save(folder / "photos" / kind / f"{number}.png")
+    paths = [f"{folder}/photos/real/{number % 3}.png" for number in range(3)]
+    (folder / "labels.csv").write_text("uri,label\n" + "".join(f"{path},real\n" for path in paths))
+    (folder / "broken.csv").write_text("uri\n" + f"{folder}/{'x' * 1000}.png\n" * 2000 + "one,two,three\n")
+    quick = yaml.safe_load((config_root() / "train" / "quick.yaml").read_text())
+    for name, at in (("good", ["photos"]), ("typo", ["photos", "fotos"])):
+        data = quick["data"] | {"train": [{"at": f"{folder}/{one}", "layout": "folders"} for one in at]}
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(quick | {"data": data}))
+    return folder
+
+
+REFUSED = {
+    "score a second source that is not there": ("score", "{}/photos", "{}/fotos"),
+    "score a list that is not there": ("score", "{}/photos", "list::{}/list.csv"),
+    "score what no pattern passes": ("score", "{}/photos/real", "{}/photos/fake", "--include", "*.jpg"),
+    "score with an unknown ensemble": ("score", "{}/photos", "--ensemble", "nobody"),
+    "score with an unknown detector": ("score", "{}/photos", "--detector", "nobody"),
+    "score with an unknown perturbation": ("score", "{}/photos", "--perturb", "nothing"),
+    "score with features of nobody": ("score", "{}/photos", "--features", "nobody"),
+    "score with a trust list that is not there": ("score", "{}/photos", "--set", "provenance.trust_list={}/none.pem"),
+    "retry where there is nothing": ("score", "{}/photos", "--retry", "corrupt_image"),
+    "evaluate a second source that is not there": ("evaluate", "{}/photos", "{}/fotos", "--labels", "{}/labels.csv"),
+    "evaluate by labels that are not there": ("evaluate", "{}/photos", "--labels", "{}/none.csv"),
+    "evaluate by no labels": ("evaluate", "{}/photos"),
+    "evaluate by an unknown layout": ("evaluate", "{}/photos", "--layout", "nothing"),
+    "evaluate with an unknown ensemble": ("evaluate", "{}/photos", "--layout", "folders", "--ensemble", "nobody"),
+    "train on a second source that is not there": ("train", "{}/typo.yaml"),
+    "train an unknown detector": ("train", "{}/good.yaml", "--set", "detector=nobody"),
+    "train with statistics that are not there": ("train", "{}/good.yaml", "--set", "augmentation.statistics={}/none.npz"),
+    "rescore no run": ("rescore", "{}/norun", "--detector", "unifd"),
+    "rename no run": ("rescore", "{}/norun", "--identifier", "{}/none.yaml"),
+    "filter no run": ("filter", "{}/norun"),
+    "pack a second source that is not there": ("pack", "{}/photos", "{}/fotos"),
+    "pack what no pattern passes": ("pack", "{}/photos", "--include", "*.jpg"),
+    "pack a list that breaks late": ("pack", "{}/broken.csv"),
+    "collect a list that is not there": ("collect", "{}/none.csv"),
+    "collect a column that is not there": ("collect", "{}/labels.csv", "--set", "url=nothing"),
+    "index a second source that is not there": ("index", "{}/photos", "{}/fotos", "--layout", "folders"),
+    "index by labels that are not there": ("index", "{}/photos", "--layout", "columns"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("words", REFUSED.values(), ids=REFUSED)
+def test_a_refused_command_leaves_no_directory(words, place, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main([*(word.format(place) for word in words), "--out", str(out)]) == ExitCode.USAGE
+    assert capsys.readouterr().err.strip()
+    assert not [path for path in out.rglob("*") if path.is_file()]
+    assert not out.exists() or words[0] in ("pack", "index")  # there the listing itself found it
+
+
+def test_decide_makes_no_run_of_a_misspelt_name(tmp_path):
+    assert main(["decide", str(tmp_path / "norun"), "--ensemble", "default"]) == ExitCode.USAGE
+    assert not (tmp_path / "norun").exists()
+
+
+@pytest.fixture
+def older(tmp_path):
+    """A run of 0.8.0, half done, on this disk; its files and what is in them."""
+    with tarfile.open(RUNS) as archive:
+        archive.extractall(tmp_path, [member for member in archive if member.name.startswith("half/")], filter="data")
+    return tmp_path / "half"
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("score", "s3://older/photos", "--set", "batch_slots=8"),
+        ("score", "s3://older/photos", "--detector", "touchstone-tiny", "--set", "limits.max_side=9"),
+        ("score", "s3://older/fotos"),
+        ("pack", "{}/photos"),
+        ("train", "{}/good.yaml"),
+        ("collect", "{}/labels.csv"),
+    ],
+)
+def test_a_directory_of_another_command_stays_as_it_is(words, older, place, capsys):
+    before = contents(older)
+    assert main([*(word.format(place) for word in words), "--out", str(older)]) == ExitCode.USAGE
+    assert str(older) in capsys.readouterr().err
+    assert contents(older) == before
+
+
+@pytest.mark.parametrize("name", ["pack.json", "index.json", "collect.json", "generate.json", "train.json"])
+def test_a_run_is_not_begun_in_the_directory_of_another_command(name, place, tmp_path, capsys):
+    (tmp_path / name).write_text("{}")
+    assert main(["score", f"{place}/photos", "--out", str(tmp_path)]) == ExitCode.USAGE
+    assert name in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_corrected_command_may_have_the_directory(place, tmp_path):
+    out = str(tmp_path / "out")
+    assert main(["pack", f"{place}/broken.csv", "--out", out]) == ExitCode.USAGE
+    assert main(["pack", f"{place}/photos", "--out", out]) == ExitCode.DONE
+
+
+def test_a_listing_that_fails_late_gives_the_run_up(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(scoring, "on_ray", in_turn)
+    config = ScoreConfig(source=(f"{place}/broken.csv",), out=str(tmp_path / "out"))
+    run, resolved = RunDirectory.open(config.out), resolve(config)
+    run.claim(resolved.identity(resolved.spec(0)), list(resolved.spec(0).cards), resolved.ensemble.model_dump(mode="json"))
+    Session(run, {}, 0.0)
+    with pytest.raises(ConfigError, match=r"broken\.csv"):
+        scoring._listed(run, config, BlockPlan(batch_slots=4, max_block_members=8))
+    assert not contents(tmp_path / "out")
+    run.check_free()

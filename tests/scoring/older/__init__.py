@@ -1,0 +1,59 @@
+"""Runs that an older version of Touchstone left behind, and the pictures they are of: the same bytes, and so the same ETags, anywhere.
+
+runs-0.8.0.tar.gz was made by commit c37f713: `git worktree add OLD c37f713`, then `python -m tests.scoring.older OLD FILE`. In it are
+s3://older/half, of whose 8 blocks 4 were scored when it was stopped by SIGTERM, and s3://older/finished.
+"""
+
+import io
+import random
+import struct
+import tarfile
+from pathlib import Path
+
+RUNS = Path(__file__).with_name("runs-0.8.0.tar.gz")
+BUCKET, SOURCE, PICTURES = "older", "s3://older/photos", 32
+WIDTH, HEIGHT = 80, 72
+
+
+def picture(number: int) -> bytes:
+    """A BMP file, which needs no codec: four colours that run into each other, and some noise."""
+    rng = random.Random(number)
+    corners = [rng.randrange(256) for _ in range(12)]
+    noise = rng.randbytes(WIDTH * HEIGHT * 3)
+    rows = bytearray()
+    for y in range(HEIGHT):
+        for x in range(WIDTH):
+            for colour in range(3):
+                a, b, c, d = corners[colour * 4 : colour * 4 + 4]
+                value = (a * (WIDTH - x) * (HEIGHT - y) + b * x * (HEIGHT - y) + c * (WIDTH - x) * y + d * x * y) // (WIDTH * HEIGHT)
+                rows.append(max(0, min(255, value + noise[(y * WIDTH + x) * 3 + colour] % 17 - 8)))
+    sizes = (54 + len(rows), 0, 0, 54, 40, WIDTH, HEIGHT, 1, 24, 0, len(rows), 2835, 2835, 0, 0)
+    return struct.pack("<2sIHHIIiiHHIIiiII", b"BM", *sizes) + bytes(rows)
+
+
+def put_pictures(client) -> None:
+    for number in range(PICTURES):
+        client.put_object(Bucket=BUCKET, Key=f"photos/{number:03}.bmp", Body=picture(number))
+
+
+def put_run(client, name: str) -> dict[str, bytes]:
+    """Put one of the runs back as it was; its objects by key."""
+    for found in client.list_objects_v2(Bucket=BUCKET, Prefix=f"{name}/").get("Contents", []):
+        client.delete_object(Bucket=BUCKET, Key=found["Key"])
+    with tarfile.open(RUNS) as archive:
+        members = [member for member in archive if member.isfile() and member.name.startswith(f"{name}/")]
+        objects = {member.name: archive.extractfile(member).read() for member in members}
+    for key, body in objects.items():
+        client.put_object(Bucket=BUCKET, Key=key, Body=body)
+    return objects
+
+
+def pack_runs(client, file: Path) -> None:
+    """Keep both runs as they lie in the bucket."""
+    with tarfile.open(file, "w:gz") as archive:
+        for name in ("finished", "half"):
+            for found in client.list_objects_v2(Bucket=BUCKET, Prefix=f"{name}/")["Contents"]:
+                body = client.get_object(Bucket=BUCKET, Key=found["Key"])["Body"].read()
+                member = tarfile.TarInfo(found["Key"])
+                member.size = len(body)
+                archive.addfile(member, io.BytesIO(body))

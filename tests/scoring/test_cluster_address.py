@@ -1,0 +1,171 @@
+"""What a command says of an address where no Ray takes it in: soon, by name, with what to check. No Ray is started for it."""
+
+import http.server
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent import futures
+
+import grpc
+import pytest
+import ray
+from ray._private.services import get_node_ip_address
+from ray.core.generated.gcs_service_pb2 import CheckAliveReply
+from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceServicer, add_NodeInfoGcsServiceServicer_to_server
+
+from ray_app.errors import ClusterError, ExitCode
+from ray_app.scoring import cluster as joining
+from tests.http_server import HttpServer
+
+TOKEN = "a" * 40
+ASK = """
+import sys
+import ray
+from ray_app.errors import ClusterError
+from ray_app.scoring import ClusterConfig
+from ray_app.scoring import cluster as joining
+joining.HEAD_WAIT_S = 1.0
+ray.init = lambda **given: print("taken")
+try:
+    with joining.cluster(ClusterConfig(address=sys.argv[1])):
+        pass
+except ClusterError as error:
+    print(error.message, error.hint)
+"""
+
+
+class Head(NodeInfoGcsServiceServicer):
+    """Answers as a head does that runs this version of Ray and wants this token."""
+
+    def __init__(self, version: str = ray.__version__, token: str | None = None) -> None:
+        self.version, self.token = version, token
+
+    def CheckAlive(self, request, context):  # noqa: N802
+        if self.token is not None and dict(context.invocation_metadata()).get("authorization") != f"Bearer {self.token}":
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "InvalidAuthToken: Authentication token is missing or incorrect")
+        return CheckAliveReply(ray_version=self.version)
+
+
+@pytest.fixture
+def head_at():
+    servers = []
+
+    def start(head, port=0):
+        server = grpc.server(futures.ThreadPoolExecutor(2))
+        add_NodeInfoGcsServiceServicer_to_server(head, server)
+        port = server.add_insecure_port(f"0.0.0.0:{port}")  # Ray takes 127.0.0.1 for the machine's own address
+        server.start()
+        servers.append(server)
+        return f"127.0.0.1:{port}"
+
+    yield start
+    for server in servers:
+        server.stop(None)
+
+
+@pytest.fixture(autouse=True)
+def no_token(monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+@pytest.fixture
+def in_child():
+    """What a process of its own is told at an address: Ray reads its token once."""
+
+    def run(address, environment):
+        done = subprocess.run(
+            [sys.executable, "-c", ASK, address], env=os.environ | environment, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+def refused(address, wait_s=1.0):
+    """What a command is told that is to join at this address, and the seconds it took."""
+    began = time.monotonic()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(joining, "HEAD_WAIT_S", wait_s)
+        with pytest.raises(ClusterError) as caught:
+            joining._require_head(address)
+    assert caught.value.exit_code is ExitCode.CLUSTER
+    assert address in caught.value.message
+    return f"{caught.value.message} | {caught.value.hint}", time.monotonic() - began
+
+
+def free_port():
+    with socket.create_server(("0.0.0.0", 0)) as listening:
+        return listening.getsockname()[1]
+
+
+def test_the_wait_is_bounded():
+    assert joining.HEAD_WAIT_S == 20.0
+
+
+def test_a_head_that_is_gone():
+    told, took = refused(f"127.0.0.1:{free_port()}")
+    assert "no head there" in told
+    assert "whether the cluster is up" in told
+    assert 1.0 < took < 10
+
+
+def test_one_that_comes_back_within_the_wait(head_at):
+    port = free_port()
+    coming = threading.Timer(0.7, head_at, (Head(), port))
+    coming.start()
+    joining._require_head(f"127.0.0.1:{port}")
+    coming.join()
+
+
+def test_one_that_takes_connections_and_never_answers():
+    with socket.create_server(("0.0.0.0", 0)) as silent:
+        told, took = refused(f"127.0.0.1:{silent.getsockname()[1]}")
+    assert "no answer in 1 s" in told
+    assert took < 10
+
+
+def test_a_web_server_at_that_port_is_told_at_once():
+    host = get_node_ip_address()
+    with HttpServer(http.server.SimpleHTTPRequestHandler, host=host) as server:
+        told, took = refused(server.url.removeprefix("http://"), wait_s=60.0)
+    assert "no Ray head" in told
+    assert "6379" in told
+    assert took < 30
+
+
+def test_another_service_of_ray_is_no_head(head_at):
+    class Nothing(NodeInfoGcsServiceServicer):
+        """Every method is unimplemented, as at the port of Ray's client server."""
+
+    assert "no Ray head" in refused(head_at(Nothing()), wait_s=60.0)[0]
+
+
+@pytest.mark.parametrize("environment", [{"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "b" * 40}])
+def test_a_token_that_is_not_the_heads(head_at, in_child, environment):
+    told = in_child(head_at(Head(token=TOKEN)), environment)
+    assert "does not take our token" in told
+    assert "RAY_AUTH_TOKEN" in told
+
+
+def test_the_heads_own_token_is_taken(head_at, in_child):
+    assert in_child(head_at(Head(token=TOKEN)), {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}) == "taken\n"
+
+
+def test_ray_itself_is_not_asked_where_no_head_is(in_child):
+    assert "no head there" in in_child(f"127.0.0.1:{free_port()}", {})
+
+
+def test_another_version_of_ray(head_at):
+    told, _ = refused(head_at(Head(version="2.49.0")))
+    assert "Ray 2.49.0" in told
+    assert f"Ray {ray.__version__}" in told
+
+
+def test_the_client_server_of_ray_is_asked_only_whether_it_is_there(head_at):
+    joining._require_head(f"ray://{head_at(NodeInfoGcsServiceServicer())}")
+    assert "no head there" in refused(f"ray://127.0.0.1:{free_port()}")[0]

@@ -1,0 +1,275 @@
+"""Runs that 0.8.0 left behind go on under defaults that have changed since; what the user wrote has to match as ever."""
+
+import hashlib
+import json
+import shutil
+
+import pytest
+import yaml
+
+from ray_app.config import config_root
+from ray_app.errors import IdentityError
+from ray_app.images import ImageLimits
+from ray_app.reports import summary_lines
+from ray_app.runs import RunDirectory, check_conservation
+from ray_app.scoring import ScoreConfig
+from ray_app.scoring.forecasting import forecast
+from ray_app.scoring.preparing import UNNOTED
+from ray_app.scoring.resolution import resolve
+from ray_app.scoring.run import score_archive
+from tests.scoring.conftest import rows_of
+from tests.scoring.older import BUCKET, PICTURES, SOURCE, picture, put_pictures, put_run
+
+TODAY = 250_000_000
+
+
+@pytest.fixture(scope="module")
+def photographs(s3):
+    s3.bucket(BUCKET)
+    put_pictures(s3.client())
+    return SOURCE
+
+
+@pytest.fixture
+def half(s3, photographs):
+    """The objects of the run that was stopped at half of its blocks, by key."""
+    return put_run(s3.client(), "half")
+
+
+@pytest.fixture
+def other_default():
+    """Another version's default: 250 MP in the place of 50."""
+    before, limits = ImageLimits.model_fields["max_pixels"].default, ScoreConfig.model_fields["limits"].default
+
+    def set_default(pixels, instance):
+        ImageLimits.model_fields["max_pixels"].default = pixels
+        ImageLimits.model_rebuild(force=True)
+        ScoreConfig.model_fields["limits"].default = instance or ImageLimits()
+        ScoreConfig.model_rebuild(force=True)
+
+    set_default(TODAY, None)
+    assert ScoreConfig().limits.max_pixels == TODAY
+    yield TODAY
+    set_default(before, limits)
+
+
+@pytest.fixture
+def other_configs(tmp_path, monkeypatch):
+    """What another version ships: a copy of all configs, which a test may change."""
+    folder = shutil.copytree(config_root(), tmp_path / "configs")
+    monkeypatch.setattr("ray_app.config.loading.config_root", lambda: folder)
+    monkeypatch.setattr("ray_app.detectors.weights.config_root", lambda: folder)
+    return folder
+
+
+def change(path, **changes):
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | changes))
+
+
+def resolved(out="half", **given):
+    config = ScoreConfig.model_validate({"source": [SOURCE], "out": f"s3://{BUCKET}/{out}"} | given)
+    return resolve(config, RunDirectory.open(config.out))
+
+
+def kept(found, gpus=0):
+    return {one["key"]: (one["run"], one["today"]) for one in found.kept(found.spec(gpus))}
+
+
+def test_a_default_that_has_changed_since_is_the_runs(half, other_default):
+    found = resolved()
+    found.require_own()
+    assert found.config.limits.max_pixels == found.spec(0).limits.max_pixels == 50_000_000
+    assert kept(found) == {"limits.max_pixels": ("50000000", "250000000")}
+
+
+@pytest.mark.parametrize("limits", [{"max_pixels": 50_000_000}, {"max_side": 16_384}])
+def test_what_was_written_and_is_the_same_is_no_difference(half, other_default, limits):
+    found = resolved(limits=limits)
+    found.require_own()
+    assert found.config.limits.max_pixels == 50_000_000
+    assert set(kept(found)) == {"limits.max_pixels"} - {f"limits.{name}" for name in limits}
+
+
+@pytest.mark.parametrize("given", [{"limits": {"max_pixels": TODAY}}, {"limits": ImageLimits(max_pixels=TODAY)}])
+def test_what_was_written_and_differs_is_refused(half, other_default, given):
+    with pytest.raises(IdentityError, match=r"limits\.max_pixels: this command 250000000, the run 50000000") as caught:
+        resolved(**given).require_own()
+    assert "--out" in caught.value.hint
+
+
+def test_the_default_ensemble_with_other_thresholds(half, other_configs):
+    card = other_configs / "ensembles" / "default.yaml"
+    change(card, thresholds={"real_below": 0.0, "fake_above": 9.5})
+    found = resolved()
+    found.require_own()
+    assert found.spec(0).ensemble.thresholds.fake_above == 0.53
+    assert kept(found)["decision.thresholds.fake_above"] == ("0.53", "9.5")
+    with pytest.raises(IdentityError, match=r"decision\.thresholds\.fake_above: this command 9\.5"):
+        resolved(ensemble="default").require_own()
+
+
+def test_a_default_ensemble_of_other_detectors(half, other_configs):
+    change(other_configs / "ensembles" / "default.yaml", name="default-2", members=[{"detector": "tiny-ladeda"}])
+    found = resolved()
+    found.require_own()
+    assert list(found.spec(0).cards) == ["touchstone-tiny"]
+    assert kept(found) == {"ensemble": ("default", "default-2")}
+
+
+def test_a_shipped_card_that_has_learned_something_else(half, other_configs):
+    card = other_configs / "detectors" / "touchstone-tiny.yaml"
+    change(card, valid_range={"min_side_px": 200}, calibration={"slope": 2.0, "intercept": 0.5})
+    found = resolved()
+    found.require_own()
+    spec = found.spec(0)
+    assert spec.cards["touchstone-tiny"].valid_range.min_side_px == 64
+    assert spec.calibrations == {"touchstone-tiny": None}
+    assert kept(found)["detectors.touchstone-tiny.valid_range.min_side_px"] == ("64", "200")
+
+
+def other_weights(configs):
+    """Ship other weights under the same name; returns the old ones."""
+    weights = configs / "detectors" / "touchstone-tiny.safetensors"
+    old = weights.read_bytes()
+    weights.write_bytes(old + b"other")
+    card = configs / "detectors" / "touchstone-tiny.yaml"
+    change(card, weights={"uri": weights.name, "sha256": hashlib.sha256(old + b"other").hexdigest()})
+    return old
+
+
+def test_weights_that_are_not_shipped_any_more(half, other_configs, tmp_path, monkeypatch):
+    monkeypatch.setenv("TOUCHSTONE_CACHE", str(tmp_path / "cache"))
+    other_weights(other_configs)
+    with pytest.raises(IdentityError, match=r"detectors\.touchstone-tiny\.weights: this command") as caught:
+        resolved().require_own()
+    assert "version of Touchstone that made it" in caught.value.hint
+
+
+def test_weights_that_the_run_still_has(half, other_configs, tmp_path, monkeypatch, s3):
+    monkeypatch.setenv("TOUCHSTONE_CACHE", str(tmp_path / "cache"))
+    old = other_weights(other_configs)
+    digest = json.loads(half["half/run.json"])["identity"]["detectors"]["touchstone-tiny"]["weights"]
+    s3.client().put_object(Bucket=BUCKET, Key=f"half/weights/touchstone-tiny-{digest[:16]}.safetensors", Body=old)
+    found = resolved()
+    found.require_own()
+    assert set(kept(found)) == {"detectors.touchstone-tiny.weights"}
+
+
+def test_a_detector_that_is_gone(half, other_configs):
+    (other_configs / "detectors" / "touchstone-tiny.yaml").unlink()
+    with pytest.raises(IdentityError, match="touchstone-tiny, which cannot be read any more") as caught:
+        resolved()
+    assert "another --out" in caught.value.hint
+
+
+@pytest.mark.parametrize("given", [{}, {"precision": "auto", "resize": "auto", "batch_slots": None}])
+def test_what_depends_on_the_device_is_the_runs_on_any_device(half, given):
+    found = resolved(**given)
+    found.require_own()
+    spec = found.spec(gpus=1)
+    assert (spec.slots, dict(spec.precision), spec.resize) == (4, {"touchstone-tiny": "fp32"}, "exact")
+    assert kept(found, gpus=1) == {"precision.touchstone-tiny": ('"fp32"', '"bf16"'), "batch_slots": ("4", "64")}
+    with pytest.raises(IdentityError, match="batch_slots"):
+        resolved(batch_slots=64).require_own()
+
+
+def test_a_limit_that_the_run_could_not_note_is_no_difference_unless_it_is_asked_for(half, s3):
+    told = json.loads(half["half/run.json"])
+    del told["identity"]["limits"]["max_text_bytes"]
+    s3.client().put_object(Bucket=BUCKET, Key="half/run.json", Body=json.dumps(told))
+    resolved().require_own()
+    with pytest.raises(IdentityError, match="max_text_bytes: this command 5, the run has none"):
+        resolved(limits={"max_text_bytes": 5}).require_own()
+
+
+@pytest.fixture
+def nightly(ray_cluster, other_default):
+    """The command of every night, which says no more than source and directory; its summary."""
+
+    def run(out):
+        return score_archive(ScoreConfig(source=(SOURCE,), out=f"s3://{BUCKET}/{out}")).summary
+
+    return run
+
+
+@pytest.mark.ray
+def test_a_half_done_run_goes_on_with_the_limits_that_it_was_begun_with(half, nightly, s3):
+    parts = {key: body for key, body in half.items() if key.startswith("half/parts/")}
+    assert len(parts) == 4
+    s3.clear_log()
+    summary = nightly("half")
+    assert not [request for request in s3.requests() if request.method == "PUT" and request.path.removeprefix(f"/{BUCKET}/") in parts]
+    run = RunDirectory.open(f"s3://{BUCKET}/half")
+    assert check_conservation(run) == PICTURES
+    rows = rows_of(run.store.url)
+    assert {row["attempt"]: sum(one["attempt"] == row["attempt"] for one in rows.values()) for row in rows.values()} == {1: 16, 2: 16}
+    put_run(s3.client(), "finished")
+    whole = rows_of(f"s3://{BUCKET}/finished")
+    assert {uri: (row["scores"], row["verdict"]) for uri, row in rows.items()} == {
+        uri: (row["scores"], row["verdict"]) for uri, row in whole.items()
+    }
+    assert summary["identity"] == json.loads(half["half/run.json"])["identity"]
+    assert summary["session"]["kept"] == [{"key": "limits.max_pixels", "run": "50000000", "today": "250000000"}]
+    said = [line for line in summary_lines(summary) if line.startswith("as begun: ")]
+    assert "limits.max_pixels 50000000 (today 250000000)" in said[0]
+    assert "new --out" in said[1]
+    assert "limits.max_pixels 50000000 (today 250000000)" in run.store.read("report.html").decode()
+
+
+@pytest.mark.ray
+def test_a_finished_run_has_nothing_to_do_and_then_one_new_image(nightly, photographs, s3):
+    client = s3.client()
+    before = json.loads(put_run(client, "finished")["finished/summary.json"])
+    summary = nightly("finished")
+    assert (summary["session"]["rows"], summary["listing"], summary["fingerprint"]) == (0, 0, before["fingerprint"])
+    assert summary["session"]["kept"][0]["key"] == "limits.max_pixels"
+    client.put_object(Bucket=BUCKET, Key="photos/new.bmp", Body=picture(PICTURES))
+    summary = nightly("finished")
+    client.delete_object(Bucket=BUCKET, Key="photos/new.bmp")
+    assert (summary["session"]["rows"], summary["listing"], summary["members"]) == (1, 1, PICTURES + 1)
+
+
+def test_a_plan_counts_what_is_left_of_it(half, other_default):
+    made = forecast(ScoreConfig(source=(SOURCE,), out=f"s3://{BUCKET}/half"), probe=0)
+    assert (made["run"]["state"], made["run"]["blocks_done"], made["members"]) == ("unfinished", 4, 16)
+
+
+def test_settings_that_are_noted_only_where_they_are_unusual(half, monkeypatch):
+    resolved(container_limits={"max_ratio": 200.0}, columns={"uri": None}).require_own()
+    with pytest.raises(IdentityError, match=r"container_limits\.max_ratio: this command 50\.0, the run has none"):
+        resolved(container_limits={"max_ratio": 50.0}).require_own()
+    monkeypatch.setitem(UNNOTED, "container_limits", {"max_members": 10_000_000, "max_ratio": 150.0})  # as if it had been another
+    found = resolved()
+    found.require_own()
+    assert found.config.container_limits.max_ratio == 150.0
+
+
+EVERY = {
+    "include": ["*.bmp"],
+    "exclude": ["*7.bmp"],
+    "limit": 9,
+    "columns": {"uri": "where"},
+    "container_limits": {"max_ratio": 50.0},
+    "perturb": ["jpeg:75", "blur:2+jpeg:50"],
+    "stability": 2,
+    "stability_margin": 1.5,
+    "batch_slots": 8,
+    "resize": "fast",
+    "precision": "bf16",
+    "detectors": ["touchstone-tiny"],
+}
+
+
+def test_every_key_of_an_identity_is_taken_from_the_run(tmp_path):
+    run = RunDirectory.open(str(tmp_path / "run"))
+    begun = resolve(ScoreConfig.model_validate({"source": ["/photos"]} | EVERY))
+    spec = begun.spec(0)
+    run.claim(begun.identity(spec), list(spec.cards), spec.ensemble.model_dump(mode="json"))
+    found = resolve(ScoreConfig(source=("/photos",), out=str(tmp_path / "run")), run)
+    found.require_own()
+    again = found.spec(0)
+    assert again == spec
+    assert found.identity(again) == run.describe()["identity"]
+    named = {one["key"].partition(".")[0] for one in found.kept(again)}
+    assert named == {"include", "exclude", "limit", "columns", "container_limits", "perturb", "stability", "batch_slots", "resize",
+                     "ensemble"}  # fmt: skip

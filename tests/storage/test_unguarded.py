@@ -1,0 +1,99 @@
+"""Leases on S3 stores that let two writers in: they ignore `If-None-Match`, or refuse it."""
+
+import asyncio
+import json
+
+import pytest
+from PIL import Image
+
+from ray_app.cli.main import main
+from ray_app.errors import ExitCode, IdentityError, StorageError
+from ray_app.serving.config import JobLimits
+from ray_app.serving.job_store import job_store
+from ray_app.storage import Lease, Store
+from tests.storage.unconditional_proxy import REFUSALS, UnconditionalProxy
+
+
+@pytest.fixture(params=[None, *REFUSALS], ids=["ignored", *map(str, REFUSALS)])
+def unconditional(request, s3, monkeypatch):
+    with UnconditionalProxy(s3.url, request.param) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        yield Store.open(f"{s3.bucket(f'unguarded-{request.param}-{abs(hash(request.node.name))}')}/run")
+
+
+def test_a_store_that_lets_two_in_is_refused_in_plain_words(unconditional):
+    with pytest.raises(StorageError, match="has no conditional writes") as caught:
+        Lease(unconditional).acquire()
+    assert caught.value.exit_code is ExitCode.CLUSTER
+    assert "unguarded" in caught.value.hint
+    assert unconditional.names("") == []
+
+
+def test_told_otherwise_it_says_what_is_lost_and_still_notices_a_living_run(unconditional, caplog):
+    first = Lease(unconditional, unguarded=True)
+    with first:
+        assert first.facts() == {"unguarded": True}
+        assert "two commands that write into this directory at once are not noticed" in caplog.text
+        for second in (Lease(unconditional), Lease(unconditional, unguarded=True)):
+            with pytest.raises(IdentityError, match="in use"):
+                second.acquire()
+        assert json.loads(unconditional.read("lease.json"))["token"] == first.holder.token
+        first.check()
+    assert unconditional.names("") == []
+
+
+def test_a_store_that_refuses_pays_three_small_requests_for_it(s3):
+    store = Store.open(f"{s3.bucket('guarded')}/run")
+    s3.clear_log()
+    with Lease(store) as lease:
+        assert lease.facts() == {}
+        asked = [request.method for request in s3.requests()]
+    assert asked == ["GET", "PUT", "PUT", "GET"]  # the second is what a lease costs in any case
+
+
+@pytest.mark.parametrize("url", ["memory://guarded/run", "{folder}"])
+def test_other_places_keep_two_apart(url, tmp_path):
+    with Lease(Store.open(url.format(folder=tmp_path / "run"))) as lease:
+        assert lease.is_guarded
+
+
+IGNORED = pytest.mark.parametrize("unconditional", [None], indirect=True, ids=["ignored"])
+
+
+@pytest.fixture
+def photos(tmp_path):
+    for label in ("real", "fake"):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        Image.effect_noise((96, 80), 50).convert("RGB").save(tmp_path / "photos" / label / "a.png")
+    (tmp_path / "list.csv").write_text("url\nhttp://127.0.0.1:9/a.jpg\n")
+    return tmp_path
+
+
+@IGNORED
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("score", "{0}/photos"),
+        ("pack", "{0}/photos"),
+        ("collect", "{0}/list.csv"),
+        ("train", "quick", "--set", "data={{train: [{{at: {0}/photos, layout: folders}}], validation: {{groups: 0.5}}}}"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_every_command_that_fills_a_directory_says_so(words, unconditional, photos, capsys):
+    assert main([*(word.format(photos) for word in words), "--out", f"{unconditional.url}/out"]) == ExitCode.CLUSTER
+    assert "has no conditional writes" in capsys.readouterr().err
+    assert unconditional.names("out") == []
+
+
+@IGNORED
+def test_the_jobs_of_an_endpoint_too(unconditional):
+    with pytest.raises(StorageError, match="has no conditional writes"):
+        asyncio.run(job_store(JobLimits(directory=unconditional.url)).open())
+    assert asyncio.run(job_store(JobLimits(directory=unconditional.url, unguarded=True)).open()) == []
+
+
+@IGNORED
+def test_the_summary_says_what_was_lost(unconditional, photos):
+    assert main(["pack", f"{photos}/photos", "--out", f"{unconditional.url}/out", "--set", "unguarded=true"]) == ExitCode.DONE
+    assert json.loads(unconditional.read("out/summary.json"))["session"]["unguarded"] is True
