@@ -19,7 +19,7 @@ from ray_app.serving.app import JOBS, build
 from ray_app.serving.config import ServeConfig
 from ray_app.serving.deployments import RELOADABLE
 from ray_app.serving.generation import plan_generation
-from ray_app.serving.running import FASTER
+from ray_app.serving.running import SERVE_VARIABLES
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVE_FILES = sorted((ROOT / "configs/serve").glob("*.yaml"))
@@ -263,5 +263,5 @@ def test_an_evicted_pod_has_time_for_its_last_answers():
 @pytest.mark.parametrize("group", pods().values(), ids=pods())
 def test_serve_is_as_fast_as_touchstone_serve_makes_it(group):
     environment = {one["name"]: one["value"] for one in group["template"]["spec"]["containers"][0]["env"]}
-    assert environment["RAY_SERVE_THROUGHPUT_OPTIMIZED"] == FASTER["RAY_SERVE_THROUGHPUT_OPTIMIZED"]
+    assert environment["RAY_SERVE_THROUGHPUT_OPTIMIZED"] == SERVE_VARIABLES["RAY_SERVE_THROUGHPUT_OPTIMIZED"]
     assert environment["RAY_SERVE_ENABLE_DIRECT_INGRESS"] == "0"

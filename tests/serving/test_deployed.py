@@ -19,7 +19,7 @@ import yaml
 from benchmarks.load import Load, Photograph, load
 from benchmarks.work import QUALITY, SIZE, write_photographs
 from ray_app.cli.main import main
-from ray_app.serving.running import FASTER
+from ray_app.serving.running import SERVE_VARIABLES
 from tests.ray_head import BIN, free_ports, ray_head, rss_of
 from tests.scoring.conftest import rows_of, wait_until
 from tests.serving.in_process import client
@@ -35,7 +35,7 @@ MB = 2**20
 
 @pytest.fixture(scope="module")
 def head():
-    with ray_head(cpus=4, PYTHONPATH=str(ROOT), **FASTER, RAY_SERVE_ENABLE_DIRECT_INGRESS="0") as running:
+    with ray_head(cpus=4, PYTHONPATH=str(ROOT), **SERVE_VARIABLES, RAY_SERVE_ENABLE_DIRECT_INGRESS="0") as running:
         yield running
 
 

@@ -14,18 +14,22 @@ from typing import Any, cast
 
 import uvicorn.config
 from pydantic import Field
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from ray_app.config import Frozen
 from ray_app.config.loading import validate
 from ray_app.errors import ConfigError
 from ray_app.serving.http.errors import Refusal
+from ray_app.serving.http.headers import is_request_id
 
 VARIABLE = "TOUCHSTONE_CONNECTIONS"
 CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 INSTALL = f"{__name__}.install"
 WARNING_PAUSE_S = 60.0
 LEAST_READ = 64 * 2**10  # bytes of a long answer, in each send_timeout_s
+# By these a client would steer Serve's proxy: its time-outs, its routing; and where one is no text the proxy fails on it.
+STEERING = frozenset({b"x-request-timeout-seconds", b"x-request-disconnect-disabled", b"x-session-id", b"serve-multiplexed-model-id"})
 _log = logging.getLogger(__name__)
 
 
@@ -68,13 +72,18 @@ class LimitedProtocol(HttpToolsProtocol):
         self._rests_since = self.loop.time()
         self._unread: tuple[float, int] | None = None  # since when, and how many bytes were left then
         self._refusal: Refusal | None = None
+        self._working: RequestResponseCycle | None = None
         self._watch()
         if len(self.connections) > self.limits.max_connections:
             self._make_room()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Watches it no longer."""
+        """Watches it no longer, and tells the request at work; uvicorn tells the last of several that were sent at once."""
         self._watching.cancel()
+        self.pipeline.clear()
+        if self._working is not None:
+            self._working.disconnected = True
+            self._working.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -102,6 +111,7 @@ class LimitedProtocol(HttpToolsProtocol):
             raise ValueError("the parser stops, and has it answered")
         self._in_head, self._head_since = False, None
         self._heads += 1
+        self.headers[:] = [header for header in self.headers if _is_passed_on(*header)]
         super().on_headers_complete()
         if self.parser.should_upgrade():
             self.cycle.keep_alive = False  # it is answered as if it asked for no other protocol; what follows may be one
@@ -128,9 +138,13 @@ class LimitedProtocol(HttpToolsProtocol):
     def _should_upgrade(self) -> bool:
         return False  # another protocol would leave these limits behind, and there is none here
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._working = cycle
+        super()._start_asgi_task(cycle, app)
+
     @property
     def _at_work(self) -> bool:
-        return self.cycle is not None and not self.cycle.response_complete
+        return self._working is not None and not self._working.response_complete
 
     def _watch(self) -> None:
         now, unread = self.loop.time(), self.transport.get_write_buffer_size()
@@ -158,10 +172,17 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _refuse(self, refusal: Refusal) -> None:
         """Closes, with an answer where one is due: some of a request has come, and nothing of an answer that it could be taken for."""
-        is_due = self._head_bytes and not (self._at_work and (self._in_head or self.cycle.response_started))
-        if is_due and not self.transport.is_closing():
+        working = self._working if self._at_work else None
+        is_its_body = working is not None and working is self.cycle and not self._in_head
+        if self._head_bytes and (working is None or (is_its_body and not working.response_started)) and not self.transport.is_closing():
             self.transport.write(_written(refusal))
         self.transport.close()
+
+
+def _is_passed_on(name: bytes, value: bytes) -> bool:
+    """Whether the application, and Serve before it, sees a header of a client. A request id that is not one of ours gives way to ours."""
+    name = name.replace(b"_", b"-")
+    return name not in STEERING and (name != b"x-request-id" or is_request_id(value.decode("latin-1")))
 
 
 def _written(refusal: Refusal) -> bytes:

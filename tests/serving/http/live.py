@@ -32,11 +32,11 @@ def serving(app, **options) -> Iterator[int]:
 
 
 def request(method: str, path: str, *headers: str, body: bytes = b"") -> bytes:
-    """The bytes of a request; the headers as `Name: value`, Host included unless given."""
+    """The bytes of a request; the headers as `Name: value`, Host included unless given. A surrogate (`\\udcff`) is a byte by itself."""
     lines = [f"{method} {path} HTTP/1.1", *headers]
     if not any(line.lower().startswith("host:") for line in headers):
         lines.append("Host: 127.0.0.1")
-    return "\r\n".join([*lines, "", ""]).encode() + body
+    return "\r\n".join([*lines, "", ""]).encode(errors="surrogateescape") + body
 
 
 class Reply:

@@ -1,17 +1,19 @@
 """What a connection may cost before there is a request, asked of a real uvicorn over raw sockets, while another client goes on."""
 
+import asyncio
+import importlib
+import select
 import socket
-import subprocess
-import sys
 import threading
 import time
 from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
-from starlette.responses import Response
+import uvicorn
+from starlette.responses import JSONResponse, Response
 
 from ray_app.errors import ConfigError
-from ray_app.serving.http.connections import VARIABLE, ConnectionLimits, LimitedProtocol, connection_limits
+from ray_app.serving.http.connections import INSTALL, VARIABLE, ConnectionLimits, LimitedProtocol, connection_limits
 from tests.serving.http.guarded_app import make_app
 from tests.serving.http.live import Reply, ask, connected, request, serving, wait_for
 from tests.serving.http.test_bodies import config
@@ -124,19 +126,13 @@ def test_a_head_that_drips_is_ended(port, first):
                 connection.sendall(bytes([byte]))
             except ConnectionError:
                 break
-            if time.monotonic() - began > 5 or connection in _readable(connection):
+            if select.select([connection], [], [], 0)[0]:
                 break
             threading.Event().wait(0.02)  # the drip itself
         reply = Reply(connection)
         assert (reply.status, reply.json["code"], reply.json["limit"]) == (408, "header_timeout", 0.4)
         assert reply.closed
         assert 0.35 < time.monotonic() - began < 1
-
-
-def _readable(connection):
-    import select
-
-    return select.select([connection], [], [], 0)[0]
 
 
 def test_a_connection_without_a_byte_is_closed_without_an_answer(port):
@@ -268,6 +264,58 @@ def test_what_follows_a_request_cannot_pass_for_its_answer(port):
         wait_for(lambda: app.state.ended == 1)
 
 
+def test_what_would_steer_the_proxy_is_not_passed_on():
+    async def heard(scope, receive, send):
+        await JSONResponse([name.decode() for name, _ in scope["headers"]])(scope, receive, send)
+
+    steering = [
+        "X-Request-Timeout-Seconds: 0", "X-Request-Disconnect-Disabled: ?1", "X-Session-Id: a", "x_session_id: a",
+        "serve_multiplexed_model_id: a", "Serve-Multiplexed-Model-Id: a", "X-Request-Id: \udcff", "X-Request-Id: short",
+    ]  # fmt: skip
+    with limited(heard) as port:
+        assert ask(port, request("GET", "/", *steering, "X-Other: \udcff")).json == ["x-other", "host"]
+        assert ask(port, request("GET", "/", "X-Request-Id: my-request-1")).json == ["x-request-id", "host"]
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_a_client_that_leaves_is_noticed_also_by_the_first_of_its_requests(loop):
+    """And nothing is raised where its answer would be written: Serve logs that as an error."""
+    began, left = threading.Event(), []
+
+    async def patient(scope, receive, send):
+        began.set()
+        message = await receive()
+        if message["type"] == "http.request":
+            message = await receive()
+        await Response(bytes(MB))(scope, receive, send)
+        left.append(message["type"])
+
+    with serving(patient, http=protocol(), loop=loop) as port:
+        with connected(port) as connection:
+            connection.sendall(request("GET", "/") * 3)
+            assert began.wait(5)
+        wait_for(lambda: left == ["http.disconnect"], 3)
+
+
+def test_an_answer_on_its_way_is_not_disturbed_by_what_comes_after_it():
+    go_on = threading.Event()
+
+    async def slow(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"9")]})
+        await send({"type": "http.response.body", "body": b"half", "more_body": True})
+        await asyncio.to_thread(go_on.wait)
+        await send({"type": "http.response.body", "body": b" done"})
+
+    with limited(slow) as port, connected(port) as connection:
+        connection.sendall(request("GET", "/"))
+        read = connection.recv(1000)
+        while not read.endswith(b"half"):
+            read += connection.recv(1000)
+        connection.sendall(request("POST", "/", "Transfer-Encoding: chunked", body=b"zz\r\n"))
+        assert connection.recv(1000) == b""
+        go_on.set()
+
+
 @pytest.mark.parametrize("protocol", ["websocket", "h2c"])
 def test_another_protocol_is_not_spoken(port, protocol):
     upgrade = ["Connection: Upgrade", f"Upgrade: {protocol}", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="]
@@ -301,18 +349,13 @@ def test_the_limits_come_from_the_environment(monkeypatch):
             connection_limits()
 
 
-def test_what_serve_calls_has_every_server_of_its_process_take_them():
-    code = """if True:
-        import uvicorn
-        from ray.serve._private.utils import call_function_from_import_path
-        from ray_app.serving.http.connections import INSTALL, LimitedProtocol
-        assert call_function_from_import_path(INSTALL) == []
-        config = uvicorn.Config(lambda: None, factory=True)
-        config.load()
-        assert config.http_protocol_class is LimitedProtocol
-        assert config.http_protocol_class.limits.max_headers == 33
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", code], env={**__import__("os").environ, VARIABLE: '{"max_headers": 33}'}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+def test_what_serve_calls_makes_every_server_of_its_process_take_them(monkeypatch):
+    monkeypatch.setattr(LimitedProtocol, "limits", LimitedProtocol.limits)
+    monkeypatch.setattr(uvicorn.config, "HTTP_PROTOCOLS", dict(uvicorn.config.HTTP_PROTOCOLS))
+    monkeypatch.setenv(VARIABLE, '{"max_headers": 33}')
+    module, _, function = INSTALL.rpartition(".")
+    assert getattr(importlib.import_module(module), function)() == []
+    config = uvicorn.Config(lambda: None, factory=True, log_config=None)
+    config.load()
+    assert config.http_protocol_class is LimitedProtocol
+    assert config.http_protocol_class.limits.max_headers == 33
