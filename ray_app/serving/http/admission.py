@@ -102,9 +102,19 @@ class Admission:
         """Seconds until those at work now are likely to be done; 1 while nothing is known."""
         return min(_MOST_RETRY_S, max(1, math.ceil(self.pace.wait_s())))
 
-    def is_full(self, queued: bool) -> bool:
-        """Whether one more would find no place, or not soon enough."""
-        return self.at_work >= self.max_requests or (queued and self.pace.wait_s() > self.longest_wait_s)
+    def refusal(self, *, queued: bool, sends: bool = False) -> Refusal | None:
+        """Why one more is not let in, if it is not."""
+        most_sending, wait_s = _SENDERS * self.max_requests, self.pace.wait_s()
+        if self.at_work >= self.max_requests:
+            return self._overloaded("every place is taken", self.max_requests, self.at_work)
+        if sends and self.sending >= most_sending:
+            return self._overloaded("too many are sending their bodies", most_sending, self.sending)
+        if queued and wait_s > self.longest_wait_s:
+            return self._overloaded("those before it take too long", self.longest_wait_s, round(wait_s, 1))
+        return None
+
+    def _overloaded(self, message: str, limit: float, observed: float) -> Refusal:
+        return Refusal("overloaded", message, limit=limit, observed=observed, headers={"Retry-After": str(self.retry_after())})
 
 
 class _Visit:
@@ -117,8 +127,7 @@ class _Visit:
         self.refusal: Refusal | None = None
 
     def arrive(self, *, sends: bool) -> None:
-        if self.admission.is_full(self.queued) or (sends and self.admission.sending >= _SENDERS * self.admission.max_requests):
-            self._refuse()
+        self._judge(sends=sends)
         self.sending = sends
         self.admission.sending += sends
         if not sends:
@@ -131,8 +140,7 @@ class _Visit:
         if self.sending and message["type"] == "http.request" and not message.get("more_body", False):
             self.body_came = True
             self._stop_sending()
-            if self.admission.is_full(self.queued):
-                self._refuse()  # others were faster
+            self._judge()  # others may have been faster
             self._begin()
         return message
 
@@ -161,7 +169,7 @@ class _Visit:
         self.admission.sending -= self.sending
         self.sending = False
 
-    def _refuse(self) -> None:
-        headers = {"Retry-After": str(self.admission.retry_after())}
-        self.refusal = Refusal("overloaded", limit=self.admission.max_requests, observed=self.admission.at_work, headers=headers)
-        raise self.refusal
+    def _judge(self, *, sends: bool = False) -> None:
+        self.refusal = self.admission.refusal(queued=self.queued, sends=sends)
+        if self.refusal is not None:
+            raise self.refusal

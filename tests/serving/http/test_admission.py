@@ -48,7 +48,7 @@ class Simulated:
     def arrive(self):
         """(let in, seconds that it waits or would have waited)."""
         wait_s = max(self.free[0] - self.clock.now, 0.0)
-        if self.admission.is_full(True):
+        if self.admission.refusal(queued=True):
             return False, wait_s
         self.admission.pace.begin()
         end = self.clock.now + wait_s + self.service_s
