@@ -39,8 +39,9 @@ test-training: $(STAMP)
 test-data: $(STAMP)
 	$(BIN)/python -m pytest -m slow tests/collecting tests/generation tests/test_profile_walk.py
 
+# The slow tests of the endpoint: deployed on a cluster, under hostile clients, behind nginx where that is installed; its metrics and its job store.
 test-endpoint: $(STAMP)
-	$(BIN)/python -m pytest -m slow tests/serving/test_deployed.py
+	$(BIN)/python -m pytest -m slow tests/serving
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
