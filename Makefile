@@ -40,9 +40,10 @@ test-training: $(STAMP)
 test-data: $(STAMP)
 	$(BIN)/python -m pytest -m slow tests/collecting tests/generation tests/test_profile_walk.py
 
-# A deployed endpoint; and what a stranger gets from every command that starts a Ray.
+# The slow tests of the endpoint: deployed on a cluster, under hostile clients, behind nginx where that is installed, its metrics and its job store; and what a stranger
+# gets from every command that starts a Ray.
 test-endpoint: $(STAMP)
-	$(BIN)/python -m pytest -m slow tests/serving/test_deployed.py tests/test_strangers.py
+	$(BIN)/python -m pytest -m slow tests/serving tests/test_strangers.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -16,7 +16,7 @@ from ray_app.cli.options import licence_option
     "--config",
     "config_file",
     metavar="FILE",
-    help="Take the settings from a Serve config (its `args`), or a shipped one by name (laptop, ensemble, published).",
+    help="Take the settings from a Serve config (its `args` and `logging_config`), or a shipped one by name (laptop, ensemble, published).",
 )
 @click.option(
     "--ensemble", "ensembles", multiple=True, metavar="NAME|PATH", help="Serve this ensemble; repeatable, the first is the default."
@@ -59,14 +59,14 @@ def serve(
     from ray_app.config.loading import validate
     from ray_app.scoring import ClusterConfig
     from ray_app.serving import ServeConfig
-    from ray_app.serving.running import endpoint, read_args
+    from ray_app.serving.running import endpoint, read_file
 
-    args, where = read_args(config_file)
+    args, where, logs = read_file(config_file)
     given = {"ensembles": ensembles, "optional_detectors": optional, "accept_licences": accepted}
     args |= {key: list(value) for key, value in given.items() if value}
     config: Any = validate(args, ServeConfig, where=where, overrides=assignments)
     click.echo("starting: Ray, then the detectors", err=True)
-    with endpoint(config, host, port, ClusterConfig()) as url:
+    with endpoint(config, host, port, ClusterConfig(), logs) as url:
         click.echo(f"{url}/" if config.page else url)
         click.echo(f"ready: {', '.join(config.ensembles)}; Ctrl-C ends it", err=True)
         _wait_for_the_end()

@@ -3,8 +3,8 @@
 import asyncio
 import functools
 import logging
-from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Collection, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 from ray.exceptions import (
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from ray_app.serving.http.schemas import Job
 
 Handle = DeploymentHandle[Any]
+T = TypeVar("T")
 
 DIED = (ActorDiedError, ActorUnavailableError, WorkerCrashedError, ObjectLostError, OwnerDiedError, grpc.aio.AioRpcError)
 GONE = (RayActorError, DeploymentUnavailableError, ReplicaUnavailableError)
@@ -123,21 +124,21 @@ class Jobs:
         await self._book.close()
         self._scorer.close()
 
-    async def submit(self, owner: str, images: Any = None, urls: Any = None, **options: Any) -> "Job":
+    async def submit(self, owner: str, images: Any = None, urls: Any = None, **options: Any) -> "Job | Refusal":
         """See `JobBook.submit`."""
-        return await self._book.submit(owner, images, urls, **options)
+        return await _or_refusal(self._book.submit(owner, images, urls, **options))
 
-    async def status(self, owner: str, job: str) -> "Job":
+    async def status(self, owner: str, job: str) -> "Job | Refusal":
         """See `JobBook.status`."""
-        return await self._book.status(owner, job)
+        return await _or_refusal(self._book.status(owner, job))
 
-    async def results(self, owner: str, job: str) -> bytes:
+    async def results(self, owner: str, job: str) -> bytes | Refusal:
         """See `JobBook.results`."""
-        return await self._book.results(owner, job)
+        return await _or_refusal(self._book.results(owner, job))
 
-    async def cancel(self, owner: str, job: str) -> "Job":
+    async def cancel(self, owner: str, job: str) -> "Job | Refusal":
         """See `JobBook.cancel`."""
-        return await self._book.cancel(owner, job)
+        return await _or_refusal(self._book.cancel(owner, job))
 
 
 class Ingress:
@@ -210,10 +211,18 @@ class RemoteJobs:
             raise Refusal("not_ready", "jobs are being moved to another process", headers={"Retry-After": str(RETRY_AFTER_S)}) from None
 
 
-async def _answered(response: Any) -> Any:
-    """The answer of another replica. Its own refusals pass; that it is gone, or has no place, is said in our words."""
+async def _or_refusal(asked: Awaitable[T]) -> T | Refusal:
+    """What is refused goes back as a value: Serve logs whatever a replica raises as its fault, with a traceback."""
     try:
-        return await response
+        return await asked
+    except Refusal as refusal:
+        return refusal
+
+
+async def _answered(response: Any) -> Any:
+    """The answer of another replica. Its own refusals are raised; that it is gone, or has no place, is said in our words."""
+    try:
+        answer = await response
     except DIED:
         raise GroupDied from None
     except GONE:
@@ -222,13 +231,16 @@ async def _answered(response: Any) -> Any:
         raise Refusal("overloaded", headers={"Retry-After": str(RETRY_AFTER_S)}) from None
     except RayTaskError as error:
         raise error.cause from None
+    if isinstance(answer, Refusal):
+        raise answer
+    return answer
 
 
 def _log_beside_serve() -> None:
-    """What this package logs goes where Serve logs: the replica's own file, in its format and from its level on."""
-    theirs, ours = logging.getLogger("ray.serve"), logging.getLogger("ray_app")
-    ours.handlers, ours.propagate = theirs.handlers, False
-    ours.setLevel(theirs.level)
+    """What this package logs goes where Serve logs: the replica's own file, in its format and from its level on, also once they change."""
+    ours = logging.getLogger("ray_app")
+    ours.handlers, ours.propagate, ours.parent = [], True, logging.getLogger("ray.serve")
+    ours.setLevel(logging.NOTSET)
 
 
 def _scorer(config: ServeConfig, groups: Mapping[str, Handle], meter: Any = None) -> EndpointScorer:

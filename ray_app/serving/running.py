@@ -4,13 +4,13 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import httpx
 
-from ray_app.config.loading import find_config, read_mapping
+from ray_app.config.loading import find_config, read_mapping, validate
 from ray_app.detectors import resolve_weights
 from ray_app.errors import ClusterError, ConfigError, said
 from ray_app.scoring.cluster import cluster, unobtrusively
@@ -19,31 +19,41 @@ from ray_app.serving.config import ServeConfig
 from ray_app.serving.generation import plan_generation
 from ray_app.serving.haproxy import haproxy_variables
 from ray_app.serving.http.access import Tokens, by_digests, is_loopback
+from ray_app.serving.http.connections import CALLBACK, INSTALL, connection_limits
 from ray_app.serving.webhooks import webhook_secret
 
 _log = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 600.0  # a fetch of weights may be part of it
-# Serve reads these when it is first imported, here and in the workers of a Ray that this process starts. Measured on two cores: a
-# third more requests per second. Replicas need no ports of their own unless Serve's HAProxy asks them directly.
-FASTER = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1"}
+# Serve reads these when it is first imported, here and in the workers of a Ray that this process starts. The first gives a third more
+# requests per second, measured on two cores; the second writes a log line when it is said; the third limits connections. The last is for
+# Serve's HAProxy, which waits an hour for a client that is silent.
+SERVE_VARIABLES = {
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
+    CALLBACK: INSTALL,
+    "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
+}
+QUIET = {"log_level": "WARNING", "enable_access_log": False}
 REQUEST_TIMEOUT_MARGIN_S = 10.0  # Serve's own time-out answers 408 in its own words: ours comes first
 
 
-def read_args(name_or_path: str | None) -> tuple[dict[str, Any], str]:
-    """The args of the application in a Serve config file (or nothing), and where they stand, for errors. Raises ConfigError."""
+def read_file(name_or_path: str | None) -> tuple[dict[str, Any], str, dict[str, Any]]:
+    """Of a Serve config file: the args of its application, where they stand, for errors, and how it logs. Raises ConfigError."""
     if name_or_path is None:
-        return {}, "command line"
+        return {}, "command line", QUIET
     path = find_config("serve", name_or_path)
-    applications = read_mapping(path).get("applications")
+    config = read_mapping(path)
+    applications = config.get("applications")
     if not isinstance(applications, list) or len(applications) != 1 or not isinstance(applications[0], dict):
         raise ConfigError(f"{path}: expected a Serve config with one entry in `applications`", hint="see configs/serve/laptop.yaml")
-    return dict(applications[0].get("args") or {}), f"{path}: applications.0.args"
+    logs = applications[0].get("logging_config") or config.get("logging_config") or QUIET
+    return dict(applications[0].get("args") or {}), f"{path}: applications.0.args", dict(logs)
 
 
 @contextmanager
-def endpoint(config: ServeConfig, host: str, port: int, at_cluster: ClusterConfig) -> Iterator[str]:
-    """The endpoint's URL while it runs, ready to score.
+def endpoint(config: ServeConfig, host: str, port: int, at_cluster: ClusterConfig, logs: Mapping[str, Any] = QUIET) -> Iterator[str]:
+    """The endpoint's URL while it runs, ready to score. `logs`: a `logging_config` of Serve, for all its processes.
 
     Raises ConfigError for a host, port or cluster that it must not take, DetectorError for licences and weights, and ClusterError if it
     does not start.
@@ -53,25 +63,28 @@ def endpoint(config: ServeConfig, host: str, port: int, at_cluster: ClusterConfi
     _refuse_taken_port(host, port)
     for card in plan_generation(config)[0].cards.values():
         resolve_weights(card)  # fetched here and once; what is missing is told before Ray starts
+    connection_limits()
     webhook_key, config = webhook_secret(config.jobs), config.model_copy(update={"access": by_digests(config.access)})
     own_secrets = (config.access.tokens_variable, config.jobs.webhook_secret_variable)
-    for name, value in {**FASTER, "RAY_SERVE_ENABLE_DIRECT_INGRESS": os.environ.get("RAY_SERVE_ENABLE_HA_PROXY", "0")}.items():
+    # Replicas need no ports of their own unless Serve's HAProxy asks them directly.
+    for name, value in {**SERVE_VARIABLES, "RAY_SERVE_ENABLE_DIRECT_INGRESS": os.environ.get("RAY_SERVE_ENABLE_HA_PROXY", "0")}.items():
         os.environ.setdefault(name, value)
     with cluster(at_cluster, hidden=own_secrets, variables=haproxy_variables):
         from ray import serve
+        from ray.serve.schema import LoggingConfig
 
         from ray_app.serving.app import NAME, SHUTDOWN_MARGIN_S, application
 
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
-        bound = application(config, webhook_key)
+        bound, logging_config = application(config, webhook_key), validate(dict(logs), LoggingConfig, where="logging_config")
         serve.start(
             proxy_location="HeadOnly",
             http_options={"host": host, "port": port, "request_timeout_s": config.limits.deadline_s + REQUEST_TIMEOUT_MARGIN_S},
-            logging_config={"log_level": "WARNING", "enable_access_log": False},
+            logging_config=logging_config,
         )
         try:
             try:
-                serve.run(bound, name=NAME, route_prefix="/")
+                serve.run(bound, name=NAME, route_prefix="/", logging_config=logging_config)
             except RuntimeError as error:
                 raise ClusterError(f"the endpoint did not start: {_cause(error)}") from error
             url = f"http://{_reachable(host)}:{port}"

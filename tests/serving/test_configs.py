@@ -1,8 +1,12 @@
 """The files an operator deploys say what Serve, our own config and Kubernetes accept; a typo in any key is found here."""
 
+import asyncio
 import copy
 import json
+import logging.handlers
+import pickle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Union, get_args, get_origin
 
 import jsonschema
@@ -17,9 +21,10 @@ from ray.serve.schema import ServeDeploySchema
 from ray_app.errors import ConfigError, DetectorError
 from ray_app.serving.app import JOBS, build
 from ray_app.serving.config import ServeConfig
-from ray_app.serving.deployments import RELOADABLE
+from ray_app.serving.deployments import RELOADABLE, Jobs, RemoteJobs, _log_beside_serve
 from ray_app.serving.generation import plan_generation
-from ray_app.serving.running import FASTER
+from ray_app.serving.http.errors import Refusal
+from ray_app.serving.running import QUIET, SERVE_VARIABLES, read_file
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVE_FILES = sorted((ROOT / "configs/serve").glob("*.yaml"))
@@ -261,7 +266,58 @@ def test_an_evicted_pod_has_time_for_its_last_answers():
 
 
 @pytest.mark.parametrize("group", pods().values(), ids=pods())
-def test_serve_is_as_fast_as_touchstone_serve_makes_it(group):
+def test_serve_is_told_what_touchstone_serve_tells_it(group):
     environment = {one["name"]: one["value"] for one in group["template"]["spec"]["containers"][0]["env"]}
-    assert environment["RAY_SERVE_THROUGHPUT_OPTIMIZED"] == FASTER["RAY_SERVE_THROUGHPUT_OPTIMIZED"]
+    assert {name: environment.get(name) for name in SERVE_VARIABLES if "HAPROXY" not in name} == {
+        name: value for name, value in SERVE_VARIABLES.items() if "HAPROXY" not in name
+    }
     assert environment["RAY_SERVE_ENABLE_DIRECT_INGRESS"] == "0"
+
+
+@pytest.mark.parametrize("path", SERVE_FILES, ids=lambda path: path.name)
+def test_touchstone_serve_takes_args_and_log_settings_of_a_file(path):
+    config = yaml.safe_load(path.read_text())
+    assert read_file(str(path)) == (config["applications"][0]["args"], f"{path}: applications.0.args", config["logging_config"])
+    assert read_file(path.stem)[2] == config["logging_config"]
+    assert read_file(None)[2] == QUIET
+
+
+def test_what_this_package_logs_goes_with_serves_own_log():
+    serve, ours = logging.getLogger("ray.serve"), logging.getLogger("ray_app")
+    parent, level = ours.parent, serve.level
+    handler = logging.handlers.BufferingHandler(100)
+    serve.addHandler(handler)
+    try:
+        _log_beside_serve()
+        for name in ("INFO", "WARNING", "INFO"):
+            serve.setLevel(name)
+            logging.getLogger("ray_app.serving.jobs").info("from %s on", name)
+    finally:
+        serve.removeHandler(handler)
+        ours.parent = parent
+        serve.setLevel(level)
+    assert [record.getMessage() for record in handler.buffer] == ["from INFO on", "from INFO on"]
+
+
+def test_what_jobs_refuse_comes_back_as_a_value():
+    """Whatever a replica raises is logged by Serve as its fault, with a traceback."""
+
+    class Book:
+        async def status(self, owner: str, job: str) -> None:
+            raise Refusal("not_found", "no such job", headers={"X": "1"})
+
+    class Handle:
+        """Serve's: the call is made, and its answer pickled."""
+
+        def __init__(self, replica: Jobs) -> None:
+            self.status = SimpleNamespace(remote=lambda *asked: _pickled(replica.status(*asked)))
+
+    async def _pickled(answer: Any) -> Any:
+        return pickle.loads(pickle.dumps(await answer))
+
+    replica = object.__new__(Jobs)
+    replica._book = Book()
+    with pytest.raises(Refusal) as refused:
+        asyncio.run(RemoteJobs(Handle(replica)).status("me", "x"))
+    assert (refused.value.status, refused.value.code, refused.value.message) == (404, "not_found", "no such job")
+    assert refused.value.headers == {"X": "1"}

@@ -19,7 +19,7 @@ import yaml
 from benchmarks.load import Load, Photograph, load
 from benchmarks.work import QUALITY, SIZE, write_photographs
 from ray_app.cli.main import main
-from ray_app.serving.running import FASTER
+from ray_app.serving.running import SERVE_VARIABLES
 from tests.ray_head import BIN, free_ports, ray_head, rss_of
 from tests.scoring.conftest import rows_of, wait_until
 from tests.serving.in_process import client
@@ -35,7 +35,7 @@ MB = 2**20
 
 @pytest.fixture(scope="module")
 def head():
-    with ray_head(cpus=4, PYTHONPATH=str(ROOT), **FASTER, RAY_SERVE_ENABLE_DIRECT_INGRESS="0") as running:
+    with ray_head(cpus=4, PYTHONPATH=str(ROOT), **SERVE_VARIABLES, RAY_SERVE_ENABLE_DIRECT_INGRESS="0") as running:
         yield running
 
 
@@ -47,6 +47,7 @@ class Deployed:
         self.config = {
             "proxy_location": "HeadOnly",
             "http_options": {"host": "127.0.0.1", "port": port, "request_timeout_s": 60},
+            "logging_config": {"encoding": "JSON", "log_level": "WARNING", "enable_access_log": False},
             "applications": [
                 {
                     "name": "touchstone",
@@ -224,17 +225,31 @@ def test_an_update_under_load_fails_no_request(deployed, photographs, tmp_path):
     assert set(deployed.head.pids(REPLICA + "detectors")) == pids, "nothing was restarted"
 
 
-def test_a_job_is_scored_and_logged_where_serve_logs(deployed, photographs):
+def test_a_job_is_scored_and_logged_as_serve_is_told_to(deployed, photographs):
+    def lines():
+        files = [path for path in (deployed.head.logs / "serve").glob("*") if path.name.startswith(("replica", "proxy"))]
+        return [json.loads(line) for path in files for line in path.read_text().splitlines()]
+
+    assert {line["levelname"] for line in lines()} <= {"WARNING"}
+    before = set(deployed.head.pids(REPLICA))
+    deployed.config["logging_config"]["log_level"] = "INFO"
+    deployed.deploy()
     with client(deployed.url) as asking:
         parts = [("file", (one.name, one.data)) for one in photographs[:3]]
         job = asking.post("/v1/jobs", files=parts, headers={"Idempotency-Key": "once"}).json()
         assert asking.post("/v1/jobs", files=parts, headers={"Idempotency-Key": "once"}).json()["id"] == job["id"]
         wait_until(lambda: asking.get(job["url"]).json()["state"] == "done", 60)
-        lines = [json.loads(line) for line in asking.get(f"{job['url']}/results").text.splitlines()]
-    assert [line["name"] for line in lines] == [one.name for one in photographs[:3]]
-    assert [line["score"] for line in lines] == pytest.approx([one.expected for one in photographs[:3]], abs=1e-4)
-    written = wait_until(lambda: [path for path in (deployed.head.logs / "serve").glob("*jobs*") if job["id"] in path.read_text()], 30)
-    assert "job_ended" in written[0].read_text()
+        results = [json.loads(line) for line in asking.get(f"{job['url']}/results").text.splitlines()]
+        assert [line["name"] for line in results] == [one.name for one in photographs[:3]]
+        assert [line["score"] for line in results] == pytest.approx([one.expected for one in photographs[:3]], abs=1e-4)
+
+        def is_told():
+            asking.post("/v1/jobs", files=parts[:1]).raise_for_status()
+            return any(line["message"].startswith("job_ended") for line in lines())
+
+        wait_until(is_told, 60)
+    assert set(deployed.head.pids(REPLICA)) == before, "a level is no reason for a restart"
+    assert not any("/v1/jobs" in line["message"] for line in lines())
 
 
 def test_a_body_of_ten_gigabytes_is_cut(deployed):

@@ -153,7 +153,7 @@ def test_every_answer_of_its_own_has_the_shape_of_ours():
     from ray_app.serving.http.errors import MESSAGES
 
     bodies = re.findall(r"return (\d+) '(\{.*?\})'", CONF)
-    assert {int(status) for status, _ in bodies} == {400, 404, 413, 421, 429, 503, 504}
+    assert {int(status) for status, _ in bodies} == {400, 404, 413, 421, 429, 431, 503, 504}
     for _, body in bodies:
         said = json.loads(body.replace("$body_limit", "1"))
         assert set(said) == SHAPE
@@ -246,13 +246,29 @@ def test_a_body_that_stops_before_an_endpoint_without_deadline_is_closed(proxied
 
 @needs_nginx
 @pytest.mark.slow
+def test_large_and_slow_headers_are_ended_before_the_endpoint_hears_of_them(proxied):
+    for headers in ({"X-Big": "x" * 9000}, {f"X-{number}": "x" * 1000 for number in range(40)}):
+        status, said, _ = proxied.ask("GET", "/headers", headers=headers)
+        assert (status, said["code"]) == (431, "headers_too_large")
+    with socket.create_connection(("127.0.0.1", proxied.port), timeout=30) as connection:
+        connection.sendall(b"GET /headers HTTP/1.1\r\nX-Slow: ")
+        begun = time.monotonic()
+        with contextlib.suppress(ConnectionError):
+            assert connection.recv(1) == b""
+        assert 8 < time.monotonic() - begun < 15
+
+
+@needs_nginx
+@pytest.mark.slow
 def test_claims_of_a_client_do_not_pass(proxied):
+    steering = ["X-Request-Timeout-Seconds", "X-Request-Disconnect-Disabled", "X-Session-Id", "Serve-Multiplexed-Model-Id"]
     claims = {"X-Forwarded-For": "127.0.0.1", "Forwarded": "for=127.0.0.1", "X-Real-IP": "127.0.0.1", "X-Request-Id": "bad id\x7f"}
+    claims |= dict.fromkeys(steering, "1")
     status, heard, headers = proxied.ask("GET", "/headers", headers=claims)
     assert status == 200
     assert heard["host"] == f"{HOST}:{proxied.port}", "as a browser's Origin has it"
     assert heard["x-forwarded-for"] == "127.0.0.1"  # nginx's own view: the test runs on this machine
-    assert not {"forwarded", "x-real-ip"} & set(heard)
+    assert not {"forwarded", "x-real-ip", *map(str.lower, steering)} & set(heard)
     assert re.fullmatch(r"[0-9a-f]{32}", heard["x-request-id"])
     assert "uvicorn" not in headers["Server"]
     assert proxied.ask("GET", "/headers", headers={"X-Request-Id": "client-made-1"})[1]["x-request-id"] == "client-made-1"

@@ -1,72 +1,17 @@
-"""What one request may cost before a route sees it: a place, bytes, time. Knows no route; answers refusals without reading further."""
+"""What one request may cost before a route sees it: bytes and time. Knows no route; answers refusals without reading further."""
 
 import asyncio
-import math
 import time
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NoReturn
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ray_app.serving.http.access import Paths
 from ray_app.serving.http.errors import Refusal
 from ray_app.serving.http.refusing import has_body, refuse
 
 _BUDGET_RETRY_S = 5
-_REMEMBERED, _REMEMBERED_S, _ENOUGH = 64, 120.0, 4
-
-
-class Admission:
-    """A bounded number of requests at work; the next one is told 503 before its body is read.
-
-    Fewer are let in while they take long: by the rate of the last `_REMEMBERED_S` seconds, none should wait over `longest_wait_s`.
-    Retry-After is the time in which those at work now are likely to be done, 1 to 30 seconds.
-    """
-
-    def __init__(
-        self,
-        app: ASGIApp,
-        max_requests: int,
-        *,
-        longest_wait_s: float = math.inf,
-        uncounted: Paths,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.app, self.max_requests, self.longest_wait_s = app, max_requests, longest_wait_s
-        self.uncounted, self.clock = uncounted, clock
-        self.at_work = 0
-        self._finished: deque[float] = deque(maxlen=_REMEMBERED)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
-        if scope["type"] != "http" or self.uncounted.has(scope["path"]):
-            await self.app(scope, receive, send)
-            return
-        if self.at_work >= self.max_requests or self._wait_s() > self.longest_wait_s:
-            headers = {"Retry-After": str(self.retry_after())}
-            await refuse(Refusal("overloaded", limit=self.max_requests, observed=self.at_work, headers=headers), scope, receive, send)
-            return
-        self.at_work += 1
-        try:
-            await self.app(scope, receive, send)
-        finally:
-            self.at_work -= 1
-            self._finished.append(self.clock())
-
-    def retry_after(self) -> int:
-        """Seconds until those at work now are likely to be done; 1 while nothing is known."""
-        return min(30, max(1, math.ceil(self._wait_s())))
-
-    def _wait_s(self) -> float:
-        """Seconds that those at work now are likely to take, by the rate at which others were finished lately; 0 while little is known."""
-        now = self.clock()
-        while self._finished and now - self._finished[0] > _REMEMBERED_S:
-            self._finished.popleft()
-        if len(self._finished) < _ENOUGH:
-            return 0.0
-        return self.at_work * (self._finished[-1] - self._finished[0]) / (len(self._finished) - 1)
 
 
 class Deadline:

@@ -6,7 +6,8 @@ from starlette.middleware.cors import CORSMiddleware
 
 from ray_app.serving.config import ServeConfig
 from ray_app.serving.http.access import AccessGuard, Paths, Tokens
-from ray_app.serving.http.bodies import Admission, BodyLimit, Deadline
+from ray_app.serving.http.admission import Admission
+from ray_app.serving.http.bodies import BodyLimit, Deadline
 from ray_app.serving.http.headers import RequestIds, SecurityHeaders
 from ray_app.serving.http.rates import RateLimit
 from ray_app.serving.http.refusing import Faults, install_handlers
@@ -15,6 +16,8 @@ PAGE = ("/", "/page/*")
 OPEN = (*PAGE, "/healthz", "/readyz", "/openapi.json")
 # Probes and monitoring have to be answered most of all when every place is taken.
 UNCOUNTED = (*OPEN, "/metrics")
+# What waits for the detectors; everything else is answered, or waits for others' servers.
+QUEUED = ("/v1/score",)
 URL_BODY_BYTES = 16 * 1024  # JSON is parsed at once, in the event loop: an address needs no more
 
 
@@ -43,7 +46,7 @@ def _middlewares(config: ServeConfig, tokens: Tokens, echo_request_id: bool) -> 
         Middleware(Faults),
         Middleware(AccessGuard, tokens, Paths(OPEN)),
         *([Middleware(RateLimit, limits.requests_per_minute, uncounted=uncounted)] if limits.requests_per_minute else []),
-        Middleware(Admission, limits.max_requests, longest_wait_s=limits.deadline_s / 2, uncounted=uncounted),
+        Middleware(Admission, limits.max_requests, longest_wait_s=limits.deadline_s / 2, queued=Paths(QUEUED), uncounted=uncounted),
         Middleware(Deadline, limits.deadline_s),
         Middleware(BodyLimit, bytes_by_path, limits.max_bytes_in_flight),
     ]

@@ -23,8 +23,13 @@ _ALWAYS = {
 }
 
 
+def is_request_id(given: str) -> bool:
+    """Whether a client's id of its request is kept: 8–64 of `A-Za-z0-9_-`."""
+    return _ID.fullmatch(given) is not None
+
+
 class RequestIds:
-    """Gives every request an id: the client's own if it is 8–64 of `A-Za-z0-9_-`, else 16 hex digits.
+    """Gives every request an id: the client's own if `is_request_id`, else 16 hex digits.
 
     It stands in `scope["state"]["request_id"]` and, unless `echo` is off, on the answer. Ray Serve's proxy adds the header to
     every answer by itself, after handing the same id in: there `echo` has to be off, or it comes twice.
@@ -39,7 +44,7 @@ class RequestIds:
             await self.app(scope, receive, send)
             return
         given = Headers(scope=scope).get("x-request-id", "")
-        request_id = given if _ID.fullmatch(given) else secrets.token_hex(8)
+        request_id = given if is_request_id(given) else secrets.token_hex(8)
         scope.setdefault("state", {})["request_id"] = request_id
         await self.app(scope, receive, _with_headers(send, {"X-Request-Id": request_id} if self.echo else {}))
 

@@ -8,6 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ray_app.errors import MEANING, InputError, Status
@@ -17,6 +18,7 @@ from ray_app.serving.http.schemas import Error
 _log = logging.getLogger(__name__)
 
 _CODES = {status: code for code, (status, _) in reversed(MESSAGES.items())}  # the first code of a status speaks for it
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 _HEADERS = {
     401: {"WWW-Authenticate": "always `Bearer`"},
     405: {"Allow": "the methods that this address knows"},
@@ -101,11 +103,19 @@ def install_handlers(app: FastAPI) -> None:
 
     async def handle(request: Request, error: Exception) -> Response:
         refusal = as_refusal(error)
+        if refusal.code == "method_not_allowed":
+            refusal.headers["Allow"] = ", ".join(_methods_of(app, request.scope))
         request.scope.setdefault("state", {})["refused"] = refusal.code
         return respond(refusal, request_id_of(request.scope))
 
     for kind in (Refusal, InputError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, handle)
+
+
+def _methods_of(app: FastAPI, scope: Scope) -> list[str]:
+    """What an address knows: each of its methods may be a route of its own, and the router names those of the first."""
+    asked = [(method, {**scope, "method": method}) for method in _METHODS]
+    return [method for method, one in asked if any(route.matches(one)[0] is Match.FULL for route in app.router.routes)]
 
 
 def as_refusal(error: Exception) -> Refusal:

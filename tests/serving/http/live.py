@@ -18,10 +18,10 @@ def wait_for(condition: Callable[[], object], seconds: float = 10.0) -> None:
 
 
 @contextmanager
-def serving(app) -> Iterator[int]:
-    """Yields the port. Afterwards the server ends by itself, in a tenth of a second that nobody waits for."""
+def serving(app, **options) -> Iterator[int]:
+    """Yields the port; `options` are uvicorn's. Afterwards the server ends by itself, in a tenth of a second that nobody waits for."""
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(app, lifespan="off", log_level="critical", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(app, lifespan="off", log_level="critical", timeout_graceful_shutdown=1, **options)
     server = uvicorn.Server(config)
     threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True).start()
     wait_for(lambda: server.started)
@@ -32,11 +32,11 @@ def serving(app) -> Iterator[int]:
 
 
 def request(method: str, path: str, *headers: str, body: bytes = b"") -> bytes:
-    """The bytes of a request; the headers as `Name: value`, Host included unless given."""
+    """The bytes of a request; the headers as `Name: value`, Host included unless given. A surrogate (`\\udcff`) is a byte by itself."""
     lines = [f"{method} {path} HTTP/1.1", *headers]
     if not any(line.lower().startswith("host:") for line in headers):
         lines.append("Host: 127.0.0.1")
-    return "\r\n".join([*lines, "", ""]).encode() + body
+    return "\r\n".join([*lines, "", ""]).encode(errors="surrogateescape") + body
 
 
 class Reply:

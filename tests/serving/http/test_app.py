@@ -116,6 +116,19 @@ def test_requests_are_counted_by_route_status_and_reason(local, asking, file):
     assert meter.verdicts[-1][0] == "default"
 
 
+def test_405_names_every_method_of_its_address(local, asking):
+    paths = [*asking.get("/openapi.json").json()["paths"], "/", "/page/house.css", "/openapi.json"]
+    assert len(paths) > 12
+    methods = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
+    for path in paths:
+        answers = {method: asking.request(method, path.replace("{job}", "x")) for method in methods}
+        known = ", ".join(method for method, answer in answers.items() if answer.status_code != 405)
+        for method, answer in answers.items():
+            if answer.status_code == 405:
+                assert answer.headers["Allow"] == known, (method, path)
+                assert method == "HEAD" or answer.json()["code"] == "method_not_allowed"
+
+
 def test_tokens_stand_before_everything_but_the_page(monkeypatch, file):
     monkeypatch.setenv("TOUCHSTONE_TOKENS", "a-token-of-sixteen-letters,another-token-of-more-letters")
     with local_endpoint(ServeConfig(limits={"requests_per_minute": 10})) as (url, _), client(url) as asking:

@@ -14,8 +14,7 @@ from fastapi import FastAPI, Request
 from starlette.responses import StreamingResponse
 
 from ray_app.serving.config import ServeConfig
-from ray_app.serving.http.access import Paths
-from ray_app.serving.http.bodies import Admission, BodyLimit, Deadline
+from ray_app.serving.http.bodies import BodyLimit, Deadline
 from tests.serving.http.guarded_app import make_app
 from tests.serving.http.live import Reply, ask, connected, request, serving, wait_for
 
@@ -296,83 +295,6 @@ def test_what_a_route_does_after_its_answer_is_not_cut():
     with serving(Deadline(lingering, 0.1)) as port:
         assert ask(port, request("GET", "/")).status == 204
         assert done.wait(3)
-
-
-def test_one_too_many_is_told_to_come_back_and_probes_are_answered():
-    app = make_app(config(max_requests=2, deadline_s=20))
-    with serving(app) as port:
-        at_work = [socket.create_connection(("127.0.0.1", port)) for _ in range(2)]
-        for connection in at_work:
-            connection.sendall(request("GET", "/v1/slow"))
-        wait_for(lambda: app.state.began == 2)
-        with connected(port) as connection:
-            connection.sendall(request("POST", "/v1/score", "Content-Length: 100000"))
-            reply = Reply(connection)
-            assert (reply.status, reply.json["code"], reply.headers["connection"]) == (503, "overloaded", "close")
-            assert 1 <= int(reply.headers["retry-after"]) <= 30
-        assert ask(port, request("GET", "/healthz")).status == 200
-        at_work[0].close()
-        wait_for(lambda: ask(port, request("POST", "/v1/score", "Content-Length: 2", body=b"ab")).status == 200)
-        at_work[1].close()
-
-
-def test_a_place_is_given_back_whatever_happens():
-    async def app(scope, receive, send):
-        if scope["path"] == "/raises":
-            raise ValueError
-        await asyncio.sleep(10)
-
-    admission = Admission(app, 3, uncounted=Paths([]))
-
-    async def walk():
-        for path in ["/raises", "/sleeps"] * 20:
-            task = asyncio.create_task(admission({"type": "http", "path": path, "headers": []}, None, None))
-            await asyncio.sleep(0)
-            assert admission.at_work == (path == "/sleeps")
-            task.cancel()
-            with pytest.raises((ValueError, asyncio.CancelledError)):
-                await task
-            assert admission.at_work == 0
-
-    asyncio.run(walk())
-
-
-def test_retry_after_follows_the_pace():
-    now = [0.0]
-    admission = Admission(_nothing, 3, uncounted=Paths([]), clock=lambda: now[0])
-    admission.at_work = 4
-    assert admission.retry_after() == 1
-    for between, expected in ((0.01, 1), (2.0, 8), (10.0, 30), (200.0, 1)):
-        for _ in range(100):
-            admission.at_work = 0
-            now[0] += between
-            asyncio.run(admission({"type": "http", "path": "/", "headers": []}, None, None))
-        admission.at_work = 4
-        assert abs(admission.retry_after() - expected) <= 1
-
-
-def test_fewer_are_let_in_while_they_take_long():
-    now, told = [0.0], []
-
-    async def send(message):
-        told.append(message)
-
-    admission = Admission(_nothing, 100, longest_wait_s=15, uncounted=Paths([]), clock=lambda: now[0])
-    for _ in range(10):
-        now[0] += 2.0
-        asyncio.run(admission({"type": "http", "path": "/", "headers": []}, None, send))
-    admission.at_work = 8  # 16 seconds of work
-    asyncio.run(admission({"type": "http", "path": "/", "headers": []}, None, send))
-    assert told[0]["status"] == 503
-    assert (b"retry-after", b"16") in told[0]["headers"]
-    told.clear()
-    admission.at_work = 7
-    asyncio.run(admission({"type": "http", "path": "/", "headers": []}, None, send))
-    assert told == []
-
-
-async def _nothing(scope, receive, send):
-    pass
 
 
 def test_alone_a_limit_needs_no_framework():
