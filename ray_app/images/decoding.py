@@ -68,15 +68,38 @@ BITS_PER_SAMPLE = 258  # TIFF tag
 MOST_WORDS = 200  # of a foreign message in `detail`
 
 
-OPENERS: dict[str, Callable[[io.BytesIO], ImageFile]] = {
-    "WEBP": open_webp,
-    "GIF": GifImageFile,
-    "BMP": BmpImageFile,
-    "AVIF": AvifImageFile,
-    "HEIC": open_heic,
-    "JPEG2000": Jpeg2KImageFile,
-    "PNM": PnmFile,
-    "JXL": JpegXlFile,
+def _open_avif(data: bytes, flags: set[str]) -> ImageFile:
+    """libavif refuses the whole image for a malformed EXIF item; under another type the item is skipped."""
+    try:
+        return AvifImageFile(io.BytesIO(data))
+    except (ValueError, SyntaxError):
+        masked = re.sub(rb"(infe.{8,10}?)Exif", rb"\1skip", data, count=1, flags=re.DOTALL)
+        if masked == data:
+            raise
+        image = AvifImageFile(io.BytesIO(masked))
+        flags.add("broken_exif")
+        return image
+
+
+Opener = Callable[[bytes, set[str]], ImageFile]  # reads the header; notes flags
+
+
+def _of_stream(opener: Callable[[io.BytesIO], ImageFile]) -> Opener:
+    return lambda data, _: opener(io.BytesIO(data))
+
+
+OPENERS: dict[str, Opener] = {
+    "JPEG": jpeg.open_header,
+    "PNG": png.open_header,
+    "TIFF": lambda data, _: tiff_pixels.open_header(data),
+    "AVIF": _open_avif,
+    "WEBP": _of_stream(open_webp),
+    "GIF": _of_stream(GifImageFile),
+    "BMP": _of_stream(BmpImageFile),
+    "HEIC": _of_stream(open_heic),
+    "JPEG2000": _of_stream(Jpeg2KImageFile),
+    "PNM": _of_stream(PnmFile),
+    "JXL": _of_stream(JpegXlFile),
 }
 
 
@@ -105,7 +128,7 @@ def _decode(data: bytes, limits: ImageLimits, found: Findings, admit: Admit) -> 
     if format_name == "WEBP" and found.width and found.height:
         admit(webp_demand(found.width, found.height))
     with _translated(data, format_name):
-        image = _open(data, format_name, found)
+        image = OPENERS[format_name](data, found.flags)
     _read_header(image, data, format_name, found)
     sample_bits = _sample_bits(image, data)
     if 8 < sample_bits <= 16:
@@ -142,25 +165,6 @@ def _check_bytes(data: bytes, limits: ImageLimits, found: Findings) -> str:
         found.take_size(*size)
         limits.check_size(*size, len(data), found.format)
     return found.format
-
-
-def _open(data: bytes, format_name: str, found: Findings) -> ImageFile:
-    if format_name == "JPEG":
-        return jpeg.open_header(data, found.flags)
-    if format_name == "PNG":
-        return png.open_header(data, found.flags)
-    if format_name == "TIFF":
-        return tiff_pixels.open_header(data)
-    try:
-        return OPENERS[format_name](io.BytesIO(data))
-    except (ValueError, SyntaxError):
-        # libavif refuses the whole image for a malformed EXIF item; under another type the item is skipped.
-        masked = re.sub(rb"(infe.{8,10}?)Exif", rb"\1skip", data, count=1, flags=re.DOTALL) if format_name == "AVIF" else data
-        if masked == data:
-            raise
-        image = AvifImageFile(io.BytesIO(masked))
-        found.flags.add("broken_exif")
-        return image
 
 
 def _read_header(image: ImageFile, data: bytes, format_name: str, found: Findings) -> None:

@@ -44,7 +44,7 @@ class Endpoint:
 
     def logs(self):
         """Text by file: Serve's own, the workers', and what the command wrote."""
-        session = (self.folder / "ray" / "session_latest").resolve() / "logs"
+        (session,) = self.folder.glob("ts-*/ray/session_latest/logs")
         kinds = ("worker-", "replica_", "proxy_", "controller_")
         files = [path for path in session.rglob("*") if path.is_file() and path.name.startswith(kinds)]
         return {path.name: path.read_text(errors="replace") for path in (*files, self.folder / "stderr")}
