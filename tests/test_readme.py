@@ -44,7 +44,18 @@ GATHERED = (
     "touchstone collect urls.csv --out collected",
     "touchstone generate sd-3.5 --prompts prompts.txt --like photos --accept-licence sd-3.5 --out made",
 )
-ELSEWHERE = ("make ", "ray ", "serve deploy ", "kubectl apply ", "TOUCHSTONE_TOKENS=", SIMULATED, *TRAINED, *CALIBRATED, *GATHERED)
+ELSEWHERE = (
+    "make ",
+    "ray ",
+    "export RAY_AUTH_MODE=",
+    "serve deploy ",
+    "kubectl apply ",
+    "TOUCHSTONE_TOKENS=",
+    SIMULATED,
+    *TRAINED,
+    *CALIBRATED,
+    *GATHERED,
+)
 
 SERVE = "touchstone serve"  # never returns: the fixture `endpoint` is its run
 ENDPOINT = "http://127.0.0.1:8000"
