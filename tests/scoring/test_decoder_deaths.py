@@ -9,38 +9,24 @@ import pytest
 
 from ray_app.errors import MEANING, Status
 from tests.scoring.conftest import ROOT, kill_family, rows_of
+from tests.scoring.spoiled import spoiled
 from tests.scoring.test_run import save_photo
 
 LIMIT_S = 4.0
 
-# Python imports this at the start of every process that has the folder on PYTHONPATH: driver, workers, decoder children.
-SITE = """
-import ctypes, sys, time
-from importlib.machinery import PathFinder
+DEADLY = """
+import ctypes, time
 
-def spoil(module):
-    load = module.ImageFile.load
+decode = module.decode_jpeg
 
-    def dangerous(image):
-        data = image.fp.getvalue() if hasattr(image.fp, "getvalue") else b""
-        if b"makes the decoder crash" in data:
-            ctypes.string_at(0)
-        if b"makes the decoder hang" in data:
-            time.sleep(3600)
-        return load(image)
+def dangerous(data, *rest, **named):
+    if b"makes the decoder crash" in data:
+        ctypes.string_at(0)
+    if b"makes the decoder hang" in data:
+        time.sleep(3600)
+    return decode(data, *rest, **named)
 
-    module.ImageFile.load = dangerous
-
-class Finder:
-    def find_spec(self, name, path=None, target=None):
-        if name != "PIL.ImageFile":
-            return None
-        spec = PathFinder.find_spec(name, path)
-        run = spec.loader.exec_module
-        spec.loader.exec_module = lambda module: (run(module), spoil(module))
-        return spec
-
-sys.meta_path.insert(0, Finder())
+module.decode_jpeg = dangerous
 """
 
 
@@ -48,10 +34,8 @@ sys.meta_path.insert(0, Finder())
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_crash_and_a_hang_cost_one_member_each(tmp_path):
-    photos, site = tmp_path / "photos", tmp_path / "site"
+    photos = tmp_path / "photos"
     photos.mkdir()
-    site.mkdir()
-    (site / "sitecustomize.py").write_text(SITE)
     for index in range(40):
         save_photo(photos / f"{index:02}.jpg", index)
     for name, words in (("13.jpg", b"makes the decoder crash"), ("27.jpg", b"makes the decoder hang")):
@@ -59,7 +43,7 @@ def test_a_crash_and_a_hang_cost_one_member_each(tmp_path):
 
     command = [sys.executable, "-m", "ray_app.cli.main", "score", str(photos), "--out", str(tmp_path / "run"),
                "--set", "block_members=8", "--set", f"cluster.decode_limit_s={LIMIT_S}"]  # fmt: skip
-    environment = os.environ | {"PYTHONPATH": f"{site}{os.pathsep}{ROOT}"}
+    environment = spoiled(tmp_path / "site", "simplejpeg", DEADLY)
     began = time.monotonic()
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -2,7 +2,6 @@
 
 import html
 import json
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,6 +17,7 @@ from ray_app.scoring.redeciding import decided
 from ray_app.scoring.reporting import bad_fraction
 from tests.images import factory
 from tests.scoring.conftest import ROOT, rows_of
+from tests.scoring.spoiled import spoiled
 from tests.scoring.stages import run_stages
 
 MARK = b"trips a bug"
@@ -92,31 +92,15 @@ def test_the_same_traceback_is_shown_once_and_every_name(photos, tmp_path, monke
     )
 
 
-# Python imports this at the start of every process that has the folder on PYTHONPATH.
-SITE = """
-import sys
-from importlib.machinery import PathFinder
+BUG = """
+read = module.ProvenanceReader.read
 
-def spoil(module):
-    read = module.ProvenanceReader.read
+def failing(self, data, *rest, **named):
+    if b"trips a bug" in data:
+        raise LookupError("a bug of ours")
+    return read(self, data, *rest, **named)
 
-    def failing(self, data, *rest, **named):
-        if b"trips a bug" in data:
-            raise LookupError("a bug of ours")
-        return read(self, data, *rest, **named)
-
-    module.ProvenanceReader.read = failing
-
-class Finder:
-    def find_spec(self, name, path=None, target=None):
-        if name != "ray_app.images.provenance.reading":
-            return None
-        spec = PathFinder.find_spec(name, path)
-        run = spec.loader.exec_module
-        spec.loader.exec_module = lambda module: (run(module), spoil(module))
-        return spec
-
-sys.meta_path.insert(0, Finder())
+module.ProvenanceReader.read = failing
 """
 
 
@@ -124,10 +108,7 @@ sys.meta_path.insert(0, Finder())
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_command_commits_says_so_and_goes_on(photos, tmp_path):
-    site = tmp_path / "site"
-    site.mkdir()
-    (site / "sitecustomize.py").write_text(SITE)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(site), str(ROOT)])}
+    environment = spoiled(tmp_path / "site", "ray_app.images.provenance.reading", BUG)
     command = [sys.executable, "-m", "ray_app.cli.main", "score", str(photos), "--out", str(tmp_path / "run"), "--set", "cluster.cpus=2"]
 
     def score():
