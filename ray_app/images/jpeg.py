@@ -27,7 +27,7 @@ _PROGRESSIVE = (SOF2, SOF10)
 _WITHOUT_BODY = (0x01, *range(0xD0, 0xD8))
 _DECIDING = _FRAMES | {SCAN, SOS, DHT, DAC, DQT, DRI}
 
-_MARKER = re.compile(rb"\xff+([^\x00\xff])")
+_MARKER = re.compile(rb"\xff([^\x00\xff])")  # of fill bytes before it the last: with `+` a long run of them takes hours
 _SCAN_END = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _RESTART = re.compile(rb"\xff([\xd0-\xd7])")
 _STRAY = re.compile(r"extraneous bytes before marker 0x(\w\w)")
@@ -47,16 +47,16 @@ class JpegImage(JpegImageFile):
 
 
 class Segment(NamedTuple):
-    """A marker and the body behind it, with the two bytes of its length, or SCAN and coded data; and the offset where it ends."""
+    """A marker and the body behind it, with the two bytes of its length; or SCAN, whose coded data is not copied. Offsets in the file."""
 
     marker: int
     body: bytes
+    start: int
     end: int
 
-    @property
-    def encoded(self) -> bytes:
-        """As it stands in a file."""
-        return self.body if self.marker == SCAN else bytes((0xFF, self.marker)) + self.body
+    def encoded(self, data: bytes) -> bytes | memoryview:
+        """As it stands in a file, this one or with another body."""
+        return memoryview(data)[self.start : self.end] if self.marker == SCAN else bytes((0xFF, self.marker)) + self.body
 
 
 class Frame(NamedTuple):
@@ -183,11 +183,11 @@ def _segments(data: bytes) -> Iterator[Segment]:
         if marker in _WITHOUT_BODY:
             continue
         start, at = at, at + int.from_bytes(data[at : at + 2], "big")
-        yield Segment(marker, data[start:at], at)
+        yield Segment(marker, data[start:at], start, at)
         if marker == SOS:
             found = _SCAN_END.search(data, at)
             start, at = at, found.start() if found else len(data)
-            yield Segment(SCAN, data[start:at], at)
+            yield Segment(SCAN, b"", start, at)
 
 
 def _frame(data: bytes) -> Frame | None:
@@ -216,7 +216,7 @@ def _without_metadata(data: bytes) -> bytes:
     """The segments that decide pixels, and those two of applications that decide colour, as libjpeg takes them."""
     frame = _frame(data)
     transforms = (0, 2) if frame is not None and len(frame.components) == 4 else (0, 1)
-    parts = [bytes((0xFF, SOI))]
+    parts: list[bytes | memoryview] = [bytes((0xFF, SOI))]
     for segment in _segments(data):
         body = segment.body
         if segment.marker == APP0 and body[2:7] == b"JFIF\0" and len(body) >= 16:
@@ -227,7 +227,7 @@ def _without_metadata(data: bytes) -> bytes:
             body = body[:-3] + bytes((0, 63, 0))
         elif segment.marker not in _DECIDING:
             continue
-        parts.append(segment._replace(body=body).encoded)
+        parts.append(segment._replace(body=body).encoded(data))
     return b"".join((*parts, bytes((0xFF, EOI))))
 
 
@@ -240,7 +240,7 @@ def _without_end(data: bytes, instead: bytes = b"") -> bytes:
 def _restarts_hold(data: bytes) -> bool:
     """Whether a JPEG of one scan is whole between any two of its restart markers: each part is a picture of one row of units (A.2)."""
     *header, scan = _segments(data)
-    frame, parts = _frame(data), _RESTART.split(scan.body)
+    frame, parts = _frame(data), _RESTART.split(memoryview(data)[scan.start : scan.end], MOST_RESTARTS)
     interval = max((int.from_bytes(segment.body[2:4], "big") for segment in header if segment.marker == DRI), default=0)
     if frame is None or not interval or scan.marker != SCAN or any(segment.marker == SCAN for segment in header):
         return False
@@ -252,7 +252,7 @@ def _restarts_hold(data: bytes) -> bool:
     for number, part in enumerate(parts[::2]):
         size = struct.pack(">HH", down, across * min(interval, units - number * interval))
         bodies = (each.body[:3] + size + each.body[7:] if each.marker in _FRAMES else each.body for each in header)
-        start = b"".join(each._replace(body=body).encoded for each, body in zip(header, bodies, strict=True))
+        start = b"".join(each._replace(body=body).encoded(data) for each, body in zip(header, bodies, strict=True))
         if (warning := warning_of(b"\xff\xd8" + start + part + b"\xff\xd9")) and not warning.endswith("marker 0xd9"):
             return False
     return True

@@ -11,11 +11,13 @@ from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
+from ray_app.images.further_formats import BIT_DEPTH
 from ray_app.images.limits import ImageLimits
 
 SMALL_BYTES = 384 * 2**20  # any process has room for this beside its libraries; what takes more waits for its turn on a node
 LIMIT_PIXELS = 50_000_000  # a decode limit in seconds is meant for so many pixels; larger images have as much longer
 
+_MOST = 2**63 - 1  # what a header claims may be anything
 _FIXED = 8 * 2**20  # whatever a decoder allocates for the smallest image
 _ROWS_PER_STRIP, _TILE_WIDTH, _TILE_HEIGHT, _SAMPLES, _BITS = 278, 322, 323, 277, 258  # TIFF tags
 
@@ -24,8 +26,9 @@ _NARROW = ("1", "L", "P")
 _CONVERTING = {"RGB": 0, "1": 4, "L": 4, "P": 4, "CMYK": 4, "YCbCr": 4, "RGBX": 4, "HSV": 4, "I": 7, "F": 4}
 _WITH_ALPHA, _DEEP_GREY = 8, 7
 # Bytes per pixel that a decoder holds beside the picture, of formats in which nothing else tells.
-_DECODING = {"WEBP": 14, "AVIF": 12, "HEIC": 12, "JPEG2000": 20, "JXL": 12, "PNM": 6}
-_WORST_OF_LARGEST, _WORST = 20, 24  # to prepare an image in every way takes no more
+_DECODING = {"WEBP": 18, "AVIF": 12, "HEIC": 12, "JPEG2000": 20, "JXL": 12, "PNM": 6}
+_DEEP_JXL = 18  # whatever its channels are, which its header does not say
+_WORST_OF_LARGEST, _WORST = 22, 24  # to prepare an image in every way takes no more
 
 
 class Demand(NamedTuple):
@@ -62,8 +65,9 @@ def demand_of(image: ImageFile, data: bytes, format_name: str) -> Demand:
     """Of an image that was opened and not decoded."""
     pixels = image.width * image.height
     stored = 1 if image.mode in _NARROW else 2 if image.mode.startswith("I;16") else 4
-    beside = max(pixels * _converting(image), pixels * _DECODING.get(format_name, 0), _jpeg(image, data), _tiff(image))
-    return Demand(pixels, _FIXED + pixels * stored + beside)
+    decoding = _DEEP_JXL if format_name == "JXL" and image.info[BIT_DEPTH] > 8 else _DECODING.get(format_name, 0)
+    beside = max(pixels * _converting(image), pixels * decoding, _jpeg(image, data), _tiff(image))
+    return Demand(pixels, min(_FIXED + pixels * stored + beside, _MOST))
 
 
 def webp_demand(width: int, height: int) -> Demand:

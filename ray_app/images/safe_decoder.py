@@ -179,7 +179,7 @@ class Child(ABC):
         if (facts.sha256, facts.format) != (known.sha256, known.format) or facts.flags != tuple(sorted(FLAG_MEANING.keys() & facts.flags)):
             raise ValueError("facts of another file")
         if report.refused is None:
-            self._limits.check_size(*_size(facts), len(data), facts.format)
+            self._limits.check_size(*_size(facts), len(data), "JPEG" if facts.format == "RAW" else facts.format)  # the preview in it
         return report
 
     def _epitaph(self, child: subprocess.Popen[bytes]) -> str:

@@ -12,7 +12,7 @@ from PIL.TiffImagePlugin import COMPRESSION_INFO, TiffImageFile
 
 from ray_app.errors import InputError, Status
 from ray_app.images import jpeg
-from ray_app.images.tiff import Tiff, TiffError
+from ray_app.images.tiff import MOST_STRIPS, Tiff, TiffError
 
 WIDTH, LENGTH, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES = 256, 257, 258, 259, 262, 277
 STRIP_OFFSETS, STRIP_ROWS, STRIP_COUNTS = 273, 278, 279
@@ -20,6 +20,7 @@ PLANAR, COLOUR_MAP, TILE_WIDTH, TILE_LENGTH, TILE_OFFSETS, TILE_COUNTS = 284, 32
 INK_SET, EXTRA_SAMPLES, SAMPLE_FORMAT, JPEG_TABLES, SUBSAMPLING = 332, 338, 339, 347, 530
 RAW, LZW = 1, 5
 MOST_TABLE_BYTES = 65_536
+MOST_VALUES = 65_536  # of a tag that has one for each sample, or for each colour of a palette
 WHITE_IS_ZERO, RGB, PALETTE, CMYK, YCBCR, LAB = 0, 2, 3, 5, 6, 8
 
 _PHOTOMETRIC = {0: "grey from white to black", 1: "grey", RGB: "RGB", PALETTE: "palette", CMYK: "inks", YCBCR: "YCbCr", LAB: "Lab"}
@@ -67,27 +68,31 @@ class Layout(NamedTuple):
     @classmethod
     def of(cls, tiff: Tiff) -> "Layout":
         """Raises TiffError."""
-        tags = {tag: tiff.integers(entry) for tag, entry in tiff.first_directory().items()}
+        entries = tiff.first_directory()
+
+        def every(tag: int, most: int = MOST_VALUES) -> tuple[int, ...]:
+            """What is asked for alone: four thousand tags may each say that a million values stand at one place."""
+            return tiff.integers(entries[tag]) if tag in entries and entries[tag].number <= most else ()
 
         def one(tag: int, otherwise: int) -> int:
-            return (tags.get(tag) or (otherwise,))[0]
+            return (every(tag) or (otherwise,))[0]
 
         width, length = one(WIDTH, 0), one(LENGTH, 0)
         return cls(
             width,
             length,
-            tags.get(BITS) or (1,),
+            every(BITS) or (1,),
             one(COMPRESSION, RAW),
             one(PHOTOMETRIC, WHITE_IS_ZERO),
             one(SAMPLES, 1),
             one(PLANAR, 1) == 2,
-            tags.get(SAMPLE_FORMAT, ()),
-            tags.get(EXTRA_SAMPLES, ()),
+            every(SAMPLE_FORMAT),
+            every(EXTRA_SAMPLES),
             one(INK_SET, 1),
-            tags.get(SUBSAMPLING, (2, 2)),
+            every(SUBSAMPLING) or (2, 2),
             (one(TILE_WIDTH, width), one(TILE_LENGTH, min(one(STRIP_ROWS, length) or length, length))),
-            tags.get(TILE_OFFSETS) or tags.get(STRIP_OFFSETS, ()),
-            tags.get(TILE_COUNTS) or tags.get(STRIP_COUNTS, ()),
+            every(TILE_OFFSETS, MOST_STRIPS) or every(STRIP_OFFSETS, MOST_STRIPS),
+            every(TILE_COUNTS, MOST_STRIPS) or every(STRIP_COUNTS, MOST_STRIPS),
         )
 
     def describe(self) -> str:
@@ -113,12 +118,17 @@ class Layout(NamedTuple):
             return f"{self.describe()}: {_WHAT_TO_DO}, interleaved"
         return None
 
+    @property
+    def pieces(self) -> int:
+        """How many strips or tiles the picture has."""
+        across, down = (-(-side // max(step, 1)) for side, step in zip((self.width, self.length), self.piece, strict=True))
+        return across * down * (self.samples if self.is_planar else 1)
+
     def missing(self) -> str | None:
         """What the tags leave out of the picture, in words; None where they name all of it, or a size that no picture has."""
         if max(self.width, self.length) >= 2**31:
             return None
-        across, down = (-(-side // max(step, 1)) for side, step in zip((self.width, self.length), self.piece, strict=True))
-        needed = across * down * (self.samples if self.is_planar else 1)
+        needed = self.pieces
         if self.offsets and len(self.offsets) < needed:
             return f"{len(self.offsets)} of {needed} strips or tiles present"
         counts = self.counts[:needed]
@@ -136,7 +146,7 @@ def check_jpeg_data(data: bytes) -> None:
     tiff = Tiff(data)
     layout, tables = Layout.of(tiff), tiff.first_directory().get(JPEG_TABLES)
     start = tiff.octets(tables, MOST_TABLE_BYTES)[:-2] if tables else b"\xff\xd8"
-    for offset, count in zip(layout.offsets, layout.counts, strict=False):
+    for offset, count in zip(layout.offsets[: layout.pieces], layout.counts, strict=False):
         warning = jpeg.warning_of(start + data[offset + 2 : offset + count] + b"\xff\xd9")
         if "premature end" in warning:
             raise InputError(Status.TRUNCATED_IMAGE, f"coded data is missing from the strip or tile at byte {offset}")

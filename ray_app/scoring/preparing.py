@@ -18,7 +18,7 @@ Digest = Callable[[DetectorCard], str | None]
 
 # How a run was made that does not note it: what came to be noted later, and settings that are noted only where they are others than these.
 UNNOTED: Mapping[str, Mapping[str, Any]] = {
-    "limits": {},
+    "limits": {"max_whole_pixels": None},
     "columns": {"image": None, "uri": None},
     "container_limits": {"max_members": 10_000_000, "max_ratio": 200.0},
 }

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -143,6 +144,6 @@ def test_an_image_that_keeps_its_size_and_cannot_be_prepared_gets_no_score(caplo
     def prepare(image):
         raise TypeError("a bug")
 
-    images = Lazily(2, [None, decode_image(jpeg(), SPEC.limits)].__getitem__, prepare)
+    images = Lazily(2, [nullcontext(), nullcontext(decode_image(jpeg(), SPEC.limits))].__getitem__, prepare)
     assert list(images) == [None, None]
     assert "a bug" in caplog.text
