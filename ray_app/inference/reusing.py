@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from ray_app.errors import Status
+from ray_app.images import decoder_name
 from ray_app.inference.batches import Outcome, Said
 from ray_app.inference.judging import Readings, finite, going_on
 from ray_app.inference.spec import ScoringSpec
@@ -46,9 +47,11 @@ class Recall:
 
     def _suffices(self, outcome: Outcome) -> bool:
         """Whether all is there that this spec wants. An index may have been made under another decision of the same detectors, by which
-        fewer of them looked at an image.
+        fewer of them looked at an image; or by a decoder that took damaged files, or gave other pixels.
         """
         if self._spec.perceptual_hash and outcome.phash is None:
+            return False
+        if outcome.facts is not None and outcome.facts.format and outcome.facts.decoder != decoder_name(outcome.facts.format):
             return False
         if outcome.said is None or outcome.facts is None:
             return True

@@ -7,8 +7,9 @@ from pydantic import Field, field_validator
 
 from ray_app.archives import Columns, ContainerLimits
 from ray_app.config import Frozen
+from ray_app.config.loading import written
 from ray_app.errors import Status
-from ray_app.images import BatchLimits
+from ray_app.images import BatchLimits, ImageLimits
 from ray_app.images.provenance import ProvenanceConfig
 from ray_app.inference.decoding import WALL_LIMIT_S
 from ray_app.storage import UNGUARDED, RetryPolicy
@@ -119,6 +120,11 @@ class ScoreConfig(Frozen):
     retry: RetryPolicy = RetryPolicy()
     unguarded: bool = Field(default=False, description=UNGUARDED)
     cluster: ClusterConfig = ClusterConfig()
+
+    @field_validator("limits", mode="before")
+    @classmethod
+    def _of_archives(cls, limits: Any) -> Any:
+        return written(limits) if type(limits) is ImageLimits else limits  # what a program wrote down of them holds; the rest are defaults
 
     @field_validator("rescore", mode="before")
     @classmethod

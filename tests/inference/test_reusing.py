@@ -1,12 +1,14 @@
 """The same bytes again: neither decoded nor scored, and nobody else's batch is another one for it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from ray_app.detectors import load_card
 from ray_app.ensembles import load_ensemble_card
 from ray_app.errors import Status
-from ray_app.images import ImageLimits
+from ray_app.images import ImageLimits, decoder_name, inspect_bytes
 from ray_app.inference import BatchDecoder, Outcome, Readings, ScoringSpec, StageClock, judge, make_spec, pack, unpack
 from ray_app.inference import reusing as reusing_module
 from ray_app.inference.reusing import Recall, is_complete
@@ -90,6 +92,18 @@ def test_what_has_no_perceptual_hash_is_hashed_where_one_is_wanted():
     assert Recall(SPEC, Old()).known("0" * 64)
     wanting = make_spec(SPEC.ensemble, limits=SPEC.limits, perceptual_hash=True)
     assert Recall(wanting, Old()).known("0" * 64) is None
+
+
+def test_what_another_decoder_read_is_read_again():
+    facts = inspect_bytes(A)
+    same, other = (replace(facts, decoder=name) for name in (decoder_name("JPEG"), "pillow 12.0.0/libjpeg-turbo 3.1"))
+
+    class Older:
+        def find(self, sha256):
+            return Outcome(Status.OK, None, same if sha256 == "same" else other)
+
+    assert Recall(SPEC, Older()).known("same")
+    assert Recall(SPEC, Older()).known("other") is None
 
 
 @pytest.mark.parametrize(("scores", "complete"), [({NAME: 1.0}, True), ({NAME: None}, False), ({}, False)])

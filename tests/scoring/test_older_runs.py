@@ -21,6 +21,15 @@ from tests.scoring.conftest import rows_of
 from tests.scoring.older import BUCKET, PICTURES, SOURCE, picture, put_pictures, put_run
 
 TODAY = 250_000_000
+# Defaults that have changed since: what the run has, what a new one would have.
+RAISED = {
+    "limits.max_pixels": ("50000000", "250000000"),
+    "limits.max_whole_pixels": ("has none", "120000000"),
+    "limits.max_bytes": ("33554432", "536870912"),
+    "limits.max_side": ("16384", "65535"),
+    "limits.max_aspect": ("20.0", "100.0"),
+    "limits.max_ratio": ("2000.0", "1000000.0"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -34,23 +43,6 @@ def photographs(s3):
 def half(s3, photographs):
     """The objects of the run that was stopped at half of its blocks, by key."""
     return put_run(s3.client(), "half")
-
-
-@pytest.fixture
-def other_default():
-    """Another version's default: 250 MP in the place of 50."""
-    before, limits = ImageLimits.model_fields["max_pixels"].default, ScoreConfig.model_fields["limits"].default
-
-    def set_default(pixels, instance):
-        ImageLimits.model_fields["max_pixels"].default = pixels
-        ImageLimits.model_rebuild(force=True)
-        ScoreConfig.model_fields["limits"].default = instance or ImageLimits()
-        ScoreConfig.model_rebuild(force=True)
-
-    set_default(TODAY, None)
-    assert ScoreConfig().limits.max_pixels == TODAY
-    yield TODAY
-    set_default(before, limits)
 
 
 @pytest.fixture
@@ -75,23 +67,33 @@ def kept(found, gpus=0):
     return {one["key"]: (one["run"], one["today"]) for one in found.kept(found.spec(gpus))}
 
 
-def test_a_default_that_has_changed_since_is_the_runs(half, other_default):
+def test_a_default_that_has_changed_since_is_the_runs(half):
     found = resolved()
     found.require_own()
     assert found.config.limits.max_pixels == found.spec(0).limits.max_pixels == 50_000_000
-    assert kept(found) == {"limits.max_pixels": ("50000000", "250000000")}
+    assert kept(found) == RAISED
+
+
+def test_a_limit_that_there_was_not_yet_does_not_apply(half, s3):
+    """A run that took PNGs of 150 MP goes on taking them."""
+    told = json.loads(half["half/run.json"])
+    told["identity"]["limits"]["max_pixels"] = 200_000_000
+    s3.client().put_object(Bucket=BUCKET, Key="half/run.json", Body=json.dumps(told))
+    found = resolved()
+    found.require_own()
+    assert (found.spec(0).limits.max_pixels, found.spec(0).limits.max_whole_pixels) == (200_000_000, None)
 
 
 @pytest.mark.parametrize("limits", [{"max_pixels": 50_000_000}, {"max_side": 16_384}])
-def test_what_was_written_and_is_the_same_is_no_difference(half, other_default, limits):
+def test_what_was_written_and_is_the_same_is_no_difference(half, limits):
     found = resolved(limits=limits)
     found.require_own()
     assert found.config.limits.max_pixels == 50_000_000
-    assert set(kept(found)) == {"limits.max_pixels"} - {f"limits.{name}" for name in limits}
+    assert set(kept(found)) == RAISED.keys() - {f"limits.{name}" for name in limits}
 
 
 @pytest.mark.parametrize("given", [{"limits": {"max_pixels": TODAY}}, {"limits": ImageLimits(max_pixels=TODAY)}])
-def test_what_was_written_and_differs_is_refused(half, other_default, given):
+def test_what_was_written_and_differs_is_refused(half, given):
     with pytest.raises(IdentityError, match=r"limits\.max_pixels: this command 250000000, the run 50000000") as caught:
         resolved(**given).require_own()
     assert "--out" in caught.value.hint
@@ -113,7 +115,7 @@ def test_a_default_ensemble_of_other_detectors(half, other_configs):
     found = resolved()
     found.require_own()
     assert list(found.spec(0).cards) == ["touchstone-tiny"]
-    assert kept(found) == {"ensemble": ("default", "default-2")}
+    assert kept(found) == {"ensemble": ("default", "default-2"), **RAISED}
 
 
 def test_a_shipped_card_that_has_learned_something_else(half, other_configs):
@@ -152,7 +154,7 @@ def test_weights_that_the_run_still_has(half, other_configs, tmp_path, monkeypat
     s3.client().put_object(Bucket=BUCKET, Key=f"half/weights/touchstone-tiny-{digest[:16]}.safetensors", Body=old)
     found = resolved()
     found.require_own()
-    assert set(kept(found)) == {"detectors.touchstone-tiny.weights"}
+    assert set(kept(found)) == {"detectors.touchstone-tiny.weights", *RAISED}
 
 
 def test_a_detector_that_is_gone(half, other_configs):
@@ -168,7 +170,7 @@ def test_what_depends_on_the_device_is_the_runs_on_any_device(half, given):
     found.require_own()
     spec = found.spec(gpus=1)
     assert (spec.slots, dict(spec.precision), spec.resize) == (4, {"touchstone-tiny": "fp32"}, "exact")
-    assert kept(found, gpus=1) == {"precision.touchstone-tiny": ('"fp32"', '"bf16"'), "batch_slots": ("4", "64")}
+    assert kept(found, gpus=1) == {"precision.touchstone-tiny": ('"fp32"', '"bf16"'), "batch_slots": ("4", "64"), **RAISED}
     with pytest.raises(IdentityError, match="batch_slots"):
         resolved(batch_slots=64).require_own()
 
@@ -183,7 +185,7 @@ def test_a_limit_that_the_run_could_not_note_is_no_difference_unless_it_is_asked
 
 
 @pytest.fixture
-def nightly(ray_cluster, other_default):
+def nightly(ray_cluster):
     """The command of every night, which says no more than source and directory; its summary."""
 
     def run(out):
@@ -209,7 +211,7 @@ def test_a_half_done_run_goes_on_with_the_limits_that_it_was_begun_with(half, ni
         uri: (row["scores"], row["verdict"]) for uri, row in whole.items()
     }
     assert summary["identity"] == json.loads(half["half/run.json"])["identity"]
-    assert summary["session"]["kept"] == [{"key": "limits.max_pixels", "run": "50000000", "today": "250000000"}]
+    assert {one["key"]: (one["run"], one["today"]) for one in summary["session"]["kept"]} == RAISED
     said = [line for line in summary_lines(summary) if line.startswith("as begun: ")]
     assert "limits.max_pixels 50000000 (today 250000000)" in said[0]
     assert "new --out" in said[1]
@@ -222,14 +224,14 @@ def test_a_finished_run_has_nothing_to_do_and_then_one_new_image(nightly, photog
     before = json.loads(put_run(client, "finished")["finished/summary.json"])
     summary = nightly("finished")
     assert (summary["session"]["rows"], summary["listing"], summary["fingerprint"]) == (0, 0, before["fingerprint"])
-    assert summary["session"]["kept"][0]["key"] == "limits.max_pixels"
+    assert {one["key"] for one in summary["session"]["kept"]} == RAISED.keys()
     client.put_object(Bucket=BUCKET, Key="photos/new.bmp", Body=picture(PICTURES))
     summary = nightly("finished")
     client.delete_object(Bucket=BUCKET, Key="photos/new.bmp")
     assert (summary["session"]["rows"], summary["listing"], summary["members"]) == (1, 1, PICTURES + 1)
 
 
-def test_a_plan_counts_what_is_left_of_it(half, other_default):
+def test_a_plan_counts_what_is_left_of_it(half):
     made = forecast(ScoreConfig(source=(SOURCE,), out=f"s3://{BUCKET}/half"), probe=0)
     assert (made["run"]["state"], made["run"]["blocks_done"], made["members"]) == ("unfinished", 4, 16)
 
