@@ -93,8 +93,8 @@ def _require_head(address: str) -> None:
     is_client = address.startswith("ray://")  # whose server is asked whether it is there; what it serves is another service
     try:
         place = address.removeprefix("ray://") if is_client else canonicalize_bootstrap_address(address)
-    except ValueError:
-        return  # ray.init says best what is wrong with an address that is none
+    except (ValueError, OSError):
+        return  # ray.init says best what is wrong with an address that is none, or that no Ray here runs for `auto` to find
     if place is None:
         return
     until = time.monotonic() + HEAD_WAIT_S

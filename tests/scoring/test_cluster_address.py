@@ -17,6 +17,7 @@ from ray.core.generated.gcs_service_pb2 import CheckAliveReply
 from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceServicer, add_NodeInfoGcsServiceServicer_to_server
 
 from ray_app.errors import ClusterError, ExitCode
+from ray_app.scoring import ClusterConfig
 from ray_app.scoring import cluster as joining
 from tests.http_server import HttpServer
 
@@ -158,6 +159,15 @@ def test_the_heads_own_token_is_taken(head_at, in_child):
 
 def test_ray_itself_is_not_asked_where_no_head_is(in_child):
     assert "no head there" in in_child(f"127.0.0.1:{free_port()}", {})
+
+
+def test_auto_where_no_ray_runs(monkeypatch, tmp_path):
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setattr("ray._private.services.find_gcs_addresses", set)  # others may have one on this machine
+    with pytest.raises(ClusterError, match="at auto") as caught, joining.cluster(ClusterConfig()):
+        pass
+    assert "is it running" in caught.value.hint
 
 
 def test_another_version_of_ray(head_at):
