@@ -21,6 +21,7 @@ from ray_app.storage.node_budget import node_memory
 HEAD_WAIT_S = 20.0
 _ASK_AGAIN_S = 0.5
 _NO_GRPC = "Failed parsing HTTP/2"  # what gRPC says of a server that speaks something else
+_TOKEN_HINT = "set RAY_AUTH_MODE=token and the head's own RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH)"
 _LONGEST = 400  # letters of what Ray has to say
 LOCAL_OBJECT_STORE_BYTES = 512 * 2**20
 # Ray scores in a thread of its own; with a heap of its own it would ignore what ray_app.detectors.allocator asks for.
@@ -104,8 +105,8 @@ def _require_head(address: str) -> None:
             try:
                 answer = ask(CheckAliveRequest(), timeout=max(until - time.monotonic(), _ASK_AGAIN_S))
                 break
-            except AuthenticationError as error:
-                raise _no_head(address, grpc.StatusCode.UNAUTHENTICATED, str(error)) from None
+            except AuthenticationError:  # Ray's own, before anybody is asked
+                raise _not_joined(address, "RAY_AUTH_MODE=token, and this process has no token", _TOKEN_HINT) from None
             except grpc.RpcError as error:
                 code, detail = error.code(), str(error.details())
             if is_client and code is grpc.StatusCode.UNIMPLEMENTED:
@@ -123,7 +124,7 @@ def _require_head(address: str) -> None:
 def _no_head(address: str, code: Any, detail: str) -> ClusterError:
     """What to say of an address where no head took us in; `code` and `detail` are gRPC's."""
     if code.name == "UNAUTHENTICATED":
-        why, hint = "its head does not take our token", "set RAY_AUTH_MODE=token and the head's own RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH)"
+        why, hint = "its head does not take our token", _TOKEN_HINT
     elif code.name == "UNIMPLEMENTED" or _NO_GRPC in detail:
         why = "what answers there is no Ray head"
         hint = "give HOST:PORT of the head itself, port 6379 as a rule; 8265 is its dashboard"
@@ -131,6 +132,10 @@ def _no_head(address: str, code: Any, detail: str) -> ClusterError:
         why, hint = f"no answer in {HEAD_WAIT_S:g} s", "see whether the head is stuck (`ray status` there), or a firewall lies between"
     else:
         why, hint = f"no head there in {HEAD_WAIT_S:g} s ({detail})", "see whether the cluster is up, and this is its head's address"
+    return _not_joined(address, why, hint)
+
+
+def _not_joined(address: str, why: str, hint: str) -> ClusterError:
     return ClusterError(
         f"cannot join the Ray cluster at {address}: {why}", hint=f"{hint}; without RAY_ADDRESS and cluster.address a local Ray is started"
     )

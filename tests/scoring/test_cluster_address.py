@@ -153,6 +153,14 @@ def test_a_token_that_is_not_the_heads(head_at, in_child, environment):
     assert "RAY_AUTH_TOKEN" in told
 
 
+@pytest.mark.parametrize("path", ["", "/nowhere/token"])
+def test_no_token_where_one_is_to_be_shown(in_child, tmp_path, path):
+    environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "", "RAY_AUTH_TOKEN_PATH": path, "HOME": str(tmp_path)}
+    told = in_child(f"127.0.0.1:{free_port()}", environment)
+    assert "this process has no token" in told
+    assert "RAY_AUTH_TOKEN_PATH" in told
+
+
 def test_the_heads_own_token_is_taken(head_at, in_child):
     assert in_child(head_at(Head(token=TOKEN)), {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}) == "taken\n"
 
