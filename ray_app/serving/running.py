@@ -13,7 +13,7 @@ import httpx
 from ray_app.config.loading import find_config, read_mapping, validate
 from ray_app.detectors import resolve_weights
 from ray_app.errors import ClusterError, ConfigError, said
-from ray_app.scoring.cluster import cluster, unobtrusively
+from ray_app.scoring.cluster import cluster, named_cluster, unobtrusively
 from ray_app.scoring.config import ClusterConfig
 from ray_app.serving.config import ServeConfig
 from ray_app.serving.generation import plan_generation
@@ -59,8 +59,8 @@ def read_file(name_or_path: str | None) -> tuple[dict[str, Any], str, dict[str, 
 def endpoint(config: ServeConfig, host: str, port: int, at_cluster: ClusterConfig, logs: Mapping[str, Any] = QUIET) -> Iterator[str]:
     """The endpoint's URL while it runs, ready to score. `logs`: a `logging_config` of Serve, for all its processes.
 
-    Raises ConfigError for a host, port, cluster or `logs` that it must not take, DetectorError for licences and weights, and ClusterError if it
-    does not start.
+    Raises ConfigError for a host, port, cluster or `logs` that it must not take, DetectorError for licences and weights, and ClusterError
+    if it does not start.
     """
     refuse_open_host(config, host)
     _refuse_a_cluster(at_cluster)
@@ -119,7 +119,7 @@ def _refuse_a_cluster(at_cluster: ClusterConfig) -> None:
     """What this process starts it also ends: it must not be what `serve deploy` made. Raises ConfigError."""
     import ray
 
-    if at_cluster.address or os.environ.get("RAY_ADDRESS") or ray.is_initialized():
+    if named_cluster(at_cluster.address) or ray.is_initialized():
         raise ConfigError(
             "this starts a Ray of its own, and RAY_ADDRESS names a cluster", hint="there: serve deploy configs/serve/ensemble.yaml"
         )

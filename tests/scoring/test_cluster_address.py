@@ -16,9 +16,15 @@ from ray._private.services import get_node_ip_address
 from ray.core.generated.gcs_service_pb2 import CheckAliveReply
 from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceServicer, add_NodeInfoGcsServiceServicer_to_server
 
-from ray_app.errors import ClusterError, ExitCode
+from ray_app.archives import in_turn
+from ray_app.collecting.config import CollectConfig
+from ray_app.collecting.session import wants_ray
+from ray_app.errors import ClusterError, ConfigError, ExitCode
+from ray_app.packing.config import PackConfig
+from ray_app.packing.session import _workers as workers
 from ray_app.scoring import ClusterConfig
 from ray_app.scoring import cluster as joining
+from ray_app.serving.running import _refuse_a_cluster as refuse_a_cluster
 from tests.http_server import HttpServer
 
 TOKEN = "a" * 40
@@ -167,6 +173,25 @@ def test_the_heads_own_token_is_taken(head_at, in_child):
 
 def test_ray_itself_is_not_asked_where_no_head_is(in_child):
     assert "no head there" in in_child(f"127.0.0.1:{free_port()}", {})
+
+
+def test_local_names_no_cluster(monkeypatch):
+    monkeypatch.setattr(ray, "nodes", lambda: [{}])
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    for said in ("", "local"):
+        monkeypatch.setenv("RAY_ADDRESS", said)
+        assert joining.named_cluster() is None
+        assert not joining.has_other_nodes()
+        assert not wants_ray(CollectConfig(meta="a", out="b"), 1)
+        with workers(PackConfig(source=("a",), out="b"), wanted=False) as each:
+            assert each is in_turn
+        refuse_a_cluster(ClusterConfig())
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    assert [joining.named_cluster(said) for said in (None, "other:6379", "local")] == ["head:6379", "other:6379", None]
+    assert joining.has_other_nodes()
+    assert wants_ray(CollectConfig(meta="a", out="b"), 1)
+    with pytest.raises(ConfigError, match="names a cluster"):
+        refuse_a_cluster(ClusterConfig())
 
 
 def test_auto_where_no_ray_runs(monkeypatch, tmp_path):
