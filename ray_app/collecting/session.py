@@ -1,6 +1,5 @@
 """One session of collecting: what is missing is given out, what comes back is counted, until nothing is missing. Asks no host itself."""
 
-import os
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -11,6 +10,7 @@ from ray_app.collecting.feeding import Feeder, owner_of
 from ray_app.collecting.state import Records
 from ray_app.collecting.statuses import OK
 from ray_app.collecting.wanted import Task
+from ray_app.scoring.cluster import named_cluster
 from ray_app.scoring.progress import Progress
 from ray_app.storage import Lease
 
@@ -80,6 +80,6 @@ class Session:
 
 def wants_ray(config: CollectConfig, urls: int) -> bool:
     """Ray where there is a cluster, or where it is asked for or pays; one worker without a cluster is this process."""
-    if config.cluster.address or os.environ.get("RAY_ADDRESS"):
+    if named_cluster(config.cluster.address):
         return True
     return config.cluster.workers != 1 and (config.cluster.workers is not None or urls > _FEW)

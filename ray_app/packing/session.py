@@ -4,7 +4,6 @@ Interrupted anywhere, the same command goes on from the files that are there. Sm
 """
 
 import json
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from ray_app.packing.config import FilterConfig, Form, PackConfig
 from ray_app.packing.directory import PackDirectory, give_up
 from ray_app.packing.shards import BLOCKS, Shard
 from ray_app.packing.writing import WriteShard
+from ray_app.scoring.cluster import cluster, named_cluster
 from ray_app.scoring.listing import Telling
 from ray_app.scoring.progress import Progress
 from ray_app.storage import Lease, Store
@@ -92,11 +92,9 @@ def _pays(pending: Sequence[Shard]) -> bool:
 @contextmanager
 def _workers(config: PackConfig | FilterConfig, *, wanted: bool) -> Iterator[Each]:
     """What runs the steps: Ray tasks where there is a cluster, or where one is `wanted`; else, or with one worker, this process."""
-    is_there = bool(config.cluster.address or os.environ.get("RAY_ADDRESS"))
-    if config.cluster.workers == 1 or not (wanted or is_there):
+    if config.cluster.workers == 1 or not (wanted or named_cluster(config.cluster.address)):
         yield in_turn
         return
-    from ray_app.scoring.cluster import cluster
     from ray_app.scoring.tasks import on_ray
 
     with cluster(config.cluster):

@@ -21,10 +21,17 @@ from ray_app.storage.node_budget import node_memory
 HEAD_WAIT_S = 20.0
 _ASK_AGAIN_S = 0.5
 _NO_GRPC = "Failed parsing HTTP/2"  # what gRPC says of a server that speaks something else
+_HOW_TO_BE_TAKEN = "set RAY_AUTH_MODE=token and the head's own RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH)"
 _LONGEST = 400  # letters of what Ray has to say
 LOCAL_OBJECT_STORE_BYTES = 512 * 2**20
 # Ray scores in a thread of its own; with a heap of its own it would ignore what ray_app.detectors.allocator asks for.
 WORKER_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
+
+
+def named_cluster(address: str | None = None) -> str | None:
+    """The address of the cluster that a config's `address`, or else RAY_ADDRESS, names; None for a Ray of this machine's own."""
+    address = address or os.environ.get("RAY_ADDRESS")
+    return None if address in (None, "", "local") else address
 
 
 @contextmanager
@@ -38,9 +45,8 @@ def cluster(
     """
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    address = config.address or os.environ.get("RAY_ADDRESS")
-    if address in (None, "", "local"):
-        address = None
+    address = named_cluster(config.address)
+    if address is None:
         os.environ.update(WORKER_ENVIRONMENT)  # inherited by the workers of a cluster that this process starts
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
@@ -74,7 +80,7 @@ def has_other_nodes() -> bool:
     """Whether work may land on machines that do not share this one's disk."""
     import ray
 
-    return len(ray.nodes()) > 1 or bool(os.environ.get("RAY_ADDRESS"))  # type: ignore[no-untyped-call]
+    return len(ray.nodes()) > 1 or named_cluster() is not None  # type: ignore[no-untyped-call]
 
 
 def _require_head(address: str) -> None:
@@ -93,8 +99,8 @@ def _require_head(address: str) -> None:
     is_client = address.startswith("ray://")  # whose server is asked whether it is there; what it serves is another service
     try:
         place = address.removeprefix("ray://") if is_client else canonicalize_bootstrap_address(address)
-    except ValueError:
-        return  # ray.init says best what is wrong with an address that is none
+    except (ValueError, OSError):
+        return  # ray.init says best what is wrong with an address that is none, or that no Ray here runs for `auto` to find
     if place is None:
         return
     until = time.monotonic() + HEAD_WAIT_S
@@ -104,8 +110,8 @@ def _require_head(address: str) -> None:
             try:
                 answer = ask(CheckAliveRequest(), timeout=max(until - time.monotonic(), _ASK_AGAIN_S))
                 break
-            except AuthenticationError as error:
-                raise _no_head(address, grpc.StatusCode.UNAUTHENTICATED, str(error)) from None
+            except AuthenticationError:  # Ray's own, before anybody is asked
+                raise _not_joined(address, "RAY_AUTH_MODE=token, and this process has no token", _HOW_TO_BE_TAKEN) from None
             except grpc.RpcError as error:
                 code, detail = error.code(), str(error.details())
             if is_client and code is grpc.StatusCode.UNIMPLEMENTED:
@@ -123,7 +129,7 @@ def _require_head(address: str) -> None:
 def _no_head(address: str, code: Any, detail: str) -> ClusterError:
     """What to say of an address where no head took us in; `code` and `detail` are gRPC's."""
     if code.name == "UNAUTHENTICATED":
-        why, hint = "its head does not take our token", "set RAY_AUTH_MODE=token and the head's own RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH)"
+        why, hint = "its head does not take our token", _HOW_TO_BE_TAKEN
     elif code.name == "UNIMPLEMENTED" or _NO_GRPC in detail:
         why = "what answers there is no Ray head"
         hint = "give HOST:PORT of the head itself, port 6379 as a rule; 8265 is its dashboard"
@@ -131,6 +137,10 @@ def _no_head(address: str, code: Any, detail: str) -> ClusterError:
         why, hint = f"no answer in {HEAD_WAIT_S:g} s", "see whether the head is stuck (`ray status` there), or a firewall lies between"
     else:
         why, hint = f"no head there in {HEAD_WAIT_S:g} s ({detail})", "see whether the cluster is up, and this is its head's address"
+    return _not_joined(address, why, hint)
+
+
+def _not_joined(address: str, why: str, hint: str) -> ClusterError:
     return ClusterError(
         f"cannot join the Ray cluster at {address}: {why}", hint=f"{hint}; without RAY_ADDRESS and cluster.address a local Ray is started"
     )

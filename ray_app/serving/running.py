@@ -13,7 +13,7 @@ import httpx
 from ray_app.config.loading import find_config, read_mapping, validate
 from ray_app.detectors import resolve_weights
 from ray_app.errors import ClusterError, ConfigError, said
-from ray_app.scoring.cluster import cluster, unobtrusively
+from ray_app.scoring.cluster import cluster, named_cluster, unobtrusively
 from ray_app.scoring.config import ClusterConfig
 from ray_app.serving.config import ServeConfig
 from ray_app.serving.generation import plan_generation
@@ -48,15 +48,19 @@ def read_file(name_or_path: str | None) -> tuple[dict[str, Any], str, dict[str, 
     if not isinstance(applications, list) or len(applications) != 1 or not isinstance(applications[0], dict):
         raise ConfigError(f"{path}: expected a Serve config with one entry in `applications`", hint="see configs/serve/laptop.yaml")
     logs = applications[0].get("logging_config") or config.get("logging_config") or QUIET
-    return dict(applications[0].get("args") or {}), f"{path}: applications.0.args", dict(logs)
+    if not isinstance(logs, dict):
+        raise ConfigError(
+            f"{path}: logging_config: expected keys and values, found {type(logs).__name__}", hint="for example {log_level: INFO}"
+        )
+    return dict(applications[0].get("args") or {}), f"{path}: applications.0.args", logs
 
 
 @contextmanager
 def endpoint(config: ServeConfig, host: str, port: int, at_cluster: ClusterConfig, logs: Mapping[str, Any] = QUIET) -> Iterator[str]:
     """The endpoint's URL while it runs, ready to score. `logs`: a `logging_config` of Serve, for all its processes.
 
-    Raises ConfigError for a host, port or cluster that it must not take, DetectorError for licences and weights, and ClusterError if it
-    does not start.
+    Raises ConfigError for a host, port, cluster or `logs` that it must not take, DetectorError for licences and weights, and ClusterError
+    if it does not start.
     """
     refuse_open_host(config, host)
     _refuse_a_cluster(at_cluster)
@@ -69,14 +73,16 @@ def endpoint(config: ServeConfig, host: str, port: int, at_cluster: ClusterConfi
     # Replicas need no ports of their own unless Serve's HAProxy asks them directly.
     for name, value in {**SERVE_VARIABLES, "RAY_SERVE_ENABLE_DIRECT_INGRESS": os.environ.get("RAY_SERVE_ENABLE_HA_PROXY", "0")}.items():
         os.environ.setdefault(name, value)
+    from ray.serve.schema import LoggingConfig  # Serve is imported, and reads its variables
+
+    logging_config = validate(logs, LoggingConfig, where="logging_config")
     with cluster(at_cluster, hidden=own_secrets, variables=haproxy_variables):
         from ray import serve
-        from ray.serve.schema import LoggingConfig
 
         from ray_app.serving.app import NAME, SHUTDOWN_MARGIN_S, application
 
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
-        bound, logging_config = application(config, webhook_key), validate(dict(logs), LoggingConfig, where="logging_config")
+        bound = application(config, webhook_key)
         serve.start(
             proxy_location="HeadOnly",
             http_options={"host": host, "port": port, "request_timeout_s": config.limits.deadline_s + REQUEST_TIMEOUT_MARGIN_S},
@@ -113,7 +119,7 @@ def _refuse_a_cluster(at_cluster: ClusterConfig) -> None:
     """What this process starts it also ends: it must not be what `serve deploy` made. Raises ConfigError."""
     import ray
 
-    if at_cluster.address or os.environ.get("RAY_ADDRESS") or ray.is_initialized():
+    if named_cluster(at_cluster.address) or ray.is_initialized():
         raise ConfigError(
             "this starts a Ray of its own, and RAY_ADDRESS names a cluster", hint="there: serve deploy configs/serve/ensemble.yaml"
         )

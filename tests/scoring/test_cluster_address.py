@@ -16,8 +16,15 @@ from ray._private.services import get_node_ip_address
 from ray.core.generated.gcs_service_pb2 import CheckAliveReply
 from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceServicer, add_NodeInfoGcsServiceServicer_to_server
 
-from ray_app.errors import ClusterError, ExitCode
+from ray_app.archives import in_turn
+from ray_app.collecting.config import CollectConfig
+from ray_app.collecting.session import wants_ray
+from ray_app.errors import ClusterError, ConfigError, ExitCode
+from ray_app.packing.config import PackConfig
+from ray_app.packing.session import _workers as workers
+from ray_app.scoring import ClusterConfig
 from ray_app.scoring import cluster as joining
+from ray_app.serving.running import _refuse_a_cluster as refuse_a_cluster
 from tests.http_server import HttpServer
 
 TOKEN = "a" * 40
@@ -152,12 +159,48 @@ def test_a_token_that_is_not_the_heads(head_at, in_child, environment):
     assert "RAY_AUTH_TOKEN" in told
 
 
+@pytest.mark.parametrize("path", ["", "/nowhere/token"])
+def test_no_token_where_one_is_to_be_shown(in_child, tmp_path, path):
+    environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "", "RAY_AUTH_TOKEN_PATH": path, "HOME": str(tmp_path)}
+    told = in_child(f"127.0.0.1:{free_port()}", environment)
+    assert "this process has no token" in told
+    assert "RAY_AUTH_TOKEN_PATH" in told
+
+
 def test_the_heads_own_token_is_taken(head_at, in_child):
     assert in_child(head_at(Head(token=TOKEN)), {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}) == "taken\n"
 
 
 def test_ray_itself_is_not_asked_where_no_head_is(in_child):
     assert "no head there" in in_child(f"127.0.0.1:{free_port()}", {})
+
+
+def test_local_names_no_cluster(monkeypatch):
+    monkeypatch.setattr(ray, "nodes", lambda: [{}])
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    for said in ("", "local"):
+        monkeypatch.setenv("RAY_ADDRESS", said)
+        assert joining.named_cluster() is None
+        assert not joining.has_other_nodes()
+        assert not wants_ray(CollectConfig(meta="a", out="b"), 1)
+        with workers(PackConfig(source=("a",), out="b"), wanted=False) as each:
+            assert each is in_turn
+        refuse_a_cluster(ClusterConfig())
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    assert [joining.named_cluster(said) for said in (None, "other:6379", "local")] == ["head:6379", "other:6379", None]
+    assert joining.has_other_nodes()
+    assert wants_ray(CollectConfig(meta="a", out="b"), 1)
+    with pytest.raises(ConfigError, match="names a cluster"):
+        refuse_a_cluster(ClusterConfig())
+
+
+def test_auto_where_no_ray_runs(monkeypatch, tmp_path):
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setattr("ray._private.services.find_gcs_addresses", set)  # others may have one on this machine
+    with pytest.raises(ClusterError, match="at auto") as caught, joining.cluster(ClusterConfig()):
+        pass
+    assert "is it running" in caught.value.hint
 
 
 def test_another_version_of_ray(head_at):

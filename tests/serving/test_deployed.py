@@ -83,7 +83,8 @@ class Deployed:
 
     def status(self):
         """Serve's own word on the application."""
-        with httpx.Client(trust_env=False) as asking:
+        token = {"Authorization": f"Bearer {self.head.environment['RAY_AUTH_TOKEN']}"}
+        with httpx.Client(trust_env=False, headers=token) as asking:
             answer = asking.get(f"{self.head.address}/api/serve/applications/").json()
         return answer["applications"]["touchstone"]["status"]
 

@@ -191,6 +191,8 @@ HOSTILE = {
     "chunks hidden": (request("POST", SCORE, "Transfer-Encoding: xchunked", body=b"0\r\n\r\n"), 400),
     "chunks twice": (request("POST", SCORE, "Transfer-Encoding: chunked", "Transfer-Encoding: chunked", body=b"0\r\n\r\n"), 400),
     "a chunk that is none": (request("POST", SCORE, "Transfer-Encoding: chunked", body=b"zz\r\n"), 400),
+    "a large trailer": (request("POST", SCORE, "Transfer-Encoding: chunked", body=b"0\r\nX: " + b"x" * 400_000), 431),
+    "a steering trailer": (request("POST", SCORE, "Transfer-Encoding: chunked", body=b"0\r\nX-Request-Timeout-Seconds: 0\r\n\r\n"), 422),
     "a folded header": (request("GET", "/healthz", "X: 1\r\n 2"), 400),
     "a space before the colon": (request("POST", SCORE, "Content-Length : 3", body=b"abc"), 400),
     "an absurd length": (request("POST", SCORE, "Content-Length: 10000000000000000"), 413),

@@ -67,7 +67,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Watches it from now on, and makes room for it."""
         super().connection_made(transport)
-        self._in_head, self._heads, self._head_bytes = True, 0, 0
+        self._in_head, self._in_trailer, self._heads, self._head_bytes = True, False, 0, 0
         self._head_since: float | None = self.loop.time()
         self._rests_since = self.loop.time()
         self._unread: tuple[float, int] | None = None  # since when, and how many bytes were left then
@@ -87,7 +87,7 @@ class LimitedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Hands no more of one head to the parser than a head may have."""
+        """Hands no more of one head to the parser than a head may have. A trailer is one more head: httptools joins its pieces alike."""
         if not self._in_head:
             super().data_received(data)
             return
@@ -110,15 +110,32 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._refusal is not None:
             raise ValueError("the parser stops, and has it answered")
         self._in_head, self._head_since = False, None
-        self._heads += 1
+        self._heads += 1  # that have ended
         self.headers[:] = [header for header in self.headers if _is_passed_on(*header)]
         super().on_headers_complete()
         if self.parser.should_upgrade():
             self.cycle.keep_alive = False  # it is answered as if it asked for no other protocol; what follows may be one
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A trailer is dropped: uvicorn would add it to the headers, which have been counted and cleared by then."""
+        if not self._in_trailer:
+            super().on_header(name, value)
+
+    def on_chunk_header(self) -> None:
+        """The next byte is the chunk's or, where its size is 0, the trailer's; nobody says which."""
+        self._in_head, self._in_trailer, self._head_bytes, self._head_since = True, True, 0, self.loop.time()
+
+    def on_body(self, body: bytes) -> None:
+        """It was the chunk's."""
+        if self._in_trailer:
+            self._in_head, self._in_trailer, self._head_since = False, False, None
+            self._heads += 1
+        super().on_body(body)
+
     def on_message_complete(self) -> None:
         """The next byte is a head's."""
-        self._in_head, self._head_bytes = True, 0
+        self._in_head, self._in_trailer, self._head_bytes, self._head_since = True, False, 0, None
+        self._heads += 1
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
@@ -173,8 +190,11 @@ class LimitedProtocol(HttpToolsProtocol):
     def _refuse(self, refusal: Refusal) -> None:
         """Closes, with an answer where one is due: some of a request has come, and nothing of an answer that it could be taken for."""
         working = self._working if self._at_work else None
-        is_its_body = working is not None and working is self.cycle and not self._in_head
-        if self._head_bytes and (working is None or (is_its_body and not working.response_started)) and not self.transport.is_closing():
+        if self._in_head and not self._in_trailer:
+            is_due = self._head_bytes > 0 and working is None
+        else:
+            is_due = working is not None and working is self.cycle and not working.response_started
+        if is_due and not self.transport.is_closing():
             self.transport.write(_written(refusal))
         self.transport.close()
 

@@ -16,7 +16,7 @@ from ray_app.errors import ConfigError
 from ray_app.serving.http.connections import INSTALL, VARIABLE, ConnectionLimits, LimitedProtocol, connection_limits
 from tests.serving.http.guarded_app import make_app
 from tests.serving.http.live import Reply, ask, connected, request, serving, wait_for
-from tests.serving.http.test_bodies import config
+from tests.serving.http.test_bodies import chunk, chunked, config
 
 KB, MB = 2**10, 2**20
 WELL = request("GET", "/healthz")
@@ -112,6 +112,52 @@ def test_300_mb_of_headers_are_refused_at_once_and_stall_nobody(port):
 def test_many_headers_are_refused(port):
     assert ask(port, request("GET", "/healthz", *["X: 1"] * 19)).status == 200
     assert refusal(port, request("GET", "/healthz", *["X: 1"] * 20)) == (431, "headers_too_large", 20)
+
+
+def test_chunks_of_any_size_and_a_trailer_are_taken(port):
+    large, trailer = chunk(bytes(3 * MB)), b"0\r\nX-Checksum: 1\r\n\r\n"
+    with connected(port) as connection:
+        for body, size in ((large, 3 * MB), (chunk(b"x") * 200_000, 200_000), (large + chunk(b"x"), 3 * MB + 1)):
+            connection.sendall(chunked("/v1/score") + body + trailer + WELL)
+            assert Reply(connection).json["sizes"] == [size]
+            assert Reply(connection).status == 200
+
+
+def test_100_mb_of_a_trailer_are_refused_and_stall_nobody(port):
+    sent = 0
+    with others_are_answered(port), connected(port) as connection:
+        with suppress(ConnectionError):
+            connection.sendall(chunked("/v1/score") + chunk(b"x") + b"0\r\nX-Big: ")
+            while sent < 100 * MB and not select.select([connection], [], [], 0)[0]:
+                sent += connection.send(b"x" * MB)
+        reply = Reply(connection)
+    assert (reply.status, reply.json["code"], reply.json["limit"]) == (431, "headers_too_large", 8 * KB)
+    assert sent < 20 * MB
+
+
+def test_a_trailer_that_drips_after_the_answer_is_ended_and_not_answered_again():
+    with limited(Response(b"well"), header_timeout_s=0.4) as port, connected(port) as connection:
+        connection.sendall(chunked("/") + b"0\r\nX: ")
+        assert Reply(connection).status == 200
+        began = time.monotonic()
+        with suppress(ConnectionError):
+            while not select.select([connection], [], [], 0.02)[0]:
+                connection.sendall(b"x")
+            assert connection.recv(1) == b""
+        assert 0.35 < time.monotonic() - began < 1
+
+
+def test_chunks_may_come_slowly(port):
+    with connected(port) as connection:
+        for piece in (chunked("/v1/score"), b"1\r\n", b"x\r\n", b"1", b"\r\nx\r\n", b"0\r\n", b"\r\n"):
+            connection.sendall(piece)
+            time.sleep(0.6)  # longer than a head may take
+        assert Reply(connection).json["sizes"] == [2]
+
+
+@pytest.mark.parametrize("body", [b"0\r\nBad Name: x\r\n\r\n", b"1\r\nxx\r\n"])
+def test_a_trailer_that_is_none_is_told_so(port, body):
+    assert refusal(port, chunked("/v1/score") + body) == (400, "malformed_request", None)
 
 
 @pytest.mark.parametrize("first", [b"", WELL], ids=["at once", "after a request"])
@@ -272,6 +318,15 @@ def test_what_would_steer_the_proxy_is_not_passed_on():
         "X-Request-Timeout-Seconds: 0", "X-Request-Disconnect-Disabled: ?1", "X-Session-Id: a", "x_session_id: a",
         "serve_multiplexed_model_id: a", "Serve-Multiplexed-Model-Id: a", "X-Request-Id: \udcff", "X-Request-Id: short",
     ]  # fmt: skip
+
+    async def heard_last(scope, receive, send):
+        while (await receive()).get("more_body"):
+            pass
+        await heard(scope, receive, send)
+
+    trailers = "\r\n".join(["0", *steering, *["X: 1"] * 5000, "", ""]).encode(errors="surrogateescape")
+    with limited(heard_last) as port:
+        assert ask(port, chunked("/", "Host: a") + trailers).json == ["transfer-encoding", "host"]
     with limited(heard) as port:
         assert ask(port, request("GET", "/", *steering, "X-Other: \udcff")).json == ["x-other", "host"]
         assert ask(port, request("GET", "/", "X-Request-Id: my-request-1")).json == ["x-request-id", "host"]
