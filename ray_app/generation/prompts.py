@@ -10,6 +10,7 @@ from itertools import islice
 from typing import Any
 
 from ray_app.archives import Member, fetcher_of, guard_of, iter_blocks, member_rows, open_source, places_of, read_block
+from ray_app.archives.lists import check_depth, pieces
 from ray_app.datasets.index import is_index
 from ray_app.datasets.masks import may_name
 from ray_app.datasets.texts import separated_texts
@@ -141,6 +142,8 @@ def _table(data: bytes, ending: str, place: str) -> Any:
             return pq.read_table(io.BytesIO(data))
         if ending in _TABLES:
             return separated_texts(data, _TABLES[ending])
+        for piece in pieces(io.BytesIO(data), quoted=False):
+            check_depth(piece)
         return pa_json.read_json(io.BytesIO(data))
     except pa.ArrowException as error:
         raise ConfigError(

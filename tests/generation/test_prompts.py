@@ -1,6 +1,8 @@
 """Prompts from every form, and what they become."""
 
 import json
+import subprocess
+import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -77,6 +79,18 @@ def test_what_cannot_be_used_is_said(tmp_path, text, told):
     (tmp_path / "prompts.csv").write_text(text)
     with pytest.raises(ConfigError, match=told):
         read(tmp_path / "prompts.csv")
+
+
+def test_prompts_nested_without_an_end_are_refused_before_they_are_parsed(tmp_path):
+    """In a process of its own: the parser would end it."""
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a cat", "x": ' + "[" * 100_000 + "]" * 100_000 + "}\n")
+    program = (
+        "import sys; from ray_app.generation import GenerateConfig; from ray_app.generation.prompts import read_prompts; "
+        "read_prompts(GenerateConfig(pipeline='sd-3.5', prompts=sys.argv[1]), images=False)"
+    )
+    told = subprocess.run([sys.executable, "-c", program, tmp_path / "prompts.jsonl"], capture_output=True, text=True, check=False)
+    assert told.returncode == 1
+    assert "64 brackets in one another" in told.stderr
 
 
 def test_seeds_are_these_for_ever():
