@@ -63,7 +63,8 @@ def read_prompts(config: GenerateConfig, *, images: bool) -> list[Prompt]:
 
 
 def _prompts(rows: Iterator[tuple[Mapping[str, Any], Member | None]], config: GenerateConfig) -> Iterator[Prompt]:
-    columns, source = config.columns, strip_secrets(canonical(config.prompts or ""))
+    columns, [place] = config.columns, places_of([config.prompts or ""])
+    source = strip_secrets(canonical(place))
     is_checked = _is_index(config.prompts or "")  # by those who made it
 
     def mask(row: Mapping[str, Any], member: Member) -> str | None:

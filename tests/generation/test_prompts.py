@@ -16,6 +16,7 @@ from ray_app.generation.orders import cut_blocks, digest_of_orders, make_orders,
 from ray_app.generation.prompts import read_prompts
 from ray_app.generation.seeds import pick, seed_of
 from ray_app.storage import Store
+from tests.storage.faulty_server import FaultyServer
 
 SEEDS = [5139938044916651094, 8333433344501418808, 6363984814392141082]
 ROWS = [{"id": "a.1", "prompt": "a cat", "negative_prompt": "ugly"}, {"id": "b", "prompt": "a, dog", "negative_prompt": None}]
@@ -69,6 +70,17 @@ def test_an_index_brings_its_prompts_groups_and_for_inpainting_its_real_images(r
 def test_a_table_of_images_brings_masks_beside_it(reals):
     found = read_prompts(config(reals), images=True)
     assert [one.mask for one in found] == [str(reals.parent / f"{number}-mask.png") for number in range(3)] + [None] * 3
+
+
+@pytest.mark.parametrize("kind", ["", "list::"])
+def test_a_table_from_elsewhere_names_no_local_mask(tmp_path, kind):
+    with FaultyServer() as server:
+        server.objects["/p.csv"] = f"uri,prompt,mask_uri\n{server.url}/a.png,a cat,/etc/passwd\n".encode()
+        with pytest.raises(ConfigError, match="may not say that a mask lies at /etc/passwd"):
+            read_prompts(config(f"{kind}{server.url}/p.csv"), images=True)
+    (tmp_path / "p.csv").write_text("uri,prompt,mask_uri\na.png,a cat,m.png\n")
+    [found] = read_prompts(config(f"{kind}{tmp_path}/p.csv"), images=True)
+    assert found.mask == f"{tmp_path}/m.png"
 
 
 @pytest.mark.parametrize(
