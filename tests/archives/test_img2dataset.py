@@ -207,6 +207,11 @@ def test_a_stretch_of_a_large_bucket_that_begins_in_a_folder_finds_its_table(s3)
         item.input for _, item in PrefixRange(outside, replace(keys, prefix="laion/00000/", until="laion/00000/z")).found(Fetcher())
     )
     assert not list(PrefixRange(prefix, replace(keys, after="laion/1")).found(Fetcher()))
+    for pattern, is_told in (("*/*.jpg", False), ("**", True)):
+        some = replace(prefix, url=f"s3://img2dataset/laion/{pattern}")
+        found = dict(PrefixRange(some, replace(keys, pattern=pattern)).found(Fetcher()))
+        assert found.items() <= dict(some.found(Fetcher())).items()
+        assert any(item.input for item in found.values()) == is_told
 
 
 def test_tables_of_other_types_stop_no_listing(tmp_path):
