@@ -47,7 +47,7 @@ def read_prompts(config: GenerateConfig, *, images: bool) -> list[Prompt]:
         raise ConfigError(
             "nothing to picture", hint="--prompts FILE: one prompt a line, or a CSV, JSONL, Parquet or index with a prompt column"
         )
-    rows = _members(config.prompts, config.columns) if images else _rows(config.prompts, config.columns)
+    rows = _members(config.prompts, config) if images else _rows(config.prompts, config.columns)
     prompts = list(islice((prompt for prompt in _prompts(rows, config) if prompt.text.strip()), config.limit))
     if not prompts:
         raise ConfigError(
@@ -105,14 +105,14 @@ def _rows(place: str, columns: Columns) -> Iterator[tuple[Mapping[str, Any], Mem
         yield from ((row, None) for row in batch.to_pylist())
 
 
-def _members(place: str, columns: Columns) -> Iterator[tuple[Mapping[str, Any], Member | None]]:
+def _members(place: str, config: GenerateConfig) -> Iterator[tuple[Mapping[str, Any], Member | None]]:
     """Rows with the image that each names: of an index its reals, of anything else all that it lists."""
     if _is_index(place):
         yield from ((row, member) for row, member in _indexed(place) if row.get("label") == "real")
         return
-    for slot, item in enumerate(open_source([place])):
+    for slot, item in enumerate(open_source([place], allow_private=config.allow_private)):
         # A table that came with files leads to no others.
-        hidden = columns.mask if isinstance(item, Described) else None
+        hidden = config.columns.mask if isinstance(item, Described) else None
         yield {name: value for name, value in item.input.items() if name != hidden}, as_member(item, slot)
 
 

@@ -3,23 +3,46 @@
 import json
 import subprocess
 import sys
+from http.server import BaseHTTPRequestHandler
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from ray_app.datasets import Source, build_index
-from ray_app.errors import ConfigError
+from ray_app.errors import ConfigError, StorageError
 from ray_app.generation import GenerateConfig
 from ray_app.generation.looks import Look
 from ray_app.generation.orders import cut_blocks, digest_of_orders, make_orders, nearest_shape
 from ray_app.generation.prompts import read_prompts
 from ray_app.generation.seeds import pick, seed_of
 from ray_app.storage import Store
+from tests.http_server import HttpServer
 from tests.storage.faulty_server import FaultyServer
 
 SEEDS = [5139938044916651094, 8333433344501418808, 6363984814392141082]
 ROWS = [{"id": "a.1", "prompt": "a cat", "negative_prompt": "ugly"}, {"id": "b", "prompt": "a, dog", "negative_prompt": None}]
+
+
+class Moved(HttpServer):
+    """Sends everybody to another server."""
+
+    def __init__(self, to):
+        self.to = to
+        super().__init__(MovedHandler)
+
+
+class MovedHandler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(302)
+        self.send_header("Location", self.server.owner.to + self.path)
+        self.end_headers()
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def log_message(self, *_) -> None:
+        pass
 
 
 def config(prompts, **more):
@@ -70,6 +93,15 @@ def test_an_index_brings_its_prompts_groups_and_for_inpainting_its_real_images(r
 def test_a_table_of_images_brings_masks_beside_it(reals):
     found = read_prompts(config(reals), images=True)
     assert [one.mask for one in found] == [str(reals.parent / f"{number}-mask.png") for number in range(3)] + [None] * 3
+
+
+def test_images_may_be_listed_on_private_servers_where_that_is_allowed():
+    with FaultyServer() as server, Moved(server.url) as other:
+        server.objects["/p.csv"] = f"uri,prompt\n{server.url}/a.png,a cat\n".encode()
+        with pytest.raises(StorageError, match="not on the public Internet"):
+            read_prompts(config(f"list::{other.url}/p.csv"), images=True)
+        [found] = read_prompts(config(f"list::{other.url}/p.csv", allow_private=True), images=True)
+        assert found.image.uri == f"{server.url}/a.png"
 
 
 @pytest.mark.parametrize("kind", ["", "list::"])
