@@ -29,14 +29,16 @@ class Samples:
     def told(self, item: Listed, name: str) -> Listed:
         """A member with the columns of its sample, `name` being its path in the shard or folder; its own columns stay as they are.
 
-        Texts beside an image stay without. Raises StorageError where the store gives no answer.
+        Texts beside an image stay without. Of masks it tells nothing: the table came with the files, and would lead to others. Raises
+        StorageError where the store gives no answer.
         """
         if self._rows is None:
             self._rows = rows_by("key", self._table, self._fetcher, most=_MOST_CELLS)
         row = None if sidecar_column(name, item.size_bytes) else self._rows.get(sample_key(name))
         if row is None:
             return item
-        told = {one.name: getattr(item, one.name) for one in fields(item)} | {"input": {**row, **item.input}}
+        described = {column: value for column, value in row.items() if not _names_a_mask(column)}
+        told = {one.name: getattr(item, one.name) for one in fields(item)} | {"input": {**described, **item.input}}
         return Described(**told)
 
 
@@ -56,6 +58,10 @@ def table_of_folder(uri: str, below: str) -> ObjectInfo | None:
         return next((info for info in list_objects(place) if info.uri == place), None) if place.startswith(below) else None
     except ConfigError:  # nothing is there
         return None
+
+
+def _names_a_mask(column: str) -> bool:
+    return column == "mask" or column.endswith("_uri")
 
 
 def _tells_of(table: ObjectInfo, uri: str) -> bool:

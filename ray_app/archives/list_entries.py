@@ -13,6 +13,7 @@ from ray_app.storage.versions import local_version
 
 # fsspec opens more: archives in archives, caches, shells. A list has no need of them.
 SCHEMES = frozenset({"s3", "gs", "gcs", "az", "abfs", "abfss", "hf", "http", "https", "file"})
+UNCHAINED = ("s3", "http", "https", "file")  # read without fsspec: in their names :: is two letters like others
 
 
 class ListEntries:
@@ -58,7 +59,7 @@ class ListEntries:
                 self._buckets.add(bucket)
             return uri.rstrip("/"), None
         scheme = scheme_of(uri)
-        if "\0" in uri or scheme not in SCHEMES or (scheme not in ("s3", "http", "https", "file") and "::" in uri):
+        if "\0" in uri or scheme not in SCHEMES or (scheme not in UNCHAINED and "::" in uri):
             return uri, Refused(Status.UNSAFE_MEMBER, "a list may name files by path, s3://, gs://, az://, hf:// and https://")
         if scheme == "file" and (uri.startswith("/") or uri.lower().startswith("file:")):
             if not self._is_local:

@@ -7,8 +7,6 @@ pieces is settled where the manifest is made. Knows files of rows; what a row me
 import csv
 import io
 import itertools
-import json
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -190,7 +188,7 @@ def _tsv_rows(file: Any, where: UriList) -> Rows:
 
 def _json_rows(file: Any, where: UriList) -> Rows:
     for piece in pieces(file, quoted=False):
-        _check_depth(piece)
+        check_depth(piece)
         table = _json_table(piece, None)
         texts = {where.columns.uri, *URI_NAMES, *_TEXTS}
         mistaken = [field.with_type(pa.string()) for field in table.schema if field.name in texts and pa.types.is_timestamp(field.type)]
@@ -199,26 +197,20 @@ def _json_rows(file: Any, where: UriList) -> Rows:
         yield from input_rows(dict(zip(table.column_names, table.columns, strict=True)), {})
 
 
-def _check_depth(piece: bytes) -> None:
-    """Raises ArrowInvalid, as a parser would, for lines that are nested too deeply, each in itself or one in the other."""
-    letters = np.frombuffer(piece, np.uint8)
+def check_depth(piece: bytes) -> None:
+    """Raises ArrowInvalid, as a parser would, for lines of JSON that are nested too deeply, each in itself or one in the other."""
+    shown = piece.replace(rb"\\", b"").replace(rb"\"", b"")  # a quotation mark that is left begins a text or ends it
+    letters = np.frombuffer(shown, np.uint8)
+    is_outside = np.cumsum(letters == ord('"'), dtype=np.uint8) % 2 == 0  # brackets in texts do not count
     opened = (letters == ord("{")) | (letters == ord("["))
     closed = (letters == ord("}")) | (letters == ord("]"))
-    if np.cumsum(opened.astype(np.int8) - closed.astype(np.int8), dtype=np.int64).max(initial=0) <= _MAX_DEPTH:
-        return
-    for line in filter(None, (line.strip() for line in piece.split(b"\n"))):
-        try:
-            depth: float = _depth(json.loads(line))  # brackets in texts do not count
-        except (ValueError, RecursionError):
-            depth = math.inf
-        if depth > _MAX_DEPTH:
-            shown = line[:60].decode(errors="replace")
-            raise pa.ArrowInvalid(f"a line that is no JSON by itself, or has over {_MAX_DEPTH} brackets in one another: {shown} …")
-
-
-def _depth(value: Any) -> int:
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
-    return 0 if inner is None else 1 + max(map(_depth, inner), default=0)
+    depth = np.cumsum((opened.astype(np.int8) - closed.astype(np.int8)) * is_outside, dtype=np.int64)
+    # One that closes nothing ends no other: what follows it counts from there.
+    depth -= np.minimum.accumulate(np.append(0, depth))[:-1]
+    if depth.max(initial=0) > _MAX_DEPTH:
+        start = shown.rfind(b"\n", 0, int(np.argmax(depth > _MAX_DEPTH))) + 1
+        line = shown[start : start + 60].decode(errors="replace")
+        raise pa.ArrowInvalid(f"over {_MAX_DEPTH} brackets in one another, in or before the line: {line} …")
 
 
 def _json_table(piece: bytes, schema: pa.Schema | None) -> pa.Table:

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_app.archives.members import Ids
+from ray_app.archives.sources import places_of
 from ray_app.errors import IdentityError
 from ray_app.storage import Guard, Store
 
@@ -154,7 +155,17 @@ def read_complete(store: Store, number: int) -> ManifestInfo | None:
 def guard_of(store: Store) -> Guard:
     """Which web servers are asked for the members of a store's manifests: those that their own commands could ask."""
     infos = [info for number in manifests(store) if (info := read_complete(store, number)) is not None]
-    return Guard(frozenset(name for info in infos for name in info.servers), any(info.allow_private for info in infos))
+    noted = Guard(frozenset(name for info in infos for name in info.servers), any(info.allow_private for info in infos))
+    return noted.joined(Guard.of(places_of(_sources(store))))
+
+
+def _sources(store: Store) -> list[str]:
+    """The sources of a run: manifests of 0.8.0 and before note no servers. None of what is no run."""
+    try:
+        sources: list[str] = json.loads(store.read("run.json"))["identity"]["source"]
+    except (FileNotFoundError, ValueError, LookupError, TypeError):
+        return []
+    return sources
 
 
 def write_complete(store: Store, info: ManifestInfo) -> None:

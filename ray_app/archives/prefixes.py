@@ -19,6 +19,7 @@ from ray_app.storage import (
     list_range,
     strip_secrets,
 )
+from ray_app.storage.globs import full_matcher
 
 Found = tuple[str, Listed | Container]
 
@@ -84,7 +85,11 @@ class PrefixRange:
         first = next(objects, None)
         if first is None:
             return iter(())
-        return self.prefix.told(chain([first], objects), fetcher, table_of_folder(first.uri, self.prefix.below))
+        table = table_of_folder(first.uri, self.prefix.below)
+        # Of a pattern, a table tells only where it is among what matches, as in one listing of it all.
+        if table is not None and self.keys.pattern is not None:
+            table = table if full_matcher(self.keys.pattern)(table.uri.removeprefix(self.prefix.below)) else None
+        return self.prefix.told(chain([first], objects), fetcher, table)
 
 
 def as_found(info: ObjectInfo, path: str, kind: str | None, columns: Columns, limits: ContainerLimits) -> Listed | Container:

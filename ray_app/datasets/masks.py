@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 
 from ray_app.archives import Member, MemberReader, Place, read_referenced
-from ray_app.archives.list_entries import SCHEMES
+from ray_app.archives.list_entries import SCHEMES, UNCHAINED
 from ray_app.errors import InputError, Status
 from ray_app.images import ImageLimits, decode_image
 from ray_app.storage import Fetcher
@@ -21,9 +21,17 @@ def may_name(uri: str, member: str | None, place: str) -> bool:
 
 
 def may_lead(source: str, place: str) -> bool:
-    """Whether a list or file of labels at `source` may name `place`: as `ListEntries`, that is."""
+    """Whether a list or file of labels at `source` may name `place`: what `ListEntries` lets a list name, and a store of its own kind.
+
+    A chain of fsspec's (`zip::https://…`) is never one; local paths, s3 and web addresses may have `::` in their names.
+    """
     scheme, own = scheme_of(place), scheme_of(source)
-    return "::" not in place and (scheme == own or (scheme in SCHEMES and scheme != "file"))
+    return not _is_chain(place) and (scheme == own or (scheme in SCHEMES and scheme != "file"))
+
+
+def _is_chain(place: str) -> bool:
+    named, _, _ = place.partition("://")
+    return not place.startswith("/") and "::" in (named if named.lower() in UNCHAINED else place)
 
 
 class MaskReader:

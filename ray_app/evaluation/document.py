@@ -59,9 +59,8 @@ def document_of(found: Evaluation, warnings: Sequence[str] = (), telling: Callab
     telling("figures")
     systems = _systems(found)
     telling("masks and texts")
-    localized = localization_of_run(
-        found.run, found.tables, rules=protocol.localization if protocol else None, pictures=config.thumbnails
-    )  # fmt: skip
+    rules = protocol.localization if protocol else None
+    localized = localization_of_run(found.run, found.tables, rules=rules, pictures=config.thumbnails, guard=found.labels.guard)
     localization = localized.section if localized else None
     telling("tests and tables")
     binary = {one["name"]: one["output"] == "binary" for one in systems}

@@ -16,6 +16,7 @@ from ray_app.datasets.masks import may_name
 from ray_app.errors import ConfigError
 from ray_app.evaluation.groups import Codes, Group, GroupCoder
 from ray_app.evaluation.labels import LabelTables
+from ray_app.storage import Guard
 
 Words = npt.NDArray[np.uint64]
 Places = npt.NDArray[np.int64]
@@ -107,6 +108,11 @@ class LabelIndex:
         return self.source.name
 
     @property
+    def guard(self) -> Guard:
+        """Which web servers who named them may ask for the masks that they name."""
+        return self.source.guard
+
+    @property
     def columns(self) -> list[str]:
         """What a row must have to be looked up."""
         return self.key.columns
@@ -149,6 +155,11 @@ class OwnLabels:
     url: str
     split: str | None = None
     columns: list[str] = field(default_factory=lambda: ["input"])
+
+    @property
+    def guard(self) -> Guard:
+        """No server but the run's own, which are asked in any case."""
+        return Guard()
 
     @property
     def name(self) -> str:

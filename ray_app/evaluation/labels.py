@@ -16,13 +16,13 @@ import pyarrow.compute as pc
 import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 
-from ray_app.archives import iter_blocks, read_block
+from ray_app.archives import guard_of, iter_blocks, read_block
 from ray_app.archives.lists import pieces
 from ray_app.datasets.index import is_index
 from ray_app.datasets.labels import INPUT
 from ray_app.datasets.masks import may_lead
 from ray_app.errors import ConfigError, InputError
-from ray_app.storage import Fetcher, Store, canonical, local_path, strip_secrets
+from ray_app.storage import Fetcher, Guard, Store, canonical, local_path, strip_secrets
 from ray_app.storage.locations import scheme_of
 
 COLUMNS = ("image_id", "sha256", "uri", "member", "label", "generator", "kind", "mask_uri", "prompt", "split", "release_date",
@@ -40,6 +40,10 @@ class LabelTables(Protocol):
     @property
     def name(self) -> str:
         """As people are told it, without secrets."""
+
+    @property
+    def guard(self) -> Guard:
+        """Which web servers who named it may ask."""
 
     def names(self) -> list[str]:
         """Which of COLUMNS there are."""
@@ -71,6 +75,11 @@ class LabelsOfIndex:
         """As people are told it, without secrets."""
         return strip_secrets(self.place)
 
+    @property
+    def guard(self) -> Guard:
+        """That of who made the index."""
+        return guard_of(Store.open(self.place))
+
     def names(self) -> list[str]:
         """Which of COLUMNS there are."""
         return [name for name in COLUMNS if name in ("image_id", "uri", "member", *INPUT.names)]
@@ -94,6 +103,11 @@ class LabelFile:
     def name(self) -> str:
         """As people are told it, without secrets."""
         return strip_secrets(self.place)
+
+    @property
+    def guard(self) -> Guard:
+        """The server that it lies on is asked wherever it is."""
+        return Guard.of([self.place])
 
     def names(self) -> list[str]:
         """Which of COLUMNS there are. Raises ConfigError for a file that cannot be read as labels."""

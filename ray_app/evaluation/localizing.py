@@ -15,12 +15,11 @@ from ray_app.evaluation.mask_measuring import RESIZING, MaskMeasurer, Measured, 
 from ray_app.evaluation.mask_truths import COLUMNS, Kind, MaskedImage, MaskTruths, has_masks, masked_images
 from ray_app.evaluation.overlays import Overlays
 from ray_app.evaluation.protocols import LocalizationRules
-from ray_app.images import ImageLimits
 from ray_app.metrics.arrays import Floats
 from ray_app.metrics.figure import figure_rows
 from ray_app.metrics.localization import EMPTY, Empty, MaskRows, counts_of, imdlbenco_of, localization_of, opensdi_of
 from ray_app.runs import RunDirectory
-from ray_app.storage import Fetcher
+from ray_app.storage import Fetcher, Guard
 
 _MODES: tuple[Literal["origin", "reverse", "double"], ...] = ("origin", "reverse", "double")
 _IMAGES = {
@@ -53,18 +52,18 @@ def localization_of_run(
     rules: LocalizationRules | None = None,
     empty: Empty = "skip",
     pictures: bool = True,
-    fetcher: Fetcher | None = None,
-    limits: ImageLimits | None = None,
+    guard: Guard = Guard(),  # noqa: B008 - frozen
 ) -> Localized | None:
     """Both sections of a run whose joined rows `tables` gives (it is asked for `mask_truths.COLUMNS`); None where no detector localizes.
 
+    Masks are read within the run's own limits, from its own web servers and those of `guard`, which are those of the labels.
     `empty` says how images without altered pixels count under the plain policy. A truth that cannot be read is counted with its reason.
     """
     if not has_masks(run):
         return None
     rules = rules or LocalizationRules()
     headline = _Headline(rules, empty)
-    fetcher, limits = fetcher or Fetcher(guard=guard_of(run.store)), limits or ImageLimits()
+    fetcher, limits = Fetcher(guard=guard_of(run.store).joined(guard)), run.limits()
     measurer = MaskMeasurer(fetcher, limits, threshold=rules.threshold, at_original={"local", *headline.kinds})
     gathered = _Gathered()
     truths = MaskTruths(tables(COLUMNS))

@@ -36,11 +36,11 @@ def verify_evidence(
     where weights that the image needs are missing or under a licence that is not accepted.
     """
     record = told["record"]
-    _refuse_keys(list(strange_keys(told)), record)
-    if signer is not None:
-        yield check_signature(told, signer)
-    yield hashed("record", digest(record), told["sha256"], "the SHA-256 of all that it says")
     try:
+        _refuse_keys(list(strange_keys(told)), record)
+        if signer is not None:
+            yield check_signature(told, signer)
+        yield hashed("record", digest(record), told["sha256"], "the SHA-256 of all that it says")
         grounds = _grounds(record, device)
         again = sections(grounds)
         _refuse_keys(list(_unknown(record, grounds, again)), record)

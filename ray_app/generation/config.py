@@ -78,7 +78,8 @@ class GenerateConfig(Frozen):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(default="auto", description="auto = the card's, fp32 on a CPU")
     allow_private: bool = Field(
-        default=False, description="read what the prompts name also from web servers that are not on the public Internet"
+        default=False,
+        description="read what prompts and `like` name also from web servers that are not on the public Internet",
     )
     limits: ImageLimits = ImageLimits()
     retry: RetryPolicy = RetryPolicy()

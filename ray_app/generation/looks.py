@@ -77,15 +77,17 @@ def plain_look(encoding: Encoding) -> Look:
     return Look(encoding.format, quality, encoding.subsampling if encoding.format == "JPEG" else None)
 
 
-def measure(like: Like, limits: ImageLimits, retry: RetryPolicy) -> Measured:
-    """Measure up to `like.sample` real files, evenly spread over the set; where it is labelled, its reals alone.
+def measure(like: Like, limits: ImageLimits, retry: RetryPolicy, *, allow_private: bool = False) -> Measured:
+    """Measure up to `like.sample` real files, evenly spread over the set; where it is labelled, its reals alone. `allow_private`: see
+    `fetcher_of`.
 
     Raises ConfigError where there is no file that could be imitated, StorageError when the set is out of reach.
     """
-    members = _spread(list(_reals(like.source)), like.sample)
+    fetcher = fetcher_of([like.source], retry, allow_private=allow_private)
+    if _has_manifest(like.source):
+        fetcher.guard = fetcher.guard.joined(guard_of(Store.open(like.source)))
+    members = _spread(list(_reals(like.source, fetcher)), like.sample)
     looks, left_out = [], Counter[str]()
-    guard = guard_of(Store.open(like.source)) if _has_manifest(like.source) else None
-    fetcher = fetcher_of([like.source], retry) if guard is None else Fetcher(retry, guard=guard)
     reader = MemberReader(fetcher, max_bytes=limits.max_bytes)
     for _, data in reader.read(members):
         look = data.status.value if isinstance(data, InputError) else look_of(data, size=like.size)
@@ -125,9 +127,9 @@ def _has_manifest(place: str) -> bool:
     return store is not None and (RunDirectory(store).exists() or is_index(store))
 
 
-def _reals(place: str) -> Iterator[Member]:
+def _reals(place: str, fetcher: Fetcher) -> Iterator[Member]:
     """Members of a run, an index or an archive; without those that are labelled fake."""
-    found = _of_manifests(Store.open(place)) if _has_manifest(place) else _of_archive(place)
+    found = _of_manifests(Store.open(place)) if _has_manifest(place) else _of_archive(place, fetcher)
     return (member for member in found if str(member.input.get("label", "real")).lower() not in ("fake", "1", "true"))
 
 
@@ -137,8 +139,8 @@ def _of_manifests(store: Store) -> Iterator[Member]:
             yield from member_rows(read_block(store, ref))
 
 
-def _of_archive(place: str) -> Iterator[Member]:
-    for slot, item in enumerate(islice(open_source([place]), 1_000_000)):
+def _of_archive(place: str, fetcher: Fetcher) -> Iterator[Member]:
+    for slot, item in enumerate(islice(open_source([place], fetcher=fetcher), 1_000_000)):
         yield as_member(item, slot)
 
 

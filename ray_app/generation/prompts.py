@@ -10,6 +10,8 @@ from itertools import islice
 from typing import Any
 
 from ray_app.archives import Member, fetcher_of, guard_of, iter_blocks, member_rows, open_source, places_of, read_block
+from ray_app.archives.lists import check_depth, pieces
+from ray_app.archives.members import Described
 from ray_app.datasets.index import is_index
 from ray_app.datasets.masks import may_name
 from ray_app.datasets.texts import separated_texts
@@ -45,7 +47,7 @@ def read_prompts(config: GenerateConfig, *, images: bool) -> list[Prompt]:
         raise ConfigError(
             "nothing to picture", hint="--prompts FILE: one prompt a line, or a CSV, JSONL, Parquet or index with a prompt column"
         )
-    rows = _members(config.prompts) if images else _rows(config.prompts, config.columns)
+    rows = _members(config.prompts, config) if images else _rows(config.prompts, config.columns)
     prompts = list(islice((prompt for prompt in _prompts(rows, config) if prompt.text.strip()), config.limit))
     if not prompts:
         raise ConfigError(
@@ -62,7 +64,8 @@ def read_prompts(config: GenerateConfig, *, images: bool) -> list[Prompt]:
 
 
 def _prompts(rows: Iterator[tuple[Mapping[str, Any], Member | None]], config: GenerateConfig) -> Iterator[Prompt]:
-    columns, source = config.columns, strip_secrets(canonical(config.prompts or ""))
+    columns, [place] = config.columns, places_of([config.prompts or ""])
+    source = strip_secrets(canonical(place))
     is_checked = _is_index(config.prompts or "")  # by those who made it
 
     def mask(row: Mapping[str, Any], member: Member) -> str | None:
@@ -102,13 +105,15 @@ def _rows(place: str, columns: Columns) -> Iterator[tuple[Mapping[str, Any], Mem
         yield from ((row, None) for row in batch.to_pylist())
 
 
-def _members(place: str) -> Iterator[tuple[Mapping[str, Any], Member | None]]:
+def _members(place: str, config: GenerateConfig) -> Iterator[tuple[Mapping[str, Any], Member | None]]:
     """Rows with the image that each names: of an index its reals, of anything else all that it lists."""
     if _is_index(place):
         yield from ((row, member) for row, member in _indexed(place) if row.get("label") == "real")
         return
-    for slot, item in enumerate(open_source([place])):
-        yield item.input, as_member(item, slot)
+    for slot, item in enumerate(open_source([place], allow_private=config.allow_private)):
+        # A table that came with files leads to no others.
+        hidden = config.columns.mask if isinstance(item, Described) else None
+        yield {name: value for name, value in item.input.items() if name != hidden}, as_member(item, slot)
 
 
 def _indexed(place: str) -> Iterator[tuple[Mapping[str, Any], Member]]:
@@ -141,6 +146,8 @@ def _table(data: bytes, ending: str, place: str) -> Any:
             return pq.read_table(io.BytesIO(data))
         if ending in _TABLES:
             return separated_texts(data, _TABLES[ending])
+        for piece in pieces(io.BytesIO(data), quoted=False):
+            check_depth(piece)
         return pa_json.read_json(io.BytesIO(data))
     except pa.ArrowException as error:
         raise ConfigError(

@@ -89,7 +89,7 @@ def card_of(config: GenerateConfig) -> PipelineCard:
 def _measured(config: GenerateConfig, directory: GeneratedDirectory) -> Measured | None:
     if config.like is None:
         return None
-    return directory.looks() or measure(config.like, config.limits, config.retry)
+    return directory.looks() or measure(config.like, config.limits, config.retry, allow_private=config.allow_private)
 
 
 def _model(card: PipelineCard, directory: GeneratedDirectory) -> Model:

@@ -22,6 +22,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from ray_app.archives import BlockList, BlockPlan, BlockRef, Ids, manifests, read_block, read_blocks, read_complete, read_vanished
 from ray_app.archives.cutting import TableStream
+from ray_app.archives.rows import input_type, joined_inputs, with_input
 from ray_app.archives.selecting import input_type_of, write_selected
 from ray_app.runs.directory import RunDirectory
 from ray_app.runs.reusing import forget_index
@@ -87,7 +88,7 @@ def merge_retry(run: RunDirectory, retry: Retry) -> None:
     """
     assert not retry.pending(), "a retry is merged when all its blocks are done"
     ids = np.sort(np.concatenate([table["image_id"].to_numpy() for table in retry.directory.tables(0, ["image_id"])]))
-    arriving = TableStream(retry.directory.tables(0))
+    arriving = TableStream(map(with_reasons, retry.directory.tables(0)))  # 0.8.0 may have begun it
     for file in run.published():
         count = sum(int(_are_among(table, ids).sum()) for table in run.file_tables(file, ["image_id"]))
         if count:
@@ -145,7 +146,8 @@ def _are_among(table: pa.Table, ids: Ids) -> Hits:
 
 def _replaced(rows: pa.Table, fresh: pa.Table) -> pa.Table:
     """The same rows, those of members that `fresh` has taken from there; in the wider of the two schemas."""
-    rows = with_reasons(rows)
+    given = joined_inputs(map(input_type, (rows, fresh)), as_text=True)  # of listings that tell of one column in types of their own
+    rows, fresh = with_input(with_reasons(rows), given), with_input(fresh, given)
     ids, fresh_ids = rows["image_id"].to_numpy(), fresh["image_id"].to_numpy()
     order = np.argsort(fresh_ids)
     places = np.minimum(np.searchsorted(fresh_ids, ids, sorter=order), len(fresh_ids) - 1)

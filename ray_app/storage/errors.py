@@ -185,6 +185,8 @@ def _in_words(error: BaseException) -> str:
         return f"{_message(error) or text} ({code if code and code != str(http) else 'HTTP'} {http})"
     if any("gaierror" in name or "DNSError" in name for name in names):
         return f"its host name does not resolve{_endpoint_note()}"
+    if "ClientConnectorCertificateError" in names:
+        return "its certificate is not accepted"
     if names & {"EndpointConnectionError", "ClientConnectorError", "ConnectionRefusedError"}:
         return f"nothing answers there{_endpoint_note()}"
     if isinstance(error, TimeoutError) or names & {"ConnectTimeoutError", "ReadTimeoutError", "FSTimeoutError"}:

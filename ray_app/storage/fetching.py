@@ -170,6 +170,8 @@ class Fetcher:
         except ConfigError as error:  # a scheme that is not read here
             raise SourceError(Status.SOURCE_DENIED, "; ".join(filter(None, [error.message, error.hint]))) from error
         except ValueError as error:  # what a list names need not be a place at all
+            if isinstance(error, OSError):  # a certificate that is not accepted is both
+                raise translate(error, place) from error
             raise SourceError(Status.SOURCE_MISSING, f"{strip_secrets(place)}: {said(error)}") from error
         except Exception as error:
             raise translate(error, place) from error

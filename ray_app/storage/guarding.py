@@ -24,6 +24,7 @@ Resolver = Callable[[str, int], Awaitable[Sequence[tuple[str, int]]]]
 """(host, port) → every (address, port) of it; OSError where there is none."""
 
 MAX_URL = 2048
+_MAX_LISTED = 8192  # what lists and redirects lead to may be signed at length
 _NOT_PUBLIC = (
     "its host is not on the public Internet, and no source of yours; if whoever wrote the address may choose: --set allow_private=true"
 )
@@ -132,14 +133,15 @@ def checked_url(
     port: int | None = None,
     is_literal_allowed: Callable[[str], bool] = lambda address: False,
     bare_names: bool = False,
+    max_length: int = MAX_URL,
 ) -> URL:
     """What is asked for: the very object that is dialled, so that no second parser can read another host in it. Without its fragment.
 
     `port`: the only one that is asked (None = any). `is_literal_allowed`: of an address in the host's place, which no resolver sees.
     `bare_names`: also a host without a dot. Raises UrlRefused.
     """
-    if len(text) > MAX_URL:
-        raise UrlRefused("the URL is too long", limit=MAX_URL, observed=len(text))
+    if len(text) > max_length:
+        raise UrlRefused("the URL is too long", limit=max_length, observed=len(text))
     try:
         if _NOT_IN_URLS.search(text):
             raise ValueError
@@ -159,9 +161,12 @@ def checked_url(
 
 
 def public_url(text: str) -> URL:
-    """What is asked for where a list, a label or a redirect names a URL of any port. Raises SourceError (`source_denied`)."""
-    try:
-        url = checked_url(text, schemes=("http", "https"), is_literal_allowed=bool)  # any host: it is judged here, in other words
+    """What is asked for where a list, a label or a redirect names a URL of any port; spaces may stand in it. Raises SourceError
+    (`source_denied`).
+    """
+    quoted = text.replace(" ", "%20")
+    try:  # of any host: it is judged here, in other words
+        url = checked_url(quoted, schemes=("http", "https"), is_literal_allowed=bool, max_length=_MAX_LISTED)
     except UrlRefused as refused:
         raise SourceError(Status.SOURCE_DENIED, str(refused)) from None
     host = url.raw_host or ""

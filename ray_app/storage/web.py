@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, TypeVar
-from urllib.parse import urljoin
+from urllib.parse import urljoin, urlsplit
 
 from ray_app.errors import SourceError, Status
 from ray_app.storage.backends import fsspec_for
@@ -130,15 +130,21 @@ async def _answer(method: str, url: str, guard: Guard, headers: Mapping[str, str
             if answer.status not in _REDIRECTS:
                 yield answer
                 return
-            url = _next_place(answer)
+            url = _next_place(answer, url)
     raise SourceError(Status.SOURCE_DENIED, f"redirected more than {_MOST_REDIRECTS} times")
 
 
-def _next_place(answer: Any) -> str:
+def _next_place(answer: Any, asked: str) -> str:
+    """Where a redirect leads; on the same server, under the user's name that it was asked with."""
     try:
-        return urljoin(str(answer.url), str(answer.headers["Location"]))
+        place = urljoin(str(answer.url), str(answer.headers["Location"]))
+        led = urlsplit(place)
     except (KeyError, ValueError):
         raise SourceError(Status.SOURCE_DENIED, "the server redirects to nowhere") from None
+    user, at, _ = urlsplit(asked).netloc.rpartition("@")
+    if not at or "@" in led.netloc or _origin(place) != _origin(asked):
+        return place
+    return led._replace(netloc=f"{user}@{led.netloc}").geturl()
 
 
 async def _session_for(url: str, guard: Guard) -> tuple[Any, Any]:

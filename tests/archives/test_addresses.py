@@ -1,5 +1,6 @@
 """Addresses come from the user: what lies in an archive names nothing that is fetched, and what a list names passes a guard."""
 
+import base64
 import io
 import json
 import pickle
@@ -21,11 +22,12 @@ from tests.storage.faulty_server import LOOPBACK
 
 
 class Pages(HttpServer):
-    """Answers every path with its name, but for `moved` ones; `asked` are the paths that were asked for."""
+    """Answers every path with its name, but for `moved` ones; `asked` are the paths that were asked for, `users` as whom."""
 
     def __init__(self, moved=None):
         self.moved = moved or {}
         self.asked: list[str] = []
+        self.users: list[str | None] = []
         super().__init__(PagesHandler)
 
 
@@ -35,6 +37,7 @@ class PagesHandler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         owner = self.server.owner
         owner.asked.append(self.path)
+        owner.users.append(self.headers.get("Authorization"))
         place, body = owner.moved.get(self.path), self.path.encode()
         self.send_response(200 if place is None else 302)
         if place:
@@ -173,6 +176,15 @@ def test_a_redirect_is_followed_on_the_server_that_the_user_named_and_wherever_i
         assert [info.uri for info in list_objects(f"{server.url}/c.jpg", LOOPBACK)] == [f"{server.url}/c.jpg"]
 
 
+def test_a_redirect_keeps_the_user_s_name_on_the_same_server_alone():
+    with Pages() as other, Pages({"/a": "/b"}) as server:
+        server.moved |= {"/b": f"{server.url}/c", "/c": f"{other.url}/d"}
+        named = server.url.replace("://", "://me:p%40w@")
+        assert Fetcher(guard=LOOPBACK, signed=[f"{named}/a"]).fetch(f"{server.url}/a", "", 100) == b"/d"
+        assert server.users == [f"Basic {base64.b64encode(b'me:p@w').decode()}"] * 3
+        assert other.users == [None]
+
+
 def test_a_redirect_that_goes_round_ends():
     with Pages({"/a": "/b", "/b": "/a"}) as server, pytest.raises(SourceError, match="more than 10 times"):
         Fetcher(signed=[server.url]).fetch(f"{server.url}/a", "", 100)
@@ -214,6 +226,13 @@ def test_who_reads_a_listing_later_may_ask_what_its_own_command_could(tmp_path):
             assert guard_of(store).trusts(f"{server.url}/a.jpg") is allowed
         store = Store.open(str(tmp_path / "run2"))
         list_members(store, open_source([f"tar::{server.url}/x.tar"]), BlockPlan(batch_slots=4, max_block_members=64))
+        assert guard_of(store).trusts(f"{server.url}/other")
+        assert not guard_of(store).trusts(f"{other.url}/other")
+        # As 0.8.0 wrote it.
+        noted = json.loads(store.read("manifest/0/_complete"))
+        store.write("manifest/0/_complete", json.dumps({**noted, "servers": []}).encode())
+        assert not guard_of(store).trusts(f"{server.url}/other")
+        store.write("run.json", json.dumps({"identity": {"source": [f"tar::{server.url}/x.tar"]}}).encode())
         assert guard_of(store).trusts(f"{server.url}/other")
         assert not guard_of(store).trusts(f"{other.url}/other")
 

@@ -12,7 +12,10 @@ from webdataset import TarWriter
 from ray_app.archives import BlockPlan, Columns, ContainerLimits, iter_blocks, list_members, member_rows, open_source, read_block
 from ray_app.archives.containers import CONTAINERS
 from ray_app.archives.prefixes import ObjectPrefix, PrefixRange
-from ray_app.errors import Status
+from ray_app.datasets.layouts.columns import LabelColumns
+from ray_app.errors import ConfigError, Status
+from ray_app.generation import GenerateConfig
+from ray_app.generation.prompts import read_prompts
 from ray_app.storage import Fetcher, KeyRange, Store
 from tests.archives.given import Failing
 
@@ -152,6 +155,21 @@ def test_a_table_that_does_not_tell_changes_nothing_else(tmp_path, form, table, 
     assert sum(is_table(item) for item in items) == SHARDS
 
 
+def test_a_table_leads_to_no_mask(tmp_path):
+    """Who offered the folder for download would choose which of the user's files are read."""
+    table = changed(mask=lambda key: "/home/me/x.png", mask_uri=lambda key: "s3://other/x", seg_uri=lambda key: "/home/me/x.png")
+    found = pictures(open_source([put(tmp_path / "out", written("files") | {"00000.parquet": table})]))
+    assert "caption" in found[0].input
+    assert not any({"mask", "mask_uri", "seg_uri"} & set(item.input) for item in found)
+    own = pa.table({"key": ["000000"], "label": ["fake"], "prompt": ["a cat"], "seg": ["/home/me/x.png"]})
+    pq.write_table(own, tmp_path / "out" / "00000.parquet")
+    [item] = [item for item in open_source([str(tmp_path / "out")], ["00000/*.jpg"]) if item.input]
+    with pytest.raises(ConfigError, match="may not say that its mask lies at /home/me"):
+        LabelColumns(mask="seg").labels(item)
+    config = GenerateConfig.model_validate({"pipeline": "sd-3.5", "prompts": str(tmp_path / "out"), "columns": {"mask": "seg"}})
+    assert [one.mask for one in read_prompts(config, images=True)] == [None]
+
+
 def test_a_table_too_long_to_be_held_tells_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("ray_app.archives.img2dataset._MOST_CELLS", EACH * len(SCHEMA) - 1)
     assert not any("caption" in item.input for item in open_source([put(tmp_path / "out", written("files"))]))
@@ -189,6 +207,11 @@ def test_a_stretch_of_a_large_bucket_that_begins_in_a_folder_finds_its_table(s3)
         item.input for _, item in PrefixRange(outside, replace(keys, prefix="laion/00000/", until="laion/00000/z")).found(Fetcher())
     )
     assert not list(PrefixRange(prefix, replace(keys, after="laion/1")).found(Fetcher()))
+    for pattern, is_told in (("*/*.jpg", False), ("**", True)):
+        some = replace(prefix, url=f"s3://img2dataset/laion/{pattern}")
+        found = dict(PrefixRange(some, replace(keys, pattern=pattern)).found(Fetcher()))
+        assert found.items() <= dict(some.found(Fetcher())).items()
+        assert any(item.input for item in found.values()) == is_told
 
 
 def test_tables_of_other_types_stop_no_listing(tmp_path):

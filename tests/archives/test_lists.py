@@ -265,12 +265,17 @@ def test_a_line_that_goes_on_and_on_is_given_up(tmp_path, line, pack):
         listed(path)
 
 
-@pytest.mark.parametrize("form", ["objects", "arrays", "lines", "an unknown byte", "a long number"])
+@pytest.mark.parametrize(
+    "form", ["objects", "arrays", "lines", "an unknown byte", "a long number", "texts that close", "a line that closes"]
+)
 def test_what_is_nested_without_an_end_is_refused_before_it_is_parsed(tmp_path, form):
     """Some ten thousand brackets in one another end the process of a parser that calls itself."""
-    deep, shut = {"objects": (b'{"a":', b"}"), "lines": (b"[\n", b"]\n")}.get(form, (b"[", b"]"))
+    deep, shut = {"objects": (b'{"a":', b"}"), "lines": (b"[\n", b"]\n"), "texts that close": (b'{"k":"}","a":', b"}")}.get(
+        form, (b"[", b"]")
+    )
     before = {"an unknown byte": b'"\xff",', "a long number": b"9" * 5000 + b","}.get(form, b"")
-    (tmp_path / "l.jsonl").write_bytes(b'{"uri":"a.jpg","x":[' + before + deep * 100_000 + b"1" + shut * 100_000 + b"]}\n")
+    first = b'{"uri":"' + b"]" * 100_000 + b'"}\n' if form == "a line that closes" else b""
+    (tmp_path / "l.jsonl").write_bytes(first + b'{"uri":"a.jpg","x":[' + before + deep * 100_000 + b"1" + shut * 100_000 + b"]}\n")
     program = "import sys; from ray_app.archives import open_source; list(open_source([sys.argv[1]]))"
     told = subprocess.run([sys.executable, "-c", program, tmp_path / "l.jsonl"], capture_output=True, text=True, check=False)
     assert told.returncode == 1
@@ -279,6 +284,6 @@ def test_what_is_nested_without_an_end_is_refused_before_it_is_parsed(tmp_path, 
 
 
 def test_brackets_in_texts_do_not_nest(tmp_path):
-    rows = [{"uri": f"{n}.jpg", "said": "[{" * 50, "tags": [["a"]]} for n in range(5)]
+    rows = [{"uri": f"{n}.jpg", "said": '\\"[{' * 50, "tags": [["a"]]} for n in range(5)]
     (tmp_path / "l.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert [item.input for item in listed(tmp_path / "l.jsonl")] == [{"said": "[{" * 50, "tags": [["a"]]}] * 5
+    assert [item.input for item in listed(tmp_path / "l.jsonl")] == [{"said": '\\"[{' * 50, "tags": [["a"]]}] * 5

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from ray_app.archives import Member
-from ray_app.datasets.masks import MaskReader, to_mask
+from ray_app.datasets.masks import MaskReader, may_lead, to_mask
 from ray_app.errors import ConfigError, InputError
 from ray_app.images import ImageLimits
 from ray_app.storage import Fetcher
@@ -14,6 +14,23 @@ def test_altered_is_where_the_mean_of_the_channels_is_above_one_half(pixel, leve
     mask = to_mask(Image.new("RGB", (3, 2), pixel))
     assert (mask.mode, mask.size) == ("L", (3, 2))
     assert np.unique(np.asarray(mask)).tolist() == [level]
+
+
+@pytest.mark.parametrize(
+    ("place", "from_here", "from_elsewhere"),
+    [
+        ("/a/b::c.png", True, False),
+        ("file:///a/b::c.png", True, False),
+        ("s3://b/c::d.png", True, True),
+        ("https://h/c::d.png?e=f::g", True, True),
+        ("gs://b/c::d.png", False, False),
+        ("zip::https://h/a.zip", False, False),
+        ("zip://a.png::/a.zip", False, False),
+        ("simplecache::file:///etc/passwd", False, False),
+    ],
+)
+def test_two_colons_are_letters_of_a_name_where_nothing_is_chained(place, from_here, from_elsewhere):
+    assert (may_lead("/labels.csv", place), may_lead("https://other/labels.csv", place)) == (from_here, from_elsewhere)
 
 
 def read(label: str, uri: str | None) -> Image.Image:

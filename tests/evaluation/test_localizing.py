@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -11,13 +12,17 @@ import pytest
 from PIL import Image
 from sklearn.metrics import f1_score, jaccard_score, roc_auc_score
 
+from ray_app.evaluation.config import EvaluateConfig
 from ray_app.evaluation.localizing import localization_of_run
 from ray_app.evaluation.mask_measuring import nearest, side_by_side
 from ray_app.evaluation.overlays import FOUND, TRUE, overlay
 from ray_app.evaluation.protocols import LocalizationRules
+from ray_app.evaluation.run import evaluate
 from ray_app.metrics.localization import LOCALIZATION
+from ray_app.runs import current_rows
 from tests.evaluation.masked_run import Picture, joined, masked_run, png, write_archive
 from tests.images.factory import encoded, photo
+from tests.storage.faulty_server import FaultyServer
 
 A, B = "finder", "seeker"
 
@@ -269,3 +274,29 @@ def test_work_side_by_side_stays_in_order_and_tells_its_errors():
     told = side_by_side(lambda number: 1 // number, [1, 1, 0])
     with pytest.raises(ZeroDivisionError):
         list(told)
+
+
+def test_masks_are_read_within_the_run_s_own_limits(seen):
+    pictures, run = seen
+    described = run.describe()
+    run.write_json("run.json", described | {"identity": described["identity"] | {"limits": {"max_pixels": 300}}})
+    try:
+        section = localization_of_run(run, joined(run, pictures), pictures=False).section
+    finally:
+        run.write_json("run.json", described)
+    assert [(one["reason"], one["n"]) for one in section["unreadable"]] == [("image_too_large", 4)]
+
+
+def test_masks_on_the_server_of_the_labels_are_read_wherever_it_is(seen, tmp_path):
+    pictures, run = seen
+    with FaultyServer() as server:
+        rows = ["uri,label,generator,mask_uri"]
+        for row in current_rows(run):
+            name = row["uri"].rpartition("/")[2]
+            picture = pictures[name]
+            rows.append(f"{row['uri']},{picture.label},{picture.generator},{name if picture.mask_uri else ''}")
+            server.objects[f"/{name}"] = Path(picture.mask_uri).read_bytes() if picture.mask_uri else b""
+        server.objects["/labels.csv"] = "\n".join(rows).encode()
+        config = EvaluateConfig(at=(run.store.url,), labels=f"{server.url}/labels.csv", key="uri", out=str(tmp_path), bootstrap=0)
+        section = evaluate(config).document["localization"]
+    assert (section["images"], section["unreadable"]) == (8, [])

@@ -109,6 +109,15 @@ def test_an_unknown_key_is_refused_wherever_it_stands(told, value):
         assert "differs" in found, path
 
 
+@pytest.mark.parametrize(("part", "name"), [("guarantee", "shifts"), ("row", "stability")])
+def test_a_number_where_a_list_belongs_is_told_in_plain_words(told, part, name):
+    other = copy.deepcopy(told)
+    (other["record"]["row"] if part == "row" else other["record"]["guarantee"]["run"])[name] = 7
+    other["sha256"] = digest(other["record"])
+    with pytest.raises(ConfigError, match="the record is not whole"):
+        list(verify_evidence(other))
+
+
 def test_a_key_with_a_dot_does_not_stand_for_one_in_another(told):
     """Once dotted names were compared, and of two equal ones the last."""
     other = copy.deepcopy(told)

@@ -16,6 +16,7 @@ from ray_app.generation.pictures import binary, covered, drawn_mask, pasted, res
 from ray_app.images import ImageLimits, decode_image
 from ray_app.images.provenance import ProvenancePolicy, ProvenanceReader
 from ray_app.storage import RetryPolicy
+from tests.storage.faulty_server import FaultyServer
 
 LOOKS = [
     Look("JPEG", 71, "4:2:0"), Look("JPEG", 95, "4:4:4"), Look("JPEG", 88, "4:2:2"), Look("PNG"), Look("WEBP", 80), Look("WEBP"),
@@ -82,6 +83,18 @@ def test_a_set_without_images_is_refused(tmp_path):
     (tmp_path / "a.txt").write_text("words")
     with pytest.raises(ConfigError, match="no JPEG, PNG or WebP"):
         measure(Like(source=str(tmp_path)), ImageLimits(), RetryPolicy())
+
+
+def test_a_list_that_is_trusted_leads_to_private_servers(tmp_path, picture):
+    picture.save(tmp_path / "a.jpg")
+    with FaultyServer() as server:
+        server.objects["/a.jpg"] = (tmp_path / "a.jpg").read_bytes()
+        (tmp_path / "list.csv").write_text(f"uri\n{server.url}/a.jpg\n")
+        like = Like(source=str(tmp_path / "list.csv"))
+        with pytest.raises(ConfigError, match="no JPEG, PNG or WebP"):
+            measure(like, ImageLimits(), RetryPolicy())
+        [found] = measure(like, ImageLimits(), RetryPolicy(), allow_private=True).looks
+        assert found.format == "JPEG"
 
 
 def test_of_a_large_set_a_sample_is_spread_over_it(tmp_path, picture):

@@ -1,22 +1,48 @@
 """Prompts from every form, and what they become."""
 
 import json
+import subprocess
+import sys
+from http.server import BaseHTTPRequestHandler
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from ray_app.datasets import Source, build_index
-from ray_app.errors import ConfigError
+from ray_app.errors import ConfigError, StorageError
 from ray_app.generation import GenerateConfig
 from ray_app.generation.looks import Look
 from ray_app.generation.orders import cut_blocks, digest_of_orders, make_orders, nearest_shape
 from ray_app.generation.prompts import read_prompts
 from ray_app.generation.seeds import pick, seed_of
 from ray_app.storage import Store
+from tests.http_server import HttpServer
+from tests.storage.faulty_server import FaultyServer
 
 SEEDS = [5139938044916651094, 8333433344501418808, 6363984814392141082]
 ROWS = [{"id": "a.1", "prompt": "a cat", "negative_prompt": "ugly"}, {"id": "b", "prompt": "a, dog", "negative_prompt": None}]
+
+
+class Moved(HttpServer):
+    """Sends everybody to another server."""
+
+    def __init__(self, to):
+        self.to = to
+        super().__init__(MovedHandler)
+
+
+class MovedHandler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(302)
+        self.send_header("Location", self.server.owner.to + self.path)
+        self.end_headers()
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def log_message(self, *_) -> None:
+        pass
 
 
 def config(prompts, **more):
@@ -69,6 +95,26 @@ def test_a_table_of_images_brings_masks_beside_it(reals):
     assert [one.mask for one in found] == [str(reals.parent / f"{number}-mask.png") for number in range(3)] + [None] * 3
 
 
+def test_images_may_be_listed_on_private_servers_where_that_is_allowed():
+    with FaultyServer() as server, Moved(server.url) as other:
+        server.objects["/p.csv"] = f"uri,prompt\n{server.url}/a.png,a cat\n".encode()
+        with pytest.raises(StorageError, match="not on the public Internet"):
+            read_prompts(config(f"list::{other.url}/p.csv"), images=True)
+        [found] = read_prompts(config(f"list::{other.url}/p.csv", allow_private=True), images=True)
+        assert found.image.uri == f"{server.url}/a.png"
+
+
+@pytest.mark.parametrize("kind", ["", "list::"])
+def test_a_table_from_elsewhere_names_no_local_mask(tmp_path, kind):
+    with FaultyServer() as server:
+        server.objects["/p.csv"] = f"uri,prompt,mask_uri\n{server.url}/a.png,a cat,/etc/passwd\n".encode()
+        with pytest.raises(ConfigError, match="may not say that a mask lies at /etc/passwd"):
+            read_prompts(config(f"{kind}{server.url}/p.csv"), images=True)
+    (tmp_path / "p.csv").write_text("uri,prompt,mask_uri\na.png,a cat,m.png\n")
+    [found] = read_prompts(config(f"{kind}{tmp_path}/p.csv"), images=True)
+    assert found.mask == f"{tmp_path}/m.png"
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [("id,prompt\n1,a\n1,b\n", "stands twice"), ("id,words\n1,a\n", "no column 'prompt'"), ("id,prompt\n1,\n", "no prompt")],
@@ -77,6 +123,18 @@ def test_what_cannot_be_used_is_said(tmp_path, text, told):
     (tmp_path / "prompts.csv").write_text(text)
     with pytest.raises(ConfigError, match=told):
         read(tmp_path / "prompts.csv")
+
+
+def test_prompts_nested_without_an_end_are_refused_before_they_are_parsed(tmp_path):
+    """In a process of its own: the parser would end it."""
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a cat", "x": ' + "[" * 100_000 + "]" * 100_000 + "}\n")
+    program = (
+        "import sys; from ray_app.generation import GenerateConfig; from ray_app.generation.prompts import read_prompts; "
+        "read_prompts(GenerateConfig(pipeline='sd-3.5', prompts=sys.argv[1]), images=False)"
+    )
+    told = subprocess.run([sys.executable, "-c", program, tmp_path / "prompts.jsonl"], capture_output=True, text=True, check=False)
+    assert told.returncode == 1
+    assert "64 brackets in one another" in told.stderr
 
 
 def test_seeds_are_these_for_ever():

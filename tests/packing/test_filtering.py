@@ -4,6 +4,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
+from ray_app.archives import BlockPlan, list_members, open_source
 from ray_app.errors import ConfigError, IdentityError, Status
 from ray_app.packing import FilterConfig
 from ray_app.packing.filtering import filter_run
@@ -65,6 +66,23 @@ def test_shards_hold_what_stays_and_the_list_what_goes(run, content, tmp_path, f
     assert sorted(row["sha256"] for row in removed) == sorted(sha256(data) for name, data in content.items() if is_fake(name))
     assert summary["kept"] + summary["removed"] == summary["current"] == len(content)
     assert summary["packed"] == summary["kept"]
+
+
+@pytest.mark.parametrize("form", ["list", "webdataset", "parquet"])
+def test_columns_that_two_listings_call_by_other_types_are_kept_as_texts(tmp_path, form):
+    for name, column in {"a.jpg": "uri,label\na.jpg,0\n", "b.jpg": "uri,label\na.jpg,0\nb.jpg,fake\n"}.items():
+        (tmp_path / name).write_bytes(name.encode())
+        (tmp_path / "list.csv").write_text(column)
+        if name == "a.jpg":
+            run = scored.scored_run(tmp_path / "run", tmp_path / "list.csv", lambda member: REAL)
+    list_members(run.store, open_source([str(tmp_path / "list.csv")]), BlockPlan(batch_slots=4, max_block_members=8))
+    scored.finish(run, 1, lambda member: REAL)
+    assert sift(run, tmp_path / "out", form=form)["kept"] == 2
+    if form != "webdataset":
+        [file] = [
+            path for path in (tmp_path / "out").rglob("*.parquet") if "removed" not in path.name and "label" in pq.read_schema(path).names
+        ]
+        assert [row["label"] for row in rows(file)] == ["0", "fake"]
 
 
 def test_a_list_names_and_copies_nothing(simple, content, tmp_path):

@@ -94,12 +94,17 @@ def test_an_archive_unlike_the_calibration_turns_its_rows(before):
     assert {row["verdict_detail"] for row in current_rows(before)} == {"score (PSI 9)"}, "those that were turned before are told anew"
 
 
-def test_a_retry_leaves_no_sentence_beside_its_words(tmp_path):
+@pytest.mark.parametrize("begun_before", [False, True])
+def test_a_retry_leaves_no_sentence_beside_its_words(tmp_path, begun_before):
     run = older(tmp_path, fails=lambda name: Status.SOURCE_TIMEOUT if name.endswith("3.jpg") else None)
     run.publish(0)
     run.rewrite(0, lambda rows: as_before(rows) if "verdict_detail" in rows.column_names else rows)
     retry = begin_retry(run, 2, ["source_timeout"], PLAN)
     score_blocks(retry.directory, 0, attempt=2)
+    if begun_before:
+        first = retry.blocks()[0].block
+        [rows] = retry.directory.part_tables(0, first)
+        retry.directory.write_part(0, first, as_before(rows))
     merge_retry(run, retry)
     check_conservation(run)
     rows = rows_of(run)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -148,6 +149,23 @@ def test_listings_with_other_columns_of_their_own_are_retried_together(tmp_path)
     assert inputs == [{"label": "fake", "camera": None}] * 6 + [{"label": "fake", "camera": "phone"}] * 6
     assert {row["status"] for row in rows_of(run).values()} == {"ok"}
     assert check_conservation(run) == 12
+
+
+def test_tables_whose_columns_are_of_other_types_are_retried_together(tmp_path):
+    run = new_run(tmp_path / "run")
+    (tmp_path / "archive").mkdir()
+    for number, (name, labels) in enumerate({"a": [0, 1], "b": ["real", "fake"]}.items()):
+        table = pa.table({"image": [f"{name}{label}".encode() for label in labels], "label": labels})
+        pq.write_table(table, tmp_path / "archive" / f"{name}.parquet")
+        relist(run, tmp_path / "archive")
+        score_blocks(run, number, fails=lambda name: Status.SOURCE_TIMEOUT)
+        run.publish(number)
+    retry = begin_retry(run, 2, ["source_timeout"], PLAN)
+    score_blocks(retry.directory, 0, attempt=2)
+    merge_retry(run, retry)
+    rows = list(current_rows(run))
+    assert [(row["input"]["label"], row["status"]) for row in rows] == [(label, "ok") for label in ("0", "1", "real", "fake")]
+    assert check_conservation(run) == 4
 
 
 def test_what_was_refused_when_it_was_listed_is_passed_over(tmp_path):

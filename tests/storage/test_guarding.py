@@ -2,7 +2,8 @@
 
 import pytest
 
-from ray_app.storage.guarding import UrlRefused, checked_url, is_public_address
+from ray_app.errors import SourceError
+from ray_app.storage.guarding import UrlRefused, checked_url, is_public_address, public_url
 
 REFUSED = """
     0.0.0.0 0.1.2.3 10.0.0.1 10.255.255.255 100.64.0.1 100.100.100.200 100.127.255.255 127.0.0.1 127.255.255.254 168.63.129.16
@@ -73,3 +74,12 @@ def test_bare_names_where_they_are_wanted():
     assert checked_url("https://localhost/a", bare_names=True).host == "localhost"
     with pytest.raises(UrlRefused):
         checked_url("https://2130706433/", bare_names=True)
+
+
+def test_what_a_list_names_may_have_spaces_and_a_long_signature():
+    assert str(public_url("https://host.test/a b.jpg?c d")) == "https://host.test/a%20b.jpg?c%20d"
+    signed = f"https://host.test/a.jpg?X-Amz-Signature={'s' * 5000}"
+    assert str(public_url(signed)) == signed
+    for text in (signed * 2, "https://ex ample.test/", "https://host.test/a\nb", "https://me you@host.test/"):
+        with pytest.raises(SourceError, match="source_denied"):
+            public_url(text)

@@ -1,6 +1,7 @@
 """Labels in columns of any source: Parquet, CSV, JSON lines, or the sidecars of a WebDataset (fields of `.json`, and `cls`, `txt`)."""
 
 from ray_app.archives import Listed
+from ray_app.archives.members import Described
 from ray_app.datasets.labels import Labels, prompt_group, real_of
 from ray_app.datasets.layouts.beside import place_below, shown
 from ray_app.datasets.layouts.layout import Layout, class_label, contradiction, text, with_sidecar
@@ -54,6 +55,7 @@ class LabelColumns(Layout):
         # A root of the user's says that masks lie outside the archive; local ones lie below it.
         root = None if self.root is None else shown(self.root)
         is_told = root is not None and (shown(place).startswith(root + "/") or (scheme_of(place) != "file" and may_lead(root, place)))
-        if not (is_told or may_name(item.uri, item.member, place)):
+        is_of_list = not isinstance(item, Described)  # a file that no list names has its columns from a table beside it
+        if not (is_told or (is_of_list and may_name(item.uri, item.member, place))):
             raise contradiction(item, f"an archive may not say that its mask lies at {place}, unless arguments.root does")
         return place
