@@ -1,7 +1,6 @@
 """One session of `touchstone generate`: read, draw, make what is not there, publish. Interrupted anywhere, the same command goes on."""
 
 import json
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -140,8 +139,9 @@ def _make(
 def _workers(config: GenerateConfig) -> Iterator[tuple[Making, str]]:
     """What makes the blocks, and on which device: this process where one worker is enough and no cluster is named, else actors."""
     asked, own = config.cluster, _own_gpus(config)
-    is_there = bool(asked.address or os.environ.get("RAY_ADDRESS"))
-    if not is_there and (asked.workers or max(own, 1)) == 1:
+    from ray_app.scoring.cluster import named_cluster
+
+    if named_cluster(asked.address) is None and (asked.workers or max(own, 1)) == 1:
         yield _here, _device(config, own)
         return
     from ray_app.generation.pool import made_by_actors

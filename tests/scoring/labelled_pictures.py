@@ -1,6 +1,7 @@
 """Many labelled pictures, cheap to make: simulated photographs and their repainted twins, each pair after several histories."""
 
 import csv
+import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import chain
@@ -25,7 +26,8 @@ HISTORIES = 5
 def write_labelled(folder, pairs, *, seed):
     """`pairs` × 10 files below `folder` by two processes, and `labels.csv` beside it; returns that file."""
     folder.mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(2) as pool:
+    # A fork would have the locks of threads that this process started for other tests, and nobody who opens them.
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
         rows = list(chain.from_iterable(pool.map(partial(_write_pair, folder, seed), range(pairs), chunksize=8)))
     labels = folder.with_name(f"{folder.name}-labels.csv")
     with labels.open("w", newline="") as stream:
