@@ -71,8 +71,8 @@ class Breadcrumb:
 class Watchdog:
     """Ends this process with `EXIT_CODE` if one noted decode lasts longer than the wall limit: a hang then costs the same as a crash.
 
-    A thread that looks ten times per limit, so a hang is ended after 1.0 to 1.1 limits (times the note's `patience`). It gets its turn since
-    all decoders run without the interpreter lock. `re` does not: what it looks for in a file must take no more than linear time.
+    A thread that looks ten times per limit, so a hang is ended after 1.0 to 1.1 limits (times the note's `patience`). It gets its turn
+    since all decoders run without the interpreter lock. `re` does not: what it looks for in a file must take no more than linear time.
     """
 
     EXIT_CODE = 86
