@@ -138,14 +138,13 @@ def _make(
 @contextmanager
 def _workers(config: GenerateConfig) -> Iterator[tuple[Making, str]]:
     """What makes the blocks, and on which device: this process where one worker is enough and no cluster is named, else actors."""
-    asked, own = config.cluster, _own_gpus(config)
-    from ray_app.scoring.cluster import named_cluster
+    from ray_app.scoring.cluster import cluster, named_cluster, resources
 
+    asked, own = config.cluster, _own_gpus(config)
     if named_cluster(asked.address) is None and (asked.workers or max(own, 1)) == 1:
         yield _here, _device(config, own)
         return
     from ray_app.generation.pool import made_by_actors
-    from ray_app.scoring.cluster import cluster, resources
 
     with cluster(asked):
         cpus, gpus, _ = resources(asked)
