@@ -1,11 +1,13 @@
 """Ten thousand hostile files through one worker: memory stays what it was."""
 
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 
+from ray_app.scoring.cluster import WORKER_ENVIRONMENT
 from tests.images import factory
 from tests.images.flips import flipped
 from tests.scoring.conftest import ROOT
@@ -30,7 +32,7 @@ def test_a_worker_takes_no_more_memory_after_ten_thousand_hostile_files(tmp_path
         data = refused[number // 50 % len(refused)] if number % 50 == 0 else flipped(number)[1]
         (hostile / f"{number:05}").write_bytes(data)
     command = [sys.executable, "-m", "tests.scoring.hostile_worker", str(tmp_path / "photos"), str(tmp_path / "run")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1700)
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | WORKER_ENVIRONMENT, capture_output=True, text=True, timeout=1700)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     print(f"worker: {found}")
