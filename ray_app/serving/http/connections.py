@@ -109,10 +109,10 @@ class LimitedProtocol(HttpToolsProtocol):
             self._refusal = Refusal("headers_too_large", "too many headers", limit=self.limits.max_headers, observed=len(self.headers))
         if self._refusal is not None:
             raise ValueError("the parser stops, and has it answered")
+        self.headers[:] = [header for header in self.headers if _is_passed_on(*header)]
+        super().on_headers_complete()  # raises for an address that is none, as CONNECT has
         self._in_head, self._head_since = False, None
         self._heads += 1  # that have ended
-        self.headers[:] = [header for header in self.headers if _is_passed_on(*header)]
-        super().on_headers_complete()
         if self.parser.should_upgrade():
             self.cycle.keep_alive = False  # it is answered as if it asked for no other protocol; what follows may be one
 

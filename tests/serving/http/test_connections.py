@@ -109,6 +109,11 @@ def test_300_mb_of_headers_are_refused_at_once_and_stall_nobody(port):
     assert time.monotonic() - began < 3
 
 
+def test_an_address_that_is_none_is_refused_with_an_answer(port):
+    data = b"CONNECT example.org:443 HTTP/1.1\r\nHost: example.org\r\n\r\n"
+    assert refusal(port, data)[:2] == (400, "malformed_request")
+
+
 def test_many_headers_are_refused(port):
     assert ask(port, request("GET", "/healthz", *["X: 1"] * 19)).status == 200
     assert refusal(port, request("GET", "/healthz", *["X: 1"] * 20)) == (431, "headers_too_large", 20)
