@@ -189,7 +189,7 @@ def test_a_picture_that_shows_nothing_is_said_to(visitor, mood):
     score_one(page, "blank.png", factory.encoded(factory.flat(250, 300, 200), "PNG"))
     assert page.text_content("#finding") == WORDS["abstain"]
     assert page.text_content(".statement").startswith("The picture is one colour, or nearly: there is nothing to judge")
-    assert "One colour, or nearly: nothing to judge" in page.text_content(".file")
+    assert "One colour, or nearly: nothing to judge" in page.text_content("section[aria-labelledby=file]")
     assert visitor.complaints == []
 
 

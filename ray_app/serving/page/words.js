@@ -10,9 +10,11 @@ const FLAGS = {
   broken_icc: "its colour profile cannot be used",
   cmyk: "printing colours, converted to RGB",
   grayscale: "grey only",
+  irregular_jpeg: "broken metadata or stray bytes in the JPEG; all of its pixels are there",
   multipage: "several pages or pictures; the first was scored",
   no_content: "one colour, or nearly: nothing to judge",
   oriented: "the camera asks to turn it; it was scored as stored",
+  preview: "the preview that a camera put into its raw file was scored",
   sixteen_bit: "more than 8 bits per sample; the high 8 were scored",
   trailing_bytes: "bytes follow the end of the image",
 };
