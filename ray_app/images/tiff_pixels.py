@@ -47,7 +47,7 @@ class TiffImage(TiffImageFile):
             self.info["white_is_zero"] = True
 
 
-class Layout(NamedTuple):
+class TiffLayout(NamedTuple):
     """How the samples of the first page lie in the file, with the tags' defaults."""
 
     width: int
@@ -66,7 +66,7 @@ class Layout(NamedTuple):
     counts: tuple[int, ...]
 
     @classmethod
-    def of(cls, tiff: Tiff) -> "Layout":
+    def of(cls, tiff: Tiff) -> "TiffLayout":
         """Raises TiffError."""
         entries = tiff.first_directory()
 
@@ -144,7 +144,7 @@ class Layout(NamedTuple):
 def check_jpeg_data(data: bytes) -> None:
     """Refuse a TIFF whose JPEG strips or tiles lack coded data, of which libtiff says nothing. Raises InputError."""
     tiff = Tiff(data)
-    layout, tables = Layout.of(tiff), tiff.first_directory().get(JPEG_TABLES)
+    layout, tables = TiffLayout.of(tiff), tiff.first_directory().get(JPEG_TABLES)
     start = tiff.octets(tables, MOST_TABLE_BYTES)[:-2] if tables else b"\xff\xd8"
     for offset, count in zip(layout.offsets[: layout.pieces], layout.counts, strict=False):
         warning = jpeg.warning_of(start + data[offset + 2 : offset + count] + b"\xff\xd9")
@@ -160,7 +160,7 @@ def open_header(data: bytes) -> TiffImageFile:
         raise InputError(Status.UNSUPPORTED_FORMAT, "a big-endian BigTIFF, which Touchstone does not read: save it as an ordinary TIFF")
     layout = None
     with contextlib.suppress(TiffError):
-        layout = Layout.of(Tiff(data))
+        layout = TiffLayout.of(Tiff(data))
         if unread := layout.unread():
             raise InputError(Status.UNSUPPORTED_FORMAT, unread)
         if missing := layout.missing():
