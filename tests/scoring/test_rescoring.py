@@ -31,7 +31,7 @@ def photos(s3, tmp_path_factory):
     folder = tmp_path_factory.mktemp("rescoring") / "photos"
     write_photographs(folder, 17, size=(240, 230))
     (folder / "broken.jpg").write_bytes(b"no image")
-    Image.new("L", (3, 300), 90).save(folder / "thin.png")
+    Image.new("L", (2, 300), 90).save(folder / "thin.png")
     url = s3.bucket("rescored")
     for path in folder.rglob("*.*"):
         s3.client().upload_file(str(path), "rescored", f"photos/{path.name}")
