@@ -17,8 +17,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contenders import CONTENDERS, OURS, Contender
-from benchmarks.contenders.contender import Record
+from benchmarks.contenders import CONTENDERS, OURS
+from benchmarks.contenders.contender import Contender, Record
 from benchmarks.contenders.touchstone import default_command
 from benchmarks.figures import Measurement, figures, table
 from benchmarks.machine import Steal, machine, versions

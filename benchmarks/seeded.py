@@ -11,8 +11,8 @@ import torch
 import yaml
 
 from ray_app.detectors import DetectorCard, load_card
-from ray_app.detectors.cards import Weights
-from ray_app.detectors.families import BACKBONE, build_network
+from ray_app.detectors.card import Weights
+from ray_app.detectors.registry import BACKBONE, build_network
 
 # What the published file writes before the network's own key names.
 PUBLISHED_PREFIX = {"community-forensics-vits384": "vit."}

@@ -28,8 +28,8 @@ import yaml
 from benchmarks.load import Load, Photograph, load_apart, photographs_in
 from benchmarks.machine import Steal, machine, versions
 from benchmarks.measuring import ContenderError
-from benchmarks.servers import SERVERS, Server, running
-from benchmarks.servers.server import TOKEN
+from benchmarks.servers import SERVERS
+from benchmarks.servers.server import TOKEN, Server, running
 from benchmarks.serving_figures import Measurement, complaints, figures, table
 from benchmarks.work import DETECTORS, Work, prepare_work
 

@@ -20,7 +20,8 @@ from pathlib import Path
 
 from benchmarks.machine import Steal, machine, versions
 from benchmarks.measuring import ContenderError, run_measured
-from benchmarks.trainers import TRAINERS, Trainer
+from benchmarks.trainers import TRAINERS
+from benchmarks.trainers.trainer import Trainer
 from benchmarks.training_figures import SAME_STEPS, Measurement, complaints, figures, steady_figures, table
 from benchmarks.training_work import DETECTORS, WORKS, TrainingWork, write_labelled_photographs, write_work
 from benchmarks.work import discard

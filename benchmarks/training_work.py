@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from benchmarks.work import QUALITY, SIZE
-from ray_app.simulation.archive import write_photographs
+from ray_app.datasets.simulation.archive import write_photographs
 
 PHOTOGRAPHS, JUDGED = 384, 16  # to train on, and for the one validation after the last step: both are read from the page cache
 WORKS = ("compute_bound", "input_bound")
@@ -40,8 +40,8 @@ class TrainingWork:
 
 def write_labelled_photographs(folder: Path, *, train: int = PHOTOGRAPHS, judged: int = JUDGED) -> Path:
     """An index of photographs whose labels mean nothing: a step takes the same time whatever there is to learn."""
-    from ray_app.datasets.config import Source
-    from ray_app.datasets.indexing import build_index
+    from ray_app.datasets.config import DatasetSource
+    from ray_app.datasets.index import build_index
     from ray_app.storage import Store
 
     paths = write_photographs(folder / "photographs", train + judged, size=SIZE, quality=QUALITY)
@@ -51,7 +51,7 @@ def write_labelled_photographs(folder: Path, *, train: int = PHOTOGRAPHS, judged
         writer.writerow(["path", "label", "split"])
         for index, path in enumerate(paths):
             writer.writerow([path.name, "fake" if index % 2 else "real", "train" if index < train else "validation"])
-    build_index(Source(at=(f"list::{labels}",)), Store.open(str(folder / "index")))
+    build_index(DatasetSource(at=(f"list::{labels}",)), Store.open(str(folder / "index")))
     return folder / "index"
 
 

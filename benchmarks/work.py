@@ -13,7 +13,7 @@ import yaml
 
 from benchmarks.seeded import seeded_card
 from ray_app.config import find_config
-from ray_app.simulation.archive import write_photographs
+from ray_app.datasets.simulation.archive import write_photographs
 
 SIZE, QUALITY = (1024, 768), 90
 DETECTORS = {"decode_bound": "touchstone-tiny", "compute_bound": "community-forensics-vits384"}

@@ -11,7 +11,7 @@ Importing this package imports neither torch nor ray; `load_ensemble` and `load_
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ray_app.inference.library import Ensemble, Result, load_detector, load_ensemble
+    from ray_app.inference.ensemble import Ensemble, Result, load_detector, load_ensemble
 
 __version__ = "0.9.0"
 __all__ = ["Ensemble", "Result", "load_detector", "load_ensemble"]
@@ -19,7 +19,7 @@ __all__ = ["Ensemble", "Result", "load_detector", "load_ensemble"]
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        from ray_app.inference import library
+        from ray_app.inference import ensemble
 
-        return getattr(library, name)
+        return getattr(ensemble, name)
     raise AttributeError(f"module 'ray_app' has no attribute {name!r}")

@@ -11,7 +11,14 @@ from tests.s3_server import S3Server
 
 # One Ray at a time: two would share two cores, and every file in a process of its own would start one.
 STARTS_RAY = (
-    *("tests/scoring/", "tests/collecting/", "tests/generation/", "tests/training/", "tests/evaluation/on_ray/"),
+    *(
+        "tests/scoring/",
+        "tests/cluster/",
+        "tests/datajobs/download/",
+        "tests/datajobs/generate/",
+        "tests/training/",
+        "tests/evaluation/on_ray/",
+    ),
     *("tests/test_readme.py", "tests/test_profile_walk.py", "tests/test_strangers.py"),
 )
 
@@ -50,8 +57,8 @@ def s3(tmp_path_factory):
 @pytest.fixture(scope="session")
 def ray_cluster(s3):
     """One local Ray; after `s3`, since workers inherit the environment that finds the server."""
-    from ray_app.scoring import ClusterConfig
-    from ray_app.scoring.cluster import cluster
+    from ray_app.cluster.config import ClusterConfig
+    from ray_app.cluster.ray_cluster import cluster
 
     with cluster(ClusterConfig(cpus=2, object_store_bytes=200 * 2**20)):
         yield

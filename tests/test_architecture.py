@@ -112,9 +112,9 @@ def test_no_name_that_says_nothing(name):
     "module",
     ["ray_app", "ray_app.errors", "ray_app.config", "ray_app.storage", "ray_app.images", "ray_app.archives", "ray_app.detectors",
      "ray_app.ensembles", "ray_app.inference", "ray_app.runs", "ray_app.metrics", "ray_app.datasets", "ray_app.augmentation",
-     "ray_app.learning", "ray_app.reports", "ray_app.scoring", "ray_app.packing", "ray_app.training", "ray_app.evaluation",
-     "ray_app.perturbations", "ray_app.calibration", "ray_app.auditing", "ray_app.evidence", "ray_app.serving",
-     "ray_app.serving.client", "ray_app.profiling", "ray_app.collecting", "ray_app.cli.main"],
+     "ray_app.learning", "ray_app.reports", "ray_app.scoring", "ray_app.datajobs.shards", "ray_app.training", "ray_app.evaluation",
+     "ray_app.perturbations", "ray_app.evaluation.calibrate", "ray_app.evaluation.audit", "ray_app.evaluation.evidence", "ray_app.serving",
+     "ray_app.serving.client", "ray_app.attribution", "ray_app.datajobs.download", "ray_app.cli.main"],
 )  # fmt: skip
 def test_import_is_light_and_touches_nothing(module, tmp_path):
     heavy = ("torch", "ray", "timm", "transformers", "torchvision")

@@ -8,16 +8,16 @@ import pytest
 
 from ray_app.archives import ContainerLimits
 from ray_app.archives.containers import kind_of
-from ray_app.collecting.config import CollectConfig
-from ray_app.generation.config import GenerateConfig
+from ray_app.datajobs.download.config import CollectConfig
+from ray_app.datajobs.generate.config import GenerateConfig
 from ray_app.images import BatchLimits, ImageLimits
-from ray_app.images.decoding import OPENERS
+from ray_app.images.decode import OPENERS
 from ray_app.images.limits import LARGEST
 from ray_app.images.memory import LIMIT_PIXELS, SMALL_BYTES
-from ray_app.inference.decoding import WALL_LIMIT_S
-from ray_app.inference.reading import AHEAD_BYTES
+from ray_app.inference.block_reader import AHEAD_BYTES
+from ray_app.inference.decoder import WALL_LIMIT_S
 from ray_app.scoring.config import ScoreConfig
-from ray_app.scoring.plan import BLOCK_BYTES
+from ray_app.scoring.layout import BLOCK_BYTES
 from ray_app.serving.config import RequestLimits, ServeConfig
 from ray_app.storage.node_budget import NODE_SHARE
 from ray_app.training.config import TrainConfig

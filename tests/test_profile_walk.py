@@ -51,7 +51,7 @@ def workplace(tmp_path_factory):
     """What the walk's reader has: prompts, photographs, the page's two files; and the two pipelines as small as they get."""
     import torch
 
-    from tests.generation.pipelines import tiny_flux, tiny_sd3
+    from tests.datajobs.generate.pipelines import tiny_flux, tiny_sd3
 
     torch.set_num_threads(1)  # tiny tensors gain nothing from a second thread
     folder = tmp_path_factory.mktemp("walk")

@@ -13,7 +13,7 @@ import pytest
 
 from ray_app import __version__
 from ray_app.cli.main import main, touchstone
-from ray_app.simulation.archive import build_sample_archive
+from ray_app.datasets.simulation.archive import build_sample_archive
 from tests.detectors.small_clip import small_card
 from tests.images.factory import photo
 from tests.ray_head import free_ports
@@ -25,7 +25,7 @@ SQL = re.findall(r"```sql\n(.*?)```", README, re.DOTALL)
 COMMANDS = [line for block in re.findall(r"```console\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
 
 # Run elsewhere: `make` by CI itself, jobs by tests/scoring/test_job.py, cluster.yaml by tests/test_cluster_yaml.py, `serve deploy` by
-# tests/serving/test_deployed.py, what Kubernetes applies by tests/serving/test_configs.py, tokens by tests/serving/http/test_access.py,
+# tests/serving/test_deployed.py, what Kubernetes applies by tests/serving/test_configs.py, tokens by tests/serving/http/test_auth.py,
 # the training of minutes and what it made by tests/training/test_quick.py, the evaluation of minutes, with fewer pictures, by
 # tests/evaluation/on_ray/test_evaluate.py.
 TRAINED = (
@@ -39,7 +39,7 @@ CALIBRATED = (
     "touchstone score s3://bucket/photos --ensemble mine.yaml --stability 5 --out s3://bucket/calibrated-run",
     "touchstone results s3://bucket/calibrated-run --fdr 0.05",
 )
-# Images from elsewhere: tests/collecting, tests/test_profile_walk.py.
+# Images from elsewhere: tests/datajobs/download, tests/test_profile_walk.py.
 GATHERED = (
     "touchstone collect urls.csv --out collected",
     "touchstone generate sd-3.5 --prompts prompts.txt --like photos --accept-licence sd-3.5 --out made",

@@ -13,7 +13,7 @@ import grpc
 import pytest
 import yaml
 
-from ray_app.simulation.archive import build_sample_archive
+from ray_app.datasets.simulation.archive import build_sample_archive
 from tests import stranger
 from tests.ray_head import free_ports, title_of
 from tests.scoring.conftest import family_of, kill_family, wait_until, write_many
@@ -104,8 +104,8 @@ def train(folder):
 
 
 def generate(folder):
-    from tests.generation.cards import write_card, write_prompts
-    from tests.generation.pipelines import tiny_sd3
+    from tests.datajobs.generate.cards import write_card, write_prompts
+    from tests.datajobs.generate.pipelines import tiny_sd3
 
     card = write_card(folder, "tiny-sd3", "StableDiffusion3Pipeline", tiny_sd3(folder / "model"))
     words = ["-m", "ray_app.cli.main", "generate", card, "--prompts", write_prompts(folder / "prompts.txt", 64), "--out", folder / "out"]
@@ -113,7 +113,7 @@ def generate(folder):
 
 
 def collect(folder):
-    from tests.collecting.conftest import config, write_list
+    from tests.datajobs.download.conftest import config, write_list
 
     listed = write_list(folder, [{"id": str(number), "url": f"http://h{number % 7}.test:1/{number}.jpg"} for number in range(500)])
     written = folder / "collect.yaml"

@@ -38,7 +38,7 @@ class Detecting(litserve.LitAPI):
 
 
 def main() -> None:
-    from ray_app.detectors.cards import default_slots
+    from ray_app.detectors.card import default_slots
 
     work, port, (workers,) = arguments()
     server = litserve.LitServer(Detecting(work.card, default_slots("cpu")), accelerator="cpu", workers_per_device=int(workers), timeout=60)

@@ -50,9 +50,9 @@ class Steps:
 
 
 def _step_loader(config: Any, rows: Any, order: Any) -> Any:
-    from ray_app.augmentation import make_policy
-    from ray_app.learning.loading import BatchLoader, StepLoader
-    from ray_app.learning.networks import training_card
+    from ray_app.training.loader import BatchLoader, StepLoader
+    from ray_app.training.networks import training_card
+    from ray_app.transforms.policy import make_policy
 
     preprocessing = training_card(config).preprocessing
     policy = make_policy(config.augmentation, side=preprocessing.shape[0])
@@ -78,12 +78,12 @@ def main() -> None:
 
     from benchmarks.work import cores
     from ray_app.config import load_yaml
-    from ray_app.learning.learner import Learner
-    from ray_app.learning.networks import training_card
     from ray_app.storage import Store
     from ray_app.training.config import TrainConfig
-    from ray_app.training.layout import plan_workers
-    from ray_app.training.preparing import prepare_data
+    from ray_app.training.data import prepare_data
+    from ray_app.training.job import plan_workers
+    from ray_app.training.learner import Learner
+    from ray_app.training.networks import training_card
 
     config, out = load_yaml(Path(sys.argv[1]), TrainConfig), Path(sys.argv[2])
     rank, world, gpus = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), torch.cuda.device_count()

@@ -1,9 +1,8 @@
 """A source → its members → a manifest cut into blocks. Knows names, versions and ids; decodes nothing, runs nothing."""
 
-from ray_app.archives.blocks import BlockPlan, block_sizes
-from ray_app.archives.containers import Columns, Container, ContainerLimits
+from ray_app.archives.build import Each, Portions, in_turn, is_as_listed, list_members
+from ray_app.archives.containers import Container, ContainerLimits, TableColumns
 from ray_app.archives.containers.parquet import read_referenced
-from ray_app.archives.listing import Portions, is_as_listed, list_members
 from ray_app.archives.manifest import (
     BlockList,
     BlockRef,
@@ -12,32 +11,31 @@ from ray_app.archives.manifest import (
     guard_of,
     iter_blocks,
     manifests,
+    member_rows,
     read_block,
     read_blocks,
     read_complete,
     read_ids,
     read_vanished,
 )
-from ray_app.archives.members import Ids, Listed, Member, Place, Refused, image_id
-from ray_app.archives.reading import MemberReader
-from ray_app.archives.rows import member_rows
-from ray_app.archives.sources import Archive, Source, fetcher_of, name_of, open_source, places_of
-from ray_app.archives.walking import Each, in_turn
+from ray_app.archives.members import BlockPlan, Ids, ListedMember, ManifestMember, MemberLocation, RefusedMember, block_sizes, image_id
+from ray_app.archives.reader import MemberReader
+from ray_app.archives.sources import Archive, ArchiveSource, fetcher_of, name_of, open_source, places_of
 
 __all__ = [
     "Archive",
-    "Source",
+    "ArchiveSource",
     "open_source",
     "name_of",
     "places_of",
     "fetcher_of",
     "Ids",
-    "Listed",
-    "Member",
+    "ListedMember",
+    "ManifestMember",
     "MemberReader",
-    "Place",
-    "Refused",
-    "Columns",
+    "MemberLocation",
+    "RefusedMember",
+    "TableColumns",
     "Container",
     "ContainerLimits",
     "read_referenced",

@@ -9,9 +9,9 @@ from dataclasses import fields
 from typing import Any
 
 from ray_app.archives.containers import Container
+from ray_app.archives.containers.base import sample_key, sidecar_column
 from ray_app.archives.containers.parquet import rows_by
-from ray_app.archives.containers.sidecars import sample_key, sidecar_column
-from ray_app.archives.members import Described, Listed
+from ray_app.archives.members import ListedMember, ListedWithColumns
 from ray_app.errors import ConfigError
 from ray_app.storage import Fetcher, ObjectInfo, list_objects
 
@@ -26,7 +26,7 @@ class Samples:
         self._table, self._fetcher = table, fetcher
         self._rows: Mapping[str, Mapping[str, Any]] | None = None
 
-    def told(self, item: Listed, name: str) -> Listed:
+    def told(self, item: ListedMember, name: str) -> ListedMember:
         """A member with the columns of its sample, `name` being its path in the shard or folder; its own columns stay as they are.
 
         Texts beside an image stay without. Of masks it tells nothing: the table came with the files, and would lead to others. Raises
@@ -39,7 +39,7 @@ class Samples:
             return item
         described = {column: value for column, value in row.items() if not _names_a_mask(column)}
         told = {one.name: getattr(item, one.name) for one in fields(item)} | {"input": {**described, **item.input}}
-        return Described(**told)
+        return ListedWithColumns(**told)
 
 
 def beside(objects: Iterable[ObjectInfo], table: ObjectInfo | None = None) -> Iterator[tuple[ObjectInfo, ObjectInfo | None]]:

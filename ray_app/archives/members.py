@@ -1,13 +1,18 @@
-"""What a member is, and the number that names it for ever. Knows names and hashes; reads nothing."""
+"""What a member is, and the number that names it for ever. Knows names and hashes; reads nothing.
+
+How a list of members is cut into blocks and slots. Arithmetic only: the same list and plan give the same cuts for ever.
+"""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
+from ray_app.config import Frozen
 from ray_app.errors import InputError, Status
 
 Ids = npt.NDArray[np.int64]
@@ -16,7 +21,7 @@ _NONE = b"\xff" * 8  # in a length's place: no text, which is not the empty text
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class MemberLocation:
     """Where in its container a member lies, so that it is read without what lies before it.
 
     `kind` names the container's format (`ray_app.archives.containers`). `offset`: the first byte of the data in an (unpacked) tar, of
@@ -33,7 +38,7 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class RefusedMember:
     """Why a member is never read: the archive's own listing says that it must not or cannot be."""
 
     status: Status
@@ -45,7 +50,7 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
+class ListedMember:
     """One encoded file as a source lists it; `member` and `occurrence` (0, 1, … of equal names) tell it from others in one container.
 
     `place` is None for a file of its own.
@@ -57,18 +62,18 @@ class Listed:
     version: str
     size_bytes: int
     input: dict[str, Any] = field(default_factory=dict)
-    place: Place | None = None
-    refused: Refused | None = None
+    place: MemberLocation | None = None
+    refused: RefusedMember | None = None
 
 
-class Described(Listed):
+class ListedWithColumns(ListedMember):
     """A file whose columns lie beside it in the archive, where no user has seen to their types."""
 
     __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class ManifestMember:
     """One row of a manifest: a listed file with its id and its fixed place, `slot` counting inside `block`. Size -1 = unknown."""
 
     image_id: int
@@ -80,15 +85,15 @@ class Member:
     block: int
     slot: int
     input: dict[str, Any]
-    place: Place | None = None
-    refused: Refused | None = None
+    place: MemberLocation | None = None
+    refused: RefusedMember | None = None
 
 
 # SHA-256 of a member; with a counter above 0, another one.
-Digest = Callable[[Listed, int], bytes]
+Digest = Callable[[ListedMember, int], bytes]
 
 
-def identity_digest(item: Listed, counter: int = 0) -> bytes:
+def identity_digest(item: ListedMember, counter: int = 0) -> bytes:
     """SHA-256 over (uri, member, occurrence, version), each text after its length, so that no two members share an encoding.
 
     A `counter` above 0 joins the hash where a member before had the same id.
@@ -99,7 +104,7 @@ def identity_digest(item: Listed, counter: int = 0) -> bytes:
     return hashlib.sha256(b"".join(parts)).digest()
 
 
-def image_id(item: Listed, counter: int = 0) -> int:
+def image_id(item: ListedMember, counter: int = 0) -> int:
     """The first 8 bytes of the digest, as a signed 64-bit integer."""
     return first_word(identity_digest(item, counter))
 
@@ -119,3 +124,40 @@ def _encode(text: str | None) -> bytes:
         return _NONE
     data = text.encode("utf-8", "surrogateescape")
     return len(data).to_bytes(8, "little") + data
+
+
+# The first blocks are small, so that results come early and a small archive still divides among many workers.
+_FIRST_BLOCK_MEMBERS = 16
+
+
+class BlockPlan(Frozen):
+    """What decides the cuts: slots in one batch, the most members (and bytes, where they are bounded) in one block, and how slowly
+    blocks grow up to that.
+
+    The more workers, the slower: the last blocks of a list, some worked on and some finished, should be a small part of it.
+    """
+
+    batch_slots: int = Field(default=32, ge=1)
+    max_block_members: int = Field(default=1024, ge=1)
+    blocks_per_doubling: int = Field(default=32, ge=1)
+    max_block_bytes: int | None = Field(default=None, ge=1)
+
+    @property
+    def largest_block(self) -> int:
+        """The size that blocks grow up to: whole batches, at least one."""
+        return max(self.batch_slots, self.max_block_members // self.batch_slots * self.batch_slots)
+
+
+def block_sizes(plan: BlockPlan) -> Iterator[int]:
+    """Sizes of block 0, 1, …: about 16 members, doubled after every `blocks_per_doubling` up to the plan's limit, all whole batches.
+
+    The last block of a list ends where the list does. A limit below one batch means one batch.
+    """
+    slots, limit = plan.batch_slots, plan.largest_block
+    size = min(limit, max(1, round(_FIRST_BLOCK_MEMBERS / slots)) * slots)
+    while size < limit:
+        for _ in range(plan.blocks_per_doubling):
+            yield size
+        size = min(limit, 2 * size)
+    while True:
+        yield limit

@@ -11,27 +11,27 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from ray_app.archives.containers import CONTAINERS, Columns, Container, ContainerLimits, Unopened
+from ray_app.archives.containers import CONTAINERS, Container, ContainerLimits, TableColumns, Unopened
 from ray_app.archives.img2dataset import Samples
-from ray_app.archives.inventory import Inventory
-from ray_app.archives.lists import UriLists, is_one_file, looks_like_list
-from ray_app.archives.members import Listed
-from ray_app.archives.prefixes import Found, ObjectPrefix
+from ray_app.archives.members import ListedMember
+from ray_app.archives.object_prefix import Found, ObjectPrefix
+from ray_app.archives.s3_inventory import Inventory
+from ray_app.archives.uri_lists import UriLists, is_one_file, looks_like_list
 from ray_app.errors import ConfigError
 from ray_app.storage import Fetcher, Guard, RetryPolicy, canonical, is_pattern, matcher, matcher_below, strip_secrets
 
 
-class Section(Protocol):
+class SourceSection(Protocol):
     """A part of a source that one task lists. Picklable and small."""
 
     def found(self, fetcher: Fetcher) -> Iterator[Found]:
         """Members and unopened containers, each with the path that patterns are compared with, in a fixed order."""
 
 
-class Source(Protocol):
+class ArchiveSource(Protocol):
     """One way to keep an archive: a new one is one class in a file of its own, and a line in `_source_for`."""
 
-    def sections(self, fetcher: Fetcher) -> Iterator[Section]:
+    def sections(self, fetcher: Fetcher) -> Iterator[SourceSection]:
         """The parts, in a fixed order; their contents are not read yet."""
 
 
@@ -52,7 +52,7 @@ class Opened:
                 yield f"{container.path}/{name}" if name else container.path, item
 
 
-def _name_in(container: Container, item: Listed) -> str | None:
+def _name_in(container: Container, item: ListedMember) -> str | None:
     """What patterns see of a member behind its container's path: its name, a row's own path, or the file that a list's row names."""
     if item.place is not None and item.place.kind == "parquet":
         path = item.input.get("path")
@@ -62,7 +62,7 @@ def _name_in(container: Container, item: Listed) -> str | None:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which paths count: patterns as in `ray_app.storage.globs`, and places never listed, such as the run directory in its own source."""
+    """Which paths count: patterns as in `ray_app.storage.urls`, and places never listed, such as the run directory in its own source."""
 
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -103,7 +103,7 @@ class Archive:
         exclude: Sequence[str] = (),
         *,
         skip: Sequence[str] = (),
-        columns: Columns = Columns(),  # noqa: B008 - frozen
+        columns: TableColumns = TableColumns(),  # noqa: B008 - frozen
         limits: ContainerLimits = ContainerLimits(),  # noqa: B008 - frozen
         allow_private: bool = False,
         fetcher: Fetcher | None = None,
@@ -115,12 +115,12 @@ class Archive:
         self.selection = Selection(tuple(include), tuple(exclude), tuple(strip_secrets(canonical(url)).rstrip("/") for url in skip))
         self.fetcher = fetcher or fetcher_of(sources, allow_private=allow_private)
 
-    def sections(self) -> Iterator[Section]:
+    def sections(self) -> Iterator[SourceSection]:
         """The parts of all sources, in order."""
         for source in self._sources:
             yield from source.sections(self.fetcher)
 
-    def __iter__(self) -> Iterator[Listed]:
+    def __iter__(self) -> Iterator[ListedMember]:
         found = kept = 0
         containers: list[Container] = []
         for section in self.sections():
@@ -134,7 +134,7 @@ class Archive:
                         yield item
         for container in containers:
             for (_, item), passes in self.selection.chosen(Opened((container,)).found(self.fetcher)):
-                assert isinstance(item, Listed)
+                assert isinstance(item, ListedMember)
                 found, kept = found + 1, kept + passes
                 if passes:
                     yield item
@@ -186,7 +186,7 @@ def _split_kind(source: str) -> tuple[str | None, str]:
     return (kind, url) if mark and "/" not in kind else (None, source)
 
 
-def _source_for(source: str, columns: Columns, limits: ContainerLimits) -> Source:
+def _source_for(source: str, columns: TableColumns, limits: ContainerLimits) -> ArchiveSource:
     kind, url = _split_kind(source)
     known = ("files", *CONTAINERS, "list", "inventory")
     if kind is not None and kind not in known:
@@ -208,7 +208,7 @@ class _PerhapsList:
 
     prefix: ObjectPrefix
 
-    def sections(self, fetcher: Fetcher) -> Iterator[Section]:
+    def sections(self, fetcher: Fetcher) -> Iterator[SourceSection]:
         """Those of the one or the other."""
         source = self.prefix
         lists = UriLists(source.url, source.columns, source.limits)

@@ -56,7 +56,8 @@ def _print_lines(answers: Iterator[Mapping[str, Any]], demonstration: bool) -> N
 
 
 def _print_table(answers: Iterator[Mapping[str, Any]], demonstration: bool) -> None:
-    from ray_app.reports import verdict_table, wording
+    from ray_app.reports import format as wording
+    from ray_app.reports import verdict_table
 
     rows: list[dict[str, Any]] = []
     try:  # what came before an error is shown
@@ -71,7 +72,7 @@ def _print_table(answers: Iterator[Mapping[str, Any]], demonstration: bool) -> N
 
 def _row(answer: Mapping[str, Any]) -> dict[str, Any]:
     """An answer with the `uri` that `touchstone results` would give the file."""
-    from ray_app.storage.locations import local_uri
+    from ray_app.storage.urls import local_uri
 
     uri = local_uri(os.path.abspath(answer["name"]))
     return {"uri": uri, **answer, "name": os.path.basename(uri)}
@@ -80,7 +81,7 @@ def _row(answer: Mapping[str, Any]) -> dict[str, Any]:
 def _files(source: Sequence[str]) -> Iterator[Path]:
     """The files that SOURCE means: each as it stands, of folders every regular file below them, in order of names. Raises ConfigError."""
     from ray_app.errors import ConfigError
-    from ray_app.storage.locations import local_path, scheme_of
+    from ray_app.storage.urls import local_path, scheme_of
 
     if not source:
         raise ConfigError("nothing to score", hint="touchstone score --endpoint URL FILE…")

@@ -1,11 +1,19 @@
-"""`touchstone evaluate`: a run, or a source that is scored first, and its labels → figures and a report."""
+"""`touchstone evaluate`: a run, or a source that is scored first, and its labels → figures and a report.
+
+`touchstone compare`: what changed from one run to another, and whether it is more than chance.
+
+`touchstone leaderboard`: systems of many evaluations on one page.
+"""
 
 import json
-from typing import Any
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
 
 import click
 
-from ray_app.cli.options import as_json, configured, licence_option, overrides
+from ray_app.cli.options import as_json, configured, licence_option, local_folder, overrides
 
 _OF_SCORING = ("ensemble", "detectors", "include", "exclude", "limit", "perturb")
 
@@ -42,7 +50,7 @@ def evaluate(assignments: tuple[str, ...], accepted: tuple[str, ...], as_json: b
     """
     from ray_app.evaluation.config import EvaluateConfig
     from ray_app.evaluation.run import evaluate as run_evaluation
-    from ray_app.reports.evaluation_report import evaluation_lines
+    from ray_app.reports.evaluation.page import evaluation_lines
 
     scoring = {name: given.pop(name) for name in _OF_SCORING} | {"accept_licences": accepted}
     scoring = {name: list(value) if isinstance(value, tuple) else value for name, value in scoring.items() if value not in (None, ())}
@@ -50,3 +58,86 @@ def evaluate(assignments: tuple[str, ...], accepted: tuple[str, ...], as_json: b
     document = evaluated.document
     click.echo(json.dumps(document, indent=1, ensure_ascii=False) if as_json else "\n".join(evaluation_lines(document)))
     return evaluated.exit_code
+
+
+@click.command()
+@click.argument("run_a", metavar="RUN_A")
+@click.argument("run_b", metavar="RUN_B")
+@click.option("--labels", metavar="FILE|INDEX", help="CSV, JSONL, Parquet or an index with labels.  [default: the runs' own columns]")
+@click.option(
+    "--by", type=click.Choice(["image_id", "sha256"]), help="What is the same in both.  [default: image_id, or sha256 if no id is shared]"
+)
+@click.option("--out", metavar="DIR", help="Local folder for comparison.html and comparison.json.")
+@as_json
+def compare(run_a: str, run_b: str, labels: str | None, by: Literal["image_id", "sha256"] | None, out: str | None, as_json: bool) -> int:
+    """Tell what changed from RUN_A to RUN_B: verdicts, scores, drift and, with labels, which of them is better.
+
+    Rows are matched image by image. A change is said where it is significant and not negligible; equal runs differ in nothing.
+
+    \b
+    touchstone compare run-fp32 run-bf16
+    touchstone compare s3://bucket/monday s3://bucket/tuesday --out drift
+    touchstone compare old new --labels truth.csv --json | jq .headline
+    """
+    from ray_app.evaluation.compare.compare import compare as compare_runs
+    from ray_app.reports.compare import comparison_lines, render_comparison
+
+    folder: Path | None = local_folder(out) if out else None
+    document = compare_runs(run_a, run_b, labels, by=by)
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    click.echo(text if as_json else "\n".join(comparison_lines(document)))
+    if folder:
+        (folder / "comparison.json").write_text(text, encoding="utf-8")
+        (folder / "comparison.html").write_text(render_comparison(document), encoding="utf-8")
+        click.echo(f"report: {folder / 'comparison.html'}", err=as_json)
+    return 0
+
+
+@click.command()
+@click.argument("evaluations", metavar="RUN…", nargs=-1, required=True)
+@click.option("--out", required=True, metavar="FILE.html", help="Where the page goes; any fsspec URL.")
+def leaderboard(evaluations: tuple[str, ...], out: str) -> int:
+    """Put systems side by side: RUN… are what `touchstone evaluate --out` wrote, folders or their metrics.json.
+
+    Only systems that were measured on the same images by the same rules stand in one list, in order of the lower end of their AUC's
+    interval. One page that loads nothing and runs nothing.
+
+    \b
+    touchstone leaderboard figures-a figures-b s3://bucket/figures --out leaderboard.html
+    """
+    from pydantic import ValidationError
+
+    from ray_app.errors import ConfigError
+    from ray_app.reports.leaderboard import leaderboard_lines, render_leaderboard
+    from ray_app.storage import Store, strip_secrets
+
+    documents = [(strip_secrets(place), _document(place)) for place in dict.fromkeys(evaluations)]
+    folder, slash, name = out.rpartition("/")
+    if not name.endswith((".html", ".htm")):
+        raise ConfigError(f"--out {out}: not the name of an HTML file", hint="for example --out leaderboard.html")
+    try:
+        page = render_leaderboard(documents)
+    except ValidationError as error:
+        raise ConfigError(f"not an evaluation's metrics.json: {error}", hint="touchstone evaluate writes it") from None
+    Store.open(folder or slash or ".").write(name, page.encode())
+    click.echo("\n".join(leaderboard_lines(documents, shutil.get_terminal_size((120, 24)).columns)))
+    click.echo(f"page: {strip_secrets(out)}")
+    return 0
+
+
+def _document(place: str) -> Mapping[str, Any]:
+    """The document of an evaluation, by its folder or its file. Raises ConfigError."""
+    from ray_app.errors import ConfigError
+    from ray_app.storage import Store, strip_secrets
+
+    folder, name = (place.rpartition("/")[0] or ".", place.rpartition("/")[2]) if place.endswith(".json") else (place, "metrics.json")
+    try:
+        document = json.loads(Store.open(folder).read(name))
+    except FileNotFoundError:
+        hint = "touchstone evaluate writes it into the folder that --out names"
+        raise ConfigError(f"{strip_secrets(place)}: no metrics.json there", hint=hint) from None
+    except ValueError as error:
+        raise ConfigError(f"{strip_secrets(place)}: not JSON: {error}") from None
+    if not isinstance(document, dict) or "systems" not in document:
+        raise ConfigError(f"{strip_secrets(place)}: not an evaluation's metrics.json", hint="touchstone evaluate writes it")
+    return document

@@ -11,29 +11,14 @@ from types import FrameType
 import click
 
 from ray_app import __version__
-from ray_app.cli.archive import demo, report, results, score
-from ray_app.cli.audit import audit
-from ray_app.cli.calibrate import calibrate
-from ray_app.cli.cards import config, detectors
-from ray_app.cli.collect import collect
-from ray_app.cli.compare import compare
-from ray_app.cli.decide import decide
-from ray_app.cli.evaluate import evaluate
-from ray_app.cli.evidence import evidence
-from ray_app.cli.explain import explain
-from ray_app.cli.filter import filter_command
-from ray_app.cli.gallery import gallery
-from ray_app.cli.generate import generate
-from ray_app.cli.indexing import index
-from ray_app.cli.labels import labels
-from ray_app.cli.leaderboard import leaderboard
-from ray_app.cli.masks import masks
-from ray_app.cli.pack import pack
-from ray_app.cli.plan import plan
-from ray_app.cli.rescore import rescore
+from ray_app.cli.data import collect, filter_command, generate, index, labels, pack, split
+from ray_app.cli.detectors import config, detectors
+from ray_app.cli.evaluate import compare, evaluate, leaderboard
+from ray_app.cli.inspect import explain, gallery, masks
+from ray_app.cli.score import decide, demo, plan, report, rescore, results, score
 from ray_app.cli.serve import serve
-from ray_app.cli.split import split
 from ray_app.cli.train import train
+from ray_app.cli.trust import audit, calibrate, evidence
 from ray_app.errors import RESUMABLE, ExitCode, TouchstoneError
 
 _SECTIONS = {

@@ -8,7 +8,7 @@ import click
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ray_app.config.loading import Model
+    from ray_app.config import Model
     from ray_app.detectors.licences import Acceptance
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -87,8 +87,7 @@ def accepted_by(accept: "Callable[[str], Acceptance]", names: Sequence[str]) -> 
 
 def configured(kind: str, name_or_path: str | None, model: "type[Model]", given: Mapping[str, Any], assignments: Sequence[str]) -> "Model":
     """The model from a config file (if any), the options that were given, and `--set`. Raises ConfigError, whose hint is the help."""
-    from ray_app.config import find_config
-    from ray_app.config.loading import read_mapping, validate
+    from ray_app.config import find_config, read_mapping, validate
     from ray_app.errors import ConfigError
 
     path = find_config(kind, name_or_path) if name_or_path else None

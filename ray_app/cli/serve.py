@@ -56,10 +56,10 @@ def serve(
 
     On a cluster: `serve deploy configs/serve/ensemble.yaml`. Tokens, limits, metrics, updates: docs/serving.md.
     """
-    from ray_app.config.loading import validate
-    from ray_app.scoring import ClusterConfig
+    from ray_app.cluster.config import ClusterConfig
+    from ray_app.config import validate
     from ray_app.serving import ServeConfig
-    from ray_app.serving.running import endpoint, read_file
+    from ray_app.serving.local import endpoint, read_file
 
     args, where, logs = read_file(config_file)
     given = {"ensembles": ensembles, "optional_detectors": optional, "accept_licences": accepted}

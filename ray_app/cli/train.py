@@ -52,17 +52,17 @@ def _with_push(assignments: tuple[str, ...], push: str | None) -> tuple[str, ...
 
 def _lines(facts: dict[str, Any], dry_run: bool) -> list[str]:
     if facts.get("method") == "identify":
-        from ray_app.reports.identifier_report import identifier_lines, identifier_plan_lines
+        from ray_app.reports.attribution import identifier_lines, identifier_plan_lines
 
         return identifier_plan_lines(facts) if dry_run else identifier_lines(facts)
     if facts.get("method") == "describe":
-        from ray_app.reports.describer_lines import describer_lines, describer_plan_lines
+        from ray_app.reports.attribution import describer_lines, describer_plan_lines
 
         return describer_plan_lines(facts) if dry_run else describer_lines(facts)
     if dry_run:
-        from ray_app.training.planning import plan_lines
+        from ray_app.training.plan import plan_lines
 
         return plan_lines(facts)
-    from ray_app.reports.training_report import training_lines
+    from ray_app.reports.training import training_lines
 
     return [*training_lines(facts), *([f"pushed to {facts['pushed']}"] if "pushed" in facts else [])]

@@ -3,8 +3,8 @@
 Knows names, labels and counts. Opens images only to hash or to load them; knows no network and no Ray.
 """
 
-from ray_app.datasets.config import Data, HeldOut, Sampling, Source
-from ray_app.datasets.indexing import IndexInfo, build_index, index_source, read_index, read_info, write_index
+from ray_app.datasets.config import Data, DatasetSource, HeldOut, Sampling
+from ray_app.datasets.index import IndexInfo, build_index, index_source, read_index, read_info, write_index
 from ray_app.datasets.labels import INPUT, Labels, parse_label
 from ray_app.datasets.layouts import LAYOUTS, make_layout
 
@@ -12,7 +12,7 @@ __all__ = [
     "Data",
     "HeldOut",
     "Sampling",
-    "Source",
+    "DatasetSource",
     "INPUT",
     "Labels",
     "parse_label",

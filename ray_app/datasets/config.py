@@ -5,11 +5,11 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from ray_app.archives import Columns, ContainerLimits
+from ray_app.archives import ContainerLimits, TableColumns
 from ray_app.config import Frozen
 
 
-class Source(Frozen):
+class DatasetSource(Frozen):
     """Some labelled images: an index that `touchstone index` wrote, or a source of members with the layout that labels them.
 
     `split`: only rows whose own split is this. `generators`: only fakes of these (reals always pass); `arguments` go to the layout.
@@ -22,7 +22,7 @@ class Source(Frozen):
     generators: tuple[str, ...] = ()
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    columns: Columns = Columns()
+    columns: TableColumns = TableColumns()
     allow_private: bool = Field(
         default=False, description="read what a list names also from web servers that are not on the public Internet"
     )
@@ -57,9 +57,9 @@ class HeldOut(Frozen):
 class Data(Frozen):
     """`validation` chooses the best checkpoint and calibrates; `test` is only measured, once, after everything is decided."""
 
-    train: tuple[Source, ...] = ()
-    validation: tuple[Source, ...] | HeldOut = ()
-    test: tuple[Source, ...] | HeldOut = ()
+    train: tuple[DatasetSource, ...] = ()
+    validation: tuple[DatasetSource, ...] | HeldOut = ()
+    test: tuple[DatasetSource, ...] | HeldOut = ()
     licence: str | None = Field(default=None, description="of the data, for the card")
     name: str | None = Field(default=None, description="of the data, for the card; null = the sources' names")
 

@@ -1,21 +1,90 @@
-"""Listed members → rows of an index: their labels by a layout and, where asked for, the hashes of their images. One block at a time."""
+"""Listed members → rows of an index: their labels by a layout and, where asked for, the hashes of their images. One block at a time.
+
+CSV and TSV → a table of texts as they stand there. Knows the form of a file; knows no column's meaning.
+
+The images of a labelled table that have a prompt, as a predictor of prompts learns them. Knows tables; knows no model.
+
+Says now and then, on stderr, how far a long index is.
+"""
 
 import hashlib
+import io
+import sys
+import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import pyarrow as pa
+import pyarrow.csv as pcsv
 
-from ray_app.archives import BlockRef, Listed, Member, MemberReader, member_rows, read_block
+from ray_app.archives import BlockRef, ListedMember, ManifestMember, MemberReader, member_rows, read_block
 from ray_app.archives.containers import kind_of
-from ray_app.datasets.labels import INPUT, Labels
-from ray_app.datasets.layouts.layout import Layout, place_of
+from ray_app.attribution.prompts import cleaned
+from ray_app.datasets.config import DatasetSource
+from ray_app.datasets.labels import INPUT, Labels, prompt_group, texts
+from ray_app.datasets.layouts.base import DatasetLayout, place_of
+from ray_app.datasets.splits import Splits, counted
 from ray_app.errors import ConfigError, InputError
 from ray_app.images import ImageLimits, decode_image
-from ray_app.images.perceptual import perceptual_hash, require_perceptual_hash
+from ray_app.images.phash import perceptual_hash, require_perceptual_hash
 from ray_app.storage import Fetcher, Store
+
+
+def separated_texts(data: bytes, delimiter: str = ",") -> pa.Table:
+    """Every column as text under its name in the header: `007`, `1e5` and `NA` stay what they are, an empty field is null.
+
+    A line break inside double quotes ends no row. Raises ArrowInvalid.
+    """
+    parse = pcsv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+    header = pcsv.open_csv(io.BytesIO(data), parse_options=parse).schema.names
+    kept = pcsv.ConvertOptions(column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=True, null_values=[""])
+    return pcsv.read_csv(io.BytesIO(data), parse_options=parse, convert_options=kept)
+
+
+def with_prompts(open_source: Callable[[DatasetSource], pa.Table]) -> Callable[[DatasetSource], pa.Table]:
+    """Opens the same tables without the rows that have no prompt; the others have it cleaned, and its group where they had none."""
+    return lambda source: prompted(open_source(source))
+
+
+def prompted(rows: pa.Table) -> pa.Table:
+    """The rows with a prompt, the prompt cleaned (`profiling.cleaning`); a row without a group is of its prompt's."""
+    prompts = [cleaned(prompt) for prompt in texts(rows, "prompt").to_pylist()]
+    groups = [group or prompt_group(prompt) for group, prompt in zip(texts(rows, "group").to_pylist(), prompts, strict=True)]
+    labels = rows["input"].combine_chunks()
+    columns = {name: labels.field(name) for name in labels.type.names} | {
+        "prompt": pa.array(prompts, INPUT.field("prompt").type),
+        "group": pa.array(groups, INPUT.field("group").type),
+    }
+    place = rows.schema.names.index("input")
+    told = pa.StructArray.from_arrays(list(columns.values()), list(columns))
+    return rows.set_column(place, "input", told).filter(pa.array([prompt is not None for prompt in prompts]))
+
+
+def apart(splits: Splits) -> Splits:
+    """The same splits; an image whose prompt training has, letter case and spaces aside, is in no other split.
+
+    `findings["prompts_in_training"]` counts what was left out. Raises ConfigError where a split then has no image.
+    """
+    known = {prompt_group(prompt) for prompt in texts(splits.train, "prompt").to_pylist()}
+    kept, left_out = {}, {}
+    for name, table in (("validation", splits.validation), ("test", splits.test)):
+        if table is None:
+            continue
+        new = [prompt_group(prompt) not in known for prompt in texts(table, "prompt").to_pylist()]
+        kept[name], left_out[name] = table.filter(pa.array(new)), len(new) - sum(new)
+        if not any(new):
+            raise ConfigError(
+                f"data.{name}: every prompt of its {len(new):,} images is in training too", hint="data.validation: {groups: 0.1}"
+            )
+    findings = {
+        **splits.findings,
+        "splits": {**splits.findings["splits"], **{name: counted(table) for name, table in kept.items()}},
+        "prompts_in_training": left_out,
+    }
+    return replace(splits, validation=kept["validation"], test=kept.get("test"), findings=findings)
+
 
 Hash = Literal["sha256", "phash"]
 
@@ -57,7 +126,7 @@ class Labeller:
     """Labels the members of one block; picklable, as tasks need it."""
 
     store: Store
-    layout: Layout
+    layout: DatasetLayout
     hashes: Sequence[Hash]
     limits: ImageLimits
     fetcher: Fetcher
@@ -84,7 +153,7 @@ class Labeller:
         rows = table.drop_columns([name for name in ("input",) if name in table.schema.names]).take(pa.array(kept, pa.int64()))
         return LabelledBlock(rows.append_column("input", inputs), subsets, left_out, unreadable)
 
-    def _hashed(self, members: Sequence[Member]) -> tuple[dict[str, list[str | None]], Aside]:
+    def _hashed(self, members: Sequence[ManifestMember]) -> tuple[dict[str, list[str | None]], Aside]:
         """The columns of hashes, null where a member is not readable, and such members by reason; without hashes none is read."""
         hashes: dict[str, list[str | None]] = {name: [None] * len(members) for name in ("sha256", "phash")}
         unreadable = Aside()
@@ -103,15 +172,15 @@ class Labeller:
         return hashes, unreadable
 
 
-def labels_of(item: Listed, layout: Layout) -> Labels | None:
+def labels_of(item: ListedMember, layout: DatasetLayout) -> Labels | None:
     """What a layout says of a member; None also for a container that could not be opened, or ends early. Raises as `Layout.labels`."""
     is_closed = item.refused is not None and item.place is None and kind_of(item.uri) is not None
     return None if is_closed else layout.labels(item)
 
 
-def as_listed(member: Member) -> Listed:
+def as_listed(member: ManifestMember) -> ListedMember:
     """The member as its source listed it, which is all that a layout looks at."""
-    return Listed(
+    return ListedMember(
         member.uri, member.member, member.occurrence, member.version, member.size_bytes, member.input, member.place, member.refused
     )
 
@@ -124,8 +193,24 @@ def check_hashes(hashes: Sequence[Hash]) -> None:
         require_perceptual_hash()
 
 
-def _why(item: Listed) -> str:
+def _why(item: ListedMember) -> str:
     if item.refused is not None:
         return f"{item.refused.status}: {item.refused.detail}"
     name = place_of(item).rpartition("/")[2]
     return f"no labelled image ({'.' + name.rpartition('.')[2].lower() if '.' in name else 'no ending'})"
+
+
+EVERY_S = 10.0
+
+
+class IndexProgress:
+    """A `progress` for indexing: one line every ten seconds, none for what takes less."""
+
+    def __init__(self) -> None:
+        self._said = time.monotonic()
+
+    def __call__(self, doing: str, members: int) -> None:
+        """`members` were listed, labelled or made so far."""
+        if time.monotonic() - self._said > EVERY_S:
+            self._said = time.monotonic()
+            print(f"index: {members:,} members {doing}", file=sys.stderr, flush=True)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_app.datasets.columns import texts
+from ray_app.datasets.labels import texts
 
 Hashes = npt.NDArray[np.uint64]
 

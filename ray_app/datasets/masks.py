@@ -3,12 +3,12 @@
 import numpy as np
 from PIL import Image
 
-from ray_app.archives import Member, MemberReader, Place, read_referenced
-from ray_app.archives.list_entries import SCHEMES, UNCHAINED
+from ray_app.archives import ManifestMember, MemberLocation, MemberReader, read_referenced
+from ray_app.archives.uri_list_rows import SCHEMES, UNCHAINED
 from ray_app.errors import InputError, Status
 from ray_app.images import ImageLimits, decode_image
 from ray_app.storage import Fetcher
-from ray_app.storage.locations import scheme_of
+from ray_app.storage.urls import scheme_of
 
 
 def may_name(uri: str, member: str | None, place: str) -> bool:
@@ -41,7 +41,7 @@ class MaskReader:
         self._fetcher, self._limits = fetcher, limits
         self._members = MemberReader(fetcher, max_bytes=limits.max_bytes)
 
-    def read(self, member: Member, size: tuple[int, int]) -> Image.Image:
+    def read(self, member: ManifestMember, size: tuple[int, int]) -> Image.Image:
         """The mask of an image of `size` (width, height) as mode L, 255 where it was altered.
 
         A real is altered nowhere, whatever is kept beside it, and a fake without a mask everywhere (specs/localization.md §2.2). Raises
@@ -61,10 +61,10 @@ class MaskReader:
             raise InputError(Status.CORRUPT_IMAGE, reason)
         return mask
 
-    def _bytes(self, member: Member, uri: str) -> bytes:
+    def _bytes(self, member: ManifestMember, uri: str) -> bytes:
         place = _beside(member, uri)
         if place is not None:
-            cell = Member(member.image_id, member.uri, member.member, 0, member.version, -1, 0, 0, {}, place)
+            cell = ManifestMember(member.image_id, member.uri, member.member, 0, member.version, -1, 0, 0, {}, place)
             [(_, data)] = self._members.read([cell])
             if isinstance(data, InputError):
                 raise data
@@ -74,14 +74,14 @@ class MaskReader:
         return self._fetcher.fetch(uri, "", self._limits.max_bytes)
 
 
-def _beside(member: Member, uri: str) -> Place | None:
+def _beside(member: ManifestMember, uri: str) -> MemberLocation | None:
     """Where the mask lies if it is a cell of the image's own row: there it is read as images are, without opening the table anew."""
     if member.place is None or member.place.kind != "parquet":
         return None
     own, mark, column = uri.partition("&column=")
     if not mark or own != f"{member.uri}#row={member.place.offset}":
         return None
-    return Place("parquet", member.place.offset, -1, member.place.group, column)
+    return MemberLocation("parquet", member.place.offset, -1, member.place.group, column)
 
 
 def to_mask(pixels: Image.Image) -> Image.Image:

@@ -1,11 +1,13 @@
 """`touchstone split`: an index → the same index with its splits filled, and split.json beside it; or what leaks between splits it has.
 
 Memory: some hundred bytes an image, and its prompt once. Reads no image.
+
+What is odd about a division of images, in sentences. Knows the document of `touchstone split` alone.
 """
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -14,14 +16,53 @@ from pydantic import Field, model_validator
 
 from ray_app.archives import iter_blocks, read_block
 from ray_app.config import Frozen
-from ray_app.datasets.bonds import Bond, Kind, bonds_of, bound
-from ray_app.datasets.columns import coded, texts
-from ray_app.datasets.dividing import ASIDE, FREE, SPLITS, TEST, Places, Wanted, chosen_generators, divide, held_rows, strata_of
 from ray_app.datasets.index import is_index, read_info, write_divided
-from ray_app.datasets.split_leaks import leaks_of
-from ray_app.datasets.split_remarks import remarks_on
+from ray_app.datasets.labels import coded, texts
+from ray_app.datasets.near_duplicates import Bond, Kind, bonds_of, bound, leaks_of
+from ray_app.datasets.splits import ASIDE, FREE, SPLITS, TEST, Places, SplitRequest, chosen_generators, divide, held_rows, strata_of
 from ray_app.errors import ConfigError, IdentityError
 from ray_app.storage import Store, strip_secrets
+
+_LARGE = 0.1  # a group with more of all images than this makes shares uneven
+_MOST_NAMES = 5
+
+
+def remarks_on(document: Mapping[str, Any], *, even: bool, kept: bool) -> list[str]:
+    """All of them. `even`: every generator was divided evenly; `kept`: splits that the index had were kept."""
+    return [*_on_groups(document), *_on_classes(document, even), *_on_leaks(document, kept)]
+
+
+def _on_groups(document: Mapping[str, Any]) -> Iterator[str]:
+    if document["largest_group"] > _LARGE * document["images"] and document["groups"] > 1:
+        yield (
+            f"One group of bound images holds {document['largest_group']:,} of {document['images']:,}: it stays whole, so shares may be "
+            "far from those asked. Fewer kinds of --by, or --prompts 1, bind less."
+        )
+    if aside := document["splits"]["aside"]["images"]:
+        yield f"{aside:,} fakes of held-out generators are aside, in no split: their groups are in train or validation."
+
+
+def _on_classes(document: Mapping[str, Any], even: bool) -> Iterator[str]:
+    for name, one in document["splits"].items():
+        if name != "aside" and one["images"] and not (one["real"] and one["fake"]):
+            yield f"All images of {name} are {'fake' if one['fake'] else 'real'}."
+    without = [one["generator"] for one in document["strata"] if not one["test"]]
+    if without and document["asked"]["shares"]["test"]:
+        names = ", ".join(without[:_MOST_NAMES]) + (" and others" if len(without) > _MOST_NAMES else "")
+        yield f"Nothing of {names} is in test{'' if even else '; --even divides every generator'}."
+
+
+def _on_leaks(document: Mapping[str, Any], kept: bool) -> Iterator[str]:
+    unknown = {one["kind"] for one in document["bonds"] if not one["known"]}
+    missing = [word for kind, word in (("bytes", "sha256"), ("looks", "phash")) if kind in unknown]
+    if missing:
+        told = f"The index has no {' and no '.join(missing)}, so copies by {'it' if len(missing) == 1 else 'them'} were not looked for"
+        yield f"{told}: touchstone index … --hash {','.join(missing)}."
+    if leaking := [one["what"] for one in document["leaks"] if one["values"]]:
+        yield f"Splits still share images by {', '.join(leaking)}; see leaks."
+    if document["had"] and not kept:
+        yield "The splits that the index had are replaced; --keep test keeps one."
+
 
 SCHEMA = 1
 FILE = "split.json"
@@ -74,7 +115,7 @@ def split_index(config: SplitConfig) -> dict[str, Any]:
     bonds = bonds_of(rows, [*_ALWAYS, *BY], prompts=config.prompts)
     binding = [bond for bond in bonds if bond.kind in (*_ALWAYS, *config.by)]
     groups, count = bound(binding, len(rows))
-    wanted = Wanted(config.shares, held_out, config.even, config.seed)
+    wanted = SplitRequest(config.shares, held_out, config.even, config.seed)
     places = divide(rows, groups, count, wanted, _pins(rows, config))
     _refuse_empty(places, config)
     document = {

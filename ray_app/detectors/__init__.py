@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from ray_app.detectors.cards import DetectorCard, list_cards, load_card, variants_of
+from ray_app.detectors.card import DetectorCard, list_cards, load_card, variants_of
 from ray_app.detectors.preprocessing import Preprocessing, ResizeMode
 from ray_app.detectors.weights import MIRROR_VARIABLE, publish_weights, resolve_weights, verify_weights, weights_digest
 

@@ -1,11 +1,13 @@
 """A detector at work: prepared pixels in, log-odds of fake out, on one device.
 
 Knows cards, weights and tensors. Knows nothing about files of images, archives or verdicts.
+
+What networks give and what detectors make of it. Knows tensors only.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,16 +15,46 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ray_app.detectors.allocator import keep_freed_memory
-from ray_app.detectors.cards import DetectorCard, default_slots, load_card
-from ray_app.detectors.checkpoints import checkpoint_config
-from ray_app.detectors.families import load_network
-from ray_app.detectors.precision import Precision, ResolvedPrecision, autocast, forbid_tf32, lower_to_bf16, resolve_precision
-from ray_app.detectors.prediction import Prediction, Reading
+from ray_app.detectors.card import DetectorCard, default_slots, load_card
+from ray_app.detectors.precision import (
+    Precision,
+    ResolvedPrecision,
+    Tap,
+    autocast,
+    forbid_tf32,
+    keep_freed_memory,
+    lower_to_bf16,
+    resolve_precision,
+)
 from ray_app.detectors.preprocessing import Pixels, Preprocessing, ResizeMode
-from ray_app.detectors.tapping import Tap
-from ray_app.detectors.weights import resolve_weights, weights_digest
+from ray_app.detectors.registry import load_network
+from ray_app.detectors.weights import checkpoint_config, resolve_weights, weights_digest
 from ray_app.errors import DetectorError
+
+
+class Prediction(NamedTuple):
+    """A network's answer for a batch; a network that only classifies gives its logits alone.
+
+    `logits`: (N, 1 or 2); NaN where a reply says neither. `masks`: (N, H, W) probabilities that a pixel was altered, at the network's
+    own size. `replies`: one text per image, from a detector that answers in words.
+    """
+
+    logits: torch.Tensor
+    masks: torch.Tensor | None = None
+    replies: tuple[str, ...] | None = None
+
+
+class BatchPrediction(NamedTuple):
+    """A detector's answer for a batch. `scores`: (N,) float32 log-odds of fake, NaN = none. `masks`: (N, H, W) uint8, round(255 p).
+
+    `embeddings`: (N, d) float32, of a detector that was told to keep them.
+    """
+
+    scores: torch.Tensor
+    masks: torch.Tensor | None = None
+    replies: tuple[str, ...] | None = None
+    embeddings: torch.Tensor | None = None
+
 
 GROUP_PIXELS = 2**22  # images of one size that a GPU takes at once where sizes are kept; a core gains nothing by it
 
@@ -102,13 +134,13 @@ class Detector:
         return normalised
 
     @torch.inference_mode()
-    def read(self, normalised: torch.Tensor) -> Reading:
+    def read(self, normalised: torch.Tensor) -> BatchPrediction:
         """Run the network on what `normalise` gave; does not wait for a GPU to finish."""
         with autocast(self.device, self.precision):
             given = self.network(normalised)
         prediction = given if isinstance(given, Prediction) else Prediction(given)
         masks = prediction.masks
-        return Reading(
+        return BatchPrediction(
             log_odds(self.card, self._fake, prediction.logits.float(), len(normalised)),
             None if masks is None else (masks.float() * 255).round().to(torch.uint8),
             prediction.replies,

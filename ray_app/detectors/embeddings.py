@@ -14,15 +14,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ray_app.detectors.cards import DetectorCard
-from ray_app.detectors.checkpoints import checkpoint_config, read_state_dict
-from ray_app.detectors.detector import fake_index, log_odds
-from ray_app.detectors.families import build_network, own_keys
-from ray_app.detectors.precision import ResolvedPrecision
-from ray_app.detectors.prediction import Prediction
+from ray_app.detectors.card import DetectorCard
+from ray_app.detectors.detector import Prediction, fake_index, log_odds
+from ray_app.detectors.precision import ResolvedPrecision, Tap, head_of, no_embedding
 from ray_app.detectors.preprocessing import ResizeMode
-from ray_app.detectors.tapping import Tap, head_of, no_embedding
-from ray_app.detectors.weights import digest_of, file_sha256, parts_of, resolve_part
+from ray_app.detectors.registry import build_network, own_keys
+from ray_app.detectors.weights import checkpoint_config, digest_of, file_sha256, parts_of, read_state_dict, resolve_part
 from ray_app.errors import DetectorError
 
 Vectors = npt.NDArray[np.float32]

@@ -13,8 +13,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Protocol
 
-from ray_app.config.loading import read_mapping
-from ray_app.detectors.cards import DetectorCard, base_name, list_cards, load_card
+from ray_app.config import read_mapping
+from ray_app.detectors.card import DetectorCard, base_name, list_cards, load_card
 from ray_app.errors import ConfigError, DetectorError
 
 CONFIG_VARIABLE = "TOUCHSTONE_CONFIG"

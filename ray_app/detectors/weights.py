@@ -1,21 +1,33 @@
-"""Weights: from a card's uri to verified files on this machine. Knows files, hubs and hashes; opens none of them."""
+"""Weights: from a card's uri to verified files on this machine. Knows files, hubs and hashes; opens none of them.
 
+From a file of weights to a state dict that fits a network exactly. Knows formats and key names; knows no architecture.
+
+Only safetensors and `torch.load(weights_only=True)`: no file can run code. torch is imported where tensors are read.
+"""
+
+import argparse
 import functools
 import hashlib
+import json
 import os
 import socket
 import tempfile
 import urllib.request
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from ray_app.config import config_root
-from ray_app.detectors.cards import HUB_URI, DetectorCard, Weights, base_name
-from ray_app.detectors.file_kinds import kind_of_file
+from ray_app.detectors.card import HUB_URI, DetectorCard, Weights, base_name
+from ray_app.detectors.checkpoint_formats import kind_of_file, unreadable
 from ray_app.errors import DetectorError, said
+
+if TYPE_CHECKING:
+    import torch
+
 
 CACHE_VARIABLE = "TOUCHSTONE_CACHE"
 MIRROR_VARIABLE = "TOUCHSTONE_WEIGHTS_MIRROR"
@@ -24,7 +36,7 @@ _CHUNK_BYTES = 2**22
 
 
 @dataclass(frozen=True)
-class Part:
+class WeightSet:
     """One set of weight files of a detector: its own, or those of the backbone that it may share. `owner` is the card, for messages."""
 
     name: str
@@ -33,11 +45,11 @@ class Part:
     owner: str
 
 
-def parts_of(card: DetectorCard) -> list[Part]:
+def parts_of(card: DetectorCard) -> list[WeightSet]:
     """The detector's own weights first, then its backbone's. Variants of a card share their files."""
-    own = Part(base_name(card.name), card.weights, card.folder, card.name)
+    own = WeightSet(base_name(card.name), card.weights, card.folder, card.name)
     backbone = card.backbone
-    return [own] if backbone is None else [own, Part(backbone.name, backbone.weights, backbone.folder, card.name)]
+    return [own] if backbone is None else [own, WeightSet(backbone.name, backbone.weights, backbone.folder, card.name)]
 
 
 def is_offline() -> bool:
@@ -56,7 +68,7 @@ def resolve_weights(card: DetectorCard, cache_dir: Path | None = None, offline: 
     return own
 
 
-def resolve_part(part: Part, cache_dir: Path | None = None, offline: bool | None = None) -> Path:
+def resolve_part(part: WeightSet, cache_dir: Path | None = None, offline: bool | None = None) -> Path:
     """The same for one part; the files that must lie beside it do so."""
     cache = cache_dir or default_cache()
     if offline is None:
@@ -70,7 +82,7 @@ def resolve_part(part: Part, cache_dir: Path | None = None, offline: bool | None
     return found
 
 
-def located(part: Part, cache_dir: Path | None = None) -> Path | None:
+def located(part: WeightSet, cache_dir: Path | None = None) -> Path | None:
     """Where a part's file lies on this machine, with all that belongs beside it; None if not. Not hashed, nothing fetched, no mirror."""
     cache = cache_dir or default_cache()
     found = _local(part, cache)
@@ -91,7 +103,7 @@ def publish_weights(card: DetectorCard, mirror: str) -> str:
     return own
 
 
-def publish_part(part: Part, mirror: str) -> str:
+def publish_part(part: WeightSet, mirror: str) -> str:
     """The same for one part."""
     import fsspec
 
@@ -152,7 +164,7 @@ def verify_weights(card: DetectorCard, path: Path) -> str:
     return digest_of(parts_of(card)[0], path)
 
 
-def digest_of(part: Part, path: Path) -> str:
+def digest_of(part: WeightSet, path: Path) -> str:
     """The SHA-256 of a part: of its file, or of that and the digests of what lies beside. Raises DetectorError where one is another."""
     digest = _checked(part, path, part.weights.sha256)
     return _joined(digest, {name: _checked(part, path.parent / name, stated) for name, stated in part.weights.beside.items()})
@@ -164,7 +176,7 @@ def _joined(digest: str, beside: Mapping[str, str | None]) -> str:
     return hashlib.sha256("\n".join([digest, *lines]).encode()).hexdigest() if lines else digest
 
 
-def _checked(part: Part, path: Path, stated: str | None) -> str:
+def _checked(part: WeightSet, path: Path, stated: str | None) -> str:
     digest = file_sha256(path)
     if stated not in (None, digest):
         kind = kind_of_file(path)
@@ -181,7 +193,7 @@ def default_cache() -> Path:
     return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "touchstone" / "weights")
 
 
-def cached_name(part: Part) -> str:
+def cached_name(part: WeightSet) -> str:
     """The path of a part's file in the cache and in a mirror: another uri or hash is another path."""
     version = part.weights.sha256 or hashlib.sha256(part.weights.uri.encode()).hexdigest()
     if part.weights.beside or part.weights.config:
@@ -189,7 +201,7 @@ def cached_name(part: Part) -> str:
     return f"{part.name}-{version[:16]}{'.safetensors' if part.weights.format == 'safetensors' else '.pth'}"
 
 
-def _local(part: Part, cache: Path) -> Path | None:
+def _local(part: WeightSet, cache: Path) -> Path | None:
     candidates = [cache / cached_name(part)]
     place = urlsplit(part.weights.uri)
     if place.scheme in ("", "file"):
@@ -200,7 +212,7 @@ def _local(part: Part, cache: Path) -> Path | None:
     return next((path for path in candidates if path.is_file() and all((path.parent / name).is_file() for name in needed)), None)
 
 
-def _fetch(part: Part, cache: Path, offline: bool) -> Path:
+def _fetch(part: WeightSet, cache: Path, offline: bool) -> Path:
     uri = part.weights.uri
     scheme = urlsplit(uri).scheme
     if scheme == "hf":
@@ -215,7 +227,7 @@ def _fetch(part: Part, cache: Path, offline: bool) -> Path:
     return fetched
 
 
-def _from_hub(part: Part, cache: Path, offline: bool) -> Path:
+def _from_hub(part: WeightSet, cache: Path, offline: bool) -> Path:
     place = HUB_URI.fullmatch(part.weights.uri)
     assert place is not None
     folder, _, file = place["file"].rpartition("/")
@@ -227,7 +239,7 @@ def _from_hub(part: Part, cache: Path, offline: bool) -> Path:
     return path
 
 
-def _hub_file(part: Part, repo: str, revision: str, folder: str, file: str, cache: Path, offline: bool) -> Path:
+def _hub_file(part: WeightSet, repo: str, revision: str, folder: str, file: str, cache: Path, offline: bool) -> Path:
     import huggingface_hub
 
     hub_cache = None if cache == default_cache() else cache / "hub"
@@ -254,7 +266,7 @@ def _reach(endpoint: str) -> None:
         socket.create_connection((place.hostname or "", place.port or (443 if place.scheme == "https" else 80)), timeout=10).close()
 
 
-def _copy(part: Part, url: str, target: Path, *, required: bool) -> Path | None:
+def _copy(part: WeightSet, url: str, target: Path, *, required: bool) -> Path | None:
     """Copy a part's file and then what belongs beside it; None if one is absent and not required."""
     folder = url.rpartition("/")[0]
     files = [(url, target, part.weights.sha256)]
@@ -266,7 +278,7 @@ def _copy(part: Part, url: str, target: Path, *, required: bool) -> Path | None:
     return target if all(copied) else None
 
 
-def _download(part: Part, url: str, target: Path, stated: str | None, *, required: bool) -> bool:
+def _download(part: WeightSet, url: str, target: Path, stated: str | None, *, required: bool) -> bool:
     """Copy `url` to `target` in one rename, so that no reader ever sees half a file; False if it is absent and not required."""
     import fsspec
 
@@ -295,18 +307,18 @@ def _download(part: Part, url: str, target: Path, stated: str | None, *, require
             Path(partial).unlink(missing_ok=True)
 
 
-def _missing(part: Part, why: str) -> DetectorError:
+def _missing(part: WeightSet, why: str) -> DetectorError:
     weights = part.weights
     what = "no weights" if part.name == base_name(part.owner) else f"no weights of its backbone {part.name}"
     first = weights.obtain or "With a network, once:"
     return DetectorError(f"{part.owner}: {what}: {weights.uri}: {why}", hint=f"{first} touchstone detectors fetch {part.owner}")
 
 
-def _file_name(part: Part) -> str:
+def _file_name(part: WeightSet) -> str:
     return urlsplit(part.weights.uri).path.rpartition("/")[2]
 
 
-def _mirrored(part: Part, mirror: str) -> str:
+def _mirrored(part: WeightSet, mirror: str) -> str:
     return f"{mirror.rstrip('/')}/{cached_name(part)}"
 
 
@@ -321,3 +333,111 @@ def _sha256(path: Path, size_bytes: int, modified_ns: int) -> str:
     # Size and time stand for the content.
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def checkpoint_config(card: DetectorCard, weights: Path) -> Mapping[str, Any]:
+    """What the checkpoint says of itself in the file that the card names; empty where there is none. Raises DetectorError."""
+    if card.weights.config is None:
+        return {}
+    path = weights.parent / card.weights.config
+    if not path.is_file():
+        return {}
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise unreadable(path, f"the configuration of {card.name}", error, name="json") from None
+    if not isinstance(config, dict):
+        raise DetectorError(f"{card.name}: {path}: not a JSON object")
+    return config
+
+
+def read_state_dict(path: Path, weights: Weights) -> "dict[str, torch.Tensor]":
+    """Tensors of a file under the network's own key names: unwrapped, prefixes stripped. Raises DetectorError."""
+    import torch
+
+    state: Any = _READERS[weights.format](path)
+    while isinstance(state, dict) and (inner := next((state[name] for name in weights.unwrap if isinstance(state.get(name), dict)), None)):
+        state = inner
+    if not isinstance(state, dict) or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise DetectorError(f"{path}: no state dict, neither at the top nor under {', '.join(weights.unwrap) or '(no name given)'}")
+    return _renamed(state, weights)
+
+
+def read_safetensors(path: Path) -> "dict[str, torch.Tensor]":
+    """Tensors by their names. Raises DetectorError for what is no safetensors file."""
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except Exception as error:  # its own, and those of files
+        raise unreadable(path, "safetensors weights", error, name="safetensors") from error
+
+
+def read_arrays(path: Path) -> dict[str, Any]:
+    """The same as NumPy arrays, for those who need no torch."""
+    from safetensors.numpy import load_file
+
+    try:
+        arrays: dict[str, Any] = load_file(path)
+        return arrays
+    except Exception as error:
+        raise unreadable(path, "safetensors weights", error, name="safetensors") from error
+
+
+def _read_shards(index: Path) -> "dict[str, torch.Tensor]":
+    try:
+        shards = sorted({str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise unreadable(index, "safetensors-index weights", error, name="json") from error
+    return {key: tensor for shard in shards for key, tensor in read_safetensors(index.parent / Path(shard).name).items()}
+
+
+def _read_torch(path: Path) -> Any:
+    import torch
+
+    # Training scripts save their arguments beside the weights: a bag of plain values.
+    with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what the error below says better
+        try:
+            return torch.load(path, weights_only=True, map_location="cpu")
+        except Exception as error:  # a damaged file fails in zip or pickle, each with exceptions of its own
+            raise unreadable(path, "torch weights", error, name="torch") from None  # torch advises to open it with less care
+
+
+_READERS = {"safetensors": read_safetensors, "safetensors-index": _read_shards, "torch": _read_torch}
+
+
+def load_strictly(network: "torch.nn.Module", state: "Mapping[str, torch.Tensor]", where: str, *, without: str | None = None) -> None:
+    """Load a state dict of which every key and shape fits. Raises DetectorError that names what does not.
+
+    `without`: the prefix of a submodule that is loaded from another file.
+    """
+    own = {key: tensor for key, tensor in network.state_dict().items() if without is None or not key.startswith(without)}
+    faults = {
+        "missing": [key for key in own if key not in state],
+        "unexpected": [key for key in state if key not in own],
+        "of another shape": [
+            f"{key} {tuple(state[key].shape)}, the network has {tuple(tensor.shape)}"
+            for key, tensor in own.items()
+            if key in state and state[key].shape != tensor.shape
+        ],
+    }
+    if any(faults.values()):
+        told = "; ".join(f"{len(keys)} {fault} ({', '.join(keys[:3])}{', …' * (len(keys) > 3)})" for fault, keys in faults.items() if keys)
+        raise DetectorError(
+            f"{where}: the weights do not fit the network: {told}", hint="check architecture, unwrap and strip_prefixes in the card"
+        )
+    network.load_state_dict(state, strict=without is None, assign=any(tensor.is_meta for tensor in own.values()))
+
+
+def _renamed(state: "dict[str, torch.Tensor]", weights: Weights) -> "dict[str, torch.Tensor]":
+    """Wrappers' prefixes off, what the network does not have left out, the rest of the prefixes off, the network's own put on."""
+    state = _stripped(state, tuple(prefix for prefix in weights.strip_prefixes if prefix != weights.select))
+    state = _stripped({key: tensor for key, tensor in state.items() if key.startswith(weights.select)}, weights.strip_prefixes)
+    return {weights.prefix + key: tensor for key, tensor in state.items()}
+
+
+def _stripped(state: "dict[str, torch.Tensor]", prefixes: tuple[str, ...]) -> "dict[str, torch.Tensor]":
+    while state and (prefix := next((prefix for prefix in prefixes if all(key.startswith(prefix) for key in state)), None)):
+        state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
+    return state

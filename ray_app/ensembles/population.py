@@ -21,7 +21,7 @@ BINS = 10
 WORDS = "format"  # the one property in words
 
 
-class Part(Frozen):
+class LabelledPart(Frozen):
     """One of the disjoint parts of the labelled images. `sha256`: of the sorted hashes of its files, one per line."""
 
     name: Literal["fit", "calibrate", "choose"]
@@ -88,7 +88,7 @@ class Population(Frozen):
 
     what: str
     prevalence: float = Field(gt=0, lt=1)
-    parts: tuple[Part, ...]
+    parts: tuple[LabelledPart, ...]
     generators: tuple[str, ...] = ()
     features: tuple[Feature, ...] = ()
     seen: Seen | None = None
@@ -99,7 +99,7 @@ class Population(Frozen):
         return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
 
-class Tally:
+class PopulationTally:
     """How an archive's images fall into the bins of a population, counted a piece at a time. `counts`: per feature, int64 (k,)."""
 
     def __init__(self, features: Iterable[Feature]) -> None:
@@ -139,7 +139,7 @@ def population_of(
     fake: npt.ArrayLike,
     properties: Properties,
     *,
-    parts: Sequence[Part],
+    parts: Sequence[LabelledPart],
     prevalence: float,
     generators: Sequence[str] = (),
     counted: npt.ArrayLike | None = None,

@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from ray_app.evaluation.naming import Names
+from ray_app.evaluation.generator_names import Names
+from ray_app.metrics.arrays import MetricEstimate, figure_rows, undefined
 from ray_app.metrics.attribution import attribution_of_pairs
-from ray_app.metrics.figure import Figure, figure_rows, undefined
 from ray_app.metrics.intervals import proportion
 
 Words = Mapping[tuple[str, str, str | None, str | None], int]
@@ -128,12 +128,12 @@ def _ours(name: str | None, names: Names) -> str | None:
     return key if key is None or "/" in key else _OF_OURS.get(names.family(key), key)
 
 
-def _share_right(pairs: Mapping[tuple[str, str | None], int], missing: int) -> Figure:
+def _share_right(pairs: Mapping[tuple[str, str | None], int], missing: int) -> MetricEstimate:
     right = sum(n for (truth, said), n in pairs.items() if truth == said)
     return proportion(right, sum(pairs.values()) + missing, _NO_IMAGE)
 
 
-def _macro_f1(pairs: Mapping[tuple[str, str | None], int]) -> Figure:
+def _macro_f1(pairs: Mapping[tuple[str, str | None], int]) -> MetricEstimate:
     from sklearn.metrics import f1_score
 
     if not pairs:
@@ -141,7 +141,7 @@ def _macro_f1(pairs: Mapping[tuple[str, str | None], int]) -> Figure:
     truth, said = [one for one, _ in pairs], [other or "" for _, other in pairs]
     classes = sorted({*truth, *said} - {""})
     value = f1_score(truth, said, labels=classes, sample_weight=list(pairs.values()), average="macro", zero_division=0)
-    return Figure(float(value), n=sum(pairs.values()))
+    return MetricEstimate(float(value), n=sum(pairs.values()))
 
 
 def _detection(answers: Answers, missing: int) -> dict[str, Any]:

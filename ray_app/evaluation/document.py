@@ -1,34 +1,228 @@
-"""Everything that an evaluation found, as one plain document: `metrics.json`. Knows which section says what; computes no figure itself."""
+"""Everything that an evaluation found, as one plain document: `metrics.json`. Knows which section says what; computes no figure itself.
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+What an evaluation leaves behind: `metrics.json`, `metrics.csv` and `report.html`, each written at once. Knows the document's shape.
+
+What the document says of the images: how many, of what form, and whether their form alone tells fakes from reals.
+
+Knows cells and the sample; knows no detector.
+"""
+
+import csv
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ray_app import __version__
-from ray_app.evaluation import releases
-from ray_app.evaluation.answering import answers_of
-from ray_app.evaluation.attributing import identification_of
-from ray_app.evaluation.cells import Cells
+from ray_app.evaluation import protocols as releases
+from ray_app.evaluation.accumulate import BANDS, UNKNOWN, Cells
+from ray_app.evaluation.attribution import answers_of, grouping_of, groups_section, identification_of
 from ray_app.evaluation.config import EvaluateConfig
-from ray_app.evaluation.data_section import data_of
-from ray_app.evaluation.distribution import grouping_of, groups_section
-from ray_app.evaluation.joining import TOLD, LabelIndex, Labels, joined_rows
-from ray_app.evaluation.localizing import localization_of_run
-from ray_app.evaluation.mistakes import with_thumbnails
-from ray_app.evaluation.naming import names_of
-from ray_app.evaluation.prompting import prompts_of
-from ray_app.evaluation.protocols import IdentificationRules, Protocol
-from ray_app.evaluation.releases import releases_of
-from ray_app.evaluation.resampling import MOST, Resampling
-from ray_app.evaluation.significance import paired_tests
-from ray_app.evaluation.system_section import Asked, system_of
+from ray_app.evaluation.generator_names import names_of
+from ray_app.evaluation.join import TOLD, LabelIndex, Labels, joined_rows
+from ray_app.evaluation.localization import localization_of_run
+from ray_app.evaluation.prompts import prompts_of
+from ray_app.evaluation.protocol_table import reference_of, table_of
+from ray_app.evaluation.protocols import IdentificationRules, Protocol, releases_of
+from ray_app.evaluation.sample import with_thumbnails
+from ray_app.evaluation.system_section import MOST, Asked, Resampling, paired_tests, system_of
 from ray_app.evaluation.systems import Systems
-from ray_app.evaluation.table import reference_of, table_of
+from ray_app.metrics.arrays import MetricEstimate, undefined
+from ray_app.metrics.label_quality import CONFOUNDED, shortcut_auc
 from ray_app.runs import RunDirectory, current_tables, fingerprint
-from ray_app.storage import strip_secrets
+from ray_app.storage import Store, strip_secrets
+
+COLUMNS = ("system", "view", "scope", "figure", "value", "low", "high", "method", "n", "why")
+Line = tuple[str, str, str, str, Mapping[str, Any]]
+"""System, view, scope, name and figure."""
+_FORMULA = re.compile(r"^\s*[=+\-@\t\r]")
+_SCOPES = ("figures", "decided", "averages")
+
+
+def write_document(document: Mapping[str, Any], out: Store) -> None:
+    """Write all three files. Raises ValueError for a number that JSON does not know, which no figure is."""
+    from ray_app.reports.evaluation.page import render_evaluation
+
+    out.write("metrics.json", json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False).encode())
+    out.write("metrics.csv", metrics_csv(document).encode())
+    out.write("report.html", render_evaluation(document).encode())
+
+
+def metrics_csv(document: Mapping[str, Any]) -> str:
+    """Every figure of the document as a line of COLUMNS; a text that a spreadsheet would take for a formula has a ' before it."""
+    stream = io.StringIO(newline="")
+    writer = csv.writer(stream, lineterminator="\r\n")
+    writer.writerow(COLUMNS)
+    for system, view, scope, name, figure in _figures(document):
+        low, high = figure.get("interval") or (None, None)
+        facts = [figure.get("value"), low, high, figure.get("method"), figure.get("n"), figure.get("why")]
+        writer.writerow([_tame(value) for value in (system, view, scope, name, *facts)])
+    return stream.getvalue()
+
+
+def _figures(document: Mapping[str, Any]) -> Iterator[Line]:
+    yield "", "", "data", "shortcut_auc", document["data"]["shortcut"]["auc"]
+    for system in document["systems"]:
+        for view, scope, figures in _of_system(system):
+            for name, figure in figures.items():
+                yield system["name"], view, scope, name, figure
+    for pair in document["paired"]:
+        yield pair["b"], "", f"less {pair['a']}", pair["test"], pair["difference"]
+    yield from _of_masks((document["localization"] or {}).get("systems", []))
+    for footer in document["table"]["footers"]:
+        for system_name, figure in footer["cells"].items():
+            yield system_name, "", "table", footer["name"], figure
+    for section in ("identification", "prompts", "groups"):
+        for name, figure in _among(document.get(section) or {}):
+            yield "", "", section, name, figure
+
+
+def _of_masks(systems: Iterable[Mapping[str, Any]]) -> Iterator[Line]:
+    for one in systems:
+        for view in [one, *one["views"]]:
+            for name, figure in view["figures"].items():
+                yield one["name"], "" if view is one else view["name"], f"masks at {one['resolution']} size", name, figure
+        for name, figure in _among({part: one.get(part) for part in ("generators", "imdlbenco", "opensdi")}):
+            yield one["name"], "", f"masks at {one['resolution']} size", name, figure
+
+
+def _of_system(system: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """View, scope and figures of every part of a system's entry."""
+    for part in _SCOPES:
+        yield "", "all" if part == "figures" else part, system[part] or {}
+    yield "", "all", {"aurc": system["risk_coverage"]["aurc"]}
+    for kind, figures in system["kinds"].items():
+        yield "", f"{kind} fakes", figures
+    for one in system["generators"]:
+        named = {key: value for key, value in one.items() if isinstance(value, Mapping)}
+        yield "", f"{one['label']}, {one['kind']}: {one['name']}", named
+    for one in system["strata"]:
+        yield "", f"{one['format']}, {one['size']}", {name: one[name] for name in ("auc", "balanced_accuracy")}
+    for one in system["views"]:
+        yield one["name"], "all", one["figures"]
+
+
+def _among(section: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """All figures of a section, wherever they stand, with the way to them; what stands in a list goes by its name."""
+    for key, value in section.items():
+        if isinstance(value, list):
+            value = {one["name"]: one for one in value if isinstance(one, Mapping) and "name" in one}
+        if isinstance(value, Mapping):
+            if {"value", "why"} <= value.keys():
+                yield path + key, value
+            else:
+                yield from _among(value, f"{path}{key}.")
+
+
+def _tame(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
+
+
+FEATURES = ("format", "width", "height", "mode", "icc")
+MOST_RATIO = 10.0
+MOST_APART = 0.25  # the share of images that would have to be of another format, or size, for both classes to be alike
+
+
+def data_of(cells: Cells, *, seed: int = 0) -> dict[str, Any]:
+    """The document's section `data`."""
+    kinds, statuses = Counter[str](), Counter[str]()
+    formats, sizes = ({"real": Counter[str](), "fake": Counter[str]()} for _ in range(2))
+    for (cell, status, _), count in cells.rows.items():
+        kinds[cell.group.kind] += count
+        statuses[status] += count
+        formats[cell.group.label][cell.format] += count
+        sizes[cell.group.label][cell.size] += count
+    n_real, n_fake = kinds["real"], kinds["whole"] + kinds["local"]
+    return {
+        "n": cells.joined,
+        "n_real": n_real,
+        "n_fake": n_fake,
+        "n_whole": kinds["whole"],
+        "n_local": kinds["local"],
+        "digest": f"{cells.digest:016x}",
+        "statuses": _most_frequent_first(statuses),
+        "formats": {label: _most_frequent_first(counts) for label, counts in formats.items()},
+        "sizes": {label: {band: counts[band] for band in (*BANDS, UNKNOWN) if counts[band]} for label, counts in sizes.items()},
+        "shortcut": _shortcut(cells.sample.rows(), n_real, n_fake, formats, sizes, seed),
+    }
+
+
+def _most_frequent_first(counts: Counter[str]) -> dict[str, int]:
+    """Of equal ones the first by name, whatever order they were met in."""
+    return dict(sorted(counts.items(), key=lambda one: (-one[1], one[0])))
+
+
+def _shortcut(
+    sample: pa.Table, n_real: int, n_fake: int, formats: Mapping[str, Counter[str]], sizes: Mapping[str, Counter[str]], seed: int
+) -> dict[str, Any]:
+    auc, used = _metadata_auc(sample, seed)
+    confounded = auc.value is not None and auc.value > CONFOUNDED
+    warnings = [
+        *_of_ratio(n_real, n_fake),
+        *_of_shares("format", formats),
+        *_of_shares("size", sizes),
+    ]
+    if confounded:
+        warnings.append(
+            f"{', '.join(used)} alone tell fakes from real images with an AUC of {auc.value:.3f}: the figures may say how well a detector "
+            "reads files. Compare within one format and size, or take a protocol that gives both classes the same history."
+        )
+    why = auc.why or (f"the AUC of a small classifier on metadata alone; above {CONFOUNDED} the headline counts as confounded")
+    ratio = n_fake / n_real if n_real else None
+    return {"auc": auc.row(), "confounded": confounded, "features": used, "why": why, "class_ratio": ratio, "warnings": warnings}
+
+
+def _metadata_auc(sample: pa.Table, seed: int) -> tuple[MetricEstimate, list[str]]:
+    if not len(sample):
+        return undefined("no image is labelled"), []
+    rows = sample.filter(pc.is_valid(sample["width"]))
+    fakes = np.asarray(rows["kind"]) != "real"
+    features = {name: _feature(rows[name]) for name in FEATURES if rows[name].null_count < len(rows)}
+    if not features:
+        return undefined("no image could be read", len(rows)), []
+    return shortcut_auc(features, fakes, seed=seed), sorted(features)
+
+
+def _feature(column: pa.ChunkedArray) -> Any:
+    if pa.types.is_string(column.type):
+        return np.asarray(pc.fill_null(column, UNKNOWN).to_pylist(), dtype=str)
+    return np.asarray(pc.fill_null(column.cast(pa.float64()), np.nan))
+
+
+def _of_ratio(n_real: int, n_fake: int) -> list[str]:
+    fewer, more = sorted([n_real, n_fake])
+    if not fewer:
+        return [f"There are no {'real images' if not n_real else 'fakes'}: figures that need both classes are not defined."]
+    if more <= MOST_RATIO * fewer:
+        return []
+    names = ("real image", "fakes") if n_fake > n_real else ("fake", "real images")
+    return [
+        f"For every {names[0]} there are {more / fewer:.0f} {names[1]}: accuracy, F1 and precision say more of that than of a detector."
+    ]
+
+
+def _of_shares(what: str, counts: Mapping[str, Counter[str]]) -> list[str]:
+    shares = {}
+    for label, counted in counts.items():
+        known = Counter({name: count for name, count in counted.items() if name != UNKNOWN})
+        if not known.total():
+            return []
+        shares[label] = {name: count / known.total() for name, count in known.items()}
+    apart = {name: shares["fake"].get(name, 0.0) - shares["real"].get(name, 0.0) for name in {**shares["real"], **shares["fake"]}}
+    if sum(abs(difference) for difference in apart.values()) / 2 <= MOST_APART:
+        return []
+    most = max(sorted(apart), key=lambda name: abs(apart[name]))
+    real, fake = (shares[label].get(most, 0.0) for label in ("real", "fake"))
+    return [f"The classes differ in {what}: {most} are {real:.0%} of the real images and {fake:.0%} of the fakes."]
+
 
 SCHEMA = 1
 Document = dict[str, Any]

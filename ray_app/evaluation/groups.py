@@ -1,4 +1,7 @@
-"""Groups of labelled images: whether they are real, whole fakes or local edits, and who made them. Knows columns of labels; no run."""
+"""Groups of labelled images: whether they are real, whole fakes or local edits, and who made them. Knows columns of labels; no run.
+
+Scores of one cell, counted as they stream by. Knows numbers; knows nothing of images.
+"""
 
 from typing import Any, NamedTuple
 
@@ -9,6 +12,69 @@ import pyarrow.compute as pc
 
 from ray_app.datasets.labels import parse_label, real_of
 from ray_app.errors import ConfigError
+from ray_app.metrics.arrays import ScoreHistogram
+
+Scores = npt.NDArray[np.float32] | npt.NDArray[np.float64]
+_WAITING = 16_384
+
+
+class ScoreTally:
+    """Distinct scores and how often each was met, exactly, in 4 bytes a count and as many a score as its column has.
+
+    What comes in waits until there is as much of it as was counted before, so that a stream of n scores costs O(n log n).
+    """
+
+    __slots__ = ("_counts", "_values", "_waiting", "_weights")
+
+    def __init__(self) -> None:
+        self._values: Scores = np.empty(0, np.float32)
+        self._counts: npt.NDArray[np.uint32] = np.empty(0, np.uint32)
+        self._waiting: list[Scores] = []
+        self._weights = 0
+
+    def add(self, scores: Scores) -> None:
+        """Count finite scores (n,)."""
+        self._waiting.append(scores)
+        self._weights += len(scores)
+        if self._weights > max(_WAITING, len(self._values)):
+            self._settle()
+
+    def merge(self, other: "ScoreTally") -> None:
+        """Count what another has counted."""
+        self._settle()
+        other._settle()
+        self._join(other._values, other._counts)
+
+    def histogram(self) -> ScoreHistogram:
+        """All that was counted."""
+        self._settle()
+        return ScoreHistogram(self._values.astype(np.float64), self._counts.astype(np.int64))
+
+    def __getstate__(self) -> tuple[Scores, npt.NDArray[np.uint32]]:
+        self._settle()
+        return self._values, self._counts
+
+    def __setstate__(self, state: tuple[Scores, npt.NDArray[np.uint32]]) -> None:
+        self._values, self._counts = state
+        self._waiting, self._weights = [], 0
+
+    def _settle(self) -> None:
+        if self._weights:
+            values, counts = np.unique(np.concatenate(self._waiting), return_counts=True)
+            self._waiting, self._weights = [], 0
+            self._join(values, counts.astype(np.uint32))
+
+    def _join(self, values: Scores, counts: npt.NDArray[np.uint32]) -> None:
+        if not len(self._values):
+            self._values, self._counts = values, counts
+            return
+        both = np.concatenate([self._values, values])
+        turn = np.argsort(both, kind="stable")  # two ascending runs are merged
+        both = both[turn]
+        firsts = np.flatnonzero(np.r_[True, both[1:] != both[:-1]]) if len(both) else np.empty(0, np.int64)
+        sums = np.add.reduceat(np.concatenate([self._counts, counts])[turn], firsts) if len(firsts) else np.empty(0, np.uint32)
+        self._values, self._counts = both[firsts], sums.astype(np.uint32)
+
 
 Codes = npt.NDArray[np.int32]
 
@@ -20,7 +86,7 @@ _KINDS = {
 _CHOICES = ("", "local", "whole")
 
 
-class Group(NamedTuple):
+class EvaluationGroup(NamedTuple):
     """`kind`: real, whole (generated as a whole) or local (an edit inside a photograph). `generator`: as labels say it."""
 
     kind: str
@@ -37,11 +103,11 @@ class GroupCoder:
 
     def __init__(self, where: str) -> None:
         self._where = where
-        self._numbers: dict[Group, int] = {}
+        self._numbers: dict[EvaluationGroup, int] = {}
         self._rows = 0
 
     @property
-    def groups(self) -> list[Group]:
+    def groups(self) -> list[EvaluationGroup]:
         """All that were met, by number."""
         return list(self._numbers)
 
@@ -73,7 +139,7 @@ class GroupCoder:
         said = str(names[maker - 1]).strip() if maker else ""
         if kind and (said == "real" or said.startswith("real:")):
             raise ConfigError(f"{self._at(rows == combined)}: labelled fake, but its generator is '{said}'")
-        group = Group(_CHOICES[kind], said or "unknown") if kind else Group("real", real_of(said))
+        group = EvaluationGroup(_CHOICES[kind], said or "unknown") if kind else EvaluationGroup("real", real_of(said))
         number = self._numbers.setdefault(group, len(self._numbers))
         if number >= MOST_GROUPS:
             raise ConfigError(

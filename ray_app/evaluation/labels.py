@@ -17,13 +17,13 @@ import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 
 from ray_app.archives import guard_of, iter_blocks, read_block
-from ray_app.archives.lists import pieces
+from ray_app.archives.uri_lists import pieces
 from ray_app.datasets.index import is_index
 from ray_app.datasets.labels import INPUT
 from ray_app.datasets.masks import may_lead
 from ray_app.errors import ConfigError, InputError
 from ray_app.storage import Fetcher, Guard, Store, canonical, local_path, strip_secrets
-from ray_app.storage.locations import scheme_of
+from ray_app.storage.urls import scheme_of
 
 COLUMNS = ("image_id", "sha256", "uri", "member", "label", "generator", "kind", "mask_uri", "prompt", "split", "release_date",
            "source", "group", "part", "phash")  # fmt: skip

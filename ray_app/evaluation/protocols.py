@@ -1,17 +1,27 @@
 """Protocols as YAML: which images, rows and figures a published table has, by which rules, and what was published.
 
 Knows names and numbers as people wrote them down; knows no run and computes no figure.
+
+Averages as others compute them, each under its own name, the wrong ones too. Knows a document's generators; knows no scores.
+
+Source: specs/detectors.md §11. A hit is an image told right at the threshold.
+
+When each generator was released, as labels or a run's own columns tell it. Knows labelled rows; knows no scores.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
-from ray_app.config import Frozen, find_config, named_configs
-from ray_app.config.loading import load_yaml
-from ray_app.evaluation.seen import is_named
+from ray_app.config import Frozen, find_config, load_yaml, named_configs
+from ray_app.evaluation.systems import is_named
+from ray_app.metrics.arrays import MetricEstimate, ScoreHistogram, undefined
+from ray_app.metrics.intervals import proportion
 
 RowFigure = Literal[
     "rate", "auc", "average_precision", "oracle_accuracy", "balanced_accuracy", "f1_even",
@@ -25,7 +35,7 @@ Automatic = Literal["sources", "generators", "years"]
 Value = Annotated[float, Field(ge=0, le=1)]
 
 
-class Row(Frozen):
+class ProtocolRow(Frozen):
     """One row: images of the generators that its globs name, together. Without globs the cells stay empty, and `why` says why.
 
     `excluding`: globs over names that belong elsewhere. `kind`: only whole fakes, or only local edits.
@@ -40,7 +50,7 @@ class Row(Frozen):
     why: str | None = None
 
     @model_validator(mode="after")
-    def _named_or_said(self) -> "Row":
+    def _named_or_said(self) -> "ProtocolRow":
         if bool(self.generators) == (self.why is not None):
             raise ValueError("give generators, or say under `why` why they cannot be named")
         return self
@@ -56,12 +66,12 @@ class Row(Frozen):
         )
 
 
-class Footer(Frozen):
+class ProtocolFooter(Frozen):
     """One figure of a system as a whole, under a name that says what it is.
 
     `figure`: a key of a system's `figures` or `averages`; `mean:FIGURE` and `weighted:FIGURE` of the table's fake rows with that figure,
     each row counting once or by its images; `report.CLASS.FIGURE` of the classification report; or a convention of
-    ray_app.evaluation.conventions. `rows`: those that a mean is of; without, all but rows that have no generators, and years.
+    ray_app.evaluation.protocols. `rows`: those that a mean is of; without, all but rows that have no generators, and years.
     """
 
     name: str
@@ -133,10 +143,10 @@ class Protocol(Frozen):
     threshold: float = 0.0
     strict: bool = True
     perturb: tuple[str, ...] = ()
-    rows: tuple[Row, ...] = ()
+    rows: tuple[ProtocolRow, ...] = ()
     automatic: tuple[Automatic, ...] = ()
     figures: tuple[RowFigure, ...] = ("rate",)
-    footers: tuple[Footer, ...] = ()
+    footers: tuple[ProtocolFooter, ...] = ()
     averages: str
     localization: LocalizationRules | None = None
     identification: IdentificationRules | None = None
@@ -179,3 +189,101 @@ def list_protocols() -> Iterator[Protocol]:
     """Every shipped protocol, by name."""
     for path in named_configs("evaluate").values():
         yield load_protocol(path)
+
+
+Generator = Mapping[str, Any]
+_NONE_SCORED = "none of these images was scored"
+_ONE_CLASS = "needs scored images of both classes"
+
+
+def hits(generators: Sequence[Generator]) -> tuple[int, int]:
+    """Images told right, and images, of a document's generators together."""
+    known = [one["rate"] for one in generators if one["rate"]["value"] is not None]
+    return sum(round(rate["value"] * rate["n"]) for rate in known), sum(rate["n"] for rate in known)
+
+
+def told_right(generators: Sequence[Generator]) -> MetricEstimate:
+    """The share told right of all these generators' images."""
+    right, n = hits(generators)
+    return proportion(right, n, _NONE_SCORED)
+
+
+def balanced(fakes: Sequence[Generator], reals: Sequence[Generator]) -> MetricEstimate:
+    """The mean of the two shares told right. What others print as the ROC AUC of hard decisions is the same number."""
+    tpr, tnr = told_right(fakes), told_right(reals)
+    if tpr.value is None or tnr.value is None:
+        return undefined(_ONE_CLASS, tpr.n + tnr.n)
+    return MetricEstimate((tpr.value + tnr.value) / 2, n=tpr.n + tnr.n)
+
+
+def f1_even(fakes: Sequence[Generator], reals: Sequence[Generator]) -> MetricEstimate:
+    """The F1 of the fake class if there were as many real images as fakes, by the shares told right of both."""
+    tpr, tnr = told_right(fakes), told_right(reals)
+    if tpr.value is None or tnr.value is None:
+        return undefined(_ONE_CLASS, tpr.n + tnr.n)
+    return MetricEstimate(2 * tpr.value / (1 + tpr.value + 1 - tnr.value), n=tpr.n + tnr.n)
+
+
+def f1_by_source(generators: Sequence[Generator]) -> MetricEstimate:
+    """OpenFake v2's cross-benchmark F1: the F1 of every source by itself, weighted by its images.
+
+    It means nothing: a source of real images alone has an F1 of 0 however well it is told, and one of fakes 2 · TPR / (1 + TPR).
+    """
+    parts = [(one["rate"]["n"], one["rate"]["value"] if one["label"] == "fake" else 0.0) for one in generators if one["rate"]["n"]]
+    n = sum(weight for weight, _ in parts)
+    return MetricEstimate(sum(weight * 2 * tpr / (1 + tpr) for weight, tpr in parts) / n, n=n) if n else undefined(_NONE_SCORED)
+
+
+def missing_is_wrong(generators: Sequence[Generator]) -> MetricEstimate:
+    """DFLIP-3K v1's accuracy: right ones among all images of the list, those without a score included."""
+    right, n = hits(generators)
+    return proportion(right, n + sum(one["unscored"] for one in generators), "there are no images")
+
+
+def oracle_accuracy(fakes: ScoreHistogram, reals: ScoreHistogram, points: int = 100) -> MetricEstimate:
+    """sidbench's accuracy at its oracle threshold: the best over `points` probabilities from 0 to 1, chosen on the test data itself.
+
+    Too good by construction. Scores are log-odds; fake is a probability above the threshold.
+    """
+    n = fakes.n + reals.n
+    if not fakes.n or not reals.n:
+        return undefined(_ONE_CLASS, n)
+    with np.errstate(divide="ignore"):
+        grid = np.linspace(0, 1, points)
+        thresholds = np.log(grid) - np.log1p(-grid)
+    return MetricEstimate(max(fakes.above(t) + reals.n - reals.above(t) for t in thresholds.tolist()) / n, n=n)
+
+
+CONVENTIONS: Mapping[str, Callable[[Sequence[Generator]], MetricEstimate]] = {
+    "f1_by_source": f1_by_source,
+    "accuracy_missing_wrong": missing_is_wrong,
+}
+"""What a footer may name beside figures, averages and means of rows: of all generators of a system."""
+
+
+FIELD = "release_date"
+COLUMNS = ("input", FIELD, "generator", "label")
+
+
+def releases_of(tables: Iterable[pa.Table]) -> Mapping[str, str]:
+    """By generator of fakes the earliest `release_date` of its rows, as text that begins with the year.
+
+    Tables have `COLUMNS`; where a row's label tells no date, that of its column `input` holds. Generators of which nothing is told are
+    left out; so is a date that does not begin with a year.
+    """
+    found: dict[str, str] = {}
+    for table in tables:
+        dates = pc.coalesce(table[FIELD].cast(pa.string()), _own_dates(table))
+        rows = pa.table({"generator": table["generator"].cast(pa.string()), "date": dates})
+        dated = pc.and_(pc.equal(table["label"].cast(pa.string()), "fake"), pc.match_substring_regex(dates, r"^\d{4}"))
+        for row in rows.filter(dated).group_by("generator").aggregate([("date", "min")]).to_pylist():
+            found[row["generator"]] = min(row["date_min"], found.get(row["generator"], row["date_min"]))
+    return found
+
+
+def _own_dates(table: pa.Table) -> pa.Array:
+    """What the run's own column says, row by row."""
+    inputs = table["input"].combine_chunks()
+    if pa.types.is_struct(inputs.type) and FIELD in [one.name for one in inputs.type]:
+        return pc.struct_field(inputs, FIELD).cast(pa.string())
+    return pa.nulls(len(table), pa.string())

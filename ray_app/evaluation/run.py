@@ -13,19 +13,18 @@ from typing import Any
 
 from ray_app.archives import Each
 from ray_app.errors import ConfigError, ExitCode, resumable
-from ray_app.evaluation.cells import gather
+from ray_app.evaluation.accumulate import gather
 from ray_app.evaluation.config import EvaluateConfig
-from ray_app.evaluation.document import Evaluation, document_of
-from ray_app.evaluation.joining import OwnLabels
+from ray_app.evaluation.document import Evaluation, document_of, write_document
+from ray_app.evaluation.join import OwnLabels
+from ray_app.evaluation.label_sources import check_joined, labels_for, with_simulated_source
 from ray_app.evaluation.protocols import Protocol, load_protocol
 from ray_app.evaluation.systems import systems_of
-from ray_app.evaluation.truths import check_joined, labels_for, with_simulated_source
-from ray_app.evaluation.writing import write_document
 from ray_app.runs import RunDirectory
 from ray_app.runs.reader import current_files
 from ray_app.scoring.config import ScoreConfig
 from ray_app.storage import Store, strip_secrets
-from ray_app.storage.locations import scheme_of
+from ray_app.storage.urls import scheme_of
 
 RUN = "run"
 _LOOKED_AT = 1000  # members of a source, for labels of its own, before any is scored
@@ -141,8 +140,7 @@ def _on_tasks(config: EvaluateConfig, run: RunDirectory, work: Callable[[Each | 
     """The work, with tasks where they are asked for or the run has many files."""
     if not (len(current_files(run)) >= MANY_FILES if config.tasks is None else config.tasks):
         return work(None)
-    from ray_app.scoring.cluster import cluster
-    from ray_app.scoring.tasks import on_ray
+    from ray_app.cluster.ray_cluster import cluster, on_ray
 
     with cluster(config.score.cluster):
         return work(on_ray)

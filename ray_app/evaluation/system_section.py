@@ -1,33 +1,143 @@
 """What the document says of one system: its figures as a whole, by kind, by generator, by stratum, and its curves.
 
 Knows cells and what to compute of them; every figure itself is of ray_app.metrics.
+
+Intervals of figures that have none of their own, by drawing images or generators anew. Knows which figures; metrics.bootstrap draws.
+
+Every two systems of a run tested against each other on the sampled images. Knows the sample; the tests are of ray_app.metrics.
 """
 
+import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 
-from ray_app.evaluation.cells import BANDS, UNKNOWN, Cells
-from ray_app.evaluation.conventions import oracle_accuracy
-from ray_app.evaluation.groups import Group
-from ray_app.evaluation.resampling import Resampling
-from ray_app.evaluation.seen import seen, seen_by_any
-from ray_app.evaluation.systems import System
-from ray_app.evaluation.tally import Tally
-from ray_app.metrics.bootstrap import rates_interval
-from ray_app.metrics.chances import reliability
-from ray_app.metrics.curves import average_precision, curve_points, precision_recall_points
+from ray_app.evaluation.accumulate import BANDS, UNKNOWN, Cells
+from ray_app.evaluation.groups import EvaluationGroup, ScoreTally
+from ray_app.evaluation.protocols import oracle_accuracy
+from ray_app.evaluation.systems import System, seen, seen_by_any
+from ray_app.metrics.arrays import MetricEstimate, ScoreHistogram, figure_rows, undefined
+from ray_app.metrics.calibration import brier_score, debiased_ece, log_loss, reliability
 from ray_app.metrics.detection import NO_RANKING, auc_figure, detection_of
-from ray_app.metrics.figure import Figure, figure_rows, undefined
-from ray_app.metrics.histograms import ScoreHistogram
-from ray_app.metrics.intervals import proportion
-from ray_app.metrics.operating import Confusion, averages, rates_at
-from ray_app.metrics.risk import risk_coverage
-from ray_app.metrics.verdicts import VerdictCounts, abstaining, classification_report
+from ray_app.metrics.intervals import Interval, bootstrap_intervals, proportion, rates_interval
+from ray_app.metrics.operating_points import (
+    Confusion,
+    average_precision,
+    averages,
+    curve_points,
+    equal_error_rate,
+    precision_recall_points,
+    rates_at,
+    tpr_at_fpr,
+)
+from ray_app.metrics.selective import VerdictCounts, abstaining, classification_report, risk_coverage
+from ray_app.metrics.significance import delong_paired, holm, mcnemar
 from ray_app.runs.summary import EDGES
+
+MOST = 20_000  # images that are drawn from; of more, so many stand for all
+MOST_OF_VIEW = 5_000  # images of a view above which its figures are left without such intervals: there are many views
+_FEWER = 200  # replicates
+_HIGHEST = {"log_loss": math.inf}  # what is higher than 1 can be
+_TURNED = ("ece",)  # a resample's bins stray from the truth twice, the sample's own way and again: its replicates lie too high
+Figures = dict[str, MetricEstimate]
+ByGroup = Mapping[EvaluationGroup, ScoreHistogram]
+
+
+class Resampling:
+    """Draws intervals. `replicates`: None = as time allows, 0 = none. `sample`: rows that stand for all where those are too many."""
+
+    def __init__(self, replicates: int | None, sample: pa.Table | None, seed: int = 0) -> None:
+        self._replicates, self._seed = replicates, seed
+        self._sample = None if sample is None else sample.slice(0, MOST)
+        self._places = {} if self._sample is None else _places(self._sample)
+
+    def with_intervals(self, figures: Figures, system: System, by_group: ByGroup) -> Figures:
+        """The figures of these groups, with intervals where there were none and they can be had."""
+        if self._sample is None:
+            return self._filled(figures, system, by_group, self._replicates)
+        scores = np.asarray(self._sample[f"score:{system.name}"].fill_null(np.nan))
+        sampled = {group: _finite(scores[self._places[group]]) for group in by_group if group in self._places}
+        return self._filled(figures, system, sampled, self._replicates or _FEWER)
+
+    def of_view(self, figures: Figures, system: System, by_kind: ByGroup) -> Figures:
+        """The same of a view, where it is of few images."""
+        few = sum(scores.n for scores in by_kind.values()) <= MOST_OF_VIEW
+        times = _FEWER if self._replicates is None else min(self._replicates, _FEWER)
+        return self._filled(figures, system, by_kind, times) if few else figures
+
+    def _filled(self, figures: Figures, system: System, by_group: ByGroup, replicates: int | None) -> Figures:
+        """Where the groups are but a sample, what they show of the spread is brought to the size of all (m out of n)."""
+        bare = [name for name, one in figures.items() if one.value is not None and one.interval is None]
+        classes = [[scores for group, scores in by_group.items() if (group.kind == "real") is is_real] for is_real in (False, True)]
+        statistics = _statistics(bare, system)
+        if replicates == 0 or not statistics or not all(any(scores.n for scores in some) for some in classes):
+            return figures
+
+        def drawn(fakes: ScoreHistogram, reals: ScoreHistogram) -> dict[str, float | None]:
+            return {name: value for some in statistics for name, value in some(fakes, reals).items() if name in bare}
+
+        found = bootstrap_intervals(drawn, classes[0], classes[1], replicates=replicates or 0, seed=self._seed)
+        sampled = drawn(*(ScoreHistogram.merged(some) for some in classes))
+        m = sum(scores.n for scores in by_group.values())
+        changed = {name: replace(figures[name], interval=_ends(name, figures[name], one, value, m), method=one.method)
+                   for name, one in found.items() if one and (value := sampled[name]) is not None}  # fmt: skip
+        return figures | changed
+
+
+def _ends(name: str, figure: MetricEstimate, interval: Interval, sampled: float, m: int) -> tuple[float, float]:
+    """Those of a figure of n images, from an interval of m of them, on which it is `sampled`.
+
+    How far they lie off is brought to n images by √(m / n) where images were drawn; generators that were drawn are all of them. Figures
+    of `_TURNED` have the basic interval (Davison and Hinkley 1997, §5.2), which takes a bias off rather than adding it again.
+    """
+    assert figure.value is not None
+    scale = math.sqrt(m / figure.n) if interval.method == "bootstrap" and m < figure.n else 1.0
+    low, high = ((end - sampled) * scale for end in interval[:2])
+    if name in _TURNED:
+        low, high = min(0.0, -high), max(0.0, -low)
+    return max(0.0, figure.value + low), min(_HIGHEST.get(name, 1.0), figure.value + high)
+
+
+def _places(sample: pa.Table) -> dict[EvaluationGroup, npt.NDArray[np.int64]]:
+    """The rows of every group."""
+    groups = [EvaluationGroup(*one) for one in zip(sample["kind"].to_pylist(), sample["generator"].to_pylist(), strict=True)]
+    rows: dict[EvaluationGroup, list[int]] = {}
+    for row, group in enumerate(groups):
+        rows.setdefault(group, []).append(row)
+    return {group: np.array(some) for group, some in rows.items()}
+
+
+def _finite(scores: npt.NDArray[np.float64]) -> ScoreHistogram:
+    return ScoreHistogram.of(scores[np.isfinite(scores)])
+
+
+Statistics = Callable[[ScoreHistogram, ScoreHistogram], Mapping[str, float | None]]
+
+
+def _statistics(bare: Sequence[str], system: System) -> list[Statistics]:
+    """The functions that give the figures which lack an interval, and as few others as may be."""
+    every: list[tuple[tuple[str, ...], Statistics]] = [
+        (("balanced_accuracy", "f1", "precision"), lambda fakes, reals: _at(system, fakes, reals)),
+        (("average_precision",), lambda fakes, reals: {"average_precision": average_precision(fakes, reals)}),
+        (("eer",), lambda fakes, reals: {"eer": equal_error_rate(fakes, reals).value}),
+        (("tpr_at_fpr_1",), lambda fakes, reals: {"tpr_at_fpr_1": tpr_at_fpr(fakes, reals, 100).value}),
+        (("tpr_at_fpr_01",), lambda fakes, reals: {"tpr_at_fpr_01": tpr_at_fpr(fakes, reals, 1000).value}),
+        (("log_loss",), lambda fakes, reals: {"log_loss": log_loss(fakes, reals, system.calibration).value}),
+        (("brier",), lambda fakes, reals: {"brier": brier_score(fakes, reals, system.calibration).value}),
+        (("ece",), lambda fakes, reals: {"ece": debiased_ece(fakes, reals, system.calibration).value}),
+    ]
+    return [statistic for names, statistic in every if set(names) & set(bare)]
+
+
+def _at(system: System, fakes: ScoreHistogram, reals: ScoreHistogram) -> dict[str, float | None]:
+    return {name: one.value for name, one in rates_at(Confusion.at(fakes, reals, system.threshold, system.strict)).items()}
+
 
 NO_OTHERS = "there are no images of the other class"
 Document = dict[str, Any]
@@ -48,7 +158,7 @@ class _Scores:
     """The scores of one system, by group and by class."""
 
     system: System
-    by_group: dict[Group, ScoreHistogram]
+    by_group: dict[EvaluationGroup, ScoreHistogram]
     binary: bool
     reals: ScoreHistogram = field(init=False)
     fakes: ScoreHistogram = field(init=False)
@@ -57,24 +167,24 @@ class _Scores:
         self.reals = self.of(lambda group: group.kind == "real")
         self.fakes = self.of(lambda group: group.kind != "real")
 
-    def of(self, chosen: Callable[[Group], bool]) -> ScoreHistogram:
+    def of(self, chosen: Callable[[EvaluationGroup], bool]) -> ScoreHistogram:
         """Those of some groups together."""
         return ScoreHistogram.merged(scores for group, scores in self.by_group.items() if chosen(group))
 
-    def figures(self, fakes: ScoreHistogram, reals: ScoreHistogram) -> dict[str, Figure]:
+    def figures(self, fakes: ScoreHistogram, reals: ScoreHistogram) -> dict[str, MetricEstimate]:
         """All figures of detection of two histograms."""
         system = self.system
         return detection_of(
             fakes, reals, threshold=system.threshold, strict=system.strict, continuous=not self.binary, calibration=system.calibration
         )
 
-    def auc(self, fakes: ScoreHistogram, reals: ScoreHistogram) -> Figure:
+    def auc(self, fakes: ScoreHistogram, reals: ScoreHistogram) -> MetricEstimate:
         """The area under the ROC curve."""
         if self.binary:
             return undefined(NO_RANKING, fakes.n + reals.n)
         return auc_figure(fakes, reals)
 
-    def right(self, group: Group) -> tuple[int, int]:
+    def right(self, group: EvaluationGroup) -> tuple[int, int]:
         """Images told right, and images with a score, of one group."""
         scores = self.by_group[group]
         counts = Confusion.at(scores, scores, self.system.threshold, self.system.strict)
@@ -118,16 +228,16 @@ def system_of(system: System, cells: Cells, asked: Asked) -> Document:
     }
 
 
-def _labelled(cells: Cells) -> Counter[Group]:
+def _labelled(cells: Cells) -> Counter[EvaluationGroup]:
     """How many rows each group has, with a score or without."""
-    found: Counter[Group] = Counter()
+    found: Counter[EvaluationGroup] = Counter()
     for (cell, _, _), count in cells.rows.items():
         found[cell.group] += count
     return found
 
 
-def _scores(system: System, cells: Cells, groups: Iterable[Group]) -> _Scores:
-    by_group: dict[Group, list[Tally]] = {group: [] for group in groups}
+def _scores(system: System, cells: Cells, groups: Iterable[EvaluationGroup]) -> _Scores:
+    by_group: dict[EvaluationGroup, list[ScoreTally]] = {group: [] for group in groups}
     for (name, cell), tally in cells.scores.items():
         if name == system.name:
             by_group[cell.group].append(tally)
@@ -137,11 +247,11 @@ def _scores(system: System, cells: Cells, groups: Iterable[Group]) -> _Scores:
     return _Scores(system, merged, system.binary or replies)
 
 
-def _merged(tallies: Iterable[Tally]) -> ScoreHistogram:
+def _merged(tallies: Iterable[ScoreTally]) -> ScoreHistogram:
     return ScoreHistogram.merged(tally.histogram() for tally in tallies)
 
 
-def _of_kind(kind: str, scores: _Scores, asked: Asked, figures: dict[str, Figure]) -> dict[str, Figure]:
+def _of_kind(kind: str, scores: _Scores, asked: Asked, figures: dict[str, MetricEstimate]) -> dict[str, MetricEstimate]:
     """Figures of whole fakes, or of local edits, against all real images; those of all fakes where there are no others."""
     fakes = scores.of(lambda group: group.kind == kind)
     if fakes.n == scores.fakes.n and fakes.n:
@@ -153,7 +263,7 @@ def _of_kind(kind: str, scores: _Scores, asked: Asked, figures: dict[str, Figure
     return asked.resampling.with_intervals(scores.figures(fakes, scores.reals), scores.system, chosen)
 
 
-def _averages(scores: _Scores, groups: Iterable[Group]) -> dict[str, Figure]:
+def _averages(scores: _Scores, groups: Iterable[EvaluationGroup]) -> dict[str, MetricEstimate]:
     rates: dict[str, tuple[int, int]] = {}
     for group in groups:
         if group.kind != "real":
@@ -167,7 +277,7 @@ def _averages(scores: _Scores, groups: Iterable[Group]) -> dict[str, Figure]:
     return found
 
 
-def _generator(group: Group, scores: _Scores, labelled: int, asked: Asked) -> Document:
+def _generator(group: EvaluationGroup, scores: _Scores, labelled: int, asked: Asked) -> Document:
     hits, n = scores.right(group)
     mine = scores.by_group[group]
     pair = (scores.fakes, mine) if group.kind == "real" else (mine, scores.reals)
@@ -183,14 +293,16 @@ def _generator(group: Group, scores: _Scores, labelled: int, asked: Asked) -> Do
         "auc": scores.auc(*pair).row(),
     }
     if "average_precision" in asked.extras:
-        told["average_precision"] = _ranked(scores, pair, lambda fakes, reals: Figure(average_precision(fakes, reals), n=fakes.n + reals.n))
+        told["average_precision"] = _ranked(
+            scores, pair, lambda fakes, reals: MetricEstimate(average_precision(fakes, reals), n=fakes.n + reals.n)
+        )
     if "oracle_accuracy" in asked.extras:
         told["oracle_accuracy"] = _ranked(scores, pair, oracle_accuracy)
     return told
 
 
 def _ranked(
-    scores: _Scores, pair: tuple[ScoreHistogram, ScoreHistogram], figure: Callable[[ScoreHistogram, ScoreHistogram], Figure]
+    scores: _Scores, pair: tuple[ScoreHistogram, ScoreHistogram], figure: Callable[[ScoreHistogram, ScoreHistogram], MetricEstimate]
 ) -> Document:
     if scores.binary:
         return undefined(NO_RANKING).row()
@@ -226,7 +338,7 @@ def _risk(scores: _Scores) -> Document:
 
 def _strata(scores: _Scores, cells: Cells) -> list[Document]:
     """Figures within images of one format and one size, where neither can be what tells them apart."""
-    found: dict[tuple[str, str], dict[str, list[Tally]]] = {}
+    found: dict[tuple[str, str], dict[str, list[ScoreTally]]] = {}
     for (name, cell), tally in cells.scores.items():
         if name == scores.system.name:
             found.setdefault((cell.format, cell.size), {"real": [], "fake": []})[cell.group.label].append(tally)
@@ -248,7 +360,7 @@ def _views(scores: _Scores, cells: Cells, asked: Asked) -> list[Document]:
     """Figures of perturbed pixels, in the order of the run's views."""
     told = []
     for view in dict.fromkeys(view for view, _, _ in cells.views):
-        mine = {Group(kind, ""): tally.histogram() for (name, system, kind), tally in cells.views.items()
+        mine = {EvaluationGroup(kind, ""): tally.histogram() for (name, system, kind), tally in cells.views.items()
                 if (name, system) == (view, scores.system.name)}  # fmt: skip
         fakes = ScoreHistogram.merged(one for group, one in mine.items() if group.kind != "real")
         reals = ScoreHistogram.merged(one for group, one in mine.items() if group.kind == "real")
@@ -263,3 +375,31 @@ def _worst(generators: Sequence[Document]) -> Document | None:
     many = [one for one in known if one["n"] >= 20] or known
     worst = min(many, key=lambda one: one["rate"]["value"], default=None)
     return None if worst is None else {"generator": worst["name"], "rate": worst["rate"]}
+
+
+def paired_tests(sample: pa.Table, systems: Sequence[System], binary: Mapping[str, bool]) -> list[dict[str, Any]]:
+    """DeLong's test of two AUCs, or McNemar's where one of the two only says yes and no; on images that both score.
+
+    `difference` is b's figure less a's, as everywhere; `p_holm` is corrected for all pairs.
+    """
+    if not len(sample):
+        return []
+    fakes = np.asarray(sample["kind"]) != "real"
+    scores = {one.name: np.asarray(sample[f"score:{one.name}"].fill_null(np.nan)) for one in systems}
+    told = []
+    for one, other in combinations(systems, 2):
+        both = np.isfinite(scores[one.name]) & np.isfinite(scores[other.name])
+        if not both.any():
+            continue
+        first, second, truth = scores[one.name][both], scores[other.name][both], fakes[both]
+        if binary[one.name] or binary[other.name]:
+            test = mcnemar(_right(first, truth, one), _right(second, truth, other))
+        else:
+            test = delong_paired(first, second, truth)
+        told.append({"a": one.name, "b": other.name, **test.row()})
+    return [row | {"p_holm": p} for row, p in zip(told, holm([row["p"] for row in told]), strict=True)]
+
+
+def _right(scores: npt.NDArray[np.float64], fakes: npt.NDArray[np.bool_], system: System) -> npt.NDArray[np.bool_]:
+    right: npt.NDArray[np.bool_] = system.says_fake(scores) == fakes
+    return right

@@ -1,14 +1,25 @@
-"""What is known of one file: its facts, the pixels with their facts, a refusal with its facts. Knows no format and no limit."""
+"""What is known of one file: its facts, the pixels with their facts, a refusal with its facts. Knows no format and no limit.
+
+Whether a picture shows anything at all. Knows pixels alone.
+
+A blank page, a black frame or an empty cut-out is one colour, perhaps with noise and a little shade. What detectors say of it hangs on the
+noise alone: touchstone-tiny gives a flat grey +4.2 (fake), and -9.1 (real) once it has noise of 4 levels.
+
+The limits are levels of 0 to 255, in any channel. Of 3,557 real photographs the most even ones have a range of 113 in the sample, a
+deviation of 12.8, and a range of 73 in the reduced copy; one colour with Gaussian noise of 5 levels lies below all three limits, and so
+does a shade from edge to edge of 16. A shade of 24, a page with a word on it, and noise of 8 count as content.
+"""
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, cast
 
+import numpy as np
 from PIL import Image
 from pydantic import Field
 
 from ray_app.errors import InputError, Status
-from ray_app.images.sniff import sniff_format
+from ray_app.images.formats import sniff_format
 
 FLAG_MEANING = {
     "alpha": "has transparency, composited on white",
@@ -33,7 +44,7 @@ _Word = Annotated[str, Field(max_length=100, pattern="^[ -~]*$")]
 
 
 @dataclass(frozen=True)
-class ImageFacts:
+class ImageFileFacts:
     """What a row says of the file, known as far as it was read: what was not reached is None, or was no such number.
 
     `mode` is the file's own (Pillow's name). `orientation` is the EXIF value that would turn the pixels upright: 1 where there is none,
@@ -59,20 +70,20 @@ class DecodedImage:
     """One image: `pixels` loaded, mode RGB, EXIF orientation not applied, none of the file's metadata attached."""
 
     pixels: Image.Image
-    facts: ImageFacts
+    facts: ImageFileFacts
 
 
 class ImageRefused(InputError):  # noqa: N818 - the name of a decision, not of a fault
     """This image has no pixels for us; `facts` hold what was learned before that."""
 
     def __init__(
-        self, status: Status, detail: str, facts: ImageFacts, *, limit: float | None = None, observed: float | None = None
+        self, status: Status, detail: str, facts: ImageFileFacts, *, limit: float | None = None, observed: float | None = None
     ) -> None:
         super().__init__(status, detail, limit=limit, observed=observed)
         self.facts = facts
 
     @classmethod
-    def because(cls, reason: InputError, facts: ImageFacts) -> "ImageRefused":
+    def because(cls, reason: InputError, facts: ImageFileFacts) -> "ImageRefused":
         """The same refusal, with the facts that were known by then."""
         return cls(reason.status, reason.detail, facts, limit=reason.limit, observed=reason.observed)
 
@@ -110,9 +121,9 @@ class Findings:
         for name, number in stated.items():
             setattr(self, name, number if number is not None and 0 <= number <= MOST[name] else None)
 
-    def facts(self) -> ImageFacts:
+    def facts(self) -> ImageFileFacts:
         """The facts as they stand."""
-        return ImageFacts(
+        return ImageFileFacts(
             self.sha256,
             self.format,
             self.width,
@@ -127,6 +138,33 @@ class Findings:
         )
 
 
-def inspect_bytes(data: bytes) -> ImageFacts:
+def inspect_bytes(data: bytes) -> ImageFileFacts:
     """SHA-256 and sniffed format of any bytes; cheap, never raises."""
     return Findings.of(data).facts()
+
+
+GLANCE, SAMPLE = 12, 32  # pixels a side, on a grid; all those 3,557 end at the first, whose reads from memory are what it costs
+MOST_SAMPLED = 48  # a range beyond which nothing more is looked at
+MOST_DEVIATION = 6.0
+REDUCED, BOX = 64, 8  # the sides of the reduced copy; and at least so many pixels a side make one of it
+MOST_REDUCED = 20  # noise averages out; a shade, or a word on a page, does not
+
+
+def has_content(pixels: Image.Image) -> bool:
+    """False where an RGB picture is one colour, or nearly."""
+    if _range(_sampled(pixels, GLANCE)) > MOST_SAMPLED:
+        return True
+    sample = _sampled(pixels, SAMPLE)
+    if _range(sample) > MOST_SAMPLED or np.asarray(sample).std(axis=(0, 1)).max() > MOST_DEVIATION:
+        return True
+    boxes = [max(1, min(side // BOX, REDUCED)) for side in pixels.size]
+    return _range(pixels.resize(boxes, Image.Resampling.BOX)) > MOST_REDUCED
+
+
+def _sampled(pixels: Image.Image, side: int) -> Image.Image:
+    return pixels.resize((min(pixels.width, side), min(pixels.height, side)), Image.Resampling.NEAREST)
+
+
+def _range(pixels: Image.Image) -> int:
+    """The largest range of a channel."""
+    return max(high - low for low, high in cast(tuple[tuple[int, int], ...], pixels.getextrema()))

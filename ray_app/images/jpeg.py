@@ -46,7 +46,7 @@ class JpegImage(JpegImageFile):
         """Pillow parses all of EXIF at opening for the resolution, which nobody here asks for: slow, and it warns on stderr."""
 
 
-class Segment(NamedTuple):
+class JpegSegment(NamedTuple):
     """A marker and the body behind it, with the two bytes of its length; or SCAN, whose coded data is not copied. Offsets in the file."""
 
     marker: int
@@ -69,7 +69,7 @@ class Frame(NamedTuple):
     components: list[tuple[int, int, int]]
 
     @classmethod
-    def of(cls, segment: Segment) -> "Frame":
+    def of(cls, segment: JpegSegment) -> "Frame":
         """What the body behind an SOF says, as far as it is there."""
         body = segment.body.ljust(8, b"\0")
         parts = [(body[at], body[at + 1] >> 4, body[at + 1] & 15) for at in range(8, min(8 + 3 * body[7], len(body) - 2), 3)]
@@ -172,7 +172,7 @@ def _how_far(data: bytes) -> str:
     return f"about {box[3] if box else 0} of {image.height} rows decoded from {len(data)} bytes"
 
 
-def _segments(data: bytes) -> Iterator[Segment]:
+def _segments(data: bytes) -> Iterator[JpegSegment]:
     """What libjpeg takes the bytes for, up to the end marker or the end; bytes between two segments are skipped, as it does."""
     at = 2
     for _ in range(MOST_SEGMENTS):
@@ -183,11 +183,11 @@ def _segments(data: bytes) -> Iterator[Segment]:
         if marker in _WITHOUT_BODY:
             continue
         start, at = at, at + int.from_bytes(data[at : at + 2], "big")
-        yield Segment(marker, data[start:at], start, at)
+        yield JpegSegment(marker, data[start:at], start, at)
         if marker == SOS:
             found = _SCAN_END.search(data, at)
             start, at = at, found.start() if found else len(data)
-            yield Segment(SCAN, b"", start, at)
+            yield JpegSegment(SCAN, b"", start, at)
 
 
 def _frame(data: bytes) -> Frame | None:

@@ -1,10 +1,22 @@
 """Directories of tags, the structure that TIFF files and EXIF blocks share. Reads tags; knows nothing of pixels.
 
 A reader of our own because Pillow's prints warnings, follows every pointer and refuses whole images for one bad tag.
+
+TIFF → pixels: which layouts Pillow reads right, which it is helped with, and which are refused because it would read them wrong.
+
+Knows what tags say of samples (TIFF 6.0); the tests compare every layout with libvips. Leaves limits, facts and colours to others.
 """
 
+import contextlib
+import io
 import struct
 from typing import NamedTuple
+
+from PIL import ImagePalette
+from PIL.TiffImagePlugin import COMPRESSION_INFO, TiffImageFile
+
+from ray_app.errors import InputError, Status
+from ray_app.images import jpeg
 
 ORIENTATION, SUBFILE_TYPE, DNG_VERSION = 274, 254, 50706
 _DATA_OFFSETS, _DATA_LENGTHS = (273, 324), (279, 325)  # strips, tiles
@@ -19,7 +31,7 @@ class TiffError(ValueError):
     """The tags cannot be read."""
 
 
-class Entry(NamedTuple):
+class TiffEntry(NamedTuple):
     """One tag's value: its kind, how many, and the inline bytes (the value itself, or the offset where it stands)."""
 
     kind: int
@@ -41,14 +53,14 @@ class Tiff:
         self._first = self._unpack(self._link, 8 if self._is_big else 4)
         self._entry = struct.Struct(self._order + ("HHQ8s" if self._is_big else "HHI4s"))
 
-    def first_directory(self) -> dict[int, Entry]:
+    def first_directory(self) -> dict[int, TiffEntry]:
         """The tags of the first page."""
         return self.directory(self._first)
 
-    def directory(self, offset: int) -> dict[int, Entry]:
+    def directory(self, offset: int) -> dict[int, TiffEntry]:
         """The tags of the directory that stands at `offset`."""
         start, end = self._span(offset)
-        return {tag: Entry(*rest) for tag, *rest in self._entry.iter_unpack(self._data[start:end])}
+        return {tag: TiffEntry(*rest) for tag, *rest in self._entry.iter_unpack(self._data[start:end])}
 
     def count_pages(self) -> int:
         """Directories in the chain, at most MOST_PAGES; a chain that loops or breaks ends there."""
@@ -64,7 +76,7 @@ class Tiff:
             offset = self._unpack(self._link, end) if end + struct.calcsize(self._link) <= len(self._data) else 0
         return len(seen)
 
-    def integers(self, entry: Entry) -> tuple[int, ...]:
+    def integers(self, entry: TiffEntry) -> tuple[int, ...]:
         """The values of an integer tag; empty for tags of another kind."""
         code = _INTEGERS.get(entry.kind)
         if code is None or entry.number > MOST_STRIPS:
@@ -77,7 +89,7 @@ class Tiff:
             raise TiffError("a tag's values lie outside the file")
         return form.unpack_from(self._data, at)
 
-    def octets(self, entry: Entry, most: int) -> bytes:
+    def octets(self, entry: TiffEntry, most: int) -> bytes:
         """The first `most` bytes of a tag's value, as far as they are there."""
         size = min(_SIZES.get(entry.kind, 0) * entry.number, most)
         if not self._is_elsewhere(entry):
@@ -107,10 +119,10 @@ class Tiff:
             raise TiffError("a directory runs past the end")
         return start, end
 
-    def _is_elsewhere(self, entry: Entry) -> bool:
+    def _is_elsewhere(self, entry: TiffEntry) -> bool:
         return _SIZES.get(entry.kind, 0) * entry.number > len(entry.inline)
 
-    def _at(self, entry: Entry) -> int:
+    def _at(self, entry: TiffEntry) -> int:
         return int.from_bytes(entry.inline, "little" if self._order == "<" else "big")
 
     def _unpack(self, code: str, at: int) -> int:
@@ -138,3 +150,162 @@ def is_camera_raw(tiff: Tiff) -> bool:
     tags = tiff.first_directory()
     subfile = tiff.integers(tags[SUBFILE_TYPE]) if SUBFILE_TYPE in tags else ()
     return DNG_VERSION in tags or bool(subfile and subfile[0] & 1)
+
+
+WIDTH, LENGTH, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES = 256, 257, 258, 259, 262, 277
+STRIP_OFFSETS, STRIP_ROWS, STRIP_COUNTS = 273, 278, 279
+PLANAR, COLOUR_MAP, TILE_WIDTH, TILE_LENGTH, TILE_OFFSETS, TILE_COUNTS = 284, 320, 322, 323, 324, 325
+INK_SET, EXTRA_SAMPLES, SAMPLE_FORMAT, JPEG_TABLES, SUBSAMPLING = 332, 338, 339, 347, 530
+RAW, LZW = 1, 5
+MOST_TABLE_BYTES = 65_536
+MOST_VALUES = 65_536  # of a tag that has one for each sample, or for each colour of a palette
+WHITE_IS_ZERO, RGB, PALETTE, CMYK, YCBCR, LAB = 0, 2, 3, 5, 6, 8
+
+_PHOTOMETRIC = {0: "grey from white to black", 1: "grey", RGB: "RGB", PALETTE: "palette", CMYK: "inks", YCBCR: "YCbCr", LAB: "Lab"}
+_FORMATS = {2: "signed", 3: "floating-point", 5: "complex", 6: "complex"}  # 1 is unsigned, 4 is undefined and meant so
+_MOST_PLANES = {0: 1, 1: 1, PALETTE: 1, RGB: 4, CMYK: 4, YCBCR: 3, LAB: 0}  # of further ones Pillow makes wrong colours
+_UNREAD = {33003: "JPEG 2000", 33004: "JPEG 2000", 33005: "JPEG 2000", 34661: "JBIG", 34712: "JPEG 2000", 34887: "LERC", 34892: "lossy DNG",
+           50001: "WebP", 50002: "JPEG XL"}  # fmt: skip
+_WHAT_TO_DO = "save it as PNG, or as a TIFF of 8-bit RGB"
+
+
+class TiffImage(TiffImageFile):
+    """Pillow's reader, helped where its own unpacking of uncompressed samples fails and where it takes no notice of a tag."""
+
+    def _setup(self) -> None:
+        tags = self.tag_v2
+        is_tiled_as_strips = TILE_WIDTH in tags and TILE_OFFSETS not in tags  # as old libtiffs wrote them
+        if tags.get(COMPRESSION, RAW) == RAW and (tags.get(PLANAR) == 2 or tags.get(PHOTOMETRIC) == YCBCR or is_tiled_as_strips):
+            # To Pillow, what is compressed is libtiff's, which reads this tag in the file itself.
+            tags[COMPRESSION] = LZW
+        super()._setup()
+        if self.mode in ("P", "PA") and max(tags[COLOUR_MAP]) < 256:  # of writers who took 8 bits for 16
+            self.palette = ImagePalette.raw("RGB;L", bytes(tags[COLOUR_MAP]))
+        if self.mode.startswith("I;16") and tags.get(PHOTOMETRIC, WHITE_IS_ZERO) == WHITE_IS_ZERO:
+            self.info["white_is_zero"] = True
+
+
+class TiffLayout(NamedTuple):
+    """How the samples of the first page lie in the file, with the tags' defaults."""
+
+    width: int
+    length: int
+    bits: tuple[int, ...]
+    compression: int
+    photometric: int
+    samples: int
+    is_planar: bool
+    formats: tuple[int, ...]
+    extra: tuple[int, ...]
+    ink_set: int
+    subsampling: tuple[int, ...]
+    piece: tuple[int, int]
+    offsets: tuple[int, ...]
+    counts: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tiff: Tiff) -> "TiffLayout":
+        """Raises TiffError."""
+        entries = tiff.first_directory()
+
+        def every(tag: int, most: int = MOST_VALUES) -> tuple[int, ...]:
+            """What is asked for alone: four thousand tags may each say that a million values stand at one place."""
+            return tiff.integers(entries[tag]) if tag in entries and entries[tag].number <= most else ()
+
+        def one(tag: int, otherwise: int) -> int:
+            return (every(tag) or (otherwise,))[0]
+
+        width, length = one(WIDTH, 0), one(LENGTH, 0)
+        return cls(
+            width,
+            length,
+            every(BITS) or (1,),
+            one(COMPRESSION, RAW),
+            one(PHOTOMETRIC, WHITE_IS_ZERO),
+            one(SAMPLES, 1),
+            one(PLANAR, 1) == 2,
+            every(SAMPLE_FORMAT),
+            every(EXTRA_SAMPLES),
+            one(INK_SET, 1),
+            every(SUBSAMPLING) or (2, 2),
+            (one(TILE_WIDTH, width), one(TILE_LENGTH, min(one(STRIP_ROWS, length) or length, length))),
+            every(TILE_OFFSETS, MOST_STRIPS) or every(STRIP_OFFSETS, MOST_STRIPS),
+            every(TILE_COUNTS, MOST_STRIPS) or every(STRIP_COUNTS, MOST_STRIPS),
+        )
+
+    def describe(self) -> str:
+        """In words, for people."""
+        kind = _FORMATS.get(max(self.formats, default=1), "")
+        colours = _PHOTOMETRIC.get(self.photometric, f"photometric {self.photometric}")
+        order = ", in planes" if self.is_planar else ""
+        return f"a TIFF of {self.samples} × {max(self.bits)} bits{' ' + kind if kind else ''}, {colours}{order}"
+
+    def unread(self) -> str | None:
+        """Why these samples are not read, or would be read wrong; None where nothing speaks against it."""
+        planes = self.samples - (0 if any(self.extra) else len(self.extra))  # Pillow leaves out what nobody says what it is
+        if self.compression in _UNREAD or self.compression not in COMPRESSION_INFO:
+            return f"a TIFF compressed as {_UNREAD.get(self.compression, f'number {self.compression}')}: save it with LZW or Deflate"
+        if not 1 <= min(self.bits) <= max(self.bits) <= 64:
+            return None  # nonsense, for Pillow to refuse
+        if not _FORMATS.keys().isdisjoint(self.formats) or max(self.bits) > 16:
+            return f"{self.describe()}, which has no agreed black and white: {_WHAT_TO_DO}"
+        if self.photometric not in _MOST_PLANES or (self.photometric == CMYK and self.ink_set != 1):
+            return f"{self.describe()}: {_WHAT_TO_DO}"
+        is_subsampled = self.photometric == YCBCR and self.subsampling != (1, 1)
+        if self.is_planar and (is_subsampled or planes > _MOST_PLANES[self.photometric]):
+            return f"{self.describe()}: {_WHAT_TO_DO}, interleaved"
+        return None
+
+    @property
+    def pieces(self) -> int:
+        """How many strips or tiles the picture has."""
+        across, down = (-(-side // max(step, 1)) for side, step in zip((self.width, self.length), self.piece, strict=True))
+        return across * down * (self.samples if self.is_planar else 1)
+
+    def missing(self) -> str | None:
+        """What the tags leave out of the picture, in words; None where they name all of it, or a size that no picture has."""
+        if max(self.width, self.length) >= 2**31:
+            return None
+        needed = self.pieces
+        if self.offsets and len(self.offsets) < needed:
+            return f"{len(self.offsets)} of {needed} strips or tiles present"
+        counts = self.counts[:needed]
+        if needed > 1 and any(counts) and not all(counts):
+            return f"{counts.count(0)} of {needed} strips or tiles are empty"
+        if needed > 1 and self.compression == RAW and any(counts) and self.photometric != YCBCR:
+            row = -(-self.width * sum(self.bits) // 8)
+            if sum(counts) < row * self.length:
+                return f"{sum(counts)} of {row * self.length} bytes of samples present"
+        return None
+
+
+def check_jpeg_data(data: bytes) -> None:
+    """Refuse a TIFF whose JPEG strips or tiles lack coded data, of which libtiff says nothing. Raises InputError."""
+    tiff = Tiff(data)
+    layout, tables = TiffLayout.of(tiff), tiff.first_directory().get(JPEG_TABLES)
+    start = tiff.octets(tables, MOST_TABLE_BYTES)[:-2] if tables else b"\xff\xd8"
+    for offset, count in zip(layout.offsets[: layout.pieces], layout.counts, strict=False):
+        warning = jpeg.warning_of(start + data[offset + 2 : offset + count] + b"\xff\xd9")
+        if "premature end" in warning:
+            raise InputError(Status.TRUNCATED_IMAGE, f"coded data is missing from the strip or tile at byte {offset}")
+        if "bad Huffman code" in warning or "instead of RST" in warning:
+            raise InputError(Status.CORRUPT_IMAGE, f"{warning.removeprefix('Corrupt JPEG data: ')}, in the strip or tile at byte {offset}")
+
+
+def open_header(data: bytes) -> TiffImageFile:
+    """The first page as Pillow opens it. Raises what Pillow raises, and InputError for layouts that are not read or not whole."""
+    if data.startswith(b"MM\0+"):
+        raise InputError(Status.UNSUPPORTED_FORMAT, "a big-endian BigTIFF, which Touchstone does not read: save it as an ordinary TIFF")
+    layout = None
+    with contextlib.suppress(TiffError):
+        layout = TiffLayout.of(Tiff(data))
+        if unread := layout.unread():
+            raise InputError(Status.UNSUPPORTED_FORMAT, unread)
+        if missing := layout.missing():
+            raise InputError(Status.TRUNCATED_IMAGE, missing)
+    try:
+        return TiffImage(io.BytesIO(data))
+    except SyntaxError as error:
+        if layout is None or "unknown pixel mode" not in str(error) or max(layout.bits) > 16:
+            raise
+        raise InputError(Status.UNSUPPORTED_FORMAT, f"{layout.describe()}: {_WHAT_TO_DO}") from error

@@ -1,12 +1,11 @@
 """Encoded bytes → scores and verdicts, in one process. Knows images, detectors and ensembles; knows nothing of Ray."""
 
-from ray_app.inference.batches import Batch, Outcome
-from ray_app.inference.clock import ASKED, DESCRIBED, LOOKED, LOOKED_MS, RUNS, STAGES, StageClock
-from ray_app.inference.decoding import BatchDecoder
-from ray_app.inference.judging import Readings, Scored, Scores, is_blank, judge, range_doubts, remarks_on
-from ray_app.inference.packing import pack, unpack
-from ray_app.inference.reading import BlockReader
+from ray_app.inference.batch import Batch, DecodeResult, pack, unpack
+from ray_app.inference.block_reader import BlockReader
+from ray_app.inference.decision import BlockResult, DetectorOutputs, Scores, is_blank, judge, range_doubts, remarks_on
+from ray_app.inference.decoder import BatchDecoder
 from ray_app.inference.spec import ScoringSpec, make_spec
+from ray_app.inference.timing import ASKED, DESCRIBED, LOOKED, LOOKED_MS, RUNS, STAGES, StageClock
 
 __all__ = [
     "ASKED",
@@ -20,12 +19,12 @@ __all__ = [
     "make_spec",
     "Batch",
     "BatchDecoder",
-    "Outcome",
+    "DecodeResult",
     "BlockReader",
     "pack",
     "unpack",
-    "Readings",
-    "Scored",
+    "DetectorOutputs",
+    "BlockResult",
     "Scores",
     "judge",
     "is_blank",

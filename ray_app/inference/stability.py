@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ray_app.detectors.cards import Calibration
+from ray_app.detectors.card import Calibration
 from ray_app.ensembles import Decisions, EnsembleCard, decide
-from ray_app.ensembles.cards import Thresholds
+from ray_app.ensembles.card import Thresholds
 from ray_app.errors import Reason
-from ray_app.perturbations import Perturbation
+from ray_app.transforms.perturbations import Perturbation
 
 Scores = Mapping[str, npt.NDArray[np.float32]]
 Rows = npt.NDArray[np.intp]

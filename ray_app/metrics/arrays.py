@@ -1,5 +1,16 @@
-"""Scores and labels as the figures take them: checked once, so that no NaN becomes a figure. Knows nothing of what is computed."""
+"""Scores and labels as the figures take them: checked once, so that no NaN becomes a figure. Knows nothing of what is computed.
 
+Scores of one class as an exact, sorted histogram: what every figure of detection is computed from. Knows numbers; knows no labels.
+
+A histogram loses nothing but the order of the images, and two of them merge into that of both: so a run of any size is read in pieces.
+
+One figure: a number with its interval, on how many images, or the reason why there is none. Knows no metric.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -26,3 +37,103 @@ def checked(scores: ArrayLike, labels: ArrayLike) -> tuple[Floats, Bools]:
     if not np.isin(marks, (0, 1)).all():
         raise ValueError(f"labels must be 0 (real) or 1 (fake), not {marks[~np.isin(marks, (0, 1))][0]!r}")
     return numbers, marks.astype(np.bool_)
+
+
+Counts = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ScoreHistogram:
+    """Distinct scores in ascending order, float64 (k,), and how many images have each, int64 (k,): none only where they were resampled."""
+
+    values: Floats
+    counts: Counts
+
+    @classmethod
+    def of(cls, scores: ArrayLike) -> "ScoreHistogram":
+        """That of scores (n,) in any order, maybe none. Raises ValueError for scores that are not finite."""
+        numbers = np.asarray(scores, dtype=np.float64)
+        if not np.isfinite(numbers).all():
+            bad = np.flatnonzero(~np.isfinite(numbers))
+            raise ValueError(f"{len(bad):,} of {len(numbers):,} scores are not finite, the first at position {bad[0]}: {numbers[bad[0]]}")
+        return cls(*np.unique(numbers, return_counts=True))
+
+    @classmethod
+    def merged(cls, histograms: Iterable["ScoreHistogram"]) -> "ScoreHistogram":
+        """That of all images of several."""
+        pieces = [one for one in histograms if len(one.values)]
+        if not pieces:
+            return cls(np.empty(0), np.empty(0, np.int64))
+        if len(pieces) == 1:
+            return pieces[0]
+        values = np.concatenate([one.values for one in pieces])
+        order = np.argsort(values, kind="stable")  # which merges runs that are in order already
+        values = values[order]
+        starts = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]]))
+        return cls(values[starts], np.add.reduceat(np.concatenate([one.counts for one in pieces])[order], starts))
+
+    @cached_property
+    def passed(self) -> Counts:
+        """How many images score lower than each value, and last how many there are: int64 (k + 1,)."""
+        passed = np.zeros(len(self.counts) + 1, np.int64)
+        np.cumsum(self.counts, out=passed[1:])
+        return passed
+
+    @property
+    def n(self) -> int:
+        """How many images."""
+        return int(self.passed[-1])
+
+    def below(self, thresholds: Floats) -> Counts:
+        """How many images score lower than each of some thresholds (t,): int64 (t,)."""
+        return self.passed[np.searchsorted(self.values, thresholds, "left")]
+
+    def below_and_up_to(self, thresholds: Floats) -> tuple[Counts, Counts]:
+        """How many images score lower than each of some thresholds (t,), and how many no higher, from one search: int64 (t,) each."""
+        places = np.searchsorted(self.values, thresholds, "left")
+        below = self.passed[places]
+        if len(self.values):
+            places += self.values[np.minimum(places, len(self.values) - 1)] == thresholds
+        return below, self.passed[places]
+
+    def above(self, threshold: float) -> int:
+        """How many images score higher."""
+        return self.n - int(self.passed[np.searchsorted(self.values, threshold, "right")])
+
+    def at_or_above(self, threshold: float) -> int:
+        """How many images score so high or higher."""
+        return self.n - int(self.passed[np.searchsorted(self.values, threshold, "left")])
+
+    def ranked(self, ranks: ArrayLike) -> Floats:
+        """The scores that stand at some places (r,), 0 … n − 1, of all scores in ascending order."""
+        return self.values[np.searchsorted(self.passed, ranks, "right") - 1]
+
+
+@dataclass(frozen=True, slots=True)
+class MetricEstimate:
+    """`interval`: the 95 % interval, by `method`. `n`: images that it is of. `why`: why `value` is None; a figure has one or the other."""
+
+    value: float | None
+    interval: tuple[float, float] | None = None
+    method: str | None = None
+    n: int = 0
+    why: str | None = None
+
+    def __post_init__(self) -> None:
+        assert (self.value is None) != (self.why is None), f"a figure has a value or a reason: {self.value}, {self.why}"
+        assert self.value is None or math.isfinite(self.value), f"a figure is finite or has a reason, not {self.value}"
+
+    def row(self) -> dict[str, Any]:
+        """As plain JSON."""
+        interval = None if self.interval is None else list(self.interval)
+        return {"value": self.value, "interval": interval, "method": self.method, "n": self.n, "why": self.why}
+
+
+def figure_rows(figures: Mapping[str, MetricEstimate]) -> dict[str, Any]:
+    """Figures by name as plain JSON."""
+    return {name: figure.row() for name, figure in figures.items()}
+
+
+def undefined(why: str, n: int = 0) -> MetricEstimate:
+    """No figure, and why."""
+    return MetricEstimate(None, n=n, why=why)

@@ -11,11 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ray_app.metrics.arrays import Floats
-from ray_app.metrics.figure import Figure, undefined
-from ray_app.metrics.histograms import Counts, ScoreHistogram
-from ray_app.metrics.intervals import auc_of, proportion
-from ray_app.metrics.means import DRAWS, resampled
+from ray_app.metrics.arrays import Counts, Floats, MetricEstimate, ScoreHistogram, undefined
+from ray_app.metrics.intervals import DRAWS, auc_of, proportion, resampled
 
 Pairs = Mapping[tuple[str, str | None], int]
 """How many images have each pair of true and predicted name."""
@@ -34,7 +31,7 @@ class Attribution:
     recall and F1. `pairs`: (true, predicted, n) of wrong answers, most frequent first, at most 50.
     """
 
-    figures: dict[str, Figure]
+    figures: dict[str, MetricEstimate]
     classes: list[dict[str, Any]]
     pairs: list[tuple[str, str | None, int]]
 
@@ -91,7 +88,7 @@ def attribution_of_pairs(pairs: Pairs, *, known: Collection[str] | None = None, 
     return Attribution(figures, counts.classes(), wrong[:_MOST_PAIRS])
 
 
-def open_set_auroc(truth: Sequence[str], known: Collection[str] | None, confidence: ArrayLike | None) -> Figure:
+def open_set_auroc(truth: Sequence[str], known: Collection[str] | None, confidence: ArrayLike | None) -> MetricEstimate:
     """The AUC of confidence (n,) for images of known names against those of unknown ones, with DeLong's interval."""
     if known is None:
         return undefined(_NO_LIST)
@@ -104,7 +101,7 @@ def open_set_auroc(truth: Sequence[str], known: Collection[str] | None, confiden
     if is_known.all() or not is_known.any():
         return undefined("needs images of known and of unknown generators", len(truth))
     found = auc_of(ScoreHistogram.of(numbers[is_known]), ScoreHistogram.of(numbers[~is_known]))
-    return Figure(found.value, (found.low, found.high), "delong", len(truth))
+    return MetricEstimate(found.value, (found.low, found.high), "delong", len(truth))
 
 
 class _Confusion:
@@ -120,7 +117,7 @@ class _Confusion:
         self._n = np.array(list(pairs.values()), np.int64)
         self.hits, self.support, self.predicted = self._sums(self._n)
 
-    def averages(self) -> dict[str, Figure]:
+    def averages(self) -> dict[str, MetricEstimate]:
         """`AVERAGES`, each with its percentile bootstrap over images, 1,000 resamples of a fixed seed; a resample's over its own names."""
         n = int(self._n.sum())
         if not n:
@@ -137,7 +134,7 @@ class _Confusion:
         for name, hits, n, predicted, own in zip(self._places, self.hits, self.support, self.predicted, f1, strict=True):
             precision = proportion(int(hits), int(predicted), "never predicted")
             rows.append({"name": name, "n": int(n), "predicted": int(predicted), "precision": precision,
-                         "recall": proportion(int(hits), int(n), "no image"), "f1": Figure(float(own), n=int(n))})  # fmt: skip
+                         "recall": proportion(int(hits), int(n), "no image"), "f1": MetricEstimate(float(own), n=int(n))})  # fmt: skip
         return sorted(rows, key=lambda row: (-row["n"], row["name"]))
 
     def _sums(self, weights: Counts) -> tuple[Floats, Floats, Floats]:

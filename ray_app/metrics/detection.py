@@ -12,14 +12,20 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ray_app.detectors.cards import Calibration
-from ray_app.metrics.arrays import Bools, Floats, checked
-from ray_app.metrics.chances import brier_score, debiased_ece, log_loss
-from ray_app.metrics.curves import average_precision
-from ray_app.metrics.figure import Figure, undefined
-from ray_app.metrics.histograms import ScoreHistogram
+from ray_app.detectors.card import Calibration
+from ray_app.metrics.arrays import Bools, Floats, MetricEstimate, ScoreHistogram, checked, undefined
+from ray_app.metrics.calibration import brier_score, debiased_ece, log_loss
 from ray_app.metrics.intervals import DELONG, auc_of, proportion_interval
-from ray_app.metrics.operating import ONE_CLASS, Confusion, equal_error_rate, found_at_fpr, precision_at_prior, rates_at, tpr_at_fpr
+from ray_app.metrics.operating_points import (
+    ONE_CLASS,
+    Confusion,
+    average_precision,
+    equal_error_rate,
+    found_at_fpr,
+    precision_at_prior,
+    rates_at,
+    tpr_at_fpr,
+)
 
 FIGURES: Mapping[str, Literal["max", "min"]] = MappingProxyType(
     {
@@ -35,7 +41,7 @@ FIGURES: Mapping[str, Literal["max", "min"]] = MappingProxyType(
         "pixel_iou": "max",
     }
 )
-"""What can choose a checkpoint, and whether more of it is better. The last two are of masks (ray_app.metrics.pixels)."""
+"""What can choose a checkpoint, and whether more of it is better. The last two are of masks (ray_app.metrics.localization)."""
 
 DETECTION: Mapping[str, Literal["max", "min"]] = MappingProxyType(
     {
@@ -80,13 +86,13 @@ def detection_of(
     strict: bool = True,
     continuous: bool = True,
     calibration: Calibration | None = None,
-) -> dict[str, Figure]:
+) -> dict[str, MetricEstimate]:
     """All figures of `DETECTION`, in its order, from the scores (log-odds of fake) of either class.
 
     Fake is what scores above `threshold`, or, unless `strict`, at it. `continuous`: False for a detector that only says yes or no, whose
     scores rank nothing and, without a calibration, are no chances. `calibration` makes chances of scores, for log-loss, Brier score and
     ECE; it does not move the threshold.
-    Rates have Clopper–Pearson intervals, the AUC DeLong's; the others need a bootstrap (ray_app.metrics.bootstrap) and have none here.
+    Rates have Clopper–Pearson intervals, the AUC DeLong's; the others need a bootstrap (ray_app.metrics.intervals) and have none here.
     A figure that is not defined has its reason. Raises ValueError for a threshold that is not finite.
     """
     if not math.isfinite(threshold):
@@ -105,20 +111,20 @@ def detection_of(
     }
 
 
-def auc_figure(fakes: ScoreHistogram, reals: ScoreHistogram) -> Figure:
+def auc_figure(fakes: ScoreHistogram, reals: ScoreHistogram) -> MetricEstimate:
     """The AUC with DeLong's interval; not defined with one class."""
     n = fakes.n + reals.n
     if not fakes.n or not reals.n:
         return undefined(ONE_CLASS, n)
     auc = auc_of(fakes, reals)
-    return Figure(auc.value, (auc.low, auc.high), DELONG, n)
+    return MetricEstimate(auc.value, (auc.low, auc.high), DELONG, n)
 
 
-def _ranking(fakes: ScoreHistogram, reals: ScoreHistogram) -> dict[str, Figure]:
+def _ranking(fakes: ScoreHistogram, reals: ScoreHistogram) -> dict[str, MetricEstimate]:
     n, both = fakes.n + reals.n, fakes.n and reals.n
     return {
         "auc": auc_figure(fakes, reals),
-        "average_precision": Figure(average_precision(fakes, reals), n=n) if both else undefined(ONE_CLASS, n),
+        "average_precision": MetricEstimate(average_precision(fakes, reals), n=n) if both else undefined(ONE_CLASS, n),
         "eer": equal_error_rate(fakes, reals),
         "tpr_at_fpr_1": tpr_at_fpr(fakes, reals, 100),
         "tpr_at_fpr_01": tpr_at_fpr(fakes, reals, 1000),

@@ -1,6 +1,10 @@
 """Whether two piles of scores come from one distribution: Kolmogorov and Smirnov's test and the population stability index.
 
 Knows two histograms, of images that need not be the same; knows no pairs. Where the images are the same, both p are too cautious.
+
+How far an archive's images are from a known population of reals and fakes, of which it may hold any mixture. Knows counts per bin.
+
+More fakes than the population had are no shift: archive and population are compared at the share of fakes at which they fit best.
 """
 
 import math
@@ -8,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from ray_app.metrics.arrays import Floats
-from ray_app.metrics.histograms import Counts, ScoreHistogram
+from ray_app.metrics.arrays import Counts, Floats, ScoreHistogram
 
 BINS = 10
 _PIECE = 2**18  # scores that are looked at together
@@ -116,3 +120,162 @@ def _first_reached(first: ScoreHistogram, second: ScoreHistogram, images: int) -
             low, high = (low, middle) if reached else (middle + 1, high)
         found += [float(one.values[low])] if low < len(one.values) else []
     return min(found)
+
+
+NOTICED_PSI = 0.1  # under it a population counts as stable (Siddiqi 2006, Credit Risk Scorecards)
+LIMIT_PSI = 0.25  # from it as another one (there too)
+NOTICED_P = 0.001  # so that small archives, whose index is large by chance alone, are not suspected; after Holm over the properties
+
+_SPARSE = 5.0  # images that a bin of the test has at least
+_CLOSE = 1e-9
+
+
+@dataclass(frozen=True)
+class Shift:
+    """How one property of an archive differs from the best mixture of a population's reals and fakes.
+
+    `psi`: population stability index over the bins; `ks`: the largest distance of the cumulated shares at a bin's end, of words half the
+    sum of all differences; `p`: of no difference, by χ²; `share`: of fakes in that mixture; `n`: images of the archive;
+    `tells`: whether so few images could show a difference at the limit at all.
+    """
+
+    psi: float
+    ks: float
+    p: float
+    share: float
+    n: int
+    tells: bool
+
+    def noticed(self, p: float | None = None) -> bool:
+        """Whether it is a difference, and no chance; `p` corrected for how many were looked at."""
+        return self.psi > NOTICED_PSI and (self.p if p is None else p) < NOTICED_P
+
+    def beyond(self, p: float | None = None) -> bool:
+        """Whether it is so large that nothing known of the population holds for the archive."""
+        return self.psi > LIMIT_PSI and self.noticed(p)
+
+
+def shift_of(archive: ArrayLike, real: ArrayLike, fake: ArrayLike, *, most_fakes: float = 1.0, ordered: bool = True) -> Shift:
+    """Compare counts (k,) of an archive with those of a population's reals and fakes over the same bins.
+
+    `most_fakes`: no larger share of fakes explains the archive; `ordered`: whether bins follow each other (numbers) or not (words).
+    Raises ValueError where the archive or the reals have no image.
+    """
+    counts = np.stack([np.asarray(one, np.float64) for one in (archive, real, fake)])
+    n, n_real, _ = counts.sum(axis=1)
+    if not n or not n_real:
+        raise ValueError(f"a shift needs images on both sides; there are {n:,.0f} and {n_real:,.0f}")
+    share, expected = _mixed(counts, most_fakes)
+    found = _halved(counts[0])
+    apart = counts[0] / n - _mixture(share, *(_shares(one) for one in counts[1:]))
+    x2, freedom = _distance(counts, most_fakes)
+    return Shift(
+        psi=float(((found - expected) * np.log(found / expected)).sum()),
+        ks=float(np.abs(np.cumsum(apart)).max() if ordered else np.abs(apart).sum() / 2),
+        p=_survival(x2, freedom),
+        share=share,
+        n=int(n),
+        tells=_survival(LIMIT_PSI * n * n_real / (n + n_real), len(counts[0]) - 1) < NOTICED_P,
+    )
+
+
+def most_fakes(archive: ArrayLike, real: ArrayLike, fake: ArrayLike) -> float:
+    """The largest share of fakes that an archive's scores allow: that whose likelihood ratio to the best one has a p of `NOTICED_P`.
+
+    Archive and population count as one sample of nm / (n + m) images, for the shares in each bin are known no better.
+    """
+    from scipy.stats import chi2
+
+    counts = np.stack([np.asarray(one, np.float64) for one in (archive, real, fake)])
+    n, m = counts[0].sum(), counts[1:].sum()
+    if not n or not counts[2].sum():
+        return 1.0
+    reals, fakes = _halved(counts[1]), _halved(counts[2])
+    best = _best_share(counts[0], reals, fakes, 1.0)
+    allowed = chi2.isf(2 * NOTICED_P, 1) / 2 * n * (n + m) / (n * m)
+
+    def worse(share: float) -> float:
+        return float((counts[0] * np.log(_mixture(best, reals, fakes) / _mixture(share, reals, fakes))).sum())
+
+    low, high = best, 1.0
+    if worse(high) <= allowed:
+        return 1.0
+    while high - low > 1e-6:
+        middle = (low + high) / 2
+        low, high = (middle, high) if worse(middle) <= allowed else (low, middle)
+    return high
+
+
+def _mixed(counts: Floats, most: float) -> tuple[float, Floats]:
+    """The best share of fakes, and the shares (k,) of the bins in that mixture; no bin is empty."""
+    reals, fakes = _halved(counts[1]), _halved(counts[2])
+    share = _best_share(counts[0], reals, fakes, most) if counts[2].sum() else 0.0
+    return share, _mixture(share, reals, fakes)
+
+
+def _best_share(archive: Floats, reals: Floats, fakes: Floats, most: float) -> float:
+    """The share of fakes ≤ `most` at which an archive is likeliest: its log-likelihood is concave, so that its slope is halved down."""
+    low, high = 0.0, most
+    while high - low > _CLOSE:
+        middle = (low + high) / 2
+        rises = (archive * (fakes - reals) / _mixture(middle, reals, fakes)).sum() > 0
+        low, high = (middle, high) if rises else (low, middle)
+    return low if low > _CLOSE else 0.0
+
+
+def _distance(counts: Floats, most: float) -> tuple[float, int]:
+    """The squared distance of archive and mixture in units of its covariance, a χ², and its degrees of freedom.
+
+    All three samples are drawn ones: their multinomial covariances add up. The share of fakes is the one that brings the distance down
+    most (generalised least squares); since its bound may keep it from that, no degree is taken away: p is too large rather than too small.
+    """
+    counts = _merged(counts)
+    if counts.shape[1] == 1:
+        return 0.0, 0
+    totals = np.maximum(counts.sum(axis=1), 1)
+    share, expected = _mixed(counts, most)
+    fakes_of = counts[0] * share * _halved(counts[2]) / expected
+    pooled = _halved(counts[1] + counts[0] - fakes_of), _halved(counts[2] + fakes_of)
+    likely = _mixture(share, *pooled), *pooled
+    weights = (1 / totals[0], (1 - share) ** 2 / totals[1], share**2 / totals[2])
+    spread = sum(weight * (np.diag(one) - np.outer(one, one)) for weight, one in zip(weights, likely, strict=True))[:-1, :-1]
+    found, reals, fakes = (counts / totals[:, None])[:, :-1]
+    apart, lean = found - reals, fakes - reals
+    bent = np.linalg.solve(spread, np.stack([apart, lean], axis=1))
+    differ = float(lean @ bent[:, 1])
+    share = float(np.clip(lean @ bent[:, 0] / differ, 0, most)) if share and differ else 0.0
+    left = apart - share * lean
+    return float(left @ (bent[:, 0] - share * bent[:, 1])), counts.shape[1] - 1
+
+
+def _merged(counts: Floats) -> Floats:
+    """The bins (3, k), neighbours put together until each would have a few images of the smaller of archive and reals."""
+    n, n_real, _ = counts.sum(axis=1)
+    images = (counts[0] + counts[1]) / (n + n_real) * min(n, n_real)
+    ends, gathered = [], 0.0
+    for place, one in enumerate(images.tolist()):
+        gathered += one
+        if gathered >= _SPARSE:
+            ends.append(place + 1)
+            gathered = 0.0
+    return np.add.reduceat(counts, [0, *ends[:-1]], axis=1)  # what is left at the end belongs to the last
+
+
+def _survival(x2: float, freedom: int) -> float:
+    from scipy.stats import chi2
+
+    return float(chi2.sf(x2, freedom)) if freedom else 1.0
+
+
+def _mixture(share: float, reals: Floats, fakes: Floats) -> Floats:
+    return (1 - share) * reals + share * fakes
+
+
+def _shares(counts: Floats) -> Floats:
+    total = counts.sum()
+    return counts / total if total else counts
+
+
+def _halved(counts: Floats | Counts) -> Floats:
+    """Shares of the bins, each with half an image more than it has."""
+    return _shares(np.asarray(counts, np.float64) + 0.5)

@@ -1,10 +1,10 @@
 """What a run, a training and an evaluation say to people: an HTML page each, and lines for the terminal. Knows no more than summaries."""
 
-from ray_app.reports.evaluation_report import evaluation_lines, render_evaluation
-from ray_app.reports.plan_lines import plan_lines
-from ray_app.reports.run_report import render_run_report
-from ray_app.reports.tables import summary_lines, verdict_table
-from ray_app.reports.training_report import render_training_report, training_lines
+from ray_app.reports.evaluation.page import evaluation_lines, render_evaluation
+from ray_app.reports.plan import plan_lines
+from ray_app.reports.run import render_run_report
+from ray_app.reports.text import summary_lines, verdict_table
+from ray_app.reports.training import render_training_report, training_lines
 
 __all__ = [
     "evaluation_lines",

@@ -8,15 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ray_app.profiling.generators import family_title, title_of
-from ray_app.reports.page import jpeg_uri, render
-from ray_app.reports.profile_words import NEAREST, WORDS, beginning, said_generator
+from ray_app.attribution.generators import family_title, title_of
+from ray_app.reports.html import jpeg_uri, render
+from ray_app.reports.run import NEAREST, WORDS, beginning, said_generator
 
 _CUT = 160  # characters of a prompt before it folds
 
 
 @dataclass(frozen=True)
-class Tile:
+class GalleryTile:
     """One image: its result row (`runs.schema`) as a dictionary, and its picture as JPEG bytes, or in words why there is none."""
 
     row: Mapping[str, Any]
@@ -24,7 +24,7 @@ class Tile:
     why: str = ""
 
 
-class Place(NamedTuple):
+class PageNumber(NamedTuple):
     """Which page of how many, both from 1."""
 
     page: int
@@ -41,7 +41,7 @@ class Place(NamedTuple):
         return page_name(self.page + 1) if self.page < self.pages else None
 
 
-class Words(NamedTuple):
+class TileText(NamedTuple):
     """What a tile says of generator or words, and who says it; `opening`: the first of it, where it is long."""
 
     term: str
@@ -55,7 +55,9 @@ def page_name(page: int) -> str:
     return "index.html" if page == 1 else f"page-{page:05d}.html"
 
 
-def render_gallery_page(tiles: Sequence[Tile], place: Place, *, run: str, shown: str, images: int, first: int, version: str = "") -> str:
+def render_gallery_page(
+    tiles: Sequence[GalleryTile], place: PageNumber, *, run: str, shown: str, images: int, first: int, version: str = ""
+) -> str:
     """One page. `shown`: which images of the run, in words; `images`: how many on all pages; `first`: number of the first tile."""
     return render(
         "gallery.html",
@@ -74,7 +76,7 @@ def render_gallery_page(tiles: Sequence[Tile], place: Place, *, run: str, shown:
     )
 
 
-def said_of(row: Mapping[str, Any]) -> list[Words]:
+def said_of(row: Mapping[str, Any]) -> list[TileText]:
     """Generator and words of a row, what is known before what is predicted; nothing of what nobody said."""
     given = row.get("input") or {}
     probability, likelihood = row.get("generator_probability"), row.get("prompt_likelihood")
@@ -88,7 +90,7 @@ def said_of(row: Mapping[str, Any]) -> list[Words]:
         ("Words, predicted", row.get("predicted_prompt"), _likelihood(likelihood)),
     ]
     texts = [(term, str(said), small) for term, said, small in entries if said not in (None, "")]
-    return [Words(term, said, beginning(said, _CUT) if len(said) > _CUT else None, small) for term, said, small in texts]
+    return [TileText(term, said, beginning(said, _CUT) if len(said) > _CUT else None, small) for term, said, small in texts]
 
 
 def _likelihood(value: float | None) -> str:

@@ -10,21 +10,21 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from ray_app.reports import figure_words, wording
-from ray_app.reports.charts import range_meter
-from ray_app.reports.evaluation_facts import DataFacts, EvaluationFacts
-from ray_app.reports.figure_facts import NOT_MEASURED, FigureFacts
-from ray_app.reports.page import render
-from ray_app.reports.run_summary import Section
-from ray_app.reports.system_facts import GeneratorFacts, SystemFacts, ViewFacts
-from ray_app.reports.text_table import paragraph, table
+from ray_app.reports import format as figure_words
+from ray_app.reports import format as wording
+from ray_app.reports.evaluation.model import DataFacts, EvaluationFacts
+from ray_app.reports.evaluation.system_model import NOT_MEASURED, FigureFacts, GeneratorFacts, SystemFacts, ViewFacts
+from ray_app.reports.html import render
+from ray_app.reports.run_model import SummarySection
+from ray_app.reports.svg import range_meter
+from ray_app.reports.text import paragraph, table
 
 COLUMNS = ("auc", "balanced_accuracy", "tpr_at_fpr_1", "ece")
 _MANY = 0.01  # share of images without a score from which on it is said
 _LONGEST_NAME = 60
 
 
-class WorstFacts(Section):
+class WorstFacts(SummarySection):
     """The generator of which the fewest fakes are found."""
 
     generator: str = ""
@@ -60,7 +60,7 @@ class Weakness(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Entry:
+class LeaderboardEntry:
     """One system of one evaluation. `url`: where the evaluation lies. `trained_on`: how many of the fakes' generators it saw."""
 
     system: RankedSystem
@@ -105,7 +105,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Board:
+class Leaderboard:
     """One list. `ranked`: by the lower end of the AUC; `others`: without an AUC, by that of balanced accuracy. `warnings`: of the data."""
 
     title: str
@@ -113,12 +113,12 @@ class Board:
     n_real: int
     n_fake: int
     generators: int
-    ranked: tuple[Entry, ...]
-    others: tuple[Entry, ...]
+    ranked: tuple[LeaderboardEntry, ...]
+    others: tuple[LeaderboardEntry, ...]
     warnings: tuple[str, ...]
 
 
-def boards_of(evaluations: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Board]:
+def boards_of(evaluations: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Leaderboard]:
     """The lists of some evaluations, each with where it lies; those of the most images first.
 
     Raises pydantic's ValidationError for a document of another shape.
@@ -152,7 +152,7 @@ def leaderboard_lines(evaluations: Sequence[tuple[str, Mapping[str, Any]]], widt
     return lines[1:]
 
 
-def _cells(entry: Entry) -> list[str]:
+def _cells(entry: LeaderboardEntry) -> list[str]:
     worst = entry.worst_generator
     system = wording.shortened(entry.system.called, _LONGEST_NAME) + (" *" if entry.trained_on else "")
     shown = [figure_words.in_words(key, entry.system.figure(key)) for key in COLUMNS[:3]]
@@ -168,13 +168,13 @@ def _same(told: RankedEvaluation) -> str:
     return json.dumps([data, told.protocol.name if told.protocol else None])
 
 
-def _board(group: Sequence[tuple[str, RankedEvaluation]]) -> Board:
+def _board(group: Sequence[tuple[str, RankedEvaluation]]) -> Leaderboard:
     first = group[0][1]
     entries = [_entry(url, told, system) for url, told in group for system in told.systems]
     ranked = sorted((one for one in entries if one.system.figure("auc").ends), key=lambda one: _merit(one, "auc"))
     others = sorted((one for one in entries if not one.system.figure("auc").ends), key=lambda one: _merit(one, "balanced_accuracy"))
     fakes = {one.name for _, told in group for system in told.systems for one in system.generators if one.label == "fake"}
-    return Board(
+    return Leaderboard(
         title=first.protocol.title if first.protocol and first.protocol.title else first.title or first.labels.name or "no name",
         rules=f"rules of {first.protocol.name}" if first.protocol else "no protocol",
         n_real=first.data.n_real,
@@ -186,14 +186,14 @@ def _board(group: Sequence[tuple[str, RankedEvaluation]]) -> Board:
     )
 
 
-def _merit(entry: Entry, key: str) -> tuple[float, float, str]:
+def _merit(entry: LeaderboardEntry, key: str) -> tuple[float, float, str]:
     """Sorts the greatest lower end first, then the greatest value."""
     figure = entry.system.figure(key)
     low = figure.ends[0] if figure.ends else -1.0
     return -low, -(figure.number if figure.number is not None else -1.0), entry.system.called
 
 
-def _warnings(group: Iterable[tuple[str, RankedEvaluation]], entries: Sequence[Entry]) -> Iterable[str]:
+def _warnings(group: Iterable[tuple[str, RankedEvaluation]], entries: Sequence[LeaderboardEntry]) -> Iterable[str]:
     for _, told in group:
         shortcut = told.data.shortcut
         if shortcut.confounded:
@@ -204,9 +204,9 @@ def _warnings(group: Iterable[tuple[str, RankedEvaluation]], entries: Sequence[E
         yield "Not all systems met the same perturbations, so their worst ones do not compare."
 
 
-def _entry(url: str, told: RankedEvaluation, system: RankedSystem) -> Entry:
+def _entry(url: str, told: RankedEvaluation, system: RankedSystem) -> LeaderboardEntry:
     fakes = _by_name(system)
-    return Entry(
+    return LeaderboardEntry(
         system=system,
         url=url or told.run.url,
         worst_generator=_worst_generator(system, len(fakes)),
@@ -246,7 +246,7 @@ def _worst_view(system: SystemFacts) -> Weakness:
     return Weakness(name, key, view.figures[key], len(system.views))
 
 
-def _headline(boards: Sequence[Board]) -> str:
+def _headline(boards: Sequence[Leaderboard]) -> str:
     entries = sum(len(one.ranked) + len(one.others) for one in boards)
     if not entries:
         return "Nothing was evaluated."

@@ -17,9 +17,8 @@ import pyarrow.parquet as pq
 from ray_app.archives import Each, in_turn, manifests
 from ray_app.errors import ConfigError, IdentityError
 from ray_app.images import ImageLimits
-from ray_app.runs.claiming import refuse_others
-from ray_app.runs.identity import Identity, as_known_to, differences
-from ray_app.runs.merging import Compactor, Merger, consecutive, published_path, remove_parts
+from ray_app.runs.compaction import Compactor, Merger, consecutive, published_path, remove_parts
+from ray_app.runs.identity import Identity, as_known_to, differences, refuse_others
 from ray_app.runs.schema import MASK_SCHEMA, SCHEMA_VERSION
 from ray_app.storage import Store
 

@@ -1,28 +1,62 @@
 """Members and what was found about them → one Arrow table of result rows. Columnar; nothing is looked up, nothing is dropped.
 
 `with_reasons` makes rows of an older schema speak as those of today.
+
+Scores of recompressed views as a column of result rows, and back. Knows no detector and no threshold.
+
+All that a block's members have on disk, as tables: rows, masks, embeddings. A member whose own cannot be made costs itself alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from ray_app.attribution.captioners import Caption
+from ray_app.attribution.identifier import Identified
 from ray_app.ensembles import Decisions
-from ray_app.errors import Status
-from ray_app.inference import Scored
-from ray_app.profiling.describing import Described
-from ray_app.profiling.identifying import Identified
-from ray_app.runs.masks import mask_measures
+from ray_app.errors import Status, is_of_one_image
+from ray_app.inference import BlockResult, DecodeResult, DetectorOutputs, Scores
+from ray_app.runs.artifacts import feature_rows, mask_measures, mask_rows
 from ray_app.runs.schema import DETAIL, SECOND_LOOK, STABILITY, reason_of, row_schema
-from ray_app.runs.stability import stability_column
+
+
+def stability_column(views: Sequence[Scores], kind: pa.ListType, has_score: npt.NDArray[np.bool_]) -> pa.ListArray:
+    """A list of one struct per view and row, of `kind`; null where a row has no score, or no view of it has any.
+
+    `views`: per view one column of scores per detector, of all rows.
+    """
+    asked = has_score & np.any([np.isfinite(column) for view in views for column in view.values()], axis=0)
+    columns = [np.stack([view[name] for view in views], axis=1)[asked].ravel() for name in views[0]]
+    children = [pa.array(column, pa.float32(), mask=~np.isfinite(column)) for column in columns]
+    values = pa.StructArray.from_arrays(children, fields=list(kind.value_type))
+    offsets = np.concatenate([[0], np.cumsum(asked) * len(views)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), values, type=kind, mask=pa.array(~asked))
+
+
+def stability_views(column: pa.ChunkedArray, detectors: Iterable[str]) -> list[Scores]:
+    """What `stability_column` was given, of these detectors, in their order: NaN where there was nothing. No view, no entry."""
+    asked = column.is_valid().to_numpy()
+    values = pc.list_flatten(column.combine_chunks())
+    count = len(values) // asked.sum() if asked.any() else 0
+    views: list[Scores] = [{} for _ in range(count)]
+    for name in detectors if count else ():
+        table = pc.struct_field(values, name).to_numpy(zero_copy_only=False).reshape(-1, count)
+        for number, view in enumerate(views):
+            view[name] = np.full(len(asked), np.nan, np.float32)
+            view[name][asked] = table[:, number]
+    return views
+
 
 FACTS = ("sha256", "format", "width", "height", "mode", "frames", "orientation", "icc", "flags", "decoder", "quality")
 
 
-def result_rows(members: pa.Table, scored: Scored, *, attempt: int, scored_at: datetime, perceptual_hash: bool = False) -> pa.Table:
+def result_rows(members: pa.Table, scored: BlockResult, *, attempt: int, scored_at: datetime, perceptual_hash: bool = False) -> pa.Table:
     """One row per member of the manifest table, in its order. Raises AssertionError when the counts differ."""
     count = len(members)
     assert count == len(scored.outcomes), f"{count} members, {len(scored.outcomes)} outcomes"
@@ -102,7 +136,7 @@ def identified_columns(identified: Identified, has_score: np.ndarray) -> dict[st
     }
 
 
-def described_columns(described: Sequence[Described | None], has_score: np.ndarray) -> dict[str, Any]:
+def described_columns(described: Sequence[Caption | None], has_score: np.ndarray) -> dict[str, Any]:
     """The columns that a describer fills; null where nothing was said, or a row has no score."""
     said = [one if ok else None for one, ok in zip(described, has_score, strict=True)]
     likelihood = np.array([np.nan if one is None or one.likelihood is None else one.likelihood for one in said], np.float32)
@@ -112,7 +146,7 @@ def described_columns(described: Sequence[Described | None], has_score: np.ndarr
     }
 
 
-def _scores(scored: Scored, schema: pa.Schema, has_score: np.ndarray) -> pa.Array:
+def _scores(scored: BlockResult, schema: pa.Schema, has_score: np.ndarray) -> pa.Array:
     return _struct(schema.field("scores").type, list(scored.scores.values()), has_score)
 
 
@@ -142,3 +176,107 @@ def with_reasons(rows: pa.Table) -> pa.Table:
     details = pa.array([why and why.detail for why in doubts], pa.string()).take(told.indices)
     place = rows.schema.get_field_index("verdict_reason")
     return rows.set_column(place, "verdict_reason", reasons).add_column(place + 1, DETAIL, details)
+
+
+@dataclass(frozen=True)
+class BlockTables:
+    """`masks`: None where nobody localizes. `features`: per detector that keeps embeddings. `outcomes`: as the rows have them."""
+
+    rows: pa.Table
+    masks: pa.Table | None
+    features: Mapping[str, pa.Table]
+    outcomes: Sequence[DecodeResult]
+
+    @property
+    def bad(self) -> int:
+        """How many images have no score."""
+        return sum(outcome.status not in (Status.OK, Status.UNSUPPORTED_FORMAT) for outcome in self.outcomes)
+
+    @property
+    def failures(self) -> list[dict[str, Any]]:
+        """The members on which our own code failed, each with its traceback, as plain JSON."""
+        return [
+            self.rows.select(["image_id", "uri", "member"]).slice(row, 1).to_pylist()[0] | {"traceback": outcome.failure}
+            for row, outcome in enumerate(self.outcomes)
+            if outcome.failure is not None
+        ]
+
+
+def block_tables(
+    members: pa.Table,
+    scored: BlockResult,
+    *,
+    attempt: int,
+    scored_at: datetime,
+    perceptual_hash: bool = False,
+    features: Mapping[str, Mapping[str, Any]] | None = None,
+) -> BlockTables:
+    """The tables of a block's members, in their order; `features`: per detector what decides its embeddings (see `feature_rows`).
+
+    Should they not be had, every member is tried alone, and one that fails becomes `decoder_crashed`. Raises what was raised where that is
+    no single member's (see `errors.is_of_one_image`).
+    """
+
+    def build(members: pa.Table, scored: BlockResult) -> BlockTables:
+        ids = members["image_id"]
+        kept = {
+            name: feature_rows(ids.to_numpy(), scored.readings.embeddings[name], name, facts) for name, facts in (features or {}).items()
+        }
+        rows = result_rows(members, scored, attempt=attempt, scored_at=scored_at, perceptual_hash=perceptual_hash)
+        return BlockTables(rows, mask_rows(ids, scored) if scored.readings.masks else None, kept, scored.outcomes)
+
+    try:
+        return build(members, scored)
+    except Exception as error:
+        if not is_of_one_image(error):
+            raise
+        whole = error
+    failed = _failing_alone(build, members, scored)
+    if not failed:
+        raise whole
+    return build(members, _without(scored, failed))
+
+
+def _failing_alone(build: Callable[[pa.Table, BlockResult], object], members: pa.Table, scored: BlockResult) -> dict[int, Exception]:
+    failed: dict[int, Exception] = {}
+    for row in range(len(members)):
+        try:
+            build(members.slice(row, 1), _only(scored, slice(row, row + 1)))
+        except Exception as error:
+            if not is_of_one_image(error):
+                raise
+            failed[row] = error
+    return failed
+
+
+def _only(scored: BlockResult, rows: slice) -> BlockResult:
+    """What was found of some members."""
+
+    def cut(value: Any) -> Any:
+        return {name: cut(inner) for name, inner in value.items()} if isinstance(value, Mapping) else value[rows]
+
+    decided = {field.name: getattr(scored.decisions, field.name) for field in fields(scored.decisions)}
+    per_member = {name: cut(value) for name, value in decided.items() if value is not None and not isinstance(value, bool)}
+    said = scored.identified
+    return BlockResult(
+        scored.outcomes[rows],
+        DetectorOutputs(**{field.name: cut(getattr(scored.readings, field.name)) for field in fields(DetectorOutputs)}),
+        replace(scored.decisions, **per_member),
+        said and replace(said, **{name: getattr(said, name)[rows] for name in ("codes", "probability", "confidence", "ranking")}),
+    )
+
+
+def _without(scored: BlockResult, failed: Mapping[int, Exception]) -> BlockResult:
+    """The same, where nothing was found of some members but that our code failed on them."""
+
+    def cleared(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: cleared(inner) for name, inner in value.items()}
+        # Numbers of a member without a score stand in no row.
+        return value if isinstance(value, np.ndarray) else [None if row in failed else one for row, one in enumerate(value)]
+
+    outcomes = [
+        DecodeResult.of_failure(failed[row], outcome.facts) if row in failed else outcome for row, outcome in enumerate(scored.outcomes)
+    ]
+    readings = DetectorOutputs(**{field.name: cleared(getattr(scored.readings, field.name)) for field in fields(DetectorOutputs)})
+    return replace(scored, outcomes=outcomes, readings=readings)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from ray_app.ensembles.deciding import Doubt
+from ray_app.ensembles.decision import Doubt
 from ray_app.errors import Reason
 
 SCHEMA_VERSION = 6

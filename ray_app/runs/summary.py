@@ -1,21 +1,147 @@
-"""What a run found, counted in one streaming pass over its current rows: the content of `summary.json`."""
+"""What a run found, counted in one streaming pass over its current rows: the content of `summary.json`.
+
+What a run's profile says, counted and looked for on columns of result rows. Knows columns; knows no model and no page.
+
+How many files say of themselves that a model made them, and what the detectors said of those: counted on columns, no JSON is parsed.
+
+A row's JSON is this package's own (`Provenance.row`), and every quote inside a value is escaped: what stands between bare quotes is a
+key or a closed word, and `ai_declared` comes last.
+"""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_app.errors import Status
+from ray_app.attribution.generators import means
+from ray_app.errors import ConfigError, Status
 from ray_app.images import NAMED_LIMIT
-from ray_app.inference.batches import OWN_FAILURE
-from ray_app.runs.declarations import DeclarationCounter
-from ray_app.runs.profiles import COLUMNS as PROFILE
-from ray_app.runs.profiles import ProfileCounter
+from ray_app.inference.batch import OWN_FAILURE
+from ray_app.runs.directory import RunDirectory
 from ray_app.runs.rows import with_reasons
-from ray_app.runs.schema import SECOND_LOOK
+from ray_app.runs.schema import DESCRIBED, IDENTIFIED, SECOND_LOOK
+
+PROFILE_COLUMNS = ("predicted_generator", *IDENTIFIED, "predicted_prompt", *DESCRIBED)
+UNKNOWN = "unknown"  # what is asked for where the identifier names none of the generators that it knows
+TOLD = 8  # flagged images whose profile a summary repeats
+_TOLD = ("image_id", "uri", "member", "score", *PROFILE_COLUMNS)
+
+
+class ProfileCounter:
+    """Counts table after table, of flagged images alone: an identifier names a generator for real images too, and means nothing by it."""
+
+    def __init__(self) -> None:
+        self._flagged = self._unlike = self._silent = self._described = 0
+        self._is_identified = self._is_described = False
+        self._named: Counter[tuple[str, str]] = Counter()
+        self._told: list[dict[str, Any]] = []
+
+    def add(self, table: pa.Table) -> None:
+        """Count the columns of result rows; tables of runs without a profile count as nothing."""
+        names = table.column_names
+        self._is_identified |= "generator_confidence" in names
+        self._is_described |= "prompt_likelihood" in names
+        if not (self._is_identified or self._is_described):
+            return
+        flagged = table.filter(pc.fill_null(pc.equal(table["verdict"].cast(pa.string()), "fake"), False))
+        self._flagged += len(flagged)
+        if "generator_confidence" in names:
+            self._count_names(flagged)
+        if "prompt_likelihood" in names:
+            self._described += len(flagged) - flagged["predicted_prompt"].null_count
+        self._told = _profiles_highest(self._told, flagged)
+
+    def _count_names(self, flagged: pa.Table) -> None:
+        self._silent += flagged["generator_confidence"].null_count
+        self._unlike += flagged["predicted_generator"].null_count - flagged["generator_confidence"].null_count
+        named = flagged.filter(pc.is_valid(flagged["predicted_generator"]))
+        pairs = zip(named["generator_family"].to_pylist(), named["predicted_generator"].to_pylist(), strict=True)
+        self._named.update(pairs)
+
+    def counts(self) -> dict[str, Any] | None:
+        """None without a profile. `flagged` images; of them `generators` (family, generator, flagged), most frequent first, those `unlike`
+        any known one, those `silent`: with no say; `described`: with words; `told`: the highest scores with what was said of them.
+        """
+        if not (self._is_identified or self._is_described):
+            return None
+        ranked = sorted(self._named.items(), key=lambda item: (-item[1], item[0]))
+        return {
+            "flagged": self._flagged,
+            "identified": self._is_identified,
+            "generators": [{"family": family, "generator": name, "flagged": count} for (family, name), count in ranked],
+            "unlike": self._unlike,
+            "silent": self._silent,
+            "describes": self._is_described,
+            "described": self._described,
+            "told": self._told,
+        }
+
+
+def of_generator(table: pa.Table, wanted: str) -> pa.Table:
+    """The rows that a profile says are of a generator or of a family, by any spelling of its name; `unknown`: of none that it knows."""
+    if "generator_confidence" not in table.column_names:
+        return table.slice(0, 0)
+    names, families = table["predicted_generator"].to_pylist(), table["generator_family"].to_pylist()
+    if wanted == UNKNOWN:
+        return table.filter(pc.and_(pc.is_null(table["predicted_generator"]), pc.is_valid(table["generator_confidence"])))
+    meant = {pair: means(wanted, *pair) for pair in set(zip(names, families, strict=True))}
+    return table.filter(pa.array([meant[pair] for pair in zip(names, families, strict=True)], pa.bool_()))
+
+
+def require_identified(run: RunDirectory) -> None:
+    """Raises ConfigError for a run in which no identifier was asked, or where there is no run."""
+    if not run.exists():
+        raise ConfigError(f"{run.store.url}: no run here", hint="touchstone score SOURCE --out DIR makes one")
+    if not (run.describe()["ensemble"].get("profile") or {}).get("identifier"):
+        raise ConfigError(
+            f"{run.store.url}: this run named no generators",
+            hint="score with an ensemble whose `profile` has an identifier, or touchstone rescore RUN --identifier CARD",
+        )
+
+
+def _profiles_highest(told: Sequence[dict[str, Any]], flagged: pa.Table) -> list[dict[str, Any]]:
+    """The highest scores so far with what was said of them; of equal ones the first of the archive."""
+    rows = flagged.select([name for name in _TOLD if name in flagged.column_names])
+    best = rows.take(pc.sort_indices(rows, sort_keys=[("score", "descending")])[:TOLD]).to_pylist()
+    return sorted([*told, *best], key=lambda row: -row["score"])[:TOLD]
+
+
+C2PA_STATES = ("trusted", "intact", "invalid", "unreadable")
+NO_VERDICT = "none"
+
+
+class DeclarationCounter:
+    """Counts table after table."""
+
+    def __init__(self) -> None:
+        self._stated = 0
+        self._verdicts: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
+        self._states: Counter[str] = Counter()
+
+    def add(self, table: pa.Table) -> None:
+        """Count the columns `provenance` and `verdict` of result rows."""
+        said = table["provenance"]
+        self._stated += len(said) - said.null_count
+        declared = pc.fill_null(pc.ends_with(said, '"ai_declared":true}'), False)
+        verdicts = pc.fill_null(table["verdict"].cast(pa.string()), NO_VERDICT)
+        for is_declared, counter in self._verdicts.items():
+            some = verdicts.filter(declared if is_declared else pc.invert(declared))
+            counter.update({item["values"]: item["counts"] for item in pc.value_counts(some).to_pylist()})
+        for state in C2PA_STATES:
+            self._states[state] += pc.sum(pc.match_substring(said, f'"c2pa":{{"state":"{state}"')).as_py() or 0
+
+    def counts(self) -> dict[str, Any]:
+        """`stated`: rows with any statement; `declared` and `undeclared`: rows per verdict; `c2pa`: rows per state of a manifest."""
+        return {
+            "stated": self._stated,
+            "declared": dict(self._verdicts[True]),
+            "undeclared": dict(self._verdicts[False]),
+            "c2pa": {state: count for state, count in self._states.items() if count},
+        }
+
 
 EDGES = np.linspace(-12.0, 12.0, 49)  # log-odds; scores beyond are counted in the outermost bins
 EXAMPLES = 3
@@ -37,7 +163,7 @@ COLUMNS = [
     "provenance",
     "reused",
     SECOND_LOOK,
-    *PROFILE,
+    *PROFILE_COLUMNS,
 ]
 
 

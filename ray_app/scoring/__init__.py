@@ -1,5 +1,7 @@
 """Scoring an archive on Ray Data: manifest → blocks → run. Importing this package imports no Ray; running something does."""
 
-from ray_app.scoring.config import ClusterConfig, ScoreConfig
+from ray_app.scoring.config import ScoreConfig
 
-__all__ = ["ScoreConfig", "ClusterConfig"]
+__all__ = [
+    "ScoreConfig",
+]

@@ -1,57 +1,16 @@
 """The settings of a scoring run. Defaults run on a laptop."""
 
-from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from ray_app.archives import Columns, ContainerLimits
-from ray_app.config import Frozen
-from ray_app.config.loading import written
+from ray_app.archives import ContainerLimits, TableColumns
+from ray_app.cluster.config import ClusterConfig
+from ray_app.config import Frozen, written
 from ray_app.errors import Status
 from ray_app.images import BatchLimits, ImageLimits
 from ray_app.images.provenance import ProvenanceConfig
-from ray_app.inference.decoding import WALL_LIMIT_S
 from ray_app.storage import UNGUARDED, RetryPolicy
-
-
-class ClusterConfig(Frozen):
-    """Where the run executes. Operational: none of it changes a score, so a resumed run may set it anew."""
-
-    address: str | None = Field(default=None, description="Ray address; null starts a local cluster unless RAY_ADDRESS is set")
-    cpus: int | None = Field(default=None, ge=1, description="cores to plan for; null = what the cluster has now")
-    gpus: int | None = Field(
-        default=None, ge=0, description="GPUs to plan for, also those an autoscaler has yet to start; null = what is there now"
-    )
-    workers: int | None = Field(default=None, ge=1, description="scoring processes; null = one per core, or one per GPU")
-    labels: Mapping[str, str] = Field(
-        default={}, description="Ray node labels that the workers' nodes must have; {workload: '!serving'} leaves an endpoint's nodes alone"
-    )
-    object_store_bytes: int | None = Field(default=None, ge=80 * 2**20, description="object store of a local cluster; null = 512 MiB")
-    stall_timeout_s: float | None = Field(
-        default=None,
-        gt=0,
-        description="a run in which no block ends for so long stops, its state kept; null = 15 minutes (an hour where "
-        "images are of 8 MiB and more on average), or what a block of the largest images may take the slowest detectors",
-    )
-    grace_s: float | None = Field(
-        default=None,
-        ge=0,
-        description="when a run is to stop, what is under way has so long to be committed; null = 25 s after a signal or when the "
-        "driver's machine is taken away, 60 s when --max-hours or --max-cost is reached",
-    )
-    decode_limit_s: float = Field(
-        default=WALL_LIMIT_S,
-        gt=0,
-        description="an image whose decoding takes longer is given up (decode_timeout); one of over 50 megapixels may take as many times "
-        "longer as it is larger; on slow nodes set it higher, then --retry those",
-    )
-    decode_bytes: int | None = Field(
-        default=None,
-        ge=2**28,
-        description="memory that images over 50 megapixels, and others that take much, may take together on one node: they wait for their "
-        "turn, and one that takes more is image_too_large; null = a quarter of the node's memory",
-    )
 
 
 class TrafficPrices(Frozen):
@@ -79,7 +38,7 @@ class ScoreConfig(Frozen):
     ensemble: str = "default"
     detectors: tuple[str, ...] = Field(default=(), description="instead of an ensemble: the mean of these detectors")
     accept_licences: tuple[str, ...] = Field(default=(), description="detectors, or licences, whose terms you accept for this run")
-    columns: Columns = Columns()
+    columns: TableColumns = TableColumns()
     allow_private: bool = Field(
         default=False, description="read what a list names also from web servers that are not on the public Internet"
     )

@@ -16,17 +16,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_app import __version__
-from ray_app.archives import Member, MemberReader, guard_of, iter_blocks, manifests, member_rows, read_block, read_vanished
+from ray_app.archives import ManifestMember, MemberReader, guard_of, iter_blocks, manifests, member_rows, read_block, read_vanished
+from ray_app.cluster.progress import Progress
 from ray_app.errors import ClusterError, ConfigError, InputError, Status
 from ray_app.images import ImageLimits
-from ray_app.reports.gallery import Place, Tile, page_name, render_gallery_page
-from ray_app.reports.wording import VERDICT_WORDS, meaning, visible
+from ray_app.reports.format import VERDICT_WORDS, meaning, visible
+from ray_app.reports.gallery import GalleryTile, PageNumber, page_name, render_gallery_page
 from ray_app.runs import RunDirectory, current_tables
 from ray_app.runs.directory import Published
-from ray_app.runs.profiles import COLUMNS as PROFILE
-from ray_app.runs.profiles import UNKNOWN, of_generator, require_identified
-from ray_app.scoring.progress import Progress
-from ray_app.scoring.thumbnails import thumbnail
+from ray_app.runs.summary import PROFILE_COLUMNS as PROFILE
+from ray_app.runs.summary import UNKNOWN, of_generator, require_identified
+from ray_app.scoring.report import thumbnail
 from ray_app.storage import Fetcher, Store
 
 SIDE_PX = 320
@@ -83,7 +83,7 @@ def make_gallery(url: str, out: str, choice: Choice = _ALL, *, per_page: int = P
     progress = Progress(images, done=0, name="gallery") if images and not quiet else None
     for page in range(1, pages + 1):
         some = list(islice(tiles, per_page))
-        html = render_gallery_page(some, Place(page, pages), run=run.store.url, shown=choice.words, images=images,
+        html = render_gallery_page(some, PageNumber(page, pages), run=run.store.url, shown=choice.words, images=images,
                                    first=(page - 1) * per_page + 1, version=__version__)  # fmt: skip
         store.write(page_name(page), html.encode())
         if progress is not None:
@@ -121,7 +121,7 @@ def _chosen(run: RunDirectory, choice: Choice) -> tuple[npt.NDArray[np.int64] | 
     return (None, count) if choice.most is None else (np.sort(ids), len(ids))
 
 
-def _tiles(run: RunDirectory, choice: Choice, chosen: npt.NDArray[np.int64] | None, limits: ImageLimits) -> Iterator[Tile]:
+def _tiles(run: RunDirectory, choice: Choice, chosen: npt.NDArray[np.int64] | None, limits: ImageLimits) -> Iterator[GalleryTile]:
     reader = MemberReader(Fetcher(guard=guard_of(run.store)), max_bytes=limits.max_bytes)
     gone = pa.array(read_vanished(run.store, manifests(run.store)[-1]))
     for file in run.published():
@@ -138,23 +138,25 @@ def _tiles(run: RunDirectory, choice: Choice, chosen: npt.NDArray[np.int64] | No
                 yield from _pictured(reader, some, [listed[row["image_id"]] for row in some], limits)
 
 
-def _members(run: RunDirectory, file: Published) -> Iterator[Member]:
+def _members(run: RunDirectory, file: Published) -> Iterator[ManifestMember]:
     for ref in iter_blocks(run.store, file.manifest):
         if file.first <= ref.block <= file.last:
             yield from member_rows(read_block(run.store, ref))
 
 
-def _pictured(reader: MemberReader, rows: Sequence[dict[str, Any]], members: Sequence[Member], limits: ImageLimits) -> Iterator[Tile]:
+def _pictured(
+    reader: MemberReader, rows: Sequence[dict[str, Any]], members: Sequence[ManifestMember], limits: ImageLimits
+) -> Iterator[GalleryTile]:
     """Tiles in order; what had no status `ok` when it was scored is not read again."""
     read = reader.read([member for row, member in zip(rows, members, strict=True) if row["status"] == Status.OK])
     for row in rows:
         if row["status"] != Status.OK:
-            yield Tile(row, None, "; ".join(filter(None, [meaning(row["status"]) or row["status"], row["detail"]])))
+            yield GalleryTile(row, None, "; ".join(filter(None, [meaning(row["status"]) or row["status"], row["detail"]])))
             continue
         _, data = next(read)
         try:
             if isinstance(data, InputError):
                 raise data
-            yield Tile(row, thumbnail(data, limits, SIDE_PX))
+            yield GalleryTile(row, thumbnail(data, limits, SIDE_PX))
         except InputError as refused:
-            yield Tile(row, None, f"{meaning(refused.status)}: {refused.detail}" if refused.detail else meaning(refused.status))
+            yield GalleryTile(row, None, f"{meaning(refused.status)}: {refused.detail}" if refused.detail else meaning(refused.status))

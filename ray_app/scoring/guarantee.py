@@ -13,12 +13,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_app.archives import Each, in_turn, manifests
-from ray_app.ensembles import EnsembleCard, Tally, properties_of
+from ray_app.ensembles import EnsembleCard, PopulationTally, properties_of
 from ray_app.errors import Reason
 from ray_app.inference import ScoringSpec
-from ray_app.inference.settings import departures, other_decoders, otherwise
-from ray_app.metrics.mixture import Shift, most_fakes, shift_of
-from ray_app.metrics.paired import holm
+from ray_app.inference.spec import departures, other_decoders, otherwise
+from ray_app.metrics.drift import Shift, most_fakes, shift_of
+from ray_app.metrics.significance import holm
 from ray_app.runs import RunDirectory
 from ray_app.runs.directory import SCORE_DECIDES, Published
 from ray_app.runs.reader import numbers, tables_in
@@ -96,7 +96,7 @@ def compare(run: RunDirectory, spec: ScoringSpec) -> Comparison:
     return Comparison({"guarantee": facts}, unlike)
 
 
-def shifts_of(card: EnsembleCard, tally: Tally) -> list[dict[str, Any]]:
+def shifts_of(card: EnsembleCard, tally: PopulationTally) -> list[dict[str, Any]]:
     """Each property of a card's population that archive and calibration both have: how far apart they are, p corrected for all of them.
 
     A score may be explained by any share of fakes; every other property by no more fakes than the ensemble's scores allow, or reals that
@@ -143,10 +143,10 @@ def _rewrite(run: RunDirectory, spec: ScoringSpec, decided: Decided, unlike: str
     run.rewrite_file(file, lambda rows: decided(rows, spec) if unlike is None else unlike_rows(rows, unlike))
 
 
-def _counted(run: RunDirectory, spec: ScoringSpec) -> tuple[Tally, set[str], int]:
+def _counted(run: RunDirectory, spec: ScoringSpec) -> tuple[PopulationTally, set[str], int]:
     """The archive's counts, the decoders of its images in formats that the calibration saw, and how many images have a score."""
     population = spec.ensemble.population
-    tally, decoders, images = Tally(population.features if population else ()), set[str](), 0
+    tally, decoders, images = PopulationTally(population.features if population else ()), set[str](), 0
     formats = population.seen.formats if population and population.seen else ()
     for rows in _scored_rows(run):
         images += len(rows)

@@ -18,7 +18,7 @@ from ray_app.archives import (
     read_blocks,
     read_complete,
 )
-from ray_app.reports.wording import linked_words
+from ray_app.reports.format import linked_words
 from ray_app.runs import RunDirectory, begun_retry, fingerprint
 from ray_app.runs.reader import publish_vanished
 from ray_app.scoring.config import ScoreConfig
@@ -63,7 +63,7 @@ def bring_up_to_date(run: RunDirectory, config: ScoreConfig, plan: BlockPlan, *,
     work = _work(run)
     if not work.pending:
         archive = archive_of(config)
-        if list_members(run.store, archive, plan, each=each, progress=Telling(), limit=config.limit) is not None:
+        if list_members(run.store, archive, plan, each=each, progress=ListingProgress(), limit=config.limit) is not None:
             work = replace(_work(run), is_new=True)
         tell_linked(run)
     publish_vanished(run)
@@ -107,7 +107,7 @@ def _work(run: RunDirectory) -> Listing:
     return Listing(numbers, BlockList.joined(blocks), BlockList.joined(pending), 0.0)
 
 
-class Telling:
+class ListingProgress:
     """Says now and then how far a long listing is."""
 
     def __init__(self) -> None:

@@ -10,24 +10,21 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from ray_app.config.loading import overlaid, validate, written
+from ray_app.config import overlaid, validate, written
 from ray_app.detectors import MIRROR_VARIABLE, DetectorCard, load_card
-from ray_app.detectors.cards import as_noted
+from ray_app.detectors.card import as_noted
 from ray_app.detectors.weights import stated_digest, with_kept_weights
-from ray_app.ensembles import EnsembleCard, Member, ensemble_of, load_ensemble_card
+from ray_app.ensembles import EnsembleCard, EnsembleMember, ensemble_of, load_ensemble_card
 from ray_app.errors import ConfigError, IdentityError, TouchstoneError
 from ray_app.inference import ScoringSpec, make_spec
-from ray_app.inference.identified import require_embeddings
+from ray_app.inference.decision import require_embeddings
 from ray_app.inference.spec import Precision
-from ray_app.perturbations import Perturbation, load_perturbations
 from ray_app.runs import RunDirectory
 from ray_app.runs.identity import Identity, as_known_to, differing_keys
 from ray_app.scoring.config import ScoreConfig
-from ray_app.scoring.embedding import kept_by
 from ray_app.scoring.guarantee import WAIVED
-from ray_app.scoring.preparing import UNNOTED, identity_of
-from ray_app.scoring.references import references_beside
-from ray_app.scoring.stability import stability_of
+from ray_app.scoring.identity import UNNOTED, identity_of, kept_by, references_beside, stability_of
+from ray_app.transforms.perturbations import Perturbation, load_perturbations
 
 # With these a config leaves something to Touchstone even where it is written down.
 _AUTOMATIC = {"precision": "auto", "resize": "auto", "batch_slots": None}
@@ -172,11 +169,11 @@ def _named(config: ScoreConfig) -> EnsembleCard:
     return ensemble_of(list(config.detectors)) if config.detectors else load_ensemble_card(config.ensemble)
 
 
-def _card_of(member: Member) -> DetectorCard:
+def _card_of(member: EnsembleMember) -> DetectorCard:
     return load_card(member.detector)
 
 
-def _card_as_noted(begun: Begun, member: Member) -> DetectorCard:
+def _card_as_noted(begun: Begun, member: EnsembleMember) -> DetectorCard:
     """The card of a member of the run's own ensemble, with what the run notes of it where the card says something else by now.
 
     Weights of another content are taken from where they are kept: the cache, the mirror, the run. Where they are not, the card stays as it

@@ -11,11 +11,11 @@ from typing import Any
 
 from ray_app import __version__
 from ray_app.inference import ASKED, DESCRIBED, LOOKED, LOOKED_MS, RUNS, STAGES
-from ray_app.reports.wording import file_name, shortened, visible
+from ray_app.reports.format import file_name, shortened, visible
 from ray_app.runs import RunDirectory
 from ray_app.scoring.config import Prices
-from ray_app.scoring.costs import Costs, is_billed, is_priced, spent
-from ray_app.scoring.plan import Layout, NodeMemory
+from ray_app.scoring.forecast.cost import Costs, is_billed, is_priced, spent
+from ray_app.scoring.layout import NodeMemory, ScoringLayout
 
 COUNTS = ("bytes_read", "requests", "puts", "retried", "throttled", "decoded", "reused")
 MEASURABLE_S = 2.0  # over less time than this a rate would say nothing
@@ -23,7 +23,7 @@ _LONGEST_NAME = 300
 _log = logging.getLogger(__name__)
 
 
-class Session:
+class ScoringSession:
     """Counts while blocks are committed. `number` is 1 for the first session of a run; rows carry it as `attempt`.
 
     `start` is the monotonic time at which the user's command began; `noted`: what its summary says of it besides.
@@ -42,7 +42,7 @@ class Session:
         self._counts: Counter[str] = Counter()
         self._peak_bytes = 0
         self._seconds = dict.fromkeys(("list", *STAGES), 0.0)
-        self._layout: Layout | None = None
+        self._layout: ScoringLayout | None = None
         self._memory: NodeMemory | None = None
         self._retries: list[dict[str, Any]] = []
         self._told: set[tuple[str, ...]] = set()
@@ -60,7 +60,7 @@ class Session:
         """Count the time that listing took."""
         self._seconds["list"] += seconds
 
-    def planned(self, layout: Layout, memory: NodeMemory) -> None:
+    def planned(self, layout: ScoringLayout, memory: NodeMemory) -> None:
         """Note how the work is laid out, and what it takes of each node's memory."""
         self._layout, self._memory = layout, memory
 

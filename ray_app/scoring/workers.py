@@ -19,30 +19,30 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from ray_app.archives import BlockRef, member_rows, read_block
+from ray_app.cluster.attempts import OUT_OF_MEMORY_HINT, Attempts
+from ray_app.cluster.shutdown import StopNote
 from ray_app.detectors import MIRROR_VARIABLE
 from ray_app.errors import ClusterError, TouchstoneError, is_want_of_memory, said
-from ray_app.inference import Batch, BatchDecoder, BlockReader, Outcome, Readings, ScoringSpec, StageClock, judge, pack, unpack
-from ray_app.inference.batches import Pixels
-from ray_app.inference.decoding import BUDGET, WALL_LIMIT_S
-from ray_app.inference.describing import Describing, asked_for, seen_by_describer
-from ray_app.inference.judging import going_on
-from ray_app.inference.reusing import Recall
+from ray_app.inference import Batch, BatchDecoder, BlockReader, DecodeResult, DetectorOutputs, ScoringSpec, StageClock, judge, pack, unpack
+from ray_app.inference.batch import Pixels
+from ray_app.inference.captions import Describing, asked_for, seen_by_describer
+from ray_app.inference.decision import going_on
+from ray_app.inference.decoder import BUDGET, WALL_LIMIT_S
+from ray_app.inference.reuse import ScoreCache
 from ray_app.runs import RunDirectory, block_tables, write_features
-from ray_app.runs.reusing import ScoreIndex
-from ray_app.scoring.attempts import OUT_OF_MEMORY_HINT, Attempts
+from ray_app.runs.score_index import ScoreIndex
 from ray_app.scoring.messages import REF, error_table, handed_back, is_settled, pickled, ref_of, report_table, unpickled
-from ray_app.scoring.stopping import StopNote
 from ray_app.storage import Fetcher
 from ray_app.storage.node_budget import NodeBudget
 
 if TYPE_CHECKING:
-    from ray_app.inference.batches import File
-    from ray_app.inference.describing import Seen
-    from ray_app.inference.second_look import Looking
+    from ray_app.inference.batch import File
+    from ray_app.inference.captions import Seen
+    from ray_app.inference.second_pass import CascadeScorer
 
 
 @dataclass(frozen=True)
-class Job:
+class ScoringJob:
     """What every worker of one session is given."""
 
     run: RunDirectory
@@ -59,7 +59,7 @@ class Job:
 class Worker:
     """Base of the stages. What fails travels to the driver as a row of its own, since Ray keeps only the text of an exception."""
 
-    def __init__(self, job: Job, pool: tuple[str, ...] | None = None) -> None:
+    def __init__(self, job: ScoringJob, pool: tuple[str, ...] | None = None) -> None:
         import ray
 
         self._job, self._pool, self._clock = job, pool, StageClock()
@@ -100,7 +100,7 @@ class Worker:
     def _reader(self, *, hand_over: bool = False) -> BlockReader:
         """Of what every image is prepared for; which of them are looked at again is known later."""
         job = self._job
-        recall = None if job.known is None else Recall(job.spec, ScoreIndex(job.known, job.crumbs / "reuse"))
+        recall = None if job.known is None else ScoreCache(job.spec, ScoreIndex(job.known, job.crumbs / "reuse"))
         return BlockReader(
             job.spec.early,
             self._clock,
@@ -113,15 +113,20 @@ class Worker:
             decode_bytes=job.decode_bytes,
         )
 
-    def _looking(self, decoder: BatchDecoder, *, describing: Describing | None = None, holds_block: bool = False) -> "Looking":
-        from ray_app.inference.recompressing import Recompressing  # torch: only where something is scored
-        from ray_app.inference.scoring import EnsembleScorer
-        from ray_app.inference.second_look import KEPT_BYTES, Looking
+    def _looking(self, decoder: BatchDecoder, *, describing: Describing | None = None, holds_block: bool = False) -> "CascadeScorer":
+        from ray_app.inference.scorer import EnsembleScorer
+        from ray_app.inference.second_pass import (
+            KEPT_BYTES,
+            CascadeScorer,
+            Recompressing,  # torch: only where something is scored
+        )
 
         scorer = EnsembleScorer(self._job.spec, self._clock, self._pool)
         views = Recompressing(self._job.spec, scorer, decoder, self._clock) if self._job.spec.stability else None
         kept_bytes = math.inf if holds_block else KEPT_BYTES  # where the files of a block have arrived together, they are all here anyway
-        return Looking(self._job.spec, scorer, decoder, self._clock, kept_bytes=kept_bytes, recompressing=views, describing=describing)
+        return CascadeScorer(
+            self._job.spec, scorer, decoder, self._clock, kept_bytes=kept_bytes, recompressing=views, describing=describing
+        )
 
 
 class BlockScorer(Worker):
@@ -137,7 +142,7 @@ class BlockScorer(Worker):
         """Block references → commit reports."""
         ref = ref_of(table)
         members = read_block(self._job.run.store, ref)
-        outcomes: list[Outcome] = []
+        outcomes: list[DecodeResult] = []
         with self._attempt(ref, members), _counted(self._reading, self._scoring) as counts:
             readings = self._scoring.score(_noting(self._reading.read(member_rows(members)), outcomes))
         self._reading.learn(outcomes, readings)
@@ -178,7 +183,7 @@ class TensorScorer(Worker):
         """
         spec = self._job.spec
         note: Note = unpickled(table["note"])
-        outcomes, seen = list[Outcome](), list[Pixels | None](note.seen)
+        outcomes, seen = list[DecodeResult](), list[Pixels | None](note.seen)
         with self._attempt(note.ref, note.members), _counted(self._scoring, self._decoding, self._describing) as counts:
             if "outcomes" in table.column_names:
                 batches = (self._decoding.complete(batch) for batch in unpack(table, spec.early.preprocessings))
@@ -221,12 +226,14 @@ class Note:
     counts: Mapping[str, int]
     seconds: Mapping[str, float]
     peak_bytes: int
-    outcomes: list[Outcome] = field(default_factory=list)
-    readings: Readings = field(default_factory=lambda: Readings({}))
+    outcomes: list[DecodeResult] = field(default_factory=list)
+    readings: DetectorOutputs = field(default_factory=lambda: DetectorOutputs({}))
     files: "Sequence[tuple[int, File] | None]" = ()  # of members that go on, for pools that look again
     seen: "Seen" = ()  # what the describer may look at, once the tensors travel no further
 
-    def joined(self, outcomes: list[Outcome], readings: Readings, counts: Mapping[str, int], seconds: Mapping[str, float]) -> "Note":
+    def joined(
+        self, outcomes: list[DecodeResult], readings: DetectorOutputs, counts: Mapping[str, int], seconds: Mapping[str, float]
+    ) -> "Note":
         """With what one more pool found."""
         together = Counter(self.counts)
         together.update(counts)  # a sum of counters would forget what was counted and is none, such as second looks
@@ -280,13 +287,13 @@ def _seeing(spec: ScoringSpec, batches: Iterable[Batch], seen: list[Pixels | Non
         yield batch
 
 
-def _noting(batches: Iterable[Batch], outcomes: list[Outcome]) -> Iterator[Batch]:
+def _noting(batches: Iterable[Batch], outcomes: list[DecodeResult]) -> Iterator[Batch]:
     for batch in batches:
         outcomes.extend(batch.outcomes)
         yield batch
 
 
-def _commit(job: Job, note: Note, clock: StageClock) -> pa.Table:
+def _commit(job: ScoringJob, note: Note, clock: StageClock) -> pa.Table:
     ref, members = note.ref, note.members
     with clock("write"):
         made = block_tables(

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from http import HTTPStatus
 
 from ray_app.errors import InputError, SourceError, Status, StorageError
-from ray_app.storage.locations import bucket_and_key, scheme_of, strip_secrets
+from ray_app.storage.urls import bucket_and_key, scheme_of, strip_secrets
 
 # https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html, and what other S3 servers and GCS say for the same.
 _THROTTLE_CODES = frozenset(

@@ -2,28 +2,104 @@
 
 A source is one file, a folder or key prefix, a pattern (`s3://bucket/2024/**/*.jpg`), or one https URL. Pattern letters count only
 where nothing has that literal name. Symbolic links to files are listed, links to folders are not followed (so no cycle can hang a run).
+
+A large S3 source cut into ranges of keys that can be listed side by side, by any number of processes. Reads no file.
+
+The ranges follow each other in key order and leave nothing out, so that together they tell what one listing tells, in its order.
+
+Several slow iterators read side by side, told one after the other. Knows threads; knows nothing of what passes through.
 """
 
+import contextlib
 import os
+import queue
 import stat
-from collections.abc import Iterator, Mapping
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
-from itertools import chain, groupby
+from dataclasses import dataclass, replace
+from itertools import chain, groupby, pairwise
 from operator import itemgetter
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from ray_app.errors import ConfigError, StorageError
-from ray_app.storage import s3, web
+from ray_app.storage import http, s3
 from ray_app.storage.errors import is_missing, unreachable
-from ray_app.storage.globs import full_matcher, has_magic, split_at_magic
-from ray_app.storage.hub import reading_place
-from ray_app.storage.in_order import in_order
-from ray_app.storage.locations import bucket_and_key, canonical, local_path, local_uri, scheme_of, strip_secrets
-from ray_app.storage.retrying import Call, Retrier, RetryPolicy
-from ray_app.storage.versions import local_version, version_of
-from ray_app.storage.web import WEB, Guard
+from ray_app.storage.http import WEB, Guard
+from ray_app.storage.object_store import reading_place
+from ray_app.storage.retry import Call, Retrier, RetryPolicy
+from ray_app.storage.urls import (
+    bucket_and_key,
+    canonical,
+    full_matcher,
+    has_magic,
+    local_path,
+    local_uri,
+    local_version,
+    scheme_of,
+    split_at_magic,
+    strip_secrets,
+    version_of,
+)
+
+T = TypeVar("T")
+
+_END = object()
+
+
+def in_order(parts: Iterable[list[T] | Iterator[T]], *, at_once: int, ahead: int) -> Iterator[T]:
+    """All items of the first part, then all of the second, …, while `at_once` parts are being read, each up to `ahead` items early.
+
+    A part that is a list is there already and needs no reader. An exception of a part comes out at
+    its place; leaving early stops the readers.
+    """
+    stopped = threading.Event()
+    running: deque[Iterator[T]] = deque()
+    waiting = iter(parts)
+    try:
+        while True:
+            while len(running) < at_once and (part := next(waiting, None)) is not None:
+                running.append(iter(part) if isinstance(part, list) else _Reader(part, ahead, stopped).items())
+            if not running:
+                return
+            yield from running[0]
+            running.popleft()
+    finally:
+        stopped.set()
+
+
+class _Reader(Generic[T]):
+    """One part and the thread that reads it."""
+
+    def __init__(self, part: Iterator[T], ahead: int, stopped: threading.Event) -> None:
+        self._read: queue.Queue[object] = queue.Queue(maxsize=ahead)
+        self._part, self._stopped = part, stopped
+        threading.Thread(target=self._run, name="list", daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            for item in self._part:
+                self._put(item)
+                if self._stopped.is_set():
+                    return
+            self._put(_END)
+        except BaseException as error:
+            self._put(error)
+
+    def _put(self, item: object) -> None:
+        while not self._stopped.is_set():
+            with contextlib.suppress(queue.Full):
+                self._read.put(item, timeout=0.2)
+                return
+
+    def items(self) -> Iterator[T]:
+        while (item := self._read.get()) is not _END:
+            if isinstance(item, BaseException):
+                raise item
+            yield item  # type: ignore[misc]
+
 
 PATIENCE = RetryPolicy(attempts=6, base_s=0.25, cap_s=10.0, deadline_s=300.0)
 # Prefixes listed at once, and pages (1000 keys, about 300 kB) that each may run ahead: bounds memory to some 80 MB.
@@ -227,7 +303,7 @@ def objects_of(bucket: str, page: dict[str, Any]) -> Iterator[ObjectInfo]:
 
 def _list_web(url: str, guard: Guard) -> Iterator[ObjectInfo]:
     try:
-        info = Retrier(PATIENCE).call(lambda left: web.head(url, guard, timeout_s=left))
+        info = Retrier(PATIENCE).call(lambda left: http.head(url, guard, timeout_s=left))
     except Exception as error:
         if is_missing(error):
             return
@@ -261,3 +337,135 @@ def _walk(fs: Any, folder: str, call: Call) -> Iterator[Mapping[str, Any]]:
 def _told(uri: str, info: Mapping[str, Any]) -> ObjectInfo:
     size = info.get("size")
     return ObjectInfo(uri, -1 if size is None else size, version_of(info))
+
+
+# Enough ranges for any cluster to share, few enough to be planned by one process; and what looking for them may cost.
+_MAX_RANGES, _ENOUGH_FOLDERS, _MAX_REQUESTS = 256, 64, 64
+_RANGES_AT_ONCE, _RANGES_PAGES_AHEAD = 8, 32
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRange:
+    """The keys of a prefix that come after `after`, up to and with `until`; None = from its first, to its last.
+
+    `pattern` is compared with the path below the prefix.
+    """
+
+    bucket: str
+    prefix: str
+    after: str | None = None
+    until: str | None = None
+    pattern: str | None = None
+
+
+def list_divisions(source: str) -> list[KeyRange]:
+    """The ranges that make up a source of more than one page, cut at its folders; none where one listing does as well.
+
+    Raises StorageError when the store is out of reach or refuses.
+    """
+    place = canonical(source)
+    if scheme_of(place) != "s3":
+        return []
+    try:
+        call = Retrier(PATIENCE).call
+        whole = _whole(place, call)
+        return [] if whole is None else _cut(whole, _folders(whole, call, _ENOUGH_FOLDERS, _MAX_REQUESTS))
+    except (ConfigError, StorageError):
+        raise
+    except Exception as error:
+        raise unreachable(error, place, "list") from error
+
+
+def list_range(keys: KeyRange) -> Iterator[ObjectInfo]:
+    """Every file of one range, sorted by uri. A long one is read at several places at once. Raises as `list_objects`."""
+    matches = (lambda _: True) if keys.pattern is None else full_matcher(keys.pattern)
+    skipped = len(keys.prefix)
+    call = Retrier(PATIENCE).call
+    try:
+        for page in _pages(keys, call):
+            for item, info in ((info.uri.partition("://")[2].partition("/")[2], info) for info in objects_of(keys.bucket, page)):
+                if matches(item[skipped:]):
+                    yield info
+    except (ConfigError, StorageError):
+        raise
+    except Exception as error:
+        raise unreachable(error, f"s3://{keys.bucket}/{keys.prefix}", "list") from error
+
+
+def _whole(place: str, call: Call) -> KeyRange | None:
+    """All keys of a source; None where they fit one page."""
+    bucket, key = bucket_and_key(place)
+    keys = KeyRange(bucket, f"{key}/" if key else "")
+    first = call(lambda left: s3.page(bucket, keys.prefix, timeout_s=left))
+    if not first.get("Contents") and has_magic(place) and not _exists(bucket, key, call):
+        base, pattern = split_at_magic(place)
+        _, key = bucket_and_key(base)
+        keys = KeyRange(bucket, f"{key}/" if key else "", pattern=pattern)
+        first = call(lambda left: s3.page(bucket, keys.prefix, timeout_s=left))
+    return keys if first.get("IsTruncated") else None
+
+
+def _exists(bucket: str, key: str, call: Call) -> bool:
+    try:
+        call(lambda left: s3.head(bucket, key, timeout_s=left))
+    except Exception as error:
+        if is_missing(error):
+            return False
+        raise
+    return True
+
+
+def _folders(keys: KeyRange, call: Call, enough: int, requests: int) -> list[str]:
+    """Folders of a range, level by level until there are enough of them, or finding more costs too much; sorted."""
+    found: list[str] = []
+    level = [keys.after if keys.after is not None and keys.after.endswith("/") else keys.prefix]
+    while level and len(found) < enough and requests > 0:
+        below: list[str] = []
+        for folder in level:
+            for page in s3.pages(keys.bucket, folder, call, delimiter="/"):
+                requests -= 1
+                below += [item["Prefix"] for item in page.get("CommonPrefixes", ()) if _is_inside(item["Prefix"], keys)]
+                if requests <= 0:
+                    break
+            if requests <= 0:
+                break
+        found += below
+        level = below
+    return sorted(found)
+
+
+def _is_inside(key: str, keys: KeyRange) -> bool:
+    return (keys.after is None or key > keys.after) and (keys.until is None or key < keys.until)
+
+
+def _cut(keys: KeyRange, folders: list[str]) -> list[KeyRange]:
+    """The range in stretches that end at folders, evenly many to each."""
+    step = -(-(len(folders) + 1) // _MAX_RANGES)
+    edges = [keys.after, *folders[step - 1 :: step], keys.until]
+    return [replace(keys, after=after, until=until) for after, until in pairwise(edges)]
+
+
+def _pages(keys: KeyRange, call: Call) -> Iterator[dict[str, Any]]:
+    """One request for a short range; a long one is cut again at the folders in it, which are read side by side and told in order."""
+    first = call(lambda left: s3.page(keys.bucket, keys.prefix, timeout_s=left, above=keys.after))
+    if not first.get("IsTruncated") or _ends_in(first, keys):
+        yield _up_to(keys.until, first)
+        return
+    parts = _cut(keys, _folders(keys, call, _RANGES_AT_ONCE, _RANGES_AT_ONCE))
+    yield from in_order((_range_pages(part, call) for part in parts), at_once=_RANGES_AT_ONCE, ahead=_RANGES_PAGES_AHEAD)
+
+
+def _range_pages(keys: KeyRange, call: Call) -> Iterator[dict[str, Any]]:
+    for page in s3.pages(keys.bucket, keys.prefix, call, above=keys.after):
+        yield _up_to(keys.until, page)
+        if _ends_in(page, keys):
+            return
+
+
+def _ends_in(page: dict[str, Any], keys: KeyRange) -> bool:
+    contents = page.get("Contents", ())
+    return keys.until is not None and bool(contents) and contents[-1]["Key"] >= keys.until
+
+
+def _up_to(until: str | None, page: dict[str, Any]) -> dict[str, Any]:
+    return page if until is None else {"Contents": [item for item in page.get("Contents", ()) if item["Key"] <= until]}

@@ -7,12 +7,12 @@ from typing import TypeVar
 
 import fsspec
 
-from ray_app.storage import places
-from ray_app.storage.backends import backend_for
+from ray_app.storage import fetch
 from ray_app.storage.errors import is_missing, unreachable
-from ray_app.storage.locations import canonical, join, strip_secrets
-from ray_app.storage.retrying import Retrier, RetryPolicy
-from ray_app.storage.web import Guard
+from ray_app.storage.http import Guard
+from ray_app.storage.object_store import backend_for
+from ray_app.storage.retry import Retrier, RetryPolicy
+from ray_app.storage.urls import canonical, join, strip_secrets
 
 T = TypeVar("T")
 
@@ -58,7 +58,7 @@ class Store:
 
     def read_range(self, path: str, start: int, end: int) -> bytes:
         """The bytes at `path` from `start` to `end`, fewer only where the file ends. Raises StorageError also when there is nothing."""
-        return self._must("read", path, lambda place, left: places.read_range(place, "", start, end - start, left, Guard.of([self._root])))
+        return self._must("read", path, lambda place, left: fetch.read_range(place, "", start, end - start, left, Guard.of([self._root])))
 
     def write(self, path: str, data: bytes) -> None:
         """Put `data` at `path`, over whatever is there; a reader sees the old or the new, never a part."""

@@ -23,7 +23,7 @@ _STEP = "step-"
 _FACTS = "training.json"
 
 
-class Kept(NamedTuple):
+class CheckpointEntry(NamedTuple):
     """One checkpoint of the list: its folder's name, the steps that it has behind it, and the figures that belong to it."""
 
     name: str
@@ -47,9 +47,12 @@ def read_facts(folder: Path) -> tuple[int, bool]:
     return facts["step"], facts["finished"]
 
 
-def kept(out: Store) -> list[Kept]:
+def kept(out: Store) -> list[CheckpointEntry]:
     """The checkpoints that count, by their steps."""
-    found = [Kept(one["checkpoint_dir_name"], one["metrics"]["step"], one["metrics"]) for one in _listed(out).get("checkpoint_results", ())]
+    found = [
+        CheckpointEntry(one["checkpoint_dir_name"], one["metrics"]["step"], one["metrics"])
+        for one in _listed(out).get("checkpoint_results", ())
+    ]
     return sorted(found, key=lambda one: one.step)
 
 

@@ -22,13 +22,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from ray_app.cluster.progress import Progress
 from ray_app.detectors import MIRROR_VARIABLE
 from ray_app.errors import ConfigError, TouchstoneError
-from ray_app.learning.loading import BatchLoader, Made
-from ray_app.scoring.progress import Progress
 from ray_app.storage import Store
-from ray_app.training.job import Job
-from ray_app.training.streaming import Batch, Stage, training_loader, whole
+from ray_app.training.job import TrainingJob
+from ray_app.training.loader import BatchLoader, TrainingSample
+from ray_app.training.ray_data import Batch, DataStage, training_loader, whole
 
 if TYPE_CHECKING:
     from ray_app.detectors import Detector
@@ -38,7 +38,7 @@ FOLDER = "features"
 Vectors = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
 Wanted = Mapping[str, Integers | None]
-MakeDetector = Callable[[Job], "Detector"]
+MakeDetector = Callable[[TrainingJob], "Detector"]
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,14 @@ class Embeddings:
         return len(self.rows)
 
 
-def scoring_detector(job: Job) -> "Detector":
+def scoring_detector(job: TrainingJob) -> "Detector":
     """The detector of the job's card as `touchstone score` loads it."""
     from ray_app.detectors import load_detector
 
     return load_detector(job.card, device=job.layout.device)
 
 
-def compute_embeddings(job: Job, wanted: Wanted, *, make: MakeDetector = scoring_detector) -> None:
+def compute_embeddings(job: TrainingJob, wanted: Wanted, *, make: MakeDetector = scoring_detector) -> None:
     """Compute what is missing of these splits' rows (ascending; None = all), each block once, and keep it.
 
     `make` is called in every process, and must be a module's function. Raises DetectorError where the detector has no embedding,
@@ -129,7 +129,7 @@ def embed(detector: "Detector", loader: BatchLoader, rows: Integers) -> Embeddin
 
 
 def _embedded(detector: "Detector", loader: BatchLoader, rows: Integers) -> Embeddings:
-    made = {slot: one for slot, one in loader.made(rows, rows) if isinstance(one, Made)}
+    made = {slot: one for slot, one in loader.made(rows, rows) if isinstance(one, TrainingSample)}
     slots = sorted(made)
     labels = np.array([made[slot].label for slot in slots], np.int64)
     return Embeddings(_read(detector, [made[slot].image for slot in slots]), labels, rows[slots])
@@ -157,10 +157,10 @@ def _together(detector: "Detector") -> int:
     return min(detector.card.batch or detector.slots, detector.slots)
 
 
-class Embedder(Stage):
+class Embedder(DataStage):
     """A block of rows in, their embeddings into the training's directory."""
 
-    def start(self, job: Job, *given: Any) -> None:
+    def start(self, job: TrainingJob, *given: Any) -> None:
         """`given`: what makes the detector."""
         import torch
 
@@ -180,14 +180,14 @@ class Embedder(Stage):
         return {"images": np.array([len(rows)]), "bad": np.array([len(rows) - len(found)])}
 
     def _loader(self, split: str) -> BatchLoader:
-        from ray_app.training.validating import plain_loader
+        from ray_app.training.validate import plain_loader
 
         if split not in self._loaders:
             self._loaders[split] = training_loader(self._job) if split == "train" else plain_loader(self._job, split)
         return self._loaders[split]
 
 
-def _blocks(job: Job, wanted: Wanted) -> list[dict[str, Any]]:
+def _blocks(job: TrainingJob, wanted: Wanted) -> list[dict[str, Any]]:
     blocks = []
     for split, chosen in wanted.items():
         rows = np.arange(len(job.rows(split))) if chosen is None else chosen
@@ -196,7 +196,7 @@ def _blocks(job: Job, wanted: Wanted) -> list[dict[str, Any]]:
     return blocks
 
 
-def _run(job: Job, missing: list[dict[str, Any]], make: MakeDetector, *, count: int) -> None:
+def _run(job: TrainingJob, missing: list[dict[str, Any]], make: MakeDetector, *, count: int) -> None:
     import ray.data
     from ray.data import ActorPoolStrategy
     from ray.data.read_api import from_blocks
@@ -221,7 +221,7 @@ def _run(job: Job, missing: list[dict[str, Any]], make: MakeDetector, *, count: 
     progress.close()
 
 
-def _require_readable(job: Job, split: str, count: int) -> None:
+def _require_readable(job: TrainingJob, split: str, count: int) -> None:
     bad, most = count - len(kept_embeddings(job.out, split)), job.config.faults.max_bad_fraction
     if bad > most * count:
         raise TouchstoneError(
@@ -229,7 +229,7 @@ def _require_readable(job: Job, split: str, count: int) -> None:
         )
 
 
-def require_own_weights(job: Job) -> None:
+def require_own_weights(job: TrainingJob) -> None:
     """Refuse a recipe whose embeddings no `touchstone score` would make. Raises ConfigError."""
     config = job.config
     if config.initial.start != "card" or config.card or config.lora:

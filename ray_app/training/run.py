@@ -11,20 +11,18 @@ from dataclasses import dataclass, replace
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from ray_app.cluster.config import ClusterConfig
+from ray_app.cluster.ray_cluster import cluster, on_ray, resources
 from ray_app.detectors import DetectorCard
 from ray_app.errors import ClusterError, ConfigError, ExitCode, resumable
-from ray_app.scoring.cluster import cluster, resources
-from ray_app.scoring.config import ClusterConfig
-from ray_app.scoring.tasks import on_ray
 from ray_app.storage import Lease, Store
 from ray_app.training import checkpoints
-from ray_app.training.claiming import FILE as CLAIM
-from ray_app.training.claiming import as_begun, check_claim, claim_data, claim_recipe
 from ray_app.training.config import TrainConfig
-from ray_app.training.finishing import METRICS, finish
-from ray_app.training.job import Job
-from ray_app.training.layout import plan_workers
-from ray_app.training.preparing import check_data, make_job, prepare_data, trained_card
+from ray_app.training.data import check_data, make_job, prepare_data, trained_card
+from ray_app.training.finish import METRICS, finish
+from ray_app.training.job import TrainingJob, plan_workers
+from ray_app.training.run_directory import FILE as CLAIM
+from ray_app.training.run_directory import as_begun, check_claim, claim_data, claim_recipe
 
 BATCHES_IN_STORE = 12  # of one step, in the object store of a local cluster: loaded, on their way, and in use
 LEAST_STORE_BYTES = 256 * 2**20
@@ -83,36 +81,36 @@ def _learned(config: TrainConfig, card: DetectorCard, out: Store, told: dict[str
 def _pushed(config: TrainConfig, out: Store, trained: Trained) -> Trained:
     if config.export.push is None:
         return trained
-    from ray_app.learning.pushing import push
+    from ray_app.training.finish import push
 
     return replace(trained, facts={**trained.facts, "pushed": push(out.url, config.export.push)})
 
 
-def _made(job: Job, findings: dict[str, Any], told: dict[str, Any]) -> dict[str, Any]:
+def _made(job: TrainingJob, findings: dict[str, Any], told: dict[str, Any]) -> dict[str, Any]:
     """Learn and finish by the recipe's method; returns the content of `metrics.json`."""
     if job.config.method == "identify":
-        from ray_app.training.identifying import identify
+        from ray_app.training.identifier.run import identify
 
         return identify(job, findings, told)
     if job.config.method == "describe":
-        from ray_app.training.describing import describe
+        from ray_app.training.captioner.run import describe
 
         return describe(job, findings, told, _fit)
     _fit(job)
     return finish(job, findings, told)
 
 
-def _fit(job: Job) -> None:
+def _fit(job: TrainingJob) -> None:
     """Train, unless all that is left to do comes after that."""
     checkpoints.mend_list(job.out)
     checkpoints.remove_orphans(job.out)
     if not checkpoints.is_trained(job.out):
         if job.config.method == "linear-probe":
-            from ray_app.training.probing import probe
+            from ray_app.training.linear_probe import probe
 
             probe(job)
         else:
-            from ray_app.training.fitting import fit
+            from ray_app.training.trainer import fit
 
             fit(job)
     checkpoints.remove_orphans(job.out)
@@ -120,20 +118,20 @@ def _fit(job: Job) -> None:
 
 def _planned(config: TrainConfig) -> Trained:
     """The dry run."""
-    from ray_app.learning.networks import training_card
-    from ray_app.training.planning import plan
+    from ray_app.training.networks import training_card
+    from ray_app.training.plan import plan
 
     with TemporaryDirectory(prefix="touchstone-") as scratch:
         card = training_card(config)
         prepared = prepare_data(config, Store.open(config.out or scratch))
         if config.method == "identify":
-            from ray_app.training.identifying import planned
+            from ray_app.training.identifier.run import planned
 
             return Trained(ExitCode.DONE, planned(config, card, prepared.splits))
         if config.method == "describe":
-            from ray_app.training import describing
+            from ray_app.training.captioner import run
 
-            return Trained(ExitCode.DONE, describing.planned(config, card, prepared.splits, prepared.total_steps))
+            return Trained(ExitCode.DONE, run.planned(config, card, prepared.splits, prepared.total_steps))
         cpus, gpus = config.cluster.cpus or os.cpu_count() or 1, config.cluster.gpus
         if gpus is None:
             import torch

@@ -23,11 +23,11 @@ from ray.train import Checkpoint, CheckpointUploadMode
 from ray_app.detectors import MIRROR_VARIABLE
 from ray_app.errors import ClusterError, TouchstoneError
 from ray_app.training import checkpoints
-from ray_app.training.history import HISTORY, SAMPLES, UNREADABLE, Notes, forget_from, write_events
-from ray_app.training.job import Job
-from ray_app.training.streaming import Batch, batches
-from ray_app.training.teaching import embedding_batches, word_learner
-from ray_app.training.validations import is_out_of_patience
+from ray_app.training.captioner.targets import embedding_batches, word_learner
+from ray_app.training.history import HISTORY, SAMPLES, UNREADABLE, HistoryWriter, forget_from, write_events
+from ray_app.training.job import TrainingJob
+from ray_app.training.ray_data import Batch, batches
+from ray_app.training.validate import is_out_of_patience
 
 TELL_EVERY_S = 0.5
 LOOK_EVERY_S = 2.0  # for a notice that a machine will be taken away; asking is a round of all workers
@@ -37,7 +37,7 @@ GO_ON, WAIT, LOOK, STOP, END = range(5)  # of several words the strongest holds
 
 def train_worker(given: dict[str, Any]) -> None:
     """The function that Ray Train runs in every worker; `given["job"]` refers to the `Job`."""
-    job: Job = ray.get(given["job"])
+    job: TrainingJob = ray.get(given["job"])
     try:
         Rank(job).run()
     except TouchstoneError as error:
@@ -50,11 +50,11 @@ def train_worker(given: dict[str, Any]) -> None:
         raise
 
 
-def _learner(job: Job, device: str, rank: int, world: int) -> Any:
+def _learner(job: TrainingJob, device: str, rank: int, world: int) -> Any:
     """What learns in this worker: a detector or, by method `describe`, words."""
     if job.config.method == "describe":
         return word_learner(job, device, rank)
-    from ray_app.learning.learner import Learner
+    from ray_app.training.learner import Learner
 
     return Learner(
         job.config, job.card, device=device, total_steps=job.total_steps, rank=rank, world=world, strategy=job.config.workers.strategy
@@ -64,7 +64,7 @@ def _learner(job: Job, device: str, rank: int, world: int) -> Any:
 class Rank:
     """One worker from its start to its end."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: TrainingJob) -> None:
         import torch
 
         context = ray.train.get_context()
@@ -75,7 +75,9 @@ class Rank:
             torch.set_num_threads(job.layout.threads)
         self._device = str(ray.train.torch.get_device())
         self._learner = _learner(job, self._device, self._rank, self._world)
-        self._history, self._samples, self._unreadable = (Notes(job.out, folder, self._rank) for folder in (HISTORY, SAMPLES, UNREADABLE))
+        self._history, self._samples, self._unreadable = (
+            HistoryWriter(job.out, folder, self._rank) for folder in (HISTORY, SAMPLES, UNREADABLE)
+        )
         self._seen = self._bad = 0
         self._untold = 0
         self._told_at = self._looked_at = 0.0

@@ -5,7 +5,7 @@ import pickle
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from ray_app.archives import Archive, Listed, iter_blocks, member_rows, read_block
+from ray_app.archives import Archive, ListedMember, iter_blocks, member_rows, read_block
 from ray_app.archives.members import identity_digest
 from ray_app.errors import SourceError, Status
 from ray_app.storage import Fetcher, Store
@@ -15,7 +15,7 @@ from ray_app.storage import Fetcher, Store
 class Items:
     """A section with these members; it is an error to ask for more."""
 
-    items: Iterable[Listed]
+    items: Iterable[ListedMember]
 
     def found(self, fetcher):
         for item in self.items:
@@ -33,11 +33,11 @@ class Given(Archive):
         yield from self._given
 
 
-def listed(number: int, version: int = 0) -> Listed:
-    return Listed(f"s3://bucket/{number:07}.jpg", None, 0, f"v{version}", number)
+def listed(number: int, version: int = 0) -> ListedMember:
+    return ListedMember(f"s3://bucket/{number:07}.jpg", None, 0, f"v{version}", number)
 
 
-def narrow(bits: int) -> Callable[[Listed, int], bytes]:
+def narrow(bits: int) -> Callable[[ListedMember, int], bytes]:
     """A digest whose ids collide, while its second part still tells members apart."""
     return _Narrow(bits)
 

@@ -16,7 +16,7 @@ import pytest
 
 from ray_app.archives import BlockPlan, MemberReader, fetcher_of, guard_of, iter_blocks, list_members, member_rows, open_source, read_block
 from ray_app.errors import InputError, SourceError, Status, StorageError
-from ray_app.storage import Fetcher, RetryPolicy, Store, guarding, list_objects
+from ray_app.storage import Fetcher, RetryPolicy, Store, list_objects, ssrf
 from tests.http_server import HttpServer
 from tests.storage.faulty_server import LOOPBACK
 
@@ -144,7 +144,7 @@ def test_a_name_is_looked_up_once_and_what_it_says_is_what_is_dialled(tmp_path, 
             asked.append(host)
             return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
 
-        monkeypatch.setattr(guarding.socket, "getaddrinfo", lookup)
+        monkeypatch.setattr(ssrf.socket, "getaddrinfo", lookup)
         with pytest.raises(SourceError) as caught:
             Fetcher(RetryPolicy(attempts=3)).fetch(f"http://inner.example.org:{port}/x", "", 100)
         assert (caught.value.status, asked, server.asked) == (Status.SOURCE_DENIED, ["inner.example.org."], [])

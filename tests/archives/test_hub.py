@@ -8,7 +8,8 @@ import pytest
 from ray_app.archives import open_source
 from ray_app.archives.containers import CONTAINERS
 from ray_app.errors import ConfigError, SourceError, Status, StorageError
-from ray_app.storage import Fetcher, RetryPolicy, dividing, hub, listing
+from ray_app.storage import Fetcher, RetryPolicy, listing, object_store
+from ray_app.storage import listing as dividing
 from tests.hub_server import HubServer, blob_id
 
 REPO = "someone/pictures"
@@ -79,7 +80,7 @@ def test_a_branch_that_moves_is_one_commit_to_a_process(server):
     [item] = listed(f"hf://datasets/{REPO}/raw/a b.jpg")
     server.commit(REPO, {**FILES, "raw/a b.jpg": b"another"})
     assert Fetcher().fetch(item.uri, item.version, 100) == b"jpeg a"
-    hub._commit.cache_clear()  # as a worker that starts later
+    object_store._commit.cache_clear()  # as a worker that starts later
     with pytest.raises(SourceError) as caught:
         Fetcher().fetch(item.uri, item.version, 100)
     assert caught.value.status == Status.SOURCE_CHANGED

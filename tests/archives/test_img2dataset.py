@@ -9,13 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 from webdataset import TarWriter
 
-from ray_app.archives import BlockPlan, Columns, ContainerLimits, iter_blocks, list_members, member_rows, open_source, read_block
+from ray_app.archives import BlockPlan, ContainerLimits, TableColumns, iter_blocks, list_members, member_rows, open_source, read_block
 from ray_app.archives.containers import CONTAINERS
-from ray_app.archives.prefixes import ObjectPrefix, PrefixRange
-from ray_app.datasets.layouts.columns import LabelColumns
+from ray_app.archives.object_prefix import ObjectPrefix, PrefixRange
+from ray_app.datajobs.generate import GenerateConfig
+from ray_app.datajobs.generate.requests import read_prompts
+from ray_app.datasets.layouts.base import LabelColumns
 from ray_app.errors import ConfigError, Status
-from ray_app.generation import GenerateConfig
-from ray_app.generation.prompts import read_prompts
 from ray_app.storage import Fetcher, KeyRange, Store
 from tests.archives.given import Failing
 
@@ -198,7 +198,7 @@ def test_a_stretch_of_a_large_bucket_that_begins_in_a_folder_finds_its_table(s3)
     s3.bucket("img2dataset")
     for path, data in written("files").items():
         s3.client().put_object(Bucket="img2dataset", Key=f"laion/{path}", Body=data)
-    prefix = ObjectPrefix("s3://img2dataset/laion", None, Columns(), ContainerLimits())
+    prefix = ObjectPrefix("s3://img2dataset/laion", None, TableColumns(), ContainerLimits())
     keys = KeyRange("img2dataset", "laion/", after="laion/00000/")
     whole = dict(prefix.found(Fetcher()))
     assert dict(PrefixRange(prefix, keys).found(Fetcher())) == {path: item for path, item in whole.items() if path > "00000/"}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ray_app.archives import (
     BlockPlan,
-    Listed,
+    ListedMember,
     block_sizes,
     image_id,
     iter_blocks,
@@ -25,7 +25,7 @@ from ray_app.archives import (
     read_ids,
     read_vanished,
 )
-from ray_app.archives.listing import Portions
+from ray_app.archives.build import Portions
 from ray_app.errors import IdentityError
 from ray_app.storage import Store
 from tests.archives.given import Given, all_members, files_below, listed
@@ -106,7 +106,7 @@ class TestBuilding:
             assert ref.size_bytes == sum(m.size_bytes for m in members)
 
     def test_the_columns_are_the_contract(self, store):
-        list_items(store, [Listed("tar.tar", "a.jpg", 1, "", -1)])
+        list_items(store, [ListedMember("tar.tar", "a.jpg", 1, "", -1)])
         [ref] = iter_blocks(store, 0)
         table = read_block(store, ref)
         contract = ["image_id", "uri", "member", "occurrence", "version", "size_bytes", "block", "slot", "place", "refused"]
@@ -146,16 +146,16 @@ class TestInterruption:
     def test_killed_while_listing_the_second(self, tmp_path):
         script = """
 import os, signal, sys
-from ray_app.archives import BlockPlan, Listed, Portions, list_members, raw
+from ray_app.archives import BlockPlan, ListedMember, Portions, list_members, raw_listing as raw
 from ray_app.storage import Store
 from tests.archives.given import Given, Items
 raw._CARRIED_BYTES = 0
 store = Store.open(sys.argv[1])
 plan = BlockPlan(batch_slots=4, max_block_members=128)
-list_members(store, Given([Listed("a", None, 0, "", 1)]), plan)
+list_members(store, Given([ListedMember("a", None, 0, "", 1)]), plan)
 def more():
     for number in range(3000):
-        yield Listed(str(number), None, 0, "", 1)
+        yield ListedMember(str(number), None, 0, "", 1)
     os.kill(os.getpid(), signal.SIGKILL)
 list_members(store, Given(Items(more())), plan, portions=Portions(raw_rows=1000))
 """
@@ -163,7 +163,7 @@ list_members(store, Given(Items(more())), plan, portions=Portions(raw_rows=1000)
         store = Store.open(str(tmp_path))
         assert store.folders("manifest") == ["0", "1"]
         assert manifests(store) == [0]
-        info = list_items(store, [Listed("a", None, 0, "", 1), Listed("b", None, 0, "", 1)])
+        info = list_items(store, [ListedMember("a", None, 0, "", 1), ListedMember("b", None, 0, "", 1)])
         assert (info.manifest, info.members) == (1, 1)
         assert manifests(store) == [0, 1]
 
@@ -255,12 +255,12 @@ def test_from_files_to_blocks_and_back(tmp_path, s3):
 def test_memory_does_not_grow_with_the_archive(tmp_path):
     script = """
 import resource, sys
-from ray_app.archives import BlockPlan, Listed, Portions, list_members
+from ray_app.archives import BlockPlan, ListedMember, Portions, list_members
 from ray_app.storage import Store
 from tests.archives.given import Given, Items
 def listed(count):
     for number in range(count):
-        yield Listed(f"s3://a-bucket-with-a-name/photos/2024/{number:09}/original.jpg", None, 0, f"{number:032x}", 300_000)
+        yield ListedMember(f"s3://a-bucket-with-a-name/photos/2024/{number:09}/original.jpg", None, 0, f"{number:032x}", 300_000)
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 portions = Portions(raw_rows=8192, partition_rows=8192, run_rows=8192, few=0)

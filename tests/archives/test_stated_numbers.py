@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from ray_app.archives import BlockPlan, Listed, iter_blocks, list_members, open_source, read_block, read_blocks
-from ray_app.archives.members import Refused
-from ray_app.archives.rows import MOST_BYTES, listed_rows
+from ray_app.archives import BlockPlan, ListedMember, iter_blocks, list_members, open_source, read_block, read_blocks
+from ray_app.archives.manifest import MOST_BYTES, listed_rows
+from ray_app.archives.members import RefusedMember
 from ray_app.errors import Status
 from ray_app.storage import Store
 
@@ -37,12 +37,12 @@ def test_sizes_that_objects_have_are_kept_and_a_block_adds_them_up(tmp_path):
 
 @pytest.mark.parametrize("size", [2**63, 2**64, 10**30])
 def test_a_number_beyond_the_column_stops_no_listing(size):
-    rows = listed_rows(np.array([1, 2], np.int64), [Listed("a", None, 0, "", size), Listed("b", None, 0, "", 7)])
+    rows = listed_rows(np.array([1, 2], np.int64), [ListedMember("a", None, 0, "", size), ListedMember("b", None, 0, "", 7)])
     assert rows["size_bytes"].to_pylist() == [-1, 7]
 
 
 def test_a_refusal_is_one_line():
-    refused = Refused(Status.CORRUPT_IMAGE, "damaged:\x1b[31m\n" + "a" * 5000)
-    [row] = listed_rows(np.array([1], np.int64), [Listed("a", None, 0, "", 7, refused=refused)]).to_pylist()
+    refused = RefusedMember(Status.CORRUPT_IMAGE, "damaged:\x1b[31m\n" + "a" * 5000)
+    [row] = listed_rows(np.array([1], np.int64), [ListedMember("a", None, 0, "", 7, refused=refused)]).to_pylist()
     assert row["refused"]["detail"].startswith("damaged:\\x1b[31m\\naaa")
     assert len(row["refused"]["detail"]) == 1000

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ray_app.archives import BlockPlan, Columns, Container, ContainerLimits, is_as_listed, list_members, open_source, read_vanished
+from ray_app.archives import BlockPlan, Container, ContainerLimits, TableColumns, is_as_listed, list_members, open_source, read_vanished
 from ray_app.archives.containers import CONTAINERS
 from ray_app.errors import ConfigError, Status, StorageError
 from ray_app.storage import Fetcher, Store
@@ -35,7 +35,7 @@ MAKE = {
 def test_a_store_that_gives_no_answer_stops_the_listing_wherever_it_happens(tmp_path, kind):
     path = tmp_path / "a"
     path.write_bytes(MAKE[kind](path))
-    container = Container(str(path), "", path.stat().st_size, kind, "a", Columns(), ContainerLimits())
+    container = Container(str(path), "", path.stat().st_size, kind, "a", TableColumns(), ContainerLimits())
     whole = Failing(0)
     assert len(list(CONTAINERS[kind].index(container, whole))) >= 8
     for number in range(1, whole.asked + 1):

@@ -8,8 +8,9 @@ import pytest
 from benchmarks.load import Load
 from benchmarks.machine import Steal, machine, versions
 from benchmarks.measuring import ContenderError
-from benchmarks.servers import SERVERS, Server, running
+from benchmarks.servers import SERVERS
 from benchmarks.servers.litserve import WAIT_S
+from benchmarks.servers.server import Server, running
 from benchmarks.serving import FULL, MODELS, QUICK
 from benchmarks.serving_figures import OURS, PEERS, TARGETS, Measurement, complaints, figures, table
 from benchmarks.work import DETECTORS, Work

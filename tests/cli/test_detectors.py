@@ -10,7 +10,7 @@ from ray_app.cli.main import main
 from ray_app.config import named_configs
 from ray_app.detectors import load_card
 from ray_app.detectors.weights import located, parts_of
-from ray_app.reports.zoo_table import SPEED_WORDS
+from ray_app.reports.card import SPEED_WORDS
 from tests.detectors.checkable import golden_of, sha256, write_checkable
 
 CARDS = {name: load_card(name) for name in named_configs("detectors")}

@@ -1,9 +1,71 @@
+import csv
 import json
+import subprocess
+import sys
 
 import pytest
 
 from ray_app.cli.main import main
+from ray_app.runs import RunDirectory, current_rows
+from tests.evaluation.compare.compared import TINY, log_odds, make_run, names_of
 from tests.evaluation.made import made_run, random_rows
+from tests.reports.evaluation_example import example_document, large_document
+
+N = 400
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    photos, names, scores = tmp_path_factory.mktemp("photos"), names_of(N), log_odds(0, N)
+    return [make_run(tmp_path_factory.mktemp("run"), names, {TINY: scores + shift}, list_in=photos) for shift in (0.0, 0.3)]
+
+
+def test_what_changed_is_said_and_written(runs, tmp_path, capsys):
+    assert main(["compare", *runs, "--out", str(tmp_path / "new" / "folder")]) == 0
+    said = capsys.readouterr()
+    assert f"changed: scores of {TINY} rose by 0.30 log-odds on average" in said.out
+    assert f"images: {N} in both runs, 0 only in A, 0 only in B (matched by image_id)" in said.out
+    assert f"report: {tmp_path / 'new' / 'folder' / 'comparison.html'}" in said.out
+    assert "rose by 0.30 log-odds" in (tmp_path / "new" / "folder" / "comparison.html").read_text()
+    assert main(["compare", *runs, "--json", "--by", "sha256", "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr()
+    document = json.loads(said.out)
+    assert document["rows"]["by"] == "sha256"
+    assert document["findings"] == json.loads((tmp_path / "comparison.json").read_text())["findings"] != []
+    assert "report: " in said.err
+
+
+def test_equal_runs_differ_in_nothing(runs, capsys):
+    assert main(["compare", runs[0], runs[0]]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"No difference: statuses, scores and verdicts of the {N} images in both runs are the same.\n")
+    assert "changed:" not in said
+
+
+def test_labels_of_a_file(runs, tmp_path, capsys):
+    rows = [(row["image_id"], "fake" if place % 2 else "real") for place, row in enumerate(current_rows(RunDirectory.open(runs[0])))]
+    with open(tmp_path / "truth.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("image_id", "label"), *rows])
+    assert main(["compare", *runs, "--labels", str(tmp_path / "truth.csv")]) == 0
+    assert f"{TINY}: AUC 0." in capsys.readouterr().out
+    assert main(["compare", *runs, "--labels", str(tmp_path / "other.csv")]) == 2
+
+
+def test_what_is_no_run_or_no_folder_is_refused_before_anything_is_read(runs, tmp_path, capsys):
+    assert main(["compare", runs[0], str(tmp_path)]) == 2
+    assert "no run here" in capsys.readouterr().err
+    assert main(["compare", *runs, "--out", "s3://bucket/x"]) == 2
+    assert "not a local folder" in capsys.readouterr().err
+    assert main(["compare", *runs, "--by", "uri"]) == 2
+
+
+def test_it_takes_no_torch_and_no_ray(runs):
+    code = (
+        "import sys; from ray_app.cli.main import main; main(sys.argv[1:]); "
+        "print([m for m in ('torch', 'ray', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "compare", *runs], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("[]\n")
 
 
 @pytest.fixture
@@ -60,3 +122,51 @@ def test_what_is_wrong_is_said(case, change, said, capsys):
 def test_help_names_what_labels_have(capsys):
     assert main(["evaluate", "--help"]) == 0
     assert "image_id" in capsys.readouterr().out
+
+
+@pytest.fixture
+def evaluations(tmp_path):
+    for name, document in (("a", example_document()), ("b", large_document())):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.json").write_text(json.dumps(document))
+    return tmp_path
+
+
+def test_folders_and_files_become_one_page(evaluations, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")  # narrower terminals break names
+    out = evaluations / "pages" / "board.html"
+    assert (
+        main(["leaderboard", str(evaluations / "a"), str(evaluations / "b" / "metrics.json"), str(evaluations / "a"), "--out", str(out)])
+        == 0
+    )
+    page = out.read_text(encoding="utf-8")
+    assert "Stacked ensemble of four" in page
+    assert "Detector 7" in page
+    assert "<dt>Evaluations</dt><dd>2</dd>" in page  # the one that was named twice counts once
+    printed = capsys.readouterr().out
+    assert "Stacked ensemble of four" in printed
+    assert printed.endswith(f"page: {out}\n")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "no metrics.json there"),
+        ("{", "not JSON"),
+        ("[]", "not an evaluation's metrics.json"),
+        ('{"rows": 3}', "not an evaluation's metrics.json"),
+        ('{"systems": 3}', "not an evaluation's metrics.json"),
+    ],
+)
+def test_what_is_no_evaluation_is_named(tmp_path, capsys, content, said):
+    (tmp_path / "a").mkdir()
+    if content is not None:
+        (tmp_path / "a" / "metrics.json").write_text(content)
+    assert main(["leaderboard", str(tmp_path / "a"), "--out", str(tmp_path / "x.html")]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "x.html").exists()
+
+
+def test_the_page_wants_a_name(evaluations, capsys):
+    assert main(["leaderboard", str(evaluations / "a"), "--out", str(evaluations)]) == 2
+    assert "leaderboard.html" in capsys.readouterr().err

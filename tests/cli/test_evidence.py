@@ -5,9 +5,9 @@ import sys
 import pytest
 
 from ray_app.cli.main import main
-from ray_app.evidence.canonical import digest, written
+from ray_app.evaluation.evidence.checks import digest, written
 from ray_app.runs import RunDirectory, current_rows
-from tests.evidence.conftest import photos, plain_run  # noqa: F401
+from tests.evaluation.evidence.conftest import photos, plain_run  # noqa: F401
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from ray_app.cli.indexing import index
+from ray_app.cli.data import index
 from ray_app.datasets import read_index
 from ray_app.errors import ConfigError
 from tests.datasets.published import write_files, write_json

@@ -9,7 +9,7 @@ import pytest
 from ray_app.cli.main import main
 from ray_app.errors import ConfigError
 from ray_app.runs import RunDirectory
-from tests.packing import archives, scored
+from tests.datajobs.shards import archives, scored
 from tests.scoring.conftest import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -5,10 +5,10 @@ import json
 import pytest
 import yaml
 
+from ray_app.attribution.cards import profile_card
 from ray_app.cli.main import main
 from ray_app.config import named_configs
-from ray_app.profiling.cards import profile_card
-from tests.profiling.made import make_identifier, make_retrieval
+from tests.attribution.made import make_identifier, make_retrieval
 
 FACTS = {"width": 3}
 

@@ -15,7 +15,7 @@ from ray_app.runs import RunDirectory
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring import run as scoring
 from ray_app.scoring.resolution import resolve
-from ray_app.scoring.session import Session
+from ray_app.scoring.session import ScoringSession
 from tests.scoring.older import RUNS
 
 
@@ -137,7 +137,7 @@ def test_a_listing_that_fails_late_gives_the_run_up(place, tmp_path, monkeypatch
     config = ScoreConfig(source=(f"{place}/broken.csv",), out=str(tmp_path / "out"))
     run, resolved = RunDirectory.open(config.out), resolve(config)
     run.claim(resolved.identity(resolved.spec(0)), list(resolved.spec(0).cards), resolved.ensemble.model_dump(mode="json"))
-    Session(run, {}, 0.0)
+    ScoringSession(run, {}, 0.0)
     with pytest.raises(ConfigError, match=r"broken\.csv"):
         scoring._listed(run, config, BlockPlan(batch_slots=4, max_block_members=8))
     assert not contents(tmp_path / "out")

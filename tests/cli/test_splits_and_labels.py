@@ -3,9 +3,8 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from ray_app.cli.labels import labels
+from ray_app.cli.data import labels, split
 from ray_app.cli.main import touchstone
-from ray_app.cli.split import split
 from ray_app.datasets import read_index
 from ray_app.errors import ConfigError
 from tests.datasets.made_index import made_index

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ray_app.archives import Member
+from ray_app.archives import ManifestMember
 from ray_app.datasets.masks import MaskReader, may_lead, to_mask
 from ray_app.errors import ConfigError, InputError
 from ray_app.images import ImageLimits
@@ -34,7 +34,7 @@ def test_two_colons_are_letters_of_a_name_where_nothing_is_chained(place, from_h
 
 
 def read(label: str, uri: str | None) -> Image.Image:
-    member = Member(1, "/a.png", None, 0, "", -1, 0, 0, {"label": label, "mask_uri": uri})
+    member = ManifestMember(1, "/a.png", None, 0, "", -1, 0, 0, {"label": label, "mask_uri": uri})
     return MaskReader(Fetcher(), ImageLimits()).read(member, (7, 4))
 
 

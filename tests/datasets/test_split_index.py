@@ -5,10 +5,10 @@ import numpy as np
 import pyarrow.compute as pc
 import pytest
 
-from ray_app.datasets import Source, index_source, read_index, read_info
+from ray_app.datasets import DatasetSource, index_source, read_index, read_info
 from ray_app.datasets.config import Data
 from ray_app.datasets.split_index import SplitConfig, check_splits, split_index
-from ray_app.datasets.splitting import make_splits
+from ray_app.datasets.splits import make_splits
 from ray_app.errors import ConfigError, IdentityError
 from ray_app.storage import Store
 from tests.datasets.made_index import made_index
@@ -49,7 +49,7 @@ def test_an_index_is_divided_by_prompt_and_taken_by_training(tmp_path):
     info = read_info(Store.open(str(tmp_path / "out")))
     assert info.digest == document["digest"]
     assert sum(one["rows"] for one in info.counts if one["split"] == "test") == document["splits"]["test"]["images"]
-    sources = {name: (Source(at=str(tmp_path / "out"), split=name),) for name in ("train", "validation", "test")}
+    sources = {name: (DatasetSource(at=str(tmp_path / "out"), split=name),) for name in ("train", "validation", "test")}
     made = make_splits(Data(**sources), lambda source: index_source(source, Store.open(str(tmp_path / "unused"))))
     assert all(count == 0 for pair in made.findings["leakage"]["pairs"].values() for key, count in pair.items() if key != "examples")
 

@@ -5,7 +5,7 @@ import yaml
 from safetensors.torch import save_file
 
 from ray_app.detectors import load_card
-from ray_app.detectors.clip import Clip, VisionTower
+from ray_app.detectors.families.clip import Clip, VisionTower
 
 TOWER = {"image_size": 28, "patch_size": 14, "width": 64, "layers": 2, "heads": 4, "embed_dim": 32, "quick_gelu": True}
 TEXT = {"vocabulary": 50, "context": 9, "width": 48, "layers": 2, "heads": 4, "embed_dim": 32}

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
-from ray_app.config.loading import validate
-from ray_app.detectors.cards import Calibration, Isotonic, Platt
+from ray_app.config import validate
+from ray_app.detectors.card import Calibration, Isotonic, Platt
 from ray_app.ensembles import EnsembleCard
 from ray_app.errors import ConfigError
 

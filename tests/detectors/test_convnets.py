@@ -8,7 +8,7 @@ from PIL import Image
 
 from ray_app.detectors import load_card
 from ray_app.detectors.detector import Normalise
-from ray_app.detectors.families import build_network
+from ray_app.detectors.registry import build_network
 from tests.detectors.fill import fill, pattern_image
 from tests.detectors.golden_convnets import FILLED, GOLDEN, MAPS, places
 

@@ -7,12 +7,11 @@ import pytest
 import torch
 
 from ray_app.detectors import load_card
-from ray_app.detectors.checkpoints import load_strictly, read_state_dict
-from ray_app.detectors.families import build_network
-from ray_app.detectors.weights import located, parts_of, resolve_part
-from tests.detectors.test_clip import filled, filled_tower, source
+from ray_app.detectors.registry import build_network
+from ray_app.detectors.weights import load_strictly, located, parts_of, read_state_dict, resolve_part
+from tests.detectors.families.test_clip import filled, filled_tower, source
+from tests.detectors.families.test_ladeda import formula
 from tests.detectors.test_convnets import prepared
-from tests.detectors.test_ladeda import formula
 
 # By card and image: the published head on the tower that `fill` makes, fp32, CPU, batch 1.
 HEADS = {

@@ -9,8 +9,8 @@ import transformers
 import yaml
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from ray_app.detectors.cards import load_card
-from ray_app.detectors.dialogue import Dialogue
+from ray_app.detectors.card import load_card
+from ray_app.detectors.families.internvl import Dialogue
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>")
 ANSWERS = ("Real", "AI", "Maybe")

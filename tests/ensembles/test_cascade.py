@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 
-from ray_app.detectors.cards import Isotonic, Platt
-from ray_app.ensembles import Cascade, EnsembleCard, Member, Stacking, Stage, combine, decide, is_audited, second_looks
+from ray_app.detectors.card import Isotonic, Platt
+from ray_app.ensembles import Cascade, CascadeStage, EnsembleCard, EnsembleMember, Stacking, combine, decide, is_audited, second_looks
 
 NAN = float("nan")
 CARD = EnsembleCard(
-    name="e", title="e", rule="cascade", members=(Member(detector="cheap"), Member(detector="slow")),
+    name="e", title="e", rule="cascade", members=(EnsembleMember(detector="cheap"), EnsembleMember(detector="slow")),
     cascade=Cascade(first=1, band=(-1, 2), audit_share=0.25),
 )  # fmt: skip
 NONE = {"cheap": None, "slow": None}
@@ -31,8 +31,8 @@ def test_nobody_misses_a_member_that_was_not_asked_and_everybody_one_that_was():
 
 
 def test_each_stage_has_its_rule_and_its_calibration():
-    stage = Stage(rule="stacked", stacking=Stacking(mean=(0, 0), scale=(1, 1), coefficients=(1, 2), intercept=0.5))
-    cascade = Cascade(first=1, band=(-1, 1), audit_share=0, early=Stage(calibration=Platt(slope=2, intercept=0)), late=stage)
+    stage = CascadeStage(rule="stacked", stacking=Stacking(mean=(0, 0), scale=(1, 1), coefficients=(1, 2), intercept=0.5))
+    cascade = Cascade(first=1, band=(-1, 1), audit_share=0, early=CascadeStage(calibration=Platt(slope=2, intercept=0)), late=stage)
     card = CARD.model_copy(update={"cascade": cascade, "bias": 0.25})
     assert combine(card, columns([0.5, 0.6], [3.0, NAN]), NONE).tolist() == pytest.approx([0.5 + 2 * 3 + 0.5 + 0.25, 1.2 + 0.25])
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from ray_app.ensembles import Feature, Part, Population, Seen, Tally, population_of, properties_of
+from ray_app.ensembles import Feature, LabelledPart, Population, PopulationTally, Seen, population_of, properties_of
 
 N = 1000
-PART = Part(name="choose", n_real=600, n_fake=400, groups=9, sha256="0" * 64)
+PART = LabelledPart(name="choose", n_real=600, n_fake=400, groups=9, sha256="0" * 64)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_a_population_counts_its_own_images_as_it_was_made(labelled, population)
         "short_side_px",
         "jpeg_quality",
     ]
-    tally = Tally(population.features)
+    tally = PopulationTally(population.features)
     for start in range(0, N, 300):
         tally.add({name: column[start : start + 300] for name, column in properties.items()})
     for feature in population.features:

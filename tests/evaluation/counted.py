@@ -2,12 +2,10 @@
 
 import numpy as np
 
-from ray_app.evaluation.cells import Cell, Cells
-from ray_app.evaluation.groups import Group
-from ray_app.evaluation.resampling import Resampling
-from ray_app.evaluation.system_section import Asked, system_of
+from ray_app.evaluation.accumulate import Cells, FileCell
+from ray_app.evaluation.groups import EvaluationGroup, ScoreTally
+from ray_app.evaluation.system_section import Asked, Resampling, system_of
 from ray_app.evaluation.systems import System
-from ray_app.evaluation.tally import Tally
 
 HARD = {"fake": (2.0, -2.0), "real": (-2.0, 2.0)}  # scores of those told right, and of the others
 REPLIES = {"fake": (1.0, -1.0), "real": (-1.0, 1.0)}
@@ -19,8 +17,8 @@ def system_from(name, groups, *, scores=HARD, card=None, kinds=None, unscored=No
     cells = Cells()
     for generator, (label, right, n) in groups.items():
         kind = "real" if label == "real" else (kinds or {}).get(generator, "whole")
-        cell = Cell(Group(kind, generator), "png", "0.5–1 MP")
-        tally = Tally()
+        cell = FileCell(EvaluationGroup(kind, generator), "png", "0.5–1 MP")
+        tally = ScoreTally()
         tally.add(np.repeat(np.array(scores[label], np.float32), [right, n - right]))
         cells.scores[name, cell] = tally
         cells.rows[cell, "ok", "real"] += n

@@ -10,8 +10,8 @@ from PIL import Image
 
 from ray_app.archives import iter_blocks, read_block
 from ray_app.errors import Status
-from ray_app.images import ImageFacts
-from ray_app.inference import Outcome, Readings, judge
+from ray_app.images import ImageFileFacts
+from ray_app.inference import DecodeResult, DetectorOutputs, judge
 from ray_app.runs import MASK_SCHEMA, current_tables, result_rows
 from ray_app.runs.reader import publish_vanished
 from ray_app.runs.schema import VIEWED_MASK_SCHEMA
@@ -58,8 +58,8 @@ def masked_run(folder, pictures, *, source=None, name_of=None):
     for ref in iter_blocks(run.store, 0):
         members = read_block(run.store, ref)
         mine = [pictures[name_of(row)] for row in members.to_pylist()]
-        outcomes = [Outcome(Status.OK, None, ImageFacts("0" * 64, "PNG", *picture.size)) for picture in mine]
-        scored = judge(SPEC, outcomes, Readings({NAME: np.zeros(len(mine), np.float32)}))
+        outcomes = [DecodeResult(Status.OK, None, ImageFileFacts("0" * 64, "PNG", *picture.size)) for picture in mine]
+        scored = judge(SPEC, outcomes, DetectorOutputs({NAME: np.zeros(len(mine), np.float32)}))
         rows = [
             {"image_id": image_id, "detector": system, "width": picture.size[0], "height": picture.size[1], "png": png(mask), "view": view}
             for image_id, picture in zip(members["image_id"].to_pylist(), mine, strict=True)

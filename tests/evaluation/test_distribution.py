@@ -8,14 +8,15 @@ import pyarrow as pa
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from benchmarks.evaluation import write_run
 from ray_app.errors import ConfigError
+from ray_app.evaluation.attribution import KNOWN, NEW_FAMILY, NEW_VERSION
 from ray_app.evaluation.config import EvaluateConfig
-from ray_app.evaluation.distribution import KNOWN, NEW_FAMILY, NEW_VERSION
 from ray_app.evaluation.protocols import load_protocol
 from ray_app.evaluation.run import evaluate
-from ray_app.metrics.texts import token_f1
-from ray_app.reports.evaluation_report import evaluation_lines
-from tests.evaluation.made import cut, write_run
+from ray_app.metrics.text import token_f1
+from ray_app.reports.evaluation.page import evaluation_lines
+from tests.evaluation.made import cut
 
 CLASSES = ["sd-1.5", "midjourney-6"]
 MAKERS = ["stable-diffusion", "midjourney-6", "midjourney-7", "imagen", "real:coco"]

@@ -1,8 +1,11 @@
 import re
 import shlex
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import yaml
+from sklearn.metrics import accuracy_score, f1_score
 
 from ray_app.cli.evaluate import evaluate
 from ray_app.config import named_configs
@@ -10,9 +13,69 @@ from ray_app.datasets.layouts import LAYOUTS, make_layout
 from ray_app.detectors import load_card
 from ray_app.ensembles import load_ensemble_card
 from ray_app.errors import ConfigError
-from ray_app.evaluation.conventions import CONVENTIONS
-from ray_app.evaluation.protocols import Reference, Row, list_protocols, load_protocol
+from ray_app.evaluation import protocols
+from ray_app.evaluation.protocols import CONVENTIONS, ProtocolRow, Reference, list_protocols, load_protocol, releases_of
+from ray_app.metrics.arrays import ScoreHistogram
 from ray_app.metrics.detection import DETECTION
+
+
+def generator(label, right, n, unscored=0):
+    return {"name": "g", "label": label, "n": n, "unscored": unscored, "rate": {"value": right / n if n else None, "n": n}}
+
+
+def test_f1_of_even_counts_is_the_f1_of_evenly_many_images():
+    fakes, reals = [generator("fake", 30, 40), generator("fake", 5, 60)], [generator("real", 70, 100)]
+    truth = [1] * 100 + [0] * 100
+    said = [1] * 35 + [0] * 65 + [1] * 30 + [0] * 70
+    assert protocols.f1_even(fakes, reals).value == pytest.approx(f1_score(truth, said), abs=1e-12)
+    assert protocols.balanced(fakes, reals).value == pytest.approx(accuracy_score(truth, said), abs=1e-12)
+
+
+def test_the_meaningless_f1_is_that_of_every_source_by_itself():
+    """Brute force: each source is a data set of its own, with scikit-learn's F1, and they are averaged by images."""
+    sources = [("real", 95, 100), ("fake", 30, 40), ("fake", 60, 60)]
+    parts = []
+    for label, right, n in sources:
+        truth = np.full(n, label == "fake")
+        said = np.where(np.arange(n) < right, truth, ~truth)
+        parts.append((n, f1_score(truth, said, zero_division=0.0)))
+    expected = sum(n * f1 for n, f1 in parts) / sum(n for n, _ in parts)
+    found = protocols.f1_by_source([generator(*one) for one in sources])
+    assert found.value == pytest.approx(expected, abs=1e-12)
+    assert protocols.f1_by_source([generator("real", 100, 100)]).value == 0.0
+
+
+def test_missing_predictions_count_as_wrong():
+    found = protocols.missing_is_wrong([generator("fake", 30, 40, 10), generator("real", 50, 50)])
+    assert (found.value, found.n) == (0.8, 100)
+    assert found.interval[0] < 0.8 < found.interval[1]
+
+
+def test_the_oracle_threshold_is_the_best_of_the_grid():
+    rng = np.random.default_rng(0)
+    fakes, reals = rng.normal(1, 2, 300).astype(np.float32), rng.normal(-1, 1, 200).astype(np.float32)
+    chances, truth = 1 / (1 + np.exp(-np.concatenate([fakes, reals], dtype=np.float64))), np.repeat([True, False], [300, 200])
+    best = max(accuracy_score(truth, chances > point) for point in np.linspace(0, 1, 100))
+    found = protocols.oracle_accuracy(ScoreHistogram.of(fakes), ScoreHistogram.of(reals))
+    assert found.value == pytest.approx(best, abs=1e-12)
+    assert best >= accuracy_score(truth, chances > 0.5)
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        protocols.f1_by_source([]),
+        protocols.missing_is_wrong([]),
+        protocols.told_right([generator("fake", 0, 0)]),
+        protocols.balanced([generator("fake", 1, 2)], []),
+        protocols.f1_even([], [generator("real", 1, 2)]),
+        protocols.oracle_accuracy(ScoreHistogram.of([]), ScoreHistogram.of([1.0])),
+    ],
+)
+def test_what_is_not_defined_has_a_reason(found):
+    assert found.value is None
+    assert found.why
+
 
 ASKED_FOR = {
     "openfake-v1", "openfake-v2", "openfake-v2-reddit", "openfake-imagen3", "openfake-sd21", "opensdi", "dflip", "dflip-v1",
@@ -210,10 +273,39 @@ def test_the_facts_are_the_documents_section():
 
 
 def test_rows_hold_what_their_globs_name():
-    row = Row(name="r", generators=("sd-3.5*",), excluding=("*turbo",), kind="whole")
+    row = ProtocolRow(name="r", generators=("sd-3.5*",), excluding=("*turbo",), kind="whole")
     held = {"name": "SD_3.5_large", "label": "fake", "kind": "whole"}
     assert row.holds(held)
     assert not row.holds({**held, "kind": "local"})
     assert not row.holds({**held, "label": "real"})
     assert not row.holds({**held, "name": "sd-3.5-turbo"})
     assert not row.holds({**held, "name": "sd-3"})
+
+
+def rows(*entries, struct=True, told=None):
+    """Entries of generator, label and the date of the run's own column; `told`: the dates of the labels."""
+    made = [{"release_date": date} for *_, date in entries] if struct else [{"other": 1} for _ in entries]
+    generators, labels = [one[0] for one in entries], [one[1] for one in entries]
+    dates = pa.array(told or [None] * len(entries), pa.string())
+    return pa.table(
+        {"input": pa.array(made), "release_date": dates, "generator": pa.array(generators).dictionary_encode(), "label": labels}
+    )
+
+
+def test_the_earliest_date_of_each_generator():
+    tables = [
+        rows(("a", "fake", "2025-03-01"), ("b", "fake", None), ("real", "real", "2001"), ("a", "fake", "2024-12-31")),
+        rows(("a", "fake", "2025-01-01"), ("c", "fake", "unknown"), ("d", "fake", "2023")),
+    ]
+    assert releases_of(tables) == {"a": "2024-12-31", "d": "2023"}
+
+
+def test_rows_that_tell_nothing():
+    nothing = pa.table({name: pa.nulls(1, pa.string()) for name in ("input", "release_date")} | {"generator": ["a"], "label": ["fake"]})
+    assert releases_of([rows(("a", "fake", ""), struct=False), nothing, rows(("b", "fake", "2025"))]) == {"b": "2025"}
+    assert releases_of([]) == {}
+
+
+def test_a_date_of_the_labels_holds_over_that_of_the_run():
+    both = rows(("a", "fake", "2020"), ("b", "fake", "2021"), told=["2025-01-01", None])
+    assert releases_of([both, rows(("c", "fake", ""), struct=False, told=["2024"])]) == {"a": "2025-01-01", "b": "2021", "c": "2024"}

@@ -178,9 +178,9 @@ def test_three_files_are_written(case):
 
 def test_tasks_change_nothing(case):
     from ray_app.archives import in_turn
-    from ray_app.evaluation.cells import gather
+    from ray_app.evaluation.accumulate import gather
     from ray_app.evaluation.document import Evaluation, document_of
-    from ray_app.evaluation.joining import index_labels
+    from ray_app.evaluation.join import index_labels
     from ray_app.evaluation.labels import open_labels
     from ray_app.evaluation.systems import systems_of
     from ray_app.runs import RunDirectory

@@ -3,14 +3,75 @@ import json
 import numpy as np
 import pytest
 
-from ray_app.ensembles import Cascade, EnsembleCard, Member, Thresholds, combine, drawn_by_audit, ensemble_of
-from ray_app.evaluation.cells import gather
-from ray_app.evaluation.joining import index_labels
+from ray_app.detectors import list_cards, load_card
+from ray_app.ensembles import Cascade, EnsembleCard, EnsembleMember, Thresholds, combine, drawn_by_audit, ensemble_of
+from ray_app.evaluation.accumulate import gather
+from ray_app.evaluation.join import index_labels
 from ray_app.evaluation.labels import open_labels
-from ray_app.evaluation.systems import ENSEMBLE, systems_of
-from ray_app.metrics.histograms import ScoreHistogram
+from ray_app.evaluation.systems import ENSEMBLE, is_named, seen, seen_by_any, systems_of
+from ray_app.metrics.arrays import ScoreHistogram
 from ray_app.runs import RunDirectory
 from tests.evaluation.made import cut, made_run, random_rows
+
+
+@pytest.mark.parametrize(
+    ("detector", "generator", "word"),
+    [
+        ("cnndetection", "progan", "in-training"),
+        ("cnndetection", "ProGAN/airplane", "in-training"),
+        ("cnndetection", "stylegan2", "unseen"),
+        ("cnndetection:native", "stylegan2", "unseen"),
+        ("unifd", "PGGAN", "in-training"),
+        ("npr", "flux.1-dev", "unseen"),
+        ("corvi2023", "latent_diffusion", "in-training"),
+        ("corvi2023", "sd-1.5", "unseen"),
+        ("maskclip", "sd15", "in-training"),
+        ("maskclip", "sd_1.5", "in-training"),
+        ("maskclip", "Stable Diffusion v1.5", "in-training"),
+        ("maskclip", "flux", "unseen"),
+        ("clip-d-10k-plus", "ldm_200", "in-training"),
+        ("clip-d-10k-plus", "flux", "unknown"),
+        ("openfake-swinv2-small", "sd-3.5", "unknown"),
+        ("community-forensics-vits384", "flux", "unknown"),
+        ("siglip2-open-deepfake", "open-deepfake-preview", "unknown"),
+        ("touchstone-tiny", "ae-nearest4", "in-training"),
+        ("touchstone-tiny", "ae-shuffle8", "unseen"),
+        ("cnndetection", "real", "unknown"),
+        ("cnndetection", "real:lsun", "unknown"),
+    ],
+)
+def test_what_the_cards_tell(detector, generator, word):
+    assert seen(load_card(detector), generator) == word
+
+
+def test_a_complete_list_names_something():
+    assert all(card.training_data.generators for card in list_cards() if card.training_data.complete)
+
+
+def test_names_are_compared_without_case_and_separators():
+    assert is_named("SD 3.5-Large", "sd_3.5*")
+    assert not is_named("sd2", "sd15*")
+    assert not is_named("stylegan", "progan*")
+
+
+def test_the_demonstration_was_trained_on_its_own_split():
+    from ray_app.datasets.simulation.pairs import SPLITS
+
+    assert load_card("touchstone-tiny").training_data.generators == tuple(SPLITS["train"].decoders)
+
+
+@pytest.mark.parametrize(
+    ("words", "word"),
+    [
+        (["unseen", "in-training", "unknown"], "in-training"),
+        (["unseen", "unseen"], "unseen"),
+        (["unseen", "unknown"], "unknown"),
+        ([], "unknown"),
+    ],
+)
+def test_one_member_that_saw_it_decides(words, word):
+    assert seen_by_any(words) == word
+
 
 CALIBRATION = {"slope": 2.0, "intercept": 0.5}
 
@@ -67,7 +128,9 @@ def test_members_are_known_by_the_names_of_the_run(tmp_path):
     from ray_app.config import config_root
 
     shutil.copy(config_root() / "detectors" / "npr.yaml", tmp_path / "copy.yaml")
-    card = EnsembleCard(name="mine", title="Mine", members=(Member(detector=str(tmp_path / "copy.yaml")), Member(detector="unifd")))
+    card = EnsembleCard(
+        name="mine", title="Mine", members=(EnsembleMember(detector=str(tmp_path / "copy.yaml")), EnsembleMember(detector="unifd"))
+    )
     systems = systems_of(run_of(tmp_path / "run", ["npr", "unifd", "ladeda9"], card))
     assert systems.members == ("npr", "unifd")
     assert [one.name for one in systems.all] == [ENSEMBLE, "npr", "unifd", "ladeda9"]
@@ -77,7 +140,11 @@ def test_a_view_is_decided_by_the_runs_own_rule(tmp_path):
     import pyarrow as pa
 
     card = EnsembleCard(
-        name="two", title="Two", members=(Member(detector="b", weight=2.0), Member(detector="a", weight=-1.0)), rule="weighted", bias=0.25
+        name="two",
+        title="Two",
+        members=(EnsembleMember(detector="b", weight=2.0), EnsembleMember(detector="a", weight=-1.0)),
+        rule="weighted",
+        bias=0.25,
     )
     systems = systems_of(run_of(tmp_path, ["a", "b"], card, {"a": CALIBRATION}))
     columns, _, scores = random_rows(50, views=("v",))
@@ -92,7 +159,7 @@ def test_a_view_is_decided_by_the_runs_own_rule(tmp_path):
 def test_a_cascades_audit_draws_a_view_with_its_file(tmp_path):
     columns, truths, scores = random_rows(200, views=("v",))
     cascade = Cascade(first=1, band=(-0.5, 0.5), audit_share=0.5)
-    members = (Member(detector="a"), Member(detector="b"))
+    members = (EnsembleMember(detector="a"), EnsembleMember(detector="b"))
     card = EnsembleCard(name="two", title="Two", members=members, rule="cascade", cascade=cascade)
     run = made_run(tmp_path / "run", columns, ensemble=card.model_dump(mode="json"))
     labels = tmp_path / "labels.jsonl"

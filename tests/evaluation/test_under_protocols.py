@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 import yaml
 
+from benchmarks.evaluation import write_run as write
 from ray_app.cli.main import main
 from ray_app.config import named_configs
 from ray_app.evaluation.config import EvaluateConfig
@@ -14,7 +15,6 @@ from ray_app.evaluation.protocols import load_protocol
 from ray_app.evaluation.run import _completed, evaluate
 from ray_app.reports.leaderboard import boards_of
 from tests.evaluation.made import cut, random_rows
-from tests.evaluation.made import write_run as write
 
 RELEASED = {"flux": "2024-08-01", "sd-3": "2024-02-22", "inpainter": "2025"}
 

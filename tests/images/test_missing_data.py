@@ -121,7 +121,7 @@ def test_a_code_that_no_table_has_is_refused():
     assert (broken.status, broken.detail) == (Status.CORRUPT_IMAGE, "bad Huffman code")
 
 
-def segments(data: bytes) -> list[jpeg.Segment]:
+def segments(data: bytes) -> list[jpeg.JpegSegment]:
     return list(jpeg._segments(data))
 
 

@@ -8,12 +8,12 @@ import re
 import sys
 from pathlib import Path
 
-from ray_app.archives import Member
+from ray_app.archives import ManifestMember
 from ray_app.ensembles import load_ensemble_card
 from ray_app.images import ImageLimits
 from ray_app.inference import BlockReader, StageClock, judge, make_spec
-from ray_app.inference.reusing import Recall
-from ray_app.inference.scoring import EnsembleScorer
+from ray_app.inference.reuse import ScoreCache
+from ray_app.inference.scorer import EnsembleScorer
 from ray_app.storage import Fetcher
 
 BLOCK = 200
@@ -26,13 +26,13 @@ def resident_mib() -> float:
 def main(folder: Path, images: int, reuse: bool) -> None:
     spec = make_spec(load_ensemble_card("default"), limits=ImageLimits(), precision="fp32")
     clock = StageClock()
-    recall = Recall(spec) if reuse else None
+    recall = ScoreCache(spec) if reuse else None
     reader, scorer = BlockReader(spec, clock, fetcher=Fetcher(), recall=recall), EnsembleScorer(spec, clock)
     paths = sorted(folder.iterdir())
     warm = 0.0
     for start in range(0, images, BLOCK):
         chosen = [paths[place % len(paths)] for place in range(start, start + BLOCK)]
-        members = [Member(start + slot, str(path), None, 0, "", -1, 0, slot, {}) for slot, path in enumerate(chosen)]
+        members = [ManifestMember(start + slot, str(path), None, 0, "", -1, 0, slot, {}) for slot, path in enumerate(chosen)]
         outcomes = []
 
         def noting(members=members, outcomes=outcomes):

@@ -4,12 +4,12 @@ import numpy as np
 
 from ray_app.detectors import load_card
 from ray_app.detectors.embeddings import embedding_facts
-from ray_app.ensembles import Profile, Thresholds, ensemble_of
+from ray_app.ensembles import EnsembleProfile, Thresholds, ensemble_of
 from ray_app.images import ImageLimits
 from ray_app.inference import make_spec
+from tests.attribution.made import make_identifier, make_retrieval
+from tests.attribution.tiny_speakers import card_of
 from tests.inference.two_detectors import write_two
-from tests.profiling.made import make_identifier, make_retrieval
-from tests.profiling.tiny_speakers import card_of
 
 CLASSES = ("sd-1.5", "sdxl", "midjourney-6")
 PROMPTS = ("a red fox", "an old harbour at dawn", "a bowl of plums", "two chairs")
@@ -33,7 +33,7 @@ def write_profile(folder, *, own_pool=False):
 
 def spec_of(written, describer="retrieval", *, fake_above=0.0, describe="flagged", views=(), stability=None, detectors=2, **changes):
     """The spec of an ensemble with such a profile; verdicts are fake above a score."""
-    profile = Profile(identifier=written["identifier"], describer=describer and written[describer], describe=describe)
+    profile = EnsembleProfile(identifier=written["identifier"], describer=describer and written[describer], describe=describe)
     thresholds = Thresholds(real_below=fake_above, fake_above=fake_above)
     ensemble = ensemble_of(written["detectors"][:detectors]).model_copy(update={"profile": profile, "thresholds": thresholds} | changes)
     return make_spec(ensemble, limits=ImageLimits(), precision="fp32", slots=4, views=views, stability=stability)

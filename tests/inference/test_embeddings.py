@@ -9,10 +9,10 @@ from PIL import Image
 
 from ray_app.ensembles import ensemble_of
 from ray_app.images import ImageLimits
-from ray_app.inference import BatchDecoder, Readings, StageClock, make_spec
-from ray_app.inference.scoring import EnsembleScorer
-from ray_app.perturbations import load_perturbations
-from ray_app.scoring.embedding import kept_by
+from ray_app.inference import BatchDecoder, DetectorOutputs, StageClock, make_spec
+from ray_app.inference.scorer import EnsembleScorer
+from ray_app.scoring.identity import kept_by
+from ray_app.transforms.perturbations import load_perturbations
 
 SPEC = make_spec(ensemble_of(["touchstone-tiny"]), limits=ImageLimits(), precision="fp32")
 
@@ -73,7 +73,7 @@ def test_readings_keep_their_embeddings_when_they_are_put_together(keeping):
     given = list(files(6))
     whole = read(keeping, given)
     parts = [read(keeping, given[:4]), read(keeping, given[4:])]
-    joined = Readings.chained(parts).joined(Readings({"other": np.zeros(6, np.float32)}))
+    joined = DetectorOutputs.chained(parts).joined(DetectorOutputs({"other": np.zeros(6, np.float32)}))
     np.testing.assert_array_equal(joined.embeddings["touchstone-tiny"], whole.embeddings["touchstone-tiny"])
     assert not joined.among(["other"]).embeddings
     assert joined.among(["touchstone-tiny"]).embeddings.keys() == {"touchstone-tiny"}

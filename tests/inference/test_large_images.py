@@ -16,8 +16,8 @@ from ray_app.ensembles import ensemble_of, load_ensemble_card
 from ray_app.errors import InputError, Status
 from ray_app.images import BatchLimits, ChildDecoder, ImageRefused, memory
 from ray_app.inference import BatchDecoder, StageClock, make_spec
-from ray_app.perturbations import load_perturbations
 from ray_app.storage.node_budget import SEAT_BYTES, NodeBudget
+from ray_app.transforms.perturbations import load_perturbations
 from tests.images import factory
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -16,9 +16,9 @@ from ray_app.ensembles import load_ensemble_card
 from ray_app.errors import Status
 from ray_app.images import ImageLimits
 from ray_app.images.provenance import ProvenancePolicy
-from ray_app.inference import BatchDecoder, Readings, StageClock, judge, make_spec, pack, unpack
-from ray_app.inference.isolated import PreparingChild
-from ray_app.inference.preparing_child import Wanted
+from ray_app.inference import BatchDecoder, DetectorOutputs, StageClock, judge, make_spec, pack, unpack
+from ray_app.inference.decoder_child import DecodeRequest
+from ray_app.inference.decoder_pool import PreparingChild
 from ray_app.runs import result_rows
 from tests.images.factory import jpeg
 from tests.images.provenance.files import png_with
@@ -31,8 +31,7 @@ SPEC = make_spec(
 )
 # The library's reader gone wrong: the process dies where a manifest is read, and nowhere else.
 BROKEN = (
-    "import os; from ray_app.images.provenance.credentials import CredentialsReader; "
-    "CredentialsReader.read = lambda *_: os.kill(os.getpid(), 11)"
+    "import os; from ray_app.images.provenance.c2pa import CredentialsReader; CredentialsReader.read = lambda *_: os.kill(os.getpid(), 11)"
 )
 
 
@@ -64,7 +63,7 @@ def test_statements_reach_the_rows_by_every_way():
                         "occurrence": pa.array([0, 0], pa.int32())})  # fmt: skip
     for outcomes in (batch.outcomes, travelled.outcomes):
         for scores in ([1.0, 2.0], [np.nan, 2.0]):  # also where no detector gave a score
-            scored = judge(SPEC, outcomes, Readings({name: np.array(scores, np.float32) for name in SPEC.cards}))
+            scored = judge(SPEC, outcomes, DetectorOutputs({name: np.array(scores, np.float32) for name in SPEC.cards}))
             rows = result_rows(members, scored, attempt=1, scored_at=datetime.now(UTC))["provenance"].to_pylist()
             assert json.loads(rows[0])["ai_declared"] is True
             assert rows[1] is None
@@ -74,7 +73,7 @@ def test_a_manifest_that_kills_its_reader_costs_no_score(tmp_path):
     dying = f"""
 {BROKEN}
 from pathlib import Path
-from tests.inference.test_provenance import SPEC, decoded, jpeg, signed
+from tests.inference.test_provenance import SPEC, decoded; from tests.images.factory import jpeg; from tests.images.provenance.signing import signed
 decoded(SPEC, jpeg(), signed(), crumbs=Path({str(tmp_path)!r}))
 """
     assert subprocess.run([sys.executable, "-c", dying], cwd=ROOT).returncode == -11
@@ -86,7 +85,7 @@ decoded(SPEC, jpeg(), signed(), crumbs=Path({str(tmp_path)!r}))
 
 class Broken(PreparingChild):
     def _command(self):
-        script = f"import sys; {BROKEN}; from ray_app.inference import preparing_child; preparing_child.main(sys.argv[1:])"
+        script = f"import sys; {BROKEN}; from ray_app.inference import decoder_child as preparing_child; preparing_child.main(sys.argv[1:])"
         return [
             sys.executable,
             "-P",
@@ -102,7 +101,7 @@ class Broken(PreparingChild):
 @pytest.mark.parametrize(("child", "state"), [(PreparingChild, "trusted"), (Broken, "unreadable")])
 def test_an_endpoint_s_child_reads_it_and_survives_it(child, state):
     tiny = load_card("touchstone-tiny").preprocessing
-    wanted = Wanted(preprocessings=(tiny,), resize="exact", provenance=SPEC.provenance)
+    wanted = DecodeRequest(preprocessings=(tiny,), resize="exact", provenance=SPEC.provenance)
     with child(ImageLimits(), 10.0, 2**31) as running:
         answer = running.prepare(signed(), wanted)
         np.testing.assert_array_equal(answer.pixels[0], decoded(PLAIN, signed()).pixels[0][0])

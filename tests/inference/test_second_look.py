@@ -7,15 +7,15 @@ import pytest
 from PIL import Image
 
 from ray_app.detectors import load_card
-from ray_app.ensembles import Cascade, EnsembleCard, Member
+from ray_app.ensembles import Cascade, EnsembleCard, EnsembleMember
 from ray_app.errors import Status
 from ray_app.images import ImageLimits
-from ray_app.inference import BatchDecoder, Readings, StageClock, judge, make_spec, pack, unpack
-from ray_app.inference.clock import LOOKED, LOOKED_MS
-from ray_app.inference.judging import going_on
-from ray_app.inference.reusing import Recall
-from ray_app.inference.scoring import EnsembleScorer
-from ray_app.inference.second_look import Looking
+from ray_app.inference import BatchDecoder, DetectorOutputs, StageClock, judge, make_spec, pack, unpack
+from ray_app.inference.decision import going_on
+from ray_app.inference.reuse import ScoreCache
+from ray_app.inference.scorer import EnsembleScorer
+from ray_app.inference.second_pass import CascadeScorer
+from ray_app.inference.timing import LOOKED, LOOKED_MS
 from tests.images.factory import encoded
 
 SIDES = [80, 96, 128, 200, 264, 300, 340]
@@ -37,7 +37,7 @@ def cards(tmp_path_factory):
 
 def spec_of(cards, band, audit=0.0, **options):
     cascade = Cascade(first=1, band=band, audit_share=audit)
-    members = tuple(Member(detector=path) for path in cards)
+    members = tuple(EnsembleMember(detector=path) for path in cards)
     card = EnsembleCard(name="two", title="Two", members=members, rule="cascade", cascade=cascade)
     return make_spec(card, limits=ImageLimits(), precision="fp32", **options)
 
@@ -81,7 +81,7 @@ def spec(cards, data):
 
 def looked_at(spec, data, kept_bytes=1e9):
     decoder = BatchDecoder(spec.early, StageClock(), keeps_files=True)
-    looking = Looking(spec, EnsembleScorer(spec, StageClock()), decoder, StageClock(), kept_bytes=kept_bytes)
+    looking = CascadeScorer(spec, EnsembleScorer(spec, StageClock()), decoder, StageClock(), kept_bytes=kept_bytes)
     given = batches(spec, decoder, data)
     return looking, [outcome for batch in given for outcome in batch.outcomes], looking.score(given)
 
@@ -130,7 +130,8 @@ def test_two_pools_say_together_what_one_process_says(spec, data):
     table = pack(batches(spec, reading, data), spec.early.preprocessings)
     decoder = BatchDecoder(spec.early, StageClock(), keeps_files=True)
     cheap, slow = (
-        Looking(spec, EnsembleScorer(spec, StageClock(), (name,)), decoder, StageClock(), kept_bytes=1e9) for name in ("cheap", "slow")
+        CascadeScorer(spec, EnsembleScorer(spec, StageClock(), (name,)), decoder, StageClock(), kept_bytes=1e9)
+        for name in ("cheap", "slow")
     )
     first = cheap.score(decoder.complete(batch) for batch in unpack(table, spec.early.preprocessings))
     assert list(first.scores) == ["cheap"]
@@ -159,7 +160,7 @@ def test_pools_of_a_cascade_come_in_the_order_of_its_stages(cards, data):
 
 def test_what_is_known_of_the_same_bytes_is_complete_as_far_as_it_went(spec, data):
     _, outcomes, readings = looked_at(spec, data)
-    recall = Recall(spec)
+    recall = ScoreCache(spec)
     recall.begin_block()
     recall.learn(outcomes, readings)
     going = going_on(spec, outcomes, readings)
@@ -168,7 +169,7 @@ def test_what_is_known_of_the_same_bytes_is_complete_as_far_as_it_went(spec, dat
         said = recall.known(outcomes[row].facts.sha256).said
         assert (said.scores["slow"] is None) == (row == stays)
     without = replace(readings, scores=readings.scores | {"slow": np.full(len(outcomes), np.nan, np.float32)})
-    forgetful = Recall(spec)
+    forgetful = ScoreCache(spec)
     forgetful.begin_block()
     forgetful.learn(outcomes, without)
     assert forgetful.known(outcomes[going[0]].facts.sha256) is None
@@ -178,7 +179,7 @@ def test_what_is_known_of_the_same_bytes_is_complete_as_far_as_it_went(spec, dat
 def test_what_is_known_does_not_suffice_a_decision_by_which_more_detectors_look(spec, data):
     """As after `touchstone decide` with another card: the index was made under the old one."""
     _, outcomes, readings = looked_at(spec, data)
-    recall = Recall(spec)
+    recall = ScoreCache(spec)
     recall.begin_block()
     recall.learn(outcomes, readings)
     recall.begin_block()
@@ -191,18 +192,18 @@ def test_what_is_known_does_not_suffice_a_decision_by_which_more_detectors_look(
     stays = [row for row, outcome in enumerate(outcomes) if outcome.status is Status.OK and row not in going]
     wide = spec.ensemble.cascade.model_copy(update={"band": (-1e6, 1e6)})
     for decision in ({"cascade": wide}, {"cascade": None, "rule": "mean-logit"}):
-        other = Recall(replace(spec, ensemble=spec.ensemble.model_copy(update=decision)), Known())
+        other = ScoreCache(replace(spec, ensemble=spec.ensemble.model_copy(update=decision)), Known())
         assert all(other.known(outcomes[row].facts.sha256) is None for row in stays)
         assert all(other.known(outcomes[row].facts.sha256) is not None for row in going)
-    assert all(Recall(spec, Known()).known(outcomes[row].facts.sha256) is not None for row in [*stays, *going])
+    assert all(ScoreCache(spec, Known()).known(outcomes[row].facts.sha256) is not None for row in [*stays, *going])
 
 
 def test_readings_of_some_members_stand_in_their_places():
-    some = Readings({"a": np.array([1.0, 2.0], np.float32)}, {"a": [np.zeros((1, 1), np.uint8), None]}, {"a": ["x", "y"]})
+    some = DetectorOutputs({"a": np.array([1.0, 2.0], np.float32)}, {"a": [np.zeros((1, 1), np.uint8), None]}, {"a": ["x", "y"]})
     spread = some.spread([2, 0], 3)
     assert spread.scores["a"].tolist()[::2] == [2.0, 1.0]
     assert np.isnan(spread.scores["a"][1])
     assert spread.replies["a"] == ["y", None, "x"]
     assert spread.masks["a"][2] is some.masks["a"][0]
-    both = Readings.chained([some, spread])
+    both = DetectorOutputs.chained([some, spread])
     assert len(both.scores["a"]) == len(both.masks["a"]) == len(both.replies["a"]) == 5

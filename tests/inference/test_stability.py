@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ray_app.ensembles import EnsembleCard, Member, Thresholds, decide
-from ray_app.ensembles.cards import Cascade
+from ray_app.ensembles import EnsembleCard, EnsembleMember, Thresholds, decide
+from ray_app.ensembles.card import Cascade
 from ray_app.errors import Reason
 from ray_app.inference.stability import Stability, settled, uncertain
-from ray_app.perturbations import seed_of
+from ray_app.transforms.perturbations import seed_of
 from tests.images.factory import photo
 
 NAN = np.nan
-CARD = EnsembleCard(name="one", title="One", members=(Member(detector="a"),), thresholds=Thresholds(real_below=-1, fake_above=2))
+CARD = EnsembleCard(name="one", title="One", members=(EnsembleMember(detector="a"),), thresholds=Thresholds(real_below=-1, fake_above=2))
 NO_CALIBRATION = {"a": None, "b": None}
 
 
@@ -62,7 +62,7 @@ def test_without_views_or_without_doubt_nothing_changes():
 
 def test_a_view_of_a_cascade_is_asked_as_its_own_picture():
     """Outside of the band the first member speaks for the view; inside, or where the image was drawn for the audit, all do."""
-    members = (Member(detector="a"), Member(detector="b"))
+    members = (EnsembleMember(detector="a"), EnsembleMember(detector="b"))
     card = EnsembleCard(name="two", title="Two", members=members, rule="cascade", cascade=Cascade(first=1, band=(-1, 1), audit_share=0.5))
     audited = [False, False, True]
     scores = {"a": np.array([0.5, 2, 2], np.float32), "b": np.array([0.5, NAN, 2], np.float32)}

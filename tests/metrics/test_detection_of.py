@@ -8,7 +8,7 @@ from scipy.optimize import brentq
 from sklearn import metrics as sk
 from torchmetrics import functional as tm
 
-from ray_app.detectors.cards import Platt
+from ray_app.detectors.card import Platt
 from ray_app.metrics import DETECTION, ScoreHistogram, curve_points, detection_of, proportion_interval, risk_coverage
 from tests.metrics.drawn import BOTH, EMPTY, histograms, joined
 

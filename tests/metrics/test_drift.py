@@ -1,9 +1,12 @@
+"""Archives against mixtures of a population's reals and fakes: chance is not noticed, whatever the prevalence; shifts are."""
+
 import numpy as np
 import pytest
-from scipy.stats import ks_2samp
+from scipy.stats import binom, chi2, ks_2samp
 
-from ray_app.metrics.drift import drift_of, kolmogorov_smirnov, quantiles_of, stability_index
-from ray_app.metrics.histograms import ScoreHistogram
+from ray_app.metrics.arrays import ScoreHistogram
+from ray_app.metrics.drift import LIMIT_PSI, NOTICED_P, drift_of, kolmogorov_smirnov, most_fakes, quantiles_of, shift_of, stability_index
+from ray_app.metrics.significance import holm
 
 
 def normal(seed, n, centre=0.0, decimals=9):
@@ -67,3 +70,103 @@ def test_quantiles_are_scores_that_there_are():
     shares = (0.05, 0.5, 0.95, 1.0)
     expected = np.quantile(scores, shares, method="inverted_cdf")
     assert quantiles_of(ScoreHistogram.of(scores), shares) == pytest.approx(expected)
+
+
+REAL = np.array([0.1] * 10)
+FAKE = np.array([0.01, 0.01, 0.01, 0.02, 0.05, 0.05, 0.05, 0.1, 0.2, 0.5])
+
+
+def drawn(rng, n_real, n_fake, n, share, of=REAL):
+    return rng.multinomial(n, (1 - share) * of + share * FAKE), rng.multinomial(n_real, REAL), rng.multinomial(n_fake, FAKE)
+
+
+@pytest.mark.parametrize(
+    ("n_real", "n_fake", "n", "share"), [(300, 300, 1000, 0.0), (300, 100, 10**7, 0.4), (3000, 1000, 60, 0.02), (500, 500, 500, 1.0)]
+)
+def test_chance_is_not_noticed_at_any_prevalence(n_real, n_fake, n, share):
+    rng = np.random.default_rng([1, n_real, n])
+    shifts = [shift_of(*drawn(rng, n_real, n_fake, n, share)) for _ in range(300)]
+    assert sum(shift.noticed() for shift in shifts) <= binom.isf(0.001, 300, NOTICED_P)
+    small = sum(shift.p < 0.05 for shift in shifts)
+    assert small <= binom.isf(0.001, 300, 0.05), f"p < 0.05 in {small} of 300 archives without a shift"
+
+
+def test_of_a_large_sample_the_best_share_is_that_of_the_fakes():
+    counts = 10**6 * (0.7 * REAL + 0.3 * FAKE)
+    shift = shift_of(counts, 10**6 * REAL, 10**6 * FAKE)
+    assert shift.share == pytest.approx(0.3, abs=1e-4)
+    assert shift.psi < 1e-6
+    assert shift.ks < 1e-6
+    assert shift.p > 0.99
+
+
+def test_psi_and_ks_against_their_formulas_where_there_are_no_fakes():
+    archive, real = np.array([100, 300, 600]), np.array([500, 300, 200])
+    shift = shift_of(archive, real, np.zeros(3))
+    found, expected = ((one + 0.5) / (one.sum() + 1.5) for one in (archive, real))
+    assert shift.psi == pytest.approx(((found - expected) * np.log(found / expected)).sum())
+    assert shift.ks == pytest.approx(0.4)
+    assert shift_of(archive[[1, 2, 0]], real[[1, 2, 0]], np.zeros(3), ordered=False).ks == pytest.approx(0.4)
+    assert shift.share == 0
+
+
+def test_the_test_is_pearsons_where_there_are_no_fakes():
+    from scipy.stats import chi2_contingency
+
+    archive, real = np.array([210, 290, 505]), np.array([520, 680, 800])
+    assert shift_of(archive, real, np.zeros(3)).p == pytest.approx(chi2_contingency([archive, real]).pvalue, rel=0.02)
+
+
+def test_a_shift_beyond_the_limit_is_noticed_and_beyond():
+    shifted = np.roll(REAL * np.linspace(0.2, 1.8, 10), 3)
+    shift = shift_of(10_000 * shifted, 3000 * REAL, 3000 * REAL)
+    assert shift.psi > LIMIT_PSI
+    assert shift.noticed()
+    assert shift.beyond()
+    assert not shift.noticed(p=0.01), "corrected for others it may be chance"
+
+
+def test_reals_that_have_become_like_fakes_do_not_pass_for_them_where_scores_say_there_are_none():
+    reals, fakes = [0, 0, 1000], [1000, 0, 0]
+    archive = [1000, 0, 0]
+    assert not shift_of(archive, reals, fakes).noticed()
+    assert shift_of(archive, reals, fakes, most_fakes=0.05).beyond()
+
+
+def test_the_most_fakes_bound_is_seldom_below_the_truth_and_near_it():
+    rng = np.random.default_rng(3)
+    for share in (0.0, 0.02, 0.3):
+        found = [most_fakes(*drawn(rng, 2000, 2000, 5000, share)) for _ in range(150)]
+        assert sum(most < share for most in found) <= binom.isf(0.001, 150, NOTICED_P)
+        assert max(found) < share + 0.15
+    assert most_fakes([10] * 10, [10] * 10, [10] * 10) == 1.0, "where fakes score like reals, any share is possible"
+    assert most_fakes([10] * 10, [10] * 10, [0] * 10) == 1.0
+
+
+def test_few_images_cannot_tell():
+    assert not shift_of(20 * REAL, 3000 * REAL, 3000 * FAKE).tells
+    assert shift_of(500 * REAL, 3000 * REAL, 3000 * FAKE).tells
+    needed = chi2.isf(NOTICED_P, 9) / LIMIT_PSI
+    assert 100 < needed < 120, "about so many images show a difference at the limit over ten bins"
+
+
+def test_a_word_that_all_have_is_no_shift_and_spoils_no_other():
+    shift = shift_of([64, 0], [120, 0], [110, 0])
+    assert (shift.p, shift.noticed()) == (1, False)
+    assert shift_of([64, 0], [60, 60], [55, 55]).p < NOTICED_P
+    assert shift_of([0, 0, 64], [120, 0, 0], [110, 0, 0]).beyond()
+
+
+def test_one_bin_has_no_shift_and_no_images_are_refused():
+    shift = shift_of([7], [300], [10])
+    assert (shift.psi, shift.ks, shift.p) == (0, 0, 1)
+    for empty in ([0, 0], [1, 2], [3, 4]), ([1, 2], [0, 0], [3, 4]):
+        with pytest.raises(ValueError, match="images on both sides"):
+            shift_of(*empty)
+
+
+def test_corrected_for_all_properties_an_archive_without_a_shift_is_noticed_in_none():
+    rng = np.random.default_rng(11)
+    for _ in range(100):
+        shifts = [shift_of(*drawn(rng, 500, 500, 800, 0.1)) for _ in range(6)]
+        assert not any(shift.noticed(p) for shift, p in zip(shifts, holm([shift.p for shift in shifts]), strict=True))

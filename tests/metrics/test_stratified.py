@@ -3,7 +3,7 @@ from math import comb
 import numpy as np
 import pytest
 
-from ray_app.metrics.stratified import LabelledStratum, archive_figures, drawn_fakes, either_way, shares
+from ray_app.metrics.survey_sampling import LabelledStratum, archive_figures, drawn_fakes, either_way, shares
 
 # Sizes, shares of fakes and numbers of labels of six strata; the first two are flagged.
 ARCHIVES = {

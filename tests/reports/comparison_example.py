@@ -2,11 +2,19 @@
 
 import numpy as np
 
-from ray_app.comparison import findings
-from ray_app.comparison.comparing import concluded
-from ray_app.comparison.flips import STATUSES, flagged_of, flips_of, statuses_of
-from ray_app.comparison.labelled_changes import Truth, labelled_changes
-from ray_app.comparison.shifts import QUANTILES, distribution_of, shift_of
+from ray_app.evaluation.compare import compare
+from ray_app.evaluation.compare.changes import (
+    QUANTILES,
+    STATUSES,
+    ImageGroups,
+    distribution_of,
+    flagged_of,
+    flips_of,
+    labelled_changes,
+    shift_of,
+    statuses_of,
+)
+from ray_app.evaluation.compare.compare import concluded
 
 N = 2_400
 GENERATORS = ("flux-1-dev", "sdxl-turbo", "midjourney-6", "gpt-image-1")
@@ -22,7 +30,7 @@ def example_comparison(text=None, *, shift=0.3, shared=True, n=N):
     statuses = np.zeros(n, np.int8)
     later = np.where(draw.random(n) < 0.004, STATUSES.index("corrupt_image"), statuses).astype(np.int8)
     groups = [("real", "real:camera"), *(("fake", text or name) for name in GENERATORS)]
-    truth = Truth(text or "truth.csv", np.where(fake, 1 + np.arange(n) // 3 % 4, 0).astype(np.int32), groups)
+    truth = ImageGroups(text or "truth.csv", np.where(fake, 1 + np.arange(n) // 3 % 4, 0).astype(np.int32), groups)
     none = np.empty(0)
     systems = [
         {
@@ -45,7 +53,7 @@ def example_comparison(text=None, *, shift=0.3, shared=True, n=N):
         "examples": [_example(place, text) for place in range(12 if shared else 0)],
         "systems": systems, "quantiles": list(QUANTILES),
         "labelled": labelled_changes(truth, list(base), lambda name: (base[name], after[name]), (codes[0], codes[1])) if shared else None,
-        "rule": {"alpha": findings.ALPHA, "least": dict(findings.LEAST), "text": findings.RULE},
+        "rule": {"alpha": compare.ALPHA, "least": dict(compare.LEAST), "text": compare.RULE},
     }  # fmt: skip
     return concluded(document)
 

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ray_app.detectors.cards import Calibration, Platt
-from ray_app.metrics import chances, curves, operating, risk, verdicts
+from ray_app.detectors.card import Calibration, Platt
+from ray_app.metrics import calibration as chances
+from ray_app.metrics import operating_points, selective
+from ray_app.metrics.arrays import MetricEstimate, ScoreHistogram
 from ray_app.metrics.detection import auc_figure, detection_of
-from ray_app.metrics.figure import Figure
-from ray_app.metrics.histograms import ScoreHistogram
-from ray_app.metrics.paired import delong_paired, holm, mcnemar
+from ray_app.metrics.significance import delong_paired, holm, mcnemar
 from tests.reports.evaluation_sections import further, published
 from tests.reports.training_example import picture
 
@@ -217,7 +217,7 @@ def _system(name: str, system: System, images: Images, by_view: Mapping[str, Any
             if view
         ],
         "strata": _strata(scores, images, system),
-        "report": verdicts.classification_report(fakes.above(0), fakes.n - fakes.above(0), reals.above(0), reals.n - reals.above(0)),
+        "report": selective.classification_report(fakes.above(0), fakes.n - fakes.above(0), reals.above(0), reals.n - reals.above(0)),
     }
     return told | (_curves(fakes, reals, calibration) if not system.binary and fakes.n and reals.n else {})
 
@@ -225,10 +225,10 @@ def _system(name: str, system: System, images: Images, by_view: Mapping[str, Any
 def _curves(fakes: ScoreHistogram, reals: ScoreHistogram, calibration: Calibration | None) -> dict[str, Any]:
     edges = np.linspace(-9, 9, 25)
     counts = [np.histogram(np.clip(one.values, -8.99, 8.99), edges, weights=one.counts)[0].astype(int).tolist() for one in (reals, fakes)]
-    covered = risk.risk_coverage(fakes, reals, 0.0)
+    covered = selective.risk_coverage(fakes, reals, 0.0)
     return {
-        "roc": [list(point) for point in curves.curve_points(fakes, reals)],
-        "precision_recall": [list(point[:2]) for point in curves.precision_recall_points(fakes, reals)],
+        "roc": [list(point) for point in operating_points.curve_points(fakes, reals)],
+        "precision_recall": [list(point[:2]) for point in operating_points.precision_recall_points(fakes, reals)],
         "reliability": chances.reliability(fakes, reals, calibration) if calibration else [],
         "histogram": {"edges": edges.tolist(), "real": counts[0], "fake": counts[1]},
         "risk_coverage": {**covered, "aurc": covered["aurc"].row()},
@@ -254,7 +254,7 @@ def _generator(name: str, images: Images, scores: Any, system: System, facts: Ge
 
 def _averages(scores: Any, images: Images) -> dict[str, Any]:
     fakes = {name: scores[images.generator == name] for name in dict.fromkeys(images.generator[images.fake])}
-    found = operating.averages({name: (int((one > 0).sum()), len(one)) for name, one in fakes.items()})
+    found = operating_points.averages({name: (int((one > 0).sum()), len(one)) for name, one in fakes.items()})
     return {key: figure.row() for key, figure in found.items()}
 
 
@@ -262,7 +262,7 @@ def _decided(scores: Any, images: Images) -> dict[str, Any]:
     counts = [
         int(((images.fake == fake) & band).sum()) for fake in (True, False) for band in (scores > 0.8, scores < -0.8, abs(scores) <= 0.8)
     ]
-    found = verdicts.abstaining(verdicts.VerdictCounts(*counts, 0, 0))
+    found = selective.abstaining(selective.VerdictCounts(*counts, 0, 0))
     return {key: figure.row() for key, figure in found.items()}
 
 
@@ -299,7 +299,7 @@ def _data(images: Images) -> dict[str, Any]:
     }
 
 
-def _shortcut(images: Images) -> Figure:
+def _shortcut(images: Images) -> MetricEstimate:
     """The AUC of format and size alone: the share of fakes among the other half's images of the same, as `metrics.shortcut` in small."""
     cells = np.unique(np.char.add(images.format, images.size), return_inverse=True)[1]
     half = np.arange(len(images)) % 2

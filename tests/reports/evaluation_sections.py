@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ray_app.metrics.figure import Figure, undefined
+from ray_app.metrics.arrays import MetricEstimate, undefined
 from ray_app.metrics.intervals import proportion
 from tests.reports.training_example import picture
 
@@ -120,7 +120,7 @@ def named(rng: Any, pairs: list[Any]) -> dict[str, Any]:
     return {
         "protocol": "plain",
         **figures,
-        "open_set_auroc": Figure(0.871, (0.853, 0.887), "delong", 1720).row(),
+        "open_set_auroc": MetricEstimate(0.871, (0.853, 0.887), "delong", 1720).row(),
         **unknown,
         "pairs": pairs,
         "classes": classes,
@@ -145,7 +145,7 @@ def _share(right: int, n: int) -> dict[str, Any]:
 def _mean(values: Any) -> dict[str, Any]:
     half = 1.96 * float(np.std(values)) / len(values) ** 0.5
     middle = float(np.mean(values))
-    return Figure(middle, (middle - half, middle + half), "bootstrap", len(values)).row()
+    return MetricEstimate(middle, (middle - half, middle + half), "bootstrap", len(values)).row()
 
 
 def overlay(seed: int) -> bytes:

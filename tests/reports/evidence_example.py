@@ -2,11 +2,10 @@
 
 import copy
 
-from ray_app.detectors.cards import Platt
+from ray_app.detectors.card import Platt
 from ray_app.ensembles import EnsembleCard, Guarantee, Population, load_ensemble_card
-from ray_app.evidence.canonical import digest
-from ray_app.evidence.redeciding import decide_again, spec_of
-from ray_app.evidence.sections import Grounds, sections
+from ray_app.evaluation.evidence.checks import decide_again, digest, spec_of
+from ray_app.evaluation.evidence.record import Grounds, sections
 from ray_app.images import ImageLimits
 from ray_app.inference.spec import make_spec
 

@@ -8,23 +8,23 @@ import numpy as np
 from PIL import Image
 
 from ray_app.archives import BlockPlan, iter_blocks, list_members, member_rows, open_source, read_block
+from ray_app.attribution.captioners.registry import load_describing
+from ray_app.attribution.identifier import energy
 from ray_app.detectors import load_card
 from ray_app.detectors.embeddings import embedding_facts
-from ray_app.ensembles import Profile, Thresholds, ensemble_of
+from ray_app.ensembles import EnsembleProfile, Thresholds, ensemble_of
 from ray_app.images import ImageLimits
 from ray_app.images.provenance import ProvenancePolicy
 from ray_app.inference import BatchDecoder, BlockReader, StageClock, judge, make_spec
-from ray_app.inference.scoring import EnsembleScorer
-from ray_app.profiling.describing.loading import load_describing
-from ray_app.profiling.identifying import energy
+from ray_app.inference.scorer import EnsembleScorer
 from ray_app.runs import RunDirectory, result_rows
 from ray_app.scoring.config import ScoreConfig
-from ray_app.scoring.preparing import identity_of
-from ray_app.scoring.reporting import count_rows
+from ray_app.scoring.identity import identity_of
+from ray_app.scoring.report import count_rows
 from ray_app.storage import Fetcher
-from tests.evidence.real_run import NOW
+from tests.attribution.made import make_identifier, make_retrieval
+from tests.evaluation.evidence.real_run import NOW
 from tests.images.factory import photo
-from tests.profiling.made import make_identifier, make_retrieval
 
 TINY = "touchstone-tiny"
 CLASSES = ["sd-1.5", "sdxl", "midjourney-6"]
@@ -48,7 +48,7 @@ def profiled_card(folder, pictures, *, abstains=True, describe="flagged"):
     rule = {"open_set": {"method": "energy", "threshold": cut, "abstains": 0.05, "n": 100}} if abstains else {}
     identifier = make_identifier(folder / "identifier", CLASSES, weight, TINY, facts, bias, **rule)
     describer = make_retrieval(folder / "describer", vectors[: len(PROMPTS)], PROMPTS, TINY, facts)
-    profile = Profile(identifier=str(identifier), describer=str(describer), describe=describe)
+    profile = EnsembleProfile(identifier=str(identifier), describer=str(describer), describe=describe)
     middle = float(np.median(scores))
     cuts = {"real_below": middle - 0.05, "fake_above": middle}
     return ensemble_of([TINY]).model_copy(update={"profile": profile, "name": "profiled", "thresholds": Thresholds(**cuts)})

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_app.reports.curves import STYLES, Spot, Trace, decade_axis, order_axis, plane, probit_axis, sample, score_classes, share_axis
-from ray_app.reports.evaluation_charts import series_of
+from ray_app.reports.evaluation.charts import series_of
+from ray_app.reports.svg import STYLES, Spot, Trace, decade_axis, order_axis, plane, probit_axis, sample, score_classes, share_axis
 
 STEPS = [(0.0, 0.0), (0.0, 0.4), (0.1, 0.4), (0.1, 0.9), (1.0, 1.0)]
 

@@ -1,6 +1,6 @@
 import pytest
 
-from ray_app.reports.evaluation_report import render_evaluation
+from ray_app.reports.evaluation.page import render_evaluation
 from tests.reports import hostile
 from tests.reports.evaluation_example import example_document, large_document
 from tests.reports.every_page import check_in_browser

@@ -7,23 +7,20 @@ import pytest
 
 from ray_app.cli.main import main
 from ray_app.errors import ConfigError
-from ray_app.reports.gallery import Place, Tile, page_name, render_gallery_page, said_of
+from ray_app.reports.gallery import GalleryTile, PageNumber, page_name, render_gallery_page, said_of
 from ray_app.runs import RunDirectory, current_rows
 from ray_app.scoring.gallery import Choice, make_gallery
-from tests.evidence.conftest import photos, plain_run  # noqa: F401
+from tests.evaluation.evidence.conftest import photos, plain_run  # noqa: F401
 from tests.reports import hostile
-from tests.reports.every_page import (  # noqa: F401
+from tests.reports.every_page import (
     DRAWING_TAGS,
     PAGE_TAGS,
     TEXT_TAGS,
     check_in_browser,
-    test_a_page_can_be_read_without_seeing_it,
-    test_a_page_is_plain_printable_text,
-    test_the_policy_comes_before_anything_it_rules,
 )
 from tests.reports.page_reader import read
 from tests.reports.profiled_run import PROMPTS, profiled_card, score_profiled, write_archive
-from tests.reports.test_run_report import thumbnail
+from tests.reports.test_run import thumbnail
 
 PER_PAGE = 4
 
@@ -51,8 +48,12 @@ def hostile_page(text):
         "generator_family": text, "generator_ranking": [text], "generator_probability": 0.5, "generator_confidence": 1.0,
         "predicted_prompt": text, "prompt_likelihood": -1.0, "input": {"label": text, "generator": text, "prompt": text},
     }  # fmt: skip
-    tiles = [Tile(row, thumbnail()), Tile(row | {"predicted_generator": None}, None, text), Tile(row | {"verdict": text}, b"<svg>")]
-    return render_gallery_page(tiles, Place(2, 3), run=text, shown="said to be of it", images=9, first=3)
+    tiles = [
+        GalleryTile(row, thumbnail()),
+        GalleryTile(row | {"predicted_generator": None}, None, text),
+        GalleryTile(row | {"verdict": text}, b"<svg>"),
+    ]
+    return render_gallery_page(tiles, PageNumber(2, 3), run=text, shown="said to be of it", images=9, first=3)
 
 
 @pytest.fixture(params=["real", *hostile.NAMES])

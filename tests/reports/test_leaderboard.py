@@ -5,11 +5,6 @@ import pytest
 from ray_app.reports.leaderboard import boards_of, leaderboard_lines, render_leaderboard
 from tests.reports import hostile
 from tests.reports.evaluation_example import example_document, large_document
-from tests.reports.every_page import (  # noqa: F401
-    test_a_page_is_plain_printable_text,
-    test_a_page_loads_and_runs_nothing,
-    test_the_policy_comes_before_anything_it_rules,
-)
 from tests.reports.page_reader import PageReader
 
 

@@ -3,15 +3,15 @@
 import pytest
 
 from ray_app.reports import render_run_report, summary_lines
-from ray_app.reports.profile_words import families, profile_lines, said_generator
-from ray_app.reports.run_summary import ProfileSummary
+from ray_app.reports.run import families, profile_lines, said_generator
+from ray_app.reports.run_model import ProfileSummary
 from tests.reports import hostile
 from tests.reports.every_page import *  # noqa: F403
 from tests.reports.every_page import check_in_browser
 from tests.reports.example import example_summary
 from tests.reports.page_reader import read
 from tests.reports.profile_example import LONG, example_profile, told
-from tests.reports.test_run_report import thumbnail
+from tests.reports.test_run import thumbnail
 
 
 @pytest.fixture(scope="module")

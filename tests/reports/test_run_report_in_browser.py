@@ -4,8 +4,8 @@ from ray_app.reports import render_run_report, render_training_report
 from tests.reports import hostile
 from tests.reports.every_page import check_in_browser
 from tests.reports.example import example_summary
-from tests.reports.test_run_report import hostile_summary, thumbnail
-from tests.reports.test_training_report import hostile_facts
+from tests.reports.test_run import hostile_summary, thumbnail
+from tests.reports.test_training import hostile_facts
 from tests.reports.training_example import example_facts
 
 

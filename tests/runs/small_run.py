@@ -9,8 +9,8 @@ import numpy as np
 from ray_app.archives import BlockPlan, iter_blocks, list_members, open_source, read_block
 from ray_app.ensembles import load_ensemble_card
 from ray_app.errors import Status
-from ray_app.images import ImageFacts, ImageLimits
-from ray_app.inference import Outcome, Readings, judge, make_spec
+from ray_app.images import ImageFileFacts, ImageLimits
+from ray_app.inference import DecodeResult, DetectorOutputs, judge, make_spec
 from ray_app.runs import RunDirectory, mask_rows, result_rows
 
 SPEC = make_spec(load_ensemble_card("default"), limits=ImageLimits(), precision="fp32")
@@ -49,18 +49,18 @@ def score_blocks(run, number, *, fails=lambda name: None, attempt=1, blocks=None
         members = read_block(run.store, ref)
         paths = [Path(uri) for uri in members["uri"].to_pylist()]
         digests = [hashlib.sha256(path.read_bytes()) for path in paths]
-        facts = [ImageFacts(digest.hexdigest(), "JPEG", 300, 200) for digest in digests]
+        facts = [ImageFileFacts(digest.hexdigest(), "JPEG", 300, 200) for digest in digests]
         statuses = [fails(path.name) or Status.OK for path in paths]
         outcomes = [
-            Outcome(status, None, fact, "f" * 16 if hashed else None)
+            DecodeResult(status, None, fact, "f" * 16 if hashed else None)
             if status is Status.OK
-            else Outcome(status, f"attempt {attempt}", None)
+            else DecodeResult(status, f"attempt {attempt}", None)
             for status, fact in zip(statuses, facts, strict=True)
         ]
         values = [digest.digest()[0] / 8 if status is Status.OK else np.nan for digest, status in zip(digests, statuses, strict=True)]
         drawn = [np.full((4, 4), int(value), np.uint8) if masks and np.isfinite(value) else None for value in values]
         seen = {view: {NAME: np.array(values, np.float32) + number} for number, view in enumerate(views, start=1)}
-        readings = Readings({NAME: np.array(values, np.float32)}, {NAME: drawn} if masks else {}, views=seen,
+        readings = DetectorOutputs({NAME: np.array(values, np.float32)}, {NAME: drawn} if masks else {}, views=seen,
                             view_masks={view: {NAME: drawn} for view in views[:1] if masks})  # fmt: skip
         scored = judge(SPEC, outcomes, readings)
         if masks:

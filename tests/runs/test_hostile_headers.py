@@ -13,7 +13,7 @@ from ray_app.errors import Reason, Status
 from ray_app.images import FLAG_MEANING, ImageLimits
 from ray_app.images.facts import MOST
 from ray_app.images.provenance import ProvenancePolicy
-from ray_app.inference import BatchDecoder, Readings, StageClock, judge, make_spec
+from ray_app.inference import BatchDecoder, DetectorOutputs, StageClock, judge, make_spec
 from ray_app.runs import block_tables
 from tests.images.flips import flipped
 
@@ -32,7 +32,7 @@ def rows_of(files: list[bytes]) -> list[dict]:
         "image_id": pa.array(range(len(files)), pa.int64()), "uri": [f"{number}" for number in range(len(files))],
         "member": pa.nulls(len(files), pa.string()), "occurrence": pa.array([0] * len(files), pa.int32()),
     })  # fmt: skip
-    scored = judge(SPEC, outcomes, Readings({NAME: scores}))
+    scored = judge(SPEC, outcomes, DetectorOutputs({NAME: scores}))
     made = block_tables(members, scored, attempt=1, scored_at=datetime.now(UTC), perceptual_hash=True)
     assert made.failures == []
     file = io.BytesIO()

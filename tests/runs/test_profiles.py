@@ -6,12 +6,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from ray_app.attribution.captioners import Caption
 from ray_app.cli.main import main
-from ray_app.profiling.describing import Described
 from ray_app.runs import row_schema, summarise
-from ray_app.runs.profiles import of_generator
 from ray_app.runs.rows import described_columns
-from tests.evidence.conftest import photos, plain_run  # noqa: F401
+from ray_app.runs.summary import of_generator
+from tests.evaluation.evidence.conftest import photos, plain_run  # noqa: F401
 
 ROWS = [
     ("fake", "sdxl", "sdxl_1.0", 5.0, 3.0, "a harbour"),
@@ -86,7 +86,7 @@ def test_results_of_a_run_without_a_profile_refuse_a_generator(plain_run, capsys
 
 
 def test_a_likelihood_that_is_no_number_is_null():
-    said = [Described("a", float("nan")), Described("b", -float("inf")), Described("c", None), Described("d", -1.0), None]
+    said = [Caption("a", float("nan")), Caption("b", -float("inf")), Caption("c", None), Caption("d", -1.0), None]
     columns = described_columns(said, np.ones(5, bool))
     assert columns["prompt_likelihood"].to_pylist() == [None, None, None, -1.0, None]
     assert columns["predicted_prompt"] == ["a", "b", "c", "d", None]

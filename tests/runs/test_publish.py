@@ -9,9 +9,8 @@ import pytest
 
 from ray_app.archives import iter_blocks
 from ray_app.errors import ClusterError
-from ray_app.runs import RunDirectory, check_conservation, current_tables
+from ray_app.runs import RunDirectory, check_conservation, compaction, current_tables
 from ray_app.runs import directory as directory_module
-from ray_app.runs import merging as merging_module
 from ray_app.storage import Store
 from tests.archives.given import Dying, backwards
 from tests.runs.small_run import new_run, relist, score_blocks, write_files
@@ -42,9 +41,9 @@ def copied(run, to):
 @pytest.fixture
 def small_files(monkeypatch):
     """Files of some three blocks, tasks of some six."""
-    monkeypatch.setattr(merging_module, "ROW_GROUP", 8)
-    monkeypatch.setattr(merging_module, "PUBLISHED_BYTES", 8_000)
-    monkeypatch.setattr(merging_module, "TASK_BYTES", 30_000)
+    monkeypatch.setattr(compaction, "ROW_GROUP", 8)
+    monkeypatch.setattr(compaction, "PUBLISHED_BYTES", 8_000)
+    monkeypatch.setattr(compaction, "TASK_BYTES", 30_000)
     monkeypatch.setattr(directory_module, "LITTLE_BYTES", 0)
 
 
@@ -67,7 +66,7 @@ def test_files_have_the_size_wanted_whatever_their_number(run, small_files):
     paths = run.publish(0, each=backwards)
     sizes = [os.path.getsize(run.store.filesystem_and_path(path)[1]) for path in paths]
     assert len(sizes) > 2
-    assert min(sizes) >= merging_module.PUBLISHED_BYTES
+    assert min(sizes) >= compaction.PUBLISHED_BYTES
     assert max(sizes) < 2 * min(sizes)
     assert ids_of(run) == before
     assert check_conservation(run, each=backwards) == len(NAMES)

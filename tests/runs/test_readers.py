@@ -13,8 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ray_app.errors import Status
-from ray_app.runs import begin_retry, check_conservation, current_rows, merge_retry
-from ray_app.runs import merging as merging_module
+from ray_app.runs import begin_retry, check_conservation, compaction, current_rows, merge_retry
 from ray_app.runs.reader import publish_vanished
 from tests.runs.small_run import PLAN, new_run, relist, score_blocks, write_files
 
@@ -71,8 +70,8 @@ def archive(tmp_path):
 
 @pytest.fixture
 def run(tmp_path, archive, monkeypatch):
-    monkeypatch.setattr(merging_module, "PUBLISHED_BYTES", 1)
-    monkeypatch.setattr(merging_module, "ROW_GROUP", 4)
+    monkeypatch.setattr(compaction, "PUBLISHED_BYTES", 1)
+    monkeypatch.setattr(compaction, "ROW_GROUP", 4)
     run = new_run(tmp_path / "run")
     relist(run, archive)
     publish_vanished(run)

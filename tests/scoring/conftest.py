@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from ray_app.datasets.simulation.archive import build_sample_archive, write_photographs
 from ray_app.runs import RunDirectory, current_rows
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.run import score_archive
-from ray_app.simulation.archive import build_sample_archive, write_photographs
 
 IMAGES = 1200
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,20 +12,21 @@ import sys
 from pathlib import Path
 
 from ray_app.archives import BlockPlan, fetcher_of, list_members, open_source, read_block, read_blocks
-from ray_app.inference.reading import file_bytes
+from ray_app.cluster.config import ClusterConfig
+from ray_app.inference.block_reader import file_bytes
 from ray_app.runs import RunDirectory
-from ray_app.scoring import ClusterConfig, ScoreConfig
+from ray_app.scoring import ScoreConfig
+from ray_app.scoring.layout import NodeMemory
 from ray_app.scoring.messages import block_table, report_of
-from ray_app.scoring.plan import NodeMemory
 from ray_app.scoring.run import spec_for
-from ray_app.scoring.workers import BlockScorer, Job
+from ray_app.scoring.workers import BlockScorer, ScoringJob
 
 GOOD = "0-good"  # the first folder that is listed
 DECODE_BYTES = 512 * 2**20
 
 
 def resident_mib(what: str = "VmRSS") -> float:
-    """After a collection, and without what the C library keeps of freed memory for the next batch (`ray_app.detectors.allocator`)."""
+    """After a collection, and without what the C library keeps of freed memory for the next batch (`ray_app.detectors.precision`)."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     return round(int(re.search(rf"{what}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024, 1)
@@ -35,7 +36,9 @@ def main(folder: str, out: str) -> None:
     config = ScoreConfig(source=(folder,), out=out, precision="fp32", cluster=ClusterConfig(decode_bytes=DECODE_BYTES))
     spec, run = spec_for(config, gpus=0), RunDirectory.open(out)
     list_members(run.store, open_source([folder]), BlockPlan(batch_slots=spec.slots, max_block_members=8 * spec.slots))
-    worker = BlockScorer(Job(run, spec, fetcher_of(config.source, config.retry), 1, Path(f"{out}-crumbs"), None, decode_bytes=DECODE_BYTES))
+    worker = BlockScorer(
+        ScoringJob(run, spec, fetcher_of(config.source, config.retry), 1, Path(f"{out}-crumbs"), None, decode_bytes=DECODE_BYTES)
+    )
     before, members, failures = 0.0, 0, 0
     for ref in read_blocks(run.store, 0):
         report = report_of(worker(block_table(ref)))

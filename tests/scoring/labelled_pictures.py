@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ray_app.simulation.dataset import Split, make_pair
-from ray_app.simulation.decoders import DECODERS
-from ray_app.simulation.history import draw_history
+from ray_app.datasets.simulation.camera import draw_history
+from ray_app.datasets.simulation.decoders import DECODERS
+from ray_app.datasets.simulation.pairs import Split, make_pair
 
 # No learned decoder, which would have to be trained first; scenes and cameras that `touchstone-tiny` was not trained on.
 SHOWN = Split(

@@ -9,11 +9,11 @@ import numpy as np
 from ray_app.archives import BlockPlan, iter_blocks, list_members, open_source, read_block
 from ray_app.ensembles import properties_of
 from ray_app.errors import Status
-from ray_app.images import ImageFacts, ImageLimits
-from ray_app.inference import Outcome, Readings, judge, make_spec
+from ray_app.images import ImageFileFacts, ImageLimits
+from ray_app.inference import DecodeResult, DetectorOutputs, judge, make_spec
 from ray_app.runs import RunDirectory, result_rows
-from ray_app.scoring.preparing import decision_identity
-from ray_app.scoring.reporting import count_rows
+from ray_app.scoring.identity import decision_identity
+from ray_app.scoring.report import count_rows
 from tests.runs.small_run import NAME
 
 PLAN = BlockPlan(batch_slots=4, max_block_members=64)
@@ -67,12 +67,12 @@ def more_rows(run, card, seed, count, *, decoder=DECODER, drops=(), **options):
         places = range(start, start + len(members))
         start += len(members)
         outcomes = [
-            Outcome(Status.OK, None, ImageFacts(
+            DecodeResult(Status.OK, None, ImageFileFacts(
                 hashlib.sha256(f"{seed}/{place}".encode()).hexdigest(), formats[place], int(side[place]) + 128, int(side[place]),
                 decoder=decoder, quality=int(quality[place]) or None))
             for place in places
         ]  # fmt: skip
-        scored = judge(spec, outcomes, Readings({name: scores[list(places)] for name in spec.cards}))
+        scored = judge(spec, outcomes, DetectorOutputs({name: scores[list(places)] for name in spec.cards}))
         rows = result_rows(members, scored, attempt=1, scored_at=datetime(2026, 1, 1, seed % 24, tzinfo=UTC))
         run.write_part(number, ref.block, rows.drop_columns(list(drops)))
     assert start == count

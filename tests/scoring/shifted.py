@@ -6,10 +6,10 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
-from ray_app.ensembles import EnsembleCard, Guarantee, Part, Settings, Thresholds, ensemble_of, population_of, properties_of
-from ray_app.inference.library import Ensemble
-from ray_app.simulation.camera import CAMERAS
-from ray_app.simulation.scenes import render
+from ray_app.datasets.simulation.camera import CAMERAS
+from ray_app.datasets.simulation.scenes import render
+from ray_app.ensembles import EnsembleCard, Guarantee, LabelledPart, Settings, Thresholds, ensemble_of, population_of, properties_of
+from ray_app.inference.ensemble import Ensemble
 
 QUALITIES = (75, 85, 92)
 SIDES = ((128, 176), (144, 144), (144, 192))
@@ -69,7 +69,7 @@ def properties_in(ensemble: Ensemble, files):
 def calibrated_card(properties, fake, *, name="calibrated", detector="touchstone-tiny", precision="fp32", resize="exact", fake_above=0.0):
     """A card as `touchstone calibrate` writes it, for the population that these pictures are."""
     fake = np.asarray(fake)
-    part = Part(name="choose", n_real=int((~fake).sum()), n_fake=int(fake.sum()), groups=len(fake), sha256="0" * 64)
+    part = LabelledPart(name="choose", n_real=int((~fake).sum()), n_fake=int(fake.sum()), groups=len(fake), sha256="0" * 64)
     population = population_of("simulated photographs", fake, properties, parts=[part], prevalence=0.5)
     return EnsembleCard(
         name=name,

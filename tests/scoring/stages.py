@@ -5,11 +5,11 @@ from contextlib import closing
 from ray_app.archives import BlockPlan, fetcher_of, list_members, open_source, read_blocks
 from ray_app.runs import RunDirectory, current_rows
 from ray_app.scoring import ScoreConfig
+from ray_app.scoring.identity import identity_of
 from ray_app.scoring.messages import block_table, report_of
-from ray_app.scoring.preparing import identity_of
 from ray_app.scoring.run import spec_for
-from ray_app.scoring.session import Session
-from ray_app.scoring.workers import BlockCommitter, BlockDecoder, BlockDescriber, BlockScorer, Job, TensorScorer
+from ray_app.scoring.session import ScoringSession
+from ray_app.scoring.workers import BlockCommitter, BlockDecoder, BlockDescriber, BlockScorer, ScoringJob, TensorScorer
 
 
 def run_stages(out, source, kind, *, block_members=8, **settings):
@@ -19,8 +19,8 @@ def run_stages(out, source, kind, *, block_members=8, **settings):
     run = RunDirectory.open(str(out))
     run.claim(identity_of(config, spec), list(spec.cards), spec.ensemble.model_dump(mode="json"))
     list_members(run.store, open_source([str(source)]), BlockPlan(batch_slots=spec.slots, max_block_members=block_members))
-    session = Session(run, {}, 0.0)
-    job = Job(run, spec, fetcher_of(config.source, config.retry), session.number, run_crumbs(out), None)
+    session = ScoringSession(run, {}, 0.0)
+    job = ScoringJob(run, spec, fetcher_of(config.source, config.retry), session.number, run_crumbs(out), None)
     stages = [BlockScorer(job)] if kind == "fused" else [BlockDecoder(job), *_scorers(job), BlockCommitter(job)]
     for ref in read_blocks(run.store, 0):
         table = block_table(ref)

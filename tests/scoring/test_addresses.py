@@ -12,7 +12,7 @@ from webdataset import TarWriter
 
 from ray_app.runs import RunDirectory, current_rows
 from ray_app.scoring import ScoreConfig
-from ray_app.scoring.forecasting import forecast
+from ray_app.scoring.forecast.forecast import forecast
 from ray_app.scoring.run import score_archive
 from tests.archives.test_addresses import Pages
 from tests.archives.test_img2dataset import IMAGES, image, put, written

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import yaml
 
-from ray_app.calibration.calibrating import calibrate_run
-from ray_app.calibration.config import CalibrateConfig
 from ray_app.detectors import load_card
 from ray_app.ensembles import combine, is_audited, load_ensemble_card
 from ray_app.errors import ConfigError
+from ray_app.evaluation.calibrate.files import CalibrateConfig
+from ray_app.evaluation.calibrate.run import calibrate_run
 from ray_app.reports import plan_lines, summary_lines
 from ray_app.scoring import ScoreConfig
-from ray_app.scoring.forecasting import forecast
-from ray_app.scoring.plan import Work, plan_layout
-from ray_app.scoring.redeciding import decide_run
+from ray_app.scoring.forecast.forecast import forecast
+from ray_app.scoring.layout import MemberCost, plan_layout
+from ray_app.scoring.redecide import decide_run
 from ray_app.scoring.run import spec_for
 from tests.scoring.conftest import rows_of, score_into
 from tests.scoring.labelled_pictures import write_labelled
@@ -183,7 +183,7 @@ def test_the_plan_counts_the_second_look_for_its_share(sample_archive, ensemble,
 
 def test_blocks_stay_large_where_files_are_kept_for_a_second_look(ensemble):
     spec = spec_for(ScoreConfig(ensemble=str(ensemble)), gpus=1)
-    work = Work(spec.slots, spec.tensor_bytes, spec.pool_gmac, spec.process_bytes)
+    work = MemberCost(spec.slots, spec.tensor_bytes, spec.pool_gmac, spec.process_bytes)
     assert plan_layout(work, cpus=8, gpus=1, workers=None, block_members=1024).block_members >= 128
 
 

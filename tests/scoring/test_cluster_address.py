@@ -17,14 +17,14 @@ from ray.core.generated.gcs_service_pb2 import CheckAliveReply
 from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceServicer, add_NodeInfoGcsServiceServicer_to_server
 
 from ray_app.archives import in_turn
-from ray_app.collecting.config import CollectConfig
-from ray_app.collecting.session import wants_ray
+from ray_app.cluster import ray_cluster
+from ray_app.cluster.config import ClusterConfig
+from ray_app.datajobs.download.config import CollectConfig
+from ray_app.datajobs.download.session import wants_ray
+from ray_app.datajobs.shards.plan import PackConfig
+from ray_app.datajobs.shards.run import _workers as workers
 from ray_app.errors import ClusterError, ConfigError, ExitCode
-from ray_app.packing.config import PackConfig
-from ray_app.packing.session import _workers as workers
-from ray_app.scoring import ClusterConfig
-from ray_app.scoring import cluster as joining
-from ray_app.serving.running import _refuse_a_cluster as refuse_a_cluster
+from ray_app.serving.local import _refuse_a_cluster as refuse_a_cluster
 from tests.http_server import HttpServer
 
 TOKEN = "a" * 40
@@ -32,8 +32,8 @@ ASK = """
 import sys
 import ray
 from ray_app.errors import ClusterError
-from ray_app.scoring import ClusterConfig
-from ray_app.scoring import cluster as joining
+from ray_app.cluster.config import ClusterConfig
+from ray_app.cluster import ray_cluster as cluster as joining
 joining.HEAD_WAIT_S = 1.0
 ray.init = lambda **given: print("taken")
 try:
@@ -97,9 +97,9 @@ def refused(address, wait_s=1.0):
     """What a command is told that is to join at this address, and the seconds it took."""
     began = time.monotonic()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(joining, "HEAD_WAIT_S", wait_s)
+        patch.setattr(ray_cluster, "HEAD_WAIT_S", wait_s)
         with pytest.raises(ClusterError) as caught:
-            joining._require_head(address)
+            ray_cluster._require_head(address)
     assert caught.value.exit_code is ExitCode.CLUSTER
     assert address in caught.value.message
     return f"{caught.value.message} | {caught.value.hint}", time.monotonic() - began
@@ -111,7 +111,7 @@ def free_port():
 
 
 def test_the_wait_is_bounded():
-    assert joining.HEAD_WAIT_S == 20.0
+    assert ray_cluster.HEAD_WAIT_S == 20.0
 
 
 def test_a_head_that_is_gone():
@@ -125,7 +125,7 @@ def test_one_that_comes_back_within_the_wait(head_at):
     port = free_port()
     coming = threading.Timer(0.7, head_at, (Head(), port))
     coming.start()
-    joining._require_head(f"127.0.0.1:{port}")
+    ray_cluster._require_head(f"127.0.0.1:{port}")
     coming.join()
 
 
@@ -180,15 +180,15 @@ def test_local_names_no_cluster(monkeypatch):
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     for said in ("", "local"):
         monkeypatch.setenv("RAY_ADDRESS", said)
-        assert joining.named_cluster() is None
-        assert not joining.has_other_nodes()
+        assert ray_cluster.named_cluster() is None
+        assert not ray_cluster.has_other_nodes()
         assert not wants_ray(CollectConfig(meta="a", out="b"), 1)
         with workers(PackConfig(source=("a",), out="b"), wanted=False) as each:
             assert each is in_turn
         refuse_a_cluster(ClusterConfig())
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
-    assert [joining.named_cluster(said) for said in (None, "other:6379", "local")] == ["head:6379", "other:6379", None]
-    assert joining.has_other_nodes()
+    assert [ray_cluster.named_cluster(said) for said in (None, "other:6379", "local")] == ["head:6379", "other:6379", None]
+    assert ray_cluster.has_other_nodes()
     assert wants_ray(CollectConfig(meta="a", out="b"), 1)
     with pytest.raises(ConfigError, match="names a cluster"):
         refuse_a_cluster(ClusterConfig())
@@ -197,8 +197,8 @@ def test_local_names_no_cluster(monkeypatch):
 ASKS_FOR_ANY = """
 import ray._private.services as services
 from ray_app.errors import ClusterError
-from ray_app.scoring import ClusterConfig
-from ray_app.scoring.cluster import cluster
+from ray_app.cluster.config import ClusterConfig
+from ray_app.cluster.ray_cluster import cluster
 services.find_gcs_addresses = set  # others may have one on this machine
 try:
     with cluster(ClusterConfig()):
@@ -223,5 +223,5 @@ def test_another_version_of_ray(head_at):
 
 
 def test_the_client_server_of_ray_is_asked_only_whether_it_is_there(head_at):
-    joining._require_head(f"ray://{head_at(NodeInfoGcsServiceServicer())}")
+    ray_cluster._require_head(f"ray://{head_at(NodeInfoGcsServiceServicer())}")
     assert "no head there" in refused(f"ray://127.0.0.1:{free_port()}")[0]

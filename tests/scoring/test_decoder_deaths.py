@@ -10,7 +10,7 @@ import pytest
 from ray_app.errors import MEANING, Status
 from tests.scoring.conftest import ROOT, kill_family, rows_of
 from tests.scoring.spoiled import spoiled
-from tests.scoring.test_run import save_photo
+from tests.scoring.test_run_more import save_photo
 
 LIMIT_S = 4.0
 

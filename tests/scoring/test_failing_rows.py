@@ -13,8 +13,8 @@ from ray_app.ensembles import Thresholds
 from ray_app.images.provenance import Provenance, ProvenanceReader
 from ray_app.reports import render_run_report, summary_lines
 from ray_app.runs import RunDirectory, current_tables, summarise
-from ray_app.scoring.redeciding import decided
-from ray_app.scoring.reporting import bad_fraction
+from ray_app.scoring.redecide import decided
+from ray_app.scoring.report import bad_fraction
 from tests.images import factory
 from tests.scoring.conftest import ROOT, rows_of
 from tests.scoring.spoiled import spoiled
@@ -108,7 +108,7 @@ module.ProvenanceReader.read = failing
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_command_commits_says_so_and_goes_on(photos, tmp_path):
-    environment = spoiled(tmp_path / "site", "ray_app.images.provenance.reading", BUG)
+    environment = spoiled(tmp_path / "site", "ray_app.images.provenance.reader", BUG)
     command = [sys.executable, "-m", "ray_app.cli.main", "score", str(photos), "--out", str(tmp_path / "run"), "--set", "cluster.cpus=2"]
 
     def score():

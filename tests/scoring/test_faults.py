@@ -8,10 +8,10 @@ import pytest
 from ray.exceptions import ActorDiedError
 from ray.exceptions import OutOfMemoryError as RayOutOfMemoryError
 
+from ray_app.cluster.attempts import MOST_DEATHS, Attempts
 from ray_app.errors import RESUMABLE, ClusterError, ExitCode, StorageError
 from ray_app.runs import RunDirectory
-from ray_app.scoring import pipeline
-from ray_app.scoring.attempts import MOST_DEATHS, Attempts
+from ray_app.scoring import engine
 from tests.scoring.conftest import files_below
 from tests.scoring.deadly import DEADLY_BLOCK, DeadlyScorer
 
@@ -110,7 +110,7 @@ def test_other_errors_pass_as_they_are(tmp_path):
 @pytest.mark.timeout(400)
 def test_a_block_that_kills_its_worker_every_time_ends_the_run_and_is_named(score, archive, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(pipeline, "BlockScorer", DeadlyScorer)
+        patched.setattr(engine, "BlockScorer", DeadlyScorer)
         with pytest.raises(ClusterError, match=f"block {DEADLY_BLOCK} of manifest 0.*{MOST_DEATHS} workers died") as caught:
             score(archive, **SMALL)
     assert RESUMABLE in caught.value.__notes__
@@ -123,7 +123,7 @@ def test_a_block_that_kills_its_worker_every_time_ends_the_run_and_is_named(scor
 @pytest.mark.ci
 @pytest.mark.ray
 def test_a_wave_that_is_lost_is_tried_again_with_what_it_left(score, archive, monkeypatch):
-    executed, waves = pipeline._executed, []
+    executed, waves = engine._executed, []
 
     def losing(wave, job, layout):
         waves.append(len(wave))
@@ -134,8 +134,8 @@ def test_a_wave_that_is_lost_is_tried_again_with_what_it_left(score, archive, mo
             raise ActorDiedError
         yield from reports
 
-    monkeypatch.setattr(pipeline, "_executed", losing)
-    monkeypatch.setattr(pipeline, "WAVE_BLOCKS", (8, 8))
+    monkeypatch.setattr(engine, "_executed", losing)
+    monkeypatch.setattr(engine, "WAVE_BLOCKS", (8, 8))
     finished, rows = score(archive, **SMALL)
     blocks = -(-len(files_below(archive)) // 2)
     assert waves[:2] == [8, 8]
@@ -153,9 +153,9 @@ def test_waves_that_are_always_lost_end_the_run(score, archive, monkeypatch):
         raise RayOutOfMemoryError("the node was short of memory")
         yield
 
-    monkeypatch.setattr(pipeline, "_executed", losing)
+    monkeypatch.setattr(engine, "_executed", losing)
     with pytest.raises(ClusterError, match="short of memory") as caught:
         score(archive, **SMALL)
-    assert len(lost) == 1 + pipeline.MOST_LOST_WAVES
+    assert len(lost) == 1 + engine.MOST_LOST_WAVES
     assert "cluster.workers" in caught.value.hint
     assert RESUMABLE in caught.value.__notes__

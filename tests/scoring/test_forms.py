@@ -2,10 +2,10 @@
 
 import pytest
 
+from ray_app.datasets.simulation.archive import write_photographs
 from ray_app.runs import RunDirectory, current_rows
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.run import score_archive
-from ray_app.simulation.archive import write_photographs
 from tests.scoring.forms import FORMS
 
 pytestmark = pytest.mark.ray

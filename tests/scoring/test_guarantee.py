@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 import yaml
 
-from ray_app.ensembles import Cascade, EnsembleCard, Member, Seen
+from ray_app.cluster.config import ClusterConfig
+from ray_app.ensembles import Cascade, EnsembleCard, EnsembleMember, Seen
 from ray_app.errors import ConfigError, IdentityError
 from ray_app.images import ImageLimits
 from ray_app.inference import make_spec
 from ray_app.reports import render_run_report, summary_lines
-from ray_app.runs import RunDirectory, current_rows
-from ray_app.runs import merging as merging_module
+from ray_app.runs import RunDirectory, compaction, current_rows
 from ray_app.runs.schema import UNLIKE
-from ray_app.scoring.config import ClusterConfig, ScoreConfig
+from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.guarantee import settle_guarantee
-from ray_app.scoring.redeciding import decide_run, decided
+from ray_app.scoring.redecide import decide_run, decided
 from ray_app.scoring.run import score_archive
 from tests.inference.two_detectors import write_two
 from tests.runs.small_run import NAME
@@ -37,8 +37,8 @@ def card():
 
 @pytest.fixture
 def small_files(monkeypatch):
-    monkeypatch.setattr(merging_module, "PUBLISHED_BYTES", 1)
-    monkeypatch.setattr(merging_module, "ROW_GROUP", 16)
+    monkeypatch.setattr(compaction, "PUBLISHED_BYTES", 1)
+    monkeypatch.setattr(compaction, "ROW_GROUP", 16)
 
 
 def spec_of(card, **options):
@@ -186,7 +186,7 @@ def test_decide_compares_the_archive_too_and_waiving_gives_the_verdicts_back(tmp
 
 def test_a_cascade_is_compared_where_its_later_members_look_also_on_scores_of_everything(tmp_path):
     """As `calibrate` writes a cascade from a run in which every detector looked at every image, and `decide` then applies it there."""
-    members = tuple(Member(detector=path) for path in write_two(tmp_path))
+    members = tuple(EnsembleMember(detector=path) for path in write_two(tmp_path))
     properties = properties_made(1, 3000)
     score = properties["score"]
     looked = np.where((score >= -1) & (score <= 2), score, np.nan)

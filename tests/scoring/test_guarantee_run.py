@@ -7,11 +7,11 @@ import yaml
 
 from ray_app.cli.main import main
 from ray_app.errors import ConfigError
-from ray_app.inference.library import Ensemble
+from ray_app.inference.ensemble import Ensemble
 from ray_app.reports import plan_lines
 from ray_app.runs.schema import UNLIKE
 from ray_app.scoring import ScoreConfig
-from ray_app.scoring.forecasting import forecast
+from ray_app.scoring.forecast.forecast import forecast
 from tests.scoring.conftest import score_into
 from tests.scoring.shifted import calibrated_card, encoded, pictures, properties_in
 

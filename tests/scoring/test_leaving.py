@@ -4,8 +4,8 @@ import pytest
 import yaml
 
 from benchmarks.seeded import seeded_card
+from ray_app.datasets.simulation.archive import write_photographs
 from ray_app.runs import RunDirectory
-from ray_app.simulation.archive import write_photographs
 from tests.scoring.conftest import IMAGES, kill_family, rows_of, start, wait_until
 from tests.scoring.nodes import Nodes
 

@@ -13,8 +13,8 @@ from ray_app.images import ImageLimits
 from ray_app.reports import summary_lines
 from ray_app.runs import RunDirectory, check_conservation
 from ray_app.scoring import ScoreConfig
-from ray_app.scoring.forecasting import forecast
-from ray_app.scoring.preparing import UNNOTED
+from ray_app.scoring.forecast.forecast import forecast
+from ray_app.scoring.identity import UNNOTED
 from ray_app.scoring.resolution import resolve
 from ray_app.scoring.run import score_archive
 from tests.scoring.conftest import rows_of
@@ -49,7 +49,7 @@ def half(s3, photographs):
 def other_configs(tmp_path, monkeypatch):
     """What another version ships: a copy of all configs, which a test may change."""
     folder = shutil.copytree(config_root(), tmp_path / "configs")
-    monkeypatch.setattr("ray_app.config.loading.config_root", lambda: folder)
+    monkeypatch.setattr("ray_app.config.config_root", lambda: folder)
     monkeypatch.setattr("ray_app.detectors.weights.config_root", lambda: folder)
     return folder
 

@@ -7,24 +7,24 @@ import pytest
 import yaml
 
 from ray_app.archives import iter_blocks, read_block
+from ray_app.attribution.cards import load_identifier
+from ray_app.attribution.identifier import Identifier
+from ray_app.datasets.simulation.archive import write_photographs
 from ray_app.ensembles import load_ensemble_card
 from ray_app.errors import ConfigError, Status
-from ray_app.images import ImageFacts
-from ray_app.inference import Outcome, Readings, StageClock, judge
-from ray_app.inference.describing import Describing
-from ray_app.profiling.cards import load_identifier
-from ray_app.profiling.identifying import Identifier
+from ray_app.images import ImageFileFacts
+from ray_app.inference import DecodeResult, DetectorOutputs, StageClock, judge
+from ray_app.inference.captions import Describing
 from ray_app.reports import plan_lines
 from ray_app.runs import RunDirectory, current_rows, feature_rows, result_rows, write_features
 from ray_app.scoring import ScoreConfig
-from ray_app.scoring.forecasting import forecast
-from ray_app.scoring.plan import Layout
-from ray_app.scoring.preparing import scoring_identity
-from ray_app.scoring.rates import UNKNOWN, Pace, forecast_rates
-from ray_app.scoring.redeciding import decide_run
-from ray_app.scoring.rescoring import rescore_run
+from ray_app.scoring.forecast.forecast import forecast
+from ray_app.scoring.forecast.rates import UNKNOWN, ImagePace, forecast_rates
+from ray_app.scoring.identity import scoring_identity
+from ray_app.scoring.layout import ScoringLayout
+from ray_app.scoring.redecide import decide_run
+from ray_app.scoring.rescore import rescore_run
 from ray_app.scoring.run import spec_for
-from ray_app.simulation.archive import write_photographs
 from tests.runs.small_run import relist, write_files
 from tests.scoring.profiled import CLASSES, PROMPTS, write_profile
 
@@ -32,21 +32,21 @@ PAGE = {"fetch": 0.001, "fetch_cpu": 0.0, "decode": 0.06, "prepare": 0.02, "scor
 
 
 def rates(layout, pools=(("one",),), cpus=4, **changes):
-    found = forecast_rates(layout, Pace(**PAGE | changes), pools, cpus=cpus, gpus=0, gmac=0.0)
+    found = forecast_rates(layout, ImagePace(**PAGE | changes), pools, cpus=cpus, gpus=0, gmac=0.0)
     return found, {stage.stage: stage for stage in found.stages}
 
 
 def test_a_fused_worker_names_and_describes_too():
-    found, stages = rates(Layout("fused", (4,), 0, 256), identify=0.001, describe=0.3)
+    found, stages = rates(ScoringLayout("fused", (4,), 0, 256), identify=0.001, describe=0.3)
     assert found.images_per_s == pytest.approx(4 / 0.501)
     assert found.bottleneck.stage == "describe"
     assert "describe only what is flagged" in found.advice
     assert stages["identify"].images_per_s == pytest.approx(4000)
-    assert "describe" not in rates(Layout("fused", (4,), 0, 256))[1]
+    assert "describe" not in rates(ScoringLayout("fused", (4,), 0, 256))[1]
 
 
 def test_in_the_last_pool_describing_takes_the_scorers_time():
-    layout = Layout("split", (1, 2), 4, 256, scorer_cpus=0.1, scorer_gpus=1.0)
+    layout = ScoringLayout("split", (1, 2), 4, 256, scorer_cpus=0.1, scorer_gpus=1.0)
     known = {"score": (0.001, 0.02), "write": 1e-4, "decode": 0.001, "prepare": 0.001}
     found, stages = rates(layout, (("one",), ("two",)), describe=0.06, identify=0.0, **known)
     assert found.images_per_s == pytest.approx(2 / 0.08)
@@ -120,9 +120,9 @@ def run(cards, tmp_path):
         members = read_block(run.store, ref)
         vectors = vectors_of(members["image_id"].to_numpy(), spec.embedded["unifd"])
         scores = {name: vectors[:, 0].copy() for name in spec.cards}
-        facts = [ImageFacts(f"{number:064x}", "JPEG", 320, 240) for number in members["image_id"].to_pylist()]
-        outcomes = [Outcome(Status.OK, None, one) for one in facts]
-        readings = Describing(spec, StageClock()).after(outcomes, Readings(scores, embeddings={"unifd": vectors}))
+        facts = [ImageFileFacts(f"{number:064x}", "JPEG", 320, 240) for number in members["image_id"].to_pylist()]
+        outcomes = [DecodeResult(Status.OK, None, one) for one in facts]
+        readings = Describing(spec, StageClock()).after(outcomes, DetectorOutputs(scores, embeddings={"unifd": vectors}))
         rows = result_rows(members, judge(spec, outcomes, readings), attempt=1, scored_at=datetime.now(UTC))
         run.write_part(0, ref.block, rows)
         write_features(run, 0, ref.block, "unifd", feature_rows(members["image_id"].to_numpy(), vectors, "unifd", spec.features["unifd"]))

@@ -11,13 +11,13 @@ from PIL import Image
 from benchmarks.seeded import seeded_card, write_card
 from ray_app.archives import read_blocks
 from ray_app.cli.main import main
+from ray_app.datasets.simulation.archive import write_photographs
 from ray_app.errors import ConfigError, IdentityError
 from ray_app.runs import RunDirectory, kept_features
 from ray_app.scoring import ScoreConfig
-from ray_app.scoring.rescoring import rescore_run
-from ray_app.scoring.reusing import check_reuse
+from ray_app.scoring.identity import check_reuse
+from ray_app.scoring.rescore import rescore_run
 from ray_app.scoring.run import score_archive
-from ray_app.simulation.archive import write_photographs
 from tests.scoring.conftest import comparable, rows_of, score_into
 from tests.scoring.eight import small_cards
 

@@ -14,8 +14,8 @@ from ray_app.detectors import resolve_weights
 from ray_app.detectors.embeddings import LinearHead, embedding_facts
 from ray_app.errors import ConfigError, IdentityError, Status
 from ray_app.runs import RunDirectory, begin_retry, current_rows, feature_rows, write_features
-from ray_app.scoring.preparing import scoring_identity
-from ray_app.scoring.rescoring import rescore_run
+from ray_app.scoring.identity import scoring_identity
+from ray_app.scoring.rescore import rescore_run
 from tests.runs.small_run import NAME, PLAN, SPEC, relist, score_blocks, write_files
 from tests.scoring.conftest import comparable
 

@@ -1,226 +1,164 @@
-"""A scoring run from end to end, on a real local Ray."""
+"""Retries and reuse: only what is asked for is scored, under the same ids, and everything else stays as it was."""
 
 import os
 import shutil
-import tarfile
-from pathlib import Path
+import time
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from ray_app.errors import RESUMABLE, ClusterError, ConfigError, ExitCode, IdentityError
-from ray_app.runs import RunDirectory, current_rows
-from ray_app.scoring import ClusterConfig
-from ray_app.scoring.cluster import _has
-from ray_app.scoring.listing import is_complete
-from ray_app.scoring.redeciding import decide_run
-from ray_app.storage import Lease, Store
-from tests.images.factory import top_bit_png
-from tests.scoring.conftest import comparable, files_below, rows_of, score_into
+from ray_app.detectors import load_card
+from ray_app.errors import ConfigError, ExitCode, Status
+from ray_app.runs import begin_retry, begun_retry
+from ray_app.scoring import ScoreConfig
+from ray_app.scoring.identity import check_reuse
+from ray_app.scoring.redecide import decide_run
+from ray_app.scoring.run import finish_begun, retry_members, score_archive
+from ray_app.scoring.session import ScoringSession
+from tests.runs.small_run import PLAN, new_run, relist, score_blocks, write_files
+from tests.scoring.conftest import comparable
+from tests.scoring.test_run_more import save_photo
 
-pytestmark = pytest.mark.ray
-
-
-def save_photo(path, seed, size=(320, 240)):
-    rng = np.random.default_rng(seed)
-    coarse = Image.fromarray(rng.integers(0, 256, (8, 10, 3), dtype=np.uint8))
-    coarse.resize(size, Image.Resampling.BICUBIC).save(path, quality=90)
-
-
-@pytest.fixture(scope="module")
-def scored(ray_cluster, sample_archive, tmp_path_factory):
-    """The sample archive scored once, for those that only read the run or copy it."""
-    return score_into(tmp_path_factory.mktemp("scored") / "run", sample_archive)
+BAD = ("corrupt_image", "truncated_image")
 
 
 @pytest.fixture
-def copied(scored, tmp_path):
-    """A copy of that run, which a test may change."""
-    return Path(shutil.copytree(scored[0].summary["run"], tmp_path / "run"))
+def late(tmp_path):
+    """A finished run without a cluster, in which every fourth member timed out."""
+    write_files(tmp_path / "archive", [f"{number:02}.jpg" for number in range(20)])
+    run = new_run(tmp_path / "run")
+    relist(run, tmp_path / "archive")
+    score_blocks(run, 0, fails=lambda name: Status.SOURCE_TIMEOUT if int(name[:2]) % 4 == 0 else None)
+    return run
 
 
-def test_every_file_has_one_row_and_the_good_ones_a_verdict(scored, sample_archive):
-    finished, rows = scored
+def scorer(attempt):
+    """In place of a pass on Ray: commits the pending blocks."""
+    return lambda run, work: score_blocks(run, 0, attempt=attempt, blocks={ref.block for ref in work.pending})
+
+
+def rows_of(run):
+    return {row["uri"]: row for table in run.tables(0) for row in table.to_pylist()}
+
+
+def test_a_retry_replaces_rows_and_is_kept_as_a_line_of_its_session(late):
+    before, session = rows_of(late), ScoringSession(late, {}, time.monotonic())
+    retry_members(ScoreConfig(rescore=("source_timeout",)), late, session, PLAN, scorer(2))
+    after = rows_of(late)
+    assert [uri for uri in after if after[uri] != before[uri]] == [uri for uri in before if before[uri]["status"] != "ok"]
+    assert {row["status"] for row in after.values()} == {"ok"}
+    assert session.facts()["retries"] == [{"begun_by": 1, "statuses": ["source_timeout"], "members": 5}]
+    assert late.read_json("sessions/00001.json")["retries"] == session.facts()["retries"]
+    assert late.store.folders("retries") == []
+
+
+def test_a_retry_that_was_begun_is_finished_by_the_next_command_whatever_it_is(late):
+    late.publish(0)
+    begin_retry(late, 1, ["source_timeout"], PLAN)
+    late.write_json("summary.json", {"listing": 0})
+    with pytest.raises(ConfigError, match="a retry is not finished"):
+        decide_run(late.store.url, "default")
+    finish_begun(late, ScoringSession(late, {}, time.monotonic()), scorer(2))
+    assert begun_retry(late) is None
+    assert {row["status"] for row in rows_of(late).values()} == {"ok"}
+
+
+def test_nothing_to_retry_is_said(late, capsys):
+    retry_members(
+        ScoreConfig(rescore=("decode_timeout", "source_denied")), late, ScoringSession(late, {}, time.monotonic()), PLAN, scorer(2)
+    )
+    assert "no member has the status decode_timeout or source_denied: nothing to retry" in capsys.readouterr().err
+
+
+def test_an_unfinished_run_is_finished_before_anything_is_retried(late, tmp_path):
+    write_files(tmp_path / "archive", ["new.jpg"])
+    relist(late, tmp_path / "archive")
+    with pytest.raises(ConfigError, match="not all members have been scored once"):
+        retry_members(ScoreConfig(rescore=("source_timeout",)), late, ScoringSession(late, {}, time.monotonic()), PLAN, scorer(2))
+
+
+@pytest.mark.parametrize("words", [("ok",), ("sourcetimeout",)])
+def test_only_statuses_of_failed_members_can_be_retried(words):
+    with pytest.raises(ValueError, match=r"these are: empty_file, .*detector_failed"):
+        ScoreConfig(rescore=words)
+
+
+def test_what_cannot_be_done_is_said_before_a_cluster_starts(tmp_path):
+    with pytest.raises(ConfigError, match="no run here to retry"):
+        score_archive(ScoreConfig(source=(str(tmp_path),), out=str(tmp_path / "none"), rescore=("source_timeout",)))
+    with pytest.raises(ConfigError, match="maskclip would leave repeated members without one"):
+        check_reuse(ScoreConfig(reuse="sha256"), [load_card("touchstone-tiny"), load_card("maskclip")])
+
+
+def break_file(path):
+    """Make a file unreadable without a change of size or time; returns what makes it whole again."""
+    whole, times = path.read_bytes(), path.stat()
+
+    def write(data):
+        path.write_bytes(data)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+    write(whole[:200] + bytes(len(whole) - 200))
+    return lambda: write(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_on_a_cluster_retries_and_reuse_go_together(score, tmp_path):
+    """Twins in one listing, then a retry in which a repaired file turns out to be known."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for index in range(12):
+        save_photo(photos / f"{index:02}.jpg", index)
+    for index in range(6):
+        shutil.copy(photos / f"{index:02}.jpg", photos / f"{index:02}-again.jpg")
+    repair = break_file(photos / "00-again.jpg")
+    repair_other = break_file(photos / "11.jpg")
+    break_file(photos / "10.jpg")
+    settings = {"perceptual_hash": True, "reuse": "sha256", "block_members": 18, "batch_slots": 18}
+    finished, before = score(photos, **settings)
+    assert [os.path.basename(uri) for uri, row in before.items() if row["reused"]] == [f"{index:02}.jpg" for index in range(1, 6)]
+    assert finished.summary["session"]["reused"] == finished.summary["reused"] == 5
+    assert finished.summary["session"]["decoded"] == 13
+    for index in range(1, 6):
+        one, other = before[str(photos / f"{index:02}-again.jpg")], before[str(photos / f"{index:02}.jpg")]
+        assert comparable(other) == comparable(one) | {"reused": True}
+        assert len(one["phash"]) == 16
+        assert one["verdict"]
+
+    repair()
+    repair_other()
+    save_photo(photos / "new.jpg", 99)
+    finished, after = score(photos, **settings, rescore=BAD)
     assert finished.exit_code is ExitCode.DONE
-    assert sorted(rows) == files_below(sample_archive)
-    for uri, row in rows.items():
-        assert (row["status"] == "ok") == (row["verdict"] is not None), uri
-        if row["status"] == "ok":
-            with Image.open(uri) as image:
-                assert (row["width"], row["height"], row["format"]) == (*image.size, {"MPO": "JPEG"}.get(image.format, image.format))
-            assert row["probability"] == pytest.approx(1 / (1 + np.exp(-row["score"])))
-            assert row["calibrated"] is False
-            assert list(row["scores"]) == ["touchstone-tiny"]
-    statuses = {os.path.basename(uri): row["status"] for uri, row in rows.items()}
-    assert {"unsupported_format", "truncated_image", "empty_file"} <= set(statuses.values())
-    summary = finished.summary
-    assert summary["members"] == len(rows) == sum(summary["statuses"].values())
-    assert summary["session"]["rows"] == len(rows)
-    run = RunDirectory.open(finished.summary["run"])
-    assert run.parts(0) == []
-    assert run.store.exists("report.html")
-
-
-def test_bad_files_get_their_status_and_the_good_ones_their_scores(score, tmp_path):
-    folder = tmp_path / "mixed"
-    folder.mkdir()
-    for index in range(5):
-        save_photo(folder / f"good-{index}.jpg", index)
-    whole = (folder / "good-0.jpg").read_bytes()
-    (folder / "corrupt.jpg").write_bytes(whole[:20] + bytes(range(256)) * 8 + whole[-2:])
-    (folder / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
-    (folder / "empty.png").write_bytes(b"")
-    (folder / "notes.txt").write_text("no image")
-    Image.new("1", (20_000, 20_000)).save(folder / "bomb.png")
-    (folder / "top-bit.png").write_bytes(top_bit_png())
-    finished, rows = score(folder)
-    statuses = {os.path.basename(uri): row["status"] for uri, row in rows.items()}
-    assert statuses == {
-        **{f"good-{index}.jpg": "ok" for index in range(5)},
-        "corrupt.jpg": "corrupt_image", "truncated.jpg": "truncated_image", "empty.png": "empty_file",
-        "notes.txt": "unsupported_format", "bomb.png": "image_too_large", "top-bit.png": "corrupt_image",
-    }  # fmt: skip
-    assert finished.exit_code is ExitCode.DONE
-    again, _ = score(folder, max_bad_fraction=0.3)
-    assert again.exit_code is ExitCode.TOO_MANY_BAD
-    again, _ = score(folder, max_bad_fraction=0.5)
-    assert again.exit_code is ExitCode.DONE
-
-
-def test_s3_gives_the_same_rows_as_the_disk(scored, score, sample_archive, s3):
-    _, local = scored
-    bucket = s3.bucket("same-rows")
-    store = Store.open(f"{bucket}/photos")
-    for path in files_below(sample_archive):
-        with open(path, "rb") as file:
-            store.write(os.path.relpath(path, sample_archive), file.read())
-    _, remote = score(f"{bucket}/photos", out=f"{bucket}/run")
-    by_sha = {row["sha256"]: comparable(row) for row in local.values()}
-    assert len(remote) == len(local)
-    for row in remote.values():
-        assert comparable(row) == by_sha[row["sha256"]]
-
-
-SESSION_S_OWN = ("started_at", "finished_at", "session", "bottleneck")
-
-
-def test_a_finished_run_scores_exactly_what_is_new_or_changed(score, archive, monkeypatch):
-    _, before = score(archive)
-    names = files_below(archive)
-    changed, removed = [name for name in names if before[name]["format"] == "JPEG"][:2], names[-1]
-    for index, name in enumerate(changed):
-        save_photo(name, 100 + index)
-    added = [os.path.join(archive, f"new-{index}.jpg") for index in range(3)]
-    for index, name in enumerate(added):
-        save_photo(name, 200 + index)
-    os.remove(removed)
-    finished, after = score(archive)
-    assert finished.summary["session"]["rows"] == 5
-    assert finished.summary["listing"] == 1
-    assert set(after) == (set(before) - {removed}) | set(added)
-    for name in after:
-        if name in changed or name in added:
-            assert after[name]["attempt"] == 2
-        else:
-            assert after[name] == before[name]
-    everything = current_rows(RunDirectory.open(finished.summary["run"]), vanished=True)
-    assert len(list(everything)) == len(before) + 5
-    counted = finished.summary
-    with monkeypatch.context() as patch:
-        patch.setattr("ray_app.scoring.run.cluster", lambda config: pytest.fail("a run with nothing to do started a cluster"))
-        finished, same = score(archive)
-    assert (finished.summary["session"]["rows"], finished.summary["listing"]) == (0, 1)
-    assert finished.summary | {name: counted[name] for name in SESSION_S_OWN} == counted
-    assert same == after
-    # A session that ended too early leaves doubt about all that it may have touched.
-    run = RunDirectory.open(finished.summary["run"])
-    assert is_complete(run)
-    run.write_json("sessions/00004.json", run.read_json("sessions/00003.json") | {"state": "interrupted"})
-    assert not is_complete(run)
-
-
-def test_a_finished_run_of_containers_is_listed_anew_and_counted_once(score, tmp_path, monkeypatch):
-    save_photo(tmp_path / "a.jpg", 1)
-    with tarfile.open(tmp_path / "photos.tar", "w") as archive:
-        archive.add(tmp_path / "a.jpg", "a.jpg")
-    first, _ = score(tmp_path / "photos.tar")
-    monkeypatch.setattr("ray_app.scoring.run.write_summary", lambda *_: pytest.fail("rows were counted again"))
-    again, _ = score(tmp_path / "photos.tar")
-    assert (again.summary["members"], again.summary["session"]["rows"]) == (first.summary["members"], 0) == (1, 0)
-
-
-def test_another_detector_on_the_same_directory_is_refused_and_other_workers_are_not(score, sample_archive, copied):
-    with pytest.raises(IdentityError) as caught:
-        score(sample_archive, out=copied, resize="fast")
-    assert 'resize: this command "fast", the run "exact"' in str(caught.value)
-    assert caught.value.exit_code is ExitCode.USAGE
-    finished, _ = score(sample_archive, out=copied, cluster=ClusterConfig(workers=1))
-    assert finished.summary["session"]["rows"] == 0
-
-
-def test_a_directory_in_use_is_refused(score, archive, tmp_path):
-    store = Store.open(str(tmp_path / "run"))
-    with Lease(store), pytest.raises(IdentityError, match=str(os.getpid())):
-        score(archive)
-
-
-def test_decide_applies_new_thresholds_and_scores_nothing(score, sample_archive, copied, tmp_path):
-    before = rows_of(copied)
-    strict = tmp_path / "strict.yaml"
-    strict.write_text("name: strict\ntitle: t\nmembers: [{detector: touchstone-tiny}]\nthresholds: {real_below: -1000, fake_above: 1000}\n")
-    summary = decide_run(str(copied), str(strict))
-    after = rows_of(copied)
-    assert summary["verdicts"] == {"real": 0, "fake": 0, "abstain": summary["statuses"]["ok"]}
-    assert summary["run"] == str(copied), "where the run is now, not where it was scored"
-    unchanged = ("scores", "score", "probability", "scored_at", "attempt", "sha256", "status")
+    session = finished.summary["session"]
+    assert (session["rows"], session["reused"], session["decoded"], session["seconds"]["list"]) == (3, 1, 2, 0)
+    assert finished.summary["listing"] == 0
+    assert list(after) == list(before), "nothing is listed"
+    changed = {"00-again.jpg": ("ok", 2), "11.jpg": ("ok", 2), "10.jpg": (before[str(photos / "10.jpg")]["status"], 2)}
     for uri, row in after.items():
-        assert {name: row[name] for name in unchanged} == {name: before[uri][name] for name in unchanged}
-        assert row["verdict"] == ("abstain" if row["status"] == "ok" else None)
-    with pytest.raises(IdentityError, match="fake_above"):
-        score(sample_archive, out=copied, ensemble="default")
-    for named in ({"ensemble": str(strict)}, {}):
-        finished, _ = score(sample_archive, out=copied, **named)
-        assert finished.summary["session"]["rows"] == 0
-        assert finished.summary["ensemble"]["name"] == "strict"
-    assert finished.summary["session"]["kept"] == [{"key": "ensemble", "run": "strict", "today": "default"}]
+        name = os.path.basename(uri)
+        assert row["image_id"] == before[uri]["image_id"]
+        assert (row["status"], row["attempt"]) == changed[name] if name in changed else row == before[uri]
+    assert comparable(after[str(photos / "00-again.jpg")]) == comparable(after[str(photos / "00.jpg")]) | {"reused": True}
 
 
-@pytest.mark.parametrize("source", ["empty", "missing"])
-def test_an_empty_or_missing_source_is_a_usage_error(score, tmp_path, source):
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ConfigError):
-        score(tmp_path / source)
-
-
+@pytest.mark.ray
 @pytest.mark.slow
-def test_limit_lists_no_more(score, archive):
-    _, rows = score(archive, limit=5)
-    assert len(rows) == 5
-
-
-@pytest.mark.slow
-def test_a_run_without_progress_stops_by_itself_and_can_be_resumed(score, archive, tmp_path):
-    with pytest.raises(ClusterError, match="no block ended in 4 s") as caught:
-        score(archive, device="cpu", batch_slots=4, precision="fp32", cluster=ClusterConfig(cpus=2, gpus=1, stall_timeout_s=4))
-    assert caught.value.exit_code is ExitCode.CLUSTER
-    assert RESUMABLE in caught.value.__notes__
-    assert not (tmp_path / "run" / "lease.json").exists()
-    finished, rows = score(archive, batch_slots=4, precision="fp32")
-    assert len(rows) == finished.summary["session"]["rows"] == len(files_below(archive))
-
-
-@pytest.mark.slow
-def test_a_run_keeps_off_the_nodes_of_an_endpoint(score, archive, tmp_path):
-    finished, _ = score(archive, cluster=ClusterConfig(labels={"workload": "!serving"}))
-    assert finished.exit_code == 0
-    with pytest.raises(ClusterError, match="has 0 CPUs"):
-        score(archive, out=tmp_path / "other", cluster=ClusterConfig(labels={"workload": "serving"}))
-
-
-@pytest.mark.parametrize(
-    ("value", "wanted", "has"),
-    [("a", "a", True), (None, "a", False), (None, "!a", True), ("a", "!a", False), ("b", "in(a, b)", True), ("c", "!in(a,b)", True)],
-)
-def test_labels_are_asked_for_in_ray_s_words(value, wanted, has):
-    assert _has(value, wanted) is has
+def test_reused_rows_are_as_if_scored(score, tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for index in range(20):
+        save_photo(photos / f"{index:02}.jpg", index)
+        if index % 2:
+            shutil.copy(photos / f"{index:02}.jpg", photos / f"{index:02}-again.jpg")
+    _, plain = score(photos, out=tmp_path / "plain")
+    _, reusing = score(photos, out=tmp_path / "reusing", reuse="sha256")
+    for index in range(20):
+        shutil.copy(photos / f"{index:02}.jpg", photos / f"{index:02}-later.jpg")
+    finished, later = score(photos, out=tmp_path / "reusing", reuse="sha256")
+    assert (finished.summary["session"]["rows"], finished.summary["session"]["reused"]) == (20, 20)
+    assert finished.summary["session"]["decoded"] == 0
+    for uri, row in later.items():
+        expected = comparable(plain[uri.replace("-later", "")])
+        assert comparable(row) | {"reused": False} == expected
+    assert len(reusing) == len(plain)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from ray_app.ensembles import Tally
-from ray_app.inference.library import Ensemble
+from ray_app.ensembles import PopulationTally
+from ray_app.inference.ensemble import Ensemble
 from ray_app.scoring.guarantee import shifts_of
 from tests.scoring.shifted import OTHER, calibrated_card, encoded, pictures, properties_in
 
@@ -26,7 +26,7 @@ def card(tiny):
 def noticed(tiny, card, *, scenes=None, **changes):
     drawn = pictures(2, IMAGES, fakes=0.1, **({"scenes": scenes} if scenes else {}))
     files = [encoded(pixels, 5_000 + number, **changes) for number, (pixels, _) in enumerate(drawn)]
-    tally = Tally(card.population.features)
+    tally = PopulationTally(card.population.features)
     tally.add(properties_in(tiny, files))
     shifts = shifts_of(card, tally)
     assert [row["feature"] for row in shifts] == [feature.name for feature in card.population.features]

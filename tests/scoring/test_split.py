@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from benchmarks.seeded import seeded_card
-from ray_app.simulation.archive import write_photographs
+from ray_app.datasets.simulation.archive import write_photographs
 from tests.scoring.conftest import rows_of
 
 pytestmark = pytest.mark.ray

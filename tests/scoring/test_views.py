@@ -11,18 +11,17 @@ from PIL import Image
 
 from benchmarks.seeded import seeded_card, write_card
 from ray_app.cli.main import main
+from ray_app.datasets.simulation.archive import write_photographs
 from ray_app.detectors import load_card
 from ray_app.errors import ConfigError, IdentityError
-from ray_app.perturbations import load_perturbations
 from ray_app.reports import plan_lines
 from ray_app.runs import MASK_SCHEMA, RunDirectory, current_masks
 from ray_app.scoring import ScoreConfig
-from ray_app.scoring.forecasting import forecast
-from ray_app.scoring.plan import Work, plan_layout
-from ray_app.scoring.preparing import identity_of
-from ray_app.scoring.reusing import check_reuse
+from ray_app.scoring.forecast.forecast import forecast
+from ray_app.scoring.identity import check_reuse, identity_of
+from ray_app.scoring.layout import MemberCost, plan_layout
 from ray_app.scoring.run import score_archive, spec_for
-from ray_app.simulation.archive import write_photographs
+from ray_app.transforms.perturbations import load_perturbations
 from tests.scoring.conftest import comparable, score_into
 
 STANDARD = [view.name for view in load_perturbations(["standard"])]
@@ -197,8 +196,8 @@ def test_a_plan_counts_every_pass(photos):
 
 
 def test_views_leave_the_shares_of_stages_and_make_blocks_smaller():
-    once = Work(64, tensor_bytes=2**20, pool_gmac=(200.0, 2450.0))
-    often = Work(64, tensor_bytes=13 * 2**20, pool_gmac=(2600.0, 31850.0), passes=13)
+    once = MemberCost(64, tensor_bytes=2**20, pool_gmac=(200.0, 2450.0))
+    often = MemberCost(64, tensor_bytes=13 * 2**20, pool_gmac=(2600.0, 31850.0), passes=13)
     layouts = [plan_layout(work, cpus=64, gpus=0, workers=None, block_members=8192) for work in (once, often)]
     assert layouts[0].scorers == layouts[1].scorers
     assert layouts[0].decoders == layouts[1].decoders

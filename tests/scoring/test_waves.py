@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from ray_app.scoring import pipeline
+from ray_app.scoring import engine
 
 
 def test_a_smaller_cluster_goes_on_with_all_that_a_lost_wave_left(monkeypatch):
@@ -16,9 +16,9 @@ def test_a_smaller_cluster_goes_on_with_all_that_a_lost_wave_left(monkeypatch):
         for ref in waves[-1][: 10 if len(waves) == 1 else None]:
             yield {"manifest": ref.manifest, "block": ref.block}
 
-    monkeypatch.setattr(pipeline, "_prepare", lambda: None)
-    monkeypatch.setattr(pipeline, "_executed", executed)
+    monkeypatch.setattr(engine, "_prepare", lambda: None)
+    monkeypatch.setattr(engine, "_executed", executed)
     quiet = SimpleNamespace(reason=None, progressed=lambda: None)
-    reported = [report["block"] for report in pipeline.score_blocks(blocks, None, lambda: next(layouts), stopper=quiet, watch=quiet)]
+    reported = [report["block"] for report in engine.score_blocks(blocks, None, lambda: next(layouts), stopper=quiet, watch=quiet)]
     assert sorted(reported) == list(range(5000))
     assert [len(wave) for wave in waves] == [3600, 3590, 1400]

@@ -9,13 +9,13 @@ from contextlib import contextmanager
 import httpx
 import uvicorn
 
-from ray_app.inference.isolated import IsolatedDecoders
+from ray_app.inference.decoder_pool import IsolatedDecoders
 from ray_app.serving import ServeConfig
-from ray_app.serving.generation import groups_of, plan_generation
-from ray_app.serving.groups import DetectorGroup
+from ray_app.serving.engine import EndpointScorer
 from ray_app.serving.http.app import create_app
-from ray_app.serving.jobs import JobBook
-from ray_app.serving.scorer import EndpointScorer
+from ray_app.serving.jobs.book import JobBook
+from ray_app.serving.release import groups_of, plan_generation
+from ray_app.serving.replica import DetectorGroup
 
 
 class LocalGroup:

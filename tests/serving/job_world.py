@@ -15,10 +15,10 @@ from PIL import Image
 from ray_app.errors import SourceError, Status
 from ray_app.images import ImageRefused, inspect_bytes
 from ray_app.serving import ServeConfig
-from ray_app.serving.http.answering import facts_answer
 from ray_app.serving.http.errors import Refusal
+from ray_app.serving.http.responses import facts_answer
 from ray_app.serving.http.schemas import EnsembleName, ImageAnswer, Timings
-from ray_app.serving.jobs import JobBook
+from ray_app.serving.jobs.book import JobBook
 from tests.http_server import HttpServer
 
 TINY = EnsembleName(name="default", fingerprint="f" * 64)

@@ -18,12 +18,10 @@ import ray_app
 from ray_app.errors import InputError, Reason, Status
 from ray_app.images.provenance import Provenance, ProvenancePolicy, ProvenanceReader
 from ray_app.serving.http import schemas
-from ray_app.serving.http.access import Paths
-from ray_app.serving.http.answering import facts_answer
-from ray_app.serving.http.errors import Refusal
-from ray_app.serving.http.headers import RequestIds, SecurityHeaders
-from ray_app.serving.http.page_routes import page_router
-from ray_app.serving.http.refusing import install_handlers
+from ray_app.serving.http.app import RequestIds, SecurityHeaders, page_router
+from ray_app.serving.http.auth import Paths
+from ray_app.serving.http.errors import Refusal, install_handlers
+from ray_app.serving.http.responses import facts_answer
 from ray_app.serving.http.uploads import read_images
 
 TINY = "touchstone-tiny"

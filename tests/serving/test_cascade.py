@@ -9,10 +9,10 @@ import yaml
 
 import ray_app
 from ray_app.config import config_root
-from ray_app.inference.isolated import IsolatedDecoders
+from ray_app.inference.decoder_pool import IsolatedDecoders
 from ray_app.serving import ServeConfig
-from ray_app.serving.http.answering import NOT_ASKED
-from ray_app.serving.scorer import EndpointScorer
+from ray_app.serving.engine import EndpointScorer
+from ray_app.serving.http.responses import NOT_ASKED
 from tests.images.factory import photo
 from tests.serving.in_process import CountingMeter, LocalGroup
 

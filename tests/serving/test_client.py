@@ -8,8 +8,7 @@ import httpx
 import pytest
 
 from ray_app.errors import ClusterError, ConfigError
-from ray_app.serving.asking import Asker, retry_after
-from ray_app.serving.client import EndpointClient
+from ray_app.serving.client import EndpointClient, RetryingClient, retry_after
 from ray_app.storage import RetryPolicy
 from tests.serving.scripted import TORN, ScriptedEndpoint, refuse, score_of
 
@@ -187,7 +186,7 @@ def test_an_endpoint_below_a_path_keeps_it():
     with httpx.Client(
         base_url="http://host/below", transport=httpx.MockTransport(lambda request: httpx.Response(200, text=str(request.url)))
     ) as http:
-        assert Asker(http).ask("GET", "v1/ensembles").text == "http://host/below/v1/ensembles"
+        assert RetryingClient(http).ask("GET", "v1/ensembles").text == "http://host/below/v1/ensembles"
 
 
 @pytest.mark.parametrize(("header", "seconds"), [("3", 3.0), ("0", 0.0), ("-1", 0.0), ("nan", None), ("soon", None), (None, None),

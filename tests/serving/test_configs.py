@@ -19,12 +19,11 @@ from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import ServeDeploySchema
 
 from ray_app.errors import ConfigError, DetectorError
-from ray_app.serving.app import JOBS, build
+from ray_app.serving.app import JOBS, RELOADABLE, JobDeployment, RemoteJobs, _log_beside_serve, build
 from ray_app.serving.config import ServeConfig
-from ray_app.serving.deployments import RELOADABLE, Jobs, RemoteJobs, _log_beside_serve
-from ray_app.serving.generation import plan_generation
 from ray_app.serving.http.errors import Refusal
-from ray_app.serving.running import QUIET, SERVE_VARIABLES, read_file
+from ray_app.serving.local import QUIET, SERVE_VARIABLES, read_file
+from ray_app.serving.release import plan_generation
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVE_FILES = sorted((ROOT / "configs/serve").glob("*.yaml"))
@@ -291,7 +290,7 @@ def test_what_this_package_logs_goes_with_serves_own_log():
         _log_beside_serve()
         for name in ("INFO", "WARNING", "INFO"):
             serve.setLevel(name)
-            logging.getLogger("ray_app.serving.jobs").info("from %s on", name)
+            logging.getLogger("ray_app.serving.jobs.book").info("from %s on", name)
     finally:
         serve.removeHandler(handler)
         ours.parent = parent
@@ -309,13 +308,13 @@ def test_what_jobs_refuse_comes_back_as_a_value():
     class Handle:
         """Serve's: the call is made, and its answer pickled."""
 
-        def __init__(self, replica: Jobs) -> None:
+        def __init__(self, replica: JobDeployment) -> None:
             self.status = SimpleNamespace(remote=lambda *asked: _pickled(replica.status(*asked)))
 
     async def _pickled(answer: Any) -> Any:
         return pickle.loads(pickle.dumps(await answer))
 
-    replica = object.__new__(Jobs)
+    replica = object.__new__(JobDeployment)
     replica._book = Book()
     with pytest.raises(Refusal) as refused:
         asyncio.run(RemoteJobs(Handle(replica)).status("me", "x"))

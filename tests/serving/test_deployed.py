@@ -17,14 +17,15 @@ import pytest
 import yaml
 
 from benchmarks.load import Load, Photograph, load
-from benchmarks.work import QUALITY, SIZE, write_photographs
+from benchmarks.work import QUALITY, SIZE
 from ray_app.cli.main import main
-from ray_app.serving.running import SERVE_VARIABLES
+from ray_app.datasets.simulation.archive import write_photographs
+from ray_app.serving.local import SERVE_VARIABLES
 from tests.ray_head import BIN, free_ports, ray_head, rss_of
 from tests.scoring.conftest import rows_of, wait_until
 from tests.serving.in_process import client
 from tests.serving.page_browser import Visitor, chromium, needs_browser, score_many
-from tests.serving.test_generation import stricter
+from tests.serving.test_release import stricter
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -298,7 +299,7 @@ def test_touchstone_serve_finishes_what_is_at_work(tmp_path):
         started = time.monotonic()
         from concurrent.futures import ThreadPoolExecutor
 
-        from ray_app.serving.groups import golden_image
+        from ray_app.serving.replica import golden_image
 
         with ThreadPoolExecutor() as threads:
             asked = threads.submit(connection.post, "/v1/score", content=golden_image())

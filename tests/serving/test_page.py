@@ -8,8 +8,8 @@ import subprocess
 import pytest
 from PIL import Image
 
+from ray_app.datasets.simulation.archive import build_sample_archive
 from ray_app.serving.http import schemas
-from ray_app.simulation.archive import build_sample_archive
 from tests.images import factory
 from tests.serving.page_app import TINY, shipped_ensemble
 from tests.serving.page_browser import PHOTO, Visitor, encoded, needs_browser, score_many, score_one

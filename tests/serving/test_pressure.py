@@ -17,7 +17,7 @@ import pytest
 import schemathesis
 import yaml
 
-from ray_app.serving.groups import golden_image
+from ray_app.serving.replica import golden_image
 from tests.ray_head import BIN, free_ports
 from tests.serving.http.live import Reply, ask, connected, file_part, multipart, request, wait_for
 from tests.serving.http.test_app import REFUSALS, keep_asking

@@ -8,13 +8,12 @@ import pytest
 import yaml
 
 import ray_app
-from ray_app.inference.isolated import IsolatedDecoders
+from ray_app.inference.decoder_pool import IsolatedDecoders
 from ray_app.serving import ServeConfig
-from ray_app.serving.following import GroupLost
-from ray_app.serving.generation import load_generation
-from ray_app.serving.groups import Offer
-from ray_app.serving.profiling import ProfileAsk
-from ray_app.serving.scorer import EndpointScorer
+from ray_app.serving.attribution import ProfileAsk
+from ray_app.serving.engine import EndpointScorer, GroupLost
+from ray_app.serving.release import load_generation
+from ray_app.serving.replica import Offer
 from tests.images.factory import photo
 from tests.reports.profiled_run import CLASSES, PROMPTS, TINY, profiled_card
 from tests.serving.in_process import CountingMeter, LocalGroup

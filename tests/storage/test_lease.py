@@ -11,8 +11,7 @@ import pytest
 
 from ray_app.errors import IdentityError
 from ray_app.storage import Lease, Store
-from ray_app.storage.lease import Holder
-from ray_app.storage.processes import is_running, own_process, start_of
+from ray_app.storage.lease import Holder, is_running, own_process, start_of
 
 HOLD = """
 import sys

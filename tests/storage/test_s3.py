@@ -1,9 +1,14 @@
+"""Files that go to S3 in parts."""
+
 import pickle
 from datetime import UTC, datetime
 
 import pytest
 
+from ray_app.errors import StorageError
+from ray_app.storage import Store
 from ray_app.storage import s3 as requests
+from ray_app.storage import s3 as uploads
 
 
 @pytest.mark.parametrize(
@@ -28,3 +33,61 @@ def test_another_endpoint_is_another_client(s3, monkeypatch):
     fs = requests.filesystem()
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     assert requests.filesystem() is not fs
+
+
+@pytest.fixture(scope="module")
+def bucket(s3):
+    return s3.bucket("uploads")
+
+
+@pytest.fixture
+def in_small_parts(monkeypatch):
+    monkeypatch.setattr(uploads.put_file, "__defaults__", (5 * 2**20,))  # the least that S3 takes
+
+
+@pytest.fixture
+def large(tmp_path):
+    path = tmp_path / "large"
+    path.write_bytes(bytes(range(256)) * (11 * 2**12))  # 11 MiB: two full parts and a rest
+    return path
+
+
+def test_a_file_in_parts_is_one_object(bucket, s3, large, in_small_parts):
+    s3.clear_log()
+    Store.open(bucket).write_file("a/large", large)
+    assert Store.open(bucket).read("a/large") == large.read_bytes()
+    assert [request.method for request in s3.requests()].count("PUT") == 3
+
+
+def test_a_failed_upload_leaves_nothing(bucket, s3, large, in_small_parts, monkeypatch):
+    def refuses(*arguments, **options):
+        raise PermissionError("denied")
+
+    monkeypatch.setattr(uploads.s3, "put_part", refuses)
+    with pytest.raises(StorageError, match="cannot write"):
+        Store.open(bucket).write_file("b/large", large)
+    assert not Store.open(bucket).exists("b/large")
+    assert "Uploads" not in s3.client().list_multipart_uploads(Bucket="uploads")
+
+
+def test_a_lost_answer_to_the_last_request_is_no_failure(bucket, large, in_small_parts, monkeypatch):
+    end, asked = uploads.s3.end_upload, []
+
+    def loses_its_first_answer(*arguments, **options):
+        asked.append(end(*arguments, **options))
+        if len(asked) == 1:
+            raise ConnectionResetError("gone")
+
+    monkeypatch.setattr(uploads.s3, "end_upload", loses_its_first_answer)
+    Store.open(bucket).write_file("c/large", large)
+    assert Store.open(bucket).read("c/large") == large.read_bytes()
+
+
+@pytest.mark.parametrize("place", ["{tmp}/folder", "memory://uploads{tmp}", "{bucket}/small"])
+def test_small_files_anywhere(bucket, tmp_path, place):
+    source = tmp_path / "source"
+    source.write_bytes(b"content")
+    store = Store.open(place.format(tmp=tmp_path, bucket=bucket))
+    store.write_file("data/file", source)
+    assert store.read("data/file") == b"content"
+    assert store.names("data") == ["file"]

@@ -9,7 +9,7 @@ from PIL import Image
 from ray_app.cli.main import main
 from ray_app.errors import ExitCode, IdentityError, StorageError
 from ray_app.serving.config import JobLimits
-from ray_app.serving.job_store import job_store
+from ray_app.serving.jobs.store import job_store
 from ray_app.storage import Lease, Store
 from tests.storage.unconditional_proxy import REFUSALS, UnconditionalProxy
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from ray_app.config.loading import validate
+from ray_app.config import validate
 from ray_app.storage import Store
 from ray_app.training.config import TrainConfig
 

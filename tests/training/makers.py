@@ -4,14 +4,14 @@ import time
 
 import numpy as np
 
-from ray_app.config.loading import validate
+from ray_app.config import validate
 from ray_app.detectors import load_detector
-from ray_app.learning.networks import training_card
 from ray_app.storage import Store
 from ray_app.training.config import TrainConfig
+from ray_app.training.data import prepare_data
 from ray_app.training.embeddings import embed, keep_block
-from ray_app.training.identifying import wanted_of, written
-from ray_app.training.preparing import prepare_data
+from ray_app.training.identifier.run import wanted_of, written
+from ray_app.training.networks import training_card
 
 HELD_OUT = ("shuffle/a", "bicubic/a")
 KNOWN = ("bilinear/a", "nearest/a", "nearest/b", "sinc/a", "transposed/a", "transposed/b")
@@ -35,7 +35,7 @@ def config(labels, out=None, *, identify=None, **changes):
 
 def trained_here(given):
     """What `touchstone train` does, in this process: the content of metrics.json. Blocks that are there are not made again."""
-    from ray_app.learning.loading import BatchLoader
+    from ray_app.training.loader import BatchLoader
 
     began, out, card = time.monotonic(), Store.open(given.out), training_card(given)
     splits = prepare_data(given, out).splits

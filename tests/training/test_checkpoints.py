@@ -6,7 +6,7 @@ import pytest
 
 from ray_app.storage import Store
 from ray_app.training import checkpoints
-from ray_app.training.checkpoints import Kept
+from ray_app.training.checkpoints import CheckpointEntry
 
 LIST = "ray/train/checkpoint_manager_snapshot.json"
 
@@ -38,7 +38,7 @@ def test_orphans_go_and_the_list_stays(two):
     assert checkpoints.remove_orphans(two) == ["step-00000030-cc"]
     assert two.folders("ray/train") == ["step-00000010-aa", "step-00000020-bb"]
     assert [one.step for one in checkpoints.kept(two)] == [10, 20]
-    assert checkpoints.kept(two)[1] == Kept("step-00000020-bb", 20, {"step": 20, "auc": 0.9})
+    assert checkpoints.kept(two)[1] == CheckpointEntry("step-00000020-bb", 20, {"step": 20, "auc": 0.9})
 
 
 def test_a_checkpoint_is_fetched_as_a_folder(two):

@@ -6,13 +6,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from ray_app.profiling.cards import load_describer
-from ray_app.profiling.describing.loading import load_describing
-from ray_app.simulation.shapes import write_shapes
+from ray_app.attribution.captioners.registry import load_describing
+from ray_app.attribution.cards import load_describer
 from ray_app.storage import Store
 from ray_app.training import checkpoints
 from ray_app.training.embeddings import kept_embeddings
 from ray_app.training.run import train
+from tests.datasets.simulation.shapes import write_shapes
 from tests.scoring.conftest import kill_family, wait_until
 from tests.training.conftest import config, facts_of, finish, lines, start
 

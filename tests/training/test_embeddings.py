@@ -9,12 +9,12 @@ from benchmarks.seeded import seeded_card
 from ray_app.detectors import load_detector
 from ray_app.detectors.embeddings import LinearHead
 from ray_app.errors import TouchstoneError
-from ray_app.learning.loading import BatchLoader
 from ray_app.storage import Store
 from ray_app.training.embeddings import FOLDER, column_of, embed, groups_of, kept_embeddings
+from ray_app.training.loader import BatchLoader
 from tests.datasets.tables import labelled
-from tests.learning.test_loading import rows_in
 from tests.scoring.eight import small_cards
+from tests.training.test_loader import rows_in
 
 CARDS = {card.name: card for card in small_cards()}
 

@@ -3,11 +3,11 @@
 import json
 
 from ray_app.storage import Store
-from ray_app.training.history import HISTORY, SAMPLES, Notes, event_bytes, first_of, forget_from, read_notes, write_events
+from ray_app.training.history import HISTORY, SAMPLES, HistoryWriter, event_bytes, first_of, forget_from, read_notes, write_events
 
 
 def write(out, first, last, *, rank=0, folder=HISTORY, take=0):
-    notes = Notes(out, folder, rank)
+    notes = HistoryWriter(out, folder, rank)
     for step in range(first, last):
         notes.add({"step": step, "rank": rank, "take": take})
     return notes.write(first)
@@ -32,7 +32,7 @@ def test_ranks_write_files_of_their_own(tmp_path):
 
 def test_nothing_noted_is_no_file(tmp_path):
     out = Store.open(str(tmp_path))
-    assert Notes(out, HISTORY, 0).write(0) == []
+    assert HistoryWriter(out, HISTORY, 0).write(0) == []
     assert out.names(HISTORY) == []
 
 

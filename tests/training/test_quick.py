@@ -5,7 +5,7 @@ import json
 import pytest
 
 from ray_app.cli.main import main
-from ray_app.simulation.archive import build_sample_archive
+from ray_app.datasets.simulation.archive import build_sample_archive
 from tests.test_readme import ROOT, TRAINED
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1200)]

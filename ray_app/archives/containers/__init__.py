@@ -5,10 +5,10 @@ Members are streamed, never unpacked to a disk; their names are labels, never pa
 
 from collections.abc import Mapping
 
-from ray_app.archives.containers import parquet, tar, zips
-from ray_app.archives.containers.container import Columns, Container, ContainerLimits, Format, Reader, Unopened
-from ray_app.archives.containers.stream_codecs import StreamCodec
-from ray_app.archives.containers.tar_gz import CompressedTar
+from ray_app.archives.containers import parquet, tar
+from ray_app.archives.containers import zip as zips
+from ray_app.archives.containers.base import Container, ContainerLimits, Format, Reader, TableColumns, Unopened
+from ray_app.archives.containers.tar import CompressedTar, StreamCodec
 
 _CODECS = {"tar.gz": "gzip", "tar.bz2": "bzip2", "tar.xz": "xz", "tar.zst": "zstd"}
 COMPRESSED: Mapping[str, Format] = {kind: CompressedTar(kind, StreamCodec(codec)) for kind, codec in _CODECS.items()}
@@ -23,4 +23,4 @@ def kind_of(name: str) -> str | None:
     return next((kind for ending, kind in _ENDINGS.items() if name.lower().endswith(ending)), None)
 
 
-__all__ = ["COMPRESSED", "CONTAINERS", "Columns", "Container", "ContainerLimits", "Format", "Reader", "Unopened", "kind_of"]
+__all__ = ["COMPRESSED", "CONTAINERS", "TableColumns", "Container", "ContainerLimits", "Format", "Reader", "Unopened", "kind_of"]

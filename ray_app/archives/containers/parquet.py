@@ -3,10 +3,12 @@
 Indexing reads the footer and every column but the images' bytes, row group by row group. Other columns of bytes (masks, depth maps)
 are left where they are, and so are long texts: `input` gets a reference, NAME_uri, that `read_referenced` follows. A table without
 images but with uris is a list, whose rows are files of their own, if the user named it as a source; in a folder it is a file like others.
+
+Single cells of Parquet files: the bytes of a member, and of what `input` refers to. Knows row groups, not what a column is for.
 """
 
 import io
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -16,12 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ray_app.archives.containers.container import Container
-from ray_app.archives.containers.entries import why_closed
-from ray_app.archives.containers.parquet_cells import UNREADABLE, ParquetReader, fault, no_bytes, open_parquet, read_referenced, reference
-from ray_app.archives.list_entries import ListEntries
-from ray_app.archives.members import Listed, Place, Refused
-from ray_app.archives.tables import (
+from ray_app.archives.columns import (
     Sizes,
     cell_bytes,
     features_of,
@@ -35,8 +32,167 @@ from ray_app.archives.tables import (
     uri_column,
     without,
 )
-from ray_app.errors import ConfigError, InputError, Status, said
+from ray_app.archives.containers.base import Container, why_closed
+from ray_app.archives.members import ListedMember, ManifestMember, MemberLocation, RefusedMember
+from ray_app.archives.uri_list_rows import ListEntries
+from ray_app.errors import ConfigError, InputError, SourceError, Status, said
 from ray_app.storage import Fetcher
+from ray_app.storage.errors import too_large
+
+# What pyarrow raises on files that are not what they say; Arrow's own errors are some of these, or ArrowException.
+UNREADABLE = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError, IndexError)
+# Without a buffer a whole column chunk is read at once; with one, page by page.
+_BUFFER = 1 << 20
+# A footer's texts and lists, so that a small file cannot claim gigabytes.
+_MAX_TEXT, _MAX_ITEMS = 64 << 20, 1 << 20
+
+
+def open_parquet(file: io.RawIOBase, *, texts_once: bool = False) -> pq.ParquetFile:
+    """A Parquet file over ranged reads; the footer is read here. Raises one of UNREADABLE where it is none.
+
+    `texts_once`: a text that the file holds once takes memory once, however many rows have it; they are dictionaries then.
+    """
+    limits = {"buffer_size": _BUFFER, "thrift_string_size_limit": _MAX_TEXT, "thrift_container_size_limit": _MAX_ITEMS}
+    found = pq.ParquetFile(file, **limits)
+    if not texts_once:
+        return found
+    leaves = (found.schema.column(place) for place in range(len(found.schema.names)))
+    texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY" and leaf.logical_type.type in ("STRING", "JSON", "ENUM")]
+    return pq.ParquetFile(file, metadata=found.metadata, read_dictionary=texts, **limits)
+
+
+def fault(error: BaseException) -> Status:
+    """What it is that pyarrow cannot read: a codec, encoding or type that it does not know, which its words alone tell, or damage."""
+    is_unknown = isinstance(error, NotImplementedError) or any(word in str(error) for word in ("not supported", "Unsupported"))
+    return Status.UNSUPPORTED_FORMAT if is_unknown else Status.CORRUPT_IMAGE
+
+
+def no_bytes(others: Mapping[str, Any]) -> RefusedMember:
+    """What a row says whose image was left out of the table; `others` are its other columns."""
+    path = others.get("path")
+    return RefusedMember(Status.SOURCE_MISSING, "the row has no bytes" + (f"; its path says '{path}'" if path else ""))
+
+
+class ParquetReader:
+    """The cells of one column after another, streamed; the place in a row group is kept, so that the next block goes on there.
+
+    What is held is one page of the file and one cell.
+    """
+
+    def __init__(self, fetcher: Fetcher, max_bytes: int) -> None:
+        self._fetcher, self._max_bytes = fetcher, max_bytes
+        self._key: tuple[str, str] | None = None
+        self._file: io.RawIOBase | None = None
+        self._cursor: _Cursor | None = None
+
+    def read(self, members: Sequence[ManifestMember]) -> Iterator[bytes | InputError]:
+        """The bytes of rows of one file, in their order; see `Reader.read`. A row group that fails is not asked again for this call."""
+        failed: dict[int, InputError] = {}
+        for member in members:
+            place = member.place
+            assert place is not None, "a row of a table has a place"
+            if place.group not in failed:
+                try:
+                    yield self._cell(member)
+                    continue
+                except SourceError as error:
+                    failed[place.group] = error
+                except UNREADABLE as error:
+                    failed[place.group] = InputError(fault(error), f"row group {place.group} is not readable: {said(error)}")
+                self._close()
+            yield failed[place.group]
+
+    def _cell(self, member: ManifestMember) -> bytes | InputError:
+        place = member.place
+        assert place is not None
+        assert place.column is not None
+        parquet = self._open(member)
+        if self._cursor is None or not self._cursor.reaches(place.group, place.offset, place.column):
+            self._cursor = _Cursor(parquet, place.group, place.column)
+        data = self._cursor.at(place.offset)
+        if data is None:
+            return no_bytes(member.input).error()
+        return too_large(data.size, self._max_bytes) if data.size > self._max_bytes else data.to_pybytes()
+
+    def _open(self, member: ManifestMember) -> pq.ParquetFile:
+        if self._key != (member.uri, member.version):
+            self._close()
+            self._file = self._fetcher.open(member.uri, member.version)
+            self._parquet = open_parquet(self._file)
+            self._key = (member.uri, member.version)
+        return self._parquet
+
+    def _close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        self._key = self._file = self._cursor = None
+
+
+class _Cursor:
+    """A way through one column of one row group, forwards only."""
+
+    def __init__(self, file: pq.ParquetFile, group: int, column: str) -> None:
+        if not 0 <= group < file.metadata.num_row_groups:
+            raise IndexError(f"there is no row group {group}, only {file.metadata.num_row_groups} of them")
+        self._group, self._column = group, column
+        self._next = sum(file.metadata.row_group(i).num_rows for i in range(group))
+        self._is_struct = is_struct_of_bytes(file.schema_arrow.field(column).type)
+        leaf = f"{column}.bytes" if self._is_struct else column
+        # One row at a time: any number of rows may be copies of one large dictionary entry.
+        self._batches = file.iter_batches(1, [group], [leaf], use_threads=False)
+
+    def reaches(self, group: int, row: int, column: str) -> bool:
+        """Whether a cell lies ahead."""
+        return (group, column) == (self._group, self._column) and row >= self._next
+
+    def at(self, row: int) -> Any:
+        """The buffer of the cell in a row of the file, None where it is null. Raises IndexError past the group's end."""
+        for batch in self._batches:
+            self._next += 1
+            if self._next > row:
+                cells = batch.column(self._column)  # by its name: `image.bytes` is read, too, where a column is called so
+                cell = (cells.field("bytes") if self._is_struct else cells)[0]
+                return (cell.value if isinstance(cell, pa.DictionaryScalar) else cell).as_buffer()
+        raise IndexError(f"row group {self._group} has no row {row}")
+
+
+def reference(uri: str, row: int, column: str) -> str:
+    """What `input` says instead of a cell's bytes."""
+    return f"{uri}#row={row}&column={column}"
+
+
+def read_referenced(uri: str, fetcher: Fetcher) -> bytes:
+    """The bytes that a reference in `input` (a column NAME_uri) stands for.
+
+    Raises: ConfigError for what is no reference to one file, SourceError where the table cannot be read, InputError where it has
+    no such cell.
+    """
+    place, mark, rest = uri.rpartition("#row=")
+    number, _, column = rest.partition("&column=")
+    if not mark or not number.isdigit() or not column:
+        raise ConfigError(f"{uri}: no reference into a table (…#row=N&column=NAME)")
+    row = int(number)
+    with fetcher.open(place, "") as file:
+        try:
+            return _referenced(open_parquet(file), row, column, uri)
+        except UNREADABLE as error:
+            raise InputError(Status.CORRUPT_IMAGE, f"{uri}: {said(error)}") from error
+
+
+def _referenced(file: pq.ParquetFile, row: int, column: str, uri: str) -> bytes:
+    kind = file.schema_arrow.field(column).type if column in file.schema_arrow.names else pa.null()
+    if not (holds_files(kind) or is_text(kind)):
+        raise ConfigError(f"{uri}: the table has no column '{column}' with one file or text in each row")
+    group, end = 0, 0
+    while group < file.metadata.num_row_groups and (end := end + file.metadata.row_group(group).num_rows) <= row:
+        group += 1
+    if group == file.metadata.num_row_groups:
+        raise IndexError(f"there is no row {row}")
+    data = _Cursor(file, group, column).at(row)
+    if data is None:
+        raise SourceError(Status.SOURCE_MISSING, f"{uri}: the row has no bytes")
+    return bytes(data.to_pybytes())
+
 
 T = TypeVar("T")
 
@@ -54,14 +210,14 @@ MAX_COLUMNS = 1024
 _FEW_ROWS = 4096
 
 
-def index(container: Container, fetcher: Fetcher) -> Iterator[Listed]:
+def index(container: Container, fetcher: Fetcher) -> Iterator[ListedMember]:
     """Every row, as a member named by its number, or, of a table that the user named, as the file that a list's row names. Raises as
     `Format.index`, and of such a table ConfigError where the user has to say which column holds the images.
     """
     yield from _opened(container, fetcher, _rows)
 
 
-def index_uris(container: Container, fetcher: Fetcher) -> Iterator[Listed]:
+def index_uris(container: Container, fetcher: Fetcher) -> Iterator[ListedMember]:
     """Every row of a table that its user calls a list, whatever other columns it has. Raises ConfigError where it has no uris."""
     yield from _opened(container, fetcher, _listed)
 
@@ -75,7 +231,7 @@ def rows_by(column: str, table: Container, fetcher: Fetcher, *, most: int) -> di
     found: dict[str, dict[str, Any]] = {}
     shared: set[str] = set()
     for row in _opened(table, fetcher, lambda container, file: _keyed(container, file, column, most)):
-        if isinstance(row, Listed):
+        if isinstance(row, ListedMember):
             return {}
         if row[column] in found:
             shared.add(row[column])
@@ -88,7 +244,7 @@ def reader(fetcher: Fetcher, max_bytes: int) -> ParquetReader:
     return ParquetReader(fetcher, max_bytes)
 
 
-def _opened(container: Container, fetcher: Fetcher, rows: Callable[[Container, pq.ParquetFile], Iterator[T]]) -> Iterator[T | Listed]:
+def _opened(container: Container, fetcher: Fetcher, rows: Callable[[Container, pq.ParquetFile], Iterator[T]]) -> Iterator[T | ListedMember]:
     """The rows, and after them the container itself where its file ends them early."""
     try:
         with fetcher.open(container.uri, container.version, container.size_bytes, window=_WINDOW) as file:
@@ -104,25 +260,25 @@ def _opened(container: Container, fetcher: Fetcher, rows: Callable[[Container, p
         yield container.itself(why_closed(container, error))
 
 
-def _refusal(file: pq.ParquetFile, size_bytes: int) -> Refused | None:
+def _refusal(file: pq.ParquetFile, size_bytes: int) -> RefusedMember | None:
     """Why a table is not listed, by what its footer says."""
     names, rows = file.schema_arrow.names, [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
     if len(set(names)) < len(names):
-        return Refused(Status.UNSUPPORTED_FORMAT, "a Parquet file with two columns of one name")
+        return RefusedMember(Status.UNSUPPORTED_FORMAT, "a Parquet file with two columns of one name")
     if len(names) > MAX_COLUMNS:
-        return Refused(Status.UNSUPPORTED_FORMAT, f"a Parquet file with {len(names)} columns, more than {MAX_COLUMNS}")
+        return RefusedMember(Status.UNSUPPORTED_FORMAT, f"a Parquet file with {len(names)} columns, more than {MAX_COLUMNS}")
     if min(rows, default=0) < 0 or sum(rows) > max(_FEW_ROWS, size_bytes):
-        return Refused(Status.CORRUPT_IMAGE, f"a Parquet file whose footer claims {sum(rows)} rows in {size_bytes} bytes")
+        return RefusedMember(Status.CORRUPT_IMAGE, f"a Parquet file whose footer claims {sum(rows)} rows in {size_bytes} bytes")
     return None
 
 
-def _rows(container: Container, file: pq.ParquetFile) -> Iterator[Listed]:
+def _rows(container: Container, file: pq.ParquetFile) -> Iterator[ListedMember]:
     try:
         roles = roles_of(file.schema_arrow, container.columns, container.path)
     except ConfigError as error:
         if container.named:
             raise
-        yield container.itself(Refused(Status.UNSUPPORTED_FORMAT, f"{error.message}; {error.hint}"))
+        yield container.itself(RefusedMember(Status.UNSUPPORTED_FORMAT, f"{error.message}; {error.hint}"))
         return
     if roles.image is not None:
         yield from _images(container, file, roles.image)
@@ -130,27 +286,29 @@ def _rows(container: Container, file: pq.ParquetFile) -> Iterator[Listed]:
         yield from _uris(container, file, roles.uri)
     else:
         told = f"; to score what its column '{roles.uri}' names, give it as a source of its own: list::{container.uri}" if roles.uri else ""
-        yield container.as_file(Refused(Status.UNSUPPORTED_FORMAT, f"a Parquet file without a column of images{told}"))
+        yield container.as_file(RefusedMember(Status.UNSUPPORTED_FORMAT, f"a Parquet file without a column of images{told}"))
 
 
-def _listed(container: Container, file: pq.ParquetFile) -> Iterator[Listed]:
+def _listed(container: Container, file: pq.ParquetFile) -> Iterator[ListedMember]:
     column = uri_column(file.schema_arrow, container.columns)
     if column is None:
         raise no_uris(container.path, file.schema_arrow.names)
     yield from _uris(container, file, column)
 
 
-def _images(container: Container, file: pq.ParquetFile, image: str) -> Iterator[Listed]:
+def _images(container: Container, file: pq.ParquetFile, image: str) -> Iterator[ListedMember]:
     bomb = _bomb(container, file)
     for row, (group, values, has_image) in enumerate(_Table.of(container, file, image).rows()):
         if row == container.limits.max_members:
-            yield container.itself(Refused(Status.UNSAFE_MEMBER, f"more than {row} rows; further ones are not read"))
+            yield container.itself(RefusedMember(Status.UNSAFE_MEMBER, f"more than {row} rows; further ones are not read"))
             return
         refused = bomb if has_image else no_bytes(values)
-        yield Listed(container.uri, str(row), 0, container.version, -1, values, Place("parquet", row, -1, group, image), refused)
+        yield ListedMember(
+            container.uri, str(row), 0, container.version, -1, values, MemberLocation("parquet", row, -1, group, image), refused
+        )
 
 
-def _uris(container: Container, file: pq.ParquetFile, column: str) -> Iterator[Listed]:
+def _uris(container: Container, file: pq.ParquetFile, column: str) -> Iterator[ListedMember]:
     yield from ListEntries(container.uri, column).members(values for _, values, _ in _Table.of(container, file, None).rows())
 
 
@@ -161,11 +319,11 @@ def _keyed(container: Container, file: pq.ParquetFile, column: str, most: int) -
         yield from (values for _, values, _ in _Table.of(container, file, None).rows() if values[column] is not None)
 
 
-def _bomb(container: Container, file: pq.ParquetFile) -> Refused | None:
+def _bomb(container: Container, file: pq.ParquetFile) -> RefusedMember | None:
     # Sizes of single columns would say it more exactly, but pyarrow ends the process on footers that lie in those.
     unpacked = sum(file.metadata.row_group(group).total_byte_size for group in range(file.metadata.num_row_groups))
     if unpacked > _SMALL and container.size_bytes > 0 and unpacked / container.size_bytes > container.limits.max_ratio:
-        return Refused(Status.IMAGE_TOO_LARGE, f"a table that unpacks from {container.size_bytes} to {unpacked} bytes")
+        return RefusedMember(Status.IMAGE_TOO_LARGE, f"a table that unpacks from {container.size_bytes} to {unpacked} bytes")
     return None
 
 
@@ -260,7 +418,7 @@ def _has_path(kind: pa.DataType) -> bool:
     return is_struct_of_bytes(kind) and kind.get_field_index("path") >= 0 and is_text(kind.field("path").type)
 
 
-def _fault(file: io.RawIOBase, error: BaseException) -> Refused:
+def _fault(file: io.RawIOBase, error: BaseException) -> RefusedMember:
     """What a file that pyarrow refuses is: empty, cut, encrypted, or not Parquet."""
     size = file.seek(0, 2)
     file.seek(0)
@@ -268,9 +426,9 @@ def _fault(file: io.RawIOBase, error: BaseException) -> Refused:
     file.seek(max(0, size - 4))
     tail = file.read(4) or b""
     if not size:
-        return Refused(Status.EMPTY_FILE, "a Parquet file without bytes")
+        return RefusedMember(Status.EMPTY_FILE, "a Parquet file without bytes")
     if tail == _MAGIC_ENCRYPTED or head == _MAGIC_ENCRYPTED:
-        return Refused(Status.ENCRYPTED_MEMBER, "an encrypted Parquet file")
+        return RefusedMember(Status.ENCRYPTED_MEMBER, "an encrypted Parquet file")
     if _MAGIC.startswith(head[: min(4, size)]) and (tail != _MAGIC or size < _SMALLEST):
-        return Refused(Status.TRUNCATED_IMAGE, "a Parquet file that ends before its footer")
-    return Refused(fault(error), f"not a readable Parquet file: {said(error)}")
+        return RefusedMember(Status.TRUNCATED_IMAGE, "a Parquet file that ends before its footer")
+    return RefusedMember(fault(error), f"not a readable Parquet file: {said(error)}")

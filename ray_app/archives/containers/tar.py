@@ -1,18 +1,181 @@
-"""Plain tar files: members listed by passing over their data, read from where they lie. Knows no compression."""
+"""Plain tar files: members listed by passing over their data, read from where they lie. Knows no compression.
 
-from collections.abc import Callable, Iterator
+A tar's headers, one member at a time: where its data lies, and what speaks against reading it. Knows the format; reads no data.
 
-from ray_app.archives.containers.container import Container
-from ray_app.archives.containers.entries import Entry, members_of, size_of
-from ray_app.archives.containers.sidecars import as_text, sidecar_column
-from ray_app.archives.containers.tar_headers import Header, Stream, read_headers
-from ray_app.archives.containers.windows import WindowReader
-from ray_app.archives.members import Listed, Place, Refused
-from ray_app.errors import Status
+One block is parsed by `tarfile.TarInfo.frombuf`. Its reader of whole archives is not used: it keeps every member in memory,
+recurses and backtracks over hostile extended headers, and takes a damaged header in the middle for the end.
+
+Tar files that are compressed as a whole: one stream, unpacked from its start, in memory that does not grow. Knows no codec.
+
+How a stream is unpacked: gzip, bzip2, xz and zstd, each by the interface that Python's own decompressors share.
+
+None gives more than it is asked for, whatever a stream claims; what a decoder may hold itself is bounded for xz and zstd.
+"""
+
+import bz2
+import lzma
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ray_app.archives.containers.base import Container, ContainerEntry, WindowReader, as_text, members_of, sidecar_column, size_of
+from ray_app.archives.members import ListedMember, ManifestMember, MemberLocation, RefusedMember
+from ray_app.errors import InputError, SourceError, Status
 from ray_app.storage import Fetcher
+from ray_app.storage.errors import too_large
+
+BLOCK = tarfile.BLOCKSIZE
+# Long names and attributes of one member; Linux allows 64 KiB for all attributes of a file, and a few may be chained.
+_MAX_HEADERS = 2**20
+_MAX_SIZE = 2**56  # no disk holds more, and no sum of a few overflows
+_PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
+_LONG = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+_FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
+_NO_FILES = {
+    tarfile.SYMTYPE: "a symbolic link",
+    tarfile.LNKTYPE: "a hard link",
+    tarfile.CHRTYPE: "a device",
+    tarfile.BLKTYPE: "a device",
+    tarfile.FIFOTYPE: "a pipe",
+    tarfile.GNUTYPE_SPARSE: "a sparse file",
+}
 
 
-def index(container: Container, fetcher: Fetcher) -> Iterator[Listed]:
+class Stream(Protocol):
+    """What headers are read from; `seek` only ever goes forward."""
+
+    def read(self, size: int, /) -> bytes:
+        """The next bytes, fewer only at the end."""
+
+    def tell(self) -> int:
+        """The place of the next byte."""
+
+    def seek(self, offset: int, /) -> object:
+        """Go on to a place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """One member. `stored` bytes of data lie at `offset`; `unsafe` says why it is no plain file."""
+
+    name: str
+    offset: int
+    stored: int
+    is_folder: bool
+    unsafe: str | None
+
+
+def read_headers(stream: Stream) -> Iterator[Header]:
+    """Every member up to the end mark.
+
+    Raises InputError: truncated_image where the archive ends first, corrupt_image for what is no header.
+    """
+    everywhere: dict[str, str] = {}
+    offset = 0
+    while True:
+        stream.seek(offset)
+        header = _next_header(stream, everywhere)
+        if header is None:
+            return
+        yield header
+        offset = header.offset + _padded(header.stored)
+
+
+def _next_header(stream: Stream, everywhere: dict[str, str]) -> Header | None:
+    """The header at the stream's place, with the extended ones before it; `everywhere` keeps what is said for all members."""
+    begin = stream.tell()
+    extended: dict[str, str] = {}
+    while True:
+        info = _block(stream, begin)
+        if info is None:
+            return None
+        if info.type not in (*_PAX, *_LONG, tarfile.XGLTYPE):
+            return _header(stream, info, everywhere | extended)
+        body = _body(stream, info, begin)
+        if info.type == tarfile.XGLTYPE:
+            everywhere |= _pax_records(body, begin)
+        elif info.type in _PAX:
+            extended |= _pax_records(body, begin)
+        elif info.type == tarfile.GNUTYPE_LONGNAME:
+            extended["path"] = body.partition(b"\0")[0].decode("utf-8", "surrogateescape")
+
+
+def _block(stream: Stream, begin: int) -> tarfile.TarInfo | None:
+    """One header block; None for the end mark."""
+    data = stream.read(BLOCK)
+    if len(data) < BLOCK:
+        what = "inside a header" if data or stream.tell() > begin else "without its end mark"
+        raise InputError(Status.TRUNCATED_IMAGE, f"the archive ends at byte {stream.tell()}, {what}: members may be missing")
+    if data.count(0) == BLOCK:
+        return None
+    try:
+        info = tarfile.TarInfo.frombuf(data, "utf-8", "surrogateescape")
+    except tarfile.HeaderError as error:
+        raise _damaged(stream.tell() - BLOCK, str(error)) from None
+    if not 0 <= info.size < _MAX_SIZE:
+        raise _damaged(stream.tell() - BLOCK, f"a size of {info.size} bytes")
+    if info.type == tarfile.GNUTYPE_SPARSE:
+        more = data[482]
+        while more:  # the map of a sparse file goes on in further blocks
+            data = stream.read(BLOCK)
+            more = len(data) == BLOCK and stream.tell() - begin < _MAX_HEADERS and data[504]
+    return info
+
+
+def _body(stream: Stream, info: tarfile.TarInfo, begin: int) -> bytes:
+    if stream.tell() - begin + info.size > _MAX_HEADERS:
+        raise _damaged(begin, f"extended headers of more than {_MAX_HEADERS} bytes")
+    body = stream.read(_padded(info.size))
+    if len(body) < info.size:
+        raise InputError(Status.TRUNCATED_IMAGE, f"the archive ends at byte {stream.tell()}, inside a header: members may be missing")
+    return body[: info.size]
+
+
+def _header(stream: Stream, info: tarfile.TarInfo, extended: dict[str, str]) -> Header:
+    stored, unsafe = info.size, _NO_FILES.get(info.type)
+    if "size" in extended:
+        digits = extended["size"]
+        if not (digits.isascii() and digits.isdigit() and len(digits) <= 20 and int(digits) < _MAX_SIZE):
+            raise _damaged(stream.tell(), f"a size of {digits[:40]!r}")
+        stored = int(digits)
+    if any(key.startswith("GNU.sparse.") for key in extended):
+        unsafe = _NO_FILES[tarfile.GNUTYPE_SPARSE]
+    elif info.type not in _FILES and not info.isdir() and unsafe is None:
+        unsafe = f"a member of type {info.type!r}"
+    # What is no file has no data, whatever its size field says: a hard link repeats the size of what it links to.
+    has_data = info.type in (*_FILES, tarfile.GNUTYPE_SPARSE) or info.type not in tarfile.SUPPORTED_TYPES
+    return Header(extended.get("path", info.name), stream.tell(), stored if has_data else 0, info.isdir(), unsafe)
+
+
+def _pax_records(body: bytes, begin: int) -> dict[str, str]:
+    """`30 path=a/long/name.jpg\\n…` as a dict; the number is the whole record's length."""
+    records: dict[str, str] = {}
+    place = 0
+    while place < len(body) and body[place]:
+        space = body.find(b" ", place, place + 20)
+        digits = body[place:space] if space > 0 else b""
+        end = place + int(digits) if digits.isdigit() else 0
+        key, equals, value = body[space + 1 : max(0, end - 1)].partition(b"=")
+        if not place < end <= len(body) or not equals:
+            raise _damaged(begin, "an extended header that cannot be read")
+        records[key.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
+        place = end
+    return records
+
+
+def _padded(size: int) -> int:
+    return -(-size // BLOCK) * BLOCK
+
+
+def _damaged(offset: int, why: str) -> InputError:
+    if not offset:
+        return InputError(Status.CORRUPT_IMAGE, f"not a readable tar archive: {why}")
+    return InputError(Status.CORRUPT_IMAGE, f"the tar archive is damaged at byte {offset}: {why}; members may be missing")
+
+
+def index(container: Container, fetcher: Fetcher) -> Iterator[ListedMember]:
     """Every member; only headers, and what lies between them in a window of the file, are read."""
     return members_of(container, _entries(container, fetcher))
 
@@ -22,13 +185,13 @@ def reader(fetcher: Fetcher, max_bytes: int) -> WindowReader:
     return WindowReader(fetcher, max_bytes)
 
 
-def _entries(container: Container, fetcher: Fetcher) -> Iterator[Entry]:
+def _entries(container: Container, fetcher: Fetcher) -> Iterator[ContainerEntry]:
     size = size_of(container, fetcher)
     file = fetcher.open(container.uri, container.version, size)
     yield from entries_of(file, "tar", lambda header: min(header.stored, max(0, size - header.offset)))
 
 
-def entries_of(stream: Stream, kind: str, there: Callable[[Header], int]) -> Iterator[Entry]:
+def entries_of(stream: Stream, kind: str, there: Callable[[Header], int]) -> Iterator[ContainerEntry]:
     """The files of a tar; `there` says how many bytes of a member's data there are, and may pass over them.
 
     Raises InputError where the archive breaks off.
@@ -40,12 +203,237 @@ def entries_of(stream: Stream, kind: str, there: Callable[[Header], int]) -> Ite
         if header.unsafe is None and sidecar_column(header.name, header.stored):
             text = as_text(stream.read(header.stored))
         found = there(header)
-        place = Place(kind, header.offset, header.stored)
+        place = MemberLocation(kind, header.offset, header.stored)
         if header.unsafe is not None:
-            yield Entry(header.name, header.stored, None, Refused(Status.UNSAFE_MEMBER, header.unsafe))
+            yield ContainerEntry(header.name, header.stored, None, RefusedMember(Status.UNSAFE_MEMBER, header.unsafe))
         elif found < header.stored:
             reason = f"the archive ends after {found} of its {header.stored} bytes"
-            yield Entry(header.name, header.stored, None, Refused(Status.TRUNCATED_IMAGE, reason))
+            yield ContainerEntry(header.name, header.stored, None, RefusedMember(Status.TRUNCATED_IMAGE, reason))
             return  # what may have come behind it is not known
         else:
-            yield Entry(header.name, header.stored, place, text=text)
+            yield ContainerEntry(header.name, header.stored, place, text=text)
+
+
+_GZIP = 16 + zlib.MAX_WBITS
+_XZ_MEMORY = 192 * 2**20  # `xz -9` asks for 65 MiB; the format allows 4 GiB
+
+
+class Decompressor(Protocol):
+    """Unpacks one stream; after its end it is of no more use."""
+
+    @property
+    def eof(self) -> bool:
+        """Whether the stream has ended, its checksum holding."""
+
+    @property
+    def needs_input(self) -> bool:
+        """Whether nothing more comes without further packed bytes."""
+
+    @property
+    def unused_data(self) -> bytes:
+        """What lies behind the end."""
+
+    def decompress(self, data: bytes, max_length: int = -1) -> bytes:
+        """Up to `max_length` bytes, once `data` has joined what is waiting."""
+
+
+@dataclass(frozen=True)
+class StreamCodec:
+    """One of them, under the name that a damaged stream is told by."""
+
+    name: str
+
+    def start(self) -> Decompressor:
+        """For one stream. Raises InputError where what it needs is not installed."""
+        if self.name == "gzip":
+            return _Gzip()
+        if self.name == "bzip2":
+            return bz2.BZ2Decompressor()
+        if self.name == "xz":
+            return lzma.LZMADecompressor(lzma.FORMAT_XZ, _XZ_MEMORY)
+        decompressor: Decompressor = _zstd().ZstdDecompressor()  # refuses windows of more than 128 MiB
+        return decompressor
+
+    @property
+    def errors(self) -> tuple[type[Exception], ...]:
+        """What it raises for a stream that is none."""
+        own = {"gzip": (zlib.error,), "bzip2": (OSError, ValueError), "xz": (lzma.LZMAError,)}
+        return own[self.name] if self.name in own else (_zstd().ZstdError,)
+
+
+class _Gzip:
+    """zlib's, which leaves it to its caller to keep what it has not looked at yet."""
+
+    def __init__(self) -> None:
+        self._inflate = zlib.decompressobj(_GZIP)
+
+    @property
+    def eof(self) -> bool:
+        return self._inflate.eof
+
+    @property
+    def needs_input(self) -> bool:
+        return not self._inflate.unconsumed_tail
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._inflate.unused_data
+
+    def decompress(self, data: bytes, max_length: int = -1) -> bytes:
+        return self._inflate.decompress(self._inflate.unconsumed_tail + data, max_length)
+
+
+def _zstd() -> Any:
+    try:
+        from compression import zstd  # type: ignore[import-not-found, unused-ignore] # of Python 3.14
+    except ImportError:
+        try:
+            from backports import zstd
+        except ImportError:
+            raise InputError(Status.UNSUPPORTED_FORMAT, "a zstd archive: pip install 'touchstone[zst]'") from None
+    return zstd
+
+
+_PIECE = 64 * 2**10  # packed bytes at once
+_STEP = 2**20  # unpacked at once; also what may be unpacked before a ratio counts
+_TAIL = 2**20  # after the end mark there is padding, then the checksum
+
+
+@dataclass(frozen=True)
+class CompressedTar:
+    """A `Format`: tar in the streams of one codec."""
+
+    kind: str
+    codec: StreamCodec
+
+    def index(self, container: Container, fetcher: Fetcher) -> Iterator[ListedMember]:
+        """Every member; the whole stream is unpacked once, up to `max_ratio`."""
+        return members_of(container, _tar_gz_entries(container, fetcher, self))
+
+    def reader(self, fetcher: Fetcher, max_bytes: int) -> "TarStreamReader":
+        """Goes on where it stopped, from one block of a shard to the next."""
+        return TarStreamReader(fetcher, max_bytes, self.codec)
+
+
+class Unpacked:
+    """The unpacked stream of one compressed object, read forward; one that is cut short just ends, and `cut` says so.
+
+    Every method raises InputError: corrupt_image for a damaged stream, image_too_large over `max_ratio`, or what the store says.
+    """
+
+    def __init__(
+        self, codec: StreamCodec, fetcher: Fetcher, uri: str, version: str, size_bytes: int = -1, max_ratio: float | None = None
+    ) -> None:
+        self._codec = codec
+        self._stream = codec.start()
+        self._packed = fetcher.open(uri, version, size_bytes)
+        self._waiting = b""
+        self._place = 0
+        self._max_ratio = max_ratio
+        self.cut = False
+
+    def tell(self) -> int:
+        """The place of the next unpacked byte."""
+        return self._place
+
+    def read(self, size: int) -> bytes:
+        """The next bytes, fewer only where the stream ends."""
+        parts: list[bytes] = []
+        while size > 0 and (part := self._some(min(size, _STEP))):
+            parts.append(part)
+            size -= len(part)
+        return b"".join(parts)
+
+    def seek(self, offset: int) -> int:
+        """Go on to a place, or to the end when that comes first; there is no way back."""
+        while self.tell() < offset and self._some(min(offset - self.tell(), _STEP)):
+            pass
+        return self.tell()
+
+    def _some(self, size: int) -> bytes:
+        try:
+            data = self._inflated(size)
+        except self._codec.errors as error:
+            reason = f"not a readable {self._codec.name} stream after {self._place} unpacked bytes: {error}"
+            raise InputError(Status.CORRUPT_IMAGE, reason) from None
+        self._place += len(data)
+        packed = max(1, self._packed.tell() - len(self._waiting))
+        if self._max_ratio is not None and self._place > max(_STEP, packed * self._max_ratio):
+            reason = (
+                f"{self._place} bytes unpacked from {packed}, over container_limits.max_ratio ({self._max_ratio:g}); members may be missing"
+            )
+            raise InputError(Status.IMAGE_TOO_LARGE, reason, limit=self._max_ratio, observed=self._place / packed)
+        return data
+
+    def _inflated(self, size: int) -> bytes:
+        """Up to `size` bytes; none at the end. Streams behind one another are one, with zeros between them."""
+        while True:
+            if self._stream.eof:
+                self._pass_zeros()
+                if not self._waiting:
+                    return b""
+                self._stream = self._codec.start()
+            if self._stream.needs_input:
+                self._waiting = self._waiting or self._packed.read(_PIECE)
+                if not self._waiting:
+                    self.cut = True
+                    return b""
+            data = self._stream.decompress(self._waiting, size)
+            self._waiting = self._stream.unused_data if self._stream.eof else b""
+            if data:
+                return data
+
+    def _pass_zeros(self) -> None:
+        while not self._waiting.strip(b"\0") and (more := self._packed.read(_PIECE)):
+            self._waiting = more
+        self._waiting = self._waiting.lstrip(b"\0")
+
+
+class TarStreamReader:
+    """Keeps one stream open: members in the order of the archive are had by unpacking it once."""
+
+    def __init__(self, fetcher: Fetcher, max_bytes: int, codec: StreamCodec) -> None:
+        self._fetcher, self._max_bytes, self._codec = fetcher, max_bytes, codec
+        self._open: tuple[str, str, Unpacked] | None = None
+
+    def read(self, members: Sequence[ManifestMember]) -> Iterator[bytes | InputError]:
+        """See `Reader`. A stream that breaks is not tried again for those that lie behind the break."""
+        broken: tuple[int, InputError] | None = None
+        for member in members:
+            assert member.place is not None
+            if member.size_bytes > self._max_bytes:
+                yield too_large(member.size_bytes, self._max_bytes)
+            elif broken is not None and member.place.offset >= broken[0]:
+                yield broken[1]
+            else:
+                try:
+                    yield self._one(member.uri, member.version, member.place.offset, member.place.length)
+                except InputError as error:
+                    self._open, broken = None, (member.place.offset, error)
+                    yield error
+
+    def _one(self, uri: str, version: str, offset: int, length: int) -> bytes:
+        if self._open is None or self._open[:2] != (uri, version) or self._open[2].tell() > offset:
+            self._open = None
+            self._open = (uri, version, Unpacked(self._codec, self._fetcher, uri, version))
+        stream = self._open[2]
+        stream.seek(offset)
+        data = stream.read(length)
+        if len(data) < length and stream.cut:
+            raise InputError(Status.TRUNCATED_IMAGE, f"the {self._codec.name} stream ends after {stream.tell()} unpacked bytes")
+        if len(data) < length:
+            raise SourceError(Status.SOURCE_CHANGED, "the archive ends before the member that was listed")
+        return data
+
+
+def _tar_gz_entries(container: Container, fetcher: Fetcher, form: CompressedTar) -> Iterator[ContainerEntry]:
+    if not container.size_bytes:
+        raise InputError(Status.EMPTY_FILE, "an archive without a byte")
+    stream = Unpacked(form.codec, fetcher, container.uri, container.version, container.size_bytes, container.limits.max_ratio)
+
+    yield from entries_of(stream, form.kind, lambda header: stream.seek(header.offset + header.stored) - header.offset)
+    if stream.cut:
+        return  # as the last member says
+    stream.seek(stream.tell() + _TAIL)  # raises where the checksum does not hold
+    if stream.cut:
+        raise InputError(Status.TRUNCATED_IMAGE, f"the {form.codec.name} stream ends before its checksum: members may be damaged")

@@ -6,19 +6,17 @@ A layout that there is not yet is a class in a module of its own, and a line her
 from collections.abc import Mapping
 from typing import Any
 
-from ray_app.config.loading import validate
-from ray_app.datasets.layouts.columns import LabelColumns
+from ray_app.config import validate
+from ray_app.datasets.layouts.base import CommunityForensicsFolders, DatasetLayout, Folders, LabelColumns
 from ray_app.datasets.layouts.community_forensics import CommunityForensics
 from ray_app.datasets.layouts.dflip import Dflip
-from ray_app.datasets.layouts.folders import CommunityForensicsFolders, Folders
 from ray_app.datasets.layouts.imdlbenco import ImdlbencoFolder, ImdlbencoJson
-from ray_app.datasets.layouts.layout import Layout
 from ray_app.datasets.layouts.open_deepfake import OpenDeepfakePreview
 from ray_app.datasets.layouts.openfake import OpenFake, OpenFakeCsv, OpenFakeOod
 from ray_app.datasets.layouts.opensdi import OpenSdi
 from ray_app.errors import ConfigError
 
-LAYOUTS: Mapping[str, type[Layout]] = {
+LAYOUTS: Mapping[str, type[DatasetLayout]] = {
     "columns": LabelColumns,
     "folders": Folders,
     "openfake": OpenFake,
@@ -33,10 +31,10 @@ LAYOUTS: Mapping[str, type[Layout]] = {
     "imdlbenco-folder": ImdlbencoFolder,
 }
 
-__all__ = ["LAYOUTS", "Layout", "make_layout"]
+__all__ = ["LAYOUTS", "DatasetLayout", "make_layout"]
 
 
-def make_layout(name: str, arguments: Mapping[str, Any]) -> Layout:
+def make_layout(name: str, arguments: Mapping[str, Any]) -> DatasetLayout:
     """The layout of a name with these arguments; reads the files that they name.
 
     Raises ConfigError for a name, an argument or a value that there is not, and for files that are not what the layout expects.

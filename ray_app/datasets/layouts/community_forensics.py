@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping
 
-from ray_app.archives import Listed
+from ray_app.archives import ListedMember
 from ray_app.datasets.labels import Labels, prompt_group, real_of
-from ray_app.datasets.layouts.hub import split_of
-from ray_app.datasets.layouts.layout import Layout, class_label, contradiction, text
+from ray_app.datasets.layouts.base import DatasetLayout, class_label, contradiction, split_of, text
 
 
-class CommunityForensics(Layout):
+class CommunityForensics(DatasetLayout):
     """Columns `image_data`, `label` (0 real, 1 fake), `model_name`; in the evaluation set also `prompt`, `real_source` and others.
 
     Splits are the hub's: `Systematic+Manual`, `PublicEval`, `train` (Small), `CompEval`.
@@ -19,7 +18,7 @@ class CommunityForensics(Layout):
         """Only the evaluation set is published with an exact number; the others are 2.7 million and twice 278,000."""
         return {"CompEval": 51_836}
 
-    def labels(self, item: Listed) -> Labels:
+    def labels(self, item: ListedMember) -> Labels:
         """Raises ConfigError for a fake without a model's name."""
         label, model, prompt = class_label(item, "label"), text(item.input, "model_name"), text(item.input, "prompt")
         if label == "fake" and (model is None or model.lower() == "real"):

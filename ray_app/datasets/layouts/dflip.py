@@ -11,11 +11,22 @@ from typing import Any
 
 from pydantic import PrivateAttr
 
-from ray_app.archives import Listed
+from ray_app.archives import ListedMember
 from ray_app.datasets.labels import Labels, parse_label, prompt_group
-from ray_app.datasets.layouts.beside import entered, place_below, read_json, root_of, shown
-from ray_app.datasets.layouts.folders import Folders
-from ray_app.datasets.layouts.layout import Layout, contradiction, is_no_image, place_of, text, with_sidecar
+from ray_app.datasets.layouts.base import (
+    DatasetLayout,
+    Folders,
+    contradiction,
+    entered,
+    is_no_image,
+    place_below,
+    place_of,
+    read_json,
+    root_of,
+    shown,
+    text,
+    with_sidecar,
+)
 from ray_app.errors import ConfigError
 
 # Version 1, by the names of its files; `pd` are thousands of fine-tuned models, each record naming its own.
@@ -55,7 +66,7 @@ _PUBLISHED_SHARDS = {"fake": 768_586}
 _SHARDS = Folders(split_folder=-1)
 
 
-class Dflip(Layout):
+class Dflip(DatasetLayout):
     """`file`: the JSON; the images are the source. Images that it does not tell of are left out. Null: the shards of version 2.
 
     Version 1: `generator`, where the file's name is not dalle, mj, sd or pd. Version 2: paths are below `root` (null = the JSON's folder).
@@ -91,7 +102,7 @@ class Dflip(Layout):
         """The first of the file."""
         return next(iter(self._records), None)
 
-    def labels(self, item: Listed) -> Labels | None:
+    def labels(self, item: ListedMember) -> Labels | None:
         """Version 1 looks for the name up to its first dot, version 2 for the path. Raises ConfigError for a shard in the wrong folders."""
         place = place_of(item)
         if is_no_image(place):
@@ -100,7 +111,7 @@ class Dflip(Layout):
             return _labels_in_shard(item)
         return self._records.get(_id(place) if self._has_ids else place)
 
-    def subset(self, item: Listed, labels: Labels) -> str:
+    def subset(self, item: ListedMember, labels: Labels) -> str:
         """Version 2 is counted by labels."""
         return "all" if self._has_ids else labels.label
 
@@ -142,7 +153,7 @@ def _labels_v2(record: Mapping[str, Any], where: str) -> Labels:
     return Labels(label, "real" if family is None else FAMILIES_V2[family], None, prompt, text(record, "split"), prompt_group(prompt))
 
 
-def _labels_in_shard(item: Listed) -> Labels | None:
+def _labels_in_shard(item: ListedMember) -> Labels | None:
     labels = _SHARDS.labels(item)
     if labels is None:
         return None

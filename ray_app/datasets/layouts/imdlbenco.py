@@ -5,16 +5,15 @@ from typing import Self
 
 from pydantic import PrivateAttr
 
-from ray_app.archives import Listed
+from ray_app.archives import ListedMember
 from ray_app.datasets.labels import Labels
-from ray_app.datasets.layouts.beside import entered, place_below, read_json, root_of, shown
-from ray_app.datasets.layouts.layout import Layout, is_no_image, place_of
+from ray_app.datasets.layouts.base import DatasetLayout, entered, is_no_image, place_below, place_of, read_json, root_of, shown
 from ray_app.errors import ConfigError
 
 _SHOWN = 5
 
 
-class ImdlbencoJson(Layout):
+class ImdlbencoJson(DatasetLayout):
     """`file`: a list of [image, mask], the mask "Negative" for a real; the images are the source, and what is not listed is left out.
 
     Paths are below `root` (null = the JSON's folder). `generator` names what altered the fakes; null = the JSON's own name.
@@ -44,7 +43,7 @@ class ImdlbencoJson(Layout):
         """The first of the file."""
         return next(iter(self._masks), None)
 
-    def labels(self, item: Listed) -> Labels | None:
+    def labels(self, item: ListedMember) -> Labels | None:
         """By the image's place."""
         if (place := place_of(item)) not in self._masks:
             return None
@@ -52,7 +51,7 @@ class ImdlbencoJson(Layout):
         return Labels("real", f"real:{name}") if mask is None else Labels("fake", self.generator or name, mask)
 
 
-class ImdlbencoFolder(Layout):
+class ImdlbencoFolder(DatasetLayout):
     """Folders `Tp` of altered images and `Gt` of their masks, side by side; all are fakes.
 
     IMDLBenCo pairs the two by their order, so that one stray file shifts every mask behind it. Here a mask has its image's name up to the
@@ -63,7 +62,7 @@ class ImdlbencoFolder(Layout):
     mask_suffix: str = ""
     _masks: dict[str, str] = PrivateAttr(default_factory=dict)
 
-    def prepared(self, members: Iterable[Listed]) -> Self:
+    def prepared(self, members: Iterable[ListedMember]) -> Self:
         """Pairs all images and masks. Raises ConfigError naming those without the other, and for masks in an archive."""
         images: dict[str, str] = {}
         masks: dict[str, str] = {}
@@ -88,7 +87,7 @@ class ImdlbencoFolder(Layout):
         prepared._masks = {images[key]: masks[key] for key in images}
         return prepared
 
-    def labels(self, item: Listed) -> Labels | None:
+    def labels(self, item: ListedMember) -> Labels | None:
         """Images in Tp, as they were paired."""
         mask = self._masks.get(place_of(item))
         return None if mask is None else Labels("fake", self.generator, mask)

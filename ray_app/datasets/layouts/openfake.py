@@ -9,12 +9,25 @@ from typing import Any, Literal
 
 from pydantic import PrivateAttr
 
-from ray_app.archives import Listed
+from ray_app.archives import ListedMember
 from ray_app.datasets.labels import Label, Labels, parse_label, prompt_group, real_of
-from ray_app.datasets.layouts.beside import entered, place_below, read_csv, root_of, shown
-from ray_app.datasets.layouts.folders import FOLDER_LABELS
-from ray_app.datasets.layouts.hub import config_of, split_of
-from ray_app.datasets.layouts.layout import Layout, column, contradiction, is_no_image, place_of, text, where
+from ray_app.datasets.layouts.base import (
+    FOLDER_LABELS,
+    DatasetLayout,
+    column,
+    config_of,
+    contradiction,
+    entered,
+    is_no_image,
+    place_below,
+    place_of,
+    read_csv,
+    root_of,
+    shown,
+    split_of,
+    text,
+    where,
+)
 from ray_app.errors import ConfigError
 
 # Of version 2. `tampered` images are altered in part and come without masks: they are fit for detection, not for training masks.
@@ -28,7 +41,7 @@ _PUBLISHED: dict[str, dict[str, int]] = {
 }
 
 
-class OpenFake(Layout):
+class OpenFake(DatasetLayout):
     """Columns `image`, `prompt`, `label`, `model`, in version 2 also `type` and `release_date`. Images of one prompt are one group.
 
     `version`: which published numbers it should have, since the set has changed again and again; null = none to compare with.
@@ -41,17 +54,17 @@ class OpenFake(Layout):
         """By configuration and split."""
         return _PUBLISHED[self.version] if self.version else {}
 
-    def labels(self, item: Listed) -> Labels:
+    def labels(self, item: ListedMember) -> Labels:
         """Raises ConfigError for a label that no version has, and for a fake without a model."""
         column(item, "label")
         return _labels(item.input, place_of(item), split_of(item.uri) or text(item.input, "split"), where(item))
 
-    def subset(self, item: Listed, labels: Labels) -> str:
+    def subset(self, item: ListedMember, labels: Labels) -> str:
         """Configuration and split, as the shard's path tells them."""
         return f"{config_of(item.uri) or 'default'}/{labels.split}"
 
 
-class OpenFakeCsv(Layout):
+class OpenFakeCsv(DatasetLayout):
     """Label files: `filename,typ` (version 1; typ is the folder below the root, `real` or a generator), or version 2's split files
     `file_name,prompt,label,model,type,release_date`.
 
@@ -86,7 +99,7 @@ class OpenFakeCsv(Layout):
         """The first of the file."""
         return next(iter(self._rows), None)
 
-    def labels(self, item: Listed) -> Labels | None:
+    def labels(self, item: ListedMember) -> Labels | None:
         """Raises ConfigError as OpenFake."""
         place = place_of(item)
         return self._rows.get(place) if self.file is not None else self._told(item.input, place, where(item))
@@ -102,12 +115,12 @@ class OpenFakeCsv(Layout):
         return Labels("real" if is_real else "fake", "real" if is_real else kind, split=self.split)
 
 
-class OpenFakeOod(Layout):
+class OpenFakeOod(DatasetLayout):
     """The sets of Imagen 3 and Stable Diffusion 2.1, a folder or zip each: all fake, all of one `generator`. About 1500 images each."""
 
     generator: str
 
-    def labels(self, item: Listed) -> Labels | None:
+    def labels(self, item: ListedMember) -> Labels | None:
         """Raises ConfigError for an image in a folder of reals: it is not of such a set."""
         if is_no_image(place_of(item)):
             return None

@@ -4,10 +4,9 @@ import re
 from collections.abc import Mapping
 from typing import Literal
 
-from ray_app.archives import Listed
+from ray_app.archives import ListedMember
 from ray_app.datasets.labels import Labels
-from ray_app.datasets.layouts.hub import split_of
-from ray_app.datasets.layouts.layout import Layout, class_label, column, contradiction, text
+from ray_app.datasets.layouts.base import DatasetLayout, class_label, column, contradiction, split_of, text
 from ray_app.datasets.masks import may_name
 
 Part = Literal["train", "test", "plus"]
@@ -29,7 +28,7 @@ _PUBLISHED = {
 }
 
 
-class OpenSdi(Layout):
+class OpenSdi(DatasetLayout):
     """Columns `key`, `image`, `mask`, `label`; a key is `partial|entire/<generator>/real|fake/<id>.jpg`.
 
     The hub's splits are named after generators. What is for training says `part`; null = as the repository in the path is called
@@ -44,7 +43,7 @@ class OpenSdi(Layout):
         """The rows that the hub's cards tell, by part and split."""
         return _PUBLISHED
 
-    def labels(self, item: Listed) -> Labels:
+    def labels(self, item: ListedMember) -> Labels:
         """Raises ConfigError where key, label and mask contradict one another."""
         label, key = class_label(item, "label"), str(column(item, "key"))
         parts = key.split("/")
@@ -61,10 +60,10 @@ class OpenSdi(Layout):
         split = "train" if part == "plus" else part
         return Labels(label, "real" if label == "real" else parts[1], mask, None, split, f"key:{parts[3].partition('.')[0]}")
 
-    def subset(self, item: Listed, labels: Labels) -> str:
+    def subset(self, item: ListedMember, labels: Labels) -> str:
         """Part and the hub's split, which is also in each key."""
         return f"{self._part(item) or 'unknown'}/{split_of(item.uri) or str(column(item, 'key')).split('/')[1]}"
 
-    def _part(self, item: Listed) -> Part | None:
+    def _part(self, item: ListedMember) -> Part | None:
         named = (_REPOSITORIES[word] for word in re.split(r"[/@]|--", item.uri) if word in _REPOSITORIES)
         return self.part or next(named, None)

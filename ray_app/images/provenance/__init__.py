@@ -11,9 +11,8 @@ Nothing is fetched, no name of a person or place is read, no pixel is decoded. A
     ai_declared          true where generator parameters, digital_source_type, or a C2PA manifest that is not invalid say so
 """
 
-from ray_app.images.provenance.config import ProvenanceConfig, ProvenancePolicy
-from ray_app.images.provenance.reading import ProvenanceReader, has_manifest
-from ray_app.images.provenance.statements import Camera, ContentCredentials, Generator, Provenance
+from ray_app.images.provenance.reader import ProvenanceConfig, ProvenancePolicy, ProvenanceReader, has_manifest
+from ray_app.images.provenance.statement import Camera, ContentCredentials, Generator, Provenance
 
 __all__ = [
     "Provenance",

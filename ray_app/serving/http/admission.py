@@ -6,16 +6,15 @@ from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ray_app.serving.http.access import Paths
-from ray_app.serving.http.errors import Refusal
-from ray_app.serving.http.refusing import has_body, refuse
+from ray_app.serving.http.auth import Paths
+from ray_app.serving.http.errors import Refusal, has_body, refuse
 
 _ENOUGH = 4  # answers, before a pace is believed
 _SENDERS = 2  # times as many as may be at work may still be sending their bodies
 _MOST_RETRY_S = 30
 
 
-class Pace:
+class ServicePace:
     """Seconds of work that an answer costs, measured only while there is work: a server that nobody asks is not a slow one.
 
     Time with several at work counts once, so parallel work and batches show as a faster pace. It is that of about the last `memory_s`
@@ -78,7 +77,7 @@ class Admission:
     ) -> None:
         self.app, self.max_requests, self.longest_wait_s = app, max_requests, longest_wait_s
         self.queued, self.uncounted = queued, uncounted
-        self.pace = Pace(longest_wait_s, clock)
+        self.pace = ServicePace(longest_wait_s, clock)
         self.at_work = self.sending = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,19 +1,252 @@
-"""The whole HTTP side in one FastAPI application: guards, routes, page. What scores and what keeps jobs is handed in."""
+"""The whole HTTP side in one FastAPI application: guards, routes, page. What scores and what keeps jobs is handed in.
 
+Puts every guard in front of an application, in their one order: what is cheap to ask is asked first. Knows the open addresses.
+
+Counts every request as it ends: route template, status, seconds, and why it was refused. Knows ASGI and the meter.
+
+Headers that every answer carries: the request's id, and what a browser must not do with it. Knows no route but the page's.
+
+The web page: `/` and the listed files of `/page/`, from memory. Knows nothing of what the page asks of the endpoint.
+"""
+
+import hashlib
+import re
+import secrets
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import PurePosixPath
+from typing import NamedTuple
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI, Request, Response
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ray_app import __version__
 from ray_app.serving.config import ServeConfig
-from ray_app.serving.http import guard
-from ray_app.serving.http.job_routes import Jobs, job_router
-from ray_app.serving.http.metering import Metering
-from ray_app.serving.http.page_routes import page_router
-from ray_app.serving.http.scoring_routes import operation_router, scoring_router
+from ray_app.serving.engine import EndpointScorer
+from ray_app.serving.http.admission import Admission
+from ray_app.serving.http.auth import AccessGuard, BearerTokens, Paths
+from ray_app.serving.http.errors import FaultMiddleware, Refusal, install_handlers
+from ray_app.serving.http.job_routes import JobService, job_router
+from ray_app.serving.http.limits import BodyLimit, Deadline, RateLimit
+from ray_app.serving.http.routes import operation_router, scoring_router
 from ray_app.serving.metrics import Meter
-from ray_app.serving.scorer import EndpointScorer
+
+ABANDONED = 499  # the client left before an answer began; as nginx counts it
+
+
+class Metering:
+    """The outermost layer: also what the guards refuse is counted."""
+
+    def __init__(self, app: ASGIApp, meter: Meter) -> None:
+        self._app, self._meter = app, meter
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, and count it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started, status = time.perf_counter(), ABANDONED
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        finally:
+            # A template, never a path: every value of a label is a series for ever.
+            route = getattr(scope.get("route"), "path", "other")
+            self._meter.request(route, status, time.perf_counter() - started)
+            if refused := scope.get("state", {}).get("refused"):
+                self._meter.refused(refused)
+
+
+_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
+
+_PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_DATA_POLICY = "default-src 'none'; frame-ancestors 'none'"
+_ALWAYS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
+
+
+def is_request_id(given: str) -> bool:
+    """Whether a client's id of its request is kept: 8–64 of `A-Za-z0-9_-`."""
+    return _ID.fullmatch(given) is not None
+
+
+class RequestIds:
+    """Gives every request an id: the client's own if `is_request_id`, else 16 hex digits.
+
+    It stands in `scope["state"]["request_id"]` and, unless `echo` is off, on the answer. Ray Serve's proxy adds the header to
+    every answer by itself, after handing the same id in: there `echo` has to be off, or it comes twice.
+    """
+
+    def __init__(self, app: ASGIApp, *, echo: bool = True) -> None:
+        self.app, self.echo = app, echo
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if is_request_id(given) else secrets.token_hex(8)
+        scope.setdefault("state", {})["request_id"] = request_id
+        await self.app(scope, receive, _with_headers(send, {"X-Request-Id": request_id} if self.echo else {}))
+
+
+class SecurityHeaders:
+    """Tells browsers: no sniffing, framing, referrer or use by other sites; nothing of `/v1` is kept; the page uses its own files only."""
+
+    def __init__(self, app: ASGIApp, *, page: Paths) -> None:
+        self.app, self.page = app, page
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        path = scope["path"]
+        headers = _ALWAYS | {"Content-Security-Policy": _PAGE_POLICY if self.page.has(path) else _DATA_POLICY}
+        if path.startswith("/v1"):
+            headers["Cache-Control"] = "no-store"
+        await self.app(scope, receive, _with_headers(send, headers))
+
+
+def _with_headers(send: Send, headers: dict[str, str]) -> Send:
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            MutableHeaders(scope=message).update(headers)
+        await send(message)
+
+    return sending
+
+
+PAGE = ("/", "/page/*")
+OPEN = (*PAGE, "/healthz", "/readyz", "/openapi.json")
+# Probes and monitoring have to be answered most of all when every place is taken.
+UNCOUNTED = (*OPEN, "/metrics")
+# What waits for the detectors; everything else is answered, or waits for others' servers.
+QUEUED = ("/v1/score",)
+URL_BODY_BYTES = 16 * 1024  # JSON is parsed at once, in the event loop: an address needs no more
+
+
+def install(app: FastAPI, config: ServeConfig, *, echo_request_id: bool = True) -> BearerTokens:
+    """Guards an application; returns its tokens, which know whether one is needed.
+
+    `echo_request_id` is off under Ray Serve, whose proxy puts X-Request-Id on every answer by itself.
+
+    Raises ConfigError if a token is too short.
+    """
+    tokens = BearerTokens(config.access)
+    install_handlers(app)
+    for middleware in reversed(_middlewares(config, tokens, echo_request_id)):
+        app.add_middleware(middleware.cls, *middleware.args, **middleware.kwargs)
+    return tokens
+
+
+def _middlewares(config: ServeConfig, tokens: BearerTokens, echo_request_id: bool) -> list[Middleware]:
+    """From the outermost to the innermost."""
+    limits, uncounted = config.limits, Paths(UNCOUNTED)
+    bytes_by_path = {"": limits.max_body_bytes, "/v1/jobs": config.jobs.max_body_bytes, "/v1/score-url": URL_BODY_BYTES}
+    return [
+        Middleware(RequestIds, echo=echo_request_id),
+        Middleware(SecurityHeaders, page=Paths(PAGE)),
+        *_cross_origin(config.access.cors_origins),
+        Middleware(FaultMiddleware),
+        Middleware(AccessGuard, tokens, Paths(OPEN)),
+        *([Middleware(RateLimit, limits.requests_per_minute, uncounted=uncounted)] if limits.requests_per_minute else []),
+        Middleware(Admission, limits.max_requests, longest_wait_s=limits.deadline_s / 2, queued=Paths(QUEUED), uncounted=uncounted),
+        Middleware(Deadline, limits.deadline_s),
+        Middleware(BodyLimit, bytes_by_path, limits.max_bytes_in_flight),
+    ]
+
+
+def _cross_origin(origins: tuple[str, ...]) -> list[Middleware]:
+    """Around the guards, so that a page can read why it was refused; without origins there is none."""
+    if not origins:
+        return []
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=("GET", "POST", "DELETE"),
+            allow_headers=("Authorization", "Content-Type", "Idempotency-Key", "X-Request-Id"),
+            expose_headers=("X-Request-Id", "Retry-After", "Location"),
+        )
+    ]
+
+
+_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+_HOUSE_STYLE = "house.css"  # the reports' own sheet, so that page and reports cannot come to look different
+
+
+class _Asset(NamedTuple):
+    content: bytes
+    media_type: str
+    etag: str
+
+    @classmethod
+    def of(cls, content: bytes, name: str) -> "_Asset":
+        return cls(content, _TYPES[PurePosixPath(name).suffix], f'"{hashlib.sha256(content).hexdigest()[:20]}"')
+
+
+def page_router() -> APIRouter:
+    """Answers GET and HEAD of `/` and `/page/{name}`; an unchanged file with 304; any other name with Refusal not_found.
+
+    The files are read once, here: a name is only ever looked up in that list, never made into a path.
+    """
+    assets = _assets()
+    router = APIRouter(include_in_schema=False)
+
+    @router.api_route("/", methods=["GET", "HEAD"])
+    async def index(request: Request) -> Response:
+        return _answer(request, assets["index.html"])
+
+    @router.api_route("/page/{name}", methods=["GET", "HEAD"])
+    async def asset(request: Request, name: str) -> Response:
+        if name not in assets:
+            raise Refusal("not_found")
+        return _answer(request, assets[name])
+
+    return router
+
+
+def _assets() -> dict[str, _Asset]:
+    package = files("ray_app")
+    listed: dict[str, Traversable] = {_HOUSE_STYLE: package / "reports" / "templates" / "page.css"}
+    listed |= {file.name: file for file in (package / "serving" / "page").iterdir() if PurePosixPath(file.name).suffix in _TYPES}
+    return {name: _Asset.of(file.read_bytes(), name) for name, file in listed.items()}
+
+
+def _answer(request: Request, asset: _Asset) -> Response:
+    """The file, to be asked about anew every time: after an update no old script meets a new endpoint."""
+    headers = {"ETag": asset.etag, "Cache-Control": "no-cache"}
+    known = [tag.strip().removeprefix("W/") for tag in request.headers.get("If-None-Match", "").split(",")]
+    if asset.etag in known or "*" in known:
+        return Response(status_code=304, headers=headers)
+    return Response(asset.content, media_type=asset.media_type, headers=headers)
+
 
 DESCRIPTION = """Tells which images were made or altered by a generative model.
 
@@ -21,7 +254,7 @@ A score is log-odds of fake; a verdict is `fake`, `real` (no evidence found) or 
 fingerprint: equal fingerprints give equal scores, here and in batch runs."""
 
 
-def create_app(config: ServeConfig, scorer: EndpointScorer, jobs: Jobs, meter: Meter, *, echo_request_id: bool = True) -> FastAPI:
+def create_app(config: ServeConfig, scorer: EndpointScorer, jobs: JobService, meter: Meter, *, echo_request_id: bool = True) -> FastAPI:
     """The application. `echo_request_id` as for `guard.install`."""
 
     @asynccontextmanager
@@ -39,7 +272,7 @@ def create_app(config: ServeConfig, scorer: EndpointScorer, jobs: Jobs, meter: M
         redoc_url=None,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
     )
-    tokens = guard.install(app, config, echo_request_id=echo_request_id)
+    tokens = install(app, config, echo_request_id=echo_request_id)
     app.add_middleware(Metering, meter=meter)
     app.include_router(scoring_router(scorer, config, meter, token_needed=tokens.configured))
     app.include_router(job_router(jobs, config))

@@ -17,11 +17,10 @@ from pydantic import Field
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from ray_app.config import Frozen
-from ray_app.config.loading import validate
+from ray_app.config import Frozen, validate
 from ray_app.errors import ConfigError
+from ray_app.serving.http.app import is_request_id
 from ray_app.serving.http.errors import Refusal
-from ray_app.serving.http.headers import is_request_id
 
 VARIABLE = "TOUCHSTONE_CONNECTIONS"
 CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"

@@ -1,8 +1,22 @@
-"""Refusals as HTTP: one JSON shape, one closed list of codes, one status for each. Knows no route."""
+"""Refusals as HTTP: one JSON shape, one closed list of codes, one status for each. Knows no route.
 
+Whatever goes wrong becomes the one JSON shape of an error, from a route or from a middleware. Knows no route and no limit.
+"""
+
+import logging
 from collections.abc import Mapping
+from typing import Any
 
-from ray_app.errors import InputError
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Match
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ray_app.errors import MEANING, InputError, Status
+from ray_app.serving.http.schemas import Error
 
 MESSAGES: dict[str, tuple[int, str]] = {
     "malformed_request": (400, "the request cannot be understood"),
@@ -60,3 +74,128 @@ class Refusal(Exception):  # noqa: N818 - the name of a decision, not of a fault
     def body(self, request_id: str) -> dict[str, object]:
         """The JSON that a client gets: nothing of this machine in it."""
         return {"code": self.code, "message": self.message, "limit": self.limit, "observed": self.observed, "request_id": request_id}
+
+
+_log = logging.getLogger(__name__)
+
+_CODES = {status: code for code, (status, _) in reversed(MESSAGES.items())}  # the first code of a status speaks for it
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
+_HEADERS = {
+    401: {"WWW-Authenticate": "always `Bearer`"},
+    405: {"Allow": "the methods that this address knows"},
+    429: {"Retry-After": "whole seconds after which a request is let in"},
+    503: {"Retry-After": "whole seconds after which a place is likely to be free"},
+}
+
+
+def _documented(status: int) -> dict[str, Any]:
+    codes = {code: text for code, (given, text) in MESSAGES.items() if given == status}
+    if status == 422:
+        codes |= {str(code): text for code, text in MEANING.items() if code not in (Status.OK, *codes)}
+    headers = {"X-Request-Id": "the same as in the body"} | _HEADERS.get(status, {})
+    return {
+        "model": Error,
+        "description": "; ".join(f"`{code}`: {text}" for code, text in codes.items()),
+        "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in headers.items()},
+    }
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {status: _documented(status) for status in sorted(_CODES)}
+"""Every status that is not a success, for `responses=` of FastAPI: with 422 among them it does not document its own shape."""
+
+
+def respond(refusal: Refusal, request_id: str) -> Response:
+    """The answer to a refused request."""
+    return JSONResponse(refusal.body(request_id), refusal.status, refusal.headers)
+
+
+def request_id_of(scope: Scope) -> str:
+    """What `RequestIds` gave this request, or nothing where it does not stand in front."""
+    return str(scope.get("state", {}).get("request_id", ""))
+
+
+def has_body(scope: Scope) -> bool:
+    """Whether the client announced a body."""
+    return any(name == b"transfer-encoding" or (name == b"content-length" and value != b"0") for name, value in scope["headers"])
+
+
+async def refuse(refusal: Refusal, scope: Scope, receive: Receive, send: Send, *, body_was_read: bool = False) -> None:
+    """Answers from a middleware, and leaves the code in `scope["state"]["refused"]` for whoever counts.
+
+    A body that was not read to its end would have to be read before the next request of the connection: it is closed instead.
+    """
+    scope.setdefault("state", {})["refused"] = refusal.code
+    response = respond(refusal, request_id_of(scope))
+    if has_body(scope) and not body_was_read:
+        response.headers["Connection"] = "close"
+    await response(scope, receive, send)
+
+
+class FaultMiddleware:
+    """Answers 500 to whatever nobody caught, logs it with the request's id, and says nothing of it to the client."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        begun = False
+
+        async def watched(message: Message) -> None:
+            nonlocal begun
+            begun = begun or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watched)
+        except ClientDisconnect:
+            return
+        except Exception as error:
+            if scope["type"] != "http" or begun:
+                raise
+            refusal = as_refusal(error)
+            if refusal.code == "internal_error":
+                _log.exception("request %s failed", request_id_of(scope))
+            await refuse(refusal, scope, receive, send)
+
+
+def install_handlers(app: FastAPI) -> None:
+    """Makes a FastAPI application answer refusals, refused images, unreadable requests and unknown addresses in the one shape."""
+
+    async def handle(request: Request, error: Exception) -> Response:
+        refusal = as_refusal(error)
+        if refusal.code == "method_not_allowed":
+            refusal.headers["Allow"] = ", ".join(_methods_of(app, request.scope))
+        request.scope.setdefault("state", {})["refused"] = refusal.code
+        return respond(refusal, request_id_of(request.scope))
+
+    for kind in (Refusal, InputError, RequestValidationError, HTTPException):
+        app.add_exception_handler(kind, handle)
+
+
+def _methods_of(app: FastAPI, scope: Scope) -> list[str]:
+    """What an address knows: each of its methods may be a route of its own, and the router names those of the first."""
+    asked = [(method, {**scope, "method": method}) for method in _METHODS]
+    return [method for method, one in asked if any(route.matches(one)[0] is Match.FULL for route in app.router.routes)]
+
+
+def as_refusal(error: Exception) -> Refusal:
+    """The refusal that an exception stands for; `internal_error`, and not a word more, for one that nobody foresaw."""
+    if isinstance(error, Refusal):
+        return error
+    if isinstance(error, InputError):
+        return Refusal.of(error)
+    if isinstance(error, RequestValidationError):
+        return Refusal("malformed_request", _problems(error))
+    if isinstance(error, HTTPException):
+        code = _CODES.get(error.status_code, "malformed_request" if error.status_code < 500 else "internal_error")
+        return Refusal(code, headers=error.headers)
+    return Refusal("internal_error")
+
+
+def _problems(error: RequestValidationError) -> str:
+    """The first field that is wrong, and how. Names of fields can be the client's own words, so they are cut."""
+    problem, *others = error.errors()
+    where = ".".join(str(part) for part in problem["loc"])[:60]
+    more = f" (and {len(others)} more)" if others else ""
+    return "".join(letter for letter in f"{where}: {problem['msg'][:100]}{more}" if letter.isprintable())

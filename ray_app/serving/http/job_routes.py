@@ -8,16 +8,15 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ray_app.serving.config import ServeConfig
-from ray_app.serving.http.errors import Refusal
-from ray_app.serving.http.refusing import ERRORS
+from ray_app.serving.http.errors import ERRORS, Refusal
 from ray_app.serving.http.schemas import Job
 from ray_app.serving.http.uploads import read_images
-from ray_app.storage.guarding import MAX_URL
+from ray_app.storage.ssrf import MAX_URL
 
 Asked = TypeVar("Asked", bound=BaseModel)
 
 
-class Jobs(Protocol):
+class JobService(Protocol):
     """What the routes ask of a JobBook, here or in another process."""
 
     async def submit(
@@ -115,7 +114,7 @@ def _owner(request: Request) -> str:
 Owner = Annotated[str, Depends(_owner)]
 
 
-def job_router(jobs: Jobs, config: ServeConfig) -> APIRouter:
+def job_router(jobs: JobService, config: ServeConfig) -> APIRouter:
     """`/v1/jobs`, `/v1/jobs/{id}`, `/v1/jobs/{id}/results`."""
     router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=ERRORS)
     limits = config.jobs

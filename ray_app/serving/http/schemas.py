@@ -13,13 +13,13 @@ SecondLook = Literal["band", "audit"]
 JobState = Literal["waiting", "running", "done", "cancelled", "failed"]
 
 
-class Answer(BaseModel):
+class ApiModel(BaseModel):
     """Base of all answers."""
 
     model_config = ConfigDict(frozen=True)
 
 
-class Error(Answer):
+class Error(ApiModel):
     """Why a request, or one of its images, was refused."""
 
     code: str = Field(description="one word of a closed list; image statuses are the batch job's own", examples=["image_too_large"])
@@ -29,7 +29,7 @@ class Error(Answer):
     request_id: str = Field(examples=["5f0c6d0e8b7a4a0f"])
 
 
-class Mask(Answer):
+class Mask(ApiModel):
     """Where a localizer sees alterations."""
 
     png: str = Field(
@@ -41,7 +41,7 @@ class Mask(Answer):
     peak: float = Field(description="highest value, 0 to 1")
 
 
-class DetectorAnswer(Answer):
+class DetectorAnswer(ApiModel):
     """What one detector says."""
 
     score: float | None = Field(description="log-odds of fake; null = none", examples=[4.21])
@@ -55,7 +55,7 @@ class DetectorAnswer(Answer):
     mask: Mask | None = None
 
 
-class ProfileGenerator(Answer):
+class ProfileGenerator(ApiModel):
     """Which generator the image is nearest to. A name is no proof of where an image came from, and says nothing of a real one."""
 
     name: str | None = Field(description="null: it is like none of the generators that the identifier knows", examples=["sdxl"])
@@ -69,7 +69,7 @@ class ProfileGenerator(Answer):
     nearest: str = Field(description="title of the first of `ranking`")
 
 
-class ProfilePrompt(Answer):
+class ProfilePrompt(ApiModel):
     """The words that the image may have been made from: a guess."""
 
     text: str
@@ -78,14 +78,14 @@ class ProfilePrompt(Answer):
     )
 
 
-class Profile(Answer):
+class Profile(ApiModel):
     """What the ensemble's profile says. It changes no score and no verdict."""
 
     generator: ProfileGenerator | None = Field(description="null where nobody could tell")
     prompt: ProfilePrompt | None = Field(description="null where none was predicted: by default of images that are not flagged")
 
 
-class ImageFacts(Answer):
+class ImageFacts(ApiModel):
     """The file as it was read."""
 
     format: str | None = Field(examples=["JPEG"])
@@ -102,7 +102,7 @@ class ImageFacts(Answer):
     metadata: dict[str, str] = Field(description="the same in flat lines, for programs that want no structure")
 
 
-class EnsembleName(Answer):
+class EnsembleName(ApiModel):
     """Which ensemble answered."""
 
     name: str
@@ -111,7 +111,7 @@ class EnsembleName(Answer):
     )
 
 
-class Timings(Answer):
+class Timings(ApiModel):
     """Seconds spent on this image. `wait` is the queue before a detector's batch."""
 
     decode: float
@@ -120,7 +120,7 @@ class Timings(Answer):
     total: float
 
 
-class ImageAnswer(Answer):
+class ImageAnswer(ApiModel):
     """The verdict on one image. Where `status` is not `ok` there is none: the error says why."""
 
     name: str | None = Field(description="the file's name as it was sent")
@@ -147,13 +147,13 @@ class ImageAnswer(Answer):
     request_id: str
 
 
-class ImageAnswers(Answer):
+class ImageAnswers(ApiModel):
     """Several images, in the order in which they were sent."""
 
     results: list[ImageAnswer]
 
 
-class DetectorInfo(Answer):
+class DetectorInfo(ApiModel):
     """A detector that this endpoint runs."""
 
     name: str
@@ -166,7 +166,7 @@ class DetectorInfo(Answer):
     optional: bool = Field(description="only on request; does not enter a verdict")
 
 
-class GuaranteeInfo(Answer):
+class GuaranteeInfo(ApiModel):
     """What an ensemble's card promises of its false positives, for images like those that it was calibrated on."""
 
     target_fpr: float = Field(description="of real images, no larger a share is called fake")
@@ -178,7 +178,7 @@ class GuaranteeInfo(Answer):
     why: str | None = Field(description="why it does not hold")
 
 
-class EnsembleInfo(Answer):
+class EnsembleInfo(ApiModel):
     """An ensemble that this endpoint serves."""
 
     name: str
@@ -194,7 +194,7 @@ class EnsembleInfo(Answer):
     guarantee: GuaranteeInfo | None = Field(default=None, description="null where nothing is promised")
 
 
-class EndpointLimits(Answer):
+class EndpointLimits(ApiModel):
     """What this endpoint takes."""
 
     max_body_bytes: int
@@ -206,7 +206,7 @@ class EndpointLimits(Answer):
     urls: bool = Field(description="whether /v1/score-url is switched on")
 
 
-class Ensembles(Answer):
+class Ensembles(ApiModel):
     """What can be asked, and within which limits."""
 
     ensembles: list[EnsembleInfo]
@@ -215,26 +215,26 @@ class Ensembles(Answer):
     token_needed: bool = Field(description="whether requests need a bearer token")
 
 
-class Detectors(Answer):
+class Detectors(ApiModel):
     """The detectors, in the order of the ensembles."""
 
     detectors: list[DetectorInfo]
 
 
-class Healthy(Answer):
+class Healthy(ApiModel):
     """The process answers."""
 
     healthy: Literal[True]
 
 
-class Ready(Answer):
+class Ready(ApiModel):
     """Weights are loaded, and a golden image was scored."""
 
     ready: Literal[True]
     ensembles: list[EnsembleName]
 
 
-class Job(Answer):
+class Job(ApiModel):
     """A job's state."""
 
     id: str

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from backports import zstd
 
-from ray_app.archives import Columns, Container, ContainerLimits, Listed, Member, MemberReader
+from ray_app.archives import Container, ContainerLimits, ListedMember, ManifestMember, MemberReader, TableColumns
 from ray_app.archives.containers import CONTAINERS
 from ray_app.errors import InputError
 from ray_app.storage import Fetcher, list_objects
@@ -25,37 +25,37 @@ FILES = {"a/1.jpg": b"first" * 99, "a/2.jpg": b"second" * 200, "empty.jpg": b"",
 def container_at(place: str | Path, kind: str, **limits) -> Container:
     """A file as a container."""
     [info] = list_objects(str(place))
-    return Container(info.uri, info.version, info.size_bytes, kind, "a", Columns(), ContainerLimits(**limits))
+    return Container(info.uri, info.version, info.size_bytes, kind, "a", TableColumns(), ContainerLimits(**limits))
 
 
-def opened(place: str | Path | Container, kind: str, *, fetcher: Fetcher | None = None, **limits) -> list[Listed]:
+def opened(place: str | Path | Container, kind: str, *, fetcher: Fetcher | None = None, **limits) -> list[ListedMember]:
     """What a container lists."""
     container = place if isinstance(place, Container) else container_at(place, kind, **limits)
     return list(CONTAINERS[kind].index(container, fetcher or Fetcher(guard=LOOPBACK)))
 
 
-def written(folder: Path, data: bytes, kind: str, **limits) -> list[Listed]:
+def written(folder: Path, data: bytes, kind: str, **limits) -> list[ListedMember]:
     """What a container with these bytes lists."""
     path = folder / f"archive.{kind}"
     path.write_bytes(data)
     return opened(path, kind, **limits)
 
 
-def members(listed: list[Listed]) -> list[Member]:
+def members(listed: list[ListedMember]) -> list[ManifestMember]:
     """Rows of a manifest for them."""
     return [
-        Member(slot, m.uri, m.member, m.occurrence, m.version, m.size_bytes, 0, slot, m.input, m.place, m.refused)
+        ManifestMember(slot, m.uri, m.member, m.occurrence, m.version, m.size_bytes, 0, slot, m.input, m.place, m.refused)
         for slot, m in enumerate(listed)
     ]
 
 
-def contents(listed: list[Listed], *, fetcher: Fetcher | None = None, max_bytes: int = 2**20) -> list[bytes | str]:
+def contents(listed: list[ListedMember], *, fetcher: Fetcher | None = None, max_bytes: int = 2**20) -> list[bytes | str]:
     """Bytes, or the status, of each."""
     reading = MemberReader(fetcher or Fetcher(guard=LOOPBACK), max_bytes=max_bytes).read(members(listed))
     return [str(data.status) if isinstance(data, InputError) else data for _, data in reading]
 
 
-def statuses(listed: list[Listed]) -> list[tuple[str | None, str | None]]:
+def statuses(listed: list[ListedMember]) -> list[tuple[str | None, str | None]]:
     """Name and refusal of each."""
     return [(item.member, item.refused and str(item.refused.status)) for item in listed]
 

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from ray_app.archives import (
     BlockPlan,
-    Columns,
     Container,
     ContainerLimits,
-    Listed,
-    Place,
+    ListedMember,
+    MemberLocation,
+    TableColumns,
     iter_blocks,
     list_members,
     member_rows,
@@ -48,10 +48,10 @@ def as_hub(cells, **others) -> pa.Table:
 
 
 def listed(
-    path, table: pa.Table | bytes, columns: Columns | None = None, limits: ContainerLimits | None = None, *, named=False, **how
-) -> list[Listed]:
+    path, table: pa.Table | bytes, columns: TableColumns | None = None, limits: ContainerLimits | None = None, *, named=False, **how
+) -> list[ListedMember]:
     pq.write_table(table, path, **how) if isinstance(table, pa.Table) else path.write_bytes(table)
-    size, columns, limits = path.stat().st_size, columns or Columns(), limits or ContainerLimits()
+    size, columns, limits = path.stat().st_size, columns or TableColumns(), limits or ContainerLimits()
     return list(index(Container(str(path), "", size, "parquet", path.name, columns, limits, named), Fetcher()))
 
 
@@ -61,7 +61,9 @@ def read(items, max_bytes=10**6) -> list:
 
 def test_a_table_as_the_hub_writes_it(tmp_path):
     items = listed(tmp_path / "a.parquet", as_hub(BYTES, label=list(range(20))), row_group_size=6)
-    assert [(item.member, item.place) for item in items] == [(str(row), Place("parquet", row, -1, row // 6, "image")) for row in range(20)]
+    assert [(item.member, item.place) for item in items] == [
+        (str(row), MemberLocation("parquet", row, -1, row // 6, "image")) for row in range(20)
+    ]
     assert [item.input for item in items] == [{"label": row, "path": f"{row}.png"} for row in range(20)]
     assert {(item.uri, item.occurrence, item.size_bytes, item.refused) for item in items} == {(str(tmp_path / "a.parquet"), 0, -1, None)}
     assert read(items) == BYTES
@@ -103,7 +105,7 @@ def test_the_listing_reads_no_images(tmp_path):
     cells = [random.Random(row).randbytes(300_000) for row in range(30)]
     pq.write_table(as_hub(cells, label=list(range(30))), tmp_path / "a.parquet", row_group_size=15, use_dictionary=False)
     fetcher = Fetcher()
-    container = Container(str(tmp_path / "a.parquet"), "", -1, "parquet", "a.parquet", Columns(), ContainerLimits())
+    container = Container(str(tmp_path / "a.parquet"), "", -1, "parquet", "a.parquet", TableColumns(), ContainerLimits())
     assert len(list(index(container, fetcher))) == 30
     assert fetcher.bytes_read < 0.1 * sum(map(len, cells))
 
@@ -179,11 +181,11 @@ def test_other_images_are_referred_to_and_read_back(tmp_path):
 @pytest.mark.parametrize(
     ("names", "said", "columns", "chosen"),
     [
-        (["a", "b"], {}, Columns(image="b"), "b"),
-        (["a", "b"], {"b": {"_type": "Image"}}, Columns(), "b"),
-        (["mask", "image"], {"mask": {"_type": "Image"}, "image": {"_type": "Image"}}, Columns(), "image"),
-        (["thumb", "JPG"], {}, Columns(), "JPG"),
-        (["whatever"], {}, Columns(), "whatever"),
+        (["a", "b"], {}, TableColumns(image="b"), "b"),
+        (["a", "b"], {"b": {"_type": "Image"}}, TableColumns(), "b"),
+        (["mask", "image"], {"mask": {"_type": "Image"}, "image": {"_type": "Image"}}, TableColumns(), "image"),
+        (["thumb", "JPG"], {}, TableColumns(), "JPG"),
+        (["whatever"], {}, TableColumns(), "whatever"),
     ],
 )
 def test_which_column_holds_the_images(tmp_path, names, said, columns, chosen):
@@ -198,11 +200,11 @@ def test_what_only_the_user_can_say(tmp_path):
         listed(tmp_path / "a.parquet", two, named=True)
     assert "--set columns.image=NAME" in caught.value.hint
     with pytest.raises(ConfigError, match="no column 'c'"):
-        listed(tmp_path / "a.parquet", two, Columns(image="c"), named=True)
+        listed(tmp_path / "a.parquet", two, TableColumns(image="c"), named=True)
     either = pa.table({"vector": [b"1"], "url": ["https://example.org/a.jpg"]})
     with pytest.raises(ConfigError, match="the bytes in 'vector' or the files that 'url' names"):
         listed(tmp_path / "a.parquet", either, named=True)
-    for table, columns in ((two, None), (two, Columns(image="c")), (either, None)):  # one of many in a folder
+    for table, columns in ((two, None), (two, TableColumns(image="c")), (either, None)):  # one of many in a folder
         [item] = listed(tmp_path / "a.parquet", table, columns)
         assert (item.member, item.refused.status) == (None, Status.UNSUPPORTED_FORMAT)
     assert "--set columns.image=vector" in item.refused.detail
@@ -284,7 +286,7 @@ def test_a_column_whose_name_is_a_path_is_another_column(tmp_path, first):
     ):
         image = pa.array([bytes_of(data) for data in BYTES], kind)
         columns = {"image": image, "image.bytes": pa.array(range(20)), "image.path": pa.array([b"x"] * 20)}
-        items = listed(tmp_path / "a.parquet", pa.table(dict(reversed(columns.items())) if first else columns), Columns(image="image"))
+        items = listed(tmp_path / "a.parquet", pa.table(dict(reversed(columns.items())) if first else columns), TableColumns(image="image"))
         assert read(items) == BYTES
         assert items[3].input["image.bytes"] == 3
 
@@ -311,7 +313,7 @@ def outcomes_of(path, data: bytes) -> list:
         items = listed(path, data, limits=ContainerLimits(max_members=1000))
     except ConfigError:
         return []
-    assert all(isinstance(item, Listed) for item in items)
+    assert all(isinstance(item, ListedMember) for item in items)
     return [*items, *read([item for item in items if item.place and item.refused is None])]
 
 
@@ -335,7 +337,7 @@ def test_any_damage_is_members_or_a_reason(tmp_path_factory, data, damage):
     for where, value in damage:
         torn[int(where * len(torn))] = value
     for outcome in outcomes_of(tmp_path_factory.getbasetemp() / "torn.parquet", bytes(torn)):
-        assert isinstance(outcome, Listed | bytes | InputError)
+        assert isinstance(outcome, ListedMember | bytes | InputError)
 
 
 def test_a_store_that_fails_costs_members_their_status_not_the_run(tmp_path):
@@ -345,13 +347,13 @@ def test_a_store_that_fails_costs_members_their_status_not_the_run(tmp_path):
         uri = f"{server.url}/a.parquet"
         items = list(
             CONTAINERS["parquet"].index(
-                Container(uri, "", len(data), "parquet", "a", Columns(), ContainerLimits()), Fetcher(guard=LOOPBACK)
+                Container(uri, "", len(data), "parquet", "a", TableColumns(), ContainerLimits()), Fetcher(guard=LOOPBACK)
             )
         )
         del server.objects["/a.parquet"]
         assert [outcome.status for outcome in read(items)] == [Status.SOURCE_MISSING] * 8
         [gone] = CONTAINERS["parquet"].index(
-            Container(uri, "", len(data), "parquet", "a", Columns(), ContainerLimits()), Fetcher(guard=LOOPBACK)
+            Container(uri, "", len(data), "parquet", "a", TableColumns(), ContainerLimits()), Fetcher(guard=LOOPBACK)
         )
         assert (gone.member, gone.refused.status) == (None, Status.SOURCE_MISSING)
 

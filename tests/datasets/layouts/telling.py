@@ -4,8 +4,8 @@ import pickle
 
 import pytest
 
-from ray_app.archives import Archive, Listed
-from ray_app.archives.members import Place
+from ray_app.archives import Archive, ListedMember
+from ray_app.archives.members import MemberLocation
 from ray_app.errors import ConfigError
 
 
@@ -21,7 +21,7 @@ def told(layout, *sources, **settings):
 
 
 def row(place="/data/train-00000-of-00001.parquet", **columns):
-    return Listed(place, "7", 0, "", -1, columns, Place("parquet", 7))
+    return ListedMember(place, "7", 0, "", -1, columns, MemberLocation("parquet", 7))
 
 
 def refused(layout, item):

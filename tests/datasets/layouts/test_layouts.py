@@ -1,7 +1,7 @@
 import pytest
 
 from ray_app.datasets.layouts import LAYOUTS, make_layout
-from ray_app.datasets.layouts.hub import config_of, split_of
+from ray_app.datasets.layouts.base import config_of, split_of
 from ray_app.errors import ConfigError
 
 

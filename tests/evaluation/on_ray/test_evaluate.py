@@ -7,17 +7,17 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from ray_app.cli.main import main
-from ray_app.evaluation.cells import gather
+from ray_app.cluster.ray_cluster import on_ray
+from ray_app.datasets.simulation.archive import build_sample_archive
+from ray_app.evaluation.accumulate import gather
 from ray_app.evaluation.config import EvaluateConfig
+from ray_app.evaluation.label_sources import labels_for
 from ray_app.evaluation.run import evaluate
 from ray_app.evaluation.systems import systems_of
-from ray_app.evaluation.truths import labels_for
 from ray_app.runs import RunDirectory, current_rows
-from ray_app.scoring.tasks import on_ray
-from ray_app.simulation.archive import build_sample_archive
 from ray_app.storage import Store
 from tests.evaluation.made import made_run, random_rows
-from tests.evaluation.test_cells import labelled, told
+from tests.evaluation.test_accumulate import labelled, told
 
 pytestmark = pytest.mark.ray
 

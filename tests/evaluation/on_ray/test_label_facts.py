@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ray_app.datasets import Source, build_index
-from ray_app.evaluation.label_facts import facts_of_index
-from ray_app.scoring.tasks import on_ray
+from ray_app.cluster.ray_cluster import on_ray
+from ray_app.datasets import DatasetSource, build_index
+from ray_app.evaluation.label_audit.features import facts_of_index
 from ray_app.storage import Store
 
 pytestmark = pytest.mark.ray
@@ -17,7 +17,7 @@ def test_files_are_read_by_tasks_as_they_are_in_this_process(ray_cluster, tmp_pa
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 255, (40, 50, 3), np.uint8)).save(path)
     (tmp_path / "files" / "real" / "torn.jpg").write_bytes(b"\xff\xd8\xff torn")
-    build_index(Source(at=[str(tmp_path / "files")], layout="folders"), Store.open(str(tmp_path / "index")))
+    build_index(DatasetSource(at=[str(tmp_path / "files")], layout="folders"), Store.open(str(tmp_path / "index")))
     here = facts_of_index(str(tmp_path / "index"), read=True)
     there = facts_of_index(str(tmp_path / "index"), read=True, each=on_ray)
     assert there.equals(here)

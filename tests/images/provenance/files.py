@@ -5,8 +5,8 @@ import struct
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from ray_app.images.formats import sniff_format
 from ray_app.images.provenance import Provenance, ProvenancePolicy, ProvenanceReader
-from ray_app.images.sniff import sniff_format
 from tests.images import factory
 
 GPS, ARTIST = 34853, 315

@@ -10,9 +10,8 @@ from pydantic import BaseModel, ConfigDict
 
 from ray_app.errors import InputError, Status
 from ray_app.serving.config import ServeConfig
-from ray_app.serving.http.errors import Refusal
-from ray_app.serving.http.guard import install
-from ray_app.serving.http.refusing import ERRORS
+from ray_app.serving.http.app import install
+from ray_app.serving.http.errors import ERRORS, Refusal
 from ray_app.serving.http.uploads import read_images
 
 

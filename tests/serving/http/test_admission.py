@@ -11,13 +11,13 @@ from fastapi import FastAPI, Request
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_app.serving.http.access import Paths
-from ray_app.serving.http.admission import Admission, Pace
-from ray_app.serving.http.guard import QUEUED
-from ray_app.serving.http.refusing import install_handlers
+from ray_app.serving.http.admission import Admission, ServicePace
+from ray_app.serving.http.app import QUEUED
+from ray_app.serving.http.auth import Paths
+from ray_app.serving.http.errors import install_handlers
 from tests.serving.http.guarded_app import make_app
 from tests.serving.http.live import Reply, ask, connected, request, serving, wait_for
-from tests.serving.http.test_bodies import config
+from tests.serving.http.test_limits import config
 
 DEADLINE_S = 30.0
 SINGLES = (20.0,) * 5  # a quiet endpoint
@@ -107,7 +107,7 @@ def worked(pace, clock, times, each_s=0.1):
 @pytest.mark.parametrize("given_up", [0, 1], ids=["still waiting", "one was cut at its deadline"])
 def test_a_server_that_stands_still_is_noticed_and_forgiven(given_up):
     clock = Clock()
-    pace = Pace(15.0, clock)
+    pace = ServicePace(15.0, clock)
     worked(pace, clock, 100)
     for _ in range(20):
         pace.begin()
@@ -126,7 +126,7 @@ def test_a_server_that_stands_still_is_noticed_and_forgiven(given_up):
 
 def test_what_is_not_waited_for_moves_no_pace():
     clock = Clock()
-    pace = Pace(15.0, clock)
+    pace = ServicePace(15.0, clock)
     for _ in range(10):
         pace.begin()
         clock.now += 1.0

@@ -16,7 +16,7 @@ from ray_app.errors import ConfigError
 from ray_app.serving.http.connections import INSTALL, VARIABLE, ConnectionLimits, LimitedProtocol, connection_limits
 from tests.serving.http.guarded_app import make_app
 from tests.serving.http.live import Reply, ask, connected, request, serving, wait_for
-from tests.serving.http.test_bodies import chunk, chunked, config
+from tests.serving.http.test_limits import chunk, chunked, config
 
 KB, MB = 2**10, 2**20
 WELL = request("GET", "/healthz")

@@ -7,10 +7,10 @@ import pytest
 from fastapi import FastAPI
 
 from ray_app.serving import ServeConfig
-from ray_app.serving.http import guard
+from ray_app.serving.http import app as guard
 from ray_app.serving.http.job_routes import job_router
 from ray_app.serving.http.schemas import ImageAnswer, Job
-from ray_app.serving.jobs import JobBook
+from ray_app.serving.jobs.book import JobBook
 from tests.serving.http.live import wait_for
 from tests.serving.in_process import client, served
 from tests.serving.job_world import LightScorer, LoopbackFetcher, PictureServer, jpegs

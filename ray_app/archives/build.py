@@ -1,0 +1,304 @@
+"""An archive → its next manifest: all members the first time, later what is new. Reads no image; who runs the steps is passed in.
+
+1. The archive is walked, section by section, into raw files. Where its sources name what they named before, that is all.
+2. Ids are compared partition by partition: duplicates, collisions, what is known, what vanished.
+3. Runs of raw files are cut into blocks and written. Only then does the manifest count; an interrupted listing begins anew.
+
+Memory here is a few numbers per section, block and container, and 8 bytes per vanished member.
+
+An archive → raw files, section by section: first what its sources list, then what is in containers. Knows no ids of other listings.
+
+What the sources list, which takes no container to be opened, has a digest: where it is that of the listing before, containers need not
+be opened again.
+"""
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from ray_app import __version__
+from ray_app.archives.containers import Container
+from ray_app.archives.cut_blocks import RUN_ROWS, Cutter, Ends, Run, runs_of
+from ray_app.archives.dedup import ChosenMembers, Matched, Matcher, add_missing_ids, chosen, id_files, settle
+from ray_app.archives.manifest import (
+    BLOCK_COLUMNS,
+    ManifestInfo,
+    folder_of,
+    joined_inputs,
+    manifests,
+    read_complete,
+    read_vanished,
+    settled,
+    write_complete,
+    write_listed,
+)
+from ray_app.archives.members import BlockPlan, Digest, Ids, identity_digest
+from ray_app.archives.raw_listing import BUCKET_BITS, RAW_ROWS, Progress, RawFile, SectionLister, SectionListing
+from ray_app.archives.sources import Archive, Opened, SourceSection
+from ray_app.storage import LinkedFolders, Store
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_SHARDS_AT_ONCE, _SHARD_BYTES = 8, 2**30  # containers that one task opens, whichever is reached first
+_LITTLE_BYTES = 8 * 2**20  # of containers that are opened at once rather than by tasks
+_MOST_SECTIONS = 2048  # of very many containers, so many more to a task that there are no more tasks than this
+_CARRIED_BYTES = 16 * 2**20
+
+
+class Each(Protocol):
+    """Something that applies a picklable function to items, in whatever processes, and gives the results in their order."""
+
+    def __call__(self, function: Callable[[T], R], items: Iterable[T], /) -> Iterator[R]:
+        """Raises what the function raises, if it is a TouchstoneError as it was."""
+
+
+def in_turn(function: Callable[[T], R], items: Iterable[T], /) -> Iterator[R]:
+    """One after another, in this process."""
+    return map(function, items)
+
+
+@dataclass
+class Walk:
+    """A way through the sections of an archive, and what was found on it.
+
+    `found`: members, chosen or not; `files`: the chosen ones; `opened`: how many containers; `settled`: whether what they hold is known
+    for good as long as their versions are the same. `named`: chosen files and containers that the sources themselves list, and `digest`
+    what tells these from others. `linked`: folders that were not followed.
+    """
+
+    lister: SectionLister
+    archive: Archive
+    each: Each = in_turn
+    limit: int | None = None
+    progress: Progress | None = None
+    found: int = 0
+    kept: int = 0
+    files: list[RawFile] = field(default_factory=list)
+    opened: int = 0
+    settled: bool = True
+    digest: str = ""
+    named: int = 0
+    linked: LinkedFolders = field(default_factory=LinkedFolders)
+    _waiting: list[Container] = field(default_factory=list)
+    _carried: int = 0
+    _sections: int = 0
+
+    def sources(self) -> None:
+        """List what the sources themselves say: files, and containers that are not opened yet."""
+        guard = self.archive.fetcher.guard
+        total = hashlib.sha256(repr((__version__, self.archive.selection, self.limit, sorted(guard.named), guard.allow_private)).encode())
+        for listing in self._over(list(self.archive.sections())):
+            total.update(listing.digest)
+            if listing.linked.count:
+                total.update(repr(listing.linked).encode("utf-8", "surrogateescape"))
+        self.named = self.kept + len(self._waiting)
+        self.settled = all(one.version for one in self._waiting)
+        self.digest = total.hexdigest()
+
+    def containers(self) -> None:
+        """List what is in the containers, and in those that they name."""
+        while self._waiting and (self.limit is None or self.kept < self.limit):
+            groups, self._waiting = _groups(self._waiting), []
+            for listing in self._over(groups):
+                self.settled &= listing.settled
+
+    def _over(self, sections: Sequence[SourceSection]) -> Iterator[SectionListing]:
+        items = list(enumerate(sections, start=self._sections))
+        self._sections += len(items)
+        for listing in self._listings(items):
+            self.found += listing.found
+            self.linked.add(listing.linked)
+            self.opened += len(listing.containers)
+            self._waiting += listing.containers
+            for file in listing.files:
+                self._carried += file.carried_bytes
+                self.files.append(file if self._carried <= _CARRIED_BYTES else file.stored(self.lister.store))
+            self.kept += listing.kept
+            if self.progress is not None:
+                self.progress(self.kept)
+            yield listing
+
+    def _listings(self, items: Sequence[tuple[int, SourceSection]]) -> Iterator[SectionListing]:
+        """With a limit one after another, since what comes later may not be wanted."""
+        if self.limit is None and len(items) > 1:
+            yield from self.each(self.lister, items)
+            return
+        for item in items:
+            left = None if self.limit is None else self.limit - self.kept
+            if left is not None and left <= 0:
+                return
+            yield replace(self.lister, limit=left, progress=_after(self.kept, self.progress))(item)
+
+
+def _after(kept: int, progress: Progress | None) -> Progress | None:
+    return None if progress is None else lambda count: progress(kept + count)
+
+
+def _groups(containers: Sequence[Container]) -> list[SourceSection]:
+    """Containers as sections, some to each; one section when all are small."""
+    total_bytes = sum(one.size_bytes for one in containers)
+    if total_bytes <= _LITTLE_BYTES:
+        return [Opened(tuple(containers))]
+    at_once = max(_SHARDS_AT_ONCE, math.ceil(len(containers) / _MOST_SECTIONS))
+    most_bytes = max(_SHARD_BYTES, total_bytes // _MOST_SECTIONS)
+    groups: list[SourceSection] = []
+    waiting: list[Container] = []
+    waiting_bytes = 0
+    for container in containers:
+        waiting.append(container)
+        waiting_bytes += container.size_bytes
+        if len(waiting) == at_once or waiting_bytes >= most_bytes:
+            groups.append(Opened(tuple(waiting)))
+            waiting, waiting_bytes = [], 0
+    return [*groups, Opened(tuple(waiting))] if waiting else groups
+
+
+_FEW_NAMED = 100_000  # files and containers that one process lists in some seconds
+
+
+@dataclass(frozen=True)
+class Portions:
+    """How many members one task holds at once, and how few are not worth a task at all."""
+
+    raw_rows: int = RAW_ROWS
+    partition_rows: int = 1 << 20
+    run_rows: int = RUN_ROWS
+    few: int = 100_000
+
+
+def list_members(
+    store: Store,
+    archive: Archive,
+    plan: BlockPlan,
+    *,
+    each: Each = in_turn,
+    progress: Progress | None = None,
+    limit: int | None = None,
+    digest: Digest = identity_digest,
+    portions: Portions = Portions(),
+    clock: Callable[[], float] = time.monotonic,
+) -> ManifestInfo | None:
+    """Write the next manifest; None when the archive is as the last one says. `progress` is told how many members there are so far.
+
+    A later manifest holds the members whose id no earlier one has, and as vanished all ids ever listed that are not there now: a file
+    put back to an older version makes the old id current again, with the row that it has. `limit`: no more than the first so many.
+
+    Raises ConfigError for an empty source and for columns whose types clash, StorageError when a source or the store is out of reach.
+    """
+    began = clock()
+    numbers = manifests(store)
+    number = numbers[-1] + 1 if numbers else 0
+    store.clear(folder_of(number))
+    scratch = f"{folder_of(number)}/listing"
+    walk = Walk(
+        SectionLister(store, scratch, archive.selection, archive.fetcher, digest, portions.raw_rows), archive, each, limit, progress
+    )
+    walk.sources()
+    if numbers and _digest(store, numbers[-1]) == walk.digest:
+        store.clear(folder_of(number))
+        return None
+    walk.containers()
+    files, listed = walk.files, walk.kept
+    if not listed:
+        raise archive.empty(walk.found, walk.opened)
+    input_type = settled(joined_inputs((file.input_type for file in files), as_text=any(file.as_text for file in files)))
+    earlier = sum(info.members for info in (read_complete(store, one) for one in numbers) if info is not None)
+    if max(listed, earlier) <= portions.few:
+        each = in_turn
+    matcher = _matcher(store, number, scratch, files, numbers, math.ceil(max(listed, earlier) / portions.partition_rows), each, digest)
+    kept, vanished = _matched(matcher, each, digest)
+    runs = runs_of(kept, portions.run_rows)
+    if numbers and not runs and np.array_equal(vanished, read_vanished(store, numbers[-1])):
+        store.clear(folder_of(number))
+        if (last := read_complete(store, numbers[-1])) is not None:
+            write_complete(store, replace(last, **_noted(walk)))
+        return None
+    blocks = _cut(store, number, plan, runs, input_type, each)
+    info = ManifestInfo(
+        manifest=number,
+        members=int(blocks["members"].to_numpy().sum()),
+        size_bytes=int(blocks["size_bytes"].to_numpy().sum()),
+        blocks=len(blocks),
+        batch_slots=plan.batch_slots,
+        listed=listed,
+        vanished=len(vanished),
+        listing_s=round(clock() - began, 3),
+        **_noted(walk),
+    )
+    store.clear(scratch)
+    write_listed(store, info, blocks, vanished)
+    return info
+
+
+def is_as_listed(store: Store, archive: Archive, limit: int | None = None, most: int = _FEW_NAMED) -> bool:
+    """Whether the sources name the very files and containers of the last listing, so that `list_members` would find nothing new.
+
+    Opens no container, and gives up (False) where they named more than `most`. Raises as `list_members`.
+    """
+    numbers = manifests(store)
+    info = read_complete(store, numbers[-1]) if numbers else None
+    if info is None or not info.digest or info.named > most:
+        return False
+    folder = folder_of(info.manifest + 1)
+    walk = Walk(SectionLister(store, f"{folder}/listing", archive.selection, archive.fetcher, identity_digest), archive, limit=limit)
+    walk.sources()
+    store.clear(folder)
+    return walk.digest == info.digest
+
+
+def _digest(store: Store, number: int) -> str | None:
+    info = read_complete(store, number)
+    return info.digest if info is not None else None
+
+
+def _noted(walk: Walk) -> dict[str, Any]:
+    """What the next listing is told of this one; no digest where containers must be opened to know what is in them."""
+    guard = walk.archive.fetcher.guard
+    told = {"servers": sorted(guard.named), "allow_private": guard.allow_private}
+    linked = {"linked_folders": walk.linked.count, "linked_example": walk.linked.example}
+    return {"named": walk.named, "digest": walk.digest if walk.settled else "", **told, **linked}
+
+
+def _matcher(
+    store: Store, number: int, scratch: str, files: Sequence[RawFile], numbers: Sequence[int], partitions: int, each: Each, digest: Digest
+) -> Matcher:
+    for _ in each(_Adding(store, digest), numbers):
+        pass
+    known = [file for earlier in numbers for file in id_files(store, earlier)]
+    bits = min(BUCKET_BITS, max(0, partitions - 1).bit_length())
+    return Matcher(store, number, scratch, files, known, bits, is_later=bool(numbers))
+
+
+@dataclass(frozen=True)
+class _Adding:
+    store: Store
+    digest: Digest
+
+    def __call__(self, number: int) -> None:
+        add_missing_ids(self.store, self.digest, number)
+
+
+def _matched(matcher: Matcher, each: Each, digest: Digest) -> tuple[list[ChosenMembers], Ids]:
+    """What the manifest gets of each raw file, and the ids that are not there any more."""
+    matched: list[Matched] = list(each(matcher, range(1 << matcher.bits)))
+    settling = settle(matcher, (one for part in matched for one in part.collided), digest)
+    vanished = np.concatenate([part.vanished for part in matched])
+    return chosen(matcher, matched, settling), vanished[~np.isin(vanished, settling.present)]
+
+
+def _cut(store: Store, number: int, plan: BlockPlan, runs: Sequence[Run], input_type: pa.StructType | None, each: Each) -> pa.Table:
+    """Write the manifest's parts; returns its blocks."""
+    measure = Ends(store, plan)
+    measured: Iterator[Any] = each(measure, [run for run in runs if measure.reads(run)])
+    ends: list[Ids] = [next(measured) if measure.reads(run) else measure(run) for run in runs]
+    firsts = accumulate((len(one) for one in ends), initial=0)
+    tables = each(Cutter(store, number, input_type), list(zip(runs, ends, firsts, strict=False)))
+    return pa.concat_tables([BLOCK_COLUMNS.empty_table(), *tables]).combine_chunks()

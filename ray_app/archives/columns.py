@@ -1,0 +1,235 @@
+"""The columns of a user's table: which one holds images, which one uris, and what the others become in `input`.
+
+Knows Arrow types and the metadata that the `datasets` library writes; opens no file.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ray_app.archives.containers.base import TableColumns
+from ray_app.errors import ConfigError
+
+IMAGE_NAMES = ("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp", "bytes", "content", "data")
+URI_NAMES = ("uri", "url", "image_url", "path", "file_name", "image_path")
+
+Features = Mapping[str, Mapping[str, Any]]
+Sizes = npt.NDArray[np.int64]
+
+
+def features_of(schema: pa.Schema) -> Features:
+    """What `datasets` says of each column in the schema's metadata; nothing where it says nothing or nonsense."""
+    try:
+        said = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {name: feature for name, feature in said.items() if isinstance(feature, dict)}
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
+        return {}
+
+
+def is_struct_of_bytes(kind: pa.DataType) -> bool:
+    """Whether cells are {bytes, path}, as `datasets` keeps files."""
+    return bool(pa.types.is_struct(kind)) and any(kind.field(i).name == "bytes" and _is_bytes(kind.field(i).type) for i in range(len(kind)))
+
+
+def holds_files(kind: pa.DataType) -> bool:
+    """Whether each cell can be one encoded file."""
+    return _is_bytes(kind) or is_struct_of_bytes(kind)
+
+
+def has_binary(kind: pa.DataType) -> bool:
+    """Whether there are bytes anywhere in a cell."""
+    kind = _stored(kind)
+    if pa.types.is_dictionary(kind):
+        return has_binary(kind.value_type)
+    return (
+        _is_bytes(kind) or bool(pa.types.is_fixed_size_binary(kind)) or any(has_binary(kind.field(i).type) for i in range(kind.num_fields))
+    )
+
+
+@dataclass(frozen=True)
+class Roles:
+    """The column that makes a table one of images, or the one that makes it a list of uris; never both."""
+
+    image: str | None
+    uri: str | None
+
+
+def roles_of(schema: pa.Schema, columns: TableColumns, where: str) -> Roles:
+    """What a table is, by what the user named, then by types, by `datasets`' metadata and by usual names.
+
+    Raises ConfigError, with every candidate and the way to choose, where that leaves more than one answer.
+    """
+    if columns.image in schema.names:
+        if not holds_files(schema.field(columns.image).type):
+            raise ConfigError(f"{where}: column '{columns.image}' holds {schema.field(columns.image).type}, no encoded images")
+        return Roles(columns.image, None)
+    uri = uri_column(schema, columns)
+    if columns.uri is not None and uri is not None:
+        return Roles(None, uri)
+    image = None if columns.image is not None else _image_column(schema, where)
+    if image is not None and uri is not None and not _is_surely_images(schema, image):
+        raise ConfigError(
+            f"{where}: the images may be the bytes in '{image}' or the files that '{uri}' names",
+            hint=f"--set columns.image={image} or --set columns.uri={uri}",
+        )
+    if image is None and uri is None and (columns.image or columns.uri):
+        raise no_column(where, columns.image or columns.uri or "", schema.names)
+    return Roles(image, None if image is not None else uri)
+
+
+def uri_column(schema: pa.Schema, columns: TableColumns) -> str | None:
+    """The column of uris: the one named by the user (None where it is absent), else the first text column of a usual name."""
+    if columns.uri is not None:
+        return columns.uri if columns.uri in schema.names else None
+    texts = {field.name.lower(): field.name for field in reversed(schema) if is_text(field.type)}
+    return next((texts[name] for name in URI_NAMES if name in texts), None)
+
+
+def no_column(where: str, name: str, names: Sequence[str]) -> ConfigError:
+    """What to say of a column that the user named and a table has not."""
+    return ConfigError(f"{where}: no column '{name}'", hint=f"its columns: {', '.join(names) or 'none'}")
+
+
+def no_uris(where: str, names: Sequence[str]) -> ConfigError:
+    """What to say of a list in which no column has a usual name of uris."""
+    return ConfigError(f"{where}: none of its columns holds uris: {', '.join(names)}", hint="say which: --set columns.uri=NAME")
+
+
+def _image_column(schema: pa.Schema, where: str) -> str | None:
+    features = features_of(schema)
+    candidates: list[str] = [field.name for field in schema if holds_files(field.type)]
+    candidates = [name for name in candidates if features.get(name, {}).get("_type") == "Image"] or candidates
+    if len(candidates) <= 1:
+        return candidates[0] if candidates else None
+    usual = {name.lower(): name for name in reversed(candidates)}
+    if (chosen := next((usual[name] for name in IMAGE_NAMES if name in usual), None)) is not None:
+        return chosen
+    raise ConfigError(
+        f"{where}: the images may be in any of the columns {', '.join(candidates)}",
+        hint="say which: --set columns.image=NAME",
+    )
+
+
+def _is_surely_images(schema: pa.Schema, name: str) -> bool:
+    declared = features_of(schema).get(name, {}).get("_type") == "Image"
+    return declared or name.lower() in IMAGE_NAMES or is_struct_of_bytes(schema.field(name).type)
+
+
+def input_rows(columns: Mapping[str, pa.Array], features: Features) -> list[dict[str, Any]]:
+    """One dict per row, of values that Arrow can take back; a ClassLabel's number comes with its text as NAME_name."""
+    values: dict[str, list[Any]] = {}
+    for name, column in columns.items():
+        values[name] = _values(column)
+        if (names := class_names(features.get(name, {}))) and f"{name}_name" not in columns:
+            values[f"{name}_name"] = [names[v] if isinstance(v, int) and 0 <= v < len(names) else None for v in values[name]]
+    return [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
+
+
+def class_names(feature: Mapping[str, Any]) -> list[str]:
+    """The texts of a ClassLabel feature, by number; none for other features."""
+    names = feature.get("names") if feature.get("_type") == "ClassLabel" else None
+    return [str(name) for name in names] if isinstance(names, list) else []
+
+
+def _values(column: pa.Array) -> list[Any]:
+    if isinstance(column.type, pa.BaseExtensionType):
+        column = pc.cast(column, column.type.storage_type) if isinstance(column, pa.ChunkedArray) else column.storage
+    kind = column.type
+    if (pa.types.is_temporal(kind)) and getattr(kind, "unit", "") == "ns":
+        # Python's own dates and times end at microseconds.
+        column = column.cast(_in_microseconds(kind), safe=False)
+    elif pa.types.is_uint64(kind):
+        column = _signed(column)
+    try:
+        values: list[Any] = column.to_pylist()
+    except (pa.ArrowException, OverflowError, ValueError):
+        values = [_value(cell) for cell in column]
+    if pa.types.is_nested(kind) and _is_beyond_inference(kind):
+        return [None if value is None else json.dumps(value, default=str, ensure_ascii=False) for value in values]
+    return values
+
+
+def _value(cell: pa.Scalar) -> Any:
+    """A cell's value; None where Python has none for it: a date beyond its calendar, bytes that are no text. It costs no other cell."""
+    try:
+        return cell.as_py()
+    except (pa.ArrowException, OverflowError, ValueError):
+        return None
+
+
+def cell_bytes(column: pa.Array) -> Sizes:
+    """About how many bytes each cell takes when it stands alone, however many cells share them in a dictionary."""
+    kind = column.type
+    if isinstance(kind, pa.BaseExtensionType):
+        return cell_bytes(column.storage)
+    if pa.types.is_dictionary(kind):
+        sizes = np.append(cell_bytes(column.dictionary), 0)  # of null: nothing
+        return _sizes(sizes[pc.fill_null(column.indices.cast(pa.int64()), len(sizes) - 1).to_numpy()])
+    if is_text(kind) or _is_bytes(kind):
+        view = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
+        return _sizes(pc.fill_null(pc.binary_length(column.cast(view.get(kind, kind))), 0).to_numpy())
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_map(kind):
+        cells = [column.keys, column.items] if pa.types.is_map(kind) else [column.values]
+        sums, offsets = np.append(0, np.cumsum(sum(map(cell_bytes, cells)))), column.offsets.to_numpy()
+        return _sizes(sums[offsets[1:]] - sums[offsets[:-1]])
+    if pa.types.is_struct(kind):
+        return _sizes(sum(map(cell_bytes, column.flatten()), np.zeros(len(column), np.int64)))
+    return _sizes(np.full(len(column), -(-column.nbytes // max(1, len(column)))))
+
+
+def _sizes(values: Any) -> Sizes:
+    return np.asarray(values, np.int64)
+
+
+def without(column: pa.Array, rows: npt.NDArray[np.bool_]) -> pa.Array:
+    """The column with null in some rows, its dictionary undone."""
+    if not rows.any():
+        return pc.cast(column, column.type.value_type) if pa.types.is_dictionary(column.type) else column
+    kept = column.take(pa.array(np.arange(len(column)), pa.int64(), mask=rows))
+    # A cast would reserve what all cells take in the mean, and that was too much.
+    return pa.array(kept.to_pylist(), kept.type.value_type) if pa.types.is_dictionary(kept.type) else kept
+
+
+def _in_microseconds(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_timestamp(kind):
+        return pa.timestamp("us", kind.tz)
+    return pa.duration("us") if pa.types.is_duration(kind) else pa.time64("us")
+
+
+def _signed(column: pa.Array) -> pa.Array:
+    # Arrow takes Python's integers back as int64 alone.
+    largest = pc.max(column).as_py()
+    return column if largest is None or largest < 2**63 else column.cast(pa.decimal128(20, 0))
+
+
+def _is_beyond_inference(kind: pa.DataType) -> bool:
+    """Whether Python's view of a nested type does not lead back to it (maps, unions, nanoseconds or extensions inside), or Parquet knows
+    no such type: structs without fields.
+    """
+    if isinstance(kind, pa.BaseExtensionType) or pa.types.is_map(kind) or pa.types.is_union(kind):
+        return True
+    if pa.types.is_struct(kind) and not kind.num_fields:
+        return True
+    if (pa.types.is_temporal(kind) and getattr(kind, "unit", "") == "ns") or pa.types.is_uint64(kind):
+        return True
+    return any(_is_beyond_inference(kind.field(i).type) for i in range(kind.num_fields))
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether cells are single texts."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _stored(kind: pa.DataType) -> pa.DataType:
+    return kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind

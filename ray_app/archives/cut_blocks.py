@@ -1,0 +1,215 @@
+"""Chosen members → blocks in the files of a manifest. Runs of raw files are cut each on its own; the same input gives the same cuts."""
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import repeat
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ray_app.archives.dedup import ChosenMembers
+from ray_app.archives.manifest import BLOCK_COLUMNS, cut_rows, folder_of, manifest_schema, with_input
+from ray_app.archives.members import BlockPlan, Ids, block_sizes
+from ray_app.storage import Store
+
+RUN_ROWS = 4 * 131_072  # members that are cut by one task
+# Reading a block reads its file, in one request: few blocks to a file keep that small, many keep the number of files small.
+BLOCKS_PER_FILE = 8
+_MOST_EMPTY = 1 / 8  # slots of a block left empty to end it where a container's group of members does
+
+
+@dataclass(frozen=True)
+class Run:
+    """Raw files whose members are cut together. Blocks of the first run start small and grow."""
+
+    number: int
+    files: tuple[ChosenMembers, ...]
+
+    @property
+    def rows(self) -> int:
+        """How many members it has."""
+        return sum(chosen.rows for chosen in self.files)
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether some members are better read together with their neighbours."""
+        return any(chosen.file.has_groups for chosen in self.files if chosen.rows)
+
+    @property
+    def largest_bytes(self) -> int:
+        """Of its members, as far as their sizes are known."""
+        return max((chosen.file.largest_bytes for chosen in self.files if chosen.rows), default=0)
+
+    def tables(self, store: Store, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """Its rows in order."""
+        for chosen in self.files:
+            yield from chosen.tables(store, columns)
+
+
+def runs_of(files: Sequence[ChosenMembers], run_rows: int) -> list[Run]:
+    """Consecutive files, so many that each run but the last has `run_rows` members or more."""
+    runs: list[Run] = []
+    waiting: list[ChosenMembers] = []
+    rows = 0
+    for chosen in files:
+        if chosen.rows:
+            waiting.append(chosen)
+            rows += chosen.rows
+        if rows >= run_rows:
+            runs.append(Run(len(runs), tuple(waiting)))
+            waiting, rows = [], 0
+    return [*runs, Run(len(runs), tuple(waiting))] if waiting else runs
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Where the blocks of a run end, by its rows; called with the run. Picklable, as tasks need it."""
+
+    store: Store
+    plan: BlockPlan
+
+    def reads(self, run: Run) -> bool:
+        """Whether rows must be read to know where blocks end: where groups matter, or a block may hold too many bytes."""
+        return run.has_groups or self._may_be_heavy(run)
+
+    def __call__(self, run: Run) -> Ids:
+        """Reads rows only where it must."""
+        sizes = block_sizes(self.plan) if run.number == 0 else repeat(self.plan.largest_block)
+        starts = _group_starts(run.tables(self.store, ["uri", "place"])) if run.has_groups else None
+        held = _bytes_before(run.tables(self.store, ["size_bytes"])) if self._may_be_heavy(run) else None
+        ends: list[int] = []
+        at, rows = 0, run.rows
+        while at < rows:
+            size = next(sizes)
+            if starts is not None and at + size < rows:
+                size = _size(size, starts[at : at + size + 1], self.plan.batch_slots)
+            if held is not None and self.plan.max_block_bytes is not None:
+                fitting = int(np.searchsorted(held, held[at] + self.plan.max_block_bytes, "right")) - 1 - at
+                size = min(size, max(fitting, 1))
+            at = min(at + size, rows)
+            ends.append(at)
+        return np.array(ends, np.int64)
+
+    def _may_be_heavy(self, run: Run) -> bool:
+        most = self.plan.max_block_bytes
+        return most is not None and run.largest_bytes * self.plan.largest_block > most
+
+
+@dataclass(frozen=True)
+class Cutter:
+    """Writes the files of a run; called with (run, ends of its blocks, number of its first block). Picklable, as tasks need it."""
+
+    store: Store
+    number: int
+    input_type: pa.StructType | None
+
+    def __call__(self, item: tuple[Run, Ids, int]) -> pa.Table:
+        """Returns the run's rows of `blocks.parquet`."""
+        run, ends, block = item
+        writer = _PartWriter(self.store, f"{folder_of(self.number)}/part-{run.number:05}", manifest_schema(self.input_type))
+        rows = TableStream(with_input(table, self.input_type) for table in run.tables(self.store))
+        for place, size in enumerate(np.diff(ends, prepend=0).tolist()):
+            writer.add(rows.take(size).combine_chunks(), block + place)
+        return writer.finish()
+
+
+class TableStream:
+    """Tables that arrive one after another, given out by numbers of rows."""
+
+    def __init__(self, tables: Iterator[pa.Table]) -> None:
+        self._tables = tables
+        self._waiting: list[pa.Table] = []
+
+    def take(self, count: int) -> pa.Table:
+        """The next `count` rows, which must be there."""
+        table = self.up_to(count)
+        assert table is not None, "the tables end before their rows do"
+        assert len(table) == count, "the tables end before their rows do"
+        return table
+
+    def up_to(self, count: int) -> pa.Table | None:
+        """The next `count` rows, fewer where the tables end; None behind their end."""
+        while sum(map(len, self._waiting)) < count and (following := next(self._tables, None)) is not None:
+            self._waiting.append(following)
+        if not any(map(len, self._waiting)):
+            return None
+        table = pa.concat_tables(self._waiting, promote_options="permissive").unify_dictionaries()
+        self._waiting = [table.slice(count)]
+        return table.slice(0, count)
+
+
+class _PartWriter:
+    """Blocks into files, each written whole."""
+
+    def __init__(self, store: Store, stem: str, schema: pa.Schema) -> None:
+        self._store, self._stem, self._schema = store, stem, schema
+        self._files = 0
+        self._waiting: list[pa.Table] = []
+        self._blocks: list[dict[str, object]] = []
+
+    def add(self, listed: pa.Table, block: int) -> None:
+        sizes = listed["size_bytes"].to_numpy()
+        self._blocks.append(
+            {
+                "block": block,
+                "file": self._path().rpartition("/")[2],
+                "row_group": len(self._waiting),
+                "members": len(listed),
+                "size_bytes": int(np.maximum(sizes, 0).sum()),
+            }
+        )
+        self._waiting.append(cut_rows(listed, block, self._schema))
+        if len(self._waiting) == BLOCKS_PER_FILE:
+            self._flush()
+
+    def finish(self) -> pa.Table:
+        if self._waiting:
+            self._flush()
+        return pa.Table.from_pylist(self._blocks, BLOCK_COLUMNS)
+
+    def _path(self) -> str:
+        return f"{self._stem}-{self._files:05}.parquet"
+
+    def _flush(self) -> None:
+        file = io.BytesIO()
+        with pq.ParquetWriter(file, self._schema, compression="zstd", use_dictionary=False) as writer:
+            for table in self._waiting:
+                writer.write_table(table, row_group_size=len(table))
+        self._store.write(self._path(), file.getvalue())
+        self._files += 1
+        self._waiting = []
+
+
+def _group_starts(tables: Iterator[pa.Table]) -> npt.NDArray[np.bool_]:
+    """For each row whether it is read apart from the row before: another file, or another group of one."""
+    found = [np.empty(0, bool)]
+    before: tuple[object, object] = (None, None)
+    for table in tables:
+        if not len(table):
+            continue
+        uris = table["uri"].combine_chunks().dictionary_encode()
+        codes = uris.indices.to_numpy()
+        groups = table["place"].combine_chunks().field("group").fill_null(-1).to_numpy(zero_copy_only=False)
+        starts = np.ones(len(table), bool)
+        starts[1:] = (codes[1:] != codes[:-1]) | (groups[1:] != groups[:-1])
+        starts[0] = (uris[0].as_py(), groups[0]) != before
+        before = uris[-1].as_py(), groups[-1]
+        found.append(starts)
+    return np.concatenate(found)
+
+
+def _bytes_before(tables: Iterator[pa.Table]) -> Ids:
+    """For each row, and behind the last, the bytes of all rows before it; those of unknown size count as nothing."""
+    sizes = [np.maximum(table["size_bytes"].to_numpy(), 0) for table in tables if len(table)]
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(sizes))])
+
+
+def _size(size: int, starts: npt.NDArray[np.bool_], slots: int) -> int:
+    """`size`, or the number of members in its last half after which a group ends, if hardly a slot stays empty for it."""
+    sizes = np.flatnonzero(starts[size // 2 + 1 :]) + size // 2 + 1
+    empty = -sizes % slots / np.maximum(sizes, 1)
+    best = sizes[empty <= _MOST_EMPTY]
+    return int(best[-1]) if len(best) else size

@@ -1,0 +1,91 @@
+"""Members → their encoded bytes, wherever each lies: in a file of its own or in a container. Knows no format and no pixels.
+
+Small ones are read ahead. A large one is read when it is wanted and not before, one to a process, within what its node allows to all.
+"""
+
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from itertools import groupby, tee
+
+from ray_app.archives.containers import CONTAINERS, Reader
+from ray_app.archives.members import ManifestMember
+from ray_app.errors import InputError, Status
+from ray_app.storage import Fetcher
+from ray_app.storage.node_budget import NodeBudget, Turn
+
+_AHEAD_BYTES = 64 * 2**20
+_UNSIZED_BYTES = 16 * 2**20  # reserved for a file whose size its server does not say; a larger one is asked for again, alone
+
+
+class MemberReader:
+    """Reads members, ahead of whoever uses them. One per process: what a format keeps open serves the next block of the same container.
+
+    `budget`: what files larger than `depth_bytes` may take together on this node; None where nobody else reads there. A large file has its
+    turn until the member behind it is asked for, or `let_go` says that nobody wants it any more.
+    """
+
+    def __init__(self, fetcher: Fetcher, *, max_bytes: int, depth_bytes: int = _AHEAD_BYTES, budget: NodeBudget | None = None) -> None:
+        self._fetcher, self._max_bytes, self._depth_bytes, self._budget = fetcher, max_bytes, depth_bytes, budget
+        self._readers: dict[str, Reader] = {}
+        self._turn: Turn | None = None
+
+    def read(self, members: Sequence[ManifestMember]) -> Iterator[tuple[ManifestMember, bytes | InputError]]:
+        """Every member in order with its bytes, or the reason why there are none; one that was refused when it was listed is not read."""
+        with closing(self._arriving([member for member in members if member.refused is None])) as arriving:
+            for member in members:
+                yield member, next(arriving) if member.refused is None else member.refused.error()
+
+    def let_go(self) -> None:
+        """Give back the turn of the last member that was read: it is decoded, and its file is not held any more."""
+        if self._turn is not None:
+            self._turn.give_back()
+
+    def _arriving(self, members: Sequence[ManifestMember]) -> Generator[bytes | InputError]:
+        for (kind, size), run in groupby(members, key=lambda member: (_container(member), self._size_of(member))):
+            if size == "large":
+                for member in run:
+                    yield from self._alone(member, member.size_bytes)
+            elif size == "unsized":
+                yield from self._unsized(run)
+            elif kind is None:
+                yield from self._files(run, self._max_bytes)
+            else:
+                yield from self._reader(kind[0]).read(list(run))
+
+    def _size_of(self, member: ManifestMember) -> str:
+        if member.size_bytes < 0 and member.place is None:
+            return "unsized"
+        return "large" if self._depth_bytes < member.size_bytes <= self._max_bytes else "small"
+
+    def _files(self, members: Iterable[ManifestMember], max_bytes: int) -> Iterator[bytes | InputError]:
+        for _, data in self._fetcher.prefetch(members, depth_bytes=self._depth_bytes, max_bytes=max_bytes):
+            yield data
+            del data
+
+    def _unsized(self, members: Iterable[ManifestMember]) -> Iterator[bytes | InputError]:
+        """Files whose size is not known before they come: all are asked for as if they were small."""
+        expected = min(self._max_bytes, _UNSIZED_BYTES)
+        told, asked = tee(members)
+        for member, data in zip(told, self._files(asked, expected), strict=True):
+            if isinstance(data, InputError) and data.status is Status.IMAGE_TOO_LARGE and expected < self._max_bytes:
+                yield from self._alone(member, self._max_bytes)
+            else:
+                yield data
+            del data
+
+    def _alone(self, member: ManifestMember, size_bytes: int) -> Iterator[bytes | InputError]:
+        """One member, in its turn; what is unpacked is held twice for a moment."""
+        with ExitStack() as stack:
+            if self._budget is not None:
+                self._turn = stack.enter_context(self._budget.turn())
+                self._turn.take(min(size_bytes * (1 if member.place is None else 2), self._budget.total_bytes))
+            yield from self._files([member], self._max_bytes) if member.place is None else self._reader(member.place.kind).read([member])
+
+    def _reader(self, kind: str) -> Reader:
+        if kind not in self._readers:
+            self._readers[kind] = CONTAINERS[kind].reader(self._fetcher, self._max_bytes)
+        return self._readers[kind]
+
+
+def _container(member: ManifestMember) -> tuple[str, str, str] | None:
+    return None if member.place is None else (member.place.kind, member.uri, member.version)

@@ -1,0 +1,175 @@
+"""An S3 Inventory as a source: the daily or weekly table of a bucket's objects, read instead of listing the bucket.
+
+Its members are those that a listing gives, with the same uris, versions and sizes, as of the day it was made.
+Knows the inventory's files (CSV.gz, Parquet, ORC) and columns; asks the bucket itself nothing.
+
+Source: https://docs.aws.amazon.com/AmazonS3/latest/userguide/storage-inventory.html and …/storage-inventory-location.html.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote_plus
+
+import pyarrow as pa
+import pyarrow.csv as pcsv
+import pyarrow.orc as orc
+import pyarrow.parquet as pq
+
+from ray_app.archives.containers import ContainerLimits, TableColumns
+from ray_app.archives.members import ListedMember, RefusedMember
+from ray_app.archives.object_prefix import Found, as_found
+from ray_app.errors import ConfigError, SourceError, Status, StorageError
+from ray_app.storage import Fetcher, ObjectInfo, Store, canonical
+from ray_app.storage.urls import bucket_and_key, scheme_of
+
+_MAX_MANIFEST = 256 << 20
+_ROWS_AT_ONCE = 16_384
+# What the inventory is asked for besides the bucket and key that it always has, and how its settings call it.
+_NEEDED = {"size": "Size", "etag": "ETag"}
+_VERSIONED = ("islatest", "isdeletemarker")
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """The source `inventory::s3://…/manifest.json`."""
+
+    url: str
+    columns: TableColumns
+    limits: ContainerLimits
+
+    def sections(self, fetcher: Fetcher) -> Iterator["InventoryFile"]:
+        """One for each data file. Raises ConfigError for what is no inventory, or lacks a column; StorageError when it is out of reach."""
+        manifest = self._manifest()
+        try:
+            schema, kind = manifest["fileSchema"], manifest["fileFormat"]
+            bucket, listed = manifest["destinationBucket"].removeprefix("arn:aws:s3:::"), str(manifest["sourceBucket"])
+            files = [(f"s3://{bucket}/{file['key']}", int(file.get("size", -1))) for file in manifest["files"]]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ConfigError(f"{self.url}: not the manifest.json of an S3 Inventory: {error!r}") from None
+        place = canonical(self.url)
+        if scheme_of(place) == "s3" and bucket_and_key(place)[0] != bucket:
+            raise ConfigError(f"{self.url}: its data files are in another bucket, {bucket}", hint="name the manifest.json that lies there")
+        names = _column_names(schema)
+        missing = [said for name, said in _NEEDED.items() if name not in names]
+        if missing:
+            raise ConfigError(
+                f"{self.url}: the inventory does not tell {' and '.join(missing)}",
+                hint=f"add to its optional fields: {', '.join(missing)}; without them images could not be told from later versions",
+            )
+        if kind not in _READERS:
+            raise ConfigError(f"{self.url}: the inventory's format '{kind}' is none of {', '.join(_READERS)}")
+        for uri, size in files:
+            yield InventoryFile(uri, size, kind, tuple(names), self, listed)
+
+    def _manifest(self) -> dict[str, Any]:
+        folder, _, name = canonical(self.url).rpartition("/")
+        try:
+            manifest = json.loads(Store.open(folder).read(name))
+        except FileNotFoundError:
+            raise ConfigError(f"{self.url}: no such file", hint="an inventory's manifest.json lies in a folder named by its date") from None
+        except (ValueError, RecursionError):
+            raise ConfigError(f"{self.url}: not the manifest.json of an S3 Inventory: it is no JSON") from None
+        if not isinstance(manifest, dict):
+            raise ConfigError(f"{self.url}: not the manifest.json of an S3 Inventory")
+        return manifest
+
+
+@dataclass(frozen=True)
+class InventoryFile:
+    """One data file of an inventory of `bucket`."""
+
+    uri: str
+    size_bytes: int
+    kind: str
+    names: tuple[str, ...]
+    inventory: Inventory
+    bucket: str
+
+    def found(self, fetcher: Fetcher) -> Iterator[Found]:
+        """The objects that the bucket had, in the file's order, and their keys; what is said to be in another one is refused.
+
+        Raises StorageError when the file cannot be read.
+        """
+        other = RefusedMember(Status.UNSAFE_MEMBER, f"in another bucket than the inventory's, {self.bucket}")
+        try:
+            for info in self._objects(fetcher):
+                bucket, _, key = info.uri.partition("://")[2].partition("/")
+                if bucket == self.bucket:
+                    yield key, as_found(info, key, None, self.inventory.columns, self.inventory.limits)
+                else:
+                    yield key, ListedMember(info.uri, None, 0, info.version, info.size_bytes, refused=other)
+        except SourceError as error:
+            raise StorageError(
+                f"cannot read the inventory's file {self.uri}: {error.detail}",
+                hint="an inventory is deleted after a time if its bucket says so: take the newest manifest.json",
+            ) from error
+
+    def _objects(self, fetcher: Fetcher) -> Iterator[ObjectInfo]:
+        file = fetcher.open(self.uri, "", self.size_bytes)
+        try:
+            with file:
+                for rows in _READERS[self.kind](file, self.names):
+                    yield from self._told(rows)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            if file.failed is not None:  # of which the reader of ORC keeps only the text
+                raise file.failed from error
+            raise ConfigError(f"{self.uri}: not a readable {self.kind} file of an inventory: {' '.join(str(error).split())}") from error
+
+    def _told(self, rows: pa.RecordBatch) -> Iterator[ObjectInfo]:
+        columns = {_plain(name): rows.column(i).to_pylist() for i, name in enumerate(rows.schema.names)}
+        nothing = [None] * rows.num_rows
+        wanted = [columns.get(name, nothing) for name in ("bucket", "key", "size", "etag", *_VERSIONED)]
+        for bucket, key, size, etag, is_latest, is_marker in zip(*wanted, strict=True):
+            if _says(is_latest, "false") or _says(is_marker, "true"):
+                continue
+            key = unquote_plus(key) if self.kind == "CSV" else key
+            size = -1 if size in (None, "") else int(size)
+            # As a listing leaves out what consoles put there to show an empty folder.
+            if not (key.endswith("/") and size == 0):
+                yield ObjectInfo(f"s3://{bucket}/{key}", size, (etag or "").strip('"'))
+
+
+def _says(value: Any, word: str) -> bool:
+    return value is not None and str(value).lower() == word
+
+
+def _plain(name: str) -> str:
+    """One spelling for IsDeleteMarker, is_delete_marker, e_tag and ETag."""
+    return name.replace("_", "").lower()
+
+
+def _column_names(schema: str) -> list[str]:
+    """The columns, in their order: from a comma-separated list (CSV), a Parquet message or an ORC struct."""
+    if schema.lstrip().startswith("message"):
+        return [_plain(name) for name in re.findall(r"(?:required|optional)\s+\w+\s+(\w+)", schema)]
+    if schema.lstrip().startswith("struct<"):
+        return [_plain(name) for name in re.findall(r"(\w+):", schema)]
+    return [_plain(name.strip()) for name in schema.split(",")]
+
+
+def _csv(file: Any, names: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
+    unpacked = pa.CompressedInputStream(pa.PythonFile(file, "r"), "gzip")
+    texts = pcsv.ConvertOptions(column_types={name: pa.string() for name in names}, strings_can_be_null=False)
+    yield from pcsv.open_csv(unpacked, pcsv.ReadOptions(column_names=list(names), use_threads=False), convert_options=texts)
+
+
+def _parquet(file: Any, names: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
+    table = pq.ParquetFile(file, buffer_size=1 << 20)
+    yield from table.iter_batches(_ROWS_AT_ONCE, columns=_wanted(table.schema_arrow.names), use_threads=False)
+
+
+def _orc(file: Any, names: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
+    table = orc.ORCFile(file)
+    wanted = _wanted(table.schema.names)
+    for stripe in range(table.nstripes):
+        yield table.read_stripe(stripe, columns=wanted)
+
+
+def _wanted(names: list[str]) -> list[str]:
+    return [name for name in names if _plain(name) in ("bucket", "key", *_NEEDED, *_VERSIONED)]
+
+
+_READERS: dict[str, Callable[[Any, tuple[str, ...]], Iterator[pa.RecordBatch]]] = {"CSV": _csv, "Parquet": _parquet, "ORC": _orc}

@@ -1,0 +1,114 @@
+"""Known generators: their names, other spellings of them, and their families. Reads configs/generators.yaml; knows no image.
+
+A name that is not listed may still say its family, as FAMILY/NAME: that is how fine-tuned models are labelled.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from pydantic import model_validator
+
+from ray_app.config import Frozen, config_root, load_yaml
+
+_SEPARATORS = re.compile(r"[\s._-]+")
+
+
+class Family(Frozen):
+    """A base architecture, and who made it."""
+
+    title: str
+    maker: str | None = None
+
+
+class GeneratorEntry(Frozen):
+    """One generator. `open`: its weights can be had; where that is not said, nobody has looked."""
+
+    family: str
+    title: str
+    aliases: tuple[str, ...] = ()
+    open: bool | None = None
+
+
+class GeneratorIndex(Frozen):
+    """All that are known, by name."""
+
+    families: Mapping[str, Family]
+    generators: Mapping[str, GeneratorEntry]
+
+    @model_validator(mode="after")
+    def _unambiguous(self) -> "GeneratorIndex":
+        taken: dict[str, str] = {}
+        for name, one in self.generators.items():
+            if one.family not in self.families:
+                raise ValueError(f"{name}: its family {one.family!r} is not listed")
+            for spelling in (name, *one.aliases):
+                if taken.setdefault(spelt(spelling), name) != name:
+                    raise ValueError(f"{spelling!r} is {taken[spelt(spelling)]} and {name}")
+        return self
+
+
+@dataclass(frozen=True)
+class ResolvedGenerator:
+    """What the index knows of a name: the generator's own (None where only its family is known), and the family's."""
+
+    name: str | None
+    family: str
+
+
+def spelt(name: str) -> str:
+    """A name as names are compared: without case, blanks, dots, dashes and underscores."""
+    return _SEPARATORS.sub("", name.casefold())
+
+
+@cache
+def generator_index(path: Path | None = None) -> GeneratorIndex:
+    """The shipped index, or that of a file. Raises ConfigError."""
+    return load_yaml(path or config_root() / "generators.yaml", GeneratorIndex)
+
+
+def known(name: str, index: GeneratorIndex | None = None) -> ResolvedGenerator | None:
+    """The generator that a name means, by any spelling; the family alone of a family's name or of FAMILY/NAME; None for a stranger."""
+    by_name, families = _spellings(index or generator_index())
+    if found := by_name.get(spelt(name)):
+        return found
+    family = families.get(spelt(name)) or families.get(spelt(name.partition("/")[0]))
+    return None if family is None else ResolvedGenerator(None, family)
+
+
+def family_of(name: str, index: GeneratorIndex | None = None) -> str | None:
+    """The family of a generator by any spelling of its name; None for a stranger."""
+    found = known(name, index)
+    return None if found is None else found.family
+
+
+def title_of(name: str) -> str:
+    """How people are told a generator: its title where the index knows it by this or another spelling, else the name itself."""
+    found = known(name)
+    return name if found is None or found.name is None else generator_index().generators[found.name].title
+
+
+def family_title(family: str) -> str:
+    """How people are told a family: its title where the index has it, else its own name."""
+    one = generator_index().families.get(family)
+    return family if one is None else one.title
+
+
+def means(wanted: str, name: str | None, family: str | None) -> bool:
+    """Whether a word that somebody typed, in any spelling, means this generator or its family."""
+    if name is None:
+        return False
+    asked = known(wanted)
+    return spelt(wanted) in (spelt(name), spelt(family or name)) or (asked is not None and asked.name is not None and known(name) == asked)
+
+
+def _spellings(index: GeneratorIndex) -> tuple[dict[str, ResolvedGenerator], dict[str, str]]:
+    return dict(_by_spelling(index)), {spelt(name): name for name in index.families}
+
+
+def _by_spelling(index: GeneratorIndex) -> Iterator[tuple[str, ResolvedGenerator]]:
+    for name, one in index.generators.items():
+        for spelling in (name, *one.aliases):
+            yield spelt(spelling), ResolvedGenerator(name, one.family)

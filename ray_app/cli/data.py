@@ -1,0 +1,406 @@
+"""`touchstone collect`: a list of urls → images with their words, politely.
+
+`touchstone generate`: prompts into images of a diffusion pipeline, with all that a training needs to know of them.
+
+`touchstone split`: an index → training, validation and test images that share nothing; or what splits that are there share.
+
+`touchstone labels`: whether labels could be told by files alone, stand under both names, or are doubted.
+
+`touchstone index`: a labelled source → an index that recipes name.
+
+`touchstone pack`: any source into Parquet or WebDataset shards.
+
+`touchstone filter`: a scored archive without what was flagged.
+"""
+
+import json
+import shlex
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ray_app.cli.options import accepted_by, as_json, configured, local_folder, overrides
+
+if TYPE_CHECKING:
+    from ray_app.datasets import IndexInfo
+
+
+def _statuses(context: click.Context, option: click.Parameter, text: str | None) -> tuple[str, ...]:
+    from ray_app.datajobs.download.config import failures
+
+    try:
+        return failures(text) if text else ()
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+@click.command()
+@click.argument("meta", required=False)
+@click.option("--out", metavar="DIR", help="Where to write; any fsspec URL. The same command on it goes on.")
+@click.option("--meta_file", metavar="FILE", help="META, as DFLIP-3K's own downloader calls it.")
+@click.option("--save_dir", metavar="DIR", help="DIR as DFLIP-3K's own downloader has it: files directly in it, our records in _collected.")
+@click.option("--form", type=click.Choice(["files", "parquet", "webdataset"]), help="Files named after ids, or shards.  [default: files]")
+@click.option("--per-host", type=click.IntRange(min=1), help="Requests at once to one host.  [default: 2]")
+@click.option("--pause", metavar="SECONDS", type=click.FloatRange(min=0), help="Between two requests to one host.  [default: 0]")
+@click.option("--contact", metavar="MAIL|URL", help="Whom owners of hosts may turn to; stands in the User-Agent.")
+@click.option("--generator", metavar="NAME", help="Who made the images, where the list does not say.")
+@click.option("--limit", type=click.IntRange(min=1), help="Collect no more than the first so many.")
+@click.option("--retry", metavar="STATUS,…", callback=_statuses, help="Ask those urls again that ended with these statuses.")
+@click.option("--config", "config_file", metavar="FILE", help="YAML of a collection.")
+@overrides
+@as_json
+def collect(config_file: str | None, assignments: tuple[str, ...], retry: tuple[str, ...], as_json: bool, **given: Any) -> int:
+    """Fetch the images that META lists by url: DFLIP-3K's dalle.json, mj.json, pd.json, or a CSV, JSONL or Parquet of urls.
+
+    Only what decodes counts. Every url ends with a row: an image, or a status and why. Restarted, it asks for what is missing alone.
+
+    \b
+    touchstone collect pd.json --out s3://bucket/dflip --contact me@example.org
+    touchstone collect urls.csv --out images --form webdataset --per-host 1 --pause 0.5
+    touchstone collect urls.csv --out images --retry source_timeout,source_throttled
+    touchstone collect --meta_file mj.json --save_dir mj
+    """
+    from ray_app.datajobs.download import CollectConfig
+    from ray_app.datajobs.download.config import collect_lines
+    from ray_app.datajobs.download.run import collect as run_collect
+
+    config = configured("collect", config_file, CollectConfig, _given(given), [*_polite(given), *assignments])
+    if not (config.politeness.contact or config.politeness.user_agent):
+        click.echo("no --contact: owners of the hosts cannot reach you, and may refuse you for it", err=True)
+    summary = run_collect(config, retry=retry)
+    click.echo(json.dumps(summary, indent=2, ensure_ascii=False) if as_json else "\n".join(collect_lines(summary)))
+    return 0
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """The keys of the config that were given; the other downloader's names are second."""
+    meta, out, save = options["meta"] or options["meta_file"], options["out"], options["save_dir"]
+    keys = {name: options[name] for name in ("form", "generator", "limit")}
+    return keys | {"meta": meta, "out": out or save, "folder": "" if save and not out else None}
+
+
+def _polite(options: dict[str, Any]) -> list[str]:
+    keys = {"per_host": options["per_host"], "pause_s": options["pause"], "contact": options["contact"]}
+    return [f"politeness.{key}={json.dumps(value)}" for key, value in keys.items() if value is not None]
+
+
+def _accept(context: click.Context, option: click.Parameter, names: tuple[str, ...]) -> tuple[str, ...]:
+    if not names:
+        return ()
+    from ray_app.datajobs.generate.cards import accept
+
+    return accepted_by(accept, names)
+
+
+@click.command()
+@click.argument("config_file", metavar="CONFIG")
+@click.option("--out", metavar="DIR", help="Where to write; any fsspec URL. The same command on it goes on.")
+@click.option("--prompts", metavar="FILE", help="Text, CSV, JSONL, Parquet or an index; for inpainting a table of images.")
+@click.option("--like", metavar="SOURCE", help="Draw format and quality of files from these real images: a run, an index, a folder.")
+@click.option("--seed", type=click.IntRange(min=0), help="Base seed; each image has one of its own that follows from it.  [default: 0]")
+@click.option("--per-prompt", type=click.IntRange(min=1), help="Images of each prompt.  [default: 1]")
+@click.option("--limit", type=click.IntRange(min=1), help="Use only the first so many prompts.")
+@click.option("--batch", type=click.IntRange(min=1), help="Images at once, halved when memory is short.  [default: the card's]")
+@click.option("--retry", is_flag=True, help="Make those blocks again in which images failed.")
+@click.option("--accept-licence", "accept_licences", multiple=True, metavar="NAME", callback=_accept,
+              help="Accept the licence of this pipeline (or a licence by its id) and remember that; repeatable.")  # fmt: skip
+@overrides
+@as_json
+def generate(config_file: str, like: str | None, assignments: tuple[str, ...], retry: bool, as_json: bool, **given: Any) -> int:
+    """Make images from prompts, or alter real ones in part, for training and for tests. Needs touchstone[generate].
+
+    CONFIG is a shipped pipeline (sd-3.5, flux.1-dev, sd-1.5-inpainting, sd-2-inpainting, sdxl-inpainting), a card of your own, or the
+    YAML of a job. Every image has its own noise; DIR/generated.parquet says how each was made, and index and score take it.
+
+    \b
+    touchstone generate flux.1-dev --prompts prompts.txt --like runs/real --out s3://bucket/flux
+    touchstone generate sd-2-inpainting --prompts index-of-reals --out edits
+    """
+    from ray_app.datajobs.generate.rows import generate_lines
+    from ray_app.datajobs.generate.run import generate_images
+
+    if like is not None:
+        assignments = (f"like.source={json.dumps(like)}", *assignments)
+    finished = generate_images(_config(config_file, given, assignments), retry=retry)
+    click.echo(json.dumps(finished.summary, indent=2, ensure_ascii=False) if as_json else "\n".join(generate_lines(finished.summary)))
+    return finished.exit_code
+
+
+def _config(named: str, given: dict[str, Any], assignments: tuple[str, ...]) -> Any:
+    """A job's YAML, or the job that a card alone makes."""
+    from ray_app.config import find_config, read_mapping
+    from ray_app.datajobs.generate import GenerateConfig
+
+    is_card = "diffusers_class" in read_mapping(find_config("generate", named))
+    return configured("generate", None if is_card else named, GenerateConfig, given | ({"pipeline": named} if is_card else {}), assignments)
+
+
+_MOST_LINES = 40
+
+
+def _words(context: click.Context, option: click.Parameter, text: str | None) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip()) if text else ()
+
+
+@click.command()
+@click.argument("at", metavar="INDEX")
+@click.option("--out", metavar="DIR", help="Where the divided index goes; any fsspec URL.")
+@click.option("--train", type=float, help="The share of images to learn from.  [default: 0.8]")
+@click.option("--validation", type=float, help="The share that chooses and calibrates.  [default: 0.1]")
+@click.option("--test", type=float, help="The share that is only measured.  [default: 0.1]")
+@click.option("--by", metavar="KINDS", callback=_words, help="What binds images: group, prompt, looks.  [default: group,prompt,looks]")
+@click.option(
+    "--prompts",
+    type=click.FloatRange(0.3, 1, min_open=True),
+    help="The share of words that prompts nearly the same share; 1 = equal ones only.  [default: 0.9]",
+)
+@click.option("--hold-out", multiple=True, metavar="NAME|SHARE", help="A generator that is in test alone, or a share of all; repeatable.")
+@click.option("--keep", multiple=True, type=click.Choice(["train", "validation", "test"]), help="A split of INDEX that stays; repeatable.")
+@click.option("--after", metavar="DIR", help="An earlier split, none of whose images is moved.")
+@click.option(
+    "--even", is_flag=True, default=None, help="Divide every generator evenly; added images may then move others, but for --after."
+)
+@click.option("--seed", type=click.IntRange(min=0), help="Another one divides otherwise.  [default: 0]")
+@click.option("--check", is_flag=True, help="Only tell what the splits that INDEX has share; exits with 2 if they share anything.")
+@as_json
+def split(at: str, check: bool, as_json: bool, **given: Any) -> int:
+    """Divide INDEX into train, validation and test, never by image: what is of one prompt, one scene or one picture stays together.
+
+    Images are bound by group, by prompts that are nearly the same, by equal bytes and by looks (where INDEX has hashes). Where a group
+    falls follows from its name and the seed alone, so it stays there when images are added.
+
+    \b
+    touchstone index photos/ --layout folders --hash sha256,phash --out index
+    touchstone split index --out divided
+    touchstone split index --out divided --hold-out midjourney-7 --hold-out flux.2
+    touchstone split grown --out divided-2 --after divided
+    touchstone split index --check
+    """
+    from ray_app.datasets.split_index import SplitConfig, check_splits, split_index
+    from ray_app.errors import ConfigError, ExitCode
+    from ray_app.reports.format import visible
+
+    if check:
+        found = check_splits(at, **({"prompts": given["prompts"]} if given["prompts"] else {}))
+        click.echo(json.dumps(found, indent=1, ensure_ascii=False) if as_json else "\n".join(map(visible, _checked(found))))
+        return ExitCode.USAGE if any(one["values"] for one in found["leaks"]) else ExitCode.DONE
+    if not given["out"]:
+        raise ConfigError("no directory for the divided index: --out DIR is missing", hint="touchstone split INDEX --out DIR")
+    document = split_index(configured("split", None, SplitConfig, {"at": at, **given}, ()))
+    click.echo(json.dumps(document, indent=1, ensure_ascii=False) if as_json else "\n".join(map(visible, _lines(document, given["out"]))))
+    return ExitCode.DONE
+
+
+def _lines(document: Mapping[str, Any], out: str) -> Iterator[str]:
+    from ray_app.reports.text import table
+
+    yield f"{document['images']:,} images in {document['groups']:,} groups, the largest of {document['largest_group']:,}"
+    yield ""
+    asked = document["asked"]["shares"]
+    rows = [
+        [name, f"{one['images']:,}", "–" if one["share"] is None else f"{one['share']:.1%}", f"{asked[name]:.1%}" if name in asked else "–",
+         f"{one['real']:,}", f"{one['fake']:,}"]
+        for name, one in document["splits"].items() if one["images"] or name in asked
+    ]  # fmt: skip
+    yield from table(["split", "images", "share", "asked", "real", "fake"], rows, 100, right=[1, 2, 3, 4, 5])
+    yield ""
+    names = list(document["splits"])
+    strata = [
+        [one["label"], one["generator"] + (" (held out)" if one["held_out"] else ""), *(f"{one[name]:,}" for name in names)]
+        for one in document["strata"]
+    ]
+    yield from table(["label", "generator", *names], strata[:_MOST_LINES], 120, right=[2, 3, 4, 5])
+    if len(strata) > _MOST_LINES:
+        yield f"… and {len(strata) - _MOST_LINES:,} more; split.json has all"
+    yield ""
+    yield from document["remarks"]
+    yield from _leaking(document["leaks"])
+    yield f"next: touchstone train configs/train/FILE.yaml --out DIR, whose data says {{at: {out}, split: train}} and so on"
+    yield f"      {shlex.join(['touchstone', 'evaluate', 'RUN', '--labels', out, '--split', 'test', '--out', 'figures'])}"
+
+
+def _checked(found: Mapping[str, Any]) -> Iterator[str]:
+    yield " · ".join(f"{name} {count:,}" for name, count in found["images"].items() if count)
+    for one in found["leaks"]:
+        if not one["known"]:
+            yield f"not known: {one['what']} (the index has nothing to tell it by)"
+    leaking = list(_leaking(found["leaks"]))
+    yield from leaking or ["the splits share nothing that is known"]
+
+
+def _leaking(leaks: list[dict[str, Any]]) -> Iterator[str]:
+    for one in leaks:
+        if one["values"]:
+            between = ", ".join(f"{name}: {count:,}" for name, count in one["between"].items())
+            yield f"LEAK by {one['what']}: {one['images']:,} images ({between})"
+            for first, second in one["examples"]:
+                yield f"  {first}"
+                yield f"  = {second}"
+
+
+@click.command()
+@click.argument("at", metavar="INDEX|RUN")
+@click.option("--out", required=True, metavar="DIR", help="Local folder for labels.html, labels.json and suspicious.parquet.")
+@click.option("--labels", metavar="FILE|INDEX", help="Of a RUN: CSV, JSONL, Parquet or an index.  [default: the run's own columns]")
+@click.option("--key", type=click.Choice(["image_id", "sha256", "uri"]), help="What joins labels to rows.  [default: the first there is]")
+@click.option("--read", is_flag=True, help="Of an INDEX: open its files for format, size, quality and metadata, on Ray.")
+@click.option("--features", metavar="NAME", help="Whose kept embeddings doubt labels.  [default: the first kept; else the scores]")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Draws folds.")
+@click.option("--thumbnails/--no-thumbnails", default=True, help="Pictures in the report.  [default: with them]")
+@as_json
+def labels(at: str, out: str, read: bool, as_json: bool, **given: Any) -> int:
+    """Audit labels: in what the files of fakes and real images differ, what stands under both labels, and which labels are doubted.
+
+    An INDEX knows names, sizes and hashes; --read looks into its files. A RUN knows formats and qualities, and what detectors made of the
+    pictures: only that can doubt a label.
+
+    \b
+    touchstone labels index --read --out audit
+    touchstone score list::labels.csv --detector unifd --features unifd --out run
+    touchstone labels run --labels index --out audit
+    """
+    from ray_app.archives import in_turn
+    from ray_app.evaluation.label_audit.audit import audit_labels
+    from ray_app.reports.labels import labels_lines
+
+    folder, each = local_folder(out), in_turn
+    started: AbstractContextManager[None] = nullcontext()
+    if read:
+        from ray_app.cluster.ray_cluster import cluster, on_ray
+        from ray_app.scoring.config import ScoreConfig
+
+        started, each = cluster(ScoreConfig().cluster), on_ray
+    with started:
+        document = audit_labels(at, folder, read=read, each=each, **given)
+    click.echo(json.dumps(document, indent=1, ensure_ascii=False) if as_json else "\n".join(labels_lines(document)))
+    click.echo(f"report: {folder / 'labels.html'}", err=as_json)
+    return 0
+
+
+def _hashes(context: click.Context, option: click.Parameter, text: str | None) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",")) if text else ()
+
+
+@click.command()
+@click.argument("at", metavar="SOURCE…", nargs=-1, required=True)
+@click.option("--layout", metavar="NAME", help="How the source tells labels; see below.  [default: columns]")
+@click.option("--out", metavar="DIR", required=True, help="Where the index goes; any fsspec URL.")
+@click.option("--include", multiple=True, metavar="GLOB", help="Only paths below the source that match; repeatable.")
+@click.option("--exclude", multiple=True, metavar="GLOB", help="Not the paths that match; repeatable.")
+@click.option("--limit", type=click.IntRange(min=1), help="List no more than this many members.")
+@click.option("--hash", "hashes", metavar="sha256,phash", callback=_hashes, help="Compute these, to find leakage: reads every image.")
+@click.option("--complete", is_flag=True, help="Exit with 2 unless the counts are those that the layout is published with.")
+@overrides
+@as_json
+def index(out: str, complete: bool, assignments: tuple[str, ...], as_json: bool, **given: Any) -> int:
+    """List SOURCE and label its images as a published layout does, for training. An unknown label is an error, never a default.
+
+    SOURCE is what `touchstone score` takes, or simulated:: for the offline set. Counts are compared with the published ones.
+
+    \b
+    Layouts: columns · folders · openfake · openfake-csv · openfake-ood · opensdi · community-forensics
+             community-forensics-folders · dflip · opendeepfake-preview · imdlbenco-json · imdlbenco-folder
+    Their arguments are set by --set arguments.KEY=VALUE; a wrong one names the right ones.
+
+    \b
+    touchstone index hf://datasets/nebula/OpenSDI_train --layout opensdi --out s3://bucket/opensdi
+    touchstone index photos/ --layout folders --out index --hash sha256,phash
+    touchstone index labels.csv --out index --set columns.uri=file --set arguments.label=kind
+    """
+    from ray_app.datasets import DatasetSource, build_index
+    from ray_app.datasets.labelling import IndexProgress
+    from ray_app.errors import ConfigError
+    from ray_app.storage import Store
+
+    source = configured("index", None, DatasetSource, given, assignments)
+    if source.split or source.generators:
+        raise ConfigError("split and generators are chosen by those who read an index", hint="say them in the recipe's data")
+    info = build_index(source, Store.open(out), progress=IndexProgress())
+    click.echo(json.dumps(asdict(info), indent=1, ensure_ascii=False) if as_json else "\n".join(_indexing_lines(info)))
+    if complete and not info.agrees:
+        told = "no published count to compare with" if info.agrees is None else "the counts are not the published ones"
+        raise ConfigError(f"{out}: {told}", hint="the index is written; without --complete this is no error")
+    return 0
+
+
+def _indexing_lines(info: "IndexInfo") -> "Iterator[str]":
+    from ray_app.reports.text import table
+
+    hashed = f" · with {', '.join(info.hashes)}" if info.hashes else ""
+    yield f"{info.rows:,} labelled images, layout {info.layout}{hashed} · digest {info.digest[:16]}"
+    yield ""
+    rows = [[one["split"] or "–", one["label"], one["generator"], f"{one['rows']:,}"] for one in info.counts]
+    yield from table(["split", "label", "generator", "images"], rows[:_MOST_LINES], 120, right=[3])
+    if len(rows) > _MOST_LINES:
+        yield f"… and {len(rows) - _MOST_LINES:,} more; --json shows all"
+    yield ""
+    for one in info.published:
+        told = "no published count" if one["published"] is None else f"published {one['published']:,}"
+        word = {True: "agree", False: "DIFFER", None: "unknown"}[one["agrees"]]
+        yield f"{one['subset']}: {one['rows']:,} · {told} · {word}"
+    for name, kinds in (("left out", info.left_out), ("unreadable", info.unreadable)):
+        for one in kinds:
+            yield f"{name}: {one['files']:,} × {one['why']}, for example {one['example']}"
+    if info.repeated:
+        yield f"named more than once by the source, indexed once: {info.repeated:,}"
+
+
+@click.command()
+@click.argument("source", nargs=-1)
+@click.option("--out", metavar="DIR", help="Where to write; any fsspec URL. The same command on it goes on.")
+@click.option("--as", "form", type=click.Choice(["parquet", "webdataset"]), help="Form of the shards.  [default: parquet]")
+@click.option("--shard-mb", type=click.FloatRange(min=0, min_open=True), help="Bytes of members in one shard, in MB.  [default: 256]")
+@click.option("--config", "config_file", metavar="FILE", help="YAML of a packing job.")
+@click.option("--include", multiple=True, metavar="GLOB", help="Only paths below the source that match; repeatable.")
+@click.option("--exclude", multiple=True, metavar="GLOB", help="Not the paths that match; repeatable.")
+@click.option("--limit", type=click.IntRange(min=1), help="Pack no more than this many members.")
+@click.option("--retry", is_flag=True, help="Write those shards again in which members could not be read from storage.")
+@overrides
+@as_json
+def pack(config_file: str | None, assignments: tuple[str, ...], retry: bool, as_json: bool, **given: Any) -> int:
+    """Turn SOURCE into shards of a size that storage likes, bytes untouched: Parquet as the Hugging Face hub writes it, or tars.
+
+    SOURCE is what `touchstone score` takes. A member that cannot be read is in no shard but in DIR/unpacked.parquet, with the reason.
+
+    \b
+    touchstone pack s3://bucket/photos --out s3://bucket/shards
+    touchstone pack photos/ --out shards --as webdataset --shard-mb 512
+    """
+    from ray_app.datajobs.shards import PackConfig
+    from ray_app.datajobs.shards.run import pack_archive, pack_lines
+
+    summary = pack_archive(configured("pack", config_file, PackConfig, given, assignments), retry=retry)
+    click.echo(json.dumps(summary, indent=2, ensure_ascii=False) if as_json else "\n".join(pack_lines(summary)))
+    return 0
+
+
+@click.command("filter")
+@click.argument("run", metavar="RUN")
+@click.option("--out", metavar="DIR", help="Where to write; any fsspec URL. The same command on it goes on.")
+@click.option(
+    "--as", "form", type=click.Choice(["list", "webdataset", "parquet"]), help="A list of names, or shards with the bytes.  [default: list]"
+)
+@click.option("--drop", multiple=True, type=click.Choice(["fake", "abstain", "failed"]), help="What goes; repeatable.  [default: fake]")
+@click.option("--shard-mb", type=click.FloatRange(min=0, min_open=True), help="Bytes of members in one shard, in MB.  [default: 256]")
+@click.option("--retry", is_flag=True, help="Write those shards again in which members could not be read from storage.")
+@overrides
+@as_json
+def filter_command(assignments: tuple[str, ...], retry: bool, as_json: bool, **given: Any) -> int:
+    """Write the archive of RUN without the members that it flags, and the list of those with reasons. Nothing is deleted.
+
+    Lists come as Parquet, exact, and as CSV, where a name that a spreadsheet would run as a formula has an apostrophe before it.
+
+    \b
+    touchstone filter run --out clean                            names that stay, names that go
+    touchstone filter run --out clean --as parquet --drop fake --drop abstain
+    """
+    from ray_app.datajobs.shards import FilterConfig
+    from ray_app.datajobs.shards.filter import filter_run
+    from ray_app.datajobs.shards.run import filter_lines
+
+    summary = filter_run(configured("filter", None, FilterConfig, given, assignments), retry=retry)
+    click.echo(json.dumps(summary, indent=2, ensure_ascii=False) if as_json else "\n".join(filter_lines(summary)))
+    return 0

@@ -1,0 +1,288 @@
+"""Commands on what is shipped: detector cards and configs.
+
+Commands on weights: fetch them before a run, and verify that a detector here is the one that was published.
+"""
+
+import json
+import shlex
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ray_app.cli.fit import fit
+from ray_app.cli.options import as_json, configured, licence_option, overrides, shown
+from ray_app.errors import DetectorError, ExitCode
+
+if TYPE_CHECKING:
+    from ray_app.attribution.cards import DescriberCard, IdentifierCard
+    from ray_app.detectors import DetectorCard
+    from ray_app.detectors.verify import DetectorCheck
+    from ray_app.reports.card import ZooEntry
+
+
+@click.command("fetch")
+@click.argument("names", nargs=-1, metavar="NAME|PATH…")
+@click.option("--all", "everything", is_flag=True, help="Every shipped detector whose licence is permissive or accepted.")
+@click.option("--to", "mirror", metavar="URL", help="Also copy them to this shared folder or bucket, for machines without internet.")
+@licence_option
+@as_json
+def fetch(names: tuple[str, ...], everything: bool, mirror: str | None, accepted: tuple[str, ...], as_json: bool) -> int:
+    """Fetch weights into the cache before a run, with all that belongs to them, and check their SHA-256.
+
+    The cache is $TOUCHSTONE_CACHE, else ~/.cache/touchstone/weights. Prints the files.
+
+    \b
+    touchstone detectors fetch community-forensics-vits384
+    touchstone detectors fetch unifd cnndetection --accept-licence cnndetection
+    touchstone detectors fetch --all --to s3://bucket/weights
+    """
+    from ray_app.detectors import load_card
+    from ray_app.detectors.licences import require_accepted
+
+    if bool(names) == everything:
+        raise click.UsageError("name detectors, or say --all" if not names else "name detectors or say --all, not both")
+    cards = list(_fetchable(accepted)) if everything else [load_card(name) for name in names]
+    for card in cards:
+        require_accepted(card, accepted)
+    mirror = _absolute(mirror)
+    fetched, failed = [], []
+    for card in cards:
+        try:
+            fetched.append(_fetch(card, mirror))
+        except DetectorError as error:
+            failed.append(error)
+    _tell(fetched, mirror, as_json)
+    return _report(failed)
+
+
+def _fetchable(accepted: Sequence[str]) -> "Iterator[DetectorCard]":
+    """Every shipped card that can be fetched; says on stderr which cannot and why."""
+    from ray_app.detectors import list_cards
+    from ray_app.detectors.licences import TERMS_IN_WORDS, is_accepted
+    from ray_app.detectors.weights import located, parts_of
+
+    for card in list_cards():
+        by_hand = [part for part in parts_of(card) if part.weights.obtain and "://" not in part.weights.uri and not located(part)]
+        if not is_accepted(card, accepted):
+            _say(f"left out: {card.name}: {card.licence} ({TERMS_IN_WORDS[card.terms]}); to accept: --accept-licence {card.name}")
+        elif by_hand:
+            _say(f"left out: {card.name}: no program can fetch it. {by_hand[0].weights.obtain} touchstone detectors fetch {card.name}")
+        else:
+            yield card
+
+
+def _fetch(card: "DetectorCard", mirror: str | None) -> dict[str, Any]:
+    from ray_app.detectors import publish_weights
+    from ray_app.detectors.weights import located, parts_of, resolve_part
+
+    files = []
+    for part in parts_of(card):
+        if located(part) is None:
+            _say(f"{card.name}: fetching {part.weights.uri}")
+        path = resolve_part(part)
+        files += [path, *(path.parent / name for name in part.weights.beside)]
+    size = sum(path.stat().st_size for path in files)
+    _say(f"{card.name}: {len(files)} file{'s' * (len(files) > 1)}, {size / 1e6:,.1f} MB, SHA-256 as the card says where it states one")
+    if mirror:
+        _say(f"{card.name}: copying to {mirror}")
+    return {
+        "name": card.name,
+        "files": [str(path) for path in files],
+        "bytes": size,
+        "published": publish_weights(card, mirror) if mirror else None,
+    }
+
+
+def _tell(fetched: Sequence[dict[str, Any]], mirror: str | None, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(fetched, indent=2))
+        return
+    for path in dict.fromkeys(path for one in fetched for path in one["files"]):
+        click.echo(path)
+    if mirror and fetched:
+        click.echo(f"export TOUCHSTONE_WEIGHTS_MIRROR={shlex.quote(mirror)}")
+
+
+def _absolute(mirror: str | None) -> str | None:
+    """A folder's whole path: the variable that names it is read elsewhere."""
+    return mirror if mirror is None or "://" in mirror else str(Path(mirror).resolve())
+
+
+def _report(failed: Sequence[DetectorError]) -> int:
+    """All failures but the last on stderr; the last is raised, for `main` to tell in the same way."""
+    for error in failed[:-1]:
+        _say(f"touchstone: {error.message}" + (f"\n  → {error.hint}" if error.hint else ""))
+    if failed:
+        raise failed[-1]
+    return 0
+
+
+@click.command("verify")
+@click.argument("names", nargs=-1, required=True, metavar="NAME|PATH…")
+@click.option("--images", metavar="FOLDER", type=click.Path(exists=True, file_okay=False, path_type=Path),
+              help="Holds the images of the published scores, under any name.")  # fmt: skip
+@licence_option
+@as_json
+def verify(names: tuple[str, ...], images: Path | None, accepted: tuple[str, ...], as_json: bool) -> int:
+    """Check that a detector here is the one that was published: SHA-256 of its files, every key and shape, counts, golden scores.
+
+    Golden scores are those that the authors published for single images; without --images the command says which images it needs.
+    Exit code 4 if a check fails; what could not be checked is said and does not fail.
+
+    \b
+    touchstone detectors verify touchstone-tiny
+    touchstone detectors verify community-forensics-vits384 --images Community-Forensics/test_images
+    """
+    from ray_app.detectors import load_card
+    from ray_app.detectors.licences import require_accepted
+    from ray_app.detectors.verify import verify_detector
+
+    cards = [load_card(name) for name in names]
+    for card in cards:
+        require_accepted(card, accepted)
+    results = []
+    for card in cards:
+        checks = []
+        for check in verify_detector(card, images):
+            checks.append(check)
+            if not as_json:
+                click.echo(f"{card.name}  {check.name:10}  {check.outcome:7}  {check.told}")
+        results.append({"name": card.name, "ok": not _failed(checks), "checks": [check._asdict() for check in checks]})
+    if as_json:
+        click.echo(json.dumps(results, indent=2, ensure_ascii=False))
+    return ExitCode.DONE if all(result["ok"] for result in results) else ExitCode.DETECTOR
+
+
+def _failed(checks: "Sequence[DetectorCheck]") -> bool:
+    return any(check.outcome == "failed" for check in checks)
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+@click.group()
+def detectors() -> None:
+    """The detectors: list them, show a card, fetch and verify weights.
+
+    \b
+    touchstone detectors list
+    touchstone detectors show corvi2023
+    touchstone detectors fetch community-forensics-vits384
+    touchstone detectors verify community-forensics-vits384
+    """
+
+
+for command in (fetch, verify, fit):
+    detectors.add_command(command)
+
+
+@detectors.command("list")
+@as_json
+def list_detectors(as_json: bool) -> int:
+    """List the shipped detectors: family, licence, size, input, speed, masks, and whether their weights are here.
+
+    \b
+    Speed, by billions of multiply-adds per image (per megapixel where the
+    input is native): fast < 5, medium < 50, slow < 500, very slow from there on.
+
+    \b
+    touchstone detectors list
+    touchstone detectors list --json | jq -r '.[] | select(.terms == "permissive") | .name'
+    """
+    from ray_app.detectors import list_cards
+    from ray_app.reports.card import zoo_table
+
+    entries = [_entry(card) for card in list_cards()]
+    if as_json:
+        click.echo(json.dumps([entry.facts() for entry in entries], indent=2, ensure_ascii=False))
+    else:
+        click.echo(zoo_table(entries, _columns()))
+    return 0
+
+
+def _entry(card: "DetectorCard") -> "ZooEntry":
+    from ray_app.detectors.card import variants_of
+    from ray_app.detectors.licences import is_accepted
+    from ray_app.detectors.weights import located, parts_of
+    from ray_app.reports.card import ZooEntry
+
+    here = all(located(part) for part in parts_of(card))
+    return ZooEntry(card, is_accepted(card), here, tuple(map(_entry, variants_of(card))))
+
+
+@detectors.command("show")
+@click.argument("name", metavar="NAME|PATH")
+@click.option("--yaml", "as_yaml", is_flag=True, help="Print the card as YAML, as a card of your own could begin.")
+@as_json
+def show_detector(name: str, as_yaml: bool, as_json: bool) -> int:
+    """Show a detector's card as a page: licence, network, preprocessing, weights, what its output means, published figures.
+
+    The cards of a profile, identifiers and describers, are shown likewise.
+
+    \b
+    touchstone detectors show touchstone-tiny
+    touchstone detectors show community-forensics-vits384 --yaml > mine.yaml
+    """
+    from ray_app.attribution.cards import profile_card
+    from ray_app.detectors import load_card
+    from ray_app.detectors.licences import is_accepted
+    from ray_app.detectors.weights import located, parts_of
+    from ray_app.reports.card import Here, card_page
+
+    if (profile := profile_card(name)) is not None:
+        _show_profile_card(profile, as_yaml=as_yaml, as_json=as_json)
+        return 0
+    card = load_card(name)
+    if as_json:
+        click.echo(json.dumps(card.model_dump(mode="json"), indent=2, ensure_ascii=False))
+    elif as_yaml:
+        click.echo(shown(card), nl=False)
+    else:
+        here = Here(is_accepted(card), {part.weights.uri: located(part) for part in parts_of(card)})
+        click.echo(card_page(card, here, min(_columns(), _WIDEST_PAGE)))
+    return 0
+
+
+def _show_profile_card(card: "IdentifierCard | DescriberCard", *, as_yaml: bool, as_json: bool) -> None:
+    from ray_app.detectors.weights import located
+    from ray_app.reports.attribution import profile_page
+
+    if as_json:
+        click.echo(json.dumps(card.model_dump(mode="json"), indent=2, ensure_ascii=False))
+    elif as_yaml:
+        click.echo(shown(card), nl=False)
+    else:
+        click.echo(profile_page(card, {part.weights.uri: located(part) for part in card.parts}, min(_columns(), _WIDEST_PAGE)))
+
+
+_WIDEST_PAGE = 120
+
+
+def _columns() -> int:
+    return shutil.get_terminal_size((_WIDEST_PAGE, 24)).columns
+
+
+@click.group()
+def config() -> None:
+    """The settings of a scoring run."""
+
+
+@config.command("show")
+@click.argument("file", required=False, metavar="[NAME|FILE]")
+@overrides
+@as_json
+def show_config(file: str | None, assignments: tuple[str, ...], as_json: bool) -> int:
+    """Print every setting of a scoring run with its value, as a config file would hold it.
+
+    \b
+    touchstone config show overnight --set batch_slots=32
+    """
+    from ray_app.scoring import ScoreConfig
+
+    settings = configured("score", file, ScoreConfig, {}, assignments)
+    click.echo(json.dumps(settings.model_dump(mode="json"), indent=2) if as_json else shown(settings), nl=as_json)
+    return 0

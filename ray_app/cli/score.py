@@ -1,0 +1,300 @@
+"""Commands on archives and runs: score, results, report, demo.
+
+`touchstone decide`: other rules or thresholds on scores that are stored.
+
+`touchstone rescore`: another head on embeddings that a run has kept.
+
+`touchstone plan`: what a run will do, how long it takes and what it costs, before it does it.
+"""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ray_app.cli.endpoint import endpoint_options, score_at_endpoint
+from ray_app.cli.inspect import show_discoveries
+from ray_app.cli.options import as_json, configured, licence_option, overrides, unguarded_option, what_is_scored
+from ray_app.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ray_app.runs import RunDirectory
+
+
+def _failed_statuses(context: click.Context, option: click.Parameter, text: str | None) -> tuple[str, ...]:
+    if text is None:
+        return ()
+    from ray_app.errors import ConfigError, Status
+
+    known = [status.value for status in Status if status is not Status.OK]
+    words = tuple(word.strip() for word in text.split(","))
+    for word in words:
+        if word not in known:
+            raise ConfigError(f"--retry {word}: no status of a member without a score", hint=f"separate by commas: {', '.join(known)}")
+    return words
+
+
+@click.command()
+@what_is_scored
+@click.option("--out", metavar="DIR", help="Run directory; any fsspec URL. The same command on it resumes.")
+@click.option("--max-hours", type=click.FloatRange(min=0, min_open=True), help="Stop resumably after so many hours.")
+@click.option("--max-cost", type=click.FloatRange(min=0, min_open=True), help="Stop resumably when so much is spent, by --set prices.….")
+@click.option("--prior", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Share of fakes to expect, for the report.")
+@click.option(
+    "--retry", "rescore", metavar="STATUS,…", callback=_failed_statuses, help="Score only the rows with one of these statuses, again."
+)
+@click.option("--reuse", type=click.Choice(["sha256"]), help="Copy the scores of byte-identical members scored before.")
+@click.option(
+    "--stability",
+    type=click.IntRange(0, 64),
+    metavar="K",
+    help="Look again at images near a threshold, in K recompressed views; a verdict that one of them does not share becomes abstain.",
+)
+@endpoint_options
+@licence_option
+@overrides
+@as_json
+def score(
+    source: tuple[str, ...],
+    config_file: str | None,
+    assignments: tuple[str, ...],
+    accepted: tuple[str, ...],
+    endpoint: str | None,
+    token_file: str | None,
+    as_json: bool,
+    **given: Any,
+) -> int:
+    """Score every member of SOURCE: one row each, resumable, in --out.
+
+    SOURCE is a folder, a file, a prefix or a glob: local, s3://, gs://, https://, hf://datasets/. Members of tars, zips and Parquet
+    files in it are scored too. A .csv or .jsonl is a list of files, as is list::FILE; inventory::MANIFEST is an S3 Inventory.
+
+    \b
+    touchstone score photos/ --out run
+    touchstone score s3://bucket/2024 --out s3://bucket/run --config overnight --exclude '**/thumbs/**'
+    touchstone score photos/ --out run --retry source_throttled,source_timeout
+    touchstone score --endpoint http://localhost:8000 photo.jpg more/
+    """
+    if endpoint or token_file:
+        asked = {"ensemble": given["ensemble"], "detectors": given["detectors"]}
+        return score_at_endpoint(endpoint, source, **asked, token_file=token_file, as_json=as_json)
+    from ray_app.reports import summary_lines
+    from ray_app.scoring import ScoreConfig
+    from ray_app.scoring.run import score_archive
+
+    settings = configured("score", config_file, ScoreConfig, {"source": source, "accept_licences": accepted, **given}, assignments)
+    finished = score_archive(settings)
+    click.echo(json.dumps(finished.summary, indent=2) if as_json else "\n".join(summary_lines(finished.summary)))
+    return finished.exit_code
+
+
+@click.command()
+@click.argument("run", metavar="RUN")
+@click.option("--verdict", type=click.Choice(["real", "fake", "abstain"]), help="Only rows with this verdict.")
+@click.option("--status", metavar="STATUS", help="Only rows with this status, for example corrupt_image.")
+@click.option("--generator", metavar="NAME", help="Only rows said to be of this generator or family; `unknown`: of none known.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=None, help="No more than this many rows.  [default: 50 in a table, all in JSON]"
+)
+@click.option("--vanished", is_flag=True, help="Also members that the last listing no longer found.")
+@click.option("--fdr", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="Q",
+              help="Only fakes, so many that no more than this share of them is real on average; "
+              "needs an ensemble card that touchstone calibrate wrote.")  # fmt: skip
+@as_json
+def results(
+    run: str,
+    verdict: str | None,
+    status: str | None,
+    generator: str | None,
+    limit: int | None,
+    vanished: bool,
+    fdr: float | None,
+    as_json: bool,
+) -> int:
+    """Show the current row of each member of RUN, as a table or as JSON lines.
+
+    \b
+    touchstone results run --verdict fake --generator midjourney
+    touchstone results run --json | jq .probability
+    touchstone results run --fdr 0.05
+    """
+    if fdr is not None:
+        if verdict or status or generator or vanished:
+            raise click.UsageError("--fdr makes a list of its own: a part of it, or more, would not keep its promise")
+        return show_discoveries(run, fdr, limit, as_json)
+    from ray_app.reports import verdict_table
+    from ray_app.runs import RunDirectory, current_rows
+    from ray_app.runs.summary import require_identified
+
+    opened = RunDirectory.open(run)
+    if generator is not None:
+        require_identified(opened)
+    rows = current_rows(opened, verdict=verdict, status=status, generator=generator, vanished=vanished)
+    for line in _said_of_guarantee(opened):
+        click.echo(line, err=True)
+    if as_json:
+        for count, row in enumerate(rows):
+            if limit is not None and count >= limit:
+                break
+            said = json.loads(row.get("provenance") or "null")
+            click.echo(json.dumps(row | {"provenance": said}, default=str, ensure_ascii=False))
+        return 0
+    shown = [row for _, row in zip(range(limit or 50), rows, strict=False)]
+    click.echo(verdict_table(shown, shutil.get_terminal_size((120, 24)).columns))
+    if next(rows, None) is not None:
+        click.echo(f"… the first {len(shown)}; --limit or --json shows more")
+    return 0
+
+
+def _said_of_guarantee(run: "RunDirectory") -> list[str]:
+    """What a run found of its card's guarantee, where it is not known to hold."""
+    from ray_app.reports.run import guarantee_lines
+
+    section = run.read_json("summary.json").get("guarantee") if run.store.exists("summary.json") else None
+    return guarantee_lines(section) if section and section["holds"] is not True else []
+
+
+@click.command()
+@click.argument("run", metavar="RUN")
+@click.option("--prior", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Share of fakes to expect.")
+def report(run: str, prior: float | None) -> int:
+    """Write RUN's report.html anew, for example with another --prior."""
+    from ray_app.runs import RunDirectory
+    from ray_app.scoring.report import write_report
+
+    click.echo(write_report(RunDirectory.open(run), prior=prior))
+    return 0
+
+
+@click.command()
+@click.option("--out", metavar="DIR", help="Where to put archive and run.  [default: a new temporary folder]")
+@click.option("--images", type=click.IntRange(min=10, max=5000), default=80, show_default=True, help="Images in the sample archive.")
+def demo(out: str | None, images: int) -> int:
+    """Build a small sample archive, score it, show the verdicts and where the report lies. Needs no network."""
+    from ray_app.datasets.simulation.archive import build_sample_archive
+    from ray_app.reports import summary_lines, verdict_table
+    from ray_app.runs import RunDirectory, current_rows
+    from ray_app.scoring import ScoreConfig
+    from ray_app.scoring.run import score_archive
+
+    folder = Path(out or tempfile.mkdtemp(prefix="touchstone-demo-")).resolve()
+    archive, run = folder / "archive", folder / "run"
+    if not archive.exists():
+        click.echo(f"building a sample archive of {images} images in {archive}", err=True)
+        build_sample_archive(archive, files=images)
+    finished = score_archive(ScoreConfig(source=(str(archive),), out=str(run)))
+    rows = list(current_rows(RunDirectory.open(str(run))))
+    click.echo(verdict_table(rows[:: max(len(rows) // 24, 1)], 110))
+    click.echo("")
+    click.echo("\n".join(summary_lines(finished.summary)))
+    return finished.exit_code
+
+
+@click.command()
+@click.argument("run", metavar="RUN")
+@click.option("--ensemble", required=True, metavar="NAME|PATH", help="The ensemble card with the new rule or thresholds.")
+@click.option("--waive-guarantee", is_flag=True, help="Keep verdicts that the card's guarantee does not cover.")
+@unguarded_option
+def decide(run: str, ensemble: str, waive_guarantee: bool, unguarded: bool) -> int:
+    """Decide RUN anew with another ensemble card over the same detectors; nothing is fetched or scored.
+
+    \b
+    touchstone decide run --ensemble stricter.yaml
+    """
+    from ray_app.reports import summary_lines
+    from ray_app.scoring.redecide import decide_run
+
+    click.echo("\n".join(summary_lines(decide_run(run, ensemble, waive_guarantee=waive_guarantee, unguarded=unguarded))))
+    return 0
+
+
+@click.command()
+@click.argument("run", metavar="RUN")
+@click.option("--detector", "detectors", multiple=True, metavar="NAME|PATH", help="The head's card; repeatable, then their mean decides.")
+@click.option("--ensemble", metavar="NAME|PATH", help="Instead: an ensemble card whose detectors are such heads.")
+@click.option("--identifier", metavar="PATH", help="Instead: whose head names the generators anew; scores and verdicts stay.")
+@click.option("--out", required=True, metavar="DIR", help="The new run directory; any fsspec URL. The same command on it resumes.")
+@unguarded_option
+@licence_option
+@as_json
+def rescore(
+    run: str,
+    detectors: tuple[str, ...],
+    ensemble: str | None,
+    identifier: str | None,
+    out: str,
+    unguarded: bool,
+    accepted: tuple[str, ...],
+    as_json: bool,
+) -> int:
+    """Score the archive of RUN by another head, or name its generators by another identifier, on the embeddings that RUN has kept.
+
+    No image is fetched or decoded.
+
+    RUN was made with `score --features NAME`. The head's card must have the same backbone, preprocessing, precision and resize mode. The
+    new run directory is what `touchstone score` with that head would have made of the same images, and that command goes on with it.
+
+    \b
+    touchstone score photos/ --detector unifd --features unifd --out run
+    touchstone detectors fit unifd --labels mine.csv --name my-head --out my-head
+    touchstone rescore run --detector my-head/card.yaml --out my-run
+    touchstone rescore run --identifier runs/identify/identifier.yaml --out named-run
+    """
+    from ray_app.reports import summary_lines
+    from ray_app.scoring.rescore import rescore_run
+
+    if identifier is not None:
+        if detectors or ensemble:
+            raise ConfigError("--identifier leaves scores as they are", hint="leave --detector and --ensemble out, or rescore twice")
+        from ray_app.scoring.rescore import name_run
+
+        summary = name_run(run, out, identifier, unguarded=unguarded)
+        click.echo(json.dumps(summary, indent=2) if as_json else "\n".join(summary_lines(summary)))
+        return 0
+    summary = rescore_run(run, out, detectors, ensemble, accept_licences=accepted, unguarded=unguarded)
+    click.echo(json.dumps(summary, indent=2) if as_json else "\n".join(summary_lines(summary)))
+    return 0
+
+
+@click.command()
+@what_is_scored
+@click.option("--out", metavar="DIR", help="The run directory; where it holds a run, what that has done is left out. Nothing is written.")
+@click.option("--cluster", metavar="NAME|FILE", help="Machines and their prices: laptop, cpu-pool, gpu-spot-pool, or a YAML of yours.")
+@click.option("--price-per-hour", type=click.FloatRange(min=0), help="What the planned machines cost per hour together.")
+@click.option("--probe", type=click.IntRange(min=0), default=64, show_default=True, help="Members to try out for the rates, on one core.")
+@licence_option
+@overrides
+@as_json
+def plan(
+    source: tuple[str, ...],
+    config_file: str | None,
+    cluster: str | None,
+    price_per_hour: float | None,
+    probe: int,
+    accepted: tuple[str, ...],
+    assignments: tuple[str, ...],
+    as_json: bool,
+    **given: Any,
+) -> int:
+    """Show what scoring SOURCE would do and cost: stages and the slowest of them, requests, bytes, hours, and the bill.
+
+    No run is begun and no cluster started; weights that are missing are fetched for the probe. Cores, GPUs and prices are those of
+    --cluster, else of --set cluster.cpus, cluster.gpus and prices.per_hour, else this machine's, which cost nothing.
+
+    \b
+    touchstone plan photos/ --ensemble published
+    touchstone plan s3://bucket/2024 --cluster gpu-spot-pool --out s3://bucket/run
+    """
+    from ray_app.reports import plan_lines
+    from ray_app.scoring import ScoreConfig
+    from ray_app.scoring.forecast.cost import load_cluster
+    from ray_app.scoring.forecast.forecast import forecast
+
+    settings = configured("score", config_file, ScoreConfig, {"source": source, "accept_licences": accepted, **given}, assignments)
+    described = load_cluster(cluster) if cluster else None
+    made = forecast(settings, probe=probe, cluster=described, price_per_hour=price_per_hour)
+    click.echo(json.dumps(made, indent=2) if as_json else "\n".join(plan_lines(made)))
+    return 0

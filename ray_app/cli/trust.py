@@ -1,0 +1,206 @@
+"""`touchstone calibrate`: a labelled run → an ensemble card whose false-positive rate is known.
+
+`touchstone audit`: a sample of a run for people to label, and what their labels say of the archive.
+
+`touchstone evidence`: one image's record of what was decided on which grounds, and the check of such a record.
+"""
+
+import json
+import shlex
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ray_app.cli.options import as_json, configured, licence_option, local_folder
+from ray_app.errors import ConfigError, ExitCode
+
+if TYPE_CHECKING:
+    from ray_app.evaluation.evidence.checks import EvidenceCheck
+
+
+_RULES = ["stacked", "weighted", "cascade", "mean-logit", "mean-probability", "soft-or", "max", "median", "log-sum-exp"]
+
+
+@click.command()
+@click.argument("run", metavar="RUN")
+@click.option("--labels", metavar="FILE|INDEX", help="CSV, JSONL, Parquet or an index with labels.  [default: the run's own columns]")
+@click.option("--out", metavar="CARD.yaml", required=True, help="Where the card goes; its reference scores and report go beside it.")
+@click.option("--key", type=click.Choice(["image_id", "sha256", "uri"]), help="What joins labels to rows.  [default: the first there is]")
+@click.option("--split", metavar="NAME", help="Only labels of this split.")
+@click.option(
+    "--detector", "detectors", multiple=True, metavar="NAME", help="Only these of the run's detectors, in this order; repeatable."
+)
+@click.option("--fpr", type=float, help="The share of reals that may be called fake.  [default: 0.01]")
+@click.option("--confidence", type=float, help="How sure that is.  [default: 0.95]")
+@click.option("--rule", type=click.Choice(_RULES), help="How detectors combine.  [default: stacked; of one, its own score]")
+@click.option("--method", type=click.Choice(["platt", "isotonic", "temperature"]), help="What makes chances of scores.  [default: platt]")
+@click.option("--first", type=int, metavar="N", help="Cascade: so many detectors look at every image.  [default: 1]")
+@click.option("--share", type=float, help="Cascade: the share of images that may go on to all detectors.  [default: 0.2]")
+@click.option("--audit", type=float, help="Cascade: the share that goes on whatever it scores, out of --share.  [default: 0.01]")
+@click.option("--miss", type=float, help="The share of fakes that may be called real.  [default: 0.05]")
+@click.option("--prevalence", type=float, help="The share of fakes where the card is used.  [default: as among the labels]")
+@click.option("--regroup", is_flag=True, help="Where the labels' own `part` divides images that hang together, move them to one part.")
+@click.option("--share-generators", is_flag=True, help="Let the parts share generators; needed where there are fewer than three.")
+@click.option("--seed", type=int, help="Draws the parts.  [default: 0]")
+@as_json
+def calibrate(as_json: bool, **given: Any) -> int:
+    """Calibrate the detectors of RUN on labels, and choose thresholds whose false-positive rate has an exact bound.
+
+    The labelled images fall into three parts, never dividing a source, near-duplicates or a generator: calibrations and the rule are
+    fitted on the first, the ensemble's calibration on the second, and thresholds are chosen on the third, on which nothing is fitted. A
+    detector alone has one calibration, fitted on the first two.
+    Besides `label` and a key, labels may have `generator`, `source` or `group`, `phash`, and `part` (fit, calibrate, choose).
+
+    \b
+    touchstone score photos/ --detector unifd --detector npr --set perceptual_hash=true --out run
+    touchstone calibrate run --labels labels.csv --out mine.yaml
+    touchstone score archive/ --ensemble mine.yaml --out archive-run
+    touchstone calibrate run --labels labels.csv --rule cascade --first 1 --share 0.2 --fpr 0.001 --out cascade.yaml
+    """
+    from ray_app.evaluation.calibrate.files import CalibrateConfig
+    from ray_app.evaluation.calibrate.run import calibrate_run
+    from ray_app.reports.calibration import calibration_lines
+
+    report = calibrate_run(configured("calibrate", None, CalibrateConfig, given, ()))
+    click.echo(json.dumps(report, indent=1, ensure_ascii=False) if as_json else "\n".join(calibration_lines(report)))
+    return 0
+
+
+@click.command()
+@click.argument("run", metavar="RUN")
+@click.option("--draw", type=click.IntRange(min=50), metavar="N", help="Draw so many images: sample.csv, audit.html and audit.json.")
+@click.option("--labels", metavar="FILE", help="The sample's labels, as audit.html saved them or as sample.csv was filled in.")
+@click.option("--out", required=True, metavar="DIR", help="Local folder of the audit; --labels finds there what --draw wrote.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Another one draws other images.")
+@click.option("--thumbnails/--no-thumbnails", default=True, help="Pictures in audit.html, read from the archive.  [default: with them]")
+@as_json
+def audit(run: str, draw: int | None, labels: str | None, out: str, seed: int, thumbnails: bool, as_json: bool) -> int:
+    """Tell how many images of RUN's archive are fake, and how many of them it flags, from a sample that people label.
+
+    The sample is stratified by verdict and score; the page shows neither. Labels are real, fake or unsure; prevalence, precision and recall
+    come with 95 % intervals. Images without a verdict are no part of it.
+
+    \b
+    touchstone audit run --draw 300 --out audit      then open audit/audit.html, label, save labels.csv
+    touchstone audit run --labels labels.csv --out audit
+    """
+    if (draw is None) == (labels is None):
+        raise click.UsageError("give --draw N, to make a sample, or --labels FILE, to read one back")
+    folder = local_folder(out)
+    if draw is not None:
+        from ray_app.evaluation.audit.sample import PAGE, SAMPLE, draw_sample
+
+        drawn = draw_sample(run, draw, folder, seed=seed, pictures=thumbnails)
+        if as_json:
+            click.echo(json.dumps(drawn.facts, indent=2, ensure_ascii=False))
+            return 0
+        click.echo(f"drawn: {len(drawn.images):,} of {drawn.scored:,} images, from {len(drawn.strata)} strata")
+        click.echo(f"label: {folder / PAGE} in a browser, or the last column of {folder / SAMPLE}")
+        click.echo(f"then:  {shlex.join(['touchstone', 'audit', run, '--labels', 'labels.csv', '--out', out])}")
+        return 0
+    from ray_app.evaluation.audit.estimate import estimate
+    from ray_app.reports.audit import audit_lines
+
+    document = estimate(run, str(labels), folder)
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    click.echo(text if as_json else "\n".join(audit_lines(document, shutil.get_terminal_size((120, 24)).columns)))
+    return 0
+
+
+@click.command(context_settings={"ignore_unknown_options": True})  # an image_id may be negative
+@click.argument("run", metavar="[RUN", required=False)
+@click.argument("image", metavar="IMAGE]", required=False)
+@click.option("--out", metavar="DIR", help="Local folder for evidence.json and evidence.html.")
+@click.option("--verify", "record", metavar="FILE", type=click.Path(path_type=Path), help="Check a record instead: an evidence.json.")
+@click.option("--image", "file", metavar="PATH", type=click.Path(path_type=Path), help="With --verify: the image, to hash and score again.")
+@click.option("--sign", "key", metavar="KEY", type=click.Path(path_type=Path), help="Sign the record with this Ed25519 private key (PEM).")
+@click.option("--signer", metavar="KEY", type=click.Path(path_type=Path), help="With --verify: the public key of who must have signed it.")
+@click.option("--device", default="cpu", show_default=True, help="With --image: cpu, cuda or cuda:0.")
+@licence_option
+@as_json
+def evidence(
+    run: str | None,
+    image: str | None,
+    out: str | None,
+    record: Path | None,
+    file: Path | None,
+    key: Path | None,
+    signer: Path | None,
+    device: str,
+    accepted: tuple[str, ...],
+    as_json: bool,
+) -> int:
+    """Write the record of one IMAGE of RUN: hashes, cards, scores, threshold and its guarantee, provenance, limits. Or check one.
+
+    IMAGE is an image_id, a uri (CONTAINER › MEMBER inside one), a path, or a copy of the file.
+    --verify exits with 3 where something differs or is not signed by --signer, with 4 where weights are missing. It lists what it did
+    not verify.
+
+    \b
+    touchstone evidence run photos/cat.jpg --out evidence --sign key.pem
+    touchstone evidence --verify evidence/evidence.json
+    touchstone evidence --verify evidence/evidence.json --image cat.jpg --signer public.pem
+    """
+    _check_usage(run, image, out, record, file, key, signer)
+    if record is not None:
+        return _verify(record, file, signer, device, accepted, as_json)
+    assert run is not None
+    assert image is not None
+    assert out is not None
+    return _make(run, image, out, key, as_json)
+
+
+def _check_usage(
+    run: str | None, image: str | None, out: str | None, record: Path | None, file: Path | None, key: Path | None, signer: Path | None
+) -> None:
+    usage = "touchstone evidence RUN IMAGE --out DIR [--sign KEY], or touchstone evidence --verify FILE [--image PATH] [--signer KEY]"
+    for word in (run, image):
+        if word is not None and word.startswith("-") and not word[1:].isdigit():
+            raise ConfigError(f"no such option: {word}", hint=usage)
+    if record is None and (run is None or image is None or out is None or file is not None or signer is not None):
+        raise ConfigError("evidence needs RUN, IMAGE and --out; --image and --signer belong to --verify", hint=usage)
+    if record is not None and (run is not None or out is not None or key is not None):
+        raise ConfigError("--verify takes a record alone, neither RUN nor --out nor --sign", hint=usage)
+
+
+def _make(run: str, image: str, out: str, key: Path | None, as_json: bool) -> int:
+    from ray_app.evaluation.evidence.checks import written
+    from ray_app.evaluation.evidence.record import make_evidence
+    from ray_app.evaluation.evidence.signatures import signed
+    from ray_app.reports.evidence import evidence_lines, render_evidence
+
+    folder = local_folder(out)
+    told = make_evidence(run, image)
+    told = told if key is None else signed(told, key)
+    text = written(told)
+    page = render_evidence(told)
+    (folder / "evidence.json").write_text(text, encoding="utf-8")
+    (folder / "evidence.html").write_text(page, encoding="utf-8")
+    click.echo(text if as_json else "\n".join(evidence_lines(told)))
+    click.echo(f"record: {folder / 'evidence.json'}\npage: {folder / 'evidence.html'}", err=as_json)
+    return ExitCode.DONE
+
+
+def _verify(record: Path, file: Path | None, signer: Path | None, device: str, accepted: tuple[str, ...], as_json: bool) -> int:
+    from ray_app.evaluation.evidence.record import read_evidence
+    from ray_app.evaluation.evidence.verify import not_verified, verify_evidence
+    from ray_app.reports.evidence import check_line
+
+    checks: list[EvidenceCheck] = []
+    told = read_evidence(record)
+    for check in verify_evidence(told, file, signer=signer, device=device, accepted=accepted):
+        checks.append(check)
+        if not as_json:
+            click.echo(check_line(*check))
+    differ = [check.name for check in checks if check.outcome == "differs"]
+    rest = not_verified(told, checks, image=file is not None, signer=signer is not None)
+    if as_json:
+        answer = {"agrees": not differ, "checks": [one._asdict() for one in checks], "not_verified": [one._asdict() for one in rest]}
+        click.echo(json.dumps(answer, indent=2, ensure_ascii=False))
+    else:
+        for one in rest:
+            click.echo(check_line(f"not verified: {', '.join(one.fields)}", "not checked", one.why))
+        click.echo(f"differs: {', '.join(differ)}" if differ else "nothing differs")
+    return ExitCode.TOO_MANY_BAD if differ else ExitCode.DONE

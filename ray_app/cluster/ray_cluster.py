@@ -1,0 +1,302 @@
+"""Join the Ray cluster of a job, or start a quiet local one. The only place that calls `ray.init`.
+
+Applying a function to many items as Ray tasks: listing, compaction and checks run so, away from the driver. Knows not what they do.
+"""
+
+import math
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ray_app.cluster.config import RAY_SHARE, ClusterConfig
+from ray_app.cluster.private_ray import private_ray
+from ray_app.errors import ClusterError, TouchstoneError, said
+from ray_app.storage.node_budget import node_memory
+
+HEAD_WAIT_S = 20.0
+_ASK_AGAIN_S = 0.5
+_NO_GRPC = "Failed parsing HTTP/2"  # what gRPC says of a server that speaks something else
+_HOW_TO_BE_TAKEN = "set RAY_AUTH_MODE=token and the head's own RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH)"
+_LONGEST = 400  # letters of what Ray has to say
+LOCAL_OBJECT_STORE_BYTES = 512 * 2**20
+# Ray scores in a thread of its own; with a heap of its own it would ignore what ray_app.detectors.precision asks for.
+WORKER_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
+
+
+def named_cluster(address: str | None = None) -> str | None:
+    """The address of the cluster that a config's `address`, or else RAY_ADDRESS, names; None for a Ray of this machine's own."""
+    address = address or os.environ.get("RAY_ADDRESS")
+    return None if address in (None, "", "local") else address
+
+
+@contextmanager
+def cluster(
+    config: ClusterConfig, *, hidden: Iterable[str] = (), variables: Callable[[Path], Mapping[str, str]] = lambda folder: {}
+) -> Iterator[None]:
+    """Connected to Ray inside the block: the one that this process has joined before, that of an address, or one that it starts.
+
+    What it starts obeys nobody else (see `private_ray`). `variables(its folder)` are added to its environment, the names in `hidden` taken
+    out. Raises ClusterError when the address does not answer.
+    """
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    address = named_cluster(config.address)
+    if address is None:
+        os.environ.update(WORKER_ENVIRONMENT)  # inherited by the workers of a cluster that this process starts
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+    with ExitStack() as ending:
+        if address:
+            _require_head(address)
+        try:
+            if address:
+                with unobtrusively():
+                    ray.init(address=address, runtime_env={"env_vars": WORKER_ENVIRONMENT}, **quiet)
+            else:
+                folder = ending.enter_context(private_ray(hidden, variables))
+                with unobtrusively():
+                    ray.init(address="local", include_dashboard=False, num_cpus=config.cpus, num_gpus=config.gpus, _temp_dir=str(folder),
+                             object_store_memory=config.object_store_bytes or LOCAL_OBJECT_STORE_BYTES, **quiet)  # fmt: skip
+        except Exception as error:  # Ray raises bare ones, too, such as for a node that does not start in time
+            raise ClusterError(
+                f"cannot join the Ray cluster at {address or 'local'}: {' '.join(str(error).split())[:_LONGEST]}",
+                hint="is it running, and are RAY_AUTH_MODE and RAY_AUTH_TOKEN those of its head?" if address else None,
+            ) from error
+        ending.callback(ray.shutdown)
+        yield
+
+
+def has_other_nodes() -> bool:
+    """Whether work may land on machines that do not share this one's disk."""
+    import ray
+
+    return len(ray.nodes()) > 1 or named_cluster() is not None  # type: ignore[no-untyped-call]
+
+
+def _require_head(address: str) -> None:
+    """Whether a head of this very Ray answers at an address, and takes our token. Raises ClusterError, after `HEAD_WAIT_S` at most.
+
+    `ray.init` would wait for minutes for a head that is gone, and says nothing of a token that is another.
+    """
+    import grpc
+    import ray
+    from ray._private.gcs_utils import create_gcs_channel
+    from ray._private.services import canonicalize_bootstrap_address
+    from ray.core.generated.gcs_service_pb2 import CheckAliveRequest  # type: ignore[attr-defined]
+    from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
+    from ray.exceptions import AuthenticationError
+
+    is_client = address.startswith("ray://")  # whose server is asked whether it is there; what it serves is another service
+    try:
+        place = address.removeprefix("ray://") if is_client else canonicalize_bootstrap_address(address)
+    except (ValueError, OSError):
+        return  # ray.init says best what is wrong with an address that is none, or that no Ray here runs for `auto` to find
+    if place is None:
+        return
+    until = time.monotonic() + HEAD_WAIT_S
+    with create_gcs_channel(place) as channel:
+        ask = NodeInfoGcsServiceStub(channel).CheckAlive  # type: ignore[no-untyped-call]
+        while True:
+            try:
+                answer = ask(CheckAliveRequest(), timeout=max(until - time.monotonic(), _ASK_AGAIN_S))
+                break
+            except AuthenticationError:  # Ray's own, before anybody is asked
+                raise _not_joined(address, "RAY_AUTH_MODE=token, and this process has no token", _HOW_TO_BE_TAKEN) from None
+            except grpc.RpcError as error:
+                code, detail = error.code(), str(error.details())
+            if is_client and code is grpc.StatusCode.UNIMPLEMENTED:
+                return
+            if code is not grpc.StatusCode.UNAVAILABLE or _NO_GRPC in detail or time.monotonic() > until:
+                raise _no_head(address, code, detail)
+            time.sleep(_ASK_AGAIN_S)  # a head that starts again is there in a moment
+    if answer.ray_version != ray.__version__:
+        raise ClusterError(
+            f"cannot join the Ray cluster at {address}: it runs Ray {answer.ray_version}, this is Ray {ray.__version__}",
+            hint="install the cluster's version of Ray here, or run the command on the cluster: ray job submit",
+        )
+
+
+def _no_head(address: str, code: Any, detail: str) -> ClusterError:
+    """What to say of an address where no head took us in; `code` and `detail` are gRPC's."""
+    if code.name == "UNAUTHENTICATED":
+        why, hint = "its head does not take our token", _HOW_TO_BE_TAKEN
+    elif code.name == "UNIMPLEMENTED" or _NO_GRPC in detail:
+        why = "what answers there is no Ray head"
+        hint = "give HOST:PORT of the head itself, port 6379 as a rule; 8265 is its dashboard"
+    elif code.name == "DEADLINE_EXCEEDED":
+        why, hint = f"no answer in {HEAD_WAIT_S:g} s", "see whether the head is stuck (`ray status` there), or a firewall lies between"
+    else:
+        why, hint = f"no head there in {HEAD_WAIT_S:g} s ({detail})", "see whether the cluster is up, and this is its head's address"
+    return _not_joined(address, why, hint)
+
+
+def _not_joined(address: str, why: str, hint: str) -> ClusterError:
+    return ClusterError(
+        f"cannot join the Ray cluster at {address}: {why}", hint=f"{hint}; without RAY_ADDRESS and cluster.address a local Ray is started"
+    )
+
+
+@contextmanager
+def unobtrusively() -> Iterator[None]:
+    """Joining Ray without its side effects: it remarks on file descriptor 2, and takes SIGTERM for itself."""
+    sys.stderr.flush()
+    handler = signal.getsignal(signal.SIGTERM)
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
+
+
+def resources(config: ClusterConfig) -> tuple[float, float, float]:
+    """CPUs, GPUs and bytes of memory to plan for: what the config states (an autoscaler may add it), else what the cluster has now.
+
+    Nodes that are yet to come are taken to have as much memory per core as those that are there.
+
+    What is stated is asked of the autoscaler at once, so that all nodes start together rather than one after another.
+    """
+    there = _there(config.labels)
+    cpus = float(config.cpus or there["CPU"])
+    gpus = float(there["GPU"] if config.gpus is None else config.gpus)
+    if cpus > there["CPU"] or gpus > there["GPU"]:
+        from ray.autoscaler.sdk import request_resources
+
+        request_resources(num_cpus=int(cpus), bundles=[{"GPU": 1}] * int(gpus))
+    return cpus, gpus, (there["memory"] or math.inf) * max(cpus / max(there["CPU"], 1), 1)
+
+
+def working_nodes(labels: Mapping[str, str]) -> tuple[int, int]:
+    """How many of the living nodes with these labels have cores, and bytes of memory of the smallest of them."""
+    import ray
+
+    nodes = [node for node in _living(labels) if node["Resources"].get("CPU")]
+    own = ray.get_runtime_context().get_node_id()
+    found = (node_memory() if node["NodeID"] == own else int(node["Resources"].get("memory", 0) / RAY_SHARE) for node in nodes)
+    return max(len(nodes), 1), min(found, default=node_memory())
+
+
+def leaving_nodes() -> dict[str, float]:
+    """The nodes that will be taken away (spot notice, scale-down), each with the seconds it has left; inf where nobody knows."""
+    from ray._private.state import state  # what Ray Train and Ray Data poll for the same; there is no public way
+    from ray.exceptions import RayError
+
+    try:
+        notices: dict[str, int] = state.get_draining_nodes()
+    except (RayError, RuntimeError):  # a head that does not answer ends the run elsewhere, in better words
+        return {}
+    return {node: deadline_ms / 1000 - time.time() if deadline_ms else math.inf for node, deadline_ms in notices.items()}
+
+
+def own_node() -> str:
+    """The node that this process runs on."""
+    import ray
+
+    node: str = ray.get_runtime_context().get_node_id()
+    return node
+
+
+def _there(labels: Mapping[str, str]) -> Mapping[str, float]:
+    """The resources of the living nodes that have these labels."""
+    total: defaultdict[str, float] = defaultdict(float)
+    for node in _living(labels):
+        for name, amount in node["Resources"].items():
+            total[name] += amount
+    return total
+
+
+def _living(labels: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    """The nodes that have these labels, and nobody will take away."""
+    import ray
+
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    leaving = leaving_nodes()
+    for node in nodes:
+        if node["Alive"] and node["NodeID"] not in leaving and all(_has(node["Labels"].get(key), wanted) for key, wanted in labels.items()):
+            yield node
+
+
+def _has(value: str | None, wanted: str) -> bool:
+    """Whether a node's label is what Ray's selector syntax asks for: `a`, `!a`, `in(a,b)` or `!in(a,b)`."""
+    listed = wanted.removeprefix("!")
+    found = value in [one.strip() for one in listed[3:-1].split(",")] if listed.startswith("in(") else value == listed
+    return found != wanted.startswith("!")
+
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+# Small, so that tasks find room beside scoring processes however small the machine is.
+TASK_CPUS = 0.5
+MOST_AT_ONCE = 256
+
+
+def on_ray(function: Callable[[T], R], items: Iterable[T], /) -> Iterator[R]:
+    """The results in the order of the items; as many tasks at once as the cluster has room for, and results wait for their turn.
+
+    A task that dies with its machine runs again, so `function` must bear that. When results are no longer asked for, the tasks that run
+    end by themselves: `ray.cancel` of a task that is just ending aborts the driver (Ray 2.60, "Tried to complete task that was not
+    pending"). Raises the TouchstoneError that a task raised, any other exception as a TouchstoneError with its traceback, ClusterError
+    when Ray gives a task up.
+    """
+    rest = iter(items)
+    first = next(rest, rest)
+    if first is rest:
+        return
+    import ray
+
+    task = ray.remote(num_cpus=TASK_CPUS, max_retries=3)(_called)
+    shared = ray.put(function)
+    running: deque[Any] = deque([task.remote(shared, first)])
+    while running:
+        while len(running) < _at_once() and (item := next(rest, rest)) is not rest:
+            running.append(task.remote(shared, item))
+        yield _result(running.popleft())
+
+
+def _called(function: Callable[[Any], Any], item: Any) -> tuple[Any, bytes | None]:
+    # Ray keeps only the text of an exception; as a value it arrives whole.
+    try:
+        return function(item), None
+    except TouchstoneError as error:
+        return None, pickle.dumps(error)
+    except Exception:
+        told = TouchstoneError(f"{type(function).__name__} failed:\n{traceback.format_exc()}", hint="this looks like a bug")
+        return None, pickle.dumps(told)
+
+
+def _result(task: Any) -> Any:
+    import ray
+
+    try:
+        value, error = ray.get(task)
+    except ray.exceptions.RayError as lost:
+        raise ClusterError(f"a task was lost: {said(lost)}", hint="the same command goes on") from lost
+    if error is not None:
+        raise pickle.loads(error)  # noqa: S301  (made by a task of this run)
+    return value
+
+
+def _at_once() -> int:
+    import ray
+
+    cpus = ray.cluster_resources().get("CPU", 1.0)  # type: ignore[no-untyped-call]
+    return max(2, min(MOST_AT_ONCE, int(cpus / TASK_CPUS)))

@@ -1,0 +1,166 @@
+"""Read one YAML file into one frozen model; every error names file, key, value and the nearest valid key."""
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+from ray_app.errors import ConfigError
+
+
+class Frozen(BaseModel):
+    """Base of every config, card and limit: immutable, no unknown keys, no silent coercion of extras."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def config_root() -> Path:
+    """The folder of shipped YAML: beside the package in a checkout, inside it after `pip install`."""
+    package = Path(__file__).resolve().parent
+    shipped = package / "_configs"
+    return shipped if shipped.is_dir() else package.parent / "configs"
+
+
+def named_configs(kind: str) -> dict[str, Path]:
+    """All shipped files of one kind (`detectors`, `ensembles`, `score`), by name."""
+    return {path.stem: path for path in sorted((config_root() / kind).glob("*.yaml"))}
+
+
+def find_config(kind: str, name_or_path: str | Path) -> Path:
+    """The file that a user means by a shipped name or by a path. Raises ConfigError."""
+    named = named_configs(kind)
+    if str(name_or_path) in named:
+        return named[str(name_or_path)]
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    singular = kind.removesuffix("s")
+    raise ConfigError(
+        f"{name_or_path}: no such {singular} file, and no shipped {singular} of that name" + _nearest(str(name_or_path), named),
+        hint=f"shipped: {', '.join(named)}",
+    )
+
+
+def load_yaml(path: Path, model: type[Model], overrides: Sequence[str] = ()) -> Model:
+    """Read `path`, apply `a.b=c` overrides (values are YAML), validate. Raises ConfigError."""
+    return validate(read_mapping(path), model, where=str(path), overrides=overrides)
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The keys and values of a YAML file; an empty file has none. Raises ConfigError."""
+    try:
+        return parse_mapping(path.read_bytes(), str(path))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+
+
+def parse_mapping(content: bytes, where: str) -> dict[str, Any]:
+    """The same of a file's content; `where` names it in errors. Raises ConfigError."""
+    try:
+        data = yaml.safe_load(content.decode())
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{where}: not YAML: {error}") from None
+    if data is not None and not isinstance(data, dict):
+        raise ConfigError(f"{where}: expected keys and values, found {type(data).__name__}")
+    return data or {}
+
+
+def validate(data: Mapping[str, Any], model: type[Model], *, where: str, overrides: Sequence[str] = ()) -> Model:
+    """Check a mapping against a model; `where` names the file in errors. Raises ConfigError."""
+    merged = _deep_copy(data)
+    for override in overrides:
+        _apply(merged, override)
+    try:
+        return model.model_validate(merged)
+    except ValidationError as error:
+        lines = [_explain(detail, model, where) for detail in error.errors()]
+        raise ConfigError("\n".join(lines)) from None
+
+
+def going_on(config: Model, begun: Mapping[str, Any], *, where: str) -> Model:
+    """A config with what its user did not write, in whatever section, as it was `begun` with: plain JSON of the same model.
+
+    Where what was begun and what is written are no config together, it stays as it is: they differ, which its directory will say.
+    """
+    try:
+        return validate(overlaid(begun, written(config)), type(config), where=where)
+    except ConfigError:
+        return config
+
+
+def written(config: BaseModel) -> dict[str, Any]:
+    """What its user wrote of a config, section by section; all else are defaults."""
+    given = {name: getattr(config, name) for name in config.model_fields_set}
+    return {name: written(value) if isinstance(value, BaseModel) else value for name, value in given.items()}
+
+
+def overlaid(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """`change` over `base`, section by section; a list is one value."""
+    both = {
+        key: overlaid(base[key], value)
+        for key, value in change.items()
+        if isinstance(base.get(key), Mapping) and isinstance(value, Mapping)
+    }
+    return {**base, **change, **both}
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"--set {override}: expected key=value", hint="for example --set batch_slots=8")
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        child = data.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"--set {override}: {parent} is a value, not a section")
+        data = child
+    try:
+        data[leaf] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: the value is not YAML: {error}") from None
+
+
+def _deep_copy(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _deep_copy(item) for key, item in value.items()}
+    return list(value) if isinstance(value, list) else value
+
+
+def _explain(detail: ErrorDetails, model: type[BaseModel], where: str) -> str:
+    location = ".".join(str(part) for part in detail["loc"] if not str(part).startswith("("))  # which of several kinds it was taken for
+    if detail["type"] == "extra_forbidden":
+        valid = list(_keys_at(model, detail["loc"][:-1]))
+        return f"{where}: {location}: unknown key" + _nearest(str(detail["loc"][-1]), valid)
+    if detail["type"] == "missing":
+        return f"{where}: {location}: missing"
+    return f"{where}: {location}: {detail['msg']} (got {detail['input']!r})"
+
+
+def _keys_at(model: Any, location: Sequence[int | str]) -> Iterator[str]:
+    """Field names valid at a place in the tree; annotations are searched for the model that lives there."""
+    candidates = [model]
+    for part in location:
+        fields = [c.model_fields[part].annotation for c in candidates if part in getattr(c, "model_fields", {})]
+        candidates = [m for f in fields for m in _models_in(f)] if fields else candidates
+    for candidate in candidates:
+        yield from candidate.model_fields
+
+
+def _models_in(annotation: Any) -> list[Any]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in getattr(annotation, "__args__", ()) for model in _models_in(argument)]
+
+
+def _nearest(word: str, valid: Sequence[str] | Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(word, list(valid), n=1, cutoff=0.5)
+    if close:
+        return f" — did you mean '{close[0]}'?"
+    return f" (valid: {', '.join(valid)})" if valid else ""

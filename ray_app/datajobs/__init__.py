@@ -1,0 +1,1 @@
+"""Jobs that make or move data on Ray: downloads, generated images, shards."""

@@ -1,0 +1,241 @@
+"""A list of urls → one table of texts: id, url, label, generator, and whatever else is said of an image. Reads one file; asks no host.
+
+DFLIP-3K's JSON (specs/localization.md §5.1), or CSV, TSV, JSON lines and Parquet. Every column is kept, as text, under a name in small
+letters with underscores: `Negative prompt` is `negative_prompt`.
+
+What people and other commands read of a collection: the images with their words, and the urls without one. Writes tables.
+"""
+
+import hashlib
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ray_app.datajobs.download.config import OK, CollectConfig
+from ray_app.datajobs.download.session import Records
+from ray_app.datajobs.shards.writer import write_tables
+from ray_app.datasets.labelling import separated_texts
+from ray_app.datasets.labels import parse_label, real_of
+from ray_app.datasets.layouts.dflip import FAMILIES_V1
+from ray_app.errors import ConfigError, InputError
+from ray_app.storage import Fetcher, canonical, strip_secrets
+
+_MOST_BYTES = 2**32  # held in memory; the largest that is published has 195 MB
+_IDS, _URLS = ("id", "image_id", "key"), ("url", "image_url", "uri", "link")
+# What our own tables call so; a list's column of that name stands beside as meta_NAME.
+_OURS = frozenset(
+    ("id", "url", "uri", "version", "etag", "sha256", "format", "width", "height", "size_bytes", "place", "shard", "status", "image",
+     "source", "path")
+)  # fmt: skip
+_DIFFUSION_DB = "https://huggingface.co/datasets/poloclub/diffusiondb"
+
+
+@dataclass(frozen=True)
+class UrlTable:
+    """`rows`: texts; `id` and `url` in every row, ids unique. `repeated`: rows that said the same again; `without_url`: left out."""
+
+    rows: pa.Table
+    repeated: int = 0
+    without_url: int = 0
+
+    @property
+    def columns(self) -> list[str]:
+        """All names, `id` and `url` first."""
+        return list(self.rows.schema.names)
+
+
+def read_list(config: CollectConfig) -> UrlTable:
+    """The whole list. Raises ConfigError, naming the file, where it is none, names no urls, or gives one id to two urls."""
+    where = strip_secrets(canonical(config.meta))
+    table = _texts(_read(config, where))
+    if config.limit is not None:
+        table = table.slice(0, config.limit)
+    return _listed(table, config, where)
+
+
+def _read(config: CollectConfig, where: str) -> pa.Table:
+    name = where.partition("?")[0].lower()
+    try:
+        data = Fetcher(signed=[config.meta]).fetch(where, "", _MOST_BYTES)
+    except InputError as error:
+        raise ConfigError(f"{where}: {error.detail}") from None
+    try:
+        if name.endswith(".json"):
+            return _dflip(data, where, config.generator)
+        if name.endswith((".jsonl", ".ndjson")):
+            return _lines(data)
+        if name.endswith(".parquet"):
+            return pq.read_table(io.BytesIO(data))
+        if name.endswith((".csv", ".tsv")):
+            return separated_texts(data, "\t" if name.endswith(".tsv") else ",")
+    except (pa.ArrowException, ValueError) as error:
+        raise ConfigError(f"{where}: {' '.join(str(error).split())[:300]}", hint="a list has one header, and one row per url") from None
+    raise ConfigError(f"{where}: no list of urls", hint="its name ends in .json (DFLIP-3K), .csv, .tsv, .jsonl, .ndjson or .parquet")
+
+
+def _dflip(data: bytes, where: str, generator: str | None) -> pa.Table:
+    twice: Counter[str] = Counter()
+
+    def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
+        twice.update(name for name, count in Counter(name for name, _ in found).items() if count > 1)
+        return dict(found)
+
+    content = json.loads(data, object_pairs_hook=pairs)
+    if isinstance(content, list):
+        return _table([row if isinstance(row, dict) else {"url": row} for row in content])
+    if not isinstance(content, dict) or not all(isinstance(record, dict) for record in content.values()):
+        raise ConfigError(f"{where}: neither id → record (DFLIP-3K) nor a list of records")
+    if doubled := [name for name in twice if name in content]:
+        raise ConfigError(f"{where}: the id {doubled[0]!r} is there twice ({len(doubled)} such ids)", hint="one record per id")
+    if content and not any("url" in record for record in content.values()):
+        raise _no_urls(where, next(iter(content.values())))
+    stem = where.rpartition("/")[2].partition(".")[0]
+    family = FAMILIES_V1.get(stem)
+    rows = []
+    for name, record in content.items():
+        made_by = family or record.get("generator") or record.get("Model") or record.get("Model hash")
+        rows.append({**record, "id": name, "generator": made_by or generator or ("sdft" if stem == "pd" else None)})
+    return _table(rows)
+
+
+def _no_urls(where: str, record: Mapping[str, Any]) -> ConfigError:
+    if {"p", "se"} <= record.keys():
+        told = f"{where}: this is DFLIP-3K's sd.json: names, prompts and seeds of DiffusionDB's images, and no urls"
+        return ConfigError(
+            told,
+            hint=f"the images are in DiffusionDB ({_DIFFUSION_DB}): fetch its parts there, or score hf://datasets/poloclub/diffusiondb",
+        )
+    return ConfigError(f"{where}: its records have no url", hint=f"they have {', '.join(record)}")
+
+
+def _lines(data: bytes) -> pa.Table:
+    rows = []
+    # Not splitlines: prompts hold other line breaks than a file's.
+    for number, line in enumerate(data.decode("utf-8-sig").split("\n"), 1):
+        if line.strip():
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError(f"line {number} is no record")
+            rows.append(row)
+    return _table(rows)
+
+
+def _table(rows: list[dict[str, Any]]) -> pa.Table:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return pa.table({name: pa.array([_text(row.get(name)) for row in rows], pa.string()) for name in names})
+
+
+def _text(value: Any) -> str | None:
+    if value is None or isinstance(value, str):
+        return value or None
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _texts(table: pa.Table) -> pa.Table:
+    """All columns as texts, null for the empty one, under plain names; columns of bytes are left out."""
+    columns: dict[str, pa.Array] = {}
+    for name, column in zip(table.schema.names, table.columns, strict=True):
+        if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
+            continue
+        if pa.types.is_nested(column.type):
+            column = pa.chunked_array([pa.array([_text(value) for value in column.to_pylist()], pa.string())])
+        texts = column.cast(pa.string())
+        columns.setdefault(_plain(name), pc.if_else(pc.equal(texts, ""), None, texts))
+    return pa.table(columns)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", name.strip().lower()).strip("_") or "column"
+
+
+def _listed(table: pa.Table, config: CollectConfig, where: str) -> UrlTable:
+    url = _column(table, config.url, _URLS, where)
+    if url is None:
+        raise ConfigError(f"{where}: none of its columns holds urls: {', '.join(table.schema.names)}", hint="say which: --set url=NAME")
+    has_url = pc.is_valid(table[url])
+    without, table = table.num_rows - (pc.sum(has_url).as_py() or 0), table.filter(has_url)
+    if not len(table):
+        raise ConfigError(f"{where}: no row has a url")
+    own = _column(table, config.id, _IDS, where)
+    urls: list[str] = table[url].to_pylist()
+    given = table[own].to_pylist() if own else [None] * len(urls)
+    ids: list[str] = [name or hashlib.sha256(at.encode()).hexdigest()[:16] for name, at in zip(given, urls, strict=True)]
+    first: dict[str, int] = {}
+    for row, name in enumerate(ids):
+        if first.setdefault(name, row) != row and urls[first[name]] != urls[row]:
+            told = f"{strip_secrets(urls[first[name]])} and {strip_secrets(urls[row])}"
+            raise ConfigError(f"{where}: the id {name!r} is given to {told}", hint="ids must be unique; or --set id=COLUMN names another")
+    kept = pa.array(list(first.values()), pa.int64())
+    beside = {_beside(name): table[name].take(kept) for name in table.schema.names if name not in (url, own, "label", "generator")}
+    named = {"id": pa.array(list(first)), "url": table[url].take(kept)}
+    return UrlTable(pa.table(named | _labels(table.take(kept), config, where) | beside), len(ids) - len(first), without)
+
+
+def _labels(table: pa.Table, config: CollectConfig, where: str) -> dict[str, pa.Array]:
+    """The columns `label` and `generator`: of the list, else of the config."""
+    none: list[str | None] = [None] * len(table)
+    given = table["label"].to_pylist() if "label" in table.schema.names else none
+    labels = [config.label if one is None else parse_label(one, where) for one in given]
+    makers = next((table[name].to_pylist() for name in ("generator", "model") if name in table.schema.names), none)
+    generators = [real_of(maker) if label == "real" else maker or config.generator for label, maker in zip(labels, makers, strict=True)]
+    return {"label": pa.array(labels, pa.string()), "generator": pa.array(generators, pa.string())}
+
+
+def _beside(name: str) -> str:
+    return f"meta_{name}" if name in _OURS else name
+
+
+def _column(table: pa.Table, chosen: str | None, usual: tuple[str, ...], where: str) -> str | None:
+    """The plain name of the column that the user names, else the first usual one that is there."""
+    if chosen is None:
+        return next((name for name in usual if name in table.schema.names), None)
+    if _plain(chosen) not in table.schema.names:
+        raise ConfigError(f"{where}: no column '{chosen}'", hint=f"its columns: {', '.join(table.schema.names)}")
+    return _plain(chosen)
+
+
+COLLECTED, FAILED = "collected", "failed"
+_ROWS = 10_000
+_FACTS = ("sha256", "format", "width", "height", "size_bytes")
+_REASONS = ("status", "detail", "http_status", "requests", "final_url")
+
+
+def write_results(records: Records, listed: UrlTable, rows: pa.Table) -> None:
+    """collected.parquet, in the order of the list: `uri` (relative to it; `shard` where images are in shards), the list's columns, facts of
+    the file. failed.parquet: urls without an image, and why. `rows`: one per id of the list.
+    """
+    order = pc.index_in(listed.rows["id"], value_set=rows["id"].combine_chunks())
+    ordered = rows.take(order)
+    is_ok = pc.equal(ordered["status"], OK)
+    told = _without_secrets(listed.rows)
+    failed = pa.table({"id": told["id"], "url": told["url"], **{name: ordered[name] for name in _REASONS}}).filter(pc.invert(is_ok))
+    write_tables(records.store, FAILED, failed.schema, _pieces(failed))
+    collected = _collected(records, told, ordered).filter(is_ok)
+    write_tables(records.store, COLLECTED, collected.schema, _pieces(collected))
+
+
+def _collected(records: Records, told: pa.Table, ordered: pa.Table) -> pa.Table:
+    is_files = records.config.form == "files"
+    up = "../" if is_files and not records.config.folder else ""
+    places = [None if place is None else up + place for place in ordered["place"].to_pylist()]
+    columns: dict[str, Any] = {"uri" if is_files else "shard": pa.array(places, pa.string())}
+    columns |= dict(zip(told.schema.names, told.columns, strict=True))
+    return pa.table(columns | {name: ordered[name] for name in _FACTS})
+
+
+def _without_secrets(rows: pa.Table) -> pa.Table:
+    at = rows.schema.names.index("url")
+    return rows.set_column(at, "url", pa.array([strip_secrets(url) for url in rows["url"].to_pylist()], pa.string()))
+
+
+def _pieces(table: pa.Table) -> Iterator[pa.Table]:
+    for start in range(0, len(table), _ROWS):
+        yield table.slice(start, _ROWS)

@@ -1,0 +1,207 @@
+"""One pipeline of diffusers on one device: orders → pictures, each from its own noise. Knows torch and diffusers; writes nothing.
+
+Every image has a generator of its own on the CPU, seeded with its own seed: what it starts from depends neither on the images beside it
+nor on the device. Of what the pipeline then really starts from, a hash is kept.
+
+Where a card's model lies: a local folder, hashed, or one commit of the hub. Knows files and the hub's client; loads no network.
+"""
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ray_app.datajobs.generate.cards import PipelineCard
+from ray_app.datajobs.generate.requests import ImageRequest
+from ray_app.detectors.weights import file_sha256, is_offline
+from ray_app.errors import ConfigError, DetectorError, is_want_of_memory, said
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is loaded. `place`: a folder or a hub id; `revision`: the commit, or `sha256:…` over a folder's files."""
+
+    place: str
+    revision: str
+    is_local: bool
+
+    @property
+    def commit(self) -> str | None:
+        """What the hub's client is asked for."""
+        return None if self.is_local else self.revision
+
+
+def find_model(card: PipelineCard) -> Model:
+    """The card's model as it is now. Raises DetectorError: not there, or the hub refuses."""
+    folder = card.local_folder
+    if folder is not None:
+        return Model(str(folder), f"sha256:{folder_digest(folder)[:32]}", True)
+    if card.model.startswith(("/", ".")):
+        raise DetectorError(
+            f"{card.name}: {card.model} is no folder of a pipeline: it has no model_index.json", hint="save_pretrained makes one"
+        )
+    return Model(card.model, _commit(card), False)
+
+
+def fetch_model(card: PipelineCard, model: Model) -> None:
+    """Bring the files of a hub's commit into this machine's cache, once, before workers ask for them. Raises DetectorError."""
+    if not model.is_local:
+        kind = pipeline_class(card)
+        _on_hub(card, lambda: kind.download(model.place, revision=model.commit, variant=card.variant, local_files_only=is_offline()))
+
+
+def pipeline_class(card: PipelineCard) -> Any:
+    """The class of diffusers that the card names. Raises ConfigError."""
+    try:
+        import diffusers
+    except ImportError:
+        raise ConfigError("generating needs diffusers", hint="pip install 'touchstone[generate]'") from None
+    kind = getattr(diffusers, card.diffusers_class, None)
+    if kind is None:
+        raise ConfigError(
+            f"{card.name}: diffusers {diffusers.__version__} has no {card.diffusers_class}", hint="a newer diffusers may have it"
+        )
+    return kind
+
+
+def folder_digest(folder: Path) -> str:
+    """SHA-256 over the names and contents of all files of a folder, whatever their order on disk."""
+    lines = [f"{path.relative_to(folder)} {file_sha256(path)}" for path in sorted(folder.rglob("*")) if path.is_file()]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _commit(card: PipelineCard) -> str:
+    from huggingface_hub import hf_hub_download
+
+    found = _on_hub(card, lambda: hf_hub_download(card.model, "model_index.json", revision=card.revision, local_files_only=is_offline()))
+    return Path(found).parent.name  # …/snapshots/COMMIT/model_index.json
+
+
+def _on_hub(card: PipelineCard, ask: Any) -> Any:
+    try:
+        return ask()
+    except Exception as error:  # the hub's client lets through whatever its transport raises
+        raise DetectorError(
+            f"{card.name}: cannot have {card.model} from the hub: {said(error)}",
+            hint=f"its terms may have to be accepted at https://huggingface.co/{card.model} with HF_TOKEN set; "
+            "--set model=FOLDER takes a copy on this machine",
+        ) from error
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A real image and where it is to be altered (mode L, 255 inside), both of the order's size."""
+
+    real: Image.Image
+    mask: Image.Image
+
+
+@dataclass(frozen=True)
+class GeneratedImage:
+    """`latents_sha256`: of the noise that the image started from. `blanked`: the pipeline's safety checker put black in its place."""
+
+    image: Image.Image
+    latents_sha256: str
+    blanked: bool
+
+
+class LoadedPipeline:
+    """A card's pipeline with its weights, its LoRA fused. Raises DetectorError where it cannot be loaded."""
+
+    def __init__(self, card: PipelineCard, model: Model, *, device: str, precision: str) -> None:
+        import torch
+
+        self._card = card
+        kind = pipeline_class(card)
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
+        asked: dict[str, Any] = {} if model.is_local else {"revision": model.commit, "local_files_only": is_offline()}
+        try:
+            _quieten()
+            self._pipeline = kind.from_pretrained(model.place, dtype=dtype, variant=card.variant, **asked)
+            _fuse(self._pipeline, card)
+            self._pipeline = self._pipeline.to(device)
+        except Exception as error:  # transformers, diffusers and safetensors each have errors of their own
+            if is_want_of_memory(error):
+                raise
+            raise DetectorError(f"{card.name}: cannot load {model.place} as {card.diffusers_class}: {said(error)}") from error
+        self._pipeline.set_progress_bar_config(disable=True)
+        self._noise = _Noise(self._pipeline, at=1 if card.task == "inpainting" else 0)
+
+    def make(
+        self, orders: Sequence[ImageRequest], pictures: Sequence[Picture] = (), *, steps: int, guidance: float
+    ) -> list[GeneratedImage]:
+        """A picture for each order of one size, in their order; an inpainting pipeline takes as many `pictures`.
+
+        Raises whatever the pipeline raises; what it says of memory is told by `is_want_of_memory`.
+        """
+        import torch
+
+        width, height = orders[0].size
+        given: dict[str, Any] = {
+            "prompt": [order.prompt.text for order in orders],
+            "generator": [torch.Generator("cpu").manual_seed(order.seed) for order in orders],
+            "num_inference_steps": steps,
+            "guidance_scale": guidance,
+            "width": width,
+            "height": height,
+            **self._card.arguments,
+        }
+        if self._card.negative and any(order.prompt.negative for order in orders):
+            given["negative_prompt"] = [order.prompt.negative or "" for order in orders]
+        if self._card.task == "inpainting":
+            given |= {
+                "image": [one.real for one in pictures],
+                "mask_image": [one.mask for one in pictures],
+                "strength": self._card.strength,
+            }
+        with torch.inference_mode():
+            out = self._pipeline(**given)
+        blanked = getattr(out, "nsfw_content_detected", None) or [False] * len(orders)
+        return [GeneratedImage(*one) for one in zip(out.images, self._noise.hashes(), map(bool, blanked), strict=True)]
+
+
+class _Noise:
+    """Listens to what `prepare_latents` of a pipeline gives: alone, or the `at`-th of several (inpainting: latents, noise, …)."""
+
+    def __init__(self, pipeline: Any, *, at: int) -> None:
+        self._at, self._prepare, self._last = at, pipeline.prepare_latents, None
+        pipeline.prepare_latents = self._listening
+
+    def _listening(self, *args: Any, **named: Any) -> Any:
+        out = self._prepare(*args, **named)
+        self._last = out[self._at] if isinstance(out, tuple) else out
+        return out
+
+    def hashes(self) -> list[str]:
+        """SHA-256 of each image's own tensor in the last call, over its bytes."""
+        import torch
+
+        assert self._last is not None, "the pipeline prepared no latents"
+        rows = self._last.detach().cpu().contiguous().flatten(1).view(torch.uint8)
+        return [hashlib.sha256(row.numpy().tobytes()).hexdigest() for row in rows]
+
+
+def _fuse(pipeline: Any, card: PipelineCard) -> None:
+    if card.lora is None:
+        return
+    if not hasattr(pipeline, "load_lora_weights"):
+        raise ConfigError(f"{card.name}: {card.diffusers_class} takes no LoRA")
+    asked = {key: value for key, value in (("weight_name", card.lora.weight_name), ("revision", card.lora.revision)) if value}
+    pipeline.load_lora_weights(card.lora.model, local_files_only=is_offline(), **asked)
+    pipeline.fuse_lora(lora_scale=card.lora.scale)
+    pipeline.unload_lora_weights()
+
+
+def _quieten() -> None:
+    """No bars and no remarks on stderr, where the progress line of a run stands."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    logging.getLogger("diffusers").setLevel(logging.ERROR)

@@ -1,0 +1,353 @@
+"""One session of `touchstone generate`: read, draw, make what is not there, publish. Interrupted anywhere, the same command goes on.
+
+The directory of a job: whose it is, which blocks are done, and the tables that others read.
+
+generate.json       what is made, how: another command on the same directory is refused
+looks.json          how the real set's files are stored, measured once
+images/, masks/     what was made
+parts/              the rows of each block; a block is done when they are there
+generated.parquet   the rows of all images that were made: what `touchstone index` and `touchstone score` take
+failed.parquet      the rows of those that were not, each with its status
+summary.json        the figures, when all blocks are done
+
+Blocks made by actors of Ray, one loaded pipeline in each. A thin class around `making.Maker`; knows no pipeline.
+"""
+
+import io
+import json
+import pickle
+import time
+import traceback
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ray_app.archives import name_of
+from ray_app.cluster.progress import Progress
+from ray_app.datajobs.generate.cards import PipelineCard, load_pipeline_card, require_accepted
+from ray_app.datajobs.generate.config import GenerateConfig
+from ray_app.datajobs.generate.file_style import FileStyle, FileStyles, measure, plain_look
+from ray_app.datajobs.generate.pipelines import Model, fetch_model, find_model, pipeline_class
+from ray_app.datajobs.generate.requests import GenerationBlock, ImageRequest, cut_blocks, digest_of_orders, make_orders, read_prompts
+from ray_app.datajobs.generate.rows import BLANKED, OK, SCHEMA
+from ray_app.datajobs.generate.worker import GenerationJob, GenerationWorker
+from ray_app.datajobs.shards.writer import write_tables
+from ray_app.errors import ClusterError, ConfigError, ExitCode, TouchstoneError, resumable, said
+from ray_app.runs.identity import claim_directory
+from ray_app.storage import Lease, Store
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class GeneratedDirectory:
+    """What a job makes, on any fsspec URL."""
+
+    store: Store
+
+    def claim(self, identity: Mapping[str, Any]) -> None:
+        """Make the directory this job's, or check that it already is. Raises IdentityError with the differences."""
+        ours = {"format": _FORMAT, **identity}
+        claim_directory(self.store, "generate.json", ours, same="pipeline, prompts, seed and settings")
+
+    def described(self) -> dict[str, Any] | None:
+        """What the directory was begun with; None where nothing was."""
+        try:
+            return dict(json.loads(self.store.read("generate.json")))
+        except FileNotFoundError:
+            return None
+
+    def looks(self) -> FileStyles | None:
+        """The looks that were measured when the directory was begun."""
+        try:
+            told = json.loads(self.store.read("looks.json"))
+        except FileNotFoundError:
+            return None
+        looks = [
+            FileStyle(one["format"], one["quality"], one["subsampling"], tuple(one["size"]) if one["size"] else None)
+            for one in told["looks"]
+        ]
+        return FileStyles(tuple(looks), told["left_out"])
+
+    def keep_looks(self, measured: FileStyles) -> None:
+        """Write them down, so that a later session draws from the same."""
+        told = {"looks": [asdict(look) for look in measured.looks], "left_out": measured.left_out}
+        self.store.write("looks.json", json.dumps(told).encode())
+
+    def pending(self, blocks: Sequence[GenerationBlock]) -> list[GenerationBlock]:
+        """Blocks that are not done."""
+        done = set(self.store.names("parts"))
+        return [block for block in blocks if block.path.removeprefix("parts/") not in done]
+
+    def reopen(self) -> int:
+        """Take back the blocks with images that failed, so that they are made again; returns how many. What a safety checker blanked
+        would be blanked again and is no failure.
+        """
+        failed = [path for path, table in self._parts() if _failures(table)]
+        for path in failed:
+            self.store.delete(path)
+        return len(failed)
+
+    def publish(self, ordered: int) -> dict[str, Any]:
+        """Write the tables and return the figures. Raises ClusterError where the rows are not one for each of the `ordered` images."""
+        statuses, formats, generators, masks = Counter[str](), Counter[str](), Counter[str](), 0
+        seen, noises = set[int](), set[str]()
+        for _, table in self._parts():
+            statuses.update(table["status"].to_pylist())
+            seen.update(table["index"].to_pylist())
+            made = table.filter(pc.equal(table["status"], OK))
+            formats.update(made["format"].to_pylist())
+            generators.update(made["generator"].to_pylist())
+            noises.update(made["latents_sha256"].to_pylist())
+            masks += len(made) - made["mask"].null_count
+        if len(seen) != ordered or statuses.total() != ordered:
+            raise ClusterError(
+                f"{self.store.url}: {statuses.total()} rows of {len(seen)} images, of {ordered}", hint="please report this: it is a bug"
+            )
+        write_tables(self.store, "generated", SCHEMA, (table.filter(pc.equal(table["status"], OK)) for _, table in self._parts()))
+        write_tables(self.store, "failed", SCHEMA, (table.filter(pc.not_equal(table["status"], OK)) for _, table in self._parts()))
+        return {"out": self.store.url, "images": ordered, "made": statuses[OK], "statuses": dict(statuses.most_common()),
+                "formats": dict(formats.most_common()), "generators": dict(generators), "noises": len(noises), "masks": masks}  # fmt: skip
+
+    def _parts(self) -> Iterator[tuple[str, pa.Table]]:
+        for name in self.store.names("parts"):
+            yield f"parts/{name}", pq.read_table(io.BytesIO(self.store.read(f"parts/{name}")))
+
+
+def _failures(table: pa.Table) -> bool:
+    return bool(set(table["status"].to_pylist()) - {OK, BLANKED})
+
+
+_STALL_S = 3600.0  # a first block waits for tens of gigabytes of weights
+_WORKER_CPUS = 0.5
+
+
+class Making(Protocol):
+    """What makes blocks: this process, or actors."""
+
+    def __call__(self, job: GenerationJob, blocks: Sequence[GenerationBlock], /) -> Iterator[dict[str, int]]:
+        """A report for each block as it is committed."""
+
+
+@dataclass(frozen=True)
+class GenerationResult:
+    """How a job ended: `exit_code` is DONE, or TOO_MANY_BAD where not one image was made; `summary` is the content of `summary.json`."""
+
+    exit_code: ExitCode
+    summary: dict[str, Any]
+
+
+def generate_images(config: GenerateConfig, *, retry: bool = False) -> GenerationResult:
+    """Make what `config` orders in `config.out`, from wherever an earlier session of the same command stopped.
+
+    With `retry`, blocks with images that failed are made again. Raises ConfigError, IdentityError, DetectorError (licence or model),
+    StorageError, ClusterError, and KeyboardInterrupt; those that the same call resumes from carry the note RESUMABLE.
+    """
+    if not config.out:
+        raise ConfigError("no directory: --out DIR is missing", hint="touchstone generate CONFIG --prompts FILE --out DIR")
+    start = time.monotonic()
+    card = card_of(config)
+    require_accepted(card, config.accept_licences)
+    pipeline_class(card)
+    prompts = read_prompts(config, images=card.task == "inpainting")
+    directory = GeneratedDirectory(Store.open(config.out))
+    measured = _measured(config, directory)
+    looks = measured.looks if measured else (plain_look(config.encode),)
+    orders = make_orders(prompts, per_prompt=config.per_prompt, base_seed=config.seed, sizes=config.sizes or card.sizes, looks=looks)
+    model = _model(card, directory)
+    with Lease(directory.store, unguarded=config.unguarded) as lease, resumable(KeyboardInterrupt, ClusterError):
+        directory.claim(_identity(config, card, model, orders))
+        if measured is not None:
+            directory.keep_looks(measured)
+        if retry:
+            directory.reopen()
+        blocks = cut_blocks(orders, config.block_images)
+        pending = directory.pending(blocks)
+        if pending:
+            _make(config, card, model, directory, lease, pending, total=len(orders))
+        summary = directory.publish(len(orders))
+        summary |= {"like": measured.facts() if measured else None, "task": card.task,
+                    "session": {"blocks": len(pending), "wall_s": round(time.monotonic() - start, 2), **lease.facts()}}  # fmt: skip
+        directory.store.write("summary.json", json.dumps(summary, indent=2, ensure_ascii=False).encode())
+    return GenerationResult(ExitCode.DONE if summary["made"] else ExitCode.TOO_MANY_BAD, summary)
+
+
+def card_of(config: GenerateConfig) -> PipelineCard:
+    """The config's card, with another model or revision where it asks for one. Raises ConfigError."""
+    card = load_pipeline_card(config.pipeline)
+    asked = {"model": config.model, "revision": config.revision}
+    changed = card.model_copy(update={key: value for key, value in asked.items() if value is not None})
+    changed._folder = card.folder
+    return changed
+
+
+def _measured(config: GenerateConfig, directory: GeneratedDirectory) -> FileStyles | None:
+    if config.like is None:
+        return None
+    return directory.looks() or measure(config.like, config.limits, config.retry, allow_private=config.allow_private)
+
+
+def _model(card: PipelineCard, directory: GeneratedDirectory) -> Model:
+    """The card's model; a branch of the hub stays at the commit that the directory was begun with."""
+    begun = directory.described()
+    if begun and card.revision is None and card.local_folder is None and begun["model"]["place"] == card.model:
+        return Model(card.model, begun["model"]["revision"], False)
+    return find_model(card)
+
+
+def _identity(config: GenerateConfig, card: PipelineCard, model: Model, orders: Sequence[ImageRequest]) -> dict[str, Any]:
+    """What another command on the same directory must match: all that decides which pixels lie in which file."""
+    chosen = config.model_dump(
+        mode="json",
+        include={"per_prompt", "limit", "seed", "steps", "guidance", "sizes", "generator", "encode", "masks", "paste", "mark",
+                 "block_images", "device", "precision"},
+    )  # fmt: skip
+    like = config.like and config.like.model_dump(mode="json") | {"source": name_of(config.like.source)}
+    facts = card.facts() | {"model": None}
+    return {"command": "generate", "card": facts, "model": {"place": model.place, "revision": model.revision}, "like": like,
+            "orders": digest_of_orders(orders), **chosen}  # fmt: skip
+
+
+def _make(
+    config: GenerateConfig,
+    card: PipelineCard,
+    model: Model,
+    directory: GeneratedDirectory,
+    lease: Lease,
+    pending: Sequence[GenerationBlock],
+    *,
+    total: int,
+) -> None:
+    fetch_model(card, model)
+    progress = Progress(total, done=total - sum(len(block.orders) for block in pending), name="generate")
+    try:
+        with _workers(config) as (making, device):
+            precision = config.precision if config.precision != "auto" else card.precision if device == "cuda" else "fp32"
+            progress.say(f"{total:,} images by {card.name} in {precision} on {device}, {len(pending):,} blocks to be made")
+            for report in making(GenerationJob(directory.store, card, model, config, device, precision), pending):
+                progress.advance(report["images"], report["bad"])
+                lease.check()
+    finally:
+        progress.close()
+
+
+@contextmanager
+def _workers(config: GenerateConfig) -> Iterator[tuple[Making, str]]:
+    """What makes the blocks, and on which device: this process where one worker is enough and no cluster is named, else actors."""
+    from ray_app.cluster.ray_cluster import cluster, named_cluster, resources
+
+    asked, own = config.cluster, _own_gpus(config)
+    if named_cluster(asked.address) is None and (asked.workers or max(own, 1)) == 1:
+        yield _here, _device(config, own)
+        return
+
+    with cluster(asked):
+        cpus, gpus, _ = resources(asked)
+        device = _device(config, gpus)
+        workers = asked.workers or max(1, int(gpus) if device == "cuda" else 1)
+        share = min(1.0, gpus / workers) if device == "cuda" else 0.0
+        stall_s = asked.stall_timeout_s or _STALL_S
+        yield partial(made_by_actors, workers=workers, cpus=min(_WORKER_CPUS, cpus / workers), gpus=share, stall_s=stall_s), device
+
+
+def _here(job: GenerationJob, blocks: Sequence[GenerationBlock]) -> Iterator[dict[str, int]]:
+    maker = GenerationWorker(job)
+    return (maker(block) for block in blocks)
+
+
+def _device(config: GenerateConfig, gpus: float) -> str:
+    return config.device if config.device != "auto" else "cuda" if gpus else "cpu"
+
+
+def _own_gpus(config: GenerateConfig) -> int:
+    if config.device == "cpu":
+        return 0
+    import torch
+
+    return int(torch.cuda.device_count())
+
+
+Report = dict[str, int]
+
+# Actors that a lost node takes with it start elsewhere, and what they had is made again.
+_RESTARTS = 5
+# One that is being made, and one that waits for it.
+_AT_ONCE = 2
+
+
+class Actor:
+    """What runs in a worker process."""
+
+    def __init__(self, job: GenerationJob) -> None:
+        self._maker = GenerationWorker(job)
+
+    def make(self, block: GenerationBlock) -> tuple[Report | None, bytes | None]:
+        """The report on a block, or the error as a value: Ray keeps only the text of an exception."""
+        try:
+            return self._maker(block), None
+        except TouchstoneError as error:
+            return None, pickle.dumps(error)
+        except Exception:
+            return None, pickle.dumps(TouchstoneError(f"making a block failed:\n{traceback.format_exc()}", hint="this looks like a bug"))
+
+
+def made_by_actors(
+    job: GenerationJob, blocks: Sequence[GenerationBlock], *, workers: int, cpus: float, gpus: float, stall_s: float
+) -> Iterator[Report]:
+    """A report for each block as it is committed. Inside `scoring.cluster.cluster`.
+
+    Raises ClusterError when no block ends in `stall_s` or an actor dies too often, and whatever TouchstoneError a worker met.
+    """
+    import ray
+
+    kind: Any = ray.remote(
+        num_cpus=cpus, num_gpus=gpus, max_restarts=_RESTARTS, max_task_retries=_RESTARTS, label_selector=dict(job.config.cluster.labels)
+    )(Actor)
+    waiting = iter(blocks)
+    actors = [kind.remote(job) for _ in range(min(workers, len(blocks)))]
+    running: dict[Any, Any] = {}
+    try:
+        for actor in actors * _AT_ONCE:
+            _give(actor, waiting, running)
+        while running:
+            ready, _ = ray.wait(list(running), num_returns=1, timeout=stall_s)
+            if not ready:
+                raise ClusterError(
+                    f"no block ended in {stall_s:.0f} s; stopped, what is committed is kept",
+                    hint="are there nodes for these workers? --set cluster.stall_timeout_s=… waits longer",
+                )
+            actor = running.pop(ready[0])
+            report = _result(ready[0])
+            _give(actor, waiting, running)
+            yield report
+    finally:
+        for actor in actors:
+            ray.kill(actor)
+
+
+def _give(actor: Any, waiting: Iterator[GenerationBlock], running: dict[Any, Any]) -> None:
+    block = next(waiting, None)
+    if block is not None:
+        running[actor.make.remote(block)] = actor
+
+
+def _result(task: Any) -> Report:
+    import ray
+
+    try:
+        report, error = ray.get(task)
+    except ray.exceptions.RayError as lost:
+        raise ClusterError(
+            f"a worker was lost too often: {said(lost)}", hint="the same command goes on; does the pipeline fit its memory?"
+        ) from lost
+    if error is not None:
+        raise pickle.loads(error)  # noqa: S301  (made by a worker of this job)
+    found: Report = report
+    return found

@@ -1,0 +1,321 @@
+"""Blocks of orders → files and rows. Where memory is short the batch halves; a failed image is a row. Knows no Ray.
+
+The rows of a block are written last: a block whose rows are there is done, and one that died in its middle is made again, to the same
+names and the same bytes.
+
+Pictures and masks around a pipeline: real ones brought to its size, masks read or drawn, results shrunk to a wanted size.
+
+Knows Pillow and numbers; knows no pipeline and no file's place.
+
+A picture → the bytes of a file, stored as it was drawn and marked as generated. Knows Pillow's encoders and IPTC's words.
+
+The mark is IPTC's DigitalSourceType in XMP (IPTC Photo Metadata Standard 2023.1; cv.iptc.org/newscodes/digitalsourcetype).
+`ray_app.images.provenance` reads it back.
+"""
+
+import hashlib
+import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image, ImageDraw, ImageOps, PngImagePlugin
+
+from ray_app.archives import MemberReader, read_referenced
+from ray_app.datajobs.generate.cards import PipelineCard, Size
+from ray_app.datajobs.generate.config import Drawn, GenerateConfig
+from ray_app.datajobs.generate.file_style import FileStyle
+from ray_app.datajobs.generate.pipelines import GeneratedImage, LoadedPipeline, Model, Picture
+from ray_app.datajobs.generate.requests import GenerationBlock, ImageRequest, fetcher_for, randomness
+from ray_app.datajobs.generate.rows import BLANKED, FAILED, OK, SCHEMA, row_of
+from ray_app.errors import ClusterError, InputError, Status, is_want_of_memory, said
+from ray_app.images import decode_image
+from ray_app.storage import Store, strip_secrets
+
+_BLOBS = (3, 7)
+_TRIES = 40
+
+
+def covered(image: Image.Image, size: Size, *, mask: bool = False) -> Image.Image:
+    """Scaled to cover `size` (Lanczos; masks nearest) and cropped to it at the centre."""
+    return ImageOps.fit(image, size, Image.Resampling.NEAREST if mask else Image.Resampling.LANCZOS)
+
+
+def binary(mask: Image.Image) -> Image.Image:
+    """Mode L of 0 and 255: 255 where the grey level is above 127, as OpenSDI's masks are read."""
+    return mask.convert("L").point(lambda level: 255 if level > 127 else 0)
+
+
+def drawn_mask(size: Size, seed: int, share: Drawn) -> Image.Image:
+    """A blob of ellipses around one place, 255 inside, that covers between `share.least` and `share.most` of the picture, or nearly."""
+    rng = randomness(seed, "mask")
+    wanted = rng.uniform(share.least, share.most)
+    mask = Image.new("L", size, 0)
+    for _ in range(_TRIES):
+        mask = _blob(size, wanted, rng.random)
+        if share.least <= share_of(mask) <= share.most:
+            break
+    return mask
+
+
+def share_of(mask: Image.Image) -> float:
+    """The share of a mask that is not 0."""
+    return 1 - mask.histogram()[0] / (mask.width * mask.height)
+
+
+def _blob(size: Size, wanted: float, uniform: Callable[[], float]) -> Image.Image:
+    mask = Image.new("L", size, 0)
+    pen = ImageDraw.Draw(mask)
+    count = _BLOBS[0] + int(uniform() * (_BLOBS[1] - _BLOBS[0] + 1))
+    radius = (wanted * size[0] * size[1] / 3.14159 / 2) ** 0.5
+    centre_x, centre_y = (side * (0.25 + 0.5 * uniform()) for side in size)
+    for _ in range(count):
+        x, y = centre_x + (uniform() - 0.5) * radius, centre_y + (uniform() - 0.5) * radius
+        wide, high = radius * (0.6 + 0.8 * uniform()), radius * (0.6 + 0.8 * uniform())
+        pen.ellipse((x - wide, y - high, x + wide, y + high), fill=255)
+    return mask
+
+
+def pasted(real: Image.Image, made: Image.Image, mask: Image.Image) -> Image.Image:
+    """The made picture inside the mask, the real one's own pixels outside."""
+    return Image.composite(made.convert("RGB"), real.convert("RGB"), mask)
+
+
+def resized_like(image: Image.Image, real: Size | None) -> Image.Image:
+    """Shrunk and cropped at the centre to a real file's size; never enlarged, which would leave a trace of its own: a larger real
+    file lends its shape alone.
+    """
+    if real is None:
+        return image
+    scale = min(1.0, image.width / real[0], image.height / real[1])
+    return ImageOps.fit(image, (max(1, round(real[0] * scale)), max(1, round(real[1] * scale))), Image.Resampling.LANCZOS)
+
+
+Mark = Literal["trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia"]
+_SUBSAMPLINGS = {"4:4:4": 0, "4:2:2": 1, "4:2:0": 2}
+_XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
+<x:xmpmeta xmlns:x="adobe:ns:meta/">
+ <rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
+  <rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/">
+   <Iptc4xmpExt:DigitalSourceType>http://cv.iptc.org/newscodes/digitalsourcetype/{mark}</Iptc4xmpExt:DigitalSourceType>
+  </rdf:Description>
+ </rdf:RDF>
+</x:xmpmeta>
+<?xpacket end="r"?>"""
+
+
+def encode(image: Image.Image, look: FileStyle, mark: Mark | None) -> bytes:
+    """An RGB picture as a file that looks so; `mark` None writes none, and never is anything else written beside the pixels."""
+    file = io.BytesIO()
+    plain = Image.frombytes("RGB", image.size, image.convert("RGB").tobytes())  # without whatever a pipeline attached
+    plain.save(file, look.format, **_options(look, _XMP.format(mark=mark).encode() if mark else None))
+    return file.getvalue()
+
+
+def _options(look: FileStyle, xmp: bytes | None) -> dict[str, Any]:
+    if look.format == "PNG":
+        if xmp is None:
+            return {}
+        info = PngImagePlugin.PngInfo()
+        info.add_itxt("XML:com.adobe.xmp", xmp.decode())
+        return {"pnginfo": info}
+    told: dict[str, Any] = {} if xmp is None else {"xmp": xmp}
+    if look.format == "JPEG":
+        return told | {"quality": look.quality or 90, "subsampling": _SUBSAMPLINGS[look.subsampling or "4:2:0"]}
+    return told | ({"lossless": True} if look.quality is None else {"quality": look.quality})
+
+
+Rows = dict[int, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class GenerationJob:
+    """What every worker needs to know. Picklable."""
+
+    store: Store
+    card: PipelineCard
+    model: Model
+    config: GenerateConfig
+    device: str
+    precision: str
+
+    @property
+    def steps(self) -> int:
+        """The config's, else the card's."""
+        return self.config.steps or self.card.steps
+
+    @property
+    def guidance(self) -> float:
+        """The config's, else the card's."""
+        return self.card.guidance if self.config.guidance is None else self.config.guidance
+
+    def same(self) -> dict[str, Any]:
+        """The columns that are the same in every row."""
+        import diffusers
+
+        lora = self.card.lora
+        unused = {} if self.card.negative else {"negative_prompt": None}
+        return unused | {
+            "generator": self.config.generator or self.card.label, "pipeline": self.card.name, "model": strip_secrets(self.model.place),
+            "revision": self.model.revision, "lora": f"{lora.model} × {lora.scale:g}" if lora else None,
+            "diffusers": diffusers.__version__, "precision": self.precision, "steps": self.steps, "guidance": self.guidance,
+            "strength": self.card.strength if self.card.task == "inpainting" else None,
+        }  # fmt: skip
+
+
+@dataclass
+class GenerationWorker:
+    """Makes blocks, one after the other, with one loaded pipeline. `batch`: images at once, as memory allows by now."""
+
+    job: GenerationJob
+    batch: int = 0
+    _pipeline: LoadedPipeline | None = field(default=None, repr=False)
+
+    def __call__(self, block: GenerationBlock) -> dict[str, int]:
+        """Make, write and commit one block; {images, bad}. Raises ClusterError when not even one image fits into memory, DetectorError
+        when the pipeline cannot be loaded, StorageError when the directory is out of reach.
+        """
+        self._ready()
+        rows: Rows = {}
+        pictures = dict(self._pictures(block.orders, rows))
+        waiting = [order for order in block.orders if order.index not in rows]
+        while waiting:
+            now, waiting = waiting[: self.batch], waiting[self.batch :]
+            for order, made in self._made(now, pictures, rows):
+                rows[order.index] = self._kept(order, made, pictures.get(order.index))
+        table = pa.Table.from_pylist([rows[order.index] for order in block.orders], SCHEMA)
+        file = io.BytesIO()
+        pq.write_table(table, file, compression="zstd")
+        self.job.store.write(block.path, file.getvalue())
+        return {"images": len(rows), "bad": sum(row["status"] != OK for row in rows.values())}
+
+    def _ready(self) -> None:
+        if self._pipeline is None:
+            job = self.job
+            try:
+                self._pipeline = LoadedPipeline(job.card, job.model, device=job.device, precision=job.precision)
+            except Exception as error:
+                if not is_want_of_memory(error):
+                    raise
+                raise _too_small(job, "its weights do not fit", error) from error
+            self.batch = job.config.batch or job.card.batch
+            self._same = job.same()
+            self._fetcher = fetcher_for(job.config)
+            self._reader = MemberReader(self._fetcher, max_bytes=job.config.limits.max_bytes)
+
+    # -- pictures to be altered --------------------------------------------------------------------------
+
+    def _pictures(self, orders: Sequence[ImageRequest], rows: Rows) -> Iterator[tuple[int, Picture]]:
+        """The real images of inpainting orders; an order whose image cannot be had gets its row."""
+        if self.job.card.task != "inpainting":
+            return
+        members = [order.prompt.image for order in orders if order.prompt.image is not None]
+        assert len(members) == len(orders), "an inpainting order without an image"
+        for order, (_, data) in zip(orders, self._reader.read(members), strict=True):
+            try:
+                if isinstance(data, InputError):
+                    raise data
+                yield order.index, self._picture(order, data)
+            except InputError as refused:
+                rows[order.index] = self._row(order, status=refused.status.value, detail=refused.detail)
+
+    def _picture(self, order: ImageRequest, data: bytes) -> Picture:
+        real = decode_image(data, self.job.config.limits).pixels
+        if order.prompt.mask is None:
+            return Picture(covered(real, order.size), drawn_mask(order.size, order.seed, self.job.config.masks))
+        mask = decode_image(self._mask_bytes(order.prompt.mask), self.job.config.limits).pixels
+        if mask.size != real.size:
+            raise InputError(Status.CORRUPT_IMAGE, f"its mask is {mask.size}, the image {real.size}")
+        mask = covered(binary(mask), order.size, mask=True)
+        if not share_of(mask):
+            raise InputError(Status.CORRUPT_IMAGE, "its mask is empty: nothing would be altered")
+        return Picture(covered(real, order.size), mask)
+
+    def _mask_bytes(self, place: str) -> bytes:
+        if "#row=" in place:
+            return read_referenced(place, self._fetcher)
+        return self._fetcher.fetch(place, "", self.job.config.limits.max_bytes)
+
+    # -- the pipeline ------------------------------------------------------------------------------------
+
+    def _made(
+        self, orders: Sequence[ImageRequest], pictures: dict[int, Picture], rows: Rows
+    ) -> Iterator[tuple[ImageRequest, GeneratedImage]]:
+        """What the pipeline makes of a batch; halved while memory is short, and one by one where the batch raises anything else."""
+        assert self._pipeline is not None
+        if len(orders) > self.batch:
+            parts = [orders[start : start + self.batch] for start in range(0, len(orders), self.batch)]
+        else:
+            try:
+                given = [pictures[order.index] for order in orders] if pictures else []
+                made = self._pipeline.make(orders, given, steps=self.job.steps, guidance=self.job.guidance)
+            except Exception as error:
+                parts = self._after(error, orders, rows)
+            else:
+                yield from zip(orders, made, strict=True)
+                return
+        for part in parts:  # outside of the handler, whose frames hold tensors
+            yield from self._made(part, pictures, rows)
+
+    def _after(self, error: Exception, orders: Sequence[ImageRequest], rows: Rows) -> list[Sequence[ImageRequest]]:
+        """What is to be tried next where a batch raised."""
+        if is_want_of_memory(error):
+            self._halve(len(orders), error)
+            return [orders]
+        if len(orders) > 1:
+            return [[order] for order in orders]
+        rows[orders[0].index] = self._row(orders[0], status=FAILED, detail=said(error))
+        return []
+
+    def _halve(self, tried: int, error: Exception) -> None:
+        if tried == 1:
+            raise _too_small(self.job, "not even one image at once fits", error) from error
+        self.batch = max(1, tried // 2)
+        _give_back_memory()
+
+    # -- files and rows ----------------------------------------------------------------------------------
+
+    def _kept(self, order: ImageRequest, made: GeneratedImage, picture: Picture | None) -> dict[str, Any]:
+        if made.blanked:
+            detail = "the pipeline's safety checker put black in its place"
+            return self._row(order, latents_sha256=made.latents_sha256, blanked=True, status=BLANKED, detail=detail)
+        job = self.job
+        image, found = made.image, dict[str, Any]()
+        if picture is not None:
+            image = pasted(picture.real, image, picture.mask) if job.config.paste else image
+            found = self._keep_mask(order, picture.mask)
+        image = resized_like(image, order.look.size)
+        mark: Mark = "trainedAlgorithmicMedia" if picture is None else "compositeWithTrainedAlgorithmicMedia"
+        data = encode(image, order.look, mark if job.config.mark else None)
+        job.store.write(order.image_path, data)
+        return self._row(order, uri=order.image_path, width=image.width, height=image.height, latents_sha256=made.latents_sha256,
+                         sha256=hashlib.sha256(data).hexdigest(), **found)  # fmt: skip
+
+    def _keep_mask(self, order: ImageRequest, mask: Image.Image) -> dict[str, Any]:
+        mask = binary(resized_like(mask, order.look.size))
+        file = io.BytesIO()
+        mask.save(file, "PNG")
+        self.job.store.write(order.mask_path, file.getvalue())
+        return {"mask": order.mask_path, "mask_share": share_of(mask)}
+
+    def _row(self, order: ImageRequest, **found: Any) -> dict[str, Any]:
+        return row_of(order, self._same, **found)
+
+
+def _too_small(job: GenerationJob, what: str, error: Exception) -> ClusterError:
+    return ClusterError(
+        f"{job.card.name}: {what} into the memory of the {job.device} ({said(error)})",
+        hint="a larger device, --set precision=bf16, or smaller sizes in another --out",
+    )
+
+
+def _give_back_memory() -> None:
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

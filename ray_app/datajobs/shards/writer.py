@@ -1,0 +1,353 @@
+"""One shard: its members are read, appended to a local file as they come, and published whole. The unit of work and of resume.
+
+Members are not decoded: a hash, the sniffed format, and the bytes as they are. One that cannot be had is written down, not lost.
+
+One member on its way into a shard, and what stands beside its bytes there. Knows names and types; knows no file format.
+
+A Parquet shard as the Hugging Face hub writes it: `image` {bytes, path}, `source`, then the source's own columns. Knows no storage.
+
+Row groups are small, with a page index, so that one row of a shard is read without the others.
+
+A WebDataset shard: a tar with KEY.jpg (or what it is) and KEY.json side by side. Knows no storage.
+
+Keys are made here from numbers alone: a member's own name may be anything, and stands only inside the JSON.
+
+Tables larger than memory → one Parquet file, one CSV file of a store: grown in a local file, published whole.
+"""
+
+import base64
+import hashlib
+import io
+import json
+import math
+import tarfile
+import tempfile
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import date, datetime, time
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+
+from ray_app.archives import ManifestMember, MemberReader, member_rows, read_block
+from ray_app.datajobs.shards.plan import Form, Shard
+from ray_app.errors import InputError, SourceError, Status, StorageError
+from ray_app.images import sniff_format
+from ray_app.storage import Fetcher, Store
+
+_TEXT = pa.string()
+SOURCE_TYPE = pa.struct(
+    [("uri", _TEXT), ("member", _TEXT), ("occurrence", pa.int32()), ("version", _TEXT), ("sha256", _TEXT), ("format", _TEXT)]
+)
+FILE_ENDINGS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tiff", "AVIF": "avif", "HEIC": "heic",
+           "JPEG2000": "jp2", "JXL": "jxl", "PNM": "pnm", "RAW": "raw"}  # fmt: skip
+NO_IMAGE = "bin"
+RESERVED = ("image", "source")
+# Beside the source's own columns in the listing of a filtered run: the hash of the bytes that were scored. No source calls one so.
+EXPECTED = "\x1ftouchstone.sha256"
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A member with its bytes; `key` is ours and safe in any file system, `format` is what the bytes say (None: no image)."""
+
+    key: str
+    member: ManifestMember
+    data: bytes
+    sha256: str
+    format: str | None
+
+    @property
+    def ending(self) -> str:
+        """The file ending that the bytes deserve, whatever the member's name says; `bin` for no image."""
+        return FILE_ENDINGS.get(self.format or "", NO_IMAGE)
+
+    @property
+    def name(self) -> str:
+        """The name that the member had, as a label: the last part of its path; a table's row may name one, its own is a number."""
+        member = self.member
+        given = member.input.get("path") if member.place is not None and member.place.kind == "parquet" else None
+        name = str(given or member.member or member.uri).rpartition("/")[2]
+        return self.key if name in ("", ".", "..") else name
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """Where it came from, as `SOURCE_TYPE`."""
+        named = {name: getattr(self.member, name) for name in ("uri", "member", "occurrence", "version")}
+        return {**named, "sha256": self.sha256, "format": self.format}
+
+    def beside(self, names: Mapping[str, str]) -> dict[str, Any]:
+        """The source's own columns under the names that they have in the shard."""
+        return {new: self.member.input.get(old) for old, new in names.items()}
+
+
+def free_names(columns: Collection[str], taken: Collection[str] = RESERVED) -> dict[str, str]:
+    """A name for each of the source's columns: its own, or `input.NAME` where that is taken."""
+    names: dict[str, str] = {}
+    for column in columns:
+        name = column
+        while name in taken or name in names.values() or (name != column and name in columns):
+            name = f"input.{name}"
+        names[column] = name
+    return names
+
+
+def plain(value: Any) -> Any:
+    """A column's value as JSON has it: bytes as base64, times as ISO 8601, numbers that are none as null."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode("ascii")
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, (datetime, date, time)):
+        return value.isoformat()
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
+
+
+# The hub's own figure for images; bytes bound it where they are large, since a row group is built in memory.
+GROUP_ROWS, GROUP_BYTES = 100, 64 * 2**20
+IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+class ParquetShard:
+    """A file that grows by a row group at a time."""
+
+    def __init__(self, path: Path, input_type: pa.StructType | None) -> None:
+        fields = [] if input_type is None else list(input_type)
+        self._names = free_names([field.name for field in fields])
+        beside = [pa.field(self._names[field.name], field.type) for field in fields]
+        self._schema = pa.schema([pa.field("image", IMAGE_TYPE), pa.field("source", SOURCE_TYPE), *beside])
+        self._schema = self._schema.with_metadata({"huggingface": json.dumps({"info": {"features": _features(self._schema)}})})
+        # Encoded images neither shrink nor repeat nor compare: all that is for the columns beside them.
+        others = [leaf for field in self._schema for leaf in _leaves(field.name, field.type) if leaf != "image.bytes"]
+        self._writer = pq.ParquetWriter(
+            path,
+            self._schema,
+            compression={"image.bytes": "none"} | dict.fromkeys(others, "zstd"),
+            use_dictionary=others,
+            write_statistics=others,
+            write_page_index=True,
+        )
+        self._rows: list[dict[str, Any]] = []
+        self._size_bytes = 0
+
+    def add(self, packed: Packed) -> None:
+        """Append one row."""
+        image = {"bytes": packed.data, "path": packed.name}
+        self._rows.append({"image": image, "source": packed.source, **packed.beside(self._names)})
+        self._size_bytes += len(packed.data)
+        if len(self._rows) >= GROUP_ROWS or self._size_bytes >= GROUP_BYTES:
+            self._flush()
+
+    def close(self) -> None:
+        """Write what is left and the footer."""
+        self._flush()
+        self._writer.close()
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._writer.write_table(pa.Table.from_pylist(self._rows, self._schema), row_group_size=GROUP_ROWS)
+        self._rows, self._size_bytes = [], 0
+
+
+def _features(schema: pa.Schema) -> dict[str, Any]:
+    """What `datasets` cannot see from Arrow's types: which structs are images. It finds all other columns by itself."""
+    return {field.name: {"_type": "Image"} for field in schema if field.type == IMAGE_TYPE}
+
+
+def _leaves(path: str, kind: pa.DataType) -> list[str]:
+    """Parquet's own paths of the leaves of a column."""
+    if pa.types.is_struct(kind):
+        return [leaf for field in kind for leaf in _leaves(f"{path}.{field.name}", field.type)]
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _leaves(f"{path}.list.element", kind.value_type)
+    return [path]
+
+
+class WebDatasetShard:
+    """A tar that grows by a sample at a time. Equal samples give equal bytes: no times, owners or modes of a real file get in."""
+
+    def __init__(self, path: Path, input_type: pa.StructType | None) -> None:
+        self._names = free_names([] if input_type is None else [field.name for field in input_type])
+        self._tar = tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115 - closed by close
+
+    def add(self, packed: Packed) -> None:
+        """Append one sample: first the bytes, then what is known of them."""
+        self._put(f"{packed.key}.{packed.ending}", packed.data)
+        said = {"source": packed.source, **plain(packed.beside(self._names))}
+        self._put(f"{packed.key}.json", json.dumps(said, ensure_ascii=False, allow_nan=False).encode("utf-8", "surrogateescape"))
+
+    def close(self) -> None:
+        """Write the end of the tar."""
+        self._tar.close()
+
+    def _put(self, name: str, data: bytes) -> None:
+        info = tarfile.TarInfo(name)
+        info.size = len(data)
+        self._tar.addfile(info, io.BytesIO(data))
+
+
+class ShardFile(Protocol):
+    """One output format: a local file that grows by members."""
+
+    def add(self, packed: Packed) -> None:
+        """Append a member."""
+
+    def close(self) -> None:
+        """Make the file complete."""
+
+
+FORMATS: dict[Form, type[ParquetShard] | type[WebDatasetShard]] = {"parquet": ParquetShard, "webdataset": WebDatasetShard}
+
+
+@dataclass
+class ShardReport:
+    """What became of a shard's members: packed + unpacked are all of them. `formats` counts packed ones, `none` = no known image."""
+
+    members: int
+    packed: int = 0
+    size_bytes: int = 0
+    formats: Counter[str] = field(default_factory=Counter)
+    unpacked: list[dict[str, Any]] = field(default_factory=list)
+
+    def encode(self) -> bytes:
+        """As a file of the output directory."""
+        return json.dumps(vars(self), ensure_ascii=False).encode("utf-8", "surrogateescape")
+
+    @classmethod
+    def decode(cls, data: bytes) -> "ShardReport":
+        """The same, read back."""
+        return cls(**json.loads(data))
+
+
+@dataclass(frozen=True)
+class WriteShard:
+    """Writes shards of the listing in `store`; called with a `Shard`, returns its `Notes`. Picklable: it travels to workers.
+
+    Raises StorageError when the output is out of reach or this machine's temporary folder is full.
+    """
+
+    store: Store
+    form: Form
+    input_type: pa.StructType | None
+    fetcher: Fetcher
+    max_member_bytes: int
+
+    def __call__(self, shard: Shard) -> ShardReport:
+        """Write one shard; done again, it replaces its own files with the same bytes."""
+        members = [member for ref in shard.blocks for member in member_rows(read_block(self.store, ref))]
+        try:
+            with tempfile.TemporaryDirectory(prefix="touchstone-pack-") as folder:
+                path = Path(folder) / shard.name
+                notes = self._fill(path, shard, members)
+                assert notes.packed + len(notes.unpacked) == len(members), f"{shard.name}: members lost"
+                # The notes first: a shard that is there has them.
+                self.store.write(shard.notes_path, notes.encode())
+                self.store.write_file(shard.path(self.form), path)
+        except OSError as error:  # what the store says is a StorageError already
+            raise StorageError(
+                f"cannot write a shard in the folder for temporary files: {error.strerror or error}",
+                hint="each worker needs room for one shard there; TMPDIR names another place, --shard-mb makes shards smaller",
+            ) from error
+        return notes
+
+    def _fill(self, path: Path, shard: Shard, members: list[ManifestMember]) -> ShardReport:
+        notes = ShardReport(len(members))
+        file: ShardFile = FORMATS[self.form](path, self.input_type)
+        for index, (member, data) in enumerate(self._read(members)):
+            if isinstance(data, InputError):
+                notes.unpacked.append(_unpacked(member, data))
+                continue
+            key = f"{shard.number:05}-{index:06}-{member.image_id & 0xFFFFFFFF:08x}"
+            packed = Packed(key, member, data, hashlib.sha256(data).hexdigest(), sniff_format(data))
+            changed = _changed(packed)
+            if changed:
+                notes.unpacked.append(_unpacked(member, changed))
+                continue
+            file.add(packed)
+            notes.packed += 1
+            notes.size_bytes += len(data)
+            notes.formats[packed.format or "none"] += 1
+        file.close()
+        return notes
+
+    def _read(self, members: list[ManifestMember]) -> Iterator[tuple[ManifestMember, bytes | InputError]]:
+        return MemberReader(self.fetcher, max_bytes=self.max_member_bytes).read(members)
+
+
+def _changed(packed: Packed) -> InputError | None:
+    """Why bytes that are not those which were scored are not written."""
+    expected = packed.member.input.get(EXPECTED)
+    if expected is None or expected == packed.sha256:
+        return None
+    return SourceError(Status.SOURCE_CHANGED, f"scored with SHA-256 {expected}, now {packed.sha256}")
+
+
+def _unpacked(member: ManifestMember, error: InputError) -> dict[str, Any]:
+    named = {"uri": member.uri, "member": member.member, "occurrence": member.occurrence}
+    return {**named, "status": error.status.value, "detail": error.detail}
+
+
+_FORMULA, _SIGNED = r"^[=+\-@\t\r\n＝＋－＠]", r"^[+-][0-9]+(\.[0-9]+)?$"
+
+
+def write_tables(store: Store, stem: str, schema: pa.Schema, tables: Iterable[pa.Table], *, csv: bool = False) -> int:
+    """Write STEM.parquet, and STEM.csv where asked for, from tables of one schema; returns the number of rows.
+
+    Parquet holds the values as they are. In the CSV, nested columns are JSON text, and a text that a spreadsheet would run as a formula
+    has an apostrophe before it: members' names are a stranger's.
+    """
+    rows = 0
+    flat = pa.schema([pa.field(field.name, _flat(field.type)) for field in schema])
+    header = pa.schema([pa.field(name, field.type) for name, field in zip(_tame(pa.array(flat.names)).to_pylist(), flat, strict=True)])
+    with tempfile.TemporaryDirectory(prefix="touchstone-list-") as folder, ExitStack() as files:
+        parquet, text = Path(folder) / "rows.parquet", Path(folder) / "rows.csv"
+        columns = files.enter_context(pq.ParquetWriter(parquet, schema, compression="zstd"))
+        lines = files.enter_context(pa_csv.CSVWriter(text, header)) if csv else None
+        for table in tables:
+            columns.write_table(table)
+            if lines is not None:
+                lines.write_table(_flattened(table, header))
+            rows += len(table)
+        files.close()
+        store.write_file(f"{stem}.parquet", parquet)
+        if csv:
+            store.write_file(f"{stem}.csv", text)
+    return rows
+
+
+def _flat(kind: pa.DataType) -> pa.DataType:
+    """The type itself where a CSV has a way to say it, else text."""
+    is_number = pa.types.is_integer(kind) or pa.types.is_float32(kind) or pa.types.is_float64(kind) or pa.types.is_boolean(kind)
+    return kind if is_number or pa.types.is_date(kind) or pa.types.is_timestamp(kind) else pa.string()
+
+
+def _flattened(table: pa.Table, flat: pa.Schema) -> pa.Table:
+    columns = [_as_text(column, field.type) for column, field in zip(table.columns, flat, strict=True)]
+    return pa.Table.from_arrays(columns, schema=flat)
+
+
+def _as_text(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    if column.type != kind:
+        column = pa.chunked_array([pa.array([None if value is None else _text(value) for value in column.to_pylist()], kind)])
+    return _tame(column) if pa.types.is_string(kind) else column
+
+
+def _tame(texts: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """Texts of which none begins as a formula does (OWASP, CSV injection); a number with a sign stays one."""
+    is_formula = pc.and_not(pc.match_substring_regex(texts, _FORMULA), pc.match_substring_regex(texts, _SIGNED))
+    return pc.if_else(is_formula, pc.binary_join_element_wise("'", texts, ""), texts)
+
+
+def _text(value: Any) -> str:
+    value = plain(value)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,300 @@
+"""What binds two images so that they belong into one split: the same group, prompt, bytes or looks. Knows labels and hashes; no split.
+
+Images are bound in kinds. Within a kind, images of one value are bound, and images of two values that are a pair.
+
+Which of many perceptual hashes are of pictures that look alike. Knows 64-bit numbers; reads no image.
+
+Prompts that are nearly the same: most of their words and pairs of words are. Knows texts; knows no image and no split.
+
+MinHash (Broder 1997) in bands (Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, §3.4) proposes pairs, and their words decide. The
+shingles are scikit-learn's; datasketch keeps its bands in Python dictionaries, which take gigabytes for a million prompts.
+
+Images of two splits that are bound: how many, and the first of them by name. Knows bonds and splits; reads no image.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations, pairwise
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from ray_app.datasets.labels import coded, plain_prompt
+from ray_app.datasets.leakage import NEAR_BITS
+
+Kind = Literal["image", "bytes", "group", "prompt", "looks"]
+Codes = npt.NDArray[np.int64]
+Pairs = npt.NDArray[np.int64]
+
+WORDS: Mapping[Kind, str] = {
+    "image": "the same image twice",
+    "bytes": "the same bytes",
+    "group": "the same group",
+    "prompt": "the same prompt, or nearly",
+    "looks": "pictures that look alike",
+}
+_FLAT = 8  # a hash with fewer ones, or fewer zeros, is of a picture without detail, which looks like any other such
+
+
+@dataclass(frozen=True)
+class Bond:
+    """`codes` (N,): the value of every row, -1 = none. `pairs` (P, 2): values that are nearly the same. `known`: rows that have a value."""
+
+    kind: Kind
+    codes: Codes
+    pairs: Pairs
+
+    @property
+    def known(self) -> int:
+        """How many rows have a value."""
+        return int((self.codes >= 0).sum())
+
+
+def bonds_of(rows: pa.Table, kinds: Sequence[Kind], *, prompts: float = 0.9) -> list[Bond]:
+    """The bonds of these kinds, in that order. `prompts`: the share of words that nearly the same prompts share; 1 = equal ones only.
+
+    rows: `image_id` and `input` of an index. A kind of which no row knows anything has no value and no pair.
+    """
+    made: Mapping[Kind, Callable[[], Bond]] = {
+        "image": lambda: Bond("image", np.unique(rows["image_id"].to_numpy(), return_inverse=True)[1].astype(np.int64), _no_pairs()),
+        "bytes": lambda: Bond("bytes", coded(rows, "sha256")[0].astype(np.int64), _no_pairs()),
+        "group": lambda: Bond("group", coded(rows, "group")[0].astype(np.int64), _no_pairs()),
+        "prompt": lambda: _of_prompts(rows, prompts),
+        "looks": lambda: _of_looks(rows),
+    }
+    return [made[kind]() for kind in kinds]
+
+
+def bound(bonds: Sequence[Bond], count: int) -> tuple[Codes, int]:
+    """(count,) the number of every row's connected group, and how many groups there are: union-find over rows and their values."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    firsts, seconds, nodes = [np.empty(0, np.int64)], [np.empty(0, np.int64)], count
+    for bond in bonds:
+        rows = np.flatnonzero(bond.codes >= 0)
+        firsts += [rows, nodes + bond.pairs[:, 0]]
+        seconds += [nodes + bond.codes[rows], nodes + bond.pairs[:, 1]]
+        nodes += int(bond.codes.max(initial=-1)) + 1
+    first, second = np.concatenate(firsts), np.concatenate(seconds)
+    _, found = connected_components(coo_array((np.ones(len(first), np.int8), (first, second)), (nodes, nodes)), directed=False)
+    names, codes = np.unique(found[:count], return_inverse=True)
+    return codes.astype(np.int64), len(names)
+
+
+def _of_prompts(rows: pa.Table, share: float) -> Bond:
+    codes, texts = coded(rows, "prompt")
+    places: dict[str, int] = {}
+    values = np.array([places.setdefault(plain, len(places)) if (plain := plain_prompt(text)) else -1 for text in texts], np.int64)
+    pairs = prompts_alike(list(places), share) if share < 1 else _no_pairs()
+    return Bond("prompt", np.append(values, -1)[codes], pairs)
+
+
+def _of_looks(rows: pa.Table) -> Bond:
+    codes, texts = coded(rows, "phash")
+    hashes = np.array([int(text, 16) for text in texts], np.uint64)
+    ones = np.bitwise_count(hashes)
+    told = np.flatnonzero((ones >= _FLAT) & (ones <= 64 - _FLAT))
+    values = np.full(len(hashes) + 1, -1, np.int64)
+    values[told] = np.arange(len(told))
+    return Bond("looks", values[codes], near_pairs(hashes[told]))
+
+
+def _no_pairs() -> Pairs:
+    return np.empty((0, 2), np.int64)
+
+
+Hashes = NDArray[np.uint64]
+
+_PARTS, _AGREE = 7, 3  # hashes that differ in four bits agree in at least three of seven parts: 27 bits or so, which few others share
+_AT_ONCE = 1 << 22  # pairs that are compared at once
+_MOST = 1 << 23  # pairs that are kept: 128 MiB
+assert _PARTS - NEAR_BITS == _AGREE
+
+
+def near_pairs(hashes: Hashes, bits: int = NEAR_BITS) -> Pairs:
+    """(m, 2) the places of all pairs of hashes (n,), all different, that differ in at most `bits` ≤ NEAR_BITS of their 64 bits; each pair
+    once, the lower place first, in order.
+
+    Hashes are sorted by every three of seven parts and compared where these agree, `_AT_ONCE` at a time: a million different ones take
+    seconds, unless great numbers of them differ in few bits. k hashes that are all near have k² / 2 pairs; once there are more than
+    `_MOST`, those that connect the same hashes stand for all, fewer than n.
+    """
+    edges = np.linspace(0, 64, _PARTS + 1).astype(int)
+    parts = [np.uint64((1 << int(high)) - (1 << int(low))) for low, high in pairwise(edges)]
+    found, count = [np.empty((0, 2), np.int64)], 0
+    for chosen in combinations(range(_PARTS), _AGREE):
+        keys = hashes & np.bitwise_or.reduce([parts[number] for number in chosen])
+        # A pair that agrees in more parts than these is found by the first three of them.
+        others = [parts[number] for number in range(chosen[-1]) if number not in chosen]
+        for first, second in _equal_keys(keys):
+            apart = hashes[first] ^ hashes[second]
+            is_near = np.bitwise_count(apart) <= bits
+            for other in others:
+                is_near &= (apart & other) != 0
+            found.append(np.sort(np.stack([first[is_near], second[is_near]], axis=1), axis=1))
+            count += len(found[-1])
+            if count > _MOST:
+                found, count = [_connecting(np.concatenate(found), len(hashes))], 0
+    pairs = np.concatenate(found)
+    return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+
+
+def _connecting(pairs: Pairs, count: int) -> Pairs:
+    """Of pairs of `count` places those of a spanning forest."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import minimum_spanning_tree
+
+    forest = minimum_spanning_tree(coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), (count, count)).tocsr()).tocoo()
+    return np.sort(np.stack([forest.row, forest.col], axis=1), axis=1).astype(np.int64)
+
+
+def _equal_keys(keys: Hashes) -> Iterator[tuple[Pairs, Pairs]]:
+    """The places of all pairs of equal keys (n,), some at a time: two rows of places each."""
+    order = np.argsort(keys)
+    ordered = keys[order]
+    bounds = np.concatenate([[0], np.flatnonzero(ordered[1:] != ordered[:-1]) + 1, [len(keys)]])
+    after = np.repeat(bounds[1:], np.diff(bounds)) - np.arange(len(keys)) - 1  # of each key in order: how many equal ones follow
+    left = np.flatnonzero(after)
+    begun = np.concatenate([[0], np.cumsum(after[left])])
+    while len(left):
+        count = max(1, int(np.searchsorted(begun, begun[0] + _AT_ONCE, side="right")) - 1)
+        which = np.repeat(np.arange(count), after[left[:count]])
+        step = np.arange(len(which)) - (begun[:count] - begun[0])[which] + 1
+        yield order[left[:count][which]], order[left[:count][which] + step]
+        left, begun = left[count:], begun[count:]
+
+
+Words = npt.NDArray[np.uint64]
+
+_BANDS, _ROWS = 8, 6  # of two prompts that share 0.9 of their shingles, one of eight bands agrees in 998 of 1,000 cases
+_PROMPTS_AT_ONCE = 65_536
+WORD = re.compile(r"\w+")
+_MIX = np.uint64(0x9E3779B97F4A7C15)
+
+
+def prompts_alike(prompts: Sequence[str], share: float = 0.9) -> Pairs:
+    """(P, 2) places of prompts whose shingles, words and neighbouring words, are shared to `share` (Jaccard) or more.
+
+    Not of all such pairs, but enough to connect those that are alike: each with the first and the one before it of every band.
+    """
+    if len(prompts) < 2:
+        return np.empty((0, 2), np.int64)
+    banded = np.concatenate(
+        [_bands(_shingles(prompts[start : start + _PROMPTS_AT_ONCE])) for start in range(0, len(prompts), _PROMPTS_AT_ONCE)]
+    )
+    proposed = np.unique(np.concatenate([_neighbours(banded[:, band]) for band in range(_BANDS)]), axis=0)
+    kept = [np.empty((0, 2), np.int64)]
+    for start in range(0, len(proposed), _PROMPTS_AT_ONCE):
+        some = proposed[start : start + _PROMPTS_AT_ONCE]
+        kept.append(some[_jaccard(prompts, some) >= share])
+    return np.concatenate(kept)
+
+
+def _shingles(prompts: Sequence[str]) -> Any:
+    """(n, …) sparse: 1 for each word and pair of words of a prompt."""
+    from sklearn.feature_extraction.text import HashingVectorizer
+
+    made = HashingVectorizer(
+        tokenizer=WORD.findall,
+        token_pattern=None,
+        ngram_range=(1, 2),
+        n_features=2**31 - 1,
+        binary=True,
+        norm=None,
+        alternate_sign=False,
+        dtype=np.float32,
+    )
+    return made.transform(prompts).tocsr()
+
+
+def _bands(shingles: Any) -> Words:
+    """(n, bands) one word for each band of a prompt's least hashes; a prompt without words has words of its own."""
+    starts, count = shingles.indptr, shingles.shape[0]
+    filled = np.flatnonzero(np.diff(starts))
+    numbers = shingles.indices.astype(np.uint64) + np.uint64(1)
+    factors = np.random.default_rng(0).integers(1, 2**63, size=(_BANDS, _ROWS), dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+    banded = np.repeat(np.random.default_rng(1).integers(0, 2**63, size=(count, 1), dtype=np.uint64), _BANDS, axis=1)
+    for band in range(_BANDS):
+        word = np.zeros(len(filled), np.uint64)
+        for factor in factors[band] if len(filled) else ():
+            least = np.minimum.reduceat(_mixed(numbers * factor), starts[:-1][filled])
+            word = (word ^ least) * _MIX
+        banded[filled, band] = word
+    return banded
+
+
+def _mixed(words: Words) -> Words:
+    words ^= words >> np.uint64(31)
+    words *= _MIX
+    words ^= words >> np.uint64(29)
+    return words
+
+
+def _neighbours(words: Words) -> Pairs:
+    """(P, 2) every prompt with the first, and with the one before it, that has the same word; the lower place first."""
+    order = np.argsort(words, kind="stable")
+    is_same = words[order][1:] == words[order][:-1]
+    firsts = np.maximum.accumulate(np.where(np.concatenate([[True], ~is_same]), np.arange(len(order)), 0))
+    again = np.flatnonzero(is_same) + 1
+    pairs = np.concatenate([np.stack([order[others], order[again]], axis=1) for others in (firsts[again], again - 1)])
+    return np.asarray(np.sort(pairs, axis=1), np.int64)
+
+
+def _jaccard(prompts: Sequence[str], pairs: Pairs) -> npt.NDArray[np.float64]:
+    places, codes = np.unique(pairs, return_inverse=True)
+    shingles = _shingles([prompts[place] for place in places.tolist()])
+    first, second = (shingles[side] for side in codes.reshape(pairs.shape).T)
+    both = np.asarray(first.multiply(second).sum(axis=1), np.float64).ravel()
+    either = np.diff(first.indptr) + np.diff(second.indptr) - both
+    return np.asarray(both / np.maximum(either, 1))
+
+
+Splits = npt.NDArray[np.int64]
+_EXAMPLES = 5
+
+
+def leaks_of(bonds: Sequence[Bond], splits: Splits, names: Sequence[str]) -> list[dict[str, Any]]:
+    """For each kind of bond, as plain JSON: `kind`, `what` in words, `known` (images that have such a value), `values` (how many values, or
+    pairs of values, are in two splits), `images` (of them), `between` {"test in train": values} and `rows`, up to five
+    [row, row of the other split].
+
+    splits: (N,) place among `names`, -1 = in no split, and so in no leak.
+    """
+    return [_leaks(bond, splits, names) for bond in bonds]
+
+
+def _leaks(bond: Bond, splits: Splits, names: Sequence[str]) -> dict[str, Any]:
+    used = np.flatnonzero((bond.codes >= 0) & (splits >= 0))
+    count = int(bond.codes.max(initial=-1)) + 1
+    first = np.full((count, len(names)), -1, np.int64)  # a row of every value in every split
+    first[bond.codes[used][::-1], splits[used][::-1]] = used[::-1]
+    crossing = np.concatenate([np.stack([np.arange(count)] * 2, axis=1), bond.pairs])
+    between: dict[str, int] = {}
+    examples: list[list[int]] = []
+    leaking = np.zeros(count, np.bool_)
+    is_leak = np.zeros(len(crossing), np.bool_)
+    for one in range(len(names)):
+        for other in range(one + 1, len(names)):
+            found = np.zeros(len(crossing), np.bool_)
+            for here, there in ((one, other), (other, one)):
+                both = (first[crossing[:, 0], here] >= 0) & (first[crossing[:, 1], there] >= 0)
+                examples += _pairs(first, crossing[both & ~found][:_EXAMPLES], here, there, other)
+                found |= both
+            if found.any():
+                between[f"{names[other]} in {names[one]}"] = int(found.sum())
+            is_leak |= found
+    leaking[crossing[is_leak].ravel()] = True
+    images = int(leaking[bond.codes[used]].sum())
+    told: Mapping[str, Any] = {"kind": bond.kind, "what": WORDS[bond.kind], "known": bond.known}
+    return {**told, "values": int(is_leak.sum()), "images": images, "between": between, "rows": examples[:_EXAMPLES]}
+
+
+def _pairs(first: npt.NDArray[np.int64], crossing: npt.NDArray[np.int64], here: int, there: int, later: int) -> list[list[int]]:
+    """A row of each side of these crossings, that of the later split first."""
+    rows = np.stack([first[crossing[:, 0], here], first[crossing[:, 1], there]], axis=1)
+    return [row if here == later else row[::-1] for row in rows.tolist()]

@@ -1,0 +1,1 @@
+"""The networks of the detector families, a module each with `build(card)`, imported when a card needs it."""

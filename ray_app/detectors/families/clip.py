@@ -1,0 +1,236 @@
+"""CLIP's two towers under OpenAI's own key names, for weights published in that layout (open_clip's files use it too).
+
+Knows layers and tensors. Knows nothing about cards, files, tokenizers or heads. Constants: Radford et al. 2021 (arXiv 2103.00020),
+specs/localization.md §1.1 and §1.4.
+
+The `clip-linear` family: one linear layer on an image feature of CLIP, as in CLIP-D (specs/detectors.md §2) and UnivFD (§9b).
+
+Knows the tower and the head. Knows nothing about files: the tower's weights come from the card's backbone, the head's are the card's own.
+"""
+
+import math
+from collections import OrderedDict
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from ray_app.detectors.card import DetectorCard
+from ray_app.detectors.families.mae import headwise_attention
+from ray_app.errors import DetectorError
+
+
+class VisionFeatures(NamedTuple):
+    """What a vision tower tells of a batch.
+
+    `class_token` (N, width): after `ln_post`. `taps`: per layer asked for, in that order, the output of its `ln_2` (before the MLP),
+    (N, 1 + patches, width). `projected` (N, embed_dim): the class token in the space shared with texts, not normalised.
+    """
+
+    class_token: torch.Tensor
+    taps: tuple[torch.Tensor, ...]
+    projected: torch.Tensor
+
+
+class QuickGELU(nn.Module):
+    """The sigmoid approximation of GELU that OpenAI's weights were trained with."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """x σ(1.702 x), element by element."""
+        return features * torch.sigmoid(1.702 * features)
+
+
+class Attention(nn.Module):
+    """Self-attention with packed projections: (N, tokens, width) → the same. Keys as `nn.MultiheadAttention` names them."""
+
+    # `lower_to_bf16` stores these like the weights of a linear layer, which they are but for their names.
+    products = ("in_proj_weight", "in_proj_bias")
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(drawn(3 * width, width, std=width**-0.5))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, tokens: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Attend; `mask` (tokens, tokens) is true where a row may look at a column."""
+        packed = functional.linear(tokens, self.in_proj_weight, self.in_proj_bias)
+        query, key, value = packed.view(*packed.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        attended, _ = headwise_attention(self, query, key, value, mask)
+        mixed: torch.Tensor = self.out_proj(attended.flatten(2))
+        return mixed
+
+
+class ClipBlock(nn.Module):
+    """One pre-norm transformer block: (N, tokens, width) → the same, and what its MLP was given."""
+
+    def __init__(self, width: int, heads: int, quick_gelu: bool) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(width)
+        self.attn = Attention(width, heads)
+        self.ln_2 = nn.LayerNorm(width)
+        gelu = QuickGELU() if quick_gelu else nn.GELU()
+        self.mlp = nn.Sequential(OrderedDict(c_fc=nn.Linear(width, 4 * width), gelu=gelu, c_proj=nn.Linear(4 * width, width)))
+
+    def forward(self, tokens: torch.Tensor, mask: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """The block's output, and the output of `ln_2`."""
+        tokens = tokens + self.attn(self.ln_1(tokens), mask)
+        normed = self.ln_2(tokens)
+        return tokens + self.mlp(normed), normed
+
+
+class Transformer(nn.Module):
+    """A stack of blocks that can be tapped on the way."""
+
+    def __init__(self, width: int, layers: int, heads: int, quick_gelu: bool) -> None:
+        super().__init__()
+        self.resblocks = nn.ModuleList(ClipBlock(width, heads, quick_gelu) for _ in range(layers))
+
+    def forward(
+        self, tokens: torch.Tensor, mask: torch.Tensor | None = None, taps: tuple[int, ...] = ()
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """The last block's output, and the `ln_2` outputs of the layers in `taps`."""
+        tapped = {}
+        for layer, block in enumerate(self.resblocks):
+            tokens, normed = block(tokens, mask)
+            if layer in taps:
+                tapped[layer] = normed
+        return tokens, tuple(tapped[layer] for layer in taps)
+
+
+class VisionTower(nn.Module):
+    """CLIP's ViT: (N, 3, image_size, image_size), normalised → `VisionFeatures`. The defaults are ViT-L/14: 303,966,208 parameters.
+
+    State dict: `visual.*` of the published file without that prefix, 296 tensors. `quick_gelu`: true for OpenAI's weights,
+    false for those of open_clip's `ViT-L-14`.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int = 224,
+        patch_size: int = 14,
+        width: int = 1024,
+        layers: int = 24,
+        heads: int = 16,
+        embed_dim: int = 768,
+        quick_gelu: bool,
+        taps: tuple[int, ...] = (),
+    ) -> None:
+        super().__init__()
+        scale = width**-0.5
+        self.taps = tuple(taps)
+        self.conv1 = nn.Conv2d(3, width, patch_size, stride=patch_size, bias=False)
+        self.class_embedding = nn.Parameter(drawn(width, std=scale))
+        self.positional_embedding = nn.Parameter(drawn((image_size // patch_size) ** 2 + 1, width, std=scale))
+        self.ln_pre = nn.LayerNorm(width)
+        self.transformer = Transformer(width, layers, heads, quick_gelu)
+        self.ln_post = nn.LayerNorm(width)
+        self.proj = nn.Parameter(drawn(width, embed_dim, std=scale))
+
+    def forward(self, pixels: torch.Tensor) -> VisionFeatures:
+        """Run the tower; see the class for shapes."""
+        patches = self.conv1(pixels).flatten(2).transpose(1, 2)
+        first = self.class_embedding.expand(len(pixels), 1, -1)
+        tokens = torch.cat([first, patches.to(first.dtype)], dim=1) + self.positional_embedding
+        tokens, tapped = self.transformer(self.ln_pre(tokens), taps=self.taps)
+        class_token = self.ln_post(tokens[:, 0])
+        return VisionFeatures(class_token, tapped, project(class_token, self.proj))
+
+
+class TextTower(nn.Module):
+    """CLIP's text transformer: embedded tokens → (N, embed_dim), not normalised. The defaults are those beside ViT-L/14.
+
+    Takes embedded tokens, (N, context, width) before the positional embeddings, so that learned prompts can stand among them;
+    `token_embedding` makes them from token ids.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocabulary: int = 49408,
+        context: int = 77,
+        width: int = 768,
+        layers: int = 12,
+        heads: int = 12,
+        embed_dim: int = 768,
+        quick_gelu: bool,
+    ) -> None:
+        super().__init__()
+        self.token_embedding = nn.Embedding.from_pretrained(drawn(vocabulary, width, std=0.02), freeze=False)  # type: ignore[no-untyped-call]
+        self.positional_embedding = nn.Parameter(drawn(context, width, std=0.01))
+        self.transformer = Transformer(width, layers, heads, quick_gelu)
+        self.ln_final = nn.LayerNorm(width)
+        self.text_projection = nn.Parameter(drawn(width, embed_dim, std=width**-0.5))
+
+    def forward(self, embedded: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
+        """Embed texts; `end` (N,) holds the position of each text's end token, where it is read off."""
+        context = embedded.shape[1]
+        causal = torch.ones(context, context, dtype=torch.bool, device=embedded.device).tril()
+        tokens, _ = self.transformer(embedded + self.positional_embedding[:context], causal)
+        last = tokens[torch.arange(len(tokens), device=tokens.device), end]
+        return project(self.ln_final(last), self.text_projection)
+
+
+class Clip(TextTower):
+    """Both towers as published: the text tower's tensors at the top level, `visual.*` and `logit_scale` beside them.
+
+    With the defaults 427,616,513 parameters in 446 tensors. Called, it is its text tower; `visual` is called for images.
+    """
+
+    def __init__(self, visual: VisionTower, *, quick_gelu: bool, **text: int) -> None:
+        super().__init__(quick_gelu=quick_gelu, **text)
+        self.visual = visual
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+
+
+def project(features: torch.Tensor, projection: torch.Tensor) -> torch.Tensor:
+    """features @ projection in fp32 whatever precision surrounds it: one row per image costs nothing, and rounding would move the score."""
+    with torch.autocast(features.device.type, enabled=False):
+        return features.float() @ projection.float()
+
+
+def drawn(*shape: int, std: float) -> torch.Tensor:
+    """Random numbers of standard deviation `std`; uniform, for normal ones on the meta device torch imports a compiler."""
+    return nn.init.uniform_(torch.empty(shape), -std * 3**0.5, std * 3**0.5)
+
+
+Feature = Literal["class-token", "projected"]
+
+
+class ClipLinear(nn.Module):
+    """(N, 3, H, W), normalised → (N, logits). `backbone` gives `VisionFeatures` and may be shared with other heads; `fc` is the head."""
+
+    def __init__(self, backbone: VisionTower, *, feature: Feature, normalise: bool, logits: int = 1) -> None:
+        super().__init__()
+        self.backbone = backbone
+        width, embed_dim = backbone.proj.shape
+        self.fc = nn.Linear(width if feature == "class-token" else embed_dim, logits)
+        self.feature, self.normalise = feature, normalise
+
+    def features(self, pixels: torch.Tensor) -> torch.Tensor:
+        """What the head sees: (N, width or embed_dim) float32, of unit length if `normalise`."""
+        seen = self.backbone(pixels)
+        features: torch.Tensor = seen.class_token if self.feature == "class-token" else seen.projected
+        return functional.normalize(features.float(), dim=-1) if self.normalise else features.float()
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Score a batch; see the class for shapes."""
+        logits: torch.Tensor = self.fc(self.features(pixels))
+        return logits
+
+
+def build(card: DetectorCard) -> nn.Module:
+    """The network of a card: its backbone's arguments go to `VisionTower`, its own are `feature` and `normalise`. Raises DetectorError."""
+    if card.backbone is None:
+        raise DetectorError(f"{card.name}: a card of family clip-linear names a backbone", hint="backbone: openai-clip-vit-l14")
+    own: dict[str, Any] = dict(card.architecture.arguments)
+    if own.get("feature") not in ("class-token", "projected") or not isinstance(own.get("normalise"), bool) or len(own) != 2:
+        raise DetectorError(f"{card.name}: architecture.arguments are `feature` (class-token or projected) and `normalise` (true or false)")
+    try:
+        tower = VisionTower(**card.backbone.architecture.arguments)
+    except TypeError as error:
+        raise DetectorError(f"{card.name}: no CLIP tower is built from the arguments of {card.backbone.name}: {error}") from error
+    return ClipLinear(tower, **own, logits=card.output.logits)

@@ -1,0 +1,322 @@
+"""The `internvl` family: a vision-language model is asked whether an image is real; transformers' own InternVL class, no code from a hub.
+
+Knows the network, its key names on the hub and how a batch is asked. Knows nothing about prompts' words (`dialogue`) or replies'
+meaning (`reply_parsing`).
+
+What a vision-language model is asked about an image and which tokens count as its answers.
+
+Knows texts and a tokenizer's file. Knows nothing about networks: both engines of `internvl` ask the same.
+
+What a reply in words says about an image, read as the authors of the published baseline read it. Knows text only.
+
+The `internvl` family on vLLM: the same dialogue, the same parser, batches scheduled by vLLM on a GPU.
+
+Knows vLLM's offline interface (`LLM.generate`, `SamplingParams`; docs.vllm.ai, 0.20) and imports it only when it is asked for. It needs
+the extra `vllm` and a GPU; this project's tests have neither, so only what stands around the engine is tested.
+"""
+
+import importlib
+import importlib.util
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import tokenizers
+import torch
+import transformers
+from PIL import Image
+from pydantic import Field, ValidationError, model_validator
+from torch import nn
+from transformers.initialization import no_init_weights
+
+from ray_app.config import Frozen
+from ray_app.detectors.card import DetectorCard
+from ray_app.detectors.checkpoint_formats import unreadable
+from ray_app.detectors.detector import Prediction
+from ray_app.detectors.preprocessing import Preprocessing
+from ray_app.errors import DetectorError
+
+TOKENIZER = "tokenizer.json"
+
+
+class AnswerWords(Frozen):
+    """The words that stand for either answer; each counts with and without a leading space, where that is one token."""
+
+    fake: tuple[str, ...] = Field(min_length=1)
+    real: tuple[str, ...] = Field(min_length=1)
+
+
+class Dialogue(Frozen):
+    """One question about one image in the model's own chat template.
+
+    `mode`: `reply` lets the model speak, greedily and for at most `max_new_tokens`, and reads what it says; `first-token` compares the
+    logits of the two answers at the place of its first token. `template` has the places {image} and {question}; `image` is what stands
+    around the image's tokens and the token itself; `end` closes a reply. A batch never holds more than `max_tokens_per_batch` tokens
+    of prompts.
+    """
+
+    mode: Literal["reply", "first-token"]
+    engine: Literal["transformers", "vllm"] = "transformers"
+    template: str
+    question: str
+    image: tuple[str, str, str]
+    end: str
+    answers: AnswerWords
+    max_new_tokens: int = Field(default=10, ge=1)
+    max_tokens_per_batch: int = Field(default=8192, ge=1)
+
+    @model_validator(mode="after")
+    def _has_both_places(self) -> "Dialogue":
+        if self.template.count("{image}") != 1 or self.template.count("{question}") != 1:
+            raise ValueError("it needs {image} and {question}, once each")
+        return self
+
+    def prompt(self, image: str) -> str:
+        """The whole text up to where the model speaks, with `image` in the image's place."""
+        return self.template.replace("{image}", image).replace("{question}", self.question)
+
+    def expanded_prompt(self, image_tokens: int) -> str:
+        """The prompt with the image token repeated for each feature of the image, in its brackets."""
+        before, token, after = self.image
+        return self.prompt(f"{before}{token * image_tokens}{after}")
+
+
+class DialogueTokens(NamedTuple):
+    """A dialogue in a tokenizer's numbers. `prompt` has the image's tokens in it; `fake` and `real` are the answers' only tokens."""
+
+    tokenizer: tokenizers.Tokenizer
+    prompt: list[int]
+    end: int
+    fake: list[int]
+    real: list[int]
+
+    def text(self, reply: list[int]) -> str:
+        """What the model said, up to the end of its reply."""
+        spoken = reply[: reply.index(self.end)] if self.end in reply else reply
+        return str(self.tokenizer.decode(spoken, skip_special_tokens=True)).strip()
+
+
+def tokenise(dialogue: Dialogue, files: Path, image_tokens: int, image_token_id: int) -> DialogueTokens:
+    """A dialogue in the numbers of the tokenizer that lies beside the weights. Raises DetectorError where the two do not fit."""
+    path = files / TOKENIZER
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception for a missing or damaged file
+        raise unreadable(path, "a tokenizer", error, name="json") from None
+    prompt = tokenizer.encode(dialogue.expanded_prompt(image_tokens), add_special_tokens=False).ids
+    end = tokenizer.token_to_id(dialogue.end)
+    if end is None or prompt.count(image_token_id) != image_tokens:
+        raise DetectorError(
+            f"{path}: not the card's tokenizer: {dialogue.image[1]} is not token {image_token_id}, or {dialogue.end} is none"
+        )
+    fake, real = (_single_tokens(tokenizer, words, path) for words in (dialogue.answers.fake, dialogue.answers.real))
+    if shared := set(fake) & set(real):
+        raise DetectorError(
+            f"{path}: tokens {sorted(shared)} stand for both answers", hint="correct architecture.arguments.answers in the card"
+        )
+    if len(prompt) > dialogue.max_tokens_per_batch:
+        raise DetectorError(f"one image is {len(prompt)} tokens, max_tokens_per_batch is {dialogue.max_tokens_per_batch}")
+    return DialogueTokens(tokenizer, prompt, end, fake, real)
+
+
+def _single_tokens(tokenizer: tokenizers.Tokenizer, words: tuple[str, ...], path: Path) -> list[int]:
+    encoded = [tokenizer.encode(text, add_special_tokens=False).ids for word in words for text in (word, f" {word}")]
+    # The first of several tokens would count for other words too: "A" opens "AI" and "Actually".
+    single = sorted({ids[0] for ids in encoded if len(ids) == 1})
+    if not single:
+        raise DetectorError(f"{path}: none of {', '.join(words)} is one token", hint="correct `answers` in the card")
+    return single
+
+
+Answer = Literal["real", "fake", "unknown"]
+
+SCORES: dict[Answer, float] = {"real": -1.0, "fake": 1.0, "unknown": math.nan}
+
+
+def answer_of(reply: str) -> Answer:
+    """Which answer a reply gives, in the published order (specs/detectors.md §5).
+
+    "real" is looked for first, anywhere, so that "not real" and "unreal" are real; then "ai" and "generated", inside other words too.
+    """
+    said = reply.lower()
+    if "real" in said:
+        return "real"
+    return "fake" if "ai" in said or "generated" in said else "unknown"
+
+
+def score_of(reply: str) -> float:
+    """+1 for fake, −1 for real, NaN where the reply says neither."""
+    return SCORES[answer_of(reply)]
+
+
+def build(card: DetectorCard) -> nn.Module:
+    """The network of the card: `architecture.arguments` holds the fields of `Dialogue` and those of transformers' InternVLConfig.
+
+    Its weights are not initialised: eight billion random numbers would take minutes and be overwritten. Raises DetectorError.
+    """
+    arguments = dict(card.architecture.arguments)
+    try:
+        dialogue = Dialogue(**{key: arguments.pop(key) for key in Dialogue.model_fields if key in arguments})
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, fault['loc'])) or 'template'}: {fault['msg']}" for fault in error.errors())
+        raise DetectorError(f"{card.name}: architecture.arguments: {faults}") from None
+    config = _config(card.name, arguments)
+    if dialogue.engine == "vllm":
+        return VllmInterrogator(dialogue, card.preprocessing, config.image_seq_length, config.image_token_id)
+    with no_init_weights():
+        chat = transformers.InternVLForConditionalGeneration(config)
+    return Interrogator(chat, dialogue)
+
+
+def published_keys(state: Mapping[str, torch.Tensor], network: nn.Module) -> dict[str, torch.Tensor]:
+    """A hub checkpoint's tensors under this module's names, which are the same for every network.
+
+    The hub keeps the names of transformers 4.51 (`language_model.model.*`, `language_model.lm_head.*`, `vision_tower.*`,
+    `multi_modal_projector.*`), which later versions rename while they load.
+    """
+    moved = {"language_model.model.": "chat.model.language_model.", "language_model.lm_head.": "chat.lm_head."}
+    moved |= {prefix: f"chat.model.{prefix}" for prefix in ("vision_tower.", "multi_modal_projector.")}
+    renamed = {}
+    for key, tensor in state.items():
+        old = next((prefix for prefix in moved if key.startswith(prefix)), "")
+        renamed[moved.get(old, "") + key.removeprefix(old)] = tensor
+    return renamed
+
+
+class Interrogator(nn.Module):
+    """Asks the model about each image of a batch: (N, 3, H, W) → logits (N, 1), log-odds of fake, with the replies in mode `reply`.
+
+    Without a tokenizer it cannot ask: `attach` the folder of the weights first.
+    """
+
+    def __init__(self, chat: Any, dialogue: Dialogue) -> None:
+        super().__init__()
+        self.chat = chat
+        self.dialogue = dialogue
+        self._tokens: DialogueTokens | None = None
+
+    def attach(self, files: Path) -> None:
+        """Take the tokenizer that lies beside the weights. Raises DetectorError."""
+        config = self.chat.config
+        self._tokens = tokenise(self.dialogue, files, config.image_seq_length, config.image_token_id)
+
+    def forward(self, pixels: torch.Tensor) -> Prediction:
+        """Ask about each image; see the class for shapes. All prompts are equal, so nothing is padded."""
+        if self._tokens is None:
+            raise DetectorError("the network has no tokenizer", hint="attach() the folder that its weights lie in")
+        ask = self._reply if self.dialogue.mode == "reply" else self._first_token
+        at_once = self.dialogue.max_tokens_per_batch // len(self._tokens.prompt)
+        return joined([ask(part, self._tokens) for part in torch.split(pixels, at_once)])
+
+    def _first_token(self, pixels: torch.Tensor, tokens: DialogueTokens) -> Prediction:
+        output = self.chat(**_asked(pixels, tokens), use_cache=False, logits_to_keep=1)
+        logits = output.logits[:, -1].float()
+        return Prediction((logits[:, tokens.fake].logsumexp(1) - logits[:, tokens.real].logsumexp(1)).unsqueeze(1))
+
+    def _reply(self, pixels: torch.Tensor, tokens: DialogueTokens) -> Prediction:
+        asked = _asked(pixels, tokens)
+        greedy = transformers.GenerationConfig(  # type: ignore[no-untyped-call]
+            do_sample=False, max_new_tokens=self.dialogue.max_new_tokens, eos_token_id=tokens.end, pad_token_id=tokens.end
+        )
+        spoken = self.chat.generate(**asked, generation_config=greedy)[:, len(tokens.prompt) :]
+        return prediction_of([tokens.text(reply) for reply in spoken.tolist()], pixels.device)
+
+
+def prediction_of(replies: list[str], device: torch.device) -> Prediction:
+    """Replies and the scores that they mean."""
+    return Prediction(torch.tensor([[score_of(reply)] for reply in replies], device=device), replies=tuple(replies))
+
+
+def joined(parts: list[Prediction]) -> Prediction:
+    """The predictions of the parts of a batch as one."""
+    replies = tuple(reply for part in parts for reply in part.replies or ())
+    return Prediction(torch.cat([part.logits for part in parts]), replies=replies or None)
+
+
+def _asked(pixels: torch.Tensor, tokens: DialogueTokens) -> dict[str, torch.Tensor]:
+    ids = torch.tensor(tokens.prompt, device=pixels.device).expand(len(pixels), -1)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
+
+
+def _config(name: str, arguments: Mapping[str, Any]) -> transformers.InternVLConfig:
+    try:
+        # transformers' default ties the head to the embedding; the 8B checkpoint holds two different matrices.
+        config = transformers.InternVLConfig(**{"tie_word_embeddings": False, **arguments})
+    except Exception as error:  # its validators raise a tree of their own
+        raise DetectorError(f"{name}: transformers cannot build InternVL: {error}") from None
+    known = transformers.InternVLConfig().to_dict()
+    sections = {"": (arguments, known)} | {f"{key}.": (arguments.get(key, {}), known[key]) for key in ("vision_config", "text_config")}
+    # transformers keeps a misspelt key as an attribute and builds the default network without a word.
+    unknown = [f"{path}{key}" for path, (given, own) in sections.items() for key in given if key not in own]
+    if unknown:
+        raise DetectorError(f"{name}: architecture.arguments: unknown keys for InternVL: {', '.join(unknown)}")
+    return config
+
+
+class VllmInterrogator(nn.Module):
+    """Asks vLLM about each image of a batch: (N, 3, H, W) → logits (N, 1), log-odds of fake, with the replies in mode `reply`.
+
+    It has no parameters: `attach` lets vLLM read the weights' folder. Raises DetectorError without vLLM or without a GPU.
+    """
+
+    reads_its_own_weights = True
+
+    def __init__(self, dialogue: Dialogue, preprocessing: Preprocessing, image_tokens: int, image_token_id: int) -> None:
+        super().__init__()
+        if importlib.util.find_spec("vllm") is None:
+            raise DetectorError("engine vllm: vLLM is not installed", hint="pip install 'touchstone[vllm]'")
+        if not torch.cuda.is_available():
+            raise DetectorError("engine vllm: torch sees no GPU here", hint="leave the variant out: engine transformers runs on a CPU too")
+        self.dialogue, self.preprocessing = dialogue, preprocessing
+        self._image_tokens, self._image_token_id = image_tokens, image_token_id
+        self._engine: Any = None
+        self._tokens: DialogueTokens | None = None
+
+    def attach(self, files: Path) -> None:
+        """Start vLLM on the folder that holds weights, configuration, tokenizer and processor. Raises DetectorError."""
+        self._tokens = tokens = tokenise(self.dialogue, files, self._image_tokens, self._image_token_id)
+        try:
+            self._engine = importlib.import_module("vllm").LLM(
+                model=str(files), trust_remote_code=False, dtype="bfloat16", seed=0, limit_mm_per_prompt={"image": 1},
+                max_model_len=len(tokens.prompt) + self.dialogue.max_new_tokens,
+                # `processed`: after every token but the answers' is ruled out, so that all of these come back, however unlikely.
+                logprobs_mode="processed_logprobs", max_logprobs=len(tokens.fake) + len(tokens.real),
+            )  # fmt: skip
+        except Exception as error:  # vLLM lets the exceptions of every layer through
+            raise DetectorError(
+                f"engine vllm does not start on {files}: {error}", hint="free the GPU's memory, or see vLLM's log"
+            ) from error
+
+    def forward(self, pixels: torch.Tensor) -> Prediction:
+        """Ask about each image; see the class for shapes."""
+        if self._tokens is None:
+            raise DetectorError("vLLM is not started", hint="attach() the folder that the weights lie in")
+        tokens = self._tokens
+        prompt = self.dialogue.prompt(self.dialogue.image[1])  # vLLM's processor repeats and brackets the token itself
+        asked = [{"prompt": prompt, "multi_modal_data": {"image": image}} for image in images_of(pixels, self.preprocessing)]
+        answers = [request.outputs[0] for request in self._engine.generate(asked, self._sampling(tokens), use_tqdm=False)]
+        if self.dialogue.mode == "reply":
+            return prediction_of([tokens.text(list(answer.token_ids)) for answer in answers], pixels.device)
+        firsts = [{token: entry.logprob for token, entry in answer.logprobs[0].items()} for answer in answers]
+        return Prediction(torch.tensor([[log_odds(first, tokens.fake, tokens.real)] for first in firsts], device=pixels.device))
+
+    def _sampling(self, tokens: DialogueTokens) -> Any:
+        sampling = importlib.import_module("vllm").SamplingParams
+        if self.dialogue.mode == "reply":
+            return sampling(temperature=0, max_tokens=self.dialogue.max_new_tokens, stop_token_ids=[tokens.end])
+        answers = [*tokens.fake, *tokens.real]
+        return sampling(temperature=0, max_tokens=1, allowed_token_ids=answers, logprobs=len(answers))
+
+
+def images_of(pixels: torch.Tensor, preprocessing: Preprocessing) -> list[Image.Image]:
+    """The images that a normalised batch (N, 3, H, W) was made from, exactly: vLLM normalises by itself."""
+    mean, std = (torch.tensor(values, device=pixels.device).view(1, 3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
+    levels = ((pixels.float() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+    return [Image.fromarray(image) for image in levels.permute(0, 2, 3, 1).cpu().numpy()]
+
+
+def log_odds(logprobs: Mapping[int, float], fake: list[int], real: list[int]) -> float:
+    """Log-odds of fake from the log-probabilities of the answers' tokens; a token that is missing counts for nothing."""
+    of_fake, of_real = (torch.tensor([logprobs.get(token, float("-inf")) for token in side]).logsumexp(0) for side in (fake, real))
+    return float(of_fake - of_real)

@@ -1,0 +1,145 @@
+"""The `ladeda` family: detectors that see 9 × 9 px at a time and average what every such patch says.
+
+Knows two architectures: LaDeDa9, a ResNet-50 with most 3 × 3 convolutions shrunk to 1 × 1, and Tiny-LaDeDa, four convolutions.
+Knows nothing about weights or preprocessing. Sources: Cavia et al., arXiv 2406.09398; specs/detectors.md §8.
+"""
+
+from typing import TYPE_CHECKING, get_args
+
+import torch
+import torch.nn.functional as functional
+from torch import nn
+
+from ray_app.detectors.families.npr import Residual, residual_of
+from ray_app.errors import DetectorError
+
+if TYPE_CHECKING:
+    from ray_app.detectors.card import DetectorCard
+
+
+class PatchBottleneck(nn.Module):
+    """1 × 1, `kernel` × `kernel` without padding, 1 × 1; the shortcut loses the lines at the bottom and right that the middle one ate."""
+
+    def __init__(self, channels: int, width: int, *, kernel: int, stride: int, widen: bool) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = nn.Conv2d(width, width, kernel, stride=stride, bias=False), nn.BatchNorm2d(width)
+        self.conv3, self.bn3 = nn.Conv2d(width, 4 * width, 1, bias=False), nn.BatchNorm2d(4 * width)
+        self.relu = nn.ReLU(inplace=True)
+        shortcut = (nn.Conv2d(channels, 4 * width, 1, stride=stride, bias=False), nn.BatchNorm2d(4 * width))
+        self.downsample = nn.Sequential(*shortcut) if widen else None
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(N, channels, H, W) → (N, 4 × width, fewer rows, fewer columns)."""
+        shortcut = features if self.downsample is None else self.downsample(features)
+        features = self.relu(self.bn1(self.conv1(features)))
+        features = self.relu(self.bn2(self.conv2(features)))
+        features = self.bn3(self.conv3(features))
+        features += shortcut[..., : features.shape[-2], : features.shape[-1]]
+        result: torch.Tensor = self.relu(features)
+        return result
+
+
+class PatchNetwork(nn.Module):
+    """Features of patches; their mean over all patches; one logit."""
+
+    fc: nn.Linear
+
+    def features(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(N, 3, H, W) → (N, channels, rows of patches, columns of patches)."""
+        raise NotImplementedError
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Score a batch: (N, 3, H, W) → (N, 1)."""
+        # In float64: Tiny-LaDeDa's eight means nearly cancel in its head, and a float32 mean over 126 × 126 cells moves its logit by 0.005.
+        logits: torch.Tensor = self.fc(self.features(pixels).mean(dim=(-2, -1), dtype=torch.float64).float())
+        return logits
+
+    def logit_map(self, pixels: torch.Tensor) -> torch.Tensor:
+        """What every patch says, (N, 1, rows, columns); its mean is the logit, because the head is linear."""
+        return functional.conv2d(self.features(pixels), self.fc.weight[:, :, None, None], self.fc.bias)
+
+
+class LaDeDa9(PatchNetwork):
+    """Bottlenecks over 9 × 9 px patches at every eighth pixel; the mean over all patches; one logit.
+
+    Input: (N, 3, H, W), ImageNet-normalised, sides of at least 9 px, with the residual `npr` 10: it drops the last line of an odd side.
+    Output: (N, 1), log-odds of fake.
+    """
+
+    def __init__(self, residual: Residual = "npr", *, layers: tuple[int, ...] = (3, 4, 6, 3), width: int = 64) -> None:
+        super().__init__()
+        self.residual = residual
+        self.conv1 = nn.Conv2d(3, width, 1, bias=False)
+        self.conv2 = nn.Conv2d(width, width, 3, bias=False)
+        self.bn1, self.relu = nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+        channels = width
+        for stage, blocks in enumerate(layers):
+            planes, kernel, stride = width * 2**stage, 3 if stage < 2 else 1, 2 if stage < 3 else 1
+            first = PatchBottleneck(channels, planes, kernel=kernel, stride=stride, widen=True)
+            channels = 4 * planes
+            rest = (PatchBottleneck(channels, planes, kernel=1, stride=1, widen=False) for _ in range(blocks - 1))
+            self.add_module(f"layer{stage + 1}", nn.Sequential(first, *rest))
+        self.stages = tuple(f"layer{stage + 1}" for stage in range(len(layers)))
+        self.fc = nn.Linear(channels, 1)
+
+    def features(self, pixels: torch.Tensor) -> torch.Tensor:
+        """See the base class; every eighth pixel begins a patch."""
+        features: torch.Tensor = self.relu(self.bn1(self.conv2(self.conv1(residual_of(pixels, self.residual)))))
+        for stage in self.stages:
+            features = self.get_submodule(stage)(features)
+        return features
+
+
+class TinyBlock(nn.Module):
+    """1 × 1 and 3 × 3 with stride 2, each normalised; no shortcut, no padding."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(width, width, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, stride=2, bias=False), nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(N, width, H, W) → (N, width, about H/2, about W/2)."""
+        result: torch.Tensor = self.relu(self.bn2(self.conv2(self.relu(self.bn1(self.conv1(features))))))
+        return result
+
+
+class TinyLaDeDa(PatchNetwork):
+    """Four convolutions of eight channels; 1,297 parameters.
+
+    Input: (N, 3, H, W), ImageNet-normalised, sides of at least 5 px, with the residual `npr` 6: it drops the last line of an odd side.
+    Output: (N, 1), log-odds of fake. `residual` has to be the one that the weights were trained on: another gives logits that may look
+    plausible (the published WildRF file: tens, as with its own) or not (ForenSynth: thousands), and are wrong either way.
+    """
+
+    def __init__(self, residual: Residual = "right_diag", *, width: int = 8) -> None:
+        super().__init__()
+        self.residual = residual
+        self.conv1 = nn.Conv2d(3, width, 1, bias=False)
+        self.conv2 = nn.Conv2d(width, width, 3, bias=False)
+        self.bn1, self.relu = nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+        self.layer1 = nn.Sequential(TinyBlock(width))
+        self.fc = nn.Linear(width, 1)
+
+    def features(self, pixels: torch.Tensor) -> torch.Tensor:
+        """See the base class; every second pixel begins a patch."""
+        features: torch.Tensor = self.layer1(self.relu(self.bn1(self.conv2(self.conv1(residual_of(pixels, self.residual))))))
+        return features
+
+
+_NETWORKS: dict[str, type[PatchNetwork]] = {"ladeda9": LaDeDa9, "tiny-ladeda": TinyLaDeDa}
+
+
+def build(card: "DetectorCard") -> nn.Module:
+    """The network that a card of family `ladeda` names, without weights: (N, 3, H, W) → (N, 1) logits. Raises DetectorError."""
+    name = card.architecture.name
+    if name not in _NETWORKS:
+        raise DetectorError(f"{card.name}: no network of the family ladeda is called {name!r}", hint=f"networks: {', '.join(_NETWORKS)}")
+    if (kind := card.architecture.arguments.get("residual", "npr")) not in get_args(Residual):
+        raise DetectorError(f"{card.name}: no residual is called {kind!r}", hint=f"residuals: {', '.join(get_args(Residual))}")
+    try:
+        return _NETWORKS[name](**card.architecture.arguments)
+    except TypeError as error:
+        raise DetectorError(f"{card.name}: {error}", hint="architecture.arguments may hold: residual, layers (ladeda9), width") from error

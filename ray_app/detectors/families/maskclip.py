@@ -1,0 +1,377 @@
+"""The `maskclip` family (OpenSDI, CVPR 2025): a frozen CLIP asked what is fake, and a MAE encoder that says where.
+
+Knows how the two branches attend to each other. Knows nothing about files, losses or images. State dict: the reference's 778 keys.
+Constants: specs/localization.md §1.1 and §1.4, corrected by golden/maskclip.md §6.
+
+From a map of tokens to a map of logits: a pyramid of four scales, fused, with a text's answer added everywhere.
+
+Knows layers and tensors. Knows nothing about CLIP, MAE, cards or files. Keys and constants: specs/localization.md §1.1 (6) and §1.4.
+
+What MaskCLIP is trained on: three losses, and which of its tensors learn. Knows tensors only.
+
+Constants: specs/localization.md §1.2 and §1.6.
+
+Where MaskCLIP's weights come from: MAE and CLIP to begin a training, and a checkpoint of another input size.
+
+Knows state dicts. Knows nothing about files. Constants: specs/localization.md §1.5.
+"""
+
+import math
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from ray_app.detectors.detector import Prediction
+from ray_app.detectors.families.clip import Attention, Clip, VisionTower, drawn, project
+from ray_app.detectors.families.mae import MaeVit, headwise_attention
+from ray_app.detectors.weights import load_strictly
+from ray_app.errors import DetectorError
+
+if TYPE_CHECKING:
+    from ray_app.detectors.card import DetectorCard
+
+
+EPS = 1e-6
+HEADS = 8
+
+
+class ChannelNorm(nn.LayerNorm):
+    """LayerNorm over the channels of (N, C, H, W), place by place."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, eps=EPS)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Normalise; shape and memory layout stay."""
+        return super().forward(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class MaskDecoder(nn.Module):
+    """A token map (N, tokens_width, G, G) and a text feature (width) → logits (N, 1, 4G, 4G). By default 6,088,385 parameters."""
+
+    def __init__(self, tokens_width: int = 768, width: int = 256) -> None:
+        super().__init__()
+        half, quarter = tokens_width // 2, tokens_width // 4
+        self.to_q = nn.Linear(width, width)
+        self.to_kv = nn.Linear(width, 2 * width)
+        self.proj = nn.Linear(width, width)
+        twice = [nn.ConvTranspose2d(tokens_width, half, 2, stride=2), ChannelNorm(half), nn.GELU()]
+        self.stages = nn.ModuleList(
+            nn.Sequential(
+                *scaled, nn.Conv2d(channels, width, 1), ChannelNorm(width), nn.Conv2d(width, width, 3, padding=1), ChannelNorm(width)
+            )
+            for scaled, channels in (
+                ([*twice, nn.ConvTranspose2d(half, quarter, 2, stride=2)], quarter),
+                ([nn.ConvTranspose2d(tokens_width, half, 2, stride=2)], half),
+                ([], tokens_width),
+                ([nn.MaxPool2d(2)], tokens_width),
+            )
+        )
+        self.linear_fuse = nn.Conv2d(len(self.stages) * width, width, 1)
+        self.norm = ChannelNorm(width)
+        self.dropout = nn.Dropout(0.1)
+        self.predict = nn.Conv2d(width, 1, 1)
+
+    def forward(self, tokens: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        """Decode; see the class for shapes."""
+        fused = self.fuse(tokens)
+        features = self.dropout(self.norm(fused + self.answer(fused, text)[:, :, None, None]))
+        with torch.autocast(features.device.type, enabled=False):
+            # One number per place: it costs nothing in fp32, and bf16 would leave 8 bits of the logit.
+            weight, bias = (parameter.float() for parameter in self.predict.parameters())
+            return functional.conv2d(features.float(), weight, bias)
+
+    def fuse(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The pyramid joined at four times the tokens' resolution: (N, width, 4G, 4G).
+
+        Published as a 1 × 1 convolution over the four enlarged scales side by side. It is linear and bilinear weights sum to one, so
+        each scale goes through its part of the convolution first, at its own size, and what is enlarged has a quarter of the channels.
+        """
+        size = [4 * side for side in tokens.shape[2:]]
+        weight, bias = self.linear_fuse.parameters()
+        fused = bias[:, None, None]
+        for stage, part in zip(self.stages, weight.chunk(len(self.stages), dim=1), strict=True):
+            scale = functional.conv2d(stage(tokens), part)
+            fused = fused + functional.interpolate(scale, size=size, mode="bilinear", align_corners=False)
+        return fused
+
+    def answer(self, fused: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        """What the text finds in the whole map, by cross-attention with one query: (N, width)."""
+        places = fused.flatten(2).transpose(1, 2)
+        key, value = torch.unflatten(self.to_kv(places), -1, (2, HEADS, -1)).permute(2, 0, 3, 1, 4)
+        query = self.to_q(text).view(1, HEADS, 1, -1).expand(len(fused), -1, -1, -1)
+        attended = functional.scaled_dot_product_attention(query, key, value)
+        answer: torch.Tensor = self.proj(attended.flatten(1))
+        return answer
+
+
+# The layers of CLIP that are listened to; the first seven MAE blocks after block 0 each hear one, in this order.
+TAPS = (2, 4, 8, 12, 16, 20, 23)
+
+# CLIP's token ids: start, "X" (one per learned prompt, which takes its place), "an", "image", ".", end; zeros fill the context.
+START, PLACEHOLDER, CLASS_TEXT, END = 49406, 343, (550, 2867, 269), 49407
+PROMPT_STD = 0.02
+
+
+class MaskClip(nn.Module):
+    """CLIP-normalised pixels (N, 3, S, S) → logits (N, 2) of real and fake, and the probability (N, S, S) that a pixel was altered.
+
+    The defaults are the published sizes: 546,828,738 parameters, S = 512. `vision` and `text` are arguments of CLIP's two towers.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int = 512,
+        vision: Mapping[str, int] | None = None,
+        text: Mapping[str, int] | None = None,
+        mae_width: int = 768,
+        mae_heads: int = 12,
+        decoder_width: int = 256,
+        prompts: int = 10,
+    ) -> None:
+        super().__init__()
+        self.clip = Clip(VisionTower(quick_gelu=True, taps=TAPS, **(vision or {})), quick_gelu=True, **(text or {}))
+        clip_width, embed_dim = self.clip.visual.proj.shape
+        self.aggregator = Aggregator(
+            MaeVit(image_size=image_size, width=mae_width, heads=mae_heads), clip_width, self.clip.text_projection.shape[1], decoder_width
+        )
+        self.prompt_learner = PromptLearner(prompts, self.clip.token_embedding.embedding_dim)
+        self.cls_aggregator = ClassTokens(clip_width, embed_dim)
+        self._known_texts: tuple[object, torch.Tensor] | None = None
+
+    def forward(self, pixels: torch.Tensor) -> Prediction:
+        """Score and localize; see the class for shapes."""
+        logits, mask_logits = self.logits(pixels)
+        return Prediction(logits, mask_logits.sigmoid())
+
+    def logits(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What training needs: the class logits (N, 2) and the mask's logits (N, S, S)."""
+        side = self._clip_size()
+        small = functional.interpolate(pixels, size=(side, side), mode="bilinear", align_corners=True)
+        taps = self.clip.visual(small).taps
+        texts = self.text_features()
+        mask_logits = self.aggregator(pixels, [tap[:, 1:] for tap in taps], texts[1])
+        return self.cls_aggregator(torch.stack([tap[:, 0] for tap in taps], dim=1), texts), mask_logits
+
+    def text_features(self) -> torch.Tensor:
+        """The texts of real and fake, (2, embed_dim), of unit length. They depend on weights alone and are kept until one changes."""
+        if self.training or (torch.is_grad_enabled() and self.prompt_learner.ctx_pos.requires_grad):
+            self._known_texts = None
+            return self._embed_texts()
+        state = self._text_state()
+        if self._known_texts is None or self._known_texts[0] != state:
+            # A compiled graph may write over what it gave before, so this runs outside; asking torch for that would load its compiler.
+            embed = torch.compiler.disable(self._embed_texts) if "torch._dynamo" in sys.modules else self._embed_texts  # type: ignore[no-untyped-call]
+            with torch.inference_mode(False), torch.no_grad():
+                self._known_texts = (state, embed())
+        return self._known_texts[1]
+
+    def _embed_texts(self) -> torch.Tensor:
+        embedded, end = self.prompt_learner(self.clip.token_embedding)
+        return functional.normalize(self.clip(embedded, end), dim=-1)
+
+    def _text_state(self) -> object:
+        """Equal as long as nothing that the texts depend on was written to, moved or cast."""
+        parts = [self.prompt_learner, *(part for name, part in self.clip.named_children() if name != "visual")]
+        weights = [*self.clip.parameters(recurse=False), *(weight for part in parts for weight in part.parameters())]
+        marks = tuple((w.data_ptr(), 0 if w.is_inference() else w._version, w.dtype) for w in weights)
+        return marks, torch.is_autocast_enabled(weights[0].device.type)
+
+    def _clip_size(self) -> int:
+        tower = self.clip.visual
+        return math.isqrt(len(tower.positional_embedding) - 1) * int(tower.conv1.kernel_size[0])
+
+
+class PromptLearner(nn.Module):
+    """Learned vectors in place of the words before "an image.": one run of them for real, one for fake."""
+
+    tokens: torch.Tensor
+
+    def __init__(self, prompts: int = 10, width: int = 768, context: int = 77) -> None:
+        super().__init__()
+        self.ctx_pos = nn.Parameter(drawn(1, prompts, width, std=PROMPT_STD))
+        self.ctx_neg = nn.Parameter(drawn(1, prompts, width, std=PROMPT_STD))
+        words = [START, *[PLACEHOLDER] * prompts, *CLASS_TEXT, END]
+        self.end = len(words) - 1
+        self.register_buffer("tokens", torch.tensor(words + [0] * (context - len(words))), persistent=False)
+
+    def forward(self, embedding: nn.Embedding) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embedded texts (2, 77, width), real then fake, and where each ends."""
+        learned = torch.cat([self.ctx_neg, self.ctx_pos])
+        words = embedding(self.tokens).expand(2, -1, -1)
+        after = 1 + learned.shape[1]
+        return torch.cat([words[:, :1], learned, words[:, after:]], dim=1), torch.full((2,), self.end, device=words.device)
+
+
+class Aggregator(nn.Module):
+    """Where: MAE tokens that listen to CLIP's patches, decoded with the text of fake into the mask's logits (N, S, S)."""
+
+    def __init__(self, vit_model: MaeVit, clip_width: int, embed_dim: int, decoder_width: int) -> None:
+        super().__init__()
+        width = vit_model.pos_embed.shape[-1]
+        self.vit_model = vit_model
+        self.text_projection = nn.Linear(embed_dim, decoder_width)
+        self.fusion_layers = nn.ModuleDict({f"layer_{block}": ClipToMae(clip_width, width) for block in range(1, 1 + len(TAPS))})
+        self.mask_decoder = MaskDecoder(width, decoder_width)
+
+    def forward(self, pixels: torch.Tensor, patches: list[torch.Tensor], fake_text: torch.Tensor) -> torch.Tensor:
+        """`patches`: CLIP's patch tokens (N, P, clip_width) per tap; `fake_text` (embed_dim)."""
+        tokens = self.vit_model.embed(pixels)
+        for index, block in enumerate(self.vit_model.blocks):
+            tokens = block(tokens)
+            if f"layer_{index}" in self.fusion_layers:
+                tokens = tokens + self.fusion_layers[f"layer_{index}"](tokens, patches[index - 1])
+        low = self.mask_decoder(tokens.permute(0, 3, 1, 2), self.text_projection(fake_text))
+        return functional.interpolate(low, size=pixels.shape[2:], mode="bilinear", align_corners=True)[:, 0]
+
+
+class ClipToMae(nn.Module):
+    """What MAE tokens (N, G, G, width) hold of what CLIP's patches ask for: cross-attention over the whole map, no windows."""
+
+    def __init__(self, clip_width: int, width: int) -> None:
+        super().__init__()
+        self.channel_adjust = nn.Sequential(nn.Conv2d(clip_width, width, 1), ChannelNorm(width))
+        self.query_proj = nn.Linear(width, width)
+        self.key_proj = nn.Linear(width, width)
+        self.value_proj = nn.Linear(width, width)
+        self.output_proj = nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width, eps=1e-5))
+
+    def forward(self, tokens: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
+        """`patches` (N, P, clip_width) of a square; the answer has the shape of `tokens`."""
+        side = math.isqrt(patches.shape[1])
+        asked = torch.unflatten(patches.transpose(1, 2), 2, (side, side))
+        # Published the other way round: enlarged, then convolved. Both are linear, and there are four times fewer patches before.
+        narrow = functional.interpolate(self.channel_adjust[0](asked), size=tokens.shape[1:3], mode="bilinear", align_corners=False)
+        asked = self.channel_adjust[1](narrow).flatten(2).transpose(1, 2)
+        known = tokens.flatten(1, 2)
+        query, key, value = self._heads(self.query_proj(asked)), self._heads(self.key_proj(known)), self._heads(self.value_proj(known))
+        attended, _ = headwise_attention(self, query, key, value, None)
+        answer: torch.Tensor = self.output_proj(attended.flatten(2))
+        return answer.view_as(tokens)
+
+    def _heads(self, features: torch.Tensor) -> torch.Tensor:
+        return torch.unflatten(features, -1, (HEADS, -1)).transpose(1, 2)
+
+
+class ClassTokens(nn.Module):
+    """Whether: CLIP's class tokens of all taps attend to each other; their mean is compared with each text. (N, 7, width) → (N, 2)."""
+
+    def __init__(self, width: int, embed_dim: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([ClassTokenLayer(width)])
+        self.projector = nn.Sequential(nn.Linear(width, embed_dim, bias=False))
+
+    def forward(self, tokens: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
+        """Products with the texts, not cosines: the mean is not normalised, and there is no scale."""
+        for layer in self.layers:
+            tokens = layer(tokens)
+        return project(self.projector(tokens.mean(1)), texts.T)
+
+
+class ClassTokenLayer(nn.Module):
+    """One attention layer, normalised after the residual, (N, 7, width) → the same."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.multihead_attn = Attention(width, HEADS)
+        self.layer_norm = nn.LayerNorm(width, eps=1e-5)
+        self.dropout = nn.Dropout(0.1)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Attend; see the class."""
+        normed: torch.Tensor = self.dropout(self.layer_norm(tokens + self.multihead_attn(tokens)))
+        return normed
+
+
+def build(card: "DetectorCard") -> nn.Module:
+    """The network that a card of family `maskclip` describes, without weights. Raises DetectorError."""
+    try:
+        return MaskClip(**card.architecture.arguments)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise DetectorError(f"{card.name}: maskclip cannot be built with these arguments: {error}") from error
+
+
+EDGE_WEIGHT = 20.0
+LEARNING = ("aggregator", "prompt", "vit_model")  # parts of the names of what learns; the rest is CLIP
+
+
+class Losses(NamedTuple):
+    """`detection`: cross-entropy of real and fake. `mask`: binary cross-entropy per pixel. `edge`: the same along edges, times 20."""
+
+    detection: torch.Tensor
+    mask: torch.Tensor
+    edge: torch.Tensor
+
+    @property
+    def total(self) -> torch.Tensor:
+        """What is minimised."""
+        return self.detection + self.mask + self.edge
+
+
+def losses(
+    logits: torch.Tensor, mask_logits: torch.Tensor, labels: torch.Tensor, masks: torch.Tensor, edges: torch.Tensor | None = None
+) -> Losses:
+    """The losses of a batch, in fp32 and on logits throughout, so that mixed precision is safe.
+
+    `logits` (N, 2) and `mask_logits` (N, S, S) of `MaskClip.logits`; `labels` (N,) int64, 1 = fake; `masks` and `edges` (N, S, S) of 0
+    and 1. The edge term is the mean over all pixels of all images, those without an edge too.
+    """
+    with torch.autocast(mask_logits.device.type, enabled=False):
+        pixels = functional.binary_cross_entropy_with_logits(mask_logits.float(), masks.float(), reduction="none")
+        edge = pixels.new_zeros(()) if edges is None else EDGE_WEIGHT * (pixels * edges).mean()
+        return Losses(functional.cross_entropy(logits.float(), labels), pixels.mean(), edge)
+
+
+def trainable_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
+    """Freeze CLIP, let everything else learn: what learns, by name (332 tensors, at the published sizes 119,212,225 numbers)."""
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(any(part in name for part in LEARNING))
+    return {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+
+
+MAE_UNUSED = ("cls_token", "norm.weight", "norm.bias")  # of `mae_pretrain_vit_base.pth`, key `model`
+CLIP_UNUSED = ("input_resolution", "context_length", "vocab_size")  # numbers that OpenAI's own archive keeps among its tensors
+
+
+def initialise(network: MaskClip, mae_state: Mapping[str, torch.Tensor], clip_state: Mapping[str, torch.Tensor]) -> None:
+    """Load the published MAE encoder and CLIP (446 tensors under OpenAI's names), in place, to train from.
+
+    Relative positions become zero, prompts are drawn from a normal distribution; fusion and decoder keep the values they were built with.
+    Raises DetectorError that names a key which is missing, unexpected or of another shape.
+    """
+    encoder = network.aggregator.vit_model
+    tables = {key: torch.zeros_like(tensor) for key, tensor in encoder.state_dict().items() if _is_table(key)}
+    mae_state = {key: tensor for key, tensor in mae_state.items() if key not in MAE_UNUSED}
+    if already := sorted(tables.keys() & mae_state.keys()):
+        raise DetectorError(
+            f"the MAE weights hold relative positions ({already[0]}, {len(already)} in all): not the published encoder",
+            hint="give mae_pretrain_vit_base.pth; a MaskCLIP checkpoint is loaded by its card",
+        )
+    load_strictly(encoder, {**mae_state, **tables}, "MAE")
+    load_strictly(network.clip, {key: tensor for key, tensor in clip_state.items() if key not in CLIP_UNUSED}, "CLIP")
+    for prompt in network.prompt_learner.parameters():
+        nn.init.normal_(prompt, std=PROMPT_STD)
+
+
+def fit_relative_positions(state: Mapping[str, torch.Tensor], network: MaskClip) -> dict[str, torch.Tensor]:
+    """A checkpoint of another input size for this network: tables of relative positions interpolated linearly, all else as it is.
+
+    Only the global blocks' tables depend on the size (63 rows at 512 px). Loading stays strict: this is for those who mean it.
+    """
+    own = network.state_dict()
+    return {key: _resized(tensor, len(own[key])) if key in own and _is_table(key) else tensor for key, tensor in state.items()}
+
+
+def _is_table(key: str) -> bool:
+    return key.endswith((".rel_pos_h", ".rel_pos_w"))
+
+
+def _resized(table: torch.Tensor, rows: int) -> torch.Tensor:
+    if len(table) == rows:
+        return table
+    return functional.interpolate(table.T[None], size=rows, mode="linear", align_corners=False)[0].T

@@ -1,0 +1,102 @@
+"""The `npr` family: the first half of a ResNet-50 on what differs between neighbouring pixels.
+
+Knows one architecture, built from timm's ResNet blocks under the authors' key names. Knows nothing about weights or preprocessing.
+Sources: Tan et al., CVPR 2024 (arXiv 2312.10461); specs/detectors.md §9a.
+
+What is left of an image when neighbouring pixels are subtracted: the fixed first step of detectors of upsampling traces.
+
+Knows tensors of normalised pixels. Source of the constants: specs/detectors.md §8b and §9a.
+"""
+
+from typing import TYPE_CHECKING, Literal
+
+import torch
+import torch.nn.functional as functional
+from timm.models.resnet import Bottleneck, ResNet
+from torch import nn
+
+from ray_app.detectors.families.residual import Tiling, mean_features
+from ray_app.errors import DetectorError
+
+if TYPE_CHECKING:
+    from ray_app.detectors.card import DetectorCard
+
+
+Residual = Literal["npr", "raw", "x_grad", "y_grad", "left_diag", "right_diag"]
+
+# 3 × 3, cross-correlated with every channel by itself.
+_GRADIENTS = {
+    "x_grad": ((-1, 0, 1), (-2, 0, 2), (-1, 0, 1)),
+    "y_grad": ((-1, -2, -1), (0, 0, 0), (1, 2, 1)),
+    "left_diag": ((0, 1, 2), (-1, 0, 1), (-2, -1, 0)),
+    "right_diag": ((-2, -1, 0), (-1, 0, 1), (0, 1, 2)),
+}
+
+
+def upsampling_residual(pixels: torch.Tensor) -> torch.Tensor:
+    """Every 2 × 2 cell minus its upper left pixel: (N, C, H, W) → (N, C, H, W) for even sides; of odd ones the last line is dropped."""
+    height, width = (side // 2 * 2 for side in pixels.shape[-2:])
+    even = pixels[..., :height:2, :width:2]
+    return pixels[..., :height, :width] - even.repeat_interleave(2, dim=-2).repeat_interleave(2, dim=-1)
+
+
+def residual_of(pixels: torch.Tensor, kind: Residual) -> torch.Tensor:
+    """The residual of that kind, (N, C, H, W): `npr` the upsampling residual, `raw` the pixels, else a gradient with zeros outside."""
+    if kind == "npr":
+        return upsampling_residual(pixels)
+    if kind == "raw":
+        return pixels
+    channels = pixels.shape[1]
+    kernel = torch.tensor(_GRADIENTS[kind], dtype=pixels.dtype, device=pixels.device)
+    # In the pixels' own precision whatever surrounds it: of a difference of neighbours bf16 keeps next to nothing.
+    with torch.autocast(pixels.device.type, enabled=False):
+        return functional.conv2d(pixels, kernel.expand(channels, 1, 3, 3), padding=1, groups=channels)
+
+
+# A cell of 8 × 8 px sees 43 px to either side: conv1 1, maxpool 2, layer1 3 × 4, layer2 4 + 3 × 8.
+STRIDE, HALO = 8, 48
+
+_FROM_RESNET = ("bn1", "act1", "maxpool", "layer1", "layer2")
+
+
+class Npr(nn.Module):
+    """Neighbouring-pixel residual × 2/3, a 3 × 3 stem, ResNet-50's layer1 and layer2, mean, one logit.
+
+    Input: (N, 3, H, W) of any size, ImageNet-normalised; of an odd side the last line is dropped, and a side of 1 px leaves nothing to
+    say (NaN). Output: (N, 1), log-odds of fake. `tile`: pixels of a tile's side, at least 8, cut down to a multiple
+    of 8.
+    """
+
+    def __init__(self, *, tile: int = 1536) -> None:
+        super().__init__()
+        half = ResNet(Bottleneck, (3, 4), channels=(64, 128))  # type: ignore[arg-type]
+        self.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=2, padding=1, bias=False)
+        for name in _FROM_RESNET:
+            self.add_module(name, half.get_submodule(name))
+        self.fc1 = nn.Linear(512, 1)
+        self.tiling = Tiling(tile, STRIDE, HALO)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Score a batch; see the class for shapes."""
+        height, width = (side // 2 * 2 for side in pixels.shape[-2:])
+        if not height or not width:
+            return pixels.new_full((len(pixels), 1), torch.nan)
+        logits: torch.Tensor = self.fc1(mean_features(self._features, pixels[..., :height, :width], self.tiling))
+        return logits
+
+    def _features(self, pixels: torch.Tensor) -> torch.Tensor:
+        features: torch.Tensor = self.conv1(upsampling_residual(pixels) * (2 / 3))
+        for name in _FROM_RESNET:
+            features = self.get_submodule(name)(features)
+        return features
+
+
+def build(card: "DetectorCard") -> nn.Module:
+    """The network that a card of family `npr` describes, without weights: (N, 3, H, W) → (N, 1) logits. Raises DetectorError."""
+    tile = card.architecture.arguments.get("tile", STRIDE)
+    if not isinstance(tile, int) or tile < STRIDE:
+        raise DetectorError(f"{card.name}: architecture.arguments: tile: a whole number of pixels, at least {STRIDE}, not {tile!r}")
+    try:
+        return Npr(**card.architecture.arguments)
+    except TypeError as error:
+        raise DetectorError(f"{card.name}: {error}", hint="architecture.arguments may hold: tile") from error

@@ -1,0 +1,273 @@
+"""Heads of our own: a linear classifier on a backbone's features, written as the published heads are, with a card that `score` takes.
+
+Knows cards, prepared pixels, features and labels. Knows nothing about where images or labels come from. Features are the expensive part
+and are kept in a file; scikit-learn does the fitting and is imported only then.
+"""
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import yaml
+
+from ray_app.config import named_configs, read_mapping, validate
+from ray_app.detectors.card import Backbone, DetectorCard, default_slots, load_card
+from ray_app.detectors.detector import Detector
+from ray_app.detectors.precision import Precision, autocast, resolve_precision
+from ray_app.detectors.preprocessing import Pixels
+from ray_app.detectors.registry import BACKBONE, build_network
+from ray_app.detectors.weights import digest_of, load_strictly, parts_of, read_state_dict, resolve_part
+from ray_app.errors import ConfigError
+from ray_app.storage import Store
+
+Classifier = Literal["svm", "logistic"]
+CLASSIFIERS: tuple[Classifier, ...] = get_args(Classifier)
+FAMILY = "clip-linear"
+FEWEST_PER_CLASS = 5  # with fewer, not even a cross-validation of five folds has one of each class in every fold
+MOST_FOLDS = 5
+_SEED = 0
+
+Features = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.int64]
+Groups = Sequence[str]
+
+
+class Head(NamedTuple):
+    """logit = features · weight + bias, positive for fake: `weight` (1, d) float32."""
+
+    weight: Features
+    bias: float
+
+
+class FeatureReader:
+    """A card's network up to its head: prepared pixels in, features out. The card's own head need not exist.
+
+    `slots`: images that go through at once. `key`: all that decides a feature beside the image, as one line of JSON.
+    Raises ConfigError for a card of another family, DetectorError where the backbone's weights are missing or do not fit.
+    """
+
+    def __init__(
+        self,
+        card: DetectorCard,
+        *,
+        device: str = "cpu",
+        precision: Precision = "auto",
+        cache_dir: Path | None = None,
+        offline: bool | None = None,
+    ) -> None:
+        if card.family != FAMILY or card.backbone is None:
+            raise ConfigError(
+                f"{card.name}: heads are fitted for cards of family {FAMILY}, this one is of {card.family}", hint="for example unifd"
+            )
+        network = build_network(card)
+        _, part = parts_of(card)
+        path = resolve_part(part, cache_dir, offline)
+        load_strictly(network.get_submodule(BACKBONE), read_state_dict(path, part.weights), where=f"{card.name}: {path}")
+        digest, resolved = digest_of(part, path), resolve_precision(precision, device, card.precision)
+        self.slots = default_slots(device)
+        self._detector = Detector(
+            card, network, fake=0, device=device, precision=resolved, resize="exact", slots=self.slots, weights_sha256=digest
+        )
+        decisive = {
+            "backbone": digest,
+            "arguments": [dict(card.backbone.architecture.arguments), dict(card.architecture.arguments)],
+            "preprocessing": card.preprocessing.model_dump(mode="json"),
+            "precision": resolved,
+        }
+        self.key = json.dumps(decisive, sort_keys=True)
+
+    @torch.inference_mode()
+    def read(self, pixels: Pixels) -> Features:
+        """(N, H, W, 3) uint8 as the card's preprocessing prepares it, N ≤ `slots` → (N, d)."""
+        network: Any = self._detector.network
+        normalised = self._detector.normalise(torch.from_numpy(pixels))
+        with autocast(self._detector.device, self._detector.precision):
+            features: Features = network.features(normalised).float().cpu().numpy()
+        return features
+
+
+class FeatureCache:
+    """Features by the SHA-256 of an image's bytes, in one npz file; another `key` than the file's begins anew."""
+
+    def __init__(self, path: Path, key: str) -> None:
+        self._path, self._key = path, key
+        self._features: dict[str, Features] = {}
+        self._saved = 0
+        if path.is_file():
+            try:
+                with np.load(path, allow_pickle=False) as file:
+                    if str(file["key"]) == key:
+                        self._features = dict(zip(file["sha256"].tolist(), file["features"], strict=True))
+            except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+                pass  # half a file is no file: everything in it can be read again
+            self._saved = len(self._features)
+
+    def __contains__(self, sha256: str) -> bool:
+        return sha256 in self._features
+
+    def __getitem__(self, sha256: str) -> Features:
+        return self._features[sha256]
+
+    def add(self, features: Mapping[str, Features]) -> None:
+        """Keep features, in the file too once they are many."""
+        self._features |= features
+        if len(self._features) >= self._saved + 512:
+            self.save()
+
+    def save(self) -> None:
+        """Write the file in one rename, if there is anything new."""
+        if len(self._features) == self._saved:
+            return
+        file = io.BytesIO()
+        np.savez(file, key=self._key, sha256=list(self._features), features=np.stack(list(self._features.values())))
+        _put(self._path, file.getvalue())
+        self._saved = len(self._features)
+
+
+def fit_head(features: Features, labels: Labels, classifier: Classifier = "svm", *, c: float = 1.0) -> Head:
+    """Fit (n, d) features to (n,) labels, 1 = fake. Both classes weigh the same however many images they have.
+
+    `svm`: scikit-learn's LinearSVC; its score ranks, but is no log-odds until it is calibrated. `logistic`: LogisticRegression.
+    `c`: the inverse strength of the penalty, for features that are centred and scaled to a mean square length of 1; that shift and scale
+    are folded into the head, so that it takes features as they come. Raises ConfigError for too few images of a class.
+    """
+    require_enough(labels)
+    return _fitted(features, labels, classifier, c)
+
+
+def cross_validated_auc(
+    features: Features, labels: Labels, classifier: Classifier = "svm", groups: Groups | None = None, *, c: float = 1.0
+) -> list[float]:
+    """ROC AUC per fold, each of images that its head did not see, nor any image of their groups. Raises ConfigError.
+
+    At most 5 stratified folds; a fold that holds one class only has no AUC and is left out.
+    """
+    from sklearn.metrics import roc_auc_score
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    require_enough(labels)
+    folds = min(MOST_FOLDS, *(_units(labels, groups, label) for label in (0, 1)))
+    if folds < 2:
+        raise ConfigError("all images of one class are of one group: nothing is left to validate on", hint="give more groups, or none")
+    splitter = StratifiedGroupKFold if groups is not None else StratifiedKFold
+    aucs = []
+    for seen, unseen in splitter(folds, shuffle=True, random_state=_SEED).split(features, labels, groups):
+        if len(set(labels[seen])) == 2 == len(set(labels[unseen])):
+            head = _fitted(features[seen], labels[seen], classifier, c)
+            aucs.append(float(roc_auc_score(labels[unseen], features[unseen] @ head.weight[0] + head.bias)))
+    return aucs
+
+
+def save_head(path: Path, head: Head) -> str:
+    """Write a head as CLIP-D's is published, {"model": {"fc.weight", "fc.bias"}}; returns the file's SHA-256."""
+    state = {"fc.weight": torch.from_numpy(head.weight), "fc.bias": torch.tensor([head.bias])}
+    file = io.BytesIO()
+    torch.save({"model": state}, file)
+    _put(path, file.getvalue())
+    return hashlib.sha256(file.getvalue()).hexdigest()
+
+
+def _put(path: Path, data: bytes) -> None:
+    Store.open(str(path.parent)).write(path.name, data)
+
+
+class Fit(NamedTuple):
+    """What is said on the card of a head: its classifier, the file of labels, how many real and fake images, the folds' AUC."""
+
+    classifier: Classifier
+    labels: str
+    real: int
+    fake: int
+    aucs: Sequence[float]
+
+
+def write_card(path: Path, base: DetectorCard, *, name: str, weights: Path, sha256: str, fit: Fit) -> DetectorCard:
+    """Write the card of a head fitted for `base`: the same backbone, feature and preprocessing, the head's own weights beside it.
+
+    Raises ConfigError, before anything is written, where the name is not one that a card can have.
+    """
+    assert base.backbone is not None
+    data = {
+        "name": name,
+        "title": f"A linear head on {base.backbone.title}, fitted to {fit.labels}",
+        "family": base.family,
+        "architecture": {"name": fit.classifier, "arguments": dict(base.architecture.arguments)},
+        "backbone": _named(base.backbone),
+        "preprocessing": base.preprocessing.model_dump(mode="json"),
+        "weights": {"uri": weights.name, "sha256": sha256, "format": "torch", "unwrap": ["model"]},
+        "output": {"sign": 1},
+        "calibration": None,
+        "precision": base.precision,
+        "size": base.size.model_dump() if base.size else None,
+        "valid_range": base.valid_range.model_dump(mode="json"),
+        "licence": f"the head is yours; its backbone: {base.backbone.licence}",
+        "terms": base.terms,
+        "citation": f"touchstone detectors fit {base.name} --classifier {fit.classifier}",
+        "source": base.backbone.source,
+        "training_data": {"name": fit.labels, "images": f"{fit.real} real and {fit.fake} fake", "licence": "unknown"},
+        "published": [_figure(fit)] if fit.aucs else [],
+        "notes": ["The scores are not calibrated. The validation says how the head does on images like these, not on other generators."],
+    }
+    validate(data | {"backbone": base.backbone.model_dump()}, DetectorCard, where=str(path))
+    path.write_text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=140), encoding="utf-8")
+    return load_card(path)
+
+
+def _figure(fit: Fit) -> dict[str, Any]:
+    spread = f"mean of {len(fit.aucs)} folds, {min(fit.aucs):.3f} to {max(fit.aucs):.3f}; no image was judged by a head that saw it"
+    return {
+        "set": f"{fit.labels}, cross-validated",
+        "metric": "ROC AUC",
+        "value": round(float(np.mean(fit.aucs)), 4),
+        "n": fit.real + fit.fake,
+        "verified": True,
+        "source": "touchstone detectors fit",
+        "note": spread,
+    }
+
+
+def _named(backbone: Backbone) -> str | dict[str, Any]:
+    """A shipped backbone by name; any other as it is, with a local file by its whole path."""
+    described = backbone.model_dump(mode="json")
+    shipped = named_configs("backbones").get(backbone.name)
+    if shipped is not None and Backbone.model_validate(read_mapping(shipped)).model_dump(mode="json") == described:
+        return backbone.name
+    beside = backbone.folder / backbone.weights.uri
+    if beside.is_file():
+        described["weights"]["uri"] = str(beside.resolve())
+    return described
+
+
+def _fitted(features: Features, labels: Labels, classifier: Classifier, c: float) -> Head:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.svm import LinearSVC
+
+    centre = features.mean(axis=0, dtype=np.float64)
+    centred = features - centre
+    scale = float(np.sqrt((centred**2).sum(axis=1).mean())) or 1.0
+    kind = LinearSVC if classifier == "svm" else LogisticRegression
+    model = kind(C=c, class_weight="balanced", random_state=_SEED, max_iter=10_000).fit(centred / scale, labels)
+    weight = model.coef_ / scale
+    return Head(weight.astype(np.float32), float(model.intercept_[0] - weight[0] @ centre))
+
+
+def require_enough(labels: Labels) -> None:
+    """Raises ConfigError where (n,) labels, 1 = fake, hold too few of a class for a head and its validation."""
+    counts = {"real": int((labels == 0).sum()), "fake": int((labels == 1).sum())}
+    few = [f"{count} {name}" for name, count in counts.items() if count < FEWEST_PER_CLASS]
+    if few:
+        raise ConfigError(
+            f"too few images to fit a head: {' and '.join(few)}", hint=f"at least {FEWEST_PER_CLASS} of each class are needed"
+        )
+
+
+def _units(labels: Labels, groups: Groups | None, label: int) -> int:
+    chosen = np.flatnonzero(labels == label)
+    return len(chosen) if groups is None else len({groups[int(index)] for index in chosen})

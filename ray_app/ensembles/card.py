@@ -1,0 +1,261 @@
+"""The ensemble card: which detectors, how their scores combine, where verdicts begin. No torch, no Ray."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, PositiveFloat, model_validator
+
+from ray_app.config import Frozen, find_config, load_yaml, named_configs
+from ray_app.detectors.card import Calibration, split_variant
+from ray_app.ensembles.population import Population
+
+SymmetricRule = Literal["mean-logit", "mean-probability", "soft-or", "max", "median", "log-sum-exp"]
+Rule = SymmetricRule | Literal["weighted", "stacked", "cascade"]
+
+
+class EnsembleMember(Frozen):
+    """One detector in an ensemble: a shipped name, or a card's path or URL, `:VARIANT` behind it; its weight under `weighted`.
+
+    `calibration` holds instead of the detector card's own.
+    """
+
+    detector: str
+    weight: float = 1.0
+    calibration: Calibration | None = None
+
+
+class Thresholds(Frozen):
+    """Ensemble scores (log-odds of fake) at which verdicts begin; in between lies the abstain band.
+
+    The rates say what was measured when the thresholds were chosen; null means that nobody measured.
+    """
+
+    real_below: float = 0.0
+    fake_above: float = 0.0
+    false_positive_rate: float | None = Field(default=None, ge=0, le=1)
+    true_positive_rate: float | None = Field(default=None, ge=0, le=1)
+    n_real: int | None = Field(default=None, ge=1)
+    n_fake: int | None = Field(default=None, ge=1)
+    measured_on: str | None = None
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Thresholds":
+        if self.real_below > self.fake_above:
+            raise ValueError(f"real_below ({self.real_below}) must not exceed fake_above ({self.fake_above})")
+        return self
+
+
+class Stacking(Frozen):
+    """A logistic regression on calibrated member scores, fitted by `fit_stacking`; one number per member, in their order.
+
+    Log-odds = Σ coefficient × (score − mean) / scale + intercept.
+    """
+
+    mean: tuple[float, ...]
+    scale: tuple[PositiveFloat, ...]
+    coefficients: tuple[float, ...]
+    intercept: float
+
+
+class CascadeStage(Frozen):
+    """How one stage of a cascade makes a score of its members' calibrated ones: `rule`, then `calibration`."""
+
+    rule: SymmetricRule | Literal["stacked"] = "mean-logit"
+    stacking: Stacking | None = None
+    calibration: Calibration | None = None
+
+
+class Cascade(Frozen):
+    """Cheap members look at every image, and all of them at those that the cheap ones leave uncertain.
+
+    `first`: how many of the ensemble's members, from the front, look at every image; `early` makes their score, `late` that of all.
+    An image goes on where its early score lies in `band` (both ends included), or where it belongs to the `audit_share` of images that
+    is drawn by their bytes, whatever they score: so what the second stage would have said of the rest stays measurable.
+    """
+
+    first: int = Field(ge=1)
+    band: tuple[float, float]
+    audit_share: float = Field(default=0.01, ge=0, le=1)
+    expected_share: float | None = Field(default=None, ge=0, le=1, description="of images that go on, as was measured; for planning alone")
+    early: CascadeStage = CascadeStage()
+    late: CascadeStage = CascadeStage()
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Cascade":
+        if self.band[0] > self.band[1]:
+            raise ValueError(f"band: {self.band[0]} exceeds {self.band[1]}")
+        return self
+
+
+class Guarantee(Frozen):
+    """What is known of the false-positive rate above `fake_above`.
+
+    With `confidence`, the rate among reals of the calibration's population is under `target_fpr`: of `n_real` of them, which nothing else
+    was fitted on, `false_positives` reached the threshold, and the exact binomial upper bound (Clopper and Pearson 1934, one-sided) of
+    that is `upper_bound`. `references`: a Parquet beside the card with the ensemble scores of those reals, for `results --fdr`.
+    """
+
+    target_fpr: float = Field(gt=0, lt=1)
+    confidence: float = Field(default=0.95, gt=0, lt=1)
+    n_real: int = Field(ge=1)
+    false_positives: int = Field(ge=0)
+    upper_bound: float = Field(ge=0, le=1)
+    references: str | None = None
+    references_sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+
+
+class Settings(Frozen):
+    """Under what the calibrated scores were made: another precision or resize mode gives other scores, another decoder other pixels."""
+
+    precision: Mapping[str, Literal["bf16", "fp32"]]
+    resize: Literal["exact", "fast"] = "exact"
+    decoders: tuple[str, ...] = ()
+
+
+class EnsembleProfile(Frozen):
+    """What is said of an image beside its verdict: by whose head which generator made it, and by what model from which words.
+
+    `identifier` and `describer` are cards, by name or path. The identifier names every image that has an embedding. `describe`: the
+    describer, which is dear, says something of what is `flagged` (its verdict is `fake`), or of `all`.
+    """
+
+    identifier: str | None = None
+    describer: str | None = None
+    describe: Literal["flagged", "all"] = "flagged"
+
+    @model_validator(mode="after")
+    def _something(self) -> "EnsembleProfile":
+        if self.identifier is None and self.describer is None:
+            raise ValueError("name an identifier, a describer, or both")
+        return self
+
+
+class EnsembleCard(Frozen):
+    """Everything that turns detector scores into a verdict.
+
+    In this order: the members' calibrations, `rule`, `bias`, `calibration`, `thresholds`. `guarantee`, `settings` and `population` are
+    what `touchstone calibrate` knows: what the thresholds promise, and of which scores and which images.
+    """
+
+    name: str
+    title: str
+    members: tuple[EnsembleMember, ...] = Field(min_length=1)
+    rule: Rule = "mean-logit"
+    bias: float = Field(default=0.0, description="added after the rule; the intercept of `weighted`")
+    stacking: Stacking | None = Field(default=None, description="the numbers of `stacked`")
+    calibration: Calibration | None = Field(default=None, description="of the ensemble's score, after rule and bias; null = not calibrated")
+    thresholds: Thresholds = Thresholds()
+    cascade: Cascade | None = Field(default=None, description="the stages of `cascade`")
+    guarantee: Guarantee | None = None
+    settings: Settings | None = None
+    population: Population | None = None
+    profile: EnsembleProfile | None = None
+    notes: str = ""
+
+    @model_validator(mode="after")
+    def _cascade_has_its_stages(self) -> "EnsembleCard":
+        if (self.rule == "cascade") != (self.cascade is not None):
+            raise ValueError(f"`cascade` belongs to rule cascade, and that rule needs it (rule: {self.rule})")
+        if self.cascade is None:
+            return self
+        if self.cascade.first >= len(self.members):
+            raise ValueError(f"cascade.first is {self.cascade.first} of {len(self.members)} members: nobody is left to look again")
+        for name, stage, count in (("early", self.cascade.early, self.cascade.first), ("late", self.cascade.late, len(self.members))):
+            _check_stacking(f"cascade.{name}", stage.rule, stage.stacking, count)
+        return self
+
+    @model_validator(mode="after")
+    def _distinct(self) -> "EnsembleCard":
+        names = [member.detector for member in self.members]
+        if len(set(names)) < len(names):
+            raise ValueError(f"a detector is named twice: {', '.join(names)}")
+        return self
+
+    @model_validator(mode="after")
+    def _rule_has_its_numbers(self) -> "EnsembleCard":
+        _check_stacking("", self.rule, self.stacking, len(self.members))
+        if self.rule != "weighted" and any(member.weight != 1 for member in self.members):
+            raise ValueError(f"weights other than 1 need rule weighted (rule: {self.rule})")
+        return self
+
+    @property
+    def leaves_one_score_alone(self) -> bool:
+        """Whether the ensemble has one member and its calibrated score is the ensemble's, so that its calibration is too."""
+        return len(self.members) == 1 and self.members[0].weight == 1 and self.bias == 0 and self.stacking is None
+
+    @property
+    def first(self) -> int:
+        """How many members, from the front, look at every image."""
+        return self.cascade.first if self.cascade else len(self.members)
+
+
+def load_ensemble_card(name_or_path: str | Path) -> EnsembleCard:
+    """Read a shipped ensemble by name, or any by path. Raises ConfigError."""
+    path = find_config("ensembles", name_or_path)
+    card = load_yaml(path, EnsembleCard)
+    shipped = named_configs("ensembles").values()
+    if path in shipped:
+        return card
+    members = tuple(member.model_copy(update={"detector": _beside(path, member.detector)}) for member in card.members)
+    profile = card.profile and card.profile.model_copy(
+        update={kind: _beside(path, name) for kind in ("identifier", "describer") if (name := getattr(card.profile, kind)) is not None}
+    )
+    return card.model_copy(update={"members": members, "profile": profile})
+
+
+def ensemble_of(detectors: list[str]) -> EnsembleCard:
+    """The ensemble that `--detector A --detector B` means: the mean of their scores, split at zero."""
+    return EnsembleCard(
+        name="+".join(_short(name) for name in detectors),
+        title="Detectors named on the command line",
+        members=tuple(EnsembleMember(detector=name) for name in detectors),
+    )
+
+
+def decision_facts(card: EnsembleCard) -> dict[str, Any]:
+    """All that decides what becomes of detector scores, as plain JSON: part of a run's identity.
+
+    What a card leaves out is left out here, so that a run keeps its identity when cards learn a new key.
+    """
+    facts: dict[str, Any] = {
+        "rule": card.rule,
+        "bias": card.bias,
+        "weights": [member.weight for member in card.members],
+        "thresholds": card.thresholds.model_dump(mode="json", include={"real_below", "fake_above"}),
+    }
+    facts |= card.model_dump(mode="json", include={"stacking", "calibration", "cascade", "settings"}, exclude_none=True)
+    if "cascade" in facts:
+        facts["cascade"].pop("expected_share", None)  # it plans, and decides nothing
+    if any(member.calibration for member in card.members):
+        facts["calibrations"] = [member.calibration and member.calibration.model_dump(mode="json") for member in card.members]
+    if card.population is not None:
+        facts["population"] = card.population.sha256
+    return facts
+
+
+def _check_stacking(where: str, rule: str, stacking: Stacking | None, members: int) -> None:
+    said = f"{where}: " if where else ""
+    if (rule == "stacked") != (stacking is not None):
+        raise ValueError(f"{said}`stacking` belongs to rule stacked, and that rule needs it (rule: {rule})")
+    for key in ("mean", "scale", "coefficients") if stacking else ():
+        if len(getattr(stacking, key)) != members:
+            raise ValueError(f"{said}stacking.{key} has {len(getattr(stacking, key))} numbers for {members} members")
+
+
+def _beside(card: Path, detector: str) -> str:
+    """A detector path in a user's card is relative to that card."""
+    path, variant = _split(card.parent / detector)
+    return f"{path}{variant}" if path.is_file() else detector
+
+
+def _short(detector: str) -> str:
+    """A detector's name, or that of its card's file."""
+    path, variant = _split(Path(detector))
+    return (path.stem if path.suffix in (".yaml", ".yml") else path.name) + variant
+
+
+def _split(path: Path) -> tuple[Path, str]:
+    """A card's path without `:VARIANT`, and that (or nothing)."""
+    base, variant = split_variant(path)
+    return Path(base), "" if variant is None else f":{variant}"

@@ -1,0 +1,229 @@
+"""Scores of the members → one score, one probability, one verdict and its reason. Plain numpy over columns."""
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ray_app.detectors.card import Calibration
+from ray_app.ensembles.card import Cascade, CascadeStage, EnsembleCard, EnsembleMember, Stacking, Thresholds
+from ray_app.ensembles.rules import SYMMETRIC, Column, Table, stacked, weighted
+from ray_app.errors import Reason
+
+Scores = npt.NDArray[np.float32]
+IMAGE = ""  # in `out_of_range`, in a member's place: what lies outside of the ensemble's range, whoever looks
+
+
+class Doubt(NamedTuple):
+    """Why there is no verdict: a word of the closed list, and what varies in it."""
+
+    reason: Reason
+    detail: str | None = None
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """Columns of equal length; `score` is NaN and `probability` NaN where a member had no score."""
+
+    score: Column
+    probability: Column
+    calibrated: bool
+    verdict: list[str]
+    reason: list[Reason | None]
+    detail: list[str | None]  # what varies in a reason: names, figures
+    second_look: list[str | None] | None = None  # of a cascade: why all members looked (`band`, `audit`), None where the first sufficed
+
+
+def decide(
+    card: EnsembleCard,
+    scores: Mapping[str, Scores],
+    *,
+    calibrations: Mapping[str, Calibration | None],
+    out_of_range: Mapping[str, Sequence[str | None]] | None = None,
+    remarks: Mapping[str, Sequence[str | None]] | None = None,
+    audited: Sequence[bool] = (),
+    blank: Sequence[bool] = (),
+) -> Decisions:
+    """Apply an ensemble's rule, calibration and thresholds to columns of detector scores (log-odds of fake, NaN = none).
+
+    `scores` has one column per member, in the card's order. `out_of_range` says per member and row why the image lies outside that
+    member's valid range (under `IMAGE`: outside the ensemble's), `remarks` why it gave no score. A missing or out-of-range member makes the
+    verdict `abstain`, and the detail names every such member; nothing is renormalised. So does an image that shows nothing (`blank`; none
+    if left out), whatever anybody says of it. Of a cascade, `audited` says which rows were drawn (see `is_audited`; none if left out), and
+    where the first members suffice nobody else is missed.
+    """
+    combined = combine(card, scores, calibrations, audited=audited)
+    looks = second_looks(card, scores, calibrations, audited)
+    early = dict(list(scores.items())[: card.first])
+    doubts = _doubts(scores, out_of_range or {}, remarks or {})
+    if looks is not None:
+        sufficed = _doubts(early, out_of_range or {}, remarks or {})
+        doubts = [why if look else first for look, why, first in zip(looks, doubts, sufficed, strict=True)]
+    if len(blank):
+        doubts = [Doubt(Reason.NO_CONTENT) if shows_nothing else why for shows_nothing, why in zip(blank, doubts, strict=True)]
+    decided = [("abstain", why) if why else _verdict(score, card.thresholds) for score, why in zip(combined.tolist(), doubts, strict=True)]
+    return Decisions(
+        combined,
+        sigmoid(combined),
+        is_calibrated(card, calibrations),
+        [verdict for verdict, _ in decided],
+        [why and why.reason for _, why in decided],
+        [why and why.detail for _, why in decided],
+        looks,
+    )
+
+
+def combine(
+    card: EnsembleCard,
+    scores: Mapping[str, Scores],
+    calibrations: Mapping[str, Calibration | None],
+    *,
+    audited: Sequence[bool] = (),
+) -> Column:
+    """The ensemble score per row: rule over calibrated member scores, bias, ensemble calibration (identity where there is none).
+
+    NaN where the score of a member that is needed is missing or infinite. `audited` as for `decide`.
+    """
+    table = _table(scores, calibrations)
+    if card.cascade is None:
+        combined = _by_rule(card.rule, card.stacking, table, card.members)
+    else:
+        early, late = early_scores(card, table), _staged(card.cascade.late, table)
+        combined = np.where(_goes_on(card.cascade, early, audited), late, early)
+    return calibrate(combined + card.bias, card.calibration)
+
+
+def second_looks(
+    card: EnsembleCard,
+    scores: Mapping[str, Scores],
+    calibrations: Mapping[str, Calibration | None],
+    audited: Sequence[bool] = (),
+) -> list[str | None] | None:
+    """Per row of a cascade why all members look at it, `band` or `audit`, or None; None for any other rule.
+
+    Of `scores` only the first members' columns are needed. A row that has no early score goes on to nobody.
+    """
+    if card.cascade is None:
+        return None
+    first = dict(list(scores.items())[: card.first])
+    early = early_scores(card, _table(first, calibrations))
+    low, high = card.cascade.band
+    in_band, goes = (early >= low) & (early <= high), _goes_on(card.cascade, early, audited)
+    return ["band" if band else "audit" if on else None for band, on in zip(in_band.tolist(), goes.tolist(), strict=True)]
+
+
+def is_audited(card: EnsembleCard, sha256: str) -> bool:
+    """Whether a file is among the share of a cascade's images that all members look at: by its bytes alone, so the same everywhere."""
+    if card.cascade is None:
+        return False
+    drawn = int.from_bytes(hashlib.sha256(f"audit:{sha256}".encode()).digest()[:8])
+    return drawn < card.cascade.audit_share * 2**64
+
+
+def drawn_by_audit(card: EnsembleCard, digests: Sequence[str | None]) -> list[bool]:
+    """Which files the audit of a cascade draws, by their SHA-256 in hex (None = not known, and not drawn); empty for any other rule."""
+    return [] if card.cascade is None else [digest is not None and is_audited(card, digest) for digest in digests]
+
+
+def early_scores(card: EnsembleCard, table: Table) -> Column:
+    """What a cascade's first stage says: log-odds (n,) from calibrated member scores (n, first or more members)."""
+    assert card.cascade is not None
+    return _staged(card.cascade.early, table[:, : card.first])
+
+
+def _goes_on(cascade: Cascade, early: Column, audited: Sequence[bool]) -> npt.NDArray[np.bool_]:
+    low, high = cascade.band
+    drawn = np.asarray(audited, bool) if len(audited) else np.zeros(len(early), bool)
+    goes: npt.NDArray[np.bool_] = ((early >= low) & (early <= high)) | (drawn & np.isfinite(early))
+    return goes
+
+
+def _staged(stage: CascadeStage, table: Table) -> Column:
+    return calibrate(_by_rule(stage.rule, stage.stacking, table), stage.calibration)
+
+
+def _table(scores: Mapping[str, Scores], calibrations: Mapping[str, Calibration | None]) -> Table:
+    """Calibrated member scores (n, members); NaN where one is missing or infinite."""
+    return np.stack([calibrate(_known(column), calibrations.get(name)) for name, column in scores.items()], axis=1)
+
+
+def _known(column: Scores) -> Column:
+    """Without infinite scores, which a calibration that levels off would take for great ones."""
+    return np.where(np.isfinite(column), column, np.nan).astype(np.float64)
+
+
+def is_calibrated(card: EnsembleCard, calibrations: Mapping[str, Calibration | None]) -> bool:
+    """Whether the ensemble's probability is calibrated: by the ensemble's own calibration, or by that of an only member.
+
+    `calibrations` has one entry per member. Several calibrated members are not enough: what a rule makes of them is no longer calibrated.
+    """
+    by_member = card.leaves_one_score_alone and any(calibration is not None for calibration in calibrations.values())
+    return card.calibration is not None or by_member
+
+
+def doubt(has_score: bool, outside: str | None, remark: str | None) -> Doubt | None:
+    """Why what one member says of an image does not count, or None; `outside` and `remark` as for `decide`."""
+    if has_score:
+        return None if outside is None else Doubt(Reason.OUT_OF_RANGE, outside)
+    if remark is None and outside is not None:  # beyond some range a detector is not asked at all
+        return Doubt(Reason.OUT_OF_RANGE, f"no score ({outside})")
+    return Doubt(Reason.NO_SCORE, "no score" if remark is None else f"no score ({remark})")
+
+
+def sigmoid(score: Column) -> Column:
+    """P(fake) from log-odds, without overflow at either end; NaN stays NaN."""
+    with np.errstate(invalid="ignore"):
+        return np.exp(-np.logaddexp(0.0, -score))
+
+
+def logit(chance: float) -> float:
+    """The log-odds of a chance between 0 and 1."""
+    return math.log(chance) - math.log1p(-chance)
+
+
+def _by_rule(rule: str, stacking: Stacking | None, table: Table, members: Sequence[EnsembleMember] = ()) -> Column:
+    with np.errstate(invalid="ignore"):  # a NaN among the members is a missing score, not an accident
+        if rule == "weighted":
+            return weighted(table, np.array([member.weight for member in members]))
+        if stacking is not None:
+            return stacked(table, stacking)
+        return SYMMETRIC[rule](table)
+
+
+def calibrate(score: Column, calibration: Calibration | None) -> Column:
+    """Calibrated log-odds; None leaves them as they are."""
+    return score if calibration is None else calibration(score)
+
+
+def _verdict(score: float, thresholds: Thresholds) -> tuple[str, Doubt | None]:
+    if score >= thresholds.fake_above:
+        return "fake", None
+    if score <= thresholds.real_below:
+        return "real", None
+    return "abstain", Doubt(Reason.INSIDE_BAND)
+
+
+def _doubts(
+    scores: Mapping[str, Scores], out_of_range: Mapping[str, Sequence[str | None]], remarks: Mapping[str, Sequence[str | None]]
+) -> list[Doubt | None]:
+    """Per row, what keeps the members from an answer, or None."""
+    of_image = [None if why is None else Doubt(Reason.UNLIKE_CALIBRATION, why) for why in out_of_range.get(IMAGE, ())]
+    doubts = [of_image] if IMAGE in out_of_range else []
+    for name, column in scores.items():
+        nothing = [None] * len(column)
+        rows = zip(np.isfinite(column).tolist(), out_of_range.get(name, nothing), remarks.get(name, nothing), strict=True)
+        found = (doubt(*row) for row in rows)
+        doubts.append([None if why is None else Doubt(why.reason, f"{name}: {why.detail}") for why in found])
+    return [_together([why for why in row if why is not None]) for row in zip(*doubts, strict=True)]
+
+
+def _together(doubts: Sequence[Doubt]) -> Doubt | None:
+    """The first reason in the order of the list, and all details; None of none."""
+    if not doubts:
+        return None
+    reasons = {why.reason for why in doubts}
+    return Doubt(next(one for one in Reason if one in reasons), "; ".join(why.detail for why in doubts if why.detail))

@@ -1,0 +1,201 @@
+"""One pass over a run: every score counted in the cell of its image's truth, format and size. Knows rows; computes no figure.
+
+What is gathered of some files merges with what is gathered of others, so that tasks may share a run; the result is the same.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ray_app.archives import Each
+from ray_app.evaluation.groups import EvaluationGroup, ScoreTally
+from ray_app.evaluation.join import Joined, JoinedLabels, Labels
+from ray_app.evaluation.sample import MODULUS, MOST, Mistakes, RowSample, digest_of
+from ray_app.evaluation.systems import Column, Systems
+from ray_app.runs import RunDirectory
+from ray_app.runs.reader import current_files, tables_in
+
+BANDS = ("< 0.1 MP", "0.1–0.5 MP", "0.5–1 MP", "1–4 MP", "> 4 MP")
+UNKNOWN = "unknown"
+FACTS = ("format", "width", "height", "mode", "icc")
+COLUMNS = ["image_id", "uri", "member", "status", *FACTS, "scores", "score", "verdict", "views", "predicted_generator", "predicted_prompt"]
+Counts = npt.NDArray[np.int64]
+
+
+class FileCell(NamedTuple):
+    """Images that are alike: `size` is one of BANDS; that and `format` are `unknown` where the file could not be read."""
+
+    group: EvaluationGroup
+    format: str
+    size: str
+
+
+@dataclass
+class Cells(Joined):
+    """What a pass gathers. `rows`: labelled rows by cell, status and verdict (None = not scored). `views`: by view, system and kind.
+
+    `digest`: of the labelled images.
+    """
+
+    rows: Counter[tuple[FileCell, str, str | None]] = field(default_factory=Counter)
+    scores: dict[tuple[str, FileCell], ScoreTally] = field(default_factory=lambda: defaultdict(ScoreTally))
+    views: dict[tuple[str, str, str], ScoreTally] = field(default_factory=lambda: defaultdict(ScoreTally))
+    sample: RowSample = field(default_factory=RowSample)
+    mistakes: Mistakes = field(default_factory=Mistakes)
+    predicted: Counter[str] = field(default_factory=Counter)
+    digest: int = 0
+
+    @property
+    def joined(self) -> int:
+        """How many rows are labelled."""
+        return self.rows.total()
+
+    def merge(self, other: "Cells") -> None:
+        """Add what another pass gathered, of later files."""
+        self.rows.update(other.rows)
+        for name, tally in other.scores.items():
+            self.scores[name].merge(tally)
+        for place, tally in other.views.items():
+            self.views[place].merge(tally)
+        self.sample.merge(other.sample)
+        self.mistakes.merge(other.mistakes)
+        if other.used is not None:
+            self.used = other.used.copy() if self.used is None else self.used | other.used
+        self.others, self.other = self.others + other.others, self.other or other.other
+        self.predicted.update(other.predicted)
+        self.digest = (self.digest + other.digest) % MODULUS
+
+
+@dataclass(frozen=True)
+class Gatherer:
+    """Gathers cells from some files of a run. Picklable, as tasks need it."""
+
+    run: RunDirectory
+    labels: Labels
+    systems: Systems
+    most: int = MOST
+
+    def __call__(self, files: Sequence[str]) -> Cells:
+        """What the current rows of these files hold."""
+        cells = Cells(sample=RowSample(self.most))
+        cells.begin(self.labels)
+        for table in tables_in(self.run, files, list(dict.fromkeys([*COLUMNS, *self.systems.columns, *self.labels.columns]))):
+            self._add(cells, table)
+        cells.scores, cells.views = dict(cells.scores), dict(cells.views)  # what is pickled knows no function
+        return cells
+
+    def _add(self, cells: Cells, table: pa.Table) -> None:
+        table, truth = cells.matched(self.labels, table)
+        if not len(table):
+            return
+        for name in ("predicted_generator", "predicted_prompt"):
+            if name in table.column_names:
+                cells.predicted[name] += len(table) - table[name].null_count
+        clean = self.systems.clean(table)
+        alike, cell_of = _cells(table, truth)
+        _count_rows(cells, table, alike, cell_of)
+        _count_scores(cells, alike, cell_of, clean)
+        self._count_views(cells, table, truth)
+        ids = table["image_id"].to_numpy()
+        if len(wanted := cells.sample.wanted(ids)):
+            cells.sample.add(_sampled(table, truth, clean, wanted))
+        headline = self.systems.headline
+        is_fake = np.array([group.label == "fake" for group in truth.groups])[truth.codes]
+        cells.mistakes.add(table, truth, is_fake, clean[headline.name], headline)
+        cells.digest = (cells.digest + digest_of(ids, is_fake)) % MODULUS
+
+    def _count_views(self, cells: Cells, table: pa.Table, truth: JoinedLabels) -> None:
+        kinds = np.array([group.kind for group in truth.groups])[truth.codes]
+        for view, columns in self.systems.views(table).items():
+            for system, scores in columns.items():
+                for kind in ("real", "whole", "local"):
+                    some = scores[(kinds == kind) & np.isfinite(scores)]
+                    tally = cells.views[view, system, kind]  # a view that nobody scored is told, too, in the order of the run's
+                    if len(some):
+                        tally.add(some)
+
+
+def gather(run: RunDirectory, labels: Labels, systems: Systems, *, each: Each | None = None, most: int = MOST) -> Cells:
+    """One pass over the current rows, in this process, or file by file by `each`. Raises ConfigError for a run that is none."""
+    gatherer = Gatherer(run, labels, systems, most)
+    files = current_files(run)
+    if each is None:
+        return gatherer(files)
+    cells = gatherer([])
+    cells.scores, cells.views = defaultdict(ScoreTally, cells.scores), defaultdict(ScoreTally, cells.views)
+    for some in each(gatherer, [[path] for path in files]):
+        cells.merge(some)
+    return cells
+
+
+def _cells(table: pa.Table, truth: JoinedLabels) -> tuple[list[FileCell], Counts]:
+    """The cells of some rows, and which each is in, (n,)."""
+    formats = _texts(table["format"])
+    names, codes = formats.dictionary.to_pylist(), np.asarray(formats.indices).astype(np.int64)
+    bands = _bands(table)
+    combined = (truth.codes.astype(np.int64) * len(names) + codes) * (len(BANDS) + 1) + bands
+    distinct, places = np.unique(combined, return_inverse=True)
+    cells = []
+    for one in distinct.tolist():
+        rest, band = divmod(one, len(BANDS) + 1)
+        group, name = divmod(rest, len(names))
+        cells.append(FileCell(truth.groups[group], names[name], (*BANDS, UNKNOWN)[band]))
+    return cells, places
+
+
+def _bands(table: pa.Table) -> Counts:
+    megapixels = np.asarray(pc.fill_null(pc.multiply(table["width"].cast(pa.float64()), table["height"].cast(pa.float64())), -1.0)) / 1e6
+    bands: Counts = (megapixels >= 0.1).astype(np.int64) + (megapixels >= 0.5) + (megapixels >= 1) + (megapixels > 4)
+    bands[megapixels < 0] = len(BANDS)
+    return bands
+
+
+def _count_rows(cells: Cells, table: pa.Table, alike: Sequence[FileCell], cell_of: Counts) -> None:
+    statuses, verdicts = _texts(table["status"]), _texts(table["verdict"])
+    words, said = statuses.dictionary.to_pylist(), verdicts.dictionary.to_pylist()
+    combined = (cell_of * len(words) + np.asarray(statuses.indices)) * len(said) + np.asarray(verdicts.indices)
+    for one, count in zip(*np.unique(combined, return_counts=True), strict=True):
+        rest, verdict = divmod(int(one), len(said))
+        cell, status = divmod(rest, len(words))
+        cells.rows[alike[cell], words[status], None if said[verdict] == UNKNOWN else said[verdict]] += int(count)
+
+
+def _count_scores(cells: Cells, alike: Sequence[FileCell], cell_of: Counts, columns: Mapping[str, Column]) -> None:
+    turn = np.argsort(cell_of, kind="stable")
+    ends = np.cumsum(np.bincount(cell_of, minlength=len(alike)))
+    for system, scores in columns.items():
+        ordered = scores[turn]
+        is_score = np.isfinite(ordered)
+        start = 0
+        for cell, end in zip(alike, ends.tolist(), strict=True):
+            some = ordered[start:end][is_score[start:end]]
+            if len(some):
+                cells.scores[system, cell].add(some)
+            start = end
+
+
+def _sampled(table: pa.Table, truth: JoinedLabels, clean: Mapping[str, Column], wanted: Counts) -> pa.Table:
+    groups = [truth.groups[code] for code in truth.codes[wanted].tolist()]
+    rows = table.select(["image_id", *FACTS]).take(pa.array(wanted))
+    columns: dict[str, Any] = {name: rows[name] for name in rows.column_names if name not in ("format", "mode")}
+    columns |= {name: rows[name].cast(pa.string()) for name in ("format", "mode")}
+    columns |= {"kind": pa.array([one.kind for one in groups], pa.string()), "size": [(*BANDS, UNKNOWN)[band] for band in _bands(rows)],
+                "generator": pa.array([one.generator for one in groups], pa.string())}  # fmt: skip
+    return pa.table(columns | {f"score:{name}": pa.array(scores[wanted], pa.float64(), from_pandas=True) for name, scores in clean.items()})
+
+
+def _texts(column: pa.ChunkedArray) -> pa.DictionaryArray:
+    """The texts of a column, coded; `unknown` where there is none."""
+    filled = pc.fill_null(column.cast(pa.string()), UNKNOWN)
+    return filled.combine_chunks().dictionary_encode()
+
+
+def scored(cells: Cells, system: str, chosen: Iterable[FileCell]) -> list[ScoreTally]:
+    """The tallies of one system in these cells."""
+    return [tally for cell in chosen if (tally := cells.scores.get((system, cell))) is not None]

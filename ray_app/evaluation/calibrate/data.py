@@ -1,0 +1,349 @@
+"""A run and its labels → labelled images with a score of every detector. Knows rows, labels and cards; fits nothing.
+
+What cannot be used is left out and counted: images without a score, images outside the range that a detector's card allows and those of
+one colour (their verdict is `abstain` whatever they score), images without a label.
+
+Labelled rows of a run, one table after another, as columns of labelled images; what cannot be used is counted. Knows rows and labels.
+
+The labelled images of a run as columns of one length: what a calibration is made of. Knows arrays; reads no run and no labels file.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from ray_app.detectors import DetectorCard, load_card
+from ray_app.ensembles.card import EnsembleCard, EnsembleMember, ensemble_of
+from ray_app.errors import ConfigError, TouchstoneError
+from ray_app.evaluation.join import Joined, JoinedLabels, LabelIndex, Labels, OwnLabels, index_labels
+from ray_app.evaluation.label_sources import check_joined
+from ray_app.evaluation.labels import open_labels
+from ray_app.evaluation.systems import Systems, systems_of
+from ray_app.inference import is_blank
+from ray_app.metrics.arrays import Bools
+from ray_app.runs import RunDirectory
+from ray_app.runs.reader import current_tables, numbers
+
+Places = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class CalibrationData:
+    """n images with a label and a score of every detector.
+
+    `image_id` int64 (n,) · `sha256` of the files, 64 hex digits · `fake` bool (n,) · `scores` {detector: float32 (n,)}, raw and finite, in
+    the ensemble's order · `generator`, `source` (what is not independent: one scene, photographer, article), `phash` (16 hex digits) and
+    `part` (fit, calibrate, choose, where the user divides the images): None where it is not told · `format` as in the run · `width`,
+    `height` int (n,), px · `quality` float (n,), of JPEGs, 1 … 100; NaN where there is none.
+
+    Raises ValueError where a column has another length.
+    """
+
+    image_id: NDArray[np.int64]
+    sha256: Sequence[str]
+    fake: Bools
+    scores: Mapping[str, NDArray[np.float32]]
+    generator: Sequence[str | None]
+    source: Sequence[str | None]
+    phash: Sequence[str | None]
+    part: Sequence[str | None]
+    format: Sequence[str | None]
+    width: NDArray[np.int64]
+    height: NDArray[np.int64]
+    quality: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        for name, column in self._columns():
+            if len(column) != len(self.image_id):
+                raise ValueError(f"{name} has {len(column):,} rows, and there are {len(self.image_id):,} images")
+
+    def __len__(self) -> int:
+        return len(self.image_id)
+
+    @property
+    def detectors(self) -> tuple[str, ...]:
+        """Whose scores there are, in order."""
+        return tuple(self.scores)
+
+    @property
+    def raw(self) -> NDArray[np.float64]:
+        """The scores as float64 (n, detectors)."""
+        return np.stack([np.asarray(scores, np.float64) for scores in self.scores.values()], axis=1)
+
+    def take(self, places: NDArray[Any]) -> "CalibrationData":
+        """The images at some places (m,), in that order; or those where a mask (n,) is true."""
+        chosen = np.flatnonzero(places) if places.dtype == np.bool_ else places
+        taken: dict[str, Any] = {"scores": {name: scores[chosen] for name, scores in self.scores.items()}}
+        for one in fields(self):
+            if one.name != "scores":
+                column = getattr(self, one.name)
+                taken[one.name] = column[chosen] if isinstance(column, np.ndarray) else [column[place] for place in chosen]
+        return CalibrationData(**taken)
+
+    def _columns(self) -> list[tuple[str, Any]]:
+        plain = [(one.name, getattr(self, one.name)) for one in fields(self) if one.name not in ("image_id", "scores")]
+        return plain + [(f"scores of {name}", scores) for name, scores in self.scores.items()]
+
+
+TOLD = ("source", "group", "part", "phash")
+"""What labels, or the run's own columns, may say besides label and generator. `group` is taken for `source` where that is not told."""
+ROWS = [
+    "image_id",
+    "uri",
+    "member",
+    "status",
+    "sha256",
+    "format",
+    "width",
+    "height",
+    "quality",
+    "flags",
+    "phash",
+    "decoder",
+    "scores",
+    "input",
+]
+"""What is read of a run, so far as it has it."""
+_NUMBERS = {"image_id": np.int64, "fake": np.bool_, "width": np.int64, "height": np.int64, "quality": np.float64}
+_KEPT = ("image_id", "sha256", "fake", "generator", "source", "phash", "part", "format", "width", "height", "quality")
+
+
+@dataclass
+class CalibrationTally(Joined):
+    """What a pass counts. `labelled`: rows with a label; `statuses` (other than ok), `unscored`, `outside`, `blank` are left out."""
+
+    labelled: int = 0
+    statuses: Counter[str] = field(default_factory=Counter)
+    unscored: int = 0
+    outside: int = 0
+    blank: int = 0
+    decoders: set[str] = field(default_factory=set)
+
+    @property
+    def joined(self) -> int:
+        """How many rows are labelled."""
+        return self.labelled
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """Of the labelled rows, how many cannot be used, by reason."""
+        others = {"no score of every detector": self.unscored, "outside a valid range": self.outside, "one colour, or nearly": self.blank}
+        return {reason: count for reason, count in {**dict(sorted(self.statuses.items())), **others}.items() if count}
+
+
+@dataclass
+class CalibrationCollector:
+    """Collects what is usable: rows that are labelled, have a score of each detector in `names`, lie in the range of every card, and show
+    anything.
+    """
+
+    labels: Labels
+    names: Sequence[str]
+    cards: Mapping[str, DetectorCard]
+    tally: CalibrationTally = field(default_factory=CalibrationTally)
+    columns: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in _KEPT})
+    scores: list[npt.NDArray[np.float32]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.tally.begin(self.labels)
+        self.texts = self.labels.texts(TOLD) if isinstance(self.labels, LabelIndex) else None
+
+    def add(self, table: pa.Table) -> None:
+        """The labelled rows of a table."""
+        tally = self.tally
+        rows, truth = tally.matched(self.labels, table)
+        if not len(rows):
+            return
+        tally.labelled += len(rows)
+        scores, usable = self._usable(rows)
+        places = np.flatnonzero(usable)
+        self.scores.append(scores[places])
+        kept = rows.take(pa.array(places))
+        if "decoder" in kept.column_names:
+            tally.decoders |= set(pc.unique(kept["decoder"].cast(pa.string())).to_pylist()) - {None}
+        self._keep(kept, JoinedLabels(truth.codes[places], truth.groups, truth.places[places]))
+
+    def _usable(self, rows: pa.Table) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+        """The scores (n, detectors) of rows, and which rows have all of them and could get a verdict for them."""
+        status = rows["status"].cast(pa.string())
+        is_ok = np.asarray(pc.equal(status, "ok"))
+        self.tally.statuses.update(pc.filter(status, pa.array(~is_ok)).to_pylist())
+        struct = rows["scores"].combine_chunks()
+        columns = [np.asarray(pc.fill_null(pc.struct_field(struct, name), float("nan")), np.float32) for name in self.names]
+        scores = np.stack(columns, axis=1)
+        has_all = is_ok & np.isfinite(scores).all(axis=1)
+        inside, blank = ~self._outside(rows), _blank(rows)
+        self.tally.unscored += int((is_ok & ~has_all & inside & ~blank).sum())
+        self.tally.outside += int((is_ok & ~inside).sum())
+        self.tally.blank += int((is_ok & inside & blank).sum())
+        return scores, has_all & inside & ~blank
+
+    def _outside(self, rows: pa.Table) -> npt.NDArray[np.bool_]:
+        sizes = np.stack([_whole(rows["width"]), _whole(rows["height"])], axis=1)
+        distinct, places = np.unique(sizes, axis=0, return_inverse=True)
+        ranges = [card.valid_range for card in self.cards.values()]
+        doubts = [width > 0 and any(one.doubt(width, height) for one in ranges) for width, height in distinct.tolist()]
+        outside: npt.NDArray[np.bool_] = np.array(doubts, np.bool_)[places.reshape(-1)]
+        return outside
+
+    def _keep(self, rows: pa.Table, truth: JoinedLabels) -> None:
+        kept, told = self.columns, self._told(rows, truth)
+        fakes = np.array([group.label == "fake" for group in truth.groups], np.bool_)
+        makers = np.array([None if group.generator in ("unknown", "real") else group.generator for group in truth.groups], object)
+        kept["fake"].append(fakes[truth.codes])
+        kept["generator"].extend(makers[truth.codes].tolist())
+        kept["image_id"].append(rows["image_id"].to_numpy())
+        for name in ("sha256", "format"):
+            kept[name].extend(rows[name].cast(pa.string()).to_pylist())
+        for name in ("width", "height"):
+            kept[name].append(_whole(rows[name]))
+        kept["quality"].append(numbers(rows["quality"]) if "quality" in rows.column_names else np.full(len(rows), np.nan))
+        for name in ("source", "part", "phash"):
+            kept[name].extend(told[name].to_pylist())
+
+    def _told(self, rows: pa.Table, truth: JoinedLabels) -> dict[str, Any]:
+        """`source`, `part` and `phash` of rows: what the labels say, else the run's own columns."""
+        inputs = rows["input"].combine_chunks() if "input" in rows.column_names else None
+        own = set() if inputs is None else {one.name for one in inputs.type}
+        said = None if self.texts is None else self.texts.take(pa.array(truth.places))
+        found = {}
+        for name in TOLD:
+            ways = [said[name].cast(pa.string())] if said is not None else []
+            ways += [pc.struct_field(inputs, name).cast(pa.string())] if name in own else []
+            ways += [rows[name].cast(pa.string())] if name in rows.column_names else []
+            found[name] = pc.coalesce(*ways, pa.nulls(len(rows), pa.string()))
+        return found | {"source": pc.coalesce(found["source"], found["group"])}
+
+    def labelled(self) -> CalibrationData:
+        """All that was kept."""
+        columns: dict[str, Any] = dict(self.columns)
+        for name, kind in _NUMBERS.items():
+            columns[name] = np.concatenate([np.empty(0, kind), *self.columns[name]])
+        scores = np.concatenate([np.empty((0, len(self.names)), np.float32), *self.scores])
+        return CalibrationData(scores={name: scores[:, place].copy() for place, name in enumerate(self.names)}, **columns)
+
+
+def _whole(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    return np.asarray(pc.fill_null(column, 0)).astype(np.int64)
+
+
+def _blank(rows: pa.Table) -> npt.NDArray[np.bool_]:
+    """Which rows are of images that show nothing."""
+    if "flags" not in rows.column_names:
+        return np.zeros(len(rows), np.bool_)
+    return np.array([is_blank(flags) for flags in rows["flags"].to_pylist()], np.bool_)
+
+
+@dataclass(frozen=True)
+class LabelledRun:
+    """A labelled run, read. `members`: as the run's ensemble names them, and `names`: as the run does; `before`: what decided until now."""
+
+    url: str
+    labels: str
+    members: tuple[EnsembleMember, ...]
+    names: tuple[str, ...]
+    before: EnsembleCard
+    calibrations: Mapping[str, Any]
+    labelled: CalibrationData
+    identity: Mapping[str, Any]
+    tally: CalibrationTally
+    told: tuple[str, ...]
+
+
+def read_labelled(
+    url: str, labels: str | None, *, key: str | None = None, split: str | None = None, detectors: Sequence[str] = ()
+) -> LabelledRun:
+    """The images of a run that have a label and a score of every detector; `labels`: None = the run's own columns.
+
+    `detectors`: only these of the run's, in this order. Raises ConfigError where there is no run, where labels are of something else, for
+    a detector that was not run, and for a run in which not every detector looked at every image.
+    """
+    run = RunDirectory.open(url)
+    if not run.exists():
+        raise ConfigError(f"{run.store.url}: no run here", hint="touchstone score SOURCE --out DIR makes one")
+    described, systems = run.describe(), systems_of(run)
+    members, names = _members(systems, described["detectors"], detectors, run.store.url)
+    cards = _cards(members, names)
+    _check_cards(cards, described["identity"].get("detectors", {}))
+    found: Labels = index_labels(open_labels(labels), key=key, split=split) if labels else OwnLabels(run.store.url, split)
+    reader = CalibrationCollector(found, names, cards)
+    for table in current_tables(run, list(dict.fromkeys([*ROWS, *found.columns]))):
+        reader.add(table)
+    told = [*check_joined(found, reader.tally, run), *_left_out(reader.tally), *_unfinished(run)]
+    before = systems.ensemble if systems.ensemble and names == systems.members else ensemble_of([one.detector for one in members])
+    calibrations = {name: systems.calibrations.get(name) for name in names}
+    labelled = reader.labelled()
+    if not len(labelled):
+        raise ConfigError(f"{run.store.url}: no labelled image has a score of every detector", hint=" ".join(told) or None)
+    _check_labels(labelled, found.name)
+    return LabelledRun(run.store.url, found.name, members, names, before, calibrations, labelled, described["identity"], reader.tally,
+                   tuple(told))  # fmt: skip
+
+
+def _members(
+    systems: Systems, run_names: Sequence[str], asked: Sequence[str], url: str
+) -> tuple[tuple[EnsembleMember, ...], tuple[str, ...]]:
+    """The members that are calibrated, without what the run's ensemble says of them, and their names in the run."""
+    if systems.ensemble is not None and systems.ensemble.cascade is not None:
+        raise ConfigError(
+            f"{url}: a cascade scored it, so not every detector looked at every image, and those that all looked at are no fair sample",
+            hint="score the labelled images with `--detector A --detector B …`, and calibrate that run",
+        )
+    if systems.ensemble is not None:
+        known = dict(zip(systems.members, (one.detector for one in systems.ensemble.members), strict=True))
+    else:
+        known = {name: name for name in run_names}
+    if missing := [name for name in asked if name not in known]:
+        raise ConfigError(f"{url}: the run has no scores of {', '.join(missing)}", hint=f"it has {', '.join(known)}")
+    names = tuple(asked) or tuple(known)
+    return tuple(EnsembleMember(detector=known[name]) for name in names), names
+
+
+def _cards(members: Sequence[EnsembleMember], names: Sequence[str]) -> dict[str, DetectorCard]:
+    """The cards of those detectors whose cards can be read here."""
+    found = {}
+    for member, name in zip(members, names, strict=True):
+        try:
+            found[name] = load_card(member.detector)
+        except TouchstoneError:
+            continue  # a run of another machine is calibrated all the same; its sizes are not checked
+    return found
+
+
+def _check_cards(cards: Mapping[str, DetectorCard], noted: Mapping[str, Any]) -> None:
+    """Raises ConfigError for a detector whose card is not any more what the run was scored with: other scores would be calibrated."""
+    for name, card in cards.items():
+        facts = noted.get(name, {})
+        now: dict[str, Any] = {"architecture": card.architecture_facts, "preprocessing": card.preprocessing.model_dump(mode="json")}
+        if card.weights.sha256 and not card.weights.beside and card.backbone is None:
+            now["weights"] = card.weights.sha256
+        if other := [key for key, value in now.items() if key in facts and facts[key] != value]:
+            raise ConfigError(
+                f"{name}: its card has other {' and '.join(other)} than the run was scored with", hint="score the labelled images again"
+            )
+
+
+def _check_labels(labelled: CalibrationData, labels: str) -> None:
+    """Raises ConfigError where the same bytes are labelled real and fake."""
+    fakes = {digest for digest, fake in zip(labelled.sha256, labelled.fake.tolist(), strict=True) if fake}
+    reals = {digest for digest, fake in zip(labelled.sha256, labelled.fake.tolist(), strict=True) if not fake}
+    if both := sorted(fakes & reals):
+        raise ConfigError(
+            f"{labels}: {len(both):,} files are labelled real in one place and fake in another, for example sha256 {both[0]}",
+            hint="correct the labels, or leave those files out",
+        )
+
+
+def _left_out(tally: CalibrationTally) -> list[str]:
+    return [f"{count:,} labelled images are left out: {reason}." for reason, count in tally.left_out.items()]
+
+
+def _unfinished(run: RunDirectory) -> list[str]:
+    return [] if run.store.exists("summary.json") else [f"{run.store.url} is not finished: only what is scored so far is used."]

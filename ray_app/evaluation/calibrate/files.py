@@ -1,0 +1,157 @@
+"""What a calibration is asked for. Knows settings alone.
+
+A calibrated ensemble as files: the card, the scores of the reals behind its threshold, the report. Knows paths; computes nothing.
+
+The card is written last, so that what it names is there.
+"""
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from pydantic import Field, model_validator
+
+from ray_app.config import Frozen
+from ray_app.detectors.card import split_variant
+from ray_app.ensembles import EnsembleCard, EnsembleMember, decision_facts, load_ensemble_card
+from ray_app.ensembles.card import Rule
+from ray_app.errors import ConfigError
+from ray_app.evaluation.calibrate.thresholds import Method
+from ray_app.metrics.arrays import Floats
+
+
+class CalibrateConfig(Frozen):
+    """`fpr`, `confidence`: what the threshold promises. `rule`: None = `stacked`, of an only detector `mean-logit`.
+
+    `first`, `share`, `audit`: of a cascade, how many detectors look at every image, which share of images may go on to all of them, and
+    which is drawn to go on whatever it scores. `miss`: the share of fakes that may lie at or below `real_below`. `prevalence`: the share of
+    fakes at which the probabilities are chances; None = as among the labels.
+    """
+
+    run: str
+    out: str
+    labels: str | None = None
+    key: Literal["image_id", "sha256", "uri"] | None = None
+    split: str | None = None
+    detectors: tuple[str, ...] = ()
+    fpr: float = Field(default=0.01, gt=0, lt=0.5)
+    confidence: float = Field(default=0.95, ge=0.5, lt=1)
+    rule: Rule | None = None
+    method: Method = "platt"
+    first: int | None = Field(default=None, ge=1)
+    share: float = Field(default=0.2, gt=0, lt=1)
+    audit: float = Field(default=0.01, ge=0, lt=1)
+    miss: float = Field(default=0.05, ge=0, lt=1)
+    prevalence: float | None = Field(default=None, gt=0, lt=1)
+    regroup: bool = False
+    share_generators: bool = False
+    seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _of_a_cascade(self) -> "CalibrateConfig":
+        given = [name for name in ("first", "share", "audit") if name in self.model_fields_set and getattr(self, name) is not None]
+        if given and self.rule != "cascade":
+            raise ValueError(f"--{given[0]} belongs to --rule cascade (rule: {self.rule or 'not given'})")
+        if self.rule == "cascade" and self.audit >= self.share:
+            raise ValueError(f"--audit {self.audit:g} leaves nothing of --share {self.share:g} to the band")
+        return self
+
+
+ENDINGS = (".yaml", ".yml")
+
+
+def card_path(out: str) -> Path:
+    """Where a card goes, its folder made. Raises ConfigError for what is no local YAML file."""
+    path = Path(out)
+    if "://" in out or path.suffix not in ENDINGS or path.is_dir():
+        raise ConfigError(f"--out {out}: not a YAML file of this machine", hint="for example --out calibrated.yaml")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {out}: {error.strerror}", hint="name a file in a folder that can be written") from None
+    return path
+
+
+def reference_bytes(reals: Floats) -> tuple[bytes, str]:
+    """The scores (n,) of reals as a Parquet with the ascending column `score`, and its sha256."""
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"score": pa.array(reals, pa.float64())}), buffer, compression="zstd")
+    return buffer.getvalue(), hashlib.sha256(buffer.getvalue()).hexdigest()
+
+
+def named_from(path: Path, member: EnsembleMember) -> EnsembleMember:
+    """The member as a card at `path` names it: a detector's own card by its place, relative where it lies below the card's folder."""
+    base, variant = split_variant(member.detector)
+    if not Path(base).is_file():
+        return member
+    place, folder = Path(base).resolve(), path.parent.resolve()
+    named = str(place.relative_to(folder)) if place.is_relative_to(folder) else str(place)
+    return member.model_copy(update={"detector": named if variant is None else f"{named}:{variant}"})
+
+
+def write_files(path: Path, card: EnsembleCard, references: bytes, report: Mapping[str, Any]) -> None:
+    """Write the card at `path` and beside it what it refers to. Raises ConfigError where nothing can be written."""
+    assert card.guarantee is not None
+    assert card.guarantee.references is not None
+    text = _HEAD.format(run=report["run"], report=report_path(path).name) + card_text(card)
+    try:
+        _replace(path.with_name(card.guarantee.references), references)
+        _replace(report_path(path), json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False).encode())
+        _replace(path, text.encode())
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}", hint="name a file in a folder that can be written") from None
+    read = load_ensemble_card(path)
+    assert decision_facts(read) == decision_facts(card), f"{path} does not say what was fitted"
+
+
+def report_path(card: Path) -> Path:
+    """Where the report of a card lies."""
+    return card.with_name(f"{card.stem}.report.json")
+
+
+def references_name(card: Path) -> str:
+    """How the scores of a card's reals are called, beside it."""
+    return f"{card.stem}.reals.parquet"
+
+
+def card_text(card: EnsembleCard) -> str:
+    """A card as YAML: in the order of its keys, without what it leaves open, numbers in rows."""
+    facts = card.model_dump(mode="json", exclude_none=True)
+    for member in facts["members"]:
+        if member["weight"] == 1:
+            del member["weight"]
+    for feature in (facts.get("population") or {}).get("features", ()):
+        for key in ("edges", "words"):
+            if not feature[key]:
+                del feature[key]
+    return yaml.dump(facts, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=140)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes lists of numbers and words in one row, however long; a list of sections keeps a line for each key."""
+
+
+def _listed(dumper: yaml.SafeDumper, items: list[Any]) -> yaml.Node:
+    in_a_row = not any(isinstance(item, dict) for item in items)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=in_a_row)
+
+
+_Dumper.add_representer(list, _listed)
+
+_HEAD = """# Written by `touchstone calibrate` from {run}; what it is worth stands in {report}.
+# Do not edit the numbers: the guarantee holds for exactly these.
+"""
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_bytes(content)
+    aside.replace(path)

@@ -1,0 +1,185 @@
+"""Labelled images in three parts → an ensemble card: calibrations, rule, thresholds. Knows cards and scores; reads and writes nothing.
+
+On `fit` are fitted the detectors' calibrations and the rule (of a cascade also its band, there and on `calibrate`), on `calibrate` the
+ensemble's calibration, on `choose` the thresholds and nothing else: so that what is promised of them holds. A detector alone has one
+calibration, fitted on `fit` and `calibrate` together: a second one would undo the first, and have seen fewer images and generators.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ray_app.detectors.card import Calibration, Isotonic, Platt
+from ray_app.ensembles import CascadeStage, EnsembleCard, EnsembleMember, Thresholds, combine, drawn_by_audit, logit, second_looks
+from ray_app.ensembles.card import Cascade, Rule
+from ray_app.ensembles.rules import fit_stacking
+from ray_app.errors import ConfigError
+from ray_app.evaluation.calibrate.data import CalibrationData
+from ray_app.evaluation.calibrate.division import CHOOSE, FIT, Division
+from ray_app.evaluation.calibrate.files import CalibrateConfig
+from ray_app.evaluation.calibrate.thresholds import Band, ChosenThreshold, choose, choose_band, fit, real_below
+from ray_app.metrics.arrays import Bools, Floats
+
+
+@dataclass(frozen=True)
+class CalibratedCard:
+    """A card without thresholds. `names`: of its detectors in the run; `prevalence`: the share of fakes at which its chances are right,
+    and `detectors_prevalence` that at which the detectors' own are.
+    """
+
+    card: EnsembleCard
+    names: tuple[str, ...]
+    prevalence: float
+    detectors_prevalence: float
+    band: Band | None = None
+
+    @property
+    def calibrations(self) -> dict[str, Calibration | None]:
+        """Of the detectors, by name."""
+        return {name: member.calibration for name, member in zip(self.names, self.card.members, strict=True)}
+
+    def scores(self, labelled: CalibrationData) -> Floats:
+        """The ensemble's score (n,) of images, as a run with the card gives it."""
+        return combine(self.card, self._columns(labelled), self.calibrations, audited=self._audited(labelled))
+
+    def looks(self, labelled: CalibrationData) -> list[str | None] | None:
+        """Of a cascade, why all detectors look at each image: `band`, `audit`, or None."""
+        return second_looks(self.card, self._columns(labelled), self.calibrations, self._audited(labelled))
+
+    def _columns(self, labelled: CalibrationData) -> dict[str, Any]:
+        return {name: labelled.scores[name] for name in self.names}
+
+    def _audited(self, labelled: CalibrationData) -> list[bool]:
+        return drawn_by_audit(self.card, labelled.sha256)
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """A fitted card with thresholds, and what is known of them. `reals`: scores of the reals they were chosen on, ascending."""
+
+    fitted: CalibratedCard
+    card: EnsembleCard
+    chosen: ChosenThreshold
+    reals: Floats
+
+
+def rule_of(config: CalibrateConfig, detectors: int) -> Rule:
+    """The rule asked for; without one `stacked`, of an only detector `mean-logit`. Raises ConfigError for one that cannot be."""
+    rule: Rule = config.rule or ("stacked" if detectors > 1 else "mean-logit")
+    if rule == "cascade" and detectors < 2:
+        raise ConfigError("--rule cascade: the run has one detector", hint="a cascade needs two or more")
+    if config.first is not None and config.first >= detectors:
+        raise ConfigError(f"--first {config.first}: the run has {detectors} detectors, and somebody has to look again")
+    return rule
+
+
+def fit_card(division: Division, members: Sequence[EnsembleMember], config: CalibrateConfig) -> CalibratedCard:
+    """A card fitted on the parts `fit` and `calibrate`. Raises ConfigError where something cannot be fitted."""
+    names, rule = division.labelled.detectors, rule_of(config, len(members))
+    if len(members) == 1 and rule not in ("stacked", "weighted"):
+        return _fit_alone(division, members[0], rule, config)
+    fitting, calibrating = division.fitting, division.calibrating
+    calibrations = {name: fit(fitting.scores[name], fitting.fake, config.method, what=name) for name in names}
+    members = tuple(member.model_copy(update={"calibration": calibrations[name]}) for name, member in zip(names, members, strict=True))
+    facts: dict[str, Any] = {"name": "calibrated", "title": "calibrated", "members": members, "rule": rule}
+    band = None
+    if rule == "cascade":
+        facts["cascade"], band = _cascade(division, calibrations, config)
+    elif rule == "stacked":
+        facts["stacking"] = fit_stacking(calibrated(fitting, calibrations), fitting.fake, config.seed)
+    elif rule == "weighted":
+        facts |= _weights(fitting, members, calibrations, config.seed)
+    prevalences = float(calibrating.fake.mean()), float(fitting.fake.mean())
+    plain = CalibratedCard(EnsembleCard(**facts), names, *prevalences, band)
+    return _at_prevalence(plain, fit(plain.scores(calibrating), calibrating.fake, config.method, what="the ensemble"), config)
+
+
+def _fit_alone(division: Division, member: EnsembleMember, rule: Rule, config: CalibrateConfig) -> CalibratedCard:
+    """A card of one detector, whose calibrated score is the ensemble's."""
+    seen, [name] = division.labelled.take(division.parts != CHOOSE), division.labelled.detectors
+    member = member.model_copy(update={"calibration": fit(seen.scores[name], seen.fake, config.method, what=name)})
+    prevalence = float(seen.fake.mean())
+    plain = CalibratedCard(
+        EnsembleCard(name="calibrated", title="calibrated", members=(member,), rule=rule), (name,), prevalence, prevalence
+    )
+    return _at_prevalence(plain, Platt(slope=1, intercept=0), config)
+
+
+def _at_prevalence(plain: CalibratedCard, calibration: Calibration, config: CalibrateConfig) -> CalibratedCard:
+    """The card with the ensemble's calibration, as it is at the share of fakes that was asked for."""
+    prevalence = config.prevalence or plain.prevalence
+    there = moved(calibration, logit(prevalence) - logit(plain.prevalence))
+    return replace(plain, card=plain.card.model_copy(update={"calibration": there}), prevalence=prevalence)
+
+
+def with_thresholds(fitted: CalibratedCard, division: Division, config: CalibrateConfig) -> Assembled:
+    """The card with thresholds chosen on images that nothing was fitted on; copies of one real count once.
+
+    Raises ConfigError where the reals are too few for what is promised.
+    """
+    scores = fitted.scores(division.choosing)
+    reals = np.sort(scores[division.choosing_reals])
+    fakes = scores[division.choosing.fake]
+    chosen = choose(reals, config.fpr, config.confidence)
+    found = float((fakes >= chosen.fake_above).mean()) if len(fakes) else None
+    thresholds = Thresholds(
+        real_below=real_below(fakes, config.miss, fake_above=chosen.fake_above) if len(fakes) else chosen.fake_above,
+        fake_above=chosen.fake_above,
+        false_positive_rate=chosen.false_positives / chosen.n_real,
+        true_positive_rate=found,
+        n_real=chosen.n_real,
+        n_fake=len(fakes) or None,
+    )
+    return Assembled(fitted, fitted.card.model_copy(update={"thresholds": thresholds}), chosen, reals)
+
+
+def calibrated(labelled: CalibrationData, calibrations: Mapping[str, Calibration]) -> Floats:
+    """Calibrated log-odds (n, detectors)."""
+    return np.stack([calibrations[name](column.astype(np.float64)) for name, column in labelled.scores.items()], axis=1)
+
+
+def moved(calibration: Calibration, by: float) -> Calibration:
+    """The calibration whose log-odds are higher by so much: what another share of fakes among the images makes of it."""
+    if isinstance(calibration, Isotonic):
+        return Isotonic(knots=tuple((score, log_odds + by) for score, log_odds in calibration.knots))
+    return Platt(slope=calibration.slope, intercept=calibration.intercept + by)
+
+
+def _weights(
+    fitting: CalibrationData, members: Sequence[EnsembleMember], calibrations: Mapping[str, Calibration], seed: int
+) -> dict[str, Any]:
+    """The logistic regression of `stacked` as weights and a bias."""
+    stacking = fit_stacking(calibrated(fitting, calibrations), fitting.fake, seed)
+    weights = [slope / scale for slope, scale in zip(stacking.coefficients, stacking.scale, strict=True)]
+    bias = stacking.intercept - sum(weight * mean for weight, mean in zip(weights, stacking.mean, strict=True))
+    weighted = tuple(member.model_copy(update={"weight": weight}) for member, weight in zip(members, weights, strict=True))
+    return {"members": weighted, "bias": bias}
+
+
+def _cascade(division: Division, calibrations: Mapping[str, Calibration], config: CalibrateConfig) -> tuple[Cascade, Band]:
+    """Both stages, each a stacking and its calibration fitted on `fit`, and the band, which the thresholds' images have no say in."""
+    parts, fake = division.parts, division.labelled.fake
+    fitting: Bools = parts == FIT
+    table = calibrated(division.labelled, calibrations)
+    first = config.first or 1
+    stages = _stage(table[:, :first], fitting, fake, config), _stage(table, fitting, fake, config)
+    prevalence = config.prevalence or float(division.calibrating.fake.mean())
+    seen: Bools = parts != CHOOSE
+    early, late = (scores[seen] for _, scores in stages)
+    share = (config.share - config.audit) / (1 - config.audit)
+    band = choose_band(early, late, fake[seen], share=share, prevalence=prevalence, target=config.fpr, confidence=config.confidence)
+    edges, goes_on = (band.low, band.high), round(band.share + config.audit * (1 - band.share), 4)
+    early_stage, late_stage = stages[0][0], stages[1][0]
+    return Cascade(first=first, band=edges, audit_share=config.audit, expected_share=goes_on, early=early_stage, late=late_stage), band
+
+
+def _stage(table: Floats, fitting: Bools, fake: Bools, config: CalibrateConfig) -> tuple[CascadeStage, Floats]:
+    """A stage fitted on some of the images, and its scores of all of them (n,), from calibrated log-odds (n, its detectors)."""
+    from ray_app.ensembles.rules import stacked
+
+    stacking = fit_stacking(table[fitting], fake[fitting], config.seed)
+    raw = stacked(table, stacking)
+    calibration = fit(raw[fitting], fake[fitting], config.method, what="a stage of the cascade")
+    return CascadeStage(rule="stacked", stacking=stacking, calibration=calibration), calibration(raw)

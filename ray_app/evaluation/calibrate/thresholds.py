@@ -1,0 +1,235 @@
+"""Where verdicts begin, chosen on held-out scores so that what is promised of them holds. Knows scores of one class; knows no card.
+
+One calibration from scores and labels: Platt scaling, temperature scaling or isotonic regression. Knows numbers alone.
+
+Which images of a cascade go on to all detectors: the band of early scores that finds most fakes at its share. Knows both scores.
+"""
+
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ray_app.detectors.card import Calibration, Isotonic
+from ray_app.errors import ConfigError
+from ray_app.evaluation.calibrate.data import Places
+from ray_app.metrics.arrays import Bools, Floats, ScoreHistogram, checked
+from ray_app.metrics.calibration import fit_platt
+from ray_app.metrics.intervals import proportion_interval
+
+Method = Literal["platt", "isotonic", "temperature"]
+
+MOST_KNOTS = 200
+
+
+def fit(scores: ArrayLike, fake: ArrayLike, method: Method = "platt", *, what: str = "the scores") -> Calibration:
+    """The calibration of log-odds (n,) on labels (n,), 1 = fake; its chances are right where as large a share is fake as here.
+
+    `platt` and `temperature`: see `metrics.fit_platt`. `isotonic`: see `fit_isotonic`. Raises ConfigError, which names `what`, where a
+    class is missing, where scores are not finite, and where fakes score no higher than reals.
+    """
+    try:
+        return fit_isotonic(scores, fake) if method == "isotonic" else fit_platt(scores, fake, intercept=method == "platt")
+    except ValueError as error:
+        raise ConfigError(f"{what} cannot be calibrated: {error}", hint="name the others with --detector, or look at the labels") from error
+
+
+def fit_isotonic(scores: ArrayLike, fake: ArrayLike) -> Isotonic:
+    """Isotonic regression (Zadrozny and Elkan 2002) with straight lines between the middles of its level pieces (Oron and Flournoy 2017).
+
+    So scores keep their order, except beyond the first and the last middle. The chance of a piece with k fakes of n is drawn in to
+    (k + ½) / (n + 1), whose log-odds are finite, and the pieces made to rise once more after that. At most MOST_KNOTS of them are kept.
+    Raises ValueError where the curve is level, and as `checked` does.
+    """
+    from sklearn.isotonic import IsotonicRegression
+
+    numbers, is_fake = checked(scores, fake)
+    if is_fake.all() or not is_fake.any():
+        raise ValueError(f"calibration needs real and fake images; all {len(numbers):,} are {'fake' if is_fake.all() else 'real'}")
+    middles, n_fake, n = _pieces(numbers, is_fake, IsotonicRegression().fit_transform(numbers, is_fake))
+    drawn_in = IsotonicRegression().fit_transform(middles, (n_fake + 0.5) / (n + 1), sample_weight=n)
+    middles, weighed, weights = _pieces(middles, drawn_in * n, drawn_in, n)
+    if len(middles) < 2:
+        raise ValueError(f"fakes score no higher than reals: isotonic regression of {len(numbers):,} images is level")
+    kept = np.unique(np.linspace(0, len(middles) - 1, min(len(middles), MOST_KNOTS)).round().astype(int))
+    chances = (weighed / weights)[kept]
+    return Isotonic(knots=tuple(zip(middles[kept].tolist(), np.log(chances / (1 - chances)).tolist(), strict=True)))
+
+
+def _pieces(scores: Floats, fakes: Floats | Bools, level: Floats, weights: Floats | None = None) -> tuple[Floats, Floats, Floats]:
+    """Of each level piece of a curve over scores (n,): its mean score, its fakes and its images; in rising order."""
+    n = np.ones(len(scores)) if weights is None else weights
+    _, piece = np.unique(level, return_inverse=True)
+    summed, fakes_in, n_in = (np.bincount(piece, weights=each).astype(np.float64) for each in (scores * n, fakes, n))
+    return summed / n_in, fakes_in, n_in
+
+
+@dataclass(frozen=True)
+class ChosenThreshold:
+    """A threshold and what was seen of it: of `n_real` reals `false_positives` reach it, and `upper_bound` is the exact bound of that."""
+
+    fake_above: float
+    n_real: int
+    false_positives: int
+    upper_bound: float
+
+
+def needed(target: float, confidence: float = 0.95) -> int:
+    """The fewest reals that can show a false-positive rate under the target: none of them is a false positive by chance too seldom."""
+    return math.ceil(math.log(1 - confidence) / math.log1p(-target))
+
+
+def allowed(n_real: int, target: float, confidence: float = 0.95) -> int:
+    """The most false positives k among n reals whose upper bound is within the target: P(Bin(n, target) ≤ k) ≤ 1 − confidence; −1 if none.
+
+    The bound is Clopper and Pearson's (1934), one-sided.
+    """
+    return bisect_right(range(n_real), target, key=lambda k: proportion_interval(k, n_real, 1 - confidence)[1]) - 1
+
+
+def choose(reals: ScoreHistogram | ArrayLike, target: float, confidence: float = 0.95) -> ChosenThreshold:
+    """The lowest threshold that the scores of reals (n,) allow: the smallest double that no more than `allowed` of them reach.
+
+    With that confidence no more than the target share of further reals, drawn as these were and independent of each other, reach it:
+    a threshold at an order statistic exceeds the target as often as a binomial of that many falls so low (Wilks 1941), whatever the
+    distribution, with ties less often. Nothing else may have been fitted on these scores. Raises ConfigError where they are too few.
+    """
+    scores = reals if isinstance(reals, ScoreHistogram) else ScoreHistogram.of(reals)
+    few = needed(target, confidence)
+    if scores.n < few:
+        raise ConfigError(
+            f"thresholds are chosen on {scores.n:,} reals; a {100 * target:g} % target at {100 * confidence:g} % needs {few:,}",
+            hint="label more real images, or take a larger --fpr",
+        )
+    most = allowed(scores.n, target, confidence)
+    beaten = float(scores.ranked(scores.n - 1 - most))  # the highest score that is not to be reached
+    fake_above = float(np.nextafter(beaten, np.inf))
+    false_positives = scores.at_or_above(fake_above)
+    return ChosenThreshold(fake_above, scores.n, false_positives, proportion_interval(false_positives, scores.n, 1 - confidence)[1])
+
+
+def real_below(fakes: ScoreHistogram | ArrayLike, miss: float = 0.05, *, fake_above: float) -> float:
+    """The highest threshold up to which no more than the share `miss` of the fakes (n,) lie; never above `fake_above`.
+
+    A share that was seen, not a bound: fakes of few generators are no sample of all. Raises ConfigError where there are no fakes.
+    """
+    scores = fakes if isinstance(fakes, ScoreHistogram) else ScoreHistogram.of(fakes)
+    if not scores.n:
+        raise ConfigError("thresholds are chosen on 0 fakes", hint="label fake images")
+    most = math.floor(miss * scores.n * (1 + 1e-12))
+    if most >= scores.n:
+        return fake_above
+    return min(fake_above, float(np.nextafter(scores.ranked(most), -np.inf)))
+
+
+_STARTS = 48
+_RESAMPLES = 32
+_FEW = 20_000  # images; of more, one look at them is sure enough
+
+
+@dataclass(frozen=True)
+class Band:
+    """Both ends belong to it. `share`: of the images it was chosen on, at their prevalence; `upper_bound`: what it is at most."""
+
+    low: float
+    high: float
+    share: float
+    upper_bound: float
+
+
+def choose_band(
+    early: Floats, late: Floats, fake: Bools, *, share: float, prevalence: float, target: float, confidence: float = 0.95
+) -> Band:
+    """The band of `early` scores (n,) inside which `late` ones count, such that the share of images in it is at most `share`.
+
+    Of bands that start at different places and are as wide as the share allows, the one with which most fakes are found where the share
+    `target` of reals is called fake; of equal ones, the one with the smaller log-loss. So small a share of reals is few images, and which
+    band they favour is chance: what is found is the mean over resampled images. The share is that of images of which `prevalence` are
+    fake, and it is kept by the exact upper bounds of both classes' shares, each of half of what 1 − `confidence` leaves.
+    Raises ConfigError where there are too few images to bound so small a share.
+    """
+    counter = _Counter(early, fake, prevalence, (1 - confidence) / 2)
+    drawn = _resampled(fake)
+    best: tuple[tuple[float, float], Band] | None = None
+    for start in np.unique(np.linspace(0, len(counter.values) - 1, _STARTS).round().astype(int)).tolist():
+        end = counter.widest(start, share)
+        if end is None:
+            continue
+        low, high = float(counter.values[start]), float(counter.values[end])
+        worth = _worth(np.where((early >= low) & (early <= high), late, early), fake, target, drawn)
+        if best is None or worth > best[0]:
+            best = worth, Band(low, high, counter.share(start, end), counter.bound(start, end))
+    if best is None:
+        raise ConfigError(
+            f"no band of at most {100 * share:g} % of the images can be told from {len(early):,} images",
+            hint="label more images, or give a larger --share",
+        )
+    return best[1]
+
+
+def share_at(inside: Bools, fake: Bools, prevalence: float) -> float:
+    """The share of images inside where `prevalence` of all are fake."""
+    rates = [float(inside[fake == kind].mean()) if (fake == kind).any() else 0.0 for kind in (False, True)]
+    return (1 - prevalence) * rates[0] + prevalence * rates[1]
+
+
+class _Counter:
+    """How many reals and fakes lie between two of the distinct early scores."""
+
+    def __init__(self, early: Floats, fake: Bools, prevalence: float, tail: float) -> None:
+        self.values = np.unique(early)
+        self._weights, self._tail = (1 - prevalence, prevalence), tail
+        self._n = tuple(int((fake == kind).sum()) for kind in (False, True))
+        self._upto = tuple(
+            np.concatenate([[0], np.searchsorted(np.sort(early[fake == kind]), self.values, "right")]) for kind in (False, True)
+        )
+
+    def share(self, start: int, end: int) -> float:
+        """That of the scores from one place to another."""
+        return sum(weight * count / n for weight, count, n in zip(self._weights, self._counts(start, end), self._n, strict=True) if n)
+
+    def bound(self, start: int, end: int) -> float:
+        """What that share is at most."""
+        rates = [
+            proportion_interval(count, n, self._tail)[1] if n else 1.0 for count, n in zip(self._counts(start, end), self._n, strict=True)
+        ]
+        return sum(weight * rate for weight, rate in zip(self._weights, rates, strict=True))
+
+    def widest(self, start: int, share: float) -> int | None:
+        """The last place up to which the bound is within the share; None where it is not even at the start."""
+        if self.bound(start, start) > share:
+            return None
+        low, high = start, len(self.values) - 1
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if self.bound(start, middle) <= share else (low, middle - 1)
+        return low
+
+    def _counts(self, start: int, end: int) -> tuple[int, int]:
+        real, fake = (int(upto[end + 1] - upto[start]) for upto in self._upto)
+        return real, fake
+
+
+def _resampled(fake: Bools) -> list[tuple[Places, Places]]:
+    """Places of reals and of fakes, drawn anew with replacement, each time as many; all of them once where they are many."""
+    classes = np.flatnonzero(~fake), np.flatnonzero(fake)
+    if len(fake) > _FEW:
+        return [classes]
+    random = np.random.default_rng(0)
+    reals, fakes = ([random.choice(places, len(places)) for _ in range(_RESAMPLES)] for places in classes)
+    return list(zip(reals, fakes, strict=True))
+
+
+def _worth(scores: Floats, fake: Bools, target: float, drawn: Sequence[tuple[Places, Places]]) -> tuple[float, float]:
+    """The share of fakes above the threshold that the share `target` of reals reach, and the log-loss with its sign turned."""
+    found = [_found(scores[reals], scores[fakes], target) for reals, fakes in drawn]
+    return float(np.mean(found)), -float(np.logaddexp(0, np.where(fake, -scores, scores)).mean())
+
+
+def _found(reals: Floats, fakes: Floats, target: float) -> float:
+    place = len(reals) - 1 - int(target * len(reals))
+    return float((fakes > np.partition(reals, place)[place]).mean())

@@ -1,0 +1,300 @@
+"""Two runs → one document that says what changed from A to B: images, statuses, verdicts, scores and, with labels, how good they are.
+
+Knows in which order; `pairing` matches rows, `shifts`, `flips` and `labelled_changes` compute, `findings` says what of it matters.
+
+What of a comparison is worth saying: significant, and not negligible. Knows the document of `comparing`; computes no test.
+
+A run of 10⁷ images makes any trifle significant, and one of 50 hardly anything: so each finding takes both.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from ray_app import __version__
+from ray_app.evaluation.compare.changes import (
+    MOVED,
+    QUANTILES,
+    STATUSES,
+    VERDICTS,
+    ImageGroups,
+    LabelsOfRows,
+    Numbers,
+    distribution_of,
+    examples_of,
+    flagged_of,
+    flips_of,
+    labelled_changes,
+    shift_of,
+    statuses_of,
+    tests_in,
+    truth_of,
+)
+from ray_app.evaluation.compare.pairing import By, Pairing, RunColumns, pair
+from ray_app.evaluation.join import OwnLabels, index_labels
+from ray_app.evaluation.labels import open_labels
+from ray_app.evaluation.systems import ENSEMBLE
+from ray_app.metrics.significance import holm
+from ray_app.reports import format as wording
+from ray_app.runs.identity import as_known_to, differing_keys
+
+ALPHA = 0.01  # after Holm's correction over all tests of a comparison
+LEAST: Mapping[str, float] = {
+    "flipped": 0.001,  # share of images whose verdict is another
+    "statuses": 0.001,  # share of images whose status is another
+    "mean_shift": 0.05,  # log-odds
+    "moved": 0.01,  # share of images whose score changed by more than MOVED
+    "flagged": 0.005,  # difference of the shares that are flagged
+    "auc": 0.005,
+    "right": 0.005,  # difference of the shares that are told right
+    "ks": 0.05,
+    "psi": 0.1,
+}
+RULE = (
+    f"Said is what is significant, p < {ALPHA:g} after Holm’s correction over all tests here, and not negligible: a mean shift of "
+    f"{LEAST['mean_shift']:g} log-odds, {wording.stated(LEAST['flagged'])} more or fewer flagged or told right, {LEAST['auc']:g} of AUC, a "
+    f"Kolmogorov–Smirnov distance (KS) of {LEAST['ks']:g} or a stability index (PSI) of {LEAST['psi']:g} at least. Shares of verdicts or "
+    f"statuses that changed ({wording.stated(LEAST['flipped'])}) and of scores that moved by more than {MOVED:g} "
+    f"({wording.stated(LEAST['moved'])}) are said where their whole 95 % interval lies beyond that."
+)
+_MOST_IN_HEADLINE = 2
+
+
+def correct(tests: Sequence[dict[str, Any]]) -> None:
+    """Set `p_holm` beside the `p` of each test, corrected for all of them."""
+    for test, corrected in zip(tests, holm([test["p"] for test in tests]), strict=True):
+        test["p_holm"] = corrected
+
+
+def findings(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What changed, with its size in words, the most telling first."""
+    found = [*_of_decisions(document), *(one for system in document["systems"] for one in _of_scores(system))]
+    told = {one["system"] for one in found if one["what"] in ("mean_shift", "moved")}
+    found += [one for system in document["systems"] if system["name"] not in told for one in _of_distribution(system)]
+    if not any(one["what"] in ("flagged", "flipped") for one in found):
+        found += _of_rate(document["flagged"], "all images of either run")
+    return found + list(_of_labels(document["labelled"]) if document["labelled"] else [])
+
+
+def headline(document: Mapping[str, Any]) -> str:
+    """The comparison in one sentence."""
+    found, rows = document["findings"], document["rows"]
+    if not rows["a"] or not rows["b"]:
+        return "Nothing to compare: " + ("both runs have no row." if not rows["a"] and not rows["b"] else "one run has no row.")
+    if found:
+        texts = "; ".join(one["text"] for one in found[:_MOST_IN_HEADLINE])
+        more = len(found) - _MOST_IN_HEADLINE
+        return f"{texts[0].upper()}{texts[1:]}{f'; and {more} more' if more > 0 else ''}."
+    if not rows["both"]:
+        return "No difference found: the runs share no image, and their scores and verdicts are distributed alike."
+    pairs = wording.counted(rows["both"], "image")
+    if document["equal"]:
+        return f"No difference: statuses, scores and verdicts of the {pairs} in both runs are the same."
+    return f"No difference worth saying: what differs on the {pairs} in both runs is negligible or within chance."
+
+
+def _of_decisions(document: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    verdicts, statuses = document["verdicts"], document["statuses"]
+    if _surely(verdicts["flipped"], "flipped"):
+        yield _finding("flipped", None, f"{_share(verdicts['flipped'])} of verdicts changed", verdicts["flipped"])
+    if _is_said(verdicts, "flagged"):
+        a, b = (wording.percent(verdicts[side]["value"]) for side in ("flagged_a", "flagged_b"))
+        yield _finding("flagged", None, f"of the same images {a} were flagged in A and {b} in B", verdicts["difference"], verdicts)
+    if _surely(statuses["changed"], "statuses"):
+        yield _finding("statuses", None, f"{_share(statuses['changed'])} of statuses changed", statuses["changed"])
+
+
+def _of_scores(system: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    shift, name = system["shift"], _called(system["name"])
+    mean = shift["mean"]
+    if mean["value"] is not None and _significant(shift["p_holm"]) and abs(mean["value"]) >= LEAST["mean_shift"]:
+        words = f"scores of {name} {'rose' if mean['value'] > 0 else 'fell'} by {abs(mean['value']):.2f} log-odds on average"
+        yield _finding("mean_shift", system["name"], words, mean, shift)
+    elif _surely(shift["moved"], "moved"):
+        yield _finding(
+            "moved", system["name"], f"{_share(shift['moved'])} of scores of {name} moved by more than {MOVED:g}", shift["moved"]
+        )
+
+
+def _of_distribution(system: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    drift = system["distribution"]["drift"]
+    if drift and any(_significant(drift[f"{one}_p_holm"]) and drift[one] >= LEAST[one] for one in ("ks", "psi")):
+        name = _called(system["name"])
+        words = f"scores of {name} are distributed otherwise (KS {drift['ks']:.2f}, PSI {drift['psi']:.2f})"
+        p = min(drift["ks_p_holm"], drift["psi_p_holm"])
+        yield {"what": "drift", "system": system["name"], "text": words, "value": drift["ks"], "interval": None, "p_holm": p}
+
+
+def _of_rate(flagged: Mapping[str, Any], of: str) -> Iterator[dict[str, Any]]:
+    if _is_said(flagged, "flagged"):
+        a, b = (wording.percent(flagged[side]["value"]) for side in ("a", "b"))
+        yield _finding("flagged", None, f"of {of} {a} were flagged in A and {b} in B", flagged["difference"], flagged)
+
+
+def _of_labels(labelled: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for system in labelled["systems"]:
+        name = _called(system["name"])
+        for key, words in (("auc", "the AUC of {}"), ("right", "the share that {} tells right")):
+            test = system[key]
+            if test and _is_said(test, key):
+                a, b = (
+                    wording.figure("auc", test[side]["value"]) if key == "auc" else wording.percent(test[side]["value"]) for side in "ab"
+                )
+                rose = "rose" if test["difference"]["value"] > 0 else "fell"
+                yield _finding(key, system["name"], f"{words.format(name)} {rose} from {a} to {b}", test["difference"], test)
+
+
+def _finding(what: str, system: str | None, text: str, figure: Mapping[str, Any], test: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    p = test["p_holm"] if test else None
+    return {"what": what, "system": system, "text": text, "value": figure["value"], "interval": figure["interval"], "p_holm": p}
+
+
+def _is_said(test: Mapping[str, Any], what: str) -> bool:
+    value = test["difference"]["value"]
+    return value is not None and abs(value) >= LEAST[what] and _significant(test["p_holm"])
+
+
+def _surely(figure: Mapping[str, Any], what: str) -> bool:
+    return figure["value"] is not None and figure["interval"][0] > LEAST[what]
+
+
+def _significant(p: float | None) -> bool:
+    return p is not None and p < ALPHA
+
+
+def _share(figure: Mapping[str, Any]) -> str:
+    return wording.percent(figure["value"])
+
+
+def _called(system: str) -> str:
+    return "the ensemble" if system == ENSEMBLE else wording.visible(system)
+
+
+SCHEMA = 1
+
+
+def compare(run_a: str, run_b: str, labels: str | LabelsOfRows | None = None, *, by: By | None = None) -> dict[str, Any]:
+    """The comparison of the runs at two URLs, as plain JSON; differences are B less A.
+
+    `labels`: a file or an index of labels, or labels that are read already; None: the runs' own columns, if they have labels.
+    `by`: what names an image in both runs; None: `image_id` and, where the runs share no id, `sha256`. Columns are read one after the
+    other: 10⁷ rows take less than 2 GiB. Raises ConfigError where there is no run or a label is wrong.
+    """
+    a, b = RunColumns.open(run_a), RunColumns.open(run_b)
+    pairing = pair(a, b, by)
+    document = {
+        "schema": SCHEMA,
+        "version": __version__,
+        "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "runs": {"a": _described(a), "b": _described(b)},
+        "rows": pairing.counts,
+        "identity": _identity(a, b),
+        "only_detectors": {"a": _missing(a, b), "b": _missing(b, a)},
+        **_decisions(a, b, pairing),
+        "systems": [{"name": name, **_system(a, b, pairing, name)} for name in _systems(a, b)],
+        "quantiles": list(QUANTILES),
+        "labelled": _labelled(a, b, pairing, labels),
+        "rule": {"alpha": ALPHA, "least": dict(LEAST), "text": RULE},
+    }
+    return concluded(document)
+
+
+def concluded(document: Mapping[str, Any]) -> dict[str, Any]:
+    """A document with its tests corrected, and with what follows from them: `equal`, `findings` and `headline`."""
+    _correct(document)
+    told = dict(document) | {"equal": _equal(document), "findings": findings(document)}
+    return told | {"headline": headline(told)}
+
+
+def _systems(a: RunColumns, b: RunColumns) -> list[str]:
+    return [ENSEMBLE, *(name for name in a.detectors if name in b.detectors)]
+
+
+def _missing(here: RunColumns, there: RunColumns) -> list[str]:
+    return [name for name in here.detectors if name not in there.detectors]
+
+
+def _described(run: RunColumns) -> dict[str, Any]:
+    told = run.run.describe()
+    facts = {name: told.get(name) for name in ("created_at", "detectors")}
+    ensemble = (told.get("ensemble") or {}).get("name")
+    return {"url": run.run.store.url, **facts, "ensemble": ensemble, "finished": run.run.store.exists("summary.json")}
+
+
+def _identity(a: RunColumns, b: RunColumns) -> list[dict[str, str]]:
+    """What the runs were made with that is not the same; what one of them is too old to have noted is left out."""
+    first, second = a.run.describe(), b.run.describe()
+    schema = min(first["schema"], second["schema"])
+    known = [as_known_to(schema, one["identity"]) for one in (first, second)]
+    return [{"key": key, "a": left, "b": right} for key, left, right in differing_keys(*known)]
+
+
+def _decisions(a: RunColumns, b: RunColumns, pairing: Pairing) -> dict[str, Any]:
+    verdicts = [run.codes("verdict", VERDICTS) for run in (a, b)]
+    scores = [run.scores(ENSEMBLE)[places] for run, places in zip((a, b), (pairing.places_a, pairing.places_b), strict=True)]
+    paired = (verdicts[0][pairing.places_a], verdicts[1][pairing.places_b])
+    statuses = [run.codes("status", STATUSES) for run in (a, b)]
+    return {
+        "statuses": statuses_of(statuses[0][pairing.places_a], statuses[1][pairing.places_b]),
+        "verdicts": flips_of(*paired),
+        "flagged": flagged_of(*verdicts),
+        "examples": examples_of((a, b), pairing, paired, scores),
+    }
+
+
+def _system(a: RunColumns, b: RunColumns, pairing: Pairing, name: str) -> dict[str, Any]:
+    first, second = a.scores(name), b.scores(name)
+    shift = shift_of(first[pairing.places_a], second[pairing.places_b])
+    return {"shift": shift, "distribution": distribution_of(first, second)}
+
+
+def _labelled(a: RunColumns, b: RunColumns, pairing: Pairing, labels: str | LabelsOfRows | None) -> dict[str, Any] | None:
+    truth = _truth(a, b, pairing, labels)
+    if truth is None or not (truth.codes >= 0).any():
+        return None
+
+    def scores(name: str) -> tuple[Numbers, Numbers]:
+        return a.scores(name)[pairing.places_a], b.scores(name)[pairing.places_b]
+
+    verdicts = (a.codes("verdict", VERDICTS)[pairing.places_a], b.codes("verdict", VERDICTS)[pairing.places_b])
+    return labelled_changes(truth, _systems(a, b), scores, verdicts)
+
+
+def _truth(a: RunColumns, b: RunColumns, pairing: Pairing, labels: str | LabelsOfRows | None) -> ImageGroups | None:
+    """The truth about the paired images: by the labels given, else by A's own columns, else by B's."""
+    if labels is not None:
+        return truth_of(a, index_labels(open_labels(labels)) if isinstance(labels, str) else labels).at(pairing.places_a)
+    for run, places in ((a, pairing.places_a), (b, pairing.places_b)):
+        if "input" in run.columns:
+            truth = truth_of(run, OwnLabels(run.run.store.url)).at(places)
+            if (truth.codes >= 0).any():
+                return truth
+    return None
+
+
+def _correct(document: Mapping[str, Any]) -> None:
+    """Holm's correction over all tests of the whole, and over those of generators apart: they are many, and look for something else."""
+    tests = list(_tests(document))
+    correct(tests)
+    for test in tests:
+        if "of" in test:
+            test["of"][f"{test['which']}_p_holm"] = test["p_holm"]
+    if document["labelled"]:
+        correct(document["labelled"]["generators"])
+
+
+def _tests(document: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    yield from (document["verdicts"], document["flagged"])
+    for system in document["systems"]:
+        yield system["shift"]
+        if drift := system["distribution"]["drift"]:
+            yield from ({"p": drift[f"{which}_p"], "of": drift, "which": which} for which in ("ks", "psi"))
+    if document["labelled"]:
+        yield from (test for test in tests_in(document["labelled"]) if test)
+
+
+def _equal(document: Mapping[str, Any]) -> bool:
+    """Whether no paired image differs in status, verdict or any score."""
+    shifts = [system["shift"] for system in document["systems"]]
+    same = all(one["equal"] == one["n"] and not one["gained"] and not one["lost"] for one in shifts)
+    return same and not document["verdicts"]["flips"] and not document["statuses"]["pairs"]

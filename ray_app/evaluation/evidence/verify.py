@@ -1,0 +1,204 @@
+"""A record → what of it agrees with itself, with the image and with the detectors here, line by line.
+
+Without the image: the digest, the run's fingerprint, the cards against that, and the decision from the recorded scores. With it: the
+file's hash, and the scores once more on this machine within a tolerance that is said.
+
+What of a record a verification did not look at, and why, so that nobody takes it for verified. Knows names of fields and checks.
+"""
+
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ray_app import __version__
+from ray_app.config import validate
+from ray_app.ensembles import EnsembleCard, decision_facts
+from ray_app.errors import ConfigError, said
+from ray_app.evaluation.evidence.cards import departures, revived
+from ray_app.evaluation.evidence.checks import PROFILE, Decided, EvidenceCheck, decide_again, digest, hashed, spec_of
+from ray_app.evaluation.evidence.record import RECORD_SECTIONS, SENTENCES, Grounds, sections
+from ray_app.evaluation.evidence.signatures import MISSING, check_signature, differences, strange_keys
+from ray_app.runs import fingerprint
+from ray_app.runs.rows import FACTS
+from ray_app.runs.schema import DESCRIBED, IDENTIFIED, STABILITY
+
+_NAMED = 3  # differences that a line tells
+
+
+def verify_evidence(
+    told: Mapping[str, Any], image: Path | None = None, *, signer: Path | None = None, device: str = "cpu", accepted: Collection[str] = ()
+) -> Iterator[EvidenceCheck]:
+    """Check a record that `read_evidence` gave, and the image where there is one. `accepted`: licences, as for `score`; `signer`: the
+    public key of who must have signed it. What is not looked at, `not_verified` tells.
+
+    Raises ConfigError where the record is no whole one, has keys that no record has, or the image or key cannot be read, and DetectorError
+    where weights that the image needs are missing or under a licence that is not accepted.
+    """
+    record = told["record"]
+    try:
+        _refuse_keys(list(strange_keys(told)), record)
+        if signer is not None:
+            yield check_signature(told, signer)
+        yield hashed("record", digest(record), told["sha256"], "the SHA-256 of all that it says")
+        grounds = _grounds(record, device)
+        again = sections(grounds)
+        _refuse_keys(list(_unknown(record, grounds, again)), record)
+        checks = [*_check_hashes(record, grounds), *_check_sections(record, again)]
+        checks += _check_decision(record, decide_again(grounds.spec, grounds.row, grounds.guarantee))
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise ConfigError(f"the record is not whole: {said(error)}", hint="it was changed after it was made; make it anew") from error
+    yield from checks
+    if image is None:
+        yield EvidenceCheck("image", "not checked", "give it with --image: then its hash is compared, and it is scored again")
+        return
+    from ray_app.evaluation.evidence.checks import check_image
+
+    yield from check_image(record, grounds.spec, image, accepted)
+
+
+def _refuse_keys(strange: Sequence[str], record: Mapping[str, Any]) -> None:
+    if strange:
+        made_by = record["made_by"].get("touchstone") if isinstance(record.get("made_by"), Mapping) else None
+        told = f"it was made by Touchstone {made_by} and changed since, or that is a later version than this, {__version__}"
+        raise ConfigError(f"no record has the key {', '.join(strange[:_NAMED])}", hint=told)
+
+
+def _unknown(record: Mapping[str, Any], grounds: Grounds, again: Mapping[str, Any]) -> Iterator[str]:
+    """Keys that are not there where the record's parts are made anew."""
+    facts = {name: card.scoring_facts | {"weights": None} for name, card in grounds.spec.cards.items()}
+    noted = differences(facts, record["run"]["identity"]["detectors"], "run.identity.detectors")
+    yield from (path for path, ours, _ in (*_differing(record, again), *noted) if ours is MISSING)
+
+
+def _differing(record: Mapping[str, Any], again: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    for name in (*RECORD_SECTIONS, *([PROFILE] if PROFILE in again or PROFILE in record else [])):
+        yield from differences(again.get(name), record.get(name) if name == PROFILE else record[name], name)
+    yield from differences(again["guarantee"]["card"], record["guarantee"]["card"], "guarantee.card")
+
+
+def _grounds(record: Mapping[str, Any], device: str) -> Grounds:
+    """What a record rests on, as it stands in the record."""
+    detectors, run = record["detectors"], record["run"]
+    ensemble = validate(record["ensemble"], EnsembleCard, where="the recorded ensemble")
+    cards = {name: revived(one["card"], one["asked_as"]) for name, one in detectors.items()}
+    spec = spec_of(ensemble, cards, run["identity"], device=device)
+    told = {name: one["card"] for name, one in detectors.items()}
+    return Grounds(spec, record["ensemble"], told, record["row"], run, record["guarantee"]["run"])
+
+
+def _check_hashes(record: Mapping[str, Any], grounds: Grounds) -> Iterator[EvidenceCheck]:
+    hashes, identity, ensemble = record["hashes"], record["run"]["identity"], grounds.spec.ensemble
+    yield hashed("run", fingerprint(identity), hashes["run"], "the fingerprint of its settings")
+    yield hashed("ensemble", digest(grounds.ensemble), hashes["ensemble"], f"the card of {ensemble.name}")
+    if "decision" in identity:
+        same = decision_facts(ensemble) == identity["decision"]
+        words = "the recorded rule, calibration and thresholds are the run's"
+        yield EvidenceCheck("rule", "agrees", words) if same else EvidenceCheck("rule", "differs", words.replace("are", "are not"))
+    for name, card in grounds.spec.cards.items():
+        facts, weights = identity["detectors"].get(name, {}), hashes["weights"][name]
+        other = [*departures(card, facts), *([] if facts.get("weights") == weights else ["weights"])]
+        if other:
+            yield EvidenceCheck(name, "differs", f"the recorded card is not what the run noted: {', '.join(other)}")
+        else:
+            told = f"card {hashes['detectors'][name]}, weights {weights or 'not noted by the run'}"
+            yield EvidenceCheck(name, "agrees", f"the recorded card is the run's; SHA-256: {told}")
+
+
+def _check_sections(record: Mapping[str, Any], again: Mapping[str, Any]) -> Iterator[EvidenceCheck]:
+    """Whether what is told of the row is what the row, the run and the cards in the record give."""
+    made_by = record["made_by"]["touchstone"]
+    # Another version may tell less.
+    other = [one for one in _differing(record, again) if one[2] is not MISSING or made_by == __version__]
+    if other:
+        told = [f"{key}: recorded {_shown(theirs)}, here {_shown(ours)}" for key, ours, theirs in other[:_NAMED]]
+        yield EvidenceCheck("sections", "differs", f"not what the recorded row and cards give: {'; '.join(told)}")
+    else:
+        told_of = [*RECORD_SECTIONS, *([PROFILE] if PROFILE in again else []), "guarantee.card"]
+        yield EvidenceCheck("sections", "agrees", f"{', '.join(told_of)} follow from the recorded row, run and cards")
+    if all(digest(again[name]) == digest(record[name]) for name in SENTENCES):
+        yield EvidenceCheck("sentences", "agrees", "as this version of Touchstone writes them")
+    elif made_by == __version__:
+        yield EvidenceCheck("sentences", "differs", f"{', '.join(SENTENCES)}: this version of Touchstone would not have written them so")
+    else:
+        yield EvidenceCheck("sentences", "not checked", f"written by Touchstone {made_by}; this is {__version__}")
+
+
+def _shown(value: Any) -> str:
+    return "nothing" if value is MISSING else json.dumps(value)
+
+
+def _check_decision(record: Mapping[str, Any], again: Decided) -> Iterator[EvidenceCheck]:
+    row = record["row"]
+    if again.differs:
+        for name in again.differs:
+            yield EvidenceCheck("decision", "differs", f"{name}: recorded {row.get(name)!r}, from the recorded scores {again.row[name]!r}")
+        return
+    if row["verdict"] is None:
+        yield EvidenceCheck("decision", "agrees", f"none: the image has no score ({row['status']})")
+        return
+    how = "to the last bit" if again.exact else "but for the last bits of a number"
+    score = "no score" if row["score"] is None else f"score {row['score']:+.6f}"
+    yield EvidenceCheck("decision", "agrees", f"{row['verdict']}, {score}: the same from the recorded detector scores, {how}")
+
+
+_PLACE = ("image_id", "uri", "member", "occurrence", "input", "attempt", "scored_at", "reused")
+_FILE = ("status", *FACTS)  # what decoding the image gives again
+_NEVER = ("detail", "phash", "provenance")
+_SAID = ("scores",)
+_SEEN = ("views", STABILITY, "mask_area", "mask_peak", "replies")
+_PREDICTED = ("predicted_generator", *IDENTIFIED, "predicted_prompt", *DESCRIBED)
+# The row's other columns (score, verdict, …) follow from its scores, which `decision` and `sections` check.
+_NO_IMAGE = "no image was given (--image)"
+_WRITTEN = "written down when the run, or the record, was made; nothing in the record could contradict it"
+
+
+class Unverified(NamedTuple):
+    """Fields that were not verified, by their dotted names."""
+
+    fields: tuple[str, ...]
+    why: str
+
+
+def not_verified(told: Mapping[str, Any], checks: Sequence[EvidenceCheck], *, image: bool, signer: bool) -> list[Unverified]:
+    """What `checks`, made with or without an image and a signer's key, say nothing of."""
+    return [Unverified(fields, why) for fields, why in _untold(told, checks, image=image, signer=signer) if fields]
+
+
+def _untold(
+    told: Mapping[str, Any], checks: Sequence[EvidenceCheck], *, image: bool, signer: bool
+) -> Iterator[tuple[tuple[str, ...], str]]:
+    record = told["record"]
+    row, agrees = record["row"], {check.name for check in checks if check.outcome == "agrees"}
+    if "signature" in told and not signer:
+        yield ("signature",), "no key was given (--signer)"
+    yield ("made_at", "made_by", "found_by", "cards_here_depart"), _WRITTEN
+    yield tuple(f"run.{name}" for name in record["run"] if name != "identity"), _WRITTEN
+    yield (
+        ("run.identity", "ensemble", *(f"detectors.{name}.card" for name in record["detectors"]), "guarantee.run"),
+        ("they agree with one another; the run's own directory and published cards were not looked at"),
+    )
+    yield _of_row(row, _PLACE), _WRITTEN
+    yield _of_row(row, _NEVER), "words, trust lists and hashes of the machine that made the run"
+    yield from _of_image(record, agrees, image=image)
+    if "sentences" not in agrees:
+        yield ("guarantee.words", "limits", "verify"), "sentences of another version of Touchstone, or changed"
+    yield tuple(f"hashes.{name}" for name in ("population", "references") if record["hashes"].get(name)), "that file is not in the record"
+
+
+def _of_image(record: Mapping[str, Any], agrees: Collection[str], *, image: bool) -> Iterator[tuple[tuple[str, ...], str]]:
+    row = record["row"]
+    was_scored = image and "verdict" in agrees
+    why = "the image that was given is not the recorded one, or gave something else" if image else _NO_IMAGE
+    yield _of_row(row, [name for name in _FILE if not (name == "sha256" and "file" in agrees) and "decoding" not in agrees]), why
+    yield _of_row(row, () if was_scored else _SAID), why
+    yield (() if was_scored else tuple(f"hashes.weights.{name}" for name in record["hashes"]["weights"])), "weights were not looked at"
+    yield _of_row(row, _SEEN), "views, masks and replies are not made again"
+    predicted = [name for name in _PREDICTED if name.startswith(("prompt", "predicted_prompt"))] * ("prompt" not in agrees)
+    predicted += [name for name in _PREDICTED if "generator" in name] * ("generator" not in agrees)
+    yield _of_row(row, predicted), "the run had no profile, or its cards are not here" if image else why
+
+
+def _of_row(row: Mapping[str, Any], names: Collection[str]) -> tuple[str, ...]:
+    """Those of them that are columns of the row."""
+    return tuple(f"row.{name}" for name in names if name in row)

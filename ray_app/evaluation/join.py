@@ -1,0 +1,382 @@
+"""Labels as a compact index that rows of a run are looked up in, and the truth of every row. Knows keys; knows no score.
+
+An index holds 24 bytes a label: two independent 64-bit words of its key, its group, and its place in the file. Texts (prompts, places of
+masks) stay in the file until somebody asks for them.
+
+Rows of a run beside labels: those that have one go on with their truth, the others are counted. Knows labels; knows no score.
+
+Where the images of some ids lie: members of a run as its manifests have them. Reads ids and blocks; no image.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ray_app.archives import ManifestMember, manifests, member_rows, read_block, read_blocks, read_ids
+from ray_app.datasets.masks import may_name
+from ray_app.errors import ConfigError
+from ray_app.evaluation.groups import Codes, EvaluationGroup, GroupCoder
+from ray_app.evaluation.labels import LabelTables
+from ray_app.runs import RunDirectory
+from ray_app.storage import Guard
+
+Words = npt.NDArray[np.uint64]
+Places = npt.NDArray[np.int64]
+Rows = npt.NDArray[np.uint32]
+
+Tables = Callable[[Sequence[str]], Iterable[pa.Table]]
+"""The joined rows of a run with the columns asked for, null where there is no such column; called as often as they are read."""
+
+KEYS = ("image_id", "sha256", "uri")
+_SAID = ("label", "generator", "kind", "mask_uri")
+_TEXTS = ("mask_uri", "prompt", "release_date")
+TOLD = ("label", "generator", "kind", *_TEXTS)
+"""The columns of joined rows that are of the labels; all others are the run's."""
+_ATTEMPTS = 4
+
+
+@dataclass(frozen=True)
+class Key:
+    """How rows and labels are named alike. Two words of `bits` bits that know nothing of each other; `salt` gives others."""
+
+    name: str
+    salt: int = 0
+    bits: int = 64
+
+    @property
+    def columns(self) -> list[str]:
+        """What is read of labels and rows."""
+        return ["uri", "member"] if self.name == "uri" else [self.name]
+
+    def words(self, table: pa.Table) -> tuple[Words, Words, npt.NDArray[np.bool_]]:
+        """Both words of every row, (n,) each, and whether it has a key."""
+        if self.name == "image_id":
+            column = table["image_id"]
+            ids = np.asarray(pc.fill_null(column, 0)).astype(np.int64).view(np.uint64)
+            return ids, np.zeros(len(ids), np.uint64), np.asarray(pc.is_valid(column))
+        texts = self.texts(table)
+        has_key = np.asarray(pc.is_valid(texts))
+        plain = np.asarray(pc.fill_null(texts, "").to_pylist(), dtype=object)
+        return self._hashed(plain, 0), self._hashed(plain, 1), has_key
+
+    def texts(self, table: pa.Table) -> pa.ChunkedArray:
+        """The keys as people read them."""
+        if self.name == "image_id":
+            return table["image_id"].cast(pa.string())
+        if self.name == "sha256":
+            return pc.utf8_lower(table["sha256"].cast(pa.string()))
+        uris = table["uri"].cast(pa.string())
+        if "member" not in table.column_names or table["member"].null_count == len(table):
+            return uris
+        members = table["member"].cast(pa.string())
+        return pc.if_else(pc.is_valid(members), pc.binary_join_element_wise(uris, members, "\0", null_handling="replace"), uris)
+
+    def _hashed(self, texts: npt.NDArray[np.object_], which: int) -> Words:
+        from pandas.util import hash_array
+
+        if not len(texts):
+            return np.empty(0, np.uint64)
+        words: Words = hash_array(texts, hash_key=f"touchstone{which}{self.salt:05d}", categorize=False)
+        return words >> np.uint64(64 - self.bits)
+
+
+@dataclass(frozen=True)
+class JoinedLabels:
+    """Of some rows: the number of each one's group among `groups`, -1 = not labelled; and the label's place in its index, -1 = none."""
+
+    codes: Codes
+    groups: Sequence[EvaluationGroup]
+    places: Places
+
+
+@dataclass(frozen=True)
+class LabelIndex:
+    """All labels of a table, sorted by their keys. `order`: the number of each one's row; `doubled`: equal ones that are there once."""
+
+    source: LabelTables
+    key: Key
+    words: Words
+    checks: Words
+    codes: Codes
+    order: Rows
+    groups: Sequence[EvaluationGroup]
+    rows: int
+    doubled: int = 0
+    other_split: int = 0
+
+    @property
+    def name(self) -> str:
+        """As people are told it."""
+        return self.source.name
+
+    @property
+    def guard(self) -> Guard:
+        """Which web servers who named them may ask for the masks that they name."""
+        return self.source.guard
+
+    @property
+    def columns(self) -> list[str]:
+        """What a row must have to be looked up."""
+        return self.key.columns
+
+    def truth(self, table: pa.Table) -> JoinedLabels:
+        """That of rows with the key's columns."""
+        words, checks, has_key = self.key.words(table)
+        if not len(self.words):
+            return JoinedLabels(np.full(len(words), -1, np.int32), self.groups, np.full(len(words), -1, np.int64))
+        turn = np.argsort(words)  # needles in order stay within the cache
+        places = np.empty(len(words), np.int64)
+        places[turn] = np.minimum(np.searchsorted(self.words, words[turn]), len(self.words) - 1)
+        found = has_key & (self.words[places] == words) & (self.checks[places] == checks)
+        places[~found] = -1
+        return JoinedLabels(np.where(found, self.codes[places], -1).astype(np.int32), self.groups, places)
+
+    def texts(self, names: Sequence[str]) -> pa.Table:
+        """These columns of all labels, in the order of the index; null where the source has no such column."""
+        there = [name for name in names if name in self.source.names()]
+        columns = {name: pa.nulls(len(self.order), pa.string()) for name in names}
+        if there:
+            whole = pa.concat_tables(self.source.tables(there))
+            columns |= {name: whole[name].cast(pa.large_string()).combine_chunks().take(pa.array(self.order)) for name in there}
+        return pa.table(columns)
+
+    def shown(self, place: int) -> str:
+        """The key of one label, as people read it."""
+        left = int(self.order[place])
+        for table in self.source.tables(_present(self.source, self.key.columns)):
+            if left < len(table):
+                return str(self.key.texts(table)[left].as_py()).replace("\0", "/")
+            left -= len(table)
+        raise IndexError(place)
+
+
+@dataclass(frozen=True)
+class OwnLabels:
+    """The labels that a run carries in its own column `input`; only those of `split` where their rows have any."""
+
+    url: str
+    split: str | None = None
+    columns: list[str] = field(default_factory=lambda: ["input"])
+
+    @property
+    def guard(self) -> Guard:
+        """No server but the run's own, which are asked in any case."""
+        return Guard()
+
+    @property
+    def name(self) -> str:
+        """As people are told it."""
+        return f"the columns of {self.url}"
+
+    def truth(self, table: pa.Table) -> JoinedLabels:
+        """That of rows with `input`, of the split if one is asked for. Raises ConfigError for a label that is none."""
+        fields = own_fields(table)
+        coder = GroupCoder(self.name)
+        codes = coder.codes(fields, complete=False) if "label" in fields.column_names else np.full(len(table), -1, np.int32)
+        if self.split is not None and "split" in fields.column_names:
+            codes[~_of_split(fields, self.split)] = -1
+        return JoinedLabels(codes, coder.groups, np.full(len(table), -1, np.int64))
+
+
+Labels = LabelIndex | OwnLabels
+
+
+def own_fields(table: pa.Table) -> pa.Table:
+    """The fields of `input` that are labels; a ClassLabel's number by its name."""
+    inputs = table["input"].combine_chunks() if "input" in table.column_names else None
+    names = [] if inputs is None else [one.name for one in inputs.type]
+    told = {"label": "label_name" if "label_name" in names else "label", "mask_uri": "mask_uri" if "mask_uri" in names else "mask"}
+    columns = {name: told.get(name, name) for name in (*_SAID, "prompt", "split", "release_date")}
+    return pa.table({name: pc.struct_field(inputs, field) for name, field in columns.items() if field in names})
+
+
+def index_labels(source: LabelTables, *, key: str | None = None, split: str | None = None, bits: int = 64) -> LabelIndex:
+    """Read all labels. `key`: null = the first of KEYS that there is. `split`: only labels of this one, where they have any.
+
+    Raises ConfigError for labels without key or label, for doubled ones that contradict each other, and for a split that is not there.
+    """
+    named = source.names()
+    chosen = key or next((name for name in KEYS if name in named), None)
+    if chosen is None or chosen not in named or "label" not in named:
+        raise ConfigError(
+            f"{source.name}: labels need the column `label` and one of {', '.join(KEYS)}", hint=f"found: {', '.join(named) or 'neither'}"
+        )
+    for salt in range(_ATTEMPTS):
+        read = _read(source, Key(chosen, salt, bits), split if "split" in named else None)
+        if read is not None:
+            return read
+    raise ConfigError(f"{source.name}: the keys of two labels cannot be told apart", hint="this looks like a bug")
+
+
+def _read(source: LabelTables, key: Key, split: str | None) -> LabelIndex | None:
+    """The index, or None where two keys are not told apart by such words."""
+    coder = GroupCoder(source.name)
+    pieces: list[tuple[Words, Words, Codes]] = []
+    kept: list[Rows] = []
+    rows = others = 0
+    names = _present(source, [*key.columns, *_SAID, *(["split"] if split else [])])
+    for table in source.tables(names):
+        codes = coder.codes(table, complete=True)
+        words, checks, has_key = key.words(table)
+        if not has_key.all():
+            raise ConfigError(f"{source.name}, row {rows + int(np.argmin(has_key)) + 1}: no {key.name}")
+        wanted = _of_split(table, split)
+        pieces.append((words[wanted], checks[wanted], codes[wanted]))
+        kept.append((rows + np.flatnonzero(wanted)).astype(np.uint32))
+        others += len(table) - int(wanted.sum())
+        rows += len(table)
+    if not rows - others:
+        raise ConfigError(f"{source.name}: no labels" + (f" of split '{split}'" if others else ""))
+    words, checks, codes = (np.concatenate(column) for column in zip(*pieces, strict=True))
+    pieces.clear()
+    return _sorted(source, key, (words, checks, codes, np.concatenate(kept)), coder.groups, (rows, others))
+
+
+def _of_split(table: pa.Table, split: str | None) -> npt.NDArray[np.bool_]:
+    if split is None or table["split"].null_count == len(table):
+        return np.ones(len(table), np.bool_)
+    return np.asarray(pc.fill_null(pc.equal(table["split"].cast(pa.string()), split), False))
+
+
+def _sorted(
+    source: LabelTables, key: Key, columns: tuple[Words, Words, Codes, Rows], groups: Sequence[EvaluationGroup], rows: tuple[int, int]
+) -> LabelIndex | None:
+    turn = np.argsort(columns[0], kind="stable")
+    words, checks, codes, order = columns[0][turn], columns[1][turn], columns[2][turn], columns[3][turn]
+    again = np.flatnonzero(words[1:] == words[:-1]) + 1
+    if (checks[again] != checks[again - 1]).any():
+        return None
+    index = LabelIndex(source, key, words, checks, codes, order, groups, rows[0], len(again), rows[1])
+    if not len(again):
+        return index
+    if (differing := again[codes[again] != codes[again - 1]]).size:
+        raise _contradiction(index, int(differing[0]))
+    once = np.ones(len(words), np.bool_)
+    once[again] = False
+    return replace(index, words=words[once], checks=checks[once], codes=codes[once], order=order[once])
+
+
+def _contradiction(index: LabelIndex, place: int) -> ConfigError:
+    first, second = (f"row {index.order[one] + 1} says {' of '.join(_told(index.groups[index.codes[one]]))}" for one in (place - 1, place))
+    return ConfigError(
+        f"{index.name}: {index.key.name} {index.shown(place)} is labelled twice: {first}, {second}", hint="keep one of the two rows"
+    )
+
+
+def _told(group: EvaluationGroup) -> tuple[str, str]:
+    return {"real": "real", "whole": "fake", "local": "fake, edited locally,"}[group.kind], group.generator
+
+
+def _present(source: LabelTables, names: Sequence[str]) -> list[str]:
+    there = source.names()
+    return [name for name in names if name in there]
+
+
+def joined_rows(tables: Iterator[pa.Table], labels: Labels, names: Sequence[str]) -> Iterator[pa.Table]:
+    """Those rows that are labelled, with the columns `names`, their own or of `TOLD`; one that a run or its labels lack is all null."""
+    asked = [name for name in _TEXTS if name in names]
+    texts = labels.texts(asked) if asked and isinstance(labels, LabelIndex) else None
+    for table in tables:
+        truth = labels.truth(table)
+        found = np.flatnonzero(truth.codes >= 0)
+        if not len(found):
+            continue
+        rows = table.take(pa.array(found))
+        said = _checked(own_fields(rows), rows) if texts is None and asked else texts and texts.take(pa.array(truth.places[found]))
+        yield _with_truth(rows, [truth.groups[code] for code in truth.codes[found].tolist()], said, names)
+
+
+def _checked(said: pa.Table, rows: pa.Table) -> pa.Table:
+    """The fields that rows tell themselves. Raises ConfigError where one's mask is said to lie where its archive may not lead."""
+    for place, uri, member in zip(*(_texts_of(said, "mask_uri"), _texts_of(rows, "uri"), _texts_of(rows, "member")), strict=True):
+        if place is not None and not may_name(uri or "", member, place):
+            raise ConfigError(
+                f"{uri}: what lies in an archive may not say that a mask lies at {place}", hint="give the labels as a file: --labels FILE"
+            )
+    return said
+
+
+def _texts_of(table: pa.Table, name: str) -> list[str | None]:
+    texts: list[str | None] = table[name].cast(pa.string()).to_pylist() if name in table.column_names else [None] * len(table)
+    return texts
+
+
+def _with_truth(rows: pa.Table, groups: Sequence[EvaluationGroup], said: pa.Table | None, names: Sequence[str]) -> pa.Table:
+    told = {"label": [one.label for one in groups], "generator": [one.generator for one in groups], "kind": [one.kind for one in groups]}
+    columns = {}
+    for name in names:
+        if name in told:
+            columns[name] = pa.chunked_array([pa.array(told[name], pa.string()).dictionary_encode()])
+        elif said is not None and name in said.column_names:
+            columns[name] = said[name].cast(pa.string())
+        else:
+            columns[name] = rows[name] if name in rows.column_names else pa.chunked_array([pa.nulls(len(rows), pa.string())])
+    return pa.table(columns)
+
+
+@dataclass
+class Joined(ABC):
+    """What a pass over a run counts of its join with labels. `used`: which labels of an index have a row; `others`: rows without a label,
+    `other`: one of them by its key.
+    """
+
+    used: npt.NDArray[np.bool_] | None = None
+    others: int = 0
+    other: str | None = None
+
+    @property
+    @abstractmethod
+    def joined(self) -> int:
+        """How many rows are labelled."""
+
+    @property
+    def unused(self) -> int:
+        """How many labels of the index have no row."""
+        return 0 if self.used is None else int(len(self.used) - self.used.sum())
+
+    def begin(self, labels: Labels) -> None:
+        """Before the first row, no label of an index has one."""
+        if isinstance(labels, LabelIndex):
+            self.used = np.zeros(len(labels.words), np.bool_)
+
+    def matched(self, labels: Labels, table: pa.Table) -> tuple[pa.Table, JoinedLabels]:
+        """The rows of a table that are labelled, and their truth."""
+        truth = labels.truth(table)
+        found = np.flatnonzero(truth.codes >= 0)
+        if len(found) < len(table):
+            self.others += len(table) - len(found)
+            if self.other is None:
+                self.other = _shown(labels, table, int(np.argmin(truth.codes)))
+            table, truth = table.take(pa.array(found)), JoinedLabels(truth.codes[found], truth.groups, truth.places[found])
+        if self.used is not None:
+            self.used[truth.places] = True
+        return table, truth
+
+
+def _shown(labels: Labels, table: pa.Table, row: int) -> str:
+    """One row's key as people read it: the labels' own, else its place."""
+    if isinstance(labels, LabelIndex):
+        shown = labels.key.texts(table.slice(row, 1))[0].as_py()
+        if shown is not None:
+            return str(shown).replace("\0", "/")
+    return "/".join(str(part) for part in (table["uri"][row].as_py(), table["member"][row].as_py()) if part is not None)
+
+
+def members_of(run: RunDirectory, image_ids: Collection[int]) -> dict[int, ManifestMember]:
+    """The members of these ids that the run's manifests hold; blocks without any are not read."""
+    wanted = np.unique(np.array(list(image_ids), np.int64))
+    found: dict[int, ManifestMember] = {}
+    for number in manifests(run.store):
+        blocks = read_blocks(run.store, number)
+        for ref, ids in zip(blocks, read_ids(run.store, blocks), strict=True):
+            if np.isin(ids, wanted).any():
+                members = member_rows(read_block(run.store, ref))
+                found |= {one.image_id: one for one in members if one.image_id in image_ids}
+        if len(found) == len(wanted):
+            break
+    return found

@@ -1,0 +1,270 @@
+"""Prompts that a run predicted, against the true ones: the section `prompts` of an evaluation, and the same by groups of generators.
+
+Knows joined rows; how two texts are compared is known elsewhere.
+
+How alike CLIP finds predicted prompts, true ones and the images themselves. Knows transformers' CLIP and texts of any length.
+
+CLIPScore: Hessel et al. 2021 (arXiv 2104.08718), 2.5 max(cos, 0). CLIP reads 77 tokens: of a longer text each piece is embedded by
+itself, and the text stands at the mean of its pieces' directions (specs/localization.md §6.2.5).
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ray_app.archives import MemberReader, guard_of
+from ray_app.attribution.prompts import normalised_prompt
+from ray_app.errors import ConfigError, InputError
+from ray_app.evaluation.join import Tables, members_of
+from ray_app.images import decode_image
+from ray_app.metrics.arrays import MetricEstimate, figure_rows, undefined
+from ray_app.metrics.intervals import mean_figure, ratio_figure
+from ray_app.metrics.text import bleu4, rouge_l, tag_jaccard, token_f1
+from ray_app.runs import RunDirectory
+from ray_app.storage import Fetcher
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+Floats = npt.NDArray[np.float64]
+FIGURES = ("clip_text", "clip_score", "clip_score_truth", "clip_score_ratio")
+MOST_IMAGES = 2_000  # the figures' intervals are narrow by then, and every image is fetched and embedded
+_BATCH = 32
+_NO_FOLDER = "needs a folder of CLIP weights"
+_NO_PAIR = "no image with both a predicted and a true prompt"
+
+
+@dataclass(frozen=True)
+class Similar:
+    """Numbers of n pairs of texts and their images; `why` says that there are none. `text` (m,): cosines of the first m ≤ 2,000 pairs;
+    `said`, `truth` (k,): CLIPScores of the images that could be read, `places` (k,) of their pairs.
+    """
+
+    text: Floats
+    said: Floats
+    truth: Floats
+    places: npt.NDArray[np.int64]
+    why: str | None = None
+
+    @property
+    def unread(self) -> int:
+        """How many of those images could not be read."""
+        return len(self.text) - len(self.places)
+
+    def figures(self, mine: npt.NDArray[np.bool_] | None = None) -> dict[str, MetricEstimate]:
+        """`FIGURES`, of all pairs or of those that `mine` (n,) marks.
+
+        `clip_text`: mean cosine of the two texts. `clip_score`, `clip_score_truth`: mean CLIPScore of the image with either; their ratio.
+        """
+        if self.why is not None:
+            return dict.fromkeys(FIGURES, undefined(self.why))
+        texts, read = (slice(None), slice(None)) if mine is None else (mine[: len(self.text)], mine[self.places])
+        text, said, truth = self.text[texts], self.said[read], self.truth[read]
+        why = "no image can be read any more" if len(text) else _NO_PAIR
+        return {
+            "clip_text": mean_figure(text, _NO_PAIR, bounds=(-1, 1)),
+            "clip_score": mean_figure(said, why, bounds=(0, 2.5)),
+            "clip_score_truth": mean_figure(truth, why, bounds=(0, 2.5)),
+            "clip_score_ratio": ratio_figure(said, truth, why),
+        }
+
+
+def similar_of(
+    run: RunDirectory, image_ids: Sequence[int], said: Sequence[str], truth: Sequence[str], *, clip: str | None, device: str = "cpu"
+) -> Similar:
+    """How alike predicted and true prompts of images are, of the first 2,000 at most.
+
+    Without a folder of weights nothing is defined. Raises ConfigError for a folder that holds no CLIP.
+    """
+    if clip is None:
+        return Similar(np.empty(0), np.empty(0), np.empty(0), np.empty(0, np.int64), _NO_FOLDER)
+    model = PromptClip(clip, device=device)
+    ids, said, truth = image_ids[:MOST_IMAGES], said[:MOST_IMAGES], truth[:MOST_IMAGES]
+    texts = model.texts([*said, *truth])
+    ours, theirs = texts[: len(said)], texts[len(said) :]
+    seen, places = _seen(run, ids, model)
+    of_said, of_truth = (2.5 * np.maximum((seen * one[places]).sum(axis=1), 0) for one in (ours, theirs))
+    return Similar((ours * theirs).sum(axis=1), of_said, of_truth, places)
+
+
+class PromptClip:
+    """A CLIP in the format that transformers writes: config.json, model.safetensors, the tokenizer's and the image processor's files.
+
+    Only safetensors are read, and nothing is fetched. Raises ConfigError where the folder is no such CLIP.
+    """
+
+    def __init__(self, folder: str, *, device: str = "cpu") -> None:
+        from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
+
+        if not (Path(folder) / "config.json").is_file():
+            raise ConfigError(f"{folder}: no CLIP here", hint="a local folder such as a download of openai/clip-vit-large-patch14")
+        try:
+            self._model = _read(CLIPModel, folder, use_safetensors=True).to(device)
+            self._tokenizer = _read(AutoTokenizer, folder)
+            self._processor = _read(CLIPImageProcessor, folder)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise ConfigError(f"{folder}: not a CLIP that transformers reads: {' '.join(str(error).split())[:300]}") from error
+        self._device = device
+
+    def texts(self, texts: Sequence[str]) -> Floats:
+        """(n, d), of length 1 each."""
+        import torch
+
+        pieces = [self._pieces(text) for text in texts]
+        owner = np.repeat(np.arange(len(texts)), [len(own) for own in pieces])
+        flat = [piece for own in pieces for piece in own]
+        embedded = []
+        for start in range(0, len(flat), _BATCH):
+            # The piece's own end stays the first one, which is where CLIP reads a text off; what follows it is masked.
+            batch = self._tokenizer.pad({"input_ids": flat[start : start + _BATCH]}, padding_side="right", return_tensors="pt").to(
+                self._device
+            )
+            with torch.inference_mode():
+                found = self._model.get_text_features(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+            embedded.append(_directions(found))
+        sums = np.zeros((len(texts), self._model.config.projection_dim))
+        if embedded:
+            np.add.at(sums, owner, np.concatenate(embedded))
+        return _unit(sums)
+
+    def images(self, images: "Sequence[Image.Image]") -> Floats:
+        """(n, d), of length 1 each."""
+        import torch
+
+        pixels = self._processor(images=list(images), return_tensors="pt")["pixel_values"].to(self._device)
+        with torch.inference_mode():
+            return _directions(self._model.get_image_features(pixel_values=pixels))
+
+    def _pieces(self, text: str) -> list[list[int]]:
+        """Token ids of pieces that fit, each between start and end."""
+        room = self._model.config.text_config.max_position_embeddings - 2
+        ids = self._tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+        parts = [ids[start : start + room] for start in range(0, len(ids), room)] or [[]]
+        return [[self._tokenizer.bos_token_id, *part, self._tokenizer.eos_token_id] for part in parts]
+
+
+def _read(kind: Any, folder: str, **options: Any) -> Any:
+    """One part of a published model, from the folder alone; networks come ready for inference."""
+    return kind.from_pretrained(folder, local_files_only=True, **options)
+
+
+def _seen(run: RunDirectory, image_ids: Sequence[int], model: PromptClip) -> tuple[Floats, npt.NDArray[np.int64]]:
+    """Directions of the images that can be read (m, d), and the place of each among the ids (m,)."""
+    embedded, places, batch = [np.empty((0, model.texts([""]).shape[1]))], [], []
+    for place, picture in _pictures(run, image_ids):
+        places.append(place)
+        batch.append(picture)
+        if len(batch) == _BATCH:
+            embedded.append(model.images(batch))
+            batch = []
+    if batch:
+        embedded.append(model.images(batch))
+    return np.concatenate(embedded), np.array(places, np.int64)
+
+
+def _pictures(run: RunDirectory, image_ids: Sequence[int]) -> "Iterator[tuple[int, Image.Image]]":
+    limits, members = run.limits(), members_of(run, set(image_ids))
+    place_of = {image_id: place for place, image_id in enumerate(image_ids)}
+    reader = MemberReader(Fetcher(guard=guard_of(run.store)), max_bytes=limits.max_bytes)
+    in_place = sorted(members.values(), key=lambda member: (member.uri, member.block, member.slot))
+    for member, data in reader.read(in_place):
+        if not isinstance(data, InputError):
+            try:
+                yield place_of[member.image_id], decode_image(data, limits).pixels
+            except InputError:
+                continue
+
+
+def _directions(found: Any) -> Floats:
+    """What get_…_features gives, in transformers 5 an output with `pooler_output`, as rows of length 1."""
+    features = getattr(found, "pooler_output", found)
+    return _unit(features.double().cpu().numpy())
+
+
+def _unit(rows: npt.NDArray[Any]) -> Floats:
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.asarray(rows / np.where(lengths > 0, lengths, 1), np.float64)
+
+
+COLUMNS = ("image_id", "generator", "prompt", "predicted_prompt")
+MOST_PROMPTS = 100_000
+NOTES = (
+    "Both texts without front ends' syntax: weights, brackets, <lora:…>, --parameters.",
+    "DFLIP-3K's own figures of version 1 are of images made anew from the predicted prompts; those of words do not compare with them.",
+    "CIDEr-D is left out: no library that is still kept computes it.",
+)
+_TEXTS = {"token_f1": token_f1, "tag_jaccard": tag_jaccard, "bleu4": bleu4, "rouge_l": rouge_l}
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Pairs of texts, of the images with both, in the order of their ids. `counts`: images with either."""
+
+    said: list[str]
+    truth: list[str]
+    makers: list[str]
+    similar: Similar
+    counts: dict[str, int]
+
+    def section(self) -> dict[str, Any]:
+        """All figures as JSON."""
+        figures = {name: figure(self.said, self.truth) for name, figure in _TEXTS.items()} | self.similar.figures()
+        return {
+            **figure_rows(figures),
+            **self.counts,
+            "compared": len(self.said),
+            "images_unread": self.similar.unread,
+            "notes": list(NOTES),
+        }
+
+    def of(self, generators: Collection[str]) -> Mapping[str, MetricEstimate]:
+        """Figures of the images of some generators, by their names in the labels."""
+        mine = np.array([maker in generators for maker in self.makers], np.bool_)
+        said, truth = (_chosen(texts, mine) for texts in (self.said, self.truth))
+        return {name: figure(said, truth) for name, figure in _TEXTS.items()} | self.similar.figures(mine)
+
+
+def prompts_of(tables: Tables, run: RunDirectory, *, clip: str | None = None, device: str = "cpu") -> Prompts | None:
+    """None where no prompt was predicted, or no label has one.
+
+    Of very many images the 100,000 of lowest id, which is a hash, stand for all. `clip`: a folder of CLIP weights as published; without it
+    the figures that need it are not defined. Raises ConfigError where the folder holds no CLIP.
+    """
+    rows, counts = _prompts(tables)
+    if not counts["with_prediction"] or not counts["with_prompt"]:
+        return None
+    said = [normalised_prompt(row["predicted_prompt"]) for row in rows]
+    truth = [normalised_prompt(row["prompt"]) for row in rows]
+    similar = similar_of(run, [row["image_id"] for row in rows], said, truth, clip=clip, device=device)
+    return Prompts(said, truth, [row["generator"] for row in rows], similar, counts)
+
+
+def _chosen(texts: Sequence[str], mine: npt.NDArray[np.bool_]) -> list[str]:
+    return [text for text, is_mine in zip(texts, mine.tolist(), strict=True) if is_mine]
+
+
+def _prompts(tables: Tables) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """The rows with both texts, of the lowest ids, in their order; and how many have either."""
+    kept: pa.Table | None = None
+    counts = {"with_prompt": 0, "with_prediction": 0, "with_both": 0}
+    for table in tables(COLUMNS):
+        rows = pa.table({"image_id": table["image_id"], **{name: table[name].cast(pa.large_string()) for name in COLUMNS[1:]}})
+        there = [pc.is_valid(rows[name]) for name in COLUMNS[2:]]
+        both = rows.filter(pc.and_(*there))
+        for name, n in zip(counts, (pc.sum(there[0]).as_py(), pc.sum(there[1]).as_py(), len(both)), strict=True):
+            counts[name] += n or 0
+        kept = both if kept is None else pa.concat_tables([kept, both])
+        if len(kept) > 2 * MOST_PROMPTS:
+            kept = _lowest(kept)
+    return ([] if kept is None else _lowest(kept).to_pylist()), counts
+
+
+def _lowest(rows: pa.Table) -> pa.Table:
+    return rows.take(pc.sort_indices(rows, sort_keys=[("image_id", "ascending")])[:MOST_PROMPTS])

@@ -1,0 +1,392 @@
+"""Encoded bytes → RGB pixels and facts: the one decode path of every caller. Knows Pillow; knows nothing of storage, detectors or rows.
+
+Formats come from the sniffed bytes, and each has exactly one Pillow class, called directly: no other plugin ever sees the bytes, a
+multi-picture JPEG (MPO) is read as the JPEG that it starts with, and Pillow's process-wide bomb limit stays as it is.
+
+From whatever Pillow decoded to 8-bit RGB, the way the detectors' authors saw it. Knows modes and matte; knows no file format.
+"""
+
+import contextlib
+import functools
+import io
+import logging
+import re
+import struct
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import PIL
+from PIL import Image, ImageCms, features
+from PIL.AvifImagePlugin import AvifImageFile
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.ImageFile import ImageFile
+from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+
+from ray_app.errors import InputError, Status
+from ray_app.images import formats, jpeg, png
+from ray_app.images import tiff as tiff_pixels
+from ray_app.images.facts import DecodedImage, Findings, ImageRefused, has_content
+from ray_app.images.formats import describe_unsupported, jpeg_quality
+from ray_app.images.further_formats import BIT_DEPTH, JpegXlFile, PnmFile, camera_preview, library_of, open_heic, open_webp
+from ray_app.images.limits import ImageLimits
+from ray_app.images.memory import Admit, admit_all, demand_of, webp_demand
+from ray_app.images.provenance.containers import foreign_kinds
+from ray_app.images.tiff import TiffError, exif_orientation
+
+MATTE = (255, 255, 255)  # what a browser shows behind transparency, and what an editor flattens onto
+
+_GREY = ("1", "L", "LA", "La")
+_ALPHA = ("RGBA", "RGBa", "LA", "La", "PA")
+_PLAIN = ("1", "L", "P", "RGBX", "YCbCr", "HSV")
+_ICC_ERRORS = (ImageCms.PyCMSError, OSError, ValueError, TypeError)
+
+
+def to_rgb(image: Image.Image, flags: set[str], sample_bits: int) -> Image.Image:
+    """The image as RGB; the very same object where it is RGB already. Adds to `flags` what had to be decided.
+
+    Alpha is composited on white, samples of more than 8 bits keep their high 8, CMYK goes through its own profile, Lab to sRGB;
+    an RGB image's profile is not applied, as the authors of the detectors do not. Raises InputError for samples without an agreed range.
+    """
+    mode = image.mode
+    if mode in _GREY or mode.startswith("I;16"):
+        flags.add("grayscale")
+    if mode.startswith("I;16"):
+        return _deep_grey_to_rgb(image, flags, sample_bits)
+    if mode in _ALPHA or "transparency" in image.info:
+        flags.add("alpha")
+        return _on_matte(image)
+    if mode == "RGB":
+        return image
+    if mode == "CMYK":
+        flags.add("cmyk")
+        return _cmyk_to_rgb(image, flags)
+    if mode == "LAB" and features.check("littlecms2"):
+        with contextlib.suppress(*_ICC_ERRORS):
+            return _converted(image, ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")))
+    if mode in _PLAIN:
+        return image.convert("RGB")
+    raise InputError(Status.UNSUPPORTED_FORMAT, f"pixels of mode {mode} have no agreed range for black and white: save as 8 or 16 bits")
+
+
+def is_icc_profile(profile: object) -> bool:
+    """Whether a profile has a profile's signature and is complete (ICC.1 §7.2: size at byte 0, `acsp` at byte 36)."""
+    if not isinstance(profile, bytes) or len(profile) < 128:
+        return False
+    return profile[36:40] == b"acsp" and int.from_bytes(profile[:4], "big") <= len(profile)
+
+
+def _on_matte(image: Image.Image) -> Image.Image:
+    if image.mode == "La":
+        image = image.convert("LA")
+    rgba = image.convert("RGBA")
+    if rgba.getchannel("A").getextrema() == (255, 255):
+        return rgba.convert("RGB")
+    matte = Image.new("RGB", rgba.size, MATTE)
+    matte.paste(rgba, (0, 0), rgba)
+    return matte
+
+
+def _deep_grey_to_rgb(image: Image.Image, flags: set[str], sample_bits: int) -> Image.Image:
+    samples = np.asarray(image)
+    # Pillow's own conversion clips at 255: a white picture, and a plausible wrong score.
+    grey = (samples >> (sample_bits - 8 if 8 < sample_bits <= 16 else 8)).astype(np.uint8)
+    if "white_is_zero" in image.info:
+        grey = 255 - grey
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        flags.add("alpha")
+        grey[samples == transparent] = MATTE[0]
+    return Image.fromarray(grey).convert("RGB")
+
+
+def _cmyk_to_rgb(image: Image.Image, flags: set[str]) -> Image.Image:
+    profile = image.info.get("icc_profile")
+    if profile and features.check("littlecms2"):
+        try:
+            return _converted(image, ImageCms.ImageCmsProfile(io.BytesIO(profile)))
+        except _ICC_ERRORS:
+            flags.add("broken_icc")
+    return image.convert("RGB")
+
+
+def _converted(image: Image.Image, profile: ImageCms.ImageCmsProfile) -> Image.Image:
+    """From the colours of a profile to sRGB, by perceptual intent. Raises _ICC_ERRORS."""
+    converted = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    assert converted is not None  # it is only where the image itself is to be changed
+    return converted
+
+
+# What Pillow and its plugins raise on hostile files: the tuple of Pillow's own fuzz test, and what our fuzzing added to it.
+_PILLOW_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    LookupError,
+    TypeError,
+    ArithmeticError,
+    AttributeError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+    Warning,
+)
+_TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError)
+_ANIMATIONS = ("GIF", "PNG", "WEBP", "AVIF", "JXL")
+_LIBRARIES = {
+    "JPEG": (("libjpeg-turbo", "libjpeg_turbo"), ("libjpeg", "jpg")),
+    "PNG": (("zlib-ng", "zlib_ng"), ("zlib", "zlib")),
+    "WEBP": (("libwebp", "webp"),),
+    "AVIF": (("libavif", "avif"),),
+    "TIFF": (("libtiff", "libtiff"),),
+    "JPEG2000": (("openjpeg", "jpg_2000"),),
+}
+_UNREAD_BMP = re.compile(r"Unsupported BMP (bitfields|compression|pixel depth \((0|2|64)\))")
+BITS_PER_SAMPLE = 258  # TIFF tag
+MOST_WORDS = 200  # of a foreign message in `detail`
+
+
+def _open_avif(data: bytes, flags: set[str]) -> ImageFile:
+    """libavif refuses the whole image for a malformed EXIF item; under another type the item is skipped."""
+    try:
+        return AvifImageFile(io.BytesIO(data))
+    except (ValueError, SyntaxError):
+        masked = re.sub(rb"(infe.{8,10}?)Exif", rb"\1skip", data, count=1, flags=re.DOTALL)
+        if masked == data:
+            raise
+        image = AvifImageFile(io.BytesIO(masked))
+        flags.add("broken_exif")
+        return image
+
+
+Opener = Callable[[bytes, set[str]], ImageFile]  # reads the header; notes flags
+
+
+def _of_stream(opener: Callable[[io.BytesIO], ImageFile]) -> Opener:
+    return lambda data, _: opener(io.BytesIO(data))
+
+
+OPENERS: dict[str, Opener] = {
+    "JPEG": jpeg.open_header,
+    "PNG": png.open_header,
+    "TIFF": lambda data, _: tiff_pixels.open_header(data),
+    "AVIF": _open_avif,
+    "WEBP": _of_stream(open_webp),
+    "GIF": _of_stream(GifImageFile),
+    "BMP": _of_stream(BmpImageFile),
+    "HEIC": _of_stream(open_heic),
+    "JPEG2000": _of_stream(Jpeg2KImageFile),
+    "PNM": _of_stream(PnmFile),
+    "JXL": _of_stream(JpegXlFile),
+}
+
+
+def decode_image(data: bytes, limits: ImageLimits, admit: Admit = admit_all) -> DecodedImage:
+    """Turn one encoded image into its RGB pixels (the first frame of several) and its facts, or refuse it.
+
+    EXIF orientation is recorded and not applied; no profile is applied but CMYK's. All limits are checked before pixels are decoded;
+    then `admit` is told what decoding will take, and may wait until that is there, or refuse with an InputError.
+    Every pixel is decoded: a file that ends early is refused, never padded. Raises ImageRefused with the facts known by then, and
+    nothing else, whatever the bytes.
+    """
+    _quieten_pillow()
+    found = Findings.of(data)
+    try:
+        pixels = _decode(data, limits, found, admit)
+    except InputError as refusal:
+        raise ImageRefused.because(refusal, found.facts()) from refusal.__cause__
+    return DecodedImage(pixels, found.facts())
+
+
+def _decode(data: bytes, limits: ImageLimits, found: Findings, admit: Admit) -> Image.Image:
+    format_name = _check_bytes(data, limits, found)
+    if format_name == "RAW":
+        data, format_name = camera_preview(data), "JPEG"
+        found.flags.add("preview")
+    if format_name == "WEBP" and found.width and found.height:
+        admit(webp_demand(found.width, found.height))
+    with _translated(data, format_name):
+        image = OPENERS[format_name](data, found.flags)
+    _read_header(image, data, format_name, found)
+    sample_bits = _sample_bits(image, data)
+    if 8 < sample_bits <= 16:
+        found.flags.add("sixteen_bit")
+    limits.check_size(*image.size, len(data), format_name)
+    _check_text(image, limits)
+    if format_name != "WEBP":
+        with _translated(data, format_name, image):
+            demand = demand_of(image, data, format_name)
+        admit(demand)
+    with _translated(data, format_name, image):
+        pixels = to_rgb(_load(image, data, format_name, found), found.flags, sample_bits)
+    found.mode = image.mode
+    found.take_size(*pixels.size)
+    limits.check_size(*pixels.size, len(data), format_name)  # libheif may find another size than the one it told
+    if not has_content(pixels):
+        found.flags.add("no_content")
+    if formats.has_trailing_bytes(data, format_name):
+        found.flags.add("trailing_bytes")
+    pixels.info = {}
+    return pixels
+
+
+def _check_bytes(data: bytes, limits: ImageLimits, found: Findings) -> str:
+    """Refuse what needs no decoder to be refused; the format otherwise."""
+    if not data:
+        raise InputError(Status.EMPTY_FILE, "0 bytes")
+    limits.check_bytes(len(data))
+    if found.format is None:
+        raise InputError(Status.UNSUPPORTED_FORMAT, describe_unsupported(data))
+    found.decoder = decoder_name(found.format)
+    size = formats.header_size(data, found.format)
+    if size is not None:
+        found.take_size(*size)
+        limits.check_size(*size, len(data), found.format)
+    return found.format
+
+
+def _read_header(image: ImageFile, data: bytes, format_name: str, found: Findings) -> None:
+    found.take_size(*image.size)
+    found.mode = image.mode
+    frames = _count_frames(image, data, format_name)
+    found.take(frames=frames, quality=jpeg_quality(image.quantization) if isinstance(image, JpegImageFile) else None)
+    if frames > 1 or (isinstance(image, JpegXlFile) and image.is_animated):
+        found.flags.add("animated" if format_name in _ANIMATIONS else "multipage")
+    if "icc_profile" in image.info:
+        found.icc = bool(image.info["icc_profile"])
+        if not is_icc_profile(image.info["icc_profile"]):
+            found.flags.add("broken_icc")
+    else:
+        found.icc = False
+    # A TIFF's own orientation tag is part of how its rows are stored: Pillow turns the pixels by it as it decodes.
+    exif = None if format_name == "TIFF" else image.info.get("exif")
+    found.orientation = 1
+    try:
+        found.take(orientation=exif_orientation(exif) if exif else 1)
+    except TiffError:
+        found.flags.add("broken_exif")
+    if found.orientation != 1:
+        found.flags.add("oriented")
+
+
+def _load(image: ImageFile, data: bytes, format_name: str, found: Findings) -> Image.Image:
+    """Every pixel: verify() accepts files cut in half, only decoding proves that all of it is there."""
+    if isinstance(image, JpegImageFile):
+        pixels = jpeg.load(image, data, found.flags)
+        if isinstance(pixels, JpegImageFile):  # of rare sampling factors
+            found.decoder = _pillow_name(format_name)
+        return pixels
+    image.load()
+    image._decoder = None  # type: ignore[attr-defined] # of WebP and AVIF: it holds the picture once more
+    if format_name == "TIFF" and image.info.get("compression") == "jpeg":
+        tiff_pixels.check_jpeg_data(data)
+    if format_name == "PNG":
+        png.check(image, data)
+    formats.check(data, format_name)
+    return image
+
+
+def _count_frames(image: ImageFile, data: bytes, format_name: str) -> int:
+    if format_name == "GIF":
+        return formats.count_gif_frames(data)
+    if format_name == "TIFF":
+        return formats.count_tiff_pages(data)
+    return int(getattr(image, "n_frames", 1))
+
+
+def _sample_bits(image: ImageFile, data: bytes) -> int:
+    """Bits per sample in the file: Pillow hides them for colour, and gives 12-bit samples as if they were 16-bit ones."""
+    if isinstance(image, PngImageFile):
+        return data[24]
+    if isinstance(image, TiffImageFile):
+        with contextlib.suppress(TypeError, ValueError):
+            return int(max(image.tag_v2.get(BITS_PER_SAMPLE, (8,))))
+    return int(image.info.get(BIT_DEPTH, 8))
+
+
+def _check_text(image: ImageFile, limits: ImageLimits) -> None:
+    size = sum(len(value) for value in image.info.values() if isinstance(value, str | bytes))
+    if size > limits.max_text_bytes:
+        reason = f"{size} bytes of text and profiles is over max_text_bytes ({limits.max_text_bytes})"
+        raise InputError(Status.METADATA_TOO_LARGE, reason, limit=limits.max_text_bytes, observed=size)
+
+
+@contextlib.contextmanager
+def _translated(data: bytes, format_name: str, image: ImageFile | None = None) -> Iterator[None]:
+    try:
+        yield
+    except _TOO_LARGE as error:
+        raise InputError(Status.IMAGE_TOO_LARGE, f"the decoder refused its size: {_words(error)}") from error
+    except _PILLOW_ERRORS as error:
+        if "MAX_TEXT" in str(error):
+            raise InputError(Status.METADATA_TOO_LARGE, f"over Pillow's own limit: {_words(error)}") from error
+        if reason := _unread(error, data, format_name):
+            raise InputError(Status.UNSUPPORTED_FORMAT, reason) from error
+        if _is_cut(error) or formats.ends_early(data, format_name):
+            raise InputError(Status.TRUNCATED_IMAGE, _how_far(data, format_name, image)) from error
+        raise InputError(Status.CORRUPT_IMAGE, _words(error)) from error
+
+
+def _unread(error: BaseException, data: bytes, format_name: str) -> str | None:
+    """What a valid file is that its decoder does not know, and what to do; None where it says nothing of that."""
+    words = _words(error)
+    if format_name == "BMP" and _UNREAD_BMP.match(words):
+        return f"{words}: save it as PNG"
+    if format_name in ("AVIF", "HEIC") and (kinds := foreign_kinds(data)):
+        return f"a HEIF file with pictures of kind {', '.join(kinds)}, which Touchstone does not read: save it as JPEG or PNG"
+    return None
+
+
+def _is_cut(error: BaseException) -> bool:
+    words = str(error).lower()
+    if any(cut in words for cut in ("truncated", "unexpected end", "not enough image data")):
+        return True
+    return isinstance(error.__cause__ or error, struct.error | EOFError | IndexError)
+
+
+def _how_far(data: bytes, format_name: str, image: ImageFile | None) -> str:
+    if image is not None and format_name == "PNG" and "interlace" not in image.info:
+        with contextlib.suppress(OSError):
+            image.tile = []  # what was decoded before the end stays readable
+            box = image.getbbox()
+            return f"about {box[3] if box else 0} of {image.height} rows decoded from {len(data)} bytes"
+    end = formats.declared_end(data, format_name)
+    if end is not None and end > len(data):
+        return f"{len(data)} of {end} bytes present"
+    return f"the file ends after {len(data)} bytes, before the image does"
+
+
+def _words(error: BaseException) -> str:
+    kind = "" if isinstance(error, OSError | ValueError | SyntaxError) and str(error) else f"{type(error).__name__}: "
+    return f"{kind}{error}"[:MOST_WORDS]
+
+
+@functools.cache
+def decoder_name(format_name: str) -> str:
+    """Library and version that make the pixels: other versions may give other pixels."""
+    if library := library_of(format_name):
+        return library
+    return jpeg.DECODER if format_name == "JPEG" else _pillow_name(format_name)
+
+
+def _pillow_name(format_name: str) -> str:
+    for name, feature in _LIBRARIES.get(format_name, ()):
+        if version := features.version(feature):
+            return f"pillow {PIL.__version__}/{name} {version}"
+    return f"pillow {PIL.__version__}"
+
+
+@functools.cache
+def _quieten_pillow() -> None:
+    """Once per process: keep Pillow's remarks out of stderr. What matters of them is a status or a flag here.
+
+    libtiff writes to file descriptor 2 from C on some damaged TIFFs; that cannot be caught without redirecting it for the whole process.
+    """
+    warnings.filterwarnings("ignore", module=r"(PIL|pi_heif)\.")
+    logging.getLogger("PIL").addHandler(logging.NullHandler())

@@ -1,0 +1,389 @@
+"""Metadata segments of a JPEG, up to its first scan: EXIF and XMP (APP1), C2PA (APP11), IPTC (APP13), comment.
+
+Metadata chunks of a PNG: text (tEXt, zTXt, iTXt with XMP), eXIf, and C2PA's caBX. What is compressed is inflated up to a limit.
+
+Metadata chunks of a WebP: EXIF, XMP and C2PA in its RIFF container.
+
+Metadata extensions of a GIF, before its first frame and after it as far as the limit goes: comment, XMP, C2PA.
+
+Items of AVIF and HEIC (`meta` box, ISO 14496-12 §8.11): coded pictures, EXIF and XMP; and C2PA in a `uuid` box.
+
+Metadata tags of a TIFF file: it is an EXIF block itself, and holds XMP, IPTC and C2PA as values of tags.
+"""
+
+import zlib
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import NamedTuple
+
+from ray_app.images.provenance import metadata
+from ray_app.images.provenance.statement import MOST_BYTES, MOST_TEXTS, MetadataBlocks
+from ray_app.images.tiff import Tiff, TiffError
+
+MOST_SEGMENTS = 4000  # a manifest of 8 MiB takes 128; a hostile file could hold millions of empty ones
+_XMP, _EXTENDED = b"http://ns.adobe.com/xap/1.0/\0", b"http://ns.adobe.com/xmp/extension/\0"
+_APP1, _APP11, _APP13, _COMMENT = 0xE1, 0xEB, 0xED, 0xFE
+_SCAN, _END = 0xDA, 0xD9
+_JUMBF_HEADER = 8  # "JP", box instance (2), packet number (4): ISO 19566-5, annex D
+
+
+def find_in_jpeg(data: bytes) -> MetadataBlocks:
+    """The metadata of a JPEG."""
+    found = MetadataBlocks()
+    extended = _Extended()
+    at = 2
+    for _ in range(MOST_SEGMENTS):
+        if at + 4 > len(data) or data[at] != 0xFF:
+            break
+        marker = data[at + 1]
+        if marker == 0xFF:  # fill
+            at += 1
+            continue
+        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        if marker in (_SCAN, _END) or not at + 4 <= end <= len(data):
+            break
+        if marker in (_APP1, _APP11, _APP13, _COMMENT):
+            _take(found, extended, marker, data[at + 4 : end])
+        at = end
+    if packet := extended.packet():
+        found.add_xmp(packet)
+    return found
+
+
+def _take(found: MetadataBlocks, extended: "_Extended", marker: int, body: bytes) -> None:
+    if marker == _APP1:
+        if body.startswith(b"Exif\0"):
+            found.add_exif(body)
+        elif body.startswith(_XMP):
+            found.add_xmp(body[len(_XMP) :])
+        elif body.startswith(_EXTENDED):
+            extended.add(body[len(_EXTENDED) :])
+    elif marker == _APP11 and body.startswith(b"JP"):
+        if body[4:8] == b"\0\0\0\1":
+            found.add_jumbf(body[_JUMBF_HEADER : _JUMBF_HEADER + 48], len(body) - _JUMBF_HEADER)
+        elif found.manifest_bytes:
+            found.manifest_bytes += len(body) - _JUMBF_HEADER
+    elif marker == _APP13 and not found.iptc:
+        found.iptc = metadata.resource(body) or b"\0"  # a second one is not searched: there may be thousands
+    elif marker == _COMMENT and "comment" not in found.texts:
+        found.add_text("comment", body.decode("utf-8", "replace"))
+
+
+class _Extended:
+    """XMP that did not fit one segment: pieces with a digest, the full length and their offset (XMP part 3, §1.1.3.1)."""
+
+    def __init__(self) -> None:
+        self._digest, self._packet, self._missing = b"", bytearray(), 0
+
+    def add(self, piece: bytes) -> None:
+        digest, body = piece[:32], piece[40:]
+        full, offset = int.from_bytes(piece[32:36], "big"), int.from_bytes(piece[36:40], "big")
+        if not self._digest and full <= MOST_BYTES:
+            self._digest, self._packet, self._missing = digest, bytearray(full), full
+        if digest == self._digest and offset + len(body) <= len(self._packet):
+            self._packet[offset : offset + len(body)] = body
+            self._missing -= len(body)
+
+    def packet(self) -> bytes:
+        return bytes(self._packet) if self._missing == 0 else b""
+
+
+MOST_CHUNKS = 10_000  # 32 MiB of pixels in libpng's usual 8 KiB pieces are 4,096
+MOST_INFLATED = 2**20  # of all texts together
+_PNG_XMP = "XML:com.adobe.xmp"
+
+
+def find_in_png(data: bytes) -> MetadataBlocks:
+    """The metadata of a PNG."""
+    found, budget, texts = MetadataBlocks(), MOST_INFLATED, 0
+    at = 8
+    for _ in range(MOST_CHUNKS):
+        size, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        start = at + 8
+        at = start + size + 4
+        if at > len(data) or kind == b"IEND":
+            break
+        if kind == b"IDAT":
+            continue
+        if kind == b"eXIf":
+            found.add_exif(data[start : start + min(size, MOST_BYTES)])
+        elif kind == b"caBX":
+            found.add_jumbf(data[start : start + 48], size)
+        elif kind in (b"tEXt", b"zTXt", b"iTXt") and size <= MOST_INFLATED and texts < MOST_TEXTS:
+            texts += 1
+            budget -= _add_text(found, kind, data[start : start + size], min(budget, MOST_BYTES + 1))
+            if budget <= 0:
+                break
+    return found
+
+
+def _add_text(found: MetadataBlocks, kind: bytes, body: bytes, most: int) -> int:
+    """Bytes of text, inflated where they are compressed."""
+    keyword, _, rest = body.partition(b"\0")
+    is_compressed = kind == b"zTXt"
+    if kind == b"zTXt":
+        rest = rest[1:]  # the method
+    elif kind == b"iTXt":
+        is_compressed = rest[:1] == b"\1"
+        rest = rest[2:].partition(b"\0")[2].partition(b"\0")[2]  # flag and method, language, translated keyword
+    text = _inflated(rest, most) if is_compressed else rest[:most]
+    name = keyword[:79].decode("latin-1")
+    if kind == b"iTXt" and name == _PNG_XMP:
+        found.add_xmp(text)
+    elif len(text) <= MOST_BYTES:
+        found.add_text(name, text.decode("utf-8" if kind == b"iTXt" else "latin-1", "replace"))
+    return len(text)
+
+
+def _inflated(data: bytes, most: int) -> bytes:
+    try:
+        return zlib.decompressobj().decompress(data, most)
+    except zlib.error:
+        return b""
+
+
+def find_in_webp(data: bytes) -> MetadataBlocks:
+    """The metadata of a WebP."""
+    found = MetadataBlocks()
+    at = 12
+    for _ in range(MOST_CHUNKS):
+        if at + 8 > len(data):
+            break
+        kind, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
+        start = at + 8
+        at = start + size + (size & 1)
+        if start + size > len(data):
+            break
+        if kind == b"EXIF":
+            found.add_exif(data[start : start + min(size, MOST_BYTES)])
+        elif kind == b"XMP " and size <= MOST_BYTES:
+            found.add_xmp(data[start : start + size])
+        elif kind == b"C2PA":
+            found.add_jumbf(data[start : start + 48], size)
+    return found
+
+
+MOST_BLOCKS = 10_000  # of at most 255 bytes: 2.5 MB of frames
+_EXTENSION, _IMAGE, _GIF_COMMENT, _APPLICATION = 0x21, 0x2C, 0xFE, 0xFF
+
+
+def find_in_gif(data: bytes) -> MetadataBlocks:
+    """The metadata of a GIF."""
+    found = MetadataBlocks()
+    with suppress(IndexError):  # the file ends in the middle of a block
+        _walk(data, found)
+    return found
+
+
+def _walk(data: bytes, found: MetadataBlocks) -> None:
+    at = 13 + _table_bytes(data[10])
+    left = MOST_BLOCKS
+    while left > 0:
+        introducer = data[at]
+        if introducer == _IMAGE:
+            start = at + 11 + _table_bytes(data[at + 9])
+        elif introducer == _EXTENSION:
+            start = at + 2
+        else:
+            return
+        end, blocks = _end_of_blocks(data, start, left)
+        left -= blocks
+        if introducer == _EXTENSION and left > 0:
+            _gif_take(found, data, data[at + 1], start, end)
+        at = end + 1
+
+
+def _gif_take(found: MetadataBlocks, data: bytes, label: int, start: int, end: int) -> None:
+    if label == _GIF_COMMENT and end - start <= MOST_BYTES:
+        found.add_text("comment", _joined(data, start, end).decode("utf-8", "replace"))
+    elif label == _APPLICATION and data[start] == 11:
+        name, body = data[start + 1 : start + 12], start + 12
+        if name == b"XMP DataXMP" and end - body <= MOST_BYTES:
+            # The packet is not cut into blocks: its letters are read as lengths, and a run-out of 257 bytes ends any such reading.
+            packet = data[body:end]
+            found.add_xmp(packet[: packet.rfind(b">") + 1])
+        elif name.startswith(b"C2PA_GIF"):
+            found.add_jumbf(data[body + 1 : body + 49], end - body)
+
+
+def _end_of_blocks(data: bytes, at: int, most: int) -> tuple[int, int]:
+    """Where the terminator of a chain of blocks stands, and how many blocks there were."""
+    blocks = 1
+    while (length := data[at]) and blocks < most:
+        at += length + 1
+        blocks += 1
+    return at, blocks
+
+
+def _joined(data: bytes, at: int, end: int) -> bytes:
+    pieces = []
+    while at < end:
+        pieces.append(data[at + 1 : at + 1 + data[at]])
+        at += data[at] + 1
+    return b"".join(pieces)
+
+
+def _table_bytes(flags: int) -> int:
+    return 3 << (flags & 7) + 1 if flags & 0x80 else 0
+
+
+MOST_BOXES = 1000
+MOST_ITEMS = 1000  # a 50-megapixel HEIC of tiles has 200
+# C2PA 2.1, annex A.5.1.
+_C2PA_BOX = bytes.fromhex("d8fec3d61b0e483c92975828877ec481")
+_PURPOSE = b"manifest\0"
+_BMFF_XMP = b"xmp"
+_CODED = (b"av01", b"hvc1")
+
+
+class BmffBox(NamedTuple):
+    """A box's type and where its content stands."""
+
+    kind: bytes
+    start: int
+    end: int
+
+
+class Fields:
+    """Integers read one after another; past the end they are 0."""
+
+    def __init__(self, data: bytes, at: int, end: int) -> None:
+        self._data, self.at, self._end = data, at, end
+
+    def take(self, size: int) -> int:
+        """The next `size` bytes as one number."""
+        self.at += size
+        return int.from_bytes(self._data[self.at - size : self.at], "big") if self.at <= self._end else 0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether more was taken than there is."""
+        return self.at > self._end
+
+
+def find_in_boxes(data: bytes) -> MetadataBlocks:
+    """The metadata of an AVIF or HEIC."""
+    found, items = MetadataBlocks(), False
+    for box in _boxes(data, 0, len(data)):
+        if box.kind == b"meta" and not items:
+            items = True  # a file has one; a hostile one could have a thousand, each full of items
+            _take_items(found, data, box)
+        elif box.kind == b"uuid" and data[box.start : box.start + 16] == _C2PA_BOX:
+            store = box.start + 20 + len(_PURPOSE) + 8  # version and flags, purpose, offset of a Merkle tree
+            if data[box.start + 20 : box.start + 20 + len(_PURPOSE)] == _PURPOSE:
+                found.add_jumbf(data[store : store + 48], box.end - store)
+        elif box.kind == b"jumb":
+            found.add_jumbf(data[box.start - 8 : box.start + 40], box.end - box.start + 8)
+    return found
+
+
+def _boxes(data: bytes, at: int, end: int) -> Iterator[BmffBox]:
+    for _ in range(MOST_BOXES):
+        if at + 8 > end:
+            return
+        size, kind, start = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8], at + 8
+        if size == 1:
+            size, start = int.from_bytes(data[at + 8 : at + 16], "big"), at + 16
+        stop = end if size == 0 else at + size
+        if not start <= stop <= end:
+            return
+        yield BmffBox(kind, start, stop)
+        at = stop
+
+
+def coded_items(data: bytes) -> Iterator[tuple[int, int]]:
+    """Where the coded pictures of an AVIF or HEIC stand, tiles and thumbnails too: (offset, size) of each that lies in one piece."""
+    meta = next((box for box in _boxes(data, 0, len(data)) if box.kind == b"meta"), None)
+    if meta is not None:
+        yield from ((start, size) for kind, start, size in _items(data, meta) if kind in _CODED)
+
+
+def foreign_kinds(data: bytes) -> list[str]:
+    """What the items of an AVIF or HEIC are where none of them is a picture that its decoders know; empty where one is."""
+    meta = next((box for box in _boxes(data, 0, len(data)) if box.kind == b"meta"), None)
+    kinds = {kind for kind, _, _ in _items(data, meta)} - {b"Exif", _BMFF_XMP} if meta is not None else set()
+    return [] if kinds & {*_CODED} else sorted(kind.decode("ascii", "replace") for kind in kinds)
+
+
+def _take_items(found: MetadataBlocks, data: bytes, meta: BmffBox) -> None:
+    for kind, start, size in _items(data, meta):
+        if size > MOST_BYTES:
+            continue
+        block = data[start : start + size]
+        if kind == b"Exif":
+            found.add_exif(block[4 + int.from_bytes(block[:4], "big") :])  # an offset to the TIFF header comes first
+        elif kind == _BMFF_XMP:
+            found.add_xmp(block)
+
+
+def _items(data: bytes, meta: BmffBox) -> Iterator[tuple[bytes, int, int]]:
+    """(kind, offset, size) of the items that lie within the file, each in one piece."""
+    inner = {box.kind: box for box in _boxes(data, meta.start + 4, meta.end)}
+    if not {b"iinf", b"iloc"} <= inner.keys():
+        return
+    kinds = dict(_item_kinds(data, inner[b"iinf"]))
+    held = inner.get(b"idat")
+    for item, method, start, size in _item_places(data, inner[b"iloc"]):
+        start, end = (start, len(data)) if method == 0 else (held.start + start, held.end) if method == 1 and held else (0, 0)
+        if item in kinds and 0 < size <= end - start:
+            yield kinds[item], start, size
+
+
+def _item_kinds(data: bytes, iinf: BmffBox) -> Iterator[tuple[int, bytes]]:
+    """(item id, its type; of text, XMP alone)."""
+    first = iinf.start + (6 if data[iinf.start : iinf.start + 1] == b"\0" else 8)  # version and flags, and how many
+    for number, box in enumerate(_boxes(data, first, iinf.end)):
+        if number >= MOST_ITEMS:
+            return
+        if box.kind != b"infe" or box.end - box.start < 12:
+            continue
+        fields = Fields(data, box.start, box.end)
+        version, _ = fields.take(1), fields.take(3)
+        item, _, kind = fields.take(4 if version == 3 else 2), fields.take(2), fields.take(4).to_bytes(4, "big")
+        if kind != b"mime":
+            yield item, kind
+        elif b"application/rdf+xml" in data[fields.at : min(box.end, fields.at + 512)].split(b"\0")[1:2]:
+            yield item, _BMFF_XMP
+
+
+def _item_places(data: bytes, iloc: BmffBox) -> Iterator[tuple[int, int, int, int]]:
+    """(item id, construction method, offset, size) of items that lie in one piece."""
+    fields = Fields(data, iloc.start, iloc.end)
+    version, _ = fields.take(1), fields.take(3)
+    sizes, bases = fields.take(1), fields.take(1)
+    index_size = bases & 15 if version in (1, 2) else 0
+    wide = 4 if version == 2 else 2
+    for _ in range(min(fields.take(wide), MOST_ITEMS)):
+        item = fields.take(wide)
+        method = fields.take(2) & 15 if version in (1, 2) else 0
+        fields.take(2)  # the file that holds it: this one
+        base, extents = fields.take(bases >> 4), fields.take(2)
+        if extents != 1:
+            fields.at += extents * (index_size + (sizes >> 4) + (sizes & 15))
+            continue
+        fields.take(index_size)
+        offset, size = fields.take(sizes >> 4), fields.take(sizes & 15)
+        if fields.is_over:
+            return
+        yield item, method, base + offset, size
+
+
+_TIFF_XMP, _IPTC, _C2PA = 700, 33723, 52545
+
+
+def find_in_tiff(data: bytes) -> MetadataBlocks:
+    """The metadata of a TIFF's first page."""
+    found = MetadataBlocks()
+    try:
+        tiff = Tiff(data)
+        tags = tiff.first_directory()
+    except TiffError:
+        return found
+    found.exif = data
+    if _TIFF_XMP in tags:
+        found.add_xmp(tiff.octets(tags[_TIFF_XMP], MOST_BYTES + 1))
+    if _IPTC in tags:
+        found.iptc = tiff.octets(tags[_IPTC], MOST_BYTES)
+    if _C2PA in tags:
+        found.add_jumbf(tiff.octets(tags[_C2PA], 48), tags[_C2PA].number)
+    return found

@@ -1,0 +1,116 @@
+"""Bytes of one file → its Provenance: locate, read each kind of statement, put them together.
+
+Whether origin is read, and whose signatures count. The certificates are read once and travel as text.
+
+Which walker looks through which format. Knows no statement.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from pydantic import Field
+
+from ray_app.config import Frozen
+from ray_app.errors import ConfigError
+from ray_app.images.provenance import containers, metadata
+from ray_app.images.provenance.c2pa import REMOTE, CredentialsReader, unread
+from ray_app.images.provenance.generators import read_generator
+from ray_app.images.provenance.metadata import ExifStatements, read_exif, read_xmp
+from ray_app.images.provenance.statement import Camera, ContentCredentials, MetadataBlocks, Provenance
+
+_PEM = "-----BEGIN CERTIFICATE-----"
+
+
+class ProvenancePolicy(Frozen):
+    """What a reader of provenance needs: the certificates (PEM text) whose C2PA signatures are trusted; None = nobody's."""
+
+    trust_list: str | None = None
+
+
+class ProvenanceConfig(Frozen):
+    """Whether, and how, a file's own statements about its origin are read. They stand beside a score, never in it."""
+
+    read: bool = Field(default=True, description="camera, generator parameters, IPTC source type, C2PA manifest")
+    trust_list: str | None = Field(
+        default=None, description="PEM file of certificates, or their text, whose C2PA signatures count as trusted"
+    )
+
+    def policy(self) -> ProvenancePolicy | None:
+        """The policy that this asks for; None = do not read. Raises ConfigError where the trust list holds no certificates."""
+        if not self.read:
+            return None
+        return ProvenancePolicy(trust_list=None if self.trust_list is None else _certificates(self.trust_list))
+
+
+def _certificates(named: str) -> str:
+    import ssl  # only where there is a list: decoder processes have none to check
+
+    hint = "a PEM file: one or more blocks of -----BEGIN CERTIFICATE-----"
+    try:
+        text = named if _PEM in named else Path(named).read_text(encoding="utf-8")
+        # One bad certificate would make every manifest unreadable: better said before a run than in each of its rows.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=text)
+    except OSError as error:
+        raise ConfigError(f"provenance.trust_list: {error.strerror or error}: {named[:200]}", hint=hint) from None
+    except ValueError:
+        raise ConfigError(f"provenance.trust_list: no certificates in {named[:200]}", hint=hint) from None
+    return text
+
+
+_WALKERS: dict[str, Callable[[bytes], MetadataBlocks]] = {
+    "JPEG": containers.find_in_jpeg,
+    "PNG": containers.find_in_png,
+    "WEBP": containers.find_in_webp,
+    "GIF": containers.find_in_gif,
+    "TIFF": containers.find_in_tiff,
+    "AVIF": containers.find_in_boxes,
+    "HEIC": containers.find_in_boxes,
+}
+
+
+def locate(data: bytes, format_name: str | None) -> MetadataBlocks:
+    """The metadata of a sniffed format (see `images.sniff`): total on any bytes, in bounded time, never raises."""
+    walker = _WALKERS.get(format_name or "")
+    return MetadataBlocks() if walker is None else walker(data)
+
+
+class ProvenanceReader:
+    """Reads what files say of their origin, under one policy."""
+
+    def __init__(self, policy: ProvenancePolicy) -> None:
+        self._credentials = CredentialsReader(policy.trust_list)
+
+    def read(self, data: bytes, format_name: str | None, *, native: bool = True) -> Provenance | None:
+        """The statements of a file of a sniffed format; None where it makes none. Never raises, whatever the bytes.
+
+        Without `native`, a C2PA manifest is noted and not looked at: for files that killed a process before.
+        """
+        found = locate(data, format_name)
+        exif = read_exif(found.exif) if found.exif else ExifStatements()
+        xmp = read_xmp(found.xmp)
+        software = exif.software or found.texts.get("Software", "") or xmp.tool or metadata.program(found.iptc)
+        generator = read_generator({**exif.texts, **found.texts}, software)
+        credentials = self._c2pa(data, format_name, found, native=native) or (REMOTE if xmp.remote_manifest else None)
+        camera = Camera(make=exif.make, model=exif.model, taken=exif.taken)
+        return Provenance.of(
+            camera=None if camera == _NO_CAMERA else camera,
+            software=software,
+            generator=generator,
+            digital_source_type=xmp.source_types,
+            c2pa=credentials,
+        )
+
+    def _c2pa(self, data: bytes, format_name: str | None, found: MetadataBlocks, *, native: bool) -> ContentCredentials | None:
+        if not found.manifest_bytes or format_name is None:
+            return None
+        if not native:
+            return unread("not read: a process died while it worked on this file")
+        return self._credentials.read(data, format_name, found.manifest_bytes)
+
+
+def has_manifest(data: bytes, format_name: str | None) -> bool:
+    """Whether a file of a sniffed format holds a C2PA manifest store, which only native code can read."""
+    return locate(data, format_name).manifest_bytes > 0
+
+
+_NO_CAMERA = Camera()

@@ -1,0 +1,160 @@
+"""What can be said of an origin, as values that hold no more than they may: short lines, few of them, nothing invisible.
+
+What a walker may find in a container: blocks as the container delimits them, within limits. Knows no format, no statement.
+"""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from ray_app.config import Frozen
+
+MOST_CHARACTERS = 300  # of one value; a prompt is recognised by its start
+MOST_LINES, MOST_LISTED = 16, 100  # of one list, and characters of each of its lines: so that all of it is a few KiB
+# https://cv.iptc.org/newscodes/digitalsourcetype, and C2PA 2.1 §18.15.4.5: what was made, or partly made, by a trained model.
+AI_SOURCE_TYPES = frozenset(
+    {"trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia", "compositeSynthetic", "trainedAlgorithmicData"}
+)
+
+
+def plain(value: Any) -> str:
+    """One line without controls, bidirectional ones included, of at most 300 characters; empty for what is no text or number."""
+    if not isinstance(value, str | int | float):
+        return ""
+    start = f"{value:g}" if isinstance(value, float) else str(value)[: 4 * MOST_CHARACTERS]  # an integer may be larger than any float
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in start).split())[:MOST_CHARACTERS].rstrip()
+
+
+def _lines(values: Any) -> tuple[str, ...]:
+    said = (plain(value)[:MOST_LISTED].rstrip() for value in values[: 64 * MOST_LINES]) if isinstance(values, list | tuple) else ()
+    return tuple(dict.fromkeys(line for line in said if line))[:MOST_LINES]
+
+
+def _whole(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63 else None
+
+
+Line = Annotated[Annotated[str, Field(max_length=MOST_CHARACTERS)] | None, BeforeValidator(lambda value: plain(value) or None)]
+Lines = Annotated[tuple[Annotated[str, Field(max_length=MOST_LISTED)], ...], Field(max_length=MOST_LINES), BeforeValidator(_lines)]
+Whole = Annotated[int | None, BeforeValidator(_whole)]
+
+
+class Camera(Frozen):
+    """What EXIF says took the picture. Editors keep it, and anybody can write it."""
+
+    make: Line = None
+    model: Line = None
+    taken: Line = Field(default=None, description="local time, as EXIF writes it: 2024:05:06 07:08:09")
+
+
+class Generator(Frozen):
+    """The program that says it made the picture with a model, and what else it says of it."""
+
+    tool: Line = Field(examples=["Stable Diffusion web UI"])
+    version: Line = None
+    prompt: Line = Field(default=None, description="its first 300 characters")
+    negative_prompt: Line = None
+    steps: Whole = None
+    sampler: Line = None
+    seed: Whole = None
+    model: Line = None
+    model_hash: Line = None
+    models: Lines = Field(default=(), description="of a graph: the checkpoints that it loads")
+    nodes: Lines = Field(default=(), description="of a graph: the classes of its first nodes")
+
+
+class ContentCredentials(Frozen):
+    """A C2PA manifest. `trusted`: the signature is sound and its certificate leads to the configured trust list; `intact`: sound, by
+    somebody unknown; `invalid`: the file or the manifest was changed after it was signed; `unreadable`: not checked, problems say why.
+    """
+
+    state: Literal["trusted", "intact", "invalid", "unreadable"]
+    claim_generator: Line = None
+    signer: Line = None
+    ai_generated: bool = Field(description="whether it says that all or part of the picture was made by a trained model")
+    source_types: Lines = ()
+    remote: Literal[True] | None = Field(default=None, description="the file only names a manifest elsewhere; it is never fetched")
+    problems: Lines = Field(default=(), description="C2PA validation codes, or why it was not read")
+
+
+class Provenance(Frozen):
+    """What a file says of its own origin; at least one thing of these."""
+
+    camera: Camera | None = None
+    software: Line = None
+    generator: Generator | None = None
+    digital_source_type: Lines = Field(default=(), examples=[["trainedAlgorithmicMedia"]])
+    c2pa: ContentCredentials | None = None
+    ai_declared: bool = Field(description="whether the file says of itself that a model made it, or part of it")
+
+    @classmethod
+    def of(cls, **said: Any) -> "Provenance | None":
+        """The statements with what follows from them; None where nothing is said."""
+        stated = cls(**said, ai_declared=False)
+        if stated == _NOTHING:
+            return None
+        by_manifest = stated.c2pa is not None and stated.c2pa.state in ("trusted", "intact") and stated.c2pa.ai_generated
+        declared = stated.generator is not None or by_manifest or not AI_SOURCE_TYPES.isdisjoint(stated.digital_source_type)
+        return stated.model_copy(update={"ai_declared": declared})
+
+    def row(self) -> str:
+        """JSON for a result row, without what is unsaid."""
+        return self.model_dump_json(exclude_defaults=True)
+
+    def lines(self) -> dict[str, str]:
+        """The statements as short lines by name, for people and for programs that want no structure."""
+        camera, generator, c2pa = self.camera or Camera(), self.generator, self.c2pa
+        said = {"make": camera.make, "model": camera.model, "taken": camera.taken, "software": self.software}
+        if generator is not None:
+            said |= {"generator": generator.tool, "prompt": generator.prompt, "checkpoint": generator.model or ", ".join(generator.models)}
+        said["digital_source_type"] = ", ".join(self.digital_source_type)
+        if c2pa is not None:
+            said["c2pa"] = "; ".join(filter(None, (c2pa.state, c2pa.claim_generator, ", ".join(c2pa.source_types))))
+        return {name: line[:MOST_CHARACTERS] for name, line in said.items() if line}
+
+
+_NOTHING = Provenance(ai_declared=False)
+
+
+MOST_BYTES = 256 * 1024  # of one EXIF block, XMP packet or text: a JPEG segment holds 64 KiB, and no camera writes more
+MOST_PACKETS = 2  # XMP: the packet, and its extension
+MOST_TEXTS = 32
+# C2PA 2.1, §11.1.4.2: the type of the superbox that is a manifest store, in any container.
+C2PA_STORE = b"c2pa\x00\x11\x00\x10\x80\x00\x00\xaa\x00\x38\x9b\x71"
+
+
+@dataclass(slots=True)
+class MetadataBlocks:
+    """Metadata blocks of one file, as the container delimits them; empty where there are none.
+
+    `exif` starts with a TIFF header, `xmp` are packets, `texts` are PNG's and comments by keyword, `manifest_bytes` is the size of the
+    C2PA manifest store, 0 = none.
+    """
+
+    exif: bytes = b""
+    xmp: list[bytes] = field(default_factory=list)
+    iptc: bytes = b""
+    texts: dict[str, str] = field(default_factory=dict)
+    manifest_bytes: int = 0
+
+    def add_exif(self, block: bytes) -> None:
+        """An EXIF block, with or without its prefix, which some writers put twice; the first of several counts."""
+        self.exif = self.exif or block[:MOST_BYTES].removeprefix(b"Exif\0\0").removeprefix(b"Exif\0\0")
+
+    def add_xmp(self, packet: bytes) -> None:
+        """An XMP packet; one over the limit is not XML any more once it is cut, and is left out."""
+        if len(packet) <= MOST_BYTES and len(self.xmp) < MOST_PACKETS:
+            self.xmp.append(packet)
+
+    def add_text(self, keyword: str, text: str) -> None:
+        """A text; the first of a keyword counts."""
+        if len(self.texts) < MOST_TEXTS:
+            self.texts.setdefault(keyword, text)
+
+    def add_jumbf(self, start: bytes, size: int) -> None:
+        """A JUMBF superbox of `size` bytes by its first 48: counts if it is a C2PA manifest store."""
+        header = 16 if start[:4] == b"\0\0\0\1" else 8
+        is_store = start[4:8] == b"jumb" and start[header + 4 : header + 8] == b"jumd" and start[header + 8 : header + 24] == C2PA_STORE
+        if is_store:
+            self.manifest_bytes += size

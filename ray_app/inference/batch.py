@@ -1,0 +1,264 @@
+"""What decoding hands to detectors: outcomes of members, and fixed slots of pixels. Plain values; no decoder, no detector.
+
+Decoded images → the views that perturbations give of them, and images that are decoded late. Knows no detector's name, file or Ray.
+
+A block's batches as one Arrow row and back, for when decoding and scoring happen in different processes.
+
+Only prepared uint8 tensors, encoded files and facts travel, never raw pixels; tensors come out as views of the received buffer.
+"""
+
+import logging
+import pickle
+import traceback
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from PIL import Image
+
+from ray_app.detectors import Preprocessing
+from ray_app.errors import InputError, Status, is_of_one_image, one_line, said
+from ray_app.images import DecodedImage, Demand, ImageFileFacts
+from ray_app.transforms.perturbations import Perturbation, seed_of
+
+Pixels = npt.NDArray[np.uint8]
+Ragged = Sequence[Pixels | None]
+Size = tuple[int, int]
+File = bytes | Image.Image  # an image as somebody gave it
+OWN_FAILURE = "Touchstone's own code failed: "  # how the detail of a member begins that met a bug of ours
+
+
+@dataclass(frozen=True)
+class ReusedOutput:
+    """What detectors said of the same bytes before: of member `twin` of this block, or, where that is None, these scores and replies."""
+
+    twin: int | None
+    scores: Mapping[str, float | None] = field(default_factory=dict)
+    replies: Mapping[str, str | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DecodeResult:
+    """What became of one member before any detector saw it.
+
+    `phash`: 16 hex digits, where the spec asks for them. `said`: why no detector need look at it. `provenance`: the JSON of what the file
+    says of its origin, where the spec asks for it and it says something. `failure`: the traceback, where our own code failed on it.
+    """
+
+    status: Status
+    detail: str | None
+    facts: ImageFileFacts | None
+    phash: str | None = None
+    said: ReusedOutput | None = None
+    provenance: str | None = None
+    failure: str | None = None
+
+    @classmethod
+    def of_failure(cls, error: Exception, facts: ImageFileFacts | None) -> "DecodeResult":
+        """What a bug of ours costs the member that met it; of its facts no more is kept than which file it is."""
+        known = None if facts is None else ImageFileFacts(facts.sha256, facts.format)
+        told = "".join(traceback.format_exception(error))
+        return cls(Status.DECODER_CRASHED, one_line(OWN_FAILURE + said(error)), known, failure=told)
+
+
+@dataclass(frozen=True)
+class PerturbedBatch:
+    """A batch as one perturbation shows it. `pixels` as in `Batch`; where sizes are kept, an image is made when it is asked for.
+
+    `sizes`: per member the (width, height) of the perturbed image before it was prepared; None where there is none.
+    """
+
+    pixels: tuple[Pixels | Ragged, ...]
+    sizes: tuple[Size | None, ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Fixed slots. Per distinct preprocessing, `pixels` has one (slots, H, W, 3) array with zeros in unusable slots; or, where sizes
+    are kept, one array or None per slot.
+
+    `outcomes` has one entry per member, in slot order; there are fewer than slots only at the end of a block.
+    `pixels` is empty where no member could be decoded. `encoded`: the files themselves, for detectors that keep sizes and sit in
+    another process, and for a second look; None where they do not decode. `views`: one for each of the spec's, empty where `pixels` is.
+    `ids`: image ids of the members, where files are kept in the process that decoded them.
+    """
+
+    outcomes: tuple[DecodeResult, ...]
+    pixels: tuple[Pixels | Ragged, ...]
+    encoded: tuple[File | None, ...] = ()
+    views: tuple[PerturbedBatch, ...] = ()
+    ids: tuple[int, ...] = ()
+
+    @property
+    def usable(self) -> list[bool]:
+        """Per member, whether it has pixels."""
+        return [outcome.status is Status.OK and outcome.said is None for outcome in self.outcomes]
+
+
+_log = logging.getLogger(__name__)
+
+Opening = Callable[[], AbstractContextManager[DecodedImage]]  # an image that is there, or in memory, as long as the block lasts
+ImageOf = Callable[[int], AbstractContextManager[DecodedImage | None]]
+Prepare = Callable[[Image.Image], Pixels | None]
+
+# What codecs raise on an image that they cannot hold; Pillow's check for bombs also stands before what we have just encoded ourselves.
+CANNOT = (OSError, ValueError, RuntimeError, Image.DecompressionBombError)
+
+# Decoded images that are kept while their views are read: all that go through a network together, or the one that is larger.
+KEPT_PIXELS = 2**23
+
+
+@dataclass(frozen=True)
+class PreparedViews:
+    """One image of a batch: a tensor per preprocessing, and the same with its size per view; None where that could not be made."""
+
+    tensors: Sequence[Pixels | None]
+    views: Sequence["tuple[Size, Sequence[Pixels | None]] | None"] = ()
+
+
+def perturbed(view: Perturbation, image: DecodedImage) -> Image.Image | None:
+    """The image as a view shows it, the same whoever asks; None where a codec cannot.
+
+    Raises MemoryError: how much memory there is must not decide which scores are there.
+    """
+    try:
+        return view.apply(image.pixels, seed_of(image.facts.sha256, view.name))
+    except CANNOT:
+        return None
+
+
+class Lazily(Sequence[Pixels | None]):
+    """The images of a batch in one preprocessing and one view (None = clean), each made when it is asked for, since it may be large."""
+
+    def __init__(self, count: int, image_of: ImageOf, prepare: Prepare, view: Perturbation | None = None) -> None:
+        self._count, self._image_of, self._prepare, self._view = count, image_of, prepare, view
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, slot: Any) -> Any:
+        if slot >= self._count:
+            raise IndexError(slot)  # the end of an iteration, which must not pass for an image's fault
+        try:
+            with self._image_of(slot) as image:
+                seen = None if image is None else image.pixels if self._view is None else perturbed(self._view, image)
+                return None if seen is None else self._prepare(seen)
+        except InputError:
+            return None  # it decoded once; what is refused now, the detector has no score for
+        except Exception as error:
+            if not is_of_one_image(error):
+                raise
+            _log.exception("an image that decoded could not be prepared; its detector gives no score")
+            return None
+
+
+class Late:
+    """Files of a batch, decoded when asked for. With `keeps`, the last few stay decoded, so that all views of an image cost one decode;
+    but for large ones, whose turn on their node ends with the block that asked.
+    """
+
+    def __init__(
+        self, files: Sequence[File | None], decode: Callable[[File], AbstractContextManager[DecodedImage]], *, keeps: bool
+    ) -> None:
+        self._files, self._decode, self._keeps = files, decode, keeps
+        self._kept: OrderedDict[int, DecodedImage] = OrderedDict()
+
+    @contextmanager
+    def __call__(self, slot: int) -> Iterator[DecodedImage | None]:
+        """The image in a slot; None where there is no file. Raises InputError."""
+        data, kept = self._files[slot], self._kept.pop(slot, None)
+        if data is None:
+            yield None
+            return
+        with nullcontext(kept) if kept is not None else self._decode(data) as image:
+            if self._keeps and not is_large(image):
+                self._keep(slot, image)
+            yield image
+
+    def _keep(self, slot: int, image: DecodedImage) -> None:
+        self._kept[slot] = image
+        while len(self._kept) > 1 and sum(kept.pixels.width * kept.pixels.height for kept in self._kept.values()) > KEPT_PIXELS:
+            self._kept.popitem(last=False)
+
+
+def is_large(image: DecodedImage) -> bool:
+    """Whether an image that is decoded has its turn on its node by its size alone, and is not kept beyond it."""
+    return Demand(image.pixels.width * image.pixels.height, 0).is_large
+
+
+def column(prepared: Sequence[PreparedViews | None], view: int | None, place: int) -> Ragged:
+    """What the members of a batch have in one view (None = clean) and preprocessing."""
+    if view is None:
+        return [None if one is None else one.tensors[place] for one in prepared]
+    seen = [None if one is None else one.views[view] for one in prepared]
+    return [None if one is None else one[1][place] for one in seen]
+
+
+Facts = tuple[
+    tuple[DecodeResult, ...], bool, tuple[tuple[Size | None, ...], ...]
+]  # outcomes, whether there are pixels, the sizes in each view
+
+
+def pack(batches: Iterable[Batch], preprocessings: Sequence[Preprocessing]) -> pa.Table:
+    """One row: the outcomes of every batch, the encoded files that were handed over, and per view and preprocessing of fixed shape one
+    tensor of all batches that have pixels, as bytes and shape.
+    """
+    batches = list(batches)
+    facts: list[Facts] = [(batch.outcomes, bool(batch.pixels), tuple(view.sizes for view in batch.views)) for batch in batches]
+    columns = {"outcomes": pa.array([pickle.dumps(facts)], pa.large_binary())}
+    columns["encoded"] = pa.array([[data for batch in batches for data in batch.encoded]], pa.large_list(pa.large_binary()))
+    with_pixels = [(batch.pixels, *(view.pixels for view in batch.views)) for batch in batches if batch.pixels]
+    for view in range(len(with_pixels[0]) if with_pixels else 1):
+        for index, preprocessing in enumerate(preprocessings):
+            if preprocessing.shape is None or (with_pixels and index >= len(with_pixels[0][view])):
+                continue  # it travels as a file, or is seen by the describer, which looks at no view
+            tensor = np.stack([np.asarray(seen[view][index]) for seen in with_pixels]) if with_pixels else np.empty((0, 0), np.uint8)
+            columns["pixels" + _name(view, index)] = _binary(tensor)
+            columns["shape" + _name(view, index)] = pa.array([list(tensor.shape)], pa.list_(pa.int32()))
+    return pa.table(columns)
+
+
+def unpack(table: pa.Table, preprocessings: Sequence[Preprocessing]) -> Iterator[Batch]:
+    """The batches of a packed row, in order; images that keep their size are still encoded (see `BatchDecoder.complete`)."""
+    # Both ends are workers of one run at one version; nothing from outside is ever unpickled here.
+    packed: list[Facts] = pickle.loads(table["outcomes"][0].as_py())  # noqa: S301
+    most = max((len(sizes) for _, _, sizes in packed), default=0)
+    tensors = [
+        [
+            _tensor(table, _name(view, index)) if "pixels" + _name(view, index) in table.column_names else None
+            for index in range(len(preprocessings))
+        ]
+        for view in range(most + 1)
+    ]
+    encoded = table["encoded"][0].as_py()
+    place = start = 0
+    for outcomes, has_pixels, sizes in packed:
+        files = tuple(encoded[start : start + len(outcomes)])
+        clean, *seen = [_of_one(view, place, len(outcomes)) for view in tensors] if has_pixels else [()]
+        yield Batch(outcomes, clean, files, tuple(PerturbedBatch(pixels, size) for pixels, size in zip(seen, sizes, strict=True)))
+        place, start = place + has_pixels, start + len(outcomes)
+
+
+def _of_one(tensors: Sequence[Pixels | None], place: int, count: int) -> tuple[Pixels | Ragged, ...]:
+    """One batch's pixels; those that keep their size are yet to be prepared."""
+    unprepared: Ragged = (None,) * count
+    return tuple(unprepared if tensor is None else tensor[place] for tensor in tensors)
+
+
+def _name(view: int, index: int) -> str:
+    """Of a column: view 0 is the clean one."""
+    return f"_{index}" if view == 0 else f"_{view}_{index}"
+
+
+def _binary(tensor: Pixels) -> pa.Array:
+    offsets = pa.py_buffer(np.array([0, tensor.nbytes], np.int64))
+    return pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, pa.py_buffer(tensor)])
+
+
+def _tensor(table: pa.Table, name: str) -> Pixels:
+    return np.frombuffer(table["pixels" + name][0].as_buffer(), np.uint8).reshape(table["shape" + name][0].as_py())

@@ -1,0 +1,95 @@
+"""Members → batches: bytes fetched ahead of the decoder, every member in its own slot."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ray_app.archives import ManifestMember, MemberReader
+from ray_app.archives.uri_lists import looks_like_list
+from ray_app.errors import InputError, Status
+from ray_app.images import ImageLimits
+from ray_app.inference.batch import Batch, DecodeResult
+from ray_app.inference.decision import DetectorOutputs
+from ray_app.inference.decoder import BUDGET, WALL_LIMIT_S, BatchDecoder
+from ray_app.inference.reuse import ScoreCache
+from ray_app.inference.spec import ScoringSpec
+from ray_app.inference.timing import StageClock
+from ray_app.storage import Fetcher
+from ray_app.storage.node_budget import NodeBudget
+
+AHEAD_BYTES = 64 * 2**20  # encoded bytes read ahead of the decoder, per worker
+
+
+def file_bytes(decode_bytes: int, limits: ImageLimits) -> int:
+    """What encoded files over AHEAD_BYTES may take together on a node where large images may take `decode_bytes`: at least one of them."""
+    return max(decode_bytes // 4, limits.max_bytes)
+
+
+class BlockReader:
+    """Fetches and decodes blocks of members on one core."""
+
+    def __init__(
+        self,
+        spec: ScoringSpec,
+        clock: StageClock,
+        *,
+        fetcher: Fetcher,
+        crumbs: Path | None = None,
+        hand_over: bool = False,
+        keeps_files: bool = False,
+        wall_limit_s: float = WALL_LIMIT_S,
+        recall: ScoreCache | None = None,
+        decode_bytes: int | None = None,
+    ) -> None:
+        self._spec, self._clock, self.recall = spec, clock, recall
+        self.fetcher = fetcher
+        budget = NodeBudget(BUDGET, decode_bytes)
+        files = NodeBudget("files", file_bytes(budget.total_bytes, spec.limits))
+        self._members = MemberReader(self.fetcher, max_bytes=spec.limits.max_bytes, depth_bytes=AHEAD_BYTES, budget=files)
+        self.decoder = BatchDecoder(
+            spec, clock, crumbs, hand_over=hand_over, keeps_files=keeps_files, wall_limit_s=wall_limit_s, recall=recall, budget=budget
+        )
+
+    def read(self, members: Sequence[ManifestMember]) -> Iterator[Batch]:
+        """The batches of a block, in slot order; a member that cannot be read or decoded keeps its slot, empty."""
+        self.decoder.look_for_crumbs()
+        if self.recall is not None:
+            self.recall.begin_block()
+        arriving = self._members.read(members)
+        for start in range(0, len(members), self._spec.slots):
+            some = members[start : start + self._spec.slots]
+            batch = self.decoder.decode(self._fetched(arriving, len(some)))
+            yield replace(batch, outcomes=tuple(map(_told, batch.outcomes, some)))
+
+    def _fetched(
+        self, arriving: Iterator[tuple[ManifestMember, bytes | InputError]], count: int
+    ) -> Iterator[tuple[int, bytes | InputError]]:
+        """The next members as their bytes come; none of them is held here while the next is waited for."""
+        for _ in range(count):
+            with self._clock("fetch"):
+                member, data = next(arriving)
+            yield member.image_id, data
+            del data
+        self._members.let_go()
+
+    def learn(self, outcomes: Sequence[DecodeResult], readings: DetectorOutputs) -> None:
+        """Remember what a block of this reader was found to be, for members of the same bytes."""
+        if self.recall is not None:
+            self.recall.learn(outcomes, readings)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What was done since the start: bytes read, requests made, retried and throttled, images decoded."""
+        traffic = {name: getattr(self.fetcher, name) for name in ("bytes_read", "requests", "retried", "throttled")}
+        return traffic | self.decoder.counts
+
+    def close(self) -> None:
+        """Give back what the decoder holds."""
+        self.decoder.close()
+
+
+def _told(outcome: DecodeResult, member: ManifestMember) -> DecodeResult:
+    """What became of a member; of a table beside images also how it is read as a list."""
+    if outcome.status is Status.UNSUPPORTED_FORMAT and member.member is None and looks_like_list(member.uri):
+        return replace(outcome, detail=f"{outcome.detail}; if it lists images, give it as a source of its own: list::{member.uri}")
+    return outcome

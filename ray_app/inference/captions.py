@@ -1,0 +1,96 @@
+"""Words for the images that a profile asks for: who is asked for, what the describer is given, what it says. No torch at import.
+
+Words come last, since a verdict decides who gets any: from embeddings that a detector left, or from a tensor of the same decode.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ray_app.attribution.captioners import Caption
+from ray_app.errors import Status
+from ray_app.inference.batch import Batch, DecodeResult, Pixels
+from ray_app.inference.decision import DetectorOutputs, decided_on
+from ray_app.inference.spec import ScoringSpec
+from ray_app.inference.timing import DESCRIBED, StageClock
+
+Seen = Sequence[Pixels | None]  # per member what the describer would look at; None where it has no tensor, or reads embeddings
+
+
+class Describing:
+    """The spec's describer, loaded on the spec's device. It says the same of an image whatever else it is asked about."""
+
+    def __init__(self, spec: ScoringSpec, clock: StageClock) -> None:
+        from ray_app.attribution.captioners.registry import load_describing  # torch, for most tiers
+
+        assert spec.describer is not None
+        self._spec, self._clock = spec, clock
+        self._describer = load_describing(spec.describer, device=spec.device)
+        self.described = 0
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many members were described, since the start."""
+        return {DESCRIBED: self.described}
+
+    def after(self, outcomes: Sequence[DecodeResult], readings: DetectorOutputs, seen: Seen = ()) -> DetectorOutputs:
+        """The readings, in which all detectors have spoken of these members, with words for those that the profile asks for.
+
+        `seen`: see `seen_by_describer`; may be left out where the describer reads embeddings.
+        """
+        with self._clock("describe"):
+            words = self.words(asked_for(self._spec, outcomes, readings), readings, seen)
+        return replace(readings, described=[words.get(row) for row in range(len(outcomes))])
+
+    def words(self, rows: Sequence[int], readings: DetectorOutputs, seen: Seen = ()) -> dict[int, Caption]:
+        """Words for some members, whoever asks for them. A row has none where the describer can see nothing of it, or gives its words no
+        likelihood: a network whose numbers overflow says anything.
+        """
+        there = [row for row in rows if self._has(row, readings, seen)]
+        said: dict[int, Caption] = {}
+        for start in range(0, len(there), self._spec.slots):
+            some = there[start : start + self._spec.slots]
+            words = zip(some, self._describer.describe(self._given(some, readings, seen)), strict=True)
+            said |= {row: one for row, one in words if one.likelihood is not None}
+        self.described += len(said)
+        return said
+
+    def _has(self, row: int, readings: DetectorOutputs, seen: Seen) -> bool:
+        vectors = self._vectors(readings)
+        return seen[row] is not None if vectors is None else bool(np.isfinite(vectors[row]).all())
+
+    def _given(self, rows: Sequence[int], readings: DetectorOutputs, seen: Seen) -> npt.NDArray[Any]:
+        vectors = self._vectors(readings)
+        return np.stack([image for row in rows if (image := seen[row]) is not None]) if vectors is None else vectors[list(rows)]
+
+    def _vectors(self, readings: DetectorOutputs) -> npt.NDArray[np.float32] | None:
+        card = self._spec.describer
+        return None if card is None or card.detector is None else readings.embeddings[card.detector]
+
+
+def asked_for(spec: ScoringSpec, outcomes: Sequence[DecodeResult], readings: DetectorOutputs) -> list[int]:
+    """The rows, ascending, that the profile wants words for: of what has a score all, or what the ensemble calls fake.
+
+    `readings`: what all detectors said, recompressed views included.
+    """
+    profile = spec.ensemble.profile
+    if profile is None or spec.describer is None:
+        return []
+    scored = decided_on(spec, outcomes, readings)
+    return [
+        row
+        for row, (outcome, verdict) in enumerate(zip(scored.outcomes, scored.decisions.verdict, strict=True))
+        if outcome.status is Status.OK and (profile.describe == "all" or verdict == "fake")
+    ]
+
+
+def seen_by_describer(spec: ScoringSpec, batch: Batch) -> Seen:
+    """Per member of a batch that was prepared for `spec.early`, what the describer would see of it: (height, width, 3) uint8."""
+    early = spec.early
+    if early.words_seen is None or not batch.pixels:
+        return [None] * len(batch.outcomes)
+    tensor = batch.pixels[early.preprocessings.index(early.words_seen)]
+    return [tensor[slot] if usable else None for slot, usable in enumerate(batch.usable)]

@@ -1,0 +1,205 @@
+"""The ensemble as a Python object: bytes, paths or PIL images in, verdicts out; no cluster, no files written."""
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ray_app.detectors import DetectorCard
+from ray_app.detectors.licences import require_accepted
+from ray_app.ensembles import EnsembleCard, ensemble_of, load_ensemble_card
+from ray_app.errors import InputError, Reason, Status
+from ray_app.images import BatchLimits, ImageFileFacts, ImageLimits
+from ray_app.images.memory import worst_bytes
+from ray_app.inference.batch import Batch, DecodeResult, Pixels
+from ray_app.inference.captions import Describing
+from ray_app.inference.decision import BlockResult, finite, judge, require_embeddings
+from ray_app.inference.decoder import BUDGET, BatchDecoder
+from ray_app.inference.scorer import EnsembleScorer
+from ray_app.inference.second_pass import CascadeScorer
+from ray_app.inference.spec import AskedPrecision, AskedResize, ScoringSpec, make_spec
+from ray_app.inference.timing import StageClock
+from ray_app.storage import Fetcher
+from ray_app.storage.node_budget import NodeBudget, budget_of, node_memory
+
+_log = logging.getLogger(__name__)
+
+Source = bytes | str | Path | Image.Image
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the ensemble says of one image. `score` and `scores` are log-odds of fake; all are None where `status` is not `ok`.
+
+    `probability` is the plain sigmoid of the score unless `calibrated`. `masks`: per detector that localizes, (H, W) uint8 at the
+    network's own size, stretched over the whole image, 255 = surely altered. `verdict_reason`: why a verdict is `abstain`, and
+    `verdict_detail` what varies in that (names, figures). `second_look`: of a cascade, why all its detectors looked
+    (`band`, `audit`); None where the first of them sufficed. What a profile adds is called as in a run's rows (see `runs.schema`), and
+    None where the ensemble has none, or nothing was said of this image.
+    """
+
+    status: Status
+    detail: str | None
+    verdict: str | None
+    verdict_reason: Reason | None
+    probability: float | None
+    calibrated: bool
+    score: float | None
+    scores: Mapping[str, float | None]
+    facts: ImageFileFacts | None
+    masks: Mapping[str, Pixels | None]
+    second_look: str | None = None
+    verdict_detail: str | None = None
+    predicted_generator: str | None = None
+    generator_family: str | None = None
+    generator_probability: float | None = None
+    generator_confidence: float | None = None
+    generator_ranking: tuple[str, ...] | None = None
+    predicted_prompt: str | None = None
+    prompt_likelihood: float | None = None
+
+
+class Ensemble:
+    """Detectors loaded on one device, ready to score. `accept_licences`: detectors, or licences, whose terms you accept.
+
+    As a callable it takes a Ray Data batch with a column `bytes` (or `image_column`) and adds verdict columns, so that
+    `dataset.map_batches(Ensemble, fn_constructor_args=("default",), …)` needs nothing else.
+    """
+
+    def __init__(
+        self,
+        name_or_path: str | Path | EnsembleCard = "default",
+        *,
+        device: str = "cpu",
+        precision: AskedPrecision = "auto",
+        resize: AskedResize = "auto",
+        limits: ImageLimits | None = None,
+        image_column: str = "bytes",
+        accept_licences: Sequence[str] = (),
+        waive_guarantee: bool = False,
+    ) -> None:
+        card = name_or_path if isinstance(name_or_path, EnsembleCard) else load_ensemble_card(name_or_path)
+        self.spec: ScoringSpec = make_spec(
+            card, device=device, precision=precision, resize=resize, limits=limits or BatchLimits(), waive_guarantee=waive_guarantee
+        )
+        for detector in self.spec.cards.values():
+            require_accepted(detector, accept_licences)
+        require_embeddings(self.spec)
+        self._image_column = image_column
+        clock = StageClock()
+        # Beside others of its kind large images take turns, as in a run; but none is too large for the machine of whoever asks.
+        most = max(budget_of(node_memory()), worst_bytes(self.spec.limits))
+        self._decoder = BatchDecoder(self.spec.early, clock, keeps_files=self.spec.looks_again, budget=NodeBudget(BUDGET, most))
+        describing = Describing(self.spec, clock) if self.spec.describer else None
+        self._looking = CascadeScorer(self.spec, EnsembleScorer(self.spec, clock), self._decoder, clock, describing=describing)
+
+    @property
+    def cards(self) -> Mapping[str, DetectorCard]:
+        """The detector cards, by name."""
+        return self.spec.cards
+
+    def score(self, images: Iterable[Source]) -> list[Result]:
+        """Score images given as encoded bytes, paths (any fsspec URL) or PIL images; one result each, in order.
+
+        An image that cannot be scored is a result whose `status` says why, never an exception.
+        """
+        return _results(self._scored(images))
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Add `status`, `verdict`, `probability`, `score` and `score_<detector>` columns to a Ray Data batch; with an identifier
+        `predicted_generator` and `generator_probability`, with a describer `predicted_prompt` and `prompt_likelihood`.
+        """
+        scored = self._scored(batch[self._image_column])
+        results = _results(scored)
+        columns: dict[str, Any] = {
+            "status": [result.status.value for result in results],
+            "verdict": [result.verdict for result in results],
+            "probability": [result.probability for result in results],
+            "score": [result.score for result in results],
+        }
+        said: tuple[str, ...] = ("predicted_generator", "generator_probability") if self.spec.identifier else ()
+        said += ("predicted_prompt", "prompt_likelihood") if self.spec.describer else ()
+        columns |= {name: [getattr(result, name) for result in results] for name in said}
+        columns |= {f"score_{name}": column for name, column in scored.scores.items()}
+        return {**batch, **{name: np.array(column, dtype=_dtype(name)) for name, column in columns.items()}}
+
+    def _scored(self, images: Iterable[Source]) -> BlockResult:
+        outcomes: list[DecodeResult] = []
+        readings = self._looking.score(self._batches(iter(images), outcomes))
+        return judge(self.spec, outcomes, readings)
+
+    def _batches(self, images: Iterator[Source], outcomes: list[DecodeResult]) -> Iterator[Batch]:
+        """One batch after another, so that no more than one is in memory; its outcomes are noted."""
+        while chunk := list(islice(images, self.spec.slots)):
+            batch = self._decoder.decode((0, self._read(image)) for image in chunk)
+            for place, outcome in enumerate(batch.outcomes, start=len(outcomes)):
+                if outcome.failure is not None:
+                    _log.error("image %d of this call: a bug of Touchstone, please report it\n%s", place, outcome.failure)
+            outcomes += batch.outcomes
+            yield batch
+
+    def _read(self, image: Source) -> bytes | Image.Image | InputError:
+        if not isinstance(image, str | Path):
+            return image
+        try:
+            return Fetcher(signed=[str(image)]).fetch(str(image), "", self.spec.limits.max_bytes)
+        except InputError as refused:
+            return refused
+
+
+def load_ensemble(name_or_path: str | Path = "default", **options: Any) -> Ensemble:
+    """A shipped ensemble by name, or any by the path of its card. Options as for `Ensemble`.
+
+    Raises ConfigError for an unknown name and DetectorError where weights are missing or a licence is not accepted.
+    """
+    return Ensemble(name_or_path, **options)
+
+
+def load_detector(name_or_path: str | Path, **options: Any) -> Ensemble:
+    """One detector as an ensemble of its own: the same `.score`, with verdicts split at log-odds 0."""
+    return Ensemble(ensemble_of([str(name_or_path)]), **options)
+
+
+def _results(scored: BlockResult) -> list[Result]:
+    return [_result(scored, row) for row in range(len(scored.outcomes))]
+
+
+def _result(scored: BlockResult, row: int) -> Result:
+    outcome, decisions = scored.outcomes[row], scored.decisions
+    if outcome.status is not Status.OK:
+        empty = dict.fromkeys(scored.scores)
+        return Result(outcome.status, outcome.detail, None, None, None, decisions.calibrated, None, empty, outcome.facts, {})
+    scores = {name: finite(column[row]) for name, column in scored.scores.items()}
+    return Result(outcome.status, None, decisions.verdict[row], decisions.reason[row], finite(decisions.probability[row]),
+                  decisions.calibrated, finite(decisions.score[row]), scores, outcome.facts,
+                  {name: masks[row] for name, masks in scored.readings.masks.items()},
+                  decisions.second_look[row] if decisions.second_look else None, decisions.detail[row],
+                  **_profile(scored, row))  # fmt: skip
+
+
+def _profile(scored: BlockResult, row: int) -> dict[str, Any]:
+    """What a profile says of one image, by the names of a result's fields."""
+    said, words = scored.identified, scored.readings.described[row] if scored.readings.described else None
+    told: dict[str, Any] = {} if words is None else {"predicted_prompt": words.text, "prompt_likelihood": words.likelihood}
+    if said is None or not np.isfinite(said.confidence[row]):
+        return told
+    code = said.codes[row]
+    return told | {
+        "predicted_generator": said.classes[code] if code >= 0 else None,
+        "generator_family": said.families[code] if code >= 0 else None,
+        "generator_probability": float(said.probability[row]),
+        "generator_confidence": float(said.confidence[row]),
+        "generator_ranking": tuple(said.classes[place] for place in said.ranking[row]),
+    }
+
+
+def _dtype(column: str) -> Any:
+    return object if column in ("status", "verdict", "predicted_generator", "predicted_prompt") else np.float64
+
+
+__all__: Sequence[str] = ["Ensemble", "Result", "load_ensemble", "load_detector"]

@@ -1,0 +1,196 @@
+"""Members that need another look: gathered, decoded again from kept bytes into dense batches, read by some detectors. Knows no Ray.
+
+A cascade's first members look at everything. What they leave uncertain, and what the audit draws, goes on to the others.
+
+Members near a threshold, looked at again in recompressed views. Knows what decoding and detectors are; no Ray, no file of a run.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from ray_app.inference.batch import Batch, DecodeResult, File, Pixels
+from ray_app.inference.captions import seen_by_describer
+from ray_app.inference.decision import DetectorOutputs, decided_on, going_on
+from ray_app.inference.decoder import BatchDecoder
+from ray_app.inference.scorer import EnsembleScorer
+from ray_app.inference.spec import ScoringSpec
+from ray_app.inference.stability import uncertain
+from ray_app.inference.timing import LOOKED, LOOKED_MS, StageClock
+
+if TYPE_CHECKING:
+    from ray_app.inference.captions import Describing
+
+
+# Images that go through a network together: few of a block go on, and slots that stay empty cost as much as full ones.
+SLOTS = 16
+KEPT_BYTES = 64 * 2**20  # files that a process holds until it is known which members are looked at again
+
+
+class SecondLook:
+    """Some detectors and views (those of `spec`, see `ScoringSpec.asking`) on members that were decoded before.
+
+    `scorer` holds the detectors; `decoder` says how to decode: its crumb and its child process are used.
+    """
+
+    def __init__(self, spec: ScoringSpec, scorer: EnsembleScorer, decoder: BatchDecoder) -> None:
+        plain = replace(spec, slots=min(spec.slots, SLOTS), perceptual_hash=False, provenance=None)
+        self._clock, self._slots, self._looked = StageClock(), plain.slots, 0
+        self._scorer, self._decoder = scorer.asking(plain, self._clock), decoder.asking(plain, self._clock)
+        self._spent_ms = 0.0
+
+    def at(self, files: Sequence[tuple[int, File]]) -> DetectorOutputs:
+        """What the detectors say of (image_id, file), in their order."""
+        self._looked += len(files)
+        parts = (files[start : start + self._slots] for start in range(0, len(files), self._slots))
+        return self._scorer.score(self._decoder.decode(part) for part in parts)
+
+    def take_seconds(self) -> dict[str, float]:
+        """Seconds per stage since the last call."""
+        taken = self._clock.take()
+        self._spent_ms += 1000 * sum(taken.values())
+        return taken
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many members were looked at again and how long that took, since the start; seconds count once they are taken."""
+        return {LOOKED: self._looked, LOOKED_MS: round(self._spent_ms), "decoded": self._decoder.decoded}
+
+
+class CascadeScorer:
+    """A block's batches → readings of all that the detectors of one process have to say.
+
+    The ensemble's first members read every batch, and each of the others what goes on. Where anything may go on, batches must carry their
+    files (`BatchDecoder` with `keeps_files`). These are held until it is known who needs them, at most `kept_bytes`. `recompressing`: who
+    looks at the views that the spec's stability asks for, once all others have spoken. `describing`: who finds words after that.
+    """
+
+    def __init__(
+        self,
+        spec: ScoringSpec,
+        scorer: EnsembleScorer,
+        decoder: BatchDecoder,
+        clock: StageClock,
+        *,
+        kept_bytes: float = KEPT_BYTES,
+        recompressing: "Recompressing | None" = None,
+        describing: "Describing | None" = None,
+    ) -> None:
+        self._spec, self._clock, self._kept_bytes, self._recompressing = spec, clock, kept_bytes, recompressing
+        self._describing = describing
+        late = [name for name in spec.late if name in scorer.names]
+        self._scorer = scorer
+        self._first = scorer.asking(spec.early, clock)
+        self._late = SecondLook(spec.asking(late), scorer, decoder) if late else None
+        self._keeps = self._late is not None or recompressing is not None
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Of shared backbones, of second looks, of recompressed views and of words, since the start."""
+        counts = Counter(self._scorer.counts)
+        for looker in (self._late, self._recompressing, self._describing):
+            counts.update(looker.counts if looker else {})
+        return counts
+
+    def score(self, batches: Iterable[Batch]) -> DetectorOutputs:
+        """What the detectors say of all members of the batches, in order."""
+        arriving, parts = iter(batches), list[DetectorOutputs]()
+        while True:
+            part = _Part()
+            first = self._first.score(self._some(arriving, part))
+            if not part.outcomes and parts:
+                return DetectorOutputs.chained(parts)
+            said = self.again(part.outcomes, part.files, first)
+            said = said if self._recompressing is None else self._recompressing.after(part.outcomes, part.files, said)
+            parts.append(said if self._describing is None else self._describing.after(part.outcomes, said, part.seen))
+            if not part.outcomes:
+                return parts[0]
+
+    def again(self, outcomes: Sequence[DecodeResult], files: Sequence[tuple[int, File] | None], first: DetectorOutputs) -> DetectorOutputs:
+        """`first`, what the ensemble's first members said of these members, joined with what those of this process say that look again."""
+        if self._late is None:
+            return first
+        going = [row for row in going_on(self._spec, outcomes, first) if files[row] is not None]
+        late = self._late.at([file for row in going if (file := files[row]) is not None])
+        self._clock.add(self._late.take_seconds())
+        return first.joined(late.spread(going, len(outcomes)))
+
+    def _some(self, arriving: Iterator[Batch], part: "_Part") -> Iterator[Batch]:
+        """Batches until so many bytes of files, and of what the describer may look at, are held; what they are of is noted."""
+        size = 0.0
+        for batch in arriving:
+            part.outcomes += batch.outcomes
+            part.files += files_of(batch) if self._keeps else ()
+            size += sum(_size(file) for file in batch.encoded if file is not None) if self._keeps else 0
+            seen = () if self._describing is None else seen_by_describer(self._spec, batch)
+            part.seen += seen
+            size += sum(image.nbytes for image in seen if image is not None)
+            yield batch
+            if size > self._kept_bytes:
+                return
+
+
+@dataclass
+class _Part:
+    """Members of some batches, what is held of them until it is known who is looked at again, or described."""
+
+    outcomes: list[DecodeResult] = field(default_factory=list)
+    files: list[tuple[int, File] | None] = field(default_factory=list)
+    seen: list[Pixels | None] = field(default_factory=list)
+
+
+def files_of(batch: Batch) -> list[tuple[int, File] | None]:
+    """(image_id, file) per member; None where there is no file, or no need of one. Ids are 0 where the batch does not say them."""
+    ids = batch.ids or (0,) * len(batch.outcomes)
+    files = batch.encoded or (None,) * len(batch.outcomes)
+    return [None if file is None else (image_id, file) for image_id, file in zip(ids, files, strict=True)]
+
+
+def _size(file: File) -> int:
+    return len(file) if isinstance(file, bytes) else 3 * file.width * file.height
+
+
+VIEWED, VIEWED_MS = "viewed", "viewed_ms"  # counts: members that were shown recompressed, and the milliseconds that took
+
+
+class Recompressing:
+    """All detectors of an ensemble on the stability views of members whose verdict hangs on little.
+
+    A view of a cascade's image is a picture of its own: the first members look at all views, the others at all views of an image of which
+    one goes on. `scorer` and `decoder` as for `SecondLook`; the scorer holds every detector.
+    """
+
+    def __init__(self, spec: ScoringSpec, scorer: EnsembleScorer, decoder: BatchDecoder, clock: StageClock) -> None:
+        assert spec.stability is not None
+        self._spec, self._clock, self._margin = spec, clock, spec.stability.margin
+        seen = replace(spec, features={}, identifier=None, describer=None)
+        self._first = SecondLook(seen.asking(spec.first, spec.stability.views), scorer, decoder)
+        self._late = SecondLook(seen.asking(spec.late, spec.stability.views), scorer, decoder) if spec.late else None
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """How many members were shown to detectors in their views, how long that took, and how often files were decoded for it."""
+        first, late = self._first.counts, self._late.counts if self._late else Counter[str]()
+        return {
+            VIEWED: first[LOOKED],
+            VIEWED_MS: first[LOOKED_MS] + late[LOOKED_MS],
+            "decoded": first["decoded"] + late["decoded"],
+        }
+
+    def after(
+        self, outcomes: Sequence[DecodeResult], files: Sequence[tuple[int, File] | None], readings: DetectorOutputs
+    ) -> DetectorOutputs:
+        """The readings, in which everybody has spoken of these members, with what views of those near a threshold are scored."""
+        decisions = decided_on(self._spec, outcomes, readings).decisions
+        near = uncertain(decisions.score, decisions.verdict, self._spec.ensemble.thresholds, self._margin).tolist()
+        again = [(row, file) for row in near if (file := files[row]) is not None]
+        rows, held = [row for row, _ in again], [file for _, file in again]
+        seen = self._first.at(held)
+        self._clock.add(self._first.take_seconds())
+        if self._late is not None:
+            theirs = [outcomes[row] for row in rows]
+            on = sorted({place for scores in seen.views.values() for place in going_on(self._spec, theirs, DetectorOutputs(scores))})
+            seen = seen.joined(self._late.at([held[place] for place in on]).spread(on, len(rows)))
+            self._clock.add(self._late.take_seconds())
+        return replace(readings, stability=seen.spread(rows, len(outcomes)).views)

@@ -1,0 +1,177 @@
+"""From scores to probabilities that can be read as chances: Platt scaling, and how far off it is. Knows arrays; writes no card.
+
+How good scores are as chances: log-loss, Brier score, reliability and calibration error. Knows histograms of scores; fits nothing.
+
+The chance of fake is the sigmoid of the calibrated score with a calibration, and of the score without.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ray_app.detectors.card import Calibration, Platt
+from ray_app.ensembles import calibrate
+from ray_app.metrics.arrays import Floats, MetricEstimate, ScoreHistogram, checked, undefined
+from ray_app.metrics.intervals import proportion_interval
+from ray_app.metrics.operating_points import ONE_CLASS
+
+FEWEST_FOR_ECE = 100
+_LARGEST = np.finfo(np.float64).max
+
+
+def log_loss(fakes: ScoreHistogram, reals: ScoreHistogram, calibration: Calibration | None = None) -> MetricEstimate:
+    """The mean cross-entropy (natural logarithm) of the log-odds, without clipping: a sure score that is wrong costs all that it says."""
+    n = fakes.n + reals.n
+    pieces = [(sign * _log_odds(one.values, calibration), one.counts / n) for one, sign in ((fakes, -1), (reals, 1)) if one.n]
+    return (
+        MetricEstimate(sum(float(shares @ np.logaddexp(0, wrong)) for wrong, shares in pieces), n=n)
+        if n
+        else undefined("there are no images")
+    )
+
+
+def brier_score(fakes: ScoreHistogram, reals: ScoreHistogram, calibration: Calibration | None = None) -> MetricEstimate:
+    """The mean square of what chance and truth, 0 or 1, are apart (Brier 1950)."""
+    n = fakes.n + reals.n
+    pieces = [(one.counts, _chances(one.values, calibration) - truth) for one, truth in ((fakes, 1), (reals, 0))]
+    return MetricEstimate(sum(float(counts @ apart**2) for counts, apart in pieces) / n, n=n) if n else undefined("there are no images")
+
+
+def debiased_ece(fakes: ScoreHistogram, reals: ScoreHistogram, calibration: Calibration | None = None, bins: int = 15) -> MetricEstimate:
+    """The expected calibration error (Guo et al. 2017, bins of equal width) less the part of it that comes from the bins' being finite.
+
+    The plain one is above 0 even of perfect chances, the more so the fewer images. The correction is that of Kumar, Liang and Ma (2019)
+    for the mean of absolute differences, `debias=True, p=1` in their library `uncertainty-calibration`: twice the error less what it
+    would be on average with the bins' shares drawn anew, from normal distributions with the shares' binomial variances. That average is
+    computed (the mean of a folded normal) where theirs is of 1,000 draws. Never below 0. It removes most of the bias, not all.
+    Not defined with one class or with fewer than `FEWEST_FOR_ECE` images, of which the correction is mostly noise.
+    """
+    n = fakes.n + reals.n
+    if not fakes.n or not reals.n:
+        return undefined(ONE_CLASS, n)
+    if n < FEWEST_FOR_ECE:
+        return undefined(f"it needs {FEWEST_FOR_ECE} images or more; there are {n}", n)
+    found = _Bins.of(fakes, reals, calibration, bins).occupied()
+    share = found.fakes / found.n
+    gap = np.abs(found.expected / found.n - share)
+    redrawn = _mean_of_folded(gap, np.sqrt(share * (1 - share) / found.n))
+    return MetricEstimate(max(0.0, float(found.n @ (2 * gap - redrawn)) / n), n=n)
+
+
+def reliability(
+    fakes: ScoreHistogram, reals: ScoreHistogram, calibration: Calibration | None = None, bins: int = 15
+) -> list[dict[str, Any]]:
+    """The bins of equal width that hold images, in order: `low` and `high` end, `n`, their mean `probability`, `fake_share`, `interval`.
+
+    The interval is Clopper and Pearson's of the share.
+    """
+    every = _Bins.of(fakes, reals, calibration, bins)
+    return [
+        {
+            "low": index / bins,
+            "high": (index + 1) / bins,
+            "n": int(n),
+            "probability": float(expected / n),
+            "fake_share": float(fake / n),
+            "interval": list(proportion_interval(int(fake), int(n))),
+        }
+        for index, (n, fake, expected) in enumerate(zip(every.n, every.fakes, every.expected, strict=True))
+        if n
+    ]
+
+
+def binned(chances: Floats, weights: NDArray[Any], bins: int) -> tuple[Floats, Floats]:
+    """Chances 0 … 1 (k,) in bins of equal width, each as often as its weight: how many are in each bin, and their sum."""
+    bin_of = np.minimum((chances * bins).astype(np.int64), bins - 1)
+    sums = [np.bincount(bin_of, weights=each, minlength=bins).astype(np.float64) for each in (weights, weights * chances)]
+    return sums[0], sums[1]
+
+
+@dataclass(frozen=True, slots=True)
+class _Bins:
+    """Of each bin: images, fakes among them, and the sum of their chances, which is how many fakes are to be expected."""
+
+    n: Floats
+    fakes: Floats
+    expected: Floats
+
+    @classmethod
+    def of(cls, fakes: ScoreHistogram, reals: ScoreHistogram, calibration: Calibration | None, bins: int) -> "_Bins":
+        n_fake, expected_fake = binned(_chances(fakes.values, calibration), fakes.counts, bins)
+        n_real, expected_real = binned(_chances(reals.values, calibration), reals.counts, bins)
+        return cls(n_fake + n_real, n_fake, expected_fake + expected_real)
+
+    def occupied(self) -> "_Bins":
+        there = self.n > 0
+        return _Bins(self.n[there], self.fakes[there], self.expected[there])
+
+
+def _log_odds(scores: Floats, calibration: Calibration | None) -> Floats:
+    if calibration is None:
+        return scores
+    with np.errstate(over="ignore"):
+        return np.clip(calibrate(scores, calibration), -_LARGEST, _LARGEST)
+
+
+def _chances(scores: Floats, calibration: Calibration | None) -> Floats:
+    from scipy.special import expit
+
+    chances: Floats = expit(_log_odds(scores, calibration))
+    return chances
+
+
+def _mean_of_folded(mean: Floats, deviation: Floats) -> Floats:
+    """E|X| of normal X (k,), its mean not negative; of no deviation it is the mean."""
+    from scipy.special import erf
+
+    with np.errstate(over="ignore", under="ignore"):
+        ratio = mean / np.maximum(deviation, np.finfo(np.float64).tiny)
+        folded: Floats = deviation * np.sqrt(2 / np.pi) * np.exp(-(ratio**2) / 2) + mean * erf(ratio / np.sqrt(2))
+    return folded
+
+
+def fit_platt(scores: ArrayLike, labels: ArrayLike, *, intercept: bool = True) -> Platt:
+    """Platt scaling of log-odds (n,) on labels (n,), 1 = fake: the slope and intercept of the least cross-entropy.
+
+    Without `intercept` the slope alone: temperature scaling (Guo et al. 2017). The targets are Platt's (1999), drawn in from 0 and 1 by the
+    size of each class, so that scores which separate the classes still get a finite slope. The probabilities are right where as large a
+    share is fake as here.
+    Raises ValueError where one class is missing or where the scores do not rise from real to fake, and as `checked` does.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    numbers, fake = checked(scores, labels)
+    n_fake, n_real = int(fake.sum()), int((~fake).sum())
+    if not n_fake or not n_real:
+        raise ValueError(f"calibration needs real and fake images; there are {n_real:,} real and {n_fake:,} fake")
+    centre = numbers.mean() if intercept else 0.0
+    scale = np.sqrt(np.mean((numbers - centre) ** 2))
+    if scale == 0:
+        raise ValueError(f"calibration needs scores that differ; all {len(numbers):,} are {numbers[0]:g}")
+    target = np.where(fake, (n_fake + 1) / (n_fake + 2), 1 / (n_real + 2))
+    # Each score stands there twice, as fake and as real, and weighs as much as its target says.
+    twice = np.tile((numbers - centre) / scale, 2)[:, None]
+    both, weights = np.repeat([1, 0], len(numbers)), np.concatenate([target, 1 - target])
+    model = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-10, fit_intercept=intercept)
+    model.fit(twice, both, sample_weight=weights)
+    slope = float(model.coef_[0, 0] / scale)
+    if slope <= 0:
+        raise ValueError(
+            f"fakes score no higher than reals (slope {slope:.3g} on {len(numbers):,} images): calibration would turn the verdict"
+        )
+    return Platt(slope=slope, intercept=float(model.intercept_[0] - slope * centre))
+
+
+def expected_calibration_error(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> float:
+    """How far P(fake) (n,) lies from the share that is fake, on average over `bins` of equal width, by images (Guo et al. 2017).
+
+    Raises ValueError for probabilities outside 0 … 1, and as `checked` does.
+    """
+    chances, fake = checked(probabilities, labels)
+    if chances.min() < 0 or chances.max() > 1:
+        raise ValueError(f"probabilities lie between 0 and 1; these go from {chances.min():g} to {chances.max():g}")
+    _, expected = binned(chances, np.ones(len(chances)), bins)
+    n_fake, _ = binned(chances, fake.astype(np.float64), bins)
+    return float(np.abs(expected - n_fake).sum() / len(chances))

@@ -1,0 +1,94 @@
+"""How close a predicted prompt comes to the true one: BLEU-4, ROUGE-L, token F1, Jaccard's index of tags. Knows texts; knows no images.
+
+sacrebleu and rouge-score come with `touchstone[evaluate]`; without them their figures are not defined, and say so.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+import numpy as np
+
+from ray_app.attribution.prompts import normalised_prompt as normalised_prompt
+from ray_app.metrics.arrays import Counts, MetricEstimate, undefined
+from ray_app.metrics.intervals import DRAWS, mean_figure, resampled
+
+_NOTHING = "no image with both a predicted and a true prompt"
+_EXTRA = "needs {}: pip install 'touchstone[evaluate]'"
+
+_WORD = re.compile(r"[^\W_]+")
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text in any script, without case and punctuation: what ROUGE-L and token F1 compare."""
+    return _WORD.findall(text.casefold())
+
+
+def token_f1(predicted: Sequence[str], truth: Sequence[str]) -> MetricEstimate:
+    """The mean over images of 2 · shared / all words, each as often as it stands there; two texts without words are alike."""
+    return mean_figure([_shared(one, other) for one, other in zip(predicted, truth, strict=True)], _NOTHING)
+
+
+def tag_jaccard(predicted: Sequence[str], truth: Sequence[str]) -> MetricEstimate:
+    """The mean over images of Jaccard's index of both sets of tags, what stands between commas (specs/localization.md §6.2.5).
+
+    Tags are compared word by word, without case and punctuation; two texts without tags are alike.
+    """
+    return mean_figure([_jaccard(tags_of(one), tags_of(other)) for one, other in zip(predicted, truth, strict=True)], _NOTHING)
+
+
+def tags_of(text: str) -> set[str]:
+    """The different parts of a text between commas."""
+    return {" ".join(words) for part in text.split(",") if (words := words_of(part))}
+
+
+def rouge_l(predicted: Sequence[str], truth: Sequence[str]) -> MetricEstimate:
+    """The mean over images of ROUGE-L's F measure (Lin 2004, rouge-score) on `words_of`, which for English are its own words."""
+    if find_spec("rouge_score") is None:
+        return undefined(_EXTRA.format("rouge-score"))
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer = RougeScorer(["rougeL"], tokenizer=_Words())
+    return mean_figure([scorer.score(other, one)["rougeL"].fmeasure for one, other in zip(predicted, truth, strict=True)], _NOTHING)
+
+
+def bleu4(predicted: Sequence[str], truth: Sequence[str]) -> MetricEstimate:
+    """BLEU-4 of the corpus, 0 … 1 (Papineni et al. 2002; sacrebleu: tokens 13a, lower case, smoothing `exp`), bootstrapped over images."""
+    if find_spec("sacrebleu") is None:
+        return undefined(_EXTRA.format("sacrebleu"))
+    from sacrebleu.metrics.bleu import BLEU
+
+    # With effective order sacrebleu counts the n-grams of one sentence without a warning; the corpus' score is made without it.
+    sentence = BLEU(lowercase=True, effective_order=True)
+    found = [sentence.sentence_score(one, [other]) for one, other in zip(predicted, truth, strict=True)]
+    if not found:
+        return undefined(_NOTHING)
+    counts = np.array([[*one.counts, *one.totals, one.sys_len, one.ref_len] for one in found], np.int64)
+
+    def score(sums: Counts) -> float:
+        numbers = sums.tolist()
+        return float(BLEU.compute_bleu(numbers[:4], numbers[4:8], numbers[8], numbers[9], smooth_method="exp").score / 100)
+
+    generator, n = np.random.default_rng(0), len(counts)
+    drawn = [score(np.bincount(generator.integers(n, size=n), minlength=n) @ counts) for _ in range(DRAWS)] if n > 1 else []
+    return resampled(score(counts.sum(axis=0)), drawn, n)
+
+
+class _Words:
+    """`words_of`, as rouge-score asks for it."""
+
+    def tokenize(self, text: str) -> list[str]:
+        """The words of a text."""
+        return words_of(text)
+
+
+def _shared(predicted: str, truth: str) -> float:
+    one, other = Counter(words_of(predicted)), Counter(words_of(truth))
+    every = one.total() + other.total()
+    return 2 * (one & other).total() / every if every else 1.0
+
+
+def _jaccard(one: set[str], other: set[str]) -> float:
+    every = one | other
+    return len(one & other) / len(every) if every else 1.0

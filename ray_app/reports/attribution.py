@@ -1,0 +1,254 @@
+"""The training of an identifier → one HTML page that loads nothing; its end, and the plan of one, in a few lines.
+
+Knows what is said and in which order; `templates/identifier.html` knows how it looks. Every text in the facts is taken for hostile.
+
+A trained predictor of prompts, and the dry run of one, in words for the terminal. Knows the content of `metrics.json` alone.
+
+An identifier's or a describer's card as a page of plain text. Knows cards; reads no weights and no network.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ray_app.attribution.cards import DescriberCard, IdentifierCard
+from ray_app.attribution.generators import family_title, title_of
+from ray_app.reports import format as wording
+from ray_app.reports.card import preprocessing_lines
+from ray_app.reports.format import counted, stated, visible
+from ray_app.reports.html import render, settings
+from ray_app.reports.text import paragraph
+
+Facts = Mapping[str, Any]
+FIGURES = {
+    "accuracy": "accuracy",
+    "top_3": "right name among the first 3",
+    "top_5": "right name among the first 5",
+    "macro_f1": "macro F1",
+    "weighted_f1": "weighted F1",
+    "family_accuracy": "accuracy of families",
+    "family_macro_f1": "macro F1 of families",
+    "calibration_error": "calibration error",
+    "abstained": "given no name: known generators",
+    "accuracy_of_named": "accuracy of those named",
+    "unknown_abstained": "given no name: unknown generators",
+    "reals_abstained": "given no name: real images",
+    "open_set_auroc": "AUROC, known against unknown",
+}
+_IN_LINES = ("accuracy", "top_3", "macro_f1", "open_set_auroc")
+_MOST = 60
+_MOST_IN_LINE = 12
+_LONGEST_NAME = 48
+
+
+def render_identifier_report(facts: Facts) -> str:
+    """Write what `training.identifying` tells as one self-contained HTML page."""
+    splits = [(name, facts[name]) for name in ("validation", "test") if facts.get(name)]
+    return render(
+        "identifier.html",
+        told=facts,
+        splits=splits,
+        headline=_headline(facts),
+        figures=[
+            (words, [_cell(split["figures"][name]) for _, split in splits])
+            for name, words in FIGURES.items()
+            if any(split["figures"][name]["value"] is not None for _, split in splits)
+        ],
+        reasons=_reasons(facts),
+        open_set=open_set_in_words(facts),
+        chances=_chances_in_words(facts),
+        last=splits[-1],
+        row=_cell,
+        most=_MOST,
+        recipe=settings(facts["recipe"]),
+        environment=settings(facts["environment"]),
+        card=settings(facts["card"]),
+    )
+
+
+def identifier_lines(facts: Facts) -> list[str]:
+    """The end of the training in words, for the terminal."""
+    lines = [_headline(facts)]
+    for name in ("validation", "test"):
+        if split := facts.get(name):
+            told = [f"{FIGURES[one]} {_in_words(split['figures'][one])}" for one in _IN_LINES if split["figures"][one]["value"] is not None]
+            lines.append(f"{name} ({split['n_known']:,} of known generators, {split['n_unknown']:,} of unknown): {', '.join(told)}")
+    lines.append(open_set_in_words(facts))
+    if pairs := (facts.get("test") or facts["validation"])["pairs"][:3]:
+        lines.append("most often confused: " + ", ".join(f"{_name(true)} taken for {_name(said)} ({n:,})" for true, said, n in pairs))
+    if facts["left_out"]:
+        lines.append(f"left out for too few images: {_counts(facts['left_out'])}")
+    out = wording.visible(str(facts["out"]).rstrip("/"))
+    return [
+        *lines,
+        f"report: {out}/report.html",
+        f"name a run's images with it: touchstone rescore RUN --identifier {out}/identifier.yaml --out NEW",
+    ]
+
+
+def identifier_plan_lines(planned: Facts) -> list[str]:
+    """The dry run in words."""
+    return [wording.visible(line) for line in _plan(planned)]
+
+
+def _plan(planned: Facts) -> Iterator[str]:
+    asked = planned["open_set"]
+    yield (
+        f"{planned['name']}: a {planned['head']} head over {len(planned['classes'])} classes ({planned['level']}), "
+        f"on embeddings of {planned['detector']}"
+    )
+    yield f"classes     {', '.join(map(_name, planned['classes'][:_MOST]))}"
+    if asked["abstains"]:
+        yield f"open set    by {asked['method']}, gives up {wording.percent(asked['abstains'])} of known generators"
+    else:
+        yield "open set    none: every image is named"
+    for name, split in planned["splits"].items():
+        others = f"; besides {_counts(split['others'])}" if split["others"] else ""
+        yield f"{name:<12}{split['images']:,} images to embed: {_counts(split['known'])}{others}"
+    if planned["held_out"]:
+        yield f"held out    {', '.join(map(_name, planned['held_out']))}"
+    if planned["left_out"]:
+        yield f"left out    {_counts(planned['left_out'])}: too few images"
+    if "test" not in planned["splits"]:
+        yield "there is no test split: how good it is on images that decided nothing stays unknown"
+
+
+def open_set_in_words(facts: Facts) -> str:
+    """What share of images was to be given no name, and what share was."""
+    found = facts["open_set"]
+    if found is None:
+        return "Every image is given a name: no threshold was asked for."
+    asked = f"Asked to give no name to {wording.percent(found['abstains'])} of images of known generators (by {found['method']}, "
+    asked += f"a threshold from {found['n']:,} validation images)"
+    test = facts.get("test")
+    if not test or test["figures"]["abstained"]["value"] is None:
+        return f"{asked}; no test image says what share it is."
+    told = f"{asked}; on test it was {_in_words(test['figures']['abstained'])}"
+    unknown = test["figures"]["unknown_abstained"]
+    return f"{told}, and {_in_words(unknown)} of those of unknown generators." if unknown["value"] is not None else f"{told}."
+
+
+def _headline(facts: Facts) -> str:
+    split = "test" if facts.get("test") else "validation"
+    title = wording.visible(facts["title"] or facts["name"])
+    accuracy = facts[split]["figures"]["accuracy"]
+    if accuracy["value"] is None:
+        return f"{title}: {len(facts['classes'])} classes, not measured."
+    return f"{title}: {wording.percent(accuracy['value'])} of {split} images of {len(facts['classes'])} classes rightly named."
+
+
+def _reasons(facts: Facts) -> list[str]:
+    """Why figures of the last split are not there."""
+    last = facts.get("test") or facts["validation"]
+    return [f"{FIGURES[name]}: {last['figures'][name]['why']}" for name in FIGURES if last["figures"][name]["value"] is None]
+
+
+def _chances_in_words(facts: Facts) -> str:
+    if facts["calibration_note"]:
+        return f"Probabilities are not calibrated: {facts['calibration_note']}."
+    return f"Probabilities are calibrated by a temperature of {facts['temperature']:.3g}, on training images by folds of groups."
+
+
+def _cell(row: Facts) -> tuple[str, tuple[str, str] | None]:
+    ends = row["interval"]
+    return wording.percent(row["value"]), None if ends is None else (wording.percent(ends[0]), wording.percent(ends[1]))
+
+
+def _in_words(row: Facts) -> str:
+    value, ends = _cell(row)
+    return value if ends is None else f"{value} ({ends[0]} to {ends[1]})"
+
+
+def _name(name: str) -> str:
+    return wording.shortened(name, _LONGEST_NAME)
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    told = [f"{_name(name)} {n:,}" for name, n in list(counts.items())[:_MOST_IN_LINE]]
+    return ", ".join([*told, *([f"{len(counts) - len(told):,} more"] if len(counts) > len(told) else [])])
+
+
+_SYSTEMS = {"describer": "predicted", "retrieval": "nearest image's", "random": "any prompt", "most_frequent": "the commonest"}
+_FIGURES = {"exact": "word for word", "token_f1": "token F1", "bleu4": "BLEU-4", "rouge_l": "ROUGE-L"}
+
+
+def describer_lines(facts: Mapping[str, Any]) -> list[str]:
+    """What came out: figures of each split beside what costs nothing, and where the card lies."""
+    lines = [f"{facts['name']}: {facts['tier']}, {facts['steps']:,} steps, {facts['out']}/describer.yaml"]
+    for split, systems in facts["figures"].items():
+        lines.append(f"{split}: {facts['n'][split]:,} images with prompts that training has not")
+        lines += [f"  {title:<16}{_told(systems[system])}" for system, title in _SYSTEMS.items()]
+    return [*lines, "touchstone score ARCHIVE --out RUN with an ensemble whose profile names this card as its describer"]
+
+
+def describer_plan_lines(planned: Mapping[str, Any]) -> list[str]:
+    """The dry run."""
+    counts = ", ".join(f"{split} {count:,}" for split, count in planned["images"].items())
+    lines = [f"{planned['name']}: {planned['tier']} by {planned['detector']}; images with prompts: {counts}"]
+    if planned["steps"]:
+        lines.append(f"{planned['steps']:,} steps of {planned['batch']:,} images")
+    left_out = planned["data"].get("prompts_in_training", {})
+    return lines + [f"{split}: {count:,} images left out, since training has their prompt" for split, count in left_out.items() if count]
+
+
+def _told(figures: Mapping[str, Any]) -> str:
+    if all(figures[name]["value"] is None for name in _FIGURES):
+        return f"not known: {figures['exact']['why']}"
+    return "  ".join(f"{title} {figures[name]['value']:.3f}" for name, title in _FIGURES.items() if figures[name]["value"] is not None)
+
+
+_LABEL = 14
+_TIERS = {
+    "retrieval": "the prompt of the nearest image of an index",
+    "prefix": "a small language model that continues an embedding",
+    "captioner": "a captioning model that reads pixels",
+    "dialogue": "a vision-language model that is asked",
+}
+_METHODS = {"energy": "energy of the logits", "distance": "Mahalanobis distance to the nearest class"}
+
+
+def profile_page(card: IdentifierCard | DescriberCard, here: Mapping[str, Path | None], width: int) -> str:
+    """The card in lines of at most `width` columns but for longer words. `here`: where its files lie (None = missing), by uri."""
+    told = _of_identifier(card) if isinstance(card, IdentifierCard) else _of_describer(card)
+    lines = [*told, ("weights", card.weights.uri), ("here", ", ".join(str(path) if path else "missing" for path in here.values()))]
+    lines += [("licence", card.licence), ("source", card.source), ("training data", card.training_data.name)]
+    lines += [("note", note) for note in card.notes]
+    shown = [line for label, text in lines if text for line in _hung(label, visible(text), width)]
+    return "\n".join([card.name, *(f"  {line}" for line in paragraph(card.title, width - 2)), "", *shown])
+
+
+def _of_identifier(card: IdentifierCard) -> list[tuple[str, str]]:
+    by_family: defaultdict[str, list[str]] = defaultdict(list)
+    for name, family in zip(card.classes, card.class_families, strict=True):
+        by_family[family_title(family)].append(title_of(name))
+    rule = card.open_set
+    opened = "never: every image gets the name of a known generator"
+    if rule is not None:
+        measured = f"asked for {stated(rule.abstains)} of known ones, on {counted(rule.n, 'image')}"
+        opened = f"where the {_METHODS[rule.method]} lies beyond its threshold; {measured}"
+    return [
+        ("kind", f"identifier: names the generator, by a {card.head} head"),
+        ("reads", f"embeddings of {card.detector}"),
+        ("knows", f"{counted(len(card.classes), 'generator')} of {len(by_family)} families"),
+        *[("", f"{family}: {', '.join(names)}") for family, names in by_family.items()],
+        ("abstains", opened),
+    ]
+
+
+def _of_describer(card: DescriberCard) -> list[tuple[str, str]]:
+    search = f"{counted(card.beams, 'beam')}, at most {card.most_tokens} tokens" if card.tier != "retrieval" else ""
+    prepared = [] if card.preprocessing is None else preprocessing_lines(card.preprocessing)
+    return [
+        ("kind", f"describer: predicts the words, by {_TIERS[card.tier]}"),
+        ("reads", f"embeddings of {card.detector}" if card.detector else "pixels"),
+        *prepared,
+        ("asks", card.question if card.tier == "dialogue" else ""),
+        ("search", search),
+        ("work", f"{card.gmac:g} GMAC per image" if card.gmac else ""),
+    ]
+
+
+def _hung(label: str, text: str, width: int) -> list[str]:
+    first, *rest = paragraph(text, width - _LABEL - 2)
+    return [f"  {label:{_LABEL}}{first}", *(" " * (_LABEL + 2) + line for line in rest)]

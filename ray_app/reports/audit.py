@@ -1,0 +1,82 @@
+"""A sample of images → one HTML page on which a person labels them, and an audit's answer in lines. Knows facts; reads no run.
+
+The page shows no score and no verdict, so that nobody is led by them. It runs one script, its own, which the policy names by its hash; it
+loads nothing, keeps labels in the browser and hands them over as a CSV file.
+"""
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ray_app.reports import format as wording
+from ray_app.reports.evaluation.system_model import FigureFacts
+from ray_app.reports.html import jpeg_uri, render
+from ray_app.reports.text import paragraph, table
+
+_WORDS = {
+    "prevalence": "prevalence: the share of fakes",
+    "precision": "precision: fakes among what is flagged",
+    "recall": "recall: flagged among the fakes",
+}
+
+
+@dataclass(frozen=True)
+class AuditImage:
+    """One image to label: who it is, the place of its stratum, and a JPEG of it (None where it could not be read)."""
+
+    image_id: int
+    uri: str
+    member: str | None
+    stratum: int
+    jpeg: bytes | None
+
+    @property
+    def picture(self) -> str | None:
+        """As a data URI."""
+        return jpeg_uri(self.jpeg) if self.jpeg else None
+
+
+def render_audit(facts: Mapping[str, Any], images: Sequence[AuditImage]) -> str:
+    """The page. `facts`: what `audit.json` says. Every text is taken for hostile."""
+    digest = base64.b64encode(hashlib.sha256(render("audit.js").encode()).digest()).decode()
+    # Labels kept in a browser belong to this sample: another one in the same folder starts anew.
+    named = hashlib.sha256("\n".join([str(facts["made_at"]), *(str(one.image_id) for one in images)]).encode()).hexdigest()[:16]
+    return render("audit.html", facts=facts, images=images, script_hash=digest, key=f"touchstone-audit-{named}")
+
+
+def audit_lines(document: Mapping[str, Any], width: int) -> list[str]:
+    """An audit's answer for the terminal, in at most `width` columns but for words that are longer."""
+    lines = paragraph(
+        f"{document['labelled']:,} of {document['drawn']:,} drawn images labelled, of {document['scored']:,} with a verdict "
+        f"(ensemble {wording.visible(str(document['audit']['ensemble'] or wording.NONE))})", width
+    )  # fmt: skip
+    either = document["if_unsure_were_either"]
+    heads = ["", "", "95 % interval", *(["if the unsure were either"] if either else [])]
+    rows = []
+    for name, words in _WORDS.items():
+        figure = FigureFacts.model_validate(document["figures"][name])
+        cells = [words, *_stated(figure)]
+        rows.append([*cells, *([_span(either[name]) if name in either else wording.NONE] if either else [])])
+    lines += ["", *table(heads, rows, width, right={1}, wrap={0, 2}), ""]
+    heads = ["stratum", "images", "labelled", "fake", *(["unsure"] if document["unsure"] else [])]
+    rows = [
+        [one["name"], f"{one['size']:,}", f"{one['fakes'] + one['reals']:,}", f"{one['fakes']:,}",
+         *([f"{one['unsure']:,}"] if document["unsure"] else [])]
+        for one in document["strata"]
+    ]  # fmt: skip
+    lines += table(heads, rows, width, right={1, 2, 3, 4}, wrap={0})
+    for note in document["notes"]:
+        lines += paragraph(f"! {wording.visible(note)}", width)
+    return lines
+
+
+def _stated(figure: FigureFacts) -> list[str]:
+    if figure.number is None:
+        return [wording.NONE, figure.why or ""]
+    return [wording.percent(figure.number), _span(figure.ends or (figure.number, figure.number))]
+
+
+def _span(ends: Sequence[float]) -> str:
+    return f"{wording.percent(ends[0])} to {wording.percent(ends[1])}"

@@ -1,0 +1,410 @@
+"""An evaluation's document → one HTML page that loads nothing, runs nothing and can be mailed as it is; and the same in a few lines.
+
+Knows what the page says and in which order; `templates/` knows how it looks. Every text in the document is taken for hostile.
+
+The protocol's table as the page shows it: our cells and published ones side by side, in few columns and rows at a time.
+
+Knows which cell stands where and which notes it needs; knows no HTML.
+"""
+
+import base64
+import binascii
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from markupsafe import Markup
+
+from ray_app.reports import format as figure_words
+from ray_app.reports import format as wording
+from ray_app.reports.evaluation.charts import Chart, curve_groups, reliability_chart, risk_groups, robustness_groups, score_chart
+from ray_app.reports.evaluation.model import EvaluationFacts, PairedFacts, ReferenceFacts, TableRow
+from ray_app.reports.evaluation.system_model import FigureFacts, GeneratorFacts, SystemFacts
+from ray_app.reports.evaluation.text import (
+    Warned,
+    answers,
+    captioned,
+    groups_table,
+    headline,
+    identified_parts,
+    name_lines,
+    pairs_of,
+    warnings,
+)
+from ray_app.reports.format import three_digit_ends, three_digits
+from ray_app.reports.html import jpeg_uri, render, settings
+from ray_app.reports.svg import range_meter
+from ray_app.reports.text import table
+
+MOST_COLUMNS = 9
+MOST_ROWS = 24
+SEEN_SIGNS = {"in-training": ("●", "in training"), "unseen": ("○", "not in training"), "unknown": ("?", "not known whether in training")}
+_DAGGERS = "†‡§¶‖"
+
+
+class GridCell(NamedTuple):
+    """One value as text, the ends of its interval, signs of notes, whether its images were in training, and of how many it is."""
+
+    value: str
+    ends: tuple[str, str] | None = None
+    notes: str = ""
+    seen: str = ""
+    about: str = ""
+
+
+class Column(NamedTuple):
+    """A head: a system of ours, or where its figures were published."""
+
+    name: str
+    source: str = ""
+    notes: str = ""
+    is_ours: bool = True
+
+
+class GridRow(NamedTuple):
+    """A line of the table."""
+
+    name: str
+    label: str
+    n: int
+    cells: list[GridCell]
+
+
+class Grid(NamedTuple):
+    """Some of the table's columns with some of its rows; `summary` says what is in it where it is not shown at once."""
+
+    columns: list[Column]
+    rows: list[GridRow]
+    footers: list[GridRow]
+    summary: str
+
+
+class Footnotes:
+    """Signs of notes in order of first use: daggers for what was published, letters for what is not defined."""
+
+    def __init__(self) -> None:
+        self.texts: dict[str, str] = {}
+
+    def dagger(self, text: str) -> str:
+        """The sign of a note on a published figure."""
+        used = sum(sign[0] in _DAGGERS for sign in self.texts.values())
+        return self.texts.setdefault(text, _DAGGERS[used % len(_DAGGERS)] * (1 + used // len(_DAGGERS))) if text else ""
+
+    def letter(self, text: str) -> str:
+        """The sign of a reason why there is no figure."""
+        used = sum(sign[0] not in _DAGGERS for sign in self.texts.values())
+        return self.texts.setdefault(text, chr(ord("a") + used) if used < 26 else f"a{used}") if text else ""
+
+    @property
+    def rows(self) -> list[tuple[str, str]]:
+        """Signs with their texts."""
+        return [(sign, text) for text, sign in self.texts.items()]
+
+
+class Grids(NamedTuple):
+    """The table: what is shown at once first, then the rest, and the notes under it."""
+
+    shown: Grid | None
+    more: list[Grid]
+    notes: list[tuple[str, str]]
+
+
+def grids(told: EvaluationFacts) -> Grids:
+    """The table in pieces of at most MOST_COLUMNS columns and MOST_ROWS rows; the hardest rows of the leading system come first."""
+    notes = Footnotes()
+    kept, others = _rows_at_once(told)
+    pieces = []
+    for index, systems in enumerate(_columns_at_once(told)):
+        names = f"{len(systems)} more systems" if index else ""
+        pieces += [_grid(told, systems, kept, notes, names or f"{len(kept)} rows")]
+        pieces += [_grid(told, systems, others, notes, f"{len(others)} easier rows" + (f", {names}" if names else ""))] if others else []
+    return Grids(pieces[0] if pieces else None, pieces[1:], notes.rows)
+
+
+def _rows_at_once(told: EvaluationFacts) -> tuple[list[TableRow], list[TableRow]]:
+    rows = list(told.table.rows)
+    if len(rows) <= MOST_ROWS:
+        return rows, []
+    leading = told.leading.name if told.leading else ""
+    cells = told.table.cells.get(leading, {})
+
+    def ease(row: TableRow) -> tuple[bool, float]:
+        number = cells[row.name].number if row.name in cells else None
+        return row.label != "real", 2.0 if number is None else number
+
+    hardest = {row.name for row in sorted(rows, key=ease)[:MOST_ROWS]}
+    return [row for row in rows if row.name in hardest], [row for row in rows if row.name not in hardest]
+
+
+def _columns_at_once(told: EvaluationFacts) -> list[list[str]]:
+    """Systems in groups that fit with their published columns; those that no system of ours belongs to stand with the first group."""
+    names = list(told.table.columns) or [system.name for system in told.systems if system.name in told.table.cells]
+    if not told.table.rows and not told.table.footers:
+        return []
+    groups: list[list[str]] = [[]]
+    room = MOST_COLUMNS - len(_alone(told))
+    for name in names:
+        width = 1 + sum(one.system == name for one in told.reference)
+        if width > room and groups[-1]:
+            groups.append([])
+            room = MOST_COLUMNS
+        groups[-1].append(name)
+        room -= width
+    return groups
+
+
+def _alone(told: EvaluationFacts) -> list[ReferenceFacts]:
+    """Published columns of systems that are not among ours."""
+    ours = {*told.table.columns, *(system.name for system in told.systems)}
+    return [one for one in told.reference if one.system not in ours]
+
+
+def _grid(told: EvaluationFacts, systems: Sequence[str], rows: Sequence[TableRow], notes: Footnotes, summary: str) -> Grid:
+    alone = _alone(told) if list(told.table.columns)[:1] == list(systems)[:1] else []
+    columns: list[tuple[str | None, ReferenceFacts | None]] = []
+    for name in systems:
+        columns += [(name, None), *((None, one) for one in told.reference if one.system == name)]
+    columns += [(None, one) for one in alone]
+    lines = [GridRow(row.name, row.label, row.n, [_cell(told, row, *column, notes) for column in columns]) for row in rows]
+    plain = [TableRow(name=footer.name) for footer in told.table.footers]
+    ours = {footer.name: footer.cells for footer in told.table.footers}
+    footers = [
+        GridRow(
+            row.name,
+            "",
+            0,
+            [_figure(ours[row.name].get(name), notes) if name else _published(row.name, one, notes) for name, one in columns],
+        )
+        for row in plain
+    ]
+    return Grid([_head(name, one, notes) for name, one in columns], lines, footers, summary)
+
+
+def _head(name: str | None, reference: ReferenceFacts | None, notes: Footnotes) -> Column:
+    if reference is None:
+        return Column(name or "")
+    return Column(reference.column, reference.source, notes.dagger(reference.mark), is_ours=False)
+
+
+def _cell(told: EvaluationFacts, row: TableRow, name: str | None, reference: ReferenceFacts | None, notes: Footnotes) -> GridCell:
+    if name is None:
+        return _published(row.name, reference, notes)
+    return _figure(told.table.cells.get(name, {}).get(row.name), notes)._replace(seen=row.seen.get(name, "unknown"))
+
+
+def _figure(figure: FigureFacts | None, notes: Footnotes) -> GridCell:
+    if figure is None:
+        return GridCell(wording.NONE)
+    if figure.number is None:
+        return GridCell(wording.NONE, notes=notes.letter(figure.why))
+    ends = three_digit_ends(figure.ends) if figure.ends else None
+    method = f", {figure.method}" if figure.method else ""
+    return GridCell(three_digits(figure.number), ends, about=f"of {figure.n:,}{method}" if figure.n else "")
+
+
+def _published(row: str, reference: ReferenceFacts | None, notes: Footnotes) -> GridCell:
+    value = reference.rows.get(row) if reference else None
+    return GridCell(three_digits(value), notes=notes.dagger(reference.marks.get(row, "")) if reference and value is not None else "")
+
+
+_MOST_MISTAKES = 24
+_MOST_OVERLAYS = 24
+_MOST_GENERATORS = 20
+_MOST_LINES = 20
+_MOST_STRATA = 12
+_BANDS = ("< 0.1 MP", "0.1–0.5 MP", "0.5–1 MP", "1–4 MP", "> 4 MP")
+_WIDTH = 120
+_LONGEST_NAME = 28
+
+
+def render_evaluation(document: Mapping[str, Any]) -> str:
+    """Write an evaluation's document (`metrics.json`) as one self-contained HTML page; any of its sections may be absent or null.
+
+    Pictures are base64 of JPEGs, already re-encoded and free of metadata; what is no JPEG is not shown.
+    Raises pydantic's ValidationError for a value of another type.
+    """
+    told = EvaluationFacts.model_validate(dict(document))
+    return render(
+        "evaluation.html",
+        told=told,
+        leading=told.leading,
+        others=told.others,
+        headline=headline(told),
+        answers=answers(told),
+        warnings=warnings(told),
+        table=grids(told),
+        seen_signs=SEEN_SIGNS,
+        said=figure_words,
+        curves=curve_groups(told.systems),
+        risks=risk_groups(told.systems),
+        robustness=robustness_groups(told.systems),
+        confidence=_confidences(told),
+        generator_tables=_generator_tables,
+        bar=_bar,
+        kinds_of=_kinds,
+        strata=_strata,
+        paired=_paired(told),
+        mistakes=captioned(told.mistakes, lambda one: _picture(one.thumbnail), most=_MOST_MISTAKES),
+        overlays=[(overlay, _picture(overlay.picture)) for overlay in told.overlays[:_MOST_OVERLAYS]],
+        classes=_classes(told),
+        named=identified_parts(told.identification),
+        pairs=pairs_of(told.identification),
+        grouped=groups_table(told),
+        policy=settings(told.localization.policy) if told.localization else [],
+        identity=settings(told.run.identity),
+        glossary=_glossary(told),
+    )
+
+
+def evaluation_lines(document: Mapping[str, Any]) -> list[str]:
+    """An evaluation in words for the terminal: the headline, the table, what to beware of."""
+    told = EvaluationFacts.model_validate(dict(document))
+    found = grids(told)
+    lines = [headline(told)]
+    if found.shown:
+        lines += ["", *_grid_lines(found.shown), *[f"{sign} {wording.visible(text)}" for sign, text in found.notes]]
+        lines += [f"not shown here: {', '.join(grid.summary for grid in found.more)}"] if found.more else []
+    elif told.systems:
+        lines += ["", *_system_lines(told.systems)]
+    lines += name_lines(told)
+    beware = [_warning_line(warned) for warned in warnings(told)]
+    return lines + (["", *beware] if beware else [])
+
+
+def _warning_line(warned: Warned) -> str:
+    return f"{'warning' if warned.is_grave else 'note'}: {wording.visible(warned.heading)} {wording.visible(warned.text)}"
+
+
+def _grid_lines(grid: Grid) -> list[str]:
+    heads = ["", *[wording.shortened(one.name, _LONGEST_NAME) + (f" {one.notes}" if one.notes else "") for one in grid.columns]]
+    rows = [[wording.shortened(row.name, _LONGEST_NAME), *map(_cell_text, row.cells)] for row in [*grid.rows, *grid.footers]]
+    return table(heads, rows, _WIDTH, right=range(1, len(heads)))
+
+
+def _cell_text(cell: GridCell) -> str:
+    ends = f" [{cell.ends[0]}, {cell.ends[1]}]" if cell.ends else ""
+    return f"{cell.value}{ends}{' ' + cell.notes if cell.notes else ''}"
+
+
+def _system_lines(systems: Sequence[SystemFacts]) -> list[str]:
+    keys = figure_words.KEY_FIGURES
+    heads = ["", *[figure_words.named(key) for key in keys]]
+    rows = [
+        [
+            wording.shortened(one.called, _LONGEST_NAME) or wording.NONE,
+            *[figure_words.written(key, one.figure(key).number) for key in keys],
+        ]
+        for one in systems[:_MOST_LINES]
+    ]
+    return table(heads, rows, _WIDTH, right=range(1, len(heads)))
+
+
+class Confidence(NamedTuple):
+    """What a system's scores look like, and whether its probabilities hold."""
+
+    system: SystemFacts
+    charts: list[Chart]
+
+
+def _confidences(told: EvaluationFacts) -> list[Confidence]:
+    return [_confidence(system, index) for index, system in enumerate([told.leading, *told.others]) if system]
+
+
+def _confidence(system: SystemFacts, index: int) -> Confidence:
+    found = (score_chart(system, f"scores-{index}"), reliability_chart(system, f"reliability-{index}"))
+    return Confidence(system, [chart for chart in found if chart])
+
+
+class EvaluationGeneratorTable(NamedTuple):
+    """Generators of one label, the hardest first, those that are shown at once and the rest."""
+
+    caption: str
+    rate: str
+    key: str
+    shown: list[GeneratorFacts]
+    more: list[GeneratorFacts]
+
+
+def _generator_tables(system: SystemFacts) -> list[EvaluationGeneratorTable]:
+    tables = []
+    for label, caption, key in (("fake", "Generators", "tpr"), ("real", "Sources of real images", "tnr")):
+        found = system.hardest(label)
+        if found:
+            tables.append(
+                EvaluationGeneratorTable(caption, figure_words.named(key), key, found[:_MOST_GENERATORS], found[_MOST_GENERATORS:])
+            )
+    return tables
+
+
+def _bar(figure: FigureFacts, kind: str = "plain", floor: float = 0.0, level: float | None = None) -> Markup:
+    """A figure as a bar with its interval, on a scale from `floor` to 1; nothing where there is no figure."""
+    if figure.number is None:
+        return Markup("")
+    low, high = figure.ends or (figure.number, figure.number)
+    value, low, high = (max(0.0, number - floor) for number in (figure.number, low, high))
+    return range_meter(value, low, high, 1 - floor, kind, None if level is None else max(0.0, level - floor))
+
+
+def _kinds(system: SystemFacts) -> list[tuple[str, Mapping[str, FigureFacts]]]:
+    """Whole fakes and local edits, where there are local edits."""
+    known = [(kind, found) for kind, found in system.kinds.items() if any(figure.number is not None for figure in found.values())]
+    return known if any(kind == "local" for kind, _ in known) else []
+
+
+def _strata(system: SystemFacts) -> Any:
+    """The fullest combinations of format and size."""
+    return sorted(system.strata, key=lambda one: -(one.n_real + one.n_fake))[:_MOST_STRATA]
+
+
+def _paired(told: EvaluationFacts) -> list[tuple[PairedFacts, str, str]]:
+    """Each test with what its two systems are called."""
+    called = {system.name: system.called for system in told.systems}
+    return [(one, called.get(one.a, one.a), called.get(one.b, one.b)) for one in told.paired]
+
+
+def _picture(encoded: str) -> str | None:
+    """Base64 of a JPEG as a data URI; None for anything else."""
+    try:
+        return jpeg_uri(base64.b64decode(encoded, validate=True))
+    except (binascii.Error, ValueError):
+        return None
+
+
+class Shares(NamedTuple):
+    """One format or size band: how many images of each class, and which share of the class."""
+
+    name: str
+    real: int
+    fake: int
+    real_share: float
+    fake_share: float
+
+
+def _classes(told: EvaluationFacts) -> list[tuple[str, str, list[Shares]]]:
+    """Formats and sizes of both classes side by side, the most frequent first; bands of size keep their order."""
+    found = []
+    for head, caption, counts in (("Format", "Formats by class", told.data.formats), ("Size", "Sizes by class", told.data.sizes)):
+        real, fake = counts.get("real", {}), counts.get("fake", {})
+        totals = max(sum(real.values()), 1), max(sum(fake.values()), 1)
+        names = list(dict.fromkeys([*real, *fake]))
+        names.sort(key=lambda name: (_BANDS.index(name) if name in _BANDS else len(_BANDS), -(real.get(name, 0) + fake.get(name, 0))))
+        rows = [
+            Shares(name, real.get(name, 0), fake.get(name, 0), real.get(name, 0) / totals[0], fake.get(name, 0) / totals[1])
+            for name in names[:_MOST_GENERATORS]
+        ]
+        found += [(head, caption, rows)] if rows else []
+    return found
+
+
+def _glossary(told: EvaluationFacts) -> list[tuple[str, str]]:
+    """What each figure of this document means."""
+    there = {key for system in told.systems for found in (system.figures, system.decided, system.averages) for key in found}
+    there |= {"aurc"} if any(system.risk_coverage.points for system in told.systems) else set()
+    for section in (told.identification, told.prompts):
+        there |= set(section.figures) if section else set()
+    there |= {key for _, part in identified_parts(told.identification) for key in part.figures}
+    there |= {key for row in (told.groups.groups if told.groups else ()) for key in row.identification}
+    for masks in told.localization.systems if told.localization else ():
+        there |= set(masks.figures)
+    return [
+        (meaning.words[0].upper() + meaning.words[1:], meaning.sentence) for key, meaning in figure_words.MEANINGS.items() if key in there
+    ]

@@ -1,0 +1,181 @@
+"""One system of an evaluation, a detector or the ensemble, as the reports read it: figures, curves, generators, views.
+
+Every key has a default, unknown keys and nulls are let pass.
+
+A figure as the reports read it from an evaluation's document, and mappings of them. Knows no system and no data.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+
+from ray_app.reports.run_model import SummarySection
+
+
+class FigureFacts(SummarySection):
+    """One figure (ray_app.metrics.arrays): a number with its 95 % interval, or why there is none. `n`: images that it is of."""
+
+    value: float | None = None
+    interval: tuple[float, ...] = ()
+    method: str = ""
+    n: int = 0
+    why: str = ""
+
+    @property
+    def number(self) -> float | None:
+        """The value, where it is a number."""
+        return self.value if self.value is not None and math.isfinite(self.value) else None
+
+    @property
+    def ends(self) -> tuple[float, float] | None:
+        """The ends of its interval, where it has one."""
+        usable = self.number is not None and len(self.interval) == 2 and all(map(math.isfinite, self.interval))
+        return (self.interval[0], self.interval[1]) if usable else None
+
+
+def figures_among(value: Any) -> Any:
+    """By name what is a figure; the rest is left out."""
+    return {key: item for key, item in value.items() if isinstance(item, Mapping) and "value" in item} if isinstance(value, Mapping) else {}
+
+
+def rows(value: Any) -> Any:
+    """A list without its nulls; of anything else none."""
+    return [row for row in value if row is not None] if isinstance(value, list | tuple) else []
+
+
+def numbers(value: Any) -> Any:
+    """By name what is a number; the rest is left out."""
+    return {key: item for key, item in value.items() if isinstance(item, int | float)} if isinstance(value, Mapping) else {}
+
+
+# Of a mapping, what is a figure: so that a section may hold other things beside its figures.
+Figures = Annotated[Mapping[str, FigureFacts], BeforeValidator(figures_among)]
+Points = Annotated[tuple[tuple[float | None, ...], ...], BeforeValidator(rows)]
+Counts = Annotated[Mapping[str, int], BeforeValidator(numbers)]
+
+NOT_MEASURED = FigureFacts(why="not measured")
+NO_FIGURES: Mapping[str, FigureFacts] = {}
+NO_COUNTS: Mapping[str, int] = {}
+
+
+class GeneratorFacts(SummarySection):
+    """One generator's images, or one source of real ones. `rate`: the share of them told right. `seen`: by the detector, in training."""
+
+    name: str = ""
+    label: str = ""
+    kind: str = ""
+    seen: str = "unknown"
+    released: str = ""
+    n: int = 0
+    unscored: int = 0
+    rate: FigureFacts = NOT_MEASURED
+    auc: FigureFacts = NOT_MEASURED
+
+
+class ReliabilityBin(SummarySection):
+    """Images whose probability lies from `low` to `high`: the mean of what was stated, and the share that is fake."""
+
+    low: float = 0.0
+    high: float = 0.0
+    n: int = 0
+    probability: float | None = None
+    fake_share: float | None = None
+    interval: tuple[float, ...] = ()
+
+
+class ClassHistogram(SummarySection):
+    """Counts of scores (log-odds) by class: n + 1 edges for n counts."""
+
+    edges: tuple[float, ...] = ()
+    real: tuple[int, ...] = ()
+    fake: tuple[int, ...] = ()
+
+    @property
+    def drawable(self) -> bool:
+        """Whether there is anything to draw, and it fits together."""
+        bins = len(self.edges) - 1
+        sound = bins > 0 and self.edges[-1] > self.edges[0] and len(self.real) == len(self.fake) == bins
+        return sound and any(self.real + self.fake)
+
+
+class RiskCoverage(SummarySection):
+    """Pairs of coverage and risk, and the area under them."""
+
+    points: Points = ()
+    aurc: FigureFacts = NOT_MEASURED
+
+
+class FormatStratum(SummarySection):
+    """Images of one format and one size band."""
+
+    format: str = ""
+    size: str = ""
+    n_real: int = 0
+    n_fake: int = 0
+    auc: FigureFacts = NOT_MEASURED
+    balanced_accuracy: FigureFacts = NOT_MEASURED
+
+
+class ViewFacts(SummarySection):
+    """The same images, perturbed."""
+
+    name: str = ""
+    n_real: int = 0
+    n_fake: int = 0
+    figures: Figures = NO_FIGURES
+
+
+class SystemFacts(SummarySection):
+    """One detector or the ensemble. `decided`: the ensemble's figures with its abstentions; `kinds`: whole fakes and local edits apart.
+
+    `late`: in a cascade it looks only at images that go on, and its figures are of these.
+    """
+
+    name: str = ""
+    kind: str = ""
+    title: str = ""
+    output: str = "continuous"
+    calibrated: bool = False
+    threshold: float | None = None
+    late: bool = False
+    n_real: int = 0
+    n_fake: int = 0
+    unscored: int = 0
+    figures: Figures = NO_FIGURES
+    decided: Figures = NO_FIGURES
+    averages: Figures = NO_FIGURES
+    kinds: Mapping[str, Figures] = {}
+    generators: tuple[GeneratorFacts, ...] = ()
+    roc: Points = ()
+    precision_recall: Points = ()
+    reliability: tuple[ReliabilityBin, ...] = ()
+    histogram: ClassHistogram = ClassHistogram()
+    risk_coverage: RiskCoverage = RiskCoverage()
+    report: Mapping[str, Any] = {}
+    strata: tuple[FormatStratum, ...] = ()
+    views: tuple[ViewFacts, ...] = ()
+
+    @property
+    def n(self) -> int:
+        """Images that it scored."""
+        return self.n_real + self.n_fake
+
+    @property
+    def called(self) -> str:
+        """What people call it."""
+        return self.title or self.name
+
+    def figure(self, key: str) -> FigureFacts:
+        """A figure by its name; one without a value where it was not measured."""
+        return self.figures.get(key, NOT_MEASURED)
+
+    def view(self, name: str) -> ViewFacts | None:
+        """What it does on perturbed images."""
+        return next((view for view in self.views if view.name == name), None)
+
+    def hardest(self, label: str = "fake") -> list[GeneratorFacts]:
+        """Generators of one label, the least share told right first; those without a share last."""
+        mine = [generator for generator in self.generators if generator.label == label]
+        return sorted(mine, key=lambda one: (math.inf if one.rate.number is None else one.rate.number, one.name))

@@ -1,0 +1,390 @@
+"""An evaluation in sentences: the headline, four answers and what to beware of; the same on the page and on the terminal.
+
+Knows figures and names; knows no HTML. Every name in a sentence is made visible and kept short.
+
+Confident mistakes under what they were taken for, as pages list them. Knows labels; knows no score and no page.
+
+Named generators, predicted prompts, and groups in and out of distribution, as an evaluation's page and terminal show them.
+
+Knows the document's sections; knows no HTML.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, Protocol, TypeVar
+
+from ray_app.reports import format as figure_words
+from ray_app.reports import format as wording
+from ray_app.reports.evaluation.model import EvaluationFacts, GroupRow, NamedFigures, PairedFacts
+from ray_app.reports.evaluation.system_model import NOT_MEASURED, FigureFacts, GeneratorFacts, SystemFacts
+from ray_app.reports.format import in_words, named, p_value, span, written
+from ray_app.reports.svg import plain
+from ray_app.reports.text import table
+
+_LONGEST_NAME = 60
+_HEADLINE = ("auc", "balanced_accuracy", "tpr", "tnr")
+_SHARP_DROP = 0.02
+
+
+class ReaderQuestion(NamedTuple):
+    """A question that a reader comes with, and what there is to say."""
+
+    question: str
+    sentences: list[str]
+
+
+class Warned(NamedTuple):
+    """Something to beware of. `is_grave`: it puts the headline in doubt."""
+
+    heading: str
+    text: str
+    is_grave: bool
+
+
+def short(name: str) -> str:
+    """A name in a sentence."""
+    return wording.shortened(name, _LONGEST_NAME) or wording.NONE
+
+
+def headline(told: EvaluationFacts) -> str:
+    """The evaluation in one sentence."""
+    system = told.leading
+    if system is None:
+        return "Nothing was evaluated: the document names no system."
+    if not system.n:
+        return f"{short(system.called)}: no labelled image has a score."
+    key = next((key for key in _HEADLINE if system.figure(key).number is not None), None)
+    on = wording.counted(system.n, "image")
+    text = f"{short(system.called)}: {named(key)} {in_words(key, system.figure(key))} on {on}" if key else f"{short(system.called)}: {on}"
+    if told.data.shortcut.confounded:
+        other = told.data.shortcut.auc
+        text += f", confounded: file facts alone reach {written('auc', other.number)}" if other.number is not None else ", confounded"
+    return text + ("." if key else ", no figure is defined.")
+
+
+def answers(told: EvaluationFacts) -> list[ReaderQuestion]:
+    """How good, on what, how sure, where it breaks; a question that the document does not answer is left out."""
+    system = told.leading
+    if system is None:
+        return []
+    found = [
+        ReaderQuestion("How good", _how_good(system)),
+        ReaderQuestion("On what", _on_what(told, system)),
+        ReaderQuestion("How sure", _how_sure(told, system)),
+        ReaderQuestion("Where it breaks", _where_it_breaks(system)),
+    ]
+    return [answer for answer in found if answer.sentences]
+
+
+def warnings(told: EvaluationFacts) -> list[Warned]:
+    """What to beware of, the gravest first."""
+    shortcut = told.data.shortcut
+    found = []
+    if shortcut.confounded:
+        found.append(Warned("Confounded.", _confounded(told), True))
+    told_above = ", ".join(shortcut.features) if shortcut.confounded and shortcut.features else None
+    texts = [text for text in shortcut.warnings if told_above is None or not text.startswith(told_above)]
+    found += [Warned("Classes differ.", wording.visible(text), not shortcut.confounded) for text in texts]
+    found += _joining(told)
+    late = [system for system in told.systems if system.late]
+    if late:
+        each = ", ".join(f"{short(system.called)} {system.n:,}" for system in late[:6])
+        words = f"Images that went on in the cascade: {each}. Figures of these detectors are of such images alone, the hard ones."
+        found.append(Warned("Some detectors saw only a part.", words, True))
+    unscored = [system for system in told.systems if system.unscored and not system.late]
+    if unscored:
+        each = ", ".join(f"{short(system.called)} {system.unscored:,}" for system in unscored[:6])
+        found.append(Warned("Not all images have a score.", f"Without: {each}. They are in no figure but the strict ones.", False))
+    marked = [reference for reference in told.reference if reference.mark or reference.marks]
+    if marked:
+        names = ", ".join(short(reference.column) for reference in marked)
+        found.append(Warned("Published figures not to be compared.", f"{names}: the reason stands under the table.", False))
+    return found
+
+
+def _confounded(told: EvaluationFacts) -> str:
+    shortcut = told.data.shortcut
+    names = ", ".join(short(name) for name in shortcut.features)
+    by = f" ({names})" if names else ""
+    text = f"Without looking at a pixel, file facts{by} tell fakes from real images with AUC {in_words('auc', shortcut.auc)}."
+    text += " A detector can look as good as it does here for the same reason. Read the figures by format and size before the headline."
+    return text
+
+
+def _joining(told: EvaluationFacts) -> list[Warned]:
+    labels = told.labels
+    if labels.warnings:
+        return [Warned("Labels and run differ.", wording.visible(text), False) for text in labels.warnings]
+    parts = [f"{wording.counted(labels.without_row, 'label')} without a row in the run"] if labels.without_row else []
+    parts += [f"{wording.counted(labels.rows_without_label, 'row')} without a label"] if labels.rows_without_label else []
+    parts += [f"{wording.counted(labels.doubled, 'label')} given twice and equal"] if labels.doubled else []
+    return [Warned("Labels and run differ.", f"{'; '.join(parts)}.", False)] if parts else []
+
+
+def _how_good(system: SystemFacts) -> list[str]:
+    tpr, tnr, auc = (system.figure(key) for key in ("tpr", "tnr", "auc"))
+    sentences, parts = [], []
+    if tpr.number is not None:
+        parts.append(f"finds {in_words('tpr', tpr)} of {wording.counted(system.n_fake, 'fake')}")
+    if tnr.number is not None:
+        parts.append(f"clears {in_words('tnr', tnr)} of {wording.counted(system.n_real, 'real image')}")
+    if parts:
+        at = f" at a threshold of {plain(system.threshold)}" if system.threshold is not None else ""
+        sentences.append(f"{short(system.called)} {' and '.join(parts)}{at}.")
+    if auc.number is not None:
+        sentences.append(f"A fake scores above a real image with a chance of {in_words('auc', auc)}, the ROC AUC.")
+    elif auc.why:
+        sentences.append(f"There is no ROC AUC: {wording.visible(auc.why)}.")
+    strict = system.figure("tpr_at_fpr_1")
+    if strict.number is not None:
+        sentences.append(f"Where 1 % of real images may be flagged, it finds {in_words('tpr_at_fpr_1', strict)} of the fakes.")
+    right = system.figure("precision_at_prior_1")
+    if right.number is not None:
+        sentences.append(f"Were one image in 100 fake, {in_words('precision_at_prior_1', right)} of its flags would be right.")
+    return sentences
+
+
+def _on_what(told: EvaluationFacts, system: SystemFacts) -> list[str]:
+    data = told.data
+    fakes = [one for one in system.generators if one.label == "fake"]
+    text = f"{wording.counted(data.n_real, 'real image')} and {wording.counted(data.n_fake, 'fake')}"
+    text += f" of {wording.counted(len(fakes), 'generator')}" if fakes else ""
+    text += f"; {data.n_local:,} of the fakes are local edits" if data.n_local else ""
+    sentences = [f"{text}."] if data.n_real + data.n_fake else []
+    if told.protocol:
+        source = f" ({short(told.protocol.source)})" if told.protocol.source else ""
+        sentences.append(f"Protocol: {short(told.protocol.title or told.protocol.name)}{source}.")
+    else:
+        sentences.append("No published protocol was followed.")
+    return sentences + _trained_on(fakes)
+
+
+def _trained_on(fakes: Sequence[GeneratorFacts]) -> list[str]:
+    """How many of the generators the system learnt from."""
+    if not fakes:
+        return []
+    seen, unseen = (sum(one.seen == word for one in fakes) for word in ("in-training", "unseen"))
+    if not seen and not unseen:
+        return ["Whether any of the generators was in its training data is not known."]
+    unknown = len(fakes) - seen - unseen
+    rest = f"; of {unknown:,} that is not known" if unknown else ""
+    return [f"Of the generators, {seen or 'none'} {'was' if seen == 1 else 'were'} in its training data, {unseen:,} not{rest}."]
+
+
+def _how_sure(told: EvaluationFacts, system: SystemFacts) -> list[str]:
+    sentences = [_chance(system)]
+    if len(told.systems) > 1 and system.kind != "ensemble":
+        sentences.append(f"It stands first for being the best of {len(told.systems)} on these very images, so it leans to the good side.")
+    ours = [one for one in told.paired if system.name in (one.a, one.b) and one.difference.number is not None]
+    if ours:
+        sentences.append(_compared(min(ours, key=lambda one: (one.test != "delong", abs(one.difference.number or 0))), told, system))
+    ece = system.figure("ece")
+    off = f"off by {in_words('ece', ece)} on average" if ece.number is not None else ""
+    if not system.calibrated:
+        sentences.append("Its scores are not calibrated" + (f": read as chances, they are {off}." if off else "."))
+    elif off:
+        sentences.append(f"Its probabilities are {off}.")
+    return sentences + _within_stratum(system) + _no_shortcut(told)
+
+
+def _chance(system: SystemFacts) -> str:
+    """Between what ends chance alone leaves the first figures."""
+    found = [(named(key), span(key, system.figure(key))) for key in ("auc", "tpr", "tnr")]
+    known = [f"{name} {ends}" for name, ends in found if ends]
+    ends = f"95 % intervals: {', '.join(known)}. They" if known else "Ranges in brackets are 95 % intervals. They"
+    return f"{ends} are of chance alone: images of another kind can lie far outside."
+
+
+def _within_stratum(system: SystemFacts) -> list[str]:
+    """The fullest combination of format and size that holds both classes: there neither gives a fake away."""
+    both = [one for one in system.strata if one.n_real and one.n_fake and one.auc.number is not None]
+    if not both:
+        return []
+    one = max(both, key=lambda one: min(one.n_real, one.n_fake))
+    where = f"{wording.shortened(one.format, 12)} of {wording.shortened(one.size, 16)}"
+    return [f"Within one format and size, {where}, {one.n_real:,} real and {one.n_fake:,} fake, its AUC is {in_words('auc', one.auc)}."]
+
+
+def _no_shortcut(told: EvaluationFacts) -> list[str]:
+    found = told.data.shortcut
+    if found.auc.number is None or found.confounded:
+        return []
+    return [f"File facts alone tell the classes apart with AUC {in_words('auc', found.auc)}: no shortcut was found."]
+
+
+def _compared(test: PairedFacts, told: EvaluationFacts, system: SystemFacts) -> str:
+    """Against the system that is closest to it."""
+    turned = test.b == system.name
+    other = told.system(test.a if turned else test.b)
+    name = short(other.called if other else (test.a if turned else test.b))
+    difference = test.difference.number or 0.0
+    what = "AUC" if test.test == "delong" else "share told right"
+    p = test.p_holm if test.p_holm is not None else test.p
+    amount = difference if turned else -difference
+    if not amount:
+        return f"Against {name}, the closest in paired tests, its {what} is the same."
+    found = "higher" if amount > 0 else "lower"
+    sure = "" if p is None or p < 0.05 else ", which chance alone would explain"
+    return f"Against {name}, the closest in paired tests, its {what} is {abs(amount):.4f} {found} (p {_equals(p)}){sure}."
+
+
+def _equals(p: float | None) -> str:
+    text = p_value(p)
+    return text if text.startswith("<") else f"= {text}"
+
+
+def _where_it_breaks(system: SystemFacts) -> list[str]:
+    sentences = []
+    hardest = [one for one in system.hardest() if one.rate.number is not None]
+    if len(hardest) > 1:
+        worst = hardest[0]
+        sentences.append(f"Least is found of {short(worst.name)}: {in_words('tpr', worst.rate)} of {wording.counted(worst.n, 'image')}.")
+        sentences += _seen_and_unseen(hardest)
+    sources = [one for one in system.hardest("real") if one.rate.number is not None]
+    if len(sources) > 1:
+        worst = sources[0]
+        flagged = wording.percent(1 - (worst.rate.number or 0))
+        sentences.append(f"Of real images, those of {short(worst.name)} are flagged most: {flagged} of {worst.n:,}.")
+    whole, local = (system.kinds.get(kind, {}).get("tpr") for kind in ("whole", "local"))
+    if whole and local and whole.number is not None and local.number is not None:
+        sentences.append(f"Of local edits it finds {in_words('tpr', local)}, of whole fakes {in_words('tpr', whole)}.")
+    return sentences + _under_perturbation(system)
+
+
+def _seen_and_unseen(generators: Sequence[GeneratorFacts]) -> list[str]:
+    rates = {word: [one.rate.number or 0.0 for one in generators if one.seen == word] for word in ("in-training", "unseen")}
+    if not all(rates.values()):
+        return []
+    means = {word: wording.percent(sum(found) / len(found)) for word, found in rates.items()}
+    on_average = f"Of generators that it was trained on it finds {means['in-training']} on average, "
+    return [f"{on_average}of those that it never saw {means['unseen']}."]
+
+
+def _under_perturbation(system: SystemFacts) -> list[str]:
+    """The view that costs most, by AUC or else by balanced accuracy."""
+    for key in ("auc", "balanced_accuracy"):
+        clean = system.figure(key).number
+        found = [(view.figures[key].number, view) for view in system.views if key in view.figures]
+        known = [(number, view) for number, view in found if number is not None]
+        if clean is None or not known:
+            continue
+        number, view = min(known, key=lambda item: item[0])
+        if clean - number < _SHARP_DROP:
+            return [f"Under the perturbation that costs most, {short(view.name)}, {named(key)} is {in_words(key, view.figures[key])}."]
+        return [f"Under {short(view.name)} {named(key)} falls from {written(key, clean)} to {in_words(key, view.figures[key])}."]
+    return []
+
+
+_CAPTIONS = {"fake": "Fakes that it takes for real", "real": "Real images that it takes for fake"}
+
+
+class MisclassifiedImage(Protocol):
+    """One image that was told wrong."""
+
+    @property
+    def label(self) -> str:
+        """What it is: real or fake."""
+
+
+M = TypeVar("M", bound=MisclassifiedImage)
+
+
+def captioned(mistakes: Sequence[M], picture: Callable[[M], str | None], *, most: int) -> list[tuple[str, list[tuple[M, str | None]]]]:
+    """Of either label the first `most`, each with its picture's data URI or None; a label without mistakes is left out."""
+    found = []
+    for label, caption in _CAPTIONS.items():
+        mine = [(one, picture(one)) for one in mistakes if one.label == label][:most]
+        found += [(caption, mine)] if mine else []
+    return found
+
+
+_MOST_PAIRS = 30
+_WIDTH = 120
+_KEYS = ("accuracy", "top_3", "macro_f1", "open_set_auroc", "abstained_known", "abstained_unknown")
+_PROMPTS = ("token_f1", "tag_jaccard", "bleu4", "rouge_l", "clip_text", "clip_score_ratio")
+_COLUMNS = ("tpr", "auc", "accuracy", "top_3", "family_accuracy", "abstained", "token_f1", "tag_jaccard", "clip_text", "clip_score_ratio")
+_CALLED = {"accuracy": "named right"}
+_SIDES = {"in": "in", "out": "out"}
+
+
+class GroupLine(NamedTuple):
+    """One group; `cells` one for each of the table's keys."""
+
+    row: GroupRow
+    side: str
+    cells: list[FigureFacts]
+
+
+class GroupTable(NamedTuple):
+    """Groups by figures: those of detection are of `system`."""
+
+    system: str
+    by: str
+    keys: list[str]
+    heads: list[str]
+    lines: list[GroupLine]
+
+
+def identified_parts(found: NamedFigures | None) -> list[tuple[str, NamedFigures]]:
+    """Every table of the section, with what stands above it."""
+    if found is None:
+        return []
+    plain = found.inner.get("plain")
+    if plain is None:
+        return [("Generators named", found), *_families(found)]
+    theirs = [(caption, part) for key, caption in (("by_index", "The same by any spelling"), ("detection", "Real or fake, by their rules"))
+              if (part := found.inner.get(key))]  # fmt: skip
+    return [("Generators named, by DFLIP-3K’s own rules", found), *theirs, ("Generators named, by ours", plain), *_families(plain)]
+
+
+def pairs_of(found: NamedFigures | None) -> list[tuple[str, str, int]]:
+    """Generators taken for others, the most frequent first."""
+    pairs = found.pairs if found else ()
+    sound = [pair for pair in pairs if len(pair) == 3 and isinstance(pair[2], int)]
+    named = [(str(truth), "no name" if predicted is None else str(predicted), number) for truth, predicted, number in sound]
+    return sorted(named, key=lambda pair: -pair[2])[:_MOST_PAIRS]
+
+
+def groups_table(told: EvaluationFacts) -> GroupTable | None:
+    """The groups by all figures that any of them has; None without groups."""
+    if told.groups is None or not told.groups.groups:
+        return None
+    leading = told.leading
+    system = leading.name if leading else ""
+    cells = [{**row.detection.get(system, {}), **row.identification, **row.prompts} for row in told.groups.groups]
+    keys = [key for key in _COLUMNS if any(one[key].number is not None for one in cells if key in one)]
+    lines = [GroupLine(row, _SIDES.get(row.distribution, ""), [one.get(key, NOT_MEASURED) for key in keys])
+             for row, one in zip(told.groups.groups, cells, strict=True)]  # fmt: skip
+    return GroupTable(
+        leading.called if leading else "", told.groups.by, keys, [_CALLED.get(key) or figure_words.named(key) for key in keys], lines
+    )
+
+
+def name_lines(told: EvaluationFacts) -> list[str]:
+    """The same for the terminal."""
+    lines = [*_section("Generators named", told.identification, _KEYS), *_section("Prompts predicted", told.prompts, _PROMPTS)]
+    if families := (told.identification.inner.get("families") if told.identification else None):
+        lines += _section("Families named", families, _KEYS)
+    groups = groups_table(told)
+    if groups:
+        rows = [
+            [wording.shortened(one.row.name, 40), one.side, f"{one.row.n:,}", *_written(groups.keys, one.cells)] for one in groups.lines
+        ]
+        lines += ["", *table(["fakes", "distribution", "n", *groups.heads], rows, _WIDTH, right=range(2, 3 + len(groups.heads)))]
+    return ["", *lines] if lines else []
+
+
+def _families(found: NamedFigures) -> Iterator[tuple[str, NamedFigures]]:
+    if families := found.inner.get("families"):
+        yield "Families named", families
+
+
+def _section(caption: str, found: NamedFigures | None, keys: Sequence[str]) -> list[str]:
+    if found is None:
+        return []
+    told = [f"{_CALLED.get(key) or figure_words.named(key)} {figure_words.in_words(key, found.figures[key])}"
+            for key in keys if key in found.figures and found.figures[key].number is not None]  # fmt: skip
+    return [f"{caption}: {', '.join(told) or 'no figure is defined'}."]
+
+
+def _written(keys: Sequence[str], cells: Sequence[FigureFacts]) -> list[str]:
+    return [figure_words.written(key, one.number) for key, one in zip(keys, cells, strict=True)]

@@ -1,0 +1,199 @@
+"""One image's record → one HTML page that loads nothing and runs nothing, and a few lines for the terminal.
+
+Knows the document of `touchstone evidence` and what the page says in which order. Every text in it is taken for hostile.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from markupsafe import Markup
+
+from ray_app.images import FLAG_MEANING
+from ray_app.images.provenance import Provenance
+from ray_app.reports import format as wording
+from ray_app.reports.html import render, settings
+from ray_app.reports.run import said_generator
+from ray_app.reports.svg import dot, drawing, line, plain, position, rectangle, round_ticks, text
+
+_LEAST_SPAN = 4.0  # log-odds that the drawing of a score shows to either side of what it marks
+_GENERATOR, _WORDS = "nearest generator", "words"
+_OUTCOMES = {"agrees": "agrees", "differs": "DIFFERS", "not checked": "–"}
+_PROVENANCE = {
+    "make": "camera, make",
+    "model": "camera, model",
+    "taken": "taken",
+    "software": "software",
+    "generator": "generator",
+    "prompt": "prompt",
+    "checkpoint": "model of the generator",
+    "digital_source_type": "digital source type (IPTC)",
+    "c2pa": "C2PA manifest",
+}
+
+
+def render_evidence(told: Mapping[str, Any]) -> str:
+    """Write a record (`ray_app.evaluation.evidence.record.make_evidence`) as one self-contained HTML page."""
+    record = told["record"]
+    return render(
+        "evidence.html",
+        told=told,
+        record=record,
+        headline=_headline(record),
+        demonstration=record["decision"]["score"] is not None
+        and any(one["card"].get("demonstration") for one in record["detectors"].values()),
+        withheld=_withheld(record),
+        chart=_score_chart(record["decision"]),
+        detectors=[_detector(name, one) for name, one in record["detectors"].items()],
+        priors=record["decision"]["at_other_prevalences"],
+        facts=_facts(record),
+        said=_provenance(record["provenance"]),
+        origin=_origin(record.get("profile") or {}),
+        hashes=_hashes(record["hashes"]),
+        cards=[("ensemble", settings(record["ensemble"]))] + [(name, settings(one["card"])) for name, one in record["detectors"].items()],
+        identity=settings(record["run"]["identity"]),
+        row=settings(record["row"]),
+        departs=record.get("cards_here_depart") or {},
+    )
+
+
+def evidence_lines(told: Mapping[str, Any]) -> list[str]:
+    """A record in words, for the terminal."""
+    record = told["record"]
+    image, decision = record["image"], record["decision"]
+    lines = [_headline(record), f"file sha256: {image['sha256'] or wording.NONE}"]
+    if decision["verdict"] is not None:
+        kind = "calibrated" if decision["calibrated"] else "not calibrated"
+        score, cut = wording.score(decision["score"]), wording.score(decision["thresholds"]["fake_above"])
+        lines.append(f"score {score}, fake from {cut}; probability {wording.probability(decision['probability'])} ({kind})")
+        lines += [f"  {name}: {wording.score(one['score'])}" for name, one in record["detectors"].items()]
+    lines += [f"{name}: {wording.visible(value)}" for name, value in _origin(record.get("profile") or {}) if name in (_GENERATOR, _WORDS)]
+    lines += [wording.visible(f"why: {wording.why(decision['reason'], decision.get('detail'))}")] if decision["reason"] else []
+    lines += [wording.visible(words) for words in record["guarantee"]["words"]]
+    if not decision["rederived"]:
+        lines.append("The cards do not give this decision again from the recorded scores: see `touchstone evidence --verify`.")
+    return [*lines, f"digest: {told['sha256']}", *([f"signed with the key: {told['signature']['key']}"] if "signature" in told else [])]
+
+
+def check_line(name: str, outcome: str, told: str) -> str:
+    """One line of a verification."""
+    return wording.visible(f"{_OUTCOMES[outcome]:8}  {name}: {told}")
+
+
+def _origin(profile: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a profile predicted, as name and value."""
+    generator, prompt = profile.get("generator"), profile.get("prompt")
+    entries: list[tuple[str, Any]] = []
+    if generator:
+        ranking = generator["ranking"] or []
+        entries.append((_GENERATOR, said_generator(generator["name"], generator["family"], ranking)))
+    if prompt:
+        entries.append((_WORDS, prompt["text"]))
+    if generator:
+        entries.append(("nearest known ones, best first", ", ".join(ranking)))
+        entries.append(("probability of the first, among the known", wording.probability(generator["probability"])))
+        entries.append(("confidence that it is a known one", wording.score(generator["confidence"])))
+    if prompt:
+        entries.append(("likelihood of the words", wording.score(prompt["likelihood"])))
+    return [(name, str(value)) for name, value in entries if value]
+
+
+def _headline(record: Mapping[str, Any]) -> str:
+    image, verdict = record["image"], record["decision"]["verdict"]
+    name = wording.shortened(_leaf(wording.file_name(image["uri"], image["member"])), 80)
+    return f"{name}: {wording.VERDICT_WORDS.get(verdict) or wording.visible('not scored, ' + image['status'])}."
+
+
+def _leaf(name: str) -> str:
+    return name.rstrip("/").rpartition("/")[2] or name
+
+
+def _withheld(record: Mapping[str, Any]) -> str | None:
+    """Why the guarantee, if there is one, is not to be relied on in this run."""
+    guarantee = record["guarantee"]
+    if guarantee["card"] is None or guarantee["run"] is None or guarantee["run"].get("holds") is not False:
+        return None
+    return f"{guarantee['run'].get('why')}."
+
+
+def _score_chart(decision: Mapping[str, Any]) -> Markup | None:
+    """The score on its axis, with the zones of the verdicts."""
+    score, cuts = decision["score"], decision["thresholds"]
+    if score is None:
+        return None
+    real, fake = cuts["real_below"], cuts["fake_above"]
+    low = min(score, real) - _LEAST_SPAN
+    high = max(score, fake) + _LEAST_SPAN
+    at = [position(value, low, high) for value in (real, fake, score)]
+    zones = [(0.0, at[0], "real", "no evidence"), (at[0], at[1], "abstain", "abstain"), (at[1], 100.0, "fake", "fake")]
+    parts = [rectangle(left, 30, right - left, 40, f"fill-{kind}", label) for left, right, kind, label in zones if right > left]
+    # A name is left out where its zone is too narrow to hold it on a telephone; the legend says the same.
+    parts += [text((left + right) / 2, 30, label, "zone", dy=-8, anchor="middle") for left, right, _, label in zones if right - left >= 24]
+    parts += [line(cut, 20, cut, 80, "cut") for cut in sorted(set(at[:2]))]
+    parts += [text(position(tick, low, high), 70, plain(tick), "tick", dy=20, anchor="middle") for tick in round_ticks(low, high, 6)]
+    parts.append(dot(at[2], 50, 8, "spot", f"score {wording.score(score)}"))
+    described = f"Score {score:+.3f}; no evidence up to {real:g}, fake from {fake:g}."
+    return drawing(parts, ident="score", title="The score among the thresholds", description=described, class_="scale")
+
+
+class _Detector(NamedTuple):
+    name: str
+    title: str
+    score: str
+    calibrated: str
+    probability: str
+    remarks: Sequence[str]
+
+
+def _detector(name: str, one: Mapping[str, Any]) -> _Detector:
+    remarks = [f"calibrated {one['calibration']}" if one["calibration"] else "not calibrated"]
+    remarks += [f"outside its valid range: {one['doubt']}"] if one["doubt"] else []
+    remarks += [f"it replied “{one['replies']}”"] if one.get("replies") else []
+    if one.get("mask_area") is not None:
+        remarks.append(f"altered, by its mask: {wording.percent(one['mask_area'])} of the pixels")
+    remarks += [f"computed in {one['precision']}"] if one["precision"] else []
+    score, calibrated = (wording.score(one[key]).replace("-", "−") for key in ("score", "calibrated_score"))
+    return _Detector(name, one["card"].get("title", ""), score, calibrated, wording.probability(one["probability"]), remarks)
+
+
+def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What was read of the file."""
+    row = record["row"]
+    size = f"{row['width']:,} × {row['height']:,} px" if row["width"] and row["height"] else None
+    flags = [f"{flag}: {FLAG_MEANING.get(flag, 'a word of another version')}" for flag in row.get("flags") or ()]
+    told = {
+        "format": row["format"],
+        "size": size,
+        "mode": row.get("mode"),
+        "JPEG quality": row.get("quality") and f"{row['quality']} (estimated from its tables)",
+        "decoder": row["decoder"],
+        "status": f"{row['status']}, {wording.meaning(row['status'])}",
+        "detail": row.get("detail"),
+        "remarks": "; ".join(flags),
+        "scored at": row.get("scored_at") and wording.moment(row["scored_at"]),
+        "reused": "the scores are those of another member with the same bytes" if row.get("reused") else None,
+    }
+    return [(name, str(value)) for name, value in told.items() if value]
+
+
+def _provenance(said: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """What the file says of itself, in lines."""
+    if not said:
+        return []
+    lines = Provenance.model_validate(said).lines()
+    told = [(_PROVENANCE.get(name, name), words) for name, words in lines.items()]
+    if state := (said.get("c2pa") or {}).get("state"):
+        told.append(("signature", wording.C2PA_WORDS.get(state, state)))
+    return [*told, ("declares itself generated", "yes" if said.get("ai_declared") else "no")]
+
+
+def _hashes(hashes: Mapping[str, Any]) -> list[tuple[str, str]]:
+    one = {
+        "file": hashes["file"],
+        "run, all settings": hashes["run"],
+        "ensemble card": hashes["ensemble"],
+        "calibration's population": hashes["population"],
+        "calibration's real scores": hashes["references"],
+    }
+    told = [(name, value) for name, value in one.items() if value]
+    told += [(f"card of {name}", value) for name, value in hashes["detectors"].items()]
+    return told + [(f"weights of {name}", value or "not noted by the run") for name, value in hashes["weights"].items()]

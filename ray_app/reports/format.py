@@ -1,0 +1,481 @@
+"""Numbers, names and results in words, the same on the page and on the terminal. Knows no HTML.
+
+Figures of an evaluation in words: what each is called, how it is written, what it means. Knows no page.
+"""
+
+import math
+import unicodedata
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import NamedTuple
+
+from ray_app.errors import MEANING, REASON_MEANING, Reason, Status
+from ray_app.reports.evaluation.system_model import FigureFacts
+from ray_app.reports.run_model import RunSummary, SessionSummary, StabilitySummary
+
+VERDICT_WORDS = {"fake": "flagged as fake", "abstain": "abstained", "real": "no evidence found"}
+C2PA_WORDS = {
+    "trusted": "unchanged since it was signed, by a signer on the trust list",
+    "intact": "unchanged since it was signed, by a signer who is not on the trust list",
+    "invalid": "the picture or the manifest was changed after it was signed",
+    "unreadable": "could not be checked, or lies elsewhere and was not fetched",
+}
+FIGURE_WORDS = {
+    "auc": "AUC",
+    "average_precision": "average precision",
+    "mean_generator_auc": "mean AUC of generators",
+    "worst_generator_auc": "AUC of the worst generator",
+    "tpr_at_fpr_1": "fakes found at 1 % false flags",
+    "balanced_accuracy": "balanced accuracy at even odds",
+    "f1": "F1 at even odds",
+    "loss": "loss",
+    "pixel_f1": "F1 of pixels",
+    "pixel_iou": "IoU of pixels",
+}
+DEMONSTRATION = "Demonstration detector: it shows that the machinery works and is not for decisions about any image."
+UNCALIBRATED = "Probability not calibrated: it is the plain sigmoid of the score."
+NONE = "–"
+
+_MOST_SETTINGS, _LONGEST_SETTING = 6, 80
+_INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+_MARKS = frozenset({"Mn", "Me"})
+_MOST_MARKS = 4  # on one letter; more is no script but a way to paint over the neighbours
+_SHORT_ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+
+
+def visible(text: str) -> str:
+    """Show as an escape what would hide, reorder or overflow text: controls, bidi marks, zero width, lone surrogates, piles of marks."""
+    if text.isascii() and text.isprintable():
+        return text
+    shown, marks = [], 0
+    for character in text:
+        category = unicodedata.category(character)
+        marks = marks + 1 if category in _MARKS else 0
+        shown.append(_escaped(character) if category in _INVISIBLE or marks > _MOST_MARKS else character)
+    return "".join(shown)
+
+
+def _escaped(character: str) -> str:
+    if character in _SHORT_ESCAPES:
+        return _SHORT_ESCAPES[character]
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def columns(text: str) -> int:
+    """Terminal columns that a text takes: wide East Asian characters count two, combining marks none."""
+    return len(text) if text.isascii() else sum(map(_character_columns, text))
+
+
+def _character_columns(character: str) -> int:
+    if unicodedata.category(character) in _MARKS:
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def shortened(text: str, limit: int) -> str:
+    """The visible text in at most `limit` columns; the middle goes, because the end of a path says most."""
+    text = visible(text)
+    if columns(text) <= limit:
+        return text
+    if limit < 2:
+        return "…"[:limit]
+    tail = _leading(text[::-1], (limit - 1) * 2 // 3)[::-1]
+    return _leading(text, limit - 1 - columns(tail)) + "…" + tail
+
+
+def _leading(text: str, limit: int) -> str:
+    used = 0
+    for index, character in enumerate(text):
+        used += _character_columns(character)
+        if used > limit:
+            return text[:index]
+    return text
+
+
+def file_name(uri: str, member: str | None) -> str:
+    """One name for a member: its object, and its place inside where the object is an archive."""
+    return uri if member is None else f"{uri} › {member}"
+
+
+def count(number: int) -> str:
+    """An integer with thousands separated."""
+    return f"{number:,}"
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its regular noun."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def second_look(run: RunSummary) -> list[str]:
+    """Of a cascade, which share of images all detectors looked at, and what either look takes; nothing of any other run."""
+    found, looks = run.second_look, run.session.looks
+    if found is None:
+        return []
+    audited = f"{count(found.band)} in the uncertain band, {count(found.audit)} drawn by the audit"
+    said = [f"all detectors looked at {percent(found.share)} of the images: {audited}"]
+    hours = {name: look.hours_per_million for name, look in looks.items()}
+    if all(hours.get(name) is not None for name in ("first", "second")):
+        costs = {name: f" ({money(look.cost_per_million)})" if look.cost_per_million is not None else "" for name, look in looks.items()}
+        said.append(
+            f"a million such images take {measured(hours['first'] or 0.0)} worker hours{costs['first']} for the first look, "
+            f"{measured(hours['second'] or 0.0)}{costs['second']} for the second"
+        )
+    return said
+
+
+def stability(found: StabilitySummary) -> list[str]:
+    """What became of verdicts near a threshold when their images were recompressed; nothing where that was not asked for."""
+    if not found.views:
+        return []
+    asked = f"{counted(found.asked, 'image')} within {found.margin:g} log-odds of a threshold"
+    views = f"looked at in {counted(found.views, 'recompressed view')} each"
+    said = [f"{asked}, {views}; {count(found.unstable)} of these verdicts changed and abstain"]
+    if found.unasked:
+        said.append(
+            f"{counted(found.unasked, 'verdict')} near the threshold of today without such views: it was another when they were scored"
+        )
+    return said
+
+
+def linked_words(count: int, example: str) -> str:
+    """What to say of linked folders that a listing did not follow; nothing where there are none."""
+    if not count:
+        return ""
+    what = f"{counted(count, 'linked folder')} {'is' if count == 1 else 'are'} not followed, e.g. {visible(example)}"
+    return f"{what}: name {'it as a source of its own' if count == 1 else 'them as sources of their own'} to score what is in there"
+
+
+def kept_settings(session: SessionSummary) -> list[str]:
+    """Which settings are as the run was begun and not as today, and how to move; nothing where all are as today."""
+    kept = session.kept
+    if not kept:
+        return []
+    shown = [[shortened(text, _LONGEST_SETTING) for text in (one.key, one.run, one.today)] for one in kept[:_MOST_SETTINGS]]
+    named = [f"{key} {run} (today {today})" for key, run, today in shown]
+    more = f" and {len(kept) - len(named)} more in summary.json" if len(kept) > len(named) else ""
+    return [
+        f"{'; '.join(named)}{more}",
+        "the command leaves them open, so they stay as the run was begun; to move, give a new --out, which begins with those of today; to "
+        "stay on purpose, write the key down (--set KEY=VALUE)",
+    ]
+
+
+def unguarded(session: SessionSummary) -> list[str]:
+    """What was lost on a store without conditional writes; nothing on any other."""
+    return ["two commands that write into this directory at once are not noticed: its store has no conditional writes"] * session.unguarded
+
+
+def decimal(number: float | None, digits: int = 1) -> str:
+    """A number with fixed digits; a dash where there is none."""
+    return NONE if number is None or not math.isfinite(number) else f"{number:,.{digits}f}"
+
+
+def approximate(number: float) -> str:
+    """An expected count: whole from ten on, one digit below, never a false zero."""
+    if 0 < number < 0.1:
+        return "< 0.1"
+    return decimal(number, 0 if number >= 10 or number == 0 else 1)
+
+
+def measured(number: float) -> str:
+    """A measured number: three digits, all of them from a hundred on, and no exponent."""
+    return f"{number:,.0f}" if number >= 99.95 else f"{number:.3g}" if number >= 0.001 else f"{number:.2g}"
+
+
+def percent(share: float | None) -> str:
+    """A share in per cent; more digits near 0 and 100, which it never reaches by rounding."""
+    if share is None or not math.isfinite(share):
+        return NONE
+    value = 100 * share
+    if value in (0, 100):
+        return f"{value:.0f} %"
+    if value < 0.01:
+        return "< 0.01 %"
+    if 99.99 < value < 100:
+        return "> 99.99 %"
+    return f"{value:.1f} %" if 1 <= value <= 99 else f"{value:.2f} %"
+
+
+def stated(share: float) -> str:
+    """A share that somebody chose or measured, in per cent with three digits at most."""
+    return f"{100 * share:.3g} %"
+
+
+def probability(value: float | None) -> str:
+    """A probability with four digits; never 0 or 1 by rounding."""
+    if value is None or not math.isfinite(value):
+        return NONE
+    if value < 0.0001:
+        return "< 0.0001"
+    return "> 0.9999" if value > 0.9999 else f"{value:.4f}"
+
+
+def score(value: float | None) -> str:
+    """A score in log-odds with its sign."""
+    return NONE if value is None or not math.isfinite(value) else f"{value:+.2f}"
+
+
+def duration(seconds: float | None) -> str:
+    """A time span in its two largest units."""
+    if seconds is None or not math.isfinite(seconds):
+        return NONE
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60:,} h {minutes % 60:02d} min"
+
+
+def size(size_bytes: int) -> str:
+    """A size in decimal units."""
+    value = float(size_bytes)
+    for unit in ("bytes", "kB", "MB", "GB", "TB"):
+        if value < 999.95:
+            return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:,.1f} PB"
+
+
+def money(amount: float) -> str:
+    """An amount in whatever currency the prices are: two digits, more below one, never a false zero."""
+    if 0 < amount < 0.0001:
+        return "< 0.0001"
+    return f"{amount:,.2f}" if amount >= 1 or amount == 0 else f"{amount:.4f}"
+
+
+def moment(timestamp: str) -> str:
+    """An ISO time as `YYYY-MM-DD HH:MM:SS UTC`; any other text as it is, a dash for none."""
+    try:
+        parsed = datetime.fromisoformat(timestamp)
+    except ValueError:
+        return timestamp or NONE
+    return f"{parsed:%Y-%m-%d %H:%M:%S} {parsed.tzname() or ''}".rstrip()
+
+
+def meaning(status: str) -> str:
+    """What a status says; nothing for a status of a later version."""
+    return MEANING[Status(status)] if status in set(Status) else ""
+
+
+def reason(word: str) -> str:
+    """What the reason of an abstention says; a word of another version as it stands."""
+    return REASON_MEANING[Reason(word)] if word in set(Reason) else word
+
+
+def reasons(counts: Mapping[str, int], limit: int) -> list[tuple[str, int]]:
+    """Why images abstain, in words, the most frequent first; the rest as one line."""
+    return largest({reason(word): number for word, number in counts.items()}, limit)
+
+
+def why(word: str, detail: str | None) -> str:
+    """Why one image abstains, in words, with what varies."""
+    return f"{reason(word)}: {detail}" if detail else reason(word)
+
+
+def own_failures(number: int) -> str:
+    """What to say of rows that bugs of ours have cost."""
+    return (
+        f"{counted(number, 'row')} failed in Touchstone's own code; please report it with the traceback in the log. "
+        "A later version tries them again with --retry decoder_crashed"
+    )
+
+
+def ordered_statuses(statuses: Mapping[str, int]) -> list[tuple[str, int]]:
+    """`ok` first, then by count; those that did not occur are left out."""
+    found = [(status, number) for status, number in statuses.items() if number]
+    return sorted(found, key=lambda item: (item[0] != Status.OK, -item[1], item[0]))
+
+
+def largest(counts: Mapping[str, int], limit: int) -> list[tuple[str, int]]:
+    """The most frequent entries, most frequent first; the rest as one line."""
+    ranked = sorted(((name, number) for name, number in counts.items() if number), key=lambda item: (-item[1], item[0]))
+    rest = ranked[limit:]
+    return ranked[:limit] + ([(f"{len(rest):,} others", sum(number for _, number in rest))] if rest else [])
+
+
+def headline(run: RunSummary) -> str:
+    """The run in one sentence."""
+    if not run.members:
+        return "No members: there was nothing to score."
+    parts = []
+    if run.scored:
+        fake, abstained, real = (run.verdict(word) for word in VERDICT_WORDS)
+        parts.append(f"{count(fake) if fake else 'none'} flagged as fake")
+        parts += [f"{abstained:,} abstained"] if abstained else []
+        parts += [f"{real:,} with no evidence found"] if real else []
+    if run.not_scored:
+        parts.append(f"{run.not_scored:,} could not be scored")
+    if run.members > run.rows:
+        parts.append(f"{run.members - run.rows:,} not reached yet")
+    return f"{counted(run.members, 'member')}: {', '.join(parts)}."
+
+
+def figure(name: str, value: float | None, ends: Sequence[float] = ()) -> str:
+    """A figure of FIGURE_WORDS: shares in per cent, losses with three digits, areas and overlaps with four and never 1 by rounding.
+
+    `ends`: its interval, which then follows in brackets.
+    """
+    if value is None or not math.isfinite(value):
+        return NONE
+    if len(ends) == 2:
+        return f"{figure(name, value)} ({' to '.join(interval(name, ends))})"
+    if name in ("tpr_at_fpr_1", "balanced_accuracy"):
+        return percent(value)
+    if name == "loss":
+        return measured(value)
+    return "> 0.9999" if 0.99995 <= value < 1 else f"{value:.4f}"
+
+
+def interval(name: str, ends: Sequence[float]) -> list[str]:
+    """The two ends of a figure's interval; nothing where there is none."""
+    return [figure(name, end) for end in ends] if len(ends) == 2 else []
+
+
+class Meaning(NamedTuple):
+    """What people call a figure, what it means in a sentence, and whether it is a share, written in per cent."""
+
+    words: str
+    sentence: str
+    is_share: bool = True
+
+
+MEANINGS: Mapping[str, Meaning] = {
+    "auc": Meaning(
+        "ROC AUC", "The chance that a fake scores higher than a real image, both drawn blindly: 1 is perfect, one half is a coin.", False
+    ),
+    "tpr_at_fpr_1": Meaning("fakes found at 1 % false flags", "The share of fakes above a threshold that one real image in 100 passes."),
+    "tpr_at_fpr_01": Meaning("fakes found at 0.1 % false flags", "The same where one real image in 1,000 passes."),
+    "balanced_accuracy": Meaning("balanced accuracy", "The mean of the shares told right, of fakes and of real images, at the threshold."),
+    "tpr": Meaning("fakes found", "The true-positive rate: the share of fakes that is called fake at the threshold."),
+    "tnr": Meaning("real images cleared", "The true-negative rate: the share of real images that is not called fake."),
+    "accuracy": Meaning("accuracy", "The share of all images told right. It depends on how many of them are fake."),
+    "precision": Meaning("precision", "The share of fakes among what is called fake, with as many fakes as there are here."),
+    "f1": Meaning("F1", "The harmonic mean of precision and fakes found. It depends on how many images are fake.", False),
+    "average_precision": Meaning(
+        "average precision",
+        "Precision, averaged over all thresholds by the fakes that each finds. It depends on the share of fakes.",
+        False,
+    ),
+    "eer": Meaning("equal error rate", "The share told wrong where as large a share of fakes is missed as of real images flagged."),
+    "log_loss": Meaning("log loss", "Mean cross-entropy of the stated probabilities, in nats: 0.693 is a coin, less is better.", False),
+    "brier": Meaning("Brier score", "Mean squared distance of the stated probability from what is true; 0.25 is a coin.", False),
+    "ece": Meaning(
+        "calibration error, debiased", "How far stated probabilities lie from the share that is fake, less what chance alone would give."
+    ),
+    "precision_at_prior_01": Meaning("flags that are right if 0.1 % are fake", "Precision as it would be if one image in 1,000 were fake."),
+    "precision_at_prior_1": Meaning("flags that are right if 1 % are fake", "Precision as it would be if one image in 100 were fake."),
+    "precision_at_prior_10": Meaning("flags that are right if 10 % are fake", "Precision as it would be if one image in 10 were fake."),
+    "tpr_mean": Meaning("fakes found, mean of generators", "Each generator counts the same, however many images it has."),
+    "tpr_weighted": Meaning("fakes found, by number of images", "Each generator counts by its images: the share of all fakes."),
+    "reals_named": Meaning("real images given a generator’s name", "The share of real images of which a generator was named all the same."),
+    "top_1": Meaning(
+        "nearest known is right", "The share of fakes by known generators of which the nearest known one is right, given up or not."
+    ),
+    "top_3": Meaning("among the first 3", "The share of fakes whose generator is among the three likeliest names."),
+    "top_5": Meaning("among the first 5", "The share of fakes whose generator is among the five likeliest names."),
+    "unknown_named": Meaning("unknown ones given a known name", "The share of fakes by unknown generators that got a known one’s name."),
+    "abstained_known": Meaning("known ones given up", "The share of fakes by known generators that were taken for none of them."),
+    "abstained_unknown": Meaning("unknown ones given up", "The share of fakes by unknown generators that were taken for none."),
+    "abstained": Meaning("taken for none of the known", "The share of the images asked for which no generator was named."),
+    "family_accuracy": Meaning("family named right", "The share of fakes whose base architecture is named right, whichever its version."),
+    "coverage": Meaning("coverage", "The share of images that get a verdict, fake or no evidence, and no abstention."),
+    "accuracy_of_decided": Meaning("accuracy where it decides", "The share told right of the images that get a verdict."),
+    "tpr_of_decided": Meaning("fakes found where it decides", "The share called fake of the fakes that get a verdict."),
+    "tnr_of_decided": Meaning("real images cleared where it decides", "The share not flagged of the real images that get a verdict."),
+    "accuracy_strict": Meaning(
+        "accuracy, abstaining is wrong", "The share told right of all images: no verdict and no score count as wrong."
+    ),
+    "balanced_accuracy_strict": Meaning("balanced accuracy, abstaining is wrong", "The mean of the two strict shares."),
+    "tpr_strict": Meaning("fakes found, abstaining is wrong", "The share called fake of all fakes, those without a score included."),
+    "tnr_strict": Meaning("real images cleared, abstaining is wrong", "The share cleared of all real images."),
+    "aurc": Meaning(
+        "area under risk–coverage",
+        "The share told wrong, averaged over all ways to abstain where the score is nearest the threshold.",
+        False,
+    ),
+    "pixel_f1": Meaning("F1 of pixels", "Overlap of mask and truth, counted twice, over the size of both; mean over images.", False),
+    "pixel_iou": Meaning("IoU of pixels", "Overlap of mask and truth over what either covers; mean over images.", False),
+    "pixel_auc": Meaning("AUC of pixels", "The chance that an altered pixel scores above an unaltered one of the same image.", False),
+    "pixel_accuracy": Meaning("accuracy of pixels", "The share of pixels told right. Small edits make it high whatever is marked."),
+    "macro_f1": Meaning("macro F1", "F1 of each generator by name, averaged: rare ones count as much as frequent ones.", False),
+    "micro_f1": Meaning("micro F1", "F1 of all answers together; those that were named none lower it less than accuracy.", False),
+    "weighted_f1": Meaning("weighted F1", "F1 of each generator by name, averaged by number of images.", False),
+    "macro_precision": Meaning("macro precision", "The share of each name’s answers that are right, averaged over names."),
+    "micro_precision": Meaning("right where a name was given", "The share of names given that are right."),
+    "recall": Meaning("recall", "The share of a generator’s images that is named right."),
+    "macro_recall": Meaning("macro recall", "The share of each generator’s images named right, averaged over names."),
+    "open_set_auroc": Meaning("open-set AUROC", "How well confidence tells known generators from those that cannot be named.", False),
+    "bleu4": Meaning("BLEU-4", "Runs of up to four words that the predicted prompt shares with the true one.", False),
+    "rouge_l": Meaning("ROUGE-L", "The longest common subsequence of words of both prompts, as an F1.", False),
+    "token_f1": Meaning("token F1", "Words that both prompts share, in any order, as an F1.", False),
+    "tag_jaccard": Meaning("Jaccard of tags", "What stands between commas in both prompts over what does in either.", False),
+    "clip_text": Meaning("CLIP, both prompts", "Cosine of the CLIP embeddings of both prompts.", False),
+    "clip_score": Meaning("CLIPScore", "How alike CLIP finds the image and the predicted prompt: 2.5 times their cosine, or 0.", False),
+    "clip_score_truth": Meaning("CLIPScore of the true prompt", "The same of the image and the true prompt.", False),
+    "clip_score_ratio": Meaning("CLIPScore by the true prompt’s", "The first by the second: 1 where both fit alike.", False),
+}
+
+KEY_FIGURES = ("auc", "tpr_at_fpr_1", "balanced_accuracy", "tpr", "tnr", "ece")
+METHODS: Mapping[str, str] = {
+    "clopper-pearson": "Clopper–Pearson",
+    "delong": "DeLong",
+    "bootstrap": "bootstrap",
+    "cluster bootstrap": "bootstrap by generator",
+    "student": "Student",
+    "bonett-price": "Bonett–Price",
+    "agresti-caffo": "Agresti–Caffo",
+}
+
+
+def named(key: str) -> str:
+    """What people call a figure; an unknown key with spaces for underscores."""
+    return MEANINGS[key].words if key in MEANINGS else shortened(key.replace("_", " "), 60)
+
+
+def written(key: str, value: float | None) -> str:
+    """A value of that figure: shares in per cent, losses with three digits, others with four and never 1 by rounding."""
+    if value is None or not math.isfinite(value):
+        return NONE
+    if key in MEANINGS and MEANINGS[key].is_share:
+        return percent(value)
+    if key == "log_loss":
+        return measured(value)
+    return "> 0.9999" if 0.99995 <= value < 1 else f"{value:.4f}".replace("-", "−")
+
+
+def span(key: str, figure: FigureFacts) -> str:
+    """A figure's interval, "90.1 to 92.4 %"; nothing where there is none."""
+    if figure.ends is None:
+        return ""
+    low, high = (written(key, end) for end in figure.ends)
+    same_unit = low.endswith(" %") and high.endswith(" %") and not high.startswith("<")
+    return f"{low.removesuffix(' %') if same_unit else low} to {high}"
+
+
+def in_words(key: str, figure: FigureFacts) -> str:
+    """A figure with its interval in brackets, or a dash."""
+    ends = span(key, figure)
+    return written(key, figure.number) + (f" ({ends})" if ends else "")
+
+
+def three_digits(value: float | None) -> str:
+    """A value as published tables write it: three digits, never 0 or 1 by rounding."""
+    if value is None or not math.isfinite(value):
+        return NONE
+    if 0 < value < 0.0005:
+        return "< 0.001"
+    return "> 0.999" if 0.9995 <= value < 1 else f"{value:.3f}".replace("-", "−")
+
+
+def three_digit_ends(ends: tuple[float, float]) -> tuple[str, str]:
+    """An interval's ends likewise, rounded outwards where rounding would reach 0 or 1."""
+    low, high = ends
+    return ("0.999" if 0.9995 <= low < 1 else f"{low:.3f}", "0.001" if 0 < high < 0.0005 else f"{high:.3f}")
+
+
+def p_value(p: float | None) -> str:
+    """A p-value; none is ever nought."""
+    if p is None or not math.isfinite(p):
+        return NONE
+    return "< 0.0001" if p < 0.0001 else f"{p:.4f}"

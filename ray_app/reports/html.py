@@ -1,0 +1,107 @@
+"""What every page shares: Jinja with the words of `wording`, and texts and pictures made safe to show. Knows no run and no training.
+
+Every text is taken for hostile: Jinja escapes it, and `visible` shows what would hide or reorder it.
+"""
+
+import base64
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from ray_app.reports import format as wording
+from ray_app.reports.svg import meter, plain, range_meter
+
+_LONGEST_NAME = 96
+_LONGEST_TEXT = 240
+_LONGEST_TITLE = 2_000
+_MOST_ENTRIES = 12
+_MOST_SETTINGS = 500
+
+
+def render(template: str, **facts: Any) -> str:
+    """Fill a template of `templates/`. An expression without a value is an error."""
+    return _environment().get_template(template).render(**facts)
+
+
+def jpeg_uri(data: bytes) -> str | None:
+    """JPEG bytes as a data URI; None for anything else, so that no other type can be smuggled into a page."""
+    return f"data:image/jpeg;base64,{base64.b64encode(data).decode()}" if data.startswith(b"\xff\xd8\xff") else None
+
+
+def settings(value: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """A nested mapping as dotted keys with their values, cut where a page would become endless."""
+    return list(_flat(value))[:_MOST_SETTINGS]
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("ray_app.reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        count=wording.count,
+        decimal=wording.decimal,
+        approximate=wording.approximate,
+        percent=wording.percent,
+        probability=wording.probability,
+        score=lambda value: wording.score(value).replace("-", "−"),
+        duration=wording.duration,
+        size=wording.size,
+        money=wording.money,
+        moment=wording.moment,
+        meaning=wording.meaning,
+        plain=plain,
+        stated=wording.stated,
+        short_name=lambda text: wording.shortened(text, _LONGEST_NAME),
+        short_title=lambda text: wording.shortened(text, _LONGEST_TITLE),
+        short_text=lambda text: wording.shortened(text, _LONGEST_TEXT),
+        path_parts=_path_parts,
+        breakable=_breakable,
+    )
+    environment.globals.update(
+        words=wording,
+        most_entries=_MOST_ENTRIES,
+        meter=meter,
+        range_meter=range_meter,
+    )
+    return environment
+
+
+def _finalize(value: object) -> object:
+    # Runs on every expression of the template before it is escaped, so that no name can be forgotten.
+    return wording.visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _path_parts(uri: str, member: str | None) -> tuple[str, str]:
+    """What leads to a file, and its own name."""
+    folder, slash, leaf = (uri if member is None else member).rpartition("/")
+    return (folder + slash if member is None else f"{uri} › {folder}{slash}"), leaf
+
+
+def _breakable(text: str) -> Markup:
+    """Lines may break after a slash or an underscore, as a reader would."""
+    return Markup("").join(
+        piece + Markup("<wbr>") if piece in "/_" else piece for piece in re.split("([/_])", wording.visible(text)) if piece
+    )
+
+
+def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """A nested mapping as dotted keys with their values; lists of plain values stay on one line."""
+    if isinstance(value, Mapping) and value:
+        for key, item in value.items():
+            yield from _flat(item, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list) and any(isinstance(item, Mapping | list) for item in value):
+        for index, item in enumerate(value):
+            yield from _flat(item, f"{path}[{index}]")
+    else:
+        text = ", ".join(map(str, value)) if isinstance(value, list) else "" if value is None or value == {} else str(value)
+        yield path, text or wording.NONE

@@ -1,0 +1,238 @@
+"""Columns and paragraphs of plain text that fit a given width. Knows words and widths; knows nothing of what they say.
+
+Plain text for the terminal: rows as a table, and a run's end in words. Knows no colours and no terminal.
+"""
+
+import json
+import shlex
+import textwrap
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+from ray_app.reports import format as wording
+from ray_app.reports.run import guarantee_sentences, limit_sentences, profile_lines
+from ray_app.reports.run_model import RunSummary
+
+GAP = "  "
+_NARROWEST = 10
+
+
+def table(
+    heads: Sequence[str], rows: Sequence[Sequence[str]], width: int, *, right: Collection[int] = (), wrap: Collection[int] = ()
+) -> list[str]:
+    """Aligned lines under `heads`; cells of the columns in `wrap` are broken into lines until all fits `width`, others never.
+
+    `right`: columns that are aligned to the right. Words are never broken, so that a path or a hash can be copied.
+    """
+    widths = [max(wording.columns(row[column]) for row in [heads, *rows]) for column in range(len(heads))]
+    floors = [_longest_word([row[column] for row in [heads, *rows]]) if column in wrap else widths[column] for column in range(len(heads))]
+    while sum(widths) + len(GAP) * (len(heads) - 1) > width:
+        spare, column = max((have - least, column) for column, (have, least) in enumerate(zip(widths, floors, strict=True)))
+        if spare <= 0:
+            break
+        widths[column] -= 1
+    lines = []
+    for row in [heads, *rows]:
+        cells = [paragraph(cell, size) if column in wrap else [cell] for column, (cell, size) in enumerate(zip(row, widths, strict=True))]
+        for index in range(max(map(len, cells))):
+            lines.append(aligned([cell[index] if index < len(cell) else "" for cell in cells], widths, right))
+    return lines
+
+
+def paragraph(text: str, width: int) -> list[str]:
+    """The text in lines of at most `width` columns, broken at spaces only; one empty line for no text."""
+    return textwrap.wrap(text, max(width, _NARROWEST), break_long_words=False, break_on_hyphens=False) or [""]
+
+
+def _longest_word(cells: Sequence[str]) -> int:
+    return max([_NARROWEST, *(wording.columns(word) for cell in cells for word in cell.split())])
+
+
+def aligned(cells: Sequence[str], widths: Sequence[int], right: Collection[int]) -> str:
+    """One line of cells, each filled up to its width; those of the columns in `right` from the left."""
+    padded = []
+    for column, (cell, width) in enumerate(zip(cells, widths, strict=True)):
+        space = " " * (width - wording.columns(cell))
+        padded.append(space + cell if column in right else cell + space)
+    return GAP.join(padded).rstrip()
+
+
+_SHORT_VERDICTS = {"real": "no evidence"}
+_NARROWEST_FILE = 16
+_LONGEST_EXAMPLE = 72
+_LONGEST_GENERATOR = 32
+_LONGEST_REASON = 72
+_MOST_REASONS = 5
+
+
+def verdict_table(rows: Iterable[Mapping[str, Any]], width: int) -> str:
+    """One line per row: file, verdict, probability, score, status; aligned and at most `width` columns wide.
+
+    Rows are result rows (`uri`, `member`, `verdict`, `probability`, `score`, `status`, `calibrated`); missing values are dashes. Where a
+    file declares itself generated (`provenance`, as JSON or read from it), another column says so; another names the generator that a
+    profile finds nearest, of rows that are not called real.
+    A folder that all files share is named once, above. Where the columns beside the file leave it fewer than 16, lines grow wider.
+    """
+    rows = list(rows)
+    if not rows:
+        return "no rows"
+    names = [wording.visible(wording.file_name(str(row.get("uri") or ""), row.get("member"))) for row in rows]
+    folder = _common_folder(names)
+    cells = [_cells(row) for row in rows]
+    uncalibrated = any(row.get("calibrated") is False and row.get("probability") is not None for row in rows)
+    heads = ["verdict", "probability*" if uncalibrated else "probability", "score", "status"]
+    named = [_named(row) for row in rows]
+    if any(named):
+        heads, cells = [*heads, "nearest generator"], [[*line, words] for line, words in zip(cells, named, strict=True)]
+    declared = [_declared(row) for row in rows]
+    if any(declared):
+        heads, cells = [*heads, "file says"], [[*line, words] for line, words in zip(cells, declared, strict=True)]
+    widths = [max(wording.columns(line[index]) for line in [heads, *cells]) for index in range(len(heads))]
+    room = max(_NARROWEST_FILE, width - sum(widths) - len(GAP) * len(heads))
+    files = [wording.shortened(name[len(folder) :], room) for name in names]
+    file_width = max(map(wording.columns, ["file", *files]))
+    lines = [f"in {wording.shortened(folder, max(width - 3, _NARROWEST_FILE))}"] if folder else []
+    for file, line in zip(["file", *files], [heads, *cells], strict=True):
+        lines.append(aligned([file, *line], [file_width, *widths], right={2, 3}))
+    if uncalibrated:
+        lines.append("* the plain sigmoid of the score, not calibrated")
+    return "\n".join(lines)
+
+
+def summary_lines(summary: Mapping[str, Any]) -> list[str]:
+    """The end of a run in words: what became of the members, how fast, what held it up, where to read on."""
+    run = RunSummary.model_validate(dict(summary))
+    lines = [wording.headline(run)]
+    if run.members and not run.complete:
+        lines.append(f"not finished: {run.rows:,} of {run.members:,} members have a row; the same command goes on from here")
+    lines += [sentence.upper() if place == 0 else f"  {sentence}" for place, sentence in enumerate(limit_sentences(run))]
+    lines += _status_lines(run)
+    if run.own_failures:
+        lines.append(f"bug: {wording.own_failures(run.own_failures)}")
+    if run.linked_folders.count:
+        lines.append(f"not listed: {wording.linked_words(run.linked_folders.count, run.linked_folders.example)}")
+    if run.reused:
+        lines.append(f"reused: {run.reused:,} members have the scores of others with the same bytes")
+    lines += _verdict_lines(run)
+    lines += [f"second look: {sentence}" for sentence in wording.second_look(run)]
+    lines += [f"stability: {sentence}" for sentence in wording.stability(run.stability)]
+    lines += [f"guarantee: {sentence}" for sentence in guarantee_sentences(run.guarantee)]
+    lines += profile_lines(run.profile)
+    lines += _declaration_lines(run)
+    lines += _speed_lines(run)
+    lines += [f"as begun: {sentence}" for sentence in wording.kept_settings(run.session)]
+    lines += [f"unguarded: {sentence}" for sentence in wording.unguarded(run.session)]
+    if run.scored and run.ensemble.demonstration:
+        lines.append(wording.DEMONSTRATION)
+    if run.scored and not run.ensemble.calibrated:
+        lines.append(wording.UNCALIBRATED)
+    if run.run:
+        lines.append(f"report: {wording.visible(run.run.rstrip('/'))}/report.html")
+        lines.append(f"rows: touchstone results {wording.visible(shlex.quote(run.run))}")
+        if any(member.masks for member in run.ensemble.members):
+            lines.append(f"masks: touchstone masks {wording.visible(shlex.quote(run.run))} --out FOLDER")
+    return lines
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    verdict = str(row.get("verdict") or wording.NONE)
+    return [
+        wording.visible(_SHORT_VERDICTS.get(verdict, verdict)),
+        wording.probability(row.get("probability")),
+        wording.score(row.get("score")),
+        wording.visible(str(row.get("status") or wording.NONE)),
+    ]
+
+
+def _named(row: Mapping[str, Any]) -> str:
+    """What a profile says of a row that is not called real; "unknown" where the image is like no known generator."""
+    if row.get("verdict") == "real" or row.get("generator_confidence") is None:
+        return ""
+    name = row.get("predicted_generator")
+    return "unknown" if name is None else wording.shortened(str(name), _LONGEST_GENERATOR)
+
+
+def _declared(row: Mapping[str, Any]) -> str:
+    said = row.get("provenance") or {}
+    said = json.loads(said) if isinstance(said, str) else said
+    if not said.get("ai_declared"):
+        return ""
+    c2pa = said.get("c2pa") or {}
+    return f"AI ({c2pa['state']} C2PA)" if c2pa.get("ai_generated") and c2pa["state"] in ("trusted", "intact") else "AI"
+
+
+def _common_folder(names: Sequence[str]) -> str:
+    """The longest prefix of all names that ends with a slash, where there is more than one name to share it."""
+    if len(names) < 2:
+        return ""
+    # The first and the last in order differ the earliest, so their shared start is everybody's.
+    first, last = min(names), max(names)
+    shared = next((index for index, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    return first[: first.rfind("/", 0, shared) + 1]
+
+
+def _status_lines(run: RunSummary) -> list[str]:
+    statuses = wording.ordered_statuses(run.statuses)
+    table = [[wording.visible(status), wording.count(number), wording.meaning(status)] for status, number in statuses]
+    widths = [max((wording.columns(line[index]) for line in table), default=0) for index in range(3)]
+    lines = []
+    for (status, _), cells in zip(statuses, table, strict=True):
+        lines.append("  " + aligned(cells, widths, right={1}))
+        examples = run.examples.get(status, [])
+        if examples and status != "ok":
+            name = wording.shortened(wording.file_name(examples[0].uri, examples[0].member), _LONGEST_EXAMPLE)
+            detail = f": {wording.shortened(examples[0].detail, _LONGEST_EXAMPLE)}" if examples[0].detail else ""
+            lines.append("  " + " " * (widths[0] + widths[1] + 2 * len(GAP)) + f"e.g. {name}{detail}")
+    return lines
+
+
+def _verdict_lines(run: RunSummary) -> list[str]:
+    if not run.scored:
+        return []
+    counts = [f"{words} {run.verdict(word):,}" for word, words in wording.VERDICT_WORDS.items()]
+    lines = [f"verdicts: {', '.join(counts)}"]
+    reasons = wording.reasons(run.verdict_reasons, _MOST_REASONS)
+    if reasons:
+        lines.append(
+            "no verdict because: " + "; ".join(f"{wording.shortened(why, _LONGEST_REASON)} ({number:,})" for why, number in reasons)
+        )
+    return lines
+
+
+def _declaration_lines(run: RunSummary) -> list[str]:
+    said = run.provenance
+    if not said.declaring:
+        return []
+    parts = [f"{number:,} {words}" for word, words in wording.VERDICT_WORDS.items() if (number := said.declared.get(word, 0))]
+    parts += [f"{number:,} without a verdict"] if (number := said.declared.get("none", 0)) else []
+    who = "1 file declares itself" if said.declaring == 1 else f"{said.declaring:,} files declare themselves"
+    return [f"beside the verdicts: {who} AI-generated: {', '.join(parts)}"]
+
+
+def _speed_lines(run: RunSummary) -> list[str]:
+    session = run.session
+    if not session.rows:
+        return ["this session scored nothing: there was nothing new or changed"] if run.rows else []
+    rate = "too short to tell" if session.images_per_s is None else f"{wording.decimal(session.images_per_s)} images/s"
+    lines = [
+        f"speed: {rate}, first result after {wording.duration(session.first_result_s)}, "
+        f"{wording.counted(session.rows, 'row')} and {wording.size(session.bytes_read)} in {wording.duration(session.wall_s)}"
+    ]
+    cost = session.cost
+    if cost.total is not None:
+        parts = f"machines {wording.money(cost.compute)}, requests {wording.money(cost.requests)}, egress {wording.money(cost.egress)}"
+        lines.append(f"cost: {wording.money(cost.total)} by the prices set: {parts}")
+    if session.peak_worker_bytes:
+        memory = session.memory
+        of_node = f" of at most {wording.size(memory.total_bytes)} on a node" * bool(memory.total_bytes)
+        lines.append(f"memory: at most {wording.size(session.peak_worker_bytes)} in one worker{of_node}")
+    for name, sharing in session.backbones.items():
+        if sharing.asked > sharing.runs:
+            lines.append(f"shared: {wording.visible(name)} ran {sharing.runs:,} times for {sharing.asked:,} requests of detectors")
+    if session.throttled or session.retried:
+        lines.append(f"storage: asked to slow down {wording.counted(session.throttled, 'time')}, repeated reads {session.retried:,}")
+    if run.bottleneck.stage:
+        share = f" ({wording.percent(run.bottleneck.share)} of the workers' time)" if run.bottleneck.share is not None else ""
+        advice = f": {wording.visible(run.bottleneck.advice)}" if run.bottleneck.advice else ""
+        lines.append(f"bottleneck: {wording.visible(run.bottleneck.stage)}{share}{advice}")
+    return lines

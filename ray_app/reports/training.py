@@ -1,0 +1,414 @@
+"""A training's facts → one HTML page that loads nothing, runs nothing and can be mailed as it is; and the same end in a few lines.
+
+Knows what the page says and in which order; `templates/` knows how it looks. Every text in the facts is taken for hostile.
+
+What a training tells of itself, as the report reads it. Every key has a default, unknown keys and nulls are let pass.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from markupsafe import Markup
+
+from ray_app.detectors.card import Calibration
+from ray_app.metrics import FIGURES
+from ray_app.reports import format as wording
+from ray_app.reports.evaluation.text import captioned
+from ray_app.reports.html import jpeg_uri, render, settings
+from ray_app.reports.run_model import SummarySection
+from ray_app.reports.svg import line_chart, range_meter
+
+
+class GeneratorFigures(SummarySection):
+    """Figures of one generator's images; of `tpr` and `tnr` only that of its label."""
+
+    n: int = 0
+    label: str = ""
+    auc: float | None = None
+    auc_interval: tuple[float, ...] = ()
+    tpr: float | None = None
+    tnr: float | None = None
+    interval: tuple[float, ...] = ()
+
+
+class Figures(SummarySection):
+    """Figures of one split (ray_app.metrics.detection_figures, and those of masks where there are any)."""
+
+    n_real: int = 0
+    n_fake: int = 0
+    auc: float | None = None
+    auc_interval: tuple[float, ...] = ()
+    average_precision: float | None = None
+    mean_generator_auc: float | None = None
+    worst_generator_auc: float | None = None
+    tpr_at_fpr_1: float | None = None
+    tpr_at_fpr_1_interval: tuple[float, ...] = ()
+    balanced_accuracy: float | None = None
+    f1: float | None = None
+    loss: float | None = None
+    pixel_f1: float | None = None
+    pixel_iou: float | None = None
+    generators: Mapping[str, GeneratorFigures] = {}
+
+    def value(self, name: str) -> float | None:
+        """A figure by its name in FIGURES; None where it was not measured or is none of those."""
+        number: float | None = getattr(self, name) if name in FIGURES else None
+        return number
+
+    def interval(self, name: str) -> tuple[float, ...]:
+        """The ends of a figure's 95 % interval, where it has one."""
+        ends: tuple[float, ...] = getattr(self, f"{name}_interval", ())
+        return ends
+
+    def hardest(self, label: str, most: int) -> list[tuple[str, GeneratorFigures]]:
+        """The generators of one label, the least AUC first; those that have none come last."""
+        mine = [(name, figures) for name, figures in self.generators.items() if figures.label == label]
+        return sorted(mine, key=lambda item: (math.inf if item[1].auc is None else item[1].auc, item[0]))[:most]
+
+
+class HistoryPoint(SummarySection):
+    """One step of the training, or a few that were averaged."""
+
+    step: int = 0
+    loss: float = math.nan
+    rate: float = math.nan
+    gradient_norm: float = math.nan
+    images_per_s: float = math.nan
+
+
+class TrainingMistake(SummarySection):
+    """One image that the network tells wrong; `jpeg`: its thumbnail, re-encoded and free of metadata."""
+
+    jpeg: bytes = b""
+    label: str = ""
+    generator: str = ""
+    score: float = math.nan
+    name: str = ""
+
+
+class SplitCounts(SummarySection):
+    """What one split holds; `generators`: images of each, sources of real ones included."""
+
+    images: int = 0
+    real: int = 0
+    fake: int = 0
+    generators: Mapping[str, int] = {}
+
+
+class SetAside(SummarySection):
+    """Images of the training sources that are in no split, and why."""
+
+    images: int = 0
+    why: Mapping[str, int] = {}
+
+
+class Shared(SummarySection):
+    """How many images of one split have their like in another: the same place, the same bytes, the same looks, the same group."""
+
+    image_id: int = 0
+    sha256: int = 0
+    phash: int = 0
+    group: int = 0
+    examples: tuple[str, ...] = ()
+
+    @property
+    def any(self) -> bool:
+        """Whether the two splits share anything."""
+        return bool(self.image_id or self.sha256 or self.phash or self.group)
+
+
+class Leakage(SummarySection):
+    """What every two splits share. `checked`: whether every split has hashes of that name; without, a count of 0 says nothing. `unhashed`:
+    how many images have none all the same.
+    """
+
+    checked: Mapping[str, bool] = {}
+    unhashed: Mapping[str, int] = {}
+    pairs: Mapping[str, Shared] = {}
+
+
+class DataFindings(SummarySection):
+    """What is known of the data (ray_app.datasets.splits.Splits)."""
+
+    splits: Mapping[str, SplitCounts] = {}
+    set_aside: SetAside = SetAside()
+    leakage: Leakage = Leakage()
+
+
+class TrainingFacts(SummarySection):
+    """A training from beginning to end. `out`: where its files lie. `validations`: for each its `step` and figures, side by side.
+
+    `calibration_note`: why there is no calibration. `calibration_error`: of calibrated probabilities, on images that did not calibrate.
+    `unreadable`: images that were met in training and had to be left out.
+    """
+
+    name: str = ""
+    title: str = ""
+    out: str = ""
+    metric: str = "auc"
+    best_step: int | None = None
+    steps: int = 0
+    seconds: float | None = None
+    history: tuple[HistoryPoint, ...] = ()
+    validations: tuple[Mapping[str, Any], ...] = ()
+    validation: Figures = Figures()
+    test: Figures | None = None
+    unreadable: int = 0
+    calibration: Calibration | None = None
+    calibration_note: str = ""
+    calibration_error: float | None = None
+    mistakes: tuple[TrainingMistake, ...] = ()
+    data: DataFindings = DataFindings()
+    recipe: Mapping[str, Any] = {}
+    environment: Mapping[str, Any] = {}
+    card: Mapping[str, Any] = {}
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """The steps that a chart shows: all of the training, though it ended early or is still going on."""
+        return 0, max([self.steps, 1, *(point.step for point in self.history), *(step for step, _ in self.validated("loss"))])
+
+    def validated(self, name: str) -> list[tuple[int, float]]:
+        """One figure at every validation, by step; left out where it was not measured."""
+        found = [(validation.get("step"), validation.get(name)) for validation in self.validations]
+        return [(step, float(value)) for step, value in found if isinstance(step, int) and isinstance(value, int | float)]
+
+
+_MOST_GENERATORS = 60
+_MOST_MISTAKES = 48
+_MOST_VALIDATIONS = 200
+_HARDEST = 3
+_LONGEST_NAME = 60
+
+
+class Curve(NamedTuple):
+    """One drawing with its caption."""
+
+    caption: str
+    chart: Markup
+
+
+def render_training_report(facts: Mapping[str, Any]) -> str:
+    """Write a training as one self-contained HTML page; the keys of `facts` are those of TrainingFacts, each may be absent.
+
+    Thumbnails are JPEG bytes, already re-encoded and free of metadata; what is no JPEG is not shown.
+    Raises pydantic's ValidationError for a value of another type.
+    """
+    told = TrainingFacts.model_validate(dict(facts))
+    splits = [(name, figures) for name, figures in (("validation", told.validation), ("test", told.test)) if figures is not None]
+    return render(
+        "training.html",
+        told=told,
+        headline=headline(told),
+        figures=_measured_figures(told),
+        calibration=calibration_in_words(told),
+        loss=_history_curve(told, "loss", "Loss of each step"),
+        paces=_paces(told),
+        validations=_validations(told),
+        validation_curves=_validation_curves(told),
+        generators=[table for name, figures in splits for table in _generator_tables(name, figures)],
+        mistakes=captioned(told.mistakes, lambda one: jpeg_uri(one.jpeg), most=_MOST_MISTAKES),
+        auc_bar=_auc_bar,
+        holdings=_holdings(told),
+        leaks=_leaks(told),
+        uncompared=_uncompared(told),
+        about=_about(told),
+        recipe=settings(told.recipe),
+        environment=settings(told.environment),
+        card=settings(told.card),
+    )
+
+
+def training_lines(facts: Mapping[str, Any]) -> list[str]:
+    """The end of a training in words, for the terminal: the chosen step, its figures, what it finds hardest, where things lie."""
+    told = TrainingFacts.model_validate(dict(facts))
+    lines = [headline(told)]
+    for name, figures in (("validation", told.validation), ("test", told.test)):
+        if figures is not None and figures.n_real + figures.n_fake:
+            parts = [
+                f"{words} {wording.figure(key, figures.value(key), figures.interval(key))}"
+                for key, words in wording.FIGURE_WORDS.items()
+                if figures.value(key) is not None
+            ]
+            lines.append(f"{name} ({figures.n_real:,} real, {figures.n_fake:,} fake): {', '.join(parts)}")
+    if told.validation.n_fake:
+        lines.append(calibration_in_words(told))
+    hardest = (told.test or told.validation).hardest("fake", _HARDEST)
+    if len(hardest) > 1:
+        named = [f"{wording.shortened(name, _LONGEST_NAME)} (AUC {wording.figure('auc', found.auc)})" for name, found in hardest]
+        lines.append(f"hardest generators: {', '.join(named)}")
+    if told.out:
+        out = wording.visible(told.out.rstrip("/"))
+        lines += [f"report: {out}/report.html", f"score with it: touchstone score SOURCE --detector {out}/card.yaml --out RUN"]
+    return lines
+
+
+def headline(told: TrainingFacts) -> str:
+    """The training in one sentence."""
+    name = wording.visible(told.title or told.name or "Training")
+    value = told.validation.value(told.metric)
+    if value is None or told.best_step is None:
+        return f"{name}: {wording.counted(told.steps, 'step')}, no step chosen yet."
+    words = wording.FIGURE_WORDS[told.metric]
+    where = f"at step {told.best_step:,} of {told.steps:,}"
+    return f"{name}: {words} {wording.figure(told.metric, value, told.validation.interval(told.metric))} on validation, {where}."
+
+
+def calibration_in_words(told: TrainingFacts) -> str:
+    """How probabilities come out of scores, or why a score is not to be read as one."""
+    if told.calibration is None:
+        why = f": {wording.visible(told.calibration_note)}" if told.calibration_note else ""
+        return f"Not calibrated{why}. Scores rank images; they are not chances."
+    off = f"; on test, probabilities are off by {wording.percent(told.calibration_error)}" if told.calibration_error is not None else ""
+    return f"Calibrated on validation: {told.calibration}{off}."
+
+
+def _measured_figures(told: TrainingFacts) -> list[tuple[str, list[tuple[str, list[str]]]]]:
+    """Words of each figure that was measured, and per split its value and the ends of its interval; the one that chose stands first."""
+    splits = [figures for figures in (told.validation, told.test) if figures is not None]
+    rows = []
+    for name in sorted(wording.FIGURE_WORDS, key=lambda name: name != told.metric):
+        if any(figures.value(name) is not None for figures in splits):
+            cells = [(wording.figure(name, figures.value(name)), wording.interval(name, figures.interval(name))) for figures in splits]
+            rows.append((wording.FIGURE_WORDS[name], cells))
+    return rows
+
+
+def _history_curve(told: TrainingFacts, name: str, caption: str, *, compact: bool = False) -> Curve | None:
+    points = [(float(point.step), float(getattr(point, name))) for point in told.history]
+    described = f"{len(points):,} points from step {told.span[0]:,} to {told.span[1]:,}."
+    chart = line_chart(
+        points,
+        told.span,
+        ident=f"history-{name}",
+        title=caption,
+        description=described,
+        chosen=None if compact else told.best_step,
+        from_zero=True,
+        compact=compact,
+    )
+    return Curve(caption, chart) if chart else None
+
+
+def _paces(told: TrainingFacts) -> list[Curve]:
+    captions = {"rate": "Learning rate", "gradient_norm": "Norm of the gradients", "images_per_s": "Images per second"}
+    return [curve for name, caption in captions.items() if (curve := _history_curve(told, name, caption, compact=True))]
+
+
+def _validation_curves(told: TrainingFacts) -> list[Curve]:
+    """Every figure over the validations, the one that chose first; none where there is but one validation."""
+    curves = []
+    for name in sorted(wording.FIGURE_WORDS, key=lambda name: name != told.metric):
+        points = [(float(step), value) for step, value in told.validated(name)]
+        words = wording.FIGURE_WORDS[name]
+        described = f"{len(points):,} validations; the chosen step is {told.best_step}."
+        chart = line_chart(
+            points,
+            told.span,
+            ident=f"validation-{name}",
+            title=f"Validation: {words}",
+            description=described,
+            chosen=told.best_step,
+            compact=name != told.metric,
+        )
+        if chart and len(points) > 1:
+            curves.append(Curve(words[0].upper() + words[1:], chart))
+    return curves
+
+
+class Validations(NamedTuple):
+    """Figures of each validation as a table: heads, and per step a cell under each."""
+
+    heads: list[str]
+    rows: list[tuple[int, list[str]]]
+
+
+def _validations(told: TrainingFacts) -> Validations:
+    """All validations; of very many the last, and the one that was chosen."""
+    names = [name for name in wording.FIGURE_WORDS if told.validated(name)]
+    by_figure = [dict(told.validated(name)) for name in names]
+    steps = sorted({step for found in by_figure for step in found})
+    shown = [step for step in steps if step == told.best_step or step in steps[-_MOST_VALIDATIONS:]]
+    rows = [(step, [wording.figure(name, found.get(step)) for name, found in zip(names, by_figure, strict=True)]) for step in shown]
+    return Validations([wording.FIGURE_WORDS[name] for name in names], rows)
+
+
+def _auc_bar(found: GeneratorFigures) -> Markup:
+    """The AUC's part above one half, with its interval."""
+    low, high = found.auc_interval if len(found.auc_interval) == 2 else (found.auc or 0, found.auc or 0)
+    value, low, high = (max(0.0, end - 0.5) for end in (found.auc or 0, low, high))
+    return range_meter(value, low, high, 0.5)
+
+
+class TrainingGeneratorTable(NamedTuple):
+    """The generators of one label in one split, the hardest first; `left_out`: how many more there are."""
+
+    caption: str
+    rate: str
+    rows: list[tuple[str, GeneratorFigures]]
+    left_out: int
+
+
+def _generator_tables(split: str, figures: Figures) -> list[TrainingGeneratorTable]:
+    tables = []
+    for label, caption, rate in (("fake", "Generators", "Flagged as fake"), ("real", "Sources of real images", "Not flagged")):
+        rows = figures.hardest(label, len(figures.generators))
+        if rows:
+            shown = rows[:_MOST_GENERATORS]
+            tables.append(TrainingGeneratorTable(f"{caption}, {split}", rate, shown, len(rows) - len(shown)))
+    return tables
+
+
+class Holdings(NamedTuple):
+    """Images by generator and split; `left_out`: how many more generators there are."""
+
+    rows: list[tuple[str, list[int]]]
+    left_out: int
+
+
+def _holdings(told: TrainingFacts) -> Holdings:
+    """The generators of all splits, the most frequent first."""
+    counts = [split.generators for split in told.data.splits.values()]
+    names = {name for generators in counts for name in generators}
+    rows = [(name, [generators.get(name, 0) for generators in counts]) for name in names]
+    rows.sort(key=lambda row: (-sum(row[1]), row[0]))
+    return Holdings(rows[:_MOST_GENERATORS], max(0, len(rows) - _MOST_GENERATORS))
+
+
+def _leaks(told: TrainingFacts) -> list[tuple[str, list[str]]]:
+    """Per two splits how many images they share, by place, bytes, looks and group; nothing is claimed where there are no hashes."""
+    checked = told.data.leakage.checked
+    rows = []
+    for pair, shared in told.data.leakage.pairs.items():
+        counts = {name: getattr(shared, name) for name in ("image_id", "sha256", "phash", "group")}
+        cells = [wording.count(n) if n or checked.get(name, name in ("image_id", "group")) else "not known" for name, n in counts.items()]
+        rows.append((pair, cells))
+    return rows
+
+
+def _uncompared(told: TrainingFacts) -> list[str]:
+    """Which images no other was compared with, though their splits have hashes: a sentence for each kind."""
+    found = told.data.leakage
+    words = {"sha256": "bytes", "phash": "looks"}
+    counts = {name: found.unhashed.get(name, 0) if found.checked.get(name) else 0 for name in words}
+    return [f"{wording.counted(n, 'image')} could not be compared by {words[name]}: no hash." for name, n in counts.items() if n]
+
+
+class About(NamedTuple):
+    """What a reader asks first about a recipe and its card."""
+
+    detector: str
+    licence: str
+    source: str
+    departures: list[str]
+
+
+def _about(told: TrainingFacts) -> About:
+    departures = told.recipe.get("departures") or ()
+    return About(
+        detector=str(told.recipe.get("detector") or wording.NONE),
+        licence=str(told.card.get("licence") or wording.NONE),
+        source=str(told.recipe.get("source") or wording.NONE),
+        departures=list(map(str, departures)) if isinstance(departures, list | tuple) else [str(departures)],
+    )

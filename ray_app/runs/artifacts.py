@@ -1,0 +1,144 @@
+"""Masks as rows of PNG bytes, and back. Knows no detector.
+
+Embeddings as rows of Parquet, and back. Knows vectors, ids and files; knows no detector.
+
+    features/<detector>/<manifest>/<block>.parquet    FEATURE columns; what decides the embeddings stands in the file's metadata
+
+One file per block and detector, since detectors have vectors of different widths; they are left as they are when parts are merged: a
+block of 256 images of 768 numbers is 0.8 MB, which no merging would make smaller.
+"""
+
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from ray_app.archives import Ids, manifests
+from ray_app.errors import ConfigError
+from ray_app.inference import BlockResult
+from ray_app.inference.batch import Pixels
+from ray_app.runs.directory import RunDirectory
+from ray_app.runs.schema import MASK_COLUMNS, MASK_SCHEMA, VIEWED_MASK_SCHEMA
+
+ALTERED = 128  # the first grey level above one half
+
+
+def mask_rows(image_ids: pa.ChunkedArray, scored: BlockResult) -> pa.Table:
+    """The masks of some members as 8-bit PNG at the network's own size; `width` and `height` are the image's, for stretching it back.
+
+    Where there are views, those that leave everything in its place have rows too, and a column `view` says which it is.
+    """
+    readings = scored.readings
+    seen = [(None, readings.masks), *readings.view_masks.items()]
+    rows = [
+        {"image_id": image_id, "detector": name, "width": outcome.facts and outcome.facts.width,
+         "height": outcome.facts and outcome.facts.height, "png": mask_png(mask), "view": view}
+        for view, drawn in seen
+        for name, masks in drawn.items()
+        for image_id, outcome, mask in zip(image_ids.to_pylist(), scored.outcomes, masks, strict=True)
+        if mask is not None
+    ]  # fmt: skip
+    return pa.Table.from_pylist(rows, VIEWED_MASK_SCHEMA if readings.views else MASK_SCHEMA)
+
+
+def mask_measures(masks: Mapping[str, Sequence[Pixels | None]]) -> dict[str, list[np.ndarray]]:
+    """Per column and localizer, one number per member; NaN where there is no mask."""
+    area = [np.array([np.nan if mask is None else mask_area(mask) for mask in column], np.float32) for column in masks.values()]
+    peak = [np.array([np.nan if mask is None else mask.max() / 255 for mask in column], np.float32) for column in masks.values()]
+    return dict(zip(MASK_COLUMNS, (area, peak), strict=True)) if masks else {}
+
+
+def mask_image(row: Mapping[str, Any], *, stretched: bool) -> tuple[Image.Image, float]:
+    """The mask of one row of `masks/` as a grey image, bilinearly stretched to the scored image's size if asked, and its area."""
+    image = Image.open(io.BytesIO(row["png"]))
+    area = mask_area(np.asarray(image))
+    return (image.resize((row["width"], row["height"]), Image.Resampling.BILINEAR) if stretched and row["width"] else image), area
+
+
+def mask_area(mask: Pixels) -> float:
+    """Share of a mask's pixels above one half."""
+    return float(np.mean(mask >= ALTERED))
+
+
+def mask_png(mask: Pixels) -> bytes:
+    """A mask as an 8-bit grey PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(mask).save(buffer, "PNG", compress_level=3)
+    return buffer.getvalue()
+
+
+FACTS = b"touchstone.features"
+Vectors = npt.NDArray[np.float32]
+
+
+def folder_of(detector: str) -> str:
+    """Where a detector's embeddings lie, relative to the run."""
+    return f"features/{detector.replace(':', '-')}"
+
+
+def feature_rows(image_ids: Ids, vectors: Vectors, detector: str, facts: Mapping[str, Any]) -> pa.Table:
+    """`image_id`, `detector` and `vector`, a list of d float32, of the members (n,) whose vectors (n, d) are finite.
+
+    `facts`: what decides these embeddings beside the image (`detectors.embeddings.embedding_facts`), for the file's metadata.
+    """
+    kept = np.isfinite(vectors).all(axis=1)
+    ids = np.asarray(image_ids)[kept]
+    names = pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(ids), np.int32)), pa.array([detector]))
+    flat = pa.array(np.ascontiguousarray(vectors[kept], np.float32).reshape(-1))
+    vector = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+    rows = pa.table({"image_id": pa.array(ids, pa.int64()), "detector": names, "vector": vector})
+    return rows.replace_schema_metadata({FACTS: json.dumps({"detector": detector, **facts})})
+
+
+def vectors_of(rows: pa.Table, image_ids: Ids, width: int) -> Vectors:
+    """(n, width) float32 of members by their ids, in that order; NaN where the rows have none."""
+    vectors = np.full((len(image_ids), width), np.nan, np.float32)
+    if len(rows):
+        kept = rows["image_id"].to_numpy()
+        order = np.argsort(kept)
+        places = np.minimum(np.searchsorted(kept, image_ids, sorter=order), len(kept) - 1)
+        is_kept = kept[order[places]] == image_ids
+        flat = rows["vector"].combine_chunks().flatten().to_numpy()
+        vectors[is_kept] = flat.reshape(-1, width)[order[places]][is_kept]
+    return vectors
+
+
+def write_features(run: RunDirectory, manifest: int, block: int, detector: str, rows: pa.Table) -> None:
+    """Keep a block's embeddings; called before the block is committed, so that a row whose block is done has its own."""
+    run.write_beside(folder_of(detector), manifest, block, rows)
+
+
+def block_features(run: RunDirectory, manifest: int, block: int, detector: str) -> pa.Table:
+    """The embeddings of one block. Raises ConfigError where it has no such file."""
+    rows = run.beside(folder_of(detector), manifest, block)
+    if rows is None:
+        raise ConfigError(
+            f"{run.store.url}: the embeddings of {detector} are not there for block {block} of listing {manifest}",
+            hint="was `features/` removed? The images have to be scored again",
+        )
+    return rows
+
+
+def kept_features(run: RunDirectory) -> dict[str, dict[str, Any]]:
+    """What a run keeps embeddings of: per detector what decides them (see `feature_rows`), read off one file of each."""
+    found = (next(_files(run, f"features/{folder}"), None) for folder in run.store.folders("features"))
+    facts = [_facts(run, path) for path in found if path is not None]
+    return {str(one.pop("detector")): one for one in facts}
+
+
+def _files(run: RunDirectory, folder: str) -> Iterator[str]:
+    for manifest in manifests(run.store):
+        yield from (f"{folder}/{manifest:05d}/{name}" for name in run.store.names(f"{folder}/{manifest:05d}"))
+
+
+def _facts(run: RunDirectory, path: str) -> dict[str, Any]:
+    filesystem, full = run.store.filesystem_and_path(path)
+    with filesystem.open(full, "rb") as handle:
+        facts: dict[str, Any] = json.loads(pq.read_schema(handle).metadata[FACTS])
+    return facts

@@ -1,0 +1,202 @@
+"""How fast the stages of a layout go, and which one holds the others up. Pure arithmetic on seconds per image.
+
+Fused, every process does one stage after another. Split, the stages run side by side and the slowest sets the pace.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+from ray_app.reports.format import measured
+from ray_app.scoring.layout import GMAC_PER_S, ScoringLayout
+
+MEASURED, ESTIMATED, UNKNOWN = "measured", "estimated", "unknown"
+_RESIZES = "or, where a grey level does not matter, --set resize=fast"
+
+
+@dataclass(frozen=True)
+class ImagePace:
+    """Seconds that one process spends on one image. `score` has one number per pool of detectors, None where nobody knows.
+
+    `fetch` is wall time, most of it waiting; `fetch_cpu` is what of it keeps the core from other work. `identify` and `describe` are of a
+    profile; None: it has no such thing. `describe` is spread over all images, described or not, 0 where nobody knows how long it takes.
+    A describer that `describes_apart`, in processes of its own, is the last number of `score` instead.
+    """
+
+    fetch: float
+    fetch_cpu: float
+    decode: float
+    prepare: float
+    score: tuple[float | None, ...]
+    write: float
+    scored_by: str = MEASURED
+    identify: float | None = None
+    describe: float | None = None
+    describes_apart: bool = False
+
+    @property
+    def profile(self) -> dict[str, float]:
+        """The stages of a profile that share processes with others."""
+        return {name: spent for name, spent in (("identify", self.identify), ("describe", self.describe)) if spent is not None}
+
+
+@dataclass(frozen=True)
+class StageRate:
+    """What one stage does at most on the processes it has: alone if they share it with others. None where its pace is not known.
+
+    `detectors`: which of them this scoring stage runs. `basis`: measured, estimated or unknown.
+    """
+
+    stage: str
+    seconds_per_image: float | None
+    images_per_s: float | None
+    processes: int
+    basis: str
+    detectors: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """`images_per_s` is that of the whole; `bottleneck` is the stage that sets it, `busy` the share of time that the scorers work."""
+
+    stages: tuple[StageRate, ...]
+    images_per_s: float
+    bottleneck: StageRate
+    advice: str
+    busy: float | None
+
+
+def forecast_rates(
+    layout: ScoringLayout, pace: ImagePace, pools: tuple[tuple[str, ...], ...], *, cpus: int, gpus: int, gmac: float
+) -> Forecast:
+    """The stages, the rate of the whole and what would raise it. `gmac`: billions of multiply-adds per image, 0 where not known."""
+    if layout.kind == "fused":
+        return _fused(layout, pace, pools, cpus, gmac)
+    return _split(layout, pace, pools, cpus, gpus)
+
+
+def _fused(layout: ScoringLayout, pace: ImagePace, pools: tuple[tuple[str, ...], ...], cpus: int, gmac: float) -> Forecast:
+    workers = layout.workers
+    at_once = min(workers, cpus)  # more processes than cores share them
+    score = sum(seconds or 0.0 for seconds in pace.score)
+    spent = {"fetch": pace.fetch, "decode": pace.decode, "prepare": pace.prepare, "score": score, **pace.profile, "write": pace.write}
+    busy_s = pace.fetch_cpu + sum(spent.values()) - pace.fetch
+    stages = tuple(
+        _stage(name, seconds, at_once, workers, _basis(name, pace), sum(pools, ()) if name == "score" else ())
+        for name, seconds in spent.items()
+    )
+    rate = at_once / max(pace.fetch, busy_s, 1e-9)
+    # Reading runs ahead of the rest: it is in the way only where it is slower than all of it.
+    slowest = "fetch" if pace.fetch >= busy_s else max((name for name in spent if name != "fetch"), key=lambda name: spent[name])
+    advice = _FUSED_ADVICE[slowest].format(cpus=cpus, twice=2 * cpus, each=measured(rate / at_once))
+    if slowest == "score" and (with_gpu := _rate_with_gpu(pace, cpus, gmac)) > 1.5 * rate:
+        advice += f"; one GPU beside {cpus} cores: about {with_gpu:,.0f} images/s (estimated)"
+    return Forecast(stages, rate, next(stage for stage in stages if stage.stage == slowest), advice, None)
+
+
+_FEWER_WORDS = "describe only what is flagged (profile.describe), with fewer beams, or by a cheaper describer"
+_FUSED_ADVICE = {
+    "fetch": "run nearer to the bucket, or give more processes: reading is slower than all that is done with what was read",
+    "decode": "add cores, each adds {each} images/s: {twice} instead of {cpus} halve the time; a GPU would not help",
+    "prepare": f"add cores, each adds {{each}} images/s, {_RESIZES}",
+    "score": "add cores, each adds {each} images/s: {twice} instead of {cpus} halve the time; or take a lighter ensemble",
+    "identify": "add cores, each adds {each} images/s",
+    "describe": _FEWER_WORDS + "; or add cores, each adds {each} images/s",
+    "write": "put the run directory on faster storage, or make blocks larger: --set block_members=1024",
+}
+
+
+def _rate_with_gpu(pace: ImagePace, cpus: int, gmac: float) -> float:
+    if not gmac:
+        return 0.0
+    return min(GMAC_PER_S["gpu"] / gmac, max(cpus - 1, 1) / max(pace.fetch_cpu + pace.decode + pace.prepare, 1e-9))
+
+
+def _split(layout: ScoringLayout, pace: ImagePace, pools: tuple[tuple[str, ...], ...], cpus: int, gpus: int) -> Forecast:
+    on_gpus = layout.scorer_gpus > 0
+    decoders, scorers = layout.decoders, layout.scorers
+    if not on_gpus and decoders + sum(scorers) > cpus:
+        pace = _slowed(pace, (decoders + sum(scorers)) / cpus)
+    decoding = [
+        _stage(name, seconds, decoders, decoders, MEASURED)
+        for name, seconds in (("fetch", pace.fetch), ("decode", pace.decode), ("prepare", pace.prepare))
+    ]
+    scoring, scored = _scoring(layout, pace, pools)
+    naming = [] if pace.identify is None else [_stage("identify", pace.identify, layout.committers, layout.committers, MEASURED)]
+    writing = _stage("write", pace.write, layout.committers, layout.committers, ESTIMATED)
+    stages = (*decoding, *scoring, *naming, writing)
+    on_cores = pace.fetch_cpu + pace.decode + pace.prepare
+    decoded = decoders / max(pace.fetch, on_cores, 1e-9)
+    written = layout.committers / max(pace.write + (pace.identify or 0.0), 1e-9)
+    rate = min(decoded, scored, written)
+    busy = None if math.isinf(scored) else rate / scored
+    if rate == written:
+        return Forecast(stages, rate, writing, _FUSED_ADVICE["write"], busy)
+    if rate == scored:
+        slowest = min(scoring, key=lambda stage: math.inf if stage.images_per_s is None else stage.images_per_s)
+        fewer = f"{_FEWER_WORDS}; or " if slowest.stage == "describe" else ""
+        return Forecast(stages, rate, slowest, fewer + _scoring_advice(layout, scored, decoded, gpus), busy)
+    if pace.fetch >= on_cores:
+        return Forecast(stages, rate, decoding[0], "run nearer to the bucket, or give more cores: each reads ahead for itself", busy)
+    slowest = max(decoding[1:], key=lambda stage: stage.seconds_per_image or 0.0)
+    return Forecast(stages, rate, slowest, _decoding_advice(layout, slowest.stage, scored, decoded, cpus, gpus), busy)
+
+
+def _scoring(layout: ScoringLayout, pace: ImagePace, pools: tuple[tuple[str, ...], ...]) -> tuple[list[StageRate], float]:
+    """The stage of each pool, after them that of a describer, and the images per second that all of them together let through."""
+    shares = [count * (layout.scorer_gpus or 1.0) for count in layout.scorers]
+    names = ["score"] * (len(pools) - pace.describes_apart) + ["describe"] * pace.describes_apart
+    stages = [
+        _stage(name, seconds, share, count, pace.scored_by if seconds else UNKNOWN, pool)
+        for name, seconds, share, count, pool in zip(names, pace.score, shares, layout.scorers, pools, strict=True)
+    ]
+    spent = [seconds or 0.0 for seconds in pace.score]
+    if pace.describe is not None:
+        basis = pace.scored_by if pace.describe else UNKNOWN
+        stages.append(_stage("describe", pace.describe, shares[-1], layout.scorers[-1], basis))
+        spent[-1] += pace.describe  # the last pool does it too
+    return stages, min((share / seconds for share, seconds in zip(shares, spent, strict=True) if seconds), default=math.inf)
+
+
+def _decoding_advice(layout: ScoringLayout, stage: str, scored: float, decoded: float, cpus: int, gpus: int) -> str:
+    faster = f", {_RESIZES}" if stage == "prepare" else ""
+    if math.isinf(scored):
+        return f"add cores, each adds {measured(decoded / layout.decoders)} images/s{faster}"
+    wanted = cpus - layout.decoders + math.ceil(scored / decoded * layout.decoders)
+    what = ("the GPU" if gpus == 1 else f"the {gpus} GPUs") if layout.scorer_gpus else "the scorers"
+    advice = f"raise cores from {cpus:,} to {wanted:,} to keep {what} busy, idle {100 * (1 - decoded / scored):.0f} % of the time{faster}"
+    enough = math.ceil(gpus * decoded / scored)
+    if layout.scorer_gpus and enough < gpus:
+        return f"plan {enough} of the {gpus} GPUs, which is as fast and cheaper; or {advice}"
+    return advice
+
+
+def _scoring_advice(layout: ScoringLayout, scored: float, decoded: float, gpus: int) -> str:
+    if not layout.scorer_gpus:
+        return "add cores or a GPU, or take a lighter ensemble"
+    fed = math.floor(gpus * decoded / scored)
+    if fed <= gpus:
+        return "cores and GPUs are in balance: more of both, or a lighter ensemble"
+    return f"add GPUs: the cores could feed {fed:,} instead of {gpus}; or take a lighter ensemble"
+
+
+def _stage(name: str, seconds: float | None, at_once: float, processes: int, basis: str, detectors: tuple[str, ...] = ()) -> StageRate:
+    rate = None if not seconds else at_once / seconds
+    return StageRate(name, seconds, rate, processes, basis, detectors)
+
+
+def _basis(stage: str, pace: ImagePace) -> str:
+    if stage == "write":
+        return ESTIMATED
+    if stage == "describe" and not pace.describe:
+        return UNKNOWN
+    if stage != "score":
+        return MEASURED
+    return UNKNOWN if None in pace.score else pace.scored_by
+
+
+def _slowed(pace: ImagePace, by: float) -> ImagePace:
+    score = tuple(None if seconds is None else seconds * by for seconds in pace.score)
+    describe = None if pace.describe is None else pace.describe * by
+    busy = (pace.fetch_cpu, pace.decode, pace.prepare)
+    fetch_cpu, decode, prepare = (seconds * by for seconds in busy)
+    return replace(pace, fetch_cpu=fetch_cpu, decode=decode, prepare=prepare, score=score, describe=describe)

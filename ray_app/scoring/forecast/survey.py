@@ -1,0 +1,222 @@
+"""One pass over the members that a run would score: how many, how large, kept in what, and the requests that reading them takes.
+
+Memory does not grow with the members. Reads nothing but the listing; only requests over a network count, since only those are billed.
+
+What a run directory leaves to be done, before anything is begun: reads its facts, writes nothing.
+"""
+
+import math
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from typing import Any
+
+import numpy as np
+
+from ray_app.archives import (
+    BlockList,
+    ListedMember,
+    ManifestMember,
+    MemberLocation,
+    image_id,
+    manifests,
+    member_rows,
+    read_block,
+    read_blocks,
+    read_ids,
+)
+from ray_app.archives.containers import COMPRESSED
+from ray_app.archives.containers.base import GAP_BYTES, WINDOW_BYTES
+from ray_app.archives.members import Ids
+from ray_app.inference import ScoringSpec
+from ray_app.runs import RunDirectory
+from ray_app.scoring.config import ScoreConfig
+from ray_app.scoring.forecast.cost import is_billed
+from ray_app.scoring.listing import archive_of
+from ray_app.scoring.resolution import Resolved
+from ray_app.storage import Fetcher
+from ray_app.storage.fetch import WINDOW_BYTES as STREAM_BYTES
+
+FOOTER_READS = 2  # before the first row group of a Parquet file
+KEYS_PER_LIST = 1000  # that one LIST request answers with
+FILES = "files"
+_TELL_EVERY = 4096
+
+Item = ListedMember | ManifestMember
+
+
+@dataclass
+class StorageShare:
+    """What is kept in one way: as files of their own, or in containers of one format. `reads`: requests for all of it."""
+
+    members: int = 0
+    size_bytes: int = 0
+    containers: int = 0
+    reads: int = 0
+
+
+@dataclass
+class Survey:
+    """`size_bytes` is of the members that will be read and whose size is known; `unsized` are those where it is not.
+
+    `refused`: members that the listing itself says will not be read, by status. `sample`: members drawn evenly.
+    """
+
+    members: int = 0
+    size_bytes: int = 0
+    unsized: int = 0
+    billed: int = 0
+    kinds: dict[str, StorageShare] = field(default_factory=dict)
+    refused: Counter[str] = field(default_factory=Counter)
+    sample: list[Item] = field(default_factory=list)
+
+    @property
+    def gets(self) -> int:
+        """GET requests for all members."""
+        return sum(kept.reads for kept in self.kinds.values())
+
+    @property
+    def mean_bytes(self) -> float:
+        """Bytes of one member, over those of known size."""
+        return self.size_bytes / max(self.members - self.unsized, 1)
+
+    @property
+    def lists(self) -> int:
+        """LIST requests that find their files and containers, at the least."""
+        return math.ceil(self.billed / KEYS_PER_LIST)
+
+    def expected_bytes(self, mean: float) -> int:
+        """Bytes to read, members of unknown size at `mean` bytes each."""
+        return self.size_bytes + round(self.unsized * mean)
+
+    def facts(self) -> dict[str, Any]:
+        """Counts as plain JSON."""
+        kinds = {
+            kind: {"members": kept.members, "size_bytes": kept.size_bytes, "containers": kept.containers}
+            for kind, kept in self.kinds.items()
+        }
+        return {"members": self.members, "size_bytes": self.size_bytes, "unknown_sizes": self.unsized, "kinds": kinds,
+                "refused_in_listing": dict(self.refused)}  # fmt: skip
+
+
+def survey(items: Iterable[Item], *, sample: int, max_bytes: int, progress: Callable[[int], object] | None = None) -> Survey:
+    """Count all of `items` and draw `sample` of them (reservoir sampling, seeded). Larger than `max_bytes` is refused unread.
+
+    `progress` is told now and then how many there are so far.
+    """
+    found, cursor, draw = Survey(), _Cursor(), random.Random(0)
+    for item in items:
+        found.members += 1
+        if progress is not None and found.members % _TELL_EVERY == 0:
+            progress(found.members)
+        if len(found.sample) < sample:
+            found.sample.append(item)
+        elif sample and (place := draw.randrange(found.members)) < sample:
+            found.sample[place] = item
+        kept = found.kinds.setdefault(FILES if item.place is None else item.place.kind, StorageShare())
+        kept.members += 1
+        is_another = cursor.move_to(item)
+        found.billed += is_another and cursor.billed
+        kept.containers += is_another and item.place is not None
+        if item.refused is not None:
+            found.refused[item.refused.status] += 1
+        elif item.size_bytes <= max_bytes:
+            found.unsized += item.size_bytes < 0
+            found.size_bytes += max(item.size_bytes, 0)
+            kept.size_bytes += max(item.size_bytes, 0)
+            kept.reads += cursor.reads(item.place) * cursor.billed
+    return found
+
+
+class _Cursor:
+    """Where the reading stands when members are read in their order: what the next one asks for beyond what was read before it."""
+
+    def __init__(self) -> None:
+        self._object = ("", "")
+        self._start, self._end = 0, -1
+        self.billed = False
+
+    def move_to(self, item: Item) -> bool:
+        """Whether this member begins another file or container; `billed` says whether requests to it are."""
+        is_another = item.place is None or (item.uri, item.version) != self._object
+        if is_another:
+            self._object, self.billed = (item.uri, item.version), is_billed(item.uri)
+            self._start, self._end = 0, -1
+        return is_another
+
+    def reads(self, place: MemberLocation | None) -> int:
+        """Requests for the member that lies there."""
+        if place is None:
+            return 1
+        if place.kind == "parquet":
+            opened, is_new, self._end = self._end < 0, place.group != self._end, place.group
+            return opened * FOOTER_READS + is_new
+        end = place.offset + max(place.length, 1)
+        if place.kind in COMPRESSED:
+            before, self._end = max(self._end, 0), max(self._end, end)
+            return math.ceil(self._end / STREAM_BYTES) - math.ceil(before / STREAM_BYTES)
+        if self._end >= 0 and self._start <= place.offset <= self._end + GAP_BYTES and end - self._start <= WINDOW_BYTES:
+            self._end = max(self._end, end)
+            return 0
+        self._start, self._end = place.offset, end
+        return 1
+
+
+_BATCH = 8192
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A run that was begun before: the blocks that have rows, and those that have none.
+
+    A run with pending blocks goes on from its manifest; a finished one, or one whose first listing never ended, lists its source.
+    """
+
+    run: RunDirectory
+    blocks: BlockList
+    pending: BlockList
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every block of every listing has its rows."""
+        return self.state == "finished"
+
+    @property
+    def state(self) -> str:
+        """`begun`: nothing is listed yet; `unfinished`: blocks are pending; `finished`."""
+        return "unfinished" if len(self.pending) else "finished" if len(self.blocks) else "begun"
+
+
+def standing(resolved: Resolved, spec: ScoringSpec) -> Standing | None:
+    """How far the run is that a command goes on with; None where none was begun. Raises IdentityError when another command made it."""
+    if resolved.begun is None:
+        return None
+    run = resolved.begun.run
+    run.claim(resolved.identity(spec), list(spec.cards), spec.ensemble.model_dump(mode="json"))
+    blocks = [read_blocks(run.store, number) for number in manifests(run.store)]
+    pending = [one.without(run.done_blocks(number)) for number, one in zip(manifests(run.store), blocks, strict=True)]
+    return Standing(run, BlockList.joined(blocks), BlockList.joined(pending))
+
+
+def members_to_score(config: ScoreConfig, before: Standing | None, fetcher: Fetcher) -> Iterable[ListedMember | ManifestMember]:
+    """The members that the same command would score: all, those of pending blocks, or what is new or changed since the run ended.
+
+    Iterating raises ConfigError for an empty source, StorageError when it is out of reach.
+    """
+    if before is not None and len(before.pending):
+        return chain.from_iterable(member_rows(read_block(before.run.store, ref)) for ref in before.pending)
+    listed = islice(archive_of(config, fetcher), config.limit)
+    return _unknown(listed, _ids(before)) if before is not None and before.is_finished else listed
+
+
+def _ids(before: Standing) -> Ids:
+    return np.sort(np.concatenate(list(read_ids(before.run.store, before.blocks))))
+
+
+def _unknown(listed: Iterator[ListedMember], known: Ids) -> Iterator[ListedMember]:
+    while batch := list(islice(listed, _BATCH)):
+        ids = np.fromiter(map(image_id, batch), np.int64, len(batch))
+        is_known = known[np.minimum(np.searchsorted(known, ids), len(known) - 1)] == ids
+        yield from (item for item, old in zip(batch, is_known, strict=True) if not old)

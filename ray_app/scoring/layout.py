@@ -1,0 +1,178 @@
+"""Which processes to run where, from the cores and GPUs that are there or may come. Pure arithmetic, tested without a cluster.
+
+Every request is a stated fraction and the sum stays under what a node has: on a small machine a stage that asks for
+a whole core waits forever behind the others, without a word (specs/ray.md §F2).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Literal
+
+from ray_app.archives import BlockPlan
+from ray_app.errors import ClusterError
+
+WORKER_CPUS = 0.8  # a decoding or scoring process fills a core; the rest is left for GPU feeders and commits
+GPU_SCORER_CPUS = 0.1
+COMMIT_CPUS = 0.05
+BLOCKS_PER_DOUBLING = 4  # per worker; a block costs Ray about 20 ms, which 16 images of a fast detector do not outweigh
+HAND_OVER_BYTES = 96 * 2**20  # prepared tensors of one block; several blocks are under way per GPU
+BLOCK_BYTES = 2**30  # of encoded files in one block: large ones take seconds each, and a kill loses the whole block
+BLOCK_S = 60.0  # a block of slow detectors is to take no longer, since it is what a kill loses
+GMAC_PER_S = {"cpu": 100.0, "gpu": 30_000.0}  # multiply-adds per second in bf16: a core does 60 to 130, a data-centre GPU more than this
+
+DECODE_GMAC = 2.0  # decoding a photograph takes a core as long as this many multiply-adds
+SLACK = 4.0  # a shared core may be that much slower
+
+
+@dataclass(frozen=True)
+class ScoringLayout:
+    """`fused`: each core fetches, decodes, scores and commits whole blocks; nothing large crosses a process.
+    `split`: cores fetch and decode for scorers, one pool of them after another; prepared uint8 tensors cross the object store.
+
+    `scorers` has the number of processes in each pool; `scorer_cpus` and `scorer_gpus` are what one of them asks for. `labels`: of
+    the nodes that any of them may stand on.
+    """
+
+    kind: Literal["fused", "split"]
+    scorers: tuple[int, ...]
+    decoders: int
+    block_members: int
+    worker_cpus: float = WORKER_CPUS
+    scorer_cpus: float = WORKER_CPUS
+    scorer_gpus: float = 0.0
+    committers: int = 1
+    short_of_memory: bool = False
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    def limited_to(self, blocks: int) -> "ScoringLayout":
+        """The same with no more workers per stage than blocks."""
+        scorers = tuple(min(count, blocks) for count in self.scorers)
+        return replace(self, scorers=scorers, decoders=min(self.decoders, blocks), committers=min(self.committers, blocks))
+
+    def block_plan(self, slots: int) -> BlockPlan:
+        """How the manifest is cut for this many workers."""
+        return BlockPlan(
+            batch_slots=slots,
+            max_block_members=self.block_members,
+            blocks_per_doubling=BLOCKS_PER_DOUBLING * self.workers,
+            max_block_bytes=BLOCK_BYTES,
+        )
+
+    @property
+    def workers(self) -> int:
+        """Processes that fetch, decode or score."""
+        return sum(self.scorers) + self.decoders
+
+    def slowest_block_s(self, worst_gmac: float) -> float:
+        """Seconds that no block takes longer than, if every image in it is as large as the detectors allow."""
+        return self.block_members * worst_gmac / GMAC_PER_S["gpu" if self.scorer_gpus else "cpu"] * SLACK
+
+    @property
+    def described(self) -> str:
+        """The layout in words."""
+        scorers = sum(self.scorers)
+        if self.kind == "fused":
+            why = ", no more for want of memory" * self.short_of_memory
+            return f"{scorers} worker{'s' * (scorers > 1)}, each decodes and scores{why}"
+        kind = "GPU scorer" if self.scorer_gpus else "scorer"
+        pools = f" in {len(self.scorers)} pools" * (len(self.scorers) > 1)
+        return f"{self.decoders} decoder{'s' * (self.decoders > 1)} feed {scorers} {kind}{'s' * (scorers > 1)}{pools}"
+
+
+@dataclass(frozen=True)
+class NodeMemory:
+    """What a run's processes take on one node at most: `processes` of `process_bytes` each, and beside them `decode_bytes` that large
+    images take in turns and `file_bytes` that large encoded files do. None: nobody has stated the node's memory.
+    """
+
+    processes: int
+    process_bytes: int
+    decode_bytes: int | None
+    file_bytes: int | None
+
+    @property
+    def total_bytes(self) -> int | None:
+        """All of it together."""
+        if self.decode_bytes is None or self.file_bytes is None:
+            return None
+        return self.processes * self.process_bytes + self.decode_bytes + self.file_bytes
+
+    def facts(self) -> dict[str, int | None]:
+        """The same as plain JSON, with the sum."""
+        return {**asdict(self), "total_bytes": self.total_bytes}
+
+
+@dataclass(frozen=True)
+class MemberCost:
+    """What one member asks of a layout. `tensor_bytes`: its prepared tensors between processes. `pool_gmac`: billions of multiply-adds
+    in each group of detectors that needs processes of its own. `process_bytes`: a process with all detectors. `localizes`: masks are made,
+    or embeddings kept, so that commits are heavy.
+
+    `passes`: how often detectors look at it, clean and perturbed; the other numbers count all of them.
+    """
+
+    slots: int
+    tensor_bytes: int = 0
+    pool_gmac: tuple[float, ...] = (0.0,)
+    process_bytes: int = 0
+    localizes: bool = False
+    passes: int = 1
+
+
+def plan_layout(
+    work: MemberCost, *, cpus: float, gpus: float, workers: int | None, block_members: int, memory_bytes: float = math.inf
+) -> ScoringLayout:
+    """Fit the stages to `cpus` cores, `gpus` GPUs and, where every core would hold all detectors, to `memory_bytes`.
+
+    Raises ClusterError when nothing fits.
+    """
+    if cpus < 1:
+        raise ClusterError(
+            f"the cluster has {cpus:g} CPUs to schedule on; at least 1 is needed",
+            hint="start workers, or state what an autoscaler may add: --set cluster.cpus=8 --set cluster.gpus=1",
+        )
+    block_members //= work.passes  # as much is lost with a block, and as much of it is in memory, as without perturbations
+    if gmac := sum(work.pool_gmac):
+        block_members = int(min(block_members, BLOCK_S * GMAC_PER_S["gpu" if gpus >= 1 else "cpu"] / gmac))
+    if gpus < 1 and len(work.pool_gmac) == 1:
+        fitting = max(1, int(min(cpus, memory_bytes // max(work.process_bytes, 1))))
+        short = workers is None and fitting < int(cpus)
+        return ScoringLayout("fused", (workers or fitting,), 0, _whole_batches(block_members, work.slots), short_of_memory=short)
+    block_members = _whole_batches(min(block_members, HAND_OVER_BYTES // max(work.tensor_bytes, 1)), work.slots)
+    # A perturbed image takes a core about as long as decoding it did, so that decoding's share of the work stays what it was.
+    once = tuple(gmac / work.passes for gmac in work.pool_gmac)
+    layout = (_with_gpus if gpus >= 1 else _on_cores)(int(cpus), int(gpus), workers, block_members, once)
+    return replace(layout, committers=max(layout.scorers)) if work.localizes else layout
+
+
+def _with_gpus(cpus: int, gpus: int, workers: int | None, block_members: int, pool_gmac: tuple[float, ...]) -> ScoringLayout:
+    scorers = _spread(max(min(workers or gpus, gpus), len(pool_gmac)), pool_gmac)
+    decoders = max(1, cpus - sum(scorers))
+    needed = decoders * WORKER_CPUS + sum(scorers) * GPU_SCORER_CPUS + COMMIT_CPUS
+    if needed > cpus:
+        raise ClusterError(
+            f"{sum(scorers)} GPU scorers and a decoder need {needed:.2f} CPUs, the cluster has {cpus:g}",
+            hint="plan fewer GPUs: --set cluster.workers=1",
+        )
+    share = 1.0 if gpus >= len(pool_gmac) else 1.0 / math.ceil(len(pool_gmac) / gpus)
+    return ScoringLayout("split", scorers, decoders, block_members, scorer_cpus=GPU_SCORER_CPUS, scorer_gpus=share)
+
+
+def _on_cores(cpus: int, gpus: int, workers: int | None, block_members: int, pool_gmac: tuple[float, ...]) -> ScoringLayout:
+    """Detectors that cannot share a process, without a GPU: cores go to decoding and to each pool as their work asks."""
+    decoders, *scorers = _spread(max(min(workers or cpus, cpus), len(pool_gmac) + 1), (DECODE_GMAC, *pool_gmac))
+    each = min(WORKER_CPUS, math.floor(100 * (cpus - COMMIT_CPUS) / (decoders + sum(scorers))) / 100)
+    return ScoringLayout("split", tuple(scorers), decoders, block_members, worker_cpus=each, scorer_cpus=each)
+
+
+def _spread(count: int, loads: Sequence[float]) -> tuple[int, ...]:
+    """`count` processes over stages: one each, and every further one to the stage whose processes have most to do."""
+    given = [1] * len(loads)
+    for _ in range(count - len(loads)):
+        given[max(range(len(loads)), key=lambda stage: loads[stage] / given[stage])] += 1
+    return tuple(given)
+
+
+def _whole_batches(members: int, slots: int) -> int:
+    return max(members // slots, 1) * slots

@@ -1,0 +1,135 @@
+"""Other rules or thresholds on stored scores: verdict columns are written anew, nothing is fetched, decoded or scored."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ray_app.archives import manifests
+from ray_app.ensembles import EnsembleCard, decide, drawn_by_audit, load_ensemble_card
+from ray_app.errors import ConfigError
+from ray_app.images import ImageLimits
+from ray_app.inference import ScoringSpec, is_blank, make_spec, range_doubts, remarks_on
+from ray_app.inference.decision import outlived
+from ray_app.inference.spec import departures
+from ray_app.runs import RunDirectory, begun_retry, fingerprint
+from ray_app.runs.rows import as_array, decided_columns, stability_views, with_reasons
+from ray_app.runs.schema import DETAIL, SECOND_LOOK, STABILITY
+from ray_app.scoring.guarantee import WAIVED, compare, noted, unlike_rows
+from ray_app.scoring.identity import decision_identity, keep_references, promises, references_beside, stability_facts, stability_in
+from ray_app.scoring.report import count_rows, ensemble_facts, write_report
+from ray_app.storage import Lease
+
+
+def decide_run(url: str, ensemble: str, *, waive_guarantee: bool = False, unguarded: bool = False) -> dict[str, Any]:
+    """Apply an ensemble card to a finished run; returns the new summary.
+
+    The directory then belongs to a `score` command with that ensemble. Interrupted, the same command finishes it; until then
+    the run says that its verdicts are mixed. Names of generators and words stay as they are: what the new card calls fake and the old one
+    did not has no words, and the summary's `profile` counts how many have. Raises ConfigError when a detector of the card was not run, the
+    card has another profile, the run is unfinished, or it scored otherwise than the card was calibrated, unless `waive_guarantee`: then
+    verdicts stand that the card does not answer for.
+    """
+    run = RunDirectory.open(url)
+    run.describe_finished()  # a lease would make a directory of a misspelt name
+    with Lease(run.store, unguarded=unguarded):
+        described = run.describe_finished()
+        if run.read_json("summary.json")["listing"] != max(manifests(run.store)):
+            raise ConfigError(f"{url}: a newer listing is still being scored", hint="finish it with its `touchstone score` command first")
+        if begun_retry(run) is not None:
+            raise ConfigError(f"{url}: a retry is not finished", hint="finish it with its `touchstone score` command first")
+        card = load_ensemble_card(ensemble)
+        identity = described["identity"]
+        spec = make_spec(card, limits=ImageLimits(**identity["limits"]), stability=stability_in(identity))
+        missing = [name for name in spec.cards if name not in described["detectors"]]
+        if missing:
+            raise ConfigError(f"{url}: the run has no scores of {', '.join(missing)}", hint=f"it has {', '.join(described['detectors'])}")
+        _check_settings(url, card, identity, waive_guarantee)
+        _check_profile(url, spec, identity)
+        references = references_beside(ensemble)
+        told = card.model_dump(mode="json") | {"profile": described["ensemble"].get("profile")}
+        changed = described | {"identity": _identity(identity, spec, waive_guarantee), "ensemble": told}
+        run.write_json("run.json", changed | {"deciding": True})
+        keep_references(run, references)
+        for manifest in manifests(run.store):
+            run.rewrite(manifest, lambda rows: decided(rows, spec))
+        found = compare(run, spec)
+        if unlike := found.unlike:
+            for manifest in manifests(run.store):
+                run.rewrite(manifest, lambda rows: unlike_rows(rows, unlike))
+        run.write_json("run.json", noted(changed, unlike))
+        return _summary(run, spec, found.facts)
+
+
+def _check_settings(url: str, card: EnsembleCard, identity: Mapping[str, Any], waived: bool) -> None:
+    said = departures(card.settings, identity["precision"], identity["resize"])
+    if said and not waived:
+        raise ConfigError(
+            f"{url}: the calibration of {card.name} does not hold for scores made with {' and '.join(said)}",
+            hint="score the archive with that card, or give up what it guarantees: --waive-guarantee",
+        )
+
+
+def _check_profile(url: str, spec: ScoringSpec, identity: Mapping[str, Any]) -> None:
+    """A card without a profile leaves the run's alone; one with a profile must have the run's."""
+    had = identity.get("profile", {})
+    for kind, card in (("identifier", spec.identifier), ("describer", spec.describer)):
+        before = had.get(kind, {}).get("name")
+        if spec.ensemble.profile is not None and (card and card.name) != before:
+            raise ConfigError(
+                f"{url}: its {kind} is {before or 'none'}, that of {spec.ensemble.name} is {card.name if card else 'none'}",
+                hint="new verdicts leave names and words as they are: leave `profile` out of the card, or score the archive with it",
+            )
+
+
+def _identity(identity: Mapping[str, Any], spec: ScoringSpec, waived: bool) -> dict[str, Any]:
+    kept = {key: value for key, value in identity.items() if key != WAIVED}
+    return kept | ({WAIVED: True} if waived and promises(spec.ensemble) else {}) | decision_identity(spec)
+
+
+def decided(rows: pa.Table, spec: ScoringSpec) -> pa.Table:
+    """Result rows with what the spec's ensemble makes of their detector scores in the place of what they said."""
+    has_score = pc.equal(rows["status"].cast(pa.string()), "ok").to_numpy()
+    scores = {name: pc.struct_field(rows["scores"].combine_chunks(), name).to_numpy(zero_copy_only=False) for name in spec.cards}
+    sizes = list(zip(rows["width"].to_pylist(), rows["height"].to_pylist(), strict=True))
+    scores = {name: np.asarray(column, np.float32) for name, column in scores.items()}
+    replies = rows["replies"].combine_chunks() if "replies" in rows.column_names else None
+    remarks = remarks_on({name: pc.struct_field(replies, name).to_pylist() for name in spec.speakers} if replies is not None else {})
+    drawn = drawn_by_audit(spec.ensemble, rows["sha256"].to_pylist())
+    doubts = range_doubts(spec, sizes, rows["format"].to_pylist())
+    decisions = decide(spec.ensemble, scores, calibrations=spec.calibrations, out_of_range=doubts, remarks=remarks, audited=drawn,
+                       blank=[is_blank(flags) for flags in rows["flags"].to_pylist()])  # fmt: skip
+    if spec.stability is not None and STABILITY in rows.column_names:
+        decisions = outlived(spec, decisions, stability_views(rows[STABILITY], spec.cards), drawn)
+    rows = _with_second_look(with_reasons(rows), wanted=decisions.second_look is not None)
+    for name, values in decided_columns(decisions, has_score).items():
+        index = rows.schema.get_field_index(name)
+        rows = rows.set_column(index, rows.schema.field(index), as_array(values, rows.schema.field(index), len(rows)))
+    return rows
+
+
+def _with_second_look(rows: pa.Table, *, wanted: bool) -> pa.Table:
+    """The rows with a column for what goes on in a cascade, or without it: another rule knows none."""
+    has = SECOND_LOOK in rows.column_names
+    if wanted and not has:
+        place = rows.schema.get_field_index(DETAIL) + 1
+        return rows.add_column(place, SECOND_LOOK, pa.nulls(len(rows), pa.dictionary(pa.int32(), pa.string())))
+    return rows.drop_columns([SECOND_LOOK]) if has and not wanted else rows
+
+
+def _summary(run: RunDirectory, spec: ScoringSpec, found: Mapping[str, Any]) -> dict[str, Any]:
+    described = run.describe()
+    before = {key: value for key, value in run.read_json("summary.json").items() if key not in ("guarantee", SECOND_LOOK)}
+    summary = before | count_rows(run, described["detectors"]) | stability_facts(run, spec.ensemble.thresholds)
+    summary |= {
+        **found,
+        "run": run.store.url,
+        "ensemble": ensemble_facts(spec),
+        "identity": described["identity"],
+        "fingerprint": fingerprint(described["identity"]),
+    }
+    run.write_json("summary.json", summary)
+    write_report(run)
+    return summary

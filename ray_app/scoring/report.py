@@ -1,0 +1,136 @@
+"""What a finished run says of itself: `summary.json`, one per listing beside it, and `report.html`.
+
+Small re-encoded pictures for a report: no metadata of the original survives, and nothing is fetched unless asked for.
+"""
+
+import io
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from ray_app import __version__
+from ray_app.archives import guard_of, manifests
+from ray_app.ensembles import is_calibrated
+from ray_app.errors import ConfigError, InputError, Status
+from ray_app.images import ImageLimits, decode_image
+from ray_app.inference import ScoringSpec
+from ray_app.reports import render_run_report
+from ray_app.runs import RunDirectory, bottleneck, current_tables, fingerprint, summarise
+from ray_app.runs.summary import COLUMNS
+from ray_app.scoring.identity import stability_facts
+from ray_app.scoring.listing import linked_folders
+from ray_app.scoring.session import ScoringSession
+from ray_app.storage import Fetcher, Guard
+
+SIDE_PX = 160
+
+
+def thumbnails_of(images: Iterable[tuple[int, str]], limits: ImageLimits, guard: Guard) -> dict[int, bytes]:
+    """JPEG bytes by image id; an image that cannot be read any more has none."""
+    fetcher, pictures = Fetcher(guard=guard), {}
+    for image_id, uri in images:
+        try:
+            pictures[image_id] = thumbnail(fetcher.fetch(uri, "", limits.max_bytes), limits)
+        except InputError:
+            continue
+    return pictures
+
+
+def thumbnail(data: bytes, limits: ImageLimits, side: int = SIDE_PX) -> bytes:
+    """JPEG bytes of an encoded image, no side above `side` pixels. Raises InputError where it does not decode."""
+    picture = decode_image(data, limits).pixels
+    picture.thumbnail((side, side))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()
+
+
+SUMMARY_SCHEMA = 1
+
+
+def write_summary(run: RunDirectory, spec: ScoringSpec, session: ScoringSession, found: Mapping[str, Any]) -> dict[str, Any]:
+    """Count the current rows and write the summary, with what was `found` of them otherwise."""
+    described = run.describe()
+    facts = session.facts()
+    summary = {
+        "schema": SUMMARY_SCHEMA,
+        "run": run.store.url,
+        "listing": max(manifests(run.store)),
+        "version": __version__,
+        "started_at": session.started_at.isoformat(timespec="seconds"),
+        "finished_at": session.now().isoformat(timespec="seconds"),
+        "complete": True,
+        "linked_folders": asdict(linked_folders(run)),
+        **count_rows(run, described["detectors"]),
+        **stability_facts(run, spec.ensemble.thresholds),
+        **found,
+        "ensemble": ensemble_facts(spec),
+        "session": facts,
+        "bottleneck": bottleneck(facts["seconds"]),
+        "fingerprint": fingerprint(described["identity"]),
+        "identity": described["identity"],
+    }
+    _write(run, summary)
+    return summary
+
+
+def renew_summary(run: RunDirectory, session: ScoringSession) -> dict[str, Any]:
+    """The summary once more, for a session that found nothing to do: no row is counted again."""
+    facts = session.facts()
+    times = {"started_at": session.started_at.isoformat(timespec="seconds"), "finished_at": session.now().isoformat(timespec="seconds")}
+    summary = run.read_json("summary.json") | times | {"session": facts, "bottleneck": bottleneck(facts["seconds"])}
+    _write(run, summary)
+    return summary
+
+
+def _write(run: RunDirectory, summary: dict[str, Any]) -> None:
+    run.write_json(f"summaries/{summary['listing']:05d}.json", summary)
+    run.write_json("summary.json", summary)
+
+
+def count_rows(run: RunDirectory, detectors: list[str]) -> dict[str, Any]:
+    """The counted part of a summary: statuses, verdicts, histograms, highest scores."""
+    return summarise(current_tables(run, COLUMNS), detectors)
+
+
+def ensemble_facts(spec: ScoringSpec) -> dict[str, Any]:
+    """What a reader of scores must know of the ensemble: rule, thresholds with their rates, whether anything is calibrated."""
+    calibrated = {name: calibration is not None for name, calibration in spec.calibrations.items()}
+    members = [
+        {
+            "name": name,
+            "title": card.title,
+            "licence": card.licence,
+            "calibrated": calibrated[name],
+            "demonstration": card.demonstration,
+            "masks": card.masks,
+        }
+        for name, card in spec.cards.items()
+    ]
+    card = spec.ensemble
+    return {"name": card.name, "title": card.title, "rule": card.rule, "calibrated": is_calibrated(card, spec.calibrations),
+            "demonstration": any(member["demonstration"] for member in members), "members": members,
+            "thresholds": card.thresholds.model_dump(mode="json")}  # fmt: skip
+
+
+def bad_fraction(summary: dict[str, Any]) -> float:
+    """Share of members without a score, not counting files that are no images."""
+    good = (Status.OK, Status.UNSUPPORTED_FORMAT)
+    bad = sum(count for status, count in summary["statuses"].items() if status not in good)
+    return bad / summary["members"] if summary["members"] else 0.0
+
+
+def write_report(run: RunDirectory, *, prior: float | None = None, thumbnails: bool = False) -> str:
+    """Render `report.html` from the summary; returns where it lies. Raises ConfigError where no run has finished."""
+    if not run.store.exists("summary.json"):
+        raise ConfigError(
+            f"{run.store.url}: no finished run here", hint="touchstone score SOURCE --out DIR makes one; the same command finishes it"
+        )
+    summary = run.read_json("summary.json")
+    pictures = thumbnails_of(_top(summary), run.limits(), guard_of(run.store)) if thumbnails else None
+    run.store.write("report.html", render_run_report(summary, prior=prior, thumbnails=pictures).encode())
+    return f"{run.store.url}/report.html"
+
+
+def _top(summary: dict[str, Any]) -> Iterable[tuple[int, str]]:
+    return [(row["image_id"], row["uri"]) for row in summary["top"] if row["member"] is None]

@@ -1,0 +1,353 @@
+"""Another head on the embeddings that a run has kept: a new run directory, of rows and vectors alone. Nothing is fetched.
+
+Another identifier's names for a run, by the embeddings that it has kept: rows are copied, generators named anew. Nothing is fetched.
+
+One finished run into another, block by block, where nothing is fetched: what rescoring and renaming do alike.
+"""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ray_app.archives import BlockRef, copy_manifest, manifests, read_blocks
+from ray_app.archives.cut_blocks import TableStream
+from ray_app.attribution.cards import IdentifierCard
+from ray_app.config import find_config
+from ray_app.detectors import DetectorCard, load_card
+from ray_app.detectors.licences import require_accepted
+from ray_app.ensembles import EnsembleCard, ensemble_of, load_ensemble_card
+from ray_app.ensembles.card import EnsembleProfile
+from ray_app.errors import ConfigError, Status
+from ray_app.images import ImageFileFacts, ImageLimits
+from ray_app.inference import DecodeResult, DetectorOutputs, ScoringSpec, StageClock, judge, make_spec
+from ray_app.inference.captions import Describing
+from ray_app.inference.decision import identified, require_embeddings
+from ray_app.inference.spec import departures
+from ray_app.runs import RunDirectory, block_features, block_tables, check_conservation, kept_features, vectors_of
+from ray_app.runs.artifacts import folder_of
+from ray_app.runs.identity import differing_keys
+from ray_app.runs.reader import publish_vanished
+from ray_app.runs.rows import FACTS, as_array, identified_columns
+from ray_app.runs.schema import IDENTIFIED
+from ray_app.scoring.guarantee import settle_guarantee
+from ray_app.scoring.identity import REFERENCES, keep_references, references_beside, scoring_identity, stability_in
+from ray_app.scoring.redecide import decided
+from ray_app.scoring.report import write_report, write_summary
+from ray_app.scoring.session import ScoringSession
+from ray_app.storage import Lease
+
+if TYPE_CHECKING:
+    from ray_app.detectors.embeddings import LinearHead
+
+
+def missing_blocks(source: RunDirectory, run: RunDirectory) -> Iterator[tuple[BlockRef, pa.Table]]:
+    """Copy the listings, and give each block that `run` does not have yet with its rows in `source`; one block in memory."""
+    had = manifests(run.store)
+    for manifest in manifests(source.store):
+        if manifest not in had:
+            copy_manifest(source.store, manifest, run.store)
+        done = run.done_blocks(manifest)
+        rows = TableStream(source.tables(manifest))
+        for ref in read_blocks(source.store, manifest):
+            of_block = rows.take(ref.members)
+            if ref.block not in done:
+                yield ref, of_block
+
+
+def finished(run: RunDirectory, spec: ScoringSpec, session: ScoringSession) -> dict[str, Any]:
+    """Publish a run that has all its blocks, and report on it; returns the summary."""
+    for manifest in manifests(run.store):
+        run.publish(manifest)
+    publish_vanished(run)
+    check_conservation(run)
+    summary = write_summary(run, spec, session, settle_guarantee(run, spec, decided))
+    write_report(run)
+    session.log("finished")
+    return summary
+
+
+# What a run's identity says of its source; all else is of what looked at the images.
+OF_THE_SOURCE = ("source", "include", "exclude", "limit", "limits", "columns", "container_limits")
+_MEMBERS = ("image_id", "uri", "member", "occurrence", "input")
+
+
+def rescore_run(
+    url: str,
+    out: str,
+    detectors: Sequence[str],
+    ensemble: str | None = None,
+    *,
+    accept_licences: Sequence[str] = (),
+    unguarded: bool = False,
+) -> dict[str, Any]:
+    """Score what a finished run has kept by the heads of these detectors, or of an ensemble card, into `out`; returns the summary.
+
+    The new directory belongs to a `score` command with these detectors on the same source. Interrupted, the same command goes on.
+    Raises ConfigError where the run is unfinished or keeps no embedding that suits a head, IdentityError where `out` is another's.
+    """
+    start = time.monotonic()
+    if bool(detectors) == (ensemble is not None):
+        raise ConfigError("name the heads by --detector, or an ensemble card of heads by --ensemble", hint="one of the two")
+    source, run = RunDirectory.open(url), RunDirectory.open(out)
+    identity = source.describe_settled()["identity"]
+    card = load_ensemble_card(ensemble) if ensemble is not None else ensemble_of(list(detectors))
+    spec, heads = _heads(source, identity, card, accept_licences)
+    references = None if ensemble is None else references_beside(ensemble)
+    with Lease(run.store, unguarded=unguarded) as lease:
+        identity = {key: identity[key] for key in OF_THE_SOURCE if key in identity} | scoring_identity(spec)
+        run.claim(identity, list(spec.cards), spec.ensemble.model_dump(mode="json"))
+        keep_references(run, references)
+        session = ScoringSession(
+            run, {"rescored": source.store.url, "detectors": [head.card.name for head in heads]}, start, noted=lease.facts()
+        )
+        clock = StageClock()
+        describing = Describing(spec, clock) if spec.describer else None
+        _Rescoring(source, run, spec, heads, session, clock, describing).all()
+        return finished(run, spec, session)
+
+
+@dataclass(frozen=True)
+class _Head:
+    """A detector's head, and the detector of the old run whose embeddings it takes."""
+
+    card: DetectorCard
+    layer: "LinearHead"
+    kept: str
+    width: int
+
+
+def _heads(
+    source: RunDirectory, identity: dict[str, Any], ensemble: EnsembleCard, accepted: Sequence[str]
+) -> tuple[ScoringSpec, list[_Head]]:
+    from ray_app.detectors.embeddings import LinearHead
+
+    kept = kept_features(source)
+    if not kept:
+        raise ConfigError(
+            f"{source.store.url}: this run kept no embeddings",
+            hint="`touchstone score … --features NAME` keeps them; images are read once more",
+        )
+    cards = [load_card(member.detector) for member in ensemble.members]
+    for card in cards:
+        require_accepted(card, accepted)
+    suited = {card.name: _suited(card, kept, identity["resize"]) for card in cards}
+    ways = {name: kept[found]["precision"] for name, found in suited.items()}
+    if said := departures(ensemble.settings, ways, identity["resize"]):
+        raise ConfigError(
+            f"{source.store.url}: the calibration of {ensemble.name} does not hold for embeddings made with {' and '.join(said)}",
+            hint="score the archive anew with that card",
+        )
+    spec = make_spec(ensemble, limits=ImageLimits(**identity["limits"]), resize=identity["resize"], slots=identity["batch_slots"])
+    if spec.words_seen is not None and spec.describer is not None:
+        raise ConfigError(f"{spec.describer.name} looks at images, which a run does not keep", hint="score the archive anew with that card")
+    require_embeddings(spec)
+    heads = [_Head(card, LinearHead(card), suited[card.name], kept[suited[card.name]]["width"]) for card in cards]
+    return replace(spec, precision=ways), heads
+
+
+def _suited(card: DetectorCard, kept: dict[str, dict[str, Any]], resize: Any) -> str:
+    """The detector whose embeddings a card's head takes. Raises ConfigError that says what differs from the nearest."""
+    from ray_app.detectors.embeddings import embedding_facts
+
+    facts = json.loads(json.dumps(embedding_facts(card, precision="fp32", resize=resize)))
+    differing: list[tuple[str, list[tuple[str, str, str]]]] = []
+    for name, one in kept.items():
+        can = card.precision == "auto" or one["precision"] == "fp32"
+        found = differing_keys(facts | ({"precision": one["precision"]} if can else {}), one)
+        if not found:
+            return name
+        differing.append((name, found))
+    name, found = min(differing, key=lambda pair: len(pair[1]))
+    told = "\n  ".join(f"{key}: the head needs {ours}, the run kept {theirs}" for key, ours, theirs in found)
+    raise ConfigError(
+        f"{card.name}: its head does not fit the embeddings of {name}:\n  {told}",
+        hint="a head is of one backbone, preprocessing and precision; score the archive anew with this detector",
+    )
+
+
+@dataclass(frozen=True)
+class _Rescoring:
+    """All blocks of a run through some heads into another run, one block in memory."""
+
+    source: RunDirectory
+    run: RunDirectory
+    spec: ScoringSpec
+    heads: list[_Head]
+    session: ScoringSession
+    clock: StageClock
+    describing: Describing | None
+
+    def all(self) -> None:
+        """Copy the listings, and score the blocks that the new run does not have yet, each committed when it is done."""
+        for ref, rows in missing_blocks(self.source, self.run):
+            self._block(ref, rows)
+
+    def _block(self, ref: BlockRef, rows: pa.Table) -> None:
+        with self.clock("score"):
+            outcomes = _outcomes(rows)
+            readings = self._readings(ref, rows["image_id"].to_numpy(), outcomes)
+        readings = readings if self.describing is None else self.describing.after(outcomes, readings)
+        with self.clock("write"):
+            scored = judge(self.spec, outcomes, readings, self.clock)
+            members = rows.select([name for name in _MEMBERS if name in rows.column_names])
+            hashed = "phash" in rows.column_names
+            made = block_tables(members, scored, attempt=self.session.number, scored_at=datetime.now(UTC), perceptual_hash=hashed)
+            self.run.write_part(ref.manifest, ref.block, made.rows)
+        facts = {"counts": {}, "peak_bytes": 0, "seconds": self.clock.take(), "failures": made.failures}
+        self.session.committed({"members": ref.members, **facts})
+
+    def _readings(self, ref: BlockRef, ids: npt.NDArray[np.int64], outcomes: Sequence[DecodeResult]) -> DetectorOutputs:
+        """What the heads say, and the vectors that a profile reads."""
+        widths = {head.kept: head.width for head in self.heads}
+        vectors = {
+            name: vectors_of(block_features(self.source, ref.manifest, ref.block, name), ids, width) for name, width in widths.items()
+        }
+        sizes = [(0, 0) if one.facts is None else (one.facts.width or 0, one.facts.height or 0) for one in outcomes]
+        scores = {head.card.name: head.layer.score(vectors[head.kept]) for head in self.heads}
+        for name, column in scores.items():
+            column[[not self.spec.is_scored(name, *size) for size in sizes]] = np.nan
+        return DetectorOutputs(
+            scores, embeddings={head.card.name: vectors[head.kept] for head in self.heads if head.card.name in self.spec.embedded}
+        )
+
+
+def _outcomes(rows: pa.Table) -> list[DecodeResult]:
+    """What became of the members before any detector saw them."""
+    columns = [name for name in ("status", "detail", *FACTS, "phash", "provenance") if name in rows.column_names]
+    return [_outcome(row) for row in rows.select(columns).to_pylist()]
+
+
+def _outcome(row: dict[str, Any]) -> DecodeResult:
+    status = Status(row["status"])
+    has_pixels = status in (Status.OK, Status.DETECTOR_FAILED)
+    facts = {name: row.get(name) for name in FACTS} | {"flags": tuple(row["flags"] or ())}
+    return DecodeResult(
+        Status.OK if has_pixels else status,
+        None if has_pixels else row["detail"],
+        None if row["sha256"] is None else ImageFileFacts(**facts),
+        phash=row.get("phash"),
+        provenance=row.get("provenance"),
+    )
+
+
+_NAME = "predicted_generator"
+
+
+def name_run(url: str, out: str, identifier: str, *, unguarded: bool = False) -> dict[str, Any]:
+    """Copy a finished run into `out` with the names that an identifier's card gives its images; returns the summary.
+
+    The new run is what `touchstone score --features …` with that identifier in the ensemble's profile would have made of the same images:
+    scores, verdicts, words, masks and embeddings are those of the old one. Interrupted, the same command goes on. Raises ConfigError where
+    the run is unfinished or keeps no embeddings that suit the identifier, IdentityError where `out` is another's, DetectorError where
+    weights are missing.
+    """
+    start = time.monotonic()
+    source, run = RunDirectory.open(url), RunDirectory.open(out)
+    described = source.describe_settled()
+    spec = _spec(described, identifier)
+    assert spec.identifier is not None
+    kept = _kept(source, spec.identifier)
+    require_embeddings(spec)
+    with Lease(run.store, unguarded=unguarded) as lease:
+        run.claim(_identity(described["identity"], spec.identifier), list(spec.cards), spec.ensemble.model_dump(mode="json"))
+        keep_references(run, source.store.read(REFERENCES) if source.store.exists(REFERENCES) else None)
+        session = ScoringSession(run, {"renamed": source.store.url, "identifier": spec.identifier.name}, start, noted=lease.facts())
+        _Naming(source, run, spec, kept, spec.identifier.embedding["width"], list(kept_features(source)), session).all()
+        return finished(run, spec, session)
+
+
+def named_rows(rows: pa.Table, spec: ScoringSpec, vectors: np.ndarray) -> pa.Table:
+    """Result rows with what the spec's identifier says of their embeddings (n, width), NaN where there is none."""
+    assert spec.identifier is not None
+    said = identified(spec, {spec.identifier.detector: vectors})
+    assert said is not None
+    has_score = pc.equal(rows["status"].cast(pa.string()), "ok").to_numpy()
+    rows = rows.drop_columns([name for name in IDENTIFIED if name in rows.column_names])
+    place = rows.schema.get_field_index(_NAME)
+    fields = [rows.schema.field(place), *(pa.field(name, kind) for name, kind in IDENTIFIED.items())]
+    columns = identified_columns(said, has_score)
+    rows = rows.remove_column(place)
+    for step, field in enumerate(fields):
+        rows = rows.add_column(place + step, field, as_array(columns[field.name], field, len(rows)))
+    return rows
+
+
+@dataclass(frozen=True)
+class _Naming:
+    """All blocks of a run into another run, one block in memory."""
+
+    source: RunDirectory
+    run: RunDirectory
+    spec: ScoringSpec
+    kept: str
+    width: int
+    features: list[str]
+    session: ScoringSession
+
+    def all(self) -> None:
+        """Copy the listings, and name the blocks that the new run does not have yet, each committed when it is done."""
+        for ref, rows in missing_blocks(self.source, self.run):
+            self._block(ref, rows)
+
+    def _block(self, ref: BlockRef, rows: pa.Table) -> None:
+        began = time.perf_counter()
+        vectors = vectors_of(block_features(self.source, ref.manifest, ref.block, self.kept), rows["image_id"].to_numpy(), self.width)
+        made = named_rows(rows, self.spec, vectors)
+        named_s = time.perf_counter() - began
+        for folder in ("masks", *map(folder_of, self.features)):
+            if (beside := self.source.beside(folder, ref.manifest, ref.block)) is not None:
+                self.run.write_beside(folder, ref.manifest, ref.block, beside)
+        self.run.write_part(ref.manifest, ref.block, made)
+        seconds = {"identify": named_s, "write": time.perf_counter() - began - named_s}
+        self.session.committed({"members": ref.members, "counts": {}, "peak_bytes": 0, "seconds": seconds})
+
+
+def _spec(described: dict[str, Any], identifier: str) -> ScoringSpec:
+    """The run's own ensemble with this identifier in its profile."""
+    identity = described["identity"]
+    card = EnsembleCard.model_validate(described["ensemble"])
+    place = str(Path(find_config("identifiers", identifier)).resolve())
+    profile = EnsembleProfile(identifier=place) if card.profile is None else card.profile.model_copy(update={"identifier": place})
+    spec = make_spec(
+        card.model_copy(update={"profile": profile}),
+        limits=ImageLimits(**identity["limits"]),
+        resize=identity["resize"],
+        slots=identity["batch_slots"],
+        stability=stability_in(identity),
+        waive_guarantee=True,  # it was settled when the run was made; `identity` says whether it holds
+    )
+    return replace(spec, precision=identity["precision"])
+
+
+def _identity(identity: dict[str, Any], card: IdentifierCard) -> dict[str, Any]:
+    """The run's own, which also says how its words were found, with another identifier."""
+    return identity | {"profile": {"describe": None, **identity.get("profile", {}), "identifier": card.facts()}}
+
+
+def _kept(source: RunDirectory, card: IdentifierCard) -> str:
+    """The detector whose kept embeddings are those that an identifier was fitted on. Raises ConfigError that says what differs."""
+    kept = kept_features(source)
+    if not kept:
+        raise ConfigError(
+            f"{source.store.url}: this run kept no embeddings",
+            hint=f"`touchstone score … --features {card.detector}` keeps them; images are read once more",
+        )
+    wanted = {key: json.loads(json.dumps(value)) for key, value in card.embedding.items() if key != "precision"}
+    differing = {name: [key for key, value in wanted.items() if one.get(key) != value] for name, one in kept.items()}
+    for name, keys in differing.items():
+        if not keys:
+            return name
+    told = "; ".join(f"those of {name} differ in {', '.join(keys)}" for name, keys in differing.items())
+    raise ConfigError(
+        f"{card.name} was fitted on embeddings of {card.detector}, and {source.store.url} kept none such: {told}",
+        hint="train it on the detector that the run has, or score the archive anew with this one in the ensemble's profile",
+    )

@@ -1,0 +1,129 @@
+"""Who made an image and from what words, behind the endpoint: asked once an ensemble has decided. Knows no HTTP and no Ray.
+
+Heads and describers sit with the detector whose embeddings they read, those that look at pixels in the first group: an ingress has none.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ray_app.attribution.captioners import Caption, Describer
+from ray_app.attribution.cards import DescriberCard, IdentifierCard
+from ray_app.attribution.identifier import Identified, Identifier
+from ray_app.inference import ScoringSpec
+from ray_app.inference.batch import Pixels
+
+_log = logging.getLogger(__name__)
+Vector = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class ProfileAsk:
+    """One image for the profile of an ensemble, as a group with this fingerprint has it. `identify`: an embedding (d,), None where that is
+    not this group's, or not wanted; `describe`: an embedding or pixels (H, W, 3) uint8, likewise.
+    """
+
+    group: str
+    ensemble: str
+    identify: Vector | None
+    describe: Vector | Pixels | None
+
+
+@dataclass(frozen=True)
+class Profiled:
+    """What a profile says of one image (`identified`: one row); None where it was not asked, or said nothing."""
+
+    identified: Identified | None = None
+    described: Caption | None = None
+
+    def joined(self, other: "Profiled") -> "Profiled":
+        """Both, of other groups."""
+        return Profiled(self.identified or other.identified, self.described or other.described)
+
+
+def profile_cards(spec: ScoringSpec) -> tuple[IdentifierCard | DescriberCard, ...]:
+    """The cards of an ensemble's profile."""
+    return tuple(card for card in (spec.identifier, spec.describer) if card is not None)
+
+
+def sits_in(card: IdentifierCard | DescriberCard, groups: Mapping[str, Sequence[str]]) -> str:
+    """The group of a profile's card: that of its detector, the first for one that looks at pixels."""
+    return next((name for name, pool in groups.items() if card.detector in pool), next(iter(groups)))
+
+
+def without_profile(spec: ScoringSpec, profiled: Sequence[ScoringSpec]) -> ScoringSpec:
+    """A spec of all detectors: embeddings are kept of those that the profiles of some ensembles read, and nothing is made of them."""
+    cards = [card for one in profiled for card in profile_cards(one)]
+    read = {card.detector: dict(card.embedding) for card in cards if card.detector is not None}
+    return replace(spec, identifier=None, describer=None, features=read)
+
+
+class Profilers:
+    """The identifiers and describers of one group, by ensemble. Raises ConfigError and DetectorError where one cannot be loaded."""
+
+    def __init__(self, ensembles: Mapping[str, ScoringSpec], groups: Mapping[str, Sequence[str]], group: str) -> None:
+        from ray_app.attribution.captioners.registry import load_describing
+        from ray_app.inference.decision import require_embeddings
+
+        self._identifiers: dict[str, Identifier] = {}
+        self._describers: dict[str, Describer] = {}
+        for name, spec in ensembles.items():
+            if profile_cards(spec):
+                require_embeddings(spec)
+            if spec.identifier is not None and sits_in(spec.identifier, groups) == group:
+                self._identifiers[name] = Identifier(spec.identifier)
+            if spec.describer is not None and sits_in(spec.describer, groups) == group:
+                self._describers[name] = load_describing(spec.describer, device=spec.device)
+
+    def check(self, embeddings: Mapping[str, npt.NDArray[np.float32]]) -> None:
+        """Ask each once, of an ordinary image with these embeddings. Raises what they raise."""
+        for head in self._identifiers.values():
+            head.identify(embeddings[head.card.detector])
+        for describer in self._describers.values():
+            card = describer.card
+            if card.detector is not None:
+                describer.describe(embeddings[card.detector])
+            elif card.preprocessing is not None and card.preprocessing.shape is not None:
+                describer.describe(np.zeros((1, *card.preprocessing.shape, 3), np.uint8))
+
+    def say(self, asks: Sequence[ProfileAsk]) -> list[Profiled]:
+        """One answer per ask, in order. One that raises says nothing, of the images that came with it neither."""
+        said = [Profiled()] * len(asks)
+        for name, places in _by_ensemble(asks):
+            if head := self._identifiers.get(name):
+                for place, one in _spoken([(place, asks[place].identify) for place in places], _rows_of(head)):
+                    said[place] = replace(said[place], identified=one)
+            if describer := self._describers.get(name):
+                for place, words in _spoken([(place, asks[place].describe) for place in places], describer.describe):
+                    said[place] = replace(said[place], described=words if words.text and words.likelihood is not None else None)
+        return said
+
+
+def _by_ensemble(asks: Sequence[ProfileAsk]) -> Iterator[tuple[str, list[int]]]:
+    for name in dict.fromkeys(ask.ensemble for ask in asks):
+        yield name, [place for place, ask in enumerate(asks) if ask.ensemble == name]
+
+
+def _rows_of(head: Identifier) -> Callable[[npt.NDArray[Any]], list[Identified]]:
+    def rows(vectors: npt.NDArray[Any]) -> list[Identified]:
+        found = head.identify(vectors)
+        columns = ("codes", "probability", "confidence", "ranking")
+        return [replace(found, **{name: getattr(found, name)[row : row + 1] for name in columns}) for row in range(len(vectors))]
+
+    return rows
+
+
+def _spoken(given: Sequence[tuple[int, Any]], ask: Callable[[npt.NDArray[Any]], Sequence[Any]]) -> list[tuple[int, Any]]:
+    """Places with what is said of what was given there."""
+    there = [(place, one) for place, one in given if one is not None and np.isfinite(one).all()]
+    if not there:
+        return []
+    try:
+        return list(zip([place for place, _ in there], ask(np.stack([one for _, one in there])), strict=True))
+    except Exception:
+        _log.exception("a profile said nothing of %d images", len(there))
+        return []

@@ -1,0 +1,377 @@
+"""Encoded bytes → answer: decode in a child process, ask the groups of detectors, decide. Knows no HTTP server and no Ray.
+
+The walk of a batch run with processes in between: the same decoder, the same networks, the same decision.
+
+Which generation the groups of detectors serve, as far as one ingress knows. Knows no image, no HTTP and no Ray.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Protocol, TypeVar
+
+from ray_app.detectors import Preprocessing, ResizeMode
+from ray_app.errors import InputError, Status
+from ray_app.inference.batch import Pixels
+from ray_app.inference.decoder_pool import IsolatedDecoders, PreparedImage
+from ray_app.serving.attribution import ProfileAsk, Profiled, profile_cards, sits_in
+from ray_app.serving.config import ServeConfig
+from ray_app.serving.http import responses
+from ray_app.serving.http.errors import Refusal
+from ray_app.serving.http.schemas import DetectorInfo, EnsembleInfo, EnsembleName, ImageAnswer, Timings
+from ray_app.serving.metrics import Meter
+from ray_app.serving.release import Release, groups_of
+from ray_app.serving.replica import Offer, ScoreRequest, ScoreResponse, golden_image, looks
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 0.5  # between two tries while replicas are replaced
+
+
+class GroupLost(Exception):  # noqa: N818 - an event, not a fault of the request
+    """The process that was asked is gone. Scoring changes nothing, so that asking again is safe."""
+
+
+class GroupDied(GroupLost):
+    """It went while it was at work, perhaps because of what it worked on."""
+
+
+class GroupHandle(Protocol):
+    """A group of detectors, wherever it runs. All raise GroupLost, and Refusal where its queue is full."""
+
+    async def score(self, ask: ScoreRequest) -> ScoreResponse | Offer:
+        """What its detectors say of one image."""
+        ...
+
+    async def profile(self, ask: ProfileAsk) -> Profiled | Offer:
+        """What its heads and describers say of one image."""
+        ...
+
+    async def describe(self) -> Release:
+        """The generation that it serves."""
+        ...
+
+
+class Followed:
+    """The generation that is served: asked for at first, then learnt from what groups answer and offer."""
+
+    def __init__(self, groups: Mapping[str, GroupHandle]) -> None:
+        self._groups = groups
+        self._first = next(iter(groups))
+        self._known: Release | None = None
+        self._heard_at = 0.0
+
+    async def current(self) -> Release:
+        """What is known; waits for the first answer of the first group, as long as its caller does."""
+        pause = FIRST_PAUSE_S
+        while self._known is None:
+            try:
+                await self.ask(self._first)
+            except GroupLost:
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE_S)
+        return self._known
+
+    async def fresh(self, max_age_s: float) -> Release:
+        """What was heard no longer ago than that, or, where nobody answers now, what is known."""
+        if self._known is not None and time.monotonic() - self._heard_at > max_age_s:
+            try:
+                await self.ask(self._first)
+            except (GroupLost, Refusal):
+                self._heard_at = time.monotonic()
+        return await self.current()
+
+    async def ask(self, group: str) -> None:
+        """Learn what one group serves. Raises GroupLost, and Refusal where its queue is full."""
+        self.follow(await self._groups[group].describe())
+
+    def follow(self, generation: Release) -> None:
+        """A group said that it serves this."""
+        self._known, self._heard_at = generation, time.monotonic()
+
+
+READY_FOR_S, UNREADY_FOR_S = 10.0, 1.0  # what was found holds so long: readiness checks must not load a busy endpoint
+FRESH_S = 2.0  # what is told of the ensembles is no older
+MOST_DEATHS = 3  # of processes at work on one image, a second apart: then the image is to blame
+MOST_MOVING_S = 5.0  # groups that do not come to serve one generation in this time: come back later
+
+T = TypeVar("T")
+
+
+class Moving(Exception):  # noqa: N818 - an event, not a fault of the request
+    """The groups serve another generation than they were asked for, or not yet the same one."""
+
+
+class EndpointScorer:
+    """Scores images by asking `groups`, by name as `groups_of` has them.
+
+    It follows the generation of its detectors: those that offer another than asked for are asked again in its terms, so that during an
+    update every answer still comes from one generation.
+    """
+
+    def __init__(self, config: ServeConfig, groups: Mapping[str, GroupHandle], decoders: IsolatedDecoders, meter: Meter) -> None:
+        self._groups, self._decoders, self._meter = groups, decoders, meter
+        self._followed = Followed(groups)
+        self._max_bytes = config.images.max_bytes
+        self._checking = asyncio.Lock()
+        self._ready_until = self._unready_until = 0.0
+        self._in_flight = 0
+
+    async def score(
+        self,
+        data: bytes,
+        *,
+        name: str | None = None,
+        ensemble: str | None = None,
+        beside: Sequence[str] = (),
+        masks: bool = False,
+        request_id: str = "",
+    ) -> ImageAnswer:
+        """The answer for one image; waits while replicas are replaced, as long as its caller does.
+
+        `beside`: optional detectors. Raises InputError where the image is refused and Refusal where the request is.
+        """
+        if len(data) > self._max_bytes:
+            raise Refusal("file_too_large", limit=self._max_bytes, observed=len(data))
+        started = time.perf_counter()
+        walk = _Walk(data, self._decoders)
+        with self._one_more():
+            generation, chosen, replies, profiled = await self._asked_until_answered(walk, ensemble, beside)
+        timings = Timings(decode=walk.decode_s, wait=walk.wait_s, score=walk.score_s, total=time.perf_counter() - started)
+        answered = responses.scored_answer(
+            generation, chosen, responses.readings_of(replies), walk.prepared.facts, name=name, size_bytes=len(data),
+            provenance=walk.prepared.provenance, masks=masks, timings=timings, request_id=request_id, profiled=profiled,
+        )  # fmt: skip
+        for stage, seconds in timings:
+            self._meter.stage(stage, seconds)
+        self._meter.verdict(chosen, str(answered.verdict))
+        return answered
+
+    async def ready(self) -> list[EnsembleName]:
+        """The ensembles, once every group has its weights and images are scored. Raises Refusal not_ready."""
+        async with self._checking:
+            if time.monotonic() < self._unready_until:
+                raise Refusal("not_ready")
+            if time.monotonic() > self._ready_until:
+                self._unready_until = time.monotonic() + UNREADY_FOR_S  # also where the check is cut short
+                await self._check()
+                self._unready_until = 0.0
+        generation = await self._followed.fresh(FRESH_S)
+        return [responses.ensemble_name(generation, name) for name in generation.ensembles]
+
+    async def ensembles(self) -> tuple[list[EnsembleInfo], list[str]]:
+        """What there is to ask for, the default first, and the optional detectors."""
+        generation = await self._followed.fresh(FRESH_S)
+        return responses.ensemble_infos(generation), list(generation.optional)
+
+    async def detectors(self) -> list[DetectorInfo]:
+        """All detectors behind this endpoint."""
+        return responses.detector_infos(await self._followed.fresh(FRESH_S))
+
+    async def ensemble(self, name: str | None) -> EnsembleName:
+        """The ensemble that a request means. Raises Refusal malformed_request."""
+        generation, chosen = await self._meant(name, ())
+        return responses.ensemble_name(generation, chosen)
+
+    def close(self) -> None:
+        """End the decoder processes."""
+        self._decoders.close()
+
+    async def _check(self) -> None:
+        """Score a golden image, unless a full queue shows that images are being scored."""
+        try:
+            await together(group.describe() for group in self._groups.values())
+            await self._asked_until_answered(_Walk(golden_image(), self._decoders), None, (), whole=True)
+        except Refusal as refused:
+            if refused.code != "overloaded":
+                raise
+        except (InputError, GroupLost):
+            raise Refusal("not_ready", "a golden image gets no score") from None
+
+    async def _meant(self, ensemble: str | None, beside: Sequence[str]) -> tuple[Release, str]:
+        """The generation, and the name of the ensemble; what is not known is asked for once more before it is refused."""
+        try:
+            generation = await self._followed.current()
+            return generation, _chosen(generation, ensemble, beside)
+        except Refusal:
+            generation = await self._followed.fresh(FRESH_S)
+            return generation, _chosen(generation, ensemble, beside)
+
+    async def _asked_until_answered(
+        self, walk: "_Walk", ensemble: str | None, beside: Sequence[str], *, whole: bool = False
+    ) -> tuple[Release, str, list[ScoreResponse], Profiled]:
+        pause, patience = FIRST_PAUSE_S, _Patience()
+        while True:
+            generation, chosen = await self._meant(ensemble, beside)
+            try:
+                replies = await self._ask(generation, chosen, beside, walk, whole)
+                profiled = await self._profiled(generation, chosen, replies, walk)
+            except (GroupLost, Moving) as event:
+                patience.bear(event)
+            else:
+                self._ready_until = time.monotonic() + READY_FOR_S
+                return generation, chosen, replies, profiled
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(2 * pause, LONGEST_PAUSE_S)
+
+    @contextmanager
+    def _one_more(self) -> Iterator[None]:
+        self._in_flight += 1
+        self._meter.in_flight(self._in_flight)
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+            self._meter.in_flight(self._in_flight)
+
+    async def _ask(self, generation: Release, ensemble: str, beside: Sequence[str], walk: "_Walk", whole: bool) -> list[ScoreResponse]:
+        """One reply per group that is needed; of a cascade the second stage is asked only where an image goes on, or for the `whole`.
+
+        Raises GroupLost, and Moving where what is served by now was followed instead.
+        """
+        first, rest = responses.stages(generation, ensemble, beside)
+        walk.wait_s = walk.score_s = 0.0
+        replies = await self._asked(generation, first, walk)
+        if rest and (whole or responses.goes_on(generation.ensembles[ensemble], replies, walk.prepared.facts)):
+            replies += await self._asked(generation, rest, walk)
+        if all(reply.generation != generation.id for reply in replies):
+            # The same detectors may now be decided on otherwise.
+            await self._followed.ask(next(iter(_pools(generation, first))))
+            raise Moving
+        return replies
+
+    async def _profiled(self, generation: Release, ensemble: str, replies: Sequence[ScoreResponse], walk: "_Walk") -> Profiled:
+        """What the ensemble's profile says, words only of what it wants words for. Raises as `_ask`."""
+        if not profile_cards(generation.ensembles[ensemble]):
+            return Profiled()
+        asks = await _profile_asks(generation, ensemble, replies, walk)
+        started, profiled = time.perf_counter(), Profiled()
+        for said in await together(self._groups[name].profile(ask) for name, ask in asks.items()):
+            if isinstance(said, Offer):
+                self._followed.follow(said.generation)
+                raise Moving
+            profiled = profiled.joined(said)
+        walk.score_s += time.perf_counter() - started
+        return profiled
+
+    async def _asked(self, generation: Release, wanted: Sequence[str], walk: "_Walk") -> list[ScoreResponse]:
+        """What some detectors say, all of them at once. Raises as `_ask`."""
+        spec, pools = generation.spec, _pools(generation, wanted)
+        if not pools.keys() <= self._groups.keys():
+            raise Moving  # an update brings a group that this ingress does not know; its successor does
+        await walk.prepare(tuple(dict.fromkeys(spec.cards[name].preprocessing for name in wanted)), spec.resize)
+        started = time.perf_counter()
+        asks = {group: walk.ask(generation, group, pool) for group, pool in pools.items()}
+        answers = await together(self._groups[group].score(ask) for group, ask in asks.items())
+        elapsed = time.perf_counter() - started
+        for offer in answers:
+            if isinstance(offer, Offer):
+                self._followed.follow(offer.generation)
+                raise Moving
+        replies = [one for one in answers if isinstance(one, ScoreResponse)]
+        scoring_s = max(reply.score_s for reply in replies)
+        walk.score_s += scoring_s
+        walk.wait_s += max(elapsed - scoring_s, 0.0)
+        return replies
+
+
+async def together(asked: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """What all of them give, in order; the first that fails ends the others, so that nobody works for an answer that is refused."""
+    tasks = [asyncio.ensure_future(one) for one in asked]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+class _Patience:
+    """How long one image waits for groups that are lost or move."""
+
+    def __init__(self) -> None:
+        self._deaths, self._last_death = 0, 0.0
+        self._moving_since: float | None = None
+
+    def bear(self, event: GroupLost | Moving) -> None:
+        """Raises InputError where the image kills whoever looks at it, and Refusal not_ready where an update takes long."""
+        now = time.monotonic()
+        if isinstance(event, Moving):
+            self._moving_since = self._moving_since or now
+            if now - self._moving_since > MOST_MOVING_S:
+                raise Refusal("not_ready", "the detectors are being updated", headers={"Retry-After": "2"}) from None
+        elif isinstance(event, GroupDied) and now - self._last_death > 1.0:
+            self._deaths, self._last_death = self._deaths + 1, now
+            if self._deaths == MOST_DEATHS:
+                raise InputError(Status.DETECTOR_FAILED, f"{MOST_DEATHS} processes died while they scored it") from None
+
+
+class _Walk:
+    """One image on its way: prepared once in every way that is asked for, however often its detectors have to be asked."""
+
+    def __init__(self, data: bytes, decoders: IsolatedDecoders) -> None:
+        self._data, self._decoders = data, decoders
+        self._pixels: dict[Preprocessing, Pixels | None] = {}
+        self._resize: ResizeMode | None = None
+        self.decode_s = self.wait_s = self.score_s = 0.0
+        self.prepared: PreparedImage
+
+    async def prepare(self, preprocessings: tuple[Preprocessing, ...], resize: ResizeMode) -> None:
+        """Decode for what is not there yet: what most images need not, for their second look, only those that go on do. Raises
+        ImageRefused.
+        """
+        if self._resize != resize:
+            self._pixels, self._resize = {}, resize
+        missing = tuple(one for one in preprocessings if one not in self._pixels)
+        if self._pixels and not any(one.shape for one in missing):
+            return  # its detectors decode it themselves
+        started = time.perf_counter()
+        self.prepared = await self._decoders.prepare(self._data, missing, resize)
+        self.decode_s += time.perf_counter() - started
+        self._pixels.update(zip(missing, self.prepared.pixels, strict=True))
+
+    async def look(self, preprocessing: Preprocessing, resize: ResizeMode) -> Pixels | None:
+        """The image prepared in one way, decoded once more where no detector looks at it so. Raises ImageRefused."""
+        await self.prepare((preprocessing,), resize)
+        return self._pixels.get(preprocessing)
+
+    def ask(self, generation: Release, group: str, detectors: tuple[str, ...]) -> ScoreRequest:
+        """What some detectors of a group need to see."""
+        needed = {generation.spec.cards[name].preprocessing for name in detectors}
+        return ScoreRequest(
+            generation.groups[group],
+            detectors,
+            self.prepared.facts,
+            tuple(self._pixels.get(one) if one in needed else None for one in looks(generation.spec, group)),
+            self._data if any(one.shape is None for one in needed) else None,
+        )
+
+
+async def _profile_asks(generation: Release, ensemble: str, replies: Sequence[ScoreResponse], walk: _Walk) -> dict[str, ProfileAsk]:
+    """What every group is asked that has a part of the ensemble's profile; nothing of what there is nothing to tell by."""
+    spec, pools = generation.ensembles[ensemble], groups_of(generation.spec)
+    vectors = {name: vector for reply in replies for name, vector in reply.embeddings.items()}
+    asks = {name: ProfileAsk(fingerprint, ensemble, None, None) for name, fingerprint in generation.groups.items()}
+    if spec.identifier is not None:
+        group = sits_in(spec.identifier, pools)
+        asks[group] = replace(asks[group], identify=vectors.get(spec.identifier.detector))
+    if spec.describer is not None and responses.is_described(spec, replies, walk.prepared.facts):
+        group, seen = sits_in(spec.describer, pools), spec.describer.preprocessing
+        told = vectors.get(spec.describer.detector or "") if seen is None else await walk.look(seen, spec.resize)
+        asks[group] = replace(asks[group], describe=told)
+    return {name: ask for name, ask in asks.items() if ask.identify is not None or ask.describe is not None}
+
+
+def _pools(generation: Release, wanted: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Which of these detectors sit in which group."""
+    pools = {group: tuple(name for name in pool if name in wanted) for group, pool in groups_of(generation.spec).items()}
+    return {group: pool for group, pool in pools.items() if pool}
+
+
+def _chosen(generation: Release, ensemble: str | None, beside: Sequence[str]) -> str:
+    if ensemble is not None and ensemble not in generation.ensembles:
+        raise Refusal("malformed_request", f"no such ensemble; served: {', '.join(generation.ensembles)}")
+    unknown = [name for name in beside if name not in generation.optional]
+    if unknown:
+        raise Refusal("malformed_request", f"no such optional detector; there are: {', '.join(generation.optional) or 'none'}")
+    return ensemble or generation.default

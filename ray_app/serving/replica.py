@@ -1,0 +1,233 @@
+"""Detectors that share a process, ready to be asked: prepared images in, what they say out. Knows no HTTP and no Ray.
+
+A group answers for its own detectors, as one generation of ensembles has them. Asked for others, it offers its generation instead, and the
+ingress follows: so an update needs no order among replicas, and no answer mixes detectors of two generations.
+"""
+
+import io
+import logging
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from ray_app.detectors import Preprocessing
+from ray_app.errors import DetectorError, Status
+from ray_app.images import ImageFileFacts
+from ray_app.inference import Batch, BatchDecoder, DecodeResult, ScoringSpec, StageClock
+from ray_app.inference.batch import Pixels, Ragged
+from ray_app.serving.attribution import ProfileAsk, Profiled, Profilers, Vector
+from ray_app.serving.config import ServeConfig
+from ray_app.serving.release import Release, groups_of, load_generation
+
+if TYPE_CHECKING:
+    from ray_app.inference.scorer import EnsembleScorer
+
+
+MOST_SILENT = 20
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """One image for some detectors of a group, which is the one with this fingerprint. `pixels`: one entry per preprocessing of the
+    group's detectors (see `looks`), None where it is not needed or keeps sizes.
+    """
+
+    group: str
+    detectors: tuple[str, ...]
+    facts: ImageFileFacts
+    pixels: tuple[Pixels | None, ...]
+    encoded: bytes | None
+
+
+@dataclass(frozen=True)
+class ScoreResponse:
+    """What the detectors of a group say of one image; NaN = no score. `score_s`: seconds of the batch that it was scored in.
+    `embeddings` (d,): of the detectors that a profile reads.
+
+    `generation` is the one that the group serves by now: another than the asker's where an update left these detectors as they were.
+    """
+
+    generation: str
+    scores: Mapping[str, float]
+    masks: Mapping[str, Pixels | None]
+    replies: Mapping[str, str | None]
+    score_s: float
+    embeddings: Mapping[str, Vector] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Offer:
+    """The group has other detectors than it was asked for: those of this generation."""
+
+    generation: Release
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    generation: Release
+    scorer: "EnsembleScorer"
+    decoder: BatchDecoder
+    clock: StageClock
+    looks: tuple[Preprocessing, ...]
+    profilers: Profilers
+
+
+class DetectorGroup:
+    """The detectors of one pool on one device. `score` may be called while `load` replaces them."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._loaded: _Loaded | None = None
+        self._silent = 0
+
+    @property
+    def generation(self) -> Release:
+        """What it answers for."""
+        return self._ready.generation
+
+    def load(self, config: ServeConfig) -> Release:
+        """Load what `config` asks for and score a golden image; only then does it replace what was loaded before.
+
+        Both are in memory for a moment. Raises ConfigError and DetectorError, and then nothing changed.
+        """
+        from ray_app.inference.scorer import EnsembleScorer  # torch: only where networks run, not where they are asked
+
+        generation, clock = load_generation(config), StageClock()
+        pool = pool_of(generation.spec, self.name)
+        scorer = EnsembleScorer(generation.spec, clock, pool)
+        decoder = BatchDecoder(generation.spec, clock, hand_over=True)
+        profilers = Profilers(generation.ensembles, groups_of(generation.spec), self.name)
+        loaded = _Loaded(generation, scorer, decoder, clock, looks(generation.spec, self.name), profilers)
+        _score_golden(loaded, pool)
+        self._loaded = loaded
+        return generation
+
+    def score(self, asks: Sequence[ScoreRequest]) -> list[ScoreResponse | Offer]:
+        """One answer per ask, in order; those that want the same detectors go through the networks together, at most `slots` at once."""
+        loaded = self._ready
+        answers: list[ScoreResponse | Offer] = [Offer(loaded.generation)] * len(asks)
+        for places in _batches(asks, loaded.generation.groups[self.name], loaded.generation.spec.slots):
+            for place, reply in zip(places, _score(loaded, [asks[place] for place in places]), strict=True):
+                answers[place] = reply
+                self._silent = 0 if any(map(math.isfinite, reply.scores.values())) else self._silent + 1
+        return answers
+
+    def profile(self, asks: Sequence[ProfileAsk]) -> list[Profiled | Offer]:
+        """One answer per ask, in order: generators and words, by the profiles of the ensembles that are asked for."""
+        loaded = self._ready
+        ours = loaded.generation.groups[self.name]
+        said = iter(loaded.profilers.say([ask for ask in asks if ask.group == ours]))
+        return [next(said) if ask.group == ours else Offer(loaded.generation) for ask in asks]
+
+    def check_health(self) -> None:
+        """Raises DetectorError after 20 images without any score, one after another: then it is not the images."""
+        if self._silent >= MOST_SILENT:
+            raise DetectorError(f"{self.name}: no score for {self._silent} images in a row", hint="the replica's log has the first error")
+
+    @property
+    def _ready(self) -> _Loaded:
+        if self._loaded is None:
+            raise DetectorError(f"{self.name}: nothing is loaded yet")
+        return self._loaded
+
+
+def looks(spec: ScoringSpec, group: str) -> tuple[Preprocessing, ...]:
+    """The distinct preprocessings of a group's detectors, in their order."""
+    return tuple(dict.fromkeys(spec.cards[name].preprocessing for name in pool_of(spec, group)))
+
+
+def pool_of(spec: ScoringSpec, group: str) -> tuple[str, ...]:
+    """The detectors of one group. Raises DetectorError where this generation has no such group."""
+    groups = groups_of(spec)
+    if group not in groups:
+        raise DetectorError(f"the ensembles have no detectors for group {group!r}", hint=f"they need: {', '.join(groups)}; deploy anew")
+    return groups[group]
+
+
+def _batches(asks: Sequence[ScoreRequest], group: str, slots: int) -> Iterator[list[int]]:
+    """The places of asks that can share a batch: of this group as it is, for the same detectors."""
+    alike: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for place, ask in enumerate(asks):
+        if ask.group == group:
+            alike[ask.detectors].append(place)
+    for places in alike.values():
+        yield from (places[first : first + slots] for first in range(0, len(places), slots))
+
+
+def _score(loaded: _Loaded, asks: Sequence[ScoreRequest]) -> list[ScoreResponse]:
+    """One reply per ask. An image on which a detector raises has no scores; it does not take along what shares its batch."""
+    try:
+        return _score_together(loaded, asks)
+    except Exception:
+        if len(asks) > 1:
+            return [reply for ask in asks for reply in _score(loaded, [ask])]
+        _log.exception("a detector of %s raised on the image with sha256 %s", ", ".join(asks[0].detectors), asks[0].facts.sha256)
+        return [ScoreResponse(loaded.generation.id, dict.fromkeys(asks[0].detectors, math.nan), {}, {}, 0.0)]
+
+
+def _score_together(loaded: _Loaded, asks: Sequence[ScoreRequest]) -> list[ScoreResponse]:
+    batch = _batch(loaded, asks)
+    readings = loaded.scorer.score([loaded.decoder.complete(batch)], only=asks[0].detectors)
+    seconds = loaded.clock.take().get("score", 0.0)
+    return [
+        ScoreResponse(
+            loaded.generation.id,
+            {name: float(column[row]) for name, column in readings.scores.items()},
+            {name: column[row] for name, column in readings.masks.items()},
+            {name: column[row] for name, column in readings.replies.items()},
+            seconds,
+            {name: vectors[row] for name, vectors in readings.embeddings.items()},
+        )
+        for row in range(len(asks))
+    ]
+
+
+def _batch(loaded: _Loaded, asks: Sequence[ScoreRequest]) -> Batch:
+    spec = loaded.generation.spec
+    # A GPU wants one static shape; on a core every image costs its time, and what it is batched with moves no score (< 1e-6 log-odds).
+    slots = len(asks) if spec.device == "cpu" else spec.slots
+    prepared = {one: _column([ask.pixels[index] for ask in asks], slots) for index, one in enumerate(loaded.looks)}
+    columns = tuple(prepared.get(one, (None,) * len(asks)) for one in spec.preprocessings)
+    return Batch(tuple(DecodeResult(Status.OK, None, ask.facts) for ask in asks), columns, tuple(ask.encoded for ask in asks))
+
+
+def _column(images: Sequence[Pixels | None], slots: int) -> Pixels | Ragged:
+    """One preprocessing of all images, filled up to `slots`; None for all where it is not needed."""
+    prepared = [image for image in images if image is not None]
+    if not prepared:
+        return images
+    filled = np.zeros((slots, *prepared[0].shape), np.uint8)
+    filled[: len(prepared)] = prepared
+    return filled
+
+
+def _score_golden(loaded: _Loaded, pool: Sequence[str]) -> None:
+    """Every detector must give a score for an ordinary image: weights, precision and device work together."""
+    spec = loaded.generation.spec
+    batch = loaded.decoder.decode([(0, golden_image())])
+    readings = loaded.scorer.score([loaded.decoder.complete(batch)])
+    loaded.clock.take()
+    loaded.profilers.check(readings.embeddings)
+    silent = [name for name in pool if not np.isfinite(readings.scores[name][0]) and name not in readings.replies]
+    if silent:
+        raise DetectorError(
+            f"no finite score for a golden image from: {', '.join(silent)}",
+            hint=f"touchstone detectors verify {silent[0]}; device {spec.device}",
+        )
+
+
+@cache
+def golden_image() -> bytes:
+    """A PNG file: 640 × 480 of smooth colour and texture, made by formula."""
+    y, x = np.mgrid[0:480, 0:640]
+    planes = [127 + 90 * np.sin(x / 37 + phase) * np.cos(y / 53) + 30 * np.sin(x * y / 997 + phase) for phase in (0.0, 1.0, 2.0)]
+    file = io.BytesIO()
+    Image.fromarray(np.clip(np.stack(planes, axis=2), 0, 255).astype(np.uint8)).save(file, "PNG")
+    return file.getvalue()

@@ -1,0 +1,370 @@
+"""One request for one object's bytes, whatever store keeps it: whole, in part, or only its size. Retries nothing.
+
+Each answers for the version that was asked for ("" = whichever) or raises; exceptions are the libraries', for `errors` to translate.
+`guard` says which web servers are asked.
+
+One member's bytes, or a part of them, of the version that was listed, or the reason why not. Knows nothing of what the bytes are.
+
+Slow reads done ahead of whoever uses them, told in order. Knows threads and a budget of bytes; knows nothing of what is read.
+"""
+
+import os
+import stat
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from itertools import chain
+from typing import Any, Protocol, TypeVar
+
+from ray_app.errors import ConfigError, InputError, SourceError, Status, said
+from ray_app.storage import http, s3
+from ray_app.storage.errors import ObjectChangedError, ShortReadError, too_large, translate
+from ray_app.storage.http import WEB, Guard
+from ray_app.storage.object_store import reading_place
+from ray_app.storage.ranged import RangedFile
+from ray_app.storage.retry import CancelledError, Gate, Retrier, RetryPolicy
+from ray_app.storage.urls import bucket_and_key, canonical, local_path, local_version, scheme_of, strip_secrets, version_of
+
+
+def read(place: str, version: str, max_bytes: int, left: float, guard: Guard) -> bytes:
+    """The whole object. Raises InputError when it is over `max_bytes`."""
+    scheme = scheme_of(place)
+    if scheme == "file":
+        return _read_local(local_path(place), version, max_bytes)
+    if scheme == "s3":
+        bucket, key = bucket_and_key(place)
+        return s3.get(bucket, key, timeout_s=left, etag=version, max_bytes=max_bytes)
+    if scheme in WEB:
+        return http.get(place, guard, version=version, max_bytes=max_bytes, timeout_s=left)
+    return _read_other(place, version, max_bytes)
+
+
+def read_range(place: str, version: str, start: int, length: int, left: float, guard: Guard) -> bytes:
+    """The `length` bytes from `start`, fewer only where the object ends."""
+    scheme = scheme_of(place)
+    if scheme == "file":
+        return _read_local_range(local_path(place), version, start, length)
+    if scheme == "s3":
+        bucket, key = bucket_and_key(place)
+        return s3.get_range(bucket, key, start, length, timeout_s=left, etag=version)
+    if scheme in WEB:
+        return http.get_range(place, guard, start, length, version=version, timeout_s=left)
+    return _read_other_range(place, version, start, length)
+
+
+def size(place: str, version: str, left: float, guard: Guard) -> int:
+    """How many bytes the object has. Raises SourceError where the store does not say."""
+    scheme = scheme_of(place)
+    if scheme == "file":
+        with _opened(local_path(place), version) as (_, found):
+            return found.st_size
+    if scheme == "s3":
+        bucket, key = bucket_and_key(place)
+        answer = s3.head(bucket, key, timeout_s=left)
+        info = {"size": answer["ContentLength"], "ETag": answer["ETag"]}
+    elif scheme in WEB:
+        info = http.head(place, guard, timeout_s=left)
+    else:
+        fs, path = reading_place(place)
+        info = fs.info(path)
+    same(version, version_of(info))
+    if info.get("size") is None:
+        raise SourceError(Status.SOURCE_DENIED, "the server does not say how large it is")
+    return int(info["size"])
+
+
+def same(listed: str, found: str) -> None:
+    """Raises ObjectChangedError when what was found is not the version that was listed."""
+    if listed and found != listed:
+        raise ObjectChangedError(f"listed as {listed}, found as {found or 'nothing that names a version'}")
+
+
+@contextmanager
+def _opened(path: str, version: str) -> Iterator[tuple[int, os.stat_result]]:
+    """A descriptor of a regular file that is of `version`, and still is when the block ends."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        before = os.fstat(descriptor)
+        same(version, local_version(before))
+        if not stat.S_ISREG(before.st_mode):
+            raise ObjectChangedError("it is not a file any more")
+        yield descriptor, before
+        if local_version(os.fstat(descriptor)) != local_version(before):
+            raise ObjectChangedError("it changed while it was read")
+    finally:
+        os.close(descriptor)
+
+
+def _read_local(path: str, version: str, max_bytes: int) -> bytes:
+    with _opened(path, version) as (descriptor, found):
+        if found.st_size > max_bytes:
+            raise too_large(found.st_size, max_bytes)
+        data = os.read(descriptor, found.st_size)
+        while len(data) < found.st_size and (more := os.read(descriptor, found.st_size - len(data))):
+            data += more
+    if len(data) != found.st_size:
+        raise ObjectChangedError("it changed while it was read")
+    return data
+
+
+def _read_local_range(path: str, version: str, start: int, length: int) -> bytes:
+    with _opened(path, version) as (descriptor, found):
+        wanted = max(0, min(length, found.st_size - start))
+        data = os.pread(descriptor, wanted, start)
+        while len(data) < wanted and (more := os.pread(descriptor, wanted - len(data), start + len(data))):
+            data += more
+    if len(data) != wanted:
+        raise ObjectChangedError("it changed while it was read")
+    return data
+
+
+def _read_other(place: str, version: str, max_bytes: int) -> bytes:
+    fs, path = reading_place(place)
+    info: dict[str, Any] = fs.info(path)
+    same(version, version_of(info))
+    if info.get("size") is not None and info["size"] > max_bytes:
+        raise too_large(info["size"], max_bytes)
+    data: bytes = fs.cat_file(path)
+    if info.get("size") is not None and len(data) != info["size"]:
+        raise ShortReadError(f"{len(data)} of {info['size']} bytes came")
+    return data
+
+
+def _read_other_range(place: str, version: str, start: int, length: int) -> bytes:
+    fs, path = reading_place(place)
+    info: dict[str, Any] = fs.info(path)
+    same(version, version_of(info))
+    known = info.get("size")
+    wanted = length if known is None else max(0, min(length, int(known) - start))
+    if not wanted:
+        return b""
+    # The hub's files would read megabytes ahead of each range.
+    options = {"cache_type": "none"} if scheme_of(place) == "hf" else {}
+    data: bytes = fs.cat_file(path, start=start, end=start + wanted, **options)
+    if known is not None and len(data) != wanted:
+        raise ShortReadError(f"{len(data)} of {wanted} bytes came")
+    return data
+
+
+K = TypeVar("K")
+R = TypeVar("R")
+
+# Tiny files would fill a budget of bytes with hundreds of thousands of requests; this many per thread keep it busy.
+_AHEAD_PER_THREAD = 16
+
+
+def read_ahead(jobs: Iterable[tuple[K, int, Callable[[threading.Event], R]]], *, depth_bytes: int, threads: int) -> Iterator[tuple[K, R]]:
+    """Every job's key and result in order, up to `depth_bytes` in flight or waiting; a job is (key, bytes to reserve, what to call).
+
+    One that is larger than `depth_bytes` still passes, alone. Leaving early sets the event that every job gets.
+    """
+    cancelled = threading.Event()
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="fetch")
+    waiting: deque[tuple[K, int, Future[R]]] = deque()
+    in_flight = 0
+    try:
+        for key, size, job in jobs:
+            while waiting and (in_flight + size > depth_bytes or len(waiting) >= threads * _AHEAD_PER_THREAD):
+                done, freed, result = waiting.popleft()
+                yield done, result.result()
+                del result  # or it would live until the next one is wanted
+                in_flight -= freed
+            waiting.append((key, size, pool.submit(job, cancelled)))
+            in_flight += size
+        while waiting:
+            done, _, result = waiting.popleft()
+            yield done, result.result()
+            del result
+    finally:
+        cancelled.set()
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+_REMOTE_THREADS, _LOCAL_THREADS = 16, 1
+# Large enough that a fast network is busy with one request after the other, small enough to be held by every reader.
+WINDOW_BYTES = 4 * 2**20
+
+
+class Fetchable(Protocol):
+    """What a fetch needs to know of a member."""
+
+    @property
+    def uri(self) -> str:
+        """Where it is, without secrets."""
+
+    @property
+    def version(self) -> str:
+        """Which state of it was listed; "" = whichever."""
+
+    @property
+    def size_bytes(self) -> int:
+        """-1 where the store has not said it."""
+
+
+M = TypeVar("M", bound=Fetchable)
+T = TypeVar("T")
+
+
+class Fetcher:
+    """Reads members with patience, and counts what it met. One per process; safe to share between threads.
+
+    `signed` are source URLs as the user gave them: a member whose uri is one of them without its secrets is read with them. `guard` says
+    which web servers are asked; null = those of `signed`, and the public Internet.
+    """
+
+    def __init__(
+        self,
+        policy: RetryPolicy | None = None,
+        *,
+        signed: Sequence[str] = (),
+        guard: Guard | None = None,
+        retrier: Retrier | None = None,
+        gate: Gate | None = None,
+    ) -> None:
+        self._retrier = retrier or Retrier(policy or RetryPolicy())
+        self._gate = gate or Gate(64)
+        self._signed = {strip_secrets(canonical(url)): canonical(url) for url in signed if strip_secrets(url) != url}
+        self.guard = guard or Guard.of(signed)
+        self._counting = threading.Lock()
+        self.bytes_read = 0
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_same_again, (self._retrier.policy, tuple(self._signed.values()), self.guard))
+
+    @property
+    def throttled(self) -> int:
+        """How many answers asked to slow down."""
+        return self._retrier.throttled
+
+    @property
+    def retried(self) -> int:
+        """How many requests were made again."""
+        return self._retrier.retried
+
+    @property
+    def requests(self) -> int:
+        """How many requests went over a network, which is what a store bills; reading local files asks for none."""
+        return self._gate.entered
+
+    def fetch(self, uri: str, version: str, max_bytes: int) -> bytes:
+        """All bytes of the object, which is still of `version` ("" = whichever).
+
+        Raises: SourceError (missing, denied, throttled, timeout, changed), InputError (image_too_large, before the body is read).
+        """
+        return self._fetch(uri, version, max_bytes, None)
+
+    def prefetch(
+        self, members: Iterable[M], *, depth_bytes: int, max_bytes: int, threads: int | None = None
+    ) -> Iterator[tuple[M, bytes | InputError]]:
+        """Every member in order with its bytes or the reason why not, read ahead up to `depth_bytes` in flight or waiting.
+
+        One that is larger than `depth_bytes` still passes, alone. Larger than `max_bytes` is refused without a request.
+        `threads` is chosen by the first member's store when not given.
+        """
+        first, members = _peek(members)
+        if first is None:
+            return
+        jobs = ((member, _budgeted(member.size_bytes, max_bytes), partial(self._outcome, member, max_bytes)) for member in members)
+        yield from read_ahead(jobs, depth_bytes=depth_bytes, threads=threads or _threads(first.uri))
+
+    def fetch_range(self, uri: str, version: str, start: int, length: int) -> bytes:
+        """The `length` bytes from `start` of the object, which is still of `version`; fewer only where the object ends.
+
+        Raises SourceError (missing, denied, throttled, timeout, changed).
+        """
+        return self._fetch_range(uri, version, start, length, None)
+
+    def prefetch_ranges(
+        self, uri: str, version: str, ranges: Iterable[tuple[int, int]], *, depth_bytes: int
+    ) -> Iterator[bytes | InputError]:
+        """The bytes of every (start, length) of one object in order, or the reason why not, read ahead as in `prefetch`."""
+        jobs = ((None, length, partial(self._range_outcome, uri, version, start, length)) for start, length in ranges)
+        for _, result in read_ahead(jobs, depth_bytes=depth_bytes, threads=_threads(uri)):
+            yield result
+
+    def size(self, uri: str, version: str) -> int:
+        """How many bytes the object has. Raises SourceError, also where the store does not say."""
+        return self._ask(uri, None, lambda place, left: size(place, version, left, self.guard))
+
+    def open(self, uri: str, version: str, size_bytes: int = -1, *, window: int = WINDOW_BYTES) -> RangedFile:
+        """The object as a seekable file that holds one window of it at a time; any read raises what `fetch_range` does.
+
+        `size_bytes` saves a request where it is known. For one thread.
+        """
+        size = size_bytes if size_bytes >= 0 else self.size(uri, version)
+        return RangedFile(partial(self.fetch_range, uri, version), size, window)
+
+    def _outcome(self, member: Fetchable, max_bytes: int, cancelled: threading.Event) -> bytes | InputError:
+        if member.size_bytes > max_bytes:
+            return too_large(member.size_bytes, max_bytes)
+        try:
+            return self._fetch(member.uri, member.version, max_bytes, cancelled)
+        except InputError as error:
+            return error
+
+    def _range_outcome(self, uri: str, version: str, start: int, length: int, cancelled: threading.Event) -> bytes | InputError:
+        try:
+            return self._fetch_range(uri, version, start, length, cancelled)
+        except InputError as error:
+            return error
+
+    def _fetch(self, uri: str, version: str, max_bytes: int, cancelled: threading.Event | None) -> bytes:
+        return self._counted(self._ask(uri, cancelled, lambda place, left: read(place, version, max_bytes, left, self.guard)))
+
+    def _fetch_range(self, uri: str, version: str, start: int, length: int, cancelled: threading.Event | None) -> bytes:
+        if not length:
+            return b""
+        asked = self._ask(uri, cancelled, lambda place, left: read_range(place, version, start, length, left, self.guard))
+        return self._counted(asked)
+
+    def _ask(self, uri: str, cancelled: threading.Event | None, request: Callable[[str, float], T]) -> T:
+        place = self._signed.get(uri, uri)
+        is_local = scheme_of(place) == "file"
+
+        def ask(left: float) -> T:
+            with nullcontext() if is_local else self._gate:
+                return request(place, left)
+
+        try:
+            return self._retrier.call(ask, cancelled)
+        except CancelledError:
+            raise SourceError(Status.SOURCE_TIMEOUT, "given up: nobody waits for it") from None
+        except InputError:
+            raise
+        except ConfigError as error:  # a scheme that is not read here
+            raise SourceError(Status.SOURCE_DENIED, "; ".join(filter(None, [error.message, error.hint]))) from error
+        except ValueError as error:  # what a list names need not be a place at all
+            if isinstance(error, OSError):  # a certificate that is not accepted is both
+                raise translate(error, place) from error
+            raise SourceError(Status.SOURCE_MISSING, f"{strip_secrets(place)}: {said(error)}") from error
+        except Exception as error:
+            raise translate(error, place) from error
+
+    def _counted(self, data: bytes) -> bytes:
+        with self._counting:
+            self.bytes_read += len(data)
+        return data
+
+
+def _threads(uri: str) -> int:
+    return _LOCAL_THREADS if scheme_of(uri) == "file" else _REMOTE_THREADS
+
+
+def _same_again(policy: RetryPolicy, signed: Sequence[str], guard: Guard) -> Fetcher:
+    return Fetcher(policy, signed=signed, guard=guard)
+
+
+def _peek(members: Iterable[M]) -> tuple[M | None, Iterator[M]]:
+    rest = iter(members)
+    first = next(rest, None)
+    return first, rest if first is None else chain([first], rest)
+
+
+def _budgeted(size: int, max_bytes: int) -> int:
+    """Bytes to reserve: nothing for what will be refused, the limit for what is unknown."""
+    if size > max_bytes:
+        return 0
+    return max_bytes if size < 0 else size

@@ -1,0 +1,219 @@
+"""What a URL means: its scheme, its place inside the store, and what of it may be shown. Touches neither disk nor network.
+
+A local place is an absolute path without a scheme, so that the same folder has one name whatever directory a command ran in.
+
+Shell patterns over relative paths. Knows strings only.
+
+`*` and `?` stay inside one folder, `[ab]` and `[!ab]` are one character, `**` as a whole part is any number of folders (also none).
+A pattern without a slash is compared with the file's own name, in whichever folder; one with a slash with the whole path.
+Letters count as they are: `*.jpg` is not `A.JPG`, because in a bucket these are two names.
+
+What tells one state of a file from the next. Knows the words that stores use; asks none.
+"""
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+from os import stat_result
+from typing import Any
+from urllib.parse import quote_from_bytes, unquote_to_bytes
+
+from ray_app.errors import ConfigError
+
+_SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
+_USER_INFO = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*://)[^/?#]*@")
+_BUCKET = re.compile(r"^([A-Za-z0-9._-]{1,255}|arn:[^/]+)$")
+# Query keys that grant access: AWS and Google presigned URLs, Azure SAS, and the usual spellings of tokens.
+_SECRET_KEY = re.compile(
+    r"^(x-amz-.*|x-goog-.*|awsaccesskeyid|googleaccessid|signature|expires|sig|se|sp|sv|sr|st|spr|skoid|sktid|skt|ske|sks|skv"
+    r"|.*token.*|.*secret.*|.*password.*|api[-_]?key|key-pair-id|policy)$",
+    re.IGNORECASE,
+)
+
+
+def scheme_of(url: str) -> str:
+    """The lower-case scheme; `file` for a plain path."""
+    match = _SCHEME.match(url)
+    return match.group(1).lower() if match else "file"
+
+
+def canonical(url: str) -> str:
+    """The one spelling of a place: local ones as an absolute path, all others without a trailing slash, secrets kept."""
+    if scheme_of(url) == "file":
+        return os.path.abspath(local_path(url))
+    if scheme_of(url) == "s3" and _USER_INFO.match(url):
+        raise ConfigError(
+            f"{strip_secrets(url)}: credentials do not belong in an s3:// URL",
+            hint="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
+        )
+    if scheme_of(url) == "s3":
+        bucket_and_key(url)
+    return url if scheme_of(url) in ("http", "https") else url.rstrip("/")
+
+
+def strip_secrets(url: str) -> str:
+    """The URL without user:password@ and without query keys that grant access; a presigned URL keeps what names the object."""
+    if not _SCHEME.match(url):
+        return url
+    url = _USER_INFO.sub(r"\1", url)
+    if scheme_of(url) not in ("http", "https"):
+        return url  # elsewhere a question mark is a letter of the name
+    base, mark, query = url.partition("?")
+    kept = [part for part in query.split("&") if part and not _SECRET_KEY.match(part.partition("=")[0])]
+    return base + mark + "&".join(kept) if kept else base
+
+
+def join(base: str, path: str) -> str:
+    """`path` below `base`; a path that would leave it is refused, so that a name read from data can do no harm."""
+    parts = path.split("/")
+    if path.startswith("/") or ".." in parts or "\0" in path:
+        raise ValueError(f"not a path inside the store: {path!r}")
+    return f"{base.rstrip('/')}/{path}" if path else base
+
+
+def local_path(url: str) -> str:
+    """The path that a local URL names; percent signs of file:// are decoded only where no file has them in its name."""
+    if not url.startswith("file://"):
+        return url
+    path = url.removeprefix("file://")
+    if "%" in path and not os.path.lexists(path):
+        return os.fsdecode(unquote_to_bytes(path))
+    return path
+
+
+def local_uri(path: str) -> str:
+    """The uri of a local file: its path, or a percent-encoded file:// where the name is not Unicode and no table could hold it."""
+    try:
+        path.encode("utf-8")
+    except UnicodeEncodeError:
+        return "file://" + quote_from_bytes(os.fsencode(path))
+    return path
+
+
+def bucket_and_key(url: str) -> tuple[str, str]:
+    """The two parts of s3://bucket/key; the key verbatim, with whatever slashes, question marks or hashes it has. Raises ConfigError."""
+    bucket, _, key = url.partition("://")[2].partition("/")
+    if not _BUCKET.match(bucket):
+        raise ConfigError(
+            f"{strip_secrets(url)}: '{bucket}' is no bucket's name", hint="s3://BUCKET/PREFIX; a pattern may stand after the bucket"
+        )
+    return bucket, key
+
+
+_MAGIC = re.compile(r"[*?\[]")
+
+
+def has_magic(text: str) -> bool:
+    """Whether a text would be read as a pattern."""
+    return _MAGIC.search(text) is not None
+
+
+def split_at_magic(path: str) -> tuple[str, str]:
+    """The folder before the first part with a pattern, and the pattern from there on."""
+    parts = path.split("/")
+    first = next(index for index, part in enumerate(parts) if has_magic(part))
+    return "/".join(parts[:first]), "/".join(parts[first:])
+
+
+def matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
+    """A test of relative paths against any of the patterns."""
+    whole = [re.compile(_regex(pattern)) for pattern in patterns if "/" in pattern]
+    names = [re.compile(_regex(pattern)) for pattern in patterns if "/" not in pattern]
+
+    def matches(path: str) -> bool:
+        name = path.rpartition("/")[2]
+        return any(pattern.fullmatch(name) for pattern in names) or any(pattern.fullmatch(path) for pattern in whole)
+
+    return matches
+
+
+def matcher_below(patterns: Sequence[str]) -> Callable[[str], bool]:
+    """A test whether something below a folder could match any of the patterns."""
+    tests = [[None if part == "**" else re.compile(_part(part), re.DOTALL) for part in pattern.removeprefix("/").split("/")]
+             for pattern in patterns if "/" in pattern]  # fmt: skip
+    has_names = any("/" not in pattern for pattern in patterns)
+
+    def may_match(folder: str) -> bool:
+        return has_names or any(_reaches_below(test, folder.split("/")) for test in tests)
+
+    return may_match
+
+
+def _reaches_below(test: Sequence[re.Pattern[str] | None], parts: Sequence[str]) -> bool:
+    for number, part in enumerate(parts):
+        if number == len(test):
+            return False
+        one = test[number]
+        if one is None:
+            return True
+        if one.fullmatch(part) is None:
+            return False
+    return len(test) > len(parts)
+
+
+def full_matcher(pattern: str) -> Callable[[str], bool]:
+    """A test of relative paths against one pattern, always compared with the whole path (as a shell expands a source)."""
+    compiled = re.compile(_regex(pattern))
+    return lambda path: compiled.fullmatch(path) is not None
+
+
+def _regex(pattern: str) -> str:
+    parts = pattern.removeprefix("/").split("/")
+    regex = ""
+    for index, part in enumerate(parts):
+        last = index == len(parts) - 1
+        if part == "**":
+            regex += ".*" if last else "(?:[^/]+/)*"
+        else:
+            regex += _part(part) + ("" if last else "/")
+    return "(?s:" + regex + ")"
+
+
+def _part(part: str) -> str:
+    return re.sub(r"\*+|\?|\[!?\]?[^\]/]*\]|.", _piece, part, flags=re.DOTALL)
+
+
+def _piece(match: re.Match[str]) -> str:
+    text = match.group()
+    if text.startswith("*"):
+        return "[^/]*"
+    if text == "?":
+        return "[^/]"
+    if len(text) > 1:
+        inverted = text.startswith("[!")
+        inside = re.sub(r"([\\\[^&~|])", r"\\\1", text[2 if inverted else 1 : -1])
+        inside = "\\" + inside if inside.startswith("]") else inside
+        return f"[^/{inside}]" if inverted else f"[{inside}]"
+    return re.escape(text)
+
+
+_CONTENT = ("ETag", "etag", "blob_id")
+_TIME = ("mtime", "last_modified", "LastModified", "Last-Modified", "updated", "created")
+
+
+def version_of(info: Mapping[str, Any]) -> str:
+    """The version in fsspec's `info` or in HTTP headers: ETag (quotes stripped), else size and mtime in ns, else ""."""
+    for name in _CONTENT:
+        if info.get(name):
+            return str(info[name]).strip('"')
+    for name in _TIME:
+        if info.get(name) is not None and info.get("size") is not None:
+            return f"{info['size']}-{_nanoseconds(info[name])}"
+    return ""
+
+
+def local_version(found: stat_result) -> str:
+    """The version of a local file: size and mtime in ns."""
+    return f"{found.st_size}-{found.st_mtime_ns}"
+
+
+def _nanoseconds(when: Any) -> int:
+    if isinstance(when, str):
+        try:
+            when = parsedate_to_datetime(when)
+        except ValueError:
+            when = datetime.fromisoformat(when)
+    seconds = when.timestamp() if isinstance(when, datetime) else float(when)
+    return round(seconds * 1_000_000) * 1000  # what stores tell is no finer than microseconds

@@ -1,0 +1,122 @@
+"""What workers of Ray Train are given to teach words: targets, tokenizer, embeddings; and what each makes of them.
+
+Knows the job's shared objects; how a worker goes on is `worker`'s, how a network learns `learning.word_learner`'s.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ray_app.datasets.sampling import SampleOrder
+from ray_app.detectors.weights import publish_part
+from ray_app.errors import ConfigError
+from ray_app.training.captioner.learner import Plan, WordLearner, make_plan, speaking_network, starting_card, tokenizer_json
+from ray_app.training.config import Describe, TrainConfig
+from ray_app.training.embeddings import Embeddings
+from ray_app.training.job import TrainingJob
+
+TOKENIZER = "tokenizer.json"
+Batch = dict[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Taught:
+    """What is the same for all workers. `tokenizer`: JSON of the trained one, None where the recipe starts from a card; `width`: of an
+    embedding, for prefix; `targets` (rows of training, L).
+    """
+
+    tokenizer: str | None
+    width: int | None
+    targets: npt.NDArray[np.int32]
+
+    def plan(self, config: TrainConfig) -> Plan:
+        """The plan of the recipe."""
+        return make_plan(config.name, section_of(config), width=self.width, tokenizer=self.tokenizer)
+
+
+def section_of(config: TrainConfig) -> Describe:
+    """The recipe's `describe`. Raises ConfigError where there is none."""
+    if config.describe is None:
+        raise ConfigError(f"{config.name}: method describe needs a section describe", hint="describe: {tier: prefix, architecture: …}")
+    return config.describe
+
+
+def seen_by_captioner(job: TrainingJob) -> TrainingJob:
+    """The same job with the pixels that a captioner sees on its card. Raises ConfigError where they have no one size."""
+    section = section_of(job.config)
+    start = starting_card(job.config.name, section)
+    pixels = section.preprocessing or (start.preprocessing if start else None) or job.card.preprocessing
+    if pixels.shape is None:
+        raise ConfigError(
+            f"{job.config.name}: a captioner's pixels have one size", hint="describe: {preprocessing: {resize: {mode: squash, size: 224}}}"
+        )
+    return replace(job, card=job.card.model_copy(update={"preprocessing": pixels}))
+
+
+def make_taught(config: TrainConfig, prompts: list[str], width: int | None, tokenizer: str | None) -> Taught:
+    """From the prompts of the training rows, in their order; `tokenizer`: one that an earlier session of the command has trained."""
+    section = section_of(config)
+    plan = make_plan(config.name, section, width=width, prompts=prompts, tokenizer=tokenizer)
+    told = None if plan.start is not None else tokenizer_json(plan)
+    return Taught(told, width, plan.words.targets(prompts, section.most_tokens))
+
+
+def put_taught(job: TrainingJob, taught: Taught, found: Embeddings | None) -> TrainingJob:
+    """The job with it in the object store; `found`: of the training split, for prefix."""
+    import ray
+
+    start = starting_card(job.config.name, section_of(job.config))
+    if job.mirror is not None and start is not None:
+        for part in start.parts:
+            publish_part(part, job.mirror)
+    shared = {**job.shared, "taught": ray.put(taught)}
+    if found is not None:
+        shared["vectors"] = ray.put(in_rows(found, len(taught.targets)))
+    return replace(job, shared=shared)
+
+
+def in_rows(found: Embeddings, count: int) -> npt.NDArray[np.float32]:
+    """(count, d) the embeddings by row; NaN where an image could not be read."""
+    vectors = np.full((count, found.vectors.shape[1]), np.nan, np.float32)
+    vectors[found.rows] = found.vectors
+    return vectors
+
+
+def word_learner(job: TrainingJob, device: str, rank: int) -> WordLearner:
+    """The learner of one worker, as training begins."""
+    import ray
+
+    taught: Taught = ray.get(job.shared["taught"])
+    return make_learner(job.config, taught, None if "vectors" in job.shared else job.card.preprocessing, device, job.total_steps, rank)
+
+
+def make_learner(config: TrainConfig, taught: Taught, preprocessing: Any, device: str, total_steps: int, rank: int = 0) -> WordLearner:
+    """The same without Ray."""
+    plan = taught.plan(config)
+    network = speaking_network(config.name, section_of(config), plan, config.loop.seed)
+    return WordLearner(
+        config, network, plan.words, taught.targets, preprocessing=preprocessing, device=device, total_steps=total_steps, rank=rank
+    )
+
+
+def embedding_batches(job: TrainingJob, first: int, rank: int, world: int) -> Iterator[Batch]:
+    """The batches of one rank from step `first` to the last, of embeddings: what `streaming.batches` is for pixels."""
+    import ray
+
+    vectors, ids = ray.get(job.shared["vectors"]), job.rows("train")["image_id"].to_numpy()
+    for step in range(first, job.total_steps):
+        yield embedding_batch(vectors, ids, job.order(), step, rank, world)
+
+
+def embedding_batch(
+    vectors: npt.NDArray[np.float32], ids: npt.NDArray[np.int64], order: SampleOrder, step: int, rank: int, world: int
+) -> Batch:
+    """A rank's share of a step: `row`, `image_id` (n,), `usable` (n,), `embedding` (n, d) and `detail` (n,)."""
+    rows, _ = order.share(step, rank, world)
+    given = vectors[rows]
+    usable = np.asarray(np.isfinite(given).all(axis=1))
+    detail = np.where(usable, "", "could not be read when features were made")
+    return {"row": rows, "image_id": ids[rows], "usable": usable, "embedding": np.where(usable[:, None], given, 0), "detail": detail}

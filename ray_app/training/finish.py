@@ -1,0 +1,288 @@
+"""From a finished training to what is handed out: the best checkpoint judged once more, the card, figures, scores and the report.
+
+Every file can be written again by the same command; `metrics.json` comes last and says that all is there.
+
+Putting a finished detector where others find it: any fsspec URL, or a repository of models on the Hugging Face hub.
+
+Knows which files of a training's folder make the detector. Knows nothing of what is in them.
+
+One line that says how far a training is: step, loss, rate, images per second, what is left. Fed from the board.
+"""
+
+import io
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ray_app.cluster.progress import Progress
+from ray_app.detectors.card import Calibration, DetectorCard
+from ray_app.errors import ClusterError, ConfigError, StorageError, said
+from ray_app.metrics import FIGURES, fit_platt
+from ray_app.reports.format import duration
+from ray_app.reports.training import render_training_report
+from ray_app.storage import Store, local_path, strip_secrets
+from ray_app.training import checkpoints
+from ray_app.training.checkpoints import CheckpointEntry
+from ray_app.training.history import HISTORY, UNREADABLE, ProgressReport, read_notes, write_events
+from ray_app.training.job import TrainingJob
+from ray_app.training.run_directory import recipe_of
+from ray_app.training.validate import Verdicts, is_better, judge_splits, on_checkpoint, validate_folder, validations
+
+METRICS = "metrics.json"
+SCHEMA = 1
+PROBE = "probe.json"  # of a linear probe alone
+MOST_POINTS = 500  # of a curve in the report
+
+
+def best_checkpoint(job: TrainingJob) -> tuple[CheckpointEntry, float]:
+    """The kept checkpoint that is best by the recipe's metric, with its value; one whose judging was lost is judged now."""
+    metric = job.config.validation.metric
+    best: tuple[CheckpointEntry, float] | None = None
+    for one in checkpoints.kept(job.out):
+        if not _may_be_best(job, one):
+            continue
+        figures = one.metrics if metric in one.metrics else _judged_before(job, one) or on_checkpoint(job, one.name, validate_folder)
+        value = figures.get(metric)
+        if value is not None and (best is None or is_better(metric, value, best[1])):
+            best = one, value
+    if best is None:
+        raise ClusterError(f"no checkpoint has a value of {metric}", hint="has the validation split what it needs? choose another metric")
+    return best
+
+
+def _may_be_best(job: TrainingJob, one: CheckpointEntry) -> bool:
+    return one.step in job.milestones or bool(one.metrics.get("finished"))
+
+
+def _judged_before(job: TrainingJob, one: CheckpointEntry) -> Mapping[str, Any] | None:
+    return next((found for found in validations(job.out) if found["step"] == one.step), None)
+
+
+def finish(job: TrainingJob, findings: Mapping[str, Any], told: Mapping[str, Any]) -> dict[str, Any]:
+    """Choose, judge, calibrate, export, report; returns the content of `metrics.json`. `told` is that of `train.json`."""
+    best, value = best_checkpoint(job)
+    verdicts: dict[str, Verdicts] = on_checkpoint(job, best.name, judge_splits)
+    for split, verdict in verdicts.items():
+        job.out.write(f"scores/{split}.parquet", _score_file(job, split, verdict))
+    calibration, why_not = calibrated(verdicts["validation"])
+    history = list(read_notes(job.out, HISTORY))
+    facts: dict[str, Any] = {
+        "schema": SCHEMA,
+        "name": job.config.name,
+        "title": job.config.title,
+        "out": job.out.url,
+        "metric": job.config.validation.metric,
+        "best_step": best.step,
+        "best_value": value,
+        "steps": max((line["step"] + 1 for line in history), default=best.step),
+        "seconds": round(sum(line["wait_s"] + line["compute_s"] for line in history), 2),
+        "wait_s_per_step": round(float(np.mean([line["wait_s"] for line in history])), 5) if history else None,
+        "unreadable": sum(1 for _ in read_notes(job.out, UNREADABLE)),
+        "calibration": calibration.model_dump() if calibration else None,
+        "calibration_note": why_not,
+        "validation": verdicts["validation"].figures,
+        "test": verdicts["test"].figures if "test" in verdicts else None,
+        "validations": validations(job.out),
+        "data": dict(findings),
+        "recipe": recipe_of(job.config),
+        "environment": {
+            **told["environment"],
+            "device": verdicts["validation"].device,
+            "workers": job.layout.workers,
+            # Going on elsewhere may change it; a head that was fitted on features has no history.
+            **({"precision": ", then ".join(dict.fromkeys(line["precision"] for line in history))} if history else {}),
+        },
+    }
+    if job.out.exists(PROBE):
+        facts["probe"] = json.loads(job.out.read(PROBE))
+    card = _exported(job, best, facts, calibration)
+    facts["card"] = {"name": card.name, "licence": card.licence, "terms": card.terms, "weights": card.weights.sha256}
+    _write_curves(job.out, history, facts["validations"])
+    mistakes = [mistake for verdict in verdicts.values() for mistake in verdict.mistakes]
+    page = render_training_report({**facts, "history": thinned(history), "mistakes": mistakes})
+    job.out.write("report.html", page.encode())
+    job.out.write(METRICS, json.dumps(facts, indent=2, ensure_ascii=False).encode())
+    return facts
+
+
+def calibrated(verdict: Verdicts) -> tuple[Calibration | None, str | None]:
+    """Platt scaling on the validation split, or None and why there is none: a network that learned nothing cannot be calibrated."""
+    try:
+        return fit_platt(verdict.scores, verdict.labels), None
+    except ValueError as error:
+        return None, str(error)
+
+
+def thinned(history: Sequence[Mapping[str, Any]], most: int = MOST_POINTS) -> list[dict[str, float]]:
+    """At most so many points of a curve, each the mean of the steps around it."""
+    keys = ("step", "loss", "rate", "gradient_norm", "images_per_s")
+    parts = np.array_split(np.arange(len(history)), min(most, len(history))) if history else []
+    return [
+        {"step": int(history[part[0]]["step"]), **{key: float(np.mean([history[i][key] for i in part])) for key in keys[1:]}}
+        for part in parts
+    ]
+
+
+def _exported(job: TrainingJob, best: CheckpointEntry, facts: Mapping[str, Any], calibration: Calibration | None) -> DetectorCard:
+    from ray_app.training.export import TrainedDetector, export
+    from ray_app.training.learner import load_trained
+
+    with checkpoints.fetched(job.out, best.name) as folder:
+        network = load_trained(job.config, job.card, folder)
+    made = TrainedDetector(
+        recipe=job.config,
+        card=job.card,
+        network=network,
+        calibration=calibration,
+        validation=facts["validation"],
+        test=facts["test"],
+        findings=facts["data"],
+        steps=facts["steps"],
+        seconds=facts["seconds"],
+        environment=facts["environment"],
+        best_step=best.step,
+    )
+    return export(job.out, made)
+
+
+def _score_file(job: TrainingJob, split: str, verdict: Verdicts) -> bytes:
+    rows = job.rows(split).take(pa.array(verdict.rows))
+    labels = rows["input"].combine_chunks()
+    table = pa.table(
+        {
+            "image_id": rows["image_id"],
+            "uri": rows["uri"],
+            "member": rows["member"],
+            "label": labels.field("label"),
+            "generator": labels.field("generator"),
+            "score": pa.array(verdict.scores),
+        }
+    )
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def _write_curves(out: Store, history: Sequence[Mapping[str, Any]], judged: Sequence[Mapping[str, Any]]) -> None:
+    """`metrics.jsonl`, the whole history in one file, `unreadable.jsonl` likewise, and the validations for TensorBoard."""
+    _write_lines(out, "metrics.jsonl", iter(history))
+    _write_lines(out, "unreadable.jsonl", read_notes(out, UNREADABLE))
+    figures = [{"step": one["step"], **{name: one[name] for name in FIGURES if one.get(name) is not None}} for one in judged]
+    if figures:
+        write_events(out, 0, figures, prefix="validation")
+
+
+def _write_lines(out: Store, name: str, lines: Iterator[Mapping[str, Any]]) -> None:
+    with tempfile.TemporaryDirectory(prefix="touchstone-") as folder:
+        path = Path(folder) / name
+        with path.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+        out.write_file(name, path)
+
+
+# What is for others. The run's own state (train.json, checkpoints, scores, which may name places and people) stays where it is.
+_CARDS = ("card.yaml", "identifier.yaml", "describer.yaml")
+PUSHED = ("config.json", "preprocessor_config.json", "model.onnx", "metrics.json", "report.html", *_CARDS)
+_WEIGHTS = (".safetensors", ".pth", ".pt")
+_HUB = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)/?")
+_CHUNK_BYTES = 2**26
+
+
+def push(folder: str | Path, target: str) -> str:
+    """Copy card, weights, metrics and report from a training's folder (any fsspec URL) to `target`; returns where they are now.
+
+    `target`: any fsspec URL, where the card is written last, or hf://ORGANISATION/NAME, where all are one commit. A repository that is not
+    there is made, and is private: who pushed it decides when others see it. The hub is that of $HF_ENDPOINT, with the login that
+    huggingface_hub finds. Raises ConfigError for a folder without a card and a target that is none, StorageError where it cannot be done.
+    """
+    source = Store.open(str(folder))
+    names = [name for name in source.names("") if name in PUSHED or name.endswith(_WEIGHTS)]
+    if not set(names) & set(_CARDS):
+        raise ConfigError(f"{source.url}: nothing to push: no card.yaml", hint="touchstone train writes it when a training ends")
+    names.sort(key=lambda name: name in _CARDS)
+    if target.startswith("hf://"):
+        return _to_hub(source, names, target)
+    store = Store.open(target)
+    with tempfile.TemporaryDirectory(prefix="touchstone-push-") as scratch:
+        for name in names:
+            store.write_file(name, _here(source, name, Path(scratch)))
+    return store.url
+
+
+def _to_hub(source: Store, names: list[str], target: str) -> str:
+    import huggingface_hub  # a third of a second
+
+    place = _HUB.fullmatch(target)
+    if place is None:
+        raise ConfigError(f"{strip_secrets(target)}: not a repository of models on the hub", hint="hf://ORGANISATION/NAME")
+    with tempfile.TemporaryDirectory(prefix="touchstone-push-") as scratch:
+        folder = _here(source, names[0], Path(scratch)).parent
+        for name in names[1:]:
+            _here(source, name, Path(scratch))
+        try:
+            hub: Any = huggingface_hub.HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+            hub.create_repo(place["repo"], private=True, exist_ok=True)
+            made = hub.upload_folder(
+                repo_id=place["repo"], folder_path=folder, allow_patterns=names, commit_message="Put there by touchstone train --push"
+            )
+        except Exception as error:  # the hub's own errors, its HTTP library's and its uploader's
+            raise StorageError(
+                f"cannot push to {target}: {said(error)}",
+                hint="hf auth login, or set HF_TOKEN to one that may write there; what was trained is safe where it is",
+            ) from error
+    return str(made.commit_url)
+
+
+def _here(source: Store, name: str, scratch: Path) -> Path:
+    """The file on this machine: itself where it is, else a copy, made in pieces."""
+    if "://" not in source.url:
+        return Path(local_path(source.url)) / name
+    path, size = scratch / name, source.sizes("")[name]
+    with path.open("wb") as sink:
+        for start in range(0, size, _CHUNK_BYTES):
+            sink.write(source.read_range(name, start, min(start + _CHUNK_BYTES, size)))
+    return path
+
+
+_SHOWN = (("loss", "loss {:.4f}"), ("rate", "rate {:.2e}"), ("images_per_s", "{:,.1f} img/s"))
+
+
+class TrainingProgress(Progress):
+    """Rewritten in place on a terminal, one log line per 30 s elsewhere; the time left counts from this session's first steps."""
+
+    def __init__(self, total: int, *, stream: TextIO | None = None, **given: Any) -> None:
+        super().__init__(total, name="train", stream=stream, **given)
+        self._told = ProgressReport({})
+        self._judged = ""
+
+    def judged(self, text: str) -> None:
+        """What is known of the last validation, in a few words."""
+        self._judged = text
+
+    def show(self, told: ProgressReport) -> None:
+        """What the board says now."""
+        if told.steps > self._told.steps:
+            self._done = told.figures.get("step", -1) + 1
+            if self._first_at is None:
+                self._first_at, self._first_batch, self._before = self._clock(), 0, self._done
+            self._told = told
+            self.advance(0, 0)
+        self.redraw()
+
+    def line(self, now: float) -> str:
+        """The progress line as it stands."""
+        if self._first_at is None:
+            return f"{self._name}  starting workers"
+        share = f" ({self._done / self._total:.0%})" if self._total else ""
+        figures = [text.format(self._told.figures[key]) for key, text in _SHOWN if key in self._told.figures]
+        rate = self._rate(now)
+        left = [f"ETA {duration((self._total - self._done) / rate)}"] if rate else []
+        return "  ".join([f"{self._name}  step {self._done:,}/{self._total:,}{share}", *figures, *left, *filter(None, [self._judged])])

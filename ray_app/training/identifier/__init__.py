@@ -1,0 +1,1 @@
+"""Heads that name generators: fitting and export."""

@@ -1,0 +1,295 @@
+"""A head over generators from embeddings and classes: scikit-learn's logistic regression, or cosines; its chances made honest by folds.
+
+Knows arrays. Knows nothing about images, files or names. What is chosen and calibrated here looks at training images alone, each judged
+by a head that saw no image of its group; so validation images are left for the threshold of the open set.
+
+Labelled rows → which class of an identifier each is of, which are held out, and which of them it is fitted on. No torch.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ray_app.attribution.generators import known, spelt
+from ray_app.attribution.identifier import unit
+from ray_app.errors import ConfigError
+from ray_app.training.config import Identify
+
+Floats = npt.NDArray[np.float32]
+Codes = npt.NDArray[np.int64]
+STRENGTHS = (1.0, 10.0, 100.0, 1_000.0, 10_000.0)
+FOLDS = 5
+_SEED = 0
+_MOST_ITERATIONS = 2_000
+_COSINE_STEPS = 200
+_T_RANGE = (-4.0, 6.0)  # of the logarithm of a temperature
+
+
+@dataclass(frozen=True)
+class FittedIdentifier:
+    """`tensors`: those of an identifier's file. `scale`: of a cosine head. `c`: the inverse penalty that was taken; `temperature`: what
+    logits were divided by; `losses`: by c, the mean log loss over images that the heads did not see; `why_not`: why there are none.
+    """
+
+    tensors: dict[str, Floats]
+    scale: float
+    c: float
+    temperature: float
+    losses: dict[float, float]
+    why_not: str | None = None
+
+
+@dataclass(frozen=True)
+class _Head:
+    weight: npt.NDArray[np.float64]
+    bias: npt.NDArray[np.float64]
+    scale: float
+    classes: Codes  # of its rows; a fold may lack some
+
+    def logits(self, vectors: Floats, count: int, cosine: bool) -> npt.NDArray[np.float64]:
+        """(n, count); −inf for classes that it does not know."""
+        found = np.full((len(vectors), count), -np.inf)
+        given = unit(vectors) if cosine else vectors
+        found[:, self.classes] = self.scale * (given @ self.weight.T) + self.bias
+        return found
+
+
+def fit(vectors: Floats, codes: Codes, groups: Sequence[str], config: Identify) -> FittedIdentifier:
+    """Fit (n, d) embeddings to (n,) classes 0 … C − 1, no one of which is empty; images of one group are in one fold."""
+    chosen, losses, temperature, why_not = config.c or STRENGTHS[2], dict[float, float](), 1.0, None
+    folds = _folds(codes, groups)
+    if not folds:
+        why_not = "all images of a class are of one group, so nothing is left to judge on: chances are as the fit gave them"
+    for c in () if why_not else STRENGTHS if config.c is None else (config.c,):
+        found, loss = _judged(vectors, codes, folds, config, c)
+        losses[c] = loss
+        if loss > min(losses.values()):
+            break  # weaker penalties cost more time and are worse still
+        chosen, temperature = c, found
+    head = _fitted(vectors, codes, config, chosen)
+    cosine = config.head == "cosine"
+    weight, bias = head.weight / (1 if cosine else temperature), head.bias / temperature
+    tensors = {"weight": weight.astype(np.float32), "bias": bias.astype(np.float32)}
+    if config.open_set == "distance" and config.abstains:
+        tensors |= distances(vectors, codes)
+    return FittedIdentifier(tensors, head.scale / temperature if cosine else 1.0, chosen, temperature, losses, why_not)
+
+
+def distances(vectors: Floats, codes: Codes) -> dict[str, Floats]:
+    """`means` (C, d) and `whitening` (d, d) of one covariance of all classes, shrunk as Ledoit and Wolf (2004) say."""
+    from sklearn.covariance import LedoitWolf
+
+    means = np.stack([vectors[codes == code].mean(axis=0, dtype=np.float64) for code in range(codes.max() + 1)])
+    centred = vectors - means[codes]
+    spread = _spread(centred)
+    values, axes = np.linalg.eigh(LedoitWolf(assume_centered=True).fit(centred / spread).covariance_)
+    whitening = axes / np.sqrt(np.maximum(values, 1e-6 * values.max())) / spread[:, None]
+    return {"means": means.astype(np.float32), "whitening": whitening.astype(np.float32)}
+
+
+def threshold(confidence: Floats, abstains: float) -> float:
+    """The confidence below which so large a share of images of known generators lies, or a little less, by n that nothing was fitted on.
+
+    Of a new image that is like them, the chance to lie below the k-th smallest of n is k / (n + 1) (order statistics; as in split conformal
+    prediction): k is the largest for which that is no more than `abstains`. Raises ConfigError where n is too small for any k.
+    """
+    n = len(confidence)
+    k = math.floor(abstains * (n + 1) + 1e-9)
+    if k < 1:
+        raise ConfigError(
+            f"{n} validation images of known generators are too few to abstain on {abstains:.1%}: {math.ceil(1 / abstains - 1)} are needed",
+            hint="hold out more for validation, or --set identify.abstains=…",
+        )
+    return float(np.sort(confidence)[k - 1])
+
+
+def _folds(codes: Codes, groups: Sequence[str]) -> list[tuple[Codes, Codes]]:
+    """(seen, unseen) rows of each fold; none where a class is of one group alone."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    by_class = [len(set(np.asarray(groups)[codes == code])) for code in range(codes.max() + 1)]
+    count = min(FOLDS, *by_class)
+    if count < 2:
+        return []
+    return list(StratifiedGroupKFold(count, shuffle=True, random_state=_SEED).split(codes, codes, groups))
+
+
+def _judged(vectors: Floats, codes: Codes, folds: list[tuple[Codes, Codes]], config: Identify, c: float) -> tuple[float, float]:
+    """The best temperature and the mean log loss with it, over images whose class their fold's head knows."""
+    logits = np.empty((len(codes), codes.max() + 1))
+    judged = np.zeros(len(codes), bool)
+    for seen, unseen in folds:
+        head = _fitted(vectors[seen], codes[seen], config, c)
+        logits[unseen] = head.logits(vectors[unseen], logits.shape[1], config.head == "cosine")
+        judged[unseen] = np.isin(codes[unseen], head.classes)
+    return _tempered(logits[judged], codes[judged], _weights(codes[judged], config))
+
+
+def _tempered(logits: npt.NDArray[np.float64], codes: Codes, weights: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """The temperature of the least log loss (Guo et al. 2017), and that loss."""
+    from scipy.optimize import minimize_scalar
+    from scipy.special import log_softmax
+
+    def loss(log_t: float) -> float:
+        told = log_softmax(logits / math.exp(log_t), axis=1)[np.arange(len(codes)), codes]
+        return float(-(weights * told).sum() / weights.sum())
+
+    found = minimize_scalar(loss, bounds=_T_RANGE, method="bounded")
+    return math.exp(float(found.x)), float(found.fun)
+
+
+def _weights(codes: Codes, config: Identify) -> npt.NDArray[np.float64]:
+    """(n,) of mean 1: alike or, balanced, alike by class."""
+    if not config.balanced:
+        return np.ones(len(codes))
+    counts = np.bincount(codes)
+    return np.asarray(len(codes) / (np.count_nonzero(counts) * counts[codes]), np.float64)
+
+
+def _fitted(vectors: Floats, codes: Codes, config: Identify, c: float) -> _Head:
+    return (_cosine if config.head == "cosine" else _linear)(vectors, codes, _weights(codes, config), c)
+
+
+def _linear(vectors: Floats, codes: Codes, weights: npt.NDArray[np.float64], c: float) -> _Head:
+    """Shift and scale of the embeddings are folded into the head."""
+    from sklearn.linear_model import LogisticRegression
+
+    centre, scale = vectors.mean(axis=0, dtype=np.float64), _spread(vectors) * math.sqrt(vectors.shape[1])
+    model = LogisticRegression(C=c, max_iter=_MOST_ITERATIONS).fit((vectors - centre) / scale, codes, sample_weight=weights)
+    coefficients, intercepts = model.coef_, model.intercept_
+    if len(model.classes_) == 2:  # of two, scikit-learn gives the second's log-odds
+        coefficients, intercepts = np.concatenate([-coefficients, coefficients]) / 2, np.concatenate([-intercepts, intercepts]) / 2
+    weight = coefficients / scale
+    return _Head(weight, intercepts - weight @ centre, 1.0, model.classes_)
+
+
+def _cosine(vectors: Floats, codes: Codes, weights: npt.NDArray[np.float64], c: float) -> _Head:
+    """Directions and one scale, of the least weighted log loss × c + scale² / 2, by L-BFGS from the classes' mean directions."""
+    import torch
+    from torch.nn import functional
+
+    classes, places = np.unique(codes, return_inverse=True)
+    given, wanted, share = torch.from_numpy(unit(vectors)), torch.from_numpy(places), torch.from_numpy(weights).float()
+    start = unit(np.stack([vectors[places == place].mean(axis=0) for place in range(len(classes))]))
+    weight, log_scale = torch.from_numpy(start).requires_grad_(), torch.tensor(math.log(10.0), requires_grad=True)
+    optimiser = torch.optim.LBFGS([weight, log_scale], max_iter=_COSINE_STEPS, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        optimiser.zero_grad()
+        logits = log_scale.exp() * given @ functional.normalize(weight, dim=1).T
+        loss = (share * functional.cross_entropy(logits, wanted, reduction="none")).sum() * c + log_scale.exp() ** 2 / 2
+        (loss / (c * len(places))).backward()  # type: ignore[no-untyped-call]
+        return loss.detach() / (c * len(places))
+
+    optimiser.step(closure)  # type: ignore[no-untyped-call]
+    directions = functional.normalize(weight, dim=1).detach().double().numpy()
+    return _Head(directions, np.zeros(len(classes)), math.exp(log_scale.item()), classes)
+
+
+def _spread(rows: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """(d,) standard deviations; what hardly varies here counts for little, not for infinitely much."""
+    spread = rows.std(axis=0, dtype=np.float64)
+    return np.asarray(np.maximum(spread, 0.05 * float(np.median(spread)) or 1e-6), np.float64)
+
+
+REAL = "real"
+UNKNOWN = "unknown"  # the label of a fake whose maker nobody knew
+
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Named:
+    """Of n rows: `names`, the class that each is of, whether the identifier has it or not (`real` of reals, None where nobody knows), and
+    `held_out` (n,) whether its generator is one that nothing may be fitted on. `absent`: held-out names that no row is of.
+    """
+
+    names: list[str | None]
+    held_out: npt.NDArray[np.bool_]
+    absent: tuple[str, ...] = ()
+
+    def of(self, classes: Sequence[str]) -> Rows:
+        """The rows of these classes, ascending."""
+        return np.flatnonzero([name in classes for name in self.names] & ~self.held_out)
+
+    def at(self, rows: Rows) -> list[str | None]:
+        """The names of some rows."""
+        return [self.names[row] for row in rows]
+
+
+def class_name(config: Identify, generator: str) -> str:
+    """The class of a fake by its generator: its name as configs/generators.yaml spells it or, by `level`, its family."""
+    found = known(generator)
+    if config.level == "family":
+        return config.families.get(generator) or (found.family if found else generator)
+    return found.name if found and found.name else generator
+
+
+def named(config: Identify, labels: Sequence[str], generators: Sequence[str]) -> Named:
+    """The classes of rows by their labels (`real` or `fake`) and generators (n,)."""
+    out = {name: _official(name) for name in config.held_out}
+    fakes = {name for label, name in zip(labels, generators, strict=True) if label != REAL}
+    called = {name: _called(config, name) for name in fakes}
+    by_name = {name: (class_name(config, name), not called[name].isdisjoint(out.values())) for name in fakes}
+    told = [(REAL, False) if label == REAL else by_name[name] for label, name in zip(labels, generators, strict=True)]
+    names = [None if name == UNKNOWN else name for name, _ in told]
+    there = set[str]().union(*called.values())
+    absent = tuple(name for name, official in out.items() if official not in there)
+    return Named(names, np.array([held for _, held in told], np.bool_), absent)
+
+
+def _official(name: str) -> str:
+    """A name that somebody typed as names are compared: by any of its spellings that of the index."""
+    found = known(name)
+    return spelt(found.name if found and found.name else name)
+
+
+def _called(config: Identify, generator: str) -> set[str]:
+    """All names by which a generator may be held out: its own, its class's and its family's."""
+    found = known(generator)
+    names = (generator, class_name(config, generator), config.families.get(generator), *((found.name, found.family) if found else ()))
+    return {spelt(name) for name in names if name}
+
+
+def classes_of(config: Identify, rows: Named) -> tuple[tuple[str, ...], dict[str, int]]:
+    """The classes by name, and those that were left out with how many images they have.
+
+    Raises ConfigError for a class of too few images unless they are to be left out, fewer than two classes, and a held-out name that no
+    row has.
+    """
+    _require_held_out(config, rows)
+    counts = Counter(name for name, held in zip(rows.names, rows.held_out, strict=True) if name and not held)
+    if not config.reals:
+        del counts[REAL]
+    few = {name: n for name, n in sorted(counts.items()) if n < config.fewest}
+    if few and config.rare == "refuse":
+        told = ", ".join(f"{name} ({n})" for name, n in few.items())
+        raise ConfigError(
+            f"too few training images to tell {told}: {config.fewest} are needed of each",
+            hint="--set identify.rare=leave-out makes them no classes, or collect more; --set identify.fewest=… goes down to 5",
+        )
+    classes = tuple(sorted(set(counts) - set(few)))
+    if len(classes) < 2:
+        raise ConfigError(f"an identifier needs two generators or more to tell apart; there is {', '.join(classes) or 'none'}")
+    return classes, few
+
+
+def _require_held_out(config: Identify, rows: Named) -> None:
+    if rows.absent:
+        there = ", ".join(sorted({name for name in rows.names if name})[:20])
+        raise ConfigError(f"identify.held_out: no training image is of {', '.join(rows.absent)}", hint=f"there are {there}")
+
+
+def training_rows(config: Identify, rows: Named, classes: Sequence[str], seed: int) -> Rows:
+    """The rows that the head is fitted on: all of the classes or, of each, as many as `most` says, drawn by the seed."""
+    chosen = rows.of(classes)
+    if config.most is None:
+        return chosen
+    rng, names = np.random.default_rng([seed, 9]), np.array(rows.at(chosen))
+    parts = [chosen[names == name] for name in classes]
+    return np.sort(np.concatenate([rng.choice(part, min(config.most, len(part)), replace=False) for part in parts]))

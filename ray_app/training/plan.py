@@ -1,0 +1,135 @@
+"""What a training will do and need, before anything is started: `touchstone train --dry-run`. Knows recipes and networks, no Ray.
+
+Memory is counted and measured: parameters, gradients and the optimiser's state from the network's own tensors, activations from what one
+image leaves behind for the way back.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from ray_app.datasets.sampling import SampleOrder
+from ray_app.detectors import DetectorCard
+from ray_app.detectors.detector import Normalise
+from ray_app.detectors.precision import ResolvedPrecision, autocast
+from ray_app.inference.spec import precision_on
+from ray_app.training.config import Initial, TrainConfig
+from ray_app.training.job import TrainingLayout
+from ray_app.training.networks import Learning, network_for
+
+_MIB = 2**20
+
+
+def plan(
+    config: TrainConfig, card: DetectorCard, order: SampleOrder, steps: int, layout: TrainingLayout, findings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Everything that the dry run says, as plain JSON."""
+    share = config.loop.batch // layout.workers
+    micro = min(config.loop.micro_batch or share, share)
+    return {
+        "name": config.name,
+        "detector": config.detector,
+        "steps": steps,
+        "rows_per_epoch": order.rows_per_epoch,
+        "epochs": round(steps * config.loop.batch / order.rows_per_epoch, 3),
+        "batch": config.loop.batch,
+        "images_per_worker_and_step": share,
+        "micro_batch": micro,
+        "memory": memory(config, card, micro, layout),
+        "layout": asdict(layout),
+        "data": dict(findings),
+    }
+
+
+def memory(config: TrainConfig, card: DetectorCard, micro_batch: int, layout: TrainingLayout) -> dict[str, Any]:
+    """Bytes that one worker needs for the network and for `micro_batch` images; nothing is learned and no weights are read.
+
+    FSDP2 divides what belongs to the network among the workers; DDP keeps it whole in each.
+    """
+    network = network_for(config.model_copy(update={"initial": Initial(start="random")}), card)
+    learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    learning_bytes = _bytes(learning)
+    optimiser = config.optimiser
+    moments = 2 if optimiser.name in ("adam", "adamw") else 1 if optimiser.momentum else 0
+    precision = precision_on("cuda" if layout.worker_gpus else "cpu", card, config.loop.precision)
+    divided = layout.workers if config.workers.strategy == "fsdp2" else 1
+    parts = {
+        "parameters": _bytes([*network.parameters(), *network.buffers()]) // divided,
+        "gradients": learning_bytes // divided,
+        "optimiser": moments * learning_bytes // divided,
+        "activations": activation_bytes(card, network, precision) * micro_batch,
+    }
+    counts = {"parameters": _count(list(network.parameters())), "learning": _count(learning)}
+    return {"counts": counts, "bytes": parts | {"together": sum(parts.values())}}
+
+
+def activation_bytes(card: DetectorCard, network: torch.nn.Module, precision: ResolvedPrecision) -> int:
+    """What two images leave behind for the way back, halved: measured on this machine's CPU."""
+    assert card.preprocessing.shape is not None, "networks that are trained have one input size"
+    height, width = card.preprocessing.shape
+    kept: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        if not isinstance(tensor, torch.nn.Parameter):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    images = torch.zeros(2, height, width, 3, dtype=torch.uint8)
+    # Norms of batches would take up what they see.
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), autocast("cpu", precision):
+        answer = Learning(network.train())(Normalise(card.preprocessing)(images))
+    del answer
+    return sum(kept.values()) // 2
+
+
+def plan_lines(planned: Mapping[str, Any]) -> list[str]:
+    """The dry run in words, for the terminal."""
+    layout, memory_of = planned["layout"], planned["memory"]
+    lines = [
+        f"{planned['name']}: {planned['steps']:,} steps of {planned['batch']:,} images, {planned['epochs']:g} epochs"
+        f" of {planned['rows_per_epoch']:,} images",
+        f"workers   {_workers(layout)}; {planned['images_per_worker_and_step']:,} images per worker and step,"
+        f" {planned['micro_batch']:,} at once",
+        f"network   {memory_of['counts']['parameters']:,} parameters, {memory_of['counts']['learning']:,} of them learn",
+        "memory    " + ", ".join(f"{name} {size / _MIB:,.0f} MiB" for name, size in memory_of["bytes"].items()) + " per worker",
+    ]
+    return [*lines, *_data_lines(planned["data"])]
+
+
+def _workers(layout: Mapping[str, Any]) -> str:
+    count = f"{layout['least']} to {layout['workers']}" if layout["least"] != layout["workers"] else str(layout["workers"])
+    gpus = f", {layout['worker_gpus']:g} GPU" if layout["worker_gpus"] else ""
+    return (
+        f"{count} with {layout['worker_cpus']:g} CPU{gpus} and {layout['loaders']} loaders of {layout['loader_cpus']:g} CPU each;"
+        f" validation {layout['validation_cpus']:g} CPU" + (f", {layout['validation_gpus']:g} GPU" if layout["validation_gpus"] else "")
+    )
+
+
+def _data_lines(findings: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for name, split in findings["splits"].items():
+        lines.append(f"{name:<10}{split['images']:,} images: {split['real']:,} real, {split['fake']:,} fake")
+        lines += [f"          {generator}  {images:,}" for generator, images in split["generators"].items()]
+    aside = findings["set_aside"]
+    if aside["images"]:
+        lines.append(f"set aside {aside['images']:,} images: " + ", ".join(f"{why} {images:,}" for why, images in aside["why"].items()))
+    return [*lines, *_leakage_lines(findings["leakage"]), "whether every image can be read is seen while training"]
+
+
+def _leakage_lines(leakage: Mapping[str, Any]) -> list[str]:
+    unknown = [name for name, checked in leakage["checked"].items() if not checked]
+    lines = [f"leakage   by {' and '.join(unknown)} not checked: touchstone index --hash {','.join(unknown)}"] if unknown else []
+    for pair, found in leakage["pairs"].items():
+        told = ", ".join(f"{name} {count:,}" for name, count in found.items() if name != "examples" and count)
+        lines.append(f"leakage   {pair}: {told or 'none found'}")
+    return lines
+
+
+def _bytes(tensors: list[torch.Tensor] | list[torch.nn.Parameter]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _count(parameters: list[torch.nn.Parameter]) -> int:
+    return sum(parameter.numel() for parameter in parameters)

@@ -1,0 +1,154 @@
+"""Whose a training's directory is: `train.json` holds what another command on it must match, and with what it was made.
+
+Where and on how many machines it runs, and what is kept for the case of faults, is not part of it: a resumed training may say that anew.
+
+With what a training was made: versions, devices, and the commit of the code. Plain facts by name, for train.json and the card.
+"""
+
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ray_app import __version__
+from ray_app.config import going_on
+from ray_app.errors import IdentityError
+from ray_app.runs.identity import differences, differing_keys, refuse_others
+from ray_app.storage import Store, strip_secrets
+from ray_app.training.config import PROFILING, Recipe, TrainConfig
+
+_PACKAGES = ("ray", "torch", "torchvision", "timm", "transformers", "peft", "numpy", "pillow")
+
+
+def environment() -> dict[str, Any]:
+    """Versions and platform of this process, as plain JSON."""
+    facts: dict[str, Any] = {"touchstone": __version__, "python": platform.python_version(), "platform": platform.platform(terse=True)}
+    if (commit := _commit()) is not None:
+        facts["commit"] = commit
+    for package in _PACKAGES:
+        try:
+            facts[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return facts
+
+
+def device_name(device: str) -> str:
+    """What a device of this machine is called."""
+    if device != "cpu":
+        import torch
+
+        return str(torch.cuda.get_device_name())
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.machine()
+
+
+def _commit() -> str | None:
+    """The commit of a checkout, `+` behind it where files differ from it; None for an installed package."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        commit = _git(root, "rev-parse", "--short=12", "HEAD")
+        return commit + ("+" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(root: Path, *words: str) -> str:
+    done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True, timeout=10)
+    return done.stdout.strip()
+
+
+FILE = "train.json"
+SCHEMA = 1
+
+
+def recipe_of(config: TrainConfig) -> dict[str, Any]:
+    """The part of a config that decides what is learned, as plain JSON without secrets. What becomes of it afterwards may change."""
+    fields = set(Recipe.model_fields) - {"export", "title", "source", "departures"}
+    told: dict[str, Any] = _without_secrets(config.model_dump(mode="json", include={*fields, "limits"}))
+    return {
+        name: value for name, value in told.items() if name not in PROFILING or value is not None
+    }  # older trainings have no such section
+
+
+def as_begun(config: TrainConfig, out: Store) -> TrainConfig:
+    """The config with what its user left open as the training in this directory was begun, and says so; itself where there is none."""
+    told = read_claim(out)
+    if told is None:
+        return config
+    begun = going_on(config, told["identity"]["recipe"], where=f"{out.url}/{FILE}")
+    if kept := differing_keys(recipe_of(config), recipe_of(begun)):
+        said = "; ".join(f"{key} {was} (today {now})" for key, now, was in kept)
+        print(f"train  as it was begun: {said}; a new --out begins with those of today", file=sys.stderr, flush=True)
+    return begun
+
+
+def check_claim(out: Store, config: TrainConfig) -> dict[str, Any] | None:
+    """Whether the directory may be this recipe's; the content of `train.json`, None where there is none. Raises IdentityError."""
+    told = read_claim(out)
+    if told is None:
+        refuse_others(out, FILE)
+    else:
+        _require_equal(out, {"recipe": recipe_of(config)}, {"recipe": told["identity"]["recipe"]})
+    return told
+
+
+def claim_recipe(out: Store, config: TrainConfig) -> dict[str, Any]:
+    """Make the directory this recipe's, or check that it is; returns the content of `train.json`. Raises IdentityError."""
+    told = check_claim(out, config)
+    if told is None:
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        told = {"schema": SCHEMA, "created_at": now, "identity": {"recipe": recipe_of(config)}, "environment": environment()}
+        write_claim(out, told)
+    return told
+
+
+def claim_data(out: Store, told: dict[str, Any], findings: Mapping[str, Any]) -> None:
+    """The same for the images: their digests, split by split. Raises IdentityError where a source has changed since."""
+    digests = {name: split["digest"] for name, split in findings["splits"].items()}
+    if "data" not in told["identity"]:
+        told["identity"]["data"] = digests
+        write_claim(out, told)
+    _require_equal(out, {"data": digests}, {"data": told["identity"]["data"]})
+
+
+def read_claim(out: Store) -> dict[str, Any] | None:
+    """The content of `train.json`; None where no training was begun."""
+    try:
+        told: dict[str, Any] = json.loads(out.read(FILE))
+    except FileNotFoundError:
+        return None
+    return told
+
+
+def write_claim(out: Store, told: Mapping[str, Any]) -> None:
+    """Write `train.json`."""
+    out.write(FILE, json.dumps(told, indent=2, ensure_ascii=False).encode())
+
+
+def _without_secrets(value: Any) -> Any:
+    """`metrics.json` goes where `--push` says, and a presigned URL is another one tomorrow."""
+    if isinstance(value, dict):
+        return {name: _without_secrets(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_without_secrets(one) for one in value]
+    return strip_secrets(value) if isinstance(value, str) else value
+
+
+def _require_equal(out: Store, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+    if differing := differences(ours, theirs):
+        raise IdentityError(
+            f"{out.url} was made by another recipe or from other images:\n  " + "\n  ".join(differing),
+            hint="give another --out, or the same recipe and data",
+        )

@@ -1,0 +1,258 @@
+"""One session of Ray Train: from the last committed checkpoint to the last step. The only place that builds a trainer.
+
+`fit` of Ray Train runs in a thread, since in the main thread it would take SIGINT for itself; the main thread looks at the board, draws
+the progress line, and hears signals.
+
+Where the processes of a training meet: at one address. PyTorch would listen on all of them, and its store asks for no secret.
+"""
+
+import contextlib
+import importlib
+import logging
+import os
+import socket
+import threading
+import time
+from datetime import timedelta
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.train.torch.config import TorchConfig, _TorchBackend
+from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.worker_group.worker_group import WorkerGroup
+from ray.train.v2.api.config import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.v2.api.validation_config import ValidationConfig, ValidationTaskConfig
+from ray.train.v2.torch.torch_trainer import TorchTrainer
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+from ray_app.cluster.shutdown import SIGNAL_GRACE_S
+from ray_app.errors import ClusterError, said
+from ray_app.metrics import FIGURES
+from ray_app.training import checkpoints
+from ray_app.training.finish import TrainingProgress
+from ray_app.training.history import ProgressReport
+from ray_app.training.job import TrainingJob
+from ray_app.training.validate import validate, validations
+from ray_app.training.worker import train_worker
+
+
+class OneAddress(TorchConfig):
+    """Ray Train's way to set up torch.distributed, but for the address of the store: that of the first worker's node alone."""
+
+    @property
+    def backend_cls(self) -> type[_TorchBackend]:
+        """See `ray.train.backend.BackendConfig`."""
+        return _Backend
+
+
+class _Backend(_TorchBackend):
+    def on_start(self, worker_group: WorkerGroup, backend_config: TorchConfig) -> None:  # type: ignore[override]  # as TorchBackend's own
+        worker_group.execute(meet_at_one_address)
+        super().on_start(worker_group, backend_config)
+
+
+def meet_at_one_address() -> None:
+    """From now on the store of this process's `env://` rendezvous listens on MASTER_ADDR alone. PyTorch has no setting for it."""
+    rendezvous = importlib.import_module("torch.distributed.rendezvous")  # as an attribute of its package the name is a function
+    rendezvous._create_c10d_store = _store  # type: ignore[attr-defined]
+
+
+def _store(hostname: str, port: int, rank: int, world_size: int, timeout: timedelta, use_libuv: bool = True) -> TCPStore:
+    if rank:
+        return TCPStore(hostname, port, world_size, is_master=False, timeout=timeout)
+    family = socket.AF_INET6 if ":" in hostname else socket.AF_INET
+    listening = socket.create_server((hostname, port), family=family, backlog=1024).detach()
+    return TCPStore(
+        hostname, port, world_size, is_master=True, timeout=timeout, multi_tenant=True, master_listen_fd=listening, use_libuv=use_libuv
+    )
+
+
+POLL_S = 0.5
+COPY_EVERY_S = 2.0  # Ray Train hears of checkpoints as often
+STALL_S = 900.0
+END_S = 60.0  # on a busy machine
+_QUIET = {
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # importing torch in every worker of a busy machine takes its time
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
+
+
+def fit(job: TrainingJob) -> None:
+    """Train until the last step is committed and every validation is over.
+
+    Raises the TouchstoneError that a worker met, ClusterError when Ray Train gives up or nothing happens for too long, and
+    KeyboardInterrupt, after the workers have saved, when a signal asked to stop.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    thread = _Fit(_trainer(job))
+    thread.start()
+    progress = TrainingProgress(job.total_steps)
+    watch = _Watch(job, thread, progress)
+    try:
+        watch.wait()
+    except KeyboardInterrupt:
+        watch.let_them_save()
+        raise
+    finally:
+        progress.close()
+        _end(job, thread)
+    if thread.error is not None:
+        raise _in_our_words(thread.error) from thread.error
+    if not checkpoints.is_trained(job.out):
+        raise ClusterError("training ended before its last step was committed", hint="the same command goes on")
+
+
+class _Introduction(ControllerCallback):
+    """Makes Ray Train's controller known to the driver, which has no other way to end it but from the main thread."""
+
+    def __init__(self, board: Any) -> None:
+        self._board = board
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Called in the controller's own process."""
+        self._board.introduce.remote(ray.get_runtime_context().current_actor)
+
+
+def _end(job: TrainingJob, thread: "_Fit") -> None:
+    """See the thread out of Ray: one that still waits inside while Ray is shut down takes the whole process along."""
+    if thread.over.is_set():
+        return
+    controller = ray.get(job.board.controller.remote())
+    if controller is not None:
+        with contextlib.suppress(RayError):
+            ray.get(controller.abort.remote(), timeout=END_S)
+        with contextlib.suppress(RayError):
+            ray.kill(controller)
+    thread.over.wait(END_S)
+
+
+class _Fit(threading.Thread):
+    """Ray Train at work; `error` is what it ended with, if not well.
+
+    `over` is asked instead of `is_alive`: a signal that interrupts `Thread.join` makes Python 3.11 believe that the thread has ended
+    (bpo-45274).
+    """
+
+    def __init__(self, trainer: TorchTrainer) -> None:
+        super().__init__(name="fit", daemon=True)
+        self._trainer, self.over = trainer, threading.Event()
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        """Wait for the training's end."""
+        try:
+            self._trainer.fit()
+        except Exception as error:
+            self.error = error
+        finally:
+            self.over.set()
+
+
+class _Watch:
+    """The main thread's view of one session."""
+
+    def __init__(self, job: TrainingJob, thread: _Fit, progress: TrainingProgress) -> None:
+        self._job, self._thread, self._progress = job, thread, progress
+        self._told, self._heard = ProgressReport({}), time.monotonic()
+        self._copied_at = 0.0
+        self._patience_s = job.config.cluster.stall_timeout_s or STALL_S
+
+    def wait(self) -> None:
+        """Until the thread ends. Raises what a worker said, and ClusterError at a standstill."""
+        while not self._thread.over.is_set():
+            self._look()
+            self._thread.over.wait(POLL_S)
+        self._look()
+
+    def let_them_save(self) -> None:
+        """Ask the workers to save and stop, and give them some time; a second signal ends that."""
+        grace_s = self._job.config.cluster.grace_s
+        until = time.monotonic() + (SIGNAL_GRACE_S if grace_s is None else grace_s)
+        if not ray.get(self._job.board.read.remote()).steps:
+            return
+        self._progress.say("stopping: the workers save; a second signal stops at once")
+        self._job.board.stop.remote()
+        while not self._thread.over.is_set() and time.monotonic() < until and not self._is_saved():
+            self._thread.over.wait(POLL_S)
+
+    def _is_saved(self) -> bool:
+        stopped = ray.get(self._job.board.read.remote()).figures.get("stopped")
+        return stopped is not None and any(one.step >= stopped for one in checkpoints.kept(self._job.out))
+
+    def _look(self) -> None:
+        told: ProgressReport = ray.get(self._job.board.read.remote())
+        if (error := told.error()) is not None:
+            raise error
+        now = time.monotonic()
+        if told != self._told:
+            self._told, self._heard = told, now
+        if now - self._heard > self._patience_s:
+            raise ClusterError(
+                f"no step ended in {self._patience_s:.0f} s; stopped, what is committed is kept",
+                hint="does the cluster have room for the workers? --set cluster.stall_timeout_s=… waits longer",
+            )
+        if now - self._copied_at >= COPY_EVERY_S:
+            self._copied_at = now
+            checkpoints.copy_list(self._job.out)
+            self._progress.judged(_last_judged(self._job))
+        self._progress.show(told)
+
+
+def _trainer(job: TrainingJob) -> TorchTrainer:
+    config, layout = job.config, job.layout
+    shared = ray.put(job)
+    request = {"CPU": layout.worker_cpus} | ({"GPU": layout.worker_gpus} if layout.worker_gpus else {})
+    labels = dict(config.cluster.labels)
+    return TorchTrainer(
+        train_worker,
+        train_loop_config={"job": shared},
+        torch_config=OneAddress(),
+        scaling_config=ScalingConfig(
+            num_workers=layout.workers if layout.least == layout.workers else (layout.least, layout.workers),
+            use_gpu=layout.worker_gpus > 0,
+            resources_per_worker=request,
+            label_selector=labels or None,
+        ),
+        run_config=RunConfig(
+            name=checkpoints.RUN,
+            **checkpoints.storage(job.out),
+            failure_config=FailureConfig(max_failures=config.faults.max_failures),
+            callbacks=[_Introduction(job.board)],  # type: ignore[list-item]
+            checkpoint_config=CheckpointConfig(
+                num_to_keep=config.faults.keep,
+                **({} if config.method == "describe" else _scored_by(config.validation.metric)),
+            ),
+        ),
+        validation_config=ValidationConfig(
+            fn=validate,
+            task_config=ValidationTaskConfig(fn_kwargs={"job": shared}),
+            ray_remote_kwargs=_judging(job),
+        ),
+    )
+
+
+def _scored_by(metric: str) -> dict[str, Any]:
+    return {"checkpoint_score_attribute": metric, "checkpoint_score_order": FIGURES[metric]}
+
+
+def _judging(job: TrainingJob) -> dict[str, Any]:
+    layout, labels = job.layout, dict(job.config.cluster.labels)
+    return {"num_cpus": layout.validation_cpus, "num_gpus": layout.validation_gpus} | ({"label_selector": labels} if labels else {})
+
+
+def _last_judged(job: TrainingJob) -> str:
+    if not (found := validations(job.out)):
+        return ""
+    metric, last = job.config.validation.metric, found[-1]
+    value = last.get(metric)
+    return "" if value is None else f"{metric} {value:.4f} at {last['step']:,}"
+
+
+def _in_our_words(error: Exception) -> ClusterError:
+    failures = getattr(error, "worker_failures", {})
+    first = next(iter(failures.values()), error)
+    return ClusterError(f"training gave up: {said(first)}", hint="the same command goes on; the Ray session's logs say more")

@@ -1,0 +1,339 @@
+"""Judging a checkpoint on labelled rows, as the detector that it will be: meanwhile, as Ray Train's validation task, and at the end.
+
+What judging a checkpoint found, kept by step in `validations/`: Ray's own list forgets the figures of checkpoints that it drops.
+
+A trained network judged on labelled batches, as the detector that it will be. Knows detectors; sums up nothing but masks.
+"""
+
+import io
+import json
+import os
+import pickle
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import nn
+
+from ray_app.detectors import MIRROR_VARIABLE, Detector
+from ray_app.detectors.card import DetectorCard, default_slots
+from ray_app.detectors.precision import Precision, resolve_precision
+from ray_app.errors import TouchstoneError
+from ray_app.metrics import FIGURES, detection_figures, pixel_figures
+from ray_app.scoring.report import SIDE_PX
+from ray_app.storage import Fetcher, Store
+from ray_app.training import checkpoints
+from ray_app.training.job import TrainingJob
+from ray_app.training.loader import BatchLoader
+from ray_app.training.ray_data import Batch
+from ray_app.training.run_directory import device_name
+
+if TYPE_CHECKING:
+    from ray.train import Checkpoint
+
+
+FOLDER = "validations"
+
+
+def write_validation(out: Store, step: int, figures: Mapping[str, Any]) -> None:
+    """Keep the figures of the network after `step` steps."""
+    out.write(f"{FOLDER}/{step:08d}.json", json.dumps({"step": step, **figures}).encode())
+
+
+def validations(out: Store) -> list[dict[str, Any]]:
+    """All of them, by their steps."""
+    return [json.loads(out.read(f"{FOLDER}/{name}")) for name in out.names(FOLDER)]
+
+
+def is_better(metric: str, one: float, than: float) -> bool:
+    """Whether a value of this metric is better than another."""
+    return one > than if FIGURES[metric] == "max" else one < than
+
+
+def is_out_of_patience(job: TrainingJob) -> bool:
+    """Whether as many checkpoints as the recipe's patience were judged since the best one."""
+    wanted = job.config.validation
+    if wanted.patience is None:
+        return False
+    found = [one for one in validations(job.out) if one.get(wanted.metric) is not None]
+    best: dict[str, Any] | None = None
+    since = 0
+    for one in found:
+        if best is None or is_better(wanted.metric, one[wanted.metric], best[wanted.metric]):
+            best, since = one, 0
+        else:
+            since += 1
+    return since >= wanted.patience
+
+
+_CHOICE = 8  # names the stream of chance, beside those of order, augmentation and dropout
+BEAT_EVERY_S = 5.0
+MOST_MISTAKES = 12
+
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """One split as the chosen network judges it: `rows` with their `labels` and `scores`, figures, and the worst mistakes as pictures."""
+
+    rows: Rows
+    labels: npt.NDArray[np.int64]
+    scores: npt.NDArray[np.float64]
+    figures: dict[str, Any]
+    mistakes: list[dict[str, Any]]
+    device: str
+
+
+def validate(checkpoint: "Checkpoint", **given: Any) -> dict[str, Any]:
+    """What Ray Train calls for a checkpoint that was reported with `validation`: the figures that may choose the best one.
+
+    `given["job"]` refers to the `Job`.
+    """
+    import ray
+
+    job: TrainingJob = ray.get(given["job"])
+    with checkpoint.as_directory() as folder:
+        return validate_folder(job, Path(folder))
+
+
+def validate_folder(job: TrainingJob, folder: Path, *, threads: int = 1) -> dict[str, Any]:
+    """Judge a checkpoint's folder on the validation rows that the recipe chooses from, keep the figures, and return those in FIGURES."""
+    step, _ = checkpoints.read_facts(folder)
+    judged = _judged(job, folder, "validation", chosen_rows(job), threads)
+    figures = figures_of(job, "validation", judged)
+    write_validation(job.out, step, figures)
+    return {name: figures[name] for name in FIGURES if figures.get(name) is not None}
+
+
+def chosen_rows(job: TrainingJob) -> Rows:
+    """The validation rows by which checkpoints are compared: all, or the same few every time."""
+    count, most = len(job.rows("validation")), job.config.validation.most_images
+    if most is None or most >= count:
+        return np.arange(count)
+    drawn = np.random.default_rng([job.config.loop.seed, _CHOICE]).choice(count, most, replace=False)
+    return np.sort(drawn)
+
+
+def judge_splits(job: TrainingJob, folder: Path) -> dict[str, Verdicts]:
+    """All rows of validation and, where there is one, test, judged by the network of a checkpoint's folder."""
+    return {split: _verdicts(job, folder, split) for split in ("validation", "test") if split in job.shared}
+
+
+def _verdicts(job: TrainingJob, folder: Path, split: str) -> Verdicts:
+    judged = _judged(job, folder, split, np.arange(len(job.rows(split))), job.layout.threads)
+    device = device_name(job.layout.judging_device)
+    return Verdicts(judged.rows, judged.labels, judged.scores, figures_of(job, split, judged), _mistakes(job, split, judged), device)
+
+
+def figures_of(job: TrainingJob, split: str, judged: "Judged") -> dict[str, Any]:
+    """Detection figures, and those of masks where there are some; `unreadable` counts the rows that have no score."""
+    generators = job.rows(split)["input"].combine_chunks().field("generator").take(judged.rows).to_pylist()
+    pixels = judged.pixels or {}
+    return {**detection_figures(judged.scores, judged.labels, generators), **pixels, "unreadable": len(judged.unreadable)}
+
+
+def on_ray(job: TrainingJob, function: Callable[..., Any], *given: Any) -> Any:
+    """`function(job, *given)` as one task where checkpoints are judged. Raises the TouchstoneError that it raised, whole."""
+    import ray
+
+    layout = job.layout
+    task = ray.remote(num_cpus=layout.validation_cpus, num_gpus=layout.validation_gpus, max_retries=2)(_called)
+    value, error = ray.get(task.remote(function, ray.put(job), *given))
+    if error is not None:
+        raise pickle.loads(error)  # noqa: S301  (made by a task of this session)
+    return value
+
+
+def on_checkpoint(job: TrainingJob, name: str, function: Callable[..., Any], *given: Any) -> Any:
+    """The same with the folder of a kept checkpoint: `function(job, folder, *given)`."""
+    return on_ray(job, _with_folder, name, function, *given)
+
+
+def _with_folder(job: TrainingJob, name: str, function: Callable[..., Any], *given: Any) -> Any:
+    with checkpoints.fetched(job.out, name) as folder:
+        return function(job, folder, *given)
+
+
+def _called(function: Callable[..., Any], *given: Any) -> tuple[Any, bytes | None]:
+    # Ray keeps only the text of an exception; as a value it arrives whole.
+    try:
+        return function(*given), None
+    except TouchstoneError as error:
+        return None, pickle.dumps(error)
+
+
+def _judged(job: TrainingJob, folder: Path, split: str, rows: Rows, threads: int) -> "Judged":
+    import torch
+
+    from ray_app.training.learner import load_trained
+
+    if job.mirror is not None:
+        os.environ[MIRROR_VARIABLE] = job.mirror
+    device = job.layout.judging_device
+    if device == "cpu":
+        torch.set_num_threads(threads)
+    detector = detector_for(job.card, load_trained(job.config, job.card, folder), device=device)
+    judged = judge(detector, _beating(job, _loaded(job, split, rows, detector.slots)))
+    if not len(judged.rows):
+        raise TouchstoneError(f"not one of the {len(rows):,} {split} images could be read", hint="is the source still there?")
+    return judged
+
+
+def _loaded(job: TrainingJob, split: str, rows: Rows, size: int) -> Iterator[Batch]:
+    """Batches of rows as they are, decoded a little ahead by a few threads, each with a loader of its own."""
+    own = threading.local()
+
+    def load(part: Rows) -> Batch:
+        if not hasattr(own, "loader"):
+            own.loader = plain_loader(job, split)
+        return own.loader.load(part, part)  # type: ignore[no-any-return]
+
+    parts = [rows[start : start + size] for start in range(0, len(rows), size)]
+    waiting: deque[Future[Batch]] = deque()
+    with ThreadPoolExecutor(job.layout.judging_threads) as threads:
+        for part in parts:
+            waiting.append(threads.submit(load, part))
+            if len(waiting) > 2 * job.layout.judging_threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def plain_loader(job: TrainingJob, split: str) -> BatchLoader:
+    """What reads a split's rows with no policy, as scoring would."""
+    config, fetcher = job.config, Fetcher(guard=job.guard)
+    return BatchLoader(
+        job.rows(split),
+        job.card.preprocessing,
+        policy=None,
+        seed=config.loop.seed,
+        masks=job.wants_masks,
+        limits=config.limits,
+        fetcher=fetcher,
+    )
+
+
+def _beating(job: TrainingJob, batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The same batches; the driver hears now and then that judging goes on."""
+    beat_at = time.monotonic()
+    for batch in batches:
+        if time.monotonic() - beat_at >= BEAT_EVERY_S:
+            beat_at = time.monotonic()
+            job.board.beat.remote()
+        yield batch
+
+
+def _mistakes(job: TrainingJob, split: str, judged: "Judged") -> list[dict[str, Any]]:
+    """The images on the wrong side of 0, the most certain ones first, as small pictures without metadata."""
+    wrong = np.flatnonzero((judged.scores > 0) != (judged.labels == 1))
+    worst = wrong[np.argsort(-np.abs(judged.scores[wrong]), kind="stable")][:MOST_MISTAKES]
+    if not len(worst):
+        return []
+    table = job.rows(split)
+    pictures = dict(plain_loader(job, split).images(judged.rows[worst]))
+    return [mistake for place in worst if (mistake := _mistake(table, judged, int(place), pictures)) is not None]
+
+
+def _mistake(table: Any, judged: "Judged", place: int, pictures: dict[int, Any]) -> dict[str, Any] | None:
+    number = int(judged.rows[place])
+    picture = pictures.get(number)
+    if not isinstance(picture, Image.Image):
+        return None
+    row = table.slice(number, 1).to_pylist()[0]
+    return {
+        "jpeg": _thumbnail(picture),
+        "label": "fake" if judged.labels[place] else "real",
+        "generator": row["input"]["generator"],
+        "score": float(judged.scores[place]),
+        "name": row["member"] or row["uri"].rpartition("/")[2],
+    }
+
+
+def _thumbnail(picture: Image.Image) -> bytes:
+    picture.thumbnail((SIDE_PX, SIDE_PX))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()
+
+
+NOT_SAVED = "0" * 64  # stands for the digest of weights that are in no file yet
+
+
+class Judged(NamedTuple):
+    """What a detector said of labelled images: one entry per readable image, in the order of the batches.
+
+    `rows` (n,) int64; `labels` (n,) int64, 1 = fake; `scores` (n,) float64 log-odds of fake. `unreadable` int64 rows that have no score.
+    `pixels`: `pixel_figures` over all images with a mask, None where the detector does not say where.
+    """
+
+    rows: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64]
+    scores: npt.NDArray[np.float64]
+    unreadable: npt.NDArray[np.int64]
+    pixels: dict[str, Any] | None = None
+
+
+def detector_for(
+    card: DetectorCard, network: nn.Module, *, device: str, precision: Precision = "auto", slots: int | None = None
+) -> Detector:
+    """A detector from what `load_trained` gives, as `load_detector` will make it from the exported files. Takes the network over."""
+    return Detector(
+        card, network, fake=0 if card.output.sign is not None else card.output.index_among(card.output.labels), device=device,
+        precision=resolve_precision(precision, device, card.precision), resize="exact", slots=slots or default_slots(device),
+        weights_sha256=NOT_SAVED,
+    )  # fmt: skip
+
+
+def judge(detector: Detector, batches: Iterable[Mapping[str, npt.NDArray[Any]]]) -> Judged:
+    """Score batches as `BatchLoader.load` gives them, of any sizes, one in memory at a time.
+
+    Masks are compared where batches hold some and the detector gives some. Raises TouchstoneError where a score is no number.
+    """
+    seen: list[tuple[npt.NDArray[Any], ...]] = [(np.empty(0, np.int64),) * 4]
+    places = []
+    for batch in batches:
+        usable = batch["usable"]
+        scores, masks = _read(detector, batch["image"][usable])
+        seen.append((batch["row"][usable], batch["label"][usable], scores, batch["row"][~usable]))
+        if masks is not None and "mask" in batch:
+            places.append(pixel_figures(masks, batch["mask"][usable]))
+    rows, labels, all_scores, unreadable = (np.concatenate(parts) for parts in zip(*seen, strict=True))
+    if (strange := rows[~np.isfinite(all_scores)]).size:
+        raise TouchstoneError(f"{detector.card.name}: no finite score for {len(strange)} images (row {strange[0]} first)",
+                              hint="training diverged: lower optimiser.rate, or set loop.precision to fp32")  # fmt: skip
+    return Judged(rows, labels, all_scores.astype(np.float64), unreadable, _together(places) if places else None)
+
+
+def _read(detector: Detector, images: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8] | None]:
+    """Scores (N,), and masks (N, S, S) where there are some; black images fill the last part, as in scoring."""
+    if not detector.card.masks:
+        return detector.score(images), None
+    scores, masks = [np.empty(0, np.float32)], []
+    for start in range(0, len(images), detector.slots):
+        part = images[start : start + detector.slots]
+        filled = np.concatenate([part, np.zeros((detector.slots - len(part), *part.shape[1:]), np.uint8)])
+        reading = detector.read(detector.normalise(torch.from_numpy(filled)))
+        assert reading.masks is not None, "the card says that there are masks"
+        scores.append(reading.scores[: len(part)].cpu().numpy())
+        masks.append(reading.masks[: len(part)].cpu().numpy())
+    return np.concatenate(scores), np.concatenate(masks) if masks else None
+
+
+def _together(places: list[dict[str, Any]]) -> dict[str, Any]:
+    """Figures of all images from those of the batches: means weighted by how many altered images each held."""
+    counts = [place["n"] for place in places]
+    names = ("pixel_f1", "pixel_iou")
+    if not any(counts):
+        return {**dict.fromkeys(names), "n": 0}
+    means = {name: float(np.average([place[name] or 0.0 for place in places], weights=counts)) for name in names}
+    return {**means, "n": sum(counts)}

@@ -1,0 +1,148 @@
+"""OpenFake's two policies: fakes made more like real photographs (v1), and what social media do to a picture (v2).
+
+From the authors' code: specs/detectors.md §1b, §1c. Pillow stands for OpenCV in v1 and for torchvision in v2, which itself hands such
+images to Pillow.
+"""
+
+import numpy as np
+from PIL import Image, ImageEnhance
+from pydantic import Field, InstanceOf, field_validator
+
+from ray_app.config import Frozen
+from ray_app.transforms.ops import (
+    Resampling,
+    avif,
+    blurred,
+    gaussian_taps,
+    has_avif,
+    jpeg,
+    lossless_webp,
+    mirrored,
+    random_part,
+    resize_sample,
+    rotated,
+    webp,
+)
+from ray_app.transforms.policy import ImageSample, RealStatistics, sharpness
+
+Rng = np.random.Generator
+
+# int(255 · √0.0005), of the code; the paper's variance alone would give 5.7.
+_NOISE = 5
+
+
+class RealMatching(Frozen):
+    """v1, on fakes alone; a real image stays as it is. The result goes through the card's preprocessing.
+
+    Each with `probability`, in this order: the area of a real image drawn from `statistics`, by a bilinear resize; a blur of σ = 0.3 where
+    the fake is more than 1.2 times as sharp as a real one, drawn anew; noise of σ = 5; JPEG of quality 70 to 94. As in the authors' code,
+    JPEG takes RGB for BGR, and the noise is in red alone: OpenCV's `randn` reads one deviation as (5, 0, 0, 0).
+    """
+
+    statistics: InstanceOf[RealStatistics]
+    probability: float = Field(default=0.2, ge=0, le=1, description="of each of the four steps, independently")
+
+    def __call__(self, sample: ImageSample, rng: Rng, /) -> ImageSample:
+        """Changed as drawn from `rng`."""
+        if sample.label == 0:
+            return sample
+        if rng.random() < self.probability:
+            sample = _with_area(sample, int(rng.choice(self.statistics.areas_px)))
+        image = sample.image
+        if rng.random() < self.probability and sharpness(image) > 1.2 * rng.choice(self.statistics.sharpness):
+            image = blurred(image, gaussian_taps(3, 0.3))
+        if rng.random() < self.probability:
+            image = _noisy(image, rng)
+        if rng.random() < self.probability:
+            image = jpeg(image, int(rng.integers(70, 95)), swapped=True)
+        return sample._replace(image=image)
+
+
+def _with_area(sample: ImageSample, area: int) -> ImageSample:
+    width, height = sample.image.size
+    scale = (area / (width * height)) ** 0.5
+    return resize_sample(sample, (max(int(width * scale), 1), max(int(height * scale), 1)), Resampling.BILINEAR)
+
+
+def _noisy(image: Image.Image, rng: Rng) -> Image.Image:
+    pixels = np.array(image)
+    noise = np.rint(rng.normal(0, _NOISE, pixels.shape[:2])).astype(np.int16)
+    pixels[..., 0] = (pixels[..., 0] + noise).clip(0, 255)
+    return Image.fromarray(pixels)
+
+
+class SocialMedia(Frozen):
+    """v2, on both classes: crop, colours, rotation, mirror, blur, and last one trip through a codec. The result is final.
+
+    `avif` null: where this Pillow has it. Its place is else taken by WebP, as in the reference; one training should not mix the two.
+    """
+
+    crop: int = Field(ge=8, description="side of the resized crop; by default the network's input")
+    largest: int = Field(default=2048, ge=8, description="images with a longer side are shrunk to it before anything else")
+    avif: bool | None = Field(default=None, description="whether AVIF is among the codecs")
+
+    @field_validator("avif")
+    @classmethod
+    def _can(cls, wanted: bool | None) -> bool | None:
+        if wanted and not has_avif():
+            raise ValueError("this Pillow has no AVIF; install pillow 11.3 or newer, or set it to false")
+        return wanted
+
+    def __call__(self, sample: ImageSample, rng: Rng, /) -> ImageSample:
+        """Changed as drawn from `rng`."""
+        sample = _at_most(sample, self.largest)
+        sample = resize_sample(random_part(sample, (0.5, 1.0), (0.5, 2.0), rng), (self.crop, self.crop), Resampling.BILINEAR)
+        if rng.random() < 0.8:
+            sample = sample._replace(image=_coloured(sample.image, rng))
+        if rng.random() < 0.5:
+            sample = rotated(sample, rng.uniform(-15, 15), Resampling.NEAREST)
+        if rng.random() < 0.1:
+            sample = mirrored(sample)
+        if rng.random() < 0.5:
+            sample = sample._replace(image=blurred(sample.image, gaussian_taps(5, rng.uniform(0.1, 0.5))))
+        image = compressed(sample.image, rng, with_avif=has_avif() if self.avif is None else self.avif)
+        return sample._replace(image=image, finished=True)
+
+
+def compressed(image: Image.Image, rng: Rng, *, with_avif: bool) -> Image.Image:
+    """One of OpenFake's five ways through a codec, of the same size: JPEG (a second time in 0.3 of them) 0.45, WebP 0.20 (0.05 of them
+    lossless), AVIF 0.10, a long edge of 720 to 1080 with JPEG 0.10, none 0.15.
+
+    Compression comes after the crop, so a network of up to 720 pixels never sees the shrinking; larger ones get it enlarged back.
+    """
+    way = rng.choice(["jpeg", "webp", "avif", "small-jpeg", "none"], p=[0.45, 0.20, 0.10, 0.10, 0.15])
+    if way == "jpeg":
+        image = jpeg(image, _quality(55, 95, rng))
+        return jpeg(image, _quality(50, 85, rng)) if rng.random() < 0.3 else image
+    if way == "webp":
+        return lossless_webp(image) if rng.random() < 0.05 else webp(image, _quality(65, 90, rng), method=0)
+    if way == "avif":
+        return avif(image, _quality(40, 80, rng)) if with_avif else webp(image, _quality(65, 90, rng))
+    if way == "small-jpeg":
+        edge, size = int(rng.integers(720, 1080, endpoint=True)), image.size
+        if max(size) > edge:
+            image = image.resize((int(size[0] * edge / max(size)), int(size[1] * edge / max(size))), Resampling.BICUBIC)
+        image = jpeg(image, _quality(65, 85, rng))
+        return image if image.size == size else image.resize(size, Resampling.BICUBIC)
+    return image
+
+
+def _quality(least: int, most: int, rng: Rng) -> int:
+    return int(rng.integers(least, most, endpoint=True))
+
+
+def _at_most(sample: ImageSample, largest: int) -> ImageSample:
+    if max(sample.image.size) <= largest:
+        return sample
+    image = sample.image.copy()
+    image.thumbnail((largest, largest), Resampling.LANCZOS)
+    return sample._replace(image=image, mask=sample.mask and sample.mask.resize(image.size, Resampling.NEAREST))
+
+
+def _coloured(image: Image.Image, rng: Rng) -> Image.Image:
+    """Brightness × 0.7 to 1.3, contrast and saturation × 0.5 to 1.5, in random order."""
+    kinds = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+    factors = rng.uniform((0.7, 0.5, 0.5), (1.3, 1.5, 1.5))
+    for kind in rng.permutation(3):
+        image = kinds[kind](image).enhance(factors[kind])
+    return image

@@ -1,0 +1,279 @@
+"""Listing in sections, partitions and runs: the same members, once each, however the work is divided and wherever it was interrupted."""
+
+import itertools
+import tarfile
+from dataclasses import replace
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ray_app.archives import (
+    BlockPlan,
+    ListedMember,
+    MemberLocation,
+    Portions,
+    image_id,
+    is_as_listed,
+    iter_blocks,
+    list_members,
+    open_source,
+    raw_listing,
+    read_block,
+    read_complete,
+    read_vanished,
+)
+from ray_app.archives.members import first_word, identity_digest
+from ray_app.errors import ConfigError
+from ray_app.storage import Store
+from tests.archives.given import Dying, Given, Items, all_members, backwards, files_below, listed, narrow
+
+PLAN = BlockPlan(batch_slots=4, max_block_members=32, blocks_per_doubling=2)
+TINY = Portions(raw_rows=16, partition_rows=8, run_rows=40, few=0)
+_roots = itertools.count()
+
+
+def fresh_store():
+    return Store.open(f"memory://listing-{next(_roots)}")
+
+
+def list_tiny(store, archive, plan=PLAN, **options):
+    return list_members(store, archive, plan, **{"portions": TINY, "each": backwards, "clock": lambda: 0.0, **options})
+
+
+@pytest.fixture
+def nothing_carried(monkeypatch):
+    """All scratch goes through files, as that of large archives does."""
+    monkeypatch.setattr(raw_listing, "_CARRIED_BYTES", 0)
+
+
+numbers = st.lists(st.integers(0, 150), max_size=80)
+portions = st.builds(
+    Portions, raw_rows=st.integers(1, 40), partition_rows=st.integers(1, 40), run_rows=st.integers(1, 60), few=st.sampled_from([0, 10**6])
+)
+plans = st.builds(BlockPlan, batch_slots=st.integers(1, 8), max_block_members=st.integers(1, 40), blocks_per_doubling=st.integers(1, 3))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(numbers, min_size=1, max_size=4).filter(any), plans, portions, st.none() | st.integers(1, 150), st.sampled_from([7, 64]),
+    st.integers(1, 30),
+)  # fmt: skip
+def test_blocks_are_a_partition_of_the_manifest(sections, plan, portions, limit, bits, group):
+    """Whatever the sections, limit, plan, portions and collisions: each member once, in order, in dense slots of numbered blocks."""
+
+    def member(number):
+        return replace(
+            listed(number), uri=f"s3://b/{number // 50}.parquet", member=str(number), place=MemberLocation("x", 0, group=number // group)
+        )
+
+    store, digest = fresh_store(), identity_digest if bits == 64 else narrow(bits)
+    archive = Given(*[[member(number) for number in section] for section in sections])
+    info = list_members(store, archive, plan, each=backwards, portions=portions, limit=limit, digest=digest)
+    wanted = list(dict.fromkeys(list(itertools.chain(*sections))[:limit]))
+    members = all_members(store)
+    assert [m.member for m in members] == [str(number) for number in wanted]
+    assert len({m.image_id for m in members}) == len(wanted) == info.members
+    plain = [first_word(digest(member(number), 0)) for number in wanted]
+    holders = {number: m.image_id for number, m in reversed(list(zip(plain, members, strict=True)))}
+    assert all(number == image_id for number, image_id in holders.items()), "the first to have an id keeps it"
+    refs = list(iter_blocks(store, 0))
+    assert [ref.block for ref in refs] == list(range(len(refs)))
+    for ref in refs:
+        rows = read_block(store, ref)
+        assert rows["slot"].to_pylist() == list(range(ref.members))
+        assert set(rows["block"].to_pylist()) == {ref.block}
+        assert 0 < ref.members <= plan.largest_block
+    assert store.names("manifest/0/listing") == []
+
+
+def test_tasks_in_any_order_give_what_one_process_gives(nothing_carried):
+    archive = Given(*[[listed(number) for number in range(start, start + 90)] for start in range(0, 400, 70)])
+    here, there = fresh_store(), fresh_store()
+    list_tiny(here, archive, each=map)
+    list_tiny(there, archive)
+    assert files_below(here) == files_below(there)
+    assert [m.uri for m in all_members(here)] == [listed(number).uri for number in range(440)]
+    assert len(here.names("manifest/0/ids")) > 8
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_killed_anywhere_and_begun_again_gives_the_same_manifest(later, nothing_carried):
+    before = Given([listed(number) for number in range(40)])
+    now = Given([listed(number) for number in range(10, 50)], [listed(number) for number in range(45, 70)])
+    options = {"digest": narrow(10), "portions": Portions(raw_rows=32, partition_rows=40, run_rows=50, few=0), "each": map}
+    start = fresh_store()
+    if later:
+        list_tiny(start, before, **options)
+
+    def prepared():
+        store = fresh_store()
+        for path, data in files_below(start).items():
+            store.write(path, data)
+        return store
+
+    whole = prepared()
+    list_tiny(whole, now, **options)
+    for lives in itertools.count():
+        store = prepared()
+        try:
+            list_tiny(Dying(store.url, lives), now, **options)
+        except KeyboardInterrupt:
+            assert f"manifest/{int(later)}/_complete" not in files_below(store)
+            list_tiny(store, now, **options)
+            assert files_below(store) == files_below(whole)
+        else:
+            break
+    assert lives > 15
+
+
+class TestIds:
+    def test_what_two_sources_list_is_there_once(self):
+        store = fresh_store()
+        items = [listed(number) for number in range(300)]
+        info = list_tiny(store, Given(items, items[50:150], [listed(999)], items[:3]))
+        assert [m.uri for m in all_members(store)] == [item.uri for item in [*items, listed(999)]]
+        assert (info.members, info.listed) == (301, 404)
+
+    def test_colliding_members_are_hashed_again_and_keep_their_ids_for_ever(self):
+        """Also when the member that had the id first is gone: its rows stay its own."""
+        store = fresh_store()
+        items = [listed(number) for number in range(60)]
+        list_tiny(store, Given(items), digest=narrow(6))
+        ids = {m.uri: m.image_id for m in all_members(store)}
+        assert len(set(ids.values())) == 60
+        hashed_again = [item for item in items if ids[item.uri] != first_word(narrow(6)(item, 0))]
+        assert hashed_again
+        assert list_tiny(store, Given(list(reversed(items))), digest=narrow(6)) is None
+        info = list_tiny(store, Given([*hashed_again, listed(100)]), digest=narrow(6))
+        assert (info.members, info.vanished) == (1, 60 - len(hashed_again))
+        gone = {ids[item.uri] for item in items if item not in hashed_again}
+        assert set(read_vanished(store, 1).tolist()) == gone
+
+    def test_a_manifest_without_id_files_is_joined_by_its_rows(self):
+        """As an earlier version wrote it."""
+        store = fresh_store()
+        items = [listed(number) for number in range(100)]
+        list_tiny(store, Given(items))
+        for name in store.names("manifest/0/ids"):
+            store.delete(f"manifest/0/ids/{name}")
+        info = list_tiny(store, Given(items[10:], [listed(500)]))
+        assert (info.members, info.vanished) == (1, 10)
+        assert sorted(read_vanished(store, 1).tolist()) == sorted(image_id(item) for item in items[:10])
+
+
+class TestLinkedFolders:
+    def test_what_is_not_followed_is_counted_with_an_example(self, tmp_path):
+        folder, elsewhere = tmp_path / "in", tmp_path / "elsewhere"
+        for place in (folder / "deep", elsewhere):
+            place.mkdir(parents=True)
+            (place / "a.jpg").write_bytes(b"x")
+        store = fresh_store()
+        info = list_tiny(store, open_source([str(folder)]))
+        assert (info.linked_folders, info.linked_example) == (0, "")
+        (folder / "link").symlink_to(elsewhere)
+        (folder / "deep" / "up").symlink_to(folder)
+        assert list_tiny(store, open_source([str(folder)])) is None, "no member is new"
+        info = read_complete(store, 0)
+        assert (info.linked_folders, info.linked_example) == (2, str(folder / "deep" / "up"))
+        assert is_as_listed(store, open_source([str(folder)]))
+        info = list_tiny(fresh_store(), open_source([str(folder), str(folder / "link")]))
+        assert (info.members, info.linked_folders) == (2, 2)
+
+
+class TestSections:
+    def test_files_come_before_what_is_in_containers(self, tmp_path):
+        folder = tmp_path / "in"
+        folder.mkdir()
+        for name in ("a.tar", "m.tar"):
+            with tarfile.open(folder / name, "w") as tar:
+                for member in ("1.jpg", "2.jpg"):
+                    (tmp_path / member).write_bytes(member.encode())
+                    tar.add(tmp_path / member, arcname=member)
+        for name in ("b.jpg", "z.jpg"):
+            (folder / name).write_bytes(b"x")
+        archive, store = open_source([str(folder)]), fresh_store()
+        list_tiny(store, archive)
+        found = [(m.uri.rpartition("/")[2], m.member) for m in all_members(store)]
+        assert found == [("b.jpg", None), ("z.jpg", None), ("a.tar", "1.jpg"), ("a.tar", "2.jpg"), ("m.tar", "1.jpg"), ("m.tar", "2.jpg")]
+        assert [(i.uri, i.member) for i in archive] == [(m.uri, m.member) for m in all_members(store)]
+        limited = fresh_store()
+        list_tiny(limited, archive, limit=3)
+        assert [(m.uri.rpartition("/")[2], m.member) for m in all_members(limited)] == found[:3]
+
+    def test_a_limit_lists_no_more_than_it_needs(self):
+        def endless():
+            yield from map(listed, range(25))
+            raise AssertionError("asked for more than the limit")
+
+        class Untouched:
+            def found(self, fetcher):
+                raise AssertionError("a section behind the limit was listed")
+
+        info = list_members(fresh_store(), Given(Items(endless()), Untouched()), PLAN, limit=25)
+        assert info.members == 25
+
+    def test_nothing_chosen_says_how_much_was_there(self):
+        with pytest.raises(ConfigError, match=r"none of 30 files passes --include \*\.png"):
+            list_tiny(fresh_store(), Given([listed(n) for n in range(20)], [listed(n) for n in range(10)], include=["*.png"]))
+
+
+class TestBlocks:
+    def test_end_where_a_container_s_group_does(self):
+        def row(number):
+            return ListedMember("s3://b/shard.parquet", str(number), 0, "v", 1, place=MemberLocation("parquet", number, group=number // 20))
+
+        store = fresh_store()
+        list_members(store, Given([row(number) for number in range(400)]), PLAN)
+        ends = list(itertools.accumulate(ref.members for ref in iter_blocks(store, 0)))
+        # Of 16 members, then of 32 at most: 24 and 20 end a group and leave no slot of a batch of 4 empty.
+        assert ends == [16, 32, *range(60, 401, 20)]
+
+    def test_do_not_end_there_where_many_slots_would_stay_empty(self):
+        def row(number):
+            return ListedMember("s3://b/shard.parquet", str(number), 0, "v", 1, place=MemberLocation("parquet", number, group=number // 20))
+
+        store = fresh_store()
+        list_tiny(store, Given([row(number) for number in range(400)]), BlockPlan(batch_slots=32, max_block_members=32))
+        assert {ref.members for ref in iter_blocks(store, 0)} == {32, 400 % 32}
+
+
+class TestInput:
+    def test_types_of_all_sections_are_joined(self):
+        first = [replace(listed(n), input={"label": n, "note": None}) for n in range(30)]
+        second = [replace(listed(n), input={"label": n + 0.5, "generator": "sd"}) for n in range(30, 60)]
+        plain = [listed(n) for n in range(60, 90)]
+        store = fresh_store()
+        list_tiny(store, Given(first, second, plain))
+        wanted = pa.struct([("label", pa.float64()), ("note", pa.string()), ("generator", pa.string())])
+        assert {read_block(store, ref).schema.field("input").type for ref in iter_blocks(store, 0)} == {wanted}
+        members = {m.uri: m.input for m in all_members(store)}
+        assert members[listed(3).uri] == {"label": 3.0, "note": None, "generator": None}
+        assert members[listed(33).uri] == {"label": 33.5, "note": None, "generator": "sd"}
+        assert set(members[listed(63).uri].values()) <= {None}
+
+    @pytest.mark.parametrize("together", [True, False])
+    def test_a_clash_names_the_column_and_both_types(self, together):
+        items = [replace(listed(1), input={"label": 1}), replace(listed(2), input={"label": "fake"})]
+        with pytest.raises(ConfigError, match=r"column 'label' of the source holds both int(64)? and str(ing)?"):
+            list_tiny(fresh_store(), Given(items) if together else Given(items[:1], items[1:]))
+
+    @pytest.mark.parametrize("together", [True, False])
+    def test_what_tables_in_an_archive_call_alike_becomes_text_where_no_type_holds_it(self, together):
+        values = [1, "fake", None, 2.5, True, ["a", 1], {"x": 1}, "ü"]
+        items = [replace(listed(n), place=MemberLocation("parquet", n), input={"label": value}) for n, value in enumerate(values)]
+        store = fresh_store()
+        list_tiny(store, Given(items) if together else Given(*([item] for item in items)))
+        texts = ["1", "fake", None, "2.5", "true", '["a", 1]', '{"x": 1}', "ü"]
+        found = {m.uri: m.input["label"] for m in all_members(store)}
+        assert [found[item.uri] for item in items] == texts
+
+    @pytest.mark.parametrize("values", [[2**80, 1], [float("inf"), 2**70], [2**63, -1], [[2**64], ["a"]], [{"a": 1}, {"a": "x"}]])
+    def test_values_that_arrow_has_no_type_for_are_texts_in_an_archive_and_refused_in_a_list(self, values):
+        items = [replace(listed(n), input={"n": value}) for n, value in enumerate(values)]
+        with pytest.raises(ConfigError, match="column 'n' of the source holds"):
+            list_tiny(fresh_store(), Given(items))
+        store = fresh_store()
+        list_tiny(store, Given([replace(item, place=MemberLocation("parquet", 0)) for item in items]))
+        assert all(isinstance(m.input["n"], str) for m in all_members(store))

@@ -1,0 +1,308 @@
+import random
+import threading
+import tracemalloc
+import zipfile
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ray_app.archives import (
+    Container,
+    ContainerLimits,
+    ListedMember,
+    MemberLocation,
+    MemberReader,
+    RefusedMember,
+    TableColumns,
+    open_source,
+)
+from ray_app.archives import reader as reading
+from ray_app.archives.containers.tar import Unpacked
+from ray_app.errors import InputError, Status
+from ray_app.storage import Fetcher, Retrier, RetryPolicy, list_objects, node_budget
+from ray_app.storage.node_budget import SEAT_BYTES, NodeBudget
+from tests.archives.containers import hazards
+from tests.archives.containers.hazards import container_at, contents, members, opened, written
+from tests.storage.faulty_server import ETAG, LOOPBACK
+
+FILES = {f"{number}.jpg": random.Random(number).randbytes(1500 + 700 * number) for number in range(40)}
+MAKE = {
+    "tar": lambda: hazards.tar(FILES),
+    "zip": lambda: hazards.zipped(FILES),
+    **{kind: lambda pack=pack: pack(hazards.tar(FILES)) for kind, pack in hazards.PACK.items()},
+}
+
+
+@pytest.fixture(params=list(MAKE))
+def kind(request):
+    return request.param
+
+
+def patient() -> Fetcher:
+    return Fetcher(guard=LOOPBACK, retrier=Retrier(RetryPolicy(), sleep=lambda _: None))
+
+
+@pytest.mark.parametrize("place", ["local", "s3", "web"])
+def test_the_same_archive_from_everywhere(request, tmp_path, kind, place):
+    data = MAKE[kind]()
+    if place == "local":
+        url = str(tmp_path / "a")
+        (tmp_path / "a").write_bytes(data)
+    elif place == "s3":
+        s3 = request.getfixturevalue("s3")
+        s3.client().create_bucket(Bucket="containers")
+        s3.client().put_object(Bucket="containers", Key=f"in/{kind}", Body=data)
+        url = f"s3://containers/in/{kind}"
+    else:
+        faulty = request.getfixturevalue("faulty")
+        faulty.objects["/a"] = data
+        url = f"{faulty.url}/a"
+    listed = opened(url, kind)
+    assert [item.member for item in listed] == list(FILES)
+    assert contents(listed) == list(FILES.values())
+
+
+@pytest.mark.parametrize("scheme", ["s3", "http"])
+def test_faults_of_the_store_are_waited_out(faulty, kind, scheme):
+    faulty.objects["/bucket/a"] = MAKE[kind]()
+    uri = "s3://bucket/a" if scheme == "s3" else f"{faulty.url}/bucket/a"
+    container, fetcher = Container(uri, ETAG, len(MAKE[kind]()), kind, "a", TableColumns(), ContainerLimits()), patient()
+    faulty.faults["/bucket/a"] = ["slow_down", "short", "internal"]
+    listed = opened(container, kind, fetcher=fetcher)
+    faulty.faults["/bucket/a"] = ["slow_down", "internal", "short"]
+    assert contents(listed, fetcher=fetcher) == list(FILES.values())
+    if kind in hazards.PACK:  # asks for a size first: no body is short there, and a web server that refuses HEAD is asked by GET
+        assert fetcher.throttled >= 1
+        assert fetcher.retried >= 4
+    else:
+        assert (fetcher.throttled, fetcher.retried) == (2, 6)
+    assert not faulty.faults["/bucket/a"]
+
+
+def test_an_archive_that_changes_gives_no_member_of_another(faulty, kind):
+    faulty.objects["/bucket/a"] = MAKE[kind]()
+    listed = opened(f"{faulty.url}/bucket/a", kind)
+    faulty.faults["/bucket/a"] = ["other_etag"] * 99
+    assert set(contents(listed)) == {"source_changed"}
+
+
+def test_an_archive_out_of_reach_is_a_row(faulty, kind):
+    faulty.objects["/bucket/a"] = MAKE[kind]()
+    container = container_at(f"{faulty.url}/bucket/a", kind)
+    faulty.faults["/bucket/a"] = ["denied"]
+    [item] = opened(container, kind)
+    assert (item.member, item.refused.status) == (None, Status.SOURCE_DENIED)
+
+
+def test_neighbours_come_with_one_request(faulty):
+    faulty.objects["/bucket/a"] = MAKE["tar"]()
+    fetcher = patient()
+    listed = opened(f"{faulty.url}/bucket/a", "tar", fetcher=fetcher)
+    assert fetcher.requests == 1  # that of the listing of the store itself is not among them
+    contents(listed, fetcher=fetcher)
+    assert fetcher.requests == 2
+    contents([listed[0], listed[-1]], fetcher=fetcher)  # 600 KiB apart
+    assert fetcher.requests == 4
+
+
+def test_some_members_in_any_order(tmp_path, kind):
+    listed = written(tmp_path, MAKE[kind](), kind)
+    some = [listed[place] for place in (7, 3, 3, 39, 0, 20)]
+    assert contents(some) == [FILES[item.member] for item in some]
+
+
+def test_a_folder_of_files_and_archives_is_one_archive(tmp_path):
+    for kind, make in MAKE.items():
+        (tmp_path / f"b.{kind.upper()}").write_bytes(make())
+    (tmp_path / "c.jpg").write_bytes(b"plain")
+    listed = list(open_source([str(tmp_path)]))
+    assert [item.place and item.place.kind for item in listed] == [None, *(kind for kind in sorted(MAKE) for _ in FILES)]
+    assert contents(listed) == [b"plain", *(data for _ in MAKE for data in FILES.values())]
+    only = open_source([f"tar::{tmp_path}/b.TAR"], include=["b.TAR/3?.jpg"])
+    assert [item.member for item in only] == [f"{number}.jpg" for number in range(30, 40)]
+
+
+def test_files_containers_and_refused_members_keep_their_order(tmp_path):
+    (tmp_path / "plain.jpg").write_bytes(b"plain")
+    [info] = list_objects(str(tmp_path / "plain.jpg"))
+    plain = ListedMember(info.uri, None, 0, info.version, 5)
+    tars, zips = (written(tmp_path, MAKE[kind](), kind)[:2] for kind in ("tar", "zip"))
+    refused = ListedMember("a.tar", "../x", 0, "", 5, refused=RefusedMember(Status.UNSAFE_MEMBER, "'..' in its name"))
+    expected = [b"plain", FILES["0.jpg"], "unsafe_member", FILES["1.jpg"], FILES["0.jpg"], b"plain", FILES["1.jpg"]]
+    assert contents([plain, tars[0], refused, tars[1], zips[0], plain, zips[1]]) == expected
+
+
+def test_a_packed_stream_goes_on_where_the_last_block_ended(faulty):
+    faulty.objects["/bucket/a"] = MAKE["tar.gz"]()
+    listed = members(opened(f"{faulty.url}/bucket/a", "tar.gz"))
+    fetcher = patient()
+    reader = MemberReader(fetcher, max_bytes=2**20)
+    for start in range(0, 40, 8):
+        assert [data for _, data in reader.read(listed[start : start + 8])] == list(FILES.values())[start : start + 8]
+    assert fetcher.requests == 2  # its size, its bytes
+    assert [data for _, data in reader.read(listed[:2])] == list(FILES.values())[:2]
+    assert fetcher.requests == 4
+
+
+def test_a_packed_stream_is_unpacked_no_further_than_asked(tmp_path, monkeypatch):
+    listed = members(written(tmp_path, MAKE["tar.gz"](), "tar.gz"))
+    places = []
+    real = Unpacked._some
+
+    def watched(self, size):
+        data = real(self, size)
+        places.append(self.tell())
+        return data
+
+    monkeypatch.setattr(Unpacked, "_some", watched)
+    [(_, data)] = MemberReader(Fetcher(guard=LOOPBACK), max_bytes=2**20).read(listed[3:4])
+    assert data == FILES["3.jpg"]
+    assert max(places) == listed[3].place.offset + listed[3].place.length
+
+
+@pytest.mark.parametrize("kind", ["zip", *hazards.PACK])
+def test_a_bomb_takes_little_memory(tmp_path, kind):
+    (tmp_path / "bomb").write_bytes(hazards.bomb(kind))
+    tracemalloc.start()
+    listed = opened(tmp_path / "bomb", kind, max_ratio=10**6)
+    assert "image_too_large" in contents(listed)
+    assert tracemalloc.get_traced_memory()[1] < 16 * 2**20
+    tracemalloc.stop()
+
+
+def test_members_behind_a_break_are_not_tried_one_by_one(tmp_path):
+    listed = written(tmp_path, MAKE["tar.gz"](), "tar.gz")
+    path = tmp_path / "archive.tar.gz"
+    path.write_bytes(path.read_bytes()[:100_000])
+    [info] = list_objects(str(path))
+    moved = [ListedMember(info.uri, m.member, 0, info.version, m.size_bytes, place=m.place) for m in listed]
+    fetcher = Fetcher(guard=LOOPBACK)
+    found = contents(moved, fetcher=fetcher)
+    assert found[0] == FILES["0.jpg"]
+    assert set(found[20:]) == {"truncated_image"}
+    assert fetcher.bytes_read <= 100_000
+
+
+SMALL = {"a.jpg": b"some bytes" * 20, "a.json": b"{}", "b.jpg": bytes(100), "b.txt": b"\xff"}
+SEEDS = {
+    "tar": [hazards.tar(SMALL), hazards.tar({"long" * 60: b"x"}, tar_format=1), hazards.sparse_old()],
+    **{kind: [pack(hazards.tar(SMALL))] for kind, pack in hazards.PACK.items()},
+    "zip": [hazards.zipped(SMALL), hazards.zip64_forced(), hazards.overlapping_zip(), hazards.streamed_zip(zipfile.ZIP_DEFLATED)],
+}
+
+
+def damaged(kind: str) -> st.SearchStrategy[bytes]:
+    """Whatever bytes, or an archive with some of its bytes changed and perhaps its end cut off."""
+
+    def change(seed: bytes, changes: list[tuple[int, int]], kept: int) -> bytes:
+        data = bytearray(seed)
+        for place, value in changes:
+            data[place % len(data)] = value
+        return bytes(data[: max(1, kept % (2 * len(data)))])
+
+    number, value = st.integers(0, 2**16), st.sampled_from([0, 1, 2, 8, 0x30, 0x37, 0x7F, 0x80, 0xFF])
+    return st.binary(max_size=1500) | st.builds(
+        change, st.sampled_from(SEEDS[kind]), st.lists(st.tuples(number, value), max_size=6), number
+    )
+
+
+@pytest.mark.parametrize("kind", list(SEEDS))
+def test_any_bytes_are_members_or_a_refusal(tmp_path_factory, kind):
+    folder = tmp_path_factory.mktemp("fuzz")
+
+    @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @given(damaged(kind))
+    def check(data: bytes) -> None:
+        listed = written(folder, data, kind)
+        for item in listed:
+            assert (item.place is None) == (item.refused is not None)
+            assert item.refused is None or item.refused.detail
+            assert 0 <= item.size_bytes < 2**60
+        assert len({(item.member, item.occurrence) for item in listed}) == len(listed)
+        for (member, found), item in zip(MemberReader(Fetcher(guard=LOOPBACK), max_bytes=10**6).read(members(listed)), listed, strict=True):
+            assert isinstance(found, InputError) or len(found) == item.size_bytes == member.size_bytes
+
+    check()
+
+
+def test_a_place_that_lies_in_a_manifest_is_no_crash(tmp_path, kind):
+    listed = written(tmp_path, MAKE[kind](), kind)
+    far = [ListedMember(m.uri, m.member, 0, m.version, 500, place=MemberLocation(kind, 10**12, 500)) for m in listed[:2]]
+    assert set(contents(far)) == {"source_changed"}
+
+
+class TestLargeFiles:
+    """What is larger than is read ahead is read in its turn, alone, and let go before the next."""
+
+    SIZES = (10, 300, 20, 500, 30, 5000, 40)
+
+    @pytest.fixture
+    def files(self, tmp_path):
+        for place, size in enumerate(self.SIZES):
+            (tmp_path / f"{place}.jpg").write_bytes(bytes([place]) * size)
+        return members(list(open_source([str(tmp_path)])))
+
+    @pytest.fixture
+    def budget(self, tmp_path_factory):
+        return NodeBudget("files", 4 * SEAT_BYTES, tmp_path_factory.mktemp("seats"))
+
+    def test_all_come_in_order_and_large_ones_have_a_seat_until_the_next_is_asked_for(self, files, budget):
+        reader = MemberReader(Fetcher(), max_bytes=1000, depth_bytes=100, budget=budget)
+        for (member, data), size in zip(reader.read(files), self.SIZES, strict=True):
+            taken = budget._free(budget._folder, 4)
+            free = len(taken)
+            node_budget._close(taken)
+            assert free == (3 if 100 < size <= 1000 else 4), member.uri
+            assert getattr(data, "status", None) is (Status.IMAGE_TOO_LARGE if size > 1000 else None)
+            assert isinstance(data, InputError) or len(data) == size
+
+    def test_another_process_that_has_all_is_waited_for(self, files, budget):
+        reader, found = MemberReader(Fetcher(), max_bytes=1000, depth_bytes=100, budget=budget), []
+        with budget.turn() as others:
+            others.take(budget.total_bytes)
+            waiting = threading.Thread(target=lambda: found.extend(data for _, data in reader.read(files)))
+            waiting.start()
+            waiting.join(0.5)
+            assert waiting.is_alive()
+            assert len(found) == 1, "only the first is small enough to come before its turn"
+        waiting.join(60)
+        assert len(found) == len(self.SIZES)
+
+    def test_who_is_done_with_the_last_one_lets_it_go(self, files, budget):
+        reader = MemberReader(Fetcher(), max_bytes=1000, depth_bytes=100, budget=budget)
+        arriving = reader.read(files[:2])
+        assert [len(next(arriving)[1]) for _ in range(2)] == [10, 300]
+        with budget.turn() as turn:
+            reader.let_go()
+            turn.take(budget.total_bytes)
+        assert list(arriving) == []
+
+    @pytest.mark.parametrize("kind", ["tar", "zip", "tar.gz"])
+    def test_members_of_containers_too(self, tmp_path, budget, kind):
+        inside = {f"{place}.jpg": random.Random(place).randbytes(size) for place, size in enumerate(self.SIZES)}
+        data = hazards.zipped(inside) if kind == "zip" else hazards.PACK.get(kind, bytes)(hazards.tar(inside))
+        listed = members(written(tmp_path, data, kind))
+        reader = MemberReader(Fetcher(), max_bytes=10_000, depth_bytes=100, budget=budget)
+        assert [data for _, data in reader.read(listed)] == list(inside.values())
+
+    def test_no_more_than_one_large_file_is_held(self, tmp_path, budget):
+        size = 20 * 2**20
+        for place in range(5):
+            (tmp_path / f"{place}.jpg").write_bytes(bytes(size))
+        reader = MemberReader(Fetcher(), max_bytes=10**9, depth_bytes=2**20, budget=budget)
+        arriving = reader.read(members(list(open_source([str(tmp_path)]))))
+        tracemalloc.start()
+        assert sum(len(next(arriving)[1]) for _ in range(5)) == 5 * size
+        assert tracemalloc.get_traced_memory()[1] < 1.5 * size
+        tracemalloc.stop()
+
+    def test_a_file_of_unknown_size_is_asked_for_again_where_it_is_large(self, faulty, budget, monkeypatch):
+        monkeypatch.setattr(reading, "_UNSIZED_BYTES", 1000)
+        bodies = {"/a.jpg": b"a" * 900, "/b.jpg": b"b" * 5000, "/c.jpg": b"c" * 90_000}
+        faulty.objects.update(bodies)
+        listed = members([ListedMember(f"{faulty.url}{path}", None, 0, "", -1) for path in bodies])
+        reader = MemberReader(patient(), max_bytes=10_000, budget=budget)
+        first, second, third = (data for _, data in reader.read(listed))
+        assert (first, second) == (bodies["/a.jpg"], bodies["/b.jpg"])
+        assert (third.status, third.limit) == (Status.IMAGE_TOO_LARGE, 10_000)

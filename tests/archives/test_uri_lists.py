@@ -1,0 +1,289 @@
+import contextlib
+import gzip
+import io
+import json
+import random
+import subprocess
+import sys
+from datetime import datetime
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ray_app.archives import ListedMember, TableColumns, open_source
+from ray_app.archives.uri_list_rows import ListEntries
+from ray_app.archives.uri_lists import pieces
+from ray_app.errors import ConfigError, Status
+from tests.storage.faulty_server import FaultyServer
+
+
+def listed(source, **how):
+    return list(open_source([str(source)], **how))
+
+
+@pytest.fixture
+def two_images(tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in ("a.jpg", "b c.jpg"):
+        (tmp_path / "in" / name).write_bytes(name.encode())
+    return tmp_path
+
+
+ROWS = [
+    {"uri": "in/a.jpg", "label": 1, "score": 0.5, "who": "x"},
+    {"uri": "in/b c.jpg", "label": None, "score": 2.0, "who": 'with "quotes",\nand lines'},
+]
+
+
+def as_csv(rows, delimiter=","):
+    def cell(value) -> str:
+        return "" if value is None else '"' + value.replace('"', '""') + '"' if isinstance(value, str) else str(value)
+
+    return "".join(delimiter.join(cells) + "\n" for cells in [[*rows[0]], *([cell(value) for value in row.values()] for row in rows)])
+
+
+FORMS = {
+    "csv": lambda: as_csv(ROWS).encode(),
+    "tsv": lambda: as_csv(ROWS, "\t").encode(),
+    "jsonl": lambda: "".join(json.dumps(row) + "\n" for row in ROWS).encode(),
+    "ndjson": lambda: "\n".join(json.dumps(row) for row in ROWS).encode(),
+    "csv.gz": lambda: gzip.compress(as_csv(ROWS).encode()),
+    "JSONL": lambda: "".join(json.dumps(row) + "\r\n" for row in ROWS).encode(),
+}
+
+
+@pytest.mark.parametrize("ending", FORMS)
+def test_every_form_of_list_gives_the_same_members(two_images, ending):
+    (two_images / f"list.{ending}").write_bytes(FORMS[ending]())
+    items = listed(two_images / f"list.{ending}")
+    by_folder = listed(two_images / "in")
+    assert [(i.uri, i.version, i.size_bytes, i.member, i.place) for i in items] == [
+        (i.uri, i.version, i.size_bytes, None, None) for i in by_folder
+    ]
+    assert [item.input for item in items] == [{name: value for name, value in row.items() if name != "uri"} for row in ROWS]
+
+
+def test_a_parquet_list_and_a_plain_text_one(two_images):
+    pq.write_table(pa.table({"path": ["in/a.jpg"], "thumb": [b"x"], "n": [1]}), two_images / "l.parquet")
+    (two_images / "l.txt").write_text("in/b c.jpg\n\nhttps://example.org/x.jpg\n")
+    items = listed(f"list::{two_images}/l.*")
+    assert [item.uri for item in items] == [str(two_images / "in/a.jpg"), str(two_images / "in/b c.jpg"), "https://example.org/x.jpg"]
+    assert items[0].input["n"] == 1
+
+
+def test_a_folder_called_like_a_list_stays_a_folder(tmp_path):
+    (tmp_path / "x.csv").mkdir()
+    (tmp_path / "x.csv" / "a.csv").write_text("no list\n")
+    assert [item.uri for item in listed(tmp_path / "x.csv")] == [str(tmp_path / "x.csv" / "a.csv")]
+    assert [item.uri for item in listed(tmp_path)] == [str(tmp_path / "x.csv" / "a.csv")]
+    assert [item.uri for item in listed(f"files::{tmp_path}/x.csv/a.csv")] == [str(tmp_path / "x.csv" / "a.csv")]
+
+
+def test_columns_that_describe_the_object(tmp_path):
+    (tmp_path / "l.csv").write_text('uri,etag,size_bytes,member\ns3://b/k,"""00123""",7,x\ns3://b/l,2024-01-01,,y\n')
+    items = listed(tmp_path / "l.csv")
+    assert [(i.version, i.size_bytes, i.input) for i in items] == [("00123", 7, {"member": "x"}), ("2024-01-01", -1, {"member": "y"})]
+    (tmp_path / "l.jsonl").write_text('{"uri": "s3://b/k", "version": "2024-01-01", "at": "2024-01-01"}\n')
+    [item] = listed(tmp_path / "l.jsonl")
+    assert (item.version, item.input) == ("2024-01-01", {"at": datetime(2024, 1, 1)})
+
+
+def test_the_column_that_the_user_names(tmp_path):
+    (tmp_path / "l.csv").write_text("uri,where\na,s3://b/1\n")
+    [item] = listed(tmp_path / "l.csv", columns=TableColumns(uri="where"))
+    assert (item.uri, item.input) == ("s3://b/1", {"uri": "a"})
+    with pytest.raises(ConfigError, match="no column 'place'") as caught:
+        listed(tmp_path / "l.csv", columns=TableColumns(uri="place"))
+    assert "uri, where" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("folder", "uri", "place", "refused"),
+    [
+        ("/data/lists", "a.jpg", "/data/lists/a.jpg", None),
+        ("/data/lists", "../a.jpg", "/data/a.jpg", None),
+        ("/data/lists", "/etc/x.jpg", "/etc/x.jpg", None),
+        ("/data/lists", "file:///etc/x.jpg", "/etc/x.jpg", None),
+        ("s3://b/lists", "x/a.jpg", "s3://b/lists/x/a.jpg", None),
+        ("s3://b/lists", "../a #1.jpg", "s3://b/a #1.jpg", None),
+        ("s3://b/lists", "../../a.jpg", "../../a.jpg", Status.UNSAFE_MEMBER),
+        ("https://h/l", "a.jpg", "https://h/l/a.jpg", None),
+        ("s3://b/lists", "/etc/passwd", "/etc/passwd", Status.UNSAFE_MEMBER),
+        ("https://h/l", "FILE:///etc/passwd", "FILE:///etc/passwd", Status.UNSAFE_MEMBER),
+        ("s3://b/lists", "local:///etc/passwd", "local:///etc/passwd", Status.UNSAFE_MEMBER),
+        ("s3://b/lists", "hf://x::file:///etc/passwd", "hf://x::file:///etc/passwd", Status.UNSAFE_MEMBER),
+        ("/data/lists", "a\0.jpg", "a\0.jpg", Status.UNSAFE_MEMBER),
+        ("/data/lists", "s3://NOT A BUCKET/k", "s3://NOT A BUCKET/k", Status.SOURCE_MISSING),
+        ("/data", "https://h/a.jpg?X-Amz-Signature=s&v=1", "https://h/a.jpg?v=1", Status.SOURCE_DENIED),
+        ("/data", "https://me:secret@h/a.jpg", "https://h/a.jpg", Status.SOURCE_DENIED),
+    ],
+)
+def test_what_a_uri_in_a_list_means(folder, uri, place, refused):
+    [item] = ListEntries(f"{folder}/list.csv", "uri").members([{"uri": uri}])
+    assert (item.uri, item.refused and item.refused.status) == (place, refused)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("l.csv", "uri,n\na.jpg,1\n,2\n", r"l\.csv: row 2 has no text in its column 'uri'"),
+        ("l.jsonl", '{"uri": "a"}\n{"n": 1}\n', r"l\.jsonl: row 2 has no text"),
+        ("l.jsonl", '{"uri": "a", "n": 1}\n{"uri": "b", "n": "x"}\n', r"l\.jsonl: .*Column\(/n\) changed from number to string"),
+        ("l.jsonl", "not json\n", r"l\.jsonl: JSON parse error"),
+        ("l.csv", "uri,uri\na,b\n", "does not name each column once"),
+        ("l.csv", "name,n\na,1\n", "none of its columns holds uris: name, n"),
+        ("l.csv", "uri,n\na,1\nb\n", r"l\.csv: .*Expected 2 columns, got 1"),
+        ("l.txt", "\xff", r"l\.txt"),
+        ("l.parquet", "PAR1 but not really", "a Parquet file that ends before its footer"),
+    ],
+)
+def test_what_is_wrong_with_a_list_is_said(tmp_path, name, text, said):
+    (tmp_path / name).write_bytes(text.encode("latin-1"))
+    with pytest.raises(ConfigError, match=said):
+        listed(f"list::{tmp_path}/{name}")
+
+
+def test_what_is_no_list_at_all(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    with pytest.raises(ConfigError, match="not a list") as caught:
+        listed(f"list::{tmp_path}/a.jpg")
+    assert ".jsonl" in caught.value.hint
+
+
+def test_a_list_on_a_web_server(tmp_path):
+    with FaultyServer() as server:
+        server.objects["/lists/l.csv"] = b"uri,n\na.jpg,1\n/etc/passwd,2\n"
+        items = listed(f"{server.url}/lists/l.csv")
+    assert [(i.uri, i.refused and i.refused.status) for i in items] == [
+        (f"{server.url}/lists/a.jpg", None),
+        ("/etc/passwd", Status.UNSAFE_MEMBER),
+    ]
+
+
+def test_a_list_behind_a_signed_url():
+    with FaultyServer() as server:
+        server.objects["/lists/l.csv?X-Amz-Signature=abc"] = b"uri\na.jpg\n"
+        [item] = listed(f"{server.url}/lists/l.csv?X-Amz-Signature=abc")
+        assert item.uri == f"{server.url}/lists/a.jpg"
+
+
+def test_patterns_see_paths_below_the_lists_folder(two_images):
+    (two_images / "l.csv").write_text("uri\nin/a.jpg\nin/b c.jpg\ns3://b/x/c.jpg\n")
+    assert [item.uri for item in listed(two_images / "l.csv", include=["in/*"], exclude=["b*"])] == [str(two_images / "in/a.jpg")]
+    assert [item.uri for item in listed(two_images / "l.csv", include=["c.jpg"])] == ["s3://b/x/c.jpg"]
+
+
+@pytest.mark.parametrize("size", [1, 7, 64, 1000])
+def test_pieces_end_where_rows_do(size):
+    chance = random.Random(size)
+    rows = [chance.choice(["a,b\n", '"x\ny",z\n', '"a ""q""\n\n",\n', "\n"]) for _ in range(60)]
+    text = "".join(rows).encode()
+    whole = list(pieces(io.BytesIO(text), quoted=True, size=size))
+    assert b"".join(whole) == text
+    assert all(piece.count(b'"') % 2 == 0 and piece.endswith(b"\n") for piece in whole)
+
+
+def test_a_column_may_change_its_type_from_piece_to_piece(tmp_path, monkeypatch):
+    """Pieces are typed on their own; a column that is empty or whole at first may have text or fractions later."""
+    monkeypatch.setattr("ray_app.archives.uri_lists._PIECE", 64)
+    monkeypatch.setattr(pieces, "__kwdefaults__", {"size": 64})
+    rows = "".join(f"s3://b/{n},{n if n < 50 else n + 0.5},{'' if n < 50 else 'late'}\n" for n in range(100))
+    (tmp_path / "l.csv").write_text("uri,n,note\n" + rows)
+    items = listed(tmp_path / "l.csv")
+    assert [item.input["n"] for item in items] == [n if n < 50 else n + 0.5 for n in range(100)]
+    assert [item.input["note"] for item in items] == [None if n < 50 else "late" for n in range(100)]
+
+
+@pytest.mark.slow
+def test_a_long_list_needs_no_more_memory_than_a_short_one(tmp_path):
+    program = (
+        "import sys; from ray_app.archives import open_source\n"
+        "print(sum(1 for _ in open_source([sys.argv[1]])))\n"
+        "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
+    )
+    peaks = []
+    for count in (100_000, 600_000):
+        with open(tmp_path / "l.csv", "w") as file:
+            file.write("uri,label\n" + "".join(f"s3://bucket/folder/image-{n:09}.jpg,{n % 2}\n" for n in range(count)))
+        told = subprocess.run([sys.executable, "-c", program, str(tmp_path / "l.csv")], capture_output=True, text=True, check=True).stdout
+        found, peak = map(int, told.split())
+        assert found == count
+        peaks.append(peak)
+    assert peaks[1] < 1.2 * peaks[0]
+
+
+def test_a_list_in_a_bucket_gives_the_ids_of_a_listing(s3):
+    s3.bucket("listed")
+    for key in ("in/a.jpg", "in/b c.jpg"):
+        s3.client().put_object(Bucket="listed", Key=key, Body=key.encode())
+    found = s3.client().list_objects_v2(Bucket="listed")["Contents"]
+    rows = [{"path": f"../{item['Key']}", "etag": item["ETag"], "size_bytes": item["Size"]} for item in found]
+    s3.client().put_object(Bucket="listed", Key="lists/l.jsonl", Body="\n".join(map(json.dumps, rows)).encode())
+    assert listed("s3://listed/lists/l.jsonl") == listed("s3://listed/in")
+
+
+PARTS = ["uri,n", "a,1", '"', '{"uri": "x"}', "\0", '{"uri": {"bytes": 1}}', "s3://b/k,2", "[", "\x85,\ufeff", ",,,"]
+lines = st.lists(st.sampled_from(PARTS)).map(lambda parts: "\n".join(parts).encode())
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.sampled_from([".csv", ".jsonl", ".txt", ".csv.gz"]), st.binary(max_size=80) | lines)
+def test_any_bytes_are_members_or_a_config_error(tmp_path_factory, ending, data):
+    path = tmp_path_factory.getbasetemp() / f"any{ending}"
+    path.write_bytes(gzip.compress(data) if ending == ".csv.gz" and len(data) % 2 else data)
+    with contextlib.suppress(ConfigError):
+        assert all(isinstance(item, ListedMember) for item in listed(f"list::{path}"))
+
+
+def test_a_line_without_an_end_takes_time_in_proportion_to_it(monkeypatch):
+    looked_at = []
+    monkeypatch.setattr(
+        "ray_app.archives.uri_lists.np.frombuffer", lambda data, kind, given=np.frombuffer: looked_at.append(len(data)) or given(data, kind)
+    )
+    text = b'uri\n"' + b"x\n" * 200_000
+    assert b"".join(pieces(io.BytesIO(text), quoted=True, size=4096)) == text
+    assert sum(looked_at) == len(text)
+
+
+def test_structs_that_parquet_cannot_hold_become_texts(tmp_path):
+    (tmp_path / "l.jsonl").write_text('{"uri": "a.jpg", "some": {}, "more": [{}], "deep": {"x": {}}}\n')
+    [item] = open_source([str(tmp_path / "l.jsonl")])
+    assert item.input == {"some": "{}", "more": "[{}]", "deep": '{"x": {}}'}
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+@pytest.mark.parametrize("line", [b'{"uri": "' + b"x" * (17 << 20), b"\0" * (40 << 20), b'uri\n"' + b"a,b\n" * (5 << 20)])
+def test_a_line_that_goes_on_and_on_is_given_up(tmp_path, line, pack):
+    ending = ".csv" if line.startswith(b"uri") else ".jsonl"
+    path = tmp_path / f"l{ending}{'.gz' if pack is gzip.compress else ''}"
+    path.write_bytes(pack(line))
+    with pytest.raises(ConfigError, match=r"a line of more than 16777216 bytes"):
+        listed(path)
+
+
+@pytest.mark.parametrize(
+    "form", ["objects", "arrays", "lines", "an unknown byte", "a long number", "texts that close", "a line that closes"]
+)
+def test_what_is_nested_without_an_end_is_refused_before_it_is_parsed(tmp_path, form):
+    """Some ten thousand brackets in one another end the process of a parser that calls itself."""
+    deep, shut = {"objects": (b'{"a":', b"}"), "lines": (b"[\n", b"]\n"), "texts that close": (b'{"k":"}","a":', b"}")}.get(
+        form, (b"[", b"]")
+    )
+    before = {"an unknown byte": b'"\xff",', "a long number": b"9" * 5000 + b","}.get(form, b"")
+    first = b'{"uri":"' + b"]" * 100_000 + b'"}\n' if form == "a line that closes" else b""
+    (tmp_path / "l.jsonl").write_bytes(first + b'{"uri":"a.jpg","x":[' + before + deep * 100_000 + b"1" + shut * 100_000 + b"]}\n")
+    program = "import sys; from ray_app.archives import open_source; list(open_source([sys.argv[1]]))"
+    told = subprocess.run([sys.executable, "-c", program, tmp_path / "l.jsonl"], capture_output=True, text=True, check=False)
+    assert told.returncode == 1
+    assert "ray_app.errors.ConfigError" in told.stderr
+    assert "64 brackets in one another" in told.stderr
+
+
+def test_brackets_in_texts_do_not_nest(tmp_path):
+    rows = [{"uri": f"{n}.jpg", "said": '\\"[{' * 50, "tags": [["a"]]} for n in range(5)]
+    (tmp_path / "l.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [item.input for item in listed(tmp_path / "l.jsonl")] == [{"said": '\\"[{' * 50, "tags": [["a"]]}] * 5

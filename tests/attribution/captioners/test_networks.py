@@ -1,0 +1,143 @@
+"""Networks that say words: alone or in company the same, as likely as teacher forcing has it, loaded from published files."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ray_app.attribution.captioners.networks import load_body
+from ray_app.attribution.captioners.registry import load_describing
+from ray_app.attribution.captioners.vlm import question_tokens
+from ray_app.detectors.detector import Normalise
+from ray_app.errors import DetectorError
+from tests.attribution.tiny_speakers import ARCHITECTURES, SIDE, WIDTH, WORDS, card_of, dialogue_card, network_of
+
+KINDS = list(ARCHITECTURES)
+
+
+def given_to(kind, count=7):
+    rng = np.random.default_rng(5)
+    if kind == "prefix":
+        return rng.normal(size=(count, WIDTH)).astype(np.float32)
+    return rng.integers(0, 256, (count, SIDE, SIDE, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_company_changes_nothing(tmp_path, kind):
+    describer, given = load_describing(card_of(tmp_path, kind)), given_to(kind)
+    together, alone = describer.describe(given), [describer.describe(given[place : place + 1])[0] for place in (0, 3, 6)]
+    assert [together[place].text for place in (0, 3, 6)] == [one.text for one in alone]
+    np.testing.assert_allclose([together[place].likelihood for place in (0, 3, 6)], [one.likelihood for one in alone], atol=1e-6)
+    assert all(one.likelihood <= 0 for one in together)
+    assert len({one.text for one in together}) > 1, "what is said depends on what is seen"
+    assert list(describer.describe(given[:0])) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("beams", [1, 3])
+def test_the_likelihood_is_that_of_teacher_forcing(tmp_path, kind, beams):
+    card = card_of(tmp_path, kind, beams=beams)
+    network, given = network_of(kind), given_to(kind, 3)
+    seen = torch.from_numpy(given) if kind == "prefix" else Normalise(card.preprocessing)(torch.from_numpy(given))
+    model, inputs = network.asked(seen)
+    wanted = {"num_beams": beams, "no_repeat_ngram_size": 3, "max_new_tokens": 12, "do_sample": False}
+    wanted |= {} if kind == "blip" else {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
+    if kind == "vision-encoder-decoder":
+        wanted |= {"decoder_start_token_id": 0}
+    for row, said in zip(range(len(given)), load_describing(card).describe(given), strict=True):
+        spoken = model.generate(**{name: value[row : row + 1] for name, value in inputs.items()}, **wanted)[0].tolist()
+        spoken = spoken if kind == "prefix" else spoken[1:]
+        spoken = spoken[: spoken.index(0) + 1] if 0 in spoken else spoken
+        with torch.inference_mode():
+            logits = network(seen[row : row + 1], torch.tensor([[0, *spoken[:-1]]]))[0]
+        chances = logits.log_softmax(1)[torch.arange(len(spoken)), torch.tensor(spoken)]
+        assert said.text == WORDS.text(spoken)
+        assert said.likelihood == pytest.approx(chances.mean().item(), abs=1e-4)
+
+
+def test_more_beams_find_what_is_likelier(tmp_path):
+    given = given_to("prefix", 16)
+    found = {beams: load_describing(card_of(tmp_path, "prefix", beams=beams, no_repeat=0)).describe(given) for beams in (1, 5)}
+    better = [more.likelihood - one.likelihood for one, more in zip(found[1], found[5], strict=True)]
+    assert np.mean(better) > 0.01
+    assert [one.text for one in found[1]] != [one.text for one in found[5]]
+
+
+def test_no_words_are_said_of_no_embedding_and_other_shapes_are_refused(tmp_path):
+    describer, given = load_describing(card_of(tmp_path, "prefix")), given_to("prefix")
+    given[2] = np.nan
+    assert describer.describe(given)[2].text == ""
+    assert describer.describe(given)[2].likelihood is None
+    with pytest.raises(DetectorError, match="12 numbers"):
+        describer.describe(given[:, :5])
+    captioner = load_describing(card_of(tmp_path, "git"))
+    with pytest.raises(DetectorError, match="not \\(n, H, W, 3\\)"):
+        captioner.describe(given)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_that_do_not_fit_are_told(tmp_path, kind):
+    card_of(tmp_path, kind)
+    state = load_file(tmp_path / "describer.safetensors")
+    network = network_of(kind)
+    load_body(network, state | {"embeddings.position_ids": torch.zeros(1)}, "file")
+    first = next(iter(state))
+    for broken, told in (
+        ({key: tensor for key, tensor in state.items() if key != first}, f"1 missing \\({first}"),
+        (state | {"other.weight": torch.zeros(3)}, "1 unexpected \\(other.weight"),
+        (state | {first: torch.zeros(1, 1, 1)}, "1 of another shape"),
+    ):
+        with pytest.raises(DetectorError, match=told):
+            load_body(network, broken, "file")
+
+
+def test_a_file_without_its_tokenizer_and_an_unknown_architecture_are_refused(tmp_path):
+    card = card_of(tmp_path, "git")
+    bare = tmp_path / "bare.safetensors"
+    save_file(load_file(tmp_path / "describer.safetensors"), bare)
+    weights = card.weights.model_copy(update={"uri": str(bare), "sha256": None, "unverified": "a test"})
+    with pytest.raises(DetectorError, match="not readable as a tokenizer"):
+        load_describing(card.model_copy(update={"weights": weights}))
+    with pytest.raises(DetectorError, match="there are git, blip"):
+        load_describing(card.model_copy(update={"architecture": {"model": "blop"}}))
+    with pytest.raises(DetectorError, match="unknown keys hidden"):
+        load_describing(card.model_copy(update={"architecture": {"model": "git", "config": {"hidden": 3}}}))
+
+
+def test_a_dialogue_asks_about_each_image(tmp_path):
+    card, network, words = dialogue_card(tmp_path)
+    describer, given = load_describing(card), given_to("llava", 3)
+    said = describer.describe(given)
+    network.prompt = question_tokens(card, words)
+    seen = Normalise(card.preprocessing)(torch.from_numpy(given))
+    model, inputs = network.asked(seen[1:2])
+    spoken = model.generate(
+        **inputs, num_beams=3, no_repeat_ngram_size=3, max_new_tokens=12, do_sample=False, eos_token_id=0, pad_token_id=1
+    )
+    spoken = spoken[0, len(network.prompt) :].tolist()
+    spoken = spoken[: spoken.index(0) + 1] if 0 in spoken else spoken
+    with torch.inference_mode():
+        logits = network(seen[1:2], torch.tensor([[0, *spoken[:-1]]]))[0]
+    chances = logits.log_softmax(1)[torch.arange(len(spoken)), torch.tensor(spoken)]
+    assert said[1].text == words.text(spoken)
+    assert said[1].likelihood == pytest.approx(chances.mean().item(), abs=1e-4)
+    with pytest.raises(DetectorError, match="not one token"):
+        load_describing(card.model_copy(update={"architecture": {**card.architecture, "image": ["", "<img>", ""]}}))
+
+
+def test_a_network_whose_numbers_overflow_gives_no_likelihood(tmp_path):
+    describer = load_describing(card_of(tmp_path, "prefix"))
+    with torch.no_grad():
+        describer._network.mapper[0].weight.fill_(float("nan"))
+    assert [one.likelihood for one in describer.describe(given_to("prefix", 3))] == [None] * 3
+
+
+def test_words_end_and_come_back():
+    text = "a red circle on the left ☃"
+    ids = WORDS.encoded(text, 77)
+    assert ids[-1] == WORDS.end
+    assert WORDS.text([*ids, 5, 6]) == text
+    assert WORDS.text(WORDS.encoded(text, 3)) == text[: len(WORDS.text(WORDS.encoded(text, 3)))]
+    table = WORDS.targets([text, ""], 77)
+    assert table.shape == (2, len(ids))
+    assert table[1].tolist() == [WORDS.end] + [-100] * (len(ids) - 1)

@@ -1,0 +1,79 @@
+"""The nearest prompt: found as brute force finds it, alone or in company, and files that are no index."""
+
+import hashlib
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from ray_app.attribution.captioners.registry import load_describing
+from ray_app.attribution.cards import load_describer
+from ray_app.errors import DetectorError
+from tests.attribution.made import make_retrieval
+
+WIDTH = 24
+PROMPTS = [f"a häuschen number {number}, ☃" for number in range(299)] + [""]
+
+
+@pytest.fixture(scope="module")
+def vectors():
+    return np.random.default_rng(0).normal(size=(300, WIDTH)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def card(tmp_path_factory, vectors):
+    return load_describer(make_retrieval(tmp_path_factory.mktemp("nearest"), vectors, PROMPTS, "unifd", {"width": WIDTH}))
+
+
+def test_the_prompt_is_that_of_the_largest_cosine(card, vectors):
+    asked = np.random.default_rng(1).normal(size=(50, WIDTH)).astype(np.float32)
+    cosine = asked / np.linalg.norm(asked, axis=1, keepdims=True) @ (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).T
+    found = load_describing(card).describe(asked)
+    assert [one.text for one in found] == [PROMPTS[place] for place in cosine.argmax(axis=1)]
+    np.testing.assert_allclose([one.likelihood for one in found], cosine.max(axis=1), atol=1e-5)
+
+
+def test_every_prompt_comes_back_whole(card, vectors):
+    assert [one.text for one in load_describing(card).describe(7 * vectors)] == PROMPTS
+
+
+def test_company_changes_nothing_and_no_embedding_has_no_words(card):
+    asked = np.random.default_rng(2).normal(size=(37, WIDTH)).astype(np.float32)
+    asked[5] = np.nan
+    describer = load_describing(card)
+    together, alone = describer.describe(asked), [describer.describe(row[None])[0] for row in asked]
+    assert together[5].text == ""
+    assert together[5].likelihood is None
+    assert [one for place, one in enumerate(together) if place != 5] == [one for place, one in enumerate(alone) if place != 5]
+    assert describer.describe(asked[:0]) == []
+
+
+def test_of_equals_the_first_is_taken(tmp_path):
+    same = np.ones((4, WIDTH), np.float32)
+    card = load_describer(make_retrieval(tmp_path, same, ["first", "second", "third", "fourth"], "unifd", {"width": WIDTH}))
+    assert load_describing(card).describe(same)[3].text == "first"
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"ends": np.array([4, 2, 9], np.int64)}, "do not fit"),
+        ({"embeddings": np.ones((3, WIDTH), np.float32)}, "not of length 1"),
+        ({"ends": np.array([3], np.int64)}, "embeddings"),
+        ({"prompts": None}, "lacks prompts"),
+    ],
+)
+def test_a_file_that_is_no_index_is_refused(tmp_path, vectors, changed, told):
+    path = make_retrieval(tmp_path, vectors[:3], ["abc", "def", "ghi"], "unifd", {"width": WIDTH})
+    held = load_file(tmp_path / "describer.safetensors") | changed
+    save_file({name: tensor for name, tensor in held.items() if tensor is not None}, tmp_path / "describer.safetensors")
+    digest = hashlib.sha256((tmp_path / "describer.safetensors").read_bytes()).hexdigest()
+    card = load_describer(path)
+    card = card.model_copy(update={"weights": card.weights.model_copy(update={"sha256": digest})})
+    with pytest.raises(DetectorError, match=told):
+        load_describing(card)
+
+
+def test_embeddings_of_another_width_are_refused(card):
+    with pytest.raises(DetectorError, match="24 numbers"):
+        load_describing(card).describe(np.zeros((2, 7), np.float32))

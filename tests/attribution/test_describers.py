@@ -1,0 +1,30 @@
+"""Every shipped describer: its card loads, its architecture is built as published, and without weights it says how to get them."""
+
+import pytest
+import torch
+
+from ray_app.attribution.captioners.caption import build_captioner
+from ray_app.attribution.captioners.registry import load_describing
+from ray_app.attribution.cards import load_describer
+from ray_app.config import named_configs
+from ray_app.errors import DetectorError
+
+NAMES = sorted(named_configs("describers"))
+PARAMETERS = {"blip-base": 223_971_644, "git-base": 176_619_066, "vit-gpt2": 239_195_904}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shipped_card_is_the_network_that_it_says(name):
+    card = load_describer(name)
+    assert card.preprocessing.shape is not None
+    with torch.device("meta"):
+        network = build_captioner(card.name, card.architecture)
+    count = sum(parameter.numel() for parameter in network.parameters())
+    assert count == pytest.approx(PARAMETERS[name], rel=0.02)
+    assert card.parameters is None or card.parameters == pytest.approx(count, rel=0.02)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_that_are_not_there_are_one_error(name, tmp_path):
+    with pytest.raises(DetectorError, match=name):
+        load_describing(load_describer(name), cache_dir=tmp_path, offline=True)

@@ -1,0 +1,77 @@
+"""Names of generators: spellings, families, and an index that does not contradict itself."""
+
+import pytest
+from pydantic import ValidationError
+
+from ray_app.attribution.generators import (
+    GeneratorIndex,
+    ResolvedGenerator,
+    family_of,
+    family_title,
+    generator_index,
+    known,
+    means,
+    title_of,
+)
+from ray_app.evaluation.dflip import FAMILIES
+
+DFLIP_V2 = [
+    "aura_flow", "chroma", "flux.1_d", "flux.1_s", "flux2-dev", "gpt-image-1", "hidream", "hunyuan", "illustrious",
+    "imagen4", "kolors", "nano_banana", "nano_banana_pro", "noobai", "pixart", "playground_v2", "pony", "pony_v7",
+    "qwen", "sd_1.5", "sd_2.1", "sd_3.5_large", "sd_3.5_medium", "sdxl_1.0", "seedream", "stable_cascade", "z-image",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("spelling", ["sd-1.5", "SD15", "Stable Diffusion 1.5", "runwayml/stable-diffusion-v1-5"])
+def test_spellings_of_one_generator_are_one(spelling):
+    assert known(spelling) == ResolvedGenerator("sd-1.5", "sd_1.5")
+
+
+def test_a_family_may_be_all_that_is_known():
+    assert known("Pony") == ResolvedGenerator(None, "pony")
+    assert known("sdxl_1.0/RealisticVision v5") == ResolvedGenerator(None, "sdxl_1.0")
+    assert family_of("flux") == "flux.1_d"
+    assert known("my own net") is None
+    assert known("nobody/RealisticVision") is None
+
+
+def test_the_index_has_the_classes_of_dflip_and_the_generators_of_the_papers():
+    assert len(DFLIP_V2) == 27
+    assert set(DFLIP_V2) <= set(generator_index().families)
+    for name in (
+        *FAMILIES,
+        "sd-3.5",
+        "flux.1-dev",
+        "flux-1.1-pro",
+        "ideogram-3.0",
+        "gpt-image-1",
+        "sd15",
+        "sd2",
+        "sdxl",
+        "sd3",
+        "imagen",
+        "parti",
+    ):
+        assert known(name) is not None, name
+
+
+@pytest.mark.parametrize(
+    ("generators", "told"),
+    [
+        ({"a": {"family": "none", "title": "A"}}, "its family 'none' is not listed"),
+        ({"a": {"family": "f", "title": "A", "aliases": ["B-1"]}, "b1": {"family": "f", "title": "B"}}, "'b1' is a and b1"),
+    ],
+)
+def test_an_index_that_contradicts_itself_is_refused(generators, told):
+    with pytest.raises(ValidationError, match=told):
+        GeneratorIndex.model_validate({"families": {"f": {"title": "F"}}, "generators": generators})
+
+
+def test_people_are_told_titles_and_may_ask_in_any_spelling():
+    assert (title_of("SDXL"), title_of("sdxl_1.0/mine"), title_of("nobody")) == ("Stable Diffusion XL 1.0", "sdxl_1.0/mine", "nobody")
+    assert (family_title("midjourney"), family_title("nobody")) == ("Midjourney", "nobody")
+    assert means("mj 6", "midjourney-6", "midjourney")
+    assert means("Midjourney", "midjourney-6", "midjourney")
+    assert not means("midjourney-5", "midjourney-6", "midjourney")
+    assert not means("sdxl_1.0/mine", "sdxl", "sdxl_1.0")
+    assert not means("midjourney", None, None)

@@ -1,0 +1,65 @@
+import csv
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ray_app.cli.main import main
+from tests.evaluation.compare.compared import TINY, log_odds, make_run, names_of
+
+N = 120
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    photos, names = tmp_path_factory.mktemp("photos"), names_of(N)
+    rng = np.random.default_rng(0)
+    for name in names[1:]:
+        Image.fromarray(rng.integers(0, 255, (24, 32, 3), dtype=np.uint8)).save(photos / name)
+    return make_run(tmp_path_factory.mktemp("run"), names, {TINY: log_odds(0, N)}, list_in=photos)
+
+
+def test_draw_label_and_read_back(run, tmp_path, capsys):
+    out = tmp_path / "audit"
+    assert main(["audit", run, "--draw", str(N), "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert f"drawn: {N} of {N} images" in said
+    assert f"touchstone audit {run} --labels labels.csv --out {out}" in said
+    page = (out / "audit.html").read_text()
+    assert page.count("data:image/jpeg;base64") == N - 1
+    assert page.count("It cannot be read any more.") == 1
+    with open(out / "sample.csv", newline="") as file:
+        rows = [row | {"label": "fake" if int(row["image_id"]) % 3 == 0 else "real"} for row in csv.DictReader(file)]
+    with open(tmp_path / "labels.csv", "w", newline="") as file:
+        written = csv.DictWriter(file, list(rows[0]))
+        written.writeheader()
+        written.writerows(rows)
+    command = ["audit", run, "--labels", str(tmp_path / "labels.csv"), "--out", str(out)]
+    assert main([*command, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    share = sum(row["label"] == "fake" for row in rows) / N
+    assert document["figures"]["prevalence"]["value"] == pytest.approx(share)
+    assert document["figures"]["prevalence"]["interval"] == pytest.approx([share, share]), "every image was labelled"
+    assert main(command) == 0
+    assert "prevalence: the share of fakes" in capsys.readouterr().out
+
+
+def test_what_cannot_be_is_refused(run, tmp_path, capsys):
+    assert main(["audit", run, "--out", str(tmp_path)]) == 2
+    assert main(["audit", run, "--draw", "60", "--labels", "x.csv", "--out", str(tmp_path)]) == 2
+    assert main(["audit", run, "--draw", "10", "--out", str(tmp_path)]) == 2
+    assert main(["audit", run, "--draw", "60", "--out", "s3://bucket/x"]) == 2
+    capsys.readouterr()
+    assert main(["audit", str(tmp_path), "--draw", "60", "--out", str(tmp_path / "out")]) == 2
+    assert "no finished run here" in capsys.readouterr().err
+    assert main(["audit", run, "--labels", "x.csv", "--out", str(tmp_path)]) == 2
+    assert "no audit.json" in capsys.readouterr().err
+
+
+def test_it_takes_no_torch_and_no_ray(run, tmp_path):
+    code = "import sys; from ray_app.cli.main import main; main(sys.argv[1:]); print([m for m in ('torch', 'ray') if m in sys.modules])"
+    command = [sys.executable, "-c", code, "audit", run, "--draw", "60", "--out", str(tmp_path)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.endswith("[]\n")

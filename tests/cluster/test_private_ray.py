@@ -1,0 +1,97 @@
+"""The folder of a local Ray, and the environment that its processes inherit. No Ray is started."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from ray_app.cluster.config import ClusterConfig
+from ray_app.cluster.private_ray import private_folder
+from ray_app.cluster.ray_cluster import cluster
+
+HOLDING = (
+    "from ray_app.cluster.private_ray import private_folder\nwith private_folder() as folder:\n    print(folder, flush=True)\n    input()"
+)
+
+USERS = {
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_AUTH_TOKEN": "of-a-cluster",
+    "RAY_AUTH_TOKEN_PATH": "/a/file",
+    "TOUCHSTONE_TOKENS": "a",
+    "MINE": "b",
+}
+TWICE = """
+import os
+from ray_app.cluster.private_ray import private_ray
+names = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "TOUCHSTONE_TOKENS", "MINE", "GIVEN")
+before = [os.environ.get(name) for name in names]
+for _ in range(2):
+    with private_ray(("MINE",), lambda folder: {"GIVEN": str(folder)}) as folder:
+        assert os.environ["RAY_AUTH_MODE"] == "token"
+        assert os.environ["GIVEN"] == str(folder.parent)
+        assert not {"RAY_AUTH_TOKEN_PATH", "TOUCHSTONE_TOKENS", "MINE"} & os.environ.keys()
+        print(os.environ["RAY_AUTH_TOKEN"])
+    assert [os.environ.get(name) for name in names] == before
+"""
+
+
+@pytest.fixture
+def base(monkeypatch, tmp_path_factory):
+    """Where folders are made; it has a short name, as sockets need."""
+    base = tmp_path_factory.mktemp("b")
+    short = f"/tmp/b{os.getpid()}"
+    os.symlink(base, short)
+    monkeypatch.setenv("RAY_TMPDIR", short)
+    yield base
+    os.unlink(short)
+
+
+def names(base):
+    return {path.name for path in base.iterdir()}
+
+
+def test_nobody_else_may_enter_the_folder(base):
+    with private_folder() as folder:
+        assert folder.stat().st_mode & 0o777 == 0o700
+        assert names(base) == {folder.name}
+    assert names(base) == {folder.name}  # with the logs in it
+
+
+def test_the_next_start_removes_what_ended_or_was_killed_and_no_more(base):
+    with private_folder() as ended:
+        pass
+    (base / "ts-of-others").mkdir()
+    holding = subprocess.Popen([sys.executable, "-c", HOLDING], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    held = os.path.basename(holding.stdout.readline().strip())
+    with private_folder() as mine:
+        assert names(base) == {held, mine.name, "ts-of-others"}
+        holding.kill()
+        holding.communicate()
+        with private_folder() as another:
+            assert names(base) == {mine.name, another.name, "ts-of-others"}
+    assert not ended.exists()
+
+
+def test_a_base_too_long_for_sockets_is_not_taken(monkeypatch, tmp_path):
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("long" * 8)))
+    with private_folder() as folder:
+        assert str(folder.parent) == "/tmp"
+
+
+def test_the_environment_is_that_of_the_run_and_then_the_users_again(base):
+    """In a process of its own: this one may be connected to a Ray, which asks for its secret all the time."""
+    done = subprocess.run([sys.executable, "-c", TWICE], env={**os.environ, **USERS}, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    seen = done.stdout.split()
+    assert len({*seen, "of-a-cluster"}) == 3
+    assert min(map(len, seen)) == 64
+
+
+def test_a_ray_that_is_there_already_is_left_as_it_is(monkeypatch):
+    import ray
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with cluster(ClusterConfig()):
+        assert os.environ["RAY_AUTH_MODE"] == "disabled"

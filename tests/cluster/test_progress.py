@@ -1,0 +1,59 @@
+import io
+
+from ray_app.cluster.progress import Progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_a_pipe_gets_a_line_per_interval_and_no_control_characters():
+    stream, clock = io.StringIO(), Clock()
+    progress = Progress(1000, stream=stream, clock=clock)
+    for _ in range(100):
+        clock.now += 1.0
+        progress.advance(10, 0)
+    progress.close()
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 4  # after 30, 60 and 90 s, and at the end
+    assert "\r" not in stream.getvalue()
+    assert lines[-1] == "score  1,000/1,000 (100%)  10.0 img/s  ETA 0 s  bad 0"
+
+
+def test_the_rate_counts_from_the_first_result():
+    stream, clock = io.StringIO(), Clock()
+    progress = Progress(300, stream=stream, clock=clock)
+    clock.now = 100.0  # start-up
+    progress.advance(100, 1)
+    clock.now = 110.0
+    progress.advance(100, 2)
+    assert progress.line(clock.now) == "score  200/300 (67%)  10.0 img/s  ETA 10 s  bad 3"
+
+
+def test_members_done_before_do_not_count_in_the_rate():
+    clock = Clock()
+    progress = Progress(300, done=100, stream=io.StringIO(), clock=clock)
+    clock.now = 1.0
+    progress.advance(50, 0)
+    clock.now = 6.0
+    progress.advance(50, 0)
+    assert progress.line(clock.now) == "score  200/300 (67%)  10.0 img/s  ETA 10 s  bad 0"
+
+
+def test_a_terminal_gets_one_line_rewritten_in_place():
+    stream, clock = Terminal(), Clock()
+    progress = Progress(10, stream=stream, clock=clock)
+    for _ in range(5):
+        clock.now += 1.0
+        progress.advance(2, 0)
+    progress.close()
+    assert stream.getvalue().count("\n") == 1
+    assert stream.getvalue().count("\r\x1b[K") == 6

@@ -1,0 +1,99 @@
+"""Two thousand urls of a web that misbehaves, collected by a process that is killed twice: every good file once, every bad one with why."""
+
+import json
+import random
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from tests.datajobs.download.conftest import HOSTS, ROOT, config, write_list
+from tests.datajobs.download.test_run import EXPECTED, check
+from tests.scoring.conftest import kill_family, wait_until
+
+PER_HOST = 4
+MIX = {
+    "good": 1160, "slow": 100, "moved": 150, "resetonce": 60, "tornonce": 60, "flaky": 40, "busy": 30, "busydate": 20, "misnamed": 40,
+    "reset": 40, "gone": 80, "denied": 40, "html": 60, "inside": 20, "torn": 20, "cut": 20, "huge": 10, "endless": 10, "loop": 10,
+    "zipped": 10, "empty": 20,
+}  # fmt: skip
+
+
+def rows_of_the_mix(web):
+    kinds = [kind for kind, count in MIX.items() for _ in range(count)]
+    random.Random(9).shuffle(kinds)
+    return [
+        {"id": f"{number:05d}.{kind}", "url": web.url(HOSTS[number % 7], f"{kind}/{number}.x"), "Prompt": f"a {kind} thing"}
+        for number, kind in enumerate(kinds)
+    ]
+
+
+def start(meta, out, folder, workers):
+    """The command as a user types it, in a process group of its own."""
+    settings = config(meta, out, politeness={"per_host": PER_HOST, "contact": "me@example.org"}, cluster={"workers": workers})
+    file = folder / "collect.yaml"
+    file.write_text(yaml.safe_dump(json.loads(settings.model_dump_json(exclude_defaults=True))))
+    command = [sys.executable, "-m", "ray_app.cli.main", "collect", "--config", str(file), "--json"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True)
+
+
+def files(out):
+    folder = out / "images"
+    return {path.name for path in folder.iterdir() if not path.name.startswith(".touchstone-")} if folder.exists() else set()
+
+
+def killed_at(process, out, count):
+    wait_until(lambda: len(files(out)) >= count or process.poll() is not None, 240)
+    assert process.poll() is None, process.stderr.read()
+    kill_family(process)
+    process.wait()
+    process.stdout.close()
+    process.stderr.close()
+    return files(out)
+
+
+def finished(process):
+    output, errors = process.communicate(timeout=500)
+    assert process.returncode == 0, errors
+    return json.loads(output)
+
+
+def killed_twice(web, folder, workers):
+    rows, out, most = rows_of_the_mix(web), folder / "out", {}
+    meta = write_list(folder, rows)
+    there = set()
+    for part in (0.25, 0.6):
+        now = killed_at(start(meta, out, folder, workers), out, int(len(rows) * part))
+        seen = web.told()
+        asked_again = {name for name in there if any(f"/{int(name[:5])}.x" in path for path in seen["asked"])}
+        assert not asked_again
+        most = {host: max(count, most.get(host, 0)) for host, count in seen["most"].items()}
+        there = now
+        web.forget()
+    summary = finished(start(meta, out, folder, workers))
+    seen = web.told()
+    assert not {name for name in there if any(path.endswith(f"/{int(name[:5])}.x") for path in seen["asked"])}
+    most = {host: max(count, most.get(host, 0)) for host, count in seen["most"].items()}
+    check(rows, out, EXPECTED)
+    assert max(most.values()) <= PER_HOST
+    web.forget()
+    assert finished(start(meta, out, folder, workers))["session"]["urls"] == 0
+    assert web.told()["asked"] == {}
+    print(
+        f"\n{len(rows):,} urls, workers {workers}: {summary['ok']:,} images, statuses {summary['statuses']}; most at once per host {most}"
+    )
+    return summary
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_two_thousand_urls_killed_twice_in_one_process(web, tmp_path):
+    assert killed_twice(web, tmp_path, 1)["ok"] == 1660
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(1800)
+def test_two_thousand_urls_killed_twice_on_ray(web, tmp_path):
+    assert killed_twice(web, tmp_path, 2)["ok"] == 1660

@@ -1,0 +1,335 @@
+"""Collecting from a real server that misbehaves in every way, in one process: what comes, what does not, and what a second run asks."""
+
+import hashlib
+import json
+import signal
+import threading
+from collections import Counter
+
+import pyarrow.parquet as pq
+import pytest
+
+from ray_app.cluster.progress import Progress
+from ray_app.datajobs.download.run import collect
+from ray_app.datajobs.download.session import DownloadSession, Records
+from ray_app.datajobs.download.task import Task
+from ray_app.datajobs.download.url_table import read_list
+from ray_app.datajobs.download.worker import DownloadWorker, HereCrew
+from ray_app.errors import RESUMABLE, ConfigError, IdentityError
+from ray_app.storage import Lease
+from tests.datajobs.download.conftest import config, write_list
+from tests.datajobs.download.wild_server import picture
+from tests.scoring.conftest import wait_until
+
+GOOD = ("good", "slow", "moved", "busy", "busydate", "flaky", "tornonce", "resetonce", "misnamed")
+EXPECTED = dict.fromkeys(GOOD, "ok") | {
+    "reset": "source_timeout",
+    "gone": "source_missing",
+    "denied": "source_denied",
+    "html": "unsupported_format",
+    "empty": "empty_file",
+    "torn": "source_timeout",
+    "cut": "truncated_image",
+    "huge": "image_too_large",
+    "endless": "image_too_large",
+    "loop": "source_denied",
+    "inside": "unsupported_format",
+    "zipped": "source_denied",
+}
+
+
+def rows_for(web, kinds, times=1):
+    rows = []
+    for number, kind in enumerate(kind for _ in range(times) for kind in kinds):
+        rows.append({"id": f"{number:05d}.{kind}", "url": web.url(f"h{number % 7}", f"{kind}/{number}.x"), "Prompt": f"a {kind} thing"})
+    return rows
+
+
+def outcomes(out):
+    collected = {row["id"]: row for row in pq.read_table(out / "collected.parquet").to_pylist()}
+    failed = {row["id"]: row for row in pq.read_table(out / "failed.parquet").to_pylist()}
+    assert not collected.keys() & failed.keys()
+    return collected, failed
+
+
+def check(rows, out, statuses):
+    """Every row has its outcome; every good file is there once, and nothing else."""
+    collected, failed = outcomes(out)
+    names = {path.name for path in (out / "images").iterdir() if not path.name.startswith(".touchstone-")}
+    expected_names = set()
+    for row in rows:
+        kind, number = row["id"].partition(".")[2], int(row["id"][:5])
+        status = "ok" if row["id"] in collected else failed[row["id"]]["status"]
+        assert status == statuses[kind], (row["id"], failed.get(row["id"]))
+        if status == "ok":
+            data, subtype = picture(number)
+            name = f"{row['id']}.{subtype}"
+            assert (out / "images" / name).read_bytes() == data
+            told = collected[row["id"]]
+            assert told["uri"] == f"images/{name}"
+            assert (told["sha256"], told["prompt"], told["label"]) == (hashlib.sha256(data).hexdigest(), row["Prompt"], "fake")
+            expected_names.add(name)
+    assert names == expected_names
+    assert len(collected) + len(failed) == len(rows)
+
+
+def test_every_way_of_misbehaving_has_its_status_and_a_second_run_asks_nothing(web, tmp_path):
+    rows = rows_for(web, EXPECTED, times=3)
+    settings = config(write_list(tmp_path, rows), tmp_path / "out")
+    summary = collect(settings)
+    check(rows, tmp_path / "out", EXPECTED)
+    seen = web.told()
+    assert max(seen["most"].values()) <= 2
+    assert seen["agents"] == ["touchstone-collect/" + settings.politeness.agent.split("/")[1]]
+    assert "me@example.org" in seen["agents"][0]
+    assert summary["ok"] == 27
+    web.forget()
+    assert collect(settings)["session"]["urls"] == 0
+    assert web.told()["asked"] == {}
+
+
+def test_how_often_is_asked(web, tmp_path):
+    kinds = ["gone", "denied", "html", "reset", "flaky", "good", "cut", "empty", "huge"]
+    rows = rows_for(web, kinds)
+    collect(config(write_list(tmp_path, rows), tmp_path / "out"))
+    asked = {key.split("/")[1]: count for key, count in web.told()["asked"].items()}
+    # the same torn bytes twice are what the host has
+    assert asked == {"gone": 1, "denied": 1, "html": 1, "reset": 3, "flaky": 2, "good": 1, "cut": 2, "empty": 2, "huge": 1}
+    _, failed = outcomes(tmp_path / "out")
+    assert failed["00003.reset"]["requests"] == 3
+    assert failed["00000.gone"]["http_status"] == 404
+
+
+def test_a_host_that_asks_to_wait_for_an_hour_is_asked_once_and_later_by_retry(web, tmp_path):
+    rows = [{"id": str(number), "url": web.url("tired", f"later/{number}")} for number in range(40)]
+    rows += [{"id": f"g{number}", "url": web.url("h1", f"good/{number}")} for number in range(5)]
+    settings = config(write_list(tmp_path, rows), tmp_path / "out")
+    assert collect(settings)["statuses"] == {"source_throttled": 40, "ok": 5}
+    assert sum(count for path, count in web.told()["asked"].items() if path.startswith("tired")) <= 2
+    web.forget()
+    summary = collect(settings, retry=["source_throttled"])
+    assert summary["session"]["urls"] == 40
+    assert all(path.startswith("tired") for path in web.told()["asked"])
+
+
+def test_a_host_that_never_answers_is_given_up(web, tmp_path):
+    rows = [{"id": str(number), "url": web.url("dead", f"reset/{number}")} for number in range(60)]
+    settings = config(write_list(tmp_path, rows), tmp_path / "out", politeness={"give_up_after": 5})
+    assert collect(settings)["statuses"] == {"source_timeout": 60}
+    assert sum(web.told()["asked"].values()) < 60  # three for each, if nobody gave up
+
+
+@pytest.mark.parametrize("form", ["parquet", "webdataset"])
+def test_shards_hold_images_with_their_words(web, tmp_path, form):
+    rows = rows_for(web, ["good", "html", "moved", "good"], times=4)
+    settings = config(write_list(tmp_path, rows), tmp_path / "out", form=form, shard_mb=0.01)
+    collect(settings)
+    collected, _ = outcomes(tmp_path / "out")
+    assert len(collected) == 12
+    shards = {row["shard"] for row in collected.values()}
+    assert len(shards) > 1
+    assert {f"data/{path.name}" for path in (tmp_path / "out" / "data").iterdir()} == shards
+    if form == "parquet":
+        found = [row for path in shards for row in pq.read_table(tmp_path / "out" / path).to_pylist()]
+        assert sorted(row["id"] for row in found) == sorted(collected)
+        for row in found:
+            assert row["image"]["bytes"] == picture(int(row["id"][:5]))[0]
+            assert row["prompt"] == f"a {row['id'].partition('.')[2]} thing"
+    web.forget()
+    assert collect(settings)["session"]["urls"] == 0
+    assert web.told()["asked"] == {}
+
+
+def test_what_a_killed_session_left_is_looked_at_and_not_asked_again(web, tmp_path):
+    rows = rows_for(web, ["good"] * 4)
+    images = tmp_path / "out" / "images"
+    images.mkdir(parents=True)
+    data, subtype = picture(0)
+    (images / f"00000.good.{subtype}").write_bytes(data)
+    (images / "00001.good.png").write_bytes(picture(1)[0][:-30])
+    (images / "00002.good.txt").write_text("my own notes")
+    collect(config(write_list(tmp_path, rows), tmp_path / "out"))
+    (images / "00002.good.txt").unlink()
+    check(rows, tmp_path / "out", EXPECTED)
+    assert set(web.told()["asked"]) == {f"h{number}.test/good/{number}.x" for number in (1, 2, 3)}
+
+
+def test_a_file_that_is_gone_or_torn_since_is_fetched_again(web, tmp_path):
+    rows = rows_for(web, ["good"] * 3)
+    settings = config(write_list(tmp_path, rows), tmp_path / "out")
+    collect(settings)
+    files = sorted((tmp_path / "out" / "images").iterdir())
+    files[0].unlink()
+    files[1].write_bytes(files[1].read_bytes()[:100])
+    web.forget()
+    assert collect(settings)["session"]["urls"] == 2
+    check(rows, tmp_path / "out", EXPECTED)
+
+
+def test_another_url_of_an_id_takes_its_place(web, tmp_path):
+    rows = rows_for(web, ["good"] * 2)
+    settings = config(write_list(tmp_path, rows), tmp_path / "out")
+    collect(settings)
+    rows[0]["url"] = web.url("h3", "good/4")
+    write_list(tmp_path, rows)
+    collect(settings)
+    assert sorted(path.name for path in (tmp_path / "out" / "images").iterdir()) == ["00000.good.png", "00001.good.png"]
+    assert (tmp_path / "out" / "images" / "00000.good.png").read_bytes() == picture(4)[0]
+
+
+def test_private_addresses_are_not_asked_unless_said(web, tmp_path):
+    rows = [
+        {"id": "name", "url": web.url("h1", "good/1")},
+        {"id": "number", "url": f"http://127.0.0.1:{web.port}/good/1"},
+        {"id": "mapped", "url": f"http://[::ffff:7f00:1]:{web.port}/good/1"},
+        {"id": "decimal", "url": f"http://2130706433:{web.port}/good/1"},
+        {"id": "bare", "url": "http://localhost/x.png"},
+        {"id": "file", "url": "file:///etc/passwd"},
+        {"id": "password", "url": "http://me:secret@example.org/x.png"},
+        {"id": "none", "url": "no url at all"},
+    ]
+    collect(config(write_list(tmp_path, rows), tmp_path / "out", allow_private=False))
+    _, failed = outcomes(tmp_path / "out")
+    forbidden = {name for name, row in failed.items() if row["status"] == "forbidden_address"}
+    assert forbidden == {"name", "number", "mapped"}
+    assert {row["status"] for name, row in failed.items() if name not in forbidden} == {"bad_url"}
+    assert web.told()["asked"] == {}
+
+
+def test_names_never_leave_the_folder(web, tmp_path):
+    ids = ["../up", "/etc/x", "a/b", ".hidden", "A", "a", "con", "x" * 400, "ü b", "..", "1.2.3"]
+    rows = [{"id": name, "url": web.url("h1", f"good/{number * 3}")} for number, name in enumerate(ids)]
+    summary = collect(config(write_list(tmp_path, rows), tmp_path / "out"))
+    names = sorted(path.name for path in (tmp_path / "out" / "images").iterdir())
+    assert len(names) == len(ids) == summary["ok"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["list.jsonl", "out"]
+    assert {"A.jpeg", "1.2.3.jpeg"} <= set(names)
+    assert len({name.casefold() for name in names}) == len(ids)
+    assert (summary["mended_names"], summary["names_alike"]) == (8, 1)
+
+
+def test_a_directory_keeps_its_form(web, tmp_path):
+    rows = rows_for(web, ["good"])
+    meta = write_list(tmp_path, rows)
+    collect(config(meta, tmp_path / "out"))
+    with pytest.raises(IdentityError, match="form"):
+        collect(config(meta, tmp_path / "out", form="parquet"))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text(json.dumps({}))
+    with pytest.raises(ConfigError, match="another command"):
+        collect(config(meta, tmp_path / "run"))
+
+
+def test_pauses_between_requests_are_kept(web, tmp_path):
+    rows = [{"id": str(number), "url": web.url("one", f"good/{number}")} for number in range(6)]
+    summary = collect(config(write_list(tmp_path, rows), tmp_path / "out", politeness={"per_host": 4, "pause_s": 0.1}))
+    assert summary["ok"] == 6
+    assert summary["session"]["wall_s"] >= 0.5
+
+
+def test_output_on_s3(web, tmp_path, s3):
+    from ray_app.storage import Store
+
+    rows = rows_for(web, ["good", "gone", "tornonce"])
+    bucket = s3.bucket("collected")
+    settings = config(write_list(tmp_path, rows), bucket)
+    assert collect(settings)["ok"] == 2
+    assert Store.open(bucket).names("images") == ["00000.good.jpeg", "00002.tornonce.webp"]
+    web.forget()
+    assert collect(settings)["session"]["urls"] == 0
+    assert web.told()["asked"] == {}
+
+
+def interrupted(settings, web, asked):
+    """Collect, as by a Ctrl-C once so many urls were asked."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    def watch():
+        wait_until(lambda: len(web.told()["asked"]) >= asked)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        collect(settings)
+    finally:
+        watcher.join()
+        signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.parametrize("form", ["files", "parquet"])
+def test_interrupted_it_commits_what_has_ended_and_goes_on_from_there(web, tmp_path, form):
+    rows = [{"id": f"{number:05d}.slow", "url": web.url("one", f"slow/{number}.x"), "Prompt": "a slow thing"} for number in range(24)]
+    settings = config(write_list(tmp_path, rows), tmp_path / "out", form=form, politeness={"per_host": 1}, commit_s=300)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        interrupted(settings, web, 8)  # four are in hand at once, so some have ended
+    assert RESUMABLE in caught.value.__notes__
+    committed = {row["id"]: row["place"] for row in Records(settings).read().rows.to_pylist()}
+    assert 0 < len(committed) < 24
+    web.forget()
+    assert collect(settings)["session"]["urls"] == 24 - len(committed)
+    asked = {path.split("/")[2] for path in web.told()["asked"]}
+    assert not asked & {f"{int(name[:5])}.x" for name in committed}
+    assert len(outcomes(tmp_path / "out")[0]) == 24
+
+
+def tasks_of(listed, before=None):
+    return [
+        Task(row["id"], row["url"], row["url"], row["id"], (), row, before=(before or {}).get(row["id"])) for row in listed.rows.to_pylist()
+    ]
+
+
+class Mortal(HereCrew):
+    """A real worker that is lost once, with all that it had not committed, as a node is; then there is another."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self._arguments, self.deaths = arguments, 0
+
+    def take(self, timeout_s):
+        [(worker, told)] = super().take(timeout_s)
+        if self.deaths or not told.ended:
+            return [(worker, told)]
+        self.deaths += 1
+        self._collector._keeper.commit = lambda *, end=False: []  # what dies writes nothing more
+        self._collector.close()
+        self._collector = DownloadWorker(*self._arguments)
+        return [(worker, None)]
+
+
+@pytest.mark.parametrize("form", ["files", "parquet"])
+def test_a_worker_that_is_lost_costs_nothing_but_time(web, tmp_path, form):
+    rows = rows_for(web, ["good", "moved", "gone", "slow"], times=6)
+    settings = config(write_list(tmp_path, rows), tmp_path / "out", form=form)
+    records, listed = Records(settings), read_list(settings)
+    tasks = tasks_of(listed)
+    with Lease(records.store) as lease:
+        crew = Mortal(settings, records.url, listed.columns)
+        session = DownloadSession(settings, records, lease, Progress(len(tasks), name="collect"))
+        session.run(crew, tasks)
+    assert crew.deaths == 1
+    state = records.read()
+    assert sorted(state.rows["id"].to_pylist()) == sorted(row["id"] for row in rows)
+    assert Counter(state.rows["status"].to_pylist()) == Counter(session.ended.values()) == {"ok": 18, "source_missing": 6}
+    if form == "parquet":
+        found = [row["id"] for path in (tmp_path / "out" / "data").iterdir() for row in pq.read_table(path).to_pylist()]
+        assert len(found) == len(set(found)) == 18
+
+
+def test_what_a_lost_worker_was_to_ask_again_is_asked_although_it_has_a_row(web, tmp_path):
+    rows = rows_for(web, ["flaky"] * 12)
+    meta = write_list(tmp_path, rows)
+    settings = config(meta, tmp_path / "out")
+    assert collect(config(meta, tmp_path / "out", retry={"attempts": 1}))["statuses"] == {"source_timeout": 12}
+    records, listed = Records(settings), read_list(settings)
+    state = records.read().rows.to_pylist()
+    with Lease(records.store) as lease:
+        crew = Mortal(settings, records.url, listed.columns)
+        DownloadSession(settings, records, lease, Progress(12, name="collect")).run(
+            crew, tasks_of(listed, {row["id"]: row["ended_at"] for row in state})
+        )
+    assert crew.deaths == 1
+    assert records.read().rows["status"].to_pylist() == ["ok"] * 12

@@ -1,0 +1,143 @@
+"""Lists of urls in every form: ids, labels, generators and words, and what is refused before anything is asked."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ray_app.datajobs.download import CollectConfig
+from ray_app.datajobs.download.url_table import read_list
+from ray_app.errors import ConfigError
+
+RECORD = {
+    "url": "https://host.test/x.png", "Prompt": "oil painting of a lighthouse in fog, <lora:foo:0.6>", "Negative prompt": "blurry",
+    "Sampler": "Euler a", "Seed": "42", "CFG scale": "7", "Model hash": "a1b2c3d4e5", "Model": "someMix_v2", "Size": "512x768",
+    "Steps": "28", "Clip skip": "2", "ENSD": "", "noise": "", "Source": "site", "others": "",
+}  # fmt: skip
+
+
+def read(path, **settings):
+    return read_list(CollectConfig(meta=str(path), out="unused", **settings))
+
+
+def written(path, content):
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def test_personalised_diffusions_name_their_own_models(tmp_path):
+    records = {"0012345": RECORD, "1.2": {"url": "https://host.test/y.png", "Model hash": "ff00"}, "3": {"url": "https://host.test/z"}}
+    rows = read(written(tmp_path / "pd.json", records)).rows.to_pylist()
+    assert rows[0] == {
+        "id": "0012345", "url": "https://host.test/x.png", "label": "fake", "generator": "someMix_v2",
+        "prompt": RECORD["Prompt"],
+        "negative_prompt": "blurry", "sampler": "Euler a", "seed": "42", "cfg_scale": "7", "model_hash": "a1b2c3d4e5", 
+        "model": "someMix_v2",
+        "size": "512x768", "steps": "28", "clip_skip": "2", "ensd": None, "noise": None, "meta_source": "site", "others": None,
+    }  # fmt: skip
+    assert [row["generator"] for row in rows] == ["someMix_v2", "ff00", "sdft"]
+    assert [row["id"] for row in rows] == ["0012345", "1.2", "3"]
+
+
+@pytest.mark.parametrize(("name", "generator"), [("dalle.json", "dalle-2"), ("mj.json", "midjourney")])
+def test_the_other_families_are_named_by_their_files(tmp_path, name, generator):
+    rows = read(written(tmp_path / name, {"7": {"url": "https://host.test/x", "Prompt": "a cat --ar 3:2"}})).rows.to_pylist()
+    assert rows == [{"id": "7", "url": "https://host.test/x", "label": "fake", "generator": generator, "prompt": "a cat --ar 3:2"}]
+
+
+def test_sd_json_has_no_urls_and_the_error_says_where_its_images_are(tmp_path):
+    file = written(tmp_path / "sd.json", {"abc.png": {"p": "a cat", "se": 1, "c": 7, "st": 50, "sa": "k_lms"}})
+    with pytest.raises(ConfigError, match="no urls") as caught:
+        read(file)
+    assert "DiffusionDB" in caught.value.hint
+
+
+def test_one_id_twice(tmp_path):
+    double = written(tmp_path / "mj.json", '{"7": {"url": "https://a.test/x"}, "7": {"url": "https://b.test/x"}}')
+    with pytest.raises(ConfigError, match="'7' is there twice"):
+        read(double)
+    rows = "id,url\n1,https://a.test/x\n1,https://a.test/x\n2,https://b.test/x\n3,\n"
+    listed = read(written(tmp_path / "list.csv", rows))
+    assert (len(listed.rows), listed.repeated, listed.without_url) == (2, 1, 1)
+    with pytest.raises(ConfigError, match=r"the id '1' is given to https://a\.test/x and https://c\.test/x"):
+        read(written(tmp_path / "other.csv", rows + "1,https://c.test/x\n"))
+
+
+def test_csv_keeps_texts_as_they_are(tmp_path):
+    file = written(
+        tmp_path / "list.csv", 'image_id,URL,Label,seed,"Prompt"\n007,https://a.test/x,0,1e5,"a, ""b""\nc"\n8,https://a.test/y,fake,NA,\n'
+    )
+    rows = read(file, generator="sd").rows.to_pylist()
+    assert rows[0] == {"id": "007", "url": "https://a.test/x", "label": "real", "generator": "real", "seed": "1e5", "prompt": 'a, "b"\nc'}
+    assert rows[1] == {"id": "8", "url": "https://a.test/y", "label": "fake", "generator": "sd", "seed": "NA", "prompt": None}
+
+
+def test_lines_end_where_lines_end_and_not_within_words(tmp_path):
+    file = tmp_path / "list.jsonl"
+    file.write_bytes(json.dumps({"url": "https://a.test/x", "prompt": "one\u2028two\x85three"}, ensure_ascii=False).encode() + b"\r\n")
+    assert read(file).rows["prompt"].to_pylist() == ["one\u2028two\x85three"]
+
+
+def test_the_list_is_believed_before_the_option(tmp_path):
+    file = written(tmp_path / "list.csv", "id,url,generator\n1,https://a.test/x,flux\n2,https://a.test/y,\n")
+    assert read(file, generator="sd").rows["generator"].to_pylist() == ["flux", "sd"]
+    records = {"1": {"url": "https://a.test/x", "Model": "mix"}, "2": {"url": "https://a.test/y"}}
+    assert read(written(tmp_path / "pd.json", records), generator="sd").rows["generator"].to_pylist() == ["mix", "sd"]
+
+
+def test_a_column_id_that_is_not_the_id_is_kept(tmp_path):
+    [row] = read(written(tmp_path / "list.csv", "id,name,url\n7,a,https://a.test/x\n"), id="name").rows.to_pylist()
+    assert (row["id"], row["meta_id"]) == ("a", "7")
+
+
+def test_parquet_with_numbers_and_names_of_its_own(tmp_path):
+    table = pa.table(
+        {
+            "name": [1, 2],
+            "link": ["https://a.test/x", "https://a.test/y"],
+            "uri": ["u", "v"],
+            "size": [[1, 2], [3, 4]],
+            "thumb": [b"1", b"2"],
+        }
+    )
+    pq.write_table(table, tmp_path / "list.parquet")
+    rows = read(tmp_path / "list.parquet", id="name", url="link").rows.to_pylist()
+    assert rows[1] == {"id": "2", "url": "https://a.test/y", "label": "fake", "generator": None, "meta_uri": "v", "size": "[3, 4]"}
+
+
+def test_urls_without_ids_are_named_by_their_hash(tmp_path):
+    listed = read(
+        written(tmp_path / "list.jsonl", '{"url": "https://a.test/x"}\n\n{"url": "https://a.test/x"}\n{"url": "https://a.test/y"}\n')
+    )
+    assert [len(row["id"]) for row in listed.rows.to_pylist()] == [16, 16]
+    assert listed.repeated == 1
+    assert len(read(tmp_path / "list.jsonl", limit=1).rows) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("list.txt", "https://a.test", "no list of urls"),
+        ("list.csv", "a,b\n1,2\n", "none of its columns"),
+        ("list.csv", "id,url\n1,\n", "no row has a url"),
+        ("list.csv", "id,url\n1,2,3\n", "Expected 2 columns"),
+        ("list.json", "{", "Expecting"),
+        ("list.json", '{"1": 2}', "neither"),
+        ("list.jsonl", "[1]", "line 1 is no record"),
+        ("list.parquet", "no parquet", "[Pp]arquet"),
+        ("list.csv", "id,url,label\n1,https://a.test/x,maybe\n", "'maybe' is no label"),
+    ],
+)
+def test_what_is_no_list_is_refused(tmp_path, name, content, words):
+    with pytest.raises(ConfigError, match=words) as caught:
+        read(written(tmp_path / name, content))
+    assert name in caught.value.message
+
+
+def test_a_missing_file_and_a_missing_column(tmp_path):
+    with pytest.raises(ConfigError, match=r"nowhere\.csv"):
+        read(tmp_path / "nowhere.csv")
+    with pytest.raises(ConfigError, match="no column 'href'") as caught:
+        read(written(tmp_path / "list.csv", "id,url\n1,https://a.test/x\n"), url="href")
+    assert "id, url" in caught.value.hint

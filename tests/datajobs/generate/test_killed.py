@@ -1,0 +1,68 @@
+"""Sixty-four images by each of two pipelines, killed with SIGKILL in the middle of a block and of a file, and run again."""
+
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from ray_app.datajobs.generate.file_style import plain_look
+from ray_app.datajobs.generate.requests import cut_blocks, make_orders, read_prompts
+from ray_app.datajobs.generate.run import card_of, generate_images
+from tests.datajobs.generate.cards import job, write_prompts
+
+ROOT = Path(__file__).resolve().parents[3]
+NEVER_NULL = (
+    "uri", "label", "generator", "prompt", "prompt_id", "index", "seed", "latents_sha256", "pipeline", "model", "revision", "diffusers",
+    "precision", "steps", "guidance", "generated_width", "generated_height", "width", "height", "format", "sha256", "blanked", "status",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("card", ["sd3", "flux"])
+def test_killed_in_the_middle_makes_every_image_once(card, request, tmp_path):
+    config = job(request.getfixturevalue(card), write_prompts(tmp_path / "prompts.txt", 64), tmp_path / "out", steps=1, block_images=8)
+    victim = _a_file_in_the_middle(config)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.datajobs.generate.deadly", config.model_dump_json(), victim], cwd=ROOT, capture_output=True
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    out = tmp_path / "out"
+    committed = {row["uri"] for part in sorted((out / "parts").iterdir()) for row in pq.read_table(part).to_pylist()}
+    before = {path: path.stat().st_mtime_ns for path in (out / "images").iterdir()}
+    assert 8 <= len(committed) < 64
+    assert len(before) > len(committed)  # some of the block that was under way
+
+    summary = generate_images(config).summary
+    rows = pq.read_table(out / "generated.parquet").to_pylist()
+    assert sorted(row["index"] for row in rows) == list(range(64))
+    assert len({row["latents_sha256"] for row in rows}) == len({row["seed"] for row in rows}) == 64
+    assert summary["noises"] == summary["made"] == 64
+    assert {path.relative_to(out).as_posix() for path in (out / "images").iterdir()} == {row["uri"] for row in rows}
+    assert all(before[out / uri] == (out / uri).stat().st_mtime_ns for uri in committed), "a committed image was made again"
+    assert all(hashlib.sha256((out / row["uri"]).read_bytes()).hexdigest() == row["sha256"] for row in rows)
+    assert not [name for name in NEVER_NULL if any(row[name] is None for row in rows)]
+    again = config.model_copy(update={"out": str(tmp_path / "whole"), "batch": 3})
+    generate_images(again)
+    whole = {row["index"]: row for row in pq.read_table(tmp_path / "whole/generated.parquet").to_pylist()}
+    assert all(whole[row["index"]]["latents_sha256"] == row["latents_sha256"] for row in rows)
+    told = {
+        "card": card,
+        "made": summary["made"],
+        "noises": summary["noises"],
+        "before_the_kill": len(committed),
+        "sizes": len({row["width"] for row in rows}),
+    }
+    print(json.dumps(told))
+
+
+def _a_file_in_the_middle(config):
+    """The third image of the fourth block."""
+    prompts = read_prompts(config, images=False)
+    orders = make_orders(prompts, per_prompt=1, base_seed=0, sizes=card_of(config).sizes, looks=[plain_look(config.encode)])
+    return cut_blocks(orders, config.block_images)[3].orders[2].image_path

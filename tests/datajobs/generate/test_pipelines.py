@@ -1,0 +1,105 @@
+"""Each image from its own noise, whatever it is batched with."""
+
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ray_app.datajobs.generate.file_style import FileStyle
+from ray_app.datajobs.generate.pipelines import Picture
+from ray_app.datajobs.generate.requests import ImageRequest, Prompt, make_orders
+from ray_app.errors import DetectorError
+from tests.datajobs.generate.cards import loaded, write_card
+
+PROMPTS = [Prompt(str(number), text) for number, text in enumerate(("a cat", "a dog", "a red ship", "two trees"))]
+
+
+def orders(size=(32, 32), prompts=PROMPTS) -> list[ImageRequest]:
+    return make_orders(prompts, per_prompt=1, base_seed=7, sizes=[size], looks=[FileStyle("PNG")])
+
+
+def pixels(made) -> np.ndarray:
+    return np.stack([np.asarray(one.image.convert("RGB"), np.int16) for one in made])
+
+
+@pytest.mark.parametrize("card", ["sd3", "flux"])
+def test_the_same_image_whatever_it_is_batched_with(card, request):
+    pipeline = loaded(request.getfixturevalue(card))
+    together = pipeline.make(orders((48, 32)), steps=2, guidance=3.5)
+    alone = [pipeline.make([order], steps=2, guidance=3.5)[0] for order in reversed(orders((48, 32)))][::-1]
+    assert [one.latents_sha256 for one in alone] == [one.latents_sha256 for one in together]
+    assert len({one.latents_sha256 for one in together}) == 4
+    assert np.abs(pixels(alone) - pixels(together)).max() <= 2
+    assert np.abs(pixels(together)[0] - pixels(together)[1]).mean() > 5
+    assert together[0].image.size == (48, 32)
+
+
+def test_the_hash_is_of_the_noise_that_the_seed_gives(sd3):
+    [order] = orders()[:1]
+    [made] = loaded(sd3).make([order], steps=1, guidance=1.0)
+    noise = torch.randn((1, 16, 16, 16), generator=torch.Generator("cpu").manual_seed(order.seed))
+    assert made.latents_sha256 == hashlib.sha256(noise.numpy().tobytes()).hexdigest()
+
+
+def test_a_prompt_of_its_own_stays_with_its_image(sd3):
+    pipeline = loaded(sd3)
+    swapped = [Prompt("0", "a dog"), Prompt("1", "a cat")]
+    first, second = pipeline.make(orders()[:2], steps=2, guidance=5.0), pipeline.make(orders(prompts=swapped), steps=2, guidance=5.0)
+    assert [one.latents_sha256 for one in first] == [one.latents_sha256 for one in second]
+    assert (pixels(first) != pixels(second)).any()
+
+
+def test_negative_prompts_are_given_where_the_card_takes_them(sd3):
+    pipeline = loaded(sd3)
+    unlike = [Prompt("0", "a cat", negative="ugly, blurred"), PROMPTS[1]]
+    with_one, without = pipeline.make(orders(prompts=unlike), steps=2, guidance=5.0), pipeline.make(orders()[:2], steps=2, guidance=5.0)
+    differing = (pixels(with_one) != pixels(without)).reshape(2, -1).any(axis=1)
+    assert differing.tolist() == [True, False]
+
+
+@pytest.mark.parametrize("card", ["inpainting", "xl_inpainting"])
+def test_inpainting_hashes_the_noise_and_takes_each_its_own_picture(card, request):
+    pipeline = loaded(request.getfixturevalue(card))
+    mask = Image.new("L", (32, 32), 0)
+    mask.paste(255, (0, 0, 16, 32))
+    pictures = [Picture(Image.new("RGB", (32, 32), colour), mask) for colour in ("red", "blue")]
+    made = pipeline.make(orders()[:2], pictures, steps=3, guidance=3.5)
+    swapped = pipeline.make(orders()[:2], pictures[::-1], steps=3, guidance=3.5)
+    assert [one.latents_sha256 for one in made] == [one.latents_sha256 for one in swapped]
+    assert (pixels(made) != pixels(swapped)).any()
+    alone = pipeline.make(orders()[1:2], pictures[1:], steps=3, guidance=3.5)
+    assert alone[0].latents_sha256 == made[1].latents_sha256
+    assert np.abs(pixels(alone)[0] - pixels(made)[1]).max() <= 2
+
+
+def test_what_the_safety_checker_blanks_is_told(checked):
+    picture = Picture(Image.new("RGB", (32, 32), "red"), Image.new("L", (32, 32), 255))
+    [made] = loaded(checked).make(orders()[:1], [picture], steps=1, guidance=1.0)
+    assert made.blanked
+    assert not np.asarray(made.image).any()
+
+
+def test_a_folder_that_is_another_pipeline_is_refused(sd3, tmp_path):
+    card = write_card(tmp_path, "wrong", "StableDiffusionXLInpaintPipeline", sd3.parent / "model")
+    with pytest.raises(DetectorError, match="cannot load"):
+        loaded(card)
+
+
+def test_a_lora_is_fused_at_its_scale(flux, tmp_path):
+    """Fused at s, the weight is W + s · B · A · alpha / rank."""
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+
+    plain = loaded(flux)._pipeline
+    before = plain.transformer.transformer_blocks[0].attn.to_q.weight.detach().clone()
+    plain.transformer.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=["to_q"], init_lora_weights=False))
+    layer = plain.transformer.transformer_blocks[0].attn.to_q
+    change = (layer.lora_B["default"].weight @ layer.lora_A["default"].weight).detach()
+    plain.save_lora_weights(tmp_path / "lora", transformer_lora_layers=get_peft_model_state_dict(plain.transformer))
+    lora = {"model": str(tmp_path / "lora"), "weight_name": "pytorch_lora_weights.safetensors", "scale": 0.8}
+    card = write_card(tmp_path, "tuned", "FluxPipeline", flux.parent / "model", negative=False, lora=lora)
+    fused = loaded(card)._pipeline.transformer.transformer_blocks[0].attn.to_q.weight
+    torch.testing.assert_close(fused, before + 0.8 * change)
+    assert change.abs().max() > 1e-3

@@ -1,0 +1,165 @@
+"""Prompts from every form, and what they become."""
+
+import json
+import subprocess
+import sys
+from http.server import BaseHTTPRequestHandler
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ray_app.datajobs.generate import GenerateConfig
+from ray_app.datajobs.generate.file_style import FileStyle
+from ray_app.datajobs.generate.requests import cut_blocks, digest_of_orders, make_orders, nearest_shape, pick, read_prompts, seed_of
+from ray_app.datasets import DatasetSource, build_index
+from ray_app.errors import ConfigError, StorageError
+from ray_app.storage import Store
+from tests.http_server import HttpServer
+from tests.storage.faulty_server import FaultyServer
+
+SEEDS = [5139938044916651094, 8333433344501418808, 6363984814392141082]
+ROWS = [{"id": "a.1", "prompt": "a cat", "negative_prompt": "ugly"}, {"id": "b", "prompt": "a, dog", "negative_prompt": None}]
+
+
+class Moved(HttpServer):
+    """Sends everybody to another server."""
+
+    def __init__(self, to):
+        self.to = to
+        super().__init__(MovedHandler)
+
+
+class MovedHandler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(302)
+        self.send_header("Location", self.server.owner.to + self.path)
+        self.end_headers()
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+def config(prompts, **more):
+    return GenerateConfig.model_validate({"pipeline": "sd-3.5", "prompts": str(prompts), **more})
+
+
+def read(prompts, **more):
+    return [(one.id, one.text, one.negative) for one in read_prompts(config(prompts, **more), images=False)]
+
+
+def test_lines_of_a_text_are_numbered_and_empty_ones_left_out(tmp_path):
+    (tmp_path / "prompts.txt").write_text("\ufeffa cat\n\n  \nein Hund, größer\n", encoding="utf-8")
+    assert read(tmp_path / "prompts.txt") == [("0", "a cat", None), ("1", "ein Hund, größer", None)]
+
+
+def test_words_stay_as_they_stand_there(tmp_path):
+    (tmp_path / "prompts.csv").write_text("id,prompt\n007,NA\n8,null\n")
+    assert read(tmp_path / "prompts.csv") == [("007", "NA", None), ("8", "null", None)]
+    (tmp_path / "prompts.txt").write_bytes("a cat\u2028on a mat\r\na dog\n".encode())
+    assert read(tmp_path / "prompts.txt") == [("0", "a cat\u2028on a mat", None), ("1", "a dog", None)]
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+def test_tables_bring_ids_and_negative_prompts(tmp_path, form):
+    path = tmp_path / f"prompts.{form}"
+    if form == "csv":
+        path.write_text('id,prompt,negative_prompt\na.1,a cat,ugly\nb,"a, dog",\n')
+    elif form == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    else:
+        pq.write_table(pa.Table.from_pylist(ROWS), path)
+    assert read(path, negative_prompt="blurred") == [("a.1", "a cat", "ugly"), ("b", "a, dog", "blurred")]
+
+
+def test_an_index_brings_its_prompts_groups_and_for_inpainting_its_real_images(reals, tmp_path):
+    source = DatasetSource.model_validate({"at": [str(reals)], "layout": "columns", "arguments": {"label": "kind"}})
+    text = reals.read_text().splitlines()
+    kinds = ["kind", "real", "real", "fake", "real", "real", "real"]
+    reals.write_text("\n".join(f"{line.replace('mask_uri', 'seen')},{kind}" for line, kind in zip(text, kinds, strict=True)) + "\n")
+    build_index(source, Store.open(str(tmp_path / "index")))
+    assert len(read(tmp_path / "index")) == 6
+    found = read_prompts(config(tmp_path / "index"), images=True)
+    assert len(found) == 5
+    assert {one.group for one in found} == {f"scene-{number}" for number in (0, 1, 3, 4, 5)}
+    assert all(one.image is not None and one.image.uri.startswith(str(reals.parent)) for one in found)
+
+
+def test_a_table_of_images_brings_masks_beside_it(reals):
+    found = read_prompts(config(reals), images=True)
+    assert [one.mask for one in found] == [str(reals.parent / f"{number}-mask.png") for number in range(3)] + [None] * 3
+
+
+def test_images_may_be_listed_on_private_servers_where_that_is_allowed():
+    with FaultyServer() as server, Moved(server.url) as other:
+        server.objects["/p.csv"] = f"uri,prompt\n{server.url}/a.png,a cat\n".encode()
+        with pytest.raises(StorageError, match="not on the public Internet"):
+            read_prompts(config(f"list::{other.url}/p.csv"), images=True)
+        [found] = read_prompts(config(f"list::{other.url}/p.csv", allow_private=True), images=True)
+        assert found.image.uri == f"{server.url}/a.png"
+
+
+@pytest.mark.parametrize("kind", ["", "list::"])
+def test_a_table_from_elsewhere_names_no_local_mask(tmp_path, kind):
+    with FaultyServer() as server:
+        server.objects["/p.csv"] = f"uri,prompt,mask_uri\n{server.url}/a.png,a cat,/etc/passwd\n".encode()
+        with pytest.raises(ConfigError, match="may not say that a mask lies at /etc/passwd"):
+            read_prompts(config(f"{kind}{server.url}/p.csv"), images=True)
+    (tmp_path / "p.csv").write_text("uri,prompt,mask_uri\na.png,a cat,m.png\n")
+    [found] = read_prompts(config(f"{kind}{tmp_path}/p.csv"), images=True)
+    assert found.mask == f"{tmp_path}/m.png"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [("id,prompt\n1,a\n1,b\n", "stands twice"), ("id,words\n1,a\n", "no column 'prompt'"), ("id,prompt\n1,\n", "no prompt")],
+)
+def test_what_cannot_be_used_is_said(tmp_path, text, told):
+    (tmp_path / "prompts.csv").write_text(text)
+    with pytest.raises(ConfigError, match=told):
+        read(tmp_path / "prompts.csv")
+
+
+def test_prompts_nested_without_an_end_are_refused_before_they_are_parsed(tmp_path):
+    """In a process of its own: the parser would end it."""
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a cat", "x": ' + "[" * 100_000 + "]" * 100_000 + "}\n")
+    program = (
+        "import sys; from ray_app.datajobs.generate import GenerateConfig; from ray_app.datajobs.generate.requests import read_prompts; "
+        "read_prompts(GenerateConfig(pipeline='sd-3.5', prompts=sys.argv[1]), images=False)"
+    )
+    told = subprocess.run([sys.executable, "-c", program, tmp_path / "prompts.jsonl"], capture_output=True, text=True, check=False)
+    assert told.returncode == 1
+    assert "64 brackets in one another" in told.stderr
+
+
+def test_seeds_are_these_for_ever():
+    assert [seed_of(0, 0), seed_of(0, 1), seed_of(1, 0)] == SEEDS
+    assert len({seed_of(base, index) for base in range(20) for index in range(500)}) == 10_000
+    assert all(0 <= seed_of(0, index) < 2**63 for index in range(100))
+
+
+def test_sizes_are_drawn_in_their_shares():
+    drawn = [pick(seed_of(3, index), "size", 4) for index in range(4000)]
+    assert all(900 < drawn.count(one) < 1100 for one in range(4))
+
+
+def test_orders_follow_from_their_numbers_alone(tmp_path):
+    (tmp_path / "prompts.txt").write_text("".join(f"thing {number}\n" for number in range(40)))
+    prompts = read_prompts(config(tmp_path / "prompts.txt"), images=False)
+    drawn = {"sizes": [(32, 32), (48, 32)], "looks": [FileStyle("PNG"), FileStyle("JPEG", 80, "4:2:0")]}
+    whole = make_orders(prompts, per_prompt=2, base_seed=5, **drawn)
+    assert make_orders(prompts[:10], per_prompt=2, base_seed=5, **drawn) == whole[:20]
+    assert len({order.seed for order in whole}) == 80
+    assert {order.size for order in whole} == {(32, 32), (48, 32)}
+    assert digest_of_orders(whole) != digest_of_orders(make_orders(prompts, per_prompt=2, base_seed=6, **drawn))
+    blocks = cut_blocks(whole, 8)
+    assert sorted(order.index for block in blocks for order in block.orders) == list(range(80))
+    assert all(len({order.size for order in block.orders}) == 1 and len(block.orders) <= 8 for block in blocks)
+
+
+def test_a_real_file_of_another_shape_gets_the_nearest():
+    sizes = [(1024, 1024), (1024, 512), (768, 1024)]
+    assert [nearest_shape(size, sizes) for size in [(500, 480), (4000, 2100), (600, 800)]] == sizes

@@ -1,0 +1,221 @@
+"""Jobs from end to end, in this process: tables, files, refusals, resuming."""
+
+import hashlib
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from ray_app.archives import open_source
+from ray_app.cli.main import main
+from ray_app.datajobs.generate import load_pipeline_card
+from ray_app.datajobs.generate.file_style import FileStyle
+from ray_app.datajobs.generate.pipelines import LoadedPipeline, find_model
+from ray_app.datajobs.generate.requests import cut_blocks, make_orders, read_prompts
+from ray_app.datajobs.generate.run import card_of, generate_images
+from ray_app.datajobs.generate.worker import GenerationJob, GenerationWorker
+from ray_app.datasets import DatasetSource, build_index
+from ray_app.datasets.index import read_index
+from ray_app.errors import ClusterError, ConfigError, DetectorError, IdentityError
+from ray_app.images.provenance import ProvenancePolicy, ProvenanceReader
+from ray_app.storage import Store
+from tests.datajobs.generate.cards import job, write_card, write_prompts
+
+
+def rows(out, name="generated"):
+    return pq.read_table(out / f"{name}.parquet").to_pylist()
+
+
+def source_types(data, kind):
+    return ProvenanceReader(ProvenancePolicy()).read(data, kind).digital_source_type
+
+
+def test_words_become_files_and_rows_that_others_take(sd3, tmp_path):
+    prompts = write_prompts(tmp_path / "prompts.txt", 5)
+    reals = tmp_path / "reals"
+    reals.mkdir()
+    for number in range(4):
+        Image.effect_noise((80, 60), 50).convert("RGB").save(reals / f"{number}.jpg", quality=70 + number, subsampling=number % 2)
+    config = job(sd3, prompts, tmp_path / "out", per_prompt=2, like={"source": str(reals)}, steps=1)
+    done = generate_images(config)
+    assert (done.summary["made"], done.summary["noises"], done.summary["like"]["files"]) == (10, 10, 4)
+    made = rows(tmp_path / "out")
+    assert sorted(row["index"] for row in made) == list(range(10))
+    assert len({row["seed"] for row in made}) == 10
+    for row in made:
+        data = (tmp_path / "out" / row["uri"]).read_bytes()
+        assert hashlib.sha256(data).hexdigest() == row["sha256"]
+        assert source_types(data, "JPEG") == ("trainedAlgorithmicMedia",)
+        with Image.open(tmp_path / "out" / row["uri"]) as image:
+            assert image.size == (row["width"], row["height"]) == (row["generated_width"], row["generated_height"])
+        assert (row["format"], row["quality"] in range(70, 74), row["generator"], row["label"]) == ("JPEG", True, "tiny-sd3", "fake")
+        assert (row["steps"], row["guidance"], row["diffusers"], row["precision"]) == (1, 3.5, "0.42.1", "fp32")
+        assert row["revision"].startswith("sha256:")
+        assert row["prompt"] == prompts.read_text().splitlines()[row["index"] // 2]
+    listed = list(open_source([str(tmp_path / "out/generated.parquet")]))
+    assert {item.uri for item in listed} == {str(tmp_path / "out" / row["uri"]) for row in made}
+    source = DatasetSource.model_validate({"at": [str(tmp_path / "out/generated.parquet")]})
+    assert build_index(source, Store.open(str(tmp_path / "index"))).rows == 10
+    inputs = read_index(str(tmp_path / "index"))["input"].to_pylist()
+    assert {one["label"] for one in inputs} == {"fake"}
+    assert {one["generator"] for one in inputs} == {"tiny-sd3"}
+    assert len({one["group"] for one in inputs}) == 5
+
+    # The same command has nothing to do; another one is refused.
+    assert generate_images(config).summary["session"]["blocks"] == 0
+    with pytest.raises(IdentityError, match="seed"):
+        generate_images(config.model_copy(update={"seed": 1}))
+    write_prompts(prompts, 6)
+    with pytest.raises(IdentityError, match="orders"):
+        generate_images(config)
+
+
+def test_local_edits_have_masks_and_keep_the_pixels_outside(inpainting, reals, tmp_path):
+    (reals.parent / "4.jpg").write_bytes((reals.parent / "4.jpg").read_bytes()[:200])
+    config = job(inpainting, reals, tmp_path / "out", columns={"id": "file_name"})
+    done = generate_images(config)
+    assert done.summary["statuses"] == {"ok": 5, "truncated_image": 1} or done.summary["statuses"] == {"ok": 5, "corrupt_image": 1}
+    [bad] = rows(tmp_path / "out", "failed")
+    assert bad["real_uri"].endswith("4.jpg")
+    assert bad["uri"] is None
+    made = rows(tmp_path / "out")
+    for row in made:
+        data = (tmp_path / "out" / row["uri"]).read_bytes()
+        assert source_types(data, "PNG") == ("compositeWithTrainedAlgorithmicMedia",)
+        mask = np.asarray(Image.open(tmp_path / "out" / row["mask"]))
+        assert set(np.unique(mask)) == {0, 255}
+        assert row["mask_share"] == pytest.approx((mask > 0).mean(), abs=1e-6)
+        real = Image.open(row["real_uri"]).convert("RGB")
+        from ray_app.datajobs.generate.worker import covered
+
+        expected = np.asarray(covered(real, (32, 32)))
+        found = np.asarray(Image.open(tmp_path / "out" / row["uri"]))
+        assert np.array_equal(found[mask == 0], expected[mask == 0])
+        assert (found[mask > 0] != expected[mask > 0]).any()
+        assert row["group"] == f"scene-{row['index']}"
+        if row["index"] < 3:
+            assert row["mask_share"] == pytest.approx(0.5, abs=0.05)
+    told = {"at": [str(tmp_path / "out/generated.parquet")], "arguments": {"root": str(tmp_path / "out")}}
+    build_index(DatasetSource.model_validate(told), Store.open(str(tmp_path / "index")))
+    inputs = read_index(str(tmp_path / "index"))["input"].to_pylist()
+    assert {one["mask_uri"] for one in inputs} == {str(tmp_path / "out" / row["mask"]) for row in made}
+
+
+def test_what_is_blanked_is_a_row_and_no_file(checked, reals, tmp_path):
+    done = generate_images(job(checked, reals, tmp_path / "out", limit=2, columns={"id": "file_name"}))
+    assert done.exit_code == 3
+    assert done.summary["statuses"] == {"blanked": 2}
+    failed = rows(tmp_path / "out", "failed")
+    assert all(row["blanked"] and row["uri"] is None and row["latents_sha256"] for row in failed)
+    assert not (tmp_path / "out/images").exists()
+    assert (
+        generate_images(job(checked, reals, tmp_path / "out", limit=2, columns={"id": "file_name"}), retry=True).summary["session"][
+            "blocks"
+        ]
+        == 0
+    )
+
+
+def test_what_the_pipeline_refuses_is_a_row_and_retried_when_asked(sd3, tmp_path):
+    card = write_card(tmp_path, "wrong", "StableDiffusion3Pipeline", sd3.parent / "model", arguments={"max_sequence_length": 4096})
+    config = job(card, write_prompts(tmp_path / "prompts.txt", 2), tmp_path / "out")
+    assert generate_images(config).summary["statuses"] == {"pipeline_failed": 2}
+    assert "max_sequence_length" in rows(tmp_path / "out", "failed")[0]["detail"]
+    assert generate_images(config).summary["session"]["blocks"] == 0
+    assert generate_images(config, retry=True).summary["session"]["blocks"] > 0
+
+
+class _Small(LoadedPipeline):
+    """A pipeline on a device that holds so many images at once."""
+
+    def __init__(self, pipeline, most):
+        self.tried, self._inner, self._most = [], pipeline, most
+
+    def make(self, orders, pictures=(), **settings):
+        self.tried.append(len(orders))
+        if len(orders) > self._most:
+            raise MemoryError("CUDA out of memory")
+        return self._inner.make(orders, pictures, **settings)
+
+
+def maker(card, prompts, out, most, batch):
+    config = job(card, prompts, out, batch=batch, steps=1)
+    found = load_pipeline_card(card)
+    made = GenerationWorker(GenerationJob(Store.open(str(out)), found, find_model(found), config, "cpu", "fp32"))
+    made._ready()
+    made._pipeline = _Small(made._pipeline, most)
+    orders = make_orders(read_prompts(config, images=False), per_prompt=1, base_seed=0, sizes=[(32, 32)], looks=[FileStyle("PNG")])
+    return made, cut_blocks(orders, 8)
+
+
+def test_short_memory_halves_the_batch_and_it_stays_so(sd3, tmp_path):
+    made, blocks = maker(sd3, write_prompts(tmp_path / "prompts.txt", 16), tmp_path / "out", most=3, batch=8)
+    assert [made(block) for block in blocks] == [{"images": 8, "bad": 0}] * 2
+    assert made._pipeline.tried == [8, 4, 2, 2, 2, 2, 2, 2, 2, 2]
+    assert made.batch == 2
+
+
+def test_one_image_that_does_not_fit_ends_the_job(sd3, tmp_path):
+    made, blocks = maker(sd3, write_prompts(tmp_path / "prompts.txt", 2), tmp_path / "out", most=0, batch=4)
+    with pytest.raises(ClusterError, match="not even one image"):
+        made(blocks[0])
+
+
+def test_a_licence_has_to_be_accepted(sd3, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TOUCHSTONE_CONFIG", str(tmp_path / "config.yaml"))
+    prompts = write_prompts(tmp_path / "prompts.txt", 1)
+    more = {"terms": "non-commercial", "licence": "tiny-non-commercial"}
+    card = write_card(tmp_path, "held", "StableDiffusion3Pipeline", sd3.parent / "model", **more)
+    with pytest.raises(DetectorError, match="not accepted") as refused:
+        generate_images(job(card, prompts, tmp_path / "out"))
+    assert "--accept-licence held" in refused.value.hint
+    command = ["generate", str(card), "--prompts", str(prompts), "--out", str(tmp_path / "out"), "--set", "device=cpu"]
+    assert main(command) == 4
+    assert main([*command, "--accept-licence", str(card), "--json"]) == 0
+    said = capsys.readouterr()
+    assert "accepted: held, licence tiny-non-commercial" in said.err
+    assert json.loads(said.out)["made"] == 1
+    assert main(command) == 0
+    assert "1 of 1 image by held" in (told := capsys.readouterr().out)
+    assert f"touchstone index {tmp_path}/out/generated.parquet --layout columns --out INDEX" in told
+
+
+def test_a_job_of_its_own_in_yaml(sd3, tmp_path):
+    (tmp_path / "job.yaml").write_text(f"pipeline: {sd3}\nsteps: 1\ndevice: cpu\nencode: {{format: WEBP, quality: 75}}\n")
+    write_prompts(tmp_path / "prompts.txt", 1)
+    assert main(["generate", str(tmp_path / "job.yaml"), "--prompts", str(tmp_path / "prompts.txt"), "--out", str(tmp_path / "out")]) == 0
+    [row] = rows(tmp_path / "out")
+    assert (row["format"], row["quality"], row["uri"]) == ("WEBP", 75, "images/00000000.webp")
+
+
+def test_what_is_missing_is_said(sd3, tmp_path):
+    prompts = write_prompts(tmp_path / "prompts.txt", 1)
+    with pytest.raises(DetectorError, match=r"no model_index\.json"):
+        generate_images(job(write_card(tmp_path, "gone", "FluxPipeline", tmp_path / "nowhere"), prompts, tmp_path / "out"))
+    with pytest.raises(ConfigError, match="has no NonePipeline"):
+        generate_images(job(write_card(tmp_path, "none", "NonePipeline", sd3.parent / "model"), prompts, tmp_path / "out"))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/run.json").write_text("{}")
+    with pytest.raises(ConfigError, match="scored run"):
+        generate_images(job(sd3, prompts, tmp_path / "other"))
+
+
+def test_another_model_in_the_place_of_the_cards(flux, sd3, tmp_path):
+    config = job(flux, tmp_path / "none.txt", tmp_path / "out", model=str(sd3.parent / "model"))
+    assert card_of(config).local_folder == sd3.parent / "model"
+    assert card_of(config).diffusers_class == "FluxPipeline"
+
+
+def test_words_that_the_pipeline_does_not_hear_are_in_no_row(flux, tmp_path):
+    config = job(flux, write_prompts(tmp_path / "prompts.txt", 2), tmp_path / "out", steps=1, negative_prompt="ugly")
+    assert generate_images(config).summary["made"] == 2
+    assert [row["negative_prompt"] for row in rows(tmp_path / "out")] == [None, None]
+
+
+def test_a_real_set_that_is_not_there_leaves_no_directory(sd3, tmp_path):
+    prompts = write_prompts(tmp_path / "prompts.txt", 1)
+    with pytest.raises(ConfigError, match="no such file or folder"):
+        generate_images(job(sd3, prompts, tmp_path / "out", like={"source": str(tmp_path / "nowhere")}))
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,221 @@
+import json
+import pickle
+import re
+import resource
+import tarfile
+
+import pyarrow.parquet as pq
+import pytest
+
+from ray_app.datajobs.shards import PackConfig, run
+from ray_app.datajobs.shards.run import pack_archive
+from ray_app.errors import RESUMABLE, ConfigError, IdentityError, StorageError
+from tests.datajobs.shards import archives
+from tests.datajobs.shards.archives import contents, hashes, samples, unpacked
+
+SMALL = 0.03  # MB: two blocks of 64 members of some hundred bytes
+
+
+def pack(source, out, **settings):
+    retry = settings.pop("retry", False)
+    return pack_archive(PackConfig(source=(str(source),), out=str(out), **settings), retry=retry)
+
+
+@pytest.mark.parametrize("form", ["parquet", "webdataset"])
+@pytest.mark.parametrize("given", archives.FORMS)
+def test_every_source_keeps_its_bytes_in_every_form(tmp_path, given, form):
+    content = archives.files()
+    summary = pack(archives.FORMS[given](tmp_path, content), tmp_path / "out", form=form)
+    found = samples(tmp_path / "out")
+    assert sorted(archives.sha256(sample["data"]) for sample in found) == hashes(content)
+    assert [sample["source"]["sha256"] for sample in found] == [archives.sha256(sample["data"]) for sample in found]
+    assert (summary["members"], summary["packed"], summary["unpacked"], summary["shards"]) == (9, 9, 0, 1)
+    assert summary["formats"]["none"] == [sample["source"]["format"] for sample in found].count(None) == 2
+    if given in ("parquet", "list"):
+        assert sorted(sample["beside"]["label"] for sample in found) == [0] * 5 + [1] * 4
+
+
+@pytest.fixture
+def many(tmp_path):
+    """Members of a few hundred bytes, enough for several blocks."""
+    content = {f"{index:04}.bin": f"content {index}".encode() * 20 for index in range(300)}
+    return archives.as_prefix(tmp_path, content)
+
+
+@pytest.mark.parametrize("form", ["parquet", "webdataset"])
+def test_interrupted_and_run_again_gives_the_same_files(many, tmp_path, form, monkeypatch):
+    whole = pack(many, tmp_path / "whole", form=form, shard_mb=SMALL)
+    assert whole["shards"] == 3
+
+    def stops(function, items):
+        yield function(items[0])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "in_turn", stops)
+        with pytest.raises(KeyboardInterrupt) as stopped:
+            pack(many, tmp_path / "out", form=form, shard_mb=SMALL)
+    assert RESUMABLE in stopped.value.__notes__
+    assert len(contents(tmp_path / "out")) == 1
+    summary = pack(many, tmp_path / "out", form=form, shard_mb=SMALL)
+    assert summary["session"]["shards"] == 2
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert pack(many, tmp_path / "out", form=form, shard_mb=SMALL)["session"]["shards"] == 0
+
+
+@pytest.mark.slow
+def test_tasks_of_a_cluster_write_the_same_files(many, tmp_path, ray_cluster, monkeypatch):
+    pack(many, tmp_path / "whole", shard_mb=SMALL)
+    monkeypatch.setattr(run, "_SMALL_BYTES", 0)
+    monkeypatch.setattr(run, "in_turn", None)
+    assert pack(many, tmp_path / "out", shard_mb=SMALL)["session"]["shards"] == 3
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_what_writes_shards_travels(many, tmp_path, monkeypatch):
+    pack(many, tmp_path / "whole", shard_mb=SMALL)
+    elsewhere = lambda function, items: map(pickle.loads(pickle.dumps(function)), pickle.loads(pickle.dumps(list(items))))  # noqa: E731
+    monkeypatch.setattr(run, "in_turn", elsewhere)
+    pack(many, tmp_path / "out", shard_mb=SMALL)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_shards_are_archives_like_any_other(tmp_path):
+    content = archives.files()
+    pack(archives.as_list(tmp_path, content), tmp_path / "once", form="webdataset")
+    pack(tmp_path / "once/data", tmp_path / "twice")
+    pack(tmp_path / "twice/data", tmp_path / "thrice", form="webdataset")
+    found = samples(tmp_path / "thrice")
+    assert sorted(archives.sha256(sample["data"]) for sample in found) == hashes(content)
+    # What was known of a member in the first place is still there, one layer deeper each time.
+    first = json.loads(found[0]["beside"]["json"])
+    assert set(first) == {"source", "label"}
+    assert first["source"]["sha256"] == archives.sha256(found[0]["data"])
+
+
+def test_names_never_become_paths(tmp_path):
+    content = {name.replace("/", "_"): archives.factory.jpeg() for name in archives.HOSTILE}
+    tarred = archives.as_tar(tmp_path, content | {"../../escape.jpg": b"x", "/etc/absolute.jpg": b"y"})
+    summary = pack(tarred, tmp_path / "out", form="webdataset")
+    with tarfile.open(tmp_path / "out/data/train-00000-of-00001.tar") as tar:
+        names = tar.getnames()
+        assert all(re.fullmatch(r"\d{5}-\d{6}-[0-9a-f]{8}\.(jpg|json)", name) for name in names)
+        assert len(set(names)) == len(names) == 2 * len(content)
+        assert {(info.mtime, info.uid, info.gid, info.uname) for info in tar} == {(0, 0, 0, "")}
+    assert {sample["source"]["member"] for sample in samples(tmp_path / "out")} == set(content)
+    assert {row["member"]: row["status"] for row in unpacked(tmp_path / "out")} == dict.fromkeys(
+        ("../../escape.jpg", "/etc/absolute.jpg"), "unsafe_member"
+    )
+    assert summary["packed"] + summary["unpacked"] == summary["members"] == len(content) + 2
+
+
+def test_what_cannot_be_read_is_listed_and_can_be_tried_again(tmp_path, monkeypatch):
+    photos = archives.as_prefix(tmp_path, archives.files())
+    changed, gone = photos / "album/000.jpg", photos / "album/001.png"
+    kept = gone.read_bytes()
+
+    def changes(function, items):
+        changed.write_bytes(b"another")
+        gone.unlink()
+        yield from map(function, items)
+
+    monkeypatch.setattr(run, "in_turn", changes)
+    summary = pack(photos, tmp_path / "out")
+    assert {row["uri"]: row["status"] for row in unpacked(tmp_path / "out")} == {
+        str(changed): "source_changed", str(gone): "source_missing"}  # fmt: skip
+    assert all(row["detail"] for row in unpacked(tmp_path / "out"))
+    assert (summary["packed"], summary["statuses"]) == (7, {"source_changed": 1, "source_missing": 1})
+    monkeypatch.undo()
+    assert pack(photos, tmp_path / "out")["packed"] == 7
+    gone.write_bytes(kept)
+    summary = pack(photos, tmp_path / "out", retry=True)
+    assert (summary["session"]["shards"], summary["packed"] + summary["unpacked"]) == (1, 9)
+
+
+def test_a_member_over_the_limit_is_listed(tmp_path):
+    photos = archives.as_prefix(tmp_path, {"large": b"x" * 2000, "small": b"x" * 1000})
+    assert pack(photos, tmp_path / "out", max_member_bytes=1000)["statuses"] == {"image_too_large": 1}
+
+
+def test_a_directory_belongs_to_one_command(tmp_path):
+    photos = archives.as_prefix(tmp_path, archives.files(3))
+    pack(photos, tmp_path / "out")
+    for settings in ({"form": "webdataset"}, {"shard_mb": 1.0}, {"exclude": ("*.txt",)}):
+        with pytest.raises(IdentityError, match=next(iter(settings))):
+            pack(photos, tmp_path / "out", **settings)
+    with pytest.raises(IdentityError, match="source"):
+        pack(photos / "album", tmp_path / "out")
+
+
+def test_a_misspelt_source_claims_nothing(tmp_path):
+    photos = archives.as_prefix(tmp_path, archives.files(3))
+    with pytest.raises(ConfigError, match="no such file"):
+        pack(tmp_path / "fotos", tmp_path / "out")
+    assert pack(photos, tmp_path / "out")["packed"] == 3
+
+
+def test_output_inside_the_source_is_not_packed(tmp_path):
+    photos = archives.as_prefix(tmp_path, archives.files(3))
+    assert pack(photos, photos / "out")["members"] == 3
+
+
+def test_denied_output_stops_with_a_hint(tmp_path, s3):
+    photos = archives.as_prefix(tmp_path, archives.files(3))
+    with pytest.raises(StorageError, match="no-such-bucket"):
+        pack(photos, "s3://no-such-bucket/out")
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StorageError):
+        pack(photos, tmp_path / "file/out")
+
+
+def test_a_full_disk_stops_with_a_hint_and_the_same_command_goes_on(tmp_path):
+    photos = archives.as_prefix(tmp_path, {f"{index:03}": bytes([index]) * 8000 for index in range(100)})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, hard))  # the kernel refuses as on a full disk
+    try:
+        with pytest.raises(StorageError, match="too large") as stopped:
+            pack(photos, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "TMPDIR" in stopped.value.hint
+    assert RESUMABLE in stopped.value.__notes__
+    assert pack(photos, tmp_path / "out")["packed"] == 100
+
+
+def test_packs_from_and_to_a_bucket(tmp_path, s3):
+    client, bucket = s3.client(), s3.bucket("packing")
+    content = archives.files()
+    for name, data in content.items():
+        client.put_object(Bucket="packing", Key=f"photos/{name}", Body=data)
+    summary = pack(f"{bucket}/photos", f"{bucket}/out")
+    assert (summary["packed"], summary["unpacked"]) == (9, 0)
+    (tmp_path / "data").mkdir()
+    client.download_file("packing", "out/data/train-00000-of-00001.parquet", str(tmp_path / "data/one.parquet"))
+    assert sorted(archives.sha256(sample["data"]) for sample in samples(tmp_path)) == hashes(content)
+
+
+def test_row_groups_are_small_and_indexed(many, tmp_path):
+    pack(many, tmp_path / "out")
+    metadata = pq.ParquetFile(tmp_path / "out/data/train-00000-of-00001.parquet").metadata
+    assert [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)] == [100, 100, 100]
+    image = metadata.row_group(0).column(0)
+    assert (image.path_in_schema, image.compression, image.has_offset_index) == ("image.bytes", "UNCOMPRESSED", True)
+    assert json.loads(pq.read_schema(tmp_path / "out/data/train-00000-of-00001.parquet").metadata[b"huggingface"])
+
+
+def test_any_column_of_a_list_may_have_any_name(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"not even an image")
+    (tmp_path / "list.csv").write_text(f"uri,touchstone.sha256,image\n{tmp_path}/a.jpg,of another file,5\n")
+    assert pack(tmp_path / "list.csv", tmp_path / "out")["packed"] == 1
+    (sample,) = samples(tmp_path / "out")
+    assert sample["beside"] == {"touchstone.sha256": "of another file", "input.image": 5}
+
+
+def test_what_a_later_command_leaves_open_is_as_it_was_begun(tmp_path):
+    source = archives.FORMS["tar"](tmp_path, archives.files())
+    out = tmp_path / "out"
+    begun = pack(source, out, container_limits={"max_ratio": 50.0}, form="webdataset")
+    again = pack(source, out)
+    assert (again["form"], again["packed"], again["session"]["shards"]) == ("webdataset", begun["packed"], 0)
+    with pytest.raises(IdentityError, match=r"container_limits\.max_ratio: this command 60\.0, the directory 50\.0"):
+        pack(source, out, container_limits={"max_ratio": 60.0})

@@ -1,0 +1,124 @@
+import pytest
+
+from ray_app.archives import Archive, ListedMember
+from ray_app.datasets.labels import prompt_group
+from ray_app.datasets.layouts import make_layout
+from ray_app.errors import ConfigError
+from ray_app.storage.urls import scheme_of
+from tests.datasets.layouts.telling import refused, row, told
+from tests.datasets.published import picture, write_files, write_parquet, write_shard, write_zip
+
+PICTURES = [picture(number) for number in range(4)]
+
+
+def test_columns_of_a_list(tmp_path):
+    write_files(tmp_path, "a.png", "b.png", "m.png")
+    (tmp_path / "list.csv").write_text(
+        f"path,label,generator,mask,prompt,split,group\na.png,Fake,sdxl,{tmp_path}/m.png,A cat,train,g1\nb.png,0,camera,m.png,a cat,test,\n"
+    )
+    found = told(make_layout("columns", {}), tmp_path / "list.csv")
+    fake, real = found["a.png"][0], found["b.png"][0]
+    assert (fake.label, fake.generator, fake.mask_uri, fake.prompt, fake.split, fake.group) == (
+        "fake", "sdxl", f"{tmp_path}/m.png", "A cat", "train", "g1",
+    )  # fmt: skip
+    assert (real.label, real.generator, real.mask_uri, real.group) == ("real", "real:camera", None, prompt_group("a cat"))
+    assert found["b.png"][1] == "test"
+
+
+def test_columns_by_other_names_with_masks_below_a_root(tmp_path):
+    layout = make_layout("columns", {"label": "kind", "mask": "where", "root": str(tmp_path / "masks")})
+    assert layout.labels(row(kind="fake", where="x/1.png")).mask_uri == f"{tmp_path}/masks/x/1.png"
+    assert layout.labels(row(kind="fake", where="s3://b/1.png")).mask_uri == "s3://b/1.png"
+    assert "relative" in refused(make_layout("columns", {}), row(label="fake", mask="x/1.png"))
+
+
+def test_columns_follow_the_names_that_a_table_gives_its_numbers(tmp_path):
+    write_parquet(tmp_path / "x.parquet", {"image": PICTURES[:2], "label": [0, 1]}, labels=["fake", "real"])
+    assert [labels.label for labels, _ in told(make_layout("columns", {}), tmp_path).values()] == ["fake", "real"]
+
+
+def test_columns_of_a_webdataset_are_the_fields_of_its_sidecars(tmp_path):
+    write_shard(tmp_path / "00000.tar", a={"label": 1, "generator": "sdxl", "prompt": "A cat"}, b={"label": 0})
+    found = told(make_layout("columns", {}), tmp_path)
+    assert {name: (one.label, one.generator, one.group) for name, (one, _) in found.items()} == {
+        "a.png": ("fake", "sdxl", prompt_group("a cat")),
+        "b.png": ("real", "real", None),
+    }
+
+
+@pytest.mark.parametrize("sidecar", ["[1, 2]", "label: real", '"real"'])
+def test_a_sidecar_without_fields_is_refused(tmp_path, sidecar):
+    with pytest.raises(ConfigError, match=r"00000\.tar/a\.png: the \.json beside it is no JSON object"):
+        told(make_layout("columns", {}), write_shard(tmp_path / "00000.tar", a=sidecar))
+
+
+@pytest.mark.parametrize("mask", ["https://host/m.png?X-Amz-Signature=a1b2", "https://me:a1b2@host/m.png"])
+def test_keys_of_masks_are_not_kept(mask):
+    message = refused(make_layout("columns", {}), row(label="fake", mask=mask))
+    assert "its mask https://host/m.png is named with a key" in message
+    assert "a1b2" not in message
+
+
+def test_columns_refuse_what_is_not_said():
+    layout = make_layout("columns", {})
+    assert "no column 'label'" in refused(layout, row(lable="real"))
+    assert "row 7" in refused(layout, row(label="maybe"))
+    assert "generator is 'real'" in refused(layout, row(label="fake", generator="real"))
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "/etc/hostname",
+        "file:///etc/hostname",
+        "http://169.254.169.254/x",
+        "s3://b/m.png",
+        "/data/b.parquet#row=0&column=m",
+        "local:///etc/x",
+    ],
+)
+def test_an_archive_does_not_say_where_masks_lie(place, tmp_path):
+    layout = make_layout("columns", {})
+    for column in ("mask", "mask_uri"):
+        assert f"may not say that its mask lies at {place}" in refused(layout, row(label="fake", **{column: place}))
+    if scheme_of(place) in ("file", "local"):
+        assert "may not say" in refused(make_layout("columns", {"root": str(tmp_path)}), row(label="fake", mask=place))
+        remote = ListedMember("s3://b/a.png", None, 0, "", -1, {"label": "fake", "mask": place})
+        assert "may not say" in refused(layout, remote)
+    own = row(label="fake")
+    own.input["mask_uri"] = f"{own.uri}#row={own.member}&column=mask"
+    assert layout.labels(own).mask_uri == own.input["mask_uri"]
+
+
+def test_folders(tmp_path):
+    write_files(tmp_path, "train/real/a.jpg", "train/fake/sdxl/b.png", "train/1_fake/c.png", "train/fake/notes.txt", "train/real/.DS_Store")
+    write_zip(tmp_path / "more.zip", "val/0_real/d.jpg")
+    found = told(make_layout("folders", {"split_folder": -1}), tmp_path)
+    assert {name: (one.label, one.generator, one.split) for name, (one, _) in found.items()} == {
+        "a.jpg": ("real", "real", "train"),
+        "b.png": ("fake", "sdxl", "train"),
+        "c.png": ("fake", "unknown", "train"),
+        "d.jpg": ("real", "real", "val"),
+    }
+
+
+def test_a_container_is_a_folder_and_a_shard_is_none(tmp_path):
+    write_shard(tmp_path / "train/real/00000.tar", a={})
+    write_shard(tmp_path / "train/fake/sd_1.5/part-000017.tar", b={})
+    write_shard(tmp_path / "test/fake/shard-00000-of-00002.tar", **{"flux/c": {}})
+    write_zip(tmp_path / "test/fake/v6.1.zip", "d.png")
+    write_zip(tmp_path / "test/real.zip", "e.png")
+    found = told(make_layout("folders", {"split_folder": -1}), tmp_path)
+    assert {name: (one.label, one.generator, one.split) for name, (one, _) in found.items()} == {
+        "a.png": ("real", "real", "train"),
+        "b.png": ("fake", "sd_1.5", "train"),
+        "c.png": ("fake", "flux", "test"),
+        "d.png": ("fake", "v6.1", "test"),
+        "e.png": ("real", "real", "test"),
+    }
+
+
+def test_folders_know_no_default(tmp_path):
+    write_files(tmp_path, "other/a.jpg")
+    [item] = Archive([str(tmp_path)])
+    assert "in no folder called real" in refused(make_layout("folders", {}), item)

@@ -1,0 +1,106 @@
+import csv
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from ray_app.datasets.simulation.labelled_set import LABELS, build_labelled_set
+from ray_app.datasets.simulation.pairs import SPLITS
+from ray_app.errors import ConfigError
+
+ARGUMENTS = {
+    "pairs": {"train": 11, "test": 2},
+    "histories": {"train": 2},
+    "picture_px": {"train": 96, "test": 96},
+    "file_px": {"train": 72, "test": 80},
+    "autoencoder_steps": 2,
+    "seed": 5,
+}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> Path:
+    return build_labelled_set(tmp_path_factory.mktemp("simulated") / "set", **ARGUMENTS, processes=2)
+
+
+@pytest.fixture(scope="module")
+def rows(built):
+    with (built / LABELS).open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_every_row_is_a_file_of_the_asked_size(built, rows):
+    assert len(rows) == 2 * (11 * 2 + 2)
+    for row in rows:
+        image = Image.open(built / row["path"])
+        side = ARGUMENTS["file_px"][row["split"]]
+        assert (image.size, image.mode) == ((side, side), "RGB")
+    on_disk = {str(path.relative_to(built)) for split in ("train", "test") for path in (built / split).iterdir()}
+    assert on_disk == {row["path"] for row in rows}
+
+
+def test_rows_name_what_only_their_split_may_draw_from(rows):
+    for row in rows:
+        split = SPLITS[row["split"]]
+        assert row["prompt"] in split.scenes
+        if row["label"] == "real":
+            assert row["generator"].removeprefix("real:") in split.cameras
+        else:
+            assert row["generator"] in split.decoders
+
+
+def test_a_group_is_one_pair_and_real_and_fake_twins_of_one_history_follow_one_another(built, rows):
+    assert [row["group"] for row in rows[:8]] == ["train-000000"] * 4 + ["train-000001"] * 4
+    for real, fake in zip(rows[::2], rows[1::2], strict=True):
+        assert (real["label"], fake["label"]) == ("real", "fake")
+        assert real["group"] == fake["group"]
+        assert real["prompt"] == fake["prompt"]
+        files = [Image.open(built / row["path"]) for row in (real, fake)]
+        assert files[0].format == files[1].format
+        assert getattr(files[0], "quantization", None) == getattr(files[1], "quantization", None)
+        assert (built / real["path"]).read_bytes() != (built / fake["path"]).read_bytes()
+
+
+def _contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_an_unfinished_set_is_continued_to_the_same_bytes_by_any_number_of_processes(built, tmp_path):
+    told = []
+    begun = tmp_path / "set"
+    for name, data in _contents(built).items():  # as if it had been killed: one part is not listed, one of its files is cut short
+        if name not in (LABELS, "parts/train-000010.csv"):
+            (begun / name).parent.mkdir(parents=True, exist_ok=True)
+            (begun / name).write_bytes(data[:9] if name.startswith("train/train-000010-0-real") else data)
+    kept = {name: (begun / name).stat().st_mtime_ns for name in ("generators/ae-nearest2.safetensors", "parts/train-000000.csv")}
+    build_labelled_set(begun, **ARGUMENTS, processes=1, progress=told.append)
+    assert _contents(begun) == _contents(built)
+    assert kept == {name: (begun / name).stat().st_mtime_ns for name in kept}
+    assert sum(told) == 2 * (11 * 2 + 2)
+
+
+def test_a_finished_set_is_left_as_it_is(built):
+    before = {path: path.stat().st_mtime_ns for path in built.rglob("*")}
+    assert build_labelled_set(built, **ARGUMENTS) == built
+    assert {path: path.stat().st_mtime_ns for path in built.rglob("*")} == before
+
+
+def test_a_set_of_other_arguments_is_not_written_over(built):
+    with pytest.raises(ConfigError, match=r"other arguments: seed 5, not 6"):
+        build_labelled_set(built, **ARGUMENTS | {"seed": 6})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"pairs": {"training": 3}}, "training"),
+        ({"pairs": {}}, "pairs"),
+        ({"pairs": {"train": 0}}, "pairs.train"),
+        ({"picture_px": {"train": 64}}, "files of 72 px cannot be cut from pictures of 64 px"),
+        ({"autoencoder_steps": 0}, "autoencoder_steps"),
+    ],
+)
+def test_wrong_arguments_are_named(wrong, said, tmp_path):
+    with pytest.raises(ConfigError, match=said):
+        build_labelled_set(tmp_path / "set", **ARGUMENTS | wrong)
+    assert not (tmp_path / "set").exists()

@@ -1,0 +1,317 @@
+import hashlib
+import io
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from ray_app.archives import Archive, MemberReader, member_rows, read_referenced
+from ray_app.datasets import INPUT, DatasetSource, build_index, index_source, make_layout, read_index, read_info, write_index
+from ray_app.errors import ConfigError, IdentityError
+from ray_app.storage import Fetcher, Store
+from tests.archives.given import backwards
+from tests.datasets.published import encoded, picture, write_files, write_json, write_parquet
+
+
+def labels_of(table):
+    return table["input"].combine_chunks().to_pylist()
+
+
+def indexed(tmp_path, *sources, layout="folders", arguments=None, out="index", **settings):
+    """An index of sources, and what was said of it."""
+    store = Store.open(str(tmp_path / out))
+    return store, write_index(store, Archive([str(one) for one in sources]), make_layout(layout, arguments or {}), **settings)
+
+
+def folder_set(folder, each=2):
+    """Reals and the fakes of two generators, in folders."""
+    names = [f"{kind}/{number}.png" for kind in ("real", "fake/sdxl", "fake/flux") for number in range(each)]
+    return write_files(folder, *names)
+
+
+def list_of(path, rows, **columns):
+    """A Parquet list of images elsewhere; nobody reads them."""
+    table = pa.table({"uri": [f"s3://bucket/{number:06}.jpg" for number in range(rows)]} | columns)
+    pq.write_table(table, path)
+    return path
+
+
+def test_an_index_of_a_published_set_gives_images_masks_and_labels(tmp_path):
+    images, mask = [picture(number) for number in range(3)], picture(9, "L")
+    columns = {
+        "key": ["partial/sd3/fake/1.jpg", "entire/sd3/fake/2.jpg", "partial/sd3/real/1.jpg"],
+        "image": images,
+        "mask": [mask, None, mask],
+        "label": [1, 1, 0],
+    }
+    shard = write_parquet(tmp_path / "OpenSDI_test/data/sd3-00000-of-00001.parquet", columns, ("image", "mask"), ["real", "fake"])
+    store, info = indexed(tmp_path, shard.parent, layout="opensdi")
+    rows = read_index(store.url)
+    assert rows.schema.field("input").type == INPUT
+    read = [data for _, data in MemberReader(Fetcher(), max_bytes=10**6).read(member_rows(rows))]
+    assert [Image.open(io.BytesIO(data)).tobytes() for data in read] == [one.tobytes() for one in images]
+    said = labels_of(rows)
+    assert [one["label"] for one in said] == ["fake", "fake", "real"]
+    assert Image.open(io.BytesIO(read_referenced(said[0]["mask_uri"], Fetcher()))).tobytes() == mask.tobytes()
+    assert [one["mask_uri"] for one in said[1:]] == [None, None]
+    assert info == read_info(store)
+    assert list(info.counts) == [
+        {"split": "test", "label": "fake", "generator": "sd3", "rows": 2},
+        {"split": "test", "label": "real", "generator": "real", "rows": 1},
+    ]
+    assert list(info.published) == [{"subset": "test/sd3", "rows": 3, "published": 20_000, "agrees": False}]
+    assert not [path for path in (tmp_path / "index/listing").rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize(("reals", "agrees"), [(9_999, True), (9_998, False)])
+def test_counts_are_compared_with_the_published_ones(tmp_path, reals, agrees):
+    shard = list_of(tmp_path / "list.parquet", 10_000 + reals, label=[0] * 10_000 + [1] * reals)
+    _, info = indexed(tmp_path, shard, layout="opendeepfake-preview")
+    assert list(info.published) == [
+        {"subset": "fake", "rows": 10_000, "published": 10_000, "agrees": True},
+        {"subset": "real", "rows": reals, "published": 9_999, "agrees": agrees},
+    ]
+    assert (info.rows, info.agrees) == (10_000 + reals, agrees)
+
+
+def test_what_has_no_published_count_is_unknown(tmp_path):
+    shard = list_of(tmp_path / "train-00000-of-00001.parquet", 3, label=[0] * 3, model_name=["RAISE"] * 3)
+    _, info = indexed(tmp_path, shard, layout="community-forensics")
+    assert info.agrees is None
+    assert [one["agrees"] for one in info.published] == [None]
+
+
+def test_files_that_a_list_names_and_are_not_there_are_missed(tmp_path):
+    file = write_json(tmp_path / "mj.json", {"1": {}, "2": {}, "3": {}})
+    images = write_files(tmp_path / "images", "1.png", "3.png", "4.png", "5.png", "notes.txt")
+    _, info = indexed(tmp_path, images, layout="dflip", arguments={"file": str(file)})
+    assert list(info.published) == [{"subset": "all", "rows": 2, "published": 3, "agrees": False}]
+    assert list(info.left_out) == [
+        {"why": "no labelled image (.png)", "files": 2, "example": f"{images}/4.png"},
+        {"why": "no labelled image (.txt)", "files": 1, "example": f"{images}/notes.txt"},
+    ]
+
+
+def test_an_unknown_label_is_an_error_and_leaves_no_index(tmp_path):
+    rows = 10_000
+    shard = list_of(tmp_path / "x.parquet", rows, label=["real"] * (rows - 1) + ["perhaps"])
+    with pytest.raises(ConfigError, match=r"009999\.jpg, column 'label': 'perhaps' is no label"):
+        indexed(tmp_path, shard, layout="columns")
+    assert read_info(Store.open(str(tmp_path / "index"))) is None
+    with pytest.raises(ConfigError, match="no index"):
+        read_index(str(tmp_path / "index"))
+
+
+def test_nothing_labelled_says_what_was_expected(tmp_path):
+    write_files(tmp_path / "images", "a.jpg")
+    file = write_json(tmp_path / "meta/list.json", [["a.jpg", "Negative"]])
+    with pytest.raises(ConfigError, match=r"1 × no labelled image \(.jpg\)") as raised:
+        indexed(tmp_path, tmp_path / "images", layout="imdlbenco-json", arguments={"file": str(file)})
+    assert f"{tmp_path}/meta/a.jpg" in raised.value.hint
+    _, info = indexed(tmp_path, tmp_path / "images", layout="imdlbenco-json", arguments={"file": str(file), "root": f"{tmp_path}/images"})
+    assert info.agrees
+
+
+def test_hashes(tmp_path):
+    source = folder_set(tmp_path / "set")
+    picture(1).save(source / "real/again.jpg", quality=95)  # real/1.png in another format
+    (source / "real/broken.png").write_bytes(encoded(3)[:200])
+    store, info = indexed(tmp_path, source, hashes=("sha256", "phash"))
+    found = {row["uri"].removeprefix(f"{source}/"): row["input"] for row in read_index(store.url).to_pylist()}
+    assert found["fake/sdxl/0.png"]["sha256"] == hashlib.sha256((source / "fake/sdxl/0.png").read_bytes()).hexdigest()
+    bits = [int(found[name]["phash"], 16) for name in ("real/again.jpg", "real/1.png", "real/0.png")]
+    assert (bits[0] ^ bits[1]).bit_count() <= 4 < (bits[0] ^ bits[2]).bit_count()
+    assert found["real/broken.png"]["label"] == "real"
+    assert found["real/broken.png"]["phash"] is None
+    [unreadable] = info.unreadable
+    assert (unreadable["why"], unreadable["files"]) == ("truncated_image", 1)
+    assert unreadable["example"].startswith(f"{source}/real/broken.png: ")
+
+
+def test_hashes_of_what_is_gone(tmp_path):
+    (tmp_path / "list.csv").write_text(f"path,label\n{tmp_path}/gone.jpg,real\n")
+    store, info = indexed(tmp_path, tmp_path / "list.csv", layout="columns", hashes=("sha256",))
+    assert [one["why"] for one in info.unreadable] == ["source_missing"]
+    assert labels_of(read_index(store.url))[0]["sha256"] is None
+
+
+def test_containers_that_do_not_open_are_told(tmp_path):
+    source = folder_set(tmp_path / "set")
+    (source / "fake/more.zip").write_bytes(b"PK\3\4 and no more")
+    _, info = indexed(tmp_path, source)
+    assert info.rows == 6
+    [told] = info.left_out
+    assert told["example"] == f"{source}/fake/more.zip"
+    assert told["why"].startswith(("corrupt_image", "truncated_image"))
+
+
+def test_rows_without_an_image_stay_rows(tmp_path):
+    shard = write_parquet(tmp_path / "train-00000-of-00001.parquet", {"image": [picture(), None], "label": [0, 1]}, labels=["Fake", "Real"])
+    store, info = indexed(tmp_path, shard, layout="opendeepfake-preview")
+    assert (info.rows, [one["why"] for one in info.unreadable]) == (2, ["source_missing"])
+    assert [one["status"] if one else None for one in read_index(store.url)["refused"].to_pylist()] == [None, "source_missing"]
+
+
+def test_the_digest_is_of_members_and_labels_alone(tmp_path):
+    source = folder_set(tmp_path / "set", each=30)
+    first = indexed(tmp_path, source)[1]
+    tasks = indexed(tmp_path, source, out="tasks", each=backwards, hashes=("sha256",))[1]
+    assert first.digest == tasks.digest
+    assert read_index(str(tmp_path / "index"))["image_id"].equals(read_index(str(tmp_path / "tasks"))["image_id"])
+    assert indexed(tmp_path, source, out="other", arguments={"generator": "one"})[1].digest != first.digest
+    assert indexed(tmp_path, source, out="some", limit=50)[1].rows == 50
+
+
+def test_progress_is_told(tmp_path):
+    said = []
+    indexed(tmp_path, folder_set(tmp_path / "set"), progress=lambda doing, members: said.append((doing, members)))
+    assert said[-1] == ("labelled", 6)
+    assert ("listed", 6) in said
+
+
+def test_a_member_named_twice_is_one_row(tmp_path):
+    write_files(tmp_path, "a.png")
+    (tmp_path / "list.csv").write_text("path,label\na.png,real\na.png,real\n")
+    _, info = indexed(tmp_path, tmp_path / "list.csv", layout="columns")
+    assert (info.rows, info.repeated) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("again", "told"),
+    [
+        ("a.png,fake,,", "[label real, generator real, split train] and as [label fake, generator unknown]"),
+        ("a.png,real,test,", "split train] and as [label real, generator real, split test]"),
+        ("a.png,real,train,g7", "split train] and as [label real, generator real, split train, group g7]"),
+        ("a.png,unsure,train,", "'unsure' is no label"),
+    ],
+)
+def test_a_member_named_twice_with_other_labels_is_an_error(tmp_path, again, told):
+    write_files(tmp_path, "a.png", "b.png")
+    (tmp_path / "list.csv").write_text(f"path,label,split,group\na.png,real,train,\nb.png,fake,train,\n{again}\n")
+    with pytest.raises(ConfigError) as raised:
+        indexed(tmp_path, tmp_path / "list.csv", layout="columns")
+    assert raised.value.message.startswith(f"{tmp_path}/a.png")
+    assert told in raised.value.message
+    assert indexed(tmp_path, tmp_path / "list.csv", layout="columns", limit=2)[1].rows == 2
+
+
+class TestSources:
+    @pytest.fixture
+    def folders(self, tmp_path):
+        write_files(tmp_path / "set", "a/real/1.png", "a/fake/sdxl/2.png", "a/fake/flux/3.png", "b/real/4.png", "b/fake/sdxl/5.png")
+        return DatasetSource(at=str(tmp_path / "set"), layout="folders", arguments={"split_folder": -1})
+
+    def test_a_source_is_indexed_once(self, folders, tmp_path):
+        store = Store.open(str(tmp_path / "data/train-0"))
+        first = index_source(folders, store)
+        (tmp_path / "set/a/real/1.png").unlink()
+        assert index_source(folders, store).equals(first)
+        with pytest.raises(IdentityError, match="layout: 'folders' there, 'columns' here"):
+            index_source(DatasetSource(at=folders.at), store)
+
+    def test_an_unfinished_index_begins_anew(self, folders, tmp_path):
+        store = Store.open(str(tmp_path / "data"))
+        first = build_index(folders, store)
+        store.delete("index.json")
+        (tmp_path / "set/a/real/1.png").unlink()
+        second = build_index(folders, store)
+        assert (first.rows, second.rows, len(read_index(store.url))) == (5, 4, 4)
+
+    def test_the_store_is_no_part_of_its_own_source(self, folders, tmp_path):
+        store = Store.open(str(tmp_path / "set/a/index"))
+        assert [build_index(folders, store).rows for _ in range(2)] == [5, 5]
+        store.delete("index.json")
+        assert build_index(folders, store).rows == 5
+
+    def test_splits_and_generators_are_chosen(self, folders, tmp_path):
+        store = Store.open(str(tmp_path / "data"))
+        of = [("a", ()), (None, ("sdxl",)), ("b", ("sdxl",))]
+        found = [index_source(folders.model_copy(update={"split": split, "generators": names}), store) for split, names in of]
+        names = [sorted(row["uri"][-5:-4] for row in table.to_pylist()) for table in found]
+        assert names == [["1", "2", "3"], ["1", "2", "4", "5"], ["4", "5"]]
+        with pytest.raises(ConfigError, match="no split 'c'") as raised:
+            index_source(folders.model_copy(update={"split": "c"}), store)
+        assert raised.value.hint == "there are a, b"
+        with pytest.raises(ConfigError, match="no generator 'sdxi'") as raised:
+            index_source(folders.model_copy(update={"generators": ("sdxi",)}), store)
+        assert raised.value.hint == "near it: sdxl"
+
+    def test_an_index_is_a_source(self, folders, tmp_path):
+        store, nowhere = Store.open(str(tmp_path / "data")), Store.open(str(tmp_path / "nowhere"))
+        build_index(folders, store)
+        assert len(index_source(DatasetSource(at=store.url, split="b"), nowhere)) == 2
+        assert not (tmp_path / "nowhere").exists()
+        with pytest.raises(ConfigError, match="limit had to be said when it was made"):
+            index_source(DatasetSource(at=store.url, limit=1), nowhere)
+        with pytest.raises(ConfigError, match="an index without phash"):
+            index_source(DatasetSource(at=store.url, hashes=("phash",)), nowhere)
+        with pytest.raises(ConfigError, match="an index, but not"):
+            index_source(DatasetSource(at=(store.url, *folders.at)), nowhere)
+
+    def test_secrets_are_not_kept(self, tmp_path):
+        file = write_json(tmp_path / "mj.json", {"1": {}})
+        write_files(tmp_path / "set", "1.png")
+        signed = DatasetSource(
+            at=str(tmp_path / "set"), layout="dflip", arguments={"file": str(file), "root": "https://user:hunter2@host/x?sig=a1b2c3"}
+        )
+        build_index(signed, Store.open(str(tmp_path / "index")))
+        written = (tmp_path / "index/index.json").read_text()
+        assert "https://host/x" in written
+        assert "hunter2" not in written
+        assert "a1b2c3" not in written
+
+    def test_files_that_tell_of_a_bucket(self, tmp_path, s3):
+        s3.bucket("labelled")
+        client = s3.client()
+        for name, data in {
+            "real/1.png": encoded(),
+            "flux/2.png": encoded(1),
+            "labels.csv": b"filename,typ\n1.png,real\n2.png,flux\n",
+        }.items():
+            client.put_object(Bucket="labelled", Key=f"images/{name}", Body=data)
+        at, file = "s3://labelled/images/", "s3://labelled/images/labels.csv"
+        source = DatasetSource(at=at, layout="openfake-csv", arguments={"file": file}, hashes=("sha256",))
+        info = build_index(source, Store.open("s3://labelled/index"))
+        assert (info.rows, info.agrees) == (2, True)
+        rows = index_source(DatasetSource(at="s3://labelled/index"), Store.open(str(tmp_path)))
+        assert [one["sha256"] for one in labels_of(rows)] == [hashlib.sha256(encoded(number)).hexdigest() for number in (1, 0)]
+
+    @pytest.mark.slow
+    def test_the_simulated_set(self, tmp_path):
+        arguments = {"pairs": {"train": 2, "test": 1}, "picture_px": {"train": 96, "test": 96}, "file_px": {"train": 64, "test": 64}}
+        source = DatasetSource(at="simulated::", arguments={**arguments, "autoencoder_steps": 1, "processes": 1}, split="train")
+        rows = index_source(source, Store.open(str(tmp_path / "data")))
+        said = labels_of(rows)
+        assert sorted(one["label"] for one in said) == ["fake", "fake", "real", "real"]
+        assert len({one["group"] for one in said}) == 2
+        assert all(not isinstance(data, Exception) for _, data in MemberReader(Fetcher(), max_bytes=10**7).read(member_rows(rows)))
+        with pytest.raises(ConfigError, match="simulated:: got an unexpected keyword argument 'pears'"):
+            index_source(
+                DatasetSource(at="simulated::", arguments={"pairs": {"train": 1}, "pears": 1}), Store.open(str(tmp_path / "other"))
+            )
+
+
+def test_an_index_of_another_version_is_refused(tmp_path):
+    store, _ = indexed(tmp_path, folder_set(tmp_path / "set"))
+    store.write("index.json", json.dumps({"format": 99, "digest": ""}).encode())
+    with pytest.raises(ConfigError, match="another version"):
+        read_index(store.url)
+
+
+@pytest.mark.parametrize("content", [[["real/1.png", "Negative"]], {"images": 3}])
+def test_other_files_called_index_are_no_index(tmp_path, content):
+    source = folder_set(tmp_path / "set")
+    file = write_json(source / "index.json", content)
+    assert len(index_source(DatasetSource(at=str(source), layout="folders"), Store.open(str(tmp_path / "index")))) == 6
+    with pytest.raises(ConfigError, match="is not of Touchstone"):
+        build_index(DatasetSource(at=str(source), layout="folders"), Store.open(str(source)))
+    assert json.loads(file.read_text()) == content
+
+
+def test_a_list_is_a_source(tmp_path):
+    write_files(tmp_path, "a.png", "b.png")
+    (tmp_path / "list.csv").write_text("path,label\na.png,real\nb.png,fake\n")
+    rows = index_source(DatasetSource(at=str(tmp_path / "list.csv")), Store.open(str(tmp_path / "index")))
+    assert [(one["label"], one["generator"]) for one in labels_of(rows)] == [("real", "real"), ("fake", "unknown")]

@@ -1,0 +1,158 @@
+from itertools import combinations, pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from ray_app.datasets import near_duplicates
+from ray_app.datasets.leakage import NEAR_BITS
+from ray_app.datasets.near_duplicates import Bond, bonds_of, bound, near_pairs, prompts_alike
+from tests.datasets.tables import labelled
+
+
+def real(**fields):
+    return {"label": "real", "generator": "real", **fields}
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, 2**12 - 1), max_size=40, unique=True), st.integers(0, 4))
+def test_near_pairs_are_those_of_comparing_all_with_all(values, bits):
+    hashes = np.array(values, np.uint64) * np.uint64(2**26 + 1)
+    expected = {
+        (one, other) for other in range(len(values)) for one in range(other) if (int(hashes[one]) ^ int(hashes[other])).bit_count() <= bits
+    }
+    assert set(map(tuple, near_pairs(hashes, bits).tolist())) == expected
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.lists(st.integers(-1, 5), min_size=8, max_size=8), max_size=3), st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)))
+)
+def test_groups_are_those_of_a_plain_union_find(codes, pairs):
+    bonds = [Bond("group", np.array(one), np.array(pairs, np.int64).reshape(-1, 2) if max(one) == 5 else np.empty((0, 2), np.int64))
+             for one in codes]  # fmt: skip
+    parent = {}
+
+    def root(node):
+        while parent.setdefault(node, node) != node:
+            node = parent[node]
+        return node
+
+    for kind, bond in enumerate(bonds):
+        for row, code in enumerate(bond.codes.tolist()):
+            if code >= 0:
+                parent[root(row)] = root((kind, code))
+        for one, other in bond.pairs.tolist():
+            parent[root((kind, one))] = root((kind, other))
+    found, count = bound(bonds, 8)
+    roots = [root(row) for row in range(8)]
+    assert count == len(set(roots))
+    assert all((found[one] == found[other]) == (roots[one] == roots[other]) for one in range(8) for other in range(8))
+
+
+def test_prompts_bind_whatever_their_case_and_looks_only_where_there_is_detail():
+    rows = labelled([
+        real(prompt="A red  Cube"), real(prompt="a red cube"), real(prompt="a blue cube"), real(),
+        real(phash="0123456789abcdef"), real(phash="0123456789abcdee"), real(phash="8000000000000000"), real(phash="8000000000000000"),
+    ])  # fmt: skip
+    prompt, looks = bonds_of(rows, ["prompt", "looks"])
+    assert prompt.codes.tolist() == [0, 0, 1, -1, -1, -1, -1, -1]
+    assert looks.codes.tolist() == [-1] * 4 + [0, 1, -1, -1]
+    assert looks.pairs.tolist() == [[0, 1]]
+    assert prompt.known == 3
+
+
+def hashes_with_neighbours(seed, n=300):
+    """Hashes of which many differ from another in 1 … 6 bits, anywhere."""
+    rng = np.random.default_rng(seed)
+    hashes = rng.integers(0, 2**64, n, dtype=np.uint64)
+    for place in range(0, n, 2):
+        flipped = rng.choice(64, rng.integers(1, 7), replace=False)
+        hashes[place] = hashes[place + 1] ^ np.bitwise_or.reduce(np.uint64(1) << flipped.astype(np.uint64))
+    return np.unique(hashes)
+
+
+def components(pairs, count):
+    return connected_components(coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), (count, count)), directed=False)[1]
+
+
+@pytest.mark.parametrize("at_once", [near_duplicates._AT_ONCE, 3])
+@pytest.mark.parametrize("seed", range(5))
+def test_every_pair_that_is_near_is_found_once(seed, at_once, monkeypatch):
+    monkeypatch.setattr(near_duplicates, "_AT_ONCE", at_once)
+    hashes = hashes_with_neighbours(seed)
+    distance = np.bitwise_count(hashes[:, None] ^ hashes[None, :])
+    wanted = [(a, b) for a, b in np.argwhere(distance <= NEAR_BITS).tolist() if a < b]
+    assert len(wanted) > 50
+    assert list(map(tuple, near_pairs(hashes).tolist())) == wanted
+
+
+def test_few_hashes_have_no_pairs():
+    assert near_pairs(np.empty(0, np.uint64)).shape == (0, 2)
+    assert near_pairs(np.array([7], np.uint64)).shape == (0, 2)
+
+
+def test_of_too_many_pairs_those_stay_that_connect_the_same_hashes(monkeypatch):
+    base = np.array([0x0123456789ABCDEF, 0xFEDCBA9876543210], np.uint64)
+    flips = np.array([0, *(1 << bit for bit in range(64)), *((1 << a) | (1 << b) for a, b in combinations(range(0, 64, 4), 2))], np.uint64)
+    hashes = np.concatenate([flips ^ one for one in base])
+    every = near_pairs(hashes)
+    monkeypatch.setattr(near_duplicates, "_AT_ONCE", 100)
+    monkeypatch.setattr(near_duplicates, "_MOST", 1_000)
+    some = near_pairs(hashes)
+    assert len(every) > 10_000
+    assert len(some) < len(hashes) + 1_100
+    assert set(map(tuple, some.tolist())) <= set(map(tuple, every.tolist()))
+    assert (components(some, len(hashes)) == components(every, len(hashes))).all()
+    assert len(set(components(some, len(hashes)))) == 2
+
+
+WORDS = np.array([f"w{number}" for number in range(400)])
+
+
+def shingled(text):
+    words = text.split()
+    return {*words, *pairwise(words)}
+
+
+def jaccard(one, other):
+    return len(shingled(one) & shingled(other)) / len(shingled(one) | shingled(other))
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    """300 prompts of 30 words, and 100 of them with one word exchanged at one end, or in the middle."""
+    rng = np.random.default_rng(0)
+    texts = [list(rng.choice(WORDS, 30, replace=False)) for _ in range(300)]
+    for number in range(100):
+        other = list(texts[number])
+        other[0 if number % 2 else 15] = "exchanged"
+        texts.append(other)
+    return [" ".join(words) for words in texts]
+
+
+def test_pairs_are_those_of_comparing_all_with_all(prompts):
+    expected = {(one, other) for other in range(len(prompts)) for one in range(other) if jaccard(prompts[one], prompts[other]) >= 0.9}
+    found = set(map(tuple, prompts_alike(prompts, 0.9).tolist()))
+    assert len(expected) == 100
+    assert found == expected
+
+
+def test_no_pair_is_below_the_share(prompts):
+    found = prompts_alike(prompts, 0.93)
+    assert len(found) == 50
+    assert all(jaccard(prompts[one], prompts[other]) >= 0.93 for one, other in found.tolist())
+
+
+def test_portions_change_nothing(prompts, monkeypatch):
+    whole = prompts_alike(prompts, 0.9)
+    monkeypatch.setattr(near_duplicates, "_AT_ONCE", 37)
+    assert np.array_equal(prompts_alike(prompts, 0.9), whole)
+
+
+@pytest.mark.parametrize("texts", [[], ["one"], ["", ""], ["…", "!", "a b c"]])
+def test_few_or_wordless_prompts_have_no_pair(texts):
+    assert prompts_alike(texts).shape == (0, 2)

@@ -1,0 +1,270 @@
+import math
+import pickle
+import random
+import time
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ray_app.datasets.config import Sampling
+from ray_app.datasets.labels import INPUT
+from ray_app.datasets.sampling import SampleOrder
+from ray_app.errors import ConfigError
+from tests.datasets.tables import labelled, mixture
+
+SAMPLINGS = {
+    "natural": Sampling(),
+    "in windows": Sampling(window=16, run=4),
+    "twins": Sampling(twins=True),
+    "twins in windows": Sampling(twins=True, window=8, run=2),
+}
+
+
+def bare(labels: list[str], generators: list[str], groups: list[str | None]) -> pa.Table:
+    """Only what an order looks at."""
+    nothing = pa.nulls(len(labels), pa.string())
+    columns = {"label": pa.array(labels), "generator": pa.array(generators), "group": pa.array(groups, pa.string())}
+    return pa.table({"input": pa.StructArray.from_arrays([columns.get(name, nothing) for name in INPUT.names], fields=list(INPUT))})
+
+
+def pairs(count: int, alone: int = 0) -> pa.Table:
+    """So many groups of a real and a fake, and further fakes without a group."""
+    labels, groups = ["real", "fake"] * count, [f"p{number // 2}" for number in range(2 * count)]
+    return bare(labels + ["fake"] * alone, ["g"] * (2 * count + alone), groups + [None] * alone)
+
+
+def seen(order: SampleOrder, count: int) -> np.ndarray:
+    """The first rows of the whole training."""
+    steps = math.ceil(count / order.batch)
+    return np.concatenate([order.step(step)[0] for step in range(steps)])[:count]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(sorted(SAMPLINGS)),
+    st.integers(1, 40),
+    st.integers(0, 5),
+    st.integers(1, 12),
+    st.integers(0, 2**40),
+)
+def test_an_epoch_sees_every_row_once(name, groups, alone, half, seed):
+    rows = pairs(groups, alone)
+    order = SampleOrder(rows, SAMPLINGS[name], seed, 2 * half)
+    assert order.rows_per_epoch == len(rows)
+    epochs = seen(order, 3 * len(rows)).reshape(3, -1)
+    assert np.array_equal(np.sort(epochs), np.tile(np.arange(len(rows)), (3, 1)))
+
+
+def test_epochs_and_seeds_differ():
+    rows = pairs(50)
+    first, second = seen(SampleOrder(rows, Sampling(), 1, 10), 200).reshape(2, -1)
+    other = seen(SampleOrder(rows, Sampling(), 2, 10), 100)
+    assert len({tuple(order) for order in (first, second, other, np.arange(100))}) == 4
+
+
+def test_a_batch_goes_over_the_end_of_an_epoch_and_may_hold_several():
+    order = SampleOrder(pairs(5), Sampling(), 0, 8)
+    rows, positions = order.step(1)
+    assert positions.tolist() == list(range(8, 16))
+    assert set(rows[:2]) == set(range(10)) - set(order.step(0)[0])
+    many, _ = SampleOrder(pairs(5), Sampling(), 0, 40).step(3)
+    assert np.bincount(many).tolist() == [4] * 10
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(1, 7), (0.5, 4), (2, 13), (0.001, 1)])
+def test_steps_of_epochs(epochs, steps):
+    assert SampleOrder(pairs(50), Sampling(), 0, 16).steps(epochs) == steps
+
+
+def test_steps_of_whole_epochs_are_not_one_more_by_rounding():
+    assert SampleOrder(pairs(50), Sampling(), 0, 10).steps(0.1 * 3) == 3
+
+
+@pytest.mark.parametrize("sampling", [*SAMPLINGS.values(), Sampling(classes="balanced", generators=0.5)], ids=str)
+def test_workers_divide_the_same_batches_whatever_their_number(sampling):
+    order = SampleOrder(pairs(37), sampling, 3, 24)
+    for step in (0, 2, 5, 40):
+        whole = order.step(step)
+        for world in (1, 2, 3, 4, 6):
+            shares = [order.share(step, rank, world) for rank in range(world)]
+            assert {len(rows) for rows, _ in shares} == {24 // world}
+            for together, all_of_it in zip(zip(*shares, strict=True), whole, strict=True):
+                assert np.array_equal(np.concatenate(together), all_of_it)
+
+
+def test_two_ranks_see_disjoint_rows_of_an_epoch():
+    order = SampleOrder(pairs(32), Sampling(), 0, 16)
+    first, second = ({int(row) for step in range(4) for row in order.share(step, rank, 2)[0]} for rank in range(2))
+    assert len(first) == len(second) == 32
+    assert not first & second
+
+
+@pytest.mark.parametrize("sampling", [*SAMPLINGS.values(), Sampling(classes="balanced", generators=0.3, epoch_rows=50)], ids=str)
+def test_a_step_has_the_same_rows_whoever_asks_and_in_whatever_order(sampling):
+    rows = pairs(37, alone=3)
+    whole = SampleOrder(rows, sampling, 3, 8)
+    expected = [whole.step(step) for step in range(60)]
+    resumed = SampleOrder(rows, sampling, 3, 8)
+    asked = list(range(60))
+    random.Random(0).shuffle(asked)
+    copied = pickle.loads(pickle.dumps(whole))
+    for step in asked:
+        for order in (resumed, copied):
+            for mine, one in zip(order.step(step), expected[step], strict=True):
+                assert np.array_equal(mine, one)
+
+
+def test_a_batch_that_cannot_be_shared_is_refused():
+    with pytest.raises(ConfigError, match="cannot be shared equally by 3 workers") as refused:
+        SampleOrder(pairs(10), Sampling(), 0, 16).share(0, 0, 3)
+    assert refused.value.hint.startswith("make batch a multiple of 3")
+    with pytest.raises(ConfigError, match="8 workers of twins"):
+        SampleOrder(pairs(10), Sampling(twins=True), 0, 8).share(0, 0, 8)
+    with pytest.raises(ConfigError, match="no whole number of twins"):
+        SampleOrder(pairs(10), Sampling(twins=True), 0, 7)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "said"),
+    [
+        (Sampling(epoch_rows=5), "with natural shares an epoch is every row once"),
+        (Sampling(twins=True, classes="balanced"), "twins are as many real as fake already"),
+    ],
+)
+def test_sampling_that_contradicts_itself_is_refused(sampling, said):
+    with pytest.raises(ConfigError, match=said):
+        SampleOrder(pairs(10), sampling, 0, 2)
+
+
+def test_no_rows_and_other_labels_are_refused():
+    with pytest.raises(ConfigError, match="no images"):
+        SampleOrder(pairs(1).slice(0, 0), Sampling(), 0, 2)
+    with pytest.raises(ConfigError, match="not 'maybe'"):
+        SampleOrder(bare(["real", "maybe"], ["a", "b"], [None, None]), Sampling(classes="balanced"), 0, 2)
+    with pytest.raises(ConfigError, match="have no labels"):
+        SampleOrder(pa.table({"image_id": [1, 2]}), Sampling(classes="balanced"), 0, 2)
+
+
+# Shares
+
+
+def shares_of(rows: pa.Table, order: SampleOrder, epochs: int) -> dict[str, float]:
+    generators = np.array(rows["input"].combine_chunks().field("generator").to_pylist())
+    names, counts = np.unique(generators[seen(order, epochs * order.rows_per_epoch)], return_counts=True)
+    return dict(zip(names.tolist(), (counts / counts.sum()).tolist(), strict=True))
+
+
+@pytest.mark.parametrize("epochs", [1, 5])
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("classes", ["natural", "balanced"])
+def test_shares_of_a_mixture_of_1_to_10_to_1000_are_as_asked(classes, power, epochs):
+    counts = {"few": 20, "some": 200, "many": 20_000}
+    rows = labelled(mixture(real=500, **counts))
+    found = shares_of(rows, SampleOrder(rows, Sampling(classes=classes, generators=power), 7, 128), epochs)
+    fake = 0.5 if classes == "balanced" else 20_220 / 20_720
+    weights = {name: count**power for name, count in counts.items()}
+    asked = {name: fake * weight / sum(weights.values()) for name, weight in weights.items()} | {"real": 1 - fake}
+    assert found == pytest.approx(asked, rel=0.02, abs=1 / len(rows) / epochs), "within 2 %, or one row where 2 % is less than a row"
+
+
+@pytest.mark.parametrize("length", [1, 7, 100, 999])
+def test_shares_are_kept_to_one_row_in_epochs_of_any_length(length):
+    rows = labelled(mixture(real=40, a=1, b=3, c=200))
+    order = SampleOrder(rows, Sampling(classes="balanced", generators=0, epoch_rows=length), 0, 16)
+    assert order.rows_per_epoch == length
+    for epochs in (1, 10, 60):
+        assert shares_of(rows, order, epochs).get("real", 0) == pytest.approx(1 / 2, abs=1 / length)
+    assert shares_of(rows, order, 60).get("a", 0) == pytest.approx(1 / 6, abs=2 / 60 / length + 1e-9)
+
+
+def test_a_stratum_of_less_than_a_row_an_epoch_still_comes():
+    rows = labelled(mixture(real=1000, rare=1, common=999))
+    order = SampleOrder(rows, Sampling(classes="balanced", generators=1, epoch_rows=100), 0, 10)
+    rare = int(np.flatnonzero(seen(order, 8000) == 1000).size)
+    assert 3 <= rare <= 5, "a two-thousandth of 8000 rows"
+
+
+def test_rows_of_a_stratum_come_equally_often():
+    rows = labelled(mixture(real=30, a=7, b=700))
+    order = SampleOrder(rows, Sampling(classes="balanced", generators=0), 0, 33)
+    times = np.bincount(seen(order, 4 * order.rows_per_epoch), minlength=len(rows))
+    for first, count in ((0, 30), (30, 7), (37, 700)):
+        assert np.ptp(times[first : first + count]) <= 1
+
+
+def test_strata_are_spread_evenly_over_an_epoch():
+    rows = labelled(mixture(real=100, a=10, b=990))
+    order = SampleOrder(rows, Sampling(classes="balanced", generators=0), 0, 10)
+    is_real = seen(order, 1100) < 100
+    tenths = is_real.reshape(10, -1).sum(axis=1)
+    assert np.abs(tenths - 55).max() <= 2
+
+
+@pytest.mark.parametrize("power", [0.0, 1.0])
+def test_twins_of_a_mixture_stay_natural(power):
+    if power == 1:
+        assert SampleOrder(pairs(4), Sampling(twins=True, generators=power), 0, 2).rows_per_epoch == 8
+    else:
+        with pytest.raises(ConfigError):
+            SampleOrder(pairs(4), Sampling(twins=True, generators=power), 0, 2)
+
+
+# Twins
+
+
+@pytest.mark.parametrize("alone", [0, 1, 3])
+def test_twins_are_side_by_side_in_one_share(alone):
+    rows = pairs(20, alone)
+    order = SampleOrder(rows, Sampling(twins=True), 5, 12)
+    together = 0
+    for step in range(40):
+        for rank in range(6):
+            mine = order.share(step, rank, 6)[0]
+            together += int(mine[0] // 2 == mine[1] // 2 and mine[0] < 40)
+    assert together == pytest.approx(40 * 6 * 40 / (40 + alone), abs=4)
+
+
+def test_of_larger_groups_a_real_stands_by_a_fake():
+    rows = bare(["real", "fake", "fake", "fake", "real", "real", "fake"], ["g"] * 7, ["a"] * 4 + [None] + ["b"] * 2)
+    order = SampleOrder(rows, Sampling(twins=True), 0, 2)
+    steps = [set(order.step(step)[0].tolist()) for step in range(7)]  # two epochs of an odd number of rows
+    assert steps.count({0, 1}) == steps.count({5, 6}) == 2
+
+
+# Reading
+
+
+def test_a_window_keeps_neighbours_near():
+    rows = pairs(2048)
+    runs = [len(np.unique(seen(SampleOrder(rows, sampling, 0, 64), 512) // 64)) for sampling in (Sampling(), Sampling(window=512, run=64))]
+    assert runs == [64, 8], "512 rows of all 64 runs, or of 8"
+
+
+def test_a_window_mixes_within_itself():
+    order = seen(SampleOrder(pairs(2048), Sampling(window=512, run=64), 0, 64), 512)
+    assert np.mean(np.abs(np.diff(order)) == 1) < 0.02
+
+
+def test_an_order_of_millions_costs_a_few_sorts_and_is_small():
+    """In sorts of as many numbers on the same machine, 1.5 to 1.8 of them: a second is twice as long on another."""
+    count = 2_700_000
+    codes = np.arange(count, dtype=np.int32)
+    fields = [
+        pa.DictionaryArray.from_arrays(codes % 2, ["real", "fake"]).cast(pa.string()),
+        pa.DictionaryArray.from_arrays(codes % 4000, [f"g{number}" for number in range(4000)]).cast(pa.string()),
+    ]
+    rows = pa.table({"input": pa.StructArray.from_arrays(fields, ["label", "generator"])})
+    assert len(pickle.dumps(SampleOrder(rows, Sampling(), 0, 256))) < 10_000
+    order = SampleOrder(rows, Sampling(classes="balanced", generators=0.5, window=8192), 0, 256)
+    made, sorting = [], []
+    for epoch in range(3):
+        began = time.process_time()
+        np.argsort(np.random.default_rng(epoch).random(count), kind="stable")
+        sorted_at = time.process_time()
+        order.step(epoch * count // 256 + 1)
+        sorting.append(sorted_at - began)
+        made.append(time.process_time() - sorted_at)
+    assert min(made) < 4 * min(sorting)

@@ -1,0 +1,201 @@
+import json
+from itertools import combinations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ray_app.datasets.config import Data, DatasetSource, HeldOut
+from ray_app.datasets.splits import Splits, make_splits
+from ray_app.errors import ConfigError
+from tests.datasets.tables import labelled
+
+TRAIN, VALIDATION, TEST = ((DatasetSource(at=name),) for name in ("train", "validation", "test"))
+
+
+def prompts(count: int, *generators: str, first: int = 0) -> list[dict]:
+    """So many prompts, each with a real and a fake of each generator."""
+    return [
+        {"label": "real" if name == "real" else "fake", "generator": name, "group": f"p{number}", "uri": f"/{first + number}/{name}"}
+        for number in range(count)
+        for name in ("real", *generators)
+    ]
+
+
+def alone(count: int, *generators: str) -> list[dict]:
+    """So many rows of each, without groups."""
+    return [row | {"group": None} for row in prompts(count, *generators)]
+
+
+def split(data: Data, **tables: list[dict]) -> Splits:
+    return make_splits(data, lambda source: labelled(tables[source.at[0]]))
+
+
+def column(table: pa.Table, name: str) -> list:
+    return pc.struct_field(table["input"], name).to_pylist()
+
+
+def ids(table: pa.Table | None) -> set[int]:
+    return set() if table is None else set(table["image_id"].to_pylist())
+
+
+def generators(table: pa.Table) -> set[str]:
+    return set(column(table, "generator"))
+
+
+def test_a_share_of_groups_is_held_out_whole():
+    rows = prompts(1000, "a", "b")
+    splits = split(Data(train=TRAIN, validation=HeldOut(groups=0.1), test=HeldOut(groups=0.2)), train=rows)
+    tables = (splits.train, splits.validation, splits.test)
+    assert [len(table) / 3000 for table in tables] == pytest.approx([0.7, 0.1, 0.2], abs=0.03)
+    for one, other in combinations(tables, 2):
+        assert not set(column(one, "group")) & set(column(other, "group"))
+    assert len(splits.set_aside) == 0
+
+
+def test_rows_without_a_group_are_their_own():
+    splits = split(Data(train=TRAIN, validation=HeldOut(groups=0.25)), train=alone(500, "a"))
+    assert len(splits.validation) / 1000 == pytest.approx(0.25, abs=0.05)
+
+
+def test_a_group_stays_where_it_is_when_others_come():
+    data = Data(train=TRAIN, validation=HeldOut(groups=0.2))
+    few, many = (split(data, train=prompts(count, "a")) for count in (100, 300))
+    assert ids(few.validation) == {one for one in ids(many.validation) if one in ids(few.train) | ids(few.validation)}
+
+
+def test_a_held_out_generator_takes_the_reals_of_its_pairs_along():
+    rows = prompts(20, "a") + [row | {"group": f"q{row['group']}"} for row in prompts(20, "b", first=100)]
+    splits = split(Data(train=TRAIN, validation=HeldOut(generators=("b",))), train=rows)
+    assert generators(splits.validation) == {"real", "b"}
+    assert (len(splits.train), len(splits.validation), len(splits.set_aside)) == (40, 40, 0)
+
+
+def test_of_a_prompt_that_stays_fakes_of_held_out_generators_are_set_aside():
+    splits = split(Data(train=TRAIN, validation=HeldOut(generators=("b",), groups=0.3)), train=prompts(200, "a", "b"))
+    assert generators(splits.train) == {"real", "a"}
+    assert generators(splits.validation) == {"real", "b"}
+    why = dict(zip(column(splits.set_aside, "generator"), splits.set_aside["why"].to_pylist(), strict=True))
+    assert why == {"a": "fakes of other generators than the split's", "b": "fakes of held-out generators"}
+    assert sum(map(len, (splits.train, splits.validation, splits.set_aside))) == 600
+
+
+def test_generators_of_the_test_split_are_in_no_other():
+    data = Data(train=TRAIN, validation=HeldOut(groups=0.3), test=HeldOut(generators=("b",), groups=0.3))
+    splits = split(data, train=prompts(200, "a", "b"))
+    assert splits.test is not None
+    assert [generators(table) for table in (splits.train, splits.validation, splits.test)] == [{"real", "a"}, {"real", "a"}, {"real", "b"}]
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(["real", "a", "b", "c"]), st.integers(0, 12)), min_size=60, max_size=90),
+    st.sampled_from([(), ("a",), ("a", "b")]),
+    st.sampled_from([(), ("b",), ("c",)]),
+    st.sampled_from([0.2, 0.4]),
+)
+def test_splits_are_disjoint_in_rows_groups_and_generators(drawn, for_validation, for_test, share):
+    rows = [
+        {"label": "real" if name == "real" else "fake", "generator": name, "group": f"p{group}" if group else None, "uri": f"/{number}"}
+        for number, (name, group) in enumerate(drawn)
+    ]
+    data = Data(train=TRAIN, validation=HeldOut(generators=for_validation, groups=share), test=HeldOut(generators=for_test, groups=share))
+    try:
+        splits = split(data, train=rows)
+    except ConfigError:
+        return  # a split of one class
+    assert splits.test is not None
+    tables = (splits.train, splits.validation, splits.test)
+    assert sum(map(len, tables)) + len(splits.set_aside) == len(rows)
+    assert len(set.union(*map(ids, tables), ids(splits.set_aside))) == len(rows)
+    for one, other in combinations(tables, 2):
+        assert not set(column(one, "group")) & set(column(other, "group")) - {None}
+    assert not generators(splits.train) & {*for_validation, *for_test}
+    assert not for_test or generators(splits.test) == {"real", *for_test}
+    assert not for_validation or generators(splits.validation) == {"real", *for_validation}
+
+
+def test_splits_of_their_own_sources():
+    data = Data(train=TRAIN * 2, validation=VALIDATION, test=TEST)
+    some = prompts(3, "a")
+    splits = split(data, train=some, validation=prompts(2, "b", first=50), test=prompts(4, "c", first=90))
+    assert (len(splits.train), len(splits.validation), len(splits.test)) == (6, 4, 8)
+    assert splits.findings["set_aside"] == {"images": 6, "why": {"the same image a second time": 6}}
+    assert split(data.model_copy(update={"test": ()}), train=some, validation=prompts(2, "b", first=50)).test is None
+
+
+def test_findings_count_and_are_json():
+    splits = split(Data(train=TRAIN, validation=VALIDATION), train=prompts(3, "a", "b"), validation=prompts(2, "c", first=9))
+    findings = json.loads(json.dumps(splits.findings))
+    train = findings["splits"]["train"]
+    assert {name: train[name] for name in ("images", "real", "fake")} == {"images": 9, "real": 3, "fake": 6}
+    assert train["generators"] == {"a": 3, "b": 3, "real": 3}
+    assert findings["leakage"]["checked"] == {"sha256": False, "phash": False}
+    again = split(Data(train=TRAIN, validation=VALIDATION), train=prompts(3, "b", "a"), validation=prompts(2, "c", first=9))
+    assert again.findings["splits"]["validation"]["digest"] == findings["splits"]["validation"]["digest"]
+    assert again.findings["splits"]["train"]["digest"] != train["digest"]
+
+
+@pytest.mark.parametrize("name", ["test", "Test", "test_reddit"])
+def test_validation_on_a_test_split_is_refused(name):
+    rows = [row | {"split": name} for row in prompts(2, "a")]
+    with pytest.raises(ConfigError, match=f"split '{name}': a checkpoint is never selected on a test split"):
+        split(Data(train=TRAIN, validation=VALIDATION), train=prompts(2, "a"), validation=rows)
+    assert split(Data(train=TRAIN, validation=HeldOut(groups=0.3), test=VALIDATION), train=prompts(50, "a"), validation=rows).test
+    with pytest.raises(ConfigError, match=f"split '{name}'") as raised:
+        split(Data(train=TRAIN, validation=HeldOut(groups=0.3)), train=[row | {"split": name} for row in prompts(50, "a")])
+    assert "split: train" in raised.value.hint
+
+
+@pytest.mark.parametrize(
+    ("data", "rows", "said"),
+    [
+        (Data(validation=VALIDATION), [], "data.train: no source"),
+        (Data(train=TRAIN), prompts(2, "a"), "data.validation: no source"),
+        (Data(train=TRAIN, validation=HeldOut(groups=0.5)), alone(40)[:40], "data.train: all .* images are real"),
+        (Data(train=TRAIN, validation=HeldOut(generators=("b",))), alone(40, "a", "b"), "data.validation: all 40 images are fake"),
+        (Data(train=TRAIN, validation=HeldOut(groups=0.001)), prompts(2, "a"), "data.validation: no images"),
+        (Data(train=TRAIN, validation=HeldOut(generators=("c",))), prompts(2, "a"), "no image is by the held-out generator 'c'"),
+        (Data(train=TRAIN, validation=HeldOut(groups=0.5), test=HeldOut(groups=0.5)), prompts(9, "a"), "nothing is left to train on"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_cannot_be_split_is_refused(data, rows, said):
+    with pytest.raises(ConfigError, match=said):
+        split(data, train=rows)
+
+
+# Leakage
+
+
+def hashed(rows: list[dict], hashes: list[int]) -> list[dict]:
+    return [row | {"sha256": f"{value:064x}", "phash": f"{value:016x}"} for row, value in zip(rows, hashes, strict=True)]
+
+
+def flipped(value: int, *bits: int) -> int:
+    return value ^ sum(1 << bit for bit in bits)
+
+
+def test_leakage_is_found_by_bytes_by_looks_and_by_group():
+    known = [int(value) for value in np.random.default_rng(0).integers(0, 2**63, 6)]
+    held = [known[0], flipped(known[1], 0, 20, 40, 63), flipped(known[2], 1, 14, 30, 41, 60), 2**64 - 1 - known[3]]
+    rows = {"train": hashed(prompts(3, "a"), known), "validation": hashed(prompts(2, "b", first=50), held)}
+    rows["validation"][3]["group"] = None
+    findings = split(Data(train=TRAIN, validation=VALIDATION), **rows).findings["leakage"]
+    assert findings["checked"] == {"sha256": True, "phash": True}
+    assert findings["pairs"]["validation in train"] == {
+        "image_id": 0, "sha256": 1, "phash": 2, "group": 3, "examples": ["/50/real", "/50/b"]
+    }  # fmt: skip
+
+
+def test_unreadable_images_have_no_hash_and_are_like_none():
+    rows = {"train": hashed(prompts(2, "a"), [1, 2, 3, 4]), "validation": hashed(prompts(1, "b", first=9), [1 << 40, 9 << 40])}
+    rows["validation"][0] |= {"sha256": None, "phash": None}
+    rows["train"][3] |= {"sha256": None, "phash": None}
+    findings = split(Data(train=TRAIN, validation=VALIDATION), **rows).findings["leakage"]
+    assert findings["checked"] == {"sha256": True, "phash": True}
+    assert findings["unhashed"] == {"sha256": 2, "phash": 2}
+    assert findings["pairs"]["validation in train"]["phash"] == 1  # (9 << 40) is three bits away from 1

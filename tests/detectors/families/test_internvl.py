@@ -1,0 +1,264 @@
+import json
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+import tokenizers
+import torch
+import transformers
+from PIL import Image
+
+from ray_app.detectors.card import load_card
+from ray_app.detectors.detector import Normalise
+from ray_app.detectors.families.internvl import answer_of, images_of, log_odds, published_keys, score_of
+from ray_app.detectors.precision import autocast, lower_to_bf16
+from ray_app.detectors.registry import build_network
+from ray_app.detectors.weights import load_strictly, read_state_dict
+from ray_app.errors import DetectorError
+from tests.detectors.fill import pattern_image
+from tests.detectors.tiny_internvl import write_tiny_internvl
+
+SYSTEM = "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("internvl")
+    write_tiny_internvl(folder, max_new_tokens=10)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pixels(folder):
+    preprocessing = load_card(folder / "card.yaml").preprocessing
+    sizes = [(40 + 9 * i, 200 - 11 * i) for i in range(12)]
+    images = [Image.fromarray(pattern_image(*size)) for size in sizes]
+    noise = np.random.default_rng(0).integers(0, 256, (12, 7, 7, 3), dtype=np.uint8)
+    images += [Image.fromarray(image // (1 + i % 3)) for i, image in enumerate(noise)]
+    return Normalise(preprocessing)(torch.as_tensor(np.stack([preprocessing.prepare(image) for image in images])))
+
+
+@pytest.fixture(scope="module")
+def reference(folder):
+    """transformers' own way from the folder to a network, with its own renaming of the published keys."""
+    return transformers.InternVLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def _network(folder, **changes):
+    card = load_card(folder / "card.yaml")
+    arguments = dict(card.architecture.arguments) | changes
+    network = build_network(card.model_copy(update={"architecture": card.architecture.model_copy(update={"arguments": arguments})}))
+    load_strictly(network, published_keys(read_state_dict(folder / card.weights.uri, card.weights), network), "tiny")
+    network.attach(folder)
+    return network
+
+
+@torch.inference_mode()
+def _ask(network, pixels):
+    return network(pixels)
+
+
+def _prompt_ids(folder, question):
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+    image = "<img>" + 4 * "<IMG_CONTEXT>" + "</img>"
+    text = f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n{image}\n{question}<|im_end|>\n<|im_start|>assistant\n"
+    return tokenizer, torch.tensor([tokenizer(text).input_ids])
+
+
+@pytest.mark.parametrize(
+    ("reply", "answer"),
+    [
+        ("Real", "real"),
+        ("This picture is real.", "real"),
+        ("It is not real, it was made by AI", "real"),
+        ("unreal", "real"),
+        ("AI", "fake"),
+        ("AI-generated", "fake"),
+        ("The image was generated.", "fake"),
+        ("There is rain in it", "fake"),
+        ("I don't know", "unknown"),
+        ("", "unknown"),
+    ],
+)
+def test_replies_are_read_in_the_published_order(reply, answer):
+    assert answer_of(reply) == answer
+    score = score_of(reply)
+    assert math.isnan(score) if answer == "unknown" else score == {"real": -1, "fake": 1}[answer]
+
+
+def test_reply_mode_says_what_transformers_generates_for_each_image_alone(folder, pixels, reference):
+    network = _network(folder)
+    prediction = _ask(network, pixels)
+    tokenizer, ids = _prompt_ids(folder, network.dialogue.question)
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    expected = []
+    for image in pixels:
+        spoken = reference.generate(
+            input_ids=ids, pixel_values=image[None], max_new_tokens=10, do_sample=False, eos_token_id=end, pad_token_id=end
+        )
+        expected.append(tokenizer.decode(spoken[0, ids.shape[1] :], skip_special_tokens=True).strip())
+    assert prediction.replies == tuple(expected)
+    assert prediction.logits.shape == (len(pixels), 1)
+    torch.testing.assert_close(prediction.logits[:, 0], torch.tensor([score_of(reply) for reply in expected]), equal_nan=True)
+    assert set(Counter(answer_of(reply) for reply in expected)) == {"real", "fake", "unknown"}
+
+
+def test_first_token_mode_is_the_difference_of_the_two_answers_at_the_first_place(folder, pixels, reference):
+    network = _network(folder, mode="first-token")
+    prediction = _ask(network, pixels)
+    tokenizer, ids = _prompt_ids(folder, network.dialogue.question)
+    with torch.inference_mode():
+        logits = reference(input_ids=ids.expand(len(pixels), -1), pixel_values=pixels).logits[:, -1].double()
+    vocabulary = tokenizer.get_vocab()
+    of_fake, of_real = (
+        sum(logits[:, vocabulary[piece]].exp() for piece in (word, f"Ġ{word}") if piece in vocabulary) for word in ("AI", "Real")
+    )
+    assert {"AI", "ĠAI", "Real", "ĠReal"} <= set(vocabulary)
+    assert not {"ai", "real"} & set(vocabulary)  # on the card too, but more than one token here: they count for nothing
+    torch.testing.assert_close(prediction.logits[:, 0].double(), (of_fake / of_real).log(), rtol=0, atol=1e-5)
+    assert prediction.replies is None
+    assert prediction.logits.std() > 0.1
+
+
+@pytest.mark.parametrize("mode", ["reply", "first-token"])
+def test_a_batch_is_split_by_tokens_and_the_scores_do_not_depend_on_it(folder, pixels, mode):
+    whole = _network(folder, mode=mode)
+    tokens = len(whole._tokens.prompt)
+    expected = _ask(whole, pixels)
+    for images in (1, 5):
+        network = _network(folder, mode=mode, max_tokens_per_batch=tokens * (images + 1) - 1)
+        seen = []
+        network.chat.model.vision_tower.register_forward_pre_hook(
+            lambda module, args, kwargs, seen=seen: seen.append(len(kwargs["pixel_values"])), with_kwargs=True
+        )
+        prediction = _ask(network, pixels)
+        assert max(seen) == images
+        assert sum(seen) == len(pixels)
+        assert prediction.replies == expected.replies
+        torch.testing.assert_close(prediction.logits, expected.logits, rtol=0, atol=1e-5, equal_nan=True)
+
+
+def test_the_weights_load_strictly_and_are_those_that_transformers_loads(folder, reference):
+    loaded = _network(folder).chat.state_dict()
+    expected = reference.state_dict()
+    assert set(loaded) == set(expected)
+    assert all(torch.equal(loaded[key], tensor) for key, tensor in expected.items())
+    assert not torch.equal(loaded["lm_head.weight"], loaded["model.language_model.embed_tokens.weight"])
+
+
+@pytest.mark.parametrize(("lost", "added"), [("language_model.lm_head.weight", None), (None, "language_model.model.layers.9.mlp.bias")])
+def test_a_missing_or_extra_key_is_named(folder, lost, added):
+    card = load_card(folder / "card.yaml")
+    state = read_state_dict(folder / card.weights.uri, card.weights)
+    if lost is not None:
+        del state[lost]
+    else:
+        state[added] = torch.zeros(1)
+    network = build_network(card)
+    with pytest.raises(DetectorError, match="lm_head.weight" if lost else "layers.9.mlp.bias"):
+        load_strictly(network, published_keys(state, network), "tiny")
+
+
+def test_bf16_leaves_residual_stream_and_head_in_fp32(folder, pixels):
+    seen = {}
+    networks = {"fp32": _network(folder, mode="first-token"), "bf16": lower_to_bf16(_network(folder, mode="first-token"), "cpu")}
+    for precision, network in networks.items():
+        final = network.chat.model.language_model.norm
+        final.register_forward_hook(lambda module, inputs, output, at=precision: seen.update({at: (inputs[0], output[:, -1])}))
+        with autocast("cpu", precision):
+            assert _ask(network, pixels).logits.dtype == torch.float32
+    assert seen["bf16"][0].dtype == torch.float32
+    layers = [layer for layer in networks["bf16"].modules() if isinstance(layer, torch.nn.Linear)]
+    assert {layer.weight.dtype for layer in layers[:-1]} == {torch.bfloat16}
+    assert layers[-1].weight.dtype == torch.float32
+    exact, rounded = seen["fp32"][1], seen["bf16"][1]
+    assert 0 < ((rounded - exact).norm(dim=1) / exact.norm(dim=1)).max() < 0.03
+
+
+def test_eight_billion_parameters_on_the_meta_device():
+    card = load_card("internvl-prompt")
+    with torch.device("meta"):
+        network = build_network(card)
+    state = network.state_dict()
+    assert sum(parameter.numel() for parameter in network.parameters()) == card.size.parameters == 7_944_373_760
+    assert len(state) == card.size.tensors == 781
+    parts = ("model.vision_tower.", "model.multi_modal_projector.", "model.language_model.", "lm_head.")
+    counts = {part: sum(tensor.numel() for key, tensor in state.items() if key.startswith(f"chat.{part}")) for part in parts}
+    assert counts == dict(zip(parts, (304_012_288, 27_540_480, 7_069_221_376, 543_599_616), strict=True))
+    assert network.dialogue.mode == "reply"
+    assert load_card("internvl-prompt:probability").architecture.arguments["mode"] == "first-token"
+
+
+def test_the_hubs_names_are_renamed_one_to_one_and_fill_its_index_file():
+    with torch.device("meta"):
+        network = build_network(load_card("internvl-prompt"))
+    own = network.state_dict()
+    hub = {}
+    for key in own:
+        name = key.removeprefix("chat.").removeprefix("model.")
+        name = name.replace("language_model.", "language_model.model.", 1).replace("lm_head.", "language_model.lm_head.")
+        hub[name] = own[key]
+    assert list(published_keys(hub, network)) == list(own)
+    index = {"metadata": {"total_size": 15888747520}, "weight_map": dict.fromkeys(hub, "model-00001-of-00004.safetensors")}
+    assert round(len(json.dumps(index, indent=2)) / 1000, 1) == 73.9  # the size that the hub shows
+
+
+def test_a_prompt_needs_a_tokenizer_that_fits(folder, tmp_path):
+    card = load_card(folder / "card.yaml")
+    network = build_network(card)
+    with pytest.raises(DetectorError, match="no tokenizer"):
+        network(torch.zeros(1, 3, 56, 56))
+    with pytest.raises(DetectorError, match=r"tokenizer\.json: not readable"):
+        network.attach(tmp_path)
+    other = tokenizers.Tokenizer(tokenizers.models.BPE())
+    other.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(DetectorError, match="<IMG_CONTEXT> is not"):
+        network.attach(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"answers": {"fake": ["synthetic"], "real": ["Real"]}}, "none of synthetic is one token"),
+        ({"answers": {"fake": ["AI", "Real"], "real": ["Real"]}}, "both answers"),
+        ({"max_tokens_per_batch": 20}, "max_tokens_per_batch is 20"),
+        ({"mode": "vote"}, "arguments: mode: Input should be"),
+        ({"template": "Is it real?"}, r"arguments: template: Value error, it needs \{image\}"),
+        ({"image_tokens": 4}, "unknown keys for InternVL: image_tokens"),
+        ({"vision_config": {"image_sise": [56, 56]}}, r"unknown keys for InternVL: vision_config\.image_sise"),
+    ],
+)
+def test_a_card_that_cannot_work_says_why(folder, changes, told):
+    with pytest.raises(DetectorError, match=told):
+        _network(folder, **changes)
+
+
+def test_vllm_that_is_missing_is_one_line_with_the_command():
+    with pytest.raises(DetectorError, match="not installed") as raised:
+        build_network(load_card("internvl-prompt:vllm"))
+    assert raised.value.hint == "pip install 'touchstone[vllm]'"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_vllm_without_a_gpu_says_so(tmp_path, monkeypatch):
+    (tmp_path / "vllm").mkdir()
+    (tmp_path / "vllm" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(DetectorError, match="no GPU"):
+        build_network(load_card("internvl-prompt:vllm"))
+
+
+def test_vllm_gets_the_very_pixels_that_were_prepared():
+    preprocessing = load_card("internvl-prompt").preprocessing
+    levels = np.stack([pattern_image(448, 448), np.full((448, 448, 3), 255, np.uint8)])
+    images = images_of(Normalise(preprocessing)(torch.as_tensor(levels)), preprocessing)
+    assert np.array_equal(np.stack([np.asarray(image) for image in images]), levels)
+
+
+def test_vllm_log_odds_are_those_of_the_answers_tokens():
+    logits = torch.tensor([0.3, -1.0, 2.0, 0.1])
+    logprobs = dict(enumerate(logits.log_softmax(0).tolist()))
+    expected = math.log((math.exp(0.3) + math.exp(-1)) / (math.exp(2) + math.exp(0.1)))
+    assert log_odds(logprobs, fake=[0, 1], real=[2, 3]) == pytest.approx(expected, abs=1e-6)
+    assert log_odds({0: -1.0, 2: -2.0}, fake=[0, 1], real=[2, 3]) == pytest.approx(1.0)

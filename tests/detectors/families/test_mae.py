@@ -1,0 +1,61 @@
+"""The MAE encoder on its own: padded windows and dropped branches. Its numbers are checked with MaskCLIP's."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from ray_app.detectors.families.mae import MaeBlock, MaeVit, headwise_attention
+
+
+def drawn(dtype=torch.bfloat16, heads=2):
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randn(2, heads, 16, 8, generator=generator).to(dtype) for _ in range(3)]
+
+
+def fused(query, key, value):
+    return torch.nn.functional.scaled_dot_product_attention(query.float(), key.float(), value.float()).transpose(1, 2)
+
+
+@pytest.mark.parametrize("learning", [None, 0, 2], ids=["scoring", "the query learns", "the value learns"])
+def test_in_bf16_it_is_the_fused_kernel_s_attention_also_where_something_learns(learning):
+    given = drawn()
+    if learning is not None:
+        given[learning].requires_grad_(True)
+    found, _ = headwise_attention(None, *given, None)
+    assert (found.float() - fused(*given)).abs().max() < 0.02
+    if learning is not None:
+        found.float().square().sum().backward()
+        assert given[learning].grad.abs().max() > 0
+
+
+def test_what_a_training_drops_is_dropped():
+    torch.manual_seed(0)
+    found, _ = headwise_attention(None, *drawn(), None, dropout=0.9)
+    assert (found.float() - fused(*drawn())).abs().max() > 0.2
+
+
+def test_windows_pad_as_if_zeros_had_been_projected():
+    attention = MaeVit(image_size=256, width=24, heads=2).blocks[0].attn
+    for parameter in attention.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    tokens = torch.randn(2, 16, 16, 24)
+
+    # A map of whole windows is not padded by the layer itself: zeros put there by hand go through the projection.
+    whole = attention(functional.pad(tokens, (0, 0, 0, 12, 0, 12)))
+
+    assert torch.allclose(attention(tokens), whole[:, :16, :16], atol=1e-5)
+
+
+def test_branches_are_dropped_per_image_in_training_only():
+    torch.manual_seed(0)
+    rates = [block.drop_path for block in MaeVit(image_size=64, width=24, heads=2).blocks]
+    assert rates == pytest.approx([0.1 * layer / 11 for layer in range(12)])
+
+    block = MaeBlock(24, 2, 4, drop_path=0.5)
+    branch = torch.ones(400, 4, 4, 24)
+    assert torch.equal(block.eval()._dropped(branch), branch)
+    dropped = block.train()._dropped(branch)
+    assert set(dropped.flatten(1).std(1).tolist()) == {0.0}
+    assert set(dropped[:, 0, 0, 0].tolist()) == {0.0, 2.0}
+    assert dropped.mean().item() == pytest.approx(1, abs=0.15)

@@ -1,0 +1,67 @@
+import pytest
+import torch
+
+from ray_app.detectors import load_card
+from ray_app.detectors.families.npr import Npr, build, upsampling_residual
+from ray_app.detectors.precision import autocast, lower_to_bf16
+from ray_app.errors import DetectorError
+from tests.detectors.fill import fill
+from tests.detectors.golden_convnets import GRIP_RESIDUALS, RESIDUALS
+from tests.detectors.test_convnets import check, prepared
+
+RESIDUAL_KEYS = [key for key in RESIDUALS if key[0].startswith("npr")]
+
+
+def network(tile=1536):
+    built = Npr(tile=tile).eval().requires_grad_(False)
+    built.load_state_dict(fill(built.state_dict()))
+    return built
+
+
+@pytest.mark.parametrize(("card", "image"), RESIDUAL_KEYS, ids=["-".join(key) for key in RESIDUAL_KEYS])
+def test_residual_is_the_authors(card, image):
+    check(upsampling_residual(prepared(card, image))[0] * (2 / 3), RESIDUALS[card, image])
+
+
+@pytest.mark.parametrize("image", GRIP_RESIDUALS)
+def test_native_residual_is_grips(image):
+    check(upsampling_residual(prepared("npr:native", image))[0] * (2 / 3), GRIP_RESIDUALS[image])
+
+
+@pytest.mark.parametrize(
+    ("size", "tile"),
+    [((2, 2), 64), ((61, 97), 64), ((160, 160), 64), ((163, 161), 64), ((250, 300), 64), ((163, 161), 8), ((163, 161), 45)],
+)
+@torch.inference_mode()
+def test_tiles_do_not_change_the_logit(size, tile):
+    pixels = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(network(tile)(pixels), network()(pixels), atol=1e-5, rtol=0)
+
+
+@torch.inference_mode()
+def test_an_odd_side_loses_its_last_line_alone():
+    pixels = torch.randn(1, 3, 97, 61, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(network()(pixels), network()(pixels[..., :96, :60]), atol=0, rtol=0)
+
+
+@torch.inference_mode()
+def test_a_line_of_pixels_has_no_score():
+    assert network()(torch.zeros(2, 3, 1, 40)).isnan().all()
+
+
+@torch.inference_mode()
+def test_bf16_stays_within_its_bound():
+    pixels = prepared("npr", "300x400")
+    expected = network()(pixels)
+    with autocast("cpu", "bf16"):
+        logit = lower_to_bf16(network(), "cpu")(pixels)
+    assert logit.dtype == torch.float32
+    torch.testing.assert_close(logit, expected, atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize("tile", [0, 7, -8, 64.0, "64", None])
+def test_a_tile_of_less_than_a_cell_is_refused(tile):
+    card = load_card("npr")
+    card = card.model_copy(update={"architecture": card.architecture.model_copy(update={"arguments": {"tile": tile}})})
+    with pytest.raises(DetectorError, match=f"tile: a whole number of pixels, at least 8, not {tile!r}"):
+        build(card)

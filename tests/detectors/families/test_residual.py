@@ -1,0 +1,153 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from ray_app.detectors.card import load_card
+from ray_app.detectors.families.residual import ResidualNet, Tiling, build, feature_map, mean_features, residual_bank, tiles
+
+
+@pytest.fixture(scope="module")
+def card():
+    return load_card("touchstone-tiny")
+
+
+@pytest.fixture(scope="module")
+def net(card):
+    net = build(card)
+    net.load_state_dict(load_file(card.folder / card.weights.uri))
+    return net.eval()
+
+
+def _grey_levels(shape, seed=0):
+    return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, shape)).float() - 128
+
+
+def test_the_card_says_demonstration_wherever_a_title_is_shown(card):
+    assert card.demonstration
+    assert "demonstration detector" in card.title
+    assert card.licence == "Apache-2.0"
+
+
+def test_the_normalisation_gives_whole_grey_levels_that_bfloat16_holds_exactly(card):
+    pixels = torch.arange(256, dtype=torch.float32)
+    for mean, std in zip(card.preprocessing.mean, card.preprocessing.std, strict=True):
+        levels = (pixels / 255 - mean) / std
+        assert torch.equal(levels.to(torch.bfloat16).float(), pixels - 128)
+
+
+def test_the_network_is_small(net):
+    assert sum(parameter.numel() for parameter in net.parameters()) <= 200_000
+
+
+def test_every_filter_of_the_bank_ignores_flat_colour_and_the_four_places_hold_the_same_filters():
+    bank = residual_bank()
+    assert bank.sum(dim=(2, 3)).abs().max() == 0
+    images = _grey_levels((1, 3, 34, 34))
+    full = torch.nn.functional.conv2d(images, bank[::4, :, :3, :3])
+    packed = torch.nn.functional.conv2d(images, bank, stride=2)
+    for place in range(4):
+        row, column = divmod(place, 2)
+        torch.testing.assert_close(packed[:, place::4], full[:, :, row::2, column::2])
+
+
+@pytest.mark.parametrize("size", [(16, 16), (64, 200), (255, 257), (256, 256), (512, 384)])
+def test_any_size_gives_one_finite_logit_per_image(net, size):
+    with torch.inference_mode():
+        logits = net(_grey_levels((2, 3, *size)))
+    assert logits.shape == (2, 1)
+    assert logits.isfinite().all()
+
+
+def test_a_score_does_not_depend_on_brightness(net):
+    image = _grey_levels((1, 3, 128, 128)) / 4
+    with torch.inference_mode():
+        torch.testing.assert_close(net(image), net(image + 30), rtol=1e-4, atol=1e-3)
+
+
+def test_bfloat16_keeps_scores(net):
+    images = torch.nn.functional.avg_pool2d(_grey_levels((6, 3, 258, 258)), 3, 1).round()
+    low = build(load_card("touchstone-tiny"))
+    low.load_state_dict(net.state_dict())
+    low = low.eval().to(torch.bfloat16).to(memory_format=torch.channels_last)
+    low.head.float()
+    with torch.inference_mode():
+        full, half = net(images), low(images.to(torch.bfloat16).contiguous(memory_format=torch.channels_last)).float()
+    assert ((full - half).abs() <= 0.02 * full.abs().clamp(min=1)).all()
+
+
+def test_folding_the_norms_away_changes_nothing_but_rounding():
+    torch.manual_seed(3)
+    net = ResidualNet((8, 16, 16), norms=True)
+    for step in range(4):
+        net(_grey_levels((4, 3, 64, 64), step))  # moves the running statistics away from their start
+    images = _grey_levels((2, 3, 64, 64), 9)
+    with torch.inference_mode():
+        torch.testing.assert_close(net.eval()(images), net.without_norms()(images), rtol=1e-4, atol=1e-4)
+
+
+def test_neither_timm_nor_torchvision_is_imported():
+    code = (
+        "import sys, ray_app.detectors.families.residual; print([m for m in ('timm', 'torchvision', 'transformers') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+SMALL = Tiling(size=64, stride=8, halo=16)
+SIZES = [(1, 1), (7, 300), (64, 64), (65, 64), (96, 96), (97, 96), (97, 61), (161, 250), (233, 129)]
+
+
+def network():
+    """Stride 8 and a radius of 15 px, with everything that could go wrong at a cut: padding, pooling, a shortcut's stride."""
+    torch.manual_seed(0)
+    layers = [torch.nn.Conv2d(3, 8, 3, 2, 1), torch.nn.ReLU(), torch.nn.MaxPool2d(3, 2, 1), torch.nn.Conv2d(8, 8, 3, 2, 1), torch.nn.ReLU()]
+    return torch.nn.Sequential(*layers, torch.nn.Conv2d(8, 4, 3, 1, 1)).double().requires_grad_(False)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    height=st.integers(1, 400), width=st.integers(1, 400), cells=st.integers(1, 20), halo=st.integers(0, 4), stride=st.sampled_from([2, 8])
+)
+def test_cores_cover_the_map_once_and_windows_are_bounded(height, width, cells, halo, stride):
+    tiling = Tiling(cells * stride, stride, halo * stride)
+    covered = torch.zeros(-(-height // stride), -(-width // stride), dtype=torch.int)
+    for tile in tiles(height, width, tiling):
+        covered[tile.cells] += 1
+        for window, core, where in zip(*tile, strict=True):
+            assert window.start % stride == 0
+            assert window.stop - window.start <= tiling.size + 2 * tiling.halo
+            assert window.start // stride + core.start == where.start
+            assert core.stop - core.start == where.stop - where.start > 0
+    assert (covered == 1).all()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_cut_image_has_the_features_of_the_whole(size):
+    features, pixels = network(), torch.randn(3, 3, *size, dtype=torch.float64)
+    torch.testing.assert_close(feature_map(features, pixels, SMALL), features(pixels), atol=1e-12, rtol=0)
+    expected = features(pixels).mean(dim=(2, 3)).float()
+    torch.testing.assert_close(mean_features(features, pixels, SMALL), expected, atol=1e-6, rtol=0)
+
+
+def test_a_halo_too_small_is_noticed_here():
+    features, pixels = network(), torch.randn(1, 3, 233, 129, dtype=torch.float64)
+    cut = feature_map(features, pixels, SMALL._replace(halo=8))
+    assert not torch.allclose(cut, features(pixels), atol=1e-6, rtol=0)
+
+
+def test_no_pass_sees_more_than_a_tile():
+    seen = []
+
+    def features(pixels):
+        seen.append(pixels.shape[0] * pixels.shape[2] * pixels.shape[3])
+        return pixels[..., ::8, ::8]
+
+    mean_features(features, torch.zeros(40, 3, 40, 24), SMALL)
+    mean_features(features, torch.zeros(3, 3, 500, 300), SMALL)
+    assert max(seen) <= (SMALL.size + 2 * SMALL.halo) ** 2

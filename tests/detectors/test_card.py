@@ -1,0 +1,160 @@
+import pickle
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from ray_app.config import named_configs
+from ray_app.detectors import DetectorCard, list_cards, load_card
+from ray_app.detectors.card import Output, ValidRange, Weights, split_variant
+from ray_app.errors import ConfigError
+from tests.detectors.conftest import PUBLISHED
+
+
+@pytest.mark.parametrize("name", named_configs("detectors"))
+def test_every_shipped_card_is_complete(name):
+    card = load_card(name)
+    assert card.name == name
+    assert card.title
+    assert card.licence
+    assert card.citation
+    assert card.source
+    assert card.training_data.licence
+    assert card.folder == named_configs("detectors")[name].parent
+    assert hash(card.preprocessing) == hash(load_card(name).preprocessing)
+    assert all(figure.source for figure in card.published)
+
+
+def test_list_cards_gives_every_shipped_card():
+    assert {card.name for card in list_cards()} >= {*PUBLISHED}
+
+
+def test_published_directions_and_licences():
+    community, openfake, siglip = (load_card(name) for name in PUBLISHED)
+    assert community.output.sign == 1
+    assert openfake.output.index_among(openfake.output.labels) == 1
+    assert siglip.output.index_among(siglip.output.labels) == 0
+    assert (community.licence, openfake.licence, siglip.licence) == ("MIT", "CC-BY-NC-4.0", "Apache-2.0")
+    assert all(card.calibration is None and not card.demonstration and card.published for card in (community, openfake, siglip))
+    assert not any(figure.verified for card in (community, openfake, siglip) for figure in card.published)
+    auc = next(figure for figure in openfake.published if figure.metric == "ROC AUC")
+    assert "never compare" in auc.note
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"weights": {"uri": "hf://a/b@main/model.safetensors", "sha256": "0" * 64}}, "a branch or tag can move"),
+        ({"weights": {"uri": "ftp://a/b", "sha256": "0" * 64}}, "unknown scheme"),
+        ({"weights": {"uri": "a.safetensors"}}, "unverified"),
+        ({"weights": {"uri": "a.safetensors", "sha256": "0" * 64, "unwrapp": []}}, "did you mean 'unwrap'"),
+        ({"output": {"sign": 1, "fake_index": 0}}, "exactly one"),
+        ({"output": {}}, "exactly one"),
+        ({"output": {"fake_label": "synthetic", "labels": ["real", "fake"]}}, "synthetic"),
+        ({"preprocessing": {"resize": {"mode": "squash"}}}, "needs size"),
+        ({"preprocessing": {"resize": {"mode": "none", "size": 3}}}, "takes no size"),
+        ({"family": "timm"}, "family"),
+        ({"licence": None}, "licence"),
+    ],
+)
+def test_a_wrong_card_is_told_with_file_and_key(tmp_path, change, said):
+    data = yaml.safe_load(named_configs("detectors")["community-forensics-vits384"].read_text())
+    path = tmp_path / "card.yaml"
+    path.write_text(yaml.safe_dump({**data, **change}))
+    with pytest.raises(ConfigError, match=said) as caught:
+        load_card(path)
+    assert str(path) in caught.value.message
+    assert next(iter(change)) in caught.value.message
+
+
+def test_an_unknown_name_lists_what_is_shipped():
+    with pytest.raises(ConfigError, match="did you mean 'siglip2-open-deepfake'"):
+        load_card("siglip-open-deepfake")
+
+
+@pytest.mark.parametrize(("labels", "index"), [(("Fake", "Real"), 0), (("real", "FAKE"), 1)])
+def test_fake_is_found_by_name(labels, index):
+    assert Output(fake_label="fake").index_among(labels) == index
+
+
+@pytest.mark.parametrize("labels", [(), ("LABEL_0", "LABEL_1"), ("fake", "Fake")])
+def test_labels_without_one_fake_are_refused(labels):
+    with pytest.raises(ValueError, match="not one of the labels"):
+        Output(fake_label="fake").index_among(labels)
+
+
+def test_valid_range_says_why():
+    allowed = ValidRange(min_side_px=64, max_side_px=1000)
+    assert allowed.doubt(64, 1000) is None
+    assert allowed.doubt(63, 500) == "63 × 500, below the valid range (64 px)"
+    assert "above" in allowed.doubt(64, 1001)
+
+
+def test_a_card_travels_to_another_process():
+    import pickle
+
+    card = load_card("openfake-swinv2-small")
+    copy = pickle.loads(pickle.dumps(card))
+    assert copy == card
+    assert copy.folder == card.folder
+    assert isinstance(copy, DetectorCard)
+    assert isinstance(copy.weights, Weights)
+
+
+def loaded_modules(code):
+    watched = ("torch", "torchvision", "timm", "transformers", "ray")
+    code += f"\nimport sys; print(*[name for name in {watched} if name in sys.modules])"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+
+
+def test_cards_and_preprocessing_import_no_torch():
+    code = "from ray_app.detectors import DetectorCard, Preprocessing, list_cards, load_card, resolve_weights; list_cards()"
+    assert loaded_modules(code) == []
+
+
+def test_touchstone_tiny_needs_only_torch():
+    code = (
+        "import numpy; from ray_app.detectors import load_detector; d = load_detector('touchstone-tiny')\n"
+        "assert numpy.isfinite(d.score(numpy.zeros((1, 256, 256, 3), numpy.uint8))).all()"
+    )
+    assert loaded_modules(code) == ["torch"]
+
+
+@pytest.mark.parametrize("name", ["../../evil.txt", "/etc/passwd", "a/b", "..", ".hidden", ""])
+@pytest.mark.parametrize("place", ["beside", "config", "backbone"])
+def test_a_card_names_no_file_outside_its_folder(tmp_path, name, place):
+    data = yaml.safe_load(named_configs("detectors")["unifd"].read_text())
+    if place == "backbone":
+        data["backbone"] = yaml.safe_load(named_configs("backbones")["openai-clip-vit-l14"].read_text()) | {"name": name}
+    else:
+        data["weights"][place] = {name: None} if place == "beside" else name
+    path = tmp_path / "card.yaml"
+    path.write_text(yaml.safe_dump(data))
+    with pytest.raises(ConfigError, match=place):
+        load_card(path)
+
+
+@pytest.mark.parametrize("name", ["s3://bucket/card.yaml", "https://host:8000/x"])
+def test_a_url_is_not_taken_for_a_variant(name):
+    assert split_variant(name) == (name, None)
+    assert split_variant(f"{name}:small") == (name, "small")
+
+
+def test_a_card_in_a_bucket_names_its_files_there(s3):
+    data = yaml.safe_load(named_configs("detectors")["unifd"].read_text())
+    data["backbone"] = yaml.safe_load(named_configs("backbones")["openai-clip-vit-l14"].read_text())
+    data["backbone"]["weights"]["uri"] = "clip.safetensors"
+    data["variants"] = {"wide": {"preprocessing": {"center_crop": 448}}}
+    place = s3.bucket("cards") + "/made"
+    for name, content in {"card.yaml": yaml.safe_dump(data), "list.yaml": "- 1", "empty.yaml": "name: x"}.items():
+        s3.client().put_object(Bucket="cards", Key=f"made/{name}", Body=content.encode())
+
+    card = pickle.loads(pickle.dumps(load_card(f"{place}/card.yaml:wide")))
+
+    assert (card.name, card.preprocessing.center_crop) == ("unifd:wide", 448)
+    assert card.weights.uri == load_card("unifd").weights.uri  # a URL of its own stays
+    assert card.backbone.weights.uri == f"{place}/clip.safetensors"
+    for name, told in [("none.yaml", "no such card"), ("list.yaml", "expected keys and values"), ("empty.yaml", "missing")]:
+        with pytest.raises(ConfigError, match=f"^{place}/{name}: .*{told}"):
+            load_card(f"{place}/{name}")

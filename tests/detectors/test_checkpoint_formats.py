@@ -1,0 +1,192 @@
+"""Files that were taken for weights: named for what they are, by real ones of each kind, and no advice to open one with less care."""
+
+import gzip
+import io
+import json
+import pickle
+import struct
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from benchmarks.seeded import seeded_card
+from ray_app.detectors import load_card
+from ray_app.detectors.card import Weights
+from ray_app.detectors.checkpoint_formats import kind_of_file
+from ray_app.detectors.weights import read_arrays, read_state_dict, resolve_weights
+from ray_app.errors import DetectorError
+
+NETWORK = torch.nn.Linear(4, 2)
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("it ran",))
+
+
+def saved(path, save) -> bytes:
+    save(path)
+    return path.read_bytes()
+
+
+def zipped(**files) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name.replace("__", "/").replace("_dot_", "."), data)
+    return out.getvalue()
+
+
+def tarred() -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("model.pth"))
+    return out.getvalue()
+
+
+def onnx_model() -> bytes:
+    from onnx import TensorProto, helper
+
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", values[:1], values[1:])
+    return helper.make_model(graph, producer_name="pytorch").SerializeToString()
+
+
+def array() -> bytes:
+    out = io.BytesIO()
+    np.save(out, np.zeros(3))
+    return out.getvalue()
+
+
+def arrays() -> bytes:
+    out = io.BytesIO()
+    np.savez(out, a=np.zeros(3))
+    return out.getvalue()
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Every kind as bytes, with a piece of what is said of it."""
+    folder = tmp_path_factory.mktemp("kinds")
+    modern = saved(folder / "a", lambda path: torch.save(NETWORK.state_dict(), path))
+    legacy = saved(folder / "b", lambda path: torch.save(NETWORK.state_dict(), path, _use_new_zipfile_serialization=False))
+    script = saved(folder / "c", lambda path: torch.jit.script(NETWORK).save(str(path)))
+    tensors = saved(folder / "d", lambda path: save_file(NETWORK.state_dict(), path))
+    module = saved(folder / "e", lambda path: torch.save(NETWORK, path))
+    evil = saved(folder / "f", lambda path: torch.save({"model": {"weight": torch.zeros(1)}, "extra": Evil()}, path))
+    keras = zipped(metadata_dot_json=b"{}", config_dot_json=b"{}", model_dot_weights_dot_h5=b"x")
+    return {
+        "empty": (b"", "an empty file"),
+        "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "a git-LFS pointer"),
+        "login": (b"\n<!DOCTYPE html>\n<html><head><title>Sign in</title>", "a web page (HTML)"),
+        "refused": (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "an XML text"),
+        "json error": (b'{"error": "Repository not found"}', "a JSON text, perhaps an error"),
+        "not found": (b"Entry not found\n", "a text that begins with 'Entry not found'"),
+        "index": (json.dumps({"metadata": {}, "weight_map": {"a": "model-1.safetensors"}}).encode(), "the index of a checkpoint"),
+        "keras": (keras, "a Keras model (.keras)"),
+        "h5": (b"\x89HDF\r\n\x1a\n" + bytes(500), "an HDF5 file"),
+        "torchscript": (script, "a TorchScript program"),
+        "exported": (zipped(model__archive_format=b"pt2"), "an exported program"),
+        "npy": (array(), "a NumPy array"),
+        "npz": (arrays(), "NumPy arrays (.npz)"),
+        "onnx": (onnx_model(), "an ONNX model"),
+        "gguf": (b"GGUF" + struct.pack("<IQQ", 3, 0, 0), "a GGUF file"),
+        "pickle": (pickle.dumps({"weight": [1.0]}), "a Python pickle"),
+        "gz": (gzip.compress(modern), "compressed by gzip"),
+        "tar": (tarred(), "a tar archive"),
+        "a bundle": (zipped(readme_dot_md=b"x", weights__model_dot_pth=b"y"), "a zip archive of 2 files"),
+        "half": (modern[: len(modern) // 2], "that is not whole"),
+        "half of tensors": (tensors[:-9], "a safetensors file that is not whole"),
+        "half of a header": (tensors[:40], "a safetensors file that is not whole"),
+        "noise": (np.random.default_rng(1).bytes(5000), "no format of weights that is known"),
+        "a module": (module, "an object of torch.nn.modules.linear.Linear, and not tensors alone"),
+        "evil": (evil, "an object of "),
+        "torch": (modern, "a PyTorch checkpoint"),
+        "old torch": (legacy, "a PyTorch checkpoint of before 1.6"),
+        "half of an old one": (legacy[: len(legacy) // 2], "it is damaged or not whole"),
+        "safetensors": (tensors, "a safetensors file"),
+    }
+
+
+KINDS = ["empty", "lfs", "login", "refused", "json error", "not found", "index", "keras", "h5", "torchscript", "exported", "npy", "npz",
+         "onnx", "gguf", "pickle", "gz", "tar", "a bundle", "half", "half of tensors", "half of a header", "noise"]  # fmt: skip
+
+
+def refusal(path, format):
+    with pytest.raises(DetectorError) as caught:
+        read_state_dict(path, Weights(uri=path.name, unverified="made here", format=format))
+    told = f"{caught.value.message} {caught.value.hint}"
+    assert f"not readable as {format} weights" in told
+    assert caught.value.hint
+    for advice in ("weights_only", "add_safe_globals", "arbitrary code", "re-run", "False"):
+        assert advice.lower() not in told.lower()
+    return told
+
+
+@pytest.mark.parametrize("format", ["torch", "safetensors"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_no_weights_is_named(files, kind, format, tmp_path):
+    data, what = files[kind]
+    path = tmp_path / f"weights.{'pth' if format == 'torch' else 'safetensors'}"
+    path.write_bytes(data)
+    assert what in refusal(path, format)
+    assert what in kind_of_file(path).what
+
+
+def test_every_kind_is_tried(files):
+    assert set(files) - set(KINDS) == {"a module", "evil", "torch", "old torch", "half of an old one", "safetensors"}
+
+
+@pytest.mark.parametrize("kind", ["a module", "evil", "half of an old one"])
+def test_a_checkpoint_of_more_than_tensors_is_not_opened(files, kind, tmp_path, capsys):
+    data, what = files[kind]
+    (tmp_path / "weights.pth").write_bytes(data)
+    told = refusal(tmp_path / "weights.pth", "torch")
+    assert what in told
+    assert "it ran" not in capsys.readouterr().out
+
+
+def test_weights_of_the_other_format_are_named_with_the_way_to_say_so(files, tmp_path):
+    for kind in ("torch", "old torch"):
+        (tmp_path / "w.safetensors").write_bytes(files[kind][0])
+        told = refusal(tmp_path / "w.safetensors", "safetensors")
+        assert files[kind][1] in told
+        assert "`format: torch`" in told
+    (tmp_path / "w.pth").write_bytes(files["safetensors"][0])
+    told = refusal(tmp_path / "w.pth", "torch")
+    assert "it is a safetensors file" in told
+    assert "`format: safetensors`" in told
+    (tmp_path / "model.json").write_bytes(files["safetensors"][0])
+    assert "it is a safetensors file" in refusal(tmp_path / "model.json", "safetensors-index")
+
+
+def test_a_shard_of_several_is_named_itself(files, tmp_path):
+    (tmp_path / "model.safetensors.index.json").write_bytes(json.dumps({"weight_map": {"a": "one.safetensors"}}).encode())
+    (tmp_path / "one.safetensors").write_bytes(files["lfs"][0])
+    weights = Weights(uri="x", unverified="made here", format="safetensors-index")
+    with pytest.raises(DetectorError, match=r"one\.safetensors: not readable as safetensors weights: it is a git-LFS pointer"):
+        read_state_dict(tmp_path / "model.safetensors.index.json", weights)
+    (tmp_path / "one.safetensors").unlink()
+    with pytest.raises(DetectorError, match=r"one\.safetensors: not readable as safetensors weights: No such file"):
+        read_state_dict(tmp_path / "model.safetensors.index.json", weights)
+
+
+def test_heads_without_torch_are_read_by_the_same_eyes(files, tmp_path):
+    (tmp_path / "head.safetensors").write_bytes(files["login"][0])
+    with pytest.raises(DetectorError, match="it is a web page"):
+        read_arrays(tmp_path / "head.safetensors")
+
+
+def test_a_file_with_another_hash_is_named_too(files, tmp_path):
+    card = seeded_card(load_card("tiny-ladeda").model_copy(update={"terms": "permissive"}), tmp_path)
+    path = tmp_path / "lfs.pth"
+    path.write_bytes(files["lfs"][0])
+    stated = card.weights.model_copy(update={"uri": str(path), "sha256": "0" * 64, "unverified": None})
+    with pytest.raises(DetectorError, match=r"not the file that the card means: .*; it is a git-LFS pointer") as caught:
+        resolve_weights(card.model_copy(update={"weights": stated}))
+    assert "git lfs pull" in caught.value.hint
+    assert "touchstone detectors fetch" in caught.value.hint

@@ -1,0 +1,164 @@
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from ray_app.config import named_configs
+from ray_app.detectors import load_card, load_detector
+from ray_app.detectors.verify import verify_detector
+from ray_app.detectors.weights import located, parts_of
+from ray_app.errors import DetectorError
+from tests.detectors.checkable import golden_of, sha256, write_checkable
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """As written, shared: tests that damage something make their own."""
+    folder = tmp_path_factory.mktemp("checkable")
+    write_checkable(folder)
+    return folder
+
+
+def outcomes(checks):
+    return [(check.name, check.outcome) for check in checks]
+
+
+def test_a_sound_detector_passes_every_check(folder):
+    checks = list(verify_detector(load_card(folder / "card.yaml"), folder / "images"))
+    assert outcomes(checks) == [("sha256", "ok"), ("keys", "ok"), ("parameters", "ok"), ("tensors", "ok"), ("golden", "ok")]
+    assert sha256(folder / "checkable.safetensors") in checks[0].told
+
+
+def test_the_golden_score_tells_one_preprocessing_from_another(folder):
+    """The check would be worth nothing if a detector with other constants passed it."""
+    card = load_card(folder / "card.yaml")
+    other = card.model_copy(
+        update={"preprocessing": card.preprocessing.model_copy(update={"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)})}
+    )
+    check = list(verify_detector(other, folder / "images"))[-1]
+    assert (check.name, check.outcome) == ("golden", "failed")
+    assert f"published {card.golden[0].probability:.4f}" in check.told
+
+
+def test_another_file_is_not_loaded(tmp_path):
+    path = write_checkable(tmp_path)
+    state = load_file(tmp_path / "checkable.safetensors")
+    state["head.bias"] += 1
+    save_file(state, tmp_path / "checkable.safetensors")
+    checks = list(verify_detector(load_card(path), tmp_path / "images"))
+    assert outcomes(checks) == [
+        ("sha256", "failed"),
+        ("keys", "skipped"),
+        ("parameters", "skipped"),
+        ("tensors", "skipped"),
+        ("golden", "skipped"),
+    ]
+    assert sha256(tmp_path / "checkable.safetensors") in checks[0].told
+    assert load_card(path).weights.sha256 in checks[0].told
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda state: state.pop("head.bias"), "missing (head.bias)"),
+        (lambda state: state.update(extra=torch.ones(1)), "unexpected (extra)"),
+    ],
+)
+def test_a_key_too_few_or_too_many_is_named(tmp_path, change, named):
+    path = write_checkable(tmp_path)
+    weights = tmp_path / "checkable.safetensors"
+    state = load_file(weights)
+    change(state)
+    save_file(state, weights)
+    card = load_card(path)
+    card = card.model_copy(update={"weights": card.weights.model_copy(update={"sha256": sha256(weights)})})
+    checks = list(verify_detector(card))
+    assert outcomes(checks)[:2] == [("sha256", "ok"), ("keys", "failed")]
+    assert named in checks[1].told
+
+
+def test_counts_that_the_card_has_wrong_are_told(folder):
+    card = load_card(folder / "card.yaml")
+    found = card.size
+    card = card.model_copy(update={"size": found.model_copy(update={"parameters": found.parameters + 1, "tensors": 3})})
+    told = {check.name: check for check in verify_detector(card)}
+    assert told["parameters"] == ("parameters", "failed", f"{found.parameters:,}, the card says {found.parameters + 1:,}")
+    assert told["tensors"] == ("tensors", "failed", f"{found.tensors:,}, the card says 3")
+
+
+def test_what_the_card_does_not_know_is_skipped_and_said(tmp_path):
+    path = write_checkable(tmp_path, size=None, golden=[], weights={"uri": "checkable.safetensors", "unverified": "nobody published one"})
+    checks = list(verify_detector(load_card(path), tmp_path / "images"))
+    assert outcomes(checks) == [
+        ("sha256", "skipped"),
+        ("keys", "ok"),
+        ("parameters", "skipped"),
+        ("tensors", "skipped"),
+        ("golden", "skipped"),
+    ]
+    assert "nobody published one" in checks[0].told
+    assert sha256(tmp_path / "checkable.safetensors") in checks[0].told
+
+
+@pytest.mark.parametrize("where", [None, "empty"])
+def test_images_that_are_not_here_are_named_with_their_source(folder, tmp_path, where):
+    check = list(verify_detector(load_card(folder / "card.yaml"), where and tmp_path))[-1]
+    golden = load_card(folder / "card.yaml").golden[0]
+    assert check.outcome == "skipped"
+    assert all(
+        text in check.told for text in ("published.png", golden.sha256, "the authors' page", str(tmp_path) if where else "--images FOLDER")
+    )
+
+
+def test_an_image_that_does_not_decode_fails(tmp_path):
+    broken = tmp_path / "images" / "broken.png"
+    path = write_checkable(tmp_path)
+    broken.write_bytes(b"no image")
+    data = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump(data | {"golden": [golden_of(broken, 0.5)]}))
+    check = list(verify_detector(load_card(path), tmp_path / "images"))[-1]
+    assert check.outcome == "failed"
+    assert str(broken) in check.told
+
+
+def test_missing_weights_are_one_clear_error(tmp_path):
+    path = write_checkable(tmp_path)
+    (tmp_path / "checkable.safetensors").unlink()
+    with pytest.raises(DetectorError, match=r"checkable: no weights: checkable\.safetensors") as raised:
+        list(verify_detector(load_card(path), cache_dir=tmp_path / "cache"))
+    assert "touchstone detectors fetch checkable" in raised.value.hint
+
+
+def test_located_finds_without_hashing_or_fetching(folder, tmp_path, monkeypatch):
+    card = load_card(folder / "card.yaml")
+    assert located(parts_of(card)[0], tmp_path) == folder / "checkable.safetensors"
+    monkeypatch.setenv("TOUCHSTONE_WEIGHTS_MIRROR", str(folder))
+    for name in named_configs("detectors"):
+        for part in parts_of(load_card(name)):
+            found = located(part, tmp_path)
+            assert found is None or found.parent == named_configs("detectors")[name].parent
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_the_community_forensics_goldens_are_the_five_of_the_authors():
+    golden = load_card("community-forensics-vits384").golden
+    assert [(one.name, one.probability, one.sha256[:8]) for one in golden] == [
+        ("00000274.png", 0.9988, "43a7b37d"),
+        ("00000420.png", 0.9878, "069af2f6"),
+        ("00000845.png", 0.9569, "e3c1d98a"),
+        ("00000916.png", 0.9516, "a4c434f6"),
+        ("00000989.png", 0.7860, "cfe5ba75"),
+    ]
+    assert all("JeongsooP/Community-Forensics" in one.source and one.tolerance <= 0.001 for one in golden)
+
+
+def test_verifying_gives_the_score_that_a_run_gives(folder):
+    """The golden path and the detector's own are one: same decoder, same geometry, same network."""
+    from ray_app.images import ImageLimits, decode_image
+
+    card = load_card(folder / "card.yaml")
+    detector = load_detector(card, precision="fp32")
+    pixels = detector.prepare(decode_image((folder / "images" / "any-name.png").read_bytes(), ImageLimits()).pixels)
+    probability = torch.sigmoid(torch.tensor(detector.score(pixels[None])[0])).item()
+    check = list(verify_detector(card, folder / "images"))[-1]
+    assert f"P(fake) {probability:.4f}" in check.told

@@ -1,0 +1,149 @@
+import csv
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ray_app.errors import ConfigError
+from ray_app.evaluation.audit.estimate import estimate, read_answers
+from ray_app.evaluation.audit.sample import FACTS, SAMPLE, draw_sample, read_audit
+from ray_app.metrics.survey_sampling import archive_figures
+from tests.evaluation.audit.made import archive, run_of, truth_of
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("audit")
+    columns, fake = archive(count=3000)
+    run = run_of(folder / "run", columns)
+    out = folder / "out"
+    out.mkdir()
+    audit = draw_sample(run.store.url, 300, out, pictures=False)
+    return run, out, audit, truth_of(columns, fake)
+
+
+def rows_of(world):
+    with open(world[1] / SAMPLE, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return [row | {"label": "fake" if world[3][int(row["image_id"])] else "real"} for row in rows]
+
+
+def write(path, rows):
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        written = csv.DictWriter(file, list(rows[0]))
+        written.writeheader()
+        written.writerows(rows)
+    return str(path)
+
+
+def test_what_is_drawn_is_what_is_read(world):
+    run, out, audit, _ = world
+    assert read_audit(out).images == audit.images
+    assert read_audit(out).strata == audit.strata
+    assert json.loads((out / FACTS).read_text())["run"] == run.store.url
+    assert [int(row["image_id"]) for row in rows_of(world)] == [one["image_id"] for one in audit.images]
+
+
+def test_labels_of_every_form_give_the_same_answer(world, tmp_path):
+    _, _, audit, truth = world
+    rows = rows_of(world)
+    expected = read_answers(write(tmp_path / "labels.csv", rows), audit)
+    assert expected.labelled == 300
+    assert expected.blank == expected.unsure == expected.others == 0
+    for one, stratum in zip(expected.strata, audit.strata, strict=True):
+        assert (one.size, one.labelled, one.flagged) == (stratum.size, stratum.drawn, stratum.verdict == "fake")
+    assert sum(one.fakes for one in expected.strata) == sum(truth[one["image_id"]] for one in audit.images)
+    (tmp_path / "labels.jsonl").write_text(
+        "".join(json.dumps({"image_id": int(row["image_id"]), "label": row["label"] == "fake"}) + "\n" for row in rows)
+    )
+    assert read_answers(str(tmp_path / "labels.jsonl"), audit) == expected
+    ids = pa.array([int(row["image_id"]) for row in rows])
+    pq.write_table(pa.table({"image_id": ids, "label": [row["label"] for row in rows]}), tmp_path / "labels.parquet")
+    assert read_answers(str(tmp_path / "labels.parquet"), audit) == expected
+
+
+@pytest.mark.parametrize("mangle", [lambda text: f"{int(text):.5E}", lambda text: str(round(int(text), -5)), lambda text: ""])
+def test_ids_that_a_spreadsheet_has_rounded_are_passed_over_for_the_names_of_files(world, tmp_path, mangle):
+    rows = rows_of(world)
+    expected = read_answers(write(tmp_path / "labels.csv", rows), world[2])
+    mangled = [row | {"image_id": mangle(row["image_id"])} for row in rows]
+    assert read_answers(write(tmp_path / "mangled.csv", mangled), world[2]) == expected
+
+
+def test_blanks_unsure_ones_and_others_are_counted_apart(world, tmp_path):
+    rows = rows_of(world)
+    rows[0]["label"], rows[1]["label"], rows[2]["label"] = "", " Unsure ", "unsure"
+    other = rows[3] | {"image_id": "12345", "uri": "/elsewhere.jpg"}
+    found = read_answers(write(tmp_path / "labels.csv", [*rows, other, rows[4]]), world[2])
+    assert (found.blank, found.unsure, found.others, found.labelled) == (1, 2, 1, 297)
+
+
+def test_what_are_no_labels_of_the_sample_is_refused(world, tmp_path):
+    audit, rows = world[2], rows_of(world)
+    with pytest.raises(ConfigError, match=r"row 2: 'maybe' is no label"):
+        read_answers(write(tmp_path / "a.csv", [rows[0], rows[1] | {"label": "maybe"}]), audit)
+    turned = "real" if rows[0]["label"] == "fake" else "fake"
+    with pytest.raises(ConfigError, match=rf"row 3: {rows[0]['image_id']} is {rows[0]['label']} in an earlier row and {turned} here"):
+        read_answers(write(tmp_path / "b.csv", [rows[0], rows[1], rows[0] | {"label": turned}]), audit)
+    with pytest.raises(ConfigError, match="not one label is of the 300 images"):
+        read_answers(write(tmp_path / "c.csv", [rows[0] | {"label": ""}]), audit)
+    with pytest.raises(ConfigError, match="labels need the columns"):
+        read_answers(write(tmp_path / "d.csv", [{"file": "x", "label": "real"}]), audit)
+
+
+def test_an_answer_has_its_figures_and_says_what_to_know(world, tmp_path):
+    run, out, audit, truth = world
+    rows = rows_of(world)
+    rows[0]["label"], rows[1]["label"] = "", "unsure"
+    document = estimate(run.store.url, write(out / "labels.csv", rows), tmp_path)
+    assert json.loads((tmp_path / "result.json").read_text()) == document
+    answers = read_answers(str(out / "labels.csv"), audit)
+    assert document["figures"] == {name: one.row() for name, one in archive_figures(answers.strata).items()}
+    low, high = document["figures"]["prevalence"]["interval"]
+    known = [fake for fake in truth.values()]
+    assert low < sum(known) / len(known) < high
+    assert set(document["if_unsure_were_either"]) == {"prevalence", "precision", "recall"}
+    assert [one["fakes"] for one in document["strata"]] == [one.fakes for one in answers.strata]
+    unscored = sum(audit.facts["unscored"].values())
+    assert document["notes"] == [
+        f"{unscored:,} members of the archive without a verdict: nothing is said of them",
+        "1 image left out as unsure: beside each figure stands how far they could move it",
+        "1 image of the sample without a label: as if not drawn",
+    ]
+
+
+def test_labels_of_another_run_are_refused_and_later_verdicts_are_said(world, tmp_path):
+    run, out, _, _ = world
+    labels = write(out / "labels.csv", rows_of(world))
+    described = run.describe()
+    other = run_of(tmp_path / "other", archive(count=100)[0])
+    with pytest.raises(ConfigError, match="from another run"):
+        estimate(other.store.url, labels, out)
+    with pytest.raises(ConfigError, match="no finished run"):
+        estimate(str(tmp_path / "nowhere"), labels, out)
+    run.write_json("run.json", described | {"identity": described["identity"] | {"decision": {"rule": "max"}}})
+    try:
+        assert estimate(run.store.url, labels, out)["notes"][0].startswith("the run was decided anew since the sample was drawn")
+    finally:
+        run.write_json("run.json", described)
+    assert estimate(run.store.url, labels, out)["figures"] == estimate(run.store.url, labels, out)["figures"]
+
+
+def test_a_sample_is_not_drawn_over_and_an_audit_is_found_or_asked_for(world, tmp_path):
+    run, out, audit, _ = world
+    with pytest.raises(ConfigError, match="holds a sample already"):
+        draw_sample(run.store.url, 300, out, pictures=False)
+    with pytest.raises(ConfigError, match=r"no audit\.json in"):
+        read_audit(tmp_path)
+    assert read_audit(tmp_path, out).images == audit.images
+    (tmp_path / FACTS).write_text('{"strata": [1]}')
+    with pytest.raises(ConfigError, match="not what"):
+        read_audit(tmp_path)
+
+
+def test_a_run_without_a_verdict_has_nothing_to_ask_about(tmp_path):
+    columns, _ = archive(count=60, failing=1.1)
+    run = run_of(tmp_path / "run", columns)
+    with pytest.raises(ConfigError, match="no image of the run has a verdict"):
+        draw_sample(run.store.url, 50, tmp_path, pictures=False)

@@ -1,0 +1,99 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from ray_app.evaluation.audit.sample import coded, count, draw, lowest, planned, seeded
+from ray_app.metrics.survey_sampling import drawn_fakes, shares
+from tests.evaluation.audit.made import archive, run_of, truth_of
+
+
+def columns_in(columns, order):
+    return {
+        name: column.take(pa.array(order)) if isinstance(column, pa.Array) else np.asarray(column, dtype=object)[order].tolist()
+        for name, column in columns.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    columns, fake = archive()
+    run = run_of(tmp_path_factory.mktemp("run"), columns, places=(100, 2500))
+    return columns, fake, run, count(run)
+
+
+def test_the_sample_is_the_same_whatever_order_rows_lie_in(made, tmp_path):
+    columns, _, run, counted = made
+    order = np.random.default_rng(1).permutation(len(columns["image_id"]))
+    other = run_of(tmp_path / "other", columns_in(columns, order), places=(4000,))
+    assert count(other).scored == counted.scored
+    first, second = draw(run, counted, 250, seed=4), draw(other, count(other), 250, seed=4)
+    assert first.rows.to_pylist() == second.rows.to_pylist()
+    assert first.rows["image_id"].to_pylist() != draw(run, counted, 250, seed=5).rows["image_id"].to_pylist()
+
+
+def test_every_stratum_has_what_it_was_allotted_and_members_keep_their_names(made):
+    columns, _, run, counted = made
+    sample = draw(run, counted, 250, seed=0)
+    drawn = np.bincount(sample.rows["stratum"].to_numpy(), minlength=len(sample.strata))
+    assert drawn.tolist() == [one.drawn for one in sample.strata]
+    assert len(set(sample.rows["image_id"].to_pylist())) == 250
+    named = {row: (uri, member) for row, uri, member in zip(columns["image_id"].tolist(), columns["uri"], columns["member"], strict=True)}
+    assert all(named[row["image_id"]] == (row["uri"], row["member"]) for row in sample.rows.to_pylist())
+    assert draw(run, counted, 10**6, seed=0).rows.num_rows == counted.scored
+
+
+def test_the_order_tells_nothing_of_the_stratum(made):
+    sample = draw(made[2], made[3], 300, seed=0)
+    strata, places = sample.rows["stratum"].to_numpy(), np.arange(300)
+    ranks = [places[strata == one].mean() for one in range(len(sample.strata)) if (strata == one).sum() >= 15]
+    assert all(abs(rank - 149.5) < 4 * 87 / np.sqrt(15) for rank in ranks)
+    assert len(np.unique(strata[:30])) >= 5
+
+
+def test_within_a_stratum_every_image_is_as_likely_as_any():
+    ids, codes = np.arange(200, dtype=np.int64) * 977 - 90_000, (np.arange(200) % 2).astype(np.int32)
+    times = np.zeros(200)
+    for seed in range(2000):
+        times[lowest(codes, seeded(ids, seed), np.array([10, 30]))] += 1
+    for code, expected in ((0, 200), (1, 600)):
+        seen, p = times[codes == code], expected / 2000
+        chi_square = ((seen - expected) ** 2 / (expected * (1 - p))).sum() * (99 / 100)
+        assert 99 - 4 * np.sqrt(2 * 99) < chi_square < 99 + 4 * np.sqrt(2 * 99)
+
+
+def test_intervals_of_a_run_with_known_truth_cover_it():
+    """1,000 samples of one archive as they are drawn, labelled by the truth: how many intervals have it within."""
+    columns, fake = archive(count=8000, failing=0)
+    table = pa.table({"verdict": columns["verdict"], "score": columns["score"]})
+    counted = _counted(table)
+    strata = planned(counted, 300)
+    codes, ids, wanted = coded(table, strata), columns["image_id"], np.array([one.drawn for one in strata])
+    found = np.zeros((1000, len(strata)), np.int64)
+    for seed in range(1000):
+        places = lowest(codes, seeded(ids, seed), wanted)
+        found[seed] = np.bincount(codes[places], weights=fake[places], minlength=len(strata))
+    sizes, flagged = np.array([one.size for one in strata]), np.array([one.verdict == "fake" for one in strata])
+    drawn = drawn_fakes(sizes, flagged, found, np.broadcast_to(wanted, found.shape), draws=1000, rng=np.random.default_rng(0))
+    truth = shares(np.bincount(codes, weights=fake, minlength=len(strata)), sizes, flagged)
+    assert truth["prevalence"] == pytest.approx(fake.mean())
+    assert truth["recall"] == pytest.approx(fake[np.array(columns["verdict"]) == "fake"].sum() / fake.sum())
+    for name, values in shares(drawn, sizes, flagged).items():
+        low, high = np.quantile(values, [0.025, 0.975], axis=0)
+        covered = ((low <= truth[name]) & (truth[name] <= high)).mean()
+        print(f"{name}: truth {truth[name]:.3f}, covered in {covered:.1%} of 1,000 audits of 300 labels")
+        assert 0.93 <= covered <= 0.97, name
+
+
+def _counted(table):
+    from ray_app.evaluation.audit.sample import Counted
+    from ray_app.metrics.arrays import ScoreHistogram
+
+    verdicts, scores = np.array(table["verdict"].to_pylist()), table["score"].to_numpy()
+    has = np.isfinite(scores)
+    by = {verdict: ScoreHistogram.of(scores[has & (verdicts == verdict)]) for verdict in ("fake", "abstain", "real")}
+    return Counted(by, int((~has).sum()), {})
+
+
+def test_truth_is_known_of_every_image(made):
+    columns, fake, _, _ = made
+    assert sum(truth_of(columns, fake).values()) == fake.sum()

@@ -1,0 +1,82 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from ray_app.evaluation.audit.sample import AuditStratum, allotted, coded, count, planned, strata_of
+from ray_app.metrics.arrays import ScoreHistogram
+from tests.evaluation.audit.made import archive, run_of
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    columns, fake = archive()
+    return columns, fake, run_of(tmp_path_factory.mktemp("run"), columns)
+
+
+def test_every_image_with_a_verdict_is_in_one_stratum(made):
+    columns, _, run = made
+    counted = count(run)
+    strata = strata_of(counted.scores, counted.without_score, 300)
+    codes = coded(pa.table({"verdict": columns["verdict"], "score": columns["score"]}), strata)
+    assert np.bincount(codes[codes >= 0], minlength=len(strata)).tolist() == [one.size for one in strata]
+    has_verdict = np.array([one is not None for one in columns["verdict"]])
+    assert ((codes >= 0) == has_verdict).all()
+    assert counted.scored == has_verdict.sum()
+    assert counted.unscored == {"corrupt_image": int((~has_verdict).sum())}
+    assert [one.verdict for one in strata] == ["fake"] * 2 + ["abstain"] * 2 + ["real"] * 4 + ["abstain"]
+    assert not strata[-1].scored
+    for code, verdict, score in zip(codes.tolist(), columns["verdict"], columns["score"].to_pylist(), strict=True):
+        if code >= 0:
+            stratum = strata[code]
+            assert verdict == stratum.verdict
+            assert (score is not None) == stratum.scored
+            assert score is None or ((stratum.low is None or stratum.low <= score) and (stratum.high is None or score < stratum.high))
+
+
+def test_few_images_or_equal_scores_make_fewer_strata():
+    def sizes(scores, number=300):
+        nothing = ScoreHistogram.of([])
+        return [one.size for one in strata_of({"fake": nothing, "abstain": nothing, "real": ScoreHistogram.of(scores)}, 0, number)]
+
+    assert sizes(np.arange(12.0)) == [12]
+    assert sizes(np.zeros(5000)) == [5000]
+    assert sizes(np.arange(100.0)) == [50, 50]
+    assert sizes(np.arange(1000.0)) == [500, 400, 100]
+    assert sizes(np.arange(10_000.0)) == [5000, 4000, 900, 100]
+    assert sizes([]) == []
+    assert sizes(np.arange(1000.0), number=100) == [900, 100]
+    assert sizes(np.arange(1000.0), number=99) == [1000]
+
+
+def test_all_that_is_asked_for_is_allotted_and_never_more_than_there_is():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        sizes = rng.integers(1, 10 ** rng.integers(1, 6), rng.integers(1, 10))
+        number = int(rng.integers(1, 1000))
+        given = allotted(sizes.tolist(), rng.uniform(0.2, 0.5, len(sizes)).tolist(), number)
+        assert given.sum() == min(number, sizes.sum())
+        assert (given <= sizes).all()
+        assert (given >= np.minimum(sizes, number // (2 * len(sizes)))).all()
+    assert allotted([1000, 1000], [0.5, 0.1], 120).tolist() == [30 + 50, 30 + 10]
+
+
+def test_doubtful_strata_are_asked_about_more(made):
+    strata = planned(count(made[2]), 300)
+    assert sum(one.drawn for one in strata) == 300
+    share = {one.words: one.drawn / one.size for one in strata}
+    lowest_reals = next(one for one in strata if one.verdict == "real" and one.low is None)
+    highest_reals = next(one for one in strata if one.verdict == "real" and one.high is None)
+    assert share[highest_reals.words] > 4 * share[lowest_reals.words]
+    assert all(one.drawn >= 15 for one in strata)
+
+
+def test_a_stratum_is_told_and_read_back():
+    for stratum in (
+        AuditStratum("real", 5, None, -1.25),
+        AuditStratum("fake", 5, 3.0, None, drawn=2),
+        AuditStratum("abstain", 1, scored=False),
+    ):
+        assert AuditStratum.of_row(stratum.row()) == stratum
+    assert AuditStratum("real", 5, -3.0, -1.25).words == "real, score from -3.00 below -1.25"
+    assert AuditStratum("real", 5).words == "real"
+    assert AuditStratum("abstain", 1, scored=False).words == "abstain, no score"

@@ -1,0 +1,182 @@
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from benchmarks.evaluation import struct_of
+from ray_app.ensembles.card import Cascade, EnsembleCard, EnsembleMember
+from ray_app.errors import ConfigError
+from ray_app.evaluation.calibrate.data import read_labelled
+from tests.evaluation.calibrate.drawn import drawn, labelled_of
+from tests.evaluation.calibrate.runs import labels_of, run_of
+
+
+@pytest.mark.parametrize("mask", [False, True])
+def test_images_are_taken_with_all_that_is_known_of_them(mask):
+    images = drawn(6, 4)
+    places = np.array([1, 4, 8])
+    taken = images.take(np.isin(np.arange(10), places) if mask else places)
+    assert len(taken) == 3
+    assert taken.image_id.tolist() == [1, 4, 8]
+    assert taken.sha256 == [images.sha256[place] for place in places]
+    assert taken.fake.tolist() == [False, False, True]
+    assert taken.generator == [None, None, images.generator[8]]
+    assert taken.raw.tolist() == images.raw[places].tolist()
+    assert taken.detectors == ("coarse", "fine")
+    assert taken.raw.shape == (3, 2)
+
+
+def test_columns_of_other_lengths_are_refused():
+    with pytest.raises(ValueError, match="source has 1 rows, and there are 2 images"):
+        labelled_of([True, False], source=["one"])
+    with pytest.raises(ValueError, match="scores of a has 3 rows"):
+        labelled_of([True, False], {"a": np.zeros(3, np.float32)})
+
+
+def test_all_that_is_known_of_labelled_images_is_read(tmp_path):
+    images = drawn(30, 20)
+    images.quality[:10] = np.arange(81, 91)
+    told = {
+        "source": [f"s{number // 2}" for number in range(50)],
+        "part": ["fit"] * 50,
+        "phash": [f"{number:016x}" for number in range(50)],
+    }
+    url = run_of(tmp_path / "run", images)
+    found = read_labelled(url, labels_of(tmp_path / "labels.csv", images, **told))
+    read = found.labelled
+    assert read.image_id.tolist() == images.image_id.tolist()
+    assert read.sha256 == list(images.sha256)
+    assert read.fake.tolist() == images.fake.tolist()
+    assert read.generator == images.generator
+    assert (read.source, read.part, read.phash) == (told["source"], told["part"], told["phash"])
+    assert np.array_equal(read.quality, images.quality, equal_nan=True)
+    assert (read.format, read.width.tolist(), read.height.tolist()) == (["JPEG"] * 50, [640] * 50, [480] * 50)
+    assert {name: column.tolist() for name, column in read.scores.items()} == {name: one.tolist() for name, one in images.scores.items()}
+    assert found.names == ("coarse", "fine")
+    assert [member.detector for member in found.members] == ["coarse", "fine"]
+    assert found.tally.decoders == {"a decoder"}
+    assert found.told == ()
+
+
+def test_what_cannot_be_used_is_left_out_and_said(tmp_path):
+    images = drawn(30, 20)
+    status = ["ok"] * 50
+    status[3], status[4], status[40] = "corrupt_image", "corrupt_image", "empty_file"
+    scores = {name: column.copy() for name, column in images.scores.items()}
+    scores["fine"][[7, 8, 9]] = np.nan
+    url = run_of(tmp_path / "run", images, status=status, scores=struct_of(scores))
+    labelled = images.take(np.arange(1, 50))
+    found = read_labelled(url, labels_of(tmp_path / "labels.csv", labelled))
+    gone = [0, 3, 4, 7, 8, 9, 40]
+    assert found.labelled.image_id.tolist() == [number for number in range(50) if number not in gone]
+    assert found.tally.left_out == {"corrupt_image": 2, "empty_file": 1, "no score of every detector": 3}
+    assert found.told[0] == "1 rows have no label and are left out, for example 0."
+    assert "2 labelled images are left out: corrupt_image." in found.told
+    only = read_labelled(url, labels_of(tmp_path / "labels.csv", labelled), detectors=("coarse",))
+    assert len(only.labelled) == 46, "a detector that is left out is missed by nobody"
+    assert only.labelled.detectors == ("coarse",)
+    assert [member.detector for member in only.before.members] == ["coarse"]
+
+
+def test_images_outside_a_detectors_range_are_left_out(tmp_path):
+    images = drawn(20, 20)
+    images = type(images)(**{**vars(images), "scores": {"corvi2023": images.scores["fine"]}})
+    width = images.width.astype(np.int32)
+    width[[2, 5, 30]] = 20
+    url = run_of(tmp_path / "run", images, width=width)
+    found = read_labelled(url, labels_of(tmp_path / "labels.csv", images))
+    assert found.tally.left_out == {"outside a valid range": 3}
+    assert len(found.labelled) == 37
+
+
+def test_images_that_show_nothing_are_left_out(tmp_path):
+    images = drawn(20, 20)
+    flags = [["no_content"] if number in (2, 5) else ["grayscale"] if number % 2 else [] for number in range(40)]
+    found = read_labelled(
+        run_of(tmp_path / "run", images, flags=pa.array(flags, pa.list_(pa.string()))), labels_of(tmp_path / "labels.csv", images)
+    )
+    assert found.tally.left_out == {"one colour, or nearly": 2}
+    assert found.labelled.image_id.tolist() == [number for number in range(40) if number not in (2, 5)]
+
+
+def test_without_a_file_the_runs_own_columns_tell(tmp_path):
+    images = drawn(6, 6)
+    own = pa.array(
+        [{"label": "fake" if fake else "real", "generator": maker, "group": f"g{place % 3}", "part": None}
+         for place, (fake, maker) in enumerate(zip(images.fake, images.generator, strict=True))]
+    )  # fmt: skip
+    found = read_labelled(run_of(tmp_path / "run", images, input=own), None)
+    assert found.labelled.source == [f"g{place % 3}" for place in range(12)]
+    assert found.labelled.generator == images.generator
+    assert found.labelled.part == [None] * 12
+    beside = labels_of(tmp_path / "labels.csv", images, part=["choose"] * 12)
+    both = read_labelled(run_of(tmp_path / "again", images, input=own), beside)
+    assert (both.labelled.source[:2], both.labelled.part[:2]) == (["g0", "g1"], ["choose", "choose"])
+
+
+@pytest.mark.parametrize("said", ["", "unknown", "real"])
+def test_generators_that_are_not_told_are_none(tmp_path, said):
+    images = drawn(5, 5)
+    images = type(images)(**{**vars(images), "generator": [said if fake and said != "real" else "" for fake in images.fake]})
+    assert read_labelled(run_of(tmp_path / "run", images), labels_of(tmp_path / "labels.csv", images)).labelled.generator == [None] * 10
+
+
+def test_the_same_bytes_are_not_both(tmp_path):
+    images = drawn(5, 5)
+    sha256 = [*images.sha256[:9], images.sha256[0]]
+    url = run_of(tmp_path / "run", images, sha256=sha256)
+    with pytest.raises(ConfigError, match=f"1 files are labelled real in one place and fake in another, for example sha256 {sha256[0]}"):
+        read_labelled(url, labels_of(tmp_path / "labels.csv", images))
+
+
+def test_a_run_of_a_cascade_is_no_fair_sample(tmp_path):
+    images = drawn(5, 5)
+    members = (EnsembleMember(detector="coarse"), EnsembleMember(detector="fine"))
+    card = EnsembleCard(name="c", title="c", members=members, rule="cascade", cascade=Cascade(first=1, band=(-1, 1)))
+    url = run_of(tmp_path / "run", images, card.model_dump(mode="json"))
+    with pytest.raises(ConfigError, match="a cascade scored it") as refused:
+        read_labelled(url, labels_of(tmp_path / "labels.csv", images))
+    assert "--detector A --detector B" in refused.value.hint
+
+
+def test_what_is_not_there_is_said(tmp_path):
+    images = drawn(5, 5)
+    labels = labels_of(tmp_path / "labels.csv", images)
+    with pytest.raises(ConfigError, match="no run here"):
+        read_labelled(str(tmp_path / "nothing"), labels)
+    url = run_of(tmp_path / "run", images)
+    with pytest.raises(ConfigError, match="the run has no scores of npr") as refused:
+        read_labelled(url, labels, detectors=("npr",))
+    assert refused.value.hint == "it has coarse, fine"
+    other = type(images)(**{**vars(images), "image_id": images.image_id + 1_000})
+    with pytest.raises(ConfigError, match="not one of 10 labels is of a row"):
+        read_labelled(url, labels_of(tmp_path / "others.csv", other))
+    with pytest.raises(ConfigError, match="no row has a label of its own"):
+        read_labelled(url, None)
+    unread = run_of(tmp_path / "unread", images, status=["empty_file"] * 10)
+    with pytest.raises(ConfigError, match="no labelled image has a score of every detector") as refused:
+        read_labelled(unread, labels)
+    assert "10 labelled images are left out: empty_file." in refused.value.hint
+
+
+def test_another_card_of_the_same_name_is_not_what_was_scored(tmp_path):
+    images = drawn(5, 5)
+    images = type(images)(**{**vars(images), "scores": {"touchstone-tiny": images.scores["fine"]}})
+    url = run_of(tmp_path / "run", images)
+    labels = labels_of(tmp_path / "labels.csv", images)
+    read_labelled(url, labels)
+    path = tmp_path / "run" / "run.json"
+    path.write_text(path.read_text().replace('"touchstone-tiny": {}', f'"touchstone-tiny": {{"weights": "{"0" * 64}"}}'))
+    with pytest.raises(ConfigError, match="touchstone-tiny: its card has other weights than the run was scored with"):
+        read_labelled(url, labels)
+
+
+def test_rows_of_older_runs_have_no_quality(tmp_path):
+    images = drawn(5, 5)
+    images.quality[:] = 90
+    url = run_of(tmp_path / "run", images)
+    [file] = (tmp_path / "run" / "scores").iterdir()
+    table = pq.read_table(file)
+    assert table["quality"].to_pylist() == [90] * 10
+    pq.write_table(table.drop_columns(["quality"]), file)
+    assert np.isnan(read_labelled(url, labels_of(tmp_path / "labels.csv", images)).labelled.quality).all()

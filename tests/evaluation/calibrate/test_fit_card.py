@@ -1,0 +1,154 @@
+import numpy as np
+import pytest
+
+from ray_app.detectors.card import Isotonic, Platt
+from ray_app.ensembles import EnsembleMember, decide, fit_stacking, is_audited, logit
+from ray_app.errors import ConfigError
+from ray_app.evaluation.calibrate.division import CALIBRATE, CHOOSE, FIT, groups_of, split
+from ray_app.evaluation.calibrate.fit_card import calibrated, fit_card, moved, with_thresholds
+from ray_app.evaluation.calibrate.thresholds import choose, fit
+from tests.evaluation.calibrate.drawn import asked, divided, drawn
+
+MEMBERS = (EnsembleMember(detector="coarse"), EnsembleMember(detector="fine"))
+RULES = ["stacked", "weighted", "mean-logit", "mean-probability", "soft-or", "max", "median", "log-sum-exp", "cascade"]
+
+
+@pytest.fixture(scope="module")
+def images():
+    return drawn(3_000, 2_000)
+
+
+@pytest.fixture(scope="module")
+def parts(images):
+    return split(images, groups_of(images))
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("method", ["platt", "isotonic"])
+def test_every_rule_gives_chances_and_a_threshold_that_decides(images, parts, rule, method):
+    config = asked(rule=rule, method=method)
+    choosing = images.take(parts == CHOOSE)
+    made = with_thresholds(fit_card(divided(images, parts), MEMBERS, config), divided(images, parts), config)
+    decided = decide(made.card, choosing.scores, calibrations=made.fitted.calibrations,
+                     audited=[is_audited(made.card, sha256) for sha256 in choosing.sha256])  # fmt: skip
+    said_fake = np.array([verdict == "fake" for verdict in decided.verdict])
+    said_real = np.array([verdict == "real" for verdict in decided.verdict])
+    assert decided.calibrated
+    assert np.array_equal(decided.score, made.fitted.scores(choosing))
+    assert int(said_fake[~choosing.fake].sum()) == made.chosen.false_positives
+    assert made.chosen == choose(decided.score[~choosing.fake], 0.01)
+    assert said_fake[choosing.fake].mean() == made.card.thresholds.true_positive_rate > 0.25
+    assert said_real[choosing.fake].mean() <= 0.05
+    assert decided.probability.mean() == pytest.approx(choosing.fake.mean(), abs=0.08)
+
+
+def test_nothing_is_fitted_on_the_images_that_thresholds_are_chosen_on(images, parts):
+    for rule in ("stacked", "cascade"):
+        scores = {name: np.where(parts == CHOOSE, -column, column) for name, column in images.scores.items()}
+        turned = type(images)(**{**vars(images), "scores": scores})
+        one, other = (fit_card(divided(some, parts), MEMBERS, asked(rule=rule)) for some in (images, turned))
+        assert one == other
+
+
+def test_what_is_fitted_on_which_part(images, parts):
+    card = fit_card(divided(images, parts), MEMBERS, asked()).card
+    fitting, calibrating = images.take(parts == FIT), images.take(parts == CALIBRATE)
+    members = {name: fit(fitting.scores[name], fitting.fake) for name in images.detectors}
+    assert [member.calibration for member in card.members] == list(members.values())
+    assert card.stacking == fit_stacking(calibrated(fitting, members), fitting.fake)
+    raw = calibrated(calibrating, members)
+    stacked = (raw - card.stacking.mean) / card.stacking.scale @ card.stacking.coefficients + card.stacking.intercept
+    assert card.calibration(np.ones(1)) == pytest.approx(fit(stacked, calibrating.fake)(np.ones(1)))
+
+
+def test_weighted_is_stacked_in_numbers_that_people_read(images, parts):
+    stacked, weighted = (fit_card(divided(images, parts), MEMBERS, asked(rule=rule)) for rule in ("stacked", "weighted"))
+    assert weighted.scores(images) == pytest.approx(stacked.scores(images), abs=1e-9)
+    assert weighted.card.members[1].weight > weighted.card.members[0].weight > 0
+
+
+@pytest.mark.parametrize("method", ["platt", "isotonic"])
+def test_a_prevalence_moves_the_chances_and_finds_the_same_fakes(images, parts, method):
+    usual, rare = (fit_card(divided(images, parts), MEMBERS, asked(method=method, prevalence=one)) for one in (None, 0.001))
+    own = images.fake[parts == CALIBRATE].mean()
+    assert (usual.prevalence, rare.prevalence) == (own, 0.001)
+    assert rare.scores(images) == pytest.approx(usual.scores(images) + logit(0.001) - logit(own))
+    first, second = (with_thresholds(one, divided(images, parts), asked()).card.thresholds for one in (usual, rare))
+    assert first.true_positive_rate == second.true_positive_rate
+    assert second.fake_above == pytest.approx(first.fake_above + logit(0.001) - logit(own))
+
+
+def test_calibrations_are_moved_as_a_whole():
+    at = np.linspace(-3, 3, 50)
+    for calibration in (Platt(slope=2, intercept=1), Isotonic(knots=((-1, -2), (0, 0), (2, 5)))):
+        assert moved(calibration, -1.5)(at) == pytest.approx(calibration(at) - 1.5)
+
+
+def test_a_cascade_asks_all_detectors_about_no_more_than_its_share(images, parts):
+    config = asked(rule="cascade", share=0.3, audit=0.02)
+    made = with_thresholds(fit_card(divided(images, parts), MEMBERS, config), divided(images, parts), config)
+    fresh = drawn(30_000, 30_000, seed=9)
+    looks = np.array([look or "" for look in made.fitted.looks(fresh)])
+    prevalence = images.fake[parts == CALIBRATE].mean()
+    share = sum(weight * (looks[fresh.fake == kind] != "").mean() for kind, weight in ((True, prevalence), (False, 1 - prevalence)))
+    assert 0.2 < share <= 0.3
+    assert (looks == "audit").mean() == pytest.approx(0.02 * (looks != "band").mean(), abs=0.003)
+    only = images.take(parts == CHOOSE)
+    coarse = choose(only.scores["coarse"][~only.fake], 0.01).fake_above
+    assert made.card.thresholds.true_positive_rate > (only.scores["coarse"][only.fake] >= coarse).mean() + 0.1
+
+
+def test_a_late_stage_counts_only_where_it_looked(images, parts):
+    fitted = fit_card(divided(images, parts), MEMBERS, asked(rule="cascade"))
+    looks = np.array([look or "" for look in fitted.looks(images)])
+    blind = type(images)(**{**vars(images), "scores": images.scores | {"fine": np.where(looks == "", np.nan, images.scores["fine"])}})
+    assert np.array_equal(fitted.scores(blind), fitted.scores(images))
+
+
+def test_copies_of_a_real_count_once(images, parts):
+    config, division = asked(), divided(images, parts)
+    again = np.concatenate([np.arange(len(images)), np.flatnonzero((parts == CHOOSE) & ~images.fake)])
+    twice = divided(images.take(again), parts[again])
+    fitted = fit_card(division, MEMBERS, config)
+    assert len(twice.choosing) > len(division.choosing)
+    assert with_thresholds(fitted, twice, config).chosen == with_thresholds(fitted, division, config).chosen
+
+
+def test_one_detector_keeps_its_own_score_and_is_no_cascade(images, parts):
+    alone = type(images)(**{**vars(images), "scores": {"fine": images.scores["fine"]}})
+    card = fit_card(divided(alone, parts), MEMBERS[1:], asked()).card
+    assert (card.rule, card.stacking, len(card.members)) == ("mean-logit", None, 1)
+    both = images.take(parts != CHOOSE)
+    for method in ("platt", "isotonic"):
+        usual, rare = (fit_card(divided(alone, parts), MEMBERS[1:], asked(method=method, prevalence=one)) for one in (None, 0.01))
+        once = fit(both.scores["fine"], both.fake, method)
+        assert [usual.card.members[0].calibration, usual.prevalence] == [once, both.fake.mean()], "one fit, on both parts"
+        expected = once(alone.scores["fine"].astype(float))
+        assert np.array_equal(usual.scores(alone), expected)
+        assert rare.scores(alone) == pytest.approx(expected + logit(0.01) - logit(both.fake.mean()))
+    with pytest.raises(ConfigError, match="the run has one detector"):
+        fit_card(divided(alone, parts), MEMBERS[1:], asked(rule="cascade"))
+    with pytest.raises(ConfigError, match="--first 2: the run has 2 detectors"):
+        fit_card(divided(images, parts), MEMBERS, asked(rule="cascade", first=2))
+
+
+def test_too_few_reals_are_refused_with_the_number_needed(images, parts):
+    spare = np.flatnonzero((parts == CHOOSE) & ~images.fake)[120:]
+    few = np.setdiff1d(np.arange(len(images)), spare)
+    division = divided(images.take(few), parts[few])
+    with pytest.raises(ConfigError, match="120 reals; a 1 % target at 95 % needs 299"):
+        with_thresholds(fit_card(division, MEMBERS, asked()), division, asked())
+
+
+def test_a_detector_that_knows_nothing_is_named(images, parts):
+    turned = type(images)(**{**vars(images), "scores": images.scores | {"coarse": -images.scores["coarse"]}})
+    with pytest.raises(ConfigError, match="coarse"):
+        fit_card(divided(turned, parts), MEMBERS, asked())
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"first": 1}, {"share": 0.1}, {"audit": 0.1}, {"rule": "cascade", "audit": 0.3}, {"fpr": 0}, {"prevalence": 1}]
+)
+def test_options_that_contradict_each_other_are_refused(wrong):
+    with pytest.raises(ValueError, match=r"first|share|audit|fpr|prevalence"):
+        asked(**wrong)

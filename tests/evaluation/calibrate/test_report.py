@@ -1,0 +1,128 @@
+import numpy as np
+import pytest
+
+from ray_app.ensembles import EnsembleMember, ensemble_of, logit
+from ray_app.evaluation.calibrate.division import CALIBRATE, CHOOSE, FIT, groups_of, split
+from ray_app.evaluation.calibrate.fit_card import calibrated, fit_card, with_thresholds
+from ray_app.evaluation.calibrate.report import by_quality, generators_left_out, of_cascade, systems_before_and_after
+from ray_app.metrics import ScoreHistogram, debiased_ece, log_loss
+from tests.evaluation.calibrate.drawn import asked, divided, drawn
+
+MEMBERS = (EnsembleMember(detector="coarse"), EnsembleMember(detector="fine"))
+BEFORE = ensemble_of(["coarse", "fine"])
+NONE = {"coarse": None, "fine": None}
+
+
+@pytest.fixture(scope="module")
+def images():
+    made = drawn(3_000, 2_000)
+    made.quality[:] = np.random.default_rng(1).choice([np.nan, 45, 72, 85, 95], len(made))
+    return made
+
+
+@pytest.fixture(scope="module")
+def parts(images):
+    return split(images, groups_of(images))
+
+
+@pytest.fixture(scope="module")
+def made(images, parts):
+    division = divided(images, parts)
+    return with_thresholds(fit_card(division, MEMBERS, asked()), division, asked())
+
+
+def chances_of(scores, fake):
+    fakes, reals = ScoreHistogram.of(scores[fake]), ScoreHistogram.of(scores[~fake])
+    return log_loss(fakes, reals).value, debiased_ece(fakes, reals).value
+
+
+def test_log_loss_and_ece_fall_on_held_out_images(images, parts, made):
+    choosing = images.take(parts == CHOOSE)
+    rows = systems_before_and_after(made.fitted, choosing, BEFORE, NONE)
+    assert [row["name"] for row in rows] == ["ensemble", "coarse", "fine"]
+    for row in rows[:2]:
+        assert row["after"]["log_loss"]["value"] < 0.6 * row["before"]["log_loss"]["value"]
+        assert row["after"]["ece"]["value"] < 0.4 * row["before"]["ece"]["value"]
+    mean = np.mean([column.astype(float) for column in choosing.scores.values()], axis=0)
+    before = rows[0]["before"]
+    assert (before["log_loss"]["value"], before["ece"]["value"]) == pytest.approx(chances_of(mean, choosing.fake))
+    shares = [images.fake[parts == part].mean() for part in (CHOOSE, FIT)]
+    fine = calibrated(choosing, made.fitted.calibrations)[:, 1] + logit(shares[0]) - logit(shares[1])
+    after = rows[2]["after"]
+    assert (after["log_loss"]["value"], after["ece"]["value"]) == pytest.approx(chances_of(fine, choosing.fake))
+
+
+def test_a_card_for_another_prevalence_is_measured_at_that_of_the_images(images, parts, made):
+    rare = fit_card(divided(images, parts), MEMBERS, asked(prevalence=0.001))
+    choosing = images.take(parts == CHOOSE)
+    usual, moved = (systems_before_and_after(one, choosing, BEFORE, NONE)[0]["after"] for one in (made.fitted, rare))
+    assert moved["log_loss"]["value"] == pytest.approx(usual["log_loss"]["value"])
+    assert moved["ece"]["value"] == pytest.approx(usual["ece"]["value"])
+
+
+def test_every_generator_is_judged_by_a_card_that_never_saw_it(images, parts, made):
+    rows = generators_left_out(divided(images, parts), MEMBERS, asked(), made)
+    names = np.array([name or "" for name in images.generator])
+    assert {row["generator"]: row["n"] for row in rows} == {name: int((names == name).sum()) for name in set(names) - {""}}
+    assert [row["n"] for row in rows] == sorted((row["n"] for row in rows), reverse=True)
+    for row in rows:
+        its = names == row["generator"]
+        [part] = set(parts[its].tolist())
+        assert row["fitted_again"] == (part != CHOOSE)
+        rest, places = images.take(~its), parts[~its]
+        if len(set(places[rest.fake].tolist())) < 3:
+            places = split(rest, groups_of(rest))
+        other = divided(rest, places)
+        one = made if part == CHOOSE else with_thresholds(fit_card(other, MEMBERS, asked()), other, asked())
+        scores = one.fitted.scores(images.take(its))
+        assert row["found"]["value"] == (scores >= one.card.thresholds.fake_above).mean()
+        assert row["found"]["n"] == row["n"]
+        assert 0.7 < row["auc"]["value"] < 1
+        assert row["log_loss"]["value"] < 0.5
+
+
+def test_with_three_generators_none_can_be_left_out_of_what_is_fitted(images, parts, made):
+    named = type(images)(
+        **{**vars(images), "generator": [f"of {part}" if fake else None for part, fake in zip(parts, images.fake, strict=True)]}
+    )
+    rows = {row["generator"]: row for row in generators_left_out(divided(named, parts), MEMBERS, asked(), made)}
+    assert [rows[f"of {part}"]["found"]["value"] is None for part in range(3)] == [True, True, False]
+    assert "without it: the fakes are of 2 generators" in rows["of 0"]["found"]["why"]
+
+
+def test_qualities_are_bands_of_the_held_out_images(images, parts, made):
+    choosing = images.take(parts == CHOOSE)
+    rows = by_quality(made, choosing)
+    assert [row["quality"] for row in rows] == ["not a JPEG", "1–49", "70–79", "80–89", "95–100"]
+    assert sum(row["n_real"] for row in rows) == int((~choosing.fake).sum())
+    scores = made.fitted.scores(choosing)
+    among = choosing.quality == 72
+    assert rows[2]["found"]["value"] == (scores[among & choosing.fake] >= made.card.thresholds.fake_above).mean()
+    assert rows[2]["false_positives"]["value"] == (scores[among & ~choosing.fake] >= made.card.thresholds.fake_above).mean()
+    weighed = sum(row["false_positives"]["value"] * row["n_real"] for row in rows)
+    assert weighed == pytest.approx(made.chosen.false_positives)
+
+
+def test_a_cascade_says_what_goes_on_and_what_it_costs(images, parts, made):
+    config = asked(rule="cascade", share=0.5, audit=0.05)
+    choosing = images.take(parts == CHOOSE)
+    one = with_thresholds(fit_card(divided(images, parts), MEMBERS, config), divided(images, parts), config)
+    row = of_cascade(one, divided(images, parts), config)
+    looks = one.fitted.looks(choosing)
+    prevalence = row["prevalence"]
+    assert prevalence == images.fake[parts == CALIBRATE].mean(), "as the card says"
+    by_hand = sum(
+        weight * np.mean([look is not None for look, fake in zip(looks, choosing.fake, strict=True) if fake == kind])
+        for kind, weight in ((True, prevalence), (False, 1 - prevalence))
+    )
+    assert row["measured"]["share"] == pytest.approx(by_hand)
+    assert row["measured"]["share"] <= row["share_bound"] + 0.02 <= 0.52
+    assert 0 < row["measured"]["audit"] < 0.05
+    assert row["found_by_all_on_all"] == pytest.approx(made.card.thresholds.true_positive_rate, abs=0.05)
+    assert row["found"] <= row["found_by_all_on_all"] + 0.05
+    assert of_cascade(made, divided(images, parts), asked()) is None
+    scores = choosing.scores["coarse"]
+    copied = np.flatnonzero((parts == CHOOSE) & ~images.fake & (images.scores["coarse"] > np.quantile(scores[~choosing.fake], 0.995)))
+    again = np.concatenate([np.arange(len(images)), np.repeat(copied, 5)])
+    twice = divided(images.take(again), parts[again])
+    assert of_cascade(with_thresholds(one.fitted, twice, config), twice, config)["found_by_all_on_all"] == row["found_by_all_on_all"]

@@ -1,0 +1,199 @@
+"""The whole command on runs of drawn images: what it writes, says and refuses."""
+
+import hashlib
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from ray_app.cli.main import main
+from ray_app.ensembles import decide, load_ensemble_card
+from ray_app.evaluation.calibrate.fit_card import moved
+from ray_app.runs import RunDirectory
+from tests.evaluation.calibrate.drawn import drawn
+from tests.evaluation.calibrate.runs import labels_of, run_of
+
+
+@pytest.fixture(scope="module")
+def images():
+    return drawn(1_600, 800)
+
+
+@pytest.fixture(scope="module")
+def place(images, tmp_path_factory):
+    """A folder with a run and its labels."""
+    folder = tmp_path_factory.mktemp("calibrate")
+    url = run_of(folder / "run", images)
+    labels_of(folder / "labels.csv", images)
+    run = RunDirectory.open(url)
+    told = run.describe()
+    told["identity"] |= {"precision": {"coarse": "fp32", "fine": "bf16"}, "resize": "fast"}
+    run.write_json("run.json", told)
+    return folder
+
+
+def calibrate(place, out, *options):
+    return main(["calibrate", str(place / "run"), "--labels", str(place / "labels.csv"), "--out", str(out), *options])
+
+
+@pytest.fixture(scope="module")
+def card(place):
+    assert calibrate(place, place / "mine.yaml") == 0
+    return load_ensemble_card(place / "mine.yaml")
+
+
+def test_the_card_decides_as_its_guarantee_says(images, place, card):
+    calibrations = dict(zip(images.detectors, (member.calibration for member in card.members), strict=True))
+    decided = decide(card, images.scores, calibrations=calibrations)
+    assert decided.calibrated
+    promise = card.guarantee
+    assert promise.target_fpr == 0.01
+    assert promise.upper_bound <= 0.01
+    file = place / promise.references
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == promise.references_sha256
+    references = pq.read_table(file)
+    assert references.schema.names == ["score"]
+    scores = references["score"].to_numpy()
+    assert (np.diff(scores) >= 0).all()
+    assert len(scores) == promise.n_real == card.thresholds.n_real
+    assert set(scores) <= set(decided.score[~images.fake]), "the very numbers that a run with the card gives"
+    assert int((scores >= card.thresholds.fake_above).sum()) == promise.false_positives
+
+
+def test_the_card_says_of_what_it_speaks(images, card):
+    population = card.population
+    assert [part.name for part in population.parts] == ["fit", "calibrate", "choose"]
+    assert sum(part.n_real for part in population.parts) == 1_600
+    assert sum(part.n_fake for part in population.parts) == 800
+    assert population.prevalence == pytest.approx(1 / 3, abs=0.1)
+    assert population.generators == tuple(f"generator {number}" for number in range(6))
+    assert [feature.name for feature in population.features][:3] == ["score", "score:coarse", "score:fine"]
+    [score] = [feature for feature in population.features if feature.name == "score"]
+    choosing = population.parts[2]
+    assert (sum(score.real), sum(score.fake)) == (choosing.n_real, choosing.n_fake), "scores that nothing was fitted on"
+    assert population.seen.formats == ("JPEG",)
+    assert dict(card.settings.precision) == {"coarse": "fp32", "fine": "bf16"}
+    assert (card.settings.resize, card.settings.decoders) == ("fast", ("a decoder",))
+    assert "1,600 real and 800 fake images" in card.thresholds.measured_on
+    assert "Near-duplicates are not known" in card.notes
+
+
+def test_the_same_command_writes_the_same_files(place, card):
+    assert calibrate(place, place / "again" / "mine.yaml") == 0
+    for name in ("mine.yaml", "mine.reals.parquet"):
+        assert (place / "again" / name).read_bytes() == (place / name).read_bytes()
+    assert calibrate(place, place / "other" / "mine.yaml", "--seed", "1") == 0
+    assert load_ensemble_card(place / "other" / "mine.yaml").population.parts != card.population.parts
+
+
+def test_the_report_lies_beside_the_card_and_is_what_json_prints(place, capsys):
+    assert calibrate(place, place / "told.yaml", "--json") == 0
+    printed = json.loads(capsys.readouterr().out)
+    kept = json.loads((place / "told.report.json").read_text())
+    assert printed == kept | {"report": str(place / "told.report.json")}
+    assert kept["images"] == {"used": 2_400, "labelled": 2_400, "left_out": {}}
+    assert kept["systems"][0]["after"]["ece"]["value"] < kept["systems"][0]["before"]["ece"]["value"]
+    assert len(kept["generators_left_out"]) == 6
+
+
+def test_what_is_said_on_the_terminal(place, capsys):
+    options = ["--rule", "cascade", "--share", "0.4", "--fpr", "0.02", "--prevalence", "0.01", "--detector", "coarse", "--detector", "fine"]
+    assert calibrate(place, place / "said.yaml", *options) == 0
+    said = capsys.readouterr()
+    for words in ("images: 2,400 of 2,400 labelled", "under 2 % of reals, at 95 % confidence", "chances where 1 % of the images are fake",
+                  "cascade: 1 detector on every image", "allowed: 40 %", "generator, left out", "JPEG quality"):  # fmt: skip
+        assert words in said.out
+    assert all(len(line) <= 140 for line in said.out.splitlines())
+    written = yaml.safe_load((place / "said.yaml").read_text())
+    assert written["rule"] == "cascade"
+    assert written["cascade"]["early"]["rule"] == "stacked"
+    scores = [feature for feature in load_ensemble_card(place / "said.yaml").population.features if feature.name.startswith("score:")]
+    assert sum(scores[0].real) > sum(scores[1].real) > 0, "later detectors are known only of what they look at"
+
+
+def test_a_prevalence_is_in_the_written_calibration(place, card):
+    assert calibrate(place, place / "rare.yaml", "--prevalence", "0.001") == 0
+    rare = load_ensemble_card(place / "rare.yaml")
+    assert rare.population.prevalence == 0.001
+    by = np.log(0.001 / 0.999) - np.log(card.population.prevalence / (1 - card.population.prevalence))
+    assert rare.calibration.intercept == pytest.approx(moved(card.calibration, by).intercept)
+    assert rare.calibration.slope == card.calibration.slope
+
+
+def test_a_detectors_own_card_is_named_from_the_new_cards_place(images, tmp_path):
+    from tests.scoring.eight import write_eight
+
+    write_eight(tmp_path / "cards")
+    detector = tmp_path / "cards" / "tiny-ladeda.yaml"
+    images = type(images)(**{**vars(images), "scores": {"tiny-ladeda": images.scores["fine"]}})
+    ensemble = {"name": "one", "title": "one", "members": [{"detector": str(detector)}]}
+    run_of(tmp_path / "run", images, ensemble)
+    labels_of(tmp_path / "labels.csv", images)
+    for out, named in ((tmp_path / "mine.yaml", "cards/tiny-ladeda.yaml"), (tmp_path / "below" / "mine.yaml", str(detector))):
+        assert calibrate(tmp_path, out) == 0
+        assert yaml.safe_load(out.read_text())["members"][0]["detector"] == named
+        assert load_ensemble_card(out).members[0].detector == str(detector)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--fpr", "0.001"], "1,600 labelled reals; a 0.1 % target at 95 % needs 2,995"),
+        (["--fpr", "0.002"], "reals; a 0.2 % target at 95 % needs 1,497"),
+        (["--detector", "npr"], "the run has no scores of npr"),
+        (["--rule", "cascade", "--first", "2"], "the run has 2 detectors"),
+        (["--first", "1"], "--first belongs to --rule cascade"),
+        (["--share", "0.1"], "--share belongs to --rule cascade"),
+        (["--rule", "cascade", "--share", "3"], "less than 1"),
+    ],
+)
+def test_what_cannot_be_is_refused_and_nothing_is_written(place, options, words, capsys):
+    assert calibrate(place, place / "refused.yaml", *options) == 2
+    assert words in capsys.readouterr().err
+    assert not (place / "refused.yaml").exists()
+
+
+def test_two_generators_are_too_few_unless_they_are_shared(images, tmp_path, capsys):
+    few = type(images)(**{**vars(images), "generator": [f"g{place % 2}" if fake else None for place, fake in enumerate(images.fake)]})
+    run_of(tmp_path / "run", few)
+    labels_of(tmp_path / "labels.csv", few)
+    assert calibrate(tmp_path, tmp_path / "card.yaml") == 2
+    assert "--share-generators" in capsys.readouterr().err
+    assert calibrate(tmp_path, tmp_path / "card.yaml", "--share-generators") == 0
+    assert "nothing is known of generators that were not seen" in load_ensemble_card(tmp_path / "card.yaml").notes
+
+
+def test_a_near_duplicate_on_both_sides_is_refused_or_regrouped(images, tmp_path, capsys):
+    parts = np.random.default_rng(0).choice(["fit", "calibrate", "choose"], len(images), p=[0.3, 0.2, 0.5]).tolist()
+    phash = [f"{number:016x}" for number in np.random.default_rng(0).integers(0, 2**63, len(images)).tolist()]
+    first, second = parts.index("fit"), parts.index("choose")
+    phash[second] = f"{int(phash[first], 16) ^ 0b101:016x}"
+    run_of(tmp_path / "run", images)
+    labels_of(tmp_path / "labels.csv", images, part=parts, phash=phash)
+    assert calibrate(tmp_path, tmp_path / "card.yaml", "--share-generators") == 2
+    said = capsys.readouterr().err
+    assert "--regroup" in said
+    assert calibrate(tmp_path, tmp_path / "card.yaml", "--share-generators", "--regroup") == 0
+    assert "1 images were moved" in load_ensemble_card(tmp_path / "card.yaml").notes
+
+
+def test_copies_that_count_once_are_not_said_to_be_dependent(images, tmp_path):
+    phash = [f"{number:016x}" for number in np.random.default_rng(0).integers(0, 2**63, len(images)).tolist()]
+    phash[1:1_600:2] = phash[0:1_600:2]  # each real twice
+    source = [f"photographer {place % 400}" if place < 1_600 else None for place in range(len(images))]
+    run_of(tmp_path / "run", images)
+    for columns, words in (({}, False), ({"source": source}, True)):
+        labels_of(tmp_path / "labels.csv", images, phash=phash, **columns)
+        assert calibrate(tmp_path, tmp_path / "card.yaml") == 0
+        card = load_ensemble_card(tmp_path / "card.yaml")
+        assert 350 < card.guarantee.n_real < 450
+        assert (f"the {card.guarantee.n_real} that the threshold was chosen on" in card.notes) == words
+        assert ("takes reals for independent" in card.notes) == words
+
+
+@pytest.mark.parametrize("out", ["s3://bucket/card.yaml", "card.json", "."])
+def test_a_card_is_a_yaml_file_of_this_machine(place, out, capsys):
+    assert calibrate(place, out) == 2
+    assert "not a YAML file of this machine" in capsys.readouterr().err

@@ -1,0 +1,71 @@
+"""Runs to be compared: real manifests and rows of files with labels, whose scores the test says."""
+
+import csv
+import hashlib
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from ray_app.archives import BlockPlan, iter_blocks, list_members, open_source, read_block
+from ray_app.ensembles import EnsembleCard, EnsembleMember, Thresholds, decision_facts
+from ray_app.errors import Status
+from ray_app.images import ImageFileFacts, ImageLimits
+from ray_app.inference import DecodeResult, DetectorOutputs, judge, make_spec
+from ray_app.runs import RunDirectory, result_rows
+
+TINY, OTHER = "touchstone-tiny", "cnndetection"
+PLAN = BlockPlan(batch_slots=64, max_block_members=500)
+NOW = datetime(2026, 11, 1, tzinfo=UTC)
+
+
+def spec_of(detectors=(TINY, OTHER), thresholds=(-1.0, 1.0)):
+    cut = Thresholds(real_below=thresholds[0], fake_above=thresholds[1])
+    card = EnsembleCard(name="both", title="Both", members=tuple(EnsembleMember(detector=name) for name in detectors), thresholds=cut)
+    return make_spec(card, limits=ImageLimits(), precision="fp32")
+
+
+def make_run(folder, names, scores, *, spec=None, labels=None, fails=None, digests=None, settings=None, list_in=None):
+    """A run of files with these names. `scores`: detector → log-odds (n,); `labels`: (label, generator) of each; `fails`: name → status."""
+    spec = spec or spec_of(tuple(scores))
+    folder, where = Path(folder), Path(list_in or folder).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    where.mkdir(parents=True, exist_ok=True)
+    with open(folder / "list.csv", "w", newline="", encoding="utf-8") as file:
+        written = csv.writer(file)
+        written.writerow(["uri", *(["label", "generator"] if labels else [])])
+        written.writerows([f"{where}/{name}", *(labels[place] if labels else [])] for place, name in enumerate(names))
+    run = RunDirectory.open(str(folder / "run"))
+    identity = {"detectors": {name: {"weights": "1"} for name in spec.cards}, "decision": decision_facts(spec.ensemble), **(settings or {})}
+    run.claim(identity, list(spec.cards), {"name": spec.ensemble.name})
+    list_members(run.store, open_source([f"list::{folder}/list.csv"]), PLAN)
+    place_of = {f"{where}/{name}": place for place, name in enumerate(names)}
+    for ref in iter_blocks(run.store, 0):
+        members = read_block(run.store, ref)
+        places = [place_of[uri] for uri in members["uri"].to_pylist()]
+        outcomes = [_outcome(names[place], fails or {}, digests) for place in places]
+        there = np.array([outcome.status is Status.OK for outcome in outcomes])
+        values = {name: np.where(there, np.asarray(column)[places], np.nan).astype(np.float32) for name, column in scores.items()}
+        rows = result_rows(members, judge(spec, outcomes, DetectorOutputs(values)), attempt=1, scored_at=NOW)
+        run.write_part(0, ref.block, rows)
+    run.publish(0)
+    run.write_json("summary.json", {})
+    return run.store.url
+
+
+def _outcome(name, fails, digests):
+    if name in fails:
+        return DecodeResult(fails[name], "no", None)
+    digest = digests(name) if digests else hashlib.sha256(name.encode()).hexdigest()
+    return DecodeResult(Status.OK, None, ImageFileFacts(digest, "JPEG", 300, 200))
+
+
+def names_of(n, prefix="photo"):
+    return [f"{prefix}-{number:05d}.jpg" for number in range(n)]
+
+
+def log_odds(seed, n, fakes=None):
+    """Scores as a fair detector gives them: fakes two higher than real images."""
+    draw = np.random.default_rng(seed)
+    fake = draw.random(n) < 0.3 if fakes is None else np.asarray(fakes)
+    return (draw.normal(np.where(fake, 1.0, -1.5), 1.2)).astype(np.float32)

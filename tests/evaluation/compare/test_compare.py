@@ -1,0 +1,255 @@
+import csv
+import json
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from ray_app.errors import ConfigError, Status
+from ray_app.evaluation.compare.compare import ALPHA, LEAST, compare
+from ray_app.evaluation.compare.pairing import RunColumns
+from ray_app.runs import RunDirectory, current_rows
+from tests.evaluation.compare.compared import OTHER, TINY, log_odds, make_run, names_of, spec_of
+
+N = 1_500
+NAMES = names_of(N)
+FAKE = np.arange(N) % 3 == 0
+LABELS = [("fake", f"maker-{place % 4}") if one else ("real", "camera") for place, one in enumerate(FAKE)]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    return tmp_path_factory.mktemp("photos")
+
+
+@pytest.fixture(scope="module")
+def scores():
+    return {TINY: log_odds(0, N, FAKE), OTHER: log_odds(1, N, FAKE)}
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory, photos, scores):
+    return make_run(tmp_path_factory.mktemp("first"), NAMES, scores, labels=LABELS, list_in=photos)
+
+
+@pytest.fixture(scope="module")
+def other_run(tmp_path_factory, photos):
+    def make(scores, names=NAMES, labels=LABELS, **how):
+        return make_run(tmp_path_factory.mktemp("other"), names, scores, labels=labels, list_in=photos, **how)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def shifted(first, other_run, scores):
+    return compare(first, other_run({**scores, TINY: scores[TINY] + 0.3}))
+
+
+def whats(document):
+    return {(one["what"], one["system"]) for one in document["findings"]}
+
+
+def system(document, name):
+    return next(one for one in document["systems"] if one["name"] == name)
+
+
+def test_equal_runs_differ_in_nothing(first, other_run, scores):
+    for other in (first, other_run(scores)):
+        document = compare(first, other)
+        assert document["findings"] == []
+        assert document["equal"]
+        assert document["headline"] == "No difference: statuses, scores and verdicts of the 1,500 images in both runs are the same."
+        assert document["examples"] == []
+        assert document["identity"] == []
+        assert [one["p"] for one in document["labelled"]["generators"]] == [1.0] * len(document["labelled"]["generators"])
+        json.dumps(document, allow_nan=False)
+
+
+def test_a_shift_of_one_detector_is_found_with_its_size(shifted):
+    tiny, other = system(shifted, TINY)["shift"], system(shifted, OTHER)["shift"]
+    assert tiny["mean"]["value"] == pytest.approx(0.3, abs=1e-6)
+    assert tiny["quantiles"] == pytest.approx([0.3] * 7, abs=1e-6)
+    assert (tiny["equal"], tiny["n"], tiny["moved"]["value"]) == (0, N, 1.0)
+    assert (other["equal"], other["mean"]["value"]) == (N, 0.0)
+    assert {("mean_shift", TINY), ("mean_shift", "ensemble")} <= whats(shifted)
+    assert not [one for one in shifted["findings"] if one["system"] == OTHER]
+    assert any(one["text"] == f"scores of {TINY} rose by 0.30 log-odds on average" for one in shifted["findings"])
+    assert all(one["p_holm"] is None or one["p_holm"] < ALPHA for one in shifted["findings"])
+    json.dumps(shifted, allow_nan=False)
+
+
+def test_a_noisy_shift_has_its_interval(first, other_run, scores):
+    noise = np.random.default_rng(8).normal(0.3, 1, N).astype(np.float32)
+    mean = system(compare(first, other_run({**scores, TINY: scores[TINY] + noise})), TINY)["shift"]["mean"]
+    low, high = mean["interval"]
+    assert low < 0.3 < high
+    assert high - low == pytest.approx(2 * 1.96 / np.sqrt(N), rel=0.05)
+
+
+def test_a_twentieth_of_verdicts_flipped_is_found(first, other_run, scores):
+    changed = {name: column.copy() for name, column in scores.items()}
+    rows = {row["uri"].rpartition("/")[2]: row["verdict"] for row in current_rows(RunDirectory.open(first))}
+    turned = [place for place, name in enumerate(NAMES) if rows[name] in ("real", "fake")][: N // 20]
+    for place in turned:
+        for name in (TINY, OTHER):
+            changed[name][place] = -3.0 if rows[NAMES[place]] == "fake" else 3.0
+    document = compare(first, other_run(changed))
+    verdicts = document["verdicts"]
+    assert verdicts["flips"] == len(turned)
+    assert verdicts["matrix"]["real"]["fake"] + verdicts["matrix"]["fake"]["real"] == len(turned)
+    assert ("flipped", None) in whats(document)
+    assert document["headline"].startswith("5.0 % of verdicts changed; ")
+    moved = [abs(one["score_b"] - one["score_a"]) for one in document["examples"]]
+    assert len(moved) == 12
+    assert moved == sorted(moved, reverse=True)
+    assert all({one["verdict_a"], one["verdict_b"]} == {"real", "fake"} for one in document["examples"])
+    assert {one["uri"].rpartition("/")[2] for one in document["examples"]} <= {NAMES[place] for place in turned}
+
+
+def test_noise_of_rounding_is_not_worth_saying(first, other_run, scores):
+    noise = np.random.default_rng(3).normal(0.001, 0.001, N).astype(np.float32)
+    document = compare(first, other_run({name: column + noise for name, column in scores.items()}))
+    assert document["systems"][1]["shift"]["p"] < 1e-12, "significant, and negligible"
+    assert document["findings"] == []
+    assert document["headline"].startswith("No difference worth saying")
+
+
+def test_a_few_images_are_not_enough_to_say_anything(tmp_path, photos, scores):
+    few, small = NAMES[:8], {name: column[:8] for name, column in scores.items()}
+    a = make_run(tmp_path / "a", few, small, list_in=photos)
+    noise = np.random.default_rng(5).normal(0.1, 1, 8)
+    b = make_run(tmp_path / "b", few, {**small, TINY: small[TINY] + noise}, list_in=photos)
+    document = compare(a, b)
+    assert "mean_shift" not in {one["what"] for one in document["findings"]}
+    assert document["labelled"] is None
+
+
+def test_two_halves_of_one_archive_have_not_drifted(tmp_path):
+    runs = [make_run(tmp_path / str(half), names_of(N // 2, f"half{half}"), {TINY: log_odds(half + 20, N // 2)}) for half in (0, 1)]
+    document = compare(*runs)
+    assert document["rows"]["both"] == 0
+    assert document["rows"]["why"] == "the runs share neither an image_id nor the bytes of an image"
+    assert document["findings"] == []
+    assert document["headline"] == "No difference found: the runs share no image, and their scores and verdicts are distributed alike."
+    assert document["systems"][0]["distribution"]["drift"]["ks_p"] > ALPHA
+
+
+def test_two_nights_that_drifted_apart_without_a_shared_image(tmp_path):
+    runs = [make_run(tmp_path / str(night), names_of(N, f"night{night}"), {TINY: log_odds(night, N) + 0.4 * night}) for night in (0, 1)]
+    document = compare(*runs)
+    assert {("drift", TINY), ("flagged", None)} <= whats(document)
+    assert document["systems"][1]["distribution"]["drift"]["ks"] > LEAST["ks"]
+    a, b = (document["flagged"][side]["value"] for side in "ab")
+    assert document["flagged"]["difference"]["value"] == pytest.approx(b - a)
+    assert b > a
+
+
+def test_rows_that_are_in_one_run_only_are_counted(first, other_run, scores):
+    some = {name: column[500:] for name, column in scores.items()}
+    document = compare(first, other_run(some, names=NAMES[500:], labels=LABELS[500:]))
+    rows = document["rows"]
+    assert (rows["both"], rows["only_a"], rows["only_b"], rows["by"]) == (N - 500, 500, 0, "image_id")
+    assert document["equal"]
+
+
+def test_moved_files_are_matched_by_their_bytes(tmp_path, first, scores):
+    moved = make_run(tmp_path / "moved", NAMES, scores, list_in=tmp_path / "elsewhere")
+    document = compare(first, moved)
+    assert document["rows"]["by"] == "sha256"
+    assert document["rows"]["why"] == "the runs share no image_id, so images are matched by their bytes"
+    assert document["rows"]["both"] == N
+    assert document["equal"]
+    assert compare(first, moved, by="image_id")["rows"]["both"] == 0
+
+
+def test_copies_are_matched_once_and_counted(tmp_path, photos):
+    scores = {TINY: log_odds(0, 40)}
+    twice = make_run(tmp_path / "a", names_of(40), scores, list_in=photos, digests=lambda name: f"{int(name[6:11]) // 2:064x}"[::-1])
+    document = compare(twice, twice, by="sha256")
+    assert (document["rows"]["both"], document["rows"]["doubled_a"], document["rows"]["only_a"]) == (20, 20, 0)
+    with pytest.raises(ConfigError, match="not a key"):
+        compare(twice, twice, by="uri")
+
+
+def test_statuses_that_changed(first, other_run, scores):
+    fails = {name: Status.CORRUPT_IMAGE for name in NAMES[:300]}
+    document = compare(first, other_run(scores, fails=fails))
+    assert document["statuses"]["pairs"] == [["ok", "corrupt_image", 300]]
+    assert ("statuses", None) in whats(document)
+    assert system(document, TINY)["shift"]["lost"] == 300
+    assert system(document, TINY)["shift"]["n"] == N - 300
+    assert not document["equal"]
+    by_bytes = compare(other_run(scores, fails=fails), first, by="sha256")["rows"]
+    assert (by_bytes["unnamed_a"], by_bytes["both"], by_bytes["only_a"]) == (300, N - 300, 300)
+
+
+def test_settings_detectors_and_ensembles_that_differ(tmp_path, first, scores, photos):
+    spec = spec_of((TINY,), thresholds=(0.0, 2.0))
+    other = make_run(tmp_path, NAMES, {TINY: scores[TINY]}, spec=spec, list_in=photos, settings={"resize": "fast"})
+    document = compare(first, other)
+    keys = {one["key"]: (one["a"], one["b"]) for one in document["identity"]}
+    assert keys["resize"] == ("has none", '"fast"')
+    assert keys["decision.thresholds.fake_above"] == ("1.0", "2.0")
+    assert document["only_detectors"] == {"a": [OTHER], "b": []}
+    assert [one["name"] for one in document["systems"]] == ["ensemble", TINY]
+    assert system(document, TINY)["shift"]["equal"] == N
+
+
+def test_labels_tell_which_is_better(first, other_run, scores):
+    worse = scores[TINY] + np.where(FAKE, -1.5, 0).astype(np.float32)
+    labelled = compare(first, other_run({**scores, TINY: worse}))["labelled"]
+    assert (labelled["n"], labelled["n_fake"], labelled["n_real"]) == (N, 500, 1_000)
+    auc, right = (labelled["systems"][1][key] for key in ("auc", "right"))
+    assert auc["a"]["value"] == pytest.approx(roc_auc_score(FAKE, scores[TINY]), abs=1e-9)
+    assert auc["b"]["value"] == pytest.approx(roc_auc_score(FAKE, worse), abs=1e-9)
+    assert auc["difference"]["value"] == pytest.approx(auc["b"]["value"] - auc["a"]["value"], abs=1e-9)
+    assert auc["p_holm"] < 1e-9
+    assert right["a"]["value"] == pytest.approx(((scores[TINY] > 0) == FAKE).mean())
+    assert right["difference"]["value"] == pytest.approx(((worse > 0) == FAKE).mean() - right["a"]["value"])
+    tiny = {one["generator"]: one for one in labelled["generators"] if one["system"] == TINY}
+    assert {name: one["n"] for name, one in tiny.items()} == {f"maker-{maker}": 125 for maker in range(4)} | {"real:camera": 1_000}
+    assert all(one["p_holm"] < 0.01 for name, one in tiny.items() if name.startswith("maker"))
+    assert tiny["real:camera"]["p"] == 1
+
+
+def test_a_verdict_is_right_only_if_it_is_no_abstention(first):
+    labelled = compare(first, first)["labelled"]
+    rows = list(current_rows(RunDirectory.open(first)))
+    assert {row["verdict"] for row in rows} == {"real", "fake", "abstain"}
+    right = np.mean([row["verdict"] == row["input"]["label"] for row in rows])
+    assert labelled["systems"][0]["right"]["a"]["value"] == pytest.approx(right)
+
+
+def test_binary_replies_have_no_auc(tmp_path, photos, scores):
+    said = {TINY: np.where(scores[TINY] > 0, 4.0, -4.0)}
+    run = make_run(tmp_path, NAMES, said, labels=LABELS, list_in=photos)
+    told = compare(run, run)["labelled"]["systems"][1]
+    assert told["auc"]["difference"]["why"] == "binary replies have no ranking"
+    assert told["auc"]["p_holm"] is None
+    assert told["right"]["a"]["value"] == pytest.approx(((scores[TINY] > 0) == FAKE).mean())
+
+
+def test_labels_of_a_file(tmp_path, photos, scores, first):
+    bare = make_run(tmp_path / "bare", NAMES, scores, list_in=photos)
+    assert compare(bare, bare)["labelled"] is None
+    with open(tmp_path / "labels.csv", "w", newline="", encoding="utf-8") as file:
+        rows = [(row["sha256"], *LABELS[NAMES.index(row["uri"].rpartition("/")[2])]) for row in current_rows(RunDirectory.open(bare))]
+        csv.writer(file).writerows([("sha256", "label", "generator"), *rows[:1_000]])
+    labelled = compare(bare, bare, str(tmp_path / "labels.csv"))["labelled"]
+    assert labelled["n"] == 1_000
+    assert compare(bare, first)["labelled"]["n"] == N, "B's own columns serve where A has none"
+
+
+def test_a_run_that_grows_meanwhile_is_refused(tmp_path, photos, scores):
+    run = RunColumns.open(make_run(tmp_path, NAMES[:20], {TINY: scores[TINY][:20]}, list_in=photos))
+    keys, _ = run.keys("image_id")
+    table = next(run.run.tables(0))
+    run.run.write_part(0, 1_000, table.slice(0, 3))
+    assert len(keys) == 20
+    with pytest.raises(ConfigError, match="changed while it was read"):
+        run.scores("ensemble")
+
+
+def test_no_run_is_an_error(tmp_path, first):
+    with pytest.raises(ConfigError, match="no run here"):
+        compare(first, str(tmp_path))

@@ -1,0 +1,67 @@
+"""Runs that are scored for real, in this process and without Ray: pictures, manifest, rows, identity and summary."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import numpy as np
+
+from ray_app.archives import BlockPlan, iter_blocks, list_members, member_rows, open_source, read_block
+from ray_app.images import ImageLimits
+from ray_app.images.provenance import ProvenancePolicy
+from ray_app.inference import BlockReader, StageClock, judge, make_spec
+from ray_app.inference.scorer import EnsembleScorer
+from ray_app.runs import RunDirectory, result_rows
+from ray_app.scoring.config import ScoreConfig
+from ray_app.scoring.identity import identity_of
+from ray_app.scoring.report import count_rows
+from ray_app.storage import Fetcher
+from tests.images.factory import encoded, photo
+
+NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
+
+
+def write_photos(folder, count=6):
+    """Pictures of several sizes, a file that is no picture, and one that ends early."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed in range(count):
+        (folder / f"photo-{seed}.jpg").write_bytes(encoded(photo(300 + 20 * seed, 240, seed), "JPEG", quality=60 + 5 * seed))
+    (folder / "notes.txt").write_text("no picture")
+    (folder / "cut.jpg").write_bytes(encoded(photo(), "JPEG")[:700])
+    return folder
+
+
+def score_here(card, photos, out, *, summary=None, stability=None):
+    """Score a folder with an ensemble card; returns the run's URL. `summary`: what else its summary says.
+
+    `stability`: what the run is asked for; its views then score half a log-odd more, and half a one less, in turn.
+    """
+    spec = make_spec(card, limits=ImageLimits(), precision="fp32", slots=4, provenance=ProvenancePolicy(), stability=stability)
+    run = RunDirectory.open(str(out))
+    identity = identity_of(ScoreConfig(source=(str(photos),)), spec)
+    run.claim(identity, list(spec.cards), card.model_dump(mode="json"))
+    list_members(run.store, open_source([str(photos)]), BlockPlan(batch_slots=4, max_block_members=8))
+    clock = StageClock()
+    reader, scorer = BlockReader(spec, clock, fetcher=Fetcher()), EnsembleScorer(spec, clock)
+    for ref in iter_blocks(run.store, 0):
+        members, outcomes = read_block(run.store, ref), []
+        readings = _viewed(scorer.score(_noted(reader.read(member_rows(members)), outcomes)), stability)
+        run.write_part(0, ref.block, result_rows(members, judge(spec, outcomes, readings), attempt=1, scored_at=NOW))
+    reader.close()
+    run.publish(0)
+    counted = count_rows(run, list(spec.cards))
+    run.write_json("summary.json", {"listing": 0, "version": "0.7.0", "finished_at": NOW.isoformat(), **counted, **(summary or {})})
+    return run.store.url
+
+
+def _viewed(readings, stability):
+    if stability is None:
+        return readings
+    shifts = {view.name: (-1) ** number / 2 for number, view in enumerate(stability.views)}
+    seen = {view: {name: (column + shift).astype(np.float32) for name, column in readings.scores.items()} for view, shift in shifts.items()}
+    return replace(readings, stability=seen)
+
+
+def _noted(batches, outcomes):
+    for batch in batches:
+        outcomes += batch.outcomes
+        yield batch

@@ -1,0 +1,125 @@
+"""Signatures with keys that openssl made, and what is no such key."""
+
+import base64
+import copy
+import json
+import subprocess
+
+import pytest
+
+from ray_app.cli.main import main
+from ray_app.errors import ConfigError
+from ray_app.evaluation.evidence.checks import canonical, digest, written
+from ray_app.evaluation.evidence.record import make_evidence, read_evidence
+from ray_app.evaluation.evidence.signatures import check_signature, signed
+from tests.reports.page_reader import read as read_page
+
+
+def openssl(*words, **how):
+    return subprocess.run(["openssl", *words], check=True, capture_output=True, **how).stdout
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory):
+    """Two pairs as openssl writes them: (private, public) each."""
+    folder, pairs = tmp_path_factory.mktemp("keys"), []
+    for name in ("mine", "others"):
+        private, public = folder / f"{name}.pem", folder / f"{name}.pub.pem"
+        openssl("genpkey", "-algorithm", "ed25519", "-out", str(private))
+        openssl("pkey", "-in", str(private), "-pubout", "-out", str(public))
+        pairs.append((private, public))
+    return pairs
+
+
+@pytest.fixture(scope="module")
+def told(plain_run, photos):
+    return make_evidence(plain_run, str(photos / "photo-3.jpg"))
+
+
+def test_a_signature_is_of_the_whole_record(told, keys, tmp_path):
+    (mine, public), (_, others) = keys
+    record = signed(told, mine)
+    assert check_signature(record, public).outcome == "agrees"
+    assert record["signature"]["key"] in check_signature(record, public).told
+    assert (check_signature(record, others).outcome, check_signature(told, public).outcome) == ("differs", "differs")
+    assert "not signed" in check_signature(told, public).told
+    for change in (
+        lambda one: one["record"]["row"].update(score=9.0),
+        lambda one: one.update(sha256="0" * 64),
+        lambda one: one.update(touchstone_evidence=2),
+        lambda one: one["signature"].update(signature=base64.b64encode(bytes(64)).decode()),
+        lambda one: one["signature"].update(signature="no base64!"),
+        lambda one: one["signature"].update(algorithm="none"),
+        lambda one: one.update(signature=None),
+        lambda one: one.update(signature="x"),
+    ):
+        other = copy.deepcopy(record)
+        change(other)
+        assert check_signature(other, public).outcome == "differs"
+    forged = copy.deepcopy(record)
+    forged["record"]["row"]["verdict"] = "fake"
+    forged["sha256"] = digest(forged["record"])
+    assert check_signature(forged, public).told.endswith("of another record than this")
+
+
+def test_another_program_checks_it_too(told, keys, tmp_path):
+    (mine, public), _ = keys
+    record = signed(told, mine)
+    signature = record.pop("signature")
+    (tmp_path / "message").write_bytes(canonical(record))
+    (tmp_path / "signature").write_bytes(base64.b64decode(signature["signature"]))
+    words = ["pkeyutl", "-verify", "-pubin", "-inkey", str(public), "-rawin", "-in", "message", "-sigfile", "signature"]
+    assert b"Verified" in openssl(*words, cwd=tmp_path)
+
+
+def test_what_is_no_key_is_said(told, keys, tmp_path):
+    (mine, public), _ = keys
+    openssl("genpkey", "-algorithm", "RSA", "-out", str(tmp_path / "rsa.pem"))
+    openssl("pkey", "-in", str(mine), "-aes256", "-passout", "pass:x", "-out", str(tmp_path / "locked.pem"))
+    (tmp_path / "empty.pem").write_bytes(b"")
+    for path, said in (
+        (public, "no private Ed25519 key"), (tmp_path / "rsa.pem", "no private Ed25519 key"), (tmp_path / "empty.pem", "no private"),
+        (tmp_path / "locked.pem", "with a password"), (tmp_path / "none.pem", "No such file"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=said):
+            signed(told, path)
+    with pytest.raises(ConfigError, match="no public Ed25519 key") as caught:
+        check_signature(told, mine)
+    assert "openssl" in caught.value.hint
+
+
+def test_from_the_command_line(plain_run, photos, keys, tmp_path, capsys):
+    (mine, public), (_, others) = keys
+    record = tmp_path / "ev" / "evidence.json"
+    assert main(["evidence", plain_run, str(photos / "photo-3.jpg"), "--out", str(record.parent), "--sign", str(mine)]) == 0
+    key = read_evidence(record)["signature"]["key"]
+    assert f"signed with the key: {key}" in capsys.readouterr().out
+    assert key in read_page(record.with_suffix(".html").read_text()).text
+    verify = ["evidence", "--verify", str(record), "--json"]
+
+    def answer(*words):
+        code = main([*verify, *words])
+        told = json.loads(capsys.readouterr().out)
+        return (
+            code,
+            {check["name"]: check["outcome"] for check in told["checks"]},
+            {f for one in told["not_verified"] for f in one["fields"]},
+        )
+
+    code, checks, rest = answer("--signer", str(public))
+    assert (code, checks["signature"], "signature" in rest) == (0, "agrees", False)
+    code, checks, rest = answer()
+    assert (code, "signature" in checks, "signature" in rest) == (0, False, True)
+    code, checks, _ = answer("--signer", str(others))
+    assert (code, checks["signature"], checks["record"]) == (3, "differs", "agrees")
+    told = read_evidence(record)
+    told["record"]["made_at"] = "2020-01-01T00:00:00+00:00"
+    record.write_text(written(told | {"sha256": digest(told["record"])}))
+    assert answer("--signer", str(public))[1] == answer()[1] | {"signature": "differs"}
+    del told["signature"]
+    record.write_text(written(told | {"sha256": digest(told["record"])}))
+    code, checks, _ = answer("--signer", str(public))
+    assert (code, checks["signature"]) == (3, "differs")
+    assert main([*verify, "--signer", str(tmp_path / "none.pem")]) == 2
+    assert main([*verify, "--sign", str(mine)]) == 2
+    assert main(["evidence", plain_run, "1", "--out", str(tmp_path), "--signer", str(public)]) == 2

@@ -1,0 +1,176 @@
+"""A record is one file with one reading: nothing in it that no check looks at, and what was not looked at is said."""
+
+import copy
+import json
+
+import pytest
+
+from ray_app.errors import ConfigError
+from ray_app.evaluation.evidence.checks import DECIDED, digest, read_back, written
+from ray_app.evaluation.evidence.record import make_evidence, read_evidence
+from ray_app.evaluation.evidence.signatures import ROW
+from ray_app.evaluation.evidence.verify import not_verified, verify_evidence
+
+
+@pytest.fixture(scope="module")
+def told(promised_run, photos):
+    return read_back(written(make_evidence(promised_run, str(photos / "photo-3.jpg"))).encode())
+
+
+@pytest.fixture(scope="module")
+def text(told):
+    return written(told)
+
+
+def test_a_record_is_read_back_as_it_was_written(told, text, tmp_path):
+    (tmp_path / "evidence.json").write_text(text, encoding="utf-8")
+    assert read_evidence(tmp_path / "evidence.json") == told
+
+
+def doubled(text):
+    """The verdict twice under the unchanged digest: the false one first, where people and many programs look."""
+    return text.replace('"verdict": "real"', '"verdict": "fake",\n      "verdict": "real"')
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (doubled, "the key 'verdict' stands twice"),
+        (lambda text: text.replace('"touchstone_evidence": 1,', '"touchstone_evidence": 1,\n  "touchstone_evidence": 1,'), "stands twice"),
+        (lambda text: "\ufeff" + text, "BOM"),
+        (lambda text: text + "\n", "not as `touchstone evidence` writes it"),
+        (lambda text: text + text, "Extra data"),
+        (lambda text: text + "\0", "Extra data"),
+        (lambda text: text.replace('"occurrence": 0', '"occurrence": NaN'), "NaN is no finite number"),
+        (lambda text: text.replace('"occurrence": 0', '"occurrence": 1e999'), "1e999 is no finite number"),
+        (lambda text: text.replace('"occurrence": 0', '"occurrence": -0'), "not as `touchstone evidence` writes it, from character"),
+        (lambda text: text.replace('"occurrence": 0', '"occurrence": 0.00'), "not as `touchstone evidence` writes it"),
+        (lambda text: text.replace('"uri"', '"\\u0075ri"'), "not as `touchstone evidence` writes it"),
+        (lambda text: json.dumps(json.loads(text)), "not as `touchstone evidence` writes it"),
+        (lambda text: text[:-1], "Expecting|delimiter"),
+        (lambda text: "[" * 100_000, "recursion"),
+        (lambda text: "", "Expecting value"),
+    ],
+)
+def test_any_other_file_of_the_same_is_refused(text, change, said, tmp_path):
+    assert change(text) != text
+    (tmp_path / "evidence.json").write_text(change(text), encoding="utf-8")
+    with pytest.raises(ConfigError, match=f"not a record's JSON: .*({said})"):
+        read_evidence(tmp_path / "evidence.json")
+
+
+def test_bytes_that_are_no_text_are_refused(text, tmp_path):
+    for data in (text.encode("utf-16"), text.encode() + b"\xff", text.encode("ascii", "replace") + b"\xe9"):
+        (tmp_path / "evidence.json").write_bytes(data)
+        with pytest.raises(ConfigError, match="not a record's JSON"):
+            read_evidence(tmp_path / "evidence.json")
+
+
+def test_a_name_that_stands_in_two_objects_is_no_key_that_stands_twice():
+    value = {"a": {"b": 1}, "c": [{"b": 2}, {"b": 3}]}
+    assert read_back(written(value).encode()) == value
+
+
+def mappings(value, path=()):
+    """The path of every object in a record."""
+    if isinstance(value, dict):
+        yield path
+        for name, item in value.items():
+            yield from mappings(item, (*path, name))
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            yield from mappings(item, (*path, number))
+
+
+def at(value, path):
+    for step in path:
+        value = value[step]
+    return value
+
+
+FREE = [("record", "row", "input")]  # the source's own columns
+
+
+@pytest.mark.parametrize("value", [None, 1, {}, "x"])
+def test_an_unknown_key_is_refused_wherever_it_stands(told, value):
+    assert sum(1 for _ in mappings(told)) > 30
+    for path in mappings(told):
+        other = copy.deepcopy(told)
+        at(other, path)["a.strange key"] = value
+        other["sha256"] = digest(other["record"])
+        if path in FREE:
+            continue
+        try:
+            found = [check.outcome for check in verify_evidence(other)]
+        except ConfigError:
+            continue
+        assert "differs" in found, path
+
+
+@pytest.mark.parametrize(("part", "name"), [("guarantee", "shifts"), ("row", "stability")])
+def test_a_number_where_a_list_belongs_is_told_in_plain_words(told, part, name):
+    other = copy.deepcopy(told)
+    (other["record"]["row"] if part == "row" else other["record"]["guarantee"]["run"])[name] = 7
+    other["sha256"] = digest(other["record"])
+    with pytest.raises(ConfigError, match="the record is not whole"):
+        list(verify_evidence(other))
+
+
+def test_a_key_with_a_dot_does_not_stand_for_one_in_another(told):
+    """Once dotted names were compared, and of two equal ones the last."""
+    other = copy.deepcopy(told)
+    decision = other["record"]["decision"]
+    right = decision["thresholds"]["fake_above"]
+    decision["thresholds"]["fake_above"], decision["thresholds.fake_above"] = right - 9, right
+    other["sha256"] = digest(other["record"])
+    with pytest.raises(ConfigError, match=r"no record has the key decision\.thresholds\.fake_above"):
+        list(verify_evidence(other))
+
+
+def test_what_another_version_is_said_to_have_written_is_compared_all_the_same(told):
+    for change in (
+        lambda record: record["guarantee"]["card"].update(target_fpr=1e-6),
+        lambda record: record["guarantee"].update(card=None),
+        lambda record: record["decision"].update(reason="none", probability=0.5),
+    ):
+        other = copy.deepcopy(told)
+        other["record"]["made_by"]["touchstone"] = "0.6.9"
+        change(other["record"])
+        other["sha256"] = digest(other["record"])
+        assert "sections" in [check.name for check in verify_evidence(other) if check.outcome == "differs"]
+
+
+def listed(told, image=None, signer=None):
+    checks = list(verify_evidence(told, image))
+    return {field for one in not_verified(told, checks, image=image is not None, signer=signer is not None) for field in one.fields}
+
+
+def test_every_column_of_a_row_is_checked_or_said_not_to_be(told, photos):
+    row = {f"row.{name}" for name in told["record"]["row"]}
+    decided = {f"row.{name}" for name in DECIDED}
+    assert row - listed(told) == row & decided
+    with_image = listed(told, photos / "photo-3.jpg")
+    assert {"row.sha256", "row.scores", "row.width", "row.status", "hashes.weights.touchstone-tiny"} <= listed(told) - with_image
+    assert {"row.uri", "row.scored_at", "run.url", "run.identity", "made_at", "ensemble", "row.provenance"} <= with_image
+    wrong = listed(told, photos / "photo-2.jpg")
+    assert {"row.sha256", "row.scores", "row.width"} <= wrong
+
+
+def test_every_column_that_a_row_may_have_is_known_to_that_list(told):
+    """Whoever adds a column says whether it is verified."""
+    other = copy.deepcopy(told)
+    other["record"]["row"] = dict.fromkeys(ROW)
+    said = {field.removeprefix("row.") for one in not_verified(other, [], image=False, signer=False) for field in one.fields}
+    assert set(ROW) - said == set(DECIDED)
+
+
+def test_facts_of_the_file_are_made_again_from_it(told, photos):
+    for name, value in (("width", 9), ("quality", 1), ("mode", "CMYK"), ("flags", ["alpha"])):
+        other = copy.deepcopy(told)
+        other["record"]["row"][name] = value
+        if name in other["record"]["image"]:
+            other["record"]["image"][name] = value
+        other["sha256"] = digest(other["record"])
+        [decoding] = [check for check in verify_evidence(other, photos / "photo-3.jpg") if check.name == "decoding"]
+        assert decoding.outcome == "differs"
+        assert name in decoding.told

@@ -1,0 +1,153 @@
+import json
+import pickle
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from ray_app.archives import in_turn
+from ray_app.evaluation.accumulate import BANDS, FileCell, gather
+from ray_app.evaluation.groups import EvaluationGroup, ScoreTally
+from ray_app.evaluation.join import index_labels
+from ray_app.evaluation.labels import open_labels
+from ray_app.evaluation.sample import RowSample, hashed
+from ray_app.evaluation.systems import systems_of
+from ray_app.metrics.arrays import ScoreHistogram
+from tests.evaluation.made import made_run, random_rows
+
+VIEWS = ("jpeg-50", "blur-1")
+
+
+def labelled(folder, columns, truths, but=()):
+    path = folder / "labels.jsonl"
+    rows = [{"image_id": int(one)} | truth for one, truth in zip(columns["image_id"], truths, strict=True)]
+    path.write_text("".join(json.dumps(row) + "\n" for number, row in enumerate(rows) if number not in but))
+    return index_labels(open_labels(str(path)))
+
+
+def told(cells):
+    """All that was gathered, in plain values."""
+    return {
+        "rows": dict(cells.rows),
+        "scores": {name: (tally.histogram().values.tolist(), tally.histogram().counts.tolist()) for name, tally in cells.scores.items()},
+        "views": {name: (tally.histogram().values.tolist(), tally.histogram().counts.tolist()) for name, tally in cells.views.items()},
+        "sample": cells.sample.rows().to_pylist(),
+        "mistakes": cells.mistakes.rows(),
+        "used": cells.used.tolist(),
+        "others": (cells.others, cells.other),
+        "predicted": dict(cells.predicted),
+    }
+
+
+def group_of(truth):
+    if truth["label"] == "real":
+        return EvaluationGroup("real", truth["generator"])
+    return EvaluationGroup(truth["kind"] or "whole", truth["generator"])
+
+
+def test_cells_hold_every_row(tmp_path):
+    columns, truths, scores = random_rows(500, views=VIEWS)
+    index = labelled(tmp_path, columns, truths, but={3, 77})
+    run = made_run(tmp_path / "run", columns, [100, 101, 350])
+    cells = gather(run, index, systems_of(run), most=60)
+    widths = columns["width"].to_pylist()
+    expected, rows = {}, Counter()
+    for row, truth in enumerate(truths):
+        if row in (3, 77):
+            continue
+        width = widths[row]
+        band = "unknown" if width is None else BANDS[int(np.searchsorted([0.1, 0.5, 1, 4.000001], width * width / 1e6, "right"))]
+        cell = FileCell(group_of(truth), columns["format"][row] or "unknown", band)
+        rows[cell, columns["status"][row], columns["verdict"][row]] += 1
+        for name, values in scores.items():
+            if np.isfinite(values[row]):
+                expected.setdefault((name, cell), []).append(values[row])
+    assert dict(cells.rows) == dict(rows)
+    assert cells.joined == 498
+    assert (cells.others, cells.other) == (2, str(columns["image_id"][3]))
+    assert set(cells.scores) == set(expected)
+    for place, values in expected.items():
+        found, wanted = cells.scores[place].histogram(), ScoreHistogram.of(values)
+        np.testing.assert_array_equal(found.values, wanted.values)
+        np.testing.assert_array_equal(found.counts, wanted.counts)
+    ids = np.array([one for row, one in enumerate(columns["image_id"]) if row not in (3, 77)])
+    assert cells.sample.rows()["image_id"].to_pylist() == ids[np.argsort(hashed(ids))][:60].tolist()
+
+
+def test_views_are_decided_anew(tmp_path):
+    columns, truths, scores = random_rows(300, views=VIEWS)
+    run = made_run(tmp_path / "run", columns)
+    cells = gather(run, labelled(tmp_path, columns, truths), systems_of(run))
+    fakes = np.array([truth["label"] == "fake" and truth["kind"] is None for truth in truths])
+    for place, view in enumerate(VIEWS):
+        shifted = {name: (scores[name] - 0.25 * place).astype(np.float32) for name in ("a", "b")}
+        mean = np.mean([column.astype(np.float64) for column in shifted.values()], axis=0)
+        for name, values in (shifted | {"ensemble": mean}).items():
+            wanted = ScoreHistogram.of(values[fakes & np.isfinite(values)])
+            found = cells.views[view, name, "whole"].histogram()
+            np.testing.assert_allclose(found.values, wanted.values, atol=1e-12)
+            np.testing.assert_array_equal(found.counts, wanted.counts)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_cut_gives_the_same(tmp_path, seed):
+    rng = np.random.default_rng(seed)
+    columns, truths, _ = random_rows(400, seed, views=VIEWS[:1])
+    index = labelled(tmp_path, columns, truths, but=set(rng.integers(0, 400, 5).tolist()))
+    whole = made_run(tmp_path / "whole", columns)
+    cuts = np.unique(rng.integers(1, 399, 6)).tolist()
+    pieces = made_run(tmp_path / "pieces", columns, cuts)
+
+    def shipped(function, items):
+        """As tasks do it: everything travels as bytes."""
+        for item in items:
+            yield pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(function))(item)))
+
+    for most in (50, 100_000):
+        expected = told(gather(whole, index, systems_of(whole), most=most))
+        assert told(gather(pieces, index, systems_of(pieces), most=most)) == expected
+        for each in (in_turn, shipped):
+            assert told(gather(pieces, index, systems_of(pieces), each=each, most=most)) == expected
+
+
+def test_mistakes_are_the_worst(tmp_path):
+    columns, truths, scores = random_rows(400)
+    run = made_run(tmp_path / "run", columns, [50, 200])
+    found = gather(run, labelled(tmp_path, columns, truths), systems_of(run)).mistakes.rows()
+    fake = np.array([truth["label"] == "fake" for truth in truths])
+    score = scores["ensemble"]
+    wrong = [row for row in range(400) if np.isfinite(score[row]) and (score[row] >= 0) != fake[row]]
+    wrong.sort(key=lambda row: (-abs(score[row]), columns["image_id"][row]))
+    assert [row["image_id"] for row in found] == [int(columns["image_id"][row]) for row in wrong[:24]]
+    assert found[0]["probability"] == pytest.approx(1 / (1 + np.exp(-score[wrong[0]])))
+    assert {row["verdict"] for row in found} <= {"real", "fake"}
+
+
+def test_tallies_count_exactly():
+    rng = np.random.default_rng(0)
+    scores = np.round(rng.normal(0, 3, 60_000), 2).astype(np.float32)
+    one, other = ScoreTally(), ScoreTally()
+    for piece in np.array_split(scores[:40_000], 31):
+        one.add(piece)
+    other.add(scores[40_000:])
+    one.merge(other)
+    wanted = ScoreHistogram.of(scores)
+    np.testing.assert_array_equal(one.histogram().values, wanted.values)
+    np.testing.assert_array_equal(one.histogram().counts, wanted.counts)
+    assert ScoreTally().histogram().n == 0
+
+
+def test_a_sample_does_not_depend_on_order():
+    import pyarrow as pa
+
+    ids = np.arange(-5000, 5000, dtype=np.int64)
+    assert len(np.unique(hashed(ids))) == len(ids)
+    kept = []
+    for order in (ids, ids[::-1], np.random.default_rng(0).permutation(ids)):
+        sample = RowSample(300)
+        for piece in np.array_split(order, 17):
+            some = piece[sample.wanted(piece)]
+            sample.add(pa.table({"image_id": some, "odd": some % 2}))
+        kept.append(sample.rows().to_pylist())
+    assert kept[0] == kept[1] == kept[2]
+    assert len(kept[0]) == 300

@@ -1,0 +1,228 @@
+"""Named generators and prompts of joined rows; and the same of a run with images, through a small CLIP of the published format."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from sklearn.metrics import accuracy_score, f1_score, roc_auc_score, top_k_accuracy_score
+
+from ray_app.attribution.prompts import normalised_prompt
+from ray_app.evaluation import prompts as prompting
+from ray_app.evaluation.attribution import answers_of, group_identification
+from ray_app.evaluation.attribution import identification_of as identification
+from ray_app.evaluation.generator_names import Names
+from ray_app.evaluation.prompts import prompts_of as prompts
+from ray_app.evaluation.protocols import IdentificationRules
+from ray_app.metrics.text import bleu4, rouge_l, tag_jaccard, token_f1
+from tests.runs.small_run import new_run
+
+NAMES = ["flux", "sd", "sdxl"]
+
+
+def identification_of(tables, *, known=(), **more):
+    answers = answers_of(tables, Names(known))
+    return None if answers is None else identification(answers, **more)
+
+
+def prompts_of(tables, run):
+    found = prompts(tables, run)
+    return None if found is None else found.section()
+
+
+def tables_of(rows, size=7):
+    """Joined rows as an evaluation gives them: some at a time, words as dictionaries, what is not there as null."""
+
+    def tables(columns):
+        for start in range(0, len(rows), size):
+            part = rows[start : start + size]
+            table = pa.table({name: pa.array([row.get(name) for row in part]) for name in columns})
+            for place, name in enumerate(columns):
+                if name == "generator_confidence" and pa.types.is_null(table[name].type):
+                    table = table.set_column(place, name, pa.nulls(len(part), pa.float32()))
+                elif pa.types.is_null(table[name].type):
+                    table = table.set_column(place, name, pa.nulls(len(part), pa.string()))
+                elif name in ("label", "generator"):
+                    table = table.set_column(place, name, table[name].dictionary_encode())
+            yield table
+
+    return tables
+
+
+def named(n=60, seed=0):
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in range(n):
+        truth, said = rng.choice(NAMES), rng.choice([*NAMES, None, "other"])
+        rows.append({"label": "fake", "generator": str(truth), "predicted_generator": None if said is None else f" {said.upper()} "})
+    reals = [("Flux", "real:coco"), (None, "real"), ("real", "real"), ("real:photo", "real")]
+    return rows + [{"label": "real", "generator": truth, "predicted_generator": said} for said, truth in reals]
+
+
+def test_generators_of_fakes_are_compared_without_case():
+    rows = named()
+    found = identification_of(tables_of(rows))
+    fakes = [row for row in rows if row["label"] == "fake"]
+    truth = [row["generator"] for row in fakes]
+    said = [(row["predicted_generator"] or "(none)").strip().lower() for row in fakes]
+    assert found["accuracy"]["value"] == pytest.approx(accuracy_score(truth, said), abs=1e-12)
+    for figure, average in (("macro_f1", "macro"), ("weighted_f1", "weighted")):
+        assert found[figure]["value"] == pytest.approx(f1_score(truth, said, labels=NAMES, average=average, zero_division=0), abs=1e-12)
+    assert (found["reals_named"]["value"], found["reals_named"]["n"]) == (0.25, 4)
+    assert found["without_prediction"] == said.count("(none)")
+    assert found["top_1"] == found["accuracy"]
+    assert found["top_3"]["why"] == "no ranking of generators beside the predicted ones"
+    assert found["pairs"][0][2] == max(pair[2] for pair in found["pairs"])
+    assert {row["name"] for row in found["classes"]} == set(NAMES)
+    json.dumps(found, allow_nan=False)
+
+
+def test_rankings_and_confidences_are_used_where_rows_have_them():
+    rng = np.random.default_rng(1)
+    rows = [
+        {"label": "fake", "generator": str(rng.choice(["sd", "flux", "new"])), "predicted_generator": "sd",
+         "generator_ranking": [str(name) for name in rng.permutation(NAMES)], "generator_confidence": float(rng.random())}
+        for _ in range(40)
+    ]  # fmt: skip
+    found = identification_of(tables_of(rows), rules=IdentificationRules(top_k=(1, 2)), known=["SD", "Flux"])
+    among = [row for row in rows if row["generator"] != "new"]
+    expected = [np.mean([row["generator"] in row["generator_ranking"][:k] for row in among]) for k in (1, 2)]
+    assert [found["top_1"]["value"], found["top_2"]["value"]] == pytest.approx(expected)
+    is_known, sure = [row["generator"] != "new" for row in rows], [row["generator_confidence"] for row in rows]
+    assert found["open_set_auroc"]["value"] == pytest.approx(roc_auc_score(is_known, sure), abs=1e-12)
+    assert (found["unknown_named"]["value"], found["accuracy"]["n"]) == (1, len(among))
+
+
+CLASSES = ["sd-1.5", "sdxl", "midjourney-6"]
+
+
+def by_hand():
+    """Labels with other spellings, another version, another family; abstentions; an image that nobody was asked about."""
+
+    def row(truth, said, ranking, confidence):
+        return {
+            "label": "fake",
+            "generator": truth,
+            "predicted_generator": said,
+            "generator_ranking": ranking,
+            "generator_confidence": confidence,
+        }
+
+    return [
+        row("SD 1.5", "sd-1.5", ["sd-1.5", "sdxl", "midjourney-6"], 0.9),  # right
+        row("stable-diffusion", "sdxl", ["sdxl", "sd-1.5", "midjourney-6"], 0.8),  # the second
+        row("sdxl", None, ["sdxl", "sd-1.5", "midjourney-6"], 0.1),  # given up, though the nearest is right
+        row("mj-6", "sd-1.5", ["sd-1.5", "sdxl", "midjourney-6"], 0.7),  # the third
+        row("midjourney-6", None, None, None),  # nobody asked
+        row("midjourney-7", "midjourney-6", ["midjourney-6", "sd-1.5", "sdxl"], 0.6),  # its family is right
+        row("imagen-3", None, ["sdxl", "sd-1.5", "midjourney-6"], 0.2),  # rightly given up
+        row("sd_1.5/DreamShaper", "sd-1.5", ["sd-1.5", "sdxl", "midjourney-6"], 0.85),
+        row("real:coco", None, ["sdxl"], 0.0) | {"label": "real"},
+    ]  # fmt: skip
+
+
+def test_generators_and_families_by_hand():
+    found = identification_of(tables_of(by_hand(), size=4), known=CLASSES)
+    value = {name: (one["value"], one["n"]) for name, one in found.items() if isinstance(one, dict) and "value" in one}
+    assert value["accuracy"] == (1 / 5, 5)
+    assert [value[f"top_{k}"] for k in (1, 3, 5)] == [(2 / 5, 5), (4 / 5, 5), (4 / 5, 5)]
+    assert value["abstained_known"] == (1 / 4, 4)
+    assert value["abstained_unknown"] == (1 / 3, 3)
+    assert value["unknown_named"] == (2 / 3, 3)
+    assert value["reals_named"] == (0, 1)
+    known = [True, True, True, True, False, False, False]
+    assert value["open_set_auroc"] == (pytest.approx(roc_auc_score(known, [0.9, 0.8, 0.1, 0.7, 0.6, 0.2, 0.85])), 7)
+    families = found["families"]
+    # sd_1.5 twice and sdxl, midjourney thrice, of which 1 sd right, 1 midjourney right, the fine-tuned model right
+    assert (families["accuracy"]["value"], families["accuracy"]["n"]) == (pytest.approx(3 / 7), 7)
+    assert (families["top_1"]["value"], families["top_3"]["value"]) == (pytest.approx(4 / 7), pytest.approx(6 / 7))
+    assert {row["name"] for row in families["classes"]} == {"sd_1.5", "sdxl_1.0", "midjourney"}
+    assert families["abstained_unknown"]["value"] == 1
+    assert (found["without_prediction"], found["not_asked"], found["known"]) == (3, 1, ["SD 1.5", "mj-6", "sdxl"])
+    assert [row["name"] for row in found["classes"]][:2] == ["mj-6", "SD 1.5"]  # spelt as the labels spell it
+    json.dumps(found, allow_nan=False)
+
+
+def test_groups_of_generators_have_figures_of_their_own():
+    answers = answers_of(tables_of(by_hand()), Names(CLASSES))
+    known = group_identification(answers, ["SD 1.5", "stable-diffusion", "sdxl"], (1, 3))
+    assert {name: one.value for name, one in known.items()} == {
+        "accuracy": pytest.approx(1 / 3), "top_1": pytest.approx(2 / 3), "top_3": 1, "macro_f1": pytest.approx((2 / 3 + 0) / 2),
+        "family_accuracy": pytest.approx(1 / 3), "abstained": pytest.approx(1 / 3),
+    }  # fmt: skip
+    assert known["macro_f1"].value == pytest.approx(
+        f1_score(["s", "s", "x"], ["s", "x", "-"], labels=["s", "x"], average="macro", zero_division=0)
+    )
+    others = group_identification(answers, ["midjourney-7"], (1,))
+    assert (others["accuracy"].why, others["family_accuracy"].value, others["abstained"].value) == ("no image of a known generator", 1, 0)
+
+
+def test_rankings_are_scikit_learn_s_top_k():
+    rng = np.random.default_rng(5)
+    scores, codes = rng.random((80, 3)), rng.integers(0, 3, 80)
+    rows = [{"label": "fake", "generator": CLASSES[code], "predicted_generator": CLASSES[best[0]], "generator_confidence": 1.0,
+             "generator_ranking": [CLASSES[place] for place in best]}
+            for code, best in zip(codes, np.argsort(-scores), strict=True)]  # fmt: skip
+    found = identification_of(tables_of(rows), rules=IdentificationRules(top_k=(1, 2)), known=CLASSES)
+    for k in (1, 2):
+        assert found[f"top_{k}"]["value"] == pytest.approx(top_k_accuracy_score(codes, scores, k=k), abs=1e-12)
+
+
+def test_rows_of_tables_without_rankings_count_too():
+    ranked = {"label": "fake", "generator": "sd", "predicted_generator": "sd", "generator_ranking": ["sd"], "generator_confidence": 0.5}
+    bare = {"label": "fake", "generator": "flux", "predicted_generator": "sd"}
+    found = identification_of(lambda names: [one for rows in ([ranked], [bare, bare]) for one in tables_of(rows)(names)])
+    assert (found["accuracy"]["n"], found["accuracy"]["value"], found["top_3"]["n"]) == (3, pytest.approx(1 / 3), 3)
+
+
+def test_dflip_s_rules_are_an_option():
+    rows = [{"label": "fake", "generator": "sd", "predicted_generator": "This is an ai generated image by StableDiffusion."},
+            {"label": "real", "generator": "real", "predicted_generator": None}]  # fmt: skip
+    found = identification_of(tables_of(rows), rules=IdentificationRules(protocol="dflip-v1"), missing=2)
+    assert (found["protocol"], found["accuracy"]["value"], found["detection"]["accuracy"]["value"]) == ("dflip-v1", 0.25, 0.25)
+
+
+def test_runs_that_name_nothing_have_no_section(tmp_path):
+    rows = [{"label": "fake", "generator": "sd", "prompt": "a cat", "image_id": 1}]
+    assert identification_of(tables_of(rows)) is None
+    assert identification_of(tables_of([])) is None
+    run = new_run(tmp_path / "run")
+    assert prompts_of(tables_of(rows), run) is None
+    assert prompts_of(tables_of([{"predicted_prompt": "a cat", "image_id": 1}]), run) is None
+    assert prompts_of(tables_of([]), run) is None
+
+
+def prompted(n):
+    rng = np.random.default_rng(2)
+    words = np.array(["cat", "dog", "red", "(old:1.3)", "house", "<lora:x:1>", "fog"])
+    rows = [
+        {"image_id": int(one), "prompt": " ".join(rng.choice(words, 6)), "predicted_prompt": " ".join(rng.choice(words, 5))}
+        for one in rng.permutation(n) - 5
+    ]
+    rows[0]["predicted_prompt"] = rows[1]["prompt"] = None
+    return rows
+
+
+def test_prompts_are_compared_without_syntax(tmp_path):
+    rows = prompted(20)
+    found = prompts_of(tables_of(rows), new_run(tmp_path / "run"))
+    both = sorted((row for row in rows if row["prompt"] and row["predicted_prompt"]), key=lambda row: row["image_id"])
+    said, truth = ([normalised_prompt(row[name]) for row in both] for name in ("predicted_prompt", "prompt"))
+    for name, figure in (("bleu4", bleu4), ("rouge_l", rouge_l), ("token_f1", token_f1), ("tag_jaccard", tag_jaccard)):
+        assert found[name] == figure(said, truth).row()
+    assert {name: found[name] for name in ("with_prompt", "with_prediction", "with_both", "compared")} == {
+        "with_prompt": 19, "with_prediction": 19, "with_both": 18, "compared": 18,
+    }  # fmt: skip
+    assert found["clip_text"]["why"] == "needs a folder of CLIP weights"
+    json.dumps(found, allow_nan=False)
+
+
+def test_of_very_many_prompts_those_of_lowest_id_stand_for_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(prompting, "MOST_PROMPTS", 4)
+    rows = prompted(30)
+    found = prompts_of(tables_of(rows, size=3), new_run(tmp_path / "run"))
+    lowest = sorted((row for row in rows if row["prompt"] and row["predicted_prompt"]), key=lambda row: row["image_id"])[:4]
+    assert (
+        found["token_f1"] == token_f1(*([normalised_prompt(row[name]) for row in lowest] for name in ("predicted_prompt", "prompt"))).row()
+    )
+    assert (found["with_both"], found["compared"]) == (28, 4)

@@ -1,0 +1,59 @@
+"""Names of generators are equal by any spelling, through the index and an identifier's own classes."""
+
+import pytest
+
+from ray_app.evaluation.generator_names import Names, names_of
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "alike"),
+    [
+        ("SDXL", "stabilityai/stable-diffusion-xl-base-1.0", True),
+        ("Dream Shaper", "dream-shaper", True),
+        ("sd_1.5/DreamShaper", "SD 1.5/dream shaper", True),
+        ("sd_1.5/DreamShaper", "sd-1.5", False),
+        ("sd_1.5", "sd-1.5", True),  # the family's name is its base model's
+        ("illustrious", "illustrious-xl", False),  # a family is not one of its generators
+        ("midjourney-6", "midjourney-7", False),
+        ("real", "real:coco", True),
+        ("realistic vision", "real", False),
+    ],
+)
+def test_keys(one, other, alike):
+    names = Names()
+    assert (names.label(one) == names.label(other)) is alike
+
+
+def test_families_are_the_identifier_s_then_the_index_s_then_their_own():
+    names = Names(["mine", "sdxl", "real"], {"mine": "sd_1.5"})
+    assert [names.family(names.label(one)) for one in ("Mine", "SDXL", "pony/xyz", "stranger")] == [
+        "sd_1.5",
+        "sdxl_1.0",
+        "pony",
+        "stranger",
+    ]
+    assert (names.classes, names.class_families) == ({"mine", "sdxl"}, {"sd_1.5", "sdxl_1.0"})
+    assert Names().classes is None
+
+
+def test_people_are_shown_the_spelling_of_the_labels():
+    names = Names(["sd-1.5", "sdxl"])
+    assert names.shown(names.said("SDXL")) == "sdxl"
+    assert names.shown(names.label(" Stable Diffusion XL ")) == "Stable Diffusion XL"
+    assert names.shown(names.said("sdxl")) == "Stable Diffusion XL"
+    assert names.said("  ") is None
+    assert names.shown(None) is None
+
+
+def test_a_run_tells_what_could_be_named():
+    assert names_of({"identity": {"detectors": {}}}).classes is None
+    card = {"classes": ["a", "b"], "families": {"a": "gan"}}
+    names = names_of({"identity": {"profile": {"identifier": card, "describe": None}}})
+    assert (names.classes, names.family("a")) == ({"a", "b"}, "gan")
+
+
+def test_an_identifier_of_families_names_families():
+    names = Names(["sd_1.5", "pony", "real"])
+    assert names.label("sd-1.4") == names.label("sd_1.5/DreamShaper") == names.said("sd_1.5")
+    assert names.label("sdxl") != names.label("sd-1.4")
+    assert names.classes == names.class_families == {"sd_1.5", "pony"}

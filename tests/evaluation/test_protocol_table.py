@@ -1,0 +1,266 @@
+import json
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from ray_app.detectors import load_card
+from ray_app.evaluation.protocol_table import reference_of, table_of
+from ray_app.evaluation.protocols import Protocol, ProtocolFooter, ProtocolRow, load_protocol
+from tests.evaluation.counted import HARD, RANKING, REPLIES, system_from
+
+N_REAL, N_FAKE = 15_000, 3_000  # the split had 30,000 images, as many real as fake, of five generators
+MODELS = {
+    "real": "real", "ideogram-3.0": "Ideogram 3.0", "gpt-image-1": "GPT Image 1", "flux-1.1-pro": "Flux 1.1-pro",
+    "flux.1-dev": "Flux 1.0-dev", "sd-3.5": "SD 3.5",
+}  # fmt: skip
+UNWEIGHTED, WEIGHTED = "average TPR (unweighted)", "average TPR (n-weighted)"
+BALANCED = "balanced accuracy (printed as ROC AUC)"
+SCORES = {"SwinV2-small": RANKING, "InternVL": REPLIES}
+
+
+def published(name):
+    [found] = [one for one in load_protocol("openfake-v1").reference if one.column == name]
+    return found
+
+
+def openfake_table(name):
+    cells = published(name).rows
+    groups = {}
+    for model, row in MODELS.items():
+        n = N_REAL if row == "real" else N_FAKE
+        groups[model] = ("real" if row == "real" else "fake", round(cells[row] * n), n)
+    system = system_from(name, groups, scores=SCORES.get(name, HARD))
+    return system, table_of(load_protocol("openfake-v1"), [system])
+
+
+def footer(table, name, system):
+    [found] = [one for one in table["footers"] if one["name"] == name]
+    return found["cells"][system]
+
+
+@pytest.mark.parametrize("name", ["SwinV2-small", "CLIP-D-10k+", "Corvi2023", "Fusion", "InternVL"])
+def test_openfakes_cells_come_out_of_their_counts(name):
+    _, table = openfake_table(name)
+    for row in MODELS.values():
+        assert table["cells"][name][row]["value"] == pytest.approx(published(name).rows[row], abs=1e-12)
+        assert table["cells"][name][row]["method"] == "clopper-pearson"
+
+
+@pytest.mark.parametrize("name", ["CLIP-D-10k+", "Corvi2023", "Fusion", "InternVL"])
+def test_openfakes_averages_come_out_of_its_counts(name):
+    """Three decimals as printed, and what is printed as ROC AUC is balanced accuracy."""
+    _, table = openfake_table(name)
+    for figure in (UNWEIGHTED, "F1", BALANCED):
+        assert f"{footer(table, figure, name)['value']:.3f}" == f"{published(name).rows[figure]:.3f}"
+    # Of evenly many images of each generator the two averages are one.
+    assert footer(table, WEIGHTED, name)["value"] == pytest.approx(footer(table, UNWEIGHTED, name)["value"], abs=1e-12)
+
+
+def test_the_auc_of_hard_decisions_is_what_openfake_printed():
+    """The ranking AUC of scores that are but a verdict is balanced accuracy: that is how four columns came by theirs."""
+    for name in ("CLIP-D-10k+", "Corvi2023", "Fusion"):
+        _, table = openfake_table(name)
+        assert footer(table, "ROC AUC", name)["value"] == pytest.approx(footer(table, BALANCED, name)["value"], abs=1e-12)
+        cells = published(name).rows
+        hits = [round(cells[row] * N_FAKE) for row in list(MODELS.values())[1:]]
+        right = round(cells["real"] * N_REAL)
+        truth = np.repeat([1, 0], [5 * N_FAKE, N_REAL])
+        said = np.repeat([1, 0, 0, 1], [sum(hits), 5 * N_FAKE - sum(hits), right, N_REAL - right])
+        assert f"{roc_auc_score(truth, said):.3f}" == f"{cells[BALANCED]:.3f}"
+
+
+def test_replies_have_no_auc():
+    system, table = openfake_table("InternVL")
+    assert system["output"] == "binary"
+    assert footer(table, "ROC AUC", "InternVL")["value"] is None
+    assert "no ranking" in footer(table, "ROC AUC", "InternVL")["why"]
+
+
+def test_swins_column_is_true_where_it_can_be_and_marked_where_not():
+    _, table = openfake_table("SwinV2-small")
+    marks = published("SwinV2-small").marks
+    average, f1 = footer(table, UNWEIGHTED, "SwinV2-small")["value"], footer(table, "F1", "SwinV2-small")["value"]
+    assert average == pytest.approx(0.9978, abs=1e-12)
+    assert published("SwinV2-small").rows[UNWEIGHTED] == 0.997
+    assert ".9978" in marks[UNWEIGHTED]
+    assert f"{f1:.4f}" == "0.9964"
+    assert published("SwinV2-small").rows["F1"] == 0.997
+    assert ".9964" in marks["F1"]
+    assert f"{footer(table, 'ROC AUC', 'SwinV2-small')['value']:.3f}" == "1.000"
+    assert footer(table, "ROC AUC", "SwinV2-small")["method"] == "delong"
+    assert f"{footer(table, BALANCED, 'SwinV2-small')['value']:.3f}" == "0.996"  # which nobody printed
+    assert BALANCED not in published("SwinV2-small").rows
+
+
+def test_the_siglip2_report_comes_out_of_its_counts():
+    """Of 10,000 fakes 9,155 are found, of 9,999 real images 9,733 are cleared."""
+    protocol = load_protocol("open-deepfake")
+    system = system_from("siglip2-open-deepfake", {"real": ("real", 9_733, 9_999), "open-deepfake-preview": ("fake", 9_155, 10_000)})
+    table = table_of(protocol, [system])
+    for name, value in protocol.reference[0].rows.items():
+        assert f"{footer(table, name, 'siglip2-open-deepfake')['value']:.4f}" == f"{value:.4f}", name
+    recall = footer(table, "fake: recall", "siglip2-open-deepfake")
+    assert recall["n"] == 10_000
+    assert recall["interval"][0] < 0.9155 < recall["interval"][1]
+
+
+def groups(**more):
+    return {"real": ("real", 90, 100), "a": ("fake", 30, 40), "b": ("fake", 60, 60), **more}
+
+
+def test_both_averages_stand_under_their_names():
+    table = table_of(None, [system_from("d", groups())])
+    assert footer(table, UNWEIGHTED, "d")["value"] == pytest.approx((0.75 + 1) / 2)
+    assert footer(table, WEIGHTED, "d")["value"] == pytest.approx(0.9)
+    assert [row["name"] for row in table["rows"]] == ["real", "a", "b"]
+    assert [row["n"] for row in table["rows"]] == [100, 40, 60]
+
+
+def test_version_two_weights_by_images_and_shows_its_meaningless_f1():
+    table = table_of(load_protocol("openfake-v2"), [system_from("d", groups())])
+    assert footer(table, WEIGHTED, "d")["value"] == pytest.approx(0.9)
+    [meaningless] = [one["cells"]["d"]["value"] for one in table["footers"] if "meaningless" in one["name"]]
+    assert meaningless == pytest.approx((40 * 2 * 0.75 / 1.75 + 60 * 1.0) / 200)
+
+
+def test_rows_by_year_of_release():
+    released = {"a": "2024-05-01", "b": "2025", "c": "2024-11-02"}
+    table = table_of(load_protocol("openfake-v2"), [system_from("d", groups(c=("fake", 0, 10), e=("fake", 1, 1)), released=released)])
+    assert [row["name"] for row in table["rows"]] == ["real", "released 2024", "released 2025", "a", "c", "b", "e"]
+    assert table["cells"]["d"]["released 2024"]["value"] == pytest.approx(0.6)
+    assert table["cells"]["d"]["released 2024"]["n"] == 50
+    assert "released 2024" not in {row["name"] for row in table_of(load_protocol("openfake-v2"), [system_from("d", groups())])["rows"]}
+
+
+def test_each_generator_against_all_reals_and_their_mean():
+    """GRIP's and sidbench's way, against scikit-learn on the images themselves."""
+    images = {"real": np.repeat([-2.0, 2.0], [90, 10]), "a": np.repeat([2.0, -2.0], [30, 10]), "b": np.repeat([2.0], 60)}
+    aucs = [roc_auc_score(np.repeat([1, 0], [len(images[name]), 100]), np.concatenate([images[name], images["real"]])) for name in "ab"]
+    table = table_of(load_protocol("grip"), [system_from("d", groups())])
+    assert [table["cells"]["d"][f"{name}, AUC"]["value"] for name in "ab"] == pytest.approx(aucs, abs=1e-12)
+    assert footer(table, "mean ROC AUC", "d")["value"] == pytest.approx(np.mean(aucs), abs=1e-12)
+    assert footer(table, "mean balanced accuracy", "d")["value"] == pytest.approx((0.825 + 0.95) / 2)
+
+
+def test_sidbench_needs_figures_of_each_generator():
+    extras = ("average_precision", "oracle_accuracy")
+    table = table_of(load_protocol("sidbench"), [system_from("d", groups(), extras=extras), system_from("e", groups())])
+    from sklearn.metrics import average_precision_score
+
+    truth, scores = np.repeat([1, 0], [40, 100]), np.repeat([2.0, -2.0, -2.0, 2.0], [30, 10, 90, 10])
+    assert table["cells"]["d"]["a, AP"]["value"] == pytest.approx(average_precision_score(truth, scores), abs=1e-12)
+    assert table["cells"]["d"]["a, accuracy at oracle threshold"]["value"] == pytest.approx(120 / 140)
+    assert table["cells"]["e"]["a, AP"]["value"] is None
+    assert footer(table, "mean AP", "e") == {"value": None, "interval": None, "method": None, "n": 100,
+                                             "why": "2 of 2 rows have no figure: was not computed"}  # fmt: skip
+
+
+def test_a_row_of_several_generators_is_of_all_their_images():
+    rules = Protocol(name="p", title="p", source="s", what="w", averages="a",
+                     rows=(ProtocolRow(name="both", generators=("*",)), ProtocolRow(name="both, AUC", generators=("*",), figure="auc"),
+                           ProtocolRow(name="both, AP", generators=("*",), figure="average_precision")),
+                     footers=(ProtocolFooter(name="m", figure="weighted:auc"),))  # fmt: skip
+    system = system_from("d", groups())
+    table = table_of(rules, [system])
+    assert table["cells"]["d"]["both"]["value"] == pytest.approx(0.9)
+    assert table["cells"]["d"]["both"]["n"] == 100
+    # Exact: the area over the union is the mean by images of the areas over its parts.
+    assert table["cells"]["d"]["both, AUC"]["value"] == pytest.approx(system["figures"]["auc"]["value"], abs=1e-12)
+    assert footer(table, "m", "d")["value"] == pytest.approx(system["figures"]["auc"]["value"], abs=1e-12)
+    assert "several generators" in table["cells"]["d"]["both, AP"]["why"]
+
+
+def test_what_the_data_does_not_have_stands_there_without_a_figure():
+    table = table_of(load_protocol("openfake-v1"), [system_from("d", {"real": ("real", 9, 10), "other": ("fake", 3, 4)})])
+    assert table["cells"]["d"]["SD 3.5"] == {"value": None, "interval": None, "method": None, "n": 0,
+                                             "why": "no image of the data belongs here"}  # fmt: skip
+    assert table["cells"]["d"]["other"]["value"] == 0.75
+    assert [row["name"] for row in table["rows"]][-1] == "other"
+
+
+def test_names_that_could_be_mistaken_for_each_other_have_rows_of_their_own():
+    system = system_from("d", {"real": ("real", 1, 2), "real:x": ("real", 1, 1), "sd-1": ("fake", 1, 4), "sd.1": ("fake", 2, 4),
+                               "[x]*": ("fake", 3, 4), "xx": ("fake", 4, 4)})  # fmt: skip
+    cells = table_of(None, [system])["cells"]["d"]
+    assert {name: cells[name]["value"] for name in ("real", "real:x", "sd-1", "sd.1", "[x]*", "xx")} == {
+        "real": 0.5, "real:x": 1.0, "sd-1": 0.25, "sd.1": 0.5, "[x]*": 0.75, "xx": 1.0,
+    }  # fmt: skip
+
+
+def test_a_generator_that_is_called_like_a_row_gets_one_of_its_own():
+    rules = Protocol(
+        name="p", title="p", source="s", what="w", averages="a", rows=(ProtocolRow(name="b", generators=("a",)),), automatic=("generators",)
+    )
+    table = table_of(rules, [system_from("d", groups())])
+    assert {name: cell["value"] for name, cell in table["cells"]["d"].items()} == {"b": 0.75, "b (in the data)": 1.0}
+
+
+def test_unscored_images_count_in_n_and_not_in_the_rate():
+    table = table_of(None, [system_from("d", groups(), unscored={"a": 5})])
+    assert table["rows"][1]["n"] == 45
+    assert (table["cells"]["d"]["a"]["value"], table["cells"]["d"]["a"]["n"]) == (0.75, 40)
+
+
+def test_rows_say_whether_a_system_saw_them():
+    mine = groups(progan=("fake", 5, 5))
+    systems = [system_from("cnndetection", mine, card=load_card("cnndetection")), system_from("other", mine)]
+    table = table_of(load_protocol("cnndetection"), systems)
+    seen = {row["name"]: row["seen"] for row in table["rows"]}
+    assert seen["ProGAN, AP"] == {"cnndetection": "in-training", "other": "unknown"}
+    assert seen["StyleGAN, AP"] == {"cnndetection": "unknown", "other": "unknown"}  # none of it is in the data
+    plain = {row["name"]: row["seen"]["cnndetection"] for row in table_of(None, systems)["rows"]}
+    assert plain == {"real": "unknown", "a": "unseen", "b": "unseen", "progan": "in-training"}
+
+
+def test_rows_of_masks_are_read_at_the_protocols_size():
+    figure = {"value": 0.5, "interval": [0.4, 0.6], "method": "student", "n": 20, "why": None}
+    masks = {"systems": [
+        {"name": "d", "resolution": "original", "generators": [{"name": "sd15", "figures": {"pixel_f1": {**figure, "value": 0.1}}}]},
+        {"name": "d", "resolution": "network", "generators": [{"name": "sd15", "figures": {"pixel_f1": figure}}]},
+    ]}  # fmt: skip
+    system = system_from("d", {"real": ("real", 90, 100), "sd15": ("fake", 50, 100)}, kinds={"sd15": "local"})
+    protocol = load_protocol("opensdi")
+    assert table_of(protocol, [system], masks)["cells"]["d"]["SD1.5, pixel F1"] == figure
+    assert table_of(protocol, [system])["cells"]["d"]["SD1.5, pixel F1"]["why"] == "this detector draws no masks, or they were not measured"
+    assert table_of(protocol, [system])["cells"]["d"]["SD1.5, F1"]["value"] == pytest.approx(2 * 0.5 / (0.5 + 0.1 + 1))
+
+
+def test_families_that_cannot_be_named_say_why():
+    protocol = load_protocol("community-forensics")
+    table = table_of(protocol, [system_from("d", groups(), extras=("average_precision",))])
+    assert "`architecture`" in table["cells"]["d"]["GAN, AP"]["why"]
+    assert footer(table, "mean AP of the five families", "d")["value"] is None
+    cells = [table["cells"]["d"][f"{name}, AP"]["value"] for name in "ab"]
+    assert footer(table, "mean AP of generators", "d")["value"] == pytest.approx(np.mean(cells))
+
+
+def test_missing_figures_of_version_one_of_dflip():
+    table = table_of(load_protocol("dflip-v1"), [system_from("d", groups(**{"dalle-2": ("fake", 8, 8)}), unscored={"b": 20})])
+    assert table["cells"]["d"]["dalle"]["value"] == 1.0
+    assert table["cells"]["d"]["sdft"]["n"] == 100
+    assert footer(table, "accuracy (a missing prediction is wrong)", "d")["value"] == pytest.approx((90 + 30 + 60 + 8) / 228)
+    assert footer(table, "accuracy (of scored images)", "d")["value"] == pytest.approx((90 + 30 + 60 + 8) / 208)
+
+
+def test_references_say_whose_they_are_and_what_is_wrong():
+    columns = reference_of(load_protocol("openfake-v1"))
+    assert [one["system"] for one in columns] == [
+        "openfake-swinv2-small", "clip-d-10k-plus:thumb1024", "corvi2023:thumb1024", None, "internvl-prompt",
+    ]  # fmt: skip
+    assert set(columns[0]) == {"column", "system", "source", "mark", "marks", "rows"}
+    assert columns[3]["mark"]
+    assert not columns[0]["mark"]
+    assert reference_of(None) == []
+
+
+def test_one_class_alone_has_a_table_too():
+    table = table_of(load_protocol("openfake-imagen3"), [system_from("d", {"imagen-3": ("fake", 700, 1500)})])
+    assert table["cells"]["d"]["Imagen 3"]["value"] == footer(table, "TPR", "d")["value"] == pytest.approx(700 / 1500)
+
+
+def test_a_table_is_plain_json():
+    for name in ("openfake-v1", "opensdi", "sidbench", "open-deepfake", "dflip-v1", "community-forensics"):
+        table = table_of(load_protocol(name), [system_from("d", groups())])
+        assert json.loads(json.dumps(table, allow_nan=False)) == table
+    assert table_of(load_protocol("openfake-v1"), [])["cells"] == {}

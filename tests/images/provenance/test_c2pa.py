@@ -1,0 +1,132 @@
+"""C2PA manifests: intact, trusted, invalid and unreadable told apart, signed here by authorities of our own."""
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import c2pa
+import pytest
+
+from ray_app.images.formats import sniff_format
+from ray_app.images.provenance import ProvenancePolicy, ProvenanceReader
+from ray_app.images.provenance import c2pa as credentials
+from ray_app.images.provenance.statement import ContentCredentials, Provenance
+from tests.images import factory
+from tests.images.provenance.files import said
+from tests.images.provenance.signing import MIME, Authority, authority, created, signed, tampered
+
+REAL = Path(__file__).resolve().parents[4] / "shared" / "realworld" / "provenance"
+AI = "trainedAlgorithmicMedia"
+
+
+def c2pa_of(data, trust_list=None):
+    return ProvenanceReader(ProvenancePolicy(trust_list=trust_list)).read(data, sniff_format(data)).c2pa
+
+
+@pytest.mark.parametrize("form", MIME)
+def test_intact_trusted_and_invalid_in_every_format(form):
+    intact, trusted, invalid = c2pa_of(signed(form)), c2pa_of(signed(form), authority().root), said(tampered(signed(form)))
+    assert (intact.state, intact.problems) == ("intact", ())
+    assert (trusted.state, trusted.problems) == ("trusted", ())
+    for one in (intact, trusted):
+        assert (one.claim_generator, one.signer, one.ai_generated, one.source_types) == ("Throwaway 1", "Throwaway", True, (AI,))
+    assert invalid.c2pa.state == "invalid"
+    assert invalid.c2pa.problems[0] in ("assertion.dataHash.mismatch", "assertion.bmffHash.mismatch", "claimSignature.mismatch")
+    assert not invalid.ai_declared  # what an invalid manifest says does not count
+
+
+def test_another_authority_does_not_make_it_trusted():
+    one = c2pa_of(signed(), Authority().root)
+    assert (one.state, one.problems) == ("intact", ("signingCredential.untrusted",))
+
+
+def test_a_manifest_moved_to_another_picture_is_invalid():
+    data, other = signed("PNG"), factory.encoded(factory.photo(seed=5), "PNG")
+    at = data.index(b"caBX") - 4
+    chunk = data[at : at + 12 + int.from_bytes(data[at : at + 4], "big")]
+    assert c2pa_of(other[:33] + chunk + other[33:], authority().root).state == "invalid"
+
+
+def test_what_a_camera_or_a_program_declares_is_no_model():
+    said_so = c2pa_of(authority().sign(factory.jpeg(), manifest=created("digitalCapture")))
+    assert (said_so.ai_generated, said_so.source_types) == (False, ("digitalCapture",))
+
+
+@pytest.mark.parametrize(("relationship", "declared"), [("parentOf", True), ("componentOf", True), ("inputTo", False)])
+def test_an_edited_picture_keeps_what_its_parent_declared(relationship, declared):
+    if relationship == "parentOf":  # what is signed anew is the parent
+        file = authority().sign(signed(), manifest={"claim_generator_info": [{"name": "Editor"}]}, intent="edit")
+    else:
+        file = authority().sign(factory.jpeg(), manifest=created("digitalCreation"), ingredient=(relationship, signed()))
+    one = c2pa_of(file)
+    assert (one.state, one.ai_generated) == ("intact", declared)
+
+
+def test_what_cannot_be_read_is_said(monkeypatch):
+    data = bytearray(signed("PNG"))
+    at = data.index(b"c2pa.claim")
+    data[at - 60 : at + 40] = bytes(100)
+    one = said(bytes(data)).c2pa
+    assert (one.state, one.ai_generated) == ("unreadable", False)
+    assert len(one.problems) == 1
+    monkeypatch.setattr(credentials, "MOST_STORE_BYTES", 1000)
+    assert "is over 1000" in said(signed()).c2pa.problems[0]
+
+
+@pytest.mark.parametrize(("state", "counts"), [("trusted", True), ("intact", True), ("invalid", False), ("unreadable", False)])
+def test_only_a_manifest_that_was_checked_declares(state, counts):
+    claimed = ContentCredentials(state=state, ai_generated=True, source_types=("trainedAlgorithmicMedia",))
+    assert Provenance.of(c2pa=claimed).ai_declared is counts
+
+
+def test_nothing_is_ever_fetched():
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(0.1)
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/manifest.c2pa"
+        embedded, elsewhere = (authority().sign(factory.jpeg(), remote=url, embed=embed) for embed in (True, False))
+        assert c2pa_of(embedded, authority().root).state == "trusted"
+        assert (c2pa_of(elsewhere).state, c2pa_of(elsewhere).remote) == ("unreadable", True)
+        with pytest.raises(TimeoutError):
+            listening.accept()
+
+
+def test_the_library_knows_the_limit_on_what_a_manifest_inflates_to():
+    too_large = {"core": {"max_decompressed_manifest_size_in_mb": 10**9}}
+    with pytest.raises(c2pa.C2paError, match="max_decompressed_manifest_size_in_mb"):
+        c2pa.Context.from_dict(too_large)
+
+
+def test_a_file_that_killed_a_process_is_not_given_to_native_code_again():
+    one = ProvenanceReader(ProvenancePolicy()).read(signed(), "JPEG", native=False).c2pa
+    assert (one.state, one.problems) == ("unreadable", ("not read: a process died while it worked on this file",))
+
+
+def test_plain_files_never_load_the_library():
+    script = """
+import sys
+from ray_app.images.provenance import ProvenancePolicy, ProvenanceReader
+from tests.images import factory
+reader = ProvenanceReader(ProvenancePolicy())
+for name, (_, make) in factory.SOUND.items():
+    reader.read(make(), "JPEG"), reader.read(make(), "PNG")
+assert not {"c2pa", "ssl"} & sys.modules.keys()
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).resolve().parents[3])
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real images are not on this machine")
+@pytest.mark.parametrize(
+    ("name", "state", "problems", "types"),
+    [
+        ("C.jpg", "intact", (), ("algorithmicMedia",)),
+        ("CA.jpg", "intact", (), ()),
+        ("E-sig-CA.jpg", "invalid", ("claimSignature.mismatch",), ()),
+        ("XCA.jpg", "invalid", ("assertion.dataHash.mismatch",), ()),
+        ("file_with_wrong_extension.xyz.jpg", "intact", (), ("algorithmicMedia",)),
+    ],
+)
+def test_real_files(name, state, problems, types):
+    one = c2pa_of((REAL / name).read_bytes())
+    assert (one.state, one.problems, one.source_types, one.signer) == (state, problems, types, "C2PA Test Signing Cert")
+    assert not one.ai_generated

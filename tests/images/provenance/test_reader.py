@@ -1,0 +1,197 @@
+"""A trust list is read once, and refused where it holds no certificates.
+
+What files say of their origin: statements by format, nothing private, nothing from what is malformed, nothing slow.
+"""
+
+import json
+import time
+import zlib
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from ray_app.errors import ConfigError
+from ray_app.images.provenance import Provenance, ProvenanceConfig, ProvenancePolicy
+from ray_app.images.provenance.reader import locate
+from tests.images import factory
+from tests.images.provenance.files import READER, box, camera_exif, jpeg_with, png_with, said, segment, user_comment
+from tests.images.provenance.signing import authority, signed
+
+
+def test_a_file_or_its_text(tmp_path):
+    (tmp_path / "list.pem").write_text(authority().root)
+    wanted = ProvenancePolicy(trust_list=authority().root)
+    assert (
+        ProvenanceConfig(trust_list=str(tmp_path / "list.pem")).policy() == ProvenanceConfig(trust_list=authority().root).policy() == wanted
+    )
+    assert ProvenanceConfig().policy() == ProvenancePolicy()
+    assert ProvenanceConfig(read=False, trust_list="nowhere").policy() is None
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no certificates", b"\xff\xfe", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"]
+)
+def test_what_holds_no_certificate_is_refused(content, tmp_path):
+    path = tmp_path / "list.pem"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"provenance\.trust_list"):
+        ProvenanceConfig(trust_list=str(path)).policy()
+    with pytest.raises(ConfigError, match="No such file"):
+        ProvenanceConfig(trust_list=str(tmp_path / "other.pem")).policy()
+
+
+REAL = Path(__file__).resolve().parents[4] / "shared" / "realworld"
+STARTS = {"JPEG": b"\xff\xd8", "PNG": b"\x89PNG\r\n\x1a\n", "WEBP": b"RIFF\xff\xff\0\0WEBP", "GIF": b"GIF89a" + bytes(7),
+          "TIFF": b"II*\0\x08\0\0\0", "AVIF": b"\0\0\0\x14ftypavif\0\0\0\0mif1", "HEIC": b"\0\0\0\x14ftypheic\0\0\0\0mif1"}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "AVIF", "HEIF", "TIFF"])
+def test_camera_software_and_time_are_told_and_neither_names_nor_places(form):
+    block = camera_exif()
+    options = {"exif": block} if form != "TIFF" else {"exif": Image.Exif()}
+    if form == "TIFF":
+        options["exif"].load(block)
+    row = said(factory.encoded(factory.photo(), form, **options)).row()
+    assert json.loads(row) == {
+        "camera": {"make": "Nikon", "model": "Z 6", "taken": "2024:05:06 07:08:09"}, "software": "Ver.1", "ai_declared": False,
+    }  # fmt: skip
+
+
+def test_a_directory_that_points_out_of_the_block_costs_only_what_lies_there():
+    block = camera_exif()
+    assert said(factory.jpeg(exif=block[: block.index(b"2024:05")])).camera.make == "Nikon"
+
+
+def test_a_person_s_remark_is_nobody_s_business():
+    assert said(png_with(Author="Jane Doe", Description="my aunt Mary", Comment="in Delft", Title="x")) is None
+    assert said(factory.jpeg(exif=user_comment(b"ASCII\0\0\0", b"my aunt Mary"))) is None
+    assert said(factory.jpeg(comment=b"my aunt Mary")) is None
+
+
+def test_old_press_software_is_told_by_iptc():
+    records = b"\x1c\x02\x50\x00\x04Jane" + b"\x1c\x02\x41\x00\x0bPhoto Mecha" + b"\x1c\x02\x46\x00\x016"
+    resources = b"8BIM\x04\x0c\x03abc\0\0\0\x02xx" + b"8BIM\x04\x04\0\0" + len(records).to_bytes(4, "big") + records
+    assert json.loads(said(jpeg_with(segment(0xED, b"Photoshop 3.0\0" + resources))).row()) == {
+        "software": "Photo Mecha 6",
+        "ai_declared": False,
+    }
+
+
+def test_values_are_one_short_printable_line():
+    told = said(png_with(Software="\x1b[31mred\u202e\r\n\x00  " + "a" * 5000))
+    assert told.software == "[31mred " + "a" * 292
+    assert said(png_with(Software="\x01\x02")) is None
+    assert len(Provenance.of(digital_source_type=[f"{i}" * 200 for i in range(99)]).digital_source_type) == 16
+
+
+def test_odd_files_say_nothing_or_little_and_raise_nothing():
+    for name, (_, make) in [*factory.SOUND.items(), *factory.ODD.items(), *factory.REFUSED.items()]:
+        told = said(make())
+        assert told is None or not told.ai_declared, name
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(sorted(STARTS)), st.binary(max_size=400))
+def test_any_bytes_under_any_name_give_statements_or_none(form, tail):
+    for data in (STARTS[form] + tail, tail):
+        told = READER.read(data, form, native=False)
+        assert told is None or told == Provenance.model_validate_json(told.row())
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_damaged_metadata_never_raises_and_stays_within_its_caps(draw):
+    make = {
+        "JPEG": lambda: factory.jpeg(exif=camera_exif()),
+        **{form: (lambda form=form: signed(form)) for form in ("PNG", "WEBP", "GIF", "TIFF", "AVIF")},
+    }
+    form = draw.draw(st.sampled_from(sorted(make)))
+    data = bytearray(make[form]())
+    for _ in range(draw.draw(st.integers(1, 8))):
+        data[draw.draw(st.integers(0, min(len(data), 900) - 1))] = draw.draw(st.integers(0, 255))
+    told = READER.read(bytes(data), form, native=False)
+    assert told is None or len(told.row()) < 40_000
+
+
+SIZE = 32 * 2**20
+ILOC = b"\1\0\0\0\0\0\xff\xff" + b"\0\1\0\0\0\0\xff\xff" * 60_000
+INFES = box(b"iinf", bytes(6), box(b"infe", b"\2", bytes(13)) * 1000)
+LAUGHS = b'<!DOCTYPE a [<!ENTITY b "bbbbbbbbbb"><!ENTITY c "&b;&b;&b;&b;">]><a>&c;</a>'.ljust(256)
+SLOW = {
+    "JPEG of empty segments": ("JPEG", lambda: STARTS["JPEG"] + b"\xff\xe1\0\x02" * (SIZE // 4)),
+    "JPEG of fill": ("JPEG", lambda: b"\xff\xd8" + b"\xff" * SIZE),
+    "JPEG of comments": ("JPEG", lambda: b"\xff\xd8" + segment(0xFE, b"{" * 65000) * 500),
+    "PNG of empty chunks": ("PNG", lambda: STARTS["PNG"] + b"\0\0\0\0tEXt\0\0\0\0" * (SIZE // 12)),
+    "PNG of text bombs": ("PNG", lambda: STARTS["PNG"] + factory.chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**22))) * 3000),
+    "WebP of empty chunks": ("WEBP", lambda: STARTS["WEBP"] + b"XMP \0\0\0\0" * (SIZE // 8)),
+    "GIF of one-byte blocks": ("GIF", lambda: STARTS["GIF"] + b"!\xfe" + b"\1a" * (SIZE // 2)),
+    "GIF of empty extensions": ("GIF", lambda: STARTS["GIF"] + b"!\xfe\0" * (SIZE // 3)),
+    "TIFF of tags": ("TIFF", lambda: b"II+\0\x08\0\0\0\x10" + bytes(7) + (SIZE // 20).to_bytes(8, "little") + b"\x0f\1\2\0" * (SIZE // 4)),
+    "AVIF of empty boxes": ("AVIF", lambda: b"\0\0\0\x08free" * (SIZE // 8)),
+    "AVIF of extents": ("AVIF", lambda: b"\0\0\0\x08ftyp" + box(b"meta", bytes(4), box(b"iinf", bytes(6)), box(b"iloc", ILOC))),
+    "AVIF of metas": ("AVIF", lambda: b"\0\0\0\x08ftyp" + box(b"meta", bytes(4), INFES, box(b"iloc", ILOC[:9000])) * 990),
+    "JPEG of resources": ("JPEG", lambda: STARTS["JPEG"] + segment(0xED, b"Photoshop 3.0\0" + b"8BIM\0\0\0\0\0\0\0\0" * 200) * 4000),
+    "settings without a colon": ("JPEG", lambda: jpeg_with(segment(0xFE, b"Steps: 1, A" + b"a " * 30000))),
+    "settings of quotes": ("JPEG", lambda: jpeg_with(segment(0xFE, b"Steps: 1, A" + b':"\\"a' * 10000))),
+    "XMP of elements": ("WEBP", lambda: STARTS["WEBP"] + b"XMP \0\0\x04\0" + b"<a>" + b"<b/>" * 65535 + b"b"),
+    "XMP of laughs": ("WEBP", lambda: STARTS["WEBP"] + b"XMP \0\1\0\0" + LAUGHS),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_no_container_of_32_mib_takes_long(name):
+    form, make = SLOW[name]
+    data = make()
+    spent = []
+    for _ in range(3):
+        started = time.process_time()
+        READER.read(data, form)
+        spent.append(time.process_time() - started)
+    assert min(spent) < 0.05
+
+
+@pytest.mark.parametrize("ends", range(8, 120, 3))
+def test_a_container_may_end_anywhere(ends):
+    whole = box(b"ftyp", b"avif") + box(b"meta", bytes(4), box(b"iloc", ILOC[:24]), box(b"iinf"))
+    for lengths in (
+        whole[: len(whole) - 120 + ends],
+        box(b"ftyp", b"avif") + box(b"meta", (box(b"iloc") + box(b"iinf")).rjust(ends, b"\0")),
+    ):
+        assert READER.read(lengths, "AVIF") is None
+
+
+def test_a_plain_photograph_costs_microseconds():
+    data = factory.encoded(factory.photo(1024, 768), "JPEG", exif=camera_exif())
+    started = time.process_time()
+    for _ in range(200):
+        READER.read(data, "JPEG")
+    assert (time.process_time() - started) / 200 < 1e-3  # 50 µs on a quiet core
+
+
+def test_a_store_is_one_by_its_type_and_not_by_its_letters():
+    assert locate(signed("PNG"), "PNG").manifest_bytes > 1000
+    store = signed("PNG")[signed("PNG").index(b"caBX") + 4 :][:3000]
+    assert said(png_with(Comment="c2pa jumb caBX")) is None
+    assert said(factory.jpeg() + store) is None  # behind the end
+    assert said(jpeg_with(segment(0xFE, store))) is None  # in a comment
+    assert said(jpeg_with(segment(0xEB, b"JP\0\1\0\0\0\1" + store.replace(b"c2pa\0\x11", b"c3pa\0\x11")))) is None
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real images are not on this machine")
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("camera/nikon-d5000.jpg", {"camera": {"make": "NIKON CORPORATION", "model": "NIKON D5000", "taken": "2011:03:12 15:36:11"},
+                                    "software": "Adobe Bridge CS5", "ai_declared": False}),
+        ("generated/00000274.png", None),
+        ("provenance/mars.webp", None),
+        ("provenance/sample1.png", {"camera": {"make": "Canon", "model": "Canon EOS REBEL T3", "taken": "2011:07:30 15:41:25"},
+                                    "software": "Adobe Lightroom 5.3 (Macintosh)", "ai_declared": False}),
+    ],
+)  # fmt: skip
+def test_real_files(name, told):
+    found = said((REAL / name).read_bytes())
+    assert (found and json.loads(found.row())) == told

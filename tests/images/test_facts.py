@@ -1,0 +1,82 @@
+"""Which pictures show nothing that could be judged."""
+
+import io
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from ray_app.images import ImageLimits, ImageRefused, decode_image
+from ray_app.images.facts import has_content
+from tests.images.factory import encoded, flat, photo
+
+SIZES = [(1, 1), (64, 64), (500, 300), (2000, 1500)]
+FOLDERS = [Path(__file__).resolve().parents[2] / ".." / "shared" / name for name in ("realworld", "photos")]
+
+
+def as_jpeg(image, quality=80):
+    return Image.open(io.BytesIO(encoded(image, "JPEG", quality=quality)))
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize(
+    "blank",
+    [
+        *(lambda size, level=level: flat(level, *size) for level in (0, 16, 128, 255)),
+        lambda size: Image.new("RGB", size, (200, 20, 20)),
+        lambda size: flat(128, *size, noise=3),
+        lambda size: as_jpeg(flat(4, *size, noise=6)),
+        lambda size: flat(200, *size, shade=12),
+        lambda size: as_jpeg(flat(238, *size, noise=2, shade=12)),
+    ],
+    ids=["black", "video black", "grey", "white", "red", "noisy grey", "dark frame", "shade", "scanned page"],
+)
+def test_one_colour_or_nearly_shows_nothing(blank, size):
+    assert not has_content(blank(size))
+
+
+def page(size=(1240, 1754)):
+    image = flat(255, *size)
+    ImageDraw.Draw(image).text((size[0] // 2, size[1] // 2), "One word", fill=(0, 0, 0), font_size=28)
+    return image
+
+
+def gradient():
+    return Image.fromarray(np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2).repeat(200, axis=0))
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [photo, lambda: photo(2000, 1500), page, gradient, lambda: flat(128, 500, 300, noise=12), lambda: flat(100, 500, 300, shade=40)],
+    ids=["photo", "large photo", "word", "gradient", "noise", "strong shade"],
+)
+def test_anything_else_is_content(picture):
+    assert has_content(picture())
+
+
+def test_looking_costs_less_than_a_hundredth_of_decoding():
+    data = encoded(photo(2000, 1500), "JPEG")
+    pixels = decode_image(data, ImageLimits()).pixels
+    decoding, looking = [], []
+    for _ in range(7):
+        began = time.perf_counter()
+        decode_image(data, ImageLimits())
+        between = time.perf_counter()
+        has_content(pixels)
+        decoding.append(between - began)
+        looking.append(time.perf_counter() - between)
+    assert min(looking) < min(decoding) / 100
+
+
+def test_no_real_photograph_counts_as_blank():
+    files = [path for folder in FOLDERS for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".png", ".webp")]
+    if not files:
+        pytest.skip("../shared/realworld is absent")
+    for path in files:
+        try:
+            image = decode_image(path.read_bytes(), ImageLimits())
+        except ImageRefused:
+            continue
+        assert "no_content" not in image.facts.flags, path

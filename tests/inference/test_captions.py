@@ -1,0 +1,253 @@
+"""Words for what the ensemble calls fake, after it has spoken: from embeddings or pixels of the same decode, in one process or several."""
+
+import math
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import yaml
+from PIL import Image
+
+from ray_app import load_ensemble
+from ray_app.attribution.captioners.registry import load_describing
+from ray_app.ensembles.card import Cascade
+from ray_app.errors import ConfigError, Status
+from ray_app.images import decode_image
+from ray_app.inference import BatchDecoder, StageClock, judge, pack, unpack
+from ray_app.inference.captions import Describing, asked_for, seen_by_describer
+from ray_app.inference.decision import DetectorOutputs, require_embeddings
+from ray_app.inference.scorer import EnsembleScorer
+from ray_app.inference.second_pass import CascadeScorer, Recompressing
+from ray_app.inference.stability import Stability
+from ray_app.runs import result_rows
+from ray_app.transforms.perturbations import load_perturbations
+from tests.images import factory
+from tests.inference.profiled import CLASSES, PROMPTS, spec_of, write_profile
+
+BAD = 5  # a member that is no image
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    return write_profile(tmp_path_factory.mktemp("profile"))
+
+
+@pytest.fixture(scope="module")
+def files():
+    good = [factory.encoded(factory.photo(side, side, seed=side), "PNG") for side in (300, 320, 360, 380, 280, 420, 450, 310)]
+    return [*good[:BAD], b"no image", *good[BAD:]]
+
+
+@pytest.fixture(scope="module")
+def middle(written, files):
+    """A threshold that splits the images, and their scores."""
+    scores = judged(spec_of(written, None), files).decisions.score
+    return float(np.nanmedian(scores)), scores
+
+
+def judged(spec, files, **options):
+    clock = StageClock()
+    decoder = BatchDecoder(spec.early, clock, keeps_files=spec.looks_again)
+    scorer = EnsembleScorer(spec, clock)
+    outcomes = []
+
+    def batches():
+        for start in range(0, len(files), 4):
+            batch = decoder.decode([(0, file) for file in files[start : start + 4]])
+            outcomes.extend(batch.outcomes)
+            yield batch
+
+    views = Recompressing(spec, scorer, decoder, clock) if spec.stability else None
+    describing = Describing(spec, clock) if spec.describer else None
+    looking = CascadeScorer(spec, scorer, decoder, clock, recompressing=views, describing=describing, **options)
+    readings = looking.score(batches())
+    scored = judge(spec, outcomes, readings, clock)
+    judged.decoded, judged.counts, judged.seconds = decoder.decoded, looking.counts, clock.seconds
+    return scored
+
+
+def texts(scored):
+    return [None if one is None else one.text for one in scored.readings.described]
+
+
+@pytest.mark.parametrize("describer", ["retrieval", "captioner"])
+def test_words_are_for_what_is_called_fake_alone_and_every_image_is_decoded_once(written, files, middle, describer):
+    threshold, scores = middle
+    spec = spec_of(written, describer, fake_above=threshold)
+    scored = judged(spec, files)
+    assert judged.decoded == len(files)
+    np.testing.assert_array_equal(scored.decisions.score, scores)
+    flagged = [verdict == "fake" for verdict in scored.decisions.verdict]
+    assert 0 < sum(flagged) < len(files) - 1
+    assert [text is not None for text in texts(scored)] == flagged
+    assert judged.counts["described"] == sum(flagged)
+    assert judged.seconds["describe"] > 0 < judged.seconds["identify"]
+
+
+@pytest.mark.parametrize("describer", ["retrieval", "captioner"])
+def test_asked_for_all_everything_with_pixels_has_the_words_it_has_by_itself(written, files, describer):
+    spec = spec_of(written, describer, describe="all")
+    scored = judged(spec, files)
+    alone = load_describing(spec.describer)
+    for row, file in enumerate(files):
+        if row == BAD:
+            assert scored.readings.described[row] is None
+            continue
+        sees = spec.describer.preprocessing
+        given = scored.readings.embeddings["cheap"][row] if sees is None else sees.prepare(decode_image(file, spec.limits).pixels, "exact")
+        (wanted,) = alone.describe(given[None])
+        assert scored.readings.described[row].text == wanted.text
+        assert scored.readings.described[row].likelihood == pytest.approx(wanted.likelihood, abs=1e-4)
+
+
+def test_words_without_a_likelihood_are_no_words(written):
+    spec = spec_of(written, "retrieval", describe="all")
+    describing = Describing(spec, StageClock())
+    describing._describer._vectors[:] = np.nan
+    width = describing._describer._vectors.shape[1]
+    readings = DetectorOutputs({}, embeddings={spec.describer.detector: np.ones((2, width), np.float32)})
+    assert describing.words([0, 1], readings) == {}
+    assert describing.described == 0
+
+
+def test_what_a_detector_looks_at_too_is_prepared_once(written):
+    spec = spec_of(written, "captioner")
+    assert len(spec.preprocessings) == 3
+    assert spec.preprocessings[-1] == spec.describer.preprocessing
+    shared = replace(spec, describer=spec.describer.model_copy(update={"preprocessing": spec.cards["slow"].preprocessing}))
+    assert shared.preprocessings == shared.scored_preprocessings == spec.scored_preprocessings
+    batch = BatchDecoder(shared, StageClock()).decode([(0, factory.encoded(factory.photo(), "PNG"))])
+    np.testing.assert_array_equal(seen_by_describer(shared, batch)[0], batch.pixels[1][0])
+
+
+def test_no_more_pixels_are_held_than_was_said_and_that_changes_nothing(written, files, middle):
+    spec = spec_of(written, "captioner", fake_above=middle[0])
+    whole, parts = judged(spec, files), judged(spec, files, kept_bytes=1)
+    assert texts(parts) == texts(whole)
+
+
+@pytest.mark.parametrize("describer", ["retrieval", "captioner"])
+def test_another_process_is_given_all_it_needs(written, files, middle, describer):
+    """What the split layout does: tensors travel, words come in the last pool, or from what of it travels on."""
+    spec = spec_of(written, describer, fake_above=middle[0])
+    reader = BatchDecoder(spec.early, StageClock(), hand_over=True)
+    table = pack([reader.decode([(0, file) for file in files[start : start + 4]]) for start in (0, 4, 8)], spec.early.preprocessings)
+    batches = list(unpack(table, spec.early.preprocessings))
+    outcomes = [outcome for batch in batches for outcome in batch.outcomes]
+    seen = [image for batch in batches for image in seen_by_describer(spec, batch)]
+    cheap, slow = (EnsembleScorer(spec, StageClock(), (name,)).score(batches) for name in spec.cards)
+    readings = cheap.joined(slow)
+    asked = asked_for(spec, outcomes, readings)
+    wanted = [image if row in asked else None for row, image in enumerate(seen)]
+    described = Describing(spec, StageClock()).after(outcomes, readings, wanted)
+    assert [one and one.text for one in described.described] == texts(judged(spec, files))
+
+
+def test_perturbed_views_have_no_words_and_cost_the_describer_no_tensor(written, files, middle):
+    views = load_perturbations(["jpeg:50"])
+    spec, plain = (spec_of(written, "captioner", fake_above=middle[0], views=some) for some in (views, ()))
+    scored = judged(spec, files)
+    assert scored.readings.views.keys() == {"jpeg:50"}
+    assert texts(scored) == texts(judged(plain, files))
+    table = pack([BatchDecoder(spec, StageClock()).decode([(0, files[0])])], spec.preprocessings)
+    assert {"pixels_2", "pixels_1_1"} < set(table.column_names)
+    assert "pixels_1_2" not in table.column_names
+    (batch,) = unpack(table, spec.preprocessings)
+    assert EnsembleScorer(spec, StageClock()).score([batch]).views["jpeg:50"].keys() == {"cheap", "slow"}
+    assert spec.tensor_bytes - plain.tensor_bytes == sum(3 * math.prod(one.shape) for one in spec.scored_preprocessings)
+
+
+def test_of_a_cascade_the_whole_ensemble_speaks_before_words_are_looked_for(written, files):
+    early = judged(spec_of(written, None, detectors=1), files).decisions.score
+    band = (float(np.nanquantile(early, 0.3)), float(np.nanquantile(early, 0.8)))
+    cascade = {"rule": "cascade", "cascade": Cascade(first=1, band=band, audit_share=0)}
+    whole = judged(spec_of(written, None, **cascade), files).decisions.score
+    spec = spec_of(written, "captioner", fake_above=float(np.nanmedian(whole)), **cascade)
+    scored = judged(spec, files)
+    assert {why for why in scored.decisions.second_look} == {"band", None}
+    assert [text is not None for text in texts(scored)] == [verdict == "fake" for verdict in scored.decisions.verdict]
+    assert spec.early.words_seen == spec.describer.preprocessing
+    assert spec.asking(spec.late).words_seen is None
+
+
+def test_a_verdict_that_does_not_outlive_recompression_has_no_words(written, files, middle):
+    threshold, scores = middle
+    spec = spec_of(written, fake_above=threshold, stability=Stability(3, 100.0))
+    scored = judged(spec, files)
+    before = np.nansum(scores > threshold)
+    assert [text is not None for text in texts(scored)] == [verdict == "fake" for verdict in scored.decisions.verdict]
+    assert sum(text is not None for text in texts(scored)) <= before
+
+
+def test_rows_have_all_columns_of_a_profile(written, files, middle):
+    scored = judged(spec_of(written, fake_above=middle[0]), files)
+    count = len(files)
+    members = pa.table({"image_id": pa.array(range(count), pa.int64()), "uri": [f"{n}.png" for n in range(count)],
+                        "member": pa.nulls(count, pa.string()), "occurrence": pa.array([0] * count, pa.int32())})  # fmt: skip
+    rows = result_rows(members, scored, attempt=1, scored_at=datetime.now(UTC)).to_pylist()
+    for row in rows:
+        assert (row["predicted_prompt"] in PROMPTS) == (row["verdict"] == "fake")
+        assert (row["prompt_likelihood"] is not None) == (row["verdict"] == "fake")
+        assert (row["predicted_generator"] in CLASSES) == (row["status"] == "ok")
+    assert rows[BAD]["status"] == Status.UNSUPPORTED_FORMAT
+    assert rows[BAD]["predicted_prompt"] is None
+
+
+def test_readings_keep_their_words_when_they_are_put_together(written, files, middle):
+    readings = judged(spec_of(written, fake_above=middle[0]), files).readings
+    other = DetectorOutputs({"other": np.zeros(len(files), np.float32)})
+    assert readings.joined(other).described == readings.described == other.joined(readings).described
+    assert DetectorOutputs.chained([readings, readings]).described == [*readings.described, *readings.described]
+    assert readings.among(["cheap"]).described == readings.described
+
+
+def test_the_library_tells_names_and_words(written, files, middle, tmp_path):
+    spec = spec_of(written, fake_above=middle[0])
+    ensemble = load_ensemble(spec.ensemble, precision="fp32")
+    results = ensemble.score([*files, Image.new("RGB", (320, 320))])
+    wanted = judged(spec, files)
+    assert [result.predicted_prompt for result in results[:-1]] == texts(wanted)
+    good = [result for result in results if result.status is Status.OK]
+    assert all(result.generator_ranking[0] == result.predicted_generator and result.generator_family for result in good)
+    assert all(result.prompt_likelihood <= 1 for result in good if result.verdict == "fake")
+    bad = results[BAD]
+    assert (bad.predicted_generator, bad.generator_ranking, bad.predicted_prompt, bad.prompt_likelihood) == (None,) * 4
+    columns = ensemble({"bytes": np.array(files, object)})
+    assert columns["predicted_prompt"].tolist() == texts(wanted)
+    assert columns["predicted_generator"].tolist() == [result.predicted_generator for result in results[:-1]]
+    assert np.isnan(columns["generator_probability"]).tolist() == [row == BAD for row in range(len(files))]
+    assert np.isnan(columns["prompt_likelihood"]).tolist() == [text is None for text in texts(wanted)]
+
+
+def test_a_large_describer_has_processes_of_its_own(written):
+    spec = spec_of(written, "captioner")
+    assert spec.all_pools == spec.pools == (("cheap", "slow"),)
+    for changes in ({"own_pool": True}, {"parameters": 7_000_000_000}, {"gmac": 1e4}):
+        apart = replace(spec, describer=spec.describer.model_copy(update=changes))
+        assert apart.all_pools == (("cheap", "slow"), ("tiny",))
+        assert len(apart.pool_gmac) == 2
+    dear = replace(spec, describer=spec.describer.model_copy(update={"gmac": 100.0}))
+    assert dear.pool_gmac[0] == pytest.approx(spec.pool_gmac[0] + 20)
+    assert dear.worst_gmac == pytest.approx(spec.worst_gmac + 100)
+
+
+def test_what_was_fitted_on_other_embeddings_is_refused(written):
+    spec = spec_of(written)
+    require_embeddings(spec)
+    require_embeddings(replace(spec, precision=dict.fromkeys(spec.cards, "bf16")))
+    with pytest.raises(ConfigError, match=r"named was fitted on other embeddings of cheap: resize: fitted on exact, here fast"):
+        require_embeddings(replace(spec, resize="fast"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [({"name": "cheap"}, "are both called cheap"), ({"preprocessing": {"mean": [0] * 3, "std": [1] * 3}}, "of one size")],
+)
+def test_a_describer_must_see_images_of_one_size_and_have_a_name_of_its_own(written, tmp_path, changes, told):
+    card = yaml.safe_load(Path(written["captioner"]).read_text())
+    (tmp_path / "describer.yaml").write_text(yaml.safe_dump(card | changes))
+    with pytest.raises(ConfigError, match=told):
+        spec_of(written | {"captioner": str(tmp_path / "describer.yaml")}, "captioner")

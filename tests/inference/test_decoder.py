@@ -1,0 +1,149 @@
+"""Batches: each image in its own slot, failures beside it, suspects in a child process."""
+
+import subprocess
+import sys
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ray_app.ensembles import load_ensemble_card
+from ray_app.errors import SourceError, Status, TouchstoneError
+from ray_app.images import ImageLimits, decode_image, inspect_bytes
+from ray_app.images.provenance import ProvenancePolicy, ProvenanceReader
+from ray_app.inference import BatchDecoder, StageClock, make_spec
+from ray_app.inference.batch import Lazily
+from ray_app.inference.reuse import ScoreCache
+from tests.images.factory import jpeg
+
+ROOT = Path(__file__).resolve().parents[2]
+SPEC = make_spec(load_ensemble_card("default"), limits=ImageLimits(), precision="fp32")
+
+
+def decoder(crumbs=None):
+    return BatchDecoder(SPEC, StageClock(), crumbs)
+
+
+@pytest.mark.parametrize("place", range(4))
+@pytest.mark.parametrize(
+    "bad", [b"", b"no image", jpeg()[:300], SourceError(Status.SOURCE_TIMEOUT, "late")], ids=["empty", "text", "cut", "late"]
+)
+def test_a_bad_member_leaves_its_slot_empty_and_the_others_alone(place, bad):
+    good = decoder().decode([(slot, jpeg()) for slot in range(4)])
+    members = [(slot, bad if slot == place else jpeg()) for slot in range(4)]
+    batch = decoder().decode(members)
+    assert [outcome.status is Status.OK for outcome in batch.outcomes] == [slot != place for slot in range(4)]
+    assert not batch.pixels[0][place].any()
+    others = [slot for slot in range(4) if slot != place]
+    np.testing.assert_array_equal(batch.pixels[0][others], good.pixels[0][others])
+
+
+def test_a_short_batch_has_its_static_shape():
+    batch = decoder().decode([(0, jpeg())])
+    assert batch.pixels[0].shape == (SPEC.slots, 256, 256, 3)
+    assert len(batch.outcomes) == 1
+
+
+def test_a_batch_without_pixels_has_no_tensors():
+    assert decoder().decode([(0, b"")]).pixels == ()
+
+
+def test_what_killed_a_worker_is_decoded_in_a_child_with_the_same_pixels(tmp_path):
+    dying = f"""
+import os, sys
+from pathlib import Path
+from ray_app.images import Breadcrumb
+crumb = Breadcrumb(Path({str(tmp_path)!r}))
+crumb.note(7)
+os.kill(os.getpid(), 9)
+"""
+    assert subprocess.run([sys.executable, "-c", dying], cwd=ROOT).returncode == -9
+    careful = decoder(tmp_path)
+    careful.look_for_crumbs()
+    assert careful._child.pid is None
+    trusted = careful.decode([(6, jpeg())])
+    assert careful._child.pid is None
+    suspect = careful.decode([(7, jpeg())])
+    assert careful._child.pid is not None
+    np.testing.assert_array_equal(suspect.pixels[0], trusted.pixels[0])
+    assert suspect.outcomes == trusted.outcomes
+    careful.close()
+
+
+def failing_on(data, error):
+    """A step that meets a bug with one file and works with others."""
+
+    def step(given, *_, **__):
+        if given == data:
+            raise error
+
+    return step
+
+
+BUGS = [TypeError("a bug"), RecursionError("too deep"), UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed")]
+
+
+@pytest.mark.parametrize("error", BUGS, ids=lambda error: type(error).__name__)
+def test_a_bug_of_ours_costs_the_member_that_met_it_and_is_told(monkeypatch, error):
+    bad, spec = jpeg(quality=60), replace(SPEC, provenance=ProvenancePolicy())
+    monkeypatch.setattr(ProvenanceReader, "read", lambda self, data, *_, **__: failing_on(bad, error)(data))
+    batch = BatchDecoder(spec, StageClock()).decode([(slot, bad if slot == 1 else jpeg()) for slot in range(3)])
+    assert [outcome.status for outcome in batch.outcomes] == [Status.OK, Status.DECODER_CRASHED, Status.OK]
+    outcome = batch.outcomes[1]
+    assert outcome.detail.startswith(f"Touchstone's own code failed: {type(error).__name__}: ")
+    assert outcome.detail.isprintable()
+    assert outcome.facts == inspect_bytes(bad)
+    assert outcome.failure.startswith("Traceback")
+    assert not batch.pixels[0][1].any()
+    assert all(batch.pixels[0][slot].any() for slot in (0, 2))
+
+
+@pytest.mark.parametrize("step", ["perceptual_hash", "decode_image"])
+def test_so_does_one_in_any_other_step(monkeypatch, step):
+    monkeypatch.setattr(f"ray_app.inference.decoder.{step}", lambda *_: 1 / 0)
+    batch = BatchDecoder(replace(SPEC, perceptual_hash=True), StageClock()).decode([(0, jpeg())])
+    assert batch.outcomes[0].status is Status.DECODER_CRASHED
+    assert "ZeroDivisionError" in batch.outcomes[0].detail
+
+
+def test_so_does_one_with_a_file_whose_scores_are_known(monkeypatch):
+    spec = replace(SPEC, provenance=ProvenancePolicy())
+    reading = BatchDecoder(spec, StageClock(), recall=ScoreCache(spec))
+    assert [outcome.status for outcome in reading.decode([(0, jpeg()), (1, jpeg())]).outcomes] == [Status.OK] * 2
+    monkeypatch.setattr(ProvenanceReader, "read", lambda *_, **__: 1 / 0)
+    assert reading.decode([(2, jpeg())]).outcomes[0].status is Status.DECODER_CRASHED
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("not enough memory"), ImportError("no library"), TouchstoneError("no child")]
+)
+def test_what_is_no_single_images_fault_stays_an_exception(monkeypatch, error):
+    def failing(*_):
+        raise error
+
+    monkeypatch.setattr("ray_app.inference.decoder.perceptual_hash", failing)
+    with pytest.raises(type(error)):
+        BatchDecoder(replace(SPEC, perceptual_hash=True), StageClock()).decode([(0, jpeg())])
+
+
+def test_a_decoder_process_that_cannot_be_started_is_the_systems_fault(monkeypatch, tmp_path):
+    def no_process(*_, **__):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    careful = decoder(tmp_path)
+    monkeypatch.setattr(careful, "_is_suspect", lambda _: True)
+    monkeypatch.setattr("ray_app.images.sandbox.subprocess.Popen", no_process)
+    with pytest.raises(TouchstoneError, match="did not start: BlockingIOError"):
+        careful.decode([(0, jpeg())])
+    careful.close()
+
+
+def test_an_image_that_keeps_its_size_and_cannot_be_prepared_gets_no_score(caplog):
+    def prepare(image):
+        raise TypeError("a bug")
+
+    images = Lazily(2, [nullcontext(), nullcontext(decode_image(jpeg(), SPEC.limits))].__getitem__, prepare)
+    assert list(images) == [None, None]
+    assert "a bug" in caplog.text

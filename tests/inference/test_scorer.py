@@ -1,0 +1,227 @@
+"""Several detectors on one process: what they share, images that keep their size, masks, and what crosses between processes."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ray_app.detectors import load_detector
+from ray_app.detectors.shared_backbone import hold_equal_weights_once
+from ray_app.ensembles import ensemble_of, load_ensemble_card
+from ray_app.errors import Status
+from ray_app.images import ImageLimits
+from ray_app.inference import ASKED, RUNS, BatchDecoder, DetectorOutputs, StageClock, judge, make_spec, pack, unpack
+from ray_app.inference.scorer import EnsembleScorer
+from ray_app.transforms.perturbations import load_perturbations
+from tests.detectors.tiny_internvl import write_tiny_internvl
+from tests.images.factory import encoded
+
+SIZES = [(64, 80), (200, 120), (64, 80), (301, 177), (90, 90)]
+
+
+@pytest.fixture(scope="module")
+def spec(eight):
+    return make_spec(load_ensemble_card(eight), limits=ImageLimits(), precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def scorer(spec):
+    return EnsembleScorer(spec, StageClock())
+
+
+def files(sizes=SIZES):
+    pictures = (np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8) for seed, (width, height) in enumerate(sizes))
+    return [encoded(Image.fromarray(pixels), "JPEG") for pixels in pictures]
+
+
+def batches(spec, data, **options):
+    decoder = BatchDecoder(spec, StageClock(), **options)
+    return [decoder.decode([(0, file) for file in data[start : start + spec.slots]]) for start in range(0, len(data), spec.slots)]
+
+
+def test_a_backbone_runs_once_for_all_heads_that_see_the_same_pixels(spec, scorer):
+    before = scorer.counts
+    given = batches(spec, files())
+    readings = scorer.score(given)
+    name = spec.cards["unifd"].backbone.name
+    assert scorer.counts[RUNS + name] - before[RUNS + name] == len(given)
+    assert scorer.counts[ASKED + name] - before[ASKED + name] == 2 * len(given)
+    assert not np.array_equal(readings.scores["unifd"], readings.scores["own-head"])
+
+
+def test_sharing_changes_no_score(spec, scorer):
+    given = batches(spec, files())
+    readings = scorer.score(given)
+    for name in ("unifd", "own-head", "clip-d-10k-plus"):
+        alone = load_detector(spec.cards[name], precision="fp32")
+        place = spec.preprocessings.index(spec.cards[name].preprocessing)
+        expected = np.concatenate([alone.score(batch.pixels[place][: len(batch.outcomes)]) for batch in given])
+        np.testing.assert_array_equal(readings.scores[name], expected)
+
+
+def test_equal_weights_of_different_files_lie_in_memory_once(spec):
+    one, other = (load_detector(spec.cards[name], precision="fp32").network for name in ("unifd", "own-head"))
+    before = one(load_pixels(one)).numpy()
+    saved = hold_equal_weights_once([one, other])
+    assert saved >= sum(parameter.nbytes for parameter in one.backbone.parameters()) * 0.9
+    assert one.backbone.conv1.weight.data_ptr() == other.backbone.conv1.weight.data_ptr()
+    assert one.fc.weight.data_ptr() != other.fc.weight.data_ptr()
+    np.testing.assert_array_equal(one(load_pixels(one)).numpy(), before)
+
+
+def load_pixels(network):
+    import torch
+
+    return torch.linspace(-1, 1, 3 * 224 * 224).view(1, 3, 224, 224)
+
+
+def test_every_image_is_decoded_once_for_eight_detectors(spec):
+    decoder = BatchDecoder(spec, StageClock())
+    for file in files():
+        decoder.decode([(0, file)])
+    assert decoder.counts["decoded"] == len(SIZES)
+
+
+def test_an_image_that_keeps_its_size_scores_alone_as_among_others(spec, scorer):
+    data = files()
+    together = scorer.score(batches(spec, data)).scores["corvi2023"]
+    alone = [scorer.score(batches(spec, [file])).scores["corvi2023"][0] for file in data]
+    np.testing.assert_array_equal(together, np.array(alone, np.float32))
+
+
+def test_images_of_one_size_may_go_together_on_a_gpu(spec):
+    card = spec.cards["corvi2023"]
+    stacked = EnsembleScorer(replace(spec, cards={"corvi2023": card}), StageClock())
+    detector = stacked._detectors["corvi2023"]
+    detector._group_pixels = 2**22  # as on a GPU
+    counted = []
+    read, detector.read = detector.read, lambda pixels: counted.append(len(pixels)) or read(pixels)
+    given = batches(replace(spec, cards={"corvi2023": card}), files())
+    together = stacked.score(given).scores["corvi2023"]
+    assert sorted(counted) == [1, 1, 1, 2]
+    alone = EnsembleScorer(replace(spec, cards={"corvi2023": card}), StageClock()).score(given).scores["corvi2023"]
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+def test_a_detector_with_batches_of_its_own_runs_for_no_empty_ones(spec):
+    card = spec.cards["tiny-ladeda"].model_copy(update={"batch": 1})
+    own = replace(spec, cards={"tiny-ladeda": card})
+    scorer = EnsembleScorer(own, StageClock())
+    detector, counted = scorer._detectors["tiny-ladeda"], []
+    read, detector.read = detector.read, lambda pixels: counted.append(len(pixels)) or read(pixels)
+    given = batches(own, [files()[0], b"no image", files()[1]])
+    scores = scorer.score(given).scores["tiny-ladeda"]
+    assert counted == [1, 1]
+    assert np.isfinite(scores).tolist() == [True, False, True]
+
+
+def test_what_decodes_no_more_where_it_is_scored_has_no_score(spec):
+    given = batches(spec, files(), hand_over=True)
+    broken = [replace(batch, encoded=tuple(data and data[:40] for data in batch.encoded)) for batch in given]
+    decoder = BatchDecoder(spec, StageClock())
+    scores = EnsembleScorer(spec, StageClock(), ["corvi2023"]).score(decoder.complete(batch) for batch in broken).scores
+    assert np.isnan(scores["corvi2023"]).all()
+
+
+def test_large_images_are_decoded_one_by_one_where_they_are_scored(spec):
+    given = batches(spec, files(), hand_over=True)
+    decoder = BatchDecoder(spec, StageClock())
+    completed = [decoder.complete(batch) for batch in given]
+    assert decoder.counts["decoded"] == 0
+    place = next(index for index, preprocessing in enumerate(spec.preprocessings) if preprocessing.shape is None)
+    assert completed[0].pixels[place][1].shape == (120, 200, 3)
+    assert decoder.counts["decoded"] == 1
+
+
+def test_what_crosses_between_processes_scores_the_same(spec, scorer):
+    data = [*files(), b"no image", b""]
+    here = scorer.score(batches(spec, data))
+    handed = batches(spec, data, hand_over=True)
+    assert all(image is None for batch in handed for images in batch.pixels if isinstance(images, tuple) for image in images)
+    decoder = BatchDecoder(spec, StageClock())
+    there = scorer.score(decoder.complete(batch) for batch in unpack(pack(handed, spec.preprocessings), spec.preprocessings))
+    for name in spec.cards:
+        np.testing.assert_array_equal(here.scores[name], there.scores[name])
+    assert here.scores["corvi2023"][:5].tolist() == there.scores["corvi2023"][:5].tolist()
+    assert np.isnan(there.scores["corvi2023"][5:]).all()
+
+
+def test_two_pools_say_together_what_one_says(spec, scorer):
+    given = batches(spec, files())
+    first, second = list(spec.cards)[:3], list(spec.cards)[3:]
+    parts = [EnsembleScorer(spec, StageClock(), pool).score(given) for pool in (first, second)]
+    joined, whole = parts[0].joined(parts[1]), scorer.score(given)
+    assert list(joined.scores) == list(whole.scores)
+    for name, scores in whole.scores.items():
+        np.testing.assert_array_equal(joined.scores[name], scores)
+    assert list(joined.masks) == list(whole.masks)
+
+
+def test_masks_come_with_the_members_that_they_belong_to(spec, scorer):
+    given = batches(spec, [files()[0], b"no image", files()[1]])
+    masks = scorer.score(given).masks
+    assert list(masks) == ["maskclip"]
+    first, none, second = masks["maskclip"]
+    assert none is None
+    assert (first.shape, first.dtype) == ((256, 256), np.uint8)
+    assert not np.array_equal(first, second)
+
+
+def test_of_perturbed_views_those_in_which_all_keeps_its_place_have_masks(spec):
+    alone = replace(spec, cards={"maskclip": spec.cards["maskclip"]}, slots=1, views=load_perturbations(["jpeg:50", "crop:0.75"]))
+    readings = EnsembleScorer(alone, StageClock()).score(batches(alone, [files()[0], b"no image"]))
+    assert list(readings.views) == ["jpeg:50", "crop:0.75"]
+    assert list(readings.view_masks) == ["jpeg:50"]
+    mask, none = readings.view_masks["jpeg:50"]["maskclip"]
+    assert none is None
+    assert mask.shape == (256, 256)
+    assert not np.array_equal(mask, readings.masks["maskclip"][0])
+    joined = DetectorOutputs({}).joined(readings)
+    assert joined.view_masks["jpeg:50"]["maskclip"][0] is mask
+    assert joined.among([]).view_masks == {"jpeg:50": {}}
+
+
+def capped(spec, megapixels):
+    card = spec.cards["corvi2023"]
+    limited = card.model_copy(update={"valid_range": card.valid_range.model_copy(update={"min_side_px": 1, "max_megapixels": megapixels})})
+    return replace(spec, cards={**spec.cards, "corvi2023": limited})
+
+
+def test_beyond_its_cap_a_detector_gives_no_score_and_the_verdict_says_why(spec, scorer):
+    limited = capped(spec, 0.03)
+    given = batches(limited, files())
+    readings = EnsembleScorer(limited, StageClock(), ["corvi2023"]).score(given)
+    assert np.isnan(readings.scores["corvi2023"]).tolist() == [False, False, False, True, False]
+    others = EnsembleScorer(limited, StageClock(), [name for name in limited.cards if name != "corvi2023"]).score(given)
+    scored = judge(limited, [outcome for batch in given for outcome in batch.outcomes], others.joined(readings))
+    assert scored.outcomes[3].status is Status.OK
+    assert scored.decisions.verdict[3] == "abstain"
+    assert "corvi2023: no score (301 × 177, above the valid range (0.03 megapixels))" in scored.decisions.detail[3]
+    assert np.isnan(scored.decisions.score[3])
+    assert np.isfinite(scored.scores["unifd"][3])
+
+
+def test_alone_and_beyond_its_cap_the_member_is_ok_but_undecided(spec):
+    limited = capped(spec, 0.03)
+    alone = replace(limited, cards={"corvi2023": limited.cards["corvi2023"]},
+                    ensemble=limited.ensemble.model_copy(update={"members": limited.ensemble.members[5:6]}))  # fmt: skip
+    given = batches(alone, files())
+    readings = EnsembleScorer(alone, StageClock()).score(given)
+    scored = judge(alone, [outcome for batch in given for outcome in batch.outcomes], readings)
+    assert [outcome.status for outcome in scored.outcomes] == [Status.OK] * 5
+    assert scored.decisions.verdict[3] == "abstain"
+
+
+def test_a_reply_that_says_neither_is_a_failed_member_with_the_reply(tmp_path):
+    card = write_tiny_internvl(tmp_path)
+    alone = make_spec(ensemble_of([str(card)]), limits=ImageLimits(), precision="fp32")
+    given = batches(alone, files([(40 + 7 * number, 50) for number in range(12)]))
+    readings = EnsembleScorer(alone, StageClock()).score(given)
+    scored = judge(alone, [outcome for batch in given for outcome in batch.outcomes], readings)
+    said = readings.replies["tiny-internvl"]
+    failed = [outcome for outcome in scored.outcomes if outcome.status is Status.DETECTOR_FAILED]
+    assert 0 < len(failed) < len(said)
+    for outcome, reply, score in zip(scored.outcomes, said, readings.scores["tiny-internvl"], strict=True):
+        assert (outcome.status is Status.OK) == (score in (1.0, -1.0))
+        assert outcome.status is Status.OK or outcome.detail == f"no detector gave a finite score; tiny-internvl: it replied {reply!r}"

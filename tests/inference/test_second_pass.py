@@ -1,0 +1,152 @@
+"""Images near a threshold, scored in their views by the detectors that look at them: the same scores as of the perturbed pictures."""
+
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import ray_app
+from ray_app.ensembles import EnsembleCard, EnsembleMember, Thresholds
+from ray_app.ensembles.card import Cascade
+from ray_app.errors import ConfigError, Reason
+from ray_app.images import ImageLimits
+from ray_app.inference import BatchDecoder, StageClock, judge, make_spec
+from ray_app.inference.scorer import EnsembleScorer
+from ray_app.inference.second_pass import VIEWED, CascadeScorer, Recompressing
+from ray_app.inference.stability import Stability
+from ray_app.transforms.perturbations import seed_of
+from tests.images.factory import encoded, photo
+from tests.inference.two_detectors import write_two
+
+
+def softened(number):
+    """A picture that was enlarged by so much: the detector's scores run from -14 to 4."""
+    image, factor = photo(150, 140, seed=number), (1, 1.5, 2, 3, 4, 6)[number]
+    small = image.resize((int(150 / factor), int(140 / factor)), Image.Resampling.BILINEAR)
+    return encoded(small.resize((150 + 10 * number, 140), Image.Resampling.BICUBIC), "PNG")
+
+
+FILES = [(number, softened(number)) for number in range(6)]
+WORDS = {"name": "one", "title": "One"}
+
+
+def card_around(scores, **more):
+    """A card whose thresholds leave the second half of the scores without a near one."""
+    edge = float(np.median(scores))
+    return EnsembleCard(
+        members=(EnsembleMember(detector="touchstone-tiny"),), thresholds=Thresholds(real_below=edge, fake_above=edge), **WORDS, **more
+    )
+
+
+def read(spec, files, kept_bytes=1e9):
+    """What a process that holds everything says of the files: outcomes, readings and the counts."""
+    clock, outcomes = StageClock(), []
+    scorer, decoder = EnsembleScorer(spec, clock), BatchDecoder(spec.early, clock, keeps_files=spec.looks_again)
+    looking = CascadeScorer(spec, scorer, decoder, clock, kept_bytes=kept_bytes, recompressing=Recompressing(spec, scorer, decoder, clock))
+
+    def batches():
+        for start in range(0, len(files), spec.slots):
+            batch = decoder.decode(files[start : start + spec.slots])
+            outcomes.extend(batch.outcomes)
+            yield batch
+
+    readings = looking.score(batches())
+    return outcomes, readings, looking.counts
+
+
+@pytest.fixture(scope="module")
+def ensemble():
+    return ray_app.load_detector("touchstone-tiny")
+
+
+@pytest.fixture(scope="module")
+def plain(ensemble):
+    """Results of the files as they are."""
+    return ensemble.score([data for _, data in FILES])
+
+
+def spec_of(card, stability, slots=4):
+    return make_spec(card, limits=ImageLimits(), slots=slots, stability=stability)
+
+
+def test_views_are_scored_of_those_that_are_near_and_of_nobody_else(plain, ensemble):
+    stability = Stability(3, 0.5)
+    card = card_around([result.score for result in plain])
+    spec = spec_of(card, stability)
+    outcomes, readings, counts = read(spec, [*FILES, (9, b"no image")])
+    near = [abs(result.score - card.thresholds.fake_above) <= 0.5 for result in plain] + [False]
+    assert 0 < sum(near) < len(FILES)
+    assert counts[VIEWED] == sum(near)
+    assert list(readings.stability) == [view.name for view in stability.views]
+    for view in stability.views:
+        column = readings.stability[view.name]["touchstone-tiny"]
+        assert np.isfinite(column).tolist() == near
+        pictures = [
+            view.apply(_opened(data), seed_of(outcome.facts.sha256, view.name)) for (_, data), outcome in zip(FILES, outcomes, strict=False)
+        ]
+        expected = [result.score for result in ensemble.score(pictures)]
+        np.testing.assert_allclose(column[:-1][near[:-1]], np.array(expected)[near[:-1]], atol=1e-4)
+
+
+def test_how_files_are_held_and_batched_changes_nothing(plain):
+    card = card_around([result.score for result in plain])
+    wide, narrow = spec_of(card, Stability(2, 1.0)), spec_of(card, Stability(2, 1.0), slots=1)
+    _, together, _ = read(wide, FILES)
+    _, apart, _ = read(wide, FILES, kept_bytes=1)
+    _, alone, _ = read(narrow, FILES)
+    for view, columns in together.stability.items():
+        np.testing.assert_array_equal(columns["touchstone-tiny"], apart.stability[view]["touchstone-tiny"])
+        np.testing.assert_allclose(columns["touchstone-tiny"], alone.stability[view]["touchstone-tiny"], atol=1e-4)
+
+
+def test_a_verdict_that_a_view_does_not_share_is_abstain(plain):
+    """All scores of the views lie on one side: with the threshold beyond it, images on the other side lose their verdict."""
+    margin = 20.0
+    card = card_around([result.score for result in plain])
+    spec = spec_of(card, Stability(3, margin))
+    outcomes, readings, _ = read(spec, FILES)
+    judged = judge(spec, outcomes, readings)
+    before = judge(replace(spec, stability=None), outcomes, readings).decisions
+    seen = np.array([columns["touchstone-tiny"] for columns in readings.stability.values()])
+    flips = ((seen >= card.thresholds.fake_above) != (np.array(before.verdict) == "fake")).any(axis=0)
+    assert flips.any()
+    assert [verdict == "abstain" for verdict in judged.decisions.verdict] == flips.tolist()
+    assert set(judged.decisions.reason) == {None, Reason.UNSTABLE}
+    assert judged.decisions.score.tolist() == before.score.tolist()
+
+
+def test_views_of_a_cascade_go_on_like_images(tmp_path):
+    cheap, slow = write_two(tmp_path)
+
+    def read_with(band):
+        cascade = Cascade(first=1, band=band, audit_share=0.0)
+        card = EnsembleCard(
+            members=(EnsembleMember(detector=cheap), EnsembleMember(detector=slow)), rule="cascade", cascade=cascade, **WORDS
+        )
+        spec = spec_of(card, Stability(4, 50.0))
+        return spec, *read(spec, FILES)
+
+    _, _, all_of_them, _ = read_with((-99.0, 99.0))
+    highest = np.max([columns["cheap"] for columns in all_of_them.stability.values()], axis=0)
+    low = float(np.median(highest))
+    spec, outcomes, readings, counts = read_with((low, 99.0))
+    assert counts[VIEWED] == len(FILES)
+    for view, columns in readings.stability.items():
+        np.testing.assert_array_equal(columns["cheap"], all_of_them.stability[view]["cheap"])
+        assert np.isfinite(columns["slow"]).tolist() == (highest >= low).tolist()
+        on = highest >= low
+        np.testing.assert_allclose(columns["slow"][on], all_of_them.stability[view]["slow"][on], atol=1e-4)
+    assert judge(spec, outcomes, readings).decisions.second_look is not None
+
+
+def test_detectors_with_processes_of_their_own_are_refused(tmp_path):
+    members = tuple(EnsembleMember(detector=path) for path in write_two(tmp_path, own_pool=True))
+    with pytest.raises(ConfigError, match="processes of their own") as refused:
+        spec_of(EnsembleCard(members=members, **WORDS), Stability(2, 1.0))
+    assert "slow" in refused.value.hint
+
+
+def _opened(data):
+    return Image.open(io.BytesIO(data)).convert("RGB")

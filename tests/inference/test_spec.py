@@ -1,0 +1,55 @@
+"""Precision and resize mode follow the card; another one is refused, or the guarantee waived."""
+
+import pytest
+
+from ray_app.ensembles import Settings, load_ensemble_card
+from ray_app.errors import ConfigError
+from ray_app.images import ImageLimits
+from ray_app.inference import make_spec
+from ray_app.inference.ensemble import Ensemble
+from ray_app.inference.spec import departures
+
+TINY = "touchstone-tiny"
+FAST = Settings(precision={TINY: "bf16"}, resize="fast")
+
+
+def spec(settings, **asked):
+    return make_spec(load_ensemble_card("default").model_copy(update={"settings": settings}), limits=ImageLimits(), **asked)
+
+
+def test_auto_is_what_the_card_was_calibrated_under():
+    assert (spec(FAST).precision[TINY], spec(FAST).resize) == ("bf16", "fast")
+    assert (spec(FAST, precision="bf16", resize="fast").precision[TINY]) == "bf16"
+    assert spec(None).resize == "exact"
+    assert (spec(None, resize="fast", precision="fp32").resize, spec(None, precision="fp32").precision[TINY]) == ("fast", "fp32")
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"precision": "fp32"}, "touchstone-tiny in fp32 (calibrated in bf16)"),
+        ({"resize": "exact"}, "resize exact (calibrated with fast)"),
+        ({"precision": "fp32", "resize": "exact"}, "calibrated in bf16) and resize exact"),
+    ],
+)
+def test_another_setting_is_refused_with_what_was_calibrated_unless_the_guarantee_is_waived(asked, said):
+    with pytest.raises(ConfigError, match="its calibration does not hold with") as refused:
+        spec(FAST, **asked)
+    assert said in str(refused.value)
+    assert "waive_guarantee" in refused.value.hint
+    waived = spec(FAST, **asked, waive_guarantee=True)
+    assert departures(FAST, waived.precision, waived.resize)
+
+
+def test_the_library_follows_the_card_too():
+    card = load_ensemble_card("default").model_copy(update={"settings": Settings(precision={TINY: "fp32"}, resize="fast")})
+    loaded = Ensemble(card)
+    assert (loaded.spec.precision[TINY], loaded.spec.resize) == ("fp32", "fast")
+    with pytest.raises(ConfigError):
+        Ensemble(card, resize="exact")
+    assert Ensemble(card, resize="exact", waive_guarantee=True).spec.resize == "exact"
+
+
+def test_nothing_departs_from_what_nobody_noted():
+    assert departures(None, {TINY: "bf16"}, "fast") == []
+    assert departures(Settings(precision={}), {TINY: "bf16"}, "exact") == []

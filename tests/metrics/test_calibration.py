@@ -1,0 +1,157 @@
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+from scipy.special import expit
+from sklearn.linear_model import LogisticRegression
+from torchmetrics.functional.classification import binary_calibration_error
+
+from ray_app.detectors.card import Platt
+from ray_app.metrics import ScoreHistogram, debiased_ece, expected_calibration_error, fit_platt, proportion_interval, reliability
+from tests.metrics.drawn import BOTH, EMPTY, histograms, joined
+
+
+def drawn(n=400, seed=0):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 2, n)
+    return rng.normal(4 * labels - 3, 2.5), labels
+
+
+def platts_loss(scores, labels):
+    """Platt's objective, written out: cross-entropy with targets (N₊ + 1) / (N₊ + 2) and 1 / (N₋ + 2)."""
+    fakes, reals = labels.sum(), (1 - labels).sum()
+    target = np.where(labels == 1, (fakes + 1) / (fakes + 2), 1 / (reals + 2))
+
+    def loss(parameters):
+        log_odds = parameters[0] * scores + parameters[1]
+        return float((target * np.logaddexp(0, -log_odds) + (1 - target) * np.logaddexp(0, log_odds)).sum())
+
+    return loss
+
+
+@pytest.mark.parametrize(("shift", "stretch"), [(0, 1), (-900, 40), (0, 1e-3)])
+def test_slope_and_intercept_are_the_least_of_platts_loss(shift, stretch):
+    scores, labels = drawn()
+    least = minimize(platts_loss(scores, labels), [0.0, 0.0], method="Nelder-Mead", options={"xatol": 1e-9, "fatol": 1e-12})
+    found = fit_platt(stretch * scores + shift, labels)
+    assert found.slope * stretch == pytest.approx(least.x[0], rel=1e-5)
+    assert found.intercept + found.slope * shift == pytest.approx(least.x[1], rel=1e-5)
+
+
+def test_with_many_images_it_is_a_logistic_regression_without_penalty():
+    scores, labels = drawn(200_000)
+    plain = LogisticRegression(C=np.inf).fit(scores[:, None], labels)
+    found = fit_platt(scores, labels)
+    assert (found.slope, found.intercept) == pytest.approx((plain.coef_[0, 0], plain.intercept_[0]), rel=1e-3)
+
+
+def test_calibrated_scores_are_chances():
+    scores, labels = drawn(20_000)
+    fit, rest = slice(0, 10_000), slice(10_000, None)
+    found = fit_platt(scores[fit], labels[fit])
+    before = expected_calibration_error(1 / (1 + np.exp(-scores[rest])), labels[rest])
+    after = expected_calibration_error(1 / (1 + np.exp(-(found.slope * scores[rest] + found.intercept))), labels[rest])
+    assert before > 0.05
+    assert after < 0.02
+
+
+def test_scores_that_separate_the_classes_get_a_finite_slope():
+    found = fit_platt([-2.0, -1.0, 1.0, 2.0], [0, 0, 1, 1])
+    assert 0 < found.slope < 3
+    assert found.intercept == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("scores", "labels", "words"),
+    [
+        ([1.0, 2.0], [1, 1], "0 real and 2 fake"),
+        ([1.0, 1.0], [0, 1], "scores that differ"),
+        ([2.0, 1.0, 2.5, 0.5], [0, 1, 0, 1], "fakes score no higher than reals"),
+        ([float("nan"), 1.0], [0, 1], "not finite"),
+    ],
+)
+def test_what_cannot_be_calibrated_says_why(scores, labels, words):
+    with pytest.raises(ValueError, match=words):
+        fit_platt(scores, labels)
+
+
+def test_the_calibration_error_by_hand():
+    assert expected_calibration_error([0.9, 0.9, 0.9, 0.9, 0.1], [1, 1, 0, 0, 0], bins=10) == pytest.approx((4 * 0.4 + 0.1) / 5)
+    assert expected_calibration_error([0.0, 1.0], [0, 1]) == 0
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        expected_calibration_error([-1.0, 3.0], [0, 1])
+
+
+ENOUGH = [case for case, both in BOTH.items() if sum(map(len, both)) >= 100]
+
+
+def debiased_by_drawing(labels, chances, bins=15, draws=20_000):
+    """Kumar et al.'s code: twice the plug-in error less the mean error of shares drawn anew."""
+    bin_of = np.minimum((chances * bins).astype(int), bins - 1)
+    groups = [(labels[bin_of == one], chances[bin_of == one]) for one in range(bins) if (bin_of == one).any()]
+    weight, share, mean = np.array([(len(truth), truth.mean(), chance.mean()) for truth, chance in groups]).T
+    drawn = np.random.default_rng(0).normal(share, np.sqrt(share * (1 - share) / weight), (draws, len(groups)))
+    plain = weight @ np.abs(share - mean) / len(labels)
+    return max(0.0, 2 * plain - (np.abs(drawn - mean) @ weight).mean() / len(labels))
+
+
+@pytest.mark.parametrize("calibration", [None, Platt(slope=0.7, intercept=-0.4)])
+@pytest.mark.parametrize("case", ENOUGH)
+def test_the_calibration_error_is_kumars_without_the_dice(case, calibration):
+    labels, scores = joined(*BOTH[case])
+    chances = expit(scores if calibration is None else calibration.slope * scores + calibration.intercept)
+    found = debiased_ece(*histograms(*BOTH[case]), calibration)
+    assert found.value == pytest.approx(debiased_by_drawing(labels, chances), abs=2e-3)
+    assert found.value <= expected_calibration_error(chances, labels) + 1e-12
+
+
+@pytest.mark.parametrize("case", ENOUGH)
+def test_the_plain_error_is_torchmetrics_and_the_bins_add_up_to_it(case):
+    labels, scores = joined(*BOTH[case])
+    bins = reliability(*histograms(*BOTH[case]))
+    plain = sum(one["n"] * abs(one["probability"] - one["fake_share"]) for one in bins) / len(scores)
+    assert plain == pytest.approx(expected_calibration_error(expit(scores), labels), abs=1e-12)
+    theirs = binary_calibration_error(torch.from_numpy(expit(scores)), torch.from_numpy(labels), n_bins=15, norm="l1")
+    assert plain == pytest.approx(float(theirs), abs=1e-6)  # it counts in float32
+
+
+def test_good_chances_of_few_images_are_hardly_blamed():
+    rng = np.random.default_rng(2)
+    plain, debiased = [], []
+    for _ in range(100):
+        chances = rng.random(300)
+        fake, scores = rng.random(300) < chances, np.log(chances / (1 - chances))
+        plain.append(expected_calibration_error(chances, fake))
+        debiased.append(debiased_ece(*histograms(scores[fake], scores[~fake])).value)
+    assert np.mean(plain) > 0.06
+    assert np.mean(debiased) < 0.6 * np.mean(plain)
+
+
+def test_bad_chances_of_many_images_are_blamed_in_full():
+    fakes, reals = histograms(np.full(50_000, 3.0), np.full(50_000, 3.0))
+    assert debiased_ece(fakes, reals).value == pytest.approx(expit(3) - 0.5, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("fakes", "reals", "why"),
+    [
+        ([1.0] * 200, [], "it needs real and fake images"),
+        ([], [1.0] * 200, "it needs real and fake images"),
+        ([1.0] * 50, [0.0] * 49, "it needs 100 images or more; there are 99"),
+    ],
+)
+def test_of_too_little_there_is_no_calibration_error(fakes, reals, why):
+    assert debiased_ece(*histograms(fakes, reals)).why == why
+
+
+def test_reliability_by_hand():
+    found = reliability(*histograms([5.0, 5.0, -5.0], [-5.0, -1e300, 1e300]), bins=4)
+    low, high = expit(-5.0), expit(5.0)
+    assert found == [
+        {"low": 0, "high": 0.25, "n": 3, "probability": pytest.approx(2 * low / 3), "fake_share": pytest.approx(1 / 3),
+         "interval": list(proportion_interval(1, 3))},
+        {"low": 0.75, "high": 1, "n": 3, "probability": pytest.approx((2 * high + 1) / 3), "fake_share": pytest.approx(2 / 3),
+         "interval": list(proportion_interval(2, 3))},
+    ]  # fmt: skip
+    assert reliability(EMPTY, EMPTY) == []
+    assert reliability(ScoreHistogram.of([0.0]), EMPTY)[0]["fake_share"] == 1

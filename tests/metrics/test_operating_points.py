@@ -1,0 +1,101 @@
+import numpy as np
+import pytest
+from sklearn import metrics as sk
+
+from ray_app.metrics import ScoreHistogram, average_precision, averages, curve_points, precision_recall_points, proportion_interval
+from tests.metrics.drawn import BOTH, EMPTY, histograms, joined
+
+LARGE = {case: both for case, both in BOTH.items() if len(np.unique(np.concatenate(both))) >= 256}
+SMALL = {case: both for case, both in BOTH.items() if case not in LARGE}
+
+
+@pytest.mark.parametrize("case", SMALL)
+def test_few_scores_give_scikit_learns_corners(case):
+    labels, scores = joined(*BOTH[case])
+    points = curve_points(*histograms(*BOTH[case]))
+    fpr, tpr, thresholds = sk.roc_curve(labels, scores, drop_intermediate=False)
+    every = list(zip(fpr, tpr, strict=True))
+    assert all((x, y) in every for x, y, _ in points)
+    grid = np.linspace(0, 1, 101)
+    assert sk.auc(*zip(*[(x, y) for x, y, _ in points], strict=True)) == pytest.approx(sk.roc_auc_score(labels, scores), abs=1e-9)
+    inner = [(x, y, t) for x, y, t in points[1:]]
+    assert all(np.any((fpr == x) & (tpr == y) & (thresholds == t)) for x, y, t in inner)
+    assert len(points) <= len(grid) + len(every)
+
+
+@pytest.mark.parametrize("case", BOTH)
+def test_every_point_is_exact_and_the_ends_are_there(case):
+    fakes, reals = BOTH[case]
+    points = curve_points(*histograms(fakes, reals))
+    assert points[0][:2] == (0, 0)
+    assert points[-1][:2] == (1, 1)
+    assert 2 <= len(points) <= 256
+    assert np.isfinite(points).all()
+    for fpr, tpr, threshold in points:
+        assert (fpr, tpr) == pytest.approx(((reals >= threshold).mean(), (fakes >= threshold).mean()), abs=1e-12)
+    assert len({(fpr, tpr) for fpr, tpr, _ in points}) == len(points)
+
+
+@pytest.mark.parametrize("case", LARGE)
+def test_what_is_left_out_lies_near_the_line(case):
+    labels, scores = joined(*BOTH[case])
+    x, y, _ = zip(*curve_points(*histograms(*BOTH[case])), strict=True)
+    assert sk.auc(x, y) == pytest.approx(sk.roc_auc_score(labels, scores), abs=2e-3)
+
+
+def test_of_many_points_those_at_the_ends_stay_close_together():
+    rng = np.random.default_rng(0)
+    points = np.array(curve_points(*histograms(rng.normal(2, 1, 100_000), rng.normal(0, 1, 100_000))))
+    assert (points[:, 0] > 0).sum() > 100
+    assert ((points[:, 0] > 0) & (points[:, 0] < 1e-3)).sum() >= 10
+    assert ((points[:, 1] < 1) & (points[:, 1] > 1 - 1e-3)).sum() >= 10
+    assert np.diff(points[:, :2], axis=0).max() < 0.03
+
+
+def test_points_on_a_line_between_others_are_left_out():
+    assert curve_points(*histograms([3.0, 4.0], [1.0, 2.0])) == [(0, 0, np.nextafter(4, 5)), (0, 1, 3), (1, 1, 1)]
+
+
+@pytest.mark.parametrize("case", BOTH)
+def test_precision_and_recall_are_exact(case):
+    labels, scores = joined(*BOTH[case])
+    points = precision_recall_points(*histograms(*BOTH[case]))
+    precision, recall, _ = sk.precision_recall_curve(labels, scores)
+    every = np.column_stack([recall, precision])
+    assert all(np.abs(every - point).max(1).min() < 1e-12 for point in points)
+    assert points[-1] == (1, pytest.approx(labels.mean()))
+    assert [recall for recall, _ in points] == sorted(recall for recall, _ in points)
+    assert len(points) < 256
+
+
+def test_scores_of_no_image_change_nothing():
+    fakes, reals = histograms([2.0, 3.0, 1.0], [0.0, 2.0])
+    padded = [ScoreHistogram(np.append(one.values, [7.0, 8.0]), np.append(one.counts, [0, 0])) for one in (fakes, reals)]
+    assert precision_recall_points(*padded) == precision_recall_points(fakes, reals)
+    assert [point[:2] for point in curve_points(*padded)] == [point[:2] for point in curve_points(fakes, reals)]
+    assert average_precision(*padded) == average_precision(fakes, reals)
+
+
+def test_one_class_has_no_curve():
+    one = ScoreHistogram.of([1.0, 2.0])
+    assert curve_points(one, EMPTY) == curve_points(EMPTY, one) == precision_recall_points(one, EMPTY) == []
+
+
+def test_a_curve_of_hardly_any_points_is_refused():
+    with pytest.raises(ValueError, match="16 are the fewest"):
+        curve_points(*histograms([1.0], [0.0]), most=3)
+
+
+def test_the_two_averages_of_generators_have_two_names():
+    found = averages({"sd15": (90, 100), "flux": (1, 2), "none left": (0, 0)})
+    assert found["tpr_mean"].value == pytest.approx(0.7)
+    assert found["tpr_weighted"].value == pytest.approx(91 / 102)
+    assert found["tpr_weighted"].interval == proportion_interval(91, 102)
+    assert (found["tpr_mean"].n, found["tpr_weighted"].n) == (102, 102)
+
+
+@pytest.mark.parametrize("rates", [{}, {"sd15": (0, 0)}])
+def test_without_fakes_there_is_no_average(rates):
+    assert {name: figure.why for name, figure in averages(rates).items()} == dict.fromkeys(
+        ("tpr_mean", "tpr_weighted"), "there are no fakes"
+    )

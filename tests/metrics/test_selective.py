@@ -1,0 +1,128 @@
+import numpy as np
+import pytest
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.metrics import classification_report as their_report
+
+from ray_app.metrics import ScoreHistogram, VerdictCounts, abstaining, classification_report, proportion_interval, risk_coverage
+from tests.metrics.drawn import BOTH, EMPTY, histograms, joined
+
+
+def by_hand(fakes, reals, threshold, strict):
+    """For each image the coverage and the risk of all that are at least so sure."""
+    labels, scores = joined(fakes, reals)
+    flagged = scores > threshold if strict else scores >= threshold
+    sure, wrong = np.abs(scores - threshold), flagged != (labels == 1)
+    return [((sure >= one).mean(), wrong[sure >= one].mean()) for one in sure]
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("threshold", [0.0, 0.25, -1.0])
+@pytest.mark.parametrize("case", [case for case in BOTH if sum(map(len, BOTH[case])) < 3000])
+def test_area_and_points_are_those_by_hand(case, threshold, strict):
+    wanted = np.array(by_hand(*BOTH[case], threshold, strict))
+    found = risk_coverage(*histograms(*BOTH[case]), threshold, strict=strict)
+    assert found["aurc"].value == pytest.approx(wanted[:, 1].mean(), abs=1e-9)
+    assert all(np.abs(wanted - point).max(1).min() < 1e-12 for point in found["points"])
+    assert 1 <= len(found["points"]) <= 128
+    assert found["points"][-1] == pytest.approx([1, wanted[wanted[:, 0].argmax(), 1]])
+    assert found["points"][0][0] == pytest.approx(wanted[:, 0].min())
+
+
+def test_thinned_points_cover_the_whole_curve():
+    rng = np.random.default_rng(1)
+    points = np.array(risk_coverage(*histograms(rng.normal(1, 1, 20_000), rng.normal(-1, 1, 30_000)))["points"])
+    assert np.diff(points[:, 0]).min() > 0
+    assert np.diff(points[:, 0]).max() < 0.1
+    assert len(points) <= 128
+
+
+def test_the_area_does_not_depend_on_how_many_points_are_kept():
+    scores = histograms(*BOTH["ties"])
+    areas = [risk_coverage(*scores, most=most)["aurc"].value for most in (16, 17, 128, 5000)]
+    assert areas == pytest.approx([areas[0]] * 4, abs=1e-12)
+
+
+def test_without_images_there_is_no_risk():
+    found = risk_coverage(EMPTY, EMPTY)
+    assert found["points"] == []
+    assert found["aurc"].why == "there are no images"
+
+
+def test_one_class_and_scores_of_no_image():
+    resampled = ScoreHistogram(np.array([-1.0, 2.0, 9.0]), np.array([1, 3, 0]))
+    found = risk_coverage(resampled, EMPTY)
+    assert found["points"] == [[0.75, 0.0], [1.0, 0.25]]
+    assert found["aurc"].value == pytest.approx(0.25 / 4)
+
+
+SIGLIP2 = (9155, 845, 266, 9733)  # 10,000 fakes with recall .9155, 9,999 reals with recall .9734 (specs/detectors.md §6)
+
+
+def test_the_siglip2_card_is_reproduced_to_its_last_digit():
+    report = classification_report(*SIGLIP2)
+    printed = {name: [f"{report[name][key]:.4f}" for key in ("precision", "recall", "f1-score")] for name in ("fake", "real")}
+    assert printed == {"fake": ["0.9718", "0.9155", "0.9428"], "real": ["0.9201", "0.9734", "0.9460"]}
+    assert f"{report['accuracy']:.4f}" == "0.9444"
+    assert [report[name]["support"] for name in ("fake", "real", "macro avg", "weighted avg")] == [10_000, 9_999, 19_999, 19_999]
+
+
+@pytest.mark.parametrize("counts", [SIGLIP2, (1, 0, 0, 1), (3, 1, 70, 9), (0, 5, 2, 6)])
+def test_the_report_is_scikit_learns(counts):
+    truth = np.repeat(["fake", "fake", "real", "real"], counts)
+    told = np.repeat(["fake", "real", "fake", "real"], counts)
+    theirs = their_report(truth, told, output_dict=True)
+    found = classification_report(*counts)
+    assert list(found) == list(theirs)
+    assert found["accuracy"] == pytest.approx(theirs["accuracy"], abs=1e-12)
+    for name in ("fake", "real", "macro avg", "weighted avg"):
+        assert found[name] == pytest.approx(theirs[name], abs=1e-12)
+
+
+def test_what_divides_by_nothing_is_not_zero():
+    nothing_flagged = classification_report(0, 5, 0, 5)
+    assert nothing_flagged["fake"] == {"precision": None, "recall": 0, "f1-score": 0, "support": 5}
+    assert nothing_flagged["macro avg"]["precision"] is None
+    assert nothing_flagged["macro avg"]["recall"] == 0.5
+    no_reals = classification_report(4, 1, 0, 0)
+    assert no_reals["real"]["recall"] is None
+    assert no_reals["weighted avg"]["recall"] == pytest.approx(0.8)
+    assert classification_report(0, 0, 0, 0)["weighted avg"] == {"precision": None, "recall": None, "f1-score": None, "support": 0}
+
+
+def test_abstentions_are_left_out_and_then_counted_wrong():
+    counts = VerdictCounts(
+        fake_fake=6, fake_real=2, fake_abstain=3, real_fake=1, real_real=8, real_abstain=4, fake_unscored=1, real_unscored=2
+    )
+    found = abstaining(counts)
+    assert {name: figure.value for name, figure in found.items()} == pytest.approx(
+        {
+            "coverage": 17 / 27,
+            "accuracy_of_decided": 14 / 17,
+            "tpr_of_decided": 6 / 8,
+            "tnr_of_decided": 8 / 9,
+            "accuracy_strict": 14 / 27,
+            "balanced_accuracy_strict": (6 / 12 + 8 / 15) / 2,
+            "tpr_strict": 6 / 12,
+            "tnr_strict": 8 / 15,
+        }
+    )
+    # Counted wrong, they are as good as the other verdict.
+    truth, told = np.repeat([1, 0], [12, 15]), np.repeat([1, 0, 0, 1], [6, 6, 8, 7])
+    assert found["balanced_accuracy_strict"].value == pytest.approx(balanced_accuracy_score(truth, told))
+    assert found["tpr_of_decided"].interval == proportion_interval(6, 8)
+    assert found["coverage"].n == 27
+
+
+def test_reasons_name_what_is_missing():
+    whys = {name: figure.why for name, figure in abstaining(VerdictCounts(fake_abstain=3)).items()}
+    assert whys == {
+        "coverage": None,
+        "accuracy_of_decided": "no image is decided",
+        "tpr_of_decided": "no fake is decided",
+        "tnr_of_decided": "there are no reals",
+        "accuracy_strict": None,
+        "balanced_accuracy_strict": "it needs real and fake images",
+        "tpr_strict": None,
+        "tnr_strict": "there are no reals",
+    }
+    assert all(figure.value is None for figure in abstaining(VerdictCounts()).values())

@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+
+from ray_app.metrics.survey_sampling import References, discoveries, fewest_listed
+
+ARCHIVES, RATE = 500, 0.05
+
+
+def brute_force(references, scores, rate):
+    """The list by the procedure as it is printed in the paper, from p-values one by one."""
+    p = np.array([(1 + sum(real >= score for real in references)) / (len(references) + 1) for score in scores])
+    order = np.sort(p)
+    passing = [k for k in range(1, len(p) + 1) if order[k - 1] <= rate * k / len(p) + 1e-15]
+    return p <= (order[passing[-1] - 1] if passing else -1)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_list_is_that_of_the_procedure_as_printed(seed):
+    rng = np.random.default_rng(seed)
+    reals, scores = np.round(rng.normal(0, 1, 120), 1), np.round(rng.normal(rng.choice([0, 3.5], 80), 1), 1)
+    references = References.of(reals)
+    found = discoveries(references, references.counted(scores), rate=0.2)
+    listed = scores > found.above
+    assert listed.tolist() == brute_force(reals, scores, 0.2).tolist()
+    assert found.count == listed.sum()
+    assert found.tested == 80
+    assert found.p_value is None if not found.count else found.p_value == pytest.approx(references.p_values(scores[listed]).max())
+
+
+def test_the_share_of_false_discoveries_is_as_promised():
+    """500 archives, each with its own references; the mean share of reals on their lists and its 95 % interval."""
+    rng = np.random.default_rng(2026)
+    shares, missed = [], []
+    for number in range(ARCHIVES):
+        reals, fakes = 1900 - 100 * (number % 4), 100 + 100 * (number % 4)
+        scores = np.concatenate([rng.logistic(-3, 1, reals), rng.normal(4, 2, fakes)])
+        references = References.of(rng.logistic(-3, 1, 2000))
+        found = discoveries(references, references.counted(scores), RATE)
+        listed = scores > found.above
+        shares.append(listed[:reals].sum() / max(listed.sum(), 1))
+        missed.append(1 - listed[reals:].mean())
+    mean, half = np.mean(shares), 1.96 * np.std(shares, ddof=1) / np.sqrt(ARCHIVES)
+    print(f"mean share of false discoveries {mean:.4f}, 95 % interval {mean - half:.4f} to {mean + half:.4f}")
+    assert mean - half <= RATE
+    assert mean <= RATE  # the procedure promises rate × share of reals, here 0.043
+    assert mean > RATE / 2, "a list that is never wrong says nothing of its rate"
+    assert np.mean(missed) < 0.5
+
+
+def test_an_archive_without_fakes_has_an_empty_list_nearly_always():
+    rng = np.random.default_rng(0)
+    empty = 0
+    for _ in range(400):
+        references = References.of(rng.normal(size=1000))
+        empty += discoveries(references, references.counted(rng.normal(size=500)), RATE).count == 0
+    assert empty >= 400 * 0.95 - 2 * np.sqrt(400 * 0.05 * 0.95)
+
+
+def test_pieces_add_up_and_the_rate_is_exact():
+    references = References.of(np.arange(19.0))
+    counts = references.counted(np.array([20.0])) + references.counted(np.array([-1.0, 30.0]))
+    assert counts.tolist() == [2, *[0] * 18, 1]
+    assert discoveries(references, counts, 0.075).count == 2  # 1/20 = .075 × 2/3, no more
+    assert discoveries(references, counts, 0.0749).count == 0
+    everything = discoveries(references, references.counted(np.full(7, 20.0)), 0.05)
+    assert (everything.count, everything.above, everything.p_value) == (7, 18.0, 0.05)
+
+
+def test_too_few_references_list_nothing_however_high_the_scores():
+    references = References.of(np.zeros(100))
+    assert fewest_listed(references, 1000, 0.05) == 199
+    few = references.counted(np.concatenate([np.full(198, 9.0), np.full(802, -1.0)]))
+    enough = references.counted(np.concatenate([np.full(199, 9.0), np.full(801, -1.0)]))
+    assert discoveries(references, few, 0.05).count == 0
+    assert discoveries(references, enough, 0.05).count == 199
+
+
+def test_no_scores_and_no_references():
+    references = References.of([1.0])
+    assert discoveries(references, references.counted(np.empty(0)), 0.05).count == 0
+    for bad in ([], [np.nan], [np.inf]):
+        with pytest.raises(ValueError, match="finite"):
+            References.of(bad)

@@ -1,0 +1,87 @@
+import json
+
+import pytest
+
+from ray_app.reports.attribution import identifier_lines, identifier_plan_lines, render_identifier_report
+from tests.reports import hostile
+from tests.reports.every_page import (
+    check_in_browser,
+)
+from tests.reports.identifier_example import CLASSES, example_identifier, hostile_identifier
+from tests.reports.page_reader import PageReader
+
+KINDS = {"example": {}, "no test": {"test": None}, "no open set": {"open_set": None}}
+
+
+@pytest.fixture(scope="module")
+def pages():
+    made = {kind: render_identifier_report(example_identifier(**changes)) for kind, changes in KINDS.items()}
+    return made | {name: render_identifier_report(hostile_identifier(text)) for name, text in hostile.NAMES.items()}
+
+
+@pytest.fixture(scope="module", params=[*KINDS, *hostile.NAMES])
+def page(request, pages):
+    return pages[request.param]
+
+
+def test_figures_stand_side_by_side_with_what_was_not_measured(pages):
+    words = PageReader(pages["example"]).text
+    assert "Which of four generators: 87.0 % of test images of 4 classes rightly named." in words
+    assert "macro F1 90.0 % 88.0 % to 92.0 % 87.0 % 85.0 % to 89.0 %" in words
+    assert "Not measured, given no name: real images: no real image, or reals are a class." in words
+    assert "on test it was 6.1 % (4.1 % to 8.1 %), and 71.0 % (69.0 % to 73.0 %) of those of unknown generators." in words
+    assert "sdxl sdxl_1.0/juggernaut-xl 41" in words
+    assert "gaudi 120 71.0 %" in words
+
+
+def test_what_a_training_did_not_do_is_said(pages):
+    assert "no test image says what share it is" in PageReader(pages["no test"]).text
+    assert "Every image is given a name" in PageReader(pages["no open set"]).text
+
+
+def test_of_very_many_generators_the_most_frequent_are_shown():
+    facts = example_identifier()
+    row = facts["test"]["classes"][0]
+    many = [row | {"name": f"g{place:04}"} for place in range(200)]
+    facts |= {"classes": dict.fromkeys((one["name"] for one in many), 9), "families": {one["name"]: "f" for one in many}}
+    page = render_identifier_report(facts | {"test": facts["test"] | {"classes": many}})
+    assert "140 rarer ones not shown." in PageReader(page).text
+    assert "g0059" in page
+    assert "g0060" not in page
+
+
+def test_facts_may_come_from_json():
+    facts = example_identifier()
+    assert render_identifier_report(json.loads(json.dumps(facts))) == render_identifier_report(facts)
+
+
+def test_lines_for_the_terminal():
+    lines = identifier_lines(example_identifier())
+    assert lines[0].endswith("87.0 % of test images of 4 classes rightly named.")
+    assert "most often confused: sdxl taken for sdxl_1.0/juggernaut-xl (41), flux.1-dev taken for midjourney-6 (7)" in lines
+    assert lines[-1].endswith("--identifier s3://lab/makers/identifier.yaml --out NEW")
+
+
+@pytest.mark.parametrize("text", hostile.NAMES.values(), ids=hostile.NAMES)
+def test_lines_stay_lines(text):
+    split = {"images": 9, "known": {text: 4}, "others": {text: 5}}
+    planned = {
+        "name": text, "detector": text, "head": "linear", "level": "generator", "classes": [text], "left_out": {text: 1},
+        "held_out": [text], "open_set": {"method": "energy", "abstains": 0.05}, "splits": {"train": split},
+    }  # fmt: skip
+    for line in [*identifier_lines(hostile_identifier(text)), *identifier_plan_lines(planned)]:
+        line.encode("utf-8")
+        assert line.isprintable()
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+@pytest.mark.parametrize("name", ["example", "long", "wide", "stacked", "remote"])
+def test_a_page_fits_its_window(browser, pages, tmp_path, name, width):
+    path = tmp_path / "page.html"
+    path.write_text(pages[name], encoding="utf-8")
+    check_in_browser(browser, path, width)
+
+
+def test_every_class_has_its_row(pages):
+    words = PageReader(pages["example"]).text
+    assert all(f"{name} " in words and f"{n:,}" in words for name, n in CLASSES.items())

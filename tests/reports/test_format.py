@@ -1,0 +1,133 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ray_app.errors import Status
+from ray_app.reports import format as wording
+from ray_app.reports.run_model import RunSummary
+
+any_text = st.text(alphabet=st.characters(), max_size=300)
+
+
+@given(any_text)
+def test_visible_text_is_printable_and_stays_as_it_is(text):
+    shown = wording.visible(text)
+    assert wording.visible(shown) == shown
+    assert all(character.isprintable() or character.isspace() for character in shown)
+    shown.encode("utf-8")
+    assert "\n" not in shown
+    assert "\u202e" not in shown
+
+
+@given(any_text, st.integers(0, 80))
+def test_shortened_text_fits(text, limit):
+    assert wording.columns(wording.shortened(text, limit)) <= limit
+
+
+def test_shortened_text_keeps_both_ends_and_mostly_the_end():
+    short = wording.shortened("s3://bucket/" + "x" * 500 + "/IMG_0001.jpg", 30)
+    assert len(short) == 30
+    assert short.startswith("s3://")
+    assert short.endswith("/IMG_0001.jpg")
+    assert wording.shortened("short.jpg", 30) == "short.jpg"
+
+
+def test_a_pile_of_marks_is_shown_as_what_it_is():
+    assert wording.visible("e\u0301\u0323") == "e\u0301\u0323"
+    assert wording.visible("e" + "\u0301" * 6) == "e" + "\u0301" * 4 + "\\u0301" * 2
+    assert len(wording.shortened("a" * 99 + "\u0301" * 4000, 20)) <= 20
+
+
+@pytest.mark.parametrize(
+    ("share", "words"),
+    [
+        (0, "0 %"),
+        (1, "100 %"),
+        (0.05, "5.0 %"),
+        (0.9333, "93.3 %"),
+        (0.00333, "0.33 %"),
+        (1e-7, "< 0.01 %"),
+        (1 - 1e-7, "> 99.99 %"),
+        (None, "–"),
+    ],
+)
+def test_a_share_in_words(share, words):
+    assert wording.percent(share) == words
+
+
+@pytest.mark.parametrize(("value", "words"), [(1.0, "> 0.9999"), (0.0, "< 0.0001"), (0.5, "0.5000"), (None, "–"), (float("nan"), "–")])
+def test_a_probability_is_never_rounded_to_certainty(value, words):
+    assert wording.probability(value) == words
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(17.24, "17.2 s"), (61, "1 min 01 s"), (3599.7, "1 h 00 min"), (93_784, "26 h 03 min"), (None, "–")]
+)
+def test_a_time_span_in_words(seconds, words):
+    assert wording.duration(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "words"), [(0, "0 bytes"), (999, "999 bytes"), (999_999, "1.0 MB"), (123_456_789, "123.5 MB"), (5 * 10**15, "5.0 PB")]
+)
+def test_a_size_in_words(size_bytes, words):
+    assert wording.size(size_bytes) == words
+
+
+def test_a_time_is_read_and_anything_else_is_left_alone():
+    assert wording.moment("2030-01-01T00:00:05Z") == "2030-01-01 00:00:05 UTC"
+    assert wording.moment("soon") == "soon"
+    assert wording.moment("") == "–"
+
+
+@pytest.mark.parametrize("status", list(Status))
+def test_every_status_has_a_meaning(status):
+    assert wording.meaning(status)
+
+
+def test_a_status_of_a_later_version_has_none():
+    assert wording.meaning("eaten_by_a_dog") == ""
+
+
+def test_statuses_are_ordered_ok_first_then_by_count():
+    assert wording.ordered_statuses({"empty_file": 1, "corrupt_image": 9, "ok": 2, "unsafe_member": 0}) == [
+        ("ok", 2),
+        ("corrupt_image", 9),
+        ("empty_file", 1),
+    ]
+
+
+def test_the_rest_of_a_long_list_is_counted_in_one_line():
+    assert wording.largest({"a": 1, "b": 5, "c": 2, "d": 3}, 2) == [("b", 5), ("d", 3), ("2 others", 3)]
+
+
+@pytest.mark.parametrize(
+    ("figures", "sentence"),
+    [
+        ({"members": 0}, "No members: there was nothing to score."),
+        ({"members": 1, "statuses": {"ok": 1}, "verdicts": {"real": 1}}, "1 member: none flagged as fake, 1 with no evidence found."),
+        ({"members": 2, "statuses": {"empty_file": 2}}, "2 members: 2 could not be scored."),
+        (
+            {"members": 3000, "statuses": {"ok": 90, "corrupt_image": 10}, "verdicts": {"real": 50, "fake": 30, "abstain": 10}},
+            "3,000 members: 30 flagged as fake, 10 abstained, 50 with no evidence found, 10 could not be scored, 2,900 not reached yet.",
+        ),
+    ],
+)
+def test_the_run_in_one_sentence(figures, sentence):
+    assert wording.headline(RunSummary.model_validate(figures)) == sentence
+
+
+@pytest.mark.parametrize(
+    ("reason", "detail", "said"),
+    [
+        ("inside_band", None, "the score lies between the two thresholds"),
+        ("out_of_range", "npr: 9 × 9", "the image is outside what a detector was made for: npr: 9 × 9"),
+        ("a sentence of 0.8.0", None, "a sentence of 0.8.0"),
+    ],
+)
+def test_why_there_is_no_verdict(reason, detail, said):
+    assert wording.why(reason, detail) == said
+    assert wording.reasons({reason: 3, "unstable": 5}, 9) == [
+        ("saved once more, the image gets another verdict", 5),
+        (wording.why(reason, None), 3),
+    ]

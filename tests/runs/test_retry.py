@@ -1,0 +1,190 @@
+"""Retries as files: begun, interrupted anywhere, merged; every member keeps exactly one row."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ray_app.archives import iter_blocks
+from ray_app.errors import Status
+from ray_app.runs import RunDirectory, begin_retry, begun_retry, check_conservation, compaction, current_masks, current_rows, merge_retry
+from ray_app.storage import Store
+from tests.runs.small_run import PLAN, new_run, relist, score_blocks, write_files
+
+NAMES = [f"{number:03}.jpg" for number in range(60)]
+LATE, GONE = NAMES[3::7], NAMES[5::11]
+
+
+def fails(name):
+    if name in LATE:
+        return Status.SOURCE_TIMEOUT
+    return Status.SOURCE_MISSING if name in GONE else None
+
+
+def rows_of(run):
+    return {row["uri"].rpartition("/")[2]: row for row in current_rows(run)}
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A finished run of two listings in several published files, with members that timed out and others that were missing."""
+    monkeypatch.setattr(compaction, "PUBLISHED_BYTES", 1)
+    monkeypatch.setattr(compaction, "ROW_GROUP", 4)
+    run = new_run(tmp_path / "run")
+    for number, names in enumerate((NAMES[:40], NAMES[40:])):
+        write_files(tmp_path / "archive", names)
+        relist(run, tmp_path / "archive")
+        score_blocks(run, number, fails=fails, masks=True)
+        run.publish(number)
+    assert len(run.published()) > 4
+    return run
+
+
+def test_only_members_with_the_status_are_retried_and_the_others_stay_as_they_are(run):
+    before = rows_of(run)
+    retry = begin_retry(run, 2, ["source_timeout"], PLAN)
+    assert retry.members == len(LATE) == sum(ref.members for ref in retry.pending())
+    assert rows_of(run) == before
+    score_blocks(retry.directory, 0, attempt=2, masks=True, fails=lambda name: Status.SOURCE_DENIED if name == "003.jpg" else None)
+    assert not retry.pending()
+    merge_retry(run, retry)
+    after = rows_of(run)
+    assert list(after) == list(before)
+    for name, row in after.items():
+        if name not in LATE:
+            assert row == before[name]
+            continue
+        assert row["image_id"] == before[name]["image_id"]
+        assert row["attempt"] == 2
+        assert row["status"] == ("source_denied" if name == "003.jpg" else "ok")
+        assert (row["score"] is None) == (name == "003.jpg")
+    assert check_conservation(run) == len(NAMES)
+    masks = [mask["image_id"] for mask in current_masks(run)]
+    assert sorted(masks) == sorted(row["image_id"] for row in after.values() if row["status"] == "ok")
+    assert begun_retry(run) is None
+    assert run.store.folders("retries") == []
+
+
+class Interrupting(Store):
+    """A store that dies after so many writes and deletions."""
+
+    left = 0
+
+    def _count(self):
+        if not Interrupting.left:
+            raise KeyboardInterrupt
+        Interrupting.left -= 1
+
+    def write(self, path, data):
+        self._count()
+        super().write(path, data)
+
+    def delete(self, path):
+        self._count()
+        super().delete(path)
+
+    def below(self, folder):
+        return Interrupting(f"{self.url}/{folder}")
+
+
+def test_interrupted_at_any_write_it_is_finished_by_the_next_command(run):
+    """Every prefix of the retry's writes, each continued to the next interruption, then to its end."""
+    before = rows_of(run)
+    dying = RunDirectory(Interrupting(run.store.url))
+
+    def command(attempt):
+        retry = begun_retry(dying) or begin_retry(dying, attempt, ["source_timeout", "source_missing"], PLAN)
+        if retry is not None:
+            score_blocks(retry.directory, 0, attempt=attempt, masks=True, blocks={ref.block for ref in retry.pending()})
+            merge_retry(dying, retry)
+
+    interruptions = 0
+    for attempt in range(2, 200):
+        Interrupting.left = attempt
+        try:
+            command(attempt)
+        except KeyboardInterrupt:
+            interruptions += 1
+            now = rows_of(run)
+            assert list(now) == list(before)
+            assert all(row == before[name] or row["attempt"] > 1 for name, row in now.items())
+            continue
+        break
+    assert interruptions > 4
+    after = rows_of(run)
+    assert {row["status"] for row in after.values()} == {"ok"}
+    assert {name for name, row in after.items() if row["attempt"] > 1} == {*LATE, *GONE}
+    assert check_conservation(run) == len(NAMES)
+    assert len(list(current_masks(run))) == len(NAMES)
+    assert begun_retry(run) is None
+
+
+def test_vanished_members_are_not_retried(run, tmp_path):
+    (tmp_path / "archive" / LATE[0]).unlink()
+    relist(run, tmp_path / "archive")
+    assert begin_retry(run, 2, ["source_timeout"], PLAN).members == len(LATE) - 1
+
+
+def test_nothing_to_retry_leaves_nothing(run):
+    assert begin_retry(run, 2, ["decode_timeout"], PLAN) is None
+    assert begun_retry(run) is None
+
+
+def test_listings_with_other_columns_of_their_own_are_retried_together(tmp_path):
+    write_files(tmp_path / "archive", NAMES[:12])
+    run = new_run(tmp_path / "run")
+    places = [str(tmp_path / "archive" / name) for name in NAMES[:12]]
+    for number, (columns, some) in enumerate((("label", places[:6]), ("label,camera", places))):
+        lines = [f"{place},{'fake,phone' if number else 'fake'}" for place in some]
+        (tmp_path / "list.csv").write_text("\n".join([f"uri,{columns}", *lines]))
+        relist(run, tmp_path / "list.csv")
+        score_blocks(run, number, fails=lambda name: Status.SOURCE_TIMEOUT)
+        run.publish(number)
+    retry = begin_retry(run, 2, ["source_timeout"], PLAN)
+    score_blocks(retry.directory, 0, attempt=2)
+    merge_retry(run, retry)
+    inputs = [row["input"] for row in rows_of(run).values()]
+    assert inputs == [{"label": "fake", "camera": None}] * 6 + [{"label": "fake", "camera": "phone"}] * 6
+    assert {row["status"] for row in rows_of(run).values()} == {"ok"}
+    assert check_conservation(run) == 12
+
+
+def test_tables_whose_columns_are_of_other_types_are_retried_together(tmp_path):
+    run = new_run(tmp_path / "run")
+    (tmp_path / "archive").mkdir()
+    for number, (name, labels) in enumerate({"a": [0, 1], "b": ["real", "fake"]}.items()):
+        table = pa.table({"image": [f"{name}{label}".encode() for label in labels], "label": labels})
+        pq.write_table(table, tmp_path / "archive" / f"{name}.parquet")
+        relist(run, tmp_path / "archive")
+        score_blocks(run, number, fails=lambda name: Status.SOURCE_TIMEOUT)
+        run.publish(number)
+    retry = begin_retry(run, 2, ["source_timeout"], PLAN)
+    score_blocks(retry.directory, 0, attempt=2)
+    merge_retry(run, retry)
+    rows = list(current_rows(run))
+    assert [(row["input"]["label"], row["status"]) for row in rows] == [(label, "ok") for label in ("0", "1", "real", "fake")]
+    assert check_conservation(run) == 4
+
+
+def test_what_was_refused_when_it_was_listed_is_passed_over(tmp_path):
+    write_files(tmp_path / "archive", ["a.jpg", "b.zip"])
+    run = new_run(tmp_path / "run")
+    relist(run, tmp_path / "archive")
+    score_blocks(run, 0, fails=lambda name: Status.CORRUPT_IMAGE)
+    run.publish(0)
+    told = []
+    assert begin_retry(run, 2, ["corrupt_image"], PLAN, passed_over=told.append).members == 1
+    assert told == [1]
+
+
+def test_members_of_a_manifest_of_0_3_0_are_retried(run):
+    for ref in iter_blocks(run.store, 0):
+        path = Path(run.store.url) / "manifest/0" / ref.file
+        rows = pq.ParquetFile(path)
+        if "place" in rows.schema_arrow.names:
+            tables = [rows.read_row_group(group).drop_columns(["place", "refused"]) for group in range(rows.num_row_groups)]
+            with pq.ParquetWriter(path, tables[0].schema) as writer:
+                for table in tables:
+                    writer.write_table(table, row_group_size=len(table))
+    assert begin_retry(run, 2, ["source_timeout"], PLAN).members == len(LATE)

@@ -1,0 +1,165 @@
+"""What a block's members have on disk; and what one member costs of which it cannot be made.
+
+Scores of recompressed views survive the way into a column of rows and back.
+"""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from ray_app.archives import iter_blocks, read_block
+from ray_app.attribution.captioners import Caption
+from ray_app.errors import ClusterError, Status
+from ray_app.images import ImageFileFacts
+from ray_app.inference import DecodeResult, DetectorOutputs, judge
+from ray_app.runs import block_tables, mask_rows, result_rows, summarise
+from ray_app.runs import rows as blocks_module
+from ray_app.runs.rows import stability_column, stability_views
+from ray_app.runs.schema import STABILITY, row_schema
+from tests.runs.small_run import NAME, SPEC, digest, new_run, relist, write_files
+
+NAMES = [f"{number}.jpg" for number in range(8)]
+WHEN = datetime(2026, 1, 1, tzinfo=UTC)
+FEATURES = {NAME: {"width": 3}}
+
+
+@pytest.fixture
+def members(tmp_path):
+    run = new_run(tmp_path / "run")
+    write_files(tmp_path / "archive", NAMES)
+    relist(run, tmp_path / "archive")
+    return pa.concat_tables([read_block(run.store, ref) for ref in iter_blocks(run.store, 0)])
+
+
+@pytest.fixture
+def scored(members):
+    count = len(members)
+    outcomes = [DecodeResult(Status.OK, None, ImageFileFacts(digest(name), "JPEG", 300, 200), "f" * 16) for name in NAMES]
+    readings = DetectorOutputs(
+        {NAME: np.arange(count, dtype=np.float32)},
+        {NAME: [np.full((4, 4), place, np.uint8) for place in range(count)]},
+        {NAME: [f"reply {place}" for place in range(count)]},
+        views={"view": {NAME: np.arange(count, dtype=np.float32)}},
+        view_masks={"view": {NAME: [None] * count}},
+        embeddings={NAME: np.ones((count, 3), np.float32)},
+        described=[Caption(f"words {place}", 0.5) for place in range(count)],
+    )
+    return judge(SPEC, outcomes, readings)
+
+
+def tables(members, scored):
+    return block_tables(members, scored, attempt=1, scored_at=WHEN, perceptual_hash=True, features=FEATURES)
+
+
+def with_outcome(scored, place, **changes):
+    outcomes = list(scored.outcomes)
+    outcomes[place] = replace(outcomes[place], **changes)
+    return replace(scored, outcomes=outcomes)
+
+
+def with_reading(scored, name, place, value):
+    column = list(getattr(scored.readings, name)[NAME])
+    column[place] = value
+    return replace(scored, readings=replace(scored.readings, **{name: {NAME: column}}))
+
+
+SPOILT = {
+    "a width that no column holds": lambda scored: with_outcome(scored, 3, facts=ImageFileFacts(digest(NAMES[3]), "JPEG", 2**40, 200)),
+    "a fact of another type": lambda scored: with_outcome(
+        scored, 3, facts=ImageFileFacts(digest(NAMES[3]), "JPEG", 300, 200, frames="many")
+    ),
+    "half a character": lambda scored: with_outcome(scored, 3, provenance='{"software": "\ud800"}'),
+    "half a character in a reply": lambda scored: with_reading(scored, "replies", 3, "\ud800"),
+    "a mask that is none": lambda scored: with_reading(scored, "masks", 3, "no mask"),
+    "words that are none": lambda scored: replace(
+        scored, readings=replace(scored.readings, described=[*scored.readings.described[:3], "words", *scored.readings.described[4:]])
+    ),
+}
+
+
+@pytest.mark.parametrize("what", SPOILT)
+def test_a_member_of_which_no_row_can_be_made_costs_itself_alone(members, scored, what):
+    good = tables(members, scored)
+    made = tables(members, SPOILT[what](scored))
+    rows, expected = made.rows.to_pylist(), good.rows.to_pylist()
+    assert [row for place, row in enumerate(rows) if place != 3] == [row for place, row in enumerate(expected) if place != 3]
+    assert (rows[3]["status"], rows[3]["image_id"], rows[3]["sha256"]) == ("decoder_crashed", expected[3]["image_id"], digest(NAMES[3]))
+    assert rows[3]["detail"].startswith("Touchstone's own code failed: ")
+    for name in ("verdict", "score", "scores", "width", "mask_area", "predicted_prompt", "provenance"):
+        assert rows[3][name] is None, name
+    assert made.masks["image_id"].to_pylist() == [row["image_id"] for place, row in enumerate(rows) if place != 3]
+    assert made.rows.schema == good.rows.schema
+    assert made.bad == 1
+    [failure] = made.failures
+    assert (failure["image_id"], failure["uri"], failure["member"]) == (rows[3]["image_id"], rows[3]["uri"], None)
+    assert failure["traceback"].startswith("Traceback")
+    assert summarise([made.rows], [NAME])["own_failures"] == 1
+
+
+def test_a_block_that_is_well_is_built_once(members, scored, monkeypatch):
+    calls = []
+    monkeypatch.setattr(blocks_module, "result_rows", lambda *args, **options: (calls.append(1), result_rows(*args, **options))[1])
+    made = tables(members, scored)
+    assert calls == [1]
+    assert made.rows.equals(result_rows(members, scored, attempt=1, scored_at=WHEN, perceptual_hash=True))
+    assert made.masks.equals(mask_rows(members["image_id"], scored))
+    assert made.features[NAME]["image_id"].to_pylist() == members["image_id"].to_pylist()
+    assert (made.bad, made.failures) == (0, [])
+
+
+@pytest.mark.parametrize("error", [MemoryError(), ClusterError("no storage"), ImportError("no library"), RuntimeError("not enough memory")])
+def test_what_is_no_single_members_fault_stays_an_exception(members, scored, monkeypatch, error):
+    def failing(*args, **options):
+        raise error
+
+    monkeypatch.setattr(blocks_module, "mask_rows", failing)
+    with pytest.raises(type(error)):
+        tables(members, scored)
+
+
+def test_a_fault_that_no_member_alone_shows_stays_an_exception(members, scored, monkeypatch):
+    def failing(ids, scored):
+        assert len(ids) == 1, "only of one"
+        return mask_rows(ids, scored)
+
+    monkeypatch.setattr(blocks_module, "mask_rows", failing)
+    with pytest.raises(AssertionError, match="only of one"):
+        tables(members, scored)
+
+
+def test_files_of_the_same_status_are_no_bugs_of_ours(members, scored):
+    died = with_outcome(scored, 2, status=Status.DECODER_CRASHED, detail="the decoder process died of SIGSEGV", facts=None)
+    made = tables(members, died)
+    assert (made.bad, made.failures) == (1, [])
+    assert summarise([made.rows], [NAME])["own_failures"] == 0
+
+
+KIND = row_schema(["a", "b"], stability=True).field(STABILITY).type
+NAN = np.nan
+
+
+def view(a, b):
+    return {"a": np.array(a, np.float32), "b": np.array(b, np.float32)}
+
+
+def test_there_and_back():
+    views = [view([1, NAN, NAN, 4], [5, NAN, NAN, NAN]), view([2, NAN, NAN, NAN], [6, NAN, NAN, 3])]
+    column = stability_column(views, KIND, np.array([True, True, False, True]))
+    assert column.to_pylist() == [[{"a": 1, "b": 5}, {"a": 2, "b": 6}], None, None, [{"a": 4, "b": None}, {"a": None, "b": 3}]]
+    back = stability_views(pa.chunked_array([column.slice(0, 1), column.slice(1)]), ["b", "a"])
+    assert [list(one) for one in back] == [["b", "a"]] * 2
+    for before, after in zip(views, back, strict=True):
+        for name in before:
+            np.testing.assert_array_equal(before[name], after[name])
+
+
+def test_a_row_without_a_score_has_no_views_and_nobody_asked_means_none():
+    views = [view([1, 2], [3, 4])]
+    assert stability_column(views, KIND, np.array([False, True])).to_pylist() == [None, [{"a": 2, "b": 4}]]
+    nothing = stability_column([view([NAN, NAN], [NAN, NAN])], KIND, np.array([True, True]))
+    assert nothing.to_pylist() == [None, None]
+    assert stability_views(pa.chunked_array([nothing]), ["a"]) == []
+    assert stability_views(pa.chunked_array([], KIND), ["a"]) == []

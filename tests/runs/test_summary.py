@@ -1,0 +1,47 @@
+"""What files declare of themselves, counted against the verdicts."""
+
+import pyarrow as pa
+
+from ray_app.images.provenance import ContentCredentials, Generator, Provenance
+from ray_app.reports import summary_lines
+from ray_app.reports.run import render_run_report
+from ray_app.runs.summary import DeclarationCounter
+
+HOSTILE = '"ai_declared":true} "c2pa":{"state":"trusted" \\"ai_declared\\":true}'
+MADE = Provenance.of(generator=Generator(tool=HOSTILE)).row()
+TRUSTED = Provenance.of(c2pa=ContentCredentials(state="trusted", ai_generated=True)).row()
+BROKEN = Provenance.of(c2pa=ContentCredentials(state="invalid", ai_generated=True)).row()
+CAMERA = Provenance.of(software=HOSTILE).row()
+ROWS = [(MADE, "fake"), (TRUSTED, "real"), (BROKEN, "fake"), (CAMERA, "real"), (None, "abstain"), (MADE, None), (None, None)]
+
+
+def counted(rows):
+    counter = DeclarationCounter()
+    said, verdicts = zip(*rows, strict=True) if rows else ((), ())
+    table = pa.table({"provenance": pa.array(said, pa.string()), "verdict": pa.array(verdicts, pa.string()).dictionary_encode()})
+    for part in (table.slice(0, 3), table.slice(3)):
+        counter.add(part)
+    return counter.counts()
+
+
+def test_declarations_are_counted_per_verdict():
+    assert counted(ROWS) == {
+        "stated": 5,
+        "declared": {"fake": 1, "real": 1, "none": 1},
+        "undeclared": {"fake": 1, "real": 1, "abstain": 1, "none": 1},
+        "c2pa": {"trusted": 1, "invalid": 1},
+    }
+    assert counted([]) == {"stated": 0, "declared": {}, "undeclared": {}, "c2pa": {}}
+
+
+def test_the_end_of_a_run_and_its_report_tell_them():
+    summary = {"members": 7, "statuses": {"ok": 5, "corrupt_image": 2}, "verdicts": {"fake": 2, "real": 2, "abstain": 1}}
+    lines = summary_lines(summary | {"provenance": counted(ROWS)})
+    wanted = "beside the verdicts: 3 files declare themselves AI-generated: 1 flagged as fake, 1 no evidence found, 1 without a verdict"
+    assert wanted in lines
+    assert not [line for line in summary_lines(summary) if "declare" in line]
+    page = render_run_report(summary | {"provenance": counted(ROWS)})
+    assert "5 of 7 files say something of their origin; 3 declare that a model made them" in page
+    assert "Declarations against verdicts" in page
+    assert "by a signer on the trust list" in page
+    assert "h-origin" not in render_run_report(summary)

@@ -1,0 +1,104 @@
+"""Bills, checked by hand."""
+
+import time
+
+import pytest
+
+from ray_app.config import named_configs
+from ray_app.errors import ConfigError
+from ray_app.runs import RunDirectory
+from ray_app.scoring.config import Prices, ScoreConfig
+from ray_app.scoring.forecast.cost import ClusterDescription, Nodes, load_cluster, planned_for, require_prices, spent
+from ray_app.scoring.session import ScoringSession
+
+
+def test_every_line_of_the_bill_is_amount_times_price():
+    prices = Prices(per_hour=4.0, get_per_1000=0.0004, put_per_1000=0.005, egress_per_gb=0.09)
+    bill = spent(prices, 2.5, {"requests": 1_000_000, "puts": 200_000, "lists": 1_000, "bytes_read": 500e9})
+    assert bill.compute == pytest.approx(10.0)
+    assert bill.gets == pytest.approx(0.40)
+    assert bill.puts == pytest.approx(1.00)
+    assert bill.lists == pytest.approx(0.005)
+    assert bill.egress == pytest.approx(45.0)
+    assert bill.total == pytest.approx(56.405)
+    assert bill.compute_share == pytest.approx(10 / 56.405)
+
+
+def test_what_lies_on_this_machine_has_no_requests_and_no_egress():
+    bill = spent(Prices(egress_per_gb=0.09), 1.0, {"requests": 0, "bytes_read": 500e9})
+    assert bill.total == 0
+    assert bill.compute_share is None
+
+
+def test_what_is_not_known_counts_as_none():
+    assert spent(Prices(per_hour=2.0), 0.5, {}).total == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("prices", [Prices(), Prices(get_per_1000=0, put_per_1000=0)])
+def test_a_cost_limit_without_prices_is_refused(prices):
+    with pytest.raises(ConfigError, match="max-cost 5") as refused:
+        require_prices(ScoreConfig(max_cost=5, prices=prices))
+    assert "prices.per_hour=" in refused.value.hint
+
+
+@pytest.mark.parametrize("prices", [Prices(per_hour=1.0), Prices(egress_per_gb=0.09)])
+def test_a_cost_limit_with_a_price_is_not(prices):
+    require_prices(ScoreConfig(max_cost=5, prices=prices))
+    require_prices(ScoreConfig())
+
+
+def test_a_session_says_what_it_cost_so_far(tmp_path):
+    settings = ScoreConfig(prices=Prices(per_hour=6.0)).model_dump(mode="json")
+    session = ScoringSession(RunDirectory.open(str(tmp_path)), settings, time.monotonic() - 1800)
+    session.committed({"members": 8, "counts": {"bytes_read": 800, "requests": 500_000}, "peak_bytes": 1, "seconds": {"score": 1.0}})
+    assert session.cost().compute == pytest.approx(3.0, abs=0.01)
+    assert session.cost().gets == pytest.approx(0.2)
+    assert session.facts()["cost"]["total"] == pytest.approx(3.2, abs=0.01)
+    assert session.facts()["requests"] == 500_000
+
+
+def test_a_session_without_a_price_says_nothing_of_cost(tmp_path):
+    session = ScoringSession(RunDirectory.open(str(tmp_path)), ScoreConfig().model_dump(mode="json"), time.monotonic())
+    assert session.facts()["cost"] is None
+
+
+POOL = ClusterDescription(
+    nodes=(Nodes(count=1, cpus=0, price_per_hour=0.2), Nodes(count=4, cpus=16, gpus=1, memory_gb=64, price_per_hour=0.6)),
+)
+
+
+@pytest.mark.parametrize("name", named_configs("clusters"))
+def test_shipped_descriptions_load(name):
+    described = load_cluster(name)
+    assert described.name == name
+    assert described.cpus
+
+
+def test_sums_are_over_all_machines():
+    assert (POOL.cpus, POOL.gpus) == (64, 4)
+    assert POOL.price_per_hour == pytest.approx(0.2 + 4 * 0.6)
+    assert POOL.memory_bytes == pytest.approx(0.7 * 4 * 64e9)
+
+
+def test_a_working_node_of_unknown_memory_leaves_it_unknown():
+    assert ClusterDescription(nodes=(Nodes(cpus=4, price_per_hour=0),)).memory_bytes is None
+
+
+def test_the_description_takes_the_place_of_what_the_config_says():
+    config = ScoreConfig(prices=Prices(get_per_1000=7, per_hour=1))
+    planned = planned_for(config, POOL, None)
+    assert (planned.cluster.cpus, planned.cluster.gpus) == (64, 4)
+    assert planned.prices == Prices(get_per_1000=7, per_hour=POOL.price_per_hour)
+    assert planned_for(config, POOL, 9.0).prices.per_hour == 9.0
+
+
+def test_machines_without_cores_are_refused(tmp_path):
+    file = tmp_path / "none.yaml"
+    file.write_text("nodes: [{count: 2, cpus: 0, price_per_hour: 1}]\n")
+    with pytest.raises(ConfigError, match="no cores"):
+        load_cluster(file)
+
+
+def test_an_unknown_name_is_answered_with_the_nearest():
+    with pytest.raises(ConfigError, match="did you mean 'laptop'"):
+        load_cluster("latop")

@@ -1,0 +1,118 @@
+"""What a pass over a listing counts: kinds, sizes, and the requests that reading it takes."""
+
+import io
+import tarfile
+import zipfile
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ray_app.archives import ListedMember, ManifestMember, MemberLocation, MemberReader, RefusedMember, open_source
+from ray_app.errors import Status
+from ray_app.scoring.forecast.survey import survey
+from ray_app.storage import Fetcher, Store
+
+MIB = 2**20
+
+
+def file(name, size=1000):
+    return ListedMember(f"s3://bucket/{name}", None, 0, "v", size)
+
+
+def inside(container, kind, offset, size=1000, group=0):
+    return ListedMember(f"s3://bucket/{container}", str(offset), 0, "v", size, place=MemberLocation(kind, offset, size, group))
+
+
+def counted(items, **options):
+    return survey(items, **{"sample": 0, "max_bytes": 100 * MIB} | options)
+
+
+def test_a_file_is_one_request():
+    found = counted([file(f"{number}.jpg") for number in range(2500)])
+    assert (found.members, found.size_bytes, found.gets, found.lists) == (2500, 2_500_000, 2500, 3)
+
+
+def test_neighbours_in_a_tar_share_a_window_of_8_mib():
+    small = [inside("a.tar", "tar", 512 + number * MIB, MIB - 512) for number in range(20)]
+    assert counted(small).gets == 3
+    apart = [inside("a.tar", "tar", 512), inside("a.tar", "tar", 2 * MIB)]
+    assert counted(apart).gets == 2
+    large = [inside("a.tar", "tar", 512, 40 * MIB), inside("a.tar", "tar", 40 * MIB + 1024, MIB)]
+    assert counted(large).gets == 2
+
+
+def test_a_compressed_tar_is_read_from_its_beginning():
+    assert counted([inside("a.tgz", "tar.gz", 9 * MIB, MIB), inside("a.tgz", "tar.gz", 10 * MIB, MIB)]).gets == 3
+
+
+def test_each_container_is_read_for_itself():
+    found = counted([inside("a.zip", "zip", 0), inside("b.zip", "zip", 0), inside("b.zip", "zip", 2000)])
+    assert found.gets == 2
+    assert found.facts()["kinds"]["zip"] == {"members": 3, "size_bytes": 3000, "containers": 2}
+    assert found.billed == 2
+
+
+def test_rows_of_one_row_group_are_one_request_after_the_footer():
+    rows = [inside("a.parquet", "parquet", row, group=row // 100) for row in range(250)]
+    assert counted(rows).gets == 2 + 3
+
+
+def test_what_is_refused_costs_no_request():
+    locked = ListedMember(
+        "s3://bucket/a.zip", "x", 0, "v", 10, place=MemberLocation("zip", 0, 10), refused=RefusedMember(Status.ENCRYPTED_MEMBER, "locked")
+    )
+    found = counted([locked, file("large.tif", 200 * MIB), file("b.jpg")])
+    assert (found.members, found.gets, found.size_bytes) == (3, 1, 1000)
+    assert found.facts()["refused_in_listing"] == {"encrypted_member": 1}
+    assert counted([locked, inside("a.zip", "zip", 50)]).gets == 1
+
+
+def test_files_of_this_machine_are_billed_by_nobody():
+    found = counted([ListedMember("/photos/a.jpg", None, 0, "v", 10)])
+    assert (found.gets, found.lists, found.size_bytes) == (0, 0, 10)
+
+
+def test_unknown_sizes_count_as_the_mean_of_others():
+    found = counted([file("a.jpg"), file("b.jpg", -1)])
+    assert found.expected_bytes(700.0) == 1700
+
+
+def test_the_sample_is_drawn_evenly_and_is_the_same_every_time():
+    items = [file(f"{number}.jpg") for number in range(1000)]
+    first, again = (survey(items, sample=64, max_bytes=MIB).sample for _ in range(2))
+    assert first == again
+    assert len(set(item.uri for item in first)) == 64
+    places = [items.index(item) for item in first]
+    assert 350 < sum(places) / 64 < 650
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip", "parquet"])
+def test_the_requests_it_counts_are_those_that_reading_makes(kind, s3, tmp_path):
+    packed, blobs = tmp_path / f"a.{kind}", [bytes([number]) * (3 * MIB) for number in range(5)]
+    pack(kind, packed, blobs)
+    store = Store.open(s3.bucket(f"read-{kind}"))
+    store.write(packed.name, packed.read_bytes())
+    listed = list(open_source([store.url]))
+    fetcher = Fetcher()
+    members = [
+        ManifestMember(slot, item.uri, item.member, 0, item.version, item.size_bytes, 0, slot, item.input, item.place)
+        for slot, item in enumerate(listed)
+    ]
+    assert [data for _, data in MemberReader(fetcher, max_bytes=100 * MIB).read(members)] == blobs
+    assert counted(listed).gets == fetcher.requests
+
+
+def pack(kind, path, blobs):
+    if kind == "parquet":
+        pq.write_table(pa.table({"image": blobs}), path, compression="none", use_dictionary=False)
+    elif kind == "zip":
+        with zipfile.ZipFile(path, "w") as packed:
+            for number, blob in enumerate(blobs):
+                packed.writestr(f"{number}.jpg", blob)
+    else:
+        with tarfile.open(path, "w") as tar:
+            for number, blob in enumerate(blobs):
+                info = tarfile.TarInfo(f"{number}.jpg")
+                info.size = len(blob)
+                tar.addfile(info, io.BytesIO(blob))

@@ -1,0 +1,212 @@
+"""Which detectors `--features` means; no Ray, no image.
+
+`--stability K` on a real local Ray: verdicts near a threshold that views do not share become abstain, and `decide` knows the views.
+"""
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import yaml
+
+from benchmarks.seeded import seeded_card, write_card
+from ray_app.cli.main import main
+from ray_app.ensembles import ensemble_of, load_ensemble_card
+from ray_app.errors import ConfigError, DetectorError, IdentityError
+from ray_app.images import ImageLimits
+from ray_app.inference import judge, make_spec
+from ray_app.inference.stability import Stability
+from ray_app.reports import render_run_report, summary_lines
+from ray_app.runs.rows import result_rows
+from ray_app.runs.schema import STABILITY
+from ray_app.scoring import ScoreConfig
+from ray_app.scoring.identity import check_reuse, identity_of, kept_by
+from ray_app.scoring.redecide import decide_run, decided
+from ray_app.scoring.run import score_archive, spec_for
+from tests.inference.test_second_pass import FILES, read
+from tests.inference.two_detectors import write_two
+from tests.scoring.conftest import comparable, rows_of, score_into
+from tests.scoring.eight import small_cards
+
+
+@pytest.fixture(scope="module")
+def cards(tmp_path_factory):
+    """Two heads on one backbone, one on another, and one without an embedding."""
+    folder = tmp_path_factory.mktemp("cards")
+    small = {card.name: card for card in small_cards()}
+    base = seeded_card(small["unifd"], folder / "base")
+    own = seeded_card(small["own-head"], folder / "own", seed=1).model_copy(update={"backbone": base.backbone})
+    clip_d, maskclip = (seeded_card(small[name], folder / name, seed=2) for name in ("clip-d-10k-plus", "maskclip"))
+    return {card.name: str(write_card(card, folder / f"{card.name}.yaml")) for card in (base, own, clip_d, maskclip)}
+
+
+def spec_of(*paths):
+    return make_spec(ensemble_of(list(paths)), limits=ImageLimits(), precision="fp32")
+
+
+def test_a_detector_is_named_by_itself(cards):
+    spec = spec_of(cards["unifd"], cards["own-head"], "touchstone-tiny")
+    assert list(kept_by(spec, ["touchstone-tiny"])) == ["touchstone-tiny"]
+    assert list(kept_by(spec, ["own-head", "unifd"])) == ["unifd", "own-head"]
+    assert kept_by(spec, []) == {}
+
+
+def test_a_backbone_is_kept_once_for_all_that_would_keep_the_same(cards):
+    spec = spec_of(cards["own-head"], cards["unifd"], cards["clip-d-10k-plus"])
+    kept = kept_by(spec, ["openai-clip-vit-l14"])
+    assert list(kept) == ["own-head"]
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "told"), [("nobody", ConfigError, "none of the detectors"), ("maskclip", DetectorError, "no embedding")]
+)
+def test_what_has_none_is_refused(cards, name, error, told):
+    with pytest.raises(error, match=told):
+        kept_by(spec_of(cards["unifd"], cards["maskclip"]), [name])
+
+
+def test_of_a_cascade_only_what_looks_at_everything_is_kept(cards, tmp_path):
+    card = {"name": "two", "title": "a cascade", "rule": "cascade", "cascade": {"first": 1, "band": [-1, 1]},
+            "members": [{"detector": "touchstone-tiny"}, {"detector": cards["unifd"]}]}  # fmt: skip
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump(card))
+    spec = make_spec(load_ensemble_card(tmp_path / "two.yaml"), limits=ImageLimits(), precision="fp32")
+    assert list(kept_by(spec, ["touchstone-tiny"])) == ["touchstone-tiny"]
+    for name in ("unifd", "openai-clip-vit-l14"):
+        with pytest.raises(ConfigError, match="looks only at images that go on"):
+            kept_by(spec, [name])
+
+
+def written(folder, threshold, margin=0.0):
+    """The path of a card that abstains within `margin` of a threshold."""
+    thresholds = {"real_below": threshold - margin, "fake_above": threshold + margin}
+    path = folder / f"at{threshold:.4f}.yaml"
+    path.write_text(yaml.safe_dump({"name": "tiny", "title": "T", "members": [{"detector": "touchstone-tiny"}], "thresholds": thresholds}))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stability") / "photos"
+    folder.mkdir()
+    for number, data in FILES:
+        (folder / f"{number}.png").write_bytes(data)
+    (folder / "broken.jpg").write_bytes(b"no image")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stable(ray_cluster, photos, tmp_path_factory):
+    """A run that asks three views of everything near 0, and its rows."""
+    folder = tmp_path_factory.mktemp("run")
+    card = written(folder, 0.0)
+    finished, rows = score_into(folder / "run", photos, ensemble=card, stability=3, stability_margin=3.9, cluster={"workers": 1})
+    return folder / "run", finished.summary, rows
+
+
+def views_say(row, threshold):
+    return ["fake" if view["touchstone-tiny"] >= threshold else "real" for view in row[STABILITY]]
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+def test_rows_and_summary_say_what_did_not_outlive_recompression(stable):
+    _, summary, rows = stable
+    scored = [row for row in rows.values() if row["status"] == "ok"]
+    asked = [row for row in scored if row[STABILITY] is not None]
+    assert 0 < len(asked) < len(scored) == len(FILES)
+    for row in scored:
+        assert (row[STABILITY] is not None) == (abs(row["score"]) <= 3.9)
+    for row in asked:
+        plain, said = "fake" if row["score"] >= 0 else "real", views_say(row, 0.0)
+        assert len(said) == 3
+        assert row["verdict"] == (plain if set(said) == {plain} else "abstain")
+        assert (row["verdict"] == "abstain") == (row["verdict_reason"] == "unstable") == ("recompressed" in (row["verdict_detail"] or ""))
+    unstable = sum(row["verdict"] == "abstain" for row in scored)
+    assert unstable > 0
+    assert summary["stability"] == {"views": 3, "margin": 3.9, "asked": len(asked), "unstable": unstable, "unasked": 0}
+    assert summary["session"]["decoded"] == len(FILES) + 1 + len(asked)
+    assert f"{len(asked)} images within 3.9 log-odds of a threshold" in "\n".join(summary_lines(summary))
+    assert "recompressed views each" in render_run_report(summary)
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+def test_decide_counts_the_views_again_and_fetches_nothing(stable, photos, tmp_path, ray_cluster):
+    out, _, rows = stable
+    before = {uri: row[STABILITY] for uri, row in rows.items()}
+    moved = float(np.median([view["touchstone-tiny"] for views in before.values() if views for view in views]))
+    summary = decide_run(str(out), written(tmp_path, moved))
+    after = rows_of(out)
+    assert {uri: row[STABILITY] for uri, row in after.items()} == before
+    near = {uri for uri, row in after.items() if row["score"] is not None and abs(row["score"] - moved) <= 3.9}
+    viewed = {uri for uri in near if after[uri][STABILITY]}
+    assert viewed
+    for uri in near:
+        plain = "fake" if after[uri]["score"] >= moved else "real"
+        said = views_say(after[uri], moved) if uri in viewed else [plain]
+        assert after[uri]["verdict"] == (plain if set(said) == {plain} else "abstain"), uri
+    assert summary["stability"]["unasked"] == len(near - viewed)
+    back = decide_run(str(out), written(tmp_path, 0.0))
+    assert back["verdicts"] == stable[1]["verdicts"]
+    assert {uri: comparable(row) for uri, row in rows_of(out).items()} == {uri: comparable(row) for uri, row in rows.items()}
+    config = ScoreConfig(source=(str(photos),), out=str(out), ensemble=written(tmp_path, 0.0), stability=2, stability_margin=3.9)
+    with pytest.raises(IdentityError, match="stability"):
+        score_archive(config)
+
+
+def members_of(files):
+    columns = {"image_id": pa.array([number for number, _ in files], pa.int64()), "uri": [f"{number}.png" for number, _ in files],
+               "member": pa.nulls(len(files), pa.string()), "occurrence": pa.array([0] * len(files), pa.int32())}  # fmt: skip
+    return pa.table(columns)
+
+
+def test_stored_views_give_the_decisions_that_were_made_with_images_at_hand(tmp_path):
+    files = [*FILES, (9, b"no image")]
+    spec = make_spec(load_ensemble_card(written(tmp_path, 0.0)), limits=ImageLimits(), slots=4, stability=Stability(3, 3.9))
+    outcomes, readings, _ = read(spec, files)
+    scored = judge(spec, outcomes, readings)
+    rows = result_rows(members_of(files), scored, attempt=1, scored_at=datetime.now(UTC))
+    assert "unstable" in rows["verdict_reason"].to_pylist()
+    assert decided(rows, spec).equals(rows)
+    assert decided(decided(rows, replace(spec, ensemble=load_ensemble_card(written(tmp_path, 99.0)))), spec).equals(rows)
+    assert decided(rows, replace(spec, stability=None))["verdict"].to_pylist() != rows["verdict"].to_pylist()
+
+
+def test_it_is_part_of_the_identity_only_where_it_is_asked_for():
+    plain = identity_of(ScoreConfig(), spec_for(ScoreConfig(), gpus=0))
+    asked = ScoreConfig(stability=2)
+    assert "stability" not in plain
+    assert identity_of(asked, spec_for(asked, gpus=0)) == plain | {"stability": Stability(2, 2.0).facts()}
+
+
+def test_what_cannot_work_is_refused_before_anything_runs(tmp_path):
+    with pytest.raises(ConfigError, match="not of their views"):
+        check_reuse(ScoreConfig(reuse="sha256", stability=2), [])
+    detectors = write_two(tmp_path, own_pool=True)
+    with pytest.raises(ConfigError, match="processes of their own"):
+        score_archive(ScoreConfig(source=(str(tmp_path),), out=str(tmp_path / "run"), detectors=detectors, stability=2))
+    assert not (tmp_path / "run").exists() or not (tmp_path / "run" / "run.json").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_cascade_is_asked_about_its_views(ray_cluster, photos, tmp_path, capsys):
+    cheap, slow = write_two(tmp_path)
+    cascade = {"first": 1, "band": [-5.0, 3.5], "audit_share": 0.0}
+    card = tmp_path / "cascade.yaml"
+    members = [{"detector": cheap}, {"detector": slow}]
+    card.write_text(yaml.safe_dump({"name": "two", "title": "Two", "rule": "cascade", "cascade": cascade, "members": members}))
+    assert load_ensemble_card(str(card)).first == 1
+    command = ["score", str(photos), "--out", str(tmp_path / "run"), "--ensemble", str(card), "--stability", "2", "--json"]
+    assert main([*command, "--set", "stability_margin=50", "--set", "cluster.workers=1"]) == 0
+    assert json.loads(capsys.readouterr().out)["stability"]["asked"] == len(FILES)
+    for row in rows_of(tmp_path / "run").values():
+        if row["status"] != "ok":
+            continue
+        on = [-5 <= view["cheap"] <= 3.5 for view in row[STABILITY]]
+        assert [view["slow"] is not None for view in row[STABILITY]] == [any(on)] * 2
+        assert all(view["cheap"] is not None for view in row[STABILITY])

@@ -1,0 +1,101 @@
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from ray_app.errors import ClusterError
+from ray_app.scoring.layout import COMMIT_CPUS, HAND_OVER_BYTES, MemberCost, plan_layout
+
+TENSOR = MemberCost(slots=4, tensor_bytes=384 * 384 * 3)
+
+
+def planned(work=TENSOR, *, cpus=2, gpus=0, workers=None, block_members=1024, **options):
+    return plan_layout(work, cpus=cpus, gpus=gpus, workers=workers, block_members=block_members, **options)
+
+
+def asked(layout):
+    """CPUs and GPUs that all processes of a layout ask for together."""
+    scorers = sum(layout.scorers)
+    if layout.kind == "fused":
+        return scorers * layout.worker_cpus, 0.0
+    return layout.decoders * layout.worker_cpus + scorers * layout.scorer_cpus + COMMIT_CPUS, scorers * layout.scorer_gpus
+
+
+def test_without_gpus_one_fused_worker_per_core():
+    layout = planned()
+    assert (layout.kind, layout.scorers, layout.decoders) == ("fused", (2,), 0)
+
+
+def test_workers_can_be_stated():
+    assert planned(cpus=8, workers=3).scorers == (3,)
+
+
+def test_too_many_gpus_for_the_cores_are_refused():
+    with pytest.raises(ClusterError, match="CPUs, the cluster has 1"):
+        planned(cpus=1, gpus=4)
+
+
+def test_with_gpus_decoders_take_the_cores_that_remain():
+    layout = planned(cpus=16, gpus=1)
+    assert (layout.kind, layout.scorers, layout.decoders) == ("split", (1,), 15)
+
+
+def test_nothing_to_schedule_on_is_said():
+    with pytest.raises(ClusterError, match="0 CPUs"):
+        planned(cpus=0)
+
+
+@example(cpus=1, gpus=0, slots=1, side=64, members=1, pools=[2.2e-311])
+@given(
+    cpus=st.integers(1, 512), gpus=st.integers(0, 64), slots=st.integers(1, 128), side=st.integers(64, 1024), members=st.integers(1, 4096),
+    pools=st.lists(st.floats(0, 3000), min_size=1, max_size=5),
+)  # fmt: skip
+def test_requests_never_exceed_what_is_there(cpus, gpus, slots, side, members, pools):
+    try:
+        layout = planned(MemberCost(slots, side * side * 3, tuple(pools)), cpus=cpus, gpus=gpus, block_members=members)
+    except ClusterError:
+        assert max(gpus, len(pools)) > cpus - 1
+        return
+    cores, cards = asked(layout)
+    assert cores <= cpus + 1e-9
+    assert cards <= gpus + 1e-9
+    assert layout.worker_cpus > 0
+    assert len(layout.scorers) == len(pools)
+    assert layout.block_members % slots == 0
+    if layout.kind == "split":
+        assert layout.block_members * side * side * 3 <= max(HAND_OVER_BYTES, slots * side * side * 3)
+
+
+def test_slow_detectors_get_small_blocks():
+    # 1,275 GMAC is Corvi's megapixel: 13 s on a core
+    assert planned(MemberCost(4, pool_gmac=(1275,))).block_members == 4
+    assert planned(MemberCost(4, pool_gmac=(15.5,))).block_members == 384
+    assert planned(MemberCost(4, tensor_bytes=1, pool_gmac=(1275,)), cpus=16, gpus=1).block_members == 1024
+
+
+def test_a_block_of_the_largest_images_is_waited_for():
+    layout = planned(MemberCost(4, pool_gmac=(1275,)))
+    assert layout.slowest_block_s(25 * 1275) >= 4 * 25 * 1275 / 100
+
+
+def test_processes_go_where_the_work_is():
+    on_cores = planned(MemberCost(4, pool_gmac=(10.0, 2450.0)), cpus=64)
+    assert on_cores.scorers[1] > 50
+    assert on_cores.decoders + sum(on_cores.scorers) == 64
+    on_gpus = planned(MemberCost(64, pool_gmac=(200.0, 2450.0)), cpus=48, gpus=3)
+    assert (on_gpus.scorers, on_gpus.scorer_gpus) == ((1, 2), 1.0)
+    assert planned(MemberCost(64, pool_gmac=(200.0, 2450.0)), cpus=48, gpus=1).scorer_gpus == 0.5
+
+
+def test_masks_are_encoded_by_as_many_as_score():
+    assert planned(MemberCost(64, pool_gmac=(200.0,), localizes=True), cpus=64, gpus=8).committers == 8
+    assert planned(MemberCost(64, pool_gmac=(200.0,)), cpus=64, gpus=8).committers == 1
+
+
+def test_memory_limits_the_workers_and_the_plan_says_so():
+    large = MemberCost(4, process_bytes=4_000_000_000)
+    layout = planned(large, cpus=64, memory_bytes=100e9)
+    assert layout.scorers == (25,)
+    assert "want of memory" in layout.described
+    assert planned(large, memory_bytes=1e9).scorers == (1,)
+    assert "memory" not in planned(large, memory_bytes=100e9).described
+    assert "memory" not in planned(large, cpus=64, workers=64, memory_bytes=1e9).described

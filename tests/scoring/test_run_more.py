@@ -1,0 +1,226 @@
+"""A scoring run from end to end, on a real local Ray."""
+
+import os
+import shutil
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ray_app.cluster.config import ClusterConfig
+from ray_app.cluster.ray_cluster import _has
+from ray_app.errors import RESUMABLE, ClusterError, ConfigError, ExitCode, IdentityError
+from ray_app.runs import RunDirectory, current_rows
+from ray_app.scoring.listing import is_complete
+from ray_app.scoring.redecide import decide_run
+from ray_app.storage import Lease, Store
+from tests.images.factory import top_bit_png
+from tests.scoring.conftest import comparable, files_below, rows_of, score_into
+
+pytestmark = pytest.mark.ray
+
+
+def save_photo(path, seed, size=(320, 240)):
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (8, 10, 3), dtype=np.uint8))
+    coarse.resize(size, Image.Resampling.BICUBIC).save(path, quality=90)
+
+
+@pytest.fixture(scope="module")
+def scored(ray_cluster, sample_archive, tmp_path_factory):
+    """The sample archive scored once, for those that only read the run or copy it."""
+    return score_into(tmp_path_factory.mktemp("scored") / "run", sample_archive)
+
+
+@pytest.fixture
+def copied(scored, tmp_path):
+    """A copy of that run, which a test may change."""
+    return Path(shutil.copytree(scored[0].summary["run"], tmp_path / "run"))
+
+
+def test_every_file_has_one_row_and_the_good_ones_a_verdict(scored, sample_archive):
+    finished, rows = scored
+    assert finished.exit_code is ExitCode.DONE
+    assert sorted(rows) == files_below(sample_archive)
+    for uri, row in rows.items():
+        assert (row["status"] == "ok") == (row["verdict"] is not None), uri
+        if row["status"] == "ok":
+            with Image.open(uri) as image:
+                assert (row["width"], row["height"], row["format"]) == (*image.size, {"MPO": "JPEG"}.get(image.format, image.format))
+            assert row["probability"] == pytest.approx(1 / (1 + np.exp(-row["score"])))
+            assert row["calibrated"] is False
+            assert list(row["scores"]) == ["touchstone-tiny"]
+    statuses = {os.path.basename(uri): row["status"] for uri, row in rows.items()}
+    assert {"unsupported_format", "truncated_image", "empty_file"} <= set(statuses.values())
+    summary = finished.summary
+    assert summary["members"] == len(rows) == sum(summary["statuses"].values())
+    assert summary["session"]["rows"] == len(rows)
+    run = RunDirectory.open(finished.summary["run"])
+    assert run.parts(0) == []
+    assert run.store.exists("report.html")
+
+
+def test_bad_files_get_their_status_and_the_good_ones_their_scores(score, tmp_path):
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    for index in range(5):
+        save_photo(folder / f"good-{index}.jpg", index)
+    whole = (folder / "good-0.jpg").read_bytes()
+    (folder / "corrupt.jpg").write_bytes(whole[:20] + bytes(range(256)) * 8 + whole[-2:])
+    (folder / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "notes.txt").write_text("no image")
+    Image.new("1", (20_000, 20_000)).save(folder / "bomb.png")
+    (folder / "top-bit.png").write_bytes(top_bit_png())
+    finished, rows = score(folder)
+    statuses = {os.path.basename(uri): row["status"] for uri, row in rows.items()}
+    assert statuses == {
+        **{f"good-{index}.jpg": "ok" for index in range(5)},
+        "corrupt.jpg": "corrupt_image", "truncated.jpg": "truncated_image", "empty.png": "empty_file",
+        "notes.txt": "unsupported_format", "bomb.png": "image_too_large", "top-bit.png": "corrupt_image",
+    }  # fmt: skip
+    assert finished.exit_code is ExitCode.DONE
+    again, _ = score(folder, max_bad_fraction=0.3)
+    assert again.exit_code is ExitCode.TOO_MANY_BAD
+    again, _ = score(folder, max_bad_fraction=0.5)
+    assert again.exit_code is ExitCode.DONE
+
+
+def test_s3_gives_the_same_rows_as_the_disk(scored, score, sample_archive, s3):
+    _, local = scored
+    bucket = s3.bucket("same-rows")
+    store = Store.open(f"{bucket}/photos")
+    for path in files_below(sample_archive):
+        with open(path, "rb") as file:
+            store.write(os.path.relpath(path, sample_archive), file.read())
+    _, remote = score(f"{bucket}/photos", out=f"{bucket}/run")
+    by_sha = {row["sha256"]: comparable(row) for row in local.values()}
+    assert len(remote) == len(local)
+    for row in remote.values():
+        assert comparable(row) == by_sha[row["sha256"]]
+
+
+SESSION_S_OWN = ("started_at", "finished_at", "session", "bottleneck")
+
+
+def test_a_finished_run_scores_exactly_what_is_new_or_changed(score, archive, monkeypatch):
+    _, before = score(archive)
+    names = files_below(archive)
+    changed, removed = [name for name in names if before[name]["format"] == "JPEG"][:2], names[-1]
+    for index, name in enumerate(changed):
+        save_photo(name, 100 + index)
+    added = [os.path.join(archive, f"new-{index}.jpg") for index in range(3)]
+    for index, name in enumerate(added):
+        save_photo(name, 200 + index)
+    os.remove(removed)
+    finished, after = score(archive)
+    assert finished.summary["session"]["rows"] == 5
+    assert finished.summary["listing"] == 1
+    assert set(after) == (set(before) - {removed}) | set(added)
+    for name in after:
+        if name in changed or name in added:
+            assert after[name]["attempt"] == 2
+        else:
+            assert after[name] == before[name]
+    everything = current_rows(RunDirectory.open(finished.summary["run"]), vanished=True)
+    assert len(list(everything)) == len(before) + 5
+    counted = finished.summary
+    with monkeypatch.context() as patch:
+        patch.setattr("ray_app.scoring.run.cluster", lambda config: pytest.fail("a run with nothing to do started a cluster"))
+        finished, same = score(archive)
+    assert (finished.summary["session"]["rows"], finished.summary["listing"]) == (0, 1)
+    assert finished.summary | {name: counted[name] for name in SESSION_S_OWN} == counted
+    assert same == after
+    # A session that ended too early leaves doubt about all that it may have touched.
+    run = RunDirectory.open(finished.summary["run"])
+    assert is_complete(run)
+    run.write_json("sessions/00004.json", run.read_json("sessions/00003.json") | {"state": "interrupted"})
+    assert not is_complete(run)
+
+
+def test_a_finished_run_of_containers_is_listed_anew_and_counted_once(score, tmp_path, monkeypatch):
+    save_photo(tmp_path / "a.jpg", 1)
+    with tarfile.open(tmp_path / "photos.tar", "w") as archive:
+        archive.add(tmp_path / "a.jpg", "a.jpg")
+    first, _ = score(tmp_path / "photos.tar")
+    monkeypatch.setattr("ray_app.scoring.run.write_summary", lambda *_: pytest.fail("rows were counted again"))
+    again, _ = score(tmp_path / "photos.tar")
+    assert (again.summary["members"], again.summary["session"]["rows"]) == (first.summary["members"], 0) == (1, 0)
+
+
+def test_another_detector_on_the_same_directory_is_refused_and_other_workers_are_not(score, sample_archive, copied):
+    with pytest.raises(IdentityError) as caught:
+        score(sample_archive, out=copied, resize="fast")
+    assert 'resize: this command "fast", the run "exact"' in str(caught.value)
+    assert caught.value.exit_code is ExitCode.USAGE
+    finished, _ = score(sample_archive, out=copied, cluster=ClusterConfig(workers=1))
+    assert finished.summary["session"]["rows"] == 0
+
+
+def test_a_directory_in_use_is_refused(score, archive, tmp_path):
+    store = Store.open(str(tmp_path / "run"))
+    with Lease(store), pytest.raises(IdentityError, match=str(os.getpid())):
+        score(archive)
+
+
+def test_decide_applies_new_thresholds_and_scores_nothing(score, sample_archive, copied, tmp_path):
+    before = rows_of(copied)
+    strict = tmp_path / "strict.yaml"
+    strict.write_text("name: strict\ntitle: t\nmembers: [{detector: touchstone-tiny}]\nthresholds: {real_below: -1000, fake_above: 1000}\n")
+    summary = decide_run(str(copied), str(strict))
+    after = rows_of(copied)
+    assert summary["verdicts"] == {"real": 0, "fake": 0, "abstain": summary["statuses"]["ok"]}
+    assert summary["run"] == str(copied), "where the run is now, not where it was scored"
+    unchanged = ("scores", "score", "probability", "scored_at", "attempt", "sha256", "status")
+    for uri, row in after.items():
+        assert {name: row[name] for name in unchanged} == {name: before[uri][name] for name in unchanged}
+        assert row["verdict"] == ("abstain" if row["status"] == "ok" else None)
+    with pytest.raises(IdentityError, match="fake_above"):
+        score(sample_archive, out=copied, ensemble="default")
+    for named in ({"ensemble": str(strict)}, {}):
+        finished, _ = score(sample_archive, out=copied, **named)
+        assert finished.summary["session"]["rows"] == 0
+        assert finished.summary["ensemble"]["name"] == "strict"
+    assert finished.summary["session"]["kept"] == [{"key": "ensemble", "run": "strict", "today": "default"}]
+
+
+@pytest.mark.parametrize("source", ["empty", "missing"])
+def test_an_empty_or_missing_source_is_a_usage_error(score, tmp_path, source):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError):
+        score(tmp_path / source)
+
+
+@pytest.mark.slow
+def test_limit_lists_no_more(score, archive):
+    _, rows = score(archive, limit=5)
+    assert len(rows) == 5
+
+
+@pytest.mark.slow
+def test_a_run_without_progress_stops_by_itself_and_can_be_resumed(score, archive, tmp_path):
+    with pytest.raises(ClusterError, match="no block ended in 4 s") as caught:
+        score(archive, device="cpu", batch_slots=4, precision="fp32", cluster=ClusterConfig(cpus=2, gpus=1, stall_timeout_s=4))
+    assert caught.value.exit_code is ExitCode.CLUSTER
+    assert RESUMABLE in caught.value.__notes__
+    assert not (tmp_path / "run" / "lease.json").exists()
+    finished, rows = score(archive, batch_slots=4, precision="fp32")
+    assert len(rows) == finished.summary["session"]["rows"] == len(files_below(archive))
+
+
+@pytest.mark.slow
+def test_a_run_keeps_off_the_nodes_of_an_endpoint(score, archive, tmp_path):
+    finished, _ = score(archive, cluster=ClusterConfig(labels={"workload": "!serving"}))
+    assert finished.exit_code == 0
+    with pytest.raises(ClusterError, match="has 0 CPUs"):
+        score(archive, out=tmp_path / "other", cluster=ClusterConfig(labels={"workload": "serving"}))
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted", "has"),
+    [("a", "a", True), (None, "a", False), (None, "!a", True), ("a", "!a", False), ("b", "in(a, b)", True), ("c", "!in(a,b)", True)],
+)
+def test_labels_are_asked_for_in_ray_s_words(value, wanted, has):
+    assert _has(value, wanted) is has

@@ -1,0 +1,96 @@
+"""Whatever goes wrong has one shape, a documented status, and nothing of the machine or much of the input in it."""
+
+import json
+import logging
+from difflib import SequenceMatcher
+
+import httpx
+import pytest
+
+from ray_app.errors import Status
+from ray_app.serving.config import ServeConfig
+from ray_app.serving.http.errors import ERRORS, MESSAGES, Refusal
+from tests.serving.http.guarded_app import make_app
+from tests.serving.http.live import serving
+
+SHAPE = {"code", "message", "limit", "observed", "request_id"}
+
+
+@pytest.fixture(scope="module")
+def client():
+    with serving(make_app(ServeConfig())) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+        yield client
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/v1/nothing", 404, "not_found"),
+        ("PUT", "/v1/score", 405, "method_not_allowed"),
+        ("GET", "/v1/fault/bug", 500, "internal_error"),
+        ("GET", "/v1/fault/image", 422, "image_too_large"),
+        ("GET", "/v1/fault/foreign", 415, "unsupported_format"),
+        ("GET", "/v1/fault/refusal", 503, "not_ready"),
+        ("POST", "/v1/score", 422, "empty_file"),
+        ("POST", "/v1/score?size=many", 400, "malformed_request"),
+        ("POST", "/v1/score-url", 400, "malformed_request"),
+    ],
+)
+def test_the_one_shape(client, method, path, status, code):
+    answer = client.request(method, path)
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+    assert set(answer.json()) == SHAPE
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.status_code in ERRORS
+
+
+def test_the_headers_of_a_refusal_go_along(client):
+    assert client.get("/v1/fault/refusal").headers["retry-after"] == "3"
+    assert set(client.put("/v1/score").headers["allow"].split(", ")) == {"POST"}
+
+
+def test_a_fault_is_logged_with_its_id_and_not_told(client, caplog):
+    with caplog.at_level(logging.ERROR):
+        answer = client.get("/v1/fault/bug", headers={"X-Request-Id": "the-request-1"})
+    assert "secret" not in answer.text
+    assert "host-7" not in answer.text
+    assert "the-request-1" in caplog.text
+    assert "host-7" in caplog.text
+
+
+def test_an_unreadable_request_names_field_and_problem(client):
+    missing = client.post("/v1/score-url", json={"masks": True}).json()["message"]
+    assert "body.url" in missing
+    assert "required" in missing.lower()
+    assert "query.size" in client.post("/v1/score?size=many", content=b"x").json()["message"]
+    several = client.post("/v1/score-url", json={"masks": "perhaps"}).json()["message"]
+    assert "1 more" in several
+    assert "JSON" in client.post("/v1/score-url", content=b"{", headers={"Content-Type": "application/json"}).json()["message"]
+
+
+def test_little_of_the_input_comes_back(client):
+    long = "".join(chr(65 + number * 7 % 26) for number in range(5000))
+    for answer in (
+        client.post("/v1/score-url", json={"url": 5, long: long, "masks": long}),
+        client.post("/v1/score-url", content=json.dumps({"url": "x", "\ud800" + long: 1}), headers={"Content-Type": "application/json"}),
+        client.post("/v1/score-url", json=long),
+        client.post("/v1/score-url", content=b'{"url": ' + long.encode(), headers={"Content-Type": "application/json"}),
+        client.post(f"/v1/score?size={long}", content=b"x"),
+        client.get(f"/v1/{long}"),
+    ):
+        assert answer.status_code in (400, 404)
+        assert SequenceMatcher(None, answer.text, long, autojunk=False).find_longest_match().size <= 100
+        assert len(answer.text) < 500
+
+
+def test_every_status_is_documented_and_ours_only(client):
+    assert set(ERRORS) == {400, 401, 403, 404, 405, 408, 409, 413, 415, 422, 429, 431, 500, 503, 504}
+    assert {status for status, _ in MESSAGES.values()} | {Refusal(str(status)).status for status in Status if status != "ok"} <= set(ERRORS)
+    document = client.get("/openapi.json").json()
+    assert "HTTPValidationError" not in document["components"]["schemas"]
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            for status in map(str, ERRORS):
+                schema = operation["responses"][status]["content"]["application/json"]["schema"]
+                assert schema == {"$ref": "#/components/schemas/Error"}
+            assert all("Retry-After" in operation["responses"][status]["headers"] for status in ("429", "503"))

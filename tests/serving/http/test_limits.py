@@ -1,0 +1,399 @@
+"""What a request may cost, asked of a real server: bytes, memory, time and places; and that refusals come without reading on.
+
+A client that waits as long as it is told is let in; one that does not, is not; owners do not share, and do not fill memory.
+"""
+
+import asyncio
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from fastapi import FastAPI, Request
+from starlette.responses import StreamingResponse
+
+from ray_app.serving.config import ServeConfig
+from ray_app.serving.http.auth import Paths
+from ray_app.serving.http.limits import Allowance, BodyLimit, Deadline, RateLimit
+from tests.serving.http.guarded_app import make_app
+from tests.serving.http.live import Reply, ask, connected, request, serving, wait_for
+
+KB, MB = 2**10, 2**20
+
+
+def config(**limits) -> ServeConfig:
+    return ServeConfig.model_validate({"limits": limits, "jobs": {"max_body_bytes": 2 * MB}})
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A server that takes bodies of 1 MB, 2 MB for jobs, 4 MB together."""
+    with serving(make_app(config(max_body_bytes=MB, max_bytes_in_flight=4 * MB, deadline_s=20))) as port:
+        yield port
+
+
+def chunked(path: str, *headers: str) -> bytes:
+    return request("POST", path, "Transfer-Encoding: chunked", *headers)
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def pour(connection: socket.socket, piece: bytes, total: int) -> int:
+    """Sends chunks until the server stops reading; the bytes that it took."""
+    sent = 0
+    try:
+        while sent < total:
+            connection.sendall(chunk(piece))
+            sent += len(piece)
+    except OSError:
+        pass
+    return sent
+
+
+def test_an_announced_length_over_the_limit_is_refused_before_a_byte_is_sent(small):
+    with connected(small) as connection:
+        connection.sendall(request("POST", "/v1/score", f"Content-Length: {10**10}"))
+        reply = Reply(connection)
+        assert (reply.status, reply.json["code"], reply.headers["connection"]) == (413, "body_too_large", "close")
+        assert (reply.json["limit"], reply.json["observed"]) == (MB, 10**10)
+        assert reply.closed
+
+
+def test_a_client_that_asks_first_is_not_told_to_continue(small):
+    with connected(small) as connection:
+        connection.sendall(request("POST", "/v1/score", f"Content-Length: {MB + 1}", "Expect: 100-continue"))
+        assert Reply(connection).status == 413
+
+
+def test_the_limit_is_inclusive_and_of_its_address(small):
+    for path, limit in (("/v1/score", MB), ("/v1/jobs", 2 * MB)):
+        assert ask(small, request("POST", path, f"Content-Length: {limit}", body=bytes(limit))).status == 200
+        assert ask(small, request("POST", path, f"Content-Length: {limit + 1}")).status == 413
+    # Nobody reads the body of a route that is not there: it is announced only, or the server may close while it is being sent.
+    for length, status in ((2 * MB, 404), (2 * MB + 1, 413)):
+        assert ask(small, request("POST", "/v1/jobs/x", f"Content-Length: {length}")).status == status
+
+
+def test_a_chunked_body_is_counted_while_it_streams(small):
+    with connected(small) as connection:
+        connection.sendall(chunked("/v1/score"))
+        sender = threading.Thread(target=pour, args=(connection, bytes(64 * KB), 2 * MB))
+        sender.start()
+        reply = Reply(connection)
+        sender.join()
+        assert (reply.status, reply.json["code"]) == (413, "body_too_large")
+        assert MB < reply.json["observed"] < MB + 400 * KB
+        assert reply.headers["connection"] == "close"
+
+
+def test_a_chunked_body_within_the_limit_is_whole(small):
+    with connected(small) as connection:
+        connection.sendall(chunked("/v1/score") + chunk(bytes(1000)) * 100 + b"0\r\n\r\n")
+        assert Reply(connection).json["sizes"] == [100_000]
+
+
+def test_a_false_length_is_the_end_of_the_body_and_the_rest_no_request(small):
+    with connected(small) as connection:
+        connection.sendall(request("POST", "/v1/score", "Content-Length: 10", body=b"0123456789"))
+        assert Reply(connection).json["sizes"] == [10]
+        connection.sendall(bytes(500))
+        assert Reply(connection).status == 400
+    assert ask(small, request("POST", "/v1/score", "Content-Length: 10", body=bytes(500))).status in (200, 400)
+    for both in (
+        ("Content-Length: 3", "Transfer-Encoding: chunked"),
+        ("Content-Length: 3", "Content-Length: 300"),
+        ("Content-Length: -1",),
+    ):
+        assert ask(small, request("POST", "/v1/score", *both, body=b"0\r\n\r\n")).status == 400
+    assert ask(small, request("GET", "/healthz")).status == 200
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "deflate, gzip", "x"])
+def test_a_compressed_body_is_refused(small, encoding):
+    reply = ask(small, request("POST", "/v1/score", "Content-Length: 5", f"Content-Encoding: {encoding}", body=b"abcde"))
+    assert (reply.status, reply.json["code"]) == (415, "unsupported_encoding")
+    assert ask(small, request("POST", "/v1/score", "Content-Length: 1", "Content-Encoding: identity", body=b"a")).status == 200
+
+
+def test_a_bomb_of_headers_is_the_servers_to_refuse(small):
+    with connected(small) as connection:
+        bomb = request("GET", "/healthz", *(f"X-{number}: {'x' * 1000}" for number in range(300)))
+        try:
+            connection.sendall(bomb)
+            assert Reply(connection).status in (200, 400, 431)
+        except (OSError, IndexError):
+            pass
+    assert ask(small, request("GET", "/healthz")).status == 200
+
+
+def test_a_refused_route_does_not_read_its_body_either(small):
+    with connected(small) as connection:
+        connection.sendall(request("POST", "/v1/nothing", f"Content-Length: {MB}", body=bytes(KB)))
+        reply = Reply(connection)
+        assert (reply.status, reply.headers["connection"]) == (404, "close")
+        assert reply.closed
+
+
+def test_a_connection_is_kept_where_the_body_was_read(small):
+    with connected(small) as connection:
+        for _ in range(3):
+            connection.sendall(request("POST", "/v1/score", "Content-Length: 3", body=b"abc"))
+            reply = Reply(connection)
+            assert reply.status == 200
+            assert "connection" not in reply.headers
+
+
+def test_bodies_at_work_share_a_budget_and_give_it_back(small):
+    """Three uploads hang with 0.95 MB each, a job with 1.1 MB: the four megabytes are gone until they leave."""
+    hanging = [socket.create_connection(("127.0.0.1", small)) for _ in range(4)]
+    sizes = [950 * KB, 950 * KB, 950 * KB, 1150 * KB]
+    for connection, size in zip(hanging, sizes, strict=True):
+        connection.sendall(request("POST", "/v1/jobs", f"Content-Length: {size + 1}", body=bytes(size)))
+    wait_for(lambda: _status_before_body(small) == 503)
+    with connected(small) as connection:
+        connection.sendall(request("POST", "/v1/score", f"Content-Length: {500 * KB}"))
+        reply = Reply(connection)
+    assert reply.json["code"] == "overloaded"
+    assert int(reply.headers["retry-after"]) >= 1
+    for connection in hanging:
+        connection.close()
+    wait_for(lambda: _status_before_body(small) == 100)
+
+
+def _status_before_body(port: int) -> int:
+    """The status that comes without the body being sent; 100 if the server wants it."""
+    with connected(port) as connection:
+        connection.sendall(request("POST", "/v1/score", f"Content-Length: {500 * KB}", "Expect: 100-continue"))
+        return int(connection.makefile("rb").readline().split()[1])
+
+
+def test_memory_stays_bounded_while_80_mb_are_poured_in():
+    """In a process of its own, so that its memory is the server's."""
+    settings = config(max_body_bytes=MB).model_dump_json()
+    server = subprocess.Popen(
+        [sys.executable, "-m", "tests.serving.http.guarded_app", settings], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3]
+    )
+    try:
+        port = int(server.stdout.readline())
+        wait_for(lambda: _answers(port))
+        before = _peak_kb(server.pid)
+        piece = bytes(256 * KB)
+        with connected(port) as connection:
+            connection.sendall(chunked("/v1/score"))
+            assert pour(connection, piece, 80 * MB) < 40 * MB, "it read on after its refusal"
+        assert _peak_kb(server.pid) - before < 16 * KB
+        assert ask(port, request("GET", "/healthz")).status == 200
+    finally:
+        server.terminate()
+        server.wait(10)
+
+
+def _answers(port: int) -> bool:
+    try:
+        return ask(port, request("GET", "/healthz")).status == 200
+    except OSError:
+        return False
+
+
+def _peak_kb(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
+def test_a_dripping_body_is_cut_at_the_deadline():
+    with serving(make_app(config(deadline_s=0.5))) as port, connected(port) as connection:
+        began = time.monotonic()
+        connection.sendall(request("POST", "/v1/score", "Content-Length: 1000"))
+        dripping = threading.Event()
+
+        def drip():
+            while not dripping.wait(0.05):
+                try:
+                    connection.sendall(b"x")
+                except OSError:
+                    return
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        reply = Reply(connection)
+        took = time.monotonic() - began
+        dripping.set()
+        thread.join()
+    assert (reply.status, reply.json["code"], reply.headers["connection"]) == (504, "deadline_exceeded", "close")
+    assert reply.json["limit"] == 0.5
+    assert 0.5 <= took < 1.5
+
+
+def test_a_slow_handler_is_cancelled_at_the_deadline_and_its_place_given_back():
+    app = make_app(config(deadline_s=0.3, max_requests=1))
+    with serving(app) as port:
+        for times in (1, 2):
+            reply = ask(port, request("POST", "/v1/slow", "Content-Length: 2", body=b"ab"))
+            assert (reply.status, reply.json["code"]) == (504, "deadline_exceeded")
+            assert "connection" not in reply.headers
+            assert (app.state.cancelled, app.state.ended) == (times, times)
+
+
+def test_work_for_a_client_that_left_is_cancelled_and_its_place_given_back():
+    app = make_app(config(deadline_s=30, max_requests=1))
+    with serving(app) as port:
+        for times in (1, 2, 3):
+            with connected(port) as connection:
+                connection.sendall(request("POST", "/v1/slow", "Content-Length: 2", body=b"ab"))
+                wait_for(lambda times=times: app.state.began == times)
+            wait_for(lambda times=times: app.state.cancelled == times, 3)
+        with connected(port) as connection:
+            connection.sendall(request("POST", "/v1/score", "Content-Length: 200", body=b"half"))
+        wait_for(lambda: ask(port, request("POST", "/v1/score", "Content-Length: 2", body=b"ab")).status == 200)
+
+
+def test_an_answer_that_has_begun_may_take_its_time():
+    app = FastAPI()
+
+    @app.get("/")
+    async def stream():
+        async def pieces():
+            for _ in range(4):
+                yield b"piece"
+                await asyncio.sleep(0.1)
+
+        return StreamingResponse(pieces())
+
+    with serving(Deadline(app, 0.15)) as port:
+        assert httpx.get(f"http://127.0.0.1:{port}/").text == "piece" * 4
+
+
+@pytest.mark.parametrize("answer", ["nothing", "words", "another error", "a time-out of its own"])
+def test_the_deadline_holds_whatever_a_handler_makes_of_it(answer):
+    async def stubborn(scope, receive, send):
+        try:
+            await asyncio.sleep(10 if answer != "a time-out of its own" else 0)
+            raise TimeoutError
+        except asyncio.CancelledError:
+            if answer == "another error":
+                raise ValueError from None
+            if answer == "words":
+                await send({"type": "http.response.start", "status": 200, "headers": []})
+                await send({"type": "http.response.body", "body": b"late"})
+
+    with serving(Deadline(stubborn, 0.1)) as port:
+        assert ask(port, request("GET", "/")).status == (500 if answer == "a time-out of its own" else 504)
+
+
+def test_what_a_route_does_after_its_answer_is_not_cut():
+    done = threading.Event()
+
+    async def lingering(scope, receive, send):
+        await receive()
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+        await asyncio.sleep(0.2)
+        done.set()
+
+    with serving(Deadline(lingering, 0.1)) as port:
+        assert ask(port, request("GET", "/")).status == 204
+        assert done.wait(3)
+
+
+def test_alone_a_limit_needs_no_framework():
+    async def plain(scope, receive, send):
+        size, more = 0, True
+        while more:
+            message = await receive()
+            size, more = size + len(message["body"]), message["more_body"]
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body", "body": b""})
+
+    limit = BodyLimit(plain, {"": 100}, 1000)
+    with serving(limit) as port:
+        for size, status in ((100, 200), (101, 413)):
+            assert ask(port, chunked("/") + chunk(bytes(size)) + b"0\r\n\r\n").status == status
+        wait_for(lambda: limit.in_flight == 0)
+
+
+def test_a_handler_that_swallows_the_refusal_does_not_hide_it():
+    app = FastAPI()
+
+    @app.post("/")
+    async def careless(request: Request) -> str:
+        try:
+            await request.body()
+        except Exception:
+            return "fine"
+        return "whole"
+
+    with serving(BodyLimit(app, {"": 100}, 1000)) as port:
+        assert ask(port, chunked("/") + chunk(bytes(200)) + b"0\r\n\r\n").json["code"] == "body_too_large"
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize("per_minute", [1, 7, 60, 90, 6000])
+def test_who_waits_as_told_is_let_in_and_one_second_less_is_not_enough(per_minute):
+    clock = Clock()
+    allowance = Allowance(per_minute, clock)
+    while not (wait := allowance.take("a")):
+        pass
+    for _ in range(5):
+        if wait > 1:
+            clock.now += wait - 1
+            assert allowance.take("a") == 1
+            wait = 1
+        clock.now += wait
+        assert allowance.take("a") == 0
+        while not (wait := allowance.take("a")):
+            pass
+
+
+@pytest.mark.parametrize("per_minute", [1, 60, 600])
+def test_over_an_hour_no_more_than_allowed(per_minute):
+    clock = Clock()
+    allowance = Allowance(per_minute, clock)
+    let_in = 0
+    for _ in range(3600 * 4):
+        let_in += allowance.take("a") == 0
+        clock.now += 0.25
+    burst = max(1, per_minute / 6)
+    rate = min(per_minute / 60, 4)
+    assert rate * 3600 - 1 <= let_in <= rate * 3600 + burst
+
+
+def test_owners_do_not_share_and_are_forgotten():
+    clock = Clock()
+    allowance = Allowance(1, clock)
+    assert allowance.take("a") == 0
+    assert allowance.take("b") == 0
+    assert allowance.take("a") == 60
+    for number in range(10_000):
+        allowance.take(f"owner {number}")
+    assert len(allowance._left) == 4096
+
+
+def test_the_answer_says_when(tmp_path):
+    app = FastAPI()
+    app.get("/v1/x")(lambda: "x")
+    app.get("/healthz")(lambda: "well")
+    clock = Clock()
+    guarded = RateLimit(app, 2, uncounted=Paths(["/healthz"]), clock=clock)
+    with serving(guarded) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+        assert client.get("/v1/x").status_code == 200
+        refused = client.get("/v1/x")
+        assert refused.status_code == 429
+        assert refused.headers["retry-after"] == "30"
+        assert refused.json()["code"] == "too_many_requests"
+        assert refused.json()["limit"] == 2
+        assert {client.get("/healthz").status_code for _ in range(5)} == {200}
+        clock.now += 30
+        assert client.get("/v1/x").status_code == 200

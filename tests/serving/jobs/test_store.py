@@ -1,0 +1,167 @@
+"""What of jobs outlives the process, in a directory."""
+
+import asyncio
+import json
+import subprocess
+import sys
+
+import pytest
+
+from ray_app.serving.jobs.book import RESTARTED
+from tests.serving.job_world import (
+    LightScorer,
+    LoopbackFetcher,
+    PictureServer,
+    Sleeper,
+    book_of,
+    ended,
+    jpegs,
+    kept_files,
+    lines,
+    refusal_of,
+    run,
+    settings,
+    until,
+)
+
+
+class TestDirectory:
+    def test_a_new_process_answers_for_what_is_done(self, tmp_path):
+        images = jpegs(3)
+
+        async def first():
+            async with book_of(settings(directory=str(tmp_path)), LightScorer()) as book:
+                job = await ended(book, "me", (await book.submit("me", images, idempotency_key="k")).id)
+                return job, await book.results("me", job.id)
+
+        async def second(job):
+            scorer = LightScorer()
+            async with book_of(settings(directory=str(tmp_path)), scorer) as book:
+                again = await book.submit("me", images, idempotency_key="k")
+                return await book.status("me", job.id), await book.results("me", job.id), again, scorer.started
+
+        job, results = run(first())
+        assert run(second(job)) == (job, results, job, [])
+        kept = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+        assert not any(data[:64] in kept for _, data in images)
+
+    def test_uploads_that_were_not_done_say_so(self, tmp_path):
+        async def first():
+            scorer = LightScorer()
+            scorer.gate.clear()
+            async with book_of(settings(directory=str(tmp_path)), scorer) as book:
+                return await book.submit("me", jpegs(3))
+
+        async def second(job):
+            async with book_of(settings(directory=str(tmp_path)), LightScorer()) as book:
+                return await ended(book, "me", job.id)
+
+        job = run(second(run(first())))
+        assert (job.state, job.detail, job.finished) == ("failed", RESTARTED, 0)
+        assert kept_files(tmp_path) == [f"states/{job.id}.json"]
+
+    def test_urls_with_credentials_are_not_written_down(self, tmp_path):
+        url = "https://h/1.jpg?X-Amz-Signature=abc&token=def"
+
+        async def first(server):
+            config = settings(urls=True, directory=str(tmp_path), webhooks=True, concurrency=1)
+            async with book_of(config, LightScorer(), LoopbackFetcher(server.url), notify=Sleeper()) as book:
+                job = await book.submit("me", None, [url, "https://h/9.jpg"], webhook="https://h/?token=ghi")
+                await until(lambda: _now(book._records[job.id].finished == 1))
+                return job
+
+        async def second(job, server):
+            async with book_of(settings(urls=True, directory=str(tmp_path)), LightScorer(), LoopbackFetcher(server.url)) as book:
+                return await ended(book, "me", job.id)
+
+        with PictureServer(held_from=9) as server:
+            job = run(first(server))
+            kept = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+            job = run(second(job, server))
+        assert not any(secret in kept for secret in (b"abc", b"def", b"ghi"))
+        assert (job.state, job.detail) == ("failed", RESTARTED)
+
+    def test_a_successor_waits_until_its_predecessor_is_gone(self, tmp_path):
+        async def scenario():
+            config = settings(directory=str(tmp_path))
+            async with book_of(config, LightScorer()) as old:
+                job = await ended(old, "me", (await old.submit("me", jpegs(1))).id)
+                async with book_of(config, LightScorer()) as new:
+                    asking = asyncio.create_task(new.status("me", job.id))
+                    await until(lambda: _now(new._opening is not None))
+                    await asyncio.wait({asking}, timeout=0.2)
+                    was_waiting = not asking.done()
+                    await old.close()
+                    return was_waiting, (await asking).state, (await refusal_of(old.status("me", job.id))).code
+
+        assert run(scenario()) == (True, "done", "not_ready")
+
+    @pytest.mark.slow
+    def test_in_a_bucket(self, s3):
+        directory = s3.bucket("jobs-of-an-endpoint") + "/jobs"
+
+        async def first(server):
+            config = settings(urls=True, directory=directory, concurrency=1)
+            async with book_of(config, LightScorer(), LoopbackFetcher(server.url)) as book:
+                job = await book.submit("me", None, [f"https://h/{number}.jpg" for number in range(6)])
+                await until(lambda: _now(book._records[job.id].finished == 3))
+                return job
+
+        async def second(server, job):
+            scorer = LightScorer()
+            async with book_of(settings(urls=True, directory=directory), scorer, LoopbackFetcher(server.url)) as book:
+                end = await ended(book, "me", job.id)
+                results = lines(await book.results("me", job.id))
+                await book.cancel("me", job.id)
+                return end, results, scorer.started
+
+        with PictureServer(held_from=3) as server:
+            job = run(first(server))
+            server.open.set()
+            end, results, scored = run(second(server, job))
+        assert (end.state, [line["name"] for line in results]) == ("done", [f"https://h/{number}.jpg" for number in range(6)])
+        assert scored == [f"https://h/{number}.jpg" for number in range(3, 6)]
+
+    def test_a_directory_out_of_reach_is_said_and_nothing_is_taken(self, tmp_path):
+        (tmp_path / "file").write_bytes(b"")
+
+        async def scenario():
+            async with book_of(settings(directory=str(tmp_path / "file" / "jobs")), LightScorer()) as book:
+                return await refusal_of(book.submit("me", jpegs(1))), book._records
+
+        refusal, records = run(scenario())
+        assert records == {}
+        assert (refusal.code, refusal.headers) == ("overloaded", {"Retry-After": "10"})
+        assert str(tmp_path) not in refusal.message
+
+
+@pytest.mark.parametrize("kind", ["light", pytest.param("real", marks=pytest.mark.slow)])
+def test_killed_in_the_middle_and_finished_by_the_next(tmp_path, kind):
+    count, held_from = 12, 7
+    with PictureServer(held_from=held_from) as server:
+        command = [sys.executable, "-m", "tests.serving.job_process", str(tmp_path), server.url, kind]
+        first = subprocess.Popen([*command, *(f"https://h/{n}.jpg" for n in range(count))], stdout=subprocess.PIPE, text=True)
+        job = first.stdout.readline().strip()
+        for _ in range(held_from + 2):  # seven are scored or being so, two are held at the server
+            assert server.arrived.acquire(timeout=60)
+        first.kill()
+        first.wait()
+        first.stdout.close()
+        before = list(server.asked)
+        scored = sorted(path.name for path in (tmp_path / "lines").iterdir() if path.name.endswith(".json"))
+        server.open.set()
+        second = subprocess.run(command, input=job + "\n", capture_output=True, text=True, timeout=120, check=True)
+    state, *answers = [json.loads(line) for line in second.stdout.splitlines()]
+    assert (state["state"], state["finished"], state["verdicts"]["none"]) == ("done", count, 0)
+    assert [answer["name"] for answer in answers] == [f"https://h/{n}.jpg" for n in range(count)]
+    assert [answer["request_id"] for answer in answers] == [f"{job}-{n}" for n in range(count)]
+    assert len(before) == held_from + 2
+    assert len(scored) >= held_from - 2
+    twice = {path for path in server.asked if server.asked.count(path) > 1}
+    assert twice == {f"/{n}.jpg" for n in range(held_from + 2)} - {f"/{int(name[-11:-5])}.jpg" for name in scored}
+    assert len(twice) <= 4  # two places: what was in flight
+    assert kept_files(tmp_path) == [f"results/{job}.jsonl", f"states/{job}.json"]
+
+
+async def _now(value):
+    return value

@@ -1,0 +1,288 @@
+"""The walk of one image through decoder processes and groups, while groups are lost, full, or change what they serve."""
+
+import asyncio
+import io
+import json
+import shutil
+
+import pytest
+import yaml
+
+import ray_app
+from ray_app.config import config_root
+from ray_app.errors import InputError, Status
+from ray_app.inference.decoder_pool import IsolatedDecoders
+from ray_app.serving import ServeConfig
+from ray_app.serving.engine import EndpointScorer, GroupDied, GroupLost, together
+from ray_app.serving.http.errors import Refusal
+from ray_app.serving.release import groups_of, load_generation, plan_generation
+from ray_app.serving.replica import Offer
+from tests.images import factory
+from tests.images.factory import encoded, flat, photo
+from tests.serving.in_process import CountingMeter, LocalGroup, local_scorer
+from tests.serving.test_release import stricter
+
+
+@pytest.fixture(scope="module")
+def decoders():
+    config = ServeConfig()
+    with IsolatedDecoders(config.images, processes=1, formats=config.limits.formats) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def group():
+    return LocalGroup("detectors", ServeConfig())
+
+
+@pytest.fixture(scope="module")
+def file():
+    written = io.BytesIO()
+    photo(seed=3).save(written, "JPEG")
+    return written.getvalue()
+
+
+class Scripted:
+    """A real group behind troubles that happen first."""
+
+    def __init__(self, group, *troubles):
+        self.group, self.troubles, self.asked = group, list(troubles), 0
+
+    async def score(self, ask):
+        self.asked += 1
+        if self.troubles:
+            trouble = self.troubles.pop(0)
+            if callable(trouble):
+                return trouble(ask)
+            raise trouble
+        return await self.group.score(ask)
+
+    async def describe(self):
+        return await self.group.describe()
+
+
+def scorer_of(group, decoders, **config):
+    return EndpointScorer(ServeConfig(**config), {"detectors": group}, decoders, CountingMeter())
+
+
+def test_the_answer_is_that_of_the_library(group, decoders, file):
+    expected = ray_app.load_ensemble("default").score([file])[0]
+    answer = asyncio.run(scorer_of(group, decoders).score(file, name="a.jpg"))
+    assert (answer.verdict, answer.status, answer.name) == (expected.verdict, "ok", "a.jpg")
+    assert answer.score == pytest.approx(expected.score, abs=1e-5)
+    assert answer.probability == pytest.approx(expected.probability, abs=1e-6)
+    assert answer.scores == pytest.approx(expected.scores, abs=1e-5)
+    assert answer.sha256 == expected.facts.sha256
+
+
+def test_a_group_that_is_lost_is_asked_again(group, decoders, file):
+    scripted = Scripted(group, GroupLost(), GroupLost(), GroupLost())
+    assert asyncio.run(scorer_of(scripted, decoders).score(file)).status == "ok"
+    assert scripted.asked == 4
+
+
+def test_an_offer_is_followed_and_every_answer_names_its_own_fingerprint(group, decoders, file, tmp_path):
+    other = LocalGroup("detectors", ServeConfig(ensembles=(stricter(tmp_path, "default"),)))
+    theirs = asyncio.run(other.describe())
+
+    async def update():
+        moving = Scripted(group)
+        scorer = scorer_of(moving, decoders)
+        before = await scorer.score(file)
+        moving.group = other
+        return before, await scorer.score(file)
+
+    before, after = asyncio.run(update())
+    assert before.ensemble.fingerprint != after.ensemble.fingerprint == theirs.fingerprints["default"]
+    assert before.score == pytest.approx(after.score, abs=1e-5)
+
+
+@pytest.fixture
+def two_groups(tmp_path):
+    """A function (threshold, name of the shared detector) -> config of an ensemble whose second detector has a process of its own."""
+    shipped = config_root() / "detectors"
+    shutil.copy(shipped / "touchstone-tiny.safetensors", tmp_path)
+    card = yaml.safe_load((shipped / "touchstone-tiny.yaml").read_text())
+    for name, own in (("together", False), ("renamed", False), ("alone", True)):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({**card, "name": name, "own_pool": own}))
+
+    def config(threshold, shared):
+        members = [{"detector": f"{shared}.yaml"}, {"detector": "alone.yaml"}]
+        ensemble = {"name": "two", "title": "Two groups", "members": members, "thresholds": {"real_below": -9, "fake_above": threshold}}
+        path = tmp_path / f"two-{threshold}-{shared}.yaml"
+        path.write_text(yaml.safe_dump(ensemble))
+        return ServeConfig(ensembles=(str(path),))
+
+    return config
+
+
+@pytest.mark.parametrize(("shared", "while_updating"), [("together", "before"), ("renamed", "after")])
+def test_groups_that_update_one_after_the_other_answer_all_the_time(two_groups, decoders, file, shared, while_updating):
+    """Thresholds change: what was served goes on until both have moved. A detector changes: the group that has not is still right."""
+    before, after = two_groups(1.0, "together"), two_groups(2.0, shared)
+    groups = {name: LocalGroup(name, before) for name in ("detectors", "alone")}
+    scorer = EndpointScorer(before, groups, decoders, CountingMeter())
+    names = {key: load_generation(config).fingerprints["two"] for key, config in (("before", before), ("after", after))}
+
+    async def update():
+        async with asyncio.timeout(60):
+            answers = [await scorer.score(file)]
+            groups["detectors"].group.load(after)
+            answers.append(await scorer.score(file))
+            groups["alone"].group.load(after)
+            return [*answers, await scorer.score(file)]
+
+    answers = asyncio.run(update())
+    assert [answer.ensemble.fingerprint for answer in answers] == [names["before"], names[while_updating], names["after"]]
+    assert sorted(answers[0].scores) == ["alone", "together"]
+    assert len({round(answer.score, 4) for answer in answers}) == 1
+
+
+def test_two_generations_side_by_side_still_answer(group, decoders, file, tmp_path):
+    """As during an update: what was offered may be gone at the next try."""
+    mine = asyncio.run(group.describe())
+    scripted = Scripted(group, lambda ask: Offer(mine), lambda ask: Offer(mine))
+    assert asyncio.run(scorer_of(scripted, decoders).score(file)).ensemble.fingerprint == mine.fingerprints["default"]
+
+
+def test_a_full_queue_is_a_refusal(group, decoders, file):
+    scripted = Scripted(group, Refusal("overloaded"))
+    with pytest.raises(Refusal, match="overloaded"):
+        asyncio.run(scorer_of(scripted, decoders).score(file))
+
+
+def test_a_bad_image_is_refused_with_its_status(group, decoders):
+    with pytest.raises(InputError) as refused:
+        asyncio.run(scorer_of(group, decoders).score(b"\xff\xd8\xff" + b"0" * 100))
+    assert refused.value.status is Status.TRUNCATED_IMAGE
+    with pytest.raises(Refusal) as large:
+        asyncio.run(scorer_of(group, decoders, images={"max_bytes": 10}).score(b"0" * 11))
+    assert (large.value.status, large.value.limit, large.value.observed) == (413, 10, 11)
+
+
+@pytest.mark.parametrize("options", [{"ensemble": "nobody"}, {"beside": ["nobody"]}])
+def test_what_is_not_served_is_a_malformed_request(group, decoders, file, options):
+    with pytest.raises(Refusal) as refused:
+        asyncio.run(scorer_of(group, decoders).score(file, **options))
+    assert refused.value.status == 400
+
+
+def test_ready_scores_a_golden_image_once_in_a_while(group, decoders):
+    scripted = Scripted(group)
+
+    async def twice(scorer):
+        await scorer.ready()
+        return await scorer.ready()
+
+    names = asyncio.run(twice(scorer_of(scripted, decoders)))
+    assert [name.name for name in names] == ["default"]
+    assert scripted.asked == 1
+
+
+def test_eight_detectors_agree_with_the_library(eight, file):
+    config = ServeConfig(ensembles=(str(eight),), accept_licences=tuple(licences(eight)))
+    assert len(plan_generation(config)[0].cards) == 8
+    ensemble = ray_app.load_ensemble(str(eight), accept_licences=config.accept_licences)
+    large = io.BytesIO()
+    photo(400, 300, seed=8).save(large, "PNG")
+    files = [file, large.getvalue()]
+
+    async def all_of(scorer):
+        return await asyncio.gather(*[scorer.score(data, masks=True) for data in files])
+
+    scorer = local_scorer(config)
+    answers = asyncio.run(all_of(scorer))
+    scorer.close()
+    assert "detectors" in groups_of(plan_generation(config)[0])
+    for answer, expected in zip(answers, ensemble.score(files), strict=True):
+        assert answer.verdict == expected.verdict
+        assert (answer.verdict_reason, answer.verdict_detail) == (expected.verdict_reason, expected.verdict_detail)
+        for name, score in expected.scores.items():
+            assert answer.scores[name] == (None if score is None else pytest.approx(score, abs=2e-2, rel=1e-3)), name
+        with_masks = {name for name, mask in expected.masks.items() if mask is not None}
+        assert {name for name, said in answer.detectors.items() if said.mask} == with_masks
+
+
+def licences(ensemble):
+    from ray_app.detectors import load_card
+    from ray_app.ensembles import load_ensemble_card
+
+    return [load_card(member.detector).name for member in load_ensemble_card(ensemble).members]
+
+
+def test_an_image_that_kills_its_processes_is_refused_in_the_end(group, decoders, file):
+    class Deadly:
+        async def score(self, ask):
+            raise GroupDied
+
+        async def describe(self):
+            return await group.describe()
+
+    with pytest.raises(InputError, match="3 processes died") as refused:
+        asyncio.run(scorer_of(Deadly(), decoders).score(file))
+    assert refused.value.status is Status.DETECTOR_FAILED
+
+
+def test_many_who_ask_whether_it_is_ready_make_one_check(group, decoders):
+    scripted = Scripted(group)
+
+    async def ask_often(scorer):
+        await asyncio.gather(*[scorer.ready() for _ in range(50)])
+
+    asyncio.run(ask_often(scorer_of(scripted, decoders)))
+    assert scripted.asked == 1
+
+
+def test_an_ensemble_that_an_update_brought_is_known_at_its_first_request(group, decoders, file, tmp_path, monkeypatch):
+    monkeypatch.setattr("ray_app.serving.engine.FRESH_S", 0.0)
+    other = LocalGroup("detectors", ServeConfig(ensembles=(stricter(tmp_path),)))
+
+    async def update():
+        moving = Scripted(group)
+        scorer = scorer_of(moving, decoders)
+        await scorer.score(file)
+        moving.group = other
+        return await scorer.score(file, ensemble="stricter")
+
+    assert asyncio.run(update()).ensemble.name == "stricter"
+
+
+def test_the_first_failure_ends_the_others():
+    ended = []
+
+    async def slow():
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            ended.append(True)
+            raise
+
+    async def failing():
+        raise Refusal("overloaded")
+
+    async def run():
+        with pytest.raises(Refusal):
+            await together([slow(), failing(), slow()])
+        await asyncio.sleep(0)
+
+    asyncio.run(run())
+    assert ended == [True, True]
+
+
+@pytest.mark.parametrize("format_name", ["PNG", "JPEG"])
+def test_a_picture_that_shows_nothing_abstains_as_in_the_library(group, decoders, format_name):
+    data = encoded(flat(128, 300, 200), format_name)
+    expected = ray_app.load_ensemble("default").score([data])[0]
+    answer = asyncio.run(scorer_of(group, decoders).score(data))
+    assert (answer.verdict, answer.verdict_reason, answer.verdict_detail) == ("abstain", "no_content", None)
+    assert (expected.verdict, expected.verdict_reason, expected.facts.flags) == ("abstain", "no_content", ("no_content",))
+    assert answer.image.flags == ["no_content"]
+    assert answer.score == pytest.approx(expected.score, abs=1e-5)
+    assert json.loads(answer.model_dump_json())["verdict_reason"] == "no_content"
+
+
+@pytest.mark.parametrize("name", ["top_bit_png", "negative_width_bmp", "wide_bigtiff"])
+def test_a_header_that_lies_is_an_answer(group, decoders, name):
+    with pytest.raises(InputError) as caught:
+        asyncio.run(scorer_of(group, decoders).score(factory.REFUSED[name][1]()))
+    assert caught.value.status in (Status.CORRUPT_IMAGE, Status.UNSUPPORTED_FORMAT)

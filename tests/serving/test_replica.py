@@ -1,0 +1,97 @@
+"""Groups of detectors: static batches, generations, golden images."""
+
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import ray_app
+from ray_app.detectors import load_card
+from ray_app.errors import DetectorError
+from ray_app.images import ImageLimits, decode_image
+from ray_app.serving import ServeConfig
+from ray_app.serving.replica import DetectorGroup, Offer, ScoreRequest, golden_image
+from tests.images.factory import photo
+from tests.serving.test_release import stricter
+
+
+@pytest.fixture(scope="module")
+def group():
+    made = DetectorGroup("detectors")
+    made.load(ServeConfig())
+    return made
+
+
+def ask(data, group):
+    image = decode_image(data, ImageLimits())
+    preprocessing = load_card("touchstone-tiny").preprocessing
+    return ScoreRequest(group, ("touchstone-tiny",), image.facts, (preprocessing.prepare(image.pixels, "exact"),), None)
+
+
+def photos(count):
+    files = []
+    for seed in range(count):
+        file = io.BytesIO()
+        photo(seed=seed).save(file, "PNG")
+        files.append(file.getvalue())
+    return files
+
+
+def test_scores_are_those_of_the_library_whoever_shares_the_batch(group):
+    files = photos(7)
+    expected = [result.scores["touchstone-tiny"] for result in ray_app.load_ensemble("default").score(files)]
+    asks = [ask(data, group.generation.groups["detectors"]) for data in files]
+    together = [reply.scores["touchstone-tiny"] for reply in group.score(asks)]
+    alone = [group.score([one])[0].scores["touchstone-tiny"] for one in asks]
+    assert together == pytest.approx(expected, abs=1e-5)
+    assert alone == pytest.approx(expected, abs=1e-5)
+
+
+def test_another_generation_is_offered_instead(group):
+    files = photos(3)
+    mine = group.generation.groups["detectors"]
+    answers = group.score([ask(files[0], mine), ask(files[1], "another"), ask(files[2], mine)])
+    assert isinstance(answers[1], Offer)
+    assert answers[1].generation is group.generation
+    assert [answers[place].generation for place in (0, 2)] == [group.generation.id] * 2
+
+
+def test_a_load_that_fails_changes_nothing(tmp_path):
+    made = DetectorGroup("detectors")
+    made.load(ServeConfig())
+    before = made.generation.id
+    with pytest.raises(DetectorError):
+        made.load(ServeConfig(ensembles=("published",), accept_licences=("openfake-swinv2-small",)))
+    assert made.generation.id == before
+    made.load(ServeConfig(ensembles=(stricter(tmp_path),)))
+    assert made.generation.id != before
+
+
+def test_a_group_that_the_ensembles_do_not_have_says_what_they_need():
+    with pytest.raises(DetectorError, match="internvl-prompt"):
+        DetectorGroup("internvl-prompt").load(ServeConfig())
+
+
+def test_the_golden_image_is_an_ordinary_one():
+    pixels = np.asarray(Image.open(io.BytesIO(golden_image())))
+    assert pixels.shape == (480, 640, 3)
+    assert pixels.std() > 30
+
+
+def test_an_image_on_which_a_detector_raises_takes_no_other_along(group):
+    files = photos(3)
+    mine = group.generation.groups["detectors"]
+    asks = [ask(data, mine) for data in files]
+    spoilt = replace(asks[1], pixels=(np.zeros((256, 256), np.uint8),))
+    good = [reply.scores["touchstone-tiny"] for reply in group.score([asks[0], asks[2]])]
+    replies = group.score([asks[0], spoilt, asks[2]])
+    assert np.isnan(replies[1].scores["touchstone-tiny"])
+    assert [replies[place].scores["touchstone-tiny"] for place in (0, 2)] == pytest.approx(good, abs=1e-5)
+    group.check_health()
+    group.score([spoilt] * 20)
+    with pytest.raises(DetectorError, match="20 images in a row"):
+        group.check_health()
+    group.score(asks)
+    group.check_health()

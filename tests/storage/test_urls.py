@@ -1,0 +1,146 @@
+import os
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ray_app.errors import ConfigError
+from ray_app.storage.urls import (
+    _regex,
+    bucket_and_key,
+    canonical,
+    full_matcher,
+    has_magic,
+    join,
+    local_path,
+    local_uri,
+    matcher,
+    matcher_below,
+    scheme_of,
+    split_at_magic,
+    strip_secrets,
+)
+
+CASES = [
+    ("*.jpg", "a.jpg", True),
+    ("*.jpg", "a/b.jpg", True),
+    ("*.jpg", "a.JPG", False),
+    ("./*.jpg", "a.jpg", False),
+    ("/*.jpg", "a.jpg", True),
+    ("/*.jpg", "a/b.jpg", False),
+    ("a/*.jpg", "a/b.jpg", True),
+    ("a/*.jpg", "a/b/c.jpg", False),
+    ("a/**", "a/b/c.jpg", True),
+    ("a/**", "b/a/c.jpg", False),
+    ("**/c.jpg", "c.jpg", True),
+    ("**/c.jpg", "a/b/c.jpg", True),
+    ("a/**/c.jpg", "a/c.jpg", True),
+    ("a/**/c.jpg", "a/x/y/c.jpg", True),
+    ("a/**/c.jpg", "a/x/yc.jpg", False),
+    ("?.png", "a.png", True),
+    ("[ab].png", "b.png", True),
+    ("[!ab].png", "b.png", False),
+    ("[!ab].png", "c.png", True),
+    ("[0-9].png", "7.png", True),
+    ("[]].png", "].png", True),
+    ("a[", "a[", True),
+    ("(a|b).png", "a.png", False),
+    ("**", "a/b", True),
+]
+
+
+@pytest.mark.parametrize(("pattern", "path", "expected"), CASES)
+def test_matcher(pattern, path, expected):
+    assert matcher([pattern])(path) is expected
+
+
+def test_any_of_several():
+    matches = matcher(["*.png", "b/*"])
+    assert [path for path in ("a.png", "b/x", "c/x") if matches(path)] == ["a.png", "b/x"]
+    assert not matcher([])("a")
+
+
+def test_a_source_pattern_is_the_whole_path():
+    assert not full_matcher("*.jpg")("a/b.jpg")
+    assert full_matcher("*/b.jpg")("a/b.jpg")
+
+
+def test_split():
+    assert split_at_magic("s3://b/2024/*/x") == ("s3://b/2024", "*/x")
+
+
+@given(st.text(max_size=20))
+def test_every_text_is_a_pattern(text):
+    re.compile(_regex(text))
+
+
+@given(st.text(alphabet=st.characters(exclude_characters="*?[/"), max_size=20))
+def test_a_text_without_magic_is_itself(text):
+    assert not has_magic(text)
+    assert full_matcher(text)(text)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "folder", "may"),
+    [("*.jpg", "a/b.zip", True), ("b/*", "b.zip", False), ("b/*", "b", True), ("b/*", "b/x.zip", False), ("b/*/*", "b/x.zip", True),
+     ("**/a.jpg", "b/x.zip", True), ("b/**", "b/x.zip", True), ("c/**", "b/x.zip", False), ("b/?.zip/c/*", "b/x.zip", True)],
+)  # fmt: skip
+def test_what_could_match_below_a_folder(pattern, folder, may):
+    assert matcher_below([pattern])(folder) is may
+
+
+PRESIGNED = "https://b.s3.amazonaws.com/a.jpg?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=AK%2F1&X-Amz-Signature=abc&X-Amz-Expires=60"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        (PRESIGNED, "https://b.s3.amazonaws.com/a.jpg"),
+        (PRESIGNED + "&versionId=7", "https://b.s3.amazonaws.com/a.jpg?versionId=7"),
+        ("https://storage.googleapis.com/b/a.jpg?X-Goog-Signature=abc", "https://storage.googleapis.com/b/a.jpg"),
+        ("https://acc.blob.core.windows.net/c/a.jpg?sv=2024&se=x&sr=b&sp=r&sig=abc", "https://acc.blob.core.windows.net/c/a.jpg"),
+        ("https://me:pw@host/a.jpg?page=2", "https://host/a.jpg?page=2"),
+        ("https://host/a.jpg?access_token=x&w=10", "https://host/a.jpg?w=10"),
+        ("s3://key:secret@bucket/a.jpg", "s3://bucket/a.jpg"),
+        ("s3://bucket/a?token=b.jpg", "s3://bucket/a?token=b.jpg"),
+        ("s3://bucket/me@home.jpg", "s3://bucket/me@home.jpg"),
+        ("/data/me:you@home/a.jpg?sig=1", "/data/me:you@home/a.jpg?sig=1"),
+    ],
+)
+def test_strip_secrets(url, shown):
+    assert strip_secrets(url) == shown
+    assert strip_secrets(shown) == shown
+
+
+def test_canonical(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert canonical("a/../b/") == canonical(f"file://{tmp_path}/b") == f"{tmp_path}/b"
+    assert canonical("s3://bucket/a//") == "s3://bucket/a"
+    assert canonical("https://host/a/?b") == "https://host/a/?b"
+
+
+def test_a_windows_like_or_odd_name_is_a_path():
+    assert scheme_of("a:b/c") == "file"
+    assert scheme_of("S3://bucket") == "s3"
+
+
+def test_bucket_and_key():
+    assert bucket_and_key("s3://bucket//a/../b?c#d") == ("bucket", "/a/../b?c#d")
+    with pytest.raises(ConfigError, match="no bucket's name"):
+        bucket_and_key("s3://buck et/a")
+
+
+@given(st.binary(min_size=1, max_size=30).filter(lambda name: b"\0" not in name and b"/" not in name))
+def test_every_file_name_has_a_uri_that_leads_back(name):
+    path = "/data/" + os.fsdecode(name)
+    uri = local_uri(path)
+    uri.encode("utf-8")
+    assert local_path(uri) == path
+
+
+def test_join():
+    assert join("s3://b/run", "parts/0/1") == "s3://b/run/parts/0/1"
+    assert join("/run", "") == "/run"
+    with pytest.raises(ValueError, match="inside the store"):
+        join("/run", "a/../../b")

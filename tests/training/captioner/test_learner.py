@@ -1,0 +1,183 @@
+"""Learning to say words: what a step does, that a saved training goes on as if it had never stopped, and what the network is made of."""
+
+import numpy as np
+import pytest
+import torch
+
+from ray_app.attribution.captioners.networks import body_state
+from ray_app.attribution.captioners.registry import load_describing
+from ray_app.attribution.cards import load_describer
+from ray_app.errors import ConfigError, DetectorError
+from ray_app.training.captioner.export import CARD, WEIGHTS, with_figures, write_card, write_index, write_network
+from ray_app.training.captioner.learner import WordLearner, describer_facts, make_plan, speaking_network, spoken_before, tokenizer_json
+from ray_app.training.config import Recipe
+from tests.attribution.tiny_speakers import ARCHITECTURES, PIXELS, SIDE, WIDTH
+
+PROMPTS = ["a red circle on the left", "a blue square above", "a green triangle", "an orange cross in the rain"]
+KINDS = list(ARCHITECTURES)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def bare(told):
+    """An architecture without what a tokenizer decides."""
+    decided = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "n_positions", "max_position_embeddings")
+    return {name: bare(one) if isinstance(one, dict) else one for name, one in told.items() if name not in (*decided, "width")}
+
+
+def recipe(kind, **loop):
+    tier = {"tier": "prefix", "prefix": 3} if kind == "prefix" else {"tier": "captioner", "preprocessing": PIXELS}
+    told = {"name": "words", "method": "describe", "detector": "touchstone-tiny", "data": {}, "optimiser": {"rate": 3e-3},
+            "describe": {**tier, "architecture": bare(ARCHITECTURES[kind]), "vocabulary": 300, "most_tokens": 20},
+            "loop": {"steps": 20, "batch": 4, "precision": "fp32", **loop}}  # fmt: skip
+    return Recipe.model_validate(told)
+
+
+def learner_of(kind, **loop):
+    told = recipe(kind, **loop)
+    plan = make_plan(told.name, told.describe, width=WIDTH, prompts=PROMPTS)
+    pixels = None if kind == "prefix" else told.describe.preprocessing
+    network = speaking_network(told.name, told.describe, plan, told.loop.seed)
+    return plan, WordLearner(told, network, plan.words, plan.words.targets(PROMPTS, 20), preprocessing=pixels, device="cpu", total_steps=20)
+
+
+def batch_of(kind, usable=(True,) * 4):
+    rng = np.random.default_rng(4)
+    given = {"embedding": rng.normal(size=(4, WIDTH)).astype(np.float32), "image": rng.integers(0, 256, (4, SIDE, SIDE, 3), dtype=np.uint8)}
+    return {"row": np.arange(4), "usable": np.array(usable), **given}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_first_loss_is_the_cross_entropy_of_the_tokens_and_the_loss_falls(kind):
+    plan, learner = learner_of(kind)
+    batch = batch_of(kind)
+    for module in learner.network.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    given = torch.from_numpy(batch["embedding"]) if kind == "prefix" else learner._normalise(torch.from_numpy(batch["image"]))
+    targets = torch.from_numpy(plan.words.targets(PROMPTS, 20).astype(np.int64))
+    with torch.no_grad():
+        chances = learner.network.eval()(given, spoken_before(targets, plan.words)).log_softmax(2)
+    there = targets != -100
+    expected = -chances.gather(2, targets.clamp(min=0)[..., None])[..., 0][there].mean().item()
+    learner.network.train()
+    losses = [learner.step(batch).loss for _ in range(20)]
+    if kind in ("git", "prefix"):  # the others have a dropout that is no module
+        assert losses[0] == pytest.approx(expected, rel=0.1)
+    assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize("kind", ["prefix", "vision-encoder-decoder"])
+def test_a_saved_training_goes_on_as_if_it_had_never_stopped(tmp_path, kind):
+    _, straight = learner_of(kind)
+    _, before = learner_of(kind)
+    for number in range(6):
+        straight.step(batch_of(kind))
+        if number < 3:
+            before.step(batch_of(kind))
+    before.save(tmp_path)
+    _, after = learner_of(kind)
+    after.load(tmp_path)
+    assert after.step_number == 3
+    for _ in range(3):
+        after.step(batch_of(kind))
+    for one, other in zip(body_state(straight.network).values(), body_state(after.network).values(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_images_that_could_not_be_read_teach_nothing():
+    part = batch_of("prefix", (True, True, False, False))
+    changed = {**part, "embedding": part["embedding"].copy()}
+    changed["embedding"][2:] = 9
+    told = []
+    for batch in (part, changed):
+        _, learner = learner_of("prefix")
+        figures = learner.step(batch)
+        told.append((figures.loss, figures.unusable))
+    assert told[0] == told[1]
+    assert told[0][1] == 2
+    _, learner = learner_of("prefix")
+    assert learner.step(batch_of("prefix", (False,) * 4)).loss == 0
+
+
+def test_micro_batches_give_the_gradients_of_the_whole():
+    norms = []
+    for micro in (None, 1, 3):
+        _, learner = learner_of("prefix", micro_batch=micro)
+        for module in learner.network.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        norms.append(learner.step(batch_of("prefix")).gradient_norm)
+    assert norms == pytest.approx([norms[0]] * 3, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_was_trained_is_a_card_with_one_file(tmp_path, kind):
+    plan, learner = learner_of(kind)
+    learner.step(batch_of(kind))
+    sees = {"detector": "touchstone-tiny", "embedding": {"width": WIDTH}} if kind == "prefix" else {"preprocessing": PIXELS}
+    told = recipe(kind)
+    card = write_network(tmp_path, told, describer_facts(told.describe, plan, sees), body_state(learner.network), tokenizer_json(plan))
+    given = batch_of(kind)["embedding" if kind == "prefix" else "image"]
+    said = load_describing(card).describe(given)
+    assert len(said) == 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["describer.safetensors", "describer.yaml"]
+    figures = {name: {"value": 0.5, "n": 4} for name in ("exact", "token_f1", "bleu4")} | {"rouge_l": {"value": None, "n": 0}}
+    (tmp_path / CARD).write_bytes(with_figures((tmp_path / CARD).read_bytes(), told, figures))
+    again = load_describer(tmp_path / CARD)
+    assert [one.metric for one in again.published] == ["share of prompts predicted word for word", "token F1", "BLEU-4"]
+    assert load_describing(again).describe(given) == said
+    started = told.model_copy(update={"describe": told.describe.model_copy(update={"start": str(tmp_path / CARD), "architecture": {}})})
+    begun = make_plan(told.name, started.describe, width=WIDTH)
+    network = speaking_network(told.name, started.describe, begun, 99)
+    for one, other in zip(body_state(network).values(), body_state(learner.network).values(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("start", "data", "licence"), [("blip-base", "CC BY-NC 4.0", "CC BY-NC 4.0"), ("blip-base", "CC0-1.0", "BSD-3-Clause")]
+)
+def test_what_began_from_other_weights_has_the_stricter_licence(tmp_path, start, data, licence):
+    (tmp_path / WEIGHTS).write_bytes(b"weights")
+    told = recipe("git").model_dump() | {"describe": {"tier": "captioner", "start": start}, "data": {"licence": data}}
+    card = write_card(tmp_path, Recipe.model_validate(told), {"tier": "captioner", "preprocessing": PIXELS})
+    assert card.licence == licence
+
+
+def test_recipes_that_do_not_fit_are_refused(tmp_path):
+    told = recipe("prefix")
+    card = write_index(tmp_path, told, {"detector": "touchstone-tiny", "embedding": {}}, np.eye(3, WIDTH, dtype=np.float32), PROMPTS[:3])
+    assert load_describing(card).describe(np.eye(3, WIDTH, dtype=np.float32))[1].text == PROMPTS[1]
+    started = told.describe.model_copy(update={"start": str(tmp_path / CARD), "architecture": {}})
+    with pytest.raises(ConfigError, match="of the tier retrieval, not prefix"):
+        make_plan("words", started, width=WIDTH)
+    with pytest.raises(ConfigError, match="there are git, blip"):
+        make_plan("words", recipe("git").describe.model_copy(update={"architecture": {"model": "gti"}}), width=None, prompts=PROMPTS)
+    plan, learner = learner_of("prefix")
+    learner.save(tmp_path)
+    network = speaking_network("words", told.describe, plan._replace(prefix=5), 0)
+    targets = plan.words.targets(PROMPTS, 20)
+    other = WordLearner(told, network, plan.words, targets, preprocessing=None, device="cpu", total_steps=20)
+    with pytest.raises(DetectorError, match="of another shape"):
+        other.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("section", "told"),
+    [
+        ({"tier": "prefix"}, "one of architecture and start"),
+        ({"tier": "captioner", "start": "blip-base", "architecture": {"model": "git"}}, "one of architecture and start"),
+        ({"tier": "retrieval", "start": "blip-base"}, "retrieval has no network"),
+    ],
+)
+def test_a_section_says_what_is_trained(section, told):
+    with pytest.raises(ValueError, match=told):
+        Recipe.model_validate(
+            {"name": "x", "method": "describe", "detector": "d", "data": {}, "loop": {"steps": 1, "batch": 1}, "describe": section}
+        )

@@ -1,0 +1,68 @@
+"""The linear probe, from images to a card that scores."""
+
+import json
+
+import numpy as np
+import pytest
+
+from ray_app.detectors import load_card, load_detector
+from ray_app.detectors.linear_head import FeatureReader, fit_head
+from ray_app.errors import ConfigError
+from ray_app.storage import Store
+from ray_app.training.run import train
+from tests.detectors.small_clip import small_card
+from tests.training.conftest import config, facts_of
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+
+
+@pytest.fixture
+def wanted(labelled, tmp_path, ray_cluster):
+    _, card = small_card(tmp_path)
+    return config(
+        labelled,
+        method="linear-probe",
+        detector=str(card),
+        initial={"start": "card"},
+        card=None,
+        augmentation={"policy": "none", "arguments": {}},
+        loop={"batch": 32},
+        out=str(tmp_path / "out"),
+    )
+
+
+def test_a_head_is_fitted_to_features_of_every_row_once(wanted, tmp_path):
+    out = tmp_path / "out"
+    facts = train(wanted).facts
+    rows = facts["data"]["splits"]["train"]["images"]
+    parts = [np.load(path) for path in sorted((out / "features/train").iterdir())]
+    assert np.concatenate([part["rows"] for part in parts]).tolist() == list(range(rows))
+    assert facts["probe"]["images"] == rows
+    assert len(facts["probe"]["cross_validated_auc"]) == 5
+    assert facts == facts_of(out)
+
+    features, labels = (np.concatenate([part[name] for part in parts]) for name in ("features", "labels"))
+    head = fit_head(features, labels, "logistic")
+    exported = load_detector(out / "card.yaml").network.fc
+    np.testing.assert_allclose(exported.weight.detach().numpy(), head.weight, rtol=1e-6)
+    np.testing.assert_allclose(exported.bias.item(), head.bias, rtol=1e-6)
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 28, 28, 3), dtype=np.uint8)
+    alone = FeatureReader(load_card(tmp_path / "card.yaml")).read(pixels) @ head.weight[0] + head.bias
+    np.testing.assert_allclose(load_detector(out / "card.yaml").score(pixels), alone, atol=1e-4)
+
+    # Interrupted before its end, it computes only the block that is missing.
+    store = Store.open(str(out))
+    lost, *there = sorted((out / "features/train").iterdir())
+    times = {path: path.stat().st_mtime_ns for path in there}
+    lost.unlink()
+    store.delete("metrics.json")
+    store.clear("ray")
+    assert train(wanted).facts["validation"] == facts["validation"]
+    assert {path: path.stat().st_mtime_ns for path in there} == times
+    assert lost.exists()
+
+
+def test_only_a_head_on_features_is_probed(labelled, tmp_path, ray_cluster):
+    with pytest.raises(ConfigError, match="family clip-linear"):
+        train(config(labelled, method="linear-probe", out=str(tmp_path / "out")))
+    assert json.loads((tmp_path / "out" / "train.json").read_text())["identity"]["recipe"]["method"] == "linear-probe"

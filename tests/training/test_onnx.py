@@ -1,0 +1,82 @@
+"""ONNX files that onnxruntime reads for any number of images, and networks that are refused rather than exported wrongly."""
+
+import json
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from ray_app.detectors import load_card, load_detector
+from ray_app.detectors.registry import build_network
+from ray_app.errors import DetectorError
+from ray_app.storage import Store
+from ray_app.training.export import export
+from ray_app.training.onnx import OPSET, TOLERANCE, export_onnx, onnx_parity
+from tests.training.made import made, picture
+
+
+@pytest.mark.parametrize("kind", ["vit", "residual", "swin", "siglip"])
+def test_any_number_of_images_gives_the_networks_logits(kind, tmp_path):
+    given = made(kind)
+    path = tmp_path / "model.onnx"
+    export_onnx(given.network, given.card, path)
+    assert onnx_parity(given.network, given.card, path) <= TOLERANCE
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]  # its weights are inside
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    for count in (1, 2, 7):
+        pixels = torch.randn(count, 3, 32, 32)
+        with torch.no_grad():
+            expected = given.network(pixels).numpy()
+        found = session.run(["logits"], {"pixels": pixels.numpy()})[0]
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert {entry.domain: entry.version for entry in onnx.load(path).opset_import}[""] == OPSET
+
+
+def test_a_recipe_that_asks_gets_the_file_beside_the_card(tmp_path):
+    card = export(Store.open(str(tmp_path)), made("residual", export={"onnx": True}))
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    told = session.get_modelmeta().custom_metadata_map
+    assert told["touchstone.card"] == card.name
+    assert json.loads(told["touchstone.preprocessing"]) == card.preprocessing.model_dump(mode="json")
+    detector = load_detector(tmp_path / "card.yaml", precision="fp32")
+    pixels = detector.prepare(picture())[None]
+    logits = session.run(["logits"], {"pixels": detector.normalise(torch.from_numpy(pixels)).contiguous().numpy()})[0]
+    np.testing.assert_allclose(logits[:, 0] * card.output.sign, detector.score(pixels), atol=1e-4)
+
+
+def test_other_weights_are_no_parity(tmp_path):
+    given, path = made("residual"), tmp_path / "model.onnx"
+    export_onnx(given.network, given.card, path)
+    with torch.no_grad():
+        given.network.head.bias += 0.01
+    with pytest.raises(DetectorError, match=r"differ by 0\.01"):
+        onnx_parity(given.network, given.card, path)
+
+
+def test_a_network_with_masks_is_refused(tmp_path):
+    given = made("maskclip")
+    with pytest.raises(DetectorError, match="not exported to ONNX: it gives a mask") as told:
+        export_onnx(given.network, given.card, tmp_path / "model.onnx")
+    assert told.value.hint == "export.onnx: false"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_network_that_keeps_sizes_is_refused(tmp_path):
+    card = load_card("corvi2023")
+    with pytest.raises(DetectorError, match="keeps the size of every image"):
+        export_onnx(torch.nn.Identity(), card, tmp_path / "model.onnx")
+
+
+def test_a_network_that_torch_exports_for_one_size_of_batch_only_is_refused(tmp_path):
+    card = load_card("npr", {"preprocessing": {"resize": None, "center_crop": 64}})
+    with pytest.raises(DetectorError, match=r"one size of batch only|cannot export"):
+        export_onnx(build_network(card), card, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_exported_stops_the_export_before_anything_is_written(tmp_path):
+    with pytest.raises(DetectorError, match="not exported to ONNX"):
+        export(Store.open(str(tmp_path)), made("maskclip", export={"onnx": True}))
+    assert not list(tmp_path.iterdir())

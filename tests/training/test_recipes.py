@@ -1,0 +1,336 @@
+"""The shipped recipes: every file is one, and each learns on tiny widths with its own policy, losses and schedule."""
+
+import io
+import math
+
+import numpy as np
+import pytest
+import timm
+import torch
+import transformers
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from ray_app.config import load_yaml, named_configs, read_mapping, validate
+from ray_app.datasets import DatasetSource, build_index, index_source
+from ray_app.datasets.layouts import LAYOUTS, make_layout
+from ray_app.datasets.sampling import SampleOrder
+from ray_app.detectors import load_card
+from ray_app.detectors.families.maskclip import LEARNING, trainable_parameters
+from ray_app.detectors.registry import build_network
+from ray_app.storage import Store
+from ray_app.training.config import TrainConfig
+from ray_app.training.learner import Learner
+from ray_app.training.loader import BatchLoader, StepLoader, measure_real
+from ray_app.training.networks import network_for, training_card
+from ray_app.training.optim import rate_at
+from ray_app.transforms.policy import make_policy
+from tests.datasets.published import write_parquet
+from tests.hub_server import HubServer
+from tests.training.made import picture
+from tests.training.small_recipes import MASKCLIP, SIGLIP, SWIN, VIT
+
+FILES = named_configs("train")
+STEPS, BATCH = 20, 8
+
+TINY = {
+    "community-forensics": VIT | {"preprocessing": {"resize": {"size": 36}, "center_crop": 32}},
+    "openfake-swinv2": SWIN,
+    "openfake-swinv2-v2": SWIN,
+    "siglip2": SIGLIP,
+    "maskclip": MASKCLIP,
+}
+
+
+def half_cosine(passed):
+    return (1 + math.cos(math.pi * passed)) / 2
+
+
+# The papers' schedules, written out: rate of step s of n, with the share of warm-up and the end that each has.
+def community_forensics(s, n):
+    rising = n // 5
+    return 2e-5 * (s + 1) / rising if s < rising else 2e-5 * (0.001 + 0.999 * half_cosine((s - rising) / (n - rising)))
+
+
+def openfake_v1(s, n):
+    return 5e-5 * (n - s) / n
+
+
+def openfake_v2(s, n):
+    rising = n // 20
+    return 5e-5 * (s + 1) / rising if s < rising else 5e-5 * (n - s) / (n - rising)
+
+
+def siglip2(s, n):
+    rising = n // 20
+    return 2e-5 * (s + 1) / rising if s < rising else 2e-5 * half_cosine((s - rising) / (n - rising))
+
+
+def maskclip(s, n):
+    return 1e-4 * half_cosine(s / n)
+
+
+RATES = {
+    "community-forensics": community_forensics,
+    "openfake-swinv2": openfake_v1,
+    "openfake-swinv2-v2": openfake_v2,
+    "siglip2": siglip2,
+    "maskclip": maskclip,
+}
+
+
+def tiny(name):
+    """The shipped recipe on a small network that begins from nothing, with small batches; all else as it is."""
+    facts = read_mapping(FILES[name])
+    loop = {key: value for key, value in facts["loop"].items() if key not in ("epochs", "micro_batch")}
+    facts |= {"card": TINY[name], "initial": {"start": "random"}, "loop": loop | {"batch": BATCH, "micro_batch": 4, "steps": STEPS}}
+    return validate(facts, TrainConfig, where=name)
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    """Labelled rows of 24 small pictures, and of 24 with masks in OpenSDI's own form."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for number in range(12):
+        for generator, label in (("camera", "real"), ("sdxl", "fake")):
+            path = folder / "plain" / generator / label / f"{number}.{'jpg' if label == 'real' else 'png'}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture(number + 100 * (label == "fake"), 96, 80).save(path)
+    masked = folder / "OpenSDI_train" / "data"
+    masked.mkdir(parents=True)
+    keys = [f"{('partial', 'entire')[number % 2]}/sd15/{label}/{number:09}.jpg" for label in ("fake", "real") for number in range(12)]
+    images = [png(picture(number, 96, 80)) for number in range(24)]
+    masks = [png(altered()) if "partial" in key and "fake" in key else None for key in keys]
+    columns = {"key": keys, "image": images, "mask": masks, "label": [1] * 12 + [0] * 12}
+    write_parquet(masked / "sd15-00000-of-00001.parquet", columns, images=("image", "mask"), labels=["real", "fake"])
+
+    def indexed(place, layout):
+        return index_source(DatasetSource(at=(str(place),), layout=layout), Store.open(str(folder / f"index-{layout}")))
+
+    return {"plain": indexed(folder / "plain", "folders"), "masked": indexed(masked, "opensdi")}
+
+
+def png(image):
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def altered():
+    mask = np.zeros((80, 96), np.uint8)
+    mask[20:60, 30:70] = 255
+    return Image.fromarray(mask)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_file_is_a_recipe(name):
+    recipe = load_yaml(FILES[name], TrainConfig)
+    card = training_card(recipe)
+    assert recipe.name == name
+    assert recipe.source
+    assert recipe.data.train
+    assert recipe.data.validation
+    for source in (*recipe.data.train, *as_sources(recipe.data.validation), *as_sources(recipe.data.test)):
+        assert source.layout in LAYOUTS
+        if source.at != ("simulated::",):  # its arguments are those of the simulation
+            make_layout(source.layout, source.arguments)
+    assert card.masks == (recipe.loss.name == "maskclip")
+    side = card.preprocessing.shape[0]
+    if recipe.augmentation.policy != "openfake-v1":
+        make_policy(recipe.augmentation, side=side)
+
+
+def as_sources(split):
+    return split if isinstance(split, tuple) else ()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_no_recipe_chooses_on_what_its_source_tests_on(name):
+    for source in as_sources(load_yaml(FILES[name], TrainConfig).data.validation):
+        assert "test" not in (source.split or "").lower()
+        assert not any("test" in place.lower() or "eval" in place.lower() for place in source.at)
+
+
+@pytest.mark.parametrize("name", RATES)
+def test_twenty_steps_on_tiny_widths(name, rows):
+    recipe = tiny(name)
+    card = training_card(recipe)
+    masks = recipe.loss.name == "maskclip"
+    table = rows["masked" if masks else "plain"]
+    statistics = (
+        measure_real(BatchLoader(table, card.preprocessing, policy=None, seed=0), 8, 0) if "v1" in recipe.augmentation.policy else None
+    )
+    policy = make_policy(recipe.augmentation, side=card.preprocessing.shape[0], statistics=statistics)
+    loader = BatchLoader(table, card.preprocessing, policy=policy, seed=recipe.loop.seed, masks=masks)
+    steps = StepLoader(loader, SampleOrder(table, recipe.sampling, recipe.loop.seed, recipe.loop.batch))
+    learner = Learner(recipe, card, device="cpu", total_steps=STEPS)
+    learning = {key: value.detach().clone() for key, value in learner.network.named_parameters() if value.requires_grad}
+    frozen = {key: value.detach().clone() for key, value in learner.network.named_parameters() if not value.requires_grad}
+
+    figures = [learner.step(steps.load(step, 0, 1)) for step in range(STEPS)]
+
+    assert [one.step for one in figures] == list(range(STEPS))
+    assert all(math.isfinite(one.loss) and one.gradient_norm > 0 and one.unusable == 0 for one in figures)
+    for step in (0, 10, STEPS - 1):
+        assert figures[step].rate == pytest.approx(RATES[name](step, STEPS), rel=1e-9)
+    after = dict(learner.network.named_parameters())
+    still = [key for key, before in learning.items() if (after[key] == before).all()]
+    assert not still, still
+    assert all((after[key] == before).all() for key, before in frozen.items())
+
+
+@pytest.mark.parametrize("name", RATES)
+def test_rates_of_a_whole_training(name):
+    recipe = load_yaml(FILES[name], TrainConfig)
+    total = recipe.loop.steps or 100_000
+    for step in (0, 10, total // 2, total - 1, total):
+        assert rate_at(recipe.schedule, recipe.optimiser.rate, step, total) == pytest.approx(RATES[name](step, total), rel=1e-9, abs=1e-18)
+
+
+def published(name, folder, network):
+    """The files that a recipe begins from as their publishers write them, for a network of these sizes: {part: path}."""
+    if name == "community-forensics":
+        model = timm.create_model(VIT["architecture"]["name"], num_classes=1000, **VIT["architecture"]["arguments"])
+        save_file(model.state_dict(), folder / "network.safetensors")
+    elif name == "siglip2":
+        text = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 50}
+        transformers.SiglipModel(
+            transformers.SiglipConfig(text_config=text, vision_config=network.config.vision_config.to_dict())
+        ).save_pretrained(folder)
+        (folder / "model.safetensors").rename(folder / "network.safetensors")
+    elif name == "maskclip":
+        encoder = {key: value for key, value in network.aggregator.vit_model.state_dict().items() if ".rel_pos_" not in key}
+        others = {key: torch.zeros(2) for key in ("cls_token", "norm.weight", "norm.bias")}
+        torch.save({"model": {key: torch.randn(value.shape) for key, value in encoder.items()} | others}, folder / "mae.pth")
+        save_file({key: torch.randn(value.shape) for key, value in network.clip.state_dict().items()}, folder / "clip.safetensors")
+    else:
+        config = type(network.config).from_dict(network.config.to_dict() | {"id2label": None, "label2id": None, "num_labels": 1000})
+        transformers.Swinv2ForImageClassification(config).save_pretrained(folder)
+        (folder / "model.safetensors").rename(folder / "network.safetensors")
+    return {path.stem: path for path in folder.iterdir() if path.suffix in (".safetensors", ".pth")}
+
+
+@pytest.mark.parametrize("name", RATES)
+def test_what_a_recipe_begins_from_is_taken_and_what_is_fresh_is_not(name, tmp_path):
+    recipe, small = load_yaml(FILES[name], TrainConfig), tiny(name)
+    card = training_card(small)
+    built = network_for(small, card)
+    files = published(name, tmp_path, built)
+    weights = {
+        part: given.model_copy(update={"uri": str(files[part]), "sha256": None, "unverified": "of this test"})
+        for part, given in recipe.initial.weights.items()
+    }
+    network = network_for(small.model_copy(update={"initial": recipe.initial.model_copy(update={"weights": weights})}), card)
+    state = network.state_dict()
+    changed = {key for key, value in built.state_dict().items() if not torch.equal(value, state[key])}
+    fresh = {
+        key for key in state if key.startswith(recipe.initial.fresh or ("aggregator.fusion", "aggregator.mask_decoder", "cls_aggregator"))
+    }
+    assert fresh
+    assert not changed & fresh
+    if name != "maskclip":
+        taken = load_file(files["network"])
+        assert all(torch.equal(value, taken[key]) for key, value in state.items() if key not in fresh)
+    else:
+        clip = load_file(files["clip"])
+        assert all(torch.equal(state[f"clip.{key}"], value) for key, value in clip.items())
+        mae = torch.load(files["mae"], weights_only=True)["model"]
+        assert torch.equal(state["aggregator.vit_model.blocks.3.attn.qkv.weight"], mae["blocks.3.attn.qkv.weight"])
+        assert not any(value.any() for key, value in state.items() if ".rel_pos_" in key)
+
+
+PICTURE = {name: [png(picture(number, 20, 20)) for number in range(4)] for name in ("image", "image_data")}
+FORENSIC = {"image_data": PICTURE["image_data"], "label": [0, 0, 1, 1], "model_name": ["RAISE", "COCO", "biggan", "sdxl"]}
+FAKES_AND_REALS = {"image": PICTURE["image"], "prompt": list("abab"), "label": ["real", "real", "fake", "fake"]}
+OPENFAKE = FAKES_AND_REALS | {"model": ["real", "real", "sdxl", "flux"]}
+SDI_KEYS = ["partial/sd15/real/1.jpg", "entire/sd15/real/2.jpg", "partial/sd15/fake/1.jpg", "entire/sd15/fake/2.jpg"]
+OPENSDI = {"key": SDI_KEYS, "image": PICTURE["image"], "mask": [None, None, png(altered()), None], "label": [0, 0, 1, 1]}
+PREVIEW = {"image": PICTURE["image"], "label": [1, 1, 0, 0]}
+# As the hub names files: repository → shard → columns, names of its ClassLabel.
+HUB = {
+    "OwensLab/CommunityForensics": {
+        "data/Systematic+Manual-00000-of-00001.parquet": (FORENSIC, None),
+        "data/PublicEval-00000-of-00001.parquet": (FORENSIC, None),
+    },
+    "OwensLab/CommunityForensics-Eval": {"data/CompEval-00000-of-00001.parquet": (FORENSIC, None)},
+    "ComplexDataLab/OpenFake": {
+        f"{folder}/{split}-00000-of-00001.parquet": (OPENFAKE, None)
+        for folder in ("data", "core")
+        for split in ("train", "validation", "test")
+    },
+    "prithivMLmods/OpenDeepfake-Preview": {"data/train-00000-of-00001.parquet": (PREVIEW, ["Fake", "Real"])},
+    "nebula/OpenSDI_train": {"data/sd15-00000-of-00001.parquet": (OPENSDI, ["real", "fake"])},
+    "nebula/OpenSDI_test": {"data/flux-00000-of-00001.parquet": (OPENSDI, ["real", "fake"])},
+}
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """The repositories that the recipes name, each of a few images in its published form, with what else lies there."""
+    folder = tmp_path_factory.mktemp("hub")
+    environment = pytest.MonkeyPatch()
+    with HubServer() as server:
+        environment.setenv("HF_ENDPOINT", server.url)
+        for repository, shards in HUB.items():
+            files = {"README.md": b"# A set", ".gitattributes": b"*", "train_metadata.csv": b"file,label\na.jpg,real\n"}
+            for name, (columns, labels) in shards.items():
+                images = tuple(key for key in ("image", "mask") if key in columns)
+                files[name] = write_parquet(folder / repository / name, columns, images=images, labels=labels).read_bytes()
+            server.commit(repository, files)
+        yield server
+        environment.undo()
+
+
+@pytest.mark.parametrize("name", RATES)
+def test_the_sources_of_a_recipe_are_read_as_the_hub_has_them(name, hub, tmp_path):
+    data = load_yaml(FILES[name], TrainConfig).data
+    sources = [*data.train, *as_sources(data.validation), *as_sources(data.test)]
+    for number, source in enumerate(sources):
+        build_index(source, store := Store.open(str(tmp_path / str(number))))
+        rows = index_source(DatasetSource(at=(store.url,), split=source.split), store)
+        labels = rows["input"].to_pylist()
+        shards = 2 if name == "openfake-swinv2" else 1  # configurations `default` and `core`
+        assert [one["label"] for one in labels] == ["real", "real", "fake", "fake"] * shards, source
+        assert source.split is None or {one["split"] for one in labels} == {source.split}
+
+
+def test_what_maskclip_learns_is_exactly_the_references():
+    recipe = tiny("maskclip")
+    network = network_for(recipe, training_card(recipe))
+    learning = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    # specs/localization.md §1.6: by these parts of names; of the 778 tensors all but CLIP's 446.
+    assert learning == {name for name, _ in network.named_parameters() if any(part in name for part in LEARNING)}
+    assert learning == {name for name, _ in network.named_parameters() if not name.startswith("clip.")}
+    assert len(learning) == 332
+    assert sum(name.startswith("aggregator.") for name in learning) == 323
+    assert sum(name.startswith("cls_aggregator.") for name in learning) == 7
+    assert {name for name in learning if name.startswith("prompt_learner.")} == {"prompt_learner.ctx_pos", "prompt_learner.ctx_neg"}
+
+
+def test_at_the_published_sizes_maskclip_learns_119_million_of_547_million_numbers():
+    with torch.device("meta"):
+        network = build_network(load_card("maskclip"))
+    assert sum(parameter.numel() for parameter in trainable_parameters(network).values()) == 119_212_225
+    assert sum(parameter.numel() for parameter in network.parameters()) == 546_828_738
+
+
+def test_the_papers_numbers():
+    """What §1b, §1c and §7a of specs/detectors.md and §1.8 of specs/localization.md say, apart from the schedules."""
+
+    def of(name):
+        recipe = load_yaml(FILES[name], TrainConfig)
+        optimiser, loop = recipe.optimiser, recipe.loop
+        return (
+            optimiser.name,
+            optimiser.weight_decay,
+            optimiser.decays,
+            loop.batch,
+            loop.steps or loop.epochs,
+            loop.clip,
+            recipe.validation.every,
+        )
+
+    assert of("community-forensics") == ("adamw", 0.01, "all", 512, 52_000, 1.0, 2000)
+    assert of("openfake-swinv2") == ("adamw", 0.0, "all", 32, 600_000 // 32 * 4, 1.0, 500)
+    assert of("openfake-swinv2-v2") == ("adamw", 0.01, "matrices", 32, 5, 1.0, 1000)
+    assert of("maskclip") == ("adamw", 0.05, "matrices", 16, 50, None, None)

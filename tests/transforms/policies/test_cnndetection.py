@@ -1,0 +1,63 @@
+"""CNNDetection: blur and JPEG, each in half of the images, then a crop."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+
+from ray_app.transforms.ops import jpeg
+from ray_app.transforms.policies.cnndetection import CnnDetection
+from ray_app.transforms.policy import ImageSample
+from tests.transforms.given import by_pixels, rng, share_near, textured
+
+DRAWS = 1200
+SQUARE = textured(64, 64)
+# No room to crop, so that only blur, JPEG and the mirror remain.
+STILL = CnnDetection(crop=64, short_side=64, sigma=(0, 0))
+
+
+def unmirrored(image):
+    return {image.tobytes(), image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).tobytes()}
+
+
+def test_jpeg_in_half_of_the_images_with_quality_30_to_100():
+    known = by_pixels(jpeg, SQUARE.image, range(20, 101))
+    results = [STILL(SQUARE, rng(seed)).image for seed in range(DRAWS)]
+    as_it_was = sum(SQUARE.image.tobytes() in unmirrored(image) for image in results)
+    qualities = [known[pixels] for image in results for pixels in unmirrored(image) if pixels in known]
+    assert share_near(as_it_was, DRAWS, 0.5)
+    assert as_it_was + len(qualities) == DRAWS
+    assert (min(qualities), max(qualities)) == (30, 100)
+    assert np.mean(qualities) == pytest.approx(65, abs=3.5)
+
+
+def test_mirrored_in_half_of_the_images():
+    policy = CnnDetection(crop=64, short_side=64, probability=0)
+    same = sum(policy(SQUARE, rng(seed)).image.tobytes() == SQUARE.image.tobytes() for seed in range(DRAWS))
+    assert share_near(same, DRAWS, 0.5)
+
+
+def test_the_blur_is_scipy_s_with_sigma_up_to_3():
+    image = ImageSample(Image.fromarray(np.pad(np.full((1, 1, 3), 255, np.uint8), ((32, 31), (32, 31), (0, 0)))), None, 1)
+    peaks = [np.asarray(CnnDetection(crop=64, short_side=64, quality=(100, 100))(image, rng(seed)).image).max() for seed in range(300)]
+    assert share_near(sum(peak >= 240 for peak in peaks), 300, 0.5 + 0.5 * 0.09)  # σ < 0.27 leaves the dot as it is
+    assert min(peaks) < 255 / (2 * np.pi * 2.5**2)
+    fixed = CnnDetection(crop=64, short_side=64, sigma=(1.5, 1.5))
+    expected = np.stack([gaussian_filter(np.asarray(SQUARE.image)[..., c], 1.5) for c in range(3)], axis=-1)
+    assert any(Image.fromarray(expected).tobytes() in unmirrored(fixed(SQUARE, rng(seed)).image) for seed in range(12))
+
+
+@pytest.mark.parametrize(("crop", "short"), [(224, 256), (112, 128)])
+def test_the_short_side_goes_with_the_crop(crop, short):
+    """A mask of one row says how tall the picture was: the crop holds a 256th of it."""
+    mask = Image.new("L", (short * 2, short))
+    mask.paste(255, (0, 0, short * 2, short // 2))
+    policy = CnnDetection(crop=crop, probability=0)
+    above = [int((np.asarray(policy(ImageSample(mask.convert("RGB"), mask, 1), rng(seed)).mask)[:, 0] > 0).sum()) for seed in range(200)]
+    assert (max(above), min(above)) == (short // 2, crop - short // 2)
+
+
+def test_a_probability_of_one_tenth():
+    policy = CnnDetection(crop=64, short_side=64, sigma=(0, 0), probability=0.1)
+    changed = sum(SQUARE.image.tobytes() not in unmirrored(policy(SQUARE, rng(seed)).image) for seed in range(DRAWS))
+    assert share_near(changed, DRAWS, 0.1)

@@ -1,0 +1,96 @@
+"""MaskCLIP's joint policy: every step with the reference's share and range."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ray_app.detectors.preprocessing import Preprocessing, Resize
+from ray_app.transforms.ops import edge_map
+from ray_app.transforms.policies.maskclip import MaskClipPolicy, _lit, _scaled
+from ray_app.transforms.policy import ImageSample
+from tests.images.factory import photo
+from tests.transforms.given import marked, rng, share_near
+
+POLICY = MaskClipPolicy()
+
+
+@pytest.fixture(scope="module")
+def results():
+    sample = marked(100, 60)
+    return [POLICY(sample, rng(seed)) for seed in range(600)]
+
+
+def test_both_sides_scale_by_the_same_four_fifths_to_six_fifths(results):
+    long, short = zip(*((max(r.image.size), min(r.image.size)) for r in results), strict=True)
+    assert (min(long), max(long)) == (80, 119)
+    assert all(abs(w / 100 - h / 60) < 0.02 for w, h in zip(long, short, strict=True))
+    assert np.mean(long) == pytest.approx(99.5, abs=1.5)
+
+
+def test_a_quarter_lie_on_their_side(results):
+    assert share_near(sum(r.image.height > r.image.width for r in results), 600, 0.5 * 0.5)
+
+
+def test_the_result_is_not_final_and_the_label_is_the_loader_s_to_recompute(results):
+    assert {(r.finished, r.label) for r in results} == {(False, 1)}
+
+
+def test_light_and_contrast_within_a_tenth(results):
+    ground = np.array([np.median(np.asarray(r.image).reshape(-1, 3), axis=0) for r in results])
+    # 90 and 60 of the ground, × 0.9 to 1.1, ± 25.5.
+    assert ground.min() >= 60 * 0.9 - 25.5 - 2
+    assert ground.max() <= 90 * 1.1 + 25.5 + 2
+    assert np.ptp(ground[:, 0]) > 45
+    levels = Image.fromarray(np.arange(256, dtype=np.uint8)[None].repeat(3, 0).T[None].copy())
+    expected = [int(min(max(level * np.float32(1.05) - 10.2, 0), 255)) for level in range(256)]
+    assert np.abs(np.asarray(_lit(levels, brightness=-0.04, contrast=0.05))[0, :, 0] - np.array(expected)).max() == 0
+
+
+@pytest.fixture(scope="module")
+def grain():
+    """Of noise in three independent colours, the contrast between neighbours after the policy: (400, 3) red, blue and light."""
+    noise = ImageSample(Image.fromarray(rng(0).integers(0, 256, (96, 96, 3)).astype(np.uint8)), None, 1)
+    contrasts = []
+    for seed in range(400):
+        pixels = np.asarray(POLICY(noise, rng(1, seed)).image).astype(float)
+        planes = pixels[..., 0], pixels[..., 2], pixels[..., 0] - pixels[..., 2], pixels @ (0.299, 0.587, 0.114)
+        contrasts.append([np.diff(plane, axis=1).std() for plane in planes])
+    return np.array(contrasts).T
+
+
+def test_jpeg_in_a_fifth_of_the_images_takes_red_for_blue(grain):
+    """JPEG halves the resolution of colour and keeps that of light; of the channels it keeps least of the one it takes for blue."""
+    red, blue, colour, light = grain
+    compressed = colour / light < 1.4
+    assert share_near(int(compressed.sum()), 400, 0.2)
+    less_red = red < blue
+    assert less_red[compressed].mean() > 0.9
+    assert less_red[~compressed].mean() < 0.7
+
+
+def test_blurred_in_a_fifth_of_the_images(grain):
+    assert share_near(int((grain[3] < 21).sum()), 400, 0.2)
+
+
+def test_scaling_is_opencv_s_without_antialias():
+    image = photo(100, 100)
+    opencv = Preprocessing(resize=Resize(mode="squash", size=80), resampler="opencv").prepare(image)
+    ours = np.asarray(_scaled(ImageSample(image, None, 1), 0.805).image)
+    assert ours.shape == opencv.shape
+    assert np.abs(ours.astype(int) - opencv).max() <= 1
+
+
+def test_the_edge_of_the_mask_lies_on_the_outline_of_the_image(results):
+    for result in results[:40]:
+        mask = np.asarray(result.mask) > 0
+        edge = edge_map(mask)
+        green = np.asarray(result.image).astype(int)
+        slope = np.abs(np.diff(green[..., 1], axis=1))[2:-2, 2:-2]
+        steep = slope > max(20, slope.max() / 2)
+        assert steep.any()
+        # Not all of it: the band is a cross wide, so it has no diagonal at the corners, where a blur is steep too.
+        assert edge[2:-2, 2:-3][steep].mean() > 0.9
+
+
+def test_no_arguments():
+    assert not MaskClipPolicy.model_fields

@@ -1,0 +1,289 @@
+"""Shipped lists are those of their sources; names, files and written steps are understood, and all else is refused in words.
+
+Every shipped perturbation: the same picture for the same seed, whoever applies it and beside what; any size comes back.
+
+Steps as YAML says them: what each does is what Pillow, scipy and numpy do, and what makes no sense is refused.
+"""
+
+import hashlib
+import io
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from PIL import Image
+from pydantic import ValidationError
+
+from ray_app.config import load_yaml, named_configs
+from ray_app.errors import ConfigError
+from ray_app.transforms.ops import jpeg
+from ray_app.transforms.perturbations import Perturbation, PerturbationList, load_perturbations, seed_of
+from tests.images.factory import photo
+
+JPEG, BLUR = {"op": "jpeg"}, {"op": "blur"}
+CAP = {"op": "resize", "long_edge": 2048, "filter": "lanczos"}
+KERNELS = (3, 7, 11, 15, 19, 23)
+LISTS = {
+    "sidbench": [
+        *([JPEG | {"quality": quality}] for quality in (95, 90, 50, 30)),
+        *([BLUR | {"sigma": sigma}] for sigma in (2, 4)),
+        [BLUR | {"sigma": 2}, JPEG | {"quality": 50}],
+    ],
+    "univfd": [
+        *([JPEG | {"quality": quality}] for quality in range(100, 29, -10)),
+        *([BLUR | {"sigma": sigma}] for sigma in (1, 2, 3, 4)),
+    ],
+    "openfake": [[CAP], *([CAP, JPEG | {"quality": quality}] for quality in (90, 75, 50, 25))],
+    "imdlbenco": [
+        *([BLUR | {"kernel": kernel}] for kernel in KERNELS),
+        *([{"op": "noise", "variance": variance}] for variance in KERNELS),
+        *([JPEG | {"quality": [quality - 1, quality]}] for quality in range(50, 101, 10)),
+    ],
+    "grip-social": [
+        [
+            {"op": "random-square", "low": 160, "high": 2048, "share": 5 / 8},
+            {"op": "resize", "square": 200, "filter": "lanczos-or-bicubic"},
+            JPEG | {"quality": [65, 100]},
+        ]
+    ],
+    "same-history": [[{"op": "resize", "long_edge": 1024, "filter": "lanczos"}, JPEG | {"quality": 90}]],
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_a_published_list_is_as_its_source_says(name):
+    assert [perturbation.facts() for perturbation in load_perturbations([name])] == LISTS[name]
+
+
+def test_every_shipped_list_names_its_source():
+    shipped = {name: load_yaml(path, PerturbationList) for name, path in named_configs("perturb").items()}
+    assert set(shipped) == {*LISTS, "standard"}
+    for name, listed in shipped.items():
+        assert listed.name == name
+        assert len(listed.source) > 20
+
+
+def test_the_standard_list_has_twelve():
+    names = [perturbation.name for perturbation in load_perturbations(["standard"])]
+    assert len(names) == 12
+    assert {"jpeg-95", "webp-80", "half-size", "noise-5", "centre-75", "screenshot", "social-media", "double-jpeg"} <= set(names)
+
+
+def test_written_steps_are_those_of_a_file(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "name: mine\nsource: me\nperturbations:\n"
+        "  - {name: 'blur:2+jpeg:50', steps: [{op: blur, sigma: 2}, {op: jpeg, quality: 50}]}\n"
+        "  - {name: other, steps: [{op: crop, share: 0.5}]}\n"
+    )
+    written = load_perturbations(["blur:2+jpeg:50"])
+    assert load_perturbations([str(path)])[:1] == written
+    assert [one.name for one in load_perturbations(["blur:2+jpeg:50", str(path)])] == ["blur:2+jpeg:50", "other"]
+
+
+def test_lists_that_share_a_perturbation_have_it_once():
+    names = [one.name for one in load_perturbations(["sidbench", "univfd"])]
+    assert len(names) == len(set(names)) == 7 + 12 - 5
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (["nothing"], "no such perturbation"),
+        (["jpeg:"], "no step"),
+        (["jpeg:75+rotate:3"], "rotate:3 is no step"),
+        (["jpeg:101"], "quality"),
+        (["jpeg:[9"], "not a value"),
+        (["clean"], "no such perturbation"),
+    ],
+)
+def test_what_is_none_is_refused(names, told):
+    with pytest.raises(ConfigError, match=told) as refused:
+        load_perturbations(names)
+    assert "--perturb" in str(refused.value)
+
+
+def test_one_name_for_two_things_is_refused(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: mine\nsource: me\nperturbations: [{name: jpeg-95, steps: [{op: jpeg, quality: 94}]}]\n")
+    with pytest.raises(ConfigError, match="jpeg-95 is also another"):
+        load_perturbations(["standard", str(path)])
+
+
+def test_a_file_with_a_name_twice_is_refused(tmp_path):
+    path = tmp_path / "mine.yaml"
+    one = "{name: a, steps: [{op: jpeg, quality: 94}]}"
+    path.write_text(f"name: mine\nsource: me\nperturbations: [{one}, {one}]\n")
+    with pytest.raises(ConfigError, match="two perturbations are called a"):
+        load_perturbations([str(path)])
+
+
+SHIPPED = {f"{name}/{perturbation.name}": perturbation for name in named_configs("perturb") for perturbation in load_perturbations([name])}
+DRAWING = ["standard/noise-5", "grip-social/grip-social", "imdlbenco/jpeg-49-50", "imdlbenco/noise-variance-23"]
+SHA = hashlib.sha256(b"a file").hexdigest()
+
+
+def digest(name, image):
+    return hashlib.sha256(SHIPPED[name].apply(image, seed_of(SHA, SHIPPED[name].name)).tobytes()).hexdigest()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 3), (2, 90), (201, 170)])
+def test_any_size_comes_back_as_rgb(size):
+    for name, perturbation in SHIPPED.items():
+        result = perturbation.apply(photo(*size), 5)
+        assert result.mode == "RGB", name
+        assert min(result.size) >= 1, name
+
+
+def test_what_is_longer_than_a_codec_allows_comes_back():
+    for name, perturbation in SHIPPED.items():
+        result = perturbation.apply(Image.new("RGB", (66_000, 2), (200, 100, 50)), 5)
+        assert np.abs(np.asarray(result).mean(axis=(0, 1)) - (200, 100, 50)).max() < 8, name
+
+
+def test_only_crops_move_what_is_in_a_picture():
+    assert {name for name in SHIPPED if not SHIPPED[name].keeps_place} == {"standard/centre-75", "grip-social/grip-social"}
+
+
+def test_every_perturbation_changes_a_picture():
+    image = photo(201, 170)
+    unchanged = {name for name in SHIPPED if SHIPPED[name].apply(image, 5).tobytes() == image.tobytes()}
+    assert unchanged == {"openfake/cap-2048"}
+
+
+def test_neither_order_nor_threads_show():
+    image = photo(180, 200)
+    expected = {name: digest(name, image) for name in SHIPPED}
+    with ThreadPoolExecutor(4) as threads:
+        backwards = dict(zip(reversed(SHIPPED), threads.map(lambda name: digest(name, image), reversed(SHIPPED)), strict=True))
+    assert backwards == expected
+
+
+def test_another_process_gives_the_same_bytes():
+    code = (
+        "from tests.transforms.test_perturbations import SHIPPED, digest\n"
+        "from tests.images.factory import photo\n"
+        "print('\\n'.join(digest(name, photo(180, 200)) for name in SHIPPED))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"OMP_NUM_THREADS": "3"})
+    assert done.stdout.split() == [digest(name, photo(180, 200)) for name in SHIPPED]
+
+
+@pytest.mark.parametrize("name", DRAWING)
+def test_another_file_is_perturbed_in_another_way(name):
+    image = photo(400, 300)
+    others = {SHIPPED[name].apply(image, seed_of(hashlib.sha256(bytes([n])).hexdigest(), "x")).tobytes() for n in range(8)}
+    assert len(others) > 1
+
+
+def test_the_seed_is_the_documented_one():
+    assert seed_of("ab", "jpeg-75") == int.from_bytes(hashlib.sha256(b"abjpeg-75").digest()[:8], "big")
+    assert seed_of(SHA, "one") != seed_of(SHA, "other")
+
+
+@pytest.mark.parametrize("name", ["clean", "", "Über", "a b", "x" * 65])
+def test_names_that_no_column_should_have(name):
+    with pytest.raises(ValidationError):
+        Perturbation(name=name, steps=({"op": "jpeg", "quality": 9},))
+
+
+PICTURE = photo(96, 64)
+
+
+def perturbed(*steps, image=PICTURE, seed=1):
+    return Perturbation(name="test", steps=steps).apply(image, seed)
+
+
+def through(image, codec, **options):
+    encoded = io.BytesIO()
+    image.save(encoded, codec, **options)
+    return Image.open(encoded).convert("RGB")
+
+
+@pytest.mark.parametrize("quality", [30, 75, 95])
+def test_jpeg_is_pillow_s_with_halved_chroma(quality):
+    expected = through(PICTURE, "JPEG", quality=quality, subsampling="4:2:0")
+    assert perturbed({"op": "jpeg", "quality": quality}).tobytes() == expected.tobytes()
+
+
+def test_webp_is_pillow_s():
+    assert perturbed({"op": "webp", "quality": 80}).tobytes() == through(PICTURE, "WEBP", quality=80).tobytes()
+
+
+def test_a_quality_is_drawn_from_its_whole_range():
+    found = {perturbed({"op": "jpeg", "quality": [49, 51]}, seed=seed).tobytes() for seed in range(30)}
+    assert found == {jpeg(PICTURE, quality).tobytes() for quality in (49, 50, 51)}
+
+
+def test_steps_follow_one_another():
+    blur, codec = {"op": "blur", "sigma": 2}, {"op": "jpeg", "quality": 50}
+    assert perturbed(blur, codec).tobytes() == perturbed(codec, image=perturbed(blur)).tobytes()
+    assert perturbed(blur, codec).tobytes() != perturbed(codec, blur).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("step", "size"),
+    [
+        ({"scale": 0.5}, (48, 32)),
+        ({"short_side": 100}, (150, 100)),
+        ({"long_edge": 48}, (48, 32)),
+        ({"long_edge": 480}, (96, 64)),
+        ({"screen": [32, 72]}, (48, 32)),
+        ({"square": 20}, (20, 20)),
+    ],
+)
+def test_resizes(step, size):
+    result = perturbed({"op": "resize", "filter": "lanczos", **step})
+    assert result.size == size
+    assert result.tobytes() == (PICTURE.resize(size, Image.Resampling.LANCZOS) if size != PICTURE.size else PICTURE).tobytes()
+
+
+def test_a_scale_that_is_drawn_stays_within_its_range():
+    view = Perturbation.model_validate({"name": "drawn", "steps": [{"op": "resize", "scale": [0.5, 0.75]}]})
+    widths = {view.apply(PICTURE, seed).width for seed in range(64)}
+    assert 48 <= min(widths) < 52
+    assert 68 < max(widths) <= 72
+    assert view.apply(PICTURE, 5).tobytes() == view.apply(PICTURE, 5).tobytes()
+
+
+def test_a_blur_with_kernel_and_sigma_is_not_darker():
+    def mean(image):
+        return np.asarray(image).mean()
+
+    assert mean(perturbed({"op": "blur", "sigma": 1, "kernel": 9})) == pytest.approx(mean(PICTURE), abs=0.15)
+    assert mean(perturbed({"op": "blur", "sigma": 1})) < mean(PICTURE) - 0.5
+
+
+def test_noise_by_its_variance_is_noise_by_its_deviation():
+    assert perturbed({"op": "noise", "variance": 9}).tobytes() == perturbed({"op": "noise", "sigma": 3}).tobytes()
+
+
+def test_the_given_image_is_left_as_it_is():
+    before = PICTURE.tobytes()
+    perturbed({"op": "noise", "sigma": 9}, {"op": "blur", "sigma": 2}, {"op": "gamma", "gamma": 2}, {"op": "sharpen", "percent": 90})
+    assert PICTURE.tobytes() == before
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"op": "jpeg", "quality": 0},
+        {"op": "jpeg", "quality": [90, 80]},
+        {"op": "jpeg"},
+        {"op": "resize"},
+        {"op": "resize", "scale": 2, "square": 3},
+        {"op": "resize", "scale": [0.9, 0.8]},
+        {"op": "resize", "scale": [0, 0.8]},
+        {"op": "blur"},
+        {"op": "blur", "kernel": 4},
+        {"op": "noise", "sigma": 1, "variance": 1},
+        {"op": "crop", "share": 1.5},
+        {"op": "rotate"},
+        {"op": "jpeg", "quality": 80, "subsampling": 0},
+    ],
+)
+def test_what_makes_no_sense_is_refused(step):
+    with pytest.raises(ValidationError):
+        Perturbation(name="test", steps=(step,))
