@@ -1,123 +1,147 @@
-"""Rooms import only from rooms above them; heavy packages stay where they belong; importing does nothing."""
+"""Useful sizes, the field's words, light imports, a target for every slow test. Who imports whom: import-linter, in pyproject.toml."""
 
 import ast
+import json
+import statistics
 import subprocess
 import sys
+from collections import Counter
+from functools import cache
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = [
-    "errors",
-    "config",
-    "storage",
-    "images",
-    "perturbations",
-    "archives",
-    "detectors",
-    "simulation",
-    "ensembles",
-    "profiling",
-    "inference",
-    "runs",
-    "metrics",
-    "datasets",
-    "augmentation",
-    "learning",
-    "reports",
-    "scoring",
-    "packing",
-    "collecting",
-    "generation",
-    "training",
-    "evaluation",
-    "comparison",
-    "calibration",
-    "auditing",
-    "evidence",
-    "serving",
-    "cli",
-]
-RAY_ROOMS = {"scoring", "collecting", "generation", "training", "evaluation", "serving"}
-TORCH_ROOMS = {
-    "detectors",
-    "simulation",
-    "profiling",
-    "inference",
-    "augmentation",
-    "learning",
-    "scoring",
-    "generation",
-    "training",
-    "evaluation",
-    "serving",
-}
-# Of the serving room, what knows Ray; the rest runs, and is tested, without it.
-SERVING_ON_RAY = {"app.py", "deployments.py", "metrics.py", "running.py"}
 SOURCES = sorted((ROOT / "ray_app").rglob("*.py"))
+MODULES = [source for source in SOURCES if source.name != "__init__.py"]
+HEAVY = ("torch", "ray", "timm", "transformers", "torchvision")
+SAYS_NOTHING = {"utils", "util", "helpers", "common", "core", "misc", "manager"}
+# Small and imported once, with a reason: processes that must load little, and what a user's process loads first.
+SMALL_ALL_THE_SAME = {"images/sandbox_child.py", "inference/decoder_child.py", "serving/client.py", "cluster/config.py"}
 
 
-def room_of(source: Path) -> str:
-    return source.relative_to(ROOT / "ray_app").parts[0].removesuffix(".py")
+def name_of(source: Path) -> str:
+    """The dotted name of a module or package."""
+    return ".".join(source.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-def imported(source: Path) -> set[str]:
-    names = set()
-    for node in ast.walk(ast.parse(source.read_text())):
+NAMES = {name_of(source) for source in SOURCES}
+
+
+@cache
+def tree_of(source: Path) -> ast.Module:
+    return ast.parse(source.read_text())
+
+
+@cache
+def lines_of(source: Path) -> int:
+    return len(source.read_text().splitlines())
+
+
+def import_statements(source: Path) -> list[ast.Import | ast.ImportFrom]:
+    return [node for node in ast.walk(tree_of(source)) if isinstance(node, ast.Import | ast.ImportFrom)]
+
+
+def imported_by(source: Path) -> set[str]:
+    """The modules of `ray_app` that a module imports, inside of functions, too."""
+    found = set()
+    for node in import_statements(source):
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
+            found |= {alias.name for alias in node.names}
+        else:
             assert node.level == 0, f"{source}: relative import"
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
+            parts = {f"{node.module}.{alias.name}" for alias in node.names} & NAMES
+            found |= parts or {node.module}
+    return found & NAMES - {name_of(source)}
 
 
-@pytest.mark.parametrize("source", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_point_down(source):
-    room = room_of(source)
-    if room == "__init__":
-        return
-    for name in imported(source):
-        parts = name.split(".")
-        if parts[0] == "ray_app" and len(parts) > 1 and parts[1] in ROOMS:
-            assert ROOMS.index(parts[1]) <= ROOMS.index(room), f"{room} imports {name}"
-        assert parts[0] != "ray" or room in RAY_ROOMS, f"{room} imports {name}"
-        assert parts[0] not in ("torch", "timm", "transformers", "torchvision") or room in TORCH_ROOMS, f"{room} imports {name}"
+def test_a_file_holds_one_capability():
+    sizes = [lines_of(source) for source in MODULES]
+    assert 150 <= statistics.median(sizes) <= 250
+    assert {str(source.relative_to(ROOT)): lines_of(source) for source in SOURCES if lines_of(source) > 500} == {}
 
 
-def test_serving_knows_ray_in_few_places():
-    serving = [source for source in SOURCES if room_of(source) == "serving"]
-    assert {source.name for source in serving if any(name.split(".")[0] == "ray" for name in imported(source))} <= SERVING_ON_RAY
+def test_no_small_module_has_one_neighbour_as_its_only_reader():
+    readers: dict[str, set[str]] = {name: set() for name in NAMES}
+    for source in SOURCES:
+        for name in imported_by(source):
+            readers[name].add(name_of(source))
+    lonely = {}
+    for source in MODULES:
+        small = lines_of(source) < 60 and str(source.relative_to(ROOT / "ray_app")) not in SMALL_ALL_THE_SAME
+        package = name_of(source.parent / "__init__.py")
+        match readers[name_of(source)] - {"ray_app"}:
+            case found if small and len(found) == 1 and package not in found and next(iter(found)).rpartition(".")[0] == package:
+                lonely[name_of(source)] = next(iter(found))
+    assert lonely == {}, "each belongs into the one module that imports it"
 
 
-def test_every_room_has_its_place():
-    assert {room_of(source) for source in SOURCES} <= {*ROOMS, "__init__"}
+def test_imports_are_a_small_part_of_the_code():
+    spent = sum(node.end_lineno - node.lineno + 1 for source in SOURCES for node in import_statements(source))
+    assert spent / sum(lines_of(source) for source in SOURCES) <= 0.055
 
 
-def test_what_ci_runs_though_slow_lies_where_it_is_looked_for():
-    [command] = [line for line in (ROOT / "Makefile").read_text().splitlines() if "-m 'slow and ci'" in line]
-    folders = [ROOT / word for word in command.split() if word.startswith("tests/")]
-    marked = [source for source in (ROOT / "tests").rglob("test_*.py") if "pytest.mark." + "ci\n" in source.read_text()]
-    assert marked
-    assert all(any(source.is_relative_to(folder) for folder in folders) for source in marked)
+def test_no_public_class_has_a_namesake():
+    names = Counter(
+        node.name for source in SOURCES for node in tree_of(source).body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    )
+    assert {name: times for name, times in names.items() if times > 1} == {}
 
 
-@pytest.mark.parametrize("name", ["utils", "util", "helpers", "common", "core", "misc", "manager"])
-def test_no_name_that_says_nothing(name):
-    assert not [source for source in SOURCES if name in (source.stem, *source.parent.parts)]
+def test_no_name_says_nothing():
+    assert {str(source) for source in SOURCES if SAYS_NOTHING & {source.stem, *source.relative_to(ROOT).parts}} == set()
 
 
-@pytest.mark.parametrize(
-    "module",
-    ["ray_app", "ray_app.errors", "ray_app.config", "ray_app.storage", "ray_app.images", "ray_app.archives", "ray_app.detectors",
-     "ray_app.ensembles", "ray_app.inference", "ray_app.runs", "ray_app.metrics", "ray_app.datasets", "ray_app.augmentation",
-     "ray_app.learning", "ray_app.reports", "ray_app.scoring", "ray_app.datajobs.shards", "ray_app.training", "ray_app.evaluation",
-     "ray_app.perturbations", "ray_app.evaluation.calibrate", "ray_app.evaluation.audit", "ray_app.evaluation.evidence", "ray_app.serving",
-     "ray_app.serving.client", "ray_app.attribution", "ray_app.datajobs.download", "ray_app.cli.main"],
-)  # fmt: skip
-def test_import_is_light_and_touches_nothing(module, tmp_path):
-    heavy = ("torch", "ray", "timm", "transformers", "torchvision")
-    code = f"import {module}, sys, os; print([name for name in {heavy} if name in sys.modules], os.listdir('.'))"
+# In this order in one process: what is run, and what it must not have loaded besides HEAVY.
+LIGHT = [
+    ("import ray_app.cli.fit", ("numpy", "sklearn", "pyarrow", "pydantic")),
+    ("import ray_app.serving.client", ("pyarrow", "fastapi")),
+    ("import ray_app.images", ("pi_heif", "imagecodecs", "rawpy")),
+    ("import ray_app.ensembles", ("sklearn",)),
+    ("from ray_app.detectors import DetectorCard, Preprocessing, list_cards, load_card, resolve_weights; list_cards()", ()),
+    ("from ray_app.detectors.licences import accepted_licences; accepted_licences()", ()),
+    ("import ray_app.images.sandbox_child, ray_app.inference.decoder_child, ray_app.cli.main", ()),
+    *((f"import {name_of(source)}", ()) for source in SOURCES if source.name == "__init__.py"),
+]
+TINY = """
+import numpy; from ray_app.detectors import load_detector
+assert numpy.isfinite(load_detector("touchstone-tiny").score(numpy.zeros((1, 256, 256, 3), numpy.uint8))).all()
+"""
+
+
+def test_imports_are_light_and_touch_nothing(tmp_path):
+    """What a user's process loads before it knows what is wanted, and the shipped detector, which needs torch alone."""
+    code = f"""
+import json, os, sys
+loaded = []
+def check(code, heavy):
+    exec(code, {{}})
+    loaded.extend([code, name] for name in heavy if name in sys.modules)
+for code, more in {LIGHT!r}:
+    check(code, ({HEAVY!r}) + more)
+check({TINY!r}, {HEAVY[1:]!r})
+print(json.dumps([loaded, os.listdir(".")]))
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
-    assert done.stdout.strip() == "[] []"
+    assert json.loads(done.stdout) == [[], []]
+
+
+def commands(*markers: str) -> list[str]:
+    """The pytest commands of the Makefile that choose tests so."""
+    return [line for line in (ROOT / "Makefile").read_text().splitlines() if any(f"-m {marker} " in line for marker in markers)]
+
+
+def left_out(files: list[Path], commands: list[str]) -> list[str]:
+    """Those of the files that no command is told to look into."""
+    paths = tuple(str(ROOT / word) for line in commands for word in line.split() if word.startswith("tests/"))
+    assert files
+    assert paths
+    return [str(file) for file in files if not str(file).startswith(paths)]
+
+
+def marked(marker: str) -> list[Path]:
+    return [file for file in (ROOT / "tests").rglob("test_*.py") if f"pytest.mark.{marker}" in file.read_text() and file != Path(__file__)]
+
+
+def test_every_slow_test_has_a_target_that_runs_it():
+    by_ci = marked("ci")
+    assert left_out(by_ci, commands("'slow and ci'")) == []
+    assert left_out([file for file in marked("slow") if file not in by_ci], commands("slow", "'slow and not ci'")) == []

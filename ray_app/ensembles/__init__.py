@@ -32,7 +32,8 @@ from ray_app.ensembles.population import Feature, LabelledPart, Population, Popu
 from ray_app.ensembles.rules import fit_stacking, out_of_fold_scores
 
 __all__ = [
-    "EnsembleCard", "EnsembleMember", "Rule", "Stacking", "Thresholds", "Cascade", "CascadeStage", "Guarantee", "Settings", "EnsembleProfile",
+    "EnsembleCard", "EnsembleMember", "Rule", "Stacking", "Thresholds", "Cascade", "CascadeStage", "Guarantee",
+    "Settings", "EnsembleProfile",
     "Population", "LabelledPart", "Feature", "Seen", "PopulationTally", "population_of", "properties_of",
     "load_ensemble_card", "ensemble_of", "decision_facts",
     "Decisions", "calibrate", "combine", "decide", "is_calibrated", "sigmoid", "logit",

@@ -81,7 +81,7 @@ ASKED_FOR = {
     "openfake-v1", "openfake-v2", "openfake-v2-reddit", "openfake-imagen3", "openfake-sd21", "opensdi", "dflip", "dflip-v1",
     "community-forensics", "open-deepfake", "sidbench",
 }  # fmt: skip
-protocols = pytest.mark.parametrize("protocol", list(list_protocols()), ids=lambda one: one.name)
+each_protocol = pytest.mark.parametrize("protocol", list(list_protocols()), ids=lambda one: one.name)
 
 
 def column(protocol, name):
@@ -94,7 +94,7 @@ def test_there_is_one_of_each_name():
     assert all(load_protocol(name).name == name for name in named_configs("evaluate"))
 
 
-@protocols
+@each_protocol
 def test_it_names_what_there_is(protocol):
     assert protocol.layout is None or protocol.layout in LAYOUTS
     for detector in (*protocol.detectors, *(one.detector for one in protocol.reference if one.detector)):
@@ -108,7 +108,7 @@ def test_it_names_what_there_is(protocol):
         assert way in known or way.startswith("report.") or (way in ("mean", "weighted") and figure), footer
 
 
-@protocols
+@each_protocol
 def test_every_reference_cell_has_a_place_and_is_a_share(protocol):
     places = {one.name for one in (*protocol.rows, *protocol.footers)}
     for one in protocol.reference:
@@ -119,12 +119,12 @@ def test_every_reference_cell_has_a_place_and_is_a_share(protocol):
         assert one.source
 
 
-@protocols
+@each_protocol
 def test_a_protocol_without_published_figures_says_so(protocol):
     assert protocol.reference or any("no published column" in note for note in protocol.notes)
 
 
-@protocols
+@each_protocol
 def test_its_command_reproduces_a_column_of_its_own(protocol):
     assert protocol.commands
     for command in protocol.commands:

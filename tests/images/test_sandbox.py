@@ -151,7 +151,8 @@ class Scripted(ChildDecoder):
     script = ""
 
     def _command(self) -> list[str]:
-        start = "import os, signal, sys, ctypes; from ray_app.images.sandbox_child import *; os.write(1, READY); sys.stdin.buffer.read(REQUEST.size)\n"
+        start = "import os, signal, sys, ctypes; from ray_app.images.sandbox_child import *\n"
+        start += "os.write(1, READY); sys.stdin.buffer.read(REQUEST.size)\n"
         return [sys.executable, "-c", start + self.script]
 
 

@@ -73,7 +73,9 @@ def test_a_manifest_that_kills_its_reader_costs_no_score(tmp_path):
     dying = f"""
 {BROKEN}
 from pathlib import Path
-from tests.inference.test_provenance import SPEC, decoded; from tests.images.factory import jpeg; from tests.images.provenance.signing import signed
+from tests.inference.test_provenance import SPEC, decoded
+from tests.images.factory import jpeg
+from tests.images.provenance.signing import signed
 decoded(SPEC, jpeg(), signed(), crumbs=Path({str(tmp_path)!r}))
 """
     assert subprocess.run([sys.executable, "-c", dying], cwd=ROOT).returncode == -11

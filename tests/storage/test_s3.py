@@ -8,7 +8,6 @@ import pytest
 from ray_app.errors import StorageError
 from ray_app.storage import Store
 from ray_app.storage import s3 as requests
-from ray_app.storage import s3 as uploads
 
 
 @pytest.mark.parametrize(
@@ -42,7 +41,7 @@ def bucket(s3):
 
 @pytest.fixture
 def in_small_parts(monkeypatch):
-    monkeypatch.setattr(uploads.put_file, "__defaults__", (5 * 2**20,))  # the least that S3 takes
+    monkeypatch.setattr(requests.put_file, "__defaults__", (5 * 2**20,))  # the least that S3 takes
 
 
 @pytest.fixture
@@ -63,7 +62,7 @@ def test_a_failed_upload_leaves_nothing(bucket, s3, large, in_small_parts, monke
     def refuses(*arguments, **options):
         raise PermissionError("denied")
 
-    monkeypatch.setattr(uploads.s3, "put_part", refuses)
+    monkeypatch.setattr(requests, "put_part", refuses)
     with pytest.raises(StorageError, match="cannot write"):
         Store.open(bucket).write_file("b/large", large)
     assert not Store.open(bucket).exists("b/large")
@@ -71,14 +70,14 @@ def test_a_failed_upload_leaves_nothing(bucket, s3, large, in_small_parts, monke
 
 
 def test_a_lost_answer_to_the_last_request_is_no_failure(bucket, large, in_small_parts, monkeypatch):
-    end, asked = uploads.s3.end_upload, []
+    end, asked = requests.end_upload, []
 
     def loses_its_first_answer(*arguments, **options):
         asked.append(end(*arguments, **options))
         if len(asked) == 1:
             raise ConnectionResetError("gone")
 
-    monkeypatch.setattr(uploads.s3, "end_upload", loses_its_first_answer)
+    monkeypatch.setattr(requests, "end_upload", loses_its_first_answer)
     Store.open(bucket).write_file("c/large", large)
     assert Store.open(bucket).read("c/large") == large.read_bytes()
 

@@ -146,8 +146,8 @@ def _of_archive(place: str, fetcher: Fetcher) -> Iterator[ManifestMember]:
 
 def as_member(item: Any, slot: int) -> ManifestMember:
     """A listed file as one that can be read; `slot` is its number in the listing."""
-    return ManifestMember(image_id(item), item.uri, item.member, item.occurrence, item.version, item.size_bytes, 0, slot, item.input, item.place,
-                  item.refused)  # fmt: skip
+    listed = (item.uri, item.member, item.occurrence, item.version, item.size_bytes)
+    return ManifestMember(image_id(item), *listed, 0, slot, item.input, item.place, item.refused)
 
 
 def _rows_looks(run: RunDirectory, like: Like) -> Iterator[FileStyle]:

@@ -1,6 +1,7 @@
 """A web as it is, in a process of its own on loopback: what a host does is in the path. It counts requests at once per host.
 
-`python -m tests.datajobs.download.wild_server PORT_FILE`. /_told answers {"most": {host: n}, "asked": {host/path: n}}; /_forget begins anew.
+`python -m tests.datajobs.download.wild_server PORT_FILE`. /_told answers {"most": {host: n}, "asked": {host/path: n}};
+/_forget begins anew.
 """
 
 import asyncio

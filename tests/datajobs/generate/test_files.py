@@ -18,7 +18,8 @@ from ray_app.storage import RetryPolicy
 from tests.storage.faulty_server import FaultyServer
 
 LOOKS = [
-    FileStyle("JPEG", 71, "4:2:0"), FileStyle("JPEG", 95, "4:4:4"), FileStyle("JPEG", 88, "4:2:2"), FileStyle("PNG"), FileStyle("WEBP", 80), FileStyle("WEBP"),
+    FileStyle("JPEG", 71, "4:2:0"), FileStyle("JPEG", 95, "4:4:4"), FileStyle("JPEG", 88, "4:2:2"),
+    FileStyle("PNG"), FileStyle("WEBP", 80), FileStyle("WEBP"),
 ]  # fmt: skip
 
 
