@@ -4,7 +4,8 @@ STAMP := .venv/.ready
 BIN := .venv/bin
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: setup demo test test-cluster test-faults test-training test-data test-endpoint lint bench clean
+.PHONY: setup demo test test-on-ray test-without-ray test-cluster lint bench clean
+.PHONY: test-kills test-faults test-forms test-ensembles test-memory test-detectors test-training test-recipes test-data test-endpoint test-strangers
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -18,32 +19,67 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/touchstone demo --out demo-run
 
-# A process of tests that dies ends the run: pytest-xdist would start another one, and wait for the dead one's tests for ever.
+# What starts a Ray, in a process beside the rest, since two Rays would share two cores; each job shows its whole log when it has ended.
+RAY_TESTS := tests/scoring tests/evaluation/on_ray tests/test_readme.py tests/test_strangers.py
+
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --max-worker-restart 0 --no-loadscope-reorder tests/scoring tests
+	@echo "two jobs side by side, each shows its log when it has ended: what starts a Ray, and the rest"
+	@$(MAKE) --no-print-directory --keep-going --jobs 2 --output-sync=target test-on-ray test-without-ray
+
+test-on-ray: $(STAMP)
+	$(BIN)/python -m pytest --durations 10 -m 'ray and not slow' $(RAY_TESTS)
+
+# A process of tests that dies ends the run: pytest-xdist would start another one, and wait for the dead one's tests for ever.
+test-without-ray: $(STAMP)
+	$(BIN)/python -m pytest --durations 10 -n 2 --dist loadfile --max-worker-restart 0 -m 'not ray and not slow' tests
 
 # The slow tests that CI runs all the same: GPU nodes, a submitted job, a run whose driver, actors and node are killed, a lost wave, an exported detector that scores.
 test-cluster: $(STAMP)
-	$(BIN)/python -m pytest -m 'slow and ci' tests/training tests/scoring
+	$(BIN)/python -m pytest --durations 10 -m 'slow and ci' tests/training tests/scoring
 
-# The other slow tests of scoring: sixteen kills at seeded moments, nodes that leave, 2,000 images in every form, 1,000 perturbed ones, faults of storage, output and
-# decoders, 10,000 files whose headers lie and what they leave in memory, images of 100 megapixels; and of what it is made of and leads to: every layout of every image
-# format against libvips, detectors in bf16, evaluations.
+# The other slow tests, by hand, in groups. Of scoring: sixteen kills at seeded moments on three nodes.
+test-kills: $(STAMP)
+	$(BIN)/python -m pytest --durations 10 -m 'slow and not ci' tests/scoring/test_kills.py
+
+# Nodes that leave, faults of storage, output and decoders, rows that fail, runs that stop and go on.
 test-faults: $(STAMP)
-	$(BIN)/python -m pytest -m 'slow and not ci' tests/images tests/inference tests/scoring tests/runs tests/benchmarks tests/detectors tests/evaluation tests/evaluation/calibrate
+	$(BIN)/python -m pytest --durations 10 -m 'slow and not ci' tests/scoring/test_killed.py tests/scoring/test_leaving.py tests/scoring/test_decoder_deaths.py tests/scoring/test_faults.py tests/scoring/test_faulty_storage.py tests/scoring/test_failing_rows.py tests/scoring/test_run.py tests/cluster/test_shutdown.py tests/scoring/test_run_more.py
 
-# The other slow tests of training: two processes against one, killed trainings, storage on S3, the quick recipe from simulated pictures to a card that scores, notices, bad images, the linear probe.
+# 2,000 images in every form, 1,000 perturbed ones, addresses, recompressed views.
+test-forms: $(STAMP)
+	$(BIN)/python -m pytest --durations 10 -m 'slow and not ci' tests/scoring/test_forms.py tests/scoring/test_addresses.py tests/scoring/test_views.py tests/scoring/test_identity.py
+
+# Runs with eight detectors, two looks, calibrated cards, guarantees, names and words, and their rescoring.
+test-ensembles: $(STAMP)
+	$(BIN)/python -m pytest --durations 10 -m 'slow and not ci' tests/scoring/test_rescoring.py tests/scoring/test_zoo_run.py tests/scoring/test_cascade.py tests/scoring/test_split.py tests/scoring/test_calibrated_card.py tests/scoring/test_guarantee_run.py tests/scoring/test_references.py tests/scoring/test_profile_run.py tests/scoring/test_profile_stages.py
+
+# What hostile and huge files leave in memory: 10,000 files whose headers lie, images of 100 megapixels, ragged batches, every layout of every format against libvips.
+test-memory: $(STAMP)
+	$(BIN)/python -m pytest --durations 10 -m 'slow and not ci' tests/scoring/test_hostile_memory.py tests/scoring/test_large_images_run.py tests/scoring/test_ragged.py tests/images tests/inference tests/runs tests/archives
+
+# Detectors in bf16 and against all golden values, evaluations, calibrations, benchmarks.
+test-detectors: $(STAMP)
+	$(BIN)/python -m pytest --durations 10 -m 'slow and not ci' tests/detectors tests/evaluation tests/evaluation/calibrate tests/benchmarks
+
+# Training: two processes against one, killed trainings, storage on S3, bad images, the linear probe.
 test-training: $(STAMP)
-	$(BIN)/python -m pytest -m 'slow and not ci' tests/training tests/training tests/datasets tests/datasets/simulation
+	$(BIN)/python -m pytest --durations 10 -m 'slow and not ci' tests/training/test_killed.py tests/training/test_linear_probe.py tests/training tests/datasets tests/datasets/simulation
 
-# The slow tests of what makes and fetches images: 2,000 urls with two kills, 64 images with a kill, and the walk of docs/profile.md from prompts to names.
+# Recipes whole: the quick one from simulated pictures to a card that scores, the heads that name generators, the models that predict prompts, notices.
+test-recipes: $(STAMP)
+	$(BIN)/python -m pytest --durations 10 -m 'slow and not ci' tests/training/test_quick.py tests/training/test_notice.py tests/training/test_identifying_e2e.py tests/training/test_describing_e2e.py
+
+# What makes, fetches and packs images: 2,000 urls with two kills, 64 images with a kill, shards, and the walk of docs/profile.md from prompts to names.
 test-data: $(STAMP)
-	$(BIN)/python -m pytest -m slow tests/datajobs/download tests/datajobs/generate tests/test_profile_walk.py
+	$(BIN)/python -m pytest --durations 10 -m slow tests/datajobs/download tests/datajobs/generate tests/datajobs/shards tests/cli tests/test_profile_walk.py
 
-# The slow tests of the endpoint: deployed on a cluster, under hostile clients, behind nginx where that is installed, its metrics and its job store; and what a stranger
-# gets from every command that starts a Ray.
+# The endpoint: deployed on a cluster, under hostile clients, behind nginx where that is installed, its metrics and its job store.
 test-endpoint: $(STAMP)
-	$(BIN)/python -m pytest -m slow tests/serving tests/test_strangers.py
+	$(BIN)/python -m pytest --durations 10 -m slow tests/serving
+
+# What a stranger gets from every command that starts a Ray.
+test-strangers: $(STAMP)
+	$(BIN)/python -m pytest --durations 10 -m slow tests/test_strangers.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

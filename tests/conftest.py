@@ -1,45 +1,57 @@
 """Fixtures that several rooms share."""
 
+import gc
 import os
 import resource
 import secrets
+from collections import Counter
+from pathlib import Path
 
 import pytest
-from xdist.scheduler import LoadFileScheduling
 
 from tests.s3_server import S3Server
-
-# One Ray at a time: two would share two cores, and every file in a process of its own would start one.
-STARTS_RAY = (
-    *(
-        "tests/scoring/",
-        "tests/cluster/",
-        "tests/datajobs/download/",
-        "tests/datajobs/generate/",
-        "tests/training/",
-        "tests/evaluation/on_ray/",
-    ),
-    *("tests/test_readme.py", "tests/test_profile_walk.py", "tests/test_strangers.py"),
-)
-
 
 # Every Ray of a test obeys this run alone: those that tests start by hand inherit it, those of the product make a secret of their own.
 os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
+# One thread per process of tests: small tensors gain nothing from a second one, and on a busy machine threads wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # Processes that tests let die by a signal leave no core file, which would lie in the checkout.
 resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
-
-class OneRay(LoadFileScheduling):
-    """Under `pytest -n`: one file in one process, so that its fixtures are made once; all that starts a Ray in the same one."""
-
-    def _split_scope(self, nodeid):
-        file = super()._split_scope(nodeid)
-        return "ray" if file.startswith(STARTS_RAY) else file
+MAKEFILE = Path(__file__).resolve().parents[1] / "Makefile"
 
 
-def pytest_xdist_make_scheduler(config, log):
-    return OneRay(config, log)
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """What uses the shared Ray is marked so, since `make test` runs it in a process of its own, which looks in RAY_TESTS alone."""
+    [paths] = [line.split()[2:] for line in MAKEFILE.read_text().splitlines() if line.startswith("RAY_TESTS :=")]
+    for item in items:
+        if "ray_cluster" in item.fixturenames:
+            item.add_marker(pytest.mark.ray)
+        if item.get_closest_marker("ray") and not item.get_closest_marker("slow") and not item.nodeid.startswith(tuple(paths)):
+            raise pytest.UsageError(
+                f"{item.nodeid} starts a Ray and lies outside RAY_TESTS of the Makefile: `make test` would leave it out"
+            )
+
+
+def pytest_collection_finish():
+    """What is loaded by now stays: a collection of garbage that looks through all of torch each time takes seconds."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Seconds per package of tests, the slowest first."""
+    seconds = Counter()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                seconds["/".join(Path(report.location[0]).parts[:2])] += report.duration
+    if len(seconds) > 1:
+        terminalreporter.section("seconds per package")
+        terminalreporter.write_line("  ".join(f"{package} {spent:.0f}" for package, spent in seconds.most_common()))
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,6 @@
 
 import csv
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pyarrow as pa
@@ -187,9 +185,3 @@ def test_an_out_that_is_no_folder_here_is_refused(archive):
     folder, base, rows = archive
     with pytest.raises(ConfigError, match="--out"):
         run(base, written(folder / "mine.csv", rows), "s3://bucket/head")
-
-
-def test_importing_the_command_is_light():
-    heavy = ("torch", "ray", "numpy", "sklearn", "pyarrow", "pydantic")
-    code = f"import sys, ray_app.cli.fit; print([name for name in {heavy} if name in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

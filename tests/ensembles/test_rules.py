@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 from decimal import Decimal, localcontext
 from typing import get_args
 
@@ -255,8 +253,3 @@ def test_what_cannot_be_fitted_is_said(scores, labels, message):
 def test_out_of_fold_needs_two_of_each():
     with pytest.raises(ConfigError, match="two images of each class"):
         out_of_fold_scores(np.array([[0.0], [1.0], [2.0]]), np.array([0, 1, 1]))
-
-
-def test_deciding_does_not_wait_for_scikit_learn():
-    code = "import sys, ray_app.ensembles; print('sklearn' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"

@@ -4,7 +4,6 @@ import hashlib
 import io
 import json
 import re
-import time
 
 import pytest
 from PIL import Image
@@ -99,7 +98,7 @@ def test_it_fits_its_window_and_asks_for_nothing(browser, files, name, width):
     assert min(sizes) >= 24  # WCAG 2.2, target size
 
 
-def test_labels_by_keys_and_buttons_stay_and_are_saved_as_a_file(browser, files, tmp_path):
+def test_labels_by_keys_and_buttons_stay_and_are_saved_as_a_file(browser, files):
     page = files / "example.html"
     browser.show(page, width=1000)
     browser.ask("localStorage.clear()")
@@ -118,7 +117,7 @@ def test_labels_by_keys_and_buttons_stay_and_are_saved_as_a_file(browser, files,
     assert browser.ask("document.querySelector('.current').dataset.id") == str(2**62 + 2), "back to the first without a label"
     browser.show(page, width=1000)
     assert said(browser) == "3 of 5 labelled: 1 real, 1 fake, 1 unsure"
-    rows = list(csv.DictReader(io.StringIO(saved(browser, tmp_path))))
+    rows = list(csv.DictReader(io.StringIO(saved(browser))))
     assert [row["label"] for row in rows] == ["real", "unsure", "", "", "fake"]
     assert [(row["image_id"], row["uri"], row["member"], row["stratum"]) for row in rows] == [
         (str(one.image_id), one.uri, one.member or "", str(one.stratum)) for one in images(members={1: "in.zip"})
@@ -126,15 +125,12 @@ def test_labels_by_keys_and_buttons_stay_and_are_saved_as_a_file(browser, files,
     assert browser.called("Runtime.exceptionThrown") == []
 
 
-def saved(browser, folder):
-    """What a click on the button leaves in the folder of downloads."""
-    browser.call("Page.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
-    browser.ask("document.getElementById('save').click()")
-    deadline = time.monotonic() + 20
-    while not (folder / "labels.csv").exists():
-        browser.ask("1")
-        assert time.monotonic() < deadline, "nothing was saved"
-    return (folder / "labels.csv").read_text(encoding="utf-8")
+def saved(browser):
+    """The file that a click on the button saves."""
+    with browser.page.expect_download(timeout=20_000) as saving:
+        browser.ask("document.getElementById('save').click()")
+    assert saving.value.suggested_filename == "labels.csv"
+    return saving.value.path().read_text(encoding="utf-8")
 
 
 def test_shortcuts_of_the_browser_are_left_alone(browser, files):

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 
 import ray_app
+from tests.reports.browser import chromium
 from tests.serving.in_process import local_endpoint
 from tests.serving.page_app import Mood
 from tests.serving.page_app import serving as answering
-from tests.serving.page_browser import Visitor, chromium
+from tests.serving.page_browser import Visitor
 
 REALWORLD = Path(__file__).resolve().parents[3] / "shared" / "realworld"
 

@@ -1,7 +1,6 @@
 """A person at the page: real Chromium, with a record of what it asked for, complained of and refused."""
 
 import io
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -42,15 +41,6 @@ class Visitor:
         self._contexts.clear()
         self.requests.clear()
         self.complaints.clear()
-
-
-@contextmanager
-def chromium():
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 def score_one(page, name, content):

@@ -1,6 +1,4 @@
 import os
-import subprocess
-import sys
 import time
 from collections import deque
 
@@ -193,9 +191,3 @@ def test_an_endpoint_below_a_path_keeps_it():
                                                  ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0)])  # fmt: skip
 def test_retry_after_is_seconds_or_a_date(header, seconds):
     assert retry_after(header) == seconds
-
-
-def test_import_is_light(tmp_path):
-    code = "import ray_app.serving.client, sys; print([m for m in ('torch', 'ray', 'pyarrow', 'fastapi') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
-    assert done.stdout == "[]\n"

@@ -22,9 +22,10 @@ from ray_app.cli.main import main
 from ray_app.datasets.simulation.archive import write_photographs
 from ray_app.serving.local import SERVE_VARIABLES
 from tests.ray_head import BIN, free_ports, ray_head, rss_of
+from tests.reports.browser import chromium
 from tests.scoring.conftest import rows_of, wait_until
 from tests.serving.in_process import client
-from tests.serving.page_browser import Visitor, chromium, needs_browser, score_many
+from tests.serving.page_browser import Visitor, needs_browser, score_many
 from tests.serving.test_release import stricter
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
