@@ -1,0 +1,18 @@
+"""The way of one image stays as short as it is."""
+
+from benchmarks.way import Recorder, block_way, ensemble_way
+from tests.images.factory import photo
+
+MOST = {"load_ensemble().score": (205, 36), "block to committed part": (320, 62)}  # functions, files
+
+
+def test_one_image_walks_no_further(tmp_path):
+    picture = tmp_path / "photo.jpg"
+    photo(64, 48).save(picture)
+    with Recorder().installed() as recorder:
+        ways = [ensemble_way(recorder, picture), block_way(recorder, picture, tmp_path)]
+    for way in ways:
+        functions, files = MOST[way.name]
+        figures = way.figures()
+        assert 0 < figures["functions"] <= functions, way.listed()
+        assert 0 < figures["files"] <= files, way.listed()
