@@ -1,10 +1,10 @@
 """An archive → its next manifest: all members the first time, later what is new. Reads no image; who runs the steps is passed in.
 
 1. The archive is walked, section by section, into raw files. Where its sources name what they named before, that is all.
-2. Ids are compared partition by partition: duplicates, collisions, what is known, what vanished.
+2. Ids are joined: duplicates, collisions, what is known, what vanished.
 3. Runs of raw files are cut into blocks and written. Only then does the manifest count; an interrupted listing begins anew.
 
-Memory here is a few numbers per section, block and container, and 8 bytes per vanished member.
+Memory here is a few numbers per section, block and container, a bit per member, and 8 bytes per vanished one; beside the join's own.
 
 An archive → raw files, section by section: first what its sources list, then what is in containers. Knows no ids of other listings.
 
@@ -26,7 +26,7 @@ import pyarrow as pa
 from ray_app import __version__
 from ray_app.archives.containers import Container
 from ray_app.archives.cut_blocks import RUN_ROWS, Cutter, Ends, Run, runs_of
-from ray_app.archives.dedup import ChosenMembers, Matched, Matcher, add_missing_ids, chosen, id_files, settle
+from ray_app.archives.dedup import choose_new
 from ray_app.archives.manifest import (
     BLOCK_COLUMNS,
     ManifestInfo,
@@ -40,7 +40,7 @@ from ray_app.archives.manifest import (
     write_listed,
 )
 from ray_app.archives.members import BlockPlan, Digest, Ids, identity_digest
-from ray_app.archives.raw_listing import BUCKET_BITS, RAW_ROWS, Progress, RawFile, SectionLister, SectionListing
+from ray_app.archives.raw_listing import RAW_ROWS, Progress, RawFile, SectionLister, SectionListing
 from ray_app.archives.sources import Archive, Opened, SourceSection
 from ray_app.storage import LinkedFolders, Store
 
@@ -166,10 +166,10 @@ _FEW_NAMED = 100_000  # files and containers that one process lists in some seco
 
 @dataclass(frozen=True)
 class Portions:
-    """How many members one task holds at once, and how few are not worth a task at all."""
+    """How many members one task holds at once or one file of ids has, and how few are not worth a task at all."""
 
     raw_rows: int = RAW_ROWS
-    partition_rows: int = 1 << 20
+    id_rows: int = 1 << 20
     run_rows: int = RUN_ROWS
     few: int = 100_000
 
@@ -213,8 +213,7 @@ def list_members(
     earlier = sum(info.members for info in (read_complete(store, one) for one in numbers) if info is not None)
     if max(listed, earlier) <= portions.few:
         each = in_turn
-    matcher = _matcher(store, number, scratch, files, numbers, math.ceil(max(listed, earlier) / portions.partition_rows), each, digest)
-    kept, vanished = _matched(matcher, each, digest)
+    kept, vanished = choose_new(store, number, numbers, files, digest, portions.id_rows)
     runs = runs_of(kept, portions.run_rows)
     if numbers and not runs and np.array_equal(vanished, read_vanished(store, numbers[-1])):
         store.clear(folder_of(number))
@@ -265,33 +264,6 @@ def _noted(walk: Walk) -> dict[str, Any]:
     told = {"servers": sorted(guard.named), "allow_private": guard.allow_private}
     linked = {"linked_folders": walk.linked.count, "linked_example": walk.linked.example}
     return {"named": walk.named, "digest": walk.digest if walk.settled else "", **told, **linked}
-
-
-def _matcher(
-    store: Store, number: int, scratch: str, files: Sequence[RawFile], numbers: Sequence[int], partitions: int, each: Each, digest: Digest
-) -> Matcher:
-    for _ in each(_Adding(store, digest), numbers):
-        pass
-    known = [file for earlier in numbers for file in id_files(store, earlier)]
-    bits = min(BUCKET_BITS, max(0, partitions - 1).bit_length())
-    return Matcher(store, number, scratch, files, known, bits, is_later=bool(numbers))
-
-
-@dataclass(frozen=True)
-class _Adding:
-    store: Store
-    digest: Digest
-
-    def __call__(self, number: int) -> None:
-        add_missing_ids(self.store, self.digest, number)
-
-
-def _matched(matcher: Matcher, each: Each, digest: Digest) -> tuple[list[ChosenMembers], Ids]:
-    """What the manifest gets of each raw file, and the ids that are not there any more."""
-    matched: list[Matched] = list(each(matcher, range(1 << matcher.bits)))
-    settling = settle(matcher, (one for part in matched for one in part.collided), digest)
-    vanished = np.concatenate([part.vanished for part in matched])
-    return chosen(matcher, matched, settling), vanished[~np.isin(vanished, settling.present)]
 
 
 def _cut(store: Store, number: int, plan: BlockPlan, runs: Sequence[Run], input_type: pa.StructType | None, each: Each) -> pa.Table:

@@ -1,4 +1,4 @@
-"""One section of an archive → raw files: its members in order, and their ids sorted. Knows nothing of other sections or manifests.
+"""One section of an archive → raw files: its members in order. Knows nothing of other sections or manifests.
 
 Raw files lie in `manifest/<n>/listing/` until the manifest is cut; the bytes of small ones travel with their description instead.
 """
@@ -9,14 +9,13 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ray_app.archives.containers import Container
 from ray_app.archives.manifest import input_type, is_told_by_archive, joined_inputs, listed_rows, parquet_bytes, with_input
-from ray_app.archives.members import Digest, Ids, ListedMember, RefusedMember
+from ray_app.archives.members import Digest, ListedMember, RefusedMember
 from ray_app.archives.sources import Selection, SourceSection
 from ray_app.storage import Fetcher, LinkedFolders, Store, noting_linked_folders
 
@@ -25,44 +24,13 @@ Progress = Callable[[int], object]
 RAW_ROWS = 131_072  # members of one raw file: what a task holds at once
 _BATCH = 8192
 _CARRIED_BYTES = 256 * 1024  # a smaller file needs no file
-BUCKET_BITS = 8  # the finest division of the ids that the bounds of a raw file know
-
-# A member's id, the next word of its digest, which tells colliding members apart, and its row.
-ID_RECORD = np.dtype([("id", "<i8"), ("check", "<i8"), ("row", "<i4")])
-
-
-@dataclass(frozen=True)
-class Scratch:
-    """A file of the raw listing; of a small one `data` is the content, and there is no file."""
-
-    path: str
-    data: bytes | None
-
-    @classmethod
-    def keep(cls, store: Store, path: str, data: bytes) -> "Scratch":
-        """Carry little, write much."""
-        kept = cls(path, data)
-        return kept if len(data) <= _CARRIED_BYTES else kept.stored(store)
-
-    def stored(self, store: Store) -> "Scratch":
-        """The same as a file, so that it need not be carried."""
-        if self.data is None:
-            return self
-        store.write(self.path, self.data)
-        return Scratch(self.path, None)
-
-    def read(self, store: Store, start: int = 0, end: int | None = None) -> bytes:
-        """Its bytes from `start` to `end`."""
-        if self.data is not None:
-            return self.data[start:end]
-        return store.read(self.path) if end is None else store.read_range(self.path, start, end)
 
 
 @dataclass(frozen=True)
 class RawFile:
-    """Consecutive members of one section. `ids`: ID_RECORDs by id, bucket b of 2**BUCKET_BITS from bounds[b] to bounds[b + 1].
+    """Consecutive members of one section, each with `check`, the word of its digest that tells it from others of its id.
 
-    `as_text`: columns whose types clash become texts (`rows.joined_inputs`).
+    `as_text`: columns whose types clash become texts (`rows.joined_inputs`). `data`: the content of a small file, which is not at `path`.
     """
 
     rows: int
@@ -70,29 +38,26 @@ class RawFile:
     has_groups: bool
     as_text: bool
     input_type: pa.StructType | None
-    members: Scratch
-    ids: Scratch
-    bounds: npt.NDArray[np.int32]
+    path: str
+    data: bytes | None
 
     def stored(self, store: Store) -> "RawFile":
-        """The same, carrying nothing."""
-        return replace(self, members=self.members.stored(store), ids=self.ids.stored(store))
+        """The same as a file, so that it need not be carried."""
+        if self.data is None:
+            return self
+        store.write(self.path, self.data)
+        return replace(self, data=None)
 
     @property
     def carried_bytes(self) -> int:
         """What it takes of the memory of who holds it."""
-        return len(self.members.data or b"") + len(self.ids.data or b"")
+        return len(self.data or b"")
 
     def tables(self, store: Store, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """Its rows, a bounded table at a time."""
-        file = pq.ParquetFile(pa.BufferReader(self.members.read(store)))
+        file = pq.ParquetFile(pa.BufferReader(store.read(self.path) if self.data is None else self.data))
         for group in range(file.num_row_groups):
             yield file.read_row_group(group, columns=columns)
-
-    def records(self, store: Store, first: int, last: int) -> npt.NDArray[np.void]:
-        """The ID_RECORDs of buckets `first` to `last`, the latter excluded."""
-        start, end = (int(self.bounds[bucket]) * ID_RECORD.itemsize for bucket in (first, last))
-        return np.frombuffer(self.ids.read(store, start, end) if end > start else b"", ID_RECORD)
 
 
 @dataclass(frozen=True)
@@ -173,7 +138,6 @@ class _RawWriter:
 
     def _begin(self) -> None:
         self._tables: list[pa.Table] = []
-        self._checks: list[Ids] = []
         self._rows, self._as_text = 0, False
 
     def add(self, items: Sequence[ListedMember], digest: Digest) -> None:
@@ -182,8 +146,7 @@ class _RawWriter:
         words = np.frombuffer(digests, ">i8").reshape(len(items), -1).astype(np.int64)
         if self._rows + len(items) > self._raw_rows:
             self._close()
-        self._tables.append(listed_rows(words[:, 0], items))
-        self._checks.append(words[:, 1])
+        self._tables.append(listed_rows(words[:, 0], items).append_column("check", pa.array(words[:, 1])))
         self._rows += len(items)
         self._as_text |= any(map(is_told_by_archive, items))
 
@@ -196,26 +159,14 @@ class _RawWriter:
             return
         kind = joined_inputs((input_type(table) for table in self._tables), as_text=self._as_text)
         table = pa.concat_tables([with_input(table, kind) for table in self._tables])
-        stem = f"{self._stem}-{len(self._files):05}"
-        records = np.empty(self._rows, ID_RECORD)
-        ids = table["image_id"].to_numpy()
-        order = np.argsort(ids, kind="stable")
-        records["id"], records["check"], records["row"] = ids[order], np.concatenate(self._checks)[order], order
-        self._files.append(
-            RawFile(
-                rows=self._rows,
-                largest_bytes=pc.max(table["size_bytes"]).as_py(),
-                has_groups=table["place"].null_count < self._rows,
-                as_text=self._as_text,
-                input_type=kind,
-                members=Scratch.keep(self._store, f"{stem}.parquet", parquet_bytes(table, row_group=_BATCH)),
-                ids=Scratch.keep(self._store, f"{stem}.ids", records.tobytes()),
-                bounds=np.append(np.searchsorted(records["id"], bucket_starts(BUCKET_BITS)), self._rows).astype(np.int32),
-            )
+        file = RawFile(
+            rows=self._rows,
+            largest_bytes=pc.max(table["size_bytes"]).as_py(),
+            has_groups=table["place"].null_count < self._rows,
+            as_text=self._as_text,
+            input_type=kind,
+            path=f"{self._stem}-{len(self._files):05}.parquet",
+            data=parquet_bytes(table, row_group=_BATCH),
         )
+        self._files.append(file if file.carried_bytes <= _CARRIED_BYTES else file.stored(self._store))
         self._begin()
-
-
-def bucket_starts(bits: int) -> npt.NDArray[np.int64]:
-    """The smallest id of each of 2**bits buckets, which are divided by the top bits of ids."""
-    return np.array([(bucket << (64 - bits)) - (1 << 63) for bucket in range(1 << bits)], np.int64)

@@ -5,11 +5,9 @@ Reads labels and images and says what became of each. Knows nothing of networks 
 
 import csv
 import hashlib
-import io
-import json
 import posixpath
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
@@ -92,35 +90,25 @@ def fit(card: str, labels: str, out: str, classifier: "Classifier", name: str | 
 
 def read_labels(place: str) -> list[LabelledImage]:
     """The rows of a labels file (path or fsspec URL), with every `uri` made absolute. Raises ConfigError naming file, row and value."""
+    from ray_app.archives.tabular import read_table
     from ray_app.archives.uri_list_rows import ListEntries
     from ray_app.storage import Fetcher, canonical, strip_secrets
 
     try:
         data = Fetcher(signed=[place]).fetch(place, "", _MAX_LABELS_BYTES)
-        rows = list(_rows(place, data))
+        suffix = posixpath.splitext(urlsplit(place).path)[1].lower()
+        table = read_table(data, suffix, str)
     except InputError as error:
         raise ConfigError(f"{place}: {error.detail}") from None
-    except (ValueError, RecursionError, csv.Error) as error:  # JSON and Arrow raise ValueErrors of their own
+    except (ValueError, OSError, csv.Error) as error:
         raise ConfigError(f"{place}: cannot be read as labels: {error}") from None
+    if table is None:
+        raise ConfigError(f"{place}: labels are a .csv, .jsonl or .parquet file, not {suffix or 'a file without a suffix'}")
     entries = ListEntries(strip_secrets(canonical(place)), "uri")
-    labelled = [_labelled(place, number, row, entries) for number, row in enumerate(rows, 1)]
+    labelled = [_labelled(place, number, row, entries) for number, row in enumerate(table.to_pylist(), 1)]
     if len({bool(row.group) for row in labelled}) > 1:
         raise ConfigError(f"{place}: some rows have a group and some have none", hint="give every row one, or drop the column")
     return labelled
-
-
-def _rows(place: str, data: bytes) -> Iterator[Mapping[str, Any]]:
-    suffix = posixpath.splitext(urlsplit(place).path)[1].lower()
-    if suffix == ".parquet":
-        import pyarrow.parquet
-
-        yield from pyarrow.parquet.read_table(pyarrow.BufferReader(data)).to_pylist()
-    elif suffix in (".jsonl", ".ndjson"):
-        yield from (json.loads(line) for line in data.decode("utf-8-sig").splitlines() if line.strip())
-    elif suffix == ".csv":
-        yield from csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
-    else:
-        raise ConfigError(f"{place}: labels are a .csv, .jsonl or .parquet file, not {suffix or 'a file without a suffix'}")
 
 
 def _labelled(place: str, number: int, row: Mapping[str, Any], entries: "ListEntries") -> LabelledImage:

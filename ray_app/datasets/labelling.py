@@ -1,14 +1,11 @@
 """Listed members → rows of an index: their labels by a layout and, where asked for, the hashes of their images. One block at a time.
 
-CSV and TSV → a table of texts as they stand there. Knows the form of a file; knows no column's meaning.
-
 The images of a labelled table that have a prompt, as a predictor of prompts learns them. Knows tables; knows no model.
 
-Says now and then, on stderr, how far a long index is.
+Says now and then, on stderr, how far something long is that has no total yet: a listing, an index.
 """
 
 import hashlib
-import io
 import sys
 import time
 from collections import Counter
@@ -17,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import pyarrow as pa
-import pyarrow.csv as pcsv
 
 from ray_app.archives import BlockRef, ListedMember, ManifestMember, MemberReader, member_rows, read_block
 from ray_app.archives.containers import kind_of
@@ -30,17 +26,6 @@ from ray_app.errors import ConfigError, InputError
 from ray_app.images import ImageLimits, decode_image
 from ray_app.images.phash import perceptual_hash, require_perceptual_hash
 from ray_app.storage import Fetcher, Store
-
-
-def separated_texts(data: bytes, delimiter: str = ",") -> pa.Table:
-    """Every column as text under its name in the header: `007`, `1e5` and `NA` stay what they are, an empty field is null.
-
-    A line break inside double quotes ends no row. Raises ArrowInvalid.
-    """
-    parse = pcsv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-    header = pcsv.open_csv(io.BytesIO(data), parse_options=parse).schema.names
-    kept = pcsv.ConvertOptions(column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=True, null_values=[""])
-    return pcsv.read_csv(io.BytesIO(data), parse_options=parse, convert_options=kept)
 
 
 def with_prompts(open_source: Callable[[DatasetSource], pa.Table]) -> Callable[[DatasetSource], pa.Table]:
@@ -203,14 +188,18 @@ def _why(item: ListedMember) -> str:
 EVERY_S = 10.0
 
 
-class IndexProgress:
-    """A `progress` for indexing: one line every ten seconds, none for what takes less."""
+class ProgressLog:
+    """A `progress` for listings and indexes: one line every ten seconds, none for what takes less. `name`: what is under way."""
 
-    def __init__(self) -> None:
-        self._said = time.monotonic()
+    def __init__(self, name: str) -> None:
+        self._name, self._said = name, time.monotonic()
 
     def __call__(self, doing: str, members: int) -> None:
         """`members` were listed, labelled or made so far."""
         if time.monotonic() - self._said > EVERY_S:
             self._said = time.monotonic()
-            print(f"index: {members:,} members {doing}", file=sys.stderr, flush=True)
+            print(f"{self._name}: {members:,} members {doing}", file=sys.stderr, flush=True)
+
+    def count(self, members: int) -> None:
+        """So many members were found so far."""
+        self("so far", members)

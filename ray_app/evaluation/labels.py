@@ -4,20 +4,18 @@ CSV, JSON lines or Parquet on any fsspec URL, keyed by `image_id`, `sha256` or `
 """
 
 import csv
-import io
-import json
 import posixpath
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 
 from ray_app.archives import guard_of, iter_blocks, read_block
-from ray_app.archives.uri_lists import pieces
+from ray_app.archives.tabular import csv_tables, json_rows, named_once, text_table
 from ray_app.datasets.index import is_index
 from ray_app.datasets.labels import INPUT
 from ray_app.datasets.masks import may_lead
@@ -31,7 +29,7 @@ COLUMNS = ("image_id", "sha256", "uri", "member", "label", "generator", "kind", 
 ENDINGS = (".csv", ".jsonl", ".ndjson", ".parquet")
 _ROWS = 65_536
 _PIECE = 8 << 20
-_UNREADABLE = (pa.ArrowException, UnicodeDecodeError, ValueError, csv.Error, OSError)
+_UNREADABLE = (pa.ArrowException, ValueError, csv.Error, OSError)
 
 
 class LabelTables(Protocol):
@@ -179,44 +177,16 @@ def _whole(uri: str, folder: str) -> str:
 
 
 def _csv_tables(file: Any, columns: Sequence[str] | None) -> Iterator[pa.Table]:
-    names: list[str] | None = None
-    parse = pcsv.ParseOptions(newlines_in_values=True)
-    for piece in pieces(file, quoted=True, size=_PIECE):
-        read = pcsv.ReadOptions(column_names=names, use_threads=False, block_size=len(piece) + 1)
-        if names is None:
-            names = next(csv.reader(io.StringIO(piece.decode("utf-8-sig"), newline="")), [])
-            if len(set(names)) < len(names):
-                raise ValueError(f"its first line does not name each column once: {', '.join(names)}")
-        texts = {name: pa.string() for name in names}
-        convert = pcsv.ConvertOptions(column_types=texts, null_values=[""], strings_can_be_null=True, include_columns=columns or names)
-        yield pcsv.read_csv(io.BytesIO(piece), read, parse, convert)
+    return csv_tables(file, columns=columns, texts=named_once, size=_PIECE)
 
 
 def _json_tables(file: Any, columns: Sequence[str] | None) -> Iterator[pa.Table]:
-    number = 0
-    for piece in pieces(file, quoted=False, size=_PIECE):
-        rows = []
-        for line in piece.decode("utf-8-sig").split("\n"):
-            number += 1
-            if line.strip():
-                rows.append(_json_row(line, number))
-        wanted = columns or list(dict.fromkeys(name for row in rows for name in row))
-        yield pa.table({name: pa.array([_text(row.get(name)) for row in rows], pa.string()) for name in wanted})
+    rows = json_rows(file, _PIECE)
+    while some := list(islice(rows, _ROWS)):
+        yield text_table(some, _text, columns)
 
 
-def _json_row(line: str, number: int) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"line {number}: {error}") from None
-    if not isinstance(row, dict):
-        raise ValueError(f"line {number} is no object: {line[:80]}")
-    return row
-
-
-def _text(value: Any) -> str | None:
-    if value is None or value == "":
-        return None
+def _text(value: Any) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 

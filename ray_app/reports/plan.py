@@ -9,7 +9,7 @@ from typing import Any
 from ray_app.archives.containers import COMPRESSED
 from ray_app.reports import format as wording
 from ray_app.reports.run import promise
-from ray_app.reports.text import aligned
+from ray_app.reports.text import table
 
 _NO_PRICE = "not known: no price per hour is given (--cluster NAME or FILE, or --price-per-hour)"
 
@@ -41,8 +41,7 @@ def cost_lines(plan: Mapping[str, Any]) -> Iterator[str]:
             ["egress", wording.money(cost["egress"]), f"{wording.size(plan['bytes_read'])} at {prices['egress_per_gb']:g} per GB"],
         ]
     rows.append(["total", wording.money(cost["total"]), _total(cost, is_priced)])
-    widths = [max(wording.columns(row[column]) for row in rows) for column in range(3)]
-    yield from (aligned(row, widths, right={1}) for row in rows)
+    yield from table(rows[0], rows[1:], right={1})
 
 
 def _compute(cost: Mapping[str, Any], prices: Mapping[str, Any], hours: float | None, is_priced: bool) -> tuple[str, str]:
@@ -256,8 +255,7 @@ def _stages(plan: Mapping[str, Any]) -> Iterator[str]:
             _processes(plan, stage),
             stage["basis"] + (f" ({', '.join(stage['detectors'])})" if several and stage["detectors"] else ""),
         ])  # fmt: skip
-    widths = [max(wording.columns(row[column]) for row in rows) for column in range(5)]
-    yield from (aligned(row, widths, right={1, 2}) for row in rows)
+    yield from table(rows[0], rows[1:], right={1, 2})
     if plan["kind"] == "fused":
         yield "each process does all of it in turn; “at most” is what it would reach if it did nothing else"
     else:

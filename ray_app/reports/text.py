@@ -14,11 +14,11 @@ from ray_app.reports.run import guarantee_sentences, limit_sentences, profile_li
 from ray_app.reports.run_model import RunSummary
 
 GAP = "  "
-_NARROWEST = 10
+_NARROWEST, _WIDE = 10, 2**31
 
 
 def table(
-    heads: Sequence[str], rows: Sequence[Sequence[str]], width: int, *, right: Collection[int] = (), wrap: Collection[int] = ()
+    heads: Sequence[str], rows: Sequence[Sequence[str]], width: int = _WIDE, *, right: Collection[int] = (), wrap: Collection[int] = ()
 ) -> list[str]:
     """Aligned lines under `heads`; cells of the columns in `wrap` are broken into lines until all fits `width`, others never.
 
@@ -90,10 +90,8 @@ def verdict_table(rows: Iterable[Mapping[str, Any]], width: int) -> str:
     widths = [max(wording.columns(line[index]) for line in [heads, *cells]) for index in range(len(heads))]
     room = max(_NARROWEST_FILE, width - sum(widths) - len(GAP) * len(heads))
     files = [wording.shortened(name[len(folder) :], room) for name in names]
-    file_width = max(map(wording.columns, ["file", *files]))
     lines = [f"in {wording.shortened(folder, max(width - 3, _NARROWEST_FILE))}"] if folder else []
-    for file, line in zip(["file", *files], [heads, *cells], strict=True):
-        lines.append(aligned([file, *line], [file_width, *widths], right={2, 3}))
+    lines += table(["file", *heads], [[file, *line] for file, line in zip(files, cells, strict=True)], right={2, 3})
     if uncalibrated:
         lines.append("* the plain sigmoid of the score, not calibrated")
     return "\n".join(lines)
@@ -173,10 +171,10 @@ def _common_folder(names: Sequence[str]) -> str:
 
 def _status_lines(run: RunSummary) -> list[str]:
     statuses = wording.ordered_statuses(run.statuses)
-    table = [[wording.visible(status), wording.count(number), wording.meaning(status)] for status, number in statuses]
-    widths = [max((wording.columns(line[index]) for line in table), default=0) for index in range(3)]
+    shown = [[wording.visible(status), wording.count(number), wording.meaning(status)] for status, number in statuses]
+    widths = [max((wording.columns(line[index]) for line in shown), default=0) for index in range(3)]
     lines = []
-    for (status, _), cells in zip(statuses, table, strict=True):
+    for (status, _), cells in zip(statuses, shown, strict=True):
         lines.append("  " + aligned(cells, widths, right={1}))
         examples = run.examples.get(status, [])
         if examples and status != "ok":

@@ -18,13 +18,12 @@ from ray_app.archives import (
     read_blocks,
     read_complete,
 )
+from ray_app.datasets.labelling import ProgressLog
 from ray_app.reports.format import linked_words
 from ray_app.runs import RunDirectory, begun_retry, fingerprint
 from ray_app.runs.reader import publish_vanished
 from ray_app.scoring.config import ScoreConfig
 from ray_app.storage import Fetcher, LinkedFolders
-
-TELL_EVERY_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def bring_up_to_date(run: RunDirectory, config: ScoreConfig, plan: BlockPlan, *,
     work = _work(run)
     if not work.pending:
         archive = archive_of(config)
-        if list_members(run.store, archive, plan, each=each, progress=ListingProgress(), limit=config.limit) is not None:
+        if list_members(run.store, archive, plan, each=each, progress=ProgressLog("listing").count, limit=config.limit) is not None:
             work = replace(_work(run), is_new=True)
         tell_linked(run)
     publish_vanished(run)
@@ -105,16 +104,3 @@ def _work(run: RunDirectory) -> Listing:
     blocks = [read_blocks(run.store, number) for number in numbers]
     pending = [of_one.without(run.done_blocks(number)) for number, of_one in zip(numbers, blocks, strict=True)]
     return Listing(numbers, BlockList.joined(blocks), BlockList.joined(pending), 0.0)
-
-
-class ListingProgress:
-    """Says now and then how far a long listing is."""
-
-    def __init__(self) -> None:
-        self._said = time.monotonic()
-
-    def __call__(self, count: int) -> None:
-        """So many members were found so far."""
-        if time.monotonic() - self._said > TELL_EVERY_S:
-            self._said = time.monotonic()
-            print(f"listing: {count:,} members so far", file=sys.stderr, flush=True)

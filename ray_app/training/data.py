@@ -14,7 +14,7 @@ import pyarrow as pa
 from ray_app.archives import Each, in_turn
 from ray_app.datasets.config import DatasetSource, HeldOut
 from ray_app.datasets.index import check_source, guard_of_source, index_source
-from ray_app.datasets.labelling import IndexProgress, apart, with_prompts
+from ray_app.datasets.labelling import ProgressLog, apart, with_prompts
 from ray_app.datasets.sampling import SampleOrder
 from ray_app.datasets.splits import Splits, make_splits, require_sources
 from ray_app.detectors import MIRROR_VARIABLE, DetectorCard, publish_weights, resolve_weights
@@ -99,7 +99,7 @@ def opener(out: Store, each: Each, guards: list[Guard]) -> Callable[[DatasetSour
         place = source.model_dump_json(exclude={"split", "generators", "allow_private"})
         name = hashlib.sha256(place.encode()).hexdigest()[:12]
         store = out.below(f"data/{name}")
-        rows = index_source(source, store, each=each, progress=IndexProgress())
+        rows = index_source(source, store, each=each, progress=ProgressLog("index"))
         guards.append(guard_of_source(source, store))
         return rows
 

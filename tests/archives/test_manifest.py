@@ -263,7 +263,7 @@ def listed(count):
         yield ListedMember(f"s3://a-bucket-with-a-name/photos/2024/{number:09}/original.jpg", None, 0, f"{number:032x}", 300_000)
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-portions = Portions(raw_rows=8192, partition_rows=8192, run_rows=8192, few=0)
+portions = Portions(raw_rows=8192, id_rows=8192, run_rows=8192, few=0)
 list_members(Store.open(sys.argv[1] + "/small"), Given(Items(listed(10_000))), BlockPlan(), portions=portions)
 before = peak()
 list_members(Store.open(sys.argv[1] + "/large"), Given(Items(listed(80_000))), BlockPlan(), portions=portions)

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_app.archives import ListedMember, TableColumns, open_source
+from ray_app.archives.tabular import pieces
 from ray_app.archives.uri_list_rows import ListEntries
-from ray_app.archives.uri_lists import pieces
 from ray_app.errors import ConfigError, Status
 from tests.storage.faulty_server import FaultyServer
 
@@ -189,8 +189,7 @@ def test_pieces_end_where_rows_do(size):
 
 def test_a_column_may_change_its_type_from_piece_to_piece(tmp_path, monkeypatch):
     """Pieces are typed on their own; a column that is empty or whole at first may have text or fractions later."""
-    monkeypatch.setattr("ray_app.archives.uri_lists._PIECE", 64)
-    monkeypatch.setattr(pieces, "__kwdefaults__", {"size": 64})
+    monkeypatch.setattr("ray_app.archives.tabular._PIECE", 64)
     rows = "".join(f"s3://b/{n},{n if n < 50 else n + 0.5},{'' if n < 50 else 'late'}\n" for n in range(100))
     (tmp_path / "l.csv").write_text("uri,n,note\n" + rows)
     items = listed(tmp_path / "l.csv")
@@ -242,7 +241,7 @@ def test_any_bytes_are_members_or_a_config_error(tmp_path_factory, ending, data)
 def test_a_line_without_an_end_takes_time_in_proportion_to_it(monkeypatch):
     looked_at = []
     monkeypatch.setattr(
-        "ray_app.archives.uri_lists.np.frombuffer", lambda data, kind, given=np.frombuffer: looked_at.append(len(data)) or given(data, kind)
+        "ray_app.archives.tabular.np.frombuffer", lambda data, kind, given=np.frombuffer: looked_at.append(len(data)) or given(data, kind)
     )
     text = b'uri\n"' + b"x\n" * 200_000
     assert b"".join(pieces(io.BytesIO(text), quoted=True, size=4096)) == text

@@ -68,7 +68,7 @@ def test_a_listing_by_tasks_writes_the_files_of_one_in_turn(ray_cluster, tmp_pat
         for number in range(150):
             (folder / f"{number:03}.jpg").write_bytes(bytes(number))
     archive = open_source([str(folder) for folder in sources])
-    portions = Portions(raw_rows=40, partition_rows=40, run_rows=100, few=0)
+    portions = Portions(raw_rows=40, id_rows=40, run_rows=100, few=0)
     written = []
     for each in (in_turn, on_ray):
         store = Store.open(str(tmp_path / each.__name__))

@@ -7,7 +7,6 @@ What people and other commands read of a collection: the images with their words
 """
 
 import hashlib
-import io
 import json
 import re
 from collections import Counter
@@ -17,12 +16,11 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from ray_app.archives.tabular import read_table, text_table
 from ray_app.datajobs.download.config import OK, CollectConfig
 from ray_app.datajobs.download.session import Records
 from ray_app.datajobs.shards.writer import write_tables
-from ray_app.datasets.labelling import separated_texts
 from ray_app.datasets.labels import parse_label, real_of
 from ray_app.datasets.layouts.dflip import FAMILIES_V1
 from ray_app.errors import ConfigError, InputError
@@ -70,14 +68,11 @@ def _read(config: CollectConfig, where: str) -> pa.Table:
     try:
         if name.endswith(".json"):
             return _dflip(data, where, config.generator)
-        if name.endswith((".jsonl", ".ndjson")):
-            return _lines(data)
-        if name.endswith(".parquet"):
-            return pq.read_table(io.BytesIO(data))
-        if name.endswith((".csv", ".tsv")):
-            return separated_texts(data, "\t" if name.endswith(".tsv") else ",")
+        table = read_table(data, "." + name.rpartition(".")[2], _text)
     except (pa.ArrowException, ValueError) as error:
         raise ConfigError(f"{where}: {' '.join(str(error).split())[:300]}", hint="a list has one header, and one row per url") from None
+    if table is not None:
+        return table
     raise ConfigError(f"{where}: no list of urls", hint="its name ends in .json (DFLIP-3K), .csv, .tsv, .jsonl, .ndjson or .parquet")
 
 
@@ -90,7 +85,7 @@ def _dflip(data: bytes, where: str, generator: str | None) -> pa.Table:
 
     content = json.loads(data, object_pairs_hook=pairs)
     if isinstance(content, list):
-        return _table([row if isinstance(row, dict) else {"url": row} for row in content])
+        return text_table([row if isinstance(row, dict) else {"url": row} for row in content], _text)
     if not isinstance(content, dict) or not all(isinstance(record, dict) for record in content.values()):
         raise ConfigError(f"{where}: neither id → record (DFLIP-3K) nor a list of records")
     if doubled := [name for name in twice if name in content]:
@@ -103,7 +98,7 @@ def _dflip(data: bytes, where: str, generator: str | None) -> pa.Table:
     for name, record in content.items():
         made_by = family or record.get("generator") or record.get("Model") or record.get("Model hash")
         rows.append({**record, "id": name, "generator": made_by or generator or ("sdft" if stem == "pd" else None)})
-    return _table(rows)
+    return text_table(rows, _text)
 
 
 def _no_urls(where: str, record: Mapping[str, Any]) -> ConfigError:
@@ -116,27 +111,8 @@ def _no_urls(where: str, record: Mapping[str, Any]) -> ConfigError:
     return ConfigError(f"{where}: its records have no url", hint=f"they have {', '.join(record)}")
 
 
-def _lines(data: bytes) -> pa.Table:
-    rows = []
-    # Not splitlines: prompts hold other line breaks than a file's.
-    for number, line in enumerate(data.decode("utf-8-sig").split("\n"), 1):
-        if line.strip():
-            row = json.loads(line)
-            if not isinstance(row, dict):
-                raise ValueError(f"line {number} is no record")
-            rows.append(row)
-    return _table(rows)
-
-
-def _table(rows: list[dict[str, Any]]) -> pa.Table:
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    return pa.table({name: pa.array([_text(row.get(name)) for row in rows], pa.string()) for name in names})
-
-
-def _text(value: Any) -> str | None:
-    if value is None or isinstance(value, str):
-        return value or None
-    return json.dumps(value, ensure_ascii=False)
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _texts(table: pa.Table) -> pa.Table:
@@ -146,7 +122,7 @@ def _texts(table: pa.Table) -> pa.Table:
         if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
             continue
         if pa.types.is_nested(column.type):
-            column = pa.chunked_array([pa.array([_text(value) for value in column.to_pylist()], pa.string())])
+            column = pa.chunked_array([pa.array([None if value is None else _text(value) for value in column.to_pylist()], pa.string())])
         texts = column.cast(pa.string())
         columns.setdefault(_plain(name), pc.if_else(pc.equal(texts, ""), None, texts))
     return pa.table(columns)

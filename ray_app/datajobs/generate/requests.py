@@ -17,14 +17,15 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+import pyarrow as pa
+
 from ray_app.archives import ManifestMember, fetcher_of, guard_of, iter_blocks, member_rows, open_source, places_of, read_block
 from ray_app.archives.members import ListedWithColumns
-from ray_app.archives.uri_lists import check_depth, pieces
+from ray_app.archives.tabular import read_table
 from ray_app.datajobs.generate.cards import Size
 from ray_app.datajobs.generate.config import GenerateConfig, PromptColumns
 from ray_app.datajobs.generate.file_style import FileStyle, as_member
 from ray_app.datasets.index import is_index
-from ray_app.datasets.labelling import separated_texts
 from ray_app.datasets.masks import may_name
 from ray_app.errors import ConfigError, InputError
 from ray_app.storage import Fetcher, Store, canonical, strip_secrets
@@ -49,7 +50,6 @@ def _word(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
-_TABLES = {"csv": ",", "tsv": "\t"}
 _MOST_BYTES = 2**31
 
 
@@ -118,12 +118,16 @@ def _rows(place: str, columns: PromptColumns) -> Iterator[tuple[Mapping[str, Any
     if _is_index(place):
         yield from ((row, None) for row, _ in _indexed(place))
         return
-    ending = place.partition("?")[0].rpartition(".")[2].lower()
-    if ending not in (*_TABLES, "jsonl", "ndjson", "parquet"):
-        lines = io.StringIO(_bytes(place).decode("utf-8-sig"), newline=None)  # prompts hold other line breaks than a file's
+    data = _bytes(place)
+    try:
+        table = read_table(data, "." + place.partition("?")[0].rpartition(".")[2].lower(), str)
+    except (pa.ArrowException, ValueError) as error:
+        told = f"{strip_secrets(place)}: {' '.join(str(error).split())}"
+        raise ConfigError(told, hint="a table has one header and columns of one type") from error
+    if table is None:
+        lines = io.StringIO(data.decode("utf-8-sig"), newline=None)  # prompts hold other line breaks than a file's
         yield from (({columns.prompt: line.rstrip("\n")}, None) for line in lines if line.strip())
         return
-    table = _table(_bytes(place), ending, place)
     if columns.prompt not in table.column_names:
         raise ConfigError(
             f"{strip_secrets(place)}: no column '{columns.prompt}'",
@@ -163,25 +167,6 @@ def fetcher_for(config: GenerateConfig) -> Fetcher:
 
 def _is_index(place: str) -> bool:
     return "::" not in place and is_index(Store.open(place))
-
-
-def _table(data: bytes, ending: str, place: str) -> Any:
-    import pyarrow as pa
-    import pyarrow.json as pa_json
-    import pyarrow.parquet as pq
-
-    try:
-        if ending == "parquet":
-            return pq.read_table(io.BytesIO(data))
-        if ending in _TABLES:
-            return separated_texts(data, _TABLES[ending])
-        for piece in pieces(io.BytesIO(data), quoted=False):
-            check_depth(piece)
-        return pa_json.read_json(io.BytesIO(data))
-    except pa.ArrowException as error:
-        raise ConfigError(
-            f"{strip_secrets(place)}: {' '.join(str(error).split())}", hint="a table has one header and columns of one type"
-        ) from error
 
 
 def _bytes(place: str) -> bytes:

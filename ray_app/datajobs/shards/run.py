@@ -32,10 +32,10 @@ from ray_app.cluster.ray_cluster import cluster, named_cluster
 from ray_app.config import going_on
 from ray_app.datajobs.shards.plan import BLOCKS, FilterConfig, Form, PackConfig, Shard, plan_shards
 from ray_app.datajobs.shards.writer import EXPECTED, ShardReport, WriteShard, write_tables
+from ray_app.datasets.labelling import ProgressLog
 from ray_app.errors import ClusterError, ConfigError, Status, StorageError, resumable
 from ray_app.reports import format as wording
 from ray_app.runs.identity import claim_directory, claimed_by, is_claimed
-from ray_app.scoring.listing import ListingProgress
 from ray_app.storage import Lease, Store
 
 _FORMAT = 1
@@ -181,7 +181,7 @@ def write_shards(
 
 def _list(store: Store, archive: Archive, each: Each, limit: int | None) -> None:
     try:
-        list_members(store, archive, BLOCKS, each=each, progress=ListingProgress(), limit=limit)
+        list_members(store, archive, BLOCKS, each=each, progress=ProgressLog("listing").count, limit=limit)
     except ConfigError:
         give_up(store)
         raise

@@ -12,6 +12,7 @@ from typing import Any
 from ray_app.archives import BlockPlan, block_sizes, fetcher_of
 from ray_app.archives.cut_blocks import BLOCKS_PER_FILE
 from ray_app.cluster.config import RAY_SHARE
+from ray_app.datasets.labelling import ProgressLog
 from ray_app.errors import ConfigError, Status
 from ray_app.images.memory import worst_bytes
 from ray_app.inference import ScoringSpec
@@ -24,7 +25,6 @@ from ray_app.scoring.forecast.probe import Probe, probe_members
 from ray_app.scoring.forecast.rates import ESTIMATED, forecast_rates
 from ray_app.scoring.forecast.survey import Standing, Survey, members_to_score, standing, survey
 from ray_app.scoring.layout import GMAC_PER_S, ScoringLayout
-from ray_app.scoring.listing import ListingProgress
 from ray_app.scoring.resolution import resolve
 from ray_app.scoring.run import check_detectors, layout_for, memory_of
 from ray_app.storage import Fetcher
@@ -57,7 +57,7 @@ def forecast(
     fetcher = fetcher_of(config.source, config.retry, allow_private=config.allow_private)
     before, began = standing(resolved, spec), time.monotonic()
     items = members_to_score(config, before, fetcher)
-    found = survey(items, sample=probe, max_bytes=spec.limits.max_bytes, progress=ListingProgress())
+    found = survey(items, sample=probe, max_bytes=spec.limits.max_bytes, progress=ProgressLog("listing").count)
     blocks = (
         len(before.pending) if before and len(before.pending) else _blocks(layout.block_plan(spec.slots), found.members, found.mean_bytes)
     )
