@@ -20,7 +20,7 @@ demo: $(STAMP)
 	$(BIN)/touchstone demo --out demo-run
 
 # What starts a Ray, in a process beside the rest, since two Rays would share two cores; each job shows its whole log when it has ended.
-RAY_TESTS := tests/scoring tests/evaluation/on_ray tests/test_readme.py tests/test_strangers.py
+RAY_TESTS := tests/scoring tests/cluster tests/evaluation/on_ray tests/test_readme.py tests/test_strangers.py
 
 test: $(STAMP)
 	@echo "two jobs side by side, each shows its log when it has ended: what starts a Ray, and the rest"
@@ -59,11 +59,11 @@ test-memory: $(STAMP)
 
 # Detectors in bf16 and against all golden values, evaluations, calibrations, benchmarks.
 test-detectors: $(STAMP)
-	$(BIN)/python -m pytest --durations 10 -m 'slow and not ci' tests/detectors tests/evaluation tests/evaluation/calibrate tests/benchmarks
+	$(BIN)/python -m pytest --durations 10 -m 'slow and not ci' tests/detectors tests/evaluation tests/benchmarks
 
 # Training: two processes against one, killed trainings, storage on S3, bad images, the linear probe.
 test-training: $(STAMP)
-	$(BIN)/python -m pytest --durations 10 -m 'slow and not ci' tests/training/test_killed.py tests/training/test_linear_probe.py tests/training tests/datasets tests/datasets/simulation
+	$(BIN)/python -m pytest --durations 10 -m 'slow and not ci' tests/training/test_killed.py tests/training/test_linear_probe.py tests/datasets
 
 # Recipes whole: the quick one from simulated pictures to a card that scores, the heads that name generators, the models that predict prompts, notices.
 test-recipes: $(STAMP)
