@@ -5,7 +5,7 @@ from ray_app.images.facts import FLAG_MEANING, DecodedImage, ImageFileFacts, Ima
 from ray_app.images.formats import sniff_format
 from ray_app.images.limits import NAMED_LIMIT, BatchLimits, ImageLimits
 from ray_app.images.memory import Admit, Demand
-from ray_app.images.sandbox import Breadcrumb, ChildDecoder, Watchdog
+from ray_app.images.sandbox import Breadcrumb, Watchdog
 
 __all__ = [
     "ImageLimits",
@@ -21,7 +21,6 @@ __all__ = [
     "decoder_name",
     "inspect_bytes",
     "sniff_format",
-    "ChildDecoder",
     "Breadcrumb",
     "Watchdog",
 ]
