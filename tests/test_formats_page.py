@@ -11,7 +11,7 @@ from ray_app.archives.containers import kind_of
 from ray_app.datajobs.download.config import CollectConfig
 from ray_app.datajobs.generate.config import GenerateConfig
 from ray_app.images import BatchLimits, ImageLimits
-from ray_app.images.decode import OPENERS
+from ray_app.images.decode import FORMATS
 from ray_app.images.limits import LARGEST
 from ray_app.images.memory import LIMIT_PIXELS, SMALL_BYTES
 from ray_app.inference.block_reader import AHEAD_BYTES
@@ -42,7 +42,7 @@ def stated(name: str, value: float) -> str:
 
 def test_every_format_stands_there_with_its_limit_and_whether_the_endpoint_takes_it():
     rows = {row[0]: row for row in table("format")}
-    assert set(rows) == {*OPENERS, "RAW"}
+    assert set(rows) == {*FORMATS, "RAW"}
     limits, endpoint = BatchLimits(), RequestLimits().formats
     for name, (_, _, _, largest, served) in rows.items():
         is_largest = name in LARGEST or name == "RAW"  # the preview in it is a JPEG

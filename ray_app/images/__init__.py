@@ -1,11 +1,11 @@
 """Encoded bytes → RGB pixels and facts, or a refusal with a status. Knows Pillow; knows nothing of storage, detectors or rows."""
 
+from ray_app.images.crash_marker import Breadcrumb, Watchdog
 from ray_app.images.decode import decode_image, decoder_name
 from ray_app.images.facts import FLAG_MEANING, DecodedImage, ImageFileFacts, ImageRefused, inspect_bytes
 from ray_app.images.formats import sniff_format
 from ray_app.images.limits import NAMED_LIMIT, BatchLimits, ImageLimits
 from ray_app.images.memory import Admit, Demand
-from ray_app.images.sandbox import Breadcrumb, ChildDecoder, Watchdog
 
 __all__ = [
     "ImageLimits",
@@ -21,7 +21,6 @@ __all__ = [
     "decoder_name",
     "inspect_bytes",
     "sniff_format",
-    "ChildDecoder",
     "Breadcrumb",
     "Watchdog",
 ]

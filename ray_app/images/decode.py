@@ -8,6 +8,7 @@ From whatever Pillow decoded to 8-bit RGB, the way the detectors' authors saw it
 
 import contextlib
 import functools
+import hashlib
 import io
 import logging
 import re
@@ -15,6 +16,8 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL
@@ -25,15 +28,24 @@ from PIL.GifImagePlugin import GifImageFile
 from PIL.ImageFile import ImageFile
 from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from ray_app.errors import InputError, Status
 from ray_app.images import formats, jpeg, png
 from ray_app.images import tiff as tiff_pixels
-from ray_app.images.facts import DecodedImage, Findings, ImageRefused, has_content
-from ray_app.images.formats import describe_unsupported, jpeg_quality
-from ray_app.images.further_formats import BIT_DEPTH, JpegXlFile, PnmFile, camera_preview, library_of, open_heic, open_webp
+from ray_app.images.facts import MOST, DecodedImage, ImageFileFacts, ImageRefused, has_content
+from ray_app.images.formats import describe_unsupported, jpeg_quality, sniff_format
+from ray_app.images.further_formats import (
+    BIT_DEPTH,
+    JpegXlFile,
+    PnmFile,
+    camera_preview,
+    check_items,
+    check_webp,
+    library_of,
+    open_heic,
+    open_webp,
+)
 from ray_app.images.limits import ImageLimits
 from ray_app.images.memory import Admit, admit_all, demand_of, webp_demand
 from ray_app.images.provenance.containers import foreign_kinds
@@ -138,18 +150,12 @@ _PILLOW_ERRORS = (
     Warning,
 )
 _TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError)
-_ANIMATIONS = ("GIF", "PNG", "WEBP", "AVIF", "JXL")
-_LIBRARIES = {
-    "JPEG": (("libjpeg-turbo", "libjpeg_turbo"), ("libjpeg", "jpg")),
-    "PNG": (("zlib-ng", "zlib_ng"), ("zlib", "zlib")),
-    "WEBP": (("libwebp", "webp"),),
-    "AVIF": (("libavif", "avif"),),
-    "TIFF": (("libtiff", "libtiff"),),
-    "JPEG2000": (("openjpeg", "jpg_2000"),),
-}
 _UNREAD_BMP = re.compile(r"Unsupported BMP (bitfields|compression|pixel depth \((0|2|64)\))")
 BITS_PER_SAMPLE = 258  # TIFF tag
 MOST_WORDS = 200  # of a foreign message in `detail`
+
+
+Opener = Callable[[bytes, set[str]], ImageFile]  # reads the header; notes flags
 
 
 def _open_avif(data: bytes, flags: set[str]) -> ImageFile:
@@ -165,26 +171,96 @@ def _open_avif(data: bytes, flags: set[str]) -> ImageFile:
         return image
 
 
-Opener = Callable[[bytes, set[str]], ImageFile]  # reads the header; notes flags
-
-
 def _of_stream(opener: Callable[[io.BytesIO], ImageFile]) -> Opener:
     return lambda data, _: opener(io.BytesIO(data))
 
 
-OPENERS: dict[str, Opener] = {
-    "JPEG": jpeg.open_header,
-    "PNG": png.open_header,
-    "TIFF": lambda data, _: tiff_pixels.open_header(data),
-    "AVIF": _open_avif,
-    "WEBP": _of_stream(open_webp),
-    "GIF": _of_stream(GifImageFile),
-    "BMP": _of_stream(BmpImageFile),
-    "HEIC": _of_stream(open_heic),
-    "JPEG2000": _of_stream(Jpeg2KImageFile),
-    "PNM": _of_stream(PnmFile),
-    "JXL": _of_stream(JpegXlFile),
+def _load(image: ImageFile, data: bytes, flags: set[str]) -> Image.Image:
+    """Every pixel: verify() accepts files cut in half, only decoding proves that all of it is there."""
+    del data, flags
+    image.load()
+    image._decoder = None  # type: ignore[attr-defined] # of WebP and AVIF: it holds the picture once more
+    return image
+
+
+def _tiff_bits(image: ImageFile, data: bytes) -> int:
+    """Pillow gives 12-bit samples as if they were 16-bit ones."""
+    del data
+    with contextlib.suppress(TypeError, ValueError):
+        return int(max(image.tag_v2.get(BITS_PER_SAMPLE, (8,))))  # type: ignore[attr-defined]
+    return int(image.info.get(BIT_DEPTH, 8))
+
+
+class Format(NamedTuple):
+    """How files of one format are read. `open` reads the header and notes flags; `load` gives every pixel, or raises.
+
+    `libraries`: what Pillow decodes with, by name and Pillow's name of it. `check` refuses a decoded picture whose coded data was not all
+    there, where Pillow says nothing of that. `frames` and `bits` (per sample): where Pillow does not know them.
+    """
+
+    open: Opener
+    load: Callable[[Any, bytes, set[str]], Image.Image] = _load
+    libraries: tuple[tuple[str, str], ...] = ()
+    check: Callable[[Image.Image, bytes], None] | None = None
+    frames: Callable[[bytes], int] | None = None
+    bits: Callable[[ImageFile, bytes], int] | None = None
+    many: str = "multipage"  # the flag of a file with more than one picture
+
+
+FORMATS = {
+    "JPEG": Format(jpeg.open_header, jpeg.load, (("libjpeg-turbo", "libjpeg_turbo"), ("libjpeg", "jpg"))),
+    "PNG": Format(
+        png.open_header,
+        libraries=(("zlib-ng", "zlib_ng"), ("zlib", "zlib")),
+        check=png.check,
+        bits=lambda _, data: data[24],
+        many="animated",
+    ),
+    "TIFF": Format(
+        lambda data, _: tiff_pixels.open_header(data),
+        libraries=(("libtiff", "libtiff"),),
+        check=tiff_pixels.check,
+        frames=formats.count_tiff_pages,
+        bits=_tiff_bits,
+    ),
+    "AVIF": Format(_open_avif, libraries=(("libavif", "avif"),), check=check_items, many="animated"),
+    "WEBP": Format(_of_stream(open_webp), libraries=(("libwebp", "webp"),), check=check_webp, many="animated"),
+    "GIF": Format(_of_stream(GifImageFile), frames=formats.count_gif_frames, many="animated"),
+    "BMP": Format(_of_stream(BmpImageFile)),
+    "HEIC": Format(_of_stream(open_heic), check=check_items),
+    "JPEG2000": Format(_of_stream(Jpeg2KImageFile), libraries=(("openjpeg", "jpg_2000"),)),
+    "PNM": Format(_of_stream(PnmFile)),
+    "JXL": Format(_of_stream(JpegXlFile), many="animated"),
 }
+
+
+@dataclass(slots=True)
+class _Findings:
+    """Facts while they are being found; `facts()` freezes what is known so far."""
+
+    sha256: str
+    format: str | None
+    width: int | None = None
+    height: int | None = None
+    mode: str | None = None
+    frames: int | None = None
+    orientation: int | None = None
+    icc: bool | None = None
+    flags: set[str] = field(default_factory=set)
+    decoder: str | None = None
+    quality: int | None = None
+
+    def take_size(self, width: int, height: int) -> None:
+        """Note the size that the file states. Raises InputError: corrupt_image for one that no row holds, and then notes none."""
+        self.width = self.height = None
+        if not (0 <= width <= MOST["width"] and 0 <= height <= MOST["height"]):
+            raise InputError(Status.CORRUPT_IMAGE, f"the header declares {width} × {height} pixels")
+        self.width, self.height = width, height
+
+    def facts(self) -> ImageFileFacts:
+        """The facts as they stand."""
+        return ImageFileFacts(self.sha256, self.format, self.width, self.height, self.mode, self.frames, self.orientation, self.icc,
+                          tuple(sorted(self.flags)), self.decoder, self.quality)  # fmt: skip
 
 
 def decode_image(data: bytes, limits: ImageLimits, admit: Admit = admit_all) -> DecodedImage:
@@ -196,7 +272,7 @@ def decode_image(data: bytes, limits: ImageLimits, admit: Admit = admit_all) -> 
     nothing else, whatever the bytes.
     """
     _quieten_pillow()
-    found = Findings.of(data)
+    found = _Findings(hashlib.sha256(data).hexdigest(), sniff_format(data))
     try:
         pixels = _decode(data, limits, found, admit)
     except InputError as refusal:
@@ -204,114 +280,93 @@ def decode_image(data: bytes, limits: ImageLimits, admit: Admit = admit_all) -> 
     return DecodedImage(pixels, found.facts())
 
 
-def _decode(data: bytes, limits: ImageLimits, found: Findings, admit: Admit) -> Image.Image:
-    format_name = _check_bytes(data, limits, found)
+def _decode(data: bytes, limits: ImageLimits, found: _Findings, admit: Admit) -> Image.Image:
+    format_name = found.format
+    limits.check_bytes(len(data))
+    if format_name is None:
+        unknown = Status.UNSUPPORTED_FORMAT if data else Status.EMPTY_FILE
+        raise InputError(unknown, describe_unsupported(data) if data else "0 bytes")
+    found.decoder = decoder_name(format_name)
+    if format_name in formats.EARLY_SIZES:
+        _check_early(data, limits, found, format_name, admit)
     if format_name == "RAW":
         data, format_name = camera_preview(data), "JPEG"
         found.flags.add("preview")
-    if format_name == "WEBP" and found.width and found.height:
-        admit(webp_demand(found.width, found.height))
+    form = FORMATS[format_name]
     with _translated(data, format_name):
-        image = OPENERS[format_name](data, found.flags)
-    _read_header(image, data, format_name, found)
-    sample_bits = _sample_bits(image, data)
-    if 8 < sample_bits <= 16:
-        found.flags.add("sixteen_bit")
-    limits.check_size(*image.size, len(data), format_name)
-    _check_text(image, limits)
+        image = form.open(data, found.flags)
+    sample_bits = _read_header(image, data, form, found)
+    _check_header(image, len(data), limits, format_name)
     if format_name != "WEBP":
         with _translated(data, format_name, image):
             demand = demand_of(image, data, format_name)
         admit(demand)
     with _translated(data, format_name, image):
-        pixels = to_rgb(_load(image, data, format_name, found), found.flags, sample_bits)
+        loaded = form.load(image, data, found.flags)
+        if form.check is not None:
+            form.check(loaded, data)
+        pixels = to_rgb(loaded, found.flags, sample_bits)
     found.mode = image.mode
-    found.take_size(*pixels.size)
-    limits.check_size(*pixels.size, len(data), format_name)  # libheif may find another size than the one it told
+    if pixels.size != (found.width, found.height):  # libheif may find another size than the one it told
+        found.take_size(*pixels.size)
+        limits.check_size(*pixels.size, len(data), format_name)
+    if isinstance(loaded, JpegImageFile):  # of rare sampling factors
+        found.decoder = _pillow_name(format_name)
     if not has_content(pixels):
         found.flags.add("no_content")
-    if formats.has_trailing_bytes(data, format_name):
+    end = formats.declared_end(data, format_name) if format_name in formats.SURE_ENDS else None
+    if end is not None and end < len(data):
         found.flags.add("trailing_bytes")
     pixels.info = {}
     return pixels
 
 
-def _check_bytes(data: bytes, limits: ImageLimits, found: Findings) -> str:
-    """Refuse what needs no decoder to be refused; the format otherwise."""
-    if not data:
-        raise InputError(Status.EMPTY_FILE, "0 bytes")
-    limits.check_bytes(len(data))
-    if found.format is None:
-        raise InputError(Status.UNSUPPORTED_FORMAT, describe_unsupported(data))
-    found.decoder = decoder_name(found.format)
-    size = formats.header_size(data, found.format)
-    if size is not None:
-        found.take_size(*size)
-        limits.check_size(*size, len(data), found.format)
-    return found.format
+def _check_early(data: bytes, limits: ImageLimits, found: _Findings, format_name: str, admit: Admit) -> None:
+    """Refuse by a size that stands at a fixed place. libwebp allocates its canvas at opening: what that takes is admitted here."""
+    size = formats.header_size(data, format_name)
+    if size is None:
+        return
+    found.take_size(*size)
+    limits.check_size(*size, len(data), format_name)
+    if format_name == "WEBP" and all(size):
+        admit(webp_demand(*size))
 
 
-def _read_header(image: ImageFile, data: bytes, format_name: str, found: Findings) -> None:
+def _read_header(image: ImageFile, data: bytes, form: Format, found: _Findings) -> int:
+    """Note what the header says; returns the bits per sample in the file, which Pillow hides for colour."""
     found.take_size(*image.size)
     found.mode = image.mode
-    frames = _count_frames(image, data, format_name)
-    found.take(frames=frames, quality=jpeg_quality(image.quantization) if isinstance(image, JpegImageFile) else None)
+    frames = form.frames(data) if form.frames else int(getattr(image, "n_frames", 1))
+    found.frames = frames if 0 <= frames <= MOST["frames"] else None
+    if isinstance(image, JpegImageFile):
+        found.quality = jpeg_quality(image.quantization)
     if frames > 1 or (isinstance(image, JpegXlFile) and image.is_animated):
-        found.flags.add("animated" if format_name in _ANIMATIONS else "multipage")
-    if "icc_profile" in image.info:
-        found.icc = bool(image.info["icc_profile"])
-        if not is_icc_profile(image.info["icc_profile"]):
-            found.flags.add("broken_icc")
-    else:
-        found.icc = False
-    # A TIFF's own orientation tag is part of how its rows are stored: Pillow turns the pixels by it as it decodes.
-    exif = None if format_name == "TIFF" else image.info.get("exif")
+        found.flags.add(form.many)
+    found.icc = bool(image.info.get("icc_profile"))
+    if "icc_profile" in image.info and not is_icc_profile(image.info["icc_profile"]):
+        found.flags.add("broken_icc")
     found.orientation = 1
-    try:
-        found.take(orientation=exif_orientation(exif) if exif else 1)
-    except TiffError:
-        found.flags.add("broken_exif")
+    # A TIFF's own orientation tag is part of how its rows are stored: Pillow turns the pixels by it as it decodes.
+    if (exif := image.info.get("exif")) and not isinstance(image, TiffImageFile):
+        try:
+            found.orientation = exif_orientation(exif)
+        except TiffError:
+            found.flags.add("broken_exif")
     if found.orientation != 1:
         found.flags.add("oriented")
+    sample_bits = form.bits(image, data) if form.bits else int(image.info.get(BIT_DEPTH, 8))
+    if 8 < sample_bits <= 16:
+        found.flags.add("sixteen_bit")
+    return sample_bits
 
 
-def _load(image: ImageFile, data: bytes, format_name: str, found: Findings) -> Image.Image:
-    """Every pixel: verify() accepts files cut in half, only decoding proves that all of it is there."""
-    if isinstance(image, JpegImageFile):
-        pixels = jpeg.load(image, data, found.flags)
-        if isinstance(pixels, JpegImageFile):  # of rare sampling factors
-            found.decoder = _pillow_name(format_name)
-        return pixels
-    image.load()
-    image._decoder = None  # type: ignore[attr-defined] # of WebP and AVIF: it holds the picture once more
-    if format_name == "TIFF" and image.info.get("compression") == "jpeg":
-        tiff_pixels.check_jpeg_data(data)
-    if format_name == "PNG":
-        png.check(image, data)
-    formats.check(data, format_name)
-    return image
-
-
-def _count_frames(image: ImageFile, data: bytes, format_name: str) -> int:
-    if format_name == "GIF":
-        return formats.count_gif_frames(data)
-    if format_name == "TIFF":
-        return formats.count_tiff_pages(data)
-    return int(getattr(image, "n_frames", 1))
-
-
-def _sample_bits(image: ImageFile, data: bytes) -> int:
-    """Bits per sample in the file: Pillow hides them for colour, and gives 12-bit samples as if they were 16-bit ones."""
-    if isinstance(image, PngImageFile):
-        return data[24]
-    if isinstance(image, TiffImageFile):
-        with contextlib.suppress(TypeError, ValueError):
-            return int(max(image.tag_v2.get(BITS_PER_SAMPLE, (8,))))
-    return int(image.info.get(BIT_DEPTH, 8))
-
-
-def _check_text(image: ImageFile, limits: ImageLimits) -> None:
-    size = sum(len(value) for value in image.info.values() if isinstance(value, str | bytes))
+def _check_header(image: ImageFile, size_bytes: int, limits: ImageLimits, format_name: str) -> None:
+    """Refuse what takes too much to decode, and texts that are too long."""
+    limits.check_size(*image.size, size_bytes, format_name)
+    size = 0
+    for value in image.info.values():
+        if isinstance(value, str | bytes):
+            size += len(value)
     if size > limits.max_text_bytes:
         reason = f"{size} bytes of text and profiles is over max_text_bytes ({limits.max_text_bytes})"
         raise InputError(Status.METADATA_TOO_LARGE, reason, limit=limits.max_text_bytes, observed=size)
@@ -376,7 +431,7 @@ def decoder_name(format_name: str) -> str:
 
 
 def _pillow_name(format_name: str) -> str:
-    for name, feature in _LIBRARIES.get(format_name, ()):
+    for name, feature in FORMATS[format_name].libraries if format_name in FORMATS else ():
         if version := features.version(feature):
             return f"pillow {PIL.__version__}/{name} {version}"
     return f"pillow {PIL.__version__}"

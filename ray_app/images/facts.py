@@ -11,7 +11,7 @@ does a shade from edge to edge of 16. A shade of 24, a page with a word on it, a
 """
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, cast
 
 import numpy as np
@@ -88,59 +88,9 @@ class ImageRefused(InputError):  # noqa: N818 - the name of a decision, not of a
         return cls(reason.status, reason.detail, facts, limit=reason.limit, observed=reason.observed)
 
 
-@dataclass(slots=True)
-class Findings:
-    """Facts while they are being found; `facts()` freezes what is known so far."""
-
-    sha256: str
-    format: str | None
-    width: int | None = None
-    height: int | None = None
-    mode: str | None = None
-    frames: int | None = None
-    orientation: int | None = None
-    icc: bool | None = None
-    flags: set[str] = field(default_factory=set)
-    decoder: str | None = None
-    quality: int | None = None
-
-    @classmethod
-    def of(cls, data: bytes) -> "Findings":
-        """The two facts that any bytes have."""
-        return cls(sha256=hashlib.sha256(data).hexdigest(), format=sniff_format(data))
-
-    def take_size(self, width: int, height: int) -> None:
-        """Note the size that the file states. Raises InputError: corrupt_image for one that no row holds, and then notes none."""
-        self.width = self.height = None
-        if not (0 <= width <= MOST["width"] and 0 <= height <= MOST["height"]):
-            raise InputError(Status.CORRUPT_IMAGE, f"the header declares {width} × {height} pixels")
-        self.width, self.height = width, height
-
-    def take(self, **stated: int | None) -> None:
-        """Note other numbers that the file states; one that no row holds is not known."""
-        for name, number in stated.items():
-            setattr(self, name, number if number is not None and 0 <= number <= MOST[name] else None)
-
-    def facts(self) -> ImageFileFacts:
-        """The facts as they stand."""
-        return ImageFileFacts(
-            self.sha256,
-            self.format,
-            self.width,
-            self.height,
-            self.mode,
-            self.frames,
-            self.orientation,
-            self.icc,
-            tuple(sorted(self.flags)),
-            self.decoder,
-            self.quality,
-        )
-
-
 def inspect_bytes(data: bytes) -> ImageFileFacts:
     """SHA-256 and sniffed format of any bytes; cheap, never raises."""
-    return Findings.of(data).facts()
+    return ImageFileFacts(hashlib.sha256(data).hexdigest(), sniff_format(data))
 
 
 GLANCE, SAMPLE = 12, 32  # pixels a side, on a grid; all those 3,557 end at the first, whose reads from memory are what it costs
@@ -152,19 +102,18 @@ MOST_REDUCED = 20  # noise averages out; a shade, or a word on a page, does not
 
 def has_content(pixels: Image.Image) -> bool:
     """False where an RGB picture is one colour, or nearly."""
-    if _range(_sampled(pixels, GLANCE)) > MOST_SAMPLED:
+    width, height = pixels.size
+    nearest = Image.Resampling.NEAREST
+    if _range(pixels.resize((min(width, GLANCE), min(height, GLANCE)), nearest)) > MOST_SAMPLED:
         return True
-    sample = _sampled(pixels, SAMPLE)
+    sample = pixels.resize((min(width, SAMPLE), min(height, SAMPLE)), nearest)
     if _range(sample) > MOST_SAMPLED or np.asarray(sample).std(axis=(0, 1)).max() > MOST_DEVIATION:
         return True
     boxes = [max(1, min(side // BOX, REDUCED)) for side in pixels.size]
     return _range(pixels.resize(boxes, Image.Resampling.BOX)) > MOST_REDUCED
 
 
-def _sampled(pixels: Image.Image, side: int) -> Image.Image:
-    return pixels.resize((min(pixels.width, side), min(pixels.height, side)), Image.Resampling.NEAREST)
-
-
 def _range(pixels: Image.Image) -> int:
     """The largest range of a channel."""
-    return max(high - low for low, high in cast(tuple[tuple[int, int], ...], pixels.getextrema()))
+    red, green, blue = cast(tuple[tuple[int, int], ...], pixels.getextrema())
+    return max(red[1] - red[0], green[1] - green[0], blue[1] - blue[0])

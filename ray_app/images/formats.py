@@ -3,22 +3,15 @@
 What a container says of itself, read from its bytes: size, end, frames. No decoding, bounded work.
 
 How strongly a JPEG was compressed, from its quantization tables. Knows numbers; reads no file.
-
-Whether all coded data of a WebP, AVIF or HEIC was there, asked after a decoder that fills what is missing without a word.
-
-What no check sees: zeros in place of uncompressed samples (BMP, TIFF); other bytes in place of lossy WebP, AVIF and HEIC, and of what
-TIFF packs without a checksum; a JPEG of arithmetic coding that ends early, whose decoder has to read zeros past the end.
 """
 
-import io
 import re
 import struct
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
-from ray_app.errors import InputError, Status
-from ray_app.images.further_formats import open_webp
 from ray_app.images.jpeg_xl import CODESTREAM, CONTAINER
-from ray_app.images.provenance.containers import coded_items
 from ray_app.images.tiff import Tiff, TiffError, is_camera_raw
 
 HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"})
@@ -133,6 +126,9 @@ def _describe_text(start: bytes) -> str | None:
 
 MOST_GIF_BLOCKS = 200_000  # 32 MiB of full blocks are 132 000; a GIF of one-byte blocks could hold 16 million
 MOST_BOXES = 1000
+EARLY_SIZES = ("PNG", "GIF", "WEBP")  # formats whose size stands at a fixed place
+SURE_ENDS = ("JPEG", "PNG", "WEBP")  # formats whose end tells that something follows it
+_END_MARKS = {"JPEG": (b"\xff\xd9", 2), "PNG": (b"IEND", 8)}
 
 
 def header_size(data: bytes, format_name: str) -> tuple[int, int] | None:
@@ -157,10 +153,10 @@ def declared_end(data: bytes, format_name: str) -> int | None:
 
     For JPEG and PNG it is the last end marker in the bytes, so that data appended with a marker of its own at its very end is not seen.
     """
-    if format_name == "JPEG":
-        return _after(data, b"\xff\xd9", 2)
-    if format_name == "PNG":
-        return _after(data, b"IEND", 8)
+    if format_name in _END_MARKS:
+        mark, length = _END_MARKS[format_name]
+        at = data.rfind(mark)
+        return None if at < 0 else at + length
     if format_name == "WEBP":
         size = int.from_bytes(data[4:8], "little")
         return 8 + size + (size & 1)
@@ -179,14 +175,6 @@ def ends_early(data: bytes, format_name: str) -> bool:
     """Whether the file lacks its end: asked only of files that did not decode, to tell truncated from corrupt."""
     end = declared_end(data, format_name)
     return end > len(data) if end is not None else format_name in ("JPEG", "PNG", "TIFF", "JPEG2000")
-
-
-def has_trailing_bytes(data: bytes, format_name: str) -> bool:
-    """Whether a file that decoded goes on after its end (JPEG, PNG, WebP; the others have no reliable end)."""
-    if format_name not in ("JPEG", "PNG", "WEBP"):
-        return False
-    end = declared_end(data, format_name)
-    return end is not None and end < len(data)
 
 
 def count_gif_frames(data: bytes) -> int:
@@ -218,11 +206,6 @@ def count_tiff_pages(data: bytes) -> int:
         return max(Tiff(data).count_pages(), 1)
     except TiffError:
         return 1
-
-
-def _after(data: bytes, marker: bytes, length: int) -> int | None:
-    at = data.rfind(marker)
-    return None if at < 0 else at + length
 
 
 def _gif_table_bytes(flags: int) -> int:
@@ -260,7 +243,7 @@ def _boxes_end(data: bytes) -> int | None:
 
 def _jpeg2000_end(data: bytes) -> int | None:
     if data.startswith(b"\xff\x4f"):
-        return _after(data, b"\xff\xd9", 2)
+        return declared_end(data, "JPEG")  # it ends with the same marker
     return _boxes_end(data) if b"jp2c" in data else len(data) + 8  # the box with the picture has yet to come
 
 
@@ -288,8 +271,7 @@ def jpeg_quality(tables: Mapping[int, Sequence[int]]) -> int | None:
     luminance = tables.get(0)
     if luminance is None or len(luminance) != len(_LUMINANCE):
         return None
-    total = sum(luminance)
-    return min(range(1, 101), key=lambda quality: (abs(_SUMS[quality] - total), quality))
+    return _QUALITIES[bisect_left(_MIDDLES, -sum(luminance))]
 
 
 def _scaled_sum(quality: int) -> int:
@@ -298,45 +280,7 @@ def _scaled_sum(quality: int) -> int:
     return sum(min(255, max(1, (step * percent + 50) // 100)) for step in _LUMINANCE)
 
 
-_SUMS = [0, *map(_scaled_sum, range(1, 101))]
-
-
-MOST_CHUNKS = 1000  # before the picture; a WebP has three
-ZERO_TAIL = 32  # bytes: AV1 and HEVC end in a bit that is set, and a few bytes of padding at most
-UNREAD_TAIL = 16  # bytes: libwebp asks for up to seven more than it needs
-
-
-def check(data: bytes, format_name: str) -> None:
-    """Nothing for the bytes of a decoded image that were all there. Raises InputError, TRUNCATED_IMAGE."""
-    if format_name == "WEBP":
-        _check_webp(data)
-    elif format_name in ("AVIF", "HEIC"):
-        _check_items(data)
-
-
-def _check_webp(data: bytes) -> None:
-    """Zeros decode as flat colour: where coded data ends in zeros and decodes without the last of them, they stand for what is missing."""
-    at, kind, size = 12, b"", 0
-    for _ in range(MOST_CHUNKS):
-        kind, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
-        if kind in (b"VP8 ", b"VP8L"):
-            break
-        at += 24 if kind == b"ANMF" else 8 + size + (size & 1)  # the first frame of an animation lies within its chunk
-    coded = data[at + 8 : at + 8 + size]
-    if not coded.endswith(bytes(2 * UNREAD_TAIL)):
-        return
-    shorter = coded[:-UNREAD_TAIL] + b"\0" * (len(coded) % 2)
-    chunk = kind + struct.pack("<I", len(coded) - UNREAD_TAIL) + shorter
-    try:
-        open_webp(io.BytesIO(b"RIFF" + struct.pack("<I", 4 + len(chunk)) + b"WEBP" + chunk)).load()
-    except (OSError, EOFError, SyntaxError, ValueError):
-        return  # it needs them all
-    raise InputError(Status.TRUNCATED_IMAGE, f"coded data is missing: filled with zeros up to byte {at + 8 + len(coded)}")
-
-
-def _check_items(data: bytes) -> None:
-    for start, size in coded_items(data):
-        coded = data[start : start + size]
-        if coded.endswith(bytes(ZERO_TAIL)):
-            there = start + len(coded.rstrip(b"\0"))
-            raise InputError(Status.TRUNCATED_IMAGE, f"coded data is missing: filled with zeros from byte {there} to {start + size}")
+# The lowest quality of each sum; and where the next one is nearer, of numbers that rise.
+_LOWEST = {_scaled_sum(quality): quality for quality in range(100, 0, -1)}
+_QUALITIES = tuple(sorted(_LOWEST.values()))
+_MIDDLES = tuple(-(_scaled_sum(low) + _scaled_sum(high)) / 2 for low, high in pairwise(_QUALITIES))

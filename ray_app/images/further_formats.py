@@ -1,10 +1,14 @@
 """Formats that Pillow alone does not read, or not well: HEIC, large WebP, PNM of more than 8 bits, JPEG XL, previews of camera RAW files.
 
 Each is a Pillow image whose header is read when it is opened and whose pixels when it is loaded, or what to install for it.
+
+What no check of missing data sees: zeros in place of uncompressed samples (BMP, TIFF); other bytes in place of lossy WebP, AVIF and HEIC,
+and of what TIFF packs without a checksum; a JPEG of arithmetic coding that ends early, whose decoder has to read zeros past the end.
 """
 
 import contextlib
 import io
+import struct
 from importlib.metadata import version
 from typing import IO, Any
 
@@ -16,8 +20,12 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from ray_app.errors import InputError, Status
 from ray_app.images.jpeg_xl import read_jxl_header
+from ray_app.images.provenance.containers import coded_items
 
 BIT_DEPTH = "bit_depth"  # in an image's `info`: bits per sample in the file, as pi-heif calls it
+MOST_CHUNKS = 1000  # of a WebP before its picture; it has three
+ZERO_TAIL = 32  # bytes: AV1 and HEVC end in a bit that is set, and a few bytes of padding at most
+UNREAD_TAIL = 16  # bytes: libwebp asks for up to seven more than it needs
 MOST_PLAIN_BYTES = 16 * 2**20  # of a PNM written as text, which is read value by value
 
 _FULL = 65_535
@@ -156,6 +164,40 @@ def camera_preview(data: bytes) -> bytes:
     if preview.format != rawpy.ThumbFormat.JPEG:
         raise InputError(Status.UNSUPPORTED_FORMAT, "a camera raw file whose preview is no JPEG: develop it to JPEG or TIFF first")
     return bytes(preview.data)
+
+
+def check_webp(image: Image.Image, data: bytes) -> None:
+    """Refuse a WebP whose coded data was not all there, whose decoder fills what is missing without a word. Raises InputError.
+
+    Zeros decode as flat colour: where coded data ends in zeros and decodes without the last of them, they stand for what is missing.
+    """
+    del image
+    at, kind, size = 12, b"", 0
+    for _ in range(MOST_CHUNKS):
+        kind, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
+        if kind in (b"VP8 ", b"VP8L"):
+            break
+        at += 24 if kind == b"ANMF" else 8 + size + (size & 1)  # the first frame of an animation lies within its chunk
+    coded = data[at + 8 : at + 8 + size]
+    if not coded.endswith(bytes(2 * UNREAD_TAIL)):
+        return
+    shorter = coded[:-UNREAD_TAIL] + b"\0" * (len(coded) % 2)
+    chunk = kind + struct.pack("<I", len(coded) - UNREAD_TAIL) + shorter
+    try:
+        open_webp(io.BytesIO(b"RIFF" + struct.pack("<I", 4 + len(chunk)) + b"WEBP" + chunk)).load()
+    except (OSError, EOFError, SyntaxError, ValueError):
+        return  # it needs them all
+    raise InputError(Status.TRUNCATED_IMAGE, f"coded data is missing: filled with zeros up to byte {at + 8 + len(coded)}")
+
+
+def check_items(image: Image.Image, data: bytes) -> None:
+    """Refuse an AVIF or HEIC whose coded data was not all there, whose decoder fills what is missing without a word. Raises InputError."""
+    del image
+    for start, size in coded_items(data):
+        coded = data[start : start + size]
+        if coded.endswith(bytes(ZERO_TAIL)):
+            there = start + len(coded.rstrip(b"\0"))
+            raise InputError(Status.TRUNCATED_IMAGE, f"coded data is missing: filled with zeros from byte {there} to {start + size}")
 
 
 def library_of(format_name: str) -> str | None:

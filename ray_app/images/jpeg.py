@@ -8,7 +8,8 @@ import contextlib
 import io
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +26,7 @@ _FRAMES = frozenset((*range(SOF0, SOF15 + 1), JPEG_LS)) - {DHT, JPG, DAC}
 _READABLE = (SOF0, SOF1, SOF2, SOF3, SOF9, SOF10)  # the others are hierarchical, or lossless with arithmetic coding
 _PROGRESSIVE = (SOF2, SOF10)
 _WITHOUT_BODY = (0x01, *range(0xD0, 0xD8))
+_ALL = 2**64 - 1  # the coefficients of a block (A.3.6)
 _DECIDING = _FRAMES | {SCAN, SOS, DHT, DAC, DQT, DRI}
 
 _MARKER = re.compile(rb"\xff([^\x00\xff])")  # of fill bytes before it the last: with `+` a long run of them takes hours
@@ -40,7 +42,9 @@ DECODER = f"simplejpeg {simplejpeg.__version__}"
 
 
 class JpegImage(JpegImageFile):
-    """Pillow's reader, for the header."""
+    """Pillow's reader, for the header. `segments`: those from the first frame on, to be read once."""
+
+    segments: "Iterable[JpegSegment]" = ()
 
     def _read_dpi_from_exif(self) -> None:
         """Pillow parses all of EXIF at opening for the resolution, which nobody here asks for: slow, and it warns on stderr."""
@@ -60,63 +64,81 @@ class JpegSegment(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """A frame header (B.2.2): its marker, bits per sample, size, and each component's id and sampling factors."""
+    """A frame header (B.2.2): its marker, bits per sample, size, and each component's id and sampling factors (four bits each)."""
 
     marker: int
     bits: int
     height: int
     width: int
-    components: list[tuple[int, int, int]]
+    components: list[tuple[int, int]]
 
     @classmethod
     def of(cls, segment: JpegSegment) -> "Frame":
         """What the body behind an SOF says, as far as it is there."""
         body = segment.body.ljust(8, b"\0")
-        parts = [(body[at], body[at + 1] >> 4, body[at + 1] & 15) for at in range(8, min(8 + 3 * body[7], len(body) - 2), 3)]
         height, width = struct.unpack_from(">HH", body, 3)
-        return cls(segment.marker, body[2], height, width, parts)
+        end = min(8 + 3 * body[7], len(body) - 2)  # an incomplete component is none
+        return cls(segment.marker, body[2], height, width, list(zip(body[8:end:3], body[9 : end + 1 : 3], strict=False)))
 
     def unit(self) -> tuple[int, int]:
         """Width and height in pixels of what is coded together (A.2)."""
         if len(self.components) < 2:
             return 8, 8
-        return 8 * max(across for _, across, _ in self.components), 8 * max(down for _, _, down in self.components)
+        return 8 * max(factors >> 4 for _, factors in self.components), 8 * max(factors & 15 for _, factors in self.components)
 
 
-def open_header(data: bytes, flags: set[str]) -> JpegImageFile:
+def open_header(data: bytes, flags: set[str]) -> JpegImage:
     """The header as Pillow reads it; where metadata breaks Pillow, without metadata and with a flag. Raises what Pillow raises.
 
     Raises InputError UNSUPPORTED_FORMAT for kinds of JPEG that have no decoder here.
     """
-    frame = _frame(data)
+    segments, frame = _segments(data), None
+    for segment in segments:
+        if segment.marker in _FRAMES:
+            frame, segments = Frame.of(segment), chain((segment,), segments)
+            break
     if frame is not None and 2 <= frame.bits <= 16 and (frame.marker not in _READABLE or frame.bits != 8):
         kind = "JPEG-LS" if frame.marker == JPEG_LS else f"a JPEG of kind SOF{frame.marker - SOF0} with {frame.bits} bits per sample"
         raise InputError(Status.UNSUPPORTED_FORMAT, f"{kind}, which Touchstone does not read: save as an ordinary JPEG or as PNG")
     try:
-        return JpegImage(io.BytesIO(data))
+        image = JpegImage(io.BytesIO(data))
     except (SyntaxError, ValueError):
         image = JpegImage(io.BytesIO(_without_metadata(data)))
         flags.add("irregular_jpeg")
-        return image
+    image.segments = segments
+    return image
 
 
-def load(image: JpegImageFile, data: bytes, flags: set[str]) -> Image.Image:
+def coefficient_bytes(image: JpegImageFile, data: bytes) -> int:
+    """What libjpeg holds of an opened JPEG whose coefficients come in several scans: all of them, two bytes a sample. 0 for one scan."""
+    header = 6 + 2 * len(image.layer)
+    at = image.fp.tell() - header if image.fp else 0
+    is_whole = data[at - 2 : at] == b"\xff\xda" and data[at : at + 2] == header.to_bytes(2, "big")  # the first scan, where Pillow stops
+    if is_whole and "progressive" not in image.info:
+        return 0
+    samples = most = 0
+    for _, across, down, _ in image.layer:
+        samples, most = samples + across * down, max(most, across * down)
+    return 2 * image.width * image.height * samples // most
+
+
+def load(image: JpegImage, data: bytes, flags: set[str]) -> Image.Image:
     """The pixels of an opened JPEG, in its mode and with its `info`; flags what is out of place and hides no pixel.
 
     Raises InputError: TRUNCATED_IMAGE where coded data is missing, CORRUPT_IMAGE where it is damaged.
     """
-    if _lacks_scans(data):
+    if _lacks_scans(image.segments):
         raise InputError(Status.TRUNCATED_IMAGE, f"the file ends after {len(data)} bytes, before the last scans")
-    pixels = _decode(image, data, flags)
+    try:
+        pixels = _by_simplejpeg(image, data)
+    except ValueError as error:
+        pixels = _load_irregular(image, data, flags, str(error))
     pixels.info = image.info
     return pixels
 
 
-def _decode(image: JpegImageFile, data: bytes, flags: set[str]) -> Image.Image:
-    try:
-        return _by_simplejpeg(image, data)
-    except ValueError as error:
-        warning = str(error)
+def _load_irregular(image: JpegImage, data: bytes, flags: set[str], warning: str) -> Image.Image:
+    """What is left to do after libjpeg's warning. Raises as `load` does."""
     if any(words in warning for words in _OUTSIDE_SCANS):
         flags.add("irregular_jpeg")
         data = _without_metadata(data)  # the same scans, without what one warning may hide another behind
@@ -194,22 +216,22 @@ def _frame(data: bytes) -> Frame | None:
     return next((Frame.of(segment) for segment in _segments(data) if segment.marker in _FRAMES), None)
 
 
-def _lacks_scans(data: bytes) -> bool:
+def _lacks_scans(segments: Iterable[JpegSegment]) -> bool:
     """Whether some bits of some component are in none of the scans: libjpeg leaves them at zero without a word."""
-    lacking: dict[int, list[int]] = {}
+    lacking: dict[int, int] = {}  # of each component, a bit for each coefficient of a block that is not complete
     is_progressive = False
-    for segment in _segments(data):
-        body = segment.body
-        if segment.marker in _FRAMES:
-            lacking = {number: [1] * 64 for number, _, _ in Frame.of(segment).components}
-            is_progressive = segment.marker in _PROGRESSIVE
-        elif segment.marker == SOS and len(body) >= 6:
+    for marker, body, *_ in segments:
+        if marker in _FRAMES:
+            lacking = dict.fromkeys(dict(Frame.of(JpegSegment(marker, body, 0, 0)).components), _ALL)
+            is_progressive = marker in _PROGRESSIVE
+        elif marker == SOS and len(body) >= 6:
             first, last, low_bit = (body[-3], body[-2], body[-1] & 15) if is_progressive else (0, 63, 0)
+            sent = (1 << max(first, last + 1)) - (1 << first)
             for number in lacking.keys() & set(body[3:-3:2]):
-                lacking[number][first : last + 1] = [low_bit] * (last + 1 - first)
-            if not is_progressive and not any(map(any, lacking.values())):
+                lacking[number] = lacking[number] | sent if low_bit else lacking[number] & ~sent
+            if not is_progressive and not any(lacking.values()):
                 return False
-    return any(map(any, lacking.values()))
+    return any(lacking.values())
 
 
 def _without_metadata(data: bytes) -> bytes:

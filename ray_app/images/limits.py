@@ -69,11 +69,13 @@ class ImageLimits(Frozen):
         pixels = width * height
         if short <= 0:
             raise InputError(Status.CORRUPT_IMAGE, f"the header declares {width} × {height} pixels")
-        name, most = self._most_pixels(format_name)
+        is_whole = format_name is not None and format_name not in LARGEST
+        most = min(self.max_pixels, self.max_whole_pixels or self.max_pixels) if is_whole else self.max_pixels
         limit: float
         observed: float
         if pixels > most:
             limit, observed = most, pixels
+            name = "max_pixels" if most == self.max_pixels else "max_whole_pixels"
             reason = f"{pixels / 1e6:.1f} MP is over {name} ({limit / 1e6:g} MP)"
         elif long > self.max_side:
             limit, observed = self.max_side, long
@@ -87,11 +89,6 @@ class ImageLimits(Frozen):
         else:
             return
         raise InputError(Status.IMAGE_TOO_LARGE, f"{width} × {height} pixels: {reason}", limit=limit, observed=observed)
-
-    def _most_pixels(self, format_name: str | None) -> tuple[str, int]:
-        if self.max_whole_pixels is None or self.max_whole_pixels >= self.max_pixels or format_name is None or format_name in LARGEST:
-            return "max_pixels", self.max_pixels
-        return "max_whole_pixels", self.max_whole_pixels
 
 
 class BatchLimits(ImageLimits):

@@ -12,6 +12,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from ray_app.images.further_formats import BIT_DEPTH
+from ray_app.images.jpeg import coefficient_bytes
 from ray_app.images.limits import ImageLimits
 
 SMALL_BYTES = 384 * 2**20  # any process has room for this beside its libraries; what takes more waits for its turn on a node
@@ -63,10 +64,18 @@ def worst_bytes(limits: ImageLimits) -> int:
 
 def demand_of(image: ImageFile, data: bytes, format_name: str) -> Demand:
     """Of an image that was opened and not decoded."""
-    pixels = image.width * image.height
-    stored = 1 if image.mode in _NARROW else 2 if image.mode.startswith("I;16") else 4
-    decoding = _DEEP_JXL if format_name == "JXL" and image.info[BIT_DEPTH] > 8 else _DECODING.get(format_name, 0)
-    beside = max(pixels * _converting(image), pixels * decoding, _jpeg(image, data), _tiff(image))
+    pixels, mode = image.width * image.height, image.mode
+    is_deep_grey = mode.startswith("I;16")
+    stored = 1 if mode in _NARROW else 2 if is_deep_grey else 4
+    converting = _WITH_ALPHA if "transparency" in image.info else _CONVERTING.get(mode, _WITH_ALPHA)
+    beside = pixels * (_DEEP_GREY if is_deep_grey else converting)
+    if isinstance(image, JpegImageFile):
+        beside = max(beside, coefficient_bytes(image, data))
+    elif isinstance(image, TiffImageFile):
+        beside = max(beside, _tiff(image))
+    else:
+        is_deep_jxl = format_name == "JXL" and image.info[BIT_DEPTH] > 8
+        beside = max(beside, pixels * (_DEEP_JXL if is_deep_jxl else _DECODING.get(format_name, 0)))
     return Demand(pixels, min(_FIXED + pixels * stored + beside, _MOST))
 
 
@@ -75,36 +84,9 @@ def webp_demand(width: int, height: int) -> Demand:
     return Demand(width * height, _FIXED + width * height * (4 + _DECODING["WEBP"]))
 
 
-def _converting(image: ImageFile) -> int:
-    if image.mode.startswith("I;16"):
-        return _DEEP_GREY
-    if "transparency" in image.info or image.mode not in _CONVERTING:
-        return _WITH_ALPHA
-    return _CONVERTING[image.mode]
-
-
-def _jpeg(image: ImageFile, data: bytes) -> int:
-    """libjpeg holds the coefficients of the whole image, two bytes a sample, where they come in several scans."""
-    if not isinstance(image, JpegImageFile):
-        return 0
-    layers = [(across, down) for _, across, down, _ in image.layer]
-    if not _has_scans(image, data, len(layers)):
-        return 0
-    most = max(across * down for across, down in layers)
-    return 2 * image.width * image.height * sum(across * down for across, down in layers) // most
-
-
-def _has_scans(image: JpegImageFile, data: bytes, layers: int) -> bool:
-    """Whether the first scan, behind whose header Pillow stops, leaves anything to further ones."""
-    header = 6 + 2 * layers
-    at = image.fp.tell() - header if image.fp else 0
-    is_all = data[at - 2 : at] == b"\xff\xda" and data[at : at + 2] == header.to_bytes(2, "big")
-    return "progressive" in image.info or not is_all
-
-
-def _tiff(image: ImageFile) -> int:
+def _tiff(image: TiffImageFile) -> int:
     """libtiff unpacks a strip or a tile at a time; many writers put a whole image into one strip."""
-    if not isinstance(image, TiffImageFile) or all(codec == "raw" for codec, *_ in image.tile):
+    if all(codec == "raw" for codec, *_ in image.tile):
         return 0
     tags = image.tag_v2
     width, height = tags.get(_TILE_WIDTH, image.width), tags.get(_TILE_HEIGHT, min(tags.get(_ROWS_PER_STRIP, image.height), image.height))

@@ -12,7 +12,7 @@ import io
 import struct
 from typing import NamedTuple
 
-from PIL import ImagePalette
+from PIL import Image, ImagePalette
 from PIL.TiffImagePlugin import COMPRESSION_INFO, TiffImageFile
 
 from ray_app.errors import InputError, Status
@@ -53,14 +53,13 @@ class Tiff:
         self._first = self._unpack(self._link, 8 if self._is_big else 4)
         self._entry = struct.Struct(self._order + ("HHQ8s" if self._is_big else "HHI4s"))
 
-    def first_directory(self) -> dict[int, TiffEntry]:
-        """The tags of the first page."""
-        return self.directory(self._first)
-
-    def directory(self, offset: int) -> dict[int, TiffEntry]:
-        """The tags of the directory that stands at `offset`."""
-        start, end = self._span(offset)
-        return {tag: TiffEntry(*rest) for tag, *rest in self._entry.iter_unpack(self._data[start:end])}
+    def directory(self, offset: int | None = None) -> dict[int, TiffEntry]:
+        """The tags of the first page, or of the directory that stands at `offset`."""
+        start, end = self._span(self._first if offset is None else offset)
+        entries = {}
+        for tag, kind, number, inline in self._entry.iter_unpack(self._data[start:end]):
+            entries[tag] = TiffEntry(kind, number, inline)
+        return entries
 
     def count_pages(self) -> int:
         """Directories in the chain, at most MOST_PAGES; a chain that loops or breaks ends there."""
@@ -82,7 +81,7 @@ class Tiff:
         if code is None or entry.number > MOST_STRIPS:
             return ()
         form = struct.Struct(f"{self._order}{entry.number}{code}")
-        if not self._is_elsewhere(entry):
+        if form.size <= len(entry.inline):
             return form.unpack_from(entry.inline)
         at = self._at(entry)
         if at + form.size > len(self._data):
@@ -99,7 +98,7 @@ class Tiff:
 
     def data_end(self) -> int:
         """The furthest byte that the first page refers to: of its strips, its tiles and the values of its tags."""
-        tags = self.first_directory()
+        tags = self.directory()
         ends = [self._at(entry) + _SIZES.get(entry.kind, 0) * entry.number for entry in tags.values() if self._is_elsewhere(entry)]
         for offsets, lengths in zip(_DATA_OFFSETS, _DATA_LENGTHS, strict=True):
             if offsets in tags and lengths in tags:
@@ -136,7 +135,7 @@ class Tiff:
 def exif_orientation(exif: bytes) -> int:
     """The orientation that an EXIF block states, 1 to 8; 1 where it states none or 0 (unknown). Raises TiffError."""
     tiff = Tiff(exif.removeprefix(b"Exif\0\0").removeprefix(b"Exif\0\0"))  # some writers put the prefix twice
-    entry = tiff.first_directory().get(ORIENTATION)
+    entry = tiff.directory().get(ORIENTATION)
     if entry is None:
         return 1
     values = tiff.integers(entry)
@@ -147,7 +146,7 @@ def exif_orientation(exif: bytes) -> int:
 
 def is_camera_raw(tiff: Tiff) -> bool:
     """Whether the first picture is a preview of sensor data (DNG, NEF and kin): scoring it would score the wrong image."""
-    tags = tiff.first_directory()
+    tags = tiff.directory()
     subfile = tiff.integers(tags[SUBFILE_TYPE]) if SUBFILE_TYPE in tags else ()
     return DNG_VERSION in tags or bool(subfile and subfile[0] & 1)
 
@@ -206,7 +205,7 @@ class TiffLayout(NamedTuple):
     @classmethod
     def of(cls, tiff: Tiff) -> "TiffLayout":
         """Raises TiffError."""
-        entries = tiff.first_directory()
+        entries = tiff.directory()
 
         def every(tag: int, most: int = MOST_VALUES) -> tuple[int, ...]:
             """What is asked for alone: four thousand tags may each say that a million values stand at one place."""
@@ -279,10 +278,12 @@ class TiffLayout(NamedTuple):
         return None
 
 
-def check_jpeg_data(data: bytes) -> None:
-    """Refuse a TIFF whose JPEG strips or tiles lack coded data, of which libtiff says nothing. Raises InputError."""
+def check(image: Image.Image, data: bytes) -> None:
+    """Refuse a decoded TIFF whose JPEG strips or tiles lack coded data, of which libtiff says nothing. Raises InputError."""
+    if image.info.get("compression") != "jpeg":
+        return
     tiff = Tiff(data)
-    layout, tables = TiffLayout.of(tiff), tiff.first_directory().get(JPEG_TABLES)
+    layout, tables = TiffLayout.of(tiff), tiff.directory().get(JPEG_TABLES)
     start = tiff.octets(tables, MOST_TABLE_BYTES)[:-2] if tables else b"\xff\xd8"
     for offset, count in zip(layout.offsets[: layout.pieces], layout.counts, strict=False):
         warning = jpeg.warning_of(start + data[offset + 2 : offset + count] + b"\xff\xd9")

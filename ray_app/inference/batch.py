@@ -117,8 +117,8 @@ KEPT_PIXELS = 2**23
 class PreparedViews:
     """One image of a batch: a tensor per preprocessing, and the same with its size per view; None where that could not be made."""
 
-    tensors: Sequence[Pixels | None]
-    views: Sequence["tuple[Size, Sequence[Pixels | None]] | None"] = ()
+    tensors: list[Pixels | None]
+    views: list["tuple[Size, Sequence[Pixels | None]] | None"]
 
 
 def perturbed(view: Perturbation, image: DecodedImage) -> Image.Image | None:
@@ -189,14 +189,6 @@ class Late:
 def is_large(image: DecodedImage) -> bool:
     """Whether an image that is decoded has its turn on its node by its size alone, and is not kept beyond it."""
     return Demand(image.pixels.width * image.pixels.height, 0).is_large
-
-
-def column(prepared: Sequence[PreparedViews | None], view: int | None, place: int) -> Ragged:
-    """What the members of a batch have in one view (None = clean) and preprocessing."""
-    if view is None:
-        return [None if one is None else one.tensors[place] for one in prepared]
-    seen = [None if one is None else one.views[view] for one in prepared]
-    return [None if one is None else one[1][place] for one in seen]
 
 
 Facts = tuple[

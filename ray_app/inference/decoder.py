@@ -9,11 +9,10 @@ A large image waits, once its header is read, until its node has the memory that
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
-from copy import copy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -22,12 +21,11 @@ from PIL import _imaging as core
 from ray_app.detectors import Preprocessing
 from ray_app.errors import InputError, Status, is_of_one_image
 from ray_app.images import (
-    Admit,
     Breadcrumb,
-    ChildDecoder,
     DecodedImage,
     Demand,
     ImageFileFacts,
+    ImageLimits,
     ImageRefused,
     Watchdog,
     decode_image,
@@ -35,12 +33,12 @@ from ray_app.images import (
 )
 from ray_app.images.decode import to_rgb
 from ray_app.images.facts import has_content
-from ray_app.images.memory import admit_all
 from ray_app.images.phash import perceptual_hash
 from ray_app.images.provenance import ProvenanceReader
 from ray_app.inference.batch import (
     Batch,
     DecodeResult,
+    File,
     ImageOf,
     Late,
     Lazily,
@@ -50,10 +48,10 @@ from ray_app.inference.batch import (
     PreparedViews,
     Ragged,
     Size,
-    column,
     is_large,
     perturbed,
 )
+from ray_app.inference.decoder_pool import IsolatedDecoders
 from ray_app.inference.spec import ScoringSpec
 from ray_app.inference.timing import StageClock
 from ray_app.storage.node_budget import NodeBudget
@@ -74,12 +72,97 @@ _RGB_BYTES, _ARRAY_BYTES, _VIEW_BYTES = 4, 6, 9
 _BLOCK_BYTES = 64 * 2**20  # of a large picture's memory, so that it is given back to the system and not kept for the next batch
 
 
+class CarefulDecoder:
+    """One image at a time: in this process, where it is fastest, or in a child where it killed a process of this node before.
+
+    `crumbs` is a folder on the node's own disk, or None where a crash may take the process along. `budget`: what large images share with
+    others on this node; None = nobody else is there.
+    """
+
+    def __init__(self, limits: ImageLimits, crumbs: Path | None, wall_limit_s: float, budget: NodeBudget | None) -> None:
+        self._limits, self._crumbs, self._budget = limits, crumbs, budget
+        self._closing = ExitStack()
+        self._crumb: Breadcrumb | None = None
+        self._pool: IsolatedDecoders | None = None
+        self._suspects: set[int] = set()
+        if crumbs is not None:
+            self._crumb = self._closing.enter_context(closing(Breadcrumb(crumbs)))
+            self._closing.enter_context(Watchdog(self._crumb, wall_limit_s))
+            pool = IsolatedDecoders(limits, processes=1, wall_limit_s=wall_limit_s, memory_limit_bytes=None)
+            self._pool = self._closing.enter_context(pool)
+
+    def close(self) -> None:
+        """End the child process and remove the crumb."""
+        self._closing.close()
+
+    def look_for_crumbs(self) -> None:
+        """Learn which members killed a worker of this node."""
+        if self._crumbs is not None:
+            self._suspects = Breadcrumb.left_in(self._crumbs)
+
+    def is_suspect(self, image_id: int) -> bool:
+        """Whether a process died of this member, or of so many that the library is to blame."""
+        return image_id in self._suspects or len(self._suspects) > TRUSTED_CRASHES
+
+    @contextmanager
+    def noted(self, image_id: int) -> Iterator[None]:
+        """Leave a note for whoever comes after, should this process not survive the block."""
+        if self._crumb is None:
+            yield
+            return
+        self._crumb.note(image_id)
+        try:
+            yield
+        finally:
+            self._crumb.clear()
+
+    @contextmanager
+    def opened(self, image_id: int, data: File | InputError, clock: StageClock, bytes_per_pixel: int) -> Iterator[DecodedImage]:
+        """An image, with its turn on this node where it is large: both last as long as the block. Raises InputError.
+
+        `bytes_per_pixel`: what is made of it takes so much memory.
+        """
+        if isinstance(data, InputError):
+            raise data
+        with ExitStack() as turn:
+            with clock("decode"):
+                admit = partial(self._admit, turn, image_id, clock, bytes_per_pixel)
+                if isinstance(data, Image.Image):
+                    image = _of_pil(data)
+                elif self._crumb is None:
+                    image = decode_image(data, self._limits, admit)
+                elif self._pool is not None and self.is_suspect(image_id):
+                    image = self._pool.decode(data, admit)
+                else:
+                    with self.noted(image_id):
+                        image = decode_image(data, self._limits, admit)
+            yield image
+
+    def _admit(self, turn: ExitStack, image_id: int, clock: StageClock, bytes_per_pixel: int, demand: Demand) -> None:
+        """Wait until this node has what a large image will take; it is given back with `turn`. Raises InputError where it never will."""
+        if not demand.is_large:
+            return
+        with ExitStack() as noted:
+            if self._crumb is not None and self._crumb.is_noted:  # to wait is not to hang; and a large image may take longer
+                self._crumb.clear()
+                noted.callback(self._crumb.note, image_id, demand.patience)
+            if self._budget is None:
+                return
+            needed, most = max(demand.peak_bytes, demand.pixels * bytes_per_pixel), self._budget.total_bytes
+            if needed > most:
+                reason = f"decoding it takes about {needed / 1e9:.1f} GB, over decode_bytes ({most / 1e9:.1f} GB) of this node"
+                raise InputError(Status.IMAGE_TOO_LARGE, reason, limit=most, observed=needed)
+            with clock("wait"):
+                turn.enter_context(self._budget.turn()).take(needed)
+            turn.callback(core.set_block_size, core.get_block_size())
+            core.set_block_size(_BLOCK_BYTES)
+
+
 class BatchDecoder:
-    """Decodes and prepares; `crumbs` is a folder on the node's own disk, or None where a crash may take the process along.
+    """Decodes and prepares what a spec asks for; `careful` says how to decode, and may be shared.
 
     With `hand_over`, images that keep their size are not prepared: their encoded bytes go along instead, to be decoded where they
-    are scored. With `keeps_files`, all files go along, since some members may be looked at again. `budget`: what large images share with
-    others on this node; None = nobody else is there.
+    are scored. With `keeps_files`, all files go along, since some members may be looked at again.
     """
 
     def __init__(
@@ -93,29 +176,21 @@ class BatchDecoder:
         wall_limit_s: float = WALL_LIMIT_S,
         recall: "ScoreCache | None" = None,
         budget: NodeBudget | None = None,
+        careful: CarefulDecoder | None = None,
     ) -> None:
-        self._spec, self._clock, self._crumbs, self._recall = spec, clock, crumbs, recall
-        self._budget = budget
+        self._spec, self._clock, self._recall = spec, clock, recall
+        self._careful = careful or CarefulDecoder(spec.limits, crumbs, wall_limit_s, budget)
         self._keeps_files = keeps_files
         self._hand_over = hand_over and spec.keeps_sizes
         self.decoded = 0
-        self._closing = ExitStack()
-        self._crumb: Breadcrumb | None = None
-        self._child: ChildDecoder | None = None
-        self._suspects: set[int] = set()
         self._origins = None if spec.provenance is None else ProvenanceReader(spec.provenance)
-        if crumbs is not None:
-            self._crumb = self._closing.enter_context(closing(Breadcrumb(crumbs)))
-            self._closing.enter_context(Watchdog(self._crumb, wall_limit_s))
-            self._child = self._closing.enter_context(ChildDecoder(spec.limits, wall_limit_s))
+        self._bytes_per_pixel = _bytes_per_pixel(spec)
+        self._wanted = [_Wanted.of(spec, one) for one in spec.preprocessings]
+        self._scored = self._wanted[: len(spec.scored_preprocessings)]
 
     def asking(self, spec: ScoringSpec, clock: StageClock) -> "BatchDecoder":
         """One that prepares images as another spec says and counts for itself, with the same crumb and child; nothing is remembered."""
-        other = copy(self)
-        other._spec, other._clock, other.decoded = spec, clock, 0
-        other._recall = other._origins = None
-        other._hand_over = other._keeps_files = False
-        return other
+        return BatchDecoder(replace(spec, provenance=None), clock, careful=self._careful)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -124,20 +199,18 @@ class BatchDecoder:
 
     def close(self) -> None:
         """End the child process and remove the crumb."""
-        self._closing.close()
+        self._careful.close()
 
     def look_for_crumbs(self) -> None:
         """Learn which members killed a worker of this node; called once per block."""
-        if self._crumbs is not None:
-            left = Breadcrumb.left_in(self._crumbs)
-            self._suspects.clear()  # shared with those of `asking`
-            self._suspects.update(left)
+        self._careful.look_for_crumbs()
 
-    def decode(self, fetched: Iterable[tuple[int, bytes | Image.Image | InputError]]) -> Batch:
+    def decode(self, fetched: Iterable[tuple[int, File | InputError]]) -> Batch:
         """Decode (image_id, bytes | PIL image | why there are none) for up to `slots` members, each as it comes: unless files go along,
         its bytes are let go before the next is asked for.
         """
-        ids, outcomes, prepared, encoded, kept = [], [], [], [], []
+        ids, outcomes, encoded, kept = [], [], [], []
+        prepared: list[PreparedViews | None] = []
         for image_id, data in fetched:
             outcome, tensors, image = self._one(image_id, data)
             ids.append(image_id)
@@ -145,18 +218,22 @@ class BatchDecoder:
             if self._recall is not None:
                 self._recall.met(outcome)
             prepared.append(tensors)
-            encoded.append(data if tensors is not None and not isinstance(data, InputError) and self._goes_along(outcome) else None)
+            goes_along = (self._keeps_files or self._hand_over) and tensors is not None and self._goes_along(outcome)
+            encoded.append(data if goes_along and not isinstance(data, InputError) else None)
             kept.append(image)
             del data
         with self._clock("prepare"):
-            pixels, views = self._stack(prepared), self._views(prepared, kept)
+            pixels: tuple[Pixels | Ragged, ...] = self._stack(prepared, None) if prepared.count(None) < len(prepared) else ()
+            views = []
+            for place, view in enumerate(self._spec.views if pixels else ()):
+                views.append(self._batch_view(prepared, kept, place, view))
             files = tuple(encoded) if self._hand_over or self._keeps_files else ()
-            return Batch(tuple(outcomes), pixels, files, views if pixels else (), tuple(ids))
+            return Batch(tuple(outcomes), pixels, files, tuple(views), tuple(ids))
 
     def _goes_along(self, outcome: DecodeResult) -> bool:
         """Whether somebody will decode the file again: whoever looks again, or detectors elsewhere that look at images of this size."""
-        if self._keeps_files or not self._hand_over or self._spec.views:
-            return self._keeps_files or self._hand_over
+        if self._keeps_files or self._spec.views:
+            return True
         width, height = (outcome.facts.width or 0, outcome.facts.height or 0) if outcome.facts else (0, 0)
         native = (name for name, card in self._spec.cards.items() if card.preprocessing.shape is None)
         return any(self._spec.is_scored(name, width, height) for name in native)
@@ -165,7 +242,7 @@ class BatchDecoder:
         """Images that were handed over encoded are decoded when they are looked at, one by one, since they may be large."""
         if not batch.encoded or not batch.pixels:
             return batch
-        images, count = Late(batch.encoded, partial(self._decoded, 0), keeps=bool(batch.views)), len(batch.encoded)
+        images, count = Late(batch.encoded, partial(self._opened, 0), keeps=bool(batch.views)), len(batch.encoded)
         views = (
             replace(view, pixels=self._completed(images, count, view.pixels, perturbation))
             for view, perturbation in zip(batch.views, self._spec.views, strict=True)
@@ -177,46 +254,44 @@ class BatchDecoder:
         self, images: ImageOf, count: int, pixels: tuple[Pixels | Ragged, ...], view: Perturbation | None
     ) -> tuple[Pixels | Ragged, ...]:
         return tuple(
-            Lazily(count, images, partial(self._prepared, preprocessing), view) if preprocessing.shape is None else tensor
-            for preprocessing, tensor in zip(self._spec.preprocessings, pixels, strict=False)  # views have none of the describer's
+            Lazily(count, images, partial(self._prepared, wanted), view) if wanted.preprocessing.shape is None else tensor
+            for wanted, tensor in zip(self._wanted, pixels, strict=False)  # views have none of the describer's
         )
 
-    def _one(self, image_id: int, data: bytes | Image.Image | InputError) -> tuple[DecodeResult, PreparedViews | None, Opening | None]:
+    def _one(self, image_id: int, data: File | InputError) -> tuple[DecodeResult, PreparedViews | None, Opening | None]:
         """What became of one member, its tensors, and how its pixels are had again, where they are wanted again.
 
         An image that is known already has no tensors: its slot stays empty, so that nobody else's batch changes. What it says of its
         origin is read anew: it costs little, and another trust list may now hold. A bug of ours costs the image that met it, and no other.
         """
-        known = self._known(data)
+        facts = phash = provenance = None
+        known = None if self._recall is None else self._known(data)
         try:
-            if known is None or known.facts is None:
-                return self._new(image_id, data)
-            return replace(known, provenance=self._provenance(image_id, data, known.facts)), None, None
+            if known is not None and known.facts is not None:
+                return replace(known, provenance=self._provenance(image_id, data, known.facts)), None, None
+            with self._opened(image_id, data) as image:
+                facts = image.facts
+                if self._origins is not None:
+                    provenance = self._provenance(image_id, data, facts)
+                with self._clock("prepare"):
+                    phash = perceptual_hash(image.pixels) if self._spec.perceptual_hash else None
+                    prepared = PreparedViews([], [])
+                    for wanted in self._wanted:
+                        is_late = self._hand_over and wanted.preprocessing.shape is None
+                        prepared.tensors.append(None if is_late else self._prepared(wanted, image.pixels))
+                    for view in self._spec.views:
+                        prepared.views.append(self._view(view, image))
+        except InputError as refused:
+            facts = refused.facts if isinstance(refused, ImageRefused) else facts
+            return DecodeResult(refused.status, refused.detail, facts, phash, provenance=provenance), None, None
         except Exception as error:
             if not is_of_one_image(error):
                 raise
             return DecodeResult.of_failure(error, inspect_bytes(data) if isinstance(data, bytes) else None), None, None
-
-    def _new(self, image_id: int, data: bytes | Image.Image | InputError) -> tuple[DecodeResult, PreparedViews | None, Opening | None]:
-        facts = phash = provenance = None
-        keeps = self._spec.views and self._spec.keeps_sizes and not self._hand_over
-        try:
-            with self._decoded(image_id, data) as image:
-                facts = image.facts
-                provenance = self._provenance(image_id, data, facts)
-                with self._clock("prepare"):
-                    phash = perceptual_hash(image.pixels) if self._spec.perceptual_hash else None
-                    tensors = [
-                        None if self._hand_over and preprocessing.shape is None else self._prepared(preprocessing, image.pixels)
-                        for preprocessing in self._spec.preprocessings
-                    ]
-                    views = [self._view(view, image) for view in self._spec.views]
-                again = (partial(self._decoded, image_id, data) if is_large(image) else partial(_there, image)) if keeps else None
-        except InputError as refused:
-            if isinstance(refused, ImageRefused):
-                facts = refused.facts
-            return DecodeResult(refused.status, refused.detail, facts, phash, provenance=provenance), None, None
-        return DecodeResult(Status.OK, None, facts, phash, provenance=provenance), PreparedViews(tensors, views), again
+        again = None
+        if self._spec.views and self._spec.keeps_sizes and not self._hand_over:
+            again = partial(self._opened, image_id, data) if is_large(image) else partial(_there, image)
+        return DecodeResult(Status.OK, None, facts, phash, provenance=provenance), prepared, again
 
     def _view(self, view: Perturbation, image: DecodedImage) -> tuple[Size, list[Pixels | None]] | None:
         """An image's tensors in one view; those that keep sizes are made when they are read. None: that view has no scores of it."""
@@ -224,127 +299,86 @@ class BatchDecoder:
         if seen is None:
             return None
         try:
-            return seen.size, [None if one.shape is None else self._prepared(one, seen) for one in self._spec.scored_preprocessings]
+            return seen.size, [None if one.preprocessing.shape is None else self._prepared(one, seen) for one in self._scored]
         except InputError:
             return None
 
-    def _known(self, data: bytes | Image.Image | InputError) -> DecodeResult | None:
+    def _known(self, data: File | InputError) -> DecodeResult | None:
         """The outcome of the same bytes before."""
         if self._recall is None or not isinstance(data, bytes):
             return None
         with self._clock("decode"):
             return self._recall.known(hashlib.sha256(data).hexdigest())
 
-    def _prepared(self, preprocessing: Preprocessing, image: Image.Image) -> Pixels | None:
+    def _prepared(self, wanted: "_Wanted", image: Image.Image) -> Pixels | None:
         """None where no detector would score an image of this size, and it is not what the describer sees."""
         width, height = image.size
-        users = (name for name, card in self._spec.cards.items() if card.preprocessing == preprocessing)
-        if preprocessing != self._spec.words_seen and not any(self._spec.is_scored(name, width, height) for name in users):
-            return None
-        return preprocessing.prepare(image, self._spec.resize)
+        is_wanted = wanted.is_described
+        for name in wanted.detectors:
+            is_wanted = is_wanted or self._spec.is_scored(name, width, height)
+        return wanted.preprocessing.prepare(image, self._spec.resize) if is_wanted else None
 
-    @contextmanager
-    def _decoded(self, image_id: int, data: bytes | Image.Image | InputError) -> Iterator[DecodedImage]:
-        """An image, with its turn on this node where it is large: both last as long as the block. Raises InputError."""
-        if isinstance(data, InputError):
-            raise data
-        self.decoded += 1
-        with ExitStack() as stack:
-            admit = admit_all if self._budget is None else partial(self._admit, self._budget, stack)
-            with self._clock("decode"):
-                image = self._image(image_id, data, admit)
-            yield image
+    def _opened(self, image_id: int, data: File | InputError) -> AbstractContextManager[DecodedImage]:
+        """As `CarefulDecoder.opened`, counted."""
+        self.decoded += not isinstance(data, InputError)
+        return self._careful.opened(image_id, data, self._clock, self._bytes_per_pixel)
 
-    def _image(self, image_id: int, data: bytes | Image.Image, admit: Admit) -> DecodedImage:
-        if isinstance(data, Image.Image):
-            return _of_pil(data)
-        if self._child is not None and self._is_suspect(image_id):
-            return self._child.decode(data, admit)
-
-        with self._noted(image_id):
-            return decode_image(data, self._spec.limits, partial(self._admit_noted, image_id, admit))
-
-    def _admit_noted(self, image_id: int, admit: Admit, demand: Demand) -> None:
-        """To wait is not to hang; and a large image may take longer."""
-        if self._crumb is None or not demand.is_large:
-            return admit(demand)
-        self._crumb.clear()
-        try:
-            admit(demand)
-        finally:
-            self._crumb.note(image_id, demand.patience)
-
-    def _admit(self, budget: NodeBudget, stack: ExitStack, demand: Demand) -> None:
-        """Wait until this node has what a large image will take; it is given back with `stack`. Raises InputError where it never will."""
-        if not demand.is_large:
-            return
-        needed, most = max(demand.peak_bytes, demand.pixels * self._bytes_per_pixel), budget.total_bytes
-        if needed > most:
-            reason = f"decoding it takes about {needed / 1e9:.1f} GB, over decode_bytes ({most / 1e9:.1f} GB) of this node"
-            raise InputError(Status.IMAGE_TOO_LARGE, reason, limit=most, observed=needed)
-        with self._clock("wait"):
-            stack.enter_context(budget.turn()).take(needed)
-        stack.callback(core.set_block_size, core.get_block_size())
-        core.set_block_size(_BLOCK_BYTES)
-
-    @property
-    def _bytes_per_pixel(self) -> int:
-        """What preparing takes: the RGB image, and the most of what is made of it."""
-        wanted = self._spec.preprocessings
-        makes_arrays = self._spec.resize == "fast" or any(one.resampler != "pillow" or one.shape is None for one in wanted)
-        return _RGB_BYTES + _VIEW_BYTES * bool(self._spec.views) + _ARRAY_BYTES * makes_arrays
-
-    def _provenance(self, image_id: int, data: bytes | Image.Image | InputError, facts: ImageFileFacts) -> str | None:
+    def _provenance(self, image_id: int, data: File | InputError, facts: ImageFileFacts) -> str | None:
         """What a file that decoded says of its origin. A C2PA manifest is read by native code: it gets the same crumb and watchdog, and a
         member that killed a process keeps its score and loses only what that code would have said.
         """
         if self._origins is None or not isinstance(data, bytes):
             return None
-        with self._clock("decode"), self._noted(image_id):
-            said = self._origins.read(data, facts.format, native=not self._is_suspect(image_id))
+        with self._clock("decode"), self._careful.noted(image_id):
+            said = self._origins.read(data, facts.format, native=not self._careful.is_suspect(image_id))
         return None if said is None else said.row()
 
-    def _is_suspect(self, image_id: int) -> bool:
-        return image_id in self._suspects or len(self._suspects) > TRUSTED_CRASHES
+    def _stack(self, prepared: Sequence[PreparedViews | None], view: int | None) -> tuple[Pixels | Ragged, ...]:
+        """Of each preprocessing, what the members have in one view (None = clean); nothing where no member has anything."""
+        stacked: list[Pixels | Ragged] = []
+        for place, wanted in enumerate(self._wanted if view is None else self._scored):
+            images: list[Pixels | None] = []
+            for one in prepared:
+                tensors = None if one is None else one.tensors if view is None else (one.views[view] or (None, None))[1]
+                images.append(None if tensors is None else tensors[place])
+            shape = wanted.preprocessing.shape
+            if shape is None:
+                stacked.append(images)
+                continue
+            batch = np.zeros((self._spec.slots, *shape, 3), np.uint8)
+            for slot, image in enumerate(images):
+                if image is not None:
+                    batch[slot] = image
+            stacked.append(batch)
+        return tuple(stacked)
 
-    @contextmanager
-    def _noted(self, image_id: int) -> Iterator[None]:
-        """Leave a note for whoever comes after, should this process not survive the block."""
-        if self._crumb is None:
-            yield
-            return
-        self._crumb.note(image_id)
-        try:
-            yield
-        finally:
-            self._crumb.clear()
+    def _batch_view(
+        self, prepared: Sequence[PreparedViews | None], kept: Sequence[Opening | None], place: int, view: Perturbation
+    ) -> PerturbedBatch:
+        pixels = self._stack(prepared, place)
+        if not self._hand_over:
+            pixels = self._completed(lambda slot: (kept[slot] or nullcontext)(), len(kept), pixels, view)
+        seen = [None if one is None else one.views[place] for one in prepared]
+        return PerturbedBatch(pixels, tuple(None if one is None else one[0] for one in seen))
 
-    def _stack(self, prepared: Sequence[PreparedViews | None], view: int | None = None) -> tuple[Pixels | Ragged, ...]:
-        if all(one is None for one in prepared):
-            return ()
-        shown = self._spec.preprocessings if view is None else self._spec.scored_preprocessings
-        columns = [column(prepared, view, place) for place in range(len(shown))]
-        return tuple(
-            images if preprocessing.shape is None else self._filled(preprocessing.shape, images)
-            for preprocessing, images in zip(shown, columns, strict=True)
-        )
 
-    def _views(self, prepared: Sequence[PreparedViews | None], kept: Sequence[Opening | None]) -> tuple[PerturbedBatch, ...]:
-        views = []
-        for place, view in enumerate(self._spec.views):
-            seen = [None if one is None else one.views[place] for one in prepared]
-            pixels = self._stack(prepared, place)
-            if not self._hand_over and pixels:
-                pixels = self._completed(lambda slot: (kept[slot] or nullcontext)(), len(kept), pixels, view)
-            views.append(PerturbedBatch(pixels, tuple(None if one is None else one[0] for one in seen)))
-        return tuple(views)
+class _Wanted(NamedTuple):
+    """A preprocessing, the detectors that score what is prepared so, and whether the describer sees it, whatever its size."""
 
-    def _filled(self, shape: tuple[int, int], images: Ragged) -> Pixels:
-        batch = np.zeros((self._spec.slots, *shape, 3), np.uint8)
-        for slot, image in enumerate(images):
-            if image is not None:
-                batch[slot] = image
-        return batch
+    preprocessing: Preprocessing
+    detectors: tuple[str, ...]
+    is_described: bool
+
+    @classmethod
+    def of(cls, spec: ScoringSpec, preprocessing: Preprocessing) -> "_Wanted":
+        users = tuple(name for name, card in spec.cards.items() if card.preprocessing == preprocessing)
+        return cls(preprocessing, users, preprocessing == spec.words_seen)
+
+
+def _bytes_per_pixel(spec: ScoringSpec) -> int:
+    """What preparing takes: the RGB image, and the most of what is made of it."""
+    makes_arrays = spec.resize == "fast" or any(one.resampler != "pillow" or one.shape is None for one in spec.preprocessings)
+    return _RGB_BYTES + _VIEW_BYTES * bool(spec.views) + _ARRAY_BYTES * makes_arrays
 
 
 def _there(image: DecodedImage) -> AbstractContextManager[DecodedImage]:

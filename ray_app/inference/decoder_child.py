@@ -1,76 +1,148 @@
-"""A process that decodes and prepares: encoded bytes in, prepared tensors out, the raw pixels stay. Started by `isolated` alone.
+"""The decoder process: encoded bytes in, RGB pixels or prepared tensors out. Started by `isolated` alone; no torch, no Ray, no secrets.
 
-Speaks the protocol of `images.child`. Its request: the length of a JSON `Wanted` (uint32), the JSON, the file. Its pixels: one
-tensor after another. Runs as a file, not as a module of `inference`, whose other modules bring Arrow: it must be up soon and stay small.
+Request: length (uint64); length of a JSON `Wanted` (uint32), the JSON, the file. Answer: lengths of JSON and pixels (2 × uint64), a JSON
+`Report`, pixels: RGB, or one tensor after another. One `READY` byte once it can serve. Before it decodes a large image the child asks: a
+JSON of length 0, then a `DEMAND`; it goes on when it gets a `READY` byte.
+
+Runs as a file, not as a module of `inference`, whose other modules bring Arrow: it must be up soon and stay small.
 """
 
+import os
 import resource
+import signal
 import struct
 import sys
 import time
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 from PIL import Image
+from pydantic import Field, FiniteFloat
 
 from ray_app.config import Frozen
 from ray_app.detectors.preprocessing import Preprocessing, Resize, ResizeMode
-from ray_app.errors import InputError
+from ray_app.errors import InputError, Status
 from ray_app.images.decode import decode_image
-from ray_app.images.facts import ImageRefused
+from ray_app.images.facts import ImageFileFacts, ImageRefused
 from ray_app.images.limits import ImageLimits
-from ray_app.images.memory import Admit
-from ray_app.images.provenance import ProvenancePolicy, ProvenanceReader
-from ray_app.images.sandbox_child import Answer, DecodeRefusal, Report, serve
+from ray_app.images.memory import Admit, Demand
+from ray_app.images.provenance import Provenance, ProvenancePolicy, ProvenanceReader
 
+READY = b"+"
+REQUEST = struct.Struct("<Q")
 WANTED_SIZE = struct.Struct("<I")
+ANSWER = struct.Struct("<QQ")
+DEMAND = struct.Struct("<QQ")  # pixels, bytes at the peak
 _STATM = Path("/proc/self/statm")
 
 
 class DecodeRequest(Frozen):
-    """What is to be made of a file: one tensor per preprocessing, but for those that keep sizes; and how its provenance is read."""
+    """What is to be made of a file: its RGB pixels (null), or one tensor per preprocessing, but for those that keep sizes; and how its
+    provenance is read.
+    """
 
-    preprocessings: tuple[Preprocessing, ...]
-    resize: ResizeMode
+    preprocessings: tuple[Preprocessing, ...] | None = None
+    resize: ResizeMode = "exact"
     provenance: ProvenancePolicy | None = None
     native: bool = True
 
     @property
     def shapes(self) -> tuple[tuple[int, int, int] | None, ...]:
         """(height, width, 3) of each; None where the size is kept."""
-        return tuple((*each.shape, 3) if each.shape else None for each in self.preprocessings)
+        return tuple((*each.shape, 3) if each.shape else None for each in self.preprocessings or ())
 
     @property
     def needs_torch(self) -> bool:
         """Whether torch may resize one of them: importing it takes longer than an image may."""
-        return any(each.resampler == "torch" or self.resize == "fast" for each in self.preprocessings)
+        return any(each.resampler == "torch" or self.resize == "fast" for each in self.preprocessings or ())
+
+
+class Refused(Frozen):
+    """Why an image has no pixels: the fields of an InputError that a decoder raises."""
+
+    status: Literal[
+        Status.EMPTY_FILE,
+        Status.UNSUPPORTED_FORMAT,
+        Status.CORRUPT_IMAGE,
+        Status.TRUNCATED_IMAGE,
+        Status.IMAGE_TOO_LARGE,
+        Status.METADATA_TOO_LARGE,
+    ]
+    detail: str = Field(max_length=1000)
+    limit: FiniteFloat | None = None
+    observed: FiniteFloat | None = None
+
+
+class Report(Frozen):
+    """The JSON of an answer. `seconds`: decoding and preparing."""
+
+    facts: ImageFileFacts
+    refused: Refused | None = None
+    provenance: Provenance | None = None
+    seconds: FiniteFloat = Field(default=0.0, ge=0)
+
+
+Answer = tuple[Report, Sequence[bytes | memoryview]]
 
 
 def main(arguments: list[str]) -> None:
     """Serve until stdin closes. Arguments: memory beyond the libraries in bytes, wall limit in s, ImageLimits as JSON, `torch` or ``."""
-    limits = ImageLimits.model_validate_json(arguments[2])
+    limits, wall_limit_s = ImageLimits.model_validate_json(arguments[2]), float(arguments[1])
     if arguments[3] == "torch":
         squash = Resize(mode="squash", size=2)
         Preprocessing(resize=squash, resampler="torch").prepare(Image.new("RGB", (4, 4)))
-    serve(lambda request, admit: _answer(request, limits, admit), _mapped_bytes() + int(arguments[0]), float(arguments[1]))
+    _limit(resource.RLIMIT_AS, _mapped_bytes() + int(arguments[0]))
+    _limit(resource.RLIMIT_CORE, 0)
+    _serve(limits, wall_limit_s)
 
 
-def _answer(request: bytes, limits: ImageLimits, admit: Admit) -> Answer:
-    started = time.perf_counter()
-    start = WANTED_SIZE.size + WANTED_SIZE.unpack_from(request)[0]
-    wanted = _wanted(request[WANTED_SIZE.size : start])
-    data = request[start:]
+def _serve(limits: ImageLimits, wall_limit_s: float) -> None:
+    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # a C library that prints must not write into an answer
+    answers.write(READY)
+    answers.flush()
+
+    def patience(times: float) -> None:
+        # The parent kills us at the wall limit; should it die first, the kernel's default for SIGALRM does, hung C code or not.
+        signal.setitimer(signal.ITIMER_REAL, times and 2 * wall_limit_s * times + 1)
+
+    def admit(demand: Demand) -> None:
+        if not demand.is_large:
+            return
+        patience(0)  # others may decode before us
+        answers.write(ANSWER.pack(0, DEMAND.size) + DEMAND.pack(*demand))
+        answers.flush()
+        if requests.read(len(READY)) != READY:
+            sys.exit()
+        patience(demand.patience)
+
+    while header := requests.read(REQUEST.size):
+        text = requests.read(*WANTED_SIZE.unpack(requests.read(WANTED_SIZE.size)))
+        data = requests.read(REQUEST.unpack(header)[0] - WANTED_SIZE.size - len(text))
+        patience(1)
+        report, blobs = _answer(data, _wanted(text), limits, admit)
+        patience(0)
+        said = report.model_dump_json().encode()
+        for part in (ANSWER.pack(len(said), sum(map(len, blobs))), said, *blobs):
+            answers.write(part)
+        answers.flush()
+
+
+def _answer(data: bytes, wanted: DecodeRequest, limits: ImageLimits, admit: Admit) -> Answer:
+    started, facts = time.perf_counter(), None
     try:
         image = decode_image(data, limits, admit)
-    except ImageRefused as refusal:
-        return Report(facts=refusal.facts, refused=DecodeRefusal.of(refusal)), ()
-    try:
-        tensors = [each.prepare(image.pixels, wanted.resize) for each in wanted.preprocessings if each.shape]
+        facts = image.facts
+        tensors = [each.prepare(image.pixels, wanted.resize).data.cast("B") for each in wanted.preprocessings or () if each.shape]
     except InputError as refusal:
-        return Report(facts=image.facts, refused=DecodeRefusal.of(refusal)), ()
-    provenance = None if wanted.provenance is None else _reader(wanted.provenance).read(data, image.facts.format, native=wanted.native)
-    seconds = time.perf_counter() - started
-    return Report(facts=image.facts, provenance=provenance, seconds=seconds), [tensor.data.cast("B") for tensor in tensors]
+        facts = refusal.facts if isinstance(refusal, ImageRefused) else facts
+        assert facts is not None
+        return Report(facts=facts, refused=Refused.model_validate(refusal, from_attributes=True)), ()
+    provenance = None if wanted.provenance is None else _reader(wanted.provenance).read(data, facts.format, native=wanted.native)
+    pixels = [image.pixels.tobytes()] if wanted.preprocessings is None else tensors
+    return Report(facts=facts, provenance=provenance, seconds=time.perf_counter() - started), pixels
 
 
 @lru_cache(maxsize=16)
@@ -81,6 +153,12 @@ def _wanted(text: bytes) -> DecodeRequest:
 @lru_cache(maxsize=1)
 def _reader(policy: ProvenancePolicy) -> ProvenanceReader:
     return ProvenanceReader(policy)
+
+
+def _limit(what: int, most: int) -> None:
+    _, hard = resource.getrlimit(what)
+    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(what, (most, most))
 
 
 def _mapped_bytes() -> int:

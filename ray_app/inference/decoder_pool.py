@@ -1,34 +1,52 @@
-"""Images of strangers, decoded and prepared in child processes, while an event loop goes on. Knows no detector, HTTP or Ray.
+"""Images of strangers, decoded and prepared in processes of their own, with a wall limit, a memory limit and none of our secrets.
 
-A child has a wall limit, a memory limit, one thread and none of our secrets. It is no sandbox against code that takes it over; an
-operator adds that (seccomp, a container). What it answers is checked before it is believed.
+A child is no sandbox against code that takes it over; an operator adds that (seccomp, a container). What it answers is taken for what it
+is: bytes of a process that decoded a hostile file, checked before they are believed. Knows no detector, HTTP or Ray.
 """
 
 import asyncio
+import contextlib
+import io
+import os
 import queue
+import signal
+import struct
+import subprocess
 import sys
+import threading
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import prod
+from pathlib import Path
 from types import TracebackType
+from typing import IO, Self
 
 import numpy as np
+from PIL import Image
 
 from ray_app.detectors import Preprocessing, ResizeMode
-from ray_app.errors import InputError, Status, TouchstoneError
-from ray_app.images import ImageFileFacts, ImageLimits, ImageRefused, inspect_bytes
-from ray_app.images.formats import describe_unsupported, sniff_format
+from ray_app.errors import InputError, Status, TouchstoneError, said
+from ray_app.images import FLAG_MEANING, Admit, DecodedImage, Demand, ImageFileFacts, ImageLimits, ImageRefused, inspect_bytes, sniff_format
+from ray_app.images.formats import describe_unsupported
+from ray_app.images.memory import admit_all, worst_bytes
 from ray_app.images.provenance import Provenance, ProvenancePolicy, has_manifest
-from ray_app.images.sandbox import Child
 from ray_app.inference import decoder_child
 from ray_app.inference.batch import Pixels
-from ray_app.inference.decoder_child import WANTED_SIZE, DecodeRequest
+from ray_app.inference.decoder_child import ANSWER, DEMAND, READY, REQUEST, WANTED_SIZE, DecodeRequest, Report
 
 # Beyond what the libraries take. The largest image within the default limits (49 MP WebP with alpha) took 0.95 GB, prepared in every way.
 MEMORY_LIMIT_BYTES = 2 * 1024**3
+START_LIMIT_S = 60.0  # importing takes half a second; a loaded machine or a cold disk may need long
+LAST_WORDS_S = 1.0  # between the end of a child's answers and the end of the child; one that lingers is killed
+MOST_REPORT_BYTES = 64 * 1024  # names, numbers and one line of words: a few hundred bytes
+
+# What a child's Python and its libraries need of our environment, and what decides which kernels they take. Tokens and keys stay here.
+_ENVIRONMENT = ("PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "ATEN_CPU_CAPABILITY")
+_MODEST = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}  # each would reserve address space
+_PIXELS = DecodeRequest()
 
 
 @dataclass(frozen=True)
@@ -45,11 +63,194 @@ class PreparedImage:
     seconds: float
 
 
+class DecoderProcess:
+    """A process that answers one request at a time within a wall limit: a crash or a hang costs one image its status, and nothing else.
+
+    It starts at the first use and again after it died; it imports torch only once something asks for it, and is then started anew.
+    `memory_limit_bytes`: beyond what its libraries take. One thread at a time. Use as a context manager, or `close()` it.
+    """
+
+    def __init__(self, limits: ImageLimits, wall_limit_s: float = 5.0, memory_limit_bytes: int | None = None) -> None:
+        self._limits = limits
+        self._wall_limit_s = wall_limit_s
+        self._memory_limit_bytes = memory_limit_bytes or MEMORY_LIMIT_BYTES + limits.max_bytes + worst_bytes(limits)
+        self._has_torch = False
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def decode(self, data: bytes, admit: Admit = admit_all) -> DecodedImage:
+        """As `decode_image`, with two more refusals: DECODER_CRASHED (which signal) and DECODE_TIMEOUT. Raises ImageRefused."""
+        report, pixels = self._exchange(data, _PIXELS, lambda demand: admit(_in_two_processes(demand, len(data))))
+        return DecodedImage(Image.frombytes("RGB", _size(report.facts), pixels), report.facts)
+
+    def prepare(self, data: bytes, wanted: DecodeRequest) -> PreparedImage:
+        """As `IsolatedDecoders.prepare`, blocking; within twice the wall limit.
+
+        A file with a C2PA manifest that kills the process or takes too long is tried once more without the native code that reads
+        manifests: what stands beside a verdict must not cost one.
+        """
+        try:
+            report, pixels = self._exchange(data, wanted)
+        except ImageRefused as refusal:
+            is_suspect = refusal.status in (Status.DECODER_CRASHED, Status.DECODE_TIMEOUT) and wanted.provenance is not None
+            if not is_suspect or not has_manifest(data, refusal.facts.format):
+                raise
+            report, pixels = self._exchange(data, wanted.model_copy(update={"native": False}))
+        return PreparedImage(report.facts, tuple(_tensors(pixels, wanted.shapes)), report.provenance, report.seconds)
+
+    def _command(self) -> list[str]:
+        """What to start; `python -P`, lest a file `PIL.py` in the current folder become the decoder."""
+        limits, library = self._limits.model_dump_json(), "torch" if self._has_torch else ""
+        return [sys.executable, "-P", decoder_child.__file__, str(self._memory_limit_bytes), str(self._wall_limit_s), limits, library]
+
+    @property
+    def pid(self) -> int | None:
+        """The running child's process id; None before the first use and after its end."""
+        child = self._child
+        return child.pid if child is not None and child.poll() is None else None
+
+    def start(self, wanted: DecodeRequest | None = None) -> None:
+        """Have a child that is ready, with the libraries that are wanted. Raises TouchstoneError if it does not start."""
+        if wanted is not None and wanted.needs_torch and not self._has_torch:
+            self._has_torch = True
+            self.close()
+        if self.pid is not None:
+            return
+        self.close()
+        try:
+            child = self._child = subprocess.Popen(
+                self._command(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=_environment()
+            )
+        except OSError as error:
+            raise TouchstoneError(f"the decoder process did not start: {said(error)}", hint="is this machine out of processes?") from error
+        assert child.stdout is not None
+        with _Deadline(child, START_LIMIT_S):
+            is_ready = child.stdout.read(len(READY)) == READY
+        if not is_ready:
+            command = " ".join(self._command()[:4])
+            raise TouchstoneError(f"the decoder process did not start: it {self._epitaph(child)}", hint=f"try {command}")
+
+    def close(self) -> None:
+        """End the child, if there is one."""
+        child, self._child = self._child, None
+        if child is None:
+            return
+        child.kill()
+        child.wait()
+        for pipe in (child.stdin, child.stdout):
+            _close(pipe)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _exchange(self, data: bytes, wanted: DecodeRequest, admit: Admit = admit_all) -> tuple[Report, bytearray]:
+        """Ask about one file; the report and the pixels of the answer, of which there are as many as were wanted.
+
+        `admit` is asked before a large one is decoded, and its time does not count; the wall limit grows with the pixels.
+        Raises ImageRefused: what the child or `admit` refused, DECODER_CRASHED (how it died) and DECODE_TIMEOUT.
+        """
+        self.start(wanted)
+        child = self._child
+        assert child is not None
+        try:
+            with _Deadline(child, self._wall_limit_s) as deadline:
+                answer = self._ask(child, data, wanted, partial(self._admitted, child, deadline, admit))
+        except _NotAdmitted as not_admitted:
+            raise ImageRefused.because(not_admitted.reason, inspect_bytes(data)) from None
+        if deadline.has_passed:
+            self.close()
+            reason = f"longer than {deadline.limit_s:g} s"
+            raise ImageRefused(Status.DECODE_TIMEOUT, reason, inspect_bytes(data), limit=deadline.limit_s)
+        if answer is None:
+            raise ImageRefused(Status.DECODER_CRASHED, f"the decoder process {self._epitaph(child)}", inspect_bytes(data))
+        report, pixels = answer
+        if report.refused is not None:
+            raise ImageRefused(facts=report.facts, **dict(report.refused))
+        return report, pixels
+
+    def _admitted(self, child: subprocess.Popen[bytes], deadline: "_Deadline", admit: Admit, demand: Demand) -> None:
+        """Let the child decode what it says is large, once `admit` lets it. Raises ValueError for more than it may be."""
+        assert child.stdin is not None
+        if demand.pixels > self._limits.max_pixels:
+            raise ValueError("beyond the limits")
+        deadline.stop()
+        if deadline.has_passed:
+            return
+        try:
+            admit(demand)
+        except InputError as reason:
+            raise _NotAdmitted(reason) from None
+        deadline.start(self._wall_limit_s * demand.patience)
+        child.stdin.write(READY)
+        child.stdin.flush()
+
+    def _ask(self, child: subprocess.Popen[bytes], data: bytes, wanted: DecodeRequest, admitted: Admit) -> tuple[Report, bytearray] | None:
+        """The answer; None if the child died before it was complete, or if it is no answer to this. Raises what `admitted` raises."""
+        requests, answers = child.stdin, child.stdout
+        assert requests is not None
+        assert isinstance(answers, io.BufferedReader)
+        try:
+            text = _request_text(wanted)
+            for part in (REQUEST.pack(WANTED_SIZE.size + len(text) + len(data)), WANTED_SIZE.pack(len(text)), text, data):
+                requests.write(part)
+            requests.flush()
+            report_size, pixels_size = ANSWER.unpack(answers.read(ANSWER.size))
+            if report_size == 0:
+                admitted(Demand(*DEMAND.unpack(answers.read(DEMAND.size))))
+                report_size, pixels_size = ANSWER.unpack(answers.read(ANSWER.size))
+            if report_size > MOST_REPORT_BYTES:
+                raise ValueError("too many words")
+            text = answers.read(report_size)
+            if len(text) < report_size:
+                return None
+            report = self._believed(text, data)
+            expected = 0 if report.refused is not None else _pixel_bytes(wanted, report.facts)
+            if pixels_size != expected:
+                raise ValueError("other pixels than the report's")
+            pixels = bytearray(expected)
+            return (report, pixels) if answers.readinto(pixels) == expected else None
+        except (BrokenPipeError, struct.error):
+            return None
+        except (ValueError, InputError):
+            self.close()
+            return None
+        except BaseException:
+            self.close()  # interrupted in the middle of an exchange: the next answer would be this one's rest
+            raise
+
+    def _believed(self, text: bytes, data: bytes) -> Report:
+        """A report that can be one about this file. Raises ValueError or InputError."""
+        report = Report.model_validate_json(text)
+        facts, known = report.facts, inspect_bytes(data)
+        if (facts.sha256, facts.format) != (known.sha256, known.format) or facts.flags != tuple(sorted(FLAG_MEANING.keys() & facts.flags)):
+            raise ValueError("facts of another file")
+        if report.refused is None:
+            self._limits.check_size(*_size(facts), len(data), "JPEG" if facts.format == "RAW" else facts.format)  # the preview in it
+        return report
+
+    def _epitaph(self, child: subprocess.Popen[bytes]) -> str:
+        if child is not self._child:
+            return "gave no valid answer"
+        try:
+            code = child.wait(LAST_WORDS_S)
+        except subprocess.TimeoutExpired:
+            return "fell silent"
+        finally:
+            self.close()
+        if code >= 0:
+            return f"ended with exit code {code}"
+        known = {number.value: number.name for number in signal.Signals}
+        return f"died of {known.get(-code, f'signal {-code}')}"
+
+
 class IsolatedDecoders:
-    """So many children, each with one image at a time; images wait for a free one in the order of asking.
+    """So many processes, each with one image at a time; images wait for a free one in the order of asking.
 
     Used from any thread and event loop. Use as a context manager, or `close()` it: images at work are finished first.
-    `formats`: which of the sniffed formats are let in; None = all. `provenance`: how to read what files say of their origin; None = not.
+    `formats`: which of the sniffed formats are let in by `prepare`; None = all. `provenance`: how to read what files say of their origin;
+    None = not. `memory_limit_bytes`: of each process beyond its libraries; None = what the largest image within the limits may take.
     """
 
     def __init__(
@@ -58,14 +259,14 @@ class IsolatedDecoders:
         *,
         processes: int,
         wall_limit_s: float = 5.0,
-        memory_limit_bytes: int = MEMORY_LIMIT_BYTES,
+        memory_limit_bytes: int | None = MEMORY_LIMIT_BYTES,
         formats: Collection[str] | None = None,
         provenance: ProvenancePolicy | None = None,
     ) -> None:
         self._limits, self._provenance = limits, provenance
         self._formats = None if formats is None else tuple(formats)
-        self._children = [PreparingChild(limits, wall_limit_s, memory_limit_bytes) for _ in range(processes)]
-        self._free: queue.SimpleQueue[PreparingChild] = queue.SimpleQueue()
+        self._children = [DecoderProcess(limits, wall_limit_s, memory_limit_bytes) for _ in range(processes)]
+        self._free: queue.SimpleQueue[DecoderProcess] = queue.SimpleQueue()
         for child in self._children:
             self._free.put(child)
         # A thread per child: a task that runs finds a free child, and what waits, waits in the executor.
@@ -82,6 +283,11 @@ class IsolatedDecoders:
     def pids(self) -> list[int]:
         """The process ids of the children that run."""
         return [pid for child in self._children if (pid := child.pid) is not None]
+
+    def decode(self, data: bytes, admit: Admit = admit_all) -> DecodedImage:
+        """As `decode_image`, with two more refusals: DECODER_CRASHED (which signal) and DECODE_TIMEOUT. Blocks; raises ImageRefused."""
+        with self._child() as child:
+            return child.decode(data, admit)
 
     async def prepare(self, data: bytes, preprocessings: Sequence[Preprocessing], resize: ResizeMode) -> PreparedImage:
         """Decode one file and prepare it in each of several ways; the same pixels as `BatchDecoder` gives.
@@ -135,66 +341,86 @@ class IsolatedDecoders:
         if self._is_closed or not taken:  # closed, or its caller left in this very moment
             answer.set_exception(_closed())
             return
+        with self._child() as child:
+            try:
+                answer.set_result(child.prepare(taken[0], wanted))
+            except BaseException as error:
+                answer.set_exception(error)
+                # The caller has its answer; whoever comes next shall not wait for the libraries of a new child.
+                with suppress(TouchstoneError):
+                    child.start()
+
+    @contextlib.contextmanager
+    def _child(self) -> Iterator[DecoderProcess]:
         child = self._free.get()
         try:
-            answer.set_result(child.prepare(taken[0], wanted))
-        except BaseException as error:
-            answer.set_exception(error)
-            # The caller has its answer; whoever comes next shall not wait for the libraries of a new child.
-            with suppress(TouchstoneError):
-                child.start()
+            yield child
         finally:
             self._free.put(child)
 
     def _start_one(self, wanted: DecodeRequest) -> None:
-        child = self._free.get()
-        try:
-            child.start_for(wanted)
-        finally:
-            self._free.put(child)
+        with self._child() as child:
+            child.start(wanted)
 
 
-class PreparingChild(Child):
-    """One process of `preparing_child`. It imports torch only once something asks for it, and is then started anew."""
+class _NotAdmitted(Exception):  # noqa: N818 - no fault: it leaves an exchange that goes no further
+    """There is no memory for what the child wants to decode."""
 
-    def __init__(self, limits: ImageLimits, wall_limit_s: float, memory_limit_bytes: int) -> None:
-        super().__init__(limits, wall_limit_s)
-        self._memory_limit_bytes = memory_limit_bytes
-        self._has_torch = False
+    def __init__(self, reason: InputError) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
-    def start_for(self, wanted: DecodeRequest) -> None:
-        """Be up, with the libraries that are wanted."""
-        if wanted.needs_torch and not self._has_torch:
-            self._has_torch = True
-            self.close()
-        self.start()
 
-    def prepare(self, data: bytes, wanted: DecodeRequest) -> PreparedImage:
-        """As `IsolatedDecoders.prepare`, blocking; within twice the wall limit.
+class _Deadline:
+    """Kills a child by its own handle unless the block ends in time; only this can end a read from a child that hangs."""
 
-        A file with a C2PA manifest that kills the process or takes too long is tried once more without the native code that reads
-        manifests: what stands beside a verdict must not cost one.
-        """
-        try:
-            return self._prepare(data, wanted)
-        except ImageRefused as refusal:
-            is_suspect = refusal.status in (Status.DECODER_CRASHED, Status.DECODE_TIMEOUT) and wanted.provenance is not None
-            if not is_suspect or not has_manifest(data, refusal.facts.format):
-                raise
-        return self._prepare(data, wanted.model_copy(update={"native": False}))
+    def __init__(self, child: subprocess.Popen[bytes], limit_s: float) -> None:
+        self.has_passed = False
+        self.limit_s = limit_s
+        self._child = child
 
-    def _prepare(self, data: bytes, wanted: DecodeRequest) -> PreparedImage:
-        self.start_for(wanted)
-        shapes = wanted.shapes
-        text = _request_text(wanted)
-        size = sum(prod(shape) for shape in shapes if shape)
-        report, pixels = self._exchange(data, lambda _: size, before=WANTED_SIZE.pack(len(text)) + text)
-        return PreparedImage(report.facts, tuple(_tensors(pixels, shapes)), report.provenance, report.seconds)
+    def start(self, limit_s: float) -> None:
+        """Count from now on."""
+        self.limit_s = limit_s
+        self._timer = threading.Timer(limit_s, self._kill)
+        self._timer.daemon = True
+        self._timer.start()
 
-    def _command(self) -> list[str]:
-        limits = self._limits.model_dump_json()
-        library = "torch" if self._has_torch else ""
-        return [sys.executable, "-P", decoder_child.__file__, str(self._memory_limit_bytes), str(self._wall_limit_s), limits, library]
+    def stop(self) -> None:
+        """Count no further; whether the time is over is settled then."""
+        self._timer.cancel()
+        self._timer.join()
+
+    def __enter__(self) -> "_Deadline":
+        self.start(self.limit_s)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _kill(self) -> None:
+        self.has_passed = True
+        self._child.kill()
+
+
+def _environment() -> dict[str, str]:
+    package_root = str(Path(__file__).resolve().parents[2])
+    search_path = os.pathsep.join(filter(None, (package_root, os.environ.get("PYTHONPATH"))))
+    kept = {name: value for name, value in os.environ.items() if name in _ENVIRONMENT or name.startswith("PYTHON")}
+    return kept | _MODEST | {"PYTHONPATH": search_path}
+
+
+def _in_two_processes(demand: Demand, encoded_bytes: int) -> Demand:
+    """Of an image whose pixels, four bytes each, leave the child as three and are four once more here; both have the file."""
+    return Demand(demand.pixels, encoded_bytes + max(demand.peak_bytes, demand.pixels * (4 + 3 + 3 + 4)))
+
+
+def _size(facts: ImageFileFacts) -> tuple[int, int]:
+    return facts.width or 0, facts.height or 0
+
+
+def _pixel_bytes(wanted: DecodeRequest, facts: ImageFileFacts) -> int:
+    return 3 * prod(_size(facts)) if wanted.preprocessings is None else sum(prod(shape) for shape in wanted.shapes if shape)
 
 
 def _tensors(pixels: bytearray, shapes: Sequence[tuple[int, int, int] | None]) -> Iterator[Pixels | None]:
@@ -219,3 +445,9 @@ def _request_text(wanted: DecodeRequest) -> bytes:
 
 def _closed() -> TouchstoneError:
     return TouchstoneError("the decoder processes are closed", hint="this endpoint is shutting down; ask another one")
+
+
+def _close(pipe: IO[bytes] | None) -> None:
+    if pipe is not None:
+        with contextlib.suppress(BrokenPipeError):  # unsent bytes for a child that is gone
+            pipe.close()

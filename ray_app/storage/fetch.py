@@ -1,7 +1,7 @@
 """One request for one object's bytes, whatever store keeps it: whole, in part, or only its size. Retries nothing.
 
 Each answers for the version that was asked for ("" = whichever) or raises; exceptions are the libraries', for `errors` to translate.
-`guard` says which web servers are asked.
+`guard` says which web servers are asked (for a local place nobody needs one); `left` are the seconds that it may take.
 
 One member's bytes, or a part of them, of the version that was listed, or the reason why not. Knows nothing of what the bytes are.
 
@@ -14,8 +14,8 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
-from functools import partial
+from contextlib import contextmanager
+from functools import cached_property, partial
 from itertools import chain
 from typing import Any, Protocol, TypeVar
 
@@ -29,7 +29,7 @@ from ray_app.storage.retry import CancelledError, Gate, Retrier, RetryPolicy
 from ray_app.storage.urls import bucket_and_key, canonical, local_path, local_version, scheme_of, strip_secrets, version_of
 
 
-def read(place: str, version: str, max_bytes: int, left: float, guard: Guard) -> bytes:
+def read(place: str, guard: Guard, version: str, max_bytes: int, left: float) -> bytes:
     """The whole object. Raises InputError when it is over `max_bytes`."""
     scheme = scheme_of(place)
     if scheme == "file":
@@ -42,7 +42,7 @@ def read(place: str, version: str, max_bytes: int, left: float, guard: Guard) ->
     return _read_other(place, version, max_bytes)
 
 
-def read_range(place: str, version: str, start: int, length: int, left: float, guard: Guard) -> bytes:
+def read_range(place: str, guard: Guard, version: str, start: int, length: int, left: float) -> bytes:
     """The `length` bytes from `start`, fewer only where the object ends."""
     scheme = scheme_of(place)
     if scheme == "file":
@@ -55,7 +55,7 @@ def read_range(place: str, version: str, start: int, length: int, left: float, g
     return _read_other_range(place, version, start, length)
 
 
-def size(place: str, version: str, left: float, guard: Guard) -> int:
+def size(place: str, guard: Guard, version: str, left: float) -> int:
     """How many bytes the object has. Raises SourceError where the store does not say."""
     scheme = scheme_of(place)
     if scheme == "file":
@@ -88,11 +88,13 @@ def _opened(path: str, version: str) -> Iterator[tuple[int, os.stat_result]]:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         before = os.fstat(descriptor)
-        same(version, local_version(before))
+        if version:
+            same(version, local_version(before))
         if not stat.S_ISREG(before.st_mode):
             raise ObjectChangedError("it is not a file any more")
         yield descriptor, before
-        if local_version(os.fstat(descriptor)) != local_version(before):
+        after = os.fstat(descriptor)
+        if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
             raise ObjectChangedError("it changed while it was read")
     finally:
         os.close(descriptor)
@@ -183,6 +185,7 @@ def read_ahead(jobs: Iterable[tuple[K, int, Callable[[threading.Event], R]]], *,
         pool.shutdown(wait=False, cancel_futures=True)
 
 
+_NOBODY = Guard()
 _REMOTE_THREADS, _LOCAL_THREADS = 16, 1
 # Large enough that a fast network is busy with one request after the other, small enough to be held by every reader.
 WINDOW_BYTES = 4 * 2**20
@@ -225,14 +228,28 @@ class Fetcher:
         gate: Gate | None = None,
     ) -> None:
         self._retrier = retrier or Retrier(policy or RetryPolicy())
-        self._gate = gate or Gate(64)
-        self._signed = {strip_secrets(canonical(url)): canonical(url) for url in signed if strip_secrets(url) != url}
-        self.guard = guard or Guard.of(signed)
+        self._named, self._signed = tuple(signed), dict[str, str]()
+        for url in signed:
+            if "://" in url and strip_secrets(url) != url:
+                self._signed[strip_secrets(canonical(url))] = canonical(url)
+        if guard is not None:
+            self.guard = guard
+        if gate is not None:
+            self._gate = gate
         self._counting = threading.Lock()
         self.bytes_read = 0
 
     def __reduce__(self) -> tuple[object, ...]:
         return (_same_again, (self._retrier.policy, tuple(self._signed.values()), self.guard))
+
+    @cached_property
+    def _gate(self) -> Gate:
+        return Gate(64)
+
+    @cached_property
+    def guard(self) -> Guard:
+        """Which web servers are asked."""
+        return Guard.of(self._named)
 
     @property
     def throttled(self) -> int:
@@ -249,12 +266,15 @@ class Fetcher:
         """How many requests went over a network, which is what a store bills; reading local files asks for none."""
         return self._gate.entered
 
-    def fetch(self, uri: str, version: str, max_bytes: int) -> bytes:
-        """All bytes of the object, which is still of `version` ("" = whichever).
+    def fetch(self, uri: str, version: str, max_bytes: int, cancelled: threading.Event | None = None) -> bytes:
+        """All bytes of the object, which is still of `version` ("" = whichever). Nothing is asked again once it is `cancelled`.
 
         Raises: SourceError (missing, denied, throttled, timeout, changed), InputError (image_too_large, before the body is read).
         """
-        return self._fetch(uri, version, max_bytes, None)
+        data = self._ask(uri, cancelled, read, version, max_bytes)
+        with self._counting:
+            self.bytes_read += len(data)
+        return data
 
     def prefetch(
         self, members: Iterable[M], *, depth_bytes: int, max_bytes: int, threads: int | None = None
@@ -270,12 +290,15 @@ class Fetcher:
         jobs = ((member, _budgeted(member.size_bytes, max_bytes), partial(self._outcome, member, max_bytes)) for member in members)
         yield from read_ahead(jobs, depth_bytes=depth_bytes, threads=threads or _threads(first.uri))
 
-    def fetch_range(self, uri: str, version: str, start: int, length: int) -> bytes:
+    def fetch_range(self, uri: str, version: str, start: int, length: int, cancelled: threading.Event | None = None) -> bytes:
         """The `length` bytes from `start` of the object, which is still of `version`; fewer only where the object ends.
 
         Raises SourceError (missing, denied, throttled, timeout, changed).
         """
-        return self._fetch_range(uri, version, start, length, None)
+        data = self._ask(uri, cancelled, read_range, version, start, length) if length else b""
+        with self._counting:
+            self.bytes_read += len(data)
+        return data
 
     def prefetch_ranges(
         self, uri: str, version: str, ranges: Iterable[tuple[int, int]], *, depth_bytes: int
@@ -287,7 +310,7 @@ class Fetcher:
 
     def size(self, uri: str, version: str) -> int:
         """How many bytes the object has. Raises SourceError, also where the store does not say."""
-        return self._ask(uri, None, lambda place, left: size(place, version, left, self.guard))
+        return self._ask(uri, None, size, version)
 
     def open(self, uri: str, version: str, size_bytes: int = -1, *, window: int = WINDOW_BYTES) -> RangedFile:
         """The object as a seekable file that holds one window of it at a time; any read raises what `fetch_range` does.
@@ -301,35 +324,23 @@ class Fetcher:
         if member.size_bytes > max_bytes:
             return too_large(member.size_bytes, max_bytes)
         try:
-            return self._fetch(member.uri, member.version, max_bytes, cancelled)
+            return self.fetch(member.uri, member.version, max_bytes, cancelled)
         except InputError as error:
             return error
 
     def _range_outcome(self, uri: str, version: str, start: int, length: int, cancelled: threading.Event) -> bytes | InputError:
         try:
-            return self._fetch_range(uri, version, start, length, cancelled)
+            return self.fetch_range(uri, version, start, length, cancelled)
         except InputError as error:
             return error
 
-    def _fetch(self, uri: str, version: str, max_bytes: int, cancelled: threading.Event | None) -> bytes:
-        return self._counted(self._ask(uri, cancelled, lambda place, left: read(place, version, max_bytes, left, self.guard)))
-
-    def _fetch_range(self, uri: str, version: str, start: int, length: int, cancelled: threading.Event | None) -> bytes:
-        if not length:
-            return b""
-        asked = self._ask(uri, cancelled, lambda place, left: read_range(place, version, start, length, left, self.guard))
-        return self._counted(asked)
-
-    def _ask(self, uri: str, cancelled: threading.Event | None, request: Callable[[str, float], T]) -> T:
+    def _ask(self, uri: str, cancelled: threading.Event | None, request: Callable[..., T], *asked: str | int) -> T:
+        """The answer of a request of `places`, asked again where that may help. Raises InputError alone."""
         place = self._signed.get(uri, uri)
         is_local = scheme_of(place) == "file"
-
-        def ask(left: float) -> T:
-            with nullcontext() if is_local else self._gate:
-                return request(place, left)
-
+        guard = _NOBODY if is_local else self.guard
         try:
-            return self._retrier.call(ask, cancelled)
+            return self._retrier.call(partial(request, place, guard, *asked), cancelled, None if is_local else self._gate)
         except CancelledError:
             raise SourceError(Status.SOURCE_TIMEOUT, "given up: nobody waits for it") from None
         except InputError:
@@ -342,11 +353,6 @@ class Fetcher:
             raise SourceError(Status.SOURCE_MISSING, f"{strip_secrets(place)}: {said(error)}") from error
         except Exception as error:
             raise translate(error, place) from error
-
-    def _counted(self, data: bytes) -> bytes:
-        with self._counting:
-            self.bytes_read += len(data)
-        return data
 
 
 def _threads(uri: str) -> int:

@@ -4,6 +4,8 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, TypeVar
 
 from pydantic import Field
@@ -36,33 +38,33 @@ class CancelledError(Exception):
     """Nobody waits for this request any more."""
 
 
+@dataclass
 class Retrier:
     """Asks until it is answered, refused for good, or out of patience. Counts what it met; safe to share between threads."""
 
-    def __init__(
-        self,
-        policy: RetryPolicy,
-        *,
-        sleep: Callable[[float], object] = time.sleep,
-        clock: Callable[[], float] = time.monotonic,
-        chance: Callable[[], float] = random.random,
-    ) -> None:
-        self.policy = policy
-        self.throttled = 0
-        self.retried = 0
-        self._sleep, self._clock, self._chance = sleep, clock, chance
-        self._counting = threading.Lock()
+    policy: RetryPolicy
+    _: KW_ONLY
+    sleep: Callable[[float], object] = time.sleep
+    clock: Callable[[], float] = time.monotonic
+    chance: Callable[[], float] = random.random
+    throttled: int = 0
+    retried: int = 0
+    _counting: threading.Lock = field(default_factory=threading.Lock)
 
-    def call(self, ask: Callable[[float], T], cancelled: threading.Event | None = None) -> T:
-        """The answer of `ask(seconds left)`. Raises the last exception as it is, or CancelledError."""
-        deadline = self._clock() + self.policy.deadline_s
-        pauses = self.policy.pauses(self._chance)
+    def call(
+        self, ask: Callable[[float], T], cancelled: threading.Event | None = None, gate: AbstractContextManager[None] | None = None
+    ) -> T:
+        """The answer of `ask(seconds left)`, each time within `gate`. Raises the last exception as it is, or CancelledError."""
+        deadline = self.clock() + self.policy.deadline_s
+        pauses: Iterator[float] | None = None
         while True:
             try:
-                return ask(deadline - self._clock())
+                with gate or nullcontext():
+                    return ask(deadline - self.clock())
             except Exception as error:
+                pauses = pauses or self.policy.pauses(self.chance)
                 pause = self._pause_after(error, pauses)
-                if pause is None or self._clock() + pause >= deadline:
+                if pause is None or self.clock() + pause >= deadline:
                     raise
                 with self._counting:
                     self.retried += 1
@@ -76,10 +78,10 @@ class Retrier:
 
     def _wait(self, pause: float, cancelled: threading.Event | None) -> None:
         # A thread asleep for 20 s would hold up the end of an interrupted process; only an injected clock sleeps otherwise.
-        if cancelled is not None and self._sleep is time.sleep:
+        if cancelled is not None and self.sleep is time.sleep:
             cancelled.wait(pause)
         else:
-            self._sleep(pause)
+            self.sleep(pause)
         if cancelled is not None and cancelled.is_set():
             raise CancelledError
 

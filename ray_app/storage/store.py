@@ -58,7 +58,7 @@ class Store:
 
     def read_range(self, path: str, start: int, end: int) -> bytes:
         """The bytes at `path` from `start` to `end`, fewer only where the file ends. Raises StorageError also when there is nothing."""
-        return self._must("read", path, lambda place, left: fetch.read_range(place, "", start, end - start, left, Guard.of([self._root])))
+        return self._must("read", path, lambda place, left: fetch.read_range(place, Guard.of([self._root]), "", start, end - start, left))
 
     def write(self, path: str, data: bytes) -> None:
         """Put `data` at `path`, over whatever is there; a reader sees the old or the new, never a part."""

@@ -4,7 +4,8 @@ import pytest
 from PIL import Image
 
 from ray_app.errors import InputError, Status
-from ray_app.images import BatchLimits, ChildDecoder, ImageLimits, ImageRefused, decode_image
+from ray_app.images import BatchLimits, ImageLimits, ImageRefused, decode_image
+from ray_app.inference.decoder_pool import DecoderProcess
 from tests.images import factory
 
 
@@ -117,6 +118,6 @@ def test_the_largest_fit_into_a_child_of_its_limits(kind):
     picture = factory.photo(size[0] // 40, size[1] // 40).resize(size, Image.Resampling.NEAREST)
     data = factory.encoded(picture.convert("CMYK") if "CMYK" in kind else picture, format_name, **options)
     asked = []
-    with ChildDecoder(BatchLimits(), wall_limit_s=60) as child:
+    with DecoderProcess(BatchLimits(), wall_limit_s=60) as child:
         assert child.decode(data, asked.append).pixels.size == size
     assert asked[0].pixels == size[0] * size[1]

@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ray_app.errors import InputError
-from ray_app.images import ChildDecoder, DecodedImage, ImageLimits, ImageRefused, decode_image
+from ray_app.images import DecodedImage, ImageLimits, ImageRefused, decode_image
+from ray_app.inference.decoder_pool import DecoderProcess
 from tests.images import factory
 
 SMALL = ImageLimits(max_pixels=1_000_000, max_bytes=100_000)
@@ -79,7 +80,7 @@ def peak_mib(pid: int) -> float:
 def test_a_decoding_child_stays_below_700_mib_and_its_wall_limit_on_every_fixture():
     """One child for all of them, so that what one leaves behind counts for the next."""
     wall_limit_s = 5.0
-    with ChildDecoder(ImageLimits(), wall_limit_s=wall_limit_s) as decoder:
+    with DecoderProcess(ImageLimits(), wall_limit_s=wall_limit_s) as decoder:
         decoder.decode(factory.jpeg())
         pid, idle, slowest = decoder.pid, peak_mib(decoder.pid), 0.0
         for _, make in [*factory.SOUND.values(), *factory.ODD.values(), *factory.REFUSED.values()]:

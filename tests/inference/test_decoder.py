@@ -62,11 +62,11 @@ os.kill(os.getpid(), 9)
     assert subprocess.run([sys.executable, "-c", dying], cwd=ROOT).returncode == -9
     careful = decoder(tmp_path)
     careful.look_for_crumbs()
-    assert careful._child.pid is None
+    pool = careful._careful._pool
     trusted = careful.decode([(6, jpeg())])
-    assert careful._child.pid is None
+    assert pool.pids == []
     suspect = careful.decode([(7, jpeg())])
-    assert careful._child.pid is not None
+    assert len(pool.pids) == 1
     np.testing.assert_array_equal(suspect.pixels[0], trusted.pixels[0])
     assert suspect.outcomes == trusted.outcomes
     careful.close()
@@ -133,8 +133,8 @@ def test_a_decoder_process_that_cannot_be_started_is_the_systems_fault(monkeypat
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
     careful = decoder(tmp_path)
-    monkeypatch.setattr(careful, "_is_suspect", lambda _: True)
-    monkeypatch.setattr("ray_app.images.sandbox.subprocess.Popen", no_process)
+    monkeypatch.setattr(careful._careful, "is_suspect", lambda _: True)
+    monkeypatch.setattr("ray_app.inference.decoder_pool.subprocess.Popen", no_process)
     with pytest.raises(TouchstoneError, match="did not start: BlockingIOError"):
         careful.decode([(0, jpeg())])
     careful.close()

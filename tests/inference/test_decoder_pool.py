@@ -23,7 +23,7 @@ from ray_app.images import ImageLimits, ImageRefused, inspect_bytes
 from ray_app.images.provenance import ProvenancePolicy
 from ray_app.inference import BatchDecoder, StageClock
 from ray_app.inference.decoder_child import DecodeRequest
-from ray_app.inference.decoder_pool import IsolatedDecoders, PreparedImage, PreparingChild
+from ray_app.inference.decoder_pool import DecoderProcess, IsolatedDecoders, PreparedImage
 from ray_app.inference.spec import ScoringSpec
 from tests.images import factory
 
@@ -297,6 +297,7 @@ def test_close_finishes_what_is_at_work_and_turns_the_rest_away():
 
 def test_children_are_light_and_hold_no_secret(monkeypatch):
     monkeypatch.setenv("TOUCHSTONE_TOKENS", "a-token")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-key")
     with IsolatedDecoders(LIMITS, processes=1) as pool:
         prepared(pool, factory.jpeg())
         process = Path(f"/proc/{pool.pids[0]}")
@@ -304,6 +305,7 @@ def test_children_are_light_and_hold_no_secret(monkeypatch):
     assert "_imaging" in maps
     assert not [name for name in ("torch", "pyarrow", "_raylet") if name in maps]
     assert b"TOUCHSTONE_TOKENS" not in environment
+    assert b"AWS_SECRET" not in environment
     assert b"OMP_NUM_THREADS=1" in environment
 
 
@@ -311,7 +313,7 @@ def test_children_are_light_and_hold_no_secret(monkeypatch):
 def test_memory_is_bounded_with_torch_and_without(card):
     preprocessing = load_card(card).preprocessing
     heavy = factory.encoded(Image.new("RGB", (3000, 3000), "teal"), "JPEG")
-    with PreparingChild(LIMITS, 20.0, 20 * 1024**2) as child:  # the pixels alone take 27 MB
+    with DecoderProcess(LIMITS, 20.0, 20 * 1024**2) as child:  # the pixels alone take 27 MB
         assert child.prepare(factory.jpeg(), wanted(preprocessing)).pixels[0].shape == (*preprocessing.shape, 3)
         with pytest.raises(ImageRefused) as caught:
             child.prepare(heavy, wanted(preprocessing))
@@ -321,7 +323,7 @@ def test_memory_is_bounded_with_torch_and_without(card):
 @pytest.mark.slow  # two imports of torch
 def test_torch_comes_with_the_first_image_that_needs_it_and_stays():
     torch_resize = load_card("siglip2-open-deepfake").preprocessing
-    with PreparingChild(LIMITS, 20.0, 2**31) as child:
+    with DecoderProcess(LIMITS, 20.0, 2**31) as child:
         child.prepare(factory.jpeg(), wanted())
         light = child.pid
         assert child.prepare(factory.jpeg(), wanted(torch_resize)).pixels[0].shape == (*torch_resize.shape, 3)
@@ -335,7 +337,7 @@ def test_torch_comes_with_the_first_image_that_needs_it_and_stays():
         assert "torch" in Path(f"/proc/{child.pid}/maps").read_text()
 
 
-def taken_over(answer: str) -> type[PreparingChild]:
+def taken_over(answer: str) -> type[DecoderProcess]:
     """A child that answers every request as a script says: it knows the protocol, and the file in `data`."""
     start = """
 import hashlib, json, os, struct, sys
@@ -351,7 +353,7 @@ def say(report, pixels=bytes(256 * 256 * 3), text=None):
     sys.stdout.flush()
 """
 
-    class TakenOver(PreparingChild):
+    class TakenOver(DecoderProcess):
         def _command(self) -> list[str]:
             return [sys.executable, "-ISc", start + answer + "\nsys.stdin.buffer.read()"]
 
@@ -361,6 +363,7 @@ def say(report, pixels=bytes(256 * 256 * 3), text=None):
 LIES = {
     "too few pixels": "say({'facts': facts}, b'few')",
     "too many pixels": "say({'facts': facts}, bytes(256 * 256 * 3 + 1))",
+    "a long report": "os.write(1, ANSWER.pack(2**63, 0))",
     "endless": "os.write(1, ANSWER.pack(2**63, 2**63))\nwhile os.write(1, b' ' * 60_000): pass",
     "endless pixels": "text = json.dumps({'facts': facts}).encode(); os.write(1, ANSWER.pack(len(text), 2**63) + text)",
     "no JSON": "say(None, text=b'{')",

@@ -14,8 +14,9 @@ from PIL import Image
 
 from ray_app.ensembles import ensemble_of, load_ensemble_card
 from ray_app.errors import InputError, Status
-from ray_app.images import BatchLimits, ChildDecoder, ImageRefused, memory
+from ray_app.images import BatchLimits, ImageRefused, memory
 from ray_app.inference import BatchDecoder, StageClock, make_spec
+from ray_app.inference.decoder_pool import DecoderProcess
 from ray_app.storage.node_budget import SEAT_BYTES, NodeBudget
 from ray_app.transforms.perturbations import load_perturbations
 from tests.images import factory
@@ -112,7 +113,7 @@ def test_to_wait_longer_than_a_decode_may_take_is_not_to_hang(tmp_path):
 @pytest.mark.slow
 def test_a_child_that_decodes_a_large_image_asks_first():
     data, asked = factory.encoded(Image.new("L", (9000, 6000), 77), "PNG", compress_level=1), []
-    with ChildDecoder(BatchLimits(), wall_limit_s=20) as child:
+    with DecoderProcess(BatchLimits(), wall_limit_s=20) as child:
         image = child.decode(data, asked.append)
         [demand] = asked
         assert (demand.pixels, demand.patience) == (54_000_000, 1.08)

@@ -18,7 +18,7 @@ from ray_app.images import ImageLimits
 from ray_app.images.provenance import ProvenancePolicy
 from ray_app.inference import BatchDecoder, DetectorOutputs, StageClock, judge, make_spec, pack, unpack
 from ray_app.inference.decoder_child import DecodeRequest
-from ray_app.inference.decoder_pool import PreparingChild
+from ray_app.inference.decoder_pool import DecoderProcess
 from ray_app.runs import result_rows
 from tests.images.factory import jpeg
 from tests.images.provenance.files import png_with
@@ -85,7 +85,7 @@ decoded(SPEC, jpeg(), signed(), crumbs=Path({str(tmp_path)!r}))
     assert states == ["trusted", "unreadable"]  # the crumb names the second
 
 
-class Broken(PreparingChild):
+class Broken(DecoderProcess):
     def _command(self):
         script = f"import sys; {BROKEN}; from ray_app.inference import decoder_child as preparing_child; preparing_child.main(sys.argv[1:])"
         return [
@@ -100,7 +100,7 @@ class Broken(PreparingChild):
         ]
 
 
-@pytest.mark.parametrize(("child", "state"), [(PreparingChild, "trusted"), (Broken, "unreadable")])
+@pytest.mark.parametrize(("child", "state"), [(DecoderProcess, "trusted"), (Broken, "unreadable")])
 def test_an_endpoint_s_child_reads_it_and_survives_it(child, state):
     tiny = load_card("touchstone-tiny").preprocessing
     wanted = DecodeRequest(preprocessings=(tiny,), resize="exact", provenance=SPEC.provenance)

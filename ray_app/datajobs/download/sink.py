@@ -16,7 +16,6 @@ import io
 import re
 import secrets
 import tempfile
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -35,8 +34,9 @@ from ray_app.datajobs.shards.plan import SHARD_ENDINGS
 from ray_app.datajobs.shards.plan import Form as PackedForm
 from ray_app.datajobs.shards.writer import FORMATS, Packed, ShardFile
 from ray_app.errors import InputError, Status, StorageError
-from ray_app.images import ChildDecoder, ImageLimits
+from ray_app.images import ImageLimits
 from ray_app.images.formats import describe_unsupported, sniff_format
+from ray_app.inference.decoder_pool import IsolatedDecoders
 from ray_app.storage import Store, strip_secrets
 
 _UNSAFE = re.compile(r"[^\w.+=,@-]")
@@ -283,10 +283,8 @@ class Checker:
     """A few decoder processes, one per thread. `check` may be called from many threads; `close()` ends the processes."""
 
     def __init__(self, limits: ImageLimits, processes: int) -> None:
-        self._limits = limits
         self._pool = ThreadPoolExecutor(processes, thread_name_prefix="decode")
-        self._own = threading.local()
-        self._decoders: list[ChildDecoder] = []
+        self._decoders = IsolatedDecoders(limits, processes=processes, wall_limit_s=_WALL_LIMIT_S, memory_limit_bytes=None)
 
     def check(self, data: bytes) -> Future[Whole]:
         """To be waited for. Raises Failed; `passing` where a torn transfer may be the reason."""
@@ -295,22 +293,14 @@ class Checker:
     def close(self) -> None:
         """End the processes, when what they do is done."""
         self._pool.shutdown(wait=True)
-        for decoder in self._decoders:
-            decoder.close()
+        self._decoders.close()
 
     def _decoded(self, data: bytes) -> Whole:
         digest = sha256(data).hexdigest()
         if data and sniff_format(data) is None:
             raise Failed(Status.UNSUPPORTED_FORMAT, describe_unsupported(data), sha256=digest, http_status=200)
         try:
-            facts = self._decoder().decode(data).facts
+            facts = self._decoders.decode(data).facts
         except InputError as error:
             raise Failed(error.status, error.detail, passing=error.status in _TORN, sha256=digest, http_status=200) from None
         return Whole(digest, str(facts.format), facts.width or 0, facts.height or 0)
-
-    def _decoder(self) -> ChildDecoder:
-        if not hasattr(self._own, "decoder"):
-            self._own.decoder = ChildDecoder(self._limits, wall_limit_s=_WALL_LIMIT_S)
-            self._decoders.append(self._own.decoder)
-        decoder: ChildDecoder = self._own.decoder
-        return decoder

@@ -376,7 +376,7 @@ def find_in_tiff(data: bytes) -> MetadataBlocks:
     found = MetadataBlocks()
     try:
         tiff = Tiff(data)
-        tags = tiff.first_directory()
+        tags = tiff.directory()
     except TiffError:
         return found
     found.exif = data

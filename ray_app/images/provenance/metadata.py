@@ -36,7 +36,7 @@ def read_exif(block: bytes) -> ExifStatements:
     said = ExifStatements()
     try:
         tiff = Tiff(block)
-        tags = tiff.first_directory()
+        tags = tiff.directory()
         for tag in (_MAKE, _MODEL, _DESCRIPTION):
             if tag in tags:
                 _note(said, tag, tiff, tags[tag])
