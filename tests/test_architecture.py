@@ -15,7 +15,7 @@ MODULES = [source for source in SOURCES if source.name != "__init__.py"]
 HEAVY = ("torch", "ray", "timm", "transformers", "torchvision")
 SAYS_NOTHING = {"utils", "util", "helpers", "common", "core", "misc", "manager"}
 # Small and imported once, with a reason: processes that must load little, and what a user's process loads first.
-SMALL_ALL_THE_SAME = {"images/sandbox_child.py", "inference/decoder_child.py", "serving/client.py", "cluster/config.py"}
+SMALL_ALL_THE_SAME = {"inference/decoder_child.py", "serving/client.py", "cluster/config.py"}
 
 
 def name_of(source: Path) -> str:
@@ -98,7 +98,7 @@ LIGHT = [
     ("import ray_app.ensembles", ("sklearn",)),
     ("from ray_app.detectors import DetectorCard, Preprocessing, list_cards, load_card, resolve_weights; list_cards()", ()),
     ("from ray_app.detectors.licences import accepted_licences; accepted_licences()", ()),
-    ("import ray_app.images.sandbox_child, ray_app.inference.decoder_child, ray_app.cli.main", ()),
+    ("import ray_app.inference.decoder_child, ray_app.cli.main", ()),
     *((f"import {name_of(source)}", ()) for source in SOURCES if source.name == "__init__.py"),
 ]
 TINY = """
