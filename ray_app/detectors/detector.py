@@ -45,8 +45,9 @@ class Prediction(NamedTuple):
 
 
 class BatchPrediction(NamedTuple):
-    """A detector's answer for a batch. `scores`: (N,) float32 log-odds of fake, NaN = none. `masks`: (N, H, W) uint8, round(255 p).
+    """A detector's answer for a batch; every field is a kind of output, kept under its name (see `inference.outputs`).
 
+    `scores`: (N,) float32 log-odds of fake, NaN = none. `masks`: (N, H, W) uint8, round(255 p). `replies`: one text per image.
     `embeddings`: (N, d) float32, of a detector that was told to keep them.
     """
 
@@ -65,7 +66,8 @@ class Detector:
     `slots` is the number of images in every batch that the network sees: fewer are filled up with black ones, so that shapes are static
     and a score does not depend on how many images came with it. Where a card keeps the size of every image (`card.preprocessing.shape`
     is None), images of one size go together instead: one by one on a CPU, up to 4 Mi pixels on a GPU.
-    `fingerprint` holds all that decides a score; it is plain JSON.
+    `fingerprint` holds all that decides a score; it is plain JSON. `kinds`: the fields of a `Reading` that are never None, but for the
+    embeddings, which are given once somebody has asked to keep them.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class Detector:
         self._group_pixels = group_pixels or (0 if torch.device(device).type == "cpu" else GROUP_PIXELS)
         self.card, self.device, self.precision, self.resize, self.slots = card, device, precision, resize, slots
         self._fake = fake
+        self.kinds = ("scores", *(["masks"] if card.masks else []), *(["replies"] if card.replies else []), "embeddings")
         if precision == "bf16":
             network = lower_to_bf16(network, device)
         elif torch.device(device).type == "cuda":

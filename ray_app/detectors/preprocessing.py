@@ -118,16 +118,15 @@ class Preprocessing(Frozen):
         return (size, longer) if width <= height else (longer, size)
 
     def _crop(self, image: "Image.Image | Pixels") -> Pixels:
-        if self.center_crop is None:
-            return _contiguous(image)
         side = self.center_crop
-        width, height = image.size if isinstance(image, Image.Image) else (image.shape[1], image.shape[0])
-        # Python's round, half to even, is torchvision's own.
-        left, top = round(max(width - side, 0) / 2), round(max(height - side, 0) / 2)
-        right, bottom = min(left + side, width), min(top + side, height)
-        if isinstance(image, Image.Image):
-            return _padded(_contiguous(image.crop((left, top, right, bottom))), side, self.pad)
-        return _padded(_contiguous(image[top:bottom, left:right]), side, self.pad)
+        if side is not None:
+            width, height = image.size if isinstance(image, Image.Image) else (image.shape[1], image.shape[0])
+            # Python's round, half to even, is torchvision's own.
+            left, top = round(max(width - side, 0) / 2), round(max(height - side, 0) / 2)
+            right, bottom = min(left + side, width), min(top + side, height)
+            image = image.crop((left, top, right, bottom)) if isinstance(image, Image.Image) else image[top:bottom, left:right]
+        pixels: Pixels = np.array(image) if isinstance(image, Image.Image) else np.ascontiguousarray(image)
+        return pixels if side is None or pixels.shape[:2] == (side, side) else _padded(pixels, side, self.pad)
 
 
 def _pillow_resize(image: Image.Image, size: tuple[int, int], mode: str, part: tuple[float, float] | None = None) -> Image.Image:
@@ -202,15 +201,8 @@ def _torch_resize(image: Image.Image, size: tuple[int, int], mode: str) -> Pixel
     return pixels
 
 
-def _contiguous(image: "Image.Image | Pixels") -> Pixels:
-    return np.array(image) if isinstance(image, Image.Image) else np.ascontiguousarray(image)
-
-
 def _padded(pixels: Pixels, side: int, pad: str) -> Pixels:
-    height, width = pixels.shape[:2]
-    if height == side and width == side:
-        return pixels
-    missing = [((side - n) // 2, (side - n + 1) // 2) for n in (height, width)]
+    missing = [((side - n) // 2, (side - n + 1) // 2) for n in pixels.shape[:2]]
     if pad == "mirror":
         return np.pad(pixels, (*missing, (0, 0)), mode="symmetric")
     return np.pad(pixels, (*missing, (0, 0)))

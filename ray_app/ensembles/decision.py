@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ray_app.detectors.card import Calibration
-from ray_app.ensembles.card import Cascade, CascadeStage, EnsembleCard, EnsembleMember, Stacking, Thresholds
+from ray_app.ensembles.card import Cascade, CascadeStage, EnsembleCard, EnsembleMember, Stacking
 from ray_app.ensembles.rules import SYMMETRIC, Column, Table, stacked, weighted
 from ray_app.errors import Reason
 
@@ -57,24 +58,29 @@ def decide(
     where the first members suffice nobody else is missed.
     """
     combined = combine(card, scores, calibrations, audited=audited)
-    looks = second_looks(card, scores, calibrations, audited)
-    early = dict(list(scores.items())[: card.first])
     doubts = _doubts(scores, out_of_range or {}, remarks or {})
-    if looks is not None:
-        sufficed = _doubts(early, out_of_range or {}, remarks or {})
-        doubts = [why if look else first for look, why, first in zip(looks, doubts, sufficed, strict=True)]
-    if len(blank):
-        doubts = [Doubt(Reason.NO_CONTENT) if shows_nothing else why for shows_nothing, why in zip(blank, doubts, strict=True)]
-    decided = [("abstain", why) if why else _verdict(score, card.thresholds) for score, why in zip(combined.tolist(), doubts, strict=True)]
-    return Decisions(
-        combined,
-        sigmoid(combined),
-        is_calibrated(card, calibrations),
-        [verdict for verdict, _ in decided],
-        [why and why.reason for _, why in decided],
-        [why and why.detail for _, why in decided],
-        looks,
+    looks = None
+    if card.cascade is not None:
+        looks = second_looks(card, scores, calibrations, audited) or []
+        sufficed = _doubts(dict(list(scores.items())[: card.first]), out_of_range or {}, remarks or {})
+        doubts = {row: why for row, why in doubts.items() if looks[row]} | {row: why for row, why in sufficed.items() if not looks[row]}
+    for row in np.flatnonzero(blank).tolist():
+        doubts[row] = Doubt(Reason.NO_CONTENT)
+    fake, real = combined >= card.thresholds.fake_above, combined <= card.thresholds.real_below
+    decisions = Decisions(
+        score=combined,
+        probability=sigmoid(combined),
+        calibrated=is_calibrated(card, calibrations),
+        verdict=np.where(fake, "fake", np.where(real, "real", "abstain")).tolist(),
+        reason=[None] * len(combined),
+        detail=[None] * len(combined),
+        second_look=looks,
     )
+    for row in np.flatnonzero(~(fake | real)).tolist():
+        doubts.setdefault(row, Doubt(Reason.INSIDE_BAND))
+    for row, why in doubts.items():
+        decisions.verdict[row], decisions.reason[row], decisions.detail[row] = "abstain", why.reason, why.detail
+    return decisions
 
 
 def combine(
@@ -94,7 +100,8 @@ def combine(
     else:
         early, late = early_scores(card, table), _staged(card.cascade.late, table)
         combined = np.where(_goes_on(card.cascade, early, audited), late, early)
-    return calibrate(combined + card.bias, card.calibration)
+    biased = combined + card.bias
+    return biased if card.calibration is None else card.calibration(biased)
 
 
 def second_looks(
@@ -147,13 +154,16 @@ def _staged(stage: CascadeStage, table: Table) -> Column:
 
 
 def _table(scores: Mapping[str, Scores], calibrations: Mapping[str, Calibration | None]) -> Table:
-    """Calibrated member scores (n, members); NaN where one is missing or infinite."""
-    return np.stack([calibrate(_known(column), calibrations.get(name)) for name, column in scores.items()], axis=1)
-
-
-def _known(column: Scores) -> Column:
-    """Without infinite scores, which a calibration that levels off would take for great ones."""
-    return np.where(np.isfinite(column), column, np.nan).astype(np.float64)
+    """Calibrated member scores (n, members); NaN where one is missing, or infinite, which a calibration that levels off would take for a
+    great one.
+    """
+    table = np.stack(list(scores.values()), axis=1).astype(np.float64)
+    table[~np.isfinite(table)] = np.nan
+    for place, name in enumerate(scores):
+        calibration = calibrations.get(name)
+        if calibration is not None:
+            table[:, place] = calibration(table[:, place].copy())
+    return table
 
 
 def is_calibrated(card: EnsembleCard, calibrations: Mapping[str, Calibration | None]) -> bool:
@@ -161,7 +171,7 @@ def is_calibrated(card: EnsembleCard, calibrations: Mapping[str, Calibration | N
 
     `calibrations` has one entry per member. Several calibrated members are not enough: what a rule makes of them is no longer calibrated.
     """
-    by_member = card.leaves_one_score_alone and any(calibration is not None for calibration in calibrations.values())
+    by_member = any(calibrations.values()) and card.leaves_one_score_alone
     return card.calibration is not None or by_member
 
 
@@ -199,31 +209,24 @@ def calibrate(score: Column, calibration: Calibration | None) -> Column:
     return score if calibration is None else calibration(score)
 
 
-def _verdict(score: float, thresholds: Thresholds) -> tuple[str, Doubt | None]:
-    if score >= thresholds.fake_above:
-        return "fake", None
-    if score <= thresholds.real_below:
-        return "real", None
-    return "abstain", Doubt(Reason.INSIDE_BAND)
-
-
 def _doubts(
     scores: Mapping[str, Scores], out_of_range: Mapping[str, Sequence[str | None]], remarks: Mapping[str, Sequence[str | None]]
-) -> list[Doubt | None]:
-    """Per row, what keeps the members from an answer, or None."""
-    of_image = [None if why is None else Doubt(Reason.UNLIKE_CALIBRATION, why) for why in out_of_range.get(IMAGE, ())]
-    doubts = [of_image] if IMAGE in out_of_range else []
+) -> dict[int, Doubt]:
+    """What keeps the members from an answer, of those rows where something does."""
+    found: dict[int, list[Doubt]] = defaultdict(list)
+    for row, outside in enumerate(out_of_range.get(IMAGE, ())):
+        if outside is not None:
+            found[row].append(Doubt(Reason.UNLIKE_CALIBRATION, outside))
     for name, column in scores.items():
-        nothing = [None] * len(column)
-        rows = zip(np.isfinite(column).tolist(), out_of_range.get(name, nothing), remarks.get(name, nothing), strict=True)
-        found = (doubt(*row) for row in rows)
-        doubts.append([None if why is None else Doubt(why.reason, f"{name}: {why.detail}") for why in found])
-    return [_together([why for why in row if why is not None]) for row in zip(*doubts, strict=True)]
+        finite, beyond, remark = np.isfinite(column), out_of_range.get(name), remarks.get(name)
+        for row in range(len(column)) if beyond else np.flatnonzero(~finite).tolist():
+            why = doubt(bool(finite[row]), beyond[row] if beyond else None, remark[row] if remark else None)
+            if why is not None:
+                found[row].append(Doubt(why.reason, f"{name}: {why.detail}"))
+    return {row: _together(doubts) for row, doubts in found.items()} if found else {}
 
 
-def _together(doubts: Sequence[Doubt]) -> Doubt | None:
-    """The first reason in the order of the list, and all details; None of none."""
-    if not doubts:
-        return None
+def _together(doubts: Sequence[Doubt]) -> Doubt:
+    """The first reason in the order of the list, and all details."""
     reasons = {why.reason for why in doubts}
     return Doubt(next(one for one in Reason if one in reasons), "; ".join(why.detail for why in doubts if why.detail))

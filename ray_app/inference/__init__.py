@@ -2,8 +2,10 @@
 
 from ray_app.inference.batch import Batch, DecodeResult, pack, unpack
 from ray_app.inference.block_reader import BlockReader
-from ray_app.inference.decision import BlockResult, DetectorOutputs, Scores, is_blank, judge, range_doubts, remarks_on
+from ray_app.inference.decision import BlockResult, is_blank, judge, range_doubts, remarks_on
 from ray_app.inference.decoder import BatchDecoder
+from ray_app.inference.outputs import DetectorOutputs, Scores
+from ray_app.inference.resources import ResourceEstimate
 from ray_app.inference.spec import ScoringSpec, make_spec
 from ray_app.inference.timing import ASKED, DESCRIBED, LOOKED, LOOKED_MS, RUNS, STAGES, StageClock
 
@@ -23,8 +25,9 @@ __all__ = [
     "BlockReader",
     "pack",
     "unpack",
-    "DetectorOutputs",
     "BlockResult",
+    "DetectorOutputs",
+    "ResourceEstimate",
     "Scores",
     "judge",
     "is_blank",

@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -94,10 +95,22 @@ class Batch:
     views: tuple[PerturbedBatch, ...] = ()
     ids: tuple[int, ...] = ()
 
+    @cached_property
+    def clean(self) -> PerturbedBatch:
+        """The batch as it is; a size for every member that has pixels."""
+        sizes: list[Size | None] = []
+        for outcome in self.outcomes:
+            facts = outcome.facts
+            if outcome.status is not Status.OK or outcome.said is not None:
+                sizes.append(None)
+            else:
+                sizes.append((0, 0) if facts is None else (facts.width or 0, facts.height or 0))
+        return PerturbedBatch(self.pixels, tuple(sizes))
+
     @property
     def usable(self) -> list[bool]:
         """Per member, whether it has pixels."""
-        return [outcome.status is Status.OK and outcome.said is None for outcome in self.outcomes]
+        return list(map(bool, self.clean.sizes))
 
 
 _log = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ from ray_app.archives.uri_lists import looks_like_list
 from ray_app.errors import InputError, Status
 from ray_app.images import ImageLimits
 from ray_app.inference.batch import Batch, DecodeResult
-from ray_app.inference.decision import DetectorOutputs
 from ray_app.inference.decoder import BUDGET, WALL_LIMIT_S, BatchDecoder
+from ray_app.inference.outputs import DetectorOutputs
 from ray_app.inference.reuse import ScoreCache
 from ray_app.inference.spec import ScoringSpec
 from ray_app.inference.timing import StageClock
@@ -72,10 +72,10 @@ class BlockReader:
             del data
         self._members.let_go()
 
-    def learn(self, outcomes: Sequence[DecodeResult], readings: DetectorOutputs) -> None:
+    def learn(self, outcomes: Sequence[DecodeResult], outputs: DetectorOutputs) -> None:
         """Remember what a block of this reader was found to be, for members of the same bytes."""
         if self.recall is not None:
-            self.recall.learn(outcomes, readings)
+            self.recall.learn(outcomes, outputs)
 
     @property
     def counts(self) -> dict[str, int]:

@@ -4,7 +4,6 @@ Words come last, since a verdict decides who gets any: from embeddings that a de
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,8 @@ import numpy.typing as npt
 from ray_app.attribution.captioners import Caption
 from ray_app.errors import Status
 from ray_app.inference.batch import Batch, DecodeResult, Pixels
-from ray_app.inference.decision import DetectorOutputs, decided_on
+from ray_app.inference.decision import decided_on
+from ray_app.inference.outputs import CAPTIONS, EMBEDDINGS, DetectorOutputs
 from ray_app.inference.spec import ScoringSpec
 from ray_app.inference.timing import DESCRIBED, StageClock
 
@@ -36,50 +36,51 @@ class Describing:
         """How many members were described, since the start."""
         return {DESCRIBED: self.described}
 
-    def after(self, outcomes: Sequence[DecodeResult], readings: DetectorOutputs, seen: Seen = ()) -> DetectorOutputs:
-        """The readings, in which all detectors have spoken of these members, with words for those that the profile asks for.
+    def after(self, outcomes: Sequence[DecodeResult], outputs: DetectorOutputs, seen: Seen = ()) -> DetectorOutputs:
+        """The outputs, in which all detectors have spoken of these members, with words for those that the profile asks for.
 
         `seen`: see `seen_by_describer`; may be left out where the describer reads embeddings.
         """
         with self._clock("describe"):
-            words = self.words(asked_for(self._spec, outcomes, readings), readings, seen)
-        return replace(readings, described=[words.get(row) for row in range(len(outcomes))])
+            words = self.words(asked_for(self._spec, outcomes, outputs), outputs, seen)
+        captions = {self._describer.card.name: [words.get(row) for row in range(len(outcomes))]}
+        return outputs.joined(DetectorOutputs.clean(**{CAPTIONS: captions}))
 
-    def words(self, rows: Sequence[int], readings: DetectorOutputs, seen: Seen = ()) -> dict[int, Caption]:
+    def words(self, rows: Sequence[int], outputs: DetectorOutputs, seen: Seen = ()) -> dict[int, Caption]:
         """Words for some members, whoever asks for them. A row has none where the describer can see nothing of it, or gives its words no
         likelihood: a network whose numbers overflow says anything.
         """
-        there = [row for row in rows if self._has(row, readings, seen)]
+        there = [row for row in rows if self._has(row, outputs, seen)]
         said: dict[int, Caption] = {}
         for start in range(0, len(there), self._spec.slots):
             some = there[start : start + self._spec.slots]
-            words = zip(some, self._describer.describe(self._given(some, readings, seen)), strict=True)
+            words = zip(some, self._describer.describe(self._given(some, outputs, seen)), strict=True)
             said |= {row: one for row, one in words if one.likelihood is not None}
         self.described += len(said)
         return said
 
-    def _has(self, row: int, readings: DetectorOutputs, seen: Seen) -> bool:
-        vectors = self._vectors(readings)
+    def _has(self, row: int, outputs: DetectorOutputs, seen: Seen) -> bool:
+        vectors = self._vectors(outputs)
         return seen[row] is not None if vectors is None else bool(np.isfinite(vectors[row]).all())
 
-    def _given(self, rows: Sequence[int], readings: DetectorOutputs, seen: Seen) -> npt.NDArray[Any]:
-        vectors = self._vectors(readings)
+    def _given(self, rows: Sequence[int], outputs: DetectorOutputs, seen: Seen) -> npt.NDArray[Any]:
+        vectors = self._vectors(outputs)
         return np.stack([image for row in rows if (image := seen[row]) is not None]) if vectors is None else vectors[list(rows)]
 
-    def _vectors(self, readings: DetectorOutputs) -> npt.NDArray[np.float32] | None:
+    def _vectors(self, outputs: DetectorOutputs) -> npt.NDArray[np.float32] | None:
         card = self._spec.describer
-        return None if card is None or card.detector is None else readings.embeddings[card.detector]
+        return None if card is None or card.detector is None else outputs.of(EMBEDDINGS)[card.detector]
 
 
-def asked_for(spec: ScoringSpec, outcomes: Sequence[DecodeResult], readings: DetectorOutputs) -> list[int]:
+def asked_for(spec: ScoringSpec, outcomes: Sequence[DecodeResult], outputs: DetectorOutputs) -> list[int]:
     """The rows, ascending, that the profile wants words for: of what has a score all, or what the ensemble calls fake.
 
-    `readings`: what all detectors said, recompressed views included.
+    `outputs`: what all detectors said, recompressed views included.
     """
     profile = spec.ensemble.profile
     if profile is None or spec.describer is None:
         return []
-    scored = decided_on(spec, outcomes, readings)
+    scored = decided_on(spec, outcomes, outputs)
     return [
         row
         for row, (outcome, verdict) in enumerate(zip(scored.outcomes, scored.decisions.verdict, strict=True))

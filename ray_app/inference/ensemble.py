@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from ray_app.inference.batch import Batch, DecodeResult, Pixels
 from ray_app.inference.captions import Describing
 from ray_app.inference.decision import BlockResult, finite, judge, require_embeddings
 from ray_app.inference.decoder import BUDGET, BatchDecoder
+from ray_app.inference.outputs import CAPTIONS, MASKS
 from ray_app.inference.scorer import EnsembleScorer
 from ray_app.inference.second_pass import CascadeScorer
 from ray_app.inference.spec import AskedPrecision, AskedResize, ScoringSpec, make_spec
@@ -96,7 +97,7 @@ class Ensemble:
         most = max(budget_of(node_memory()), worst_bytes(self.spec.limits))
         self._decoder = BatchDecoder(self.spec.early, clock, keeps_files=self.spec.looks_again, budget=NodeBudget(BUDGET, most))
         describing = Describing(self.spec, clock) if self.spec.describer else None
-        self._looking = CascadeScorer(self.spec, EnsembleScorer(self.spec, clock), self._decoder, clock, describing=describing)
+        self._scorer = CascadeScorer(self.spec, EnsembleScorer(self.spec, clock), self._decoder, clock, describing=describing)
 
     @property
     def cards(self) -> Mapping[str, DetectorCard]:
@@ -130,13 +131,13 @@ class Ensemble:
 
     def _scored(self, images: Iterable[Source]) -> BlockResult:
         outcomes: list[DecodeResult] = []
-        readings = self._looking.score(self._batches(iter(images), outcomes))
-        return judge(self.spec, outcomes, readings)
+        outputs = self._scorer.score(self._batches(iter(images), outcomes))
+        return judge(self.spec, outcomes, outputs)
 
     def _batches(self, images: Iterator[Source], outcomes: list[DecodeResult]) -> Iterator[Batch]:
         """One batch after another, so that no more than one is in memory; its outcomes are noted."""
         while chunk := list(islice(images, self.spec.slots)):
-            batch = self._decoder.decode((0, self._read(image)) for image in chunk)
+            batch = self._decoder.decode(zip(repeat(0), map(self._read, chunk), strict=False))
             for place, outcome in enumerate(batch.outcomes, start=len(outcomes)):
                 if outcome.failure is not None:
                     _log.error("image %d of this call: a bug of Touchstone, please report it\n%s", place, outcome.failure)
@@ -166,30 +167,36 @@ def load_detector(name_or_path: str | Path, **options: Any) -> Ensemble:
 
 
 def _results(scored: BlockResult) -> list[Result]:
-    return [_result(scored, row) for row in range(len(scored.outcomes))]
-
-
-def _result(scored: BlockResult, row: int) -> Result:
-    outcome, decisions = scored.outcomes[row], scored.decisions
-    if outcome.status is not Status.OK:
-        empty = dict.fromkeys(scored.scores)
-        return Result(outcome.status, outcome.detail, None, None, None, decisions.calibrated, None, empty, outcome.facts, {})
-    scores = {name: finite(column[row]) for name, column in scored.scores.items()}
-    return Result(outcome.status, None, decisions.verdict[row], decisions.reason[row], finite(decisions.probability[row]),
-                  decisions.calibrated, finite(decisions.score[row]), scores, outcome.facts,
-                  {name: masks[row] for name, masks in scored.readings.masks.items()},
-                  decisions.second_look[row] if decisions.second_look else None, decisions.detail[row],
-                  **_profile(scored, row))  # fmt: skip
+    decisions, masks = scored.decisions, scored.outputs.of(MASKS)
+    has_profile = scored.identified is not None or bool(scored.outputs.of(CAPTIONS))
+    results = []
+    for row, outcome in enumerate(scored.outcomes):
+        scores: dict[str, float | None] = dict.fromkeys(scored.scores)
+        if outcome.status is not Status.OK:
+            empty = Result(outcome.status, outcome.detail, None, None, None, decisions.calibrated, None, scores, outcome.facts, {})
+            results.append(empty)
+            continue
+        for name, column in scored.scores.items():
+            scores[name] = finite(column[row])
+        results.append(Result(
+            outcome.status, None, decisions.verdict[row], decisions.reason[row], finite(decisions.probability[row]),
+            decisions.calibrated, finite(decisions.score[row]), scores, outcome.facts,
+            {name: drawn[row] for name, drawn in masks.items()} if masks else {},
+            decisions.second_look[row] if decisions.second_look else None, decisions.detail[row],
+            **_profile(scored, row) if has_profile else {},
+        ))  # fmt: skip
+    return results
 
 
 def _profile(scored: BlockResult, row: int) -> dict[str, Any]:
     """What a profile says of one image, by the names of a result's fields."""
-    said, words = scored.identified, scored.readings.described[row] if scored.readings.described else None
-    told: dict[str, Any] = {} if words is None else {"predicted_prompt": words.text, "prompt_likelihood": words.likelihood}
+    said, captions = scored.identified, scored.outputs.captions
+    words = captions[row] if captions else None
+    found: dict[str, Any] = {} if words is None else {"predicted_prompt": words.text, "prompt_likelihood": words.likelihood}
     if said is None or not np.isfinite(said.confidence[row]):
-        return told
+        return found
     code = said.codes[row]
-    return told | {
+    return found | {
         "predicted_generator": said.classes[code] if code >= 0 else None,
         "generator_family": said.families[code] if code >= 0 else None,
         "generator_probability": float(said.probability[row]),

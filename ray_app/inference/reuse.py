@@ -10,7 +10,8 @@ import numpy as np
 from ray_app.errors import Status
 from ray_app.images import decoder_name
 from ray_app.inference.batch import DecodeResult, ReusedOutput
-from ray_app.inference.decision import DetectorOutputs, finite, going_on
+from ray_app.inference.decision import finite, going_on
+from ray_app.inference.outputs import REPLIES, DetectorOutputs
 from ray_app.inference.spec import ScoringSpec
 
 MOST_REMEMBERED = 10_000  # members that a process knows by heart: about 15 MB
@@ -56,7 +57,7 @@ class ScoreCache:
         if outcome.said is None or outcome.facts is None:
             return True
         scores, facts = outcome.said.scores, outcome.facts
-        first = DetectorOutputs({name: np.array([scores.get(name)], np.float32) for name in self._spec.first})  # None is NaN
+        first = DetectorOutputs.clean(scores={name: np.array([scores.get(name)], np.float32) for name in self._spec.first})  # None is NaN
         goes_on = not self._spec.late or bool(going_on(self._spec, [outcome], first))
         return is_complete(self._spec, facts.width, facts.height, scores, goes_on=goes_on)
 
@@ -68,15 +69,16 @@ class ScoreCache:
             self._rows[outcome.facts.sha256] = (self._row, outcome)
         self._row += 1
 
-    def learn(self, outcomes: Sequence[DecodeResult], readings: DetectorOutputs) -> None:
+    def learn(self, outcomes: Sequence[DecodeResult], outputs: DetectorOutputs) -> None:
         """Remember a block that this process has scored."""
-        going = set(going_on(self._spec, outcomes, readings))
+        going = set(going_on(self._spec, outcomes, outputs))
+        columns, texts_of = outputs.scores, outputs.of(REPLIES)
         for row, outcome in enumerate(outcomes):
             if outcome.status is not Status.OK or outcome.facts is None or outcome.said is not None:
                 continue
-            scores = {name: finite(readings.scores[name][row]) for name in self._spec.cards}
+            scores = {name: finite(columns[name][row]) for name in self._spec.cards}
             if is_complete(self._spec, outcome.facts.width, outcome.facts.height, scores, goes_on=row in going):
-                replies = {name: texts[row] for name, texts in readings.replies.items()}
+                replies = {name: texts[row] for name, texts in texts_of.items()}
                 self._remembered[outcome.facts.sha256] = replace(outcome, said=ReusedOutput(None, scores, replies), provenance=None)
         while len(self._remembered) > MOST_REMEMBERED:
             self._remembered.popitem(last=False)

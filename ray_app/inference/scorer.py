@@ -1,122 +1,107 @@
 """Batches of uint8 tensors → what the detectors say. The hot loop: plain, profiled and measured without Ray."""
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from copy import copy
-from typing import NamedTuple
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import chain
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from ray_app.detectors import load_detector
+from ray_app.detectors import Preprocessing, load_detector
 from ray_app.detectors.detector import BatchPrediction, Detector
 from ray_app.detectors.shared_backbone import share_backbones
-from ray_app.inference.batch import Batch, DecodeResult, PerturbedBatch, Pixels, Size
-from ray_app.inference.decision import DetectorOutputs
+from ray_app.inference.batch import Batch, PerturbedBatch, Pixels, Size
+from ray_app.inference.outputs import CLEAN, EMBEDDINGS, LISTS, MASKS, SCORES, DetectorOutputs, Key, blank
 from ray_app.inference.spec import ScoringSpec
 from ray_app.inference.timing import ASKED, RUNS, StageClock
+from ray_app.transforms.perturbations import Perturbation
 
 
-class EnsembleScorer:
-    """Detectors of an ensemble on one device, all of them or those of one pool.
+class LoadedDetectors:
+    """Detectors in memory on one device, by name: all of a spec, or those of one pool. What they have in common is held once."""
 
-    Detectors with equal preprocessing share one tensor, and those that also name one backbone share its features.
-    """
-
-    def __init__(self, spec: ScoringSpec, clock: StageClock, pool: Sequence[str] | None = None) -> None:
-        self._spec, self._clock = spec, clock
-        self._detectors = {
+    def __init__(self, spec: ScoringSpec, pool: Sequence[str] | None = None) -> None:
+        self.by_name = {
             name: load_detector(card, device=spec.device, precision=spec.precision[name], resize=spec.resize, slots=spec.slots)
             for name, card in spec.cards.items()
             if pool is None or name in pool
         }
         for name in spec.embedded:
-            if name in self._detectors:
-                self._detectors[name].keep_embeddings()
-        self._backbones = share_backbones(self._detectors.values())
+            if name in self.by_name:
+                self.by_name[name].keep_embeddings()
+        self.backbones = share_backbones(self.by_name.values())
         is_cuda = torch.device(spec.device).type == "cuda"
-        self._copying = torch.cuda.Stream(spec.device) if is_cuda else None  # type: ignore[no-untyped-call]
+        self.copying = torch.cuda.Stream(spec.device) if is_cuda else None  # type: ignore[no-untyped-call]
+
+
+class EnsembleScorer:
+    """Detectors of an ensemble on one device, all of them or those of one pool; or, of those that are `loaded`, the ones that `spec` asks.
+
+    Detectors with equal preprocessing share one tensor, and those that also name one backbone share its features.
+    """
+
+    def __init__(
+        self, spec: ScoringSpec, clock: StageClock, pool: Sequence[str] | None = None, *, loaded: LoadedDetectors | None = None
+    ) -> None:
+        self._spec, self._clock, self._loaded = spec, clock, loaded or LoadedDetectors(spec, pool)
+        self._detectors = {name: detector for name, detector in self._loaded.by_name.items() if name in spec.cards}
 
     def asking(self, spec: ScoringSpec, clock: StageClock) -> "EnsembleScorer":
         """The same detectors in memory, those of them that `spec` asks (see `ScoringSpec.asking`), in its views and batches."""
-        other = copy(self)
-        other._spec, other._clock = spec, clock
-        other._detectors = {name: detector for name, detector in self._detectors.items() if name in spec.cards}
-        return other
+        return EnsembleScorer(spec, clock, loaded=self._loaded)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The detectors that are loaded."""
+        """The detectors that are asked."""
         return tuple(self._detectors)
 
     @property
     def counts(self) -> dict[str, int]:
         """Per shared backbone, how often detectors asked for features and how often it ran for them, since the start."""
         counts: Counter[str] = Counter()
-        for backbone in self._backbones:
+        for backbone in self._loaded.backbones:
             counts.update({ASKED + backbone.name: backbone.asked, RUNS + backbone.name: backbone.runs})
         return counts
 
     def score(self, batches: Iterable[Batch], only: Collection[str] | None = None) -> DetectorOutputs:
-        """Score batch after batch, in order, by all detectors or `only` some; NaN where a member has no pixels. The same of every view.
+        """Score batch after batch, in order, by all detectors or `only` some; nothing where a member has no pixels. The same of every view.
 
         Every batch runs at its full static shape, so that a score never depends on what it was batched with; but on a GPU, images that
         keep their size run with those of the same size, however many of them could be read. A GPU is waited for once, at the end: while
         it computes, the next batch is decoded and moved.
         """
-        names = [name for name in self._detectors if only is None or name in only]
-        keeping = [True, *(view.keeps_place for view in self._spec.views)]  # the first is the clean one
-        columns = [{name: _Column(keeps_masks=keeps) for name in names} for keeps in keeping]
-        columns[0] |= {name: _Column(keeps_masks=True, width=width) for name, width in self._spec.embedded.items() if name in names}
-        usable: list[list[bool]] = [[] for _ in keeping]
+        block = _BlockReadings(self._spec, self._detectors, only)
         for batch in batches:
-            views = self._seen(batch)
+            without_pixels = PerturbedBatch((), (None,) * len(batch.outcomes))
+            views = [batch.clean, *(batch.views or [without_pixels] * len(self._spec.views))]
             with self._clock("score"):
-                self._read(views, len(usable[0]), columns)
-            for so_far, view in zip(usable, views, strict=True):
-                so_far += [size is not None for size in view.sizes]
+                self._read(views, block)
         with self._clock("score"):
-            answers = [{name: one.gathered(usable[view]) for name, one in column.items()} for view, column in enumerate(columns)]
-        return self._readings(*answers)
+            return block.gathered()
 
-    def _readings(self, clean: "Mapping[str, _Answer]", *seen: "Mapping[str, _Answer]") -> DetectorOutputs:
-        cards = self._spec.cards
-        views = {view.name: answers for view, answers in zip(self._spec.views, seen, strict=True)}
-        drawn = [view.name for view in self._spec.views if view.keeps_place and any(cards[name].masks for name in clean)]
-        return DetectorOutputs(
-            {name: answer.scores for name, answer in clean.items()},
-            {name: answer.masks for name, answer in clean.items() if cards[name].masks},
-            {name: answer.replies for name, answer in clean.items() if cards[name].replies},
-            {view: {name: answer.scores for name, answer in answers.items()} for view, answers in views.items()},
-            {view: {name: answer.masks for name, answer in views[view].items() if cards[name].masks} for view in drawn},
-            {name: answer.embeddings for name, answer in clean.items() if answer.embeddings is not None},
-        )
-
-    def _seen(self, batch: Batch) -> list[PerturbedBatch]:
-        """The batch as it is and in every view; those of a batch without pixels are empty."""
-        clean = PerturbedBatch(
-            batch.pixels, tuple(_size(outcome) if usable else None for outcome, usable in zip(batch.outcomes, batch.usable, strict=True))
-        )
-        return [clean, *(batch.views or [PerturbedBatch((), (None,) * len(batch.outcomes))] * len(self._spec.views))]
-
-    def _read(self, views: Sequence[PerturbedBatch], start: int, columns: "Sequence[dict[str, _Column]]") -> None:
-        """Let every detector read a batch in all its views; its first member is number `start` of the block."""
+    def _read(self, views: Sequence[PerturbedBatch], block: "_BlockReadings") -> None:
+        """Let every detector read a batch in all its views."""
         for place, preprocessing in enumerate(self._spec.preprocessings if views[0].pixels else ()):
-            users = [(name, self._detectors[name]) for name in columns[0] if self._detectors[name].card.preprocessing == preprocessing]
+            users = block.users[preprocessing]
             groups = self._fixed if isinstance(views[0].pixels[place], np.ndarray) else self._ragged
-            for group in groups([one for _, one in users], views, place) if users else ():
-                normalised = users[0][1].normalise(self._moved(group.pixels))
-                for name, detector in users:
-                    if group.size is None or self._spec.is_scored(name, *group.size):
-                        columns[group.view][name].put([start + slot for slot in group.slots], detector.read(normalised))
+            for group in groups(users, views, place) if users else ():
+                tensor = torch.from_numpy(group.pixels)
+                normalised = users[0].normalise(tensor if self._loaded.copying is None else self._moved(tensor, self._loaded.copying))
+                for detector in users:
+                    if group.size is None or self._spec.is_scored(detector.card.name, *group.size):
+                        block.put(group, detector, detector.read(normalised))
+        block.end_batch(views)
 
     def _fixed(self, users: Sequence[Detector], views: Sequence[PerturbedBatch], place: int) -> "Iterator[_Group]":
         """All slots, or as many as the cards allow, in one view after another."""
-        members = len(views[0].sizes)
-        step = min(one.card.batch or self._spec.slots for one in users)
+        members, step = len(views[0].sizes), self._spec.slots
+        for detector in users:
+            step = min(step, detector.card.batch or step)
         for first in range(0, members, step):
             for number, view in enumerate(views):
-                if any(size is not None for size in view.sizes[first : first + step]):
+                sizes = view.sizes[first : first + step]
+                if sizes.count(None) < len(sizes):
                     pixels = np.asarray(view.pixels[place][first : first + step])
                     yield _Group(number, None, range(first, min(first + step, members)), pixels)
 
@@ -140,14 +125,11 @@ class EnsembleScorer:
                 if read:
                     yield _Group(number, size, [slot for slot, _ in read], np.stack([image for _, image in read]))
 
-    def _moved(self, pixels: Pixels) -> torch.Tensor:
-        tensor = torch.from_numpy(pixels)
-        if self._copying is None:
-            return tensor
+    def _moved(self, tensor: torch.Tensor, copying: "torch.cuda.Stream") -> torch.Tensor:
         computing = torch.cuda.current_stream(self._spec.device)
-        with torch.cuda.stream(self._copying):
+        with torch.cuda.stream(copying):
             moved = tensor.pin_memory().to(self._spec.device, non_blocking=True)
-        computing.wait_stream(self._copying)
+        computing.wait_stream(copying)
         moved.record_stream(computing)
         return moved
 
@@ -161,13 +143,6 @@ class _Group(NamedTuple):
     pixels: Pixels
 
 
-class _Answer(NamedTuple):
-    scores: np.ndarray
-    masks: list[Pixels | None]
-    replies: list[str | None]
-    embeddings: np.ndarray | None
-
-
 def _by_size(sizes: Sequence[Size | None], slots: Iterable[int]) -> dict[Size, list[int]]:
     """The slots among these that have a size, by it."""
     by_size: dict[Size, list[int]] = defaultdict(list)
@@ -177,50 +152,62 @@ def _by_size(sizes: Sequence[Size | None], slots: Iterable[int]) -> dict[Size, l
     return by_size
 
 
-def _size(outcome: DecodeResult) -> Size:
-    facts = outcome.facts
-    return (0, 0) if facts is None else (facts.width or 0, facts.height or 0)
+class _BlockReadings:
+    """The detectors' readings of a block, left on the device until the end. `users`: by preprocessing, the detectors that read it.
 
+    Of the clean pass all kinds are kept, of a view scores, and masks where it leaves everything in its place.
+    """
 
-class _Column:
-    """One detector's readings of a block in one view, left on the device until the end. `width`: of the embeddings to keep, 0 = none."""
+    def __init__(self, spec: ScoringSpec, detectors: dict[str, Detector], only: Collection[str] | None) -> None:
+        self._views, self._widths, self._start = list[str](), spec.embedded, 0
+        self._usable: list[list[bool]] = []
+        self._parts: dict[Key, list[Any]] = {}
+        self._places: dict[tuple[str, str], list[int]] = {}
+        self.users: dict[Preprocessing, list[Detector]] = defaultdict(list)
+        asked = list(detectors if only is None else filter(only.__contains__, detectors))
+        for name in asked:
+            self.users[detectors[name].card.preprocessing].append(detectors[name])
+        shown: tuple[Perturbation | None, ...] = (None, *spec.views)
+        for view in shown:
+            view_name = CLEAN if view is None else view.name
+            self._views.append(view_name)
+            self._usable.append([])
+            for name in asked:
+                keeps_masks = view is None or view.keeps_place
+                self._places[view_name, name] = []
+                for kind in detectors[name].kinds:
+                    of_clean = view is None and (kind != EMBEDDINGS or name in self._widths)
+                    if of_clean or kind == SCORES or (kind == MASKS and keeps_masks):
+                        self._parts[Key(view_name, name, kind)] = []
 
-    def __init__(self, *, keeps_masks: bool, width: int = 0) -> None:
-        self._keeps_masks, self._width = keeps_masks, width
-        self._places: list[int] = []
-        self._scores: list[torch.Tensor] = []
-        self._masks: list[torch.Tensor] = []
-        self._replies: list[str | None] = []
-        self._embeddings: list[torch.Tensor] = []
+    def put(self, group: _Group, detector: Detector, reading: BatchPrediction) -> None:
+        """Keep what a detector read in a group of the batch at work; what fills that up behind its slots is dropped."""
+        view, name, count = self._views[group.view], detector.card.name, len(group.slots)
+        for slot in group.slots:
+            self._places[view, name].append(self._start + slot)
+        for kind in detector.kinds:
+            parts, given = self._parts.get(Key(view, name, kind)), getattr(reading, kind)
+            if parts is not None:
+                parts.append([None] * count if given is None else given[:count])
 
-    def put(self, places: Sequence[int], reading: BatchPrediction) -> None:
-        """Keep a reading of the members at these places; what fills the batch up behind them is dropped."""
-        count = len(places)
-        self._places += places
-        self._scores.append(reading.scores[:count])
-        self._masks += [] if reading.masks is None or not self._keeps_masks else reading.masks[:count].unbind()
-        self._replies += [None] * count if reading.replies is None else reading.replies[:count]
-        self._embeddings += [reading.embeddings[:count]] if self._width and reading.embeddings is not None else []
+    def end_batch(self, views: Sequence[PerturbedBatch]) -> None:
+        """From now on slots are those of the next batch."""
+        for usable, view in zip(self._usable, views, strict=True):
+            usable += map(bool, view.sizes)
+        self._start = len(self._usable[0])
 
-    def gathered(self, usable: Sequence[bool]) -> _Answer:
-        """Scores, masks, replies and embeddings of all members; nothing where a member is not usable."""
-        scores = np.full(len(usable), np.nan, np.float32)
-        masks: list[Pixels | None] = [None] * len(usable)
-        replies: list[str | None] = [None] * len(usable)
-        if self._scores:
-            scores[self._places] = torch.cat(self._scores).float().cpu().numpy()
-        for place, mask in zip(self._places, self._masks, strict=False):  # a detector without masks has none for any
-            masks[place] = mask.cpu().numpy()
-        for place, reply in zip(self._places, self._replies, strict=True):
-            replies[place] = reply
-        for place, is_usable in enumerate(usable):
-            if not is_usable:
-                scores[place], masks[place], replies[place] = np.nan, None, None
-        return _Answer(scores, masks, replies, self._gathered_embeddings(usable) if self._width else None)
-
-    def _gathered_embeddings(self, usable: Sequence[bool]) -> np.ndarray:
-        embeddings = np.full((len(usable), self._width), np.nan, np.float32)
-        if self._embeddings:
-            embeddings[self._places] = torch.cat(self._embeddings).cpu().numpy()
-        embeddings[~np.asarray(usable, bool)] = np.nan
-        return embeddings
+    def gathered(self) -> DetectorOutputs:
+        """All columns, with nothing where a member is not usable."""
+        columns = {}
+        for key, parts in self._parts.items():
+            usable, places = self._usable[self._views.index(key.view)], self._places[key.view, key.detector]
+            column = blank(key.kind, len(usable), (self._widths[key.detector],) if key.kind == EMBEDDINGS else ())
+            if key.kind in LISTS:
+                for place, one in zip(places, chain.from_iterable(parts), strict=True):
+                    if usable[place]:
+                        column[place] = one.cpu().numpy() if isinstance(one, torch.Tensor) else one
+            elif parts:
+                column[places] = torch.cat(parts).float().cpu().numpy()
+                column[~np.array(usable, bool)] = np.nan
+            columns[key] = column
+        return DetectorOutputs(columns)

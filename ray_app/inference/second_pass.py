@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from ray_app.inference.batch import Batch, DecodeResult, File, Pixels
 from ray_app.inference.captions import seen_by_describer
-from ray_app.inference.decision import DetectorOutputs, decided_on, going_on
+from ray_app.inference.decision import decided_on, going_on
 from ray_app.inference.decoder import BatchDecoder
+from ray_app.inference.outputs import SCORES, STABILITY, DetectorOutputs, Key
 from ray_app.inference.scorer import EnsembleScorer
 from ray_app.inference.spec import ScoringSpec
 from ray_app.inference.stability import uncertain
@@ -59,7 +60,7 @@ class SecondLook:
 
 
 class CascadeScorer:
-    """A block's batches → readings of all that the detectors of one process have to say.
+    """A block's batches → outputs of all that the detectors of one process have to say.
 
     The ensemble's first members read every batch, and each of the others what goes on. Where anything may go on, batches must carry their
     files (`BatchDecoder` with `keeps_files`). These are held until it is known who needs them, at most `kept_bytes`. `recompressing`: who
@@ -95,15 +96,17 @@ class CascadeScorer:
 
     def score(self, batches: Iterable[Batch]) -> DetectorOutputs:
         """What the detectors say of all members of the batches, in order."""
+        if not self._keeps and self._describing is None:
+            return self._first.score(batches)
         arriving, parts = iter(batches), list[DetectorOutputs]()
         while True:
             part = _Part()
             first = self._first.score(self._some(arriving, part))
             if not part.outcomes and parts:
                 return DetectorOutputs.chained(parts)
-            said = self.again(part.outcomes, part.files, first)
-            said = said if self._recompressing is None else self._recompressing.after(part.outcomes, part.files, said)
-            parts.append(said if self._describing is None else self._describing.after(part.outcomes, said, part.seen))
+            found = self.again(part.outcomes, part.files, first)
+            found = found if self._recompressing is None else self._recompressing.after(part.outcomes, part.files, found)
+            parts.append(found if self._describing is None else self._describing.after(part.outcomes, found, part.seen))
             if not part.outcomes:
                 return parts[0]
 
@@ -179,10 +182,10 @@ class Recompressing:
         }
 
     def after(
-        self, outcomes: Sequence[DecodeResult], files: Sequence[tuple[int, File] | None], readings: DetectorOutputs
+        self, outcomes: Sequence[DecodeResult], files: Sequence[tuple[int, File] | None], outputs: DetectorOutputs
     ) -> DetectorOutputs:
-        """The readings, in which everybody has spoken of these members, with what views of those near a threshold are scored."""
-        decisions = decided_on(self._spec, outcomes, readings).decisions
+        """The outputs, in which everybody has spoken of these members, with what views of those near a threshold are scored."""
+        decisions = decided_on(self._spec, outcomes, outputs).decisions
         near = uncertain(decisions.score, decisions.verdict, self._spec.ensemble.thresholds, self._margin).tolist()
         again = [(row, file) for row in near if (file := files[row]) is not None]
         rows, held = [row for row, _ in again], [file for _, file in again]
@@ -190,7 +193,11 @@ class Recompressing:
         self._clock.add(self._first.take_seconds())
         if self._late is not None:
             theirs = [outcomes[row] for row in rows]
-            on = sorted({place for scores in seen.views.values() for place in going_on(self._spec, theirs, DetectorOutputs(scores))})
+            views = [DetectorOutputs.clean(scores=scores) for scores in seen.by_view(SCORES).values()]
+            on = sorted({place for view in views for place in going_on(self._spec, theirs, view)})
             seen = seen.joined(self._late.at([held[place] for place in on]).spread(on, len(rows)))
             self._clock.add(self._late.take_seconds())
-        return replace(readings, stability=seen.spread(rows, len(outcomes)).views)
+        stable = DetectorOutputs({
+            Key(view, name, STABILITY): column for view, scores in seen.by_view(SCORES).items() for name, column in scores.items()
+        })  # fmt: skip
+        return outputs.joined(stable.spread(rows, len(outcomes)))

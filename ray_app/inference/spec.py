@@ -5,7 +5,7 @@ Precision, resize mode and decoders: what is asked for, what a calibration was m
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -77,17 +77,13 @@ def otherwise(scored: Collection[str], decoded: Collection[str]) -> list[str]:
 
 Precision = Literal["bf16", "fp32"]
 
-PROCESS_BYTES = 2**30  # Python, torch, Ray and a batch of images
-ENCODED_BYTES = 2**21  # a photograph, as files go
-KEPT_ENCODED_BYTES = 2**19  # the same on average, where every file of a block is kept for those that go on; more would make blocks small
-EXPECTED_SHARE = 0.2  # of images that go on, where a cascade's card does not say
-EXPECTED_FLAGGED = 0.2  # of images that are flagged, and so described: nobody knows before they are scored
 LARGE_PARAMETERS, LARGE_GMAC = 500e6, 500.0  # a describer beyond either shares no process with detectors
 
 
 @dataclass(frozen=True)
 class ScoringSpec:
-    """Cards, limits and resolved settings. Equal specs give equal scores; nothing operational stands here.
+    """Cards, limits and resolved settings. Equal specs give equal scores; nothing operational stands here, and what scoring costs is
+    `inference.resources.ResourceEstimate`.
 
     `cards` are keyed by detector name in the ensemble's order, `precision` (bf16 or fp32) by the same names; `slots` is the static
     number of images per batch. `perceptual_hash` and `provenance` (None = not read) add columns and change no score. `views`: every
@@ -115,17 +111,17 @@ class ScoringSpec:
         """How often detectors look at one image: clean, and in every view."""
         return 1 + len(self.views)
 
-    @property
+    @cached_property
     def first(self) -> tuple[str, ...]:
         """The detectors that look at every image: all, but for a cascade."""
         return tuple(self.cards)[: self.ensemble.first]
 
-    @property
+    @cached_property
     def late(self) -> tuple[str, ...]:
         """The detectors of a cascade that look only at what goes on."""
         return tuple(self.cards)[self.ensemble.first :]
 
-    @property
+    @cached_property
     def early(self) -> "ScoringSpec":
         """What is made of every image: this spec, asking none but the first detectors, and the describer."""
         return replace(self.asking(self.first, self.views), describer=self.describer) if self.late else self
@@ -139,30 +135,30 @@ class ScoringSpec:
         """Whether some members are decoded a second time, for which their files have to be kept until it is known of which."""
         return bool(self.late) or self.stability is not None
 
-    @property
+    @cached_property
     def embedded(self) -> dict[str, int]:
         """The detectors whose embeddings are wanted, to be kept or to make a profile of, with the numbers of each."""
         profiled = {card.detector: card.embedding["width"] for card in (self.identifier, self.describer) if card and card.detector}
         return {name: facts["width"] for name, facts in self.features.items()} | profiled
 
-    @property
+    @cached_property
     def preprocessings(self) -> tuple[Preprocessing, ...]:
         """The distinct preprocessings, in order of first use: one tensor each, however many detectors share it. Last the describer's,
         unless it is one of theirs.
         """
         return tuple(dict.fromkeys([*self.scored_preprocessings, *([self.words_seen] if self.words_seen else [])]))
 
-    @property
+    @cached_property
     def scored_preprocessings(self) -> tuple[Preprocessing, ...]:
         """Those of them that detectors read; perturbed views are prepared in no other."""
         return tuple(dict.fromkeys(card.preprocessing for card in self.cards.values()))
 
-    @property
+    @cached_property
     def words_seen(self) -> Preprocessing | None:
         """How images are prepared for the describer; None where it reads embeddings, or where there is none."""
         return self.describer.preprocessing if self.describer else None
 
-    @property
+    @cached_property
     def describes_apart(self) -> bool:
         """Whether the describer has processes of its own, after those of all detectors: by its card's word or for its size."""
         card = self.describer
@@ -170,14 +166,7 @@ class ScoringSpec:
             return False
         return card.own_pool or (card.parameters or 0) > LARGE_PARAMETERS or (card.gmac or 0) > LARGE_GMAC
 
-    @property
-    def share_described(self) -> float:
-        """What share of images the describer is expected to say something of."""
-        if self.describer is None or self.ensemble.profile is None:
-            return 0.0
-        return 1.0 if self.ensemble.profile.describe == "all" else EXPECTED_FLAGGED
-
-    @property
+    @cached_property
     def pools(self) -> tuple[tuple[str, ...], ...]:
         """Which detectors share a process: all but those too large for it, which have a pool each. In the ensemble's order; no detector of
         a cascade that looks again stands in a pool before one that looks at everything.
@@ -186,7 +175,7 @@ class ScoringSpec:
             return (*self._pools_of(self.first), *self._pools_of(self.late))
         return self._pools_of(tuple(self.cards))
 
-    @property
+    @cached_property
     def all_pools(self) -> tuple[tuple[str, ...], ...]:
         """The detectors' pools, and after them that of a describer with processes of its own, under its card's name."""
         return (*self.pools, (self.describer.name,)) if self.describer and self.describes_apart else self.pools
@@ -196,12 +185,12 @@ class ScoringSpec:
         alone = tuple((name,) for name in names if self.cards[name].own_pool)
         return (together, *alone) if together else alone
 
-    @property
+    @cached_property
     def keeps_sizes(self) -> bool:
         """Whether some detector looks at images in their own size, which only encoded bytes can carry between processes."""
         return any(preprocessing.shape is None for preprocessing in self.preprocessings)
 
-    @property
+    @cached_property
     def localizers(self) -> tuple[str, ...]:
         """The detectors that also give a mask."""
         return tuple(name for name, card in self.cards.items() if card.masks)
@@ -211,67 +200,16 @@ class ScoringSpec:
         """The detectors that answer in words."""
         return tuple(name for name, card in self.cards.items() if card.replies)
 
-    @property
-    def process_bytes(self) -> int:
-        """What a process that holds all detectors, and the describer, takes at most: libraries, fp32 weights, the largest of them twice
-        while it loads, and a batch of images in every view.
-        """
-        weights = [4 * card.size.parameters for card in self.cards.values() if card.size is not None]
-        if self.describer and self.describer.parameters and not self.describes_apart:
-            weights.append(4 * self.describer.parameters)
-        return PROCESS_BYTES + sum(weights) + max(weights, default=0) + self.slots * len(self.views) * self._prepared_bytes
-
-    @property
-    def share_going_on(self) -> float:
-        """What share of images all members are expected to look at."""
-        cascade = self.ensemble.cascade
-        if cascade is None:
-            return 1.0
-        return EXPECTED_SHARE if cascade.expected_share is None else cascade.expected_share
-
-    @property
-    def pool_gmac(self) -> tuple[float, ...]:
-        """Billions of multiply-adds per image (of a megapixel where sizes are kept) in each of `all_pools`, over all passes; what no card
-        states is nothing. Detectors of a cascade that look again count with the share of images that is expected to go on, the describer
-        with that of images which it is expected to describe.
-        """
-        shares = dict.fromkeys(self.late, self.share_going_on)
-        sizes = {name: shares.get(name, 1.0) * card.size.gmac if card.size else 0.0 for name, card in self.cards.items()}
-        words = self.share_described * (self.describer.gmac or 0.0) if self.describer else 0.0
-        *others, last = (self.passes * sum(sizes[name] for name in pool) for pool in self.pools)
-        return (*others, last, words) if self.describes_apart else (*others, last + words)
-
-    @property
-    def worst_gmac(self) -> float:
-        """The same for the largest image that every detector takes."""
-        sized = [(card.size.gmac, card) for card in self.cards.values() if card.size is not None]
-        once = sum(gmac if card.preprocessing.shape else gmac * (card.valid_range.max_megapixels or 1.0) for gmac, card in sized)
-        words = (self.describer.gmac or 0.0) if self.describer else 0.0
-        return (self.passes + (self.stability.count if self.stability else 0)) * once + words
-
-    @property
-    def tensor_bytes(self) -> int:
-        """What one image takes between processes: its prepared tensors, and its encoded bytes (guessed) where sizes are kept."""
-        early = self.early
-        native = sum(preprocessing.shape is None for preprocessing in early.preprocessings)
-        files = native * ENCODED_BYTES or KEPT_ENCODED_BYTES * self.looks_again
-        words = early.preprocessings[len(early.scored_preprocessings) :]
-        return files + self.passes * early._prepared_bytes + sum(3 * one.shape[0] * one.shape[1] for one in words if one.shape)
-
-    @property
-    def _prepared_bytes(self) -> int:
-        """The tensors of one image in one view."""
-        return sum(3 * one.shape[0] * one.shape[1] for one in self.scored_preprocessings if one.shape is not None)
-
     def doubt(self, name: str, width: int, height: int) -> str | None:
         """Why an image of this size lies outside a detector's valid range; None if it lies inside."""
         return self.cards[name].valid_range.doubt(width, height)
 
     def is_scored(self, name: str, width: int, height: int) -> bool:
         """Whether a detector gives a score for an image of this size; one that keeps sizes stops at its valid range."""
-        return self.cards[name].preprocessing.shape is not None or self.doubt(name, width, height) is None
+        card = self.cards[name]
+        return card.preprocessing.shape is not None or card.valid_range.doubt(width, height) is None
 
-    @property
+    @cached_property
     def calibrations(self) -> dict[str, Calibration | None]:
         """Per detector, what the ensemble says of its member, else the detector's own card; None = not calibrated."""
         members = zip(self.ensemble.members, self.cards.items(), strict=True)

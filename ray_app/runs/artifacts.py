@@ -23,6 +23,7 @@ from ray_app.archives import Ids, manifests
 from ray_app.errors import ConfigError
 from ray_app.inference import BlockResult
 from ray_app.inference.batch import Pixels
+from ray_app.inference.outputs import MASKS, SCORES
 from ray_app.runs.directory import RunDirectory
 from ray_app.runs.schema import MASK_COLUMNS, MASK_SCHEMA, VIEWED_MASK_SCHEMA
 
@@ -34,8 +35,7 @@ def mask_rows(image_ids: pa.ChunkedArray, scored: BlockResult) -> pa.Table:
 
     Where there are views, those that leave everything in its place have rows too, and a column `view` says which it is.
     """
-    readings = scored.readings
-    seen = [(None, readings.masks), *readings.view_masks.items()]
+    seen = [(None, scored.outputs.of(MASKS)), *scored.outputs.by_view(MASKS).items()]
     rows = [
         {"image_id": image_id, "detector": name, "width": outcome.facts and outcome.facts.width,
          "height": outcome.facts and outcome.facts.height, "png": mask_png(mask), "view": view}
@@ -44,7 +44,7 @@ def mask_rows(image_ids: pa.ChunkedArray, scored: BlockResult) -> pa.Table:
         for image_id, outcome, mask in zip(image_ids.to_pylist(), scored.outcomes, masks, strict=True)
         if mask is not None
     ]  # fmt: skip
-    return pa.Table.from_pylist(rows, VIEWED_MASK_SCHEMA if readings.views else MASK_SCHEMA)
+    return pa.Table.from_pylist(rows, VIEWED_MASK_SCHEMA if scored.outputs.by_view(SCORES) else MASK_SCHEMA)
 
 
 def mask_measures(masks: Mapping[str, Sequence[Pixels | None]]) -> dict[str, list[np.ndarray]]:

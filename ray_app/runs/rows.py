@@ -21,7 +21,9 @@ from ray_app.attribution.captioners import Caption
 from ray_app.attribution.identifier import Identified
 from ray_app.ensembles import Decisions
 from ray_app.errors import Status, is_of_one_image
-from ray_app.inference import BlockResult, DecodeResult, DetectorOutputs, Scores
+from ray_app.inference import BlockResult, DecodeResult, Scores
+from ray_app.inference.outputs import EMBEDDINGS, MASKS, REPLIES, SCORES
+from ray_app.inference.outputs import STABILITY as STABLE_SCORES
 from ray_app.runs.artifacts import feature_rows, mask_measures, mask_rows
 from ray_app.runs.schema import DETAIL, SECOND_LOOK, STABILITY, reason_of, row_schema
 
@@ -60,9 +62,10 @@ def result_rows(members: pa.Table, scored: BlockResult, *, attempt: int, scored_
     """One row per member of the manifest table, in its order. Raises AssertionError when the counts differ."""
     count = len(members)
     assert count == len(scored.outcomes), f"{count} members, {len(scored.outcomes)} outcomes"
-    masks, replies = scored.readings.masks, scored.readings.replies
+    outputs = scored.outputs
+    masks, replies, captions = outputs.of(MASKS), outputs.of(REPLIES), outputs.captions
+    views, recompressed = outputs.by_view(SCORES), list(outputs.by_view(STABLE_SCORES).values())
     given = members.schema.field("input").type if "input" in members.schema.names else None
-    views = scored.readings.views
     schema = row_schema(
         list(scored.scores),
         given,
@@ -71,9 +74,9 @@ def result_rows(members: pa.Table, scored: BlockResult, *, attempt: int, scored_
         views=list(views),
         perceptual_hash=perceptual_hash,
         second_look=scored.decisions.second_look is not None,
-        stability=bool(scored.readings.stability),
+        stability=bool(recompressed),
         identified=scored.identified is not None,
-        described=bool(scored.readings.described),
+        described=bool(captions),
     )
     has_score = np.array([outcome.status is Status.OK for outcome in scored.outcomes], dtype=bool)
     columns: dict[str, Any] = {name: members[name].combine_chunks() for name in ("image_id", "uri", "member", "occurrence")}
@@ -88,8 +91,8 @@ def result_rows(members: pa.Table, scored: BlockResult, *, attempt: int, scored_
         kind = schema.field("views").type
         seen = [_struct(kind.field(view).type, list(scores.values()), has_score) for view, scores in views.items()]
         columns["views"] = pa.StructArray.from_arrays(seen, fields=list(kind), mask=pa.array(~has_score))
-    if scored.readings.stability:
-        columns[STABILITY] = stability_column(list(scored.readings.stability.values()), schema.field(STABILITY).type, has_score)
+    if recompressed:
+        columns[STABILITY] = stability_column(recompressed, schema.field(STABILITY).type, has_score)
     for name, measured in mask_measures(masks).items():
         columns[name] = _struct(schema.field(name).type, measured, has_score)
     if replies:
@@ -97,7 +100,7 @@ def result_rows(members: pa.Table, scored: BlockResult, *, attempt: int, scored_
                                       schema.field("replies").type)  # fmt: skip
     columns |= decided_columns(scored.decisions, has_score)
     columns |= identified_columns(scored.identified, has_score) if scored.identified is not None else {}
-    columns |= described_columns(scored.readings.described, has_score) if scored.readings.described else {}
+    columns |= described_columns(captions, has_score) if captions else {}
     columns["attempt"] = [attempt] * count
     columns["scored_at"] = [scored_at] * count
     columns["reused"] = has_score & np.array([outcome.said is not None for outcome in scored.outcomes], dtype=bool)
@@ -219,11 +222,10 @@ def block_tables(
 
     def build(members: pa.Table, scored: BlockResult) -> BlockTables:
         ids = members["image_id"]
-        kept = {
-            name: feature_rows(ids.to_numpy(), scored.readings.embeddings[name], name, facts) for name, facts in (features or {}).items()
-        }
+        vectors = scored.outputs.of(EMBEDDINGS)
+        kept = {name: feature_rows(ids.to_numpy(), vectors[name], name, facts) for name, facts in (features or {}).items()}
         rows = result_rows(members, scored, attempt=attempt, scored_at=scored_at, perceptual_hash=perceptual_hash)
-        return BlockTables(rows, mask_rows(ids, scored) if scored.readings.masks else None, kept, scored.outcomes)
+        return BlockTables(rows, mask_rows(ids, scored) if scored.outputs.of(MASKS) else None, kept, scored.outcomes)
 
     try:
         return build(members, scored)
@@ -251,16 +253,13 @@ def _failing_alone(build: Callable[[pa.Table, BlockResult], object], members: pa
 
 def _only(scored: BlockResult, rows: slice) -> BlockResult:
     """What was found of some members."""
-
-    def cut(value: Any) -> Any:
-        return {name: cut(inner) for name, inner in value.items()} if isinstance(value, Mapping) else value[rows]
-
     decided = {field.name: getattr(scored.decisions, field.name) for field in fields(scored.decisions)}
-    per_member = {name: cut(value) for name, value in decided.items() if value is not None and not isinstance(value, bool)}
+    per_member = {name: value[rows] for name, value in decided.items() if value is not None and not isinstance(value, bool)}
     said = scored.identified
     return BlockResult(
         scored.outcomes[rows],
-        DetectorOutputs(**{field.name: cut(getattr(scored.readings, field.name)) for field in fields(DetectorOutputs)}),
+        scored.outputs.rows(rows),
+        {name: column[rows] for name, column in scored.scores.items()},
         replace(scored.decisions, **per_member),
         said and replace(said, **{name: getattr(said, name)[rows] for name in ("codes", "probability", "confidence", "ranking")}),
     )
@@ -268,15 +267,7 @@ def _only(scored: BlockResult, rows: slice) -> BlockResult:
 
 def _without(scored: BlockResult, failed: Mapping[int, Exception]) -> BlockResult:
     """The same, where nothing was found of some members but that our code failed on them."""
-
-    def cleared(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {name: cleared(inner) for name, inner in value.items()}
-        # Numbers of a member without a score stand in no row.
-        return value if isinstance(value, np.ndarray) else [None if row in failed else one for row, one in enumerate(value)]
-
     outcomes = [
         DecodeResult.of_failure(failed[row], outcome.facts) if row in failed else outcome for row, outcome in enumerate(scored.outcomes)
     ]
-    readings = DetectorOutputs(**{field.name: cleared(getattr(scored.readings, field.name)) for field in fields(DetectorOutputs)})
-    return replace(scored, outcomes=outcomes, readings=readings)
+    return replace(scored, outcomes=outcomes, outputs=scored.outputs.without(failed))

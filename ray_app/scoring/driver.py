@@ -14,7 +14,7 @@ from ray_app.cluster.progress import Progress
 from ray_app.cluster.ray_cluster import has_other_nodes, leaving_nodes, own_node
 from ray_app.cluster.shutdown import LIMIT_GRACE_S, SIGNAL_GRACE_S, Stopper, Watch
 from ray_app.errors import ClusterError, StorageError
-from ray_app.inference import ScoringSpec
+from ray_app.inference import ResourceEstimate, ScoringSpec
 from ray_app.runs import RunDirectory
 from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.identity import known_scores, share_weights
@@ -54,7 +54,8 @@ class Pass:
         progress = self._progress(work)
         stopper = Stopper(run.store, self.session.number, say=progress.say, grace_s=self.config.cluster.grace_s)
         stall_s = HEAVY_STALL_S if work.pending.heaviest_mean > HEAVY_BYTES else STALL_S
-        patience_s = self.config.cluster.stall_timeout_s or max(stall_s, self.layout.slowest_block_s(self.spec.worst_gmac))
+        slowest_s = self.layout.slowest_block_s(ResourceEstimate.of(self.spec).worst_gmac)
+        patience_s = self.config.cluster.stall_timeout_s or max(stall_s, slowest_s)
         try:
             ticks = _Ticks(self, run.store.url, progress, stopper)
             with self._job(run) as job, stopper.listening(), Watch(patience_s, stopper, ticks) as watch:

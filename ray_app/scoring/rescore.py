@@ -194,10 +194,10 @@ class _Rescoring:
     def _block(self, ref: BlockRef, rows: pa.Table) -> None:
         with self.clock("score"):
             outcomes = _outcomes(rows)
-            readings = self._readings(ref, rows["image_id"].to_numpy(), outcomes)
-        readings = readings if self.describing is None else self.describing.after(outcomes, readings)
+            outputs = self._outputs(ref, rows["image_id"].to_numpy(), outcomes)
+        outputs = outputs if self.describing is None else self.describing.after(outcomes, outputs)
         with self.clock("write"):
-            scored = judge(self.spec, outcomes, readings, self.clock)
+            scored = judge(self.spec, outcomes, outputs, self.clock)
             members = rows.select([name for name in _MEMBERS if name in rows.column_names])
             hashed = "phash" in rows.column_names
             made = block_tables(members, scored, attempt=self.session.number, scored_at=datetime.now(UTC), perceptual_hash=hashed)
@@ -205,7 +205,7 @@ class _Rescoring:
         facts = {"counts": {}, "peak_bytes": 0, "seconds": self.clock.take(), "failures": made.failures}
         self.session.committed({"members": ref.members, **facts})
 
-    def _readings(self, ref: BlockRef, ids: npt.NDArray[np.int64], outcomes: Sequence[DecodeResult]) -> DetectorOutputs:
+    def _outputs(self, ref: BlockRef, ids: npt.NDArray[np.int64], outcomes: Sequence[DecodeResult]) -> DetectorOutputs:
         """What the heads say, and the vectors that a profile reads."""
         widths = {head.kept: head.width for head in self.heads}
         vectors = {
@@ -215,9 +215,8 @@ class _Rescoring:
         scores = {head.card.name: head.layer.score(vectors[head.kept]) for head in self.heads}
         for name, column in scores.items():
             column[[not self.spec.is_scored(name, *size) for size in sizes]] = np.nan
-        return DetectorOutputs(
-            scores, embeddings={head.card.name: vectors[head.kept] for head in self.heads if head.card.name in self.spec.embedded}
-        )
+        embeddings = {head.card.name: vectors[head.kept] for head in self.heads if head.card.name in self.spec.embedded}
+        return DetectorOutputs.clean(scores=scores, embeddings=embeddings)
 
 
 def _outcomes(rows: pa.Table) -> list[DecodeResult]:

@@ -19,7 +19,7 @@ from ray_app.detectors.licences import require_accepted
 from ray_app.detectors.weights import resolve_part
 from ray_app.errors import ClusterError, ConfigError, ExitCode, resumable
 from ray_app.images.phash import require_perceptual_hash
-from ray_app.inference import ScoringSpec
+from ray_app.inference import ResourceEstimate, ScoringSpec
 from ray_app.inference.block_reader import file_bytes
 from ray_app.inference.spec import profile_cards
 from ray_app.reports.format import shortened
@@ -231,8 +231,9 @@ def _told(config: ScoreConfig, run: RunDirectory, session: ScoringSession, summa
 
 def layout_for(config: ScoreConfig, spec: ScoringSpec, cpus: float, gpus: float, memory_bytes: float) -> ScoringLayout:
     """The processes that a run of this config uses on such a cluster. Raises ClusterError when nothing fits."""
+    cost = ResourceEstimate.of(spec)
     work = MemberCost(
-        spec.slots, spec.tensor_bytes, spec.pool_gmac, spec.process_bytes, bool(spec.localizers or spec.features), spec.passes
+        spec.slots, cost.tensor_bytes, cost.pool_gmac, cost.process_bytes, bool(spec.localizers or spec.features), spec.passes
     )
     layout = plan_layout(
         work, cpus=cpus, gpus=gpus, workers=config.cluster.workers, block_members=config.block_members, memory_bytes=memory_bytes
@@ -244,7 +245,7 @@ def memory_of(config: ScoreConfig, spec: ScoringSpec, layout: ScoringLayout, nod
     """What the processes of such a layout take on each of `nodes` nodes, the smallest of which has `node_bytes` of memory."""
     decode_bytes = config.cluster.decode_bytes or (budget_of(node_bytes) if node_bytes else None)
     encoded = None if decode_bytes is None else file_bytes(decode_bytes, config.limits)
-    return NodeMemory(math.ceil(layout.workers / nodes), spec.process_bytes, decode_bytes, encoded)
+    return NodeMemory(math.ceil(layout.workers / nodes), ResourceEstimate.of(spec).process_bytes, decode_bytes, encoded)
 
 
 def check_detectors(resolved: Resolved) -> None:

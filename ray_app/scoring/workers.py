@@ -124,9 +124,8 @@ class Worker:
         scorer = EnsembleScorer(self._job.spec, self._clock, self._pool)
         views = Recompressing(self._job.spec, scorer, decoder, self._clock) if self._job.spec.stability else None
         kept_bytes = math.inf if holds_block else KEPT_BYTES  # where the files of a block have arrived together, they are all here anyway
-        return CascadeScorer(
-            self._job.spec, scorer, decoder, self._clock, kept_bytes=kept_bytes, recompressing=views, describing=describing
-        )
+        spec = self._job.spec
+        return CascadeScorer(spec, scorer, decoder, self._clock, kept_bytes=kept_bytes, recompressing=views, describing=describing)
 
 
 class BlockScorer(Worker):
@@ -144,9 +143,9 @@ class BlockScorer(Worker):
         members = read_block(self._job.run.store, ref)
         outcomes: list[DecodeResult] = []
         with self._attempt(ref, members), _counted(self._reading, self._scoring) as counts:
-            readings = self._scoring.score(_noting(self._reading.read(member_rows(members)), outcomes))
-        self._reading.learn(outcomes, readings)
-        return _commit(self._job, Note(ref, members, counts, {}, _peak_bytes(), outcomes, readings), self._clock)
+            outputs = self._scoring.score(_noting(self._reading.read(member_rows(members)), outcomes))
+        self._reading.learn(outcomes, outputs)
+        return _commit(self._job, Note(ref, members, counts, {}, _peak_bytes(), outcomes, outputs), self._clock)
 
 
 class BlockDecoder(Worker):
@@ -187,16 +186,16 @@ class TensorScorer(Worker):
         with self._attempt(note.ref, note.members), _counted(self._scoring, self._decoding, self._describing) as counts:
             if "outcomes" in table.column_names:
                 batches = (self._decoding.complete(batch) for batch in unpack(table, spec.early.preprocessings))
-                readings = self._scoring.score(_seeing(spec, _noting(batches, outcomes), seen))
+                outputs = self._scoring.score(_seeing(spec, _noting(batches, outcomes), seen))
             else:
                 outcomes = note.outcomes
-                readings = self._scoring.again(outcomes, note.files, note.readings)
+                outputs = self._scoring.again(outcomes, note.files, note.outputs)
             if self._describing is not None:
-                readings = self._describing.after(outcomes, note.readings.joined(readings), seen)
-        note = note.joined(outcomes, readings, counts, self._clock.take())
+                outputs = self._describing.after(outcomes, note.outputs.joined(outputs), seen)
+        note = note.joined(outcomes, outputs, counts, self._clock.take())
         if self._pool == spec.pools[-1]:
             return pa.table({"note": pickled(replace(note, files=(), seen=_wanted(spec, note, seen)))})
-        if spec.late and note.readings.scores.keys() >= set(spec.first):
+        if spec.late and note.outputs.scores.keys() >= set(spec.first):
             return pa.table({"note": pickled(note if note.files else replace(note, files=_going_on(spec, note, table), seen=seen))})
         return table.drop_columns(["note"]).append_column("note", pickled(note))
 
@@ -209,11 +208,11 @@ class BlockDescriber(Worker):
         self._describing = Describing(self._job.spec, self._clock)
 
     def work(self, table: pa.Table) -> pa.Table:
-        """Readings, and what is to be looked at of the members that the profile asks for → the readings with words."""
+        """Outputs, and what is to be looked at of the members that the profile asks for → the outputs with words."""
         note: Note = unpickled(table["note"])
         with self._attempt(note.ref, note.members), _counted(self._describing) as counts:
-            readings = self._describing.after(note.outcomes, note.readings, note.seen)
-        note = note.joined(note.outcomes, readings, counts, self._clock.take())
+            outputs = self._describing.after(note.outcomes, note.outputs, note.seen)
+        note = note.joined(note.outcomes, outputs, counts, self._clock.take())
         return pa.table({"note": pickled(replace(note, seen=()))})
 
 
@@ -227,12 +226,12 @@ class Note:
     seconds: Mapping[str, float]
     peak_bytes: int
     outcomes: list[DecodeResult] = field(default_factory=list)
-    readings: DetectorOutputs = field(default_factory=lambda: DetectorOutputs({}))
+    outputs: DetectorOutputs = field(default_factory=DetectorOutputs)
     files: "Sequence[tuple[int, File] | None]" = ()  # of members that go on, for pools that look again
     seen: "Seen" = ()  # what the describer may look at, once the tensors travel no further
 
     def joined(
-        self, outcomes: list[DecodeResult], readings: DetectorOutputs, counts: Mapping[str, int], seconds: Mapping[str, float]
+        self, outcomes: list[DecodeResult], outputs: DetectorOutputs, counts: Mapping[str, int], seconds: Mapping[str, float]
     ) -> "Note":
         """With what one more pool found."""
         together = Counter(self.counts)
@@ -240,7 +239,7 @@ class Note:
         return replace(
             self,
             outcomes=outcomes,
-            readings=self.readings.joined(readings),
+            outputs=self.outputs.joined(outputs),
             counts=together,
             seconds={stage: self.seconds[stage] + spent for stage, spent in seconds.items()},
             peak_bytes=max(self.peak_bytes, _peak_bytes()),
@@ -251,7 +250,7 @@ class BlockCommitter(Worker):
     """Last stage: decides and writes the block's part, so that a GPU never waits for storage."""
 
     def work(self, table: pa.Table) -> pa.Table:
-        """Readings → commit reports."""
+        """Outputs → commit reports."""
         note: Note = unpickled(table["note"])
         self._clock.add(note.seconds)
         return _commit(self._job, note, self._clock)
@@ -268,7 +267,7 @@ def _told(error: Exception, stage: str) -> TouchstoneError:
 def _going_on(spec: ScoringSpec, note: Note, table: pa.Table) -> "list[tuple[int, File] | None]":
     """The files of the members that a cascade's later pools look at."""
     files, ids = table["encoded"].combine_chunks().flatten(), note.members["image_id"]
-    going = set(going_on(spec, note.outcomes, note.readings))
+    going = set(going_on(spec, note.outcomes, note.outputs))
     return [(ids[row].as_py(), files[row].as_py()) if row in going else None for row in range(len(note.outcomes))]
 
 
@@ -276,7 +275,7 @@ def _wanted(spec: ScoringSpec, note: Note, seen: "Seen") -> "Seen":
     """What a describer with processes of its own is to look at; nothing where it is given embeddings, or has spoken."""
     if not spec.describes_apart or spec.words_seen is None:
         return ()
-    asked = set(asked_for(spec, note.outcomes, note.readings))
+    asked = set(asked_for(spec, note.outcomes, note.outputs))
     return [image if row in asked else None for row, image in enumerate(seen)]
 
 
@@ -298,7 +297,7 @@ def _commit(job: ScoringJob, note: Note, clock: StageClock) -> pa.Table:
     with clock("write"):
         made = block_tables(
             members,
-            judge(job.spec, note.outcomes, note.readings, clock),
+            judge(job.spec, note.outcomes, note.outputs, clock),
             attempt=job.attempt,
             scored_at=datetime.now(UTC),
             perceptual_hash=job.spec.perceptual_hash,

@@ -140,7 +140,7 @@ class EndpointScorer:
             generation, chosen, replies, profiled = await self._asked_until_answered(walk, ensemble, beside)
         timings = Timings(decode=walk.decode_s, wait=walk.wait_s, score=walk.score_s, total=time.perf_counter() - started)
         answered = responses.scored_answer(
-            generation, chosen, responses.readings_of(replies), walk.prepared.facts, name=name, size_bytes=len(data),
+            generation, chosen, responses.outputs_of(replies), walk.prepared.facts, name=name, size_bytes=len(data),
             provenance=walk.prepared.provenance, masks=masks, timings=timings, request_id=request_id, profiled=profiled,
         )  # fmt: skip
         for stage, seconds in timings:

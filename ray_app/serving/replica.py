@@ -21,6 +21,7 @@ from ray_app.errors import DetectorError, Status
 from ray_app.images import ImageFileFacts
 from ray_app.inference import Batch, BatchDecoder, DecodeResult, ScoringSpec, StageClock
 from ray_app.inference.batch import Pixels, Ragged
+from ray_app.inference.outputs import EMBEDDINGS, MASKS, REPLIES
 from ray_app.serving.attribution import ProfileAsk, Profiled, Profilers, Vector
 from ray_app.serving.config import ServeConfig
 from ray_app.serving.release import Release, groups_of, load_generation
@@ -174,16 +175,16 @@ def _score(loaded: _Loaded, asks: Sequence[ScoreRequest]) -> list[ScoreResponse]
 
 def _score_together(loaded: _Loaded, asks: Sequence[ScoreRequest]) -> list[ScoreResponse]:
     batch = _batch(loaded, asks)
-    readings = loaded.scorer.score([loaded.decoder.complete(batch)], only=asks[0].detectors)
+    outputs = loaded.scorer.score([loaded.decoder.complete(batch)], only=asks[0].detectors)
     seconds = loaded.clock.take().get("score", 0.0)
     return [
         ScoreResponse(
             loaded.generation.id,
-            {name: float(column[row]) for name, column in readings.scores.items()},
-            {name: column[row] for name, column in readings.masks.items()},
-            {name: column[row] for name, column in readings.replies.items()},
+            {name: float(column[row]) for name, column in outputs.scores.items()},
+            {name: column[row] for name, column in outputs.of(MASKS).items()},
+            {name: column[row] for name, column in outputs.of(REPLIES).items()},
             seconds,
-            {name: vectors[row] for name, vectors in readings.embeddings.items()},
+            {name: vectors[row] for name, vectors in outputs.of(EMBEDDINGS).items()},
         )
         for row in range(len(asks))
     ]
@@ -212,10 +213,10 @@ def _score_golden(loaded: _Loaded, pool: Sequence[str]) -> None:
     """Every detector must give a score for an ordinary image: weights, precision and device work together."""
     spec = loaded.generation.spec
     batch = loaded.decoder.decode([(0, golden_image())])
-    readings = loaded.scorer.score([loaded.decoder.complete(batch)])
+    outputs = loaded.scorer.score([loaded.decoder.complete(batch)])
     loaded.clock.take()
-    loaded.profilers.check(readings.embeddings)
-    silent = [name for name in pool if not np.isfinite(readings.scores[name][0]) and name not in readings.replies]
+    loaded.profilers.check(outputs.of(EMBEDDINGS))
+    silent = [name for name in pool if not np.isfinite(outputs.scores[name][0]) and name not in outputs.of(REPLIES)]
     if silent:
         raise DetectorError(
             f"no finite score for a golden image from: {', '.join(silent)}",

@@ -59,7 +59,7 @@ def masked_run(folder, pictures, *, source=None, name_of=None):
         members = read_block(run.store, ref)
         mine = [pictures[name_of(row)] for row in members.to_pylist()]
         outcomes = [DecodeResult(Status.OK, None, ImageFileFacts("0" * 64, "PNG", *picture.size)) for picture in mine]
-        scored = judge(SPEC, outcomes, DetectorOutputs({NAME: np.zeros(len(mine), np.float32)}))
+        scored = judge(SPEC, outcomes, DetectorOutputs.clean(scores={NAME: np.zeros(len(mine), np.float32)}))
         rows = [
             {"image_id": image_id, "detector": system, "width": picture.size[0], "height": picture.size[1], "png": png(mask), "view": view}
             for image_id, picture in zip(members["image_id"].to_pylist(), mine, strict=True)

@@ -40,9 +40,9 @@ def main(folder: Path, images: int, reuse: bool) -> None:
                 outcomes.extend(batch.outcomes)
                 yield batch
 
-        readings = scorer.score(noting())
-        judge(spec, outcomes, readings)
-        reader.learn(outcomes, readings)
+        outputs = scorer.score(noting())
+        judge(spec, outcomes, outputs)
+        reader.learn(outcomes, outputs)
         if start + BLOCK == images // 5:
             warm = resident_mib()
     print(json.dumps({"warm": warm, "end": resident_mib(), "counts": reader.counts}))

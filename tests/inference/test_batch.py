@@ -12,7 +12,7 @@ from ray_app.detectors import Preprocessing, load_card
 from ray_app.ensembles import ensemble_of
 from ray_app.errors import Status
 from ray_app.images import ImageFileFacts, ImageLimits, decode_image
-from ray_app.inference import Batch, BatchDecoder, DecodeResult, StageClock, judge, make_spec, pack, unpack
+from ray_app.inference import Batch, BatchDecoder, DecodeResult, ResourceEstimate, StageClock, judge, make_spec, pack, unpack
 from ray_app.inference.batch import perturbed
 from ray_app.inference.scorer import EnsembleScorer
 from ray_app.transforms.perturbations import Perturbation, load_perturbations, seed_of
@@ -96,7 +96,7 @@ def scorer(spec):
 
 
 @pytest.fixture(scope="module")
-def readings(spec, scorer):
+def outputs(spec, scorer):
     return scorer.score(batches(spec, files()))
 
 
@@ -118,7 +118,7 @@ def assert_equal(found, expected):
             np.testing.assert_array_equal(found[view][name], column, err_msg=f"{view} {name}")
 
 
-def test_a_view_scores_as_the_perturbed_picture_does_by_itself(plain, spec, readings):
+def test_a_view_scores_as_the_perturbed_picture_does_by_itself(plain, spec, outputs):
     alone = EnsembleScorer(plain, StageClock())
     for view in VIEWS:
         pictures = []
@@ -126,15 +126,15 @@ def test_a_view_scores_as_the_perturbed_picture_does_by_itself(plain, spec, read
             image = decode_image(file, ImageLimits())
             pictures.append(view.apply(image.pixels, seed_of(image.facts.sha256, view.name)))
         expected = alone.score(batches(plain, pictures)).scores
-        assert_equal({view.name: readings.views[view.name]}, {view.name: expected})
-        assert np.isfinite(readings.views[view.name]["touchstone-tiny"]).all()
+        assert_equal({view.name: outputs.by_view("scores")[view.name]}, {view.name: expected})
+        assert np.isfinite(outputs.by_view("scores")[view.name]["touchstone-tiny"]).all()
 
 
-def test_views_change_nothing_about_the_clean_pass(plain, readings):
+def test_views_change_nothing_about_the_clean_pass(plain, outputs):
     clean = EnsembleScorer(plain, StageClock()).score(batches(plain, files()))
-    assert_equal({"clean": readings.scores}, {"clean": clean.scores})
-    assert not clean.views
-    assert not clean.view_masks
+    assert_equal({"clean": outputs.scores}, {"clean": clean.scores})
+    assert not clean.by_view("scores")
+    assert not clean.by_view("masks")
 
 
 def test_every_image_is_decoded_once_for_all_views(spec):
@@ -143,29 +143,29 @@ def test_every_image_is_decoded_once_for_all_views(spec):
     assert decoder.decoded == len(SIZES)
 
 
-def test_neither_order_nor_slots_nor_neighbours_show(spec, scorer, readings):
+def test_neither_order_nor_slots_nor_neighbours_show(spec, scorer, outputs):
     backwards = scorer.score(batches(spec, files()[::-1]))
-    assert_equal(
-        {view: {name: column[::-1] for name, column in scores.items()} for view, scores in backwards.views.items()}, readings.views
-    )
+    turned = {view: {name: column[::-1] for name, column in scores.items()} for view, scores in backwards.by_view("scores").items()}
+    assert_equal(turned, outputs.by_view("scores"))
     alone = scorer.score(batches(spec, [b"no image", files()[1]]))
-    for view, scores in alone.views.items():
+    for view, scores in alone.by_view("scores").items():
         for name, column in scores.items():
             assert np.isnan(column[0])
-            np.testing.assert_array_equal(column[1], readings.views[view][name][1])
+            np.testing.assert_array_equal(column[1], outputs.by_view("scores")[view][name][1])
 
 
-def test_between_processes_the_views_are_the_same_and_cost_one_decode_per_stage(spec, scorer, readings):
+def test_between_processes_the_views_are_the_same_and_cost_one_decode_per_stage(spec, scorer, outputs):
     decoder, late = BatchDecoder(spec, StageClock(), hand_over=True), BatchDecoder(spec, StageClock())
     table = through_ipc(pack([*batches(spec, files(), decoder), *batches(spec, [b"no image"], decoder)], spec.preprocessings))
     found = scorer.score(late.complete(batch) for batch in unpack(table, spec.preprocessings))
-    assert_equal({view: {name: column[:-1] for name, column in scores.items()} for view, scores in found.views.items()}, readings.views)
-    assert all(np.isnan(column[-1]) for scores in found.views.values() for column in scores.values())
+    shorter = {view: {name: column[:-1] for name, column in scores.items()} for view, scores in found.by_view("scores").items()}
+    assert_equal(shorter, outputs.by_view("scores"))
+    assert all(np.isnan(column[-1]) for scores in found.by_view("scores").values() for column in scores.values())
     # The second stage decodes for the one detector that keeps sizes, for the clean pass and all views together.
     assert (decoder.decoded, late.decoded) == (len(SIZES) + 1, len(SIZES))
 
 
-def test_images_of_one_size_that_go_together_are_decoded_once_too(spec, readings):
+def test_images_of_one_size_that_go_together_are_decoded_once_too(spec, outputs):
     corvi = replace(spec, cards={"corvi2023": spec.cards["corvi2023"]})
     grouped = EnsembleScorer(corvi, StageClock())
     grouped._detectors["corvi2023"]._group_pixels = 2**22  # as on a GPU
@@ -173,18 +173,19 @@ def test_images_of_one_size_that_go_together_are_decoded_once_too(spec, readings
     handed = batches(corvi, files(), hand_over=True)
     found = grouped.score(late.complete(batch) for batch in unpack(pack(handed, corvi.preprocessings), corvi.preprocessings))
     assert late.decoded == len(SIZES)
-    for view, scores in found.views.items():
-        np.testing.assert_allclose(scores["corvi2023"], readings.views[view]["corvi2023"], atol=1e-5)
+    for view, scores in found.by_view("scores").items():
+        np.testing.assert_allclose(scores["corvi2023"], outputs.by_view("scores")[view]["corvi2023"], atol=1e-5)
 
 
-def test_pools_of_detectors_join_their_views(spec, readings):
+def test_pools_of_detectors_join_their_views(spec, outputs):
     given = batches(spec, files())
     first, second = (EnsembleScorer(spec, StageClock(), pool).score(given) for pool in (NAMES[:1], NAMES[1:]))
     joined = first.joined(second)
-    assert_equal(joined.views, {view: {name: scores[name] for name in NAMES} for view, scores in readings.views.items()})
-    assert list(joined.among(["corvi2023"]).views[JPEG]) == ["corvi2023"]
+    wanted = {view: {name: scores[name] for name in NAMES} for view, scores in outputs.by_view("scores").items()}
+    assert_equal(joined.by_view("scores"), wanted)
+    assert list(joined.among(["corvi2023"]).by_view("scores")[JPEG]) == ["corvi2023"]
     scored = judge(spec, [outcome for batch in given for outcome in batch.outcomes], joined)
-    assert [list(scores) for scores in scored.readings.views.values()] == [list(spec.cards)] * len(VIEWS)
+    assert [list(scores) for scores in scored.outputs.by_view("scores").values()] == [list(spec.cards)] * len(VIEWS)
 
 
 class Broken(Perturbation):
@@ -196,17 +197,17 @@ class Broken(Perturbation):
         return super().apply(image, seed)
 
 
-def test_where_a_perturbation_fails_only_its_view_has_no_scores(spec, scorer, readings):
+def test_where_a_perturbation_fails_only_its_view_has_no_scores(spec, scorer, outputs):
     broken = replace(spec, views=(Broken(name=JPEG, steps=VIEWS[0].steps), *VIEWS[1:]))
     given = batches(broken, files())
     found = EnsembleScorer(broken, StageClock()).score(given)
     outcomes = [outcome for batch in given for outcome in batch.outcomes]
     assert [outcome.status for outcome in judge(broken, outcomes, found).outcomes] == [Status.OK] * len(SIZES)
     for name in NAMES:
-        assert np.isnan(found.views[JPEG][name]).tolist() == [width == 64 for width, _ in SIZES]
-        np.testing.assert_array_equal(found.views[JPEG][name][1], readings.views[JPEG][name][1])
-        np.testing.assert_array_equal(found.scores[name], readings.scores[name])
-    assert_equal({"grip-social": found.views["grip-social"]}, {"grip-social": readings.views["grip-social"]})
+        assert np.isnan(found.by_view("scores")[JPEG][name]).tolist() == [width == 64 for width, _ in SIZES]
+        np.testing.assert_array_equal(found.by_view("scores")[JPEG][name][1], outputs.by_view("scores")[JPEG][name][1])
+        np.testing.assert_array_equal(found.scores[name], outputs.scores[name])
+    assert_equal({"grip-social": found.by_view("scores")["grip-social"]}, {"grip-social": outputs.by_view("scores")["grip-social"]})
 
 
 def test_what_pillow_takes_for_a_bomb_has_no_view_and_ends_nothing(monkeypatch):
@@ -225,16 +226,18 @@ def test_a_view_is_scored_where_its_own_size_is_in_range(spec):
     found = EnsembleScorer(capped, StageClock()).score(batches(capped, files()))
     too_large = [width * height > 6000 for width, height in SIZES]
     assert np.isnan(found.scores["corvi2023"]).tolist() == too_large
-    assert np.isnan(found.views["jpeg:50"]["corvi2023"]).tolist() == too_large
-    assert np.isfinite(found.views["resize:0.5"]["corvi2023"]).all()
+    assert np.isnan(found.by_view("scores")["jpeg:50"]["corvi2023"]).tolist() == too_large
+    assert np.isfinite(found.by_view("scores")["resize:0.5"]["corvi2023"]).all()
 
 
 def test_work_and_memory_count_every_pass(plain, spec):
     size = load_card("unifd").size
     once, often = (replace(one, cards={"unifd": plain.cards["touchstone-tiny"].model_copy(update={"size": size})}) for one in (plain, spec))
+    once, often = ResourceEstimate.of(once), ResourceEstimate.of(often)
     assert once.pool_gmac == (size.gmac,)
     assert (often.pool_gmac, often.worst_gmac) == ((spec.passes * size.gmac,), spec.passes * once.worst_gmac)
     assert spec.passes == 1 + len(VIEWS)
     native = 2**21
-    assert spec.tensor_bytes - native == spec.passes * (plain.tensor_bytes - native)
-    assert spec.process_bytes - plain.process_bytes == spec.slots * len(VIEWS) * (plain.tensor_bytes - native)
+    one, all_views = ResourceEstimate.of(plain), ResourceEstimate.of(spec)
+    assert all_views.tensor_bytes - native == spec.passes * (one.tensor_bytes - native)
+    assert all_views.process_bytes - one.process_bytes == spec.slots * len(VIEWS) * (one.tensor_bytes - native)

@@ -16,9 +16,10 @@ from ray_app.attribution.captioners.registry import load_describing
 from ray_app.ensembles.card import Cascade
 from ray_app.errors import ConfigError, Status
 from ray_app.images import decode_image
-from ray_app.inference import BatchDecoder, StageClock, judge, pack, unpack
+from ray_app.inference import BatchDecoder, ResourceEstimate, StageClock, judge, pack, unpack
 from ray_app.inference.captions import Describing, asked_for, seen_by_describer
-from ray_app.inference.decision import DetectorOutputs, require_embeddings
+from ray_app.inference.decision import require_embeddings
+from ray_app.inference.outputs import DetectorOutputs
 from ray_app.inference.scorer import EnsembleScorer
 from ray_app.inference.second_pass import CascadeScorer, Recompressing
 from ray_app.inference.stability import Stability
@@ -63,14 +64,14 @@ def judged(spec, files, **options):
     views = Recompressing(spec, scorer, decoder, clock) if spec.stability else None
     describing = Describing(spec, clock) if spec.describer else None
     looking = CascadeScorer(spec, scorer, decoder, clock, recompressing=views, describing=describing, **options)
-    readings = looking.score(batches())
-    scored = judge(spec, outcomes, readings, clock)
+    outputs = looking.score(batches())
+    scored = judge(spec, outcomes, outputs, clock)
     judged.decoded, judged.counts, judged.seconds = decoder.decoded, looking.counts, clock.seconds
     return scored
 
 
 def texts(scored):
-    return [None if one is None else one.text for one in scored.readings.described]
+    return [None if one is None else one.text for one in scored.outputs.captions]
 
 
 @pytest.mark.parametrize("describer", ["retrieval", "captioner"])
@@ -94,13 +95,14 @@ def test_asked_for_all_everything_with_pixels_has_the_words_it_has_by_itself(wri
     alone = load_describing(spec.describer)
     for row, file in enumerate(files):
         if row == BAD:
-            assert scored.readings.described[row] is None
+            assert scored.outputs.captions[row] is None
             continue
         sees = spec.describer.preprocessing
-        given = scored.readings.embeddings["cheap"][row] if sees is None else sees.prepare(decode_image(file, spec.limits).pixels, "exact")
+        vector = scored.outputs.of("embeddings")["cheap"][row]
+        given = vector if sees is None else sees.prepare(decode_image(file, spec.limits).pixels, "exact")
         (wanted,) = alone.describe(given[None])
-        assert scored.readings.described[row].text == wanted.text
-        assert scored.readings.described[row].likelihood == pytest.approx(wanted.likelihood, abs=1e-4)
+        assert scored.outputs.captions[row].text == wanted.text
+        assert scored.outputs.captions[row].likelihood == pytest.approx(wanted.likelihood, abs=1e-4)
 
 
 def test_words_without_a_likelihood_are_no_words(written):
@@ -108,8 +110,8 @@ def test_words_without_a_likelihood_are_no_words(written):
     describing = Describing(spec, StageClock())
     describing._describer._vectors[:] = np.nan
     width = describing._describer._vectors.shape[1]
-    readings = DetectorOutputs({}, embeddings={spec.describer.detector: np.ones((2, width), np.float32)})
-    assert describing.words([0, 1], readings) == {}
+    outputs = DetectorOutputs.clean(scores={}, embeddings={spec.describer.detector: np.ones((2, width), np.float32)})
+    assert describing.words([0, 1], outputs) == {}
     assert describing.described == 0
 
 
@@ -139,25 +141,26 @@ def test_another_process_is_given_all_it_needs(written, files, middle, describer
     outcomes = [outcome for batch in batches for outcome in batch.outcomes]
     seen = [image for batch in batches for image in seen_by_describer(spec, batch)]
     cheap, slow = (EnsembleScorer(spec, StageClock(), (name,)).score(batches) for name in spec.cards)
-    readings = cheap.joined(slow)
-    asked = asked_for(spec, outcomes, readings)
+    outputs = cheap.joined(slow)
+    asked = asked_for(spec, outcomes, outputs)
     wanted = [image if row in asked else None for row, image in enumerate(seen)]
-    described = Describing(spec, StageClock()).after(outcomes, readings, wanted)
-    assert [one and one.text for one in described.described] == texts(judged(spec, files))
+    described = Describing(spec, StageClock()).after(outcomes, outputs, wanted)
+    assert [one and one.text for one in described.captions] == texts(judged(spec, files))
 
 
 def test_perturbed_views_have_no_words_and_cost_the_describer_no_tensor(written, files, middle):
     views = load_perturbations(["jpeg:50"])
     spec, plain = (spec_of(written, "captioner", fake_above=middle[0], views=some) for some in (views, ()))
     scored = judged(spec, files)
-    assert scored.readings.views.keys() == {"jpeg:50"}
+    assert scored.outputs.by_view("scores").keys() == {"jpeg:50"}
     assert texts(scored) == texts(judged(plain, files))
     table = pack([BatchDecoder(spec, StageClock()).decode([(0, files[0])])], spec.preprocessings)
     assert {"pixels_2", "pixels_1_1"} < set(table.column_names)
     assert "pixels_1_2" not in table.column_names
     (batch,) = unpack(table, spec.preprocessings)
-    assert EnsembleScorer(spec, StageClock()).score([batch]).views["jpeg:50"].keys() == {"cheap", "slow"}
-    assert spec.tensor_bytes - plain.tensor_bytes == sum(3 * math.prod(one.shape) for one in spec.scored_preprocessings)
+    assert EnsembleScorer(spec, StageClock()).score([batch]).by_view("scores")["jpeg:50"].keys() == {"cheap", "slow"}
+    more = ResourceEstimate.of(spec).tensor_bytes - ResourceEstimate.of(plain).tensor_bytes
+    assert more == sum(3 * math.prod(one.shape) for one in spec.scored_preprocessings)
 
 
 def test_of_a_cascade_the_whole_ensemble_speaks_before_words_are_looked_for(written, files):
@@ -197,11 +200,11 @@ def test_rows_have_all_columns_of_a_profile(written, files, middle):
 
 
 def test_readings_keep_their_words_when_they_are_put_together(written, files, middle):
-    readings = judged(spec_of(written, fake_above=middle[0]), files).readings
-    other = DetectorOutputs({"other": np.zeros(len(files), np.float32)})
-    assert readings.joined(other).described == readings.described == other.joined(readings).described
-    assert DetectorOutputs.chained([readings, readings]).described == [*readings.described, *readings.described]
-    assert readings.among(["cheap"]).described == readings.described
+    outputs = judged(spec_of(written, fake_above=middle[0]), files).outputs
+    other = DetectorOutputs.clean(scores={"other": np.zeros(len(files), np.float32)})
+    assert outputs.joined(other).captions == outputs.captions == other.joined(outputs).captions
+    assert DetectorOutputs.chained([outputs, outputs]).captions == [*outputs.captions, *outputs.captions]
+    assert outputs.among(["cheap"]).captions == outputs.captions
 
 
 def test_the_library_tells_names_and_words(written, files, middle, tmp_path):
@@ -228,10 +231,10 @@ def test_a_large_describer_has_processes_of_its_own(written):
     for changes in ({"own_pool": True}, {"parameters": 7_000_000_000}, {"gmac": 1e4}):
         apart = replace(spec, describer=spec.describer.model_copy(update=changes))
         assert apart.all_pools == (("cheap", "slow"), ("tiny",))
-        assert len(apart.pool_gmac) == 2
+        assert len(ResourceEstimate.of(apart).pool_gmac) == 2
     dear = replace(spec, describer=spec.describer.model_copy(update={"gmac": 100.0}))
-    assert dear.pool_gmac[0] == pytest.approx(spec.pool_gmac[0] + 20)
-    assert dear.worst_gmac == pytest.approx(spec.worst_gmac + 100)
+    assert ResourceEstimate.of(dear).pool_gmac[0] == pytest.approx(ResourceEstimate.of(spec).pool_gmac[0] + 20)
+    assert ResourceEstimate.of(dear).worst_gmac == pytest.approx(ResourceEstimate.of(spec).worst_gmac + 100)
 
 
 def test_what_was_fitted_on_other_embeddings_is_refused(written):

@@ -48,8 +48,8 @@ def scored(spec, files):
     clock = StageClock()
     decoder = BatchDecoder(spec, clock)
     batches = [decoder.decode(files[start : start + 4]) for start in range(0, len(files), 4)]
-    readings = CascadeScorer(spec, EnsembleScorer(spec, clock), decoder, clock).score(iter(batches))
-    return judge(spec, [outcome for batch in batches for outcome in batch.outcomes], readings)
+    outputs = CascadeScorer(spec, EnsembleScorer(spec, clock), decoder, clock).score(iter(batches))
+    return judge(spec, [outcome for batch in batches for outcome in batch.outcomes], outputs)
 
 
 def test_rows_name_a_generator_its_family_and_the_nearest_others(card):
@@ -59,7 +59,7 @@ def test_rows_name_a_generator_its_family_and_the_nearest_others(card):
     members = pa.table({"image_id": pa.array(range(7), pa.int64()), "uri": [f"{n}.png" for n in range(7)],
                         "member": pa.nulls(7, pa.string()), "occurrence": pa.array([0] * 7, pa.int32())})  # fmt: skip
     rows = result_rows(members, found, attempt=1, scored_at=datetime.now(UTC)).to_pylist()
-    wanted = Identifier(spec.identifier).identify(found.readings.embeddings[TINY])
+    wanted = Identifier(spec.identifier).identify(found.outputs.of("embeddings")[TINY])
     for row, code, confidence in zip(rows[:6], wanted.codes, wanted.confidence, strict=False):
         assert row["predicted_generator"] == CLASSES[code] == row["generator_ranking"][0]
         assert row["generator_family"] == ("sd_1.5", "sdxl_1.0", "midjourney")[code]

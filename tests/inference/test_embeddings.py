@@ -1,4 +1,4 @@
-"""Embeddings beside readings: of the clean pass, of what has pixels, whatever it was batched with and however blocks are cut."""
+"""Embeddings beside outputs: of the clean pass, of what has pixels, whatever it was batched with and however blocks are cut."""
 
 import io
 from dataclasses import replace
@@ -38,33 +38,33 @@ def read(spec, given):
 
 def test_members_with_pixels_have_an_embedding_and_scores_stay_what_they_were(keeping):
     given = list(files(7))
-    readings, plain = read(keeping, given), read(SPEC, given)
-    vectors = readings.embeddings["touchstone-tiny"]
+    outputs, plain = read(keeping, given), read(SPEC, given)
+    vectors = outputs.of("embeddings")["touchstone-tiny"]
     assert vectors.shape == (7, 128)
     usable = np.arange(7) % 3 != 2
     assert np.isfinite(vectors).all(axis=1).tolist() == usable.tolist()
     assert np.isnan(vectors[~usable]).all()
     assert len(np.unique(vectors[usable], axis=0)) == usable.sum()
-    np.testing.assert_array_equal(readings.scores["touchstone-tiny"], plain.scores["touchstone-tiny"])
-    assert not plain.embeddings
+    np.testing.assert_array_equal(outputs.scores["touchstone-tiny"], plain.scores["touchstone-tiny"])
+    assert not plain.of("embeddings")
 
 
 def test_what_it_was_batched_with_changes_no_embedding(keeping):
     given = [data for data in files(6) if data != b"no image"]
-    together = read(keeping, given).embeddings["touchstone-tiny"]
-    alone = np.concatenate([read(keeping, [data]).embeddings["touchstone-tiny"] for data in given])
+    together = read(keeping, given).of("embeddings")["touchstone-tiny"]
+    alone = np.concatenate([read(keeping, [data]).of("embeddings")["touchstone-tiny"] for data in given])
     np.testing.assert_array_equal(together, alone)
 
 
 def test_views_leave_the_embeddings_those_of_the_clean_pass(keeping):
     given = list(files(4))
     seen = read(replace(keeping, views=load_perturbations(["jpeg:50"])), given)
-    assert seen.views.keys() == {"jpeg:50"}
-    np.testing.assert_array_equal(seen.embeddings["touchstone-tiny"], read(keeping, given).embeddings["touchstone-tiny"])
+    assert seen.by_view("scores").keys() == {"jpeg:50"}
+    np.testing.assert_array_equal(seen.of("embeddings")["touchstone-tiny"], read(keeping, given).of("embeddings")["touchstone-tiny"])
 
 
 def test_a_block_without_any_pixels_has_rows_of_nothing(keeping):
-    vectors = read(keeping, [b"no image"] * 3).embeddings["touchstone-tiny"]
+    vectors = read(keeping, [b"no image"] * 3).of("embeddings")["touchstone-tiny"]
     assert vectors.shape == (3, 128)
     assert np.isnan(vectors).all()
 
@@ -73,7 +73,7 @@ def test_readings_keep_their_embeddings_when_they_are_put_together(keeping):
     given = list(files(6))
     whole = read(keeping, given)
     parts = [read(keeping, given[:4]), read(keeping, given[4:])]
-    joined = DetectorOutputs.chained(parts).joined(DetectorOutputs({"other": np.zeros(6, np.float32)}))
-    np.testing.assert_array_equal(joined.embeddings["touchstone-tiny"], whole.embeddings["touchstone-tiny"])
-    assert not joined.among(["other"]).embeddings
-    assert joined.among(["touchstone-tiny"]).embeddings.keys() == {"touchstone-tiny"}
+    joined = DetectorOutputs.chained(parts).joined(DetectorOutputs.clean(scores={"other": np.zeros(6, np.float32)}))
+    np.testing.assert_array_equal(joined.of("embeddings")["touchstone-tiny"], whole.of("embeddings")["touchstone-tiny"])
+    assert not joined.among(["other"]).of("embeddings")
+    assert joined.among(["touchstone-tiny"]).of("embeddings").keys() == {"touchstone-tiny"}

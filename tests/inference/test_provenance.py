@@ -63,7 +63,7 @@ def test_statements_reach_the_rows_by_every_way():
                         "occurrence": pa.array([0, 0], pa.int32())})  # fmt: skip
     for outcomes in (batch.outcomes, travelled.outcomes):
         for scores in ([1.0, 2.0], [np.nan, 2.0]):  # also where no detector gave a score
-            scored = judge(SPEC, outcomes, DetectorOutputs({name: np.array(scores, np.float32) for name in SPEC.cards}))
+            scored = judge(SPEC, outcomes, DetectorOutputs.clean(scores={name: np.array(scores, np.float32) for name in SPEC.cards}))
             rows = result_rows(members, scored, attempt=1, scored_at=datetime.now(UTC))["provenance"].to_pylist()
             assert json.loads(rows[0])["ai_declared"] is True
             assert rows[1] is None

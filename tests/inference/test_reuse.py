@@ -29,7 +29,7 @@ def decode(recall, *files):
 def scores_of(outcomes, value=1.5):
     """What a detector that scores every usable member would say."""
     usable = [outcome.status is Status.OK and outcome.said is None for outcome in outcomes]
-    return DetectorOutputs({NAME: np.where(usable, np.arange(len(outcomes)) + value, np.nan).astype(np.float32)})
+    return DetectorOutputs.clean(scores={NAME: np.where(usable, np.arange(len(outcomes)) + value, np.nan).astype(np.float32)})
 
 
 def test_a_twin_in_the_same_block_takes_its_row_s_scores_and_facts():
@@ -72,14 +72,14 @@ def test_between_processes_a_twin_stays_a_twin():
 def test_a_member_without_scores_stands_for_nobody():
     recall = ScoreCache(SPEC)
     _, outcomes, _ = decode(recall, A)
-    recall.learn(outcomes, DetectorOutputs({NAME: np.array([np.nan], np.float32)}))
+    recall.learn(outcomes, DetectorOutputs.clean(scores={NAME: np.array([np.nan], np.float32)}))
     decoder, _, _ = decode(recall, A)
     assert decoder.decoded == 1
 
 
 def test_a_twin_of_one_that_no_detector_could_score_failed_as_well():
     _, outcomes, _ = decode(ScoreCache(SPEC), A, A)
-    scored = judge(SPEC, outcomes, DetectorOutputs({NAME: np.full(2, np.nan, np.float32)}))
+    scored = judge(SPEC, outcomes, DetectorOutputs.clean(scores={NAME: np.full(2, np.nan, np.float32)}))
     assert [outcome.status for outcome in scored.outcomes] == [Status.DETECTOR_FAILED] * 2
 
 

@@ -43,21 +43,21 @@ def batches(spec, data, **options):
 def test_a_backbone_runs_once_for_all_heads_that_see_the_same_pixels(spec, scorer):
     before = scorer.counts
     given = batches(spec, files())
-    readings = scorer.score(given)
+    outputs = scorer.score(given)
     name = spec.cards["unifd"].backbone.name
     assert scorer.counts[RUNS + name] - before[RUNS + name] == len(given)
     assert scorer.counts[ASKED + name] - before[ASKED + name] == 2 * len(given)
-    assert not np.array_equal(readings.scores["unifd"], readings.scores["own-head"])
+    assert not np.array_equal(outputs.scores["unifd"], outputs.scores["own-head"])
 
 
 def test_sharing_changes_no_score(spec, scorer):
     given = batches(spec, files())
-    readings = scorer.score(given)
+    outputs = scorer.score(given)
     for name in ("unifd", "own-head", "clip-d-10k-plus"):
         alone = load_detector(spec.cards[name], precision="fp32")
         place = spec.preprocessings.index(spec.cards[name].preprocessing)
         expected = np.concatenate([alone.score(batch.pixels[place][: len(batch.outcomes)]) for batch in given])
-        np.testing.assert_array_equal(readings.scores[name], expected)
+        np.testing.assert_array_equal(outputs.scores[name], expected)
 
 
 def test_equal_weights_of_different_files_lie_in_memory_once(spec):
@@ -155,12 +155,12 @@ def test_two_pools_say_together_what_one_says(spec, scorer):
     assert list(joined.scores) == list(whole.scores)
     for name, scores in whole.scores.items():
         np.testing.assert_array_equal(joined.scores[name], scores)
-    assert list(joined.masks) == list(whole.masks)
+    assert list(joined.of("masks")) == list(whole.of("masks"))
 
 
 def test_masks_come_with_the_members_that_they_belong_to(spec, scorer):
     given = batches(spec, [files()[0], b"no image", files()[1]])
-    masks = scorer.score(given).masks
+    masks = scorer.score(given).of("masks")
     assert list(masks) == ["maskclip"]
     first, none, second = masks["maskclip"]
     assert none is None
@@ -170,16 +170,16 @@ def test_masks_come_with_the_members_that_they_belong_to(spec, scorer):
 
 def test_of_perturbed_views_those_in_which_all_keeps_its_place_have_masks(spec):
     alone = replace(spec, cards={"maskclip": spec.cards["maskclip"]}, slots=1, views=load_perturbations(["jpeg:50", "crop:0.75"]))
-    readings = EnsembleScorer(alone, StageClock()).score(batches(alone, [files()[0], b"no image"]))
-    assert list(readings.views) == ["jpeg:50", "crop:0.75"]
-    assert list(readings.view_masks) == ["jpeg:50"]
-    mask, none = readings.view_masks["jpeg:50"]["maskclip"]
+    outputs = EnsembleScorer(alone, StageClock()).score(batches(alone, [files()[0], b"no image"]))
+    assert list(outputs.by_view("scores")) == ["jpeg:50", "crop:0.75"]
+    assert list(outputs.by_view("masks")) == ["jpeg:50"]
+    mask, none = outputs.by_view("masks")["jpeg:50"]["maskclip"]
     assert none is None
     assert mask.shape == (256, 256)
-    assert not np.array_equal(mask, readings.masks["maskclip"][0])
-    joined = DetectorOutputs({}).joined(readings)
-    assert joined.view_masks["jpeg:50"]["maskclip"][0] is mask
-    assert joined.among([]).view_masks == {"jpeg:50": {}}
+    assert not np.array_equal(mask, outputs.of("masks")["maskclip"][0])
+    joined = DetectorOutputs().joined(outputs)
+    assert joined.by_view("masks")["jpeg:50"]["maskclip"][0] is mask
+    assert joined.among([]).columns == {}
 
 
 def capped(spec, megapixels):
@@ -191,10 +191,10 @@ def capped(spec, megapixels):
 def test_beyond_its_cap_a_detector_gives_no_score_and_the_verdict_says_why(spec, scorer):
     limited = capped(spec, 0.03)
     given = batches(limited, files())
-    readings = EnsembleScorer(limited, StageClock(), ["corvi2023"]).score(given)
-    assert np.isnan(readings.scores["corvi2023"]).tolist() == [False, False, False, True, False]
+    outputs = EnsembleScorer(limited, StageClock(), ["corvi2023"]).score(given)
+    assert np.isnan(outputs.scores["corvi2023"]).tolist() == [False, False, False, True, False]
     others = EnsembleScorer(limited, StageClock(), [name for name in limited.cards if name != "corvi2023"]).score(given)
-    scored = judge(limited, [outcome for batch in given for outcome in batch.outcomes], others.joined(readings))
+    scored = judge(limited, [outcome for batch in given for outcome in batch.outcomes], others.joined(outputs))
     assert scored.outcomes[3].status is Status.OK
     assert scored.decisions.verdict[3] == "abstain"
     assert "corvi2023: no score (301 × 177, above the valid range (0.03 megapixels))" in scored.decisions.detail[3]
@@ -207,8 +207,8 @@ def test_alone_and_beyond_its_cap_the_member_is_ok_but_undecided(spec):
     alone = replace(limited, cards={"corvi2023": limited.cards["corvi2023"]},
                     ensemble=limited.ensemble.model_copy(update={"members": limited.ensemble.members[5:6]}))  # fmt: skip
     given = batches(alone, files())
-    readings = EnsembleScorer(alone, StageClock()).score(given)
-    scored = judge(alone, [outcome for batch in given for outcome in batch.outcomes], readings)
+    outputs = EnsembleScorer(alone, StageClock()).score(given)
+    scored = judge(alone, [outcome for batch in given for outcome in batch.outcomes], outputs)
     assert [outcome.status for outcome in scored.outcomes] == [Status.OK] * 5
     assert scored.decisions.verdict[3] == "abstain"
 
@@ -217,11 +217,11 @@ def test_a_reply_that_says_neither_is_a_failed_member_with_the_reply(tmp_path):
     card = write_tiny_internvl(tmp_path)
     alone = make_spec(ensemble_of([str(card)]), limits=ImageLimits(), precision="fp32")
     given = batches(alone, files([(40 + 7 * number, 50) for number in range(12)]))
-    readings = EnsembleScorer(alone, StageClock()).score(given)
-    scored = judge(alone, [outcome for batch in given for outcome in batch.outcomes], readings)
-    said = readings.replies["tiny-internvl"]
+    outputs = EnsembleScorer(alone, StageClock()).score(given)
+    scored = judge(alone, [outcome for batch in given for outcome in batch.outcomes], outputs)
+    said = outputs.of("replies")["tiny-internvl"]
     failed = [outcome for outcome in scored.outcomes if outcome.status is Status.DETECTOR_FAILED]
     assert 0 < len(failed) < len(said)
-    for outcome, reply, score in zip(scored.outcomes, said, readings.scores["tiny-internvl"], strict=True):
+    for outcome, reply, score in zip(scored.outcomes, said, outputs.scores["tiny-internvl"], strict=True):
         assert (outcome.status is Status.OK) == (score in (1.0, -1.0))
         assert outcome.status is Status.OK or outcome.detail == f"no detector gave a finite score; tiny-internvl: it replied {reply!r}"

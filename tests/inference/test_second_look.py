@@ -10,7 +10,7 @@ from ray_app.detectors import load_card
 from ray_app.ensembles import Cascade, EnsembleCard, EnsembleMember
 from ray_app.errors import Status
 from ray_app.images import ImageLimits
-from ray_app.inference import BatchDecoder, DetectorOutputs, StageClock, judge, make_spec, pack, unpack
+from ray_app.inference import BatchDecoder, DetectorOutputs, ResourceEstimate, StageClock, judge, make_spec, pack, unpack
 from ray_app.inference.decision import going_on
 from ray_app.inference.reuse import ScoreCache
 from ray_app.inference.scorer import EnsembleScorer
@@ -87,17 +87,17 @@ def looked_at(spec, data, kept_bytes=1e9):
 
 
 def test_the_second_detector_sees_what_goes_on_and_nothing_else(spec, data):
-    looking, outcomes, readings = looked_at(spec, data)
+    looking, outcomes, outputs = looked_at(spec, data)
     whole = on_all(spec, data)
-    np.testing.assert_array_equal(readings.scores["cheap"], whole.scores["cheap"])
+    np.testing.assert_array_equal(outputs.scores["cheap"], whole.scores["cheap"])
     low, high = spec.ensemble.cascade.band
     inside = (whole.scores["cheap"] >= low) & (whole.scores["cheap"] <= high)
     assert 0 < inside.sum() < len(SIDES)
-    np.testing.assert_array_equal(np.isfinite(readings.scores["slow"]), inside)
-    np.testing.assert_allclose(readings.scores["slow"][inside], whole.scores["slow"][inside], atol=1e-6)
+    np.testing.assert_array_equal(np.isfinite(outputs.scores["slow"]), inside)
+    np.testing.assert_allclose(outputs.scores["slow"][inside], whole.scores["slow"][inside], atol=1e-6)
     assert looking.counts[LOOKED] == looking.counts["decoded"] == inside.sum()
     assert looking.counts[LOOKED_MS] > 0
-    scored = judge(spec, outcomes, readings)
+    scored = judge(spec, outcomes, outputs)
     assert [why == "band" for why in scored.decisions.second_look] == inside.tolist()
     assert outcomes[3].status is Status.UNSUPPORTED_FORMAT
     assert all(verdict != "abstain" for row, verdict in enumerate(scored.decisions.verdict) if row != 3)
@@ -113,9 +113,9 @@ def test_files_that_are_held_for_a_while_only_change_nothing(spec, data):
 def test_the_audit_draws_by_bytes_beyond_the_band(cards, data):
     nobody, everybody = spec_of(cards, (99, 99), audit=0.0), spec_of(cards, (99, 99), audit=1.0)
     assert not np.isfinite(looked_at(nobody, data)[2].scores["slow"]).any()
-    _, outcomes, readings = looked_at(everybody, data)
-    np.testing.assert_allclose(readings.scores["slow"], on_all(everybody, data).scores["slow"], atol=1e-6)
-    assert set(judge(everybody, outcomes, readings).decisions.second_look) == {"audit", None}
+    _, outcomes, outputs = looked_at(everybody, data)
+    np.testing.assert_allclose(outputs.scores["slow"], on_all(everybody, data).scores["slow"], atol=1e-6)
+    assert set(judge(everybody, outcomes, outputs).decisions.second_look) == {"audit", None}
     some = spec_of(cards, (99, 99), audit=0.5)
     drawn = np.isfinite(looked_at(some, data)[2].scores["slow"])
     again = np.isfinite(looked_at(some, data[::-1])[2].scores["slow"])
@@ -136,9 +136,9 @@ def test_two_pools_say_together_what_one_process_says(spec, data):
     first = cheap.score(decoder.complete(batch) for batch in unpack(table, spec.early.preprocessings))
     assert list(first.scores) == ["cheap"]
     going = going_on(spec, outcomes, first)
-    readings = slow.again(outcomes, [(0, file) if row in going else None for row, file in enumerate(data)], first)
+    outputs = slow.again(outcomes, [(0, file) if row in going else None for row, file in enumerate(data)], first)
     for name in spec.cards:
-        np.testing.assert_allclose(readings.scores[name], whole.scores[name], atol=1e-6)
+        np.testing.assert_allclose(outputs.scores[name], whole.scores[name], atol=1e-6)
     assert slow.counts["decoded"] == len(going)
 
 
@@ -147,7 +147,7 @@ def test_only_what_all_images_need_is_prepared(spec, data):
     assert [pixels.shape for pixels in batch.pixels] == [(spec.slots, 64, 64, 3)]
     assert batch.encoded == (data[0],)
     assert batch.ids == (7,)
-    assert spec.tensor_bytes < spec.asking(spec.cards).tensor_bytes + 2**20
+    assert ResourceEstimate.of(spec).tensor_bytes < ResourceEstimate.of(spec.asking(spec.cards)).tensor_bytes + 2**20
 
 
 def test_pools_of_a_cascade_come_in_the_order_of_its_stages(cards, data):
@@ -159,16 +159,16 @@ def test_pools_of_a_cascade_come_in_the_order_of_its_stages(cards, data):
 
 
 def test_what_is_known_of_the_same_bytes_is_complete_as_far_as_it_went(spec, data):
-    _, outcomes, readings = looked_at(spec, data)
+    _, outcomes, outputs = looked_at(spec, data)
     recall = ScoreCache(spec)
     recall.begin_block()
-    recall.learn(outcomes, readings)
-    going = going_on(spec, outcomes, readings)
+    recall.learn(outcomes, outputs)
+    going = going_on(spec, outcomes, outputs)
     stays = next(row for row, outcome in enumerate(outcomes) if outcome.status is Status.OK and row not in going)
     for row in (going[0], stays):
         said = recall.known(outcomes[row].facts.sha256).said
         assert (said.scores["slow"] is None) == (row == stays)
-    without = replace(readings, scores=readings.scores | {"slow": np.full(len(outcomes), np.nan, np.float32)})
+    without = outputs.joined(DetectorOutputs.clean(scores={"slow": np.full(len(outcomes), np.nan, np.float32)}))
     forgetful = ScoreCache(spec)
     forgetful.begin_block()
     forgetful.learn(outcomes, without)
@@ -178,17 +178,17 @@ def test_what_is_known_of_the_same_bytes_is_complete_as_far_as_it_went(spec, dat
 
 def test_what_is_known_does_not_suffice_a_decision_by_which_more_detectors_look(spec, data):
     """As after `touchstone decide` with another card: the index was made under the old one."""
-    _, outcomes, readings = looked_at(spec, data)
+    _, outcomes, outputs = looked_at(spec, data)
     recall = ScoreCache(spec)
     recall.begin_block()
-    recall.learn(outcomes, readings)
+    recall.learn(outcomes, outputs)
     recall.begin_block()
 
     class Known:
         def find(self, sha256):
             return recall.known(sha256)
 
-    going = going_on(spec, outcomes, readings)
+    going = going_on(spec, outcomes, outputs)
     stays = [row for row, outcome in enumerate(outcomes) if outcome.status is Status.OK and row not in going]
     wide = spec.ensemble.cascade.model_copy(update={"band": (-1e6, 1e6)})
     for decision in ({"cascade": wide}, {"cascade": None, "rule": "mean-logit"}):
@@ -199,11 +199,17 @@ def test_what_is_known_does_not_suffice_a_decision_by_which_more_detectors_look(
 
 
 def test_readings_of_some_members_stand_in_their_places():
-    some = DetectorOutputs({"a": np.array([1.0, 2.0], np.float32)}, {"a": [np.zeros((1, 1), np.uint8), None]}, {"a": ["x", "y"]})
+    some = DetectorOutputs.clean(
+        scores={"a": np.array([1.0, 2.0], np.float32)},
+        masks={"a": [np.zeros((1, 1), np.uint8), None]},
+        replies={"a": ["x", "y"]},
+        embeddings={"a": np.ones((2, 3), np.float32)},
+    )
     spread = some.spread([2, 0], 3)
     assert spread.scores["a"].tolist()[::2] == [2.0, 1.0]
     assert np.isnan(spread.scores["a"][1])
-    assert spread.replies["a"] == ["y", None, "x"]
-    assert spread.masks["a"][2] is some.masks["a"][0]
+    assert spread.of("replies")["a"] == ["y", None, "x"]
+    assert spread.of("masks")["a"][2] is some.of("masks")["a"][0]
+    assert np.isnan(spread.of("embeddings")["a"]).all(axis=1).tolist() == [False, True, False]
     both = DetectorOutputs.chained([some, spread])
-    assert len(both.scores["a"]) == len(both.masks["a"]) == len(both.replies["a"]) == 5
+    assert len(both.scores["a"]) == len(both.of("masks")["a"]) == len(both.of("replies")["a"]) == 5

@@ -41,7 +41,7 @@ def card_around(scores, **more):
 
 
 def read(spec, files, kept_bytes=1e9):
-    """What a process that holds everything says of the files: outcomes, readings and the counts."""
+    """What a process that holds everything says of the files: outcomes, outputs and the counts."""
     clock, outcomes = StageClock(), []
     scorer, decoder = EnsembleScorer(spec, clock), BatchDecoder(spec.early, clock, keeps_files=spec.looks_again)
     looking = CascadeScorer(spec, scorer, decoder, clock, kept_bytes=kept_bytes, recompressing=Recompressing(spec, scorer, decoder, clock))
@@ -52,8 +52,8 @@ def read(spec, files, kept_bytes=1e9):
             outcomes.extend(batch.outcomes)
             yield batch
 
-    readings = looking.score(batches())
-    return outcomes, readings, looking.counts
+    outputs = looking.score(batches())
+    return outcomes, outputs, looking.counts
 
 
 @pytest.fixture(scope="module")
@@ -75,13 +75,13 @@ def test_views_are_scored_of_those_that_are_near_and_of_nobody_else(plain, ensem
     stability = Stability(3, 0.5)
     card = card_around([result.score for result in plain])
     spec = spec_of(card, stability)
-    outcomes, readings, counts = read(spec, [*FILES, (9, b"no image")])
+    outcomes, outputs, counts = read(spec, [*FILES, (9, b"no image")])
     near = [abs(result.score - card.thresholds.fake_above) <= 0.5 for result in plain] + [False]
     assert 0 < sum(near) < len(FILES)
     assert counts[VIEWED] == sum(near)
-    assert list(readings.stability) == [view.name for view in stability.views]
+    assert list(outputs.by_view("stability")) == [view.name for view in stability.views]
     for view in stability.views:
-        column = readings.stability[view.name]["touchstone-tiny"]
+        column = outputs.by_view("stability")[view.name]["touchstone-tiny"]
         assert np.isfinite(column).tolist() == near
         pictures = [
             view.apply(_opened(data), seed_of(outcome.facts.sha256, view.name)) for (_, data), outcome in zip(FILES, outcomes, strict=False)
@@ -96,9 +96,9 @@ def test_how_files_are_held_and_batched_changes_nothing(plain):
     _, together, _ = read(wide, FILES)
     _, apart, _ = read(wide, FILES, kept_bytes=1)
     _, alone, _ = read(narrow, FILES)
-    for view, columns in together.stability.items():
-        np.testing.assert_array_equal(columns["touchstone-tiny"], apart.stability[view]["touchstone-tiny"])
-        np.testing.assert_allclose(columns["touchstone-tiny"], alone.stability[view]["touchstone-tiny"], atol=1e-4)
+    for view, columns in together.by_view("stability").items():
+        np.testing.assert_array_equal(columns["touchstone-tiny"], apart.by_view("stability")[view]["touchstone-tiny"])
+        np.testing.assert_allclose(columns["touchstone-tiny"], alone.by_view("stability")[view]["touchstone-tiny"], atol=1e-4)
 
 
 def test_a_verdict_that_a_view_does_not_share_is_abstain(plain):
@@ -106,10 +106,10 @@ def test_a_verdict_that_a_view_does_not_share_is_abstain(plain):
     margin = 20.0
     card = card_around([result.score for result in plain])
     spec = spec_of(card, Stability(3, margin))
-    outcomes, readings, _ = read(spec, FILES)
-    judged = judge(spec, outcomes, readings)
-    before = judge(replace(spec, stability=None), outcomes, readings).decisions
-    seen = np.array([columns["touchstone-tiny"] for columns in readings.stability.values()])
+    outcomes, outputs, _ = read(spec, FILES)
+    judged = judge(spec, outcomes, outputs)
+    before = judge(replace(spec, stability=None), outcomes, outputs).decisions
+    seen = np.array([columns["touchstone-tiny"] for columns in outputs.by_view("stability").values()])
     flips = ((seen >= card.thresholds.fake_above) != (np.array(before.verdict) == "fake")).any(axis=0)
     assert flips.any()
     assert [verdict == "abstain" for verdict in judged.decisions.verdict] == flips.tolist()
@@ -129,16 +129,16 @@ def test_views_of_a_cascade_go_on_like_images(tmp_path):
         return spec, *read(spec, FILES)
 
     _, _, all_of_them, _ = read_with((-99.0, 99.0))
-    highest = np.max([columns["cheap"] for columns in all_of_them.stability.values()], axis=0)
+    highest = np.max([columns["cheap"] for columns in all_of_them.by_view("stability").values()], axis=0)
     low = float(np.median(highest))
-    spec, outcomes, readings, counts = read_with((low, 99.0))
+    spec, outcomes, outputs, counts = read_with((low, 99.0))
     assert counts[VIEWED] == len(FILES)
-    for view, columns in readings.stability.items():
-        np.testing.assert_array_equal(columns["cheap"], all_of_them.stability[view]["cheap"])
+    for view, columns in outputs.by_view("stability").items():
+        np.testing.assert_array_equal(columns["cheap"], all_of_them.by_view("stability")[view]["cheap"])
         assert np.isfinite(columns["slow"]).tolist() == (highest >= low).tolist()
         on = highest >= low
-        np.testing.assert_allclose(columns["slow"][on], all_of_them.stability[view]["slow"][on], atol=1e-4)
-    assert judge(spec, outcomes, readings).decisions.second_look is not None
+        np.testing.assert_allclose(columns["slow"][on], all_of_them.by_view("stability")[view]["slow"][on], atol=1e-4)
+    assert judge(spec, outcomes, outputs).decisions.second_look is not None
 
 
 def test_detectors_with_processes_of_their_own_are_refused(tmp_path):

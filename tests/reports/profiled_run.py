@@ -15,7 +15,7 @@ from ray_app.detectors.embeddings import embedding_facts
 from ray_app.ensembles import EnsembleProfile, Thresholds, ensemble_of
 from ray_app.images import ImageLimits
 from ray_app.images.provenance import ProvenancePolicy
-from ray_app.inference import BatchDecoder, BlockReader, StageClock, judge, make_spec
+from ray_app.inference import BatchDecoder, BlockReader, DetectorOutputs, StageClock, judge, make_spec
 from ray_app.inference.scorer import EnsembleScorer
 from ray_app.runs import RunDirectory, result_rows
 from ray_app.scoring.config import ScoreConfig
@@ -95,13 +95,12 @@ def score_profiled(card, source, out):
     reader, scorer, describer = BlockReader(spec, clock, fetcher=Fetcher()), EnsembleScorer(spec, clock), load_describing(spec.describer)
     for ref in iter_blocks(run.store, 0):
         members, outcomes = read_block(run.store, ref), []
-        readings = scorer.score(_noted(reader.read(member_rows(members)), outcomes))
-        decided = judge(spec, outcomes, readings).decisions.verdict
-        words = describer.describe(readings.embeddings[TINY])
+        outputs = scorer.score(_noted(reader.read(member_rows(members)), outcomes))
+        decided = judge(spec, outcomes, outputs).decisions.verdict
+        words = describer.describe(outputs.of("embeddings")[TINY])
         said = [one if verdict == "fake" else None for one, verdict in zip(words, decided, strict=True)]
-        run.write_part(
-            0, ref.block, result_rows(members, judge(spec, outcomes, replace(readings, described=said)), attempt=1, scored_at=NOW)
-        )
+        found = outputs.joined(DetectorOutputs.clean(captions={spec.describer.name: said}))
+        run.write_part(0, ref.block, result_rows(members, judge(spec, outcomes, found), attempt=1, scored_at=NOW))
     reader.close()
     run.publish(0)
     run.write_json("summary.json", {"listing": 0, "version": "0.9.0", "finished_at": NOW.isoformat(), **count_rows(run, list(spec.cards))})

@@ -1,5 +1,6 @@
 """Runs made without a detector: real manifests, rows and masks, with outcomes and scores that the test says."""
 
+import functools
 import hashlib
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,6 +12,7 @@ from ray_app.ensembles import load_ensemble_card
 from ray_app.errors import Status
 from ray_app.images import ImageFileFacts, ImageLimits
 from ray_app.inference import DecodeResult, DetectorOutputs, judge, make_spec
+from ray_app.inference.outputs import MASKS, SCORES, Key
 from ray_app.runs import RunDirectory, mask_rows, result_rows
 
 SPEC = make_spec(load_ensemble_card("default"), limits=ImageLimits(), precision="fp32")
@@ -59,10 +61,12 @@ def score_blocks(run, number, *, fails=lambda name: None, attempt=1, blocks=None
         ]
         values = [digest.digest()[0] / 8 if status is Status.OK else np.nan for digest, status in zip(digests, statuses, strict=True)]
         drawn = [np.full((4, 4), int(value), np.uint8) if masks and np.isfinite(value) else None for value in values]
-        seen = {view: {NAME: np.array(values, np.float32) + number} for number, view in enumerate(views, start=1)}
-        readings = DetectorOutputs({NAME: np.array(values, np.float32)}, {NAME: drawn} if masks else {}, views=seen,
-                            view_masks={view: {NAME: drawn} for view in views[:1] if masks})  # fmt: skip
-        scored = judge(SPEC, outcomes, readings)
+        seen = {view: np.array(values, np.float32) + number for number, view in enumerate(views, start=1)}
+        drawn_by = {NAME: drawn} if masks else {}
+        found = [DetectorOutputs.clean(scores={NAME: np.array(values, np.float32)}, masks=drawn_by)]
+        found += [DetectorOutputs({Key(view, NAME, SCORES): column}) for view, column in seen.items()]
+        found += [DetectorOutputs({Key(view, NAME, MASKS): drawn}) for view in views[:1] if masks]
+        scored = judge(SPEC, outcomes, functools.reduce(DetectorOutputs.joined, found))
         if masks:
             run.write_masks(number, ref.block, mask_rows(members["image_id"], scored))
         when = START + timedelta(hours=attempt)

@@ -32,7 +32,7 @@ def rows_of(files: list[bytes]) -> list[dict]:
         "image_id": pa.array(range(len(files)), pa.int64()), "uri": [f"{number}" for number in range(len(files))],
         "member": pa.nulls(len(files), pa.string()), "occurrence": pa.array([0] * len(files), pa.int32()),
     })  # fmt: skip
-    scored = judge(SPEC, outcomes, DetectorOutputs({NAME: scores}))
+    scored = judge(SPEC, outcomes, DetectorOutputs.clean(scores={NAME: scores}))
     made = block_tables(members, scored, attempt=1, scored_at=datetime.now(UTC), perceptual_hash=True)
     assert made.failures == []
     file = io.BytesIO()

@@ -15,6 +15,7 @@ from ray_app.attribution.captioners import Caption
 from ray_app.errors import ClusterError, Status
 from ray_app.images import ImageFileFacts
 from ray_app.inference import DecodeResult, DetectorOutputs, judge
+from ray_app.inference.outputs import MASKS, SCORES, Key
 from ray_app.runs import block_tables, mask_rows, result_rows, summarise
 from ray_app.runs import rows as blocks_module
 from ray_app.runs.rows import stability_column, stability_views
@@ -38,16 +39,15 @@ def members(tmp_path):
 def scored(members):
     count = len(members)
     outcomes = [DecodeResult(Status.OK, None, ImageFileFacts(digest(name), "JPEG", 300, 200), "f" * 16) for name in NAMES]
-    readings = DetectorOutputs(
-        {NAME: np.arange(count, dtype=np.float32)},
-        {NAME: [np.full((4, 4), place, np.uint8) for place in range(count)]},
-        {NAME: [f"reply {place}" for place in range(count)]},
-        views={"view": {NAME: np.arange(count, dtype=np.float32)}},
-        view_masks={"view": {NAME: [None] * count}},
+    outputs = DetectorOutputs.clean(
+        scores={NAME: np.arange(count, dtype=np.float32)},
+        masks={NAME: [np.full((4, 4), place, np.uint8) for place in range(count)]},
+        replies={NAME: [f"reply {place}" for place in range(count)]},
         embeddings={NAME: np.ones((count, 3), np.float32)},
-        described=[Caption(f"words {place}", 0.5) for place in range(count)],
+        captions={"words": [Caption(f"words {place}", 0.5) for place in range(count)]},
     )
-    return judge(SPEC, outcomes, readings)
+    in_view = {Key("view", NAME, SCORES): np.arange(count, dtype=np.float32), Key("view", NAME, MASKS): [None] * count}
+    return judge(SPEC, outcomes, outputs.joined(DetectorOutputs(in_view)))
 
 
 def tables(members, scored):
@@ -60,10 +60,10 @@ def with_outcome(scored, place, **changes):
     return replace(scored, outcomes=outcomes)
 
 
-def with_reading(scored, name, place, value):
-    column = list(getattr(scored.readings, name)[NAME])
-    column[place] = value
-    return replace(scored, readings=replace(scored.readings, **{name: {NAME: column}}))
+def with_output(scored, kind, place, value):
+    [(name, column)] = scored.outputs.of(kind).items()
+    spoilt = [*column[:place], value, *column[place + 1 :]]
+    return replace(scored, outputs=scored.outputs.joined(DetectorOutputs.clean(**{kind: {name: spoilt}})))
 
 
 SPOILT = {
@@ -72,11 +72,9 @@ SPOILT = {
         scored, 3, facts=ImageFileFacts(digest(NAMES[3]), "JPEG", 300, 200, frames="many")
     ),
     "half a character": lambda scored: with_outcome(scored, 3, provenance='{"software": "\ud800"}'),
-    "half a character in a reply": lambda scored: with_reading(scored, "replies", 3, "\ud800"),
-    "a mask that is none": lambda scored: with_reading(scored, "masks", 3, "no mask"),
-    "words that are none": lambda scored: replace(
-        scored, readings=replace(scored.readings, described=[*scored.readings.described[:3], "words", *scored.readings.described[4:]])
-    ),
+    "half a character in a reply": lambda scored: with_output(scored, "replies", 3, "\ud800"),
+    "a mask that is none": lambda scored: with_output(scored, "masks", 3, "no mask"),
+    "words that are none": lambda scored: with_output(scored, "captions", 3, "words"),
 }
 
 

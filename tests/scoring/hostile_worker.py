@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ray_app.archives import BlockPlan, fetcher_of, list_members, open_source, read_block, read_blocks
 from ray_app.cluster.config import ClusterConfig
+from ray_app.inference import ResourceEstimate
 from ray_app.inference.block_reader import file_bytes
 from ray_app.runs import RunDirectory
 from ray_app.scoring import ScoreConfig
@@ -45,7 +46,7 @@ def main(folder: str, out: str) -> None:
         members, failures = members + report["members"], failures + len(report["failures"])
         if f"/{GOOD}/" in read_block(run.store, ref)["uri"][0].as_py():
             before = resident_mib()
-    memory = NodeMemory(1, spec.process_bytes, DECODE_BYTES, file_bytes(DECODE_BYTES, spec.limits))
+    memory = NodeMemory(1, ResourceEstimate.of(spec).process_bytes, DECODE_BYTES, file_bytes(DECODE_BYTES, spec.limits))
     told = {"before": before, "after": resident_mib(), "peak": resident_mib("VmHWM"), "budget": round((memory.total_bytes or 0) / 2**20, 1)}
     print(json.dumps(told | {"members": members, "failures": failures}))
 

@@ -72,7 +72,7 @@ def more_rows(run, card, seed, count, *, decoder=DECODER, drops=(), **options):
                 decoder=decoder, quality=int(quality[place]) or None))
             for place in places
         ]  # fmt: skip
-        scored = judge(spec, outcomes, DetectorOutputs({name: scores[list(places)] for name in spec.cards}))
+        scored = judge(spec, outcomes, DetectorOutputs.clean(scores={name: scores[list(places)] for name in spec.cards}))
         rows = result_rows(members, scored, attempt=1, scored_at=datetime(2026, 1, 1, seed % 24, tzinfo=UTC))
         run.write_part(number, ref.block, rows.drop_columns(list(drops)))
     assert start == count

@@ -12,6 +12,7 @@ from ray_app.ensembles import combine, is_audited, load_ensemble_card
 from ray_app.errors import ConfigError
 from ray_app.evaluation.calibrate.files import CalibrateConfig
 from ray_app.evaluation.calibrate.run import calibrate_run
+from ray_app.inference import ResourceEstimate
 from ray_app.reports import plan_lines, summary_lines
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.forecast.forecast import forecast
@@ -183,7 +184,8 @@ def test_the_plan_counts_the_second_look_for_its_share(sample_archive, ensemble,
 
 def test_blocks_stay_large_where_files_are_kept_for_a_second_look(ensemble):
     spec = spec_for(ScoreConfig(ensemble=str(ensemble)), gpus=1)
-    work = MemberCost(spec.slots, spec.tensor_bytes, spec.pool_gmac, spec.process_bytes)
+    cost = ResourceEstimate.of(spec)
+    work = MemberCost(spec.slots, cost.tensor_bytes, cost.pool_gmac, cost.process_bytes)
     assert plan_layout(work, cpus=8, gpus=1, workers=None, block_members=1024).block_members >= 128
 
 

@@ -122,8 +122,8 @@ def run(cards, tmp_path):
         scores = {name: vectors[:, 0].copy() for name in spec.cards}
         facts = [ImageFileFacts(f"{number:064x}", "JPEG", 320, 240) for number in members["image_id"].to_pylist()]
         outcomes = [DecodeResult(Status.OK, None, one) for one in facts]
-        readings = Describing(spec, StageClock()).after(outcomes, DetectorOutputs(scores, embeddings={"unifd": vectors}))
-        rows = result_rows(members, judge(spec, outcomes, readings), attempt=1, scored_at=datetime.now(UTC))
+        outputs = Describing(spec, StageClock()).after(outcomes, DetectorOutputs.clean(scores=scores, embeddings={"unifd": vectors}))
+        rows = result_rows(members, judge(spec, outcomes, outputs), attempt=1, scored_at=datetime.now(UTC))
         run.write_part(0, ref.block, rows)
         write_features(run, 0, ref.block, "unifd", feature_rows(members["image_id"].to_numpy(), vectors, "unifd", spec.features["unifd"]))
     run.publish(0)

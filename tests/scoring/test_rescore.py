@@ -65,7 +65,7 @@ def made(tmp_path, name, profile):
             for bad, one in zip(broken, ids, strict=True)
         ]
         scores = np.where(broken, np.nan, vectors[:, 0]).astype(np.float32)
-        scored = judge(spec, outcomes, DetectorOutputs({NAME: scores}, embeddings={NAME: vectors}))
+        scored = judge(spec, outcomes, DetectorOutputs.clean(scores={NAME: scores}, embeddings={NAME: vectors}))
         write_features(run, 0, ref.block, NAME, feature_rows(ids, vectors, NAME, FACTS))
         run.write_part(0, ref.block, result_rows(members, scored, attempt=1, scored_at=AT))
     run.publish(0)

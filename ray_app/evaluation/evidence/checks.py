@@ -33,6 +33,7 @@ from ray_app.errors import ConfigError, Status, TouchstoneError
 from ray_app.evaluation.evidence.cards import require_here
 from ray_app.images import ImageLimits
 from ray_app.inference import BatchDecoder, DecodeResult, ScoringSpec, StageClock
+from ray_app.inference.outputs import EMBEDDINGS
 from ray_app.inference.spec import profile_cards
 from ray_app.runs import row_schema
 from ray_app.runs.rows import FACTS
@@ -268,7 +269,7 @@ def _embedding(spec: ScoringSpec, detector: str, facts: Mapping[str, Any], data:
     clock = StageClock()
     alone = replace(spec.asking([detector]), identifier=None, describer=None, features={detector: facts}, stability=None)
     with closing(BatchDecoder(alone, clock)) as decoder:
-        return EnsembleScorer(alone, clock).score([decoder.decode([(0, data)])]).embeddings[detector]
+        return EnsembleScorer(alone, clock).score([decoder.decode([(0, data)])]).of(EMBEDDINGS)[detector]
 
 
 # How far a score may be from the recorded one, in log-odds, times the recorded score's size where that is above 1. fp32: other kernels,
@@ -357,8 +358,8 @@ def _scores(spec: ScoringSpec, data: bytes) -> Scores:
 
     clock = StageClock()
     with closing(BatchDecoder(spec, clock)) as decoder:
-        readings = EnsembleScorer(spec, clock).score([decoder.decode([(0, data)])])
-    return {name: float(column[0]) if np.isfinite(column[0]) else None for name, column in readings.scores.items()}
+        outputs = EnsembleScorer(spec, clock).score([decoder.decode([(0, data)])])
+    return {name: float(column[0]) if np.isfinite(column[0]) else None for name, column in outputs.scores.items()}
 
 
 def _compared(name: str, here: float | None, recorded: float, spec: ScoringSpec) -> EvidenceCheck:

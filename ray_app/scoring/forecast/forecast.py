@@ -15,7 +15,7 @@ from ray_app.cluster.config import RAY_SHARE
 from ray_app.datasets.labelling import ProgressLog
 from ray_app.errors import ConfigError, Status
 from ray_app.images.memory import worst_bytes
-from ray_app.inference import ScoringSpec
+from ray_app.inference import ResourceEstimate, ScoringSpec
 from ray_app.inference.spec import departures
 from ray_app.reports.run import measured_rate
 from ray_app.runs import RunDirectory
@@ -85,7 +85,7 @@ def _probed(
     probed, pace = probe_members(spec, layout, fetcher, found.sample, blocks=blocks, members=found.members, remote_out=remote_out)
     busy = layout.limited_to(blocks)
     cpus, gpus = config.cluster.cpus or _cores_here(), config.cluster.gpus or 0
-    rates = forecast_rates(busy, pace, spec.all_pools, cpus=cpus, gpus=gpus, gmac=sum(spec.pool_gmac))
+    rates = forecast_rates(busy, pace, spec.all_pools, cpus=cpus, gpus=gpus, gmac=sum(ResourceEstimate.of(spec).pool_gmac))
     made = f"{blocks} block{'s' * (blocks > 1)}"
     few = f"so few members make {made}, for {busy.workers} of {layout.workers} processes: a smaller cluster is as fast"
     mean_bytes = probed.mean_bytes if found.unsized else found.mean_bytes
@@ -133,6 +133,7 @@ def _bill(config: ScoreConfig, spec: ScoringSpec, found: Survey, plan: dict[str,
 
 def _work_facts(spec: ScoringSpec, layout: ScoringLayout) -> dict[str, Any]:
     """Detectors, what they share, and the processes they run in."""
+    cost = ResourceEstimate.of(spec)
     return {
         "ensemble": spec.ensemble.name,
         "rule": spec.ensemble.rule,
@@ -149,8 +150,8 @@ def _work_facts(spec: ScoringSpec, layout: ScoringLayout) -> dict[str, Any]:
         "layout": layout.described,
         "block_members": layout.block_members,
         "workers": layout.workers,
-        "process_bytes": spec.process_bytes,
-        "gmac_per_image": round(sum(spec.pool_gmac), 3),
+        "process_bytes": cost.process_bytes,
+        "gmac_per_image": round(sum(cost.pool_gmac), 3),
     }
 
 

@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 
 from ray_app.archives import ListedMember, ManifestMember, MemberReader
 from ray_app.errors import InputError
-from ray_app.inference import Batch, BatchDecoder, DetectorOutputs, ScoringSpec, StageClock
+from ray_app.inference import Batch, BatchDecoder, DetectorOutputs, ResourceEstimate, ScoringSpec, StageClock
 from ray_app.inference.captions import asked_for, seen_by_describer
 from ray_app.inference.decision import going_on, identified
+from ray_app.inference.outputs import EMBEDDINGS
 from ray_app.scoring.forecast.rates import ESTIMATED, MEASURED, ImagePace
 from ray_app.scoring.layout import GMAC_PER_S, ScoringLayout
 from ray_app.storage import Fetcher
@@ -81,8 +82,9 @@ def probe_members(
         for batch in _batches(spec, layout, fetcher, sample, probe):
             if scoring is not None:
                 scoring.score(batch)
-        probe.share = spec.share_going_on
-        probe.share_described = spec.share_described if spec.describer else None
+        estimate = ResourceEstimate.of(spec)
+        probe.share = estimate.share_going_on
+        probe.share_described = estimate.share_described if spec.describer else None
         score = scoring.seconds_per_image() if scoring is not None else _reckoned(spec, probe.seconds["decode"] / probe.members)
         identify_s, describe_s = scoring.of_profile() if scoring is not None else (0.0, _reckoned_words(spec))
     apart = spec.describes_apart
@@ -237,43 +239,43 @@ class _Scoring:
     def _once(self, batch: Batch) -> None:
         from ray_app.inference.second_pass import VIEWED, files_of
 
-        readings = DetectorOutputs({})
+        outputs = DetectorOutputs()
         for scorer in self._first:
-            readings = readings.joined(scorer.score([self._decoder.complete(batch)]))
+            outputs = outputs.joined(scorer.score([self._decoder.complete(batch)]))
         if self._views is not None:
             before = self._views.counts[VIEWED]
-            self._views.after(batch.outcomes, files_of(batch), readings)
+            self._views.after(batch.outcomes, files_of(batch), outputs)
             self._viewed += self._views.counts[VIEWED] - before
-        self._profile(batch, readings)
+        self._profile(batch, outputs)
         if not self._spec.late:
             return
-        self._went_on += len(going_on(self._spec, batch.outcomes, readings))
+        self._went_on += len(going_on(self._spec, batch.outcomes, outputs))
         files = [file for file in files_of(batch) if file is not None][: max(LOOKS - self._looked, 0)]
         for place, look in enumerate(self._again if files else ()):
             look.at(files)
             self._again_s[place] += sum(look.take_seconds().values())
         self._looked += len(files)
 
-    def _profile(self, batch: Batch, readings: DetectorOutputs) -> None:
+    def _profile(self, batch: Batch, outputs: DetectorOutputs) -> None:
         """Name what can be named; describe a few images, whether the profile asks for them or not. Who is flagged in a cascade is known
         only once all have spoken.
         """
         with self._words_clock("identify"):
-            identified(self._spec, readings.embeddings)
+            identified(self._spec, outputs.of(EMBEDDINGS))
         if self._describing is None:
             return
         if not self._spec.late:
-            self._asked += len(asked_for(self._spec, batch.outcomes, readings))
+            self._asked += len(asked_for(self._spec, batch.outcomes, outputs))
         seen = seen_by_describer(self._spec, batch)
         rows = [row for row, usable in enumerate(batch.usable) if usable][: max(LOOKS - self._described, 0)]
         with self._words_clock("describe"):
-            self._described += len(self._describing.words(rows, readings, seen))
+            self._described += len(self._describing.words(rows, outputs, seen))
 
 
 def _reckoned_words(spec: ScoringSpec) -> float:
     """Seconds per image for the describer, from its card; 0 where it states no size."""
     card = spec.describer
-    return 0.0 if card is None or card.gmac is None else spec.share_described * card.gmac / GMAC_PER_S["gpu"]
+    return 0.0 if card is None or card.gmac is None else ResourceEstimate.of(spec).share_described * card.gmac / GMAC_PER_S["gpu"]
 
 
 def _reckoned(spec: ScoringSpec, decode_s: float) -> tuple[float | None, ...]:
@@ -282,11 +284,12 @@ def _reckoned(spec: ScoringSpec, decode_s: float) -> tuple[float | None, ...]:
     A scorer decodes again, in `decode_s`, for each preprocessing that keeps sizes, and what goes on in a cascade.
     """
     seconds: list[float | None] = []
+    going_on = ResourceEstimate.of(spec).share_going_on
     for pool in spec.pools:
-        share = {name: spec.share_going_on if name in spec.late else 1.0 for name in pool}
+        share = {name: going_on if name in spec.late else 1.0 for name in pool}
         cards = [spec.cards[name] for name in pool]
         native = {card.preprocessing for card in cards if card.preprocessing.shape is None and card.name in spec.first}
-        again = spec.share_going_on if set(pool) & set(spec.late) else 0.0
+        again = going_on if set(pool) & set(spec.late) else 0.0
         runs = {
             (card.backbone.name if card.backbone else card.name, card.preprocessing, spec.precision[card.name], share[name]): card.size
             for name, card in zip(pool, cards, strict=True)

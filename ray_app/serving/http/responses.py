@@ -1,10 +1,9 @@
-"""What a client is told of an image: the verdict on one that was scored, the reason for one that was refused. Knows readings and the
+"""What a client is told of an image: the verdict on one that was scored, the reason for one that was refused. Knows outputs and the
 API's models; no route, no network, no Ray.
 """
 
 import base64
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -19,6 +18,7 @@ from ray_app.inference import DecodeResult, DetectorOutputs, ScoringSpec, judge,
 from ray_app.inference.batch import Pixels
 from ray_app.inference.captions import asked_for
 from ray_app.inference.decision import finite, going_on
+from ray_app.inference.outputs import MASKS, REPLIES
 from ray_app.inference.spec import decoders_here, departures, other_decoders, otherwise
 from ray_app.runs.artifacts import mask_area, mask_png
 from ray_app.serving.attribution import Profiled, profile_cards
@@ -30,14 +30,14 @@ from ray_app.serving.replica import ScoreResponse
 NOT_ASKED = "not asked: the image did not go on to a second look"
 
 
-def readings_of(replies: Sequence[ScoreResponse]) -> DetectorOutputs:
+def outputs_of(replies: Sequence[ScoreResponse]) -> DetectorOutputs:
     """What all groups said of one image: one row."""
-    together = DetectorOutputs({})
+    together = DetectorOutputs()
     for reply in replies:
-        together = together.joined(DetectorOutputs(
-            {name: np.array([score], np.float32) for name, score in reply.scores.items()},
-            {name: [mask] for name, mask in reply.masks.items()},
-            {name: [text] for name, text in reply.replies.items()},
+        together = together.joined(DetectorOutputs.clean(
+            scores={name: np.array([score], np.float32) for name, score in reply.scores.items()},
+            masks={name: [mask] for name, mask in reply.masks.items()},
+            replies={name: [text] for name, text in reply.replies.items()},
         ))  # fmt: skip
     return together
 
@@ -45,7 +45,7 @@ def readings_of(replies: Sequence[ScoreResponse]) -> DetectorOutputs:
 def scored_answer(
     generation: Release,
     ensemble: str,
-    readings: DetectorOutputs,
+    outputs: DetectorOutputs,
     facts: ImageFileFacts,
     *,
     name: str | None,
@@ -61,12 +61,12 @@ def scored_answer(
     Raises InputError DETECTOR_FAILED where no detector of the ensemble gave a score although it should have.
     """
     spec = generation.ensembles[ensemble]
-    judged = judge(spec, [DecodeResult(Status.OK, None, facts)], _whole(spec, readings))
+    judged = judge(spec, [DecodeResult(Status.OK, None, facts)], _whole(spec, outputs))
     outcome, decisions = judged.outcomes[0], judged.decisions
     if outcome.status is not Status.OK:
         raise InputError(outcome.status, outcome.detail or "")
-    named = [key for key in generation.spec.cards if key in readings.scores or key in spec.cards]
-    detectors = {key: _detector_answer(generation, ensemble, key, readings, facts, masks) for key in named}
+    named = [key for key in generation.spec.cards if key in outputs.scores or key in spec.cards]
+    detectors = {key: _detector_answer(generation, ensemble, key, outputs, facts, masks) for key in named}
     return schemas.ImageAnswer(
         name=name,
         status=str(outcome.status),
@@ -196,12 +196,12 @@ def stages(generation: Release, ensemble: str, beside: Collection[str]) -> tuple
 
 def goes_on(spec: ScoringSpec, replies: Sequence[ScoreResponse], facts: ImageFileFacts) -> bool:
     """Whether an image goes on to a cascade's second stage, by what the first said of it and by its bytes."""
-    return bool(going_on(spec, [DecodeResult(Status.OK, None, facts)], readings_of(replies)))
+    return bool(going_on(spec, [DecodeResult(Status.OK, None, facts)], outputs_of(replies)))
 
 
 def is_described(spec: ScoringSpec, replies: Sequence[ScoreResponse], facts: ImageFileFacts) -> bool:
     """Whether an ensemble's profile wants words for an image of which this was said."""
-    return bool(asked_for(spec, [DecodeResult(Status.OK, None, facts)], _whole(spec, readings_of(replies))))
+    return bool(asked_for(spec, [DecodeResult(Status.OK, None, facts)], _whole(spec, outputs_of(replies))))
 
 
 def _profile(profiled: Profiled) -> schemas.Profile:
@@ -221,32 +221,32 @@ def _profile(profiled: Profiled) -> schemas.Profile:
     return schemas.Profile(generator=generator, prompt=prompt)
 
 
-def _whole(spec: ScoringSpec, readings: DetectorOutputs) -> DetectorOutputs:
+def _whole(spec: ScoringSpec, outputs: DetectorOutputs) -> DetectorOutputs:
     """What an ensemble's members say, in its order; nothing (NaN) of those that were not asked."""
     nothing = np.array([np.nan], np.float32)
-    return replace(readings.among(spec.cards), scores={name: readings.scores.get(name, nothing) for name in spec.cards})
+    return DetectorOutputs.clean(scores=dict.fromkeys(spec.cards, nothing)).joined(outputs.among(spec.cards))
 
 
 def _detector_answer(
-    generation: Release, ensemble: str, name: str, readings: DetectorOutputs, facts: ImageFileFacts, masks: bool
+    generation: Release, ensemble: str, name: str, outputs: DetectorOutputs, facts: ImageFileFacts, masks: bool
 ) -> schemas.DetectorAnswer:
     """What one detector says, calibrated as the ensemble has it, or, beside it, as its own card does."""
     spec = generation.ensembles[ensemble]
     calibration = {**generation.spec.calibrations, **spec.calibrations}[name]
-    if name not in readings.scores:
+    if name not in outputs.scores:
         return schemas.DetectorAnswer(score=None, probability=None, calibrated=calibration is not None, abstained=NOT_ASKED)
-    column = readings.scores[name].astype(np.float64)
+    column = outputs.scores[name].astype(np.float64)
     score = finite(column[0])
     outside = generation.spec.doubt(name, facts.width, facts.height) if facts.width and facts.height else None
-    mask = readings.masks.get(name, [None])[0] if masks else None
-    why = doubt(score is not None, outside, remarks_on(readings.replies).get(name, [None])[0])
+    mask = outputs.of(MASKS).get(name, [None])[0] if masks else None
+    why = doubt(score is not None, outside, remarks_on(outputs.of(REPLIES)).get(name, [None])[0])
     return schemas.DetectorAnswer(
         score=score,
         probability=finite(sigmoid(calibrate(column, calibration))[0]),
         calibrated=calibration is not None,
         abstained=why and why.detail,
         beside=name not in spec.cards,
-        reply=readings.replies.get(name, [None])[0],
+        reply=outputs.of(REPLIES).get(name, [None])[0],
         mask=None if mask is None else _mask(mask),
     )
 

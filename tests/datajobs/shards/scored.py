@@ -39,7 +39,7 @@ def finish(run, manifest, score_of, attempt=1):
             is_scored = not isinstance(said, Status)
             outcomes.append(DecodeResult(Status.OK if is_scored else said, None if is_scored else "by the test", facts))
             values.append(said if is_scored else np.nan)
-        scored = judge(SPEC, outcomes, DetectorOutputs({NAME: np.array(values, np.float32)}, {}))
+        scored = judge(SPEC, outcomes, DetectorOutputs.clean(scores={NAME: np.array(values, np.float32)}))
         run.write_part(manifest, ref.block, result_rows(table, scored, attempt=attempt, scored_at=NOW))
     run.publish(manifest)
     run.write_json("summary.json", {"listing": manifest})

@@ -46,7 +46,7 @@ def make_run(folder, names, scores, *, spec=None, labels=None, fails=None, diges
         outcomes = [_outcome(names[place], fails or {}, digests) for place in places]
         there = np.array([outcome.status is Status.OK for outcome in outcomes])
         values = {name: np.where(there, np.asarray(column)[places], np.nan).astype(np.float32) for name, column in scores.items()}
-        rows = result_rows(members, judge(spec, outcomes, DetectorOutputs(values)), attempt=1, scored_at=NOW)
+        rows = result_rows(members, judge(spec, outcomes, DetectorOutputs.clean(scores=values)), attempt=1, scored_at=NOW)
         run.write_part(0, ref.block, rows)
     run.publish(0)
     run.write_json("summary.json", {})
