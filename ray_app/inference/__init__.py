@@ -1,6 +1,6 @@
 """Encoded bytes → scores and verdicts, in one process. Knows images, detectors and ensembles; knows nothing of Ray."""
 
-from ray_app.inference.batch import Batch, DecodeResult, pack, unpack
+from ray_app.inference.batch import Batch, DecodeResult
 from ray_app.inference.block_reader import BlockReader
 from ray_app.inference.decision import BlockResult, DetectorOutputs, Scores, is_blank, judge, range_doubts, remarks_on
 from ray_app.inference.decoder import BatchDecoder
@@ -21,8 +21,6 @@ __all__ = [
     "BatchDecoder",
     "DecodeResult",
     "BlockReader",
-    "pack",
-    "unpack",
     "DetectorOutputs",
     "BlockResult",
     "Scores",
