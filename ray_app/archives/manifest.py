@@ -17,6 +17,7 @@ import io
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, overload
 
 import numpy as np
@@ -343,7 +344,7 @@ def settled(kind: pa.StructType | None) -> pa.StructType | None:
 
 def member_rows(block: pa.Table) -> list[ManifestMember]:
     """A block's rows as members."""
-    return [_member(ManifestMember, row) for row in block.to_pylist()]
+    return list(map(partial(_member, ManifestMember), block.to_pylist()))
 
 
 def listed_row(row: dict[str, Any]) -> ListedMember:

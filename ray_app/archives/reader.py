@@ -41,21 +41,24 @@ class MemberReader:
             self._turn.give_back()
 
     def _arriving(self, members: Sequence[ManifestMember]) -> Generator[bytes | InputError]:
-        for (kind, size), run in groupby(members, key=lambda member: (_container(member), self._size_of(member))):
+        for (size, container), run in groupby(members, key=self._source_of):
             if size == "large":
                 for member in run:
                     yield from self._alone(member, member.size_bytes)
             elif size == "unsized":
                 yield from self._unsized(run)
-            elif kind is None:
+            elif container is None:
                 yield from self._files(run, self._max_bytes)
             else:
-                yield from self._reader(kind[0]).read(list(run))
+                yield from self._reader(container[0]).read(list(run))
 
-    def _size_of(self, member: ManifestMember) -> str:
-        if member.size_bytes < 0 and member.place is None:
-            return "unsized"
-        return "large" if self._depth_bytes < member.size_bytes <= self._max_bytes else "small"
+    def _source_of(self, member: ManifestMember) -> tuple[str, tuple[str, str, str] | None]:
+        """What members have in common that are read together: how large they are, and their container (format, URI, version)."""
+        place = member.place
+        container = None if place is None else (place.kind, member.uri, member.version)
+        if member.size_bytes < 0 and place is None:
+            return "unsized", container
+        return "large" if self._depth_bytes < member.size_bytes <= self._max_bytes else "small", container
 
     def _files(self, members: Iterable[ManifestMember], max_bytes: int) -> Iterator[bytes | InputError]:
         for _, data in self._fetcher.prefetch(members, depth_bytes=self._depth_bytes, max_bytes=max_bytes):
@@ -85,7 +88,3 @@ class MemberReader:
         if kind not in self._readers:
             self._readers[kind] = CONTAINERS[kind].reader(self._fetcher, self._max_bytes)
         return self._readers[kind]
-
-
-def _container(member: ManifestMember) -> tuple[str, str, str] | None:
-    return None if member.place is None else (member.place.kind, member.uri, member.version)

@@ -23,20 +23,21 @@ class Attempts:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder / "attempts"
+        pid, started = own_process()
+        self._own = f"{pid}-{started}"
 
     @contextmanager
     def of(self, key: str, what: str) -> Iterator[None]:
         """Inside, `what` is being tried. Raises ClusterError, before anything is tried, when it has killed `MOST_DEATHS` processes,
         and when memory is not enough.
         """
-        pid, started = own_process()
         place = self._folder / key
         place.mkdir(parents=True, exist_ok=True)
-        if (deaths := sum(not _runs(note) for note in place.iterdir())) >= MOST_DEATHS:
+        if (deaths := sum(map(_is_of_the_dead, place.iterdir()))) >= MOST_DEATHS:
             raise ClusterError(
                 f"{what}: {deaths} workers died in the middle of it, most likely for want of memory", hint=OUT_OF_MEMORY_HINT
             )
-        note = place / f"{pid}-{started}"
+        note = place / self._own
         note.touch()
         try:
             yield
@@ -50,6 +51,6 @@ class Attempts:
                 place.rmdir()
 
 
-def _runs(note: Path) -> bool:
+def _is_of_the_dead(note: Path) -> bool:
     pid, _, started = note.name.partition("-")
-    return is_running(int(pid), started)
+    return not is_running(int(pid), started)

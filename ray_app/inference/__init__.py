@@ -1,6 +1,6 @@
 """Encoded bytes → scores and verdicts, in one process. Knows images, detectors and ensembles; knows nothing of Ray."""
 
-from ray_app.inference.batch import Batch, DecodeResult, pack, unpack
+from ray_app.inference.batch import Batch, DecodeResult
 from ray_app.inference.block_reader import BlockReader
 from ray_app.inference.decision import BlockResult, is_blank, judge, range_doubts, remarks_on
 from ray_app.inference.decoder import BatchDecoder
@@ -23,8 +23,6 @@ __all__ = [
     "BatchDecoder",
     "DecodeResult",
     "BlockReader",
-    "pack",
-    "unpack",
     "BlockResult",
     "DetectorOutputs",
     "ResourceEstimate",

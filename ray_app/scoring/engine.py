@@ -25,7 +25,7 @@ from ray_app.cluster.attempts import OUT_OF_MEMORY_HINT
 from ray_app.cluster.shutdown import Stopper, Watch
 from ray_app.errors import ClusterError, TouchstoneError, is_want_of_memory, said
 from ray_app.scoring.layout import COMMIT_CPUS, ScoringLayout
-from ray_app.scoring.messages import Report, block_table, report_of
+from ray_app.scoring.messages import BlockReport, PendingBlock, report_of, table_of
 from ray_app.scoring.workers import BlockCommitter, BlockDecoder, BlockDescriber, BlockScorer, ScoringJob, TensorScorer
 
 HAND_OVER_SHARE = 0.4
@@ -38,7 +38,7 @@ MOST_LOST_WAVES = 3
 
 def score_blocks(
     blocks: Iterable[BlockRef], job: ScoringJob, layout: Callable[[], ScoringLayout], *, stopper: Stopper, watch: Watch
-) -> Iterator[Report]:
+) -> Iterator[BlockReport]:
     """Run the pipeline and yield a report per block as it is committed; `layout` is asked anew for every wave.
 
     To be iterated in the main thread, inside `watch`. Raises KeyboardInterrupt when the stopper was asked and blocks are left,
@@ -57,7 +57,7 @@ def score_blocks(
         left = dict(wave)
         try:
             for report in _executed(wave.values(), job, planned):
-                del left[report["manifest"], report["block"]]
+                del left[report.ref.manifest, report.ref.block]
                 lost = 0
                 watch.progressed()
                 yield report
@@ -86,9 +86,9 @@ def _wave_size(layout: ScoringLayout) -> int:
     return min(max(least, WAVE_BLOCKS_PER_WORKER * layout.workers), most)
 
 
-def _executed(wave: Iterable[BlockRef], job: ScoringJob, layout: ScoringLayout) -> Iterator[Report]:
+def _executed(wave: Iterable[BlockRef], job: ScoringJob, layout: ScoringLayout) -> Iterator[BlockReport]:
     """The reports of one Ray Data execution; a block that was handed back has none."""
-    tables = [block_table(ref) for ref in wave]
+    tables = [table_of(PendingBlock(ref)) for ref in wave]
     dataset = _pipeline(from_blocks(tables), job, layout.limited_to(len(tables)))
     for row in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         report = report_of(cast(pa.Table, row))

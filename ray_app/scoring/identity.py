@@ -27,7 +27,7 @@ from ray_app.archives import name_of
 from ray_app.config import config_root, find_config
 from ray_app.detectors import MIRROR_VARIABLE, DetectorCard, publish_weights, resolve_weights, weights_digest
 from ray_app.detectors.weights import publish_part
-from ray_app.ensembles import EnsembleCard, decision_facts, load_ensemble_card
+from ray_app.ensembles import EnsembleCard, decision_facts
 from ray_app.ensembles.card import Thresholds
 from ray_app.errors import ConfigError, Reason
 from ray_app.inference import ScoringSpec
@@ -130,12 +130,12 @@ REFERENCES = "references.parquet"
 COLUMN = "score"
 
 
-def references_beside(ensemble: str) -> bytes | None:
-    """The file beside an ensemble card that its guarantee names; None where it names none.
+def references_beside(ensemble: str, card: EnsembleCard) -> bytes | None:
+    """The file beside an ensemble's card that its guarantee names; None where it names none.
 
     Raises ConfigError where the file is not there, or is not the one that the card was written with.
     """
-    guarantee = load_ensemble_card(ensemble).guarantee
+    guarantee = card.guarantee
     if guarantee is None or guarantee.references is None:
         return None
     path = find_config("ensembles", ensemble).parent / guarantee.references

@@ -1,68 +1,153 @@
-"""What driver and workers say to each other: tables of one row, since that is what Ray Data carries.
+"""What travels from the driver to a reader, a decoder, detectors, a committer and back: one message about one block of members.
 
-A block enters as its reference and comes back as a report, as the error that a worker met, or as itself, not begun.
+`PendingBlock` → `OpenBlock` → `BlockReport`; or, of a block that nobody finishes, `HandedBack` or `FailedBlock`. On Ray a message is a
+table of one row (`MESSAGE_SCHEMA`): its state, the message itself, and the pixels in it, which are read where Ray has them and not copied.
 """
 
-import json
 import pickle
-from typing import Any
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import pyarrow as pa
 
 from ray_app.archives import BlockRef
 from ray_app.errors import TouchstoneError
+from ray_app.inference import Batch, DecodeResult, DetectorOutputs
 
-REF, REPORT, ERROR, HANDED_BACK = "ref", "report", "error", "handed_back"
+if TYPE_CHECKING:
+    from ray_app.inference.batch import File
+    from ray_app.inference.captions import Seen
 
-Report = dict[str, Any]
-
-
-def block_table(ref: BlockRef) -> pa.Table:
-    """The row by which a block enters the pipeline."""
-    return pa.table({REF: pickled(ref)})
+MESSAGE_SCHEMA = pa.schema([("state", pa.string()), ("message", pa.large_binary()), ("pixels", pa.list_(pa.large_binary()))])
 
 
-def ref_of(table: pa.Table) -> BlockRef:
-    """The block that a row of `block_table` names."""
-    ref: BlockRef = unpickled(table[REF])
-    return ref
+class BlockState(StrEnum):
+    """How far a block is. A stage works on one state; what is in another passes through it."""
+
+    PENDING = "pending"
+    OPEN = "open"
+    COMMITTED = "committed"
+    HANDED_BACK = "handed_back"
+    FAILED = "failed"
 
 
-def report_table(report: Report) -> pa.Table:
-    """The row that says what was done with a block; `report` is plain JSON with its `manifest` and `block`."""
-    return pa.table({REPORT: [json.dumps(report)]})
+@dataclass(frozen=True)
+class PendingBlock:
+    """The driver → whoever reads: a block to be begun."""
+
+    state: ClassVar = BlockState.PENDING
+    ref: BlockRef
 
 
-def error_table(error: TouchstoneError) -> pa.Table:
-    """The row that stands for a block which could not be worked on, since Ray keeps only the text of an exception."""
-    return pa.table({ERROR: pickled(error)})
+@dataclass(frozen=True)
+class BlockWork:
+    """What a block took so far: seconds by stage, what was counted, and the most memory of a process."""
+
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
+    peak_bytes: int = 0
+
+    def joined(self, other: "BlockWork") -> "BlockWork":
+        """Both, one after the other."""
+        counts = Counter(self.counts)
+        counts.update(other.counts)  # a sum of counters would forget what was counted and is none, such as second looks
+        seconds = Counter(self.seconds)
+        seconds.update(other.seconds)
+        return BlockWork(seconds, counts, max(self.peak_bytes, other.peak_bytes))
 
 
-def handed_back(table: pa.Table) -> pa.Table:
-    """A row of `block_table` as one whose block was not begun."""
-    return table.rename_columns([HANDED_BACK])
+@dataclass(frozen=True)
+class OpenBlock:
+    """The reader → detectors, pool after pool → a describer of its own → the committer: a block under way.
+
+    `batches`: prepared images, until the last detectors that look at all of them have; `outcomes` and `outputs`, of the members in their
+    order, once the first detectors have spoken. `files`: (image id, file) of the members that later pools decode again, None of others.
+    `seen`: what the describer may look at of each member, once the batches travel no further.
+    """
+
+    state: ClassVar = BlockState.OPEN
+    ref: BlockRef
+    members: pa.Table
+    work: BlockWork
+    batches: Sequence[Batch] = ()
+    outcomes: Sequence[DecodeResult] = ()
+    outputs: DetectorOutputs = field(default_factory=DetectorOutputs)
+    files: "Sequence[tuple[int, File] | None]" = ()
+    seen: "Seen" = ()
+
+    def after(self, work: BlockWork, outcomes: Sequence[DecodeResult], outputs: DetectorOutputs) -> "OpenBlock":
+        """The same block with what one more stage did and found."""
+        return replace(self, work=self.work.joined(work), outcomes=outcomes, outputs=self.outputs.joined(outputs))
 
 
-def is_settled(table: pa.Table) -> bool:
-    """Whether no later stage has anything to do with it."""
-    return ERROR in table.column_names or HANDED_BACK in table.column_names
+@dataclass(frozen=True)
+class BlockReport:
+    """Whoever commits → the driver: a block whose part is written. `bad`: images without a score; `failures`: see `BlockTables`."""
+
+    state: ClassVar = BlockState.COMMITTED
+    ref: BlockRef
+    bad: int
+    work: BlockWork
+    failures: Sequence[Mapping[str, Any]] = ()
 
 
-def report_of(table: pa.Table) -> Report | None:
+@dataclass(frozen=True)
+class HandedBack:
+    """Whoever reads → the driver: a block that was not begun, since the session is to stop."""
+
+    state: ClassVar = BlockState.HANDED_BACK
+    ref: BlockRef
+
+
+@dataclass(frozen=True)
+class FailedBlock:
+    """Any stage → the driver: what it met, whole; Ray keeps only the text of an exception."""
+
+    state: ClassVar = BlockState.FAILED
+    error: TouchstoneError
+
+
+Message = PendingBlock | OpenBlock | BlockReport | HandedBack | FailedBlock
+
+
+def table_of(message: Message) -> pa.Table:
+    """A message as a row of `MESSAGE_SCHEMA`."""
+    pixels: list[memoryview] = []
+
+    def stays(buffer: pickle.PickleBuffer) -> bool:
+        if memoryview(buffer).format != "B":
+            return True  # numbers of more than a byte would have to be aligned in the column
+        pixels.append(buffer.raw())
+        return False
+
+    pickled = pickle.dumps(message, 5, buffer_callback=stays)
+    columns = [pa.array([message.state]), pa.array([pickled], pa.large_binary()), pa.array([pixels], MESSAGE_SCHEMA.field("pixels").type)]
+    return pa.table(columns, schema=MESSAGE_SCHEMA)
+
+
+def state_of(table: pa.Table) -> BlockState:
+    """The state of a row, without the message being read."""
+    return BlockState(table["state"][0].as_py())
+
+
+def message_of(table: pa.Table) -> Any:
+    """The message of a row: of a worker or driver of this run, at this version. Pixels are views of the table, not to be written to."""
+    held, pixels = table["pixels"].chunk(0).flatten(), []
+    if len(held):
+        _, ends, data = held.buffers()  # a scalar of Arrow's would be a copy
+        bounds = np.frombuffer(ends, np.int64)[held.offset :][: len(held) + 1].tolist()
+        pixels = [data.slice(start, end - start) for start, end in pairwise(bounds)]
+    return pickle.loads(table["message"][0].as_buffer(), buffers=pixels)  # noqa: S301
+
+
+def report_of(table: pa.Table) -> BlockReport | None:
     """The report on a committed block; None for one that was handed back. Raises the TouchstoneError that a worker met instead."""
-    if ERROR in table.column_names:
-        raise unpickled(table[ERROR])
-    if HANDED_BACK in table.column_names:
-        return None
-    report: Report = json.loads(table[REPORT][0].as_py())
-    return report
-
-
-def pickled(value: object) -> pa.Array:
-    """One value as a column."""
-    return pa.array([pickle.dumps(value)], pa.large_binary())
-
-
-def unpickled(column: pa.ChunkedArray) -> Any:
-    """The value of such a column."""
-    return pickle.loads(column[0].as_py())  # noqa: S301  (made by this run's driver or workers)
+    message = message_of(table)
+    if isinstance(message, FailedBlock):
+        raise message.error
+    return message if isinstance(message, BlockReport) else None

@@ -48,7 +48,7 @@ def decide_run(url: str, ensemble: str, *, waive_guarantee: bool = False, unguar
             raise ConfigError(f"{url}: the run has no scores of {', '.join(missing)}", hint=f"it has {', '.join(described['detectors'])}")
         _check_settings(url, card, identity, waive_guarantee)
         _check_profile(url, spec, identity)
-        references = references_beside(ensemble)
+        references = references_beside(ensemble, card)
         told = card.model_dump(mode="json") | {"profile": described["ensemble"].get("profile")}
         changed = described | {"identity": _identity(identity, spec, waive_guarantee), "ensemble": told}
         run.write_json("run.json", changed | {"deciding": True})

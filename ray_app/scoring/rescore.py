@@ -40,6 +40,7 @@ from ray_app.runs.rows import FACTS, as_array, identified_columns
 from ray_app.runs.schema import IDENTIFIED
 from ray_app.scoring.guarantee import settle_guarantee
 from ray_app.scoring.identity import REFERENCES, keep_references, references_beside, scoring_identity, stability_in
+from ray_app.scoring.messages import BlockReport, BlockWork
 from ray_app.scoring.redecide import decided
 from ray_app.scoring.report import write_report, write_summary
 from ray_app.scoring.session import ScoringSession
@@ -101,7 +102,7 @@ def rescore_run(
     identity = source.describe_settled()["identity"]
     card = load_ensemble_card(ensemble) if ensemble is not None else ensemble_of(list(detectors))
     spec, heads = _heads(source, identity, card, accept_licences)
-    references = None if ensemble is None else references_beside(ensemble)
+    references = None if ensemble is None else references_beside(ensemble, card)
     with Lease(run.store, unguarded=unguarded) as lease:
         identity = {key: identity[key] for key in OF_THE_SOURCE if key in identity} | scoring_identity(spec)
         run.claim(identity, list(spec.cards), spec.ensemble.model_dump(mode="json"))
@@ -202,8 +203,7 @@ class _Rescoring:
             hashed = "phash" in rows.column_names
             made = block_tables(members, scored, attempt=self.session.number, scored_at=datetime.now(UTC), perceptual_hash=hashed)
             self.run.write_part(ref.manifest, ref.block, made.rows)
-        facts = {"counts": {}, "peak_bytes": 0, "seconds": self.clock.take(), "failures": made.failures}
-        self.session.committed({"members": ref.members, **facts})
+        self.session.committed(BlockReport(ref, made.bad, BlockWork(self.clock.take()), made.failures))
 
     def _outputs(self, ref: BlockRef, ids: npt.NDArray[np.int64], outcomes: Sequence[DecodeResult]) -> DetectorOutputs:
         """What the heads say, and the vectors that a profile reads."""
@@ -307,7 +307,7 @@ class _Naming:
                 self.run.write_beside(folder, ref.manifest, ref.block, beside)
         self.run.write_part(ref.manifest, ref.block, made)
         seconds = {"identify": named_s, "write": time.perf_counter() - began - named_s}
-        self.session.committed({"members": ref.members, "counts": {}, "peak_bytes": 0, "seconds": seconds})
+        self.session.committed(BlockReport(ref, 0, BlockWork(seconds)))
 
 
 def _spec(described: dict[str, Any], identifier: str) -> ScoringSpec:

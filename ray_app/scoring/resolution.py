@@ -5,9 +5,9 @@ default that another version of Touchstone changes ends nobody's nights; a new r
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from ray_app.config import overlaid, validate, written
@@ -30,6 +30,9 @@ from ray_app.transforms.perturbations import Perturbation, load_perturbations
 _AUTOMATIC = {"precision": "auto", "resize": "auto", "batch_slots": None}
 _OF_ENSEMBLES = ("detectors.", "decision.", "precision.", "profile.")
 _SAME = ("include", "exclude", "limit", "limits", "columns", "container_limits", "resize", "batch_slots")  # in a config as in an identity
+
+
+LoadCard = Callable[[str], DetectorCard]
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class Resolved:
     views: tuple[Perturbation, ...]
     precision: Mapping[str, Precision] = field(default_factory=dict)
     begun: Begun | None = None
+    load: LoadCard = load_card
     _specs: dict[str, ScoringSpec] = field(default_factory=dict, compare=False, repr=False)
 
     def spec(self, gpus: float) -> ScoringSpec:
@@ -92,9 +96,10 @@ class Resolved:
             stability=stability_of(config),
             waive_guarantee=config.waive_guarantee,
         )
-        spec = replace(spec, precision={name: self.precision.get(name, one) for name, one in spec.precision.items()})
+        precision = {name: self.precision.get(name, one) for name, one in spec.precision.items()}
+        spec = spec if precision == spec.precision else replace(spec, precision=precision)
         require_embeddings(spec)
-        return replace(spec, features=kept_by(spec, config.features))
+        return replace(spec, features=kept_by(spec, config.features)) if config.features else spec
 
     def identity(self, spec: ScoringSpec) -> dict[str, Any]:
         """What the run must match. Raises DetectorError where weights are missing."""
@@ -106,16 +111,19 @@ class Resolved:
         if self.begun is None:
             return
         run = self.begun.run
-        found = [run.differing(self.identity(self.spec(gpus))) for gpus in (0, 1)]
-        if all(found):
-            fewest = min(found, key=len)
-            shipped = self.begun.own_ensemble and all(line.startswith(_OF_ENSEMBLES) for line in fewest)
-            raise run.mismatch(fewest, hint=_way_out(run.store.url) if shipped else None)
+        found = []
+        for gpus in (0, 1):
+            found.append(run.differing(self.identity(self.spec(gpus))))
+            if not found[-1]:
+                return
+        fewest = min(found, key=len)
+        shipped = self.begun.own_ensemble and all(line.startswith(_OF_ENSEMBLES) for line in fewest)
+        raise run.mismatch(fewest, hint=_way_out(run.store.url) if shipped else None)
 
     def references(self) -> bytes | None:
         """The scores that the ensemble's guarantee rests on; None where there are none, or the run has them already."""
         has_them = self.config.detectors or (self.begun is not None and self.begun.own_ensemble)
-        return None if has_them else references_beside(self.config.ensemble)
+        return None if has_them else references_beside(self.config.ensemble, self.ensemble)
 
     def kept(self, spec: ScoringSpec) -> list[dict[str, str]]:
         """How the run goes on otherwise than the same command would begin today: each key, with the run's value and today's as JSON."""
@@ -124,8 +132,8 @@ class Resolved:
             return []
         theirs = begun.described["identity"]
         try:
-            today = resolve(begun.given).spec(float(spec.device != "cpu"))
-            ours = identity_of(begun.given, today, digest=partial(_digest, theirs))
+            today = resolve(begun.given, load=self.load).spec(float(spec.device != "cpu"))
+            ours = identity_of(begun.given, today, digest=partial(_kept_digest, theirs))
         except TouchstoneError as error:
             return [{"key": "ensemble", "run": self.ensemble.name, "today": f"cannot be had: {error.message}"}]
         found = differing_keys(as_known_to(begun.described["schema"], ours), theirs)
@@ -135,11 +143,16 @@ class Resolved:
         return [{"key": key, "run": run, "today": now} for key, now, run in found]
 
 
-def resolve(config: ScoreConfig, run: RunDirectory | None = None) -> Resolved:
-    """What a command scores with, alone or going on with a run. Raises ConfigError for cards and perturbations that are not there."""
+def resolve(config: ScoreConfig, run: RunDirectory | None = None, *, load: LoadCard | None = None) -> Resolved:
+    """What a command scores with, alone or going on with a run; each card is read once, by `load`.
+
+    Raises ConfigError for cards and perturbations that are not there.
+    """
+    load = load or cache(load_card)
     if run is None or not run.exists():
         ensemble = _named(config)
-        return Resolved(config, ensemble, tuple(map(_card_of, ensemble.members)), load_perturbations(config.perturb))
+        cards = tuple(load(member.detector) for member in ensemble.members)
+        return Resolved(config, ensemble, cards, load_perturbations(config.perturb), load=load)
     described = run.describe()
     given = {name: value for name, value in written(config).items() if name not in _AUTOMATIC or value != _AUTOMATIC[name]}
     is_own = not {"ensemble", "detectors"} & given.keys() and bool(described.get("ensemble"))
@@ -147,10 +160,10 @@ def resolve(config: ScoreConfig, run: RunDirectory | None = None) -> Resolved:
     noted, where = begun.noted, f"{run.store.url}/run.json"
     settled = validate(overlaid(_as_config(noted), given), ScoreConfig, where=where)
     ensemble = validate(described["ensemble"], EnsembleCard, where=where) if is_own else _named(config)
-    cards = tuple(_card_as_noted(begun, member) if is_own else _card_of(member) for member in ensemble.members)
+    cards = tuple(_card_as_noted(begun, member, load) if is_own else load(member.detector) for member in ensemble.members)
     views = load_perturbations(config.perturb) if "perturb" in given else _views(noted, where)
     precision = noted.get("precision", {}) if "precision" not in given else {}
-    return Resolved(settled, ensemble, cards, views, precision, begun)
+    return Resolved(settled, ensemble, cards, views, precision, begun, load)
 
 
 def _as_config(noted: Identity) -> dict[str, Any]:
@@ -169,11 +182,7 @@ def _named(config: ScoreConfig) -> EnsembleCard:
     return ensemble_of(list(config.detectors)) if config.detectors else load_ensemble_card(config.ensemble)
 
 
-def _card_of(member: EnsembleMember) -> DetectorCard:
-    return load_card(member.detector)
-
-
-def _card_as_noted(begun: Begun, member: EnsembleMember) -> DetectorCard:
+def _card_as_noted(begun: Begun, member: EnsembleMember, load: LoadCard) -> DetectorCard:
     """The card of a member of the run's own ensemble, with what the run notes of it where the card says something else by now.
 
     Weights of another content are taken from where they are kept: the cache, the mirror, the run. Where they are not, the card stays as it
@@ -181,7 +190,7 @@ def _card_as_noted(begun: Begun, member: EnsembleMember) -> DetectorCard:
     """
     url = begun.run.store.url
     try:
-        card = load_card(member.detector)
+        card = load(member.detector)
     except ConfigError as error:
         raise IdentityError(
             f"{url} was begun with the detector {member.detector}, which cannot be read any more: {error.message}", hint=_way_out(url)
@@ -202,6 +211,6 @@ def _way_out(url: str) -> str:
     )
 
 
-def _digest(identity: Identity, card: DetectorCard) -> str | None:
+def _kept_digest(identity: Identity, card: DetectorCard) -> str | None:
     """The digest of a card's weights by its word; of those that it does not know, the run's: they are no default that has changed."""
     return stated_digest(card) or identity["detectors"].get(card.name, {}).get("weights")

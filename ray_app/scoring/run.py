@@ -1,23 +1,31 @@
-"""One scoring session: claim the directory, list, plan, score what is pending, check that nothing is lost, summarise.
+"""One scoring session, from top to bottom: list, score, publish, verify, summarize.
 
 Every step can be interrupted anywhere; the same command goes on from the facts on disk.
 
 `--retry`: members whose rows have certain statuses are scored again, before anything else is done with the run, or instead of it.
 """
 
+import contextlib
+import itertools
 import math
+import shutil
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from ray_app.archives import BlockPlan, manifests, read_blocks
-from ray_app.cluster.ray_cluster import cluster, on_ray, resources, working_nodes
+from ray_app.archives import BlockPlan, fetcher_of, manifests, read_blocks
+from ray_app.cluster.progress import Progress
+from ray_app.cluster.ray_cluster import cluster, has_other_nodes, leaving_nodes, on_ray, own_node, resources, working_nodes
+from ray_app.cluster.shutdown import LIMIT_GRACE_S, SIGNAL_GRACE_S, Stopper, Watch
 from ray_app.detectors import resolve_weights
 from ray_app.detectors.licences import require_accepted
 from ray_app.detectors.weights import resolve_part
-from ray_app.errors import ClusterError, ConfigError, ExitCode, resumable
+from ray_app.errors import ClusterError, ConfigError, ExitCode, StorageError, resumable
 from ray_app.images.phash import require_perceptual_hash
 from ray_app.inference import ResourceEstimate, ScoringSpec
 from ray_app.inference.block_reader import file_bytes
@@ -25,16 +33,15 @@ from ray_app.inference.spec import profile_cards
 from ray_app.reports.format import shortened
 from ray_app.runs import Retry, RunDirectory, begin_retry, begun_retry, check_conservation, merge_retry
 from ray_app.scoring.config import ScoreConfig
-from ray_app.scoring.driver import Pass
-from ray_app.scoring.forecast.cost import require_prices
 from ray_app.scoring.guarantee import settle_guarantee
-from ray_app.scoring.identity import REFERENCES, check_reuse, keep_references
+from ray_app.scoring.identity import REFERENCES, check_reuse, keep_references, known_scores, share_weights
 from ray_app.scoring.layout import MemberCost, NodeMemory, ScoringLayout, plan_layout
 from ray_app.scoring.listing import Listing, archive_of, bring_up_to_date, has_nothing_new, is_complete
 from ray_app.scoring.redecide import decided
 from ray_app.scoring.report import bad_fraction, renew_summary, write_report, write_summary
 from ray_app.scoring.resolution import Resolved, resolve
-from ray_app.scoring.session import ScoringSession
+from ray_app.scoring.session import ScoringSession, require_prices
+from ray_app.scoring.workers import ScoringJob
 from ray_app.storage import Lease
 from ray_app.storage.node_budget import budget_of
 
@@ -51,7 +58,7 @@ def finish_begun(run: RunDirectory, session: "ScoringSession", score: ScoreBlock
     """Finish the retry that an earlier session began, if there is one."""
     retry = begun_retry(run)
     if retry is not None:
-        _retrying_finish(run, retry, session, score)
+        _finish(run, retry, session, score)
 
 
 def retry_members(config: ScoreConfig, run: RunDirectory, session: "ScoringSession", plan: BlockPlan, score: ScoreBlocks) -> None:
@@ -75,20 +82,26 @@ def retry_members(config: ScoreConfig, run: RunDirectory, session: "ScoringSessi
     elif retry is None:
         print(f"no member has the status {' or '.join(config.rescore)}: nothing to retry", file=sys.stderr)
     if retry is not None:
-        _retrying_finish(run, retry, session, score)
+        _finish(run, retry, session, score)
 
 
 def _is_scored(run: RunDirectory, manifest: int) -> bool:
     return not read_blocks(run.store, manifest).without(run.done_blocks(manifest))
 
 
-def _retrying_finish(run: RunDirectory, retry: Retry, session: "ScoringSession", score: ScoreBlocks) -> None:
+def _finish(run: RunDirectory, retry: Retry, session: "ScoringSession", score: ScoreBlocks) -> None:
     print(f"retrying {retry.members:,} members with the status {' or '.join(retry.statuses)}", file=sys.stderr)
     session.retrying(retry.number, retry.statuses, retry.members)
     pending = retry.pending()
     if pending:
         score(retry.directory, Listing([0], retry.blocks(), pending, 0.0))
     merge_retry(run, retry)
+
+
+STALL_S = 900.0
+HEAVY_STALL_S, HEAVY_BYTES = 3600.0, 8 * 2**20  # where members are of this size on average: large images also wait for each other
+NOTICE_EVERY = 3  # ticks, of a second each, between two looks for nodes that will be taken away
+MARGIN_S = 5.0  # a driver is to have ended so long before its machine goes
 
 
 @dataclass(frozen=True)
@@ -112,32 +125,39 @@ def score_archive(config: ScoreConfig) -> ScoringResult:
         )
     require_prices(config)
     start = time.monotonic()
-    run = RunDirectory.open(config.out)
+    directory = RunDirectory.open(config.out)
     with resumable(KeyboardInterrupt):
-        resolved = resolve(config, run)
-        _check(resolved, run)
-        with Lease(run.store, unguarded=config.unguarded) as lease:
+        resolved = resolve(config, directory)
+        check_resolved(resolved, directory)
+        with Lease(directory.store, unguarded=config.unguarded) as lease:
             with resumable(ClusterError):
-                finished = _unchanged(resolved, run, lease, start)
+                finished = _unchanged(resolved, directory, lease, start)
             if finished is not None:
                 return finished
             with cluster(config.cluster):
-                return _score(resolved, run, lease, start)
+                cpus, gpus, memory_bytes = resources(config.cluster)
+                spec = resolved.spec(gpus)
+                layout = layout_for(resolved.config, spec, cpus, gpus, memory_bytes)
+                directory.claim(resolved.identity(spec), list(spec.cards), spec.ensemble.model_dump(mode="json"))
+                keep_references(directory, resolved.references())
+                with resumable(ClusterError):
+                    was_complete = not config.rescore and is_complete(directory)  # before this session is begun
+                    return ScoringRun(resolved, directory, lease, spec, start).finished(layout, was_complete=was_complete)
 
 
 def check_scoring(config: ScoreConfig) -> None:
     """Whether `score_archive` would begin: all that it looks at before it writes anything. Raises as that does; fetches weights."""
-    run = RunDirectory.open(config.out or "")
-    _check(resolve(config, run), run)
+    directory = RunDirectory.open(config.out or "")
+    check_resolved(resolve(config, directory), directory)
 
 
-def _check(resolved: Resolved, run: RunDirectory) -> None:
+def check_resolved(resolved: Resolved, directory: RunDirectory) -> None:
     """What can be refused before anything is written or a cluster started: a directory of another command, an unknown card, a licence,
     missing weights, a trust list, a source that is not there or empty, settings that an ensemble was not calibrated under.
     """
     config = resolved.config
-    run.check_free()
-    check_retry(config, run)
+    directory.check_free()
+    check_retry(config, directory)
     check_detectors(resolved)
     spec = resolved.spec(gpus=0)
     check_reuse(config, spec.cards.values(), profiled=spec.ensemble.profile is not None)
@@ -145,88 +165,170 @@ def _check(resolved: Resolved, run: RunDirectory) -> None:
         require_perceptual_hash()
     resolved.references()
     resolved.require_own()
-    if not manifests(run.store):
+    if not manifests(directory.store):
         archive_of(config).check()
 
 
-def _unchanged(resolved: Resolved, run: RunDirectory, lease: Lease, start: float) -> ScoringResult | None:
+def _unchanged(resolved: Resolved, directory: RunDirectory, lease: Lease, start: float) -> ScoringResult | None:
     """The end of a finished run whose source is as it was, for which no cluster is started; None where there may be something to do."""
     config = resolved.config
-    if config.rescore or not run.exists() or not is_complete(run):
+    if config.rescore or not directory.exists() or not is_complete(directory):
         return None
-    listing = time.monotonic()
-    if not has_nothing_new(config, run):
+    began = time.monotonic()
+    if not has_nothing_new(config, directory):
         return None
-    session = _session(resolved, run, lease, resolved.spec(gpus=0), start)
-    session.listed(time.monotonic() - listing)
-    return _told(config, run, session, renew_summary(run, session))
+    listing_s = time.monotonic() - began
+    run = ScoringRun(resolved, directory, lease, resolved.spec(gpus=0), start)
+    run.session.listed(listing_s)
+    return run.renewed()
 
 
-def _score(resolved: Resolved, run: RunDirectory, lease: Lease, start: float) -> ScoringResult:
-    config = resolved.config
-    cpus, gpus, memory_bytes = resources(config.cluster)
-    spec = resolved.spec(gpus)
-    layout = layout_for(config, spec, cpus, gpus, memory_bytes)
-    references = resolved.references()
-    run.claim(resolved.identity(spec), list(spec.cards), spec.ensemble.model_dump(mode="json"))
-    keep_references(run, references)
-    with resumable(ClusterError):
-        return _claimed(resolved, run, lease, spec, layout, start)
+class ScoringRun:
+    """A session on a run directory that is this command's. `spec` is what everything is scored with; it is resolved once, by the caller."""
+
+    def __init__(self, resolved: Resolved, directory: RunDirectory, lease: Lease, spec: ScoringSpec, start: float) -> None:
+        self.config, self.directory, self.lease, self.spec = resolved.config, directory, lease, spec
+        kept = resolved.kept(spec)
+        if kept:
+            named = ", ".join(f"{one['key']} {shortened(one['run'], 80)}" for one in kept)
+            print(f"going on as the run was begun: {shortened(named, 400)}", file=sys.stderr, flush=True)
+        noted = lease.facts() | ({"kept": kept} if kept else {})
+        self.session = ScoringSession(directory, self.config.model_dump(mode="json"), start, noted=noted)
+
+    def finished(self, layout: ScoringLayout, *, was_complete: bool) -> ScoringResult:
+        """All steps, on the cluster that this process has joined; `layout`: the processes that people are told of."""
+        self.layout = layout
+        self.session.planned(layout, memory_of(self.config, self.spec, layout, *working_nodes(self.config.cluster.labels)))
+        plan = layout.block_plan(self.spec.slots)
+        finish_begun(self.directory, self.session, self.score)
+        if self.config.rescore:
+            retry_members(self.config, self.directory, self.session, plan, self.score)
+        else:
+            listing = self.list(plan)
+            if listing.pending:
+                self.score(self.directory, listing)
+            elif was_complete and not listing.is_new:
+                return self.renewed()
+        self.publish()
+        return self.summarize(self.verify())
+
+    def list(self, plan: BlockPlan) -> Listing:
+        """The work there is. A first listing that fails by what the user gave leaves the directory to whoever wants it."""
+        listing = listed(self.directory, self.config, plan)
+        self.session.listed(listing.listing_s)
+        return listing
+
+    def score(self, directory: RunDirectory, work: Listing) -> None:
+        """Score the pending blocks of `work` into `directory`: the run's own, or that of a retry within it.
+
+        Raises KeyboardInterrupt when it was asked to stop and blocks are left; ClusterError, StorageError and whatever else a worker met.
+        """
+        from ray_app.scoring.engine import score_blocks
+
+        cluster_config, done = self.config.cluster, work.members - work.pending.members
+        progress = Progress(work.members, done=done)
+        blocks = f"{len(work.blocks):,} block{'s' * (len(work.blocks) != 1)}"
+        progress.say(f"{work.members:,} members in {blocks}, {done:,} done before; {self.layout.described}")
+        stopper = Stopper(directory.store, self.session.number, say=progress.say, grace_s=cluster_config.grace_s)
+        stall_s = HEAVY_STALL_S if work.pending.heaviest_mean > HEAVY_BYTES else STALL_S
+        patience_s = cluster_config.stall_timeout_s or max(stall_s, self.layout.slowest_block_s(ResourceEstimate.of(self.spec).worst_gmac))
+        seconds = itertools.count()
+        try:
+            with (
+                self._job(directory) as job,
+                stopper.listening(),
+                Watch(patience_s, stopper, lambda: self._tick(progress, stopper, next(seconds))) as watch,
+            ):
+                for report in score_blocks(work.pending, job, self._layout_now, stopper=stopper, watch=watch):
+                    self.session.committed(report)
+                    progress.advance(report.ref.members, report.bad)
+        except BaseException:
+            with contextlib.suppress(StorageError):  # what ends the run may be the very place that this is written to
+                self.session.log("interrupted")
+            raise
+        finally:
+            progress.close()
+
+    @contextlib.contextmanager
+    def _job(self, directory: RunDirectory) -> Iterator[ScoringJob]:
+        """What workers are given, and a folder of their own on the disk of each node."""
+        config = self.config
+        crumbs = Path(tempfile.gettempdir()) / f"touchstone-{uuid.uuid4().hex}"
+        mirror = share_weights(self.spec, self.directory) if has_other_nodes() else None
+        known = known_scores(self.directory, self.spec) if config.reuse else None
+        try:
+            fetcher = fetcher_of(config.source, config.retry, allow_private=config.allow_private)
+            limit_s, decode_bytes = config.cluster.decode_limit_s, config.cluster.decode_bytes
+            yield ScoringJob(directory, self.spec, fetcher, self.session.number, crumbs, mirror, limit_s, known, decode_bytes)
+        finally:
+            shutil.rmtree(crumbs, ignore_errors=True)
+
+    def _layout_now(self) -> ScoringLayout:
+        """The layout for the nodes of now, if it is of the same kind; else the run waits for nodes like those it began with."""
+        planned = self.layout
+        try:
+            now = layout_for(self.config, self.spec, *resources(self.config.cluster))
+        except ClusterError:
+            return planned
+        same = (now.kind, len(now.scorers), now.scorer_gpus) == (planned.kind, len(planned.scorers), planned.scorer_gpus)
+        return replace(now, block_members=planned.block_members) if same else planned
+
+    def _tick(self, progress: Progress, stopper: Stopper, second: int) -> None:
+        """What is looked at every second: the lease, the limits of time and cost, machines that will be taken away.
+
+        Raises StorageError once the lease is lost; all else asks the stopper.
+        """
+        progress.redraw()
+        if self.lease.lost.is_set():
+            url = self.directory.store.url
+            raise StorageError(f"{url}: another run took this directory over", hint="only one may write it; see lease.json there")
+        hours, cost = self.config.max_hours, self.config.max_cost
+        if hours is not None and self.session.elapsed_s() > hours * 3600:
+            stopper.ask(f"--max-hours {hours:g} is over", LIMIT_GRACE_S)
+        if cost is not None and self.session.cost().total >= cost:
+            stopper.ask(f"--max-cost {cost:g} is spent", LIMIT_GRACE_S)
+        if second % NOTICE_EVERY == 0:
+            leaving = leaving_nodes()
+            stopper.avoid(leaving)
+            left_s = leaving.get(own_node())
+            if left_s is not None:
+                stopper.ask("the machine of this driver will be taken away", max(0.0, min(SIGNAL_GRACE_S, left_s - MARGIN_S)))
+
+    def publish(self) -> None:
+        """Merge the parts of every listing into the files that people read."""
+        for manifest in manifests(self.directory.store):
+            self.directory.publish(manifest, each=on_ray)
+
+    def verify(self) -> Mapping[str, Any]:
+        """Check that no member is lost or doubled, and that verdicts are covered by what the ensemble promises; that part of a summary."""
+        check_conservation(self.directory, each=on_ray)
+        return settle_guarantee(self.directory, self.spec, decided, each=on_ray)
+
+    def summarize(self, guarantee: Mapping[str, Any]) -> ScoringResult:
+        """Count the rows, and report."""
+        return self._reported(write_summary(self.directory, self.spec, self.session, guarantee))
+
+    def renewed(self) -> ScoringResult:
+        """The end of a session that found nothing to do: no row is counted again."""
+        return self._reported(renew_summary(self.directory, self.session))
+
+    def _reported(self, summary: dict[str, Any]) -> ScoringResult:
+        config = self.config
+        write_report(self.directory, prior=config.prior, thumbnails=config.thumbnails)
+        self.session.log("finished")
+        too_many = config.max_bad_fraction is not None and bad_fraction(summary) > config.max_bad_fraction
+        return ScoringResult(ExitCode.TOO_MANY_BAD if too_many else ExitCode.DONE, summary)
 
 
-def _session(resolved: Resolved, run: RunDirectory, lease: Lease, spec: ScoringSpec, start: float) -> ScoringSession:
-    kept = resolved.kept(spec)
-    if kept:
-        named = ", ".join(f"{one['key']} {shortened(one['run'], 80)}" for one in kept)
-        print(f"going on as the run was begun: {shortened(named, 400)}", file=sys.stderr, flush=True)
-    noted = lease.facts() | ({"kept": kept} if kept else {})
-    return ScoringSession(run, resolved.config.model_dump(mode="json"), start, noted=noted)
-
-
-def _claimed(resolved: Resolved, run: RunDirectory, lease: Lease, spec: ScoringSpec, layout: ScoringLayout, start: float) -> ScoringResult:
-    config = resolved.config
-    was_complete = not config.rescore and is_complete(run)
-    session = _session(resolved, run, lease, spec, start)
-    session.planned(layout, memory_of(config, spec, layout, *working_nodes(config.cluster.labels)))
-    scoring = Pass(config, lease, session, spec, layout, lambda: layout_for(config, spec, *resources(config.cluster)), run)
-    plan = layout.block_plan(spec.slots)
-    finish_begun(run, session, scoring.score)
-    if config.rescore:
-        retry_members(config, run, session, plan, scoring.score)
-    else:
-        work = _listed(run, config, plan)
-        session.listed(work.listing_s)
-        if work.pending:
-            scoring.score(run, work)
-        elif was_complete and not work.is_new:
-            return _told(config, run, session, renew_summary(run, session))
-    return _finish(config, run, session, spec)
-
-
-def _listed(run: RunDirectory, config: ScoreConfig, plan: BlockPlan) -> Listing:
-    """The work there is. A first listing that fails by what the user gave leaves the directory to whoever wants it."""
+def listed(directory: RunDirectory, config: ScoreConfig, plan: BlockPlan) -> Listing:
+    """The listing of a run, brought up to date. One that fails by what the user gave leaves the directory to whoever wants it."""
     try:
-        return bring_up_to_date(run, config, plan, each=on_ray)
+        return bring_up_to_date(directory, config, plan, each=on_ray)
     except ConfigError:
-        if not manifests(run.store):
-            run.store.delete(REFERENCES)
-            run.give_up()
+        if not manifests(directory.store):
+            directory.store.delete(REFERENCES)
+            directory.give_up()
         raise
-
-
-def _finish(config: ScoreConfig, run: RunDirectory, session: ScoringSession, spec: ScoringSpec) -> ScoringResult:
-    for manifest in manifests(run.store):
-        run.publish(manifest, each=on_ray)
-    check_conservation(run, each=on_ray)
-    guarantee = settle_guarantee(run, spec, decided, each=on_ray)
-    return _told(config, run, session, write_summary(run, spec, session, guarantee))
-
-
-def _told(config: ScoreConfig, run: RunDirectory, session: ScoringSession, summary: dict[str, Any]) -> ScoringResult:
-    write_report(run, prior=config.prior, thumbnails=config.thumbnails)
-    session.log("finished")
-    too_many = config.max_bad_fraction is not None and bad_fraction(summary) > config.max_bad_fraction
-    return ScoringResult(ExitCode.TOO_MANY_BAD if too_many else ExitCode.DONE, summary)
 
 
 def layout_for(config: ScoreConfig, spec: ScoringSpec, cpus: float, gpus: float, memory_bytes: float) -> ScoringLayout:

@@ -1,4 +1,7 @@
-"""What one session of a run did: its log line in `sessions/`, and the sums of its workers' reports."""
+"""What one session of a run did: its log line in `sessions/`, the sums of its workers' reports, and what that costs.
+
+The bill is pure arithmetic: the forecast and the running session count alike.
+"""
 
 import logging
 import os
@@ -6,21 +9,94 @@ import platform
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from ray_app import __version__
+from ray_app.errors import ConfigError
 from ray_app.inference import ASKED, DESCRIBED, LOOKED, LOOKED_MS, RUNS, STAGES
 from ray_app.reports.format import file_name, shortened, visible
 from ray_app.runs import RunDirectory
-from ray_app.scoring.config import Prices
-from ray_app.scoring.forecast.cost import Costs, is_billed, is_priced, spent
+from ray_app.scoring.config import Prices, ScoreConfig
 from ray_app.scoring.layout import NodeMemory, ScoringLayout
+from ray_app.scoring.messages import BlockReport
+from ray_app.storage.urls import scheme_of
+
+GB = 1e9  # as networks are billed
+
+# What is counted, by the names that reports of workers and summaries use.
+GETS, PUTS, LISTS, BYTES = "requests", "puts", "lists", "bytes_read"
 
 COUNTS = ("bytes_read", "requests", "puts", "retried", "throttled", "decoded", "reused")
 MEASURABLE_S = 2.0  # over less time than this a rate would say nothing
 _LONGEST_NAME = 300
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """One bill, in the currency of the prices: machines, requests to the store by kind, bytes out of it."""
+
+    compute: float
+    gets: float
+    puts: float
+    lists: float
+    egress: float
+
+    @property
+    def requests(self) -> float:
+        """All requests together."""
+        return self.gets + self.puts + self.lists
+
+    @property
+    def total(self) -> float:
+        """Everything together."""
+        return self.compute + self.requests + self.egress
+
+    @property
+    def compute_share(self) -> float | None:
+        """The machines' part of the total; None where nothing costs anything."""
+        return self.compute / self.total if self.total else None
+
+    def facts(self) -> dict[str, Any]:
+        """The same as plain JSON, unrounded."""
+        return {**asdict(self), "requests": self.requests, "total": self.total, "compute_share": self.compute_share}
+
+
+def is_billed(url: str) -> bool:
+    """Whether requests to a place go over a network, to a store that counts them."""
+    return scheme_of(url) != "file"
+
+
+def spent(prices: Prices, hours: float, counts: Mapping[str, float]) -> Costs:
+    """The bill for `hours` of the cluster and what was asked of the store meanwhile.
+
+    `counts`: `requests` (GET and HEAD over a network), `puts`, `lists` and `bytes_read`; one that is not known counts as none.
+    Bytes cost egress only where they came over a network: without a request nothing left a store.
+    """
+    gets = counts.get(GETS, 0)
+    return Costs(
+        compute=hours * prices.per_hour,
+        gets=gets / 1000 * prices.get_per_1000,
+        puts=counts.get(PUTS, 0) / 1000 * prices.put_per_1000,
+        lists=counts.get(LISTS, 0) / 1000 * prices.put_per_1000,
+        egress=counts.get(BYTES, 0) / GB * prices.egress_per_gb if gets else 0.0,
+    )
+
+
+def is_priced(prices: Prices) -> bool:
+    """Whether anybody said what anything costs: the requests' prices have defaults, so those alone do not count."""
+    return prices not in (Prices(), Prices(get_per_1000=0, put_per_1000=0))
+
+
+def require_prices(config: ScoreConfig) -> None:
+    """Raises ConfigError for a `max_cost` that could never be reached, because nobody said what anything costs."""
+    if config.max_cost is not None and not is_priced(config.prices):
+        raise ConfigError(
+            f"--max-cost {config.max_cost:g}: no price is set, so nothing would ever stop the run",
+            hint="say what all machines together cost per hour: --set prices.per_hour=12.50",
+        )
 
 
 class ScoringSession:
@@ -69,21 +145,22 @@ class ScoringSession:
         self._retries.append({"begun_by": number, "statuses": list(statuses), "members": members})
         self.log("started")
 
-    def committed(self, report: dict[str, Any]) -> None:
+    def committed(self, report: BlockReport) -> None:
         """Add one block's report."""
+        members, work = report.ref.members, report.work
         if self._first_s is None:
-            self._first_s, self._first_rows = self.elapsed_s(), report["members"]
+            self._first_s, self._first_rows = self.elapsed_s(), members
         self._last_s = self.elapsed_s()
-        self.rows += report["members"]
-        self._counts.update(report["counts"])
+        self.rows += members
+        self._counts.update(work.counts)
         self._counts["puts"] += is_billed(self._run.store.url)
-        self._peak_bytes = max(self._peak_bytes, report["peak_bytes"])
-        for stage, seconds in report["seconds"].items():
+        self._peak_bytes = max(self._peak_bytes, work.peak_bytes)
+        for stage, seconds in work.seconds.items():
             self._seconds[stage] += seconds
-        for failure in report.get("failures", ()):
+        for failure in report.failures:
             self._tell(failure)
 
-    def _tell(self, failure: dict[str, Any]) -> None:
+    def _tell(self, failure: Mapping[str, Any]) -> None:
         """Log a member on which our own code failed; a traceback that was shown before is not shown again for each of a million."""
         *where, _ = lines = failure["traceback"].rstrip().splitlines()
         name = shortened(file_name(failure["uri"], failure["member"]), _LONGEST_NAME)

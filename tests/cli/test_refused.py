@@ -139,6 +139,6 @@ def test_a_listing_that_fails_late_gives_the_run_up(place, tmp_path, monkeypatch
     run.claim(resolved.identity(resolved.spec(0)), list(resolved.spec(0).cards), resolved.ensemble.model_dump(mode="json"))
     ScoringSession(run, {}, 0.0)
     with pytest.raises(ConfigError, match=r"broken\.csv"):
-        scoring._listed(run, config, BlockPlan(batch_slots=4, max_block_members=8))
+        scoring.listed(run, config, BlockPlan(batch_slots=4, max_block_members=8))
     assert not contents(tmp_path / "out")
     run.check_free()

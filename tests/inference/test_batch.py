@@ -1,72 +1,22 @@
 """Perturbed views: decoded once, the same scores in any order, beside any others and on either side of a process boundary."""
 
+import pickle
 from dataclasses import replace
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from PIL import Image
 
 from benchmarks.seeded import seeded_card, write_card
-from ray_app.detectors import Preprocessing, load_card
+from ray_app.detectors import load_card
 from ray_app.ensembles import ensemble_of
 from ray_app.errors import Status
-from ray_app.images import ImageFileFacts, ImageLimits, decode_image
-from ray_app.inference import Batch, BatchDecoder, DecodeResult, ResourceEstimate, StageClock, judge, make_spec, pack, unpack
+from ray_app.images import ImageLimits, decode_image
+from ray_app.inference import BatchDecoder, ResourceEstimate, StageClock, judge, make_spec
 from ray_app.inference.batch import perturbed
 from ray_app.inference.scorer import EnsembleScorer
 from ray_app.transforms.perturbations import Perturbation, load_perturbations, seed_of
 from tests.images.factory import encoded
-
-
-def batch(seed, *, slots=4, usable=True):
-    rng = np.random.default_rng(seed)
-    outcomes = (
-        DecodeResult(Status.OK, None, ImageFileFacts("00", width=seed, height=2)),
-        DecodeResult(Status.EMPTY_FILE, "no bytes", None),
-    )
-    pixels = tuple(rng.integers(0, 256, (slots, side, side, 3), dtype=np.uint8) for side in (16, 24)) if usable else ()
-    return Batch(outcomes, pixels)
-
-
-FIXED = (Preprocessing(center_crop=16), Preprocessing(center_crop=24))
-WITH_NATIVE = (FIXED[0], Preprocessing(), FIXED[1])
-
-
-def through_ipc(table):
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return pa.ipc.open_stream(sink.getvalue()).read_all()
-
-
-@pytest.mark.parametrize("usable", [[True, True, True], [True, False, True], [False], []])
-def test_batches_come_back_as_they_were(usable):
-    batches = [batch(seed, usable=each) for seed, each in enumerate(usable)]
-    found = list(unpack(through_ipc(pack(batches, FIXED)), FIXED))
-    assert [each.outcomes for each in found] == [each.outcomes for each in batches]
-    for left, right in zip(found, batches, strict=True):
-        assert len(left.pixels) == len(right.pixels)
-        for one, other in zip(left.pixels, right.pixels, strict=True):
-            np.testing.assert_array_equal(one, other)
-
-
-def test_tensors_are_views_not_copies():
-    table = pack([batch(1)], FIXED)
-    tensor = next(unpack(table, FIXED)).pixels[0]
-    assert not tensor.flags.owndata
-
-
-def test_images_that_keep_their_size_travel_encoded():
-    first, second = batch(1), batch(2, usable=False)
-    native = replace(first, pixels=(first.pixels[0], (None, None), first.pixels[1]), encoded=(b"a file", None))
-    failed = replace(second, encoded=(None, None))
-    table = pack([native, failed, native], WITH_NATIVE)
-    found = list(unpack(through_ipc(table), WITH_NATIVE))
-    assert [each.encoded for each in found] == [(b"a file", None), (None, None), (b"a file", None)]
-    assert [each.pixels[1] if each.pixels else None for each in found] == [(None, None), None, (None, None)]
-    np.testing.assert_array_equal(found[2].pixels[2], first.pixels[1])
-
 
 SIZES = [(64, 80), (97, 70), (64, 80)]
 NAMES = ("touchstone-tiny", "corvi2023")
@@ -108,6 +58,10 @@ def files(sizes=SIZES):
 def batches(spec, data, decoder=None, **options):
     decoder = decoder or BatchDecoder(spec, StageClock(), **options)
     return [decoder.decode([(0, file) for file in data[start : start + spec.slots]]) for start in range(0, len(data), spec.slots)]
+
+
+def through_a_pipe(batches):
+    return pickle.loads(pickle.dumps(list(batches)))
 
 
 def assert_equal(found, expected):
@@ -156,8 +110,8 @@ def test_neither_order_nor_slots_nor_neighbours_show(spec, scorer, outputs):
 
 def test_between_processes_the_views_are_the_same_and_cost_one_decode_per_stage(spec, scorer, outputs):
     decoder, late = BatchDecoder(spec, StageClock(), hand_over=True), BatchDecoder(spec, StageClock())
-    table = through_ipc(pack([*batches(spec, files(), decoder), *batches(spec, [b"no image"], decoder)], spec.preprocessings))
-    found = scorer.score(late.complete(batch) for batch in unpack(table, spec.preprocessings))
+    handed = through_a_pipe([*batches(spec, files(), decoder), *batches(spec, [b"no image"], decoder)])
+    found = scorer.score(late.complete(batch) for batch in handed)
     shorter = {view: {name: column[:-1] for name, column in scores.items()} for view, scores in found.by_view("scores").items()}
     assert_equal(shorter, outputs.by_view("scores"))
     assert all(np.isnan(column[-1]) for scores in found.by_view("scores").values() for column in scores.values())
@@ -171,7 +125,7 @@ def test_images_of_one_size_that_go_together_are_decoded_once_too(spec, outputs)
     grouped._detectors["corvi2023"]._group_pixels = 2**22  # as on a GPU
     late = BatchDecoder(corvi, StageClock())
     handed = batches(corvi, files(), hand_over=True)
-    found = grouped.score(late.complete(batch) for batch in unpack(pack(handed, corvi.preprocessings), corvi.preprocessings))
+    found = grouped.score(late.complete(batch) for batch in through_a_pipe(handed))
     assert late.decoded == len(SIZES)
     for view, scores in found.by_view("scores").items():
         np.testing.assert_allclose(scores["corvi2023"], outputs.by_view("scores")[view]["corvi2023"], atol=1e-5)

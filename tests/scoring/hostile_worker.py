@@ -18,7 +18,7 @@ from ray_app.inference.block_reader import file_bytes
 from ray_app.runs import RunDirectory
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.layout import NodeMemory
-from ray_app.scoring.messages import block_table, report_of
+from ray_app.scoring.messages import PendingBlock, report_of, table_of
 from ray_app.scoring.run import spec_for
 from ray_app.scoring.workers import BlockScorer, ScoringJob
 
@@ -42,8 +42,8 @@ def main(folder: str, out: str) -> None:
     )
     before, members, failures = 0.0, 0, 0
     for ref in read_blocks(run.store, 0):
-        report = report_of(worker(block_table(ref)))
-        members, failures = members + report["members"], failures + len(report["failures"])
+        report = report_of(worker(table_of(PendingBlock(ref))))
+        members, failures = members + ref.members, failures + len(report.failures)
         if f"/{GOOD}/" in read_block(run.store, ref)["uri"][0].as_py():
             before = resident_mib()
     memory = NodeMemory(1, ResourceEstimate.of(spec).process_bytes, DECODE_BYTES, file_bytes(DECODE_BYTES, spec.limits))

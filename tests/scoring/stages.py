@@ -6,7 +6,7 @@ from ray_app.archives import BlockPlan, fetcher_of, list_members, open_source, r
 from ray_app.runs import RunDirectory, current_rows
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.identity import identity_of
-from ray_app.scoring.messages import block_table, report_of
+from ray_app.scoring.messages import PendingBlock, report_of, table_of
 from ray_app.scoring.run import spec_for
 from ray_app.scoring.session import ScoringSession
 from ray_app.scoring.workers import BlockCommitter, BlockDecoder, BlockDescriber, BlockScorer, ScoringJob, TensorScorer
@@ -23,7 +23,7 @@ def run_stages(out, source, kind, *, block_members=8, **settings):
     job = ScoringJob(run, spec, fetcher_of(config.source, config.retry), session.number, run_crumbs(out), None)
     stages = [BlockScorer(job)] if kind == "fused" else [BlockDecoder(job), *_scorers(job), BlockCommitter(job)]
     for ref in read_blocks(run.store, 0):
-        table = block_table(ref)
+        table = table_of(PendingBlock(ref))
         for stage in stages:
             table = stage(table)
         session.committed(report_of(table))

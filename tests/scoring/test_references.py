@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from ray_app.ensembles import load_ensemble_card
 from ray_app.errors import ConfigError
 from ray_app.images import ImageLimits
 from ray_app.runs import RunDirectory
@@ -76,4 +77,4 @@ def test_a_card_without_its_references_is_refused_before_anything_is_scored(tmp_
 
 
 def test_a_card_without_a_guarantee_has_none():
-    assert references_beside("default") is None
+    assert references_beside("default", load_ensemble_card("default")) is None

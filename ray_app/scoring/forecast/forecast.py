@@ -20,13 +20,14 @@ from ray_app.inference.spec import departures
 from ray_app.reports.run import measured_rate
 from ray_app.runs import RunDirectory
 from ray_app.scoring.config import ScoreConfig
-from ray_app.scoring.forecast.cost import BYTES, GETS, LISTS, PUTS, ClusterDescription, is_billed, planned_for, require_prices, spent
+from ray_app.scoring.forecast.cost import ClusterDescription, planned_for
 from ray_app.scoring.forecast.probe import Probe, probe_members
 from ray_app.scoring.forecast.rates import ESTIMATED, forecast_rates
 from ray_app.scoring.forecast.survey import Standing, Survey, members_to_score, standing, survey
 from ray_app.scoring.layout import GMAC_PER_S, ScoringLayout
 from ray_app.scoring.resolution import resolve
 from ray_app.scoring.run import check_detectors, layout_for, memory_of
+from ray_app.scoring.session import BYTES, GETS, LISTS, PUTS, is_billed, require_prices, spent
 from ray_app.storage import Fetcher
 from ray_app.storage.node_budget import node_memory
 

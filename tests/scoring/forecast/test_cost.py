@@ -4,12 +4,14 @@ import time
 
 import pytest
 
+from ray_app.archives import BlockRef
 from ray_app.config import named_configs
 from ray_app.errors import ConfigError
 from ray_app.runs import RunDirectory
 from ray_app.scoring.config import Prices, ScoreConfig
-from ray_app.scoring.forecast.cost import ClusterDescription, Nodes, load_cluster, planned_for, require_prices, spent
-from ray_app.scoring.session import ScoringSession
+from ray_app.scoring.forecast.cost import ClusterDescription, Nodes, load_cluster, planned_for
+from ray_app.scoring.messages import BlockReport, BlockWork
+from ray_app.scoring.session import ScoringSession, require_prices, spent
 
 
 def test_every_line_of_the_bill_is_amount_times_price():
@@ -50,7 +52,8 @@ def test_a_cost_limit_with_a_price_is_not(prices):
 def test_a_session_says_what_it_cost_so_far(tmp_path):
     settings = ScoreConfig(prices=Prices(per_hour=6.0)).model_dump(mode="json")
     session = ScoringSession(RunDirectory.open(str(tmp_path)), settings, time.monotonic() - 1800)
-    session.committed({"members": 8, "counts": {"bytes_read": 800, "requests": 500_000}, "peak_bytes": 1, "seconds": {"score": 1.0}})
+    work = BlockWork({"score": 1.0}, {"bytes_read": 800, "requests": 500_000}, peak_bytes=1)
+    session.committed(BlockReport(BlockRef(0, 0, 8, 800, "", 0), 0, work))
     assert session.cost().compute == pytest.approx(3.0, abs=0.01)
     assert session.cost().gets == pytest.approx(0.2)
     assert session.facts()["cost"]["total"] == pytest.approx(3.2, abs=0.01)
