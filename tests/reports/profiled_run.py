@@ -104,7 +104,9 @@ def score_profiled(card, source, out):
         )
     reader.close()
     run.publish(0)
-    run.write_json("summary.json", {"listing": 0, "version": "0.9.0", "finished_at": NOW.isoformat(), **count_rows(run, list(spec.cards))})
+    run.write_json(
+        "summary.json", {"listing": 0, "version": "0.9.0", "finished_at": NOW.isoformat(), **count_rows(run, list(spec.cards)).written()}
+    )
     return run.store.url
 
 

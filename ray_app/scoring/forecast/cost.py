@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from ray_app.cluster.config import RAY_SHARE
 from ray_app.config import Frozen, find_config, load_yaml
 from ray_app.errors import ConfigError
+from ray_app.runs.document import CostSummary
 from ray_app.scoring.config import Prices, ScoreConfig, TrafficPrices
 from ray_app.storage.urls import scheme_of
 
@@ -47,9 +48,9 @@ class Costs:
         """The machines' part of the total; None where nothing costs anything."""
         return self.compute / self.total if self.total else None
 
-    def facts(self) -> dict[str, Any]:
-        """The same as plain JSON, unrounded."""
-        return {**asdict(self), "requests": self.requests, "total": self.total, "compute_share": self.compute_share}
+    def facts(self) -> CostSummary:
+        """The same for a summary, unrounded."""
+        return CostSummary(**asdict(self), requests=self.requests, total=self.total, compute_share=self.compute_share)
 
 
 def is_billed(url: str) -> bool:
@@ -145,16 +146,6 @@ class ClusterDescription(Frozen):
     def price_per_hour(self) -> float:
         """Of all nodes together."""
         return sum(node.count * node.price_per_hour for node in self.nodes)
-
-    def facts(self) -> dict[str, Any]:
-        """The same as plain JSON, with the sums."""
-        return {
-            "name": self.name,
-            "cpus": self.cpus,
-            "gpus": self.gpus,
-            "price_per_hour": round(self.price_per_hour, 4),
-            "nodes": [node.model_dump(mode="json") for node in self.nodes],
-        }
 
 
 def load_cluster(name_or_path: str | Path) -> ClusterDescription:
