@@ -1,12 +1,17 @@
-"""Read one YAML file into one frozen model; every error names file, key, value and the nearest valid key."""
+"""Read one YAML file into one frozen model; every error names file, key, value and the nearest valid key.
+
+`Frozen` is the base of what people write, `Section` that of the JSON documents that commands write and reports read.
+"""
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from types import NoneType
+from typing import Annotated, Any, Self, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from ray_app.errors import ConfigError
@@ -16,6 +21,49 @@ class Frozen(BaseModel):
     """Base of every config, card and limit: immutable, no unknown keys, no silent coercion of extras."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+_T = TypeVar("_T")
+OptionalKey = Annotated[_T | None, Field(exclude_if=lambda value: value is None)]
+"""What a document has no key for where there is none of it, in a field whose default is None."""
+
+
+class Section(BaseModel):
+    """Base of every JSON document and its parts: the producer fills it, reports and tests read it.
+
+    Reading is tolerant, so that documents of other versions and partial ones still render: unknown keys pass, and a null means the same as
+    an absent key where the field knows no null.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        return {key: value for key, value in data.items() if value is not None or key in _nullable(cls)}
+
+    def written(self) -> dict[str, Any]:
+        """What was given of it, as plain JSON in the order of the fields; what was left open has no key."""
+        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
+
+    def given(self) -> dict[str, Any]:
+        """What was given of it, by key, to build another section of."""
+        fields = type(self).model_fields.items()
+        return {field.alias or name: getattr(self, name) for name, field in fields if name in self.model_fields_set}
+
+    @classmethod
+    def of_parts(cls, *parts: "Section") -> Self:
+        """A document of parts; where two give the same, the later one."""
+        return cls.model_validate({key: value for part in parts for key, value in part.given().items()})
+
+
+@cache
+def _nullable(model: type[BaseModel]) -> frozenset[str]:
+    """Keys that may be null."""
+    fields = ((field.alias or name, field.annotation) for name, field in model.model_fields.items())
+    return frozenset(key for key, annotation in fields if annotation is Any or NoneType in get_args(annotation))
 
 
 Model = TypeVar("Model", bound=BaseModel)

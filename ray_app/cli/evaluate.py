@@ -56,7 +56,7 @@ def evaluate(assignments: tuple[str, ...], accepted: tuple[str, ...], as_json: b
     scoring = {name: list(value) if isinstance(value, tuple) else value for name, value in scoring.items() if value not in (None, ())}
     evaluated = run_evaluation(configured("evaluate", None, EvaluateConfig, {**given, "score": scoring}, assignments))
     document = evaluated.document
-    click.echo(json.dumps(document, indent=1, ensure_ascii=False) if as_json else "\n".join(evaluation_lines(document)))
+    click.echo(json.dumps(document.written(), indent=1, ensure_ascii=False) if as_json else "\n".join(evaluation_lines(document)))
     return evaluated.exit_code
 
 

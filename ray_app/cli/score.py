@@ -296,5 +296,5 @@ def plan(
     settings = configured("score", config_file, ScoreConfig, {"source": source, "accept_licences": accepted, **given}, assignments)
     described = load_cluster(cluster) if cluster else None
     made = forecast(settings, probe=probe, cluster=described, price_per_hour=price_per_hour)
-    click.echo(json.dumps(made, indent=2) if as_json else "\n".join(plan_lines(made)))
+    click.echo(json.dumps(made.written(), indent=2) if as_json else "\n".join(plan_lines(made)))
     return 0

@@ -64,7 +64,7 @@ def calibrate(as_json: bool, **given: Any) -> int:
     from ray_app.reports.calibration import calibration_lines
 
     report = calibrate_run(configured("calibrate", None, CalibrateConfig, given, ()))
-    click.echo(json.dumps(report, indent=1, ensure_ascii=False) if as_json else "\n".join(calibration_lines(report)))
+    click.echo(json.dumps(report.written(), indent=1, ensure_ascii=False) if as_json else "\n".join(calibration_lines(report)))
     return 0
 
 

@@ -30,6 +30,8 @@ from ray_app.evaluation.protocols import IdentificationRules, Protocol, told_rig
 from ray_app.metrics.arrays import MetricEstimate, figure_rows, undefined
 from ray_app.metrics.attribution import Attribution, attribution_of_pairs, open_set_auroc
 from ray_app.metrics.intervals import proportion
+from ray_app.reports.evaluation.model import GroupFacts, GroupRow
+from ray_app.reports.evaluation.system_model import GeneratorFacts, SystemFacts, facts_of
 
 COLUMNS = ("label", "generator", "verdict", "predicted_generator", "generator_ranking", "generator_confidence")
 _BETWEEN = "\x1f"  # no name holds it
@@ -286,42 +288,40 @@ class Grouping:
         return [*self.groups, *totals]
 
 
-def grouping_of(protocol: Protocol | None, names: Names, systems: Sequence[Document]) -> Grouping | None:
+def grouping_of(protocol: Protocol | None, names: Names, systems: Sequence[SystemFacts]) -> Grouping | None:
     """The groups of a document's fakes; None where nobody tells what was in training."""
-    fakes = [one for one in (systems[0]["generators"] if systems else ()) if one["label"] == "fake"]
+    fakes = [one for one in (systems[0].generators if systems else ()) if one.label == "fake"]
     if protocol and protocol.groups:
         rows = {row.name: row for row in protocol.rows}
         told: tuple[tuple[Distribution, tuple[str, ...]], ...] = (("in", protocol.groups.inside), ("out", protocol.groups.out))
-        held = {name: frozenset(one["name"] for one in fakes if rows[name].holds(one)) for _, some in told for name in some}
+        held = {name: frozenset(one.name for one in fakes if rows[name].holds(one)) for _, some in told for name in some}
         return Grouping("protocol", tuple(Grouped(name, side, held[name]) for side, some in told for name in some))
     if names.classes is None:
         return None
     found: dict[str, set[str]] = {KNOWN: set(), NEW_VERSION: set(), NEW_FAMILY: set()}
     for one in fakes:
-        found[_distribution_place(names, one["name"])].add(one["name"])
+        found[_distribution_place(names, one.name)].add(one.name)
     return Grouping("identifier", tuple(Grouped(name, "in" if name == KNOWN else "out", frozenset(mine)) for name, mine in found.items()))
 
 
 def groups_section(
-    grouping: Grouping, systems: Sequence[Document], answers: AttributionAnswers | None, prompts: Prompts | None, top_k: Sequence[int]
-) -> Document:
+    grouping: Grouping, systems: Sequence[SystemFacts], answers: AttributionAnswers | None, prompts: Prompts | None, top_k: Sequence[int]
+) -> GroupFacts:
     """The section `groups`: per group its generators, images, and figures of detection (by system), identification and prompts."""
-    return {
-        "by": grouping.by,
-        "groups": [
-            {
-                "name": one.name,
-                "distribution": one.distribution,
-                "total": one.total,
-                "generators": sorted(one.generators),
-                "n": max((sum(row["n"] + row["unscored"] for row in _mine(one, system)) for system in systems), default=0),
-                "detection": {system["name"]: figure_rows(_detection(_mine(one, system))) for system in systems},
-                "identification": figure_rows(group_identification(answers, one.generators, top_k)) if answers else None,
-                "prompts": figure_rows(prompts.of(one.generators)) if prompts else None,
-            }
-            for one in grouping.all
-        ],
-    }
+    rows = [
+        GroupRow(
+            name=one.name,
+            distribution=one.distribution,
+            total=one.total,
+            generators=tuple(sorted(one.generators)),
+            n=max((sum(row.n + row.unscored for row in _mine(one, system)) for system in systems), default=0),
+            detection={system.name: facts_of(_detection(_mine(one, system))) for system in systems},
+            identification=facts_of(group_identification(answers, one.generators, top_k)) if answers else None,
+            prompts=facts_of(prompts.of(one.generators)) if prompts else None,
+        )
+        for one in grouping.all
+    ]
+    return GroupFacts(by=grouping.by, groups=tuple(rows))
 
 
 def _distribution_place(names: Names, generator: str) -> str:
@@ -331,16 +331,16 @@ def _distribution_place(names: Names, generator: str) -> str:
     return NEW_VERSION if names.class_families and names.family(key) in names.class_families else NEW_FAMILY
 
 
-def _mine(group: Grouped, system: Document) -> list[Document]:
-    return [one for one in system["generators"] if one["label"] == "fake" and one["name"] in group.generators]
+def _mine(group: Grouped, system: SystemFacts) -> list[GeneratorFacts]:
+    return [one for one in system.generators if one.label == "fake" and one.name in group.generators]
 
 
-def _detection(generators: Sequence[Document]) -> dict[str, MetricEstimate]:
+def _detection(generators: Sequence[GeneratorFacts]) -> dict[str, MetricEstimate]:
     """Fakes found at the threshold, and the AUC against all real images, which is the mean over their images."""
-    there = [one for one in generators if one["n"]]
+    there = [one for one in generators if one.n]
     if not there:
         return dict.fromkeys(("tpr", "auc"), undefined(_NONE))
-    n = sum(one["n"] for one in there)
-    missing = next((one["auc"]["why"] for one in there if one["auc"]["value"] is None), None)
-    auc = undefined(missing, n) if missing else MetricEstimate(sum(one["n"] * one["auc"]["value"] for one in there) / n, n=n)
+    n = sum(one.n for one in there)
+    missing = next((one.auc.why for one in there if one.auc.value is None), None)
+    auc = undefined(missing, n) if missing else MetricEstimate(sum(one.n * (one.auc.value or 0.0) for one in there) / n, n=n)
     return {"tpr": told_right(there), "auc": auc}

@@ -27,7 +27,7 @@ from ray_app.evaluation.accumulate import BANDS, UNKNOWN, Cells
 from ray_app.evaluation.attribution import answers_of, grouping_of, groups_section, identification_of
 from ray_app.evaluation.config import EvaluateConfig
 from ray_app.evaluation.generator_names import names_of
-from ray_app.evaluation.join import TOLD, LabelIndex, Labels, joined_rows
+from ray_app.evaluation.join import TOLD, Labels, OwnLabels, joined_rows
 from ray_app.evaluation.localization import localization_of_run
 from ray_app.evaluation.prompts import prompts_of
 from ray_app.evaluation.protocol_table import reference_of, table_of
@@ -37,87 +37,104 @@ from ray_app.evaluation.system_section import MOST, Asked, Resampling, paired_te
 from ray_app.evaluation.systems import Systems
 from ray_app.metrics.arrays import MetricEstimate, undefined
 from ray_app.metrics.label_quality import CONFOUNDED, shortcut_auc
+from ray_app.reports.evaluation.model import (
+    EVALUATION_SCHEMA,
+    DataFacts,
+    EvaluationDocument,
+    GroupFacts,
+    LabelFacts,
+    LocalizationSystem,
+    RunFacts,
+    ShortcutFacts,
+)
+from ray_app.reports.evaluation.system_model import FigureFacts, SystemFacts
 from ray_app.runs import RunDirectory, current_tables, fingerprint
 from ray_app.storage import Store, strip_secrets
 
 COLUMNS = ("system", "view", "scope", "figure", "value", "low", "high", "method", "n", "why")
-Line = tuple[str, str, str, str, Mapping[str, Any]]
+Line = tuple[str, str, str, str, FigureFacts]
 """System, view, scope, name and figure."""
 _FORMULA = re.compile(r"^\s*[=+\-@\t\r]")
-_SCOPES = ("figures", "decided", "averages")
 
 
-def write_document(document: Mapping[str, Any], out: Store) -> None:
+def write_document(document: EvaluationDocument, out: Store) -> None:
     """Write all three files. Raises ValueError for a number that JSON does not know, which no figure is."""
     from ray_app.reports.evaluation.page import render_evaluation
 
-    out.write("metrics.json", json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False).encode())
+    out.write("metrics.json", json.dumps(document.written(), indent=1, ensure_ascii=False, allow_nan=False).encode())
     out.write("metrics.csv", metrics_csv(document).encode())
     out.write("report.html", render_evaluation(document).encode())
 
 
-def metrics_csv(document: Mapping[str, Any]) -> str:
+def metrics_csv(document: EvaluationDocument) -> str:
     """Every figure of the document as a line of COLUMNS; a text that a spreadsheet would take for a formula has a ' before it."""
     stream = io.StringIO(newline="")
     writer = csv.writer(stream, lineterminator="\r\n")
     writer.writerow(COLUMNS)
     for system, view, scope, name, figure in _figures(document):
-        low, high = figure.get("interval") or (None, None)
-        facts = [figure.get("value"), low, high, figure.get("method"), figure.get("n"), figure.get("why")]
+        low, high = figure.ends or (None, None)
+        facts = [figure.value, low, high, figure.method or None, figure.n, figure.why or None]
         writer.writerow([_tame(value) for value in (system, view, scope, name, *facts)])
     return stream.getvalue()
 
 
-def _figures(document: Mapping[str, Any]) -> Iterator[Line]:
-    yield "", "", "data", "shortcut_auc", document["data"]["shortcut"]["auc"]
-    for system in document["systems"]:
+def _figures(document: EvaluationDocument) -> Iterator[Line]:
+    yield "", "", "data", "shortcut_auc", document.data.shortcut.auc
+    for system in document.systems:
         for view, scope, figures in _of_system(system):
             for name, figure in figures.items():
-                yield system["name"], view, scope, name, figure
-    for pair in document["paired"]:
-        yield pair["b"], "", f"less {pair['a']}", pair["test"], pair["difference"]
-    yield from _of_masks((document["localization"] or {}).get("systems", []))
-    for footer in document["table"]["footers"]:
-        for system_name, figure in footer["cells"].items():
-            yield system_name, "", "table", footer["name"], figure
-    for section in ("identification", "prompts", "groups"):
-        for name, figure in _among(document.get(section) or {}):
+                yield system.name, view, scope, name, figure
+    for pair in document.paired:
+        yield pair.b, "", f"less {pair.a}", pair.test, pair.difference
+    yield from _of_masks(document.localization.systems if document.localization else ())
+    for footer in document.table.footers:
+        for system_name, figure in footer.cells.items():
+            yield system_name, "", "table", footer.name, figure
+    groups = document.groups.written() if document.groups else None
+    for section, content in (
+        ("identification", document.identification_section),
+        ("prompts", document.prompts_section),
+        ("groups", groups),
+    ):
+        for name, figure in _among(content or {}):
             yield "", "", section, name, figure
 
 
-def _of_masks(systems: Iterable[Mapping[str, Any]]) -> Iterator[Line]:
+def _of_masks(systems: Iterable[LocalizationSystem]) -> Iterator[Line]:
     for one in systems:
-        for view in [one, *one["views"]]:
-            for name, figure in view["figures"].items():
-                yield one["name"], "" if view is one else view["name"], f"masks at {one['resolution']} size", name, figure
-        for name, figure in _among({part: one.get(part) for part in ("generators", "imdlbenco", "opensdi")}):
-            yield one["name"], "", f"masks at {one['resolution']} size", name, figure
+        scope = f"masks at {one.resolution} size"
+        for view, figures in [("", one.figures), *((view.name, view.figures) for view in one.views)]:
+            for name, figure in figures.items():
+                yield one.name, view, scope, name, figure
+        told = one.written()
+        for name, figure in _among({part: told.get(part) for part in ("generators", "imdlbenco", "opensdi")}):
+            yield one.name, "", scope, name, figure
 
 
-def _of_system(system: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+def _of_system(system: SystemFacts) -> Iterator[tuple[str, str, Mapping[str, FigureFacts]]]:
     """View, scope and figures of every part of a system's entry."""
-    for part in _SCOPES:
-        yield "", "all" if part == "figures" else part, system[part] or {}
-    yield "", "all", {"aurc": system["risk_coverage"]["aurc"]}
-    for kind, figures in system["kinds"].items():
+    yield "", "all", system.figures
+    yield "", "decided", system.decided or {}
+    yield "", "averages", system.averages
+    yield "", "all", {"aurc": system.risk_coverage.aurc}
+    for kind, figures in system.kinds.items():
         yield "", f"{kind} fakes", figures
-    for one in system["generators"]:
-        named = {key: value for key, value in one.items() if isinstance(value, Mapping)}
-        yield "", f"{one['label']}, {one['kind']}: {one['name']}", named
-    for one in system["strata"]:
-        yield "", f"{one['format']}, {one['size']}", {name: one[name] for name in ("auc", "balanced_accuracy")}
-    for one in system["views"]:
-        yield one["name"], "all", one["figures"]
+    for one in system.generators:
+        yield "", f"{one.label}, {one.kind}: {one.name}", one.figures
+    for stratum in system.strata:
+        yield "", f"{stratum.format}, {stratum.size}", {"auc": stratum.auc, "balanced_accuracy": stratum.balanced_accuracy}
+    for view in system.views:
+        yield view.name, "all", view.figures
 
 
-def _among(section: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """All figures of a section, wherever they stand, with the way to them; what stands in a list goes by its name."""
+def _among(section: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, FigureFacts]]:
+    """All figures of an open section, wherever they stand, with the way to them; what stands in a list goes by its name."""
     for key, value in section.items():
         if isinstance(value, list):
             value = {one["name"]: one for one in value if isinstance(one, Mapping) and "name" in one}
         if isinstance(value, Mapping):
             if {"value", "why"} <= value.keys():
-                yield path + key, value
+                yield path + key, FigureFacts.model_validate(value)
             else:
                 yield from _among(value, f"{path}{key}.")
 
@@ -131,7 +148,7 @@ MOST_RATIO = 10.0
 MOST_APART = 0.25  # the share of images that would have to be of another format, or size, for both classes to be alike
 
 
-def data_of(cells: Cells, *, seed: int = 0) -> dict[str, Any]:
+def data_of(cells: Cells, *, seed: int = 0) -> DataFacts:
     """The document's section `data`."""
     kinds, statuses = Counter[str](), Counter[str]()
     formats, sizes = ({"real": Counter[str](), "fake": Counter[str]()} for _ in range(2))
@@ -141,18 +158,18 @@ def data_of(cells: Cells, *, seed: int = 0) -> dict[str, Any]:
         formats[cell.group.label][cell.format] += count
         sizes[cell.group.label][cell.size] += count
     n_real, n_fake = kinds["real"], kinds["whole"] + kinds["local"]
-    return {
-        "n": cells.joined,
-        "n_real": n_real,
-        "n_fake": n_fake,
-        "n_whole": kinds["whole"],
-        "n_local": kinds["local"],
-        "digest": f"{cells.digest:016x}",
-        "statuses": _most_frequent_first(statuses),
-        "formats": {label: _most_frequent_first(counts) for label, counts in formats.items()},
-        "sizes": {label: {band: counts[band] for band in (*BANDS, UNKNOWN) if counts[band]} for label, counts in sizes.items()},
-        "shortcut": _shortcut(cells.sample.rows(), n_real, n_fake, formats, sizes, seed),
-    }
+    return DataFacts(
+        n=cells.joined,
+        n_real=n_real,
+        n_fake=n_fake,
+        n_whole=kinds["whole"],
+        n_local=kinds["local"],
+        digest=f"{cells.digest:016x}",
+        statuses=_most_frequent_first(statuses),
+        formats={label: _most_frequent_first(counts) for label, counts in formats.items()},
+        sizes={label: {band: counts[band] for band in (*BANDS, UNKNOWN) if counts[band]} for label, counts in sizes.items()},
+        shortcut=_shortcut(cells.sample.rows(), n_real, n_fake, formats, sizes, seed),
+    )
 
 
 def _most_frequent_first(counts: Counter[str]) -> dict[str, int]:
@@ -162,7 +179,7 @@ def _most_frequent_first(counts: Counter[str]) -> dict[str, int]:
 
 def _shortcut(
     sample: pa.Table, n_real: int, n_fake: int, formats: Mapping[str, Counter[str]], sizes: Mapping[str, Counter[str]], seed: int
-) -> dict[str, Any]:
+) -> ShortcutFacts:
     auc, used = _metadata_auc(sample, seed)
     confounded = auc.value is not None and auc.value > CONFOUNDED
     warnings = [
@@ -177,7 +194,8 @@ def _shortcut(
         )
     why = auc.why or (f"the AUC of a small classifier on metadata alone; above {CONFOUNDED} the headline counts as confounded")
     ratio = n_fake / n_real if n_real else None
-    return {"auc": auc.row(), "confounded": confounded, "features": used, "why": why, "class_ratio": ratio, "warnings": warnings}
+    return ShortcutFacts(auc=FigureFacts.of(auc), confounded=confounded, features=tuple(used), why=why, class_ratio=ratio,
+                         warnings=tuple(warnings))  # fmt: skip
 
 
 def _metadata_auc(sample: pa.Table, seed: int) -> tuple[MetricEstimate, list[str]]:
@@ -224,8 +242,7 @@ def _of_shares(what: str, counts: Mapping[str, Counter[str]]) -> list[str]:
     return [f"The classes differ in {what}: {most} are {real:.0%} of the real images and {fake:.0%} of the fakes."]
 
 
-SCHEMA = 1
-Document = dict[str, Any]
+OpenSection = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -246,8 +263,8 @@ class Evaluation:
         return joined_rows(read, self.labels, columns)
 
 
-def document_of(found: Evaluation, warnings: Sequence[str] = (), telling: Callable[[str], object] = lambda _: None) -> Document:
-    """The document, as plain JSON. `warnings`: of the join. `telling` hears what is being done."""
+def document_of(found: Evaluation, warnings: Sequence[str] = (), telling: Callable[[str], object] = lambda _: None) -> EvaluationDocument:
+    """The document. `warnings`: of the join. `telling` hears what is being done."""
     protocol, config = found.protocol, found.config
     described = found.run.describe()
     telling("figures")
@@ -257,25 +274,28 @@ def document_of(found: Evaluation, warnings: Sequence[str] = (), telling: Callab
     localized = localization_of_run(found.run, found.tables, rules=rules, pictures=config.thumbnails, guard=found.labels.guard)
     localization = localized.section if localized else None
     telling("tests and tables")
-    binary = {one["name"]: one["output"] == "binary" for one in systems}
-    return {
-        "schema": SCHEMA,
-        "version": __version__,
-        "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "title": config.title or (protocol.title if protocol else _named_after(found.run.store.url)),
-        "run": _run(found.run, described),
-        "labels": _labels(found, warnings),
-        "protocol": protocol.facts() if protocol else None,
-        "data": data_of(found.cells, seed=config.seed),
-        "systems": systems,
-        "reference": reference_of(protocol),
-        "table": table_of(protocol, systems, localization),
-        "paired": paired_tests(found.cells.sample.rows(), found.systems.all, binary),
-        "localization": localization,
-        **_named(found, systems),
-        "mistakes": with_thumbnails(found.cells.mistakes.rows(), found.run, wanted=config.thumbnails),
-        "overlays": localized.overlays if localized else [],
-    }
+    binary = {one.name: one.output == "binary" for one in systems}
+    identification, prompts, groups = _named(found, systems)
+    return EvaluationDocument(
+        schema=EVALUATION_SCHEMA,
+        version=__version__,
+        made_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        title=config.title or (protocol.title if protocol else _named_after(found.run.store.url)),
+        run=_run(found.run, described),
+        labels=_labels(found, warnings),
+        protocol=protocol.facts() if protocol else None,
+        data=data_of(found.cells, seed=config.seed),
+        systems=tuple(systems),
+        reference=tuple(reference_of(protocol)),
+        table=table_of(protocol, systems, localization),
+        paired=tuple(paired_tests(found.cells.sample.rows(), found.systems.all, binary)),
+        localization=localization,
+        identification=identification,
+        prompts=prompts,
+        groups=groups,
+        mistakes=tuple(with_thumbnails(found.cells.mistakes.rows(), found.run, wanted=config.thumbnails)),
+        overlays=tuple(localized.overlays) if localized else (),
+    )
 
 
 def _named_after(url: str) -> str:
@@ -284,7 +304,7 @@ def _named_after(url: str) -> str:
     return f"Evaluation of {names[-1] if names else 'a run'}"
 
 
-def _named(found: Evaluation, systems: Sequence[Document]) -> Document:
+def _named(found: Evaluation, systems: Sequence[SystemFacts]) -> tuple[OpenSection | None, OpenSection | None, GroupFacts | None]:
     """Sections that only a run with predicted generators or prompts has, and groups of generators, of which a protocol or an identifier
     tells. Without any predictions its rows are not read again for them.
     """
@@ -294,14 +314,14 @@ def _named(found: Evaluation, systems: Sequence[Document]) -> Document:
     answers = answers_of(found.tables, names) if names.classes is not None or predicted["predicted_generator"] else None
     prompts = prompts_of(found.tables, found.run, clip=found.config.clip) if predicted["predicted_prompt"] else None
     grouping = grouping_of(protocol, names, systems)
-    return {
-        "identification": identification_of(answers, rules=rules, missing=found.cells.unused) if answers else None,
-        "prompts": prompts.section() if prompts else None,
-        "groups": groups_section(grouping, systems, answers, prompts, rules.top_k) if grouping else None,
-    }
+    return (
+        identification_of(answers, rules=rules, missing=found.cells.unused) if answers else None,
+        prompts.section() if prompts else None,
+        groups_section(grouping, systems, answers, prompts, rules.top_k) if grouping else None,
+    )
 
 
-def _systems(found: Evaluation) -> list[Document]:
+def _systems(found: Evaluation) -> list[SystemFacts]:
     sample = found.cells.sample.rows()
     resampling = Resampling(found.config.bootstrap, sample if found.cells.joined > MOST else None, found.config.seed)
     figures = {row.figure for row in found.protocol.rows} | set(found.protocol.figures) if found.protocol else set()
@@ -312,21 +332,27 @@ def _systems(found: Evaluation) -> list[Document]:
     return [system_of(system, found.cells, asked) for system in found.systems.all]
 
 
-def _run(run: RunDirectory, described: Mapping[str, Any]) -> Document:
-    return {
-        "url": run.store.url,
-        "fingerprint": fingerprint(described["identity"]),
-        "created_at": described["created_at"],
-        "detectors": described["detectors"],
-        "ensemble": (described.get("ensemble") or {}).get("name"),
-        "identity": described["identity"],
-    }
+def _run(run: RunDirectory, described: Mapping[str, Any]) -> RunFacts:
+    return RunFacts(
+        url=run.store.url,
+        fingerprint=fingerprint(described["identity"]),
+        created_at=described["created_at"],
+        detectors=described["detectors"],
+        ensemble=(described.get("ensemble") or {}).get("name"),
+        identity=described["identity"],
+    )
 
 
-def _labels(found: Evaluation, warnings: Sequence[str]) -> Document:
+def _labels(found: Evaluation, warnings: Sequence[str]) -> LabelFacts:
     labels, cells = found.labels, found.cells
-    told = {"name": strip_secrets(labels.name), "joined": cells.joined, "rows_without_label": cells.others, "warnings": list(warnings)}
-    if isinstance(labels, LabelIndex):
-        return told | {"key": labels.key.name, "rows": labels.rows, "without_row": found.cells.unused, "doubled": labels.doubled,
-                       "other_split": labels.other_split}  # fmt: skip
-    return told | {"key": "input", "rows": cells.joined, "without_row": 0, "doubled": 0, "other_split": 0}
+    return LabelFacts(
+        name=strip_secrets(labels.name),
+        joined=cells.joined,
+        rows_without_label=cells.others,
+        warnings=tuple(warnings),
+        key="input" if isinstance(labels, OwnLabels) else labels.key.name,
+        rows=cells.joined if isinstance(labels, OwnLabels) else labels.rows,
+        without_row=0 if isinstance(labels, OwnLabels) else cells.unused,
+        doubled=0 if isinstance(labels, OwnLabels) else labels.doubled,
+        other_split=0 if isinstance(labels, OwnLabels) else labels.other_split,
+    )

@@ -33,8 +33,19 @@ from ray_app.evaluation.masks import (
 )
 from ray_app.evaluation.protocols import LocalizationRules
 from ray_app.images import ImageLimits, decode_image
-from ray_app.metrics.arrays import Floats, figure_rows
+from ray_app.metrics.arrays import Floats
 from ray_app.metrics.localization import EMPTY, Empty, MaskFigures, MaskRows, counts_of, imdlbenco_of, localization_of, opensdi_of
+from ray_app.reports.evaluation.model import (
+    ImdlBencoFacts,
+    LocalizationFacts,
+    LocalizationSystem,
+    MaskCounts,
+    MaskRow,
+    OpenSdiFacts,
+    OverlayFacts,
+)
+from ray_app.reports.evaluation.model import MaskFailures as UnreadableMasks
+from ray_app.reports.evaluation.system_model import FigureFacts, facts_of
 from ray_app.runs import RunDirectory, mask_image
 from ray_app.storage import Fetcher, Guard
 
@@ -58,7 +69,7 @@ class Overlays:
             if len(kept) > MOST:
                 del kept[MOST // 2]
 
-    def pictures(self, measurer: MaskMeasurer, fetcher: Fetcher, limits: ImageLimits) -> list[dict[str, Any]]:
+    def pictures(self, measurer: MaskMeasurer, fetcher: Fetcher, limits: ImageLimits) -> list[OverlayFacts]:
         """At most twelve, shared out among systems, the worst of each first: {image_id, uri, member, system, generator, f1, iou, picture}.
 
         `picture`: base64 of a JPEG, None where the image cannot be read any more; then `why` says so.
@@ -69,9 +80,9 @@ class Overlays:
             worst = (each + 1) // 2
             for _, _, figures, image, row in kept if len(kept) <= each else kept[:worst] + kept[len(kept) - (each - worst) :]:
                 member = image.member
-                entry = {"image_id": member.image_id, "uri": member.uri, "member": member.member, "system": system}
+                entry: dict[str, Any] = {"image_id": member.image_id, "uri": member.uri, "member": member.member, "system": system}
                 entry |= {"generator": image.truth.generator, "f1": figures.f1, "iou": figures.iou}
-                told.append(entry | _picture(image, row, measurer, reader, limits))
+                told.append(OverlayFacts(**entry, **_picture(image, row, measurer, reader, limits)))
         return told
 
 
@@ -84,9 +95,7 @@ def overlay(picture: Image.Image, truth: Image.Image, found: Image.Image) -> Ima
     return Image.composite(Image.new("RGB", size, TRUE), tinted, line)
 
 
-def _picture(
-    image: MaskedImage, row: dict[str, Any], measurer: MaskMeasurer, reader: MemberReader, limits: ImageLimits
-) -> dict[str, str | None]:
+def _picture(image: MaskedImage, row: dict[str, Any], measurer: MaskMeasurer, reader: MemberReader, limits: ImageLimits) -> dict[str, Any]:
     [(_, data)] = reader.read([image.member])
     try:
         if isinstance(data, InputError):
@@ -119,8 +128,8 @@ _IMAGES = {
 class Localized(NamedTuple):
     """Two sections of the document: `section` is `localization`."""
 
-    section: dict[str, Any]
-    overlays: list[dict[str, Any]]
+    section: LocalizationFacts
+    overlays: list[OverlayFacts]
 
 
 class _Group(NamedTuple):
@@ -157,7 +166,7 @@ def localization_of_run(
     truths = MaskTruths(tables(COLUMNS))
     for image, found in side_by_side(lambda image: (image, None if image is None else measurer.measure(image)), masked_images(run, truths)):
         gathered.add(image, found)
-    section = {"policy": headline.row(), **gathered.counts(), "systems": list(gathered.systems(headline))}
+    section = LocalizationFacts(policy=headline.row(), **gathered.counts(), systems=tuple(gathered.systems(headline)))
     return Localized(section, gathered.overlays.pictures(measurer, fetcher, limits) if pictures else [])
 
 
@@ -169,11 +178,11 @@ class _Headline:
         with_reals: tuple[Kind, ...] = ("local",) if empty == "skip" else ("local", "real")
         self.kinds: tuple[Kind, ...] = {"plain": with_reals, "opensdi": ("local",), "imdlbenco": ("local", "real", "whole")}[rules.policy]
 
-    def figures(self, rows: Floats) -> dict[str, Any]:
-        """Those of rows of `kinds`, as JSON."""
+    def figures(self, rows: Floats) -> dict[str, FigureFacts]:
+        """Those of rows of `kinds`."""
         if self._rules.policy == "plain":
-            return figure_rows(localization_of(rows, empty=self._empty))
-        return figure_rows(opensdi_of(rows) if self._rules.policy == "opensdi" else imdlbenco_of(rows))
+            return facts_of(localization_of(rows, empty=self._empty))
+        return facts_of(opensdi_of(rows) if self._rules.policy == "opensdi" else imdlbenco_of(rows))
 
     def row(self) -> dict[str, Any]:
         """The policy in words."""
@@ -222,35 +231,36 @@ class _Gathered:
 
     def counts(self) -> dict[str, Any]:
         """How many images were measured, have masks but no label, and have a truth that cannot be read, and why."""
-        reasons = [{"reason": reason, "n": n, "example": self._examples[reason]} for reason, n in self._unreadable.most_common()]
-        return {"images": self._images, "without_label": self._unlabelled, "unreadable": reasons}
+        reasons = [UnreadableMasks(reason=reason, n=n, example=self._examples[reason]) for reason, n in self._unreadable.most_common()]
+        return {"images": self._images, "without_label": self._unlabelled, "unreadable": tuple(reasons)}
 
-    def systems(self, headline: _Headline) -> Iterator[dict[str, Any]]:
+    def systems(self, headline: _Headline) -> Iterator[LocalizationSystem]:
         """One entry per detector and size."""
         for system in sorted({group.system for group in self._rows}):
             for size in ("network", "original"):
                 yield self._system(system, size, headline)
 
-    def _system(self, system: str, size: str, headline: _Headline) -> dict[str, Any]:
+    def _system(self, system: str, size: str, headline: _Headline) -> LocalizationSystem:
         of_size = {group: rows for group, rows in self._rows.items() if group.system == system and group.size == size}
         counted = {group: rows for group, rows in of_size.items() if group.kind in headline.kinds}
         clean = {group: rows for group, rows in counted.items() if group.view is None}
         views = sorted({group.view for group in counted if group.view is not None})
         rows = _together(clean.values())
         at_half = self._at_half(system)
-        return {
-            "name": system,
-            "resolution": size,
-            "counts": counts_of(rows),
-            "figures": headline.figures(rows),
-            "generators": [
-                {"name": group.generator, "kind": group.kind, "n": len(of), "figures": headline.figures(of.table())}
-                for group, of in sorted(clean.items()) if group.kind == "local"
-            ],
-            "views": [_view(name, {group: of for group, of in counted.items() if group.view == name}, headline) for name in views],
-            "imdlbenco": _imdlbenco(at_half) if size == "network" else None,
-            "opensdi": _opensdi(at_half) if size == "network" else None,
-        }  # fmt: skip
+        return LocalizationSystem(
+            name=system,
+            resolution=size,
+            counts=MaskCounts(**counts_of(rows)),
+            figures=headline.figures(rows),
+            generators=tuple(
+                MaskRow(name=group.generator, kind=group.kind, n=len(of), figures=headline.figures(of.table()))
+                for group, of in sorted(clean.items())
+                if group.kind == "local"
+            ),
+            views=tuple(_view(name, {group: of for group, of in counted.items() if group.view == name}, headline) for name in views),
+            imdlbenco=_imdlbenco(at_half) if size == "network" else None,
+            opensdi=_opensdi(at_half) if size == "network" else None,
+        )
 
     def _at_half(self, system: str) -> dict[_Group, MaskRows]:
         """The clean rows at the network's size and the threshold of the benchmarks."""
@@ -259,19 +269,19 @@ class _Gathered:
         return half or {group: rows for group, rows in of_clean.items() if group.size == "network"}
 
 
-def _view(name: str, groups: dict[_Group, MaskRows], headline: _Headline) -> dict[str, Any]:
+def _view(name: str, groups: dict[_Group, MaskRows], headline: _Headline) -> MaskRow:
     rows = _together(groups.values())
-    return {"name": name, "n": len(rows), "figures": headline.figures(rows)}
+    return MaskRow(name=name, n=len(rows), figures=headline.figures(rows))
 
 
-def _imdlbenco(groups: dict[_Group, MaskRows]) -> dict[str, Any]:
+def _imdlbenco(groups: dict[_Group, MaskRows]) -> ImdlBencoFacts:
     rows = _together(groups.values())
-    return {"counts": counts_of(rows), "modes": {mode: figure_rows(imdlbenco_of(rows, mode=mode)) for mode in _MODES}}
+    return ImdlBencoFacts(counts=MaskCounts(**counts_of(rows)), modes={mode: facts_of(imdlbenco_of(rows, mode=mode)) for mode in _MODES})
 
 
-def _opensdi(groups: dict[_Group, MaskRows]) -> dict[str, Any]:
+def _opensdi(groups: dict[_Group, MaskRows]) -> OpenSdiFacts:
     rows = _together(of for group, of in groups.items() if group.kind == "local")
-    return {"counts": counts_of(rows), "figures": figure_rows(opensdi_of(rows))}
+    return OpenSdiFacts(counts=MaskCounts(**counts_of(rows)), figures=facts_of(opensdi_of(rows)))
 
 
 def _together(rows: Iterable[MaskRows]) -> Floats:

@@ -8,9 +8,9 @@ from ray_app.evaluation.protocols import Protocol, ProtocolFooter, ProtocolRow, 
 from ray_app.evaluation.systems import seen_by_any
 from ray_app.metrics.arrays import MetricEstimate, undefined
 from ray_app.metrics.intervals import proportion
-
-System = Mapping[str, Any]
-Document = dict[str, Any]
+from ray_app.reports.evaluation.model import LocalizationFacts, MaskRow, ReferenceFacts, TableFacts, TableRow
+from ray_app.reports.evaluation.model import TableFooter as FooterFacts
+from ray_app.reports.evaluation.system_model import FigureFacts, GeneratorFacts, SystemFacts, facts_of
 
 PLAIN = Protocol(
     name="plain",
@@ -48,15 +48,15 @@ class _Line(NamedTuple):
     year: str | None = None
     only: str | None = None
 
-    def of(self, system: System) -> list[Mapping[str, Any]]:
-        found = [one for one in system["generators"] if self.row.holds(one)]
+    def of(self, system: SystemFacts) -> list[GeneratorFacts]:
+        found = [one for one in system.generators if self.row.holds(one)]
         if self.only is not None:
-            return [one for one in found if one["name"] == self.only]
+            return [one for one in found if one.name == self.only]
         return found if self.year is None else [one for one in found if _year(one) == self.year]
 
 
-def table_of(protocol: Protocol | None, systems: Sequence[System], localization: Mapping[str, Any] | None = None) -> Document:
-    """The document's section `table`: rows × systems and footers, as plain JSON.
+def table_of(protocol: Protocol | None, systems: Sequence[SystemFacts], localization: LocalizationFacts | None = None) -> TableFacts:
+    """The document's section `table`: rows × systems and footers.
 
     `systems` and `localization` are the sections of those names; the latter only for rows of masks. A row that no generator of the data
     belongs to stands there with undefined cells. `seen` of a row is by its worst: seen if one of its generators was.
@@ -64,67 +64,65 @@ def table_of(protocol: Protocol | None, systems: Sequence[System], localization:
     rules = protocol or PLAIN
     lines = [_Line(row) for row in rules.rows] + _automatic(rules, systems)
     masks = _masks_of(rules, localization)
-    cells = {system["name"]: {line.row.name: _cell(line, system, masks) for line in lines} for system in systems}
-    return {
-        "rows": [_head(line, systems) for line in lines],
-        "columns": [system["name"] for system in systems],
-        "cells": {name: {row: figure.row() for row, figure in column.items()} for name, column in cells.items()},
-        "footers": [
-            {"name": one.name, "cells": {system["name"]: _footer(one, system, lines, cells).row() for system in systems}}
+    cells = {system.name: {line.row.name: _cell(line, system, masks) for line in lines} for system in systems}
+    return TableFacts(
+        rows=tuple(_head(line, systems) for line in lines),
+        columns=tuple(system.name for system in systems),
+        cells={name: facts_of(column) for name, column in cells.items()},
+        footers=tuple(
+            FooterFacts(name=one.name, cells={system.name: FigureFacts.of(_footer(one, system, lines, cells)) for system in systems})
             for one in rules.footers
-        ],
-    }
+        ),
+    )
 
 
-def reference_of(protocol: Protocol | None) -> list[Document]:
+def reference_of(protocol: Protocol | None) -> list[ReferenceFacts]:
     """The document's section `reference`: published columns with what is wrong about them."""
     columns = protocol.reference if protocol else ()
-    return [{**one.model_dump(mode="json", exclude={"detector"}), "system": one.detector} for one in columns]
+    return [ReferenceFacts(**one.model_dump(exclude={"detector"}), system=one.detector) for one in columns]
 
 
-def _automatic(rules: Protocol, systems: Sequence[System]) -> list[_Line]:
+def _automatic(rules: Protocol, systems: Sequence[SystemFacts]) -> list[_Line]:
     """Rows for what is in the data, in order of release and name; generators that a row of the protocol holds already are left out."""
-    known = {(one["label"], one["name"]): one for system in systems for one in system["generators"]}
+    known = {(one.label, one.name): one for system in systems for one in system.generators}
     rest = [one for one in known.values() if not any(row.holds(one) for row in rules.rows)]
-    rest.sort(key=lambda one: (one.get("released") or "9", one["name"]))
+    rest.sort(key=lambda one: (one.released or "9", one.name))
     taken = {row.name for row in rules.rows}
     lines: list[_Line] = []
     for wanted in rules.automatic:
         if wanted == "years":
-            years = sorted({year for one in known.values() if one["label"] == "fake" and (year := _year(one))})
+            years = sorted({year for one in known.values() if one.label == "fake" and (year := _year(one))})
             lines += [_Line(ProtocolRow(name=f"released {year}", generators=("*",)), year=year) for year in years]
         elif wanted == "sources":
-            lines += [_exactly(one, "rate", known, taken) for one in rest if one["label"] == "real"]
+            lines += [_exactly(one, "rate", known, taken) for one in rest if one.label == "real"]
         else:
             words = {**_WORDS, "rate": "TPR" if len(rules.figures) > 1 else ""}
-            fakes = [one for one in rest if one["label"] == "fake"]
+            fakes = [one for one in rest if one.label == "fake"]
             lines += [_exactly(one, figure, known, taken, words[figure]) for figure in rules.figures for one in fakes]
     return lines
 
 
-def _exactly(
-    generator: Mapping[str, Any], figure: RowFigure, known: Mapping[tuple[str, str], Any], taken: set[str], words: str = ""
-) -> _Line:
+def _exactly(generator: GeneratorFacts, figure: RowFigure, known: Mapping[tuple[str, str], Any], taken: set[str], words: str = "") -> _Line:
     """The row of one generator of the data, whose name is like no other row's."""
-    name, label = generator["name"], generator["label"]
+    name, label = generator.name, generator.label
     mixed = ("real" if label == "fake" else "fake", name) in known
     row = f"{name}{f' ({label})' if mixed else ''}{f', {words}' if words else ''}"
     while row in taken:
         row += " (in the data)"
     taken.add(row)
-    return _Line(ProtocolRow(name=row, generators=("*",), label=label, figure=figure), only=name)
+    return _Line(ProtocolRow(name=row, generators=("*",), label="fake" if label == "fake" else "real", figure=figure), only=name)
 
 
-def _head(line: _Line, systems: Sequence[System]) -> Document:
-    mine = {system["name"]: line.of(system) for system in systems}
-    counts = [sum(one["n"] + one["unscored"] for one in found) for found in mine.values()]
-    known = {name: seen_by_any(one["seen"] for one in found) for name, found in mine.items()}
-    return {"name": line.row.name, "label": line.row.label, "n": max(counts, default=0), "seen": known}
+def _head(line: _Line, systems: Sequence[SystemFacts]) -> TableRow:
+    mine = {system.name: line.of(system) for system in systems}
+    counts = [sum(one.n + one.unscored for one in found) for found in mine.values()]
+    known = {name: seen_by_any(one.seen for one in found) for name, found in mine.items()}
+    return TableRow(name=line.row.name, label=line.row.label, n=max(counts, default=0), seen=known)
 
 
-def _cell(line: _Line, system: System, masks: Mapping[str, Any]) -> MetricEstimate:
+def _cell(line: _Line, system: SystemFacts, masks: Mapping[str, Sequence[MaskRow]]) -> MetricEstimate:
     mine, figure = line.of(system), line.row.figure
-    mine = [one for one in mine if one["n"]] or mine
+    mine = [one for one in mine if one.n] or mine
     if line.row.why is not None:
         return undefined(line.row.why)
     if not mine:
@@ -132,16 +130,16 @@ def _cell(line: _Line, system: System, masks: Mapping[str, Any]) -> MetricEstima
     if figure == "rate":
         return conventions.told_right(mine)
     if figure in ("balanced_accuracy", "f1_even"):
-        others = [one for one in system["generators"] if one["label"] != line.row.label]
+        others = [one for one in system.generators if one.label != line.row.label]
         fakes, reals = (mine, others) if line.row.label == "fake" else (others, mine)
         return (conventions.balanced if figure == "balanced_accuracy" else conventions.f1_even)(fakes, reals)
     if figure.startswith("pixel_"):
-        names = {one["name"] for one in mine}
-        drawn = [_figure(one["figures"].get(figure)) for one in masks.get(system["name"], []) if one["name"] in names]
+        names = {one.name for one in mine}
+        drawn = [_figure(one.figures.get(figure)) for one in masks.get(system.name, []) if one.name in names]
         return _pooled(drawn, [one.n for one in drawn]) if drawn else undefined("this detector draws no masks, or they were not measured")
-    found = [_figure(one.get(figure)) for one in mine]
+    found = [_figure(one.figures.get(figure)) for one in mine]
     # The others are not linear in the fakes.
-    return _pooled(found, [one["n"] for one in mine]) if len(found) == 1 or figure == "auc" else undefined(_NOT_OF_SEVERAL)
+    return _pooled(found, [one.n for one in mine]) if len(found) == 1 or figure == "auc" else undefined(_NOT_OF_SEVERAL)
 
 
 def _pooled(found: Sequence[MetricEstimate], images: Sequence[int]) -> MetricEstimate:
@@ -154,27 +152,27 @@ def _pooled(found: Sequence[MetricEstimate], images: Sequence[int]) -> MetricEst
     return MetricEstimate(sum(count * (one.value or 0.0) for one, count in zip(found, images, strict=True)) / n, n=n)
 
 
-def _masks_of(rules: Protocol, localization: Mapping[str, Any] | None) -> Mapping[str, Any]:
+def _masks_of(rules: Protocol, localization: LocalizationFacts | None) -> Mapping[str, Sequence[MaskRow]]:
     """By system, what the document says of its masks on each generator, at the size of the protocol's."""
     size = rules.localization.resolution if rules.localization else "original"
-    return {one["name"]: one["generators"] for one in (localization or {}).get("systems", []) if one["resolution"] == size}
+    return {one.name: one.generators for one in (localization.systems if localization else ()) if one.resolution == size}
 
 
 def _footer(
-    footer: ProtocolFooter, system: System, lines: Sequence[_Line], cells: Mapping[str, Mapping[str, MetricEstimate]]
+    footer: ProtocolFooter, system: SystemFacts, lines: Sequence[_Line], cells: Mapping[str, Mapping[str, MetricEstimate]]
 ) -> MetricEstimate:
     way, _, figure = footer.figure.partition(":")
     if figure:
         usual = [line.row for line in lines if line.row.label == "fake" and line.year is None and line.row.why is None]
         rows = footer.rows or [row.name for row in usual if row.figure == figure]
-        images = {line.row.name: sum(one["n"] for one in line.of(system)) for line in lines}
-        chosen = [cells[system["name"]][row] for row in rows]
+        images = {line.row.name: sum(one.n for one in line.of(system)) for line in lines}
+        chosen = [cells[system.name][row] for row in rows]
         return _mean(chosen, [images[row] if way == "weighted" else 1 for row in rows], sum(images[row] for row in rows))
     if way.startswith("report."):
-        return _reported(way.split(".")[1:], system.get("report") or {})
+        return _reported(way.split(".")[1:], system.report)
     if way in conventions.CONVENTIONS:
-        return conventions.CONVENTIONS[way](system["generators"])
-    return _figure({**system["figures"], **(system.get("averages") or {})}.get(way))
+        return conventions.CONVENTIONS[way](system.generators)
+    return _figure({**system.figures, **system.averages}.get(way))
 
 
 def _mean(found: Sequence[MetricEstimate], weights: Sequence[int], n: int) -> MetricEstimate:
@@ -197,13 +195,10 @@ def _reported(path: Sequence[str], report: Mapping[str, Any]) -> MetricEstimate:
     return proportion(round(value * n), n, "") if key in ("recall", "accuracy") and n else MetricEstimate(float(value), n=n)
 
 
-def _figure(row: Any) -> MetricEstimate:
-    """A figure of the document, which is one of `Figure.row()`; undefined where it is not there."""
-    if not isinstance(row, Mapping) or (row.get("value") is None and not row.get("why")):
-        return undefined("was not computed")
-    ends = row.get("interval")
-    return MetricEstimate(row.get("value"), tuple(ends) if ends else None, row.get("method"), row.get("n") or 0, row.get("why"))
+def _figure(found: FigureFacts | None) -> MetricEstimate:
+    """A figure of the document; undefined where it is not there."""
+    return (found or FigureFacts()).figure
 
 
-def _year(generator: Mapping[str, Any]) -> str | None:
-    return (generator.get("released") or "")[:4] or None
+def _year(generator: GeneratorFacts) -> str | None:
+    return (generator.released or "")[:4] or None

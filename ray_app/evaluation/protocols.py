@@ -22,6 +22,8 @@ from ray_app.config import Frozen, find_config, load_yaml, named_configs
 from ray_app.evaluation.systems import is_named
 from ray_app.metrics.arrays import MetricEstimate, ScoreHistogram, undefined
 from ray_app.metrics.intervals import proportion
+from ray_app.reports.evaluation.model import ProtocolFacts
+from ray_app.reports.evaluation.system_model import GeneratorFacts
 
 RowFigure = Literal[
     "rate", "auc", "average_precision", "oracle_accuracy", "balanced_accuracy", "f1_even",
@@ -55,12 +57,12 @@ class ProtocolRow(Frozen):
             raise ValueError("give generators, or say under `why` why they cannot be named")
         return self
 
-    def holds(self, generator: Mapping[str, Any]) -> bool:
+    def holds(self, generator: GeneratorFacts) -> bool:
         """Whether a generator of a document's system belongs to it."""
-        name = generator["name"]
+        name = generator.name
         return (
-            generator["label"] == self.label
-            and self.kind in (None, generator.get("kind"))
+            generator.label == self.label
+            and self.kind in (None, generator.kind)
             and any(is_named(name, glob) for glob in self.generators)
             and not any(is_named(name, glob) for glob in self.excluding)
         )
@@ -174,10 +176,10 @@ class Protocol(Frozen):
             raise ValueError("neither rows nor automatic")
         return self
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> ProtocolFacts:
         """The section `protocol` of an evaluation's document."""
-        kept = ("name", "title", "source", "what", "threshold", "strict", "averages")
-        return {name: getattr(self, name) for name in kept} | {"notes": list(self.notes), "commands": list(self.commands)}
+        kept = ("name", "title", "source", "what", "threshold", "strict", "averages", "notes", "commands")
+        return ProtocolFacts(**{name: getattr(self, name) for name in kept})
 
 
 def load_protocol(name_or_path: str | Path) -> Protocol:
@@ -191,24 +193,23 @@ def list_protocols() -> Iterator[Protocol]:
         yield load_protocol(path)
 
 
-Generator = Mapping[str, Any]
 _NONE_SCORED = "none of these images was scored"
 _ONE_CLASS = "needs scored images of both classes"
 
 
-def hits(generators: Sequence[Generator]) -> tuple[int, int]:
+def hits(generators: Sequence[GeneratorFacts]) -> tuple[int, int]:
     """Images told right, and images, of a document's generators together."""
-    known = [one["rate"] for one in generators if one["rate"]["value"] is not None]
-    return sum(round(rate["value"] * rate["n"]) for rate in known), sum(rate["n"] for rate in known)
+    known = [one.rate for one in generators if one.rate.value is not None]
+    return sum(round((rate.value or 0.0) * rate.n) for rate in known), sum(rate.n for rate in known)
 
 
-def told_right(generators: Sequence[Generator]) -> MetricEstimate:
+def told_right(generators: Sequence[GeneratorFacts]) -> MetricEstimate:
     """The share told right of all these generators' images."""
     right, n = hits(generators)
     return proportion(right, n, _NONE_SCORED)
 
 
-def balanced(fakes: Sequence[Generator], reals: Sequence[Generator]) -> MetricEstimate:
+def balanced(fakes: Sequence[GeneratorFacts], reals: Sequence[GeneratorFacts]) -> MetricEstimate:
     """The mean of the two shares told right. What others print as the ROC AUC of hard decisions is the same number."""
     tpr, tnr = told_right(fakes), told_right(reals)
     if tpr.value is None or tnr.value is None:
@@ -216,7 +217,7 @@ def balanced(fakes: Sequence[Generator], reals: Sequence[Generator]) -> MetricEs
     return MetricEstimate((tpr.value + tnr.value) / 2, n=tpr.n + tnr.n)
 
 
-def f1_even(fakes: Sequence[Generator], reals: Sequence[Generator]) -> MetricEstimate:
+def f1_even(fakes: Sequence[GeneratorFacts], reals: Sequence[GeneratorFacts]) -> MetricEstimate:
     """The F1 of the fake class if there were as many real images as fakes, by the shares told right of both."""
     tpr, tnr = told_right(fakes), told_right(reals)
     if tpr.value is None or tnr.value is None:
@@ -224,20 +225,20 @@ def f1_even(fakes: Sequence[Generator], reals: Sequence[Generator]) -> MetricEst
     return MetricEstimate(2 * tpr.value / (1 + tpr.value + 1 - tnr.value), n=tpr.n + tnr.n)
 
 
-def f1_by_source(generators: Sequence[Generator]) -> MetricEstimate:
+def f1_by_source(generators: Sequence[GeneratorFacts]) -> MetricEstimate:
     """OpenFake v2's cross-benchmark F1: the F1 of every source by itself, weighted by its images.
 
     It means nothing: a source of real images alone has an F1 of 0 however well it is told, and one of fakes 2 · TPR / (1 + TPR).
     """
-    parts = [(one["rate"]["n"], one["rate"]["value"] if one["label"] == "fake" else 0.0) for one in generators if one["rate"]["n"]]
+    parts = [(one.rate.n, (one.rate.value or 0.0) if one.label == "fake" else 0.0) for one in generators if one.rate.n]
     n = sum(weight for weight, _ in parts)
     return MetricEstimate(sum(weight * 2 * tpr / (1 + tpr) for weight, tpr in parts) / n, n=n) if n else undefined(_NONE_SCORED)
 
 
-def missing_is_wrong(generators: Sequence[Generator]) -> MetricEstimate:
+def missing_is_wrong(generators: Sequence[GeneratorFacts]) -> MetricEstimate:
     """DFLIP-3K v1's accuracy: right ones among all images of the list, those without a score included."""
     right, n = hits(generators)
-    return proportion(right, n + sum(one["unscored"] for one in generators), "there are no images")
+    return proportion(right, n + sum(one.unscored for one in generators), "there are no images")
 
 
 def oracle_accuracy(fakes: ScoreHistogram, reals: ScoreHistogram, points: int = 100) -> MetricEstimate:
@@ -254,7 +255,7 @@ def oracle_accuracy(fakes: ScoreHistogram, reals: ScoreHistogram, points: int = 
     return MetricEstimate(max(fakes.above(t) + reals.n - reals.above(t) for t in thresholds.tolist()) / n, n=n)
 
 
-CONVENTIONS: Mapping[str, Callable[[Sequence[Generator]], MetricEstimate]] = {
+CONVENTIONS: Mapping[str, Callable[[Sequence[GeneratorFacts]], MetricEstimate]] = {
     "f1_by_source": f1_by_source,
     "accuracy_missing_wrong": missing_is_wrong,
 }

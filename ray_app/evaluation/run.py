@@ -20,6 +20,7 @@ from ray_app.evaluation.join import OwnLabels
 from ray_app.evaluation.label_sources import check_joined, labels_for, with_simulated_source
 from ray_app.evaluation.protocols import Protocol, load_protocol
 from ray_app.evaluation.systems import systems_of
+from ray_app.reports.evaluation.model import EvaluationDocument
 from ray_app.runs import RunDirectory
 from ray_app.runs.reader import current_files
 from ray_app.scoring.config import ScoreConfig
@@ -35,7 +36,7 @@ MANY_FILES = 64  # of 64 to 256 MiB each: more of them are read side by side by 
 class Evaluated:
     """How an evaluation ended. `document`: the content of `metrics.json`; `exit_code`: TOO_MANY_BAD where scoring ended so."""
 
-    document: dict[str, Any]
+    document: EvaluationDocument
     exit_code: ExitCode = ExitCode.DONE
 
 

@@ -18,6 +18,7 @@ from ray_app.ensembles import calibrate, sigmoid
 from ray_app.errors import InputError
 from ray_app.evaluation.join import JoinedLabels, members_of
 from ray_app.evaluation.systems import Column, System
+from ray_app.reports.evaluation.model import MistakeFacts
 from ray_app.runs import RunDirectory
 from ray_app.scoring.report import SIDE_PX, thumbnail
 from ray_app.storage import Fetcher
@@ -136,11 +137,12 @@ class Mistakes:
         self._rows = sorted(self._rows, key=lambda one: (-one[0], one[1]))[:MOST_MISTAKES]
 
 
-def with_thumbnails(rows: Sequence[Mapping[str, Any]], run: RunDirectory, *, wanted: bool) -> list[dict[str, Any]]:
+def with_thumbnails(rows: Sequence[Mapping[str, Any]], run: RunDirectory, *, wanted: bool) -> list[MistakeFacts]:
     """The rows with `thumbnail`: a small JPEG of the picture as it is now, in base64; None where it cannot be read, or none is wanted."""
     pictures = pictures_of(run, [row["image_id"] for row in rows]) if wanted and rows else {}
     return [
-        {**row, "thumbnail": base64.b64encode(picture).decode() if (picture := pictures.get(row["image_id"])) else None} for row in rows
+        MistakeFacts(**row, thumbnail=base64.b64encode(picture).decode() if (picture := pictures.get(row["image_id"])) else None)
+        for row in rows
     ]
 
 

@@ -22,7 +22,7 @@ from ray_app.evaluation.accumulate import BANDS, UNKNOWN, Cells
 from ray_app.evaluation.groups import EvaluationGroup, ScoreTally
 from ray_app.evaluation.protocols import oracle_accuracy
 from ray_app.evaluation.systems import System, seen, seen_by_any
-from ray_app.metrics.arrays import MetricEstimate, ScoreHistogram, figure_rows, undefined
+from ray_app.metrics.arrays import MetricEstimate, ScoreHistogram, undefined
 from ray_app.metrics.calibration import brier_score, debiased_ece, log_loss, reliability
 from ray_app.metrics.detection import NO_RANKING, auc_figure, detection_of
 from ray_app.metrics.intervals import Interval, bootstrap_intervals, proportion, rates_interval
@@ -38,6 +38,19 @@ from ray_app.metrics.operating_points import (
 )
 from ray_app.metrics.selective import VerdictCounts, abstaining, classification_report, risk_coverage
 from ray_app.metrics.significance import delong_paired, holm, mcnemar
+from ray_app.reports.evaluation.model import PairedFacts
+from ray_app.reports.evaluation.system_model import (
+    ClassHistogram,
+    FigureFacts,
+    FormatStratum,
+    GeneratorFacts,
+    ReliabilityBin,
+    RiskCoverage,
+    SystemFacts,
+    ViewFacts,
+    WorstGenerator,
+    facts_of,
+)
 from ray_app.runs.summary import EDGES
 
 MOST = 20_000  # images that are drawn from; of more, so many stand for all
@@ -140,7 +153,6 @@ def _at(system: System, fakes: ScoreHistogram, reals: ScoreHistogram) -> dict[st
 
 
 NO_OTHERS = "there are no images of the other class"
-Document = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -191,7 +203,7 @@ class _Scores:
         return counts.real_real if group.kind == "real" else counts.fake_fake, scores.n
 
 
-def system_of(system: System, cells: Cells, asked: Asked) -> Document:
+def system_of(system: System, cells: Cells, asked: Asked) -> SystemFacts:
     """The document's entry of one system."""
     groups = sorted({cell.group for cell, _, _ in cells.rows})
     scores = _scores(system, cells, groups)
@@ -199,33 +211,34 @@ def system_of(system: System, cells: Cells, asked: Asked) -> Document:
     labelled = _labelled(cells)
     generators = [_generator(group, scores, labelled[group], asked) for group in groups]
     confusion = Confusion.at(scores.fakes, scores.reals, system.threshold, system.strict)
-    return {
-        "name": system.name,
-        "kind": system.kind,
-        "title": system.title,
-        "output": "binary" if scores.binary else "continuous",
-        "calibrated": system.calibrated,
-        "threshold": system.threshold,
-        "strict": system.strict,
-        "late": system.late,
-        "n_real": scores.reals.n,
-        "n_fake": scores.fakes.n,
-        "unscored": cells.joined - scores.reals.n - scores.fakes.n,
-        "figures": figure_rows(figures),
-        "decided": figure_rows(abstaining(_verdicts(cells))) if system.decides else None,
-        "averages": figure_rows(_averages(scores, groups)),
-        "kinds": {kind: figure_rows(_of_kind(kind, scores, asked, figures)) for kind in ("whole", "local")},
-        "generators": generators,
-        "roc": [] if scores.binary else [list(point) for point in curve_points(scores.fakes, scores.reals)],
-        "precision_recall": [] if scores.binary else [list(point) for point in precision_recall_points(scores.fakes, scores.reals)],
-        "reliability": [] if scores.binary else reliability(scores.fakes, scores.reals, system.calibration),
-        "histogram": _histogram(scores),
-        "risk_coverage": _risk(scores),
-        "report": classification_report(confusion.fake_fake, confusion.fake_real, confusion.real_fake, confusion.real_real),
-        "strata": _strata(scores, cells),
-        "views": _views(scores, cells, asked),
-        "worst": _worst(generators),
-    }
+    curves = not scores.binary
+    return SystemFacts(
+        name=system.name,
+        kind=system.kind,
+        title=system.title,
+        output="binary" if scores.binary else "continuous",
+        calibrated=system.calibrated,
+        threshold=system.threshold,
+        strict=system.strict,
+        late=system.late,
+        n_real=scores.reals.n,
+        n_fake=scores.fakes.n,
+        unscored=cells.joined - scores.reals.n - scores.fakes.n,
+        figures=facts_of(figures),
+        decided=facts_of(abstaining(_verdicts(cells))) if system.decides else None,
+        averages=facts_of(_averages(scores, groups)),
+        kinds={kind: facts_of(_of_kind(kind, scores, asked, figures)) for kind in ("whole", "local")},
+        generators=tuple(generators),
+        roc=tuple(curve_points(scores.fakes, scores.reals)) if curves else (),
+        precision_recall=tuple(precision_recall_points(scores.fakes, scores.reals)) if curves else (),
+        reliability=tuple(ReliabilityBin(**one) for one in reliability(scores.fakes, scores.reals, system.calibration)) if curves else (),
+        histogram=_histogram(scores),
+        risk_coverage=_risk(scores),
+        report=classification_report(confusion.fake_fake, confusion.fake_real, confusion.real_fake, confusion.real_real),
+        strata=tuple(_strata(scores, cells)),
+        views=tuple(_views(scores, cells, asked)),
+        worst=_worst(generators),
+    )
 
 
 def _labelled(cells: Cells) -> Counter[EvaluationGroup]:
@@ -277,36 +290,36 @@ def _averages(scores: _Scores, groups: Iterable[EvaluationGroup]) -> dict[str, M
     return found
 
 
-def _generator(group: EvaluationGroup, scores: _Scores, labelled: int, asked: Asked) -> Document:
+def _generator(group: EvaluationGroup, scores: _Scores, labelled: int, asked: Asked) -> GeneratorFacts:
     hits, n = scores.right(group)
     mine = scores.by_group[group]
     pair = (scores.fakes, mine) if group.kind == "real" else (mine, scores.reals)
-    told = {
-        "name": group.generator,
-        "label": group.label,
-        "kind": group.kind,
-        "seen": _seen(scores.system, group.generator, asked),
-        "released": asked.released(group.generator) if group.kind != "real" else None,
-        "n": n,
-        "unscored": labelled - n,
-        "rate": proportion(hits, n, "none of these images was scored").row(),
-        "auc": scores.auc(*pair).row(),
-    }
-    if "average_precision" in asked.extras:
-        told["average_precision"] = _ranked(
-            scores, pair, lambda fakes, reals: MetricEstimate(average_precision(fakes, reals), n=fakes.n + reals.n)
-        )
-    if "oracle_accuracy" in asked.extras:
-        told["oracle_accuracy"] = _ranked(scores, pair, oracle_accuracy)
-    return told
+    ways = {"average_precision": _average_precision, "oracle_accuracy": oracle_accuracy}
+    extras = {name: FigureFacts.of(_ranked(scores, pair, way)) for name, way in ways.items() if name in asked.extras}
+    return GeneratorFacts(
+        name=group.generator,
+        label=group.label,
+        kind=group.kind,
+        seen=_seen(scores.system, group.generator, asked),
+        released=asked.released(group.generator) if group.kind != "real" else None,
+        n=n,
+        unscored=labelled - n,
+        rate=FigureFacts.of(proportion(hits, n, "none of these images was scored")),
+        auc=FigureFacts.of(scores.auc(*pair)),
+        **extras,
+    )
+
+
+def _average_precision(fakes: ScoreHistogram, reals: ScoreHistogram) -> MetricEstimate:
+    return MetricEstimate(average_precision(fakes, reals), n=fakes.n + reals.n)
 
 
 def _ranked(
     scores: _Scores, pair: tuple[ScoreHistogram, ScoreHistogram], figure: Callable[[ScoreHistogram, ScoreHistogram], MetricEstimate]
-) -> Document:
+) -> MetricEstimate:
     if scores.binary:
-        return undefined(NO_RANKING).row()
-    return (figure(*pair) if pair[0].n and pair[1].n else undefined(NO_OTHERS)).row()
+        return undefined(NO_RANKING)
+    return figure(*pair) if pair[0].n and pair[1].n else undefined(NO_OTHERS)
 
 
 def _seen(system: System, generator: str, asked: Asked) -> str:
@@ -321,22 +334,22 @@ def _verdicts(cells: Cells) -> VerdictCounts:
     return VerdictCounts(**counts)
 
 
-def _histogram(scores: _Scores) -> Document:
+def _histogram(scores: _Scores) -> ClassHistogram:
     counted = {
         name: np.histogram(np.clip(one.values, EDGES[0], EDGES[-1]), EDGES, weights=one.counts)[0].astype(int).tolist()
         for name, one in (("real", scores.reals), ("fake", scores.fakes))
     }
-    return {"edges": EDGES.tolist(), **counted}
+    return ClassHistogram(edges=EDGES.tolist(), **counted)
 
 
-def _risk(scores: _Scores) -> Document:
+def _risk(scores: _Scores) -> RiskCoverage:
     if scores.binary:
-        return {"points": [], "aurc": undefined("binary replies say nothing of how sure they are").row()}
+        return RiskCoverage(points=(), aurc=FigureFacts.of(undefined("binary replies say nothing of how sure they are")))
     found = risk_coverage(scores.fakes, scores.reals, scores.system.threshold, strict=scores.system.strict)
-    return {"points": found["points"], "aurc": found["aurc"].row()}
+    return RiskCoverage(points=found["points"], aurc=FigureFacts.of(found["aurc"]))
 
 
-def _strata(scores: _Scores, cells: Cells) -> list[Document]:
+def _strata(scores: _Scores, cells: Cells) -> list[FormatStratum]:
     """Figures within images of one format and one size, where neither can be what tells them apart."""
     found: dict[tuple[str, str], dict[str, list[ScoreTally]]] = {}
     for (name, cell), tally in cells.scores.items():
@@ -346,8 +359,8 @@ def _strata(scores: _Scores, cells: Cells) -> list[Document]:
     for (form, size), classes in sorted(found.items(), key=_in_order):
         fakes, reals = _merged(classes["fake"]), _merged(classes["real"])
         counts = Confusion.at(fakes, reals, scores.system.threshold, scores.system.strict)
-        told.append({"format": form, "size": size, "n_real": reals.n, "n_fake": fakes.n, "auc": scores.auc(fakes, reals).row(),
-                     "balanced_accuracy": rates_at(counts)["balanced_accuracy"].row()})  # fmt: skip
+        told.append(FormatStratum(format=form, size=size, n_real=reals.n, n_fake=fakes.n, auc=FigureFacts.of(scores.auc(fakes, reals)),
+                            balanced_accuracy=FigureFacts.of(rates_at(counts)["balanced_accuracy"])))  # fmt: skip
     return told
 
 
@@ -356,7 +369,7 @@ def _in_order(stratum: tuple[tuple[str, str], Any]) -> tuple[str, int]:
     return form, (*BANDS, UNKNOWN).index(size)
 
 
-def _views(scores: _Scores, cells: Cells, asked: Asked) -> list[Document]:
+def _views(scores: _Scores, cells: Cells, asked: Asked) -> list[ViewFacts]:
     """Figures of perturbed pixels, in the order of the run's views."""
     told = []
     for view in dict.fromkeys(view for view, _, _ in cells.views):
@@ -365,19 +378,21 @@ def _views(scores: _Scores, cells: Cells, asked: Asked) -> list[Document]:
         fakes = ScoreHistogram.merged(one for group, one in mine.items() if group.kind != "real")
         reals = ScoreHistogram.merged(one for group, one in mine.items() if group.kind == "real")
         figures = asked.resampling.of_view(scores.figures(fakes, reals), scores.system, mine)
-        told.append({"name": view, "n_real": reals.n, "n_fake": fakes.n, "figures": figure_rows(figures)})
+        told.append(ViewFacts(name=view, n_real=reals.n, n_fake=fakes.n, figures=facts_of(figures)))
     return told
 
 
-def _worst(generators: Sequence[Document]) -> Document | None:
+def _worst(generators: Sequence[GeneratorFacts]) -> WorstGenerator | None:
     """The fakes of which the fewest are found; of those with twenty images or more where there are any."""
-    known = [one for one in generators if one["label"] == "fake" and one["rate"]["value"] is not None]
-    many = [one for one in known if one["n"] >= 20] or known
-    worst = min(many, key=lambda one: one["rate"]["value"], default=None)
-    return None if worst is None else {"generator": worst["name"], "rate": worst["rate"]}
+    known = [(one.rate.value, one) for one in generators if one.label == "fake" and one.rate.value is not None]
+    many = [pair for pair in known if pair[1].n >= 20] or known
+    if not many:
+        return None
+    worst = min(many, key=lambda pair: pair[0])[1]
+    return WorstGenerator(generator=worst.name, rate=worst.rate)
 
 
-def paired_tests(sample: pa.Table, systems: Sequence[System], binary: Mapping[str, bool]) -> list[dict[str, Any]]:
+def paired_tests(sample: pa.Table, systems: Sequence[System], binary: Mapping[str, bool]) -> list[PairedFacts]:
     """DeLong's test of two AUCs, or McNemar's where one of the two only says yes and no; on images that both score.
 
     `difference` is b's figure less a's, as everywhere; `p_holm` is corrected for all pairs.
@@ -396,8 +411,12 @@ def paired_tests(sample: pa.Table, systems: Sequence[System], binary: Mapping[st
             test = mcnemar(_right(first, truth, one), _right(second, truth, other))
         else:
             test = delong_paired(first, second, truth)
-        told.append({"a": one.name, "b": other.name, **test.row()})
-    return [row | {"p_holm": p} for row, p in zip(told, holm([row["p"] for row in told]), strict=True)]
+        told.append((one.name, other.name, test))
+    corrected = holm([test.p for _, _, test in told])
+    return [
+        PairedFacts(a=a, b=b, test=test.test, n=test.n, difference=FigureFacts.of(test.difference), p=test.p, why=test.why, p_holm=p)
+        for (a, b, test), p in zip(told, corrected, strict=True)
+    ]
 
 
 def _right(scores: npt.NDArray[np.float64], fakes: npt.NDArray[np.bool_], system: System) -> npt.NDArray[np.bool_]:

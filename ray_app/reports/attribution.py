@@ -12,15 +12,18 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from ray_app.attribution.cards import DescriberCard, IdentifierCard
 from ray_app.attribution.generators import family_title, title_of
+from ray_app.config import OptionalKey, Section
 from ray_app.reports import format as wording
 from ray_app.reports.card import preprocessing_lines
+from ray_app.reports.evaluation.system_model import NOT_MEASURED, FigureFacts
 from ray_app.reports.format import counted, stated, visible
 from ray_app.reports.html import render, settings
 from ray_app.reports.text import paragraph
 
-Facts = Mapping[str, Any]
 FIGURES = {
     "accuracy": "accuracy",
     "top_3": "right name among the first 3",
@@ -42,18 +45,89 @@ _MOST_IN_LINE = 12
 _LONGEST_NAME = 48
 
 
-def render_identifier_report(facts: Facts) -> str:
+class NamedClass(Section):
+    """One known generator's images, and how they were named."""
+
+    name: str = ""
+    n: int = 0
+    recall: FigureFacts = NOT_MEASURED
+    precision: FigureFacts = NOT_MEASURED
+    f1: FigureFacts = NOT_MEASURED
+    abstained: FigureFacts = NOT_MEASURED
+
+
+class UnknownGenerator(Section):
+    """One unknown generator's images, and the name that they are given most."""
+
+    name: str = ""
+    n: int = 0
+    abstained: FigureFacts = NOT_MEASURED
+    nearest: str = ""
+    nearest_n: int = 0
+
+
+class NamedSplit(Section):
+    """How well one split's images are named (ray_app.training.identifier.export). `pairs`: true name, wrong name, how many."""
+
+    n_known: int = 0
+    n_unknown: int = 0
+    n_real: int = 0
+    figures: Mapping[str, FigureFacts] = {}
+    classes: tuple[NamedClass, ...] = ()
+    pairs: tuple[tuple[str, str | None, int], ...] = ()
+    unknown: tuple[UnknownGenerator, ...] = ()
+
+
+class IdentifierTraining(Section):
+    """The document of an identifier's training, `metrics.json`: `training` fills it. `classes`: training images of each; `c`: the
+    regression's, chosen by `log_losses`; `open_set`: the card's rule for giving no name.
+    """
+
+    schema_number: int = Field(default=1, alias="schema")
+    method: str = ""
+    name: str = ""
+    title: str = ""
+    out: str = ""
+    detector: str = ""
+    head: str = ""
+    level: str = ""
+    classes: Mapping[str, int] = {}
+    families: Mapping[str, str] = {}
+    left_out: Mapping[str, int] = {}
+    held_out: tuple[str, ...] = ()
+    c: float | None = None
+    log_losses: Mapping[str, float] = {}
+    temperature: float | None = None
+    calibration_note: str | None = None
+    open_set: Mapping[str, Any] | None = None
+    validation: NamedSplit = NamedSplit()
+    test: NamedSplit | None = None
+    recipe: Mapping[str, Any] = {}
+    card: Mapping[str, Any] = {}
+    environment: Mapping[str, Any] = {}
+    data: OptionalKey[Mapping[str, Any]] = None
+    unreadable: int = 0
+    seconds: float | None = None
+
+    @property
+    def splits(self) -> list[tuple[str, NamedSplit]]:
+        """The splits that were measured."""
+        return [(name, split) for name, split in (("validation", self.validation), ("test", self.test)) if split is not None]
+
+
+def render_identifier_report(document: IdentifierTraining | Mapping[str, Any]) -> str:
     """Write what `training.identifying` tells as one self-contained HTML page."""
-    splits = [(name, facts[name]) for name in ("validation", "test") if facts.get(name)]
+    facts = IdentifierTraining.model_validate(document)
+    splits = facts.splits
     return render(
         "identifier.html",
         told=facts,
         splits=splits,
         headline=_headline(facts),
         figures=[
-            (words, [_cell(split["figures"][name]) for _, split in splits])
+            (words, [_cell(split.figures[name]) for _, split in splits])
             for name, words in FIGURES.items()
-            if any(split["figures"][name]["value"] is not None for _, split in splits)
+            if any(split.figures[name].value is not None for _, split in splits)
         ],
         reasons=_reasons(facts),
         open_set=open_set_in_words(facts),
@@ -61,25 +135,25 @@ def render_identifier_report(facts: Facts) -> str:
         last=splits[-1],
         row=_cell,
         most=_MOST,
-        recipe=settings(facts["recipe"]),
-        environment=settings(facts["environment"]),
-        card=settings(facts["card"]),
+        recipe=settings(facts.recipe),
+        environment=settings(facts.environment),
+        card=settings(facts.card),
     )
 
 
-def identifier_lines(facts: Facts) -> list[str]:
+def identifier_lines(document: IdentifierTraining | Mapping[str, Any]) -> list[str]:
     """The end of the training in words, for the terminal."""
+    facts = IdentifierTraining.model_validate(document)
     lines = [_headline(facts)]
-    for name in ("validation", "test"):
-        if split := facts.get(name):
-            told = [f"{FIGURES[one]} {_in_words(split['figures'][one])}" for one in _IN_LINES if split["figures"][one]["value"] is not None]
-            lines.append(f"{name} ({split['n_known']:,} of known generators, {split['n_unknown']:,} of unknown): {', '.join(told)}")
+    for name, split in facts.splits:
+        told = [f"{FIGURES[one]} {_in_words(split.figures[one])}" for one in _IN_LINES if split.figures[one].value is not None]
+        lines.append(f"{name} ({split.n_known:,} of known generators, {split.n_unknown:,} of unknown): {', '.join(told)}")
     lines.append(open_set_in_words(facts))
-    if pairs := (facts.get("test") or facts["validation"])["pairs"][:3]:
-        lines.append("most often confused: " + ", ".join(f"{_name(true)} taken for {_name(said)} ({n:,})" for true, said, n in pairs))
-    if facts["left_out"]:
-        lines.append(f"left out for too few images: {_counts(facts['left_out'])}")
-    out = wording.visible(str(facts["out"]).rstrip("/"))
+    if pairs := facts.splits[-1][1].pairs[:3]:
+        lines.append("most often confused: " + ", ".join(f"{_name(true)} taken for {_name(str(said))} ({n:,})" for true, said, n in pairs))
+    if facts.left_out:
+        lines.append(f"left out for too few images: {_counts(facts.left_out)}")
+    out = wording.visible(facts.out.rstrip("/"))
     return [
         *lines,
         f"report: {out}/report.html",
@@ -87,12 +161,12 @@ def identifier_lines(facts: Facts) -> list[str]:
     ]
 
 
-def identifier_plan_lines(planned: Facts) -> list[str]:
+def identifier_plan_lines(planned: Mapping[str, Any]) -> list[str]:
     """The dry run in words."""
     return [wording.visible(line) for line in _plan(planned)]
 
 
-def _plan(planned: Facts) -> Iterator[str]:
+def _plan(planned: Mapping[str, Any]) -> Iterator[str]:
     asked = planned["open_set"]
     yield (
         f"{planned['name']}: a {planned['head']} head over {len(planned['classes'])} classes ({planned['level']}), "
@@ -114,48 +188,48 @@ def _plan(planned: Facts) -> Iterator[str]:
         yield "there is no test split: how good it is on images that decided nothing stays unknown"
 
 
-def open_set_in_words(facts: Facts) -> str:
+def open_set_in_words(facts: IdentifierTraining) -> str:
     """What share of images was to be given no name, and what share was."""
-    found = facts["open_set"]
+    found = facts.open_set
     if found is None:
         return "Every image is given a name: no threshold was asked for."
     asked = f"Asked to give no name to {wording.percent(found['abstains'])} of images of known generators (by {found['method']}, "
     asked += f"a threshold from {found['n']:,} validation images)"
-    test = facts.get("test")
-    if not test or test["figures"]["abstained"]["value"] is None:
+    test = facts.test
+    if test is None or test.figures["abstained"].value is None:
         return f"{asked}; no test image says what share it is."
-    told = f"{asked}; on test it was {_in_words(test['figures']['abstained'])}"
-    unknown = test["figures"]["unknown_abstained"]
-    return f"{told}, and {_in_words(unknown)} of those of unknown generators." if unknown["value"] is not None else f"{told}."
+    told = f"{asked}; on test it was {_in_words(test.figures['abstained'])}"
+    unknown = test.figures["unknown_abstained"]
+    return f"{told}, and {_in_words(unknown)} of those of unknown generators." if unknown.value is not None else f"{told}."
 
 
-def _headline(facts: Facts) -> str:
-    split = "test" if facts.get("test") else "validation"
-    title = wording.visible(facts["title"] or facts["name"])
-    accuracy = facts[split]["figures"]["accuracy"]
-    if accuracy["value"] is None:
-        return f"{title}: {len(facts['classes'])} classes, not measured."
-    return f"{title}: {wording.percent(accuracy['value'])} of {split} images of {len(facts['classes'])} classes rightly named."
+def _headline(facts: IdentifierTraining) -> str:
+    split, last = facts.splits[-1]
+    title = wording.visible(facts.title or facts.name)
+    accuracy = last.figures["accuracy"].value
+    if accuracy is None:
+        return f"{title}: {len(facts.classes)} classes, not measured."
+    return f"{title}: {wording.percent(accuracy)} of {split} images of {len(facts.classes)} classes rightly named."
 
 
-def _reasons(facts: Facts) -> list[str]:
+def _reasons(facts: IdentifierTraining) -> list[str]:
     """Why figures of the last split are not there."""
-    last = facts.get("test") or facts["validation"]
-    return [f"{FIGURES[name]}: {last['figures'][name]['why']}" for name in FIGURES if last["figures"][name]["value"] is None]
+    last = facts.splits[-1][1]
+    return [f"{FIGURES[name]}: {last.figures[name].why}" for name in FIGURES if last.figures[name].value is None]
 
 
-def _chances_in_words(facts: Facts) -> str:
-    if facts["calibration_note"]:
-        return f"Probabilities are not calibrated: {facts['calibration_note']}."
-    return f"Probabilities are calibrated by a temperature of {facts['temperature']:.3g}, on training images by folds of groups."
+def _chances_in_words(facts: IdentifierTraining) -> str:
+    if facts.calibration_note:
+        return f"Probabilities are not calibrated: {facts.calibration_note}."
+    return f"Probabilities are calibrated by a temperature of {facts.temperature:.3g}, on training images by folds of groups."
 
 
-def _cell(row: Facts) -> tuple[str, tuple[str, str] | None]:
-    ends = row["interval"]
-    return wording.percent(row["value"]), None if ends is None else (wording.percent(ends[0]), wording.percent(ends[1]))
+def _cell(row: FigureFacts) -> tuple[str, tuple[str, str] | None]:
+    ends = row.ends
+    return wording.percent(row.value), None if ends is None else (wording.percent(ends[0]), wording.percent(ends[1]))
 
 
-def _in_words(row: Facts) -> str:
+def _in_words(row: FigureFacts) -> str:
     value, ends = _cell(row)
     return value if ends is None else f"{value} ({ends[0]} to {ends[1]})"
 

@@ -1,99 +1,102 @@
 """What `touchstone calibrate` says on the terminal. Knows its report (`ray_app.evaluation.calibrate.run`) and words; computes nothing."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from ray_app.reports import format as wording
+from ray_app.reports.calibration_model import CalibratedCascade, CalibrationReport, QualityBand
+from ray_app.reports.evaluation.system_model import FigureFacts
 from ray_app.reports.text import paragraph, table
 
 _WIDTH = 110
 _MOST_ROWS = 20
 
-Report = Mapping[str, Any]
 
-
-def calibration_lines(report: Report) -> list[str]:
+def calibration_lines(report: CalibrationReport) -> list[str]:
     """A calibration in words: what was fitted on what, what is promised, what it is worth on images that it did not see."""
     lines = [_images(report), *_parts(report), "", *_promise(report), "", *_chances(report)]
-    lines += [*_cascade(report["cascade"])] if report["cascade"] else []
-    lines += ["", *_generators(report), "", *_qualities(report["qualities"]), ""]
-    for sentence in [*report["findings"], *report["told"], *report["notes"]]:
+    lines += [*_cascade(report.cascade)] if report.cascade else []
+    lines += ["", *_generators(report), "", *_qualities(report.qualities), ""]
+    for sentence in [*report.findings, *report.told, *report.notes]:
         first, *more = paragraph(wording.visible(sentence), _WIDTH - 6)
         lines += [f"note: {first}", *(f"      {line}" for line in more)]
-    return [*lines, f"card: {report['card']}", f"report: {report['report']}"]
+    return [*lines, f"card: {report.card}", f"report: {report.report}"]
 
 
-def _images(report: Report) -> str:
-    images = report["images"]
-    left = "; ".join(f"{count:,} {reason}" for reason, count in images["left_out"].items())
-    return f"images: {images['used']:,} of {images['labelled']:,} labelled" + (f" (left out: {left})" if left else "")
+def _images(report: CalibrationReport) -> str:
+    images = report.images
+    left = "; ".join(f"{count:,} {reason}" for reason, count in images.left_out.items())
+    return f"images: {images.used:,} of {images.labelled:,} labelled" + (f" (left out: {left})" if left else "")
 
 
-def _parts(report: Report) -> list[str]:
-    rows = [[part["name"], f"{part['n_real']:,}", f"{part['n_fake']:,}", f"{part['groups']:,}"] for part in report["parts"]]
+def _parts(report: CalibrationReport) -> list[str]:
+    rows = [[part.name, f"{part.n_real:,}", f"{part.n_fake:,}", f"{part.groups:,}"] for part in report.parts]
     return table(["part", "real", "fake", "groups"], rows, _WIDTH, right={1, 2, 3})
 
 
-def _promise(report: Report) -> list[str]:
-    promise, thresholds = report["guarantee"], report["thresholds"]
-    found, miss = thresholds["true_positive_rate"], report["options"]["miss"]
+def _promise(report: CalibrationReport) -> list[str]:
+    promise, thresholds = report.guarantee, report.thresholds
+    found, miss = thresholds.true_positive_rate, report.options["miss"]
     return [
-        f"fake at {thresholds['fake_above']:.3f} and above: under {_share(promise['target_fpr'])} of reals, "
-        f"at {_share(promise['confidence'])} confidence",
-        f"  {promise['false_positives']:,} of {promise['n_real']:,} held-out reals reach it (at most {_share(promise['upper_bound'])}); "
+        f"fake at {thresholds.fake_above:.3f} and above: under {_share(promise.target_fpr)} of reals, "
+        f"at {_share(promise.confidence)} confidence",
+        f"  {promise.false_positives:,} of {promise.n_real:,} held-out reals reach it (at most {_share(promise.upper_bound)}); "
         f"{'no fakes to tell how many it finds' if found is None else f'it finds {_share(found)} of the fakes'}",
-        f"real at {thresholds['real_below']:.3f} and below: no more than {_share(miss)} of those fakes; in between the verdict is abstain",
-        f"probabilities are chances where {_share(report['prevalence'])} of the images are fake",
+        f"real at {thresholds.real_below:.3f} and below: no more than {_share(miss)} of those fakes; in between the verdict is abstain",
+        f"probabilities are chances where {_share(report.prevalence)} of the images are fake",
     ]
 
 
-def _chances(report: Report) -> list[str]:
+def _chances(report: CalibrationReport) -> list[str]:
     rows = [
-        [one["name"], *(_number(one[when][figure]) for figure in ("log_loss", "ece") for when in ("before", "after")), one["calibration"]]
-        for one in report["systems"]
+        [
+            one.name,
+            *(_number(getattr(getattr(one, when), figure)) for figure in ("log_loss", "ece") for when in ("before", "after")),
+            one.calibration,
+        ]
+        for one in report.systems
     ]
     heads = ["on held-out images", "log-loss", "calibrated", "ECE", "calibrated", "calibration"]
     return table(heads, rows, _WIDTH, right={1, 2, 3, 4})
 
 
-def _cascade(cascade: Report) -> list[str]:
-    measured = cascade["measured"]
-    low, high = cascade["band"]
+def _cascade(cascade: CalibratedCascade) -> list[str]:
+    measured = cascade.measured
+    low, high = cascade.band
     return [
         "",
-        f"cascade: {cascade['first']} detector{'s' if cascade['first'] > 1 else ''} on every image, all where that says "
-        f"{low:.3f} … {high:.3f}, and on {_share(measured['audit'])} more for audit",
-        f"  {_share(measured['share'])} of held-out images go on (allowed: {_share(cascade['share_allowed'])}) where "
-        f"{_share(cascade['prevalence'])} are fake",
-        f"  finds {_share(cascade['found'])} of the fakes; all detectors on all images: {_share(cascade['found_by_all_on_all'])}",
+        f"cascade: {cascade.first} detector{'s' if cascade.first > 1 else ''} on every image, all where that says "
+        f"{low:.3f} … {high:.3f}, and on {_share(measured.audit)} more for audit",
+        f"  {_share(measured.share)} of held-out images go on (allowed: {_share(cascade.share_allowed)}) where "
+        f"{_share(cascade.prevalence)} are fake",
+        f"  finds {_share(cascade.found)} of the fakes; all detectors on all images: {_share(cascade.found_by_all_on_all)}",
     ]
 
 
-def _generators(report: Report) -> list[str]:
-    every = report["generators_left_out"]
+def _generators(report: CalibrationReport) -> list[str]:
+    every = report.generators_left_out
     rows = [
-        [one["generator"], f"{one['n']:,}", *(_number(one[key], share=key == "found") for key in ("found", "auc", "log_loss", "ece"))]
+        [one.generator, f"{one.n:,}", _number(one.found, share=True), *map(_number, (one.auc, one.log_loss, one.ece))]
         for one in every[:_MOST_ROWS]
     ]
-    hidden = len(every) - len(rows) + report["generators_not_shown"]
+    hidden = len(every) - len(rows) + report.generators_not_shown
     more = [f"  and {hidden:,} more in the report"] if hidden else []
     return table(["generator, left out", "fakes", "found", "AUC", "log-loss", "ECE"], rows, _WIDTH, right={1, 2, 3, 4, 5}) + more
 
 
-def _qualities(bands: Sequence[Report]) -> list[str]:
+def _qualities(bands: Sequence[QualityBand]) -> list[str]:
     rows = [
-        [one["quality"], f"{one['n_real']:,}", f"{one['n_fake']:,}",
-         *(_number(one[key], share=key in ("false_positives", "found")) for key in ("false_positives", "found", "log_loss", "ece"))]
+        [one.quality, f"{one.n_real:,}", f"{one.n_fake:,}",
+         *(_number(rate, share=True) for rate in (one.false_positives, one.found)), _number(one.log_loss), _number(one.ece)]
         for one in bands
     ]  # fmt: skip
     heads = ["JPEG quality", "real", "fake", "false positives", "found", "log-loss", "ECE"]
     return table(heads, rows, _WIDTH, right={1, 2, 3, 4, 5, 6})
 
 
-def _number(figure: Report, *, share: bool = False) -> str:
-    if figure["value"] is None:
+def _number(figure: FigureFacts, *, share: bool = False) -> str:
+    if figure.value is None:
         return wording.NONE
-    return _share(figure["value"]) if share else f"{figure['value']:.3f}"
+    return _share(figure.value) if share else f"{figure.value:.3f}"
 
 
 def _share(value: float | None) -> str:

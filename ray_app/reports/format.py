@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from ray_app.errors import MEANING, REASON_MEANING, Reason, Status
 from ray_app.reports.evaluation.system_model import FigureFacts
-from ray_app.reports.run_model import RunSummary, SessionSummary, StabilitySummary
+from ray_app.runs.document import RunSummary, SessionSummary, StabilitySummary
 
 VERDICT_WORDS = {"fake": "flagged as fake", "abstain": "abstained", "real": "no evidence found"}
 C2PA_WORDS = {
@@ -110,7 +110,7 @@ def counted(number: int, noun: str) -> str:
 
 def second_look(run: RunSummary) -> list[str]:
     """Of a cascade, which share of images all detectors looked at, and what either look takes; nothing of any other run."""
-    found, looks = run.second_look, run.session.looks
+    found, looks = run.second_look, run.session.looks or {}
     if found is None:
         return []
     audited = f"{count(found.band)} in the uncertain band, {count(found.audit)} drawn by the audit"
@@ -125,9 +125,9 @@ def second_look(run: RunSummary) -> list[str]:
     return said
 
 
-def stability(found: StabilitySummary) -> list[str]:
+def stability(found: StabilitySummary | None) -> list[str]:
     """What became of verdicts near a threshold when their images were recompressed; nothing where that was not asked for."""
-    if not found.views:
+    if found is None or not found.views:
         return []
     asked = f"{counted(found.asked, 'image')} within {found.margin:g} log-odds of a threshold"
     views = f"looked at in {counted(found.views, 'recompressed view')} each"
@@ -164,7 +164,9 @@ def kept_settings(session: SessionSummary) -> list[str]:
 
 def unguarded(session: SessionSummary) -> list[str]:
     """What was lost on a store without conditional writes; nothing on any other."""
-    return ["two commands that write into this directory at once are not noticed: its store has no conditional writes"] * session.unguarded
+    return ["two commands that write into this directory at once are not noticed: its store has no conditional writes"] * bool(
+        session.unguarded
+    )
 
 
 def decimal(number: float | None, digits: int = 1) -> str:

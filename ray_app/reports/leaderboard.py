@@ -12,42 +12,15 @@ from markupsafe import Markup
 
 from ray_app.reports import format as figure_words
 from ray_app.reports import format as wording
-from ray_app.reports.evaluation.model import DataFacts, EvaluationFacts
+from ray_app.reports.evaluation.model import EvaluationDocument
 from ray_app.reports.evaluation.system_model import NOT_MEASURED, FigureFacts, GeneratorFacts, SystemFacts, ViewFacts
 from ray_app.reports.html import render
-from ray_app.reports.run_model import SummarySection
 from ray_app.reports.svg import range_meter
 from ray_app.reports.text import paragraph, table
 
 COLUMNS = ("auc", "balanced_accuracy", "tpr_at_fpr_1", "ece")
 _MANY = 0.01  # share of images without a score from which on it is said
 _LONGEST_NAME = 60
-
-
-class WorstFacts(SummarySection):
-    """The generator of which the fewest fakes are found."""
-
-    generator: str = ""
-    rate: FigureFacts = NOT_MEASURED
-
-
-class RankedData(DataFacts):
-    """The images; `digest`: the same for the same images with the same labels."""
-
-    digest: str = ""
-
-
-class RankedSystem(SystemFacts):
-    """A system with its worst generator."""
-
-    worst: WorstFacts = WorstFacts()
-
-
-class RankedEvaluation(EvaluationFacts):
-    """What a leaderboard reads of an evaluation's document."""
-
-    data: RankedData = RankedData()
-    systems: tuple[RankedSystem, ...] = ()
 
 
 class Weakness(NamedTuple):
@@ -63,7 +36,7 @@ class Weakness(NamedTuple):
 class LeaderboardEntry:
     """One system of one evaluation. `url`: where the evaluation lies. `trained_on`: how many of the fakes' generators it saw."""
 
-    system: RankedSystem
+    system: SystemFacts
     url: str
     worst_generator: Weakness
     worst_view: Weakness
@@ -123,9 +96,9 @@ def boards_of(evaluations: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Lead
 
     Raises pydantic's ValidationError for a document of another shape.
     """
-    groups: dict[str, list[tuple[str, RankedEvaluation]]] = {}
+    groups: dict[str, list[tuple[str, EvaluationDocument]]] = {}
     for url, document in evaluations:
-        told = RankedEvaluation.model_validate(dict(document))
+        told = EvaluationDocument.model_validate(document)
         groups.setdefault(_same(told), []).append((url, told))
     boards = [_board(group) for group in groups.values()]
     return sorted(boards, key=lambda one: -(one.n_real + one.n_fake))
@@ -160,7 +133,7 @@ def _cells(entry: LeaderboardEntry) -> list[str]:
     return [system, *shown, named if worst.name else wording.NONE]
 
 
-def _same(told: RankedEvaluation) -> str:
+def _same(told: EvaluationDocument) -> str:
     """What evaluations share that may stand in one list: the data, told by its digest or else by its labels and counts; and the rules."""
     first = told.systems[0].generators if told.systems else ()
     counted = sorted((one.label, one.name, one.kind, one.n + one.unscored) for one in first)
@@ -168,7 +141,7 @@ def _same(told: RankedEvaluation) -> str:
     return json.dumps([data, told.protocol.name if told.protocol else None])
 
 
-def _board(group: Sequence[tuple[str, RankedEvaluation]]) -> Leaderboard:
+def _board(group: Sequence[tuple[str, EvaluationDocument]]) -> Leaderboard:
     first = group[0][1]
     entries = [_entry(url, told, system) for url, told in group for system in told.systems]
     ranked = sorted((one for one in entries if one.system.figure("auc").ends), key=lambda one: _merit(one, "auc"))
@@ -193,7 +166,7 @@ def _merit(entry: LeaderboardEntry, key: str) -> tuple[float, float, str]:
     return -low, -(figure.number if figure.number is not None else -1.0), entry.system.called
 
 
-def _warnings(group: Iterable[tuple[str, RankedEvaluation]], entries: Sequence[LeaderboardEntry]) -> Iterable[str]:
+def _warnings(group: Iterable[tuple[str, EvaluationDocument]], entries: Sequence[LeaderboardEntry]) -> Iterable[str]:
     for _, told in group:
         shortcut = told.data.shortcut
         if shortcut.confounded:
@@ -204,7 +177,7 @@ def _warnings(group: Iterable[tuple[str, RankedEvaluation]], entries: Sequence[L
         yield "Not all systems met the same perturbations, so their worst ones do not compare."
 
 
-def _entry(url: str, told: RankedEvaluation, system: RankedSystem) -> LeaderboardEntry:
+def _entry(url: str, told: EvaluationDocument, system: SystemFacts) -> LeaderboardEntry:
     fakes = _by_name(system)
     return LeaderboardEntry(
         system=system,
@@ -226,8 +199,8 @@ def _by_name(system: SystemFacts) -> dict[str, set[str]]:
     return found
 
 
-def _worst_generator(system: RankedSystem, among: int) -> Weakness:
-    if system.worst.generator:
+def _worst_generator(system: SystemFacts, among: int) -> Weakness:
+    if system.worst and system.worst.generator:
         return Weakness(system.worst.generator, "tpr", system.worst.rate, among)
     hardest: list[GeneratorFacts] = [one for one in system.hardest() if one.rate.number is not None]
     return Weakness(hardest[0].name, "tpr", hardest[0].rate, among) if hardest else Weakness("", "tpr", NOT_MEASURED, among)

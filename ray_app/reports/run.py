@@ -20,11 +20,12 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 
 from ray_app.attribution.generators import family_title, title_of
+from ray_app.ensembles.card import Thresholds
 from ray_app.errors import ConfigError
 from ray_app.reports import format as wording
 from ray_app.reports.html import jpeg_uri, render, settings
-from ray_app.reports.run_model import GeneratorCount, GuaranteeSummary, ProfileSummary, RunSummary, ThresholdSummary
 from ray_app.reports.svg import BarSegment, Zones, histogram, stacked_bar
+from ray_app.runs.document import GeneratorCount, GuaranteeSummary, ProfileSummary, RunSummary
 
 FEATURE_WORDS = {
     "score": "score",
@@ -35,9 +36,9 @@ FEATURE_WORDS = {
 }
 
 
-def guarantee_sentences(found: GuaranteeSummary) -> list[str]:
+def guarantee_sentences(found: GuaranteeSummary | None) -> list[str]:
     """The promise, and whether it holds; nothing where a run's card promises nothing."""
-    if not found.stated:
+    if found is None or not found.stated:
         return []
     sentences = [promise(found.target_fpr, found.confidence, found.population)] if found.target_fpr else []
     why = f": {wording.shortened(found.why, 400)}" if found.why else ""
@@ -177,7 +178,7 @@ class FalseFlags:
         return self.raised <= self.expected.high
 
 
-def false_flags(thresholds: ThresholdSummary, *, scored: int, raised: int, prior: float | None = None) -> FalseFlags | None:
+def false_flags(thresholds: Thresholds, *, scored: int, raised: int, prior: float | None = None) -> FalseFlags | None:
     """Set flags raised against flags to expect at this archive's size; None where no false-positive rate is stated.
 
     Shares are those of `prior`, or of three priors where it is None, and empty where no true-positive rate is stated.
@@ -259,7 +260,7 @@ def limit_sentences(run: RunSummary) -> list[str]:
 def _sentence(run: RunSummary, name: str, number: int) -> str:
     members = wording.counted(number, "member")
     if name == "decode_bytes":
-        has = run.session.memory.decode_bytes
+        has = (run.session.memory and run.session.memory.decode_bytes) or 0
         return (
             f"decode_bytes ({wording.size(has)} of a node): {members} would have taken more memory; where there is more, "
             f"the same command with --retry image_too_large --set cluster.decode_bytes={2 * has}"
@@ -294,7 +295,7 @@ def render_run_report(summary: Mapping[str, Any], *, prior: float | None = None,
         outside=run.scored - sum(run.histogram.ensemble),
         limits=limit_sentences(run),
         guarantee=guarantee_sentences(run.guarantee),
-        shifted=[(feature(shift.feature), shift) for shift in run.guarantee.shifts],
+        shifted=[(feature(shift.feature), shift) for shift in (run.guarantee.shifts if run.guarantee else ())],
         flags=flags,
         flag_scale=_flag_scale(flags),
         stages=_stages(run),
@@ -336,7 +337,7 @@ def _score_chart(run: RunSummary) -> Markup | None:
     )
 
 
-def _described(run: RunSummary, thresholds: ThresholdSummary | None) -> str:
+def _described(run: RunSummary, thresholds: Thresholds | None) -> str:
     counts, edges = run.histogram.ensemble, run.histogram.edges
     peak = counts.index(max(counts))
     fullest = f"{edges[peak]:g} to {edges[peak + 1]:g}"

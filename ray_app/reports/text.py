@@ -11,7 +11,7 @@ from typing import Any
 
 from ray_app.reports import format as wording
 from ray_app.reports.run import guarantee_sentences, limit_sentences, profile_lines
-from ray_app.reports.run_model import RunSummary
+from ray_app.runs.document import RunSummary
 
 GAP = "  "
 _NARROWEST, _WIDE = 10, 2**31
@@ -217,19 +217,21 @@ def _speed_lines(run: RunSummary) -> list[str]:
         f"{wording.counted(session.rows, 'row')} and {wording.size(session.bytes_read)} in {wording.duration(session.wall_s)}"
     ]
     cost = session.cost
-    if cost.total is not None:
-        parts = f"machines {wording.money(cost.compute)}, requests {wording.money(cost.requests)}, egress {wording.money(cost.egress)}"
+    if cost is not None:
+        parts = (
+            f"machines {wording.money(cost.compute or 0.0)}, requests {wording.money(cost.requests)}, egress {wording.money(cost.egress)}"
+        )
         lines.append(f"cost: {wording.money(cost.total)} by the prices set: {parts}")
     if session.peak_worker_bytes:
-        memory = session.memory
-        of_node = f" of at most {wording.size(memory.total_bytes)} on a node" * bool(memory.total_bytes)
+        of_all = session.memory and session.memory.total_bytes
+        of_node = f" of at most {wording.size(of_all)} on a node" if of_all else ""
         lines.append(f"memory: at most {wording.size(session.peak_worker_bytes)} in one worker{of_node}")
     for name, sharing in session.backbones.items():
         if sharing.asked > sharing.runs:
             lines.append(f"shared: {wording.visible(name)} ran {sharing.runs:,} times for {sharing.asked:,} requests of detectors")
     if session.throttled or session.retried:
         lines.append(f"storage: asked to slow down {wording.counted(session.throttled, 'time')}, repeated reads {session.retried:,}")
-    if run.bottleneck.stage:
+    if run.bottleneck and run.bottleneck.stage:
         share = f" ({wording.percent(run.bottleneck.share)} of the workers' time)" if run.bottleneck.share is not None else ""
         advice = f": {wording.visible(run.bottleneck.advice)}" if run.bottleneck.advice else ""
         lines.append(f"bottleneck: {wording.visible(run.bottleneck.stage)}{share}{advice}")

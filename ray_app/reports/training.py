@@ -2,7 +2,9 @@
 
 Knows what the page says and in which order; `templates/` knows how it looks. Every text in the facts is taken for hostile.
 
-What a training tells of itself, as the report reads it. Every key has a default, unknown keys and nulls are let pass.
+The document of a detector's training, `metrics.json`: `training` fills it, its report and tests read it.
+
+Its JSON schema: docs/schemas/training.json. Fields stand in the order of the file; `history` and `mistakes` are for the page alone.
 """
 
 import math
@@ -10,46 +12,54 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from markupsafe import Markup
+from pydantic import Field
 
+from ray_app.config import OptionalKey, Section
 from ray_app.detectors.card import Calibration
 from ray_app.metrics import FIGURES
 from ray_app.reports import format as wording
 from ray_app.reports.evaluation.text import captioned
 from ray_app.reports.html import jpeg_uri, render, settings
-from ray_app.reports.run_model import SummarySection
 from ray_app.reports.svg import line_chart, range_meter
 
+TRAINING_SCHEMA = 1
 
-class GeneratorFigures(SummarySection):
+
+class GeneratorFigures(Section):
     """Figures of one generator's images; of `tpr` and `tnr` only that of its label."""
 
     n: int = 0
     label: str = ""
     auc: float | None = None
-    auc_interval: tuple[float, ...] = ()
+    auc_interval: tuple[float, ...] | None = None
     tpr: float | None = None
     tnr: float | None = None
     interval: tuple[float, ...] = ()
 
 
-class Figures(SummarySection):
-    """Figures of one split (ray_app.metrics.detection_figures, and those of masks where there are any)."""
+class Figures(Section):
+    """Figures of one split (ray_app.metrics.detection_figures, and those of masks where there are any: `n` of them).
+
+    `unreadable`: rows that have no score.
+    """
 
     n_real: int = 0
     n_fake: int = 0
     auc: float | None = None
-    auc_interval: tuple[float, ...] = ()
+    auc_interval: tuple[float, ...] | None = None
     average_precision: float | None = None
     mean_generator_auc: float | None = None
     worst_generator_auc: float | None = None
     tpr_at_fpr_1: float | None = None
-    tpr_at_fpr_1_interval: tuple[float, ...] = ()
+    tpr_at_fpr_1_interval: tuple[float, ...] | None = None
     balanced_accuracy: float | None = None
     f1: float | None = None
     loss: float | None = None
+    generators: Mapping[str, GeneratorFigures] = {}
     pixel_f1: float | None = None
     pixel_iou: float | None = None
-    generators: Mapping[str, GeneratorFigures] = {}
+    n: int = 0
+    unreadable: int = 0
 
     def value(self, name: str) -> float | None:
         """A figure by its name in FIGURES; None where it was not measured or is none of those."""
@@ -58,8 +68,8 @@ class Figures(SummarySection):
 
     def interval(self, name: str) -> tuple[float, ...]:
         """The ends of a figure's 95 % interval, where it has one."""
-        ends: tuple[float, ...] = getattr(self, f"{name}_interval", ())
-        return ends
+        ends: tuple[float, ...] | None = getattr(self, f"{name}_interval", None)
+        return ends or ()
 
     def hardest(self, label: str, most: int) -> list[tuple[str, GeneratorFigures]]:
         """The generators of one label, the least AUC first; those that have none come last."""
@@ -67,7 +77,7 @@ class Figures(SummarySection):
         return sorted(mine, key=lambda item: (math.inf if item[1].auc is None else item[1].auc, item[0]))[:most]
 
 
-class HistoryPoint(SummarySection):
+class HistoryPoint(Section):
     """One step of the training, or a few that were averaged."""
 
     step: int = 0
@@ -77,7 +87,7 @@ class HistoryPoint(SummarySection):
     images_per_s: float = math.nan
 
 
-class TrainingMistake(SummarySection):
+class TrainingMistake(Section):
     """One image that the network tells wrong; `jpeg`: its thumbnail, re-encoded and free of metadata."""
 
     jpeg: bytes = b""
@@ -87,29 +97,30 @@ class TrainingMistake(SummarySection):
     name: str = ""
 
 
-class SplitCounts(SummarySection):
+class SplitCounts(Section):
     """What one split holds; `generators`: images of each, sources of real ones included."""
 
     images: int = 0
     real: int = 0
     fake: int = 0
     generators: Mapping[str, int] = {}
+    digest: OptionalKey[str] = None
 
 
-class SetAside(SummarySection):
+class SetAside(Section):
     """Images of the training sources that are in no split, and why."""
 
     images: int = 0
     why: Mapping[str, int] = {}
 
 
-class Shared(SummarySection):
+class Shared(Section):
     """How many images of one split have their like in another: the same place, the same bytes, the same looks, the same group."""
 
     image_id: int = 0
     sha256: int = 0
-    phash: int = 0
     group: int = 0
+    phash: int = 0
     examples: tuple[str, ...] = ()
 
     @property
@@ -118,7 +129,7 @@ class Shared(SummarySection):
         return bool(self.image_id or self.sha256 or self.phash or self.group)
 
 
-class Leakage(SummarySection):
+class Leakage(Section):
     """What every two splits share. `checked`: whether every split has hashes of that name; without, a count of 0 says nothing. `unhashed`:
     how many images have none all the same.
     """
@@ -128,41 +139,46 @@ class Leakage(SummarySection):
     pairs: Mapping[str, Shared] = {}
 
 
-class DataFindings(SummarySection):
-    """What is known of the data (ray_app.datasets.splits.Splits)."""
+class DataFindings(Section):
+    """What is known of the data (ray_app.datasets.splits.Splits); `prompts_in_training`: images left out for their prompts."""
 
     splits: Mapping[str, SplitCounts] = {}
     set_aside: SetAside = SetAside()
     leakage: Leakage = Leakage()
+    prompts_in_training: OptionalKey[Mapping[str, int]] = None
 
 
-class TrainingFacts(SummarySection):
+class TrainingFacts(Section):
     """A training from beginning to end. `out`: where its files lie. `validations`: for each its `step` and figures, side by side.
 
-    `calibration_note`: why there is no calibration. `calibration_error`: of calibrated probabilities, on images that did not calibrate.
-    `unreadable`: images that were met in training and had to be left out.
+    `calibration_note`: why there is no calibration. `unreadable`: images that were met in training and had to be left out. `probe`: of a
+    linear probe alone.
     """
 
+    schema_number: int = Field(default=TRAINING_SCHEMA, alias="schema")
     name: str = ""
     title: str = ""
     out: str = ""
     metric: str = "auc"
     best_step: int | None = None
+    best_value: float | None = None
     steps: int = 0
     seconds: float | None = None
-    history: tuple[HistoryPoint, ...] = ()
-    validations: tuple[Mapping[str, Any], ...] = ()
-    validation: Figures = Figures()
-    test: Figures | None = None
+    wait_s_per_step: float | None = None
     unreadable: int = 0
     calibration: Calibration | None = None
-    calibration_note: str = ""
+    calibration_note: str | None = None
     calibration_error: float | None = None
-    mistakes: tuple[TrainingMistake, ...] = ()
+    validation: Figures = Figures()
+    test: Figures | None = None
+    validations: tuple[Mapping[str, Any], ...] = ()
     data: DataFindings = DataFindings()
     recipe: Mapping[str, Any] = {}
     environment: Mapping[str, Any] = {}
+    probe: OptionalKey[Mapping[str, Any]] = None
     card: Mapping[str, Any] = {}
+    history: tuple[HistoryPoint, ...] = ()
+    mistakes: tuple[TrainingMistake, ...] = ()
 
     @property
     def span(self) -> tuple[int, int]:
@@ -336,7 +352,8 @@ def _validations(told: TrainingFacts) -> Validations:
 
 def _auc_bar(found: GeneratorFigures) -> Markup:
     """The AUC's part above one half, with its interval."""
-    low, high = found.auc_interval if len(found.auc_interval) == 2 else (found.auc or 0, found.auc or 0)
+    ends = found.auc_interval or ()
+    low, high = ends if len(ends) == 2 else (found.auc or 0, found.auc or 0)
     value, low, high = (max(0.0, end - 0.5) for end in (found.auc or 0, low, high))
     return range_meter(value, low, high, 0.5)
 

@@ -9,8 +9,7 @@ key or a closed word, and `ai_declared` comes last.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +20,18 @@ from ray_app.errors import ConfigError, Status
 from ray_app.images import NAMED_LIMIT
 from ray_app.inference.batch import OWN_FAILURE
 from ray_app.runs.directory import RunDirectory
+from ray_app.runs.document import (
+    Bottleneck,
+    Declarations,
+    Example,
+    GeneratorCount,
+    Histogram,
+    ProfileSummary,
+    RunCounts,
+    SecondLookSummary,
+    ToldProfile,
+    TopRow,
+)
 from ray_app.runs.rows import with_reasons
 from ray_app.runs.schema import DESCRIBED, IDENTIFIED, SECOND_LOOK
 
@@ -37,7 +48,7 @@ class ProfileCounter:
         self._flagged = self._unlike = self._silent = self._described = 0
         self._is_identified = self._is_described = False
         self._named: Counter[tuple[str, str]] = Counter()
-        self._told: list[dict[str, Any]] = []
+        self._told: list[ToldProfile] = []
 
     def add(self, table: pa.Table) -> None:
         """Count the columns of result rows; tables of runs without a profile count as nothing."""
@@ -61,23 +72,23 @@ class ProfileCounter:
         pairs = zip(named["generator_family"].to_pylist(), named["predicted_generator"].to_pylist(), strict=True)
         self._named.update(pairs)
 
-    def counts(self) -> dict[str, Any] | None:
+    def counts(self) -> ProfileSummary | None:
         """None without a profile. `flagged` images; of them `generators` (family, generator, flagged), most frequent first, those `unlike`
         any known one, those `silent`: with no say; `described`: with words; `told`: the highest scores with what was said of them.
         """
         if not (self._is_identified or self._is_described):
             return None
         ranked = sorted(self._named.items(), key=lambda item: (-item[1], item[0]))
-        return {
-            "flagged": self._flagged,
-            "identified": self._is_identified,
-            "generators": [{"family": family, "generator": name, "flagged": count} for (family, name), count in ranked],
-            "unlike": self._unlike,
-            "silent": self._silent,
-            "describes": self._is_described,
-            "described": self._described,
-            "told": self._told,
-        }
+        return ProfileSummary(
+            flagged=self._flagged,
+            identified=self._is_identified,
+            generators=[GeneratorCount(family=family, generator=name, flagged=count) for (family, name), count in ranked],
+            unlike=self._unlike,
+            silent=self._silent,
+            describes=self._is_described,
+            described=self._described,
+            told=self._told,
+        )
 
 
 def of_generator(table: pa.Table, wanted: str) -> pa.Table:
@@ -102,11 +113,11 @@ def require_identified(run: RunDirectory) -> None:
         )
 
 
-def _profiles_highest(told: Sequence[dict[str, Any]], flagged: pa.Table) -> list[dict[str, Any]]:
+def _profiles_highest(told: Sequence[ToldProfile], flagged: pa.Table) -> list[ToldProfile]:
     """The highest scores so far with what was said of them; of equal ones the first of the archive."""
     rows = flagged.select([name for name in _TOLD if name in flagged.column_names])
     best = rows.take(pc.sort_indices(rows, sort_keys=[("score", "descending")])[:TOLD]).to_pylist()
-    return sorted([*told, *best], key=lambda row: -row["score"])[:TOLD]
+    return sorted([*told, *(ToldProfile(**row) for row in best)], key=lambda row: -row.score)[:TOLD]
 
 
 C2PA_STATES = ("trusted", "intact", "invalid", "unreadable")
@@ -133,14 +144,14 @@ class DeclarationCounter:
         for state in C2PA_STATES:
             self._states[state] += pc.sum(pc.match_substring(said, f'"c2pa":{{"state":"{state}"')).as_py() or 0
 
-    def counts(self) -> dict[str, Any]:
+    def counts(self) -> Declarations:
         """`stated`: rows with any statement; `declared` and `undeclared`: rows per verdict; `c2pa`: rows per state of a manifest."""
-        return {
-            "stated": self._stated,
-            "declared": dict(self._verdicts[True]),
-            "undeclared": dict(self._verdicts[False]),
-            "c2pa": {state: count for state, count in self._states.items() if count},
-        }
+        return Declarations(
+            stated=self._stated,
+            declared=dict(self._verdicts[True]),
+            undeclared=dict(self._verdicts[False]),
+            c2pa={state: count for state, count in self._states.items() if count},
+        )
 
 
 EDGES = np.linspace(-12.0, 12.0, 49)  # log-odds; scores beyond are counted in the outermost bins
@@ -167,13 +178,13 @@ COLUMNS = [
 ]
 
 
-def summarise(tables: Iterable[pa.Table], detectors: list[str]) -> dict[str, Any]:
+def summarise(tables: Iterable[pa.Table], detectors: list[str]) -> RunCounts:
     """Statuses with examples, verdicts, flags, formats, what files declare, what a profile says, score histograms, the highest scores."""
     counts: dict[str, Counter[str]] = {name: Counter() for name in ("status", "verdict", "verdict_reason", "format", "flags", SECOND_LOOK)}
     is_cascade = False
-    examples: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    examples: defaultdict[str, list[Example]] = defaultdict(list)
     histogram = {name: np.zeros(len(EDGES) - 1, np.int64) for name in ["ensemble", *detectors]}
-    top: list[dict[str, Any]] = []
+    top: list[TopRow] = []
     declarations, profile = DeclarationCounter(), ProfileCounter()
     limits = Counter[str]()
     members = reused = own_failures = 0
@@ -192,39 +203,39 @@ def summarise(tables: Iterable[pa.Table], detectors: list[str]) -> dict[str, Any
         for name, column in _score_columns(table, detectors):
             histogram[name] += np.histogram(np.clip(column, EDGES[0], EDGES[-1]), EDGES)[0]
         top = _highest(top, table)
-    return {
-        "members": members,
-        "reused": reused,
-        "statuses": _ordered(counts["status"]),
-        "own_failures": own_failures,
-        "examples": dict(examples),
-        "refused_by_limits": _ordered(limits),
-        "verdicts": {verdict: counts["verdict"][verdict] for verdict in ("real", "fake", "abstain")},
-        "verdict_reasons": _ordered(counts["verdict_reason"]),
-        **({"second_look": _second_look(counts)} if is_cascade else {}),
-        "flags": _ordered(counts["flags"]),
-        "formats": _ordered(counts["format"]),
-        "provenance": declarations.counts(),
-        **({"profile": told} if (told := profile.counts()) else {}),
-        "histogram": {"edges": EDGES.tolist(), "counts": {name: column.tolist() for name, column in histogram.items()}},
-        "top": top,
-    }
+    return RunCounts(
+        members=members,
+        reused=reused,
+        statuses=_ordered(counts["status"]),
+        own_failures=own_failures,
+        examples=dict(examples),
+        refused_by_limits=_ordered(limits),
+        verdicts={verdict: counts["verdict"][verdict] for verdict in ("real", "fake", "abstain")},
+        verdict_reasons=_ordered(counts["verdict_reason"]),
+        second_look=_second_look(counts) if is_cascade else None,
+        flags=_ordered(counts["flags"]),
+        formats=_ordered(counts["format"]),
+        provenance=declarations.counts(),
+        profile=profile.counts(),
+        histogram=Histogram(edges=EDGES.tolist(), counts={name: column.tolist() for name, column in histogram.items()}),
+        top=top,
+    )
 
 
-def _second_look(counts: dict[str, Counter[str]]) -> dict[str, Any]:
+def _second_look(counts: dict[str, Counter[str]]) -> SecondLookSummary:
     """How many images all members of a cascade looked at and why, and the share of those with a score that this is."""
     band, audit, scored = counts[SECOND_LOOK]["band"], counts[SECOND_LOOK]["audit"], counts["status"]["ok"]
-    return {"band": band, "audit": audit, "share": (band + audit) / scored if scored else None}
+    return SecondLookSummary(band=band, audit=audit, share=(band + audit) / scored if scored else None)
 
 
-def bottleneck(seconds: dict[str, float]) -> dict[str, Any] | None:
+def bottleneck(seconds: Mapping[str, float]) -> Bottleneck | None:
     """The stage that took most of the workers' time, and what to do about it."""
     busy = {stage: spent for stage, spent in seconds.items() if stage != "list"}
     total = sum(busy.values())
     if total <= 0:
         return None
     stage = max(busy, key=lambda name: busy[name])
-    return {"stage": stage, "share": busy[stage] / total, "advice": _ADVICE[stage]}
+    return Bottleneck(stage=stage, share=busy[stage] / total, advice=_ADVICE[stage])
 
 
 _ADVICE = {
@@ -249,12 +260,12 @@ def _own_failures(table: pa.Table) -> int:
     return pc.sum(pc.and_(crashed, pc.starts_with(pc.fill_null(table["detail"], ""), OWN_FAILURE))).as_py() or 0
 
 
-def _collect_examples(table: pa.Table, examples: dict[str, list[dict[str, Any]]]) -> None:
+def _collect_examples(table: pa.Table, examples: defaultdict[str, list[Example]]) -> None:
     failed = table.filter(pc.not_equal(table["status"].cast(pa.string()), "ok")).select(["status", "uri", "member", "detail"])
     for row in failed.slice(0, 2_000).to_pylist():
         status = row.pop("status")
         if len(examples[status]) < EXAMPLES:
-            examples[status].append(row)
+            examples[status].append(Example(**row))
 
 
 def _crossed(table: pa.Table) -> dict[str, int]:
@@ -270,10 +281,10 @@ def _score_columns(table: pa.Table, detectors: list[str]) -> Iterator[tuple[str,
         yield name, pc.drop_null(pc.struct_field(table["scores"], name)).to_numpy()
 
 
-def _highest(top: list[dict[str, Any]], table: pa.Table) -> list[dict[str, Any]]:
+def _highest(top: list[TopRow], table: pa.Table) -> list[TopRow]:
     scored = table.filter(pc.is_valid(table["score"])).select(["image_id", "uri", "member", "score", "probability", "verdict"])
     best = scored.take(pc.select_k_unstable(scored, TOP, sort_keys=[("score", "descending")])) if len(scored) > TOP else scored
-    return sorted([*top, *best.to_pylist()], key=lambda row: -row["score"])[:TOP]
+    return sorted([*top, *(TopRow(**row) for row in best.to_pylist())], key=lambda row: -row.score)[:TOP]
 
 
 def _ordered(counter: Counter[str]) -> dict[str, int]:

@@ -4,7 +4,7 @@ Noticed differences are said. Beyond a limit the card knows nothing of such imag
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from ray_app.metrics.drift import Shift, most_fakes, shift_of
 from ray_app.metrics.significance import holm
 from ray_app.runs import RunDirectory
 from ray_app.runs.directory import SCORE_DECIDES, Published
+from ray_app.runs.document import GuaranteeSummary, ShiftSummary
 from ray_app.runs.reader import numbers, tables_in
 from ray_app.runs.rows import as_array, with_reasons
 from ray_app.runs.schema import DETAIL, SECOND_LOOK, UNLIKE
@@ -36,14 +37,14 @@ Decided = Callable[[pa.Table, ScoringSpec], pa.Table]
 class Comparison:
     """An archive beside a card's population: `facts` for the summary, `unlike` why all verdicts abstain (None: they stand)."""
 
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: GuaranteeSummary | None = None
     unlike: str | None = None
 
 
-def settle_guarantee(run: RunDirectory, spec: ScoringSpec, decided: Decided, *, each: Each = in_turn) -> dict[str, Any]:
+def settle_guarantee(run: RunDirectory, spec: ScoringSpec, decided: Decided, *, each: Each = in_turn) -> GuaranteeSummary | None:
     """Compare the run's rows, all published, with what its card was calibrated on, and let verdicts abstain where that is to be.
 
-    Returns the `guarantee` of a summary in a dictionary, an empty one where the card promises nothing. Interrupted, the same `score`
+    Returns the `guarantee` of a summary, None where the card promises nothing. Interrupted, the same `score`
     command goes on; until then the run says that its verdicts are mixed. Where a run was beyond the limit and is no longer, its verdicts
     come back: `decided` gives rows those of the card alone.
     """
@@ -73,30 +74,28 @@ def compare(run: RunDirectory, spec: ScoringSpec) -> Comparison:
     unknown = other_decoders(card.settings, decoders)
     shifts = shifts_of(card, tally)
     waived = bool(identity.get(WAIVED))
-    beyond = sorted((row for row in shifts if row["beyond"]), key=lambda row: -row["psi"])
+    beyond = sorted((shift for shift in shifts if shift.beyond), key=lambda shift: -(shift.psi or 0.0))
     unlike = f"{UNLIKE}: {', '.join(map(_named, beyond[:_MOST_NAMED]))}" if beyond and not waived else None
-    why = [
-        *([f"images differ in {', '.join(_named(row) for row in shifts if row['noticed'])}"] if any(r["noticed"] for r in shifts) else []),
-        *otherwise(scored, unknown),
-    ]
-    tells = any(row["tells"] for row in shifts)
-    facts = {
-        "holds": False if why else True if tells else None,
-        "why": "; ".join(why) if why else None if tells else _untold(card, images),
-        "unlike": unlike,
-        "waived": waived,
-        "target_fpr": card.guarantee and card.guarantee.target_fpr,
-        "confidence": card.guarantee and card.guarantee.confidence,
-        "population": card.population and card.population.what,
-        "images": images,
-        "shifts": shifts,
-        "decoders": unknown,
-        "settings": scored,
-    }
-    return Comparison({"guarantee": facts}, unlike)
+    noticed = [_named(shift) for shift in shifts if shift.noticed]
+    why = [*([f"images differ in {', '.join(noticed)}"] if noticed else []), *otherwise(scored, unknown)]
+    tells = any(shift.tells for shift in shifts)
+    facts = GuaranteeSummary(
+        holds=False if why else True if tells else None,
+        why="; ".join(why) if why else None if tells else _untold(card, images),
+        unlike=unlike,
+        waived=waived,
+        target_fpr=card.guarantee.target_fpr if card.guarantee else None,
+        confidence=card.guarantee.confidence if card.guarantee else None,
+        population=card.population.what if card.population else None,
+        images=images,
+        shifts=shifts,
+        decoders=unknown,
+        settings=scored,
+    )
+    return Comparison(facts, unlike)
 
 
-def shifts_of(card: EnsembleCard, tally: PopulationTally) -> list[dict[str, Any]]:
+def shifts_of(card: EnsembleCard, tally: PopulationTally) -> list[ShiftSummary]:
     """Each property of a card's population that archive and calibration both have: how far apart they are, p corrected for all of them.
 
     A score may be explained by any share of fakes; every other property by no more fakes than the ensemble's scores allow, or reals that
@@ -112,8 +111,8 @@ def shifts_of(card: EnsembleCard, tally: PopulationTally) -> list[dict[str, Any]
     }
     corrected = holm([shift.p for shift in found.values()])
     return [
-        {"feature": name, "psi": shift.psi, "ks": shift.ks, "p": p, "noticed": shift.noticed(p), "beyond": shift.beyond(p),
-         "fakes": shift.share, "images": shift.n, "tells": shift.tells}
+        ShiftSummary(feature=name, psi=shift.psi, ks=shift.ks, p=p, noticed=shift.noticed(p), beyond=shift.beyond(p), fakes=shift.share,
+                     images=shift.n, tells=shift.tells)
         for (name, shift), p in zip(found.items(), corrected, strict=True)
     ]  # fmt: skip
 
@@ -181,8 +180,8 @@ def _properties(rows: pa.Table, detectors: list[str], late: Sequence[str]) -> Ma
     )
 
 
-def _named(row: Mapping[str, Any]) -> str:
-    return f"{row['feature']} (PSI {row['psi']:.2g})"
+def _named(shift: ShiftSummary) -> str:
+    return f"{shift.feature} (PSI {shift.psi:.2g})"
 
 
 def _untold(card: EnsembleCard, images: int) -> str:

@@ -33,6 +33,7 @@ from ray_app.errors import ConfigError, Reason
 from ray_app.inference import ScoringSpec
 from ray_app.inference.stability import Stability, uncertain
 from ray_app.runs import RunDirectory, current_tables
+from ray_app.runs.document import StabilitySummary
 from ray_app.runs.reader import numbers
 from ray_app.runs.rows import with_reasons
 from ray_app.runs.schema import STABILITY
@@ -273,20 +274,20 @@ def stability_in(identity: dict[str, Any]) -> Stability | None:
     return None if facts is None else Stability(facts["count"], facts["margin"])
 
 
-def stability_facts(run: RunDirectory, thresholds: Thresholds) -> dict[str, Any]:
-    """The `stability` section of a summary; empty where the run was not asked for it. Streams the run's rows.
+def stability_facts(run: RunDirectory, thresholds: Thresholds) -> StabilitySummary | None:
+    """The `stability` section of a summary; None where the run was not asked for it. Streams the run's rows.
 
     `asked`: images whose views were scored. `unstable`: those that abstain for it. `unasked`: verdicts so near a threshold that they
     would have been asked, of which no view is there: `touchstone decide` moved the threshold to them.
     """
     asked_for = stability_in(run.describe()["identity"])
     if asked_for is None:
-        return {}
+        return None
     counts = Counter[str]()
     for table in current_tables(run, ["score", "verdict", "verdict_reason", STABILITY]):
         viewed = table[STABILITY].is_valid().to_numpy()
         near = uncertain(numbers(table["score"]), table["verdict"].to_pylist(), thresholds, asked_for.margin)
         unstable = pc.sum(pc.equal(with_reasons(table)["verdict_reason"], Reason.UNSTABLE.value)).as_py() or 0
         counts.update(asked=int(viewed.sum()), unstable=unstable, unasked=int((~viewed[near]).sum()))
-    counted = {key: counts[key] for key in ("asked", "unstable", "unasked")}
-    return {"stability": {"views": asked_for.count, "margin": asked_for.margin, **counted}}
+    return StabilitySummary(views=asked_for.count, margin=asked_for.margin, asked=counts["asked"], unstable=counts["unstable"],
+                            unasked=counts["unasked"])  # fmt: skip

@@ -11,6 +11,7 @@ from typing import Literal
 
 from ray_app.archives import BlockPlan
 from ray_app.errors import ClusterError
+from ray_app.runs.document import Memory
 
 WORKER_CPUS = 0.8  # a decoding or scoring process fills a core; the rest is left for GPU feeders and commits
 GPU_SCORER_CPUS = 0.1
@@ -98,9 +99,9 @@ class NodeMemory:
             return None
         return self.processes * self.process_bytes + self.decode_bytes + self.file_bytes
 
-    def facts(self) -> dict[str, int | None]:
-        """The same as plain JSON, with the sum."""
-        return {**asdict(self), "total_bytes": self.total_bytes}
+    def facts(self) -> Memory:
+        """The same for a summary, with the sum."""
+        return Memory(**asdict(self), total_bytes=self.total_bytes)
 
 
 @dataclass(frozen=True)

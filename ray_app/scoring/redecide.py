@@ -14,12 +14,13 @@ from ray_app.images import ImageLimits
 from ray_app.inference import ScoringSpec, is_blank, make_spec, range_doubts, remarks_on
 from ray_app.inference.decision import outlived
 from ray_app.inference.spec import departures
-from ray_app.runs import RunDirectory, begun_retry, fingerprint
+from ray_app.runs import RunDirectory, begun_retry
+from ray_app.runs.document import GuaranteeSummary, RunSummary
 from ray_app.runs.rows import as_array, decided_columns, stability_views, with_reasons
 from ray_app.runs.schema import DETAIL, SECOND_LOOK, STABILITY
 from ray_app.scoring.guarantee import WAIVED, compare, noted, unlike_rows
-from ray_app.scoring.identity import decision_identity, keep_references, promises, references_beside, stability_facts, stability_in
-from ray_app.scoring.report import count_rows, ensemble_facts, write_report
+from ray_app.scoring.identity import decision_identity, keep_references, promises, references_beside, stability_in
+from ray_app.scoring.report import counted, write_report
 from ray_app.storage import Lease
 
 
@@ -119,17 +120,9 @@ def _with_second_look(rows: pa.Table, *, wanted: bool) -> pa.Table:
     return rows.drop_columns([SECOND_LOOK]) if has and not wanted else rows
 
 
-def _summary(run: RunDirectory, spec: ScoringSpec, found: Mapping[str, Any]) -> dict[str, Any]:
-    described = run.describe()
+def _summary(run: RunDirectory, spec: ScoringSpec, guarantee: GuaranteeSummary | None) -> dict[str, Any]:
     before = {key: value for key, value in run.read_json("summary.json").items() if key not in ("guarantee", SECOND_LOOK)}
-    summary = before | count_rows(run, described["detectors"]) | stability_facts(run, spec.ensemble.thresholds)
-    summary |= {
-        **found,
-        "run": run.store.url,
-        "ensemble": ensemble_facts(spec),
-        "identity": described["identity"],
-        "fingerprint": fingerprint(described["identity"]),
-    }
+    summary = RunSummary.model_validate(before | counted(run, spec, guarantee) | {"run": run.store.url}).written()
     run.write_json("summary.json", summary)
     write_report(run)
     return summary

@@ -4,18 +4,27 @@ Small re-encoded pictures for a report: no metadata of the original survives, an
 """
 
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
 from ray_app import __version__
 from ray_app.archives import guard_of, manifests
-from ray_app.ensembles import is_calibrated
+from ray_app.ensembles import Thresholds, is_calibrated
 from ray_app.errors import ConfigError, InputError, Status
 from ray_app.images import ImageLimits, decode_image
 from ray_app.inference import ScoringSpec
 from ray_app.reports import render_run_report
 from ray_app.runs import RunDirectory, bottleneck, current_tables, fingerprint, summarise
+from ray_app.runs.document import (
+    SUMMARY_SCHEMA,
+    DetectorSummary,
+    EnsembleSummary,
+    GuaranteeSummary,
+    LinkedFoldersSummary,
+    RunCounts,
+    RunSummary,
+)
 from ray_app.runs.summary import COLUMNS
 from ray_app.scoring.identity import stability_facts
 from ray_app.scoring.listing import linked_folders
@@ -45,72 +54,84 @@ def thumbnail(data: bytes, limits: ImageLimits, side: int = SIDE_PX) -> bytes:
     return buffer.getvalue()
 
 
-SUMMARY_SCHEMA = 1
-
-
-def write_summary(run: RunDirectory, spec: ScoringSpec, session: ScoringSession, found: Mapping[str, Any]) -> dict[str, Any]:
-    """Count the current rows and write the summary, with what was `found` of them otherwise."""
-    described = run.describe()
-    facts = session.facts()
-    summary = {
-        "schema": SUMMARY_SCHEMA,
-        "run": run.store.url,
-        "listing": max(manifests(run.store)),
-        "version": __version__,
-        "started_at": session.started_at.isoformat(timespec="seconds"),
-        "finished_at": session.now().isoformat(timespec="seconds"),
-        "complete": True,
-        "linked_folders": asdict(linked_folders(run)),
-        **count_rows(run, described["detectors"]),
-        **stability_facts(run, spec.ensemble.thresholds),
-        **found,
-        "ensemble": ensemble_facts(spec),
-        "session": facts,
-        "bottleneck": bottleneck(facts["seconds"]),
-        "fingerprint": fingerprint(described["identity"]),
-        "identity": described["identity"],
-    }
-    _write(run, summary)
-    return summary
+def write_summary(run: RunDirectory, spec: ScoringSpec, session: ScoringSession, guarantee: GuaranteeSummary | None) -> dict[str, Any]:
+    """Count the current rows and write the summary, whose JSON is returned. `guarantee`: of a card that promises something."""
+    summary = RunSummary(
+        schema=SUMMARY_SCHEMA,
+        run=run.store.url,
+        listing=max(manifests(run.store)),
+        version=__version__,
+        complete=True,
+        linked_folders=LinkedFoldersSummary(**asdict(linked_folders(run))),
+        **counted(run, spec, guarantee),
+        **_of_session(session),
+    )
+    return _write(run, summary)
 
 
 def renew_summary(run: RunDirectory, session: ScoringSession) -> dict[str, Any]:
     """The summary once more, for a session that found nothing to do: no row is counted again."""
+    return _write(run, RunSummary.model_validate(run.read_json("summary.json") | _of_session(session)))
+
+
+def _of_session(session: ScoringSession) -> dict[str, Any]:
     facts = session.facts()
-    times = {"started_at": session.started_at.isoformat(timespec="seconds"), "finished_at": session.now().isoformat(timespec="seconds")}
-    summary = run.read_json("summary.json") | times | {"session": facts, "bottleneck": bottleneck(facts["seconds"])}
-    _write(run, summary)
-    return summary
+    return {
+        "started_at": session.started_at.isoformat(timespec="seconds"),
+        "finished_at": session.now().isoformat(timespec="seconds"),
+        "session": facts,
+        "bottleneck": bottleneck(facts.seconds),
+    }
 
 
-def _write(run: RunDirectory, summary: dict[str, Any]) -> None:
-    run.write_json(f"summaries/{summary['listing']:05d}.json", summary)
-    run.write_json("summary.json", summary)
+def _write(run: RunDirectory, summary: RunSummary) -> dict[str, Any]:
+    content = summary.written()
+    run.write_json(f"summaries/{summary.listing:05d}.json", content)
+    run.write_json("summary.json", content)
+    return content
 
 
-def count_rows(run: RunDirectory, detectors: list[str]) -> dict[str, Any]:
+def count_rows(run: RunDirectory, detectors: list[str]) -> RunCounts:
     """The counted part of a summary: statuses, verdicts, histograms, highest scores."""
     return summarise(current_tables(run, COLUMNS), detectors)
 
 
-def ensemble_facts(spec: ScoringSpec) -> dict[str, Any]:
+def counted(run: RunDirectory, spec: ScoringSpec, guarantee: GuaranteeSummary | None) -> dict[str, Any]:
+    """By key what a summary says of a run's rows as the ensemble decides them: counts, stability, guarantee, ensemble, identity."""
+    described = run.describe()
+    return {
+        **count_rows(run, described["detectors"]).given(),
+        "stability": stability_facts(run, spec.ensemble.thresholds),
+        "guarantee": guarantee,
+        "ensemble": ensemble_facts(spec),
+        "fingerprint": fingerprint(described["identity"]),
+        "identity": described["identity"],
+    }
+
+
+def ensemble_facts(spec: ScoringSpec) -> EnsembleSummary:
     """What a reader of scores must know of the ensemble: rule, thresholds with their rates, whether anything is calibrated."""
-    calibrated = {name: calibration is not None for name, calibration in spec.calibrations.items()}
     members = [
-        {
-            "name": name,
-            "title": card.title,
-            "licence": card.licence,
-            "calibrated": calibrated[name],
-            "demonstration": card.demonstration,
-            "masks": card.masks,
-        }
+        DetectorSummary(
+            name=name,
+            title=card.title,
+            licence=card.licence,
+            calibrated=spec.calibrations[name] is not None,
+            demonstration=card.demonstration,
+            masks=card.masks,
+        )
         for name, card in spec.cards.items()
     ]
     card = spec.ensemble
-    return {"name": card.name, "title": card.title, "rule": card.rule, "calibrated": is_calibrated(card, spec.calibrations),
-            "demonstration": any(member["demonstration"] for member in members), "members": members,
-            "thresholds": card.thresholds.model_dump(mode="json")}  # fmt: skip
+    return EnsembleSummary(
+        name=card.name,
+        title=card.title,
+        rule=card.rule,
+        calibrated=is_calibrated(card, spec.calibrations),
+        demonstration=any(member.demonstration for member in members),
+        members=members,
+        thresholds=Thresholds(**card.thresholds.model_dump()),  # all of them are written, given or not
+    )
 
 
 def bad_fraction(summary: dict[str, Any]) -> float:

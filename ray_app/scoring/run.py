@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from ray_app.inference.block_reader import file_bytes
 from ray_app.inference.spec import profile_cards
 from ray_app.reports.format import shortened
 from ray_app.runs import Retry, RunDirectory, begin_retry, begun_retry, check_conservation, merge_retry
+from ray_app.runs.document import GuaranteeSummary
 from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.guarantee import settle_guarantee
 from ray_app.scoring.identity import REFERENCES, check_reuse, keep_references, known_scores, share_weights
@@ -299,12 +300,12 @@ class ScoringRun:
         for manifest in manifests(self.directory.store):
             self.directory.publish(manifest, each=on_ray)
 
-    def verify(self) -> Mapping[str, Any]:
+    def verify(self) -> GuaranteeSummary | None:
         """Check that no member is lost or doubled, and that verdicts are covered by what the ensemble promises; that part of a summary."""
         check_conservation(self.directory, each=on_ray)
         return settle_guarantee(self.directory, self.spec, decided, each=on_ray)
 
-    def summarize(self, guarantee: Mapping[str, Any]) -> ScoringResult:
+    def summarize(self, guarantee: GuaranteeSummary | None) -> ScoringResult:
         """Count the rows, and report."""
         return self._reported(write_summary(self.directory, self.spec, self.session, guarantee))
 

@@ -18,6 +18,7 @@ from ray_app.errors import ConfigError
 from ray_app.inference import ASKED, DESCRIBED, LOOKED, LOOKED_MS, RUNS, STAGES
 from ray_app.reports.format import file_name, shortened, visible
 from ray_app.runs import RunDirectory
+from ray_app.runs.document import Look, RetrySummary, SessionSummary, Sharing
 from ray_app.scoring.config import Prices, ScoreConfig
 from ray_app.scoring.layout import NodeMemory, ScoringLayout
 from ray_app.scoring.messages import BlockReport
@@ -28,7 +29,6 @@ GB = 1e9  # as networks are billed
 # What is counted, by the names that reports of workers and summaries use.
 GETS, PUTS, LISTS, BYTES = "requests", "puts", "lists", "bytes_read"
 
-COUNTS = ("bytes_read", "requests", "puts", "retried", "throttled", "decoded", "reused")
 MEASURABLE_S = 2.0  # over less time than this a rate would say nothing
 _LONGEST_NAME = 300
 _log = logging.getLogger(__name__)
@@ -59,9 +59,9 @@ class Costs:
         """The machines' part of the total; None where nothing costs anything."""
         return self.compute / self.total if self.total else None
 
-    def facts(self) -> dict[str, Any]:
-        """The same as plain JSON, unrounded."""
-        return {**asdict(self), "requests": self.requests, "total": self.total, "compute_share": self.compute_share}
+    def facts(self) -> CostSummary:
+        """The same for a summary, unrounded."""
+        return CostSummary(**asdict(self), requests=self.requests, total=self.total, compute_share=self.compute_share)
 
 
 def is_billed(url: str) -> bool:
@@ -120,7 +120,7 @@ class ScoringSession:
         self._seconds = dict.fromkeys(("list", *STAGES), 0.0)
         self._layout: ScoringLayout | None = None
         self._memory: NodeMemory | None = None
-        self._retries: list[dict[str, Any]] = []
+        self._retries: list[RetrySummary] = []
         self._told: set[tuple[str, ...]] = set()
         self.log("started")
 
@@ -142,7 +142,7 @@ class ScoringSession:
 
     def retrying(self, number: int, statuses: Sequence[str], members: int) -> None:
         """Note a retry that this session works on; `number` is that of the session which began it."""
-        self._retries.append({"begun_by": number, "statuses": list(statuses), "members": members})
+        self._retries.append(RetrySummary(begun_by=number, statuses=list(statuses), members=members))
         self.log("started")
 
     def committed(self, report: BlockReport) -> None:
@@ -172,36 +172,42 @@ class ScoringSession:
         """What this session cost so far, by the config's prices: of requests, those that committed blocks are known to have made."""
         return spent(self._prices, self.elapsed_s() / 3600, self._counts)
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> SessionSummary:
         """The `session` section of a summary; the rate is that between the first and the last committed block."""
         wall = self.elapsed_s()
         steady = self._last_s - (self._first_s or 0.0)
         after_first = self.rows - self._first_rows
-        return {
-            "number": self.number,
-            "rows": self.rows,
-            "wall_s": round(wall, 2),
-            "first_result_s": None if self._first_s is None else round(self._first_s, 2),
-            "images_per_s": round(after_first / steady, 2) if steady >= MEASURABLE_S else None,
-            **{name: self._counts[name] for name in COUNTS},
-            "retries": self._retries,
-            "backbones": {
-                name.removeprefix(RUNS): {"runs": count, "asked": self._counts[ASKED + name.removeprefix(RUNS)]}
+        return SessionSummary(
+            number=self.number,
+            rows=self.rows,
+            wall_s=round(wall, 2),
+            first_result_s=None if self._first_s is None else round(self._first_s, 2),
+            images_per_s=round(after_first / steady, 2) if steady >= MEASURABLE_S else None,
+            bytes_read=self._counts["bytes_read"],
+            requests=self._counts["requests"],
+            puts=self._counts["puts"],
+            retried=self._counts["retried"],
+            throttled=self._counts["throttled"],
+            decoded=self._counts["decoded"],
+            reused=self._counts["reused"],
+            retries=self._retries,
+            backbones={
+                name.removeprefix(RUNS): Sharing(runs=count, asked=self._counts[ASKED + name.removeprefix(RUNS)])
                 for name, count in self._counts.items()
                 if name.startswith(RUNS)
             },
-            "peak_worker_bytes": self._peak_bytes,
-            "memory": self._memory.facts() if self._memory else None,
-            "workers": self._layout.workers if self._layout else 0,
-            "layout": self._layout.kind if self._layout else None,
-            "cost": self.cost().facts() if is_priced(self._prices) else None,
-            **({"looks": self._looks()} if LOOKED in self._counts else {}),
-            **({DESCRIBED: self._counts[DESCRIBED]} if DESCRIBED in self._counts else {}),
-            "seconds": {stage: round(seconds, 3) for stage, seconds in self._seconds.items()},
+            peak_worker_bytes=self._peak_bytes,
+            memory=self._memory.facts() if self._memory else None,
+            workers=self._layout.workers if self._layout else 0,
+            layout=self._layout.kind if self._layout else None,
+            cost=self.cost().facts() if is_priced(self._prices) else None,
+            looks=self._looks() if LOOKED in self._counts else None,
+            described=self._counts.get(DESCRIBED),
+            seconds={stage: round(seconds, 3) for stage, seconds in self._seconds.items()},
             **self._noted,
-        }
+        )
 
-    def _looks(self) -> dict[str, Any]:
+    def _looks(self) -> dict[str, Look]:
         """Of a cascade's first look and its second: images, seconds of all workers, and what a million images of the archive take and cost
         (machines alone) by that; the two of them add up to what the workers did.
         """
@@ -210,17 +216,17 @@ class ScoringSession:
         images = {"first": self.rows, "second": self._counts[LOOKED]}
         total, compute = max(sum(spent_s.values()), 1e-9), self.cost().compute if is_priced(self._prices) else None
         return {
-            look: {
-                "images": images[look],
-                "seconds": round(seconds, 3),
-                "hours_per_million": round(seconds / max(self.rows, 1) * 1e6 / 3600, 3),
-                "cost_per_million": None if compute is None else round(compute * seconds / total / max(self.rows, 1) * 1e6, 4),
-            }
+            look: Look(
+                images=images[look],
+                seconds=round(seconds, 3),
+                hours_per_million=round(seconds / max(self.rows, 1) * 1e6 / 3600, 3),
+                cost_per_million=None if compute is None else round(compute * seconds / total / max(self.rows, 1) * 1e6, 4),
+            )
             for look, seconds in spent_s.items()
         }
 
     def log(self, state: str) -> None:
         """Write the session's own file: when, where, with which settings, how it ended."""
         content = {"state": state, "started_at": self.started_at.isoformat(timespec="seconds"), "version": __version__,
-                   "host": platform.node(), "pid": os.getpid(), "settings": self._settings, **self.facts()}  # fmt: skip
+                   "host": platform.node(), "pid": os.getpid(), "settings": self._settings, **self.facts().written()}  # fmt: skip
         self._run.write_json(f"sessions/{self.number:05d}.json", content)

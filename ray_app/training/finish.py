@@ -27,7 +27,7 @@ from ray_app.detectors.card import Calibration, DetectorCard
 from ray_app.errors import ClusterError, ConfigError, StorageError, said
 from ray_app.metrics import FIGURES, fit_platt
 from ray_app.reports.format import duration
-from ray_app.reports.training import render_training_report
+from ray_app.reports.training import TRAINING_SCHEMA, DataFindings, Figures, TrainingFacts, render_training_report
 from ray_app.storage import Store, local_path, strip_secrets
 from ray_app.training import checkpoints
 from ray_app.training.checkpoints import CheckpointEntry
@@ -37,7 +37,6 @@ from ray_app.training.run_directory import recipe_of
 from ray_app.training.validate import Verdicts, is_better, judge_splits, on_checkpoint, validate_folder, validations
 
 METRICS = "metrics.json"
-SCHEMA = 1
 PROBE = "probe.json"  # of a linear probe alone
 MOST_POINTS = 500  # of a curve in the report
 
@@ -74,43 +73,44 @@ def finish(job: TrainingJob, findings: Mapping[str, Any], told: Mapping[str, Any
         job.out.write(f"scores/{split}.parquet", _score_file(job, split, verdict))
     calibration, why_not = calibrated(verdicts["validation"])
     history = list(read_notes(job.out, HISTORY))
-    facts: dict[str, Any] = {
-        "schema": SCHEMA,
-        "name": job.config.name,
-        "title": job.config.title,
-        "out": job.out.url,
-        "metric": job.config.validation.metric,
-        "best_step": best.step,
-        "best_value": value,
-        "steps": max((line["step"] + 1 for line in history), default=best.step),
-        "seconds": round(sum(line["wait_s"] + line["compute_s"] for line in history), 2),
-        "wait_s_per_step": round(float(np.mean([line["wait_s"] for line in history])), 5) if history else None,
-        "unreadable": sum(1 for _ in read_notes(job.out, UNREADABLE)),
-        "calibration": calibration.model_dump() if calibration else None,
-        "calibration_note": why_not,
-        "validation": verdicts["validation"].figures,
-        "test": verdicts["test"].figures if "test" in verdicts else None,
-        "validations": validations(job.out),
-        "data": dict(findings),
-        "recipe": recipe_of(job.config),
-        "environment": {
+    facts = TrainingFacts(
+        schema=TRAINING_SCHEMA,
+        name=job.config.name,
+        title=job.config.title,
+        out=job.out.url,
+        metric=job.config.validation.metric,
+        best_step=best.step,
+        best_value=value,
+        steps=max((line["step"] + 1 for line in history), default=best.step),
+        seconds=round(sum(line["wait_s"] + line["compute_s"] for line in history), 2),
+        wait_s_per_step=round(float(np.mean([line["wait_s"] for line in history])), 5) if history else None,
+        unreadable=sum(1 for _ in read_notes(job.out, UNREADABLE)),
+        calibration=type(calibration)(**calibration.model_dump()) if calibration else None,  # anew, so that its kind is written too
+        calibration_note=why_not,
+        validation=Figures(**verdicts["validation"].figures),
+        test=Figures(**verdicts["test"].figures) if "test" in verdicts else None,
+        validations=tuple(validations(job.out)),
+        data=DataFindings(**findings),
+        recipe=recipe_of(job.config),
+        environment={
             **told["environment"],
             "device": verdicts["validation"].device,
             "workers": job.layout.workers,
             # Going on elsewhere may change it; a head that was fitted on features has no history.
             **({"precision": ", then ".join(dict.fromkeys(line["precision"] for line in history))} if history else {}),
         },
-    }
-    if job.out.exists(PROBE):
-        facts["probe"] = json.loads(job.out.read(PROBE))
-    card = _exported(job, best, facts, calibration)
-    facts["card"] = {"name": card.name, "licence": card.licence, "terms": card.terms, "weights": card.weights.sha256}
-    _write_curves(job.out, history, facts["validations"])
+        probe=json.loads(job.out.read(PROBE)) if job.out.exists(PROBE) else None,
+    )
+    card = _exported(job, best, facts, verdicts, findings, calibration)
+    named = {"name": card.name, "licence": card.licence, "terms": card.terms, "weights": card.weights.sha256}
+    facts = facts.model_copy(update={"card": named})
+    _write_curves(job.out, history, facts.validations)
     mistakes = [mistake for verdict in verdicts.values() for mistake in verdict.mistakes]
-    page = render_training_report({**facts, "history": thinned(history), "mistakes": mistakes})
+    content = facts.written()
+    page = render_training_report({**content, "history": thinned(history), "mistakes": mistakes})
     job.out.write("report.html", page.encode())
-    job.out.write(METRICS, json.dumps(facts, indent=2, ensure_ascii=False).encode())
-    return facts
+    job.out.write(METRICS, json.dumps(content, indent=2, ensure_ascii=False).encode())
+    return content
 
 
 def calibrated(verdict: Verdicts) -> tuple[Calibration | None, str | None]:
@@ -131,7 +131,14 @@ def thinned(history: Sequence[Mapping[str, Any]], most: int = MOST_POINTS) -> li
     ]
 
 
-def _exported(job: TrainingJob, best: CheckpointEntry, facts: Mapping[str, Any], calibration: Calibration | None) -> DetectorCard:
+def _exported(
+    job: TrainingJob,
+    best: CheckpointEntry,
+    facts: TrainingFacts,
+    verdicts: Mapping[str, Verdicts],
+    findings: Mapping[str, Any],
+    calibration: Calibration | None,
+) -> DetectorCard:
     from ray_app.training.export import TrainedDetector, export
     from ray_app.training.learner import load_trained
 
@@ -142,12 +149,12 @@ def _exported(job: TrainingJob, best: CheckpointEntry, facts: Mapping[str, Any],
         card=job.card,
         network=network,
         calibration=calibration,
-        validation=facts["validation"],
-        test=facts["test"],
-        findings=facts["data"],
-        steps=facts["steps"],
-        seconds=facts["seconds"],
-        environment=facts["environment"],
+        validation=verdicts["validation"].figures,
+        test=verdicts["test"].figures if "test" in verdicts else None,
+        findings=findings,
+        steps=facts.steps,
+        seconds=facts.seconds or 0.0,
+        environment=facts.environment,
         best_step=best.step,
     )
     return export(job.out, made)

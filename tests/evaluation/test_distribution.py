@@ -63,7 +63,7 @@ def case(tmp_path_factory):
 
 def evaluated(folder, out="out", **settings):
     config = EvaluateConfig(at=(str(folder / "run"),), out=str(folder / out), thumbnails=False, bootstrap=0, **settings)
-    return evaluate(config).document
+    return evaluate(config).document.written()
 
 
 @pytest.fixture(scope="module")

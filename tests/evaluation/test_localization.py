@@ -86,20 +86,20 @@ def seen(tmp_path_factory):
 def test_local_edits_at_both_sizes_are_scikit_learn_s(seen, threshold):
     pictures, run = seen
     found = localization_of_run(run, joined(run, pictures), rules=LocalizationRules(threshold=threshold))
-    assert [(one["name"], one["resolution"]) for one in found.section["systems"]] == [
+    assert [(one["name"], one["resolution"]) for one in found.section.written()["systems"]] == [
         (A, "network"), (A, "original"), (B, "network"), (B, "original"),
     ]  # fmt: skip
     edits = [picture for picture in pictures.values() if picture.truth is not None]
-    for one in found.section["systems"]:
+    for one in found.section.written()["systems"]:
         pair = network_pair if one["resolution"] == "network" else original_pair
         assert values(one["figures"]) == pytest.approx(reference([pair(edit, one["name"]) for edit in edits], threshold), abs=1e-9)
         for row in one["generators"]:
             own = [pair(edit, one["name"]) for edit in edits if edit.generator == row["name"]]
             assert (values(row["figures"]), row["n"]) == (pytest.approx(reference(own, threshold), abs=1e-9), len(own))
         assert {row["name"] for row in one["generators"]} == {"flux", "sd"}
-    assert found.section["policy"]["empty"] == "skip"
-    assert (found.section["images"], found.section["without_label"], found.section["unreadable"]) == (8, 0, [])
-    json.dumps([found.section, found.overlays], allow_nan=False)
+    assert found.section.policy["empty"] == "skip"
+    assert (found.section.images, found.section.without_label, found.section.unreadable) == (8, 0, ())
+    json.dumps([found.section.written(), [one.written() for one in found.overlays]], allow_nan=False)
 
 
 def test_the_benchmarks_own_figures_stand_beside_ours(seen):
@@ -109,7 +109,7 @@ def test_the_benchmarks_own_figures_stand_beside_ours(seen):
     other = localization_of_run(run, joined(run, pictures), rules=LocalizationRules(threshold=0.9), pictures=False)
     edits = [picture for picture in pictures.values() if picture.truth is not None]
     for place, system in ((0, A), (2, B)):
-        plain = asked["plain"].section["systems"][place]
+        plain = asked["plain"].section.written()["systems"][place]
         expected = reference([network_pair(edit, system) for edit in edits])
         assert values(plain["opensdi"]["figures"]) == pytest.approx(expected, abs=1e-6)
         assert plain["opensdi"]["counts"] == {"images": 5, "empty": 0, "all_altered": 0}
@@ -123,18 +123,20 @@ def test_the_benchmarks_own_figures_stand_beside_ours(seen):
         assert all(double[name]["value"] >= origin[name]["value"] for name in LOCALIZATION)
         # Whatever threshold we are asked for, theirs is one half; and asked for theirs, they are the headline.
         for name in ("opensdi", "imdlbenco"):
-            assert other.section["systems"][place][name] == plain[name]
-        assert asked["opensdi"].section["systems"][place]["figures"] == plain["opensdi"]["figures"]
-        assert asked["imdlbenco"].section["systems"][place]["figures"] == origin
-        assert asked["plain"].section["systems"][place + 1]["opensdi"] is None
-    original = asked["imdlbenco"].section["systems"][1]["counts"]
+            assert other.section.written()["systems"][place][name] == plain[name]
+        assert asked["opensdi"].section.written()["systems"][place]["figures"] == plain["opensdi"]["figures"]
+        assert asked["imdlbenco"].section.written()["systems"][place]["figures"] == origin
+        assert asked["plain"].section.written()["systems"][place + 1]["opensdi"] is None
+    original = asked["imdlbenco"].section.written()["systems"][1]["counts"]
     assert original == {"images": 8, "empty": 2, "all_altered": 1}
 
 
 @pytest.mark.parametrize(("empty", "share"), [("zero", 0), ("one", 1)])
 def test_reals_count_where_the_policy_says_so(seen, empty, share):
     pictures, run = seen
-    skipped, counted = (localization_of_run(run, joined(run, pictures), empty=one, pictures=False).section for one in ("skip", empty))
+    skipped, counted = (
+        localization_of_run(run, joined(run, pictures), empty=one, pictures=False).section.written() for one in ("skip", empty)
+    )
     for before, after in zip(skipped["systems"], counted["systems"], strict=True):
         assert after["figures"]["pixel_f1"]["n"] == 7
         assert after["figures"]["pixel_f1"]["value"] == pytest.approx((5 * before["figures"]["pixel_f1"]["value"] + share) / 7)
@@ -150,7 +152,7 @@ def test_views_have_figures_of_their_own(tmp_path):
             picture.masks[A, "jpeg:50"] = picture.masks[A, None] // 2
     write_archive(tmp_path, pictures)
     run = masked_run(tmp_path, pictures)
-    network, original, *_ = localization_of_run(run, joined(run, pictures)).section["systems"]
+    network, original, *_ = localization_of_run(run, joined(run, pictures)).section.written()["systems"]
     edits = [picture for name, picture in pictures.items() if picture.truth is not None]
     assert values(network["figures"]) == pytest.approx(reference([network_pair(edit, A) for edit in edits]), abs=1e-9)
     [view] = network["views"]
@@ -170,7 +172,7 @@ def test_a_truth_that_cannot_be_read_is_counted_with_its_reason(tmp_path):
     pictures["3.png"].mask_uri = None
     pictures["4.png"].mask_uri = f"{tmp_path}/table.parquet#row=x&column=mask"
     run = masked_run(tmp_path, pictures)
-    section = localization_of_run(run, joined(run, pictures, without=["quiet.png"])).section
+    section = localization_of_run(run, joined(run, pictures, without=["quiet.png"])).section.written()
     reasons = {row["reason"]: (row["n"], row["example"]) for row in section["unreadable"]}
     assert {reason: n for reason, (n, _) in reasons.items()} == {
         "unsupported_format": 1, "corrupt_image": 1, "source_missing": 2, "no_reference": 1,
@@ -197,11 +199,11 @@ def test_truths_and_images_in_a_table_are_read_there(tmp_path):
 
     run = masked_run(tmp_path, pictures, source=table, name_of=name_of)
     found = localization_of_run(run, joined(run, pictures, name_of=name_of))
-    assert found.section["unreadable"] == []
-    assert values(found.section["systems"][1]["figures"]) == pytest.approx(
+    assert found.section.written()["unreadable"] == []
+    assert values(found.section.written()["systems"][1]["figures"]) == pytest.approx(
         reference([original_pair(p, A) for p in pictures.values()]), abs=1e-9
     )
-    assert [one["picture"] is not None for one in found.overlays] == [True] * 6
+    assert [one["picture"] is not None for one in [one.written() for one in found.overlays]] == [True] * 6
 
 
 def test_overlays_are_the_worst_and_the_best_of_each_system(tmp_path):
@@ -217,7 +219,7 @@ def test_overlays_are_the_worst_and_the_best_of_each_system(tmp_path):
     photo(61, 40).save(tmp_path / "archive" / "18.png")
     run = masked_run(tmp_path, pictures)
     (tmp_path / "archive" / "19.png").unlink()
-    found = localization_of_run(run, joined(run, pictures)).overlays
+    found = [one.written() for one in localization_of_run(run, joined(run, pictures)).overlays]
     for system in (A, B):
         names = [one["uri"][-6:-4] for one in found if one["system"] == system]
         assert names == ["00", "01", "02", "18", "19", "20"]
@@ -254,7 +256,7 @@ def test_a_run_without_masks_has_no_section(tmp_path):
 
 def test_masks_without_any_label_are_counted(seen):
     _, run = seen
-    section = localization_of_run(run, lambda columns: iter(())).section
+    section = localization_of_run(run, lambda columns: iter(())).section.written()
     assert (section["images"], section["without_label"], section["systems"]) == (0, 8, [])
 
 
@@ -280,7 +282,7 @@ def test_masks_are_read_within_the_run_s_own_limits(seen):
     described = run.describe()
     run.write_json("run.json", described | {"identity": described["identity"] | {"limits": {"max_pixels": 300}}})
     try:
-        section = localization_of_run(run, joined(run, pictures), pictures=False).section
+        section = localization_of_run(run, joined(run, pictures), pictures=False).section.written()
     finally:
         run.write_json("run.json", described)
     assert [(one["reason"], one["n"]) for one in section["unreadable"]] == [("image_too_large", 4)]
@@ -297,5 +299,5 @@ def test_masks_on_the_server_of_the_labels_are_read_wherever_it_is(seen, tmp_pat
             server.objects[f"/{name}"] = Path(picture.mask_uri).read_bytes() if picture.mask_uri else b""
         server.objects["/labels.csv"] = "\n".join(rows).encode()
         config = EvaluateConfig(at=(run.store.url,), labels=f"{server.url}/labels.csv", key="uri", out=str(tmp_path), bootstrap=0)
-        section = evaluate(config).document["localization"]
+        section = evaluate(config).document.written()["localization"]
     assert (section["images"], section["unreadable"]) == (8, [])

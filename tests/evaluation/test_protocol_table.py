@@ -7,6 +7,7 @@ from sklearn.metrics import roc_auc_score
 from ray_app.detectors import load_card
 from ray_app.evaluation.protocol_table import reference_of, table_of
 from ray_app.evaluation.protocols import Protocol, ProtocolFooter, ProtocolRow, load_protocol
+from ray_app.reports.evaluation.model import LocalizationFacts
 from tests.evaluation.counted import HARD, RANKING, REPLIES, system_from
 
 N_REAL, N_FAKE = 15_000, 3_000  # the split had 30,000 images, as many real as fake, of five generators
@@ -31,7 +32,7 @@ def openfake_table(name):
         n = N_REAL if row == "real" else N_FAKE
         groups[model] = ("real" if row == "real" else "fake", round(cells[row] * n), n)
     system = system_from(name, groups, scores=SCORES.get(name, HARD))
-    return system, table_of(load_protocol("openfake-v1"), [system])
+    return system, table_of(load_protocol("openfake-v1"), [system]).written()
 
 
 def footer(table, name, system):
@@ -72,7 +73,7 @@ def test_the_auc_of_hard_decisions_is_what_openfake_printed():
 
 def test_replies_have_no_auc():
     system, table = openfake_table("InternVL")
-    assert system["output"] == "binary"
+    assert system.output == "binary"
     assert footer(table, "ROC AUC", "InternVL")["value"] is None
     assert "no ranking" in footer(table, "ROC AUC", "InternVL")["why"]
 
@@ -97,7 +98,7 @@ def test_the_siglip2_report_comes_out_of_its_counts():
     """Of 10,000 fakes 9,155 are found, of 9,999 real images 9,733 are cleared."""
     protocol = load_protocol("open-deepfake")
     system = system_from("siglip2-open-deepfake", {"real": ("real", 9_733, 9_999), "open-deepfake-preview": ("fake", 9_155, 10_000)})
-    table = table_of(protocol, [system])
+    table = table_of(protocol, [system]).written()
     for name, value in protocol.reference[0].rows.items():
         assert f"{footer(table, name, 'siglip2-open-deepfake')['value']:.4f}" == f"{value:.4f}", name
     recall = footer(table, "fake: recall", "siglip2-open-deepfake")
@@ -110,7 +111,7 @@ def groups(**more):
 
 
 def test_both_averages_stand_under_their_names():
-    table = table_of(None, [system_from("d", groups())])
+    table = table_of(None, [system_from("d", groups())]).written()
     assert footer(table, UNWEIGHTED, "d")["value"] == pytest.approx((0.75 + 1) / 2)
     assert footer(table, WEIGHTED, "d")["value"] == pytest.approx(0.9)
     assert [row["name"] for row in table["rows"]] == ["real", "a", "b"]
@@ -118,7 +119,7 @@ def test_both_averages_stand_under_their_names():
 
 
 def test_version_two_weights_by_images_and_shows_its_meaningless_f1():
-    table = table_of(load_protocol("openfake-v2"), [system_from("d", groups())])
+    table = table_of(load_protocol("openfake-v2"), [system_from("d", groups())]).written()
     assert footer(table, WEIGHTED, "d")["value"] == pytest.approx(0.9)
     [meaningless] = [one["cells"]["d"]["value"] for one in table["footers"] if "meaningless" in one["name"]]
     assert meaningless == pytest.approx((40 * 2 * 0.75 / 1.75 + 60 * 1.0) / 200)
@@ -126,18 +127,22 @@ def test_version_two_weights_by_images_and_shows_its_meaningless_f1():
 
 def test_rows_by_year_of_release():
     released = {"a": "2024-05-01", "b": "2025", "c": "2024-11-02"}
-    table = table_of(load_protocol("openfake-v2"), [system_from("d", groups(c=("fake", 0, 10), e=("fake", 1, 1)), released=released)])
+    table = table_of(
+        load_protocol("openfake-v2"), [system_from("d", groups(c=("fake", 0, 10), e=("fake", 1, 1)), released=released)]
+    ).written()
     assert [row["name"] for row in table["rows"]] == ["real", "released 2024", "released 2025", "a", "c", "b", "e"]
     assert table["cells"]["d"]["released 2024"]["value"] == pytest.approx(0.6)
     assert table["cells"]["d"]["released 2024"]["n"] == 50
-    assert "released 2024" not in {row["name"] for row in table_of(load_protocol("openfake-v2"), [system_from("d", groups())])["rows"]}
+    assert "released 2024" not in {
+        row["name"] for row in table_of(load_protocol("openfake-v2"), [system_from("d", groups())]).written()["rows"]
+    }
 
 
 def test_each_generator_against_all_reals_and_their_mean():
     """GRIP's and sidbench's way, against scikit-learn on the images themselves."""
     images = {"real": np.repeat([-2.0, 2.0], [90, 10]), "a": np.repeat([2.0, -2.0], [30, 10]), "b": np.repeat([2.0], 60)}
     aucs = [roc_auc_score(np.repeat([1, 0], [len(images[name]), 100]), np.concatenate([images[name], images["real"]])) for name in "ab"]
-    table = table_of(load_protocol("grip"), [system_from("d", groups())])
+    table = table_of(load_protocol("grip"), [system_from("d", groups())]).written()
     assert [table["cells"]["d"][f"{name}, AUC"]["value"] for name in "ab"] == pytest.approx(aucs, abs=1e-12)
     assert footer(table, "mean ROC AUC", "d")["value"] == pytest.approx(np.mean(aucs), abs=1e-12)
     assert footer(table, "mean balanced accuracy", "d")["value"] == pytest.approx((0.825 + 0.95) / 2)
@@ -145,7 +150,7 @@ def test_each_generator_against_all_reals_and_their_mean():
 
 def test_sidbench_needs_figures_of_each_generator():
     extras = ("average_precision", "oracle_accuracy")
-    table = table_of(load_protocol("sidbench"), [system_from("d", groups(), extras=extras), system_from("e", groups())])
+    table = table_of(load_protocol("sidbench"), [system_from("d", groups(), extras=extras), system_from("e", groups())]).written()
     from sklearn.metrics import average_precision_score
 
     truth, scores = np.repeat([1, 0], [40, 100]), np.repeat([2.0, -2.0, -2.0, 2.0], [30, 10, 90, 10])
@@ -162,17 +167,17 @@ def test_a_row_of_several_generators_is_of_all_their_images():
                            ProtocolRow(name="both, AP", generators=("*",), figure="average_precision")),
                      footers=(ProtocolFooter(name="m", figure="weighted:auc"),))  # fmt: skip
     system = system_from("d", groups())
-    table = table_of(rules, [system])
+    table = table_of(rules, [system]).written()
     assert table["cells"]["d"]["both"]["value"] == pytest.approx(0.9)
     assert table["cells"]["d"]["both"]["n"] == 100
     # Exact: the area over the union is the mean by images of the areas over its parts.
-    assert table["cells"]["d"]["both, AUC"]["value"] == pytest.approx(system["figures"]["auc"]["value"], abs=1e-12)
-    assert footer(table, "m", "d")["value"] == pytest.approx(system["figures"]["auc"]["value"], abs=1e-12)
+    assert table["cells"]["d"]["both, AUC"]["value"] == pytest.approx(system.figures["auc"].value, abs=1e-12)
+    assert footer(table, "m", "d")["value"] == pytest.approx(system.figures["auc"].value, abs=1e-12)
     assert "several generators" in table["cells"]["d"]["both, AP"]["why"]
 
 
 def test_what_the_data_does_not_have_stands_there_without_a_figure():
-    table = table_of(load_protocol("openfake-v1"), [system_from("d", {"real": ("real", 9, 10), "other": ("fake", 3, 4)})])
+    table = table_of(load_protocol("openfake-v1"), [system_from("d", {"real": ("real", 9, 10), "other": ("fake", 3, 4)})]).written()
     assert table["cells"]["d"]["SD 3.5"] == {"value": None, "interval": None, "method": None, "n": 0,
                                              "why": "no image of the data belongs here"}  # fmt: skip
     assert table["cells"]["d"]["other"]["value"] == 0.75
@@ -182,7 +187,7 @@ def test_what_the_data_does_not_have_stands_there_without_a_figure():
 def test_names_that_could_be_mistaken_for_each_other_have_rows_of_their_own():
     system = system_from("d", {"real": ("real", 1, 2), "real:x": ("real", 1, 1), "sd-1": ("fake", 1, 4), "sd.1": ("fake", 2, 4),
                                "[x]*": ("fake", 3, 4), "xx": ("fake", 4, 4)})  # fmt: skip
-    cells = table_of(None, [system])["cells"]["d"]
+    cells = table_of(None, [system]).written()["cells"]["d"]
     assert {name: cells[name]["value"] for name in ("real", "real:x", "sd-1", "sd.1", "[x]*", "xx")} == {
         "real": 0.5, "real:x": 1.0, "sd-1": 0.25, "sd.1": 0.5, "[x]*": 0.75, "xx": 1.0,
     }  # fmt: skip
@@ -192,12 +197,12 @@ def test_a_generator_that_is_called_like_a_row_gets_one_of_its_own():
     rules = Protocol(
         name="p", title="p", source="s", what="w", averages="a", rows=(ProtocolRow(name="b", generators=("a",)),), automatic=("generators",)
     )
-    table = table_of(rules, [system_from("d", groups())])
+    table = table_of(rules, [system_from("d", groups())]).written()
     assert {name: cell["value"] for name, cell in table["cells"]["d"].items()} == {"b": 0.75, "b (in the data)": 1.0}
 
 
 def test_unscored_images_count_in_n_and_not_in_the_rate():
-    table = table_of(None, [system_from("d", groups(), unscored={"a": 5})])
+    table = table_of(None, [system_from("d", groups(), unscored={"a": 5})]).written()
     assert table["rows"][1]["n"] == 45
     assert (table["cells"]["d"]["a"]["value"], table["cells"]["d"]["a"]["n"]) == (0.75, 40)
 
@@ -205,11 +210,11 @@ def test_unscored_images_count_in_n_and_not_in_the_rate():
 def test_rows_say_whether_a_system_saw_them():
     mine = groups(progan=("fake", 5, 5))
     systems = [system_from("cnndetection", mine, card=load_card("cnndetection")), system_from("other", mine)]
-    table = table_of(load_protocol("cnndetection"), systems)
+    table = table_of(load_protocol("cnndetection"), systems).written()
     seen = {row["name"]: row["seen"] for row in table["rows"]}
     assert seen["ProGAN, AP"] == {"cnndetection": "in-training", "other": "unknown"}
     assert seen["StyleGAN, AP"] == {"cnndetection": "unknown", "other": "unknown"}  # none of it is in the data
-    plain = {row["name"]: row["seen"]["cnndetection"] for row in table_of(None, systems)["rows"]}
+    plain = {row["name"]: row["seen"]["cnndetection"] for row in table_of(None, systems).written()["rows"]}
     assert plain == {"real": "unknown", "a": "unseen", "b": "unseen", "progan": "in-training"}
 
 
@@ -221,14 +226,17 @@ def test_rows_of_masks_are_read_at_the_protocols_size():
     ]}  # fmt: skip
     system = system_from("d", {"real": ("real", 90, 100), "sd15": ("fake", 50, 100)}, kinds={"sd15": "local"})
     protocol = load_protocol("opensdi")
-    assert table_of(protocol, [system], masks)["cells"]["d"]["SD1.5, pixel F1"] == figure
-    assert table_of(protocol, [system])["cells"]["d"]["SD1.5, pixel F1"]["why"] == "this detector draws no masks, or they were not measured"
-    assert table_of(protocol, [system])["cells"]["d"]["SD1.5, F1"]["value"] == pytest.approx(2 * 0.5 / (0.5 + 0.1 + 1))
+    assert table_of(protocol, [system], LocalizationFacts.model_validate(masks)).written()["cells"]["d"]["SD1.5, pixel F1"] == figure
+    assert (
+        table_of(protocol, [system]).written()["cells"]["d"]["SD1.5, pixel F1"]["why"]
+        == "this detector draws no masks, or they were not measured"
+    )
+    assert table_of(protocol, [system]).written()["cells"]["d"]["SD1.5, F1"]["value"] == pytest.approx(2 * 0.5 / (0.5 + 0.1 + 1))
 
 
 def test_families_that_cannot_be_named_say_why():
     protocol = load_protocol("community-forensics")
-    table = table_of(protocol, [system_from("d", groups(), extras=("average_precision",))])
+    table = table_of(protocol, [system_from("d", groups(), extras=("average_precision",))]).written()
     assert "`architecture`" in table["cells"]["d"]["GAN, AP"]["why"]
     assert footer(table, "mean AP of the five families", "d")["value"] is None
     cells = [table["cells"]["d"][f"{name}, AP"]["value"] for name in "ab"]
@@ -236,7 +244,7 @@ def test_families_that_cannot_be_named_say_why():
 
 
 def test_missing_figures_of_version_one_of_dflip():
-    table = table_of(load_protocol("dflip-v1"), [system_from("d", groups(**{"dalle-2": ("fake", 8, 8)}), unscored={"b": 20})])
+    table = table_of(load_protocol("dflip-v1"), [system_from("d", groups(**{"dalle-2": ("fake", 8, 8)}), unscored={"b": 20})]).written()
     assert table["cells"]["d"]["dalle"]["value"] == 1.0
     assert table["cells"]["d"]["sdft"]["n"] == 100
     assert footer(table, "accuracy (a missing prediction is wrong)", "d")["value"] == pytest.approx((90 + 30 + 60 + 8) / 228)
@@ -244,7 +252,7 @@ def test_missing_figures_of_version_one_of_dflip():
 
 
 def test_references_say_whose_they_are_and_what_is_wrong():
-    columns = reference_of(load_protocol("openfake-v1"))
+    columns = [one.written() for one in reference_of(load_protocol("openfake-v1"))]
     assert [one["system"] for one in columns] == [
         "openfake-swinv2-small", "clip-d-10k-plus:thumb1024", "corvi2023:thumb1024", None, "internvl-prompt",
     ]  # fmt: skip
@@ -255,12 +263,12 @@ def test_references_say_whose_they_are_and_what_is_wrong():
 
 
 def test_one_class_alone_has_a_table_too():
-    table = table_of(load_protocol("openfake-imagen3"), [system_from("d", {"imagen-3": ("fake", 700, 1500)})])
+    table = table_of(load_protocol("openfake-imagen3"), [system_from("d", {"imagen-3": ("fake", 700, 1500)})]).written()
     assert table["cells"]["d"]["Imagen 3"]["value"] == footer(table, "TPR", "d")["value"] == pytest.approx(700 / 1500)
 
 
 def test_a_table_is_plain_json():
     for name in ("openfake-v1", "opensdi", "sidbench", "open-deepfake", "dflip-v1", "community-forensics"):
-        table = table_of(load_protocol(name), [system_from("d", groups())])
+        table = table_of(load_protocol(name), [system_from("d", groups())]).written()
         assert json.loads(json.dumps(table, allow_nan=False)) == table
-    assert table_of(load_protocol("openfake-v1"), [])["cells"] == {}
+    assert table_of(load_protocol("openfake-v1"), []).written()["cells"] == {}

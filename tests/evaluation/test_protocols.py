@@ -17,10 +17,12 @@ from ray_app.evaluation import protocols
 from ray_app.evaluation.protocols import CONVENTIONS, ProtocolRow, Reference, list_protocols, load_protocol, releases_of
 from ray_app.metrics.arrays import ScoreHistogram
 from ray_app.metrics.detection import DETECTION
+from ray_app.reports.evaluation.system_model import FigureFacts, GeneratorFacts
 
 
 def generator(label, right, n, unscored=0):
-    return {"name": "g", "label": label, "n": n, "unscored": unscored, "rate": {"value": right / n if n else None, "n": n}}
+    rate = FigureFacts(value=right / n if n else None, n=n)
+    return GeneratorFacts(name="g", label=label, n=n, unscored=unscored, rate=rate)
 
 
 def test_f1_of_even_counts_is_the_f1_of_evenly_many_images():
@@ -265,7 +267,7 @@ def test_marks_belong_to_cells():
 
 
 def test_the_facts_are_the_documents_section():
-    facts = load_protocol("openfake-v2").facts()
+    facts = load_protocol("openfake-v2").facts().written()
     assert facts["threshold"] == 0
     assert facts["strict"] is False
     assert facts["commands"]
@@ -275,11 +277,9 @@ def test_the_facts_are_the_documents_section():
 def test_rows_hold_what_their_globs_name():
     row = ProtocolRow(name="r", generators=("sd-3.5*",), excluding=("*turbo",), kind="whole")
     held = {"name": "SD_3.5_large", "label": "fake", "kind": "whole"}
-    assert row.holds(held)
-    assert not row.holds({**held, "kind": "local"})
-    assert not row.holds({**held, "label": "real"})
-    assert not row.holds({**held, "name": "sd-3.5-turbo"})
-    assert not row.holds({**held, "name": "sd-3"})
+    assert row.holds(GeneratorFacts(**held))
+    for other in ({"kind": "local"}, {"label": "real"}, {"name": "sd-3.5-turbo"}, {"name": "sd-3"}):
+        assert not row.holds(GeneratorFacts(**held | other))
 
 
 def rows(*entries, struct=True, told=None):

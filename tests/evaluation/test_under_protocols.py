@@ -41,7 +41,7 @@ def case(tmp_path_factory):
     for name in ("run", "shifted"):
         config = EvaluateConfig(at=(str(folder / name),), out=str(folder / f"{name}-figures"), protocol=str(folder / "rules.yaml"),
                                 thumbnails=False, bootstrap=0)  # fmt: skip
-        documents[name] = evaluate(config).document
+        documents[name] = evaluate(config).document.written()
     return folder, told[0], documents
 
 
@@ -67,7 +67,7 @@ def test_a_file_of_labels_may_tell_the_releases(case, tmp_path):
     (tmp_path / "labels.jsonl").write_text("\n".join(map(json.dumps, labels)))
     config = EvaluateConfig(at=(str(folder / "run"),), labels=str(tmp_path / "labels.jsonl"), out=str(tmp_path / "out"),
                             protocol=str(folder / "rules.yaml"), thumbnails=False, bootstrap=0)  # fmt: skip
-    table = evaluate(config).document["table"]
+    table = evaluate(config).document.written()["table"]
     assert [row["name"] for row in table["rows"]] == ["real", "real:camera", "released 2024", "released 2026", "flux", "inpainter", "sd-3"]
     before = documents["run"]["table"]["cells"]["b"]
     assert table["cells"]["b"]["released 2026"] == before["sd-3"]

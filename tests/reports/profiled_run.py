@@ -103,7 +103,9 @@ def score_profiled(card, source, out):
         run.write_part(0, ref.block, result_rows(members, judge(spec, outcomes, found), attempt=1, scored_at=NOW))
     reader.close()
     run.publish(0)
-    run.write_json("summary.json", {"listing": 0, "version": "0.9.0", "finished_at": NOW.isoformat(), **count_rows(run, list(spec.cards))})
+    run.write_json(
+        "summary.json", {"listing": 0, "version": "0.9.0", "finished_at": NOW.isoformat(), **count_rows(run, list(spec.cards)).written()}
+    )
     return run.store.url
 
 

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from ray_app.errors import Status
 from ray_app.reports import format as wording
-from ray_app.reports.run_model import RunSummary
+from ray_app.runs.document import RunSummary
 
 any_text = st.text(alphabet=st.characters(), max_size=300)
 

@@ -4,7 +4,7 @@ import pytest
 
 from ray_app.reports import render_run_report, summary_lines
 from ray_app.reports.run import families, profile_lines, said_generator
-from ray_app.reports.run_model import ProfileSummary
+from ray_app.runs.document import ProfileSummary
 from tests.reports import hostile
 from tests.reports.every_page import *  # noqa: F403
 from tests.reports.every_page import check_in_browser

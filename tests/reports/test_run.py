@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from ray_app.ensembles.card import Thresholds
 from ray_app.errors import MEANING, ConfigError, InputError, Status
 from ray_app.images import BatchLimits
 from ray_app.reports import render_run_report, summary_lines
 from ray_app.reports.run import false_flags, measured_rate, share_right
-from ray_app.reports.run_model import ThresholdSummary
 from ray_app.runs import row_schema, summarise
 from ray_app.storage.errors import too_large
 from tests.reports import hostile
@@ -25,7 +25,7 @@ rates = st.floats(0, 1)
 
 def thresholds(**changes):
     stated = {"false_positive_rate": 0.01, "true_positive_rate": 0.8, "n_real": 1500, "n_fake": 1500}
-    return ThresholdSummary(real_below=-1, fake_above=2, **(stated | changes))
+    return Thresholds(real_below=-1, fake_above=2, **(stated | changes))
 
 
 def test_expected_false_flags_are_the_rate_times_what_was_scored():
@@ -153,7 +153,7 @@ def test_a_summary_counts_each_limit_by_what_rows_say():
     table = pa.Table.from_pylist(
         [{**empty, **row, "reused": False} for row in rows], schema=pa.schema([f.with_nullable(True) for f in schema])
     )
-    counted = summarise([table], [])["refused_by_limits"]
+    counted = summarise([table], []).refused_by_limits
     assert counted == {"max_bytes": 2, "max_pixels": 1, "max_whole_pixels": 1, "max_side": 1, "max_aspect": 1, "max_ratio": 1}
 
 

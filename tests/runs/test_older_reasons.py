@@ -69,7 +69,7 @@ def before(tmp_path):
 
 
 def test_it_is_counted_in_words_of_the_list(before):
-    counted = summarise(current_tables(before), [NAME])
+    counted = summarise(current_tables(before), [NAME]).written()
     assert set(counted["verdict_reasons"]) == {"inside_band"}
     assert counted["verdict_reasons"]["inside_band"] == counted["verdicts"]["abstain"] > 0
     assert counted["own_failures"] == 0

@@ -84,6 +84,6 @@ def test_decide_and_the_guarantee_do_without_the_column(tmp_path):
     assert summary["guarantee"]["holds"] is True
     more_rows(run, card, 3, 100)
     assert len(manifests(run.store)) == 2
-    found = settle_guarantee(run, make_spec(card, limits=ImageLimits(), precision="fp32"), decided)["guarantee"]
-    assert {shift["feature"]: shift["images"] for shift in found["shifts"]}["jpeg_quality"] < 100
-    assert found["images"] == 300
+    found = settle_guarantee(run, make_spec(card, limits=ImageLimits(), precision="fp32"), decided)
+    assert {shift.feature: shift.images for shift in found.shifts}["jpeg_quality"] < 100
+    assert found.images == 300

@@ -38,7 +38,7 @@ def table(rows=ROWS, **columns):
 
 
 def test_flagged_images_are_counted_by_generator_and_no_real_one():
-    told = summarise([table(ROWS[:3]), table(ROWS[3:])], ["one"])["profile"]
+    told = summarise([table(ROWS[:3]), table(ROWS[3:])], ["one"]).written()["profile"]
     assert told["generators"] == [
         {"family": "sdxl_1.0", "generator": "sdxl", "flagged": 1},
         {"family": "sdxl_1.0", "generator": "sdxl_1.0/mine", "flagged": 1},
@@ -57,7 +57,7 @@ def test_a_run_without_a_profile_has_no_such_section():
     plain = table().drop_columns(
         ["generator_family", "generator_probability", "generator_confidence", "generator_ranking", "prompt_likelihood"]
     )
-    assert "profile" not in summarise([plain], ["one"])
+    assert "profile" not in summarise([plain], ["one"]).written()
     assert len(of_generator(plain, "sdxl")) == 0
 
 

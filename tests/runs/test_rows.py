@@ -94,7 +94,7 @@ def test_a_member_of_which_no_row_can_be_made_costs_itself_alone(members, scored
     [failure] = made.failures
     assert (failure["image_id"], failure["uri"], failure["member"]) == (rows[3]["image_id"], rows[3]["uri"], None)
     assert failure["traceback"].startswith("Traceback")
-    assert summarise([made.rows], [NAME])["own_failures"] == 1
+    assert summarise([made.rows], [NAME]).own_failures == 1
 
 
 def test_a_block_that_is_well_is_built_once(members, scored, monkeypatch):
@@ -132,7 +132,7 @@ def test_files_of_the_same_status_are_no_bugs_of_ours(members, scored):
     died = with_outcome(scored, 2, status=Status.DECODER_CRASHED, detail="the decoder process died of SIGSEGV", facts=None)
     made = tables(members, died)
     assert (made.bad, made.failures) == (1, [])
-    assert summarise([made.rows], [NAME])["own_failures"] == 0
+    assert summarise([made.rows], [NAME]).own_failures == 0
 
 
 KIND = row_schema(["a", "b"], stability=True).field(STABILITY).type

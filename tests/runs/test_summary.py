@@ -21,7 +21,7 @@ def counted(rows):
     table = pa.table({"provenance": pa.array(said, pa.string()), "verdict": pa.array(verdicts, pa.string()).dictionary_encode()})
     for part in (table.slice(0, 3), table.slice(3)):
         counter.add(part)
-    return counter.counts()
+    return counter.counts().written()
 
 
 def test_declarations_are_counted_per_verdict():

@@ -49,7 +49,7 @@ def made_run(folder, card, seed, count, *, identity=None, finished=False, **opti
     run.claim(facts | decision_identity(spec) | (identity or {}), names, card.model_dump(mode="json"))
     more_rows(run, card, seed, count, **options)
     if finished:
-        run.write_json("summary.json", {"listing": 0, "complete": True} | count_rows(run, names))
+        run.write_json("summary.json", {"listing": 0, "complete": True} | count_rows(run, names).written())
     return run
 
 

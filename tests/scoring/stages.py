@@ -30,7 +30,7 @@ def run_stages(out, source, kind, *, block_members=8, **settings):
     for stage in stages[:1]:
         with closing(stage._reading):
             run.publish(0)
-    return session.facts(), {row["uri"]: row for row in current_rows(run)}, spec
+    return session.facts().written(), {row["uri"]: row for row in current_rows(run)}, spec
 
 
 def run_crumbs(out):

@@ -35,13 +35,13 @@ def hostile(tmp_path):
 
 def test_a_plan_asks_for_nothing_that_a_table_names(hostile):
     folder, server = hostile
-    plan = forecast(ScoreConfig(source=(str(folder / "in"),)), probe=8)
+    plan = forecast(ScoreConfig(source=(str(folder / "in"),)), probe=8).written()
     assert plan["members"] == 3
     assert plan["probe"]["statuses"] == {"ok": 1, "unsupported_format": 2}
-    listed = forecast(ScoreConfig(source=(str(folder / "l.csv"),)), probe=8)
+    listed = forecast(ScoreConfig(source=(str(folder / "l.csv"),)), probe=8).written()
     assert listed["probe"]["statuses"] == {"ok": 1, "source_denied": 2, "unsupported_format": 1}
     assert server.asked == []
-    allowed = forecast(ScoreConfig(source=(str(folder / "l.csv"),), allow_private=True), probe=2)
+    allowed = forecast(ScoreConfig(source=(str(folder / "l.csv"),), allow_private=True), probe=2).written()
     assert allowed["members"] == 4
 
 

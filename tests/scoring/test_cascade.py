@@ -166,7 +166,7 @@ def test_views_and_a_cascade_do_not_go_together(ensemble):
 
 
 def test_the_plan_counts_the_second_look_for_its_share(sample_archive, ensemble, cards, band, tmp_path):
-    plan = forecast(ScoreConfig(source=(str(sample_archive),), ensemble=str(ensemble)), probe=16, price_per_hour=2.0)
+    plan = forecast(ScoreConfig(source=(str(sample_archive),), ensemble=str(ensemble)), probe=16, price_per_hour=2.0).written()
     looks = plan["cascade"]
     assert (looks["first"], looks["second"]) == (["cheap"], ["slow"])
     assert 0 < looks["share"] < 1
@@ -177,7 +177,7 @@ def test_the_plan_counts_the_second_look_for_its_share(sample_archive, ensemble,
     known = yaml.safe_load(ensemble.read_text())
     known["cascade"]["expected_share"] = 0.5
     half = write_ensemble(tmp_path / "half.yaml", cards, **{key: known[key] for key in ("rule", "cascade")})
-    stated = forecast(ScoreConfig(source=(str(sample_archive),), ensemble=str(half)), probe=0)
+    stated = forecast(ScoreConfig(source=(str(sample_archive),), ensemble=str(half)), probe=0).written()
     sizes = {name: load_card(card).size.gmac for name, card in zip(("cheap", "slow"), cards, strict=True)}
     assert stated["gmac_per_image"] == pytest.approx(sizes["cheap"] + 0.5 * sizes["slow"], abs=1e-3)
 

@@ -70,7 +70,7 @@ def test_a_bug_of_ours_costs_one_row_and_is_told_once(photos, tmp_path, monkeypa
     assert "bug.jpg" in told
     assert "Traceback (most recent call last):" in told
 
-    summary = summarise(current_tables(RunDirectory.open(str(tmp_path / "run"))), ["touchstone-tiny"])
+    summary = summarise(current_tables(RunDirectory.open(str(tmp_path / "run"))), ["touchstone-tiny"]).written()
     assert summary["own_failures"] == 1
     assert bad_fraction(summary) == pytest.approx(4 / len(rows))
     said = "1 row failed in Touchstone's own code; please report it"

@@ -56,25 +56,25 @@ def verdicts(run):
 def test_the_calibrations_own_kind_is_not_noticed_also_with_more_fakes(tmp_path, card):
     for seed, fakes in ((2, 0.5), (3, 0.02), (4, 0.95)):
         run = made_run(tmp_path / f"run-{seed}", card, seed, N, fakes=fakes)
-        found = settle_guarantee(run, spec_of(card), decided)["guarantee"]
-        assert (found["holds"], found["why"], found["unlike"]) == (True, None, None), fakes
-        assert [shift["feature"] for shift in found["shifts"]] == [one.name for one in card.population.features]
-        assert (found["target_fpr"], found["images"], found["decoders"], found["settings"]) == (0.05, N, [], [])
+        found = settle_guarantee(run, spec_of(card), decided)
+        assert (found.holds, found.why, found.unlike) == (True, None, None), fakes
+        assert [shift.feature for shift in found.shifts] == [one.name for one in card.population.features]
+        assert (found.target_fpr, found.images, found.decoders, found.settings) == (0.05, N, [], [])
         assert verdicts(run) == {"real", "fake"}
 
 
 def test_an_archive_beyond_the_limit_abstains_as_a_whole_and_says_why(tmp_path, card):
     run = made_run(tmp_path / "run", card, 5, N, quality=(20, 30))
     before = {row["image_id"]: row for row in rows_of(run)}
-    found = settle_guarantee(run, spec_of(card), decided)["guarantee"]
-    assert found["holds"] is False
-    assert [shift["feature"] for shift in found["shifts"] if shift["beyond"]] == ["jpeg_quality"]
-    assert found["unlike"].startswith(f"{UNLIKE}: jpeg_quality (PSI ")
+    found = settle_guarantee(run, spec_of(card), decided)
+    assert found.holds is False
+    assert [shift.feature for shift in found.shifts if shift.beyond] == ["jpeg_quality"]
+    assert found.unlike.startswith(f"{UNLIKE}: jpeg_quality (PSI ")
     assert "deciding" not in run.describe()
-    assert run.describe()["unlike"] == found["unlike"]
+    assert run.describe()["unlike"] == found.unlike
     for row in rows_of(run):
         assert (row["verdict"], row["verdict_reason"]) == ("abstain", "unlike_archive")
-        assert f"{UNLIKE}: {row['verdict_detail']}" == found["unlike"]
+        assert f"{UNLIKE}: {row['verdict_detail']}" == found.unlike
         kept = {name: value for name, value in row.items() if name not in ("verdict", "verdict_reason", "verdict_detail")}
         assert kept == {name: before[row["image_id"]][name] for name in kept}, "scores and probabilities stay"
 
@@ -83,18 +83,18 @@ def test_an_archive_beyond_the_limit_abstains_as_a_whole_and_says_why(tmp_path, 
     ("feature", "changes"), [("short_side_px", {"scale": 0.5}), ("score", {"shift": -4.0}), ("format", {"format": "WEBP"})]
 )
 def test_other_shifts_are_named(tmp_path, card, feature, changes):
-    found = settle_guarantee(made_run(tmp_path / "run", card, 6, N, **changes), spec_of(card), decided)["guarantee"]
-    assert feature in {shift["feature"] for shift in found["shifts"] if shift["noticed"]}
-    assert feature in found["why"]
+    found = settle_guarantee(made_run(tmp_path / "run", card, 6, N, **changes), spec_of(card), decided)
+    assert feature in {shift.feature for shift in found.shifts if shift.noticed}
+    assert feature in found.why
 
 
 def test_verdicts_come_back_when_the_archive_has_become_like_the_calibration(tmp_path, card):
     run = made_run(tmp_path / "run", card, 7, 24, quality=(20, 30))
-    assert settle_guarantee(run, spec_of(card), decided)["guarantee"]["unlike"]
+    assert settle_guarantee(run, spec_of(card), decided).unlike
     more_rows(run, card, 8, 1200)
     assert verdicts(run) == {"abstain", "real", "fake"}
-    found = settle_guarantee(run, spec_of(card), decided)["guarantee"]
-    assert found["unlike"] is None
+    found = settle_guarantee(run, spec_of(card), decided)
+    assert found.unlike is None
     assert verdicts(run) == {"real", "fake"}
     assert "unlike" not in run.describe()
 
@@ -134,26 +134,26 @@ def test_a_row_outside_what_was_seen_abstains_for_itself(tmp_path, card):
         if row["verdict"] == "abstain":
             assert row["verdict_reason"] == "unlike_calibration"
             assert row["verdict_detail"] == "outside what the calibration saw: format JPEG"
-    found = settle_guarantee(run, spec_of(strict), decided)["guarantee"]
-    assert (found["holds"], found["why"]) == (None, "the card does not say what its images were like")
+    found = settle_guarantee(run, spec_of(strict), decided)
+    assert (found.holds, found.why) == (None, "the card does not say what its images were like")
 
 
 def test_few_images_are_not_compared_but_said(tmp_path, card):
-    found = settle_guarantee(made_run(tmp_path / "run", card, 11, 30), spec_of(card), decided)["guarantee"]
-    assert (found["holds"], found["why"]) == (None, "30 images with a score are too few to compare")
+    found = settle_guarantee(made_run(tmp_path / "run", card, 11, 30), spec_of(card), decided)
+    assert (found.holds, found.why) == (None, "30 images with a score are too few to compare")
 
 
 def test_another_decoder_or_resize_mode_ends_the_guarantee(tmp_path, card):
     run = made_run(tmp_path / "run", card, 12, N, decoder="pillow of tomorrow", identity={"resize": "fast"})
-    found = settle_guarantee(run, spec_of(card), decided)["guarantee"]
-    assert found["holds"] is False
-    assert found["why"] == "scored otherwise: resize fast (calibrated with exact); decoded otherwise: pillow of tomorrow"
+    found = settle_guarantee(run, spec_of(card), decided)
+    assert found.holds is False
+    assert found.why == "scored otherwise: resize fast (calibrated with exact); decoded otherwise: pillow of tomorrow"
     assert verdicts(run) == {"real", "fake"}, "settings are said; they turn no verdict"
 
 
 def test_a_card_that_promises_nothing_is_not_compared(tmp_path, card):
     plain = EnsembleCard(name="plain", title="Plain", members=card.members)
-    assert settle_guarantee(made_run(tmp_path / "run", plain, 13, 8), spec_of(plain), decided) == {}
+    assert settle_guarantee(made_run(tmp_path / "run", plain, 13, 8), spec_of(plain), decided) is None
 
 
 def written(folder, card):

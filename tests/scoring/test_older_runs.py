@@ -232,7 +232,7 @@ def test_a_finished_run_has_nothing_to_do_and_then_one_new_image(nightly, photog
 
 
 def test_a_plan_counts_what_is_left_of_it(half):
-    made = forecast(ScoreConfig(source=(SOURCE,), out=f"s3://{BUCKET}/half"), probe=0)
+    made = forecast(ScoreConfig(source=(SOURCE,), out=f"s3://{BUCKET}/half"), probe=0).written()
     assert (made["run"]["state"], made["run"]["blocks_done"], made["members"]) == ("unfinished", 4, 16)
 
 

@@ -68,7 +68,7 @@ def test_the_plan_says_who_names_and_who_describes_and_how_long_that_takes(cards
     ensemble = write_profile(cards / str(apart), "captioner", localizer=False, own_pool=apart)
     write_photographs(tmp_path / "photos", 12, size=(320, 240))
     config = ScoreConfig(source=(str(tmp_path / "photos"),), ensemble=str(ensemble), precision="fp32")
-    plan = forecast(config, probe=8)
+    plan = forecast(config, probe=8).written()
     assert plan["profile"]["identifier"] == "named"
     assert (plan["profile"]["describer"], plan["profile"]["describe"]) == ("tiny", "flagged")
     assert 0 <= plan["profile"]["share"] <= 1

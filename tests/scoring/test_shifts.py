@@ -29,8 +29,8 @@ def noticed(tiny, card, *, scenes=None, **changes):
     tally = PopulationTally(card.population.features)
     tally.add(properties_in(tiny, files))
     shifts = shifts_of(card, tally)
-    assert [row["feature"] for row in shifts] == [feature.name for feature in card.population.features]
-    return {row["feature"] for row in shifts if row["noticed"]}
+    assert [row.feature for row in shifts] == [feature.name for feature in card.population.features]
+    return {row.feature for row in shifts if row.noticed}
 
 
 def test_the_same_kind_of_pictures_is_not_noticed_though_few_are_fake(tiny, card):

@@ -183,8 +183,8 @@ def test_an_unknown_perturbation_is_refused_before_anything_starts(photos, tmp_p
 
 def test_a_plan_counts_every_pass(photos):
     config = ScoreConfig(source=(str(photos),), detectors=("touchstone-tiny",), perturb=("standard",))
-    plan = forecast(config, probe=2)
-    once = forecast(config.model_copy(update={"perturb": ()}), probe=0)
+    plan = forecast(config, probe=2).written()
+    once = forecast(config.model_copy(update={"perturb": ()}), probe=0).written()
     assert plan["views"] == STANDARD
     assert "views" not in once
     assert plan["gmac_per_image"] == pytest.approx(13 * once["gmac_per_image"], rel=0.01)

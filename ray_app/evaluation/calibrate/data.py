@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ray_app.detectors import DetectorCard, load_card
+from ray_app.detectors.card import Calibration
 from ray_app.ensembles.card import EnsembleCard, EnsembleMember, ensemble_of
 from ray_app.errors import ConfigError, TouchstoneError
 from ray_app.evaluation.join import Joined, JoinedLabels, LabelIndex, Labels, OwnLabels, index_labels
@@ -250,7 +251,7 @@ class LabelledRun:
     members: tuple[EnsembleMember, ...]
     names: tuple[str, ...]
     before: EnsembleCard
-    calibrations: Mapping[str, Any]
+    calibrations: Mapping[str, Calibration | None]
     labelled: CalibrationData
     identity: Mapping[str, Any]
     tally: CalibrationTally

@@ -9,7 +9,6 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +24,7 @@ from ray_app.ensembles.card import Rule
 from ray_app.errors import ConfigError
 from ray_app.evaluation.calibrate.thresholds import Method
 from ray_app.metrics.arrays import Floats
+from ray_app.reports.calibration_model import CalibrationReport
 
 
 class CalibrateConfig(Frozen):
@@ -96,14 +96,14 @@ def named_from(path: Path, member: EnsembleMember) -> EnsembleMember:
     return member.model_copy(update={"detector": named if variant is None else f"{named}:{variant}"})
 
 
-def write_files(path: Path, card: EnsembleCard, references: bytes, report: Mapping[str, Any]) -> None:
+def write_files(path: Path, card: EnsembleCard, references: bytes, report: CalibrationReport) -> None:
     """Write the card at `path` and beside it what it refers to. Raises ConfigError where nothing can be written."""
     assert card.guarantee is not None
     assert card.guarantee.references is not None
-    text = _HEAD.format(run=report["run"], report=report_path(path).name) + card_text(card)
+    text = _HEAD.format(run=report.run, report=report_path(path).name) + card_text(card)
     try:
         _replace(path.with_name(card.guarantee.references), references)
-        _replace(report_path(path), json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False).encode())
+        _replace(report_path(path), json.dumps(report.written(), indent=1, ensure_ascii=False, allow_nan=False).encode())
         _replace(path, text.encode())
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}", hint="name a file in a folder that can be written") from None

@@ -1,16 +1,16 @@
 """What a calibration is worth, measured on images that nothing was fitted on: as chances, generator by generator, by JPEG quality.
 
-Knows cards and scores; words and writes nothing. Every figure is a row of `metrics.figure`; chances are compared at the share of fakes
+Knows cards and scores; words and writes nothing. Chances are compared at the share of fakes
 among the very images that they are measured on, whatever prevalence the card is for.
 """
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
+from ray_app.detectors.card import Calibration
 from ray_app.ensembles import EnsembleCard, EnsembleMember, calibrate, combine, logit
 from ray_app.errors import ConfigError
 from ray_app.evaluation.calibrate.data import CalibrationData
@@ -22,30 +22,32 @@ from ray_app.metrics.arrays import Bools, Floats, MetricEstimate, ScoreHistogram
 from ray_app.metrics.calibration import debiased_ece, log_loss
 from ray_app.metrics.intervals import DELONG, auc_of, proportion
 from ray_app.metrics.operating_points import NO_FAKES, NO_REALS, ONE_CLASS
+from ray_app.reports.calibration_model import CalibratedCascade, CalibratedSystem, Chances, LeftOutGenerator, LookShares, QualityBand
+from ray_app.reports.evaluation.system_model import facts_of
 
 MOST_GENERATORS = 40
 QUALITIES = (50, 70, 80, 90, 95)
 """Where bands of JPEG quality begin."""
 
-Row = dict[str, Any]
-
 
 def systems_before_and_after(
-    fitted: CalibratedCard, choosing: CalibrationData, before: EnsembleCard, calibrations: Mapping[str, Any]
-) -> list[Row]:
+    fitted: CalibratedCard, choosing: CalibrationData, before: EnsembleCard, calibrations: Mapping[str, Calibration | None]
+) -> list[CalibratedSystem]:
     """Log-loss and ECE of the ensemble and of every detector: as the run had them, and calibrated; on the same held-out images."""
     fake, own = choosing.fake, float(choosing.fake.mean())
     raw = {name: choosing.scores[name] for name in fitted.names}
     scores = fitted.scores(choosing) + _between(own, fitted.prevalence)
-    found = [_row("ensemble", str(fitted.card.calibration), combine(before, raw, calibrations), scores, fake)]
+    found = [_system("ensemble", str(fitted.card.calibration), combine(before, raw, calibrations), scores, fake)]
     for name, calibration in fitted.calibrations.items():
         column = raw[name].astype(np.float64)
         earlier, after = calibrate(column, calibrations.get(name)), calibrate(column, calibration)
-        found.append(_row(name, str(calibration), earlier, after + _between(own, fitted.detectors_prevalence), fake))
+        found.append(_system(name, str(calibration), earlier, after + _between(own, fitted.detectors_prevalence), fake))
     return found
 
 
-def generators_left_out(division: Division, members: Sequence[EnsembleMember], config: CalibrateConfig, full: Assembled) -> list[Row]:
+def generators_left_out(
+    division: Division, members: Sequence[EnsembleMember], config: CalibrateConfig, full: Assembled
+) -> list[LeftOutGenerator]:
     """Of each generator, the largest first, what a card says of its images that never saw one of them.
 
     Where its images are all among those that thresholds are chosen on, that is the card itself; else all is fitted again without them.
@@ -57,17 +59,17 @@ def generators_left_out(division: Division, members: Sequence[EnsembleMember], c
     for name, n in Counter(names[names != ""].tolist()).most_common(MOST_GENERATORS):
         its: Bools = names == name
         inside = sorted({PARTS[part] for part in parts[its].tolist()})
-        row: Row = {"generator": name, "n": n, "parts": inside, "fitted_again": inside != [PARTS[CHOOSE]]}
+        again = inside != [PARTS[CHOOSE]]
         try:
-            one = full if not row["fitted_again"] else _without(division, its, members, config)
+            one = full if not again else _without(division, its, members, config)
             figures = _of_generator(one, labelled.take(its))
         except ConfigError as error:
             figures = dict.fromkeys(("found", "auc", "log_loss", "ece"), undefined(f"without it: {error.message}", n))
-        found.append(row | {key: figure.row() for key, figure in figures.items()})
+        found.append(LeftOutGenerator(generator=name, n=n, parts=inside, fitted_again=again, **facts_of(figures)))
     return found
 
 
-def by_quality(assembled: Assembled, choosing: CalibrationData) -> list[Row]:
+def by_quality(assembled: Assembled, choosing: CalibrationData) -> list[QualityBand]:
     """Rates at the threshold and chances, by the quality of JPEG files; files of other formats are one band."""
     scores, fake = assembled.fitted.scores(choosing), choosing.fake
     chances = scores + _between(float(fake.mean()), assembled.fitted.prevalence)
@@ -81,12 +83,12 @@ def by_quality(assembled: Assembled, choosing: CalibrationData) -> list[Row]:
             of_class = among & (fake == kind)
             rates[key] = proportion(int(flagged[of_class].sum()), int(of_class.sum()), why)
         figures = rates | _chances(chances[among], fake[among])
-        found.append({"quality": _band_name(band), "n_real": int((among & ~fake).sum()), "n_fake": int((among & fake).sum())}
-                     | {key: figure.row() for key, figure in figures.items()})  # fmt: skip
+        n_real, n_fake = int((among & ~fake).sum()), int((among & fake).sum())
+        found.append(QualityBand(quality=_band_name(band), n_real=n_real, n_fake=n_fake, **facts_of(figures)))
     return found
 
 
-def of_cascade(assembled: Assembled, division: Division, config: CalibrateConfig) -> Row | None:
+def of_cascade(assembled: Assembled, division: Division, config: CalibrateConfig) -> CalibratedCascade | None:
     """How many images go on, and what is found so and by all detectors on all images; None of other rules."""
     fitted, cascade, band = assembled.fitted, assembled.card.cascade, assembled.fitted.band
     looks = fitted.looks(division.choosing)
@@ -94,16 +96,16 @@ def of_cascade(assembled: Assembled, division: Division, config: CalibrateConfig
         return None
     fake, reasons = division.choosing.fake, np.array([look or "" for look in looks])
     shares = {reason: share_at(reasons == reason, fake, fitted.prevalence) for reason in ("band", "audit")}
-    return {
-        "first": cascade.first,
-        "band": [band.low, band.high],
-        "share_allowed": config.share,
-        "share_bound": config.audit + (1 - config.audit) * band.upper_bound,
-        "prevalence": fitted.prevalence,
-        "measured": shares | {"share": sum(shares.values())},
-        "found": assembled.card.thresholds.true_positive_rate,
-        "found_by_all_on_all": _found_by_all(fitted, division, config),
-    }
+    return CalibratedCascade(
+        first=cascade.first,
+        band=(band.low, band.high),
+        share_allowed=config.share,
+        share_bound=config.audit + (1 - config.audit) * band.upper_bound,
+        prevalence=fitted.prevalence,
+        measured=LookShares(**shares, share=sum(shares.values())),
+        found=assembled.card.thresholds.true_positive_rate,
+        found_by_all_on_all=_found_by_all(fitted, division, config),
+    )
 
 
 def _found_by_all(fitted: CalibratedCard, division: Division, config: CalibrateConfig) -> float | None:
@@ -136,11 +138,9 @@ def _of_generator(assembled: Assembled, its: CalibrationData) -> dict[str, Metri
     }
 
 
-def _row(name: str, calibration: str, before: Floats, after: Floats, fake: Bools) -> Row:
-    figures = {
-        key: {of: figure.row() for of, figure in _chances(scores, fake).items()} for key, scores in (("before", before), ("after", after))
-    }
-    return {"name": name, "calibration": calibration, **figures}
+def _system(name: str, calibration: str, before: Floats, after: Floats, fake: Bools) -> CalibratedSystem:
+    was, now = (Chances(**facts_of(_chances(scores, fake))) for scores in (before, after))
+    return CalibratedSystem(name=name, calibration=calibration, before=was, after=now)
 
 
 def _chances(scores: Floats, fake: Bools) -> dict[str, MetricEstimate]:

@@ -2,12 +2,11 @@
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ray_app import __version__
-from ray_app.ensembles import EnsembleCard, Guarantee, Population, Settings, population_of, properties_of
+from ray_app.ensembles import EnsembleCard, Guarantee, LabelledPart, Population, Settings, Thresholds, population_of, properties_of
 from ray_app.errors import ConfigError
 from ray_app.evaluation.calibrate.data import CalibrationData, LabelledRun, read_labelled
 from ray_app.evaluation.calibrate.division import CHOOSE, Division, described, divided, generators_of, groups_of
@@ -23,11 +22,10 @@ from ray_app.evaluation.calibrate.files import (
 from ray_app.evaluation.calibrate.fit_card import Assembled, fit_card, with_thresholds
 from ray_app.evaluation.calibrate.report import MOST_GENERATORS, by_quality, generators_left_out, of_cascade, systems_before_and_after
 from ray_app.evaluation.calibrate.thresholds import needed
+from ray_app.reports.calibration_model import CALIBRATION_SCHEMA, CalibrationImages, CalibrationReport
 
-SCHEMA = 1
 
-
-def calibrate_run(config: CalibrateConfig) -> dict[str, Any]:
+def calibrate_run(config: CalibrateConfig) -> CalibrationReport:
     """Calibrate a labelled run, write CARD.yaml, CARD.reals.parquet and CARD.report.json; returns the report.
 
     Raises ConfigError: no run or labels of something else, too few reals, a class or generators lacking, groups that cross the user's
@@ -52,10 +50,10 @@ def calibrate_run(config: CalibrateConfig) -> dict[str, Any]:
     notes = _notes(reading, division, config, moved)
     card = _card(path, reading, assembled, guarantee, _population(reading, assembled, division), notes)
     _tell("measuring")
-    report = _report(reading, assembled, card, division, config) | {"card": str(path), "notes": notes}
-    report["findings"] = _findings(report)
+    report = _report(reading, assembled, card, division, config).model_copy(update={"card": str(path), "notes": notes})
+    report = report.model_copy(update={"findings": _findings(report)})
     write_files(path, card, references, report)
-    return report | {"report": str(report_path(path))}
+    return report.model_copy(update={"report": str(report_path(path))})
 
 
 def _card(
@@ -74,32 +72,34 @@ def _card(
     return EnsembleCard.model_validate(assembled.card.model_dump() | known)
 
 
-def _report(reading: LabelledRun, assembled: Assembled, card: EnsembleCard, division: Division, config: CalibrateConfig) -> dict[str, Any]:
+def _report(
+    reading: LabelledRun, assembled: Assembled, card: EnsembleCard, division: Division, config: CalibrateConfig
+) -> CalibrationReport:
     labelled, choosing = reading.labelled, division.choosing
     names = sorted({name for name in generators_of(labelled) if name is not None})
     assert card.guarantee is not None
     assert card.population is not None
-    return {
-        "schema": SCHEMA,
-        "version": __version__,
-        "run": reading.url,
-        "labels": reading.labels,
-        "options": config.model_dump(mode="json", exclude={"run", "out", "labels"}),
-        "detectors": list(reading.names),
-        "rule": card.rule,
-        "images": {"used": len(labelled), "labelled": reading.tally.labelled, "left_out": reading.tally.left_out},
-        "told": list(reading.told),
-        "parts": [part.model_dump() for part in card.population.parts],
-        "generators": names,
-        "prevalence": card.population.prevalence,
-        "thresholds": card.thresholds.model_dump(exclude={"measured_on"}),
-        "guarantee": card.guarantee.model_dump(),
-        "systems": systems_before_and_after(assembled.fitted, choosing, reading.before, reading.calibrations),
-        "cascade": of_cascade(assembled, division, config),
-        "generators_left_out": generators_left_out(division, reading.members, config, assembled),
-        "generators_not_shown": max(0, len(names) - MOST_GENERATORS),
-        "qualities": by_quality(assembled, choosing),
-    }
+    return CalibrationReport(
+        schema=CALIBRATION_SCHEMA,
+        version=__version__,
+        run=reading.url,
+        labels=reading.labels,
+        options=config.model_dump(mode="json", exclude={"run", "out", "labels"}),
+        detectors=list(reading.names),
+        rule=card.rule,
+        images=CalibrationImages(used=len(labelled), labelled=reading.tally.labelled, left_out=reading.tally.left_out),
+        told=list(reading.told),
+        parts=[LabelledPart(**part.model_dump()) for part in card.population.parts],  # anew, so that what they leave open is written too
+        generators=names,
+        prevalence=card.population.prevalence,
+        thresholds=Thresholds(**card.thresholds.model_dump(exclude={"measured_on"})),
+        guarantee=Guarantee(**card.guarantee.model_dump()),
+        systems=systems_before_and_after(assembled.fitted, choosing, reading.before, reading.calibrations),
+        cascade=of_cascade(assembled, division, config),
+        generators_left_out=generators_left_out(division, reading.members, config, assembled),
+        generators_not_shown=max(0, len(names) - MOST_GENERATORS),
+        qualities=by_quality(assembled, choosing),
+    )
 
 
 def _population(reading: LabelledRun, assembled: Assembled, division: Division) -> Population:
@@ -146,17 +146,20 @@ def _notes(reading: LabelledRun, division: Division, config: CalibrateConfig, mo
     return found
 
 
-def _findings(report: dict[str, Any]) -> list[str]:
+def _findings(report: CalibrationReport) -> list[str]:
     """What the held-out images say against the card, in sentences."""
-    found, ensemble, cascade = [], report["systems"][0], report["cascade"]
-    for key, name in (("log_loss", "log-loss"), ("ece", "calibration error")):
-        before, after = (ensemble[when][key]["value"] for when in ("before", "after"))
+    found, ensemble, cascade = [], report.systems[0], report.cascade
+    changes = (
+        ("log-loss", ensemble.before.log_loss.value, ensemble.after.log_loss.value),
+        ("calibration error", ensemble.before.ece.value, ensemble.after.ece.value),
+    )
+    for name, before, after in changes:
         if before is not None and after is not None and after > before:
             said = f"The {name} of held-out images is higher than before ({after:.3f}, not {before:.3f})"
             found.append(f"{said}: the parts are not alike, or too small.")
-    if report["thresholds"]["true_positive_rate"] == 0:
+    if report.thresholds.true_positive_rate == 0:
         found.append("No fake reaches the threshold: these detectors cannot tell fakes at so low a false-positive rate.")
-    if cascade is not None and cascade["measured"]["share"] > cascade["share_allowed"]:
+    if cascade is not None and cascade.measured.share > cascade.share_allowed:
         found.append("More of the held-out images go on to all detectors than were to.")
     return found
 

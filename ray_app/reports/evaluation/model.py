@@ -1,10 +1,15 @@
-"""The document of an evaluation (`metrics.json`) as the reports read it. Every key has a default, unknown keys and nulls are let pass."""
+"""The document of an evaluation, `metrics.json`: `evaluation` fills it, reports, leaderboards and tests read it.
+
+Its JSON schema: docs/schemas/evaluation.json. Fields stand in the order of the file. `identification` and `prompts` are open in it (their
+figures depend on protocol and run) and read through `NamedFigures`.
+"""
 
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
+from ray_app.config import OptionalKey, Section
 from ray_app.reports import format as wording
 from ray_app.reports.evaluation.system_model import (
     NO_COUNTS,
@@ -13,53 +18,56 @@ from ray_app.reports.evaluation.system_model import (
     Counts,
     FigureFacts,
     Figures,
+    OptionalFigures,
     SystemFacts,
     figures_among,
     numbers,
     rows,
 )
-from ray_app.reports.run_model import SummarySection
+
+EVALUATION_SCHEMA = 1
 
 
-class RunFacts(SummarySection):
+class RunFacts(Section):
     """The run that was evaluated."""
 
     url: str = ""
     fingerprint: str = ""
     created_at: str = ""
     detectors: tuple[str, ...] = ()
-    ensemble: str = ""
+    ensemble: str | None = None
     identity: Mapping[str, Any] = {}
 
 
-class LabelFacts(SummarySection):
+class LabelFacts(Section):
     """Where the truth came from, and how many of its rows found an image; `other_split`: rows left out for being of another split."""
 
     name: str = ""
+    joined: int = 0
+    rows_without_label: int = 0
+    warnings: tuple[str, ...] = ()
     key: str = ""
     rows: int = 0
-    joined: int = 0
     without_row: int = 0
-    rows_without_label: int = 0
     doubled: int = 0
     other_split: int = 0
-    warnings: tuple[str, ...] = ()
 
 
-class ProtocolFacts(SummarySection):
+class ProtocolFacts(Section):
     """The rules that were followed. `strict`: fake where the score is above the threshold; else also where it is at it."""
 
     name: str = ""
     title: str = ""
     source: str = ""
     what: str = ""
-    notes: tuple[str, ...] = ()
     threshold: float | None = None
     strict: bool = True
+    averages: str = ""
+    notes: tuple[str, ...] = ()
     commands: tuple[str, ...] = ()
 
 
-class ShortcutFacts(SummarySection):
+class ShortcutFacts(Section):
     """Whether facts of the files alone tell the classes apart. `class_ratio`: fakes to one real image."""
 
     auc: FigureFacts = NOT_MEASURED
@@ -70,7 +78,7 @@ class ShortcutFacts(SummarySection):
     warnings: tuple[str, ...] = ()
 
 
-class DataFacts(SummarySection):
+class DataFacts(Section):
     """The images; `formats` and `sizes` by class ("real", "fake")."""
 
     n: int = 0
@@ -78,24 +86,25 @@ class DataFacts(SummarySection):
     n_fake: int = 0
     n_whole: int = 0
     n_local: int = 0
+    digest: str = ""
     statuses: Counts = NO_COUNTS
     formats: Mapping[str, Counts] = {}
     sizes: Mapping[str, Counts] = {}
     shortcut: ShortcutFacts = ShortcutFacts()
 
 
-class ReferenceFacts(SummarySection):
+class ReferenceFacts(Section):
     """A published column beside ours. `mark`: why it is wrong or not comparable; `marks`: the same of single cells."""
 
     column: str = ""
-    system: str | None = None
     source: str = ""
-    mark: str = ""
-    marks: Annotated[Mapping[str, str], BeforeValidator(lambda value: value if isinstance(value, Mapping) else {})] = {}
     rows: Annotated[Mapping[str, float], BeforeValidator(numbers)] = {}
+    mark: str | None = None
+    marks: Annotated[Mapping[str, str], BeforeValidator(lambda value: value if isinstance(value, Mapping) else {})] = {}
+    system: str | None = None
 
 
-class TableRow(SummarySection):
+class TableRow(Section):
     """One row of the protocol's table; `seen`: by each system, in its training."""
 
     name: str = ""
@@ -104,14 +113,14 @@ class TableRow(SummarySection):
     seen: Mapping[str, str] = {}
 
 
-class TableFooter(SummarySection):
+class TableFooter(Section):
     """One figure of every system, under the table."""
 
     name: str = ""
     cells: Figures = NO_FIGURES
 
 
-class TableFacts(SummarySection):
+class TableFacts(Section):
     """The protocol's table: by system and row a figure."""
 
     rows: tuple[TableRow, ...] = ()
@@ -120,19 +129,20 @@ class TableFacts(SummarySection):
     footers: tuple[TableFooter, ...] = ()
 
 
-class PairedFacts(SummarySection):
+class PairedFacts(Section):
     """One paired test between two systems on the same images; `difference` is b's figure less a's."""
 
     a: str = ""
     b: str = ""
-    n: int = 0
     test: str = ""
+    n: int = 0
     difference: FigureFacts = NOT_MEASURED
     p: float | None = None
+    why: str | None = None
     p_holm: float | None = None
 
 
-class ClassFacts(SummarySection):
+class ClassFacts(Section):
     """Images of one generator, or of one family, and how they were named."""
 
     name: str = ""
@@ -146,7 +156,7 @@ class ClassFacts(SummarySection):
         return {**data, "figures": figures_among(data)} if isinstance(data, Mapping) else data
 
 
-class NamedFigures(SummarySection):
+class NamedFigures(Section):
     """Figures that stand beside other things: all that are any, in `figures`. `pairs`: truth, prediction and count of confusions.
 
     `inner`: further such sections by name. `remarks`: what has to be known to read them.
@@ -170,7 +180,7 @@ class NamedFigures(SummarySection):
                 "classes": [one for one in rows(data.get("classes")) if isinstance(one, Mapping)], "inner": parts}  # fmt: skip
 
 
-class GroupRow(SummarySection):
+class GroupRow(Section):
     """Fakes of some generators; `distribution` is `in` or `out` of that of training, `total` what stands for several groups."""
 
     name: str = ""
@@ -179,43 +189,62 @@ class GroupRow(SummarySection):
     generators: tuple[str, ...] = ()
     n: int = 0
     detection: Mapping[str, Figures] = {}
-    identification: Figures = NO_FIGURES
-    prompts: Figures = NO_FIGURES
+    identification: OptionalFigures = None
+    prompts: OptionalFigures = None
 
 
-class GroupFacts(SummarySection):
+class GroupFacts(Section):
     """Groups in and out of distribution, told `by` a protocol or by the identifier of the run."""
 
     by: str = ""
     groups: tuple[GroupRow, ...] = ()
 
 
-class MaskRow(SummarySection):
-    """Masks of one generator's images, or of one view of them."""
+class MaskRow(Section):
+    """Masks of one generator's images (of a `kind`), or of one view of them."""
 
     name: str = ""
+    kind: OptionalKey[str] = None
     n: int = 0
     figures: Figures = NO_FIGURES
 
 
-def _modes(value: Any) -> Any:
-    """IMDLBenCo's figures by mode, wherever they stand."""
-    return value.get("modes", {"": value}) if isinstance(value, Mapping) else {}
+class MaskCounts(Section):
+    """How many images there are, of how many nothing is altered, and of how many everything."""
+
+    images: int = 0
+    empty: int = 0
+    all_altered: int = 0
 
 
-class LocalizationSystem(SummarySection):
-    """Masks of one detector at one resolution; `opensdi` and `imdlbenco`: the same by others' rules, the latter by mode."""
+class OpenSdiFacts(Section):
+    """The same by OpenSDI's rules."""
+
+    counts: MaskCounts = MaskCounts()
+    figures: Figures = NO_FIGURES
+
+
+class ImdlBencoFacts(Section):
+    """The same by IMDLBenCo's rules, by mode."""
+
+    counts: MaskCounts = MaskCounts()
+    modes: Mapping[str, Figures] = {}
+
+
+class LocalizationSystem(Section):
+    """Masks of one detector at one resolution; `opensdi` and `imdlbenco`: the same by others' rules."""
 
     name: str = ""
     resolution: str = ""
+    counts: MaskCounts = MaskCounts()
     figures: Figures = NO_FIGURES
     generators: tuple[MaskRow, ...] = ()
     views: tuple[MaskRow, ...] = ()
-    imdlbenco: Annotated[Mapping[str, Figures], BeforeValidator(_modes)] = {}
-    opensdi: NamedFigures = NamedFigures()
+    imdlbenco: ImdlBencoFacts | None = None
+    opensdi: OpenSdiFacts | None = None
 
 
-class MaskFailures(SummarySection):
+class MaskFailures(Section):
     """How many true masks could not be read, and why."""
 
     reason: str = ""
@@ -223,7 +252,7 @@ class MaskFailures(SummarySection):
     example: str = ""
 
 
-class LocalizationFacts(SummarySection):
+class LocalizationFacts(Section):
     """How well masks lie on what was altered, by which rules, and which truths could not be read."""
 
     policy: Mapping[str, Any] = {}
@@ -233,18 +262,18 @@ class LocalizationFacts(SummarySection):
     systems: tuple[LocalizationSystem, ...] = ()
 
 
-class MistakeFacts(SummarySection):
+class MistakeFacts(Section):
     """One image that is told wrong with confidence; `thumbnail`: base64 of a re-encoded JPEG."""
 
     image_id: Any = None
     uri: str = ""
     member: str | None = None
+    verdict: str | None = None
     label: str = ""
     generator: str = ""
     score: float | None = None
     probability: float | None = None
-    verdict: str = ""
-    thumbnail: str = ""
+    thumbnail: str | None = None
 
     @property
     def name(self) -> str:
@@ -252,19 +281,24 @@ class MistakeFacts(SummarySection):
         return wording.file_name(self.uri, self.member)
 
 
-class OverlayFacts(SummarySection):
-    """One altered image with its mask and what was marked; `picture`: base64 of a JPEG."""
+class OverlayFacts(Section):
+    """One altered image with its mask and what was marked; `picture`: base64 of a JPEG, None where there is none, and `why`."""
 
     image_id: Any = None
     uri: str = ""
+    member: str | None = None
+    system: str = ""
+    generator: str = ""
     f1: float | None = None
     iou: float | None = None
-    picture: str = ""
+    picture: str | None = None
+    why: OptionalKey[str] = None
 
 
-class EvaluationFacts(SummarySection):
+class EvaluationDocument(Section):
     """An evaluation as a whole."""
 
+    schema_number: int = Field(default=EVALUATION_SCHEMA, alias="schema")
     version: str = ""
     made_at: str = ""
     title: str = ""
@@ -277,11 +311,21 @@ class EvaluationFacts(SummarySection):
     table: TableFacts = TableFacts()
     paired: tuple[PairedFacts, ...] = ()
     localization: LocalizationFacts | None = None
-    identification: NamedFigures | None = None
-    prompts: NamedFigures | None = None
+    identification_section: Mapping[str, Any] | None = Field(default=None, alias="identification")
+    prompts_section: Mapping[str, Any] | None = Field(default=None, alias="prompts")
     groups: GroupFacts | None = None
     mistakes: tuple[MistakeFacts, ...] = ()
     overlays: tuple[OverlayFacts, ...] = ()
+
+    @property
+    def identification(self) -> NamedFigures | None:
+        """Generators named; None in a run that names none."""
+        return None if self.identification_section is None else NamedFigures.model_validate(self.identification_section)
+
+    @property
+    def prompts(self) -> NamedFigures | None:
+        """Prompts predicted; None in a run that predicts none."""
+        return None if self.prompts_section is None else NamedFigures.model_validate(self.prompts_section)
 
     @property
     def leading(self) -> SystemFacts | None:

@@ -17,7 +17,7 @@ from markupsafe import Markup
 from ray_app.reports import format as figure_words
 from ray_app.reports import format as wording
 from ray_app.reports.evaluation.charts import Chart, curve_groups, reliability_chart, risk_groups, robustness_groups, score_chart
-from ray_app.reports.evaluation.model import EvaluationFacts, PairedFacts, ReferenceFacts, TableRow
+from ray_app.reports.evaluation.model import EvaluationDocument, PairedFacts, ReferenceFacts, TableRow
 from ray_app.reports.evaluation.system_model import FigureFacts, GeneratorFacts, SystemFacts
 from ray_app.reports.evaluation.text import (
     Warned,
@@ -108,7 +108,7 @@ class Grids(NamedTuple):
     notes: list[tuple[str, str]]
 
 
-def grids(told: EvaluationFacts) -> Grids:
+def grids(told: EvaluationDocument) -> Grids:
     """The table in pieces of at most MOST_COLUMNS columns and MOST_ROWS rows; the hardest rows of the leading system come first."""
     notes = Footnotes()
     kept, others = _rows_at_once(told)
@@ -120,7 +120,7 @@ def grids(told: EvaluationFacts) -> Grids:
     return Grids(pieces[0] if pieces else None, pieces[1:], notes.rows)
 
 
-def _rows_at_once(told: EvaluationFacts) -> tuple[list[TableRow], list[TableRow]]:
+def _rows_at_once(told: EvaluationDocument) -> tuple[list[TableRow], list[TableRow]]:
     rows = list(told.table.rows)
     if len(rows) <= MOST_ROWS:
         return rows, []
@@ -135,7 +135,7 @@ def _rows_at_once(told: EvaluationFacts) -> tuple[list[TableRow], list[TableRow]
     return [row for row in rows if row.name in hardest], [row for row in rows if row.name not in hardest]
 
 
-def _columns_at_once(told: EvaluationFacts) -> list[list[str]]:
+def _columns_at_once(told: EvaluationDocument) -> list[list[str]]:
     """Systems in groups that fit with their published columns; those that no system of ours belongs to stand with the first group."""
     names = list(told.table.columns) or [system.name for system in told.systems if system.name in told.table.cells]
     if not told.table.rows and not told.table.footers:
@@ -152,13 +152,13 @@ def _columns_at_once(told: EvaluationFacts) -> list[list[str]]:
     return groups
 
 
-def _alone(told: EvaluationFacts) -> list[ReferenceFacts]:
+def _alone(told: EvaluationDocument) -> list[ReferenceFacts]:
     """Published columns of systems that are not among ours."""
     ours = {*told.table.columns, *(system.name for system in told.systems)}
     return [one for one in told.reference if one.system not in ours]
 
 
-def _grid(told: EvaluationFacts, systems: Sequence[str], rows: Sequence[TableRow], notes: Footnotes, summary: str) -> Grid:
+def _grid(told: EvaluationDocument, systems: Sequence[str], rows: Sequence[TableRow], notes: Footnotes, summary: str) -> Grid:
     alone = _alone(told) if list(told.table.columns)[:1] == list(systems)[:1] else []
     columns: list[tuple[str | None, ReferenceFacts | None]] = []
     for name in systems:
@@ -182,10 +182,10 @@ def _grid(told: EvaluationFacts, systems: Sequence[str], rows: Sequence[TableRow
 def _head(name: str | None, reference: ReferenceFacts | None, notes: Footnotes) -> Column:
     if reference is None:
         return Column(name or "")
-    return Column(reference.column, reference.source, notes.dagger(reference.mark), is_ours=False)
+    return Column(reference.column, reference.source, notes.dagger(reference.mark or ""), is_ours=False)
 
 
-def _cell(told: EvaluationFacts, row: TableRow, name: str | None, reference: ReferenceFacts | None, notes: Footnotes) -> GridCell:
+def _cell(told: EvaluationDocument, row: TableRow, name: str | None, reference: ReferenceFacts | None, notes: Footnotes) -> GridCell:
     if name is None:
         return _published(row.name, reference, notes)
     return _figure(told.table.cells.get(name, {}).get(row.name), notes)._replace(seen=row.seen.get(name, "unknown"))
@@ -216,13 +216,13 @@ _WIDTH = 120
 _LONGEST_NAME = 28
 
 
-def render_evaluation(document: Mapping[str, Any]) -> str:
+def render_evaluation(document: EvaluationDocument | Mapping[str, Any]) -> str:
     """Write an evaluation's document (`metrics.json`) as one self-contained HTML page; any of its sections may be absent or null.
 
     Pictures are base64 of JPEGs, already re-encoded and free of metadata; what is no JPEG is not shown.
     Raises pydantic's ValidationError for a value of another type.
     """
-    told = EvaluationFacts.model_validate(dict(document))
+    told = EvaluationDocument.model_validate(document)
     return render(
         "evaluation.html",
         told=told,
@@ -255,9 +255,9 @@ def render_evaluation(document: Mapping[str, Any]) -> str:
     )
 
 
-def evaluation_lines(document: Mapping[str, Any]) -> list[str]:
+def evaluation_lines(document: EvaluationDocument | Mapping[str, Any]) -> list[str]:
     """An evaluation in words for the terminal: the headline, the table, what to beware of."""
-    told = EvaluationFacts.model_validate(dict(document))
+    told = EvaluationDocument.model_validate(document)
     found = grids(told)
     lines = [headline(told)]
     if found.shown:
@@ -305,7 +305,7 @@ class Confidence(NamedTuple):
     charts: list[Chart]
 
 
-def _confidences(told: EvaluationFacts) -> list[Confidence]:
+def _confidences(told: EvaluationDocument) -> list[Confidence]:
     return [_confidence(system, index) for index, system in enumerate([told.leading, *told.others]) if system]
 
 
@@ -355,16 +355,16 @@ def _strata(system: SystemFacts) -> Any:
     return sorted(system.strata, key=lambda one: -(one.n_real + one.n_fake))[:_MOST_STRATA]
 
 
-def _paired(told: EvaluationFacts) -> list[tuple[PairedFacts, str, str]]:
+def _paired(told: EvaluationDocument) -> list[tuple[PairedFacts, str, str]]:
     """Each test with what its two systems are called."""
     called = {system.name: system.called for system in told.systems}
     return [(one, called.get(one.a, one.a), called.get(one.b, one.b)) for one in told.paired]
 
 
-def _picture(encoded: str) -> str | None:
+def _picture(encoded: str | None) -> str | None:
     """Base64 of a JPEG as a data URI; None for anything else."""
     try:
-        return jpeg_uri(base64.b64decode(encoded, validate=True))
+        return jpeg_uri(base64.b64decode(encoded or "", validate=True))
     except (binascii.Error, ValueError):
         return None
 
@@ -379,7 +379,7 @@ class Shares(NamedTuple):
     fake_share: float
 
 
-def _classes(told: EvaluationFacts) -> list[tuple[str, str, list[Shares]]]:
+def _classes(told: EvaluationDocument) -> list[tuple[str, str, list[Shares]]]:
     """Formats and sizes of both classes side by side, the most frequent first; bands of size keep their order."""
     found = []
     for head, caption, counts in (("Format", "Formats by class", told.data.formats), ("Size", "Sizes by class", told.data.sizes)):
@@ -395,14 +395,14 @@ def _classes(told: EvaluationFacts) -> list[tuple[str, str, list[Shares]]]:
     return found
 
 
-def _glossary(told: EvaluationFacts) -> list[tuple[str, str]]:
+def _glossary(told: EvaluationDocument) -> list[tuple[str, str]]:
     """What each figure of this document means."""
-    there = {key for system in told.systems for found in (system.figures, system.decided, system.averages) for key in found}
+    there = {key for system in told.systems for found in (system.figures, system.decided or {}, system.averages) for key in found}
     there |= {"aurc"} if any(system.risk_coverage.points for system in told.systems) else set()
     for section in (told.identification, told.prompts):
         there |= set(section.figures) if section else set()
     there |= {key for _, part in identified_parts(told.identification) for key in part.figures}
-    there |= {key for row in (told.groups.groups if told.groups else ()) for key in row.identification}
+    there |= {key for row in (told.groups.groups if told.groups else ()) for key in row.identification or ()}
     for masks in told.localization.systems if told.localization else ():
         there |= set(masks.figures)
     return [

@@ -1,6 +1,6 @@
-"""One system of an evaluation, a detector or the ensemble, as the reports read it: figures, curves, generators, views.
+"""One system of an evaluation's document, a detector or the ensemble: figures, curves, generators, views.
 
-Every key has a default, unknown keys and nulls are let pass.
+Fields stand in the order of the file.
 
 A figure as the reports read it from an evaluation's document, and mappings of them. Knows no system and no data.
 """
@@ -9,12 +9,13 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, model_serializer
 
-from ray_app.reports.run_model import SummarySection
+from ray_app.config import OptionalKey, Section
+from ray_app.metrics.arrays import MetricEstimate, undefined
 
 
-class FigureFacts(SummarySection):
+class FigureFacts(Section):
     """One figure (ray_app.metrics.arrays): a number with its 95 % interval, or why there is none. `n`: images that it is of."""
 
     value: float | None = None
@@ -22,6 +23,24 @@ class FigureFacts(SummarySection):
     method: str = ""
     n: int = 0
     why: str = ""
+
+    @classmethod
+    def of(cls, figure: MetricEstimate) -> "FigureFacts":
+        """A figure as a document holds it."""
+        return cls(value=figure.value, interval=figure.interval or (), method=figure.method or "", n=figure.n, why=figure.why or "")
+
+    @property
+    def figure(self) -> MetricEstimate:
+        """The figure; undefined where it says neither a value nor why there is none."""
+        if self.value is None:
+            return undefined(self.why or "was not computed", self.n)
+        return MetricEstimate(self.value, self.ends, self.method or None, self.n)
+
+    @model_serializer
+    def _row(self) -> dict[str, Any]:
+        """All five keys, null for what there is none of."""
+        interval = list(self.interval) or None
+        return {"value": self.value, "interval": interval, "method": self.method or None, "n": self.n, "why": self.why or None}
 
     @property
     def number(self) -> float | None:
@@ -35,9 +54,16 @@ class FigureFacts(SummarySection):
         return (self.interval[0], self.interval[1]) if usable else None
 
 
+def facts_of(figures: Mapping[str, MetricEstimate]) -> dict[str, FigureFacts]:
+    """Figures by name as a document holds them."""
+    return {name: FigureFacts.of(figure) for name, figure in figures.items()}
+
+
 def figures_among(value: Any) -> Any:
     """By name what is a figure; the rest is left out."""
-    return {key: item for key, item in value.items() if isinstance(item, Mapping) and "value" in item} if isinstance(value, Mapping) else {}
+    if not isinstance(value, Mapping):
+        return {}
+    return {key: item for key, item in value.items() if isinstance(item, FigureFacts) or (isinstance(item, Mapping) and "value" in item)}
 
 
 def rows(value: Any) -> Any:
@@ -52,6 +78,7 @@ def numbers(value: Any) -> Any:
 
 # Of a mapping, what is a figure: so that a section may hold other things beside its figures.
 Figures = Annotated[Mapping[str, FigureFacts], BeforeValidator(figures_among)]
+OptionalFigures = Annotated[Mapping[str, FigureFacts] | None, BeforeValidator(lambda value: value and figures_among(value))]
 Points = Annotated[tuple[tuple[float | None, ...], ...], BeforeValidator(rows)]
 Counts = Annotated[Mapping[str, int], BeforeValidator(numbers)]
 
@@ -60,21 +87,28 @@ NO_FIGURES: Mapping[str, FigureFacts] = {}
 NO_COUNTS: Mapping[str, int] = {}
 
 
-class GeneratorFacts(SummarySection):
+class GeneratorFacts(Section):
     """One generator's images, or one source of real ones. `rate`: the share of them told right. `seen`: by the detector, in training."""
 
     name: str = ""
     label: str = ""
     kind: str = ""
     seen: str = "unknown"
-    released: str = ""
+    released: str | None = None
     n: int = 0
     unscored: int = 0
     rate: FigureFacts = NOT_MEASURED
     auc: FigureFacts = NOT_MEASURED
+    average_precision: OptionalKey[FigureFacts] = None
+    oracle_accuracy: OptionalKey[FigureFacts] = None
+
+    @property
+    def figures(self) -> dict[str, FigureFacts]:
+        """All its figures, by name."""
+        return {name: value for name, value in self.given().items() if isinstance(value, FigureFacts)}
 
 
-class ReliabilityBin(SummarySection):
+class ReliabilityBin(Section):
     """Images whose probability lies from `low` to `high`: the mean of what was stated, and the share that is fake."""
 
     low: float = 0.0
@@ -85,7 +119,7 @@ class ReliabilityBin(SummarySection):
     interval: tuple[float, ...] = ()
 
 
-class ClassHistogram(SummarySection):
+class ClassHistogram(Section):
     """Counts of scores (log-odds) by class: n + 1 edges for n counts."""
 
     edges: tuple[float, ...] = ()
@@ -100,14 +134,14 @@ class ClassHistogram(SummarySection):
         return sound and any(self.real + self.fake)
 
 
-class RiskCoverage(SummarySection):
+class RiskCoverage(Section):
     """Pairs of coverage and risk, and the area under them."""
 
     points: Points = ()
     aurc: FigureFacts = NOT_MEASURED
 
 
-class FormatStratum(SummarySection):
+class FormatStratum(Section):
     """Images of one format and one size band."""
 
     format: str = ""
@@ -118,7 +152,7 @@ class FormatStratum(SummarySection):
     balanced_accuracy: FigureFacts = NOT_MEASURED
 
 
-class ViewFacts(SummarySection):
+class ViewFacts(Section):
     """The same images, perturbed."""
 
     name: str = ""
@@ -127,7 +161,14 @@ class ViewFacts(SummarySection):
     figures: Figures = NO_FIGURES
 
 
-class SystemFacts(SummarySection):
+class WorstGenerator(Section):
+    """The fakes of which the fewest are found."""
+
+    generator: str = ""
+    rate: FigureFacts = NOT_MEASURED
+
+
+class SystemFacts(Section):
     """One detector or the ensemble. `decided`: the ensemble's figures with its abstentions; `kinds`: whole fakes and local edits apart.
 
     `late`: in a cascade it looks only at images that go on, and its figures are of these.
@@ -139,12 +180,13 @@ class SystemFacts(SummarySection):
     output: str = "continuous"
     calibrated: bool = False
     threshold: float | None = None
+    strict: bool = True
     late: bool = False
     n_real: int = 0
     n_fake: int = 0
     unscored: int = 0
     figures: Figures = NO_FIGURES
-    decided: Figures = NO_FIGURES
+    decided: OptionalFigures = None
     averages: Figures = NO_FIGURES
     kinds: Mapping[str, Figures] = {}
     generators: tuple[GeneratorFacts, ...] = ()
@@ -156,6 +198,7 @@ class SystemFacts(SummarySection):
     report: Mapping[str, Any] = {}
     strata: tuple[FormatStratum, ...] = ()
     views: tuple[ViewFacts, ...] = ()
+    worst: WorstGenerator | None = None
 
     @property
     def n(self) -> int:

@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol, TypeVar
 
 from ray_app.reports import format as figure_words
 from ray_app.reports import format as wording
-from ray_app.reports.evaluation.model import EvaluationFacts, GroupRow, NamedFigures, PairedFacts
+from ray_app.reports.evaluation.model import EvaluationDocument, GroupRow, NamedFigures, PairedFacts
 from ray_app.reports.evaluation.system_model import NOT_MEASURED, FigureFacts, GeneratorFacts, SystemFacts
 from ray_app.reports.format import in_words, named, p_value, span, written
 from ray_app.reports.svg import plain
@@ -45,7 +45,7 @@ def short(name: str) -> str:
     return wording.shortened(name, _LONGEST_NAME) or wording.NONE
 
 
-def headline(told: EvaluationFacts) -> str:
+def headline(told: EvaluationDocument) -> str:
     """The evaluation in one sentence."""
     system = told.leading
     if system is None:
@@ -61,7 +61,7 @@ def headline(told: EvaluationFacts) -> str:
     return text + ("." if key else ", no figure is defined.")
 
 
-def answers(told: EvaluationFacts) -> list[ReaderQuestion]:
+def answers(told: EvaluationDocument) -> list[ReaderQuestion]:
     """How good, on what, how sure, where it breaks; a question that the document does not answer is left out."""
     system = told.leading
     if system is None:
@@ -75,7 +75,7 @@ def answers(told: EvaluationFacts) -> list[ReaderQuestion]:
     return [answer for answer in found if answer.sentences]
 
 
-def warnings(told: EvaluationFacts) -> list[Warned]:
+def warnings(told: EvaluationDocument) -> list[Warned]:
     """What to beware of, the gravest first."""
     shortcut = told.data.shortcut
     found = []
@@ -101,7 +101,7 @@ def warnings(told: EvaluationFacts) -> list[Warned]:
     return found
 
 
-def _confounded(told: EvaluationFacts) -> str:
+def _confounded(told: EvaluationDocument) -> str:
     shortcut = told.data.shortcut
     names = ", ".join(short(name) for name in shortcut.features)
     by = f" ({names})" if names else ""
@@ -110,7 +110,7 @@ def _confounded(told: EvaluationFacts) -> str:
     return text
 
 
-def _joining(told: EvaluationFacts) -> list[Warned]:
+def _joining(told: EvaluationDocument) -> list[Warned]:
     labels = told.labels
     if labels.warnings:
         return [Warned("Labels and run differ.", wording.visible(text), False) for text in labels.warnings]
@@ -143,7 +143,7 @@ def _how_good(system: SystemFacts) -> list[str]:
     return sentences
 
 
-def _on_what(told: EvaluationFacts, system: SystemFacts) -> list[str]:
+def _on_what(told: EvaluationDocument, system: SystemFacts) -> list[str]:
     data = told.data
     fakes = [one for one in system.generators if one.label == "fake"]
     text = f"{wording.counted(data.n_real, 'real image')} and {wording.counted(data.n_fake, 'fake')}"
@@ -170,7 +170,7 @@ def _trained_on(fakes: Sequence[GeneratorFacts]) -> list[str]:
     return [f"Of the generators, {seen or 'none'} {'was' if seen == 1 else 'were'} in its training data, {unseen:,} not{rest}."]
 
 
-def _how_sure(told: EvaluationFacts, system: SystemFacts) -> list[str]:
+def _how_sure(told: EvaluationDocument, system: SystemFacts) -> list[str]:
     sentences = [_chance(system)]
     if len(told.systems) > 1 and system.kind != "ensemble":
         sentences.append(f"It stands first for being the best of {len(told.systems)} on these very images, so it leans to the good side.")
@@ -204,14 +204,14 @@ def _within_stratum(system: SystemFacts) -> list[str]:
     return [f"Within one format and size, {where}, {one.n_real:,} real and {one.n_fake:,} fake, its AUC is {in_words('auc', one.auc)}."]
 
 
-def _no_shortcut(told: EvaluationFacts) -> list[str]:
+def _no_shortcut(told: EvaluationDocument) -> list[str]:
     found = told.data.shortcut
     if found.auc.number is None or found.confounded:
         return []
     return [f"File facts alone tell the classes apart with AUC {in_words('auc', found.auc)}: no shortcut was found."]
 
 
-def _compared(test: PairedFacts, told: EvaluationFacts, system: SystemFacts) -> str:
+def _compared(test: PairedFacts, told: EvaluationDocument, system: SystemFacts) -> str:
     """Against the system that is closest to it."""
     turned = test.b == system.name
     other = told.system(test.a if turned else test.b)
@@ -344,13 +344,13 @@ def pairs_of(found: NamedFigures | None) -> list[tuple[str, str, int]]:
     return sorted(named, key=lambda pair: -pair[2])[:_MOST_PAIRS]
 
 
-def groups_table(told: EvaluationFacts) -> GroupTable | None:
+def groups_table(told: EvaluationDocument) -> GroupTable | None:
     """The groups by all figures that any of them has; None without groups."""
     if told.groups is None or not told.groups.groups:
         return None
     leading = told.leading
     system = leading.name if leading else ""
-    cells = [{**row.detection.get(system, {}), **row.identification, **row.prompts} for row in told.groups.groups]
+    cells = [{**row.detection.get(system, {}), **(row.identification or {}), **(row.prompts or {})} for row in told.groups.groups]
     keys = [key for key in _COLUMNS if any(one[key].number is not None for one in cells if key in one)]
     lines = [GroupLine(row, _SIDES.get(row.distribution, ""), [one.get(key, NOT_MEASURED) for key in keys])
              for row, one in zip(told.groups.groups, cells, strict=True)]  # fmt: skip
@@ -359,7 +359,7 @@ def groups_table(told: EvaluationFacts) -> GroupTable | None:
     )
 
 
-def name_lines(told: EvaluationFacts) -> list[str]:
+def name_lines(told: EvaluationDocument) -> list[str]:
     """The same for the terminal."""
     lines = [*_section("Generators named", told.identification, _KEYS), *_section("Prompts predicted", told.prompts, _PROMPTS)]
     if families := (told.identification.inner.get("families") if told.identification else None):

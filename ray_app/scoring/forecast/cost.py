@@ -69,16 +69,6 @@ class ClusterDescription(Frozen):
         """Of all nodes together."""
         return sum(node.count * node.price_per_hour for node in self.nodes)
 
-    def facts(self) -> dict[str, Any]:
-        """The same as plain JSON, with the sums."""
-        return {
-            "name": self.name,
-            "cpus": self.cpus,
-            "gpus": self.gpus,
-            "price_per_hour": round(self.price_per_hour, 4),
-            "nodes": [node.model_dump(mode="json") for node in self.nodes],
-        }
-
 
 def load_cluster(name_or_path: str | Path) -> ClusterDescription:
     """A shipped description by its name, or one from a file. Raises ConfigError."""

@@ -17,6 +17,31 @@ from ray_app.errors import ConfigError, Status
 from ray_app.images.memory import worst_bytes
 from ray_app.inference import ResourceEstimate, ScoringSpec
 from ray_app.inference.spec import departures
+from ray_app.reports.plan_model import (
+    Plan,
+    PlannedBackbone,
+    PlannedBill,
+    PlannedBottleneck,
+    PlannedCascade,
+    PlannedCluster,
+    PlannedCost,
+    PlannedGuarantee,
+    PlannedListing,
+    PlannedMemory,
+    PlannedNodes,
+    PlannedProfile,
+    PlannedRequests,
+    PlannedRun,
+    PlannedStability,
+    PlannedStage,
+    PlannedStops,
+    PlannedTensor,
+    PlannedTime,
+    PlannedWork,
+    Prediction,
+    ProbeResult,
+    RefusedShare,
+)
 from ray_app.reports.run import measured_rate
 from ray_app.runs import RunDirectory
 from ray_app.scoring.config import ScoreConfig
@@ -39,8 +64,8 @@ STARTING_S = 15.0  # for Ray to start its processes and these to load detectors;
 
 def forecast(
     config: ScoreConfig, *, probe: int = 64, cluster: ClusterDescription | None = None, price_per_hour: float | None = None
-) -> dict[str, Any]:
-    """The plan as plain JSON. `probe` members, drawn evenly, are read, decoded and scored for the rates (0 = no probe).
+) -> Plan:
+    """The plan. `probe` members, drawn evenly, are read, decoded and scored for the rates (0 = no probe).
 
     Weights are fetched. Raises ConfigError for an empty source or unknown card, IdentityError where `config.out` is another command's
     run, DetectorError for weights that are missing.
@@ -62,26 +87,21 @@ def forecast(
     blocks = (
         len(before.pending) if before and len(before.pending) else _blocks(layout.block_plan(spec.slots), found.members, found.mean_bytes)
     )
-    plan = {
-        **found.facts(),
-        "run": None if before is None else _standing_facts(before, found, blocks),
-        "cluster": _cluster_facts(config, cluster, cpus, gpus),
-        **_work_facts(spec, layout),
-        "memory": _memory(config, spec, layout, cluster, cpus),
-        "blocks": blocks,
-        "listing": {"seconds": round(time.monotonic() - began, 2), "gets": fetcher.requests, "bytes_read": fetcher.bytes_read},
-    }
-    plan |= _probed(config, spec, layout, fetcher, found, blocks, plan["listing"]["seconds"])
-    return plan | _bill(config, spec, found, plan)
+    listing = PlannedListing(seconds=round(time.monotonic() - began, 2), gets=fetcher.requests, bytes_read=fetcher.bytes_read)
+    probed, prediction = _predicted(config, spec, layout, fetcher, found, blocks, listing.seconds)
+    archive = found.facts(None if before is None else _standing_facts(before, found, blocks), _cluster_facts(config, cluster, cpus, gpus))
+    work = _work_facts(spec, layout, probed, memory=_memory(config, spec, layout, cluster, cpus), blocks=blocks, listing=listing)
+    bill = _bill(config, spec, found, archive.run, work, prediction)
+    return Plan.of_parts(archive, work, prediction, bill)
 
 
-def _probed(
+def _predicted(
     config: ScoreConfig, spec: ScoringSpec, layout: ScoringLayout, fetcher: Fetcher, found: Survey, blocks: int, listing_s: float
-) -> dict[str, Any]:
-    """What a probe of the sample says: stages, the slowest, the rate. All of it null where nothing was drawn."""
+) -> tuple[Probe | None, Prediction]:
+    """What a probe of the sample says: stages, the slowest, the rate. All of it None where nothing was drawn."""
     if not found.sample:
         told = None if found.members else _forecast_facts(None, "nothing to do", 0, 0.0, listing_s)
-        return {"probe": None, "stages": [], "bottleneck": None, "forecast": told}
+        return None, Prediction(probe=None, stages=(), bottleneck=None, forecast=told)
     remote_out = _is_store(config, found)
     probed, pace = probe_members(spec, layout, fetcher, found.sample, blocks=blocks, members=found.members, remote_out=remote_out)
     busy = layout.limited_to(blocks)
@@ -90,184 +110,198 @@ def _probed(
     made = f"{blocks} block{'s' * (blocks > 1)}"
     few = f"so few members make {made}, for {busy.workers} of {layout.workers} processes: a smaller cluster is as fast"
     mean_bytes = probed.mean_bytes if found.unsized else found.mean_bytes
-    return {
-        "probe": _probe_facts(spec, probed, pace.scored_by),
-        **_looks(config, spec, probed, rates.images_per_s),
-        **_stability(spec, probed.near),
-        **_profile(spec, probed.share_described),
-        "stages": [asdict(stage) for stage in rates.stages],
-        "bottleneck": {
-            "stage": rates.bottleneck.stage,
-            "advice": few if busy.workers < layout.workers else rates.advice,
-            "scorers_busy": rates.busy,
-        },
-        "forecast": _forecast_facts(rates.images_per_s, pace.scored_by, found.members, mean_bytes, listing_s),
-    }
+    return probed, Prediction(
+        probe=_probe_facts(spec, probed, pace.scored_by),
+        cascade=_looks(config, spec, probed, rates.images_per_s),
+        stages=[PlannedStage(**asdict(stage)) for stage in rates.stages],
+        bottleneck=PlannedBottleneck(
+            stage=rates.bottleneck.stage,
+            advice=few if busy.workers < layout.workers else rates.advice,
+            scorers_busy=rates.busy,
+        ),
+        forecast=_forecast_facts(rates.images_per_s, pace.scored_by, found.members, mean_bytes, listing_s),
+    )
 
 
-def _bill(config: ScoreConfig, spec: ScoringSpec, found: Survey, plan: dict[str, Any]) -> dict[str, Any]:
+def _bill(
+    config: ScoreConfig, spec: ScoringSpec, found: Survey, run: PlannedRun | None, work: PlannedWork, prediction: Prediction
+) -> PlannedBill:
     """Requests, bytes and what they and the hours cost; without a probe the machines' part is not known."""
-    blocks, is_store = plan["blocks"], _is_store(config, found)
-    mean_bytes = plan["probe"]["bytes_per_member"] if plan["probe"] and found.unsized else found.mean_bytes
-    listing = plan["listing"]
+    blocks, listing, is_store = work.blocks, work.listing, _is_store(config, found)
+    mean_bytes = prediction.probe.bytes_per_member if prediction.probe and found.unsized else found.mean_bytes
     per_block = 1 + bool(spec.localizers) + len(spec.features)
-    lists_anew = plan["run"] is None or plan["run"]["state"] != "unfinished"
-    requests = {
-        "list": found.lists * lists_anew,
-        "get": found.gets + listing["gets"] + is_store * blocks * GETS_PER_BLOCK,
-        "put": is_store * (blocks * per_block + math.ceil(blocks / BLOCKS_PER_FILE) + FEW),
-    }
-    expected = found.expected_bytes(mean_bytes) + listing["bytes_read"]
-    hours = plan["forecast"]["hours"] if plan["forecast"] else None
-    counts = {GETS: requests["get"], PUTS: requests["put"], LISTS: requests["list"], BYTES: expected * bool(found.billed)}
-    cost = spent(config.prices, hours or 0.0, counts).facts()
-    return {
-        "requests": requests,
-        "bytes_read": expected,
-        "prices": config.prices.model_dump(mode="json"),
-        "cost": cost
-        | ({"compute": None, "compute_share": None} if hours is None else {})
-        | {"per_1000_members": cost["total"] / found.members * 1000 if found.members and hours is not None else None},
-        "stops": _stops(config, hours, cost["total"]),
-    }
+    lists_anew = run is None or run.state != "unfinished"
+    requests = PlannedRequests(
+        list=found.lists * lists_anew,
+        get=found.gets + listing.gets + is_store * blocks * GETS_PER_BLOCK,
+        put=is_store * (blocks * per_block + math.ceil(blocks / BLOCKS_PER_FILE) + FEW),
+    )
+    expected = found.expected_bytes(mean_bytes) + listing.bytes_read
+    hours = prediction.forecast.hours if prediction.forecast else None
+    counts = {GETS: requests.gets, PUTS: requests.puts, LISTS: requests.lists, BYTES: expected * bool(found.billed)}
+    cost = spent(config.prices, hours or 0.0, counts)
+    known = cost.facts().given() if hours is not None else cost.facts().given() | {"compute": None, "compute_share": None}
+    each = cost.total / found.members * 1000 if found.members and hours is not None else None
+    return PlannedBill(
+        requests=requests,
+        bytes_read=expected,
+        prices=config.prices.model_dump(mode="json"),
+        cost=PlannedCost(**known, per_1000_members=each),
+        stops=_stops(config, hours, cost.total),
+    )
 
 
-def _work_facts(spec: ScoringSpec, layout: ScoringLayout) -> dict[str, Any]:
+def _work_facts(
+    spec: ScoringSpec, layout: ScoringLayout, probed: Probe | None, *, memory: PlannedMemory, blocks: int, listing: PlannedListing
+) -> PlannedWork:
     """Detectors, what they share, and the processes they run in."""
     cost = ResourceEstimate.of(spec)
-    return {
-        "ensemble": spec.ensemble.name,
-        "rule": spec.ensemble.rule,
-        "detectors": list(spec.cards),
-        **_promised(spec),
-        **({"views": [view.name for view in spec.views]} if spec.views else {}),
-        **_stability(spec, None),
-        **_profile(spec, None),
-        **({"features": {name: facts["width"] for name, facts in spec.features.items()}} if spec.features else {}),
-        "tensors": _tensors(spec),
-        "backbones": _backbones(spec),
-        "pools": [list(pool) for pool in spec.all_pools],
-        "kind": layout.kind,
-        "layout": layout.described,
-        "block_members": layout.block_members,
-        "workers": layout.workers,
-        "process_bytes": cost.process_bytes,
-        "gmac_per_image": round(sum(cost.pool_gmac), 3),
-    }
+    return PlannedWork(
+        ensemble=spec.ensemble.name,
+        rule=spec.ensemble.rule,
+        detectors=list(spec.cards),
+        guarantee=_promised(spec),
+        views=[view.name for view in spec.views] or None,
+        stability=_stability(spec, probed),
+        profile=_profile(spec, probed),
+        features={name: facts["width"] for name, facts in spec.features.items()} or None,
+        tensors=_tensors(spec),
+        backbones=_backbones(spec),
+        pools=[list(pool) for pool in spec.all_pools],
+        kind=layout.kind,
+        layout=layout.described,
+        block_members=layout.block_members,
+        workers=layout.workers,
+        process_bytes=cost.process_bytes,
+        gmac_per_image=round(sum(cost.pool_gmac), 3),
+        memory=memory,
+        blocks=blocks,
+        listing=listing,
+    )
 
 
-def _stability(spec: ScoringSpec, near: float | None) -> dict[str, Any]:
-    """The recompressed views that are asked for, and of which share of the images; null where no probe could say."""
+def _stability(spec: ScoringSpec, probed: Probe | None) -> PlannedStability | None:
+    """The recompressed views that are asked for, and of which share of the images."""
     asked = spec.stability
-    return {} if asked is None else {"stability": {"views": asked.count, "margin": asked.margin, "share": near}}
+    return None if asked is None else PlannedStability(views=asked.count, margin=asked.margin, share=probed.near if probed else None)
 
 
-def _profile(spec: ScoringSpec, share: float | None) -> dict[str, Any]:
-    """Who names generators and who predicts prompts, of which share of the images; null where no probe could say."""
+def _profile(spec: ScoringSpec, probed: Probe | None) -> PlannedProfile | None:
+    """Who names generators and who predicts prompts, of which share of the images."""
     profile = spec.ensemble.profile
     if profile is None:
-        return {}
-    describing = {"describer": spec.describer.name, "describe": profile.describe, "share": share} if spec.describer else {"describer": None}
-    return {"profile": {"identifier": spec.identifier.name if spec.identifier else None, **describing}}
+        return None
+    identifier, share = spec.identifier.name if spec.identifier else None, probed.share_described if probed else None
+    if spec.describer is None:
+        return PlannedProfile(identifier=identifier, describer=None)
+    return PlannedProfile(identifier=identifier, describer=spec.describer.name, describe=profile.describe, share=share)
 
 
-def _promised(spec: ScoringSpec) -> dict[str, Any]:
-    """What the ensemble's card guarantees, and why it would not hold whatever the archive is like; nothing where it promises nothing."""
+def _promised(spec: ScoringSpec) -> PlannedGuarantee | None:
+    """What the ensemble's card guarantees, and why it would not hold whatever the archive is like; None where it promises nothing."""
     card, promise = spec.ensemble, spec.ensemble.guarantee
     if promise is None:
-        return {}
-    otherwise = departures(card.settings, spec.precision, spec.resize)
-    told = {"population": card.population and card.population.what, "otherwise": otherwise}
-    return {"guarantee": {"target_fpr": promise.target_fpr, "confidence": promise.confidence, **told}}
+        return None
+    return PlannedGuarantee(
+        target_fpr=promise.target_fpr,
+        confidence=promise.confidence,
+        population=card.population.what if card.population else None,
+        otherwise=departures(card.settings, spec.precision, spec.resize),
+    )
 
 
-def _tensors(spec: ScoringSpec) -> list[dict[str, Any]]:
+def _tensors(spec: ScoringSpec) -> list[PlannedTensor]:
     """Each distinct preprocessing with the detectors that share its tensor."""
+    users = [(name, card.preprocessing) for name, card in spec.cards.items()]
+    users += [(spec.describer.name, spec.describer.preprocessing)] if spec.describer and spec.describer.preprocessing else []
     return [
-        {"preprocessing": preprocessing.model_dump(mode="json", exclude_defaults=True), "shape": preprocessing.shape,
-         "detectors": [name for name, card in spec.cards.items() if card.preprocessing == preprocessing]
-         + [card.name for card in (spec.describer,) if card is not None and card.preprocessing == preprocessing]}
+        PlannedTensor(
+            preprocessing=preprocessing.model_dump(mode="json", exclude_defaults=True),
+            shape=preprocessing.shape,
+            detectors=[name for name, its in users if its == preprocessing],
+        )
         for preprocessing in spec.preprocessings
-    ]  # fmt: skip
+    ]
 
 
-def _backbones(spec: ScoringSpec) -> list[dict[str, Any]]:
+def _backbones(spec: ScoringSpec) -> list[PlannedBackbone]:
     """Each named backbone with the groups of detectors for which it runs once per image."""
     groups: dict[str, dict[Any, list[str]]] = {}
     for name, card in spec.cards.items():
         if card.backbone is not None:
             groups.setdefault(card.backbone.name, {}).setdefault((card.preprocessing, spec.precision[name]), []).append(name)
-    return [{"name": name, "runs_once_for": list(users.values())} for name, users in groups.items()]
+    return [PlannedBackbone(name=name, runs_once_for=list(users.values())) for name, users in groups.items()]
 
 
-def _cluster_facts(config: ScoreConfig, described: ClusterDescription | None, cpus: int, gpus: int) -> dict[str, Any]:
-    named = described.facts() if described else {"name": "as stated" if config.cluster.cpus else "this machine", "nodes": []}
-    return {**named, "cpus": cpus, "gpus": gpus, "price_per_hour": config.prices.per_hour}
+def _cluster_facts(config: ScoreConfig, described: ClusterDescription | None, cpus: int, gpus: int) -> PlannedCluster:
+    name = described.name if described else "as stated" if config.cluster.cpus else "this machine"
+    nodes = [PlannedNodes(**node.model_dump()) for node in described.nodes] if described else ()
+    return PlannedCluster(name=name, cpus=cpus, gpus=gpus, price_per_hour=config.prices.per_hour, nodes=nodes)
 
 
-def _standing_facts(before: Standing, found: Survey, blocks: int) -> dict[str, Any]:
-    return {
-        "url": before.run.store.url,
-        "state": before.state,
-        "blocks_done": len(before.blocks) - len(before.pending),
-        "members_done": before.blocks.members - before.pending.members,
-        "blocks_left": blocks,
-        "members_left": found.members,
-    }
+def _standing_facts(before: Standing, found: Survey, blocks: int) -> PlannedRun:
+    return PlannedRun(
+        url=before.run.store.url,
+        state=before.state,
+        blocks_done=len(before.blocks) - len(before.pending),
+        members_done=before.blocks.members - before.pending.members,
+        blocks_left=blocks,
+        members_left=found.members,
+    )
 
 
-def _looks(config: ScoreConfig, spec: ScoringSpec, probed: Probe, images_per_s: float) -> dict[str, Any]:
+def _looks(config: ScoreConfig, spec: ScoringSpec, probed: Probe, images_per_s: float) -> PlannedCascade | None:
     """Of a cascade: the share of images that is expected to go on, and what a million images cost for either look by the time it takes."""
     if not spec.late:
-        return {}
+        return None
     first_s = sum(probed.seconds[stage] for stage in ("fetch_cpu", "decode", "prepare")) / probed.members + probed.first_s
     second_s = probed.second_s
     million = config.prices.per_hour * 1e6 / images_per_s / 3600
-    told = {
-        "first": list(spec.first),
-        "second": list(spec.late),
-        "share": probed.share,
-        "seconds_per_image": {"first": first_s, "second": second_s},
-        "cost_per_million": {"first": million * first_s / (first_s + second_s), "second": million * second_s / (first_s + second_s)},
-    }
-    return {"cascade": told if probed.scored else {**told, "seconds_per_image": None, "cost_per_million": None}}
+    spent_s = {"first": first_s, "second": second_s}
+    return PlannedCascade(
+        first=list(spec.first),
+        second=list(spec.late),
+        share=probed.share,
+        seconds_per_image=spent_s if probed.scored else None,
+        cost_per_million={look: million * one / (first_s + second_s) for look, one in spent_s.items()} if probed.scored else None,
+    )
 
 
-def _probe_facts(spec: ScoringSpec, probed: Probe, scored_by: str) -> dict[str, Any]:
+def _probe_facts(spec: ScoringSpec, probed: Probe, scored_by: str) -> ProbeResult:
     refused = probed.members - probed.statuses[Status.OK]
     share = measured_rate(refused / probed.members, probed.members)
-    return {
-        "members": probed.members,
-        "scored": probed.scored,
-        "score_basis": scored_by,
-        "device": spec.device,
-        "statuses": dict(probed.statuses.most_common()),
-        "refused": refused,
-        "refused_share": {"value": share.value, "low": share.low, "high": share.high},
-        "examples": probed.examples,
-        "bytes_per_member": round(probed.mean_bytes),
-    }
+    return ProbeResult(
+        members=probed.members,
+        scored=probed.scored,
+        score_basis=scored_by,
+        device=spec.device,
+        statuses=dict(probed.statuses.most_common()),
+        refused=refused,
+        refused_share=RefusedShare(**asdict(share)),
+        examples=probed.examples,
+        bytes_per_member=round(probed.mean_bytes),
+    )
 
 
-def _forecast_facts(images_per_s: float | None, basis: str, members: int, mean_bytes: float, listing_s: float) -> dict[str, Any]:
+def _forecast_facts(images_per_s: float | None, basis: str, members: int, mean_bytes: float, listing_s: float) -> PlannedTime:
     """`hours`: starting, listing, then all members at the rate of the slowest stage. Machines that have yet to come are not in it."""
-    return {
-        "images_per_s": images_per_s,
-        "hours": (STARTING_S + listing_s + (members / images_per_s if images_per_s else 0.0)) / 3600,
-        "bytes_per_s": None if images_per_s is None else round(images_per_s * mean_bytes),
-        "starting_s": STARTING_S,
-        "listing_s": listing_s,
-        "basis": basis,
-        "assumed_gmac_per_s": GMAC_PER_S["gpu"] if basis == ESTIMATED else None,
-    }
+    return PlannedTime(
+        images_per_s=images_per_s,
+        hours=(STARTING_S + listing_s + (members / images_per_s if images_per_s else 0.0)) / 3600,
+        bytes_per_s=None if images_per_s is None else round(images_per_s * mean_bytes),
+        starting_s=STARTING_S,
+        listing_s=listing_s,
+        basis=basis,
+        assumed_gmac_per_s=GMAC_PER_S["gpu"] if basis == ESTIMATED else None,
+    )
 
 
-def _stops(config: ScoreConfig, hours: float | None, total: float) -> dict[str, Any]:
+def _stops(config: ScoreConfig, hours: float | None, total: float) -> PlannedStops:
     """The limits that the run was given, and the share of the work that they leave it time or money for."""
     shares = [
         limit / needed for limit, needed in ((config.max_hours, hours), (config.max_cost, hours and total)) if limit is not None and needed
     ]
-    return {"max_hours": config.max_hours, "max_cost": config.max_cost, "share": min([1.0, *shares]) if hours is not None else None}
+    return PlannedStops(max_hours=config.max_hours, max_cost=config.max_cost, share=min([1.0, *shares]) if hours is not None else None)
 
 
 def _blocks(plan: BlockPlan, members: int, mean_bytes: float) -> int:
@@ -292,11 +326,11 @@ def _cores_here() -> int:
 
 def _memory(
     config: ScoreConfig, spec: ScoringSpec, layout: ScoringLayout, described: ClusterDescription | None, cpus: int
-) -> dict[str, int | None]:
+) -> PlannedMemory:
     """What a run takes of a node's memory, of the smallest; and what no image within the limits takes more than to be decoded."""
     nodes = described.workers if described else max(math.ceil(cpus / _cores_here()), 1)
     memory = memory_of(config, spec, layout, nodes, described.smallest_bytes if described else node_memory())
-    return {**memory.facts(), "worst_bytes": worst_bytes(config.limits)}
+    return PlannedMemory(**memory.facts().given(), worst_bytes=worst_bytes(config.limits))
 
 
 def _memory_bytes(described: ClusterDescription | None, cpus: int) -> float:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from ray_app.archives import ListedMember, ManifestMember, MemberReader
 from ray_app.errors import InputError
@@ -14,6 +14,7 @@ from ray_app.inference import Batch, BatchDecoder, DetectorOutputs, ResourceEsti
 from ray_app.inference.captions import asked_for, seen_by_describer
 from ray_app.inference.decision import going_on, identified
 from ray_app.inference.outputs import EMBEDDINGS
+from ray_app.runs.document import Example
 from ray_app.scoring.forecast.rates import ESTIMATED, MEASURED, ImagePace
 from ray_app.scoring.layout import GMAC_PER_S, ScoringLayout
 from ray_app.storage import Fetcher
@@ -40,7 +41,7 @@ class Probe:
     scored: int = 0
     size_bytes: int = 0
     statuses: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    examples: dict[str, list[Example]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("fetch", "fetch_cpu", "decode", "prepare"), 0.0))
     share: float = 1.0
     first_s: float = 0.0
@@ -59,7 +60,7 @@ class Probe:
         self.statuses[status] += 1
         shown = self.examples.setdefault(status, []) if detail is not None else []
         if len(shown) < EXAMPLES:
-            shown.append({"uri": member.uri, "member": member.member, "detail": detail})
+            shown.append(Example(uri=member.uri, member=member.member, detail=detail or ""))
 
 
 def probe_members(

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
-from typing import Any
 
 import numpy as np
 
@@ -31,6 +30,7 @@ from ray_app.archives.containers import COMPRESSED
 from ray_app.archives.containers.base import GAP_BYTES, WINDOW_BYTES
 from ray_app.archives.members import Ids
 from ray_app.inference import ScoringSpec
+from ray_app.reports.plan_model import PlannedArchive, PlannedCluster, PlannedKind, PlannedRun
 from ray_app.runs import RunDirectory
 from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.listing import archive_of
@@ -91,14 +91,21 @@ class Survey:
         """Bytes to read, members of unknown size at `mean` bytes each."""
         return self.size_bytes + round(self.unsized * mean)
 
-    def facts(self) -> dict[str, Any]:
-        """Counts as plain JSON."""
+    def facts(self, run: PlannedRun | None, cluster: PlannedCluster) -> PlannedArchive:
+        """Counts for a plan that goes on with `run` on `cluster`."""
         kinds = {
-            kind: {"members": kept.members, "size_bytes": kept.size_bytes, "containers": kept.containers}
+            kind: PlannedKind(members=kept.members, size_bytes=kept.size_bytes, containers=kept.containers)
             for kind, kept in self.kinds.items()
         }
-        return {"members": self.members, "size_bytes": self.size_bytes, "unknown_sizes": self.unsized, "kinds": kinds,
-                "refused_in_listing": dict(self.refused)}  # fmt: skip
+        return PlannedArchive(
+            members=self.members,
+            size_bytes=self.size_bytes,
+            unknown_sizes=self.unsized,
+            kinds=kinds,
+            refused_in_listing=dict(self.refused),
+            run=run,
+            cluster=cluster,
+        )
 
 
 def survey(items: Iterable[Item], *, sample: int, max_bytes: int, progress: Callable[[int], object] | None = None) -> Survey:

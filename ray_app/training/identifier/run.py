@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from ray_app.attribution.identifier import Identified
 from ray_app.datasets.splits import Splits
 from ray_app.detectors import DetectorCard
-from ray_app.reports.attribution import render_identifier_report
+from ray_app.reports.attribution import IdentifierTraining, NamedSplit, render_identifier_report
 from ray_app.storage import Store
 from ray_app.training.config import Identify, TrainConfig
 from ray_app.training.embeddings import Embeddings, compute_embeddings, groups_of, kept_embeddings, require_own_weights
@@ -91,11 +91,16 @@ def written(
             out.write(f"scores/{split}.parquet", _names_file(wanted.tables[split], found[split], labelled[split], said))
         for name in (WEIGHTS, CARD):
             out.write_file(name, Path(folder) / name)
-    metrics = _metrics(config, out, wanted, made, labelled) | dict(facts)
-    metrics["environment"] = {**metrics.get("environment", {}), "precision": found["train"].precision}
-    metrics["unreadable"] = sum(len(rows) - len(found[split]) for split, rows in wanted.rows.items())
-    metrics["seconds"] = round(time.monotonic() - began, 2)
-    out.write("report.html", render_identifier_report(metrics).encode())
+    document = _document(config, out, wanted, made, labelled).model_copy(
+        update={
+            **facts,
+            "environment": {**facts.get("environment", {}), "precision": found["train"].precision},
+            "unreadable": sum(len(rows) - len(found[split]) for split, rows in wanted.rows.items()),
+            "seconds": round(time.monotonic() - began, 2),
+        }
+    )
+    metrics = document.written()
+    out.write("report.html", render_identifier_report(document).encode())
     out.write(METRICS, json.dumps(metrics, indent=2, ensure_ascii=False).encode())
     return metrics
 
@@ -144,34 +149,34 @@ def _counted(rows: Named, chosen: Rows, classes: tuple[str, ...]) -> dict[str, A
     return {"images": len(chosen), "known": known, "others": {name: n for name, n in sorted(counts.items()) if name not in known}}
 
 
-def _metrics(
+def _document(
     config: TrainConfig, out: Store, wanted: IdentifierRequest, made: TrainedIdentifier, labelled: Mapping[str, LabelledEmbeddings]
-) -> dict[str, Any]:
+) -> IdentifierTraining:
     card, section, fitted = made.card, config.identify or Identify(), made.fitted
     counts = Counter(labelled["train"].names)
-    return {
-        "schema": SCHEMA,
-        "method": config.method,
-        "name": config.name,
-        "title": config.title,
-        "out": out.url,
-        "detector": card.detector,
-        "head": card.head,
-        "level": section.level,
-        "classes": {name: counts[name] for name in card.classes},
-        "families": dict(zip(card.classes, card.class_families, strict=True)),
-        "left_out": wanted.left_out,
-        "held_out": list(section.held_out),
-        "c": fitted.c,
-        "log_losses": {f"{c:g}": loss for c, loss in fitted.losses.items()},
-        "temperature": fitted.temperature,
-        "calibration_note": fitted.why_not,
-        "open_set": None if card.open_set is None else card.open_set.model_dump(mode="json"),
-        "validation": made.figures["validation"],
-        "test": made.figures.get("test"),
-        "recipe": recipe_of(config),
-        "card": {"name": card.name, "licence": card.licence, "weights": card.weights.sha256},
-    }
+    return IdentifierTraining(
+        schema=SCHEMA,
+        method=config.method,
+        name=config.name,
+        title=config.title,
+        out=out.url,
+        detector=card.detector,
+        head=card.head,
+        level=section.level,
+        classes={name: counts[name] for name in card.classes},
+        families=dict(zip(card.classes, card.class_families, strict=True)),
+        left_out=wanted.left_out,
+        held_out=section.held_out,
+        c=fitted.c,
+        log_losses={f"{c:g}": loss for c, loss in fitted.losses.items()},
+        temperature=fitted.temperature,
+        calibration_note=fitted.why_not,
+        open_set=None if card.open_set is None else card.open_set.model_dump(mode="json"),
+        validation=NamedSplit(**made.figures["validation"]),
+        test=NamedSplit(**made.figures["test"]) if "test" in made.figures else None,
+        recipe=recipe_of(config),
+        card={"name": card.name, "licence": card.licence, "weights": card.weights.sha256},
+    )
 
 
 def _names_file(table: pa.Table, found: Embeddings, labelled: LabelledEmbeddings, said: Identified) -> bytes:

@@ -31,6 +31,10 @@ def made(images, parts):
     return with_thresholds(fit_card(division, MEMBERS, asked()), division, asked())
 
 
+def written(rows):
+    return [row.written() for row in rows]
+
+
 def chances_of(scores, fake):
     fakes, reals = ScoreHistogram.of(scores[fake]), ScoreHistogram.of(scores[~fake])
     return log_loss(fakes, reals).value, debiased_ece(fakes, reals).value
@@ -38,7 +42,7 @@ def chances_of(scores, fake):
 
 def test_log_loss_and_ece_fall_on_held_out_images(images, parts, made):
     choosing = images.take(parts == CHOOSE)
-    rows = systems_before_and_after(made.fitted, choosing, BEFORE, NONE)
+    rows = written(systems_before_and_after(made.fitted, choosing, BEFORE, NONE))
     assert [row["name"] for row in rows] == ["ensemble", "coarse", "fine"]
     for row in rows[:2]:
         assert row["after"]["log_loss"]["value"] < 0.6 * row["before"]["log_loss"]["value"]
@@ -55,13 +59,13 @@ def test_log_loss_and_ece_fall_on_held_out_images(images, parts, made):
 def test_a_card_for_another_prevalence_is_measured_at_that_of_the_images(images, parts, made):
     rare = fit_card(divided(images, parts), MEMBERS, asked(prevalence=0.001))
     choosing = images.take(parts == CHOOSE)
-    usual, moved = (systems_before_and_after(one, choosing, BEFORE, NONE)[0]["after"] for one in (made.fitted, rare))
+    usual, moved = (systems_before_and_after(one, choosing, BEFORE, NONE)[0].written()["after"] for one in (made.fitted, rare))
     assert moved["log_loss"]["value"] == pytest.approx(usual["log_loss"]["value"])
     assert moved["ece"]["value"] == pytest.approx(usual["ece"]["value"])
 
 
 def test_every_generator_is_judged_by_a_card_that_never_saw_it(images, parts, made):
-    rows = generators_left_out(divided(images, parts), MEMBERS, asked(), made)
+    rows = written(generators_left_out(divided(images, parts), MEMBERS, asked(), made))
     names = np.array([name or "" for name in images.generator])
     assert {row["generator"]: row["n"] for row in rows} == {name: int((names == name).sum()) for name in set(names) - {""}}
     assert [row["n"] for row in rows] == sorted((row["n"] for row in rows), reverse=True)
@@ -85,14 +89,14 @@ def test_with_three_generators_none_can_be_left_out_of_what_is_fitted(images, pa
     named = type(images)(
         **{**vars(images), "generator": [f"of {part}" if fake else None for part, fake in zip(parts, images.fake, strict=True)]}
     )
-    rows = {row["generator"]: row for row in generators_left_out(divided(named, parts), MEMBERS, asked(), made)}
+    rows = {row["generator"]: row for row in written(generators_left_out(divided(named, parts), MEMBERS, asked(), made))}
     assert [rows[f"of {part}"]["found"]["value"] is None for part in range(3)] == [True, True, False]
     assert "without it: the fakes are of 2 generators" in rows["of 0"]["found"]["why"]
 
 
 def test_qualities_are_bands_of_the_held_out_images(images, parts, made):
     choosing = images.take(parts == CHOOSE)
-    rows = by_quality(made, choosing)
+    rows = written(by_quality(made, choosing))
     assert [row["quality"] for row in rows] == ["not a JPEG", "1–49", "70–79", "80–89", "95–100"]
     assert sum(row["n_real"] for row in rows) == int((~choosing.fake).sum())
     scores = made.fitted.scores(choosing)
@@ -107,7 +111,7 @@ def test_a_cascade_says_what_goes_on_and_what_it_costs(images, parts, made):
     config = asked(rule="cascade", share=0.5, audit=0.05)
     choosing = images.take(parts == CHOOSE)
     one = with_thresholds(fit_card(divided(images, parts), MEMBERS, config), divided(images, parts), config)
-    row = of_cascade(one, divided(images, parts), config)
+    row = of_cascade(one, divided(images, parts), config).written()
     looks = one.fitted.looks(choosing)
     prevalence = row["prevalence"]
     assert prevalence == images.fake[parts == CALIBRATE].mean(), "as the card says"
@@ -125,4 +129,4 @@ def test_a_cascade_says_what_goes_on_and_what_it_costs(images, parts, made):
     copied = np.flatnonzero((parts == CHOOSE) & ~images.fake & (images.scores["coarse"] > np.quantile(scores[~choosing.fake], 0.995)))
     again = np.concatenate([np.arange(len(images)), np.repeat(copied, 5)])
     twice = divided(images.take(again), parts[again])
-    assert of_cascade(with_thresholds(one.fitted, twice, config), twice, config)["found_by_all_on_all"] == row["found_by_all_on_all"]
+    assert of_cascade(with_thresholds(one.fitted, twice, config), twice, config).found_by_all_on_all == row["found_by_all_on_all"]

@@ -48,7 +48,7 @@ def score_here(card, photos, out, *, summary=None, stability=None):
         run.write_part(0, ref.block, result_rows(members, judge(spec, outcomes, readings), attempt=1, scored_at=NOW))
     reader.close()
     run.publish(0)
-    counted = count_rows(run, list(spec.cards))
+    counted = count_rows(run, list(spec.cards)).written()
     run.write_json("summary.json", {"listing": 0, "version": "0.7.0", "finished_at": NOW.isoformat(), **counted, **(summary or {})})
     return run.store.url
 

@@ -60,7 +60,7 @@ def test_the_same_command_changes_nothing(done, capsys):
 def test_the_offline_set_is_made_labelled_and_evaluated(ray_cluster, tmp_path):
     arguments = {"pairs": {"test": 4}, "picture_px": {"test": 128}, "file_px": {"test": 96}, "autoencoder_steps": 2}
     config = EvaluateConfig(at=("simulated::",), arguments=arguments, out=str(tmp_path / "out"), score={"perturb": ["jpeg:75"]})
-    document = evaluate(config).document
+    document = evaluate(config).document.written()
     assert (document["data"]["n_real"], document["data"]["n_fake"], document["labels"]["rows_without_label"]) == (4, 4, 0)
     assert [view["n_fake"] for view in document["systems"][0]["views"]] == [4]
 
@@ -75,12 +75,12 @@ def test_a_layout_labels_the_source(done, tmp_path):
     )
     document = evaluate(
         EvaluateConfig(at=(f"list::{listed}",), layout="columns", out=str(tmp_path / "out"), score={"cluster": {"workers": 1}})
-    ).document
+    ).document.written()
     assert document["labels"]["key"] == "image_id"
     assert document["labels"]["joined"] == len(rows) == document["data"]["n"]
     expected = json.loads((out / "metrics.json").read_text())["systems"][0]["figures"]["auc"]["value"]
     assert document["systems"][0]["figures"]["auc"]["value"] == pytest.approx(expected, abs=1e-9)
-    own = evaluate(EvaluateConfig(at=(str(tmp_path / "out" / "run"),), out=str(tmp_path / "own"))).document
+    own = evaluate(EvaluateConfig(at=(str(tmp_path / "out" / "run"),), out=str(tmp_path / "own"))).document.written()
     assert own["labels"]["key"] == "input"
     assert own["systems"][0]["figures"] == document["systems"][0]["figures"]
     run = RunDirectory.open(str(tmp_path / "out" / "run"))
@@ -95,5 +95,5 @@ def test_tasks_gather_the_same(ray_cluster, tmp_path):
     index = labelled(tmp_path, columns, truths, but={5})
     assert told(gather(run, index, systems_of(run), each=on_ray)) == told(gather(run, index, systems_of(run)))
     config = EvaluateConfig(at=(str(tmp_path / "run"),), labels=str(tmp_path / "labels.jsonl"), out=str(tmp_path / "out"), bootstrap=0)
-    with_tasks = evaluate(config.model_copy(update={"tasks": True})).document
-    assert with_tasks["systems"] == evaluate(config).document["systems"]
+    with_tasks = evaluate(config.model_copy(update={"tasks": True})).document.written()
+    assert with_tasks["systems"] == evaluate(config).document.written()["systems"]

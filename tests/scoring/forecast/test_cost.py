@@ -56,13 +56,13 @@ def test_a_session_says_what_it_cost_so_far(tmp_path):
     session.committed(BlockReport(BlockRef(0, 0, 8, 800, "", 0), 0, work))
     assert session.cost().compute == pytest.approx(3.0, abs=0.01)
     assert session.cost().gets == pytest.approx(0.2)
-    assert session.facts()["cost"]["total"] == pytest.approx(3.2, abs=0.01)
-    assert session.facts()["requests"] == 500_000
+    assert session.facts().cost.total == pytest.approx(3.2, abs=0.01)
+    assert session.facts().requests == 500_000
 
 
 def test_a_session_without_a_price_says_nothing_of_cost(tmp_path):
     session = ScoringSession(RunDirectory.open(str(tmp_path)), ScoreConfig().model_dump(mode="json"), time.monotonic())
-    assert session.facts()["cost"] is None
+    assert session.facts().cost is None
 
 
 POOL = ClusterDescription(

@@ -25,17 +25,17 @@ from tests.scoring.conftest import files_below
 
 @pytest.fixture(scope="module")
 def plan_of_eight(sample_archive, eight):
-    return forecast(ScoreConfig(source=(str(sample_archive),), ensemble=str(eight)), probe=0)
+    return forecast(ScoreConfig(source=(str(sample_archive),), ensemble=str(eight)), probe=0).written()
 
 
 @pytest.fixture(scope="module")
 def measured(sample_archive):
-    return forecast(ScoreConfig(source=(str(sample_archive),)), probe=8, price_per_hour=3.0)
+    return forecast(ScoreConfig(source=(str(sample_archive),)), probe=8, price_per_hour=3.0).written()
 
 
 @pytest.fixture(scope="module")
 def on_gpus(sample_archive):
-    return forecast(ScoreConfig(source=(str(sample_archive),)), cluster=load_cluster("gpu-spot-pool"))
+    return forecast(ScoreConfig(source=(str(sample_archive),)), cluster=load_cluster("gpu-spot-pool")).written()
 
 
 def test_members_and_bytes_are_those_of_the_archive(plan_of_eight, sample_archive):
@@ -76,7 +76,7 @@ def test_every_stage_has_its_seconds_and_the_slowest_is_named(measured):
 
 def test_recompressed_views_are_looked_at_as_a_run_would(sample_archive, measured):
     config = ScoreConfig(source=(str(sample_archive),), stability=20, stability_margin=50)
-    viewed = forecast(config, probe=8)
+    viewed = forecast(config, probe=8).written()
     share = viewed["stability"]["share"]
     assert 0.5 <= share <= viewed["probe"]["statuses"]["ok"] / 8, "those that can be read and whose verdict is not abstain for their size"
     spent, plain = ({stage["stage"]: stage["seconds_per_image"] for stage in plan["stages"]}["score"] for plan in (viewed, measured))
@@ -84,7 +84,7 @@ def test_recompressed_views_are_looked_at_as_a_run_would(sample_archive, measure
     assert any(
         line.endswith(f"within 50 log-odds of a threshold; {wording.percent(share)} of the probed images") for line in plan_lines(viewed)
     )
-    assert forecast(config, probe=0)["stability"]["share"] is None
+    assert forecast(config, probe=0).written()["stability"]["share"] is None
 
 
 def test_gpus_that_are_not_here_are_reckoned_from_the_cards(on_gpus):
@@ -100,7 +100,7 @@ def test_gpus_that_are_not_here_are_reckoned_from_the_cards(on_gpus):
 def test_what_the_probe_could_not_read_is_said_with_an_example(tmp_path, sample_archive):
     (tmp_path / "good.png").write_bytes(next(sample_archive.rglob("*.png")).read_bytes())
     (tmp_path / "empty.jpg").write_bytes(b"")
-    probe = forecast(ScoreConfig(source=(str(tmp_path),)), cluster=load_cluster("laptop"))["probe"]
+    probe = forecast(ScoreConfig(source=(str(tmp_path),)), cluster=load_cluster("laptop")).written()["probe"]
     assert probe["statuses"] == {"ok": 1, "empty_file": 1}
     assert probe["examples"]["empty_file"][0]["uri"].endswith("/empty.jpg")
     assert 0 < probe["refused_share"]["low"] < 0.5 < probe["refused_share"]["high"] < 1
@@ -113,7 +113,7 @@ def test_members_of_containers_are_counted_and_probed(tmp_path, sample_archive):
             tar.add(image, f"{number}.png")
             packed.write(image, f"{number}.png")
     pq.write_table(pa.table({"image": [image.read_bytes() for image in images]}), tmp_path / "c.parquet")
-    plan = forecast(ScoreConfig(source=(str(tmp_path),)))
+    plan = forecast(ScoreConfig(source=(str(tmp_path),))).written()
     assert {kind: (kept["members"], kept["containers"]) for kind, kept in plan["kinds"].items()} == {
         "tar": (3, 1),
         "zip": (3, 1),
@@ -128,7 +128,7 @@ def test_a_bucket_is_billed_by_the_request(s3, sample_archive):
     for image in images:
         store.write(f"photos/{image.name}", image.read_bytes())
     config = ScoreConfig(source=(f"{store.url}/photos",), out=f"{store.url}/run")
-    plan = forecast(config, probe=0, price_per_hour=1.0)
+    plan = forecast(config, probe=0, price_per_hour=1.0).written()
     assert plan["requests"] == {"list": 1, "get": 5 + 3 * plan["blocks"], "put": plan["blocks"] + 1 + 12}
     assert plan["cost"]["gets"] == pytest.approx(plan["requests"]["get"] * 0.0004 / 1000)
     assert plan["cost"]["compute"] is None
@@ -161,7 +161,7 @@ def test_an_unfinished_run_goes_on_with_the_blocks_that_are_left(archive, tmp_pa
     config = ScoreConfig(source=(str(archive),), out=str(tmp_path / "run"), block_members=8)
     info = begun(config, done=2)
     before = files_below(tmp_path)
-    plan = forecast(config, probe=2)
+    plan = forecast(config, probe=2).written()
     assert files_below(tmp_path) == before
     assert plan["run"]["state"] == "unfinished"
     assert (plan["run"]["blocks_done"], plan["run"]["members_done"]) == (2, 16)
@@ -173,7 +173,7 @@ def test_a_run_whose_listing_never_ended_lists_again(archive, tmp_path):
     config = ScoreConfig(source=(str(archive),), out=str(tmp_path / "run"))
     info = begun(config, done=0)
     RunDirectory.open(config.out).store.delete("manifest/0/_complete")
-    plan = forecast(config, probe=0)
+    plan = forecast(config, probe=0).written()
     assert (plan["run"]["state"], plan["members"]) == ("begun", info.members)
     assert "its listing never ended and is made again" in "\n".join(plan_lines(plan))
 
@@ -181,7 +181,7 @@ def test_a_run_whose_listing_never_ended_lists_again(archive, tmp_path):
 def test_a_finished_run_is_asked_for_what_is_new_or_changed(archive, tmp_path, capsys):
     config = ScoreConfig(source=(str(archive),), out=str(tmp_path / "run"))
     begun(config, done=1000)
-    assert forecast(config)["run"]["members_left"] == 0
+    assert forecast(config).written()["run"]["members_left"] == 0
     (archive / "new.jpg").write_bytes(next(archive.rglob("*.jpg")).read_bytes())
     assert main(["plan", str(archive), "--out", str(tmp_path / "run"), "--probe", "1", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)

@@ -10,6 +10,7 @@ import pytest
 
 from ray_app.archives import ListedMember, ManifestMember, MemberLocation, MemberReader, RefusedMember, open_source
 from ray_app.errors import Status
+from ray_app.reports.plan_model import PlannedCluster
 from ray_app.scoring.forecast.survey import survey
 from ray_app.storage import Fetcher, Store
 
@@ -49,7 +50,7 @@ def test_a_compressed_tar_is_read_from_its_beginning():
 def test_each_container_is_read_for_itself():
     found = counted([inside("a.zip", "zip", 0), inside("b.zip", "zip", 0), inside("b.zip", "zip", 2000)])
     assert found.gets == 2
-    assert found.facts()["kinds"]["zip"] == {"members": 3, "size_bytes": 3000, "containers": 2}
+    assert found.facts(None, PlannedCluster()).kinds["zip"].written() == {"members": 3, "size_bytes": 3000, "containers": 2}
     assert found.billed == 2
 
 
@@ -64,7 +65,7 @@ def test_what_is_refused_costs_no_request():
     )
     found = counted([locked, file("large.tif", 200 * MIB), file("b.jpg")])
     assert (found.members, found.gets, found.size_bytes) == (3, 1, 1000)
-    assert found.facts()["refused_in_listing"] == {"encrypted_member": 1}
+    assert found.facts(None, PlannedCluster()).refused_in_listing == {"encrypted_member": 1}
     assert counted([locked, inside("a.zip", "zip", 50)]).gets == 1
 
 

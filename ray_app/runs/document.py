@@ -1,22 +1,20 @@
-"""The shape of `summary.json` as the reports read it. Every key has a default, unknown keys and nulls are let pass."""
+"""The document of a run, `summary.json`: `scoring` writes it, reports and tests read it. Its JSON schema: docs/schemas/run_summary.json.
 
+Fields stand in the order of the file. What a run does not have (a cascade, a profile, a guarantee) has no key in it.
+"""
+
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import Field
+
+from ray_app.config import OptionalKey, Section
+from ray_app.ensembles.card import Thresholds
+
+SUMMARY_SCHEMA = 1
 
 
-class SummarySection(BaseModel):
-    """A part of the summary: a null means the same as an absent key, so that old and partial summaries still render."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _null_is_absent(cls, data: Any) -> Any:
-        return {key: value for key, value in data.items() if value is not None} if isinstance(data, dict) else data
-
-
-class Example(SummarySection):
+class Example(Section):
     """One member that has a given status."""
 
     uri: str = ""
@@ -24,7 +22,7 @@ class Example(SummarySection):
     detail: str = ""
 
 
-class TopRow(SummarySection):
+class TopRow(Section):
     """One of the members with the highest scores."""
 
     image_id: int = 0
@@ -35,42 +33,30 @@ class TopRow(SummarySection):
     verdict: str = ""
 
 
-class Histogram(SummarySection):
+class Histogram(Section):
     """Counts of scores (log-odds) per bin, n + 1 edges for n bins; the outermost bins hold what lies beyond them."""
 
-    edges: list[float] = []
-    counts: dict[str, list[int]] = {}
+    edges: Sequence[float] = ()
+    counts: Mapping[str, list[int]] = {}
 
     @property
-    def ensemble(self) -> list[int]:
+    def ensemble(self) -> Sequence[int]:
         """Counts of the ensemble's score; empty where none was scored."""
         return self._drawable().get("ensemble", [])
 
     @property
-    def detectors(self) -> dict[str, list[int]]:
+    def detectors(self) -> dict[str, Sequence[int]]:
         """Counts per detector; empty where the ensemble is one detector and would only be shown twice."""
         others = {name: counts for name, counts in self._drawable().items() if name != "ensemble"}
         return {} if list(others.values()) == [self.ensemble] else others
 
-    def _drawable(self) -> dict[str, list[int]]:
+    def _drawable(self) -> dict[str, Sequence[int]]:
         if len(self.edges) < 2 or not self.edges[-1] > self.edges[0]:
             return {}
         return {name: counts for name, counts in self.counts.items() if len(counts) == len(self.edges) - 1 and any(counts)}
 
 
-class ThresholdSummary(SummarySection):
-    """Where the verdicts change, in log-odds, and the rates measured there."""
-
-    real_below: float
-    fake_above: float
-    false_positive_rate: float | None = None
-    true_positive_rate: float | None = None
-    n_real: int | None = None
-    n_fake: int | None = None
-    measured_on: str | None = None
-
-
-class DetectorSummary(SummarySection):
+class DetectorSummary(Section):
     """One detector of the ensemble."""
 
     name: str = ""
@@ -81,7 +67,7 @@ class DetectorSummary(SummarySection):
     masks: bool = False
 
 
-class EnsembleSummary(SummarySection):
+class EnsembleSummary(Section):
     """What gave the verdicts."""
 
     name: str = ""
@@ -89,27 +75,33 @@ class EnsembleSummary(SummarySection):
     rule: str = ""
     calibrated: bool = False
     demonstration: bool = False
-    members: list[DetectorSummary] = []
-    thresholds: ThresholdSummary | None = None
+    members: Sequence[DetectorSummary] = ()
+    thresholds: Thresholds | None = None
 
 
-class Sharing(SummarySection):
+class Sharing(Section):
     """How often detectors asked a shared backbone for features, and how often it had to run for them."""
 
-    asked: int = 0
     runs: int = 0
+    asked: int = 0
 
 
-class RunCost(SummarySection):
-    """What the last command cost, in the currency of its prices."""
+class CostSummary(Section):
+    """A bill in the currency of its prices: machines, requests to the store by kind, bytes out of it. `compute`: None where the hours are
+    not known; `compute_share`: of the total, None where nothing costs anything.
+    """
 
-    compute: float = 0.0
-    requests: float = 0.0
+    compute: float | None = None
+    gets: float = 0.0
+    puts: float = 0.0
+    lists: float = 0.0
     egress: float = 0.0
-    total: float | None = None
+    requests: float = 0.0
+    total: float = 0.0
+    compute_share: float | None = None
 
 
-class CascadeStageCost(SummarySection):
+class Look(Section):
     """What one look of a cascade took in the last command, and costs for a million images of such an archive (machines alone)."""
 
     images: int = 0
@@ -118,24 +110,26 @@ class CascadeStageCost(SummarySection):
     cost_per_million: float | None = None
 
 
-class Memory(SummarySection):
-    """What the processes of a run take of one node's memory at most."""
+class Memory(Section):
+    """What a run takes of one node's memory at most: processes, and what images and files of any size take in turns beside them; None where
+    nobody has stated the node's memory.
+    """
 
     processes: int = 0
     process_bytes: int = 0
-    decode_bytes: int = 0
-    file_bytes: int = 0
-    total_bytes: int = 0
+    decode_bytes: int | None = None
+    file_bytes: int | None = None
+    total_bytes: int | None = None
 
 
-class LinkedFoldersSection(SummarySection):
+class LinkedFoldersSummary(Section):
     """Symbolic links to folders, which the listing did not follow."""
 
     count: int = 0
     example: str = ""
 
 
-class KeptSetting(SummarySection):
+class KeptSetting(Section):
     """A setting that the command left open, and that the run has otherwise than a new one would; values as JSON."""
 
     key: str = ""
@@ -143,29 +137,44 @@ class KeptSetting(SummarySection):
     today: str = ""
 
 
-class SessionSummary(SummarySection):
-    """What the last command did; `seconds` per stage are summed over the workers."""
+class RetrySummary(Section):
+    """A retry that the last command worked on: of the members with these statuses. `begun_by`: the number of the command that began it."""
 
+    begun_by: int
+    statuses: list[str]
+    members: int
+
+
+class SessionSummary(Section):
+    """What the last command did; `seconds` per stage are summed over the workers. `described`: members that words were found for."""
+
+    number: int = 0
     rows: int = 0
     wall_s: float | None = None
     first_result_s: float | None = None
     images_per_s: float | None = None
     bytes_read: int = 0
-    throttled: int = 0
+    requests: int = 0
+    puts: int = 0
     retried: int = 0
-    workers: int | None = None
-    layout: str = ""
+    throttled: int = 0
+    decoded: int = 0
+    reused: int = 0
+    retries: Sequence[RetrySummary] = ()
+    backbones: Mapping[str, Sharing] = {}
     peak_worker_bytes: int = 0
-    memory: Memory = Memory()
-    backbones: dict[str, Sharing] = {}
-    cost: RunCost = RunCost()
-    looks: dict[str, CascadeStageCost] = {}
-    seconds: dict[str, float] = {}
-    kept: list[KeptSetting] = []
-    unguarded: bool = False
+    memory: Memory | None = None
+    workers: int | None = None
+    layout: str | None = None
+    cost: CostSummary | None = None
+    looks: OptionalKey[Mapping[str, Look]] = None
+    described: OptionalKey[int] = None
+    seconds: Mapping[str, float] = {}
+    unguarded: OptionalKey[bool] = None
+    kept: OptionalKey[Sequence[KeptSetting]] = None
 
 
-class Bottleneck(SummarySection):
+class Bottleneck(Section):
     """The stage that took the largest share of the workers' time, and what to do."""
 
     stage: str = ""
@@ -173,13 +182,13 @@ class Bottleneck(SummarySection):
     advice: str = ""
 
 
-class Declarations(SummarySection):
+class Declarations(Section):
     """What files say of their own origin: rows per verdict, of those that declare themselves generated and of the others."""
 
     stated: int = 0
-    declared: dict[str, int] = {}
-    undeclared: dict[str, int] = {}
-    c2pa: dict[str, int] = {}
+    declared: Mapping[str, int] = {}
+    undeclared: Mapping[str, int] = {}
+    c2pa: Mapping[str, int] = {}
 
     @property
     def declaring(self) -> int:
@@ -187,7 +196,7 @@ class Declarations(SummarySection):
         return sum(self.declared.values())
 
 
-class GeneratorCount(SummarySection):
+class GeneratorCount(Section):
     """Flagged images that an identifier takes for one generator's."""
 
     family: str = ""
@@ -195,7 +204,7 @@ class GeneratorCount(SummarySection):
     flagged: int = 0
 
 
-class ToldProfile(SummarySection):
+class ToldProfile(Section):
     """What was said of one flagged image's origin."""
 
     image_id: int = 0
@@ -205,25 +214,26 @@ class ToldProfile(SummarySection):
     predicted_generator: str | None = None
     generator_family: str | None = None
     generator_probability: float | None = None
-    generator_ranking: list[str] = []
+    generator_confidence: float | None = None
+    generator_ranking: list[str] | None = None
     predicted_prompt: str | None = None
     prompt_likelihood: float | None = None
 
 
-class ProfileSummary(SummarySection):
+class ProfileSummary(Section):
     """Of the flagged images: which generators they are nearest to, how many are `unlike` any known one or got no say, and words."""
 
     flagged: int = 0
     identified: bool = False
-    generators: list[GeneratorCount] = []
+    generators: Sequence[GeneratorCount] = ()
     unlike: int = 0
     silent: int = 0
     describes: bool = False
     described: int = 0
-    told: list[ToldProfile] = []
+    told: Sequence[ToldProfile] = ()
 
 
-class SecondLookSummary(SummarySection):
+class SecondLookSummary(Section):
     """How many images all members of a cascade looked at, and why."""
 
     band: int = 0
@@ -231,7 +241,7 @@ class SecondLookSummary(SummarySection):
     share: float | None = None
 
 
-class StabilitySummary(SummarySection):
+class StabilitySummary(Section):
     """How many images near a threshold were shown recompressed, and how many verdicts did not outlive it."""
 
     views: int = 0
@@ -241,8 +251,10 @@ class StabilitySummary(SummarySection):
     unasked: int = 0
 
 
-class ShiftSummary(SummarySection):
-    """How far one property of the archive is from what the card was calibrated on."""
+class ShiftSummary(Section):
+    """How far one property of the archive is from what the card was calibrated on; `fakes`: the share of them that explains it best,
+    `tells`: whether there are images enough to tell anything by it.
+    """
 
     feature: str = ""
     psi: float | None = None
@@ -250,21 +262,25 @@ class ShiftSummary(SummarySection):
     p: float | None = None
     noticed: bool = False
     beyond: bool = False
+    fakes: float | None = None
     images: int = 0
+    tells: bool = False
 
 
-class GuaranteeSummary(SummarySection):
+class GuaranteeSummary(Section):
     """What the ensemble's card guarantees of its false positives, and whether that holds for this archive; None = cannot be told."""
 
     holds: bool | None = None
-    why: str = ""
-    unlike: str = ""
+    why: str | None = None
+    unlike: str | None = None
     waived: bool = False
     target_fpr: float | None = None
     confidence: float | None = None
-    population: str = ""
+    population: str | None = None
     images: int | None = None
-    shifts: list[ShiftSummary] = []
+    shifts: Sequence[ShiftSummary] = ()
+    decoders: Sequence[str] = ()
+    settings: Sequence[str] = ()
 
     @property
     def stated(self) -> bool:
@@ -272,37 +288,49 @@ class GuaranteeSummary(SummarySection):
         return self.images is not None
 
 
-class RunSummary(SummarySection):
-    """A run in figures."""
+class RunHead(Section):
+    """Which run it is, and when it was worked on last."""
 
+    schema_number: int = Field(default=SUMMARY_SCHEMA, alias="schema")
     run: str = ""
     listing: int = 0
     version: str = ""
     started_at: str = ""
     finished_at: str = ""
     complete: bool = False
+    linked_folders: LinkedFoldersSummary = LinkedFoldersSummary()
+
+
+class RunCounts(Section):
+    """What is counted on a run's rows."""
+
     members: int = 0
-    linked_folders: LinkedFoldersSection = LinkedFoldersSection()
     reused: int = 0
-    statuses: dict[str, int] = {}
+    statuses: Mapping[str, int] = {}
     own_failures: int = 0
-    examples: dict[str, list[Example]] = {}
-    refused_by_limits: dict[str, int] = {}
-    verdicts: dict[str, int] = {}
-    verdict_reasons: dict[str, int] = {}
-    stability: StabilitySummary = StabilitySummary()
-    guarantee: GuaranteeSummary = GuaranteeSummary()
-    second_look: SecondLookSummary | None = None
-    flags: dict[str, int] = {}
-    formats: dict[str, int] = {}
+    examples: Mapping[str, list[Example]] = {}
+    refused_by_limits: Mapping[str, int] = {}
+    verdicts: Mapping[str, int] = {}
+    verdict_reasons: Mapping[str, int] = {}
+    second_look: OptionalKey[SecondLookSummary] = None
+    flags: Mapping[str, int] = {}
+    formats: Mapping[str, int] = {}
     provenance: Declarations = Declarations()
-    profile: ProfileSummary | None = None
+    profile: OptionalKey[ProfileSummary] = None
     histogram: Histogram = Histogram()
-    top: list[TopRow] = []
+    top: Sequence[TopRow] = ()
+
+
+class RunSummary(RunCounts, RunHead):
+    """A run in figures: its head, what was counted, and what is known of it besides, in this order."""
+
+    stability: OptionalKey[StabilitySummary] = None
+    guarantee: OptionalKey[GuaranteeSummary] = None
     ensemble: EnsembleSummary = EnsembleSummary()
     session: SessionSummary = SessionSummary()
-    bottleneck: Bottleneck = Bottleneck()
-    identity: dict[str, Any] = {}
+    bottleneck: Bottleneck | None = None
+    fingerprint: str = ""
+    identity: Mapping[str, Any] = {}
 
     @property
     def rows(self) -> int:
