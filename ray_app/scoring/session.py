@@ -18,7 +18,7 @@ from ray_app.errors import ConfigError
 from ray_app.inference import ASKED, DESCRIBED, LOOKED, LOOKED_MS, RUNS, STAGES
 from ray_app.reports.format import file_name, shortened, visible
 from ray_app.runs import RunDirectory
-from ray_app.runs.document import Look, RetrySummary, SessionSummary, Sharing
+from ray_app.runs.document import CostSummary, Look, RetrySummary, SessionSummary, Sharing
 from ray_app.scoring.config import Prices, ScoreConfig
 from ray_app.scoring.layout import NodeMemory, ScoringLayout
 from ray_app.scoring.messages import BlockReport
