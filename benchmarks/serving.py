@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def prepare_models(folder: Path, names: Sequence[str] = tuple(MODELS.values())) -> dict[str, Model]:
     """Write photographs, cards and ensembles under `folder`, and score the photographs with `load_ensemble`."""
-    from ray_app import load_ensemble
+    from ray_app.inference.ensemble import load_ensemble
 
     _say("writing photographs and scoring them once")
     found = {}

@@ -12,8 +12,7 @@ from ray_app.datajobs.download.config import CollectConfig
 from ray_app.datajobs.generate.config import GenerateConfig
 from ray_app.images import BatchLimits, ImageLimits
 from ray_app.images.decode import FORMATS
-from ray_app.images.limits import LARGEST
-from ray_app.images.memory import LIMIT_PIXELS, SMALL_BYTES
+from ray_app.images.limits import LARGEST, LIMIT_PIXELS, SMALL_BYTES
 from ray_app.inference.block_reader import AHEAD_BYTES
 from ray_app.inference.decoder import WALL_LIMIT_S
 from ray_app.scoring.config import ScoreConfig

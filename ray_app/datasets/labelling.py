@@ -24,7 +24,7 @@ from ray_app.datasets.layouts.base import DatasetLayout, place_of
 from ray_app.datasets.splits import Splits, counted
 from ray_app.errors import ConfigError, InputError
 from ray_app.images import ImageLimits, decode_image
-from ray_app.images.phash import perceptual_hash, require_perceptual_hash
+from ray_app.images.facts import perceptual_hash, require_perceptual_hash
 from ray_app.storage import Fetcher, Store
 
 

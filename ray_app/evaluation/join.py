@@ -41,7 +41,7 @@ _ATTEMPTS = 4
 
 
 @dataclass(frozen=True)
-class Key:
+class JoinKey:
     """How rows and labels are named alike. Two words of `bits` bits that know nothing of each other; `salt` gives others."""
 
     name: str
@@ -99,7 +99,7 @@ class LabelIndex:
     """All labels of a table, sorted by their keys. `order`: the number of each one's row; `doubled`: equal ones that are there once."""
 
     source: LabelTables
-    key: Key
+    key: JoinKey
     words: Words
     checks: Words
     codes: Codes
@@ -207,13 +207,13 @@ def index_labels(source: LabelTables, *, key: str | None = None, split: str | No
             f"{source.name}: labels need the column `label` and one of {', '.join(KEYS)}", hint=f"found: {', '.join(named) or 'neither'}"
         )
     for salt in range(_ATTEMPTS):
-        read = _read(source, Key(chosen, salt, bits), split if "split" in named else None)
+        read = _read(source, JoinKey(chosen, salt, bits), split if "split" in named else None)
         if read is not None:
             return read
     raise ConfigError(f"{source.name}: the keys of two labels cannot be told apart", hint="this looks like a bug")
 
 
-def _read(source: LabelTables, key: Key, split: str | None) -> LabelIndex | None:
+def _read(source: LabelTables, key: JoinKey, split: str | None) -> LabelIndex | None:
     """The index, or None where two keys are not told apart by such words."""
     coder = GroupCoder(source.name)
     pieces: list[tuple[Words, Words, Codes]] = []
@@ -244,7 +244,7 @@ def _of_split(table: pa.Table, split: str | None) -> npt.NDArray[np.bool_]:
 
 
 def _sorted(
-    source: LabelTables, key: Key, columns: tuple[Words, Words, Codes, Rows], groups: Sequence[EvaluationGroup], rows: tuple[int, int]
+    source: LabelTables, key: JoinKey, columns: tuple[Words, Words, Codes, Rows], groups: Sequence[EvaluationGroup], rows: tuple[int, int]
 ) -> LabelIndex | None:
     turn = np.argsort(columns[0], kind="stable")
     words, checks, codes, order = columns[0][turn], columns[1][turn], columns[2][turn], columns[3][turn]

@@ -4,8 +4,7 @@ from ray_app.images.crash_marker import Breadcrumb, Watchdog
 from ray_app.images.decode import decode_image, decoder_name
 from ray_app.images.facts import FLAG_MEANING, DecodedImage, ImageFileFacts, ImageRefused, inspect_bytes
 from ray_app.images.formats import sniff_format
-from ray_app.images.limits import NAMED_LIMIT, BatchLimits, ImageLimits
-from ray_app.images.memory import Admit, Demand
+from ray_app.images.limits import NAMED_LIMIT, Admit, BatchLimits, Demand, ImageLimits
 
 __all__ = [
     "ImageLimits",

@@ -46,8 +46,7 @@ from ray_app.images.further_formats import (
     open_heic,
     open_webp,
 )
-from ray_app.images.limits import ImageLimits
-from ray_app.images.memory import Admit, admit_all, demand_of, webp_demand
+from ray_app.images.limits import Admit, ImageLimits, admit_all, demand_of, webp_demand
 from ray_app.images.provenance.containers import foreign_kinds
 from ray_app.images.tiff import TiffError, exif_orientation
 
@@ -191,7 +190,7 @@ def _tiff_bits(image: ImageFile, data: bytes) -> int:
     return int(image.info.get(BIT_DEPTH, 8))
 
 
-class Format(NamedTuple):
+class ImageFormat(NamedTuple):
     """How files of one format are read. `open` reads the header and notes flags; `load` gives every pixel, or raises.
 
     `libraries`: what Pillow decodes with, by name and Pillow's name of it. `check` refuses a decoded picture whose coded data was not all
@@ -208,29 +207,29 @@ class Format(NamedTuple):
 
 
 FORMATS = {
-    "JPEG": Format(jpeg.open_header, jpeg.load, (("libjpeg-turbo", "libjpeg_turbo"), ("libjpeg", "jpg"))),
-    "PNG": Format(
+    "JPEG": ImageFormat(jpeg.open_header, jpeg.load, (("libjpeg-turbo", "libjpeg_turbo"), ("libjpeg", "jpg"))),
+    "PNG": ImageFormat(
         png.open_header,
         libraries=(("zlib-ng", "zlib_ng"), ("zlib", "zlib")),
         check=png.check,
         bits=lambda _, data: data[24],
         many="animated",
     ),
-    "TIFF": Format(
+    "TIFF": ImageFormat(
         lambda data, _: tiff_pixels.open_header(data),
         libraries=(("libtiff", "libtiff"),),
         check=tiff_pixels.check,
         frames=formats.count_tiff_pages,
         bits=_tiff_bits,
     ),
-    "AVIF": Format(_open_avif, libraries=(("libavif", "avif"),), check=check_items, many="animated"),
-    "WEBP": Format(_of_stream(open_webp), libraries=(("libwebp", "webp"),), check=check_webp, many="animated"),
-    "GIF": Format(_of_stream(GifImageFile), frames=formats.count_gif_frames, many="animated"),
-    "BMP": Format(_of_stream(BmpImageFile)),
-    "HEIC": Format(_of_stream(open_heic), check=check_items),
-    "JPEG2000": Format(_of_stream(Jpeg2KImageFile), libraries=(("openjpeg", "jpg_2000"),)),
-    "PNM": Format(_of_stream(PnmFile)),
-    "JXL": Format(_of_stream(JpegXlFile), many="animated"),
+    "AVIF": ImageFormat(_open_avif, libraries=(("libavif", "avif"),), check=check_items, many="animated"),
+    "WEBP": ImageFormat(_of_stream(open_webp), libraries=(("libwebp", "webp"),), check=check_webp, many="animated"),
+    "GIF": ImageFormat(_of_stream(GifImageFile), frames=formats.count_gif_frames, many="animated"),
+    "BMP": ImageFormat(_of_stream(BmpImageFile)),
+    "HEIC": ImageFormat(_of_stream(open_heic), check=check_items),
+    "JPEG2000": ImageFormat(_of_stream(Jpeg2KImageFile), libraries=(("openjpeg", "jpg_2000"),)),
+    "PNM": ImageFormat(_of_stream(PnmFile)),
+    "JXL": ImageFormat(_of_stream(JpegXlFile), many="animated"),
 }
 
 
@@ -332,7 +331,7 @@ def _check_early(data: bytes, limits: ImageLimits, found: _Findings, format_name
         admit(webp_demand(*size))
 
 
-def _read_header(image: ImageFile, data: bytes, form: Format, found: _Findings) -> int:
+def _read_header(image: ImageFile, data: bytes, form: ImageFormat, found: _Findings) -> int:
     """Note what the header says; returns the bits per sample in the file, which Pillow hides for colour."""
     found.take_size(*image.size)
     found.mode = image.mode

@@ -19,7 +19,7 @@ from ray_app.ensembles import Decisions, decide, drawn_by_audit, second_looks
 from ray_app.ensembles.decision import IMAGE
 from ray_app.errors import ConfigError, Status
 from ray_app.inference.batch import DecodeResult
-from ray_app.inference.outputs import CLEAN, EMBEDDINGS, REPLIES, SCORES, STABILITY, DetectorOutputs, Key, Scores
+from ray_app.inference.outputs import CLEAN, EMBEDDINGS, REPLIES, SCORES, STABILITY, DetectorOutputs, OutputKey, Scores
 from ray_app.inference.spec import ScoringSpec
 from ray_app.inference.stability import settled
 from ray_app.inference.timing import StageClock
@@ -158,12 +158,12 @@ def with_repeated(outcomes: Sequence[DecodeResult], outputs: DetectorOutputs) ->
         return outputs
     columns = dict(outputs.columns)
     for name, column in outputs.of(SCORES).items():
-        columns[Key(CLEAN, name, SCORES)] = scores = column.copy()
+        columns[OutputKey(CLEAN, name, SCORES)] = scores = column.copy()
         for row, said in repeated:
             value = said.scores.get(name) if said.twin is None else scores[said.twin]
             scores[row] = np.nan if value is None else value
     for name, column in outputs.of(REPLIES).items():
-        columns[Key(CLEAN, name, REPLIES)] = texts = list(column)
+        columns[OutputKey(CLEAN, name, REPLIES)] = texts = list(column)
         for row, said in repeated:
             texts[row] = said.replies.get(name) if said.twin is None else texts[said.twin]
     return DetectorOutputs(columns)

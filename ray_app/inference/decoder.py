@@ -32,8 +32,7 @@ from ray_app.images import (
     inspect_bytes,
 )
 from ray_app.images.decode import to_rgb
-from ray_app.images.facts import has_content
-from ray_app.images.phash import perceptual_hash
+from ray_app.images.facts import has_content, perceptual_hash
 from ray_app.images.provenance import ProvenanceReader
 from ray_app.inference.batch import (
     Batch,

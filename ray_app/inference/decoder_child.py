@@ -26,8 +26,7 @@ from ray_app.detectors.preprocessing import Preprocessing, Resize, ResizeMode
 from ray_app.errors import InputError, Status
 from ray_app.images.decode import decode_image
 from ray_app.images.facts import ImageFileFacts, ImageRefused
-from ray_app.images.limits import ImageLimits
-from ray_app.images.memory import Admit, Demand
+from ray_app.images.limits import Admit, Demand, ImageLimits
 from ray_app.images.provenance import Provenance, ProvenancePolicy, ProvenanceReader
 
 READY = b"+"

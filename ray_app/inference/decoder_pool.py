@@ -31,7 +31,7 @@ from ray_app.detectors import Preprocessing, ResizeMode
 from ray_app.errors import InputError, Status, TouchstoneError, said
 from ray_app.images import FLAG_MEANING, Admit, DecodedImage, Demand, ImageFileFacts, ImageLimits, ImageRefused, inspect_bytes, sniff_format
 from ray_app.images.formats import describe_unsupported
-from ray_app.images.memory import admit_all, worst_bytes
+from ray_app.images.limits import admit_all, worst_bytes
 from ray_app.images.provenance import Provenance, ProvenancePolicy, has_manifest
 from ray_app.inference import decoder_child
 from ray_app.inference.batch import Pixels

@@ -15,7 +15,7 @@ from ray_app.detectors.licences import require_accepted
 from ray_app.ensembles import EnsembleCard, ensemble_of, load_ensemble_card
 from ray_app.errors import InputError, Reason, Status
 from ray_app.images import BatchLimits, ImageFileFacts, ImageLimits
-from ray_app.images.memory import worst_bytes
+from ray_app.images.limits import worst_bytes
 from ray_app.inference.batch import Batch, DecodeResult, Pixels
 from ray_app.inference.captions import Describing
 from ray_app.inference.decision import BlockResult, finite, judge, require_embeddings

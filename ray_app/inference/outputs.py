@@ -23,7 +23,7 @@ LISTS = (MASKS, REPLIES, CAPTIONS)  # kinds that are one object per image, None 
 OF_THE_ENSEMBLE = (SCORES, STABILITY)  # kinds that every detector of an ensemble has
 
 
-class Key(NamedTuple):
+class OutputKey(NamedTuple):
     """Which column: the view's name (`CLEAN`: the image as it is), the name of the detector or describer, the kind of output."""
 
     view: str
@@ -39,12 +39,12 @@ class DetectorOutputs:
     surely altered; `replies` one text each, of detectors that answer in words; `captions` one `Described` each.
     """
 
-    columns: Mapping[Key, Any] = field(default_factory=dict)
+    columns: Mapping[OutputKey, Any] = field(default_factory=dict)
 
     @classmethod
     def clean(cls, **kinds: Mapping[str, Any]) -> "DetectorOutputs":
         """Columns of images as they are, by kind and detector."""
-        return cls({Key(CLEAN, name, kind): column for kind, columns in kinds.items() for name, column in columns.items()})
+        return cls({OutputKey(CLEAN, name, kind): column for kind, columns in kinds.items() for name, column in columns.items()})
 
     def of(self, kind: str, view: str = CLEAN) -> dict[str, Any]:
         """The columns of one kind and view, by detector."""
@@ -88,7 +88,7 @@ class DetectorOutputs:
                 columns[key] = column
                 continue
             for name in names:
-                ranked = Key(key.view, name, key.kind)
+                ranked = OutputKey(key.view, name, key.kind)
                 columns[ranked] = self.columns[ranked]
         return DetectorOutputs(columns)
 

@@ -12,7 +12,7 @@ from ray_app.detectors import Preprocessing, load_detector
 from ray_app.detectors.detector import BatchPrediction, Detector
 from ray_app.detectors.shared_backbone import share_backbones
 from ray_app.inference.batch import Batch, PerturbedBatch, Pixels, Size
-from ray_app.inference.outputs import CLEAN, EMBEDDINGS, LISTS, MASKS, SCORES, DetectorOutputs, Key, blank
+from ray_app.inference.outputs import CLEAN, EMBEDDINGS, LISTS, MASKS, SCORES, DetectorOutputs, OutputKey, blank
 from ray_app.inference.spec import ScoringSpec
 from ray_app.inference.timing import ASKED, RUNS, StageClock
 from ray_app.transforms.perturbations import Perturbation
@@ -161,7 +161,7 @@ class _BlockReadings:
     def __init__(self, spec: ScoringSpec, detectors: dict[str, Detector], only: Collection[str] | None) -> None:
         self._views, self._widths, self._start = list[str](), spec.embedded, 0
         self._usable: list[list[bool]] = []
-        self._parts: dict[Key, list[Any]] = {}
+        self._parts: dict[OutputKey, list[Any]] = {}
         self._places: dict[tuple[str, str], list[int]] = {}
         self.users: dict[Preprocessing, list[Detector]] = defaultdict(list)
         asked = list(detectors if only is None else filter(only.__contains__, detectors))
@@ -178,7 +178,7 @@ class _BlockReadings:
                 for kind in detectors[name].kinds:
                     of_clean = view is None and (kind != EMBEDDINGS or name in self._widths)
                     if of_clean or kind == SCORES or (kind == MASKS and keeps_masks):
-                        self._parts[Key(view_name, name, kind)] = []
+                        self._parts[OutputKey(view_name, name, kind)] = []
 
     def put(self, group: _Group, detector: Detector, reading: BatchPrediction) -> None:
         """Keep what a detector read in a group of the batch at work; what fills that up behind its slots is dropped."""
@@ -186,7 +186,7 @@ class _BlockReadings:
         for slot in group.slots:
             self._places[view, name].append(self._start + slot)
         for kind in detector.kinds:
-            parts, given = self._parts.get(Key(view, name, kind)), getattr(reading, kind)
+            parts, given = self._parts.get(OutputKey(view, name, kind)), getattr(reading, kind)
             if parts is not None:
                 parts.append([None] * count if given is None else given[:count])
 

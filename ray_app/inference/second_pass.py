@@ -14,7 +14,7 @@ from ray_app.inference.batch import Batch, DecodeResult, File, Pixels
 from ray_app.inference.captions import seen_by_describer
 from ray_app.inference.decision import decided_on, going_on
 from ray_app.inference.decoder import BatchDecoder
-from ray_app.inference.outputs import SCORES, STABILITY, DetectorOutputs, Key
+from ray_app.inference.outputs import SCORES, STABILITY, DetectorOutputs, OutputKey
 from ray_app.inference.scorer import EnsembleScorer
 from ray_app.inference.spec import ScoringSpec
 from ray_app.inference.stability import uncertain
@@ -198,6 +198,6 @@ class Recompressing:
             seen = seen.joined(self._late.at([held[place] for place in on]).spread(on, len(rows)))
             self._clock.add(self._late.take_seconds())
         stable = DetectorOutputs({
-            Key(view, name, STABILITY): column for view, scores in seen.by_view(SCORES).items() for name, column in scores.items()
+            OutputKey(view, name, STABILITY): column for view, scores in seen.by_view(SCORES).items() for name, column in scores.items()
         })  # fmt: skip
         return outputs.joined(stable.spread(rows, len(outcomes)))

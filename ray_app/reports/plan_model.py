@@ -208,7 +208,7 @@ class PlannedTime(Section):
     assumed_gmac_per_s: float | None = None
 
 
-class Prediction(Section):
+class PlannedPrediction(Section):
     """What a probe says; all of it null where none was made."""
 
     probe: ProbeResult | None = None
@@ -255,7 +255,7 @@ class PlannedBill(Section):
     stops: PlannedStops = PlannedStops()
 
 
-class Plan(PlannedBill, Prediction, PlannedWork, PlannedArchive):
+class Plan(PlannedBill, PlannedPrediction, PlannedWork, PlannedArchive):
     """What a scoring run will do and cost: archive, work, prediction and bill, in this order."""
 
     @property

@@ -101,7 +101,7 @@ class CostSummary(Section):
     compute_share: float | None = None
 
 
-class Look(Section):
+class CascadeStageCost(Section):
     """What one look of a cascade took in the last command, and costs for a million images of such an archive (machines alone)."""
 
     images: int = 0
@@ -167,7 +167,7 @@ class SessionSummary(Section):
     workers: int | None = None
     layout: str | None = None
     cost: CostSummary | None = None
-    looks: OptionalKey[Mapping[str, Look]] = None
+    looks: OptionalKey[Mapping[str, CascadeStageCost]] = None
     described: OptionalKey[int] = None
     seconds: Mapping[str, float] = {}
     unguarded: OptionalKey[bool] = None

@@ -26,7 +26,7 @@ from ray_app.detectors import resolve_weights
 from ray_app.detectors.licences import require_accepted
 from ray_app.detectors.weights import resolve_part
 from ray_app.errors import ClusterError, ConfigError, ExitCode, StorageError, resumable
-from ray_app.images.phash import require_perceptual_hash
+from ray_app.images.facts import require_perceptual_hash
 from ray_app.inference import ResourceEstimate, ScoringSpec
 from ray_app.inference.block_reader import file_bytes
 from ray_app.inference.spec import profile_cards
@@ -35,12 +35,11 @@ from ray_app.runs import Retry, RunDirectory, begin_retry, begun_retry, check_co
 from ray_app.runs.document import GuaranteeSummary
 from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.guarantee import settle_guarantee
-from ray_app.scoring.identity import REFERENCES, check_reuse, keep_references, known_scores, share_weights
+from ray_app.scoring.identity import REFERENCES, Resolved, check_reuse, keep_references, known_scores, resolve, share_weights
 from ray_app.scoring.layout import MemberCost, NodeMemory, ScoringLayout, plan_layout
 from ray_app.scoring.listing import Listing, archive_of, bring_up_to_date, has_nothing_new, is_complete
 from ray_app.scoring.redecide import decided
 from ray_app.scoring.report import bad_fraction, renew_summary, write_report, write_summary
-from ray_app.scoring.resolution import Resolved, resolve
 from ray_app.scoring.session import ScoringSession, require_prices
 from ray_app.scoring.workers import ScoringJob
 from ray_app.storage import Lease

@@ -18,7 +18,7 @@ from ray_app.errors import ConfigError
 from ray_app.inference import ASKED, DESCRIBED, LOOKED, LOOKED_MS, RUNS, STAGES
 from ray_app.reports.format import file_name, shortened, visible
 from ray_app.runs import RunDirectory
-from ray_app.runs.document import CostSummary, Look, RetrySummary, SessionSummary, Sharing
+from ray_app.runs.document import CascadeStageCost, CostSummary, RetrySummary, SessionSummary, Sharing
 from ray_app.scoring.config import Prices, ScoreConfig
 from ray_app.scoring.layout import NodeMemory, ScoringLayout
 from ray_app.scoring.messages import BlockReport
@@ -207,7 +207,7 @@ class ScoringSession:
             **self._noted,
         )
 
-    def _looks(self) -> dict[str, Look]:
+    def _looks(self) -> dict[str, CascadeStageCost]:
         """Of a cascade's first look and its second: images, seconds of all workers, and what a million images of the archive take and cost
         (machines alone) by that; the two of them add up to what the workers did.
         """
@@ -216,7 +216,7 @@ class ScoringSession:
         images = {"first": self.rows, "second": self._counts[LOOKED]}
         total, compute = max(sum(spent_s.values()), 1e-9), self.cost().compute if is_priced(self._prices) else None
         return {
-            look: Look(
+            look: CascadeStageCost(
                 images=images[look],
                 seconds=round(seconds, 3),
                 hours_per_million=round(seconds / max(self.rows, 1) * 1e6 / 3600, 3),

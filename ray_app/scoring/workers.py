@@ -165,11 +165,7 @@ class Worker:
 
     def _looking(self, decoder: BatchDecoder, *, describing: Describing | None = None, holds_block: bool = False) -> "CascadeScorer":
         from ray_app.inference.scorer import EnsembleScorer
-        from ray_app.inference.second_pass import (
-            KEPT_BYTES,
-            CascadeScorer,
-            Recompressing,  # torch: only where something is scored
-        )
+        from ray_app.inference.second_pass import KEPT_BYTES, CascadeScorer, Recompressing
 
         scorer = EnsembleScorer(self._job.spec, self._clock, self._pool)
         views = Recompressing(self._job.spec, scorer, decoder, self._clock) if self._job.spec.stability else None

@@ -14,7 +14,7 @@ from ray_app.errors import ConfigError, ExitCode
 from ray_app.runs import RunDirectory
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring import run as scoring
-from ray_app.scoring.resolution import resolve
+from ray_app.scoring.identity import resolve
 from ray_app.scoring.session import ScoringSession
 from tests.scoring.older import RUNS
 

@@ -1,11 +1,25 @@
-import pickle
+"""What decoding takes at its peak, as it was reckoned from the header, against what the kernel counted."""
 
+import ctypes
+import multiprocessing
+import os
+import pickle
+import struct
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
 import pytest
+from PIL import Image
 from pydantic import ValidationError
 
 from ray_app.errors import InputError, Status
-from ray_app.images import ImageLimits, ImageRefused, decode_image
-from tests.images import factory
+from ray_app.images import BatchLimits, Demand, ImageLimits, ImageRefused, decode_image
+from ray_app.images.limits import LIMIT_PIXELS, worst_bytes
+from tests.images import factory, tiff_writer
 
 FLAT = factory.encoded(factory.photo(1200, 900), "JPEG", quality=1)
 
@@ -74,3 +88,180 @@ def test_limits_are_frozen_and_bounded():
         ImageLimits(max_pixels=0)
     with pytest.raises(ValidationError):
         ImageLimits(max_pixel=1)
+
+
+SIDE = 2000  # 4 megapixels: much beside what an interpreter has in hand
+SLACK = 8 * 2**20
+MODES = {
+    "jpeg": ("RGB", "JPEG", {}),
+    "jpeg_444_progressive": ("RGB", "JPEG", {"progressive": True, "subsampling": 0}),
+    "jpeg_420_progressive": ("RGB", "JPEG", {"progressive": True}),
+    "jpeg_grey_progressive": ("L", "JPEG", {"progressive": True}),
+    "jpeg_cmyk": ("CMYK", "JPEG", {}),
+    "jpeg_cmyk_progressive": ("CMYK", "JPEG", {"progressive": True}),
+    "png": ("RGB", "PNG", {"compress_level": 1}),
+    "png_alpha": ("RGBA", "PNG", {"compress_level": 1}),
+    "png_grey_alpha": ("LA", "PNG", {"compress_level": 1}),
+    "png_one_bit": ("1", "PNG", {}),
+    "png_palette": ("P", "PNG", {"compress_level": 1}),
+    "png_palette_transparent": ("P", "PNG", {"compress_level": 1, "transparency": 3}),
+    "png_16": ("I;16", "PNG", {"compress_level": 1}),
+    "tiff": ("RGB", "TIFF", {}),
+    "tiff_alpha": ("RGBA", "TIFF", {}),
+    "tiff_lzw": ("RGB", "TIFF", {"compression": "tiff_lzw"}),
+    "tiff_one_strip": ("RGB", "TIFF", {"compression": "tiff_lzw", "tiffinfo": {278: SIDE}}),
+    "tiff_cmyk": ("CMYK", "TIFF", {}),
+    "tiff_g4": ("1", "TIFF", {"compression": "group4"}),
+    "tiff_16": ("I;16", "TIFF", {}),
+    "webp": ("RGB", "WEBP", {"method": 0}),
+    "webp_alpha": ("RGBA", "WEBP", {"method": 0}),
+    "webp_lossless": ("RGB", "WEBP", {"method": 0, "lossless": True, "quality": 0}),
+    "webp_lossless_alpha": ("RGBA", "WEBP", {"method": 0, "lossless": True, "quality": 0}),
+    "gif": ("P", "GIF", {}),
+    "bmp": ("RGB", "BMP", {}),
+    "avif": ("RGB", "AVIF", {"speed": 10}),
+    "avif_444": ("RGB", "AVIF", {"speed": 10, "subsampling": "4:4:4"}),
+    "avif_alpha": ("RGBA", "AVIF", {"speed": 10}),
+    "heic": ("RGB", "HEIF", {}),
+    "heic_alpha": ("RGBA", "HEIF", {}),
+    "heic_444": ("RGB", "HEIF", {"chroma": 444}),
+    "jpeg2000": ("RGB", "JPEG2000", {"quality_mode": "rates", "quality_layers": [30]}),
+    "jxl": ("RGB", "JXL", {"distance": 1, "effort": 2}),
+    "jxl_lossless": ("RGB", "JXL", {"lossless": True, "effort": 1}),
+    "jxl_16_alpha": ("RGBA;16", "JXL", {"lossless": True, "effort": 1}),
+    "jxl_16": ("I;16", "JXL", {"lossless": True, "effort": 1}),
+    "ppm": ("RGB", "PPM", {}),
+    "pgm_16": ("I;16", "PPM", {}),
+    "jpeg2000_alpha": ("RGBA", "JPEG2000", {"quality_mode": "rates", "quality_layers": [30]}),
+}
+
+
+# What takes long to encode.
+SLOW = ("webp_lossless", "webp_lossless_alpha", "avif_444", "avif_alpha", "heic", "heic_alpha", "heic_444", "jpeg2000_alpha")
+
+
+@pytest.fixture(scope="module")
+def picture():
+    """Smooth enough to be encoded in a moment, and not flat."""
+    return factory.photo(300, 300).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+
+
+def encoded(picture: Image.Image, mode: str, format_name: str, options) -> bytes:
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257)
+    elif mode == "RGBA;16":
+        return bytes(imagecodecs.jpegxl_encode(np.asarray(picture.convert("RGBA")).astype(np.uint16) * 257, **options))
+    elif mode == "P":
+        image = picture.quantize(64, method=Image.Quantize.FASTOCTREE)
+    elif mode in ("RGBA", "LA"):
+        image = picture.copy()
+        image.putalpha(Image.linear_gradient("L").resize(picture.size))
+        image = image.convert(mode)
+    else:
+        image = picture.convert(mode)
+    if format_name == "JXL":
+        return bytes(imagecodecs.jpegxl_encode(np.asarray(image), **options))
+    if (mode, format_name) == ("I;16", "PPM"):
+        return b"P5 %d %d 65535\n" % image.size + np.asarray(image).astype(">u2").tobytes()
+    return factory.encoded(image, format_name, **options)
+
+
+@pytest.fixture(scope="module")
+def measured():
+    """`peak_bytes` in a process of its own: other tests set this one's C library to keep what is freed, and fill its heap."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield lambda *asked: pool.submit(peak_bytes, *asked).result()
+
+
+def peak_bytes(data: bytes, limits: ImageLimits, warming: bytes = b"") -> tuple[int, Demand]:
+    """What this process's memory grows by at most while a forked copy of it decodes, and what was asked for.
+
+    `warming` is decoded first, so that the pages of the libraries which do it are there and not counted.
+    """
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        told: list[Demand] = []
+        try:
+            with suppress(InputError):
+                decode_image(warming, limits)
+            ctypes.CDLL(None).malloc_trim(0)  # what was freed before would be used again without being counted
+            Path("/proc/self/clear_refs").write_text("5")
+            before = status("VmRSS")
+            with suppress(InputError):
+                decode_image(data, limits, told.append)
+            os.write(writing, struct.pack("qqq", status("VmHWM") - before, *told[0]))
+        finally:
+            os._exit(0)
+    os.close(writing)
+    grown, pixels, asked = struct.unpack("qqq", os.read(reading, 24))
+    os.close(reading)
+    os.waitpid(child, 0)
+    return grown, Demand(pixels, asked)
+
+
+def status(name: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) * 1024
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel for its count")
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind in SLOW)) for kind in MODES])
+def test_no_image_takes_more_than_was_asked_for_it(kind, picture, measured):
+    grown, demand = measured(encoded(picture, *MODES[kind]), BatchLimits(), encoded(picture.resize((64, 64)), *MODES[kind]))
+    assert demand.pixels == SIDE * SIDE
+    assert grown <= demand.peak_bytes + SLACK
+    assert kind == "jxl_16" or demand.peak_bytes <= 2.5 * (grown + SLACK), "more is asked for than is used"
+    assert demand.peak_bytes <= worst_bytes(BatchLimits()) * demand.pixels / BatchLimits().max_whole_pixels
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel for its count")
+def test_a_webp_that_is_decoded_twice_takes_no_more_than_was_asked_for_it(picture, measured):
+    """Zeros at its end, which have to be shown to be missing data."""
+    data = factory.encoded(picture, "WEBP", method=0)
+    data = data[: len(data) // 2].ljust(len(data), b"\0")
+    grown, demand = measured(data, BatchLimits(), factory.encoded(picture.resize((64, 64)), "WEBP"))
+    assert grown <= demand.peak_bytes + SLACK
+
+
+def test_a_demand_that_no_machine_could_meet_is_one():
+    """A tile of 2³² − 1 pixels on each side; a child tells what it needs in 64 bits."""
+    data = tiff_writer.tiff(np.zeros((16, 16, 1), int), 8, tiff_writer.BLACK_IS_ZERO, compression=tiff_writer.LZW, tile=16)
+    told: list[Demand] = []
+    with pytest.raises(ImageRefused) as caught:
+        decode_image(_with_tags(data, {322: 2**32 - 1, 323: 2**32 - 1}), ImageLimits(), told.append)
+    assert caught.value.status in (Status.CORRUPT_IMAGE, Status.TRUNCATED_IMAGE)
+    assert told[0].peak_bytes == 2**63 - 1
+
+
+def _with_tags(data: bytes, values: dict[int, int]) -> bytes:
+    changed, start = bytearray(data), struct.unpack_from("<I", data, 4)[0]
+    for at in range(start + 2, start + 2 + 12 * struct.unpack_from("<H", data, start)[0], 12):
+        if (tag := struct.unpack_from("<H", data, at)[0]) in values:
+            struct.pack_into("<HHII", changed, at, tag, 4, 1, values[tag])
+    return bytes(changed)
+
+
+def test_a_baseline_jpeg_in_several_scans_is_held_as_a_whole():
+    """Each component in a scan of its own: libjpeg keeps all coefficients, though nothing is progressive."""
+    told: list[Demand] = []
+    data = factory.encoded(factory.photo(1600, 1600), "JPEG", subsampling=0)
+    decode_image(data, ImageLimits(), told.append)
+    decode_image(factory.scans_apart(1600, 1600), ImageLimits(), told.append)
+    assert told[1].peak_bytes - told[0].peak_bytes == 1600 * 1600 * 6
+
+
+def test_whoever_admits_may_refuse_and_is_asked_before_pixels_are_decoded():
+    def refuse(demand: Demand) -> None:
+        raise InputError(Status.IMAGE_TOO_LARGE, f"no room for {demand.pixels} pixels")
+
+    for name, (_, make) in factory.SOUND.items():
+        data = make()
+        with pytest.raises(InputError, match="no room for 6144 pixels") as caught:
+            decode_image(data, ImageLimits(), refuse)
+        assert caught.value.facts.width == 96, name
+
+
+def test_more_pixels_may_take_longer():
+    assert Demand(LIMIT_PIXELS, 0).patience == 1 == Demand(100, 0).patience
+    assert Demand(5 * LIMIT_PIXELS, 0).patience == 5

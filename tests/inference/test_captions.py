@@ -11,7 +11,6 @@ import pytest
 import yaml
 from PIL import Image
 
-from ray_app import load_ensemble
 from ray_app.attribution.captioners.registry import load_describing
 from ray_app.ensembles.card import Cascade
 from ray_app.errors import ConfigError, Status
@@ -19,6 +18,7 @@ from ray_app.images import decode_image
 from ray_app.inference import BatchDecoder, ResourceEstimate, StageClock, judge, pack, unpack
 from ray_app.inference.captions import Describing, asked_for, seen_by_describer
 from ray_app.inference.decision import require_embeddings
+from ray_app.inference.ensemble import load_ensemble
 from ray_app.inference.outputs import DetectorOutputs
 from ray_app.inference.scorer import EnsembleScorer
 from ray_app.inference.second_pass import CascadeScorer, Recompressing

@@ -14,7 +14,8 @@ from PIL import Image
 
 from ray_app.ensembles import ensemble_of, load_ensemble_card
 from ray_app.errors import InputError, Status
-from ray_app.images import BatchLimits, ImageRefused, memory
+from ray_app.images import BatchLimits, ImageRefused
+from ray_app.images import limits as memory
 from ray_app.inference import BatchDecoder, StageClock, make_spec
 from ray_app.inference.decoder_pool import DecoderProcess
 from ray_app.storage.node_budget import SEAT_BYTES, NodeBudget
@@ -87,7 +88,7 @@ HANGING = """
 import sys, threading
 from pathlib import Path
 from ray_app.ensembles import load_ensemble_card
-from ray_app.images import BatchLimits, memory
+from ray_app.images import BatchLimits, limits as memory
 from ray_app.inference import BatchDecoder, StageClock, make_spec
 from ray_app.storage.node_budget import SEAT_BYTES, NodeBudget
 from tests.images import factory

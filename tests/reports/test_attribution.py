@@ -4,9 +4,7 @@ import pytest
 
 from ray_app.reports.attribution import identifier_lines, identifier_plan_lines, render_identifier_report
 from tests.reports import hostile
-from tests.reports.every_page import (
-    check_in_browser,
-)
+from tests.reports.every_page import check_in_browser
 from tests.reports.identifier_example import CLASSES, example_identifier, hostile_identifier
 from tests.reports.page_reader import PageReader
 

@@ -5,9 +5,7 @@ import pytest
 from ray_app.reports.compare import comparison_lines, render_comparison
 from tests.reports import hostile
 from tests.reports.comparison_example import example_comparison
-from tests.reports.every_page import (
-    check_in_browser,
-)
+from tests.reports.every_page import check_in_browser
 from tests.reports.page_reader import PageReader
 
 KINDS = {"example": {}, "equal": {"shift": 0.0}, "strangers": {"shared": False}, "nothing": {"n": 0}, "one": {"n": 1}}

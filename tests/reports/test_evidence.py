@@ -2,9 +2,7 @@ import pytest
 
 from ray_app.reports.evidence import check_line, evidence_lines, render_evidence
 from tests.reports import hostile
-from tests.reports.every_page import (
-    check_in_browser,
-)
+from tests.reports.every_page import check_in_browser
 from tests.reports.evidence_example import KINDS, PROVENANCE, example_evidence
 from tests.reports.page_reader import PageReader
 

@@ -12,12 +12,7 @@ from ray_app.runs import RunDirectory, current_rows
 from ray_app.scoring.gallery import Choice, make_gallery
 from tests.evaluation.evidence.conftest import photos, plain_run  # noqa: F401
 from tests.reports import hostile
-from tests.reports.every_page import (
-    DRAWING_TAGS,
-    PAGE_TAGS,
-    TEXT_TAGS,
-    check_in_browser,
-)
+from tests.reports.every_page import DRAWING_TAGS, PAGE_TAGS, TEXT_TAGS, check_in_browser
 from tests.reports.page_reader import read
 from tests.reports.profiled_run import PROMPTS, profiled_card, score_profiled, write_archive
 from tests.reports.test_run import thumbnail

@@ -2,9 +2,7 @@ import pytest
 
 from ray_app.reports.labels import labels_lines, render_labels
 from tests.reports import hostile
-from tests.reports.every_page import (
-    check_in_browser,
-)
+from tests.reports.every_page import check_in_browser
 from tests.reports.labels_example import example_labels, example_pictures
 from tests.reports.page_reader import PageReader
 

@@ -12,7 +12,7 @@ from ray_app.ensembles import load_ensemble_card
 from ray_app.errors import Status
 from ray_app.images import ImageFileFacts, ImageLimits
 from ray_app.inference import DecodeResult, DetectorOutputs, judge, make_spec
-from ray_app.inference.outputs import MASKS, SCORES, Key
+from ray_app.inference.outputs import MASKS, SCORES, OutputKey
 from ray_app.runs import RunDirectory, mask_rows, result_rows
 
 SPEC = make_spec(load_ensemble_card("default"), limits=ImageLimits(), precision="fp32")
@@ -64,8 +64,8 @@ def score_blocks(run, number, *, fails=lambda name: None, attempt=1, blocks=None
         seen = {view: np.array(values, np.float32) + number for number, view in enumerate(views, start=1)}
         drawn_by = {NAME: drawn} if masks else {}
         found = [DetectorOutputs.clean(scores={NAME: np.array(values, np.float32)}, masks=drawn_by)]
-        found += [DetectorOutputs({Key(view, NAME, SCORES): column}) for view, column in seen.items()]
-        found += [DetectorOutputs({Key(view, NAME, MASKS): drawn}) for view in views[:1] if masks]
+        found += [DetectorOutputs({OutputKey(view, NAME, SCORES): column}) for view, column in seen.items()]
+        found += [DetectorOutputs({OutputKey(view, NAME, MASKS): drawn}) for view in views[:1] if masks]
         scored = judge(SPEC, outcomes, functools.reduce(DetectorOutputs.joined, found))
         if masks:
             run.write_masks(number, ref.block, mask_rows(members["image_id"], scored))

@@ -15,7 +15,7 @@ from ray_app.attribution.captioners import Caption
 from ray_app.errors import ClusterError, Status
 from ray_app.images import ImageFileFacts
 from ray_app.inference import DecodeResult, DetectorOutputs, judge
-from ray_app.inference.outputs import MASKS, SCORES, Key
+from ray_app.inference.outputs import MASKS, SCORES, OutputKey
 from ray_app.runs import block_tables, mask_rows, result_rows, summarise
 from ray_app.runs import rows as blocks_module
 from ray_app.runs.rows import stability_column, stability_views
@@ -46,7 +46,7 @@ def scored(members):
         embeddings={NAME: np.ones((count, 3), np.float32)},
         captions={"words": [Caption(f"words {place}", 0.5) for place in range(count)]},
     )
-    in_view = {Key("view", NAME, SCORES): np.arange(count, dtype=np.float32), Key("view", NAME, MASKS): [None] * count}
+    in_view = {OutputKey("view", NAME, SCORES): np.arange(count, dtype=np.float32), OutputKey("view", NAME, MASKS): [None] * count}
     return judge(SPEC, outcomes, outputs.joined(DetectorOutputs(in_view)))
 
 

@@ -14,8 +14,7 @@ from ray_app.reports import summary_lines
 from ray_app.runs import RunDirectory, check_conservation
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.forecast.forecast import forecast
-from ray_app.scoring.identity import UNNOTED
-from ray_app.scoring.resolution import resolve
+from ray_app.scoring.identity import UNNOTED, resolve
 from ray_app.scoring.run import score_archive
 from tests.scoring.conftest import rows_of
 from tests.scoring.older import BUCKET, PICTURES, SOURCE, picture, put_pictures, put_run

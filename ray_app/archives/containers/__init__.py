@@ -7,12 +7,12 @@ from collections.abc import Mapping
 
 from ray_app.archives.containers import parquet, tar
 from ray_app.archives.containers import zip as zips
-from ray_app.archives.containers.base import Container, ContainerLimits, Format, Reader, TableColumns, Unopened
+from ray_app.archives.containers.base import Container, ContainerFormat, ContainerLimits, Reader, TableColumns, Unopened
 from ray_app.archives.containers.tar import CompressedTar, StreamCodec
 
 _CODECS = {"tar.gz": "gzip", "tar.bz2": "bzip2", "tar.xz": "xz", "tar.zst": "zstd"}
-COMPRESSED: Mapping[str, Format] = {kind: CompressedTar(kind, StreamCodec(codec)) for kind, codec in _CODECS.items()}
-CONTAINERS: Mapping[str, Format] = {"parquet": parquet, "tar": tar, **COMPRESSED, "zip": zips}
+COMPRESSED: Mapping[str, ContainerFormat] = {kind: CompressedTar(kind, StreamCodec(codec)) for kind, codec in _CODECS.items()}
+CONTAINERS: Mapping[str, ContainerFormat] = {"parquet": parquet, "tar": tar, **COMPRESSED, "zip": zips}
 
 _SHORT = {".tgz": "tar.gz", ".tbz2": "tar.bz2", ".tbz": "tar.bz2", ".txz": "tar.xz", ".tzst": "tar.zst"}
 _ENDINGS = {f".{kind}": kind for kind in CONTAINERS} | _SHORT
@@ -23,4 +23,4 @@ def kind_of(name: str) -> str | None:
     return next((kind for ending, kind in _ENDINGS.items() if name.lower().endswith(ending)), None)
 
 
-__all__ = ["COMPRESSED", "CONTAINERS", "TableColumns", "Container", "ContainerLimits", "Format", "Reader", "Unopened", "kind_of"]
+__all__ = ["COMPRESSED", "CONTAINERS", "TableColumns", "Container", "ContainerLimits", "ContainerFormat", "Reader", "Unopened", "kind_of"]

@@ -82,7 +82,7 @@ class Reader(Protocol):
         """The bytes of members of one container, in their order, or why there are none. Raises nothing that is about one member."""
 
 
-class Format(Protocol):
+class ContainerFormat(Protocol):
     """One container format: a module of this package with these two functions."""
 
     def index(self, container: Container, fetcher: Fetcher) -> Iterator[ListedMember]:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from ray_app.datasets.labels import parse_label
 from ray_app.errors import ConfigError
 from ray_app.evaluation.audit.sample import Audit, changed_since, read_audit
-from ray_app.evaluation.join import Key
+from ray_app.evaluation.join import JoinKey
 from ray_app.evaluation.labels import LabelTables, open_labels
 from ray_app.metrics.arrays import figure_rows
 from ray_app.metrics.intervals import proportion
@@ -55,7 +55,7 @@ def read_answers(place: str, audit: Audit) -> AuditLabels:
     keys = [key for key in _KEYS if key in named and not (key == "image_id" and "uri" in named and _are_mangled(source))]
     if not keys or "label" not in named:
         raise ConfigError(f"{source.name}: labels need the columns `label` and `image_id` or `uri`", hint=f"found: {', '.join(named)}")
-    labels, others = max((_labels_by(source, Key(key), audit) for key in keys), key=lambda one: len(one[0]))
+    labels, others = max((_labels_by(source, JoinKey(key), audit) for key in keys), key=lambda one: len(one[0]))
     if not labels:
         raise ConfigError(
             f"{source.name}: not one label is of the {len(audit.images):,} images of the sample", hint="was it drawn anew since?"
@@ -63,7 +63,7 @@ def read_answers(place: str, audit: Audit) -> AuditLabels:
     return AuditLabels(tuple(_strata(audit, labels)), len(audit.images) - len(labels), others)
 
 
-def _labels_by(source: LabelTables, key: Key, audit: Audit) -> tuple[dict[int, str], int]:
+def _labels_by(source: LabelTables, key: JoinKey, audit: Audit) -> tuple[dict[int, str], int]:
     """The word for each place of the sample that has one, and how many labels are of other images."""
     places = {text: place for place, text in enumerate(_texts(key, audit.images))}
     labels: dict[int, str] = {}
@@ -95,7 +95,7 @@ def _word(said: Any, where: str) -> str:
     return UNSURE if str(said).strip().lower() == UNSURE else parse_label(said, where)
 
 
-def _texts(key: Key, images: Sequence[Mapping[str, Any]]) -> list[str]:
+def _texts(key: JoinKey, images: Sequence[Mapping[str, Any]]) -> list[str]:
     columns = {name: [row[name] for row in images] for name in key.columns}
     table = pa.table({name: pa.array(column, pa.int64() if name == "image_id" else pa.string()) for name, column in columns.items()})
     return [str(text) for text in key.texts(table).to_pylist()]

@@ -14,7 +14,7 @@ from ray_app.archives.cut_blocks import BLOCKS_PER_FILE
 from ray_app.cluster.config import RAY_SHARE
 from ray_app.datasets.labelling import ProgressLog
 from ray_app.errors import ConfigError, Status
-from ray_app.images.memory import worst_bytes
+from ray_app.images.limits import worst_bytes
 from ray_app.inference import ResourceEstimate, ScoringSpec
 from ray_app.inference.spec import departures
 from ray_app.reports.plan_model import (
@@ -29,6 +29,7 @@ from ray_app.reports.plan_model import (
     PlannedListing,
     PlannedMemory,
     PlannedNodes,
+    PlannedPrediction,
     PlannedProfile,
     PlannedRequests,
     PlannedRun,
@@ -38,7 +39,6 @@ from ray_app.reports.plan_model import (
     PlannedTensor,
     PlannedTime,
     PlannedWork,
-    Prediction,
     ProbeResult,
     RefusedShare,
 )
@@ -49,8 +49,8 @@ from ray_app.scoring.forecast.cost import ClusterDescription, planned_for
 from ray_app.scoring.forecast.probe import Probe, probe_members
 from ray_app.scoring.forecast.rates import ESTIMATED, forecast_rates
 from ray_app.scoring.forecast.survey import Standing, Survey, members_to_score, standing, survey
+from ray_app.scoring.identity import resolve
 from ray_app.scoring.layout import GMAC_PER_S, ScoringLayout
-from ray_app.scoring.resolution import resolve
 from ray_app.scoring.run import check_detectors, layout_for, memory_of
 from ray_app.scoring.session import BYTES, GETS, LISTS, PUTS, is_billed, require_prices, spent
 from ray_app.storage import Fetcher
@@ -97,11 +97,11 @@ def forecast(
 
 def _predicted(
     config: ScoreConfig, spec: ScoringSpec, layout: ScoringLayout, fetcher: Fetcher, found: Survey, blocks: int, listing_s: float
-) -> tuple[Probe | None, Prediction]:
+) -> tuple[Probe | None, PlannedPrediction]:
     """What a probe of the sample says: stages, the slowest, the rate. All of it None where nothing was drawn."""
     if not found.sample:
         told = None if found.members else _forecast_facts(None, "nothing to do", 0, 0.0, listing_s)
-        return None, Prediction(probe=None, stages=(), bottleneck=None, forecast=told)
+        return None, PlannedPrediction(probe=None, stages=(), bottleneck=None, forecast=told)
     remote_out = _is_store(config, found)
     probed, pace = probe_members(spec, layout, fetcher, found.sample, blocks=blocks, members=found.members, remote_out=remote_out)
     busy = layout.limited_to(blocks)
@@ -110,7 +110,7 @@ def _predicted(
     made = f"{blocks} block{'s' * (blocks > 1)}"
     few = f"so few members make {made}, for {busy.workers} of {layout.workers} processes: a smaller cluster is as fast"
     mean_bytes = probed.mean_bytes if found.unsized else found.mean_bytes
-    return probed, Prediction(
+    return probed, PlannedPrediction(
         probe=_probe_facts(spec, probed, pace.scored_by),
         cascade=_looks(config, spec, probed, rates.images_per_s),
         stages=[PlannedStage(**asdict(stage)) for stage in rates.stages],
@@ -124,7 +124,7 @@ def _predicted(
 
 
 def _bill(
-    config: ScoreConfig, spec: ScoringSpec, found: Survey, run: PlannedRun | None, work: PlannedWork, prediction: Prediction
+    config: ScoreConfig, spec: ScoringSpec, found: Survey, run: PlannedRun | None, work: PlannedWork, prediction: PlannedPrediction
 ) -> PlannedBill:
     """Requests, bytes and what they and the hours cost; without a probe the machines' part is not known."""
     blocks, listing, is_store = work.blocks, work.listing, _is_store(config, found)

@@ -173,10 +173,7 @@ class _Scoring:
     def __init__(self, spec: ScoringSpec, probe: Probe) -> None:
         from ray_app.inference.captions import Describing
         from ray_app.inference.scorer import EnsembleScorer
-        from ray_app.inference.second_pass import (
-            Recompressing,  # torch: only where something is scored
-            SecondLook,
-        )
+        from ray_app.inference.second_pass import Recompressing, SecondLook
 
         self._spec, self._probe = spec, probe
         self._clocks = [StageClock() for _ in spec.pools]

@@ -33,8 +33,8 @@ from ray_app.inference import ScoringSpec
 from ray_app.reports.plan_model import PlannedArchive, PlannedCluster, PlannedKind, PlannedRun
 from ray_app.runs import RunDirectory
 from ray_app.scoring.config import ScoreConfig
+from ray_app.scoring.identity import Resolved
 from ray_app.scoring.listing import archive_of
-from ray_app.scoring.resolution import Resolved
 from ray_app.scoring.session import is_billed
 from ray_app.storage import Fetcher
 from ray_app.storage.fetch import WINDOW_BYTES as STREAM_BYTES

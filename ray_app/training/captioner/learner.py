@@ -168,7 +168,7 @@ def _freeze_unheard(network: Any, blank: torch.Tensor, words: CaptionTokenizer) 
 _WORDS_AT: Mapping[str, tuple[str, ...]] = {"git": (), "blip": ("text_config",), "vision-encoder-decoder": ("decoder",)}
 
 
-class Plan(NamedTuple):
+class DescriberPlan(NamedTuple):
     """What a describer will be: the finished `architecture` of its card, tokens of a prefix, its words, and the card it starts from."""
 
     architecture: dict[str, Any]
@@ -187,7 +187,9 @@ def starting_card(recipe: str, wanted: Describe) -> DescriberCard | None:
     return card
 
 
-def make_plan(recipe: str, wanted: Describe, *, width: int | None, prompts: Sequence[str] = (), tokenizer: str | None = None) -> Plan:
+def make_plan(
+    recipe: str, wanted: Describe, *, width: int | None, prompts: Sequence[str] = (), tokenizer: str | None = None
+) -> DescriberPlan:
     """The plan of a recipe. `width`: of an embedding, for prefix; `tokenizer`: JSON of one that was trained before, else it is trained on
     `prompts`. Raises ConfigError, DetectorError.
     """
@@ -197,9 +199,9 @@ def make_plan(recipe: str, wanted: Describe, *, width: int | None, prompts: Sequ
         if card.tier == "prefix" and card.architecture.get("width") != width:
             raise ConfigError(f"{recipe}: describe.start: {card.name} reads other embeddings than the recipe's detector makes")
         words = words_of_card(card, resolve_part(card.parts[0]))
-        return Plan(dict(card.architecture), card.prefix, words, card)
+        return DescriberPlan(dict(card.architecture), card.prefix, words, card)
     words = train_words(prompts, wanted.vocabulary) if tokenizer is None else own_words(tokenizers.Tokenizer.from_str(tokenizer))
-    return Plan(_completed(recipe, wanted, words, width), wanted.prefix, words)
+    return DescriberPlan(_completed(recipe, wanted, words, width), wanted.prefix, words)
 
 
 def _completed(recipe: str, wanted: Describe, words: CaptionTokenizer, width: int | None) -> dict[str, Any]:
@@ -229,7 +231,7 @@ def _completed(recipe: str, wanted: Describe, words: CaptionTokenizer, width: in
     return {**told, "config": config}
 
 
-def speaking_network(name: str, wanted: Describe, plan: Plan, seed: int) -> Any:
+def speaking_network(name: str, wanted: Describe, plan: DescriberPlan, seed: int) -> Any:
     """The network as training begins, on the CPU, drawn from the seed or with the weights of what it starts from."""
     with seeded(seed):
         if wanted.tier == "prefix":
@@ -243,12 +245,12 @@ def speaking_network(name: str, wanted: Describe, plan: Plan, seed: int) -> Any:
     return network.requires_grad_(True).train()
 
 
-def describer_facts(wanted: Describe, plan: Plan, sees: Mapping[str, Any]) -> dict[str, Any]:
+def describer_facts(wanted: Describe, plan: DescriberPlan, sees: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of the card of what was trained; `sees`: `preprocessing`, or `detector` and `embedding`."""
     search = {"beams": wanted.beams, "no_repeat": wanted.no_repeat, "most_tokens": wanted.most_tokens}
     return {"tier": wanted.tier, "architecture": plan.architecture, "prefix": plan.prefix, **sees, **search}
 
 
-def tokenizer_json(plan: Plan) -> str:
+def tokenizer_json(plan: DescriberPlan) -> str:
     """The tokenizer as the header of the weights keeps it."""
     return str(plan.words.tokenizer.to_str())

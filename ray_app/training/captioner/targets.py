@@ -13,7 +13,7 @@ import numpy.typing as npt
 from ray_app.datasets.sampling import SampleOrder
 from ray_app.detectors.weights import publish_part
 from ray_app.errors import ConfigError
-from ray_app.training.captioner.learner import Plan, WordLearner, make_plan, speaking_network, starting_card, tokenizer_json
+from ray_app.training.captioner.learner import DescriberPlan, WordLearner, make_plan, speaking_network, starting_card, tokenizer_json
 from ray_app.training.config import Describe, TrainConfig
 from ray_app.training.embeddings import Embeddings
 from ray_app.training.job import TrainingJob
@@ -32,7 +32,7 @@ class Taught:
     width: int | None
     targets: npt.NDArray[np.int32]
 
-    def plan(self, config: TrainConfig) -> Plan:
+    def plan(self, config: TrainConfig) -> DescriberPlan:
         """The plan of the recipe."""
         return make_plan(config.name, section_of(config), width=self.width, tokenizer=self.tokenizer)
 
