@@ -42,6 +42,11 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+def pytest_unconfigure():
+    """Given back before the process ends, or extension modules would complain of what is left of them."""
+    gc.unfreeze()
+
+
 def pytest_terminal_summary(terminalreporter):
     """Seconds per package of tests, the slowest first."""
     seconds = Counter()

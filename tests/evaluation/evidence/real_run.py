@@ -1,6 +1,5 @@
 """Runs that are scored for real, in this process and without Ray: pictures, manifest, rows, identity and summary."""
 
-from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -9,6 +8,7 @@ from ray_app.archives import BlockPlan, iter_blocks, list_members, member_rows, 
 from ray_app.images import ImageLimits
 from ray_app.images.provenance import ProvenancePolicy
 from ray_app.inference import BlockReader, StageClock, judge, make_spec
+from ray_app.inference.outputs import STABILITY, DetectorOutputs, OutputKey
 from ray_app.inference.scorer import EnsembleScorer
 from ray_app.runs import RunDirectory, result_rows
 from ray_app.scoring.config import ScoreConfig
@@ -57,8 +57,12 @@ def _viewed(readings, stability):
     if stability is None:
         return readings
     shifts = {view.name: (-1) ** number / 2 for number, view in enumerate(stability.views)}
-    seen = {view: {name: (column + shift).astype(np.float32) for name, column in readings.scores.items()} for view, shift in shifts.items()}
-    return replace(readings, stability=seen)
+    seen = {
+        OutputKey(view, name, STABILITY): (column + shift).astype(np.float32)
+        for view, shift in shifts.items()
+        for name, column in readings.scores.items()
+    }
+    return readings.joined(DetectorOutputs(seen))
 
 
 def _noted(batches, outcomes):
