@@ -27,6 +27,66 @@ from ray_app.cli.options import accepted_by, as_json, configured, local_folder, 
 if TYPE_CHECKING:
     from ray_app.datasets import IndexInfo
 
+_MOST_LINES = 40
+
+
+@click.command("filter")
+@click.argument("run", metavar="RUN")
+@click.option("--out", metavar="DIR", help="Where to write; any fsspec URL. The same command on it goes on.")
+@click.option(
+    "--as", "form", type=click.Choice(["list", "webdataset", "parquet"]), help="A list of names, or shards with the bytes.  [default: list]"
+)
+@click.option("--drop", multiple=True, type=click.Choice(["fake", "abstain", "failed"]), help="What goes; repeatable.  [default: fake]")
+@click.option("--shard-mb", type=click.FloatRange(min=0, min_open=True), help="Bytes of members in one shard, in MB.  [default: 256]")
+@click.option("--retry", is_flag=True, help="Write those shards again in which members could not be read from storage.")
+@overrides
+@as_json
+def filter_command(assignments: tuple[str, ...], retry: bool, as_json: bool, **given: Any) -> int:
+    """Write the archive of RUN without the members that it flags, and the list of those with reasons. Nothing is deleted.
+
+    Lists come as Parquet, exact, and as CSV, where a name that a spreadsheet would run as a formula has an apostrophe before it.
+
+    \b
+    touchstone filter run --out clean                            names that stay, names that go
+    touchstone filter run --out clean --as parquet --drop fake --drop abstain
+    """
+    from ray_app.datajobs.shards import FilterConfig
+    from ray_app.datajobs.shards.filter import filter_run
+    from ray_app.datajobs.shards.run import filter_lines
+
+    summary = filter_run(configured("filter", None, FilterConfig, given, assignments), retry=retry)
+    click.echo(json.dumps(summary, indent=2, ensure_ascii=False) if as_json else "\n".join(filter_lines(summary)))
+    return 0
+
+
+@click.command()
+@click.argument("source", nargs=-1)
+@click.option("--out", metavar="DIR", help="Where to write; any fsspec URL. The same command on it goes on.")
+@click.option("--as", "form", type=click.Choice(["parquet", "webdataset"]), help="Form of the shards.  [default: parquet]")
+@click.option("--shard-mb", type=click.FloatRange(min=0, min_open=True), help="Bytes of members in one shard, in MB.  [default: 256]")
+@click.option("--config", "config_file", metavar="FILE", help="YAML of a packing job.")
+@click.option("--include", multiple=True, metavar="GLOB", help="Only paths below the source that match; repeatable.")
+@click.option("--exclude", multiple=True, metavar="GLOB", help="Not the paths that match; repeatable.")
+@click.option("--limit", type=click.IntRange(min=1), help="Pack no more than this many members.")
+@click.option("--retry", is_flag=True, help="Write those shards again in which members could not be read from storage.")
+@overrides
+@as_json
+def pack(config_file: str | None, assignments: tuple[str, ...], retry: bool, as_json: bool, **given: Any) -> int:
+    """Turn SOURCE into shards of a size that storage likes, bytes untouched: Parquet as the Hugging Face hub writes it, or tars.
+
+    SOURCE is what `touchstone score` takes. A member that cannot be read is in no shard but in DIR/unpacked.parquet, with the reason.
+
+    \b
+    touchstone pack s3://bucket/photos --out s3://bucket/shards
+    touchstone pack photos/ --out shards --as webdataset --shard-mb 512
+    """
+    from ray_app.datajobs.shards import PackConfig
+    from ray_app.datajobs.shards.run import pack_archive, pack_lines
+
+    summary = pack_archive(configured("pack", config_file, PackConfig, given, assignments), retry=retry)
+    click.echo(json.dumps(summary, indent=2, ensure_ascii=False) if as_json else "\n".join(pack_lines(summary)))
+    return 0
+
 
 def _statuses(context: click.Context, option: click.Parameter, text: str | None) -> tuple[str, ...]:
     from ray_app.datajobs.download.config import failures
@@ -136,9 +196,6 @@ def _config(named: str, given: dict[str, Any], assignments: tuple[str, ...]) -> 
 
     is_card = "diffusers_class" in read_mapping(find_config("generate", named))
     return configured("generate", None if is_card else named, GenerateConfig, given | ({"pipeline": named} if is_card else {}), assignments)
-
-
-_MOST_LINES = 40
 
 
 def _words(context: click.Context, option: click.Parameter, text: str | None) -> tuple[str, ...]:
@@ -346,61 +403,3 @@ def _indexing_lines(info: "IndexInfo") -> "Iterator[str]":
             yield f"{name}: {one['files']:,} × {one['why']}, for example {one['example']}"
     if info.repeated:
         yield f"named more than once by the source, indexed once: {info.repeated:,}"
-
-
-@click.command()
-@click.argument("source", nargs=-1)
-@click.option("--out", metavar="DIR", help="Where to write; any fsspec URL. The same command on it goes on.")
-@click.option("--as", "form", type=click.Choice(["parquet", "webdataset"]), help="Form of the shards.  [default: parquet]")
-@click.option("--shard-mb", type=click.FloatRange(min=0, min_open=True), help="Bytes of members in one shard, in MB.  [default: 256]")
-@click.option("--config", "config_file", metavar="FILE", help="YAML of a packing job.")
-@click.option("--include", multiple=True, metavar="GLOB", help="Only paths below the source that match; repeatable.")
-@click.option("--exclude", multiple=True, metavar="GLOB", help="Not the paths that match; repeatable.")
-@click.option("--limit", type=click.IntRange(min=1), help="Pack no more than this many members.")
-@click.option("--retry", is_flag=True, help="Write those shards again in which members could not be read from storage.")
-@overrides
-@as_json
-def pack(config_file: str | None, assignments: tuple[str, ...], retry: bool, as_json: bool, **given: Any) -> int:
-    """Turn SOURCE into shards of a size that storage likes, bytes untouched: Parquet as the Hugging Face hub writes it, or tars.
-
-    SOURCE is what `touchstone score` takes. A member that cannot be read is in no shard but in DIR/unpacked.parquet, with the reason.
-
-    \b
-    touchstone pack s3://bucket/photos --out s3://bucket/shards
-    touchstone pack photos/ --out shards --as webdataset --shard-mb 512
-    """
-    from ray_app.datajobs.shards import PackConfig
-    from ray_app.datajobs.shards.run import pack_archive, pack_lines
-
-    summary = pack_archive(configured("pack", config_file, PackConfig, given, assignments), retry=retry)
-    click.echo(json.dumps(summary, indent=2, ensure_ascii=False) if as_json else "\n".join(pack_lines(summary)))
-    return 0
-
-
-@click.command("filter")
-@click.argument("run", metavar="RUN")
-@click.option("--out", metavar="DIR", help="Where to write; any fsspec URL. The same command on it goes on.")
-@click.option(
-    "--as", "form", type=click.Choice(["list", "webdataset", "parquet"]), help="A list of names, or shards with the bytes.  [default: list]"
-)
-@click.option("--drop", multiple=True, type=click.Choice(["fake", "abstain", "failed"]), help="What goes; repeatable.  [default: fake]")
-@click.option("--shard-mb", type=click.FloatRange(min=0, min_open=True), help="Bytes of members in one shard, in MB.  [default: 256]")
-@click.option("--retry", is_flag=True, help="Write those shards again in which members could not be read from storage.")
-@overrides
-@as_json
-def filter_command(assignments: tuple[str, ...], retry: bool, as_json: bool, **given: Any) -> int:
-    """Write the archive of RUN without the members that it flags, and the list of those with reasons. Nothing is deleted.
-
-    Lists come as Parquet, exact, and as CSV, where a name that a spreadsheet would run as a formula has an apostrophe before it.
-
-    \b
-    touchstone filter run --out clean                            names that stay, names that go
-    touchstone filter run --out clean --as parquet --drop fake --drop abstain
-    """
-    from ray_app.datajobs.shards import FilterConfig
-    from ray_app.datajobs.shards.filter import filter_run
-    from ray_app.datajobs.shards.run import filter_lines
-
-    summary = filter_run(configured("filter", None, FilterConfig, given, assignments), retry=retry)
-    click.echo(json.dumps(summary, indent=2, ensure_ascii=False) if as_json else "\n".join(filter_lines(summary)))
-    return 0

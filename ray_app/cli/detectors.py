@@ -22,8 +22,22 @@ if TYPE_CHECKING:
     from ray_app.detectors.verify import DetectorCheck
     from ray_app.reports.card import ZooEntry
 
+_WIDEST_PAGE = 120
 
-@click.command("fetch")
+
+@click.group()
+def detectors() -> None:
+    """The detectors: list them, show a card, fetch and verify weights.
+
+    \b
+    touchstone detectors list
+    touchstone detectors show corvi2023
+    touchstone detectors fetch community-forensics-vits384
+    touchstone detectors verify community-forensics-vits384
+    """
+
+
+@detectors.command("fetch")
 @click.argument("names", nargs=-1, metavar="NAME|PATH…")
 @click.option("--all", "everything", is_flag=True, help="Every shipped detector whose licence is permissive or accepted.")
 @click.option("--to", "mirror", metavar="URL", help="Also copy them to this shared folder or bucket, for machines without internet.")
@@ -120,64 +134,7 @@ def _report(failed: Sequence[DetectorError]) -> int:
     return 0
 
 
-@click.command("verify")
-@click.argument("names", nargs=-1, required=True, metavar="NAME|PATH…")
-@click.option("--images", metavar="FOLDER", type=click.Path(exists=True, file_okay=False, path_type=Path),
-              help="Holds the images of the published scores, under any name.")  # fmt: skip
-@licence_option
-@as_json
-def verify(names: tuple[str, ...], images: Path | None, accepted: tuple[str, ...], as_json: bool) -> int:
-    """Check that a detector here is the one that was published: SHA-256 of its files, every key and shape, counts, golden scores.
-
-    Golden scores are those that the authors published for single images; without --images the command says which images it needs.
-    Exit code 4 if a check fails; what could not be checked is said and does not fail.
-
-    \b
-    touchstone detectors verify touchstone-tiny
-    touchstone detectors verify community-forensics-vits384 --images Community-Forensics/test_images
-    """
-    from ray_app.detectors import load_card
-    from ray_app.detectors.licences import require_accepted
-    from ray_app.detectors.verify import verify_detector
-
-    cards = [load_card(name) for name in names]
-    for card in cards:
-        require_accepted(card, accepted)
-    results = []
-    for card in cards:
-        checks = []
-        for check in verify_detector(card, images):
-            checks.append(check)
-            if not as_json:
-                click.echo(f"{card.name}  {check.name:10}  {check.outcome:7}  {check.told}")
-        results.append({"name": card.name, "ok": not _failed(checks), "checks": [check._asdict() for check in checks]})
-    if as_json:
-        click.echo(json.dumps(results, indent=2, ensure_ascii=False))
-    return ExitCode.DONE if all(result["ok"] for result in results) else ExitCode.DETECTOR
-
-
-def _failed(checks: "Sequence[DetectorCheck]") -> bool:
-    return any(check.outcome == "failed" for check in checks)
-
-
-def _say(text: str) -> None:
-    click.echo(text, err=True)
-
-
-@click.group()
-def detectors() -> None:
-    """The detectors: list them, show a card, fetch and verify weights.
-
-    \b
-    touchstone detectors list
-    touchstone detectors show corvi2023
-    touchstone detectors fetch community-forensics-vits384
-    touchstone detectors verify community-forensics-vits384
-    """
-
-
-for command in (fetch, verify, fit):
-    detectors.add_command(command)
+detectors.add_command(fit)
 
 
 @detectors.command("list")
@@ -259,11 +216,52 @@ def _show_profile_card(card: "IdentifierCard | DescriberCard", *, as_yaml: bool,
         click.echo(profile_page(card, {part.weights.uri: located(part) for part in card.parts}, min(_columns(), _WIDEST_PAGE)))
 
 
-_WIDEST_PAGE = 120
-
-
 def _columns() -> int:
     return shutil.get_terminal_size((_WIDEST_PAGE, 24)).columns
+
+
+@detectors.command("verify")
+@click.argument("names", nargs=-1, required=True, metavar="NAME|PATH…")
+@click.option("--images", metavar="FOLDER", type=click.Path(exists=True, file_okay=False, path_type=Path),
+              help="Holds the images of the published scores, under any name.")  # fmt: skip
+@licence_option
+@as_json
+def verify(names: tuple[str, ...], images: Path | None, accepted: tuple[str, ...], as_json: bool) -> int:
+    """Check that a detector here is the one that was published: SHA-256 of its files, every key and shape, counts, golden scores.
+
+    Golden scores are those that the authors published for single images; without --images the command says which images it needs.
+    Exit code 4 if a check fails; what could not be checked is said and does not fail.
+
+    \b
+    touchstone detectors verify touchstone-tiny
+    touchstone detectors verify community-forensics-vits384 --images Community-Forensics/test_images
+    """
+    from ray_app.detectors import load_card
+    from ray_app.detectors.licences import require_accepted
+    from ray_app.detectors.verify import verify_detector
+
+    cards = [load_card(name) for name in names]
+    for card in cards:
+        require_accepted(card, accepted)
+    results = []
+    for card in cards:
+        checks = []
+        for check in verify_detector(card, images):
+            checks.append(check)
+            if not as_json:
+                click.echo(f"{card.name}  {check.name:10}  {check.outcome:7}  {check.told}")
+        results.append({"name": card.name, "ok": not _failed(checks), "checks": [check._asdict() for check in checks]})
+    if as_json:
+        click.echo(json.dumps(results, indent=2, ensure_ascii=False))
+    return ExitCode.DONE if all(result["ok"] for result in results) else ExitCode.DETECTOR
+
+
+def _failed(checks: "Sequence[DetectorCheck]") -> bool:
+    return any(check.outcome == "failed" for check in checks)
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
 
 
 @click.group()

@@ -12,14 +12,6 @@ if TYPE_CHECKING:
     from ray_app.detectors.licences import Acceptance
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-def overrides(command: Command) -> Command:
-    """`--set a.b=value`, repeatable; the value is YAML."""
-    told = "Any config key, for example --set cluster.workers=2; a wrong one lists them, for a run `touchstone config show` too."
-    return click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help=told)(command)
-
-
 _WHAT_IS_SCORED = (
     click.argument("source", nargs=-1),
     click.option("--config", "config_file", metavar="FILE", help="YAML of a scoring run, or a shipped one by name (laptop, overnight)."),
@@ -41,6 +33,12 @@ _WHAT_IS_SCORED = (
         help="Keep what this detector or backbone makes of every image, so that `touchstone rescore` can ask another head; repeatable.",
     ),
 )
+
+
+def overrides(command: Command) -> Command:
+    """`--set a.b=value`, repeatable; the value is YAML."""
+    told = "Any config key, for example --set cluster.workers=2; a wrong one lists them, for a run `touchstone config show` too."
+    return click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help=told)(command)
 
 
 def what_is_scored(command: Command) -> Command:

@@ -24,6 +24,71 @@ if TYPE_CHECKING:
     from ray_app.runs import RunDirectory
 
 
+@click.command()
+@click.option("--out", metavar="DIR", help="Where to put archive and run.  [default: a new temporary folder]")
+@click.option("--images", type=click.IntRange(min=10, max=5000), default=80, show_default=True, help="Images in the sample archive.")
+def demo(out: str | None, images: int) -> int:
+    """Build a small sample archive, score it, show the verdicts and where the report lies. Needs no network."""
+    from ray_app.datasets.simulation.archive import build_sample_archive
+    from ray_app.reports import summary_lines, verdict_table
+    from ray_app.runs import RunDirectory, current_rows
+    from ray_app.scoring import ScoreConfig
+    from ray_app.scoring.run import score_archive
+
+    folder = Path(out or tempfile.mkdtemp(prefix="touchstone-demo-")).resolve()
+    archive, run = folder / "archive", folder / "run"
+    if not archive.exists():
+        click.echo(f"building a sample archive of {images} images in {archive}", err=True)
+        build_sample_archive(archive, files=images)
+    finished = score_archive(ScoreConfig(source=(str(archive),), out=str(run)))
+    rows = list(current_rows(RunDirectory.open(str(run))))
+    click.echo(verdict_table(rows[:: max(len(rows) // 24, 1)], 110))
+    click.echo("")
+    click.echo("\n".join(summary_lines(finished.summary)))
+    return finished.exit_code
+
+
+@click.command()
+@what_is_scored
+@click.option("--out", metavar="DIR", help="The run directory; where it holds a run, what that has done is left out. Nothing is written.")
+@click.option("--cluster", metavar="NAME|FILE", help="Machines and their prices: laptop, cpu-pool, gpu-spot-pool, or a YAML of yours.")
+@click.option("--price-per-hour", type=click.FloatRange(min=0), help="What the planned machines cost per hour together.")
+@click.option("--probe", type=click.IntRange(min=0), default=64, show_default=True, help="Members to try out for the rates, on one core.")
+@licence_option
+@overrides
+@as_json
+def plan(
+    source: tuple[str, ...],
+    config_file: str | None,
+    cluster: str | None,
+    price_per_hour: float | None,
+    probe: int,
+    accepted: tuple[str, ...],
+    assignments: tuple[str, ...],
+    as_json: bool,
+    **given: Any,
+) -> int:
+    """Show what scoring SOURCE would do and cost: stages and the slowest of them, requests, bytes, hours, and the bill.
+
+    No run is begun and no cluster started; weights that are missing are fetched for the probe. Cores, GPUs and prices are those of
+    --cluster, else of --set cluster.cpus, cluster.gpus and prices.per_hour, else this machine's, which cost nothing.
+
+    \b
+    touchstone plan photos/ --ensemble published
+    touchstone plan s3://bucket/2024 --cluster gpu-spot-pool --out s3://bucket/run
+    """
+    from ray_app.reports import plan_lines
+    from ray_app.scoring import ScoreConfig
+    from ray_app.scoring.forecast.cost import load_cluster
+    from ray_app.scoring.forecast.forecast import forecast
+
+    settings = configured("score", config_file, ScoreConfig, {"source": source, "accept_licences": accepted, **given}, assignments)
+    described = load_cluster(cluster) if cluster else None
+    made = forecast(settings, probe=probe, cluster=described, price_per_hour=price_per_hour)
+    click.echo(json.dumps(made.written(), indent=2) if as_json else "\n".join(plan_lines(made)))
+    return 0
+
+
 def _failed_statuses(context: click.Context, option: click.Parameter, text: str | None) -> tuple[str, ...]:
     if text is None:
         return ()
@@ -170,30 +235,6 @@ def report(run: str, prior: float | None) -> int:
 
 
 @click.command()
-@click.option("--out", metavar="DIR", help="Where to put archive and run.  [default: a new temporary folder]")
-@click.option("--images", type=click.IntRange(min=10, max=5000), default=80, show_default=True, help="Images in the sample archive.")
-def demo(out: str | None, images: int) -> int:
-    """Build a small sample archive, score it, show the verdicts and where the report lies. Needs no network."""
-    from ray_app.datasets.simulation.archive import build_sample_archive
-    from ray_app.reports import summary_lines, verdict_table
-    from ray_app.runs import RunDirectory, current_rows
-    from ray_app.scoring import ScoreConfig
-    from ray_app.scoring.run import score_archive
-
-    folder = Path(out or tempfile.mkdtemp(prefix="touchstone-demo-")).resolve()
-    archive, run = folder / "archive", folder / "run"
-    if not archive.exists():
-        click.echo(f"building a sample archive of {images} images in {archive}", err=True)
-        build_sample_archive(archive, files=images)
-    finished = score_archive(ScoreConfig(source=(str(archive),), out=str(run)))
-    rows = list(current_rows(RunDirectory.open(str(run))))
-    click.echo(verdict_table(rows[:: max(len(rows) // 24, 1)], 110))
-    click.echo("")
-    click.echo("\n".join(summary_lines(finished.summary)))
-    return finished.exit_code
-
-
-@click.command()
 @click.argument("run", metavar="RUN")
 @click.option("--ensemble", required=True, metavar="NAME|PATH", help="The ensemble card with the new rule or thresholds.")
 @click.option("--waive-guarantee", is_flag=True, help="Keep verdicts that the card's guarantee does not cover.")
@@ -256,45 +297,4 @@ def rescore(
         return 0
     summary = rescore_run(run, out, detectors, ensemble, accept_licences=accepted, unguarded=unguarded)
     click.echo(json.dumps(summary, indent=2) if as_json else "\n".join(summary_lines(summary)))
-    return 0
-
-
-@click.command()
-@what_is_scored
-@click.option("--out", metavar="DIR", help="The run directory; where it holds a run, what that has done is left out. Nothing is written.")
-@click.option("--cluster", metavar="NAME|FILE", help="Machines and their prices: laptop, cpu-pool, gpu-spot-pool, or a YAML of yours.")
-@click.option("--price-per-hour", type=click.FloatRange(min=0), help="What the planned machines cost per hour together.")
-@click.option("--probe", type=click.IntRange(min=0), default=64, show_default=True, help="Members to try out for the rates, on one core.")
-@licence_option
-@overrides
-@as_json
-def plan(
-    source: tuple[str, ...],
-    config_file: str | None,
-    cluster: str | None,
-    price_per_hour: float | None,
-    probe: int,
-    accepted: tuple[str, ...],
-    assignments: tuple[str, ...],
-    as_json: bool,
-    **given: Any,
-) -> int:
-    """Show what scoring SOURCE would do and cost: stages and the slowest of them, requests, bytes, hours, and the bill.
-
-    No run is begun and no cluster started; weights that are missing are fetched for the probe. Cores, GPUs and prices are those of
-    --cluster, else of --set cluster.cpus, cluster.gpus and prices.per_hour, else this machine's, which cost nothing.
-
-    \b
-    touchstone plan photos/ --ensemble published
-    touchstone plan s3://bucket/2024 --cluster gpu-spot-pool --out s3://bucket/run
-    """
-    from ray_app.reports import plan_lines
-    from ray_app.scoring import ScoreConfig
-    from ray_app.scoring.forecast.cost import load_cluster
-    from ray_app.scoring.forecast.forecast import forecast
-
-    settings = configured("score", config_file, ScoreConfig, {"source": source, "accept_licences": accepted, **given}, assignments)
-    described = load_cluster(cluster) if cluster else None
-    made = forecast(settings, probe=probe, cluster=described, price_per_hour=price_per_hour)
-    click.echo(json.dumps(made.written(), indent=2) if as_json else "\n".join(plan_lines(made)))
     return 0

@@ -34,26 +34,6 @@ from ray_app.storage import Fetcher, Guard
 SIDE_PX = 160
 
 
-def thumbnails_of(images: Iterable[tuple[int, str]], limits: ImageLimits, guard: Guard) -> dict[int, bytes]:
-    """JPEG bytes by image id; an image that cannot be read any more has none."""
-    fetcher, pictures = Fetcher(guard=guard), {}
-    for image_id, uri in images:
-        try:
-            pictures[image_id] = thumbnail(fetcher.fetch(uri, "", limits.max_bytes), limits)
-        except InputError:
-            continue
-    return pictures
-
-
-def thumbnail(data: bytes, limits: ImageLimits, side: int = SIDE_PX) -> bytes:
-    """JPEG bytes of an encoded image, no side above `side` pixels. Raises InputError where it does not decode."""
-    picture = decode_image(data, limits).pixels
-    picture.thumbnail((side, side))
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=80)
-    return buffer.getvalue()
-
-
 def write_summary(run: RunDirectory, spec: ScoringSpec, session: ScoringSession, guarantee: GuaranteeSummary | None) -> dict[str, Any]:
     """Count the current rows and write the summary, whose JSON is returned. `guarantee`: of a card that promises something."""
     summary = RunSummary(
@@ -155,3 +135,23 @@ def write_report(run: RunDirectory, *, prior: float | None = None, thumbnails: b
 
 def _top(summary: dict[str, Any]) -> Iterable[tuple[int, str]]:
     return [(row["image_id"], row["uri"]) for row in summary["top"] if row["member"] is None]
+
+
+def thumbnails_of(images: Iterable[tuple[int, str]], limits: ImageLimits, guard: Guard) -> dict[int, bytes]:
+    """JPEG bytes by image id; an image that cannot be read any more has none."""
+    fetcher, pictures = Fetcher(guard=guard), {}
+    for image_id, uri in images:
+        try:
+            pictures[image_id] = thumbnail(fetcher.fetch(uri, "", limits.max_bytes), limits)
+        except InputError:
+            continue
+    return pictures
+
+
+def thumbnail(data: bytes, limits: ImageLimits, side: int = SIDE_PX) -> bytes:
+    """JPEG bytes of an encoded image, no side above `side` pixels. Raises InputError where it does not decode."""
+    picture = decode_image(data, limits).pixels
+    picture.thumbnail((side, side))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()

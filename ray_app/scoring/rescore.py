@@ -49,36 +49,10 @@ from ray_app.storage import Lease
 if TYPE_CHECKING:
     from ray_app.detectors.embeddings import LinearHead
 
-
-def missing_blocks(source: RunDirectory, run: RunDirectory) -> Iterator[tuple[BlockRef, pa.Table]]:
-    """Copy the listings, and give each block that `run` does not have yet with its rows in `source`; one block in memory."""
-    had = manifests(run.store)
-    for manifest in manifests(source.store):
-        if manifest not in had:
-            copy_manifest(source.store, manifest, run.store)
-        done = run.done_blocks(manifest)
-        rows = TableStream(source.tables(manifest))
-        for ref in read_blocks(source.store, manifest):
-            of_block = rows.take(ref.members)
-            if ref.block not in done:
-                yield ref, of_block
-
-
-def finished(run: RunDirectory, spec: ScoringSpec, session: ScoringSession) -> dict[str, Any]:
-    """Publish a run that has all its blocks, and report on it; returns the summary."""
-    for manifest in manifests(run.store):
-        run.publish(manifest)
-    publish_vanished(run)
-    check_conservation(run)
-    summary = write_summary(run, spec, session, settle_guarantee(run, spec, decided))
-    write_report(run)
-    session.log("finished")
-    return summary
-
-
 # What a run's identity says of its source; all else is of what looked at the images.
 OF_THE_SOURCE = ("source", "include", "exclude", "limit", "limits", "columns", "container_limits")
 _MEMBERS = ("image_id", "uri", "member", "occurrence", "input")
+_NAME = "predicted_generator"
 
 
 def rescore_run(
@@ -238,9 +212,6 @@ def _outcome(row: dict[str, Any]) -> DecodeResult:
     )
 
 
-_NAME = "predicted_generator"
-
-
 def name_run(url: str, out: str, identifier: str, *, unguarded: bool = False) -> dict[str, Any]:
     """Copy a finished run into `out` with the names that an identifier's card gives its images; returns the summary.
 
@@ -350,3 +321,29 @@ def _kept(source: RunDirectory, card: IdentifierCard) -> str:
         f"{card.name} was fitted on embeddings of {card.detector}, and {source.store.url} kept none such: {told}",
         hint="train it on the detector that the run has, or score the archive anew with this one in the ensemble's profile",
     )
+
+
+def missing_blocks(source: RunDirectory, run: RunDirectory) -> Iterator[tuple[BlockRef, pa.Table]]:
+    """Copy the listings, and give each block that `run` does not have yet with its rows in `source`; one block in memory."""
+    had = manifests(run.store)
+    for manifest in manifests(source.store):
+        if manifest not in had:
+            copy_manifest(source.store, manifest, run.store)
+        done = run.done_blocks(manifest)
+        rows = TableStream(source.tables(manifest))
+        for ref in read_blocks(source.store, manifest):
+            of_block = rows.take(ref.members)
+            if ref.block not in done:
+                yield ref, of_block
+
+
+def finished(run: RunDirectory, spec: ScoringSpec, session: ScoringSession) -> dict[str, Any]:
+    """Publish a run that has all its blocks, and report on it; returns the summary."""
+    for manifest in manifests(run.store):
+        run.publish(manifest)
+    publish_vanished(run)
+    check_conservation(run)
+    summary = write_summary(run, spec, session, settle_guarantee(run, spec, decided))
+    write_report(run)
+    session.log("finished")
+    return summary

@@ -45,48 +45,11 @@ from ray_app.scoring.workers import ScoringJob
 from ray_app.storage import Lease
 from ray_app.storage.node_budget import budget_of
 
+STALL_S = 900.0
+HEAVY_STALL_S, HEAVY_BYTES = 3600.0, 8 * 2**20  # where members are of this size on average: large images also wait for each other
+NOTICE_EVERY = 3  # ticks, of a second each, between two looks for nodes that will be taken away
+MARGIN_S = 5.0  # a driver is to have ended so long before its machine goes
 ScoreBlocks = Callable[[RunDirectory, Listing], None]
-
-
-def check_retry(config: ScoreConfig, run: RunDirectory) -> None:
-    """Whether a retry that is asked for makes sense here, before a cluster is started. Raises ConfigError."""
-    if config.rescore and not run.exists():
-        raise ConfigError(f"{run.store.url}: no run here to retry", hint="the same command without --retry makes one")
-
-
-def finish_begun(run: RunDirectory, session: "ScoringSession", score: ScoreBlocks) -> None:
-    """Finish the retry that an earlier session began, if there is one."""
-    retry = begun_retry(run)
-    if retry is not None:
-        _finish(run, retry, session, score)
-
-
-def retry_members(config: ScoreConfig, run: RunDirectory, session: "ScoringSession", plan: BlockPlan, score: ScoreBlocks) -> None:
-    """Score the current members whose row has one of `config.rescore` again; nothing is listed.
-
-    Rows are replaced under the same ids, with the session's number as `attempt`. Raises ConfigError while blocks of the run are
-    still to be scored for the first time.
-    """
-    numbers = manifests(run.store)
-    if not numbers or any(not _is_scored(run, number) for number in numbers):
-        raise ConfigError(
-            f"{run.store.url}: not all members have been scored once", hint="the same command without --retry does that first"
-        )
-    for number in numbers:
-        run.publish(number, each=on_ray)
-    passed_over = list[int]()
-    retry = begin_retry(run, session.number, [status.value for status in config.rescore], plan, passed_over=passed_over.append)
-    if sum(passed_over):
-        refused = f"{sum(passed_over):,} that were refused when the archive was listed"
-        print(f"not retried: {refused}; the same command without --retry lists it again", file=sys.stderr)
-    elif retry is None:
-        print(f"no member has the status {' or '.join(config.rescore)}: nothing to retry", file=sys.stderr)
-    if retry is not None:
-        _finish(run, retry, session, score)
-
-
-def _is_scored(run: RunDirectory, manifest: int) -> bool:
-    return not read_blocks(run.store, manifest).without(run.done_blocks(manifest))
 
 
 def _finish(run: RunDirectory, retry: Retry, session: "ScoringSession", score: ScoreBlocks) -> None:
@@ -96,12 +59,6 @@ def _finish(run: RunDirectory, retry: Retry, session: "ScoringSession", score: S
     if pending:
         score(retry.directory, Listing([0], retry.blocks(), pending, 0.0))
     merge_retry(run, retry)
-
-
-STALL_S = 900.0
-HEAVY_STALL_S, HEAVY_BYTES = 3600.0, 8 * 2**20  # where members are of this size on average: large images also wait for each other
-NOTICE_EVERY = 3  # ticks, of a second each, between two looks for nodes that will be taken away
-MARGIN_S = 5.0  # a driver is to have ended so long before its machine goes
 
 
 @dataclass(frozen=True)
@@ -363,3 +320,44 @@ def check_detectors(resolved: Resolved) -> None:
 def spec_for(config: ScoreConfig, gpus: float) -> ScoringSpec:
     """What a new run of this config scores with, on a cluster with so many GPUs. Raises ConfigError."""
     return resolve(config).spec(gpus)
+
+
+def check_retry(config: ScoreConfig, run: RunDirectory) -> None:
+    """Whether a retry that is asked for makes sense here, before a cluster is started. Raises ConfigError."""
+    if config.rescore and not run.exists():
+        raise ConfigError(f"{run.store.url}: no run here to retry", hint="the same command without --retry makes one")
+
+
+def finish_begun(run: RunDirectory, session: "ScoringSession", score: ScoreBlocks) -> None:
+    """Finish the retry that an earlier session began, if there is one."""
+    retry = begun_retry(run)
+    if retry is not None:
+        _finish(run, retry, session, score)
+
+
+def retry_members(config: ScoreConfig, run: RunDirectory, session: "ScoringSession", plan: BlockPlan, score: ScoreBlocks) -> None:
+    """Score the current members whose row has one of `config.rescore` again; nothing is listed.
+
+    Rows are replaced under the same ids, with the session's number as `attempt`. Raises ConfigError while blocks of the run are
+    still to be scored for the first time.
+    """
+    numbers = manifests(run.store)
+    if not numbers or any(not _is_scored(run, number) for number in numbers):
+        raise ConfigError(
+            f"{run.store.url}: not all members have been scored once", hint="the same command without --retry does that first"
+        )
+    for number in numbers:
+        run.publish(number, each=on_ray)
+    passed_over = list[int]()
+    retry = begin_retry(run, session.number, [status.value for status in config.rescore], plan, passed_over=passed_over.append)
+    if sum(passed_over):
+        refused = f"{sum(passed_over):,} that were refused when the archive was listed"
+        print(f"not retried: {refused}; the same command without --retry lists it again", file=sys.stderr)
+    elif retry is None:
+        print(f"no member has the status {' or '.join(config.rescore)}: nothing to retry", file=sys.stderr)
+    if retry is not None:
+        _finish(run, retry, session, score)
+
+
+def _is_scored(run: RunDirectory, manifest: int) -> bool:
+    return not read_blocks(run.store, manifest).without(run.done_blocks(manifest))

@@ -50,87 +50,79 @@ if TYPE_CHECKING:
     from ray_app.serving.http.schemas import Job
     from ray_app.serving.release import Release
 
-
-Item = TypeVar("Item")
-Done = TypeVar("Done")
-
-
-@dataclass(frozen=True)
-class _Waiting(Generic[Item, Done]):
-    item: Item
-    since: float
-    answer: "asyncio.Future[Done]"
-
-
-class Batcher(Generic[Item, Done]):
-    """Hands items to `work` in order of arrival, at most `slots` at once, one batch after another, in a thread of its own.
-
-    A batch that is not full waits for company `wait_s` after its first item came, and not at all if that came while another was at work
-    for longer. `noted(size, seconds)` is told of every batch and how long its first item waited.
-    """
-
-    def __init__(
-        self,
-        work: Callable[[Sequence[Item]], Sequence[Done]],
-        *,
-        slots: int = 1,
-        wait_s: float = 0.0,
-        noted: Callable[[int, float], None] = lambda size, seconds: None,
-    ) -> None:
-        self.slots, self.wait_s = slots, wait_s
-        self._work, self._noted = work, noted
-        self._waiting: deque[_Waiting[Item, Done]] = deque()
-        self._arrived = asyncio.Event()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="batch")
-        self._running: asyncio.Task[None] | None = None
-
-    async def __call__(self, item: Item) -> Done:
-        """What `work` makes of the item; raises what it raised. An item whose caller left before its batch began is left out."""
-        answer: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(item, time.monotonic(), answer))
-        self._arrived.set()
-        if self._running is None or self._running.done():
-            self._running = asyncio.create_task(self._run())
-        return await answer
-
-    async def _run(self) -> None:
-        while self._waiting:
-            await self._gather_company()
-            batch = [self._waiting.popleft() for _ in range(min(self.slots, len(self._waiting)))]
-            await self._work_on([one for one in batch if not one.answer.done()])
-
-    async def _gather_company(self) -> None:
-        until = self._waiting[0].since + self.wait_s
-        while len(self._waiting) < self.slots and (left := until - time.monotonic()) > 0:
-            self._arrived.clear()
-            try:
-                await asyncio.wait_for(self._arrived.wait(), left)
-            except TimeoutError:
-                return
-
-    async def _work_on(self, batch: Sequence[_Waiting[Item, Done]]) -> None:
-        if not batch:
-            return
-        try:
-            self._noted(len(batch), time.monotonic() - batch[0].since)
-            answers = await asyncio.get_running_loop().run_in_executor(self._thread, self._work, [one.item for one in batch])
-            for one, answer in zip(batch, answers, strict=True):
-                if not one.answer.done():
-                    one.answer.set_result(answer)
-        except Exception as error:  # nobody of this batch may wait for ever, and the next one goes on
-            for one in batch:
-                if not one.answer.done():
-                    one.answer.set_exception(error)
-
-
+NAME = "touchstone"
+JOBS = Resources(num_cpus=0.1)
+SHUTDOWN_MARGIN_S = 10.0  # a replica that ends has time for the longest request that it took
 Handle = DeploymentHandle[Any]
 T = TypeVar("T")
-
 DIED = (ActorDiedError, ActorUnavailableError, WorkerCrashedError, ObjectLostError, OwnerDiedError, grpc.aio.AioRpcError)
 GONE = (RayActorError, DeploymentUnavailableError, ReplicaUnavailableError)
 RETRY_AFTER_S = 1
 RELOADABLE = {"ensembles", "optional_detectors", "accept_licences", "generation", "precision", "resize", "waive_guarantee"}
 _log = logging.getLogger(__name__)
+Item = TypeVar("Item")
+Done = TypeVar("Done")
+
+
+def build(config: ServeConfig) -> Application:
+    """The application of one config, for `serve deploy`: its secrets stand in the environment of the cluster's nodes, or in files."""
+    return application(config)
+
+
+def application(config: ServeConfig, webhook_key: str | None = None) -> Application:
+    """The application of one config; `webhook_key` signs webhooks where no replica inherits the variable that holds it.
+
+    Raises ConfigError and DetectorError for what can be known before weights are loaded.
+    """
+    spec, _, _ = plan_generation(config)
+    slots, most = spec.slots, config.limits.max_requests
+    groups = {
+        name: _deployment(
+            DetectorDeployment,
+            name=name,
+            user_config={"generation": config.generation},
+            max_ongoing_requests=max(4 * slots, 16),
+            max_queued_requests=most * config.limits.max_files,
+            **_replicas(config.groups.get(name, config.detectors), config, load=2 * slots),
+        ).bind(name, config, list(groups_of(spec)))
+        for name in groups_of(spec)
+    }
+    jobs = _deployment(
+        JobDeployment,
+        name="jobs",
+        max_ongoing_requests=1000,
+        **_replicas(JOBS.model_copy(update={"labels": config.ingress.labels}), config),
+    ).bind(config, groups, webhook_key)
+    # The ingress refuses by itself, in its own words, before the proxy would.
+    ingress = _deployment(
+        serve.ingress()(Ingress), name="ingress", max_ongoing_requests=4 * most + 100, **_replicas(config.ingress, config, load=most / 2)
+    )
+    return ingress.bind(config, groups, jobs)
+
+
+def _deployment(kind: Callable[..., Any], **options: Any) -> serve.Deployment:
+    made: serve.Deployment = serve.deployment(kind).options(**options)  # type: ignore[attr-defined]
+    return made
+
+
+def _replicas(resources: Resources, config: ServeConfig, load: float = 1.0) -> dict[str, Any]:
+    """Deployment options; `load` is how many requests at a time one replica should have before another is started."""
+    actor: dict[str, Any] = {
+        "num_cpus": resources.num_cpus,
+        "num_gpus": resources.num_gpus,
+        "runtime_env": {"env_vars": WORKER_ENVIRONMENT},
+    }
+    if resources.memory_bytes:
+        actor["memory"] = resources.memory_bytes
+    if resources.labels:
+        actor["label_selector"] = dict(resources.labels)
+    many: dict[str, Any] = {"num_replicas": resources.replicas}
+    if resources.max_replicas:
+        scaling = {"min_replicas": resources.replicas, "max_replicas": resources.max_replicas, "target_ongoing_requests": load}
+        many = {"autoscaling_config": scaling}
+    # New replicas are up before old ones stop: an update fails no request.
+    ends = config.limits.deadline_s + SHUTDOWN_MARGIN_S
+    return {"ray_actor_options": actor, "max_surge_percent": 100, "graceful_shutdown_timeout_s": ends, **many}
 
 
 class DetectorDeployment:
@@ -343,67 +335,69 @@ def _scorer(config: ServeConfig, groups: Mapping[str, Handle], meter: Any = None
     return EndpointScorer(config, {name: RemoteGroup(handle) for name, handle in groups.items()}, decoders, meter or RayMeter())
 
 
-NAME = "touchstone"
-JOBS = Resources(num_cpus=0.1)
-SHUTDOWN_MARGIN_S = 10.0  # a replica that ends has time for the longest request that it took
+@dataclass(frozen=True)
+class _Waiting(Generic[Item, Done]):
+    item: Item
+    since: float
+    answer: "asyncio.Future[Done]"
 
 
-def build(config: ServeConfig) -> Application:
-    """The application of one config, for `serve deploy`: its secrets stand in the environment of the cluster's nodes, or in files."""
-    return application(config)
+class Batcher(Generic[Item, Done]):
+    """Hands items to `work` in order of arrival, at most `slots` at once, one batch after another, in a thread of its own.
 
-
-def application(config: ServeConfig, webhook_key: str | None = None) -> Application:
-    """The application of one config; `webhook_key` signs webhooks where no replica inherits the variable that holds it.
-
-    Raises ConfigError and DetectorError for what can be known before weights are loaded.
+    A batch that is not full waits for company `wait_s` after its first item came, and not at all if that came while another was at work
+    for longer. `noted(size, seconds)` is told of every batch and how long its first item waited.
     """
-    spec, _, _ = plan_generation(config)
-    slots, most = spec.slots, config.limits.max_requests
-    groups = {
-        name: _deployment(
-            DetectorDeployment,
-            name=name,
-            user_config={"generation": config.generation},
-            max_ongoing_requests=max(4 * slots, 16),
-            max_queued_requests=most * config.limits.max_files,
-            **_replicas(config.groups.get(name, config.detectors), config, load=2 * slots),
-        ).bind(name, config, list(groups_of(spec)))
-        for name in groups_of(spec)
-    }
-    jobs = _deployment(
-        JobDeployment,
-        name="jobs",
-        max_ongoing_requests=1000,
-        **_replicas(JOBS.model_copy(update={"labels": config.ingress.labels}), config),
-    ).bind(config, groups, webhook_key)
-    # The ingress refuses by itself, in its own words, before the proxy would.
-    ingress = _deployment(
-        serve.ingress()(Ingress), name="ingress", max_ongoing_requests=4 * most + 100, **_replicas(config.ingress, config, load=most / 2)
-    )
-    return ingress.bind(config, groups, jobs)
 
+    def __init__(
+        self,
+        work: Callable[[Sequence[Item]], Sequence[Done]],
+        *,
+        slots: int = 1,
+        wait_s: float = 0.0,
+        noted: Callable[[int, float], None] = lambda size, seconds: None,
+    ) -> None:
+        self.slots, self.wait_s = slots, wait_s
+        self._work, self._noted = work, noted
+        self._waiting: deque[_Waiting[Item, Done]] = deque()
+        self._arrived = asyncio.Event()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="batch")
+        self._running: asyncio.Task[None] | None = None
 
-def _deployment(kind: Callable[..., Any], **options: Any) -> serve.Deployment:
-    made: serve.Deployment = serve.deployment(kind).options(**options)  # type: ignore[attr-defined]
-    return made
+    async def __call__(self, item: Item) -> Done:
+        """What `work` makes of the item; raises what it raised. An item whose caller left before its batch began is left out."""
+        answer: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Waiting(item, time.monotonic(), answer))
+        self._arrived.set()
+        if self._running is None or self._running.done():
+            self._running = asyncio.create_task(self._run())
+        return await answer
 
+    async def _run(self) -> None:
+        while self._waiting:
+            await self._gather_company()
+            batch = [self._waiting.popleft() for _ in range(min(self.slots, len(self._waiting)))]
+            await self._work_on([one for one in batch if not one.answer.done()])
 
-def _replicas(resources: Resources, config: ServeConfig, load: float = 1.0) -> dict[str, Any]:
-    """Deployment options; `load` is how many requests at a time one replica should have before another is started."""
-    actor: dict[str, Any] = {
-        "num_cpus": resources.num_cpus,
-        "num_gpus": resources.num_gpus,
-        "runtime_env": {"env_vars": WORKER_ENVIRONMENT},
-    }
-    if resources.memory_bytes:
-        actor["memory"] = resources.memory_bytes
-    if resources.labels:
-        actor["label_selector"] = dict(resources.labels)
-    many: dict[str, Any] = {"num_replicas": resources.replicas}
-    if resources.max_replicas:
-        scaling = {"min_replicas": resources.replicas, "max_replicas": resources.max_replicas, "target_ongoing_requests": load}
-        many = {"autoscaling_config": scaling}
-    # New replicas are up before old ones stop: an update fails no request.
-    ends = config.limits.deadline_s + SHUTDOWN_MARGIN_S
-    return {"ray_actor_options": actor, "max_surge_percent": 100, "graceful_shutdown_timeout_s": ends, **many}
+    async def _gather_company(self) -> None:
+        until = self._waiting[0].since + self.wait_s
+        while len(self._waiting) < self.slots and (left := until - time.monotonic()) > 0:
+            self._arrived.clear()
+            try:
+                await asyncio.wait_for(self._arrived.wait(), left)
+            except TimeoutError:
+                return
+
+    async def _work_on(self, batch: Sequence[_Waiting[Item, Done]]) -> None:
+        if not batch:
+            return
+        try:
+            self._noted(len(batch), time.monotonic() - batch[0].since)
+            answers = await asyncio.get_running_loop().run_in_executor(self._thread, self._work, [one.item for one in batch])
+            for one, answer in zip(batch, answers, strict=True):
+                if not one.answer.done():
+                    one.answer.set_result(answer)
+        except Exception as error:  # nobody of this batch may wait for ever, and the next one goes on
+            for one in batch:
+                if not one.answer.done():
+                    one.answer.set_exception(error)

@@ -26,15 +26,16 @@ from ray_app.serving.metrics import Meter
 from ray_app.serving.release import Release, groups_of
 from ray_app.serving.replica import Offer, ScoreRequest, ScoreResponse, golden_image, looks
 
+READY_FOR_S, UNREADY_FOR_S = 10.0, 1.0  # what was found holds so long: readiness checks must not load a busy endpoint
+FRESH_S = 2.0  # what is told of the ensembles is no older
+MOST_DEATHS = 3  # of processes at work on one image, a second apart: then the image is to blame
+MOST_MOVING_S = 5.0  # groups that do not come to serve one generation in this time: come back later
+T = TypeVar("T")
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 0.5  # between two tries while replicas are replaced
 
 
-class GroupLost(Exception):  # noqa: N818 - an event, not a fault of the request
-    """The process that was asked is gone. Scoring changes nothing, so that asking again is safe."""
-
-
-class GroupDied(GroupLost):
-    """It went while it was at work, perhaps because of what it worked on."""
+class Moving(Exception):  # noqa: N818 - an event, not a fault of the request
+    """The groups serve another generation than they were asked for, or not yet the same one."""
 
 
 class GroupHandle(Protocol):
@@ -51,56 +52,6 @@ class GroupHandle(Protocol):
     async def describe(self) -> Release:
         """The generation that it serves."""
         ...
-
-
-class Followed:
-    """The generation that is served: asked for at first, then learnt from what groups answer and offer."""
-
-    def __init__(self, groups: Mapping[str, GroupHandle]) -> None:
-        self._groups = groups
-        self._first = next(iter(groups))
-        self._known: Release | None = None
-        self._heard_at = 0.0
-
-    async def current(self) -> Release:
-        """What is known; waits for the first answer of the first group, as long as its caller does."""
-        pause = FIRST_PAUSE_S
-        while self._known is None:
-            try:
-                await self.ask(self._first)
-            except GroupLost:
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, LONGEST_PAUSE_S)
-        return self._known
-
-    async def fresh(self, max_age_s: float) -> Release:
-        """What was heard no longer ago than that, or, where nobody answers now, what is known."""
-        if self._known is not None and time.monotonic() - self._heard_at > max_age_s:
-            try:
-                await self.ask(self._first)
-            except (GroupLost, Refusal):
-                self._heard_at = time.monotonic()
-        return await self.current()
-
-    async def ask(self, group: str) -> None:
-        """Learn what one group serves. Raises GroupLost, and Refusal where its queue is full."""
-        self.follow(await self._groups[group].describe())
-
-    def follow(self, generation: Release) -> None:
-        """A group said that it serves this."""
-        self._known, self._heard_at = generation, time.monotonic()
-
-
-READY_FOR_S, UNREADY_FOR_S = 10.0, 1.0  # what was found holds so long: readiness checks must not load a busy endpoint
-FRESH_S = 2.0  # what is told of the ensembles is no older
-MOST_DEATHS = 3  # of processes at work on one image, a second apart: then the image is to blame
-MOST_MOVING_S = 5.0  # groups that do not come to serve one generation in this time: come back later
-
-T = TypeVar("T")
-
-
-class Moving(Exception):  # noqa: N818 - an event, not a fault of the request
-    """The groups serve another generation than they were asked for, or not yet the same one."""
 
 
 class EndpointScorer:
@@ -286,6 +237,10 @@ async def together(asked: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
             task.cancel()
 
 
+class GroupLost(Exception):  # noqa: N818 - an event, not a fault of the request
+    """The process that was asked is gone. Scoring changes nothing, so that asking again is safe."""
+
+
 class _Patience:
     """How long one image waits for groups that are lost or move."""
 
@@ -375,3 +330,45 @@ def _chosen(generation: Release, ensemble: str | None, beside: Sequence[str]) ->
     if unknown:
         raise Refusal("malformed_request", f"no such optional detector; there are: {', '.join(generation.optional) or 'none'}")
     return ensemble or generation.default
+
+
+class GroupDied(GroupLost):
+    """It went while it was at work, perhaps because of what it worked on."""
+
+
+class Followed:
+    """The generation that is served: asked for at first, then learnt from what groups answer and offer."""
+
+    def __init__(self, groups: Mapping[str, GroupHandle]) -> None:
+        self._groups = groups
+        self._first = next(iter(groups))
+        self._known: Release | None = None
+        self._heard_at = 0.0
+
+    async def current(self) -> Release:
+        """What is known; waits for the first answer of the first group, as long as its caller does."""
+        pause = FIRST_PAUSE_S
+        while self._known is None:
+            try:
+                await self.ask(self._first)
+            except GroupLost:
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE_S)
+        return self._known
+
+    async def fresh(self, max_age_s: float) -> Release:
+        """What was heard no longer ago than that, or, where nobody answers now, what is known."""
+        if self._known is not None and time.monotonic() - self._heard_at > max_age_s:
+            try:
+                await self.ask(self._first)
+            except (GroupLost, Refusal):
+                self._heard_at = time.monotonic()
+        return await self.current()
+
+    async def ask(self, group: str) -> None:
+        """Learn what one group serves. Raises GroupLost, and Refusal where its queue is full."""
+        self.follow(await self._groups[group].describe())
+
+    def follow(self, generation: Release) -> None:
+        """A group said that it serves this."""
+        self._known, self._heard_at = generation, time.monotonic()

@@ -29,7 +29,6 @@ from ray_app.serving.release import Release, groups_of, load_generation
 if TYPE_CHECKING:
     from ray_app.inference.scorer import EnsembleScorer
 
-
 MOST_SILENT = 20
 _log = logging.getLogger(__name__)
 
@@ -68,6 +67,11 @@ class Offer:
     """The group has other detectors than it was asked for: those of this generation."""
 
     generation: Release
+
+
+def looks(spec: ScoringSpec, group: str) -> tuple[Preprocessing, ...]:
+    """The distinct preprocessings of a group's detectors, in their order."""
+    return tuple(dict.fromkeys(spec.cards[name].preprocessing for name in pool_of(spec, group)))
 
 
 @dataclass(frozen=True)
@@ -137,11 +141,6 @@ class DetectorGroup:
         if self._loaded is None:
             raise DetectorError(f"{self.name}: nothing is loaded yet")
         return self._loaded
-
-
-def looks(spec: ScoringSpec, group: str) -> tuple[Preprocessing, ...]:
-    """The distinct preprocessings of a group's detectors, in their order."""
-    return tuple(dict.fromkeys(spec.cards[name].preprocessing for name in pool_of(spec, group)))
 
 
 def pool_of(spec: ScoringSpec, group: str) -> tuple[str, ...]:

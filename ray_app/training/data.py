@@ -30,6 +30,14 @@ STATISTICS = "real_statistics.npz"
 MEASURED_REALS = 2000
 
 
+def milestones(order: SampleOrder, total: int, every: int | None) -> frozenset[int]:
+    """The steps after which the network is judged: every so many or, with null, at the end of each epoch; and the last."""
+    if every is not None:
+        return frozenset([*range(every, total, every), total])
+    epochs = int(total * order.batch / order.rows_per_epoch)
+    return frozenset([*(order.steps(epoch) for epoch in range(1, epochs + 1) if order.steps(epoch) < total), total])
+
+
 @dataclass(frozen=True)
 class PreparedTraining:
     """The data of a training: `splits` with their rows, the order of the training rows, and how many steps there are.
@@ -104,14 +112,6 @@ def opener(out: Store, each: Each, guards: list[Guard]) -> Callable[[DatasetSour
         return rows
 
     return open_source
-
-
-def milestones(order: SampleOrder, total: int, every: int | None) -> frozenset[int]:
-    """The steps after which the network is judged: every so many or, with null, at the end of each epoch; and the last."""
-    if every is not None:
-        return frozenset([*range(every, total, every), total])
-    epochs = int(total * order.batch / order.rows_per_epoch)
-    return frozenset([*(order.steps(epoch) for epoch in range(1, epochs + 1) if order.steps(epoch) < total), total])
 
 
 def make_job(config: TrainConfig, card: DetectorCard, out: Store, layout: TrainingLayout, prepared: PreparedTraining) -> TrainingJob:

@@ -39,6 +39,13 @@ from ray_app.training.validate import Verdicts, is_better, judge_splits, on_chec
 METRICS = "metrics.json"
 PROBE = "probe.json"  # of a linear probe alone
 MOST_POINTS = 500  # of a curve in the report
+# What is for others. The run's own state (train.json, checkpoints, scores, which may name places and people) stays where it is.
+_CARDS = ("card.yaml", "identifier.yaml", "describer.yaml")
+PUSHED = ("config.json", "preprocessor_config.json", "model.onnx", "metrics.json", "report.html", *_CARDS)
+_WEIGHTS = (".safetensors", ".pth", ".pt")
+_HUB = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)/?")
+_CHUNK_BYTES = 2**26
+_SHOWN = (("loss", "loss {:.4f}"), ("rate", "rate {:.2e}"), ("images_per_s", "{:,.1f} img/s"))
 
 
 def best_checkpoint(job: TrainingJob) -> tuple[CheckpointEntry, float]:
@@ -195,14 +202,6 @@ def _write_lines(out: Store, name: str, lines: Iterator[Mapping[str, Any]]) -> N
         out.write_file(name, path)
 
 
-# What is for others. The run's own state (train.json, checkpoints, scores, which may name places and people) stays where it is.
-_CARDS = ("card.yaml", "identifier.yaml", "describer.yaml")
-PUSHED = ("config.json", "preprocessor_config.json", "model.onnx", "metrics.json", "report.html", *_CARDS)
-_WEIGHTS = (".safetensors", ".pth", ".pt")
-_HUB = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)/?")
-_CHUNK_BYTES = 2**26
-
-
 def push(folder: str | Path, target: str) -> str:
     """Copy card, weights, metrics and report from a training's folder (any fsspec URL) to `target`; returns where they are now.
 
@@ -257,9 +256,6 @@ def _here(source: Store, name: str, scratch: Path) -> Path:
         for start in range(0, size, _CHUNK_BYTES):
             sink.write(source.read_range(name, start, min(start + _CHUNK_BYTES, size)))
     return path
-
-
-_SHOWN = (("loss", "loss {:.4f}"), ("rate", "rate {:.2e}"), ("images_per_s", "{:,.1f} img/s"))
 
 
 class TrainingProgress(Progress):

@@ -27,6 +27,7 @@ from ray_app.storage import Store
 HISTORY, SAMPLES, UNREADABLE, TENSORBOARD = "history", "samples", "unreadable", "tensorboard"
 _EVENTS = "events.out.tfevents."
 Line = Mapping[str, Any]
+_NODE = "ray.io/node-id"  # the label that every node has
 
 
 class HistoryWriter:
@@ -87,9 +88,6 @@ def event_bytes(lines: Iterable[Line], prefix: str) -> bytes:
                     if key not in ("step", "time") and isinstance(value, int | float) and math.isfinite(value):
                         writer.add_scalar(f"{prefix}/{key}", value, line["step"], walltime=line.get("time"))
         return next(Path(folder).iterdir()).read_bytes()
-
-
-_NODE = "ray.io/node-id"  # the label that every node has
 
 
 @dataclass(frozen=True)

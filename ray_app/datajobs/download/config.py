@@ -20,10 +20,12 @@ from ray_app.images import ImageLimits
 from ray_app.reports import format as wording
 from ray_app.storage import UNGUARDED, RetryPolicy
 
+Form = Literal["files", "parquet", "webdataset"]
+_OURS = ("parts", "index", "_collected")
+SOFTWARE = f"touchstone-collect/{__version__}"
 OK = "ok"
 FORBIDDEN_ADDRESS = "forbidden_address"
 BAD_URL = "bad_url"
-
 MEANING: dict[str, str] = {
     OK: "an image that decodes, in its place",
     Status.SOURCE_MISSING: "404 or 410, or no such host",
@@ -43,33 +45,7 @@ MEANING: dict[str, str] = {
 }
 # What another day may give.
 PASSING = (str(Status.SOURCE_THROTTLED), str(Status.SOURCE_TIMEOUT), str(Status.TRUNCATED_IMAGE))
-
-
-class Failed(Exception):  # noqa: N818 - an outcome of one url, not of the program
-    """One url did not give its image. `passing`: it may by itself; `wait_s`: not before so long; `answered`: its host said
-    something; `asked`: there was a request at all.
-    """
-
-    def __init__(
-        self,
-        status: str,
-        detail: str,
-        *,
-        passing: bool = False,
-        wait_s: float | None = None,
-        answered: bool = True,
-        asked: bool = True,
-        http_status: int | None = None,
-        sha256: str | None = None,
-    ) -> None:
-        super().__init__(f"{status}: {detail}")
-        self.status, self.detail, self.passing, self.wait_s = str(status), detail, passing, wait_s
-        self.answered, self.asked, self.http_status, self.sha256 = answered, asked, http_status, sha256
-
-
-Form = Literal["files", "parquet", "webdataset"]
-_OURS = ("parts", "index", "_collected")
-SOFTWARE = f"touchstone-collect/{__version__}"
+_WIDTH = 11
 
 
 class Politeness(Frozen):
@@ -164,7 +140,26 @@ def failures(words: Any) -> tuple[str, ...]:
     return chosen
 
 
-_WIDTH = 11
+class Failed(Exception):  # noqa: N818 - an outcome of one url, not of the program
+    """One url did not give its image. `passing`: it may by itself; `wait_s`: not before so long; `answered`: its host said
+    something; `asked`: there was a request at all.
+    """
+
+    def __init__(
+        self,
+        status: str,
+        detail: str,
+        *,
+        passing: bool = False,
+        wait_s: float | None = None,
+        answered: bool = True,
+        asked: bool = True,
+        http_status: int | None = None,
+        sha256: str | None = None,
+    ) -> None:
+        super().__init__(f"{status}: {detail}")
+        self.status, self.detail, self.passing, self.wait_s = str(status), detail, passing, wait_s
+        self.answered, self.asked, self.http_status, self.sha256 = answered, asked, http_status, sha256
 
 
 def collect_lines(summary: Mapping[str, Any]) -> list[str]:

@@ -34,6 +34,10 @@ _OURS = frozenset(
      "source", "path")
 )  # fmt: skip
 _DIFFUSION_DB = "https://huggingface.co/datasets/poloclub/diffusiondb"
+COLLECTED, FAILED = "collected", "failed"
+_ROWS = 10_000
+_FACTS = ("sha256", "format", "width", "height", "size_bytes")
+_REASONS = ("status", "detail", "http_status", "requests", "final_url")
 
 
 @dataclass(frozen=True)
@@ -176,12 +180,6 @@ def _column(table: pa.Table, chosen: str | None, usual: tuple[str, ...], where: 
     if _plain(chosen) not in table.schema.names:
         raise ConfigError(f"{where}: no column '{chosen}'", hint=f"its columns: {', '.join(table.schema.names)}")
     return _plain(chosen)
-
-
-COLLECTED, FAILED = "collected", "failed"
-_ROWS = 10_000
-_FACTS = ("sha256", "format", "width", "height", "size_bytes")
-_REASONS = ("status", "detail", "http_status", "requests", "final_url")
 
 
 def write_results(records: Records, listed: UrlTable, rows: pa.Table) -> None:

@@ -25,6 +25,11 @@ from ray_app.storage import Store, strip_secrets
 
 T = TypeVar("T")
 _WRITERS = 16
+WORKER_CPUS = 0.5  # it waits most of the time; its decoders are the work
+_TAKE_S = 5.0
+_MOST_DEATHS = 3
+_STALL_S = 900.0
+_CLOSE_S = 300.0  # a last shard may be on its way to a slow store
 
 
 @dataclass
@@ -226,13 +231,6 @@ class _Faults:
         )
         self._told.put(DownloadReport(fault=fault))
         return True
-
-
-WORKER_CPUS = 0.5  # it waits most of the time; its decoders are the work
-_TAKE_S = 5.0
-_MOST_DEATHS = 3
-_STALL_S = 900.0
-_CLOSE_S = 300.0  # a last shard may be on its way to a slow store
 
 
 class Crew(Protocol):

@@ -30,6 +30,105 @@ from ray_app.datasets.masks import may_name
 from ray_app.errors import ConfigError, InputError
 from ray_app.storage import Fetcher, Store, canonical, strip_secrets
 
+_WRITTEN = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
+_MOST_BYTES = 2**31
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One line of work. `image` and `mask` (a uri): the real picture to be altered, and where; None for text alone."""
+
+    id: str
+    text: str
+    negative: str | None = None
+    group: str | None = None
+    split: str | None = None
+    image: ManifestMember | None = None
+    mask: str | None = None
+
+
+@dataclass(frozen=True)
+class ImageRequest:
+    """One image to be made: `index` counts all of a job, `size` is (width, height) of what the pipeline makes."""
+
+    index: int
+    seed: int
+    prompt: Prompt
+    size: Size
+    look: FileStyle
+
+    @property
+    def image_path(self) -> str:
+        """Where the image goes, below the job's directory."""
+        return f"images/{self.index:08}.{_WRITTEN[self.look.format]}"
+
+    @property
+    def mask_path(self) -> str:
+        """Where the mask of an altered image goes."""
+        return f"masks/{self.index:08}.png"
+
+
+@dataclass(frozen=True)
+class GenerationBlock:
+    """Orders of one size: the unit of commit and resume."""
+
+    number: int
+    orders: tuple[ImageRequest, ...]
+
+    @property
+    def path(self) -> str:
+        """Its rows. They exist when, and only when, all of its images are there."""
+        return f"parts/{self.number:06}.parquet"
+
+
+def make_orders(
+    prompts: Sequence[Prompt], *, per_prompt: int, base_seed: int, sizes: Sequence[Size], looks: Sequence[FileStyle]
+) -> list[ImageRequest]:
+    """An order per image, prompt by prompt; seed, size and look follow from (base seed, index) alone."""
+    return [
+        _order(number * per_prompt + repeat, prompt, base_seed, sizes, looks)
+        for number, prompt in enumerate(prompts)
+        for repeat in range(per_prompt)
+    ]
+
+
+def _order(index: int, prompt: Prompt, base_seed: int, sizes: Sequence[Size], looks: Sequence[FileStyle]) -> ImageRequest:
+    seed = seed_of(base_seed, index)
+    look = looks[pick(seed, "look", len(looks))]
+    size = sizes[pick(seed, "size", len(sizes))] if look.size is None else nearest_shape(look.size, sizes)
+    return ImageRequest(index, seed, prompt, size, look)
+
+
+def nearest_shape(wanted: Size, sizes: Sequence[Size]) -> Size:
+    """The one of `sizes` whose width ÷ height is nearest; of equals the first."""
+    ratio = wanted[0] / wanted[1]
+    return min(sizes, key=lambda size: max(ratio * size[1] / size[0], size[0] / (ratio * size[1])))
+
+
+def cut_blocks(orders: Sequence[ImageRequest], block_images: int) -> list[GenerationBlock]:
+    """Blocks of one size each, numbered; sizes in the order in which they first come."""
+    by_size: defaultdict[Size, list[ImageRequest]] = defaultdict(list)
+    for order in orders:
+        by_size[order.size].append(order)
+    return [GenerationBlock(number, chunk) for number, chunk in enumerate(_chunks(by_size.values(), block_images))]
+
+
+def _chunks(groups: Iterable[list[ImageRequest]], most: int) -> Iterator[tuple[ImageRequest, ...]]:
+    for group in groups:
+        for start in range(0, len(group), most):
+            yield tuple(group[start : start + most])
+
+
+def digest_of_orders(orders: Sequence[ImageRequest]) -> str:
+    """SHA-256 over all that was drawn: another list of prompts, or another real set, is another job."""
+    digest = hashlib.sha256()
+    for order in orders:
+        image = order.prompt.image
+        told = [order.index, order.seed, order.prompt.id, order.prompt.text, order.prompt.negative, order.prompt.mask, order.size,
+                [order.look.format, order.look.quality, order.look.subsampling, order.look.size], image and image.image_id]  # fmt: skip
+        digest.update(json.dumps(told, ensure_ascii=False).encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
 
 def seed_of(base: int, index: int) -> int:
     """The seed of image `index` of a job: 63 bits of SHA-256 over both, so that no two images of a job share one, nor two jobs theirs."""
@@ -48,22 +147,6 @@ def randomness(seed: int, what: str) -> random.Random:
 
 def _word(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
-
-
-_MOST_BYTES = 2**31
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """One line of work. `image` and `mask` (a uri): the real picture to be altered, and where; None for text alone."""
-
-    id: str
-    text: str
-    negative: str | None = None
-    group: str | None = None
-    split: str | None = None
-    image: ManifestMember | None = None
-    mask: str | None = None
 
 
 def read_prompts(config: GenerateConfig, *, images: bool) -> list[Prompt]:
@@ -191,89 +274,3 @@ def _mask(row: Mapping[str, Any], column: str, source: str, member: ManifestMemb
     if not any(may_name(uri, member.member, place) for uri in (member.uri, source)):
         raise ConfigError(f"{source}: what lies in an archive, or comes from elsewhere, may not say that a mask lies at {place}")
     return place
-
-
-_WRITTEN = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
-
-
-@dataclass(frozen=True)
-class ImageRequest:
-    """One image to be made: `index` counts all of a job, `size` is (width, height) of what the pipeline makes."""
-
-    index: int
-    seed: int
-    prompt: Prompt
-    size: Size
-    look: FileStyle
-
-    @property
-    def image_path(self) -> str:
-        """Where the image goes, below the job's directory."""
-        return f"images/{self.index:08}.{_WRITTEN[self.look.format]}"
-
-    @property
-    def mask_path(self) -> str:
-        """Where the mask of an altered image goes."""
-        return f"masks/{self.index:08}.png"
-
-
-@dataclass(frozen=True)
-class GenerationBlock:
-    """Orders of one size: the unit of commit and resume."""
-
-    number: int
-    orders: tuple[ImageRequest, ...]
-
-    @property
-    def path(self) -> str:
-        """Its rows. They exist when, and only when, all of its images are there."""
-        return f"parts/{self.number:06}.parquet"
-
-
-def make_orders(
-    prompts: Sequence[Prompt], *, per_prompt: int, base_seed: int, sizes: Sequence[Size], looks: Sequence[FileStyle]
-) -> list[ImageRequest]:
-    """An order per image, prompt by prompt; seed, size and look follow from (base seed, index) alone."""
-    return [
-        _order(number * per_prompt + repeat, prompt, base_seed, sizes, looks)
-        for number, prompt in enumerate(prompts)
-        for repeat in range(per_prompt)
-    ]
-
-
-def _order(index: int, prompt: Prompt, base_seed: int, sizes: Sequence[Size], looks: Sequence[FileStyle]) -> ImageRequest:
-    seed = seed_of(base_seed, index)
-    look = looks[pick(seed, "look", len(looks))]
-    size = sizes[pick(seed, "size", len(sizes))] if look.size is None else nearest_shape(look.size, sizes)
-    return ImageRequest(index, seed, prompt, size, look)
-
-
-def nearest_shape(wanted: Size, sizes: Sequence[Size]) -> Size:
-    """The one of `sizes` whose width ÷ height is nearest; of equals the first."""
-    ratio = wanted[0] / wanted[1]
-    return min(sizes, key=lambda size: max(ratio * size[1] / size[0], size[0] / (ratio * size[1])))
-
-
-def cut_blocks(orders: Sequence[ImageRequest], block_images: int) -> list[GenerationBlock]:
-    """Blocks of one size each, numbered; sizes in the order in which they first come."""
-    by_size: defaultdict[Size, list[ImageRequest]] = defaultdict(list)
-    for order in orders:
-        by_size[order.size].append(order)
-    return [GenerationBlock(number, chunk) for number, chunk in enumerate(_chunks(by_size.values(), block_images))]
-
-
-def _chunks(groups: Iterable[list[ImageRequest]], most: int) -> Iterator[tuple[ImageRequest, ...]]:
-    for group in groups:
-        for start in range(0, len(group), most):
-            yield tuple(group[start : start + most])
-
-
-def digest_of_orders(orders: Sequence[ImageRequest]) -> str:
-    """SHA-256 over all that was drawn: another list of prompts, or another real set, is another job."""
-    digest = hashlib.sha256()
-    for order in orders:
-        image = order.prompt.image
-        told = [order.index, order.seed, order.prompt.id, order.prompt.text, order.prompt.negative, order.prompt.mask, order.size,
-                [order.look.format, order.look.quality, order.look.subsampling, order.look.size], image and image.image_id]  # fmt: skip
-        digest.update(json.dumps(told, ensure_ascii=False).encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()

@@ -17,7 +17,6 @@ from ray_app.reports import format as wording
 # are statuses of `ray_app.errors.Status`, of a real image that was to be altered.
 OK, BLANKED, FAILED = "ok", "blanked", "pipeline_failed"
 Outcome = Literal["ok", "blanked", "pipeline_failed"] | str
-
 SCHEMA = pa.schema(
     [
         ("uri", pa.string()), ("label", pa.string()), ("generator", pa.string()), ("prompt", pa.string()), ("negative_prompt", pa.string()),
@@ -29,6 +28,11 @@ SCHEMA = pa.schema(
         ("subsampling", pa.string()), ("sha256", pa.string()), ("blanked", pa.bool_()), ("status", pa.string()), ("detail", pa.string()),
     ]
 )  # fmt: skip
+_WIDTH = 11
+_MEANING = {
+    "blanked": "the pipeline's safety checker put black in its place; no file was kept",
+    "pipeline_failed": "the pipeline raised on it",
+}
 
 
 def row_of(order: ImageRequest, same: Mapping[str, Any], **found: Any) -> dict[str, Any]:
@@ -43,13 +47,6 @@ def row_of(order: ImageRequest, same: Mapping[str, Any], **found: Any) -> dict[s
     row = dict.fromkeys(SCHEMA.names) | ordered | dict(same) | found
     assert len(row) == len(SCHEMA.names), "a column that the schema does not have"
     return row
-
-
-_WIDTH = 11
-_MEANING = {
-    "blanked": "the pipeline's safety checker put black in its place; no file was kept",
-    "pipeline_failed": "the pipeline raised on it",
-}
 
 
 def generate_lines(summary: Mapping[str, Any]) -> list[str]:

@@ -43,7 +43,73 @@ from ray_app.errors import ClusterError, ConfigError, ExitCode, TouchstoneError,
 from ray_app.runs.identity import claim_directory
 from ray_app.storage import Lease, Store
 
+_STALL_S = 3600.0  # a first block waits for tens of gigabytes of weights
+_WORKER_CPUS = 0.5
 _FORMAT = 1
+Report = dict[str, int]
+# Actors that a lost node takes with it start elsewhere, and what they had is made again.
+_RESTARTS = 5
+# One that is being made, and one that waits for it.
+_AT_ONCE = 2
+
+
+class Making(Protocol):
+    """What makes blocks: this process, or actors."""
+
+    def __call__(self, job: GenerationJob, blocks: Sequence[GenerationBlock], /) -> Iterator[dict[str, int]]:
+        """A report for each block as it is committed."""
+
+
+@dataclass(frozen=True)
+class GenerationResult:
+    """How a job ended: `exit_code` is DONE, or TOO_MANY_BAD where not one image was made; `summary` is the content of `summary.json`."""
+
+    exit_code: ExitCode
+    summary: dict[str, Any]
+
+
+def generate_images(config: GenerateConfig, *, retry: bool = False) -> GenerationResult:
+    """Make what `config` orders in `config.out`, from wherever an earlier session of the same command stopped.
+
+    With `retry`, blocks with images that failed are made again. Raises ConfigError, IdentityError, DetectorError (licence or model),
+    StorageError, ClusterError, and KeyboardInterrupt; those that the same call resumes from carry the note RESUMABLE.
+    """
+    if not config.out:
+        raise ConfigError("no directory: --out DIR is missing", hint="touchstone generate CONFIG --prompts FILE --out DIR")
+    start = time.monotonic()
+    card = card_of(config)
+    require_accepted(card, config.accept_licences)
+    pipeline_class(card)
+    prompts = read_prompts(config, images=card.task == "inpainting")
+    directory = GeneratedDirectory(Store.open(config.out))
+    measured = _measured(config, directory)
+    looks = measured.looks if measured else (plain_look(config.encode),)
+    orders = make_orders(prompts, per_prompt=config.per_prompt, base_seed=config.seed, sizes=config.sizes or card.sizes, looks=looks)
+    model = _model(card, directory)
+    with Lease(directory.store, unguarded=config.unguarded) as lease, resumable(KeyboardInterrupt, ClusterError):
+        directory.claim(_identity(config, card, model, orders))
+        if measured is not None:
+            directory.keep_looks(measured)
+        if retry:
+            directory.reopen()
+        blocks = cut_blocks(orders, config.block_images)
+        pending = directory.pending(blocks)
+        if pending:
+            _make(config, card, model, directory, lease, pending, total=len(orders))
+        summary = directory.publish(len(orders))
+        summary |= {"like": measured.facts() if measured else None, "task": card.task,
+                    "session": {"blocks": len(pending), "wall_s": round(time.monotonic() - start, 2), **lease.facts()}}  # fmt: skip
+        directory.store.write("summary.json", json.dumps(summary, indent=2, ensure_ascii=False).encode())
+    return GenerationResult(ExitCode.DONE if summary["made"] else ExitCode.TOO_MANY_BAD, summary)
+
+
+def card_of(config: GenerateConfig) -> PipelineCard:
+    """The config's card, with another model or revision where it asks for one. Raises ConfigError."""
+    card = load_pipeline_card(config.pipeline)
+    asked = {"model": config.model, "revision": config.revision}
+    changed = card.model_copy(update={key: value for key, value in asked.items() if value is not None})
+    changed._folder = card.folder
+    return changed
 
 
 @dataclass(frozen=True)
@@ -119,73 +185,6 @@ class GeneratedDirectory:
     def _parts(self) -> Iterator[tuple[str, pa.Table]]:
         for name in self.store.names("parts"):
             yield f"parts/{name}", pq.read_table(io.BytesIO(self.store.read(f"parts/{name}")))
-
-
-def _failures(table: pa.Table) -> bool:
-    return bool(set(table["status"].to_pylist()) - {OK, BLANKED})
-
-
-_STALL_S = 3600.0  # a first block waits for tens of gigabytes of weights
-_WORKER_CPUS = 0.5
-
-
-class Making(Protocol):
-    """What makes blocks: this process, or actors."""
-
-    def __call__(self, job: GenerationJob, blocks: Sequence[GenerationBlock], /) -> Iterator[dict[str, int]]:
-        """A report for each block as it is committed."""
-
-
-@dataclass(frozen=True)
-class GenerationResult:
-    """How a job ended: `exit_code` is DONE, or TOO_MANY_BAD where not one image was made; `summary` is the content of `summary.json`."""
-
-    exit_code: ExitCode
-    summary: dict[str, Any]
-
-
-def generate_images(config: GenerateConfig, *, retry: bool = False) -> GenerationResult:
-    """Make what `config` orders in `config.out`, from wherever an earlier session of the same command stopped.
-
-    With `retry`, blocks with images that failed are made again. Raises ConfigError, IdentityError, DetectorError (licence or model),
-    StorageError, ClusterError, and KeyboardInterrupt; those that the same call resumes from carry the note RESUMABLE.
-    """
-    if not config.out:
-        raise ConfigError("no directory: --out DIR is missing", hint="touchstone generate CONFIG --prompts FILE --out DIR")
-    start = time.monotonic()
-    card = card_of(config)
-    require_accepted(card, config.accept_licences)
-    pipeline_class(card)
-    prompts = read_prompts(config, images=card.task == "inpainting")
-    directory = GeneratedDirectory(Store.open(config.out))
-    measured = _measured(config, directory)
-    looks = measured.looks if measured else (plain_look(config.encode),)
-    orders = make_orders(prompts, per_prompt=config.per_prompt, base_seed=config.seed, sizes=config.sizes or card.sizes, looks=looks)
-    model = _model(card, directory)
-    with Lease(directory.store, unguarded=config.unguarded) as lease, resumable(KeyboardInterrupt, ClusterError):
-        directory.claim(_identity(config, card, model, orders))
-        if measured is not None:
-            directory.keep_looks(measured)
-        if retry:
-            directory.reopen()
-        blocks = cut_blocks(orders, config.block_images)
-        pending = directory.pending(blocks)
-        if pending:
-            _make(config, card, model, directory, lease, pending, total=len(orders))
-        summary = directory.publish(len(orders))
-        summary |= {"like": measured.facts() if measured else None, "task": card.task,
-                    "session": {"blocks": len(pending), "wall_s": round(time.monotonic() - start, 2), **lease.facts()}}  # fmt: skip
-        directory.store.write("summary.json", json.dumps(summary, indent=2, ensure_ascii=False).encode())
-    return GenerationResult(ExitCode.DONE if summary["made"] else ExitCode.TOO_MANY_BAD, summary)
-
-
-def card_of(config: GenerateConfig) -> PipelineCard:
-    """The config's card, with another model or revision where it asks for one. Raises ConfigError."""
-    card = load_pipeline_card(config.pipeline)
-    asked = {"model": config.model, "revision": config.revision}
-    changed = card.model_copy(update={key: value for key, value in asked.items() if value is not None})
-    changed._folder = card.folder
-    return changed
 
 
 def _measured(config: GenerateConfig, directory: GeneratedDirectory) -> FileStyles | None:
@@ -274,12 +273,8 @@ def _own_gpus(config: GenerateConfig) -> int:
     return int(torch.cuda.device_count())
 
 
-Report = dict[str, int]
-
-# Actors that a lost node takes with it start elsewhere, and what they had is made again.
-_RESTARTS = 5
-# One that is being made, and one that waits for it.
-_AT_ONCE = 2
+def _failures(table: pa.Table) -> bool:
+    return bool(set(table["status"].to_pylist()) - {OK, BLANKED})
 
 
 class Actor:

@@ -51,6 +51,10 @@ NO_IMAGE = "bin"
 RESERVED = ("image", "source")
 # Beside the source's own columns in the listing of a filtered run: the hash of the bytes that were scored. No source calls one so.
 EXPECTED = "\x1ftouchstone.sha256"
+# The hub's own figure for images; bytes bound it where they are large, since a row group is built in memory.
+GROUP_ROWS, GROUP_BYTES = 100, 64 * 2**20
+IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+_FORMULA, _SIGNED = r"^[=+\-@\t\r\n＝＋－＠]", r"^[+-][0-9]+(\.[0-9]+)?$"
 
 
 @dataclass(frozen=True)
@@ -87,35 +91,14 @@ class Packed:
         return {new: self.member.input.get(old) for old, new in names.items()}
 
 
-def free_names(columns: Collection[str], taken: Collection[str] = RESERVED) -> dict[str, str]:
-    """A name for each of the source's columns: its own, or `input.NAME` where that is taken."""
-    names: dict[str, str] = {}
-    for column in columns:
-        name = column
-        while name in taken or name in names.values() or (name != column and name in columns):
-            name = f"input.{name}"
-        names[column] = name
-    return names
+class ShardFile(Protocol):
+    """One output format: a local file that grows by members."""
 
+    def add(self, packed: Packed) -> None:
+        """Append a member."""
 
-def plain(value: Any) -> Any:
-    """A column's value as JSON has it: bytes as base64, times as ISO 8601, numbers that are none as null."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode("ascii")
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, (datetime, date, time)):
-        return value.isoformat()
-    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
-
-
-# The hub's own figure for images; bytes bound it where they are large, since a row group is built in memory.
-GROUP_ROWS, GROUP_BYTES = 100, 64 * 2**20
-IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    def close(self) -> None:
+        """Make the file complete."""
 
 
 class ParquetShard:
@@ -159,20 +142,6 @@ class ParquetShard:
         self._rows, self._size_bytes = [], 0
 
 
-def _features(schema: pa.Schema) -> dict[str, Any]:
-    """What `datasets` cannot see from Arrow's types: which structs are images. It finds all other columns by itself."""
-    return {field.name: {"_type": "Image"} for field in schema if field.type == IMAGE_TYPE}
-
-
-def _leaves(path: str, kind: pa.DataType) -> list[str]:
-    """Parquet's own paths of the leaves of a column."""
-    if pa.types.is_struct(kind):
-        return [leaf for field in kind for leaf in _leaves(f"{path}.{field.name}", field.type)]
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return _leaves(f"{path}.list.element", kind.value_type)
-    return [path]
-
-
 class WebDatasetShard:
     """A tar that grows by a sample at a time. Equal samples give equal bytes: no times, owners or modes of a real file get in."""
 
@@ -194,16 +163,6 @@ class WebDatasetShard:
         info = tarfile.TarInfo(name)
         info.size = len(data)
         self._tar.addfile(info, io.BytesIO(data))
-
-
-class ShardFile(Protocol):
-    """One output format: a local file that grows by members."""
-
-    def add(self, packed: Packed) -> None:
-        """Append a member."""
-
-    def close(self) -> None:
-        """Make the file complete."""
 
 
 FORMATS: dict[Form, type[ParquetShard] | type[WebDatasetShard]] = {"parquet": ParquetShard, "webdataset": WebDatasetShard}
@@ -297,7 +256,44 @@ def _unpacked(member: ManifestMember, error: InputError) -> dict[str, Any]:
     return {**named, "status": error.status.value, "detail": error.detail}
 
 
-_FORMULA, _SIGNED = r"^[=+\-@\t\r\n＝＋－＠]", r"^[+-][0-9]+(\.[0-9]+)?$"
+def free_names(columns: Collection[str], taken: Collection[str] = RESERVED) -> dict[str, str]:
+    """A name for each of the source's columns: its own, or `input.NAME` where that is taken."""
+    names: dict[str, str] = {}
+    for column in columns:
+        name = column
+        while name in taken or name in names.values() or (name != column and name in columns):
+            name = f"input.{name}"
+        names[column] = name
+    return names
+
+
+def plain(value: Any) -> Any:
+    """A column's value as JSON has it: bytes as base64, times as ISO 8601, numbers that are none as null."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode("ascii")
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, (datetime, date, time)):
+        return value.isoformat()
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
+
+
+def _features(schema: pa.Schema) -> dict[str, Any]:
+    """What `datasets` cannot see from Arrow's types: which structs are images. It finds all other columns by itself."""
+    return {field.name: {"_type": "Image"} for field in schema if field.type == IMAGE_TYPE}
+
+
+def _leaves(path: str, kind: pa.DataType) -> list[str]:
+    """Parquet's own paths of the leaves of a column."""
+    if pa.types.is_struct(kind):
+        return [leaf for field in kind for leaf in _leaves(f"{path}.{field.name}", field.type)]
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _leaves(f"{path}.list.element", kind.value_type)
+    return [path]
 
 
 def write_tables(store: Store, stem: str, schema: pa.Schema, tables: Iterable[pa.Table], *, csv: bool = False) -> int:

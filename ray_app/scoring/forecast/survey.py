@@ -43,8 +43,8 @@ FOOTER_READS = 2  # before the first row group of a Parquet file
 KEYS_PER_LIST = 1000  # that one LIST request answers with
 FILES = "files"
 _TELL_EVERY = 4096
-
 Item = ListedMember | ManifestMember
+_BATCH = 8192
 
 
 @dataclass
@@ -169,9 +169,6 @@ class _Cursor:
             return 0
         self._start, self._end = place.offset, end
         return 1
-
-
-_BATCH = 8192
 
 
 @dataclass(frozen=True)

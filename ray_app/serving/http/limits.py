@@ -17,6 +17,8 @@ from ray_app.serving.http.auth import Paths
 from ray_app.serving.http.errors import Refusal, has_body, refuse
 
 _BUDGET_RETRY_S = 5
+_BURST_S = 10.0
+_MAX_OWNERS = 4096
 
 
 class Deadline:
@@ -177,10 +179,6 @@ class _Body:
             if not self.complete:
                 message = {**message, "headers": [*message.get("headers", []), (b"connection", b"close")]}
         await self._send(message)
-
-
-_BURST_S = 10.0
-_MAX_OWNERS = 4096
 
 
 class Allowance:

@@ -25,9 +25,11 @@ JOB_HEADER = "Touchstone-Job"
 ATTEMPTS = 3
 _FIRST_PAUSE_S, _GROWTH = 2.0, 4.0
 _SIGNATURE = re.compile(r"t=([0-9]{1,12}),v1=([0-9a-f]{64})")
-
 Post = Callable[[str, bytes, Mapping[str, str]], Awaitable[int]]
 """(url, body, headers) → the status of the answer; raises SourceError or Refusal. In an endpoint, that of a GuardedFetcher."""
+Notify = Callable[[str, bytes], Awaitable[object]]
+"""(url, a Job as JSON): tells a webhook, with whatever retries it wants."""
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -122,12 +124,6 @@ async def _attempt(post: Post, url: str, body: bytes, headers: Mapping[str, str]
 
 def _digest(secret: str, body: bytes, timestamp: int) -> str:
     return hmac.new(secret.encode(), b"%d." % timestamp + body, hashlib.sha256).hexdigest()
-
-
-Notify = Callable[[str, bytes], Awaitable[object]]
-"""(url, a Job as JSON): tells a webhook, with whatever retries it wants."""
-
-_log = logging.getLogger(__name__)
 
 
 def signed_delivery(fetcher: UrlFetcher | None, secret: str | None) -> Notify | None:

@@ -25,6 +25,9 @@ from ray_app.training.export import STRICTNESS, terms_of
 
 CARD, WEIGHTS = "describer.yaml", "describer.safetensors"
 _PUBLISHED = {"exact": "share of prompts predicted word for word", "token_f1": "token F1", "bleu4": "BLEU-4", "rouge_l": "ROUGE-L"}
+MOST = 20_000  # images that figures are made of; of more, the first so many of a drawn order
+_CHANCE = 9  # names the stream of chance, beside those of order, augmentation and dropout
+_WHY = "no image with both a predicted and a true prompt"
 
 
 def write_index(folder: Path, recipe: Recipe, sees: Mapping[str, Any], vectors: npt.NDArray[Any], prompts: list[str]) -> DescriberCard:
@@ -83,11 +86,6 @@ def _yaml(card: DescriberCard) -> bytes:
     told = card.model_dump(mode="json", exclude_defaults=True)
     text: str = yaml.safe_dump(told, sort_keys=False, allow_unicode=True, width=140)
     return text.encode()
-
-
-MOST = 20_000  # images that figures are made of; of more, the first so many of a drawn order
-_CHANCE = 9  # names the stream of chance, beside those of order, augmentation and dropout
-_WHY = "no image with both a predicted and a true prompt"
 
 
 def compared(truth: Sequence[str], said: Mapping[str, Sequence[str] | str]) -> dict[str, dict[str, Any]]:

@@ -45,6 +45,8 @@ from ray_app.training.networks import seeded
 from ray_app.training.optim import make_optimiser
 
 Batch = Mapping[str, npt.NDArray[Any]]
+# Where the config of each captioner keeps what the tokenizer decides.
+_WORDS_AT: Mapping[str, tuple[str, ...]] = {"git": (), "blip": ("text_config",), "vision-encoder-decoder": ("decoder",)}
 
 
 class WordLearner:
@@ -162,10 +164,6 @@ def _freeze_unheard(network: Any, blank: torch.Tensor, words: CaptionTokenizer) 
     for parameter in network.parameters():
         parameter.requires_grad_(parameter.requires_grad and parameter.grad is not None)
         parameter.grad = None
-
-
-# Where the config of each captioner keeps what the tokenizer decides.
-_WORDS_AT: Mapping[str, tuple[str, ...]] = {"git": (), "blip": ("text_config",), "vision-encoder-decoder": ("decoder",)}
 
 
 class DescriberPlan(NamedTuple):

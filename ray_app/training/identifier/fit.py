@@ -28,6 +28,9 @@ _SEED = 0
 _MOST_ITERATIONS = 2_000
 _COSINE_STEPS = 200
 _T_RANGE = (-4.0, 6.0)  # of the logarithm of a temperature
+REAL = "real"
+UNKNOWN = "unknown"  # the label of a fake whose maker nobody knew
+Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -195,12 +198,6 @@ def _spread(rows: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     """(d,) standard deviations; what hardly varies here counts for little, not for infinitely much."""
     spread = rows.std(axis=0, dtype=np.float64)
     return np.asarray(np.maximum(spread, 0.05 * float(np.median(spread)) or 1e-6), np.float64)
-
-
-REAL = "real"
-UNKNOWN = "unknown"  # the label of a fake whose maker nobody knew
-
-Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
