@@ -1,17 +1,4 @@
-"""`touchstone collect`: a list of urls → images with their words, politely.
-
-`touchstone generate`: prompts into images of a diffusion pipeline, with all that a training needs to know of them.
-
-`touchstone split`: an index → training, validation and test images that share nothing; or what splits that are there share.
-
-`touchstone labels`: whether labels could be told by files alone, stand under both names, or are doubted.
-
-`touchstone index`: a labelled source → an index that recipes name.
-
-`touchstone pack`: any source into Parquet or WebDataset shards.
-
-`touchstone filter`: a scored archive without what was flagged.
-"""
+"""Commands on data: `filter` and `pack` archives; `collect`, `generate`, `split`, `labels` and `index` images to train and evaluate."""
 
 import json
 import shlex

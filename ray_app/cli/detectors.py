@@ -1,7 +1,4 @@
-"""Commands on what is shipped: detector cards and configs.
-
-Commands on weights: fetch them before a run, and verify that a detector here is the one that was published.
-"""
+"""Commands on detectors (`touchstone detectors list`, `show`, `fetch`, `verify`, `fit`) and on settings (`touchstone config`)."""
 
 import json
 import shlex

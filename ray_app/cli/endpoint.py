@@ -1,4 +1,4 @@
-"""`touchstone score --endpoint URL`: local files are sent to an endpoint, and its verdicts shown. Nothing is loaded or written here."""
+"""`touchstone score --endpoint URL`: local files are sent to an endpoint, and its verdicts shown."""
 
 import json
 import os

@@ -1,7 +1,4 @@
-"""`touchstone detectors fit`: labelled images → a head of our own on a published backbone, and its card.
-
-Reads labels and images and says what became of each. Knows nothing of networks or classifiers: ray_app.detectors.linear_head does.
-"""
+"""`touchstone detectors fit`: labelled images → a head of our own on a published backbone, and its card."""
 
 import csv
 import hashlib

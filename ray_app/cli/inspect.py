@@ -1,11 +1,4 @@
-"""`touchstone results --fdr`: the part of `results` that lists fakes with a known share of false ones.
-
-`touchstone masks`: the masks of a run as files that any viewer opens.
-
-`touchstone gallery`: the images of a run as pages that any browser opens, with what is known and what is said of them.
-
-`touchstone explain`: where on one image the score of each detector rests, as pictures and figures in a folder.
-"""
+"""Commands on the images of a run: `gallery`, `masks`, `explain`, and the list that `touchstone results --fdr` shows."""
 
 import json
 import shutil

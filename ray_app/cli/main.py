@@ -1,4 +1,4 @@
-"""The `touchstone` command: parses, calls the rooms, turns exceptions into one clear line and an exit code."""
+"""The `touchstone` command: `script` parses, runs a command, and turns exceptions into one clear line and an exit code."""
 
 import logging
 import shlex

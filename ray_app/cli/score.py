@@ -1,11 +1,4 @@
-"""Commands on archives and runs: score, results, report, demo.
-
-`touchstone decide`: other rules or thresholds on scores that are stored.
-
-`touchstone rescore`: another head on embeddings that a run has kept.
-
-`touchstone plan`: what a run will do, how long it takes and what it costs, before it does it.
-"""
+"""Commands on archives and runs: `demo`, `plan`, `score`, `results`, `report`, `decide`, `rescore`."""
 
 import json
 import shutil

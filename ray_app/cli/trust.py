@@ -1,9 +1,4 @@
-"""`touchstone calibrate`: a labelled run → an ensemble card whose false-positive rate is known.
-
-`touchstone audit`: a sample of a run for people to label, and what their labels say of the archive.
-
-`touchstone evidence`: one image's record of what was decided on which grounds, and the check of such a record.
-"""
+"""Commands on how far to trust a run: `calibrate` a card, `audit` a sample, make or verify `evidence` for one image."""
 
 import json
 import shlex

@@ -1,10 +1,7 @@
-"""Pending blocks → committed parts, on Ray Data. Yields one report per committed block.
-
-Blocks enter as one-row tables already in the object store: no read tasks, no merged files, no repartition; each block is committed
-by the worker that finishes it, so what survives a kill is whatever was committed (specs/ray.md §F3–F6 for what else was tried).
+"""Pending blocks → committed parts on Ray Data, one pool of actors per stage: `score_blocks` yields a report per committed block.
 
 Blocks go in waves, one Ray Data execution each, so that the driver holds a bounded number of them. What a wave leaves, because workers
-handed it back or because the wave was lost with its nodes, goes into the next.
+handed it back or because the wave was lost with its nodes, goes into the next. What survives a kill is whatever was committed.
 """
 
 import logging
@@ -88,6 +85,7 @@ def _wave_size(layout: ScoringLayout) -> int:
 
 def _executed(wave: Iterable[BlockRef], job: ScoringJob, layout: ScoringLayout) -> Iterator[BlockReport]:
     """The reports of one Ray Data execution; a block that was handed back has none."""
+    # Blocks enter as tables of one row that are in the object store: no read tasks, no merged files, no repartition (specs/ray.md §F3–F6).
     tables = [table_of(PendingBlock(ref)) for ref in wave]
     dataset = _pipeline(from_blocks(tables), job, layout.limited_to(len(tables)))
     for row in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):

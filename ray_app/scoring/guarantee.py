@@ -1,6 +1,6 @@
-"""Where a card's guarantee ends: an archive's rows against the images that the card was calibrated on. Knows rows; loads no network.
+"""Whether a card's guarantee covers an archive: its rows against the images that the card was calibrated on. `settle_guarantee`, `compare`.
 
-Noticed differences are said. Beyond a limit the card knows nothing of such images, and verdicts become `abstain`.
+Differences are reported. Beyond a limit the card knows nothing of such images, and verdicts become `abstain`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,19 +1,7 @@
-"""A spec and a source → the identity of a run. Hashes weights; loads no network.
+"""What a command scores with, and whether that is what a run was begun with.
 
-The scores of known reals that an ensemble card promises by, kept with the run: what `results --fdr` compares the archive with.
-
-Knows cards, their files and run directories; computes nothing.
-
-`--features`: of which detectors a run keeps embeddings, and what decides them. Reads cards and weights; scores nothing.
-
-`--reuse sha256`: whether it can be had, and what a run knows already, indexed as tasks.
-
-What `--stability K` means for a run: what is asked for, and how many verdicts did not outlive it. Knows rows; loads no network.
-
-A config, and the run that it goes on with → the ensemble, cards and settings that images are scored with. Writes nothing; no Ray.
-
-What the user wrote (in a file, by --set, a flag or an argument) holds. What is left open is taken from the run as it was begun, so that a
-default that another version of Touchstone changes ends nobody's nights; a new run begins with today's defaults.
+`resolve` takes the ensemble, cards and settings from config and run; `identity_of` is what another command on a directory must match.
+Beside them, what a run is made with that follows from both: references of a guarantee, kept embeddings, reused scores, stability.
 """
 
 import hashlib

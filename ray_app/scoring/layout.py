@@ -1,7 +1,7 @@
-"""Which processes to run where, from the cores and GPUs that are there or may come. Pure arithmetic, tested without a cluster.
+"""Which processes to run where, from the cores and GPUs of a cluster: `plan_layout` gives a `ScoringLayout`.
 
-Every request is a stated fraction and the sum stays under what a node has: on a small machine a stage that asks for
-a whole core waits forever behind the others, without a word (specs/ray.md §F2).
+Every request is a stated fraction and the sum stays below what a node has: on a small machine a stage that requests
+a whole core waits forever behind the others, without a message (specs/ray.md §F2).
 """
 
 import math

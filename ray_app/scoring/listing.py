@@ -1,4 +1,4 @@
-"""The manifests a session works on: an unfinished run goes on from what it has; a finished one lists its source anew."""
+"""The manifests a session works on: `bring_up_to_date` lists an unfinished run's blocks, or a finished run's source anew."""
 
 import sys
 import time

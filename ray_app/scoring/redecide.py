@@ -1,4 +1,4 @@
-"""Other rules or thresholds on stored scores: verdict columns are written anew, nothing is fetched, decoded or scored."""
+"""Other rules or thresholds on stored scores: `decide_run` writes verdict columns anew; nothing is fetched, decoded or scored."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,6 +1,6 @@
-"""What a finished run says of itself: `summary.json`, one per listing beside it, and `report.html`.
+"""The documents of a finished run: `write_summary` (`summary.json`, one per listing beside it) and `write_report` (`report.html`).
 
-Small re-encoded pictures for a report: no metadata of the original survives, and nothing is fetched unless asked for.
+Thumbnails are re-encoded, so that no metadata of the originals survives.
 """
 
 import io

@@ -1,8 +1,6 @@
-"""Another head on the embeddings that a run has kept: a new run directory, of rows and vectors alone. Nothing is fetched.
+"""One finished run into another by the embeddings that it kept, block by block; nothing is fetched or decoded.
 
-Another identifier's names for a run, by the embeddings that it has kept: rows are copied, generators named anew. Nothing is fetched.
-
-One finished run into another, block by block, where nothing is fetched: what rescoring and renaming do alike.
+`rescore_run` scores by other heads; `name_run` copies the rows and names generators by another identifier.
 """
 
 import json

@@ -1,8 +1,6 @@
-"""One scoring session, from top to bottom: list, score, publish, verify, summarize.
+"""One scoring session from top to bottom: `score_archive` checks, then a `ScoringRun` lists, scores, publishes, verifies and summarizes.
 
-Every step can be interrupted anywhere; the same command goes on from the facts on disk.
-
-`--retry`: members whose rows have certain statuses are scored again, before anything else is done with the run, or instead of it.
+Every step can be interrupted anywhere; the same command resumes from the facts on disk.
 """
 
 import contextlib

@@ -1,7 +1,4 @@
-"""What one session of a run did: its log line in `sessions/`, the sums of its workers' reports, and what that costs.
-
-The bill is pure arithmetic: the forecast and the running session count alike.
-"""
+"""One session of a run: `ScoringSession` sums its workers' reports and writes its file in `sessions/`; `spent` is the bill."""
 
 import logging
 import os

@@ -1,12 +1,7 @@
-"""The Serve application: which deployments there are, what each takes, how they are bound. `serve deploy` calls `build`.
+"""The Serve application: `build` (what `serve deploy` calls) binds an `Ingress`, deployments of detectors and one of jobs.
 
-What Ray Serve runs: thin classes around the pure parts of this room, and the calls between them.
-
-Requests that come at the same time, worked on together. Knows asyncio; knows nothing of images or Ray.
-
-Ray Serve's own `@serve.batch` cuts a batch when its wait is over, even if none can start before the running one ends; clients that wait
-for their answers then come back one by one, and batches stay at one image under full load (measured: 117 batches for 118 images of
-16 clients). Here a batch is cut when it can start: whatever came meanwhile is in it.
+`Batcher` cuts a batch when it can start: whatever came meanwhile is in it. Ray Serve's own `@serve.batch` cuts it when its wait is over;
+clients that wait for their answers then come back one by one (measured: 117 batches for 118 images of 16 clients).
 """
 
 import asyncio

@@ -1,6 +1,6 @@
-"""Who made an image and from what words, behind the endpoint: asked once an ensemble has decided. Knows no HTTP and no Ray.
+"""Generator and prompt of an image behind the endpoint, once an ensemble has decided: `ProfileAsk` → `Profiled`.
 
-Heads and describers sit with the detector whose embeddings they read, those that look at pixels in the first group: an ingress has none.
+Heads and describers sit with the detector whose embeddings they read, those that look at pixels in the first group.
 """
 
 import logging

@@ -1,12 +1,8 @@
-"""An endpoint as a Python object: files in, verdicts out, in order. Knows the API v1; needs neither torch nor Ray.
+"""An endpoint as a Python object: files in, verdicts out, in order. Needs neither torch nor Ray.
 
 with EndpointClient("http://localhost:8000") as endpoint:
     for answer in endpoint.score(Path("photos").glob("*.jpg")):
         print(answer["name"], answer["verdict"], answer["probability"])
-
-One request to an endpoint, asked until it is answered or patience ends. Knows status codes and clocks; knows nothing of images.
-
-Asking again is safe: the endpoint keeps nothing of a request, and the same bytes get the same answer.
 """
 
 import hashlib

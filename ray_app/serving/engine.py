@@ -1,8 +1,7 @@
-"""Encoded bytes → answer: decode in a child process, ask the groups of detectors, decide. Knows no HTTP server and no Ray.
+"""Encoded bytes → answer behind the endpoint: `EndpointScorer` decodes in a child process, calls the groups of detectors, decides.
 
-The walk of a batch run with processes in between: the same decoder, the same networks, the same decision.
-
-Which generation the groups of detectors serve, as far as one ingress knows. Knows no image, no HTTP and no Ray.
+The way of a batch run with processes in between: the same decoder, networks and decision. `Followed` keeps which release of ensembles
+the groups serve.
 """
 
 import asyncio

@@ -1,9 +1,8 @@
-"""An endpoint on this machine: Ray, Serve and the application up, waited for, and down again. For clusters there is `serve deploy`.
+"""An endpoint on this machine: `endpoint` starts Ray, Serve and the application, waits for it and ends it. For clusters: `serve deploy`.
 
-Serve's HAProxy on this machine: statistics on loopback, files in the run's own folder, no process that outlives the run.
-
-Serve 2.60 binds the statistics to every address, keeps the admin socket where every user may command it, and leaves the process behind
-where its own is killed. Run as a script, with HAProxy's arguments, this file starts HAProxy instead of Serve: the standard library alone.
+Run as a script, with HAProxy's arguments, this file starts HAProxy instead of Serve, with statistics on loopback, files in the run's own
+folder and no process that outlives it: Serve 2.60 binds statistics to every address, leaves the admin socket open to every user and the
+process behind. As a script it imports the standard library alone.
 """
 
 import ctypes

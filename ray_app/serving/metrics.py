@@ -1,7 +1,7 @@
-"""What the endpoint counts, and the page /metrics. Knows Ray's metric agents; knows no HTTP framework, image or detector.
+"""What the endpoint counts (`Meter`, `RayMeter`), and the page /metrics (`merged`).
 
 Each process counts for itself and hands its numbers to the metric agent of its node. A scrape of /metrics reaches one replica
-of several, so that replica asks every node's agent and answers for all of them. Numbers reach the agents within about 10 s.
+of several, so that replica queries every node's agent and answers for all of them. Numbers reach the agents within about 10 s.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Which ensembles an endpoint serves, as one value: it changes as a whole, and every answer names it. Knows cards; no torch, no Ray."""
+"""Which ensembles an endpoint serves, as one value: a `Release` changes as a whole, and every answer names it. Imports no torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

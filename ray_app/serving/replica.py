@@ -1,7 +1,7 @@
-"""Detectors that share a process, ready to be asked: prepared images in, what they say out. Knows no HTTP and no Ray.
+"""Detectors that share a process: a `DetectorGroup` takes prepared images (`ScoreRequest`) and gives scores (`ScoreResponse`).
 
-A group answers for its own detectors, as one generation of ensembles has them. Asked for others, it offers its generation instead, and the
-ingress follows: so an update needs no order among replicas, and no answer mixes detectors of two generations.
+A group answers for its own detectors, as one release of ensembles has them. For another release it offers its own instead, and the
+ingress follows: so an update needs no order among replicas, and no answer mixes detectors of two releases.
 """
 
 import io

@@ -1,6 +1,6 @@
-"""Images by URL, without becoming a way into our own network. Knows HTTP and what this endpoint asks; knows no image, no route, no job.
+"""Images by URL, without becoming a way into our own network: `GuardedFetcher`.
 
-Which addresses are asked is the guard's to say (`storage.guarding`). Redirects come back here, as new URLs.
+Which addresses are allowed is the guard's decision (`storage.ssrf`). Redirects come back here, as new URLs.
 """
 
 import asyncio

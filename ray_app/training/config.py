@@ -1,12 +1,6 @@
-"""A recipe: everything that decides what a training learns, from YAML. No torch: a recipe is read in milliseconds.
+"""A training's settings: `TrainConfig` is a `Recipe` and where it runs.
 
-Where and on how many machines it runs is not here (ray_app.training.config): the same recipe gives the same steps on any cluster.
-
-A training run: a recipe, and where it runs. What is here and not in the recipe changes no result, only time and place.
-
-The section `identify` of a recipe: a head over generators on a detector's embeddings. No torch: read in milliseconds.
-
-The section `describe` of a recipe: a predictor of prompts. No torch: read in milliseconds.
+The recipe is everything that decides the result: the same one gives the same steps on any cluster. Imports no torch.
 """
 
 from collections.abc import Mapping

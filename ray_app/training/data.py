@@ -1,4 +1,4 @@
-"""Before the first step: the labelled rows of each split, which rows each step sees, weights to begin with, and the job made of it all."""
+"""Before the first step: `prepare_data` has the labelled rows of each split, `make_job` the job that the workers get."""
 
 import hashlib
 import json

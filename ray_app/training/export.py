@@ -1,12 +1,7 @@
-"""From a finished training to a detector: a card, and weights that `score`, `serve`, timm and transformers take with no further step.
+"""A finished training as a detector: `export` writes a card, and weights that `score`, `serve`, timm and transformers load.
 
-Knows networks, recipes, figures and cards. Knows nothing about how the training ran, or who is told.
-
-Which licence a trained card has: that of the weights it began from, or of its data, whichever allows less.
-
-Knows recipes, cards and words of licences. Knows no law: what is inherited is written down for a person to judge.
-
-What was measured, as a card says it: one line per figure, with n and the 95 % interval. Knows figures and cards; computes nothing.
+`inherited` is the licence of the card, the strictest of initial weights and data, for a person to judge; `card_figures` what was measured,
+one line per figure with n and the 95 % interval.
 """
 
 import glob

@@ -1,12 +1,7 @@
-"""From a finished training to what is handed out: the best checkpoint judged once more, the card, figures, scores and the report.
+"""The results of a finished training: `finish` judges the best checkpoint once more and writes card, figures, scores and report.
 
-Every file can be written again by the same command; `metrics.json` comes last and says that all is there.
-
-Putting a finished detector where others find it: any fsspec URL, or a repository of models on the Hugging Face hub.
-
-Knows which files of a training's folder make the detector. Knows nothing of what is in them.
-
-One line that says how far a training is: step, loss, rate, images per second, what is left. Fed from the board.
+Every file can be written again by the same command; `metrics.json` comes last and says that all is there. `push` copies the detector to
+any fsspec URL or to the Hugging Face hub. `TrainingProgress` is the progress line.
 """
 
 import io

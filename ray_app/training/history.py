@@ -1,11 +1,7 @@
-"""What a worker notes while it trains, kept in files that are named by the step they begin at.
+"""What a training reports: `HistoryWriter` keeps each step's figures in files, `ProgressBoard` carries progress and stop to the driver.
 
-Such a file is written with a checkpoint and covers the steps since the one before. Who starts again from step s removes the files that
-begin at s or later and writes them anew: so nothing stands twice, however often a part of a training is repeated.
-
-The one place where workers tell the driver how far they are and hear whether to stop: a small actor on the driver's node.
-
-A worker tells without waiting; the driver asks twice a second. Nothing that a result depends on goes through here.
+A history file is named by the step that it begins at and written with a checkpoint. Who resumes from step s removes the files that
+begin at s or later: nothing stands twice, however often a part is repeated. No result depends on the board.
 """
 
 import json

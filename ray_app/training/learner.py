@@ -1,12 +1,7 @@
-"""One process's side of a training: batches in, better weights. Nothing here knows Ray, files of images, or where batches come from.
+"""One process's side of a training: `Learner` takes batches and improves weights, alone, under DDP or under FSDP2 (`distribute`).
 
-One network in several processes: DDP, which keeps a copy in each, or FSDP2, which keeps a part in each.
-
-Knows torch.distributed. Knows nothing about recipes, and starts no process group: who runs the processes does.
-
-Gradients are averaged over the processes. Batch normalisation is each process's own: it sees its part of the batch alone, and the running
-means and variances that are saved are rank 0's (DDP hands them to all before every step). So a network with such norms learns a little
-differently in another number of processes; one without learns the same.
+Gradients are averaged over the processes. Batch normalisation is each process's own, and the running means and variances that are saved
+are rank 0's: a network with such norms learns a little differently in another number of processes; one without learns the same.
 """
 
 import json

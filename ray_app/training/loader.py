@@ -1,4 +1,4 @@
-"""Rows of a labelled table → batches of arrays: read, decoded, augmented, brought to the network's size. Knows no torch and no Ray.
+"""Rows of a labelled table → batches of arrays, read, decoded, augmented and resized: `BatchLoader`, `StepLoader`.
 
 What is in a batch follows from the rows, their positions and the seed alone, whichever process makes it, in whatever order.
 """

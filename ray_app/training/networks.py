@@ -1,10 +1,5 @@
-"""From a recipe to the network that learns, and from that to the one that a card describes.
-
-Knows recipes, cards and families. Knows nothing about data, losses, optimisers or processes.
-
-Low-rank adapters (LoRA, arXiv 2106.09685) by peft: put into a network, and added to its weights when it is exported.
-
-Knows modules and peft. Knows nothing about cards or training.
+"""From a recipe to the network that learns (`network_for`), with LoRA adapters where wanted, and to the one that a card describes
+(`deployable`). LoRA is arXiv 2106.09685, by peft; adapters are added to the weights on export.
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""A detector's network as an ONNX file, and whether onnxruntime gives the same logits. Knows networks; knows no training.
+"""A detector's network as an ONNX file: `export_onnx`; `onnx_parity` compares onnxruntime's logits with torch's.
 
 The file takes prepared and normalised pixels `pixels` (N, 3, height, width) float32, N free, and gives `logits` (N, 1 or 2). What a card
 says besides (resize, constants, which logit is fake) is in the file's metadata, so that it can be used without the card.

@@ -1,7 +1,6 @@
-"""What a training will do and need, before anything is started: `touchstone train --dry-run`. Knows recipes and networks, no Ray.
+"""What a training will do and need before anything is started (`touchstone train --dry-run`): `plan`, `plan_lines`.
 
-Memory is counted and measured: parameters, gradients and the optimiser's state from the network's own tensors, activations from what one
-image leaves behind for the way back.
+Memory is counted and measured: parameters, gradients and optimiser state from the network's tensors, activations from one image.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
-"""Steps → batches: each worker's own ordered stream, read, decoded and augmented by loader processes on Ray Data.
+"""Steps → batches on Ray Data: `training_loader` and `batches` give each worker its own ordered stream from loader processes.
 
 The stream is made of step numbers alone; which rows a step has is arithmetic (ray_app.datasets.sampling). So the data position of a
-training is its step, and a stream that begins anywhere gives the same batches as one that came by there.
+training is its step.
 """
 
 import logging

@@ -1,6 +1,6 @@
-"""One training from its recipe to its card: claim the directory, index and divide the images, train, judge, export.
+"""One training from its recipe to its card: `train` claims the directory, indexes and divides the images, trains, judges, exports.
 
-Every step can be interrupted anywhere; the same command goes on from the facts on disk.
+Every step can be interrupted anywhere; the same command resumes from the facts on disk.
 """
 
 import json

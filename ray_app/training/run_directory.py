@@ -1,8 +1,6 @@
-"""Whose a training's directory is: `train.json` holds what another command on it must match, and with what it was made.
+"""A training's directory: `train.json` has what another command on it must match (`claim_recipe`, `check_claim`) and the `environment`.
 
-Where and on how many machines it runs, and what is kept for the case of faults, is not part of it: a resumed training may say that anew.
-
-With what a training was made: versions, devices, and the commit of the code. Plain facts by name, for train.json and the card.
+Where and on how many machines it runs, and what is kept in case of faults, is not part of the match.
 """
 
 import json

@@ -1,9 +1,7 @@
-"""One session of Ray Train: from the last committed checkpoint to the last step. The only place that builds a trainer.
+"""One session of Ray Train, from the last committed checkpoint to the last step: `fit`, the only place that builds a trainer.
 
-`fit` of Ray Train runs in a thread, since in the main thread it would take SIGINT for itself; the main thread looks at the board, draws
-the progress line, and hears signals.
-
-Where the processes of a training meet: at one address. PyTorch would listen on all of them, and its store asks for no secret.
+Ray Train's `fit` runs in a thread, since in the main thread it would take SIGINT for itself; the main thread watches the board, draws
+the progress line and hears signals. Processes meet at one address (`OneAddress`): torch's store listens on all and needs no secret.
 """
 
 import contextlib

@@ -1,8 +1,6 @@
-"""Judging a checkpoint on labelled rows, as the detector that it will be: meanwhile, as Ray Train's validation task, and at the end.
+"""A checkpoint judged on labelled rows, as the detector that it will be: `validate` while training (by Ray Train), `judge_splits` at the end.
 
-What judging a checkpoint found, kept by step in `validations/`: Ray's own list forgets the figures of checkpoints that it drops.
-
-A trained network judged on labelled batches, as the detector that it will be. Knows detectors; sums up nothing but masks.
+Figures are kept by step in `validations/`: Ray's own list forgets those of checkpoints that it drops.
 """
 
 import io

@@ -1,7 +1,4 @@
-"""A network's weights as files that its own library loads unchanged: timm by its path or its folder, transformers by its folder.
-
-Knows networks, cards and the two libraries' file formats. Knows nothing about training, licences or figures.
-"""
+"""A network's weights as files that its own library loads unchanged: `write_weights`, timm by path or folder, transformers by folder."""
 
 import json
 from collections.abc import Iterator, Mapping

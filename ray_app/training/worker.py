@@ -1,9 +1,8 @@
-"""What one worker process does: take its batches, learn, note, and commit checkpoints. Ray Train starts it, and starts it again.
+"""What one worker process of a training does: `train_worker` takes its batches, learns, notes, and commits checkpoints.
 
-Whatever ends a worker (its process, its node, the driver), the next attempt goes on from the last committed checkpoint: the step number
-in it is the whole position. All ranks do the same steps and report the same number of times; what is decided on the way (stop, look
-for notices) rank 0 decides and tells. They also look up while they wait for data: Ray Data gives a loader no more work once its machine
-is to be taken away, so a step may never come after which one could save.
+Whatever ends a worker, the next attempt resumes from the last committed checkpoint: the step in it is the whole position. All ranks do
+the same steps and report the same number of times; what is decided on the way (stop, look for notices) rank 0 decides. They also check
+while they wait for data: Ray Data gives a loader no more work once its machine is to go, so no step may come after which to save.
 """
 
 import os

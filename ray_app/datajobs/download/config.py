@@ -1,9 +1,4 @@
-"""The settings of collecting: what, where to, and how much a host is asked. Knows no url.
-
-What became of a url, in the words of `errors.Status` where one fits. Knows words only.
-
-The end of `collect` in words, for a terminal. Knows the figures of a summary and nothing else.
-"""
+"""Settings of `touchstone collect` (`CollectConfig`), the statuses a url may end in, and the summary for a terminal (`collect_lines`)."""
 
 import shlex
 from collections.abc import Iterator, Mapping

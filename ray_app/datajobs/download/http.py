@@ -1,8 +1,6 @@
-"""One request for one url, behind the guard: its bytes, where it is redirected to, or why there is nothing. Knows HTTP; no image, no turn.
+"""One request for one url behind the SSRF guard (`HttpClient`), within the limits of its host (`Host`).
 
 No redirect is followed here: the next url is another host's, whose limit is not ours to spend.
-
-How much a host is asked, and when: at once, in a row, and after it has asked to wait. Knows clocks; speaks no HTTP.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""`touchstone collect`: read the list, have fetched what is missing, write the tables. Interrupted anywhere, the same command goes on."""
+"""`touchstone collect`: `collect` reads the list, has what is missing fetched, writes the tables. Interrupted, the same command resumes."""
 
 import json
 import time

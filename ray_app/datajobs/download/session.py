@@ -1,12 +1,8 @@
-"""One session of collecting: what is missing is given out, what comes back is counted, until nothing is missing. Asks no host itself.
-
-What has become of every url so far: rows in parts, the latest of an id counts. Knows the records of one directory, no host.
+"""One session of collecting: `DownloadSession` hands out what is missing and counts what comes back, until nothing is missing.
 
 collect.json        whose directory it is
-parts/              rows as the workers committed them; joined into one when a session ends
+parts/              rows as the workers committed them (`Records`), the latest of an id counts; joined into one when a session ends
 A row counts where its image is there: the file, of its size, or the shard. What no row counts for is unfinished.
-
-Which urls a worker has in hand: some of every host, so that a slow one holds nobody up. Knows hosts and counts; asks nobody.
 """
 
 import hashlib

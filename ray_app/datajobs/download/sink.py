@@ -1,14 +1,7 @@
-"""Where a good image goes: a file of its own, or a shard that is published when it is full. Nothing shows before it is whole.
+"""Where a good image goes: a `FileKeeper` writes files, a `ShardKeeper` shards that are published when full. `Checker` decodes first.
 
-A worker's rows are committed here too. Files: rows after their files; a file without a row is looked at before its url is asked again.
+Rows are committed here too. Files: rows after their files; a file without a row is checked before its url is requested again.
 Shards: rows before their shard; rows whose shard is not there count for nothing.
-
-An id → the name of its file, which never leaves its folder; a Content-Type and bytes → the ending. Knows no storage.
-
-The names are those of DFLIP-3K's own downloader, `<id>.<subtype of Content-Type>` (specs/localization.md §5.1), with ids kept whole
-where they have dots, and the ending corrected where the bytes say another format.
-
-Whether what came is a whole image: decoded in a process of its own, so that a hostile file harms nobody. Keeps nothing.
 """
 
 import hashlib
@@ -43,7 +36,8 @@ PARTS = "parts"
 _UNSAFE = re.compile(r"[^\w.+=,@-]")
 _LONGEST = 150  # bytes of UTF-8; the usual file systems end at 255, and the ending and a store's own prefix want room
 _RESERVED = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9¹²³])(\..*)?", re.IGNORECASE)
-# Subtypes under which a format is sent, the usual one first.
+# Subtypes under which a format is sent, the usual one first. Names are those of DFLIP-3K's own downloader, `<id>.<subtype>`
+# (specs/localization.md §5.1), with ids kept whole where they have dots, and the ending corrected where the bytes say another format.
 _SUBTYPES = {
     "JPEG": ("jpeg", "jpg"),
     "PNG": ("png", "apng"),

@@ -1,9 +1,7 @@
-"""A list of urls → one table of texts: id, url, label, generator, and whatever else is said of an image. Reads one file; asks no host.
+"""A list of urls → one table of texts (`read_list`), and the tables of a collection that people read (`write_results`).
 
-DFLIP-3K's JSON (specs/localization.md §5.1), or CSV, TSV, JSON lines and Parquet. Every column is kept, as text, under a name in small
+Reads DFLIP-3K's JSON (specs/localization.md §5.1), CSV, TSV, JSON lines and Parquet. Every column is kept, as text, under a name in small
 letters with underscores: `Negative prompt` is `negative_prompt`.
-
-What people and other commands read of a collection: the images with their words, and the urls without one. Writes tables.
 """
 
 import hashlib

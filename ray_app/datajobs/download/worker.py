@@ -1,8 +1,5 @@
-"""One worker: urls come in, images go to their places, and how each ended is told. An event loop in a thread of its own; no Ray here.
-
-`give` and `take` from any thread. What is redirected is handed back: the worker whose host it is now may be another one.
-
-The workers of a session: one in this process, or actors on Ray, each for its own hosts. Knows no url.
+"""The workers of a download session: a `DownloadWorker` fetches, checks and stores on an event loop in a thread; `crew_for` starts one
+here or actors on Ray, each for its own hosts. A redirect is handed back: the worker whose host it is now may be another one.
 """
 
 import asyncio

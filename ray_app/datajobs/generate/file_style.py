@@ -1,7 +1,7 @@
-"""How files of a real set are stored: format, quality, subsampling, size. Measured on a sample, drawn from for what is made.
+"""How files of a real set are stored (format, quality, subsampling, size): `measure` reads headers of a sample, for generated files.
 
 Where fakes are PNG and reals JPEG, a detector learns the file and not the picture (specs/detectors.md §12; Grommelt et al. 2024,
-arXiv 2403.17608). Reads headers only; knows runs, indexes and archives, and no pixels.
+arXiv 2403.17608).
 """
 
 import io

@@ -1,9 +1,7 @@
-"""One pipeline of diffusers on one device: orders → pictures, each from its own noise. Knows torch and diffusers; writes nothing.
+"""One pipeline of diffusers on one device: `LoadedPipeline` turns requests into images; `find_model` and `fetch_model` locate its files.
 
 Every image has a generator of its own on the CPU, seeded with its own seed: what it starts from depends neither on the images beside it
 nor on the device. Of what the pipeline then really starts from, a hash is kept.
-
-Where a card's model lies: a local folder, hashed, or one commit of the hub. Knows files and the hub's client; loads no network.
 """
 
 import hashlib

@@ -1,10 +1,6 @@
-"""Prompts → orders (one image each, with all that was drawn for it) → blocks of one size. The same for every session of a job.
+"""Prompts (`read_prompts`) → requests of one image each, with all that is drawn for it (`make_orders`) → equal blocks (`cut_blocks`).
 
-One number per image, and everything that is drawn from it: the same on any machine, in any batch. Knows hashes and nothing else.
-
-What is to be pictured: prompts from a text file, a table or an index, and for inpainting the real images that are to be altered.
-
-Knows files of rows; knows no pipeline and draws nothing.
+The same for every session of a job: what is drawn follows from one number per image (`randomness`), on any machine, in any batch.
 """
 
 import hashlib

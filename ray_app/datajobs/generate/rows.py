@@ -1,7 +1,4 @@
-"""The columns of what was made: one row per order, whatever became of it. Read by `index … --layout columns` and `score` as they are.
-
-The end of `generate` in words, for a terminal. Knows the figures of a summary and nothing else.
-"""
+"""One row per requested image, whatever became of it (`SCHEMA`, `row_of`), and the summary for a terminal (`generate_lines`)."""
 
 import shlex
 from collections.abc import Iterator, Mapping

@@ -1,6 +1,4 @@
-"""One session of `touchstone generate`: read, draw, make what is not there, publish. Interrupted anywhere, the same command goes on.
-
-The directory of a job: whose it is, which blocks are done, and the tables that others read.
+"""One session of `touchstone generate`: `generate_images` reads, draws, makes what is missing, publishes. The same command resumes.
 
 generate.json       what is made, how: another command on the same directory is refused
 looks.json          how the real set's files are stored, measured once
@@ -9,8 +7,6 @@ parts/              the rows of each block; a block is done when they are there
 generated.parquet   the rows of all images that were made: what `touchstone index` and `touchstone score` take
 failed.parquet      the rows of those that were not, each with its status
 summary.json        the figures, when all blocks are done
-
-Blocks made by actors of Ray, one loaded pipeline in each. A thin class around `making.Maker`; knows no pipeline.
 """
 
 import io

@@ -1,16 +1,7 @@
-"""Blocks of orders → files and rows. Where memory is short the batch halves; a failed image is a row. Knows no Ray.
+"""Blocks of requests → files and rows: `GenerationWorker`. Where memory is short the batch halves; a failed image is a row.
 
-The rows of a block are written last: a block whose rows are there is done, and one that died in its middle is made again, to the same
-names and the same bytes.
-
-Pictures and masks around a pipeline: real ones brought to its size, masks read or drawn, results shrunk to a wanted size.
-
-Knows Pillow and numbers; knows no pipeline and no file's place.
-
-A picture → the bytes of a file, stored as it was drawn and marked as generated. Knows Pillow's encoders and IPTC's words.
-
-The mark is IPTC's DigitalSourceType in XMP (IPTC Photo Metadata Standard 2023.1; cv.iptc.org/newscodes/digitalsourcetype).
-`ray_app.images.provenance` reads it back.
+The rows of a block are written last: a block whose rows are there is done, and one that died halfway is made again, to the same
+names and bytes. `encode` marks files as generated: IPTC's DigitalSourceType in XMP (Photo Metadata Standard 2023.1).
 """
 
 import hashlib
@@ -39,6 +30,7 @@ _BLOBS = (3, 7)
 _TRIES = 40
 Mark = Literal["trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia"]
 _SUBSAMPLINGS = {"4:4:4": 0, "4:2:2": 1, "4:2:0": 2}
+# IPTC Photo Metadata Standard 2023.1, cv.iptc.org/newscodes/digitalsourcetype; `ray_app.images.provenance` reads it back.
 _XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 <x:xmpmeta xmlns:x="adobe:ns:meta/">
  <rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">

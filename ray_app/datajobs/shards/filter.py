@@ -1,8 +1,6 @@
-"""`touchstone filter`: the archive of a finished run without the members that it flags, and the list of those. Deletes nothing.
+"""`touchstone filter`: `filter_run` writes the archive of a finished run without the members that it flags, and the list of those.
 
-Which rows of a run go and which stay, and why in words. Columns in, columns out; reads and writes no file.
-
-A finished run as an archive of its own: the members that stay, with the hash of the bytes that were scored. Reads manifests and rows.
+Deletes nothing. `KeptMembers` is the run as an archive: the members that stay, with the hash of the bytes that were scored.
 """
 
 import hashlib

@@ -1,7 +1,4 @@
-"""Which members go into which shard: a fact of the manifest and one number, the same for every session. Reads and writes no member.
-
-The settings of packing and filtering.
-"""
+"""The settings of packing and filtering, and which members go into which shard: `plan_shards`, the same for every session."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,18 +1,11 @@
-"""One session of `pack` or `filter`: list once, write the shards that are not there, compare the figures.
-
-Interrupted anywhere, the same command goes on from the files that are there. Small jobs run in this process, larger ones as Ray tasks.
-
-`touchstone pack`: list once, write the shards that are not there, compare figures. Interrupted anywhere, the same command goes on.
-
-The directory that shards are written to: whose it is, what is done in it, what is left, and whether the figures agree.
+"""One session of `pack` or `filter`: `pack_archive` and `write_shards` list once, write the missing shards, compare the figures.
 
 pack.json           what was packed, how: another command on the same directory is refused
 manifest/0/         the listing, cut into blocks; which shard holds which members follows from it alone
 notes/, data/       per shard what became of its members, and the shard
 unpacked.parquet    members that are in no shard, each with status and detail
 summary.json        the figures, when all shards are there
-
-The end of `pack` and `filter` in words, for a terminal. Knows the figures of a summary and nothing else.
+The same command resumes from the files that are there. Small jobs run in this process, larger ones as Ray tasks.
 """
 
 import json

@@ -1,18 +1,7 @@
-"""One shard: its members are read, appended to a local file as they come, and published whole. The unit of work and of resume.
+"""One shard, the unit of work and of resume: `WriteShard` reads its members, appends them to a local file and publishes it whole.
 
-Members are not decoded: a hash, the sniffed format, and the bytes as they are. One that cannot be had is written down, not lost.
-
-One member on its way into a shard, and what stands beside its bytes there. Knows names and types; knows no file format.
-
-A Parquet shard as the Hugging Face hub writes it: `image` {bytes, path}, `source`, then the source's own columns. Knows no storage.
-
-Row groups are small, with a page index, so that one row of a shard is read without the others.
-
-A WebDataset shard: a tar with KEY.jpg (or what it is) and KEY.json side by side. Knows no storage.
-
-Keys are made here from numbers alone: a member's own name may be anything, and stands only inside the JSON.
-
-Tables larger than memory → one Parquet file, one CSV file of a store: grown in a local file, published whole.
+Members are not decoded: a hash, the sniffed format, and the bytes as they are (`ParquetShard` as the Hugging Face hub writes it,
+`WebDatasetShard`); one that cannot be had is a row of the report. `write_tables`: tables larger than memory as Parquet and CSV.
 """
 
 import base64

@@ -1,4 +1,4 @@
-"""What a scoring run will do, before anything is spent: members, stages and rates from a short probe, requests, hours, cost.
+"""What a scoring run will do and cost, before anything is spent: `forecast` takes a survey, a short probe, rates and prices together.
 
 Starts no cluster and writes nothing: cores and GPUs are those described or stated in the config, else this machine's.
 """

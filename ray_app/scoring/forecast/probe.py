@@ -1,4 +1,4 @@
-"""A short probe: a few members read, decoded and scored as a worker would do it, on one core. Writes nothing, starts no cluster."""
+"""A short probe of this machine: `probe_members` reads, decodes and scores a few members on one core as a worker would. Writes nothing."""
 
 import math
 import time

@@ -1,4 +1,4 @@
-"""How fast the stages of a layout go, and which one holds the others up. Pure arithmetic on seconds per image.
+"""How fast the stages of a layout go and which one is the bottleneck, from seconds per image: `forecast_rates`.
 
 Fused, every process does one stage after another. Split, the stages run side by side and the slowest sets the pace.
 """

@@ -1,8 +1,6 @@
-"""One pass over the members that a run would score: how many, how large, kept in what, and the requests that reading them takes.
+"""What a run would score: `survey` counts members, bytes and the requests that reading them takes; `standing` what a run has left to do.
 
-Memory does not grow with the members. Reads nothing but the listing; only requests over a network count, since only those are billed.
-
-What a run directory leaves to be done, before anything is begun: reads its facts, writes nothing.
+Reads only listings and a run's own files, in memory that does not grow with the members. Only requests over a network are billed.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Who gets a place: so many requests at work, and none that would wait too long. Knows no route; tells the others when to come back."""
+"""Who gets a place: so many requests at work, and none that would wait too long. `Admission` refuses the others with a Retry-After."""
 
 import math
 import time

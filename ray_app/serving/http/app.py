@@ -1,12 +1,6 @@
-"""The whole HTTP side in one FastAPI application: guards, routes, page. What scores and what keeps jobs is handed in.
+"""The whole HTTP side in one FastAPI application: `create_app` puts routes, page, guards, headers and metering together.
 
-Puts every guard in front of an application, in their one order: what is cheap to ask is asked first. Knows the open addresses.
-
-Counts every request as it ends: route template, status, seconds, and why it was refused. Knows ASGI and the meter.
-
-Headers that every answer carries: the request's id, and what a browser must not do with it. Knows no route but the page's.
-
-The web page: `/` and the listed files of `/page/`, from memory. Knows nothing of what the page asks of the endpoint.
+Guards come in one order (`install`): what is cheap to check is checked first.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
-"""What a connection may cost before there is a request: bytes and seconds of a head, seconds of an unread answer, and how many are open.
+"""What a connection may cost before there is a request: bytes and seconds of a head, seconds of an unread answer, how many are open.
 
-uvicorn's httptools protocol has no such limits, and Ray Serve's proxy asks uvicorn for none. Serve calls `install` in every proxy that
-has it as RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH. Knows uvicorn's protocol; knows no route and no application.
+uvicorn's httptools protocol has no such limits, and Ray Serve's proxy requests none. Serve calls `install` in every proxy that
+has it as RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH.
 """
 
 import asyncio

@@ -1,7 +1,4 @@
-"""Refusals as HTTP: one JSON shape, one closed list of codes, one status for each. Knows no route.
-
-Whatever goes wrong becomes the one JSON shape of an error, from a route or from a middleware. Knows no route and no limit.
-"""
+"""Refusals as HTTP: `Refusal` has one JSON shape, a closed list of codes and a status for each; `install_handlers` is for all errors."""
 
 import logging
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The routes of jobs. Knows HTTP and the two ways to send one; what becomes of a job is the book's."""
+"""The routes of jobs (`job_router`), over HTTP with images or with URLs."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Protocol, TypeVar

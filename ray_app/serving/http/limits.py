@@ -1,6 +1,6 @@
-"""What one request may cost before a route sees it: bytes and time. Knows no route; answers refusals without reading further.
+"""What a request may cost before a route sees it: `Deadline` and `BodyLimit`, and how many a minute one owner may make: `RateLimit`.
 
-How many requests a minute one owner of a token may make. Knows the owner's name only; each ingress replica counts for itself.
+Each ingress replica counts its owners for itself. Refusals are answered without reading further.
 """
 
 import asyncio

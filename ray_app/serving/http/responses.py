@@ -1,6 +1,4 @@
-"""What a client is told of an image: the verdict on one that was scored, the reason for one that was refused. Knows outputs and the
-API's models; no route, no network, no Ray.
-"""
+"""Outputs → the API's answers: `scored_answer` for an image with a verdict, `refused_answer` for one without, `ensemble_infos`."""
 
 import base64
 from collections.abc import Collection, Sequence

@@ -1,4 +1,4 @@
-"""The book of jobs: many images each, scored a few at a time behind the interactive requests. Knows no Ray, no route, no network.
+"""The jobs of an endpoint: `JobBook` scores many images each, a few at a time behind the interactive requests.
 
 Every image of a job gets one line of results, in the order of the request, whatever becomes of it.
 """

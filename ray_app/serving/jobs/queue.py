@@ -1,8 +1,6 @@
-"""Whose image is next: one of each job in turn, a few at a time over all jobs. Knows tasks; knows nothing of images or answers.
+"""Whether a job is taken (`check_request`, `check_room`), whose image is next (`Turns`), and its answer (`PatientScorer`).
 
-Whether a job is taken. Knows the limits and what is there already; changes nothing.
-
-One image of a job → its answer, however long the interactive requests keep the detectors busy. Knows no job, no turn, no storage.
+Images of the jobs take turns, a few at a time over all jobs; one is tried again as long as interactive requests keep detectors busy.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""One job: the record that outlives the process, and the work that does not. Knows images by number; no clock, no storage, no HTTP."""
+"""One job: the record that outlives the process (`JobRecord`), and the work that does not (`PendingJob`)."""
 
 import asyncio
 import hashlib

@@ -1,4 +1,4 @@
-"""Where jobs are kept: in memory, or as small files under one root. Knows names and when a file may go; knows nothing of scoring.
+"""Where jobs are kept: `job_store` opens one in memory, or small files under one root.
 
 <root>/states/<id>.json          the record
 <root>/lines/<id>-<index>.json   one scored image of an unfinished job of URLs

@@ -1,7 +1,4 @@
-"""Tells a URL that a job has ended, signed so that the receiver can be sure who speaks. Knows no job's inside, keeps no queue.
-
-Tells a job's webhook that it has ended, at least once. Knows when that is done; what is sent, and how, is webhooks.py's.
-"""
+"""A job's webhook is called when it has ended, at least once (`WebhookSender`), signed so that the receiver can `verify` the sender."""
 
 import asyncio
 import hashlib

@@ -1,6 +1,6 @@
-"""From what was learned to a describer's card and its one file. Knows folders and cards; knows no training.
+"""A trained prompt predictor as files: `write_card` and `write_network`, and with `with_figures` how well it predicts.
 
-How well prompts are predicted, beside what costs nothing: the nearest training image's words, and words at random. Knows texts alone.
+It is compared with what costs nothing (`compared`): the nearest training image's words, and words at random.
 """
 
 from collections import Counter

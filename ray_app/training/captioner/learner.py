@@ -1,9 +1,7 @@
-"""One process's side of learning to say prompts: batches in, better weights. Knows no Ray and no files of images.
+"""Training a network that predicts prompts: `WordLearner` has the calls of `training.learner.Learner`, so that the same workers run it.
 
-It is to a describer what `learner.Learner` is to a detector, with the same calls, so that the same workers run it: what happens depends on
-recipe, batches and (seed, step, rank), and a training that is saved, loaded elsewhere and continued gives the same weights.
-
-From a recipe's `describe` to the network that learns to say prompts, and its tokenizer. Knows no data, no loss and no process.
+What happens depends on recipe, batches and (seed, step, rank) alone: a training that is saved, loaded elsewhere and continued gives the
+same weights. `make_plan` and `speaking_network` make network and tokenizer from a recipe's `describe`.
 """
 
 import json

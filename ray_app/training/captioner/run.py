@@ -1,8 +1,7 @@
-"""A predictor of prompts, from labelled images with prompts to OUT/describer.yaml.
+"""A predictor of prompts from labelled images with prompts: `describe` writes OUT/describer.yaml, and `metrics.json` last.
 
-Embeddings once (ray_app.training.embeddings), a network by Ray Train (the same workers as for detectors), and a measurement of the card
-that is handed out, beside the nearest training image's words and chance. The same command goes on from whatever is there; `metrics.json`
-comes last. The weights are those of the last step: no validation chooses among checkpoints.
+Embeddings once (`training.embeddings`), a network by Ray Train, and a measurement of the card beside the nearest training image's words
+and chance. The same command resumes. The weights are those of the last step: no validation chooses among checkpoints.
 """
 
 import io

@@ -1,10 +1,7 @@
-"""From embeddings with class names to an identifier in files: head, threshold, card; and what it is worth. No Ray, no image.
+"""Embeddings with class names → an identifier in files: `make_identifier` fits the head, sets the threshold, writes card and figures.
 
-made = make_identifier(folder, recipe, card, facts, {"train": Labelled(…), "validation": …, "test": …}, classes)
-
-How well an identifier names: of known generators with and without abstaining, of unknown ones, of reals. Knows names and arrays.
-
-Every figure is a row of `metrics.figure.Figure`: 95 % intervals by the bootstrap over images, shares by Clopper and Pearson.
+Figures (`measured`) are rows of `metrics.figure.Figure`: of known generators with and without abstaining, of unknown ones, of reals;
+95 % intervals by the bootstrap over images, shares by Clopper and Pearson.
 """
 
 from collections import Counter

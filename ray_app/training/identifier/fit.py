@@ -1,9 +1,7 @@
-"""A head over generators from embeddings and classes: scikit-learn's logistic regression, or cosines; its chances made honest by folds.
+"""A head over generators from embeddings and classes: `fit` (logistic regression or cosines), temperature calibrated over folds.
 
-Knows arrays. Knows nothing about images, files or names. What is chosen and calibrated here looks at training images alone, each judged
-by a head that saw no image of its group; so validation images are left for the threshold of the open set.
-
-Labelled rows → which class of an identifier each is of, which are held out, and which of them it is fitted on. No torch.
+What is chosen and calibrated looks at training images alone, each judged by a head that saw no image of its group; validation images
+are left for the open set's `threshold`. `named` maps labelled rows to the classes.
 """
 
 import math

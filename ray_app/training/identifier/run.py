@@ -1,6 +1,6 @@
-"""A head over generators, from labelled images to OUT/identifier.yaml: embeddings once, by Ray Data, and a fit that takes seconds.
+"""A head over generators from labelled images: `identify` computes embeddings once, by Ray Data, and writes OUT/identifier.yaml.
 
-Everything that is slow is kept (ray_app.training.embeddings); the same command computes no embedding again. `metrics.json` comes last.
+The same command computes no embedding again. `metrics.json` comes last.
 """
 
 import io
