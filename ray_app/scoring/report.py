@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ray_app import __version__
-from ray_app.archives import guard_of, manifests
+from ray_app.archives import guard_of, manifests, read_complete
 from ray_app.ensembles import Thresholds, is_calibrated
 from ray_app.errors import ConfigError, InputError, Status
 from ray_app.images import ImageLimits, decode_image
@@ -27,9 +27,8 @@ from ray_app.runs.document import (
 )
 from ray_app.runs.summary import COLUMNS
 from ray_app.scoring.identity import stability_facts
-from ray_app.scoring.listing import linked_folders
 from ray_app.scoring.session import ScoringSession
-from ray_app.storage import Fetcher, Guard
+from ray_app.storage import Fetcher, Guard, LinkedFolders
 
 SIDE_PX = 160
 
@@ -112,6 +111,12 @@ def ensemble_facts(spec: ScoringSpec) -> EnsembleSummary:
         members=members,
         thresholds=Thresholds(**card.thresholds.model_dump()),  # all of them are written, given or not
     )
+
+
+def linked_folders(run: RunDirectory) -> LinkedFolders:
+    """Links to folders that the last listing did not follow."""
+    info = read_complete(run.store, manifests(run.store)[-1])
+    return LinkedFolders() if info is None else LinkedFolders(info.linked_folders, info.linked_example)
 
 
 def bad_fraction(summary: dict[str, Any]) -> float:

@@ -39,7 +39,6 @@ from ray_app.runs.schema import IDENTIFIED
 from ray_app.scoring.guarantee import settle_guarantee
 from ray_app.scoring.identity import REFERENCES, keep_references, references_beside, scoring_identity, stability_in
 from ray_app.scoring.messages import BlockReport, BlockWork
-from ray_app.scoring.redecide import decided
 from ray_app.scoring.report import write_report, write_summary
 from ray_app.scoring.session import ScoringSession
 from ray_app.storage import Lease
@@ -341,7 +340,7 @@ def finished(run: RunDirectory, spec: ScoringSpec, session: ScoringSession) -> d
         run.publish(manifest)
     publish_vanished(run)
     check_conservation(run)
-    summary = write_summary(run, spec, session, settle_guarantee(run, spec, decided))
+    summary = write_summary(run, spec, session, settle_guarantee(run, spec))
     write_report(run)
     session.log("finished")
     return summary

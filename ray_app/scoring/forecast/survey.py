@@ -18,10 +18,8 @@ from ray_app.archives import (
     ManifestMember,
     MemberLocation,
     image_id,
-    manifests,
     member_rows,
     read_block,
-    read_blocks,
     read_ids,
 )
 from ray_app.archives.containers import COMPRESSED
@@ -32,7 +30,7 @@ from ray_app.reports.plan_model import PlannedArchive, PlannedCluster, PlannedKi
 from ray_app.runs import RunDirectory
 from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.identity import Resolved
-from ray_app.scoring.listing import archive_of
+from ray_app.scoring.run import archive_of, work_of
 from ray_app.scoring.session import is_billed
 from ray_app.storage import Fetcher
 from ray_app.storage.fetch import WINDOW_BYTES as STREAM_BYTES
@@ -197,9 +195,8 @@ def standing(resolved: Resolved, spec: ScoringSpec) -> Standing | None:
         return None
     run = resolved.begun.run
     run.claim(resolved.identity(spec), list(spec.cards), spec.ensemble.model_dump(mode="json"))
-    blocks = [read_blocks(run.store, number) for number in manifests(run.store)]
-    pending = [one.without(run.done_blocks(number)) for number, one in zip(manifests(run.store), blocks, strict=True)]
-    return Standing(run, BlockList.joined(blocks), BlockList.joined(pending))
+    work = work_of(run)
+    return Standing(run, work.blocks, work.pending)
 
 
 def members_to_score(config: ScoreConfig, before: Standing | None, fetcher: Fetcher) -> Iterable[ListedMember | ManifestMember]:
