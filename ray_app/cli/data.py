@@ -185,7 +185,7 @@ def _config(named: str, given: dict[str, Any], assignments: tuple[str, ...]) -> 
     return configured("generate", None if is_card else named, GenerateConfig, given | ({"pipeline": named} if is_card else {}), assignments)
 
 
-def _words(context: click.Context, option: click.Parameter, text: str | None) -> tuple[str, ...]:
+def _comma_separated(context: click.Context, option: click.Parameter, text: str | None) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip()) if text else ()
 
 
@@ -195,7 +195,9 @@ def _words(context: click.Context, option: click.Parameter, text: str | None) ->
 @click.option("--train", type=float, help="The share of images to learn from.  [default: 0.8]")
 @click.option("--validation", type=float, help="The share that chooses and calibrates.  [default: 0.1]")
 @click.option("--test", type=float, help="The share that is only measured.  [default: 0.1]")
-@click.option("--by", metavar="KINDS", callback=_words, help="What binds images: group, prompt, looks.  [default: group,prompt,looks]")
+@click.option(
+    "--by", metavar="KINDS", callback=_comma_separated, help="What binds images: group, prompt, looks.  [default: group,prompt,looks]"
+)
 @click.option(
     "--prompts",
     type=click.FloatRange(0.3, 1, min_open=True),
@@ -234,11 +236,13 @@ def split(at: str, check: bool, as_json: bool, **given: Any) -> int:
     if not given["out"]:
         raise ConfigError("no directory for the divided index: --out DIR is missing", hint="touchstone split INDEX --out DIR")
     document = split_index(configured("split", None, SplitConfig, {"at": at, **given}, ()))
-    click.echo(json.dumps(document, indent=1, ensure_ascii=False) if as_json else "\n".join(map(visible, _lines(document, given["out"]))))
+    click.echo(
+        json.dumps(document, indent=1, ensure_ascii=False) if as_json else "\n".join(map(visible, _split_lines(document, given["out"])))
+    )
     return ExitCode.DONE
 
 
-def _lines(document: Mapping[str, Any], out: str) -> Iterator[str]:
+def _split_lines(document: Mapping[str, Any], out: str) -> Iterator[str]:
     from ray_app.reports.text import table
 
     yield f"{document['images']:,} images in {document['groups']:,} groups, the largest of {document['largest_group']:,}"
@@ -363,14 +367,14 @@ def index(out: str, complete: bool, assignments: tuple[str, ...], as_json: bool,
     if source.split or source.generators:
         raise ConfigError("split and generators are chosen by those who read an index", hint="say them in the recipe's data")
     info = build_index(source, Store.open(out), progress=ProgressLog("index"))
-    click.echo(json.dumps(asdict(info), indent=1, ensure_ascii=False) if as_json else "\n".join(_indexing_lines(info)))
+    click.echo(json.dumps(asdict(info), indent=1, ensure_ascii=False) if as_json else "\n".join(_index_lines(info)))
     if complete and not info.agrees:
-        told = "no published count to compare with" if info.agrees is None else "the counts are not the published ones"
-        raise ConfigError(f"{out}: {told}", hint="the index is written; without --complete this is no error")
+        message = "no published count to compare with" if info.agrees is None else "the counts are not the published ones"
+        raise ConfigError(f"{out}: {message}", hint="the index is written; without --complete this is no error")
     return 0
 
 
-def _indexing_lines(info: "IndexInfo") -> "Iterator[str]":
+def _index_lines(info: "IndexInfo") -> "Iterator[str]":
     from ray_app.reports.text import table
 
     hashed = f" · with {', '.join(info.hashes)}" if info.hashes else ""
@@ -382,9 +386,9 @@ def _indexing_lines(info: "IndexInfo") -> "Iterator[str]":
         yield f"… and {len(rows) - _MOST_LINES:,} more; --json shows all"
     yield ""
     for one in info.published:
-        told = "no published count" if one["published"] is None else f"published {one['published']:,}"
+        message = "no published count" if one["published"] is None else f"published {one['published']:,}"
         word = {True: "agree", False: "DIFFER", None: "unknown"}[one["agrees"]]
-        yield f"{one['subset']}: {one['rows']:,} · {told} · {word}"
+        yield f"{one['subset']}: {one['rows']:,} · {message} · {word}"
     for name, kinds in (("left out", info.left_out), ("unreadable", info.unreadable)):
         for one in kinds:
             yield f"{name}: {one['files']:,} × {one['why']}, for example {one['example']}"

@@ -65,7 +65,7 @@ def fetch(names: tuple[str, ...], everything: bool, mirror: str | None, accepted
             fetched.append(_fetch(card, mirror))
         except DetectorError as error:
             failed.append(error)
-    _tell(fetched, mirror, as_json)
+    _show_fetched(fetched, mirror, as_json)
     return _report(failed)
 
 
@@ -78,9 +78,9 @@ def _fetchable(accepted: Sequence[str]) -> "Iterator[DetectorCard]":
     for card in list_cards():
         by_hand = [part for part in parts_of(card) if part.weights.obtain and "://" not in part.weights.uri and not located(part)]
         if not is_accepted(card, accepted):
-            _say(f"left out: {card.name}: {card.licence} ({TERMS_IN_WORDS[card.terms]}); to accept: --accept-licence {card.name}")
+            _log(f"left out: {card.name}: {card.licence} ({TERMS_IN_WORDS[card.terms]}); to accept: --accept-licence {card.name}")
         elif by_hand:
-            _say(f"left out: {card.name}: no program can fetch it. {by_hand[0].weights.obtain} touchstone detectors fetch {card.name}")
+            _log(f"left out: {card.name}: no program can fetch it. {by_hand[0].weights.obtain} touchstone detectors fetch {card.name}")
         else:
             yield card
 
@@ -92,13 +92,13 @@ def _fetch(card: "DetectorCard", mirror: str | None) -> dict[str, Any]:
     files = []
     for part in parts_of(card):
         if located(part) is None:
-            _say(f"{card.name}: fetching {part.weights.uri}")
+            _log(f"{card.name}: fetching {part.weights.uri}")
         path = resolve_part(part)
         files += [path, *(path.parent / name for name in part.weights.beside)]
     size = sum(path.stat().st_size for path in files)
-    _say(f"{card.name}: {len(files)} file{'s' * (len(files) > 1)}, {size / 1e6:,.1f} MB, SHA-256 as the card says where it states one")
+    _log(f"{card.name}: {len(files)} file{'s' * (len(files) > 1)}, {size / 1e6:,.1f} MB, SHA-256 as the card says where it states one")
     if mirror:
-        _say(f"{card.name}: copying to {mirror}")
+        _log(f"{card.name}: copying to {mirror}")
     return {
         "name": card.name,
         "files": [str(path) for path in files],
@@ -107,7 +107,7 @@ def _fetch(card: "DetectorCard", mirror: str | None) -> dict[str, Any]:
     }
 
 
-def _tell(fetched: Sequence[dict[str, Any]], mirror: str | None, as_json: bool) -> None:
+def _show_fetched(fetched: Sequence[dict[str, Any]], mirror: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(fetched, indent=2))
         return
@@ -125,7 +125,7 @@ def _absolute(mirror: str | None) -> str | None:
 def _report(failed: Sequence[DetectorError]) -> int:
     """All failures but the last on stderr; the last is raised, for `main` to tell in the same way."""
     for error in failed[:-1]:
-        _say(f"touchstone: {error.message}" + (f"\n  → {error.hint}" if error.hint else ""))
+        _log(f"touchstone: {error.message}" + (f"\n  → {error.hint}" if error.hint else ""))
     if failed:
         raise failed[-1]
     return 0
@@ -257,7 +257,7 @@ def _failed(checks: "Sequence[DetectorCheck]") -> bool:
     return any(check.outcome == "failed" for check in checks)
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     click.echo(text, err=True)
 
 

@@ -191,14 +191,14 @@ def results(
     if generator is not None:
         require_identified(opened)
     rows = current_rows(opened, verdict=verdict, status=status, generator=generator, vanished=vanished)
-    for line in _said_of_guarantee(opened):
+    for line in _guarantee_notes(opened):
         click.echo(line, err=True)
     if as_json:
         for count, row in enumerate(rows):
             if limit is not None and count >= limit:
                 break
-            said = json.loads(row.get("provenance") or "null")
-            click.echo(json.dumps(row | {"provenance": said}, default=str, ensure_ascii=False))
+            found = json.loads(row.get("provenance") or "null")
+            click.echo(json.dumps(row | {"provenance": found}, default=str, ensure_ascii=False))
         return 0
     shown = [row for _, row in zip(range(limit or 50), rows, strict=False)]
     click.echo(verdict_table(shown, shutil.get_terminal_size((120, 24)).columns))
@@ -207,7 +207,7 @@ def results(
     return 0
 
 
-def _said_of_guarantee(run: "RunDirectory") -> list[str]:
+def _guarantee_notes(run: "RunDirectory") -> list[str]:
     """What a run found of its card's guarantee, where it is not known to hold."""
     from ray_app.reports.run import guarantee_lines
 

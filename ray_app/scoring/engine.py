@@ -63,7 +63,7 @@ def score_blocks(
         except Exception as error:  # Ray's own, and what Ray Data lets through from below it
             lost += 1
             if lost > MOST_LOST_WAVES or not _is_loss(error):
-                raise _in_our_words(error) from error
+                raise _translated(error) from error
 
 
 def _prepare() -> None:
@@ -99,7 +99,7 @@ def _is_loss(error: Exception) -> bool:
     return isinstance(error, RayError) and (not isinstance(error, RayTaskError) or isinstance(error.cause, RayError))
 
 
-def _in_our_words(error: Exception) -> TouchstoneError:
+def _translated(error: Exception) -> TouchstoneError:
     hint = "the same command resumes; worker logs are in the Ray session folder"
     texts = str(error)
     if is_want_of_memory(error) or "OutOfMemory" in texts or "OOM" in texts:

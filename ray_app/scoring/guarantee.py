@@ -80,7 +80,7 @@ def compare(run: RunDirectory, spec: ScoringSpec) -> Comparison:
     tells = any(shift.tells for shift in shifts)
     facts = GuaranteeSummary(
         holds=False if why else True if tells else None,
-        why="; ".join(why) if why else None if tells else _untold(card, images),
+        why="; ".join(why) if why else None if tells else _why_unknown(card, images),
         unlike=unlike,
         waived=waived,
         target_fpr=card.guarantee.target_fpr if card.guarantee else None,
@@ -196,12 +196,12 @@ def _properties(rows: pa.Table, detectors: list[str], late: Sequence[str]) -> Ma
     found may hold what they say of everything.
     """
     scores = rows["scores"].combine_chunks()
-    said = {name: numbers(pc.struct_field(scores, name)) for name in detectors if scores.type.get_field_index(name) >= 0}
-    for name in set(late) & said.keys() if SECOND_LOOK in rows.column_names else ():
-        said[name] = np.where(rows[SECOND_LOOK].is_valid().to_numpy(), said[name], np.nan)
+    content = {name: numbers(pc.struct_field(scores, name)) for name in detectors if scores.type.get_field_index(name) >= 0}
+    for name in set(late) & content.keys() if SECOND_LOOK in rows.column_names else ():
+        content[name] = np.where(rows[SECOND_LOOK].is_valid().to_numpy(), content[name], np.nan)
     return properties_of(
         score=numbers(rows["score"]),
-        scores=said,
+        scores=content,
         formats=rows["format"].cast(pa.string()).to_pylist(),
         width=numbers(rows["width"]),
         height=numbers(rows["height"]),
@@ -213,7 +213,7 @@ def _named(shift: ShiftSummary) -> str:
     return f"{shift.feature} (PSI {shift.psi:.2g})"
 
 
-def _untold(card: EnsembleCard, images: int) -> str:
+def _why_unknown(card: EnsembleCard, images: int) -> str:
     if card.population is None or not card.population.features:
         return "the card does not say what its images were like"
     return f"{images:,} images with a score are too few to compare"

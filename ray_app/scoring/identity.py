@@ -74,12 +74,12 @@ class Begun:
 
     def comparable(self, ours: Identity) -> dict[str, Any]:
         """The identity of a command without settings that the run does not note: it could not, or they are as they always were."""
-        told = dict(ours)
+        content = dict(ours)
         for name, usual in UNNOTED.items():
             noted, asked = self.described["identity"].get(name, {}), self.written.get(name, {})
-            section = {key: one for key, one in told.pop(name, {}).items() if key in noted or (key in asked and one != usual.get(key))}
-            told |= {name: section} if section else {}
-        return told
+            section = {key: one for key, one in content.pop(name, {}).items() if key in noted or (key in asked and one != usual.get(key))}
+            content |= {name: section} if section else {}
+        return content
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def resolve(config: ScoreConfig, run: RunDirectory | None = None, *, load: LoadC
     """
     load = load or cache(load_card)
     if run is None or not run.exists():
-        ensemble = _resolution_named(config)
+        ensemble = _ensemble_of(config)
         cards = tuple(load(member.detector) for member in ensemble.members)
         return Resolved(config, ensemble, cards, load_perturbations(config.perturb), load=load)
     described = run.describe()
@@ -181,7 +181,7 @@ def resolve(config: ScoreConfig, run: RunDirectory | None = None, *, load: LoadC
     begun = Begun(run, described, config, given, is_own)
     noted, where = begun.noted, f"{run.store.url}/run.json"
     settled = validate(overlaid(_as_config(noted), given), ScoreConfig, where=where)
-    ensemble = validate(described["ensemble"], EnsembleCard, where=where) if is_own else _resolution_named(config)
+    ensemble = validate(described["ensemble"], EnsembleCard, where=where) if is_own else _ensemble_of(config)
     cards = tuple(_card_as_noted(begun, member, load) if is_own else load(member.detector) for member in ensemble.members)
     views = load_perturbations(config.perturb) if "perturb" in given else _views(noted, where)
     precision = noted.get("precision", {}) if "precision" not in given else {}
@@ -191,16 +191,16 @@ def resolve(config: ScoreConfig, run: RunDirectory | None = None, *, load: LoadC
 def _as_config(noted: Identity) -> dict[str, Any]:
     """A run's identity in the words of a config, as far as that has words for it."""
     stability = noted.get("stability") or {"count": 0}
-    told = {name: noted[name] for name in _SAME if name in noted}
-    told |= {"features": noted.get("features", []), "perturb": list(noted.get("perturb", {})), WAIVED: noted.get(WAIVED, False)}
-    return told | {"stability": stability["count"], **({"stability_margin": stability["margin"]} if stability["count"] else {})}
+    content = {name: noted[name] for name in _SAME if name in noted}
+    content |= {"features": noted.get("features", []), "perturb": list(noted.get("perturb", {})), WAIVED: noted.get(WAIVED, False)}
+    return content | {"stability": stability["count"], **({"stability_margin": stability["margin"]} if stability["count"] else {})}
 
 
 def _views(noted: Identity, where: str) -> tuple[Perturbation, ...]:
     return tuple(validate({"name": name, "steps": steps}, Perturbation, where=where) for name, steps in noted.get("perturb", {}).items())
 
 
-def _resolution_named(config: ScoreConfig) -> EnsembleCard:
+def _ensemble_of(config: ScoreConfig) -> EnsembleCard:
     return ensemble_of(list(config.detectors)) if config.detectors else load_ensemble_card(config.ensemble)
 
 
@@ -281,12 +281,12 @@ def scoring_identity(spec: ScoringSpec, *, digest: Digest = weights_digest) -> d
 def profile_identity(spec: ScoringSpec) -> dict[str, Any]:
     """All that decides which generator and which words a row has."""
     identifier, describer, profile = spec.identifier, spec.describer, spec.ensemble.profile
-    told: dict[str, Any] = {"describe": profile.describe if profile and describer else None}
+    content: dict[str, Any] = {"describe": profile.describe if profile and describer else None}
     if identifier is not None:
-        told["identifier"] = identifier.facts()
+        content["identifier"] = identifier.facts()
     if describer is not None:
-        told["describer"] = describer.facts() | {"precision": describer.precision_on(spec.device)}
-    return told
+        content["describer"] = describer.facts() | {"precision": describer.precision_on(spec.device)}
+    return content
 
 
 def decision_identity(spec: ScoringSpec) -> dict[str, Any]:

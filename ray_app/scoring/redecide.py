@@ -44,8 +44,8 @@ def decide_run(url: str, ensemble: str, *, waive_guarantee: bool = False, unguar
         _check_settings(url, card, identity, waive_guarantee)
         _check_profile(url, spec, identity)
         references = references_beside(ensemble, card)
-        told = card.model_dump(mode="json") | {"profile": described["ensemble"].get("profile")}
-        changed = described | {"identity": _identity(identity, spec, waive_guarantee), "ensemble": told}
+        facts = card.model_dump(mode="json") | {"profile": described["ensemble"].get("profile")}
+        changed = described | {"identity": _identity(identity, spec, waive_guarantee), "ensemble": facts}
         run.write_json("run.json", changed | {"deciding": True})
         keep_references(run, references)
         for manifest in manifests(run.store):
@@ -59,10 +59,10 @@ def decide_run(url: str, ensemble: str, *, waive_guarantee: bool = False, unguar
 
 
 def _check_settings(url: str, card: EnsembleCard, identity: Mapping[str, Any], waived: bool) -> None:
-    said = departures(card.settings, identity["precision"], identity["resize"])
-    if said and not waived:
+    differing = departures(card.settings, identity["precision"], identity["resize"])
+    if differing and not waived:
         raise ConfigError(
-            f"{url}: the calibration of {card.name} does not hold for scores made with {' and '.join(said)}",
+            f"{url}: the calibration of {card.name} does not hold for scores made with {' and '.join(differing)}",
             hint="score the archive with that card, or give up what it guarantees: --waive-guarantee",
         )
 

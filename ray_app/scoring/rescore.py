@@ -139,9 +139,9 @@ def _suited(card: DetectorCard, kept: dict[str, dict[str, Any]], resize: Any) ->
             return name
         differing.append((name, found))
     name, found = min(differing, key=lambda pair: len(pair[1]))
-    told = "\n  ".join(f"{key}: the head needs {ours}, the run kept {theirs}" for key, ours, theirs in found)
+    message = "\n  ".join(f"{key}: the head needs {ours}, the run kept {theirs}" for key, ours, theirs in found)
     raise ConfigError(
-        f"{card.name}: its head does not fit the embeddings of {name}:\n  {told}",
+        f"{card.name}: its head does not fit the embeddings of {name}:\n  {message}",
         hint="a head is of one backbone, preprocessing and precision; score the archive anew with this detector",
     )
 
@@ -313,9 +313,9 @@ def _kept(source: RunDirectory, card: IdentifierCard) -> str:
     for name, keys in differing.items():
         if not keys:
             return name
-    told = "; ".join(f"those of {name} differ in {', '.join(keys)}" for name, keys in differing.items())
+    message = "; ".join(f"those of {name} differ in {', '.join(keys)}" for name, keys in differing.items())
     raise ConfigError(
-        f"{card.name} was fitted on embeddings of {card.detector}, and {source.store.url} kept none such: {told}",
+        f"{card.name} was fitted on embeddings of {card.detector}, and {source.store.url} kept none such: {message}",
         hint="train it on the detector that the run has, or score the archive anew with this one in the ensemble's profile",
     )
 

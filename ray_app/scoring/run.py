@@ -77,7 +77,7 @@ def score_archive(config: ScoreConfig) -> ScoringResult:
     """Score `config.source` into `config.out`, from wherever an earlier session of the same command stopped.
 
     What the config leaves open is as the run was begun. Raises ConfigError, IdentityError (the directory is another command's or in use),
-    DetectorError, StorageError, ClusterError, and KeyboardInterrupt when it was requested to stop. Those that the same call resumes from carry
+    DetectorError, StorageError, ClusterError, and KeyboardInterrupt on a request to stop. Those that the same call resumes from carry
     the note RESUMABLE.
     """
     if not config.source or not config.out:
@@ -197,7 +197,7 @@ class ScoringRun:
     def score(self, directory: RunDirectory, work: Listing) -> None:
         """Score the pending blocks of `work` into `directory`: the run's own, or that of a retry within it.
 
-        Raises KeyboardInterrupt when it was requested to stop and blocks are left; ClusterError, StorageError and whatever else a worker met.
+        Raises KeyboardInterrupt on a request to stop while blocks are left; ClusterError, StorageError and whatever else a worker met.
         """
         from ray_app.scoring.engine import score_blocks
 

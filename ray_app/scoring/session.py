@@ -118,7 +118,7 @@ class ScoringSession:
         self._layout: ScoringLayout | None = None
         self._memory: NodeMemory | None = None
         self._retries: list[RetrySummary] = []
-        self._told: set[tuple[str, ...]] = set()
+        self._logged: set[tuple[str, ...]] = set()
         self.log("started")
 
     def now(self) -> datetime:
@@ -155,14 +155,14 @@ class ScoringSession:
         for stage, seconds in work.seconds.items():
             self._seconds[stage] += seconds
         for failure in report.failures:
-            self._tell(failure)
+            self._log_failure(failure)
 
-    def _tell(self, failure: Mapping[str, Any]) -> None:
+    def _log_failure(self, failure: Mapping[str, Any]) -> None:
         """Log a member on which our own code failed; a traceback that was shown before is not shown again for each of a million."""
         *where, _ = lines = failure["traceback"].rstrip().splitlines()
         name = shortened(file_name(failure["uri"], failure["member"]), _LONGEST_NAME)
-        shown = lines if tuple(where) not in self._told else lines[-1:]
-        self._told.add(tuple(where))
+        shown = lines if tuple(where) not in self._logged else lines[-1:]
+        self._logged.add(tuple(where))
         _log.error("a bug of Touchstone, please report it: %s\n%s", name, "\n".join(map(visible, shown)))
 
     def cost(self) -> Costs:
@@ -198,13 +198,13 @@ class ScoringSession:
             workers=self._layout.workers if self._layout else 0,
             layout=self._layout.kind if self._layout else None,
             cost=self.cost().facts() if is_priced(self._prices) else None,
-            looks=self._looks() if LOOKED in self._counts else None,
+            looks=self._cascade_stages() if LOOKED in self._counts else None,
             described=self._counts.get(DESCRIBED),
             seconds={stage: round(seconds, 3) for stage, seconds in self._seconds.items()},
             **self._noted,
         )
 
-    def _looks(self) -> dict[str, CascadeStageCost]:
+    def _cascade_stages(self) -> dict[str, CascadeStageCost]:
         """Of a cascade's first look and its second: images, seconds of all workers, and what a million images of the archive take and cost
         (machines alone) by that; the two of them add up to what the workers did.
         """

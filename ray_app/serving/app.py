@@ -260,25 +260,25 @@ class RemoteJobs:
 
     async def submit(self, owner: str, images: Any = None, urls: Any = None, **options: Any) -> "Job":
         """See `JobBook.submit`."""
-        job: Job = await self._asked(self._handle.submit.remote(owner, images, urls, **options))
+        job: Job = await self._awaited(self._handle.submit.remote(owner, images, urls, **options))
         return job
 
     async def status(self, owner: str, job: str) -> "Job":
         """See `JobBook.status`."""
-        found: Job = await self._asked(self._handle.status.remote(owner, job))
+        found: Job = await self._awaited(self._handle.status.remote(owner, job))
         return found
 
     async def results(self, owner: str, job: str) -> bytes:
         """See `JobBook.results`."""
-        lines: bytes = await self._asked(self._handle.results.remote(owner, job))
+        lines: bytes = await self._awaited(self._handle.results.remote(owner, job))
         return lines
 
     async def cancel(self, owner: str, job: str) -> "Job":
         """See `JobBook.cancel`."""
-        ended: Job = await self._asked(self._handle.cancel.remote(owner, job))
+        ended: Job = await self._awaited(self._handle.cancel.remote(owner, job))
         return ended
 
-    async def _asked(self, response: Any) -> Any:
+    async def _awaited(self, response: Any) -> Any:
         try:
             return await _answered(response)
         except GroupLost:

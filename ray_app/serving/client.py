@@ -61,7 +61,7 @@ class EndpointClient:
     def __init__(self, url: str, token: str | None = None, timeout_s: float = 60.0, *, patience: RetryPolicy = PATIENCE) -> None:
         headers = {"Authorization": f"Bearer {_checked(token)}"} if token else {}
         self._http = httpx.Client(base_url=_base(url), headers=headers, timeout=timeout_s, follow_redirects=False)
-        self._asker = RetryingClient(self._http, patience)
+        self._http_client = RetryingClient(self._http, patience)
         self._described: Ensembles | None = None
 
     def __enter__(self) -> "EndpointClient":
@@ -77,12 +77,12 @@ class EndpointClient:
     def describe(self) -> Ensembles:
         """What can be asked there, and within which limits; asked for once."""
         if self._described is None:
-            response = self._asker.ask("GET", "v1/ensembles")
+            response = self._http_client.ask("GET", "v1/ensembles")
             try:
                 self._described = Ensembles.model_validate_json(response.content)
             except ValueError:
-                told = f"{self._asker.url}: what answers is no Touchstone endpoint ({response.status_code})"
-                raise ConfigError(told, hint=NOT_AN_ENDPOINT) from None
+                text = f"{self._http_client.url}: what answers is no Touchstone endpoint ({response.status_code})"
+                raise ConfigError(text, hint=NOT_AN_ENDPOINT) from None
         return self._described
 
     def score(
@@ -102,12 +102,12 @@ class EndpointClient:
     def _refuse_unserved(self, what: str, asked: Iterable[str], served: Sequence[str]) -> None:
         for name in asked:
             if name not in served:
-                told = f"{self._asker.url}: no {what} {name!r} is served there"
-                raise ConfigError(told, hint=f"it serves: {', '.join(served) or 'none'}")
+                text = f"{self._http_client.url}: no {what} {name!r} is served there"
+                raise ConfigError(text, hint=f"it serves: {', '.join(served) or 'none'}")
 
     def _score(self, images: Iterable[Source], query: Query) -> Iterator[Result]:
         for group in self._groups(images):
-            answers = self._ask([file for file in group if file.result is None], query)
+            answers = self._request([file for file in group if file.result is None], query)
             for file in group:
                 yield file.result or next(answers)
 
@@ -126,19 +126,19 @@ class EndpointClient:
         if group:
             yield group
 
-    def _ask(self, files: Sequence[_File], query: Query) -> Iterator[Result]:
+    def _request(self, files: Sequence[_File], query: Query) -> Iterator[Result]:
         """Ask for all at once; where that is refused, for each half, so that one file cannot spoil the others' answers."""
         if not files:
             return
         parts = [("file", (file.sent_name, file.data, "application/octet-stream")) for file in files]
         apart = BETTER_APART if len(files) > 1 else ()
-        response = self._asker.ask("POST", "v1/score", settled=apart, params=query, files=parts)
+        response = self._http_client.ask("POST", "v1/score", settled=apart, params=query, files=parts)
         if response.status_code == 200:
             yield from self._understood(files, response)
         elif len(files) > 1:
             half = len(files) // 2
-            yield from self._ask(files[:half], query)
-            yield from self._ask(files[half:], query)
+            yield from self._request(files[:half], query)
+            yield from self._request(files[half:], query)
         else:
             yield _without_verdict(files[0], refusal(response))
 
@@ -148,8 +148,8 @@ class EndpointClient:
             results: list[Result] = body.get("results", [body])
             answers = [{**answer, "name": file.given} for file, answer in zip(files, results, strict=True)]
         except (ValueError, TypeError, AttributeError):
-            told = f"{self._asker.url}: the answer to {len(files)} files cannot be understood"
-            raise ClusterError(told, hint="does something between here and the endpoint change answers?") from None
+            text = f"{self._http_client.url}: the answer to {len(files)} files cannot be understood"
+            raise ClusterError(text, hint="does something between here and the endpoint change answers?") from None
         yield from answers
 
 

@@ -87,7 +87,7 @@ class EndpointScorer:
         started = time.perf_counter()
         walk = _Walk(data, self._decoders)
         with self._one_more():
-            generation, chosen, replies, profiled = await self._asked_until_answered(walk, ensemble, beside)
+            generation, chosen, replies, profiled = await self._score_until_answered(walk, ensemble, beside)
         timings = Timings(decode=walk.decode_s, wait=walk.wait_s, score=walk.score_s, total=time.perf_counter() - started)
         answered = responses.scored_answer(
             generation, chosen, responses.outputs_of(replies), walk.prepared.facts, name=name, size_bytes=len(data),
@@ -132,7 +132,7 @@ class EndpointScorer:
         """Score a golden image, unless a full queue shows that images are being scored."""
         try:
             await together(group.describe() for group in self._groups.values())
-            await self._asked_until_answered(_Walk(golden_image(), self._decoders), None, (), whole=True)
+            await self._score_until_answered(_Walk(golden_image(), self._decoders), None, (), whole=True)
         except Refusal as refused:
             if refused.code != "overloaded":
                 raise
@@ -148,14 +148,14 @@ class EndpointScorer:
             generation = await self._followed.fresh(FRESH_S)
             return generation, _chosen(generation, ensemble, beside)
 
-    async def _asked_until_answered(
+    async def _score_until_answered(
         self, walk: "_Walk", ensemble: str | None, beside: Sequence[str], *, whole: bool = False
     ) -> tuple[Release, str, list[ScoreResponse], Profiled]:
         pause, patience = FIRST_PAUSE_S, _Patience()
         while True:
             generation, chosen = await self._meant(ensemble, beside)
             try:
-                replies = await self._ask(generation, chosen, beside, walk, whole)
+                replies = await self._score_stages(generation, chosen, beside, walk, whole)
                 profiled = await self._profiled(generation, chosen, replies, walk)
             except (GroupLost, Moving) as event:
                 patience.bear(event)
@@ -175,16 +175,18 @@ class EndpointScorer:
             self._in_flight -= 1
             self._meter.in_flight(self._in_flight)
 
-    async def _ask(self, generation: Release, ensemble: str, beside: Sequence[str], walk: "_Walk", whole: bool) -> list[ScoreResponse]:
+    async def _score_stages(
+        self, generation: Release, ensemble: str, beside: Sequence[str], walk: "_Walk", whole: bool
+    ) -> list[ScoreResponse]:
         """One reply per group that is needed; of a cascade the second stage is asked only where an image goes on, or for the `whole`.
 
         Raises GroupLost, and Moving where what is served by now was followed instead.
         """
         first, rest = responses.stages(generation, ensemble, beside)
         walk.wait_s = walk.score_s = 0.0
-        replies = await self._asked(generation, first, walk)
+        replies = await self._score_stage(generation, first, walk)
         if rest and (whole or responses.goes_on(generation.ensembles[ensemble], replies, walk.prepared.facts)):
-            replies += await self._asked(generation, rest, walk)
+            replies += await self._score_stage(generation, rest, walk)
         if all(reply.generation != generation.id for reply in replies):
             # The same detectors may now be decided on otherwise.
             await self._followed.ask(next(iter(_pools(generation, first))))
@@ -192,21 +194,21 @@ class EndpointScorer:
         return replies
 
     async def _profiled(self, generation: Release, ensemble: str, replies: Sequence[ScoreResponse], walk: "_Walk") -> Profiled:
-        """What the ensemble's profile says, words only of what it wants words for. Raises as `_ask`."""
+        """What the ensemble's profile says, words only of what it wants words for. Raises as `_score_stages`."""
         if not profile_cards(generation.ensembles[ensemble]):
             return Profiled()
-        asks = await _profile_asks(generation, ensemble, replies, walk)
+        asks = await _profile_requests(generation, ensemble, replies, walk)
         started, profiled = time.perf_counter(), Profiled()
-        for said in await together(self._groups[name].profile(ask) for name, ask in asks.items()):
-            if isinstance(said, Offer):
-                self._followed.follow(said.generation)
+        for found in await together(self._groups[name].profile(ask) for name, ask in asks.items()):
+            if isinstance(found, Offer):
+                self._followed.follow(found.generation)
                 raise Moving
-            profiled = profiled.joined(said)
+            profiled = profiled.joined(found)
         walk.score_s += time.perf_counter() - started
         return profiled
 
-    async def _asked(self, generation: Release, wanted: Sequence[str], walk: "_Walk") -> list[ScoreResponse]:
-        """What some detectors say, all of them at once. Raises as `_ask`."""
+    async def _score_stage(self, generation: Release, wanted: Sequence[str], walk: "_Walk") -> list[ScoreResponse]:
+        """What some detectors say, all of them at once. Raises as `_score_stages`."""
         spec, pools = generation.spec, _pools(generation, wanted)
         if not pools.keys() <= self._groups.keys():
             raise Moving  # an update brings a group that this ingress does not know; its successor does
@@ -301,7 +303,7 @@ class _Walk:
         )
 
 
-async def _profile_asks(generation: Release, ensemble: str, replies: Sequence[ScoreResponse], walk: _Walk) -> dict[str, ProfileAsk]:
+async def _profile_requests(generation: Release, ensemble: str, replies: Sequence[ScoreResponse], walk: _Walk) -> dict[str, ProfileAsk]:
     """What every group is asked that has a part of the ensemble's profile; nothing of what there is nothing to tell by."""
     spec, pools = generation.ensembles[ensemble], groups_of(generation.spec)
     vectors = {name: vector for reply in replies for name, vector in reply.embeddings.items()}
@@ -311,8 +313,8 @@ async def _profile_asks(generation: Release, ensemble: str, replies: Sequence[Sc
         asks[group] = replace(asks[group], identify=vectors.get(spec.identifier.detector))
     if spec.describer is not None and responses.is_described(spec, replies, walk.prepared.facts):
         group, seen = sits_in(spec.describer, pools), spec.describer.preprocessing
-        told = vectors.get(spec.describer.detector or "") if seen is None else await walk.look(seen, spec.resize)
-        asks[group] = replace(asks[group], describe=told)
+        found = vectors.get(spec.describer.detector or "") if seen is None else await walk.look(seen, spec.resize)
+        asks[group] = replace(asks[group], describe=found)
     return {name: ask for name, ask in asks.items() if ask.identify is not None or ask.describe is not None}
 
 

@@ -147,7 +147,7 @@ def merged(pages: Iterable[str], *, unreachable: int = 0) -> str:
     """
     families: dict[str, Metric] = {}
     for page in pages:
-        for family in text_string_to_metric_families("\n".join(_wanted(page))):
+        for family in text_string_to_metric_families("\n".join(_kept_lines(page))):
             known = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
             known.samples.extend(family.samples)
     answer = [_condensed(families[name]) for name in sorted(families)]
@@ -155,7 +155,7 @@ def merged(pages: Iterable[str], *, unreachable: int = 0) -> str:
     return generate_latest(_Collected(answer)).decode()
 
 
-def _wanted(page: str) -> Iterator[str]:
+def _kept_lines(page: str) -> Iterator[str]:
     """Only the lines that we keep are parsed: an agent's page holds thousands of Ray's own."""
     for line in page.splitlines():
         name = line.split(" ", 3)[2] if line.startswith("# ") and line.count(" ") >= 2 else line
@@ -167,7 +167,7 @@ def _condensed(family: Metric) -> Metric:
     distinct = family.type == "gauge" and family.name.startswith(SERVES)
     values: dict[tuple[str, tuple[tuple[str, str], ...]], list[float]] = {}
     for sample in family.samples:
-        values.setdefault((sample.name, _told(sample.labels)), []).append(sample.value)
+        values.setdefault((sample.name, _kept_labels(sample.labels)), []).append(sample.value)
     condensed = Metric(family.name, family.documentation, family.type)
     for (name, labels), found in values.items():
         if distinct and len(found) > 1:
@@ -178,7 +178,7 @@ def _condensed(family: Metric) -> Metric:
     return condensed
 
 
-def _told(labels: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+def _kept_labels(labels: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     return tuple(sorted((key, value) for key, value in labels.items() if key in LABELS))
 
 

@@ -89,8 +89,8 @@ def groups_of(spec: ScoringSpec) -> dict[str, tuple[str, ...]]:
 def _profiles_in(group: str, together: ScoringSpec, ensembles: Mapping[str, ScoringSpec]) -> dict[str, object]:
     """What identifiers and describers of a group say something by; nothing for a group without any."""
     pools = groups_of(together)
-    told = {name: [card.facts() for card in profile_cards(spec) if sits_in(card, pools) == group] for name, spec in ensembles.items()}
-    return {"profiles": found} if (found := {name: cards for name, cards in told.items() if cards}) else {}
+    facts = {name: [card.facts() for card in profile_cards(spec) if sits_in(card, pools) == group] for name, spec in ensembles.items()}
+    return {"profiles": found} if (found := {name: cards for name, cards in facts.items() if cards}) else {}
 
 
 def _spec(card: EnsembleCard, config: ServeConfig) -> ScoringSpec:

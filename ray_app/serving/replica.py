@@ -128,8 +128,8 @@ class DetectorGroup:
         """One answer per ask, in order: generators and words, by the profiles of the ensembles that are asked for."""
         loaded = self._ready
         ours = loaded.generation.groups[self.name]
-        said = iter(loaded.profilers.say([ask for ask in asks if ask.group == ours]))
-        return [next(said) if ask.group == ours else Offer(loaded.generation) for ask in asks]
+        found = iter(loaded.profilers.say([ask for ask in asks if ask.group == ours]))
+        return [next(found) if ask.group == ours else Offer(loaded.generation) for ask in asks]
 
     def check_health(self) -> None:
         """Raises DetectorError after 20 images without any score, one after another: then it is not the images."""

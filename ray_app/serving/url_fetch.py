@@ -46,7 +46,7 @@ class GuardedFetcher:
 
         Raises Refusal (`url_refused`), SourceError (a `source_*` status), or InputError (`image_too_large`).
         """
-        with _in_our_words():
+        with _translated():
             async with asyncio.timeout(self._rules.total_timeout_s), self._session() as session:
                 target = self._checked(url)
                 for _ in range(self._rules.max_redirects + 1):
@@ -62,7 +62,7 @@ class GuardedFetcher:
 
         Raises Refusal (`url_refused`) or SourceError (a `source_*` status).
         """
-        with _in_our_words():
+        with _translated():
             async with (
                 asyncio.timeout(self._rules.total_timeout_s),
                 self._session() as session,
@@ -147,7 +147,7 @@ def _check_status(status: int) -> None:
 
 
 @contextmanager
-def _in_our_words() -> Iterator[None]:
+def _translated() -> Iterator[None]:
     """Foreign exceptions → ours; no word of theirs, which name addresses. Refused, unreachable and silent are told in the same words."""
     try:
         yield

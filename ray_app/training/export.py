@@ -258,13 +258,13 @@ def inherited(recipe: Recipe, card: DetectorCard) -> Inherited:
     """
     parts = _parts(recipe, card)
     strictest = max(parts, key=lambda part: STRICTNESS.index(part.terms), default=_Part("nothing", "not stated", "permissive"))
-    told = "; ".join(f"{part.what}: {part.licence}" for part in parts)
+    message = "; ".join(f"{part.what}: {part.licence}" for part in parts)
     if recipe.data.licence is None:
-        told = "; ".join(filter(None, (told, "the training data's licence is not stated")))
+        message = "; ".join(filter(None, (message, "the training data's licence is not stated")))
     if recipe.export.licence is not None:
         given = recipe.export.licence
-        return Inherited(given, terms_of(given), f"As the recipe states it. {told}")
-    return Inherited(strictest.licence, strictest.terms, f"Inherited, the strictest of: {told}" if len(parts) > 1 else told)
+        return Inherited(given, terms_of(given), f"As the recipe states it. {message}")
+    return Inherited(strictest.licence, strictest.terms, f"Inherited, the strictest of: {message}" if len(parts) > 1 else message)
 
 
 def _parts(recipe: Recipe, card: DetectorCard) -> list[_Part]:
@@ -289,10 +289,10 @@ def card_figures(
     figures: Mapping[str, Any], where: str, source: str, note: str | None = None, *, each_generator: bool = True
 ) -> tuple[PublishedFigure, ...]:
     """The figures of one split under the name `where`, and those of each generator where there are at most 40; absent ones left out."""
-    told = list(_overall(figures, where, note))
+    found = list(_overall(figures, where, note))
     if each_generator and len(figures["generators"]) <= MOST_GENERATORS:
-        told += _of_generators(figures["generators"], where, note)
-    return tuple(PublishedFigure(verified=True, source=source, **figure) for figure in told)
+        found += _of_generators(figures["generators"], where, note)
+    return tuple(PublishedFigure(verified=True, source=source, **figure) for figure in found)
 
 
 def _overall(figures: Mapping[str, Any], where: str, note: str | None) -> Iterator[dict[str, Any]]:
@@ -315,5 +315,5 @@ def _figure(where: str, metric: str, value: float, n: int | None, note: str | No
 
 
 def _note(interval: Sequence[float] | None, further: str | None) -> str | None:
-    told = None if interval is None else f"95 % interval {interval[0]:.3f} to {interval[1]:.3f}"
-    return "; ".join(filter(None, (told, further))) or None
+    message = None if interval is None else f"95 % interval {interval[0]:.3f} to {interval[1]:.3f}"
+    return "; ".join(filter(None, (message, further))) or None

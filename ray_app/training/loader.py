@@ -168,8 +168,10 @@ class BatchLoader:
     def _size(self, made: Sequence[TrainingSample | InputError]) -> tuple[int, int]:
         sizes = {one.image.shape[:2] for one in made if isinstance(one, TrainingSample)}
         if len(sizes) > 1:
-            said = " and ".join(f"{width} × {height}" for height, width in sorted(sizes)[:2])
-            raise ConfigError(f"one batch has images of {said} pixels", hint="take a policy that crops them to one size, or batches of one")
+            message = " and ".join(f"{width} × {height}" for height, width in sorted(sizes)[:2])
+            raise ConfigError(
+                f"one batch has images of {message} pixels", hint="take a policy that crops them to one size, or batches of one"
+            )
         size = next(iter(sizes), self._preprocessing.shape)
         if size is None:
             raise StorageError(f"not one of {len(made)} images can be read; the first: {made[0]}", hint="is the source still there?")

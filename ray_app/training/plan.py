@@ -121,8 +121,8 @@ def _leakage_lines(leakage: Mapping[str, Any]) -> list[str]:
     unknown = [name for name, checked in leakage["checked"].items() if not checked]
     lines = [f"leakage   by {' and '.join(unknown)} not checked: touchstone index --hash {','.join(unknown)}"] if unknown else []
     for pair, found in leakage["pairs"].items():
-        told = ", ".join(f"{name} {count:,}" for name, count in found.items() if name != "examples" and count)
-        lines.append(f"leakage   {pair}: {told or 'none found'}")
+        message = ", ".join(f"{name} {count:,}" for name, count in found.items() if name != "examples" and count)
+        lines.append(f"leakage   {pair}: {message or 'none found'}")
     return lines
 
 

@@ -28,42 +28,42 @@ _PACKAGES = ("ray", "torch", "torchvision", "timm", "transformers", "peft", "num
 def recipe_of(config: TrainConfig) -> dict[str, Any]:
     """The part of a config that decides what is learned, as plain JSON without secrets. What becomes of it afterwards may change."""
     fields = set(Recipe.model_fields) - {"export", "title", "source", "departures"}
-    told: dict[str, Any] = _without_secrets(config.model_dump(mode="json", include={*fields, "limits"}))
+    content: dict[str, Any] = _without_secrets(config.model_dump(mode="json", include={*fields, "limits"}))
     return {
-        name: value for name, value in told.items() if name not in PROFILING or value is not None
+        name: value for name, value in content.items() if name not in PROFILING or value is not None
     }  # older trainings have no such section
 
 
 def as_begun(config: TrainConfig, out: Store) -> TrainConfig:
     """The config with what its user left open as the training in this directory was begun, and says so; itself where there is none."""
-    told = read_claim(out)
-    if told is None:
+    claim = read_claim(out)
+    if claim is None:
         return config
-    begun = going_on(config, told["identity"]["recipe"], where=f"{out.url}/{FILE}")
+    begun = going_on(config, claim["identity"]["recipe"], where=f"{out.url}/{FILE}")
     if kept := differing_keys(recipe_of(config), recipe_of(begun)):
-        said = "; ".join(f"{key} {was} (today {now})" for key, now, was in kept)
-        print(f"train  as it was begun: {said}; a new --out begins with those of today", file=sys.stderr, flush=True)
+        message = "; ".join(f"{key} {was} (today {now})" for key, now, was in kept)
+        print(f"train  as it was begun: {message}; a new --out begins with those of today", file=sys.stderr, flush=True)
     return begun
 
 
 def check_claim(out: Store, config: TrainConfig) -> dict[str, Any] | None:
     """Whether the directory may be this recipe's; the content of `train.json`, None where there is none. Raises IdentityError."""
-    told = read_claim(out)
-    if told is None:
+    claim = read_claim(out)
+    if claim is None:
         refuse_others(out, FILE)
     else:
-        _require_equal(out, {"recipe": recipe_of(config)}, {"recipe": told["identity"]["recipe"]})
-    return told
+        _require_equal(out, {"recipe": recipe_of(config)}, {"recipe": claim["identity"]["recipe"]})
+    return claim
 
 
 def claim_recipe(out: Store, config: TrainConfig) -> dict[str, Any]:
     """Make the directory this recipe's, or check that it is; returns the content of `train.json`. Raises IdentityError."""
-    told = check_claim(out, config)
-    if told is None:
+    claim = check_claim(out, config)
+    if claim is None:
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        told = {"schema": SCHEMA, "created_at": now, "identity": {"recipe": recipe_of(config)}, "environment": environment()}
-        write_claim(out, told)
-    return told
+        claim = {"schema": SCHEMA, "created_at": now, "identity": {"recipe": recipe_of(config)}, "environment": environment()}
+        write_claim(out, claim)
+    return claim
 
 
 def claim_data(out: Store, told: dict[str, Any], findings: Mapping[str, Any]) -> None:
@@ -78,10 +78,10 @@ def claim_data(out: Store, told: dict[str, Any], findings: Mapping[str, Any]) ->
 def read_claim(out: Store) -> dict[str, Any] | None:
     """The content of `train.json`; None where no training was begun."""
     try:
-        told: dict[str, Any] = json.loads(out.read(FILE))
+        content: dict[str, Any] = json.loads(out.read(FILE))
     except FileNotFoundError:
         return None
-    return told
+    return content
 
 
 def write_claim(out: Store, told: Mapping[str, Any]) -> None:

@@ -67,7 +67,7 @@ def fit(job: TrainingJob) -> None:
         progress.close()
         _end(job, thread)
     if thread.error is not None:
-        raise _in_our_words(thread.error) from thread.error
+        raise _translated(thread.error) from thread.error
     if not checkpoints.is_trained(job.out):
         raise ClusterError("training ended before its last step was committed", hint="the same command goes on")
 
@@ -123,16 +123,16 @@ class _Watch:
 
     def __init__(self, job: TrainingJob, thread: _Fit, progress: TrainingProgress) -> None:
         self._job, self._thread, self._progress = job, thread, progress
-        self._told, self._heard = ProgressReport({}), time.monotonic()
+        self._last_report, self._heard = ProgressReport({}), time.monotonic()
         self._copied_at = 0.0
         self._patience_s = job.config.cluster.stall_timeout_s or STALL_S
 
     def wait(self) -> None:
         """Until the thread ends. Raises what a worker said, and ClusterError at a standstill."""
         while not self._thread.over.is_set():
-            self._look()
+            self._check_board()
             self._thread.over.wait(POLL_S)
-        self._look()
+        self._check_board()
 
     def let_them_save(self) -> None:
         """Ask the workers to save and stop, and give them some time; a second signal ends that."""
@@ -149,13 +149,13 @@ class _Watch:
         stopped = ray.get(self._job.board.read.remote()).figures.get("stopped")
         return stopped is not None and any(one.step >= stopped for one in checkpoints.kept(self._job.out))
 
-    def _look(self) -> None:
+    def _check_board(self) -> None:
         told: ProgressReport = ray.get(self._job.board.read.remote())
         if (error := told.error()) is not None:
             raise error
         now = time.monotonic()
-        if told != self._told:
-            self._told, self._heard = told, now
+        if told != self._last_report:
+            self._last_report, self._heard = told, now
         if now - self._heard > self._patience_s:
             raise ClusterError(
                 f"no step ended in {self._patience_s:.0f} s; stopped, what is committed is kept",
@@ -218,7 +218,7 @@ def _last_judged(job: TrainingJob) -> str:
     return "" if value is None else f"{metric} {value:.4f} at {last['step']:,}"
 
 
-def _in_our_words(error: Exception) -> ClusterError:
+def _translated(error: Exception) -> ClusterError:
     failures = getattr(error, "worker_failures", {})
     first = next(iter(failures.values()), error)
     return ClusterError(f"training gave up: {said(first)}", hint="the same command goes on; the Ray session's logs say more")

@@ -44,8 +44,8 @@ def train_worker(given: dict[str, Any]) -> None:
             ray.get(job.board.fail.remote(pickle.dumps(error)))
         raise
     except Exception:
-        told = TouchstoneError(f"a training worker failed at its first step:\n{traceback.format_exc()}", hint="this looks like a bug")
-        ray.get(job.board.fail.remote(pickle.dumps(told), only_before_steps=True))
+        found = TouchstoneError(f"a training worker failed at its first step:\n{traceback.format_exc()}", hint="this looks like a bug")
+        ray.get(job.board.fail.remote(pickle.dumps(found), only_before_steps=True))
         raise
 
 
@@ -93,7 +93,7 @@ class Rank:
         if self._rank == 0:
             forget_from(self._job.out, self._begun)
             self._line = {"step": self._begun}
-            self._tell(self._line)
+            self._report(self._line)
         self._agree(GO_ON)  # nobody writes before what is to be written anew was removed
         stream = embedding_batches if "vectors" in self._job.shared else batches
         self._stream = stream(self._job, self._begun, self._rank, self._world)
@@ -110,7 +110,7 @@ class Rank:
         """The next batch, as soon as every worker has one; None after the last one, and where training ends while it waits."""
         while self._agree(GO_ON if futures.wait([self._coming], LOOK_EVERY_S).done else WAIT) == WAIT:
             if self._rank == 0 and self._asked is None:
-                self._tell(self._line)
+                self._report(self._line)
             if self._heed(after_step=False):
                 return None
         batch = self._coming.result()
@@ -152,7 +152,7 @@ class Rank:
         if self._rank == 0:
             self._history.add(line)
             if time.monotonic() - self._told_at >= TELL_EVERY_S:
-                self._tell(line)
+                self._report(line)
 
     def _note_images(self, batch: Batch, step: int) -> None:
         if self._job.config.faults.record_samples:
@@ -170,7 +170,7 @@ class Rank:
                 hint=f"unreadable/ in the run says which and why; --set faults.max_bad_fraction=… allows more than {most:.1%}",
             )
 
-    def _tell(self, line: dict[str, Any]) -> None:
+    def _report(self, line: dict[str, Any]) -> None:
         self._asked = self._job.board.tell.remote({**line, "total": self._job.total_steps}, self._untold)
         self._untold, self._told_at = 0, time.monotonic()
 
@@ -208,9 +208,9 @@ class Rank:
         import torch
         import torch.distributed as dist
 
-        said = torch.tensor(word, device=self._device)
-        dist.all_reduce(said, dist.ReduceOp.MAX)
-        return int(said.item())
+        found = torch.tensor(word, device=self._device)
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return int(found.item())
 
     def _commit(self, *, at_once: bool, finished: bool = False) -> None:
         """Save, note, and report; `at_once` waits until the files lie in storage, else that goes on beside the next steps."""
@@ -227,7 +227,7 @@ class Rank:
         if self._rank == 0:
             checkpoints.write_facts(folder, step=step, finished=finished)
             checkpoint = Checkpoint.from_directory(folder)
-            self._tell(dict(lines[-1]) if lines else {"step": step})
+            self._report(dict(lines[-1]) if lines else {"step": step})
         else:
             folder.rmdir()
         ray.train.report(

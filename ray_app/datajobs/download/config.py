@@ -159,10 +159,10 @@ class Failed(Exception):  # noqa: N818 - an outcome of one url, not of the progr
 
 def collect_lines(summary: Mapping[str, Any]) -> list[str]:
     """What is there, what is not and why, and last the command to go on with."""
-    return [f"{label:{_WIDTH}}{text}" for label, text in _told(summary)]
+    return [f"{label:{_WIDTH}}{text}" for label, text in _summary_lines(summary)]
 
 
-def _told(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _summary_lines(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     out, records = wording.visible(summary["out"]), wording.visible(summary["records"])
     where = "/".join(part for part in (out, summary["folder"]) if part)
     yield (
@@ -176,9 +176,9 @@ def _told(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield "", f"{number:,} {status}: {MEANING.get(status, status)}"
     if passing := [status for status in PASSING if status in failed]:
         yield "again", f"--retry {','.join(passing)} asks again what another hour may give"
-    for name, told in (("repeated", "rows said the same again"), ("without_url", "rows have no url")):
+    for name, found in (("repeated", "rows said the same again"), ("without_url", "rows have no url")):
         if summary[name]:
-            yield "left out", f"{summary[name]:,} {told}"
+            yield "left out", f"{summary[name]:,} {found}"
     if marked := summary["mended_names"] + summary["names_alike"]:
         yield "names", f"{marked:,} ids are no safe file names, or differ only in case: their files are marked, NAME~12345678"
     yield "words", f"{records}/collected.parquet: labels, generators, prompts and all else that the list says"

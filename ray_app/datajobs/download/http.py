@@ -88,7 +88,7 @@ class HttpClient:
     async def get(self, url: str) -> HttpResponse:
         """One request. Raises Failed."""
         target = self.checked(url)
-        with _in_our_words():
+        with _translated():
             async with self._session.get(target, allow_redirects=False) as answer:
                 if answer.status in _REDIRECTS:
                     return HttpResponse(moved=_moved(target, answer), http_status=answer.status)
@@ -107,8 +107,8 @@ class HttpClient:
                     break
         if max(announced, len(body)) > most:
             answer.close()  # else what is left would be read to keep the connection
-            told = f"{announced:,} bytes" if announced > most else f"more than {most:,} bytes"
-            raise Failed(Status.IMAGE_TOO_LARGE, f"{told}, over the limit of {most:,}", http_status=200)
+            message = f"{announced:,} bytes" if announced > most else f"more than {most:,} bytes"
+            raise Failed(Status.IMAGE_TOO_LARGE, f"{message}, over the limit of {most:,}", http_status=200)
         return bytes(body)
 
     def _is_allowed(self, address: str) -> bool:
@@ -138,19 +138,19 @@ def _moved(target: URL, answer: aiohttp.ClientResponse) -> str:
 def _check_status(status: int, headers: Mapping[str, str]) -> None:
     if status == 200:
         return
-    told = f"the host answered {status}"
+    message = f"the host answered {status}"
     if status in (404, 410):
-        raise Failed(Status.SOURCE_MISSING, told, http_status=status)
+        raise Failed(Status.SOURCE_MISSING, message, http_status=status)
     wait_s = seconds_of(headers.get("Retry-After"), datetime.now(UTC))
     if status in (429, 503):
-        raise Failed(Status.SOURCE_THROTTLED, told, passing=True, wait_s=wait_s, http_status=status)
+        raise Failed(Status.SOURCE_THROTTLED, message, passing=True, wait_s=wait_s, http_status=status)
     if status >= 500 or status in (408, 425):
-        raise Failed(Status.SOURCE_TIMEOUT, told, passing=True, wait_s=wait_s, http_status=status)
-    raise Failed(Status.SOURCE_DENIED, told, http_status=status)
+        raise Failed(Status.SOURCE_TIMEOUT, message, passing=True, wait_s=wait_s, http_status=status)
+    raise Failed(Status.SOURCE_DENIED, message, http_status=status)
 
 
 @contextmanager
-def _in_our_words() -> Iterator[None]:
+def _translated() -> Iterator[None]:
     """Foreign exceptions → `Failed`."""
     try:
         yield
@@ -241,15 +241,15 @@ class Host:
         """One more url ended without any answer from this host."""
         self._silent += 1
         if self._silent >= self._rules.give_up_after and self._refused is None:
-            told = f"not asked: {self.name} gave no answer to {self._silent} urls in a row"
-            self._refused = (Status.SOURCE_TIMEOUT, told)
+            message = f"not asked: {self.name} gave no answer to {self._silent} urls in a row"
+            self._refused = (Status.SOURCE_TIMEOUT, message)
 
     def throttled(self, wait_s: float | None) -> None:
         """It has asked to slow down, perhaps to wait for so long. Where the rules do not bear that, it is asked nothing more."""
         self._silent = 0
         self._pause_s = max(self._rules.pause_s, min(_LONGEST_PAUSE_S, max(2 * self._pause_s, _SHORT_S)))
         if wait_s is not None and wait_s > self._rules.longest_wait_s:
-            told = f"{self.name} asks to wait {wait_s:.0f} s, and is asked nothing more in this session"
-            self._refused = (Status.SOURCE_THROTTLED, told)
+            message = f"{self.name} asks to wait {wait_s:.0f} s, and is asked nothing more in this session"
+            self._refused = (Status.SOURCE_THROTTLED, message)
             return
         self._not_before = max(self._not_before, self._clock() + (wait_s or 0.0))

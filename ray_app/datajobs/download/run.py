@@ -36,8 +36,8 @@ def collect(config: CollectConfig, *, retry: Sequence[str] = ()) -> dict[str, An
             session = _run(config, records, lease, listed, tasks)
         records.join()
         mended = sum(safe_name(name) != name for name in listed.rows["id"].to_pylist())
-        told = {"session": {"urls": len(tasks), "statuses": dict(session), "wall_s": round(time.monotonic() - start, 2), **lease.facts()}}
-        summary = _summary(config, records, listed) | {"mended_names": mended, "names_alike": cases} | told
+        facts = {"session": {"urls": len(tasks), "statuses": dict(session), "wall_s": round(time.monotonic() - start, 2), **lease.facts()}}
+        summary = _summary(config, records, listed) | {"mended_names": mended, "names_alike": cases} | facts
         records.store.write("summary.json", json.dumps(summary, indent=2, ensure_ascii=False).encode())
     return summary
 
@@ -64,7 +64,7 @@ def _missing(
 ) -> tuple[list[Task], list[str]]:
     """What is to be asked, and places of images whose ids have another url now."""
     rows = zip(*(state.rows[name].to_pylist() for name in ("id", "url", "status", "place", "ended_at")), strict=True)
-    known = {name: told for name, *told in rows}
+    known = {name: found for name, *found in rows}
     tasks, stale = [], []
     for name, url, stem, columns in _rows(listed, names, with_columns=with_columns):
         wanted = strip_secrets(url)

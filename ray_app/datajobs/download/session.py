@@ -88,8 +88,8 @@ class Records:
         places, sizes = self._places()
         is_ok = pc.equal(rows["status"], OK)
         known = sizes if self.config.form == "files" else dict.fromkeys(places)
-        told = zip(rows["place"].to_pylist(), rows["size_bytes"].to_pylist(), is_ok.to_pylist(), strict=True)
-        counts = [not ok or (place in known and known[place] in (None, size)) for place, size, ok in told]
+        found = zip(rows["place"].to_pylist(), rows["size_bytes"].to_pylist(), is_ok.to_pylist(), strict=True)
+        counts = [not ok or (place in known and known[place] in (None, size)) for place, size, ok in found]
         rows = rows.filter(pa.array(counts, pa.bool_()))
         return State(rows, self._left(rows, sizes))
 
@@ -149,18 +149,18 @@ class DownloadSession:
                 self._turn(crew)
         finally:
             last = crew.close()
-        for worker, told in last:
-            self._heard(worker, told)
+        for worker, found in last:
+            self._heard(worker, found)
 
     def _turn(self, crew: Crew) -> None:
         for worker, feeder in enumerate(self._feeders):
             if tasks := feeder.next():
                 crew.give(worker, tasks)
-        for worker, told in crew.take(_LISTEN_S):
-            if told is None:
+        for worker, found in crew.take(_LISTEN_S):
+            if found is None:
                 self._lost(worker)
             else:
-                self._heard(worker, told)
+                self._heard(worker, found)
         self._progress.redraw()
         self._lease.check()
 

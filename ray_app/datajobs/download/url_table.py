@@ -105,9 +105,9 @@ def _dflip(data: bytes, where: str, generator: str | None) -> pa.Table:
 
 def _no_urls(where: str, record: Mapping[str, Any]) -> ConfigError:
     if {"p", "se"} <= record.keys():
-        told = f"{where}: this is DFLIP-3K's sd.json: names, prompts and seeds of DiffusionDB's images, and no urls"
+        message = f"{where}: this is DFLIP-3K's sd.json: names, prompts and seeds of DiffusionDB's images, and no urls"
         return ConfigError(
-            told,
+            message,
             hint=f"the images are in DiffusionDB ({_DIFFUSION_DB}): fetch its parts there, or score hf://datasets/poloclub/diffusiondb",
         )
     return ConfigError(f"{where}: its records have no url", hint=f"they have {', '.join(record)}")
@@ -149,8 +149,10 @@ def _listed(table: pa.Table, config: CollectConfig, where: str) -> UrlTable:
     first: dict[str, int] = {}
     for row, name in enumerate(ids):
         if first.setdefault(name, row) != row and urls[first[name]] != urls[row]:
-            told = f"{strip_secrets(urls[first[name]])} and {strip_secrets(urls[row])}"
-            raise ConfigError(f"{where}: the id {name!r} is given to {told}", hint="ids must be unique; or --set id=COLUMN names another")
+            message = f"{strip_secrets(urls[first[name]])} and {strip_secrets(urls[row])}"
+            raise ConfigError(
+                f"{where}: the id {name!r} is given to {message}", hint="ids must be unique; or --set id=COLUMN names another"
+            )
     kept = pa.array(list(first.values()), pa.int64())
     beside = {_beside(name): table[name].take(kept) for name in table.schema.names if name not in (url, own, "label", "generator")}
     named = {"id": pa.array(list(first)), "url": table[url].take(kept)}

@@ -52,7 +52,7 @@ class DownloadWorker:
         self._checker = Checker(config.images, config.limits.decoders)
         self._writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="write")
         self._ledger = ThreadPoolExecutor(1, thread_name_prefix="ledger")
-        self._told: queue.SimpleQueue[DownloadReport] = queue.SimpleQueue()
+        self._reports: queue.SimpleQueue[DownloadReport] = queue.SimpleQueue()
         self._hosts: dict[str, Host] = {}
         self._running: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
@@ -66,17 +66,17 @@ class DownloadWorker:
 
     def take(self, timeout_s: float) -> DownloadReport:
         """What has happened since the last time, after `timeout_s` at most; at once when there is something."""
-        told = DownloadReport()
+        report = DownloadReport()
         try:
-            one = self._told.get(timeout=timeout_s)
+            one = self._reports.get(timeout=timeout_s)
             while True:
-                told.ended += one.ended
-                told.committed += one.committed
-                told.moved += one.moved
-                told.fault = told.fault or one.fault
-                one = self._told.get_nowait()
+                report.ended += one.ended
+                report.committed += one.committed
+                report.moved += one.moved
+                report.fault = report.fault or one.fault
+                one = self._reports.get_nowait()
         except queue.Empty:
-            return told
+            return report
 
     def close(self) -> DownloadReport:
         """Stop what is under way, commit what has ended, end all processes; the last that there is to tell."""
@@ -93,7 +93,7 @@ class DownloadWorker:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     async def _open(self) -> None:
-        self._asker = HttpClient(self._config)
+        self._http = HttpClient(self._config)
         self._room = asyncio.Semaphore(self._config.limits.connections)
         self._committing = self._loop.create_task(self._commit_now_and_then())
 
@@ -102,7 +102,7 @@ class DownloadWorker:
         for one in (under_way := list(self._running)):
             one.cancel()
         await asyncio.gather(self._committing, *under_way, return_exceptions=True)
-        await self._asker.close()
+        await self._http.close()
         await self._commit(end=True)
         await self._loop.run_in_executor(self._ledger, self._keeper.close)
 
@@ -120,12 +120,12 @@ class DownloadWorker:
     async def _commit(self, *, end: bool = False) -> None:
         with self._faults():
             committed = await self._loop.run_in_executor(self._ledger, lambda: self._keeper.commit(end=end))
-            self._told.put(DownloadReport(committed=committed))
+            self._reports.put(DownloadReport(committed=committed))
 
     async def _collect(self, task: Task) -> None:
         with self._faults():
             if not await self._found(task):
-                await self._asked(task)
+                await self._fetch(task)
 
     async def _found(self, task: Task) -> bool:
         """Whether an earlier session put a whole image in this id's place, and did not come to write that down; no request is made."""
@@ -141,7 +141,7 @@ class DownloadWorker:
                 return True
         return False
 
-    async def _asked(self, task: Task) -> None:
+    async def _fetch(self, task: Task) -> None:
         """Ask until there is an answer for good: an image, a redirect, or a failure that stays one."""
         host = self._hosts.setdefault(task.host, Host(task.host, self._config.politeness))
         retry, until = self._config.retry, time.monotonic() + self._config.retry.deadline_s
@@ -153,7 +153,7 @@ class DownloadWorker:
                 return
             except Failed as failure:
                 task = replace(task, requests=task.requests + failure.asked)
-                self._tell_host(host, failure)
+                self._note_host(host, failure)
                 is_same = failure.sha256 is not None and failure.sha256 == before
                 pause = next(pauses, None) if failure.passing and not is_same else None
                 if pause is None or time.monotonic() + pause > until:
@@ -166,7 +166,7 @@ class DownloadWorker:
 
     async def _once(self, task: Task, host: Host) -> None:
         async with host.visit() as place, self._room:
-            answer = await self._asker.get(task.url)
+            answer = await self._http.get(task.url)
             place.leave()  # others may ask this host while the image is decoded and written
             host.answered()
             task = replace(task, requests=task.requests + 1)
@@ -175,7 +175,7 @@ class DownloadWorker:
                 return
         if task.hops >= self._config.limits.max_redirects:
             raise Failed(Status.SOURCE_DENIED, f"redirected more than {task.hops} times", http_status=answer.http_status)
-        self._told.put(DownloadReport(moved=[replace(task, url=answer.moved, hops=task.hops + 1)]))
+        self._reports.put(DownloadReport(moved=[replace(task, url=answer.moved, hops=task.hops + 1)]))
 
     async def _kept(self, task: Task, answer: HttpResponse) -> None:
         whole = await asyncio.wrap_future(self._checker.check(answer.data))
@@ -185,9 +185,9 @@ class DownloadWorker:
     async def _end(self, task: Task, outcome: DownloadResult, data: bytes = b"") -> None:
         """Write down how a task ended, and tell it. Of an image inside `_room`: while a shard is published, no more may pile up."""
         committed = await self._loop.run_in_executor(self._ledger, self._keeper.add, outcome, data, task)
-        self._told.put(DownloadReport(ended=[(task.id, outcome.status)], committed=committed))
+        self._reports.put(DownloadReport(ended=[(task.id, outcome.status)], committed=committed))
 
-    def _tell_host(self, host: Host, failure: Failed) -> None:
+    def _note_host(self, host: Host, failure: Failed) -> None:
         if (failure.asked and failure.status == Status.SOURCE_THROTTLED) or failure.wait_s is not None:
             host.throttled(failure.wait_s)
         elif failure.asked and failure.answered:
@@ -206,14 +206,14 @@ class DownloadWorker:
                        final_url=strip_secrets(task.url))  # fmt: skip
 
     def _faults(self) -> "_Faults":
-        return _Faults(self._told)
+        return _Faults(self._reports)
 
 
 class _Faults:
     """What is no fault of a url ends the session: storage out of reach, or a bug. It is told, since nobody waits for a task's exception."""
 
     def __init__(self, told: "queue.SimpleQueue[DownloadReport]") -> None:
-        self._told = told
+        self._reports = told
 
     def __enter__(self) -> None:
         return None
@@ -226,7 +226,7 @@ class _Faults:
             if isinstance(error, TouchstoneError)
             else TouchstoneError(f"collecting failed: {said(error)}", hint="this looks like a bug")
         )
-        self._told.put(DownloadReport(fault=fault))
+        self._reports.put(DownloadReport(fault=fault))
         return True
 
 
@@ -280,7 +280,7 @@ class RayCrew:
         self._stall_s = config.cluster.stall_timeout_s or _STALL_S
         self.size, self._deaths, self._heard_at = size, [0] * size, time.monotonic()
         self._actors: list[Any] = [self._kind.remote(*self._arguments) for _ in range(size)]
-        self._asked = {actor.take.remote(_TAKE_S): number for number, actor in enumerate(self._actors)}
+        self._pending = {actor.take.remote(_TAKE_S): number for number, actor in enumerate(self._actors)}
 
     def give(self, worker: int, tasks: Sequence[Task]) -> None:
         """More for one actor."""
@@ -290,33 +290,33 @@ class RayCrew:
         """What actors tell. Raises ClusterError where one dies again and again, or nothing is heard of any for long."""
         import ray
 
-        ready, _ = ray.wait(list(self._asked), num_returns=1, timeout=timeout_s)
-        told: list[tuple[int, DownloadReport | None]] = []
+        ready, _ = ray.wait(list(self._pending), num_returns=1, timeout=timeout_s)
+        reports: list[tuple[int, DownloadReport | None]] = []
         for answer in ready:
-            worker = self._asked.pop(answer)
+            worker = self._pending.pop(answer)
             try:
-                told.append((worker, ray.get(answer)))
+                reports.append((worker, ray.get(answer)))
             except ray.exceptions.RayActorError as error:
                 self._replace(worker, error)
-                told.append((worker, None))
-            self._asked[self._actors[worker].take.remote(_TAKE_S)] = worker
+                reports.append((worker, None))
+            self._pending[self._actors[worker].take.remote(_TAKE_S)] = worker
         self._watch(bool(ready))
-        return told
+        return reports
 
     def close(self) -> list[tuple[int, DownloadReport]]:
         """Stop all actors; those that are gone, or do not end in time, have nothing to tell."""
         import ray
 
-        told = []
+        found = []
         # A question that was still open may have heard what `close` had to say.
-        asked = self._asked | {actor.close.remote(): worker for worker, actor in enumerate(self._actors)}
+        asked = self._pending | {actor.close.remote(): worker for worker, actor in enumerate(self._actors)}
         ended, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_CLOSE_S)
         for answer in ended:
             with suppress(ray.exceptions.RayError):
-                told.append((asked[answer], ray.get(answer)))
+                found.append((asked[answer], ray.get(answer)))
         for actor in self._actors:
             ray.kill(actor)
-        return told
+        return found
 
     def _replace(self, worker: int, error: Exception) -> None:
         import ray

@@ -201,8 +201,8 @@ def _rows(place: str, columns: PromptColumns) -> Iterator[tuple[Mapping[str, Any
     try:
         table = read_table(data, "." + place.partition("?")[0].rpartition(".")[2].lower(), str)
     except (pa.ArrowException, ValueError) as error:
-        told = f"{strip_secrets(place)}: {' '.join(str(error).split())}"
-        raise ConfigError(told, hint="a table has one header and columns of one type") from error
+        message = f"{strip_secrets(place)}: {' '.join(str(error).split())}"
+        raise ConfigError(message, hint="a table has one header and columns of one type") from error
     if table is None:
         lines = io.StringIO(data.decode("utf-8-sig"), newline=None)  # prompts hold other line breaks than a file's
         yield from (({columns.prompt: line.rstrip("\n")}, None) for line in lines if line.strip())

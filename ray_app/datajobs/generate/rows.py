@@ -48,10 +48,10 @@ def row_of(order: ImageRequest, same: Mapping[str, Any], **found: Any) -> dict[s
 
 def generate_lines(summary: Mapping[str, Any]) -> list[str]:
     """What was made, what was not and where that is listed, and the commands that take it."""
-    return [f"{label:{_WIDTH}}{text}".rstrip() for label, text in _told(summary)]
+    return [f"{label:{_WIDTH}}{text}".rstrip() for label, text in _summary_lines(summary)]
 
 
-def _told(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _summary_lines(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     out = wording.visible(summary["out"])
     names = ", ".join(summary["generators"])
     yield "made", f"{summary['made']:,} of {wording.counted(summary['images'], 'image')}" + (f" by {names}" if names else "")

@@ -140,8 +140,8 @@ class GeneratedDirectory:
 
     def keep_looks(self, measured: FileStyles) -> None:
         """Write them down, so that a later session draws from the same."""
-        told = {"looks": [asdict(look) for look in measured.looks], "left_out": measured.left_out}
-        self.store.write("looks.json", json.dumps(told).encode())
+        content = {"looks": [asdict(look) for look in measured.looks], "left_out": measured.left_out}
+        self.store.write("looks.json", json.dumps(content).encode())
 
     def pending(self, blocks: Sequence[GenerationBlock]) -> list[GenerationBlock]:
         """Blocks that are not done."""

@@ -303,7 +303,7 @@ def _options(look: FileStyle, xmp: bytes | None) -> dict[str, Any]:
         info = PngImagePlugin.PngInfo()
         info.add_itxt("XML:com.adobe.xmp", xmp.decode())
         return {"pnginfo": info}
-    told: dict[str, Any] = {} if xmp is None else {"xmp": xmp}
+    facts: dict[str, Any] = {} if xmp is None else {"xmp": xmp}
     if look.format == "JPEG":
-        return told | {"quality": look.quality or 90, "subsampling": _SUBSAMPLINGS[look.subsampling or "4:2:0"]}
-    return told | ({"lossless": True} if look.quality is None else {"quality": look.quality})
+        return facts | {"quality": look.quality or 90, "subsampling": _SUBSAMPLINGS[look.subsampling or "4:2:0"]}
+    return facts | ({"lossless": True} if look.quality is None else {"quality": look.quality})

@@ -107,8 +107,8 @@ class Reasons:
     def reason(self, row: Mapping[str, Any]) -> str:
         """Why one row goes, in one sentence."""
         if row["status"] != Status.OK:
-            said = f"{wording.meaning(row['status'])} ({row['status']})"
-            return f"no score: {said}" + (f": {row['detail']}" if row["detail"] else "")
+            message = f"{wording.meaning(row['status'])} ({row['status']})"
+            return f"no score: {message}" + (f": {row['detail']}" if row["detail"] else "")
         if row["verdict"] != "fake":
             return f"{row['verdict']} by {self._judge}: {_why(row)}; {_figures(row)}"
         return f"fake by {self._judge}: score {row['score']:+.4g} is not below the threshold {self.fake_above:g}; {_figures(row)}"

@@ -141,8 +141,8 @@ class WebDatasetShard:
     def add(self, packed: Packed) -> None:
         """Append one sample: first the bytes, then what is known of them."""
         self._put(f"{packed.key}.{packed.ending}", packed.data)
-        said = {"source": packed.source, **plain(packed.beside(self._names))}
-        self._put(f"{packed.key}.json", json.dumps(said, ensure_ascii=False, allow_nan=False).encode("utf-8", "surrogateescape"))
+        facts = {"source": packed.source, **plain(packed.beside(self._names))}
+        self._put(f"{packed.key}.json", json.dumps(facts, ensure_ascii=False, allow_nan=False).encode("utf-8", "surrogateescape"))
 
     def close(self) -> None:
         """Write the end of the tar."""

@@ -112,7 +112,7 @@ def _predicted(
     mean_bytes = probed.mean_bytes if found.unsized else found.mean_bytes
     return probed, PlannedPrediction(
         probe=_probe_facts(spec, probed, pace.scored_by),
-        cascade=_looks(config, spec, probed, rates.images_per_s),
+        cascade=_cascade(config, spec, probed, rates.images_per_s),
         stages=[PlannedStage(**asdict(stage)) for stage in rates.stages],
         bottleneck=PlannedBottleneck(
             stage=rates.bottleneck.stage,
@@ -250,7 +250,7 @@ def _standing_facts(before: Standing, found: Survey, blocks: int) -> PlannedRun:
     )
 
 
-def _looks(config: ScoreConfig, spec: ScoringSpec, probed: Probe, images_per_s: float) -> PlannedCascade | None:
+def _cascade(config: ScoreConfig, spec: ScoringSpec, probed: Probe, images_per_s: float) -> PlannedCascade | None:
     """Of a cascade: the share of images that is expected to go on, and what a million images cost for either look by the time it takes."""
     if not spec.late:
         return None

@@ -204,15 +204,15 @@ def is_described(spec: ScoringSpec, replies: Sequence[ScoreResponse], facts: Ima
 
 def _profile(profiled: Profiled) -> schemas.Profile:
     """The profile as the API words it; a name of nobody's where the image is like no known generator."""
-    said, words = profiled.identified, profiled.described
-    if said is None or not np.isfinite(said.confidence[0]):
+    found, words = profiled.identified, profiled.described
+    if found is None or not np.isfinite(found.confidence[0]):
         generator = None
     else:
-        code, ranking = int(said.codes[0]), [said.classes[one] for one in said.ranking[0].tolist()]
-        name, family = (said.classes[code], said.families[code]) if code >= 0 else (None, None)
+        code, ranking = int(found.codes[0]), [found.classes[one] for one in found.ranking[0].tolist()]
+        name, family = (found.classes[code], found.families[code]) if code >= 0 else (None, None)
         generator = schemas.ProfileGenerator(
             name=name, title=title_of(name) if name else None, family=family, family_title=family_title(family) if family else None,
-            probability=float(said.probability[0]), confidence=float(said.confidence[0]), known=code >= 0,
+            probability=float(found.probability[0]), confidence=float(found.confidence[0]), known=code >= 0,
             ranking=ranking, nearest=title_of(ranking[0]),
         )  # fmt: skip
     prompt = None if words is None else schemas.ProfilePrompt(text=words.text, likelihood=words.likelihood)

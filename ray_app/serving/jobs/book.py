@@ -65,7 +65,7 @@ class JobBook:
         self._limits, self._clock, self._scorer = config.jobs, clock, scorer
         notify = (notify or signed_delivery(fetcher, webhook_key or webhook_secret(config.jobs))) if config.jobs.webhooks else None
         self._for_webhooks = None if notify is None else fetcher
-        self._telling = WebhookSender(notify, self._was_told)
+        self._telling = WebhookSender(notify, self._note_delivered)
         self._for_urls = fetcher if config.urls.enabled else None
         self._patient = PatientScorer(scorer, fetcher, sleep=sleep)
         self._store = job_store(config.jobs)
@@ -220,7 +220,7 @@ class JobBook:
                 return
             await self._forget(oldest)
 
-    async def _was_told(self, record: JobRecord) -> None:
+    async def _note_delivered(self, record: JobRecord) -> None:
         with suppress(TouchstoneError):  # at worst it is told again after a restart
             if record.id in self._records:
                 await self._store.save(record)

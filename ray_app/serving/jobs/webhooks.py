@@ -138,14 +138,14 @@ class WebhookSender:
     """Tells in the background; `told(record)` is called once nobody is left to tell. Without `notify` it tells nobody."""
 
     def __init__(self, notify: Notify | None, told: Callable[[JobRecord], Awaitable[None]]) -> None:
-        self._notify, self._on_told = notify, told
+        self._notify, self._on_delivered = notify, told
         self._is_closed = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     def tell(self, record: JobRecord) -> None:
         """Begin, if the job has a webhook that was not told yet."""
         if self._notify is not None and record.webhook is not None and not self._is_closed:
-            task = asyncio.create_task(self._tell(record, record.webhook, self._notify))
+            task = asyncio.create_task(self._deliver(record, record.webhook, self._notify))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
@@ -156,11 +156,11 @@ class WebhookSender:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _tell(self, record: JobRecord, url: str, notify: Notify) -> None:
+    async def _deliver(self, record: JobRecord, url: str, notify: Notify) -> None:
         try:
             outcome = await notify(url, record.answer().model_dump_json().encode())
             _log.info("job_told job=%s outcome=%s", record.id, outcome)
         except Exception as error:  # the job is done, whatever its webhook does
             _log.warning("job_not_told job=%s fault=%s", record.id, type(error).__name__)
         record.webhook = None
-        await self._on_told(record)
+        await self._on_delivered(record)

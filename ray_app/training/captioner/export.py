@@ -49,7 +49,7 @@ def write_network(folder: Path, recipe: Recipe, facts: Mapping[str, Any], state:
 def write_card(folder: Path, recipe: Recipe, facts: Mapping[str, Any]) -> DescriberCard:
     """The card of the file that lies in FOLDER, written and read back."""
     places = ", ".join(strip_secrets(at) for source in recipe.data.train for at in source.at)
-    told = {
+    content = {
         "name": recipe.name,
         "title": recipe.export.title or recipe.title or recipe.name,
         "weights": {"uri": WEIGHTS, "sha256": file_sha256(folder / WEIGHTS)},
@@ -63,28 +63,28 @@ def write_card(folder: Path, recipe: Recipe, facts: Mapping[str, Any]) -> Descri
         "notes": list(recipe.export.notes),
         **facts,
     }
-    (folder / CARD).write_bytes(_yaml(DescriberCard.model_validate(told)))
+    (folder / CARD).write_bytes(_yaml(DescriberCard.model_validate(content)))
     return load_describer(folder / CARD)
 
 
 def _inherited(recipe: Recipe) -> str:
     """The stricter of the licences of the weights that it began from and of the data."""
     start = recipe.describe.start if recipe.describe is not None else None
-    told = (load_describer(start).licence if start else None, recipe.data.licence)
-    return max(filter(None, told), key=lambda licence: STRICTNESS.index(terms_of(licence)), default="none stated")
+    found = (load_describer(start).licence if start else None, recipe.data.licence)
+    return max(filter(None, found), key=lambda licence: STRICTNESS.index(terms_of(licence)), default="none stated")
 
 
 def with_figures(card: bytes, recipe: Recipe, figures: Mapping[str, Any]) -> bytes:
     """The YAML of a card with what was measured: `figures` of one split, rows of `metrics.figure.Figure` by name."""
-    told = {"set": f"{recipe.data.name or 'its own data'}, held out", "verified": True, "source": f"touchstone train {recipe.name}"}
+    content = {"set": f"{recipe.data.name or 'its own data'}, held out", "verified": True, "source": f"touchstone train {recipe.name}"}
     rows = [(name, figures[name]) for name in _PUBLISHED if figures[name]["value"] is not None]
-    published = [{"metric": _PUBLISHED[name], "value": row["value"], "n": row["n"], **told} for name, row in rows]
+    published = [{"metric": _PUBLISHED[name], "value": row["value"], "n": row["n"], **content} for name, row in rows]
     return _yaml(DescriberCard.model_validate(yaml.safe_load(card) | {"published": published}))
 
 
 def _yaml(card: DescriberCard) -> bytes:
-    told = card.model_dump(mode="json", exclude_defaults=True)
-    text: str = yaml.safe_dump(told, sort_keys=False, allow_unicode=True, width=140)
+    content = card.model_dump(mode="json", exclude_defaults=True)
+    text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=140)
     return text.encode()
 
 

@@ -90,10 +90,10 @@ class WordLearner:
         """
         step = self.step_number
         rate = begin_step(self.recipe, self._optimiser, step, self.total_steps, self.rank)
-        told = torch.stack([self._way_back(batch), torch.tensor(float(np.count_nonzero(~batch["usable"])), device=self.device)])
+        found = torch.stack([self._way_back(batch), torch.tensor(float(np.count_nonzero(~batch["usable"])), device=self.device)])
         learning = [parameter for parameter in self.network.parameters() if parameter.grad is not None]
         norm = get_total_norm([parameter.grad for parameter in learning if parameter.grad is not None])
-        loss, unusable = averaged(told).tolist()
+        loss, unusable = averaged(found).tolist()
         figures = StepFigures(step, loss, {}, rate, norm.item(), round(unusable * world_size()))
         require_finite(figures)
         if self.recipe.loop.clip is not None:
@@ -202,8 +202,8 @@ def make_plan(
 
 def _completed(recipe: str, wanted: Describe, words: CaptionTokenizer, width: int | None) -> dict[str, Any]:
     """The recipe's architecture with what the tokenizer and the embedding decide."""
-    told: dict[str, Any] = dict(wanted.architecture)
-    config = dict(told.get("config", {}))
+    facts: dict[str, Any] = dict(wanted.architecture)
+    config = dict(facts.get("config", {}))
     longest = wanted.most_tokens + 1 + (wanted.prefix if wanted.tier == "prefix" else 0)
     decided = {
         "vocab_size": words.tokenizer.get_vocab_size(),
@@ -213,7 +213,7 @@ def _completed(recipe: str, wanted: Describe, words: CaptionTokenizer, width: in
     }
     if wanted.tier == "prefix":
         return {"width": width, "config": {"n_positions": longest, **config, **decided}}
-    if (model := str(told.get("model"))) not in MODELS:
+    if (model := str(facts.get("model"))) not in MODELS:
         raise ConfigError(f"{recipe}: describe.architecture.model {model}: there are {', '.join(MODELS)}")
     if model == "blip":
         decided["sep_token_id"] = words.end
@@ -224,7 +224,7 @@ def _completed(recipe: str, wanted: Describe, words: CaptionTokenizer, width: in
     else:
         more = {"is_decoder": True, "add_cross_attention": True} if model == "vision-encoder-decoder" else {}
         config[at[0]] = {**positions, **more, **config.get(at[0], {}), **decided}
-    return {**told, "config": config}
+    return {**facts, "config": config}
 
 
 def speaking_network(name: str, wanted: Describe, plan: DescriberPlan, seed: int) -> Any:

@@ -76,8 +76,8 @@ def planned(config: TrainConfig, card: DetectorCard, splits: Splits, steps: int)
     """The dry run: what would be made, of how many images with prompts."""
     section = section_of(config)
     counts = {name: found["images"] for name, found in splits.findings["splits"].items()}
-    told = {"method": config.method, "name": config.name, "tier": section.tier, "detector": card.name, "images": counts}
-    return {**told, "steps": 0 if section.tier == "retrieval" else steps, "batch": config.loop.batch, "data": dict(splits.findings)}
+    content = {"method": config.method, "name": config.name, "tier": section.tier, "detector": card.name, "images": counts}
+    return {**content, "steps": 0 if section.tier == "retrieval" else steps, "batch": config.loop.batch, "data": dict(splits.findings)}
 
 
 def _nearest_or_why(job: TrainingJob, *, needed: bool) -> dict[str, CaptionedRows] | str:
@@ -102,7 +102,7 @@ def said_by_neighbours(job: TrainingJob) -> dict[str, CaptionedRows]:
         describer = load_describing(write_index(Path(folder), job.config, seen_as_embedding(job, found), found.vectors, prompts))
         if section_of(job.config).tier == "retrieval":
             _hand_out(job.out, Path(folder))
-        return {split: _said_of_embeddings(job, describer, split) for split in _judged(job)}
+        return {split: _predicted_from_embeddings(job, describer, split) for split in _judged(job)}
 
 
 def said_by_network(job: TrainingJob, folder: Path) -> dict[str, CaptionedRows]:
@@ -122,7 +122,7 @@ def said_by_network(job: TrainingJob, folder: Path) -> dict[str, CaptionedRows]:
         card = write_network(Path(scratch), job.config, facts, load_file(folder / LEARNED), tokenizer_json(plan))
         describer = load_describing(card, device=job.layout.judging_device)
         _hand_out(job.out, Path(scratch))
-        ask = _said_of_embeddings if section.tier == "prefix" else _said_of_pixels
+        ask = _predicted_from_embeddings if section.tier == "prefix" else _predicted_from_pixels
         return {split: ask(job, describer, split) for split in _judged(job)}
 
 
@@ -151,12 +151,12 @@ def _taught(job: TrainingJob) -> TrainingJob:
     return put_taught(job if found is not None else seen_by_captioner(job), taught, found)
 
 
-def _said_of_embeddings(job: TrainingJob, describer: Describer, split: str) -> CaptionedRows:
+def _predicted_from_embeddings(job: TrainingJob, describer: Describer, split: str) -> CaptionedRows:
     found = kept_embeddings(job.out, split)
     return CaptionedRows(found.rows, list(describer.describe(found.vectors)))
 
 
-def _said_of_pixels(job: TrainingJob, describer: Describer, split: str) -> CaptionedRows:
+def _predicted_from_pixels(job: TrainingJob, describer: Describer, split: str) -> CaptionedRows:
     loader, rows = plain_loader(job, split), _rows(job, split)
     read: list[Rows] = []
     words: list[Caption] = []

@@ -82,10 +82,10 @@ def make_identifier(
     facts = _facts(folder, recipe, card, embedding, classes, fitted, len(train.names))
     open_set = _open_set(folder, facts, config, splits["validation"])
     final = _card(folder, facts | {"open_set": open_set})
-    said = {name: Identifier(final).identify(one.vectors) for name, one in splits.items() if name != "train"}
-    figures = {name: measured(found, splits[name].names) for name, found in said.items()}
+    content = {name: Identifier(final).identify(one.vectors) for name, one in splits.items() if name != "train"}
+    figures = {name: measured(found, splits[name].names) for name, found in content.items()}
     published = _published(recipe, figures)
-    return TrainedIdentifier(_card(folder, facts | {"open_set": open_set, "published": published}), fitted, figures, said)
+    return TrainedIdentifier(_card(folder, facts | {"open_set": open_set, "published": published}), fitted, figures, content)
 
 
 def _write_head(path: Path, fitted: FittedIdentifier) -> None:
@@ -154,8 +154,8 @@ def _open_set(folder: Path, facts: Mapping[str, Any], config: Identify, validati
 
 def _card(folder: Path, facts: Mapping[str, Any]) -> IdentifierCard:
     """The card of these facts, written and read back."""
-    told = IdentifierCard.model_validate(dict(facts)).model_dump(mode="json", exclude_defaults=True)
-    (folder / CARD).write_text(yaml.safe_dump(told, sort_keys=False, allow_unicode=True, width=140), encoding="utf-8")
+    content = IdentifierCard.model_validate(dict(facts)).model_dump(mode="json", exclude_defaults=True)
+    (folder / CARD).write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=140), encoding="utf-8")
     return load_identifier(folder / CARD)
 
 

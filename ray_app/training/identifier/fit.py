@@ -263,9 +263,9 @@ def classes_of(config: Identify, rows: Named) -> tuple[tuple[str, ...], dict[str
         del counts[REAL]
     few = {name: n for name, n in sorted(counts.items()) if n < config.fewest}
     if few and config.rare == "refuse":
-        told = ", ".join(f"{name} ({n})" for name, n in few.items())
+        message = ", ".join(f"{name} ({n})" for name, n in few.items())
         raise ConfigError(
-            f"too few training images to tell {told}: {config.fewest} are needed of each",
+            f"too few training images to tell {message}: {config.fewest} are needed of each",
             hint="--set identify.rare=leave-out makes them no classes, or collect more; --set identify.fewest=… goes down to 5",
         )
     classes = tuple(sorted(set(counts) - set(few)))

@@ -139,8 +139,8 @@ def _embedding_of(card: DetectorCard, found: Embeddings) -> dict[str, Any]:
     from ray_app.detectors.embeddings import embedding_facts
 
     precision: ResolvedPrecision = "bf16" if found.precision == "bf16" else "fp32"
-    told: dict[str, Any] = json.loads(json.dumps(embedding_facts(card, precision=precision, resize="exact")))
-    return told
+    content: dict[str, Any] = json.loads(json.dumps(embedding_facts(card, precision=precision, resize="exact")))
+    return content
 
 
 def _counted(rows: Named, chosen: Rows, classes: tuple[str, ...]) -> dict[str, Any]:
