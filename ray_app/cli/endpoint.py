@@ -17,12 +17,12 @@ APPLY = frozenset({"source", "endpoint", "token_file", "ensemble", "detectors", 
 
 def endpoint_options(command: Command) -> Command:
     """`--endpoint URL` and `--token-file FILE`."""
-    message = (
+    text = (
         "Send local files and folders to this endpoint instead: verdicts on stdout, no --out. "
         "--ensemble is then one that it serves, --detector an optional one of its detectors, shown by --json."
     )
     token = click.option("--token-file", metavar="FILE", help=f"File with the endpoint's token.  [default: ${TOKEN_VARIABLE}, if set]")
-    return click.option("--endpoint", metavar="URL", help=message)(token(command))
+    return click.option("--endpoint", metavar="URL", help=text)(token(command))
 
 
 def score_at_endpoint(

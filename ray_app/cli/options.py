@@ -37,8 +37,8 @@ _WHAT_IS_SCORED = (
 
 def overrides(command: Command) -> Command:
     """`--set a.b=value`, repeatable; the value is YAML."""
-    message = "Any config key, for example --set cluster.workers=2; a wrong one lists them, for a run `touchstone config show` too."
-    return click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help=message)(command)
+    text = "Any config key, for example --set cluster.workers=2; a wrong one lists them, for a run `touchstone config show` too."
+    return click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help=text)(command)
 
 
 def what_is_scored(command: Command) -> Command:
@@ -55,14 +55,14 @@ def as_json(command: Command) -> Command:
 
 def unguarded_option(command: Command) -> Command:
     """`--unguarded`, for commands on runs, which have no config."""
-    message = "Go on where the run's store has no conditional writes; two commands on one run at once are then not noticed."
-    return click.option("--unguarded", is_flag=True, help=message)(command)
+    text = "Go on where the run's store has no conditional writes; two commands on one run at once are then not noticed."
+    return click.option("--unguarded", is_flag=True, help=text)(command)
 
 
 def licence_option(command: Command) -> Command:
     """`--accept-licence NAME`, repeatable, as `accepted`: names of detectors or licences, which are also remembered for later commands."""
-    message = "Accept the licence of this detector (or a licence by its id) and remember that; repeatable."
-    option = click.option("--accept-licence", "accepted", multiple=True, metavar="NAME", callback=_accept, help=message)
+    text = "Accept the licence of this detector (or a licence by its id) and remember that; repeatable."
+    option = click.option("--accept-licence", "accepted", multiple=True, metavar="NAME", callback=_accept, help=text)
     return option(command)
 
 

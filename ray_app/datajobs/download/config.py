@@ -176,9 +176,9 @@ def _summary_lines(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield "", f"{number:,} {status}: {MEANING.get(status, status)}"
     if passing := [status for status in PASSING if status in failed]:
         yield "again", f"--retry {','.join(passing)} asks again what another hour may give"
-    for name, found in (("repeated", "rows said the same again"), ("without_url", "rows have no url")):
+    for name, text in (("repeated", "rows said the same again"), ("without_url", "rows have no url")):
         if summary[name]:
-            yield "left out", f"{summary[name]:,} {found}"
+            yield "left out", f"{summary[name]:,} {text}"
     if marked := summary["mended_names"] + summary["names_alike"]:
         yield "names", f"{marked:,} ids are no safe file names, or differ only in case: their files are marked, NAME~12345678"
     yield "words", f"{records}/collected.parquet: labels, generators, prompts and all else that the list says"
