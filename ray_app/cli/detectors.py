@@ -16,7 +16,6 @@ from ray_app.errors import DetectorError, ExitCode
 if TYPE_CHECKING:
     from ray_app.attribution.cards import DescriberCard, IdentifierCard
     from ray_app.detectors import DetectorCard
-    from ray_app.detectors.verify import DetectorCheck
     from ray_app.reports.card import ZooEntry
 
 _WIDEST_PAGE = 120
@@ -247,14 +246,16 @@ def verify(names: tuple[str, ...], images: Path | None, accepted: tuple[str, ...
             checks.append(check)
             if not as_json:
                 click.echo(f"{card.name}  {check.name:10}  {check.outcome:7}  {check.told}")
-        results.append({"name": card.name, "ok": not _failed(checks), "checks": [check._asdict() for check in checks]})
+        results.append(
+            {
+                "name": card.name,
+                "ok": not any(check.outcome == "failed" for check in checks),
+                "checks": [check._asdict() for check in checks],
+            }
+        )
     if as_json:
         click.echo(json.dumps(results, indent=2, ensure_ascii=False))
     return ExitCode.DONE if all(result["ok"] for result in results) else ExitCode.DETECTOR
-
-
-def _failed(checks: "Sequence[DetectorCheck]") -> bool:
-    return any(check.outcome == "failed" for check in checks)
 
 
 def _log(text: str) -> None:

@@ -133,13 +133,10 @@ def write_report(run: RunDirectory, *, prior: float | None = None, thumbnails: b
             f"{run.store.url}: no finished run here", hint="touchstone score SOURCE --out DIR makes one; the same command finishes it"
         )
     summary = run.read_json("summary.json")
-    pictures = thumbnails_of(_top(summary), run.limits(), guard_of(run.store)) if thumbnails else None
+    top = ((row["image_id"], row["uri"]) for row in summary["top"] if row["member"] is None)
+    pictures = thumbnails_of(top, run.limits(), guard_of(run.store)) if thumbnails else None
     run.store.write("report.html", render_run_report(summary, prior=prior, thumbnails=pictures).encode())
     return f"{run.store.url}/report.html"
-
-
-def _top(summary: dict[str, Any]) -> Iterable[tuple[int, str]]:
-    return [(row["image_id"], row["uri"]) for row in summary["top"] if row["member"] is None]
 
 
 def thumbnails_of(images: Iterable[tuple[int, str]], limits: ImageLimits, guard: Guard) -> dict[int, bytes]:

@@ -83,7 +83,9 @@ def rescore_run(
         )
         clock = StageClock()
         describing = Describing(spec, clock) if spec.describer else None
-        _Rescoring(source, run, spec, heads, session, clock, describing).all()
+        rescoring = _Rescoring(source, run, spec, heads, session, clock, describing)
+        for ref, rows in missing_blocks(source, run):
+            rescoring.block(ref, rows)
         return finished(run, spec, session)
 
 
@@ -158,12 +160,8 @@ class _Rescoring:
     clock: StageClock
     describing: Describing | None
 
-    def all(self) -> None:
-        """Copy the listings, and score the blocks that the new run does not have yet, each committed when it is done."""
-        for ref, rows in missing_blocks(self.source, self.run):
-            self._block(ref, rows)
-
-    def _block(self, ref: BlockRef, rows: pa.Table) -> None:
+    def block(self, ref: BlockRef, rows: pa.Table) -> None:
+        """Score one block, and commit it."""
         with self.clock("score"):
             outcomes = _outcomes(rows)
             outputs = self._outputs(ref, rows["image_id"].to_numpy(), outcomes)
@@ -228,7 +226,9 @@ def name_run(url: str, out: str, identifier: str, *, unguarded: bool = False) ->
         run.claim(_identity(described["identity"], spec.identifier), list(spec.cards), spec.ensemble.model_dump(mode="json"))
         keep_references(run, source.store.read(REFERENCES) if source.store.exists(REFERENCES) else None)
         session = ScoringSession(run, {"renamed": source.store.url, "identifier": spec.identifier.name}, start, noted=lease.facts())
-        _Naming(source, run, spec, kept, spec.identifier.embedding["width"], list(kept_features(source)), session).all()
+        naming = _Naming(source, run, spec, kept, spec.identifier.embedding["width"], list(kept_features(source)), session)
+        for ref, rows in missing_blocks(source, run):
+            naming.block(ref, rows)
         return finished(run, spec, session)
 
 
@@ -260,12 +260,8 @@ class _Naming:
     features: list[str]
     session: ScoringSession
 
-    def all(self) -> None:
-        """Copy the listings, and name the blocks that the new run does not have yet, each committed when it is done."""
-        for ref, rows in missing_blocks(self.source, self.run):
-            self._block(ref, rows)
-
-    def _block(self, ref: BlockRef, rows: pa.Table) -> None:
+    def block(self, ref: BlockRef, rows: pa.Table) -> None:
+        """Name one block, and commit it."""
         began = time.perf_counter()
         vectors = vectors_of(block_features(self.source, ref.manifest, ref.block, self.kept), rows["image_id"].to_numpy(), self.width)
         made = named_rows(rows, self.spec, vectors)

@@ -152,7 +152,7 @@ class GeneratedDirectory:
         """Take back the blocks with images that failed, so that they are made again; returns how many. What a safety checker blanked
         would be blanked again and is no failure.
         """
-        failed = [path for path, table in self._parts() if _failures(table)]
+        failed = [path for path, table in self._parts() if set(table["status"].to_pylist()) - {OK, BLANKED}]
         for path in failed:
             self.store.delete(path)
         return len(failed)
@@ -269,10 +269,6 @@ def _own_gpus(config: GenerateConfig) -> int:
     return int(torch.cuda.device_count())
 
 
-def _failures(table: pa.Table) -> bool:
-    return bool(set(table["status"].to_pylist()) - {OK, BLANKED})
-
-
 class Actor:
     """What runs in a worker process."""
 
@@ -292,7 +288,7 @@ class Actor:
 def made_by_actors(
     job: GenerationJob, blocks: Sequence[GenerationBlock], *, workers: int, cpus: float, gpus: float, stall_s: float
 ) -> Iterator[Report]:
-    """A report for each block as it is committed. Inside `scoring.cluster.cluster`.
+    """A report for each block as it is committed. Inside `ray_cluster.cluster`.
 
     Raises ClusterError when no block ends in `stall_s` or an actor dies too often, and whatever TouchstoneError a worker met.
     """
