@@ -246,13 +246,8 @@ def verify(names: tuple[str, ...], images: Path | None, accepted: tuple[str, ...
             checks.append(check)
             if not as_json:
                 click.echo(f"{card.name}  {check.name:10}  {check.outcome:7}  {check.told}")
-        results.append(
-            {
-                "name": card.name,
-                "ok": not any(check.outcome == "failed" for check in checks),
-                "checks": [check._asdict() for check in checks],
-            }
-        )
+        ok = all(check.outcome != "failed" for check in checks)
+        results.append({"name": card.name, "ok": ok, "checks": [check._asdict() for check in checks]})
     if as_json:
         click.echo(json.dumps(results, indent=2, ensure_ascii=False))
     return ExitCode.DONE if all(result["ok"] for result in results) else ExitCode.DETECTOR

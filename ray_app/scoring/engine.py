@@ -36,9 +36,9 @@ MOST_LOST_WAVES = 3
 def score_blocks(
     blocks: Iterable[BlockRef], job: ScoringJob, layout: Callable[[], ScoringLayout], *, stopper: Stopper, watch: Watch
 ) -> Iterator[BlockReport]:
-    """Run the pipeline and yield a report per block as it is committed; `layout` is asked anew for every wave.
+    """Run the pipeline and yield a report per block as it is committed; `layout` is called anew for every wave.
 
-    To be iterated in the main thread, inside `watch`. Raises KeyboardInterrupt when the stopper was asked and blocks are left,
+    To be iterated in the main thread, inside `watch`. Raises KeyboardInterrupt where a stop was requested and blocks are left,
     ClusterError after `MOST_LOST_WAVES` waves in a row that failed before any block was committed, and whatever TouchstoneError a
     worker met.
     """

@@ -137,7 +137,7 @@ def unlike_rows(rows: pa.Table, unlike: str) -> pa.Table:
 
 
 def decided(rows: pa.Table, spec: ScoringSpec) -> pa.Table:
-    """Result rows with what the spec's ensemble makes of their detector scores in the place of what they said."""
+    """Result rows with what the spec's ensemble makes of their detector scores, in place of what stands there."""
     has_score = pc.equal(rows["status"].cast(pa.string()), "ok").to_numpy()
     scores = {name: pc.struct_field(rows["scores"].combine_chunks(), name).to_numpy(zero_copy_only=False) for name in spec.cards}
     sizes = list(zip(rows["width"].to_pylist(), rows["height"].to_pylist(), strict=True))

@@ -129,7 +129,7 @@ class Resolved:
         return ours if self.begun is None else self.begun.comparable(ours)
 
     def require_own(self) -> None:
-        """Whether the run is this command's, as far as can be told without a cluster: with GPUs or without. Raises IdentityError."""
+        """Whether the run is this command's, as far as can be known without a cluster: with GPUs or without. Raises IdentityError."""
         if self.begun is None:
             return
         run = self.begun.run
@@ -297,7 +297,7 @@ def decision_identity(spec: ScoringSpec) -> dict[str, Any]:
 def share_weights(spec: ScoringSpec, run: RunDirectory) -> str | None:
     """Where the workers of a cluster find weights: $TOUCHSTONE_WEIGHTS_MIRROR, else a copy in the run directory, else (shipped ones) None.
 
-    The driver alone fetches; a thousand workers that ask a hub at once would be refused.
+    The driver alone fetches; a thousand workers that query a hub at once would be refused.
     """
     if MIRROR_VARIABLE in os.environ:
         return os.environ[MIRROR_VARIABLE]
@@ -447,18 +447,18 @@ def known_scores(run: RunDirectory, spec: ScoringSpec) -> RunDirectory:
 
 
 def stability_of(config: ScoreConfig) -> Stability | None:
-    """What a config asks for; None = nothing."""
+    """What a config requests; None = nothing."""
     return Stability(config.stability, config.stability_margin) if config.stability else None
 
 
 def stability_in(identity: dict[str, Any]) -> Stability | None:
-    """What a run was asked for, by its identity; None = nothing."""
+    """What a run was requested with, by its identity; None = nothing."""
     facts = identity.get("stability")
     return None if facts is None else Stability(facts["count"], facts["margin"])
 
 
 def stability_facts(run: RunDirectory, thresholds: Thresholds) -> StabilitySummary | None:
-    """The `stability` section of a summary; None where the run was not asked for it. Streams the run's rows.
+    """The `stability` section of a summary; None where the run was made without. Streams the run's rows.
 
     `asked`: images whose views were scored. `unstable`: those that abstain for it. `unasked`: verdicts so near a threshold that they
     would have been asked, of which no view is there: `touchstone decide` moved the threshold to them.

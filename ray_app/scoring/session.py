@@ -67,7 +67,7 @@ def is_billed(url: str) -> bool:
 
 
 def spent(prices: Prices, hours: float, counts: Mapping[str, float]) -> Costs:
-    """The bill for `hours` of the cluster and what was asked of the store meanwhile.
+    """The bill for `hours` of the cluster and the requests to the store meanwhile.
 
     `counts`: `requests` (GET and HEAD over a network), `puts`, `lists` and `bytes_read`; one that is not known counts as none.
     Bytes cost egress only where they came over a network: without a request nothing left a store.
@@ -83,12 +83,12 @@ def spent(prices: Prices, hours: float, counts: Mapping[str, float]) -> Costs:
 
 
 def is_priced(prices: Prices) -> bool:
-    """Whether anybody said what anything costs: the requests' prices have defaults, so those alone do not count."""
+    """Whether any price is set: the requests' prices have defaults, so those alone do not count."""
     return prices not in (Prices(), Prices(get_per_1000=0, put_per_1000=0))
 
 
 def require_prices(config: ScoreConfig) -> None:
-    """Raises ConfigError for a `max_cost` that could never be reached, because nobody said what anything costs."""
+    """Raises ConfigError for a `max_cost` that could never be reached, because no price is set."""
     if config.max_cost is not None and not is_priced(config.prices):
         raise ConfigError(
             f"--max-cost {config.max_cost:g}: no price is set, so nothing would ever stop the run",

@@ -134,7 +134,7 @@ class DetectorDeployment:
         self._profiling: Batcher[ProfileAsk, Profiled | Offer] = Batcher(self._group.profile)
 
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
-        """Load what the config now asks for; requests are answered by what was loaded before until then.
+        """Load what the config now requests; requests are answered by what was loaded before until then.
 
         What cannot be loaded leaves what is there at work, and is logged: Serve would end a replica whose reconfiguration raises.
         """
@@ -170,7 +170,7 @@ class DetectorDeployment:
         return await self._batcher(ask)
 
     async def profile(self, ask: ProfileAsk) -> Profiled | Offer:
-        """What the group's heads and describers say of one image; whatever came while others were asked is asked together."""
+        """What the group's heads and describers say of one image; whatever came while others were at work goes together."""
         return await self._profiling(ask)
 
     async def describe(self) -> "Release":
@@ -231,7 +231,7 @@ class Ingress:
 
 
 class RemoteGroup:
-    """A deployment of `Detectors`, asked through Serve."""
+    """A deployment of `Detectors`, called through Serve."""
 
     def __init__(self, handle: Handle) -> None:
         self._handle = handle
@@ -253,7 +253,7 @@ class RemoteGroup:
 
 
 class RemoteJobs:
-    """The deployment of `Jobs`, asked through Serve."""
+    """The deployment of `Jobs`, called through Serve."""
 
     def __init__(self, handle: Handle) -> None:
         self._handle = handle
@@ -294,7 +294,7 @@ async def _or_refusal(asked: Awaitable[T]) -> T | Refusal:
 
 
 async def _answered(response: Any) -> Any:
-    """The answer of another replica. Its own refusals are raised; that it is gone, or has no place, is said in our words."""
+    """The answer of another replica. Its own refusals are raised; that it is gone, or has no place, becomes our own error."""
     try:
         answer = await response
     except DIED:
@@ -341,7 +341,7 @@ class Batcher(Generic[Item, Done]):
     """Hands items to `work` in order of arrival, at most `slots` at once, one batch after another, in a thread of its own.
 
     A batch that is not full waits for company `wait_s` after its first item came, and not at all if that came while another was at work
-    for longer. `noted(size, seconds)` is told of every batch and how long its first item waited.
+    for longer. `noted(size, seconds)` is called for every batch and how long its first item waited.
     """
 
     def __init__(

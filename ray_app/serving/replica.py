@@ -64,7 +64,7 @@ class ScoreResponse:
 
 @dataclass(frozen=True)
 class Offer:
-    """The group has other detectors than it was asked for: those of this generation."""
+    """The group has other detectors than requested: those of this generation."""
 
     generation: Release
 
@@ -98,7 +98,7 @@ class DetectorGroup:
         return self._ready.generation
 
     def load(self, config: ServeConfig) -> Release:
-        """Load what `config` asks for and score a golden image; only then does it replace what was loaded before.
+        """Load what `config` requests and score a golden image; only then does it replace what was loaded before.
 
         Both are in memory for a moment. Raises ConfigError and DetectorError, and then nothing changed.
         """
@@ -125,7 +125,7 @@ class DetectorGroup:
         return answers
 
     def profile(self, asks: Sequence[ProfileAsk]) -> list[Profiled | Offer]:
-        """One answer per ask, in order: generators and words, by the profiles of the ensembles that are asked for."""
+        """One answer per ask, in order: generators and words, by the profiles of the ensembles that are requested."""
         loaded = self._ready
         ours = loaded.generation.groups[self.name]
         found = iter(loaded.profilers.say([ask for ask in asks if ask.group == ours]))

@@ -71,7 +71,7 @@ class GuardedFetcher:
                 return answer.status
 
     def check(self, url: str) -> None:
-        """Raises Refusal (`url_refused`) where the text of a URL alone says that it will never be asked; looks nothing up."""
+        """Raises Refusal (`url_refused`) where the text of a URL alone says that it will never be fetched; resolves nothing."""
         self._checked(url)
 
     def _session(self) -> aiohttp.ClientSession:
@@ -100,7 +100,7 @@ class GuardedFetcher:
         """The body, cut at `max_bytes` whatever its Content-Length says."""
         _check_status(answer.status)
         if answer.headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
-            # We asked for it as it is; an image gains nothing by it, and what it unpacks to is unknown until it is unpacked.
+            # We requested it as it is; an image gains nothing by it, and what it unpacks to is unknown until it is unpacked.
             raise Refusal("url_refused", "its server compresses what it sends, though asked not to")
         body, announced = bytearray(), answer.content_length or 0
         if announced > self._max_bytes:
@@ -148,7 +148,7 @@ def _check_status(status: int) -> None:
 
 @contextmanager
 def _translated() -> Iterator[None]:
-    """Foreign exceptions → ours; no word of theirs, which name addresses. Refused, unreachable and silent are told in the same words."""
+    """Foreign exceptions → ours; no word of theirs, which name addresses. Refused, unreachable and silent get the same message."""
     try:
         yield
     except UrlRefused as refused:

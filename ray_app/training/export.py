@@ -79,7 +79,7 @@ class TrainedDetector:
 
 
 def export(out: Store, made: TrainedDetector) -> DetectorCard:
-    """Write weights, what their libraries need beside them, `model.onnx` if the recipe asks, and last `card.yaml`; returns the card.
+    """Write weights, what their libraries need beside them, `model.onnx` if the recipe requests it, and last `card.yaml`; returns the card.
 
     Everything is made in a temporary folder first and loaded back there, so that what appears in `out` is what was trained. Raises
     DetectorError where the network is not the one that the card describes, or cannot go to ONNX; StorageError.

@@ -88,7 +88,7 @@ def event_bytes(lines: Iterable[Line], prefix: str) -> bytes:
 
 @dataclass(frozen=True)
 class ProgressReport:
-    """What the driver reads: the last figures of rank 0, how many steps this session has made, how often judging said that it goes on,
+    """What the driver reads: the last figures of rank 0, how many steps this session has made, how often validation showed a sign of life,
     and what ended it all, if anything did.
     """
 
@@ -98,12 +98,12 @@ class ProgressReport:
     failure: bytes | None = None
 
     def error(self) -> TouchstoneError | None:
-        """What a worker said no repetition would help."""
+        """The error of a worker that no repetition would help."""
         return None if self.failure is None else pickle.loads(self.failure)  # noqa: S301  (made by a worker of this session)
 
 
 class ProgressBoard:
-    """The actor itself; `tell` answers whether training is asked to save and stop."""
+    """The actor itself; `tell` returns whether training is to save and stop."""
 
     def __init__(self) -> None:
         self._told = ProgressReport({})
@@ -111,7 +111,7 @@ class ProgressBoard:
         self._controller: Any = None
 
     def tell(self, figures: dict[str, Any], steps: int) -> bool:
-        """Rank 0's figures, and how many steps it made since it last told."""
+        """Rank 0's figures, and how many steps it made since its last report."""
         self._told = replace(self._told, figures=figures, steps=self._told.steps + steps)
         return self._stop
 
@@ -137,7 +137,7 @@ class ProgressBoard:
         self._stop = True
 
     def read(self) -> ProgressReport:
-        """All that was told."""
+        """All reports so far."""
         return self._told
 
 

@@ -32,7 +32,7 @@ _NEEDED = ("image_id", "uri", "member", "occurrence", "version", "size_bytes", "
 
 
 class TrainingSample(NamedTuple):
-    """One image ready for the network, (H, W, 3), with its label, mask and edge, (H, W) of 0 and 1, where they are asked for."""
+    """One image ready for the network, (H, W, 3), with its label, mask and edge, (H, W) of 0 and 1, where they are requested."""
 
     image: Pixels
     label: int

@@ -60,7 +60,7 @@ def deployable(network: nn.Module, card: DetectorCard) -> nn.Module:
 
     The learning network stays as it is. Raises DetectorError where it is not of this card.
     """
-    # Folding switches the norms to evaluation: that must not happen to the network that goes on learning.
+    # Folding switches the norms to evaluation: that must not happen to the network that learns further.
     plain = copy.deepcopy(network).without_norms() if isinstance(network, ResidualNet) else network
     deployed = build_network(card)
     load_strictly(deployed, merged_state(plain), where=f"{card.name}: what was trained")

@@ -31,7 +31,7 @@ AHEAD = 2  # runs that wait in the worker itself
 HAND_OVER_SHARE = 0.4  # of a node's object store: what waits between loaders and the workers of that node
 # An execution costs about 10 s to start, and a step 1 ms of it: long enough for the one, bounded for the other.
 STEPS_PER_EXECUTION = 20_000
-# Ray Data looks for finished tasks once in a tenth of a second, but without a pause while all it has made waits to be taken.
+# Ray Data polls finished tasks once in a tenth of a second, but without a pause while all it has made waits to be taken.
 LOOK_EVERY_S = 0.05
 
 

@@ -128,7 +128,7 @@ class _Watch:
         self._patience_s = job.config.cluster.stall_timeout_s or STALL_S
 
     def wait(self) -> None:
-        """Until the thread ends. Raises what a worker said, and ClusterError at a standstill."""
+        """Until the thread ends. Raises what a worker reported, and ClusterError at a standstill."""
         while not self._thread.over.is_set():
             self._check_board()
             self._thread.over.wait(POLL_S)

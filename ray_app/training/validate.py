@@ -262,7 +262,7 @@ def is_out_of_patience(job: TrainingJob) -> bool:
 
 
 class Judged(NamedTuple):
-    """What a detector said of labelled images: one entry per readable image, in the order of the batches.
+    """A detector's outputs for labelled images: one entry per readable image, in the order of the batches.
 
     `rows` (n,) int64; `labels` (n,) int64, 1 = fake; `scores` (n,) float64 log-odds of fake. `unreadable` int64 rows that have no score.
     `pixels`: `pixel_figures` over all images with a mask, None where the detector does not say where.

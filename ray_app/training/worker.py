@@ -175,7 +175,7 @@ class Rank:
         self._untold, self._told_at = 0, time.monotonic()
 
     def _heed(self, *, after_step: bool) -> bool:
-        """Commit what is due or asked for; True when training ends here."""
+        """Commit what is due or requested; True when training ends here."""
         step = self._learner.step_number
         word = self._agree(self._decision(after_step) if self._rank == 0 else GO_ON)
         noticed = word == LOOK and ray.train.get_preemption_info() is not None and not self._saved_on_notice

@@ -44,7 +44,7 @@ _WIDTH = 11
 
 
 class Politeness(Frozen):
-    """What one host is asked, by all workers together: a host belongs to one worker."""
+    """The requests to one host, by all workers together: a host belongs to one worker."""
 
     per_host: int = Field(default=2, ge=1, le=64, description="requests at once to one host")
     pause_s: float = Field(default=0.0, ge=0, description="seconds from the start of one request to a host to the start of the next")
@@ -57,7 +57,7 @@ class Politeness(Frozen):
 
     @property
     def agent(self) -> str:
-        """The User-Agent: what asks, and whom to turn to."""
+        """The User-Agent: which software, and whom to turn to."""
         return self.user_agent or (f"{SOFTWARE} (+{self.contact})" if self.contact else SOFTWARE)
 
 
@@ -74,7 +74,7 @@ class Limits(Frozen):
 
 
 class Patience(RetryPolicy):
-    """How often one url is asked, and for how long: turns and waits that its host asks for are part of that."""
+    """How often one url is requested, and for how long: turns and waits that its host requests are part of that."""
 
     attempts: int = Field(default=4, ge=1)
     base_s: float = Field(default=1.0, gt=0)

@@ -54,7 +54,7 @@ class HttpClient:
         self._limits, self._private = config.limits, config.allow_private
         resolver = CheckedResolver(_resolver(config.resolve), self._is_allowed)
         limits = config.limits
-        # A name is asked for anew after five minutes; what is dialled in between was checked when it was found.
+        # A name is resolved anew after five minutes; what is dialled in between was checked when it was found.
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(resolver=resolver, limit=0, ttl_dns_cache=300, ssl=ssl.create_default_context()),
             timeout=aiohttp.ClientTimeout(
@@ -178,7 +178,7 @@ def _kind(error: BaseException) -> str:
 
 
 def seconds_of(retry_after: str | None, now: datetime) -> float | None:
-    """What a Retry-After asks for, in seconds or as an HTTP date (RFC 9110 §10.2.3); None where it says nothing that is understood."""
+    """The wait of a Retry-After, in seconds or as an HTTP date (RFC 9110 §10.2.3); None where it says nothing that is understood."""
     text = (retry_after or "").strip()
     if text.isascii() and text.isdigit():
         return float(text)
@@ -233,7 +233,7 @@ class Host:
             place.leave()
 
     def answered(self) -> None:
-        """It said something of use: silence is forgotten, and pauses that it had asked for grow shorter again."""
+        """It gave a useful answer: silence is forgotten, and pauses that it had requested grow shorter again."""
         self._silent = 0
         self._pause_s = max(self._rules.pause_s, 0.8 * self._pause_s if self._pause_s > _SHORT_S else 0.0)
 
@@ -245,7 +245,7 @@ class Host:
             self._refused = (Status.SOURCE_TIMEOUT, message)
 
     def throttled(self, wait_s: float | None) -> None:
-        """It has asked to slow down, perhaps to wait for so long. Where the rules do not bear that, it is asked nothing more."""
+        """It has requested to slow down, perhaps to wait for so long. Where the rules do not bear that, it gets no more requests."""
         self._silent = 0
         self._pause_s = max(self._rules.pause_s, min(_LONGEST_PAUSE_S, max(2 * self._pause_s, _SHORT_S)))
         if wait_s is not None and wait_s > self._rules.longest_wait_s:

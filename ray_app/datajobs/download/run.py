@@ -62,7 +62,7 @@ def _run(config: CollectConfig, records: Records, lease: Lease, listed: UrlTable
 def _missing(
     listed: UrlTable, names: Sequence[str], state: State, retry: Sequence[str], *, with_columns: bool
 ) -> tuple[list[Task], list[str]]:
-    """What is to be asked, and places of images whose ids have another url now."""
+    """What is to be fetched, and places of images whose ids have another url now."""
     rows = zip(*(state.rows[name].to_pylist() for name in ("id", "url", "status", "place", "ended_at")), strict=True)
     known = {name: found for name, *found in rows}
     tasks, stale = [], []

@@ -28,7 +28,7 @@ from ray_app.errors import IdentityError
 from ray_app.runs.identity import refuse_others
 from ray_app.storage import Lease, Store
 
-# Fewer are there before a local cluster would be up, or soon after: one process asks a thousand urls at once.
+# Fewer are there before a local cluster would be up, or soon after: one process requests a thousand urls at once.
 _FEW = 20_000
 _LISTEN_S = 1.0
 _FORMAT = 1
@@ -192,7 +192,7 @@ class DownloadSession:
 
 
 def wants_ray(config: CollectConfig, urls: int) -> bool:
-    """Ray where there is a cluster, or where it is asked for or pays; one worker without a cluster is this process."""
+    """Ray where there is a cluster, or where it is requested or pays; one worker without a cluster is this process."""
     if named_cluster(config.cluster.address):
         return True
     return config.cluster.workers != 1 and (config.cluster.workers is not None or urls > _FEW)
@@ -206,7 +206,7 @@ def _images(names: Iterator[str]) -> Iterator[tuple[str, str]]:
 
 
 def owner_of(host: str, workers: int) -> int:
-    """The worker that asks a host, for the whole session: so its limit is one for all."""
+    """The worker of a host, for the whole session: so its limit is one for all."""
     return int.from_bytes(hashlib.sha256(host.encode()).digest()[:4], "big") % workers
 
 

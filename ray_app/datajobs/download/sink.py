@@ -65,7 +65,7 @@ def encoded(rows: Sequence[DownloadResult]) -> bytes:
 
 
 class Sink(Protocol):
-    """What a worker asks of either. `read` and `keep` from many threads, the others from one."""
+    """What a worker needs of either. `read` and `keep` from many threads, the others from one."""
 
     def read(self, name: str) -> bytes:
         """What an earlier session left. Raises FileNotFoundError."""

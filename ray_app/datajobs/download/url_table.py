@@ -40,7 +40,7 @@ _REASONS = ("status", "detail", "http_status", "requests", "final_url")
 
 @dataclass(frozen=True)
 class UrlTable:
-    """`rows`: texts; `id` and `url` in every row, ids unique. `repeated`: rows that said the same again; `without_url`: left out."""
+    """`rows`: texts; `id` and `url` in every row, ids unique. `repeated`: rows that stood there before; `without_url`: left out."""
 
     rows: pa.Table
     repeated: int = 0

@@ -31,7 +31,7 @@ _CLOSE_S = 300.0  # a last shard may be on its way to a slow store
 
 @dataclass
 class DownloadReport:
-    """What a worker says when it is asked: (id, status) of what ended, ids that are committed, redirects, and its own fault."""
+    """A worker's report since the last: (id, status) of what ended, ids that are committed, redirects, and its own fault."""
 
     ended: list[tuple[str, str]] = field(default_factory=list)
     committed: list[str] = field(default_factory=list)
@@ -79,7 +79,7 @@ class DownloadWorker:
             return report
 
     def close(self) -> DownloadReport:
-        """Stop what is under way, commit what has ended, end all processes; the last that there is to tell."""
+        """Stop what is under way, commit what has ended, end all processes; returns the last report."""
         self._on_loop(self._shut()).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -142,7 +142,7 @@ class DownloadWorker:
         return False
 
     async def _fetch(self, task: Task) -> None:
-        """Ask until there is an answer for good: an image, a redirect, or a failure that stays one."""
+        """Request until there is an answer for good: an image, a redirect, or a failure that stays one."""
         host = self._hosts.setdefault(task.host, Host(task.host, self._config.politeness))
         retry, until = self._config.retry, time.monotonic() + self._config.retry.deadline_s
         pauses = retry.pauses(random.random)
@@ -183,7 +183,7 @@ class DownloadWorker:
         await self._end(task, self._good(task, answer.data, whole, place, 200), answer.data)
 
     async def _end(self, task: Task, outcome: DownloadResult, data: bytes = b"") -> None:
-        """Write down how a task ended, and tell it. Of an image inside `_room`: while a shard is published, no more may pile up."""
+        """Write down how a task ended, and report it. Of an image inside `_room`: while a shard is published, no more may pile up."""
         committed = await self._loop.run_in_executor(self._ledger, self._keeper.add, outcome, data, task)
         self._reports.put(DownloadReport(ended=[(task.id, outcome.status)], committed=committed))
 
@@ -210,7 +210,7 @@ class DownloadWorker:
 
 
 class _Faults:
-    """What is no fault of a url ends the session: storage out of reach, or a bug. It is told, since nobody waits for a task's exception."""
+    """What is no fault of a url ends the session: storage out of reach, a bug. It is sent on, since nobody waits for a task's exception."""
 
     def __init__(self, told: "queue.SimpleQueue[DownloadReport]") -> None:
         self._reports = told
@@ -239,10 +239,10 @@ class Crew(Protocol):
         """More for one worker."""
 
     def take(self, timeout_s: float) -> list[tuple[int, DownloadReport | None]]:
-        """What workers tell, after so long at most; None of one that died, which is there again. Raises ClusterError."""
+        """The workers' reports, after so long at most; None of one that died, which is there again. Raises ClusterError."""
 
     def close(self) -> list[tuple[int, DownloadReport]]:
-        """Stop all; what they had to tell."""
+        """Stop all; their last reports."""
 
 
 class HereCrew:
@@ -258,7 +258,7 @@ class HereCrew:
         self._collector.give(tasks)
 
     def take(self, timeout_s: float) -> list[tuple[int, DownloadReport | None]]:
-        """What it tells; it does not die without us."""
+        """Its report; it does not die without us."""
         return [(0, self._collector.take(timeout_s))]
 
     def close(self) -> list[tuple[int, DownloadReport]]:
@@ -287,7 +287,7 @@ class RayCrew:
         self._actors[worker].give.remote(list(tasks))
 
     def take(self, timeout_s: float) -> list[tuple[int, DownloadReport | None]]:
-        """What actors tell. Raises ClusterError where one dies again and again, or nothing is heard of any for long."""
+        """The actors' reports. Raises ClusterError where one dies again and again, or nothing is heard of any for long."""
         import ray
 
         ready, _ = ray.wait(list(self._pending), num_returns=1, timeout=timeout_s)
@@ -304,11 +304,11 @@ class RayCrew:
         return reports
 
     def close(self) -> list[tuple[int, DownloadReport]]:
-        """Stop all actors; those that are gone, or do not end in time, have nothing to tell."""
+        """Stop all actors; those that are gone, or do not end in time, have no report."""
         import ray
 
         found = []
-        # A question that was still open may have heard what `close` had to say.
+        # A `take` that was still open may have the last report instead of `close`.
         asked = self._pending | {actor.close.remote(): worker for worker, actor in enumerate(self._actors)}
         ended, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_CLOSE_S)
         for answer in ended:
@@ -326,7 +326,7 @@ class RayCrew:
             raise ClusterError(
                 f"a worker died {self._deaths[worker]} times", hint="most likely for want of memory: --set limits.connections=8 needs less"
             ) from error
-        # It may only be out of reach: then it would go on asking its hosts beside the new one.
+        # It may only be out of reach: then it would keep requesting from its hosts beside the new one.
         ray.kill(self._actors[worker])
         self._actors[worker] = self._kind.remote(*self._arguments)
 

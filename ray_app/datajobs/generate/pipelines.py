@@ -46,7 +46,7 @@ class Model:
 
     @property
     def commit(self) -> str | None:
-        """What the hub's client is asked for."""
+        """The arguments for the hub's client."""
         return None if self.is_local else self.revision
 
 

@@ -33,7 +33,7 @@ _MEANING = {
 
 
 def row_of(order: ImageRequest, same: Mapping[str, Any], **found: Any) -> dict[str, Any]:
-    """A row: what was ordered, what is the `same` for all of a job, and what was `found`; all that is not said is null."""
+    """A row: what was ordered, what is the `same` for all of a job, and what was `found`; all else is null."""
     prompt, look = order.prompt, order.look
     ordered = {
         "label": "fake", "prompt": prompt.text, "negative_prompt": prompt.negative, "prompt_id": prompt.id, "group": prompt.group,

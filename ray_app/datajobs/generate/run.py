@@ -100,7 +100,7 @@ def generate_images(config: GenerateConfig, *, retry: bool = False) -> Generatio
 
 
 def card_of(config: GenerateConfig) -> PipelineCard:
-    """The config's card, with another model or revision where it asks for one. Raises ConfigError."""
+    """The config's card, with another model or revision where it names one. Raises ConfigError."""
     card = load_pipeline_card(config.pipeline)
     asked = {"model": config.model, "revision": config.revision}
     changed = card.model_copy(update={key: value for key, value in asked.items() if value is not None})

@@ -11,7 +11,7 @@ from ray_app.cluster.config import ClusterConfig
 from ray_app.config import Frozen
 from ray_app.storage import UNGUARDED, RetryPolicy, Store
 
-# Small blocks of one size, so that a shard of large files is not much larger than asked for.
+# Small blocks of one size, so that a shard of large files is not much larger than requested.
 BLOCKS = BlockPlan(batch_slots=64, max_block_members=64)
 # What a member weighs whose store does not say: the mean of a web photograph, roughly.
 _UNKNOWN_BYTES = 256 * 1024

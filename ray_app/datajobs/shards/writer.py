@@ -286,7 +286,7 @@ def _leaves(path: str, kind: pa.DataType) -> list[str]:
 
 
 def write_tables(store: Store, stem: str, schema: pa.Schema, tables: Iterable[pa.Table], *, csv: bool = False) -> int:
-    """Write STEM.parquet, and STEM.csv where asked for, from tables of one schema; returns the number of rows.
+    """Write STEM.parquet, and STEM.csv where requested, from tables of one schema; returns the number of rows.
 
     Parquet holds the values as they are. In the CSV, nested columns are JSON text, and a text that a spreadsheet would run as a formula
     has an apostrophe before it: members' names are a stranger's.

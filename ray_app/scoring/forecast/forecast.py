@@ -181,7 +181,7 @@ def _work_facts(
 
 
 def _stability(spec: ScoringSpec, probed: Probe | None) -> PlannedStability | None:
-    """The recompressed views that are asked for, and of which share of the images."""
+    """The recompressed views that are requested, and of which share of the images."""
     asked = spec.stability
     return None if asked is None else PlannedStability(views=asked.count, margin=asked.margin, share=probed.near if probed else None)
 
@@ -316,7 +316,7 @@ def _blocks(plan: BlockPlan, members: int, mean_bytes: float) -> int:
 
 
 def _is_store(config: ScoreConfig, found: Survey) -> bool:
-    """Whether rows go to a store that bills requests: where the run is, or, as long as nobody said, where the source is."""
+    """Whether rows go to a store that bills requests: where the run is, or, as long as neither is known, where the source is."""
     return is_billed(config.out) if config.out else bool(found.billed)
 
 

@@ -255,7 +255,7 @@ class _Scoring:
         self._looked += len(files)
 
     def _profile(self, batch: Batch, outputs: DetectorOutputs) -> None:
-        """Name what can be named; describe a few images, whether the profile asks for them or not. Who is flagged in a cascade is known
+        """Name what can be named; describe a few images, whether the profile requests them or not. Who is flagged in a cascade is known
         only once all have spoken.
         """
         with self._words_clock("identify"):

@@ -259,7 +259,7 @@ def _assets() -> dict[str, _Asset]:
 
 
 def _answer(request: Request, asset: _Asset) -> Response:
-    """The file, to be asked about anew every time: after an update no old script meets a new endpoint."""
+    """The file, to be revalidated every time: after an update no old script meets a new endpoint."""
     headers = {"ETag": asset.etag, "Cache-Control": "no-cache"}
     known = [tag.strip().removeprefix("W/") for tag in request.headers.get("If-None-Match", "").split(",")]
     if asset.etag in known or "*" in known:

@@ -22,7 +22,7 @@ _MAX_OWNERS = 4096
 
 
 class Deadline:
-    """Cuts a request, body included, after so many seconds: its handler is cancelled and the client told 504.
+    """Cuts a request, body included, after so many seconds: its handler is cancelled and the client gets 504.
 
     Once an answer has begun it may take its time. A client that leaves cancels its handler too.
     """

@@ -29,7 +29,7 @@ NOT_ASKED = "not asked: the image did not go on to a second look"
 
 
 def outputs_of(replies: Sequence[ScoreResponse]) -> DetectorOutputs:
-    """What all groups said of one image: one row."""
+    """The outputs of all groups for one image: one row."""
     together = DetectorOutputs()
     for reply in replies:
         together = together.joined(DetectorOutputs.clean(
@@ -54,7 +54,7 @@ def scored_answer(
     request_id: str,
     profiled: Profiled | None = None,
 ) -> schemas.ImageAnswer:
-    """The ensemble's decision and what each detector said; those that the ensemble does not have are beside it.
+    """The ensemble's decision and what each detector gave; those that the ensemble does not have are beside it.
 
     Raises InputError DETECTOR_FAILED where no detector of the ensemble gave a score although it should have.
     """
@@ -183,7 +183,7 @@ def detector_infos(generation: Release) -> list[schemas.DetectorInfo]:
 
 
 def stages(generation: Release, ensemble: str, beside: Collection[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The detectors that a request asks at once, and those that it asks only of images that go on, both in the generation's order.
+    """The detectors that a request needs at once, and those that it needs only for images that go on, both in the generation's order.
 
     The latter are none unless the ensemble is a cascade; a detector that is asked for `beside` it is asked at once.
     """
@@ -193,12 +193,12 @@ def stages(generation: Release, ensemble: str, beside: Collection[str]) -> tuple
 
 
 def goes_on(spec: ScoringSpec, replies: Sequence[ScoreResponse], facts: ImageFileFacts) -> bool:
-    """Whether an image goes on to a cascade's second stage, by what the first said of it and by its bytes."""
+    """Whether an image goes on to a cascade's second stage, by the first's outputs and by its bytes."""
     return bool(going_on(spec, [DecodeResult(Status.OK, None, facts)], outputs_of(replies)))
 
 
 def is_described(spec: ScoringSpec, replies: Sequence[ScoreResponse], facts: ImageFileFacts) -> bool:
-    """Whether an ensemble's profile wants words for an image of which this was said."""
+    """Whether an ensemble's profile wants words for an image with these outputs."""
     return bool(asked_for(spec, [DecodeResult(Status.OK, None, facts)], _whole(spec, outputs_of(replies))))
 
 
@@ -220,7 +220,7 @@ def _profile(profiled: Profiled) -> schemas.Profile:
 
 
 def _whole(spec: ScoringSpec, outputs: DetectorOutputs) -> DetectorOutputs:
-    """What an ensemble's members say, in its order; nothing (NaN) of those that were not asked."""
+    """What an ensemble's members say, in its order; nothing (NaN) of those that did not run."""
     nothing = np.array([np.nan], np.float32)
     return DetectorOutputs.clean(scores=dict.fromkeys(spec.cards, nothing)).joined(outputs.among(spec.cards))
 

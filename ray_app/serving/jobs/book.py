@@ -103,7 +103,7 @@ class JobBook:
         content = await asyncio.to_thread(request.digest)
         known = job_of_key(self._records.values(), owner, idempotency_key, content, self._clock())
         record = known or self._taken(owner, request, idempotency_key, content)
-        # A client that hangs up here has a job all the same, which its Idempotency-Key finds; who asks twice at once waits for the first.
+        # A client that hangs up here has a job all the same, which its Idempotency-Key finds; who sends it twice waits for the first.
         if saving := self._saving.get(record.id):
             await asyncio.shield(saving)
         return record.answer()
@@ -122,7 +122,7 @@ class JobBook:
             return await self._store.results(record)
 
     async def cancel(self, owner: str, job: str) -> Job:
-        """End an unfinished job, or forget one that has ended; what is said is its last state. Raises Refusal not_found."""
+        """End an unfinished job, or forget one that has ended; returns its last state. Raises Refusal not_found."""
         record = await self._own(owner, job)
         work = self._works.get(job)
         if work is None:
@@ -221,7 +221,7 @@ class JobBook:
             await self._forget(oldest)
 
     async def _note_delivered(self, record: JobRecord) -> None:
-        with suppress(TouchstoneError):  # at worst it is told again after a restart
+        with suppress(TouchstoneError):  # at worst it is delivered again after a restart
             if record.id in self._records:
                 await self._store.save(record)
             if record.id not in self._records:  # forgotten meanwhile

@@ -53,7 +53,7 @@ class Turns:
         await asyncio.gather(*work.at_work, return_exceptions=True)
 
     def is_scored(self, work: PendingJob) -> None:
-        """The image whose task asks was scored: `stop` waits for it from here on."""
+        """The image of the calling task was scored: `stop` waits for it from here on."""
         if (task := asyncio.current_task()) is not None:
             work.scoring.discard(task)
 
@@ -81,14 +81,14 @@ class Turns:
 
 
 class UrlFetcher(Protocol):
-    """What jobs ask of a GuardedFetcher."""
+    """What jobs need of a GuardedFetcher."""
 
     async def fetch(self, url: str) -> bytes:
         """The bytes behind a URL. Raises Refusal or InputError."""
         ...
 
     def check(self, url: str) -> None:
-        """Raises Refusal where the text of a URL alone says that it will never be asked."""
+        """Raises Refusal where the text of a URL alone says that it will never be fetched."""
         ...
 
     async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> int:
@@ -97,7 +97,7 @@ class UrlFetcher(Protocol):
 
 
 def check_request(request: Request, limits: JobLimits, *, urls: UrlFetcher | None, webhooks: UrlFetcher | None) -> None:
-    """`urls` and `webhooks`: what asks them, None where they are switched off.
+    """`urls` and `webhooks`: what fetches them, None where they are switched off.
 
     Raises Refusal for what this endpoint would never take: malformed_request, forbidden, url_refused, too_many_files."""
     images = len(request.labels)
@@ -134,7 +134,7 @@ def job_of_key(records: Iterable[JobRecord], owner: str, key: str | None, conten
 
 
 class ImageScorer(Protocol):
-    """What a job asks of an EndpointScorer."""
+    """What a job needs of an EndpointScorer."""
 
     async def score(self, data: bytes, *, name: str | None = None, ensemble: str | None = None, request_id: str = "") -> ImageAnswer:
         """The answer for one image. Raises InputError where the image is refused and Refusal where the request is."""
@@ -195,12 +195,12 @@ class PatientScorer:
 
 
 def _is_an_answer(error: Exception) -> bool:
-    """Whether asking again would be told the same."""
+    """Whether another request would get the same answer."""
     return isinstance(error, InputError) or (isinstance(error, Refusal) and error.status < 500 and error.status not in BUSY)
 
 
 def _retry_after(error: Exception) -> float | None:
-    """Seconds that a busy endpoint asks to wait, 0 where it does not say; None for a fault."""
+    """Seconds that a busy endpoint wants one to wait, 0 where it states none; None for a fault."""
     if not isinstance(error, Refusal) or error.status not in BUSY:
         return None
     seconds = error.headers.get("Retry-After", "")

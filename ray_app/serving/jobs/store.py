@@ -152,7 +152,7 @@ class StoredJobs:
         await asyncio.to_thread(self._delete_lines, record.id)
 
     async def results(self, record: JobRecord) -> bytes:
-        """Read when asked for: memory does not grow with what is kept."""
+        """Read on request: memory does not grow with what is kept."""
         return await asyncio.to_thread(self._store.read, f"results/{record.id}.jsonl")
 
     async def forget(self, record: JobRecord) -> None:

@@ -25,13 +25,13 @@ _SIGNATURE = re.compile(r"t=([0-9]{1,12}),v1=([0-9a-f]{64})")
 Post = Callable[[str, bytes, Mapping[str, str]], Awaitable[int]]
 """(url, body, headers) → the status of the answer; raises SourceError or Refusal. In an endpoint, that of a GuardedFetcher."""
 Notify = Callable[[str, bytes], Awaitable[object]]
-"""(url, a Job as JSON): tells a webhook, with whatever retries it wants."""
+"""(url, a Job as JSON): calls a webhook, with whatever retries it wants."""
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """How telling ended. `status` is the last answer's, None where none came; `detail` says why it was given up."""
+    """How a delivery ended. `status` is the last answer's, None where none came; `detail` says why it was given up."""
 
     delivered: bool
     attempts: int
@@ -124,7 +124,7 @@ def _digest(secret: str, body: bytes, timestamp: int) -> str:
 
 
 def signed_delivery(fetcher: UrlFetcher | None, secret: str | None) -> Notify | None:
-    """What tells webhooks, signed with `secret`; None where they are off."""
+    """What calls webhooks, signed with `secret`; None where they are off."""
     if secret is None or fetcher is None:
         return None
 
@@ -135,7 +135,7 @@ def signed_delivery(fetcher: UrlFetcher | None, secret: str | None) -> Notify | 
 
 
 class WebhookSender:
-    """Tells in the background; `told(record)` is called once nobody is left to tell. Without `notify` it tells nobody."""
+    """Delivers in the background; `told(record)` is called once nothing is left to deliver. Without `notify` it delivers nothing."""
 
     def __init__(self, notify: Notify | None, told: Callable[[JobRecord], Awaitable[None]]) -> None:
         self._notify, self._on_delivered = notify, told
@@ -143,14 +143,14 @@ class WebhookSender:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def tell(self, record: JobRecord) -> None:
-        """Begin, if the job has a webhook that was not told yet."""
+        """Begin, if the job has a webhook that was not called yet."""
         if self._notify is not None and record.webhook is not None and not self._is_closed:
             task = asyncio.create_task(self._deliver(record, record.webhook, self._notify))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
     async def close(self) -> None:
-        """Stop. A record that was not told yet still says so, to the next process."""
+        """Stop. A record that was not delivered yet still says so, to the next process."""
         self._is_closed = True
         for task in self._tasks:
             task.cancel()

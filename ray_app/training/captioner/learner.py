@@ -149,7 +149,7 @@ class WordLearner:
 
 
 def spoken_before(targets: torch.Tensor, words: CaptionTokenizer) -> torch.Tensor:
-    """(n, L) what was said before each target: the begin, then the targets; fillings are the pad."""
+    """(n, L) the tokens before each target: the begin, then the targets; fillings are the pad."""
     begin = torch.full_like(targets[:, :1], words.begin)
     before = torch.cat([begin, targets[:, :-1]], dim=1)
     return before.masked_fill(before == IGNORED, words.pad)

@@ -41,7 +41,7 @@ Rows = npt.NDArray[np.int64]
 
 
 class CaptionedRows(NamedTuple):
-    """What was said of some rows of a split."""
+    """The predictions for some rows of a split."""
 
     rows: Rows
     words: list[Caption]
@@ -232,7 +232,7 @@ def _by_row(said: CaptionedRows, rows: Rows) -> list[str]:
 
 
 def _predictions(job: TrainingJob, split: str, said: CaptionedRows) -> bytes:
-    """Per image the prompt and what is said: columns as result rows have them."""
+    """Per image the prompt and the prediction: columns as result rows have them."""
     rows = job.rows(split).take(pa.array(said.rows))
     table = pa.table(
         {

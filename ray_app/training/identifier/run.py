@@ -106,7 +106,7 @@ def written(
 
 
 def planned(config: TrainConfig, card: DetectorCard, splits: Splits) -> dict[str, Any]:
-    """The dry run: what would be told apart, by how many images of which split, what is held out. Raises ConfigError as training does."""
+    """The dry run: which classes, by how many images of which split, what is held out. Raises ConfigError as training does."""
     tables = {"train": splits.train, "validation": splits.validation} | ({"test": splits.test} if splits.test is not None else {})
     section, wanted = config.identify or Identify(), wanted_of(config, tables)
     return {
@@ -180,7 +180,7 @@ def _document(
 
 
 def _names_file(table: pa.Table, found: Embeddings, labelled: LabelledEmbeddings, said: Identified) -> bytes:
-    """Per image who made it and what is said: columns as result rows have them, and the truth beside them."""
+    """Per image who made it and the prediction: columns as result rows have them, and the truth beside them."""
     rows = table.take(pa.array(found.rows))
     told = pa.table(
         {
