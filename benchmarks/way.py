@@ -27,9 +27,8 @@ from ray_app.archives import BlockPlan, fetcher_of, list_members, open_source, r
 from ray_app.datasets.simulation.archive import write_photographs
 from ray_app.runs import RunDirectory
 from ray_app.scoring import ScoreConfig
-from ray_app.scoring.identity import identity_of
+from ray_app.scoring.identity import identity_of, resolve
 from ray_app.scoring.messages import block_table, report_of
-from ray_app.scoring.run import spec_for
 from ray_app.scoring.workers import BlockScorer, ScoringJob
 
 ROOT = f"{Path(ray_app.__file__).parent}/"
@@ -110,7 +109,7 @@ def block_way(recorder: Recorder, picture: Path, folder: Path) -> Way:
     for name in ("first.jpg", "second.jpg"):
         (archive / name).write_bytes(picture.read_bytes())
     config = ScoreConfig(source=(str(archive),), out=str(folder / "run"))
-    spec = spec_for(config, gpus=0)
+    spec = resolve(config).spec(gpus=0)
     run = RunDirectory.open(str(config.out))
     run.claim(identity_of(config, spec), list(spec.cards), spec.ensemble.model_dump(mode="json"))
     list_members(run.store, open_source(list(config.source)), BlockPlan(batch_slots=1, max_block_members=1))

@@ -1,17 +1,4 @@
-"""`touchstone collect`: a list of urls → images with their words, politely.
-
-`touchstone generate`: prompts into images of a diffusion pipeline, with all that a training needs to know of them.
-
-`touchstone split`: an index → training, validation and test images that share nothing; or what splits that are there share.
-
-`touchstone labels`: whether labels could be told by files alone, stand under both names, or are doubted.
-
-`touchstone index`: a labelled source → an index that recipes name.
-
-`touchstone pack`: any source into Parquet or WebDataset shards.
-
-`touchstone filter`: a scored archive without what was flagged.
-"""
+"""Commands on data: `filter` and `pack` archives; `collect`, `generate`, `split`, `labels` and `index` images to train and evaluate."""
 
 import json
 import shlex
@@ -26,6 +13,66 @@ from ray_app.cli.options import accepted_by, as_json, configured, local_folder, 
 
 if TYPE_CHECKING:
     from ray_app.datasets import IndexInfo
+
+_MOST_LINES = 40
+
+
+@click.command("filter")
+@click.argument("run", metavar="RUN")
+@click.option("--out", metavar="DIR", help="Where to write; any fsspec URL. The same command on it goes on.")
+@click.option(
+    "--as", "form", type=click.Choice(["list", "webdataset", "parquet"]), help="A list of names, or shards with the bytes.  [default: list]"
+)
+@click.option("--drop", multiple=True, type=click.Choice(["fake", "abstain", "failed"]), help="What goes; repeatable.  [default: fake]")
+@click.option("--shard-mb", type=click.FloatRange(min=0, min_open=True), help="Bytes of members in one shard, in MB.  [default: 256]")
+@click.option("--retry", is_flag=True, help="Write those shards again in which members could not be read from storage.")
+@overrides
+@as_json
+def filter_command(assignments: tuple[str, ...], retry: bool, as_json: bool, **given: Any) -> int:
+    """Write the archive of RUN without the members that it flags, and the list of those with reasons. Nothing is deleted.
+
+    Lists come as Parquet, exact, and as CSV, where a name that a spreadsheet would run as a formula has an apostrophe before it.
+
+    \b
+    touchstone filter run --out clean                            names that stay, names that go
+    touchstone filter run --out clean --as parquet --drop fake --drop abstain
+    """
+    from ray_app.datajobs.shards import FilterConfig
+    from ray_app.datajobs.shards.filter import filter_run
+    from ray_app.datajobs.shards.run import filter_lines
+
+    summary = filter_run(configured("filter", None, FilterConfig, given, assignments), retry=retry)
+    click.echo(json.dumps(summary, indent=2, ensure_ascii=False) if as_json else "\n".join(filter_lines(summary)))
+    return 0
+
+
+@click.command()
+@click.argument("source", nargs=-1)
+@click.option("--out", metavar="DIR", help="Where to write; any fsspec URL. The same command on it goes on.")
+@click.option("--as", "form", type=click.Choice(["parquet", "webdataset"]), help="Form of the shards.  [default: parquet]")
+@click.option("--shard-mb", type=click.FloatRange(min=0, min_open=True), help="Bytes of members in one shard, in MB.  [default: 256]")
+@click.option("--config", "config_file", metavar="FILE", help="YAML of a packing job.")
+@click.option("--include", multiple=True, metavar="GLOB", help="Only paths below the source that match; repeatable.")
+@click.option("--exclude", multiple=True, metavar="GLOB", help="Not the paths that match; repeatable.")
+@click.option("--limit", type=click.IntRange(min=1), help="Pack no more than this many members.")
+@click.option("--retry", is_flag=True, help="Write those shards again in which members could not be read from storage.")
+@overrides
+@as_json
+def pack(config_file: str | None, assignments: tuple[str, ...], retry: bool, as_json: bool, **given: Any) -> int:
+    """Turn SOURCE into shards of a size that storage likes, bytes untouched: Parquet as the Hugging Face hub writes it, or tars.
+
+    SOURCE is what `touchstone score` takes. A member that cannot be read is in no shard but in DIR/unpacked.parquet, with the reason.
+
+    \b
+    touchstone pack s3://bucket/photos --out s3://bucket/shards
+    touchstone pack photos/ --out shards --as webdataset --shard-mb 512
+    """
+    from ray_app.datajobs.shards import PackConfig
+    from ray_app.datajobs.shards.run import pack_archive, pack_lines
+
+    summary = pack_archive(configured("pack", config_file, PackConfig, given, assignments), retry=retry)
+    click.echo(json.dumps(summary, indent=2, ensure_ascii=False) if as_json else "\n".join(pack_lines(summary)))
+    return 0
 
 
 def _statuses(context: click.Context, option: click.Parameter, text: str | None) -> tuple[str, ...]:
@@ -138,10 +185,7 @@ def _config(named: str, given: dict[str, Any], assignments: tuple[str, ...]) -> 
     return configured("generate", None if is_card else named, GenerateConfig, given | ({"pipeline": named} if is_card else {}), assignments)
 
 
-_MOST_LINES = 40
-
-
-def _words(context: click.Context, option: click.Parameter, text: str | None) -> tuple[str, ...]:
+def _comma_separated(context: click.Context, option: click.Parameter, text: str | None) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip()) if text else ()
 
 
@@ -151,7 +195,9 @@ def _words(context: click.Context, option: click.Parameter, text: str | None) ->
 @click.option("--train", type=float, help="The share of images to learn from.  [default: 0.8]")
 @click.option("--validation", type=float, help="The share that chooses and calibrates.  [default: 0.1]")
 @click.option("--test", type=float, help="The share that is only measured.  [default: 0.1]")
-@click.option("--by", metavar="KINDS", callback=_words, help="What binds images: group, prompt, looks.  [default: group,prompt,looks]")
+@click.option(
+    "--by", metavar="KINDS", callback=_comma_separated, help="What binds images: group, prompt, looks.  [default: group,prompt,looks]"
+)
 @click.option(
     "--prompts",
     type=click.FloatRange(0.3, 1, min_open=True),
@@ -190,11 +236,13 @@ def split(at: str, check: bool, as_json: bool, **given: Any) -> int:
     if not given["out"]:
         raise ConfigError("no directory for the divided index: --out DIR is missing", hint="touchstone split INDEX --out DIR")
     document = split_index(configured("split", None, SplitConfig, {"at": at, **given}, ()))
-    click.echo(json.dumps(document, indent=1, ensure_ascii=False) if as_json else "\n".join(map(visible, _lines(document, given["out"]))))
+    click.echo(
+        json.dumps(document, indent=1, ensure_ascii=False) if as_json else "\n".join(map(visible, _split_lines(document, given["out"])))
+    )
     return ExitCode.DONE
 
 
-def _lines(document: Mapping[str, Any], out: str) -> Iterator[str]:
+def _split_lines(document: Mapping[str, Any], out: str) -> Iterator[str]:
     from ray_app.reports.text import table
 
     yield f"{document['images']:,} images in {document['groups']:,} groups, the largest of {document['largest_group']:,}"
@@ -319,14 +367,14 @@ def index(out: str, complete: bool, assignments: tuple[str, ...], as_json: bool,
     if source.split or source.generators:
         raise ConfigError("split and generators are chosen by those who read an index", hint="say them in the recipe's data")
     info = build_index(source, Store.open(out), progress=ProgressLog("index"))
-    click.echo(json.dumps(asdict(info), indent=1, ensure_ascii=False) if as_json else "\n".join(_indexing_lines(info)))
+    click.echo(json.dumps(asdict(info), indent=1, ensure_ascii=False) if as_json else "\n".join(_index_lines(info)))
     if complete and not info.agrees:
-        told = "no published count to compare with" if info.agrees is None else "the counts are not the published ones"
-        raise ConfigError(f"{out}: {told}", hint="the index is written; without --complete this is no error")
+        message = "no published count to compare with" if info.agrees is None else "the counts are not the published ones"
+        raise ConfigError(f"{out}: {message}", hint="the index is written; without --complete this is no error")
     return 0
 
 
-def _indexing_lines(info: "IndexInfo") -> "Iterator[str]":
+def _index_lines(info: "IndexInfo") -> "Iterator[str]":
     from ray_app.reports.text import table
 
     hashed = f" · with {', '.join(info.hashes)}" if info.hashes else ""
@@ -338,69 +386,11 @@ def _indexing_lines(info: "IndexInfo") -> "Iterator[str]":
         yield f"… and {len(rows) - _MOST_LINES:,} more; --json shows all"
     yield ""
     for one in info.published:
-        told = "no published count" if one["published"] is None else f"published {one['published']:,}"
+        message = "no published count" if one["published"] is None else f"published {one['published']:,}"
         word = {True: "agree", False: "DIFFER", None: "unknown"}[one["agrees"]]
-        yield f"{one['subset']}: {one['rows']:,} · {told} · {word}"
+        yield f"{one['subset']}: {one['rows']:,} · {message} · {word}"
     for name, kinds in (("left out", info.left_out), ("unreadable", info.unreadable)):
         for one in kinds:
             yield f"{name}: {one['files']:,} × {one['why']}, for example {one['example']}"
     if info.repeated:
         yield f"named more than once by the source, indexed once: {info.repeated:,}"
-
-
-@click.command()
-@click.argument("source", nargs=-1)
-@click.option("--out", metavar="DIR", help="Where to write; any fsspec URL. The same command on it goes on.")
-@click.option("--as", "form", type=click.Choice(["parquet", "webdataset"]), help="Form of the shards.  [default: parquet]")
-@click.option("--shard-mb", type=click.FloatRange(min=0, min_open=True), help="Bytes of members in one shard, in MB.  [default: 256]")
-@click.option("--config", "config_file", metavar="FILE", help="YAML of a packing job.")
-@click.option("--include", multiple=True, metavar="GLOB", help="Only paths below the source that match; repeatable.")
-@click.option("--exclude", multiple=True, metavar="GLOB", help="Not the paths that match; repeatable.")
-@click.option("--limit", type=click.IntRange(min=1), help="Pack no more than this many members.")
-@click.option("--retry", is_flag=True, help="Write those shards again in which members could not be read from storage.")
-@overrides
-@as_json
-def pack(config_file: str | None, assignments: tuple[str, ...], retry: bool, as_json: bool, **given: Any) -> int:
-    """Turn SOURCE into shards of a size that storage likes, bytes untouched: Parquet as the Hugging Face hub writes it, or tars.
-
-    SOURCE is what `touchstone score` takes. A member that cannot be read is in no shard but in DIR/unpacked.parquet, with the reason.
-
-    \b
-    touchstone pack s3://bucket/photos --out s3://bucket/shards
-    touchstone pack photos/ --out shards --as webdataset --shard-mb 512
-    """
-    from ray_app.datajobs.shards import PackConfig
-    from ray_app.datajobs.shards.run import pack_archive, pack_lines
-
-    summary = pack_archive(configured("pack", config_file, PackConfig, given, assignments), retry=retry)
-    click.echo(json.dumps(summary, indent=2, ensure_ascii=False) if as_json else "\n".join(pack_lines(summary)))
-    return 0
-
-
-@click.command("filter")
-@click.argument("run", metavar="RUN")
-@click.option("--out", metavar="DIR", help="Where to write; any fsspec URL. The same command on it goes on.")
-@click.option(
-    "--as", "form", type=click.Choice(["list", "webdataset", "parquet"]), help="A list of names, or shards with the bytes.  [default: list]"
-)
-@click.option("--drop", multiple=True, type=click.Choice(["fake", "abstain", "failed"]), help="What goes; repeatable.  [default: fake]")
-@click.option("--shard-mb", type=click.FloatRange(min=0, min_open=True), help="Bytes of members in one shard, in MB.  [default: 256]")
-@click.option("--retry", is_flag=True, help="Write those shards again in which members could not be read from storage.")
-@overrides
-@as_json
-def filter_command(assignments: tuple[str, ...], retry: bool, as_json: bool, **given: Any) -> int:
-    """Write the archive of RUN without the members that it flags, and the list of those with reasons. Nothing is deleted.
-
-    Lists come as Parquet, exact, and as CSV, where a name that a spreadsheet would run as a formula has an apostrophe before it.
-
-    \b
-    touchstone filter run --out clean                            names that stay, names that go
-    touchstone filter run --out clean --as parquet --drop fake --drop abstain
-    """
-    from ray_app.datajobs.shards import FilterConfig
-    from ray_app.datajobs.shards.filter import filter_run
-    from ray_app.datajobs.shards.run import filter_lines
-
-    summary = filter_run(configured("filter", None, FilterConfig, given, assignments), retry=retry)
-    click.echo(json.dumps(summary, indent=2, ensure_ascii=False) if as_json else "\n".join(filter_lines(summary)))
-    return 0

@@ -1,7 +1,4 @@
-"""Commands on what is shipped: detector cards and configs.
-
-Commands on weights: fetch them before a run, and verify that a detector here is the one that was published.
-"""
+"""Commands on detectors (`touchstone detectors list`, `show`, `fetch`, `verify`, `fit`) and on settings (`touchstone config`)."""
 
 import json
 import shlex
@@ -19,11 +16,24 @@ from ray_app.errors import DetectorError, ExitCode
 if TYPE_CHECKING:
     from ray_app.attribution.cards import DescriberCard, IdentifierCard
     from ray_app.detectors import DetectorCard
-    from ray_app.detectors.verify import DetectorCheck
     from ray_app.reports.card import ZooEntry
 
+_WIDEST_PAGE = 120
 
-@click.command("fetch")
+
+@click.group()
+def detectors() -> None:
+    """The detectors: list them, show a card, fetch and verify weights.
+
+    \b
+    touchstone detectors list
+    touchstone detectors show corvi2023
+    touchstone detectors fetch community-forensics-vits384
+    touchstone detectors verify community-forensics-vits384
+    """
+
+
+@detectors.command("fetch")
 @click.argument("names", nargs=-1, metavar="NAME|PATH…")
 @click.option("--all", "everything", is_flag=True, help="Every shipped detector whose licence is permissive or accepted.")
 @click.option("--to", "mirror", metavar="URL", help="Also copy them to this shared folder or bucket, for machines without internet.")
@@ -54,7 +64,7 @@ def fetch(names: tuple[str, ...], everything: bool, mirror: str | None, accepted
             fetched.append(_fetch(card, mirror))
         except DetectorError as error:
             failed.append(error)
-    _tell(fetched, mirror, as_json)
+    _show_fetched(fetched, mirror, as_json)
     return _report(failed)
 
 
@@ -67,9 +77,9 @@ def _fetchable(accepted: Sequence[str]) -> "Iterator[DetectorCard]":
     for card in list_cards():
         by_hand = [part for part in parts_of(card) if part.weights.obtain and "://" not in part.weights.uri and not located(part)]
         if not is_accepted(card, accepted):
-            _say(f"left out: {card.name}: {card.licence} ({TERMS_IN_WORDS[card.terms]}); to accept: --accept-licence {card.name}")
+            _log(f"left out: {card.name}: {card.licence} ({TERMS_IN_WORDS[card.terms]}); to accept: --accept-licence {card.name}")
         elif by_hand:
-            _say(f"left out: {card.name}: no program can fetch it. {by_hand[0].weights.obtain} touchstone detectors fetch {card.name}")
+            _log(f"left out: {card.name}: no program can fetch it. {by_hand[0].weights.obtain} touchstone detectors fetch {card.name}")
         else:
             yield card
 
@@ -81,13 +91,13 @@ def _fetch(card: "DetectorCard", mirror: str | None) -> dict[str, Any]:
     files = []
     for part in parts_of(card):
         if located(part) is None:
-            _say(f"{card.name}: fetching {part.weights.uri}")
+            _log(f"{card.name}: fetching {part.weights.uri}")
         path = resolve_part(part)
         files += [path, *(path.parent / name for name in part.weights.beside)]
     size = sum(path.stat().st_size for path in files)
-    _say(f"{card.name}: {len(files)} file{'s' * (len(files) > 1)}, {size / 1e6:,.1f} MB, SHA-256 as the card says where it states one")
+    _log(f"{card.name}: {len(files)} file{'s' * (len(files) > 1)}, {size / 1e6:,.1f} MB, SHA-256 as the card says where it states one")
     if mirror:
-        _say(f"{card.name}: copying to {mirror}")
+        _log(f"{card.name}: copying to {mirror}")
     return {
         "name": card.name,
         "files": [str(path) for path in files],
@@ -96,7 +106,7 @@ def _fetch(card: "DetectorCard", mirror: str | None) -> dict[str, Any]:
     }
 
 
-def _tell(fetched: Sequence[dict[str, Any]], mirror: str | None, as_json: bool) -> None:
+def _show_fetched(fetched: Sequence[dict[str, Any]], mirror: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(fetched, indent=2))
         return
@@ -114,70 +124,13 @@ def _absolute(mirror: str | None) -> str | None:
 def _report(failed: Sequence[DetectorError]) -> int:
     """All failures but the last on stderr; the last is raised, for `main` to tell in the same way."""
     for error in failed[:-1]:
-        _say(f"touchstone: {error.message}" + (f"\n  → {error.hint}" if error.hint else ""))
+        _log(f"touchstone: {error.message}" + (f"\n  → {error.hint}" if error.hint else ""))
     if failed:
         raise failed[-1]
     return 0
 
 
-@click.command("verify")
-@click.argument("names", nargs=-1, required=True, metavar="NAME|PATH…")
-@click.option("--images", metavar="FOLDER", type=click.Path(exists=True, file_okay=False, path_type=Path),
-              help="Holds the images of the published scores, under any name.")  # fmt: skip
-@licence_option
-@as_json
-def verify(names: tuple[str, ...], images: Path | None, accepted: tuple[str, ...], as_json: bool) -> int:
-    """Check that a detector here is the one that was published: SHA-256 of its files, every key and shape, counts, golden scores.
-
-    Golden scores are those that the authors published for single images; without --images the command says which images it needs.
-    Exit code 4 if a check fails; what could not be checked is said and does not fail.
-
-    \b
-    touchstone detectors verify touchstone-tiny
-    touchstone detectors verify community-forensics-vits384 --images Community-Forensics/test_images
-    """
-    from ray_app.detectors import load_card
-    from ray_app.detectors.licences import require_accepted
-    from ray_app.detectors.verify import verify_detector
-
-    cards = [load_card(name) for name in names]
-    for card in cards:
-        require_accepted(card, accepted)
-    results = []
-    for card in cards:
-        checks = []
-        for check in verify_detector(card, images):
-            checks.append(check)
-            if not as_json:
-                click.echo(f"{card.name}  {check.name:10}  {check.outcome:7}  {check.told}")
-        results.append({"name": card.name, "ok": not _failed(checks), "checks": [check._asdict() for check in checks]})
-    if as_json:
-        click.echo(json.dumps(results, indent=2, ensure_ascii=False))
-    return ExitCode.DONE if all(result["ok"] for result in results) else ExitCode.DETECTOR
-
-
-def _failed(checks: "Sequence[DetectorCheck]") -> bool:
-    return any(check.outcome == "failed" for check in checks)
-
-
-def _say(text: str) -> None:
-    click.echo(text, err=True)
-
-
-@click.group()
-def detectors() -> None:
-    """The detectors: list them, show a card, fetch and verify weights.
-
-    \b
-    touchstone detectors list
-    touchstone detectors show corvi2023
-    touchstone detectors fetch community-forensics-vits384
-    touchstone detectors verify community-forensics-vits384
-    """
-
-
-for command in (fetch, verify, fit):
-    detectors.add_command(command)
+detectors.add_command(fit)
 
 
 @detectors.command("list")
@@ -259,11 +212,49 @@ def _show_profile_card(card: "IdentifierCard | DescriberCard", *, as_yaml: bool,
         click.echo(profile_page(card, {part.weights.uri: located(part) for part in card.parts}, min(_columns(), _WIDEST_PAGE)))
 
 
-_WIDEST_PAGE = 120
-
-
 def _columns() -> int:
     return shutil.get_terminal_size((_WIDEST_PAGE, 24)).columns
+
+
+@detectors.command("verify")
+@click.argument("names", nargs=-1, required=True, metavar="NAME|PATH…")
+@click.option("--images", metavar="FOLDER", type=click.Path(exists=True, file_okay=False, path_type=Path),
+              help="Holds the images of the published scores, under any name.")  # fmt: skip
+@licence_option
+@as_json
+def verify(names: tuple[str, ...], images: Path | None, accepted: tuple[str, ...], as_json: bool) -> int:
+    """Check that a detector here is the one that was published: SHA-256 of its files, every key and shape, counts, golden scores.
+
+    Golden scores are those that the authors published for single images; without --images the command says which images it needs.
+    Exit code 4 if a check fails; what could not be checked is said and does not fail.
+
+    \b
+    touchstone detectors verify touchstone-tiny
+    touchstone detectors verify community-forensics-vits384 --images Community-Forensics/test_images
+    """
+    from ray_app.detectors import load_card
+    from ray_app.detectors.licences import require_accepted
+    from ray_app.detectors.verify import verify_detector
+
+    cards = [load_card(name) for name in names]
+    for card in cards:
+        require_accepted(card, accepted)
+    results = []
+    for card in cards:
+        checks = []
+        for check in verify_detector(card, images):
+            checks.append(check)
+            if not as_json:
+                click.echo(f"{card.name}  {check.name:10}  {check.outcome:7}  {check.told}")
+        ok = all(check.outcome != "failed" for check in checks)
+        results.append({"name": card.name, "ok": ok, "checks": [check._asdict() for check in checks]})
+    if as_json:
+        click.echo(json.dumps(results, indent=2, ensure_ascii=False))
+    return ExitCode.DONE if all(result["ok"] for result in results) else ExitCode.DETECTOR
+
+
+def _log(text: str) -> None:
+    click.echo(text, err=True)
 
 
 @click.group()

@@ -1,4 +1,4 @@
-"""`touchstone score --endpoint URL`: local files are sent to an endpoint, and its verdicts shown. Nothing is loaded or written here."""
+"""`touchstone score --endpoint URL`: local files are sent to an endpoint, and its verdicts shown."""
 
 import json
 import os
@@ -17,12 +17,12 @@ APPLY = frozenset({"source", "endpoint", "token_file", "ensemble", "detectors", 
 
 def endpoint_options(command: Command) -> Command:
     """`--endpoint URL` and `--token-file FILE`."""
-    told = (
+    text = (
         "Send local files and folders to this endpoint instead: verdicts on stdout, no --out. "
         "--ensemble is then one that it serves, --detector an optional one of its detectors, shown by --json."
     )
     token = click.option("--token-file", metavar="FILE", help=f"File with the endpoint's token.  [default: ${TOKEN_VARIABLE}, if set]")
-    return click.option("--endpoint", metavar="URL", help=told)(token(command))
+    return click.option("--endpoint", metavar="URL", help=text)(token(command))
 
 
 def score_at_endpoint(

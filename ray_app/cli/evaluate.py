@@ -1,9 +1,4 @@
-"""`touchstone evaluate`: a run, or a source that is scored first, and its labels → figures and a report.
-
-`touchstone compare`: what changed from one run to another, and whether it is more than chance.
-
-`touchstone leaderboard`: systems of many evaluations on one page.
-"""
+"""Commands on figures: `evaluate` a run by its labels, `compare` two runs, `leaderboard` of many evaluations."""
 
 import json
 import shutil

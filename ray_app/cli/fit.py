@@ -1,7 +1,4 @@
-"""`touchstone detectors fit`: labelled images → a head of our own on a published backbone, and its card.
-
-Reads labels and images and says what became of each. Knows nothing of networks or classifiers: ray_app.detectors.linear_head does.
-"""
+"""`touchstone detectors fit`: labelled images → a head of our own on a published backbone, and its card."""
 
 import csv
 import hashlib
@@ -73,7 +70,7 @@ def fit(card: str, labels: str, out: str, classifier: "Classifier", name: str | 
     reader = linear_head.FeatureReader(base, device=device)
     cache = linear_head.FeatureCache(folder / "features.npz", reader.key)
     gathered = gather(rows, base.preprocessing, reader, cache, labels=labels)
-    _tell_refused(gathered, len(rows))
+    _report_refused(gathered, len(rows))
 
     marks = np.array([row.label for row in gathered.used.values()])
     linear_head.require_enough(marks)
@@ -147,8 +144,8 @@ def gather(
             waiting.clear()
 
     try:
-        with click.progressbar(rows, label="reading images", file=sys.stderr) as told:
-            for row in told:
+        with click.progressbar(rows, label="reading images", file=sys.stderr) as found:
+            for row in found:
                 try:
                     data = fetcher.fetch(row.uri, "", limits.max_bytes)
                     sha256 = hashlib.sha256(data).hexdigest()
@@ -168,7 +165,7 @@ def gather(
     return Gathered(used, refused, len(rows) - len(refused) - len(used))
 
 
-def _tell_refused(gathered: Gathered, rows: int) -> None:
+def _report_refused(gathered: Gathered, rows: int) -> None:
     if gathered.doubles:
         click.echo(f"{gathered.doubles} of {rows} rows repeat an image and count once", err=True)
     if gathered.refused:

@@ -1,11 +1,4 @@
-"""`touchstone results --fdr`: the part of `results` that lists fakes with a known share of false ones.
-
-`touchstone masks`: the masks of a run as files that any viewer opens.
-
-`touchstone gallery`: the images of a run as pages that any browser opens, with what is known and what is said of them.
-
-`touchstone explain`: where on one image the score of each detector rests, as pictures and figures in a folder.
-"""
+"""Commands on the images of a run: `gallery`, `masks`, `explain`, and the list that `touchstone results --fdr` shows."""
 
 import json
 import shutil
@@ -25,51 +18,7 @@ if TYPE_CHECKING:
     from ray_app.detectors import DetectorCard
     from ray_app.inference.occlusion import Explanation, ExplanationCost
 
-
-def show_discoveries(run: str, rate: float, limit: int | None, as_json: bool) -> int:
-    """Print the list at a rate, as a table or JSON lines (each with `p_value`); on stderr what it promises and under what assumption."""
-    from ray_app.evaluation.audit.fdr import discover
-    from ray_app.reports import verdict_table
-
-    found = discover(run, rate)
-    for remark in found.remarks:
-        click.echo(f"fdr  {remark}", err=True)
-    if as_json:
-        for row in islice(found.rows(), limit):
-            click.echo(json.dumps(row | {"provenance": json.loads(row.get("provenance") or "null")}, default=str, ensure_ascii=False))
-        return 0
-    shown = list(islice(found.rows(), limit or 50))
-    click.echo(verdict_table(shown, shutil.get_terminal_size((120, 24)).columns))
-    if len(shown) < found.list.count:
-        click.echo(f"… the first {len(shown)} of {found.list.count:,}; --limit or --json shows more")
-    return 0
-
-
-@click.command()
-@click.argument("run", metavar="RUN")
-@click.option("--out", required=True, metavar="FOLDER", help="Where the PNG files go.")
-@click.option("--min-area", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Only masks that cover this share.")
-@click.option("--native", is_flag=True, help="At the network's own size; without it, stretched to the image's.")
-@click.option("--vanished", is_flag=True, help="Also of members that the last listing no longer found.")
-def masks(run: str, out: str, min_area: float, native: bool, vanished: bool) -> int:
-    """Write the masks of RUN as 8-bit PNG, named IMAGE_ID-DETECTOR.png: white where a detector says that pixels were altered.
-
-    \b
-    touchstone masks run --out masks --min-area 0.05
-    """
-    from ray_app.runs import RunDirectory, current_masks, mask_image
-
-    folder = local_folder(out)
-    written = 0
-    for row in current_masks(RunDirectory.open(run), vanished=vanished):
-        image, area = mask_image(row, stretched=not native)
-        if area >= min_area:
-            image.save(folder / f"{row['image_id']}-{row['detector'].replace(':', '-')}.png")
-            written += 1
-    click.echo(f"{written} masks in {folder}")
-    if not written:
-        click.echo("none: no detector of this run localizes (see `touchstone detectors list`), or --min-area is too large", err=True)
-    return 0
+_SLOW_S = 10.0  # from here on a person is told how long it will take
 
 
 @click.command()
@@ -101,7 +50,31 @@ def gallery(run: str, out: str, verdict: str | None, generator: str | None, most
     return 0
 
 
-_SLOW_S = 10.0  # from here on a person is told how long it will take
+@click.command()
+@click.argument("run", metavar="RUN")
+@click.option("--out", required=True, metavar="FOLDER", help="Where the PNG files go.")
+@click.option("--min-area", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Only masks that cover this share.")
+@click.option("--native", is_flag=True, help="At the network's own size; without it, stretched to the image's.")
+@click.option("--vanished", is_flag=True, help="Also of members that the last listing no longer found.")
+def masks(run: str, out: str, min_area: float, native: bool, vanished: bool) -> int:
+    """Write the masks of RUN as 8-bit PNG, named IMAGE_ID-DETECTOR.png: white where a detector says that pixels were altered.
+
+    \b
+    touchstone masks run --out masks --min-area 0.05
+    """
+    from ray_app.runs import RunDirectory, current_masks, mask_image
+
+    folder = local_folder(out)
+    written = 0
+    for row in current_masks(RunDirectory.open(run), vanished=vanished):
+        image, area = mask_image(row, stretched=not native)
+        if area >= min_area:
+            image.save(folder / f"{row['image_id']}-{row['detector'].replace(':', '-')}.png")
+            written += 1
+    click.echo(f"{written} masks in {folder}")
+    if not written:
+        click.echo("none: no detector of this run localizes (see `touchstone detectors list`), or --min-area is too large", err=True)
+    return 0
 
 
 @click.command()
@@ -222,3 +195,22 @@ def _lines(found: "Explanation", pixels: "Image.Image", doubt: str | None, pictu
     if demonstration:
         lines.append(f"  {DEMONSTRATION}")
     return lines
+
+
+def show_discoveries(run: str, rate: float, limit: int | None, as_json: bool) -> int:
+    """Print the list at a rate, as a table or JSON lines (each with `p_value`); on stderr what it promises and under what assumption."""
+    from ray_app.evaluation.audit.fdr import discover
+    from ray_app.reports import verdict_table
+
+    found = discover(run, rate)
+    for remark in found.remarks:
+        click.echo(f"fdr  {remark}", err=True)
+    if as_json:
+        for row in islice(found.rows(), limit):
+            click.echo(json.dumps(row | {"provenance": json.loads(row.get("provenance") or "null")}, default=str, ensure_ascii=False))
+        return 0
+    shown = list(islice(found.rows(), limit or 50))
+    click.echo(verdict_table(shown, shutil.get_terminal_size((120, 24)).columns))
+    if len(shown) < found.list.count:
+        click.echo(f"… the first {len(shown)} of {found.list.count:,}; --limit or --json shows more")
+    return 0

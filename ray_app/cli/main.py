@@ -1,4 +1,4 @@
-"""The `touchstone` command: parses, calls the rooms, turns exceptions into one clear line and an exit code."""
+"""The `touchstone` command: `script` parses, runs a command, and turns exceptions into one clear line and an exit code."""
 
 import logging
 import shlex
@@ -77,15 +77,15 @@ def main(arguments: Sequence[str] | None = None, *, typed: Sequence[str] | None 
         click.echo(f"touchstone: {error.message}", err=True)
         if error.hint:
             click.echo(f"  → {error.hint}", err=True)
-        _say_how_to_resume(error, typed)
+        _print_resume_hint(error, typed)
         return error.exit_code
     except (KeyboardInterrupt, click.exceptions.Abort) as error:
-        _say_how_to_resume(error.__cause__ or error, typed)  # click makes one of the other
+        _print_resume_hint(error.__cause__ or error, typed)  # click makes one of the other
         return ExitCode.INTERRUPTED
     return int(code or ExitCode.DONE)
 
 
-def _say_how_to_resume(error: BaseException, typed: Sequence[str] | None) -> None:
+def _print_resume_hint(error: BaseException, typed: Sequence[str] | None) -> None:
     """The last line of stderr, where the same command goes on from what is committed: that command."""
     if RESUMABLE in getattr(error, "__notes__", ()):
         from ray_app.storage import strip_secrets

@@ -12,14 +12,6 @@ if TYPE_CHECKING:
     from ray_app.detectors.licences import Acceptance
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-def overrides(command: Command) -> Command:
-    """`--set a.b=value`, repeatable; the value is YAML."""
-    told = "Any config key, for example --set cluster.workers=2; a wrong one lists them, for a run `touchstone config show` too."
-    return click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help=told)(command)
-
-
 _WHAT_IS_SCORED = (
     click.argument("source", nargs=-1),
     click.option("--config", "config_file", metavar="FILE", help="YAML of a scoring run, or a shipped one by name (laptop, overnight)."),
@@ -43,6 +35,12 @@ _WHAT_IS_SCORED = (
 )
 
 
+def overrides(command: Command) -> Command:
+    """`--set a.b=value`, repeatable; the value is YAML."""
+    text = "Any config key, for example --set cluster.workers=2; a wrong one lists them, for a run `touchstone config show` too."
+    return click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help=text)(command)
+
+
 def what_is_scored(command: Command) -> Command:
     """SOURCE, the config file, the detectors, and which members of the source: the same for every command on a run to be made."""
     for option in reversed(_WHAT_IS_SCORED):
@@ -57,14 +55,14 @@ def as_json(command: Command) -> Command:
 
 def unguarded_option(command: Command) -> Command:
     """`--unguarded`, for commands on runs, which have no config."""
-    told = "Go on where the run's store has no conditional writes; two commands on one run at once are then not noticed."
-    return click.option("--unguarded", is_flag=True, help=told)(command)
+    text = "Go on where the run's store has no conditional writes; two commands on one run at once are then not noticed."
+    return click.option("--unguarded", is_flag=True, help=text)(command)
 
 
 def licence_option(command: Command) -> Command:
     """`--accept-licence NAME`, repeatable, as `accepted`: names of detectors or licences, which are also remembered for later commands."""
-    told = "Accept the licence of this detector (or a licence by its id) and remember that; repeatable."
-    option = click.option("--accept-licence", "accepted", multiple=True, metavar="NAME", callback=_accept, help=told)
+    text = "Accept the licence of this detector (or a licence by its id) and remember that; repeatable."
+    option = click.option("--accept-licence", "accepted", multiple=True, metavar="NAME", callback=_accept, help=text)
     return option(command)
 
 

@@ -1,11 +1,4 @@
-"""Commands on archives and runs: score, results, report, demo.
-
-`touchstone decide`: other rules or thresholds on scores that are stored.
-
-`touchstone rescore`: another head on embeddings that a run has kept.
-
-`touchstone plan`: what a run will do, how long it takes and what it costs, before it does it.
-"""
+"""Commands on archives and runs: `demo`, `plan`, `score`, `results`, `report`, `decide`, `rescore`."""
 
 import json
 import shutil
@@ -22,6 +15,71 @@ from ray_app.errors import ConfigError
 
 if TYPE_CHECKING:
     from ray_app.runs import RunDirectory
+
+
+@click.command()
+@click.option("--out", metavar="DIR", help="Where to put archive and run.  [default: a new temporary folder]")
+@click.option("--images", type=click.IntRange(min=10, max=5000), default=80, show_default=True, help="Images in the sample archive.")
+def demo(out: str | None, images: int) -> int:
+    """Build a small sample archive, score it, show the verdicts and where the report lies. Needs no network."""
+    from ray_app.datasets.simulation.archive import build_sample_archive
+    from ray_app.reports import summary_lines, verdict_table
+    from ray_app.runs import RunDirectory, current_rows
+    from ray_app.scoring import ScoreConfig
+    from ray_app.scoring.run import score_archive
+
+    folder = Path(out or tempfile.mkdtemp(prefix="touchstone-demo-")).resolve()
+    archive, run = folder / "archive", folder / "run"
+    if not archive.exists():
+        click.echo(f"building a sample archive of {images} images in {archive}", err=True)
+        build_sample_archive(archive, files=images)
+    finished = score_archive(ScoreConfig(source=(str(archive),), out=str(run)))
+    rows = list(current_rows(RunDirectory.open(str(run))))
+    click.echo(verdict_table(rows[:: max(len(rows) // 24, 1)], 110))
+    click.echo("")
+    click.echo("\n".join(summary_lines(finished.summary)))
+    return finished.exit_code
+
+
+@click.command()
+@what_is_scored
+@click.option("--out", metavar="DIR", help="The run directory; where it holds a run, what that has done is left out. Nothing is written.")
+@click.option("--cluster", metavar="NAME|FILE", help="Machines and their prices: laptop, cpu-pool, gpu-spot-pool, or a YAML of yours.")
+@click.option("--price-per-hour", type=click.FloatRange(min=0), help="What the planned machines cost per hour together.")
+@click.option("--probe", type=click.IntRange(min=0), default=64, show_default=True, help="Members to try out for the rates, on one core.")
+@licence_option
+@overrides
+@as_json
+def plan(
+    source: tuple[str, ...],
+    config_file: str | None,
+    cluster: str | None,
+    price_per_hour: float | None,
+    probe: int,
+    accepted: tuple[str, ...],
+    assignments: tuple[str, ...],
+    as_json: bool,
+    **given: Any,
+) -> int:
+    """Show what scoring SOURCE would do and cost: stages and the slowest of them, requests, bytes, hours, and the bill.
+
+    No run is begun and no cluster started; weights that are missing are fetched for the probe. Cores, GPUs and prices are those of
+    --cluster, else of --set cluster.cpus, cluster.gpus and prices.per_hour, else this machine's, which cost nothing.
+
+    \b
+    touchstone plan photos/ --ensemble published
+    touchstone plan s3://bucket/2024 --cluster gpu-spot-pool --out s3://bucket/run
+    """
+    from ray_app.reports import plan_lines
+    from ray_app.scoring import ScoreConfig
+    from ray_app.scoring.forecast.cost import load_cluster
+    from ray_app.scoring.forecast.forecast import forecast
+
+    settings = configured("score", config_file, ScoreConfig, {"source": source, "accept_licences": accepted, **given}, assignments)
+    described = load_cluster(cluster) if cluster else None
+    made = forecast(settings, probe=probe, cluster=described, price_per_hour=price_per_hour)
+    click.echo(json.dumps(made.written(), indent=2) if as_json else "\n".join(plan_lines(made)))
+    return 0
 
 
 def _failed_statuses(context: click.Context, option: click.Parameter, text: str | None) -> tuple[str, ...]:
@@ -133,14 +191,14 @@ def results(
     if generator is not None:
         require_identified(opened)
     rows = current_rows(opened, verdict=verdict, status=status, generator=generator, vanished=vanished)
-    for line in _said_of_guarantee(opened):
+    for line in _guarantee_notes(opened):
         click.echo(line, err=True)
     if as_json:
         for count, row in enumerate(rows):
             if limit is not None and count >= limit:
                 break
-            said = json.loads(row.get("provenance") or "null")
-            click.echo(json.dumps(row | {"provenance": said}, default=str, ensure_ascii=False))
+            found = json.loads(row.get("provenance") or "null")
+            click.echo(json.dumps(row | {"provenance": found}, default=str, ensure_ascii=False))
         return 0
     shown = [row for _, row in zip(range(limit or 50), rows, strict=False)]
     click.echo(verdict_table(shown, shutil.get_terminal_size((120, 24)).columns))
@@ -149,7 +207,7 @@ def results(
     return 0
 
 
-def _said_of_guarantee(run: "RunDirectory") -> list[str]:
+def _guarantee_notes(run: "RunDirectory") -> list[str]:
     """What a run found of its card's guarantee, where it is not known to hold."""
     from ray_app.reports.run import guarantee_lines
 
@@ -167,30 +225,6 @@ def report(run: str, prior: float | None) -> int:
 
     click.echo(write_report(RunDirectory.open(run), prior=prior))
     return 0
-
-
-@click.command()
-@click.option("--out", metavar="DIR", help="Where to put archive and run.  [default: a new temporary folder]")
-@click.option("--images", type=click.IntRange(min=10, max=5000), default=80, show_default=True, help="Images in the sample archive.")
-def demo(out: str | None, images: int) -> int:
-    """Build a small sample archive, score it, show the verdicts and where the report lies. Needs no network."""
-    from ray_app.datasets.simulation.archive import build_sample_archive
-    from ray_app.reports import summary_lines, verdict_table
-    from ray_app.runs import RunDirectory, current_rows
-    from ray_app.scoring import ScoreConfig
-    from ray_app.scoring.run import score_archive
-
-    folder = Path(out or tempfile.mkdtemp(prefix="touchstone-demo-")).resolve()
-    archive, run = folder / "archive", folder / "run"
-    if not archive.exists():
-        click.echo(f"building a sample archive of {images} images in {archive}", err=True)
-        build_sample_archive(archive, files=images)
-    finished = score_archive(ScoreConfig(source=(str(archive),), out=str(run)))
-    rows = list(current_rows(RunDirectory.open(str(run))))
-    click.echo(verdict_table(rows[:: max(len(rows) // 24, 1)], 110))
-    click.echo("")
-    click.echo("\n".join(summary_lines(finished.summary)))
-    return finished.exit_code
 
 
 @click.command()
@@ -256,45 +290,4 @@ def rescore(
         return 0
     summary = rescore_run(run, out, detectors, ensemble, accept_licences=accepted, unguarded=unguarded)
     click.echo(json.dumps(summary, indent=2) if as_json else "\n".join(summary_lines(summary)))
-    return 0
-
-
-@click.command()
-@what_is_scored
-@click.option("--out", metavar="DIR", help="The run directory; where it holds a run, what that has done is left out. Nothing is written.")
-@click.option("--cluster", metavar="NAME|FILE", help="Machines and their prices: laptop, cpu-pool, gpu-spot-pool, or a YAML of yours.")
-@click.option("--price-per-hour", type=click.FloatRange(min=0), help="What the planned machines cost per hour together.")
-@click.option("--probe", type=click.IntRange(min=0), default=64, show_default=True, help="Members to try out for the rates, on one core.")
-@licence_option
-@overrides
-@as_json
-def plan(
-    source: tuple[str, ...],
-    config_file: str | None,
-    cluster: str | None,
-    price_per_hour: float | None,
-    probe: int,
-    accepted: tuple[str, ...],
-    assignments: tuple[str, ...],
-    as_json: bool,
-    **given: Any,
-) -> int:
-    """Show what scoring SOURCE would do and cost: stages and the slowest of them, requests, bytes, hours, and the bill.
-
-    No run is begun and no cluster started; weights that are missing are fetched for the probe. Cores, GPUs and prices are those of
-    --cluster, else of --set cluster.cpus, cluster.gpus and prices.per_hour, else this machine's, which cost nothing.
-
-    \b
-    touchstone plan photos/ --ensemble published
-    touchstone plan s3://bucket/2024 --cluster gpu-spot-pool --out s3://bucket/run
-    """
-    from ray_app.reports import plan_lines
-    from ray_app.scoring import ScoreConfig
-    from ray_app.scoring.forecast.cost import load_cluster
-    from ray_app.scoring.forecast.forecast import forecast
-
-    settings = configured("score", config_file, ScoreConfig, {"source": source, "accept_licences": accepted, **given}, assignments)
-    described = load_cluster(cluster) if cluster else None
-    made = forecast(settings, probe=probe, cluster=described, price_per_hour=price_per_hour)
-    click.echo(json.dumps(made.written(), indent=2) if as_json else "\n".join(plan_lines(made)))
     return 0

@@ -1,9 +1,4 @@
-"""`touchstone calibrate`: a labelled run → an ensemble card whose false-positive rate is known.
-
-`touchstone audit`: a sample of a run for people to label, and what their labels say of the archive.
-
-`touchstone evidence`: one image's record of what was decided on which grounds, and the check of such a record.
-"""
+"""Commands on how far to trust a run: `calibrate` a card, `audit` a sample, make or verify `evidence` for one image."""
 
 import json
 import shlex
@@ -172,13 +167,13 @@ def _make(run: str, image: str, out: str, key: Path | None, as_json: bool) -> in
     from ray_app.reports.evidence import evidence_lines, render_evidence
 
     folder = local_folder(out)
-    told = make_evidence(run, image)
-    told = told if key is None else signed(told, key)
-    text = written(told)
-    page = render_evidence(told)
+    found = make_evidence(run, image)
+    found = found if key is None else signed(found, key)
+    text = written(found)
+    page = render_evidence(found)
     (folder / "evidence.json").write_text(text, encoding="utf-8")
     (folder / "evidence.html").write_text(page, encoding="utf-8")
-    click.echo(text if as_json else "\n".join(evidence_lines(told)))
+    click.echo(text if as_json else "\n".join(evidence_lines(found)))
     click.echo(f"record: {folder / 'evidence.json'}\npage: {folder / 'evidence.html'}", err=as_json)
     return ExitCode.DONE
 
@@ -189,13 +184,13 @@ def _verify(record: Path, file: Path | None, signer: Path | None, device: str, a
     from ray_app.reports.evidence import check_line
 
     checks: list[EvidenceCheck] = []
-    told = read_evidence(record)
-    for check in verify_evidence(told, file, signer=signer, device=device, accepted=accepted):
+    found = read_evidence(record)
+    for check in verify_evidence(found, file, signer=signer, device=device, accepted=accepted):
         checks.append(check)
         if not as_json:
             click.echo(check_line(*check))
     differ = [check.name for check in checks if check.outcome == "differs"]
-    rest = not_verified(told, checks, image=file is not None, signer=signer is not None)
+    rest = not_verified(found, checks, image=file is not None, signer=signer is not None)
     if as_json:
         answer = {"agrees": not differ, "checks": [one._asdict() for one in checks], "not_verified": [one._asdict() for one in rest]}
         click.echo(json.dumps(answer, indent=2, ensure_ascii=False))

@@ -1,10 +1,7 @@
-"""Pending blocks → committed parts, on Ray Data. Yields one report per committed block.
-
-Blocks enter as one-row tables already in the object store: no read tasks, no merged files, no repartition; each block is committed
-by the worker that finishes it, so what survives a kill is whatever was committed (specs/ray.md §F3–F6 for what else was tried).
+"""Pending blocks → committed parts on Ray Data, one pool of actors per stage: `score_blocks` yields a report per committed block.
 
 Blocks go in waves, one Ray Data execution each, so that the driver holds a bounded number of them. What a wave leaves, because workers
-handed it back or because the wave was lost with its nodes, goes into the next.
+handed it back or because the wave was lost with its nodes, goes into the next. What survives a kill is whatever was committed.
 """
 
 import logging
@@ -39,9 +36,9 @@ MOST_LOST_WAVES = 3
 def score_blocks(
     blocks: Iterable[BlockRef], job: ScoringJob, layout: Callable[[], ScoringLayout], *, stopper: Stopper, watch: Watch
 ) -> Iterator[BlockReport]:
-    """Run the pipeline and yield a report per block as it is committed; `layout` is asked anew for every wave.
+    """Run the pipeline and yield a report per block as it is committed; `layout` is called anew for every wave.
 
-    To be iterated in the main thread, inside `watch`. Raises KeyboardInterrupt when the stopper was asked and blocks are left,
+    To be iterated in the main thread, inside `watch`. Raises KeyboardInterrupt where a stop was requested and blocks are left,
     ClusterError after `MOST_LOST_WAVES` waves in a row that failed before any block was committed, and whatever TouchstoneError a
     worker met.
     """
@@ -66,7 +63,7 @@ def score_blocks(
         except Exception as error:  # Ray's own, and what Ray Data lets through from below it
             lost += 1
             if lost > MOST_LOST_WAVES or not _is_loss(error):
-                raise _in_our_words(error) from error
+                raise _translated(error) from error
 
 
 def _prepare() -> None:
@@ -88,6 +85,7 @@ def _wave_size(layout: ScoringLayout) -> int:
 
 def _executed(wave: Iterable[BlockRef], job: ScoringJob, layout: ScoringLayout) -> Iterator[BlockReport]:
     """The reports of one Ray Data execution; a block that was handed back has none."""
+    # Blocks enter as tables of one row that are in the object store: no read tasks, no merged files, no repartition (specs/ray.md §F3–F6).
     tables = [table_of(PendingBlock(ref)) for ref in wave]
     dataset = _pipeline(from_blocks(tables), job, layout.limited_to(len(tables)))
     for row in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
@@ -101,7 +99,7 @@ def _is_loss(error: Exception) -> bool:
     return isinstance(error, RayError) and (not isinstance(error, RayTaskError) or isinstance(error.cause, RayError))
 
 
-def _in_our_words(error: Exception) -> TouchstoneError:
+def _translated(error: Exception) -> TouchstoneError:
     hint = "the same command resumes; worker logs are in the Ray session folder"
     texts = str(error)
     if is_want_of_memory(error) or "OutOfMemory" in texts or "OOM" in texts:

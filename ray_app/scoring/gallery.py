@@ -1,6 +1,6 @@
-"""`touchstone gallery`: a finished run as pages of pictures with what is known and said of them, written page by page.
+"""`touchstone gallery`: `make_gallery` writes a finished run as pages of pictures with their rows.
 
-Streams: rows and manifest side by side, one page of pictures in memory. Nothing of the files but small new pictures is kept.
+Streams rows and manifest side by side, one page in memory; of the files nothing but small new pictures is kept.
 """
 
 import json

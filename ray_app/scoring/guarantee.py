@@ -1,9 +1,9 @@
-"""Where a card's guarantee ends: an archive's rows against the images that the card was calibrated on. Knows rows; loads no network.
+"""Whether a card's guarantee covers an archive: its rows against the images that the card was calibrated on. `settle_guarantee`, `compare`.
 
-Noticed differences are said. Beyond a limit the card knows nothing of such images, and verdicts become `abstain`.
+Differences are reported. Beyond a limit the card knows nothing of such images, and verdicts become `abstain`.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_app.archives import Each, in_turn, manifests
-from ray_app.ensembles import EnsembleCard, PopulationTally, properties_of
+from ray_app.ensembles import EnsembleCard, PopulationTally, decide, drawn_by_audit, properties_of
 from ray_app.errors import Reason
-from ray_app.inference import ScoringSpec
+from ray_app.inference import ScoringSpec, is_blank, range_doubts, remarks_on
+from ray_app.inference.decision import outlived
 from ray_app.inference.spec import departures, other_decoders, otherwise
 from ray_app.metrics.drift import Shift, most_fakes, shift_of
 from ray_app.metrics.significance import holm
@@ -23,14 +24,12 @@ from ray_app.runs import RunDirectory
 from ray_app.runs.directory import SCORE_DECIDES, Published
 from ray_app.runs.document import GuaranteeSummary, ShiftSummary
 from ray_app.runs.reader import numbers, tables_in
-from ray_app.runs.rows import as_array, with_reasons
-from ray_app.runs.schema import DETAIL, SECOND_LOOK, UNLIKE
+from ray_app.runs.rows import as_array, decided_columns, stability_views, with_reasons
+from ray_app.runs.schema import DETAIL, SECOND_LOOK, STABILITY, UNLIKE
 
 COLUMNS = ["image_id", "score", "scores", "format", "width", "height", "quality", "decoder", SECOND_LOOK]
 WAIVED = "waive_guarantee"  # in a run's identity, where it was asked for
 _MOST_NAMED = 3
-
-Decided = Callable[[pa.Table, ScoringSpec], pa.Table]
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Comparison:
     unlike: str | None = None
 
 
-def settle_guarantee(run: RunDirectory, spec: ScoringSpec, decided: Decided, *, each: Each = in_turn) -> GuaranteeSummary | None:
+def settle_guarantee(run: RunDirectory, spec: ScoringSpec, *, each: Each = in_turn) -> GuaranteeSummary | None:
     """Compare the run's rows, all published, with what its card was calibrated on, and let verdicts abstain where that is to be.
 
     Returns the `guarantee` of a summary, None where the card promises nothing. Interrupted, the same `score`
@@ -52,7 +51,7 @@ def settle_guarantee(run: RunDirectory, spec: ScoringSpec, decided: Decided, *, 
     found = compare(run, spec)
     if found.unlike or described.get("unlike") or described.get("deciding"):
         run.write_json("run.json", described | {"deciding": SCORE_DECIDES})
-        for _ in each(partial(_rewrite, run, spec, decided, found.unlike), run.published()):
+        for _ in each(partial(_rewrite, run, spec, found.unlike), run.published()):
             pass
         run.write_json("run.json", noted(described, found.unlike))
     return found.facts
@@ -81,7 +80,7 @@ def compare(run: RunDirectory, spec: ScoringSpec) -> Comparison:
     tells = any(shift.tells for shift in shifts)
     facts = GuaranteeSummary(
         holds=False if why else True if tells else None,
-        why="; ".join(why) if why else None if tells else _untold(card, images),
+        why="; ".join(why) if why else None if tells else _why_unknown(card, images),
         unlike=unlike,
         waived=waived,
         target_fpr=card.guarantee.target_fpr if card.guarantee else None,
@@ -137,9 +136,39 @@ def unlike_rows(rows: pa.Table, unlike: str) -> pa.Table:
     return rows
 
 
-def _rewrite(run: RunDirectory, spec: ScoringSpec, decided: Decided, unlike: str | None, file: Published) -> None:
+def decided(rows: pa.Table, spec: ScoringSpec) -> pa.Table:
+    """Result rows with what the spec's ensemble makes of their detector scores, in place of what stands there."""
+    has_score = pc.equal(rows["status"].cast(pa.string()), "ok").to_numpy()
+    scores = {name: pc.struct_field(rows["scores"].combine_chunks(), name).to_numpy(zero_copy_only=False) for name in spec.cards}
+    sizes = list(zip(rows["width"].to_pylist(), rows["height"].to_pylist(), strict=True))
+    scores = {name: np.asarray(column, np.float32) for name, column in scores.items()}
+    replies = rows["replies"].combine_chunks() if "replies" in rows.column_names else None
+    remarks = remarks_on({name: pc.struct_field(replies, name).to_pylist() for name in spec.speakers} if replies is not None else {})
+    drawn = drawn_by_audit(spec.ensemble, rows["sha256"].to_pylist())
+    doubts = range_doubts(spec, sizes, rows["format"].to_pylist())
+    decisions = decide(spec.ensemble, scores, calibrations=spec.calibrations, out_of_range=doubts, remarks=remarks, audited=drawn,
+                       blank=[is_blank(flags) for flags in rows["flags"].to_pylist()])  # fmt: skip
+    if spec.stability is not None and STABILITY in rows.column_names:
+        decisions = outlived(spec, decisions, stability_views(rows[STABILITY], spec.cards), drawn)
+    rows = _with_second_look(with_reasons(rows), wanted=decisions.second_look is not None)
+    for name, values in decided_columns(decisions, has_score).items():
+        index = rows.schema.get_field_index(name)
+        rows = rows.set_column(index, rows.schema.field(index), as_array(values, rows.schema.field(index), len(rows)))
+    return rows
+
+
+def _rewrite(run: RunDirectory, spec: ScoringSpec, unlike: str | None, file: Published) -> None:
     """One published file with verdicts as they are to be; it may hold any mixture of settled and unsettled ones."""
     run.rewrite_file(file, lambda rows: decided(rows, spec) if unlike is None else unlike_rows(rows, unlike))
+
+
+def _with_second_look(rows: pa.Table, *, wanted: bool) -> pa.Table:
+    """The rows with a column for what goes on in a cascade, or without it: another rule knows none."""
+    has = SECOND_LOOK in rows.column_names
+    if wanted and not has:
+        place = rows.schema.get_field_index(DETAIL) + 1
+        return rows.add_column(place, SECOND_LOOK, pa.nulls(len(rows), pa.dictionary(pa.int32(), pa.string())))
+    return rows.drop_columns([SECOND_LOOK]) if has and not wanted else rows
 
 
 def _counted(run: RunDirectory, spec: ScoringSpec) -> tuple[PopulationTally, set[str], int]:
@@ -167,12 +196,12 @@ def _properties(rows: pa.Table, detectors: list[str], late: Sequence[str]) -> Ma
     found may hold what they say of everything.
     """
     scores = rows["scores"].combine_chunks()
-    said = {name: numbers(pc.struct_field(scores, name)) for name in detectors if scores.type.get_field_index(name) >= 0}
-    for name in set(late) & said.keys() if SECOND_LOOK in rows.column_names else ():
-        said[name] = np.where(rows[SECOND_LOOK].is_valid().to_numpy(), said[name], np.nan)
+    content = {name: numbers(pc.struct_field(scores, name)) for name in detectors if scores.type.get_field_index(name) >= 0}
+    for name in set(late) & content.keys() if SECOND_LOOK in rows.column_names else ():
+        content[name] = np.where(rows[SECOND_LOOK].is_valid().to_numpy(), content[name], np.nan)
     return properties_of(
         score=numbers(rows["score"]),
-        scores=said,
+        scores=content,
         formats=rows["format"].cast(pa.string()).to_pylist(),
         width=numbers(rows["width"]),
         height=numbers(rows["height"]),
@@ -184,7 +213,7 @@ def _named(shift: ShiftSummary) -> str:
     return f"{shift.feature} (PSI {shift.psi:.2g})"
 
 
-def _untold(card: EnsembleCard, images: int) -> str:
+def _why_unknown(card: EnsembleCard, images: int) -> str:
     if card.population is None or not card.population.features:
         return "the card does not say what its images were like"
     return f"{images:,} images with a score are too few to compare"

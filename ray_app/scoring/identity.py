@@ -1,19 +1,7 @@
-"""A spec and a source → the identity of a run. Hashes weights; loads no network.
+"""What a command scores with, and whether that is what a run was begun with.
 
-The scores of known reals that an ensemble card promises by, kept with the run: what `results --fdr` compares the archive with.
-
-Knows cards, their files and run directories; computes nothing.
-
-`--features`: of which detectors a run keeps embeddings, and what decides them. Reads cards and weights; scores nothing.
-
-`--reuse sha256`: whether it can be had, and what a run knows already, indexed as tasks.
-
-What `--stability K` means for a run: what is asked for, and how many verdicts did not outlive it. Knows rows; loads no network.
-
-A config, and the run that it goes on with → the ensemble, cards and settings that images are scored with. Writes nothing; no Ray.
-
-What the user wrote (in a file, by --set, a flag or an argument) holds. What is left open is taken from the run as it was begun, so that a
-default that another version of Touchstone changes ends nobody's nights; a new run begins with today's defaults.
+`resolve` takes the ensemble, cards and settings from config and run; `identity_of` is what another command on a directory must match.
+Beside them, what a run is made with that follows from both: references of a guarantee, kept embeddings, reused scores, stability.
 """
 
 import hashlib
@@ -54,13 +42,200 @@ from ray_app.scoring.guarantee import WAIVED
 from ray_app.transforms.perturbations import Perturbation, load_perturbations
 
 Digest = Callable[[DetectorCard], str | None]
-
 # How a run was made that does not note it: what came to be noted later, and settings that are noted only where they are others than these.
 UNNOTED: Mapping[str, Mapping[str, Any]] = {
     "limits": {"max_whole_pixels": None},
     "columns": {"image": None, "uri": None},
     "container_limits": {"max_members": 10_000_000, "max_ratio": 200.0},
 }
+REFERENCES = "references.parquet"
+COLUMN = "score"
+# With these a config leaves something to Touchstone even where it is written down.
+_AUTOMATIC = {"precision": "auto", "resize": "auto", "batch_slots": None}
+_OF_ENSEMBLES = ("detectors.", "decision.", "precision.", "profile.")
+_SAME = ("include", "exclude", "limit", "limits", "columns", "container_limits", "resize", "batch_slots")  # in a config as in an identity
+LoadCard = Callable[[str], DetectorCard]
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A run that is there: its `run.json`, what the command that goes on with it wrote, and whether its own ensemble decides on."""
+
+    run: RunDirectory
+    described: Mapping[str, Any]
+    given: ScoreConfig
+    written: Mapping[str, Any]
+    own_ensemble: bool
+
+    @property
+    def noted(self) -> Identity:
+        """Its identity, together with what it did not note because it was as always."""
+        return overlaid(UNNOTED, self.described["identity"])
+
+    def comparable(self, ours: Identity) -> dict[str, Any]:
+        """The identity of a command without settings that the run does not note: it could not, or they are as they always were."""
+        content = dict(ours)
+        for name, usual in UNNOTED.items():
+            noted, asked = self.described["identity"].get(name, {}), self.written.get(name, {})
+            section = {key: one for key, one in content.pop(name, {}).items() if key in noted or (key in asked and one != usual.get(key))}
+            content |= {name: section} if section else {}
+        return content
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What a command scores with. `cards`: those of the ensemble's members; `precision`: per detector, as far as a run says it."""
+
+    config: ScoreConfig
+    ensemble: EnsembleCard
+    cards: tuple[DetectorCard, ...]
+    views: tuple[Perturbation, ...]
+    precision: Mapping[str, Precision] = field(default_factory=dict)
+    begun: Begun | None = None
+    load: LoadCard = load_card
+    _specs: dict[str, ScoringSpec] = field(default_factory=dict, compare=False, repr=False)
+
+    def spec(self, gpus: float) -> ScoringSpec:
+        """All of it, resolved for a cluster with so many GPUs. Raises ConfigError."""
+        device = self.config.device if self.config.device != "auto" else "cuda" if gpus else "cpu"
+        if device not in self._specs:
+            self._specs[device] = self._spec(device)
+        return self._specs[device]
+
+    def _spec(self, device: str) -> ScoringSpec:
+        config = self.config
+        spec = make_spec(
+            self.ensemble,
+            cards=self.cards,
+            limits=config.limits,
+            device=device,
+            precision=config.precision,
+            resize=config.resize,
+            slots=config.batch_slots,
+            perceptual_hash=config.perceptual_hash,
+            provenance=config.provenance.policy(),
+            views=self.views,
+            stability=stability_of(config),
+            waive_guarantee=config.waive_guarantee,
+        )
+        precision = {name: self.precision.get(name, one) for name, one in spec.precision.items()}
+        spec = spec if precision == spec.precision else replace(spec, precision=precision)
+        require_embeddings(spec)
+        return replace(spec, features=kept_by(spec, config.features)) if config.features else spec
+
+    def identity(self, spec: ScoringSpec) -> dict[str, Any]:
+        """What the run must match. Raises DetectorError where weights are missing."""
+        ours = identity_of(self.config, spec)
+        return ours if self.begun is None else self.begun.comparable(ours)
+
+    def require_own(self) -> None:
+        """Whether the run is this command's, as far as can be known without a cluster: with GPUs or without. Raises IdentityError."""
+        if self.begun is None:
+            return
+        run = self.begun.run
+        found = []
+        for gpus in (0, 1):
+            found.append(run.differing(self.identity(self.spec(gpus))))
+            if not found[-1]:
+                return
+        fewest = min(found, key=len)
+        shipped = self.begun.own_ensemble and all(line.startswith(_OF_ENSEMBLES) for line in fewest)
+        raise run.mismatch(fewest, hint=_way_out(run.store.url) if shipped else None)
+
+    def references(self) -> bytes | None:
+        """The scores that the ensemble's guarantee rests on; None where there are none, or the run has them already."""
+        has_them = self.config.detectors or (self.begun is not None and self.begun.own_ensemble)
+        return None if has_them else references_beside(self.config.ensemble, self.ensemble)
+
+    def kept(self, spec: ScoringSpec) -> list[dict[str, str]]:
+        """How the run goes on otherwise than the same command would begin today: each key, with the run's value and today's as JSON."""
+        begun = self.begun
+        if begun is None:
+            return []
+        theirs = begun.described["identity"]
+        try:
+            today = resolve(begun.given, load=self.load).spec(float(spec.device != "cpu"))
+            ours = identity_of(begun.given, today, digest=partial(_kept_digest, theirs))
+        except TouchstoneError as error:
+            return [{"key": "ensemble", "run": self.ensemble.name, "today": f"cannot be had: {error.message}"}]
+        found = differing_keys(as_known_to(begun.described["schema"], ours), theirs)
+        if today.ensemble.name != self.ensemble.name:  # then nearly every key of theirs differs
+            others = [one for one in found if not one[0].startswith(_OF_ENSEMBLES)]
+            found = [("ensemble", today.ensemble.name, self.ensemble.name), *others]
+        return [{"key": key, "run": run, "today": now} for key, now, run in found]
+
+
+def resolve(config: ScoreConfig, run: RunDirectory | None = None, *, load: LoadCard | None = None) -> Resolved:
+    """What a command scores with, alone or going on with a run; each card is read once, by `load`.
+
+    Raises ConfigError for cards and perturbations that are not there.
+    """
+    load = load or cache(load_card)
+    if run is None or not run.exists():
+        ensemble = _ensemble_of(config)
+        cards = tuple(load(member.detector) for member in ensemble.members)
+        return Resolved(config, ensemble, cards, load_perturbations(config.perturb), load=load)
+    described = run.describe()
+    given = {name: value for name, value in written(config).items() if name not in _AUTOMATIC or value != _AUTOMATIC[name]}
+    is_own = not {"ensemble", "detectors"} & given.keys() and bool(described.get("ensemble"))
+    begun = Begun(run, described, config, given, is_own)
+    noted, where = begun.noted, f"{run.store.url}/run.json"
+    settled = validate(overlaid(_as_config(noted), given), ScoreConfig, where=where)
+    ensemble = validate(described["ensemble"], EnsembleCard, where=where) if is_own else _ensemble_of(config)
+    cards = tuple(_card_as_noted(begun, member, load) if is_own else load(member.detector) for member in ensemble.members)
+    views = load_perturbations(config.perturb) if "perturb" in given else _views(noted, where)
+    precision = noted.get("precision", {}) if "precision" not in given else {}
+    return Resolved(settled, ensemble, cards, views, precision, begun, load)
+
+
+def _as_config(noted: Identity) -> dict[str, Any]:
+    """A run's identity in the words of a config, as far as that has words for it."""
+    stability = noted.get("stability") or {"count": 0}
+    content = {name: noted[name] for name in _SAME if name in noted}
+    content |= {"features": noted.get("features", []), "perturb": list(noted.get("perturb", {})), WAIVED: noted.get(WAIVED, False)}
+    return content | {"stability": stability["count"], **({"stability_margin": stability["margin"]} if stability["count"] else {})}
+
+
+def _views(noted: Identity, where: str) -> tuple[Perturbation, ...]:
+    return tuple(validate({"name": name, "steps": steps}, Perturbation, where=where) for name, steps in noted.get("perturb", {}).items())
+
+
+def _ensemble_of(config: ScoreConfig) -> EnsembleCard:
+    return ensemble_of(list(config.detectors)) if config.detectors else load_ensemble_card(config.ensemble)
+
+
+def _card_as_noted(begun: Begun, member: EnsembleMember, load: LoadCard) -> DetectorCard:
+    """The card of a member of the run's own ensemble, with what the run notes of it where the card says something else by now.
+
+    Weights of another content are taken from where they are kept: the cache, the mirror, the run. Where they are not, the card stays as it
+    is, and the run's identity will not match.
+    """
+    url = begun.run.store.url
+    try:
+        card = load(member.detector)
+    except ConfigError as error:
+        raise IdentityError(
+            f"{url} was begun with the detector {member.detector}, which cannot be read any more: {error.message}", hint=_way_out(url)
+        ) from None
+    facts = begun.noted.get("detectors", {}).get(card.name) or {}
+    card, digest = as_noted(card, facts), facts.get("weights")
+    if digest is None or stated_digest(card) in (None, digest):
+        return card
+    mirrors = [place for place in (os.environ.get(MIRROR_VARIABLE), f"{url}/weights") if place]
+    return with_kept_weights(card, digest, mirrors) or card
+
+
+def _way_out(url: str) -> str:
+    """What helps where it is not the user's settings that differ, but what is shipped."""
+    return (
+        "its detectors are taken from the run, and not all of them are to be had any more: give another --out, or go on with the version "
+        f"of Touchstone that made it ({url}/sessions says which)"
+    )
+
+
+def _kept_digest(identity: Identity, card: DetectorCard) -> str | None:
+    """The digest of a card's weights by its word; of those that it does not know, the run's: they are no default that has changed."""
+    return stated_digest(card) or identity["detectors"].get(card.name, {}).get("weights")
 
 
 def identity_of(config: ScoreConfig, spec: ScoringSpec, *, digest: Digest = weights_digest) -> dict[str, Any]:
@@ -91,26 +266,6 @@ def _of_containers(config: ScoreConfig) -> dict[str, Any]:
     return {name: setting for name, setting in given.items() if setting != UNNOTED[name]}
 
 
-def share_weights(spec: ScoringSpec, run: RunDirectory) -> str | None:
-    """Where the workers of a cluster find weights: $TOUCHSTONE_WEIGHTS_MIRROR, else a copy in the run directory, else (shipped ones) None.
-
-    The driver alone fetches; a thousand workers that ask a hub at once would be refused.
-    """
-    if MIRROR_VARIABLE in os.environ:
-        return os.environ[MIRROR_VARIABLE]
-    shipped = config_root() / "detectors"
-    fetched = [card for card in spec.cards.values() if resolve_weights(card).parent != shipped]
-    profiling = [card for card in (spec.identifier, spec.describer) if card is not None]
-    if not fetched and not profiling:
-        return None
-    mirror = f"{run.store.url}/weights"
-    for card in fetched:
-        publish_weights(card, mirror)
-    for part in (part for one in profiling for part in one.parts):
-        publish_part(part, mirror)
-    return mirror
-
-
 def scoring_identity(spec: ScoringSpec, *, digest: Digest = weights_digest) -> dict[str, Any]:
     """The part that a served ensemble has too: detectors, settings, decision."""
     return {
@@ -126,12 +281,12 @@ def scoring_identity(spec: ScoringSpec, *, digest: Digest = weights_digest) -> d
 def profile_identity(spec: ScoringSpec) -> dict[str, Any]:
     """All that decides which generator and which words a row has."""
     identifier, describer, profile = spec.identifier, spec.describer, spec.ensemble.profile
-    told: dict[str, Any] = {"describe": profile.describe if profile and describer else None}
+    content: dict[str, Any] = {"describe": profile.describe if profile and describer else None}
     if identifier is not None:
-        told["identifier"] = identifier.facts()
+        content["identifier"] = identifier.facts()
     if describer is not None:
-        told["describer"] = describer.facts() | {"precision": describer.precision_on(spec.device)}
-    return told
+        content["describer"] = describer.facts() | {"precision": describer.precision_on(spec.device)}
+    return content
 
 
 def decision_identity(spec: ScoringSpec) -> dict[str, Any]:
@@ -139,8 +294,24 @@ def decision_identity(spec: ScoringSpec) -> dict[str, Any]:
     return {"decision": decision_facts(spec.ensemble)}
 
 
-REFERENCES = "references.parquet"
-COLUMN = "score"
+def share_weights(spec: ScoringSpec, run: RunDirectory) -> str | None:
+    """Where the workers of a cluster find weights: $TOUCHSTONE_WEIGHTS_MIRROR, else a copy in the run directory, else (shipped ones) None.
+
+    The driver alone fetches; a thousand workers that query a hub at once would be refused.
+    """
+    if MIRROR_VARIABLE in os.environ:
+        return os.environ[MIRROR_VARIABLE]
+    shipped = config_root() / "detectors"
+    fetched = [card for card in spec.cards.values() if resolve_weights(card).parent != shipped]
+    profiling = [card for card in (spec.identifier, spec.describer) if card is not None]
+    if not fetched and not profiling:
+        return None
+    mirror = f"{run.store.url}/weights"
+    for card in fetched:
+        publish_weights(card, mirror)
+    for part in (part for one in profiling for part in one.parts):
+        publish_part(part, mirror)
+    return mirror
 
 
 def references_beside(ensemble: str, card: EnsembleCard) -> bytes | None:
@@ -276,18 +447,18 @@ def known_scores(run: RunDirectory, spec: ScoringSpec) -> RunDirectory:
 
 
 def stability_of(config: ScoreConfig) -> Stability | None:
-    """What a config asks for; None = nothing."""
+    """What a config requests; None = nothing."""
     return Stability(config.stability, config.stability_margin) if config.stability else None
 
 
 def stability_in(identity: dict[str, Any]) -> Stability | None:
-    """What a run was asked for, by its identity; None = nothing."""
+    """What a run was requested with, by its identity; None = nothing."""
     facts = identity.get("stability")
     return None if facts is None else Stability(facts["count"], facts["margin"])
 
 
 def stability_facts(run: RunDirectory, thresholds: Thresholds) -> StabilitySummary | None:
-    """The `stability` section of a summary; None where the run was not asked for it. Streams the run's rows.
+    """The `stability` section of a summary; None where the run was made without. Streams the run's rows.
 
     `asked`: images whose views were scored. `unstable`: those that abstain for it. `unasked`: verdicts so near a threshold that they
     would have been asked, of which no view is there: `touchstone decide` moved the threshold to them.
@@ -303,193 +474,3 @@ def stability_facts(run: RunDirectory, thresholds: Thresholds) -> StabilitySumma
         counts.update(asked=int(viewed.sum()), unstable=unstable, unasked=int((~viewed[near]).sum()))
     return StabilitySummary(views=asked_for.count, margin=asked_for.margin, asked=counts["asked"], unstable=counts["unstable"],
                             unasked=counts["unasked"])  # fmt: skip
-
-
-# With these a config leaves something to Touchstone even where it is written down.
-_AUTOMATIC = {"precision": "auto", "resize": "auto", "batch_slots": None}
-_OF_ENSEMBLES = ("detectors.", "decision.", "precision.", "profile.")
-_SAME = ("include", "exclude", "limit", "limits", "columns", "container_limits", "resize", "batch_slots")  # in a config as in an identity
-
-
-LoadCard = Callable[[str], DetectorCard]
-
-
-@dataclass(frozen=True)
-class Begun:
-    """A run that is there: its `run.json`, what the command that goes on with it wrote, and whether its own ensemble decides on."""
-
-    run: RunDirectory
-    described: Mapping[str, Any]
-    given: ScoreConfig
-    written: Mapping[str, Any]
-    own_ensemble: bool
-
-    @property
-    def noted(self) -> Identity:
-        """Its identity, together with what it did not note because it was as always."""
-        return overlaid(UNNOTED, self.described["identity"])
-
-    def comparable(self, ours: Identity) -> dict[str, Any]:
-        """The identity of a command without settings that the run does not note: it could not, or they are as they always were."""
-        told = dict(ours)
-        for name, usual in UNNOTED.items():
-            noted, asked = self.described["identity"].get(name, {}), self.written.get(name, {})
-            section = {key: one for key, one in told.pop(name, {}).items() if key in noted or (key in asked and one != usual.get(key))}
-            told |= {name: section} if section else {}
-        return told
-
-
-@dataclass(frozen=True)
-class Resolved:
-    """What a command scores with. `cards`: those of the ensemble's members; `precision`: per detector, as far as a run says it."""
-
-    config: ScoreConfig
-    ensemble: EnsembleCard
-    cards: tuple[DetectorCard, ...]
-    views: tuple[Perturbation, ...]
-    precision: Mapping[str, Precision] = field(default_factory=dict)
-    begun: Begun | None = None
-    load: LoadCard = load_card
-    _specs: dict[str, ScoringSpec] = field(default_factory=dict, compare=False, repr=False)
-
-    def spec(self, gpus: float) -> ScoringSpec:
-        """All of it, resolved for a cluster with so many GPUs. Raises ConfigError."""
-        device = self.config.device if self.config.device != "auto" else "cuda" if gpus else "cpu"
-        if device not in self._specs:
-            self._specs[device] = self._spec(device)
-        return self._specs[device]
-
-    def _spec(self, device: str) -> ScoringSpec:
-        config = self.config
-        spec = make_spec(
-            self.ensemble,
-            cards=self.cards,
-            limits=config.limits,
-            device=device,
-            precision=config.precision,
-            resize=config.resize,
-            slots=config.batch_slots,
-            perceptual_hash=config.perceptual_hash,
-            provenance=config.provenance.policy(),
-            views=self.views,
-            stability=stability_of(config),
-            waive_guarantee=config.waive_guarantee,
-        )
-        precision = {name: self.precision.get(name, one) for name, one in spec.precision.items()}
-        spec = spec if precision == spec.precision else replace(spec, precision=precision)
-        require_embeddings(spec)
-        return replace(spec, features=kept_by(spec, config.features)) if config.features else spec
-
-    def identity(self, spec: ScoringSpec) -> dict[str, Any]:
-        """What the run must match. Raises DetectorError where weights are missing."""
-        ours = identity_of(self.config, spec)
-        return ours if self.begun is None else self.begun.comparable(ours)
-
-    def require_own(self) -> None:
-        """Whether the run is this command's, as far as can be told without a cluster: with GPUs or without. Raises IdentityError."""
-        if self.begun is None:
-            return
-        run = self.begun.run
-        found = []
-        for gpus in (0, 1):
-            found.append(run.differing(self.identity(self.spec(gpus))))
-            if not found[-1]:
-                return
-        fewest = min(found, key=len)
-        shipped = self.begun.own_ensemble and all(line.startswith(_OF_ENSEMBLES) for line in fewest)
-        raise run.mismatch(fewest, hint=_way_out(run.store.url) if shipped else None)
-
-    def references(self) -> bytes | None:
-        """The scores that the ensemble's guarantee rests on; None where there are none, or the run has them already."""
-        has_them = self.config.detectors or (self.begun is not None and self.begun.own_ensemble)
-        return None if has_them else references_beside(self.config.ensemble, self.ensemble)
-
-    def kept(self, spec: ScoringSpec) -> list[dict[str, str]]:
-        """How the run goes on otherwise than the same command would begin today: each key, with the run's value and today's as JSON."""
-        begun = self.begun
-        if begun is None:
-            return []
-        theirs = begun.described["identity"]
-        try:
-            today = resolve(begun.given, load=self.load).spec(float(spec.device != "cpu"))
-            ours = identity_of(begun.given, today, digest=partial(_kept_digest, theirs))
-        except TouchstoneError as error:
-            return [{"key": "ensemble", "run": self.ensemble.name, "today": f"cannot be had: {error.message}"}]
-        found = differing_keys(as_known_to(begun.described["schema"], ours), theirs)
-        if today.ensemble.name != self.ensemble.name:  # then nearly every key of theirs differs
-            others = [one for one in found if not one[0].startswith(_OF_ENSEMBLES)]
-            found = [("ensemble", today.ensemble.name, self.ensemble.name), *others]
-        return [{"key": key, "run": run, "today": now} for key, now, run in found]
-
-
-def resolve(config: ScoreConfig, run: RunDirectory | None = None, *, load: LoadCard | None = None) -> Resolved:
-    """What a command scores with, alone or going on with a run; each card is read once, by `load`.
-
-    Raises ConfigError for cards and perturbations that are not there.
-    """
-    load = load or cache(load_card)
-    if run is None or not run.exists():
-        ensemble = _resolution_named(config)
-        cards = tuple(load(member.detector) for member in ensemble.members)
-        return Resolved(config, ensemble, cards, load_perturbations(config.perturb), load=load)
-    described = run.describe()
-    given = {name: value for name, value in written(config).items() if name not in _AUTOMATIC or value != _AUTOMATIC[name]}
-    is_own = not {"ensemble", "detectors"} & given.keys() and bool(described.get("ensemble"))
-    begun = Begun(run, described, config, given, is_own)
-    noted, where = begun.noted, f"{run.store.url}/run.json"
-    settled = validate(overlaid(_as_config(noted), given), ScoreConfig, where=where)
-    ensemble = validate(described["ensemble"], EnsembleCard, where=where) if is_own else _resolution_named(config)
-    cards = tuple(_card_as_noted(begun, member, load) if is_own else load(member.detector) for member in ensemble.members)
-    views = load_perturbations(config.perturb) if "perturb" in given else _views(noted, where)
-    precision = noted.get("precision", {}) if "precision" not in given else {}
-    return Resolved(settled, ensemble, cards, views, precision, begun, load)
-
-
-def _as_config(noted: Identity) -> dict[str, Any]:
-    """A run's identity in the words of a config, as far as that has words for it."""
-    stability = noted.get("stability") or {"count": 0}
-    told = {name: noted[name] for name in _SAME if name in noted}
-    told |= {"features": noted.get("features", []), "perturb": list(noted.get("perturb", {})), WAIVED: noted.get(WAIVED, False)}
-    return told | {"stability": stability["count"], **({"stability_margin": stability["margin"]} if stability["count"] else {})}
-
-
-def _views(noted: Identity, where: str) -> tuple[Perturbation, ...]:
-    return tuple(validate({"name": name, "steps": steps}, Perturbation, where=where) for name, steps in noted.get("perturb", {}).items())
-
-
-def _resolution_named(config: ScoreConfig) -> EnsembleCard:
-    return ensemble_of(list(config.detectors)) if config.detectors else load_ensemble_card(config.ensemble)
-
-
-def _card_as_noted(begun: Begun, member: EnsembleMember, load: LoadCard) -> DetectorCard:
-    """The card of a member of the run's own ensemble, with what the run notes of it where the card says something else by now.
-
-    Weights of another content are taken from where they are kept: the cache, the mirror, the run. Where they are not, the card stays as it
-    is, and the run's identity will not match.
-    """
-    url = begun.run.store.url
-    try:
-        card = load(member.detector)
-    except ConfigError as error:
-        raise IdentityError(
-            f"{url} was begun with the detector {member.detector}, which cannot be read any more: {error.message}", hint=_way_out(url)
-        ) from None
-    facts = begun.noted.get("detectors", {}).get(card.name) or {}
-    card, digest = as_noted(card, facts), facts.get("weights")
-    if digest is None or stated_digest(card) in (None, digest):
-        return card
-    mirrors = [place for place in (os.environ.get(MIRROR_VARIABLE), f"{url}/weights") if place]
-    return with_kept_weights(card, digest, mirrors) or card
-
-
-def _way_out(url: str) -> str:
-    """What helps where it is not the user's settings that differ, but what is shipped."""
-    return (
-        "its detectors are taken from the run, and not all of them are to be had any more: give another --out, or go on with the version "
-        f"of Touchstone that made it ({url}/sessions says which)"
-    )
-
-
-def _kept_digest(identity: Identity, card: DetectorCard) -> str | None:
-    """The digest of a card's weights by its word; of those that it does not know, the run's: they are no default that has changed."""
-    return stated_digest(card) or identity["detectors"].get(card.name, {}).get("weights")

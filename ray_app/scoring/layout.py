@@ -1,7 +1,7 @@
-"""Which processes to run where, from the cores and GPUs that are there or may come. Pure arithmetic, tested without a cluster.
+"""Which processes to run where, from the cores and GPUs of a cluster: `plan_layout` gives a `ScoringLayout`.
 
-Every request is a stated fraction and the sum stays under what a node has: on a small machine a stage that asks for
-a whole core waits forever behind the others, without a word (specs/ray.md §F2).
+Every request is a stated fraction and the sum stays below what a node has: on a small machine a stage that requests
+a whole core waits forever behind the others, without a message (specs/ray.md §F2).
 """
 
 import math
@@ -31,7 +31,7 @@ class ScoringLayout:
     """`fused`: each core fetches, decodes, scores and commits whole blocks; nothing large crosses a process.
     `split`: cores fetch and decode for scorers, one pool of them after another; prepared uint8 tensors cross the object store.
 
-    `scorers` has the number of processes in each pool; `scorer_cpus` and `scorer_gpus` are what one of them asks for. `labels`: of
+    `scorers` has the number of processes in each pool; `scorer_cpus` and `scorer_gpus` are what one of them requests. `labels`: of
     the nodes that any of them may stand on.
     """
 
@@ -106,7 +106,7 @@ class NodeMemory:
 
 @dataclass(frozen=True)
 class MemberCost:
-    """What one member asks of a layout. `tensor_bytes`: its prepared tensors between processes. `pool_gmac`: billions of multiply-adds
+    """What one member requires of a layout. `tensor_bytes`: its prepared tensors between processes. `pool_gmac`: billions of multiply-adds
     in each group of detectors that needs processes of its own. `process_bytes`: a process with all detectors. `localizes`: masks are made,
     or embeddings kept, so that commits are heavy.
 
@@ -161,7 +161,7 @@ def _with_gpus(cpus: int, gpus: int, workers: int | None, block_members: int, po
 
 
 def _on_cores(cpus: int, gpus: int, workers: int | None, block_members: int, pool_gmac: tuple[float, ...]) -> ScoringLayout:
-    """Detectors that cannot share a process, without a GPU: cores go to decoding and to each pool as their work asks."""
+    """Detectors that cannot share a process, without a GPU: cores go to decoding and to each pool by their work."""
     decoders, *scorers = _spread(max(min(workers or cpus, cpus), len(pool_gmac) + 1), (DECODE_GMAC, *pool_gmac))
     each = min(WORKER_CPUS, math.floor(100 * (cpus - COMMIT_CPUS) / (decoders + sum(scorers))) / 100)
     return ScoringLayout("split", tuple(scorers), decoders, block_members, worker_cpus=each, scorer_cpus=each)

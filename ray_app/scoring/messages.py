@@ -1,7 +1,7 @@
-"""What travels from the driver to a reader, a decoder, detectors, a committer and back: one message about one block of members.
+"""What travels between driver and workers: one message about one block of members, as a table of one row (`MESSAGE_SCHEMA`).
 
-`PendingBlock` → `OpenBlock` → `BlockReport`; or, of a block that nobody finishes, `HandedBack` or `FailedBlock`. On Ray a message is a
-table of one row (`MESSAGE_SCHEMA`): its state, the message itself, and the pixels in it, which are read where Ray has them and not copied.
+`PendingBlock` → `OpenBlock` → `BlockReport`; or, of a block that nobody finishes, `HandedBack` or `FailedBlock`. `table_of` and
+`message_of` convert; pixels are read where Ray has them and not copied.
 """
 
 import pickle

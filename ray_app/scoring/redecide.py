@@ -1,24 +1,18 @@
-"""Other rules or thresholds on stored scores: verdict columns are written anew, nothing is fetched, decoded or scored."""
+"""Other rules or thresholds on stored scores: `decide_run` writes verdict columns anew; nothing is fetched, decoded or scored."""
 
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from ray_app.archives import manifests
-from ray_app.ensembles import EnsembleCard, decide, drawn_by_audit, load_ensemble_card
+from ray_app.ensembles import EnsembleCard, load_ensemble_card
 from ray_app.errors import ConfigError
 from ray_app.images import ImageLimits
-from ray_app.inference import ScoringSpec, is_blank, make_spec, range_doubts, remarks_on
-from ray_app.inference.decision import outlived
+from ray_app.inference import ScoringSpec, make_spec
 from ray_app.inference.spec import departures
 from ray_app.runs import RunDirectory, begun_retry
 from ray_app.runs.document import GuaranteeSummary, RunSummary
-from ray_app.runs.rows import as_array, decided_columns, stability_views, with_reasons
-from ray_app.runs.schema import DETAIL, SECOND_LOOK, STABILITY
-from ray_app.scoring.guarantee import WAIVED, compare, noted, unlike_rows
+from ray_app.runs.schema import SECOND_LOOK
+from ray_app.scoring.guarantee import WAIVED, compare, decided, noted, unlike_rows
 from ray_app.scoring.identity import decision_identity, keep_references, promises, references_beside, stability_in
 from ray_app.scoring.report import counted, write_report
 from ray_app.storage import Lease
@@ -50,8 +44,8 @@ def decide_run(url: str, ensemble: str, *, waive_guarantee: bool = False, unguar
         _check_settings(url, card, identity, waive_guarantee)
         _check_profile(url, spec, identity)
         references = references_beside(ensemble, card)
-        told = card.model_dump(mode="json") | {"profile": described["ensemble"].get("profile")}
-        changed = described | {"identity": _identity(identity, spec, waive_guarantee), "ensemble": told}
+        facts = card.model_dump(mode="json") | {"profile": described["ensemble"].get("profile")}
+        changed = described | {"identity": _identity(identity, spec, waive_guarantee), "ensemble": facts}
         run.write_json("run.json", changed | {"deciding": True})
         keep_references(run, references)
         for manifest in manifests(run.store):
@@ -65,10 +59,10 @@ def decide_run(url: str, ensemble: str, *, waive_guarantee: bool = False, unguar
 
 
 def _check_settings(url: str, card: EnsembleCard, identity: Mapping[str, Any], waived: bool) -> None:
-    said = departures(card.settings, identity["precision"], identity["resize"])
-    if said and not waived:
+    differing = departures(card.settings, identity["precision"], identity["resize"])
+    if differing and not waived:
         raise ConfigError(
-            f"{url}: the calibration of {card.name} does not hold for scores made with {' and '.join(said)}",
+            f"{url}: the calibration of {card.name} does not hold for scores made with {' and '.join(differing)}",
             hint="score the archive with that card, or give up what it guarantees: --waive-guarantee",
         )
 
@@ -88,36 +82,6 @@ def _check_profile(url: str, spec: ScoringSpec, identity: Mapping[str, Any]) -> 
 def _identity(identity: Mapping[str, Any], spec: ScoringSpec, waived: bool) -> dict[str, Any]:
     kept = {key: value for key, value in identity.items() if key != WAIVED}
     return kept | ({WAIVED: True} if waived and promises(spec.ensemble) else {}) | decision_identity(spec)
-
-
-def decided(rows: pa.Table, spec: ScoringSpec) -> pa.Table:
-    """Result rows with what the spec's ensemble makes of their detector scores in the place of what they said."""
-    has_score = pc.equal(rows["status"].cast(pa.string()), "ok").to_numpy()
-    scores = {name: pc.struct_field(rows["scores"].combine_chunks(), name).to_numpy(zero_copy_only=False) for name in spec.cards}
-    sizes = list(zip(rows["width"].to_pylist(), rows["height"].to_pylist(), strict=True))
-    scores = {name: np.asarray(column, np.float32) for name, column in scores.items()}
-    replies = rows["replies"].combine_chunks() if "replies" in rows.column_names else None
-    remarks = remarks_on({name: pc.struct_field(replies, name).to_pylist() for name in spec.speakers} if replies is not None else {})
-    drawn = drawn_by_audit(spec.ensemble, rows["sha256"].to_pylist())
-    doubts = range_doubts(spec, sizes, rows["format"].to_pylist())
-    decisions = decide(spec.ensemble, scores, calibrations=spec.calibrations, out_of_range=doubts, remarks=remarks, audited=drawn,
-                       blank=[is_blank(flags) for flags in rows["flags"].to_pylist()])  # fmt: skip
-    if spec.stability is not None and STABILITY in rows.column_names:
-        decisions = outlived(spec, decisions, stability_views(rows[STABILITY], spec.cards), drawn)
-    rows = _with_second_look(with_reasons(rows), wanted=decisions.second_look is not None)
-    for name, values in decided_columns(decisions, has_score).items():
-        index = rows.schema.get_field_index(name)
-        rows = rows.set_column(index, rows.schema.field(index), as_array(values, rows.schema.field(index), len(rows)))
-    return rows
-
-
-def _with_second_look(rows: pa.Table, *, wanted: bool) -> pa.Table:
-    """The rows with a column for what goes on in a cascade, or without it: another rule knows none."""
-    has = SECOND_LOOK in rows.column_names
-    if wanted and not has:
-        place = rows.schema.get_field_index(DETAIL) + 1
-        return rows.add_column(place, SECOND_LOOK, pa.nulls(len(rows), pa.dictionary(pa.int32(), pa.string())))
-    return rows.drop_columns([SECOND_LOOK]) if has and not wanted else rows
 
 
 def _summary(run: RunDirectory, spec: ScoringSpec, guarantee: GuaranteeSummary | None) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""What a finished run says of itself: `summary.json`, one per listing beside it, and `report.html`.
+"""The documents of a finished run: `write_summary` (`summary.json`, one per listing beside it) and `write_report` (`report.html`).
 
-Small re-encoded pictures for a report: no metadata of the original survives, and nothing is fetched unless asked for.
+Thumbnails are re-encoded, so that no metadata of the originals survives.
 """
 
 import io
@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ray_app import __version__
-from ray_app.archives import guard_of, manifests
+from ray_app.archives import guard_of, manifests, read_complete
 from ray_app.ensembles import Thresholds, is_calibrated
 from ray_app.errors import ConfigError, InputError, Status
 from ray_app.images import ImageLimits, decode_image
@@ -27,31 +27,10 @@ from ray_app.runs.document import (
 )
 from ray_app.runs.summary import COLUMNS
 from ray_app.scoring.identity import stability_facts
-from ray_app.scoring.listing import linked_folders
 from ray_app.scoring.session import ScoringSession
-from ray_app.storage import Fetcher, Guard
+from ray_app.storage import Fetcher, Guard, LinkedFolders
 
 SIDE_PX = 160
-
-
-def thumbnails_of(images: Iterable[tuple[int, str]], limits: ImageLimits, guard: Guard) -> dict[int, bytes]:
-    """JPEG bytes by image id; an image that cannot be read any more has none."""
-    fetcher, pictures = Fetcher(guard=guard), {}
-    for image_id, uri in images:
-        try:
-            pictures[image_id] = thumbnail(fetcher.fetch(uri, "", limits.max_bytes), limits)
-        except InputError:
-            continue
-    return pictures
-
-
-def thumbnail(data: bytes, limits: ImageLimits, side: int = SIDE_PX) -> bytes:
-    """JPEG bytes of an encoded image, no side above `side` pixels. Raises InputError where it does not decode."""
-    picture = decode_image(data, limits).pixels
-    picture.thumbnail((side, side))
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=80)
-    return buffer.getvalue()
 
 
 def write_summary(run: RunDirectory, spec: ScoringSpec, session: ScoringSession, guarantee: GuaranteeSummary | None) -> dict[str, Any]:
@@ -134,6 +113,12 @@ def ensemble_facts(spec: ScoringSpec) -> EnsembleSummary:
     )
 
 
+def linked_folders(run: RunDirectory) -> LinkedFolders:
+    """Links to folders that the last listing did not follow."""
+    info = read_complete(run.store, manifests(run.store)[-1])
+    return LinkedFolders() if info is None else LinkedFolders(info.linked_folders, info.linked_example)
+
+
 def bad_fraction(summary: dict[str, Any]) -> float:
     """Share of members without a score, not counting files that are no images."""
     good = (Status.OK, Status.UNSUPPORTED_FORMAT)
@@ -148,10 +133,27 @@ def write_report(run: RunDirectory, *, prior: float | None = None, thumbnails: b
             f"{run.store.url}: no finished run here", hint="touchstone score SOURCE --out DIR makes one; the same command finishes it"
         )
     summary = run.read_json("summary.json")
-    pictures = thumbnails_of(_top(summary), run.limits(), guard_of(run.store)) if thumbnails else None
+    top = ((row["image_id"], row["uri"]) for row in summary["top"] if row["member"] is None)
+    pictures = thumbnails_of(top, run.limits(), guard_of(run.store)) if thumbnails else None
     run.store.write("report.html", render_run_report(summary, prior=prior, thumbnails=pictures).encode())
     return f"{run.store.url}/report.html"
 
 
-def _top(summary: dict[str, Any]) -> Iterable[tuple[int, str]]:
-    return [(row["image_id"], row["uri"]) for row in summary["top"] if row["member"] is None]
+def thumbnails_of(images: Iterable[tuple[int, str]], limits: ImageLimits, guard: Guard) -> dict[int, bytes]:
+    """JPEG bytes by image id; an image that cannot be read any more has none."""
+    fetcher, pictures = Fetcher(guard=guard), {}
+    for image_id, uri in images:
+        try:
+            pictures[image_id] = thumbnail(fetcher.fetch(uri, "", limits.max_bytes), limits)
+        except InputError:
+            continue
+    return pictures
+
+
+def thumbnail(data: bytes, limits: ImageLimits, side: int = SIDE_PX) -> bytes:
+    """JPEG bytes of an encoded image, no side above `side` pixels. Raises InputError where it does not decode."""
+    picture = decode_image(data, limits).pixels
+    picture.thumbnail((side, side))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()

@@ -1,8 +1,6 @@
-"""Another head on the embeddings that a run has kept: a new run directory, of rows and vectors alone. Nothing is fetched.
+"""One finished run into another by the embeddings that it kept, block by block; nothing is fetched or decoded.
 
-Another identifier's names for a run, by the embeddings that it has kept: rows are copied, generators named anew. Nothing is fetched.
-
-One finished run into another, block by block, where nothing is fetched: what rescoring and renaming do alike.
+`rescore_run` scores by other heads; `name_run` copies the rows and names generators by another identifier.
 """
 
 import json
@@ -41,7 +39,6 @@ from ray_app.runs.schema import IDENTIFIED
 from ray_app.scoring.guarantee import settle_guarantee
 from ray_app.scoring.identity import REFERENCES, keep_references, references_beside, scoring_identity, stability_in
 from ray_app.scoring.messages import BlockReport, BlockWork
-from ray_app.scoring.redecide import decided
 from ray_app.scoring.report import write_report, write_summary
 from ray_app.scoring.session import ScoringSession
 from ray_app.storage import Lease
@@ -49,36 +46,10 @@ from ray_app.storage import Lease
 if TYPE_CHECKING:
     from ray_app.detectors.embeddings import LinearHead
 
-
-def missing_blocks(source: RunDirectory, run: RunDirectory) -> Iterator[tuple[BlockRef, pa.Table]]:
-    """Copy the listings, and give each block that `run` does not have yet with its rows in `source`; one block in memory."""
-    had = manifests(run.store)
-    for manifest in manifests(source.store):
-        if manifest not in had:
-            copy_manifest(source.store, manifest, run.store)
-        done = run.done_blocks(manifest)
-        rows = TableStream(source.tables(manifest))
-        for ref in read_blocks(source.store, manifest):
-            of_block = rows.take(ref.members)
-            if ref.block not in done:
-                yield ref, of_block
-
-
-def finished(run: RunDirectory, spec: ScoringSpec, session: ScoringSession) -> dict[str, Any]:
-    """Publish a run that has all its blocks, and report on it; returns the summary."""
-    for manifest in manifests(run.store):
-        run.publish(manifest)
-    publish_vanished(run)
-    check_conservation(run)
-    summary = write_summary(run, spec, session, settle_guarantee(run, spec, decided))
-    write_report(run)
-    session.log("finished")
-    return summary
-
-
 # What a run's identity says of its source; all else is of what looked at the images.
 OF_THE_SOURCE = ("source", "include", "exclude", "limit", "limits", "columns", "container_limits")
 _MEMBERS = ("image_id", "uri", "member", "occurrence", "input")
+_NAME = "predicted_generator"
 
 
 def rescore_run(
@@ -112,7 +83,9 @@ def rescore_run(
         )
         clock = StageClock()
         describing = Describing(spec, clock) if spec.describer else None
-        _Rescoring(source, run, spec, heads, session, clock, describing).all()
+        rescoring = _Rescoring(source, run, spec, heads, session, clock, describing)
+        for ref, rows in missing_blocks(source, run):
+            rescoring.block(ref, rows)
         return finished(run, spec, session)
 
 
@@ -168,9 +141,9 @@ def _suited(card: DetectorCard, kept: dict[str, dict[str, Any]], resize: Any) ->
             return name
         differing.append((name, found))
     name, found = min(differing, key=lambda pair: len(pair[1]))
-    told = "\n  ".join(f"{key}: the head needs {ours}, the run kept {theirs}" for key, ours, theirs in found)
+    message = "\n  ".join(f"{key}: the head needs {ours}, the run kept {theirs}" for key, ours, theirs in found)
     raise ConfigError(
-        f"{card.name}: its head does not fit the embeddings of {name}:\n  {told}",
+        f"{card.name}: its head does not fit the embeddings of {name}:\n  {message}",
         hint="a head is of one backbone, preprocessing and precision; score the archive anew with this detector",
     )
 
@@ -187,12 +160,8 @@ class _Rescoring:
     clock: StageClock
     describing: Describing | None
 
-    def all(self) -> None:
-        """Copy the listings, and score the blocks that the new run does not have yet, each committed when it is done."""
-        for ref, rows in missing_blocks(self.source, self.run):
-            self._block(ref, rows)
-
-    def _block(self, ref: BlockRef, rows: pa.Table) -> None:
+    def block(self, ref: BlockRef, rows: pa.Table) -> None:
+        """Score one block, and commit it."""
         with self.clock("score"):
             outcomes = _outcomes(rows)
             outputs = self._outputs(ref, rows["image_id"].to_numpy(), outcomes)
@@ -238,9 +207,6 @@ def _outcome(row: dict[str, Any]) -> DecodeResult:
     )
 
 
-_NAME = "predicted_generator"
-
-
 def name_run(url: str, out: str, identifier: str, *, unguarded: bool = False) -> dict[str, Any]:
     """Copy a finished run into `out` with the names that an identifier's card gives its images; returns the summary.
 
@@ -260,7 +226,9 @@ def name_run(url: str, out: str, identifier: str, *, unguarded: bool = False) ->
         run.claim(_identity(described["identity"], spec.identifier), list(spec.cards), spec.ensemble.model_dump(mode="json"))
         keep_references(run, source.store.read(REFERENCES) if source.store.exists(REFERENCES) else None)
         session = ScoringSession(run, {"renamed": source.store.url, "identifier": spec.identifier.name}, start, noted=lease.facts())
-        _Naming(source, run, spec, kept, spec.identifier.embedding["width"], list(kept_features(source)), session).all()
+        naming = _Naming(source, run, spec, kept, spec.identifier.embedding["width"], list(kept_features(source)), session)
+        for ref, rows in missing_blocks(source, run):
+            naming.block(ref, rows)
         return finished(run, spec, session)
 
 
@@ -292,12 +260,8 @@ class _Naming:
     features: list[str]
     session: ScoringSession
 
-    def all(self) -> None:
-        """Copy the listings, and name the blocks that the new run does not have yet, each committed when it is done."""
-        for ref, rows in missing_blocks(self.source, self.run):
-            self._block(ref, rows)
-
-    def _block(self, ref: BlockRef, rows: pa.Table) -> None:
+    def block(self, ref: BlockRef, rows: pa.Table) -> None:
+        """Name one block, and commit it."""
         began = time.perf_counter()
         vectors = vectors_of(block_features(self.source, ref.manifest, ref.block, self.kept), rows["image_id"].to_numpy(), self.width)
         made = named_rows(rows, self.spec, vectors)
@@ -345,8 +309,34 @@ def _kept(source: RunDirectory, card: IdentifierCard) -> str:
     for name, keys in differing.items():
         if not keys:
             return name
-    told = "; ".join(f"those of {name} differ in {', '.join(keys)}" for name, keys in differing.items())
+    message = "; ".join(f"those of {name} differ in {', '.join(keys)}" for name, keys in differing.items())
     raise ConfigError(
-        f"{card.name} was fitted on embeddings of {card.detector}, and {source.store.url} kept none such: {told}",
+        f"{card.name} was fitted on embeddings of {card.detector}, and {source.store.url} kept none such: {message}",
         hint="train it on the detector that the run has, or score the archive anew with this one in the ensemble's profile",
     )
+
+
+def missing_blocks(source: RunDirectory, run: RunDirectory) -> Iterator[tuple[BlockRef, pa.Table]]:
+    """Copy the listings, and give each block that `run` does not have yet with its rows in `source`; one block in memory."""
+    had = manifests(run.store)
+    for manifest in manifests(source.store):
+        if manifest not in had:
+            copy_manifest(source.store, manifest, run.store)
+        done = run.done_blocks(manifest)
+        rows = TableStream(source.tables(manifest))
+        for ref in read_blocks(source.store, manifest):
+            of_block = rows.take(ref.members)
+            if ref.block not in done:
+                yield ref, of_block
+
+
+def finished(run: RunDirectory, spec: ScoringSpec, session: ScoringSession) -> dict[str, Any]:
+    """Publish a run that has all its blocks, and report on it; returns the summary."""
+    for manifest in manifests(run.store):
+        run.publish(manifest)
+    publish_vanished(run)
+    check_conservation(run)
+    summary = write_summary(run, spec, session, settle_guarantee(run, spec))
+    write_report(run)
+    session.log("finished")
+    return summary

@@ -1,8 +1,6 @@
-"""One scoring session, from top to bottom: list, score, publish, verify, summarize.
+"""One scoring session from top to bottom: `score_archive` checks, then a `ScoringRun` lists, scores, publishes, verifies and summarizes.
 
-Every step can be interrupted anywhere; the same command goes on from the facts on disk.
-
-`--retry`: members whose rows have certain statuses are scored again, before anything else is done with the run, or instead of it.
+Every step can be interrupted anywhere; the same command resumes from the facts on disk.
 """
 
 import contextlib
@@ -18,10 +16,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ray_app.archives import BlockPlan, fetcher_of, manifests, read_blocks
+from ray_app import __version__
+from ray_app.archives import Archive, BlockList, BlockPlan, fetcher_of, is_as_listed, list_members, manifests, open_source, read_blocks
 from ray_app.cluster.progress import Progress
 from ray_app.cluster.ray_cluster import cluster, has_other_nodes, leaving_nodes, on_ray, own_node, resources, working_nodes
 from ray_app.cluster.shutdown import LIMIT_GRACE_S, SIGNAL_GRACE_S, Stopper, Watch
+from ray_app.datasets.labelling import ProgressLog
 from ray_app.detectors import resolve_weights
 from ray_app.detectors.licences import require_accepted
 from ray_app.detectors.weights import resolve_part
@@ -30,78 +30,39 @@ from ray_app.images.facts import require_perceptual_hash
 from ray_app.inference import ResourceEstimate, ScoringSpec
 from ray_app.inference.block_reader import file_bytes
 from ray_app.inference.spec import profile_cards
-from ray_app.reports.format import shortened
-from ray_app.runs import Retry, RunDirectory, begin_retry, begun_retry, check_conservation, merge_retry
+from ray_app.reports.format import linked_words, shortened
+from ray_app.runs import Retry, RunDirectory, begin_retry, begun_retry, check_conservation, fingerprint, merge_retry
 from ray_app.runs.document import GuaranteeSummary
+from ray_app.runs.reader import publish_vanished
 from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.guarantee import settle_guarantee
 from ray_app.scoring.identity import REFERENCES, Resolved, check_reuse, keep_references, known_scores, resolve, share_weights
 from ray_app.scoring.layout import MemberCost, NodeMemory, ScoringLayout, plan_layout
-from ray_app.scoring.listing import Listing, archive_of, bring_up_to_date, has_nothing_new, is_complete
-from ray_app.scoring.redecide import decided
-from ray_app.scoring.report import bad_fraction, renew_summary, write_report, write_summary
+from ray_app.scoring.report import bad_fraction, linked_folders, renew_summary, write_report, write_summary
 from ray_app.scoring.session import ScoringSession, require_prices
 from ray_app.scoring.workers import ScoringJob
-from ray_app.storage import Lease
+from ray_app.storage import Fetcher, Lease
 from ray_app.storage.node_budget import budget_of
-
-ScoreBlocks = Callable[[RunDirectory, Listing], None]
-
-
-def check_retry(config: ScoreConfig, run: RunDirectory) -> None:
-    """Whether a retry that is asked for makes sense here, before a cluster is started. Raises ConfigError."""
-    if config.rescore and not run.exists():
-        raise ConfigError(f"{run.store.url}: no run here to retry", hint="the same command without --retry makes one")
-
-
-def finish_begun(run: RunDirectory, session: "ScoringSession", score: ScoreBlocks) -> None:
-    """Finish the retry that an earlier session began, if there is one."""
-    retry = begun_retry(run)
-    if retry is not None:
-        _finish(run, retry, session, score)
-
-
-def retry_members(config: ScoreConfig, run: RunDirectory, session: "ScoringSession", plan: BlockPlan, score: ScoreBlocks) -> None:
-    """Score the current members whose row has one of `config.rescore` again; nothing is listed.
-
-    Rows are replaced under the same ids, with the session's number as `attempt`. Raises ConfigError while blocks of the run are
-    still to be scored for the first time.
-    """
-    numbers = manifests(run.store)
-    if not numbers or any(not _is_scored(run, number) for number in numbers):
-        raise ConfigError(
-            f"{run.store.url}: not all members have been scored once", hint="the same command without --retry does that first"
-        )
-    for number in numbers:
-        run.publish(number, each=on_ray)
-    passed_over = list[int]()
-    retry = begin_retry(run, session.number, [status.value for status in config.rescore], plan, passed_over=passed_over.append)
-    if sum(passed_over):
-        refused = f"{sum(passed_over):,} that were refused when the archive was listed"
-        print(f"not retried: {refused}; the same command without --retry lists it again", file=sys.stderr)
-    elif retry is None:
-        print(f"no member has the status {' or '.join(config.rescore)}: nothing to retry", file=sys.stderr)
-    if retry is not None:
-        _finish(run, retry, session, score)
-
-
-def _is_scored(run: RunDirectory, manifest: int) -> bool:
-    return not read_blocks(run.store, manifest).without(run.done_blocks(manifest))
-
-
-def _finish(run: RunDirectory, retry: Retry, session: "ScoringSession", score: ScoreBlocks) -> None:
-    print(f"retrying {retry.members:,} members with the status {' or '.join(retry.statuses)}", file=sys.stderr)
-    session.retrying(retry.number, retry.statuses, retry.members)
-    pending = retry.pending()
-    if pending:
-        score(retry.directory, Listing([0], retry.blocks(), pending, 0.0))
-    merge_retry(run, retry)
-
 
 STALL_S = 900.0
 HEAVY_STALL_S, HEAVY_BYTES = 3600.0, 8 * 2**20  # where members are of this size on average: large images also wait for each other
-NOTICE_EVERY = 3  # ticks, of a second each, between two looks for nodes that will be taken away
+NOTICE_EVERY = 3  # ticks, of a second each, between two checks for nodes that will be taken away
 MARGIN_S = 5.0  # a driver is to have ended so long before its machine goes
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Blocks of every manifest, and those among them that have no rows yet; `is_new`: the last manifest was written just now."""
+
+    manifests: list[int]
+    blocks: BlockList
+    pending: BlockList
+    is_new: bool = False
+
+    @property
+    def members(self) -> int:
+        """How many members all manifests have together."""
+        return self.blocks.members
 
 
 @dataclass(frozen=True)
@@ -116,7 +77,7 @@ def score_archive(config: ScoreConfig) -> ScoringResult:
     """Score `config.source` into `config.out`, from wherever an earlier session of the same command stopped.
 
     What the config leaves open is as the run was begun. Raises ConfigError, IdentityError (the directory is another command's or in use),
-    DetectorError, StorageError, ClusterError, and KeyboardInterrupt when it was asked to stop. Those that the same call resumes from carry
+    DetectorError, StorageError, ClusterError, and KeyboardInterrupt on a request to stop. Those that the same call resumes from carry
     the note RESUMABLE.
     """
     if not config.source or not config.out:
@@ -146,7 +107,7 @@ def score_archive(config: ScoreConfig) -> ScoringResult:
 
 
 def check_scoring(config: ScoreConfig) -> None:
-    """Whether `score_archive` would begin: all that it looks at before it writes anything. Raises as that does; fetches weights."""
+    """Whether `score_archive` would begin: all that it checks before it writes anything. Raises as that does; fetches weights."""
     directory = RunDirectory.open(config.out or "")
     check_resolved(resolve(config, directory), directory)
 
@@ -157,7 +118,8 @@ def check_resolved(resolved: Resolved, directory: RunDirectory) -> None:
     """
     config = resolved.config
     directory.check_free()
-    check_retry(config, directory)
+    if config.rescore and not directory.exists():
+        raise ConfigError(f"{directory.store.url}: no run here to retry", hint="the same command without --retry makes one")
     check_detectors(resolved)
     spec = resolved.spec(gpus=0)
     check_reuse(config, spec.cards.values(), profiled=spec.ensemble.profile is not None)
@@ -175,7 +137,7 @@ def _unchanged(resolved: Resolved, directory: RunDirectory, lease: Lease, start:
     if config.rescore or not directory.exists() or not is_complete(directory):
         return None
     began = time.monotonic()
-    if not has_nothing_new(config, directory):
+    if not is_as_listed(directory.store, archive_of(config), config.limit):  # so short a check that it needs no cluster
         return None
     listing_s = time.monotonic() - began
     run = ScoringRun(resolved, directory, lease, resolved.spec(gpus=0), start)
@@ -196,7 +158,7 @@ class ScoringRun:
         self.session = ScoringSession(directory, self.config.model_dump(mode="json"), start, noted=noted)
 
     def finished(self, layout: ScoringLayout, *, was_complete: bool) -> ScoringResult:
-        """All steps, on the cluster that this process has joined; `layout`: the processes that people are told of."""
+        """All steps, on the cluster that this process has joined; `layout`: the processes that the user sees."""
         self.layout = layout
         self.session.planned(layout, memory_of(self.config, self.spec, layout, *working_nodes(self.config.cluster.labels)))
         plan = layout.block_plan(self.spec.slots)
@@ -213,15 +175,29 @@ class ScoringRun:
         return self.summarize(self.verify())
 
     def list(self, plan: BlockPlan) -> Listing:
-        """The work there is. A first listing that fails by what the user gave leaves the directory to whoever wants it."""
-        listing = listed(self.directory, self.config, plan)
-        self.session.listed(listing.listing_s)
-        return listing
+        """The work there is: an unfinished run's blocks, else those of its source, listed anew. Raises ConfigError for an empty source.
+
+        A first listing that fails by what the user gave leaves the directory to whoever wants it.
+        """
+        start, directory = time.monotonic(), self.directory
+        work = work_of(directory)
+        if not work.pending:
+            try:
+                if _list_source(directory, self.config, plan):
+                    work = replace(work_of(directory), is_new=True)
+            except ConfigError:
+                if not manifests(directory.store):
+                    directory.store.delete(REFERENCES)
+                    directory.give_up()
+                raise
+        publish_vanished(directory)
+        self.session.listed(time.monotonic() - start)
+        return work
 
     def score(self, directory: RunDirectory, work: Listing) -> None:
         """Score the pending blocks of `work` into `directory`: the run's own, or that of a retry within it.
 
-        Raises KeyboardInterrupt when it was asked to stop and blocks are left; ClusterError, StorageError and whatever else a worker met.
+        Raises KeyboardInterrupt on a request to stop while blocks are left; ClusterError, StorageError and whatever else a worker met.
         """
         from ray_app.scoring.engine import score_blocks
 
@@ -249,6 +225,31 @@ class ScoringRun:
         finally:
             progress.close()
 
+    def publish(self) -> None:
+        """Merge the parts of every listing into the files that people read."""
+        for manifest in manifests(self.directory.store):
+            self.directory.publish(manifest, each=on_ray)
+
+    def verify(self) -> GuaranteeSummary | None:
+        """Check that no member is lost or doubled, and that verdicts are covered by what the ensemble promises; that part of a summary."""
+        check_conservation(self.directory, each=on_ray)
+        return settle_guarantee(self.directory, self.spec, each=on_ray)
+
+    def summarize(self, guarantee: GuaranteeSummary | None) -> ScoringResult:
+        """Count the rows, and report."""
+        return self._reported(write_summary(self.directory, self.spec, self.session, guarantee))
+
+    def renewed(self) -> ScoringResult:
+        """The end of a session that found nothing to do: no row is counted again."""
+        return self._reported(renew_summary(self.directory, self.session))
+
+    def _reported(self, summary: dict[str, Any]) -> ScoringResult:
+        config = self.config
+        write_report(self.directory, prior=config.prior, thumbnails=config.thumbnails)
+        self.session.log("finished")
+        too_many = config.max_bad_fraction is not None and bad_fraction(summary) > config.max_bad_fraction
+        return ScoringResult(ExitCode.TOO_MANY_BAD if too_many else ExitCode.DONE, summary)
+
     @contextlib.contextmanager
     def _job(self, directory: RunDirectory) -> Iterator[ScoringJob]:
         """What workers are given, and a folder of their own on the disk of each node."""
@@ -274,9 +275,9 @@ class ScoringRun:
         return replace(now, block_members=planned.block_members) if same else planned
 
     def _tick(self, progress: Progress, stopper: Stopper, second: int) -> None:
-        """What is looked at every second: the lease, the limits of time and cost, machines that will be taken away.
+        """What is checked every second: the lease, the limits of time and cost, machines that will be taken away.
 
-        Raises StorageError once the lease is lost; all else asks the stopper.
+        Raises StorageError once the lease is lost; all else requests a stop.
         """
         progress.redraw()
         if self.lease.lost.is_set():
@@ -294,41 +295,92 @@ class ScoringRun:
             if left_s is not None:
                 stopper.ask("the machine of this driver will be taken away", max(0.0, min(SIGNAL_GRACE_S, left_s - MARGIN_S)))
 
-    def publish(self) -> None:
-        """Merge the parts of every listing into the files that people read."""
-        for manifest in manifests(self.directory.store):
-            self.directory.publish(manifest, each=on_ray)
 
-    def verify(self) -> GuaranteeSummary | None:
-        """Check that no member is lost or doubled, and that verdicts are covered by what the ensemble promises; that part of a summary."""
-        check_conservation(self.directory, each=on_ray)
-        return settle_guarantee(self.directory, self.spec, decided, each=on_ray)
-
-    def summarize(self, guarantee: GuaranteeSummary | None) -> ScoringResult:
-        """Count the rows, and report."""
-        return self._reported(write_summary(self.directory, self.spec, self.session, guarantee))
-
-    def renewed(self) -> ScoringResult:
-        """The end of a session that found nothing to do: no row is counted again."""
-        return self._reported(renew_summary(self.directory, self.session))
-
-    def _reported(self, summary: dict[str, Any]) -> ScoringResult:
-        config = self.config
-        write_report(self.directory, prior=config.prior, thumbnails=config.thumbnails)
-        self.session.log("finished")
-        too_many = config.max_bad_fraction is not None and bad_fraction(summary) > config.max_bad_fraction
-        return ScoringResult(ExitCode.TOO_MANY_BAD if too_many else ExitCode.DONE, summary)
+def archive_of(config: ScoreConfig, fetcher: Fetcher | None = None) -> Archive:
+    """The archive that a config names, without its own run directory; touches nothing yet. Raises ConfigError."""
+    return open_source(
+        config.source,
+        config.include,
+        config.exclude,
+        skip=[RunDirectory.open(config.out).store.url] if config.out else [],
+        columns=config.columns,
+        limits=config.container_limits,
+        allow_private=config.allow_private,
+        fetcher=fetcher,
+    )
 
 
-def listed(directory: RunDirectory, config: ScoreConfig, plan: BlockPlan) -> Listing:
-    """The listing of a run, brought up to date. One that fails by what the user gave leaves the directory to whoever wants it."""
-    try:
-        return bring_up_to_date(directory, config, plan, each=on_ray)
-    except ConfigError:
-        if not manifests(directory.store):
-            directory.store.delete(REFERENCES)
-            directory.give_up()
-        raise
+def _list_source(run: RunDirectory, config: ScoreConfig, plan: BlockPlan) -> bool:
+    """Whether the source gave a new manifest; links to folders that it did not follow are reported on stderr."""
+    progress = ProgressLog("listing").count
+    is_new = list_members(run.store, archive_of(config), plan, each=on_ray, progress=progress, limit=config.limit) is not None
+    linked = linked_folders(run)
+    if linked.count:
+        print(f"listing: {linked_words(linked.count, linked.example)}", file=sys.stderr, flush=True)
+    return is_new
+
+
+def is_complete(run: RunDirectory) -> bool:
+    """Whether the last session finished the run, and nothing was done to it since: rows, files and summary are as they should be."""
+    sessions = run.store.names("sessions")
+    if not sessions or run.read_json(f"sessions/{sessions[-1]}")["state"] != "finished" or not run.store.exists("summary.json"):
+        return False
+    summary, described, numbers = run.read_json("summary.json"), run.describe(), manifests(run.store)
+    noted = (summary.get("version"), summary["listing"], summary["fingerprint"], described.get("deciding"))
+    if noted != (__version__, numbers[-1], fingerprint(described["identity"]), None) or begun_retry(run) is not None:
+        return False
+    return not work_of(run).pending and not any(run.parts(number) for number in numbers)
+
+
+def work_of(run: RunDirectory) -> Listing:
+    """The blocks of a run, as its files have them."""
+    numbers = manifests(run.store)
+    blocks = [read_blocks(run.store, number) for number in numbers]
+    pending = [of_one.without(run.done_blocks(number)) for number, of_one in zip(numbers, blocks, strict=True)]
+    return Listing(numbers, BlockList.joined(blocks), BlockList.joined(pending))
+
+
+ScoreBlocks = Callable[[RunDirectory, Listing], None]
+
+
+def finish_begun(run: RunDirectory, session: ScoringSession, score: ScoreBlocks) -> None:
+    """Finish the retry that an earlier session began, if there is one."""
+    retry = begun_retry(run)
+    if retry is not None:
+        _finish_retry(run, retry, session, score)
+
+
+def retry_members(config: ScoreConfig, run: RunDirectory, session: ScoringSession, plan: BlockPlan, score: ScoreBlocks) -> None:
+    """Score the current members whose row has one of `config.rescore` again; nothing is listed.
+
+    Rows are replaced under the same ids, with the session's number as `attempt`. Raises ConfigError while blocks of the run are
+    still to be scored for the first time.
+    """
+    numbers = manifests(run.store)
+    if not numbers or work_of(run).pending:
+        raise ConfigError(
+            f"{run.store.url}: not all members have been scored once", hint="the same command without --retry does that first"
+        )
+    for number in numbers:
+        run.publish(number, each=on_ray)
+    passed_over = list[int]()
+    retry = begin_retry(run, session.number, [status.value for status in config.rescore], plan, passed_over=passed_over.append)
+    if sum(passed_over):
+        refused = f"{sum(passed_over):,} that were refused when the archive was listed"
+        print(f"not retried: {refused}; the same command without --retry lists it again", file=sys.stderr)
+    elif retry is None:
+        print(f"no member has the status {' or '.join(config.rescore)}: nothing to retry", file=sys.stderr)
+    if retry is not None:
+        _finish_retry(run, retry, session, score)
+
+
+def _finish_retry(run: RunDirectory, retry: Retry, session: ScoringSession, score: ScoreBlocks) -> None:
+    print(f"retrying {retry.members:,} members with the status {' or '.join(retry.statuses)}", file=sys.stderr)
+    session.retrying(retry.number, retry.statuses, retry.members)
+    pending = retry.pending()
+    if pending:
+        score(retry.directory, Listing([0], retry.blocks(), pending))
+    merge_retry(run, retry)
 
 
 def layout_for(config: ScoreConfig, spec: ScoringSpec, cpus: float, gpus: float, memory_bytes: float) -> ScoringLayout:
@@ -358,8 +410,3 @@ def check_detectors(resolved: Resolved) -> None:
         resolve_weights(card)
     for part in (part for profiling in profile_cards(resolved.ensemble, cards) if profiling is not None for part in profiling.parts):
         resolve_part(part)
-
-
-def spec_for(config: ScoreConfig, gpus: float) -> ScoringSpec:
-    """What a new run of this config scores with, on a cluster with so many GPUs. Raises ConfigError."""
-    return resolve(config).spec(gpus)

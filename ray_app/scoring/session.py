@@ -1,7 +1,4 @@
-"""What one session of a run did: its log line in `sessions/`, the sums of its workers' reports, and what that costs.
-
-The bill is pure arithmetic: the forecast and the running session count alike.
-"""
+"""One session of a run: `ScoringSession` sums its workers' reports and writes its file in `sessions/`; `spent` is the bill."""
 
 import logging
 import os
@@ -70,7 +67,7 @@ def is_billed(url: str) -> bool:
 
 
 def spent(prices: Prices, hours: float, counts: Mapping[str, float]) -> Costs:
-    """The bill for `hours` of the cluster and what was asked of the store meanwhile.
+    """The bill for `hours` of the cluster and the requests to the store meanwhile.
 
     `counts`: `requests` (GET and HEAD over a network), `puts`, `lists` and `bytes_read`; one that is not known counts as none.
     Bytes cost egress only where they came over a network: without a request nothing left a store.
@@ -86,12 +83,12 @@ def spent(prices: Prices, hours: float, counts: Mapping[str, float]) -> Costs:
 
 
 def is_priced(prices: Prices) -> bool:
-    """Whether anybody said what anything costs: the requests' prices have defaults, so those alone do not count."""
+    """Whether any price is set: the requests' prices have defaults, so those alone do not count."""
     return prices not in (Prices(), Prices(get_per_1000=0, put_per_1000=0))
 
 
 def require_prices(config: ScoreConfig) -> None:
-    """Raises ConfigError for a `max_cost` that could never be reached, because nobody said what anything costs."""
+    """Raises ConfigError for a `max_cost` that could never be reached, because no price is set."""
     if config.max_cost is not None and not is_priced(config.prices):
         raise ConfigError(
             f"--max-cost {config.max_cost:g}: no price is set, so nothing would ever stop the run",
@@ -121,7 +118,7 @@ class ScoringSession:
         self._layout: ScoringLayout | None = None
         self._memory: NodeMemory | None = None
         self._retries: list[RetrySummary] = []
-        self._told: set[tuple[str, ...]] = set()
+        self._logged: set[tuple[str, ...]] = set()
         self.log("started")
 
     def now(self) -> datetime:
@@ -158,14 +155,14 @@ class ScoringSession:
         for stage, seconds in work.seconds.items():
             self._seconds[stage] += seconds
         for failure in report.failures:
-            self._tell(failure)
+            self._log_failure(failure)
 
-    def _tell(self, failure: Mapping[str, Any]) -> None:
+    def _log_failure(self, failure: Mapping[str, Any]) -> None:
         """Log a member on which our own code failed; a traceback that was shown before is not shown again for each of a million."""
         *where, _ = lines = failure["traceback"].rstrip().splitlines()
         name = shortened(file_name(failure["uri"], failure["member"]), _LONGEST_NAME)
-        shown = lines if tuple(where) not in self._told else lines[-1:]
-        self._told.add(tuple(where))
+        shown = lines if tuple(where) not in self._logged else lines[-1:]
+        self._logged.add(tuple(where))
         _log.error("a bug of Touchstone, please report it: %s\n%s", name, "\n".join(map(visible, shown)))
 
     def cost(self) -> Costs:
@@ -201,13 +198,13 @@ class ScoringSession:
             workers=self._layout.workers if self._layout else 0,
             layout=self._layout.kind if self._layout else None,
             cost=self.cost().facts() if is_priced(self._prices) else None,
-            looks=self._looks() if LOOKED in self._counts else None,
+            looks=self._cascade_stages() if LOOKED in self._counts else None,
             described=self._counts.get(DESCRIBED),
             seconds={stage: round(seconds, 3) for stage, seconds in self._seconds.items()},
             **self._noted,
         )
 
-    def _looks(self) -> dict[str, CascadeStageCost]:
+    def _cascade_stages(self) -> dict[str, CascadeStageCost]:
         """Of a cascade's first look and its second: images, seconds of all workers, and what a million images of the archive take and cost
         (machines alone) by that; the two of them add up to what the workers did.
         """

@@ -1,4 +1,4 @@
-"""What Ray runs: thin classes around the pure rooms. One message about one block of members in, one out.
+"""The stages that Ray runs, each a class that takes one message about a block of members and gives one.
 
 Fused: `BlockScorer` alone. Split: `BlockDecoder` → `TensorScorer`, one pool after another → `BlockDescriber`, where a describer has
 processes of its own → `BlockCommitter`.

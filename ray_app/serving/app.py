@@ -1,12 +1,7 @@
-"""The Serve application: which deployments there are, what each takes, how they are bound. `serve deploy` calls `build`.
+"""The Serve application: `build` (what `serve deploy` calls) binds an `Ingress`, deployments of detectors and one of jobs.
 
-What Ray Serve runs: thin classes around the pure parts of this room, and the calls between them.
-
-Requests that come at the same time, worked on together. Knows asyncio; knows nothing of images or Ray.
-
-Ray Serve's own `@serve.batch` cuts a batch when its wait is over, even if none can start before the running one ends; clients that wait
-for their answers then come back one by one, and batches stay at one image under full load (measured: 117 batches for 118 images of
-16 clients). Here a batch is cut when it can start: whatever came meanwhile is in it.
+`Batcher` cuts a batch when it can start: whatever came meanwhile is in it. Ray Serve's own `@serve.batch` cuts it when its wait is over;
+clients that wait for their answers then come back one by one (measured: 117 batches for 118 images of 16 clients).
 """
 
 import asyncio
@@ -50,302 +45,18 @@ if TYPE_CHECKING:
     from ray_app.serving.http.schemas import Job
     from ray_app.serving.release import Release
 
-
-Item = TypeVar("Item")
-Done = TypeVar("Done")
-
-
-@dataclass(frozen=True)
-class _Waiting(Generic[Item, Done]):
-    item: Item
-    since: float
-    answer: "asyncio.Future[Done]"
-
-
-class Batcher(Generic[Item, Done]):
-    """Hands items to `work` in order of arrival, at most `slots` at once, one batch after another, in a thread of its own.
-
-    A batch that is not full waits for company `wait_s` after its first item came, and not at all if that came while another was at work
-    for longer. `noted(size, seconds)` is told of every batch and how long its first item waited.
-    """
-
-    def __init__(
-        self,
-        work: Callable[[Sequence[Item]], Sequence[Done]],
-        *,
-        slots: int = 1,
-        wait_s: float = 0.0,
-        noted: Callable[[int, float], None] = lambda size, seconds: None,
-    ) -> None:
-        self.slots, self.wait_s = slots, wait_s
-        self._work, self._noted = work, noted
-        self._waiting: deque[_Waiting[Item, Done]] = deque()
-        self._arrived = asyncio.Event()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="batch")
-        self._running: asyncio.Task[None] | None = None
-
-    async def __call__(self, item: Item) -> Done:
-        """What `work` makes of the item; raises what it raised. An item whose caller left before its batch began is left out."""
-        answer: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(item, time.monotonic(), answer))
-        self._arrived.set()
-        if self._running is None or self._running.done():
-            self._running = asyncio.create_task(self._run())
-        return await answer
-
-    async def _run(self) -> None:
-        while self._waiting:
-            await self._gather_company()
-            batch = [self._waiting.popleft() for _ in range(min(self.slots, len(self._waiting)))]
-            await self._work_on([one for one in batch if not one.answer.done()])
-
-    async def _gather_company(self) -> None:
-        until = self._waiting[0].since + self.wait_s
-        while len(self._waiting) < self.slots and (left := until - time.monotonic()) > 0:
-            self._arrived.clear()
-            try:
-                await asyncio.wait_for(self._arrived.wait(), left)
-            except TimeoutError:
-                return
-
-    async def _work_on(self, batch: Sequence[_Waiting[Item, Done]]) -> None:
-        if not batch:
-            return
-        try:
-            self._noted(len(batch), time.monotonic() - batch[0].since)
-            answers = await asyncio.get_running_loop().run_in_executor(self._thread, self._work, [one.item for one in batch])
-            for one, answer in zip(batch, answers, strict=True):
-                if not one.answer.done():
-                    one.answer.set_result(answer)
-        except Exception as error:  # nobody of this batch may wait for ever, and the next one goes on
-            for one in batch:
-                if not one.answer.done():
-                    one.answer.set_exception(error)
-
-
+NAME = "touchstone"
+JOBS = Resources(num_cpus=0.1)
+SHUTDOWN_MARGIN_S = 10.0  # a replica that ends has time for the longest request that it took
 Handle = DeploymentHandle[Any]
 T = TypeVar("T")
-
 DIED = (ActorDiedError, ActorUnavailableError, WorkerCrashedError, ObjectLostError, OwnerDiedError, grpc.aio.AioRpcError)
 GONE = (RayActorError, DeploymentUnavailableError, ReplicaUnavailableError)
 RETRY_AFTER_S = 1
 RELOADABLE = {"ensembles", "optional_detectors", "accept_licences", "generation", "precision", "resize", "waive_guarantee"}
 _log = logging.getLogger(__name__)
-
-
-class DetectorDeployment:
-    """One group of detectors out of all `groups`. `user_config` may change RELOADABLE keys of the config without a restart."""
-
-    def __init__(self, name: str, config: ServeConfig, groups: Collection[str]) -> None:
-        from ray_app.serving.metrics import RayMeter
-
-        _log_beside_serve()
-        self._config, self._groups = config, set(groups)
-        self._group = DetectorGroup(name)
-        self._noted = functools.partial(RayMeter().batch, name)
-        self._batcher: Batcher[ScoreRequest, ScoreResponse | Offer] | None = None
-        self._profiling: Batcher[ProfileAsk, Profiled | Offer] = Batcher(self._group.profile)
-
-    async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
-        """Load what the config now asks for; requests are answered by what was loaded before until then.
-
-        What cannot be loaded leaves what is there at work, and is logged: Serve would end a replica whose reconfiguration raises.
-        """
-        try:
-            generation = await asyncio.to_thread(self._load, dict(user_config))
-        except TouchstoneError as error:
-            if self._batcher is None:
-                raise
-            _log.error("not loaded, the ensembles before go on: %s; %s", error.message, error.hint)
-            return
-        if self._batcher is None:
-            self._batcher = Batcher(self._group.score, noted=self._noted)
-        self._batcher.slots, self._batcher.wait_s = generation.spec.slots, self._config.batching.wait_ms / 1000
-        self._profiling.slots = generation.spec.slots
-
-    def _load(self, changes: dict[str, Any]) -> "Release":
-        if unknown := changes.keys() - RELOADABLE:
-            raise ConfigError(f"user_config: {', '.join(sorted(unknown))}: cannot be changed without a restart",
-                              hint=f"what can: {', '.join(sorted(RELOADABLE))}; for the rest change `args`")  # fmt: skip
-        config = validate(self._config.model_dump(mode="json") | changes, ServeConfig, where="user_config")
-        needed = groups_of(plan_generation(config)[0]).keys()
-        if needed != self._groups:
-            raise ConfigError(f"these ensembles need the groups {', '.join(needed)}", hint="change `args` and deploy anew")
-        return self._group.load(config)
-
-    async def check_health(self) -> None:
-        """Serve replaces a replica whose detectors raise on everything: a device may have failed under them."""
-        self._group.check_health()
-
-    async def score(self, ask: ScoreRequest) -> ScoreResponse | Offer:
-        """What the group says of one image, scored together with others that come at the same time."""
-        assert self._batcher is not None, "Serve reconfigures before it asks"
-        return await self._batcher(ask)
-
-    async def profile(self, ask: ProfileAsk) -> Profiled | Offer:
-        """What the group's heads and describers say of one image; whatever came while others were asked is asked together."""
-        return await self._profiling(ask)
-
-    async def describe(self) -> "Release":
-        """What it serves."""
-        return self._group.generation
-
-
-class JobDeployment:
-    """The book of jobs, in one replica of its own, so that all ingress replicas see the same jobs."""
-
-    async def __init__(  # type: ignore[misc]  # Serve awaits it
-        self, config: ServeConfig, groups: Mapping[str, Handle], webhook_key: str | None
-    ) -> None:
-        from ray_app.serving.jobs.book import JobBook
-        from ray_app.serving.url_fetch import GuardedFetcher
-
-        _log_beside_serve()
-        fetcher = GuardedFetcher(config.urls, config.images.max_bytes) if config.urls.enabled or config.jobs.webhooks else None
-        self._scorer = _scorer(config, groups)
-        self._book = JobBook(config, self._scorer, fetcher, webhook_key=webhook_key)
-        self._book.start()
-
-    async def __del__(self) -> None:
-        """Serve awaits it when the replica ends: its successor may then open the book at once."""
-        await self._book.close()
-        self._scorer.close()
-
-    async def submit(self, owner: str, images: Any = None, urls: Any = None, **options: Any) -> "Job | Refusal":
-        """See `JobBook.submit`."""
-        return await _or_refusal(self._book.submit(owner, images, urls, **options))
-
-    async def status(self, owner: str, job: str) -> "Job | Refusal":
-        """See `JobBook.status`."""
-        return await _or_refusal(self._book.status(owner, job))
-
-    async def results(self, owner: str, job: str) -> bytes | Refusal:
-        """See `JobBook.results`."""
-        return await _or_refusal(self._book.results(owner, job))
-
-    async def cancel(self, owner: str, job: str) -> "Job | Refusal":
-        """See `JobBook.cancel`."""
-        return await _or_refusal(self._book.cancel(owner, job))
-
-
-class Ingress:
-    """The HTTP side: everything about requests, nothing about networks."""
-
-    def __init__(self, config: ServeConfig, groups: Mapping[str, Handle], jobs: Handle) -> None:
-        _log_beside_serve()
-        self._config, self._groups, self._jobs = config, groups, jobs
-
-    def __serve_build_asgi_app__(self) -> "FastAPI":
-        from ray_app.serving.http.app import create_app
-        from ray_app.serving.metrics import RayMeter
-
-        meter = RayMeter()
-        return create_app(self._config, _scorer(self._config, self._groups, meter), RemoteJobs(self._jobs), meter, echo_request_id=False)
-
-
-class RemoteGroup:
-    """A deployment of `Detectors`, asked through Serve."""
-
-    def __init__(self, handle: Handle) -> None:
-        self._handle = handle
-
-    async def score(self, ask: ScoreRequest) -> ScoreResponse | Offer:
-        """See `scorer.Group`."""
-        answer: ScoreResponse | Offer = await _answered(self._handle.score.remote(ask))
-        return answer
-
-    async def profile(self, ask: ProfileAsk) -> Profiled | Offer:
-        """See `scorer.Group`."""
-        said: Profiled | Offer = await _answered(self._handle.profile.remote(ask))
-        return said
-
-    async def describe(self) -> "Release":
-        """See `scorer.Group`."""
-        generation: Release = await _answered(self._handle.describe.remote())
-        return generation
-
-
-class RemoteJobs:
-    """The deployment of `Jobs`, asked through Serve."""
-
-    def __init__(self, handle: Handle) -> None:
-        self._handle = handle
-
-    async def submit(self, owner: str, images: Any = None, urls: Any = None, **options: Any) -> "Job":
-        """See `JobBook.submit`."""
-        job: Job = await self._asked(self._handle.submit.remote(owner, images, urls, **options))
-        return job
-
-    async def status(self, owner: str, job: str) -> "Job":
-        """See `JobBook.status`."""
-        found: Job = await self._asked(self._handle.status.remote(owner, job))
-        return found
-
-    async def results(self, owner: str, job: str) -> bytes:
-        """See `JobBook.results`."""
-        lines: bytes = await self._asked(self._handle.results.remote(owner, job))
-        return lines
-
-    async def cancel(self, owner: str, job: str) -> "Job":
-        """See `JobBook.cancel`."""
-        ended: Job = await self._asked(self._handle.cancel.remote(owner, job))
-        return ended
-
-    async def _asked(self, response: Any) -> Any:
-        try:
-            return await _answered(response)
-        except GroupLost:
-            raise Refusal("not_ready", "jobs are being moved to another process", headers={"Retry-After": str(RETRY_AFTER_S)}) from None
-
-
-async def _or_refusal(asked: Awaitable[T]) -> T | Refusal:
-    """What is refused goes back as a value: Serve logs whatever a replica raises as its fault, with a traceback."""
-    try:
-        return await asked
-    except Refusal as refusal:
-        return refusal
-
-
-async def _answered(response: Any) -> Any:
-    """The answer of another replica. Its own refusals are raised; that it is gone, or has no place, is said in our words."""
-    try:
-        answer = await response
-    except DIED:
-        raise GroupDied from None
-    except GONE:
-        raise GroupLost from None
-    except BackPressureError:
-        raise Refusal("overloaded", headers={"Retry-After": str(RETRY_AFTER_S)}) from None
-    except RayTaskError as error:
-        raise error.cause from None
-    if isinstance(answer, Refusal):
-        raise answer
-    return answer
-
-
-def _log_beside_serve() -> None:
-    """What this package logs goes where Serve logs: the replica's own file, in its format and from its level on, also once they change."""
-    ours = logging.getLogger("ray_app")
-    ours.handlers, ours.propagate, ours.parent = [], True, logging.getLogger("ray.serve")
-    ours.setLevel(logging.NOTSET)
-
-
-def _scorer(config: ServeConfig, groups: Mapping[str, Handle], meter: Any = None) -> EndpointScorer:
-    from ray_app.inference.decoder_pool import IsolatedDecoders
-    from ray_app.serving.metrics import RayMeter
-
-    decoders = IsolatedDecoders(
-        config.images, processes=config.decoders, wall_limit_s=config.limits.decode_limit_s, formats=config.limits.formats,
-        provenance=config.provenance.policy(),
-    )  # fmt: skip
-    spec, _, _ = plan_generation(config)
-    decoders.start(spec.preprocessings, spec.resize)
-    return EndpointScorer(config, {name: RemoteGroup(handle) for name, handle in groups.items()}, decoders, meter or RayMeter())
-
-
-NAME = "touchstone"
-JOBS = Resources(num_cpus=0.1)
-SHUTDOWN_MARGIN_S = 10.0  # a replica that ends has time for the longest request that it took
+Item = TypeVar("Item")
+Done = TypeVar("Done")
 
 
 def build(config: ServeConfig) -> Application:
@@ -407,3 +118,281 @@ def _replicas(resources: Resources, config: ServeConfig, load: float = 1.0) -> d
     # New replicas are up before old ones stop: an update fails no request.
     ends = config.limits.deadline_s + SHUTDOWN_MARGIN_S
     return {"ray_actor_options": actor, "max_surge_percent": 100, "graceful_shutdown_timeout_s": ends, **many}
+
+
+class DetectorDeployment:
+    """One group of detectors out of all `groups`. `user_config` may change RELOADABLE keys of the config without a restart."""
+
+    def __init__(self, name: str, config: ServeConfig, groups: Collection[str]) -> None:
+        from ray_app.serving.metrics import RayMeter
+
+        _log_beside_serve()
+        self._config, self._groups = config, set(groups)
+        self._group = DetectorGroup(name)
+        self._noted = functools.partial(RayMeter().batch, name)
+        self._batcher: Batcher[ScoreRequest, ScoreResponse | Offer] | None = None
+        self._profiling: Batcher[ProfileAsk, Profiled | Offer] = Batcher(self._group.profile)
+
+    async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
+        """Load what the config now requests; requests are answered by what was loaded before until then.
+
+        What cannot be loaded leaves what is there at work, and is logged: Serve would end a replica whose reconfiguration raises.
+        """
+        try:
+            generation = await asyncio.to_thread(self._load, dict(user_config))
+        except TouchstoneError as error:
+            if self._batcher is None:
+                raise
+            _log.error("not loaded, the ensembles before go on: %s; %s", error.message, error.hint)
+            return
+        if self._batcher is None:
+            self._batcher = Batcher(self._group.score, noted=self._noted)
+        self._batcher.slots, self._batcher.wait_s = generation.spec.slots, self._config.batching.wait_ms / 1000
+        self._profiling.slots = generation.spec.slots
+
+    def _load(self, changes: dict[str, Any]) -> "Release":
+        if unknown := changes.keys() - RELOADABLE:
+            raise ConfigError(f"user_config: {', '.join(sorted(unknown))}: cannot be changed without a restart",
+                              hint=f"what can: {', '.join(sorted(RELOADABLE))}; for the rest change `args`")  # fmt: skip
+        config = validate(self._config.model_dump(mode="json") | changes, ServeConfig, where="user_config")
+        needed = groups_of(plan_generation(config)[0]).keys()
+        if needed != self._groups:
+            raise ConfigError(f"these ensembles need the groups {', '.join(needed)}", hint="change `args` and deploy anew")
+        return self._group.load(config)
+
+    async def check_health(self) -> None:
+        """Serve replaces a replica whose detectors raise on everything: a device may have failed under them."""
+        self._group.check_health()
+
+    async def score(self, ask: ScoreRequest) -> ScoreResponse | Offer:
+        """What the group says of one image, scored together with others that come at the same time."""
+        assert self._batcher is not None, "Serve reconfigures before it asks"
+        return await self._batcher(ask)
+
+    async def profile(self, ask: ProfileAsk) -> Profiled | Offer:
+        """What the group's heads and describers say of one image; whatever came while others were at work goes together."""
+        return await self._profiling(ask)
+
+    async def describe(self) -> "Release":
+        """What it serves."""
+        return self._group.generation
+
+
+class JobDeployment:
+    """The book of jobs, in one replica of its own, so that all ingress replicas see the same jobs."""
+
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, config: ServeConfig, groups: Mapping[str, Handle], webhook_key: str | None
+    ) -> None:
+        from ray_app.serving.jobs.book import JobBook
+        from ray_app.serving.url_fetch import GuardedFetcher
+
+        _log_beside_serve()
+        fetcher = GuardedFetcher(config.urls, config.images.max_bytes) if config.urls.enabled or config.jobs.webhooks else None
+        self._scorer = _scorer(config, groups)
+        self._book = JobBook(config, self._scorer, fetcher, webhook_key=webhook_key)
+        self._book.start()
+
+    async def __del__(self) -> None:
+        """Serve awaits it when the replica ends: its successor may then open the book at once."""
+        await self._book.close()
+        self._scorer.close()
+
+    async def submit(self, owner: str, images: Any = None, urls: Any = None, **options: Any) -> "Job | Refusal":
+        """See `JobBook.submit`."""
+        return await _or_refusal(self._book.submit(owner, images, urls, **options))
+
+    async def status(self, owner: str, job: str) -> "Job | Refusal":
+        """See `JobBook.status`."""
+        return await _or_refusal(self._book.status(owner, job))
+
+    async def results(self, owner: str, job: str) -> bytes | Refusal:
+        """See `JobBook.results`."""
+        return await _or_refusal(self._book.results(owner, job))
+
+    async def cancel(self, owner: str, job: str) -> "Job | Refusal":
+        """See `JobBook.cancel`."""
+        return await _or_refusal(self._book.cancel(owner, job))
+
+
+class Ingress:
+    """The HTTP side: everything about requests, nothing about networks."""
+
+    def __init__(self, config: ServeConfig, groups: Mapping[str, Handle], jobs: Handle) -> None:
+        _log_beside_serve()
+        self._config, self._groups, self._jobs = config, groups, jobs
+
+    def __serve_build_asgi_app__(self) -> "FastAPI":
+        from ray_app.serving.http.app import create_app
+        from ray_app.serving.metrics import RayMeter
+
+        meter = RayMeter()
+        return create_app(self._config, _scorer(self._config, self._groups, meter), RemoteJobs(self._jobs), meter, echo_request_id=False)
+
+
+class RemoteGroup:
+    """A deployment of `Detectors`, called through Serve."""
+
+    def __init__(self, handle: Handle) -> None:
+        self._handle = handle
+
+    async def score(self, ask: ScoreRequest) -> ScoreResponse | Offer:
+        """See `scorer.Group`."""
+        answer: ScoreResponse | Offer = await _answered(self._handle.score.remote(ask))
+        return answer
+
+    async def profile(self, ask: ProfileAsk) -> Profiled | Offer:
+        """See `scorer.Group`."""
+        said: Profiled | Offer = await _answered(self._handle.profile.remote(ask))
+        return said
+
+    async def describe(self) -> "Release":
+        """See `scorer.Group`."""
+        generation: Release = await _answered(self._handle.describe.remote())
+        return generation
+
+
+class RemoteJobs:
+    """The deployment of `Jobs`, called through Serve."""
+
+    def __init__(self, handle: Handle) -> None:
+        self._handle = handle
+
+    async def submit(self, owner: str, images: Any = None, urls: Any = None, **options: Any) -> "Job":
+        """See `JobBook.submit`."""
+        job: Job = await self._awaited(self._handle.submit.remote(owner, images, urls, **options))
+        return job
+
+    async def status(self, owner: str, job: str) -> "Job":
+        """See `JobBook.status`."""
+        found: Job = await self._awaited(self._handle.status.remote(owner, job))
+        return found
+
+    async def results(self, owner: str, job: str) -> bytes:
+        """See `JobBook.results`."""
+        lines: bytes = await self._awaited(self._handle.results.remote(owner, job))
+        return lines
+
+    async def cancel(self, owner: str, job: str) -> "Job":
+        """See `JobBook.cancel`."""
+        ended: Job = await self._awaited(self._handle.cancel.remote(owner, job))
+        return ended
+
+    async def _awaited(self, response: Any) -> Any:
+        try:
+            return await _answered(response)
+        except GroupLost:
+            raise Refusal("not_ready", "jobs are being moved to another process", headers={"Retry-After": str(RETRY_AFTER_S)}) from None
+
+
+async def _or_refusal(asked: Awaitable[T]) -> T | Refusal:
+    """What is refused goes back as a value: Serve logs whatever a replica raises as its fault, with a traceback."""
+    try:
+        return await asked
+    except Refusal as refusal:
+        return refusal
+
+
+async def _answered(response: Any) -> Any:
+    """The answer of another replica. Its own refusals are raised; that it is gone, or has no place, becomes our own error."""
+    try:
+        answer = await response
+    except DIED:
+        raise GroupDied from None
+    except GONE:
+        raise GroupLost from None
+    except BackPressureError:
+        raise Refusal("overloaded", headers={"Retry-After": str(RETRY_AFTER_S)}) from None
+    except RayTaskError as error:
+        raise error.cause from None
+    if isinstance(answer, Refusal):
+        raise answer
+    return answer
+
+
+def _log_beside_serve() -> None:
+    """What this package logs goes where Serve logs: the replica's own file, in its format and from its level on, also once they change."""
+    ours = logging.getLogger("ray_app")
+    ours.handlers, ours.propagate, ours.parent = [], True, logging.getLogger("ray.serve")
+    ours.setLevel(logging.NOTSET)
+
+
+def _scorer(config: ServeConfig, groups: Mapping[str, Handle], meter: Any = None) -> EndpointScorer:
+    from ray_app.inference.decoder_pool import IsolatedDecoders
+    from ray_app.serving.metrics import RayMeter
+
+    decoders = IsolatedDecoders(
+        config.images, processes=config.decoders, wall_limit_s=config.limits.decode_limit_s, formats=config.limits.formats,
+        provenance=config.provenance.policy(),
+    )  # fmt: skip
+    spec, _, _ = plan_generation(config)
+    decoders.start(spec.preprocessings, spec.resize)
+    return EndpointScorer(config, {name: RemoteGroup(handle) for name, handle in groups.items()}, decoders, meter or RayMeter())
+
+
+@dataclass(frozen=True)
+class _Waiting(Generic[Item, Done]):
+    item: Item
+    since: float
+    answer: "asyncio.Future[Done]"
+
+
+class Batcher(Generic[Item, Done]):
+    """Hands items to `work` in order of arrival, at most `slots` at once, one batch after another, in a thread of its own.
+
+    A batch that is not full waits for company `wait_s` after its first item came, and not at all if that came while another was at work
+    for longer. `noted(size, seconds)` is called for every batch and how long its first item waited.
+    """
+
+    def __init__(
+        self,
+        work: Callable[[Sequence[Item]], Sequence[Done]],
+        *,
+        slots: int = 1,
+        wait_s: float = 0.0,
+        noted: Callable[[int, float], None] = lambda size, seconds: None,
+    ) -> None:
+        self.slots, self.wait_s = slots, wait_s
+        self._work, self._noted = work, noted
+        self._waiting: deque[_Waiting[Item, Done]] = deque()
+        self._arrived = asyncio.Event()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="batch")
+        self._running: asyncio.Task[None] | None = None
+
+    async def __call__(self, item: Item) -> Done:
+        """What `work` makes of the item; raises what it raised. An item whose caller left before its batch began is left out."""
+        answer: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Waiting(item, time.monotonic(), answer))
+        self._arrived.set()
+        if self._running is None or self._running.done():
+            self._running = asyncio.create_task(self._run())
+        return await answer
+
+    async def _run(self) -> None:
+        while self._waiting:
+            await self._gather_company()
+            batch = [self._waiting.popleft() for _ in range(min(self.slots, len(self._waiting)))]
+            await self._work_on([one for one in batch if not one.answer.done()])
+
+    async def _gather_company(self) -> None:
+        until = self._waiting[0].since + self.wait_s
+        while len(self._waiting) < self.slots and (left := until - time.monotonic()) > 0:
+            self._arrived.clear()
+            try:
+                await asyncio.wait_for(self._arrived.wait(), left)
+            except TimeoutError:
+                return
+
+    async def _work_on(self, batch: Sequence[_Waiting[Item, Done]]) -> None:
+        if not batch:
+            return
+        try:
+            self._noted(len(batch), time.monotonic() - batch[0].since)
+            answers = await asyncio.get_running_loop().run_in_executor(self._thread, self._work, [one.item for one in batch])
+            for one, answer in zip(batch, answers, strict=True):
+                if not one.answer.done():
+                    one.answer.set_result(answer)
+        except Exception as error:  # nobody of this batch may wait for ever, and the next one goes on
+            for one in batch:
+                if not one.answer.done():
+                    one.answer.set_exception(error)

@@ -1,6 +1,6 @@
-"""Who made an image and from what words, behind the endpoint: asked once an ensemble has decided. Knows no HTTP and no Ray.
+"""Generator and prompt of an image behind the endpoint, once an ensemble has decided: `ProfileAsk` → `Profiled`.
 
-Heads and describers sit with the detector whose embeddings they read, those that look at pixels in the first group: an ingress has none.
+Heads and describers sit with the detector whose embeddings they read, those that look at pixels in the first group.
 """
 
 import logging
@@ -35,7 +35,7 @@ class ProfileAsk:
 
 @dataclass(frozen=True)
 class Profiled:
-    """What a profile says of one image (`identified`: one row); None where it was not asked, or said nothing."""
+    """What a profile says of one image (`identified`: one row); None where it was not requested, or there is none."""
 
     identified: Identified | None = None
     described: Caption | None = None

@@ -1,8 +1,7 @@
-"""Encoded bytes → answer: decode in a child process, ask the groups of detectors, decide. Knows no HTTP server and no Ray.
+"""Encoded bytes → answer behind the endpoint: `EndpointScorer` decodes in a child process, calls the groups of detectors, decides.
 
-The walk of a batch run with processes in between: the same decoder, the same networks, the same decision.
-
-Which generation the groups of detectors serve, as far as one ingress knows. Knows no image, no HTTP and no Ray.
+The way of a batch run with processes in between: the same decoder, networks and decision. `Followed` keeps which release of ensembles
+the groups serve.
 """
 
 import asyncio
@@ -26,15 +25,16 @@ from ray_app.serving.metrics import Meter
 from ray_app.serving.release import Release, groups_of
 from ray_app.serving.replica import Offer, ScoreRequest, ScoreResponse, golden_image, looks
 
+READY_FOR_S, UNREADY_FOR_S = 10.0, 1.0  # what was found holds so long: readiness checks must not load a busy endpoint
+FRESH_S = 2.0  # what is reported of the ensembles is no older
+MOST_DEATHS = 3  # of processes at work on one image, a second apart: then the image is to blame
+MOST_MOVING_S = 5.0  # groups that do not come to serve one generation in this time: come back later
+T = TypeVar("T")
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 0.5  # between two tries while replicas are replaced
 
 
-class GroupLost(Exception):  # noqa: N818 - an event, not a fault of the request
-    """The process that was asked is gone. Scoring changes nothing, so that asking again is safe."""
-
-
-class GroupDied(GroupLost):
-    """It went while it was at work, perhaps because of what it worked on."""
+class Moving(Exception):  # noqa: N818 - an event, not a fault of the request
+    """The groups serve another generation than requested, or not yet the same one."""
 
 
 class GroupHandle(Protocol):
@@ -53,60 +53,10 @@ class GroupHandle(Protocol):
         ...
 
 
-class Followed:
-    """The generation that is served: asked for at first, then learnt from what groups answer and offer."""
-
-    def __init__(self, groups: Mapping[str, GroupHandle]) -> None:
-        self._groups = groups
-        self._first = next(iter(groups))
-        self._known: Release | None = None
-        self._heard_at = 0.0
-
-    async def current(self) -> Release:
-        """What is known; waits for the first answer of the first group, as long as its caller does."""
-        pause = FIRST_PAUSE_S
-        while self._known is None:
-            try:
-                await self.ask(self._first)
-            except GroupLost:
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, LONGEST_PAUSE_S)
-        return self._known
-
-    async def fresh(self, max_age_s: float) -> Release:
-        """What was heard no longer ago than that, or, where nobody answers now, what is known."""
-        if self._known is not None and time.monotonic() - self._heard_at > max_age_s:
-            try:
-                await self.ask(self._first)
-            except (GroupLost, Refusal):
-                self._heard_at = time.monotonic()
-        return await self.current()
-
-    async def ask(self, group: str) -> None:
-        """Learn what one group serves. Raises GroupLost, and Refusal where its queue is full."""
-        self.follow(await self._groups[group].describe())
-
-    def follow(self, generation: Release) -> None:
-        """A group said that it serves this."""
-        self._known, self._heard_at = generation, time.monotonic()
-
-
-READY_FOR_S, UNREADY_FOR_S = 10.0, 1.0  # what was found holds so long: readiness checks must not load a busy endpoint
-FRESH_S = 2.0  # what is told of the ensembles is no older
-MOST_DEATHS = 3  # of processes at work on one image, a second apart: then the image is to blame
-MOST_MOVING_S = 5.0  # groups that do not come to serve one generation in this time: come back later
-
-T = TypeVar("T")
-
-
-class Moving(Exception):  # noqa: N818 - an event, not a fault of the request
-    """The groups serve another generation than they were asked for, or not yet the same one."""
-
-
 class EndpointScorer:
     """Scores images by asking `groups`, by name as `groups_of` has them.
 
-    It follows the generation of its detectors: those that offer another than asked for are asked again in its terms, so that during an
+    It follows the generation of its detectors: those that offer another get the request again in its terms, so that during an
     update every answer still comes from one generation.
     """
 
@@ -137,7 +87,7 @@ class EndpointScorer:
         started = time.perf_counter()
         walk = _Walk(data, self._decoders)
         with self._one_more():
-            generation, chosen, replies, profiled = await self._asked_until_answered(walk, ensemble, beside)
+            generation, chosen, replies, profiled = await self._score_until_answered(walk, ensemble, beside)
         timings = Timings(decode=walk.decode_s, wait=walk.wait_s, score=walk.score_s, total=time.perf_counter() - started)
         answered = responses.scored_answer(
             generation, chosen, responses.outputs_of(replies), walk.prepared.facts, name=name, size_bytes=len(data),
@@ -182,7 +132,7 @@ class EndpointScorer:
         """Score a golden image, unless a full queue shows that images are being scored."""
         try:
             await together(group.describe() for group in self._groups.values())
-            await self._asked_until_answered(_Walk(golden_image(), self._decoders), None, (), whole=True)
+            await self._score_until_answered(_Walk(golden_image(), self._decoders), None, (), whole=True)
         except Refusal as refused:
             if refused.code != "overloaded":
                 raise
@@ -190,7 +140,7 @@ class EndpointScorer:
             raise Refusal("not_ready", "a golden image gets no score") from None
 
     async def _meant(self, ensemble: str | None, beside: Sequence[str]) -> tuple[Release, str]:
-        """The generation, and the name of the ensemble; what is not known is asked for once more before it is refused."""
+        """The generation, and the name of the ensemble; what is not known is looked up once more before it is refused."""
         try:
             generation = await self._followed.current()
             return generation, _chosen(generation, ensemble, beside)
@@ -198,14 +148,14 @@ class EndpointScorer:
             generation = await self._followed.fresh(FRESH_S)
             return generation, _chosen(generation, ensemble, beside)
 
-    async def _asked_until_answered(
+    async def _score_until_answered(
         self, walk: "_Walk", ensemble: str | None, beside: Sequence[str], *, whole: bool = False
     ) -> tuple[Release, str, list[ScoreResponse], Profiled]:
         pause, patience = FIRST_PAUSE_S, _Patience()
         while True:
             generation, chosen = await self._meant(ensemble, beside)
             try:
-                replies = await self._ask(generation, chosen, beside, walk, whole)
+                replies = await self._score_stages(generation, chosen, beside, walk, whole)
                 profiled = await self._profiled(generation, chosen, replies, walk)
             except (GroupLost, Moving) as event:
                 patience.bear(event)
@@ -225,16 +175,18 @@ class EndpointScorer:
             self._in_flight -= 1
             self._meter.in_flight(self._in_flight)
 
-    async def _ask(self, generation: Release, ensemble: str, beside: Sequence[str], walk: "_Walk", whole: bool) -> list[ScoreResponse]:
-        """One reply per group that is needed; of a cascade the second stage is asked only where an image goes on, or for the `whole`.
+    async def _score_stages(
+        self, generation: Release, ensemble: str, beside: Sequence[str], walk: "_Walk", whole: bool
+    ) -> list[ScoreResponse]:
+        """One reply per group that is needed; of a cascade the second stage runs only where an image goes on, or for the `whole`.
 
         Raises GroupLost, and Moving where what is served by now was followed instead.
         """
         first, rest = responses.stages(generation, ensemble, beside)
         walk.wait_s = walk.score_s = 0.0
-        replies = await self._asked(generation, first, walk)
+        replies = await self._score_stage(generation, first, walk)
         if rest and (whole or responses.goes_on(generation.ensembles[ensemble], replies, walk.prepared.facts)):
-            replies += await self._asked(generation, rest, walk)
+            replies += await self._score_stage(generation, rest, walk)
         if all(reply.generation != generation.id for reply in replies):
             # The same detectors may now be decided on otherwise.
             await self._followed.ask(next(iter(_pools(generation, first))))
@@ -242,21 +194,21 @@ class EndpointScorer:
         return replies
 
     async def _profiled(self, generation: Release, ensemble: str, replies: Sequence[ScoreResponse], walk: "_Walk") -> Profiled:
-        """What the ensemble's profile says, words only of what it wants words for. Raises as `_ask`."""
+        """What the ensemble's profile says, words only of what it wants words for. Raises as `_score_stages`."""
         if not profile_cards(generation.ensembles[ensemble]):
             return Profiled()
-        asks = await _profile_asks(generation, ensemble, replies, walk)
+        asks = await _profile_requests(generation, ensemble, replies, walk)
         started, profiled = time.perf_counter(), Profiled()
-        for said in await together(self._groups[name].profile(ask) for name, ask in asks.items()):
-            if isinstance(said, Offer):
-                self._followed.follow(said.generation)
+        for found in await together(self._groups[name].profile(ask) for name, ask in asks.items()):
+            if isinstance(found, Offer):
+                self._followed.follow(found.generation)
                 raise Moving
-            profiled = profiled.joined(said)
+            profiled = profiled.joined(found)
         walk.score_s += time.perf_counter() - started
         return profiled
 
-    async def _asked(self, generation: Release, wanted: Sequence[str], walk: "_Walk") -> list[ScoreResponse]:
-        """What some detectors say, all of them at once. Raises as `_ask`."""
+    async def _score_stage(self, generation: Release, wanted: Sequence[str], walk: "_Walk") -> list[ScoreResponse]:
+        """What some detectors say, all of them at once. Raises as `_score_stages`."""
         spec, pools = generation.spec, _pools(generation, wanted)
         if not pools.keys() <= self._groups.keys():
             raise Moving  # an update brings a group that this ingress does not know; its successor does
@@ -286,6 +238,10 @@ async def together(asked: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
             task.cancel()
 
 
+class GroupLost(Exception):  # noqa: N818 - an event, not a fault of the request
+    """The process of the request is gone. Scoring changes nothing, so that another request is safe."""
+
+
 class _Patience:
     """How long one image waits for groups that are lost or move."""
 
@@ -307,7 +263,7 @@ class _Patience:
 
 
 class _Walk:
-    """One image on its way: prepared once in every way that is asked for, however often its detectors have to be asked."""
+    """One image on its way: prepared once in every way that is requested, however often its detectors have to be called."""
 
     def __init__(self, data: bytes, decoders: IsolatedDecoders) -> None:
         self._data, self._decoders = data, decoders
@@ -347,8 +303,8 @@ class _Walk:
         )
 
 
-async def _profile_asks(generation: Release, ensemble: str, replies: Sequence[ScoreResponse], walk: _Walk) -> dict[str, ProfileAsk]:
-    """What every group is asked that has a part of the ensemble's profile; nothing of what there is nothing to tell by."""
+async def _profile_requests(generation: Release, ensemble: str, replies: Sequence[ScoreResponse], walk: _Walk) -> dict[str, ProfileAsk]:
+    """The request to every group that has a part of the ensemble's profile; none where there is nothing to predict from."""
     spec, pools = generation.ensembles[ensemble], groups_of(generation.spec)
     vectors = {name: vector for reply in replies for name, vector in reply.embeddings.items()}
     asks = {name: ProfileAsk(fingerprint, ensemble, None, None) for name, fingerprint in generation.groups.items()}
@@ -357,8 +313,8 @@ async def _profile_asks(generation: Release, ensemble: str, replies: Sequence[Sc
         asks[group] = replace(asks[group], identify=vectors.get(spec.identifier.detector))
     if spec.describer is not None and responses.is_described(spec, replies, walk.prepared.facts):
         group, seen = sits_in(spec.describer, pools), spec.describer.preprocessing
-        told = vectors.get(spec.describer.detector or "") if seen is None else await walk.look(seen, spec.resize)
-        asks[group] = replace(asks[group], describe=told)
+        found = vectors.get(spec.describer.detector or "") if seen is None else await walk.look(seen, spec.resize)
+        asks[group] = replace(asks[group], describe=found)
     return {name: ask for name, ask in asks.items() if ask.identify is not None or ask.describe is not None}
 
 
@@ -375,3 +331,45 @@ def _chosen(generation: Release, ensemble: str | None, beside: Sequence[str]) ->
     if unknown:
         raise Refusal("malformed_request", f"no such optional detector; there are: {', '.join(generation.optional) or 'none'}")
     return ensemble or generation.default
+
+
+class GroupDied(GroupLost):
+    """It went while it was at work, perhaps because of what it worked on."""
+
+
+class Followed:
+    """The generation that is served: fetched at first, then learnt from what groups answer and offer."""
+
+    def __init__(self, groups: Mapping[str, GroupHandle]) -> None:
+        self._groups = groups
+        self._first = next(iter(groups))
+        self._known: Release | None = None
+        self._heard_at = 0.0
+
+    async def current(self) -> Release:
+        """What is known; waits for the first answer of the first group, as long as its caller does."""
+        pause = FIRST_PAUSE_S
+        while self._known is None:
+            try:
+                await self.ask(self._first)
+            except GroupLost:
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE_S)
+        return self._known
+
+    async def fresh(self, max_age_s: float) -> Release:
+        """What was heard no longer ago than that, or, where nobody answers now, what is known."""
+        if self._known is not None and time.monotonic() - self._heard_at > max_age_s:
+            try:
+                await self.ask(self._first)
+            except (GroupLost, Refusal):
+                self._heard_at = time.monotonic()
+        return await self.current()
+
+    async def ask(self, group: str) -> None:
+        """Learn what one group serves. Raises GroupLost, and Refusal where its queue is full."""
+        self.follow(await self._groups[group].describe())
+
+    def follow(self, generation: Release) -> None:
+        """A group reports that it serves this."""
+        self._known, self._heard_at = generation, time.monotonic()

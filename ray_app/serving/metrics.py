@@ -1,7 +1,7 @@
-"""What the endpoint counts, and the page /metrics. Knows Ray's metric agents; knows no HTTP framework, image or detector.
+"""What the endpoint counts (`Meter`, `RayMeter`), and the page /metrics (`merged`).
 
 Each process counts for itself and hands its numbers to the metric agent of its node. A scrape of /metrics reaches one replica
-of several, so that replica asks every node's agent and answers for all of them. Numbers reach the agents within about 10 s.
+of several, so that replica queries every node's agent and answers for all of them. Numbers reach the agents within about 10 s.
 """
 
 import asyncio
@@ -147,7 +147,7 @@ def merged(pages: Iterable[str], *, unreachable: int = 0) -> str:
     """
     families: dict[str, Metric] = {}
     for page in pages:
-        for family in text_string_to_metric_families("\n".join(_wanted(page))):
+        for family in text_string_to_metric_families("\n".join(_kept_lines(page))):
             known = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
             known.samples.extend(family.samples)
     answer = [_condensed(families[name]) for name in sorted(families)]
@@ -155,7 +155,7 @@ def merged(pages: Iterable[str], *, unreachable: int = 0) -> str:
     return generate_latest(_Collected(answer)).decode()
 
 
-def _wanted(page: str) -> Iterator[str]:
+def _kept_lines(page: str) -> Iterator[str]:
     """Only the lines that we keep are parsed: an agent's page holds thousands of Ray's own."""
     for line in page.splitlines():
         name = line.split(" ", 3)[2] if line.startswith("# ") and line.count(" ") >= 2 else line
@@ -167,7 +167,7 @@ def _condensed(family: Metric) -> Metric:
     distinct = family.type == "gauge" and family.name.startswith(SERVES)
     values: dict[tuple[str, tuple[tuple[str, str], ...]], list[float]] = {}
     for sample in family.samples:
-        values.setdefault((sample.name, _told(sample.labels)), []).append(sample.value)
+        values.setdefault((sample.name, _kept_labels(sample.labels)), []).append(sample.value)
     condensed = Metric(family.name, family.documentation, family.type)
     for (name, labels), found in values.items():
         if distinct and len(found) > 1:
@@ -178,12 +178,12 @@ def _condensed(family: Metric) -> Metric:
     return condensed
 
 
-def _told(labels: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+def _kept_labels(labels: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     return tuple(sorted((key, value) for key, value in labels.items() if key in LABELS))
 
 
 class _Collected:
-    """What `generate_latest` asks of a registry."""
+    """What `generate_latest` needs of a registry."""
 
     def __init__(self, families: list[Metric]) -> None:
         self._families = families

@@ -1,4 +1,4 @@
-"""Which ensembles an endpoint serves, as one value: it changes as a whole, and every answer names it. Knows cards; no torch, no Ray."""
+"""Which ensembles an endpoint serves, as one value: a `Release` changes as a whole, and every answer names it. Imports no torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -68,7 +68,7 @@ def plan_generation(config: ServeConfig) -> tuple[ScoringSpec, dict[str, Scoring
 
 
 def load_generation(config: ServeConfig) -> Release:
-    """What `config` asks for, with fingerprints. Hashes weights. Raises ConfigError and DetectorError."""
+    """What `config` requests, with fingerprints. Hashes weights. Raises ConfigError and DetectorError."""
     together, ensembles, optional = plan_generation(config)
     fingerprints = {name: fingerprint(scoring_identity(spec)) for name, spec in ensembles.items()}
     identity = scoring_identity(together)
@@ -89,8 +89,8 @@ def groups_of(spec: ScoringSpec) -> dict[str, tuple[str, ...]]:
 def _profiles_in(group: str, together: ScoringSpec, ensembles: Mapping[str, ScoringSpec]) -> dict[str, object]:
     """What identifiers and describers of a group say something by; nothing for a group without any."""
     pools = groups_of(together)
-    told = {name: [card.facts() for card in profile_cards(spec) if sits_in(card, pools) == group] for name, spec in ensembles.items()}
-    return {"profiles": found} if (found := {name: cards for name, cards in told.items() if cards}) else {}
+    facts = {name: [card.facts() for card in profile_cards(spec) if sits_in(card, pools) == group] for name, spec in ensembles.items()}
+    return {"profiles": found} if (found := {name: cards for name, cards in facts.items() if cards}) else {}
 
 
 def _spec(card: EnsembleCard, config: ServeConfig) -> ScoringSpec:

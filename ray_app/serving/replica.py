@@ -1,7 +1,7 @@
-"""Detectors that share a process, ready to be asked: prepared images in, what they say out. Knows no HTTP and no Ray.
+"""Detectors that share a process: a `DetectorGroup` takes prepared images (`ScoreRequest`) and gives scores (`ScoreResponse`).
 
-A group answers for its own detectors, as one generation of ensembles has them. Asked for others, it offers its generation instead, and the
-ingress follows: so an update needs no order among replicas, and no answer mixes detectors of two generations.
+A group answers for its own detectors, as one release of ensembles has them. For another release it offers its own instead, and the
+ingress follows: so an update needs no order among replicas, and no answer mixes detectors of two releases.
 """
 
 import io
@@ -28,7 +28,6 @@ from ray_app.serving.release import Release, groups_of, load_generation
 
 if TYPE_CHECKING:
     from ray_app.inference.scorer import EnsembleScorer
-
 
 MOST_SILENT = 20
 _log = logging.getLogger(__name__)
@@ -65,9 +64,14 @@ class ScoreResponse:
 
 @dataclass(frozen=True)
 class Offer:
-    """The group has other detectors than it was asked for: those of this generation."""
+    """The group has other detectors than requested: those of this generation."""
 
     generation: Release
+
+
+def looks(spec: ScoringSpec, group: str) -> tuple[Preprocessing, ...]:
+    """The distinct preprocessings of a group's detectors, in their order."""
+    return tuple(dict.fromkeys(spec.cards[name].preprocessing for name in pool_of(spec, group)))
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ class DetectorGroup:
         return self._ready.generation
 
     def load(self, config: ServeConfig) -> Release:
-        """Load what `config` asks for and score a golden image; only then does it replace what was loaded before.
+        """Load what `config` requests and score a golden image; only then does it replace what was loaded before.
 
         Both are in memory for a moment. Raises ConfigError and DetectorError, and then nothing changed.
         """
@@ -121,11 +125,11 @@ class DetectorGroup:
         return answers
 
     def profile(self, asks: Sequence[ProfileAsk]) -> list[Profiled | Offer]:
-        """One answer per ask, in order: generators and words, by the profiles of the ensembles that are asked for."""
+        """One answer per ask, in order: generators and words, by the profiles of the ensembles that are requested."""
         loaded = self._ready
         ours = loaded.generation.groups[self.name]
-        said = iter(loaded.profilers.say([ask for ask in asks if ask.group == ours]))
-        return [next(said) if ask.group == ours else Offer(loaded.generation) for ask in asks]
+        found = iter(loaded.profilers.say([ask for ask in asks if ask.group == ours]))
+        return [next(found) if ask.group == ours else Offer(loaded.generation) for ask in asks]
 
     def check_health(self) -> None:
         """Raises DetectorError after 20 images without any score, one after another: then it is not the images."""
@@ -137,11 +141,6 @@ class DetectorGroup:
         if self._loaded is None:
             raise DetectorError(f"{self.name}: nothing is loaded yet")
         return self._loaded
-
-
-def looks(spec: ScoringSpec, group: str) -> tuple[Preprocessing, ...]:
-    """The distinct preprocessings of a group's detectors, in their order."""
-    return tuple(dict.fromkeys(spec.cards[name].preprocessing for name in pool_of(spec, group)))
 
 
 def pool_of(spec: ScoringSpec, group: str) -> tuple[str, ...]:

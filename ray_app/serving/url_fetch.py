@@ -1,6 +1,6 @@
-"""Images by URL, without becoming a way into our own network. Knows HTTP and what this endpoint asks; knows no image, no route, no job.
+"""Images by URL, without becoming a way into our own network: `GuardedFetcher`.
 
-Which addresses are asked is the guard's to say (`storage.guarding`). Redirects come back here, as new URLs.
+Which addresses are allowed is the guard's decision (`storage.ssrf`). Redirects come back here, as new URLs.
 """
 
 import asyncio
@@ -46,7 +46,7 @@ class GuardedFetcher:
 
         Raises Refusal (`url_refused`), SourceError (a `source_*` status), or InputError (`image_too_large`).
         """
-        with _in_our_words():
+        with _translated():
             async with asyncio.timeout(self._rules.total_timeout_s), self._session() as session:
                 target = self._checked(url)
                 for _ in range(self._rules.max_redirects + 1):
@@ -62,7 +62,7 @@ class GuardedFetcher:
 
         Raises Refusal (`url_refused`) or SourceError (a `source_*` status).
         """
-        with _in_our_words():
+        with _translated():
             async with (
                 asyncio.timeout(self._rules.total_timeout_s),
                 self._session() as session,
@@ -71,7 +71,7 @@ class GuardedFetcher:
                 return answer.status
 
     def check(self, url: str) -> None:
-        """Raises Refusal (`url_refused`) where the text of a URL alone says that it will never be asked; looks nothing up."""
+        """Raises Refusal (`url_refused`) where the text of a URL alone says that it will never be fetched; resolves nothing."""
         self._checked(url)
 
     def _session(self) -> aiohttp.ClientSession:
@@ -100,7 +100,7 @@ class GuardedFetcher:
         """The body, cut at `max_bytes` whatever its Content-Length says."""
         _check_status(answer.status)
         if answer.headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
-            # We asked for it as it is; an image gains nothing by it, and what it unpacks to is unknown until it is unpacked.
+            # We requested it as it is; an image gains nothing by it, and what it unpacks to is unknown until it is unpacked.
             raise Refusal("url_refused", "its server compresses what it sends, though asked not to")
         body, announced = bytearray(), answer.content_length or 0
         if announced > self._max_bytes:
@@ -147,8 +147,8 @@ def _check_status(status: int) -> None:
 
 
 @contextmanager
-def _in_our_words() -> Iterator[None]:
-    """Foreign exceptions → ours; no word of theirs, which name addresses. Refused, unreachable and silent are told in the same words."""
+def _translated() -> Iterator[None]:
+    """Foreign exceptions → ours; no word of theirs, which name addresses. Refused, unreachable and silent get the same message."""
     try:
         yield
     except UrlRefused as refused:

@@ -1,12 +1,6 @@
-"""A recipe: everything that decides what a training learns, from YAML. No torch: a recipe is read in milliseconds.
+"""A training's settings: `TrainConfig` is a `Recipe` and where it runs.
 
-Where and on how many machines it runs is not here (ray_app.training.config): the same recipe gives the same steps on any cluster.
-
-A training run: a recipe, and where it runs. What is here and not in the recipe changes no result, only time and place.
-
-The section `identify` of a recipe: a head over generators on a detector's embeddings. No torch: read in milliseconds.
-
-The section `describe` of a recipe: a predictor of prompts. No torch: read in milliseconds.
+The recipe is everything that decides the result: the same one gives the same steps on any cluster. Imports no torch.
 """
 
 from collections.abc import Mapping
@@ -24,65 +18,34 @@ from ray_app.metrics import FIGURES
 from ray_app.storage import UNGUARDED
 from ray_app.transforms.policy import Augmentation
 
-
-class Identify(Frozen):
-    """Which generators are told apart, how, and when none is named.
-
-    `level`: classes are generators by the names of configs/generators.yaml (a name that is not there is its own class), or families.
-    `families`: of generators that are not listed there. `held_out`: generators, by name or family, that nothing is fitted on; in the test
-    split they are the unknown ones. `reals`: real images are a class, `real`; else they are left out, and the test says how many are
-    given a generator. `head`: `linear` is scikit-learn's multinomial logistic regression, `cosine` compares directions alone. `balanced`:
-    every class weighs the same. `c`: the inverse strength of the penalty, for embeddings that are centred and scaled; null = of 1, 10,
-    … 10,000 the one that folds by group choose. `most`: images per class that are drawn for training, null = all. A class of fewer
-    than `fewest` training images is refused, or with `rare: leave-out` is no class. `open_set` and `abstains`: see
-    `profiling.cards.OpenSet`; `abstains: 0` names every image.
-    """
-
-    level: Literal["generator", "family"] = "generator"
-    families: Mapping[str, str] = {}
-    held_out: tuple[str, ...] = ()
-    reals: bool = False
-    head: Literal["linear", "cosine"] = "linear"
-    open_set: Literal["energy", "distance"] = "energy"
-    abstains: float = Field(default=0.05, ge=0, lt=0.5)
-    balanced: bool = True
-    c: float | None = Field(default=None, gt=0)
-    most: int | None = Field(default=None, ge=1)
-    fewest: int = Field(default=10, ge=5)
-    rare: Literal["refuse", "leave-out"] = "refuse"
-
-
-class Describe(Frozen):
-    """Which of the tiers is made (see `profiling.cards.DescriberCard`), of what size, and how it searches.
-
-    `retrieval` keeps the embeddings of the training images with their prompts; `prefix` learns from the same embeddings, `captioner` from
-    pixels: as `preprocessing` says or, where that is null, as `start` or else the recipe's detector is given them. `architecture`: as on
-    a describer's card, without what the tokenizer decides: for prefix `{config: …}` of GPT-2, for captioner `{model: …, config: …}`.
-    `start`: a describer's card, shipped or a path, to begin with instead: its architecture, tokenizer, weights and prefix. `vocabulary`:
-    at most so many tokens of a byte-level BPE tokenizer that is trained on the training prompts, where no `start` brings one.
-    """
-
-    tier: Literal["retrieval", "prefix", "captioner"] = "prefix"
-    start: str | None = None
-    architecture: Mapping[str, Any] = {}
-    preprocessing: Preprocessing | None = None
-    vocabulary: int = Field(default=8000, ge=258)
-    prefix: int = Field(default=10, ge=1)
-    beams: int = Field(default=3, ge=1)
-    no_repeat: int = Field(default=3, ge=0)
-    most_tokens: int = Field(default=77, ge=1)
-
-    @model_validator(mode="after")
-    def _has_a_network(self) -> "Describe":
-        if self.tier != "retrieval" and bool(self.architecture) == bool(self.start):
-            raise ValueError(f"give one of architecture and start (tier: {self.tier})")
-        if self.tier == "retrieval" and (self.architecture or self.start):
-            raise ValueError("retrieval has no network: leave out architecture and start")
-        return self
-
-
 PROFILING = ("identify", "describe")
 """Methods that fit something beside a detector to what it makes of images; their data need not hold reals."""
+
+
+class Workers(Frozen):
+    """The processes that train: `count` of them, each with `cpus`, `gpus` and `loaders` processes that read, decode and augment for it.
+
+    `least`: with fewer nodes than asked for, as after a loss, training goes on with at least so many (elastic); null = all of `count`.
+    """
+
+    count: int = Field(default=1, ge=1)
+    least: int | None = Field(default=None, ge=1)
+    cpus: float | None = Field(default=None, gt=0, description="null = 1 beside a GPU, else what the loaders leave")
+    gpus: float | None = Field(default=None, ge=0, description="null = 1 where the cluster has GPUs")
+    loaders: int | None = Field(default=None, ge=1, description="null = as many as the cores that are left")
+    strategy: Literal["ddp", "fsdp2"] = "ddp"
+
+
+class FaultTolerance(Frozen):
+    """What is kept for the case that something dies."""
+
+    checkpoint_every: int | None = Field(
+        default=None, ge=1, description="steps between checkpoints beside those of validations; null = those alone"
+    )
+    keep: int = Field(default=2, ge=1, description="checkpoints kept: the best by the metric, and always the last")
+    max_failures: int = Field(default=8, ge=-1, description="losses of workers after which training gives up; -1 = never")
+    max_bad_fraction: float = Field(default=0.05, ge=0, le=1, description="more unreadable images than this end the training")
+    record_samples: bool = Field(default=False, description="write which images each step saw, to samples/")
 
 
 class Initial(Frozen):
@@ -198,6 +161,62 @@ class Export(Frozen):
     notes: tuple[str, ...] = ()
 
 
+class Identify(Frozen):
+    """Which generators are told apart, how, and when none is named.
+
+    `level`: classes are generators by the names of configs/generators.yaml (a name that is not there is its own class), or families.
+    `families`: of generators that are not listed there. `held_out`: generators, by name or family, that nothing is fitted on; in the test
+    split they are the unknown ones. `reals`: real images are a class, `real`; else they are left out, and the test says how many are
+    given a generator. `head`: `linear` is scikit-learn's multinomial logistic regression, `cosine` compares directions alone. `balanced`:
+    every class weighs the same. `c`: the inverse strength of the penalty, for embeddings that are centred and scaled; null = of 1, 10,
+    … 10,000 the one that folds by group choose. `most`: images per class that are drawn for training, null = all. A class of fewer
+    than `fewest` training images is refused, or with `rare: leave-out` is no class. `open_set` and `abstains`: see
+    `profiling.cards.OpenSet`; `abstains: 0` names every image.
+    """
+
+    level: Literal["generator", "family"] = "generator"
+    families: Mapping[str, str] = {}
+    held_out: tuple[str, ...] = ()
+    reals: bool = False
+    head: Literal["linear", "cosine"] = "linear"
+    open_set: Literal["energy", "distance"] = "energy"
+    abstains: float = Field(default=0.05, ge=0, lt=0.5)
+    balanced: bool = True
+    c: float | None = Field(default=None, gt=0)
+    most: int | None = Field(default=None, ge=1)
+    fewest: int = Field(default=10, ge=5)
+    rare: Literal["refuse", "leave-out"] = "refuse"
+
+
+class Describe(Frozen):
+    """Which of the tiers is made (see `profiling.cards.DescriberCard`), of what size, and how it searches.
+
+    `retrieval` keeps the embeddings of the training images with their prompts; `prefix` learns from the same embeddings, `captioner` from
+    pixels: as `preprocessing` says or, where that is null, as `start` or else the recipe's detector is given them. `architecture`: as on
+    a describer's card, without what the tokenizer decides: for prefix `{config: …}` of GPT-2, for captioner `{model: …, config: …}`.
+    `start`: a describer's card, shipped or a path, to begin with instead: its architecture, tokenizer, weights and prefix. `vocabulary`:
+    at most so many tokens of a byte-level BPE tokenizer that is trained on the training prompts, where no `start` brings one.
+    """
+
+    tier: Literal["retrieval", "prefix", "captioner"] = "prefix"
+    start: str | None = None
+    architecture: Mapping[str, Any] = {}
+    preprocessing: Preprocessing | None = None
+    vocabulary: int = Field(default=8000, ge=258)
+    prefix: int = Field(default=10, ge=1)
+    beams: int = Field(default=3, ge=1)
+    no_repeat: int = Field(default=3, ge=0)
+    most_tokens: int = Field(default=77, ge=1)
+
+    @model_validator(mode="after")
+    def _has_a_network(self) -> "Describe":
+        if self.tier != "retrieval" and bool(self.architecture) == bool(self.start):
+            raise ValueError(f"give one of architecture and start (tier: {self.tier})")
+        if self.tier == "retrieval" and (self.architecture or self.start):
+            raise ValueError("retrieval has no network: leave out architecture and start")
+        return self
+
+
 class Recipe(Frozen):
     """What is trained, from what, on what, how, and what becomes of it.
 
@@ -235,32 +254,6 @@ class Recipe(Frozen):
         if self.loss.twins and (self.loop.micro_batch or 2) % 2:
             raise ValueError(f"loop.micro_batch {self.loop.micro_batch} cuts pairs of twins apart: make it even")
         return self
-
-
-class Workers(Frozen):
-    """The processes that train: `count` of them, each with `cpus`, `gpus` and `loaders` processes that read, decode and augment for it.
-
-    `least`: with fewer nodes than asked for, as after a loss, training goes on with at least so many (elastic); null = all of `count`.
-    """
-
-    count: int = Field(default=1, ge=1)
-    least: int | None = Field(default=None, ge=1)
-    cpus: float | None = Field(default=None, gt=0, description="null = 1 beside a GPU, else what the loaders leave")
-    gpus: float | None = Field(default=None, ge=0, description="null = 1 where the cluster has GPUs")
-    loaders: int | None = Field(default=None, ge=1, description="null = as many as the cores that are left")
-    strategy: Literal["ddp", "fsdp2"] = "ddp"
-
-
-class FaultTolerance(Frozen):
-    """What is kept for the case that something dies."""
-
-    checkpoint_every: int | None = Field(
-        default=None, ge=1, description="steps between checkpoints beside those of validations; null = those alone"
-    )
-    keep: int = Field(default=2, ge=1, description="checkpoints kept: the best by the metric, and always the last")
-    max_failures: int = Field(default=8, ge=-1, description="losses of workers after which training gives up; -1 = never")
-    max_bad_fraction: float = Field(default=0.05, ge=0, le=1, description="more unreadable images than this end the training")
-    record_samples: bool = Field(default=False, description="write which images each step saw, to samples/")
 
 
 class TrainConfig(Recipe):

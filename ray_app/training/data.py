@@ -1,4 +1,4 @@
-"""Before the first step: the labelled rows of each split, which rows each step sees, weights to begin with, and the job made of it all."""
+"""Before the first step: `prepare_data` has the labelled rows of each split, `make_job` the job that the workers get."""
 
 import hashlib
 import json
@@ -28,6 +28,14 @@ from ray_app.transforms.policy import RealStatistics, load_statistics, save_stat
 SPLITS = "splits.json"
 STATISTICS = "real_statistics.npz"
 MEASURED_REALS = 2000
+
+
+def milestones(order: SampleOrder, total: int, every: int | None) -> frozenset[int]:
+    """The steps after which the network is judged: every so many or, with null, at the end of each epoch; and the last."""
+    if every is not None:
+        return frozenset([*range(every, total, every), total])
+    epochs = int(total * order.batch / order.rows_per_epoch)
+    return frozenset([*(order.steps(epoch) for epoch in range(1, epochs + 1) if order.steps(epoch) < total), total])
 
 
 @dataclass(frozen=True)
@@ -104,14 +112,6 @@ def opener(out: Store, each: Each, guards: list[Guard]) -> Callable[[DatasetSour
         return rows
 
     return open_source
-
-
-def milestones(order: SampleOrder, total: int, every: int | None) -> frozenset[int]:
-    """The steps after which the network is judged: every so many or, with null, at the end of each epoch; and the last."""
-    if every is not None:
-        return frozenset([*range(every, total, every), total])
-    epochs = int(total * order.batch / order.rows_per_epoch)
-    return frozenset([*(order.steps(epoch) for epoch in range(1, epochs + 1) if order.steps(epoch) < total), total])
 
 
 def make_job(config: TrainConfig, card: DetectorCard, out: Store, layout: TrainingLayout, prepared: PreparedTraining) -> TrainingJob:

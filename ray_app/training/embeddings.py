@@ -1,13 +1,11 @@
-"""The embeddings of a training's images, by any detector whose head takes one vector per image. Ray Data computes, files keep.
+"""The embeddings of a training's images, by any detector whose head takes one vector per image: computed on Ray Data, kept in files.
 
     compute_embeddings(job, {"train": None, "validation": rows})     # a Ray Data actor pool; null = all rows of the split
     found = kept_embeddings(job.out, "train")                        # no Ray: Embeddings(vectors (n, d) float32, labels, rows)
     prompts = column_of(job.rows("train"), found.rows, "prompt")     # a label column of the same images
 
 A block of `loop.batch` images is one file, `features/SPLIT/NUMBER.npz`: whatever was interrupted computes no block again. Training images
-are seen as the recipe's augmentation changes them, once; those of other splits as they are, as scoring would see them. What cannot be
-read has no row. By default the detector is the one that `touchstone score` loads for `job.card`, so that an embedding here is one there
-(`detectors.embeddings.embedding_facts` says what decides it); `make` gives another one, as a linear probe has it.
+are seen as the recipe's augmentation changes them, once; those of other splits as scoring would see them. What cannot be read has no row.
 """
 
 import io

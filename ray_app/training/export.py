@@ -1,12 +1,7 @@
-"""From a finished training to a detector: a card, and weights that `score`, `serve`, timm and transformers take with no further step.
+"""A finished training as a detector: `export` writes a card, and weights that `score`, `serve`, timm and transformers load.
 
-Knows networks, recipes, figures and cards. Knows nothing about how the training ran, or who is told.
-
-Which licence a trained card has: that of the weights it began from, or of its data, whichever allows less.
-
-Knows recipes, cards and words of licences. Knows no law: what is inherited is written down for a person to judge.
-
-What was measured, as a card says it: one line per figure, with n and the 95 % interval. Knows figures and cards; computes nothing.
+`inherited` is the licence of the card, the strictest of initial weights and data, for a person to judge; `card_figures` what was measured,
+one line per figure with n and the 95 % interval.
 """
 
 import glob
@@ -33,10 +28,10 @@ from ray_app.training.config import Recipe
 from ray_app.training.onnx import ONNX, export_onnx, onnx_parity
 from ray_app.training.weight_files import WEIGHTS, size_of, write_weights
 
+CARD = "card.yaml"
+_DECIDES_SIZE = {"family", "architecture", "backbone", "preprocessing", "output"}
 Terms = Literal["permissive", "restricted", "non-commercial", "research-only", "none-stated"]
-
 STRICTNESS: tuple[Terms, ...] = ("permissive", "restricted", "non-commercial", "research-only", "none-stated")
-
 # The first that is found decides; what none of them knows is `restricted`: terms of its own, to be read.
 _TOLD_BY: tuple[tuple[Terms, str], ...] = (
     ("none-stated", r"^\s*(none|unknown)?\s*$|\b(none|not|no licen[cs]e) (stated|known|published|given)\b"),
@@ -44,64 +39,7 @@ _TOLD_BY: tuple[tuple[Terms, str], ...] = (
     ("non-commercial", r"\bNC\b|\bnon-?commercial\b"),
     ("permissive", r"\b(MIT|BSD|ISC|Apache|CC0|CC[ -]BY|ODC-BY|CDLA-Permissive|Unlicense|public domain|our own)\b"),
 )
-
-
-class Inherited(NamedTuple):
-    """The card's licence, its terms, and which parts it is from."""
-
-    licence: str
-    terms: Terms
-    note: str
-
-
-class _Part(NamedTuple):
-    what: str
-    licence: str
-    terms: Terms
-
-
-def terms_of(licence: str) -> Terms:
-    """The terms that a licence's name tells: `CC BY-NC 4.0` is non-commercial, an unknown name restricted, an empty one none-stated."""
-    return next((terms for terms, words in _TOLD_BY if re.search(words, licence, re.IGNORECASE)), "restricted")
-
-
-def inherited(recipe: Recipe, card: DetectorCard) -> Inherited:
-    """The strictest of what the network began from, of its backbone and of the data; of equals the first.
-
-    A network that begins at random inherits nothing from the card's weights. Data whose licence the recipe leaves out add nothing but
-    the note that says so. `export.licence` in the recipe replaces the name and, by it, the terms.
-    """
-    parts = _parts(recipe, card)
-    strictest = max(parts, key=lambda part: STRICTNESS.index(part.terms), default=_Part("nothing", "not stated", "permissive"))
-    told = "; ".join(f"{part.what}: {part.licence}" for part in parts)
-    if recipe.data.licence is None:
-        told = "; ".join(filter(None, (told, "the training data's licence is not stated")))
-    if recipe.export.licence is not None:
-        given = recipe.export.licence
-        return Inherited(given, terms_of(given), f"As the recipe states it. {told}")
-    return Inherited(strictest.licence, strictest.terms, f"Inherited, the strictest of: {told}" if len(parts) > 1 else told)
-
-
-def _parts(recipe: Recipe, card: DetectorCard) -> list[_Part]:
-    parts = []
-    if recipe.initial.start == "card":
-        parts.append(_Part(f"initial weights, {card.name}", card.licence, card.terms))
-    elif recipe.initial.start == "pretrained":
-        stated = recipe.initial.licence
-        parts.append(
-            _Part(f"initial weights, of {card.name}", card.licence, card.terms)
-            if stated is None
-            else _Part("initial weights", stated, terms_of(stated))
-        )
-    if card.backbone is not None:
-        parts.append(_Part(f"backbone, {card.backbone.name}", card.backbone.licence, terms_of(card.backbone.licence)))
-    if recipe.data.licence is not None:
-        parts.append(_Part("training data", recipe.data.licence, terms_of(recipe.data.licence)))
-    return parts
-
-
 MOST_GENERATORS = 40  # beyond it a card would be a table of thousands of rows; metrics.json has them all
-
 # The keys of `metrics.detection_figures` and `pixel_figures` (whose `n` counts masks), as cards call them, and which images they are of.
 # `at 0` means: fake above log-odds 0.
 _IN_WORDS = {
@@ -115,44 +53,6 @@ _IN_WORDS = {
     "pixel_f1": ("pixel F1", "masks"),
     "pixel_iou": ("pixel IoU", "masks"),
 }
-
-
-def card_figures(
-    figures: Mapping[str, Any], where: str, source: str, note: str | None = None, *, each_generator: bool = True
-) -> tuple[PublishedFigure, ...]:
-    """The figures of one split under the name `where`, and those of each generator where there are at most 40; absent ones left out."""
-    told = list(_overall(figures, where, note))
-    if each_generator and len(figures["generators"]) <= MOST_GENERATORS:
-        told += _of_generators(figures["generators"], where, note)
-    return tuple(PublishedFigure(verified=True, source=source, **figure) for figure in told)
-
-
-def _overall(figures: Mapping[str, Any], where: str, note: str | None) -> Iterator[dict[str, Any]]:
-    counts = {"all": figures["n_real"] + figures["n_fake"], "fake": figures["n_fake"], "masks": figures.get("n")}
-    for key, (metric, of) in _IN_WORDS.items():
-        if figures.get(key) is not None:
-            yield _figure(where, metric, figures[key], counts[of], _note(figures.get(f"{key}_interval"), note))
-
-
-def _of_generators(generators: Mapping[str, Mapping[str, Any]], where: str, note: str | None) -> Iterator[dict[str, Any]]:
-    for name, own in generators.items():
-        if own.get("auc") is not None and own["label"] == "fake":
-            yield _figure(f"{where}, {name}", "AUC against all reals", own["auc"], own["n"], _note(own["auc_interval"], note))
-        metric = "tpr" if own["label"] == "fake" else "tnr"
-        yield _figure(f"{where}, {name}", f"{metric.upper()} at 0", own[metric], own["n"], _note(own["interval"], note))
-
-
-def _figure(where: str, metric: str, value: float, n: int | None, note: str | None) -> dict[str, Any]:
-    return {"set": where, "metric": metric, "value": round(float(value), 4), "n": n, "note": note}
-
-
-def _note(interval: Sequence[float] | None, further: str | None) -> str | None:
-    told = None if interval is None else f"95 % interval {interval[0]:.3f} to {interval[1]:.3f}"
-    return "; ".join(filter(None, (told, further))) or None
-
-
-CARD = "card.yaml"
-_DECIDES_SIZE = {"family", "architecture", "backbone", "preprocessing", "output"}
 
 
 @dataclass(frozen=True)
@@ -179,7 +79,7 @@ class TrainedDetector:
 
 
 def export(out: Store, made: TrainedDetector) -> DetectorCard:
-    """Write weights, what their libraries need beside them, `model.onnx` if the recipe asks, and last `card.yaml`; returns the card.
+    """Write weights, what their libraries need beside them, `model.onnx` if the recipe requests it, and last `card.yaml`; returns the card.
 
     Everything is made in a temporary folder first and loaded back there, so that what appears in `out` is what was trained. Raises
     DetectorError where the network is not the one that the card describes, or cannot go to ONNX; StorageError.
@@ -329,3 +229,91 @@ def _duration(seconds: float) -> str:
     return (
         f"{seconds / 3600:.1f} hours" if seconds >= 5400 else f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{seconds:.0f} seconds"
     )
+
+
+class Inherited(NamedTuple):
+    """The card's licence, its terms, and which parts it is from."""
+
+    licence: str
+    terms: Terms
+    note: str
+
+
+class _Part(NamedTuple):
+    what: str
+    licence: str
+    terms: Terms
+
+
+def terms_of(licence: str) -> Terms:
+    """The terms that a licence's name tells: `CC BY-NC 4.0` is non-commercial, an unknown name restricted, an empty one none-stated."""
+    return next((terms for terms, words in _TOLD_BY if re.search(words, licence, re.IGNORECASE)), "restricted")
+
+
+def inherited(recipe: Recipe, card: DetectorCard) -> Inherited:
+    """The strictest of what the network began from, of its backbone and of the data; of equals the first.
+
+    A network that begins at random inherits nothing from the card's weights. Data whose licence the recipe leaves out add nothing but
+    the note that says so. `export.licence` in the recipe replaces the name and, by it, the terms.
+    """
+    parts = _parts(recipe, card)
+    strictest = max(parts, key=lambda part: STRICTNESS.index(part.terms), default=_Part("nothing", "not stated", "permissive"))
+    message = "; ".join(f"{part.what}: {part.licence}" for part in parts)
+    if recipe.data.licence is None:
+        message = "; ".join(filter(None, (message, "the training data's licence is not stated")))
+    if recipe.export.licence is not None:
+        given = recipe.export.licence
+        return Inherited(given, terms_of(given), f"As the recipe states it. {message}")
+    return Inherited(strictest.licence, strictest.terms, f"Inherited, the strictest of: {message}" if len(parts) > 1 else message)
+
+
+def _parts(recipe: Recipe, card: DetectorCard) -> list[_Part]:
+    parts = []
+    if recipe.initial.start == "card":
+        parts.append(_Part(f"initial weights, {card.name}", card.licence, card.terms))
+    elif recipe.initial.start == "pretrained":
+        stated = recipe.initial.licence
+        parts.append(
+            _Part(f"initial weights, of {card.name}", card.licence, card.terms)
+            if stated is None
+            else _Part("initial weights", stated, terms_of(stated))
+        )
+    if card.backbone is not None:
+        parts.append(_Part(f"backbone, {card.backbone.name}", card.backbone.licence, terms_of(card.backbone.licence)))
+    if recipe.data.licence is not None:
+        parts.append(_Part("training data", recipe.data.licence, terms_of(recipe.data.licence)))
+    return parts
+
+
+def card_figures(
+    figures: Mapping[str, Any], where: str, source: str, note: str | None = None, *, each_generator: bool = True
+) -> tuple[PublishedFigure, ...]:
+    """The figures of one split under the name `where`, and those of each generator where there are at most 40; absent ones left out."""
+    found = list(_overall(figures, where, note))
+    if each_generator and len(figures["generators"]) <= MOST_GENERATORS:
+        found += _of_generators(figures["generators"], where, note)
+    return tuple(PublishedFigure(verified=True, source=source, **figure) for figure in found)
+
+
+def _overall(figures: Mapping[str, Any], where: str, note: str | None) -> Iterator[dict[str, Any]]:
+    counts = {"all": figures["n_real"] + figures["n_fake"], "fake": figures["n_fake"], "masks": figures.get("n")}
+    for key, (metric, of) in _IN_WORDS.items():
+        if figures.get(key) is not None:
+            yield _figure(where, metric, figures[key], counts[of], _note(figures.get(f"{key}_interval"), note))
+
+
+def _of_generators(generators: Mapping[str, Mapping[str, Any]], where: str, note: str | None) -> Iterator[dict[str, Any]]:
+    for name, own in generators.items():
+        if own.get("auc") is not None and own["label"] == "fake":
+            yield _figure(f"{where}, {name}", "AUC against all reals", own["auc"], own["n"], _note(own["auc_interval"], note))
+        metric = "tpr" if own["label"] == "fake" else "tnr"
+        yield _figure(f"{where}, {name}", f"{metric.upper()} at 0", own[metric], own["n"], _note(own["interval"], note))
+
+
+def _figure(where: str, metric: str, value: float, n: int | None, note: str | None) -> dict[str, Any]:
+    return {"set": where, "metric": metric, "value": round(float(value), 4), "n": n, "note": note}
+
+
+def _note(interval: Sequence[float] | None, further: str | None) -> str | None:
+    message = None if interval is None else f"95 % interval {interval[0]:.3f} to {interval[1]:.3f}"
+    return "; ".join(filter(None, (message, further))) or None

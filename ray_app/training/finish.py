@@ -1,12 +1,7 @@
-"""From a finished training to what is handed out: the best checkpoint judged once more, the card, figures, scores and the report.
+"""The results of a finished training: `finish` judges the best checkpoint once more and writes card, figures, scores and report.
 
-Every file can be written again by the same command; `metrics.json` comes last and says that all is there.
-
-Putting a finished detector where others find it: any fsspec URL, or a repository of models on the Hugging Face hub.
-
-Knows which files of a training's folder make the detector. Knows nothing of what is in them.
-
-One line that says how far a training is: step, loss, rate, images per second, what is left. Fed from the board.
+Every file can be written again by the same command; `metrics.json` comes last and says that all is there. `push` copies the detector to
+any fsspec URL or to the Hugging Face hub. `TrainingProgress` is the progress line.
 """
 
 import io
@@ -39,6 +34,13 @@ from ray_app.training.validate import Verdicts, is_better, judge_splits, on_chec
 METRICS = "metrics.json"
 PROBE = "probe.json"  # of a linear probe alone
 MOST_POINTS = 500  # of a curve in the report
+# What is for others. The run's own state (train.json, checkpoints, scores, which may name places and people) stays where it is.
+_CARDS = ("card.yaml", "identifier.yaml", "describer.yaml")
+PUSHED = ("config.json", "preprocessor_config.json", "model.onnx", "metrics.json", "report.html", *_CARDS)
+_WEIGHTS = (".safetensors", ".pth", ".pt")
+_HUB = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)/?")
+_CHUNK_BYTES = 2**26
+_SHOWN = (("loss", "loss {:.4f}"), ("rate", "rate {:.2e}"), ("images_per_s", "{:,.1f} img/s"))
 
 
 def best_checkpoint(job: TrainingJob) -> tuple[CheckpointEntry, float]:
@@ -195,14 +197,6 @@ def _write_lines(out: Store, name: str, lines: Iterator[Mapping[str, Any]]) -> N
         out.write_file(name, path)
 
 
-# What is for others. The run's own state (train.json, checkpoints, scores, which may name places and people) stays where it is.
-_CARDS = ("card.yaml", "identifier.yaml", "describer.yaml")
-PUSHED = ("config.json", "preprocessor_config.json", "model.onnx", "metrics.json", "report.html", *_CARDS)
-_WEIGHTS = (".safetensors", ".pth", ".pt")
-_HUB = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)/?")
-_CHUNK_BYTES = 2**26
-
-
 def push(folder: str | Path, target: str) -> str:
     """Copy card, weights, metrics and report from a training's folder (any fsspec URL) to `target`; returns where they are now.
 
@@ -257,9 +251,6 @@ def _here(source: Store, name: str, scratch: Path) -> Path:
         for start in range(0, size, _CHUNK_BYTES):
             sink.write(source.read_range(name, start, min(start + _CHUNK_BYTES, size)))
     return path
-
-
-_SHOWN = (("loss", "loss {:.4f}"), ("rate", "rate {:.2e}"), ("images_per_s", "{:,.1f} img/s"))
 
 
 class TrainingProgress(Progress):

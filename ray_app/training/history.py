@@ -1,11 +1,7 @@
-"""What a worker notes while it trains, kept in files that are named by the step they begin at.
+"""What a training reports: `HistoryWriter` keeps each step's figures in files, `ProgressBoard` carries progress and stop to the driver.
 
-Such a file is written with a checkpoint and covers the steps since the one before. Who starts again from step s removes the files that
-begin at s or later and writes them anew: so nothing stands twice, however often a part of a training is repeated.
-
-The one place where workers tell the driver how far they are and hear whether to stop: a small actor on the driver's node.
-
-A worker tells without waiting; the driver asks twice a second. Nothing that a result depends on goes through here.
+A history file is named by the step that it begins at and written with a checkpoint. Who resumes from step s removes the files that
+begin at s or later: nothing stands twice, however often a part is repeated. No result depends on the board.
 """
 
 import json
@@ -27,6 +23,7 @@ from ray_app.storage import Store
 HISTORY, SAMPLES, UNREADABLE, TENSORBOARD = "history", "samples", "unreadable", "tensorboard"
 _EVENTS = "events.out.tfevents."
 Line = Mapping[str, Any]
+_NODE = "ray.io/node-id"  # the label that every node has
 
 
 class HistoryWriter:
@@ -89,12 +86,9 @@ def event_bytes(lines: Iterable[Line], prefix: str) -> bytes:
         return next(Path(folder).iterdir()).read_bytes()
 
 
-_NODE = "ray.io/node-id"  # the label that every node has
-
-
 @dataclass(frozen=True)
 class ProgressReport:
-    """What the driver reads: the last figures of rank 0, how many steps this session has made, how often judging said that it goes on,
+    """What the driver reads: the last figures of rank 0, how many steps this session has made, how often validation showed a sign of life,
     and what ended it all, if anything did.
     """
 
@@ -104,12 +98,12 @@ class ProgressReport:
     failure: bytes | None = None
 
     def error(self) -> TouchstoneError | None:
-        """What a worker said no repetition would help."""
+        """The error of a worker that no repetition would help."""
         return None if self.failure is None else pickle.loads(self.failure)  # noqa: S301  (made by a worker of this session)
 
 
 class ProgressBoard:
-    """The actor itself; `tell` answers whether training is asked to save and stop."""
+    """The actor itself; `tell` returns whether training is to save and stop."""
 
     def __init__(self) -> None:
         self._told = ProgressReport({})
@@ -117,7 +111,7 @@ class ProgressBoard:
         self._controller: Any = None
 
     def tell(self, figures: dict[str, Any], steps: int) -> bool:
-        """Rank 0's figures, and how many steps it made since it last told."""
+        """Rank 0's figures, and how many steps it made since its last report."""
         self._told = replace(self._told, figures=figures, steps=self._told.steps + steps)
         return self._stop
 
@@ -143,7 +137,7 @@ class ProgressBoard:
         self._stop = True
 
     def read(self) -> ProgressReport:
-        """All that was told."""
+        """All reports so far."""
         return self._told
 
 

@@ -1,11 +1,7 @@
-"""What every process of one training session is given: the recipe, where its results go, and references to what is shared.
+"""A training session as its processes get it: `TrainingJob` (small, picklable, references to shared objects); `plan_workers` lays it out.
 
-Knows no Ray call but reading a shared object; everything here is small and picklable.
-
-Which processes a training has and what each asks of Ray, from the resources of a cluster. Arithmetic alone.
-
-Every request is stated and their sum stays below what there is: a request that never fits waits for ever and says nothing
-(specs/ray.md §E3). What a process asks for is a share for Ray's books; how many threads it computes with is stated beside it.
+The sum of all requests stays below what the cluster has: a request that never fits waits for ever without a message (specs/ray.md §E3).
+A process's CPUs are a share for Ray's books; how many threads it computes with is stated beside it.
 """
 
 import math

@@ -1,7 +1,7 @@
-"""The linear probe: features of every training image once, by a frozen backbone, and a head that scikit-learn fits to all of them.
+"""The linear probe: `probe` fits scikit-learn's head to features of every training image, computed once by a frozen backbone.
 
-What comes out is a checkpoint like that of any training, so judging, calibration and export are the same. Features are kept in
-`features/`, block by block (ray_app.training.embeddings): a probe that was interrupted computes no block again.
+What comes out is a checkpoint like that of any training. Features are kept in `features/`, block by block: an interrupted probe computes
+no block again.
 """
 
 import json

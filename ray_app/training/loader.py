@@ -1,4 +1,4 @@
-"""Rows of a labelled table → batches of arrays: read, decoded, augmented, brought to the network's size. Knows no torch and no Ray.
+"""Rows of a labelled table → batches of arrays, read, decoded, augmented and resized: `BatchLoader`, `StepLoader`.
 
 What is in a batch follows from the rows, their positions and the seed alone, whichever process makes it, in whatever order.
 """
@@ -32,7 +32,7 @@ _NEEDED = ("image_id", "uri", "member", "occurrence", "version", "size_bytes", "
 
 
 class TrainingSample(NamedTuple):
-    """One image ready for the network, (H, W, 3), with its label, mask and edge, (H, W) of 0 and 1, where they are asked for."""
+    """One image ready for the network, (H, W, 3), with its label, mask and edge, (H, W) of 0 and 1, where they are requested."""
 
     image: Pixels
     label: int
@@ -168,8 +168,10 @@ class BatchLoader:
     def _size(self, made: Sequence[TrainingSample | InputError]) -> tuple[int, int]:
         sizes = {one.image.shape[:2] for one in made if isinstance(one, TrainingSample)}
         if len(sizes) > 1:
-            said = " and ".join(f"{width} × {height}" for height, width in sorted(sizes)[:2])
-            raise ConfigError(f"one batch has images of {said} pixels", hint="take a policy that crops them to one size, or batches of one")
+            message = " and ".join(f"{width} × {height}" for height, width in sorted(sizes)[:2])
+            raise ConfigError(
+                f"one batch has images of {message} pixels", hint="take a policy that crops them to one size, or batches of one"
+            )
         size = next(iter(sizes), self._preprocessing.shape)
         if size is None:
             raise StorageError(f"not one of {len(made)} images can be read; the first: {made[0]}", hint="is the source still there?")

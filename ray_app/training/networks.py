@@ -1,10 +1,5 @@
-"""From a recipe to the network that learns, and from that to the one that a card describes.
-
-Knows recipes, cards and families. Knows nothing about data, losses, optimisers or processes.
-
-Low-rank adapters (LoRA, arXiv 2106.09685) by peft: put into a network, and added to its weights when it is exported.
-
-Knows modules and peft. Knows nothing about cards or training.
+"""From a recipe to the network that learns (`network_for`), with LoRA adapters where wanted, and to the one that a card describes
+(`deployable`). LoRA is arXiv 2106.09685, by peft; adapters are added to the weights on export.
 """
 
 import copy
@@ -24,53 +19,9 @@ from ray_app.detectors.weights import WeightSet, load_strictly, read_state_dict,
 from ray_app.errors import ConfigError, DetectorError
 from ray_app.training.config import PROFILING, LoraSettings, Recipe
 
-_ADAPTER = "default"  # peft's name for the only one
-
-
-def add_adapters(network: nn.Module, lora: LoraSettings) -> None:
-    """Put an adapter beside every module whose name ends in one of `targets`, in place; they and the `whole` modules learn, nothing else.
-
-    Adapters change nothing until they have learned. Raises ConfigError for names that no module has, and where peft is not installed.
-    """
-    try:
-        import peft
-    except ImportError:
-        raise ConfigError("adapters need peft, which is not installed", hint="pip install 'touchstone[lora]'") from None
-    whole = [module for name, module in network.named_modules() if _ends(name, lora.whole)]
-    alpha: Any = lora.alpha  # peft divides it by the rank; it says int and means a number
-    config = peft.LoraConfig(r=lora.rank, lora_alpha=alpha, lora_dropout=lora.dropout, target_modules=list(lora.targets))
-    try:
-        peft.inject_adapter_in_model(config, network, adapter_name=_ADAPTER)
-    except ValueError as error:  # no module of that name, or one of a kind that peft cannot adapt
-        raise ConfigError(f"lora.targets: {error}", hint="`targets` are the ends of names of linear or convolutional modules") from None
-    if lora.whole and not whole:
-        raise ConfigError(f"lora.whole: no module is called {', '.join(lora.whole)}")
-    for module in whole:
-        module.requires_grad_(True)
-
-
-def merged_state(network: nn.Module) -> dict[str, torch.Tensor]:
-    """The state dict of the network without adapters that computes the same: their products added to the weights. Changes nothing.
-
-    Equal to `network.state_dict()` where there are no adapters.
-    """
-    adapted = {name: module for name, module in network.named_modules() if hasattr(module, "get_delta_weight")}
-    state = {key: tensor for key, tensor in network.state_dict().items() if ".lora_" not in key}
-    for name, module in adapted.items():
-        own = [key for key in state if key.startswith(f"{name}.base_layer.")]
-        state |= {key.replace(".base_layer.", "."): state.pop(key) for key in own}
-        adapter: Any = module
-        state[f"{name}.weight"] = state[f"{name}.weight"] + adapter.get_delta_weight(_ADAPTER).detach()
-    return state
-
-
-def _ends(name: str, ends: tuple[str, ...]) -> bool:
-    return any(name == end or name.endswith(f".{end}") for end in ends)
-
-
 State = Mapping[str, torch.Tensor]
-
 WHOLE = "network"  # the part of `initial.weights` that is no submodule
+_ADAPTER = "default"  # peft's name for the only one
 
 
 def training_card(recipe: Recipe) -> DetectorCard:
@@ -109,7 +60,7 @@ def deployable(network: nn.Module, card: DetectorCard) -> nn.Module:
 
     The learning network stays as it is. Raises DetectorError where it is not of this card.
     """
-    # Folding switches the norms to evaluation: that must not happen to the network that goes on learning.
+    # Folding switches the norms to evaluation: that must not happen to the network that learns further.
     plain = copy.deepcopy(network).without_norms() if isinstance(network, ResidualNet) else network
     deployed = build_network(card)
     load_strictly(deployed, merged_state(plain), where=f"{card.name}: what was trained")
@@ -226,3 +177,44 @@ def _submodule(network: nn.Module, recipe: Recipe, part: str) -> nn.Module:
     except AttributeError:
         known = ", ".join([WHOLE, *(name for name, _ in network.named_children())])
         raise ConfigError(f"{recipe.name}: initial.weights: the network has no part {part!r}", hint=f"parts: {known}") from None
+
+
+def add_adapters(network: nn.Module, lora: LoraSettings) -> None:
+    """Put an adapter beside every module whose name ends in one of `targets`, in place; they and the `whole` modules learn, nothing else.
+
+    Adapters change nothing until they have learned. Raises ConfigError for names that no module has, and where peft is not installed.
+    """
+    try:
+        import peft
+    except ImportError:
+        raise ConfigError("adapters need peft, which is not installed", hint="pip install 'touchstone[lora]'") from None
+    whole = [module for name, module in network.named_modules() if _ends(name, lora.whole)]
+    alpha: Any = lora.alpha  # peft divides it by the rank; it says int and means a number
+    config = peft.LoraConfig(r=lora.rank, lora_alpha=alpha, lora_dropout=lora.dropout, target_modules=list(lora.targets))
+    try:
+        peft.inject_adapter_in_model(config, network, adapter_name=_ADAPTER)
+    except ValueError as error:  # no module of that name, or one of a kind that peft cannot adapt
+        raise ConfigError(f"lora.targets: {error}", hint="`targets` are the ends of names of linear or convolutional modules") from None
+    if lora.whole and not whole:
+        raise ConfigError(f"lora.whole: no module is called {', '.join(lora.whole)}")
+    for module in whole:
+        module.requires_grad_(True)
+
+
+def merged_state(network: nn.Module) -> dict[str, torch.Tensor]:
+    """The state dict of the network without adapters that computes the same: their products added to the weights. Changes nothing.
+
+    Equal to `network.state_dict()` where there are no adapters.
+    """
+    adapted = {name: module for name, module in network.named_modules() if hasattr(module, "get_delta_weight")}
+    state = {key: tensor for key, tensor in network.state_dict().items() if ".lora_" not in key}
+    for name, module in adapted.items():
+        own = [key for key in state if key.startswith(f"{name}.base_layer.")]
+        state |= {key.replace(".base_layer.", "."): state.pop(key) for key in own}
+        adapter: Any = module
+        state[f"{name}.weight"] = state[f"{name}.weight"] + adapter.get_delta_weight(_ADAPTER).detach()
+    return state
+
+
+def _ends(name: str, ends: tuple[str, ...]) -> bool:
+    return any(name == end or name.endswith(f".{end}") for end in ends)

@@ -1,4 +1,4 @@
-"""A detector's network as an ONNX file, and whether onnxruntime gives the same logits. Knows networks; knows no training.
+"""A detector's network as an ONNX file: `export_onnx`; `onnx_parity` compares onnxruntime's logits with torch's.
 
 The file takes prepared and normalised pixels `pixels` (N, 3, height, width) float32, N free, and gives `logits` (N, 1 or 2). What a card
 says besides (resize, constants, which logit is fake) is in the file's metadata, so that it can be used without the card.
@@ -46,7 +46,7 @@ def export_onnx(network: nn.Module, card: DetectorCard, path: Path) -> None:
         raise DetectorError(f"{card.name}: torch cannot export this network to ONNX: {said(error)}") from error
     if isinstance(program.model.graph.inputs[0].shape[0], int):
         raise DetectorError(f"{card.name}: torch exports this network for one size of batch only")
-    program.model.metadata_props.update(_told(card))
+    program.model.metadata_props.update(_metadata(card))
     program.save(str(path), external_data=False)
 
 
@@ -95,7 +95,7 @@ def _require(*packages: str) -> None:
             raise ConfigError(f"ONNX export needs the package {package}", hint="pip install 'touchstone[onnx]'") from None
 
 
-def _told(card: DetectorCard) -> dict[str, str]:
+def _metadata(card: DetectorCard) -> dict[str, str]:
     return {
         "touchstone.card": card.name,
         "touchstone.preprocessing": json.dumps(card.preprocessing.model_dump(mode="json")),

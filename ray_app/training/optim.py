@@ -1,11 +1,7 @@
-"""The optimiser of a recipe over what learns in a network. Knows torch's optimisers, no data and no schedule.
+"""What a training minimises and how: `batch_loss`, `make_optimiser`, and the learning rate of a step, `rate_at`.
 
-What is minimised: the losses of a batch. Knows tensors and labels; knows no network and no process.
-
-Every loss is a sum over usable images divided by the number of images asked for, usable or not: sums of parts of a batch, in one process
+A loss is a sum over usable images divided by the number of images requested, usable or not: sums of parts of a batch, in one process
 or in several, are then the loss of the whole.
-
-The learning rate of a step. Arithmetic alone: no torch.
 """
 
 import math

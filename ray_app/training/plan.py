@@ -1,7 +1,6 @@
-"""What a training will do and need, before anything is started: `touchstone train --dry-run`. Knows recipes and networks, no Ray.
+"""What a training will do and need before anything is started (`touchstone train --dry-run`): `plan`, `plan_lines`.
 
-Memory is counted and measured: parameters, gradients and the optimiser's state from the network's own tensors, activations from what one
-image leaves behind for the way back.
+Memory is counted and measured: parameters, gradients and optimiser state from the network's tensors, activations from one image.
 """
 
 from collections.abc import Mapping
@@ -122,8 +121,8 @@ def _leakage_lines(leakage: Mapping[str, Any]) -> list[str]:
     unknown = [name for name, checked in leakage["checked"].items() if not checked]
     lines = [f"leakage   by {' and '.join(unknown)} not checked: touchstone index --hash {','.join(unknown)}"] if unknown else []
     for pair, found in leakage["pairs"].items():
-        told = ", ".join(f"{name} {count:,}" for name, count in found.items() if name != "examples" and count)
-        lines.append(f"leakage   {pair}: {told or 'none found'}")
+        message = ", ".join(f"{name} {count:,}" for name, count in found.items() if name != "examples" and count)
+        lines.append(f"leakage   {pair}: {message or 'none found'}")
     return lines
 
 

@@ -1,7 +1,7 @@
-"""Steps → batches: each worker's own ordered stream, read, decoded and augmented by loader processes on Ray Data.
+"""Steps → batches on Ray Data: `training_loader` and `batches` give each worker its own ordered stream from loader processes.
 
 The stream is made of step numbers alone; which rows a step has is arithmetic (ray_app.datasets.sampling). So the data position of a
-training is its step, and a stream that begins anywhere gives the same batches as one that came by there.
+training is its step.
 """
 
 import logging
@@ -31,7 +31,7 @@ AHEAD = 2  # runs that wait in the worker itself
 HAND_OVER_SHARE = 0.4  # of a node's object store: what waits between loaders and the workers of that node
 # An execution costs about 10 s to start, and a step 1 ms of it: long enough for the one, bounded for the other.
 STEPS_PER_EXECUTION = 20_000
-# Ray Data looks for finished tasks once in a tenth of a second, but without a pause while all it has made waits to be taken.
+# Ray Data polls finished tasks once in a tenth of a second, but without a pause while all it has made waits to be taken.
 LOOK_EVERY_S = 0.05
 
 

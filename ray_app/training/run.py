@@ -1,6 +1,6 @@
-"""One training from its recipe to its card: claim the directory, index and divide the images, train, judge, export.
+"""One training from its recipe to its card: `train` claims the directory, indexes and divides the images, trains, judges, exports.
 
-Every step can be interrupted anywhere; the same command goes on from the facts on disk.
+Every step can be interrupted anywhere; the same command resumes from the facts on disk.
 """
 
 import json
@@ -57,10 +57,10 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> Trained:
     if begun is None or "data" not in begun["identity"]:
         check_data(config, out)
     with Lease(out, unguarded=config.unguarded), resumable(KeyboardInterrupt):
-        told = claim_recipe(out, config)
+        claim = claim_recipe(out, config)
         try:
             with resumable(ClusterError), cluster(_cluster_for(config, card.preprocessing.shape)):
-                facts = _learned(config, card, out, told)
+                facts = _learned(config, card, out, claim)
         except ConfigError:
             if begun is None and not checkpoints.kept(out):
                 out.delete(CLAIM)  # nothing was learned: the recipe that is to come may differ

@@ -1,8 +1,6 @@
-"""Whose a training's directory is: `train.json` holds what another command on it must match, and with what it was made.
+"""A training's directory: `train.json` has what another command on it must match (`claim_recipe`, `check_claim`) and the `environment`.
 
-Where and on how many machines it runs, and what is kept for the case of faults, is not part of it: a resumed training may say that anew.
-
-With what a training was made: versions, devices, and the commit of the code. Plain facts by name, for train.json and the card.
+Where and on how many machines it runs, and what is kept in case of faults, is not part of the match.
 """
 
 import json
@@ -22,7 +20,90 @@ from ray_app.runs.identity import differences, differing_keys, refuse_others
 from ray_app.storage import Store, strip_secrets
 from ray_app.training.config import PROFILING, Recipe, TrainConfig
 
+FILE = "train.json"
+SCHEMA = 1
 _PACKAGES = ("ray", "torch", "torchvision", "timm", "transformers", "peft", "numpy", "pillow")
+
+
+def recipe_of(config: TrainConfig) -> dict[str, Any]:
+    """The part of a config that decides what is learned, as plain JSON without secrets. What becomes of it afterwards may change."""
+    fields = set(Recipe.model_fields) - {"export", "title", "source", "departures"}
+    content: dict[str, Any] = _without_secrets(config.model_dump(mode="json", include={*fields, "limits"}))
+    return {
+        name: value for name, value in content.items() if name not in PROFILING or value is not None
+    }  # older trainings have no such section
+
+
+def as_begun(config: TrainConfig, out: Store) -> TrainConfig:
+    """The config with what its user left open as the training in this directory was begun, and says so; itself where there is none."""
+    claim = read_claim(out)
+    if claim is None:
+        return config
+    begun = going_on(config, claim["identity"]["recipe"], where=f"{out.url}/{FILE}")
+    if kept := differing_keys(recipe_of(config), recipe_of(begun)):
+        message = "; ".join(f"{key} {was} (today {now})" for key, now, was in kept)
+        print(f"train  as it was begun: {message}; a new --out begins with those of today", file=sys.stderr, flush=True)
+    return begun
+
+
+def check_claim(out: Store, config: TrainConfig) -> dict[str, Any] | None:
+    """Whether the directory may be this recipe's; the content of `train.json`, None where there is none. Raises IdentityError."""
+    claim = read_claim(out)
+    if claim is None:
+        refuse_others(out, FILE)
+    else:
+        _require_equal(out, {"recipe": recipe_of(config)}, {"recipe": claim["identity"]["recipe"]})
+    return claim
+
+
+def claim_recipe(out: Store, config: TrainConfig) -> dict[str, Any]:
+    """Make the directory this recipe's, or check that it is; returns the content of `train.json`. Raises IdentityError."""
+    claim = check_claim(out, config)
+    if claim is None:
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        claim = {"schema": SCHEMA, "created_at": now, "identity": {"recipe": recipe_of(config)}, "environment": environment()}
+        write_claim(out, claim)
+    return claim
+
+
+def claim_data(out: Store, told: dict[str, Any], findings: Mapping[str, Any]) -> None:
+    """The same for the images: their digests, split by split. Raises IdentityError where a source has changed since."""
+    digests = {name: split["digest"] for name, split in findings["splits"].items()}
+    if "data" not in told["identity"]:
+        told["identity"]["data"] = digests
+        write_claim(out, told)
+    _require_equal(out, {"data": digests}, {"data": told["identity"]["data"]})
+
+
+def read_claim(out: Store) -> dict[str, Any] | None:
+    """The content of `train.json`; None where no training was begun."""
+    try:
+        content: dict[str, Any] = json.loads(out.read(FILE))
+    except FileNotFoundError:
+        return None
+    return content
+
+
+def write_claim(out: Store, told: Mapping[str, Any]) -> None:
+    """Write `train.json`."""
+    out.write(FILE, json.dumps(told, indent=2, ensure_ascii=False).encode())
+
+
+def _without_secrets(value: Any) -> Any:
+    """`metrics.json` goes where `--push` says, and a presigned URL is another one tomorrow."""
+    if isinstance(value, dict):
+        return {name: _without_secrets(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_without_secrets(one) for one in value]
+    return strip_secrets(value) if isinstance(value, str) else value
+
+
+def _require_equal(out: Store, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+    if differing := differences(ours, theirs):
+        raise IdentityError(
+            f"{out.url} was made by another recipe or from other images:\n  " + "\n  ".join(differing),
+            hint="give another --out, or the same recipe and data",
+        )
 
 
 def environment() -> dict[str, Any]:
@@ -67,88 +148,3 @@ def _commit() -> str | None:
 def _git(root: Path, *words: str) -> str:
     done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True, timeout=10)
     return done.stdout.strip()
-
-
-FILE = "train.json"
-SCHEMA = 1
-
-
-def recipe_of(config: TrainConfig) -> dict[str, Any]:
-    """The part of a config that decides what is learned, as plain JSON without secrets. What becomes of it afterwards may change."""
-    fields = set(Recipe.model_fields) - {"export", "title", "source", "departures"}
-    told: dict[str, Any] = _without_secrets(config.model_dump(mode="json", include={*fields, "limits"}))
-    return {
-        name: value for name, value in told.items() if name not in PROFILING or value is not None
-    }  # older trainings have no such section
-
-
-def as_begun(config: TrainConfig, out: Store) -> TrainConfig:
-    """The config with what its user left open as the training in this directory was begun, and says so; itself where there is none."""
-    told = read_claim(out)
-    if told is None:
-        return config
-    begun = going_on(config, told["identity"]["recipe"], where=f"{out.url}/{FILE}")
-    if kept := differing_keys(recipe_of(config), recipe_of(begun)):
-        said = "; ".join(f"{key} {was} (today {now})" for key, now, was in kept)
-        print(f"train  as it was begun: {said}; a new --out begins with those of today", file=sys.stderr, flush=True)
-    return begun
-
-
-def check_claim(out: Store, config: TrainConfig) -> dict[str, Any] | None:
-    """Whether the directory may be this recipe's; the content of `train.json`, None where there is none. Raises IdentityError."""
-    told = read_claim(out)
-    if told is None:
-        refuse_others(out, FILE)
-    else:
-        _require_equal(out, {"recipe": recipe_of(config)}, {"recipe": told["identity"]["recipe"]})
-    return told
-
-
-def claim_recipe(out: Store, config: TrainConfig) -> dict[str, Any]:
-    """Make the directory this recipe's, or check that it is; returns the content of `train.json`. Raises IdentityError."""
-    told = check_claim(out, config)
-    if told is None:
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        told = {"schema": SCHEMA, "created_at": now, "identity": {"recipe": recipe_of(config)}, "environment": environment()}
-        write_claim(out, told)
-    return told
-
-
-def claim_data(out: Store, told: dict[str, Any], findings: Mapping[str, Any]) -> None:
-    """The same for the images: their digests, split by split. Raises IdentityError where a source has changed since."""
-    digests = {name: split["digest"] for name, split in findings["splits"].items()}
-    if "data" not in told["identity"]:
-        told["identity"]["data"] = digests
-        write_claim(out, told)
-    _require_equal(out, {"data": digests}, {"data": told["identity"]["data"]})
-
-
-def read_claim(out: Store) -> dict[str, Any] | None:
-    """The content of `train.json`; None where no training was begun."""
-    try:
-        told: dict[str, Any] = json.loads(out.read(FILE))
-    except FileNotFoundError:
-        return None
-    return told
-
-
-def write_claim(out: Store, told: Mapping[str, Any]) -> None:
-    """Write `train.json`."""
-    out.write(FILE, json.dumps(told, indent=2, ensure_ascii=False).encode())
-
-
-def _without_secrets(value: Any) -> Any:
-    """`metrics.json` goes where `--push` says, and a presigned URL is another one tomorrow."""
-    if isinstance(value, dict):
-        return {name: _without_secrets(one) for name, one in value.items()}
-    if isinstance(value, list):
-        return [_without_secrets(one) for one in value]
-    return strip_secrets(value) if isinstance(value, str) else value
-
-
-def _require_equal(out: Store, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
-    if differing := differences(ours, theirs):
-        raise IdentityError(
-            f"{out.url} was made by another recipe or from other images:\n  " + "\n  ".join(differing),
-            hint="give another --out, or the same recipe and data",
-        )

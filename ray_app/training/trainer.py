@@ -1,9 +1,7 @@
-"""One session of Ray Train: from the last committed checkpoint to the last step. The only place that builds a trainer.
+"""One session of Ray Train, from the last committed checkpoint to the last step: `fit`, the only place that builds a trainer.
 
-`fit` of Ray Train runs in a thread, since in the main thread it would take SIGINT for itself; the main thread looks at the board, draws
-the progress line, and hears signals.
-
-Where the processes of a training meet: at one address. PyTorch would listen on all of them, and its store asks for no secret.
+Ray Train's `fit` runs in a thread, since in the main thread it would take SIGINT for itself; the main thread watches the board, draws
+the progress line and hears signals. Processes meet at one address (`OneAddress`): torch's store listens on all and needs no secret.
 """
 
 import contextlib
@@ -35,38 +33,6 @@ from ray_app.training.history import ProgressReport
 from ray_app.training.job import TrainingJob
 from ray_app.training.validate import validate, validations
 from ray_app.training.worker import train_worker
-
-
-class OneAddress(TorchConfig):
-    """Ray Train's way to set up torch.distributed, but for the address of the store: that of the first worker's node alone."""
-
-    @property
-    def backend_cls(self) -> type[_TorchBackend]:
-        """See `ray.train.backend.BackendConfig`."""
-        return _Backend
-
-
-class _Backend(_TorchBackend):
-    def on_start(self, worker_group: WorkerGroup, backend_config: TorchConfig) -> None:  # type: ignore[override]  # as TorchBackend's own
-        worker_group.execute(meet_at_one_address)
-        super().on_start(worker_group, backend_config)
-
-
-def meet_at_one_address() -> None:
-    """From now on the store of this process's `env://` rendezvous listens on MASTER_ADDR alone. PyTorch has no setting for it."""
-    rendezvous = importlib.import_module("torch.distributed.rendezvous")  # as an attribute of its package the name is a function
-    rendezvous._create_c10d_store = _store  # type: ignore[attr-defined]
-
-
-def _store(hostname: str, port: int, rank: int, world_size: int, timeout: timedelta, use_libuv: bool = True) -> TCPStore:
-    if rank:
-        return TCPStore(hostname, port, world_size, is_master=False, timeout=timeout)
-    family = socket.AF_INET6 if ":" in hostname else socket.AF_INET
-    listening = socket.create_server((hostname, port), family=family, backlog=1024).detach()
-    return TCPStore(
-        hostname, port, world_size, is_master=True, timeout=timeout, multi_tenant=True, master_listen_fd=listening, use_libuv=use_libuv
-    )
-
 
 POLL_S = 0.5
 COPY_EVERY_S = 2.0  # Ray Train hears of checkpoints as often
@@ -101,7 +67,7 @@ def fit(job: TrainingJob) -> None:
         progress.close()
         _end(job, thread)
     if thread.error is not None:
-        raise _in_our_words(thread.error) from thread.error
+        raise _translated(thread.error) from thread.error
     if not checkpoints.is_trained(job.out):
         raise ClusterError("training ended before its last step was committed", hint="the same command goes on")
 
@@ -157,16 +123,16 @@ class _Watch:
 
     def __init__(self, job: TrainingJob, thread: _Fit, progress: TrainingProgress) -> None:
         self._job, self._thread, self._progress = job, thread, progress
-        self._told, self._heard = ProgressReport({}), time.monotonic()
+        self._last_report, self._heard = ProgressReport({}), time.monotonic()
         self._copied_at = 0.0
         self._patience_s = job.config.cluster.stall_timeout_s or STALL_S
 
     def wait(self) -> None:
-        """Until the thread ends. Raises what a worker said, and ClusterError at a standstill."""
+        """Until the thread ends. Raises what a worker reported, and ClusterError at a standstill."""
         while not self._thread.over.is_set():
-            self._look()
+            self._check_board()
             self._thread.over.wait(POLL_S)
-        self._look()
+        self._check_board()
 
     def let_them_save(self) -> None:
         """Ask the workers to save and stop, and give them some time; a second signal ends that."""
@@ -183,13 +149,13 @@ class _Watch:
         stopped = ray.get(self._job.board.read.remote()).figures.get("stopped")
         return stopped is not None and any(one.step >= stopped for one in checkpoints.kept(self._job.out))
 
-    def _look(self) -> None:
+    def _check_board(self) -> None:
         told: ProgressReport = ray.get(self._job.board.read.remote())
         if (error := told.error()) is not None:
             raise error
         now = time.monotonic()
-        if told != self._told:
-            self._told, self._heard = told, now
+        if told != self._last_report:
+            self._last_report, self._heard = told, now
         if now - self._heard > self._patience_s:
             raise ClusterError(
                 f"no step ended in {self._patience_s:.0f} s; stopped, what is committed is kept",
@@ -252,7 +218,38 @@ def _last_judged(job: TrainingJob) -> str:
     return "" if value is None else f"{metric} {value:.4f} at {last['step']:,}"
 
 
-def _in_our_words(error: Exception) -> ClusterError:
+def _translated(error: Exception) -> ClusterError:
     failures = getattr(error, "worker_failures", {})
     first = next(iter(failures.values()), error)
     return ClusterError(f"training gave up: {said(first)}", hint="the same command goes on; the Ray session's logs say more")
+
+
+class OneAddress(TorchConfig):
+    """Ray Train's way to set up torch.distributed, but for the address of the store: that of the first worker's node alone."""
+
+    @property
+    def backend_cls(self) -> type[_TorchBackend]:
+        """See `ray.train.backend.BackendConfig`."""
+        return _Backend
+
+
+class _Backend(_TorchBackend):
+    def on_start(self, worker_group: WorkerGroup, backend_config: TorchConfig) -> None:  # type: ignore[override]  # as TorchBackend's own
+        worker_group.execute(meet_at_one_address)
+        super().on_start(worker_group, backend_config)
+
+
+def meet_at_one_address() -> None:
+    """From now on the store of this process's `env://` rendezvous listens on MASTER_ADDR alone. PyTorch has no setting for it."""
+    rendezvous = importlib.import_module("torch.distributed.rendezvous")  # as an attribute of its package the name is a function
+    rendezvous._create_c10d_store = _store  # type: ignore[attr-defined]
+
+
+def _store(hostname: str, port: int, rank: int, world_size: int, timeout: timedelta, use_libuv: bool = True) -> TCPStore:
+    if rank:
+        return TCPStore(hostname, port, world_size, is_master=False, timeout=timeout)
+    family = socket.AF_INET6 if ":" in hostname else socket.AF_INET
+    listening = socket.create_server((hostname, port), family=family, backlog=1024).detach()
+    return TCPStore(
+        hostname, port, world_size, is_master=True, timeout=timeout, multi_tenant=True, master_listen_fd=listening, use_libuv=use_libuv
+    )

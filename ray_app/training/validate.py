@@ -1,8 +1,6 @@
-"""Judging a checkpoint on labelled rows, as the detector that it will be: meanwhile, as Ray Train's validation task, and at the end.
+"""A checkpoint judged on labelled rows, as the detector that it will be: `validate` while training (Ray Train), `judge_splits` at the end.
 
-What judging a checkpoint found, kept by step in `validations/`: Ray's own list forgets the figures of checkpoints that it drops.
-
-A trained network judged on labelled batches, as the detector that it will be. Knows detectors; sums up nothing but masks.
+Figures are kept by step in `validations/`: Ray's own list forgets those of checkpoints that it drops.
 """
 
 import io
@@ -40,46 +38,12 @@ from ray_app.training.run_directory import device_name
 if TYPE_CHECKING:
     from ray.train import Checkpoint
 
-
-FOLDER = "validations"
-
-
-def write_validation(out: Store, step: int, figures: Mapping[str, Any]) -> None:
-    """Keep the figures of the network after `step` steps."""
-    out.write(f"{FOLDER}/{step:08d}.json", json.dumps({"step": step, **figures}).encode())
-
-
-def validations(out: Store) -> list[dict[str, Any]]:
-    """All of them, by their steps."""
-    return [json.loads(out.read(f"{FOLDER}/{name}")) for name in out.names(FOLDER)]
-
-
-def is_better(metric: str, one: float, than: float) -> bool:
-    """Whether a value of this metric is better than another."""
-    return one > than if FIGURES[metric] == "max" else one < than
-
-
-def is_out_of_patience(job: TrainingJob) -> bool:
-    """Whether as many checkpoints as the recipe's patience were judged since the best one."""
-    wanted = job.config.validation
-    if wanted.patience is None:
-        return False
-    found = [one for one in validations(job.out) if one.get(wanted.metric) is not None]
-    best: dict[str, Any] | None = None
-    since = 0
-    for one in found:
-        if best is None or is_better(wanted.metric, one[wanted.metric], best[wanted.metric]):
-            best, since = one, 0
-        else:
-            since += 1
-    return since >= wanted.patience
-
-
 _CHOICE = 8  # names the stream of chance, beside those of order, augmentation and dropout
 BEAT_EVERY_S = 5.0
 MOST_MISTAKES = 12
-
 Rows = npt.NDArray[np.int64]
+FOLDER = "validations"
+NOT_SAVED = "0" * 64  # stands for the digest of weights that are in no file yet
 
 
 @dataclass(frozen=True)
@@ -266,11 +230,39 @@ def _thumbnail(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-NOT_SAVED = "0" * 64  # stands for the digest of weights that are in no file yet
+def write_validation(out: Store, step: int, figures: Mapping[str, Any]) -> None:
+    """Keep the figures of the network after `step` steps."""
+    out.write(f"{FOLDER}/{step:08d}.json", json.dumps({"step": step, **figures}).encode())
+
+
+def validations(out: Store) -> list[dict[str, Any]]:
+    """All of them, by their steps."""
+    return [json.loads(out.read(f"{FOLDER}/{name}")) for name in out.names(FOLDER)]
+
+
+def is_better(metric: str, one: float, than: float) -> bool:
+    """Whether a value of this metric is better than another."""
+    return one > than if FIGURES[metric] == "max" else one < than
+
+
+def is_out_of_patience(job: TrainingJob) -> bool:
+    """Whether as many checkpoints as the recipe's patience were judged since the best one."""
+    wanted = job.config.validation
+    if wanted.patience is None:
+        return False
+    found = [one for one in validations(job.out) if one.get(wanted.metric) is not None]
+    best: dict[str, Any] | None = None
+    since = 0
+    for one in found:
+        if best is None or is_better(wanted.metric, one[wanted.metric], best[wanted.metric]):
+            best, since = one, 0
+        else:
+            since += 1
+    return since >= wanted.patience
 
 
 class Judged(NamedTuple):
-    """What a detector said of labelled images: one entry per readable image, in the order of the batches.
+    """A detector's outputs for labelled images: one entry per readable image, in the order of the batches.
 
     `rows` (n,) int64; `labels` (n,) int64, 1 = fake; `scores` (n,) float64 log-odds of fake. `unreadable` int64 rows that have no score.
     `pixels`: `pixel_figures` over all images with a mask, None where the detector does not say where.

@@ -1,7 +1,4 @@
-"""A network's weights as files that its own library loads unchanged: timm by its path or its folder, transformers by its folder.
-
-Knows networks, cards and the two libraries' file formats. Knows nothing about training, licences or figures.
-"""
+"""A network's weights as files that its own library loads unchanged: `write_weights`, timm by path or folder, transformers by folder."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -106,11 +103,11 @@ def timm_config(card: DetectorCard) -> dict[str, Any]:
 
     timm has no word for an image that is cropped and not resized, nor for OpenCV's filter: then it is told nothing of pixels.
     """
-    preprocessing, told = card.preprocessing, {"num_classes": card.output.logits, "label_names": list(labels_of(card.output))}
+    preprocessing, found = card.preprocessing, {"num_classes": card.output.logits, "label_names": list(labels_of(card.output))}
     resize, crop = preprocessing.resize, preprocessing.center_crop
     if (resize.mode, crop is None) in (("squash", True), ("short_side", False)) and preprocessing.resampler != "opencv":
         side = crop or resize.size or 0
-        told |= {
+        found |= {
             "input_size": [3, side, side],
             "crop_mode": "center" if crop else "squash",
             # timm rounds side / crop_pct down: the quarter of a pixel keeps that from falling short.
@@ -119,7 +116,7 @@ def timm_config(card: DetectorCard) -> dict[str, Any]:
             "mean": list(preprocessing.mean),
             "std": list(preprocessing.std),
         }
-    return {"architecture": card.architecture.name, "model_args": dict(card.architecture.arguments), "pretrained_cfg": told}
+    return {"architecture": card.architecture.name, "model_args": dict(card.architecture.arguments), "pretrained_cfg": found}
 
 
 def _write_transformers(network: Any, card: DetectorCard, folder: Path) -> None:

@@ -1,9 +1,8 @@
-"""What one worker process does: take its batches, learn, note, and commit checkpoints. Ray Train starts it, and starts it again.
+"""What one worker process of a training does: `train_worker` takes its batches, learns, notes, and commits checkpoints.
 
-Whatever ends a worker (its process, its node, the driver), the next attempt goes on from the last committed checkpoint: the step number
-in it is the whole position. All ranks do the same steps and report the same number of times; what is decided on the way (stop, look
-for notices) rank 0 decides and tells. They also look up while they wait for data: Ray Data gives a loader no more work once its machine
-is to be taken away, so a step may never come after which one could save.
+Whatever ends a worker, the next attempt resumes from the last committed checkpoint: the step in it is the whole position. All ranks do
+the same steps and report the same number of times; what is decided on the way (stop, look for notices) rank 0 decides. They also check
+while they wait for data: Ray Data gives a loader no more work once its machine is to go, so no step may come after which to save.
 """
 
 import os
@@ -45,8 +44,8 @@ def train_worker(given: dict[str, Any]) -> None:
             ray.get(job.board.fail.remote(pickle.dumps(error)))
         raise
     except Exception:
-        told = TouchstoneError(f"a training worker failed at its first step:\n{traceback.format_exc()}", hint="this looks like a bug")
-        ray.get(job.board.fail.remote(pickle.dumps(told), only_before_steps=True))
+        found = TouchstoneError(f"a training worker failed at its first step:\n{traceback.format_exc()}", hint="this looks like a bug")
+        ray.get(job.board.fail.remote(pickle.dumps(found), only_before_steps=True))
         raise
 
 
@@ -94,7 +93,7 @@ class Rank:
         if self._rank == 0:
             forget_from(self._job.out, self._begun)
             self._line = {"step": self._begun}
-            self._tell(self._line)
+            self._report(self._line)
         self._agree(GO_ON)  # nobody writes before what is to be written anew was removed
         stream = embedding_batches if "vectors" in self._job.shared else batches
         self._stream = stream(self._job, self._begun, self._rank, self._world)
@@ -111,7 +110,7 @@ class Rank:
         """The next batch, as soon as every worker has one; None after the last one, and where training ends while it waits."""
         while self._agree(GO_ON if futures.wait([self._coming], LOOK_EVERY_S).done else WAIT) == WAIT:
             if self._rank == 0 and self._asked is None:
-                self._tell(self._line)
+                self._report(self._line)
             if self._heed(after_step=False):
                 return None
         batch = self._coming.result()
@@ -153,7 +152,7 @@ class Rank:
         if self._rank == 0:
             self._history.add(line)
             if time.monotonic() - self._told_at >= TELL_EVERY_S:
-                self._tell(line)
+                self._report(line)
 
     def _note_images(self, batch: Batch, step: int) -> None:
         if self._job.config.faults.record_samples:
@@ -171,12 +170,12 @@ class Rank:
                 hint=f"unreadable/ in the run says which and why; --set faults.max_bad_fraction=… allows more than {most:.1%}",
             )
 
-    def _tell(self, line: dict[str, Any]) -> None:
+    def _report(self, line: dict[str, Any]) -> None:
         self._asked = self._job.board.tell.remote({**line, "total": self._job.total_steps}, self._untold)
         self._untold, self._told_at = 0, time.monotonic()
 
     def _heed(self, *, after_step: bool) -> bool:
-        """Commit what is due or asked for; True when training ends here."""
+        """Commit what is due or requested; True when training ends here."""
         step = self._learner.step_number
         word = self._agree(self._decision(after_step) if self._rank == 0 else GO_ON)
         noticed = word == LOOK and ray.train.get_preemption_info() is not None and not self._saved_on_notice
@@ -209,9 +208,9 @@ class Rank:
         import torch
         import torch.distributed as dist
 
-        said = torch.tensor(word, device=self._device)
-        dist.all_reduce(said, dist.ReduceOp.MAX)
-        return int(said.item())
+        found = torch.tensor(word, device=self._device)
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return int(found.item())
 
     def _commit(self, *, at_once: bool, finished: bool = False) -> None:
         """Save, note, and report; `at_once` waits until the files lie in storage, else that goes on beside the next steps."""
@@ -228,7 +227,7 @@ class Rank:
         if self._rank == 0:
             checkpoints.write_facts(folder, step=step, finished=finished)
             checkpoint = Checkpoint.from_directory(folder)
-            self._tell(dict(lines[-1]) if lines else {"step": step})
+            self._report(dict(lines[-1]) if lines else {"step": step})
         else:
             folder.rmdir()
         ray.train.report(

@@ -10,7 +10,7 @@ from ray_app.inference import make_spec
 from ray_app.runs import begin_retry, check_conservation, current_rows, current_tables, merge_retry
 from ray_app.runs.score_index import ScoreIndex, build_index
 from ray_app.scoring.guarantee import settle_guarantee
-from ray_app.scoring.redecide import decide_run, decided
+from ray_app.scoring.redecide import decide_run
 from tests.runs.small_run import NAME, PLAN, SPEC, digest, new_run, relist, score_blocks, write_files
 from tests.scoring.made_run import made_run, more_rows, properties_made
 from tests.scoring.shifted import calibrated_card
@@ -84,6 +84,6 @@ def test_decide_and_the_guarantee_do_without_the_column(tmp_path):
     assert summary["guarantee"]["holds"] is True
     more_rows(run, card, 3, 100)
     assert len(manifests(run.store)) == 2
-    found = settle_guarantee(run, make_spec(card, limits=ImageLimits(), precision="fp32"), decided)
+    found = settle_guarantee(run, make_spec(card, limits=ImageLimits(), precision="fp32"))
     assert {shift.feature: shift.images for shift in found.shifts}["jpeg_quality"] < 100
     assert found.images == 300

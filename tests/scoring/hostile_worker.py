@@ -17,9 +17,9 @@ from ray_app.inference import ResourceEstimate
 from ray_app.inference.block_reader import file_bytes
 from ray_app.runs import RunDirectory
 from ray_app.scoring import ScoreConfig
+from ray_app.scoring.identity import resolve
 from ray_app.scoring.layout import NodeMemory
 from ray_app.scoring.messages import PendingBlock, report_of, table_of
-from ray_app.scoring.run import spec_for
 from ray_app.scoring.workers import BlockScorer, ScoringJob
 
 GOOD = "0-good"  # the first folder that is listed
@@ -35,7 +35,7 @@ def resident_mib(what: str = "VmRSS") -> float:
 
 def main(folder: str, out: str) -> None:
     config = ScoreConfig(source=(folder,), out=out, precision="fp32", cluster=ClusterConfig(decode_bytes=DECODE_BYTES))
-    spec, run = spec_for(config, gpus=0), RunDirectory.open(out)
+    spec, run = resolve(config).spec(gpus=0), RunDirectory.open(out)
     list_members(run.store, open_source([folder]), BlockPlan(batch_slots=spec.slots, max_block_members=8 * spec.slots))
     worker = BlockScorer(
         ScoringJob(run, spec, fetcher_of(config.source, config.retry), 1, Path(f"{out}-crumbs"), None, decode_bytes=DECODE_BYTES)

@@ -5,9 +5,8 @@ from contextlib import closing
 from ray_app.archives import BlockPlan, fetcher_of, list_members, open_source, read_blocks
 from ray_app.runs import RunDirectory, current_rows
 from ray_app.scoring import ScoreConfig
-from ray_app.scoring.identity import identity_of
+from ray_app.scoring.identity import identity_of, resolve
 from ray_app.scoring.messages import PendingBlock, report_of, table_of
-from ray_app.scoring.run import spec_for
 from ray_app.scoring.session import ScoringSession
 from ray_app.scoring.workers import BlockCommitter, BlockDecoder, BlockDescriber, BlockScorer, ScoringJob, TensorScorer
 
@@ -15,7 +14,7 @@ from ray_app.scoring.workers import BlockCommitter, BlockDecoder, BlockDescriber
 def run_stages(out, source, kind, *, block_members=8, **settings):
     """(facts of the session, rows by uri, the spec) of a run of these settings; `kind`: fused or split."""
     config = ScoreConfig(source=(str(source),), out=str(out), **settings)
-    spec = spec_for(config, gpus=0)
+    spec = resolve(config).spec(gpus=0)
     run = RunDirectory.open(str(out))
     run.claim(identity_of(config, spec), list(spec.cards), spec.ensemble.model_dump(mode="json"))
     list_members(run.store, open_source([str(source)]), BlockPlan(batch_slots=spec.slots, max_block_members=block_members))

@@ -16,9 +16,9 @@ from ray_app.inference import ResourceEstimate
 from ray_app.reports import plan_lines, summary_lines
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.forecast.forecast import forecast
+from ray_app.scoring.identity import resolve
 from ray_app.scoring.layout import MemberCost, plan_layout
 from ray_app.scoring.redecide import decide_run
-from ray_app.scoring.run import spec_for
 from tests.scoring.conftest import rows_of, score_into
 from tests.scoring.labelled_pictures import write_labelled
 
@@ -162,7 +162,7 @@ def test_reused_scores_go_as_far_as_they_went(ray_cluster, fused, archive, ensem
 
 def test_views_and_a_cascade_do_not_go_together(ensemble):
     with pytest.raises(ConfigError, match="is a cascade"):
-        spec_for(ScoreConfig(ensemble=str(ensemble), perturb=("jpeg:75",)), gpus=0)
+        resolve(ScoreConfig(ensemble=str(ensemble), perturb=("jpeg:75",))).spec(gpus=0)
 
 
 def test_the_plan_counts_the_second_look_for_its_share(sample_archive, ensemble, cards, band, tmp_path):
@@ -183,7 +183,7 @@ def test_the_plan_counts_the_second_look_for_its_share(sample_archive, ensemble,
 
 
 def test_blocks_stay_large_where_files_are_kept_for_a_second_look(ensemble):
-    spec = spec_for(ScoreConfig(ensemble=str(ensemble)), gpus=1)
+    spec = resolve(ScoreConfig(ensemble=str(ensemble))).spec(gpus=1)
     cost = ResourceEstimate.of(spec)
     work = MemberCost(spec.slots, cost.tensor_bytes, cost.pool_gmac, cost.process_bytes)
     assert plan_layout(work, cpus=8, gpus=1, workers=None, block_members=1024).block_members >= 128
@@ -223,7 +223,7 @@ def test_a_cascade_finds_what_both_find_in_less_than_half_the_time(calibrated, t
         fake_of = {row["uri"]: row["label"] == "fake" for row in csv.DictReader(stream)}
     names = sorted(rows)
     fake = np.array([fake_of[name.removeprefix("file://")] for name in names])
-    spec = spec_for(ScoreConfig(ensemble=str(path)), gpus=0)
+    spec = resolve(ScoreConfig(ensemble=str(path))).spec(gpus=0)
     on_all = spec.ensemble.model_copy(update={"cascade": spec.ensemble.cascade.model_copy(update={"band": (-1e9, 1e9)})})
     columns = {name: np.array([whole[uri]["scores"][name] for uri in names], np.float32) for name in spec.cards}
     of_both = combine(on_all, columns, spec.calibrations)

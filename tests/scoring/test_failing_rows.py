@@ -13,7 +13,7 @@ from ray_app.ensembles import Thresholds
 from ray_app.images.provenance import Provenance, ProvenanceReader
 from ray_app.reports import render_run_report, summary_lines
 from ray_app.runs import RunDirectory, current_tables, summarise
-from ray_app.scoring.redecide import decided
+from ray_app.scoring.guarantee import decided
 from ray_app.scoring.report import bad_fraction
 from tests.images import factory
 from tests.scoring.conftest import ROOT, rows_of

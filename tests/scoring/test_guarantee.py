@@ -17,7 +17,7 @@ from ray_app.runs import RunDirectory, compaction, current_rows
 from ray_app.runs.schema import UNLIKE
 from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.guarantee import settle_guarantee
-from ray_app.scoring.redecide import decide_run, decided
+from ray_app.scoring.redecide import decide_run
 from ray_app.scoring.run import score_archive
 from tests.inference.two_detectors import write_two
 from tests.runs.small_run import NAME
@@ -56,7 +56,7 @@ def verdicts(run):
 def test_the_calibrations_own_kind_is_not_noticed_also_with_more_fakes(tmp_path, card):
     for seed, fakes in ((2, 0.5), (3, 0.02), (4, 0.95)):
         run = made_run(tmp_path / f"run-{seed}", card, seed, N, fakes=fakes)
-        found = settle_guarantee(run, spec_of(card), decided)
+        found = settle_guarantee(run, spec_of(card))
         assert (found.holds, found.why, found.unlike) == (True, None, None), fakes
         assert [shift.feature for shift in found.shifts] == [one.name for one in card.population.features]
         assert (found.target_fpr, found.images, found.decoders, found.settings) == (0.05, N, [], [])
@@ -66,7 +66,7 @@ def test_the_calibrations_own_kind_is_not_noticed_also_with_more_fakes(tmp_path,
 def test_an_archive_beyond_the_limit_abstains_as_a_whole_and_says_why(tmp_path, card):
     run = made_run(tmp_path / "run", card, 5, N, quality=(20, 30))
     before = {row["image_id"]: row for row in rows_of(run)}
-    found = settle_guarantee(run, spec_of(card), decided)
+    found = settle_guarantee(run, spec_of(card))
     assert found.holds is False
     assert [shift.feature for shift in found.shifts if shift.beyond] == ["jpeg_quality"]
     assert found.unlike.startswith(f"{UNLIKE}: jpeg_quality (PSI ")
@@ -83,17 +83,17 @@ def test_an_archive_beyond_the_limit_abstains_as_a_whole_and_says_why(tmp_path, 
     ("feature", "changes"), [("short_side_px", {"scale": 0.5}), ("score", {"shift": -4.0}), ("format", {"format": "WEBP"})]
 )
 def test_other_shifts_are_named(tmp_path, card, feature, changes):
-    found = settle_guarantee(made_run(tmp_path / "run", card, 6, N, **changes), spec_of(card), decided)
+    found = settle_guarantee(made_run(tmp_path / "run", card, 6, N, **changes), spec_of(card))
     assert feature in {shift.feature for shift in found.shifts if shift.noticed}
     assert feature in found.why
 
 
 def test_verdicts_come_back_when_the_archive_has_become_like_the_calibration(tmp_path, card):
     run = made_run(tmp_path / "run", card, 7, 24, quality=(20, 30))
-    assert settle_guarantee(run, spec_of(card), decided).unlike
+    assert settle_guarantee(run, spec_of(card)).unlike
     more_rows(run, card, 8, 1200)
     assert verdicts(run) == {"abstain", "real", "fake"}
-    found = settle_guarantee(run, spec_of(card), decided)
+    found = settle_guarantee(run, spec_of(card))
     assert found.unlike is None
     assert verdicts(run) == {"real", "fake"}
     assert "unlike" not in run.describe()
@@ -113,7 +113,7 @@ def test_interrupted_while_verdicts_turn_the_same_command_finishes_and_nobody_re
     with monkeypatch.context() as patched:
         patched.setattr(RunDirectory, "rewrite_file", dying)
         with pytest.raises(KeyboardInterrupt):
-            settle_guarantee(run, spec_of(card), decided)
+            settle_guarantee(run, spec_of(card))
     with pytest.raises(ConfigError, match="`touchstone score` was interrupted here") as told:
         rows_of(run)
     assert told.value.hint == "run the same `touchstone score` again"
@@ -121,7 +121,7 @@ def test_interrupted_while_verdicts_turn_the_same_command_finishes_and_nobody_re
     run.claim(described["identity"], described["detectors"], described["ensemble"])
     with pytest.raises(IdentityError):
         run.claim(described["identity"] | {"resize": "fast"}, described["detectors"], described["ensemble"])
-    settle_guarantee(run, spec_of(card), decided)
+    settle_guarantee(run, spec_of(card))
     assert verdicts(run) == {"abstain"}
 
 
@@ -134,18 +134,18 @@ def test_a_row_outside_what_was_seen_abstains_for_itself(tmp_path, card):
         if row["verdict"] == "abstain":
             assert row["verdict_reason"] == "unlike_calibration"
             assert row["verdict_detail"] == "outside what the calibration saw: format JPEG"
-    found = settle_guarantee(run, spec_of(strict), decided)
+    found = settle_guarantee(run, spec_of(strict))
     assert (found.holds, found.why) == (None, "the card does not say what its images were like")
 
 
 def test_few_images_are_not_compared_but_said(tmp_path, card):
-    found = settle_guarantee(made_run(tmp_path / "run", card, 11, 30), spec_of(card), decided)
+    found = settle_guarantee(made_run(tmp_path / "run", card, 11, 30), spec_of(card))
     assert (found.holds, found.why) == (None, "30 images with a score are too few to compare")
 
 
 def test_another_decoder_or_resize_mode_ends_the_guarantee(tmp_path, card):
     run = made_run(tmp_path / "run", card, 12, N, decoder="pillow of tomorrow", identity={"resize": "fast"})
-    found = settle_guarantee(run, spec_of(card), decided)
+    found = settle_guarantee(run, spec_of(card))
     assert found.holds is False
     assert found.why == "scored otherwise: resize fast (calibrated with exact); decoded otherwise: pillow of tomorrow"
     assert verdicts(run) == {"real", "fake"}, "settings are said; they turn no verdict"
@@ -153,7 +153,7 @@ def test_another_decoder_or_resize_mode_ends_the_guarantee(tmp_path, card):
 
 def test_a_card_that_promises_nothing_is_not_compared(tmp_path, card):
     plain = EnsembleCard(name="plain", title="Plain", members=card.members)
-    assert settle_guarantee(made_run(tmp_path / "run", plain, 13, 8), spec_of(plain), decided) is None
+    assert settle_guarantee(made_run(tmp_path / "run", plain, 13, 8), spec_of(plain)) is None
 
 
 def written(folder, card):

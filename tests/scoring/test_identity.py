@@ -23,9 +23,10 @@ from ray_app.reports import render_run_report, summary_lines
 from ray_app.runs.rows import result_rows
 from ray_app.runs.schema import STABILITY
 from ray_app.scoring import ScoreConfig
-from ray_app.scoring.identity import check_reuse, identity_of, kept_by
-from ray_app.scoring.redecide import decide_run, decided
-from ray_app.scoring.run import score_archive, spec_for
+from ray_app.scoring.guarantee import decided
+from ray_app.scoring.identity import check_reuse, identity_of, kept_by, resolve
+from ray_app.scoring.redecide import decide_run
+from ray_app.scoring.run import score_archive
 from tests.inference.test_second_pass import FILES, read
 from tests.inference.two_detectors import write_two
 from tests.scoring.conftest import comparable, rows_of, score_into
@@ -176,10 +177,10 @@ def test_stored_views_give_the_decisions_that_were_made_with_images_at_hand(tmp_
 
 
 def test_it_is_part_of_the_identity_only_where_it_is_asked_for():
-    plain = identity_of(ScoreConfig(), spec_for(ScoreConfig(), gpus=0))
+    plain = identity_of(ScoreConfig(), resolve(ScoreConfig()).spec(gpus=0))
     asked = ScoreConfig(stability=2)
     assert "stability" not in plain
-    assert identity_of(asked, spec_for(asked, gpus=0)) == plain | {"stability": Stability(2, 2.0).facts()}
+    assert identity_of(asked, resolve(asked).spec(gpus=0)) == plain | {"stability": Stability(2, 2.0).facts()}
 
 
 def test_what_cannot_work_is_refused_before_anything_runs(tmp_path):

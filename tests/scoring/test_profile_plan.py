@@ -20,11 +20,10 @@ from ray_app.runs import RunDirectory, current_rows, feature_rows, result_rows, 
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.forecast.forecast import forecast
 from ray_app.scoring.forecast.rates import UNKNOWN, ImagePace, forecast_rates
-from ray_app.scoring.identity import scoring_identity
+from ray_app.scoring.identity import resolve, scoring_identity
 from ray_app.scoring.layout import ScoringLayout
 from ray_app.scoring.redecide import decide_run
 from ray_app.scoring.rescore import rescore_run
-from ray_app.scoring.run import spec_for
 from tests.runs.small_run import relist, write_files
 from tests.scoring.profiled import CLASSES, PROMPTS, write_profile
 
@@ -85,7 +84,7 @@ def test_the_plan_says_who_names_and_who_describes_and_how_long_that_takes(cards
 def test_the_identity_says_what_decides_names_and_words_and_no_more(cards):
     def identity(**changes):
         ensemble = write_profile(cards / "identity", localizer=False, **changes)
-        return scoring_identity(spec_for(ScoreConfig(ensemble=str(ensemble), precision="fp32"), gpus=0))["profile"]
+        return scoring_identity(resolve(ScoreConfig(ensemble=str(ensemble), precision="fp32")).spec(gpus=0))["profile"]
 
     plain = identity()
     assert (plain["identifier"]["name"], plain["describer"]["name"], plain["describe"]) == ("named", "nearest", "flagged")
@@ -101,7 +100,7 @@ def test_paths_of_a_profile_are_relative_to_its_card(cards):
     shipped = load_ensemble_card("profile")
     assert shipped.profile.identifier == "identifier/identifier.yaml"
     with pytest.raises(ConfigError, match="no such identifier") as refused:
-        spec_for(ScoreConfig(ensemble="profile"), gpus=0)
+        resolve(ScoreConfig(ensemble="profile")).spec(gpus=0)
     assert "touchstone train configs/train/identify.yaml" in refused.value.hint
 
 
@@ -110,7 +109,7 @@ def run(cards, tmp_path):
     """A finished run of twelve images by a profile, with its embeddings kept; the images are no images."""
     ensemble = write_profile(cards / "run", localizer=False)
     config = ScoreConfig(ensemble=str(ensemble), precision="fp32", features=("unifd",))
-    spec = spec_for(config, gpus=0)
+    spec = resolve(config).spec(gpus=0)
     run = RunDirectory.open(str(tmp_path / "run"))
     about = {"source": [str(tmp_path / "archive")], "limits": spec.limits.model_dump(mode="json"), "features": ["unifd"]}
     run.claim(about | scoring_identity(spec), list(spec.cards), spec.ensemble.model_dump(mode="json"))

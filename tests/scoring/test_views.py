@@ -18,9 +18,9 @@ from ray_app.reports import plan_lines
 from ray_app.runs import MASK_SCHEMA, RunDirectory, current_masks
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.forecast.forecast import forecast
-from ray_app.scoring.identity import check_reuse, identity_of
+from ray_app.scoring.identity import check_reuse, identity_of, resolve
 from ray_app.scoring.layout import MemberCost, plan_layout
-from ray_app.scoring.run import score_archive, spec_for
+from ray_app.scoring.run import score_archive
 from ray_app.transforms.perturbations import load_perturbations
 from tests.scoring.conftest import comparable, score_into
 
@@ -164,7 +164,7 @@ def test_a_thousand_images_three_detectors_and_twelve_perturbations_in_one_job(s
 def test_the_identity_names_perturbations_only_where_there_are_some(photos):
     given = ScoreConfig(source=(str(photos),), detectors=("touchstone-tiny",), perturb=("jpeg:75", "sidbench"))
     plain = given.model_copy(update={"perturb": ()})
-    with_views, without = (identity_of(config, spec_for(config, 0)) for config in (given, plain))
+    with_views, without = (identity_of(config, resolve(config).spec(gpus=0)) for config in (given, plain))
     assert with_views["perturb"]["jpeg:75"] == [{"op": "jpeg", "quality": 75}]
     assert list(with_views["perturb"]) == ["jpeg:75", *(view.name for view in load_perturbations(["sidbench"]))]
     assert without == {key: value for key, value in with_views.items() if key != "perturb"}

@@ -1,9 +1,4 @@
-"""The settings of collecting: what, where to, and how much a host is asked. Knows no url.
-
-What became of a url, in the words of `errors.Status` where one fits. Knows words only.
-
-The end of `collect` in words, for a terminal. Knows the figures of a summary and nothing else.
-"""
+"""Settings of `touchstone collect` (`CollectConfig`), the statuses a url may end in, and the summary for a terminal (`collect_lines`)."""
 
 import shlex
 from collections.abc import Iterator, Mapping
@@ -20,10 +15,12 @@ from ray_app.images import ImageLimits
 from ray_app.reports import format as wording
 from ray_app.storage import UNGUARDED, RetryPolicy
 
+Form = Literal["files", "parquet", "webdataset"]
+_OURS = ("parts", "index", "_collected")
+SOFTWARE = f"touchstone-collect/{__version__}"
 OK = "ok"
 FORBIDDEN_ADDRESS = "forbidden_address"
 BAD_URL = "bad_url"
-
 MEANING: dict[str, str] = {
     OK: "an image that decodes, in its place",
     Status.SOURCE_MISSING: "404 or 410, or no such host",
@@ -43,37 +40,11 @@ MEANING: dict[str, str] = {
 }
 # What another day may give.
 PASSING = (str(Status.SOURCE_THROTTLED), str(Status.SOURCE_TIMEOUT), str(Status.TRUNCATED_IMAGE))
-
-
-class Failed(Exception):  # noqa: N818 - an outcome of one url, not of the program
-    """One url did not give its image. `passing`: it may by itself; `wait_s`: not before so long; `answered`: its host said
-    something; `asked`: there was a request at all.
-    """
-
-    def __init__(
-        self,
-        status: str,
-        detail: str,
-        *,
-        passing: bool = False,
-        wait_s: float | None = None,
-        answered: bool = True,
-        asked: bool = True,
-        http_status: int | None = None,
-        sha256: str | None = None,
-    ) -> None:
-        super().__init__(f"{status}: {detail}")
-        self.status, self.detail, self.passing, self.wait_s = str(status), detail, passing, wait_s
-        self.answered, self.asked, self.http_status, self.sha256 = answered, asked, http_status, sha256
-
-
-Form = Literal["files", "parquet", "webdataset"]
-_OURS = ("parts", "index", "_collected")
-SOFTWARE = f"touchstone-collect/{__version__}"
+_WIDTH = 11
 
 
 class Politeness(Frozen):
-    """What one host is asked, by all workers together: a host belongs to one worker."""
+    """The requests to one host, by all workers together: a host belongs to one worker."""
 
     per_host: int = Field(default=2, ge=1, le=64, description="requests at once to one host")
     pause_s: float = Field(default=0.0, ge=0, description="seconds from the start of one request to a host to the start of the next")
@@ -86,7 +57,7 @@ class Politeness(Frozen):
 
     @property
     def agent(self) -> str:
-        """The User-Agent: what asks, and whom to turn to."""
+        """The User-Agent: which software, and whom to turn to."""
         return self.user_agent or (f"{SOFTWARE} (+{self.contact})" if self.contact else SOFTWARE)
 
 
@@ -103,7 +74,7 @@ class Limits(Frozen):
 
 
 class Patience(RetryPolicy):
-    """How often one url is asked, and for how long: turns and waits that its host asks for are part of that."""
+    """How often one url is requested, and for how long: turns and waits that its host requests are part of that."""
 
     attempts: int = Field(default=4, ge=1)
     base_s: float = Field(default=1.0, gt=0)
@@ -164,15 +135,34 @@ def failures(words: Any) -> tuple[str, ...]:
     return chosen
 
 
-_WIDTH = 11
+class Failed(Exception):  # noqa: N818 - an outcome of one url, not of the program
+    """One url did not give its image. `passing`: it may by itself; `wait_s`: not before so long; `answered`: its host said
+    something; `asked`: there was a request at all.
+    """
+
+    def __init__(
+        self,
+        status: str,
+        detail: str,
+        *,
+        passing: bool = False,
+        wait_s: float | None = None,
+        answered: bool = True,
+        asked: bool = True,
+        http_status: int | None = None,
+        sha256: str | None = None,
+    ) -> None:
+        super().__init__(f"{status}: {detail}")
+        self.status, self.detail, self.passing, self.wait_s = str(status), detail, passing, wait_s
+        self.answered, self.asked, self.http_status, self.sha256 = answered, asked, http_status, sha256
 
 
 def collect_lines(summary: Mapping[str, Any]) -> list[str]:
     """What is there, what is not and why, and last the command to go on with."""
-    return [f"{label:{_WIDTH}}{text}" for label, text in _told(summary)]
+    return [f"{label:{_WIDTH}}{text}" for label, text in _summary_lines(summary)]
 
 
-def _told(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _summary_lines(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     out, records = wording.visible(summary["out"]), wording.visible(summary["records"])
     where = "/".join(part for part in (out, summary["folder"]) if part)
     yield (
@@ -186,9 +176,9 @@ def _told(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield "", f"{number:,} {status}: {MEANING.get(status, status)}"
     if passing := [status for status in PASSING if status in failed]:
         yield "again", f"--retry {','.join(passing)} asks again what another hour may give"
-    for name, told in (("repeated", "rows said the same again"), ("without_url", "rows have no url")):
+    for name, text in (("repeated", "rows said the same again"), ("without_url", "rows have no url")):
         if summary[name]:
-            yield "left out", f"{summary[name]:,} {told}"
+            yield "left out", f"{summary[name]:,} {text}"
     if marked := summary["mended_names"] + summary["names_alike"]:
         yield "names", f"{marked:,} ids are no safe file names, or differ only in case: their files are marked, NAME~12345678"
     yield "words", f"{records}/collected.parquet: labels, generators, prompts and all else that the list says"

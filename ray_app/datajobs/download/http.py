@@ -1,8 +1,6 @@
-"""One request for one url, behind the guard: its bytes, where it is redirected to, or why there is nothing. Knows HTTP; no image, no turn.
+"""One request for one url behind the SSRF guard (`HttpClient`), within the limits of its host (`Host`).
 
 No redirect is followed here: the next url is another host's, whose limit is not ours to spend.
-
-How much a host is asked, and when: at once, in a row, and after it has asked to wait. Knows clocks; speaks no HTTP.
 """
 
 import asyncio
@@ -32,12 +30,155 @@ from ray_app.storage.ssrf import (
     system_resolver,
 )
 
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_CHUNK = 64 * 2**10
+_RAW_BYTE = re.compile("[\udc80-\udcff]")  # of a header that is not UTF-8; no row could be written of such a url
 # Between the starts of two requests to a host that throttles: doubled each time, from the first to the last of these.
 _SHORT_S, _LONGEST_PAUSE_S = 0.05, 10.0
 
 
+@dataclass(frozen=True)
+class HttpResponse:
+    """A whole body, or the url that the host says instead (`moved`)."""
+
+    data: bytes = b""
+    content_type: str | None = None
+    moved: str | None = None
+    http_status: int = 200
+
+
+class HttpClient:
+    """`await Asker(config).get(url)`, made inside the event loop; `close()` it. Connections are kept, cookies are not."""
+
+    def __init__(self, config: CollectConfig) -> None:
+        self._limits, self._private = config.limits, config.allow_private
+        resolver = CheckedResolver(_resolver(config.resolve), self._is_allowed)
+        limits = config.limits
+        # A name is resolved anew after five minutes; what is dialled in between was checked when it was found.
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(resolver=resolver, limit=0, ttl_dns_cache=300, ssl=ssl.create_default_context()),
+            timeout=aiohttp.ClientTimeout(
+                total=limits.total_timeout_s,
+                connect=limits.connect_timeout_s,
+                sock_connect=limits.connect_timeout_s,
+                sock_read=limits.read_timeout_s,
+            ),
+            headers={"User-Agent": config.politeness.agent, "Accept": "image/*,*/*;q=0.1", "Accept-Encoding": "identity"},
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            trust_env=False,
+        )
+        self._session._retry_connection = False  # it would ask a second time by itself, uncounted; there is no public way to say so
+
+    async def close(self) -> None:
+        """End all connections."""
+        await self._session.close()
+
+    def checked(self, text: str) -> URL:
+        """What is dialled for a url. Raises Failed."""
+        try:
+            url = checked_url(text, schemes=("http", "https"), is_literal_allowed=self._is_literal_allowed, bare_names=self._private)
+        except UrlRefused as refused:
+            raise Failed(BAD_URL, str(refused), asked=False) from None
+        host = url.raw_host or ""
+        if is_address(host) and not self._is_allowed(host):
+            raise Failed(FORBIDDEN_ADDRESS, "its address is not on the public Internet", asked=False)
+        return url
+
+    async def get(self, url: str) -> HttpResponse:
+        """One request. Raises Failed."""
+        target = self.checked(url)
+        with _translated():
+            async with self._session.get(target, allow_redirects=False) as answer:
+                if answer.status in _REDIRECTS:
+                    return HttpResponse(moved=_moved(target, answer), http_status=answer.status)
+                _check_status(answer.status, answer.headers)
+                return HttpResponse(await self._body(answer), answer.headers.get("Content-Type"))
+
+    async def _body(self, answer: aiohttp.ClientResponse) -> bytes:
+        if answer.headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
+            raise Failed(Status.SOURCE_DENIED, "the host compresses what it sends, though asked not to", http_status=200)
+        announced, most = answer.content_length or 0, self._limits.max_bytes
+        body = bytearray()
+        if announced <= most:
+            async for chunk in answer.content.iter_chunked(_CHUNK):
+                body += chunk
+                if len(body) > most:
+                    break
+        if max(announced, len(body)) > most:
+            answer.close()  # else what is left would be read to keep the connection
+            message = f"{announced:,} bytes" if announced > most else f"more than {most:,} bytes"
+            raise Failed(Status.IMAGE_TOO_LARGE, f"{message}, over the limit of {most:,}", http_status=200)
+        return bytes(body)
+
+    def _is_allowed(self, address: str) -> bool:
+        return self._private or is_public_address(address)
+
+    def _is_literal_allowed(self, host: str) -> bool:
+        return is_address(host)  # `checked` judges it, in other words
+
+
+def _resolver(known: Mapping[str, str]) -> Resolver:
+    async def resolve(host: str, port: int) -> list[tuple[str, int]]:
+        return [(known[host], port)] if host in known else await system_resolver(host, port)
+
+    return resolve
+
+
+def _moved(target: URL, answer: aiohttp.ClientResponse) -> str:
+    location = answer.headers.get("Location")
+    if not location:
+        raise Failed(Status.SOURCE_DENIED, "the host redirects to nowhere", http_status=answer.status)
+    try:
+        return urljoin(str(target), _RAW_BYTE.sub(lambda found: f"%{ord(found[0]) - 0xDC00:02X}", location))
+    except ValueError:
+        raise Failed(BAD_URL, "it is redirected to what is not a URL", http_status=answer.status) from None
+
+
+def _check_status(status: int, headers: Mapping[str, str]) -> None:
+    if status == 200:
+        return
+    message = f"the host answered {status}"
+    if status in (404, 410):
+        raise Failed(Status.SOURCE_MISSING, message, http_status=status)
+    wait_s = seconds_of(headers.get("Retry-After"), datetime.now(UTC))
+    if status in (429, 503):
+        raise Failed(Status.SOURCE_THROTTLED, message, passing=True, wait_s=wait_s, http_status=status)
+    if status >= 500 or status in (408, 425):
+        raise Failed(Status.SOURCE_TIMEOUT, message, passing=True, wait_s=wait_s, http_status=status)
+    raise Failed(Status.SOURCE_DENIED, message, http_status=status)
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Foreign exceptions → `Failed`."""
+    try:
+        yield
+    except NoAddress:
+        raise Failed(Status.SOURCE_MISSING, "there is no host of that name", answered=False) from None
+    except UrlRefused:
+        raise Failed(FORBIDDEN_ADDRESS, "its host is not on the public Internet") from None
+    except SourceError as error:  # of the name service, which may know later
+        raise Failed(error.status, error.detail, passing=True, answered=False) from None
+    except aiohttp.ClientSSLError:
+        raise Failed(Status.SOURCE_DENIED, "its host has no certificate that is trusted for this name") from None
+    except aiohttp.ClientPayloadError:
+        raise Failed(Status.SOURCE_TIMEOUT, "the answer broke off", passing=True) from None
+    except TimeoutError:
+        raise Failed(Status.SOURCE_TIMEOUT, "the host did not answer in time", passing=True, answered=False) from None
+    except (aiohttp.ClientConnectionError, OSError) as error:
+        raise Failed(Status.SOURCE_TIMEOUT, f"no connection: {_kind(error)}", passing=True, answered=False) from None
+    except aiohttp.ClientError as error:  # its own words name the url, secrets and all
+        raise Failed(Status.SOURCE_DENIED, f"what the host answers is not HTTP: {type(error).__name__}") from None
+
+
+def _kind(error: BaseException) -> str:
+    cause = getattr(error, "os_error", None) or error
+    return getattr(cause, "strerror", None) or type(cause).__name__
+
+
 def seconds_of(retry_after: str | None, now: datetime) -> float | None:
-    """What a Retry-After asks for, in seconds or as an HTTP date (RFC 9110 §10.2.3); None where it says nothing that is understood."""
+    """The wait of a Retry-After, in seconds or as an HTTP date (RFC 9110 §10.2.3); None where it says nothing that is understood."""
     text = (retry_after or "").strip()
     if text.isascii() and text.isdigit():
         return float(text)
@@ -92,7 +233,7 @@ class Host:
             place.leave()
 
     def answered(self) -> None:
-        """It said something of use: silence is forgotten, and pauses that it had asked for grow shorter again."""
+        """It gave a useful answer: silence is forgotten, and pauses that it had requested grow shorter again."""
         self._silent = 0
         self._pause_s = max(self._rules.pause_s, 0.8 * self._pause_s if self._pause_s > _SHORT_S else 0.0)
 
@@ -100,160 +241,15 @@ class Host:
         """One more url ended without any answer from this host."""
         self._silent += 1
         if self._silent >= self._rules.give_up_after and self._refused is None:
-            told = f"not asked: {self.name} gave no answer to {self._silent} urls in a row"
-            self._refused = (Status.SOURCE_TIMEOUT, told)
+            message = f"not asked: {self.name} gave no answer to {self._silent} urls in a row"
+            self._refused = (Status.SOURCE_TIMEOUT, message)
 
     def throttled(self, wait_s: float | None) -> None:
-        """It has asked to slow down, perhaps to wait for so long. Where the rules do not bear that, it is asked nothing more."""
+        """It has requested to slow down, perhaps to wait for so long. Where the rules do not bear that, it gets no more requests."""
         self._silent = 0
         self._pause_s = max(self._rules.pause_s, min(_LONGEST_PAUSE_S, max(2 * self._pause_s, _SHORT_S)))
         if wait_s is not None and wait_s > self._rules.longest_wait_s:
-            told = f"{self.name} asks to wait {wait_s:.0f} s, and is asked nothing more in this session"
-            self._refused = (Status.SOURCE_THROTTLED, told)
+            message = f"{self.name} asks to wait {wait_s:.0f} s, and is asked nothing more in this session"
+            self._refused = (Status.SOURCE_THROTTLED, message)
             return
         self._not_before = max(self._not_before, self._clock() + (wait_s or 0.0))
-
-
-_REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_CHUNK = 64 * 2**10
-_RAW_BYTE = re.compile("[\udc80-\udcff]")  # of a header that is not UTF-8; no row could be written of such a url
-
-
-@dataclass(frozen=True)
-class HttpResponse:
-    """A whole body, or the url that the host says instead (`moved`)."""
-
-    data: bytes = b""
-    content_type: str | None = None
-    moved: str | None = None
-    http_status: int = 200
-
-
-class HttpClient:
-    """`await Asker(config).get(url)`, made inside the event loop; `close()` it. Connections are kept, cookies are not."""
-
-    def __init__(self, config: CollectConfig) -> None:
-        self._limits, self._private = config.limits, config.allow_private
-        resolver = CheckedResolver(_resolver(config.resolve), self._is_allowed)
-        limits = config.limits
-        # A name is asked for anew after five minutes; what is dialled in between was checked when it was found.
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(resolver=resolver, limit=0, ttl_dns_cache=300, ssl=ssl.create_default_context()),
-            timeout=aiohttp.ClientTimeout(
-                total=limits.total_timeout_s,
-                connect=limits.connect_timeout_s,
-                sock_connect=limits.connect_timeout_s,
-                sock_read=limits.read_timeout_s,
-            ),
-            headers={"User-Agent": config.politeness.agent, "Accept": "image/*,*/*;q=0.1", "Accept-Encoding": "identity"},
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            trust_env=False,
-        )
-        self._session._retry_connection = False  # it would ask a second time by itself, uncounted; there is no public way to say so
-
-    async def close(self) -> None:
-        """End all connections."""
-        await self._session.close()
-
-    def checked(self, text: str) -> URL:
-        """What is dialled for a url. Raises Failed."""
-        try:
-            url = checked_url(text, schemes=("http", "https"), is_literal_allowed=self._is_literal_allowed, bare_names=self._private)
-        except UrlRefused as refused:
-            raise Failed(BAD_URL, str(refused), asked=False) from None
-        host = url.raw_host or ""
-        if is_address(host) and not self._is_allowed(host):
-            raise Failed(FORBIDDEN_ADDRESS, "its address is not on the public Internet", asked=False)
-        return url
-
-    async def get(self, url: str) -> HttpResponse:
-        """One request. Raises Failed."""
-        target = self.checked(url)
-        with _in_our_words():
-            async with self._session.get(target, allow_redirects=False) as answer:
-                if answer.status in _REDIRECTS:
-                    return HttpResponse(moved=_moved(target, answer), http_status=answer.status)
-                _check_status(answer.status, answer.headers)
-                return HttpResponse(await self._body(answer), answer.headers.get("Content-Type"))
-
-    async def _body(self, answer: aiohttp.ClientResponse) -> bytes:
-        if answer.headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
-            raise Failed(Status.SOURCE_DENIED, "the host compresses what it sends, though asked not to", http_status=200)
-        announced, most = answer.content_length or 0, self._limits.max_bytes
-        body = bytearray()
-        if announced <= most:
-            async for chunk in answer.content.iter_chunked(_CHUNK):
-                body += chunk
-                if len(body) > most:
-                    break
-        if max(announced, len(body)) > most:
-            answer.close()  # else what is left would be read to keep the connection
-            told = f"{announced:,} bytes" if announced > most else f"more than {most:,} bytes"
-            raise Failed(Status.IMAGE_TOO_LARGE, f"{told}, over the limit of {most:,}", http_status=200)
-        return bytes(body)
-
-    def _is_allowed(self, address: str) -> bool:
-        return self._private or is_public_address(address)
-
-    def _is_literal_allowed(self, host: str) -> bool:
-        return is_address(host)  # `checked` judges it, in other words
-
-
-def _resolver(known: Mapping[str, str]) -> Resolver:
-    async def resolve(host: str, port: int) -> list[tuple[str, int]]:
-        return [(known[host], port)] if host in known else await system_resolver(host, port)
-
-    return resolve
-
-
-def _moved(target: URL, answer: aiohttp.ClientResponse) -> str:
-    location = answer.headers.get("Location")
-    if not location:
-        raise Failed(Status.SOURCE_DENIED, "the host redirects to nowhere", http_status=answer.status)
-    try:
-        return urljoin(str(target), _RAW_BYTE.sub(lambda found: f"%{ord(found[0]) - 0xDC00:02X}", location))
-    except ValueError:
-        raise Failed(BAD_URL, "it is redirected to what is not a URL", http_status=answer.status) from None
-
-
-def _check_status(status: int, headers: Mapping[str, str]) -> None:
-    if status == 200:
-        return
-    told = f"the host answered {status}"
-    if status in (404, 410):
-        raise Failed(Status.SOURCE_MISSING, told, http_status=status)
-    wait_s = seconds_of(headers.get("Retry-After"), datetime.now(UTC))
-    if status in (429, 503):
-        raise Failed(Status.SOURCE_THROTTLED, told, passing=True, wait_s=wait_s, http_status=status)
-    if status >= 500 or status in (408, 425):
-        raise Failed(Status.SOURCE_TIMEOUT, told, passing=True, wait_s=wait_s, http_status=status)
-    raise Failed(Status.SOURCE_DENIED, told, http_status=status)
-
-
-@contextmanager
-def _in_our_words() -> Iterator[None]:
-    """Foreign exceptions → `Failed`."""
-    try:
-        yield
-    except NoAddress:
-        raise Failed(Status.SOURCE_MISSING, "there is no host of that name", answered=False) from None
-    except UrlRefused:
-        raise Failed(FORBIDDEN_ADDRESS, "its host is not on the public Internet") from None
-    except SourceError as error:  # of the name service, which may know later
-        raise Failed(error.status, error.detail, passing=True, answered=False) from None
-    except aiohttp.ClientSSLError:
-        raise Failed(Status.SOURCE_DENIED, "its host has no certificate that is trusted for this name") from None
-    except aiohttp.ClientPayloadError:
-        raise Failed(Status.SOURCE_TIMEOUT, "the answer broke off", passing=True) from None
-    except TimeoutError:
-        raise Failed(Status.SOURCE_TIMEOUT, "the host did not answer in time", passing=True, answered=False) from None
-    except (aiohttp.ClientConnectionError, OSError) as error:
-        raise Failed(Status.SOURCE_TIMEOUT, f"no connection: {_kind(error)}", passing=True, answered=False) from None
-    except aiohttp.ClientError as error:  # its own words name the url, secrets and all
-        raise Failed(Status.SOURCE_DENIED, f"what the host answers is not HTTP: {type(error).__name__}") from None
-
-
-def _kind(error: BaseException) -> str:
-    cause = getattr(error, "os_error", None) or error
-    return getattr(cause, "strerror", None) or type(cause).__name__

@@ -1,4 +1,4 @@
-"""`touchstone collect`: read the list, have fetched what is missing, write the tables. Interrupted anywhere, the same command goes on."""
+"""`touchstone collect`: `collect` reads the list, has what is missing fetched, writes the tables. Interrupted, the same command resumes."""
 
 import json
 import time
@@ -36,8 +36,8 @@ def collect(config: CollectConfig, *, retry: Sequence[str] = ()) -> dict[str, An
             session = _run(config, records, lease, listed, tasks)
         records.join()
         mended = sum(safe_name(name) != name for name in listed.rows["id"].to_pylist())
-        told = {"session": {"urls": len(tasks), "statuses": dict(session), "wall_s": round(time.monotonic() - start, 2), **lease.facts()}}
-        summary = _summary(config, records, listed) | {"mended_names": mended, "names_alike": cases} | told
+        facts = {"session": {"urls": len(tasks), "statuses": dict(session), "wall_s": round(time.monotonic() - start, 2), **lease.facts()}}
+        summary = _summary(config, records, listed) | {"mended_names": mended, "names_alike": cases} | facts
         records.store.write("summary.json", json.dumps(summary, indent=2, ensure_ascii=False).encode())
     return summary
 
@@ -62,9 +62,9 @@ def _run(config: CollectConfig, records: Records, lease: Lease, listed: UrlTable
 def _missing(
     listed: UrlTable, names: Sequence[str], state: State, retry: Sequence[str], *, with_columns: bool
 ) -> tuple[list[Task], list[str]]:
-    """What is to be asked, and places of images whose ids have another url now."""
+    """What is to be fetched, and places of images whose ids have another url now."""
     rows = zip(*(state.rows[name].to_pylist() for name in ("id", "url", "status", "place", "ended_at")), strict=True)
-    known = {name: told for name, *told in rows}
+    known = {name: found for name, *found in rows}
     tasks, stale = [], []
     for name, url, stem, columns in _rows(listed, names, with_columns=with_columns):
         wanted = strip_secrets(url)

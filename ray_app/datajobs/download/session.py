@@ -1,12 +1,8 @@
-"""One session of collecting: what is missing is given out, what comes back is counted, until nothing is missing. Asks no host itself.
-
-What has become of every url so far: rows in parts, the latest of an id counts. Knows the records of one directory, no host.
+"""One session of collecting: `DownloadSession` hands out what is missing and counts what comes back, until nothing is missing.
 
 collect.json        whose directory it is
-parts/              rows as the workers committed them; joined into one when a session ends
+parts/              rows as the workers committed them (`Records`), the latest of an id counts; joined into one when a session ends
 A row counts where its image is there: the file, of its size, or the shard. What no row counts for is unfinished.
-
-Which urls a worker has in hand: some of every host, so that a slow one holds nobody up. Knows hosts and counts; asks nobody.
 """
 
 import hashlib
@@ -32,9 +28,14 @@ from ray_app.errors import IdentityError
 from ray_app.runs.identity import refuse_others
 from ray_app.storage import Lease, Store
 
+# Fewer are there before a local cluster would be up, or soon after: one process requests a thousand urls at once.
+_FEW = 20_000
+_LISTEN_S = 1.0
 _FORMAT = 1
 _READERS = 16
 _MANY_PARTS = 8
+_MOST_IN_HAND = 1000
+_PER_PLACE = 4  # urls in a worker's hands for each request that their host may have at once
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,8 @@ class Records:
         places, sizes = self._places()
         is_ok = pc.equal(rows["status"], OK)
         known = sizes if self.config.form == "files" else dict.fromkeys(places)
-        told = zip(rows["place"].to_pylist(), rows["size_bytes"].to_pylist(), is_ok.to_pylist(), strict=True)
-        counts = [not ok or (place in known and known[place] in (None, size)) for place, size, ok in told]
+        found = zip(rows["place"].to_pylist(), rows["size_bytes"].to_pylist(), is_ok.to_pylist(), strict=True)
+        counts = [not ok or (place in known and known[place] in (None, size)) for place, size, ok in found]
         rows = rows.filter(pa.array(counts, pa.bool_()))
         return State(rows, self._left(rows, sizes))
 
@@ -131,6 +132,72 @@ class Records:
         return left
 
 
+class DownloadSession:
+    """The driver's side. `ended`: the status of every url that ended in this session, by id."""
+
+    def __init__(self, config: CollectConfig, records: Records, lease: Lease, progress: Progress) -> None:
+        self._config, self._records, self._lease, self._progress = config, records, lease, progress
+        self.ended: dict[str, str] = {}
+        self._feeders: list[Feeder] = []
+
+    def run(self, crew: Crew, tasks: Iterable[Task]) -> None:
+        """Until every task has ended and is committed. Raises the fault of a worker, IdentityError when another took the directory over."""
+        self._feeders = [Feeder(self._config.politeness.per_host) for _ in range(crew.size)]
+        self._add(tasks)
+        try:
+            while not all(feeder.is_done for feeder in self._feeders):
+                self._turn(crew)
+        finally:
+            last = crew.close()
+        for worker, found in last:
+            self._heard(worker, found)
+
+    def _turn(self, crew: Crew) -> None:
+        for worker, feeder in enumerate(self._feeders):
+            if tasks := feeder.next():
+                crew.give(worker, tasks)
+        for worker, found in crew.take(_LISTEN_S):
+            if found is None:
+                self._lost(worker)
+            else:
+                self._heard(worker, found)
+        self._progress.redraw()
+        self._lease.check()
+
+    def _heard(self, worker: int, told: DownloadReport) -> None:
+        feeder = self._feeders[worker]
+        for name, status in told.ended:
+            feeder.ended(name)
+            if name not in self.ended:
+                self._progress.advance(1, status != OK)
+            self.ended[name] = status
+        feeder.committed(told.committed)
+        for task in told.moved:
+            feeder.moved(task.id)
+        self._add(told.moved)
+        if told.fault is not None:
+            raise told.fault
+
+    def _lost(self, worker: int) -> None:
+        """A worker died: what it had not committed is given out again. It may have committed more than it came to say."""
+        state = self._records.read()
+        there = dict(zip(state.rows["id"].to_pylist(), state.rows["ended_at"].to_pylist(), strict=True))
+        again = [task for task in self._feeders[worker].again() if there.get(task.id) in (None, task.before)]
+        self._progress.say(f"a worker died; {len(again):,} urls are asked again")
+        self._add(replace(task, there=state.left.get(task.stem, ())) for task in again)
+
+    def _add(self, tasks: Iterable[Task]) -> None:
+        for task in tasks:
+            self._feeders[owner_of(task.host, len(self._feeders))].add([task])
+
+
+def wants_ray(config: CollectConfig, urls: int) -> bool:
+    """Ray where there is a cluster, or where it is requested or pays; one worker without a cluster is this process."""
+    if named_cluster(config.cluster.address):
+        return True
+    return config.cluster.workers != 1 and (config.cluster.workers is not None or urls > _FEW)
+
+
 def _images(names: Iterator[str]) -> Iterator[tuple[str, str]]:
     for name in names:
         stem, _, ending = name.rpartition(".")
@@ -138,12 +205,8 @@ def _images(names: Iterator[str]) -> Iterator[tuple[str, str]]:
             yield stem, name
 
 
-_MOST_IN_HAND = 1000
-_PER_PLACE = 4  # urls in a worker's hands for each request that their host may have at once
-
-
 def owner_of(host: str, workers: int) -> int:
-    """The worker that asks a host, for the whole session: so its limit is one for all."""
+    """The worker of a host, for the whole session: so its limit is one for all."""
     return int.from_bytes(hashlib.sha256(host.encode()).digest()[:4], "big") % workers
 
 
@@ -207,74 +270,3 @@ class Feeder:
 
     def _host_with_room(self) -> str | None:
         return next((host for host in self._waiting if self._at[host] < self._per_host), None)
-
-
-# Fewer are there before a local cluster would be up, or soon after: one process asks a thousand urls at once.
-_FEW = 20_000
-_LISTEN_S = 1.0
-
-
-class DownloadSession:
-    """The driver's side. `ended`: the status of every url that ended in this session, by id."""
-
-    def __init__(self, config: CollectConfig, records: Records, lease: Lease, progress: Progress) -> None:
-        self._config, self._records, self._lease, self._progress = config, records, lease, progress
-        self.ended: dict[str, str] = {}
-        self._feeders: list[Feeder] = []
-
-    def run(self, crew: Crew, tasks: Iterable[Task]) -> None:
-        """Until every task has ended and is committed. Raises the fault of a worker, IdentityError when another took the directory over."""
-        self._feeders = [Feeder(self._config.politeness.per_host) for _ in range(crew.size)]
-        self._add(tasks)
-        try:
-            while not all(feeder.is_done for feeder in self._feeders):
-                self._turn(crew)
-        finally:
-            last = crew.close()
-        for worker, told in last:
-            self._heard(worker, told)
-
-    def _turn(self, crew: Crew) -> None:
-        for worker, feeder in enumerate(self._feeders):
-            if tasks := feeder.next():
-                crew.give(worker, tasks)
-        for worker, told in crew.take(_LISTEN_S):
-            if told is None:
-                self._lost(worker)
-            else:
-                self._heard(worker, told)
-        self._progress.redraw()
-        self._lease.check()
-
-    def _heard(self, worker: int, told: DownloadReport) -> None:
-        feeder = self._feeders[worker]
-        for name, status in told.ended:
-            feeder.ended(name)
-            if name not in self.ended:
-                self._progress.advance(1, status != OK)
-            self.ended[name] = status
-        feeder.committed(told.committed)
-        for task in told.moved:
-            feeder.moved(task.id)
-        self._add(told.moved)
-        if told.fault is not None:
-            raise told.fault
-
-    def _lost(self, worker: int) -> None:
-        """A worker died: what it had not committed is given out again. It may have committed more than it came to say."""
-        state = self._records.read()
-        there = dict(zip(state.rows["id"].to_pylist(), state.rows["ended_at"].to_pylist(), strict=True))
-        again = [task for task in self._feeders[worker].again() if there.get(task.id) in (None, task.before)]
-        self._progress.say(f"a worker died; {len(again):,} urls are asked again")
-        self._add(replace(task, there=state.left.get(task.stem, ())) for task in again)
-
-    def _add(self, tasks: Iterable[Task]) -> None:
-        for task in tasks:
-            self._feeders[owner_of(task.host, len(self._feeders))].add([task])
-
-
-def wants_ray(config: CollectConfig, urls: int) -> bool:
-    """Ray where there is a cluster, or where it is asked for or pays; one worker without a cluster is this process."""
-    if named_cluster(config.cluster.address):
-        return True
-    return config.cluster.workers != 1 and (config.cluster.workers is not None or urls > _FEW)

@@ -1,14 +1,7 @@
-"""Where a good image goes: a file of its own, or a shard that is published when it is full. Nothing shows before it is whole.
+"""Where a good image goes: a `FileKeeper` writes files, a `ShardKeeper` shards that are published when full. `Checker` decodes first.
 
-A worker's rows are committed here too. Files: rows after their files; a file without a row is looked at before its url is asked again.
+Rows are committed here too. Files: rows after their files; a file without a row is checked before its url is requested again.
 Shards: rows before their shard; rows whose shard is not there count for nothing.
-
-An id → the name of its file, which never leaves its folder; a Content-Type and bytes → the ending. Knows no storage.
-
-The names are those of DFLIP-3K's own downloader, `<id>.<subtype of Content-Type>` (specs/localization.md §5.1), with ids kept whole
-where they have dots, and the ending corrected where the bytes say another format.
-
-Whether what came is a whole image: decoded in a process of its own, so that a hostile file harms nobody. Keeps nothing.
 """
 
 import hashlib
@@ -39,11 +32,12 @@ from ray_app.images.formats import describe_unsupported, sniff_format
 from ray_app.inference.decoder_pool import IsolatedDecoders
 from ray_app.storage import Store, strip_secrets
 
+PARTS = "parts"
 _UNSAFE = re.compile(r"[^\w.+=,@-]")
 _LONGEST = 150  # bytes of UTF-8; the usual file systems end at 255, and the ending and a store's own prefix want room
 _RESERVED = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9¹²³])(\..*)?", re.IGNORECASE)
-
-# Subtypes under which a format is sent, the usual one first.
+# Subtypes under which a format is sent, the usual one first. Names are those of DFLIP-3K's own downloader, `<id>.<subtype>`
+# (specs/localization.md §5.1), with ids kept whole where they have dots, and the ending corrected where the bytes say another format.
 _SUBTYPES = {
     "JPEG": ("jpeg", "jpg"),
     "PNG": ("png", "apng"),
@@ -58,50 +52,9 @@ _SUBTYPES = {
     "PNM": ("pnm",),
     "RAW": ("raw",),
 }
-
 ENDINGS = frozenset(subtype for subtypes in _SUBTYPES.values() for subtype in subtypes)
-
-
-def safe_name(name: str) -> str:
-    """An id as a file is named after it, without ending: itself, where it is harmless on every file system; else a harmless form of it
-    and eight digits of its hash.
-    """
-    plain = _UNSAFE.sub("_", name).lstrip(".")
-    while len(plain.encode()) > _LONGEST:
-        plain = plain[:-1]
-    if plain == name and plain and not plain.endswith(".") and not _RESERVED.fullmatch(plain):
-        return name
-    return marked(plain or "_", name)
-
-
-def marked(plain: str, name: str) -> str:
-    """A name with eight digits of a hash of the id, which no other id has."""
-    return f"{plain.rstrip('.')}~{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
-
-
-def stems(ids: Iterable[str]) -> tuple[list[str], int]:
-    """The names of ids in their order, no two of which differ only in case, and of how many that had to be mended."""
-    taken: set[str] = set()
-    chosen: list[str] = []
-    cases = 0
-    for name in ids:
-        stem = safe_name(name)
-        cases += stem.casefold() in taken
-        while stem.casefold() in taken:  # an id may be spelt as the mark of another
-            stem = marked(stem, name)
-        taken.add(stem.casefold())
-        chosen.append(stem)
-    return chosen, cases
-
-
-def ending(content_type: str | None, image_format: str) -> str:
-    """The ending, without its dot: the Content-Type's subtype where it agrees with what the bytes are, else the bytes' own."""
-    subtype = (content_type or "").partition(";")[0].strip().lower().rpartition("/")[2]
-    known = _SUBTYPES.get(image_format, (image_format.lower(),))
-    return subtype if subtype in known else known[0]
-
-
-PARTS = "parts"
+_WALL_LIMIT_S = 20.0
+_TORN = frozenset((Status.CORRUPT_IMAGE, Status.TRUNCATED_IMAGE, Status.EMPTY_FILE))
 
 
 def encoded(rows: Sequence[DownloadResult]) -> bytes:
@@ -112,7 +65,7 @@ def encoded(rows: Sequence[DownloadResult]) -> bytes:
 
 
 class Sink(Protocol):
-    """What a worker asks of either. `read` and `keep` from many threads, the others from one."""
+    """What a worker needs of either. `read` and `keep` from many threads, the others from one."""
 
     def read(self, name: str) -> bytes:
         """What an earlier session left. Raises FileNotFoundError."""
@@ -265,8 +218,43 @@ def _local() -> Iterator[None]:
         ) from error
 
 
-_WALL_LIMIT_S = 20.0
-_TORN = frozenset((Status.CORRUPT_IMAGE, Status.TRUNCATED_IMAGE, Status.EMPTY_FILE))
+def safe_name(name: str) -> str:
+    """An id as a file is named after it, without ending: itself, where it is harmless on every file system; else a harmless form of it
+    and eight digits of its hash.
+    """
+    plain = _UNSAFE.sub("_", name).lstrip(".")
+    while len(plain.encode()) > _LONGEST:
+        plain = plain[:-1]
+    if plain == name and plain and not plain.endswith(".") and not _RESERVED.fullmatch(plain):
+        return name
+    return marked(plain or "_", name)
+
+
+def marked(plain: str, name: str) -> str:
+    """A name with eight digits of a hash of the id, which no other id has."""
+    return f"{plain.rstrip('.')}~{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
+
+
+def stems(ids: Iterable[str]) -> tuple[list[str], int]:
+    """The names of ids in their order, no two of which differ only in case, and of how many that had to be mended."""
+    taken: set[str] = set()
+    chosen: list[str] = []
+    cases = 0
+    for name in ids:
+        stem = safe_name(name)
+        cases += stem.casefold() in taken
+        while stem.casefold() in taken:  # an id may be spelt as the mark of another
+            stem = marked(stem, name)
+        taken.add(stem.casefold())
+        chosen.append(stem)
+    return chosen, cases
+
+
+def ending(content_type: str | None, image_format: str) -> str:
+    """The ending, without its dot: the Content-Type's subtype where it agrees with what the bytes are, else the bytes' own."""
+    subtype = (content_type or "").partition(";")[0].strip().lower().rpartition("/")[2]
+    known = _SUBTYPES.get(image_format, (image_format.lower(),))
+    return subtype if subtype in known else known[0]
 
 
 @dataclass(frozen=True)

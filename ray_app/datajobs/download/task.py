@@ -1,4 +1,4 @@
-"""What travels between the driver and its workers: one url that is wanted, and what became of it. Knows no HTTP, no storage."""
+"""What travels between the driver and its workers: a `Task` for one url, and its `DownloadResult`."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field

@@ -1,9 +1,7 @@
-"""A list of urls → one table of texts: id, url, label, generator, and whatever else is said of an image. Reads one file; asks no host.
+"""A list of urls → one table of texts (`read_list`), and the tables of a collection that people read (`write_results`).
 
-DFLIP-3K's JSON (specs/localization.md §5.1), or CSV, TSV, JSON lines and Parquet. Every column is kept, as text, under a name in small
+Reads DFLIP-3K's JSON (specs/localization.md §5.1), CSV, TSV, JSON lines and Parquet. Every column is kept, as text, under a name in small
 letters with underscores: `Negative prompt` is `negative_prompt`.
-
-What people and other commands read of a collection: the images with their words, and the urls without one. Writes tables.
 """
 
 import hashlib
@@ -34,11 +32,15 @@ _OURS = frozenset(
      "source", "path")
 )  # fmt: skip
 _DIFFUSION_DB = "https://huggingface.co/datasets/poloclub/diffusiondb"
+COLLECTED, FAILED = "collected", "failed"
+_ROWS = 10_000
+_FACTS = ("sha256", "format", "width", "height", "size_bytes")
+_REASONS = ("status", "detail", "http_status", "requests", "final_url")
 
 
 @dataclass(frozen=True)
 class UrlTable:
-    """`rows`: texts; `id` and `url` in every row, ids unique. `repeated`: rows that said the same again; `without_url`: left out."""
+    """`rows`: texts; `id` and `url` in every row, ids unique. `repeated`: rows that stood there before; `without_url`: left out."""
 
     rows: pa.Table
     repeated: int = 0
@@ -103,9 +105,9 @@ def _dflip(data: bytes, where: str, generator: str | None) -> pa.Table:
 
 def _no_urls(where: str, record: Mapping[str, Any]) -> ConfigError:
     if {"p", "se"} <= record.keys():
-        told = f"{where}: this is DFLIP-3K's sd.json: names, prompts and seeds of DiffusionDB's images, and no urls"
+        message = f"{where}: this is DFLIP-3K's sd.json: names, prompts and seeds of DiffusionDB's images, and no urls"
         return ConfigError(
-            told,
+            message,
             hint=f"the images are in DiffusionDB ({_DIFFUSION_DB}): fetch its parts there, or score hf://datasets/poloclub/diffusiondb",
         )
     return ConfigError(f"{where}: its records have no url", hint=f"they have {', '.join(record)}")
@@ -147,8 +149,10 @@ def _listed(table: pa.Table, config: CollectConfig, where: str) -> UrlTable:
     first: dict[str, int] = {}
     for row, name in enumerate(ids):
         if first.setdefault(name, row) != row and urls[first[name]] != urls[row]:
-            told = f"{strip_secrets(urls[first[name]])} and {strip_secrets(urls[row])}"
-            raise ConfigError(f"{where}: the id {name!r} is given to {told}", hint="ids must be unique; or --set id=COLUMN names another")
+            message = f"{strip_secrets(urls[first[name]])} and {strip_secrets(urls[row])}"
+            raise ConfigError(
+                f"{where}: the id {name!r} is given to {message}", hint="ids must be unique; or --set id=COLUMN names another"
+            )
     kept = pa.array(list(first.values()), pa.int64())
     beside = {_beside(name): table[name].take(kept) for name in table.schema.names if name not in (url, own, "label", "generator")}
     named = {"id": pa.array(list(first)), "url": table[url].take(kept)}
@@ -176,12 +180,6 @@ def _column(table: pa.Table, chosen: str | None, usual: tuple[str, ...], where: 
     if _plain(chosen) not in table.schema.names:
         raise ConfigError(f"{where}: no column '{chosen}'", hint=f"its columns: {', '.join(table.schema.names)}")
     return _plain(chosen)
-
-
-COLLECTED, FAILED = "collected", "failed"
-_ROWS = 10_000
-_FACTS = ("sha256", "format", "width", "height", "size_bytes")
-_REASONS = ("status", "detail", "http_status", "requests", "final_url")
 
 
 def write_results(records: Records, listed: UrlTable, rows: pa.Table) -> None:

@@ -1,8 +1,5 @@
-"""One worker: urls come in, images go to their places, and how each ended is told. An event loop in a thread of its own; no Ray here.
-
-`give` and `take` from any thread. What is redirected is handed back: the worker whose host it is now may be another one.
-
-The workers of a session: one in this process, or actors on Ray, each for its own hosts. Knows no url.
+"""The workers of a download session: a `DownloadWorker` fetches, checks and stores on an event loop in a thread; `crew_for` starts one
+here or actors on Ray, each for its own hosts. A redirect is handed back: the worker whose host it is now may be another one.
 """
 
 import asyncio
@@ -25,11 +22,16 @@ from ray_app.storage import Store, strip_secrets
 
 T = TypeVar("T")
 _WRITERS = 16
+WORKER_CPUS = 0.5  # it waits most of the time; its decoders are the work
+_TAKE_S = 5.0
+_MOST_DEATHS = 3
+_STALL_S = 900.0
+_CLOSE_S = 300.0  # a last shard may be on its way to a slow store
 
 
 @dataclass
 class DownloadReport:
-    """What a worker says when it is asked: (id, status) of what ended, ids that are committed, redirects, and its own fault."""
+    """A worker's report since the last: (id, status) of what ended, ids that are committed, redirects, and its own fault."""
 
     ended: list[tuple[str, str]] = field(default_factory=list)
     committed: list[str] = field(default_factory=list)
@@ -50,7 +52,7 @@ class DownloadWorker:
         self._checker = Checker(config.images, config.limits.decoders)
         self._writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="write")
         self._ledger = ThreadPoolExecutor(1, thread_name_prefix="ledger")
-        self._told: queue.SimpleQueue[DownloadReport] = queue.SimpleQueue()
+        self._reports: queue.SimpleQueue[DownloadReport] = queue.SimpleQueue()
         self._hosts: dict[str, Host] = {}
         self._running: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
@@ -64,20 +66,20 @@ class DownloadWorker:
 
     def take(self, timeout_s: float) -> DownloadReport:
         """What has happened since the last time, after `timeout_s` at most; at once when there is something."""
-        told = DownloadReport()
+        report = DownloadReport()
         try:
-            one = self._told.get(timeout=timeout_s)
+            one = self._reports.get(timeout=timeout_s)
             while True:
-                told.ended += one.ended
-                told.committed += one.committed
-                told.moved += one.moved
-                told.fault = told.fault or one.fault
-                one = self._told.get_nowait()
+                report.ended += one.ended
+                report.committed += one.committed
+                report.moved += one.moved
+                report.fault = report.fault or one.fault
+                one = self._reports.get_nowait()
         except queue.Empty:
-            return told
+            return report
 
     def close(self) -> DownloadReport:
-        """Stop what is under way, commit what has ended, end all processes; the last that there is to tell."""
+        """Stop what is under way, commit what has ended, end all processes; returns the last report."""
         self._on_loop(self._shut()).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -91,7 +93,7 @@ class DownloadWorker:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     async def _open(self) -> None:
-        self._asker = HttpClient(self._config)
+        self._http = HttpClient(self._config)
         self._room = asyncio.Semaphore(self._config.limits.connections)
         self._committing = self._loop.create_task(self._commit_now_and_then())
 
@@ -100,7 +102,7 @@ class DownloadWorker:
         for one in (under_way := list(self._running)):
             one.cancel()
         await asyncio.gather(self._committing, *under_way, return_exceptions=True)
-        await self._asker.close()
+        await self._http.close()
         await self._commit(end=True)
         await self._loop.run_in_executor(self._ledger, self._keeper.close)
 
@@ -118,12 +120,12 @@ class DownloadWorker:
     async def _commit(self, *, end: bool = False) -> None:
         with self._faults():
             committed = await self._loop.run_in_executor(self._ledger, lambda: self._keeper.commit(end=end))
-            self._told.put(DownloadReport(committed=committed))
+            self._reports.put(DownloadReport(committed=committed))
 
     async def _collect(self, task: Task) -> None:
         with self._faults():
             if not await self._found(task):
-                await self._asked(task)
+                await self._fetch(task)
 
     async def _found(self, task: Task) -> bool:
         """Whether an earlier session put a whole image in this id's place, and did not come to write that down; no request is made."""
@@ -139,8 +141,8 @@ class DownloadWorker:
                 return True
         return False
 
-    async def _asked(self, task: Task) -> None:
-        """Ask until there is an answer for good: an image, a redirect, or a failure that stays one."""
+    async def _fetch(self, task: Task) -> None:
+        """Request until there is an answer for good: an image, a redirect, or a failure that stays one."""
         host = self._hosts.setdefault(task.host, Host(task.host, self._config.politeness))
         retry, until = self._config.retry, time.monotonic() + self._config.retry.deadline_s
         pauses = retry.pauses(random.random)
@@ -151,7 +153,7 @@ class DownloadWorker:
                 return
             except Failed as failure:
                 task = replace(task, requests=task.requests + failure.asked)
-                self._tell_host(host, failure)
+                self._note_host(host, failure)
                 is_same = failure.sha256 is not None and failure.sha256 == before
                 pause = next(pauses, None) if failure.passing and not is_same else None
                 if pause is None or time.monotonic() + pause > until:
@@ -164,7 +166,7 @@ class DownloadWorker:
 
     async def _once(self, task: Task, host: Host) -> None:
         async with host.visit() as place, self._room:
-            answer = await self._asker.get(task.url)
+            answer = await self._http.get(task.url)
             place.leave()  # others may ask this host while the image is decoded and written
             host.answered()
             task = replace(task, requests=task.requests + 1)
@@ -173,7 +175,7 @@ class DownloadWorker:
                 return
         if task.hops >= self._config.limits.max_redirects:
             raise Failed(Status.SOURCE_DENIED, f"redirected more than {task.hops} times", http_status=answer.http_status)
-        self._told.put(DownloadReport(moved=[replace(task, url=answer.moved, hops=task.hops + 1)]))
+        self._reports.put(DownloadReport(moved=[replace(task, url=answer.moved, hops=task.hops + 1)]))
 
     async def _kept(self, task: Task, answer: HttpResponse) -> None:
         whole = await asyncio.wrap_future(self._checker.check(answer.data))
@@ -181,11 +183,11 @@ class DownloadWorker:
         await self._end(task, self._good(task, answer.data, whole, place, 200), answer.data)
 
     async def _end(self, task: Task, outcome: DownloadResult, data: bytes = b"") -> None:
-        """Write down how a task ended, and tell it. Of an image inside `_room`: while a shard is published, no more may pile up."""
+        """Write down how a task ended, and report it. Of an image inside `_room`: while a shard is published, no more may pile up."""
         committed = await self._loop.run_in_executor(self._ledger, self._keeper.add, outcome, data, task)
-        self._told.put(DownloadReport(ended=[(task.id, outcome.status)], committed=committed))
+        self._reports.put(DownloadReport(ended=[(task.id, outcome.status)], committed=committed))
 
-    def _tell_host(self, host: Host, failure: Failed) -> None:
+    def _note_host(self, host: Host, failure: Failed) -> None:
         if (failure.asked and failure.status == Status.SOURCE_THROTTLED) or failure.wait_s is not None:
             host.throttled(failure.wait_s)
         elif failure.asked and failure.answered:
@@ -204,14 +206,14 @@ class DownloadWorker:
                        final_url=strip_secrets(task.url))  # fmt: skip
 
     def _faults(self) -> "_Faults":
-        return _Faults(self._told)
+        return _Faults(self._reports)
 
 
 class _Faults:
-    """What is no fault of a url ends the session: storage out of reach, or a bug. It is told, since nobody waits for a task's exception."""
+    """What is no fault of a url ends the session: storage out of reach, a bug. It is sent on, since nobody waits for a task's exception."""
 
     def __init__(self, told: "queue.SimpleQueue[DownloadReport]") -> None:
-        self._told = told
+        self._reports = told
 
     def __enter__(self) -> None:
         return None
@@ -224,15 +226,8 @@ class _Faults:
             if isinstance(error, TouchstoneError)
             else TouchstoneError(f"collecting failed: {said(error)}", hint="this looks like a bug")
         )
-        self._told.put(DownloadReport(fault=fault))
+        self._reports.put(DownloadReport(fault=fault))
         return True
-
-
-WORKER_CPUS = 0.5  # it waits most of the time; its decoders are the work
-_TAKE_S = 5.0
-_MOST_DEATHS = 3
-_STALL_S = 900.0
-_CLOSE_S = 300.0  # a last shard may be on its way to a slow store
 
 
 class Crew(Protocol):
@@ -244,10 +239,10 @@ class Crew(Protocol):
         """More for one worker."""
 
     def take(self, timeout_s: float) -> list[tuple[int, DownloadReport | None]]:
-        """What workers tell, after so long at most; None of one that died, which is there again. Raises ClusterError."""
+        """The workers' reports, after so long at most; None of one that died, which is there again. Raises ClusterError."""
 
     def close(self) -> list[tuple[int, DownloadReport]]:
-        """Stop all; what they had to tell."""
+        """Stop all; their last reports."""
 
 
 class HereCrew:
@@ -263,7 +258,7 @@ class HereCrew:
         self._collector.give(tasks)
 
     def take(self, timeout_s: float) -> list[tuple[int, DownloadReport | None]]:
-        """What it tells; it does not die without us."""
+        """Its report; it does not die without us."""
         return [(0, self._collector.take(timeout_s))]
 
     def close(self) -> list[tuple[int, DownloadReport]]:
@@ -285,43 +280,43 @@ class RayCrew:
         self._stall_s = config.cluster.stall_timeout_s or _STALL_S
         self.size, self._deaths, self._heard_at = size, [0] * size, time.monotonic()
         self._actors: list[Any] = [self._kind.remote(*self._arguments) for _ in range(size)]
-        self._asked = {actor.take.remote(_TAKE_S): number for number, actor in enumerate(self._actors)}
+        self._pending = {actor.take.remote(_TAKE_S): number for number, actor in enumerate(self._actors)}
 
     def give(self, worker: int, tasks: Sequence[Task]) -> None:
         """More for one actor."""
         self._actors[worker].give.remote(list(tasks))
 
     def take(self, timeout_s: float) -> list[tuple[int, DownloadReport | None]]:
-        """What actors tell. Raises ClusterError where one dies again and again, or nothing is heard of any for long."""
+        """The actors' reports. Raises ClusterError where one dies again and again, or nothing is heard of any for long."""
         import ray
 
-        ready, _ = ray.wait(list(self._asked), num_returns=1, timeout=timeout_s)
-        told: list[tuple[int, DownloadReport | None]] = []
+        ready, _ = ray.wait(list(self._pending), num_returns=1, timeout=timeout_s)
+        reports: list[tuple[int, DownloadReport | None]] = []
         for answer in ready:
-            worker = self._asked.pop(answer)
+            worker = self._pending.pop(answer)
             try:
-                told.append((worker, ray.get(answer)))
+                reports.append((worker, ray.get(answer)))
             except ray.exceptions.RayActorError as error:
                 self._replace(worker, error)
-                told.append((worker, None))
-            self._asked[self._actors[worker].take.remote(_TAKE_S)] = worker
+                reports.append((worker, None))
+            self._pending[self._actors[worker].take.remote(_TAKE_S)] = worker
         self._watch(bool(ready))
-        return told
+        return reports
 
     def close(self) -> list[tuple[int, DownloadReport]]:
-        """Stop all actors; those that are gone, or do not end in time, have nothing to tell."""
+        """Stop all actors; those that are gone, or do not end in time, have no report."""
         import ray
 
-        told = []
-        # A question that was still open may have heard what `close` had to say.
-        asked = self._asked | {actor.close.remote(): worker for worker, actor in enumerate(self._actors)}
+        found = []
+        # A `take` that was still open may have the last report instead of `close`.
+        asked = self._pending | {actor.close.remote(): worker for worker, actor in enumerate(self._actors)}
         ended, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_CLOSE_S)
         for answer in ended:
             with suppress(ray.exceptions.RayError):
-                told.append((asked[answer], ray.get(answer)))
+                found.append((asked[answer], ray.get(answer)))
         for actor in self._actors:
             ray.kill(actor)
-        return told
+        return found
 
     def _replace(self, worker: int, error: Exception) -> None:
         import ray
@@ -331,7 +326,7 @@ class RayCrew:
             raise ClusterError(
                 f"a worker died {self._deaths[worker]} times", hint="most likely for want of memory: --set limits.connections=8 needs less"
             ) from error
-        # It may only be out of reach: then it would go on asking its hosts beside the new one.
+        # It may only be out of reach: then it would keep requesting from its hosts beside the new one.
         ray.kill(self._actors[worker])
         self._actors[worker] = self._kind.remote(*self._arguments)
 

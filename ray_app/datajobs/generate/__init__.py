@@ -1,7 +1,4 @@
-"""Prompts → generated or locally edited images with their facts, on Ray. Knows diffusers' pipelines; knows no detector.
-
-Importing it is cheap: what makes images is in `ray_app.datajobs.generate.run`.
-"""
+"""Prompts → generated or locally edited images with their facts, by pipelines of diffusers on Ray: `ray_app.datajobs.generate.run`."""
 
 from ray_app.datajobs.generate.cards import PipelineCard, load_pipeline_card
 from ray_app.datajobs.generate.config import GenerateConfig

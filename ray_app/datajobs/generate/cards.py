@@ -1,7 +1,4 @@
-"""Cards of generating pipelines, from YAML in configs/generate: what is loaded from where, and with which settings. No torch.
-
-Whether a pipeline may be used: its terms are accepted once, as those of detectors are. Knows cards and the user's config file.
-"""
+"""Cards of generating pipelines, from YAML in configs/generate: `load_pipeline_card`; `require_accepted` checks their terms."""
 
 from collections.abc import Collection
 from pathlib import Path

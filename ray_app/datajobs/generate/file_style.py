@@ -1,7 +1,7 @@
-"""How files of a real set are stored: format, quality, subsampling, size. Measured on a sample, drawn from for what is made.
+"""How files of a real set are stored (format, quality, subsampling, size): `measure` reads headers of a sample, for generated files.
 
 Where fakes are PNG and reals JPEG, a detector learns the file and not the picture (specs/detectors.md §12; Grommelt et al. 2024,
-arXiv 2403.17608). Reads headers only; knows runs, indexes and archives, and no pixels.
+arXiv 2403.17608).
 """
 
 import io
@@ -96,7 +96,7 @@ def measure(like: Like, limits: ImageLimits, retry: RetryPolicy, *, allow_privat
         else:
             left_out[look] += 1
     if not looks and "::" not in like.source and RunDirectory(Store.open(like.source)).exists():
-        looks = list(_rows_looks(RunDirectory.open(like.source), like))
+        looks = list(_row_styles(RunDirectory.open(like.source), like))
     if not looks:
         raise ConfigError(
             f"like: no JPEG, PNG or WebP was read from {strip_secrets(like.source)}", hint=f"left out: {dict(left_out) or 'nothing there'}"
@@ -150,7 +150,7 @@ def as_member(item: Any, slot: int) -> ManifestMember:
     return ManifestMember(image_id(item), *listed, 0, slot, item.input, item.place, item.refused)
 
 
-def _rows_looks(run: RunDirectory, like: Like) -> Iterator[FileStyle]:
+def _row_styles(run: RunDirectory, like: Like) -> Iterator[FileStyle]:
     """From a run's rows, when its files are gone. Rows know no subsampling: most JPEGs are 4:2:0."""
     found = (row for row in current_rows(run, status="ok") if row["format"] in _WRITTEN)
     for row in islice(found, like.sample):

@@ -1,10 +1,6 @@
-"""Prompts → orders (one image each, with all that was drawn for it) → blocks of one size. The same for every session of a job.
+"""Prompts (`read_prompts`) → requests of one image each, with all that is drawn for it (`make_orders`) → equal blocks (`cut_blocks`).
 
-One number per image, and everything that is drawn from it: the same on any machine, in any batch. Knows hashes and nothing else.
-
-What is to be pictured: prompts from a text file, a table or an index, and for inpainting the real images that are to be altered.
-
-Knows files of rows; knows no pipeline and draws nothing.
+The same for every session of a job: what is drawn follows from one number per image (`randomness`), on any machine, in any batch.
 """
 
 import hashlib
@@ -30,26 +26,7 @@ from ray_app.datasets.masks import may_name
 from ray_app.errors import ConfigError, InputError
 from ray_app.storage import Fetcher, Store, canonical, strip_secrets
 
-
-def seed_of(base: int, index: int) -> int:
-    """The seed of image `index` of a job: 63 bits of SHA-256 over both, so that no two images of a job share one, nor two jobs theirs."""
-    return _word(f"touchstone:{base}:{index}") >> 1
-
-
-def pick(seed: int, what: str, number: int) -> int:
-    """0 … number − 1, drawn from a seed for one purpose; draws for different purposes know nothing of each other."""
-    return _word(f"{what}:{seed}") % number
-
-
-def randomness(seed: int, what: str) -> random.Random:
-    """Many draws for one purpose."""
-    return random.Random(_word(f"{what}:{seed}"))
-
-
-def _word(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
-
-
+_WRITTEN = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 _MOST_BYTES = 2**31
 
 
@@ -64,136 +41,6 @@ class Prompt:
     split: str | None = None
     image: ManifestMember | None = None
     mask: str | None = None
-
-
-def read_prompts(config: GenerateConfig, *, images: bool) -> list[Prompt]:
-    """The prompts of a job, in the source's order; with `images`, of rows that name an image each.
-
-    A row of an index or table without a prompt is left out. Raises ConfigError: nothing given, nothing there, no such column, an id that
-    stands twice; StorageError when the place is out of reach.
-    """
-    if not config.prompts:
-        raise ConfigError(
-            "nothing to picture", hint="--prompts FILE: one prompt a line, or a CSV, JSONL, Parquet or index with a prompt column"
-        )
-    rows = _members(config.prompts, config) if images else _rows(config.prompts, config.columns)
-    prompts = list(islice((prompt for prompt in _prompts(rows, config) if prompt.text.strip()), config.limit))
-    if not prompts:
-        raise ConfigError(
-            f"{strip_secrets(config.prompts)}: no prompt in it", hint=f"they are looked for in the column '{config.columns.prompt}'"
-        )
-    seen: set[str] = set()
-    for prompt in prompts:
-        if prompt.id in seen:
-            raise ConfigError(
-                f"{strip_secrets(config.prompts)}: the id {prompt.id!r} stands twice", hint="--set columns.id=… names another column"
-            )
-        seen.add(prompt.id)
-    return prompts
-
-
-def _prompts(rows: Iterator[tuple[Mapping[str, Any], ManifestMember | None]], config: GenerateConfig) -> Iterator[Prompt]:
-    columns, [place] = config.columns, places_of([config.prompts or ""])
-    source = strip_secrets(canonical(place))
-    is_checked = _is_index(config.prompts or "")  # by those who made it
-
-    def mask(row: Mapping[str, Any], member: ManifestMember) -> str | None:
-        return _text(row, columns.mask) if is_checked else _mask(row, columns.mask, source, member)
-
-    for number, (row, member) in enumerate(rows):
-        own = _text(row, columns.id)
-        yield Prompt(
-            id=own if own is not None else str(number),
-            text=_text(row, columns.prompt) or "",
-            negative=_text(row, columns.negative) or config.negative_prompt,
-            group=_text(row, columns.group),
-            split=_text(row, columns.split),
-            image=member,
-            mask=mask(row, member) if member is not None else None,
-        )
-
-
-def _rows(place: str, columns: PromptColumns) -> Iterator[tuple[Mapping[str, Any], ManifestMember | None]]:
-    """Rows of a text file, a table or an index, without images."""
-    if _is_index(place):
-        yield from ((row, None) for row, _ in _indexed(place))
-        return
-    data = _bytes(place)
-    try:
-        table = read_table(data, "." + place.partition("?")[0].rpartition(".")[2].lower(), str)
-    except (pa.ArrowException, ValueError) as error:
-        told = f"{strip_secrets(place)}: {' '.join(str(error).split())}"
-        raise ConfigError(told, hint="a table has one header and columns of one type") from error
-    if table is None:
-        lines = io.StringIO(data.decode("utf-8-sig"), newline=None)  # prompts hold other line breaks than a file's
-        yield from (({columns.prompt: line.rstrip("\n")}, None) for line in lines if line.strip())
-        return
-    if columns.prompt not in table.column_names:
-        raise ConfigError(
-            f"{strip_secrets(place)}: no column '{columns.prompt}'",
-            hint=f"its columns: {', '.join(table.column_names)}; --set columns.prompt=NAME",
-        )
-    wanted = [name for name in columns.model_dump().values() if name in table.column_names]
-    for batch in table.select(wanted).to_batches():
-        yield from ((row, None) for row in batch.to_pylist())
-
-
-def _members(place: str, config: GenerateConfig) -> Iterator[tuple[Mapping[str, Any], ManifestMember | None]]:
-    """Rows with the image that each names: of an index its reals, of anything else all that it lists."""
-    if _is_index(place):
-        yield from ((row, member) for row, member in _indexed(place) if row.get("label") == "real")
-        return
-    for slot, item in enumerate(open_source([place], allow_private=config.allow_private)):
-        # A table that came with files leads to no others.
-        hidden = config.columns.mask if isinstance(item, ListedWithColumns) else None
-        yield {name: value for name, value in item.input.items() if name != hidden}, as_member(item, slot)
-
-
-def _indexed(place: str) -> Iterator[tuple[Mapping[str, Any], ManifestMember]]:
-    store = Store.open(place)
-    for ref in iter_blocks(store, 0):
-        for member in member_rows(read_block(store, ref)):
-            yield {**member.input, "id": str(member.image_id)}, member
-
-
-def fetcher_for(config: GenerateConfig) -> Fetcher:
-    """What reads the images and masks that the prompts name."""
-    place = config.prompts or ""
-    found = fetcher_of([place], config.retry, allow_private=config.allow_private)
-    if place and _is_index(place):
-        found.guard = found.guard.joined(guard_of(Store.open(place)))
-    return found
-
-
-def _is_index(place: str) -> bool:
-    return "::" not in place and is_index(Store.open(place))
-
-
-def _bytes(place: str) -> bytes:
-    try:
-        return Fetcher(signed=places_of([place])).fetch(strip_secrets(canonical(place)), "", _MOST_BYTES)
-    except InputError as error:
-        raise ConfigError(f"{strip_secrets(place)}: {error.detail}", hint="--prompts names a file or an index") from error
-
-
-def _text(row: Mapping[str, Any], column: str) -> str | None:
-    value = row.get(column)
-    return None if value is None or value == "" else str(value)
-
-
-def _mask(row: Mapping[str, Any], column: str, source: str, member: ManifestMember) -> str | None:
-    """The uri of a row's mask; a relative one is below the table's folder. Raises ConfigError for a place that the row may not name."""
-    place = _text(row, column)
-    if place is None:
-        return None
-    if "://" not in place and not place.startswith("/"):
-        place = f"{source.rpartition('/')[0]}/{place}"
-    if not any(may_name(uri, member.member, place) for uri in (member.uri, source)):
-        raise ConfigError(f"{source}: what lies in an archive, or comes from elsewhere, may not say that a mask lies at {place}")
-    return place
-
-
-_WRITTEN = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 
 
 @dataclass(frozen=True)
@@ -277,3 +124,149 @@ def digest_of_orders(orders: Sequence[ImageRequest]) -> str:
                 [order.look.format, order.look.quality, order.look.subsampling, order.look.size], image and image.image_id]  # fmt: skip
         digest.update(json.dumps(told, ensure_ascii=False).encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
+
+
+def seed_of(base: int, index: int) -> int:
+    """The seed of image `index` of a job: 63 bits of SHA-256 over both, so that no two images of a job share one, nor two jobs theirs."""
+    return _word(f"touchstone:{base}:{index}") >> 1
+
+
+def pick(seed: int, what: str, number: int) -> int:
+    """0 … number − 1, drawn from a seed for one purpose; draws for different purposes know nothing of each other."""
+    return _word(f"{what}:{seed}") % number
+
+
+def randomness(seed: int, what: str) -> random.Random:
+    """Many draws for one purpose."""
+    return random.Random(_word(f"{what}:{seed}"))
+
+
+def _word(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+def read_prompts(config: GenerateConfig, *, images: bool) -> list[Prompt]:
+    """The prompts of a job, in the source's order; with `images`, of rows that name an image each.
+
+    A row of an index or table without a prompt is left out. Raises ConfigError: nothing given, nothing there, no such column, an id that
+    stands twice; StorageError when the place is out of reach.
+    """
+    if not config.prompts:
+        raise ConfigError(
+            "nothing to picture", hint="--prompts FILE: one prompt a line, or a CSV, JSONL, Parquet or index with a prompt column"
+        )
+    rows = _members(config.prompts, config) if images else _rows(config.prompts, config.columns)
+    prompts = list(islice((prompt for prompt in _prompts(rows, config) if prompt.text.strip()), config.limit))
+    if not prompts:
+        raise ConfigError(
+            f"{strip_secrets(config.prompts)}: no prompt in it", hint=f"they are looked for in the column '{config.columns.prompt}'"
+        )
+    seen: set[str] = set()
+    for prompt in prompts:
+        if prompt.id in seen:
+            raise ConfigError(
+                f"{strip_secrets(config.prompts)}: the id {prompt.id!r} stands twice", hint="--set columns.id=… names another column"
+            )
+        seen.add(prompt.id)
+    return prompts
+
+
+def _prompts(rows: Iterator[tuple[Mapping[str, Any], ManifestMember | None]], config: GenerateConfig) -> Iterator[Prompt]:
+    columns, [place] = config.columns, places_of([config.prompts or ""])
+    source = strip_secrets(canonical(place))
+    is_checked = _is_index(config.prompts or "")  # by those who made it
+
+    def mask(row: Mapping[str, Any], member: ManifestMember) -> str | None:
+        return _text(row, columns.mask) if is_checked else _mask(row, columns.mask, source, member)
+
+    for number, (row, member) in enumerate(rows):
+        own = _text(row, columns.id)
+        yield Prompt(
+            id=own if own is not None else str(number),
+            text=_text(row, columns.prompt) or "",
+            negative=_text(row, columns.negative) or config.negative_prompt,
+            group=_text(row, columns.group),
+            split=_text(row, columns.split),
+            image=member,
+            mask=mask(row, member) if member is not None else None,
+        )
+
+
+def _rows(place: str, columns: PromptColumns) -> Iterator[tuple[Mapping[str, Any], ManifestMember | None]]:
+    """Rows of a text file, a table or an index, without images."""
+    if _is_index(place):
+        yield from ((row, None) for row, _ in _indexed(place))
+        return
+    data = _bytes(place)
+    try:
+        table = read_table(data, "." + place.partition("?")[0].rpartition(".")[2].lower(), str)
+    except (pa.ArrowException, ValueError) as error:
+        message = f"{strip_secrets(place)}: {' '.join(str(error).split())}"
+        raise ConfigError(message, hint="a table has one header and columns of one type") from error
+    if table is None:
+        lines = io.StringIO(data.decode("utf-8-sig"), newline=None)  # prompts hold other line breaks than a file's
+        yield from (({columns.prompt: line.rstrip("\n")}, None) for line in lines if line.strip())
+        return
+    if columns.prompt not in table.column_names:
+        raise ConfigError(
+            f"{strip_secrets(place)}: no column '{columns.prompt}'",
+            hint=f"its columns: {', '.join(table.column_names)}; --set columns.prompt=NAME",
+        )
+    wanted = [name for name in columns.model_dump().values() if name in table.column_names]
+    for batch in table.select(wanted).to_batches():
+        yield from ((row, None) for row in batch.to_pylist())
+
+
+def _members(place: str, config: GenerateConfig) -> Iterator[tuple[Mapping[str, Any], ManifestMember | None]]:
+    """Rows with the image that each names: of an index its reals, of anything else all that it lists."""
+    if _is_index(place):
+        yield from ((row, member) for row, member in _indexed(place) if row.get("label") == "real")
+        return
+    for slot, item in enumerate(open_source([place], allow_private=config.allow_private)):
+        # A table that came with files leads to no others.
+        hidden = config.columns.mask if isinstance(item, ListedWithColumns) else None
+        yield {name: value for name, value in item.input.items() if name != hidden}, as_member(item, slot)
+
+
+def _indexed(place: str) -> Iterator[tuple[Mapping[str, Any], ManifestMember]]:
+    store = Store.open(place)
+    for ref in iter_blocks(store, 0):
+        for member in member_rows(read_block(store, ref)):
+            yield {**member.input, "id": str(member.image_id)}, member
+
+
+def fetcher_for(config: GenerateConfig) -> Fetcher:
+    """What reads the images and masks that the prompts name."""
+    place = config.prompts or ""
+    found = fetcher_of([place], config.retry, allow_private=config.allow_private)
+    if place and _is_index(place):
+        found.guard = found.guard.joined(guard_of(Store.open(place)))
+    return found
+
+
+def _is_index(place: str) -> bool:
+    return "::" not in place and is_index(Store.open(place))
+
+
+def _bytes(place: str) -> bytes:
+    try:
+        return Fetcher(signed=places_of([place])).fetch(strip_secrets(canonical(place)), "", _MOST_BYTES)
+    except InputError as error:
+        raise ConfigError(f"{strip_secrets(place)}: {error.detail}", hint="--prompts names a file or an index") from error
+
+
+def _text(row: Mapping[str, Any], column: str) -> str | None:
+    value = row.get(column)
+    return None if value is None or value == "" else str(value)
+
+
+def _mask(row: Mapping[str, Any], column: str, source: str, member: ManifestMember) -> str | None:
+    """The uri of a row's mask; a relative one is below the table's folder. Raises ConfigError for a place that the row may not name."""
+    place = _text(row, column)
+    if place is None:
+        return None
+    if "://" not in place and not place.startswith("/"):
+        place = f"{source.rpartition('/')[0]}/{place}"
+    if not any(may_name(uri, member.member, place) for uri in (member.uri, source)):
+        raise ConfigError(f"{source}: what lies in an archive, or comes from elsewhere, may not say that a mask lies at {place}")
+    return place

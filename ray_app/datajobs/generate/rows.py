@@ -1,7 +1,4 @@
-"""The columns of what was made: one row per order, whatever became of it. Read by `index … --layout columns` and `score` as they are.
-
-The end of `generate` in words, for a terminal. Knows the figures of a summary and nothing else.
-"""
+"""One row per requested image, whatever became of it (`SCHEMA`, `row_of`), and the summary for a terminal (`generate_lines`)."""
 
 import shlex
 from collections.abc import Iterator, Mapping
@@ -17,7 +14,6 @@ from ray_app.reports import format as wording
 # are statuses of `ray_app.errors.Status`, of a real image that was to be altered.
 OK, BLANKED, FAILED = "ok", "blanked", "pipeline_failed"
 Outcome = Literal["ok", "blanked", "pipeline_failed"] | str
-
 SCHEMA = pa.schema(
     [
         ("uri", pa.string()), ("label", pa.string()), ("generator", pa.string()), ("prompt", pa.string()), ("negative_prompt", pa.string()),
@@ -29,10 +25,15 @@ SCHEMA = pa.schema(
         ("subsampling", pa.string()), ("sha256", pa.string()), ("blanked", pa.bool_()), ("status", pa.string()), ("detail", pa.string()),
     ]
 )  # fmt: skip
+_WIDTH = 11
+_MEANING = {
+    "blanked": "the pipeline's safety checker put black in its place; no file was kept",
+    "pipeline_failed": "the pipeline raised on it",
+}
 
 
 def row_of(order: ImageRequest, same: Mapping[str, Any], **found: Any) -> dict[str, Any]:
-    """A row: what was ordered, what is the `same` for all of a job, and what was `found`; all that is not said is null."""
+    """A row: what was ordered, what is the `same` for all of a job, and what was `found`; all else is null."""
     prompt, look = order.prompt, order.look
     ordered = {
         "label": "fake", "prompt": prompt.text, "negative_prompt": prompt.negative, "prompt_id": prompt.id, "group": prompt.group,
@@ -45,19 +46,12 @@ def row_of(order: ImageRequest, same: Mapping[str, Any], **found: Any) -> dict[s
     return row
 
 
-_WIDTH = 11
-_MEANING = {
-    "blanked": "the pipeline's safety checker put black in its place; no file was kept",
-    "pipeline_failed": "the pipeline raised on it",
-}
-
-
 def generate_lines(summary: Mapping[str, Any]) -> list[str]:
     """What was made, what was not and where that is listed, and the commands that take it."""
-    return [f"{label:{_WIDTH}}{text}".rstrip() for label, text in _told(summary)]
+    return [f"{label:{_WIDTH}}{text}".rstrip() for label, text in _summary_lines(summary)]
 
 
-def _told(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _summary_lines(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     out = wording.visible(summary["out"])
     names = ", ".join(summary["generators"])
     yield "made", f"{summary['made']:,} of {wording.counted(summary['images'], 'image')}" + (f" by {names}" if names else "")

@@ -1,6 +1,4 @@
-"""One session of `touchstone generate`: read, draw, make what is not there, publish. Interrupted anywhere, the same command goes on.
-
-The directory of a job: whose it is, which blocks are done, and the tables that others read.
+"""One session of `touchstone generate`: `generate_images` reads, draws, makes what is missing, publishes. The same command resumes.
 
 generate.json       what is made, how: another command on the same directory is refused
 looks.json          how the real set's files are stored, measured once
@@ -9,8 +7,6 @@ parts/              the rows of each block; a block is done when they are there
 generated.parquet   the rows of all images that were made: what `touchstone index` and `touchstone score` take
 failed.parquet      the rows of those that were not, each with its status
 summary.json        the figures, when all blocks are done
-
-Blocks made by actors of Ray, one loaded pipeline in each. A thin class around `making.Maker`; knows no pipeline.
 """
 
 import io
@@ -43,90 +39,14 @@ from ray_app.errors import ClusterError, ConfigError, ExitCode, TouchstoneError,
 from ray_app.runs.identity import claim_directory
 from ray_app.storage import Lease, Store
 
-_FORMAT = 1
-
-
-@dataclass(frozen=True)
-class GeneratedDirectory:
-    """What a job makes, on any fsspec URL."""
-
-    store: Store
-
-    def claim(self, identity: Mapping[str, Any]) -> None:
-        """Make the directory this job's, or check that it already is. Raises IdentityError with the differences."""
-        ours = {"format": _FORMAT, **identity}
-        claim_directory(self.store, "generate.json", ours, same="pipeline, prompts, seed and settings")
-
-    def described(self) -> dict[str, Any] | None:
-        """What the directory was begun with; None where nothing was."""
-        try:
-            return dict(json.loads(self.store.read("generate.json")))
-        except FileNotFoundError:
-            return None
-
-    def looks(self) -> FileStyles | None:
-        """The looks that were measured when the directory was begun."""
-        try:
-            told = json.loads(self.store.read("looks.json"))
-        except FileNotFoundError:
-            return None
-        looks = [
-            FileStyle(one["format"], one["quality"], one["subsampling"], tuple(one["size"]) if one["size"] else None)
-            for one in told["looks"]
-        ]
-        return FileStyles(tuple(looks), told["left_out"])
-
-    def keep_looks(self, measured: FileStyles) -> None:
-        """Write them down, so that a later session draws from the same."""
-        told = {"looks": [asdict(look) for look in measured.looks], "left_out": measured.left_out}
-        self.store.write("looks.json", json.dumps(told).encode())
-
-    def pending(self, blocks: Sequence[GenerationBlock]) -> list[GenerationBlock]:
-        """Blocks that are not done."""
-        done = set(self.store.names("parts"))
-        return [block for block in blocks if block.path.removeprefix("parts/") not in done]
-
-    def reopen(self) -> int:
-        """Take back the blocks with images that failed, so that they are made again; returns how many. What a safety checker blanked
-        would be blanked again and is no failure.
-        """
-        failed = [path for path, table in self._parts() if _failures(table)]
-        for path in failed:
-            self.store.delete(path)
-        return len(failed)
-
-    def publish(self, ordered: int) -> dict[str, Any]:
-        """Write the tables and return the figures. Raises ClusterError where the rows are not one for each of the `ordered` images."""
-        statuses, formats, generators, masks = Counter[str](), Counter[str](), Counter[str](), 0
-        seen, noises = set[int](), set[str]()
-        for _, table in self._parts():
-            statuses.update(table["status"].to_pylist())
-            seen.update(table["index"].to_pylist())
-            made = table.filter(pc.equal(table["status"], OK))
-            formats.update(made["format"].to_pylist())
-            generators.update(made["generator"].to_pylist())
-            noises.update(made["latents_sha256"].to_pylist())
-            masks += len(made) - made["mask"].null_count
-        if len(seen) != ordered or statuses.total() != ordered:
-            raise ClusterError(
-                f"{self.store.url}: {statuses.total()} rows of {len(seen)} images, of {ordered}", hint="please report this: it is a bug"
-            )
-        write_tables(self.store, "generated", SCHEMA, (table.filter(pc.equal(table["status"], OK)) for _, table in self._parts()))
-        write_tables(self.store, "failed", SCHEMA, (table.filter(pc.not_equal(table["status"], OK)) for _, table in self._parts()))
-        return {"out": self.store.url, "images": ordered, "made": statuses[OK], "statuses": dict(statuses.most_common()),
-                "formats": dict(formats.most_common()), "generators": dict(generators), "noises": len(noises), "masks": masks}  # fmt: skip
-
-    def _parts(self) -> Iterator[tuple[str, pa.Table]]:
-        for name in self.store.names("parts"):
-            yield f"parts/{name}", pq.read_table(io.BytesIO(self.store.read(f"parts/{name}")))
-
-
-def _failures(table: pa.Table) -> bool:
-    return bool(set(table["status"].to_pylist()) - {OK, BLANKED})
-
-
 _STALL_S = 3600.0  # a first block waits for tens of gigabytes of weights
 _WORKER_CPUS = 0.5
+_FORMAT = 1
+Report = dict[str, int]
+# Actors that a lost node takes with it start elsewhere, and what they had is made again.
+_RESTARTS = 5
+# One that is being made, and one that waits for it.
+_AT_ONCE = 2
 
 
 class Making(Protocol):
@@ -180,12 +100,87 @@ def generate_images(config: GenerateConfig, *, retry: bool = False) -> Generatio
 
 
 def card_of(config: GenerateConfig) -> PipelineCard:
-    """The config's card, with another model or revision where it asks for one. Raises ConfigError."""
+    """The config's card, with another model or revision where it names one. Raises ConfigError."""
     card = load_pipeline_card(config.pipeline)
     asked = {"model": config.model, "revision": config.revision}
     changed = card.model_copy(update={key: value for key, value in asked.items() if value is not None})
     changed._folder = card.folder
     return changed
+
+
+@dataclass(frozen=True)
+class GeneratedDirectory:
+    """What a job makes, on any fsspec URL."""
+
+    store: Store
+
+    def claim(self, identity: Mapping[str, Any]) -> None:
+        """Make the directory this job's, or check that it already is. Raises IdentityError with the differences."""
+        ours = {"format": _FORMAT, **identity}
+        claim_directory(self.store, "generate.json", ours, same="pipeline, prompts, seed and settings")
+
+    def described(self) -> dict[str, Any] | None:
+        """What the directory was begun with; None where nothing was."""
+        try:
+            return dict(json.loads(self.store.read("generate.json")))
+        except FileNotFoundError:
+            return None
+
+    def looks(self) -> FileStyles | None:
+        """The looks that were measured when the directory was begun."""
+        try:
+            told = json.loads(self.store.read("looks.json"))
+        except FileNotFoundError:
+            return None
+        looks = [
+            FileStyle(one["format"], one["quality"], one["subsampling"], tuple(one["size"]) if one["size"] else None)
+            for one in told["looks"]
+        ]
+        return FileStyles(tuple(looks), told["left_out"])
+
+    def keep_looks(self, measured: FileStyles) -> None:
+        """Write them down, so that a later session draws from the same."""
+        content = {"looks": [asdict(look) for look in measured.looks], "left_out": measured.left_out}
+        self.store.write("looks.json", json.dumps(content).encode())
+
+    def pending(self, blocks: Sequence[GenerationBlock]) -> list[GenerationBlock]:
+        """Blocks that are not done."""
+        done = set(self.store.names("parts"))
+        return [block for block in blocks if block.path.removeprefix("parts/") not in done]
+
+    def reopen(self) -> int:
+        """Take back the blocks with images that failed, so that they are made again; returns how many. What a safety checker blanked
+        would be blanked again and is no failure.
+        """
+        failed = [path for path, table in self._parts() if set(table["status"].to_pylist()) - {OK, BLANKED}]
+        for path in failed:
+            self.store.delete(path)
+        return len(failed)
+
+    def publish(self, ordered: int) -> dict[str, Any]:
+        """Write the tables and return the figures. Raises ClusterError where the rows are not one for each of the `ordered` images."""
+        statuses, formats, generators, masks = Counter[str](), Counter[str](), Counter[str](), 0
+        seen, noises = set[int](), set[str]()
+        for _, table in self._parts():
+            statuses.update(table["status"].to_pylist())
+            seen.update(table["index"].to_pylist())
+            made = table.filter(pc.equal(table["status"], OK))
+            formats.update(made["format"].to_pylist())
+            generators.update(made["generator"].to_pylist())
+            noises.update(made["latents_sha256"].to_pylist())
+            masks += len(made) - made["mask"].null_count
+        if len(seen) != ordered or statuses.total() != ordered:
+            raise ClusterError(
+                f"{self.store.url}: {statuses.total()} rows of {len(seen)} images, of {ordered}", hint="please report this: it is a bug"
+            )
+        write_tables(self.store, "generated", SCHEMA, (table.filter(pc.equal(table["status"], OK)) for _, table in self._parts()))
+        write_tables(self.store, "failed", SCHEMA, (table.filter(pc.not_equal(table["status"], OK)) for _, table in self._parts()))
+        return {"out": self.store.url, "images": ordered, "made": statuses[OK], "statuses": dict(statuses.most_common()),
+                "formats": dict(formats.most_common()), "generators": dict(generators), "noises": len(noises), "masks": masks}  # fmt: skip
+
+    def _parts(self) -> Iterator[tuple[str, pa.Table]]:
+        for name in self.store.names("parts"):
+            yield f"parts/{name}", pq.read_table(io.BytesIO(self.store.read(f"parts/{name}")))
 
 
 def _measured(config: GenerateConfig, directory: GeneratedDirectory) -> FileStyles | None:
@@ -274,14 +269,6 @@ def _own_gpus(config: GenerateConfig) -> int:
     return int(torch.cuda.device_count())
 
 
-Report = dict[str, int]
-
-# Actors that a lost node takes with it start elsewhere, and what they had is made again.
-_RESTARTS = 5
-# One that is being made, and one that waits for it.
-_AT_ONCE = 2
-
-
 class Actor:
     """What runs in a worker process."""
 
@@ -301,7 +288,7 @@ class Actor:
 def made_by_actors(
     job: GenerationJob, blocks: Sequence[GenerationBlock], *, workers: int, cpus: float, gpus: float, stall_s: float
 ) -> Iterator[Report]:
-    """A report for each block as it is committed. Inside `scoring.cluster.cluster`.
+    """A report for each block as it is committed. Inside `ray_cluster.cluster`.
 
     Raises ClusterError when no block ends in `stall_s` or an actor dies too often, and whatever TouchstoneError a worker met.
     """

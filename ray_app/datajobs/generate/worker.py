@@ -1,16 +1,7 @@
-"""Blocks of orders → files and rows. Where memory is short the batch halves; a failed image is a row. Knows no Ray.
+"""Blocks of requests → files and rows: `GenerationWorker`. Where memory is short the batch halves; a failed image is a row.
 
-The rows of a block are written last: a block whose rows are there is done, and one that died in its middle is made again, to the same
-names and the same bytes.
-
-Pictures and masks around a pipeline: real ones brought to its size, masks read or drawn, results shrunk to a wanted size.
-
-Knows Pillow and numbers; knows no pipeline and no file's place.
-
-A picture → the bytes of a file, stored as it was drawn and marked as generated. Knows Pillow's encoders and IPTC's words.
-
-The mark is IPTC's DigitalSourceType in XMP (IPTC Photo Metadata Standard 2023.1; cv.iptc.org/newscodes/digitalsourcetype).
-`ray_app.images.provenance` reads it back.
+The rows of a block are written last: a block whose rows are there is done, and one that died halfway is made again, to the same
+names and bytes. `encode` marks files as generated: IPTC's DigitalSourceType in XMP (Photo Metadata Standard 2023.1).
 """
 
 import hashlib
@@ -34,67 +25,12 @@ from ray_app.errors import ClusterError, InputError, Status, is_want_of_memory, 
 from ray_app.images import decode_image
 from ray_app.storage import Store, strip_secrets
 
+Rows = dict[int, dict[str, Any]]
 _BLOBS = (3, 7)
 _TRIES = 40
-
-
-def covered(image: Image.Image, size: Size, *, mask: bool = False) -> Image.Image:
-    """Scaled to cover `size` (Lanczos; masks nearest) and cropped to it at the centre."""
-    return ImageOps.fit(image, size, Image.Resampling.NEAREST if mask else Image.Resampling.LANCZOS)
-
-
-def binary(mask: Image.Image) -> Image.Image:
-    """Mode L of 0 and 255: 255 where the grey level is above 127, as OpenSDI's masks are read."""
-    return mask.convert("L").point(lambda level: 255 if level > 127 else 0)
-
-
-def drawn_mask(size: Size, seed: int, share: Drawn) -> Image.Image:
-    """A blob of ellipses around one place, 255 inside, that covers between `share.least` and `share.most` of the picture, or nearly."""
-    rng = randomness(seed, "mask")
-    wanted = rng.uniform(share.least, share.most)
-    mask = Image.new("L", size, 0)
-    for _ in range(_TRIES):
-        mask = _blob(size, wanted, rng.random)
-        if share.least <= share_of(mask) <= share.most:
-            break
-    return mask
-
-
-def share_of(mask: Image.Image) -> float:
-    """The share of a mask that is not 0."""
-    return 1 - mask.histogram()[0] / (mask.width * mask.height)
-
-
-def _blob(size: Size, wanted: float, uniform: Callable[[], float]) -> Image.Image:
-    mask = Image.new("L", size, 0)
-    pen = ImageDraw.Draw(mask)
-    count = _BLOBS[0] + int(uniform() * (_BLOBS[1] - _BLOBS[0] + 1))
-    radius = (wanted * size[0] * size[1] / 3.14159 / 2) ** 0.5
-    centre_x, centre_y = (side * (0.25 + 0.5 * uniform()) for side in size)
-    for _ in range(count):
-        x, y = centre_x + (uniform() - 0.5) * radius, centre_y + (uniform() - 0.5) * radius
-        wide, high = radius * (0.6 + 0.8 * uniform()), radius * (0.6 + 0.8 * uniform())
-        pen.ellipse((x - wide, y - high, x + wide, y + high), fill=255)
-    return mask
-
-
-def pasted(real: Image.Image, made: Image.Image, mask: Image.Image) -> Image.Image:
-    """The made picture inside the mask, the real one's own pixels outside."""
-    return Image.composite(made.convert("RGB"), real.convert("RGB"), mask)
-
-
-def resized_like(image: Image.Image, real: Size | None) -> Image.Image:
-    """Shrunk and cropped at the centre to a real file's size; never enlarged, which would leave a trace of its own: a larger real
-    file lends its shape alone.
-    """
-    if real is None:
-        return image
-    scale = min(1.0, image.width / real[0], image.height / real[1])
-    return ImageOps.fit(image, (max(1, round(real[0] * scale)), max(1, round(real[1] * scale))), Image.Resampling.LANCZOS)
-
-
 Mark = Literal["trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia"]
 _SUBSAMPLINGS = {"4:4:4": 0, "4:2:2": 1, "4:2:0": 2}
+# IPTC Photo Metadata Standard 2023.1, cv.iptc.org/newscodes/digitalsourcetype; `ray_app.images.provenance` reads it back.
 _XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 <x:xmpmeta xmlns:x="adobe:ns:meta/">
  <rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
@@ -104,30 +40,6 @@ _XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
  </rdf:RDF>
 </x:xmpmeta>
 <?xpacket end="r"?>"""
-
-
-def encode(image: Image.Image, look: FileStyle, mark: Mark | None) -> bytes:
-    """An RGB picture as a file that looks so; `mark` None writes none, and never is anything else written beside the pixels."""
-    file = io.BytesIO()
-    plain = Image.frombytes("RGB", image.size, image.convert("RGB").tobytes())  # without whatever a pipeline attached
-    plain.save(file, look.format, **_options(look, _XMP.format(mark=mark).encode() if mark else None))
-    return file.getvalue()
-
-
-def _options(look: FileStyle, xmp: bytes | None) -> dict[str, Any]:
-    if look.format == "PNG":
-        if xmp is None:
-            return {}
-        info = PngImagePlugin.PngInfo()
-        info.add_itxt("XML:com.adobe.xmp", xmp.decode())
-        return {"pnginfo": info}
-    told: dict[str, Any] = {} if xmp is None else {"xmp": xmp}
-    if look.format == "JPEG":
-        return told | {"quality": look.quality or 90, "subsampling": _SUBSAMPLINGS[look.subsampling or "4:2:0"]}
-    return told | ({"lossless": True} if look.quality is None else {"quality": look.quality})
-
-
-Rows = dict[int, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -319,3 +231,79 @@ def _give_back_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def covered(image: Image.Image, size: Size, *, mask: bool = False) -> Image.Image:
+    """Scaled to cover `size` (Lanczos; masks nearest) and cropped to it at the centre."""
+    return ImageOps.fit(image, size, Image.Resampling.NEAREST if mask else Image.Resampling.LANCZOS)
+
+
+def binary(mask: Image.Image) -> Image.Image:
+    """Mode L of 0 and 255: 255 where the grey level is above 127, as OpenSDI's masks are read."""
+    return mask.convert("L").point(lambda level: 255 if level > 127 else 0)
+
+
+def drawn_mask(size: Size, seed: int, share: Drawn) -> Image.Image:
+    """A blob of ellipses around one place, 255 inside, that covers between `share.least` and `share.most` of the picture, or nearly."""
+    rng = randomness(seed, "mask")
+    wanted = rng.uniform(share.least, share.most)
+    mask = Image.new("L", size, 0)
+    for _ in range(_TRIES):
+        mask = _blob(size, wanted, rng.random)
+        if share.least <= share_of(mask) <= share.most:
+            break
+    return mask
+
+
+def share_of(mask: Image.Image) -> float:
+    """The share of a mask that is not 0."""
+    return 1 - mask.histogram()[0] / (mask.width * mask.height)
+
+
+def _blob(size: Size, wanted: float, uniform: Callable[[], float]) -> Image.Image:
+    mask = Image.new("L", size, 0)
+    pen = ImageDraw.Draw(mask)
+    count = _BLOBS[0] + int(uniform() * (_BLOBS[1] - _BLOBS[0] + 1))
+    radius = (wanted * size[0] * size[1] / 3.14159 / 2) ** 0.5
+    centre_x, centre_y = (side * (0.25 + 0.5 * uniform()) for side in size)
+    for _ in range(count):
+        x, y = centre_x + (uniform() - 0.5) * radius, centre_y + (uniform() - 0.5) * radius
+        wide, high = radius * (0.6 + 0.8 * uniform()), radius * (0.6 + 0.8 * uniform())
+        pen.ellipse((x - wide, y - high, x + wide, y + high), fill=255)
+    return mask
+
+
+def pasted(real: Image.Image, made: Image.Image, mask: Image.Image) -> Image.Image:
+    """The made picture inside the mask, the real one's own pixels outside."""
+    return Image.composite(made.convert("RGB"), real.convert("RGB"), mask)
+
+
+def resized_like(image: Image.Image, real: Size | None) -> Image.Image:
+    """Shrunk and cropped at the centre to a real file's size; never enlarged, which would leave a trace of its own: a larger real
+    file lends its shape alone.
+    """
+    if real is None:
+        return image
+    scale = min(1.0, image.width / real[0], image.height / real[1])
+    return ImageOps.fit(image, (max(1, round(real[0] * scale)), max(1, round(real[1] * scale))), Image.Resampling.LANCZOS)
+
+
+def encode(image: Image.Image, look: FileStyle, mark: Mark | None) -> bytes:
+    """An RGB picture as a file that looks so; `mark` None writes none, and never is anything else written beside the pixels."""
+    file = io.BytesIO()
+    plain = Image.frombytes("RGB", image.size, image.convert("RGB").tobytes())  # without whatever a pipeline attached
+    plain.save(file, look.format, **_options(look, _XMP.format(mark=mark).encode() if mark else None))
+    return file.getvalue()
+
+
+def _options(look: FileStyle, xmp: bytes | None) -> dict[str, Any]:
+    if look.format == "PNG":
+        if xmp is None:
+            return {}
+        info = PngImagePlugin.PngInfo()
+        info.add_itxt("XML:com.adobe.xmp", xmp.decode())
+        return {"pnginfo": info}
+    facts: dict[str, Any] = {} if xmp is None else {"xmp": xmp}
+    if look.format == "JPEG":
+        return facts | {"quality": look.quality or 90, "subsampling": _SUBSAMPLINGS[look.subsampling or "4:2:0"]}
+    return facts | ({"lossless": True} if look.quality is None else {"quality": look.quality})

@@ -1,8 +1,6 @@
-"""`touchstone filter`: the archive of a finished run without the members that it flags, and the list of those. Deletes nothing.
+"""`touchstone filter`: `filter_run` writes the archive of a finished run without the members that it flags, and the list of those.
 
-Which rows of a run go and which stay, and why in words. Columns in, columns out; reads and writes no file.
-
-A finished run as an archive of its own: the members that stay, with the hash of the bytes that were scored. Reads manifests and rows.
+Deletes nothing. `KeptMembers` is the run as an archive: the members that stay, with the hash of the bytes that were scored.
 """
 
 import hashlib
@@ -30,19 +28,59 @@ from ray_app.runs.rows import with_reasons
 from ray_app.runs.schema import DETAIL
 from ray_app.storage import Fetcher, Lease, Store
 
+_LISTED = ("uri", "member", "occurrence", "sha256")
 _TEXT, _NUMBER = pa.string(), pa.float64()
 _NAMES = [("uri", _TEXT), ("member", _TEXT), ("occurrence", pa.int32()), ("sha256", _TEXT)]
 REMOVED = pa.schema([*_NAMES, ("verdict", _TEXT), ("score", _NUMBER), ("probability", _NUMBER), ("status", _TEXT), ("reason", _TEXT)])
 COLUMNS = ["image_id", *REMOVED.names[:-1], "detail", "calibrated", "verdict_reason", DETAIL]
+_DECIDING = ["image_id", "verdict", "status"]
 
 
-def goes(rows: pa.Table, drop: Sequence[str]) -> npt.NDArray[np.bool_]:
-    """For each row whether it is removed: its verdict is in `drop`, or it has no score and `failed` is."""
-    verdicts = [word for word in drop if word != "failed"]
-    removed = pc.fill_null(pc.is_in(rows["verdict"].cast(pa.string()), pa.array(verdicts, pa.string())), False)
-    if "failed" in drop:
-        removed = pc.or_(removed, pc.not_equal(rows["status"].cast(pa.string()), Status.OK.value))
-    return np.asarray(removed.to_numpy())
+def filter_run(config: FilterConfig, *, retry: bool = False) -> dict[str, Any]:
+    """Write what is left of a run's archive, and what was taken out of it and why; returns the content of `summary.json`.
+
+    Bytes that are read again are those that were scored, or the member is listed in `unpacked.parquet`. Raises ConfigError (the run is
+    unfinished), IdentityError, StorageError, ClusterError, and KeyboardInterrupt after saying how to go on.
+    """
+    run = RunDirectory.open(config.run)
+    described = run.describe_settled()
+    members = check_conservation(run)
+    store = Store.open(config.out)
+    with Lease(store, unguarded=config.unguarded) as lease:
+        claim(store, _identity(config, run, described))
+        removed = write_tables(store, "removed", REMOVED, _removed(run, config.drop, Reasons.of(described["ensemble"])), csv=True)
+        facts = {
+            "run": run.store.url,
+            "drop": list(config.drop),
+            "current": members,
+            "removed": removed,
+            "kept": members - removed,
+            **lease.facts(),
+        }
+        if config.form == "list":
+            columns = _own_columns(run)
+            kept = write_tables(store, "kept", _list_schema(columns), _listed(run, config.drop, columns), csv=True)
+            summary: dict[str, Any] = {"out": store.url, "form": "list"}
+        else:
+            sources = tuple(described["identity"]["source"])
+            archive = None if removed == members else KeptMembers(run, sources, config.drop)
+            allowed = config.model_copy(update={"allow_private": config.allow_private or guard_of(run.store).allow_private})
+            summary = write_shards(archive, sources, allowed, config.form, lease, store, retry=retry)
+            kept = summary["members"]
+        if kept + removed != members:
+            raise ClusterError(
+                f"{store.url}: {kept} members kept and {removed} removed, of {members}", hint="please report this: it is a bug"
+            )
+        summary |= facts
+        store.write("summary.json", json.dumps(summary, indent=2, ensure_ascii=False).encode())
+    return summary
+
+
+def _identity(config: FilterConfig, run: RunDirectory, described: Mapping[str, Any]) -> dict[str, Any]:
+    """What another command on the same directory must match; `decisions` differs as soon as other members would go."""
+    chosen = config.model_dump(mode="json", include={"form", "drop", "shard_mb", "max_member_bytes"})
+    decided = {"fingerprint": fingerprint(described["identity"]), "decisions": decisions_digest(run, config.drop)}
+    return {"command": "filter", "run": run.store.url, **chosen, **decided}
 
 
 @dataclass(frozen=True)
@@ -69,8 +107,8 @@ class Reasons:
     def reason(self, row: Mapping[str, Any]) -> str:
         """Why one row goes, in one sentence."""
         if row["status"] != Status.OK:
-            said = f"{wording.meaning(row['status'])} ({row['status']})"
-            return f"no score: {said}" + (f": {row['detail']}" if row["detail"] else "")
+            message = f"{wording.meaning(row['status'])} ({row['status']})"
+            return f"no score: {message}" + (f": {row['detail']}" if row["detail"] else "")
         if row["verdict"] != "fake":
             return f"{row['verdict']} by {self._judge}: {_why(row)}; {_figures(row)}"
         return f"fake by {self._judge}: score {row['score']:+.4g} is not below the threshold {self.fake_above:g}; {_figures(row)}"
@@ -79,6 +117,47 @@ class Reasons:
     def _judge(self) -> str:
         rule = f"{self.rule} of " if len(self.members) > 1 else ""
         return f"ensemble {self.name} ({rule}{', '.join(self.members)})"
+
+
+def _removed(run: RunDirectory, drop: Sequence[str], reasons: Reasons) -> Iterator[pa.Table]:
+    for rows in current_tables(run, COLUMNS):
+        yield reasons.removed(rows.filter(pa.array(goes(rows, drop))))
+
+
+def _own_columns(run: RunDirectory) -> Mapping[str, pa.DataType]:
+    """The source's own columns with the types that hold them in every listing."""
+    first = {file.manifest: file for file in reversed(run.published())}
+    schemas = [next(run.file_tables(file, ["input"])).schema for file in first.values()]
+    given = joined_inputs((schema.field("input").type for schema in schemas if "input" in schema.names), as_text=True)
+    return {field.name: field.type for field in given or ()}
+
+
+def _list_schema(columns: Mapping[str, pa.DataType]) -> pa.Schema:
+    names = free_names(list(columns), _LISTED)
+    plain = [pa.field(name, REMOVED.field(name).type) for name in _LISTED]
+    return pa.schema([*plain, *(pa.field(names[column], kind) for column, kind in columns.items())])
+
+
+def _listed(run: RunDirectory, drop: Sequence[str], columns: Mapping[str, pa.DataType]) -> Iterator[pa.Table]:
+    schema = _list_schema(columns)
+    for rows in current_tables(run, [*_LISTED, "verdict", "status", "input"]):
+        rows = rows.filter(pa.array(~goes(rows, drop)))
+        given = (
+            dict(zip([field.name for field in rows.schema.field("input").type], rows["input"].combine_chunks().flatten(), strict=True))
+            if "input" in rows.schema.names
+            else {}
+        )
+        own = [as_type(given[column], kind) if column in given else pa.nulls(len(rows), kind) for column, kind in columns.items()]
+        yield pa.Table.from_arrays([*(rows[name].cast(schema.field(name).type) for name in _LISTED), *own], schema=schema)
+
+
+def goes(rows: pa.Table, drop: Sequence[str]) -> npt.NDArray[np.bool_]:
+    """For each row whether it is removed: its verdict is in `drop`, or it has no score and `failed` is."""
+    verdicts = [word for word in drop if word != "failed"]
+    removed = pc.fill_null(pc.is_in(rows["verdict"].cast(pa.string()), pa.array(verdicts, pa.string())), False)
+    if "failed" in drop:
+        removed = pc.or_(removed, pc.not_equal(rows["status"].cast(pa.string()), Status.OK.value))
+    return np.asarray(removed.to_numpy())
 
 
 def _why(row: Mapping[str, Any]) -> str:
@@ -90,9 +169,6 @@ def _figures(row: Mapping[str, Any]) -> str:
         return "no probability"
     calibrated = "calibrated" if row["calibrated"] else "not calibrated: the plain sigmoid of the score"
     return f"probability {wording.probability(row['probability'])} ({calibrated})"
-
-
-_DECIDING = ["image_id", "verdict", "status"]
 
 
 class KeptMembers(Archive):
@@ -153,85 +229,3 @@ def decisions_digest(run: RunDirectory, drop: Sequence[str]) -> str:
         digest.update(table["image_id"].to_numpy().tobytes())
         digest.update(np.packbits(goes(table, drop)).tobytes())
     return digest.hexdigest()
-
-
-_LISTED = ("uri", "member", "occurrence", "sha256")
-
-
-def filter_run(config: FilterConfig, *, retry: bool = False) -> dict[str, Any]:
-    """Write what is left of a run's archive, and what was taken out of it and why; returns the content of `summary.json`.
-
-    Bytes that are read again are those that were scored, or the member is listed in `unpacked.parquet`. Raises ConfigError (the run is
-    unfinished), IdentityError, StorageError, ClusterError, and KeyboardInterrupt after saying how to go on.
-    """
-    run = RunDirectory.open(config.run)
-    described = run.describe_settled()
-    members = check_conservation(run)
-    store = Store.open(config.out)
-    with Lease(store, unguarded=config.unguarded) as lease:
-        claim(store, _identity(config, run, described))
-        removed = write_tables(store, "removed", REMOVED, _removed(run, config.drop, Reasons.of(described["ensemble"])), csv=True)
-        facts = {
-            "run": run.store.url,
-            "drop": list(config.drop),
-            "current": members,
-            "removed": removed,
-            "kept": members - removed,
-            **lease.facts(),
-        }
-        if config.form == "list":
-            columns = _own_columns(run)
-            kept = write_tables(store, "kept", _list_schema(columns), _listed(run, config.drop, columns), csv=True)
-            summary: dict[str, Any] = {"out": store.url, "form": "list"}
-        else:
-            sources = tuple(described["identity"]["source"])
-            archive = None if removed == members else KeptMembers(run, sources, config.drop)
-            allowed = config.model_copy(update={"allow_private": config.allow_private or guard_of(run.store).allow_private})
-            summary = write_shards(archive, sources, allowed, config.form, lease, store, retry=retry)
-            kept = summary["members"]
-        if kept + removed != members:
-            raise ClusterError(
-                f"{store.url}: {kept} members kept and {removed} removed, of {members}", hint="please report this: it is a bug"
-            )
-        summary |= facts
-        store.write("summary.json", json.dumps(summary, indent=2, ensure_ascii=False).encode())
-    return summary
-
-
-def _identity(config: FilterConfig, run: RunDirectory, described: Mapping[str, Any]) -> dict[str, Any]:
-    """What another command on the same directory must match; `decisions` differs as soon as other members would go."""
-    chosen = config.model_dump(mode="json", include={"form", "drop", "shard_mb", "max_member_bytes"})
-    decided = {"fingerprint": fingerprint(described["identity"]), "decisions": decisions_digest(run, config.drop)}
-    return {"command": "filter", "run": run.store.url, **chosen, **decided}
-
-
-def _removed(run: RunDirectory, drop: Sequence[str], reasons: Reasons) -> Iterator[pa.Table]:
-    for rows in current_tables(run, COLUMNS):
-        yield reasons.removed(rows.filter(pa.array(goes(rows, drop))))
-
-
-def _own_columns(run: RunDirectory) -> Mapping[str, pa.DataType]:
-    """The source's own columns with the types that hold them in every listing."""
-    first = {file.manifest: file for file in reversed(run.published())}
-    schemas = [next(run.file_tables(file, ["input"])).schema for file in first.values()]
-    given = joined_inputs((schema.field("input").type for schema in schemas if "input" in schema.names), as_text=True)
-    return {field.name: field.type for field in given or ()}
-
-
-def _list_schema(columns: Mapping[str, pa.DataType]) -> pa.Schema:
-    names = free_names(list(columns), _LISTED)
-    plain = [pa.field(name, REMOVED.field(name).type) for name in _LISTED]
-    return pa.schema([*plain, *(pa.field(names[column], kind) for column, kind in columns.items())])
-
-
-def _listed(run: RunDirectory, drop: Sequence[str], columns: Mapping[str, pa.DataType]) -> Iterator[pa.Table]:
-    schema = _list_schema(columns)
-    for rows in current_tables(run, [*_LISTED, "verdict", "status", "input"]):
-        rows = rows.filter(pa.array(~goes(rows, drop)))
-        given = (
-            dict(zip([field.name for field in rows.schema.field("input").type], rows["input"].combine_chunks().flatten(), strict=True))
-            if "input" in rows.schema.names
-            else {}
-        )
-        own = [as_type(given[column], kind) if column in given else pa.nulls(len(rows), kind) for column, kind in columns.items()]
-        yield pa.Table.from_arrays([*(rows[name].cast(schema.field(name).type) for name in _LISTED), *own], schema=schema)

@@ -1,7 +1,4 @@
-"""Which members go into which shard: a fact of the manifest and one number, the same for every session. Reads and writes no member.
-
-The settings of packing and filtering.
-"""
+"""The settings of packing and filtering, and which members go into which shard: `plan_shards`, the same for every session."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,55 +11,15 @@ from ray_app.cluster.config import ClusterConfig
 from ray_app.config import Frozen
 from ray_app.storage import UNGUARDED, RetryPolicy, Store
 
-Form = Literal["parquet", "webdataset"]
-Drop = Literal["fake", "abstain", "failed"]
-
-
-class _Writing(Frozen):
-    """How shards are written, whatever goes into them."""
-
-    out: str = Field(description="the directory to write; any fsspec URL")
-    shard_mb: float = Field(
-        default=256.0, gt=0, description="bytes of members in one shard, in MB of 10⁶ bytes; it ends with a block of 64"
-    )
-    max_member_bytes: int = Field(
-        default=256 * 2**20, gt=0, lt=2**31, description="a larger member is not packed but listed; held in memory by each worker"
-    )
-    allow_private: bool = Field(
-        default=False, description="read what a list names also from web servers that are not on the public Internet"
-    )
-    retry: RetryPolicy = RetryPolicy()
-    unguarded: bool = Field(default=False, description=UNGUARDED)
-    cluster: ClusterConfig = ClusterConfig()
-
-
-class PackConfig(_Writing):
-    """One archive to be packed: what, into what, where to."""
-
-    source: tuple[str, ...] = Field(min_length=1, description="folders, files, prefixes or globs; any fsspec URL")
-    form: Form = Field(default="parquet", description="parquet as the Hugging Face hub writes it, or webdataset tars")
-    include: tuple[str, ...] = Field(default=(), description="globs on the path below the source; none = everything")
-    exclude: tuple[str, ...] = ()
-    limit: int | None = Field(default=None, ge=1, description="pack no more than this many members")
-    columns: TableColumns = TableColumns()
-    container_limits: ContainerLimits = ContainerLimits()
-
-
-class FilterConfig(_Writing):
-    """One finished run whose archive is wanted without some of its members."""
-
-    run: str = Field(description="the run directory; any fsspec URL")
-    form: Form | Literal["list"] = Field(default="list", description="list = names only, nothing is copied")
-    drop: tuple[Drop, ...] = Field(default=("fake",), min_length=1, description="verdicts that go; failed = members without a score")
-
-
-# Small blocks of one size, so that a shard of large files is not much larger than asked for.
+# Small blocks of one size, so that a shard of large files is not much larger than requested.
 BLOCKS = BlockPlan(batch_slots=64, max_block_members=64)
 # What a member weighs whose store does not say: the mean of a web photograph, roughly.
 _UNKNOWN_BYTES = 256 * 1024
 # The members of a shard are held as names while it is written.
 _MOST_MEMBERS = 65_536
+Form = Literal["parquet", "webdataset"]
 SHARD_ENDINGS: dict[Form, str] = {"parquet": "parquet", "webdataset": "tar"}
+Drop = Literal["fake", "abstain", "failed"]
 
 
 @dataclass(frozen=True)
@@ -112,3 +69,41 @@ def _runs(store: Store, shard_bytes: float) -> Iterator[tuple[BlockRef, ...]]:
         size, members = size + expected, members + ref.members
     if run:
         yield tuple(run)
+
+
+class _Writing(Frozen):
+    """How shards are written, whatever goes into them."""
+
+    out: str = Field(description="the directory to write; any fsspec URL")
+    shard_mb: float = Field(
+        default=256.0, gt=0, description="bytes of members in one shard, in MB of 10⁶ bytes; it ends with a block of 64"
+    )
+    max_member_bytes: int = Field(
+        default=256 * 2**20, gt=0, lt=2**31, description="a larger member is not packed but listed; held in memory by each worker"
+    )
+    allow_private: bool = Field(
+        default=False, description="read what a list names also from web servers that are not on the public Internet"
+    )
+    retry: RetryPolicy = RetryPolicy()
+    unguarded: bool = Field(default=False, description=UNGUARDED)
+    cluster: ClusterConfig = ClusterConfig()
+
+
+class PackConfig(_Writing):
+    """One archive to be packed: what, into what, where to."""
+
+    source: tuple[str, ...] = Field(min_length=1, description="folders, files, prefixes or globs; any fsspec URL")
+    form: Form = Field(default="parquet", description="parquet as the Hugging Face hub writes it, or webdataset tars")
+    include: tuple[str, ...] = Field(default=(), description="globs on the path below the source; none = everything")
+    exclude: tuple[str, ...] = ()
+    limit: int | None = Field(default=None, ge=1, description="pack no more than this many members")
+    columns: TableColumns = TableColumns()
+    container_limits: ContainerLimits = ContainerLimits()
+
+
+class FilterConfig(_Writing):
+    """One finished run whose archive is wanted without some of its members."""
+
+    run: str = Field(description="the run directory; any fsspec URL")
+    form: Form | Literal["list"] = Field(default="list", description="list = names only, nothing is copied")
+    drop: tuple[Drop, ...] = Field(default=("fake",), min_length=1, description="verdicts that go; failed = members without a score")

@@ -1,18 +1,11 @@
-"""One session of `pack` or `filter`: list once, write the shards that are not there, compare the figures.
-
-Interrupted anywhere, the same command goes on from the files that are there. Small jobs run in this process, larger ones as Ray tasks.
-
-`touchstone pack`: list once, write the shards that are not there, compare figures. Interrupted anywhere, the same command goes on.
-
-The directory that shards are written to: whose it is, what is done in it, what is left, and whether the figures agree.
+"""One session of `pack` or `filter`: `pack_archive` and `write_shards` list once, write the missing shards, compare the figures.
 
 pack.json           what was packed, how: another command on the same directory is refused
 manifest/0/         the listing, cut into blocks; which shard holds which members follows from it alone
 notes/, data/       per shard what became of its members, and the shard
 unpacked.parquet    members that are in no shard, each with status and detail
 summary.json        the figures, when all shards are there
-
-The end of `pack` and `filter` in words, for a terminal. Knows the figures of a summary and nothing else.
+The same command resumes from the files that are there. Small jobs run in this process, larger ones as Ray tasks.
 """
 
 import json
@@ -38,6 +31,9 @@ from ray_app.reports import format as wording
 from ray_app.runs.identity import claim_directory, claimed_by, is_claimed
 from ray_app.storage import Lease, Store
 
+# Less than this is written before a local cluster would be up.
+_SMALL_BYTES = 10**9
+_CHOSEN = ("form", "include", "exclude", "limit", "columns", "container_limits", "shard_mb", "max_member_bytes")
 _FORMAT = 1
 CLAIM, _SAME = "pack.json", "source, form and decisions"
 _READERS = 16
@@ -46,6 +42,118 @@ FROM_STORAGE = frozenset((Status.SOURCE_MISSING, Status.SOURCE_DENIED, Status.SO
 _UNPACKED = pa.schema(
     [("uri", pa.string()), ("member", pa.string()), ("occurrence", pa.int32()), ("status", pa.string()), ("detail", pa.string())]
 )
+_WIDTH = 11
+_SHARDS = {"parquet": "Parquet", "webdataset": "WebDataset"}
+_DROPPED = {"fake": "flagged as fake", "abstain": "abstained", "failed": "without a score"}
+
+
+def write_shards(
+    archive: Archive | None,
+    sources: Sequence[str],
+    config: PackConfig | FilterConfig,
+    form: Form,
+    lease: Lease,
+    store: Store,
+    *,
+    limit: int | None = None,
+    retry: bool = False,
+) -> dict[str, Any]:
+    """List an archive (None: nothing is left of it) into `store`, write all its shards, and return the figures.
+
+    What interrupts it carries the note RESUMABLE: the shards that are there stay.
+    """
+    start = time.monotonic()
+    directory = PackDirectory(store, form, config.shard_mb * 1e6)
+    with resumable(KeyboardInterrupt, ClusterError):
+        if archive is not None and read_complete(store, 0) is None:
+            with _workers(config, wanted=False) as each:
+                _list(store, archive, each, limit)
+        if retry:
+            directory.reopen()
+        pending = directory.pending()
+        if pending:
+            write = WriteShard(
+                store,
+                form,
+                directory.input_type(),
+                fetcher_of(sources, config.retry, allow_private=config.allow_private),
+                config.max_member_bytes,
+            )
+            with _workers(config, wanted=_pays(pending)) as each:
+                _write(each, write, pending, lease, total=sum(shard.members for shard in directory.shards()))
+        summary = directory.reconcile() | {
+            "session": {"shards": len(pending), "wall_s": round(time.monotonic() - start, 2), **lease.facts()}
+        }
+        store.write("summary.json", json.dumps(summary, indent=2, ensure_ascii=False).encode())
+    return summary
+
+
+def _list(store: Store, archive: Archive, each: Each, limit: int | None) -> None:
+    try:
+        list_members(store, archive, BLOCKS, each=each, progress=ProgressLog("listing").count, limit=limit)
+    except ConfigError:
+        give_up(store)
+        raise
+
+
+def _write(each: Each, write: WriteShard, pending: Sequence[Shard], lease: Lease, *, total: int) -> None:
+    progress = Progress(total, done=total - sum(shard.members for shard in pending), name="pack")
+    progress.say(f"{total:,} members in {pending[0].count:,} shard{'s' * (pending[0].count != 1)}, {len(pending):,} to be written")
+    try:
+        for notes in each(write, pending):
+            progress.advance(notes.members, len(notes.unpacked))
+            if lease.lost.is_set():
+                raise StorageError(f"{write.store.url}: another command took this directory over", hint="only one may write it")
+    finally:
+        progress.close()
+
+
+def _pays(pending: Sequence[Shard]) -> bool:
+    return len(pending) > 1 and sum(ref.size_bytes for shard in pending for ref in shard.blocks) > _SMALL_BYTES
+
+
+@contextmanager
+def _workers(config: PackConfig | FilterConfig, *, wanted: bool) -> Iterator[Each]:
+    """What runs the steps: Ray tasks where there is a cluster, or where one is `wanted`; else, or with one worker, this process."""
+    if config.cluster.workers == 1 or not (wanted or named_cluster(config.cluster.address)):
+        yield in_turn
+        return
+    from ray_app.cluster.ray_cluster import on_ray
+
+    with cluster(config.cluster):
+        yield on_ray
+
+
+def pack_archive(config: PackConfig, *, retry: bool = False) -> dict[str, Any]:
+    """Pack `config.source` into shards in `config.out`; returns the content of `summary.json`.
+
+    The source is listed once: what comes to it later belongs into another directory. With `retry`, shards in which members could not
+    be read from storage are written again. Raises ConfigError, IdentityError, StorageError, ClusterError, and KeyboardInterrupt after
+    saying how to go on.
+    """
+    store = Store.open(config.out)
+    if (begun := claimed_by(store, CLAIM)) is not None:
+        config = going_on(config, {name: begun[name] for name in _CHOSEN if name in begun}, where=f"{store.url}/{CLAIM}")
+    archive = open_source(
+        config.source,
+        config.include,
+        config.exclude,
+        skip=[store.url],
+        columns=config.columns,
+        limits=config.container_limits,
+        allow_private=config.allow_private,
+    )
+    if not is_own(store, _identity(config)):
+        archive.check()  # a misspelt source must not make the directory its own
+    with Lease(store, unguarded=config.unguarded) as lease:
+        claim(store, _identity(config))
+        return write_shards(archive, config.source, config, config.form, lease, store, limit=config.limit, retry=retry)
+
+
+def _identity(config: PackConfig) -> dict[str, Any]:
+    """What another command on the same directory must match: all that decides which bytes lie in which shard."""
+    chosen = config.model_dump(mode="json", include=set(_CHOSEN))
+    return {"command": "pack", "source": [name_of(source) for source in config.source], **chosen}
 
 
 @dataclass(frozen=True)
@@ -134,126 +242,6 @@ def give_up(store: Store) -> None:
     store.delete(CLAIM)
 
 
-# Less than this is written before a local cluster would be up.
-_SMALL_BYTES = 10**9
-
-
-def write_shards(
-    archive: Archive | None,
-    sources: Sequence[str],
-    config: PackConfig | FilterConfig,
-    form: Form,
-    lease: Lease,
-    store: Store,
-    *,
-    limit: int | None = None,
-    retry: bool = False,
-) -> dict[str, Any]:
-    """List an archive (None: nothing is left of it) into `store`, write all its shards, and return the figures.
-
-    What interrupts it carries the note RESUMABLE: the shards that are there stay.
-    """
-    start = time.monotonic()
-    directory = PackDirectory(store, form, config.shard_mb * 1e6)
-    with resumable(KeyboardInterrupt, ClusterError):
-        if archive is not None and read_complete(store, 0) is None:
-            with _workers(config, wanted=False) as each:
-                _list(store, archive, each, limit)
-        if retry:
-            directory.reopen()
-        pending = directory.pending()
-        if pending:
-            write = WriteShard(
-                store,
-                form,
-                directory.input_type(),
-                fetcher_of(sources, config.retry, allow_private=config.allow_private),
-                config.max_member_bytes,
-            )
-            with _workers(config, wanted=_pays(pending)) as each:
-                _write(each, write, pending, lease, total=sum(shard.members for shard in directory.shards()))
-        summary = directory.reconcile() | {
-            "session": {"shards": len(pending), "wall_s": round(time.monotonic() - start, 2), **lease.facts()}
-        }
-        store.write("summary.json", json.dumps(summary, indent=2, ensure_ascii=False).encode())
-    return summary
-
-
-def _list(store: Store, archive: Archive, each: Each, limit: int | None) -> None:
-    try:
-        list_members(store, archive, BLOCKS, each=each, progress=ProgressLog("listing").count, limit=limit)
-    except ConfigError:
-        give_up(store)
-        raise
-
-
-def _write(each: Each, write: WriteShard, pending: Sequence[Shard], lease: Lease, *, total: int) -> None:
-    progress = Progress(total, done=total - sum(shard.members for shard in pending), name="pack")
-    progress.say(f"{total:,} members in {pending[0].count:,} shard{'s' * (pending[0].count != 1)}, {len(pending):,} to be written")
-    try:
-        for notes in each(write, pending):
-            progress.advance(notes.members, len(notes.unpacked))
-            if lease.lost.is_set():
-                raise StorageError(f"{write.store.url}: another command took this directory over", hint="only one may write it")
-    finally:
-        progress.close()
-
-
-def _pays(pending: Sequence[Shard]) -> bool:
-    return len(pending) > 1 and sum(ref.size_bytes for shard in pending for ref in shard.blocks) > _SMALL_BYTES
-
-
-@contextmanager
-def _workers(config: PackConfig | FilterConfig, *, wanted: bool) -> Iterator[Each]:
-    """What runs the steps: Ray tasks where there is a cluster, or where one is `wanted`; else, or with one worker, this process."""
-    if config.cluster.workers == 1 or not (wanted or named_cluster(config.cluster.address)):
-        yield in_turn
-        return
-    from ray_app.cluster.ray_cluster import on_ray
-
-    with cluster(config.cluster):
-        yield on_ray
-
-
-_CHOSEN = ("form", "include", "exclude", "limit", "columns", "container_limits", "shard_mb", "max_member_bytes")
-
-
-def pack_archive(config: PackConfig, *, retry: bool = False) -> dict[str, Any]:
-    """Pack `config.source` into shards in `config.out`; returns the content of `summary.json`.
-
-    The source is listed once: what comes to it later belongs into another directory. With `retry`, shards in which members could not
-    be read from storage are written again. Raises ConfigError, IdentityError, StorageError, ClusterError, and KeyboardInterrupt after
-    saying how to go on.
-    """
-    store = Store.open(config.out)
-    if (begun := claimed_by(store, CLAIM)) is not None:
-        config = going_on(config, {name: begun[name] for name in _CHOSEN if name in begun}, where=f"{store.url}/{CLAIM}")
-    archive = open_source(
-        config.source,
-        config.include,
-        config.exclude,
-        skip=[store.url],
-        columns=config.columns,
-        limits=config.container_limits,
-        allow_private=config.allow_private,
-    )
-    if not is_own(store, _identity(config)):
-        archive.check()  # a misspelt source must not make the directory its own
-    with Lease(store, unguarded=config.unguarded) as lease:
-        claim(store, _identity(config))
-        return write_shards(archive, config.source, config, config.form, lease, store, limit=config.limit, retry=retry)
-
-
-def _identity(config: PackConfig) -> dict[str, Any]:
-    """What another command on the same directory must match: all that decides which bytes lie in which shard."""
-    chosen = config.model_dump(mode="json", include=set(_CHOSEN))
-    return {"command": "pack", "source": [name_of(source) for source in config.source], **chosen}
-
-
-_WIDTH = 11
-_SHARDS = {"parquet": "Parquet", "webdataset": "WebDataset"}
-
-
 def pack_lines(summary: Mapping[str, Any]) -> list[str]:
     """What was packed, what was not and where that is listed, and how to read the shards."""
     return [f"{label:{_WIDTH}}{text}" for label, text in _packed(summary)]
@@ -270,9 +258,6 @@ def filter_lines(summary: Mapping[str, Any]) -> list[str]:
         ("", "nothing was deleted: the removal list is for you to act on"),
     ]
     return [f"{label:{_WIDTH}}{text}".rstrip() for label, text in lines]
-
-
-_DROPPED = {"fake": "flagged as fake", "abstain": "abstained", "failed": "without a score"}
 
 
 def _packed(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -1,18 +1,7 @@
-"""One shard: its members are read, appended to a local file as they come, and published whole. The unit of work and of resume.
+"""One shard, the unit of work and of resume: `WriteShard` reads its members, appends them to a local file and publishes it whole.
 
-Members are not decoded: a hash, the sniffed format, and the bytes as they are. One that cannot be had is written down, not lost.
-
-One member on its way into a shard, and what stands beside its bytes there. Knows names and types; knows no file format.
-
-A Parquet shard as the Hugging Face hub writes it: `image` {bytes, path}, `source`, then the source's own columns. Knows no storage.
-
-Row groups are small, with a page index, so that one row of a shard is read without the others.
-
-A WebDataset shard: a tar with KEY.jpg (or what it is) and KEY.json side by side. Knows no storage.
-
-Keys are made here from numbers alone: a member's own name may be anything, and stands only inside the JSON.
-
-Tables larger than memory → one Parquet file, one CSV file of a store: grown in a local file, published whole.
+Members are not decoded: a hash, the sniffed format, and the bytes as they are (`ParquetShard` as the Hugging Face hub writes it,
+`WebDatasetShard`); one that cannot be had is a row of the report. `write_tables`: tables larger than memory as Parquet and CSV.
 """
 
 import base64
@@ -51,6 +40,10 @@ NO_IMAGE = "bin"
 RESERVED = ("image", "source")
 # Beside the source's own columns in the listing of a filtered run: the hash of the bytes that were scored. No source calls one so.
 EXPECTED = "\x1ftouchstone.sha256"
+# The hub's own figure for images; bytes bound it where they are large, since a row group is built in memory.
+GROUP_ROWS, GROUP_BYTES = 100, 64 * 2**20
+IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+_FORMULA, _SIGNED = r"^[=+\-@\t\r\n＝＋－＠]", r"^[+-][0-9]+(\.[0-9]+)?$"
 
 
 @dataclass(frozen=True)
@@ -87,35 +80,14 @@ class Packed:
         return {new: self.member.input.get(old) for old, new in names.items()}
 
 
-def free_names(columns: Collection[str], taken: Collection[str] = RESERVED) -> dict[str, str]:
-    """A name for each of the source's columns: its own, or `input.NAME` where that is taken."""
-    names: dict[str, str] = {}
-    for column in columns:
-        name = column
-        while name in taken or name in names.values() or (name != column and name in columns):
-            name = f"input.{name}"
-        names[column] = name
-    return names
+class ShardFile(Protocol):
+    """One output format: a local file that grows by members."""
 
+    def add(self, packed: Packed) -> None:
+        """Append a member."""
 
-def plain(value: Any) -> Any:
-    """A column's value as JSON has it: bytes as base64, times as ISO 8601, numbers that are none as null."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode("ascii")
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, (datetime, date, time)):
-        return value.isoformat()
-    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
-
-
-# The hub's own figure for images; bytes bound it where they are large, since a row group is built in memory.
-GROUP_ROWS, GROUP_BYTES = 100, 64 * 2**20
-IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    def close(self) -> None:
+        """Make the file complete."""
 
 
 class ParquetShard:
@@ -159,20 +131,6 @@ class ParquetShard:
         self._rows, self._size_bytes = [], 0
 
 
-def _features(schema: pa.Schema) -> dict[str, Any]:
-    """What `datasets` cannot see from Arrow's types: which structs are images. It finds all other columns by itself."""
-    return {field.name: {"_type": "Image"} for field in schema if field.type == IMAGE_TYPE}
-
-
-def _leaves(path: str, kind: pa.DataType) -> list[str]:
-    """Parquet's own paths of the leaves of a column."""
-    if pa.types.is_struct(kind):
-        return [leaf for field in kind for leaf in _leaves(f"{path}.{field.name}", field.type)]
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return _leaves(f"{path}.list.element", kind.value_type)
-    return [path]
-
-
 class WebDatasetShard:
     """A tar that grows by a sample at a time. Equal samples give equal bytes: no times, owners or modes of a real file get in."""
 
@@ -183,8 +141,8 @@ class WebDatasetShard:
     def add(self, packed: Packed) -> None:
         """Append one sample: first the bytes, then what is known of them."""
         self._put(f"{packed.key}.{packed.ending}", packed.data)
-        said = {"source": packed.source, **plain(packed.beside(self._names))}
-        self._put(f"{packed.key}.json", json.dumps(said, ensure_ascii=False, allow_nan=False).encode("utf-8", "surrogateescape"))
+        facts = {"source": packed.source, **plain(packed.beside(self._names))}
+        self._put(f"{packed.key}.json", json.dumps(facts, ensure_ascii=False, allow_nan=False).encode("utf-8", "surrogateescape"))
 
     def close(self) -> None:
         """Write the end of the tar."""
@@ -194,16 +152,6 @@ class WebDatasetShard:
         info = tarfile.TarInfo(name)
         info.size = len(data)
         self._tar.addfile(info, io.BytesIO(data))
-
-
-class ShardFile(Protocol):
-    """One output format: a local file that grows by members."""
-
-    def add(self, packed: Packed) -> None:
-        """Append a member."""
-
-    def close(self) -> None:
-        """Make the file complete."""
 
 
 FORMATS: dict[Form, type[ParquetShard] | type[WebDatasetShard]] = {"parquet": ParquetShard, "webdataset": WebDatasetShard}
@@ -297,11 +245,48 @@ def _unpacked(member: ManifestMember, error: InputError) -> dict[str, Any]:
     return {**named, "status": error.status.value, "detail": error.detail}
 
 
-_FORMULA, _SIGNED = r"^[=+\-@\t\r\n＝＋－＠]", r"^[+-][0-9]+(\.[0-9]+)?$"
+def free_names(columns: Collection[str], taken: Collection[str] = RESERVED) -> dict[str, str]:
+    """A name for each of the source's columns: its own, or `input.NAME` where that is taken."""
+    names: dict[str, str] = {}
+    for column in columns:
+        name = column
+        while name in taken or name in names.values() or (name != column and name in columns):
+            name = f"input.{name}"
+        names[column] = name
+    return names
+
+
+def plain(value: Any) -> Any:
+    """A column's value as JSON has it: bytes as base64, times as ISO 8601, numbers that are none as null."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode("ascii")
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, (datetime, date, time)):
+        return value.isoformat()
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
+
+
+def _features(schema: pa.Schema) -> dict[str, Any]:
+    """What `datasets` cannot see from Arrow's types: which structs are images. It finds all other columns by itself."""
+    return {field.name: {"_type": "Image"} for field in schema if field.type == IMAGE_TYPE}
+
+
+def _leaves(path: str, kind: pa.DataType) -> list[str]:
+    """Parquet's own paths of the leaves of a column."""
+    if pa.types.is_struct(kind):
+        return [leaf for field in kind for leaf in _leaves(f"{path}.{field.name}", field.type)]
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _leaves(f"{path}.list.element", kind.value_type)
+    return [path]
 
 
 def write_tables(store: Store, stem: str, schema: pa.Schema, tables: Iterable[pa.Table], *, csv: bool = False) -> int:
-    """Write STEM.parquet, and STEM.csv where asked for, from tables of one schema; returns the number of rows.
+    """Write STEM.parquet, and STEM.csv where requested, from tables of one schema; returns the number of rows.
 
     Parquet holds the values as they are. In the CSV, nested columns are JSON text, and a text that a spreadsheet would run as a formula
     has an apostrophe before it: members' names are a stranger's.

@@ -147,8 +147,7 @@ def spec_of(ensemble: EnsembleCard, cards: Mapping[str, DetectorCard], identity:
 
 def decide_again(spec: ScoringSpec, row: Mapping[str, Any], guarantee: Mapping[str, Any] | None = None) -> Decided:
     """Apply the ensemble to a row's detector scores, and compare. `guarantee`: what the run's summary says of it, if it says anything."""
-    from ray_app.scoring.guarantee import unlike_rows
-    from ray_app.scoring.redecide import decided
+    from ray_app.scoring.guarantee import decided, unlike_rows
 
     rows = decided(_table(spec, row), spec)
     unlike = (guarantee or {}).get("unlike")

@@ -1,4 +1,4 @@
-"""A cluster on paper: which machines, how many, at what price. What `touchstone plan` counts with; nothing is started or asked."""
+"""A cluster on paper, for `touchstone plan`: machines, their number and price. `load_cluster` reads one, `planned_for` applies it."""
 
 from pathlib import Path
 from typing import Any

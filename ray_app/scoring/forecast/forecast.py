@@ -1,4 +1,4 @@
-"""What a scoring run will do, before anything is spent: members, stages and rates from a short probe, requests, hours, cost.
+"""What a scoring run will do and cost, before anything is spent: `forecast` takes a survey, a short probe, rates and prices together.
 
 Starts no cluster and writes nothing: cores and GPUs are those described or stated in the config, else this machine's.
 """
@@ -112,7 +112,7 @@ def _predicted(
     mean_bytes = probed.mean_bytes if found.unsized else found.mean_bytes
     return probed, PlannedPrediction(
         probe=_probe_facts(spec, probed, pace.scored_by),
-        cascade=_looks(config, spec, probed, rates.images_per_s),
+        cascade=_cascade(config, spec, probed, rates.images_per_s),
         stages=[PlannedStage(**asdict(stage)) for stage in rates.stages],
         bottleneck=PlannedBottleneck(
             stage=rates.bottleneck.stage,
@@ -181,7 +181,7 @@ def _work_facts(
 
 
 def _stability(spec: ScoringSpec, probed: Probe | None) -> PlannedStability | None:
-    """The recompressed views that are asked for, and of which share of the images."""
+    """The recompressed views that are requested, and of which share of the images."""
     asked = spec.stability
     return None if asked is None else PlannedStability(views=asked.count, margin=asked.margin, share=probed.near if probed else None)
 
@@ -250,7 +250,7 @@ def _standing_facts(before: Standing, found: Survey, blocks: int) -> PlannedRun:
     )
 
 
-def _looks(config: ScoreConfig, spec: ScoringSpec, probed: Probe, images_per_s: float) -> PlannedCascade | None:
+def _cascade(config: ScoreConfig, spec: ScoringSpec, probed: Probe, images_per_s: float) -> PlannedCascade | None:
     """Of a cascade: the share of images that is expected to go on, and what a million images cost for either look by the time it takes."""
     if not spec.late:
         return None
@@ -316,7 +316,7 @@ def _blocks(plan: BlockPlan, members: int, mean_bytes: float) -> int:
 
 
 def _is_store(config: ScoreConfig, found: Survey) -> bool:
-    """Whether rows go to a store that bills requests: where the run is, or, as long as nobody said, where the source is."""
+    """Whether rows go to a store that bills requests: where the run is, or, as long as neither is known, where the source is."""
     return is_billed(config.out) if config.out else bool(found.billed)
 
 

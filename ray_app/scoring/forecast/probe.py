@@ -1,4 +1,4 @@
-"""A short probe: a few members read, decoded and scored as a worker would do it, on one core. Writes nothing, starts no cluster."""
+"""A short probe of this machine: `probe_members` reads, decodes and scores a few members on one core as a worker would. Writes nothing."""
 
 import math
 import time
@@ -86,8 +86,8 @@ def probe_members(
         estimate = ResourceEstimate.of(spec)
         probe.share = estimate.share_going_on
         probe.share_described = estimate.share_described if spec.describer else None
-        score = scoring.seconds_per_image() if scoring is not None else _reckoned(spec, probe.seconds["decode"] / probe.members)
-        identify_s, describe_s = scoring.of_profile() if scoring is not None else (0.0, _reckoned_words(spec))
+        score = scoring.seconds_per_image() if scoring is not None else _estimated_s(spec, probe.seconds["decode"] / probe.members)
+        identify_s, describe_s = scoring.of_profile() if scoring is not None else (0.0, _estimated_text_s(spec))
     apart = spec.describes_apart
     each = {stage: spent / probe.members for stage, spent in probe.seconds.items()}
     return probe, ImagePace(
@@ -255,7 +255,7 @@ class _Scoring:
         self._looked += len(files)
 
     def _profile(self, batch: Batch, outputs: DetectorOutputs) -> None:
-        """Name what can be named; describe a few images, whether the profile asks for them or not. Who is flagged in a cascade is known
+        """Name what can be named; describe a few images, whether the profile requests them or not. Who is flagged in a cascade is known
         only once all have spoken.
         """
         with self._words_clock("identify"):
@@ -270,13 +270,13 @@ class _Scoring:
             self._described += len(self._describing.words(rows, outputs, seen))
 
 
-def _reckoned_words(spec: ScoringSpec) -> float:
+def _estimated_text_s(spec: ScoringSpec) -> float:
     """Seconds per image for the describer, from its card; 0 where it states no size."""
     card = spec.describer
     return 0.0 if card is None or card.gmac is None else ResourceEstimate.of(spec).share_described * card.gmac / GMAC_PER_S["gpu"]
 
 
-def _reckoned(spec: ScoringSpec, decode_s: float) -> tuple[float | None, ...]:
+def _estimated_s(spec: ScoringSpec, decode_s: float) -> tuple[float | None, ...]:
     """Per pool, from the multiply-adds on the cards, a shared backbone once; None where a card states none.
 
     A scorer decodes again, in `decode_s`, for each preprocessing that keeps sizes, and what goes on in a cascade.

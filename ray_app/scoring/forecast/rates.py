@@ -1,4 +1,4 @@
-"""How fast the stages of a layout go, and which one holds the others up. Pure arithmetic on seconds per image.
+"""How fast the stages of a layout go and which one is the bottleneck, from seconds per image: `forecast_rates`.
 
 Fused, every process does one stage after another. Split, the stages run side by side and the slowest sets the pace.
 """
@@ -11,6 +11,16 @@ from ray_app.scoring.layout import GMAC_PER_S, ScoringLayout
 
 MEASURED, ESTIMATED, UNKNOWN = "measured", "estimated", "unknown"
 _RESIZES = "or, where a grey level does not matter, --set resize=fast"
+_FEWER_WORDS = "describe only what is flagged (profile.describe), with fewer beams, or by a cheaper describer"
+_FUSED_ADVICE = {
+    "fetch": "run nearer to the bucket, or give more processes: reading is slower than all that is done with what was read",
+    "decode": "add cores, each adds {each} images/s: {twice} instead of {cpus} halve the time; a GPU would not help",
+    "prepare": f"add cores, each adds {{each}} images/s, {_RESIZES}",
+    "score": "add cores, each adds {each} images/s: {twice} instead of {cpus} halve the time; or take a lighter ensemble",
+    "identify": "add cores, each adds {each} images/s",
+    "describe": _FEWER_WORDS + "; or add cores, each adds {each} images/s",
+    "write": "put the run directory on faster storage, or make blocks larger: --set block_members=1024",
+}
 
 
 @dataclass(frozen=True)
@@ -91,18 +101,6 @@ def _fused(layout: ScoringLayout, pace: ImagePace, pools: tuple[tuple[str, ...],
     if slowest == "score" and (with_gpu := _rate_with_gpu(pace, cpus, gmac)) > 1.5 * rate:
         advice += f"; one GPU beside {cpus} cores: about {with_gpu:,.0f} images/s (estimated)"
     return Forecast(stages, rate, next(stage for stage in stages if stage.stage == slowest), advice, None)
-
-
-_FEWER_WORDS = "describe only what is flagged (profile.describe), with fewer beams, or by a cheaper describer"
-_FUSED_ADVICE = {
-    "fetch": "run nearer to the bucket, or give more processes: reading is slower than all that is done with what was read",
-    "decode": "add cores, each adds {each} images/s: {twice} instead of {cpus} halve the time; a GPU would not help",
-    "prepare": f"add cores, each adds {{each}} images/s, {_RESIZES}",
-    "score": "add cores, each adds {each} images/s: {twice} instead of {cpus} halve the time; or take a lighter ensemble",
-    "identify": "add cores, each adds {each} images/s",
-    "describe": _FEWER_WORDS + "; or add cores, each adds {each} images/s",
-    "write": "put the run directory on faster storage, or make blocks larger: --set block_members=1024",
-}
 
 
 def _rate_with_gpu(pace: ImagePace, cpus: int, gmac: float) -> float:

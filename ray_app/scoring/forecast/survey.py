@@ -1,8 +1,6 @@
-"""One pass over the members that a run would score: how many, how large, kept in what, and the requests that reading them takes.
+"""What a run would score: `survey` counts members, bytes and the requests that reading them takes; `standing` what a run has left to do.
 
-Memory does not grow with the members. Reads nothing but the listing; only requests over a network count, since only those are billed.
-
-What a run directory leaves to be done, before anything is begun: reads its facts, writes nothing.
+Reads only listings and a run's own files, in memory that does not grow with the members. Only requests over a network are billed.
 """
 
 import math
@@ -20,10 +18,8 @@ from ray_app.archives import (
     ManifestMember,
     MemberLocation,
     image_id,
-    manifests,
     member_rows,
     read_block,
-    read_blocks,
     read_ids,
 )
 from ray_app.archives.containers import COMPRESSED
@@ -34,7 +30,7 @@ from ray_app.reports.plan_model import PlannedArchive, PlannedCluster, PlannedKi
 from ray_app.runs import RunDirectory
 from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.identity import Resolved
-from ray_app.scoring.listing import archive_of
+from ray_app.scoring.run import archive_of, work_of
 from ray_app.scoring.session import is_billed
 from ray_app.storage import Fetcher
 from ray_app.storage.fetch import WINDOW_BYTES as STREAM_BYTES
@@ -43,8 +39,8 @@ FOOTER_READS = 2  # before the first row group of a Parquet file
 KEYS_PER_LIST = 1000  # that one LIST request answers with
 FILES = "files"
 _TELL_EVERY = 4096
-
 Item = ListedMember | ManifestMember
+_BATCH = 8192
 
 
 @dataclass
@@ -171,9 +167,6 @@ class _Cursor:
         return 1
 
 
-_BATCH = 8192
-
-
 @dataclass(frozen=True)
 class Standing:
     """A run that was begun before: the blocks that have rows, and those that have none.
@@ -202,9 +195,8 @@ def standing(resolved: Resolved, spec: ScoringSpec) -> Standing | None:
         return None
     run = resolved.begun.run
     run.claim(resolved.identity(spec), list(spec.cards), spec.ensemble.model_dump(mode="json"))
-    blocks = [read_blocks(run.store, number) for number in manifests(run.store)]
-    pending = [one.without(run.done_blocks(number)) for number, one in zip(manifests(run.store), blocks, strict=True)]
-    return Standing(run, BlockList.joined(blocks), BlockList.joined(pending))
+    work = work_of(run)
+    return Standing(run, work.blocks, work.pending)
 
 
 def members_to_score(config: ScoreConfig, before: Standing | None, fetcher: Fetcher) -> Iterable[ListedMember | ManifestMember]:

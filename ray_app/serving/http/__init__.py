@@ -1,1 +1,1 @@
-"""The API and the page as a FastAPI application. Knows no Ray: what scores an image is handed in."""
+"""The API and the page as a FastAPI application: `ray_app.serving.http.app.create_app`."""

@@ -1,4 +1,4 @@
-"""Who gets a place: so many requests at work, and none that would wait too long. Knows no route; tells the others when to come back."""
+"""Who gets a place: so many requests at work, and none that would wait too long. `Admission` refuses the others with a Retry-After."""
 
 import math
 import time
@@ -15,7 +15,7 @@ _MOST_RETRY_S = 30
 
 
 class ServicePace:
-    """Seconds of work that an answer costs, measured only while there is work: a server that nobody asks is not a slow one.
+    """Seconds of work that an answer costs, measured only while there is work: an idle server is not a slow one.
 
     Time with several at work counts once, so parallel work and batches show as a faster pace. It is that of about the last `memory_s`
     seconds of work.
@@ -58,7 +58,7 @@ class ServicePace:
 
 
 class Admission:
-    """A bounded number of requests at work; the next one is told 503, before its body is read where that is known so early.
+    """A bounded number of requests at work; the next one gets 503, before its body is read where that is known so early.
 
     At work is a request whose body has come. One that still sends takes no place, but no more than twice as many may be sending.
     On `queued` paths, where one waits for another, none is let in that would wait over `longest_wait_s` by the pace of those before it.

@@ -1,12 +1,6 @@
-"""The whole HTTP side in one FastAPI application: guards, routes, page. What scores and what keeps jobs is handed in.
+"""The whole HTTP side in one FastAPI application: `create_app` puts routes, page, guards, headers and metering together.
 
-Puts every guard in front of an application, in their one order: what is cheap to ask is asked first. Knows the open addresses.
-
-Counts every request as it ends: route template, status, seconds, and why it was refused. Knows ASGI and the meter.
-
-Headers that every answer carries: the request's id, and what a browser must not do with it. Knows no route but the page's.
-
-The web page: `/` and the listed files of `/page/`, from memory. Knows nothing of what the page asks of the endpoint.
+Guards come in one order (`install`): what is cheap to check is checked first.
 """
 
 import hashlib
@@ -37,7 +31,111 @@ from ray_app.serving.http.limits import BodyLimit, Deadline, RateLimit
 from ray_app.serving.http.routes import operation_router, scoring_router
 from ray_app.serving.metrics import Meter
 
+DESCRIPTION = """Tells which images were made or altered by a generative model.
+
+A score is log-odds of fake; a verdict is `fake`, `real` (no evidence found) or `abstain`. Every answer names the ensemble that gave it by a
+fingerprint: equal fingerprints give equal scores, here and in batch runs."""
+PAGE = ("/", "/page/*")
+OPEN = (*PAGE, "/healthz", "/readyz", "/openapi.json")
+# Probes and monitoring have to be answered most of all when every place is taken.
+UNCOUNTED = (*OPEN, "/metrics")
+# What waits for the detectors; everything else is answered, or waits for others' servers.
+QUEUED = ("/v1/score",)
+URL_BODY_BYTES = 16 * 1024  # JSON is parsed at once, in the event loop: an address needs no more
 ABANDONED = 499  # the client left before an answer began; as nginx counts it
+_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
+_PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_DATA_POLICY = "default-src 'none'; frame-ancestors 'none'"
+_ALWAYS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
+_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+_HOUSE_STYLE = "house.css"  # the reports' own sheet, so that page and reports cannot come to look different
+
+
+def create_app(config: ServeConfig, scorer: EndpointScorer, jobs: JobService, meter: Meter, *, echo_request_id: bool = True) -> FastAPI:
+    """The application. `echo_request_id` as for `guard.install`."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with AsyncExitStack() as closing:
+            closing.callback(scorer.close)
+            yield
+
+    app = FastAPI(
+        title="Touchstone",
+        version=__version__,
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,  # these pages load scripts from elsewhere
+        redoc_url=None,
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+    )
+    tokens = install(app, config, echo_request_id=echo_request_id)
+    app.add_middleware(Metering, meter=meter)
+    app.include_router(scoring_router(scorer, config, meter, token_needed=tokens.configured))
+    app.include_router(job_router(jobs, config))
+    app.include_router(operation_router(scorer, meter))
+    if config.page:
+        app.include_router(page_router())
+    return app
+
+
+def install(app: FastAPI, config: ServeConfig, *, echo_request_id: bool = True) -> BearerTokens:
+    """Guards an application; returns its tokens, which know whether one is needed.
+
+    `echo_request_id` is off under Ray Serve, whose proxy puts X-Request-Id on every answer by itself.
+
+    Raises ConfigError if a token is too short.
+    """
+    tokens = BearerTokens(config.access)
+    install_handlers(app)
+    for middleware in reversed(_middlewares(config, tokens, echo_request_id)):
+        app.add_middleware(middleware.cls, *middleware.args, **middleware.kwargs)
+    return tokens
+
+
+def _middlewares(config: ServeConfig, tokens: BearerTokens, echo_request_id: bool) -> list[Middleware]:
+    """From the outermost to the innermost."""
+    limits, uncounted = config.limits, Paths(UNCOUNTED)
+    bytes_by_path = {"": limits.max_body_bytes, "/v1/jobs": config.jobs.max_body_bytes, "/v1/score-url": URL_BODY_BYTES}
+    return [
+        Middleware(RequestIds, echo=echo_request_id),
+        Middleware(SecurityHeaders, page=Paths(PAGE)),
+        *_cross_origin(config.access.cors_origins),
+        Middleware(FaultMiddleware),
+        Middleware(AccessGuard, tokens, Paths(OPEN)),
+        *([Middleware(RateLimit, limits.requests_per_minute, uncounted=uncounted)] if limits.requests_per_minute else []),
+        Middleware(Admission, limits.max_requests, longest_wait_s=limits.deadline_s / 2, queued=Paths(QUEUED), uncounted=uncounted),
+        Middleware(Deadline, limits.deadline_s),
+        Middleware(BodyLimit, bytes_by_path, limits.max_bytes_in_flight),
+    ]
+
+
+def _cross_origin(origins: tuple[str, ...]) -> list[Middleware]:
+    """Around the guards, so that a page can read why it was refused; without origins there is none."""
+    if not origins:
+        return []
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=("GET", "POST", "DELETE"),
+            allow_headers=("Authorization", "Content-Type", "Idempotency-Key", "X-Request-Id"),
+            expose_headers=("X-Request-Id", "Retry-After", "Location"),
+        )
+    ]
 
 
 class Metering:
@@ -67,21 +165,6 @@ class Metering:
             self._meter.request(route, status, time.perf_counter() - started)
             if refused := scope.get("state", {}).get("refused"):
                 self._meter.refused(refused)
-
-
-_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
-
-_PAGE_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-_DATA_POLICY = "default-src 'none'; frame-ancestors 'none'"
-_ALWAYS = {
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Cross-Origin-Opener-Policy": "same-origin",
-}
 
 
 def is_request_id(given: str) -> bool:
@@ -137,70 +220,6 @@ def _with_headers(send: Send, headers: dict[str, str]) -> Send:
     return sending
 
 
-PAGE = ("/", "/page/*")
-OPEN = (*PAGE, "/healthz", "/readyz", "/openapi.json")
-# Probes and monitoring have to be answered most of all when every place is taken.
-UNCOUNTED = (*OPEN, "/metrics")
-# What waits for the detectors; everything else is answered, or waits for others' servers.
-QUEUED = ("/v1/score",)
-URL_BODY_BYTES = 16 * 1024  # JSON is parsed at once, in the event loop: an address needs no more
-
-
-def install(app: FastAPI, config: ServeConfig, *, echo_request_id: bool = True) -> BearerTokens:
-    """Guards an application; returns its tokens, which know whether one is needed.
-
-    `echo_request_id` is off under Ray Serve, whose proxy puts X-Request-Id on every answer by itself.
-
-    Raises ConfigError if a token is too short.
-    """
-    tokens = BearerTokens(config.access)
-    install_handlers(app)
-    for middleware in reversed(_middlewares(config, tokens, echo_request_id)):
-        app.add_middleware(middleware.cls, *middleware.args, **middleware.kwargs)
-    return tokens
-
-
-def _middlewares(config: ServeConfig, tokens: BearerTokens, echo_request_id: bool) -> list[Middleware]:
-    """From the outermost to the innermost."""
-    limits, uncounted = config.limits, Paths(UNCOUNTED)
-    bytes_by_path = {"": limits.max_body_bytes, "/v1/jobs": config.jobs.max_body_bytes, "/v1/score-url": URL_BODY_BYTES}
-    return [
-        Middleware(RequestIds, echo=echo_request_id),
-        Middleware(SecurityHeaders, page=Paths(PAGE)),
-        *_cross_origin(config.access.cors_origins),
-        Middleware(FaultMiddleware),
-        Middleware(AccessGuard, tokens, Paths(OPEN)),
-        *([Middleware(RateLimit, limits.requests_per_minute, uncounted=uncounted)] if limits.requests_per_minute else []),
-        Middleware(Admission, limits.max_requests, longest_wait_s=limits.deadline_s / 2, queued=Paths(QUEUED), uncounted=uncounted),
-        Middleware(Deadline, limits.deadline_s),
-        Middleware(BodyLimit, bytes_by_path, limits.max_bytes_in_flight),
-    ]
-
-
-def _cross_origin(origins: tuple[str, ...]) -> list[Middleware]:
-    """Around the guards, so that a page can read why it was refused; without origins there is none."""
-    if not origins:
-        return []
-    return [
-        Middleware(
-            CORSMiddleware,
-            allow_origins=origins,
-            allow_methods=("GET", "POST", "DELETE"),
-            allow_headers=("Authorization", "Content-Type", "Idempotency-Key", "X-Request-Id"),
-            expose_headers=("X-Request-Id", "Retry-After", "Location"),
-        )
-    ]
-
-
-_TYPES = {
-    ".html": "text/html; charset=utf-8",
-    ".css": "text/css; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
-    ".svg": "image/svg+xml",
-}
-_HOUSE_STYLE = "house.css"  # the reports' own sheet, so that page and reports cannot come to look different
-
-
 class _Asset(NamedTuple):
     content: bytes
     media_type: str
@@ -240,43 +259,9 @@ def _assets() -> dict[str, _Asset]:
 
 
 def _answer(request: Request, asset: _Asset) -> Response:
-    """The file, to be asked about anew every time: after an update no old script meets a new endpoint."""
+    """The file, to be revalidated every time: after an update no old script meets a new endpoint."""
     headers = {"ETag": asset.etag, "Cache-Control": "no-cache"}
     known = [tag.strip().removeprefix("W/") for tag in request.headers.get("If-None-Match", "").split(",")]
     if asset.etag in known or "*" in known:
         return Response(status_code=304, headers=headers)
     return Response(asset.content, media_type=asset.media_type, headers=headers)
-
-
-DESCRIPTION = """Tells which images were made or altered by a generative model.
-
-A score is log-odds of fake; a verdict is `fake`, `real` (no evidence found) or `abstain`. Every answer names the ensemble that gave it by a
-fingerprint: equal fingerprints give equal scores, here and in batch runs."""
-
-
-def create_app(config: ServeConfig, scorer: EndpointScorer, jobs: JobService, meter: Meter, *, echo_request_id: bool = True) -> FastAPI:
-    """The application. `echo_request_id` as for `guard.install`."""
-
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with AsyncExitStack() as closing:
-            closing.callback(scorer.close)
-            yield
-
-    app = FastAPI(
-        title="Touchstone",
-        version=__version__,
-        description=DESCRIPTION,
-        lifespan=lifespan,
-        docs_url=None,  # these pages load scripts from elsewhere
-        redoc_url=None,
-        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
-    )
-    tokens = install(app, config, echo_request_id=echo_request_id)
-    app.add_middleware(Metering, meter=meter)
-    app.include_router(scoring_router(scorer, config, meter, token_needed=tokens.configured))
-    app.include_router(job_router(jobs, config))
-    app.include_router(operation_router(scorer, meter))
-    if config.page:
-        app.include_router(page_router())
-    return app

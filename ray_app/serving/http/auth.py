@@ -1,4 +1,4 @@
-"""Who may ask: bearer tokens, this machine only without them, and no web page of another site. Knows no route."""
+"""Who may use the endpoint: bearer tokens (`BearerTokens`); without them this machine only, and no page of another site (`AccessGuard`)."""
 
 import hashlib
 import hmac

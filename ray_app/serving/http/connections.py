@@ -1,7 +1,7 @@
-"""What a connection may cost before there is a request: bytes and seconds of a head, seconds of an unread answer, and how many are open.
+"""What a connection may cost before there is a request: bytes and seconds of a head, seconds of an unread answer, how many are open.
 
-uvicorn's httptools protocol has no such limits, and Ray Serve's proxy asks uvicorn for none. Serve calls `install` in every proxy that
-has it as RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH. Knows uvicorn's protocol; knows no route and no application.
+uvicorn's httptools protocol has no such limits, and Ray Serve's proxy requests none. Serve calls `install` in every proxy that
+has it as RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH.
 """
 
 import asyncio
@@ -51,7 +51,7 @@ def connection_limits() -> ConnectionLimits:
 
 
 def install() -> list[Any]:
-    """Makes every uvicorn of this process that names no protocol take ours. Returns no middleware, as Serve asks. Raises ConfigError."""
+    """Makes every uvicorn of this process that names no protocol take ours. Returns no middleware, as Serve wants. Raises ConfigError."""
     LimitedProtocol.limits = connection_limits()
     uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{__name__}:{LimitedProtocol.__name__}"
     return []
@@ -148,7 +148,7 @@ class LimitedProtocol(HttpToolsProtocol):
         super().resume_writing()
 
     def send_400_response(self, msg: str) -> None:
-        """What the parser does not take is told in our shape."""
+        """What the parser does not take is answered in our shape."""
         self._refuse(self._refusal or Refusal("malformed_request"))
 
     def _should_upgrade(self) -> bool:

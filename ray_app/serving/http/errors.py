@@ -1,7 +1,4 @@
-"""Refusals as HTTP: one JSON shape, one closed list of codes, one status for each. Knows no route.
-
-Whatever goes wrong becomes the one JSON shape of an error, from a route or from a middleware. Knows no route and no limit.
-"""
+"""Refusals as HTTP: `Refusal` has one JSON shape, a closed list of codes and a status for each; `install_handlers` is for all errors."""
 
 import logging
 from collections.abc import Mapping
@@ -39,6 +36,15 @@ MESSAGES: dict[str, tuple[int, str]] = {
     "not_ready": (503, "the detectors are still loading"),
     "deadline_exceeded": (504, "it took longer than one request may take"),
 }
+_log = logging.getLogger(__name__)
+_CODES = {status: code for code, (status, _) in reversed(MESSAGES.items())}  # the first code of a status speaks for it
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
+_HEADERS = {
+    401: {"WWW-Authenticate": "always `Bearer`"},
+    405: {"Allow": "the methods that this address knows"},
+    429: {"Retry-After": "whole seconds after which a request is let in"},
+    503: {"Retry-After": "whole seconds after which a place is likely to be free"},
+}
 
 
 class Refusal(Exception):  # noqa: N818 - the name of a decision, not of a fault
@@ -74,18 +80,6 @@ class Refusal(Exception):  # noqa: N818 - the name of a decision, not of a fault
     def body(self, request_id: str) -> dict[str, object]:
         """The JSON that a client gets: nothing of this machine in it."""
         return {"code": self.code, "message": self.message, "limit": self.limit, "observed": self.observed, "request_id": request_id}
-
-
-_log = logging.getLogger(__name__)
-
-_CODES = {status: code for code, (status, _) in reversed(MESSAGES.items())}  # the first code of a status speaks for it
-_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
-_HEADERS = {
-    401: {"WWW-Authenticate": "always `Bearer`"},
-    405: {"Allow": "the methods that this address knows"},
-    429: {"Retry-After": "whole seconds after which a request is let in"},
-    503: {"Retry-After": "whole seconds after which a place is likely to be free"},
-}
 
 
 def _documented(status: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The routes of jobs. Knows HTTP and the two ways to send one; what becomes of a job is the book's."""
+"""The routes of jobs (`job_router`), over HTTP with images or with URLs."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Protocol, TypeVar
@@ -14,6 +14,31 @@ from ray_app.serving.http.uploads import read_images
 from ray_app.storage.ssrf import MAX_URL
 
 Asked = TypeVar("Asked", bound=BaseModel)
+_ACCEPTED: dict[str, Any] = {
+    "description": "The job is taken, or was taken before under this Idempotency-Key.",
+    "headers": {"Location": {"description": "where to ask for its state", "schema": {"type": "string"}}},
+}
+_RESULTS: dict[str, Any] = {
+    "description": "One ImageAnswer per line, in the order of the request; an image that was refused has its line too.",
+    "content": {
+        "application/x-ndjson": {
+            "schema": {"type": "string"},
+            "example": '{"name":"a.jpg","status":"ok","verdict":"fake","probability":0.985,"score":4.21}\n'
+            '{"name":"b.png","status":"truncated_image","error":{"code":"truncated_image","message":"…"},"verdict":null}\n',
+        }
+    },
+}
+Id = Annotated[str, Path(max_length=64, description="the job's id", examples=["0f5c6d0e8b7a4a0f9d1b2c3e4f506172"])]
+Key = Annotated[
+    str | None,
+    Header(
+        min_length=1,
+        max_length=128,
+        pattern=r"^[\x20-\x7e]+$",
+        description="makes asking again safe: the same key with the same content is the same job; with other content, a conflict",
+        examples=["nightly-2031-05-04"],
+    ),
+]
 
 
 class JobService(Protocol):
@@ -76,34 +101,6 @@ def _body(max_images: int) -> dict[str, Any]:
     content = {"multipart/form-data": {"schema": form}, "application/json": {"schema": urls, "example": example}}
     description = "Images as a form, all named `file`, or a list of addresses as JSON (where the endpoint fetches URLs)."
     return {"requestBody": {"required": True, "description": description, "content": content}}
-
-
-_ACCEPTED: dict[str, Any] = {
-    "description": "The job is taken, or was taken before under this Idempotency-Key.",
-    "headers": {"Location": {"description": "where to ask for its state", "schema": {"type": "string"}}},
-}
-_RESULTS: dict[str, Any] = {
-    "description": "One ImageAnswer per line, in the order of the request; an image that was refused has its line too.",
-    "content": {
-        "application/x-ndjson": {
-            "schema": {"type": "string"},
-            "example": '{"name":"a.jpg","status":"ok","verdict":"fake","probability":0.985,"score":4.21}\n'
-            '{"name":"b.png","status":"truncated_image","error":{"code":"truncated_image","message":"…"},"verdict":null}\n',
-        }
-    },
-}
-
-Id = Annotated[str, Path(max_length=64, description="the job's id", examples=["0f5c6d0e8b7a4a0f9d1b2c3e4f506172"])]
-Key = Annotated[
-    str | None,
-    Header(
-        min_length=1,
-        max_length=128,
-        pattern=r"^[\x20-\x7e]+$",
-        description="makes asking again safe: the same key with the same content is the same job; with other content, a conflict",
-        examples=["nightly-2031-05-04"],
-    ),
-]
 
 
 def _owner(request: Request) -> str:

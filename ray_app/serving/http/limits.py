@@ -1,6 +1,6 @@
-"""What one request may cost before a route sees it: bytes and time. Knows no route; answers refusals without reading further.
+"""What a request may cost before a route sees it: `Deadline` and `BodyLimit`, and how many a minute one owner may make: `RateLimit`.
 
-How many requests a minute one owner of a token may make. Knows the owner's name only; each ingress replica counts for itself.
+Each ingress replica counts its owners for itself. Refusals are answered without reading further.
 """
 
 import asyncio
@@ -17,10 +17,12 @@ from ray_app.serving.http.auth import Paths
 from ray_app.serving.http.errors import Refusal, has_body, refuse
 
 _BUDGET_RETRY_S = 5
+_BURST_S = 10.0
+_MAX_OWNERS = 4096
 
 
 class Deadline:
-    """Cuts a request, body included, after so many seconds: its handler is cancelled and the client told 504.
+    """Cuts a request, body included, after so many seconds: its handler is cancelled and the client gets 504.
 
     Once an answer has begun it may take its time. A client that leaves cancels its handler too.
     """
@@ -177,10 +179,6 @@ class _Body:
             if not self.complete:
                 message = {**message, "headers": [*message.get("headers", []), (b"connection", b"close")]}
         await self._send(message)
-
-
-_BURST_S = 10.0
-_MAX_OWNERS = 4096
 
 
 class Allowance:

@@ -1,6 +1,4 @@
-"""What a client is told of an image: the verdict on one that was scored, the reason for one that was refused. Knows outputs and the
-API's models; no route, no network, no Ray.
-"""
+"""Outputs → the API's answers: `scored_answer` for an image with a verdict, `refused_answer` for one without, `ensemble_infos`."""
 
 import base64
 from collections.abc import Collection, Sequence
@@ -31,7 +29,7 @@ NOT_ASKED = "not asked: the image did not go on to a second look"
 
 
 def outputs_of(replies: Sequence[ScoreResponse]) -> DetectorOutputs:
-    """What all groups said of one image: one row."""
+    """The outputs of all groups for one image: one row."""
     together = DetectorOutputs()
     for reply in replies:
         together = together.joined(DetectorOutputs.clean(
@@ -56,7 +54,7 @@ def scored_answer(
     request_id: str,
     profiled: Profiled | None = None,
 ) -> schemas.ImageAnswer:
-    """The ensemble's decision and what each detector said; those that the ensemble does not have are beside it.
+    """The ensemble's decision and what each detector gave; those that the ensemble does not have are beside it.
 
     Raises InputError DETECTOR_FAILED where no detector of the ensemble gave a score although it should have.
     """
@@ -185,7 +183,7 @@ def detector_infos(generation: Release) -> list[schemas.DetectorInfo]:
 
 
 def stages(generation: Release, ensemble: str, beside: Collection[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The detectors that a request asks at once, and those that it asks only of images that go on, both in the generation's order.
+    """The detectors that a request needs at once, and those that it needs only for images that go on, both in the generation's order.
 
     The latter are none unless the ensemble is a cascade; a detector that is asked for `beside` it is asked at once.
     """
@@ -195,26 +193,26 @@ def stages(generation: Release, ensemble: str, beside: Collection[str]) -> tuple
 
 
 def goes_on(spec: ScoringSpec, replies: Sequence[ScoreResponse], facts: ImageFileFacts) -> bool:
-    """Whether an image goes on to a cascade's second stage, by what the first said of it and by its bytes."""
+    """Whether an image goes on to a cascade's second stage, by the first's outputs and by its bytes."""
     return bool(going_on(spec, [DecodeResult(Status.OK, None, facts)], outputs_of(replies)))
 
 
 def is_described(spec: ScoringSpec, replies: Sequence[ScoreResponse], facts: ImageFileFacts) -> bool:
-    """Whether an ensemble's profile wants words for an image of which this was said."""
+    """Whether an ensemble's profile wants words for an image with these outputs."""
     return bool(asked_for(spec, [DecodeResult(Status.OK, None, facts)], _whole(spec, outputs_of(replies))))
 
 
 def _profile(profiled: Profiled) -> schemas.Profile:
     """The profile as the API words it; a name of nobody's where the image is like no known generator."""
-    said, words = profiled.identified, profiled.described
-    if said is None or not np.isfinite(said.confidence[0]):
+    found, words = profiled.identified, profiled.described
+    if found is None or not np.isfinite(found.confidence[0]):
         generator = None
     else:
-        code, ranking = int(said.codes[0]), [said.classes[one] for one in said.ranking[0].tolist()]
-        name, family = (said.classes[code], said.families[code]) if code >= 0 else (None, None)
+        code, ranking = int(found.codes[0]), [found.classes[one] for one in found.ranking[0].tolist()]
+        name, family = (found.classes[code], found.families[code]) if code >= 0 else (None, None)
         generator = schemas.ProfileGenerator(
             name=name, title=title_of(name) if name else None, family=family, family_title=family_title(family) if family else None,
-            probability=float(said.probability[0]), confidence=float(said.confidence[0]), known=code >= 0,
+            probability=float(found.probability[0]), confidence=float(found.confidence[0]), known=code >= 0,
             ranking=ranking, nearest=title_of(ranking[0]),
         )  # fmt: skip
     prompt = None if words is None else schemas.ProfilePrompt(text=words.text, likelihood=words.likelihood)
@@ -222,7 +220,7 @@ def _profile(profiled: Profiled) -> schemas.Profile:
 
 
 def _whole(spec: ScoringSpec, outputs: DetectorOutputs) -> DetectorOutputs:
-    """What an ensemble's members say, in its order; nothing (NaN) of those that were not asked."""
+    """What an ensemble's members say, in its order; nothing (NaN) of those that did not run."""
     nothing = np.array([np.nan], np.float32)
     return DetectorOutputs.clean(scores=dict.fromkeys(spec.cards, nothing)).joined(outputs.among(spec.cards))
 

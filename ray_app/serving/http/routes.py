@@ -1,4 +1,4 @@
-"""The routes that score, that say what can be asked, and that tell how the endpoint is. Knows HTTP; knows no detector."""
+"""The routes that score (`scoring_router`), and those of ensembles, health and readiness (`operation_router`)."""
 
 import asyncio
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What the endpoint answers, as pydantic models: the OpenAPI document is made from them. Knows no route."""
+"""What the endpoint answers, as pydantic models: the OpenAPI document is made from them."""
 
 from datetime import datetime
 from typing import Literal

@@ -1,4 +1,4 @@
-"""The images in a request, raw or as multipart, in memory only. Knows no route; what the bytes are is not asked here."""
+"""The images in a request, raw or as multipart, in memory only: `read_images`."""
 
 import asyncio
 import logging

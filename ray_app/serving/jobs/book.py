@@ -1,4 +1,4 @@
-"""The book of jobs: many images each, scored a few at a time behind the interactive requests. Knows no Ray, no route, no network.
+"""The jobs of an endpoint: `JobBook` scores many images each, a few at a time behind the interactive requests.
 
 Every image of a job gets one line of results, in the order of the request, whatever becomes of it.
 """
@@ -65,7 +65,7 @@ class JobBook:
         self._limits, self._clock, self._scorer = config.jobs, clock, scorer
         notify = (notify or signed_delivery(fetcher, webhook_key or webhook_secret(config.jobs))) if config.jobs.webhooks else None
         self._for_webhooks = None if notify is None else fetcher
-        self._telling = WebhookSender(notify, self._was_told)
+        self._telling = WebhookSender(notify, self._note_delivered)
         self._for_urls = fetcher if config.urls.enabled else None
         self._patient = PatientScorer(scorer, fetcher, sleep=sleep)
         self._store = job_store(config.jobs)
@@ -103,7 +103,7 @@ class JobBook:
         content = await asyncio.to_thread(request.digest)
         known = job_of_key(self._records.values(), owner, idempotency_key, content, self._clock())
         record = known or self._taken(owner, request, idempotency_key, content)
-        # A client that hangs up here has a job all the same, which its Idempotency-Key finds; who asks twice at once waits for the first.
+        # A client that hangs up here has a job all the same, which its Idempotency-Key finds; who sends it twice waits for the first.
         if saving := self._saving.get(record.id):
             await asyncio.shield(saving)
         return record.answer()
@@ -122,7 +122,7 @@ class JobBook:
             return await self._store.results(record)
 
     async def cancel(self, owner: str, job: str) -> Job:
-        """End an unfinished job, or forget one that has ended; what is said is its last state. Raises Refusal not_found."""
+        """End an unfinished job, or forget one that has ended; returns its last state. Raises Refusal not_found."""
         record = await self._own(owner, job)
         work = self._works.get(job)
         if work is None:
@@ -220,8 +220,8 @@ class JobBook:
                 return
             await self._forget(oldest)
 
-    async def _was_told(self, record: JobRecord) -> None:
-        with suppress(TouchstoneError):  # at worst it is told again after a restart
+    async def _note_delivered(self, record: JobRecord) -> None:
+        with suppress(TouchstoneError):  # at worst it is delivered again after a restart
             if record.id in self._records:
                 await self._store.save(record)
             if record.id not in self._records:  # forgotten meanwhile

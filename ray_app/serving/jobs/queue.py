@@ -1,8 +1,6 @@
-"""Whose image is next: one of each job in turn, a few at a time over all jobs. Knows tasks; knows nothing of images or answers.
+"""Whether a job is taken (`check_request`, `check_room`), whose image is next (`Turns`), and its answer (`PatientScorer`).
 
-Whether a job is taken. Knows the limits and what is there already; changes nothing.
-
-One image of a job → its answer, however long the interactive requests keep the detectors busy. Knows no job, no turn, no storage.
+Images of the jobs take turns, a few at a time over all jobs; one is tried again as long as interactive requests keep detectors busy.
 """
 
 import asyncio
@@ -21,6 +19,14 @@ from ray_app.serving.http.errors import Refusal
 from ray_app.serving.http.responses import refused_answer
 from ray_app.serving.http.schemas import EnsembleName, ImageAnswer
 from ray_app.serving.jobs.record import JobRecord, PendingJob, Request
+
+RETRY_AFTER_S = 10
+T = TypeVar("T")
+Sleep = Callable[[float], Awaitable[object]]
+BUSY = frozenset({429, 503})
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 30.0
+FAULTS = 4  # tries of one image that end in a fault of this endpoint before its job is given up
+_log = logging.getLogger(__name__)
 
 
 class Turns:
@@ -47,7 +53,7 @@ class Turns:
         await asyncio.gather(*work.at_work, return_exceptions=True)
 
     def is_scored(self, work: PendingJob) -> None:
-        """The image whose task asks was scored: `stop` waits for it from here on."""
+        """The image of the calling task was scored: `stop` waits for it from here on."""
         if (task := asyncio.current_task()) is not None:
             work.scoring.discard(task)
 
@@ -74,17 +80,61 @@ class Turns:
         self._fill()
 
 
-T = TypeVar("T")
-Sleep = Callable[[float], Awaitable[object]]
+class UrlFetcher(Protocol):
+    """What jobs need of a GuardedFetcher."""
 
-BUSY = frozenset({429, 503})
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 30.0
-FAULTS = 4  # tries of one image that end in a fault of this endpoint before its job is given up
-_log = logging.getLogger(__name__)
+    async def fetch(self, url: str) -> bytes:
+        """The bytes behind a URL. Raises Refusal or InputError."""
+        ...
+
+    def check(self, url: str) -> None:
+        """Raises Refusal where the text of a URL alone says that it will never be fetched."""
+        ...
+
+    async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> int:
+        """The status that a webhook answers. Raises Refusal or SourceError."""
+        ...
+
+
+def check_request(request: Request, limits: JobLimits, *, urls: UrlFetcher | None, webhooks: UrlFetcher | None) -> None:
+    """`urls` and `webhooks`: what fetches them, None where they are switched off.
+
+    Raises Refusal for what this endpoint would never take: malformed_request, forbidden, url_refused, too_many_files."""
+    images = len(request.labels)
+    if (request.images is None) == (request.urls is None) or not images:
+        raise Refusal("malformed_request", "a job has images, or URLs, and at least one")
+    if request.urls is not None and urls is None:
+        raise Refusal("forbidden", "fetching by URL is switched off")
+    if request.webhook is not None:
+        if webhooks is None:
+            raise Refusal("forbidden", "webhooks are switched off")
+        webhooks.check(request.webhook)
+    if images > limits.max_images:
+        raise Refusal("too_many_files", "more images than one job may have", limit=limits.max_images, observed=images)
+
+
+def check_room(request: Request, limits: JobLimits, unfinished: Iterable[PendingJob]) -> None:
+    """Raises Refusal overloaded where the jobs that are not done leave no place for this one."""
+    works = list(unfinished)
+    waiting = request.size_bytes + sum(work.size_bytes for work in works)
+    for limit, observed, what in ((limits.max_jobs, len(works) + 1, "jobs"), (limits.max_waiting_bytes, waiting, "bytes of images")):
+        if observed > limit:
+            later = {"Retry-After": str(RETRY_AFTER_S)}
+            raise Refusal("overloaded", f"too many {what} are waiting", limit=limit, observed=observed, headers=later)
+
+
+def job_of_key(records: Iterable[JobRecord], owner: str, key: str | None, content: str, now: datetime) -> JobRecord | None:
+    """The job that this owner's Idempotency-Key stands for already. Raises Refusal conflict where it came with other content."""
+    for record in records:
+        if key is not None and (record.owner, record.key) == (owner, key) and not record.is_over(now):
+            if record.content != content:
+                raise Refusal("conflict", "this Idempotency-Key came with another request before")
+            return record
+    return None
 
 
 class ImageScorer(Protocol):
-    """What a job asks of an EndpointScorer."""
+    """What a job needs of an EndpointScorer."""
 
     async def score(self, data: bytes, *, name: str | None = None, ensemble: str | None = None, request_id: str = "") -> ImageAnswer:
         """The answer for one image. Raises InputError where the image is refused and Refusal where the request is."""
@@ -92,22 +142,6 @@ class ImageScorer(Protocol):
 
     async def ensemble(self, name: str | None) -> EnsembleName:
         """The ensemble that a request means. Raises Refusal."""
-        ...
-
-
-class UrlFetcher(Protocol):
-    """What jobs ask of a GuardedFetcher."""
-
-    async def fetch(self, url: str) -> bytes:
-        """The bytes behind a URL. Raises Refusal or InputError."""
-        ...
-
-    def check(self, url: str) -> None:
-        """Raises Refusal where the text of a URL alone says that it will never be asked."""
-        ...
-
-    async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> int:
-        """The status that a webhook answers. Raises Refusal or SourceError."""
         ...
 
 
@@ -161,53 +195,13 @@ class PatientScorer:
 
 
 def _is_an_answer(error: Exception) -> bool:
-    """Whether asking again would be told the same."""
+    """Whether another request would get the same answer."""
     return isinstance(error, InputError) or (isinstance(error, Refusal) and error.status < 500 and error.status not in BUSY)
 
 
 def _retry_after(error: Exception) -> float | None:
-    """Seconds that a busy endpoint asks to wait, 0 where it does not say; None for a fault."""
+    """Seconds that a busy endpoint wants one to wait, 0 where it states none; None for a fault."""
     if not isinstance(error, Refusal) or error.status not in BUSY:
         return None
     seconds = error.headers.get("Retry-After", "")
     return float(seconds) if seconds.isdecimal() else 0.0
-
-
-RETRY_AFTER_S = 10
-
-
-def check_request(request: Request, limits: JobLimits, *, urls: UrlFetcher | None, webhooks: UrlFetcher | None) -> None:
-    """`urls` and `webhooks`: what asks them, None where they are switched off.
-
-    Raises Refusal for what this endpoint would never take: malformed_request, forbidden, url_refused, too_many_files."""
-    images = len(request.labels)
-    if (request.images is None) == (request.urls is None) or not images:
-        raise Refusal("malformed_request", "a job has images, or URLs, and at least one")
-    if request.urls is not None and urls is None:
-        raise Refusal("forbidden", "fetching by URL is switched off")
-    if request.webhook is not None:
-        if webhooks is None:
-            raise Refusal("forbidden", "webhooks are switched off")
-        webhooks.check(request.webhook)
-    if images > limits.max_images:
-        raise Refusal("too_many_files", "more images than one job may have", limit=limits.max_images, observed=images)
-
-
-def check_room(request: Request, limits: JobLimits, unfinished: Iterable[PendingJob]) -> None:
-    """Raises Refusal overloaded where the jobs that are not done leave no place for this one."""
-    works = list(unfinished)
-    waiting = request.size_bytes + sum(work.size_bytes for work in works)
-    for limit, observed, what in ((limits.max_jobs, len(works) + 1, "jobs"), (limits.max_waiting_bytes, waiting, "bytes of images")):
-        if observed > limit:
-            later = {"Retry-After": str(RETRY_AFTER_S)}
-            raise Refusal("overloaded", f"too many {what} are waiting", limit=limit, observed=observed, headers=later)
-
-
-def job_of_key(records: Iterable[JobRecord], owner: str, key: str | None, content: str, now: datetime) -> JobRecord | None:
-    """The job that this owner's Idempotency-Key stands for already. Raises Refusal conflict where it came with other content."""
-    for record in records:
-        if key is not None and (record.owner, record.key) == (owner, key) and not record.is_over(now):
-            if record.content != content:
-                raise Refusal("conflict", "this Idempotency-Key came with another request before")
-            return record
-    return None

@@ -1,4 +1,4 @@
-"""One job: the record that outlives the process, and the work that does not. Knows images by number; no clock, no storage, no HTTP."""
+"""One job: the record that outlives the process (`JobRecord`), and the work that does not (`PendingJob`)."""
 
 import asyncio
 import hashlib
@@ -18,7 +18,7 @@ VERDICTS = ("fake", "real", "abstain", "none")
 
 @dataclass(frozen=True)
 class Request:
-    """What a client asks for: images with their names, or URLs."""
+    """What a client requests: images with their names, or URLs."""
 
     images: Sequence[tuple[str | None, bytes]] | None
     urls: Sequence[str] | None
@@ -52,10 +52,10 @@ class Request:
 
 
 class JobRecord(BaseModel):
-    """A job as it is written down: whose, what was asked, how far it is. No image, and no URL that carries a credential.
+    """A job as it is written down: whose, what was requested, how far it is. No image, and no URL that carries a credential.
 
     `urls` are what a restarted process goes on from; None for uploads, for addresses with credentials, and once the job has ended.
-    `webhook` stands until it was told; `content` is the SHA-256 of the request.
+    `webhook` stands until it was called; `content` is the SHA-256 of the request.
     """
 
     id: str
@@ -103,7 +103,7 @@ class JobRecord(BaseModel):
         return self.model_copy(update=update)
 
     def answer(self) -> Job:
-        """What its owner is told."""
+        """The answer to its owner."""
         url = f"/v1/jobs/{self.id}"
         return Job(
             id=self.id, state=self.state, detail=self.detail, images=self.images, finished=self.finished, verdicts=dict(self.verdicts),

@@ -1,4 +1,4 @@
-"""Where jobs are kept: in memory, or as small files under one root. Knows names and when a file may go; knows nothing of scoring.
+"""Where jobs are kept: `job_store` opens one in memory, or small files under one root.
 
 <root>/states/<id>.json          the record
 <root>/lines/<id>-<index>.json   one scored image of an unfinished job of URLs
@@ -152,7 +152,7 @@ class StoredJobs:
         await asyncio.to_thread(self._delete_lines, record.id)
 
     async def results(self, record: JobRecord) -> bytes:
-        """Read when asked for: memory does not grow with what is kept."""
+        """Read on request: memory does not grow with what is kept."""
         return await asyncio.to_thread(self._store.read, f"results/{record.id}.jsonl")
 
     async def forget(self, record: JobRecord) -> None:

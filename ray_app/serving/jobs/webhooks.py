@@ -1,7 +1,4 @@
-"""Tells a URL that a job has ended, signed so that the receiver can be sure who speaks. Knows no job's inside, keeps no queue.
-
-Tells a job's webhook that it has ended, at least once. Knows when that is done; what is sent, and how, is webhooks.py's.
-"""
+"""A job's webhook is called when it has ended, at least once (`WebhookSender`), signed so that the receiver can `verify` the sender."""
 
 import asyncio
 import hashlib
@@ -25,14 +22,16 @@ JOB_HEADER = "Touchstone-Job"
 ATTEMPTS = 3
 _FIRST_PAUSE_S, _GROWTH = 2.0, 4.0
 _SIGNATURE = re.compile(r"t=([0-9]{1,12}),v1=([0-9a-f]{64})")
-
 Post = Callable[[str, bytes, Mapping[str, str]], Awaitable[int]]
 """(url, body, headers) → the status of the answer; raises SourceError or Refusal. In an endpoint, that of a GuardedFetcher."""
+Notify = Callable[[str, bytes], Awaitable[object]]
+"""(url, a Job as JSON): calls a webhook, with whatever retries it wants."""
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """How telling ended. `status` is the last answer's, None where none came; `detail` says why it was given up."""
+    """How a delivery ended. `status` is the last answer's, None where none came; `detail` says why it was given up."""
 
     delivered: bool
     attempts: int
@@ -124,14 +123,8 @@ def _digest(secret: str, body: bytes, timestamp: int) -> str:
     return hmac.new(secret.encode(), b"%d." % timestamp + body, hashlib.sha256).hexdigest()
 
 
-Notify = Callable[[str, bytes], Awaitable[object]]
-"""(url, a Job as JSON): tells a webhook, with whatever retries it wants."""
-
-_log = logging.getLogger(__name__)
-
-
 def signed_delivery(fetcher: UrlFetcher | None, secret: str | None) -> Notify | None:
-    """What tells webhooks, signed with `secret`; None where they are off."""
+    """What calls webhooks, signed with `secret`; None where they are off."""
     if secret is None or fetcher is None:
         return None
 
@@ -142,32 +135,32 @@ def signed_delivery(fetcher: UrlFetcher | None, secret: str | None) -> Notify | 
 
 
 class WebhookSender:
-    """Tells in the background; `told(record)` is called once nobody is left to tell. Without `notify` it tells nobody."""
+    """Delivers in the background; `told(record)` is called once nothing is left to deliver. Without `notify` it delivers nothing."""
 
     def __init__(self, notify: Notify | None, told: Callable[[JobRecord], Awaitable[None]]) -> None:
-        self._notify, self._on_told = notify, told
+        self._notify, self._on_delivered = notify, told
         self._is_closed = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     def tell(self, record: JobRecord) -> None:
-        """Begin, if the job has a webhook that was not told yet."""
+        """Begin, if the job has a webhook that was not called yet."""
         if self._notify is not None and record.webhook is not None and not self._is_closed:
-            task = asyncio.create_task(self._tell(record, record.webhook, self._notify))
+            task = asyncio.create_task(self._deliver(record, record.webhook, self._notify))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
     async def close(self) -> None:
-        """Stop. A record that was not told yet still says so, to the next process."""
+        """Stop. A record that was not delivered yet still says so, to the next process."""
         self._is_closed = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _tell(self, record: JobRecord, url: str, notify: Notify) -> None:
+    async def _deliver(self, record: JobRecord, url: str, notify: Notify) -> None:
         try:
             outcome = await notify(url, record.answer().model_dump_json().encode())
             _log.info("job_told job=%s outcome=%s", record.id, outcome)
         except Exception as error:  # the job is done, whatever its webhook does
             _log.warning("job_not_told job=%s fault=%s", record.id, type(error).__name__)
         record.webhook = None
-        await self._on_told(record)
+        await self._on_delivered(record)

@@ -1,6 +1,6 @@
-"""From what was learned to a describer's card and its one file. Knows folders and cards; knows no training.
+"""A trained prompt predictor as files: `write_card` and `write_network`, and with `with_figures` how well it predicts.
 
-How well prompts are predicted, beside what costs nothing: the nearest training image's words, and words at random. Knows texts alone.
+It is compared with what costs nothing (`compared`): the nearest training image's words, and words at random.
 """
 
 from collections import Counter
@@ -25,6 +25,9 @@ from ray_app.training.export import STRICTNESS, terms_of
 
 CARD, WEIGHTS = "describer.yaml", "describer.safetensors"
 _PUBLISHED = {"exact": "share of prompts predicted word for word", "token_f1": "token F1", "bleu4": "BLEU-4", "rouge_l": "ROUGE-L"}
+MOST = 20_000  # images that figures are made of; of more, the first so many of a drawn order
+_CHANCE = 9  # names the stream of chance, beside those of order, augmentation and dropout
+_WHY = "no image with both a predicted and a true prompt"
 
 
 def write_index(folder: Path, recipe: Recipe, sees: Mapping[str, Any], vectors: npt.NDArray[Any], prompts: list[str]) -> DescriberCard:
@@ -46,7 +49,7 @@ def write_network(folder: Path, recipe: Recipe, facts: Mapping[str, Any], state:
 def write_card(folder: Path, recipe: Recipe, facts: Mapping[str, Any]) -> DescriberCard:
     """The card of the file that lies in FOLDER, written and read back."""
     places = ", ".join(strip_secrets(at) for source in recipe.data.train for at in source.at)
-    told = {
+    content = {
         "name": recipe.name,
         "title": recipe.export.title or recipe.title or recipe.name,
         "weights": {"uri": WEIGHTS, "sha256": file_sha256(folder / WEIGHTS)},
@@ -60,34 +63,29 @@ def write_card(folder: Path, recipe: Recipe, facts: Mapping[str, Any]) -> Descri
         "notes": list(recipe.export.notes),
         **facts,
     }
-    (folder / CARD).write_bytes(_yaml(DescriberCard.model_validate(told)))
+    (folder / CARD).write_bytes(_yaml(DescriberCard.model_validate(content)))
     return load_describer(folder / CARD)
 
 
 def _inherited(recipe: Recipe) -> str:
     """The stricter of the licences of the weights that it began from and of the data."""
     start = recipe.describe.start if recipe.describe is not None else None
-    told = (load_describer(start).licence if start else None, recipe.data.licence)
-    return max(filter(None, told), key=lambda licence: STRICTNESS.index(terms_of(licence)), default="none stated")
+    found = (load_describer(start).licence if start else None, recipe.data.licence)
+    return max(filter(None, found), key=lambda licence: STRICTNESS.index(terms_of(licence)), default="none stated")
 
 
 def with_figures(card: bytes, recipe: Recipe, figures: Mapping[str, Any]) -> bytes:
     """The YAML of a card with what was measured: `figures` of one split, rows of `metrics.figure.Figure` by name."""
-    told = {"set": f"{recipe.data.name or 'its own data'}, held out", "verified": True, "source": f"touchstone train {recipe.name}"}
+    content = {"set": f"{recipe.data.name or 'its own data'}, held out", "verified": True, "source": f"touchstone train {recipe.name}"}
     rows = [(name, figures[name]) for name in _PUBLISHED if figures[name]["value"] is not None]
-    published = [{"metric": _PUBLISHED[name], "value": row["value"], "n": row["n"], **told} for name, row in rows]
+    published = [{"metric": _PUBLISHED[name], "value": row["value"], "n": row["n"], **content} for name, row in rows]
     return _yaml(DescriberCard.model_validate(yaml.safe_load(card) | {"published": published}))
 
 
 def _yaml(card: DescriberCard) -> bytes:
-    told = card.model_dump(mode="json", exclude_defaults=True)
-    text: str = yaml.safe_dump(told, sort_keys=False, allow_unicode=True, width=140)
+    content = card.model_dump(mode="json", exclude_defaults=True)
+    text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=140)
     return text.encode()
-
-
-MOST = 20_000  # images that figures are made of; of more, the first so many of a drawn order
-_CHANCE = 9  # names the stream of chance, beside those of order, augmentation and dropout
-_WHY = "no image with both a predicted and a true prompt"
 
 
 def compared(truth: Sequence[str], said: Mapping[str, Sequence[str] | str]) -> dict[str, dict[str, Any]]:

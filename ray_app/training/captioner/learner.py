@@ -1,9 +1,7 @@
-"""One process's side of learning to say prompts: batches in, better weights. Knows no Ray and no files of images.
+"""Training a network that predicts prompts: `WordLearner` has the calls of `training.learner.Learner`, so that the same workers run it.
 
-It is to a describer what `learner.Learner` is to a detector, with the same calls, so that the same workers run it: what happens depends on
-recipe, batches and (seed, step, rank), and a training that is saved, loaded elsewhere and continued gives the same weights.
-
-From a recipe's `describe` to the network that learns to say prompts, and its tokenizer. Knows no data, no loss and no process.
+What happens depends on recipe, batches and (seed, step, rank) alone: a training that is saved, loaded elsewhere and continued gives the
+same weights. `make_plan` and `speaking_network` make network and tokenizer from a recipe's `describe`.
 """
 
 import json
@@ -45,6 +43,8 @@ from ray_app.training.networks import seeded
 from ray_app.training.optim import make_optimiser
 
 Batch = Mapping[str, npt.NDArray[Any]]
+# Where the config of each captioner keeps what the tokenizer decides.
+_WORDS_AT: Mapping[str, tuple[str, ...]] = {"git": (), "blip": ("text_config",), "vision-encoder-decoder": ("decoder",)}
 
 
 class WordLearner:
@@ -90,10 +90,10 @@ class WordLearner:
         """
         step = self.step_number
         rate = begin_step(self.recipe, self._optimiser, step, self.total_steps, self.rank)
-        told = torch.stack([self._way_back(batch), torch.tensor(float(np.count_nonzero(~batch["usable"])), device=self.device)])
+        found = torch.stack([self._way_back(batch), torch.tensor(float(np.count_nonzero(~batch["usable"])), device=self.device)])
         learning = [parameter for parameter in self.network.parameters() if parameter.grad is not None]
         norm = get_total_norm([parameter.grad for parameter in learning if parameter.grad is not None])
-        loss, unusable = averaged(told).tolist()
+        loss, unusable = averaged(found).tolist()
         figures = StepFigures(step, loss, {}, rate, norm.item(), round(unusable * world_size()))
         require_finite(figures)
         if self.recipe.loop.clip is not None:
@@ -149,7 +149,7 @@ class WordLearner:
 
 
 def spoken_before(targets: torch.Tensor, words: CaptionTokenizer) -> torch.Tensor:
-    """(n, L) what was said before each target: the begin, then the targets; fillings are the pad."""
+    """(n, L) the tokens before each target: the begin, then the targets; fillings are the pad."""
     begin = torch.full_like(targets[:, :1], words.begin)
     before = torch.cat([begin, targets[:, :-1]], dim=1)
     return before.masked_fill(before == IGNORED, words.pad)
@@ -162,10 +162,6 @@ def _freeze_unheard(network: Any, blank: torch.Tensor, words: CaptionTokenizer) 
     for parameter in network.parameters():
         parameter.requires_grad_(parameter.requires_grad and parameter.grad is not None)
         parameter.grad = None
-
-
-# Where the config of each captioner keeps what the tokenizer decides.
-_WORDS_AT: Mapping[str, tuple[str, ...]] = {"git": (), "blip": ("text_config",), "vision-encoder-decoder": ("decoder",)}
 
 
 class DescriberPlan(NamedTuple):
@@ -206,8 +202,8 @@ def make_plan(
 
 def _completed(recipe: str, wanted: Describe, words: CaptionTokenizer, width: int | None) -> dict[str, Any]:
     """The recipe's architecture with what the tokenizer and the embedding decide."""
-    told: dict[str, Any] = dict(wanted.architecture)
-    config = dict(told.get("config", {}))
+    facts: dict[str, Any] = dict(wanted.architecture)
+    config = dict(facts.get("config", {}))
     longest = wanted.most_tokens + 1 + (wanted.prefix if wanted.tier == "prefix" else 0)
     decided = {
         "vocab_size": words.tokenizer.get_vocab_size(),
@@ -217,7 +213,7 @@ def _completed(recipe: str, wanted: Describe, words: CaptionTokenizer, width: in
     }
     if wanted.tier == "prefix":
         return {"width": width, "config": {"n_positions": longest, **config, **decided}}
-    if (model := str(told.get("model"))) not in MODELS:
+    if (model := str(facts.get("model"))) not in MODELS:
         raise ConfigError(f"{recipe}: describe.architecture.model {model}: there are {', '.join(MODELS)}")
     if model == "blip":
         decided["sep_token_id"] = words.end
@@ -228,7 +224,7 @@ def _completed(recipe: str, wanted: Describe, words: CaptionTokenizer, width: in
     else:
         more = {"is_decoder": True, "add_cross_attention": True} if model == "vision-encoder-decoder" else {}
         config[at[0]] = {**positions, **more, **config.get(at[0], {}), **decided}
-    return {**told, "config": config}
+    return {**facts, "config": config}
 
 
 def speaking_network(name: str, wanted: Describe, plan: DescriberPlan, seed: int) -> Any:

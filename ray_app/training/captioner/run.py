@@ -1,8 +1,7 @@
-"""A predictor of prompts, from labelled images with prompts to OUT/describer.yaml.
+"""A predictor of prompts from labelled images with prompts: `describe` writes OUT/describer.yaml, and `metrics.json` last.
 
-Embeddings once (ray_app.training.embeddings), a network by Ray Train (the same workers as for detectors), and a measurement of the card
-that is handed out, beside the nearest training image's words and chance. The same command goes on from whatever is there; `metrics.json`
-comes last. The weights are those of the last step: no validation chooses among checkpoints.
+Embeddings once (`training.embeddings`), a network by Ray Train, and a measurement of the card beside the nearest training image's words
+and chance. The same command resumes. The weights are those of the last step: no validation chooses among checkpoints.
 """
 
 import io
@@ -42,7 +41,7 @@ Rows = npt.NDArray[np.int64]
 
 
 class CaptionedRows(NamedTuple):
-    """What was said of some rows of a split."""
+    """The predictions for some rows of a split."""
 
     rows: Rows
     words: list[Caption]
@@ -77,8 +76,8 @@ def planned(config: TrainConfig, card: DetectorCard, splits: Splits, steps: int)
     """The dry run: what would be made, of how many images with prompts."""
     section = section_of(config)
     counts = {name: found["images"] for name, found in splits.findings["splits"].items()}
-    told = {"method": config.method, "name": config.name, "tier": section.tier, "detector": card.name, "images": counts}
-    return {**told, "steps": 0 if section.tier == "retrieval" else steps, "batch": config.loop.batch, "data": dict(splits.findings)}
+    content = {"method": config.method, "name": config.name, "tier": section.tier, "detector": card.name, "images": counts}
+    return {**content, "steps": 0 if section.tier == "retrieval" else steps, "batch": config.loop.batch, "data": dict(splits.findings)}
 
 
 def _nearest_or_why(job: TrainingJob, *, needed: bool) -> dict[str, CaptionedRows] | str:
@@ -103,7 +102,7 @@ def said_by_neighbours(job: TrainingJob) -> dict[str, CaptionedRows]:
         describer = load_describing(write_index(Path(folder), job.config, seen_as_embedding(job, found), found.vectors, prompts))
         if section_of(job.config).tier == "retrieval":
             _hand_out(job.out, Path(folder))
-        return {split: _said_of_embeddings(job, describer, split) for split in _judged(job)}
+        return {split: _predicted_from_embeddings(job, describer, split) for split in _judged(job)}
 
 
 def said_by_network(job: TrainingJob, folder: Path) -> dict[str, CaptionedRows]:
@@ -123,7 +122,7 @@ def said_by_network(job: TrainingJob, folder: Path) -> dict[str, CaptionedRows]:
         card = write_network(Path(scratch), job.config, facts, load_file(folder / LEARNED), tokenizer_json(plan))
         describer = load_describing(card, device=job.layout.judging_device)
         _hand_out(job.out, Path(scratch))
-        ask = _said_of_embeddings if section.tier == "prefix" else _said_of_pixels
+        ask = _predicted_from_embeddings if section.tier == "prefix" else _predicted_from_pixels
         return {split: ask(job, describer, split) for split in _judged(job)}
 
 
@@ -152,12 +151,12 @@ def _taught(job: TrainingJob) -> TrainingJob:
     return put_taught(job if found is not None else seen_by_captioner(job), taught, found)
 
 
-def _said_of_embeddings(job: TrainingJob, describer: Describer, split: str) -> CaptionedRows:
+def _predicted_from_embeddings(job: TrainingJob, describer: Describer, split: str) -> CaptionedRows:
     found = kept_embeddings(job.out, split)
     return CaptionedRows(found.rows, list(describer.describe(found.vectors)))
 
 
-def _said_of_pixels(job: TrainingJob, describer: Describer, split: str) -> CaptionedRows:
+def _predicted_from_pixels(job: TrainingJob, describer: Describer, split: str) -> CaptionedRows:
     loader, rows = plain_loader(job, split), _rows(job, split)
     read: list[Rows] = []
     words: list[Caption] = []
@@ -233,7 +232,7 @@ def _by_row(said: CaptionedRows, rows: Rows) -> list[str]:
 
 
 def _predictions(job: TrainingJob, split: str, said: CaptionedRows) -> bytes:
-    """Per image the prompt and what is said: columns as result rows have them."""
+    """Per image the prompt and the prediction: columns as result rows have them."""
     rows = job.rows(split).take(pa.array(said.rows))
     table = pa.table(
         {

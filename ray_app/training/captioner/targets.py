@@ -1,6 +1,5 @@
-"""What workers of Ray Train are given to teach words: targets, tokenizer, embeddings; and what each makes of them.
-
-Knows the job's shared objects; how a worker goes on is `worker`'s, how a network learns `learning.word_learner`'s.
+"""What Ray Train's workers need to teach words: `put_taught` shares targets, tokenizer and embeddings; `word_learner` and
+`embedding_batches` use them.
 """
 
 from collections.abc import Iterator

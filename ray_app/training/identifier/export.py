@@ -1,10 +1,7 @@
-"""From embeddings with class names to an identifier in files: head, threshold, card; and what it is worth. No Ray, no image.
+"""Embeddings with class names → an identifier in files: `make_identifier` fits the head, sets the threshold, writes card and figures.
 
-made = make_identifier(folder, recipe, card, facts, {"train": Labelled(…), "validation": …, "test": …}, classes)
-
-How well an identifier names: of known generators with and without abstaining, of unknown ones, of reals. Knows names and arrays.
-
-Every figure is a row of `metrics.figure.Figure`: 95 % intervals by the bootstrap over images, shares by Clopper and Pearson.
+Figures (`measured`) are rows of `metrics.figure.Figure`: of known generators with and without abstaining, of unknown ones, of reals;
+95 % intervals by the bootstrap over images, shares by Clopper and Pearson.
 """
 
 from collections import Counter
@@ -31,9 +28,149 @@ from ray_app.training.config import Identify, Recipe
 from ray_app.training.export import inherited
 from ray_app.training.identifier.fit import REAL, FittedIdentifier, Floats, fit, threshold
 
+CARD, WEIGHTS = "identifier.yaml", "head.safetensors"
+_PUBLISHED = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro F1",
+    "abstained": "share abstained on",
+    "open_set_auroc": "AUROC, known against unknown",
+}
 _NONE_KNOWN = "no image of a known generator"
 _NONE_UNKNOWN = "no image of an unknown generator"
 _OTHERS = "other generators"
+
+
+@dataclass(frozen=True)
+class LabelledEmbeddings:
+    """Embeddings (n, d) of one split with the class names (n,) and groups (n,) of their images."""
+
+    vectors: Floats
+    names: Sequence[str]
+    groups: Sequence[str]
+
+
+@dataclass(frozen=True)
+class TrainedIdentifier:
+    """A written identifier: its card, what the fit found, its figures by split, and what it says of each image of a split."""
+
+    card: IdentifierCard
+    fitted: FittedIdentifier
+    figures: dict[str, dict[str, Any]]
+    said: dict[str, Identified]
+
+
+def make_identifier(
+    folder: Path,
+    recipe: Recipe,
+    card: DetectorCard,
+    embedding: Mapping[str, Any],
+    splits: Mapping[str, LabelledEmbeddings],
+    classes: Sequence[str],
+) -> TrainedIdentifier:
+    """Fit a head on `train`, set its threshold on `validation`, measure it there and on `test`, and write head and card into `folder`.
+
+    `card`: of the detector whose embeddings these are, made as `embedding` says (`detectors.embeddings.embedding_facts`). `train` holds
+    images of `classes` alone; the others may hold any. Raises ConfigError for a class without a training image, and where validation is
+    too small.
+    """
+    config, train = recipe.identify or Identify(), splits["train"]
+    if missing := [name for name in classes if name not in set(train.names)]:
+        raise ConfigError(f"not one training image of {', '.join(missing)} could be read")
+    codes = np.array([classes.index(name) for name in train.names], np.int64)
+    fitted = fit(train.vectors, codes, train.groups, config)
+    _write_head(folder / WEIGHTS, fitted)
+    facts = _facts(folder, recipe, card, embedding, classes, fitted, len(train.names))
+    open_set = _open_set(folder, facts, config, splits["validation"])
+    final = _card(folder, facts | {"open_set": open_set})
+    content = {name: Identifier(final).identify(one.vectors) for name, one in splits.items() if name != "train"}
+    figures = {name: measured(found, splits[name].names) for name, found in content.items()}
+    published = _published(recipe, figures)
+    return TrainedIdentifier(_card(folder, facts | {"open_set": open_set, "published": published}), fitted, figures, content)
+
+
+def _write_head(path: Path, fitted: FittedIdentifier) -> None:
+    from safetensors.numpy import save_file
+
+    save_file({name: np.ascontiguousarray(tensor, np.float32) for name, tensor in fitted.tensors.items()}, path)
+
+
+def _facts(
+    folder: Path,
+    recipe: Recipe,
+    card: DetectorCard,
+    embedding: Mapping[str, Any],
+    classes: Sequence[str],
+    fitted: FittedIdentifier,
+    images: int,
+) -> dict[str, Any]:
+    """The card's YAML but for its threshold and figures."""
+    config, licence = recipe.identify or Identify(), inherited(recipe, card)
+    families = {name: config.families[name] for name in classes if name in config.families}
+    return {
+        "name": recipe.name,
+        "title": recipe.export.title or recipe.title or f"Which of {len(classes)} generators, by embeddings of {card.name}",
+        "weights": Weights(uri=WEIGHTS, sha256=file_sha256(folder / WEIGHTS)),
+        "licence": licence.licence,
+        "source": f"touchstone train {recipe.name}",
+        "training_data": TrainingData(
+            name=recipe.data.name or _places(recipe) or "not named",
+            images=f"{images:,} of {len(classes)} generators",
+            licence=recipe.data.licence or "not stated",
+            source=_places(recipe) or None,
+            generators=tuple(classes),
+        ),
+        "notes": (*recipe.export.notes, *([licence.note] if licence.note else []), *_notes(fitted, config)),
+        "detector": card.name,
+        "embedding": dict(embedding),
+        "classes": tuple(classes),
+        "families": families,
+        "head": config.head,
+        "scale": fitted.scale,
+    }
+
+
+def _places(recipe: Recipe) -> str:
+    return ", ".join(strip_secrets(at) for source in recipe.data.train for at in source.at)
+
+
+def _notes(fitted: FittedIdentifier, config: Identify) -> list[str]:
+    prior = "every generator as likely as any other" if config.balanced else "the mix of the training images"
+    if fitted.why_not:
+        return [f"Its probabilities are not calibrated: {fitted.why_not}."]
+    return [f"Its probabilities are calibrated by one temperature, {fitted.temperature:.3g}, on training images by folds, for {prior}."]
+
+
+def _open_set(folder: Path, facts: Mapping[str, Any], config: Identify, validation: LabelledEmbeddings) -> OpenSet | None:
+    """The threshold below which nothing is named, from validation images of known generators; None where every image is to be named."""
+    if not config.abstains:
+        return None
+    undecided = OpenSet(method=config.open_set, threshold=0.0, abstains=config.abstains, n=1)
+    identifier = Identifier(_card(folder, dict(facts) | {"open_set": undecided}))
+    known = np.isin(np.array(validation.names, object), facts["classes"])
+    vectors = validation.vectors[known]
+    confidence = identifier.confidence(vectors, identifier.logits(vectors)) if len(vectors) else np.empty(0, np.float32)
+    return undecided.model_copy(update={"threshold": threshold(confidence, config.abstains), "n": len(confidence)})
+
+
+def _card(folder: Path, facts: Mapping[str, Any]) -> IdentifierCard:
+    """The card of these facts, written and read back."""
+    content = IdentifierCard.model_validate(dict(facts)).model_dump(mode="json", exclude_defaults=True)
+    (folder / CARD).write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=140), encoding="utf-8")
+    return load_identifier(folder / CARD)
+
+
+def _published(recipe: Recipe, figures: Mapping[str, Mapping[str, Any]]) -> tuple[PublishedFigure, ...]:
+    """The chief figures of the test split or, where there is none, of validation."""
+    split = "test" if "test" in figures else "validation"
+    rows = {name: figures[split]["figures"][name] for name in _PUBLISHED}
+    where = f"{recipe.data.name or _places(recipe) or 'not named'}, {split}"
+    return tuple(
+        PublishedFigure(
+            set=where, metric=_PUBLISHED[name], value=row["value"], n=row["n"], verified=True, source=f"touchstone train {recipe.name}"
+        )
+        for name, row in rows.items()
+        if row["value"] is not None
+    )
 
 
 def measured(said: Identified, truth: Sequence[str]) -> dict[str, Any]:
@@ -118,145 +255,3 @@ def _class_row(row: dict[str, Any], named: npt.NDArray[np.bool_]) -> dict[str, A
 def _unknown_row(name: str, rows: npt.NDArray[np.bool_], named: npt.NDArray[np.bool_], best: list[str]) -> dict[str, Any]:
     nearest, times = Counter(best[row] for row in np.flatnonzero(rows)).most_common(1)[0]
     return {"name": name, "n": int(rows.sum()), "abstained": _share(~named[rows], "").row(), "nearest": nearest, "nearest_n": times}
-
-
-CARD, WEIGHTS = "identifier.yaml", "head.safetensors"
-_PUBLISHED = {
-    "accuracy": "accuracy",
-    "macro_f1": "macro F1",
-    "abstained": "share abstained on",
-    "open_set_auroc": "AUROC, known against unknown",
-}
-
-
-@dataclass(frozen=True)
-class LabelledEmbeddings:
-    """Embeddings (n, d) of one split with the class names (n,) and groups (n,) of their images."""
-
-    vectors: Floats
-    names: Sequence[str]
-    groups: Sequence[str]
-
-
-@dataclass(frozen=True)
-class TrainedIdentifier:
-    """A written identifier: its card, what the fit found, its figures by split, and what it says of each image of a split."""
-
-    card: IdentifierCard
-    fitted: FittedIdentifier
-    figures: dict[str, dict[str, Any]]
-    said: dict[str, Identified]
-
-
-def make_identifier(
-    folder: Path,
-    recipe: Recipe,
-    card: DetectorCard,
-    embedding: Mapping[str, Any],
-    splits: Mapping[str, LabelledEmbeddings],
-    classes: Sequence[str],
-) -> TrainedIdentifier:
-    """Fit a head on `train`, set its threshold on `validation`, measure it there and on `test`, and write head and card into `folder`.
-
-    `card`: of the detector whose embeddings these are, made as `embedding` says (`detectors.embeddings.embedding_facts`). `train` holds
-    images of `classes` alone; the others may hold any. Raises ConfigError for a class without a training image, and where validation is
-    too small.
-    """
-    config, train = recipe.identify or Identify(), splits["train"]
-    if missing := [name for name in classes if name not in set(train.names)]:
-        raise ConfigError(f"not one training image of {', '.join(missing)} could be read")
-    codes = np.array([classes.index(name) for name in train.names], np.int64)
-    fitted = fit(train.vectors, codes, train.groups, config)
-    _write_head(folder / WEIGHTS, fitted)
-    facts = _facts(folder, recipe, card, embedding, classes, fitted, len(train.names))
-    open_set = _open_set(folder, facts, config, splits["validation"])
-    final = _card(folder, facts | {"open_set": open_set})
-    said = {name: Identifier(final).identify(one.vectors) for name, one in splits.items() if name != "train"}
-    figures = {name: measured(found, splits[name].names) for name, found in said.items()}
-    published = _published(recipe, figures)
-    return TrainedIdentifier(_card(folder, facts | {"open_set": open_set, "published": published}), fitted, figures, said)
-
-
-def _write_head(path: Path, fitted: FittedIdentifier) -> None:
-    from safetensors.numpy import save_file
-
-    save_file({name: np.ascontiguousarray(tensor, np.float32) for name, tensor in fitted.tensors.items()}, path)
-
-
-def _facts(
-    folder: Path,
-    recipe: Recipe,
-    card: DetectorCard,
-    embedding: Mapping[str, Any],
-    classes: Sequence[str],
-    fitted: FittedIdentifier,
-    images: int,
-) -> dict[str, Any]:
-    """The card's YAML but for its threshold and figures."""
-    config, licence = recipe.identify or Identify(), inherited(recipe, card)
-    families = {name: config.families[name] for name in classes if name in config.families}
-    return {
-        "name": recipe.name,
-        "title": recipe.export.title or recipe.title or f"Which of {len(classes)} generators, by embeddings of {card.name}",
-        "weights": Weights(uri=WEIGHTS, sha256=file_sha256(folder / WEIGHTS)),
-        "licence": licence.licence,
-        "source": f"touchstone train {recipe.name}",
-        "training_data": TrainingData(
-            name=recipe.data.name or _places(recipe) or "not named",
-            images=f"{images:,} of {len(classes)} generators",
-            licence=recipe.data.licence or "not stated",
-            source=_places(recipe) or None,
-            generators=tuple(classes),
-        ),
-        "notes": (*recipe.export.notes, *([licence.note] if licence.note else []), *_notes(fitted, config)),
-        "detector": card.name,
-        "embedding": dict(embedding),
-        "classes": tuple(classes),
-        "families": families,
-        "head": config.head,
-        "scale": fitted.scale,
-    }
-
-
-def _places(recipe: Recipe) -> str:
-    return ", ".join(strip_secrets(at) for source in recipe.data.train for at in source.at)
-
-
-def _notes(fitted: FittedIdentifier, config: Identify) -> list[str]:
-    prior = "every generator as likely as any other" if config.balanced else "the mix of the training images"
-    if fitted.why_not:
-        return [f"Its probabilities are not calibrated: {fitted.why_not}."]
-    return [f"Its probabilities are calibrated by one temperature, {fitted.temperature:.3g}, on training images by folds, for {prior}."]
-
-
-def _open_set(folder: Path, facts: Mapping[str, Any], config: Identify, validation: LabelledEmbeddings) -> OpenSet | None:
-    """The threshold below which nothing is named, from validation images of known generators; None where every image is to be named."""
-    if not config.abstains:
-        return None
-    undecided = OpenSet(method=config.open_set, threshold=0.0, abstains=config.abstains, n=1)
-    identifier = Identifier(_card(folder, dict(facts) | {"open_set": undecided}))
-    known = np.isin(np.array(validation.names, object), facts["classes"])
-    vectors = validation.vectors[known]
-    confidence = identifier.confidence(vectors, identifier.logits(vectors)) if len(vectors) else np.empty(0, np.float32)
-    return undecided.model_copy(update={"threshold": threshold(confidence, config.abstains), "n": len(confidence)})
-
-
-def _card(folder: Path, facts: Mapping[str, Any]) -> IdentifierCard:
-    """The card of these facts, written and read back."""
-    told = IdentifierCard.model_validate(dict(facts)).model_dump(mode="json", exclude_defaults=True)
-    (folder / CARD).write_text(yaml.safe_dump(told, sort_keys=False, allow_unicode=True, width=140), encoding="utf-8")
-    return load_identifier(folder / CARD)
-
-
-def _published(recipe: Recipe, figures: Mapping[str, Mapping[str, Any]]) -> tuple[PublishedFigure, ...]:
-    """The chief figures of the test split or, where there is none, of validation."""
-    split = "test" if "test" in figures else "validation"
-    rows = {name: figures[split]["figures"][name] for name in _PUBLISHED}
-    where = f"{recipe.data.name or _places(recipe) or 'not named'}, {split}"
-    return tuple(
-        PublishedFigure(
-            set=where, metric=_PUBLISHED[name], value=row["value"], n=row["n"], verified=True, source=f"touchstone train {recipe.name}"
-        )
-        for name, row in rows.items()
-        if row["value"] is not None
-    )

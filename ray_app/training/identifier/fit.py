@@ -1,9 +1,7 @@
-"""A head over generators from embeddings and classes: scikit-learn's logistic regression, or cosines; its chances made honest by folds.
+"""A head over generators from embeddings and classes: `fit` (logistic regression or cosines), temperature calibrated over folds.
 
-Knows arrays. Knows nothing about images, files or names. What is chosen and calibrated here looks at training images alone, each judged
-by a head that saw no image of its group; so validation images are left for the threshold of the open set.
-
-Labelled rows → which class of an identifier each is of, which are held out, and which of them it is fitted on. No torch.
+What is chosen and calibrated looks at training images alone, each judged by a head that saw no image of its group; validation images
+are left for the open set's `threshold`. `named` maps labelled rows to the classes.
 """
 
 import math
@@ -28,6 +26,9 @@ _SEED = 0
 _MOST_ITERATIONS = 2_000
 _COSINE_STEPS = 200
 _T_RANGE = (-4.0, 6.0)  # of the logarithm of a temperature
+REAL = "real"
+UNKNOWN = "unknown"  # the label of a fake whose maker nobody knew
+Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -197,12 +198,6 @@ def _spread(rows: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     return np.asarray(np.maximum(spread, 0.05 * float(np.median(spread)) or 1e-6), np.float64)
 
 
-REAL = "real"
-UNKNOWN = "unknown"  # the label of a fake whose maker nobody knew
-
-Rows = npt.NDArray[np.int64]
-
-
 @dataclass(frozen=True)
 class Named:
     """Of n rows: `names`, the class that each is of, whether the identifier has it or not (`real` of reals, None where nobody knows), and
@@ -268,9 +263,9 @@ def classes_of(config: Identify, rows: Named) -> tuple[tuple[str, ...], dict[str
         del counts[REAL]
     few = {name: n for name, n in sorted(counts.items()) if n < config.fewest}
     if few and config.rare == "refuse":
-        told = ", ".join(f"{name} ({n})" for name, n in few.items())
+        message = ", ".join(f"{name} ({n})" for name, n in few.items())
         raise ConfigError(
-            f"too few training images to tell {told}: {config.fewest} are needed of each",
+            f"too few training images to tell {message}: {config.fewest} are needed of each",
             hint="--set identify.rare=leave-out makes them no classes, or collect more; --set identify.fewest=… goes down to 5",
         )
     classes = tuple(sorted(set(counts) - set(few)))

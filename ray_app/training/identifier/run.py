@@ -1,6 +1,6 @@
-"""A head over generators, from labelled images to OUT/identifier.yaml: embeddings once, by Ray Data, and a fit that takes seconds.
+"""A head over generators from labelled images: `identify` computes embeddings once, by Ray Data, and writes OUT/identifier.yaml.
 
-Everything that is slow is kept (ray_app.training.embeddings); the same command computes no embedding again. `metrics.json` comes last.
+The same command computes no embedding again. `metrics.json` comes last.
 """
 
 import io
@@ -106,7 +106,7 @@ def written(
 
 
 def planned(config: TrainConfig, card: DetectorCard, splits: Splits) -> dict[str, Any]:
-    """The dry run: what would be told apart, by how many images of which split, what is held out. Raises ConfigError as training does."""
+    """The dry run: which classes, by how many images of which split, what is held out. Raises ConfigError as training does."""
     tables = {"train": splits.train, "validation": splits.validation} | ({"test": splits.test} if splits.test is not None else {})
     section, wanted = config.identify or Identify(), wanted_of(config, tables)
     return {
@@ -139,8 +139,8 @@ def _embedding_of(card: DetectorCard, found: Embeddings) -> dict[str, Any]:
     from ray_app.detectors.embeddings import embedding_facts
 
     precision: ResolvedPrecision = "bf16" if found.precision == "bf16" else "fp32"
-    told: dict[str, Any] = json.loads(json.dumps(embedding_facts(card, precision=precision, resize="exact")))
-    return told
+    content: dict[str, Any] = json.loads(json.dumps(embedding_facts(card, precision=precision, resize="exact")))
+    return content
 
 
 def _counted(rows: Named, chosen: Rows, classes: tuple[str, ...]) -> dict[str, Any]:
@@ -180,7 +180,7 @@ def _document(
 
 
 def _names_file(table: pa.Table, found: Embeddings, labelled: LabelledEmbeddings, said: Identified) -> bytes:
-    """Per image who made it and what is said: columns as result rows have them, and the truth beside them."""
+    """Per image who made it and the prediction: columns as result rows have them, and the truth beside them."""
     rows = table.take(pa.array(found.rows))
     told = pa.table(
         {

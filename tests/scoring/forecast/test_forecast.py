@@ -17,8 +17,8 @@ from ray_app.runs import RunDirectory
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.forecast.cost import load_cluster
 from ray_app.scoring.forecast.forecast import STARTING_S, forecast
-from ray_app.scoring.identity import identity_of
-from ray_app.scoring.run import layout_for, spec_for
+from ray_app.scoring.identity import identity_of, resolve
+from ray_app.scoring.run import layout_for
 from ray_app.storage import Fetcher, Store
 from tests.scoring.conftest import files_below
 
@@ -148,7 +148,7 @@ def test_a_fetcher_counts_what_a_store_would_bill(s3, sample_archive, tmp_path):
 
 def begun(config, done):
     """A run directory as a session leaves it when only the first `done` blocks were committed."""
-    run, spec = RunDirectory.open(config.out), spec_for(config, 0)
+    run, spec = RunDirectory.open(config.out), resolve(config).spec(gpus=0)
     run.claim(identity_of(config, spec), list(spec.cards), spec.ensemble.model_dump(mode="json"))
     plan = layout_for(config, spec, 2, 0, 2**40).block_plan(spec.slots)
     info = list_members(run.store, open_source(config.source, skip=[run.store.url]), plan)
