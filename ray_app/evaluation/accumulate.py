@@ -1,4 +1,4 @@
-"""One pass over a run: every score counted in the cell of its image's truth, format and size. Knows rows; computes no figure.
+"""One pass over a run (`gather`): every score counted in the cell of its image's truth, format and size.
 
 What is gathered of some files merges with what is gathered of others, so that tasks may share a run; the result is the same.
 """

@@ -1,15 +1,7 @@
-"""Generators that a run named, against the labels: the section `identification` of an evaluation, and the same by groups of generators.
+"""Generators that a run named, against the labels: the sections `identification` (`identification_of`) and `groups` (`groups_section`).
 
-Knows counted answers; how names are compared, and DFLIP's own marks, are known elsewhere.
-
-What a run answered about the makers of its images, counted: generator, answer, and where the truth stands in the ranking.
-
-Knows joined rows and names; computes no figure.
-
-Fakes in and out of distribution, by groups of generators: the section `groups` of an evaluation. Knows names; computes no figure itself.
-
-A protocol's groups are rows of its table. Elsewhere the classes of the run's identifier tell which generators were in training: by
-themselves, by their family alone, or not at all.
+`answers_of` counts generator, answer, and where the truth stands in the ranking. A protocol's groups are rows of its table. Elsewhere the
+classes of the run's identifier decide which generators were in training: by themselves, by their family alone, or not at all.
 """
 
 from collections import Counter

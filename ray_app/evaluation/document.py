@@ -1,10 +1,7 @@
-"""Everything that an evaluation found, as one plain document: `metrics.json`. Knows which section says what; computes no figure itself.
+"""The document of an evaluation (`document_of`) and its files, each written at once (`write_document`).
 
-What an evaluation leaves behind: `metrics.json`, `metrics.csv` and `report.html`, each written at once. Knows the document's shape.
-
-What the document says of the images: how many, of what form, and whether their form alone tells fakes from reals.
-
-Knows cells and the sample; knows no detector.
+The files: `metrics.json`, `metrics.csv` and `report.html`. `data_of` is the section on the images: how many, of what form, and whether
+their form alone tells fakes from reals.
 """
 
 import csv

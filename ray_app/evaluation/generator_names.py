@@ -1,4 +1,4 @@
-"""Names of generators as an evaluation compares them: by any spelling, and by family. Knows the index of generators; knows no row.
+"""Names of generators as an evaluation compares them: by any spelling, and by family (`names_of`).
 
 What an identifier could have named at all stands in its run's identity: names that it has no class for are unknown to it.
 """

@@ -1,7 +1,4 @@
-"""Groups of labelled images: whether they are real, whole fakes or local edits, and who made them. Knows columns of labels; no run.
-
-Scores of one cell, counted as they stream by. Knows numbers; knows nothing of images.
-"""
+"""Groups of labelled images (`GroupCoder`: real, whole fakes or local edits, by maker) and the scores of one cell (`ScoreTally`)."""
 
 from typing import Any, NamedTuple
 

@@ -1,11 +1,7 @@
-"""Labels as a compact index that rows of a run are looked up in, and the truth of every row. Knows keys; knows no score.
+"""Rows of a run joined with labels (`joined_rows`) by a compact index of the labels (`index_labels`).
 
 An index holds 24 bytes a label: two independent 64-bit words of its key, its group, and its place in the file. Texts (prompts, places of
-masks) stay in the file until somebody asks for them.
-
-Rows of a run beside labels: those that have one go on with their truth, the others are counted. Knows labels; knows no score.
-
-Where the images of some ids lie: members of a run as its manifests have them. Reads ids and blocks; no image.
+masks) stay in the file until they are needed. `members_of` gives the members of some ids as the run's manifests have them.
 """
 
 from abc import ABC, abstractmethod

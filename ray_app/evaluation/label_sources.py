@@ -1,4 +1,4 @@
-"""Where the labels of an evaluation come from: a file, an index, a layout of the source, or the run itself. Knows configs; no figure."""
+"""The source of an evaluation's labels (`labels_for`): a file, an index, a layout of the source, or the run itself."""
 
 from collections.abc import Sequence
 from typing import Any

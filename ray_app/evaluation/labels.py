@@ -1,4 +1,4 @@
-"""Files and indexes of labels as bounded tables. Knows how labels are written down; joins nothing to a run.
+"""Files and indexes of labels as bounded tables (`open_labels`).
 
 CSV, JSON lines or Parquet on any fsspec URL, keyed by `image_id`, `sha256` or `uri` (and `member`); or a directory of `touchstone index`.
 """

@@ -1,8 +1,6 @@
-"""The masks of a run against the masks of its labels: the sections `localization` and `overlays` of an evaluation.
+"""The masks of a run against the masks of its labels: the sections `localization` (`localization_of_run`) and `overlays` (`Overlays`).
 
-Knows what is held against what and which images count; computes no figure itself.
-
-The images whose masks agree worst and best with the truth, as small pictures of both. Knows pictures; measures nothing.
+Overlays are small pictures of the images whose masks agree worst and best with the truth.
 """
 
 import base64

@@ -1,6 +1,6 @@
-"""The masks of one image measured against its truth, at the network's size and at the image's own. Knows pixels; sums nothing up.
+"""Images with masks beside their labels (`masked_images`), and each mask measured against its truth (`MaskMeasurer`).
 
-Images with masks and what labels say of them, side by side. Knows runs, manifests and labels; reads no pixels.
+Masks are measured at the network's size and at the image's own.
 """
 
 import threading

@@ -1,11 +1,7 @@
-"""Prompts that a run predicted, against the true ones: the section `prompts` of an evaluation, and the same by groups of generators.
+"""Prompts that a run predicted, against the true ones: the section `prompts` of an evaluation (`prompts_of`).
 
-Knows joined rows; how two texts are compared is known elsewhere.
-
-How alike CLIP finds predicted prompts, true ones and the images themselves. Knows transformers' CLIP and texts of any length.
-
-CLIPScore: Hessel et al. 2021 (arXiv 2104.08718), 2.5 max(cos, 0). CLIP reads 77 tokens: of a longer text each piece is embedded by
-itself, and the text stands at the mean of its pieces' directions (specs/localization.md §6.2.5).
+CLIPScore (`PromptClip`): Hessel et al. 2021 (arXiv 2104.08718), 2.5 max(cos, 0). CLIP reads 77 tokens: of a longer text each piece is
+embedded by itself, and the text stands at the mean of its pieces' directions (specs/localization.md §6.2.5).
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The table of a protocol: rows, footers, and published columns beside ours. Knows a document's systems; knows no scores and no images."""
+"""The table of a protocol (`table_of`): rows, footers, and published columns beside ours (`reference_of`)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple

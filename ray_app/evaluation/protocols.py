@@ -1,12 +1,7 @@
-"""Protocols as YAML: which images, rows and figures a published table has, by which rules, and what was published.
+"""Protocols as YAML (`load_protocol`): which images, rows and figures a published table has, by which rules, and what was published.
 
-Knows names and numbers as people wrote them down; knows no run and computes no figure.
-
-Averages as others compute them, each under its own name, the wrong ones too. Knows a document's generators; knows no scores.
-
-Source: specs/detectors.md §11. A hit is an image told right at the threshold.
-
-When each generator was released, as labels or a run's own columns tell it. Knows labelled rows; knows no scores.
+The averages are those that others compute (specs/detectors.md §11), each under its own name, the wrong ones too. A hit is an image told
+right at the threshold. `releases_of`: when each generator was released, as labels or a run's own columns have it.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

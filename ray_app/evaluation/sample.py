@@ -1,8 +1,6 @@
-"""Some rows of a run, the same whatever order they came in: those whose ids hash lowest. Knows ids; knows nothing of what rows hold.
+"""A sample of a run's rows (`RowSample`), the digest of its labelled images (`digest_of`), and its most confident mistakes (`Mistakes`).
 
-A short name for a set of labelled images, the same in whatever order they are met. Knows ids and labels alone.
-
-The most confident mistakes of a run, and small pictures of them. Knows rows, scores and where pictures lie.
+Sample and digest are the same in whatever order the rows come: the rows whose ids hash lowest are kept.
 """
 
 import base64

@@ -1,10 +1,7 @@
-"""What the document says of one system: its figures as a whole, by kind, by generator, by stratum, and its curves.
+"""One system's section of the document (`system_of`): its figures as a whole, by kind, generator and stratum, its curves, and paired
+tests.
 
-Knows cells and what to compute of them; every figure itself is of ray_app.metrics.
-
-Intervals of figures that have none of their own, by drawing images or generators anew. Knows which figures; metrics.bootstrap draws.
-
-Every two systems of a run tested against each other on the sampled images. Knows the sample; the tests are of ray_app.metrics.
+Intervals of figures that have none of their own come from drawing images or generators anew (`Resampling`).
 """
 
 import math

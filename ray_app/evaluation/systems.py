@@ -1,6 +1,5 @@
-"""What gives scores in a run: its ensemble and every detector, and their columns in its rows. Knows cards and columns; no labels.
-
-Whether a detector saw a generator in training, as its card tells. Knows cards and names of generators; knows no images.
+"""The systems of a run that give scores, its ensemble and every detector (`systems_of`), and whether one was trained on a generator
+(`seen`).
 """
 
 import re

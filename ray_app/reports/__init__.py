@@ -1,4 +1,4 @@
-"""What a run, a training and an evaluation say to people: an HTML page each, and lines for the terminal. Knows no more than summaries."""
+"""What a run, a training and an evaluation report: an HTML page each, and lines for the terminal."""
 
 from ray_app.reports.evaluation.page import evaluation_lines, render_evaluation
 from ray_app.reports.plan import plan_lines

@@ -1,10 +1,6 @@
-"""The training of an identifier → one HTML page that loads nothing; its end, and the plan of one, in a few lines.
+"""The training of an identifier or a describer: its HTML page, its end and its plan in a few lines, and its card as plain text.
 
-Knows what is said and in which order; `templates/identifier.html` knows how it looks. Every text in the facts is taken for hostile.
-
-A trained predictor of prompts, and the dry run of one, in words for the terminal. Knows the content of `metrics.json` alone.
-
-An identifier's or a describer's card as a page of plain text. Knows cards; reads no weights and no network.
+Every text in the facts is taken for hostile.
 """
 
 from collections import defaultdict

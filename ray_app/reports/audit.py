@@ -1,4 +1,4 @@
-"""A sample of images → one HTML page on which a person labels them, and an audit's answer in lines. Knows facts; reads no run.
+"""A sample of images → one HTML page on which a person labels them (`render_audit`), and an audit's answer in lines (`audit_lines`).
 
 The page shows no score and no verdict, so that nobody is led by them. It runs one script, its own, which the policy names by its hash; it
 loads nothing, keeps labels in the browser and hands them over as a CSV file.

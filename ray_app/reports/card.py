@@ -1,7 +1,4 @@
-"""A detector's card as a page of plain text: everything that the card holds, in words. Knows cards; reads no weights and no network.
-
-The detectors side by side: one line each of what decides a choice. Knows cards; reads no weights and no network.
-"""
+"""A detector's card as plain text (`card_page`), and the detectors side by side, one line each (`zoo_table`)."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

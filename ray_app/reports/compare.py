@@ -1,6 +1,7 @@
-"""A comparison of two runs → one HTML page that loads nothing and runs nothing; and the same in a few lines for the terminal.
+"""A comparison of two runs → one HTML page that loads nothing and runs nothing (`render_comparison`), and a few lines
+(`comparison_lines`).
 
-Knows the document of `touchstone compare` and what the page says in which order. Every text in it is taken for hostile.
+Every text in the document of `touchstone compare` is taken for hostile.
 """
 
 from collections.abc import Mapping, Sequence

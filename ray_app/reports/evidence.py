@@ -1,6 +1,6 @@
-"""One image's record → one HTML page that loads nothing and runs nothing, and a few lines for the terminal.
+"""One image's record → one HTML page that loads nothing and runs nothing (`render_evidence`), and a few lines (`evidence_lines`).
 
-Knows the document of `touchstone evidence` and what the page says in which order. Every text in it is taken for hostile.
+Every text in the document of `touchstone evidence` is taken for hostile.
 """
 
 from collections.abc import Mapping, Sequence

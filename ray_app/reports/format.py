@@ -1,7 +1,4 @@
-"""Numbers, names and results in words, the same on the page and on the terminal. Knows no HTML.
-
-Figures of an evaluation in words: what each is called, how it is written, what it means. Knows no page.
-"""
+"""Numbers, names and figures as text, the same on the page and on the terminal: `visible`, `duration`, `size`, `figure`, `written`, …."""
 
 import math
 import unicodedata

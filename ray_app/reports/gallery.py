@@ -1,6 +1,6 @@
-"""A run's images as pages of tiles: each with its verdict, and the generator and words that are known and those that are predicted.
+"""A run's images as pages of tiles (`render_gallery_page`): each with its verdict, and its generator and words, known and predicted.
 
-Knows tiles and pages; reads no run and no image. A page loads nothing: its pictures stand in it.
+A page loads nothing: its pictures stand in it.
 """
 
 import math

@@ -1,4 +1,5 @@
-"""Many evaluations → one HTML page of systems side by side, and the same in lines. Reads documents (`metrics.json`); computes no figure.
+"""Many evaluations (`metrics.json`) → one HTML page of systems side by side (`render_leaderboard`), and the same in lines
+(`leaderboard_lines`).
 
 Systems stand in one list only where they were measured on the same data by the same rules: figures of different data do not rank.
 """

@@ -1,7 +1,4 @@
-"""A plan (see `scoring.forecasting`) as lines for a terminal. Knows words, no numbers of its own.
-
-The lines of a plan for whoever pays: requests, bytes and the bill, each with the price it was reckoned at.
-"""
+"""A plan (`scoring.forecasting`) as lines for the terminal: `plan_lines`, and the requests and the bill (`request_lines`, `cost_lines`)."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any

@@ -1,14 +1,7 @@
-"""A run's summary → one HTML page that loads nothing, runs nothing and can be mailed as it is.
+"""A run's summary → one HTML page that loads nothing and runs nothing (`render_run_report`), and its parts in sentences for page and
+terminal.
 
-Knows what the page says and in which order; `templates/` knows how it looks, `page` what all pages share.
-
-What a card guarantees, and whether that holds for an archive, in words: the same on the page and on the terminal. Knows no HTML.
-
-What a profile says, for people: generators by family, names with their titles, words. Knows a summary's figures; draws nothing.
-
-How many flags will be wrong, from the rates measured at the thresholds. Pure arithmetic.
-
-What a run says when its limits refused much of an archive: which, how many, how to raise each, and the memory that this takes.
+The parts: the card's guarantee, the profile, how many flags will be wrong, and what the limits refused.
 """
 
 import math

@@ -1,14 +1,8 @@
-"""Parts of drawings as inline SVG text. Positions are per cents of the drawing, so that it widens with the page and its text does not.
+"""Charts as inline SVG text: bars, histograms, lines over steps, curves of several systems on one plane (`histogram`, `line_chart`,
+`plane`, …).
 
-Knows shapes and words; every word is made visible and escaped. Colours come from the page's style sheet by class name.
-
-Charts as inline SVG text. Positions are per cents of the drawing, so that a chart widens with the page and its text does not.
-
-Knows numbers and labels; colours come from the page's style sheet by class name.
-
-Curves of several systems on one plane: linear, logarithmic and probit axes, lines that dashes and marks tell apart in print.
-
-Knows numbers and names; which system is which style is told by number, and the page's style sheet says how the style looks.
+Positions are per cents of the drawing, so that it widens with the page and its text does not. Every text is made visible and escaped.
+Colours and line styles come from the page's style sheet by class name.
 """
 
 import math
@@ -87,6 +81,7 @@ def _escaped(text: str) -> str:
     return text if isinstance(text, Markup) else escape(visible(text))
 
 
+_STRETCHED = {"width": "100%", "height": "100%", "viewBox": "0 0 100 100", "preserveAspectRatio": "none"}
 _THINNEST = 0.4  # per cent of the drawing: what is there at all must be seen
 _MOST_RUNS = 240  # pieces of a line: more would not be seen, and a long training has very many
 _MOST_DOTS = 40
@@ -230,7 +225,7 @@ def _ends(values: Sequence[float], from_zero: bool) -> tuple[float, float]:
 
 
 def _curve(runs: Sequence[_Run], span: tuple[float, float], ends: tuple[float, float]) -> Markup:
-    """The line and its shade. A path knows no per cents: it has a drawing of its own, stretched over the whole one."""
+    """The line and its shade. A path takes no per cents: it has a drawing of its own, stretched over the whole one."""
 
     def at(run: _Run, value: float) -> str:
         return f"{position(run.at, *span):.2f} {100 - position(value, *ends):.2f}"
@@ -240,8 +235,7 @@ def _curve(runs: Sequence[_Run], span: tuple[float, float], ends: tuple[float, f
         element("path", d=f"M{' L'.join(shade)}Z", class_="shade"),
         element("path", d=f"M{' L'.join(at(run, run.mean) for run in runs)}", class_="line"),
     ]
-    whole = {"width": "100%", "height": "100%", "viewBox": "0 0 100 100", "preserveAspectRatio": "none"}
-    return element("svg", *paths, **whole, aria_hidden="true")
+    return element("svg", *paths, **_STRETCHED, aria_hidden="true")
 
 
 def _bar(left: float, right: float, number: int, top: int, ends: tuple[float, float], zones: Zones | None) -> Markup:
@@ -414,8 +408,7 @@ def plane(
         if trace.level is not None:
             paths.append(_path([(x.low, trace.level), (x.high, trace.level)], x, y, f"trace level s{trace.style}"))
         paths.append(_path(_bent(trace.points, x, y), x, y, f"trace s{trace.style}"))
-    whole = {"width": "100%", "height": "100%", "viewBox": "0 0 100 100", "preserveAspectRatio": "none"}
-    parts.append(element("svg", *paths, **whole, class_="clipped", aria_hidden="true"))
+    parts.append(element("svg", *paths, **_STRETCHED, class_="clipped", aria_hidden="true"))
     parts += [piece for trace in traces for spot in trace.spots for piece in _spot(spot, trace.style, x, y)]
     return drawing(parts, ident=ident, title=title, description=description, class_=class_)
 

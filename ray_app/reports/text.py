@@ -1,6 +1,5 @@
-"""Columns and paragraphs of plain text that fit a given width. Knows words and widths; knows nothing of what they say.
-
-Plain text for the terminal: rows as a table, and a run's end in words. Knows no colours and no terminal.
+"""Plain text for the terminal: columns (`table`) and paragraphs of a given width, rows (`verdict_table`) and a run's end
+(`summary_lines`).
 """
 
 import json

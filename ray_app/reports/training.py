@@ -1,10 +1,7 @@
-"""A training's facts → one HTML page that loads nothing, runs nothing and can be mailed as it is; and the same end in a few lines.
+"""A training's document (`TrainingFacts`, `metrics.json`) → one HTML page (`render_training_report`), and a few lines (`training_lines`).
 
-Knows what the page says and in which order; `templates/` knows how it looks. Every text in the facts is taken for hostile.
-
-The document of a detector's training, `metrics.json`: `training` fills it, its report and tests read it.
-
-Its JSON schema: docs/schemas/training.json. Fields stand in the order of the file; `history` and `mistakes` are for the page alone.
+Its JSON schema: docs/schemas/training.json. Fields stand in the order of the file; `history` and `mistakes` are for the page alone. The
+page loads nothing and runs nothing. Every text in the facts is taken for hostile.
 """
 
 import math

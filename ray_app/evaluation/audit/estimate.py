@@ -1,6 +1,5 @@
-"""An audit's answer: prevalence, precision and recall of a run's verdicts from labels of its sample, as plain JSON.
-
-People's labels of a sample, read back: what each stratum was found to hold. Knows labels and strata; knows no scores.
+"""An audit's answer (`estimate`): prevalence, precision and recall of a run's verdicts from people's labels of its sample
+(`read_answers`).
 """
 
 import json

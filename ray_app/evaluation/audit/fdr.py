@@ -1,4 +1,4 @@
-"""The images of a run that can be listed as fakes with few reals among them, as its card's known reals tell. Knows rows and promises."""
+"""The images of a run that can be listed as fakes with few reals among them, by its card's known reals: `discover`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

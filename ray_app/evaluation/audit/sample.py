@@ -1,11 +1,8 @@
-"""The files of an audit: `sample.csv` for people to fill in, `audit.html` to do it with pictures, `audit.json` with what makes the labels
-count. Knows those files; computes no figure.
+"""The sample of a run that people label (`draw_sample`): strata by verdict and score, and how many images of each are drawn.
 
-The sample of a run that people are asked about: counted in one pass, drawn in another. Knows rows and ids; writes nothing.
-
-Which images are drawn is told by hashes of their ids and the seed alone, so the same command draws the same ones from the same run.
-
-The strata of a sample: images by verdict and score, how many each has, and how many of them people are asked about. Knows no files.
+Its files (`read_audit`): `sample.csv` for people to fill in, `audit.html` to do it with pictures, `audit.json` with what makes the labels
+count. Which images are drawn follows from hashes of their ids and the seed alone, so the same command draws the same ones from the same
+run.
 """
 
 import csv

@@ -1,11 +1,7 @@
-"""A run and its labels → labelled images with a score of every detector. Knows rows, labels and cards; fits nothing.
+"""A run and its labels → labelled images with a score of every detector (`read_labelled`, `CalibrationData`), in columns of one length.
 
 What cannot be used is left out and counted: images without a score, images outside the range that a detector's card allows and those of
 one colour (their verdict is `abstain` whatever they score), images without a label.
-
-Labelled rows of a run, one table after another, as columns of labelled images; what cannot be used is counted. Knows rows and labels.
-
-The labelled images of a run as columns of one length: what a calibration is made of. Knows arrays; reads no run and no labels file.
 """
 
 from collections import Counter

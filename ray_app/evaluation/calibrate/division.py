@@ -1,12 +1,7 @@
-"""Labelled images together with how they are divided: into groups, into parts, and which of them are copies. Knows no scores.
+"""Labelled images → three disjoint parts, to fit on, to calibrate on, to choose thresholds on (`Division`).
 
-Labelled images → three disjoint parts: to fit on, to calibrate on, to choose thresholds on. Knows groups; fits nothing.
-
-Which part a group is in follows from the bytes of its files and a seed, never from where they lie.
-
-Which labelled images are not independent, so that one part must hold all of them. Knows hashes and names; divides nothing.
-
-Which two images in different parts hang together, and how: what a refused division says. Knows one group at a time.
+Images that are not independent (copies, one scene, one source) form a group, and one part holds all of a group. Which part that is follows
+from the bytes of its files and a seed, never from where they lie.
 """
 
 import hashlib

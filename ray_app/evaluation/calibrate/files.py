@@ -1,6 +1,5 @@
-"""What a calibration is asked for. Knows settings alone.
-
-A calibrated ensemble as files: the card, the scores of the reals behind its threshold, the report. Knows paths; computes nothing.
+"""The settings of a calibration (`CalibrateConfig`) and its files (`write_files`): the card, the scores of the reals behind its threshold,
+the report.
 
 The card is written last, so that what it names is there.
 """

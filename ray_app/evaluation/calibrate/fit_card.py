@@ -1,4 +1,4 @@
-"""Labelled images in three parts → an ensemble card: calibrations, rule, thresholds. Knows cards and scores; reads and writes nothing.
+"""Labelled images in three parts → an ensemble card (`fit_card`): calibrations, rule, thresholds.
 
 On `fit` are fitted the detectors' calibrations and the rule (of a cascade also its band, there and on `calibrate`), on `calibrate` the
 ensemble's calibration, on `choose` the thresholds and nothing else: so that what is promised of them holds. A detector alone has one

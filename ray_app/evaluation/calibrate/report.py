@@ -1,7 +1,6 @@
 """What a calibration is worth, measured on images that nothing was fitted on: as chances, generator by generator, by JPEG quality.
 
-Knows cards and scores; words and writes nothing. Chances are compared at the share of fakes
-among the very images that they are measured on, whatever prevalence the card is for.
+Chances are compared at the share of fakes among the very images that they are measured on, whatever prevalence the card is for.
 """
 
 from collections import Counter

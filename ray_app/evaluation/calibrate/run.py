@@ -1,4 +1,4 @@
-"""`touchstone calibrate`: a labelled run → an ensemble card whose error rate is known, and the report of it. Brings the pieces together."""
+"""`touchstone calibrate` (`calibrate_run`): a labelled run → an ensemble card whose error rate is known, and the report of it."""
 
 import sys
 from pathlib import Path

@@ -1,8 +1,8 @@
-"""Where verdicts begin, chosen on held-out scores so that what is promised of them holds. Knows scores of one class; knows no card.
+"""Calibrations (`fit`: Platt scaling, temperature scaling, isotonic regression), thresholds (`choose`) and a cascade's band
+(`choose_band`).
 
-One calibration from scores and labels: Platt scaling, temperature scaling or isotonic regression. Knows numbers alone.
-
-Which images of a cascade go on to all detectors: the band of early scores that finds most fakes at its share. Knows both scores.
+Thresholds are chosen on held-out scores of one class, so that what is promised of them holds. The band of early scores is the one that
+finds most fakes at its share.
 """
 
 import math

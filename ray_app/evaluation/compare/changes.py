@@ -1,8 +1,5 @@
-"""What became of verdicts and statuses from run A to run B. Knows codes of words; reads no run but for the names of examples.
-
-Whether run B tells fake from real better than run A, on the same labelled images. Knows scores, labels and generators as arrays.
-
-How one system's scores moved from run A to run B: image by image where both have it, and as a whole. Knows arrays of scores.
+"""Changes from run A to run B: verdicts (`flips_of`), statuses, scores (`shift_of`, `distribution_of`), and accuracy by labels
+(`labelled_changes`).
 
 Differences are B less A, in log-odds.
 """

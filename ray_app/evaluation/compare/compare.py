@@ -1,10 +1,7 @@
-"""Two runs → one document that says what changed from A to B: images, statuses, verdicts, scores and, with labels, how good they are.
+"""Two runs → one document (`compare`) of what changed from A to B: images, statuses, verdicts, scores and, with labels, how good they are.
 
-Knows in which order; `pairing` matches rows, `shifts`, `flips` and `labelled_changes` compute, `findings` says what of it matters.
-
-What of a comparison is worth saying: significant, and not negligible. Knows the document of `comparing`; computes no test.
-
-A run of 10⁷ images makes any trifle significant, and one of 50 hardly anything: so each finding takes both.
+`findings` are the changes worth reporting. A run of 10⁷ images makes any trifle significant, and one of 50 hardly anything: so each
+finding is both significant and not negligible.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

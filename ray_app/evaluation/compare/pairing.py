@@ -1,7 +1,7 @@
-"""Which rows of two runs are of the same image, and single columns of a run as arrays. Knows keys and columns; knows no statistics.
+"""Which rows of two runs are of the same image (`pair`), and single columns of a run as arrays (`RunColumns`).
 
-A run is read a column at a time, so that memory holds keys, places and two columns, however many detectors there are: about 60 bytes a
-row of either run.
+A run is read a column at a time, so that memory holds keys, places and two columns, however many detectors there are: about 60 bytes a row
+of either run.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,14 +1,7 @@
-"""One line of a verification: what was looked at, and what was found.
+"""Checks of a record (`EvidenceCheck`): its canonical JSON, its decision, its profile, and its image's hash and scores on this machine.
 
-One spelling of a record, so that equal content has equal hashes, and one file of each, so that no two programs read it differently.
-
-Knows JSON; knows nothing of what a record means.
-
-A recorded row and its cards → the decision once more, by the code that decides in runs. Nothing is fetched, decoded or scored.
-
-What a run's profile says of one image: as a section of its record, and once more from the image. Knows rows and cards.
-
-The image of a record once more: its hash, and its scores by the recorded cards on this machine. Loads torch and weights.
+Equal content has one spelling and so equal hashes (`canonical`, `digest`). `decide_again` uses the code that decides in runs;
+`check_image` loads torch and weights.
 """
 
 import hashlib

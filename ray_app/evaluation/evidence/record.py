@@ -1,4 +1,4 @@
-"""One image's record, from a run's files: what was decided of it, by what, under which promise, and the hashes of all of that.
+"""One image's record, from a run's files (`make_evidence`, `read_evidence`): its decision, by what, under which promise, and their hashes.
 
     {"touchstone_evidence": 1, "sha256": digest of `record`, "signature": if it was signed (`signing`), "record": {
         image       image_id, uri, member, occurrence; `sha256` of its file
@@ -11,15 +11,9 @@
         hashes      of each of these             verify      how to check
         made_at, made_by, found_by; cards_here_depart: where the run noted another card than lies on the machine that made this}}
 
-Everything is read from the run directory and the cards; nothing is fetched, decoded or scored.
-
-The parts of a record that follow from a row, a run and its cards: made when it is written, and made again when it is verified.
-
-What a record promises and what it does not, in sentences. Knows cards and rows; knows no page and no terminal.
-
-What each detector said of one image, and what was made of it: a row's columns as one entry per detector. Knows rows and cards.
-
-The one row of a run that a person means by a uri, an id or a path. Knows names and rows; decides nothing.
+Everything is read from the run directory and the cards; nothing is fetched, decoded or scored. `find_row` is the one row that a uri, an
+id or a path means; `sections` are the parts that follow from a row, a run and its cards: made when a record is written, and again when it
+is verified.
 """
 
 import json

@@ -1,10 +1,9 @@
-"""Which keys a record may have, so that nothing stands in one that no check looks at. Knows names; knows no values.
+"""The signature of a record (`signed`, `check_signature`: Ed25519, RFC 8032, keys as PEM files), and the keys that it may have
+(`strange_keys`).
 
-What is made anew when a record is verified is compared with that key by key (`differences`); of the rest the names stand here.
-
-A record and a key of its maker's: Ed25519 (RFC 8032) by `cryptography`, keys as PEM files. Knows keys and bytes, not what a record says.
-
-What is signed is the canonical JSON of all but the signature itself, so that neither the record nor its digest can change under it.
+What is signed is the canonical JSON of all but the signature itself, so that neither the record nor its digest can change under it. What
+is made anew when a record is verified is compared with that key by key (`differences`); of the rest the names stand here, so that nothing
+stands in a record that no check reads.
 """
 
 import base64

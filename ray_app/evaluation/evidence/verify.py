@@ -1,9 +1,8 @@
-"""A record → what of it agrees with itself, with the image and with the detectors here, line by line.
+"""A record → what of it agrees with itself, with the image and with the detectors here, line by line (`verify_evidence`).
 
 Without the image: the digest, the run's fingerprint, the cards against that, and the decision from the recorded scores. With it: the
-file's hash, and the scores once more on this machine within a tolerance that is said.
-
-What of a record a verification did not look at, and why, so that nobody takes it for verified. Knows names of fields and checks.
+file's hash, and the scores once more on this machine within a stated tolerance. `not_verified` lists what was not checked, and why, so
+that nobody takes it for verified.
 """
 
 import json

@@ -1,13 +1,8 @@
-"""`touchstone labels`: do the labels of a set say what they should, and could they be told without looking? Knows rows; scores nothing.
+"""`touchstone labels` (`audit_labels`): which labels are likely wrong, and whether properties of files alone predict them.
 
-labels.json (the document), labels.html, and suspicious.parquet where a run was at hand.
-
-What an audit of labels found, in sentences. Knows its document; computes no figure.
-
-Images whose label a classifier on other images doubts, worst first. Knows features of a run and labels; opens no image.
-
-The classifier is a logistic regression on kept embeddings, or else on the scores of the run's detectors, that saw no image of the same
-group; what it says is weighed by confident learning (`ray_app.metrics.label_quality`).
+It writes labels.json (the document), labels.html, and suspicious.parquet where a run was at hand. Suspects are images whose label a
+classifier doubts, worst first: a logistic regression on kept embeddings, or else on the scores of the run's detectors, that saw no image
+of the same group; its output is weighed by confident learning (`ray_app.metrics.label_quality`).
 """
 
 import base64

@@ -1,8 +1,6 @@
-"""Labelled images with what is known of their files: of an index, of its files read now, or of a run. Knows rows; judges nothing.
+"""Labelled images with the facts of their files (`facts_of_index`, `facts_of_run`), and these facts as columns (`features_of`).
 
 The tables have `image_id`, `uri`, `member`, `input` (INPUT, `prompt` and `mask_uri` as they are) and FACTS, null where nothing is known.
-
-Labelled rows → the columns by which files could be told apart without looking at a picture. Knows facts; judges nothing.
 """
 
 import io

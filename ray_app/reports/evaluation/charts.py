@@ -1,4 +1,4 @@
-"""Charts of an evaluation: facts of its systems → drawings with captions. Knows which figure is drawn against which; no colours."""
+"""Charts of an evaluation with their captions: curves, risk over coverage, reliability, scores and robustness of its systems."""
 
 import math
 import re

@@ -1,10 +1,8 @@
-"""An evaluation's document → one HTML page that loads nothing, runs nothing and can be mailed as it is; and the same in a few lines.
+"""An evaluation's document → one HTML page that loads nothing and runs nothing (`render_evaluation`), and a few lines
+(`evaluation_lines`).
 
-Knows what the page says and in which order; `templates/` knows how it looks. Every text in the document is taken for hostile.
-
-The protocol's table as the page shows it: our cells and published ones side by side, in few columns and rows at a time.
-
-Knows which cell stands where and which notes it needs; knows no HTML.
+Every text in the document is taken for hostile. The protocol's table has our cells and published ones side by side, in few columns and
+rows at a time (`grids`).
 """
 
 import base64

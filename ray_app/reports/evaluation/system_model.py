@@ -1,8 +1,6 @@
-"""One system of an evaluation's document, a detector or the ensemble: figures, curves, generators, views.
+"""One system of an evaluation's document, a detector or the ensemble (`SystemFacts`), and a figure in it (`FigureFacts`).
 
 Fields stand in the order of the file.
-
-A figure as the reports read it from an evaluation's document, and mappings of them. Knows no system and no data.
 """
 
 import math

@@ -1,12 +1,7 @@
-"""An evaluation in sentences: the headline, four answers and what to beware of; the same on the page and on the terminal.
+"""An evaluation in sentences, the same on the page and on the terminal: `headline`, four `answers`, `warnings`, and the tables of names
+and groups.
 
-Knows figures and names; knows no HTML. Every name in a sentence is made visible and kept short.
-
-Confident mistakes under what they were taken for, as pages list them. Knows labels; knows no score and no page.
-
-Named generators, predicted prompts, and groups in and out of distribution, as an evaluation's page and terminal show them.
-
-Knows the document's sections; knows no HTML.
+Every name in a sentence is made visible and kept short.
 """
 
 from collections.abc import Callable, Iterator, Sequence
