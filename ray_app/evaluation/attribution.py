@@ -29,6 +29,14 @@ COLUMNS = ("label", "generator", "verdict", "predicted_generator", "generator_ra
 _BETWEEN = "\x1f"  # no name holds it
 Words = tuple[str, str, str | None, str | None]
 Floats = npt.NDArray[np.float64]
+Document = dict[str, Any]
+_NO_KNOWN = "no image of a known generator"
+_NO_UNKNOWN = "no image of an unknown generator"
+_NO_LIST = "no list of known generators"
+Distribution = Literal["in", "out"]
+KNOWN, NEW_VERSION, NEW_FAMILY = "generators of the training", "other generators of their families", "other families"
+_TOTALS: Mapping[Distribution, str] = {"in": "all in distribution", "out": "all out of distribution"}
+_NONE = "no image of these generators"
 
 
 class AttributionAnswer(NamedTuple):
@@ -89,35 +97,40 @@ class AttributionAnswers:
                     self.confidences.setdefault(self.names.label(name), []).append(mine)
 
 
+@dataclass(frozen=True)
+class Grouped:
+    """Generators, by their names in the labels. `total`: of all groups with that distribution."""
+
+    name: str
+    distribution: Distribution
+    generators: frozenset[str]
+    total: bool = False
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """`by`: what tells the groups apart. Those without an image are there too."""
+
+    by: Literal["protocol", "identifier"]
+    groups: tuple[Grouped, ...]
+
+    @property
+    def all(self) -> list[Grouped]:
+        """The groups, and their totals where a distribution has several."""
+        totals = []
+        for distribution, name in _TOTALS.items():
+            mine = [one for one in self.groups if one.distribution == distribution]
+            if len(mine) > 1:
+                totals.append(Grouped(name, distribution, frozenset().union(*[one.generators for one in mine]), total=True))
+        return [*self.groups, *totals]
+
+
 def answers_of(tables: Tables, names: Names) -> AttributionAnswers | None:
     """All of a run's answers; None where no image was asked."""
     found = AttributionAnswers(names)
     for table in tables(COLUMNS):
         found.add(table)
     return found if any(one.asked for one in found.counts) else None
-
-
-def _place(name: str, ranking: list[Any]) -> int | None:
-    return ranking.index(name) if name in ranking else None
-
-
-def _rankings(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Lists of names as one text each."""
-    return pc.binary_join(column, _BETWEEN) if pa.types.is_list(column.type) else pa.chunked_array([pa.nulls(len(column), pa.string())])
-
-
-def _confidences(column: pa.ChunkedArray) -> Floats:
-    """(n,), NaN where there is none."""
-    if not pa.types.is_floating(column.type):
-        return np.full(len(column), np.nan)
-    found: Floats = np.asarray(pc.fill_null(column.cast(pa.float64()), float("nan")))
-    return found
-
-
-Document = dict[str, Any]
-_NO_KNOWN = "no image of a known generator"
-_NO_UNKNOWN = "no image of an unknown generator"
-_NO_LIST = "no list of known generators"
 
 
 def identification_of(answers: AttributionAnswers, *, rules: IdentificationRules | None = None, missing: int = 0) -> Document:
@@ -135,6 +148,42 @@ def identification_of(answers: AttributionAnswers, *, rules: IdentificationRules
     return {"protocol": "plain", **_plain(answers, rules)}
 
 
+def grouping_of(protocol: Protocol | None, names: Names, systems: Sequence[SystemFacts]) -> Grouping | None:
+    """The groups of a document's fakes; None where nobody tells what was in training."""
+    fakes = [one for one in (systems[0].generators if systems else ()) if one.label == "fake"]
+    if protocol and protocol.groups:
+        rows = {row.name: row for row in protocol.rows}
+        told: tuple[tuple[Distribution, tuple[str, ...]], ...] = (("in", protocol.groups.inside), ("out", protocol.groups.out))
+        held = {name: frozenset(one.name for one in fakes if rows[name].holds(one)) for _, some in told for name in some}
+        return Grouping("protocol", tuple(Grouped(name, side, held[name]) for side, some in told for name in some))
+    if names.classes is None:
+        return None
+    found: dict[str, set[str]] = {KNOWN: set(), NEW_VERSION: set(), NEW_FAMILY: set()}
+    for one in fakes:
+        found[_distribution_place(names, one.name)].add(one.name)
+    return Grouping("identifier", tuple(Grouped(name, "in" if name == KNOWN else "out", frozenset(mine)) for name, mine in found.items()))
+
+
+def groups_section(
+    grouping: Grouping, systems: Sequence[SystemFacts], answers: AttributionAnswers | None, prompts: Prompts | None, top_k: Sequence[int]
+) -> GroupFacts:
+    """The section `groups`: per group its generators, images, and figures of detection (by system), identification and prompts."""
+    rows = [
+        GroupRow(
+            name=one.name,
+            distribution=one.distribution,
+            total=one.total,
+            generators=tuple(sorted(one.generators)),
+            n=max((sum(row.n + row.unscored for row in _mine(one, system)) for system in systems), default=0),
+            detection={system.name: facts_of(_detection(_mine(one, system))) for system in systems},
+            identification=facts_of(group_identification(answers, one.generators, top_k)) if answers else None,
+            prompts=facts_of(prompts.of(one.generators)) if prompts else None,
+        )
+        for one in grouping.all
+    ]
+    return GroupFacts(by=grouping.by, groups=tuple(rows))
+
+
 def group_identification(answers: AttributionAnswers, generators: Collection[str], top_k: Sequence[int]) -> Mapping[str, MetricEstimate]:
     """Figures of the fakes of some generators, by their names in the labels: of generators, of families, and how often it abstained."""
     names = answers.names
@@ -144,6 +193,22 @@ def group_identification(answers: AttributionAnswers, generators: Collection[str
     found = single.found(top_k).figures
     kept = {name: found[name] for name in ("accuracy", *[f"top_{k}" for k in top_k], "macro_f1")}
     return kept | {"family_accuracy": families.found(()).figures["accuracy"], "abstained": _abstained(mine.items(), "no image was asked")}
+
+
+def _plain(answers: AttributionAnswers, rules: IdentificationRules) -> Document:
+    names = answers.names
+    fakes = Counter({one: n for one, n in answers.counts.items() if one.label == "fake"})
+    families = _by_family(fakes, names)
+    single = _section(_Level(fakes, answers, names.classes), rules.top_k, lambda key: str(names.shown(key)))
+    single |= {"reals_named": _reals_named(answers).row(), "open_set_auroc": _auroc(answers, names).row()}
+    return {
+        **single,
+        "families": _section(_Level(families, answers, names.class_families), rules.top_k, str),
+        "known": None if names.classes is None else sorted(str(names.shown(key)) for key in names.classes),
+        "without_prediction": sum(n for one, n in fakes.items() if one.said is None),
+        "not_asked": sum(n for one, n in fakes.items() if not one.asked),
+        "notes": list(_notes(answers)),
+    }
 
 
 class _Level:
@@ -176,22 +241,6 @@ class _Level:
         others = [(one, n) for one, n in self._counts.items() if not self.is_known(one)]
         why = _NO_LIST if self.known is None else _NO_UNKNOWN
         return {"abstained_known": _abstained(known, _NO_KNOWN), "abstained_unknown": _abstained(others, why)}
-
-
-def _plain(answers: AttributionAnswers, rules: IdentificationRules) -> Document:
-    names = answers.names
-    fakes = Counter({one: n for one, n in answers.counts.items() if one.label == "fake"})
-    families = _by_family(fakes, names)
-    single = _section(_Level(fakes, answers, names.classes), rules.top_k, lambda key: str(names.shown(key)))
-    single |= {"reals_named": _reals_named(answers).row(), "open_set_auroc": _auroc(answers, names).row()}
-    return {
-        **single,
-        "families": _section(_Level(families, answers, names.class_families), rules.top_k, str),
-        "known": None if names.classes is None else sorted(str(names.shown(key)) for key in names.classes),
-        "without_prediction": sum(n for one, n in fakes.items() if one.said is None),
-        "not_asked": sum(n for one, n in fakes.items() if not one.asked),
-        "notes": list(_notes(answers)),
-    }
 
 
 def _section(level: _Level, top_k: Sequence[int], shown: Any) -> Document:
@@ -246,74 +295,21 @@ def _notes(answers: AttributionAnswers) -> Iterable[str]:
         yield "The run does not say which generators could be named: all count as known."
 
 
-Distribution = Literal["in", "out"]
-KNOWN, NEW_VERSION, NEW_FAMILY = "generators of the training", "other generators of their families", "other families"
-_TOTALS: Mapping[Distribution, str] = {"in": "all in distribution", "out": "all out of distribution"}
-_NONE = "no image of these generators"
+def _place(name: str, ranking: list[Any]) -> int | None:
+    return ranking.index(name) if name in ranking else None
 
 
-@dataclass(frozen=True)
-class Grouped:
-    """Generators, by their names in the labels. `total`: of all groups with that distribution."""
-
-    name: str
-    distribution: Distribution
-    generators: frozenset[str]
-    total: bool = False
+def _rankings(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Lists of names as one text each."""
+    return pc.binary_join(column, _BETWEEN) if pa.types.is_list(column.type) else pa.chunked_array([pa.nulls(len(column), pa.string())])
 
 
-@dataclass(frozen=True)
-class Grouping:
-    """`by`: what tells the groups apart. Those without an image are there too."""
-
-    by: Literal["protocol", "identifier"]
-    groups: tuple[Grouped, ...]
-
-    @property
-    def all(self) -> list[Grouped]:
-        """The groups, and their totals where a distribution has several."""
-        totals = []
-        for distribution, name in _TOTALS.items():
-            mine = [one for one in self.groups if one.distribution == distribution]
-            if len(mine) > 1:
-                totals.append(Grouped(name, distribution, frozenset().union(*[one.generators for one in mine]), total=True))
-        return [*self.groups, *totals]
-
-
-def grouping_of(protocol: Protocol | None, names: Names, systems: Sequence[SystemFacts]) -> Grouping | None:
-    """The groups of a document's fakes; None where nobody tells what was in training."""
-    fakes = [one for one in (systems[0].generators if systems else ()) if one.label == "fake"]
-    if protocol and protocol.groups:
-        rows = {row.name: row for row in protocol.rows}
-        told: tuple[tuple[Distribution, tuple[str, ...]], ...] = (("in", protocol.groups.inside), ("out", protocol.groups.out))
-        held = {name: frozenset(one.name for one in fakes if rows[name].holds(one)) for _, some in told for name in some}
-        return Grouping("protocol", tuple(Grouped(name, side, held[name]) for side, some in told for name in some))
-    if names.classes is None:
-        return None
-    found: dict[str, set[str]] = {KNOWN: set(), NEW_VERSION: set(), NEW_FAMILY: set()}
-    for one in fakes:
-        found[_distribution_place(names, one.name)].add(one.name)
-    return Grouping("identifier", tuple(Grouped(name, "in" if name == KNOWN else "out", frozenset(mine)) for name, mine in found.items()))
-
-
-def groups_section(
-    grouping: Grouping, systems: Sequence[SystemFacts], answers: AttributionAnswers | None, prompts: Prompts | None, top_k: Sequence[int]
-) -> GroupFacts:
-    """The section `groups`: per group its generators, images, and figures of detection (by system), identification and prompts."""
-    rows = [
-        GroupRow(
-            name=one.name,
-            distribution=one.distribution,
-            total=one.total,
-            generators=tuple(sorted(one.generators)),
-            n=max((sum(row.n + row.unscored for row in _mine(one, system)) for system in systems), default=0),
-            detection={system.name: facts_of(_detection(_mine(one, system))) for system in systems},
-            identification=facts_of(group_identification(answers, one.generators, top_k)) if answers else None,
-            prompts=facts_of(prompts.of(one.generators)) if prompts else None,
-        )
-        for one in grouping.all
-    ]
-    return GroupFacts(by=grouping.by, groups=tuple(rows))
+def _confidences(column: pa.ChunkedArray) -> Floats:
+    """(n,), NaN where there is none."""
+    if not pa.types.is_floating(column.type):
+        return np.full(len(column), np.nan)
+    found: Floats = np.asarray(pc.fill_null(column.cast(pa.float64()), float("nan")))
+    return found
 
 
 def _distribution_place(names: Names, generator: str) -> str:

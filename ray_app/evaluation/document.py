@@ -52,6 +52,28 @@ COLUMNS = ("system", "view", "scope", "figure", "value", "low", "high", "method"
 Line = tuple[str, str, str, str, FigureFacts]
 """System, view, scope, name and figure."""
 _FORMULA = re.compile(r"^\s*[=+\-@\t\r]")
+FEATURES = ("format", "width", "height", "mode", "icc")
+MOST_RATIO = 10.0
+MOST_APART = 0.25  # the share of images that would have to be of another format, or size, for both classes to be alike
+OpenSection = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A run with its labels, and what a pass over both has gathered."""
+
+    run: RunDirectory
+    labels: Labels
+    systems: Systems
+    cells: Cells
+    protocol: Protocol | None
+    config: EvaluateConfig
+
+    def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """The labelled rows with these columns, a run's own and `TOLD`, read anew."""
+        own = [name for name in columns if name not in TOLD]
+        read = current_tables(self.run, list(dict.fromkeys(["image_id", *own, *self.labels.columns])))
+        return joined_rows(read, self.labels, columns)
 
 
 def write_document(document: EvaluationDocument, out: Store) -> None:
@@ -73,6 +95,65 @@ def metrics_csv(document: EvaluationDocument) -> str:
         facts = [figure.value, low, high, figure.method or None, figure.n, figure.why or None]
         writer.writerow([_tame(value) for value in (system, view, scope, name, *facts)])
     return stream.getvalue()
+
+
+def document_of(found: Evaluation, warnings: Sequence[str] = (), telling: Callable[[str], object] = lambda _: None) -> EvaluationDocument:
+    """The document. `warnings`: of the join. `telling` hears what is being done."""
+    protocol, config = found.protocol, found.config
+    described = found.run.describe()
+    telling("figures")
+    systems = _systems(found)
+    telling("masks and texts")
+    rules = protocol.localization if protocol else None
+    localized = localization_of_run(found.run, found.tables, rules=rules, pictures=config.thumbnails, guard=found.labels.guard)
+    localization = localized.section if localized else None
+    telling("tests and tables")
+    binary = {one.name: one.output == "binary" for one in systems}
+    identification, prompts, groups = _named(found, systems)
+    return EvaluationDocument(
+        schema=EVALUATION_SCHEMA,
+        version=__version__,
+        made_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        title=config.title or (protocol.title if protocol else _named_after(found.run.store.url)),
+        run=_run(found.run, described),
+        labels=_labels(found, warnings),
+        protocol=protocol.facts() if protocol else None,
+        data=data_of(found.cells, seed=config.seed),
+        systems=tuple(systems),
+        reference=tuple(reference_of(protocol)),
+        table=table_of(protocol, systems, localization),
+        paired=tuple(paired_tests(found.cells.sample.rows(), found.systems.all, binary)),
+        localization=localization,
+        identification=identification,
+        prompts=prompts,
+        groups=groups,
+        mistakes=tuple(with_thumbnails(found.cells.mistakes.rows(), found.run, wanted=config.thumbnails)),
+        overlays=tuple(localized.overlays) if localized else (),
+    )
+
+
+def data_of(cells: Cells, *, seed: int = 0) -> DataFacts:
+    """The document's section `data`."""
+    kinds, statuses = Counter[str](), Counter[str]()
+    formats, sizes = ({"real": Counter[str](), "fake": Counter[str]()} for _ in range(2))
+    for (cell, status, _), count in cells.rows.items():
+        kinds[cell.group.kind] += count
+        statuses[status] += count
+        formats[cell.group.label][cell.format] += count
+        sizes[cell.group.label][cell.size] += count
+    n_real, n_fake = kinds["real"], kinds["whole"] + kinds["local"]
+    return DataFacts(
+        n=cells.joined,
+        n_real=n_real,
+        n_fake=n_fake,
+        n_whole=kinds["whole"],
+        n_local=kinds["local"],
+        digest=f"{cells.digest:016x}",
+        statuses=_most_frequent_first(statuses),
+        formats={label: _most_frequent_first(counts) for label, counts in formats.items()},
+        sizes={label: {band: counts[band] for band in (*BANDS, UNKNOWN) if counts[band]} for label, counts in sizes.items()},
+        shortcut=_shortcut(cells.sample.rows(), n_real, n_fake, formats, sizes, seed),
+    )
 
 
 def _figures(document: EvaluationDocument) -> Iterator[Line]:
@@ -138,35 +219,6 @@ def _among(section: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Fi
 
 def _tame(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
-
-
-FEATURES = ("format", "width", "height", "mode", "icc")
-MOST_RATIO = 10.0
-MOST_APART = 0.25  # the share of images that would have to be of another format, or size, for both classes to be alike
-
-
-def data_of(cells: Cells, *, seed: int = 0) -> DataFacts:
-    """The document's section `data`."""
-    kinds, statuses = Counter[str](), Counter[str]()
-    formats, sizes = ({"real": Counter[str](), "fake": Counter[str]()} for _ in range(2))
-    for (cell, status, _), count in cells.rows.items():
-        kinds[cell.group.kind] += count
-        statuses[status] += count
-        formats[cell.group.label][cell.format] += count
-        sizes[cell.group.label][cell.size] += count
-    n_real, n_fake = kinds["real"], kinds["whole"] + kinds["local"]
-    return DataFacts(
-        n=cells.joined,
-        n_real=n_real,
-        n_fake=n_fake,
-        n_whole=kinds["whole"],
-        n_local=kinds["local"],
-        digest=f"{cells.digest:016x}",
-        statuses=_most_frequent_first(statuses),
-        formats={label: _most_frequent_first(counts) for label, counts in formats.items()},
-        sizes={label: {band: counts[band] for band in (*BANDS, UNKNOWN) if counts[band]} for label, counts in sizes.items()},
-        shortcut=_shortcut(cells.sample.rows(), n_real, n_fake, formats, sizes, seed),
-    )
 
 
 def _most_frequent_first(counts: Counter[str]) -> dict[str, int]:
@@ -237,62 +289,6 @@ def _of_shares(what: str, counts: Mapping[str, Counter[str]]) -> list[str]:
     most = max(sorted(apart), key=lambda name: abs(apart[name]))
     real, fake = (shares[label].get(most, 0.0) for label in ("real", "fake"))
     return [f"The classes differ in {what}: {most} are {real:.0%} of the real images and {fake:.0%} of the fakes."]
-
-
-OpenSection = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A run with its labels, and what a pass over both has gathered."""
-
-    run: RunDirectory
-    labels: Labels
-    systems: Systems
-    cells: Cells
-    protocol: Protocol | None
-    config: EvaluateConfig
-
-    def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """The labelled rows with these columns, a run's own and `TOLD`, read anew."""
-        own = [name for name in columns if name not in TOLD]
-        read = current_tables(self.run, list(dict.fromkeys(["image_id", *own, *self.labels.columns])))
-        return joined_rows(read, self.labels, columns)
-
-
-def document_of(found: Evaluation, warnings: Sequence[str] = (), telling: Callable[[str], object] = lambda _: None) -> EvaluationDocument:
-    """The document. `warnings`: of the join. `telling` hears what is being done."""
-    protocol, config = found.protocol, found.config
-    described = found.run.describe()
-    telling("figures")
-    systems = _systems(found)
-    telling("masks and texts")
-    rules = protocol.localization if protocol else None
-    localized = localization_of_run(found.run, found.tables, rules=rules, pictures=config.thumbnails, guard=found.labels.guard)
-    localization = localized.section if localized else None
-    telling("tests and tables")
-    binary = {one.name: one.output == "binary" for one in systems}
-    identification, prompts, groups = _named(found, systems)
-    return EvaluationDocument(
-        schema=EVALUATION_SCHEMA,
-        version=__version__,
-        made_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        title=config.title or (protocol.title if protocol else _named_after(found.run.store.url)),
-        run=_run(found.run, described),
-        labels=_labels(found, warnings),
-        protocol=protocol.facts() if protocol else None,
-        data=data_of(found.cells, seed=config.seed),
-        systems=tuple(systems),
-        reference=tuple(reference_of(protocol)),
-        table=table_of(protocol, systems, localization),
-        paired=tuple(paired_tests(found.cells.sample.rows(), found.systems.all, binary)),
-        localization=localization,
-        identification=identification,
-        prompts=prompts,
-        groups=groups,
-        mistakes=tuple(with_thumbnails(found.cells.mistakes.rows(), found.run, wanted=config.thumbnails)),
-        overlays=tuple(localized.overlays) if localized else (),
-    )
 
 
 def _named_after(url: str) -> str:

@@ -51,6 +51,11 @@ MOST = 12
 SIDE_PX = 320
 FOUND, TRUE = (220, 38, 38), (250, 204, 21)  # marked pixels are tinted red; a yellow line goes round those that were altered
 _TINT = 115  # of 255
+_MODES: tuple[Literal["origin", "reverse", "double"], ...] = ("origin", "reverse", "double")
+_IMAGES = {
+    "opensdi": "local edits alone; IMDLBenCo's formulas, as its evaluation uses them",
+    "imdlbenco": "every image with a mask; reals count F1 = IoU = AUC = 0; 1e-8 in the denominators",
+}
 
 
 class Overlays:
@@ -84,60 +89,11 @@ class Overlays:
         return told
 
 
-def overlay(picture: Image.Image, truth: Image.Image, found: Image.Image) -> Image.Image:
-    """A picture (RGB) with the pixels that were found (L, not 0) tinted, and a line round those that were altered (L, not 0)."""
-    size = picture.size
-    tinted = Image.composite(Image.new("RGB", size, FOUND), picture, _shrunk(found, size).point(lambda level: level * _TINT // 255))
-    inside = _shrunk(truth, size)
-    line = ImageChops.difference(inside.filter(ImageFilter.MaxFilter(3)), inside.filter(ImageFilter.MinFilter(3)))
-    return Image.composite(Image.new("RGB", size, TRUE), tinted, line)
-
-
-def _picture(image: MaskedImage, row: dict[str, Any], measurer: MaskMeasurer, reader: MemberReader, limits: ImageLimits) -> dict[str, Any]:
-    [(_, data)] = reader.read([image.member])
-    try:
-        if isinstance(data, InputError):
-            raise data
-        pixels = decode_image(data, limits).pixels
-        if pixels.size != image.size:
-            return {"picture": None, "why": "the image is another one now"}
-        truth = Image.fromarray(measurer.truth(image))
-    except TouchstoneError as refused:
-        return {"picture": None, "why": str(refused)}
-    marked = np.asarray(mask_image(row, stretched=True)[0]) > 127
-    pixels.thumbnail((SIDE_PX, SIDE_PX))
-    buffer = io.BytesIO()
-    overlay(pixels, truth, Image.fromarray(marked.astype(np.uint8) * np.uint8(255))).save(buffer, "JPEG", quality=80)
-    return {"picture": base64.b64encode(buffer.getvalue()).decode()}
-
-
-def _shrunk(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """A mask at another size, 0 or 255; what covers any part of a new pixel covers it, so that nothing thin is lost."""
-    return mask.resize(size, Image.Resampling.BOX).point(lambda level: 255 if level else 0)
-
-
-_MODES: tuple[Literal["origin", "reverse", "double"], ...] = ("origin", "reverse", "double")
-_IMAGES = {
-    "opensdi": "local edits alone; IMDLBenCo's formulas, as its evaluation uses them",
-    "imdlbenco": "every image with a mask; reals count F1 = IoU = AUC = 0; 1e-8 in the denominators",
-}
-
-
 class Localized(NamedTuple):
     """Two sections of the document: `section` is `localization`."""
 
     section: LocalizationFacts
     overlays: list[OverlayFacts]
-
-
-class _Group(NamedTuple):
-    """What rows are gathered by. `size`: network or original at the threshold asked for, half: network at ½."""
-
-    system: str
-    view: str | None
-    size: Literal["network", "original", "half"]
-    kind: Kind
-    generator: str
 
 
 def localization_of_run(
@@ -168,6 +124,15 @@ def localization_of_run(
     return Localized(section, gathered.overlays.pictures(measurer, fetcher, limits) if pictures else [])
 
 
+def overlay(picture: Image.Image, truth: Image.Image, found: Image.Image) -> Image.Image:
+    """A picture (RGB) with the pixels that were found (L, not 0) tinted, and a line round those that were altered (L, not 0)."""
+    size = picture.size
+    tinted = Image.composite(Image.new("RGB", size, FOUND), picture, _shrunk(found, size).point(lambda level: level * _TINT // 255))
+    inside = _shrunk(truth, size)
+    line = ImageChops.difference(inside.filter(ImageFilter.MaxFilter(3)), inside.filter(ImageFilter.MinFilter(3)))
+    return Image.composite(Image.new("RGB", size, TRUE), tinted, line)
+
+
 class _Headline:
     """Whose rules make the figures that a system is known by."""
 
@@ -195,6 +160,16 @@ class _Headline:
             "empty_images": EMPTY[self._empty if policy == "plain" else "zero"],
             "resizing": RESIZING,
         }
+
+
+class _Group(NamedTuple):
+    """What rows are gathered by. `size`: network or original at the threshold asked for, half: network at ½."""
+
+    system: str
+    view: str | None
+    size: Literal["network", "original", "half"]
+    kind: Kind
+    generator: str
 
 
 class _Gathered:
@@ -265,6 +240,29 @@ class _Gathered:
         of_clean = {group: rows for group, rows in self._rows.items() if group.system == system and group.view is None}
         half = {group: rows for group, rows in of_clean.items() if group.size == "half"}
         return half or {group: rows for group, rows in of_clean.items() if group.size == "network"}
+
+
+def _picture(image: MaskedImage, row: dict[str, Any], measurer: MaskMeasurer, reader: MemberReader, limits: ImageLimits) -> dict[str, Any]:
+    [(_, data)] = reader.read([image.member])
+    try:
+        if isinstance(data, InputError):
+            raise data
+        pixels = decode_image(data, limits).pixels
+        if pixels.size != image.size:
+            return {"picture": None, "why": "the image is another one now"}
+        truth = Image.fromarray(measurer.truth(image))
+    except TouchstoneError as refused:
+        return {"picture": None, "why": str(refused)}
+    marked = np.asarray(mask_image(row, stretched=True)[0]) > 127
+    pixels.thumbnail((SIDE_PX, SIDE_PX))
+    buffer = io.BytesIO()
+    overlay(pixels, truth, Image.fromarray(marked.astype(np.uint8) * np.uint8(255))).save(buffer, "JPEG", quality=80)
+    return {"picture": base64.b64encode(buffer.getvalue()).decode()}
+
+
+def _shrunk(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """A mask at another size, 0 or 255; what covers any part of a new pixel covers it, so that nothing thin is lost."""
+    return mask.resize(size, Image.Resampling.BOX).point(lambda level: 255 if level else 0)
 
 
 def _view(name: str, groups: dict[_Group, MaskRows], headline: _Headline) -> MaskRow:

@@ -27,9 +27,12 @@ RowFigure = Literal[
 """What a row may hold. `rate`: the share told right. Against all real images: `auc`, `average_precision`, `oracle_accuracy` (sidbench's
 best accuracy on the test data itself), `balanced_accuracy`, and `f1_even`, the F1 if there were as many real images as fakes.
 `pixel_…`: of masks (ray_app.metrics.localization)."""
-
 Automatic = Literal["sources", "generators", "years"]
 Value = Annotated[float, Field(ge=0, le=1)]
+_NONE_SCORED = "none of these images was scored"
+_ONE_CLASS = "needs scored images of both classes"
+FIELD = "release_date"
+COLUMNS = ("input", FIELD, "generator", "label")
 
 
 class ProtocolRow(Frozen):
@@ -177,9 +180,27 @@ class Protocol(Frozen):
         return ProtocolFacts(**{name: getattr(self, name) for name in kept})
 
 
-def load_protocol(name_or_path: str | Path) -> Protocol:
-    """A shipped protocol by its name, or one from a YAML file. Raises ConfigError."""
-    return load_yaml(find_config("evaluate", name_or_path), Protocol)
+def f1_by_source(generators: Sequence[GeneratorFacts]) -> MetricEstimate:
+    """OpenFake v2's cross-benchmark F1: the F1 of every source by itself, weighted by its images.
+
+    It means nothing: a source of real images alone has an F1 of 0 however well it is told, and one of fakes 2 · TPR / (1 + TPR).
+    """
+    parts = [(one.rate.n, (one.rate.value or 0.0) if one.label == "fake" else 0.0) for one in generators if one.rate.n]
+    n = sum(weight for weight, _ in parts)
+    return MetricEstimate(sum(weight * 2 * tpr / (1 + tpr) for weight, tpr in parts) / n, n=n) if n else undefined(_NONE_SCORED)
+
+
+def missing_is_wrong(generators: Sequence[GeneratorFacts]) -> MetricEstimate:
+    """DFLIP-3K v1's accuracy: right ones among all images of the list, those without a score included."""
+    right, n = hits(generators)
+    return proportion(right, n + sum(one.unscored for one in generators), "there are no images")
+
+
+CONVENTIONS: Mapping[str, Callable[[Sequence[GeneratorFacts]], MetricEstimate]] = {
+    "f1_by_source": f1_by_source,
+    "accuracy_missing_wrong": missing_is_wrong,
+}
+"""What a footer may name beside figures, averages and means of rows: of all generators of a system."""
 
 
 def list_protocols() -> Iterator[Protocol]:
@@ -188,20 +209,9 @@ def list_protocols() -> Iterator[Protocol]:
         yield load_protocol(path)
 
 
-_NONE_SCORED = "none of these images was scored"
-_ONE_CLASS = "needs scored images of both classes"
-
-
-def hits(generators: Sequence[GeneratorFacts]) -> tuple[int, int]:
-    """Images told right, and images, of a document's generators together."""
-    known = [one.rate for one in generators if one.rate.value is not None]
-    return sum(round((rate.value or 0.0) * rate.n) for rate in known), sum(rate.n for rate in known)
-
-
-def told_right(generators: Sequence[GeneratorFacts]) -> MetricEstimate:
-    """The share told right of all these generators' images."""
-    right, n = hits(generators)
-    return proportion(right, n, _NONE_SCORED)
+def load_protocol(name_or_path: str | Path) -> Protocol:
+    """A shipped protocol by its name, or one from a YAML file. Raises ConfigError."""
+    return load_yaml(find_config("evaluate", name_or_path), Protocol)
 
 
 def balanced(fakes: Sequence[GeneratorFacts], reals: Sequence[GeneratorFacts]) -> MetricEstimate:
@@ -220,20 +230,16 @@ def f1_even(fakes: Sequence[GeneratorFacts], reals: Sequence[GeneratorFacts]) ->
     return MetricEstimate(2 * tpr.value / (1 + tpr.value + 1 - tnr.value), n=tpr.n + tnr.n)
 
 
-def f1_by_source(generators: Sequence[GeneratorFacts]) -> MetricEstimate:
-    """OpenFake v2's cross-benchmark F1: the F1 of every source by itself, weighted by its images.
-
-    It means nothing: a source of real images alone has an F1 of 0 however well it is told, and one of fakes 2 · TPR / (1 + TPR).
-    """
-    parts = [(one.rate.n, (one.rate.value or 0.0) if one.label == "fake" else 0.0) for one in generators if one.rate.n]
-    n = sum(weight for weight, _ in parts)
-    return MetricEstimate(sum(weight * 2 * tpr / (1 + tpr) for weight, tpr in parts) / n, n=n) if n else undefined(_NONE_SCORED)
-
-
-def missing_is_wrong(generators: Sequence[GeneratorFacts]) -> MetricEstimate:
-    """DFLIP-3K v1's accuracy: right ones among all images of the list, those without a score included."""
+def told_right(generators: Sequence[GeneratorFacts]) -> MetricEstimate:
+    """The share told right of all these generators' images."""
     right, n = hits(generators)
-    return proportion(right, n + sum(one.unscored for one in generators), "there are no images")
+    return proportion(right, n, _NONE_SCORED)
+
+
+def hits(generators: Sequence[GeneratorFacts]) -> tuple[int, int]:
+    """Images told right, and images, of a document's generators together."""
+    known = [one.rate for one in generators if one.rate.value is not None]
+    return sum(round((rate.value or 0.0) * rate.n) for rate in known), sum(rate.n for rate in known)
 
 
 def oracle_accuracy(fakes: ScoreHistogram, reals: ScoreHistogram, points: int = 100) -> MetricEstimate:
@@ -248,17 +254,6 @@ def oracle_accuracy(fakes: ScoreHistogram, reals: ScoreHistogram, points: int = 
         grid = np.linspace(0, 1, points)
         thresholds = np.log(grid) - np.log1p(-grid)
     return MetricEstimate(max(fakes.above(t) + reals.n - reals.above(t) for t in thresholds.tolist()) / n, n=n)
-
-
-CONVENTIONS: Mapping[str, Callable[[Sequence[GeneratorFacts]], MetricEstimate]] = {
-    "f1_by_source": f1_by_source,
-    "accuracy_missing_wrong": missing_is_wrong,
-}
-"""What a footer may name beside figures, averages and means of rows: of all generators of a system."""
-
-
-FIELD = "release_date"
-COLUMNS = ("input", FIELD, "generator", "label")
 
 
 def releases_of(tables: Iterable[pa.Table]) -> Mapping[str, str]:

@@ -57,6 +57,8 @@ _HIGHEST = {"log_loss": math.inf}  # what is higher than 1 can be
 _TURNED = ("ece",)  # a resample's bins stray from the truth twice, the sample's own way and again: its replicates lie too high
 Figures = dict[str, MetricEstimate]
 ByGroup = Mapping[EvaluationGroup, ScoreHistogram]
+Statistics = Callable[[ScoreHistogram, ScoreHistogram], Mapping[str, float | None]]
+NO_OTHERS = "there are no images of the other class"
 
 
 class Resampling:
@@ -100,58 +102,6 @@ class Resampling:
         return figures | changed
 
 
-def _ends(name: str, figure: MetricEstimate, interval: Interval, sampled: float, m: int) -> tuple[float, float]:
-    """Those of a figure of n images, from an interval of m of them, on which it is `sampled`.
-
-    How far they lie off is brought to n images by √(m / n) where images were drawn; generators that were drawn are all of them. Figures
-    of `_TURNED` have the basic interval (Davison and Hinkley 1997, §5.2), which takes a bias off rather than adding it again.
-    """
-    assert figure.value is not None
-    scale = math.sqrt(m / figure.n) if interval.method == "bootstrap" and m < figure.n else 1.0
-    low, high = ((end - sampled) * scale for end in interval[:2])
-    if name in _TURNED:
-        low, high = min(0.0, -high), max(0.0, -low)
-    return max(0.0, figure.value + low), min(_HIGHEST.get(name, 1.0), figure.value + high)
-
-
-def _places(sample: pa.Table) -> dict[EvaluationGroup, npt.NDArray[np.int64]]:
-    """The rows of every group."""
-    groups = [EvaluationGroup(*one) for one in zip(sample["kind"].to_pylist(), sample["generator"].to_pylist(), strict=True)]
-    rows: dict[EvaluationGroup, list[int]] = {}
-    for row, group in enumerate(groups):
-        rows.setdefault(group, []).append(row)
-    return {group: np.array(some) for group, some in rows.items()}
-
-
-def _finite(scores: npt.NDArray[np.float64]) -> ScoreHistogram:
-    return ScoreHistogram.of(scores[np.isfinite(scores)])
-
-
-Statistics = Callable[[ScoreHistogram, ScoreHistogram], Mapping[str, float | None]]
-
-
-def _statistics(bare: Sequence[str], system: System) -> list[Statistics]:
-    """The functions that give the figures which lack an interval, and as few others as may be."""
-    every: list[tuple[tuple[str, ...], Statistics]] = [
-        (("balanced_accuracy", "f1", "precision"), lambda fakes, reals: _at(system, fakes, reals)),
-        (("average_precision",), lambda fakes, reals: {"average_precision": average_precision(fakes, reals)}),
-        (("eer",), lambda fakes, reals: {"eer": equal_error_rate(fakes, reals).value}),
-        (("tpr_at_fpr_1",), lambda fakes, reals: {"tpr_at_fpr_1": tpr_at_fpr(fakes, reals, 100).value}),
-        (("tpr_at_fpr_01",), lambda fakes, reals: {"tpr_at_fpr_01": tpr_at_fpr(fakes, reals, 1000).value}),
-        (("log_loss",), lambda fakes, reals: {"log_loss": log_loss(fakes, reals, system.calibration).value}),
-        (("brier",), lambda fakes, reals: {"brier": brier_score(fakes, reals, system.calibration).value}),
-        (("ece",), lambda fakes, reals: {"ece": debiased_ece(fakes, reals, system.calibration).value}),
-    ]
-    return [statistic for names, statistic in every if set(names) & set(bare)]
-
-
-def _at(system: System, fakes: ScoreHistogram, reals: ScoreHistogram) -> dict[str, float | None]:
-    return {name: one.value for name, one in rates_at(Confusion.at(fakes, reals, system.threshold, system.strict)).items()}
-
-
-NO_OTHERS = "there are no images of the other class"
-
-
 @dataclass(frozen=True)
 class Asked:
     """What is computed beside the usual. `extras`: figures of a generator that the protocol's table holds; `members`: of the ensemble."""
@@ -160,44 +110,6 @@ class Asked:
     extras: frozenset[str] = frozenset()
     members: Sequence[System] = ()
     released: Callable[[str], str | None] = lambda _: None
-
-
-@dataclass
-class _Scores:
-    """The scores of one system, by group and by class."""
-
-    system: System
-    by_group: dict[EvaluationGroup, ScoreHistogram]
-    binary: bool
-    reals: ScoreHistogram = field(init=False)
-    fakes: ScoreHistogram = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.reals = self.of(lambda group: group.kind == "real")
-        self.fakes = self.of(lambda group: group.kind != "real")
-
-    def of(self, chosen: Callable[[EvaluationGroup], bool]) -> ScoreHistogram:
-        """Those of some groups together."""
-        return ScoreHistogram.merged(scores for group, scores in self.by_group.items() if chosen(group))
-
-    def figures(self, fakes: ScoreHistogram, reals: ScoreHistogram) -> dict[str, MetricEstimate]:
-        """All figures of detection of two histograms."""
-        system = self.system
-        return detection_of(
-            fakes, reals, threshold=system.threshold, strict=system.strict, continuous=not self.binary, calibration=system.calibration
-        )
-
-    def auc(self, fakes: ScoreHistogram, reals: ScoreHistogram) -> MetricEstimate:
-        """The area under the ROC curve."""
-        if self.binary:
-            return undefined(NO_RANKING, fakes.n + reals.n)
-        return auc_figure(fakes, reals)
-
-    def right(self, group: EvaluationGroup) -> tuple[int, int]:
-        """Images told right, and images with a score, of one group."""
-        scores = self.by_group[group]
-        counts = Confusion.at(scores, scores, self.system.threshold, self.system.strict)
-        return counts.real_real if group.kind == "real" else counts.fake_fake, scores.n
 
 
 def system_of(system: System, cells: Cells, asked: Asked) -> SystemFacts:
@@ -238,12 +150,77 @@ def system_of(system: System, cells: Cells, asked: Asked) -> SystemFacts:
     )
 
 
+def paired_tests(sample: pa.Table, systems: Sequence[System], binary: Mapping[str, bool]) -> list[PairedFacts]:
+    """DeLong's test of two AUCs, or McNemar's where one of the two only says yes and no; on images that both score.
+
+    `difference` is b's figure less a's, as everywhere; `p_holm` is corrected for all pairs.
+    """
+    if not len(sample):
+        return []
+    fakes = np.asarray(sample["kind"]) != "real"
+    scores = {one.name: np.asarray(sample[f"score:{one.name}"].fill_null(np.nan)) for one in systems}
+    told = []
+    for one, other in combinations(systems, 2):
+        both = np.isfinite(scores[one.name]) & np.isfinite(scores[other.name])
+        if not both.any():
+            continue
+        first, second, truth = scores[one.name][both], scores[other.name][both], fakes[both]
+        if binary[one.name] or binary[other.name]:
+            test = mcnemar(_right(first, truth, one), _right(second, truth, other))
+        else:
+            test = delong_paired(first, second, truth)
+        told.append((one.name, other.name, test))
+    corrected = holm([test.p for _, _, test in told])
+    return [
+        PairedFacts(a=a, b=b, test=test.test, n=test.n, difference=FigureFacts.of(test.difference), p=test.p, why=test.why, p_holm=p)
+        for (a, b, test), p in zip(told, corrected, strict=True)
+    ]
+
+
 def _labelled(cells: Cells) -> Counter[EvaluationGroup]:
     """How many rows each group has, with a score or without."""
     found: Counter[EvaluationGroup] = Counter()
     for (cell, _, _), count in cells.rows.items():
         found[cell.group] += count
     return found
+
+
+@dataclass
+class _Scores:
+    """The scores of one system, by group and by class."""
+
+    system: System
+    by_group: dict[EvaluationGroup, ScoreHistogram]
+    binary: bool
+    reals: ScoreHistogram = field(init=False)
+    fakes: ScoreHistogram = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.reals = self.of(lambda group: group.kind == "real")
+        self.fakes = self.of(lambda group: group.kind != "real")
+
+    def of(self, chosen: Callable[[EvaluationGroup], bool]) -> ScoreHistogram:
+        """Those of some groups together."""
+        return ScoreHistogram.merged(scores for group, scores in self.by_group.items() if chosen(group))
+
+    def figures(self, fakes: ScoreHistogram, reals: ScoreHistogram) -> dict[str, MetricEstimate]:
+        """All figures of detection of two histograms."""
+        system = self.system
+        return detection_of(
+            fakes, reals, threshold=system.threshold, strict=system.strict, continuous=not self.binary, calibration=system.calibration
+        )
+
+    def auc(self, fakes: ScoreHistogram, reals: ScoreHistogram) -> MetricEstimate:
+        """The area under the ROC curve."""
+        if self.binary:
+            return undefined(NO_RANKING, fakes.n + reals.n)
+        return auc_figure(fakes, reals)
+
+    def right(self, group: EvaluationGroup) -> tuple[int, int]:
+        """Images told right, and images with a score, of one group."""
+        scores = self.by_group[group]
+        counts = Confusion.at(scores, scores, self.system.threshold, self.system.strict)
+        return counts.real_real if group.kind == "real" else counts.fake_fake, scores.n
 
 
 def _scores(system: System, cells: Cells, groups: Iterable[EvaluationGroup]) -> _Scores:
@@ -255,10 +232,6 @@ def _scores(system: System, cells: Cells, groups: Iterable[EvaluationGroup]) -> 
     values = np.unique(np.concatenate([np.empty(0), *[one.values[:3] for one in merged.values()]]))
     replies = all(len(one.values) <= 2 for one in merged.values()) and bool(len(values)) and bool(np.isin(values, (-1.0, 1.0)).all())
     return _Scores(system, merged, system.binary or replies)
-
-
-def _merged(tallies: Iterable[ScoreTally]) -> ScoreHistogram:
-    return ScoreHistogram.merged(tally.histogram() for tally in tallies)
 
 
 def _of_kind(kind: str, scores: _Scores, asked: Asked, figures: dict[str, MetricEstimate]) -> dict[str, MetricEstimate]:
@@ -361,6 +334,10 @@ def _strata(scores: _Scores, cells: Cells) -> list[FormatStratum]:
     return told
 
 
+def _merged(tallies: Iterable[ScoreTally]) -> ScoreHistogram:
+    return ScoreHistogram.merged(tally.histogram() for tally in tallies)
+
+
 def _in_order(stratum: tuple[tuple[str, str], Any]) -> tuple[str, int]:
     form, size = stratum[0]
     return form, (*BANDS, UNKNOWN).index(size)
@@ -379,6 +356,52 @@ def _views(scores: _Scores, cells: Cells, asked: Asked) -> list[ViewFacts]:
     return told
 
 
+def _ends(name: str, figure: MetricEstimate, interval: Interval, sampled: float, m: int) -> tuple[float, float]:
+    """Those of a figure of n images, from an interval of m of them, on which it is `sampled`.
+
+    How far they lie off is brought to n images by √(m / n) where images were drawn; generators that were drawn are all of them. Figures
+    of `_TURNED` have the basic interval (Davison and Hinkley 1997, §5.2), which takes a bias off rather than adding it again.
+    """
+    assert figure.value is not None
+    scale = math.sqrt(m / figure.n) if interval.method == "bootstrap" and m < figure.n else 1.0
+    low, high = ((end - sampled) * scale for end in interval[:2])
+    if name in _TURNED:
+        low, high = min(0.0, -high), max(0.0, -low)
+    return max(0.0, figure.value + low), min(_HIGHEST.get(name, 1.0), figure.value + high)
+
+
+def _places(sample: pa.Table) -> dict[EvaluationGroup, npt.NDArray[np.int64]]:
+    """The rows of every group."""
+    groups = [EvaluationGroup(*one) for one in zip(sample["kind"].to_pylist(), sample["generator"].to_pylist(), strict=True)]
+    rows: dict[EvaluationGroup, list[int]] = {}
+    for row, group in enumerate(groups):
+        rows.setdefault(group, []).append(row)
+    return {group: np.array(some) for group, some in rows.items()}
+
+
+def _finite(scores: npt.NDArray[np.float64]) -> ScoreHistogram:
+    return ScoreHistogram.of(scores[np.isfinite(scores)])
+
+
+def _statistics(bare: Sequence[str], system: System) -> list[Statistics]:
+    """The functions that give the figures which lack an interval, and as few others as may be."""
+    every: list[tuple[tuple[str, ...], Statistics]] = [
+        (("balanced_accuracy", "f1", "precision"), lambda fakes, reals: _at(system, fakes, reals)),
+        (("average_precision",), lambda fakes, reals: {"average_precision": average_precision(fakes, reals)}),
+        (("eer",), lambda fakes, reals: {"eer": equal_error_rate(fakes, reals).value}),
+        (("tpr_at_fpr_1",), lambda fakes, reals: {"tpr_at_fpr_1": tpr_at_fpr(fakes, reals, 100).value}),
+        (("tpr_at_fpr_01",), lambda fakes, reals: {"tpr_at_fpr_01": tpr_at_fpr(fakes, reals, 1000).value}),
+        (("log_loss",), lambda fakes, reals: {"log_loss": log_loss(fakes, reals, system.calibration).value}),
+        (("brier",), lambda fakes, reals: {"brier": brier_score(fakes, reals, system.calibration).value}),
+        (("ece",), lambda fakes, reals: {"ece": debiased_ece(fakes, reals, system.calibration).value}),
+    ]
+    return [statistic for names, statistic in every if set(names) & set(bare)]
+
+
+def _at(system: System, fakes: ScoreHistogram, reals: ScoreHistogram) -> dict[str, float | None]:
+    return {name: one.value for name, one in rates_at(Confusion.at(fakes, reals, system.threshold, system.strict)).items()}
+
+
 def _worst(generators: Sequence[GeneratorFacts]) -> WorstGenerator | None:
     """The fakes of which the fewest are found; of those with twenty images or more where there are any."""
     known = [(one.rate.value, one) for one in generators if one.label == "fake" and one.rate.value is not None]
@@ -387,33 +410,6 @@ def _worst(generators: Sequence[GeneratorFacts]) -> WorstGenerator | None:
         return None
     worst = min(many, key=lambda pair: pair[0])[1]
     return WorstGenerator(generator=worst.name, rate=worst.rate)
-
-
-def paired_tests(sample: pa.Table, systems: Sequence[System], binary: Mapping[str, bool]) -> list[PairedFacts]:
-    """DeLong's test of two AUCs, or McNemar's where one of the two only says yes and no; on images that both score.
-
-    `difference` is b's figure less a's, as everywhere; `p_holm` is corrected for all pairs.
-    """
-    if not len(sample):
-        return []
-    fakes = np.asarray(sample["kind"]) != "real"
-    scores = {one.name: np.asarray(sample[f"score:{one.name}"].fill_null(np.nan)) for one in systems}
-    told = []
-    for one, other in combinations(systems, 2):
-        both = np.isfinite(scores[one.name]) & np.isfinite(scores[other.name])
-        if not both.any():
-            continue
-        first, second, truth = scores[one.name][both], scores[other.name][both], fakes[both]
-        if binary[one.name] or binary[other.name]:
-            test = mcnemar(_right(first, truth, one), _right(second, truth, other))
-        else:
-            test = delong_paired(first, second, truth)
-        told.append((one.name, other.name, test))
-    corrected = holm([test.p for _, _, test in told])
-    return [
-        PairedFacts(a=a, b=b, test=test.test, n=test.n, difference=FigureFacts.of(test.difference), p=test.p, why=test.why, p_holm=p)
-        for (a, b, test), p in zip(told, corrected, strict=True)
-    ]
 
 
 def _right(scores: npt.NDArray[np.float64], fakes: npt.NDArray[np.bool_], system: System) -> npt.NDArray[np.bool_]:

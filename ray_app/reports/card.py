@@ -22,6 +22,16 @@ SPEED_WORDS = (
 )
 _LONGEST_LICENCE = len("CC-BY-NC-SA-4.0")
 _TIED = "\u00a0"  # a space at which no line is broken
+Line = tuple[str, str]
+_LABEL = 14
+_RESIZE_WORDS = {
+    "none": "the image's own size is kept",
+    "squash": "squash to {size} × {size} px, whatever the aspect",
+    "short_side": "short side to {size} px, aspect kept",
+    "thumbnail": "thumbnail: shrunk to sides of at most {size} px, never enlarged",
+}
+_RESAMPLERS = {"pillow": "Pillow's", "torch": "torchvision's on uint8, with antialias", "opencv": "OpenCV's, without antialias"}
+_PADS = {"black": "black", "mirror": "its own mirror image"}
 
 
 @dataclass(frozen=True)
@@ -54,11 +64,25 @@ class ZooEntry:
         }
 
 
-def speed_class(card: DetectorCard) -> str | None:
-    """How fast, by the multiply-adds that its card states; None where it states none."""
-    if card.size is None:
-        return None
-    return next((name for name, most in SPEED_CLASSES.items() if card.size.gmac < most), SLOWEST)
+@dataclass(frozen=True)
+class Here:
+    """What holds on this machine: whether the terms were accepted, and where each file of weights lies (None = missing), by uri."""
+
+    accepted: bool
+    files: Mapping[str, Path | None]
+
+
+def zoo_table(entries: Sequence[ZooEntry], width: int) -> str:
+    """One line per detector, its variants below it, and what the marks mean at the end."""
+    rows = [row for entry in entries for row in (_row(entry), *map(_row, entry.variants))]
+    heads = ["name", "family", "licence", "size", "input", "speed", "mask", "weights"]
+    lines = table(heads, rows, width, right={3}, wrap={1, 2})
+    marks = (
+        "! the licence has to be accepted first: touchstone detectors fetch NAME --accept-licence NAME. ✓ it was accepted. "
+        "size: parameters in millions (M) or billions (G). :NAME is a variant, used as DETECTOR:NAME. "
+        f"speed: {SPEED_WORDS}."
+    )
+    return "\n".join([*lines, "", *paragraph(marks, width)]).replace(_TIED, " ")
 
 
 def input_words(card: DetectorCard) -> str:
@@ -74,17 +98,46 @@ def input_words(card: DetectorCard) -> str:
     return "native" + (f" ≤ {most:g} MP" if most else "")
 
 
-def zoo_table(entries: Sequence[ZooEntry], width: int) -> str:
-    """One line per detector, its variants below it, and what the marks mean at the end."""
-    rows = [row for entry in entries for row in (_row(entry), *map(_row, entry.variants))]
-    heads = ["name", "family", "licence", "size", "input", "speed", "mask", "weights"]
-    lines = table(heads, rows, width, right={3}, wrap={1, 2})
-    marks = (
-        "! the licence has to be accepted first: touchstone detectors fetch NAME --accept-licence NAME. ✓ it was accepted. "
-        "size: parameters in millions (M) or billions (G). :NAME is a variant, used as DETECTOR:NAME. "
-        f"speed: {SPEED_WORDS}."
-    )
-    return "\n".join([*lines, "", *paragraph(marks, width)]).replace(_TIED, " ")
+def card_page(card: DetectorCard, here: Here, width: int) -> str:
+    """The card as sections of labelled lines and a table of figures, in at most `width` columns but for words that are longer."""
+    sections: list[tuple[str, list[str]]] = [
+        ("\n".join(paragraph(card.title, width)), _labelled(_summary(card), width)),
+        ("Licence", _labelled(_licence(card, here), width)),
+        ("Network", _labelled(_network(card), width)),
+        ("Preprocessing", _labelled(preprocessing_lines(card.preprocessing), width)),
+        ("Weights", _labelled(_weights(card.weights, card, here), width)),
+        ("Backbone", _labelled(_backbone(card, here), width)),
+        ("What the output means", _labelled(_output(card), width)),
+        ("Valid range", _labelled(_valid_range(card.valid_range), width)),
+        ("Training data", _labelled(_training(card.training_data), width)),
+        ("Published figures", _figures(card, width)),
+        ("Golden scores", _golden(card, width)),
+        ("Variants", _variants(card, width)),
+        ("Notes", [line for note in card.notes for line in _hung("- ", note, width)]),
+    ]
+    blocks = [[heading, *(f"  {line}".rstrip() for line in lines)] for heading, lines in sections if lines]
+    return "\n\n".join([card.name, *("\n".join(block) for block in blocks)])
+
+
+def speed_class(card: DetectorCard) -> str | None:
+    """How fast, by the multiply-adds that its card states; None where it states none."""
+    if card.size is None:
+        return None
+    return next((name for name, most in SPEED_CLASSES.items() if card.size.gmac < most), SLOWEST)
+
+
+def preprocessing_lines(preprocessing: Preprocessing) -> list[Line]:
+    """What happens to an image before the network sees it, step by step."""
+    resize = preprocessing.resize
+    first = f"first a thumbnail of at most {resize.thumbnail_first} px; then " if resize.thumbnail_first else ""
+    lines = [("resize", first + _RESIZE_WORDS[resize.mode].format(size=resize.size))]
+    if resize.mode != "none":
+        lines.append(("filter", f"{preprocessing.filter}, {_RESAMPLERS[preprocessing.resampler]}"))
+    if preprocessing.center_crop:
+        side = preprocessing.center_crop
+        lines.append(("crop", f"the centre {side} × {side} px; a smaller image is filled up with {_PADS[preprocessing.pad]}"))
+    lines.append(("normalised", f"(value / 255 − mean) / std; mean {_numbers(preprocessing.mean)}, std {_numbers(preprocessing.std)}"))
+    return lines
 
 
 def _row(entry: ZooEntry) -> list[str]:
@@ -113,61 +166,6 @@ def _millions(parameters: int) -> str:
         if parameters >= size:
             return f"{parameters / size:.{1 if parameters < 10 * size else 0}f} {unit}"
     return str(parameters)
-
-
-Line = tuple[str, str]
-_LABEL = 14
-_RESIZE_WORDS = {
-    "none": "the image's own size is kept",
-    "squash": "squash to {size} × {size} px, whatever the aspect",
-    "short_side": "short side to {size} px, aspect kept",
-    "thumbnail": "thumbnail: shrunk to sides of at most {size} px, never enlarged",
-}
-_RESAMPLERS = {"pillow": "Pillow's", "torch": "torchvision's on uint8, with antialias", "opencv": "OpenCV's, without antialias"}
-_PADS = {"black": "black", "mirror": "its own mirror image"}
-
-
-@dataclass(frozen=True)
-class Here:
-    """What holds on this machine: whether the terms were accepted, and where each file of weights lies (None = missing), by uri."""
-
-    accepted: bool
-    files: Mapping[str, Path | None]
-
-
-def card_page(card: DetectorCard, here: Here, width: int) -> str:
-    """The card as sections of labelled lines and a table of figures, in at most `width` columns but for words that are longer."""
-    sections: list[tuple[str, list[str]]] = [
-        ("\n".join(paragraph(card.title, width)), _labelled(_summary(card), width)),
-        ("Licence", _labelled(_licence(card, here), width)),
-        ("Network", _labelled(_network(card), width)),
-        ("Preprocessing", _labelled(preprocessing_lines(card.preprocessing), width)),
-        ("Weights", _labelled(_weights(card.weights, card, here), width)),
-        ("Backbone", _labelled(_backbone(card, here), width)),
-        ("What the output means", _labelled(_output(card), width)),
-        ("Valid range", _labelled(_valid_range(card.valid_range), width)),
-        ("Training data", _labelled(_training(card.training_data), width)),
-        ("Published figures", _figures(card, width)),
-        ("Golden scores", _golden(card, width)),
-        ("Variants", _variants(card, width)),
-        ("Notes", [line for note in card.notes for line in _hung("- ", note, width)]),
-    ]
-    blocks = [[heading, *(f"  {line}".rstrip() for line in lines)] for heading, lines in sections if lines]
-    return "\n\n".join([card.name, *("\n".join(block) for block in blocks)])
-
-
-def preprocessing_lines(preprocessing: Preprocessing) -> list[Line]:
-    """What happens to an image before the network sees it, step by step."""
-    resize = preprocessing.resize
-    first = f"first a thumbnail of at most {resize.thumbnail_first} px; then " if resize.thumbnail_first else ""
-    lines = [("resize", first + _RESIZE_WORDS[resize.mode].format(size=resize.size))]
-    if resize.mode != "none":
-        lines.append(("filter", f"{preprocessing.filter}, {_RESAMPLERS[preprocessing.resampler]}"))
-    if preprocessing.center_crop:
-        side = preprocessing.center_crop
-        lines.append(("crop", f"the centre {side} × {side} px; a smaller image is filled up with {_PADS[preprocessing.pad]}"))
-    lines.append(("normalised", f"(value / 255 − mean) / std; mean {_numbers(preprocessing.mean)}, std {_numbers(preprocessing.std)}"))
-    return lines
 
 
 def _summary(card: DetectorCard) -> list[Line]:
@@ -199,6 +197,15 @@ def _network(card: DetectorCard) -> list[Line]:
     return [*lines, ("precision", precision), ("", card.precision_note or "")]
 
 
+def _backbone(card: DetectorCard, here: Here) -> list[Line]:
+    backbone = card.backbone
+    if backbone is None:
+        return []
+    about = [("name", f"{backbone.name}: {backbone.title}"), ("", "runs once for all detectors that name it with the same preprocessing")]
+    terms = [("licence", backbone.licence), ("note", backbone.licence_note or ""), ("source", backbone.source)]
+    return [*about, *_architecture(backbone.architecture), *_weights(backbone.weights, card, here), *terms]
+
+
 def _architecture(architecture: Architecture) -> list[Line]:
     return [("architecture", architecture.name), ("arguments", _flow(architecture.arguments) if architecture.arguments else "")]
 
@@ -228,15 +235,6 @@ def _keys(weights: Weights) -> str:
     if weights.prefix:
         steps.append(f"put before each: {weights.prefix}")
     return "; ".join(steps)
-
-
-def _backbone(card: DetectorCard, here: Here) -> list[Line]:
-    backbone = card.backbone
-    if backbone is None:
-        return []
-    about = [("name", f"{backbone.name}: {backbone.title}"), ("", "runs once for all detectors that name it with the same preprocessing")]
-    terms = [("licence", backbone.licence), ("note", backbone.licence_note or ""), ("source", backbone.source)]
-    return [*about, *_architecture(backbone.architecture), *_weights(backbone.weights, card, here), *terms]
 
 
 def _output(card: DetectorCard) -> list[Line]:

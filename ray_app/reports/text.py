@@ -14,48 +14,6 @@ from ray_app.runs.document import RunSummary
 
 GAP = "  "
 _NARROWEST, _WIDE = 10, 2**31
-
-
-def table(
-    heads: Sequence[str], rows: Sequence[Sequence[str]], width: int = _WIDE, *, right: Collection[int] = (), wrap: Collection[int] = ()
-) -> list[str]:
-    """Aligned lines under `heads`; cells of the columns in `wrap` are broken into lines until all fits `width`, others never.
-
-    `right`: columns that are aligned to the right. Words are never broken, so that a path or a hash can be copied.
-    """
-    widths = [max(wording.columns(row[column]) for row in [heads, *rows]) for column in range(len(heads))]
-    floors = [_longest_word([row[column] for row in [heads, *rows]]) if column in wrap else widths[column] for column in range(len(heads))]
-    while sum(widths) + len(GAP) * (len(heads) - 1) > width:
-        spare, column = max((have - least, column) for column, (have, least) in enumerate(zip(widths, floors, strict=True)))
-        if spare <= 0:
-            break
-        widths[column] -= 1
-    lines = []
-    for row in [heads, *rows]:
-        cells = [paragraph(cell, size) if column in wrap else [cell] for column, (cell, size) in enumerate(zip(row, widths, strict=True))]
-        for index in range(max(map(len, cells))):
-            lines.append(aligned([cell[index] if index < len(cell) else "" for cell in cells], widths, right))
-    return lines
-
-
-def paragraph(text: str, width: int) -> list[str]:
-    """The text in lines of at most `width` columns, broken at spaces only; one empty line for no text."""
-    return textwrap.wrap(text, max(width, _NARROWEST), break_long_words=False, break_on_hyphens=False) or [""]
-
-
-def _longest_word(cells: Sequence[str]) -> int:
-    return max([_NARROWEST, *(wording.columns(word) for cell in cells for word in cell.split())])
-
-
-def aligned(cells: Sequence[str], widths: Sequence[int], right: Collection[int]) -> str:
-    """One line of cells, each filled up to its width; those of the columns in `right` from the left."""
-    padded = []
-    for column, (cell, width) in enumerate(zip(cells, widths, strict=True)):
-        space = " " * (width - wording.columns(cell))
-        padded.append(space + cell if column in right else cell + space)
-    return GAP.join(padded).rstrip()
-
-
 _SHORT_VERDICTS = {"real": "no evidence"}
 _NARROWEST_FILE = 16
 _LONGEST_EXAMPLE = 72
@@ -96,6 +54,33 @@ def verdict_table(rows: Iterable[Mapping[str, Any]], width: int) -> str:
     return "\n".join(lines)
 
 
+def table(
+    heads: Sequence[str], rows: Sequence[Sequence[str]], width: int = _WIDE, *, right: Collection[int] = (), wrap: Collection[int] = ()
+) -> list[str]:
+    """Aligned lines under `heads`; cells of the columns in `wrap` are broken into lines until all fits `width`, others never.
+
+    `right`: columns that are aligned to the right. Words are never broken, so that a path or a hash can be copied.
+    """
+    widths = [max(wording.columns(row[column]) for row in [heads, *rows]) for column in range(len(heads))]
+    floors = [_longest_word([row[column] for row in [heads, *rows]]) if column in wrap else widths[column] for column in range(len(heads))]
+    while sum(widths) + len(GAP) * (len(heads) - 1) > width:
+        spare, column = max((have - least, column) for column, (have, least) in enumerate(zip(widths, floors, strict=True)))
+        if spare <= 0:
+            break
+        widths[column] -= 1
+    lines = []
+    for row in [heads, *rows]:
+        cells = [paragraph(cell, size) if column in wrap else [cell] for column, (cell, size) in enumerate(zip(row, widths, strict=True))]
+        for index in range(max(map(len, cells))):
+            lines.append(aligned([cell[index] if index < len(cell) else "" for cell in cells], widths, right))
+    return lines
+
+
+def paragraph(text: str, width: int) -> list[str]:
+    """The text in lines of at most `width` columns, broken at spaces only; one empty line for no text."""
+    return textwrap.wrap(text, max(width, _NARROWEST), break_long_words=False, break_on_hyphens=False) or [""]
+
+
 def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     """The end of a run in words: what became of the members, how fast, what held it up, where to read on."""
     run = RunSummary.model_validate(dict(summary))
@@ -129,6 +114,19 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
         if any(member.masks for member in run.ensemble.members):
             lines.append(f"masks: touchstone masks {wording.visible(shlex.quote(run.run))} --out FOLDER")
     return lines
+
+
+def aligned(cells: Sequence[str], widths: Sequence[int], right: Collection[int]) -> str:
+    """One line of cells, each filled up to its width; those of the columns in `right` from the left."""
+    padded = []
+    for column, (cell, width) in enumerate(zip(cells, widths, strict=True)):
+        space = " " * (width - wording.columns(cell))
+        padded.append(space + cell if column in right else cell + space)
+    return GAP.join(padded).rstrip()
+
+
+def _longest_word(cells: Sequence[str]) -> int:
+    return max([_NARROWEST, *(wording.columns(word) for cell in cells for word in cell.split())])
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:

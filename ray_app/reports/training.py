@@ -20,6 +20,11 @@ from ray_app.reports.html import jpeg_uri, render, settings
 from ray_app.reports.svg import line_chart, range_meter
 
 TRAINING_SCHEMA = 1
+_MOST_GENERATORS = 60
+_MOST_MISTAKES = 48
+_MOST_VALIDATIONS = 200
+_HARDEST = 3
+_LONGEST_NAME = 60
 
 
 class GeneratorFigures(Section):
@@ -188,18 +193,43 @@ class TrainingFacts(Section):
         return [(step, float(value)) for step, value in found if isinstance(step, int) and isinstance(value, int | float)]
 
 
-_MOST_GENERATORS = 60
-_MOST_MISTAKES = 48
-_MOST_VALIDATIONS = 200
-_HARDEST = 3
-_LONGEST_NAME = 60
-
-
 class Curve(NamedTuple):
     """One drawing with its caption."""
 
     caption: str
     chart: Markup
+
+
+class Validations(NamedTuple):
+    """Figures of each validation as a table: heads, and per step a cell under each."""
+
+    heads: list[str]
+    rows: list[tuple[int, list[str]]]
+
+
+class TrainingGeneratorTable(NamedTuple):
+    """The generators of one label in one split, the hardest first; `left_out`: how many more there are."""
+
+    caption: str
+    rate: str
+    rows: list[tuple[str, GeneratorFigures]]
+    left_out: int
+
+
+class Holdings(NamedTuple):
+    """Images by generator and split; `left_out`: how many more generators there are."""
+
+    rows: list[tuple[str, list[int]]]
+    left_out: int
+
+
+class About(NamedTuple):
+    """What a reader asks first about a recipe and its card."""
+
+    detector: str
+    licence: str
+    source: str
+    departures: list[str]
 
 
 def render_training_report(facts: Mapping[str, Any]) -> str:
@@ -288,6 +318,11 @@ def _measured_figures(told: TrainingFacts) -> list[tuple[str, list[tuple[str, li
     return rows
 
 
+def _paces(told: TrainingFacts) -> list[Curve]:
+    captions = {"rate": "Learning rate", "gradient_norm": "Norm of the gradients", "images_per_s": "Images per second"}
+    return [curve for name, caption in captions.items() if (curve := _history_curve(told, name, caption, compact=True))]
+
+
 def _history_curve(told: TrainingFacts, name: str, caption: str, *, compact: bool = False) -> Curve | None:
     points = [(float(point.step), float(getattr(point, name))) for point in told.history]
     described = f"{len(points):,} points from step {told.span[0]:,} to {told.span[1]:,}."
@@ -302,11 +337,6 @@ def _history_curve(told: TrainingFacts, name: str, caption: str, *, compact: boo
         compact=compact,
     )
     return Curve(caption, chart) if chart else None
-
-
-def _paces(told: TrainingFacts) -> list[Curve]:
-    captions = {"rate": "Learning rate", "gradient_norm": "Norm of the gradients", "images_per_s": "Images per second"}
-    return [curve for name, caption in captions.items() if (curve := _history_curve(told, name, caption, compact=True))]
 
 
 def _validation_curves(told: TrainingFacts) -> list[Curve]:
@@ -330,13 +360,6 @@ def _validation_curves(told: TrainingFacts) -> list[Curve]:
     return curves
 
 
-class Validations(NamedTuple):
-    """Figures of each validation as a table: heads, and per step a cell under each."""
-
-    heads: list[str]
-    rows: list[tuple[int, list[str]]]
-
-
 def _validations(told: TrainingFacts) -> Validations:
     """All validations; of very many the last, and the one that was chosen."""
     names = [name for name in wording.FIGURE_WORDS if told.validated(name)]
@@ -355,15 +378,6 @@ def _auc_bar(found: GeneratorFigures) -> Markup:
     return range_meter(value, low, high, 0.5)
 
 
-class TrainingGeneratorTable(NamedTuple):
-    """The generators of one label in one split, the hardest first; `left_out`: how many more there are."""
-
-    caption: str
-    rate: str
-    rows: list[tuple[str, GeneratorFigures]]
-    left_out: int
-
-
 def _generator_tables(split: str, figures: Figures) -> list[TrainingGeneratorTable]:
     tables = []
     for label, caption, rate in (("fake", "Generators", "Flagged as fake"), ("real", "Sources of real images", "Not flagged")):
@@ -372,13 +386,6 @@ def _generator_tables(split: str, figures: Figures) -> list[TrainingGeneratorTab
             shown = rows[:_MOST_GENERATORS]
             tables.append(TrainingGeneratorTable(f"{caption}, {split}", rate, shown, len(rows) - len(shown)))
     return tables
-
-
-class Holdings(NamedTuple):
-    """Images by generator and split; `left_out`: how many more generators there are."""
-
-    rows: list[tuple[str, list[int]]]
-    left_out: int
 
 
 def _holdings(told: TrainingFacts) -> Holdings:
@@ -407,15 +414,6 @@ def _uncompared(told: TrainingFacts) -> list[str]:
     words = {"sha256": "bytes", "phash": "looks"}
     counts = {name: found.unhashed.get(name, 0) if found.checked.get(name) else 0 for name in words}
     return [f"{wording.counted(n, 'image')} could not be compared by {words[name]}: no hash." for name, n in counts.items() if n]
-
-
-class About(NamedTuple):
-    """What a reader asks first about a recipe and its card."""
-
-    detector: str
-    licence: str
-    source: str
-    departures: list[str]
 
 
 def _about(told: TrainingFacts) -> About:

@@ -29,6 +29,27 @@ from ray_app.runs import RunDirectory
 from ray_app.runs.reader import current_tables, numbers
 
 Places = NDArray[np.int64]
+TOLD = ("source", "group", "part", "phash")
+"""What labels, or the run's own columns, may say besides label and generator. `group` is taken for `source` where that is not told."""
+ROWS = [
+    "image_id",
+    "uri",
+    "member",
+    "status",
+    "sha256",
+    "format",
+    "width",
+    "height",
+    "quality",
+    "flags",
+    "phash",
+    "decoder",
+    "scores",
+    "input",
+]
+"""What is read of a run, so far as it has it."""
+_NUMBERS = {"image_id": np.int64, "fake": np.bool_, "width": np.int64, "height": np.int64, "quality": np.float64}
+_KEPT = ("image_id", "sha256", "fake", "generator", "source", "phash", "part", "format", "width", "height", "quality")
 
 
 @dataclass(frozen=True)
@@ -87,29 +108,6 @@ class CalibrationData:
     def _columns(self) -> list[tuple[str, Any]]:
         plain = [(one.name, getattr(self, one.name)) for one in fields(self) if one.name not in ("image_id", "scores")]
         return plain + [(f"scores of {name}", scores) for name, scores in self.scores.items()]
-
-
-TOLD = ("source", "group", "part", "phash")
-"""What labels, or the run's own columns, may say besides label and generator. `group` is taken for `source` where that is not told."""
-ROWS = [
-    "image_id",
-    "uri",
-    "member",
-    "status",
-    "sha256",
-    "format",
-    "width",
-    "height",
-    "quality",
-    "flags",
-    "phash",
-    "decoder",
-    "scores",
-    "input",
-]
-"""What is read of a run, so far as it has it."""
-_NUMBERS = {"image_id": np.int64, "fake": np.bool_, "width": np.int64, "height": np.int64, "quality": np.float64}
-_KEPT = ("image_id", "sha256", "fake", "generator", "source", "phash", "part", "format", "width", "height", "quality")
 
 
 @dataclass
@@ -227,17 +225,6 @@ class CalibrationCollector:
         return CalibrationData(scores={name: scores[:, place].copy() for place, name in enumerate(self.names)}, **columns)
 
 
-def _whole(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
-    return np.asarray(pc.fill_null(column, 0)).astype(np.int64)
-
-
-def _blank(rows: pa.Table) -> npt.NDArray[np.bool_]:
-    """Which rows are of images that show nothing."""
-    if "flags" not in rows.column_names:
-        return np.zeros(len(rows), np.bool_)
-    return np.array([is_blank(flags) for flags in rows["flags"].to_pylist()], np.bool_)
-
-
 @dataclass(frozen=True)
 class LabelledRun:
     """A labelled run, read. `members`: as the run's ensemble names them, and `names`: as the run does; `before`: what decided until now."""
@@ -282,6 +269,17 @@ def read_labelled(
     _check_labels(labelled, found.name)
     return LabelledRun(run.store.url, found.name, members, names, before, calibrations, labelled, described["identity"], reader.tally,
                    tuple(told))  # fmt: skip
+
+
+def _whole(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    return np.asarray(pc.fill_null(column, 0)).astype(np.int64)
+
+
+def _blank(rows: pa.Table) -> npt.NDArray[np.bool_]:
+    """Which rows are of images that show nothing."""
+    if "flags" not in rows.column_names:
+        return np.zeros(len(rows), np.bool_)
+    return np.array([is_blank(flags) for flags in rows["flags"].to_pylist()], np.bool_)
 
 
 def _members(

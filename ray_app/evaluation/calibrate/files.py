@@ -25,6 +25,11 @@ from ray_app.evaluation.calibrate.thresholds import Method
 from ray_app.metrics.arrays import Floats
 from ray_app.reports.calibration_model import CalibrationReport
 
+ENDINGS = (".yaml", ".yml")
+_HEAD = """# Written by `touchstone calibrate` from {run}; what it is worth stands in {report}.
+# Do not edit the numbers: the guarantee holds for exactly these.
+"""
+
 
 class CalibrateConfig(Frozen):
     """`fpr`, `confidence`: what the threshold promises. `rule`: None = `stacked`, of an only detector `mean-logit`.
@@ -61,9 +66,6 @@ class CalibrateConfig(Frozen):
         if self.rule == "cascade" and self.audit >= self.share:
             raise ValueError(f"--audit {self.audit:g} leaves nothing of --share {self.share:g} to the band")
         return self
-
-
-ENDINGS = (".yaml", ".yml")
 
 
 def card_path(out: str) -> Path:
@@ -143,10 +145,6 @@ def _listed(dumper: yaml.SafeDumper, items: list[Any]) -> yaml.Node:
 
 
 _Dumper.add_representer(list, _listed)
-
-_HEAD = """# Written by `touchstone calibrate` from {run}; what it is worth stands in {report}.
-# Do not edit the numbers: the guarantee holds for exactly these.
-"""
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -55,6 +55,40 @@ RULE = (
     f"({wording.stated(LEAST['moved'])}) are said where their whole 95 % interval lies beyond that."
 )
 _MOST_IN_HEADLINE = 2
+SCHEMA = 1
+
+
+def compare(run_a: str, run_b: str, labels: str | LabelsOfRows | None = None, *, by: By | None = None) -> dict[str, Any]:
+    """The comparison of the runs at two URLs, as plain JSON; differences are B less A.
+
+    `labels`: a file or an index of labels, or labels that are read already; None: the runs' own columns, if they have labels.
+    `by`: what names an image in both runs; None: `image_id` and, where the runs share no id, `sha256`. Columns are read one after the
+    other: 10⁷ rows take less than 2 GiB. Raises ConfigError where there is no run or a label is wrong.
+    """
+    a, b = RunColumns.open(run_a), RunColumns.open(run_b)
+    pairing = pair(a, b, by)
+    document = {
+        "schema": SCHEMA,
+        "version": __version__,
+        "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "runs": {"a": _described(a), "b": _described(b)},
+        "rows": pairing.counts,
+        "identity": _identity(a, b),
+        "only_detectors": {"a": _missing(a, b), "b": _missing(b, a)},
+        **_decisions(a, b, pairing),
+        "systems": [{"name": name, **_system(a, b, pairing, name)} for name in _systems(a, b)],
+        "quantiles": list(QUANTILES),
+        "labelled": _labelled(a, b, pairing, labels),
+        "rule": {"alpha": ALPHA, "least": dict(LEAST), "text": RULE},
+    }
+    return concluded(document)
+
+
+def concluded(document: Mapping[str, Any]) -> dict[str, Any]:
+    """A document with its tests corrected, and with what follows from them: `equal`, `findings` and `headline`."""
+    _correct(document)
+    told = dict(document) | {"equal": _equal(document), "findings": findings(document)}
+    return told | {"headline": headline(told)}
 
 
 def correct(tests: Sequence[dict[str, Any]]) -> None:
@@ -167,46 +201,6 @@ def _called(system: str) -> str:
     return "the ensemble" if system == ENSEMBLE else wording.visible(system)
 
 
-SCHEMA = 1
-
-
-def compare(run_a: str, run_b: str, labels: str | LabelsOfRows | None = None, *, by: By | None = None) -> dict[str, Any]:
-    """The comparison of the runs at two URLs, as plain JSON; differences are B less A.
-
-    `labels`: a file or an index of labels, or labels that are read already; None: the runs' own columns, if they have labels.
-    `by`: what names an image in both runs; None: `image_id` and, where the runs share no id, `sha256`. Columns are read one after the
-    other: 10⁷ rows take less than 2 GiB. Raises ConfigError where there is no run or a label is wrong.
-    """
-    a, b = RunColumns.open(run_a), RunColumns.open(run_b)
-    pairing = pair(a, b, by)
-    document = {
-        "schema": SCHEMA,
-        "version": __version__,
-        "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "runs": {"a": _described(a), "b": _described(b)},
-        "rows": pairing.counts,
-        "identity": _identity(a, b),
-        "only_detectors": {"a": _missing(a, b), "b": _missing(b, a)},
-        **_decisions(a, b, pairing),
-        "systems": [{"name": name, **_system(a, b, pairing, name)} for name in _systems(a, b)],
-        "quantiles": list(QUANTILES),
-        "labelled": _labelled(a, b, pairing, labels),
-        "rule": {"alpha": ALPHA, "least": dict(LEAST), "text": RULE},
-    }
-    return concluded(document)
-
-
-def concluded(document: Mapping[str, Any]) -> dict[str, Any]:
-    """A document with its tests corrected, and with what follows from them: `equal`, `findings` and `headline`."""
-    _correct(document)
-    told = dict(document) | {"equal": _equal(document), "findings": findings(document)}
-    return told | {"headline": headline(told)}
-
-
-def _systems(a: RunColumns, b: RunColumns) -> list[str]:
-    return [ENSEMBLE, *(name for name in a.detectors if name in b.detectors)]
-
-
 def _missing(here: RunColumns, there: RunColumns) -> list[str]:
     return [name for name in here.detectors if name not in there.detectors]
 
@@ -255,6 +249,10 @@ def _labelled(a: RunColumns, b: RunColumns, pairing: Pairing, labels: str | Labe
 
     verdicts = (a.codes("verdict", VERDICTS)[pairing.places_a], b.codes("verdict", VERDICTS)[pairing.places_b])
     return labelled_changes(truth, _systems(a, b), scores, verdicts)
+
+
+def _systems(a: RunColumns, b: RunColumns) -> list[str]:
+    return [ENSEMBLE, *(name for name in a.detectors if name in b.detectors)]
 
 
 def _truth(a: RunColumns, b: RunColumns, pairing: Pairing, labels: str | LabelsOfRows | None) -> ImageGroups | None:

@@ -33,6 +33,18 @@ from ray_app.runs.rows import FACTS
 from ray_app.runs.schema import DETAIL, SECOND_LOOK, STABILITY, reason_of
 
 CheckOutcome = Literal["agrees", "differs", "not checked"]
+DECIDED = ("score", "probability", "calibrated", "verdict", "verdict_reason", DETAIL, SECOND_LOOK)
+_CLOSE = 1e-9  # of a number: another processor's exp and log may round the last bits otherwise
+PROFILE = "profile"
+NEAREST = (
+    "A generator's name is the nearest of those that the identifier knows. It is no proof of where an image came from, it entered no "
+    "score, and of an image that is not flagged it says nothing."
+)
+WORDS = "Predicted words are a guess at the prompt: many prompts lead to one image, and these may never have been typed."
+# How far a score may be from the recorded one, in log-odds, times the recorded score's size where that is above 1. fp32: other kernels,
+# batch sizes and decoders round otherwise. bf16: each product keeps 8 bits, and kernels sum them in another order.
+TOLERANCE = {"fp32": 1e-3, "bf16": 0.1}
+Scores = dict[str, float | None]
 
 
 class EvidenceCheck(NamedTuple):
@@ -43,17 +55,12 @@ class EvidenceCheck(NamedTuple):
     told: str
 
 
-def hashed(name: str, ours: str, theirs: str, what: str) -> EvidenceCheck:
-    """Whether a hash that was computed here is the recorded one; `what` it is of."""
-    if ours == theirs:
-        return EvidenceCheck(name, "agrees", f"{what}: {ours}")
-    return EvidenceCheck(name, "differs", f"{what} is {ours}, recorded is {theirs}")
+class Decided(NamedTuple):
+    """What the cards make of the recorded scores. `exact`: the row says the same to the last bit. `differs`: the columns that do not."""
 
-
-def canonical(value: Any) -> bytes:
-    """UTF-8 JSON with sorted keys and no blanks (after RFC 8785, but for numbers, which are as Python writes them). NaN is an error."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-    return text.encode("ascii")
+    row: dict[str, Any]
+    exact: bool
+    differs: tuple[str, ...]
 
 
 def digest(value: Any) -> str:
@@ -61,9 +68,10 @@ def digest(value: Any) -> str:
     return hashlib.sha256(canonical(value)).hexdigest()
 
 
-def written(value: Any) -> str:
-    """A record as its file has it."""
-    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+def canonical(value: Any) -> bytes:
+    """UTF-8 JSON with sorted keys and no blanks (after RFC 8785, but for numbers, which are as Python writes them). NaN is an error."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return text.encode("ascii")
 
 
 def read_back(data: bytes) -> Any:
@@ -79,47 +87,9 @@ def read_back(data: bytes) -> Any:
     return value
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands twice")
-    return found
-
-
-def _finite(word: str) -> float:
-    """A number as JSON spells it. Raises ValueError for NaN, and for what no float holds (1e999)."""
-    number = float(word)
-    if not math.isfinite(number):
-        raise ValueError(f"{word} is no finite number")
-    return number
-
-
-def plain(value: Any) -> Any:
-    """A row's values as JSON has them: times in ISO 8601, bytes as their hash, numbers that are not finite and other types as text."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, bytes):
-        return f"{len(value)} bytes, sha256 {hashlib.sha256(value).hexdigest()}"
-    if isinstance(value, datetime | date):
-        return value.isoformat()
-    if value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value)):
-        return value
-    return str(value)
-
-
-DECIDED = ("score", "probability", "calibrated", "verdict", "verdict_reason", DETAIL, SECOND_LOOK)
-_CLOSE = 1e-9  # of a number: another processor's exp and log may round the last bits otherwise
-
-
-class Decided(NamedTuple):
-    """What the cards make of the recorded scores. `exact`: the row says the same to the last bit. `differs`: the columns that do not."""
-
-    row: dict[str, Any]
-    exact: bool
-    differs: tuple[str, ...]
+def written(value: Any) -> str:
+    """A record as its file has it."""
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
 
 
 def spec_of(ensemble: EnsembleCard, cards: Mapping[str, DetectorCard], identity: Mapping[str, Any], *, device: str = "cpu") -> ScoringSpec:
@@ -138,6 +108,73 @@ def spec_of(ensemble: EnsembleCard, cards: Mapping[str, DetectorCard], identity:
     )
 
 
+def profile_of(row: Mapping[str, Any], identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The record's section `profile`: generator, prompt, the facts of the cards that told them, limits; none for a run without one."""
+    if not identity.get(PROFILE):
+        return {}
+    generator = {name: row.get(f"generator_{name}") for name in ("family", "probability", "confidence", "ranking")}
+    told = {
+        "generator": {"name": row.get("predicted_generator"), **generator} if row.get("generator_confidence") is not None else None,
+        "prompt": {"text": row["predicted_prompt"], "likelihood": row.get("prompt_likelihood")} if row.get("predicted_prompt") else None,
+        "cards": dict(identity[PROFILE]),
+    }
+    limits = [NEAREST] * (told["generator"] is not None) + [WORDS] * (told["prompt"] is not None)
+    return {PROFILE: {**told, "limits": limits}}
+
+
+def check_image(record: Mapping[str, Any], spec: ScoringSpec, image: Path, accepted: Collection[str] = ()) -> Iterator[EvidenceCheck]:
+    """Compare a file with the record's and, if it is the same, score it again. Raises ConfigError where the file cannot be read, and
+    DetectorError where weights are missing or their licence is not `accepted`.
+    """
+    row = record["row"]
+    data = _read(image, spec.limits.max_bytes)
+    asked = replace(spec, slots=min(spec.slots, default_slots(spec.device)))
+    outcome = _decoded(asked, data)
+    if row["sha256"] is None or outcome.facts is None:
+        yield EvidenceCheck("file", "not checked", f"the run never read the file ({row['status']}), so that no hash of it is recorded")
+        return
+    here = hashed("file", outcome.facts.sha256, row["sha256"], f"SHA-256 of {image}")
+    yield here
+    if here.outcome == "differs":
+        yield EvidenceCheck("scores", "not checked", "this is not the recorded file, so it was not scored")
+        return
+    yield from _check_decoding(row, outcome)
+    named = [name for name, score in (row["scores"] or {}).items() if score is not None and name in spec.cards]
+    if outcome.status is not Status.OK or not named:
+        return
+    for name in named:
+        require_here(spec.cards[name], record["detectors"][name]["asked_as"])
+        require_accepted(spec.cards[name], accepted)
+        yield _weights(name, weights_digest(spec.cards[name]), record["hashes"]["weights"][name])
+    scores = _scores(_among(asked, named), data)
+    for name in named:
+        yield _compared(name, scores[name], row["scores"][name], spec)
+    yield _verdict(record, spec, scores)
+    yield from check_profile(record, asked, data)
+
+
+def hashed(name: str, ours: str, theirs: str, what: str) -> EvidenceCheck:
+    """Whether a hash that was computed here is the recorded one; `what` it is of."""
+    if ours == theirs:
+        return EvidenceCheck(name, "agrees", f"{what}: {ours}")
+    return EvidenceCheck(name, "differs", f"{what} is {ours}, recorded is {theirs}")
+
+
+def plain(value: Any) -> Any:
+    """A row's values as JSON has them: times in ISO 8601, bytes as their hash, numbers that are not finite and other types as text."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, bytes):
+        return f"{len(value)} bytes, sha256 {hashlib.sha256(value).hexdigest()}"
+    if isinstance(value, datetime | date):
+        return value.isoformat()
+    if value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    return str(value)
+
+
 def decide_again(spec: ScoringSpec, row: Mapping[str, Any], guarantee: Mapping[str, Any] | None = None) -> Decided:
     """Apply the ensemble to a row's detector scores, and compare. `guarantee`: what the run's summary says of it, if it says anything."""
     from ray_app.scoring.guarantee import unlike_rows
@@ -151,33 +188,6 @@ def decide_again(spec: ScoringSpec, row: Mapping[str, Any], guarantee: Mapping[s
     return Decided(told, told == {name: known[name] for name in told}, tuple(name for name in told if not alike(told[name], known[name])))
 
 
-def _of_today(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A row of an older schema with its reason as a word of the list."""
-    if DETAIL in row:
-        return row
-    why = reason_of(row["verdict_reason"])
-    return {**row, "verdict_reason": why and why.reason, DETAIL: why and why.detail}
-
-
-def _table(spec: ScoringSpec, row: Mapping[str, Any]) -> pa.Table:
-    """The row as a run's files hold it; what is no part of a decision is left out."""
-    schema = row_schema(
-        list(row["scores"] or spec.cards),
-        speakers=list(row.get("replies") or ()),
-        second_look=SECOND_LOOK in row,
-        stability=STABILITY in row,
-    )
-    known = {field.name: field.type for field in schema}
-    left_out = ("input", "provenance", "scored_at", "views")
-    types = {name: known.get(name) or pa.array([value]).type for name, value in row.items() if name not in left_out}
-    return pa.Table.from_pydict({name: pa.array([row[name]], _words(kind)) for name, kind in types.items()})
-
-
-def _words(kind: pa.DataType) -> pa.DataType:
-    """Words stand for themselves in a table of one row."""
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
-
-
 def alike(ours: Any, theirs: Any) -> bool:
     """Whether two values of JSON are equal, but for the last bits of their numbers."""
     if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
@@ -187,28 +197,6 @@ def alike(ours: Any, theirs: Any) -> bool:
     if isinstance(ours, float) and isinstance(theirs, float):
         return bool(np.isclose(ours, theirs, rtol=_CLOSE, atol=_CLOSE))
     return bool(ours == theirs)
-
-
-PROFILE = "profile"
-NEAREST = (
-    "A generator's name is the nearest of those that the identifier knows. It is no proof of where an image came from, it entered no "
-    "score, and of an image that is not flagged it says nothing."
-)
-WORDS = "Predicted words are a guess at the prompt: many prompts lead to one image, and these may never have been typed."
-
-
-def profile_of(row: Mapping[str, Any], identity: Mapping[str, Any]) -> dict[str, Any]:
-    """The record's section `profile`: generator, prompt, the facts of the cards that told them, limits; none for a run without one."""
-    if not identity.get(PROFILE):
-        return {}
-    generator = {name: row.get(f"generator_{name}") for name in ("family", "probability", "confidence", "ranking")}
-    told = {
-        "generator": {"name": row.get("predicted_generator"), **generator} if row.get("generator_confidence") is not None else None,
-        "prompt": {"text": row["predicted_prompt"], "likelihood": row.get("prompt_likelihood")} if row.get("predicted_prompt") else None,
-        "cards": dict(identity[PROFILE]),
-    }
-    limits = [NEAREST] * (told["generator"] is not None) + [WORDS] * (told["prompt"] is not None)
-    return {PROFILE: {**told, "limits": limits}}
 
 
 def check_profile(record: Mapping[str, Any], spec: ScoringSpec, data: bytes) -> Iterator[EvidenceCheck]:
@@ -229,6 +217,22 @@ def check_profile(record: Mapping[str, Any], spec: ScoringSpec, data: bytes) -> 
         yield _named(told["generator"], spec, identifier, data)
     if describer is not None and same["describer"] and told["prompt"]:
         yield _worded(told["prompt"], spec, describer, data)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands twice")
+    return found
+
+
+def _finite(word: str) -> float:
+    """A number as JSON spells it. Raises ValueError for NaN, and for what no float holds (1e999)."""
+    number = float(word)
+    if not math.isfinite(number):
+        raise ValueError(f"{word} is no finite number")
+    return number
 
 
 def _is_recorded(card: IdentifierCard | DescriberCard, recorded: Mapping[str, Any]) -> bool:
@@ -263,44 +267,6 @@ def _embedding(spec: ScoringSpec, detector: str, facts: Mapping[str, Any], data:
     alone = replace(spec.asking([detector]), identifier=None, describer=None, features={detector: facts}, stability=None)
     with closing(BatchDecoder(alone, clock)) as decoder:
         return EnsembleScorer(alone, clock).score([decoder.decode([(0, data)])]).of(EMBEDDINGS)[detector]
-
-
-# How far a score may be from the recorded one, in log-odds, times the recorded score's size where that is above 1. fp32: other kernels,
-# batch sizes and decoders round otherwise. bf16: each product keeps 8 bits, and kernels sum them in another order.
-TOLERANCE = {"fp32": 1e-3, "bf16": 0.1}
-
-Scores = dict[str, float | None]
-
-
-def check_image(record: Mapping[str, Any], spec: ScoringSpec, image: Path, accepted: Collection[str] = ()) -> Iterator[EvidenceCheck]:
-    """Compare a file with the record's and, if it is the same, score it again. Raises ConfigError where the file cannot be read, and
-    DetectorError where weights are missing or their licence is not `accepted`.
-    """
-    row = record["row"]
-    data = _read(image, spec.limits.max_bytes)
-    asked = replace(spec, slots=min(spec.slots, default_slots(spec.device)))
-    outcome = _decoded(asked, data)
-    if row["sha256"] is None or outcome.facts is None:
-        yield EvidenceCheck("file", "not checked", f"the run never read the file ({row['status']}), so that no hash of it is recorded")
-        return
-    here = hashed("file", outcome.facts.sha256, row["sha256"], f"SHA-256 of {image}")
-    yield here
-    if here.outcome == "differs":
-        yield EvidenceCheck("scores", "not checked", "this is not the recorded file, so it was not scored")
-        return
-    yield from _check_decoding(row, outcome)
-    named = [name for name, score in (row["scores"] or {}).items() if score is not None and name in spec.cards]
-    if outcome.status is not Status.OK or not named:
-        return
-    for name in named:
-        require_here(spec.cards[name], record["detectors"][name]["asked_as"])
-        require_accepted(spec.cards[name], accepted)
-        yield _weights(name, weights_digest(spec.cards[name]), record["hashes"]["weights"][name])
-    scores = _scores(_among(asked, named), data)
-    for name in named:
-        yield _compared(name, scores[name], row["scores"][name], spec)
-    yield _verdict(record, spec, scores)
-    yield from check_profile(record, asked, data)
 
 
 def _read(image: Path, most: int) -> bytes:
@@ -370,3 +336,30 @@ def _verdict(record: Mapping[str, Any], spec: ScoringSpec, scores: Scores) -> Ev
     again = decide_again(spec, row | {"scores": row["scores"] | scores}, record["guarantee"]["run"]).row
     told = f"{again['verdict']} from the scores made here, {row['verdict']} recorded"
     return EvidenceCheck("verdict", "agrees" if again["verdict"] == row["verdict"] else "differs", told)
+
+
+def _of_today(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A row of an older schema with its reason as a word of the list."""
+    if DETAIL in row:
+        return row
+    why = reason_of(row["verdict_reason"])
+    return {**row, "verdict_reason": why and why.reason, DETAIL: why and why.detail}
+
+
+def _table(spec: ScoringSpec, row: Mapping[str, Any]) -> pa.Table:
+    """The row as a run's files hold it; what is no part of a decision is left out."""
+    schema = row_schema(
+        list(row["scores"] or spec.cards),
+        speakers=list(row.get("replies") or ()),
+        second_look=SECOND_LOOK in row,
+        stability=STABILITY in row,
+    )
+    known = {field.name: field.type for field in schema}
+    left_out = ("input", "provenance", "scored_at", "views")
+    types = {name: known.get(name) or pa.array([value]).type for name, value in row.items() if name not in left_out}
+    return pa.Table.from_pydict({name: pa.array([row[name]], _words(kind)) for name, kind in types.items()})
+
+
+def _words(kind: pa.DataType) -> pa.DataType:
+    """Words stand for themselves in a table of one row."""
+    return kind.value_type if pa.types.is_dictionary(kind) else kind

@@ -21,7 +21,6 @@ from ray_app.runs.schema import row_schema
 from ray_app.scoring.guarantee import WAIVED
 
 MISSING = object()  # in a value's place: there is no such key
-
 _TOP = ("touchstone_evidence", "sha256", "record", "signature")
 _SIGNATURE = ("algorithm", "key", "signature")
 _RECORD = ("made_at", "made_by", "found_by", "cards_here_depart", "image", "decision", "detectors", "ensemble", "guarantee", "profile",
@@ -40,6 +39,8 @@ _EVERY_ROW = row_schema([], pa.null(), ["any"], ["any"], views=["any"], perceptu
                         identified=True, described=True)  # fmt: skip
 ROW = tuple(_EVERY_ROW.names)
 _BY_DETECTOR = ("scores", "mask_area", "mask_peak", "replies")
+ALGORITHM = "Ed25519"
+_MAKE = "openssl genpkey -algorithm ed25519 -out key.pem; openssl pkey -in key.pem -pubout -out public.pem"
 
 
 def strange_keys(told: Mapping[str, Any]) -> Iterator[str]:
@@ -86,14 +87,6 @@ def differences(ours: Any, theirs: Any, path: str) -> Iterator[tuple[str, Any, A
         yield path, ours, theirs
 
 
-def _mapping(level: Any) -> Mapping[str, Any]:
-    return level if isinstance(level, Mapping) else {}
-
-
-ALGORITHM = "Ed25519"
-_MAKE = "openssl genpkey -algorithm ed25519 -out key.pem; openssl pkey -in key.pem -pubout -out public.pem"
-
-
 def signed(told: Mapping[str, Any], key: Path) -> dict[str, Any]:
     """The record with the signature of a private key. Raises ConfigError for a file that is none."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -121,6 +114,10 @@ def check_signature(told: Mapping[str, Any], signer: Path) -> EvidenceCheck:
     except (InvalidSignature, ValueError):
         return EvidenceCheck("signature", "differs", f"by the key {ours}, and of another record than this")
     return EvidenceCheck("signature", "agrees", f"by the key {ours}")
+
+
+def _mapping(level: Any) -> Mapping[str, Any]:
+    return level if isinstance(level, Mapping) else {}
 
 
 def _message(told: Mapping[str, Any]) -> bytes:

@@ -23,6 +23,22 @@ from ray_app.runs.rows import FACTS
 from ray_app.runs.schema import DESCRIBED, IDENTIFIED, STABILITY
 
 _NAMED = 3  # differences that a line tells
+_PLACE = ("image_id", "uri", "member", "occurrence", "input", "attempt", "scored_at", "reused")
+_FILE = ("status", *FACTS)  # what decoding the image gives again
+_NEVER = ("detail", "phash", "provenance")
+_SAID = ("scores",)
+_SEEN = ("views", STABILITY, "mask_area", "mask_peak", "replies")
+_PREDICTED = ("predicted_generator", *IDENTIFIED, "predicted_prompt", *DESCRIBED)
+# The row's other columns (score, verdict, …) follow from its scores, which `decision` and `sections` check.
+_NO_IMAGE = "no image was given (--image)"
+_WRITTEN = "written down when the run, or the record, was made; nothing in the record could contradict it"
+
+
+class Unverified(NamedTuple):
+    """Fields that were not verified, by their dotted names."""
+
+    fields: tuple[str, ...]
+    why: str
 
 
 def verify_evidence(
@@ -56,6 +72,11 @@ def verify_evidence(
     yield from check_image(record, grounds.spec, image, accepted)
 
 
+def not_verified(told: Mapping[str, Any], checks: Sequence[EvidenceCheck], *, image: bool, signer: bool) -> list[Unverified]:
+    """What `checks`, made with or without an image and a signer's key, say nothing of."""
+    return [Unverified(fields, why) for fields, why in _untold(told, checks, image=image, signer=signer) if fields]
+
+
 def _refuse_keys(strange: Sequence[str], record: Mapping[str, Any]) -> None:
     if strange:
         made_by = record["made_by"].get("touchstone") if isinstance(record.get("made_by"), Mapping) else None
@@ -68,12 +89,6 @@ def _unknown(record: Mapping[str, Any], grounds: Grounds, again: Mapping[str, An
     facts = {name: card.scoring_facts | {"weights": None} for name, card in grounds.spec.cards.items()}
     noted = differences(facts, record["run"]["identity"]["detectors"], "run.identity.detectors")
     yield from (path for path, ours, _ in (*_differing(record, again), *noted) if ours is MISSING)
-
-
-def _differing(record: Mapping[str, Any], again: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    for name in (*RECORD_SECTIONS, *([PROFILE] if PROFILE in again or PROFILE in record else [])):
-        yield from differences(again.get(name), record.get(name) if name == PROFILE else record[name], name)
-    yield from differences(again["guarantee"]["card"], record["guarantee"]["card"], "guarantee.card")
 
 
 def _grounds(record: Mapping[str, Any], device: str) -> Grounds:
@@ -123,6 +138,12 @@ def _check_sections(record: Mapping[str, Any], again: Mapping[str, Any]) -> Iter
         yield EvidenceCheck("sentences", "not checked", f"written by Touchstone {made_by}; this is {__version__}")
 
 
+def _differing(record: Mapping[str, Any], again: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    for name in (*RECORD_SECTIONS, *([PROFILE] if PROFILE in again or PROFILE in record else [])):
+        yield from differences(again.get(name), record.get(name) if name == PROFILE else record[name], name)
+    yield from differences(again["guarantee"]["card"], record["guarantee"]["card"], "guarantee.card")
+
+
 def _shown(value: Any) -> str:
     return "nothing" if value is MISSING else json.dumps(value)
 
@@ -139,29 +160,6 @@ def _check_decision(record: Mapping[str, Any], again: Decided) -> Iterator[Evide
     how = "to the last bit" if again.exact else "but for the last bits of a number"
     score = "no score" if row["score"] is None else f"score {row['score']:+.6f}"
     yield EvidenceCheck("decision", "agrees", f"{row['verdict']}, {score}: the same from the recorded detector scores, {how}")
-
-
-_PLACE = ("image_id", "uri", "member", "occurrence", "input", "attempt", "scored_at", "reused")
-_FILE = ("status", *FACTS)  # what decoding the image gives again
-_NEVER = ("detail", "phash", "provenance")
-_SAID = ("scores",)
-_SEEN = ("views", STABILITY, "mask_area", "mask_peak", "replies")
-_PREDICTED = ("predicted_generator", *IDENTIFIED, "predicted_prompt", *DESCRIBED)
-# The row's other columns (score, verdict, …) follow from its scores, which `decision` and `sections` check.
-_NO_IMAGE = "no image was given (--image)"
-_WRITTEN = "written down when the run, or the record, was made; nothing in the record could contradict it"
-
-
-class Unverified(NamedTuple):
-    """Fields that were not verified, by their dotted names."""
-
-    fields: tuple[str, ...]
-    why: str
-
-
-def not_verified(told: Mapping[str, Any], checks: Sequence[EvidenceCheck], *, image: bool, signer: bool) -> list[Unverified]:
-    """What `checks`, made with or without an image and a signer's key, say nothing of."""
-    return [Unverified(fields, why) for fields, why in _untold(told, checks, image=image, signer=signer) if fields]
 
 
 def _untold(

@@ -48,6 +48,64 @@ _PRESENT = {
     "present": {"icc": "have a colour profile", "camera": "name a camera in EXIF", "origin": "say where they come from"},
     "none": {"icc": "have no colour profile", "camera": "name no camera in EXIF", "origin": "do not say where they come from"},
 }
+MOST = 100_000
+LEAST = 50  # images of each class
+LEAST_AUC = 0.7  # below, the list would be of what the classifier cannot tell, not of wrong labels
+Rows = npt.NDArray[np.int64]
+SCHEMA = 1
+DOCUMENT, PAGE, SUSPECTS = "labels.json", "labels.html", "suspicious.parquet"
+SHOWN = 24
+_TRIED = 50_000  # images that the small classifier sees
+_MOST_GENERATORS = 40
+_CONFLICTS: tuple[Kind, ...] = ("bytes", "looks", "group")
+_BONDS: tuple[Kind, ...] = (*_CONFLICTS, "image", "prompt")
+
+
+@dataclass(frozen=True)
+class Suspects:
+    """`places`: rows of the labelled table, worst first; `confidence`: the probability of the other label. `told`: for the document."""
+
+    places: Rows
+    confidence: Floats
+    told: dict[str, Any]
+
+
+def audit_labels(
+    at: str,
+    out: Path,
+    *,
+    labels: str | None = None,
+    key: str | None = None,
+    read: bool = False,
+    features: str | None = None,
+    thumbnails: bool = True,
+    seed: int = 0,
+    each: Each = in_turn,
+) -> dict[str, Any]:
+    """Audit the labels of an index, or of a run with its own labels or these, into a local folder; returns labels.json.
+
+    `read`: open the files of an index. `features`: whose kept embeddings of a run. Raises ConfigError (nothing there, no labels).
+    """
+    run = RunDirectory.open(at)
+    if not run.exists():
+        if labels or key or features:
+            raise ConfigError(f"{strip_secrets(at)}: no run, so --labels, --key and --features have nothing to join", hint="give a run")
+        rows, told, warnings = facts_of_index(at, read=read, each=each), None, []
+    elif read:
+        raise ConfigError(f"{strip_secrets(at)}: a run has read its files already", hint="leave --read out")
+    else:
+        found: Labels = index_labels(open_labels(labels), key=key) if labels else OwnLabels(run.store.url)
+        rows, joined = facts_of_run(run, found)
+        told, warnings = found.name, check_joined(found, joined, run)
+    bonds = bonds_of(rows, _BONDS, prompts=1.0)
+    document = _document(at, rows, told, warnings, seed) | {"conflicts": _conflicts(rows, bonds)}
+    groups = bound(bonds, len(rows))[0] if run.exists() else None
+    suspects = suspects_of(run, rows, groups, features=features, seed=seed) if groups is not None else None
+    document["suspicious"] = None if suspects is None else suspects.told | {"images": _shown(rows, suspects)}
+    document["remarks"] = remarks_on(document)
+    document["headline"] = headline(document)
+    _write(document, out, rows, suspects, _pictures(at, run, document) if thumbnails else {})
+    return document
 
 
 def difference_text(one: Difference, fakes: str = "the fakes") -> str:
@@ -84,71 +142,6 @@ def headline(document: Mapping[str, Any]) -> str:
 def remarks_on(document: Mapping[str, Any]) -> list[str]:
     """What the audit cannot say, in sentences."""
     return [*document["warnings"], *_on_facts(document), *_on_suspects(document)]
-
-
-def _on_facts(document: Mapping[str, Any]) -> Iterator[str]:
-    if "width" not in document["known"]:
-        yield (
-            "Formats, sizes and qualities are not known: --read reads them from the files, and a run of touchstone score has them "
-            "(touchstone labels RUN --labels INDEX)."
-        )
-    known = {one["kind"]: one["known"] for one in document["conflicts"]}
-    missing = [word for kind, word in (("bytes", "sha256"), ("looks", "perceptual hash")) if not known[kind]]
-    if missing:
-        by = "it" if len(missing) == 1 else "them"
-        yield f"Images have no {' and no '.join(missing)}, so that pictures under both labels could not be looked for by {by}."
-    if document["shortcut"]["confounded"]:
-        yield (
-            "Where files tell the classes apart, a detector that is trained or measured here may read files: compress both classes alike, "
-            "or compare within one format and size."
-        )
-
-
-def _on_suspects(document: Mapping[str, Any]) -> Iterator[str]:
-    found = document["suspicious"]
-    if found is None:
-        yield "No label was doubted: that takes a run (touchstone score … --features NAME, then touchstone labels RUN --labels INDEX)."
-        return
-    if found["why"]:
-        yield f"No label was doubted: {found['why']}."
-        return
-    yield from _CANNOT
-    if found["source"].startswith("the scores"):
-        yield "Doubts rest on the scores of detectors: one that was trained on these very images has learnt their labels and doubts none."
-    if document["shortcut"]["confounded"]:
-        yield "Since files tell the classes apart, an image may be doubted for its format or size alone."
-    if found["left_out"]:
-        yield f"{found['left_out']:,} labelled images were not looked at for doubts (a sample, or no features of them)."
-
-
-def _values(document: Mapping[str, Any], kind: str) -> int:
-    return next((int(one["values"]) for one in document["conflicts"] if one["kind"] == kind), 0)
-
-
-def _percent(share: float) -> str:
-    if 0 < share < 0.01:
-        return "under 1 %"
-    return "over 99 %" if 0.99 < share < 1 else f"{share:.0%}".replace("%", " %")
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"
-
-
-MOST = 100_000
-LEAST = 50  # images of each class
-LEAST_AUC = 0.7  # below, the list would be of what the classifier cannot tell, not of wrong labels
-
-Rows = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Suspects:
-    """`places`: rows of the labelled table, worst first; `confidence`: the probability of the other label. `told`: for the document."""
-
-    places: Rows
-    confidence: Floats
-    told: dict[str, Any]
 
 
 def suspects_of(run: RunDirectory, rows: pa.Table, groups: Rows, *, features: str | None = None, seed: int = 0) -> Suspects:
@@ -197,6 +190,45 @@ def suspects_table(rows: pa.Table, found: Suspects) -> pa.Table:
     })  # fmt: skip
 
 
+def _on_facts(document: Mapping[str, Any]) -> Iterator[str]:
+    if "width" not in document["known"]:
+        yield (
+            "Formats, sizes and qualities are not known: --read reads them from the files, and a run of touchstone score has them "
+            "(touchstone labels RUN --labels INDEX)."
+        )
+    known = {one["kind"]: one["known"] for one in document["conflicts"]}
+    missing = [word for kind, word in (("bytes", "sha256"), ("looks", "perceptual hash")) if not known[kind]]
+    if missing:
+        by = "it" if len(missing) == 1 else "them"
+        yield f"Images have no {' and no '.join(missing)}, so that pictures under both labels could not be looked for by {by}."
+    if document["shortcut"]["confounded"]:
+        yield (
+            "Where files tell the classes apart, a detector that is trained or measured here may read files: compress both classes alike, "
+            "or compare within one format and size."
+        )
+
+
+def _on_suspects(document: Mapping[str, Any]) -> Iterator[str]:
+    found = document["suspicious"]
+    if found is None:
+        yield "No label was doubted: that takes a run (touchstone score … --features NAME, then touchstone labels RUN --labels INDEX)."
+        return
+    if found["why"]:
+        yield f"No label was doubted: {found['why']}."
+        return
+    yield from _CANNOT
+    if found["source"].startswith("the scores"):
+        yield "Doubts rest on the scores of detectors: one that was trained on these very images has learnt their labels and doubts none."
+    if document["shortcut"]["confounded"]:
+        yield "Since files tell the classes apart, an image may be doubted for its format or size alone."
+    if found["left_out"]:
+        yield f"{found['left_out']:,} labelled images were not looked at for doubts (a sample, or no features of them)."
+
+
+def _values(document: Mapping[str, Any], kind: str) -> int:
+    return next((int(one["values"]) for one in document["conflicts"] if one["kind"] == kind), 0)
+
+
 def _none(told: dict[str, Any], why: str) -> Suspects:
     return Suspects(np.empty(0, np.int64), np.empty(0), told | {"why": why})
 
@@ -234,53 +266,6 @@ def _scores(run: RunDirectory, ids: Rows) -> Floats:
 def _columns(table: pa.Table) -> Floats:
     scores = table["scores"].combine_chunks()
     return np.column_stack([np.asarray(column.cast(pa.float64()).fill_null(np.nan)) for column in scores.flatten()])
-
-
-SCHEMA = 1
-DOCUMENT, PAGE, SUSPECTS = "labels.json", "labels.html", "suspicious.parquet"
-SHOWN = 24
-_TRIED = 50_000  # images that the small classifier sees
-_MOST_GENERATORS = 40
-_CONFLICTS: tuple[Kind, ...] = ("bytes", "looks", "group")
-_BONDS: tuple[Kind, ...] = (*_CONFLICTS, "image", "prompt")
-
-
-def audit_labels(
-    at: str,
-    out: Path,
-    *,
-    labels: str | None = None,
-    key: str | None = None,
-    read: bool = False,
-    features: str | None = None,
-    thumbnails: bool = True,
-    seed: int = 0,
-    each: Each = in_turn,
-) -> dict[str, Any]:
-    """Audit the labels of an index, or of a run with its own labels or these, into a local folder; returns labels.json.
-
-    `read`: open the files of an index. `features`: whose kept embeddings of a run. Raises ConfigError (nothing there, no labels).
-    """
-    run = RunDirectory.open(at)
-    if not run.exists():
-        if labels or key or features:
-            raise ConfigError(f"{strip_secrets(at)}: no run, so --labels, --key and --features have nothing to join", hint="give a run")
-        rows, told, warnings = facts_of_index(at, read=read, each=each), None, []
-    elif read:
-        raise ConfigError(f"{strip_secrets(at)}: a run has read its files already", hint="leave --read out")
-    else:
-        found: Labels = index_labels(open_labels(labels), key=key) if labels else OwnLabels(run.store.url)
-        rows, joined = facts_of_run(run, found)
-        told, warnings = found.name, check_joined(found, joined, run)
-    bonds = bonds_of(rows, _BONDS, prompts=1.0)
-    document = _document(at, rows, told, warnings, seed) | {"conflicts": _conflicts(rows, bonds)}
-    groups = bound(bonds, len(rows))[0] if run.exists() else None
-    suspects = suspects_of(run, rows, groups, features=features, seed=seed) if groups is not None else None
-    document["suspicious"] = None if suspects is None else suspects.told | {"images": _shown(rows, suspects)}
-    document["remarks"] = remarks_on(document)
-    document["headline"] = headline(document)
-    _write(document, out, rows, suspects, _pictures(at, run, document) if thumbnails else {})
-    return document
 
 
 def _document(at: str, rows: pa.Table, labels: str | None, warnings: Sequence[str], seed: int) -> dict[str, Any]:
@@ -336,6 +321,16 @@ def _generators(rows: pa.Table, features: Mapping[str, NDArray[Any]], is_fake: N
             "why": None if differences else "too few images",
         })  # fmt: skip
     return told
+
+
+def _percent(share: float) -> str:
+    if 0 < share < 0.01:
+        return "under 1 %"
+    return "over 99 %" if 0.99 < share < 1 else f"{share:.0%}".replace("%", " %")
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"
 
 
 def _conflicts(rows: pa.Table, bonds: Sequence[Bond]) -> list[dict[str, Any]]:

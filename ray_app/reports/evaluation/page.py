@@ -37,6 +37,14 @@ MOST_COLUMNS = 9
 MOST_ROWS = 24
 SEEN_SIGNS = {"in-training": ("●", "in training"), "unseen": ("○", "not in training"), "unknown": ("?", "not known whether in training")}
 _DAGGERS = "†‡§¶‖"
+_MOST_MISTAKES = 24
+_MOST_OVERLAYS = 24
+_MOST_GENERATORS = 20
+_MOST_LINES = 20
+_MOST_STRATA = 12
+_BANDS = ("< 0.1 MP", "0.1–0.5 MP", "0.5–1 MP", "1–4 MP", "> 4 MP")
+_WIDTH = 120
+_LONGEST_NAME = 28
 
 
 class GridCell(NamedTuple):
@@ -106,112 +114,31 @@ class Grids(NamedTuple):
     notes: list[tuple[str, str]]
 
 
-def grids(told: EvaluationDocument) -> Grids:
-    """The table in pieces of at most MOST_COLUMNS columns and MOST_ROWS rows; the hardest rows of the leading system come first."""
-    notes = Footnotes()
-    kept, others = _rows_at_once(told)
-    pieces = []
-    for index, systems in enumerate(_columns_at_once(told)):
-        names = f"{len(systems)} more systems" if index else ""
-        pieces += [_grid(told, systems, kept, notes, names or f"{len(kept)} rows")]
-        pieces += [_grid(told, systems, others, notes, f"{len(others)} easier rows" + (f", {names}" if names else ""))] if others else []
-    return Grids(pieces[0] if pieces else None, pieces[1:], notes.rows)
+class Confidence(NamedTuple):
+    """What a system's scores look like, and whether its probabilities hold."""
+
+    system: SystemFacts
+    charts: list[Chart]
 
 
-def _rows_at_once(told: EvaluationDocument) -> tuple[list[TableRow], list[TableRow]]:
-    rows = list(told.table.rows)
-    if len(rows) <= MOST_ROWS:
-        return rows, []
-    leading = told.leading.name if told.leading else ""
-    cells = told.table.cells.get(leading, {})
+class EvaluationGeneratorTable(NamedTuple):
+    """Generators of one label, the hardest first, those that are shown at once and the rest."""
 
-    def ease(row: TableRow) -> tuple[bool, float]:
-        number = cells[row.name].number if row.name in cells else None
-        return row.label != "real", 2.0 if number is None else number
-
-    hardest = {row.name for row in sorted(rows, key=ease)[:MOST_ROWS]}
-    return [row for row in rows if row.name in hardest], [row for row in rows if row.name not in hardest]
+    caption: str
+    rate: str
+    key: str
+    shown: list[GeneratorFacts]
+    more: list[GeneratorFacts]
 
 
-def _columns_at_once(told: EvaluationDocument) -> list[list[str]]:
-    """Systems in groups that fit with their published columns; those that no system of ours belongs to stand with the first group."""
-    names = list(told.table.columns) or [system.name for system in told.systems if system.name in told.table.cells]
-    if not told.table.rows and not told.table.footers:
-        return []
-    groups: list[list[str]] = [[]]
-    room = MOST_COLUMNS - len(_alone(told))
-    for name in names:
-        width = 1 + sum(one.system == name for one in told.reference)
-        if width > room and groups[-1]:
-            groups.append([])
-            room = MOST_COLUMNS
-        groups[-1].append(name)
-        room -= width
-    return groups
+class Shares(NamedTuple):
+    """One format or size band: how many images of each class, and which share of the class."""
 
-
-def _alone(told: EvaluationDocument) -> list[ReferenceFacts]:
-    """Published columns of systems that are not among ours."""
-    ours = {*told.table.columns, *(system.name for system in told.systems)}
-    return [one for one in told.reference if one.system not in ours]
-
-
-def _grid(told: EvaluationDocument, systems: Sequence[str], rows: Sequence[TableRow], notes: Footnotes, summary: str) -> Grid:
-    alone = _alone(told) if list(told.table.columns)[:1] == list(systems)[:1] else []
-    columns: list[tuple[str | None, ReferenceFacts | None]] = []
-    for name in systems:
-        columns += [(name, None), *((None, one) for one in told.reference if one.system == name)]
-    columns += [(None, one) for one in alone]
-    lines = [GridRow(row.name, row.label, row.n, [_cell(told, row, *column, notes) for column in columns]) for row in rows]
-    plain = [TableRow(name=footer.name) for footer in told.table.footers]
-    ours = {footer.name: footer.cells for footer in told.table.footers}
-    footers = [
-        GridRow(
-            row.name,
-            "",
-            0,
-            [_figure(ours[row.name].get(name), notes) if name else _published(row.name, one, notes) for name, one in columns],
-        )
-        for row in plain
-    ]
-    return Grid([_head(name, one, notes) for name, one in columns], lines, footers, summary)
-
-
-def _head(name: str | None, reference: ReferenceFacts | None, notes: Footnotes) -> Column:
-    if reference is None:
-        return Column(name or "")
-    return Column(reference.column, reference.source, notes.dagger(reference.mark or ""), is_ours=False)
-
-
-def _cell(told: EvaluationDocument, row: TableRow, name: str | None, reference: ReferenceFacts | None, notes: Footnotes) -> GridCell:
-    if name is None:
-        return _published(row.name, reference, notes)
-    return _figure(told.table.cells.get(name, {}).get(row.name), notes)._replace(seen=row.seen.get(name, "unknown"))
-
-
-def _figure(figure: FigureFacts | None, notes: Footnotes) -> GridCell:
-    if figure is None:
-        return GridCell(wording.NONE)
-    if figure.number is None:
-        return GridCell(wording.NONE, notes=notes.letter(figure.why))
-    ends = three_digit_ends(figure.ends) if figure.ends else None
-    method = f", {figure.method}" if figure.method else ""
-    return GridCell(three_digits(figure.number), ends, about=f"of {figure.n:,}{method}" if figure.n else "")
-
-
-def _published(row: str, reference: ReferenceFacts | None, notes: Footnotes) -> GridCell:
-    value = reference.rows.get(row) if reference else None
-    return GridCell(three_digits(value), notes=notes.dagger(reference.marks.get(row, "")) if reference and value is not None else "")
-
-
-_MOST_MISTAKES = 24
-_MOST_OVERLAYS = 24
-_MOST_GENERATORS = 20
-_MOST_LINES = 20
-_MOST_STRATA = 12
-_BANDS = ("< 0.1 MP", "0.1–0.5 MP", "0.5–1 MP", "1–4 MP", "> 4 MP")
-_WIDTH = 120
-_LONGEST_NAME = 28
+    name: str
+    real: int
+    fake: int
+    real_share: float
+    fake_share: float
 
 
 def render_evaluation(document: EvaluationDocument | Mapping[str, Any]) -> str:
@@ -268,6 +195,104 @@ def evaluation_lines(document: EvaluationDocument | Mapping[str, Any]) -> list[s
     return lines + (["", *beware] if beware else [])
 
 
+def grids(told: EvaluationDocument) -> Grids:
+    """The table in pieces of at most MOST_COLUMNS columns and MOST_ROWS rows; the hardest rows of the leading system come first."""
+    notes = Footnotes()
+    kept, others = _rows_at_once(told)
+    pieces = []
+    for index, systems in enumerate(_columns_at_once(told)):
+        names = f"{len(systems)} more systems" if index else ""
+        pieces += [_grid(told, systems, kept, notes, names or f"{len(kept)} rows")]
+        pieces += [_grid(told, systems, others, notes, f"{len(others)} easier rows" + (f", {names}" if names else ""))] if others else []
+    return Grids(pieces[0] if pieces else None, pieces[1:], notes.rows)
+
+
+def _rows_at_once(told: EvaluationDocument) -> tuple[list[TableRow], list[TableRow]]:
+    rows = list(told.table.rows)
+    if len(rows) <= MOST_ROWS:
+        return rows, []
+    leading = told.leading.name if told.leading else ""
+    cells = told.table.cells.get(leading, {})
+
+    def ease(row: TableRow) -> tuple[bool, float]:
+        number = cells[row.name].number if row.name in cells else None
+        return row.label != "real", 2.0 if number is None else number
+
+    hardest = {row.name for row in sorted(rows, key=ease)[:MOST_ROWS]}
+    return [row for row in rows if row.name in hardest], [row for row in rows if row.name not in hardest]
+
+
+def _columns_at_once(told: EvaluationDocument) -> list[list[str]]:
+    """Systems in groups that fit with their published columns; those that no system of ours belongs to stand with the first group."""
+    names = list(told.table.columns) or [system.name for system in told.systems if system.name in told.table.cells]
+    if not told.table.rows and not told.table.footers:
+        return []
+    groups: list[list[str]] = [[]]
+    room = MOST_COLUMNS - len(_alone(told))
+    for name in names:
+        width = 1 + sum(one.system == name for one in told.reference)
+        if width > room and groups[-1]:
+            groups.append([])
+            room = MOST_COLUMNS
+        groups[-1].append(name)
+        room -= width
+    return groups
+
+
+def _grid(told: EvaluationDocument, systems: Sequence[str], rows: Sequence[TableRow], notes: Footnotes, summary: str) -> Grid:
+    alone = _alone(told) if list(told.table.columns)[:1] == list(systems)[:1] else []
+    columns: list[tuple[str | None, ReferenceFacts | None]] = []
+    for name in systems:
+        columns += [(name, None), *((None, one) for one in told.reference if one.system == name)]
+    columns += [(None, one) for one in alone]
+    lines = [GridRow(row.name, row.label, row.n, [_cell(told, row, *column, notes) for column in columns]) for row in rows]
+    plain = [TableRow(name=footer.name) for footer in told.table.footers]
+    ours = {footer.name: footer.cells for footer in told.table.footers}
+    footers = [
+        GridRow(
+            row.name,
+            "",
+            0,
+            [_figure(ours[row.name].get(name), notes) if name else _published(row.name, one, notes) for name, one in columns],
+        )
+        for row in plain
+    ]
+    return Grid([_head(name, one, notes) for name, one in columns], lines, footers, summary)
+
+
+def _alone(told: EvaluationDocument) -> list[ReferenceFacts]:
+    """Published columns of systems that are not among ours."""
+    ours = {*told.table.columns, *(system.name for system in told.systems)}
+    return [one for one in told.reference if one.system not in ours]
+
+
+def _head(name: str | None, reference: ReferenceFacts | None, notes: Footnotes) -> Column:
+    if reference is None:
+        return Column(name or "")
+    return Column(reference.column, reference.source, notes.dagger(reference.mark or ""), is_ours=False)
+
+
+def _cell(told: EvaluationDocument, row: TableRow, name: str | None, reference: ReferenceFacts | None, notes: Footnotes) -> GridCell:
+    if name is None:
+        return _published(row.name, reference, notes)
+    return _figure(told.table.cells.get(name, {}).get(row.name), notes)._replace(seen=row.seen.get(name, "unknown"))
+
+
+def _figure(figure: FigureFacts | None, notes: Footnotes) -> GridCell:
+    if figure is None:
+        return GridCell(wording.NONE)
+    if figure.number is None:
+        return GridCell(wording.NONE, notes=notes.letter(figure.why))
+    ends = three_digit_ends(figure.ends) if figure.ends else None
+    method = f", {figure.method}" if figure.method else ""
+    return GridCell(three_digits(figure.number), ends, about=f"of {figure.n:,}{method}" if figure.n else "")
+
+
+def _published(row: str, reference: ReferenceFacts | None, notes: Footnotes) -> GridCell:
+    value = reference.rows.get(row) if reference else None
+    return GridCell(three_digits(value), notes=notes.dagger(reference.marks.get(row, "")) if reference and value is not None else "")
+
+
 def _warning_line(warned: Warned) -> str:
     return f"{'warning' if warned.is_grave else 'note'}: {wording.visible(warned.heading)} {wording.visible(warned.text)}"
 
@@ -296,13 +321,6 @@ def _system_lines(systems: Sequence[SystemFacts]) -> list[str]:
     return table(heads, rows, _WIDTH, right=range(1, len(heads)))
 
 
-class Confidence(NamedTuple):
-    """What a system's scores look like, and whether its probabilities hold."""
-
-    system: SystemFacts
-    charts: list[Chart]
-
-
 def _confidences(told: EvaluationDocument) -> list[Confidence]:
     return [_confidence(system, index) for index, system in enumerate([told.leading, *told.others]) if system]
 
@@ -310,16 +328,6 @@ def _confidences(told: EvaluationDocument) -> list[Confidence]:
 def _confidence(system: SystemFacts, index: int) -> Confidence:
     found = (score_chart(system, f"scores-{index}"), reliability_chart(system, f"reliability-{index}"))
     return Confidence(system, [chart for chart in found if chart])
-
-
-class EvaluationGeneratorTable(NamedTuple):
-    """Generators of one label, the hardest first, those that are shown at once and the rest."""
-
-    caption: str
-    rate: str
-    key: str
-    shown: list[GeneratorFacts]
-    more: list[GeneratorFacts]
 
 
 def _generator_tables(system: SystemFacts) -> list[EvaluationGeneratorTable]:
@@ -365,16 +373,6 @@ def _picture(encoded: str | None) -> str | None:
         return jpeg_uri(base64.b64decode(encoded or "", validate=True))
     except (binascii.Error, ValueError):
         return None
-
-
-class Shares(NamedTuple):
-    """One format or size band: how many images of each class, and which share of the class."""
-
-    name: str
-    real: int
-    fake: int
-    real_share: float
-    fake_share: float
 
 
 def _classes(told: EvaluationDocument) -> list[tuple[str, str, list[Shares]]]:

@@ -12,6 +12,8 @@ from pydantic import BeforeValidator, model_serializer
 from ray_app.config import OptionalKey, Section
 from ray_app.metrics.arrays import MetricEstimate, undefined
 
+NO_COUNTS: Mapping[str, int] = {}
+
 
 class FigureFacts(Section):
     """One figure (ray_app.metrics.arrays): a number with its 95 % interval, or why there is none. `n`: images that it is of."""
@@ -52,37 +54,7 @@ class FigureFacts(Section):
         return (self.interval[0], self.interval[1]) if usable else None
 
 
-def facts_of(figures: Mapping[str, MetricEstimate]) -> dict[str, FigureFacts]:
-    """Figures by name as a document holds them."""
-    return {name: FigureFacts.of(figure) for name, figure in figures.items()}
-
-
-def figures_among(value: Any) -> Any:
-    """By name what is a figure; the rest is left out."""
-    if not isinstance(value, Mapping):
-        return {}
-    return {key: item for key, item in value.items() if isinstance(item, FigureFacts) or (isinstance(item, Mapping) and "value" in item)}
-
-
-def rows(value: Any) -> Any:
-    """A list without its nulls; of anything else none."""
-    return [row for row in value if row is not None] if isinstance(value, list | tuple) else []
-
-
-def numbers(value: Any) -> Any:
-    """By name what is a number; the rest is left out."""
-    return {key: item for key, item in value.items() if isinstance(item, int | float)} if isinstance(value, Mapping) else {}
-
-
-# Of a mapping, what is a figure: so that a section may hold other things beside its figures.
-Figures = Annotated[Mapping[str, FigureFacts], BeforeValidator(figures_among)]
-OptionalFigures = Annotated[Mapping[str, FigureFacts] | None, BeforeValidator(lambda value: value and figures_among(value))]
-Points = Annotated[tuple[tuple[float | None, ...], ...], BeforeValidator(rows)]
-Counts = Annotated[Mapping[str, int], BeforeValidator(numbers)]
-
 NOT_MEASURED = FigureFacts(why="not measured")
-NO_FIGURES: Mapping[str, FigureFacts] = {}
-NO_COUNTS: Mapping[str, int] = {}
 
 
 class GeneratorFacts(Section):
@@ -132,6 +104,14 @@ class ClassHistogram(Section):
         return sound and any(self.real + self.fake)
 
 
+def rows(value: Any) -> Any:
+    """A list without its nulls; of anything else none."""
+    return [row for row in value if row is not None] if isinstance(value, list | tuple) else []
+
+
+Points = Annotated[tuple[tuple[float | None, ...], ...], BeforeValidator(rows)]
+
+
 class RiskCoverage(Section):
     """Pairs of coverage and risk, and the area under them."""
 
@@ -150,6 +130,18 @@ class FormatStratum(Section):
     balanced_accuracy: FigureFacts = NOT_MEASURED
 
 
+def figures_among(value: Any) -> Any:
+    """By name what is a figure; the rest is left out."""
+    if not isinstance(value, Mapping):
+        return {}
+    return {key: item for key, item in value.items() if isinstance(item, FigureFacts) or (isinstance(item, Mapping) and "value" in item)}
+
+
+# Of a mapping, what is a figure: so that a section may hold other things beside its figures.
+Figures = Annotated[Mapping[str, FigureFacts], BeforeValidator(figures_among)]
+NO_FIGURES: Mapping[str, FigureFacts] = {}
+
+
 class ViewFacts(Section):
     """The same images, perturbed."""
 
@@ -164,6 +156,9 @@ class WorstGenerator(Section):
 
     generator: str = ""
     rate: FigureFacts = NOT_MEASURED
+
+
+OptionalFigures = Annotated[Mapping[str, FigureFacts] | None, BeforeValidator(lambda value: value and figures_among(value))]
 
 
 class SystemFacts(Section):
@@ -220,3 +215,16 @@ class SystemFacts(Section):
         """Generators of one label, the least share told right first; those without a share last."""
         mine = [generator for generator in self.generators if generator.label == label]
         return sorted(mine, key=lambda one: (math.inf if one.rate.number is None else one.rate.number, one.name))
+
+
+def numbers(value: Any) -> Any:
+    """By name what is a number; the rest is left out."""
+    return {key: item for key, item in value.items() if isinstance(item, int | float)} if isinstance(value, Mapping) else {}
+
+
+Counts = Annotated[Mapping[str, int], BeforeValidator(numbers)]
+
+
+def facts_of(figures: Mapping[str, MetricEstimate]) -> dict[str, FigureFacts]:
+    """Figures by name as a document holds them."""
+    return {name: FigureFacts.of(figure) for name, figure in figures.items()}

@@ -18,6 +18,14 @@ from ray_app.reports.text import table
 _LONGEST_NAME = 60
 _HEADLINE = ("auc", "balanced_accuracy", "tpr", "tnr")
 _SHARP_DROP = 0.02
+_CAPTIONS = {"fake": "Fakes that it takes for real", "real": "Real images that it takes for fake"}
+_MOST_PAIRS = 30
+_WIDTH = 120
+_KEYS = ("accuracy", "top_3", "macro_f1", "open_set_auroc", "abstained_known", "abstained_unknown")
+_PROMPTS = ("token_f1", "tag_jaccard", "bleu4", "rouge_l", "clip_text", "clip_score_ratio")
+_COLUMNS = ("tpr", "auc", "accuracy", "top_3", "family_accuracy", "abstained", "token_f1", "tag_jaccard", "clip_text", "clip_score_ratio")
+_CALLED = {"accuracy": "named right"}
+_SIDES = {"in": "in", "out": "out"}
 
 
 class ReaderQuestion(NamedTuple):
@@ -35,9 +43,33 @@ class Warned(NamedTuple):
     is_grave: bool
 
 
-def short(name: str) -> str:
-    """A name in a sentence."""
-    return wording.shortened(name, _LONGEST_NAME) or wording.NONE
+class MisclassifiedImage(Protocol):
+    """One image that was told wrong."""
+
+    @property
+    def label(self) -> str:
+        """What it is: real or fake."""
+
+
+class GroupLine(NamedTuple):
+    """One group; `cells` one for each of the table's keys."""
+
+    row: GroupRow
+    side: str
+    cells: list[FigureFacts]
+
+
+class GroupTable(NamedTuple):
+    """Groups by figures: those of detection are of `system`."""
+
+    system: str
+    by: str
+    keys: list[str]
+    heads: list[str]
+    lines: list[GroupLine]
+
+
+M = TypeVar("M", bound=MisclassifiedImage)
 
 
 def headline(told: EvaluationDocument) -> str:
@@ -94,6 +126,69 @@ def warnings(told: EvaluationDocument) -> list[Warned]:
         names = ", ".join(short(reference.column) for reference in marked)
         found.append(Warned("Published figures not to be compared.", f"{names}: the reason stands under the table.", False))
     return found
+
+
+def short(name: str) -> str:
+    """A name in a sentence."""
+    return wording.shortened(name, _LONGEST_NAME) or wording.NONE
+
+
+def captioned(mistakes: Sequence[M], picture: Callable[[M], str | None], *, most: int) -> list[tuple[str, list[tuple[M, str | None]]]]:
+    """Of either label the first `most`, each with its picture's data URI or None; a label without mistakes is left out."""
+    found = []
+    for label, caption in _CAPTIONS.items():
+        mine = [(one, picture(one)) for one in mistakes if one.label == label][:most]
+        found += [(caption, mine)] if mine else []
+    return found
+
+
+def identified_parts(found: NamedFigures | None) -> list[tuple[str, NamedFigures]]:
+    """Every table of the section, with what stands above it."""
+    if found is None:
+        return []
+    plain = found.inner.get("plain")
+    if plain is None:
+        return [("Generators named", found), *_families(found)]
+    theirs = [(caption, part) for key, caption in (("by_index", "The same by any spelling"), ("detection", "Real or fake, by their rules"))
+              if (part := found.inner.get(key))]  # fmt: skip
+    return [("Generators named, by DFLIP-3K’s own rules", found), *theirs, ("Generators named, by ours", plain), *_families(plain)]
+
+
+def pairs_of(found: NamedFigures | None) -> list[tuple[str, str, int]]:
+    """Generators taken for others, the most frequent first."""
+    pairs = found.pairs if found else ()
+    sound = [pair for pair in pairs if len(pair) == 3 and isinstance(pair[2], int)]
+    named = [(str(truth), "no name" if predicted is None else str(predicted), number) for truth, predicted, number in sound]
+    return sorted(named, key=lambda pair: -pair[2])[:_MOST_PAIRS]
+
+
+def name_lines(told: EvaluationDocument) -> list[str]:
+    """The same for the terminal."""
+    lines = [*_section("Generators named", told.identification, _KEYS), *_section("Prompts predicted", told.prompts, _PROMPTS)]
+    if families := (told.identification.inner.get("families") if told.identification else None):
+        lines += _section("Families named", families, _KEYS)
+    groups = groups_table(told)
+    if groups:
+        rows = [
+            [wording.shortened(one.row.name, 40), one.side, f"{one.row.n:,}", *_written(groups.keys, one.cells)] for one in groups.lines
+        ]
+        lines += ["", *table(["fakes", "distribution", "n", *groups.heads], rows, _WIDTH, right=range(2, 3 + len(groups.heads)))]
+    return ["", *lines] if lines else []
+
+
+def groups_table(told: EvaluationDocument) -> GroupTable | None:
+    """The groups by all figures that any of them has; None without groups."""
+    if told.groups is None or not told.groups.groups:
+        return None
+    leading = told.leading
+    system = leading.name if leading else ""
+    cells = [{**row.detection.get(system, {}), **(row.identification or {}), **(row.prompts or {})} for row in told.groups.groups]
+    keys = [key for key in _COLUMNS if any(one[key].number is not None for one in cells if key in one)]
+    lines = [GroupLine(row, _SIDES.get(row.distribution, ""), [one.get(key, NOT_MEASURED) for key in keys])
+             for row, one in zip(told.groups.groups, cells, strict=True)]  # fmt: skip
+    return GroupTable(
+        leading.called if leading else "", told.groups.by, keys, [_CALLED.get(key) or figure_words.named(key) for key in keys], lines
+    )
 
 
 def _confounded(told: EvaluationDocument) -> str:
@@ -267,105 +362,6 @@ def _under_perturbation(system: SystemFacts) -> list[str]:
             return [f"Under the perturbation that costs most, {short(view.name)}, {named(key)} is {in_words(key, view.figures[key])}."]
         return [f"Under {short(view.name)} {named(key)} falls from {written(key, clean)} to {in_words(key, view.figures[key])}."]
     return []
-
-
-_CAPTIONS = {"fake": "Fakes that it takes for real", "real": "Real images that it takes for fake"}
-
-
-class MisclassifiedImage(Protocol):
-    """One image that was told wrong."""
-
-    @property
-    def label(self) -> str:
-        """What it is: real or fake."""
-
-
-M = TypeVar("M", bound=MisclassifiedImage)
-
-
-def captioned(mistakes: Sequence[M], picture: Callable[[M], str | None], *, most: int) -> list[tuple[str, list[tuple[M, str | None]]]]:
-    """Of either label the first `most`, each with its picture's data URI or None; a label without mistakes is left out."""
-    found = []
-    for label, caption in _CAPTIONS.items():
-        mine = [(one, picture(one)) for one in mistakes if one.label == label][:most]
-        found += [(caption, mine)] if mine else []
-    return found
-
-
-_MOST_PAIRS = 30
-_WIDTH = 120
-_KEYS = ("accuracy", "top_3", "macro_f1", "open_set_auroc", "abstained_known", "abstained_unknown")
-_PROMPTS = ("token_f1", "tag_jaccard", "bleu4", "rouge_l", "clip_text", "clip_score_ratio")
-_COLUMNS = ("tpr", "auc", "accuracy", "top_3", "family_accuracy", "abstained", "token_f1", "tag_jaccard", "clip_text", "clip_score_ratio")
-_CALLED = {"accuracy": "named right"}
-_SIDES = {"in": "in", "out": "out"}
-
-
-class GroupLine(NamedTuple):
-    """One group; `cells` one for each of the table's keys."""
-
-    row: GroupRow
-    side: str
-    cells: list[FigureFacts]
-
-
-class GroupTable(NamedTuple):
-    """Groups by figures: those of detection are of `system`."""
-
-    system: str
-    by: str
-    keys: list[str]
-    heads: list[str]
-    lines: list[GroupLine]
-
-
-def identified_parts(found: NamedFigures | None) -> list[tuple[str, NamedFigures]]:
-    """Every table of the section, with what stands above it."""
-    if found is None:
-        return []
-    plain = found.inner.get("plain")
-    if plain is None:
-        return [("Generators named", found), *_families(found)]
-    theirs = [(caption, part) for key, caption in (("by_index", "The same by any spelling"), ("detection", "Real or fake, by their rules"))
-              if (part := found.inner.get(key))]  # fmt: skip
-    return [("Generators named, by DFLIP-3K’s own rules", found), *theirs, ("Generators named, by ours", plain), *_families(plain)]
-
-
-def pairs_of(found: NamedFigures | None) -> list[tuple[str, str, int]]:
-    """Generators taken for others, the most frequent first."""
-    pairs = found.pairs if found else ()
-    sound = [pair for pair in pairs if len(pair) == 3 and isinstance(pair[2], int)]
-    named = [(str(truth), "no name" if predicted is None else str(predicted), number) for truth, predicted, number in sound]
-    return sorted(named, key=lambda pair: -pair[2])[:_MOST_PAIRS]
-
-
-def groups_table(told: EvaluationDocument) -> GroupTable | None:
-    """The groups by all figures that any of them has; None without groups."""
-    if told.groups is None or not told.groups.groups:
-        return None
-    leading = told.leading
-    system = leading.name if leading else ""
-    cells = [{**row.detection.get(system, {}), **(row.identification or {}), **(row.prompts or {})} for row in told.groups.groups]
-    keys = [key for key in _COLUMNS if any(one[key].number is not None for one in cells if key in one)]
-    lines = [GroupLine(row, _SIDES.get(row.distribution, ""), [one.get(key, NOT_MEASURED) for key in keys])
-             for row, one in zip(told.groups.groups, cells, strict=True)]  # fmt: skip
-    return GroupTable(
-        leading.called if leading else "", told.groups.by, keys, [_CALLED.get(key) or figure_words.named(key) for key in keys], lines
-    )
-
-
-def name_lines(told: EvaluationDocument) -> list[str]:
-    """The same for the terminal."""
-    lines = [*_section("Generators named", told.identification, _KEYS), *_section("Prompts predicted", told.prompts, _PROMPTS)]
-    if families := (told.identification.inner.get("families") if told.identification else None):
-        lines += _section("Families named", families, _KEYS)
-    groups = groups_table(told)
-    if groups:
-        rows = [
-            [wording.shortened(one.row.name, 40), one.side, f"{one.row.n:,}", *_written(groups.keys, one.cells)] for one in groups.lines
-        ]
-        lines += ["", *table(["fakes", "distribution", "n", *groups.heads], rows, _WIDTH, right=range(2, 3 + len(groups.heads)))]
-    return ["", *lines] if lines else []
 
 
 def _families(found: NamedFigures) -> Iterator[tuple[str, NamedFigures]]:
