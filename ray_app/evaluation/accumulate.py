@@ -87,7 +87,7 @@ class Gatherer:
         cells.begin(self.labels)
         for table in tables_in(self.run, files, list(dict.fromkeys([*COLUMNS, *self.systems.columns, *self.labels.columns]))):
             self._add(cells, table)
-        cells.scores, cells.views = dict(cells.scores), dict(cells.views)  # what is pickled knows no function
+        cells.scores, cells.views = dict(cells.scores), dict(cells.views)  # functions cannot be pickled
         return cells
 
     def _add(self, cells: Cells, table: pa.Table) -> None:
@@ -116,7 +116,7 @@ class Gatherer:
             for system, scores in columns.items():
                 for kind in ("real", "whole", "local"):
                     some = scores[(kinds == kind) & np.isfinite(scores)]
-                    tally = cells.views[view, system, kind]  # a view that nobody scored is told, too, in the order of the run's
+                    tally = cells.views[view, system, kind]  # a view without a score is listed, too, in the order of the run's
                     if len(some):
                         tally.add(some)
 

@@ -40,8 +40,8 @@ _NONE = "no image of these generators"
 
 
 class AttributionAnswer(NamedTuple):
-    """Of one image. `generator`, `said`: keys of names, None = none was named. `asked`: whether anything was said at all, be it that it is
-    none of the known. `place`, `family_place`: of the truth in the ranking, 0 = first; None = not there.
+    """Of one image. `generator`, `said`: keys of names, None = none was named. `asked`: whether there was an answer at all, be it
+    "none of the known". `place`, `family_place`: of the truth in the ranking, 0 = first; None = not there.
     """
 
     label: str
@@ -109,7 +109,7 @@ class Grouped:
 
 @dataclass(frozen=True)
 class Grouping:
-    """`by`: what tells the groups apart. Those without an image are there too."""
+    """`by`: what divides the groups. Those without an image are there too."""
 
     by: Literal["protocol", "identifier"]
     groups: tuple[Grouped, ...]
@@ -126,7 +126,7 @@ class Grouping:
 
 
 def answers_of(tables: Tables, names: Names) -> AttributionAnswers | None:
-    """All of a run's answers; None where no image was asked."""
+    """All of a run's answers; None where no image has one."""
     found = AttributionAnswers(names)
     for table in tables(COLUMNS):
         found.add(table)
@@ -136,9 +136,9 @@ def answers_of(tables: Tables, names: Names) -> AttributionAnswers | None:
 def identification_of(answers: AttributionAnswers, *, rules: IdentificationRules | None = None, missing: int = 0) -> Document:
     """The section `identification`.
 
-    Plain figures are of fakes whose generator the identifier knows (all, where nobody tells which those are): those of
+    Plain figures are of fakes whose generator the identifier knows (all, where those are not recorded): those of
     `metrics.attribution`, an image without a name counts as wrong; `top_…` by the rows' rankings, whether a name was given or not.
-    `abstained_known`, `abstained_unknown`: the shares of the images asked that were taken for none of the known. `reals_named`: the share
+    `abstained_known`, `abstained_unknown`: the shares of the images with an answer that is none of the known. `reals_named`: the share
     of reals that got a generator's name. `families` has the same of base architectures. Under `dflip-v1` the section is theirs, with its
     flaws, and the plain figures stand in `plain`; `missing`: labels without a row, which count as wrong there.
     """
@@ -149,13 +149,13 @@ def identification_of(answers: AttributionAnswers, *, rules: IdentificationRules
 
 
 def grouping_of(protocol: Protocol | None, names: Names, systems: Sequence[SystemFacts]) -> Grouping | None:
-    """The groups of a document's fakes; None where nobody tells what was in training."""
+    """The groups of a document's fakes; None where it is not known what was in training."""
     fakes = [one for one in (systems[0].generators if systems else ()) if one.label == "fake"]
     if protocol and protocol.groups:
         rows = {row.name: row for row in protocol.rows}
-        told: tuple[tuple[Distribution, tuple[str, ...]], ...] = (("in", protocol.groups.inside), ("out", protocol.groups.out))
-        held = {name: frozenset(one.name for one in fakes if rows[name].holds(one)) for _, some in told for name in some}
-        return Grouping("protocol", tuple(Grouped(name, side, held[name]) for side, some in told for name in some))
+        sides: tuple[tuple[Distribution, tuple[str, ...]], ...] = (("in", protocol.groups.inside), ("out", protocol.groups.out))
+        held = {name: frozenset(one.name for one in fakes if rows[name].holds(one)) for _, some in sides for name in some}
+        return Grouping("protocol", tuple(Grouped(name, side, held[name]) for side, some in sides for name in some))
     if names.classes is None:
         return None
     found: dict[str, set[str]] = {KNOWN: set(), NEW_VERSION: set(), NEW_FAMILY: set()}

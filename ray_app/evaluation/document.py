@@ -98,7 +98,7 @@ def metrics_csv(document: EvaluationDocument) -> str:
 
 
 def document_of(found: Evaluation, warnings: Sequence[str] = (), telling: Callable[[str], object] = lambda _: None) -> EvaluationDocument:
-    """The document. `warnings`: of the join. `telling` hears what is being done."""
+    """The document. `warnings`: of the join. `telling` gets messages on progress."""
     protocol, config = found.protocol, found.config
     described = found.run.describe()
     telling("figures")
@@ -184,8 +184,8 @@ def _of_masks(systems: Iterable[LocalizationSystem]) -> Iterator[Line]:
         for view, figures in [("", one.figures), *((view.name, view.figures) for view in one.views)]:
             for name, figure in figures.items():
                 yield one.name, view, scope, name, figure
-        told = one.written()
-        for name, figure in _among({part: told.get(part) for part in ("generators", "imdlbenco", "opensdi")}):
+        entry = one.written()
+        for name, figure in _among({part: entry.get(part) for part in ("generators", "imdlbenco", "opensdi")}):
             yield one.name, "", scope, name, figure
 
 
@@ -222,7 +222,7 @@ def _tame(value: Any) -> Any:
 
 
 def _most_frequent_first(counts: Counter[str]) -> dict[str, int]:
-    """Of equal ones the first by name, whatever order they were met in."""
+    """Of equal ones the first by name, in whatever order they came."""
     return dict(sorted(counts.items(), key=lambda one: (-one[1], one[0])))
 
 
@@ -298,8 +298,8 @@ def _named_after(url: str) -> str:
 
 
 def _named(found: Evaluation, systems: Sequence[SystemFacts]) -> tuple[OpenSection | None, OpenSection | None, GroupFacts | None]:
-    """Sections that only a run with predicted generators or prompts has, and groups of generators, of which a protocol or an identifier
-    tells. Without any predictions its rows are not read again for them.
+    """Sections that only a run with predicted generators or prompts has, and groups of generators, by a protocol or an
+    identifier. Without any predictions its rows are not read again for them.
     """
     protocol, predicted = found.protocol, found.cells.predicted
     rules = (protocol.identification if protocol else None) or IdentificationRules()

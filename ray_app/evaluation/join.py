@@ -59,7 +59,7 @@ class JoinKey:
         return self._hashed(plain, 0), self._hashed(plain, 1), has_key
 
     def texts(self, table: pa.Table) -> pa.ChunkedArray:
-        """The keys as people read them."""
+        """The keys as shown in messages."""
         if self.name == "image_id":
             return table["image_id"].cast(pa.string())
         if self.name == "sha256":
@@ -105,12 +105,12 @@ class LabelIndex:
 
     @property
     def name(self) -> str:
-        """As people are told it."""
+        """The name in messages."""
         return self.source.name
 
     @property
     def guard(self) -> Guard:
-        """Which web servers who named them may ask for the masks that they name."""
+        """The web servers that may be asked for the masks that the labels name."""
         return self.source.guard
 
     @property
@@ -140,7 +140,7 @@ class LabelIndex:
         return pa.table(columns)
 
     def shown(self, place: int) -> str:
-        """The key of one label, as people read it."""
+        """The key of one label, as shown in messages."""
         left = int(self.order[place])
         for table in self.source.tables(_present(self.source, self.key.columns)):
             if left < len(table):
@@ -159,16 +159,16 @@ class OwnLabels:
 
     @property
     def guard(self) -> Guard:
-        """No server but the run's own, which are asked in any case."""
+        """No server but the run's own, which are allowed in any case."""
         return Guard()
 
     @property
     def name(self) -> str:
-        """As people are told it."""
+        """The name in messages."""
         return f"the columns of {self.url}"
 
     def truth(self, table: pa.Table) -> JoinedLabels:
-        """That of rows with `input`, of the split if one is asked for. Raises ConfigError for a label that is none."""
+        """That of rows with `input`, of the split if one is requested. Raises ConfigError for a label that is none."""
         fields = own_fields(table)
         coder = GroupCoder(self.name)
         codes = coder.codes(fields, complete=False) if "label" in fields.column_names else np.full(len(table), -1, np.int32)
@@ -255,8 +255,8 @@ def own_fields(table: pa.Table) -> pa.Table:
     """The fields of `input` that are labels; a ClassLabel's number by its name."""
     inputs = table["input"].combine_chunks() if "input" in table.column_names else None
     names = [] if inputs is None else [one.name for one in inputs.type]
-    told = {"label": "label_name" if "label_name" in names else "label", "mask_uri": "mask_uri" if "mask_uri" in names else "mask"}
-    columns = {name: told.get(name, name) for name in (*_SAID, "prompt", "split", "release_date")}
+    fields = {"label": "label_name" if "label_name" in names else "label", "mask_uri": "mask_uri" if "mask_uri" in names else "mask"}
+    columns = {name: fields.get(name, name) for name in (*_SAID, "prompt", "split", "release_date")}
     return pa.table({name: pc.struct_field(inputs, field) for name, field in columns.items() if field in names})
 
 
@@ -276,7 +276,7 @@ def members_of(run: RunDirectory, image_ids: Collection[int]) -> dict[int, Manif
 
 
 def _read(source: LabelTables, key: JoinKey, split: str | None) -> LabelIndex | None:
-    """The index, or None where two keys are not told apart by such words."""
+    """The index, or None where such words do not separate two keys."""
     coder = GroupCoder(source.name)
     pieces: list[tuple[Words, Words, Codes]] = []
     kept: list[Rows] = []
@@ -329,7 +329,7 @@ def _told(group: EvaluationGroup) -> tuple[str, str]:
 
 
 def _checked(said: pa.Table, rows: pa.Table) -> pa.Table:
-    """The fields that rows tell themselves. Raises ConfigError where one's mask is said to lie where its archive may not lead."""
+    """The fields that rows have themselves. Raises ConfigError for a mask's address that its archive may not name."""
     for place, uri, member in zip(*(_texts_of(said, "mask_uri"), _texts_of(rows, "uri"), _texts_of(rows, "member")), strict=True):
         if place is not None and not may_name(uri or "", member, place):
             raise ConfigError(
@@ -344,11 +344,11 @@ def _texts_of(table: pa.Table, name: str) -> list[str | None]:
 
 
 def _with_truth(rows: pa.Table, groups: Sequence[EvaluationGroup], said: pa.Table | None, names: Sequence[str]) -> pa.Table:
-    told = {"label": [one.label for one in groups], "generator": [one.generator for one in groups], "kind": [one.kind for one in groups]}
+    truth = {"label": [one.label for one in groups], "generator": [one.generator for one in groups], "kind": [one.kind for one in groups]}
     columns = {}
     for name in names:
-        if name in told:
-            columns[name] = pa.chunked_array([pa.array(told[name], pa.string()).dictionary_encode()])
+        if name in truth:
+            columns[name] = pa.chunked_array([pa.array(truth[name], pa.string()).dictionary_encode()])
         elif said is not None and name in said.column_names:
             columns[name] = said[name].cast(pa.string())
         else:
@@ -357,7 +357,7 @@ def _with_truth(rows: pa.Table, groups: Sequence[EvaluationGroup], said: pa.Tabl
 
 
 def _shown(labels: Labels, table: pa.Table, row: int) -> str:
-    """One row's key as people read it: the labels' own, else its place."""
+    """One row's key as shown in messages: the labels' own, else its place."""
     if isinstance(labels, LabelIndex):
         shown = labels.key.texts(table.slice(row, 1))[0].as_py()
         if shown is not None:

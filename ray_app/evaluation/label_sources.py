@@ -39,7 +39,7 @@ def labels_for(config: EvaluateConfig, protocol: Protocol | None, run: RunDirect
 
 
 def with_simulated_source(config: EvaluateConfig, out: Store) -> EvaluateConfig:
-    """The config with what `simulated::` stands for: pictures made into `out`/index (100 pairs of a test split, if none are asked for),
+    """The config with what `simulated::` stands for: pictures made into `out`/index (100 pairs of a test split by default),
     as a list that has their labels. Raises ConfigError where `out` is no local folder.
     """
     if config.at != (SIMULATED,):
@@ -58,13 +58,13 @@ def _of_config(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def _of_run(run: RunDirectory) -> dict[str, Any]:
-    """What the run was made of, as its identity says."""
+    """What the run was made of, by its identity."""
     identity = run.describe()["identity"]
     if not identity.get("source"):
         raise ConfigError(f"{run.store.url}: the run does not say what its source was", hint="give --labels")
     usual = ScoreConfig()
-    told = {name: identity.get(name, getattr(usual, name)) for name in ("include", "exclude", "limit", "columns", "container_limits")}
-    return {"at": tuple(identity["source"]), **told}
+    settings = {name: identity.get(name, getattr(usual, name)) for name in ("include", "exclude", "limit", "columns", "container_limits")}
+    return {"at": tuple(identity["source"]), **settings}
 
 
 def check_joined(labels: Labels, cells: Joined, run: RunDirectory) -> list[str]:
@@ -88,16 +88,16 @@ def check_joined(labels: Labels, cells: Joined, run: RunDirectory) -> list[str]:
 
 
 def _odd(labels: LabelIndex, cells: Joined, unused: str | None) -> Sequence[str]:
-    told = []
+    settings = []
     if cells.unused:
-        told.append(f"{cells.unused:,} of {len(labels.words):,} labels have no row in the run, for example {labels.key.name} {unused}.")
+        settings.append(f"{cells.unused:,} of {len(labels.words):,} labels have no row in the run, for example {labels.key.name} {unused}.")
     if cells.others:
-        told.append(f"{cells.others:,} rows have no label and are left out, for example {cells.other}.")
+        settings.append(f"{cells.others:,} rows have no label and are left out, for example {cells.other}.")
     if labels.doubled:
-        told.append(f"{labels.doubled:,} labels are there more than once and count once.")
+        settings.append(f"{labels.doubled:,} labels are there more than once and count once.")
     if labels.other_split:
-        told.append(f"{labels.other_split:,} labels are of other splits and are left out.")
-    return told
+        settings.append(f"{labels.other_split:,} labels are of other splits and are left out.")
+    return settings
 
 
 def _example(labels: LabelIndex, cells: Joined) -> str | None:

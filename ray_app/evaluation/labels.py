@@ -33,15 +33,15 @@ _UNREADABLE = (pa.ArrowException, ValueError, csv.Error, OSError)
 
 
 class LabelTables(Protocol):
-    """Where labels are written down; read as often as it is asked."""
+    """A source of labels; `tables` may be read more than once."""
 
     @property
     def name(self) -> str:
-        """As people are told it, without secrets."""
+        """The name in messages, without secrets."""
 
     @property
     def guard(self) -> Guard:
-        """Which web servers who named it may ask."""
+        """The web servers that may be asked for what it names."""
 
     def names(self) -> list[str]:
         """Which of COLUMNS there are."""
@@ -70,7 +70,7 @@ class LabelsOfIndex:
 
     @property
     def name(self) -> str:
-        """As people are told it, without secrets."""
+        """The name in messages, without secrets."""
         return strip_secrets(self.place)
 
     @property
@@ -99,12 +99,12 @@ class LabelFile:
 
     @property
     def name(self) -> str:
-        """As people are told it, without secrets."""
+        """The name in messages, without secrets."""
         return strip_secrets(self.place)
 
     @property
     def guard(self) -> Guard:
-        """The server that it lies on is asked wherever it is."""
+        """The server that it lies on, wherever that is."""
         return Guard.of([self.place])
 
     def names(self) -> list[str]:
@@ -144,7 +144,7 @@ class LabelFile:
         return _absolute(column, folder) if name == "uri" else column
 
     def _led(self, masks: pa.Array) -> pa.Array:
-        """Masks where such a file may say that they lie."""
+        """Masks at addresses that such a file may name."""
         for place in masks.unique().to_pylist():
             if place is not None and not may_lead(self.place, place):
                 raise ConfigError(

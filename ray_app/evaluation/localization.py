@@ -75,9 +75,9 @@ class Overlays:
     def pictures(self, measurer: MaskMeasurer, fetcher: Fetcher, limits: ImageLimits) -> list[OverlayFacts]:
         """At most twelve, shared out among systems, the worst of each first: {image_id, uri, member, system, generator, f1, iou, picture}.
 
-        `picture`: base64 of a JPEG, None where the image cannot be read any more; then `why` says so.
+        `picture`: base64 of a JPEG, None where the image cannot be read any more; then `why` has the reason.
         """
-        reader, told = MemberReader(fetcher, max_bytes=limits.max_bytes), []
+        reader, overlays = MemberReader(fetcher, max_bytes=limits.max_bytes), []
         each = max(MOST // max(len(self._kept), 1), 1)
         for system, kept in sorted(self._kept.items())[:MOST]:
             worst = (each + 1) // 2
@@ -85,8 +85,8 @@ class Overlays:
                 member = image.member
                 entry: dict[str, Any] = {"image_id": member.image_id, "uri": member.uri, "member": member.member, "system": system}
                 entry |= {"generator": image.truth.generator, "f1": figures.f1, "iou": figures.iou}
-                told.append(OverlayFacts(**entry, **_picture(image, row, measurer, reader, limits)))
-        return told
+                overlays.append(OverlayFacts(**entry, **_picture(image, row, measurer, reader, limits)))
+        return overlays
 
 
 class Localized(NamedTuple):
@@ -105,10 +105,10 @@ def localization_of_run(
     pictures: bool = True,
     guard: Guard = Guard(),  # noqa: B008 - frozen
 ) -> Localized | None:
-    """Both sections of a run whose joined rows `tables` gives (it is asked for `mask_truths.COLUMNS`); None where no detector localizes.
+    """Both sections of a run whose joined rows `tables` gives (called with `masks.COLUMNS`); None where no detector localizes.
 
     Masks are read within the run's own limits, from its own web servers and those of `guard`, which are those of the labels.
-    `empty` says how images without altered pixels count under the plain policy. A truth that cannot be read is counted with its reason.
+    `empty`: how images without altered pixels count under the plain policy. A truth that cannot be read is counted with its reason.
     """
     if not has_masks(run):
         return None
@@ -163,7 +163,7 @@ class _Headline:
 
 
 class _Group(NamedTuple):
-    """What rows are gathered by. `size`: network or original at the threshold asked for, half: network at ½."""
+    """What rows are gathered by. `size`: network or original at the requested threshold, half: network at ½."""
 
     system: str
     view: str | None

@@ -36,7 +36,7 @@ R = TypeVar("R")
 
 
 class MaskTruth(NamedTuple):
-    """What labels say of where an image was altered. `kind`: real, whole (generated as a whole) or local (altered where its mask says)."""
+    """Where an image was altered, by its labels. `kind`: real, whole (generated as a whole) or local (altered where its mask says)."""
 
     kind: Kind
     generator: str
@@ -66,7 +66,7 @@ class MaskTruths:
 
 @dataclass(frozen=True)
 class MaskedImage:
-    """One labelled image with all its masks, as rows of `masks/`; `member` carries what `datasets.masks` asks for."""
+    """One labelled image with all its masks, as rows of `masks/`; `member` carries what `datasets.masks` needs."""
 
     member: ManifestMember
     truth: MaskTruth
@@ -79,7 +79,7 @@ class MaskedImage:
 
 
 class MaskMeasurement(NamedTuple):
-    """One mask of an image. `network`, `original` (None where not asked for): at the threshold asked for; `half`: network size, at ½, where
+    """One mask of an image. `network`, `original` (None where not requested): at the requested threshold; `half`: network size, at ½, where
     that is another threshold.
     """
 
@@ -139,7 +139,7 @@ class MaskMeasurer:
 
 
 def has_masks(run: RunDirectory) -> bool:
-    """Whether any detector of a run said where."""
+    """Whether any detector of a run gives masks."""
     return bool(run.store.folders("masks"))
 
 
@@ -195,8 +195,8 @@ def _of_block(masks: pa.Table, members: dict[int, ManifestMember], truths: MaskT
 
 def _columns(table: pa.Table) -> pa.Table:
     """`COLUMNS`, places of masks with room for more than 2 GiB of them."""
-    told = table.select(COLUMNS)
-    return told.set_column(COLUMNS.index("mask_uri"), "mask_uri", told["mask_uri"].cast(pa.large_string()))
+    labels = table.select(COLUMNS)
+    return labels.set_column(COLUMNS.index("mask_uri"), "mask_uri", labels["mask_uri"].cast(pa.large_string()))
 
 
 def _truth(row: dict[str, Any]) -> MaskTruth:

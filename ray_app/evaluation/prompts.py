@@ -46,8 +46,8 @@ _TEXTS = {"token_f1": token_f1, "tag_jaccard": tag_jaccard, "bleu4": bleu4, "rou
 
 @dataclass(frozen=True)
 class Similar:
-    """Numbers of n pairs of texts and their images; `why` says that there are none. `text` (m,): cosines of the first m ≤ 2,000 pairs;
-    `said`, `truth` (k,): CLIPScores of the images that could be read, `places` (k,) of their pairs.
+    """Numbers of n pairs of texts and their images; `why`: the reason where there are none. `text` (m,): cosines of the first m ≤ 2,000
+    pairs; `said`, `truth` (k,): CLIPScores of the images that could be read, `places` (k,) of their pairs.
     """
 
     text: Floats

@@ -153,7 +153,7 @@ def _pooled(found: Sequence[MetricEstimate], images: Sequence[int]) -> MetricEst
 
 
 def _masks_of(rules: Protocol, localization: LocalizationFacts | None) -> Mapping[str, Sequence[MaskRow]]:
-    """By system, what the document says of its masks on each generator, at the size of the protocol's."""
+    """By system, the document's rows of its masks on each generator, at the size of the protocol's."""
     size = rules.localization.resolution if rules.localization else "original"
     return {one.name: one.generators for one in (localization.systems if localization else ()) if one.resolution == size}
 

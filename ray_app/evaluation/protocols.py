@@ -36,7 +36,7 @@ COLUMNS = ("input", FIELD, "generator", "label")
 
 
 class ProtocolRow(Frozen):
-    """One row: images of the generators that its globs name, together. Without globs the cells stay empty, and `why` says why.
+    """One row: images of the generators that its globs name, together. Without globs the cells stay empty, for the reason `why`.
 
     `excluding`: globs over names that belong elsewhere. `kind`: only whole fakes, or only local edits.
     """
@@ -122,12 +122,12 @@ class Groups(Frozen):
 
 
 class Protocol(Frozen):
-    """One way to evaluate. `layout` and `arguments`: how its images tell their labels (null = any). `sources`, `split`: where they are.
+    """One way to evaluate. `layout` and `arguments`: how its images are labelled (null = any). `sources`, `split`: where they are.
 
     `detectors`, `ensemble`: its columns. Fake is a log-odds above `threshold`, or, unless `strict`, at it. `perturb`: lists of
     perturbations by name. `rows` come first; then, for each of `automatic`, a row for every source of real images, every generator (by
     release, then name) or every year of release, with each of `figures`. `averages`: how it averages, in words. `groups`: in and out of
-    distribution; without, they are told by the classes of the run's identifier.
+    distribution; without, they follow from the classes of the run's identifier.
     """
 
     name: str
@@ -183,7 +183,7 @@ class Protocol(Frozen):
 def f1_by_source(generators: Sequence[GeneratorFacts]) -> MetricEstimate:
     """OpenFake v2's cross-benchmark F1: the F1 of every source by itself, weighted by its images.
 
-    It means nothing: a source of real images alone has an F1 of 0 however well it is told, and one of fakes 2 · TPR / (1 + TPR).
+    It means nothing: a source of real images alone has an F1 of 0 however well it is classified, and one of fakes 2 · TPR / (1 + TPR).
     """
     parts = [(one.rate.n, (one.rate.value or 0.0) if one.label == "fake" else 0.0) for one in generators if one.rate.n]
     n = sum(weight for weight, _ in parts)
@@ -259,7 +259,7 @@ def oracle_accuracy(fakes: ScoreHistogram, reals: ScoreHistogram, points: int = 
 def releases_of(tables: Iterable[pa.Table]) -> Mapping[str, str]:
     """By generator of fakes the earliest `release_date` of its rows, as text that begins with the year.
 
-    Tables have `COLUMNS`; where a row's label tells no date, that of its column `input` holds. Generators of which nothing is told are
+    Tables have `COLUMNS`; where a row's label has no date, that of its column `input` holds. Generators without a date are
     left out; so is a date that does not begin with a year.
     """
     found: dict[str, str] = {}
@@ -273,7 +273,7 @@ def releases_of(tables: Iterable[pa.Table]) -> Mapping[str, str]:
 
 
 def _own_dates(table: pa.Table) -> pa.Array:
-    """What the run's own column says, row by row."""
+    """The values of the run's own column, row by row."""
     inputs = table["input"].combine_chunks()
     if pa.types.is_struct(inputs.type) and FIELD in [one.name for one in inputs.type]:
         return pc.struct_field(inputs, FIELD).cast(pa.string())

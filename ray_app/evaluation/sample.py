@@ -117,7 +117,7 @@ def hashed(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
 def digest_of(image_ids: npt.NDArray[np.int64] | Words, is_fake: npt.NDArray[np.bool_]) -> int:
     """The sum of 64-bit hashes of images (n,) with their labels, modulo 2⁶⁴: that of two parts adds up to that of both.
 
-    Each image is hashed by SplitMix64 (Steele, Lea and Flood 2014): enough against chance, not against somebody who wants two alike.
+    Each image is hashed by SplitMix64 (Steele, Lea and Flood 2014): enough against chance, not against an adversary.
     """
     with np.errstate(over="ignore"):
         words: Words = image_ids.astype(np.uint64) + np.where(is_fake, np.uint64(0x9E3779B97F4A7C15), np.uint64(0x2545F4914F6CDD1D))

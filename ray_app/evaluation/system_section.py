@@ -151,7 +151,7 @@ def system_of(system: System, cells: Cells, asked: Asked) -> SystemFacts:
 
 
 def paired_tests(sample: pa.Table, systems: Sequence[System], binary: Mapping[str, bool]) -> list[PairedFacts]:
-    """DeLong's test of two AUCs, or McNemar's where one of the two only says yes and no; on images that both score.
+    """DeLong's test of two AUCs, or McNemar's where one of the two is binary; on images that both score.
 
     `difference` is b's figure less a's, as everywhere; `p_holm` is corrected for all pairs.
     """
@@ -159,7 +159,7 @@ def paired_tests(sample: pa.Table, systems: Sequence[System], binary: Mapping[st
         return []
     fakes = np.asarray(sample["kind"]) != "real"
     scores = {one.name: np.asarray(sample[f"score:{one.name}"].fill_null(np.nan)) for one in systems}
-    told = []
+    tests = []
     for one, other in combinations(systems, 2):
         both = np.isfinite(scores[one.name]) & np.isfinite(scores[other.name])
         if not both.any():
@@ -169,11 +169,11 @@ def paired_tests(sample: pa.Table, systems: Sequence[System], binary: Mapping[st
             test = mcnemar(_right(first, truth, one), _right(second, truth, other))
         else:
             test = delong_paired(first, second, truth)
-        told.append((one.name, other.name, test))
-    corrected = holm([test.p for _, _, test in told])
+        tests.append((one.name, other.name, test))
+    corrected = holm([test.p for _, _, test in tests])
     return [
         PairedFacts(a=a, b=b, test=test.test, n=test.n, difference=FigureFacts.of(test.difference), p=test.p, why=test.why, p_holm=p)
-        for (a, b, test), p in zip(told, corrected, strict=True)
+        for (a, b, test), p in zip(tests, corrected, strict=True)
     ]
 
 
@@ -320,18 +320,18 @@ def _risk(scores: _Scores) -> RiskCoverage:
 
 
 def _strata(scores: _Scores, cells: Cells) -> list[FormatStratum]:
-    """Figures within images of one format and one size, where neither can be what tells them apart."""
+    """Figures within images of one format and one size, where neither can separate the classes."""
     found: dict[tuple[str, str], dict[str, list[ScoreTally]]] = {}
     for (name, cell), tally in cells.scores.items():
         if name == scores.system.name:
             found.setdefault((cell.format, cell.size), {"real": [], "fake": []})[cell.group.label].append(tally)
-    told = []
+    strata = []
     for (form, size), classes in sorted(found.items(), key=_in_order):
         fakes, reals = _merged(classes["fake"]), _merged(classes["real"])
         counts = Confusion.at(fakes, reals, scores.system.threshold, scores.system.strict)
-        told.append(FormatStratum(format=form, size=size, n_real=reals.n, n_fake=fakes.n, auc=FigureFacts.of(scores.auc(fakes, reals)),
+        strata.append(FormatStratum(format=form, size=size, n_real=reals.n, n_fake=fakes.n, auc=FigureFacts.of(scores.auc(fakes, reals)),
                             balanced_accuracy=FigureFacts.of(rates_at(counts)["balanced_accuracy"])))  # fmt: skip
-    return told
+    return strata
 
 
 def _merged(tallies: Iterable[ScoreTally]) -> ScoreHistogram:
@@ -345,15 +345,15 @@ def _in_order(stratum: tuple[tuple[str, str], Any]) -> tuple[str, int]:
 
 def _views(scores: _Scores, cells: Cells, asked: Asked) -> list[ViewFacts]:
     """Figures of perturbed pixels, in the order of the run's views."""
-    told = []
+    views = []
     for view in dict.fromkeys(view for view, _, _ in cells.views):
         mine = {EvaluationGroup(kind, ""): tally.histogram() for (name, system, kind), tally in cells.views.items()
                 if (name, system) == (view, scores.system.name)}  # fmt: skip
         fakes = ScoreHistogram.merged(one for group, one in mine.items() if group.kind != "real")
         reals = ScoreHistogram.merged(one for group, one in mine.items() if group.kind == "real")
         figures = asked.resampling.of_view(scores.figures(fakes, reals), scores.system, mine)
-        told.append(ViewFacts(name=view, n_real=reals.n, n_fake=fakes.n, figures=facts_of(figures)))
-    return told
+        views.append(ViewFacts(name=view, n_real=reals.n, n_fake=fakes.n, figures=facts_of(figures)))
+    return views
 
 
 def _ends(name: str, figure: MetricEstimate, interval: Interval, sampled: float, m: int) -> tuple[float, float]:

@@ -27,7 +27,7 @@ Column = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 @dataclass(frozen=True)
 class System:
     """One column of scores (log-odds of fake). `calibration`: what makes chances of them; `decides`: the run's verdicts are its own;
-    `late`: in a cascade it looks only at images that go on.
+    `late`: in a cascade it scores only the images that go on.
 
     Fake is a score above `threshold`, or, unless `strict`, at it. `card`: None where it cannot be read any more.
     """
@@ -75,7 +75,7 @@ class Systems:
         return {one.name: _floats(table["score"]) if one.name == ENSEMBLE else _floats(_field(scores, one.name, there)) for one in self.all}
 
     def views(self, table: pa.Table) -> dict[str, dict[str, Column]]:
-        """Per view and system the same of perturbed pixels; nothing where the run has no views. The ensemble is asked anew."""
+        """Per view and system the same of perturbed pixels; nothing where the run has no views. The ensemble decides anew."""
         if "views" not in table.column_names:
             return {}
         column = table["views"].combine_chunks()
@@ -97,8 +97,8 @@ def systems_of(run: RunDirectory, *, threshold: float | None = None, strict: boo
     """
     described = run.describe()
     names: list[str] = described["detectors"]
-    told = described["identity"].get("detectors", {})
-    calibrations = {name: _calibration(told.get(name, {})) for name in names}
+    entries = described["identity"].get("detectors", {})
+    calibrations = {name: _calibration(entries.get(name, {})) for name in names}
     ensemble = EnsembleCard.model_validate(described["ensemble"]) if described.get("ensemble") else None
     cards = _cards(ensemble, names)
     members = tuple(cards[member.detector][0] for member in ensemble.members) if ensemble else ()
@@ -128,7 +128,7 @@ def _ensemble(card: EnsembleCard | None, calibrations: Mapping[str, Calibration 
 def _is_one(
     ensemble: EnsembleCard, members: tuple[str, ...], detectors: list[System], calibrations: Mapping[str, Calibration | None]
 ) -> bool:
-    """Whether the ensemble says what its only detector says, number for number and verdict for verdict but at the threshold itself."""
+    """Whether the ensemble equals its only detector, number for number and verdict for verdict but at the threshold itself."""
     thresholds = ensemble.thresholds
     return (
         len(detectors) == len(members) == 1
@@ -163,8 +163,8 @@ def _is_binary(card: DetectorCard | None) -> bool:
     return card is not None and card.replies
 
 
-def _calibration(told: Mapping[str, Any]) -> Calibration | None:
-    given = told.get("calibration")
+def _calibration(entry: Mapping[str, Any]) -> Calibration | None:
+    given = entry.get("calibration")
     return None if given is None else TypeAdapter(Calibration).validate_python(given)
 
 

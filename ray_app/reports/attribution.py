@@ -122,7 +122,7 @@ class IdentifierTraining(Section):
 
 
 def render_identifier_report(document: IdentifierTraining | Mapping[str, Any]) -> str:
-    """Write what `training.identifying` tells as one self-contained HTML page."""
+    """Write an identifier's training as one self-contained HTML page."""
     facts = IdentifierTraining.model_validate(document)
     splits = facts.splits
     return render(
@@ -152,8 +152,8 @@ def identifier_lines(document: IdentifierTraining | Mapping[str, Any]) -> list[s
     facts = IdentifierTraining.model_validate(document)
     lines = [_headline(facts)]
     for name, split in facts.splits:
-        told = [f"{FIGURES[one]} {_in_words(split.figures[one])}" for one in _IN_LINES if split.figures[one].value is not None]
-        lines.append(f"{name} ({split.n_known:,} of known generators, {split.n_unknown:,} of unknown): {', '.join(told)}")
+        figures = [f"{FIGURES[one]} {_in_words(split.figures[one])}" for one in _IN_LINES if split.figures[one].value is not None]
+        lines.append(f"{name} ({split.n_known:,} of known generators, {split.n_unknown:,} of unknown): {', '.join(figures)}")
     lines.append(open_set_in_words(facts))
     if pairs := facts.splits[-1][1].pairs[:3]:
         lines.append("most often confused: " + ", ".join(f"{_name(true)} taken for {_name(str(said))} ({n:,})" for true, said, n in pairs))
@@ -182,9 +182,9 @@ def open_set_in_words(facts: IdentifierTraining) -> str:
     test = facts.test
     if test is None or test.figures["abstained"].value is None:
         return f"{asked}; no test image says what share it is."
-    told = f"{asked}; on test it was {_in_words(test.figures['abstained'])}"
+    words = f"{asked}; on test it was {_in_words(test.figures['abstained'])}"
     unknown = test.figures["unknown_abstained"]
-    return f"{told}, and {_in_words(unknown)} of those of unknown generators." if unknown.value is not None else f"{told}."
+    return f"{words}, and {_in_words(unknown)} of those of unknown generators." if unknown.value is not None else f"{words}."
 
 
 def describer_lines(facts: Mapping[str, Any]) -> list[str]:
@@ -208,8 +208,8 @@ def describer_plan_lines(planned: Mapping[str, Any]) -> list[str]:
 
 def profile_page(card: IdentifierCard | DescriberCard, here: Mapping[str, Path | None], width: int) -> str:
     """The card in lines of at most `width` columns but for longer words. `here`: where its files lie (None = missing), by uri."""
-    told = _of_identifier(card) if isinstance(card, IdentifierCard) else _of_describer(card)
-    lines = [*told, ("weights", card.weights.uri), ("here", ", ".join(str(path) if path else "missing" for path in here.values()))]
+    facts = _of_identifier(card) if isinstance(card, IdentifierCard) else _of_describer(card)
+    lines = [*facts, ("weights", card.weights.uri), ("here", ", ".join(str(path) if path else "missing" for path in here.values()))]
     lines += [("licence", card.licence), ("source", card.source), ("training data", card.training_data.name)]
     lines += [("note", note) for note in card.notes]
     shown = [line for label, text in lines if text for line in _hung(label, visible(text), width)]
@@ -270,8 +270,8 @@ def _cell(row: FigureFacts) -> tuple[str, tuple[str, str] | None]:
 
 
 def _counts(counts: Mapping[str, int]) -> str:
-    told = [f"{_name(name)} {n:,}" for name, n in list(counts.items())[:_MOST_IN_LINE]]
-    return ", ".join([*told, *([f"{len(counts) - len(told):,} more"] if len(counts) > len(told) else [])])
+    words = [f"{_name(name)} {n:,}" for name, n in list(counts.items())[:_MOST_IN_LINE]]
+    return ", ".join([*words, *([f"{len(counts) - len(words):,} more"] if len(counts) > len(words) else [])])
 
 
 def _name(name: str) -> str:

@@ -157,7 +157,7 @@ def _row(entry: ZooEntry) -> list[str]:
 
 
 def _beginning(licence: str) -> str:
-    """A licence begins with what tells it from others; `show` has the rest."""
+    """A licence begins with its name; `show` has the rest."""
     return licence if len(licence) <= _LONGEST_LICENCE else licence[: _LONGEST_LICENCE - 1].rstrip(" (,;") + "…"
 
 
@@ -322,7 +322,7 @@ def _said(value: Any) -> str:
 
 
 def _labelled(lines: Iterable[Line], width: int) -> list[str]:
-    """Lines that say something, their texts in a column of their own."""
+    """The lines that have a text, the texts in a column of their own."""
     return [line for label, text in lines if text for line in _hung(f"{label:{_LABEL}}" + " " * (len(label) >= _LABEL), text, width)]
 
 

@@ -71,7 +71,7 @@ def _character_columns(character: str) -> int:
 
 
 def shortened(text: str, limit: int) -> str:
-    """The visible text in at most `limit` columns; the middle goes, because the end of a path says most."""
+    """The visible text in at most `limit` columns; the middle goes, because the end of a path is the most specific."""
     text = visible(text)
     if columns(text) <= limit:
         return text
@@ -106,7 +106,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def second_look(run: RunSummary) -> list[str]:
-    """Of a cascade, which share of images all detectors looked at, and what either look takes; nothing of any other run."""
+    """Of a cascade, which share of images all detectors scored, and what either stage takes; nothing of any other run."""
     found, looks = run.second_look, run.session.looks or {}
     if found is None:
         return []
@@ -123,7 +123,7 @@ def second_look(run: RunSummary) -> list[str]:
 
 
 def stability(found: StabilitySummary | None) -> list[str]:
-    """What became of verdicts near a threshold when their images were recompressed; nothing where that was not asked for."""
+    """What became of verdicts near a threshold when their images were recompressed; nothing where that was not requested."""
     if found is None or not found.views:
         return []
     asked = f"{counted(found.asked, 'image')} within {found.margin:g} log-odds of a threshold"
@@ -137,7 +137,7 @@ def stability(found: StabilitySummary | None) -> list[str]:
 
 
 def linked_words(count: int, example: str) -> str:
-    """What to say of linked folders that a listing did not follow; nothing where there are none."""
+    """A sentence on linked folders that a listing did not follow; nothing where there are none."""
     if not count:
         return ""
     what = f"{counted(count, 'linked folder')} {'is' if count == 1 else 'are'} not followed, e.g. {visible(example)}"
@@ -198,7 +198,7 @@ def percent(share: float | None) -> str:
 
 
 def stated(share: float) -> str:
-    """A share that somebody chose or measured, in per cent with three digits at most."""
+    """A share that was chosen or measured, in per cent with three digits at most."""
     return f"{100 * share:.3g} %"
 
 
@@ -253,12 +253,12 @@ def moment(timestamp: str) -> str:
 
 
 def meaning(status: str) -> str:
-    """What a status says; nothing for a status of a later version."""
+    """The meaning of a status; nothing for a status of a later version."""
     return MEANING[Status(status)] if status in set(Status) else ""
 
 
 def reason(word: str) -> str:
-    """What the reason of an abstention says; a word of another version as it stands."""
+    """The reason of an abstention in words; a word of another version as it stands."""
     return REASON_MEANING[Reason(word)] if word in set(Reason) else word
 
 
@@ -273,7 +273,7 @@ def why(word: str, detail: str | None) -> str:
 
 
 def own_failures(number: int) -> str:
-    """What to say of rows that bugs of ours have cost."""
+    """A sentence on rows that failed by bugs of ours."""
     return (
         f"{counted(number, 'row')} failed in Touchstone's own code; please report it with the traceback in the log. "
         "A later version tries them again with --retry decoder_crashed"
@@ -332,7 +332,7 @@ def interval(name: str, ends: Sequence[float]) -> list[str]:
 
 
 class Meaning(NamedTuple):
-    """What people call a figure, what it means in a sentence, and whether it is a share, written in per cent."""
+    """The name of a figure, what it means in a sentence, and whether it is a share, written in per cent."""
 
     words: str
     sentence: str
@@ -428,7 +428,7 @@ METHODS: Mapping[str, str] = {
 
 
 def named(key: str) -> str:
-    """What people call a figure; an unknown key with spaces for underscores."""
+    """The name of a figure; an unknown key with spaces for underscores."""
     return MEANINGS[key].words if key in MEANINGS else shortened(key.replace("_", " "), 60)
 
 

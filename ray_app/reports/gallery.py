@@ -42,7 +42,7 @@ class PageNumber(NamedTuple):
 
 
 class TileText(NamedTuple):
-    """What a tile says of generator or words, and who says it; `opening`: the first of it, where it is long."""
+    """A tile's text on generator or words, and its source; `opening`: the first of it, where it is long."""
 
     term: str
     said: str
@@ -77,7 +77,7 @@ def render_gallery_page(
 
 
 def said_of(row: Mapping[str, Any]) -> list[TileText]:
-    """Generator and words of a row, what is known before what is predicted; nothing of what nobody said."""
+    """Generator and words of a row, what is known before what is predicted; nothing where there is neither."""
     given = row.get("input") or {}
     probability, likelihood = row.get("generator_probability"), row.get("prompt_likelihood")
     named = said_generator(row.get("predicted_generator"), row.get("generator_family"), row.get("generator_ranking"))

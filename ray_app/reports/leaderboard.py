@@ -20,7 +20,7 @@ from ray_app.reports.svg import range_meter
 from ray_app.reports.text import paragraph, table
 
 COLUMNS = ("auc", "balanced_accuracy", "tpr_at_fpr_1", "ece")
-_MANY = 0.01  # share of images without a score from which on it is said
+_MANY = 0.01  # share of images without a score from which on a warning is given
 _LONGEST_NAME = 60
 
 
@@ -99,8 +99,8 @@ def boards_of(evaluations: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Lead
     """
     groups: dict[str, list[tuple[str, EvaluationDocument]]] = {}
     for url, document in evaluations:
-        told = EvaluationDocument.model_validate(document)
-        groups.setdefault(_same(told), []).append((url, told))
+        facts = EvaluationDocument.model_validate(document)
+        groups.setdefault(_same(facts), []).append((url, facts))
     boards = [_board(group) for group in groups.values()]
     return sorted(boards, key=lambda one: -(one.n_real + one.n_fake))
 
@@ -134,20 +134,20 @@ def _cells(entry: LeaderboardEntry) -> list[str]:
     return [system, *shown, named if worst.name else wording.NONE]
 
 
-def _same(told: EvaluationDocument) -> str:
-    """What evaluations share that may stand in one list: the data, told by its digest or else by its labels and counts; and the rules."""
-    first = told.systems[0].generators if told.systems else ()
+def _same(facts: EvaluationDocument) -> str:
+    """What evaluations share that may stand in one list: the data, by its digest or else by its labels and counts; and the rules."""
+    first = facts.systems[0].generators if facts.systems else ()
     counted = sorted((one.label, one.name, one.kind, one.n + one.unscored) for one in first)
-    data = [told.data.digest] if told.data.digest else [told.labels.name, told.data.n, counted]
-    return json.dumps([data, told.protocol.name if told.protocol else None])
+    data = [facts.data.digest] if facts.data.digest else [facts.labels.name, facts.data.n, counted]
+    return json.dumps([data, facts.protocol.name if facts.protocol else None])
 
 
 def _board(group: Sequence[tuple[str, EvaluationDocument]]) -> Leaderboard:
     first = group[0][1]
-    entries = [_entry(url, told, system) for url, told in group for system in told.systems]
+    entries = [_entry(url, facts, system) for url, facts in group for system in facts.systems]
     ranked = sorted((one for one in entries if one.system.figure("auc").ends), key=lambda one: _merit(one, "auc"))
     others = sorted((one for one in entries if not one.system.figure("auc").ends), key=lambda one: _merit(one, "balanced_accuracy"))
-    fakes = {one.name for _, told in group for system in told.systems for one in system.generators if one.label == "fake"}
+    fakes = {one.name for _, facts in group for system in facts.systems for one in system.generators if one.label == "fake"}
     return Leaderboard(
         title=first.protocol.title if first.protocol and first.protocol.title else first.title or first.labels.name or "no name",
         rules=f"rules of {first.protocol.name}" if first.protocol else "no protocol",
@@ -168,8 +168,8 @@ def _merit(entry: LeaderboardEntry, key: str) -> tuple[float, float, str]:
 
 
 def _warnings(group: Iterable[tuple[str, EvaluationDocument]], entries: Sequence[LeaderboardEntry]) -> Iterable[str]:
-    for _, told in group:
-        shortcut = told.data.shortcut
+    for _, facts in group:
+        shortcut = facts.data.shortcut
         if shortcut.confounded:
             auc = figure_words.written("auc", shortcut.auc.number)
             yield f"Facts of the files alone tell fake from real here (AUC {auc}), so figures may be of files and not of images."
@@ -178,11 +178,11 @@ def _warnings(group: Iterable[tuple[str, EvaluationDocument]], entries: Sequence
         yield "Not all systems met the same perturbations, so their worst ones do not compare."
 
 
-def _entry(url: str, told: EvaluationDocument, system: SystemFacts) -> LeaderboardEntry:
+def _entry(url: str, facts: EvaluationDocument, system: SystemFacts) -> LeaderboardEntry:
     fakes = _by_name(system)
     return LeaderboardEntry(
         system=system,
-        url=url or told.run.url,
+        url=url or facts.run.url,
         worst_generator=_worst_generator(system, len(fakes)),
         worst_view=_worst_view(system),
         trained_on=sum("in-training" in words for words in fakes.values()),

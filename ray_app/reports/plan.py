@@ -48,7 +48,7 @@ def plan_lines(found: Plan | Mapping[str, Any]) -> list[str]:
 
 
 def request_lines(plan: Plan) -> Iterator[str]:
-    """What is asked of the stores, and how many bytes come from the source."""
+    """The requests to the stores, and how many bytes come from the source."""
     requests = plan.requests
     read = f"{wording.size(plan.bytes_read)} read"
     if not requests.any:

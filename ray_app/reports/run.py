@@ -47,7 +47,7 @@ _MEANING = {
 
 
 class FamilyCount(NamedTuple):
-    """A family of generators with its flagged images; `members`: title and count of its generators, where that tells more."""
+    """A family of generators with its flagged images; `members`: title and count of its generators, where there are several."""
 
     title: str
     flagged: int
@@ -195,7 +195,9 @@ def families(counts: Sequence[GeneratorCount]) -> list[FamilyCount]:
 
 
 def said_generator(name: str | None, family: str | None, ranking: Sequence[str] | None) -> str:
-    """One image's generator in words: the name with its family, or that it is like none known and which is nearest; "" with no say."""
+    """One image's generator in words: the name with its family, or that it is like none known and which is nearest; "" where there is
+    none.
+    """
     if name is not None:
         title, base = title_of(name), family_title(family or name)
         return title if title.startswith(base) or base == name else f"{title} ({base})"
@@ -203,7 +205,7 @@ def said_generator(name: str | None, family: str | None, ranking: Sequence[str] 
 
 
 def beginning(text: str, limit: int = 200) -> str:
-    """A prompt cut where it gets long; its first words say most."""
+    """A prompt cut where it gets long; its first words matter most."""
     shown = wording.visible(text)
     return shown if len(shown) <= limit else f"{shown[:limit].rsplit(' ', 1)[0]} …"
 

@@ -404,7 +404,7 @@ def _band(zones: Zones, low: float, high: float) -> list[Markup]:
 def _cuts(zones: Zones, low: float, high: float) -> list[Markup]:
     left, right = position(zones.real_below, low, high), position(zones.fake_above, low, high)
     parts = [line(at, -4, at, 100, "cut") for at in sorted({left, right}) if 0 < at < 100]
-    # A label is left out where its zone is too narrow to hold it on a telephone; the legend says the same.
+    # A label is left out where its zone is too narrow to hold it on a telephone; the legend has the same.
     if left >= 26:
         parts.append(text(left, 0, f"no evidence < {plain(zones.real_below)}", "zone", dx=-7, dy=4, anchor="end"))
     if right <= 78:

@@ -26,7 +26,7 @@ def verdict_table(rows: Iterable[Mapping[str, Any]], width: int) -> str:
     """One line per row: file, verdict, probability, score, status; aligned and at most `width` columns wide.
 
     Rows are result rows (`uri`, `member`, `verdict`, `probability`, `score`, `status`, `calibrated`); missing values are dashes. Where a
-    file declares itself generated (`provenance`, as JSON or read from it), another column says so; another names the generator that a
+    file declares itself generated (`provenance`, as JSON or read from it), another column shows it; another names the generator that a
     profile finds nearest, of rows that are not called real.
     A folder that all files share is named once, above. Where the columns beside the file leave it fewer than 16, lines grow wider.
     """
@@ -140,7 +140,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
 
 
 def _named(row: Mapping[str, Any]) -> str:
-    """What a profile says of a row that is not called real; "unknown" where the image is like no known generator."""
+    """The predicted generator of a row that is not called real; "unknown" where the image is like no known generator."""
     if row.get("verdict") == "real" or row.get("generator_confidence") is None:
         return ""
     name = row.get("predicted_generator")

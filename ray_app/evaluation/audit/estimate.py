@@ -40,7 +40,7 @@ class AuditLabels:
 
     @property
     def unsure(self) -> int:
-        """Images of which people could not tell."""
+        """Images that people could not decide."""
         return sum(one.unsure for one in self.strata)
 
 
@@ -115,7 +115,7 @@ SCHEMA = 1
 
 
 def estimate(url: str, labels: str, folder: Path) -> dict[str, Any]:
-    """What labels of a sample of the run at `url` say of it; also written to `folder`/result.json.
+    """The estimate from labels of a sample of the run at `url`; also written to `folder`/result.json.
 
     The sample's `audit.json` lies in that folder, or beside the labels. Raises ConfigError as `read_audit` and `read_answers` do, and
     where the sample is of another run.

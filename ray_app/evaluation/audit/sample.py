@@ -36,7 +36,7 @@ Counts = npt.NDArray[np.int64]
 Codes = npt.NDArray[np.int32]
 VERDICTS = ("fake", "abstain", "real")
 # Where the images of a verdict are cut, as shares of them from the lowest score on, by the size of a sample that suffices for so many
-# strata: labels of a handful each say nothing. Fakes that were missed hide among the highest reals.
+# strata: a handful of labels each is not enough. Fakes that were missed hide among the highest reals.
 _CUTS: Mapping[int, Mapping[str, tuple[float, ...]]] = {
     250: {"fake": (0.5,), "abstain": (0.5,), "real": (0.5, 0.9, 0.99)},
     100: {"real": (0.9,)},
@@ -44,7 +44,7 @@ _CUTS: Mapping[int, Mapping[str, tuple[float, ...]]] = {
 }
 _LEAST = 20  # images that a stratum has, unless its verdict has fewer
 _EVENLY = 2  # one image in two is drawn with no regard to size, so that every stratum is known
-_SUREST = 0.05  # share of fakes, or of reals, that no stratum is taken to fall below before anybody has looked
+_SUREST = 0.05  # share of fakes, or of reals, that no stratum is taken to fall below before any label
 Orders = npt.NDArray[np.uint64]
 _DRAWN = pa.schema([("image_id", pa.int64()), ("uri", pa.string()), ("member", pa.string())])
 SAMPLE, PAGE, FACTS = "sample.csv", "audit.html", "audit.json"
@@ -76,7 +76,7 @@ class AuditStratum:
 
     @property
     def words(self) -> str:
-        """As people are told it."""
+        """The name in messages."""
         if not self.scored:
             return f"{self.verdict}, no score"
         ends = [f"from {self.low:.2f}" if self.low is not None else "", f"below {self.high:.2f}" if self.high is not None else ""]
@@ -108,7 +108,7 @@ class Counted:
 
 @dataclass(frozen=True)
 class AuditSample:
-    """The strata, with how many images of each are drawn, and those images in an order that tells nothing: columns `image_id`, `uri`,
+    """The strata, with how many images of each are drawn, and those images in an order that gives nothing away: columns `image_id`, `uri`,
     `member` and `stratum`, the place among the strata.
     """
 
@@ -118,7 +118,9 @@ class AuditSample:
 
 @dataclass(frozen=True)
 class Audit:
-    """What `audit.json` says: the run as it was when the sample was drawn, the strata, and the images drawn (`COLUMNS` without labels)."""
+    """The content of `audit.json`: the run as it was when the sample was drawn, the strata, and the images drawn (`COLUMNS` without
+    labels).
+    """
 
     facts: Mapping[str, Any]
     strata: tuple[AuditStratum, ...]
@@ -203,7 +205,7 @@ def strata_of(scores: Mapping[str, ScoreHistogram], without_score: int, number: 
 
 
 def spread_of(stratum: AuditStratum, scores: ScoreHistogram) -> float:
-    """How unalike its images are taken to be, √(p (1 − p)) for p the mean of what their scores say, and never near 0."""
+    """How unalike its images are taken to be, √(p (1 − p)) for p the mean of their probabilities, and never near 0."""
     if not stratum.scored:
         return 0.5
     inside = stratum.spans(scores.values)
@@ -271,8 +273,8 @@ def read_audit(*folders: Path) -> Audit:
             hint="--out is the folder of `touchstone audit RUN --draw N --out DIR`: without its strata labels cannot be weighed",
         )
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        return Audit(told, tuple(AuditStratum.of_row(row) for row in told["strata"]), tuple(told["sample"]))
+        document = json.loads(path.read_text(encoding="utf-8"))
+        return Audit(document, tuple(AuditStratum.of_row(row) for row in document["strata"]), tuple(document["sample"]))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(f"{path}: not what `touchstone audit --draw` wrote: {error}") from None
 

@@ -58,7 +58,7 @@ class CalibrationData:
 
     `image_id` int64 (n,) · `sha256` of the files, 64 hex digits · `fake` bool (n,) · `scores` {detector: float32 (n,)}, raw and finite, in
     the ensemble's order · `generator`, `source` (what is not independent: one scene, photographer, article), `phash` (16 hex digits) and
-    `part` (fit, calibrate, choose, where the user divides the images): None where it is not told · `format` as in the run · `width`,
+    `part` (fit, calibrate, choose, where the user divides the images): None where it is not known · `format` as in the run · `width`,
     `height` int (n,), px · `quality` float (n,), of JPEGs, 1 … 100; NaN where there is none.
 
     Raises ValueError where a column has another length.
@@ -204,7 +204,7 @@ class CalibrationCollector:
             kept[name].extend(told[name].to_pylist())
 
     def _told(self, rows: pa.Table, truth: JoinedLabels) -> dict[str, Any]:
-        """`source`, `part` and `phash` of rows: what the labels say, else the run's own columns."""
+        """`source`, `part` and `phash` of rows: the labels' values, else the run's own columns."""
         inputs = rows["input"].combine_chunks() if "input" in rows.column_names else None
         own = set() if inputs is None else {one.name for one in inputs.type}
         said = None if self.texts is None else self.texts.take(pa.array(truth.places))
@@ -260,15 +260,15 @@ def read_labelled(
     reader = CalibrationCollector(found, names, cards)
     for table in current_tables(run, list(dict.fromkeys([*ROWS, *found.columns]))):
         reader.add(table)
-    told = [*check_joined(found, reader.tally, run), *_left_out(reader.tally), *_unfinished(run)]
+    remarks = [*check_joined(found, reader.tally, run), *_left_out(reader.tally), *_unfinished(run)]
     before = systems.ensemble if systems.ensemble and names == systems.members else ensemble_of([one.detector for one in members])
     calibrations = {name: systems.calibrations.get(name) for name in names}
     labelled = reader.labelled()
     if not len(labelled):
-        raise ConfigError(f"{run.store.url}: no labelled image has a score of every detector", hint=" ".join(told) or None)
+        raise ConfigError(f"{run.store.url}: no labelled image has a score of every detector", hint=" ".join(remarks) or None)
     _check_labels(labelled, found.name)
     return LabelledRun(run.store.url, found.name, members, names, before, calibrations, labelled, described["identity"], reader.tally,
-                   tuple(told))  # fmt: skip
+                   tuple(remarks))  # fmt: skip
 
 
 def _whole(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
@@ -285,7 +285,7 @@ def _blank(rows: pa.Table) -> npt.NDArray[np.bool_]:
 def _members(
     systems: Systems, run_names: Sequence[str], asked: Sequence[str], url: str
 ) -> tuple[tuple[EnsembleMember, ...], tuple[str, ...]]:
-    """The members that are calibrated, without what the run's ensemble says of them, and their names in the run."""
+    """The members that are calibrated, without the run's ensemble's calibration of them, and their names in the run."""
     if systems.ensemble is not None and systems.ensemble.cascade is not None:
         raise ConfigError(
             f"{url}: a cascade scored it, so not every detector looked at every image, and those that all looked at are no fair sample",

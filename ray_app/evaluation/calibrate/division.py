@@ -25,7 +25,7 @@ from ray_app.metrics.arrays import Bools, Floats
 
 UNNAMED = "a generator that is not told"
 _SIXTEEN_DIGITS = re.compile("[0-9a-fA-F]{16}")
-_COMPARED = 2_000  # images of each part whose looks are compared
+_COMPARED = 2_000  # images of each part whose perceptual hashes are compared
 Name = Literal["fit", "calibrate", "choose"]
 PARTS: tuple[Name, ...] = ("fit", "calibrate", "choose")
 FIT, CALIBRATE, CHOOSE = range(3)
@@ -80,9 +80,9 @@ class Division:
 def groups_of(labelled: CalibrationData, *, share_generators: bool = False) -> Places:
     """(n,) the number of each image's group, 0 … groups − 1.
 
-    Images are of one group that share a source, their bytes, or the looks of a picture (perceptual hashes within
+    Images are of one group that share a source, their bytes, or what a picture shows (perceptual hashes within
     `datasets.leakage.NEAR_BITS`), and fakes that share a generator, unless the parts may share generators; and so are images that hang
-    together by way of others. Fakes whose generator is not told count as those of one: nothing says that they are of several.
+    together by way of others. Fakes without a generator's name count as those of one: nothing shows that they are of several.
     """
     links = [_coded(labelled.sha256), _coded(labelled.source), _looks(labelled.phash)]
     if not share_generators:
@@ -91,7 +91,7 @@ def groups_of(labelled: CalibrationData, *, share_generators: bool = False) -> P
 
 
 def repeated(labelled: CalibrationData) -> NDArray[np.bool_]:
-    """(n,) whether an image has the bytes or the looks of another of its class, with a smaller sha256, that can stand for both.
+    """(n,) whether an image has the bytes or the perceptual hash of another of its class, with a smaller sha256, that can stand for both.
 
     A rate whose bound takes images for independent counts such ones once. A real is no copy of the fake that was made of it.
     """
@@ -162,7 +162,7 @@ def refuse_crossings(labelled: CalibrationData, groups: Places, parts: Places, c
 
 
 def generators_of(labelled: CalibrationData) -> list[str | None]:
-    """The generator of each fake, UNNAMED where it is not told; None for reals."""
+    """The generator of each fake, UNNAMED where it is not known; None for reals."""
     return [(name or UNNAMED) if fake else None for name, fake in zip(labelled.generator, labelled.fake.tolist(), strict=True)]
 
 

@@ -34,7 +34,7 @@ _HEAD = """# Written by `touchstone calibrate` from {run}; what it is worth stan
 class CalibrateConfig(Frozen):
     """`fpr`, `confidence`: what the threshold promises. `rule`: None = `stacked`, of an only detector `mean-logit`.
 
-    `first`, `share`, `audit`: of a cascade, how many detectors look at every image, which share of images may go on to all of them, and
+    `first`, `share`, `audit`: of a cascade, how many detectors score every image, which share of images may go on to all of them, and
     which is drawn to go on whatever it scores. `miss`: the share of fakes that may lie at or below `real_below`. `prevalence`: the share of
     fakes at which the probabilities are chances; None = as among the labels.
     """

@@ -45,7 +45,7 @@ class CalibratedCard:
         return combine(self.card, self._columns(labelled), self.calibrations, audited=self._audited(labelled))
 
     def looks(self, labelled: CalibrationData) -> list[str | None] | None:
-        """Of a cascade, why all detectors look at each image: `band`, `audit`, or None."""
+        """Of a cascade, why all detectors score each image: `band`, `audit`, or None."""
         return second_looks(self.card, self._columns(labelled), self.calibrations, self._audited(labelled))
 
     def _columns(self, labelled: CalibrationData) -> dict[str, Any]:
@@ -66,7 +66,7 @@ class Assembled:
 
 
 def rule_of(config: CalibrateConfig, detectors: int) -> Rule:
-    """The rule asked for; without one `stacked`, of an only detector `mean-logit`. Raises ConfigError for one that cannot be."""
+    """The requested rule; without one `stacked`, of an only detector `mean-logit`. Raises ConfigError for one that cannot be."""
     rule: Rule = config.rule or ("stacked" if detectors > 1 else "mean-logit")
     if rule == "cascade" and detectors < 2:
         raise ConfigError("--rule cascade: the run has one detector", hint="a cascade needs two or more")
@@ -108,7 +108,7 @@ def _fit_alone(division: Division, member: EnsembleMember, rule: Rule, config: C
 
 
 def _at_prevalence(plain: CalibratedCard, calibration: Calibration, config: CalibrateConfig) -> CalibratedCard:
-    """The card with the ensemble's calibration, as it is at the share of fakes that was asked for."""
+    """The card with the ensemble's calibration, as it is at the requested share of fakes."""
     prevalence = config.prevalence or plain.prevalence
     there = moved(calibration, logit(prevalence) - logit(plain.prevalence))
     return replace(plain, card=plain.card.model_copy(update={"calibration": there}), prevalence=prevalence)
@@ -159,7 +159,7 @@ def _weights(
 
 
 def _cascade(division: Division, calibrations: Mapping[str, Calibration], config: CalibrateConfig) -> tuple[Cascade, Band]:
-    """Both stages, each a stacking and its calibration fitted on `fit`, and the band, which the thresholds' images have no say in."""
+    """Both stages, each a stacking and its calibration fitted on `fit`, and the band, which the thresholds' images do not influence."""
     parts, fake = division.parts, division.labelled.fake
     fitting: Bools = parts == FIT
     table = calibrated(division.labelled, calibrations)

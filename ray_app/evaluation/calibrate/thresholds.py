@@ -25,7 +25,7 @@ Method = Literal["platt", "isotonic", "temperature"]
 MOST_KNOTS = 200
 _STARTS = 48
 _RESAMPLES = 32
-_FEW = 20_000  # images; of more, one look at them is sure enough
+_FEW = 20_000  # images; of more, one estimate from them is sure enough
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ class LabelsOfRows(Protocol):
 
     @property
     def name(self) -> str:
-        """As people are told it."""
+        """The name in messages."""
 
     @property
     def columns(self) -> list[str]:
@@ -137,10 +137,10 @@ def truth_of(run: RunColumns, labels: LabelsOfRows) -> ImageGroups:
     numbers: dict[tuple[str, str], int] = {}
     pieces = [np.empty(0, np.int32)]
     for table in run.tables(labels.columns):
-        told = labels.truth(table)
+        truth = labels.truth(table)
         # Numbers of a table's own become those of all tables; -1 takes the last place.
-        new = [numbers.setdefault((one.label, one.generator), len(numbers)) for one in told.groups]
-        pieces.append(np.array([*new, -1], np.int32)[told.codes])
+        new = [numbers.setdefault((one.label, one.generator), len(numbers)) for one in truth.groups]
+        pieces.append(np.array([*new, -1], np.int32)[truth.codes])
     return ImageGroups(labels.name, np.concatenate(pieces), list(numbers))
 
 

@@ -43,7 +43,7 @@ LEAST: Mapping[str, float] = {
     "moved": 0.01,  # share of images whose score changed by more than MOVED
     "flagged": 0.005,  # difference of the shares that are flagged
     "auc": 0.005,
-    "right": 0.005,  # difference of the shares that are told right
+    "right": 0.005,  # difference of the shares that are classified correctly
     "ks": 0.05,
     "psi": 0.1,
 }
@@ -87,8 +87,8 @@ def compare(run_a: str, run_b: str, labels: str | LabelsOfRows | None = None, *,
 def concluded(document: Mapping[str, Any]) -> dict[str, Any]:
     """A document with its tests corrected, and with what follows from them: `equal`, `findings` and `headline`."""
     _correct(document)
-    told = dict(document) | {"equal": _equal(document), "findings": findings(document)}
-    return told | {"headline": headline(told)}
+    complete = dict(document) | {"equal": _equal(document), "findings": findings(document)}
+    return complete | {"headline": headline(complete)}
 
 
 def correct(tests: Sequence[dict[str, Any]]) -> None:
@@ -98,10 +98,10 @@ def correct(tests: Sequence[dict[str, Any]]) -> None:
 
 
 def findings(document: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What changed, with its size in words, the most telling first."""
+    """What changed, with its size in words, the most important first."""
     found = [*_of_decisions(document), *(one for system in document["systems"] for one in _of_scores(system))]
-    told = {one["system"] for one in found if one["what"] in ("mean_shift", "moved")}
-    found += [one for system in document["systems"] if system["name"] not in told for one in _of_distribution(system)]
+    systems = {one["system"] for one in found if one["what"] in ("mean_shift", "moved")}
+    found += [one for system in document["systems"] if system["name"] not in systems for one in _of_distribution(system)]
     if not any(one["what"] in ("flagged", "flipped") for one in found):
         found += _of_rate(document["flagged"], "all images of either run")
     return found + list(_of_labels(document["labelled"]) if document["labelled"] else [])
@@ -206,9 +206,9 @@ def _missing(here: RunColumns, there: RunColumns) -> list[str]:
 
 
 def _described(run: RunColumns) -> dict[str, Any]:
-    told = run.run.describe()
-    facts = {name: told.get(name) for name in ("created_at", "detectors")}
-    ensemble = (told.get("ensemble") or {}).get("name")
+    description = run.run.describe()
+    facts = {name: description.get(name) for name in ("created_at", "detectors")}
+    ensemble = (description.get("ensemble") or {}).get("name")
     return {"url": run.run.store.url, **facts, "ensemble": ensemble, "finished": run.run.store.exists("summary.json")}
 
 
@@ -268,7 +268,7 @@ def _truth(a: RunColumns, b: RunColumns, pairing: Pairing, labels: str | LabelsO
 
 
 def _correct(document: Mapping[str, Any]) -> None:
-    """Holm's correction over all tests of the whole, and over those of generators apart: they are many, and look for something else."""
+    """Holm's correction over all tests of the whole, and over those of generators apart: they are many, and test something else."""
     tests = list(_tests(document))
     correct(tests)
     for test in tests:

@@ -129,7 +129,7 @@ class Pairing(NamedTuple):
 
 
 def pair(a: RunColumns, b: RunColumns, by: By | None = None) -> Pairing:
-    """The images that both runs have a row of. `by`: None for `image_id` and, where no id is shared, `sha256`, which `why` then says."""
+    """The images that both runs have a row of. `by`: None for `image_id` and, where no id is shared, `sha256`, for the reason `why`."""
     if by is not None and by not in get_args(By):
         raise ConfigError(f"--by {by}: not a key of images", hint=f"one of {', '.join(get_args(By))}")
     first = _joined(a, b, by or "image_id", None)

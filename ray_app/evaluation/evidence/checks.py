@@ -56,7 +56,7 @@ class EvidenceCheck(NamedTuple):
 
 
 class Decided(NamedTuple):
-    """What the cards make of the recorded scores. `exact`: the row says the same to the last bit. `differs`: the columns that do not."""
+    """What the cards make of the recorded scores. `exact`: the row has the same to the last bit. `differs`: the columns that do not."""
 
     row: dict[str, Any]
     exact: bool
@@ -109,17 +109,17 @@ def spec_of(ensemble: EnsembleCard, cards: Mapping[str, DetectorCard], identity:
 
 
 def profile_of(row: Mapping[str, Any], identity: Mapping[str, Any]) -> dict[str, Any]:
-    """The record's section `profile`: generator, prompt, the facts of the cards that told them, limits; none for a run without one."""
+    """The record's section `profile`: generator, prompt, the facts of the cards that predicted them, limits; none for a run without one."""
     if not identity.get(PROFILE):
         return {}
     generator = {name: row.get(f"generator_{name}") for name in ("family", "probability", "confidence", "ranking")}
-    told = {
+    section = {
         "generator": {"name": row.get("predicted_generator"), **generator} if row.get("generator_confidence") is not None else None,
         "prompt": {"text": row["predicted_prompt"], "likelihood": row.get("prompt_likelihood")} if row.get("predicted_prompt") else None,
         "cards": dict(identity[PROFILE]),
     }
-    limits = [NEAREST] * (told["generator"] is not None) + [WORDS] * (told["prompt"] is not None)
-    return {PROFILE: {**told, "limits": limits}}
+    limits = [NEAREST] * (section["generator"] is not None) + [WORDS] * (section["prompt"] is not None)
+    return {PROFILE: {**section, "limits": limits}}
 
 
 def check_image(record: Mapping[str, Any], spec: ScoringSpec, image: Path, accepted: Collection[str] = ()) -> Iterator[EvidenceCheck]:
@@ -176,7 +176,7 @@ def plain(value: Any) -> Any:
 
 
 def decide_again(spec: ScoringSpec, row: Mapping[str, Any], guarantee: Mapping[str, Any] | None = None) -> Decided:
-    """Apply the ensemble to a row's detector scores, and compare. `guarantee`: what the run's summary says of it, if it says anything."""
+    """Apply the ensemble to a row's detector scores, and compare. `guarantee`: the section of the run's summary, if it has one."""
     from ray_app.scoring.guarantee import unlike_rows
     from ray_app.scoring.redecide import decided
 
@@ -184,8 +184,10 @@ def decide_again(spec: ScoringSpec, row: Mapping[str, Any], guarantee: Mapping[s
     unlike = (guarantee or {}).get("unlike")
     [again] = (unlike_rows(rows, unlike) if unlike else rows).to_pylist()
     known = _of_today(row)
-    told = {name: again.get(name) for name in DECIDED if name in known}
-    return Decided(told, told == {name: known[name] for name in told}, tuple(name for name in told if not alike(told[name], known[name])))
+    values = {name: again.get(name) for name in DECIDED if name in known}
+    return Decided(
+        values, values == {name: known[name] for name in values}, tuple(name for name in values if not alike(values[name], known[name]))
+    )
 
 
 def alike(ours: Any, theirs: Any) -> bool:
@@ -200,23 +202,23 @@ def alike(ours: Any, theirs: Any) -> bool:
 
 
 def check_profile(record: Mapping[str, Any], spec: ScoringSpec, data: bytes) -> Iterator[EvidenceCheck]:
-    """Whether the profile's cards on this machine, if they are the run's, say the same of the image."""
-    told = record.get(PROFILE)
-    if not told:
+    """Whether the profile's cards on this machine, if they are the run's, predict the same for the image."""
+    section = record.get(PROFILE)
+    if not section:
         return
     try:
         identifier, describer = profile_cards(spec.ensemble, spec.cards)
         cards = {"identifier": identifier, "describer": describer}
-        same = {kind: _is_recorded(card, told["cards"].get(kind) or {}) for kind, card in cards.items() if card is not None}
+        same = {kind: _is_recorded(card, section["cards"].get(kind) or {}) for kind, card in cards.items() if card is not None}
     except TouchstoneError as error:
         yield EvidenceCheck("profile", "not checked", f"its cards are not on this machine: {error.message}")
         return
     for kind in [kind for kind, known in same.items() if not known]:
         yield EvidenceCheck(kind, "not checked", "the card here is another than the run's")
-    if identifier is not None and same["identifier"] and told["generator"]:
-        yield _named(told["generator"], spec, identifier, data)
-    if describer is not None and same["describer"] and told["prompt"]:
-        yield _worded(told["prompt"], spec, describer, data)
+    if identifier is not None and same["identifier"] and section["generator"]:
+        yield _named(section["generator"], spec, identifier, data)
+    if describer is not None and same["describer"] and section["prompt"]:
+        yield _worded(section["prompt"], spec, describer, data)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -236,7 +238,7 @@ def _finite(word: str) -> float:
 
 
 def _is_recorded(card: IdentifierCard | DescriberCard, recorded: Mapping[str, Any]) -> bool:
-    """Whether a card says what the run's said; the run may have noted more, such as in which numbers its describer spoke."""
+    """Whether a card equals the run's; the run may have noted more, such as the precision of its describer."""
     return all(recorded.get(name) == fact for name, fact in card.facts().items())
 
 
@@ -306,7 +308,7 @@ def _weights(name: str, here: str, recorded: str | None) -> EvidenceCheck:
 
 
 def _among(spec: ScoringSpec, named: list[str]) -> ScoringSpec:
-    """The spec of these detectors alone, all of which look at the image whatever the others said."""
+    """The spec of these detectors alone, all of which score the image whatever the others' scores."""
     asked = {name: member.detector for name, member in zip(spec.cards, spec.ensemble.members, strict=True)}
     card = EnsembleCard(name="again", title="", members=tuple(EnsembleMember(detector=asked[name]) for name in named))
     return replace(spec, ensemble=card, cards={name: spec.cards[name] for name in named}, stability=None)
@@ -327,15 +329,15 @@ def _compared(name: str, here: float | None, recorded: float, spec: ScoringSpec)
     precision = spec.precision[name]
     tolerance = TOLERANCE[precision] * max(1.0, abs(recorded))
     apart = abs(here - recorded)
-    told = f"score {here:+.6f} here, {recorded:+.6f} recorded: {apart:.2g} apart, {tolerance:.2g} allowed ({precision}, {spec.device})"
-    return EvidenceCheck(name, "agrees" if apart <= tolerance else "differs", told)
+    message = f"score {here:+.6f} here, {recorded:+.6f} recorded: {apart:.2g} apart, {tolerance:.2g} allowed ({precision}, {spec.device})"
+    return EvidenceCheck(name, "agrees" if apart <= tolerance else "differs", message)
 
 
 def _verdict(record: Mapping[str, Any], spec: ScoringSpec, scores: Scores) -> EvidenceCheck:
     row = record["row"]
     again = decide_again(spec, row | {"scores": row["scores"] | scores}, record["guarantee"]["run"]).row
-    told = f"{again['verdict']} from the scores made here, {row['verdict']} recorded"
-    return EvidenceCheck("verdict", "agrees" if again["verdict"] == row["verdict"] else "differs", told)
+    message = f"{again['verdict']} from the scores made here, {row['verdict']} recorded"
+    return EvidenceCheck("verdict", "agrees" if again["verdict"] == row["verdict"] else "differs", message)
 
 
 def _of_today(row: Mapping[str, Any]) -> Mapping[str, Any]:

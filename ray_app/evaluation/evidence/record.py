@@ -43,7 +43,7 @@ from ray_app.runs.reader import current_files, tables_in
 from ray_app.runs.schema import STABILITY
 from ray_app.storage import canonical, strip_secrets
 
-PRIORS = (0.001, 0.01, 0.1, 0.5)  # shares of fakes at which a calibrated probability is told again
+PRIORS = (0.001, 0.01, 0.1, 0.5)  # shares of fakes at which a calibrated probability is given again
 _PER_DETECTOR = ("replies", "mask_area", "mask_peak")
 # Sections that are facts, and those that are sentences, which another version of Touchstone may put otherwise.
 RECORD_SECTIONS = ("image", "decision", "detectors", "provenance", "hashes")
@@ -107,11 +107,11 @@ def make_evidence(url: str, image: str) -> dict[str, Any]:
 def sections(grounds: Grounds) -> dict[str, Any]:
     """All of a record but who made it and when, as plain JSON."""
     spec, ensemble, cards, row, run, of_run = grounds
-    told = told_of(spec, row, run["identity"])
+    by_detector = told_of(spec, row, run["identity"])
     return {
         "image": {name: row.get(name) for name in _IMAGE},
         "decision": _decision(grounds),
-        "detectors": {name: one | {"card": dict(cards[name])} for name, one in told.items()},
+        "detectors": {name: one | {"card": dict(cards[name])} for name, one in by_detector.items()},
         "ensemble": dict(ensemble),
         "guarantee": {"card": ensemble.get("guarantee"), "run": of_run, "words": guarantee_words(spec.ensemble, of_run)},
         **profile_of(row, run["identity"]),
@@ -208,16 +208,22 @@ def find_row(run: RunDirectory, image: str) -> MatchedRow:
 def read_evidence(path: Path) -> dict[str, Any]:
     """A record that was written. Raises ConfigError where the file is none, or one of a later kind."""
     try:
-        told = read_back(path.read_bytes())
+        document = read_back(path.read_bytes())
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not a record's JSON: {error}", hint="--verify takes an evidence.json as it was written") from None
-    if not isinstance(told, dict) or KIND not in told or not (isinstance(told.get("record"), dict) and isinstance(told.get("sha256"), str)):
+    if (
+        not isinstance(document, dict)
+        or KIND not in document
+        or not (isinstance(document.get("record"), dict) and isinstance(document.get("sha256"), str))
+    ):
         raise ConfigError(f"{path}: no record of `touchstone evidence`", hint="--verify takes an evidence.json")
-    if told[KIND] != SCHEMA:
-        raise ConfigError(f"{path}: a record of schema {told[KIND]}; this version reads {SCHEMA}", hint=f"it was made by {_maker(told)}")
-    return told
+    if document[KIND] != SCHEMA:
+        raise ConfigError(
+            f"{path}: a record of schema {document[KIND]}; this version reads {SCHEMA}", hint=f"it was made by {_maker(document)}"
+        )
+    return document
 
 
 def _guaranteed(known: Guarantee) -> Iterator[str]:
@@ -343,10 +349,10 @@ def _hashes(grounds: Grounds) -> dict[str, Any]:
 
 
 def _how_to_verify(row: Mapping[str, Any]) -> list[str]:
-    told = ["touchstone evidence --verify evidence.json"]
+    commands = ["touchstone evidence --verify evidence.json"]
     if row["sha256"] is None:
-        return told
-    return [*told, "touchstone evidence --verify evidence.json --image FILE", f"sha256sum FILE # must be {row['sha256']}"]
+        return commands
+    return [*commands, "touchstone evidence --verify evidence.json --image FILE", f"sha256sum FILE # must be {row['sha256']}"]
 
 
 def _meanings(image: str) -> Iterator[tuple[str, Wanted]]:
@@ -401,6 +407,6 @@ def _row(run: RunDirectory, path: str, number: int) -> dict[str, Any]:
     raise AssertionError(f"{path} had a row of {number} a moment ago")
 
 
-def _maker(told: Mapping[str, Any]) -> str:
-    made_by = told["record"].get("made_by")
+def _maker(document: Mapping[str, Any]) -> str:
+    made_by = document["record"].get("made_by")
     return f"Touchstone {made_by.get('touchstone')}" if isinstance(made_by, Mapping) else "another version of Touchstone"

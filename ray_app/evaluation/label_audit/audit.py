@@ -50,7 +50,7 @@ _PRESENT = {
 }
 MOST = 100_000
 LEAST = 50  # images of each class
-LEAST_AUC = 0.7  # below, the list would be of what the classifier cannot tell, not of wrong labels
+LEAST_AUC = 0.7  # below, the list would be of the classifier's own errors, not of wrong labels
 Rows = npt.NDArray[np.int64]
 SCHEMA = 1
 DOCUMENT, PAGE, SUSPECTS = "labels.json", "labels.html", "suspicious.parquet"
@@ -90,15 +90,15 @@ def audit_labels(
     if not run.exists():
         if labels or key or features:
             raise ConfigError(f"{strip_secrets(at)}: no run, so --labels, --key and --features have nothing to join", hint="give a run")
-        rows, told, warnings = facts_of_index(at, read=read, each=each), None, []
+        rows, origin, warnings = facts_of_index(at, read=read, each=each), None, []
     elif read:
         raise ConfigError(f"{strip_secrets(at)}: a run has read its files already", hint="leave --read out")
     else:
         found: Labels = index_labels(open_labels(labels), key=key) if labels else OwnLabels(run.store.url)
         rows, joined = facts_of_run(run, found)
-        told, warnings = found.name, check_joined(found, joined, run)
+        origin, warnings = found.name, check_joined(found, joined, run)
     bonds = bonds_of(rows, _BONDS, prompts=1.0)
-    document = _document(at, rows, told, warnings, seed) | {"conflicts": _conflicts(rows, bonds)}
+    document = _document(at, rows, origin, warnings, seed) | {"conflicts": _conflicts(rows, bonds)}
     groups = bound(bonds, len(rows))[0] if run.exists() else None
     suspects = suspects_of(run, rows, groups, features=features, seed=seed) if groups is not None else None
     document["suspicious"] = None if suspects is None else suspects.told | {"images": _shown(rows, suspects)}
@@ -140,7 +140,7 @@ def headline(document: Mapping[str, Any]) -> str:
 
 
 def remarks_on(document: Mapping[str, Any]) -> list[str]:
-    """What the audit cannot say, in sentences."""
+    """What the audit does not show, in sentences."""
     return [*document["warnings"], *_on_facts(document), *_on_suspects(document)]
 
 
@@ -152,19 +152,19 @@ def suspects_of(run: RunDirectory, rows: pa.Table, groups: Rows, *, features: st
     is_known = np.isfinite(vectors).all(axis=1) & (vectors.shape[1] > 0)
     chosen, vectors = chosen[is_known], vectors[is_known]
     fake = is_fake[chosen]
-    told: dict[str, Any] = {"source": source, "n": len(chosen), "left_out": len(rows) - len(chosen), "auc": None, "thresholds": None,
+    facts: dict[str, Any] = {"source": source, "n": len(chosen), "left_out": len(rows) - len(chosen), "auc": None, "thresholds": None,
                             "expected": None, "count": None, "why": None}  # fmt: skip
     fewest = int(min(fake.sum(), (~fake).sum()))
     if fewest < LEAST:
-        return _none(told, f"it takes {LEAST} images of each class with {source}; one has {fewest:,}")
+        return _none(facts, f"it takes {LEAST} images of each class with {source}; one has {fewest:,}")
     chance = crossed_probabilities(vectors, fake, groups[chosen], seed=seed)
     if not np.isfinite(chance).all():
-        return _none(told, "there are too few groups to keep them apart")
+        return _none(facts, "there are too few groups to keep them apart")
     auc = auc_of(ScoreHistogram.of(chance[fake]), ScoreHistogram.of(chance[~fake]))
-    told["auc"] = MetricEstimate(auc.value, (auc.low, auc.high), "delong", len(fake)).row()
+    facts["auc"] = MetricEstimate(auc.value, (auc.low, auc.high), "delong", len(fake)).row()
     if auc.value < LEAST_AUC:
         return _none(
-            told, f"the classifier tells the classes apart with an AUC of {auc.value:.2f} only: it would doubt what it cannot tell"
+            facts, f"the classifier tells the classes apart with an AUC of {auc.value:.2f} only: it would doubt what it cannot tell"
         )
     found = doubted(chance, fake)
     places = found.suspicious(fake)
@@ -173,7 +173,7 @@ def suspects_of(run: RunDirectory, rows: pa.Table, groups: Rows, *, features: st
     expected = {"real": float(found.expected[0, 1]), "fake": float(found.expected[1, 0])}
     count = {"real": int((~fake[places]).sum()), "fake": int(fake[places].sum())}
     return Suspects(
-        chosen[places[order]], confidence[order], told | {"thresholds": list(found.thresholds), "expected": expected, "count": count}
+        chosen[places[order]], confidence[order], facts | {"thresholds": list(found.thresholds), "expected": expected, "count": count}
     )
 
 
@@ -229,8 +229,8 @@ def _values(document: Mapping[str, Any], kind: str) -> int:
     return next((int(one["values"]) for one in document["conflicts"] if one["kind"] == kind), 0)
 
 
-def _none(told: dict[str, Any], why: str) -> Suspects:
-    return Suspects(np.empty(0, np.int64), np.empty(0), told | {"why": why})
+def _none(facts: dict[str, Any], why: str) -> Suspects:
+    return Suspects(np.empty(0, np.int64), np.empty(0), facts | {"why": why})
 
 
 def _vectors(run: RunDirectory, ids: Rows, wanted: str | None) -> tuple[Floats, str]:
@@ -308,19 +308,19 @@ def _generators(rows: pa.Table, features: Mapping[str, NDArray[Any]], is_fake: N
     found, counts = np.unique(codes[is_fake & (codes >= 0)], return_counts=True)
     reals = np.flatnonzero(~is_fake)
     reals = reals[np.argsort(hashed(rows["image_id"].to_numpy()[reals]), kind="stable")[:_TRIED]]
-    told = []
+    shares = []
     for code, count in sorted(zip(found.tolist(), counts.tolist(), strict=True), key=lambda one: (-one[1], names[one[0]]))[
         :_MOST_GENERATORS
     ]:
         mine = np.concatenate([reals, np.flatnonzero(is_fake & (codes == code))])
         differences: list[Difference] = class_differences({name: column[mine] for name, column in features.items()}, is_fake[mine])
         strongest = next((one for one in differences if one.strength != "none"), None)
-        told.append({
+        shares.append({
             "generator": names[code], "n": count,
             "strongest": strongest and strongest.row() | {"text": difference_text(strongest, f"those of {names[code]}")},
             "why": None if differences else "too few images",
         })  # fmt: skip
-    return told
+    return shares
 
 
 def _percent(share: float) -> str:
@@ -334,7 +334,7 @@ def _number(value: float) -> str:
 
 
 def _conflicts(rows: pa.Table, bonds: Sequence[Bond]) -> list[dict[str, Any]]:
-    """What is bound and labelled both ways; local edits look like the photographs they were made of and are left out of looks."""
+    """What is bound and labelled both ways; local edits resemble their photographs and are left out of perceptual hashes."""
     is_fake, edited = fakes(rows), np.asarray(texts(rows, "mask_uri").is_valid())
     found = []
     for bond in [one for one in bonds if one.kind in _CONFLICTS]:

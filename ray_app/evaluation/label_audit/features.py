@@ -136,8 +136,8 @@ def _of_bytes(data: bytes, limits: ImageLimits, origins: ProvenanceReader) -> di
     if facts.format == "JPEG":
         with Image.open(io.BytesIO(data)) as opened:  # the header of bytes that decoded
             sampling = _SAMPLING.get(JpegImagePlugin.get_sampling(opened), "other")
-    told = {name: getattr(facts, name) for name in _OF_ROWS}
-    return told | {"subsampling": sampling, "camera": origin is not None and origin.camera is not None, "origin": origin is not None}
+    known = {name: getattr(facts, name) for name in _OF_ROWS}
+    return known | {"subsampling": sampling, "camera": origin is not None and origin.camera is not None, "origin": origin is not None}
 
 
 def _joined_rows(table: pa.Table, labels: Labels, texts: pa.Table | None, joined: LabelledRows) -> pa.Table:
@@ -182,11 +182,11 @@ def _text(table: pa.Table, name: str) -> pa.Array:
 
 
 def _origins(table: pa.Table) -> dict[str, pa.Array]:
-    """Whether files say anything of their origin, which a run may not have asked; then nobody's is known."""
+    """Whether files have facts of their origin, which a run may not have read; then none is known."""
     if "provenance" not in table.column_names or table["provenance"].null_count == len(table):
         return {}
-    told = [json.loads(text) if text else {} for text in table["provenance"].to_pylist()]
-    return {"camera": pa.array(["camera" in one for one in told]), "origin": pa.array([bool(one) for one in told])}
+    known = [json.loads(text) if text else {} for text in table["provenance"].to_pylist()]
+    return {"camera": pa.array(["camera" in one for one in known]), "origin": pa.array([bool(one) for one in known])}
 
 
 def _sizes_of(run: RunDirectory, ids: Any) -> pa.Array:

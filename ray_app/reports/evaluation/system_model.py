@@ -31,7 +31,7 @@ class FigureFacts(Section):
 
     @property
     def figure(self) -> MetricEstimate:
-        """The figure; undefined where it says neither a value nor why there is none."""
+        """The figure; undefined where it has neither a value nor a reason."""
         if self.value is None:
             return undefined(self.why or "was not computed", self.n)
         return MetricEstimate(self.value, self.ends, self.method or None, self.n)
@@ -58,7 +58,9 @@ NOT_MEASURED = FigureFacts(why="not measured")
 
 
 class GeneratorFacts(Section):
-    """One generator's images, or one source of real ones. `rate`: the share of them told right. `seen`: by the detector, in training."""
+    """One generator's images, or one source of real ones. `rate`: the share of them classified correctly. `seen`: by the detector, in
+    training.
+    """
 
     name: str = ""
     label: str = ""
@@ -164,7 +166,7 @@ OptionalFigures = Annotated[Mapping[str, FigureFacts] | None, BeforeValidator(la
 class SystemFacts(Section):
     """One detector or the ensemble. `decided`: the ensemble's figures with its abstentions; `kinds`: whole fakes and local edits apart.
 
-    `late`: in a cascade it looks only at images that go on, and its figures are of these.
+    `late`: in a cascade it scores only the images that go on, and its figures are of these.
     """
 
     name: str = ""
@@ -200,7 +202,7 @@ class SystemFacts(Section):
 
     @property
     def called(self) -> str:
-        """What people call it."""
+        """Its title, else its name."""
         return self.title or self.name
 
     def figure(self, key: str) -> FigureFacts:
@@ -212,7 +214,7 @@ class SystemFacts(Section):
         return next((view for view in self.views if view.name == name), None)
 
     def hardest(self, label: str = "fake") -> list[GeneratorFacts]:
-        """Generators of one label, the least share told right first; those without a share last."""
+        """Generators of one label, the least share classified correctly first; those without a share last."""
         mine = [generator for generator in self.generators if generator.label == label]
         return sorted(mine, key=lambda one: (math.inf if one.rate.number is None else one.rate.number, one.name))
 
