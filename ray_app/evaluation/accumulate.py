@@ -134,6 +134,11 @@ def gather(run: RunDirectory, labels: Labels, systems: Systems, *, each: Each | 
     return cells
 
 
+def scored(cells: Cells, system: str, chosen: Iterable[FileCell]) -> list[ScoreTally]:
+    """The tallies of one system in these cells."""
+    return [tally for cell in chosen if (tally := cells.scores.get((system, cell))) is not None]
+
+
 def _cells(table: pa.Table, truth: JoinedLabels) -> tuple[list[FileCell], Counts]:
     """The cells of some rows, and which each is in, (n,)."""
     formats = _texts(table["format"])
@@ -147,13 +152,6 @@ def _cells(table: pa.Table, truth: JoinedLabels) -> tuple[list[FileCell], Counts
         group, name = divmod(rest, len(names))
         cells.append(FileCell(truth.groups[group], names[name], (*BANDS, UNKNOWN)[band]))
     return cells, places
-
-
-def _bands(table: pa.Table) -> Counts:
-    megapixels = np.asarray(pc.fill_null(pc.multiply(table["width"].cast(pa.float64()), table["height"].cast(pa.float64())), -1.0)) / 1e6
-    bands: Counts = (megapixels >= 0.1).astype(np.int64) + (megapixels >= 0.5) + (megapixels >= 1) + (megapixels > 4)
-    bands[megapixels < 0] = len(BANDS)
-    return bands
 
 
 def _count_rows(cells: Cells, table: pa.Table, alike: Sequence[FileCell], cell_of: Counts) -> None:
@@ -190,12 +188,14 @@ def _sampled(table: pa.Table, truth: JoinedLabels, clean: Mapping[str, Column], 
     return pa.table(columns | {f"score:{name}": pa.array(scores[wanted], pa.float64(), from_pandas=True) for name, scores in clean.items()})
 
 
+def _bands(table: pa.Table) -> Counts:
+    megapixels = np.asarray(pc.fill_null(pc.multiply(table["width"].cast(pa.float64()), table["height"].cast(pa.float64())), -1.0)) / 1e6
+    bands: Counts = (megapixels >= 0.1).astype(np.int64) + (megapixels >= 0.5) + (megapixels >= 1) + (megapixels > 4)
+    bands[megapixels < 0] = len(BANDS)
+    return bands
+
+
 def _texts(column: pa.ChunkedArray) -> pa.DictionaryArray:
     """The texts of a column, coded; `unknown` where there is none."""
     filled = pc.fill_null(column.cast(pa.string()), UNKNOWN)
     return filled.combine_chunks().dictionary_encode()
-
-
-def scored(cells: Cells, system: str, chosen: Iterable[FileCell]) -> list[ScoreTally]:
-    """The tallies of one system in these cells."""
-    return [tally for cell in chosen if (tally := cells.scores.get((system, cell))) is not None]

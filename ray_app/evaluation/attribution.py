@@ -160,7 +160,7 @@ def grouping_of(protocol: Protocol | None, names: Names, systems: Sequence[Syste
         return None
     found: dict[str, set[str]] = {KNOWN: set(), NEW_VERSION: set(), NEW_FAMILY: set()}
     for one in fakes:
-        found[_distribution_place(names, one.name)].add(one.name)
+        found[_distribution_of(names, one.name)].add(one.name)
     return Grouping("identifier", tuple(Grouped(name, "in" if name == KNOWN else "out", frozenset(mine)) for name, mine in found.items()))
 
 
@@ -312,7 +312,7 @@ def _confidences(column: pa.ChunkedArray) -> Floats:
     return found
 
 
-def _distribution_place(names: Names, generator: str) -> str:
+def _distribution_of(names: Names, generator: str) -> str:
     key = names.label(generator)
     if names.classes and key in names.classes:
         return KNOWN

@@ -19,7 +19,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_app import __version__
-from ray_app.evaluation import protocols as releases
 from ray_app.evaluation.accumulate import BANDS, UNKNOWN, Cells
 from ray_app.evaluation.attribution import answers_of, grouping_of, groups_section, identification_of
 from ray_app.evaluation.config import EvaluateConfig
@@ -28,6 +27,7 @@ from ray_app.evaluation.join import TOLD, Labels, OwnLabels, joined_rows
 from ray_app.evaluation.localization import localization_of_run
 from ray_app.evaluation.prompts import prompts_of
 from ray_app.evaluation.protocol_table import reference_of, table_of
+from ray_app.evaluation.protocols import COLUMNS as RELEASE_COLUMNS
 from ray_app.evaluation.protocols import IdentificationRules, Protocol, releases_of
 from ray_app.evaluation.sample import with_thumbnails
 from ray_app.evaluation.system_section import MOST, Asked, Resampling, paired_tests, system_of
@@ -320,7 +320,7 @@ def _systems(found: Evaluation) -> list[SystemFacts]:
     figures = {row.figure for row in found.protocol.rows} | set(found.protocol.figures) if found.protocol else set()
     members = [one for one in found.systems.all if one.name in found.systems.members]
     by_year = found.protocol is not None and "years" in found.protocol.automatic
-    released = releases_of(found.tables(releases.COLUMNS)) if by_year else {}
+    released = releases_of(found.tables(RELEASE_COLUMNS)) if by_year else {}
     asked = Asked(resampling, frozenset(figures), members, released.get)
     return [system_of(system, found.cells, asked) for system in found.systems.all]
 
@@ -338,14 +338,10 @@ def _run(run: RunDirectory, described: Mapping[str, Any]) -> RunFacts:
 
 def _labels(found: Evaluation, warnings: Sequence[str]) -> LabelFacts:
     labels, cells = found.labels, found.cells
-    return LabelFacts(
-        name=strip_secrets(labels.name),
-        joined=cells.joined,
-        rows_without_label=cells.others,
-        warnings=tuple(warnings),
-        key="input" if isinstance(labels, OwnLabels) else labels.key.name,
-        rows=cells.joined if isinstance(labels, OwnLabels) else labels.rows,
-        without_row=0 if isinstance(labels, OwnLabels) else cells.unused,
-        doubled=0 if isinstance(labels, OwnLabels) else labels.doubled,
-        other_split=0 if isinstance(labels, OwnLabels) else labels.other_split,
-    )
+    facts: dict[str, Any] = {"name": strip_secrets(labels.name), "joined": cells.joined, "rows_without_label": cells.others}
+    if isinstance(labels, OwnLabels):
+        facts |= {"key": "input", "rows": cells.joined, "without_row": 0, "doubled": 0, "other_split": 0}
+    else:
+        facts |= {name: getattr(labels, name) for name in ("rows", "doubled", "other_split")}
+        facts |= {"key": labels.key.name, "without_row": cells.unused}
+    return LabelFacts(**facts, warnings=tuple(warnings))

@@ -318,13 +318,13 @@ def _sorted(
 
 
 def _contradiction(index: LabelIndex, place: int) -> ConfigError:
-    first, second = (f"row {index.order[one] + 1} says {' of '.join(_told(index.groups[index.codes[one]]))}" for one in (place - 1, place))
+    first, second = (f"row {index.order[one] + 1} says {' of '.join(_truth(index.groups[index.codes[one]]))}" for one in (place - 1, place))
     return ConfigError(
         f"{index.name}: {index.key.name} {index.shown(place)} is labelled twice: {first}, {second}", hint="keep one of the two rows"
     )
 
 
-def _told(group: EvaluationGroup) -> tuple[str, str]:
+def _truth(group: EvaluationGroup) -> tuple[str, str]:
     return {"real": "real", "whole": "fake", "local": "fake, edited locally,"}[group.kind], group.generator
 
 

@@ -51,22 +51,6 @@ def with_simulated_source(config: EvaluateConfig, out: Store) -> EvaluateConfig:
     return config.model_copy(update={"at": (f"list::{store.url}/simulated/{LABELS}",), "arguments": {}})
 
 
-def _of_config(config: EvaluateConfig) -> dict[str, Any]:
-    score = config.score
-    return {"at": config.at, "include": score.include, "exclude": score.exclude, "limit": score.limit, "columns": score.columns,
-            "container_limits": score.container_limits}  # fmt: skip
-
-
-def _of_run(run: RunDirectory) -> dict[str, Any]:
-    """What the run was made of, by its identity."""
-    identity = run.describe()["identity"]
-    if not identity.get("source"):
-        raise ConfigError(f"{run.store.url}: the run does not say what its source was", hint="give --labels")
-    usual = ScoreConfig()
-    settings = {name: identity.get(name, getattr(usual, name)) for name in ("include", "exclude", "limit", "columns", "container_limits")}
-    return {"at": tuple(identity["source"]), **settings}
-
-
 def check_joined(labels: Labels, cells: Joined, run: RunDirectory) -> list[str]:
     """What is odd about a join, in sentences. Raises ConfigError where no row is labelled, with one example of each side."""
     if isinstance(labels, OwnLabels):
@@ -85,6 +69,22 @@ def check_joined(labels: Labels, cells: Joined, run: RunDirectory) -> list[str]:
             hint=_hint(labels.key.name),
         )
     return list(_odd(labels, cells, unused))
+
+
+def _of_config(config: EvaluateConfig) -> dict[str, Any]:
+    score = config.score
+    return {"at": config.at, "include": score.include, "exclude": score.exclude, "limit": score.limit, "columns": score.columns,
+            "container_limits": score.container_limits}  # fmt: skip
+
+
+def _of_run(run: RunDirectory) -> dict[str, Any]:
+    """What the run was made of, by its identity."""
+    identity = run.describe()["identity"]
+    if not identity.get("source"):
+        raise ConfigError(f"{run.store.url}: the run does not say what its source was", hint="give --labels")
+    usual = ScoreConfig()
+    settings = {name: identity.get(name, getattr(usual, name)) for name in ("include", "exclude", "limit", "columns", "container_limits")}
+    return {"at": tuple(identity["source"]), **settings}
 
 
 def _odd(labels: LabelIndex, cells: Joined, unused: str | None) -> Sequence[str]:

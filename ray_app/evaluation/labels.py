@@ -50,21 +50,9 @@ class LabelTables(Protocol):
         """These columns of all rows, in order, some rows at a time: `image_id` int64, `label` of any type, all others texts."""
 
 
-def open_labels(place: str) -> LabelTables:
-    """The labels at a path or fsspec URL. Raises ConfigError where they are neither a file of labels nor an index."""
-    if _ending(place) in ENDINGS:
-        return LabelFile(place)
-    if "::" not in place and scheme_of(place) not in ("http", "https") and is_index(Store.open(place)):
-        return LabelsOfIndex(place)
-    raise ConfigError(
-        f"{strip_secrets(place)}: neither a file of labels nor an index",
-        hint="labels are a .csv, .jsonl or .parquet file, or what `touchstone index SOURCE --layout NAME --out DIR` wrote",
-    )
-
-
 @dataclass(frozen=True)
-class LabelsOfIndex:
-    """The labels of an index directory, keyed by `image_id`."""
+class _Place:
+    """Where labels lie: a path or an fsspec URL."""
 
     place: str
 
@@ -72,6 +60,11 @@ class LabelsOfIndex:
     def name(self) -> str:
         """The name in messages, without secrets."""
         return strip_secrets(self.place)
+
+
+@dataclass(frozen=True)
+class LabelsOfIndex(_Place):
+    """The labels of an index directory, keyed by `image_id`."""
 
     @property
     def guard(self) -> Guard:
@@ -92,15 +85,8 @@ class LabelsOfIndex:
 
 
 @dataclass(frozen=True)
-class LabelFile:
+class LabelFile(_Place):
     """One file of labels. A relative `uri`, `mask_uri` alike, is relative to the file."""
-
-    place: str
-
-    @property
-    def name(self) -> str:
-        """The name in messages, without secrets."""
-        return strip_secrets(self.place)
 
     @property
     def guard(self) -> Guard:
@@ -153,6 +139,43 @@ class LabelFile:
         return masks
 
 
+def _csv_tables(file: Any, columns: Sequence[str] | None) -> Iterator[pa.Table]:
+    return csv_tables(file, columns=columns, texts=named_once, size=_PIECE)
+
+
+def _json_tables(file: Any, columns: Sequence[str] | None) -> Iterator[pa.Table]:
+    rows = json_rows(file, _PIECE)
+    while some := list(islice(rows, _ROWS)):
+        yield text_table(some, _text, columns)
+
+
+def _parquet_tables(file: Any, columns: Sequence[str] | None) -> Iterator[pa.Table]:
+    with pq.ParquetFile(file) as table:
+        wanted = [name for name in table.schema_arrow.names if name in COLUMNS] if columns is None else list(columns)
+        for batch in table.iter_batches(_ROWS, columns=wanted):
+            yield pa.Table.from_batches([batch])
+
+
+_READERS: dict[str, Callable[[Any, Sequence[str] | None], Iterator[pa.Table]]] = {
+    ".csv": _csv_tables,
+    ".jsonl": _json_tables,
+    ".ndjson": _json_tables,
+    ".parquet": _parquet_tables,
+}
+
+
+def open_labels(place: str) -> LabelTables:
+    """The labels at a path or fsspec URL. Raises ConfigError where they are neither a file of labels nor an index."""
+    if _ending(place) in ENDINGS:
+        return LabelFile(place)
+    if "::" not in place and scheme_of(place) not in ("http", "https") and is_index(Store.open(place)):
+        return LabelsOfIndex(place)
+    raise ConfigError(
+        f"{strip_secrets(place)}: neither a file of labels nor an index",
+        hint="labels are a .csv, .jsonl or .parquet file, or what `touchstone index SOURCE --layout NAME --out DIR` wrote",
+    )
+
+
 def _absolute(column: pa.Array, folder: str) -> pa.Array:
     """Uris as a run writes them: whole, without secrets."""
     is_plain = pc.and_(pc.starts_with(column, "/"), pc.invert(pc.match_substring_regex(column, r"/\.{0,2}(/|$)")))
@@ -176,33 +199,8 @@ def _whole(uri: str, folder: str) -> str:
     return f"{scheme}://{posixpath.normpath(posixpath.join(rest, path))}"
 
 
-def _csv_tables(file: Any, columns: Sequence[str] | None) -> Iterator[pa.Table]:
-    return csv_tables(file, columns=columns, texts=named_once, size=_PIECE)
-
-
-def _json_tables(file: Any, columns: Sequence[str] | None) -> Iterator[pa.Table]:
-    rows = json_rows(file, _PIECE)
-    while some := list(islice(rows, _ROWS)):
-        yield text_table(some, _text, columns)
-
-
 def _text(value: Any) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-
-
-def _parquet_tables(file: Any, columns: Sequence[str] | None) -> Iterator[pa.Table]:
-    with pq.ParquetFile(file) as table:
-        wanted = [name for name in table.schema_arrow.names if name in COLUMNS] if columns is None else list(columns)
-        for batch in table.iter_batches(_ROWS, columns=wanted):
-            yield pa.Table.from_batches([batch])
-
-
-_READERS: dict[str, Callable[[Any, Sequence[str] | None], Iterator[pa.Table]]] = {
-    ".csv": _csv_tables,
-    ".jsonl": _json_tables,
-    ".ndjson": _json_tables,
-    ".parquet": _parquet_tables,
-}
 
 
 def _ending(place: str) -> str:

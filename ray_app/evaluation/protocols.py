@@ -4,7 +4,7 @@ The averages are those that others compute (specs/detectors.md §11), each under
 right at the threshold. `releases_of`: when each generator was released, as labels or a run's own columns have it.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
-from ray_app.config import Frozen, find_config, load_yaml, named_configs
+from ray_app.config import Frozen, find_config, load_yaml
 from ray_app.evaluation.systems import is_named
 from ray_app.metrics.arrays import MetricEstimate, ScoreHistogram, undefined
 from ray_app.metrics.intervals import proportion
@@ -201,12 +201,6 @@ CONVENTIONS: Mapping[str, Callable[[Sequence[GeneratorFacts]], MetricEstimate]] 
     "accuracy_missing_wrong": missing_is_wrong,
 }
 """What a footer may name beside figures, averages and means of rows: of all generators of a system."""
-
-
-def list_protocols() -> Iterator[Protocol]:
-    """Every shipped protocol, by name."""
-    for path in named_configs("evaluate").values():
-        yield load_protocol(path)
 
 
 def load_protocol(name_or_path: str | Path) -> Protocol:

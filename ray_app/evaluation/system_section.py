@@ -122,14 +122,8 @@ def system_of(system: System, cells: Cells, asked: Asked) -> SystemFacts:
     confusion = Confusion.at(scores.fakes, scores.reals, system.threshold, system.strict)
     curves = not scores.binary
     return SystemFacts(
-        name=system.name,
-        kind=system.kind,
-        title=system.title,
+        **{name: getattr(system, name) for name in ("name", "kind", "title", "calibrated", "threshold", "strict", "late")},
         output="binary" if scores.binary else "continuous",
-        calibrated=system.calibrated,
-        threshold=system.threshold,
-        strict=system.strict,
-        late=system.late,
         n_real=scores.reals.n,
         n_fake=scores.fakes.n,
         unscored=cells.joined - scores.reals.n - scores.fakes.n,

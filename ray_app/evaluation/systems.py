@@ -2,7 +2,6 @@
 (`seen`).
 """
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -14,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import TypeAdapter
 
+from ray_app.attribution.generators import spelt
 from ray_app.detectors import DetectorCard, load_card
 from ray_app.detectors.card import Calibration
 from ray_app.ensembles import EnsembleCard, combine, drawn_by_audit, is_calibrated
@@ -22,6 +22,7 @@ from ray_app.runs import RunDirectory
 
 ENSEMBLE = "ensemble"
 Column = npt.NDArray[np.float32] | npt.NDArray[np.float64]
+Seen = Literal["in-training", "unseen", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,32 @@ def systems_of(run: RunDirectory, *, threshold: float | None = None, strict: boo
     return Systems((_ensemble(ensemble, kept, threshold, strict), *detectors), ensemble, members, kept)
 
 
+def seen(card: DetectorCard, generator: str) -> Seen:
+    """Whether the fakes that the card's weights were trained on were of this generator, by the name that labels give it.
+
+    A name that the card does not list is `unseen` only where the card lists all; sources of real images (`real`, `real:…`) always are
+    unknown unless listed.
+    """
+    data = card.training_data
+    if any(is_named(generator, glob) for glob in data.generators):
+        return "in-training"
+    is_real = generator == "real" or generator.startswith("real:")
+    return "unseen" if data.complete and data.generators and not is_real else "unknown"
+
+
+def seen_by_any(found: Iterable[str]) -> Seen:
+    """What is known of several at once, members of an ensemble or generators of a row: one that was seen decides, and one unknown next."""
+    words = set(found)
+    if "in-training" in words:
+        return "in-training"
+    return "unseen" if words == {"unseen"} else "unknown"
+
+
+def is_named(name: str, glob: str) -> bool:
+    """Whether a glob matches a generator's name; case, spaces, dots, dashes and underscores make no difference."""
+    return fnmatchcase(spelt(name), spelt(glob))
+
+
 def _ensemble(card: EnsembleCard | None, calibrations: Mapping[str, Calibration | None], threshold: float | None, strict: bool) -> System:
     if card is None:
         return System(ENSEMBLE, "ensemble", "The ensemble", threshold or 0.0, strict, decides=True)
@@ -179,37 +206,3 @@ def _field(scores: pa.Array, name: str, there: set[str]) -> pa.Array:
 
 def _struct(scores: pa.Array, name: str) -> pa.Array:
     return pc.struct_field(scores, name)
-
-
-Seen = Literal["in-training", "unseen", "unknown"]
-_SEPARATORS = re.compile(r"[\s._-]+")
-
-
-def seen(card: DetectorCard, generator: str) -> Seen:
-    """Whether the fakes that the card's weights were trained on were of this generator, by the name that labels give it.
-
-    A name that the card does not list is `unseen` only where the card lists all; sources of real images (`real`, `real:…`) always are
-    unknown unless listed.
-    """
-    data = card.training_data
-    if any(is_named(generator, glob) for glob in data.generators):
-        return "in-training"
-    is_real = generator == "real" or generator.startswith("real:")
-    return "unseen" if data.complete and data.generators and not is_real else "unknown"
-
-
-def seen_by_any(found: Iterable[str]) -> Seen:
-    """What is known of several at once, members of an ensemble or generators of a row: one that was seen decides, and one unknown next."""
-    words = set(found)
-    if "in-training" in words:
-        return "in-training"
-    return "unseen" if words == {"unseen"} else "unknown"
-
-
-def is_named(name: str, glob: str) -> bool:
-    """Whether a glob matches a generator's name; case, spaces, dots, dashes and underscores make no difference."""
-    return fnmatchcase(_plain(name), _plain(glob))
-
-
-def _plain(text: str) -> str:
-    return _SEPARATORS.sub("", text.casefold())

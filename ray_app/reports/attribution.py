@@ -192,7 +192,7 @@ def describer_lines(facts: Mapping[str, Any]) -> list[str]:
     lines = [f"{facts['name']}: {facts['tier']}, {facts['steps']:,} steps, {facts['out']}/describer.yaml"]
     for split, systems in facts["figures"].items():
         lines.append(f"{split}: {facts['n'][split]:,} images with prompts that training has not")
-        lines += [f"  {title:<16}{_told(systems[system])}" for system, title in _SYSTEMS.items()]
+        lines += [f"  {title:<16}{_figures_in_words(systems[system])}" for system, title in _SYSTEMS.items()]
     return [*lines, "touchstone score ARCHIVE --out RUN with an ensemble whose profile names this card as its describer"]
 
 
@@ -278,7 +278,7 @@ def _name(name: str) -> str:
     return wording.shortened(name, _LONGEST_NAME)
 
 
-def _told(figures: Mapping[str, Any]) -> str:
+def _figures_in_words(figures: Mapping[str, Any]) -> str:
     if all(figures[name]["value"] is None for name in _FIGURES):
         return f"not known: {figures['exact']['why']}"
     return "  ".join(f"{title} {figures[name]['value']:.3f}" for name, title in _FIGURES.items() if figures[name]["value"] is not None)

@@ -298,7 +298,7 @@ def _variants(card: DetectorCard, width: int) -> list[str]:
     lines = []
     for name, change in card.variants.items():
         lines.append(f"{card.name}:{name} differs in")
-        lines += [line for key, value in _flattened(change) for line in _hung(f"  {key}: ", _said(value), width)]
+        lines += [line for key, value in _flattened(change) for line in _hung(f"  {key}: ", _in_words(value), width)]
     return lines
 
 
@@ -311,11 +311,11 @@ def _flattened(change: Mapping[str, Any], above: str = "") -> Iterator[tuple[str
             yield f"{above}{key}", value
 
 
-def _said(value: Any) -> str:
+def _in_words(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_said(item)}" for key, item in value.items()) or "nothing"
+        return ", ".join(f"{key} {_in_words(item)}" for key, item in value.items()) or "nothing"
     if isinstance(value, list | tuple):
-        return "; ".join(map(_said, value)) or "nothing"
+        return "; ".join(map(_in_words, value)) or "nothing"
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "none" if value is None else str(value)

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from ray_app.reports import format as figure_words
 from ray_app.reports import format as wording
 from ray_app.reports.evaluation.model import EvaluationDocument
 from ray_app.reports.evaluation.system_model import NOT_MEASURED, FigureFacts, GeneratorFacts, SystemFacts, ViewFacts
@@ -108,7 +107,7 @@ def boards_of(evaluations: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Lead
 def render_leaderboard(evaluations: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
     """One self-contained page that loads nothing and runs nothing. Every text in the documents is taken for hostile."""
     boards = boards_of(evaluations)
-    return render("leaderboard.html", boards=boards, said=figure_words, columns=COLUMNS, headline=_headline(boards), count=len(evaluations))
+    return render("leaderboard.html", boards=boards, said=wording, columns=COLUMNS, headline=_headline(boards), count=len(evaluations))
 
 
 def leaderboard_lines(evaluations: Sequence[tuple[str, Mapping[str, Any]]], width: int) -> list[str]:
@@ -129,8 +128,8 @@ def leaderboard_lines(evaluations: Sequence[tuple[str, Mapping[str, Any]]], widt
 def _cells(entry: LeaderboardEntry) -> list[str]:
     worst = entry.worst_generator
     system = wording.shortened(entry.system.called, _LONGEST_NAME) + (" *" if entry.trained_on else "")
-    shown = [figure_words.in_words(key, entry.system.figure(key)) for key in COLUMNS[:3]]
-    named = f"{wording.shortened(worst.name, _LONGEST_NAME)} {figure_words.written(worst.key, worst.figure.number)}"
+    shown = [wording.in_words(key, entry.system.figure(key)) for key in COLUMNS[:3]]
+    named = f"{wording.shortened(worst.name, _LONGEST_NAME)} {wording.written(worst.key, worst.figure.number)}"
     return [system, *shown, named if worst.name else wording.NONE]
 
 
@@ -171,7 +170,7 @@ def _warnings(group: Iterable[tuple[str, EvaluationDocument]], entries: Sequence
     for _, facts in group:
         shortcut = facts.data.shortcut
         if shortcut.confounded:
-            auc = figure_words.written("auc", shortcut.auc.number)
+            auc = wording.written("auc", shortcut.auc.number)
             yield f"Facts of the files alone tell fake from real here (AUC {auc}), so figures may be of files and not of images."
     lists = {tuple(sorted(view.name for view in one.system.views)) for one in entries}
     if len(lists) > 1:

@@ -189,7 +189,7 @@ class CalibrationCollector:
         return outside
 
     def _keep(self, rows: pa.Table, truth: JoinedLabels) -> None:
-        kept, told = self.columns, self._told(rows, truth)
+        kept, told = self.columns, self._columns_of(rows, truth)
         fakes = np.array([group.label == "fake" for group in truth.groups], np.bool_)
         makers = np.array([None if group.generator in ("unknown", "real") else group.generator for group in truth.groups], object)
         kept["fake"].append(fakes[truth.codes])
@@ -203,7 +203,7 @@ class CalibrationCollector:
         for name in ("source", "part", "phash"):
             kept[name].extend(told[name].to_pylist())
 
-    def _told(self, rows: pa.Table, truth: JoinedLabels) -> dict[str, Any]:
+    def _columns_of(self, rows: pa.Table, truth: JoinedLabels) -> dict[str, Any]:
         """`source`, `part` and `phash` of rows: the labels' values, else the run's own columns."""
         inputs = rows["input"].combine_chunks() if "input" in rows.column_names else None
         own = set() if inputs is None else {one.name for one in inputs.type}

@@ -84,7 +84,7 @@ def groups_of(labelled: CalibrationData, *, share_generators: bool = False) -> P
     `datasets.leakage.NEAR_BITS`), and fakes that share a generator, unless the parts may share generators; and so are images that hang
     together by way of others. Fakes without a generator's name count as those of one: nothing shows that they are of several.
     """
-    links = [_coded(labelled.sha256), _coded(labelled.source), _looks(labelled.phash)]
+    links = [_coded(labelled.sha256), _coded(labelled.source), _phash_codes(labelled.phash)]
     if not share_generators:
         links.append(_coded(generators_of(labelled)))
     return _linked(links)
@@ -95,7 +95,7 @@ def repeated(labelled: CalibrationData) -> NDArray[np.bool_]:
 
     A rate whose bound takes images for independent counts such ones once. A real is no copy of the fake that was made of it.
     """
-    groups = 2 * _linked([_coded(labelled.sha256), _looks(labelled.phash)]) + labelled.fake
+    groups = 2 * _linked([_coded(labelled.sha256), _phash_codes(labelled.phash)]) + labelled.fake
     order = np.lexsort((np.array(labelled.sha256, dtype="S"), groups))
     is_repeated = np.ones(len(groups), bool)
     is_repeated[order[np.unique(groups[order], return_index=True)[1]]] = False
@@ -202,7 +202,7 @@ def _coded(texts: Iterable[str | None]) -> Places:
     return codes
 
 
-def _looks(phashes: Iterable[str | None]) -> Places:
+def _phash_codes(phashes: Iterable[str | None]) -> Places:
     """(n,) a number for all hashes that hang together by likeness, -1 for None."""
     encoded = pa.array(phashes, pa.string()).dictionary_encode()
     hashes = np.array([_hash(text) for text in encoded.dictionary.to_pylist()], np.uint64)

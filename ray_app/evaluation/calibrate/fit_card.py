@@ -65,16 +65,6 @@ class Assembled:
     reals: Floats
 
 
-def rule_of(config: CalibrateConfig, detectors: int) -> Rule:
-    """The requested rule; without one `stacked`, of an only detector `mean-logit`. Raises ConfigError for one that cannot be."""
-    rule: Rule = config.rule or ("stacked" if detectors > 1 else "mean-logit")
-    if rule == "cascade" and detectors < 2:
-        raise ConfigError("--rule cascade: the run has one detector", hint="a cascade needs two or more")
-    if config.first is not None and config.first >= detectors:
-        raise ConfigError(f"--first {config.first}: the run has {detectors} detectors, and somebody has to look again")
-    return rule
-
-
 def fit_card(division: Division, members: Sequence[EnsembleMember], config: CalibrateConfig) -> CalibratedCard:
     """A card fitted on the parts `fit` and `calibrate`. Raises ConfigError where something cannot be fitted."""
     names, rule = division.labelled.detectors, rule_of(config, len(members))
@@ -96,22 +86,14 @@ def fit_card(division: Division, members: Sequence[EnsembleMember], config: Cali
     return _at_prevalence(plain, fit(plain.scores(calibrating), calibrating.fake, config.method, what="the ensemble"), config)
 
 
-def _fit_alone(division: Division, member: EnsembleMember, rule: Rule, config: CalibrateConfig) -> CalibratedCard:
-    """A card of one detector, whose calibrated score is the ensemble's."""
-    seen, [name] = division.labelled.take(division.parts != CHOOSE), division.labelled.detectors
-    member = member.model_copy(update={"calibration": fit(seen.scores[name], seen.fake, config.method, what=name)})
-    prevalence = float(seen.fake.mean())
-    plain = CalibratedCard(
-        EnsembleCard(name="calibrated", title="calibrated", members=(member,), rule=rule), (name,), prevalence, prevalence
-    )
-    return _at_prevalence(plain, Platt(slope=1, intercept=0), config)
-
-
-def _at_prevalence(plain: CalibratedCard, calibration: Calibration, config: CalibrateConfig) -> CalibratedCard:
-    """The card with the ensemble's calibration, as it is at the requested share of fakes."""
-    prevalence = config.prevalence or plain.prevalence
-    there = moved(calibration, logit(prevalence) - logit(plain.prevalence))
-    return replace(plain, card=plain.card.model_copy(update={"calibration": there}), prevalence=prevalence)
+def rule_of(config: CalibrateConfig, detectors: int) -> Rule:
+    """The requested rule; without one `stacked`, of an only detector `mean-logit`. Raises ConfigError for one that cannot be."""
+    rule: Rule = config.rule or ("stacked" if detectors > 1 else "mean-logit")
+    if rule == "cascade" and detectors < 2:
+        raise ConfigError("--rule cascade: the run has one detector", hint="a cascade needs two or more")
+    if config.first is not None and config.first >= detectors:
+        raise ConfigError(f"--first {config.first}: the run has {detectors} detectors, and somebody has to look again")
+    return rule
 
 
 def with_thresholds(fitted: CalibratedCard, division: Division, config: CalibrateConfig) -> Assembled:
@@ -145,6 +127,24 @@ def moved(calibration: Calibration, by: float) -> Calibration:
     if isinstance(calibration, Isotonic):
         return Isotonic(knots=tuple((score, log_odds + by) for score, log_odds in calibration.knots))
     return Platt(slope=calibration.slope, intercept=calibration.intercept + by)
+
+
+def _fit_alone(division: Division, member: EnsembleMember, rule: Rule, config: CalibrateConfig) -> CalibratedCard:
+    """A card of one detector, whose calibrated score is the ensemble's."""
+    seen, [name] = division.labelled.take(division.parts != CHOOSE), division.labelled.detectors
+    member = member.model_copy(update={"calibration": fit(seen.scores[name], seen.fake, config.method, what=name)})
+    prevalence = float(seen.fake.mean())
+    plain = CalibratedCard(
+        EnsembleCard(name="calibrated", title="calibrated", members=(member,), rule=rule), (name,), prevalence, prevalence
+    )
+    return _at_prevalence(plain, Platt(slope=1, intercept=0), config)
+
+
+def _at_prevalence(plain: CalibratedCard, calibration: Calibration, config: CalibrateConfig) -> CalibratedCard:
+    """The card with the ensemble's calibration, as it is at the requested share of fakes."""
+    prevalence = config.prevalence or plain.prevalence
+    there = moved(calibration, logit(prevalence) - logit(plain.prevalence))
+    return replace(plain, card=plain.card.model_copy(update={"calibration": there}), prevalence=prevalence)
 
 
 def _weights(

@@ -128,7 +128,7 @@ def _of_decisions(document: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     verdicts, statuses = document["verdicts"], document["statuses"]
     if _surely(verdicts["flipped"], "flipped"):
         yield _finding("flipped", None, f"{_share(verdicts['flipped'])} of verdicts changed", verdicts["flipped"])
-    if _is_said(verdicts, "flagged"):
+    if _is_reported(verdicts, "flagged"):
         a, b = (wording.percent(verdicts[side]["value"]) for side in ("flagged_a", "flagged_b"))
         yield _finding("flagged", None, f"of the same images {a} were flagged in A and {b} in B", verdicts["difference"], verdicts)
     if _surely(statuses["changed"], "statuses"):
@@ -157,7 +157,7 @@ def _of_distribution(system: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _of_rate(flagged: Mapping[str, Any], of: str) -> Iterator[dict[str, Any]]:
-    if _is_said(flagged, "flagged"):
+    if _is_reported(flagged, "flagged"):
         a, b = (wording.percent(flagged[side]["value"]) for side in ("a", "b"))
         yield _finding("flagged", None, f"of {of} {a} were flagged in A and {b} in B", flagged["difference"], flagged)
 
@@ -167,7 +167,7 @@ def _of_labels(labelled: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         name = _called(system["name"])
         for key, words in (("auc", "the AUC of {}"), ("right", "the share that {} tells right")):
             test = system[key]
-            if test and _is_said(test, key):
+            if test and _is_reported(test, key):
                 a, b = (
                     wording.figure("auc", test[side]["value"]) if key == "auc" else wording.percent(test[side]["value"]) for side in "ab"
                 )
@@ -180,7 +180,7 @@ def _finding(what: str, system: str | None, text: str, figure: Mapping[str, Any]
     return {"what": what, "system": system, "text": text, "value": figure["value"], "interval": figure["interval"], "p_holm": p}
 
 
-def _is_said(test: Mapping[str, Any], what: str) -> bool:
+def _is_reported(test: Mapping[str, Any], what: str) -> bool:
     value = test["difference"]["value"]
     return value is not None and abs(value) >= LEAST[what] and _significant(test["p_holm"])
 

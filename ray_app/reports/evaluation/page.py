@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from ray_app.reports import format as figure_words
 from ray_app.reports import format as wording
 from ray_app.reports.evaluation.charts import Chart, curve_groups, reliability_chart, risk_groups, robustness_groups, score_chart
 from ray_app.reports.evaluation.model import EvaluationDocument, PairedFacts, ReferenceFacts, TableRow
@@ -158,7 +157,7 @@ def render_evaluation(document: EvaluationDocument | Mapping[str, Any]) -> str:
         warnings=warnings(facts),
         table=grids(facts),
         seen_signs=SEEN_SIGNS,
-        said=figure_words,
+        said=wording,
         curves=curve_groups(facts.systems),
         risks=risk_groups(facts.systems),
         robustness=robustness_groups(facts.systems),
@@ -309,12 +308,12 @@ def _cell_text(cell: GridCell) -> str:
 
 
 def _system_lines(systems: Sequence[SystemFacts]) -> list[str]:
-    keys = figure_words.KEY_FIGURES
-    heads = ["", *[figure_words.named(key) for key in keys]]
+    keys = wording.KEY_FIGURES
+    heads = ["", *[wording.named(key) for key in keys]]
     rows = [
         [
             wording.shortened(one.called, _LONGEST_NAME) or wording.NONE,
-            *[figure_words.written(key, one.figure(key).number) for key in keys],
+            *[wording.written(key, one.figure(key).number) for key in keys],
         ]
         for one in systems[:_MOST_LINES]
     ]
@@ -335,9 +334,7 @@ def _generator_tables(system: SystemFacts) -> list[EvaluationGeneratorTable]:
     for label, caption, key in (("fake", "Generators", "tpr"), ("real", "Sources of real images", "tnr")):
         found = system.hardest(label)
         if found:
-            tables.append(
-                EvaluationGeneratorTable(caption, figure_words.named(key), key, found[:_MOST_GENERATORS], found[_MOST_GENERATORS:])
-            )
+            tables.append(EvaluationGeneratorTable(caption, wording.named(key), key, found[:_MOST_GENERATORS], found[_MOST_GENERATORS:]))
     return tables
 
 
@@ -401,6 +398,4 @@ def _glossary(facts: EvaluationDocument) -> list[tuple[str, str]]:
     there |= {key for row in (facts.groups.groups if facts.groups else ()) for key in row.identification or ()}
     for masks in facts.localization.systems if facts.localization else ():
         there |= set(masks.figures)
-    return [
-        (meaning.words[0].upper() + meaning.words[1:], meaning.sentence) for key, meaning in figure_words.MEANINGS.items() if key in there
-    ]
+    return [(meaning.words[0].upper() + meaning.words[1:], meaning.sentence) for key, meaning in wording.MEANINGS.items() if key in there]

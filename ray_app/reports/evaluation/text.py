@@ -7,7 +7,6 @@ Every name in a sentence is made visible and kept short.
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
-from ray_app.reports import format as figure_words
 from ray_app.reports import format as wording
 from ray_app.reports.evaluation.model import EvaluationDocument, GroupRow, NamedFigures, PairedFacts
 from ray_app.reports.evaluation.system_model import NOT_MEASURED, FigureFacts, GeneratorFacts, SystemFacts
@@ -187,7 +186,7 @@ def groups_table(facts: EvaluationDocument) -> GroupTable | None:
     lines = [GroupLine(row, _SIDES.get(row.distribution, ""), [one.get(key, NOT_MEASURED) for key in keys])
              for row, one in zip(facts.groups.groups, cells, strict=True)]  # fmt: skip
     return GroupTable(
-        leading.called if leading else "", facts.groups.by, keys, [_CALLED.get(key) or figure_words.named(key) for key in keys], lines
+        leading.called if leading else "", facts.groups.by, keys, [_CALLED.get(key) or wording.named(key) for key in keys], lines
     )
 
 
@@ -372,10 +371,10 @@ def _families(found: NamedFigures) -> Iterator[tuple[str, NamedFigures]]:
 def _section(caption: str, found: NamedFigures | None, keys: Sequence[str]) -> list[str]:
     if found is None:
         return []
-    parts = [f"{_CALLED.get(key) or figure_words.named(key)} {figure_words.in_words(key, found.figures[key])}"
+    parts = [f"{_CALLED.get(key) or wording.named(key)} {wording.in_words(key, found.figures[key])}"
             for key in keys if key in found.figures and found.figures[key].number is not None]  # fmt: skip
     return [f"{caption}: {', '.join(parts) or 'no figure is defined'}."]
 
 
 def _written(keys: Sequence[str], cells: Sequence[FigureFacts]) -> list[str]:
-    return [figure_words.written(key, one.number) for key, one in zip(keys, cells, strict=True)]
+    return [wording.written(key, one.number) for key, one in zip(keys, cells, strict=True)]
