@@ -6,6 +6,7 @@ embedded by itself, and the text stands at the mean of its pieces' directions (s
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -159,7 +160,7 @@ class Prompts:
     def of(self, generators: Collection[str]) -> Mapping[str, MetricEstimate]:
         """Figures of the images of some generators, by their names in the labels."""
         mine = np.array([maker in generators for maker in self.makers], np.bool_)
-        said, truth = (_chosen(texts, mine) for texts in (self.said, self.truth))
+        said, truth = (list(compress(texts, mine.tolist())) for texts in (self.said, self.truth))
         return {name: figure(said, truth) for name, figure in _TEXTS.items()} | self.similar.figures(mine)
 
 
@@ -237,10 +238,6 @@ def _directions(found: Any) -> Floats:
 def _unit(rows: npt.NDArray[Any]) -> Floats:
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     return np.asarray(rows / np.where(lengths > 0, lengths, 1), np.float64)
-
-
-def _chosen(texts: Sequence[str], mine: npt.NDArray[np.bool_]) -> list[str]:
-    return [text for text, is_mine in zip(texts, mine.tolist(), strict=True) if is_mine]
 
 
 def _prompts(tables: Tables) -> tuple[list[dict[str, Any]], dict[str, int]]:

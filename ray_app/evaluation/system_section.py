@@ -74,7 +74,8 @@ class Resampling:
         if self._sample is None:
             return self._filled(figures, system, by_group, self._replicates)
         scores = np.asarray(self._sample[f"score:{system.name}"].fill_null(np.nan))
-        sampled = {group: _finite(scores[self._places[group]]) for group in by_group if group in self._places}
+        own = {group: scores[self._places[group]] for group in by_group if group in self._places}
+        sampled = {group: ScoreHistogram.of(some[np.isfinite(some)]) for group, some in own.items()}
         return self._filled(figures, system, sampled, self._replicates or _FEWER)
 
     def of_view(self, figures: Figures, system: System, by_kind: ByGroup) -> Figures:
@@ -371,10 +372,6 @@ def _places(sample: pa.Table) -> dict[EvaluationGroup, npt.NDArray[np.int64]]:
     for row, group in enumerate(groups):
         rows.setdefault(group, []).append(row)
     return {group: np.array(some) for group, some in rows.items()}
-
-
-def _finite(scores: npt.NDArray[np.float64]) -> ScoreHistogram:
-    return ScoreHistogram.of(scores[np.isfinite(scores)])
 
 
 def _statistics(bare: Sequence[str], system: System) -> list[Statistics]:

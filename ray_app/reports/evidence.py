@@ -103,12 +103,9 @@ def _origin(profile: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _headline(record: Mapping[str, Any]) -> str:
     image, verdict = record["image"], record["decision"]["verdict"]
-    name = wording.shortened(_leaf(wording.file_name(image["uri"], image["member"])), 80)
+    path = wording.file_name(image["uri"], image["member"])
+    name = wording.shortened(path.rstrip("/").rpartition("/")[2] or path, 80)
     return f"{name}: {wording.VERDICT_WORDS.get(verdict) or wording.visible('not scored, ' + image['status'])}."
-
-
-def _leaf(name: str) -> str:
-    return name.rstrip("/").rpartition("/")[2] or name
 
 
 def _withheld(record: Mapping[str, Any]) -> str | None:

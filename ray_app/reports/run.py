@@ -136,7 +136,7 @@ def render_run_report(summary: Mapping[str, Any], *, prior: float | None = None,
         guarantee=guarantee_sentences(run.guarantee),
         shifted=[(feature(shift.feature), shift) for shift in (run.guarantee.shifts if run.guarantee else ())],
         flags=flags,
-        flag_scale=_flag_scale(flags),
+        flag_scale=max(flags.raised, flags.expected.high) if flags else 0.0,
         stages=_stages(run),
         thumbnails={image_id: uri for image_id, data in (thumbnails or {}).items() if (uri := jpeg_uri(data))},
         identity=settings(run.identity),
@@ -344,10 +344,6 @@ def _detector_charts(run: RunSummary) -> list[tuple[str, Markup]]:
         chart = histogram(run.histogram.edges, counts, ident=f"detector-{index}", title=title, description=described, compact=True)
         charts.append((name, chart))
     return charts
-
-
-def _flag_scale(flags: FalseFlags | None) -> float:
-    return max(flags.raised, flags.expected.high) if flags else 0.0
 
 
 def _stages(run: RunSummary) -> list[tuple[str, float, float]]:

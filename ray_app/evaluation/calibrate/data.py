@@ -260,7 +260,10 @@ def read_labelled(
     reader = CalibrationCollector(found, names, cards)
     for table in current_tables(run, list(dict.fromkeys([*ROWS, *found.columns]))):
         reader.add(table)
-    remarks = [*check_joined(found, reader.tally, run), *_left_out(reader.tally), *_unfinished(run)]
+    remarks = check_joined(found, reader.tally, run)
+    remarks += [f"{count:,} labelled images are left out: {reason}." for reason, count in reader.tally.left_out.items()]
+    if not run.store.exists("summary.json"):
+        remarks.append(f"{run.store.url} is not finished: only what is scored so far is used.")
     before = systems.ensemble if systems.ensemble and names == systems.members else ensemble_of([one.detector for one in members])
     calibrations = {name: systems.calibrations.get(name) for name in names}
     labelled = reader.labelled()
@@ -334,11 +337,3 @@ def _check_labels(labelled: CalibrationData, labels: str) -> None:
             f"{labels}: {len(both):,} files are labelled real in one place and fake in another, for example sha256 {both[0]}",
             hint="correct the labels, or leave those files out",
         )
-
-
-def _left_out(tally: CalibrationTally) -> list[str]:
-    return [f"{count:,} labelled images are left out: {reason}." for reason, count in tally.left_out.items()]
-
-
-def _unfinished(run: RunDirectory) -> list[str]:
-    return [] if run.store.exists("summary.json") else [f"{run.store.url} is not finished: only what is scored so far is used."]

@@ -161,7 +161,7 @@ def render_evaluation(document: EvaluationDocument | Mapping[str, Any]) -> str:
         curves=curve_groups(facts.systems),
         risks=risk_groups(facts.systems),
         robustness=robustness_groups(facts.systems),
-        confidence=_confidences(facts),
+        confidence=[_confidence(one, place) for place, one in enumerate([facts.leading, *facts.others]) if one],
         generator_tables=_generator_tables,
         bar=_bar,
         kinds_of=_kinds,
@@ -318,10 +318,6 @@ def _system_lines(systems: Sequence[SystemFacts]) -> list[str]:
         for one in systems[:_MOST_LINES]
     ]
     return table(heads, rows, _WIDTH, right=range(1, len(heads)))
-
-
-def _confidences(facts: EvaluationDocument) -> list[Confidence]:
-    return [_confidence(system, index) for index, system in enumerate([facts.leading, *facts.others]) if system]
 
 
 def _confidence(system: SystemFacts, index: int) -> Confidence:
