@@ -67,7 +67,7 @@ test-training: $(STAMP)
 
 # Recipes whole: the quick one from simulated pictures to a card that scores, the heads that name generators, the models that predict prompts, notices.
 test-recipes: $(STAMP)
-	$(BIN)/python -m pytest --durations 10 -m 'slow and not ci' tests/training/test_quick.py tests/training/test_notice.py tests/training/test_identifying_e2e.py tests/training/test_describing_e2e.py
+	$(BIN)/python -m pytest --durations 10 -m 'slow and not ci' tests/training/test_quick.py tests/training/test_learner.py tests/training/test_captioner_learns.py tests/training/test_notice.py tests/training/test_identifying_e2e.py tests/training/test_describing_e2e.py
 
 # What makes, fetches and packs images: 2,000 urls with two kills, 64 images with a kill, shards, and the walk of docs/profile.md from prompts to names.
 test-data: $(STAMP)
@@ -85,6 +85,7 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.scoring --quick --json benchmarks/latest.json

@@ -23,8 +23,6 @@ class Attempts:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder / "attempts"
-        pid, started = own_process()
-        self._own = f"{pid}-{started}"
 
     @contextmanager
     def of(self, key: str, what: str) -> Iterator[None]:
@@ -37,7 +35,8 @@ class Attempts:
             raise ClusterError(
                 f"{what}: {deaths} workers died in the middle of it, most likely for want of memory", hint=OUT_OF_MEMORY_HINT
             )
-        note = place / self._own
+        pid, started = own_process()
+        note = place / f"{pid}-{started}"
         note.touch()
         try:
             yield

@@ -1,5 +1,6 @@
 """The same bytes again: neither decoded nor scored, and nobody else's batch is another one for it."""
 
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,7 @@ from ray_app.detectors import load_card
 from ray_app.ensembles import load_ensemble_card
 from ray_app.errors import Status
 from ray_app.images import ImageLimits, decoder_name, inspect_bytes
-from ray_app.inference import BatchDecoder, DecodeResult, DetectorOutputs, ScoringSpec, StageClock, judge, make_spec, pack, reuse, unpack
+from ray_app.inference import BatchDecoder, DecodeResult, DetectorOutputs, ScoringSpec, StageClock, judge, make_spec, reuse
 from ray_app.inference.reuse import ScoreCache, is_complete
 from tests.images import factory
 
@@ -64,7 +65,7 @@ def test_earlier_blocks_of_the_process_are_remembered_and_the_oldest_forgotten(m
 
 def test_between_processes_a_twin_stays_a_twin():
     _, _, batches = decode(ScoreCache(SPEC), A, B, A, C)
-    [arrived] = unpack(pack(batches, SPEC.preprocessings), SPEC.preprocessings)
+    [arrived] = pickle.loads(pickle.dumps(batches))
     assert arrived.outcomes == batches[0].outcomes
     assert arrived.usable == [True, True, False, True]
 

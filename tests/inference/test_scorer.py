@@ -1,5 +1,6 @@
 """Several detectors on one process: what they share, images that keep their size, masks, and what crosses between processes."""
 
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ from ray_app.detectors.shared_backbone import hold_equal_weights_once
 from ray_app.ensembles import ensemble_of, load_ensemble_card
 from ray_app.errors import Status
 from ray_app.images import ImageLimits
-from ray_app.inference import ASKED, RUNS, BatchDecoder, DetectorOutputs, StageClock, judge, make_spec, pack, unpack
+from ray_app.inference import ASKED, RUNS, BatchDecoder, DetectorOutputs, StageClock, judge, make_spec
 from ray_app.inference.scorer import EnsembleScorer
 from ray_app.transforms.perturbations import load_perturbations
 from tests.detectors.tiny_internvl import write_tiny_internvl
@@ -140,7 +141,7 @@ def test_what_crosses_between_processes_scores_the_same(spec, scorer):
     handed = batches(spec, data, hand_over=True)
     assert all(image is None for batch in handed for images in batch.pixels if isinstance(images, tuple) for image in images)
     decoder = BatchDecoder(spec, StageClock())
-    there = scorer.score(decoder.complete(batch) for batch in unpack(pack(handed, spec.preprocessings), spec.preprocessings))
+    there = scorer.score(decoder.complete(batch) for batch in pickle.loads(pickle.dumps(handed)))
     for name in spec.cards:
         np.testing.assert_array_equal(here.scores[name], there.scores[name])
     assert here.scores["corvi2023"][:5].tolist() == there.scores["corvi2023"][:5].tolist()

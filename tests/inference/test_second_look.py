@@ -1,5 +1,6 @@
 """A cascade in one process and in pools: who looks at what, from which bytes, and that it changes no score of those that look."""
 
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ from ray_app.detectors import load_card
 from ray_app.ensembles import Cascade, EnsembleCard, EnsembleMember
 from ray_app.errors import Status
 from ray_app.images import ImageLimits
-from ray_app.inference import BatchDecoder, DetectorOutputs, ResourceEstimate, StageClock, judge, make_spec, pack, unpack
+from ray_app.inference import BatchDecoder, DetectorOutputs, ResourceEstimate, StageClock, judge, make_spec
 from ray_app.inference.decision import going_on
 from ray_app.inference.reuse import ScoreCache
 from ray_app.inference.scorer import EnsembleScorer
@@ -127,13 +128,13 @@ def test_two_pools_say_together_what_one_process_says(spec, data):
     """The second pool gets nothing but the files of what goes on."""
     _, outcomes, whole = looked_at(spec, data)
     reading = BatchDecoder(spec.early, StageClock(), hand_over=True, keeps_files=True)
-    table = pack(batches(spec, reading, data), spec.early.preprocessings)
+    handed = pickle.loads(pickle.dumps(list(batches(spec, reading, data))))
     decoder = BatchDecoder(spec.early, StageClock(), keeps_files=True)
     cheap, slow = (
         CascadeScorer(spec, EnsembleScorer(spec, StageClock(), (name,)), decoder, StageClock(), kept_bytes=1e9)
         for name in ("cheap", "slow")
     )
-    first = cheap.score(decoder.complete(batch) for batch in unpack(table, spec.early.preprocessings))
+    first = cheap.score(decoder.complete(batch) for batch in handed)
     assert list(first.scores) == ["cheap"]
     going = going_on(spec, outcomes, first)
     outputs = slow.again(outcomes, [(0, file) if row in going else None for row, file in enumerate(data)], first)

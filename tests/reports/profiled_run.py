@@ -61,7 +61,7 @@ def _read(pictures, facts):
     decoder = BatchDecoder(spec, clock)
     read = EnsembleScorer(spec, clock).score([decoder.decode([(0, data)]) for data in pictures])
     decoder.close()
-    return read.embeddings[TINY], read.scores[TINY]
+    return read.of("embeddings")[TINY], read.scores[TINY]
 
 
 def write_archive(folder, count=9):

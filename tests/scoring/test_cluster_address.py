@@ -33,7 +33,7 @@ import sys
 import ray
 from ray_app.errors import ClusterError
 from ray_app.cluster.config import ClusterConfig
-from ray_app.cluster import ray_cluster as cluster as joining
+from ray_app.cluster import ray_cluster as joining
 joining.HEAD_WAIT_S = 1.0
 ray.init = lambda **given: print("taken")
 try:

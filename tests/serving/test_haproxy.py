@@ -7,7 +7,7 @@ import sys
 import pytest
 from ray.serve._private.haproxy_templates import HAPROXY_CONFIG_TEMPLATE
 
-from ray_app.serving.local import closed, haproxy_variables
+from ray_app.serving.haproxy import closed, haproxy_variables
 from tests.ray_head import title_of
 from tests.scoring.conftest import wait_until
 
