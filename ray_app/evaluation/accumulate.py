@@ -1,4 +1,4 @@
-"""One pass over a run: every score counted in the cell of its image's truth, format and size. Knows rows; computes no figure.
+"""One pass over a run (`gather`): every score counted in the cell of its image's truth, format and size.
 
 What is gathered of some files merges with what is gathered of others, so that tasks may share a run; the result is the same.
 """
@@ -87,7 +87,7 @@ class Gatherer:
         cells.begin(self.labels)
         for table in tables_in(self.run, files, list(dict.fromkeys([*COLUMNS, *self.systems.columns, *self.labels.columns]))):
             self._add(cells, table)
-        cells.scores, cells.views = dict(cells.scores), dict(cells.views)  # what is pickled knows no function
+        cells.scores, cells.views = dict(cells.scores), dict(cells.views)  # functions cannot be pickled
         return cells
 
     def _add(self, cells: Cells, table: pa.Table) -> None:
@@ -116,7 +116,7 @@ class Gatherer:
             for system, scores in columns.items():
                 for kind in ("real", "whole", "local"):
                     some = scores[(kinds == kind) & np.isfinite(scores)]
-                    tally = cells.views[view, system, kind]  # a view that nobody scored is told, too, in the order of the run's
+                    tally = cells.views[view, system, kind]  # a view without a score is listed, too, in the order of the run's
                     if len(some):
                         tally.add(some)
 
@@ -134,6 +134,11 @@ def gather(run: RunDirectory, labels: Labels, systems: Systems, *, each: Each | 
     return cells
 
 
+def scored(cells: Cells, system: str, chosen: Iterable[FileCell]) -> list[ScoreTally]:
+    """The tallies of one system in these cells."""
+    return [tally for cell in chosen if (tally := cells.scores.get((system, cell))) is not None]
+
+
 def _cells(table: pa.Table, truth: JoinedLabels) -> tuple[list[FileCell], Counts]:
     """The cells of some rows, and which each is in, (n,)."""
     formats = _texts(table["format"])
@@ -147,13 +152,6 @@ def _cells(table: pa.Table, truth: JoinedLabels) -> tuple[list[FileCell], Counts
         group, name = divmod(rest, len(names))
         cells.append(FileCell(truth.groups[group], names[name], (*BANDS, UNKNOWN)[band]))
     return cells, places
-
-
-def _bands(table: pa.Table) -> Counts:
-    megapixels = np.asarray(pc.fill_null(pc.multiply(table["width"].cast(pa.float64()), table["height"].cast(pa.float64())), -1.0)) / 1e6
-    bands: Counts = (megapixels >= 0.1).astype(np.int64) + (megapixels >= 0.5) + (megapixels >= 1) + (megapixels > 4)
-    bands[megapixels < 0] = len(BANDS)
-    return bands
 
 
 def _count_rows(cells: Cells, table: pa.Table, alike: Sequence[FileCell], cell_of: Counts) -> None:
@@ -190,12 +188,14 @@ def _sampled(table: pa.Table, truth: JoinedLabels, clean: Mapping[str, Column], 
     return pa.table(columns | {f"score:{name}": pa.array(scores[wanted], pa.float64(), from_pandas=True) for name, scores in clean.items()})
 
 
+def _bands(table: pa.Table) -> Counts:
+    megapixels = np.asarray(pc.fill_null(pc.multiply(table["width"].cast(pa.float64()), table["height"].cast(pa.float64())), -1.0)) / 1e6
+    bands: Counts = (megapixels >= 0.1).astype(np.int64) + (megapixels >= 0.5) + (megapixels >= 1) + (megapixels > 4)
+    bands[megapixels < 0] = len(BANDS)
+    return bands
+
+
 def _texts(column: pa.ChunkedArray) -> pa.DictionaryArray:
     """The texts of a column, coded; `unknown` where there is none."""
     filled = pc.fill_null(column.cast(pa.string()), UNKNOWN)
     return filled.combine_chunks().dictionary_encode()
-
-
-def scored(cells: Cells, system: str, chosen: Iterable[FileCell]) -> list[ScoreTally]:
-    """The tallies of one system in these cells."""
-    return [tally for cell in chosen if (tally := cells.scores.get((system, cell))) is not None]

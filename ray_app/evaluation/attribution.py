@@ -1,15 +1,7 @@
-"""Generators that a run named, against the labels: the section `identification` of an evaluation, and the same by groups of generators.
+"""Generators that a run named, against the labels: the sections `identification` (`identification_of`) and `groups` (`groups_section`).
 
-Knows counted answers; how names are compared, and DFLIP's own marks, are known elsewhere.
-
-What a run answered about the makers of its images, counted: generator, answer, and where the truth stands in the ranking.
-
-Knows joined rows and names; computes no figure.
-
-Fakes in and out of distribution, by groups of generators: the section `groups` of an evaluation. Knows names; computes no figure itself.
-
-A protocol's groups are rows of its table. Elsewhere the classes of the run's identifier tell which generators were in training: by
-themselves, by their family alone, or not at all.
+`answers_of` counts generator, answer, and where the truth stands in the ranking. A protocol's groups are rows of its table. Elsewhere the
+classes of the run's identifier decide which generators were in training: by themselves, by their family alone, or not at all.
 """
 
 from collections import Counter
@@ -37,11 +29,19 @@ COLUMNS = ("label", "generator", "verdict", "predicted_generator", "generator_ra
 _BETWEEN = "\x1f"  # no name holds it
 Words = tuple[str, str, str | None, str | None]
 Floats = npt.NDArray[np.float64]
+Document = dict[str, Any]
+_NO_KNOWN = "no image of a known generator"
+_NO_UNKNOWN = "no image of an unknown generator"
+_NO_LIST = "no list of known generators"
+Distribution = Literal["in", "out"]
+KNOWN, NEW_VERSION, NEW_FAMILY = "generators of the training", "other generators of their families", "other families"
+_TOTALS: Mapping[Distribution, str] = {"in": "all in distribution", "out": "all out of distribution"}
+_NONE = "no image of these generators"
 
 
 class AttributionAnswer(NamedTuple):
-    """Of one image. `generator`, `said`: keys of names, None = none was named. `asked`: whether anything was said at all, be it that it is
-    none of the known. `place`, `family_place`: of the truth in the ranking, 0 = first; None = not there.
+    """Of one image. `generator`, `said`: keys of names, None = none was named. `asked`: whether there was an answer at all, be it
+    "none of the known". `place`, `family_place`: of the truth in the ranking, 0 = first; None = not there.
     """
 
     label: str
@@ -97,43 +97,48 @@ class AttributionAnswers:
                     self.confidences.setdefault(self.names.label(name), []).append(mine)
 
 
+@dataclass(frozen=True)
+class Grouped:
+    """Generators, by their names in the labels. `total`: of all groups with that distribution."""
+
+    name: str
+    distribution: Distribution
+    generators: frozenset[str]
+    total: bool = False
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """`by`: what divides the groups. Those without an image are there too."""
+
+    by: Literal["protocol", "identifier"]
+    groups: tuple[Grouped, ...]
+
+    @property
+    def all(self) -> list[Grouped]:
+        """The groups, and their totals where a distribution has several."""
+        totals = []
+        for distribution, name in _TOTALS.items():
+            mine = [one for one in self.groups if one.distribution == distribution]
+            if len(mine) > 1:
+                totals.append(Grouped(name, distribution, frozenset().union(*[one.generators for one in mine]), total=True))
+        return [*self.groups, *totals]
+
+
 def answers_of(tables: Tables, names: Names) -> AttributionAnswers | None:
-    """All of a run's answers; None where no image was asked."""
+    """All of a run's answers; None where no image has one."""
     found = AttributionAnswers(names)
     for table in tables(COLUMNS):
         found.add(table)
     return found if any(one.asked for one in found.counts) else None
 
 
-def _place(name: str, ranking: list[Any]) -> int | None:
-    return ranking.index(name) if name in ranking else None
-
-
-def _rankings(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Lists of names as one text each."""
-    return pc.binary_join(column, _BETWEEN) if pa.types.is_list(column.type) else pa.chunked_array([pa.nulls(len(column), pa.string())])
-
-
-def _confidences(column: pa.ChunkedArray) -> Floats:
-    """(n,), NaN where there is none."""
-    if not pa.types.is_floating(column.type):
-        return np.full(len(column), np.nan)
-    found: Floats = np.asarray(pc.fill_null(column.cast(pa.float64()), float("nan")))
-    return found
-
-
-Document = dict[str, Any]
-_NO_KNOWN = "no image of a known generator"
-_NO_UNKNOWN = "no image of an unknown generator"
-_NO_LIST = "no list of known generators"
-
-
 def identification_of(answers: AttributionAnswers, *, rules: IdentificationRules | None = None, missing: int = 0) -> Document:
     """The section `identification`.
 
-    Plain figures are of fakes whose generator the identifier knows (all, where nobody tells which those are): those of
+    Plain figures are of fakes whose generator the identifier knows (all, where those are not recorded): those of
     `metrics.attribution`, an image without a name counts as wrong; `top_…` by the rows' rankings, whether a name was given or not.
-    `abstained_known`, `abstained_unknown`: the shares of the images asked that were taken for none of the known. `reals_named`: the share
+    `abstained_known`, `abstained_unknown`: the shares of the images with an answer that is none of the known. `reals_named`: the share
     of reals that got a generator's name. `families` has the same of base architectures. Under `dflip-v1` the section is theirs, with its
     flaws, and the plain figures stand in `plain`; `missing`: labels without a row, which count as wrong there.
     """
@@ -141,6 +146,42 @@ def identification_of(answers: AttributionAnswers, *, rules: IdentificationRules
     if rules.protocol == "dflip-v1":
         return dflip_v1(answers.words, answers.names, missing) | {"plain": _plain(answers, rules)}
     return {"protocol": "plain", **_plain(answers, rules)}
+
+
+def grouping_of(protocol: Protocol | None, names: Names, systems: Sequence[SystemFacts]) -> Grouping | None:
+    """The groups of a document's fakes; None where it is not known what was in training."""
+    fakes = [one for one in (systems[0].generators if systems else ()) if one.label == "fake"]
+    if protocol and protocol.groups:
+        rows = {row.name: row for row in protocol.rows}
+        sides: tuple[tuple[Distribution, tuple[str, ...]], ...] = (("in", protocol.groups.inside), ("out", protocol.groups.out))
+        held = {name: frozenset(one.name for one in fakes if rows[name].holds(one)) for _, some in sides for name in some}
+        return Grouping("protocol", tuple(Grouped(name, side, held[name]) for side, some in sides for name in some))
+    if names.classes is None:
+        return None
+    found: dict[str, set[str]] = {KNOWN: set(), NEW_VERSION: set(), NEW_FAMILY: set()}
+    for one in fakes:
+        found[_distribution_of(names, one.name)].add(one.name)
+    return Grouping("identifier", tuple(Grouped(name, "in" if name == KNOWN else "out", frozenset(mine)) for name, mine in found.items()))
+
+
+def groups_section(
+    grouping: Grouping, systems: Sequence[SystemFacts], answers: AttributionAnswers | None, prompts: Prompts | None, top_k: Sequence[int]
+) -> GroupFacts:
+    """The section `groups`: per group its generators, images, and figures of detection (by system), identification and prompts."""
+    rows = [
+        GroupRow(
+            name=one.name,
+            distribution=one.distribution,
+            total=one.total,
+            generators=tuple(sorted(one.generators)),
+            n=max((sum(row.n + row.unscored for row in _mine(one, system)) for system in systems), default=0),
+            detection={system.name: facts_of(_detection(_mine(one, system))) for system in systems},
+            identification=facts_of(group_identification(answers, one.generators, top_k)) if answers else None,
+            prompts=facts_of(prompts.of(one.generators)) if prompts else None,
+        )
+        for one in grouping.all
+    ]
+    return GroupFacts(by=grouping.by, groups=tuple(rows))
 
 
 def group_identification(answers: AttributionAnswers, generators: Collection[str], top_k: Sequence[int]) -> Mapping[str, MetricEstimate]:
@@ -152,6 +193,22 @@ def group_identification(answers: AttributionAnswers, generators: Collection[str
     found = single.found(top_k).figures
     kept = {name: found[name] for name in ("accuracy", *[f"top_{k}" for k in top_k], "macro_f1")}
     return kept | {"family_accuracy": families.found(()).figures["accuracy"], "abstained": _abstained(mine.items(), "no image was asked")}
+
+
+def _plain(answers: AttributionAnswers, rules: IdentificationRules) -> Document:
+    names = answers.names
+    fakes = Counter({one: n for one, n in answers.counts.items() if one.label == "fake"})
+    families = _by_family(fakes, names)
+    single = _section(_Level(fakes, answers, names.classes), rules.top_k, lambda key: str(names.shown(key)))
+    single |= {"reals_named": _reals_named(answers).row(), "open_set_auroc": _auroc(answers, names).row()}
+    return {
+        **single,
+        "families": _section(_Level(families, answers, names.class_families), rules.top_k, str),
+        "known": None if names.classes is None else sorted(str(names.shown(key)) for key in names.classes),
+        "without_prediction": sum(n for one, n in fakes.items() if one.said is None),
+        "not_asked": sum(n for one, n in fakes.items() if not one.asked),
+        "notes": list(_notes(answers)),
+    }
 
 
 class _Level:
@@ -184,22 +241,6 @@ class _Level:
         others = [(one, n) for one, n in self._counts.items() if not self.is_known(one)]
         why = _NO_LIST if self.known is None else _NO_UNKNOWN
         return {"abstained_known": _abstained(known, _NO_KNOWN), "abstained_unknown": _abstained(others, why)}
-
-
-def _plain(answers: AttributionAnswers, rules: IdentificationRules) -> Document:
-    names = answers.names
-    fakes = Counter({one: n for one, n in answers.counts.items() if one.label == "fake"})
-    families = _by_family(fakes, names)
-    single = _section(_Level(fakes, answers, names.classes), rules.top_k, lambda key: str(names.shown(key)))
-    single |= {"reals_named": _reals_named(answers).row(), "open_set_auroc": _auroc(answers, names).row()}
-    return {
-        **single,
-        "families": _section(_Level(families, answers, names.class_families), rules.top_k, str),
-        "known": None if names.classes is None else sorted(str(names.shown(key)) for key in names.classes),
-        "without_prediction": sum(n for one, n in fakes.items() if one.said is None),
-        "not_asked": sum(n for one, n in fakes.items() if not one.asked),
-        "notes": list(_notes(answers)),
-    }
 
 
 def _section(level: _Level, top_k: Sequence[int], shown: Any) -> Document:
@@ -254,77 +295,24 @@ def _notes(answers: AttributionAnswers) -> Iterable[str]:
         yield "The run does not say which generators could be named: all count as known."
 
 
-Distribution = Literal["in", "out"]
-KNOWN, NEW_VERSION, NEW_FAMILY = "generators of the training", "other generators of their families", "other families"
-_TOTALS: Mapping[Distribution, str] = {"in": "all in distribution", "out": "all out of distribution"}
-_NONE = "no image of these generators"
+def _place(name: str, ranking: list[Any]) -> int | None:
+    return ranking.index(name) if name in ranking else None
 
 
-@dataclass(frozen=True)
-class Grouped:
-    """Generators, by their names in the labels. `total`: of all groups with that distribution."""
-
-    name: str
-    distribution: Distribution
-    generators: frozenset[str]
-    total: bool = False
+def _rankings(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Lists of names as one text each."""
+    return pc.binary_join(column, _BETWEEN) if pa.types.is_list(column.type) else pa.chunked_array([pa.nulls(len(column), pa.string())])
 
 
-@dataclass(frozen=True)
-class Grouping:
-    """`by`: what tells the groups apart. Those without an image are there too."""
-
-    by: Literal["protocol", "identifier"]
-    groups: tuple[Grouped, ...]
-
-    @property
-    def all(self) -> list[Grouped]:
-        """The groups, and their totals where a distribution has several."""
-        totals = []
-        for distribution, name in _TOTALS.items():
-            mine = [one for one in self.groups if one.distribution == distribution]
-            if len(mine) > 1:
-                totals.append(Grouped(name, distribution, frozenset().union(*[one.generators for one in mine]), total=True))
-        return [*self.groups, *totals]
+def _confidences(column: pa.ChunkedArray) -> Floats:
+    """(n,), NaN where there is none."""
+    if not pa.types.is_floating(column.type):
+        return np.full(len(column), np.nan)
+    found: Floats = np.asarray(pc.fill_null(column.cast(pa.float64()), float("nan")))
+    return found
 
 
-def grouping_of(protocol: Protocol | None, names: Names, systems: Sequence[SystemFacts]) -> Grouping | None:
-    """The groups of a document's fakes; None where nobody tells what was in training."""
-    fakes = [one for one in (systems[0].generators if systems else ()) if one.label == "fake"]
-    if protocol and protocol.groups:
-        rows = {row.name: row for row in protocol.rows}
-        told: tuple[tuple[Distribution, tuple[str, ...]], ...] = (("in", protocol.groups.inside), ("out", protocol.groups.out))
-        held = {name: frozenset(one.name for one in fakes if rows[name].holds(one)) for _, some in told for name in some}
-        return Grouping("protocol", tuple(Grouped(name, side, held[name]) for side, some in told for name in some))
-    if names.classes is None:
-        return None
-    found: dict[str, set[str]] = {KNOWN: set(), NEW_VERSION: set(), NEW_FAMILY: set()}
-    for one in fakes:
-        found[_distribution_place(names, one.name)].add(one.name)
-    return Grouping("identifier", tuple(Grouped(name, "in" if name == KNOWN else "out", frozenset(mine)) for name, mine in found.items()))
-
-
-def groups_section(
-    grouping: Grouping, systems: Sequence[SystemFacts], answers: AttributionAnswers | None, prompts: Prompts | None, top_k: Sequence[int]
-) -> GroupFacts:
-    """The section `groups`: per group its generators, images, and figures of detection (by system), identification and prompts."""
-    rows = [
-        GroupRow(
-            name=one.name,
-            distribution=one.distribution,
-            total=one.total,
-            generators=tuple(sorted(one.generators)),
-            n=max((sum(row.n + row.unscored for row in _mine(one, system)) for system in systems), default=0),
-            detection={system.name: facts_of(_detection(_mine(one, system))) for system in systems},
-            identification=facts_of(group_identification(answers, one.generators, top_k)) if answers else None,
-            prompts=facts_of(prompts.of(one.generators)) if prompts else None,
-        )
-        for one in grouping.all
-    ]
-    return GroupFacts(by=grouping.by, groups=tuple(rows))
-
-
-def _distribution_place(names: Names, generator: str) -> str:
+def _distribution_of(names: Names, generator: str) -> str:
     key = names.label(generator)
     if names.classes and key in names.classes:
         return KNOWN

@@ -1,4 +1,4 @@
-"""The settings of an evaluation: a run or a source, its labels, a protocol, and what is computed. Knows no figure."""
+"""The settings of an evaluation (`EvaluateConfig`): a run or a source, its labels, a protocol, and what is computed."""
 
 from collections.abc import Mapping
 from typing import Any, Literal

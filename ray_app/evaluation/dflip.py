@@ -1,9 +1,10 @@
-"""How version 1 of DFLIP-3K marks answers in words. Knows its sentences and names; knows no run and no image.
+"""The scores of DFLIP-3K, version 1, of answers in words (`dflip_v1`).
 
 Source: specs/localization.md §5.1 (utils/evaluate.py of dflip3k/DFLIP-3K). Detection: an answer is right if it holds "ai generated" for a
 fake, "real" for a real. Identification: the whole sentence counts; a name that is none of the known ones counts as `sd`. Departures, where
 theirs is not known or plainly a slip: an answer that is no such sentence is wrong rather than `sd`, a missing one too, and groups are
-divided by their size, not by their size and .001 (`theirs` has that number). What a detector and an identifier say becomes such a sentence.
+divided by their size, not by their size and .001 (`theirs` has that number). The output of a detector and an identifier becomes such a
+sentence (`sentence_of`).
 """
 
 import re

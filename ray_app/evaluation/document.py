@@ -1,10 +1,7 @@
-"""Everything that an evaluation found, as one plain document: `metrics.json`. Knows which section says what; computes no figure itself.
+"""The document of an evaluation (`document_of`) and its files, each written at once (`write_document`).
 
-What an evaluation leaves behind: `metrics.json`, `metrics.csv` and `report.html`, each written at once. Knows the document's shape.
-
-What the document says of the images: how many, of what form, and whether their form alone tells fakes from reals.
-
-Knows cells and the sample; knows no detector.
+The files: `metrics.json`, `metrics.csv` and `report.html`. `data_of` is the section on the images: how many, of what form, and whether
+their form alone tells fakes from reals.
 """
 
 import csv
@@ -22,7 +19,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_app import __version__
-from ray_app.evaluation import protocols as releases
 from ray_app.evaluation.accumulate import BANDS, UNKNOWN, Cells
 from ray_app.evaluation.attribution import answers_of, grouping_of, groups_section, identification_of
 from ray_app.evaluation.config import EvaluateConfig
@@ -31,6 +27,7 @@ from ray_app.evaluation.join import TOLD, Labels, OwnLabels, joined_rows
 from ray_app.evaluation.localization import localization_of_run
 from ray_app.evaluation.prompts import prompts_of
 from ray_app.evaluation.protocol_table import reference_of, table_of
+from ray_app.evaluation.protocols import COLUMNS as RELEASE_COLUMNS
 from ray_app.evaluation.protocols import IdentificationRules, Protocol, releases_of
 from ray_app.evaluation.sample import with_thumbnails
 from ray_app.evaluation.system_section import MOST, Asked, Resampling, paired_tests, system_of
@@ -55,6 +52,28 @@ COLUMNS = ("system", "view", "scope", "figure", "value", "low", "high", "method"
 Line = tuple[str, str, str, str, FigureFacts]
 """System, view, scope, name and figure."""
 _FORMULA = re.compile(r"^\s*[=+\-@\t\r]")
+FEATURES = ("format", "width", "height", "mode", "icc")
+MOST_RATIO = 10.0
+MOST_APART = 0.25  # the share of images that would have to be of another format, or size, for both classes to be alike
+OpenSection = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A run with its labels, and what a pass over both has gathered."""
+
+    run: RunDirectory
+    labels: Labels
+    systems: Systems
+    cells: Cells
+    protocol: Protocol | None
+    config: EvaluateConfig
+
+    def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """The labelled rows with these columns, a run's own and `TOLD`, read anew."""
+        own = [name for name in columns if name not in TOLD]
+        read = current_tables(self.run, list(dict.fromkeys(["image_id", *own, *self.labels.columns])))
+        return joined_rows(read, self.labels, columns)
 
 
 def write_document(document: EvaluationDocument, out: Store) -> None:
@@ -76,6 +95,65 @@ def metrics_csv(document: EvaluationDocument) -> str:
         facts = [figure.value, low, high, figure.method or None, figure.n, figure.why or None]
         writer.writerow([_tame(value) for value in (system, view, scope, name, *facts)])
     return stream.getvalue()
+
+
+def document_of(found: Evaluation, warnings: Sequence[str] = (), telling: Callable[[str], object] = lambda _: None) -> EvaluationDocument:
+    """The document. `warnings`: of the join. `telling` gets messages on progress."""
+    protocol, config = found.protocol, found.config
+    described = found.run.describe()
+    telling("figures")
+    systems = _systems(found)
+    telling("masks and texts")
+    rules = protocol.localization if protocol else None
+    localized = localization_of_run(found.run, found.tables, rules=rules, pictures=config.thumbnails, guard=found.labels.guard)
+    localization = localized.section if localized else None
+    telling("tests and tables")
+    binary = {one.name: one.output == "binary" for one in systems}
+    identification, prompts, groups = _named(found, systems)
+    return EvaluationDocument(
+        schema=EVALUATION_SCHEMA,
+        version=__version__,
+        made_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        title=config.title or (protocol.title if protocol else _named_after(found.run.store.url)),
+        run=_run(found.run, described),
+        labels=_labels(found, warnings),
+        protocol=protocol.facts() if protocol else None,
+        data=data_of(found.cells, seed=config.seed),
+        systems=tuple(systems),
+        reference=tuple(reference_of(protocol)),
+        table=table_of(protocol, systems, localization),
+        paired=tuple(paired_tests(found.cells.sample.rows(), found.systems.all, binary)),
+        localization=localization,
+        identification=identification,
+        prompts=prompts,
+        groups=groups,
+        mistakes=tuple(with_thumbnails(found.cells.mistakes.rows(), found.run, wanted=config.thumbnails)),
+        overlays=tuple(localized.overlays) if localized else (),
+    )
+
+
+def data_of(cells: Cells, *, seed: int = 0) -> DataFacts:
+    """The document's section `data`."""
+    kinds, statuses = Counter[str](), Counter[str]()
+    formats, sizes = ({"real": Counter[str](), "fake": Counter[str]()} for _ in range(2))
+    for (cell, status, _), count in cells.rows.items():
+        kinds[cell.group.kind] += count
+        statuses[status] += count
+        formats[cell.group.label][cell.format] += count
+        sizes[cell.group.label][cell.size] += count
+    n_real, n_fake = kinds["real"], kinds["whole"] + kinds["local"]
+    return DataFacts(
+        n=cells.joined,
+        n_real=n_real,
+        n_fake=n_fake,
+        n_whole=kinds["whole"],
+        n_local=kinds["local"],
+        digest=f"{cells.digest:016x}",
+        statuses=_most_frequent_first(statuses),
+        formats={label: _most_frequent_first(counts) for label, counts in formats.items()},
+        sizes={label: {band: counts[band] for band in (*BANDS, UNKNOWN) if counts[band]} for label, counts in sizes.items()},
+        shortcut=_shortcut(cells.sample.rows(), n_real, n_fake, formats, sizes, seed),
+    )
 
 
 def _figures(document: EvaluationDocument) -> Iterator[Line]:
@@ -106,8 +184,8 @@ def _of_masks(systems: Iterable[LocalizationSystem]) -> Iterator[Line]:
         for view, figures in [("", one.figures), *((view.name, view.figures) for view in one.views)]:
             for name, figure in figures.items():
                 yield one.name, view, scope, name, figure
-        told = one.written()
-        for name, figure in _among({part: told.get(part) for part in ("generators", "imdlbenco", "opensdi")}):
+        entry = one.written()
+        for name, figure in _among({part: entry.get(part) for part in ("generators", "imdlbenco", "opensdi")}):
             yield one.name, "", scope, name, figure
 
 
@@ -143,37 +221,8 @@ def _tame(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
 
 
-FEATURES = ("format", "width", "height", "mode", "icc")
-MOST_RATIO = 10.0
-MOST_APART = 0.25  # the share of images that would have to be of another format, or size, for both classes to be alike
-
-
-def data_of(cells: Cells, *, seed: int = 0) -> DataFacts:
-    """The document's section `data`."""
-    kinds, statuses = Counter[str](), Counter[str]()
-    formats, sizes = ({"real": Counter[str](), "fake": Counter[str]()} for _ in range(2))
-    for (cell, status, _), count in cells.rows.items():
-        kinds[cell.group.kind] += count
-        statuses[status] += count
-        formats[cell.group.label][cell.format] += count
-        sizes[cell.group.label][cell.size] += count
-    n_real, n_fake = kinds["real"], kinds["whole"] + kinds["local"]
-    return DataFacts(
-        n=cells.joined,
-        n_real=n_real,
-        n_fake=n_fake,
-        n_whole=kinds["whole"],
-        n_local=kinds["local"],
-        digest=f"{cells.digest:016x}",
-        statuses=_most_frequent_first(statuses),
-        formats={label: _most_frequent_first(counts) for label, counts in formats.items()},
-        sizes={label: {band: counts[band] for band in (*BANDS, UNKNOWN) if counts[band]} for label, counts in sizes.items()},
-        shortcut=_shortcut(cells.sample.rows(), n_real, n_fake, formats, sizes, seed),
-    )
-
-
 def _most_frequent_first(counts: Counter[str]) -> dict[str, int]:
-    """Of equal ones the first by name, whatever order they were met in."""
+    """Of equal ones the first by name, in whatever order they came."""
     return dict(sorted(counts.items(), key=lambda one: (-one[1], one[0])))
 
 
@@ -242,62 +291,6 @@ def _of_shares(what: str, counts: Mapping[str, Counter[str]]) -> list[str]:
     return [f"The classes differ in {what}: {most} are {real:.0%} of the real images and {fake:.0%} of the fakes."]
 
 
-OpenSection = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A run with its labels, and what a pass over both has gathered."""
-
-    run: RunDirectory
-    labels: Labels
-    systems: Systems
-    cells: Cells
-    protocol: Protocol | None
-    config: EvaluateConfig
-
-    def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """The labelled rows with these columns, a run's own and `TOLD`, read anew."""
-        own = [name for name in columns if name not in TOLD]
-        read = current_tables(self.run, list(dict.fromkeys(["image_id", *own, *self.labels.columns])))
-        return joined_rows(read, self.labels, columns)
-
-
-def document_of(found: Evaluation, warnings: Sequence[str] = (), telling: Callable[[str], object] = lambda _: None) -> EvaluationDocument:
-    """The document. `warnings`: of the join. `telling` hears what is being done."""
-    protocol, config = found.protocol, found.config
-    described = found.run.describe()
-    telling("figures")
-    systems = _systems(found)
-    telling("masks and texts")
-    rules = protocol.localization if protocol else None
-    localized = localization_of_run(found.run, found.tables, rules=rules, pictures=config.thumbnails, guard=found.labels.guard)
-    localization = localized.section if localized else None
-    telling("tests and tables")
-    binary = {one.name: one.output == "binary" for one in systems}
-    identification, prompts, groups = _named(found, systems)
-    return EvaluationDocument(
-        schema=EVALUATION_SCHEMA,
-        version=__version__,
-        made_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        title=config.title or (protocol.title if protocol else _named_after(found.run.store.url)),
-        run=_run(found.run, described),
-        labels=_labels(found, warnings),
-        protocol=protocol.facts() if protocol else None,
-        data=data_of(found.cells, seed=config.seed),
-        systems=tuple(systems),
-        reference=tuple(reference_of(protocol)),
-        table=table_of(protocol, systems, localization),
-        paired=tuple(paired_tests(found.cells.sample.rows(), found.systems.all, binary)),
-        localization=localization,
-        identification=identification,
-        prompts=prompts,
-        groups=groups,
-        mistakes=tuple(with_thumbnails(found.cells.mistakes.rows(), found.run, wanted=config.thumbnails)),
-        overlays=tuple(localized.overlays) if localized else (),
-    )
-
-
 def _named_after(url: str) -> str:
     """A run by the last of its folders that has a name of its own: one that was scored for an evaluation is called `run`."""
     names = [name for name in strip_secrets(url).split("/") if name and name != "run"]
@@ -305,8 +298,8 @@ def _named_after(url: str) -> str:
 
 
 def _named(found: Evaluation, systems: Sequence[SystemFacts]) -> tuple[OpenSection | None, OpenSection | None, GroupFacts | None]:
-    """Sections that only a run with predicted generators or prompts has, and groups of generators, of which a protocol or an identifier
-    tells. Without any predictions its rows are not read again for them.
+    """Sections that only a run with predicted generators or prompts has, and groups of generators, by a protocol or an
+    identifier. Without any predictions its rows are not read again for them.
     """
     protocol, predicted = found.protocol, found.cells.predicted
     rules = (protocol.identification if protocol else None) or IdentificationRules()
@@ -327,7 +320,7 @@ def _systems(found: Evaluation) -> list[SystemFacts]:
     figures = {row.figure for row in found.protocol.rows} | set(found.protocol.figures) if found.protocol else set()
     members = [one for one in found.systems.all if one.name in found.systems.members]
     by_year = found.protocol is not None and "years" in found.protocol.automatic
-    released = releases_of(found.tables(releases.COLUMNS)) if by_year else {}
+    released = releases_of(found.tables(RELEASE_COLUMNS)) if by_year else {}
     asked = Asked(resampling, frozenset(figures), members, released.get)
     return [system_of(system, found.cells, asked) for system in found.systems.all]
 
@@ -345,14 +338,10 @@ def _run(run: RunDirectory, described: Mapping[str, Any]) -> RunFacts:
 
 def _labels(found: Evaluation, warnings: Sequence[str]) -> LabelFacts:
     labels, cells = found.labels, found.cells
-    return LabelFacts(
-        name=strip_secrets(labels.name),
-        joined=cells.joined,
-        rows_without_label=cells.others,
-        warnings=tuple(warnings),
-        key="input" if isinstance(labels, OwnLabels) else labels.key.name,
-        rows=cells.joined if isinstance(labels, OwnLabels) else labels.rows,
-        without_row=0 if isinstance(labels, OwnLabels) else cells.unused,
-        doubled=0 if isinstance(labels, OwnLabels) else labels.doubled,
-        other_split=0 if isinstance(labels, OwnLabels) else labels.other_split,
-    )
+    facts: dict[str, Any] = {"name": strip_secrets(labels.name), "joined": cells.joined, "rows_without_label": cells.others}
+    if isinstance(labels, OwnLabels):
+        facts |= {"key": "input", "rows": cells.joined, "without_row": 0, "doubled": 0, "other_split": 0}
+    else:
+        facts |= {name: getattr(labels, name) for name in ("rows", "doubled", "other_split")}
+        facts |= {"key": labels.key.name, "without_row": cells.unused}
+    return LabelFacts(**facts, warnings=tuple(warnings))

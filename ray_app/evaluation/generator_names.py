@@ -1,4 +1,4 @@
-"""Names of generators as an evaluation compares them: by any spelling, and by family. Knows the index of generators; knows no row.
+"""Names of generators as an evaluation compares them: by any spelling, and by family (`names_of`).
 
 What an identifier could have named at all stands in its run's identity: names that it has no class for are unknown to it.
 """
@@ -24,15 +24,15 @@ class Names:
         self._families: dict[str, str] = {}
         listed = generator_index().families
         self._by_family = bool(classes) and all(name in listed or name == REAL for name in classes)
-        told = families or {}
-        self._families = {self._key(name): told.get(name) or self.family(name) for name in classes}
+        entry = families or {}
+        self._families = {self._key(name): entry.get(name) or self.family(name) for name in classes}
         self._said = {self._key(name): name for name in classes}
         self.classes = frozenset(self._families) - {REAL} if classes else None
         """The keys that could be named, None where nobody knows."""
         self.class_families = frozenset(self._families[key] for key in self.classes) if self.classes is not None else None
 
     def label(self, name: str) -> str:
-        """The key of a true name. Its first spelling is the one that people are shown."""
+        """The key of a true name. Its first spelling is the one that is shown."""
         key = self._key(name)
         self._labels.setdefault(key, name.strip())
         return key
@@ -46,15 +46,15 @@ class Names:
         return key
 
     def shown(self, key: str | None) -> str | None:
-        """As people are shown a key: how labels spell it, else how it was predicted."""
+        """The shown spelling of a key: how labels spell it, else how it was predicted."""
         return None if key is None else self._labels.get(key) or self._said.get(key) or key
 
     def family(self, key: str) -> str:
-        """The family of a key or name: the identifier's, the index's, or itself where nobody knows one."""
+        """The family of a key or name: the identifier's, the index's, or itself where none is known."""
         if found := self._families.get(key):
             return found
-        told = known(key)
-        return told.family if told else key
+        entry = known(key)
+        return entry.family if entry else key
 
     def _key(self, name: str) -> str:
         if name not in self._keys:

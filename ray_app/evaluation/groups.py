@@ -1,7 +1,4 @@
-"""Groups of labelled images: whether they are real, whole fakes or local edits, and who made them. Knows columns of labels; no run.
-
-Scores of one cell, counted as they stream by. Knows numbers; knows nothing of images.
-"""
+"""Groups of labelled images (`GroupCoder`: real, whole fakes or local edits, by maker) and the scores of one cell (`ScoreTally`)."""
 
 from typing import Any, NamedTuple
 
@@ -19,7 +16,7 @@ _WAITING = 16_384
 
 
 class ScoreTally:
-    """Distinct scores and how often each was met, exactly, in 4 bytes a count and as many a score as its column has.
+    """Distinct scores and how often each occurs, exactly, in 4 bytes a count and as many a score as its column has.
 
     What comes in waits until there is as much of it as was counted before, so that a stream of n scores costs O(n log n).
     """
@@ -87,7 +84,7 @@ _CHOICES = ("", "local", "whole")
 
 
 class EvaluationGroup(NamedTuple):
-    """`kind`: real, whole (generated as a whole) or local (an edit inside a photograph). `generator`: as labels say it."""
+    """`kind`: real, whole (generated as a whole) or local (an edit inside a photograph). `generator`: as in the labels."""
 
     kind: str
     generator: str
@@ -108,7 +105,7 @@ class GroupCoder:
 
     @property
     def groups(self) -> list[EvaluationGroup]:
-        """All that were met, by number."""
+        """All so far, by number."""
         return list(self._numbers)
 
     def codes(self, table: pa.Table, *, complete: bool) -> Codes:

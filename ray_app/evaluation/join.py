@@ -1,11 +1,7 @@
-"""Labels as a compact index that rows of a run are looked up in, and the truth of every row. Knows keys; knows no score.
+"""Rows of a run joined with labels (`joined_rows`) by a compact index of the labels (`index_labels`).
 
 An index holds 24 bytes a label: two independent 64-bit words of its key, its group, and its place in the file. Texts (prompts, places of
-masks) stay in the file until somebody asks for them.
-
-Rows of a run beside labels: those that have one go on with their truth, the others are counted. Knows labels; knows no score.
-
-Where the images of some ids lie: members of a run as its manifests have them. Reads ids and blocks; no image.
+masks) stay in the file until they are needed. `members_of` gives the members of some ids as the run's manifests have them.
 """
 
 from abc import ABC, abstractmethod
@@ -28,10 +24,8 @@ from ray_app.storage import Guard
 Words = npt.NDArray[np.uint64]
 Places = npt.NDArray[np.int64]
 Rows = npt.NDArray[np.uint32]
-
 Tables = Callable[[Sequence[str]], Iterable[pa.Table]]
 """The joined rows of a run with the columns asked for, null where there is no such column; called as often as they are read."""
-
 KEYS = ("image_id", "sha256", "uri")
 _SAID = ("label", "generator", "kind", "mask_uri")
 _TEXTS = ("mask_uri", "prompt", "release_date")
@@ -65,7 +59,7 @@ class JoinKey:
         return self._hashed(plain, 0), self._hashed(plain, 1), has_key
 
     def texts(self, table: pa.Table) -> pa.ChunkedArray:
-        """The keys as people read them."""
+        """The keys as shown in messages."""
         if self.name == "image_id":
             return table["image_id"].cast(pa.string())
         if self.name == "sha256":
@@ -111,12 +105,12 @@ class LabelIndex:
 
     @property
     def name(self) -> str:
-        """As people are told it."""
+        """The name in messages."""
         return self.source.name
 
     @property
     def guard(self) -> Guard:
-        """Which web servers who named them may ask for the masks that they name."""
+        """The web servers that may be asked for the masks that the labels name."""
         return self.source.guard
 
     @property
@@ -146,7 +140,7 @@ class LabelIndex:
         return pa.table(columns)
 
     def shown(self, place: int) -> str:
-        """The key of one label, as people read it."""
+        """The key of one label, as shown in messages."""
         left = int(self.order[place])
         for table in self.source.tables(_present(self.source, self.key.columns)):
             if left < len(table):
@@ -165,16 +159,16 @@ class OwnLabels:
 
     @property
     def guard(self) -> Guard:
-        """No server but the run's own, which are asked in any case."""
+        """No server but the run's own, which are allowed in any case."""
         return Guard()
 
     @property
     def name(self) -> str:
-        """As people are told it."""
+        """The name in messages."""
         return f"the columns of {self.url}"
 
     def truth(self, table: pa.Table) -> JoinedLabels:
-        """That of rows with `input`, of the split if one is asked for. Raises ConfigError for a label that is none."""
+        """That of rows with `input`, of the split if one is requested. Raises ConfigError for a label that is none."""
         fields = own_fields(table)
         coder = GroupCoder(self.name)
         codes = coder.codes(fields, complete=False) if "label" in fields.column_names else np.full(len(table), -1, np.int32)
@@ -184,139 +178,6 @@ class OwnLabels:
 
 
 Labels = LabelIndex | OwnLabels
-
-
-def own_fields(table: pa.Table) -> pa.Table:
-    """The fields of `input` that are labels; a ClassLabel's number by its name."""
-    inputs = table["input"].combine_chunks() if "input" in table.column_names else None
-    names = [] if inputs is None else [one.name for one in inputs.type]
-    told = {"label": "label_name" if "label_name" in names else "label", "mask_uri": "mask_uri" if "mask_uri" in names else "mask"}
-    columns = {name: told.get(name, name) for name in (*_SAID, "prompt", "split", "release_date")}
-    return pa.table({name: pc.struct_field(inputs, field) for name, field in columns.items() if field in names})
-
-
-def index_labels(source: LabelTables, *, key: str | None = None, split: str | None = None, bits: int = 64) -> LabelIndex:
-    """Read all labels. `key`: null = the first of KEYS that there is. `split`: only labels of this one, where they have any.
-
-    Raises ConfigError for labels without key or label, for doubled ones that contradict each other, and for a split that is not there.
-    """
-    named = source.names()
-    chosen = key or next((name for name in KEYS if name in named), None)
-    if chosen is None or chosen not in named or "label" not in named:
-        raise ConfigError(
-            f"{source.name}: labels need the column `label` and one of {', '.join(KEYS)}", hint=f"found: {', '.join(named) or 'neither'}"
-        )
-    for salt in range(_ATTEMPTS):
-        read = _read(source, JoinKey(chosen, salt, bits), split if "split" in named else None)
-        if read is not None:
-            return read
-    raise ConfigError(f"{source.name}: the keys of two labels cannot be told apart", hint="this looks like a bug")
-
-
-def _read(source: LabelTables, key: JoinKey, split: str | None) -> LabelIndex | None:
-    """The index, or None where two keys are not told apart by such words."""
-    coder = GroupCoder(source.name)
-    pieces: list[tuple[Words, Words, Codes]] = []
-    kept: list[Rows] = []
-    rows = others = 0
-    names = _present(source, [*key.columns, *_SAID, *(["split"] if split else [])])
-    for table in source.tables(names):
-        codes = coder.codes(table, complete=True)
-        words, checks, has_key = key.words(table)
-        if not has_key.all():
-            raise ConfigError(f"{source.name}, row {rows + int(np.argmin(has_key)) + 1}: no {key.name}")
-        wanted = _of_split(table, split)
-        pieces.append((words[wanted], checks[wanted], codes[wanted]))
-        kept.append((rows + np.flatnonzero(wanted)).astype(np.uint32))
-        others += len(table) - int(wanted.sum())
-        rows += len(table)
-    if not rows - others:
-        raise ConfigError(f"{source.name}: no labels" + (f" of split '{split}'" if others else ""))
-    words, checks, codes = (np.concatenate(column) for column in zip(*pieces, strict=True))
-    pieces.clear()
-    return _sorted(source, key, (words, checks, codes, np.concatenate(kept)), coder.groups, (rows, others))
-
-
-def _of_split(table: pa.Table, split: str | None) -> npt.NDArray[np.bool_]:
-    if split is None or table["split"].null_count == len(table):
-        return np.ones(len(table), np.bool_)
-    return np.asarray(pc.fill_null(pc.equal(table["split"].cast(pa.string()), split), False))
-
-
-def _sorted(
-    source: LabelTables, key: JoinKey, columns: tuple[Words, Words, Codes, Rows], groups: Sequence[EvaluationGroup], rows: tuple[int, int]
-) -> LabelIndex | None:
-    turn = np.argsort(columns[0], kind="stable")
-    words, checks, codes, order = columns[0][turn], columns[1][turn], columns[2][turn], columns[3][turn]
-    again = np.flatnonzero(words[1:] == words[:-1]) + 1
-    if (checks[again] != checks[again - 1]).any():
-        return None
-    index = LabelIndex(source, key, words, checks, codes, order, groups, rows[0], len(again), rows[1])
-    if not len(again):
-        return index
-    if (differing := again[codes[again] != codes[again - 1]]).size:
-        raise _contradiction(index, int(differing[0]))
-    once = np.ones(len(words), np.bool_)
-    once[again] = False
-    return replace(index, words=words[once], checks=checks[once], codes=codes[once], order=order[once])
-
-
-def _contradiction(index: LabelIndex, place: int) -> ConfigError:
-    first, second = (f"row {index.order[one] + 1} says {' of '.join(_told(index.groups[index.codes[one]]))}" for one in (place - 1, place))
-    return ConfigError(
-        f"{index.name}: {index.key.name} {index.shown(place)} is labelled twice: {first}, {second}", hint="keep one of the two rows"
-    )
-
-
-def _told(group: EvaluationGroup) -> tuple[str, str]:
-    return {"real": "real", "whole": "fake", "local": "fake, edited locally,"}[group.kind], group.generator
-
-
-def _present(source: LabelTables, names: Sequence[str]) -> list[str]:
-    there = source.names()
-    return [name for name in names if name in there]
-
-
-def joined_rows(tables: Iterator[pa.Table], labels: Labels, names: Sequence[str]) -> Iterator[pa.Table]:
-    """Those rows that are labelled, with the columns `names`, their own or of `TOLD`; one that a run or its labels lack is all null."""
-    asked = [name for name in _TEXTS if name in names]
-    texts = labels.texts(asked) if asked and isinstance(labels, LabelIndex) else None
-    for table in tables:
-        truth = labels.truth(table)
-        found = np.flatnonzero(truth.codes >= 0)
-        if not len(found):
-            continue
-        rows = table.take(pa.array(found))
-        said = _checked(own_fields(rows), rows) if texts is None and asked else texts and texts.take(pa.array(truth.places[found]))
-        yield _with_truth(rows, [truth.groups[code] for code in truth.codes[found].tolist()], said, names)
-
-
-def _checked(said: pa.Table, rows: pa.Table) -> pa.Table:
-    """The fields that rows tell themselves. Raises ConfigError where one's mask is said to lie where its archive may not lead."""
-    for place, uri, member in zip(*(_texts_of(said, "mask_uri"), _texts_of(rows, "uri"), _texts_of(rows, "member")), strict=True):
-        if place is not None and not may_name(uri or "", member, place):
-            raise ConfigError(
-                f"{uri}: what lies in an archive may not say that a mask lies at {place}", hint="give the labels as a file: --labels FILE"
-            )
-    return said
-
-
-def _texts_of(table: pa.Table, name: str) -> list[str | None]:
-    texts: list[str | None] = table[name].cast(pa.string()).to_pylist() if name in table.column_names else [None] * len(table)
-    return texts
-
-
-def _with_truth(rows: pa.Table, groups: Sequence[EvaluationGroup], said: pa.Table | None, names: Sequence[str]) -> pa.Table:
-    told = {"label": [one.label for one in groups], "generator": [one.generator for one in groups], "kind": [one.kind for one in groups]}
-    columns = {}
-    for name in names:
-        if name in told:
-            columns[name] = pa.chunked_array([pa.array(told[name], pa.string()).dictionary_encode()])
-        elif said is not None and name in said.column_names:
-            columns[name] = said[name].cast(pa.string())
-        else:
-            columns[name] = rows[name] if name in rows.column_names else pa.chunked_array([pa.nulls(len(rows), pa.string())])
-    return pa.table(columns)
 
 
 @dataclass
@@ -358,13 +219,45 @@ class Joined(ABC):
         return table, truth
 
 
-def _shown(labels: Labels, table: pa.Table, row: int) -> str:
-    """One row's key as people read it: the labels' own, else its place."""
-    if isinstance(labels, LabelIndex):
-        shown = labels.key.texts(table.slice(row, 1))[0].as_py()
-        if shown is not None:
-            return str(shown).replace("\0", "/")
-    return "/".join(str(part) for part in (table["uri"][row].as_py(), table["member"][row].as_py()) if part is not None)
+def index_labels(source: LabelTables, *, key: str | None = None, split: str | None = None, bits: int = 64) -> LabelIndex:
+    """Read all labels. `key`: null = the first of KEYS that there is. `split`: only labels of this one, where they have any.
+
+    Raises ConfigError for labels without key or label, for doubled ones that contradict each other, and for a split that is not there.
+    """
+    named = source.names()
+    chosen = key or next((name for name in KEYS if name in named), None)
+    if chosen is None or chosen not in named or "label" not in named:
+        raise ConfigError(
+            f"{source.name}: labels need the column `label` and one of {', '.join(KEYS)}", hint=f"found: {', '.join(named) or 'neither'}"
+        )
+    for salt in range(_ATTEMPTS):
+        read = _read(source, JoinKey(chosen, salt, bits), split if "split" in named else None)
+        if read is not None:
+            return read
+    raise ConfigError(f"{source.name}: the keys of two labels cannot be told apart", hint="this looks like a bug")
+
+
+def joined_rows(tables: Iterator[pa.Table], labels: Labels, names: Sequence[str]) -> Iterator[pa.Table]:
+    """Those rows that are labelled, with the columns `names`, their own or of `TOLD`; one that a run or its labels lack is all null."""
+    asked = [name for name in _TEXTS if name in names]
+    texts = labels.texts(asked) if asked and isinstance(labels, LabelIndex) else None
+    for table in tables:
+        truth = labels.truth(table)
+        found = np.flatnonzero(truth.codes >= 0)
+        if not len(found):
+            continue
+        rows = table.take(pa.array(found))
+        said = _checked(own_fields(rows), rows) if texts is None and asked else texts and texts.take(pa.array(truth.places[found]))
+        yield _with_truth(rows, [truth.groups[code] for code in truth.codes[found].tolist()], said, names)
+
+
+def own_fields(table: pa.Table) -> pa.Table:
+    """The fields of `input` that are labels; a ClassLabel's number by its name."""
+    inputs = table["input"].combine_chunks() if "input" in table.column_names else None
+    names = [] if inputs is None else [one.name for one in inputs.type]
+    fields = {"label": "label_name" if "label_name" in names else "label", "mask_uri": "mask_uri" if "mask_uri" in names else "mask"}
+    columns = {name: fields.get(name, name) for name in (*_SAID, "prompt", "split", "release_date")}
+    return pa.table({name: pc.struct_field(inputs, field) for name, field in columns.items() if field in names})
 
 
 def members_of(run: RunDirectory, image_ids: Collection[int]) -> dict[int, ManifestMember]:
@@ -380,3 +273,104 @@ def members_of(run: RunDirectory, image_ids: Collection[int]) -> dict[int, Manif
         if len(found) == len(wanted):
             break
     return found
+
+
+def _read(source: LabelTables, key: JoinKey, split: str | None) -> LabelIndex | None:
+    """The index, or None where such words do not separate two keys."""
+    coder = GroupCoder(source.name)
+    pieces: list[tuple[Words, Words, Codes]] = []
+    kept: list[Rows] = []
+    rows = others = 0
+    names = _present(source, [*key.columns, *_SAID, *(["split"] if split else [])])
+    for table in source.tables(names):
+        codes = coder.codes(table, complete=True)
+        words, checks, has_key = key.words(table)
+        if not has_key.all():
+            raise ConfigError(f"{source.name}, row {rows + int(np.argmin(has_key)) + 1}: no {key.name}")
+        wanted = _of_split(table, split)
+        pieces.append((words[wanted], checks[wanted], codes[wanted]))
+        kept.append((rows + np.flatnonzero(wanted)).astype(np.uint32))
+        others += len(table) - int(wanted.sum())
+        rows += len(table)
+    if not rows - others:
+        raise ConfigError(f"{source.name}: no labels" + (f" of split '{split}'" if others else ""))
+    words, checks, codes = (np.concatenate(column) for column in zip(*pieces, strict=True))
+    pieces.clear()
+    return _sorted(source, key, (words, checks, codes, np.concatenate(kept)), coder.groups, (rows, others))
+
+
+def _sorted(
+    source: LabelTables, key: JoinKey, columns: tuple[Words, Words, Codes, Rows], groups: Sequence[EvaluationGroup], rows: tuple[int, int]
+) -> LabelIndex | None:
+    turn = np.argsort(columns[0], kind="stable")
+    words, checks, codes, order = columns[0][turn], columns[1][turn], columns[2][turn], columns[3][turn]
+    again = np.flatnonzero(words[1:] == words[:-1]) + 1
+    if (checks[again] != checks[again - 1]).any():
+        return None
+    index = LabelIndex(source, key, words, checks, codes, order, groups, rows[0], len(again), rows[1])
+    if not len(again):
+        return index
+    if (differing := again[codes[again] != codes[again - 1]]).size:
+        raise _contradiction(index, int(differing[0]))
+    once = np.ones(len(words), np.bool_)
+    once[again] = False
+    return replace(index, words=words[once], checks=checks[once], codes=codes[once], order=order[once])
+
+
+def _contradiction(index: LabelIndex, place: int) -> ConfigError:
+    first, second = (f"row {index.order[one] + 1} says {' of '.join(_truth(index.groups[index.codes[one]]))}" for one in (place - 1, place))
+    return ConfigError(
+        f"{index.name}: {index.key.name} {index.shown(place)} is labelled twice: {first}, {second}", hint="keep one of the two rows"
+    )
+
+
+def _truth(group: EvaluationGroup) -> tuple[str, str]:
+    return {"real": "real", "whole": "fake", "local": "fake, edited locally,"}[group.kind], group.generator
+
+
+def _checked(said: pa.Table, rows: pa.Table) -> pa.Table:
+    """The fields that rows have themselves. Raises ConfigError for a mask's address that its archive may not name."""
+    for place, uri, member in zip(*(_texts_of(said, "mask_uri"), _texts_of(rows, "uri"), _texts_of(rows, "member")), strict=True):
+        if place is not None and not may_name(uri or "", member, place):
+            raise ConfigError(
+                f"{uri}: what lies in an archive may not say that a mask lies at {place}", hint="give the labels as a file: --labels FILE"
+            )
+    return said
+
+
+def _texts_of(table: pa.Table, name: str) -> list[str | None]:
+    texts: list[str | None] = table[name].cast(pa.string()).to_pylist() if name in table.column_names else [None] * len(table)
+    return texts
+
+
+def _with_truth(rows: pa.Table, groups: Sequence[EvaluationGroup], said: pa.Table | None, names: Sequence[str]) -> pa.Table:
+    truth = {"label": [one.label for one in groups], "generator": [one.generator for one in groups], "kind": [one.kind for one in groups]}
+    columns = {}
+    for name in names:
+        if name in truth:
+            columns[name] = pa.chunked_array([pa.array(truth[name], pa.string()).dictionary_encode()])
+        elif said is not None and name in said.column_names:
+            columns[name] = said[name].cast(pa.string())
+        else:
+            columns[name] = rows[name] if name in rows.column_names else pa.chunked_array([pa.nulls(len(rows), pa.string())])
+    return pa.table(columns)
+
+
+def _shown(labels: Labels, table: pa.Table, row: int) -> str:
+    """One row's key as shown in messages: the labels' own, else its place."""
+    if isinstance(labels, LabelIndex):
+        shown = labels.key.texts(table.slice(row, 1))[0].as_py()
+        if shown is not None:
+            return str(shown).replace("\0", "/")
+    return "/".join(str(part) for part in (table["uri"][row].as_py(), table["member"][row].as_py()) if part is not None)
+
+
+def _of_split(table: pa.Table, split: str | None) -> npt.NDArray[np.bool_]:
+    if split is None or table["split"].null_count == len(table):
+        return np.ones(len(table), np.bool_)
+    return np.asarray(pc.fill_null(pc.equal(table["split"].cast(pa.string()), split), False))
+
+
+def _present(source: LabelTables, names: Sequence[str]) -> list[str]:
+    there = source.names()
+    return [name for name in names if name in there]

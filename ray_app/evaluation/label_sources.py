@@ -1,4 +1,4 @@
-"""Where the labels of an evaluation come from: a file, an index, a layout of the source, or the run itself. Knows configs; no figure."""
+"""The source of an evaluation's labels (`labels_for`): a file, an index, a layout of the source, or the run itself."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -39,7 +39,7 @@ def labels_for(config: EvaluateConfig, protocol: Protocol | None, run: RunDirect
 
 
 def with_simulated_source(config: EvaluateConfig, out: Store) -> EvaluateConfig:
-    """The config with what `simulated::` stands for: pictures made into `out`/index (100 pairs of a test split, if none are asked for),
+    """The config with what `simulated::` stands for: pictures made into `out`/index (100 pairs of a test split by default),
     as a list that has their labels. Raises ConfigError where `out` is no local folder.
     """
     if config.at != (SIMULATED,):
@@ -49,22 +49,6 @@ def with_simulated_source(config: EvaluateConfig, out: Store) -> EvaluateConfig:
     store = out.below(INDEX)
     build_index(DatasetSource(at=config.at, arguments=config.arguments or {"pairs": {"test": 100}}), store)
     return config.model_copy(update={"at": (f"list::{store.url}/simulated/{LABELS}",), "arguments": {}})
-
-
-def _of_config(config: EvaluateConfig) -> dict[str, Any]:
-    score = config.score
-    return {"at": config.at, "include": score.include, "exclude": score.exclude, "limit": score.limit, "columns": score.columns,
-            "container_limits": score.container_limits}  # fmt: skip
-
-
-def _of_run(run: RunDirectory) -> dict[str, Any]:
-    """What the run was made of, as its identity says."""
-    identity = run.describe()["identity"]
-    if not identity.get("source"):
-        raise ConfigError(f"{run.store.url}: the run does not say what its source was", hint="give --labels")
-    usual = ScoreConfig()
-    told = {name: identity.get(name, getattr(usual, name)) for name in ("include", "exclude", "limit", "columns", "container_limits")}
-    return {"at": tuple(identity["source"]), **told}
 
 
 def check_joined(labels: Labels, cells: Joined, run: RunDirectory) -> list[str]:
@@ -87,17 +71,33 @@ def check_joined(labels: Labels, cells: Joined, run: RunDirectory) -> list[str]:
     return list(_odd(labels, cells, unused))
 
 
+def _of_config(config: EvaluateConfig) -> dict[str, Any]:
+    score = config.score
+    return {"at": config.at, "include": score.include, "exclude": score.exclude, "limit": score.limit, "columns": score.columns,
+            "container_limits": score.container_limits}  # fmt: skip
+
+
+def _of_run(run: RunDirectory) -> dict[str, Any]:
+    """What the run was made of, by its identity."""
+    identity = run.describe()["identity"]
+    if not identity.get("source"):
+        raise ConfigError(f"{run.store.url}: the run does not say what its source was", hint="give --labels")
+    usual = ScoreConfig()
+    settings = {name: identity.get(name, getattr(usual, name)) for name in ("include", "exclude", "limit", "columns", "container_limits")}
+    return {"at": tuple(identity["source"]), **settings}
+
+
 def _odd(labels: LabelIndex, cells: Joined, unused: str | None) -> Sequence[str]:
-    told = []
+    settings = []
     if cells.unused:
-        told.append(f"{cells.unused:,} of {len(labels.words):,} labels have no row in the run, for example {labels.key.name} {unused}.")
+        settings.append(f"{cells.unused:,} of {len(labels.words):,} labels have no row in the run, for example {labels.key.name} {unused}.")
     if cells.others:
-        told.append(f"{cells.others:,} rows have no label and are left out, for example {cells.other}.")
+        settings.append(f"{cells.others:,} rows have no label and are left out, for example {cells.other}.")
     if labels.doubled:
-        told.append(f"{labels.doubled:,} labels are there more than once and count once.")
+        settings.append(f"{labels.doubled:,} labels are there more than once and count once.")
     if labels.other_split:
-        told.append(f"{labels.other_split:,} labels are of other splits and are left out.")
-    return told
+        settings.append(f"{labels.other_split:,} labels are of other splits and are left out.")
+    return settings
 
 
 def _example(labels: LabelIndex, cells: Joined) -> str | None:

@@ -1,4 +1,4 @@
-"""Files and indexes of labels as bounded tables. Knows how labels are written down; joins nothing to a run.
+"""Files and indexes of labels as bounded tables (`open_labels`).
 
 CSV, JSON lines or Parquet on any fsspec URL, keyed by `image_id`, `sha256` or `uri` (and `member`); or a directory of `touchstone index`.
 """
@@ -33,15 +33,15 @@ _UNREADABLE = (pa.ArrowException, ValueError, csv.Error, OSError)
 
 
 class LabelTables(Protocol):
-    """Where labels are written down; read as often as it is asked."""
+    """A source of labels; `tables` may be read more than once."""
 
     @property
     def name(self) -> str:
-        """As people are told it, without secrets."""
+        """The name in messages, without secrets."""
 
     @property
     def guard(self) -> Guard:
-        """Which web servers who named it may ask."""
+        """The web servers that may be asked for what it names."""
 
     def names(self) -> list[str]:
         """Which of COLUMNS there are."""
@@ -50,28 +50,21 @@ class LabelTables(Protocol):
         """These columns of all rows, in order, some rows at a time: `image_id` int64, `label` of any type, all others texts."""
 
 
-def open_labels(place: str) -> LabelTables:
-    """The labels at a path or fsspec URL. Raises ConfigError where they are neither a file of labels nor an index."""
-    if _ending(place) in ENDINGS:
-        return LabelFile(place)
-    if "::" not in place and scheme_of(place) not in ("http", "https") and is_index(Store.open(place)):
-        return LabelsOfIndex(place)
-    raise ConfigError(
-        f"{strip_secrets(place)}: neither a file of labels nor an index",
-        hint="labels are a .csv, .jsonl or .parquet file, or what `touchstone index SOURCE --layout NAME --out DIR` wrote",
-    )
-
-
 @dataclass(frozen=True)
-class LabelsOfIndex:
-    """The labels of an index directory, keyed by `image_id`."""
+class _Place:
+    """Where labels lie: a path or an fsspec URL."""
 
     place: str
 
     @property
     def name(self) -> str:
-        """As people are told it, without secrets."""
+        """The name in messages, without secrets."""
         return strip_secrets(self.place)
+
+
+@dataclass(frozen=True)
+class LabelsOfIndex(_Place):
+    """The labels of an index directory, keyed by `image_id`."""
 
     @property
     def guard(self) -> Guard:
@@ -92,19 +85,12 @@ class LabelsOfIndex:
 
 
 @dataclass(frozen=True)
-class LabelFile:
+class LabelFile(_Place):
     """One file of labels. A relative `uri`, `mask_uri` alike, is relative to the file."""
-
-    place: str
-
-    @property
-    def name(self) -> str:
-        """As people are told it, without secrets."""
-        return strip_secrets(self.place)
 
     @property
     def guard(self) -> Guard:
-        """The server that it lies on is asked wherever it is."""
+        """The server that it lies on, wherever that is."""
         return Guard.of([self.place])
 
     def names(self) -> list[str]:
@@ -144,13 +130,50 @@ class LabelFile:
         return _absolute(column, folder) if name == "uri" else column
 
     def _led(self, masks: pa.Array) -> pa.Array:
-        """Masks where such a file may say that they lie."""
+        """Masks at addresses that such a file may name."""
         for place in masks.unique().to_pylist():
             if place is not None and not may_lead(self.place, place):
                 raise ConfigError(
                     f"{self.name}: it may not say that a mask lies at {place}", hint="labels from elsewhere name no local files"
                 )
         return masks
+
+
+def _csv_tables(file: Any, columns: Sequence[str] | None) -> Iterator[pa.Table]:
+    return csv_tables(file, columns=columns, texts=named_once, size=_PIECE)
+
+
+def _json_tables(file: Any, columns: Sequence[str] | None) -> Iterator[pa.Table]:
+    rows = json_rows(file, _PIECE)
+    while some := list(islice(rows, _ROWS)):
+        yield text_table(some, _text, columns)
+
+
+def _parquet_tables(file: Any, columns: Sequence[str] | None) -> Iterator[pa.Table]:
+    with pq.ParquetFile(file) as table:
+        wanted = [name for name in table.schema_arrow.names if name in COLUMNS] if columns is None else list(columns)
+        for batch in table.iter_batches(_ROWS, columns=wanted):
+            yield pa.Table.from_batches([batch])
+
+
+_READERS: dict[str, Callable[[Any, Sequence[str] | None], Iterator[pa.Table]]] = {
+    ".csv": _csv_tables,
+    ".jsonl": _json_tables,
+    ".ndjson": _json_tables,
+    ".parquet": _parquet_tables,
+}
+
+
+def open_labels(place: str) -> LabelTables:
+    """The labels at a path or fsspec URL. Raises ConfigError where they are neither a file of labels nor an index."""
+    if _ending(place) in ENDINGS:
+        return LabelFile(place)
+    if "::" not in place and scheme_of(place) not in ("http", "https") and is_index(Store.open(place)):
+        return LabelsOfIndex(place)
+    raise ConfigError(
+        f"{strip_secrets(place)}: neither a file of labels nor an index",
+        hint="labels are a .csv, .jsonl or .parquet file, or what `touchstone index SOURCE --layout NAME --out DIR` wrote",
+    )
 
 
 def _absolute(column: pa.Array, folder: str) -> pa.Array:
@@ -176,33 +199,8 @@ def _whole(uri: str, folder: str) -> str:
     return f"{scheme}://{posixpath.normpath(posixpath.join(rest, path))}"
 
 
-def _csv_tables(file: Any, columns: Sequence[str] | None) -> Iterator[pa.Table]:
-    return csv_tables(file, columns=columns, texts=named_once, size=_PIECE)
-
-
-def _json_tables(file: Any, columns: Sequence[str] | None) -> Iterator[pa.Table]:
-    rows = json_rows(file, _PIECE)
-    while some := list(islice(rows, _ROWS)):
-        yield text_table(some, _text, columns)
-
-
 def _text(value: Any) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-
-
-def _parquet_tables(file: Any, columns: Sequence[str] | None) -> Iterator[pa.Table]:
-    with pq.ParquetFile(file) as table:
-        wanted = [name for name in table.schema_arrow.names if name in COLUMNS] if columns is None else list(columns)
-        for batch in table.iter_batches(_ROWS, columns=wanted):
-            yield pa.Table.from_batches([batch])
-
-
-_READERS: dict[str, Callable[[Any, Sequence[str] | None], Iterator[pa.Table]]] = {
-    ".csv": _csv_tables,
-    ".jsonl": _json_tables,
-    ".ndjson": _json_tables,
-    ".parquet": _parquet_tables,
-}
 
 
 def _ending(place: str) -> str:

@@ -1,8 +1,6 @@
-"""The masks of a run against the masks of its labels: the sections `localization` and `overlays` of an evaluation.
+"""The masks of a run against the masks of its labels: the sections `localization` (`localization_of_run`) and `overlays` (`Overlays`).
 
-Knows what is held against what and which images count; computes no figure itself.
-
-The images whose masks agree worst and best with the truth, as small pictures of both. Knows pictures; measures nothing.
+Overlays are small pictures of the images whose masks agree worst and best with the truth.
 """
 
 import base64
@@ -53,6 +51,11 @@ MOST = 12
 SIDE_PX = 320
 FOUND, TRUE = (220, 38, 38), (250, 204, 21)  # marked pixels are tinted red; a yellow line goes round those that were altered
 _TINT = 115  # of 255
+_MODES: tuple[Literal["origin", "reverse", "double"], ...] = ("origin", "reverse", "double")
+_IMAGES = {
+    "opensdi": "local edits alone; IMDLBenCo's formulas, as its evaluation uses them",
+    "imdlbenco": "every image with a mask; reals count F1 = IoU = AUC = 0; 1e-8 in the denominators",
+}
 
 
 class Overlays:
@@ -72,9 +75,9 @@ class Overlays:
     def pictures(self, measurer: MaskMeasurer, fetcher: Fetcher, limits: ImageLimits) -> list[OverlayFacts]:
         """At most twelve, shared out among systems, the worst of each first: {image_id, uri, member, system, generator, f1, iou, picture}.
 
-        `picture`: base64 of a JPEG, None where the image cannot be read any more; then `why` says so.
+        `picture`: base64 of a JPEG, None where the image cannot be read any more; then `why` has the reason.
         """
-        reader, told = MemberReader(fetcher, max_bytes=limits.max_bytes), []
+        reader, overlays = MemberReader(fetcher, max_bytes=limits.max_bytes), []
         each = max(MOST // max(len(self._kept), 1), 1)
         for system, kept in sorted(self._kept.items())[:MOST]:
             worst = (each + 1) // 2
@@ -82,47 +85,8 @@ class Overlays:
                 member = image.member
                 entry: dict[str, Any] = {"image_id": member.image_id, "uri": member.uri, "member": member.member, "system": system}
                 entry |= {"generator": image.truth.generator, "f1": figures.f1, "iou": figures.iou}
-                told.append(OverlayFacts(**entry, **_picture(image, row, measurer, reader, limits)))
-        return told
-
-
-def overlay(picture: Image.Image, truth: Image.Image, found: Image.Image) -> Image.Image:
-    """A picture (RGB) with the pixels that were found (L, not 0) tinted, and a line round those that were altered (L, not 0)."""
-    size = picture.size
-    tinted = Image.composite(Image.new("RGB", size, FOUND), picture, _shrunk(found, size).point(lambda level: level * _TINT // 255))
-    inside = _shrunk(truth, size)
-    line = ImageChops.difference(inside.filter(ImageFilter.MaxFilter(3)), inside.filter(ImageFilter.MinFilter(3)))
-    return Image.composite(Image.new("RGB", size, TRUE), tinted, line)
-
-
-def _picture(image: MaskedImage, row: dict[str, Any], measurer: MaskMeasurer, reader: MemberReader, limits: ImageLimits) -> dict[str, Any]:
-    [(_, data)] = reader.read([image.member])
-    try:
-        if isinstance(data, InputError):
-            raise data
-        pixels = decode_image(data, limits).pixels
-        if pixels.size != image.size:
-            return {"picture": None, "why": "the image is another one now"}
-        truth = Image.fromarray(measurer.truth(image))
-    except TouchstoneError as refused:
-        return {"picture": None, "why": str(refused)}
-    marked = np.asarray(mask_image(row, stretched=True)[0]) > 127
-    pixels.thumbnail((SIDE_PX, SIDE_PX))
-    buffer = io.BytesIO()
-    overlay(pixels, truth, Image.fromarray(marked.astype(np.uint8) * np.uint8(255))).save(buffer, "JPEG", quality=80)
-    return {"picture": base64.b64encode(buffer.getvalue()).decode()}
-
-
-def _shrunk(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """A mask at another size, 0 or 255; what covers any part of a new pixel covers it, so that nothing thin is lost."""
-    return mask.resize(size, Image.Resampling.BOX).point(lambda level: 255 if level else 0)
-
-
-_MODES: tuple[Literal["origin", "reverse", "double"], ...] = ("origin", "reverse", "double")
-_IMAGES = {
-    "opensdi": "local edits alone; IMDLBenCo's formulas, as its evaluation uses them",
-    "imdlbenco": "every image with a mask; reals count F1 = IoU = AUC = 0; 1e-8 in the denominators",
-}
+                overlays.append(OverlayFacts(**entry, **_picture(image, row, measurer, reader, limits)))
+        return overlays
 
 
 class Localized(NamedTuple):
@@ -130,16 +94,6 @@ class Localized(NamedTuple):
 
     section: LocalizationFacts
     overlays: list[OverlayFacts]
-
-
-class _Group(NamedTuple):
-    """What rows are gathered by. `size`: network or original at the threshold asked for, half: network at ½."""
-
-    system: str
-    view: str | None
-    size: Literal["network", "original", "half"]
-    kind: Kind
-    generator: str
 
 
 def localization_of_run(
@@ -151,10 +105,10 @@ def localization_of_run(
     pictures: bool = True,
     guard: Guard = Guard(),  # noqa: B008 - frozen
 ) -> Localized | None:
-    """Both sections of a run whose joined rows `tables` gives (it is asked for `mask_truths.COLUMNS`); None where no detector localizes.
+    """Both sections of a run whose joined rows `tables` gives (called with `masks.COLUMNS`); None where no detector localizes.
 
     Masks are read within the run's own limits, from its own web servers and those of `guard`, which are those of the labels.
-    `empty` says how images without altered pixels count under the plain policy. A truth that cannot be read is counted with its reason.
+    `empty`: how images without altered pixels count under the plain policy. A truth that cannot be read is counted with its reason.
     """
     if not has_masks(run):
         return None
@@ -168,6 +122,15 @@ def localization_of_run(
         gathered.add(image, found)
     section = LocalizationFacts(policy=headline.row(), **gathered.counts(), systems=tuple(gathered.systems(headline)))
     return Localized(section, gathered.overlays.pictures(measurer, fetcher, limits) if pictures else [])
+
+
+def overlay(picture: Image.Image, truth: Image.Image, found: Image.Image) -> Image.Image:
+    """A picture (RGB) with the pixels that were found (L, not 0) tinted, and a line round those that were altered (L, not 0)."""
+    size = picture.size
+    tinted = Image.composite(Image.new("RGB", size, FOUND), picture, _shrunk(found, size).point(lambda level: level * _TINT // 255))
+    inside = _shrunk(truth, size)
+    line = ImageChops.difference(inside.filter(ImageFilter.MaxFilter(3)), inside.filter(ImageFilter.MinFilter(3)))
+    return Image.composite(Image.new("RGB", size, TRUE), tinted, line)
 
 
 class _Headline:
@@ -197,6 +160,16 @@ class _Headline:
             "empty_images": EMPTY[self._empty if policy == "plain" else "zero"],
             "resizing": RESIZING,
         }
+
+
+class _Group(NamedTuple):
+    """What rows are gathered by. `size`: network or original at the requested threshold, half: network at ½."""
+
+    system: str
+    view: str | None
+    size: Literal["network", "original", "half"]
+    kind: Kind
+    generator: str
 
 
 class _Gathered:
@@ -267,6 +240,29 @@ class _Gathered:
         of_clean = {group: rows for group, rows in self._rows.items() if group.system == system and group.view is None}
         half = {group: rows for group, rows in of_clean.items() if group.size == "half"}
         return half or {group: rows for group, rows in of_clean.items() if group.size == "network"}
+
+
+def _picture(image: MaskedImage, row: dict[str, Any], measurer: MaskMeasurer, reader: MemberReader, limits: ImageLimits) -> dict[str, Any]:
+    [(_, data)] = reader.read([image.member])
+    try:
+        if isinstance(data, InputError):
+            raise data
+        pixels = decode_image(data, limits).pixels
+        if pixels.size != image.size:
+            return {"picture": None, "why": "the image is another one now"}
+        truth = Image.fromarray(measurer.truth(image))
+    except TouchstoneError as refused:
+        return {"picture": None, "why": str(refused)}
+    marked = np.asarray(mask_image(row, stretched=True)[0]) > 127
+    pixels.thumbnail((SIDE_PX, SIDE_PX))
+    buffer = io.BytesIO()
+    overlay(pixels, truth, Image.fromarray(marked.astype(np.uint8) * np.uint8(255))).save(buffer, "JPEG", quality=80)
+    return {"picture": base64.b64encode(buffer.getvalue()).decode()}
+
+
+def _shrunk(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """A mask at another size, 0 or 255; what covers any part of a new pixel covers it, so that nothing thin is lost."""
+    return mask.resize(size, Image.Resampling.BOX).point(lambda level: 255 if level else 0)
 
 
 def _view(name: str, groups: dict[_Group, MaskRows], headline: _Headline) -> MaskRow:

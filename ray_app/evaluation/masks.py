@@ -1,6 +1,6 @@
-"""The masks of one image measured against its truth, at the network's size and at the image's own. Knows pixels; sums nothing up.
+"""Images with masks beside their labels (`masked_images`), and each mask measured against its truth (`MaskMeasurer`).
 
-Images with masks and what labels say of them, side by side. Knows runs, manifests and labels; reads no pixels.
+Masks are measured at the network's size and at the image's own.
 """
 
 import threading
@@ -25,10 +25,18 @@ from ray_app.storage import Fetcher
 
 COLUMNS = ("image_id", "label", "generator", "kind", "mask_uri")
 Kind = Literal["real", "whole", "local"]
+RESIZING = {
+    "network": "truth to the network's size by its nearest pixel (rounded down, as OpenCV's INTER_NEAREST): it stays black and white, and "
+    "is what OpenSDI and IMDLBenCo compare with",
+    "original": "mask to the image's size, bilinearly, as `touchstone masks` writes it: its steps become slopes, no truth is lost",
+}
+_WORKERS, _AHEAD = 4, 16
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class MaskTruth(NamedTuple):
-    """What labels say of where an image was altered. `kind`: real, whole (generated as a whole) or local (altered where its mask says)."""
+    """Where an image was altered, by its labels. `kind`: real, whole (generated as a whole) or local (altered where its mask says)."""
 
     kind: Kind
     generator: str
@@ -58,7 +66,7 @@ class MaskTruths:
 
 @dataclass(frozen=True)
 class MaskedImage:
-    """One labelled image with all its masks, as rows of `masks/`; `member` carries what `datasets.masks` asks for."""
+    """One labelled image with all its masks, as rows of `masks/`; `member` carries what `datasets.masks` needs."""
 
     member: ManifestMember
     truth: MaskTruth
@@ -70,64 +78,8 @@ class MaskedImage:
         return self.masks[0]["width"], self.masks[0]["height"]
 
 
-def has_masks(run: RunDirectory) -> bool:
-    """Whether any detector of a run said where."""
-    return bool(run.store.folders("masks"))
-
-
-def masked_images(run: RunDirectory, truths: MaskTruths) -> Iterator[MaskedImage | None]:
-    """Every image of a run that has masks, a block in memory at a time; None in place of one without a label.
-
-    Only current rows are labelled, so masks of members that vanished are among those without.
-    """
-    for manifest in manifests(run.store):
-        with_masks = {int(name.removesuffix(".parquet")) for name in run.store.names(f"masks/{manifest:05d}")}
-        for ref in iter_blocks(run.store, manifest):
-            if ref.block in with_masks and len(masks := run.block_masks(manifest, ref.block)):
-                members = {member.image_id: member for member in member_rows(read_block(run.store, ref))}
-                yield from _of_block(masks, members, truths)
-
-
-def _of_block(masks: pa.Table, members: dict[int, ManifestMember], truths: MaskTruths) -> Iterator[MaskedImage | None]:
-    by_image: dict[int, list[dict[str, Any]]] = {}
-    for row in masks.to_pylist():
-        by_image.setdefault(row["image_id"], []).append(row)
-    labelled = truths.of(list(by_image))
-    for image_id, rows in by_image.items():
-        truth = labelled.get(image_id)
-        if truth is None:
-            yield None
-            continue
-        said = {"label": "real" if truth.kind == "real" else "fake", "mask_uri": truth.mask_uri}
-        yield MaskedImage(replace(members[image_id], input=said), truth, rows)
-
-
-def _columns(table: pa.Table) -> pa.Table:
-    """`COLUMNS`, places of masks with room for more than 2 GiB of them."""
-    told = table.select(COLUMNS)
-    return told.set_column(COLUMNS.index("mask_uri"), "mask_uri", told["mask_uri"].cast(pa.large_string()))
-
-
-def _truth(row: dict[str, Any]) -> MaskTruth:
-    if row["label"] == "real":
-        return MaskTruth("real", row["generator"] or "real", None)
-    is_local = row["mask_uri"] is not None or row["kind"] == "local"
-    return MaskTruth("local" if is_local else "whole", row["generator"] or "unknown", row["mask_uri"])
-
-
-RESIZING = {
-    "network": "truth to the network's size by its nearest pixel (rounded down, as OpenCV's INTER_NEAREST): it stays black and white, and "
-    "is what OpenSDI and IMDLBenCo compare with",
-    "original": "mask to the image's size, bilinearly, as `touchstone masks` writes it: its steps become slopes, no truth is lost",
-}
-_WORKERS, _AHEAD = 4, 16
-
-T = TypeVar("T")
-R = TypeVar("R")
-
-
 class MaskMeasurement(NamedTuple):
-    """One mask of an image. `network`, `original` (None where not asked for): at the threshold asked for; `half`: network size, at ½, where
+    """One mask of an image. `network`, `original` (None where not requested): at the requested threshold; `half`: network size, at ½, where
     that is another threshold.
     """
 
@@ -186,6 +138,24 @@ class MaskMeasurer:
         return MaskMeasurement(row["detector"], row.get("view"), levels.figures(self._threshold), original, half)
 
 
+def has_masks(run: RunDirectory) -> bool:
+    """Whether any detector of a run gives masks."""
+    return bool(run.store.folders("masks"))
+
+
+def masked_images(run: RunDirectory, truths: MaskTruths) -> Iterator[MaskedImage | None]:
+    """Every image of a run that has masks, a block in memory at a time; None in place of one without a label.
+
+    Only current rows are labelled, so masks of members that vanished are among those without.
+    """
+    for manifest in manifests(run.store):
+        with_masks = {int(name.removesuffix(".parquet")) for name in run.store.names(f"masks/{manifest:05d}")}
+        for ref in iter_blocks(run.store, manifest):
+            if ref.block in with_masks and len(masks := run.block_masks(manifest, ref.block)):
+                members = {member.image_id: member for member in member_rows(read_block(run.store, ref))}
+                yield from _of_block(masks, members, truths)
+
+
 def nearest(truth: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.uint8]:
     """A mask (H, W) at another size (h, w): of each new pixel the old one at its upper left corner, as OpenCV's INTER_NEAREST."""
     rows, columns = (np.arange(new) * old // new for old, new in zip(truth.shape, shape, strict=True))
@@ -207,3 +177,30 @@ def side_by_side(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         finally:
             for future in running:
                 future.cancel()
+
+
+def _of_block(masks: pa.Table, members: dict[int, ManifestMember], truths: MaskTruths) -> Iterator[MaskedImage | None]:
+    by_image: dict[int, list[dict[str, Any]]] = {}
+    for row in masks.to_pylist():
+        by_image.setdefault(row["image_id"], []).append(row)
+    labelled = truths.of(list(by_image))
+    for image_id, rows in by_image.items():
+        truth = labelled.get(image_id)
+        if truth is None:
+            yield None
+            continue
+        said = {"label": "real" if truth.kind == "real" else "fake", "mask_uri": truth.mask_uri}
+        yield MaskedImage(replace(members[image_id], input=said), truth, rows)
+
+
+def _columns(table: pa.Table) -> pa.Table:
+    """`COLUMNS`, places of masks with room for more than 2 GiB of them."""
+    labels = table.select(COLUMNS)
+    return labels.set_column(COLUMNS.index("mask_uri"), "mask_uri", labels["mask_uri"].cast(pa.large_string()))
+
+
+def _truth(row: dict[str, Any]) -> MaskTruth:
+    if row["label"] == "real":
+        return MaskTruth("real", row["generator"] or "real", None)
+    is_local = row["mask_uri"] is not None or row["kind"] == "local"
+    return MaskTruth("local" if is_local else "whole", row["generator"] or "unknown", row["mask_uri"])

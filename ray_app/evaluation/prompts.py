@@ -1,15 +1,12 @@
-"""Prompts that a run predicted, against the true ones: the section `prompts` of an evaluation, and the same by groups of generators.
+"""Prompts that a run predicted, against the true ones: the section `prompts` of an evaluation (`prompts_of`).
 
-Knows joined rows; how two texts are compared is known elsewhere.
-
-How alike CLIP finds predicted prompts, true ones and the images themselves. Knows transformers' CLIP and texts of any length.
-
-CLIPScore: Hessel et al. 2021 (arXiv 2104.08718), 2.5 max(cos, 0). CLIP reads 77 tokens: of a longer text each piece is embedded by
-itself, and the text stands at the mean of its pieces' directions (specs/localization.md §6.2.5).
+CLIPScore (`PromptClip`): Hessel et al. 2021 (arXiv 2104.08718), 2.5 max(cos, 0). CLIP reads 77 tokens: of a longer text each piece is
+embedded by itself, and the text stands at the mean of its pieces' directions (specs/localization.md §6.2.5).
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,19 +29,26 @@ from ray_app.storage import Fetcher
 if TYPE_CHECKING:
     from PIL import Image
 
-
 Floats = npt.NDArray[np.float64]
 FIGURES = ("clip_text", "clip_score", "clip_score_truth", "clip_score_ratio")
 MOST_IMAGES = 2_000  # the figures' intervals are narrow by then, and every image is fetched and embedded
 _BATCH = 32
 _NO_FOLDER = "needs a folder of CLIP weights"
 _NO_PAIR = "no image with both a predicted and a true prompt"
+COLUMNS = ("image_id", "generator", "prompt", "predicted_prompt")
+MOST_PROMPTS = 100_000
+NOTES = (
+    "Both texts without front ends' syntax: weights, brackets, <lora:…>, --parameters.",
+    "DFLIP-3K's own figures of version 1 are of images made anew from the predicted prompts; those of words do not compare with them.",
+    "CIDEr-D is left out: no library that is still kept computes it.",
+)
+_TEXTS = {"token_f1": token_f1, "tag_jaccard": tag_jaccard, "bleu4": bleu4, "rouge_l": rouge_l}
 
 
 @dataclass(frozen=True)
 class Similar:
-    """Numbers of n pairs of texts and their images; `why` says that there are none. `text` (m,): cosines of the first m ≤ 2,000 pairs;
-    `said`, `truth` (k,): CLIPScores of the images that could be read, `places` (k,) of their pairs.
+    """Numbers of n pairs of texts and their images; `why`: the reason where there are none. `text` (m,): cosines of the first m ≤ 2,000
+    pairs; `said`, `truth` (k,): CLIPScores of the images that could be read, `places` (k,) of their pairs.
     """
 
     text: Floats
@@ -74,24 +78,6 @@ class Similar:
             "clip_score_truth": mean_figure(truth, why, bounds=(0, 2.5)),
             "clip_score_ratio": ratio_figure(said, truth, why),
         }
-
-
-def similar_of(
-    run: RunDirectory, image_ids: Sequence[int], said: Sequence[str], truth: Sequence[str], *, clip: str | None, device: str = "cpu"
-) -> Similar:
-    """How alike predicted and true prompts of images are, of the first 2,000 at most.
-
-    Without a folder of weights nothing is defined. Raises ConfigError for a folder that holds no CLIP.
-    """
-    if clip is None:
-        return Similar(np.empty(0), np.empty(0), np.empty(0), np.empty(0, np.int64), _NO_FOLDER)
-    model = PromptClip(clip, device=device)
-    ids, said, truth = image_ids[:MOST_IMAGES], said[:MOST_IMAGES], truth[:MOST_IMAGES]
-    texts = model.texts([*said, *truth])
-    ours, theirs = texts[: len(said)], texts[len(said) :]
-    seen, places = _seen(run, ids, model)
-    of_said, of_truth = (2.5 * np.maximum((seen * one[places]).sum(axis=1), 0) for one in (ours, theirs))
-    return Similar((ours * theirs).sum(axis=1), of_said, of_truth, places)
 
 
 class PromptClip:
@@ -150,59 +136,6 @@ class PromptClip:
         return [[self._tokenizer.bos_token_id, *part, self._tokenizer.eos_token_id] for part in parts]
 
 
-def _read(kind: Any, folder: str, **options: Any) -> Any:
-    """One part of a published model, from the folder alone; networks come ready for inference."""
-    return kind.from_pretrained(folder, local_files_only=True, **options)
-
-
-def _seen(run: RunDirectory, image_ids: Sequence[int], model: PromptClip) -> tuple[Floats, npt.NDArray[np.int64]]:
-    """Directions of the images that can be read (m, d), and the place of each among the ids (m,)."""
-    embedded, places, batch = [np.empty((0, model.texts([""]).shape[1]))], [], []
-    for place, picture in _pictures(run, image_ids):
-        places.append(place)
-        batch.append(picture)
-        if len(batch) == _BATCH:
-            embedded.append(model.images(batch))
-            batch = []
-    if batch:
-        embedded.append(model.images(batch))
-    return np.concatenate(embedded), np.array(places, np.int64)
-
-
-def _pictures(run: RunDirectory, image_ids: Sequence[int]) -> "Iterator[tuple[int, Image.Image]]":
-    limits, members = run.limits(), members_of(run, set(image_ids))
-    place_of = {image_id: place for place, image_id in enumerate(image_ids)}
-    reader = MemberReader(Fetcher(guard=guard_of(run.store)), max_bytes=limits.max_bytes)
-    in_place = sorted(members.values(), key=lambda member: (member.uri, member.block, member.slot))
-    for member, data in reader.read(in_place):
-        if not isinstance(data, InputError):
-            try:
-                yield place_of[member.image_id], decode_image(data, limits).pixels
-            except InputError:
-                continue
-
-
-def _directions(found: Any) -> Floats:
-    """What get_…_features gives, in transformers 5 an output with `pooler_output`, as rows of length 1."""
-    features = getattr(found, "pooler_output", found)
-    return _unit(features.double().cpu().numpy())
-
-
-def _unit(rows: npt.NDArray[Any]) -> Floats:
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.asarray(rows / np.where(lengths > 0, lengths, 1), np.float64)
-
-
-COLUMNS = ("image_id", "generator", "prompt", "predicted_prompt")
-MOST_PROMPTS = 100_000
-NOTES = (
-    "Both texts without front ends' syntax: weights, brackets, <lora:…>, --parameters.",
-    "DFLIP-3K's own figures of version 1 are of images made anew from the predicted prompts; those of words do not compare with them.",
-    "CIDEr-D is left out: no library that is still kept computes it.",
-)
-_TEXTS = {"token_f1": token_f1, "tag_jaccard": tag_jaccard, "bleu4": bleu4, "rouge_l": rouge_l}
-
-
 @dataclass(frozen=True)
 class Prompts:
     """Pairs of texts, of the images with both, in the order of their ids. `counts`: images with either."""
@@ -227,7 +160,7 @@ class Prompts:
     def of(self, generators: Collection[str]) -> Mapping[str, MetricEstimate]:
         """Figures of the images of some generators, by their names in the labels."""
         mine = np.array([maker in generators for maker in self.makers], np.bool_)
-        said, truth = (_chosen(texts, mine) for texts in (self.said, self.truth))
+        said, truth = (list(compress(texts, mine.tolist())) for texts in (self.said, self.truth))
         return {name: figure(said, truth) for name, figure in _TEXTS.items()} | self.similar.figures(mine)
 
 
@@ -246,8 +179,65 @@ def prompts_of(tables: Tables, run: RunDirectory, *, clip: str | None = None, de
     return Prompts(said, truth, [row["generator"] for row in rows], similar, counts)
 
 
-def _chosen(texts: Sequence[str], mine: npt.NDArray[np.bool_]) -> list[str]:
-    return [text for text, is_mine in zip(texts, mine.tolist(), strict=True) if is_mine]
+def similar_of(
+    run: RunDirectory, image_ids: Sequence[int], said: Sequence[str], truth: Sequence[str], *, clip: str | None, device: str = "cpu"
+) -> Similar:
+    """How alike predicted and true prompts of images are, of the first 2,000 at most.
+
+    Without a folder of weights nothing is defined. Raises ConfigError for a folder that holds no CLIP.
+    """
+    if clip is None:
+        return Similar(np.empty(0), np.empty(0), np.empty(0), np.empty(0, np.int64), _NO_FOLDER)
+    model = PromptClip(clip, device=device)
+    ids, said, truth = image_ids[:MOST_IMAGES], said[:MOST_IMAGES], truth[:MOST_IMAGES]
+    texts = model.texts([*said, *truth])
+    ours, theirs = texts[: len(said)], texts[len(said) :]
+    seen, places = _seen(run, ids, model)
+    of_said, of_truth = (2.5 * np.maximum((seen * one[places]).sum(axis=1), 0) for one in (ours, theirs))
+    return Similar((ours * theirs).sum(axis=1), of_said, of_truth, places)
+
+
+def _seen(run: RunDirectory, image_ids: Sequence[int], model: PromptClip) -> tuple[Floats, npt.NDArray[np.int64]]:
+    """Directions of the images that can be read (m, d), and the place of each among the ids (m,)."""
+    embedded, places, batch = [np.empty((0, model.texts([""]).shape[1]))], [], []
+    for place, picture in _pictures(run, image_ids):
+        places.append(place)
+        batch.append(picture)
+        if len(batch) == _BATCH:
+            embedded.append(model.images(batch))
+            batch = []
+    if batch:
+        embedded.append(model.images(batch))
+    return np.concatenate(embedded), np.array(places, np.int64)
+
+
+def _read(kind: Any, folder: str, **options: Any) -> Any:
+    """One part of a published model, from the folder alone; networks come ready for inference."""
+    return kind.from_pretrained(folder, local_files_only=True, **options)
+
+
+def _pictures(run: RunDirectory, image_ids: Sequence[int]) -> "Iterator[tuple[int, Image.Image]]":
+    limits, members = run.limits(), members_of(run, set(image_ids))
+    place_of = {image_id: place for place, image_id in enumerate(image_ids)}
+    reader = MemberReader(Fetcher(guard=guard_of(run.store)), max_bytes=limits.max_bytes)
+    in_place = sorted(members.values(), key=lambda member: (member.uri, member.block, member.slot))
+    for member, data in reader.read(in_place):
+        if not isinstance(data, InputError):
+            try:
+                yield place_of[member.image_id], decode_image(data, limits).pixels
+            except InputError:
+                continue
+
+
+def _directions(found: Any) -> Floats:
+    """What get_…_features gives, in transformers 5 an output with `pooler_output`, as rows of length 1."""
+    features = getattr(found, "pooler_output", found)
+    return _unit(features.double().cpu().numpy())
+
+
+def _unit(rows: npt.NDArray[Any]) -> Floats:
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.asarray(rows / np.where(lengths > 0, lengths, 1), np.float64)
 
 
 def _prompts(tables: Tables) -> tuple[list[dict[str, Any]], dict[str, int]]:

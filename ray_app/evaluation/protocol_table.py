@@ -1,10 +1,9 @@
-"""The table of a protocol: rows, footers, and published columns beside ours. Knows a document's systems; knows no scores and no images."""
+"""The table of a protocol (`table_of`): rows, footers, and published columns beside ours (`reference_of`)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ray_app.evaluation import protocols as conventions
-from ray_app.evaluation.protocols import Protocol, ProtocolFooter, ProtocolRow, RowFigure
+from ray_app.evaluation.protocols import CONVENTIONS, Protocol, ProtocolFooter, ProtocolRow, RowFigure, balanced, f1_even, told_right
 from ray_app.evaluation.systems import seen_by_any
 from ray_app.metrics.arrays import MetricEstimate, undefined
 from ray_app.metrics.intervals import proportion
@@ -128,11 +127,11 @@ def _cell(line: _Line, system: SystemFacts, masks: Mapping[str, Sequence[MaskRow
     if not mine:
         return undefined("no image of the data belongs here")
     if figure == "rate":
-        return conventions.told_right(mine)
+        return told_right(mine)
     if figure in ("balanced_accuracy", "f1_even"):
         others = [one for one in system.generators if one.label != line.row.label]
         fakes, reals = (mine, others) if line.row.label == "fake" else (others, mine)
-        return (conventions.balanced if figure == "balanced_accuracy" else conventions.f1_even)(fakes, reals)
+        return (balanced if figure == "balanced_accuracy" else f1_even)(fakes, reals)
     if figure.startswith("pixel_"):
         names = {one.name for one in mine}
         drawn = [_figure(one.figures.get(figure)) for one in masks.get(system.name, []) if one.name in names]
@@ -153,7 +152,7 @@ def _pooled(found: Sequence[MetricEstimate], images: Sequence[int]) -> MetricEst
 
 
 def _masks_of(rules: Protocol, localization: LocalizationFacts | None) -> Mapping[str, Sequence[MaskRow]]:
-    """By system, what the document says of its masks on each generator, at the size of the protocol's."""
+    """By system, the document's rows of its masks on each generator, at the size of the protocol's."""
     size = rules.localization.resolution if rules.localization else "original"
     return {one.name: one.generators for one in (localization.systems if localization else ()) if one.resolution == size}
 
@@ -170,8 +169,8 @@ def _footer(
         return _mean(chosen, [images[row] if way == "weighted" else 1 for row in rows], sum(images[row] for row in rows))
     if way.startswith("report."):
         return _reported(way.split(".")[1:], system.report)
-    if way in conventions.CONVENTIONS:
-        return conventions.CONVENTIONS[way](system.generators)
+    if way in CONVENTIONS:
+        return CONVENTIONS[way](system.generators)
     return _figure({**system.figures, **system.averages}.get(way))
 
 

@@ -1,15 +1,10 @@
-"""Protocols as YAML: which images, rows and figures a published table has, by which rules, and what was published.
+"""Protocols as YAML (`load_protocol`): which images, rows and figures a published table has, by which rules, and what was published.
 
-Knows names and numbers as people wrote them down; knows no run and computes no figure.
-
-Averages as others compute them, each under its own name, the wrong ones too. Knows a document's generators; knows no scores.
-
-Source: specs/detectors.md §11. A hit is an image told right at the threshold.
-
-When each generator was released, as labels or a run's own columns tell it. Knows labelled rows; knows no scores.
+The averages are those that others compute (specs/detectors.md §11), each under its own name, the wrong ones too. A hit is an image told
+right at the threshold. `releases_of`: when each generator was released, as labels or a run's own columns have it.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
-from ray_app.config import Frozen, find_config, load_yaml, named_configs
+from ray_app.config import Frozen, find_config, load_yaml
 from ray_app.evaluation.systems import is_named
 from ray_app.metrics.arrays import MetricEstimate, ScoreHistogram, undefined
 from ray_app.metrics.intervals import proportion
@@ -32,13 +27,16 @@ RowFigure = Literal[
 """What a row may hold. `rate`: the share told right. Against all real images: `auc`, `average_precision`, `oracle_accuracy` (sidbench's
 best accuracy on the test data itself), `balanced_accuracy`, and `f1_even`, the F1 if there were as many real images as fakes.
 `pixel_…`: of masks (ray_app.metrics.localization)."""
-
 Automatic = Literal["sources", "generators", "years"]
 Value = Annotated[float, Field(ge=0, le=1)]
+_NONE_SCORED = "none of these images was scored"
+_ONE_CLASS = "needs scored images of both classes"
+FIELD = "release_date"
+COLUMNS = ("input", FIELD, "generator", "label")
 
 
 class ProtocolRow(Frozen):
-    """One row: images of the generators that its globs name, together. Without globs the cells stay empty, and `why` says why.
+    """One row: images of the generators that its globs name, together. Without globs the cells stay empty, for the reason `why`.
 
     `excluding`: globs over names that belong elsewhere. `kind`: only whole fakes, or only local edits.
     """
@@ -124,12 +122,12 @@ class Groups(Frozen):
 
 
 class Protocol(Frozen):
-    """One way to evaluate. `layout` and `arguments`: how its images tell their labels (null = any). `sources`, `split`: where they are.
+    """One way to evaluate. `layout` and `arguments`: how its images are labelled (null = any). `sources`, `split`: where they are.
 
     `detectors`, `ensemble`: its columns. Fake is a log-odds above `threshold`, or, unless `strict`, at it. `perturb`: lists of
     perturbations by name. `rows` come first; then, for each of `automatic`, a row for every source of real images, every generator (by
     release, then name) or every year of release, with each of `figures`. `averages`: how it averages, in words. `groups`: in and out of
-    distribution; without, they are told by the classes of the run's identifier.
+    distribution; without, they follow from the classes of the run's identifier.
     """
 
     name: str
@@ -182,31 +180,32 @@ class Protocol(Frozen):
         return ProtocolFacts(**{name: getattr(self, name) for name in kept})
 
 
+def f1_by_source(generators: Sequence[GeneratorFacts]) -> MetricEstimate:
+    """OpenFake v2's cross-benchmark F1: the F1 of every source by itself, weighted by its images.
+
+    It means nothing: a source of real images alone has an F1 of 0 however well it is classified, and one of fakes 2 · TPR / (1 + TPR).
+    """
+    parts = [(one.rate.n, (one.rate.value or 0.0) if one.label == "fake" else 0.0) for one in generators if one.rate.n]
+    n = sum(weight for weight, _ in parts)
+    return MetricEstimate(sum(weight * 2 * tpr / (1 + tpr) for weight, tpr in parts) / n, n=n) if n else undefined(_NONE_SCORED)
+
+
+def missing_is_wrong(generators: Sequence[GeneratorFacts]) -> MetricEstimate:
+    """DFLIP-3K v1's accuracy: right ones among all images of the list, those without a score included."""
+    right, n = hits(generators)
+    return proportion(right, n + sum(one.unscored for one in generators), "there are no images")
+
+
+CONVENTIONS: Mapping[str, Callable[[Sequence[GeneratorFacts]], MetricEstimate]] = {
+    "f1_by_source": f1_by_source,
+    "accuracy_missing_wrong": missing_is_wrong,
+}
+"""What a footer may name beside figures, averages and means of rows: of all generators of a system."""
+
+
 def load_protocol(name_or_path: str | Path) -> Protocol:
     """A shipped protocol by its name, or one from a YAML file. Raises ConfigError."""
     return load_yaml(find_config("evaluate", name_or_path), Protocol)
-
-
-def list_protocols() -> Iterator[Protocol]:
-    """Every shipped protocol, by name."""
-    for path in named_configs("evaluate").values():
-        yield load_protocol(path)
-
-
-_NONE_SCORED = "none of these images was scored"
-_ONE_CLASS = "needs scored images of both classes"
-
-
-def hits(generators: Sequence[GeneratorFacts]) -> tuple[int, int]:
-    """Images told right, and images, of a document's generators together."""
-    known = [one.rate for one in generators if one.rate.value is not None]
-    return sum(round((rate.value or 0.0) * rate.n) for rate in known), sum(rate.n for rate in known)
-
-
-def told_right(generators: Sequence[GeneratorFacts]) -> MetricEstimate:
-    """The share told right of all these generators' images."""
-    right, n = hits(generators)
-    return proportion(right, n, _NONE_SCORED)
 
 
 def balanced(fakes: Sequence[GeneratorFacts], reals: Sequence[GeneratorFacts]) -> MetricEstimate:
@@ -225,20 +224,16 @@ def f1_even(fakes: Sequence[GeneratorFacts], reals: Sequence[GeneratorFacts]) ->
     return MetricEstimate(2 * tpr.value / (1 + tpr.value + 1 - tnr.value), n=tpr.n + tnr.n)
 
 
-def f1_by_source(generators: Sequence[GeneratorFacts]) -> MetricEstimate:
-    """OpenFake v2's cross-benchmark F1: the F1 of every source by itself, weighted by its images.
-
-    It means nothing: a source of real images alone has an F1 of 0 however well it is told, and one of fakes 2 · TPR / (1 + TPR).
-    """
-    parts = [(one.rate.n, (one.rate.value or 0.0) if one.label == "fake" else 0.0) for one in generators if one.rate.n]
-    n = sum(weight for weight, _ in parts)
-    return MetricEstimate(sum(weight * 2 * tpr / (1 + tpr) for weight, tpr in parts) / n, n=n) if n else undefined(_NONE_SCORED)
-
-
-def missing_is_wrong(generators: Sequence[GeneratorFacts]) -> MetricEstimate:
-    """DFLIP-3K v1's accuracy: right ones among all images of the list, those without a score included."""
+def told_right(generators: Sequence[GeneratorFacts]) -> MetricEstimate:
+    """The share told right of all these generators' images."""
     right, n = hits(generators)
-    return proportion(right, n + sum(one.unscored for one in generators), "there are no images")
+    return proportion(right, n, _NONE_SCORED)
+
+
+def hits(generators: Sequence[GeneratorFacts]) -> tuple[int, int]:
+    """Images told right, and images, of a document's generators together."""
+    known = [one.rate for one in generators if one.rate.value is not None]
+    return sum(round((rate.value or 0.0) * rate.n) for rate in known), sum(rate.n for rate in known)
 
 
 def oracle_accuracy(fakes: ScoreHistogram, reals: ScoreHistogram, points: int = 100) -> MetricEstimate:
@@ -255,21 +250,10 @@ def oracle_accuracy(fakes: ScoreHistogram, reals: ScoreHistogram, points: int = 
     return MetricEstimate(max(fakes.above(t) + reals.n - reals.above(t) for t in thresholds.tolist()) / n, n=n)
 
 
-CONVENTIONS: Mapping[str, Callable[[Sequence[GeneratorFacts]], MetricEstimate]] = {
-    "f1_by_source": f1_by_source,
-    "accuracy_missing_wrong": missing_is_wrong,
-}
-"""What a footer may name beside figures, averages and means of rows: of all generators of a system."""
-
-
-FIELD = "release_date"
-COLUMNS = ("input", FIELD, "generator", "label")
-
-
 def releases_of(tables: Iterable[pa.Table]) -> Mapping[str, str]:
     """By generator of fakes the earliest `release_date` of its rows, as text that begins with the year.
 
-    Tables have `COLUMNS`; where a row's label tells no date, that of its column `input` holds. Generators of which nothing is told are
+    Tables have `COLUMNS`; where a row's label has no date, that of its column `input` holds. Generators without a date are
     left out; so is a date that does not begin with a year.
     """
     found: dict[str, str] = {}
@@ -283,7 +267,7 @@ def releases_of(tables: Iterable[pa.Table]) -> Mapping[str, str]:
 
 
 def _own_dates(table: pa.Table) -> pa.Array:
-    """What the run's own column says, row by row."""
+    """The values of the run's own column, row by row."""
     inputs = table["input"].combine_chunks()
     if pa.types.is_struct(inputs.type) and FIELD in [one.name for one in inputs.type]:
         return pc.struct_field(inputs, FIELD).cast(pa.string())

@@ -83,7 +83,7 @@ def _evaluated(config: EvaluateConfig) -> Evaluated:
 
 
 def _completed(config: EvaluateConfig, protocol: Protocol | None) -> EvaluateConfig:
-    """The config with what a protocol says of what is left open: source, detectors, ensemble, perturbations."""
+    """The config with a protocol's values for what is left open: source, detectors, ensemble, perturbations."""
     if protocol is None:
         return config
     score, given = config.score, config.score.model_fields_set
@@ -106,7 +106,7 @@ def _run_at(config: EvaluateConfig) -> RunDirectory | None:
 
 
 def _refuse_scoring(config: EvaluateConfig, run: RunDirectory) -> None:
-    """Raises ConfigError where detectors or perturbations are asked for, and the run was made without."""
+    """Raises ConfigError where detectors or perturbations are requested, and the run was made without."""
     described = run.describe()
     asked = config.score
     given = {"detectors", "ensemble", "perturb"} & asked.model_fields_set if not config.protocol else set()
@@ -137,7 +137,7 @@ def _scoring(config: EvaluateConfig, out: Store) -> ScoreConfig:
 
 
 def _on_tasks(config: EvaluateConfig, run: RunDirectory, work: Callable[[Each | None], Any]) -> Any:
-    """The work, with tasks where they are asked for or the run has many files."""
+    """The work, with tasks where they are requested or the run has many files."""
     if not (len(current_files(run)) >= MANY_FILES if config.tasks is None else config.tasks):
         return work(None)
     from ray_app.cluster.ray_cluster import cluster, on_ray

@@ -1,8 +1,6 @@
-"""Some rows of a run, the same whatever order they came in: those whose ids hash lowest. Knows ids; knows nothing of what rows hold.
+"""A sample of a run's rows (`RowSample`), the digest of its labelled images (`digest_of`), and its most confident mistakes (`Mistakes`).
 
-A short name for a set of labelled images, the same in whatever order they are met. Knows ids and labels alone.
-
-The most confident mistakes of a run, and small pictures of them. Knows rows, scores and where pictures lie.
+Sample and digest are the same in whatever order the rows come: the rows whose ids hash lowest are kept.
 """
 
 import base64
@@ -24,18 +22,10 @@ from ray_app.scoring.report import SIDE_PX, thumbnail
 from ray_app.storage import Fetcher
 
 MOST = 100_000
-
-
-def hashed(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
-    """One number for each id, (n,), a different one for each."""
-    return mixed(ids.view(np.uint64) + np.uint64(0x9E3779B97F4A7C15))
-
-
-def mixed(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """SplitMix64's finaliser (Steele, Lea and Flood 2014) of words (n,), which gives no two the same."""
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return words ^ (words >> np.uint64(31))
+Words = npt.NDArray[np.uint64]
+MODULUS = 2**64
+MOST_MISTAKES = 24
+_COLUMNS = ["image_id", "uri", "member", "verdict"]
 
 
 class RowSample:
@@ -82,24 +72,6 @@ class RowSample:
             self._limit = self._orders[0][-1]
 
 
-Words = npt.NDArray[np.uint64]
-MODULUS = 2**64
-
-
-def digest_of(image_ids: npt.NDArray[np.int64] | Words, is_fake: npt.NDArray[np.bool_]) -> int:
-    """The sum of 64-bit hashes of images (n,) with their labels, modulo 2⁶⁴: that of two parts adds up to that of both.
-
-    Each image is hashed by SplitMix64 (Steele, Lea and Flood 2014): enough against chance, not against somebody who wants two alike.
-    """
-    with np.errstate(over="ignore"):
-        words: Words = image_ids.astype(np.uint64) + np.where(is_fake, np.uint64(0x9E3779B97F4A7C15), np.uint64(0x2545F4914F6CDD1D))
-        return int(mixed(words).sum(dtype=np.uint64))
-
-
-MOST_MISTAKES = 24
-_COLUMNS = ["image_id", "uri", "member", "verdict"]
-
-
 class Mistakes:
     """Images on the wrong side of a threshold, the farthest from it first; of equal ones the lower id."""
 
@@ -135,6 +107,28 @@ class Mistakes:
 
     def _keep(self) -> None:
         self._rows = sorted(self._rows, key=lambda one: (-one[0], one[1]))[:MOST_MISTAKES]
+
+
+def hashed(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
+    """One number for each id, (n,), a different one for each."""
+    return mixed(ids.view(np.uint64) + np.uint64(0x9E3779B97F4A7C15))
+
+
+def digest_of(image_ids: npt.NDArray[np.int64] | Words, is_fake: npt.NDArray[np.bool_]) -> int:
+    """The sum of 64-bit hashes of images (n,) with their labels, modulo 2⁶⁴: that of two parts adds up to that of both.
+
+    Each image is hashed by SplitMix64 (Steele, Lea and Flood 2014): enough against chance, not against an adversary.
+    """
+    with np.errstate(over="ignore"):
+        words: Words = image_ids.astype(np.uint64) + np.where(is_fake, np.uint64(0x9E3779B97F4A7C15), np.uint64(0x2545F4914F6CDD1D))
+        return int(mixed(words).sum(dtype=np.uint64))
+
+
+def mixed(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """SplitMix64's finaliser (Steele, Lea and Flood 2014) of words (n,), which gives no two the same."""
+    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return words ^ (words >> np.uint64(31))
 
 
 def with_thumbnails(rows: Sequence[Mapping[str, Any]], run: RunDirectory, *, wanted: bool) -> list[MistakeFacts]:

@@ -1,10 +1,7 @@
-"""What the document says of one system: its figures as a whole, by kind, by generator, by stratum, and its curves.
+"""One system's section of the document (`system_of`): its figures as a whole, by kind, generator and stratum, its curves, and paired
+tests.
 
-Knows cells and what to compute of them; every figure itself is of ray_app.metrics.
-
-Intervals of figures that have none of their own, by drawing images or generators anew. Knows which figures; metrics.bootstrap draws.
-
-Every two systems of a run tested against each other on the sampled images. Knows the sample; the tests are of ray_app.metrics.
+Intervals of figures that have none of their own come from drawing images or generators anew (`Resampling`).
 """
 
 import math
@@ -60,6 +57,8 @@ _HIGHEST = {"log_loss": math.inf}  # what is higher than 1 can be
 _TURNED = ("ece",)  # a resample's bins stray from the truth twice, the sample's own way and again: its replicates lie too high
 Figures = dict[str, MetricEstimate]
 ByGroup = Mapping[EvaluationGroup, ScoreHistogram]
+Statistics = Callable[[ScoreHistogram, ScoreHistogram], Mapping[str, float | None]]
+NO_OTHERS = "there are no images of the other class"
 
 
 class Resampling:
@@ -75,7 +74,8 @@ class Resampling:
         if self._sample is None:
             return self._filled(figures, system, by_group, self._replicates)
         scores = np.asarray(self._sample[f"score:{system.name}"].fill_null(np.nan))
-        sampled = {group: _finite(scores[self._places[group]]) for group in by_group if group in self._places}
+        own = {group: scores[self._places[group]] for group in by_group if group in self._places}
+        sampled = {group: ScoreHistogram.of(some[np.isfinite(some)]) for group, some in own.items()}
         return self._filled(figures, system, sampled, self._replicates or _FEWER)
 
     def of_view(self, figures: Figures, system: System, by_kind: ByGroup) -> Figures:
@@ -103,58 +103,6 @@ class Resampling:
         return figures | changed
 
 
-def _ends(name: str, figure: MetricEstimate, interval: Interval, sampled: float, m: int) -> tuple[float, float]:
-    """Those of a figure of n images, from an interval of m of them, on which it is `sampled`.
-
-    How far they lie off is brought to n images by √(m / n) where images were drawn; generators that were drawn are all of them. Figures
-    of `_TURNED` have the basic interval (Davison and Hinkley 1997, §5.2), which takes a bias off rather than adding it again.
-    """
-    assert figure.value is not None
-    scale = math.sqrt(m / figure.n) if interval.method == "bootstrap" and m < figure.n else 1.0
-    low, high = ((end - sampled) * scale for end in interval[:2])
-    if name in _TURNED:
-        low, high = min(0.0, -high), max(0.0, -low)
-    return max(0.0, figure.value + low), min(_HIGHEST.get(name, 1.0), figure.value + high)
-
-
-def _places(sample: pa.Table) -> dict[EvaluationGroup, npt.NDArray[np.int64]]:
-    """The rows of every group."""
-    groups = [EvaluationGroup(*one) for one in zip(sample["kind"].to_pylist(), sample["generator"].to_pylist(), strict=True)]
-    rows: dict[EvaluationGroup, list[int]] = {}
-    for row, group in enumerate(groups):
-        rows.setdefault(group, []).append(row)
-    return {group: np.array(some) for group, some in rows.items()}
-
-
-def _finite(scores: npt.NDArray[np.float64]) -> ScoreHistogram:
-    return ScoreHistogram.of(scores[np.isfinite(scores)])
-
-
-Statistics = Callable[[ScoreHistogram, ScoreHistogram], Mapping[str, float | None]]
-
-
-def _statistics(bare: Sequence[str], system: System) -> list[Statistics]:
-    """The functions that give the figures which lack an interval, and as few others as may be."""
-    every: list[tuple[tuple[str, ...], Statistics]] = [
-        (("balanced_accuracy", "f1", "precision"), lambda fakes, reals: _at(system, fakes, reals)),
-        (("average_precision",), lambda fakes, reals: {"average_precision": average_precision(fakes, reals)}),
-        (("eer",), lambda fakes, reals: {"eer": equal_error_rate(fakes, reals).value}),
-        (("tpr_at_fpr_1",), lambda fakes, reals: {"tpr_at_fpr_1": tpr_at_fpr(fakes, reals, 100).value}),
-        (("tpr_at_fpr_01",), lambda fakes, reals: {"tpr_at_fpr_01": tpr_at_fpr(fakes, reals, 1000).value}),
-        (("log_loss",), lambda fakes, reals: {"log_loss": log_loss(fakes, reals, system.calibration).value}),
-        (("brier",), lambda fakes, reals: {"brier": brier_score(fakes, reals, system.calibration).value}),
-        (("ece",), lambda fakes, reals: {"ece": debiased_ece(fakes, reals, system.calibration).value}),
-    ]
-    return [statistic for names, statistic in every if set(names) & set(bare)]
-
-
-def _at(system: System, fakes: ScoreHistogram, reals: ScoreHistogram) -> dict[str, float | None]:
-    return {name: one.value for name, one in rates_at(Confusion.at(fakes, reals, system.threshold, system.strict)).items()}
-
-
-NO_OTHERS = "there are no images of the other class"
-
-
 @dataclass(frozen=True)
 class Asked:
     """What is computed beside the usual. `extras`: figures of a generator that the protocol's table holds; `members`: of the ensemble."""
@@ -163,6 +111,73 @@ class Asked:
     extras: frozenset[str] = frozenset()
     members: Sequence[System] = ()
     released: Callable[[str], str | None] = lambda _: None
+
+
+def system_of(system: System, cells: Cells, asked: Asked) -> SystemFacts:
+    """The document's entry of one system."""
+    groups = sorted({cell.group for cell, _, _ in cells.rows})
+    scores = _scores(system, cells, groups)
+    figures = asked.resampling.with_intervals(scores.figures(scores.fakes, scores.reals), system, scores.by_group)
+    labelled = _labelled(cells)
+    generators = [_generator(group, scores, labelled[group], asked) for group in groups]
+    confusion = Confusion.at(scores.fakes, scores.reals, system.threshold, system.strict)
+    curves = not scores.binary
+    return SystemFacts(
+        **{name: getattr(system, name) for name in ("name", "kind", "title", "calibrated", "threshold", "strict", "late")},
+        output="binary" if scores.binary else "continuous",
+        n_real=scores.reals.n,
+        n_fake=scores.fakes.n,
+        unscored=cells.joined - scores.reals.n - scores.fakes.n,
+        figures=facts_of(figures),
+        decided=facts_of(abstaining(_verdicts(cells))) if system.decides else None,
+        averages=facts_of(_averages(scores, groups)),
+        kinds={kind: facts_of(_of_kind(kind, scores, asked, figures)) for kind in ("whole", "local")},
+        generators=tuple(generators),
+        roc=tuple(curve_points(scores.fakes, scores.reals)) if curves else (),
+        precision_recall=tuple(precision_recall_points(scores.fakes, scores.reals)) if curves else (),
+        reliability=tuple(ReliabilityBin(**one) for one in reliability(scores.fakes, scores.reals, system.calibration)) if curves else (),
+        histogram=_histogram(scores),
+        risk_coverage=_risk(scores),
+        report=classification_report(confusion.fake_fake, confusion.fake_real, confusion.real_fake, confusion.real_real),
+        strata=tuple(_strata(scores, cells)),
+        views=tuple(_views(scores, cells, asked)),
+        worst=_worst(generators),
+    )
+
+
+def paired_tests(sample: pa.Table, systems: Sequence[System], binary: Mapping[str, bool]) -> list[PairedFacts]:
+    """DeLong's test of two AUCs, or McNemar's where one of the two is binary; on images that both score.
+
+    `difference` is b's figure less a's, as everywhere; `p_holm` is corrected for all pairs.
+    """
+    if not len(sample):
+        return []
+    fakes = np.asarray(sample["kind"]) != "real"
+    scores = {one.name: np.asarray(sample[f"score:{one.name}"].fill_null(np.nan)) for one in systems}
+    tests = []
+    for one, other in combinations(systems, 2):
+        both = np.isfinite(scores[one.name]) & np.isfinite(scores[other.name])
+        if not both.any():
+            continue
+        first, second, truth = scores[one.name][both], scores[other.name][both], fakes[both]
+        if binary[one.name] or binary[other.name]:
+            test = mcnemar(_right(first, truth, one), _right(second, truth, other))
+        else:
+            test = delong_paired(first, second, truth)
+        tests.append((one.name, other.name, test))
+    corrected = holm([test.p for _, _, test in tests])
+    return [
+        PairedFacts(a=a, b=b, test=test.test, n=test.n, difference=FigureFacts.of(test.difference), p=test.p, why=test.why, p_holm=p)
+        for (a, b, test), p in zip(tests, corrected, strict=True)
+    ]
+
+
+def _labelled(cells: Cells) -> Counter[EvaluationGroup]:
+    """How many rows each group has, with a score or without."""
+    found: Counter[EvaluationGroup] = Counter()
+    for (cell, _, _), count in cells.rows.items():
+        found[cell.group] += count
+    return found
 
 
 @dataclass
@@ -203,52 +218,6 @@ class _Scores:
         return counts.real_real if group.kind == "real" else counts.fake_fake, scores.n
 
 
-def system_of(system: System, cells: Cells, asked: Asked) -> SystemFacts:
-    """The document's entry of one system."""
-    groups = sorted({cell.group for cell, _, _ in cells.rows})
-    scores = _scores(system, cells, groups)
-    figures = asked.resampling.with_intervals(scores.figures(scores.fakes, scores.reals), system, scores.by_group)
-    labelled = _labelled(cells)
-    generators = [_generator(group, scores, labelled[group], asked) for group in groups]
-    confusion = Confusion.at(scores.fakes, scores.reals, system.threshold, system.strict)
-    curves = not scores.binary
-    return SystemFacts(
-        name=system.name,
-        kind=system.kind,
-        title=system.title,
-        output="binary" if scores.binary else "continuous",
-        calibrated=system.calibrated,
-        threshold=system.threshold,
-        strict=system.strict,
-        late=system.late,
-        n_real=scores.reals.n,
-        n_fake=scores.fakes.n,
-        unscored=cells.joined - scores.reals.n - scores.fakes.n,
-        figures=facts_of(figures),
-        decided=facts_of(abstaining(_verdicts(cells))) if system.decides else None,
-        averages=facts_of(_averages(scores, groups)),
-        kinds={kind: facts_of(_of_kind(kind, scores, asked, figures)) for kind in ("whole", "local")},
-        generators=tuple(generators),
-        roc=tuple(curve_points(scores.fakes, scores.reals)) if curves else (),
-        precision_recall=tuple(precision_recall_points(scores.fakes, scores.reals)) if curves else (),
-        reliability=tuple(ReliabilityBin(**one) for one in reliability(scores.fakes, scores.reals, system.calibration)) if curves else (),
-        histogram=_histogram(scores),
-        risk_coverage=_risk(scores),
-        report=classification_report(confusion.fake_fake, confusion.fake_real, confusion.real_fake, confusion.real_real),
-        strata=tuple(_strata(scores, cells)),
-        views=tuple(_views(scores, cells, asked)),
-        worst=_worst(generators),
-    )
-
-
-def _labelled(cells: Cells) -> Counter[EvaluationGroup]:
-    """How many rows each group has, with a score or without."""
-    found: Counter[EvaluationGroup] = Counter()
-    for (cell, _, _), count in cells.rows.items():
-        found[cell.group] += count
-    return found
-
-
 def _scores(system: System, cells: Cells, groups: Iterable[EvaluationGroup]) -> _Scores:
     by_group: dict[EvaluationGroup, list[ScoreTally]] = {group: [] for group in groups}
     for (name, cell), tally in cells.scores.items():
@@ -258,10 +227,6 @@ def _scores(system: System, cells: Cells, groups: Iterable[EvaluationGroup]) -> 
     values = np.unique(np.concatenate([np.empty(0), *[one.values[:3] for one in merged.values()]]))
     replies = all(len(one.values) <= 2 for one in merged.values()) and bool(len(values)) and bool(np.isin(values, (-1.0, 1.0)).all())
     return _Scores(system, merged, system.binary or replies)
-
-
-def _merged(tallies: Iterable[ScoreTally]) -> ScoreHistogram:
-    return ScoreHistogram.merged(tally.histogram() for tally in tallies)
 
 
 def _of_kind(kind: str, scores: _Scores, asked: Asked, figures: dict[str, MetricEstimate]) -> dict[str, MetricEstimate]:
@@ -350,18 +315,22 @@ def _risk(scores: _Scores) -> RiskCoverage:
 
 
 def _strata(scores: _Scores, cells: Cells) -> list[FormatStratum]:
-    """Figures within images of one format and one size, where neither can be what tells them apart."""
+    """Figures within images of one format and one size, where neither can separate the classes."""
     found: dict[tuple[str, str], dict[str, list[ScoreTally]]] = {}
     for (name, cell), tally in cells.scores.items():
         if name == scores.system.name:
             found.setdefault((cell.format, cell.size), {"real": [], "fake": []})[cell.group.label].append(tally)
-    told = []
+    strata = []
     for (form, size), classes in sorted(found.items(), key=_in_order):
         fakes, reals = _merged(classes["fake"]), _merged(classes["real"])
         counts = Confusion.at(fakes, reals, scores.system.threshold, scores.system.strict)
-        told.append(FormatStratum(format=form, size=size, n_real=reals.n, n_fake=fakes.n, auc=FigureFacts.of(scores.auc(fakes, reals)),
+        strata.append(FormatStratum(format=form, size=size, n_real=reals.n, n_fake=fakes.n, auc=FigureFacts.of(scores.auc(fakes, reals)),
                             balanced_accuracy=FigureFacts.of(rates_at(counts)["balanced_accuracy"])))  # fmt: skip
-    return told
+    return strata
+
+
+def _merged(tallies: Iterable[ScoreTally]) -> ScoreHistogram:
+    return ScoreHistogram.merged(tally.histogram() for tally in tallies)
 
 
 def _in_order(stratum: tuple[tuple[str, str], Any]) -> tuple[str, int]:
@@ -371,15 +340,57 @@ def _in_order(stratum: tuple[tuple[str, str], Any]) -> tuple[str, int]:
 
 def _views(scores: _Scores, cells: Cells, asked: Asked) -> list[ViewFacts]:
     """Figures of perturbed pixels, in the order of the run's views."""
-    told = []
+    views = []
     for view in dict.fromkeys(view for view, _, _ in cells.views):
         mine = {EvaluationGroup(kind, ""): tally.histogram() for (name, system, kind), tally in cells.views.items()
                 if (name, system) == (view, scores.system.name)}  # fmt: skip
         fakes = ScoreHistogram.merged(one for group, one in mine.items() if group.kind != "real")
         reals = ScoreHistogram.merged(one for group, one in mine.items() if group.kind == "real")
         figures = asked.resampling.of_view(scores.figures(fakes, reals), scores.system, mine)
-        told.append(ViewFacts(name=view, n_real=reals.n, n_fake=fakes.n, figures=facts_of(figures)))
-    return told
+        views.append(ViewFacts(name=view, n_real=reals.n, n_fake=fakes.n, figures=facts_of(figures)))
+    return views
+
+
+def _ends(name: str, figure: MetricEstimate, interval: Interval, sampled: float, m: int) -> tuple[float, float]:
+    """Those of a figure of n images, from an interval of m of them, on which it is `sampled`.
+
+    How far they lie off is brought to n images by √(m / n) where images were drawn; generators that were drawn are all of them. Figures
+    of `_TURNED` have the basic interval (Davison and Hinkley 1997, §5.2), which takes a bias off rather than adding it again.
+    """
+    assert figure.value is not None
+    scale = math.sqrt(m / figure.n) if interval.method == "bootstrap" and m < figure.n else 1.0
+    low, high = ((end - sampled) * scale for end in interval[:2])
+    if name in _TURNED:
+        low, high = min(0.0, -high), max(0.0, -low)
+    return max(0.0, figure.value + low), min(_HIGHEST.get(name, 1.0), figure.value + high)
+
+
+def _places(sample: pa.Table) -> dict[EvaluationGroup, npt.NDArray[np.int64]]:
+    """The rows of every group."""
+    groups = [EvaluationGroup(*one) for one in zip(sample["kind"].to_pylist(), sample["generator"].to_pylist(), strict=True)]
+    rows: dict[EvaluationGroup, list[int]] = {}
+    for row, group in enumerate(groups):
+        rows.setdefault(group, []).append(row)
+    return {group: np.array(some) for group, some in rows.items()}
+
+
+def _statistics(bare: Sequence[str], system: System) -> list[Statistics]:
+    """The functions that give the figures which lack an interval, and as few others as may be."""
+    every: list[tuple[tuple[str, ...], Statistics]] = [
+        (("balanced_accuracy", "f1", "precision"), lambda fakes, reals: _at(system, fakes, reals)),
+        (("average_precision",), lambda fakes, reals: {"average_precision": average_precision(fakes, reals)}),
+        (("eer",), lambda fakes, reals: {"eer": equal_error_rate(fakes, reals).value}),
+        (("tpr_at_fpr_1",), lambda fakes, reals: {"tpr_at_fpr_1": tpr_at_fpr(fakes, reals, 100).value}),
+        (("tpr_at_fpr_01",), lambda fakes, reals: {"tpr_at_fpr_01": tpr_at_fpr(fakes, reals, 1000).value}),
+        (("log_loss",), lambda fakes, reals: {"log_loss": log_loss(fakes, reals, system.calibration).value}),
+        (("brier",), lambda fakes, reals: {"brier": brier_score(fakes, reals, system.calibration).value}),
+        (("ece",), lambda fakes, reals: {"ece": debiased_ece(fakes, reals, system.calibration).value}),
+    ]
+    return [statistic for names, statistic in every if set(names) & set(bare)]
+
+
+def _at(system: System, fakes: ScoreHistogram, reals: ScoreHistogram) -> dict[str, float | None]:
+    return {name: one.value for name, one in rates_at(Confusion.at(fakes, reals, system.threshold, system.strict)).items()}
 
 
 def _worst(generators: Sequence[GeneratorFacts]) -> WorstGenerator | None:
@@ -390,33 +401,6 @@ def _worst(generators: Sequence[GeneratorFacts]) -> WorstGenerator | None:
         return None
     worst = min(many, key=lambda pair: pair[0])[1]
     return WorstGenerator(generator=worst.name, rate=worst.rate)
-
-
-def paired_tests(sample: pa.Table, systems: Sequence[System], binary: Mapping[str, bool]) -> list[PairedFacts]:
-    """DeLong's test of two AUCs, or McNemar's where one of the two only says yes and no; on images that both score.
-
-    `difference` is b's figure less a's, as everywhere; `p_holm` is corrected for all pairs.
-    """
-    if not len(sample):
-        return []
-    fakes = np.asarray(sample["kind"]) != "real"
-    scores = {one.name: np.asarray(sample[f"score:{one.name}"].fill_null(np.nan)) for one in systems}
-    told = []
-    for one, other in combinations(systems, 2):
-        both = np.isfinite(scores[one.name]) & np.isfinite(scores[other.name])
-        if not both.any():
-            continue
-        first, second, truth = scores[one.name][both], scores[other.name][both], fakes[both]
-        if binary[one.name] or binary[other.name]:
-            test = mcnemar(_right(first, truth, one), _right(second, truth, other))
-        else:
-            test = delong_paired(first, second, truth)
-        told.append((one.name, other.name, test))
-    corrected = holm([test.p for _, _, test in told])
-    return [
-        PairedFacts(a=a, b=b, test=test.test, n=test.n, difference=FigureFacts.of(test.difference), p=test.p, why=test.why, p_holm=p)
-        for (a, b, test), p in zip(told, corrected, strict=True)
-    ]
 
 
 def _right(scores: npt.NDArray[np.float64], fakes: npt.NDArray[np.bool_], system: System) -> npt.NDArray[np.bool_]:

@@ -1,9 +1,7 @@
-"""What gives scores in a run: its ensemble and every detector, and their columns in its rows. Knows cards and columns; no labels.
-
-Whether a detector saw a generator in training, as its card tells. Knows cards and names of generators; knows no images.
+"""The systems of a run that give scores, its ensemble and every detector (`systems_of`), and whether one was trained on a generator
+(`seen`).
 """
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -15,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import TypeAdapter
 
+from ray_app.attribution.generators import spelt
 from ray_app.detectors import DetectorCard, load_card
 from ray_app.detectors.card import Calibration
 from ray_app.ensembles import EnsembleCard, combine, drawn_by_audit, is_calibrated
@@ -23,12 +22,13 @@ from ray_app.runs import RunDirectory
 
 ENSEMBLE = "ensemble"
 Column = npt.NDArray[np.float32] | npt.NDArray[np.float64]
+Seen = Literal["in-training", "unseen", "unknown"]
 
 
 @dataclass(frozen=True)
 class System:
     """One column of scores (log-odds of fake). `calibration`: what makes chances of them; `decides`: the run's verdicts are its own;
-    `late`: in a cascade it looks only at images that go on.
+    `late`: in a cascade it scores only the images that go on.
 
     Fake is a score above `threshold`, or, unless `strict`, at it. `card`: None where it cannot be read any more.
     """
@@ -76,7 +76,7 @@ class Systems:
         return {one.name: _floats(table["score"]) if one.name == ENSEMBLE else _floats(_field(scores, one.name, there)) for one in self.all}
 
     def views(self, table: pa.Table) -> dict[str, dict[str, Column]]:
-        """Per view and system the same of perturbed pixels; nothing where the run has no views. The ensemble is asked anew."""
+        """Per view and system the same of perturbed pixels; nothing where the run has no views. The ensemble decides anew."""
         if "views" not in table.column_names:
             return {}
         column = table["views"].combine_chunks()
@@ -98,8 +98,8 @@ def systems_of(run: RunDirectory, *, threshold: float | None = None, strict: boo
     """
     described = run.describe()
     names: list[str] = described["detectors"]
-    told = described["identity"].get("detectors", {})
-    calibrations = {name: _calibration(told.get(name, {})) for name in names}
+    entries = described["identity"].get("detectors", {})
+    calibrations = {name: _calibration(entries.get(name, {})) for name in names}
     ensemble = EnsembleCard.model_validate(described["ensemble"]) if described.get("ensemble") else None
     cards = _cards(ensemble, names)
     members = tuple(cards[member.detector][0] for member in ensemble.members) if ensemble else ()
@@ -119,6 +119,32 @@ def systems_of(run: RunDirectory, *, threshold: float | None = None, strict: boo
     return Systems((_ensemble(ensemble, kept, threshold, strict), *detectors), ensemble, members, kept)
 
 
+def seen(card: DetectorCard, generator: str) -> Seen:
+    """Whether the fakes that the card's weights were trained on were of this generator, by the name that labels give it.
+
+    A name that the card does not list is `unseen` only where the card lists all; sources of real images (`real`, `real:…`) always are
+    unknown unless listed.
+    """
+    data = card.training_data
+    if any(is_named(generator, glob) for glob in data.generators):
+        return "in-training"
+    is_real = generator == "real" or generator.startswith("real:")
+    return "unseen" if data.complete and data.generators and not is_real else "unknown"
+
+
+def seen_by_any(found: Iterable[str]) -> Seen:
+    """What is known of several at once, members of an ensemble or generators of a row: one that was seen decides, and one unknown next."""
+    words = set(found)
+    if "in-training" in words:
+        return "in-training"
+    return "unseen" if words == {"unseen"} else "unknown"
+
+
+def is_named(name: str, glob: str) -> bool:
+    """Whether a glob matches a generator's name; case, spaces, dots, dashes and underscores make no difference."""
+    return fnmatchcase(spelt(name), spelt(glob))
+
+
 def _ensemble(card: EnsembleCard | None, calibrations: Mapping[str, Calibration | None], threshold: float | None, strict: bool) -> System:
     if card is None:
         return System(ENSEMBLE, "ensemble", "The ensemble", threshold or 0.0, strict, decides=True)
@@ -129,7 +155,7 @@ def _ensemble(card: EnsembleCard | None, calibrations: Mapping[str, Calibration 
 def _is_one(
     ensemble: EnsembleCard, members: tuple[str, ...], detectors: list[System], calibrations: Mapping[str, Calibration | None]
 ) -> bool:
-    """Whether the ensemble says what its only detector says, number for number and verdict for verdict but at the threshold itself."""
+    """Whether the ensemble equals its only detector, number for number and verdict for verdict but at the threshold itself."""
     thresholds = ensemble.thresholds
     return (
         len(detectors) == len(members) == 1
@@ -164,8 +190,8 @@ def _is_binary(card: DetectorCard | None) -> bool:
     return card is not None and card.replies
 
 
-def _calibration(told: Mapping[str, Any]) -> Calibration | None:
-    given = told.get("calibration")
+def _calibration(entry: Mapping[str, Any]) -> Calibration | None:
+    given = entry.get("calibration")
     return None if given is None else TypeAdapter(Calibration).validate_python(given)
 
 
@@ -180,37 +206,3 @@ def _field(scores: pa.Array, name: str, there: set[str]) -> pa.Array:
 
 def _struct(scores: pa.Array, name: str) -> pa.Array:
     return pc.struct_field(scores, name)
-
-
-Seen = Literal["in-training", "unseen", "unknown"]
-_SEPARATORS = re.compile(r"[\s._-]+")
-
-
-def seen(card: DetectorCard, generator: str) -> Seen:
-    """Whether the fakes that the card's weights were trained on were of this generator, by the name that labels give it.
-
-    A name that the card does not list is `unseen` only where the card lists all; sources of real images (`real`, `real:…`) always are
-    unknown unless listed.
-    """
-    data = card.training_data
-    if any(is_named(generator, glob) for glob in data.generators):
-        return "in-training"
-    is_real = generator == "real" or generator.startswith("real:")
-    return "unseen" if data.complete and data.generators and not is_real else "unknown"
-
-
-def seen_by_any(found: Iterable[str]) -> Seen:
-    """What is known of several at once, members of an ensemble or generators of a row: one that was seen decides, and one unknown next."""
-    words = set(found)
-    if "in-training" in words:
-        return "in-training"
-    return "unseen" if words == {"unseen"} else "unknown"
-
-
-def is_named(name: str, glob: str) -> bool:
-    """Whether a glob matches a generator's name; case, spaces, dots, dashes and underscores make no difference."""
-    return fnmatchcase(_plain(name), _plain(glob))
-
-
-def _plain(text: str) -> str:
-    return _SEPARATORS.sub("", text.casefold())

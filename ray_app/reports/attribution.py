@@ -1,10 +1,6 @@
-"""The training of an identifier → one HTML page that loads nothing; its end, and the plan of one, in a few lines.
+"""The training of an identifier or a describer: its HTML page, its end and its plan in a few lines, and its card as plain text.
 
-Knows what is said and in which order; `templates/identifier.html` knows how it looks. Every text in the facts is taken for hostile.
-
-A trained predictor of prompts, and the dry run of one, in words for the terminal. Knows the content of `metrics.json` alone.
-
-An identifier's or a describer's card as a page of plain text. Knows cards; reads no weights and no network.
+Every text in the facts is taken for hostile.
 """
 
 from collections import defaultdict
@@ -43,6 +39,16 @@ _IN_LINES = ("accuracy", "top_3", "macro_f1", "open_set_auroc")
 _MOST = 60
 _MOST_IN_LINE = 12
 _LONGEST_NAME = 48
+_SYSTEMS = {"describer": "predicted", "retrieval": "nearest image's", "random": "any prompt", "most_frequent": "the commonest"}
+_FIGURES = {"exact": "word for word", "token_f1": "token F1", "bleu4": "BLEU-4", "rouge_l": "ROUGE-L"}
+_LABEL = 14
+_TIERS = {
+    "retrieval": "the prompt of the nearest image of an index",
+    "prefix": "a small language model that continues an embedding",
+    "captioner": "a captioning model that reads pixels",
+    "dialogue": "a vision-language model that is asked",
+}
+_METHODS = {"energy": "energy of the logits", "distance": "Mahalanobis distance to the nearest class"}
 
 
 class NamedClass(Section):
@@ -116,7 +122,7 @@ class IdentifierTraining(Section):
 
 
 def render_identifier_report(document: IdentifierTraining | Mapping[str, Any]) -> str:
-    """Write what `training.identifying` tells as one self-contained HTML page."""
+    """Write an identifier's training as one self-contained HTML page."""
     facts = IdentifierTraining.model_validate(document)
     splits = facts.splits
     return render(
@@ -146,8 +152,8 @@ def identifier_lines(document: IdentifierTraining | Mapping[str, Any]) -> list[s
     facts = IdentifierTraining.model_validate(document)
     lines = [_headline(facts)]
     for name, split in facts.splits:
-        told = [f"{FIGURES[one]} {_in_words(split.figures[one])}" for one in _IN_LINES if split.figures[one].value is not None]
-        lines.append(f"{name} ({split.n_known:,} of known generators, {split.n_unknown:,} of unknown): {', '.join(told)}")
+        figures = [f"{FIGURES[one]} {_in_words(split.figures[one])}" for one in _IN_LINES if split.figures[one].value is not None]
+        lines.append(f"{name} ({split.n_known:,} of known generators, {split.n_unknown:,} of unknown): {', '.join(figures)}")
     lines.append(open_set_in_words(facts))
     if pairs := facts.splits[-1][1].pairs[:3]:
         lines.append("most often confused: " + ", ".join(f"{_name(true)} taken for {_name(str(said))} ({n:,})" for true, said, n in pairs))
@@ -164,6 +170,50 @@ def identifier_lines(document: IdentifierTraining | Mapping[str, Any]) -> list[s
 def identifier_plan_lines(planned: Mapping[str, Any]) -> list[str]:
     """The dry run in words."""
     return [wording.visible(line) for line in _plan(planned)]
+
+
+def open_set_in_words(facts: IdentifierTraining) -> str:
+    """What share of images was to be given no name, and what share was."""
+    found = facts.open_set
+    if found is None:
+        return "Every image is given a name: no threshold was asked for."
+    asked = f"Asked to give no name to {wording.percent(found['abstains'])} of images of known generators (by {found['method']}, "
+    asked += f"a threshold from {found['n']:,} validation images)"
+    test = facts.test
+    if test is None or test.figures["abstained"].value is None:
+        return f"{asked}; no test image says what share it is."
+    words = f"{asked}; on test it was {_in_words(test.figures['abstained'])}"
+    unknown = test.figures["unknown_abstained"]
+    return f"{words}, and {_in_words(unknown)} of those of unknown generators." if unknown.value is not None else f"{words}."
+
+
+def describer_lines(facts: Mapping[str, Any]) -> list[str]:
+    """What came out: figures of each split beside what costs nothing, and where the card lies."""
+    lines = [f"{facts['name']}: {facts['tier']}, {facts['steps']:,} steps, {facts['out']}/describer.yaml"]
+    for split, systems in facts["figures"].items():
+        lines.append(f"{split}: {facts['n'][split]:,} images with prompts that training has not")
+        lines += [f"  {title:<16}{_figures_in_words(systems[system])}" for system, title in _SYSTEMS.items()]
+    return [*lines, "touchstone score ARCHIVE --out RUN with an ensemble whose profile names this card as its describer"]
+
+
+def describer_plan_lines(planned: Mapping[str, Any]) -> list[str]:
+    """The dry run."""
+    counts = ", ".join(f"{split} {count:,}" for split, count in planned["images"].items())
+    lines = [f"{planned['name']}: {planned['tier']} by {planned['detector']}; images with prompts: {counts}"]
+    if planned["steps"]:
+        lines.append(f"{planned['steps']:,} steps of {planned['batch']:,} images")
+    left_out = planned["data"].get("prompts_in_training", {})
+    return lines + [f"{split}: {count:,} images left out, since training has their prompt" for split, count in left_out.items() if count]
+
+
+def profile_page(card: IdentifierCard | DescriberCard, here: Mapping[str, Path | None], width: int) -> str:
+    """The card in lines of at most `width` columns but for longer words. `here`: where its files lie (None = missing), by uri."""
+    facts = _of_identifier(card) if isinstance(card, IdentifierCard) else _of_describer(card)
+    lines = [*facts, ("weights", card.weights.uri), ("here", ", ".join(str(path) if path else "missing" for path in here.values()))]
+    lines += [("licence", card.licence), ("source", card.source), ("training data", card.training_data.name)]
+    lines += [("note", note) for note in card.notes]
+    shown = [line for label, text in lines if text for line in _hung(label, visible(text), width)]
+    return "\n".join([card.name, *(f"  {line}" for line in paragraph(card.title, width - 2)), "", *shown])
 
 
 def _plan(planned: Mapping[str, Any]) -> Iterator[str]:
@@ -188,21 +238,6 @@ def _plan(planned: Mapping[str, Any]) -> Iterator[str]:
         yield "there is no test split: how good it is on images that decided nothing stays unknown"
 
 
-def open_set_in_words(facts: IdentifierTraining) -> str:
-    """What share of images was to be given no name, and what share was."""
-    found = facts.open_set
-    if found is None:
-        return "Every image is given a name: no threshold was asked for."
-    asked = f"Asked to give no name to {wording.percent(found['abstains'])} of images of known generators (by {found['method']}, "
-    asked += f"a threshold from {found['n']:,} validation images)"
-    test = facts.test
-    if test is None or test.figures["abstained"].value is None:
-        return f"{asked}; no test image says what share it is."
-    told = f"{asked}; on test it was {_in_words(test.figures['abstained'])}"
-    unknown = test.figures["unknown_abstained"]
-    return f"{told}, and {_in_words(unknown)} of those of unknown generators." if unknown.value is not None else f"{told}."
-
-
 def _headline(facts: IdentifierTraining) -> str:
     split, last = facts.splits[-1]
     title = wording.visible(facts.title or facts.name)
@@ -224,72 +259,29 @@ def _chances_in_words(facts: IdentifierTraining) -> str:
     return f"Probabilities are calibrated by a temperature of {facts.temperature:.3g}, on training images by folds of groups."
 
 
+def _in_words(row: FigureFacts) -> str:
+    value, ends = _cell(row)
+    return value if ends is None else f"{value} ({ends[0]} to {ends[1]})"
+
+
 def _cell(row: FigureFacts) -> tuple[str, tuple[str, str] | None]:
     ends = row.ends
     return wording.percent(row.value), None if ends is None else (wording.percent(ends[0]), wording.percent(ends[1]))
 
 
-def _in_words(row: FigureFacts) -> str:
-    value, ends = _cell(row)
-    return value if ends is None else f"{value} ({ends[0]} to {ends[1]})"
+def _counts(counts: Mapping[str, int]) -> str:
+    words = [f"{_name(name)} {n:,}" for name, n in list(counts.items())[:_MOST_IN_LINE]]
+    return ", ".join([*words, *([f"{len(counts) - len(words):,} more"] if len(counts) > len(words) else [])])
 
 
 def _name(name: str) -> str:
     return wording.shortened(name, _LONGEST_NAME)
 
 
-def _counts(counts: Mapping[str, int]) -> str:
-    told = [f"{_name(name)} {n:,}" for name, n in list(counts.items())[:_MOST_IN_LINE]]
-    return ", ".join([*told, *([f"{len(counts) - len(told):,} more"] if len(counts) > len(told) else [])])
-
-
-_SYSTEMS = {"describer": "predicted", "retrieval": "nearest image's", "random": "any prompt", "most_frequent": "the commonest"}
-_FIGURES = {"exact": "word for word", "token_f1": "token F1", "bleu4": "BLEU-4", "rouge_l": "ROUGE-L"}
-
-
-def describer_lines(facts: Mapping[str, Any]) -> list[str]:
-    """What came out: figures of each split beside what costs nothing, and where the card lies."""
-    lines = [f"{facts['name']}: {facts['tier']}, {facts['steps']:,} steps, {facts['out']}/describer.yaml"]
-    for split, systems in facts["figures"].items():
-        lines.append(f"{split}: {facts['n'][split]:,} images with prompts that training has not")
-        lines += [f"  {title:<16}{_told(systems[system])}" for system, title in _SYSTEMS.items()]
-    return [*lines, "touchstone score ARCHIVE --out RUN with an ensemble whose profile names this card as its describer"]
-
-
-def describer_plan_lines(planned: Mapping[str, Any]) -> list[str]:
-    """The dry run."""
-    counts = ", ".join(f"{split} {count:,}" for split, count in planned["images"].items())
-    lines = [f"{planned['name']}: {planned['tier']} by {planned['detector']}; images with prompts: {counts}"]
-    if planned["steps"]:
-        lines.append(f"{planned['steps']:,} steps of {planned['batch']:,} images")
-    left_out = planned["data"].get("prompts_in_training", {})
-    return lines + [f"{split}: {count:,} images left out, since training has their prompt" for split, count in left_out.items() if count]
-
-
-def _told(figures: Mapping[str, Any]) -> str:
+def _figures_in_words(figures: Mapping[str, Any]) -> str:
     if all(figures[name]["value"] is None for name in _FIGURES):
         return f"not known: {figures['exact']['why']}"
     return "  ".join(f"{title} {figures[name]['value']:.3f}" for name, title in _FIGURES.items() if figures[name]["value"] is not None)
-
-
-_LABEL = 14
-_TIERS = {
-    "retrieval": "the prompt of the nearest image of an index",
-    "prefix": "a small language model that continues an embedding",
-    "captioner": "a captioning model that reads pixels",
-    "dialogue": "a vision-language model that is asked",
-}
-_METHODS = {"energy": "energy of the logits", "distance": "Mahalanobis distance to the nearest class"}
-
-
-def profile_page(card: IdentifierCard | DescriberCard, here: Mapping[str, Path | None], width: int) -> str:
-    """The card in lines of at most `width` columns but for longer words. `here`: where its files lie (None = missing), by uri."""
-    told = _of_identifier(card) if isinstance(card, IdentifierCard) else _of_describer(card)
-    lines = [*told, ("weights", card.weights.uri), ("here", ", ".join(str(path) if path else "missing" for path in here.values()))]
-    lines += [("licence", card.licence), ("source", card.source), ("training data", card.training_data.name)]
-    lines += [("note", note) for note in card.notes]
-    shown = [line for label, text in lines if text for line in _hung(label, visible(text), width)]
-    return "\n".join([card.name, *(f"  {line}" for line in paragraph(card.title, width - 2)), "", *shown])
 
 
 def _of_identifier(card: IdentifierCard) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""A sample of images → one HTML page on which a person labels them, and an audit's answer in lines. Knows facts; reads no run.
+"""A sample of images → one HTML page on which a person labels them (`render_audit`), and an audit's answer in lines (`audit_lines`).
 
 The page shows no score and no verdict, so that nobody is led by them. It runs one script, its own, which the policy names by its hash; it
 loads nothing, keeps labels in the browser and hands them over as a CSV file.
@@ -39,7 +39,7 @@ class AuditImage:
 
 
 def render_audit(facts: Mapping[str, Any], images: Sequence[AuditImage]) -> str:
-    """The page. `facts`: what `audit.json` says. Every text is taken for hostile."""
+    """The page. `facts`: the content of `audit.json`. Every text is taken for hostile."""
     digest = base64.b64encode(hashlib.sha256(render("audit.js").encode()).digest()).decode()
     # Labels kept in a browser belong to this sample: another one in the same folder starts anew.
     named = hashlib.sha256("\n".join([str(facts["made_at"]), *(str(one.image_id) for one in images)]).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""What `touchstone calibrate` says on the terminal. Knows its report (`ray_app.evaluation.calibrate.run`) and words; computes nothing."""
+"""The report of `touchstone calibrate` as lines for the terminal: `calibration_lines`."""
 
 from collections.abc import Sequence
 

@@ -61,7 +61,7 @@ class CalibratedCascade(Section):
 
 
 class LeftOutGenerator(Section):
-    """What a card that never saw a generator says of its images. `fitted_again`: whether the card that is written saw some."""
+    """Figures on a generator's images by a card that never saw it. `fitted_again`: whether the card that is written saw some."""
 
     generator: str
     n: int

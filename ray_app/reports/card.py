@@ -1,7 +1,4 @@
-"""A detector's card as a page of plain text: everything that the card holds, in words. Knows cards; reads no weights and no network.
-
-The detectors side by side: one line each of what decides a choice. Knows cards; reads no weights and no network.
-"""
+"""A detector's card as plain text (`card_page`), and the detectors side by side, one line each (`zoo_table`)."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +22,16 @@ SPEED_WORDS = (
 )
 _LONGEST_LICENCE = len("CC-BY-NC-SA-4.0")
 _TIED = "\u00a0"  # a space at which no line is broken
+Line = tuple[str, str]
+_LABEL = 14
+_RESIZE_WORDS = {
+    "none": "the image's own size is kept",
+    "squash": "squash to {size} × {size} px, whatever the aspect",
+    "short_side": "short side to {size} px, aspect kept",
+    "thumbnail": "thumbnail: shrunk to sides of at most {size} px, never enlarged",
+}
+_RESAMPLERS = {"pillow": "Pillow's", "torch": "torchvision's on uint8, with antialias", "opencv": "OpenCV's, without antialias"}
+_PADS = {"black": "black", "mirror": "its own mirror image"}
 
 
 @dataclass(frozen=True)
@@ -57,24 +64,12 @@ class ZooEntry:
         }
 
 
-def speed_class(card: DetectorCard) -> str | None:
-    """How fast, by the multiply-adds that its card states; None where it states none."""
-    if card.size is None:
-        return None
-    return next((name for name, most in SPEED_CLASSES.items() if card.size.gmac < most), SLOWEST)
+@dataclass(frozen=True)
+class Here:
+    """What holds on this machine: whether the terms were accepted, and where each file of weights lies (None = missing), by uri."""
 
-
-def input_words(card: DetectorCard) -> str:
-    """The pixels that the network sees: a fixed size, or the image's own up to a limit."""
-    shape, resize = card.preprocessing.shape, card.preprocessing.resize
-    if shape:
-        return f"{shape[1]} × {shape[0]}"
-    if resize.mode == "thumbnail":
-        return f"sides ≤ {resize.size}"
-    if resize.mode == "short_side":
-        return f"short side {resize.size}"
-    most = card.valid_range.max_megapixels
-    return "native" + (f" ≤ {most:g} MP" if most else "")
+    accepted: bool
+    files: Mapping[str, Path | None]
 
 
 def zoo_table(entries: Sequence[ZooEntry], width: int) -> str:
@@ -90,52 +85,17 @@ def zoo_table(entries: Sequence[ZooEntry], width: int) -> str:
     return "\n".join([*lines, "", *paragraph(marks, width)]).replace(_TIED, " ")
 
 
-def _row(entry: ZooEntry) -> list[str]:
-    card = entry.card
-    base, colon, variant = card.name.partition(":")
-    mark = "" if card.terms == "permissive" else f"{_TIED}✓" if entry.accepted else f"{_TIED}!"
-    return [
-        f"  :{variant}" if colon else base,
-        card.family,
-        _beginning(card.licence) + mark,
-        _millions(card.size.parameters) if card.size else wording.NONE,
-        input_words(card),
-        speed_class(card) or wording.NONE,
-        "yes" if card.masks else wording.NONE,
-        "here" if entry.here else "missing",
-    ]
-
-
-def _beginning(licence: str) -> str:
-    """A licence begins with what tells it from others; `show` has the rest."""
-    return licence if len(licence) <= _LONGEST_LICENCE else licence[: _LONGEST_LICENCE - 1].rstrip(" (,;") + "…"
-
-
-def _millions(parameters: int) -> str:
-    for unit, size in {"G": 1e9, "M": 1e6, "k": 1e3}.items():
-        if parameters >= size:
-            return f"{parameters / size:.{1 if parameters < 10 * size else 0}f} {unit}"
-    return str(parameters)
-
-
-Line = tuple[str, str]
-_LABEL = 14
-_RESIZE_WORDS = {
-    "none": "the image's own size is kept",
-    "squash": "squash to {size} × {size} px, whatever the aspect",
-    "short_side": "short side to {size} px, aspect kept",
-    "thumbnail": "thumbnail: shrunk to sides of at most {size} px, never enlarged",
-}
-_RESAMPLERS = {"pillow": "Pillow's", "torch": "torchvision's on uint8, with antialias", "opencv": "OpenCV's, without antialias"}
-_PADS = {"black": "black", "mirror": "its own mirror image"}
-
-
-@dataclass(frozen=True)
-class Here:
-    """What holds on this machine: whether the terms were accepted, and where each file of weights lies (None = missing), by uri."""
-
-    accepted: bool
-    files: Mapping[str, Path | None]
+def input_words(card: DetectorCard) -> str:
+    """The pixels that the network sees: a fixed size, or the image's own up to a limit."""
+    shape, resize = card.preprocessing.shape, card.preprocessing.resize
+    if shape:
+        return f"{shape[1]} × {shape[0]}"
+    if resize.mode == "thumbnail":
+        return f"sides ≤ {resize.size}"
+    if resize.mode == "short_side":
+        return f"short side {resize.size}"
+    most = card.valid_range.max_megapixels
+    return "native" + (f" ≤ {most:g} MP" if most else "")
 
 
 def card_page(card: DetectorCard, here: Here, width: int) -> str:
@@ -159,6 +119,13 @@ def card_page(card: DetectorCard, here: Here, width: int) -> str:
     return "\n\n".join([card.name, *("\n".join(block) for block in blocks)])
 
 
+def speed_class(card: DetectorCard) -> str | None:
+    """How fast, by the multiply-adds that its card states; None where it states none."""
+    if card.size is None:
+        return None
+    return next((name for name, most in SPEED_CLASSES.items() if card.size.gmac < most), SLOWEST)
+
+
 def preprocessing_lines(preprocessing: Preprocessing) -> list[Line]:
     """What happens to an image before the network sees it, step by step."""
     resize = preprocessing.resize
@@ -171,6 +138,34 @@ def preprocessing_lines(preprocessing: Preprocessing) -> list[Line]:
         lines.append(("crop", f"the centre {side} × {side} px; a smaller image is filled up with {_PADS[preprocessing.pad]}"))
     lines.append(("normalised", f"(value / 255 − mean) / std; mean {_numbers(preprocessing.mean)}, std {_numbers(preprocessing.std)}"))
     return lines
+
+
+def _row(entry: ZooEntry) -> list[str]:
+    card = entry.card
+    base, colon, variant = card.name.partition(":")
+    mark = "" if card.terms == "permissive" else f"{_TIED}✓" if entry.accepted else f"{_TIED}!"
+    return [
+        f"  :{variant}" if colon else base,
+        card.family,
+        _beginning(card.licence) + mark,
+        _millions(card.size.parameters) if card.size else wording.NONE,
+        input_words(card),
+        speed_class(card) or wording.NONE,
+        "yes" if card.masks else wording.NONE,
+        "here" if entry.here else "missing",
+    ]
+
+
+def _beginning(licence: str) -> str:
+    """A licence begins with its name; `show` has the rest."""
+    return licence if len(licence) <= _LONGEST_LICENCE else licence[: _LONGEST_LICENCE - 1].rstrip(" (,;") + "…"
+
+
+def _millions(parameters: int) -> str:
+    for unit, size in {"G": 1e9, "M": 1e6, "k": 1e3}.items():
+        if parameters >= size:
+            return f"{parameters / size:.{1 if parameters < 10 * size else 0}f} {unit}"
+    return str(parameters)
 
 
 def _summary(card: DetectorCard) -> list[Line]:
@@ -202,6 +197,15 @@ def _network(card: DetectorCard) -> list[Line]:
     return [*lines, ("precision", precision), ("", card.precision_note or "")]
 
 
+def _backbone(card: DetectorCard, here: Here) -> list[Line]:
+    backbone = card.backbone
+    if backbone is None:
+        return []
+    about = [("name", f"{backbone.name}: {backbone.title}"), ("", "runs once for all detectors that name it with the same preprocessing")]
+    terms = [("licence", backbone.licence), ("note", backbone.licence_note or ""), ("source", backbone.source)]
+    return [*about, *_architecture(backbone.architecture), *_weights(backbone.weights, card, here), *terms]
+
+
 def _architecture(architecture: Architecture) -> list[Line]:
     return [("architecture", architecture.name), ("arguments", _flow(architecture.arguments) if architecture.arguments else "")]
 
@@ -231,15 +235,6 @@ def _keys(weights: Weights) -> str:
     if weights.prefix:
         steps.append(f"put before each: {weights.prefix}")
     return "; ".join(steps)
-
-
-def _backbone(card: DetectorCard, here: Here) -> list[Line]:
-    backbone = card.backbone
-    if backbone is None:
-        return []
-    about = [("name", f"{backbone.name}: {backbone.title}"), ("", "runs once for all detectors that name it with the same preprocessing")]
-    terms = [("licence", backbone.licence), ("note", backbone.licence_note or ""), ("source", backbone.source)]
-    return [*about, *_architecture(backbone.architecture), *_weights(backbone.weights, card, here), *terms]
 
 
 def _output(card: DetectorCard) -> list[Line]:
@@ -303,7 +298,7 @@ def _variants(card: DetectorCard, width: int) -> list[str]:
     lines = []
     for name, change in card.variants.items():
         lines.append(f"{card.name}:{name} differs in")
-        lines += [line for key, value in _flattened(change) for line in _hung(f"  {key}: ", _said(value), width)]
+        lines += [line for key, value in _flattened(change) for line in _hung(f"  {key}: ", _in_words(value), width)]
     return lines
 
 
@@ -316,18 +311,18 @@ def _flattened(change: Mapping[str, Any], above: str = "") -> Iterator[tuple[str
             yield f"{above}{key}", value
 
 
-def _said(value: Any) -> str:
+def _in_words(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_said(item)}" for key, item in value.items()) or "nothing"
+        return ", ".join(f"{key} {_in_words(item)}" for key, item in value.items()) or "nothing"
     if isinstance(value, list | tuple):
-        return "; ".join(map(_said, value)) or "nothing"
+        return "; ".join(map(_in_words, value)) or "nothing"
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "none" if value is None else str(value)
 
 
 def _labelled(lines: Iterable[Line], width: int) -> list[str]:
-    """Lines that say something, their texts in a column of their own."""
+    """The lines that have a text, the texts in a column of their own."""
     return [line for label, text in lines if text for line in _hung(f"{label:{_LABEL}}" + " " * (len(label) >= _LABEL), text, width)]
 
 

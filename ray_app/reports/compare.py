@@ -1,6 +1,7 @@
-"""A comparison of two runs → one HTML page that loads nothing and runs nothing; and the same in a few lines for the terminal.
+"""A comparison of two runs → one HTML page that loads nothing and runs nothing (`render_comparison`), and a few lines
+(`comparison_lines`).
 
-Knows the document of `touchstone compare` and what the page says in which order. Every text in it is taken for hostile.
+Every text in the document of `touchstone compare` is taken for hostile.
 """
 
 from collections.abc import Mapping, Sequence
@@ -136,11 +137,11 @@ def _shift(document: Mapping[str, Any], system: Mapping[str, Any]) -> _Row:
 
 def _drift(document: Mapping[str, Any], system: Mapping[str, Any]) -> _Row:
     """Images of A and of B, medians of both, KS, its p, PSI, its p."""
-    told = system["distribution"]
-    medians = [(_quantiles(document, told[f"quantiles_{side}"]) or [wording.NONE] * 3)[1] for side in "ab"]
-    drift = told["drift"]
+    shift = system["distribution"]
+    medians = [(_quantiles(document, shift[f"quantiles_{side}"]) or [wording.NONE] * 3)[1] for side in "ab"]
+    drift = shift["drift"]
     tests = [f"{drift['ks']:.3f}", _p(drift, "ks_p"), f"{drift['psi']:.3f}", _p(drift, "psi_p")] if drift else [wording.NONE] * 4
-    return _Row(system["name"], [wording.count(told["n_a"]), wording.count(told["n_b"]), *medians, *tests])
+    return _Row(system["name"], [wording.count(shift["n_a"]), wording.count(shift["n_b"]), *medians, *tests])
 
 
 def _quantiles(document: Mapping[str, Any], values: Sequence[float]) -> list[str]:

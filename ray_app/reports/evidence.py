@@ -1,6 +1,6 @@
-"""One image's record → one HTML page that loads nothing and runs nothing, and a few lines for the terminal.
+"""One image's record → one HTML page that loads nothing and runs nothing (`render_evidence`), and a few lines (`evidence_lines`).
 
-Knows the document of `touchstone evidence` and what the page says in which order. Every text in it is taken for hostile.
+Every text in the document of `touchstone evidence` is taken for hostile.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,12 +31,12 @@ _PROVENANCE = {
 }
 
 
-def render_evidence(told: Mapping[str, Any]) -> str:
+def render_evidence(evidence: Mapping[str, Any]) -> str:
     """Write a record (`ray_app.evaluation.evidence.record.make_evidence`) as one self-contained HTML page."""
-    record = told["record"]
+    record = evidence["record"]
     return render(
         "evidence.html",
-        told=told,
+        told=evidence,
         record=record,
         headline=_headline(record),
         demonstration=record["decision"]["score"] is not None
@@ -56,9 +56,9 @@ def render_evidence(told: Mapping[str, Any]) -> str:
     )
 
 
-def evidence_lines(told: Mapping[str, Any]) -> list[str]:
+def evidence_lines(evidence: Mapping[str, Any]) -> list[str]:
     """A record in words, for the terminal."""
-    record = told["record"]
+    record = evidence["record"]
     image, decision = record["image"], record["decision"]
     lines = [_headline(record), f"file sha256: {image['sha256'] or wording.NONE}"]
     if decision["verdict"] is not None:
@@ -71,12 +71,16 @@ def evidence_lines(told: Mapping[str, Any]) -> list[str]:
     lines += [wording.visible(words) for words in record["guarantee"]["words"]]
     if not decision["rederived"]:
         lines.append("The cards do not give this decision again from the recorded scores: see `touchstone evidence --verify`.")
-    return [*lines, f"digest: {told['sha256']}", *([f"signed with the key: {told['signature']['key']}"] if "signature" in told else [])]
+    return [
+        *lines,
+        f"digest: {evidence['sha256']}",
+        *([f"signed with the key: {evidence['signature']['key']}"] if "signature" in evidence else []),
+    ]
 
 
-def check_line(name: str, outcome: str, told: str) -> str:
+def check_line(name: str, outcome: str, message: str) -> str:
     """One line of a verification."""
-    return wording.visible(f"{_OUTCOMES[outcome]:8}  {name}: {told}")
+    return wording.visible(f"{_OUTCOMES[outcome]:8}  {name}: {message}")
 
 
 def _origin(profile: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -99,12 +103,9 @@ def _origin(profile: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _headline(record: Mapping[str, Any]) -> str:
     image, verdict = record["image"], record["decision"]["verdict"]
-    name = wording.shortened(_leaf(wording.file_name(image["uri"], image["member"])), 80)
+    path = wording.file_name(image["uri"], image["member"])
+    name = wording.shortened(path.rstrip("/").rpartition("/")[2] or path, 80)
     return f"{name}: {wording.VERDICT_WORDS.get(verdict) or wording.visible('not scored, ' + image['status'])}."
-
-
-def _leaf(name: str) -> str:
-    return name.rstrip("/").rpartition("/")[2] or name
 
 
 def _withheld(record: Mapping[str, Any]) -> str | None:
@@ -126,7 +127,7 @@ def _score_chart(decision: Mapping[str, Any]) -> Markup | None:
     at = [position(value, low, high) for value in (real, fake, score)]
     zones = [(0.0, at[0], "real", "no evidence"), (at[0], at[1], "abstain", "abstain"), (at[1], 100.0, "fake", "fake")]
     parts = [rectangle(left, 30, right - left, 40, f"fill-{kind}", label) for left, right, kind, label in zones if right > left]
-    # A name is left out where its zone is too narrow to hold it on a telephone; the legend says the same.
+    # A name is left out where its zone is too narrow to hold it on a telephone; the legend has the same.
     parts += [text((left + right) / 2, 30, label, "zone", dy=-8, anchor="middle") for left, right, _, label in zones if right - left >= 24]
     parts += [line(cut, 20, cut, 80, "cut") for cut in sorted(set(at[:2]))]
     parts += [text(position(tick, low, high), 70, plain(tick), "tick", dy=20, anchor="middle") for tick in round_ticks(low, high, 6)]
@@ -160,7 +161,7 @@ def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     row = record["row"]
     size = f"{row['width']:,} × {row['height']:,} px" if row["width"] and row["height"] else None
     flags = [f"{flag}: {FLAG_MEANING.get(flag, 'a word of another version')}" for flag in row.get("flags") or ()]
-    told = {
+    rows = {
         "format": row["format"],
         "size": size,
         "mode": row.get("mode"),
@@ -172,18 +173,18 @@ def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         "scored at": row.get("scored_at") and wording.moment(row["scored_at"]),
         "reused": "the scores are those of another member with the same bytes" if row.get("reused") else None,
     }
-    return [(name, str(value)) for name, value in told.items() if value]
+    return [(name, str(value)) for name, value in rows.items() if value]
 
 
 def _provenance(said: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    """What the file says of itself, in lines."""
+    """The file's own provenance, in lines."""
     if not said:
         return []
     lines = Provenance.model_validate(said).lines()
-    told = [(_PROVENANCE.get(name, name), words) for name, words in lines.items()]
+    rows = [(_PROVENANCE.get(name, name), words) for name, words in lines.items()]
     if state := (said.get("c2pa") or {}).get("state"):
-        told.append(("signature", wording.C2PA_WORDS.get(state, state)))
-    return [*told, ("declares itself generated", "yes" if said.get("ai_declared") else "no")]
+        rows.append(("signature", wording.C2PA_WORDS.get(state, state)))
+    return [*rows, ("declares itself generated", "yes" if said.get("ai_declared") else "no")]
 
 
 def _hashes(hashes: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -194,6 +195,6 @@ def _hashes(hashes: Mapping[str, Any]) -> list[tuple[str, str]]:
         "calibration's population": hashes["population"],
         "calibration's real scores": hashes["references"],
     }
-    told = [(name, value) for name, value in one.items() if value]
-    told += [(f"card of {name}", value) for name, value in hashes["detectors"].items()]
-    return told + [(f"weights of {name}", value or "not noted by the run") for name, value in hashes["weights"].items()]
+    rows = [(name, value) for name, value in one.items() if value]
+    rows += [(f"card of {name}", value) for name, value in hashes["detectors"].items()]
+    return rows + [(f"weights of {name}", value or "not noted by the run") for name, value in hashes["weights"].items()]

@@ -1,4 +1,4 @@
-"""One picture that shows what a detector's score rests on and whether the deletion test confirms it. Knows explanations, no detectors."""
+"""One picture that shows what a detector's score rests on and whether the deletion test confirms it: `explanation_figure`."""
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont

@@ -1,6 +1,6 @@
-"""A run's images as pages of tiles: each with its verdict, and the generator and words that are known and those that are predicted.
+"""A run's images as pages of tiles (`render_gallery_page`): each with its verdict, and its generator and words, known and predicted.
 
-Knows tiles and pages; reads no run and no image. A page loads nothing: its pictures stand in it.
+A page loads nothing: its pictures stand in it.
 """
 
 import math
@@ -42,7 +42,7 @@ class PageNumber(NamedTuple):
 
 
 class TileText(NamedTuple):
-    """What a tile says of generator or words, and who says it; `opening`: the first of it, where it is long."""
+    """A tile's text on generator or words, and its source; `opening`: the first of it, where it is long."""
 
     term: str
     said: str
@@ -77,7 +77,7 @@ def render_gallery_page(
 
 
 def said_of(row: Mapping[str, Any]) -> list[TileText]:
-    """Generator and words of a row, what is known before what is predicted; nothing of what nobody said."""
+    """Generator and words of a row, what is known before what is predicted; nothing where there is neither."""
     given = row.get("input") or {}
     probability, likelihood = row.get("generator_probability"), row.get("prompt_likelihood")
     named = said_generator(row.get("predicted_generator"), row.get("generator_family"), row.get("generator_ranking"))

@@ -1,7 +1,4 @@
-"""What every page shares: Jinja with the words of `wording`, and texts and pictures made safe to show. Knows no run and no training.
-
-Every text is taken for hostile: Jinja escapes it, and `visible` shows what would hide or reorder it.
-"""
+"""Pages by Jinja (`render`): every text is escaped, and `visible` shows what would hide or reorder it."""
 
 import base64
 import re

@@ -1,6 +1,6 @@
-"""An audit of labels → one HTML page that loads nothing and runs nothing; and the same in a few lines for the terminal.
+"""An audit of labels → one HTML page that loads nothing and runs nothing (`render_labels`), and a few lines (`labels_lines`).
 
-Knows the document of `touchstone labels` and what the page says in which order. Every text in it is taken for hostile.
+Every text in the document of `touchstone labels` is taken for hostile.
 """
 
 import base64

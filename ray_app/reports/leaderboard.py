@@ -1,4 +1,5 @@
-"""Many evaluations → one HTML page of systems side by side, and the same in lines. Reads documents (`metrics.json`); computes no figure.
+"""Many evaluations (`metrics.json`) → one HTML page of systems side by side (`render_leaderboard`), and the same in lines
+(`leaderboard_lines`).
 
 Systems stand in one list only where they were measured on the same data by the same rules: figures of different data do not rank.
 """
@@ -10,7 +11,6 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from ray_app.reports import format as figure_words
 from ray_app.reports import format as wording
 from ray_app.reports.evaluation.model import EvaluationDocument
 from ray_app.reports.evaluation.system_model import NOT_MEASURED, FigureFacts, GeneratorFacts, SystemFacts, ViewFacts
@@ -19,7 +19,7 @@ from ray_app.reports.svg import range_meter
 from ray_app.reports.text import paragraph, table
 
 COLUMNS = ("auc", "balanced_accuracy", "tpr_at_fpr_1", "ece")
-_MANY = 0.01  # share of images without a score from which on it is said
+_MANY = 0.01  # share of images without a score from which on a warning is given
 _LONGEST_NAME = 60
 
 
@@ -98,8 +98,8 @@ def boards_of(evaluations: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Lead
     """
     groups: dict[str, list[tuple[str, EvaluationDocument]]] = {}
     for url, document in evaluations:
-        told = EvaluationDocument.model_validate(document)
-        groups.setdefault(_same(told), []).append((url, told))
+        facts = EvaluationDocument.model_validate(document)
+        groups.setdefault(_same(facts), []).append((url, facts))
     boards = [_board(group) for group in groups.values()]
     return sorted(boards, key=lambda one: -(one.n_real + one.n_fake))
 
@@ -107,7 +107,7 @@ def boards_of(evaluations: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Lead
 def render_leaderboard(evaluations: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
     """One self-contained page that loads nothing and runs nothing. Every text in the documents is taken for hostile."""
     boards = boards_of(evaluations)
-    return render("leaderboard.html", boards=boards, said=figure_words, columns=COLUMNS, headline=_headline(boards), count=len(evaluations))
+    return render("leaderboard.html", boards=boards, said=wording, columns=COLUMNS, headline=_headline(boards), count=len(evaluations))
 
 
 def leaderboard_lines(evaluations: Sequence[tuple[str, Mapping[str, Any]]], width: int) -> list[str]:
@@ -128,25 +128,25 @@ def leaderboard_lines(evaluations: Sequence[tuple[str, Mapping[str, Any]]], widt
 def _cells(entry: LeaderboardEntry) -> list[str]:
     worst = entry.worst_generator
     system = wording.shortened(entry.system.called, _LONGEST_NAME) + (" *" if entry.trained_on else "")
-    shown = [figure_words.in_words(key, entry.system.figure(key)) for key in COLUMNS[:3]]
-    named = f"{wording.shortened(worst.name, _LONGEST_NAME)} {figure_words.written(worst.key, worst.figure.number)}"
+    shown = [wording.in_words(key, entry.system.figure(key)) for key in COLUMNS[:3]]
+    named = f"{wording.shortened(worst.name, _LONGEST_NAME)} {wording.written(worst.key, worst.figure.number)}"
     return [system, *shown, named if worst.name else wording.NONE]
 
 
-def _same(told: EvaluationDocument) -> str:
-    """What evaluations share that may stand in one list: the data, told by its digest or else by its labels and counts; and the rules."""
-    first = told.systems[0].generators if told.systems else ()
+def _same(facts: EvaluationDocument) -> str:
+    """What evaluations share that may stand in one list: the data, by its digest or else by its labels and counts; and the rules."""
+    first = facts.systems[0].generators if facts.systems else ()
     counted = sorted((one.label, one.name, one.kind, one.n + one.unscored) for one in first)
-    data = [told.data.digest] if told.data.digest else [told.labels.name, told.data.n, counted]
-    return json.dumps([data, told.protocol.name if told.protocol else None])
+    data = [facts.data.digest] if facts.data.digest else [facts.labels.name, facts.data.n, counted]
+    return json.dumps([data, facts.protocol.name if facts.protocol else None])
 
 
 def _board(group: Sequence[tuple[str, EvaluationDocument]]) -> Leaderboard:
     first = group[0][1]
-    entries = [_entry(url, told, system) for url, told in group for system in told.systems]
+    entries = [_entry(url, facts, system) for url, facts in group for system in facts.systems]
     ranked = sorted((one for one in entries if one.system.figure("auc").ends), key=lambda one: _merit(one, "auc"))
     others = sorted((one for one in entries if not one.system.figure("auc").ends), key=lambda one: _merit(one, "balanced_accuracy"))
-    fakes = {one.name for _, told in group for system in told.systems for one in system.generators if one.label == "fake"}
+    fakes = {one.name for _, facts in group for system in facts.systems for one in system.generators if one.label == "fake"}
     return Leaderboard(
         title=first.protocol.title if first.protocol and first.protocol.title else first.title or first.labels.name or "no name",
         rules=f"rules of {first.protocol.name}" if first.protocol else "no protocol",
@@ -167,21 +167,21 @@ def _merit(entry: LeaderboardEntry, key: str) -> tuple[float, float, str]:
 
 
 def _warnings(group: Iterable[tuple[str, EvaluationDocument]], entries: Sequence[LeaderboardEntry]) -> Iterable[str]:
-    for _, told in group:
-        shortcut = told.data.shortcut
+    for _, facts in group:
+        shortcut = facts.data.shortcut
         if shortcut.confounded:
-            auc = figure_words.written("auc", shortcut.auc.number)
+            auc = wording.written("auc", shortcut.auc.number)
             yield f"Facts of the files alone tell fake from real here (AUC {auc}), so figures may be of files and not of images."
     lists = {tuple(sorted(view.name for view in one.system.views)) for one in entries}
     if len(lists) > 1:
         yield "Not all systems met the same perturbations, so their worst ones do not compare."
 
 
-def _entry(url: str, told: EvaluationDocument, system: SystemFacts) -> LeaderboardEntry:
+def _entry(url: str, facts: EvaluationDocument, system: SystemFacts) -> LeaderboardEntry:
     fakes = _by_name(system)
     return LeaderboardEntry(
         system=system,
-        url=url or told.run.url,
+        url=url or facts.run.url,
         worst_generator=_worst_generator(system, len(fakes)),
         worst_view=_worst_view(system),
         trained_on=sum("in-training" in words for words in fakes.values()),

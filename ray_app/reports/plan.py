@@ -1,7 +1,4 @@
-"""A plan (see `scoring.forecasting`) as lines for a terminal. Knows words, no numbers of its own.
-
-The lines of a plan for whoever pays: requests, bytes and the bill, each with the price it was reckoned at.
-"""
+"""A plan (`scoring.forecasting`) as lines for the terminal: `plan_lines`, and the requests and the bill (`request_lines`, `cost_lines`)."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,10 +10,45 @@ from ray_app.reports.run import promise
 from ray_app.reports.text import table
 
 _NO_PRICE = "not known: no price per hour is given (--cluster NAME or FILE, or --price-per-hour)"
+WIDTH = 11
+_LONGEST_EXAMPLE = 90
+_FLOAT_BYTES = 4
+_FORMATS = {"files": "files of their own", "tar": "tar", "zip": "zip", "parquet": "Parquet"} | dict.fromkeys(COMPRESSED, "compressed tar")
+
+
+def plan_lines(found: Plan | Mapping[str, Any]) -> list[str]:
+    """What would be scored and what is left of it, which processes do it, how fast, what holds them up, and what it costs."""
+    plan = Plan.model_validate(found)
+    lines: list[tuple[str, str]] = [
+        *_labelled("archive", _archive(plan)),
+        *_labelled("run", _standing(plan)),
+        ("ensemble", f"{plan.ensemble}: {plan.rule} over {len(plan.detectors)}: {', '.join(plan.detectors)}"),
+        *_labelled("guarantee", _promised(plan)),
+        *_labelled("perturb", _perturbing(plan)),
+        *_labelled("stability", _recompressing(plan)),
+        *_labelled("cascade", _cascading(plan)),
+        *_labelled("embeddings", _keeping(plan)),
+        *_labelled("profile", _profiling(plan)),
+        ("decode", _decoding(plan)),
+        *_labelled("tensors", (f"{_shape(tensor)} for {', '.join(tensor.detectors)}" for tensor in plan.tensors)),
+        *_labelled("backbones", (_shared(backbone) for backbone in plan.backbones)),
+        ("work", _work(plan)),
+        *_labelled("cluster", _cluster(plan.cluster)),
+        ("layout", f"{plan.layout}; {wording.counted(plan.blocks, 'block')} of up to {plan.block_members:,} members"),
+        *_labelled("memory", _memory(plan)),
+        *_labelled("pools", (", ".join(pool) for pool in plan.pools if len(plan.pools) > 1)),
+        *_labelled("probe", _probe(plan)),
+        *_labelled("stages", _stages(plan)),
+        *_labelled("bottleneck", _bottleneck(plan)),
+        *_labelled("forecast", _forecast(plan)),
+        *_labelled("requests", request_lines(plan)),
+        *_labelled("cost", cost_lines(plan)),
+    ]
+    return [f"{label:{WIDTH}} {text}" for label, text in lines]
 
 
 def request_lines(plan: Plan) -> Iterator[str]:
-    """What is asked of the stores, and how many bytes come from the source."""
+    """The requests to the stores, and how many bytes come from the source."""
     requests = plan.requests
     read = f"{wording.size(plan.bytes_read)} read"
     if not requests.any:
@@ -57,43 +89,6 @@ def _total(cost: PlannedCost, is_priced: bool) -> str:
     each = "" if cost.per_1000_members is None else f", {wording.money(cost.per_1000_members)} per 1,000 members"
     share = "" if cost.compute_share is None else f"; {wording.percent(cost.compute_share)} of it is compute"
     return f"in the currency of the prices{each}{share}"
-
-
-WIDTH = 11
-_LONGEST_EXAMPLE = 90
-_FLOAT_BYTES = 4
-_FORMATS = {"files": "files of their own", "tar": "tar", "zip": "zip", "parquet": "Parquet"} | dict.fromkeys(COMPRESSED, "compressed tar")
-
-
-def plan_lines(found: Plan | Mapping[str, Any]) -> list[str]:
-    """What would be scored and what is left of it, which processes do it, how fast, what holds them up, and what it costs."""
-    plan = Plan.model_validate(found)
-    lines: list[tuple[str, str]] = [
-        *_labelled("archive", _archive(plan)),
-        *_labelled("run", _standing(plan)),
-        ("ensemble", f"{plan.ensemble}: {plan.rule} over {len(plan.detectors)}: {', '.join(plan.detectors)}"),
-        *_labelled("guarantee", _promised(plan)),
-        *_labelled("perturb", _perturbing(plan)),
-        *_labelled("stability", _recompressing(plan)),
-        *_labelled("cascade", _cascading(plan)),
-        *_labelled("embeddings", _keeping(plan)),
-        *_labelled("profile", _profiling(plan)),
-        ("decode", _decoding(plan)),
-        *_labelled("tensors", (f"{_shape(tensor)} for {', '.join(tensor.detectors)}" for tensor in plan.tensors)),
-        *_labelled("backbones", (_shared(backbone) for backbone in plan.backbones)),
-        ("work", _work(plan)),
-        *_labelled("cluster", _cluster(plan.cluster)),
-        ("layout", f"{plan.layout}; {wording.counted(plan.blocks, 'block')} of up to {plan.block_members:,} members"),
-        *_labelled("memory", _memory(plan)),
-        *_labelled("pools", (", ".join(pool) for pool in plan.pools if len(plan.pools) > 1)),
-        *_labelled("probe", _probe(plan)),
-        *_labelled("stages", _stages(plan)),
-        *_labelled("bottleneck", _bottleneck(plan)),
-        *_labelled("forecast", _forecast(plan)),
-        *_labelled("requests", request_lines(plan)),
-        *_labelled("cost", cost_lines(plan)),
-    ]
-    return [f"{label:{WIDTH}} {text}" for label, text in lines]
 
 
 def _archive(plan: Plan) -> Iterator[str]:

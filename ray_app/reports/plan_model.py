@@ -54,7 +54,7 @@ class PlannedCluster(Section):
 
 
 class PlannedArchive(Section):
-    """What would be scored, and on what. `unknown_sizes`: members whose size only reading tells."""
+    """What would be scored, and on what. `unknown_sizes`: members whose size is known only after reading."""
 
     members: int = 0
     size_bytes: int = 0
@@ -75,7 +75,7 @@ class PlannedGuarantee(Section):
 
 
 class PlannedStability(Section):
-    """Recompressed views that are asked for, and of which share of the images; None where no probe could say."""
+    """Recompressed views that are requested, and of which share of the images; None where no probe measured it."""
 
     views: int
     margin: float
@@ -83,7 +83,7 @@ class PlannedStability(Section):
 
 
 class PlannedProfile(Section):
-    """Who names generators, and who predicts prompts of which share of the images; None where no probe could say."""
+    """The identifier, the describer, and the share of the images that it describes; None where no probe measured it."""
 
     identifier: str | None = None
     describer: str | None = None
@@ -168,7 +168,7 @@ class ProbeResult(Section):
 
 
 class PlannedCascade(Section):
-    """Of a cascade: the share of images that is expected to go on; by look what a core spends on an image, and what a million cost."""
+    """Of a cascade: the share of images that is expected to go on; by stage what a core spends on an image, and what a million cost."""
 
     first: Sequence[str] = ()
     second: Sequence[str] = ()
@@ -178,7 +178,7 @@ class PlannedCascade(Section):
 
 
 class PlannedStage(Section):
-    """What one stage does at most; None where nobody knows. `basis`: measured, estimated or unknown."""
+    """What one stage does at most; None where it is not known. `basis`: measured, estimated or unknown."""
 
     stage: str
     seconds_per_image: float | None = None
@@ -209,7 +209,7 @@ class PlannedTime(Section):
 
 
 class PlannedPrediction(Section):
-    """What a probe says; all of it null where none was made."""
+    """The result of a probe; all of it null where none was made."""
 
     probe: ProbeResult | None = None
     cascade: OptionalKey[PlannedCascade] = None
@@ -227,7 +227,7 @@ class PlannedRequests(Section):
 
     @property
     def any(self) -> bool:
-        """Whether a store is asked for anything."""
+        """Whether there is any request."""
         return bool(self.lists or self.gets or self.puts)
 
 

@@ -1,14 +1,7 @@
-"""A run's summary → one HTML page that loads nothing, runs nothing and can be mailed as it is.
+"""A run's summary → one HTML page that loads nothing and runs nothing (`render_run_report`), and its parts in sentences for page and
+terminal.
 
-Knows what the page says and in which order; `templates/` knows how it looks, `page` what all pages share.
-
-What a card guarantees, and whether that holds for an archive, in words: the same on the page and on the terminal. Knows no HTML.
-
-What a profile says, for people: generators by family, names with their titles, words. Knows a summary's figures; draws nothing.
-
-How many flags will be wrong, from the rates measured at the thresholds. Pure arithmetic.
-
-What a run says when its limits refused much of an archive: which, how many, how to raise each, and the memory that this takes.
+The parts: the card's guarantee, the profile, how many flags will be wrong, and what the limits refused.
 """
 
 import math
@@ -34,110 +27,31 @@ FEATURE_WORDS = {
     "short_side_px": "short side",
     "jpeg_quality": "JPEG quality",
 }
-
-
-def guarantee_sentences(found: GuaranteeSummary | None) -> list[str]:
-    """The promise, and whether it holds; nothing where a run's card promises nothing."""
-    if found is None or not found.stated:
-        return []
-    sentences = [promise(found.target_fpr, found.confidence, found.population)] if found.target_fpr else []
-    why = f": {wording.shortened(found.why, 400)}" if found.why else ""
-    if found.holds:
-        sentences.append("this archive is like the images that the card was calibrated on")
-    elif found.holds is None:
-        sentences.append(f"not known to hold for this archive{why}")
-    else:
-        sentences.append(f"does not hold for this archive{why}")
-    if found.unlike:
-        sentences.append("so different that no verdict is given: all abstain (calibrate on labelled images of this archive)")
-    elif found.waived:
-        sentences.append("it was waived: verdicts stand that the card does not answer for")
-    return sentences
-
-
-def guarantee_lines(section: Mapping[str, Any] | None) -> list[str]:
-    """The same for a terminal, from that section of a run's summary."""
-    return [f"guarantee: {sentence}" for sentence in guarantee_sentences(GuaranteeSummary.model_validate(dict(section or {})))]
-
-
-def promise(target_fpr: float, confidence: float | None, population: str | None) -> str:
-    """What a card promises."""
-    sure = f" (with {wording.stated(confidence)} confidence)" if confidence else ""
-    of = f" like those of “{wording.shortened(population, 120)}”" if population else ""
-    return f"of real images{of} at most {wording.stated(target_fpr)} are called fake{sure}"
-
-
-def feature(name: str) -> str:
-    """A property by its name in a card."""
-    kind, _, detector = name.partition(":")
-    if kind == "score" and detector:
-        return f"score of {wording.shortened(detector, 60)}"
-    return FEATURE_WORDS.get(name) or wording.shortened(name, 60)
-
-
 NEAREST = "A name is the nearest of the generators that the identifier knows: no proof of where an image came from."
 WORDS = "Words are a guess at the prompt. Many prompts lead to one image."
 _MOST = 12
 _MOST_IN_LINE = 4
+PRIORS = (0.001, 0.01, 0.1)
+_Z95 = 1.959964  # 97.5 % point of the normal distribution: a two-sided 95 % interval
+LOUD_SHARE = 0.01  # of the members; fewer stand in the table of statuses alone
+_DECODING = "decoding takes 4 to 24 bytes of memory for each pixel, which all images over 50 megapixels on a node share in turns"
+_MEANING = {
+    "max_bytes": ("more bytes in one file", "a file is held as a whole while it is decoded"),
+    "max_pixels": ("more pixels", _DECODING),
+    "max_whole_pixels": ("more pixels, in a format other than JPEG, TIFF and WebP", _DECODING),
+    "max_side": ("a longer side", "a resize takes memory by the longer side"),
+    "max_aspect": ("a longer and narrower picture", "a resize takes memory by the longer side"),
+    "max_ratio": ("fewer bytes for so many pixels", "the pixels bound the memory"),
+    "max_text_bytes": ("more text and profiles", "all of it is held while the image is decoded"),
+}
 
 
 class FamilyCount(NamedTuple):
-    """A family of generators with its flagged images; `members`: title and count of its generators, where that tells more."""
+    """A family of generators with its flagged images; `members`: title and count of its generators, where there are several."""
 
     title: str
     flagged: int
     members: list[tuple[str, int]]
-
-
-def families(counts: Sequence[GeneratorCount]) -> list[FamilyCount]:
-    """Families with their generators, most frequent first; the rest of either as one line."""
-    by_family: defaultdict[str, dict[str, int]] = defaultdict(dict)
-    for one in counts:
-        names = by_family[family_title(one.family)]
-        names[title_of(one.generator)] = names.get(title_of(one.generator), 0) + one.flagged
-    ranked = sorted(by_family.items(), key=lambda item: (-sum(item[1].values()), item[0]))
-    shown = [FamilyCount(title, sum(names.values()), _members(title, names)) for title, names in ranked[:_MOST]]
-    rest = sum(sum(names.values()) for _, names in ranked[_MOST:])
-    return [*shown, FamilyCount(f"{len(ranked) - _MOST:,} other families", rest, [])] if rest else shown
-
-
-def said_generator(name: str | None, family: str | None, ranking: Sequence[str] | None) -> str:
-    """One image's generator in words: the name with its family, or that it is like none known and which is nearest; "" with no say."""
-    if name is not None:
-        title, base = title_of(name), family_title(family or name)
-        return title if title.startswith(base) or base == name else f"{title} ({base})"
-    return f"like no known generator; nearest: {title_of(ranking[0])}" if ranking else ""
-
-
-def beginning(text: str, limit: int = 200) -> str:
-    """A prompt cut where it gets long; its first words say most."""
-    shown = wording.visible(text)
-    return shown if len(shown) <= limit else f"{shown[:limit].rsplit(' ', 1)[0]} …"
-
-
-def profile_lines(profile: ProfileSummary | None) -> list[str]:
-    """A run's profile for the terminal; nothing without one."""
-    if profile is None or not profile.flagged:
-        return []
-    lines = []
-    if profile.identified:
-        named = {one.title: one.flagged for one in families(profile.generators)}
-        parts = [f"{wording.visible(title)} {number:,}" for title, number in wording.largest(named, _MOST_IN_LINE)]
-        parts += [f"like no known generator {profile.unlike:,}"] if profile.unlike else []
-        parts += [f"no say {profile.silent:,}"] if profile.silent else []
-        lines.append(f"flagged images are nearest to: {', '.join(parts)}")
-    if profile.describes:
-        lines.append(f"words: predicted for {profile.described:,} of {wording.counted(profile.flagged, 'flagged image')}")
-    return lines
-
-
-def _members(title: str, names: dict[str, int]) -> list[tuple[str, int]]:
-    """Nothing where the family's only generator bears its name."""
-    return [] if list(names) == [title] else wording.largest(names, _MOST)
-
-
-PRIORS = (0.001, 0.01, 0.1)
-_Z95 = 1.959964  # 97.5 % point of the normal distribution: a two-sided 95 % interval
 
 
 @dataclass(frozen=True)
@@ -176,6 +90,124 @@ class FalseFlags:
     def is_explained_by_rate(self) -> bool:
         """Whether an archive without a single fake could well have raised as many flags."""
         return self.raised <= self.expected.high
+
+
+def guarantee_lines(section: Mapping[str, Any] | None) -> list[str]:
+    """The same for a terminal, from that section of a run's summary."""
+    return [f"guarantee: {sentence}" for sentence in guarantee_sentences(GuaranteeSummary.model_validate(dict(section or {})))]
+
+
+def profile_lines(profile: ProfileSummary | None) -> list[str]:
+    """A run's profile for the terminal; nothing without one."""
+    if profile is None or not profile.flagged:
+        return []
+    lines = []
+    if profile.identified:
+        named = {one.title: one.flagged for one in families(profile.generators)}
+        parts = [f"{wording.visible(title)} {number:,}" for title, number in wording.largest(named, _MOST_IN_LINE)]
+        parts += [f"like no known generator {profile.unlike:,}"] if profile.unlike else []
+        parts += [f"no say {profile.silent:,}"] if profile.silent else []
+        lines.append(f"flagged images are nearest to: {', '.join(parts)}")
+    if profile.describes:
+        lines.append(f"words: predicted for {profile.described:,} of {wording.counted(profile.flagged, 'flagged image')}")
+    return lines
+
+
+def render_run_report(summary: Mapping[str, Any], *, prior: float | None = None, thumbnails: Mapping[int, bytes] | None = None) -> str:
+    """Write a run's summary as one self-contained HTML page.
+
+    `prior` is the share of the archive thought to be fake, in (0, 1). `thumbnails` maps image_id to JPEG bytes that are
+    already re-encoded and free of metadata; they are shown beside the highest scores.
+    Raises ConfigError for a prior outside (0, 1).
+    """
+    run = RunSummary.model_validate(dict(summary))
+    thresholds = run.ensemble.thresholds
+    flags = false_flags(thresholds, scored=run.scored, raised=run.verdict("fake"), prior=prior) if thresholds else None
+    return render(
+        "run.html",
+        run=run,
+        headline=wording.headline(run),
+        verdicts=_verdicts(run),
+        verdict_bar=_verdict_bar(run),
+        scores=_score_chart(run),
+        detectors=_detector_charts(run),
+        outside=run.scored - sum(run.histogram.ensemble),
+        limits=limit_sentences(run),
+        guarantee=guarantee_sentences(run.guarantee),
+        shifted=[(feature(shift.feature), shift) for shift in (run.guarantee.shifts if run.guarantee else ())],
+        flags=flags,
+        flag_scale=max(flags.raised, flags.expected.high) if flags else 0.0,
+        stages=_stages(run),
+        thumbnails={image_id: uri for image_id, data in (thumbnails or {}).items() if (uri := jpeg_uri(data))},
+        identity=settings(run.identity),
+        prior=prior,
+        families=families(run.profile.generators) if run.profile else [],
+        said_generator=said_generator,
+        beginning=beginning,
+        profile_notes=(NEAREST, WORDS),
+    )
+
+
+def guarantee_sentences(found: GuaranteeSummary | None) -> list[str]:
+    """The promise, and whether it holds; nothing where a run's card promises nothing."""
+    if found is None or not found.stated:
+        return []
+    sentences = [promise(found.target_fpr, found.confidence, found.population)] if found.target_fpr else []
+    why = f": {wording.shortened(found.why, 400)}" if found.why else ""
+    if found.holds:
+        sentences.append("this archive is like the images that the card was calibrated on")
+    elif found.holds is None:
+        sentences.append(f"not known to hold for this archive{why}")
+    else:
+        sentences.append(f"does not hold for this archive{why}")
+    if found.unlike:
+        sentences.append("so different that no verdict is given: all abstain (calibrate on labelled images of this archive)")
+    elif found.waived:
+        sentences.append("it was waived: verdicts stand that the card does not answer for")
+    return sentences
+
+
+def promise(target_fpr: float, confidence: float | None, population: str | None) -> str:
+    """What a card promises."""
+    sure = f" (with {wording.stated(confidence)} confidence)" if confidence else ""
+    of = f" like those of “{wording.shortened(population, 120)}”" if population else ""
+    return f"of real images{of} at most {wording.stated(target_fpr)} are called fake{sure}"
+
+
+def feature(name: str) -> str:
+    """A property by its name in a card."""
+    kind, _, detector = name.partition(":")
+    if kind == "score" and detector:
+        return f"score of {wording.shortened(detector, 60)}"
+    return FEATURE_WORDS.get(name) or wording.shortened(name, 60)
+
+
+def families(counts: Sequence[GeneratorCount]) -> list[FamilyCount]:
+    """Families with their generators, most frequent first; the rest of either as one line."""
+    by_family: defaultdict[str, dict[str, int]] = defaultdict(dict)
+    for one in counts:
+        names = by_family[family_title(one.family)]
+        names[title_of(one.generator)] = names.get(title_of(one.generator), 0) + one.flagged
+    ranked = sorted(by_family.items(), key=lambda item: (-sum(item[1].values()), item[0]))
+    shown = [FamilyCount(title, sum(names.values()), _members(title, names)) for title, names in ranked[:_MOST]]
+    rest = sum(sum(names.values()) for _, names in ranked[_MOST:])
+    return [*shown, FamilyCount(f"{len(ranked) - _MOST:,} other families", rest, [])] if rest else shown
+
+
+def said_generator(name: str | None, family: str | None, ranking: Sequence[str] | None) -> str:
+    """One image's generator in words: the name with its family, or that it is like none known and which is nearest; "" where there is
+    none.
+    """
+    if name is not None:
+        title, base = title_of(name), family_title(family or name)
+        return title if title.startswith(base) or base == name else f"{title} ({base})"
+    return f"like no known generator; nearest: {title_of(ranking[0])}" if ranking else ""
+
+
+def beginning(text: str, limit: int = 200) -> str:
+    """A prompt cut where it gets long; its first words matter most."""
+    shown = wording.visible(text)
+    return shown if len(shown) <= limit else f"{shown[:limit].rsplit(' ', 1)[0]} …"
 
 
 def false_flags(thresholds: Thresholds, *, scored: int, raised: int, prior: float | None = None) -> FalseFlags | None:
@@ -220,31 +252,6 @@ def share_right(prior: float, found: float, wrong: float) -> float | None:
     return prior * found / flagged if flagged else None
 
 
-def _right_share(prior: float, found: Rate, wrong: Rate, scored: int) -> RightShare:
-    return RightShare(
-        prior=prior,
-        flags=scored * (prior * found.value + (1 - prior) * wrong.value),
-        missed=scored * prior * (1 - found.value),
-        right=share_right(prior, found.value, wrong.value),
-        right_low=share_right(prior, found.low, wrong.high),
-        right_high=share_right(prior, found.high, wrong.low),
-    )
-
-
-LOUD_SHARE = 0.01  # of the members; fewer stand in the table of statuses alone
-
-_DECODING = "decoding takes 4 to 24 bytes of memory for each pixel, which all images over 50 megapixels on a node share in turns"
-_MEANING = {
-    "max_bytes": ("more bytes in one file", "a file is held as a whole while it is decoded"),
-    "max_pixels": ("more pixels", _DECODING),
-    "max_whole_pixels": ("more pixels, in a format other than JPEG, TIFF and WebP", _DECODING),
-    "max_side": ("a longer side", "a resize takes memory by the longer side"),
-    "max_aspect": ("a longer and narrower picture", "a resize takes memory by the longer side"),
-    "max_ratio": ("fewer bytes for so many pixels", "the pixels bound the memory"),
-    "max_text_bytes": ("more text and profiles", "all of it is held while the image is decoded"),
-}
-
-
 def limit_sentences(run: RunSummary) -> list[str]:
     """Nothing where limits refused no more than 1 % of the members; else first how many they are, then each limit."""
     refused = sum(run.refused_by_limits.values())
@@ -255,6 +262,22 @@ def limit_sentences(run: RunSummary) -> list[str]:
         f"limits refused {share} of the archive, {wording.counted(refused, 'member')} that have no verdict",
         *(_sentence(run, name, number) for name, number in wording.largest(run.refused_by_limits, len(run.refused_by_limits))),
     ]
+
+
+def _members(title: str, names: dict[str, int]) -> list[tuple[str, int]]:
+    """Nothing where the family's only generator bears its name."""
+    return [] if list(names) == [title] else wording.largest(names, _MOST)
+
+
+def _right_share(prior: float, found: Rate, wrong: Rate, scored: int) -> RightShare:
+    return RightShare(
+        prior=prior,
+        flags=scored * (prior * found.value + (1 - prior) * wrong.value),
+        missed=scored * prior * (1 - found.value),
+        right=share_right(prior, found.value, wrong.value),
+        right_low=share_right(prior, found.low, wrong.high),
+        right_high=share_right(prior, found.high, wrong.low),
+    )
 
 
 def _sentence(run: RunSummary, name: str, number: int) -> str:
@@ -274,39 +297,13 @@ def _sentence(run: RunSummary, name: str, number: int) -> str:
     return f"{name}{stated}: {members} with {what}; --set limits.{name}={twice} admits more, in a run directory of its own; {memory}"
 
 
-def render_run_report(summary: Mapping[str, Any], *, prior: float | None = None, thumbnails: Mapping[int, bytes] | None = None) -> str:
-    """Write a run's summary as one self-contained HTML page.
-
-    `prior` is the share of the archive thought to be fake, in (0, 1). `thumbnails` maps image_id to JPEG bytes that are
-    already re-encoded and free of metadata; they are shown beside the highest scores.
-    Raises ConfigError for a prior outside (0, 1).
-    """
-    run = RunSummary.model_validate(dict(summary))
-    thresholds = run.ensemble.thresholds
-    flags = false_flags(thresholds, scored=run.scored, raised=run.verdict("fake"), prior=prior) if thresholds else None
-    return render(
-        "run.html",
-        run=run,
-        headline=wording.headline(run),
-        verdicts=_verdicts(run),
-        verdict_bar=_verdict_bar(run),
-        scores=_score_chart(run),
-        detectors=_detector_charts(run),
-        outside=run.scored - sum(run.histogram.ensemble),
-        limits=limit_sentences(run),
-        guarantee=guarantee_sentences(run.guarantee),
-        shifted=[(feature(shift.feature), shift) for shift in (run.guarantee.shifts if run.guarantee else ())],
-        flags=flags,
-        flag_scale=_flag_scale(flags),
-        stages=_stages(run),
-        thumbnails={image_id: uri for image_id, data in (thumbnails or {}).items() if (uri := jpeg_uri(data))},
-        identity=settings(run.identity),
-        prior=prior,
-        families=families(run.profile.generators) if run.profile else [],
-        said_generator=said_generator,
-        beginning=beginning,
-        profile_notes=(NEAREST, WORDS),
-    )
+def _verdict_bar(run: RunSummary) -> Markup | None:
+    fates = _verdicts(run)
+    if not any(number for *_, number in fates):
+        return None
+    described = "; ".join(f"{words}: {number:,} ({wording.percent(number / run.members)})" for _, words, number in fates)
+    segments = [BarSegment(kind, f"{words}: {number:,}", number) for kind, words, number in fates]
+    return stacked_bar(segments, ident="verdicts", title="What became of the members", description=described)
 
 
 def _verdicts(run: RunSummary) -> list[tuple[str, str, int]]:
@@ -315,15 +312,6 @@ def _verdicts(run: RunSummary) -> list[tuple[str, str, int]]:
     fates += [("none", "could not be scored", run.not_scored)] if run.not_scored else []
     fates += [("unseen", "not reached yet", run.members - run.rows)] if run.members > run.rows else []
     return fates
-
-
-def _verdict_bar(run: RunSummary) -> Markup | None:
-    fates = _verdicts(run)
-    if not any(number for *_, number in fates):
-        return None
-    described = "; ".join(f"{words}: {number:,} ({wording.percent(number / run.members)})" for _, words, number in fates)
-    segments = [BarSegment(kind, f"{words}: {number:,}", number) for kind, words, number in fates]
-    return stacked_bar(segments, ident="verdicts", title="What became of the members", description=described)
 
 
 def _score_chart(run: RunSummary) -> Markup | None:
@@ -356,10 +344,6 @@ def _detector_charts(run: RunSummary) -> list[tuple[str, Markup]]:
         chart = histogram(run.histogram.edges, counts, ident=f"detector-{index}", title=title, description=described, compact=True)
         charts.append((name, chart))
     return charts
-
-
-def _flag_scale(flags: FalseFlags | None) -> float:
-    return max(flags.raised, flags.expected.high) if flags else 0.0
 
 
 def _stages(run: RunSummary) -> list[tuple[str, float, float]]:

@@ -1,6 +1,5 @@
-"""Columns and paragraphs of plain text that fit a given width. Knows words and widths; knows nothing of what they say.
-
-Plain text for the terminal: rows as a table, and a run's end in words. Knows no colours and no terminal.
+"""Plain text for the terminal: columns (`table`) and paragraphs of a given width, rows (`verdict_table`) and a run's end
+(`summary_lines`).
 """
 
 import json
@@ -15,6 +14,44 @@ from ray_app.runs.document import RunSummary
 
 GAP = "  "
 _NARROWEST, _WIDE = 10, 2**31
+_SHORT_VERDICTS = {"real": "no evidence"}
+_NARROWEST_FILE = 16
+_LONGEST_EXAMPLE = 72
+_LONGEST_GENERATOR = 32
+_LONGEST_REASON = 72
+_MOST_REASONS = 5
+
+
+def verdict_table(rows: Iterable[Mapping[str, Any]], width: int) -> str:
+    """One line per row: file, verdict, probability, score, status; aligned and at most `width` columns wide.
+
+    Rows are result rows (`uri`, `member`, `verdict`, `probability`, `score`, `status`, `calibrated`); missing values are dashes. Where a
+    file declares itself generated (`provenance`, as JSON or read from it), another column shows it; another names the generator that a
+    profile finds nearest, of rows that are not called real.
+    A folder that all files share is named once, above. Where the columns beside the file leave it fewer than 16, lines grow wider.
+    """
+    rows = list(rows)
+    if not rows:
+        return "no rows"
+    names = [wording.visible(wording.file_name(str(row.get("uri") or ""), row.get("member"))) for row in rows]
+    folder = _common_folder(names)
+    cells = [_cells(row) for row in rows]
+    uncalibrated = any(row.get("calibrated") is False and row.get("probability") is not None for row in rows)
+    heads = ["verdict", "probability*" if uncalibrated else "probability", "score", "status"]
+    named = [_named(row) for row in rows]
+    if any(named):
+        heads, cells = [*heads, "nearest generator"], [[*line, words] for line, words in zip(cells, named, strict=True)]
+    declared = [_declared(row) for row in rows]
+    if any(declared):
+        heads, cells = [*heads, "file says"], [[*line, words] for line, words in zip(cells, declared, strict=True)]
+    widths = [max(wording.columns(line[index]) for line in [heads, *cells]) for index in range(len(heads))]
+    room = max(_NARROWEST_FILE, width - sum(widths) - len(GAP) * len(heads))
+    files = [wording.shortened(name[len(folder) :], room) for name in names]
+    lines = [f"in {wording.shortened(folder, max(width - 3, _NARROWEST_FILE))}"] if folder else []
+    lines += table(["file", *heads], [[file, *line] for file, line in zip(files, cells, strict=True)], right={2, 3})
+    if uncalibrated:
+        lines.append("* the plain sigmoid of the score, not calibrated")
+    return "\n".join(lines)
 
 
 def table(
@@ -42,59 +79,6 @@ def table(
 def paragraph(text: str, width: int) -> list[str]:
     """The text in lines of at most `width` columns, broken at spaces only; one empty line for no text."""
     return textwrap.wrap(text, max(width, _NARROWEST), break_long_words=False, break_on_hyphens=False) or [""]
-
-
-def _longest_word(cells: Sequence[str]) -> int:
-    return max([_NARROWEST, *(wording.columns(word) for cell in cells for word in cell.split())])
-
-
-def aligned(cells: Sequence[str], widths: Sequence[int], right: Collection[int]) -> str:
-    """One line of cells, each filled up to its width; those of the columns in `right` from the left."""
-    padded = []
-    for column, (cell, width) in enumerate(zip(cells, widths, strict=True)):
-        space = " " * (width - wording.columns(cell))
-        padded.append(space + cell if column in right else cell + space)
-    return GAP.join(padded).rstrip()
-
-
-_SHORT_VERDICTS = {"real": "no evidence"}
-_NARROWEST_FILE = 16
-_LONGEST_EXAMPLE = 72
-_LONGEST_GENERATOR = 32
-_LONGEST_REASON = 72
-_MOST_REASONS = 5
-
-
-def verdict_table(rows: Iterable[Mapping[str, Any]], width: int) -> str:
-    """One line per row: file, verdict, probability, score, status; aligned and at most `width` columns wide.
-
-    Rows are result rows (`uri`, `member`, `verdict`, `probability`, `score`, `status`, `calibrated`); missing values are dashes. Where a
-    file declares itself generated (`provenance`, as JSON or read from it), another column says so; another names the generator that a
-    profile finds nearest, of rows that are not called real.
-    A folder that all files share is named once, above. Where the columns beside the file leave it fewer than 16, lines grow wider.
-    """
-    rows = list(rows)
-    if not rows:
-        return "no rows"
-    names = [wording.visible(wording.file_name(str(row.get("uri") or ""), row.get("member"))) for row in rows]
-    folder = _common_folder(names)
-    cells = [_cells(row) for row in rows]
-    uncalibrated = any(row.get("calibrated") is False and row.get("probability") is not None for row in rows)
-    heads = ["verdict", "probability*" if uncalibrated else "probability", "score", "status"]
-    named = [_named(row) for row in rows]
-    if any(named):
-        heads, cells = [*heads, "nearest generator"], [[*line, words] for line, words in zip(cells, named, strict=True)]
-    declared = [_declared(row) for row in rows]
-    if any(declared):
-        heads, cells = [*heads, "file says"], [[*line, words] for line, words in zip(cells, declared, strict=True)]
-    widths = [max(wording.columns(line[index]) for line in [heads, *cells]) for index in range(len(heads))]
-    room = max(_NARROWEST_FILE, width - sum(widths) - len(GAP) * len(heads))
-    files = [wording.shortened(name[len(folder) :], room) for name in names]
-    lines = [f"in {wording.shortened(folder, max(width - 3, _NARROWEST_FILE))}"] if folder else []
-    lines += table(["file", *heads], [[file, *line] for file, line in zip(files, cells, strict=True)], right={2, 3})
-    if uncalibrated:
-        lines.append("* the plain sigmoid of the score, not calibrated")
-    return "\n".join(lines)
 
 
 def summary_lines(summary: Mapping[str, Any]) -> list[str]:
@@ -132,6 +116,19 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def aligned(cells: Sequence[str], widths: Sequence[int], right: Collection[int]) -> str:
+    """One line of cells, each filled up to its width; those of the columns in `right` from the left."""
+    padded = []
+    for column, (cell, width) in enumerate(zip(cells, widths, strict=True)):
+        space = " " * (width - wording.columns(cell))
+        padded.append(space + cell if column in right else cell + space)
+    return GAP.join(padded).rstrip()
+
+
+def _longest_word(cells: Sequence[str]) -> int:
+    return max([_NARROWEST, *(wording.columns(word) for cell in cells for word in cell.split())])
+
+
 def _cells(row: Mapping[str, Any]) -> list[str]:
     verdict = str(row.get("verdict") or wording.NONE)
     return [
@@ -143,7 +140,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
 
 
 def _named(row: Mapping[str, Any]) -> str:
-    """What a profile says of a row that is not called real; "unknown" where the image is like no known generator."""
+    """The predicted generator of a row that is not called real; "unknown" where the image is like no known generator."""
     if row.get("verdict") == "real" or row.get("generator_confidence") is None:
         return ""
     name = row.get("predicted_generator")

@@ -1,10 +1,7 @@
-"""A training's facts → one HTML page that loads nothing, runs nothing and can be mailed as it is; and the same end in a few lines.
+"""A training's document (`TrainingFacts`, `metrics.json`) → one HTML page (`render_training_report`), and a few lines (`training_lines`).
 
-Knows what the page says and in which order; `templates/` knows how it looks. Every text in the facts is taken for hostile.
-
-The document of a detector's training, `metrics.json`: `training` fills it, its report and tests read it.
-
-Its JSON schema: docs/schemas/training.json. Fields stand in the order of the file; `history` and `mistakes` are for the page alone.
+Its JSON schema: docs/schemas/training.json. Fields stand in the order of the file; `history` and `mistakes` are for the page alone. The
+page loads nothing and runs nothing. Every text in the facts is taken for hostile.
 """
 
 import math
@@ -23,6 +20,11 @@ from ray_app.reports.html import jpeg_uri, render, settings
 from ray_app.reports.svg import line_chart, range_meter
 
 TRAINING_SCHEMA = 1
+_MOST_GENERATORS = 60
+_MOST_MISTAKES = 48
+_MOST_VALIDATIONS = 200
+_HARDEST = 3
+_LONGEST_NAME = 60
 
 
 class GeneratorFigures(Section):
@@ -88,7 +90,7 @@ class HistoryPoint(Section):
 
 
 class TrainingMistake(Section):
-    """One image that the network tells wrong; `jpeg`: its thumbnail, re-encoded and free of metadata."""
+    """One image that the network misclassifies; `jpeg`: its thumbnail, re-encoded and free of metadata."""
 
     jpeg: bytes = b""
     label: str = ""
@@ -115,7 +117,7 @@ class SetAside(Section):
 
 
 class Shared(Section):
-    """How many images of one split have their like in another: the same place, the same bytes, the same looks, the same group."""
+    """How many images of one split have their like in another: the same place, the same bytes, a like perceptual hash, the same group."""
 
     image_id: int = 0
     sha256: int = 0
@@ -130,8 +132,8 @@ class Shared(Section):
 
 
 class Leakage(Section):
-    """What every two splits share. `checked`: whether every split has hashes of that name; without, a count of 0 says nothing. `unhashed`:
-    how many images have none all the same.
+    """What every two splits share. `checked`: whether every split has hashes of that name; without, a count of 0 has no meaning.
+    `unhashed`: how many images have none all the same.
     """
 
     checked: Mapping[str, bool] = {}
@@ -151,8 +153,8 @@ class DataFindings(Section):
 class TrainingFacts(Section):
     """A training from beginning to end. `out`: where its files lie. `validations`: for each its `step` and figures, side by side.
 
-    `calibration_note`: why there is no calibration. `unreadable`: images that were met in training and had to be left out. `probe`: of a
-    linear probe alone.
+    `calibration_note`: why there is no calibration. `unreadable`: images of the training that could not be read and were left out.
+    `probe`: of a linear probe alone.
     """
 
     schema_number: int = Field(default=TRAINING_SCHEMA, alias="schema")
@@ -191,146 +193,11 @@ class TrainingFacts(Section):
         return [(step, float(value)) for step, value in found if isinstance(step, int) and isinstance(value, int | float)]
 
 
-_MOST_GENERATORS = 60
-_MOST_MISTAKES = 48
-_MOST_VALIDATIONS = 200
-_HARDEST = 3
-_LONGEST_NAME = 60
-
-
 class Curve(NamedTuple):
     """One drawing with its caption."""
 
     caption: str
     chart: Markup
-
-
-def render_training_report(facts: Mapping[str, Any]) -> str:
-    """Write a training as one self-contained HTML page; the keys of `facts` are those of TrainingFacts, each may be absent.
-
-    Thumbnails are JPEG bytes, already re-encoded and free of metadata; what is no JPEG is not shown.
-    Raises pydantic's ValidationError for a value of another type.
-    """
-    told = TrainingFacts.model_validate(dict(facts))
-    splits = [(name, figures) for name, figures in (("validation", told.validation), ("test", told.test)) if figures is not None]
-    return render(
-        "training.html",
-        told=told,
-        headline=headline(told),
-        figures=_measured_figures(told),
-        calibration=calibration_in_words(told),
-        loss=_history_curve(told, "loss", "Loss of each step"),
-        paces=_paces(told),
-        validations=_validations(told),
-        validation_curves=_validation_curves(told),
-        generators=[table for name, figures in splits for table in _generator_tables(name, figures)],
-        mistakes=captioned(told.mistakes, lambda one: jpeg_uri(one.jpeg), most=_MOST_MISTAKES),
-        auc_bar=_auc_bar,
-        holdings=_holdings(told),
-        leaks=_leaks(told),
-        uncompared=_uncompared(told),
-        about=_about(told),
-        recipe=settings(told.recipe),
-        environment=settings(told.environment),
-        card=settings(told.card),
-    )
-
-
-def training_lines(facts: Mapping[str, Any]) -> list[str]:
-    """The end of a training in words, for the terminal: the chosen step, its figures, what it finds hardest, where things lie."""
-    told = TrainingFacts.model_validate(dict(facts))
-    lines = [headline(told)]
-    for name, figures in (("validation", told.validation), ("test", told.test)):
-        if figures is not None and figures.n_real + figures.n_fake:
-            parts = [
-                f"{words} {wording.figure(key, figures.value(key), figures.interval(key))}"
-                for key, words in wording.FIGURE_WORDS.items()
-                if figures.value(key) is not None
-            ]
-            lines.append(f"{name} ({figures.n_real:,} real, {figures.n_fake:,} fake): {', '.join(parts)}")
-    if told.validation.n_fake:
-        lines.append(calibration_in_words(told))
-    hardest = (told.test or told.validation).hardest("fake", _HARDEST)
-    if len(hardest) > 1:
-        named = [f"{wording.shortened(name, _LONGEST_NAME)} (AUC {wording.figure('auc', found.auc)})" for name, found in hardest]
-        lines.append(f"hardest generators: {', '.join(named)}")
-    if told.out:
-        out = wording.visible(told.out.rstrip("/"))
-        lines += [f"report: {out}/report.html", f"score with it: touchstone score SOURCE --detector {out}/card.yaml --out RUN"]
-    return lines
-
-
-def headline(told: TrainingFacts) -> str:
-    """The training in one sentence."""
-    name = wording.visible(told.title or told.name or "Training")
-    value = told.validation.value(told.metric)
-    if value is None or told.best_step is None:
-        return f"{name}: {wording.counted(told.steps, 'step')}, no step chosen yet."
-    words = wording.FIGURE_WORDS[told.metric]
-    where = f"at step {told.best_step:,} of {told.steps:,}"
-    return f"{name}: {words} {wording.figure(told.metric, value, told.validation.interval(told.metric))} on validation, {where}."
-
-
-def calibration_in_words(told: TrainingFacts) -> str:
-    """How probabilities come out of scores, or why a score is not to be read as one."""
-    if told.calibration is None:
-        why = f": {wording.visible(told.calibration_note)}" if told.calibration_note else ""
-        return f"Not calibrated{why}. Scores rank images; they are not chances."
-    off = f"; on test, probabilities are off by {wording.percent(told.calibration_error)}" if told.calibration_error is not None else ""
-    return f"Calibrated on validation: {told.calibration}{off}."
-
-
-def _measured_figures(told: TrainingFacts) -> list[tuple[str, list[tuple[str, list[str]]]]]:
-    """Words of each figure that was measured, and per split its value and the ends of its interval; the one that chose stands first."""
-    splits = [figures for figures in (told.validation, told.test) if figures is not None]
-    rows = []
-    for name in sorted(wording.FIGURE_WORDS, key=lambda name: name != told.metric):
-        if any(figures.value(name) is not None for figures in splits):
-            cells = [(wording.figure(name, figures.value(name)), wording.interval(name, figures.interval(name))) for figures in splits]
-            rows.append((wording.FIGURE_WORDS[name], cells))
-    return rows
-
-
-def _history_curve(told: TrainingFacts, name: str, caption: str, *, compact: bool = False) -> Curve | None:
-    points = [(float(point.step), float(getattr(point, name))) for point in told.history]
-    described = f"{len(points):,} points from step {told.span[0]:,} to {told.span[1]:,}."
-    chart = line_chart(
-        points,
-        told.span,
-        ident=f"history-{name}",
-        title=caption,
-        description=described,
-        chosen=None if compact else told.best_step,
-        from_zero=True,
-        compact=compact,
-    )
-    return Curve(caption, chart) if chart else None
-
-
-def _paces(told: TrainingFacts) -> list[Curve]:
-    captions = {"rate": "Learning rate", "gradient_norm": "Norm of the gradients", "images_per_s": "Images per second"}
-    return [curve for name, caption in captions.items() if (curve := _history_curve(told, name, caption, compact=True))]
-
-
-def _validation_curves(told: TrainingFacts) -> list[Curve]:
-    """Every figure over the validations, the one that chose first; none where there is but one validation."""
-    curves = []
-    for name in sorted(wording.FIGURE_WORDS, key=lambda name: name != told.metric):
-        points = [(float(step), value) for step, value in told.validated(name)]
-        words = wording.FIGURE_WORDS[name]
-        described = f"{len(points):,} validations; the chosen step is {told.best_step}."
-        chart = line_chart(
-            points,
-            told.span,
-            ident=f"validation-{name}",
-            title=f"Validation: {words}",
-            description=described,
-            chosen=told.best_step,
-            compact=name != told.metric,
-        )
-        if chart and len(points) > 1:
-            curves.append(Curve(words[0].upper() + words[1:], chart))
-    return curves
 
 
 class Validations(NamedTuple):
@@ -340,12 +207,165 @@ class Validations(NamedTuple):
     rows: list[tuple[int, list[str]]]
 
 
-def _validations(told: TrainingFacts) -> Validations:
+class TrainingGeneratorTable(NamedTuple):
+    """The generators of one label in one split, the hardest first; `left_out`: how many more there are."""
+
+    caption: str
+    rate: str
+    rows: list[tuple[str, GeneratorFigures]]
+    left_out: int
+
+
+class Holdings(NamedTuple):
+    """Images by generator and split; `left_out`: how many more generators there are."""
+
+    rows: list[tuple[str, list[int]]]
+    left_out: int
+
+
+class About(NamedTuple):
+    """The main facts of a recipe and its card."""
+
+    detector: str
+    licence: str
+    source: str
+    departures: list[str]
+
+
+def render_training_report(facts: Mapping[str, Any]) -> str:
+    """Write a training as one self-contained HTML page; the keys of `facts` are those of TrainingFacts, each may be absent.
+
+    Thumbnails are JPEG bytes, already re-encoded and free of metadata; what is no JPEG is not shown.
+    Raises pydantic's ValidationError for a value of another type.
+    """
+    training = TrainingFacts.model_validate(dict(facts))
+    splits = [(name, figures) for name, figures in (("validation", training.validation), ("test", training.test)) if figures is not None]
+    return render(
+        "training.html",
+        told=training,
+        headline=headline(training),
+        figures=_measured_figures(training),
+        calibration=calibration_in_words(training),
+        loss=_history_curve(training, "loss", "Loss of each step"),
+        paces=_paces(training),
+        validations=_validations(training),
+        validation_curves=_validation_curves(training),
+        generators=[table for name, figures in splits for table in _generator_tables(name, figures)],
+        mistakes=captioned(training.mistakes, lambda one: jpeg_uri(one.jpeg), most=_MOST_MISTAKES),
+        auc_bar=_auc_bar,
+        holdings=_holdings(training),
+        leaks=_leaks(training),
+        uncompared=_uncompared(training),
+        about=_about(training),
+        recipe=settings(training.recipe),
+        environment=settings(training.environment),
+        card=settings(training.card),
+    )
+
+
+def training_lines(facts: Mapping[str, Any]) -> list[str]:
+    """The end of a training in words, for the terminal: the chosen step, its figures, what it finds hardest, where things lie."""
+    training = TrainingFacts.model_validate(dict(facts))
+    lines = [headline(training)]
+    for name, figures in (("validation", training.validation), ("test", training.test)):
+        if figures is not None and figures.n_real + figures.n_fake:
+            parts = [
+                f"{words} {wording.figure(key, figures.value(key), figures.interval(key))}"
+                for key, words in wording.FIGURE_WORDS.items()
+                if figures.value(key) is not None
+            ]
+            lines.append(f"{name} ({figures.n_real:,} real, {figures.n_fake:,} fake): {', '.join(parts)}")
+    if training.validation.n_fake:
+        lines.append(calibration_in_words(training))
+    hardest = (training.test or training.validation).hardest("fake", _HARDEST)
+    if len(hardest) > 1:
+        named = [f"{wording.shortened(name, _LONGEST_NAME)} (AUC {wording.figure('auc', found.auc)})" for name, found in hardest]
+        lines.append(f"hardest generators: {', '.join(named)}")
+    if training.out:
+        out = wording.visible(training.out.rstrip("/"))
+        lines += [f"report: {out}/report.html", f"score with it: touchstone score SOURCE --detector {out}/card.yaml --out RUN"]
+    return lines
+
+
+def headline(facts: TrainingFacts) -> str:
+    """The training in one sentence."""
+    name = wording.visible(facts.title or facts.name or "Training")
+    value = facts.validation.value(facts.metric)
+    if value is None or facts.best_step is None:
+        return f"{name}: {wording.counted(facts.steps, 'step')}, no step chosen yet."
+    words = wording.FIGURE_WORDS[facts.metric]
+    where = f"at step {facts.best_step:,} of {facts.steps:,}"
+    return f"{name}: {words} {wording.figure(facts.metric, value, facts.validation.interval(facts.metric))} on validation, {where}."
+
+
+def calibration_in_words(facts: TrainingFacts) -> str:
+    """How probabilities come out of scores, or why a score is not to be read as one."""
+    if facts.calibration is None:
+        why = f": {wording.visible(facts.calibration_note)}" if facts.calibration_note else ""
+        return f"Not calibrated{why}. Scores rank images; they are not chances."
+    off = f"; on test, probabilities are off by {wording.percent(facts.calibration_error)}" if facts.calibration_error is not None else ""
+    return f"Calibrated on validation: {facts.calibration}{off}."
+
+
+def _measured_figures(facts: TrainingFacts) -> list[tuple[str, list[tuple[str, list[str]]]]]:
+    """Words of each figure that was measured, and per split its value and the ends of its interval; the one that chose stands first."""
+    splits = [figures for figures in (facts.validation, facts.test) if figures is not None]
+    rows = []
+    for name in sorted(wording.FIGURE_WORDS, key=lambda name: name != facts.metric):
+        if any(figures.value(name) is not None for figures in splits):
+            cells = [(wording.figure(name, figures.value(name)), wording.interval(name, figures.interval(name))) for figures in splits]
+            rows.append((wording.FIGURE_WORDS[name], cells))
+    return rows
+
+
+def _paces(facts: TrainingFacts) -> list[Curve]:
+    captions = {"rate": "Learning rate", "gradient_norm": "Norm of the gradients", "images_per_s": "Images per second"}
+    return [curve for name, caption in captions.items() if (curve := _history_curve(facts, name, caption, compact=True))]
+
+
+def _history_curve(facts: TrainingFacts, name: str, caption: str, *, compact: bool = False) -> Curve | None:
+    points = [(float(point.step), float(getattr(point, name))) for point in facts.history]
+    described = f"{len(points):,} points from step {facts.span[0]:,} to {facts.span[1]:,}."
+    chart = line_chart(
+        points,
+        facts.span,
+        ident=f"history-{name}",
+        title=caption,
+        description=described,
+        chosen=None if compact else facts.best_step,
+        from_zero=True,
+        compact=compact,
+    )
+    return Curve(caption, chart) if chart else None
+
+
+def _validation_curves(facts: TrainingFacts) -> list[Curve]:
+    """Every figure over the validations, the one that chose first; none where there is but one validation."""
+    curves = []
+    for name in sorted(wording.FIGURE_WORDS, key=lambda name: name != facts.metric):
+        points = [(float(step), value) for step, value in facts.validated(name)]
+        words = wording.FIGURE_WORDS[name]
+        described = f"{len(points):,} validations; the chosen step is {facts.best_step}."
+        chart = line_chart(
+            points,
+            facts.span,
+            ident=f"validation-{name}",
+            title=f"Validation: {words}",
+            description=described,
+            chosen=facts.best_step,
+            compact=name != facts.metric,
+        )
+        if chart and len(points) > 1:
+            curves.append(Curve(words[0].upper() + words[1:], chart))
+    return curves
+
+
+def _validations(facts: TrainingFacts) -> Validations:
     """All validations; of very many the last, and the one that was chosen."""
-    names = [name for name in wording.FIGURE_WORDS if told.validated(name)]
-    by_figure = [dict(told.validated(name)) for name in names]
+    names = [name for name in wording.FIGURE_WORDS if facts.validated(name)]
+    by_figure = [dict(facts.validated(name)) for name in names]
     steps = sorted({step for found in by_figure for step in found})
-    shown = [step for step in steps if step == told.best_step or step in steps[-_MOST_VALIDATIONS:]]
+    shown = [step for step in steps if step == facts.best_step or step in steps[-_MOST_VALIDATIONS:]]
     rows = [(step, [wording.figure(name, found.get(step)) for name, found in zip(names, by_figure, strict=True)]) for step in shown]
     return Validations([wording.FIGURE_WORDS[name] for name in names], rows)
 
@@ -358,15 +378,6 @@ def _auc_bar(found: GeneratorFigures) -> Markup:
     return range_meter(value, low, high, 0.5)
 
 
-class TrainingGeneratorTable(NamedTuple):
-    """The generators of one label in one split, the hardest first; `left_out`: how many more there are."""
-
-    caption: str
-    rate: str
-    rows: list[tuple[str, GeneratorFigures]]
-    left_out: int
-
-
 def _generator_tables(split: str, figures: Figures) -> list[TrainingGeneratorTable]:
     tables = []
     for label, caption, rate in (("fake", "Generators", "Flagged as fake"), ("real", "Sources of real images", "Not flagged")):
@@ -377,55 +388,39 @@ def _generator_tables(split: str, figures: Figures) -> list[TrainingGeneratorTab
     return tables
 
 
-class Holdings(NamedTuple):
-    """Images by generator and split; `left_out`: how many more generators there are."""
-
-    rows: list[tuple[str, list[int]]]
-    left_out: int
-
-
-def _holdings(told: TrainingFacts) -> Holdings:
+def _holdings(facts: TrainingFacts) -> Holdings:
     """The generators of all splits, the most frequent first."""
-    counts = [split.generators for split in told.data.splits.values()]
+    counts = [split.generators for split in facts.data.splits.values()]
     names = {name for generators in counts for name in generators}
     rows = [(name, [generators.get(name, 0) for generators in counts]) for name in names]
     rows.sort(key=lambda row: (-sum(row[1]), row[0]))
     return Holdings(rows[:_MOST_GENERATORS], max(0, len(rows) - _MOST_GENERATORS))
 
 
-def _leaks(told: TrainingFacts) -> list[tuple[str, list[str]]]:
-    """Per two splits how many images they share, by place, bytes, looks and group; nothing is claimed where there are no hashes."""
-    checked = told.data.leakage.checked
+def _leaks(facts: TrainingFacts) -> list[tuple[str, list[str]]]:
+    """Per two splits how many images they share, by place, bytes, perceptual hash and group; without hashes nothing is claimed."""
+    checked = facts.data.leakage.checked
     rows = []
-    for pair, shared in told.data.leakage.pairs.items():
+    for pair, shared in facts.data.leakage.pairs.items():
         counts = {name: getattr(shared, name) for name in ("image_id", "sha256", "phash", "group")}
         cells = [wording.count(n) if n or checked.get(name, name in ("image_id", "group")) else "not known" for name, n in counts.items()]
         rows.append((pair, cells))
     return rows
 
 
-def _uncompared(told: TrainingFacts) -> list[str]:
+def _uncompared(facts: TrainingFacts) -> list[str]:
     """Which images no other was compared with, though their splits have hashes: a sentence for each kind."""
-    found = told.data.leakage
+    found = facts.data.leakage
     words = {"sha256": "bytes", "phash": "looks"}
     counts = {name: found.unhashed.get(name, 0) if found.checked.get(name) else 0 for name in words}
     return [f"{wording.counted(n, 'image')} could not be compared by {words[name]}: no hash." for name, n in counts.items() if n]
 
 
-class About(NamedTuple):
-    """What a reader asks first about a recipe and its card."""
-
-    detector: str
-    licence: str
-    source: str
-    departures: list[str]
-
-
-def _about(told: TrainingFacts) -> About:
-    departures = told.recipe.get("departures") or ()
+def _about(facts: TrainingFacts) -> About:
+    departures = facts.recipe.get("departures") or ()
     return About(
-        detector=str(told.recipe.get("detector") or wording.NONE),
-        licence=str(told.card.get("licence") or wording.NONE),
-        source=str(told.recipe.get("source") or wording.NONE),
+        detector=str(facts.recipe.get("detector") or wording.NONE),
+        licence=str(facts.card.get("licence") or wording.NONE),
+        source=str(facts.recipe.get("source") or wording.NONE),
         departures=list(map(str, departures)) if isinstance(departures, list | tuple) else [str(departures)],
     )

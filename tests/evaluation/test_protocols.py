@@ -14,7 +14,7 @@ from ray_app.detectors import load_card
 from ray_app.ensembles import load_ensemble_card
 from ray_app.errors import ConfigError
 from ray_app.evaluation import protocols
-from ray_app.evaluation.protocols import CONVENTIONS, ProtocolRow, Reference, list_protocols, load_protocol, releases_of
+from ray_app.evaluation.protocols import CONVENTIONS, ProtocolRow, Reference, load_protocol, releases_of
 from ray_app.metrics.arrays import ScoreHistogram
 from ray_app.metrics.detection import DETECTION
 from ray_app.reports.evaluation.system_model import FigureFacts, GeneratorFacts
@@ -83,7 +83,8 @@ ASKED_FOR = {
     "openfake-v1", "openfake-v2", "openfake-v2-reddit", "openfake-imagen3", "openfake-sd21", "opensdi", "dflip", "dflip-v1",
     "community-forensics", "open-deepfake", "sidbench",
 }  # fmt: skip
-each_protocol = pytest.mark.parametrize("protocol", list(list_protocols()), ids=lambda one: one.name)
+PROTOCOLS = [load_protocol(path) for path in named_configs("evaluate").values()]
+each_protocol = pytest.mark.parametrize("protocol", PROTOCOLS, ids=lambda one: one.name)
 
 
 def column(protocol, name):
@@ -92,7 +93,7 @@ def column(protocol, name):
 
 
 def test_there_is_one_of_each_name():
-    assert {one.name for one in list_protocols()} >= ASKED_FOR
+    assert {one.name for one in PROTOCOLS} >= ASKED_FOR
     assert all(load_protocol(name).name == name for name in named_configs("evaluate"))
 
 
@@ -141,7 +142,7 @@ def test_its_command_reproduces_a_column_of_its_own(protocol):
 
 
 def test_layouts_take_the_arguments():
-    for protocol in list_protocols():
+    for protocol in PROTOCOLS:
         if protocol.layout:
             make_layout(protocol.layout, protocol.arguments)
 

@@ -1,6 +1,7 @@
 import pytest
 
-from ray_app.reports import render_run_report, render_training_report
+from ray_app.reports import render_run_report
+from ray_app.reports.training import render_training_report
 from tests.reports import hostile
 from tests.reports.every_page import check_in_browser
 from tests.reports.example import example_summary

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from ray_app.reports import render_training_report, training_lines
+from ray_app.reports.training import render_training_report, training_lines
 from tests.reports import hostile
 from tests.reports.page_reader import PageReader
 from tests.reports.training_example import STEPS, example_facts, figures, picture

@@ -1,1 +1,1 @@
-"""What people's labels of a few images, or known reals, say of a whole archive. No Ray, no torch at import."""
+"""Estimates for a whole archive from people's labels of a few images, or from known reals. No Ray, no torch at import."""

@@ -1,6 +1,5 @@
-"""An audit's answer: prevalence, precision and recall of a run's verdicts from labels of its sample, as plain JSON.
-
-People's labels of a sample, read back: what each stratum was found to hold. Knows labels and strata; knows no scores.
+"""An audit's answer (`estimate`): prevalence, precision and recall of a run's verdicts from people's labels of its sample
+(`read_answers`).
 """
 
 import json
@@ -24,6 +23,8 @@ from ray_app.runs import RunDirectory
 
 UNSURE = "unsure"
 _KEYS = ("image_id", "uri")  # a spreadsheet may have rounded the former
+RESULT = "result.json"
+SCHEMA = 1
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,21 @@ class AuditLabels:
 
     @property
     def unsure(self) -> int:
-        """Images of which people could not tell."""
+        """Images that people could not decide."""
         return sum(one.unsure for one in self.strata)
+
+
+def estimate(url: str, labels: str, folder: Path) -> dict[str, Any]:
+    """The estimate from labels of a sample of the run at `url`; also written to `folder`/result.json.
+
+    The sample's `audit.json` lies in that folder, or beside the labels. Raises ConfigError as `read_audit` and `read_answers` do, and
+    where the sample is of another run.
+    """
+    audit = read_audit(folder, Path(labels).parent)
+    answers = read_answers(labels, audit)
+    document = document_of(audit, answers) | {"notes": _notes(audit, answers, RunDirectory.open(url))}
+    (folder / RESULT).write_text(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
+    return document
 
 
 def read_answers(place: str, audit: Audit) -> AuditLabels:
@@ -61,6 +75,29 @@ def read_answers(place: str, audit: Audit) -> AuditLabels:
             f"{source.name}: not one label is of the {len(audit.images):,} images of the sample", hint="was it drawn anew since?"
         )
     return AuditLabels(tuple(_strata(audit, labels)), len(audit.images) - len(labels), others)
+
+
+def document_of(audit: Audit, answers: AuditLabels) -> dict[str, Any]:
+    """The figures, each with its interval, and what each stratum was found to hold."""
+    seed = int(audit.facts["seed"])
+    strata = [
+        {**one.row(), "fakes": found.fakes, "reals": found.reals, "unsure": found.unsure,
+         "fake_share": proportion(found.fakes, found.labelled, "none is labelled").row()}
+        for one, found in zip(audit.strata, answers.strata, strict=True)
+    ]  # fmt: skip
+    widest = either_way(answers.strata, seed=seed) if answers.unsure else {}
+    return {
+        "schema": SCHEMA,
+        "audit": {key: audit.facts[key] for key in ("run", "fingerprint", "listing", "ensemble", "seed", "made_at", "unscored")},
+        "scored": audit.scored,
+        "drawn": len(audit.images),
+        "labelled": answers.labelled,
+        "unsure": answers.unsure,
+        "blank": answers.blank,
+        "figures": figure_rows(archive_figures(answers.strata, seed=seed)),
+        "if_unsure_were_either": {name: list(ends) for name, ends in widest.items()},
+        "strata": strata,
+    }
 
 
 def _labels_by(source: LabelTables, key: JoinKey, audit: Audit) -> tuple[dict[int, str], int]:
@@ -109,46 +146,6 @@ def _strata(audit: Audit, labels: Mapping[int, str]) -> list[LabelledStratum]:
         LabelledStratum(one.size, one.verdict == "fake", found["fake"], found["real"], found[UNSURE], one.words)
         for one, found in zip(audit.strata, counts, strict=True)
     ]
-
-
-RESULT = "result.json"
-SCHEMA = 1
-
-
-def estimate(url: str, labels: str, folder: Path) -> dict[str, Any]:
-    """What labels of a sample of the run at `url` say of it; also written to `folder`/result.json.
-
-    The sample's `audit.json` lies in that folder, or beside the labels. Raises ConfigError as `read_audit` and `read_answers` do, and
-    where the sample is of another run.
-    """
-    audit = read_audit(folder, Path(labels).parent)
-    answers = read_answers(labels, audit)
-    document = document_of(audit, answers) | {"notes": _notes(audit, answers, RunDirectory.open(url))}
-    (folder / RESULT).write_text(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
-    return document
-
-
-def document_of(audit: Audit, answers: AuditLabels) -> dict[str, Any]:
-    """The figures, each with its interval, and what each stratum was found to hold."""
-    seed = int(audit.facts["seed"])
-    strata = [
-        {**one.row(), "fakes": found.fakes, "reals": found.reals, "unsure": found.unsure,
-         "fake_share": proportion(found.fakes, found.labelled, "none is labelled").row()}
-        for one, found in zip(audit.strata, answers.strata, strict=True)
-    ]  # fmt: skip
-    widest = either_way(answers.strata, seed=seed) if answers.unsure else {}
-    return {
-        "schema": SCHEMA,
-        "audit": {key: audit.facts[key] for key in ("run", "fingerprint", "listing", "ensemble", "seed", "made_at", "unscored")},
-        "scored": audit.scored,
-        "drawn": len(audit.images),
-        "labelled": answers.labelled,
-        "unsure": answers.unsure,
-        "blank": answers.blank,
-        "figures": figure_rows(archive_figures(answers.strata, seed=seed)),
-        "if_unsure_were_either": {name: list(ends) for name, ends in widest.items()},
-        "strata": strata,
-    }
 
 
 def _notes(audit: Audit, answers: AuditLabels, run: RunDirectory) -> list[str]:

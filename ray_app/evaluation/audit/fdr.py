@@ -1,4 +1,4 @@
-"""The images of a run that can be listed as fakes with few reals among them, as its card's known reals tell. Knows rows and promises."""
+"""The images of a run that can be listed as fakes with few reals among them, by its card's known reals: `discover`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ from ray_app.runs.rows import with_reasons
 from ray_app.scoring.identity import references_of
 
 # Why a row abstains that can be tested all the same: its score is what the card makes of images like those that it was calibrated on, or
-# the reason is of the whole archive and said beside the list.
+# the reason is of the whole archive and stands beside the list.
 _STILL_TESTED = pa.array([Reason.INSIDE_BAND, Reason.UNSTABLE, Reason.UNLIKE_ARCHIVE])
 _COLUMNS = ["image_id", "score", "verdict", "verdict_reason"]
 
 
 @dataclass(frozen=True)
 class DiscoveryList:
-    """A list: what it consists of, and what must be said with it. `left_out`: images with a score that the card does not speak for."""
+    """A list: what it consists of, and the remarks that belong to it. `left_out`: images with a score that the card does not cover."""
 
     run: RunDirectory
     references: References
@@ -87,11 +87,11 @@ def _remarks(run: RunDirectory, references: References, found: Discoveries, left
 
 
 def _guarantee(run: RunDirectory) -> dict[str, Any] | None:
-    """What the run says of its card's guarantee; None where it says nothing."""
+    """The run's section on its card's guarantee; None where it has none."""
     if not run.store.exists("summary.json"):
         return {"holds": None, "why": "the run is not finished, and the archive was not compared with what the card was calibrated on"}
-    told: dict[str, Any] | None = run.read_json("summary.json").get("guarantee")
-    return told
+    section: dict[str, Any] | None = run.read_json("summary.json").get("guarantee")
+    return section
 
 
 def _tested(table: pa.Table, scores: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:

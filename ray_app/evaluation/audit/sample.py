@@ -1,11 +1,8 @@
-"""The files of an audit: `sample.csv` for people to fill in, `audit.html` to do it with pictures, `audit.json` with what makes the labels
-count. Knows those files; computes no figure.
+"""The sample of a run that people label (`draw_sample`): strata by verdict and score, and how many images of each are drawn.
 
-The sample of a run that people are asked about: counted in one pass, drawn in another. Knows rows and ids; writes nothing.
-
-Which images are drawn is told by hashes of their ids and the seed alone, so the same command draws the same ones from the same run.
-
-The strata of a sample: images by verdict and score, how many each has, and how many of them people are asked about. Knows no files.
+Its files (`read_audit`): `sample.csv` for people to fill in, `audit.html` to do it with pictures, `audit.json` with what makes the labels
+count. Which images are drawn follows from hashes of their ids and the seed alone, so the same command draws the same ones from the same
+run.
 """
 
 import csv
@@ -37,10 +34,9 @@ from ray_app.scoring.guarantee import WAIVED
 
 Counts = npt.NDArray[np.int64]
 Codes = npt.NDArray[np.int32]
-
 VERDICTS = ("fake", "abstain", "real")
 # Where the images of a verdict are cut, as shares of them from the lowest score on, by the size of a sample that suffices for so many
-# strata: labels of a handful each say nothing. Fakes that were missed hide among the highest reals.
+# strata: a handful of labels each is not enough. Fakes that were missed hide among the highest reals.
 _CUTS: Mapping[int, Mapping[str, tuple[float, ...]]] = {
     250: {"fake": (0.5,), "abstain": (0.5,), "real": (0.5, 0.9, 0.99)},
     100: {"real": (0.9,)},
@@ -48,7 +44,13 @@ _CUTS: Mapping[int, Mapping[str, tuple[float, ...]]] = {
 }
 _LEAST = 20  # images that a stratum has, unless its verdict has fewer
 _EVENLY = 2  # one image in two is drawn with no regard to size, so that every stratum is known
-_SUREST = 0.05  # share of fakes, or of reals, that no stratum is taken to fall below before anybody has looked
+_SUREST = 0.05  # share of fakes, or of reals, that no stratum is taken to fall below before any label
+Orders = npt.NDArray[np.uint64]
+_DRAWN = pa.schema([("image_id", pa.int64()), ("uri", pa.string()), ("member", pa.string())])
+SAMPLE, PAGE, FACTS = "sample.csv", "audit.html", "audit.json"
+SCHEMA = 1
+COLUMNS = ("image_id", "uri", "member", "stratum", "label")
+PICTURE_PX = 512
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class AuditStratum:
 
     @property
     def words(self) -> str:
-        """As people are told it."""
+        """The name in messages."""
         if not self.scored:
             return f"{self.verdict}, no score"
         ends = [f"from {self.low:.2f}" if self.low is not None else "", f"below {self.high:.2f}" if self.high is not None else ""]
@@ -88,80 +90,6 @@ class AuditStratum:
     def of_row(cls, row: Mapping[str, Any]) -> "AuditStratum":
         """That of such a row. Raises TypeError for other keys."""
         return cls(**{key: value for key, value in row.items() if key != "name"})
-
-
-def strata_of(scores: Mapping[str, ScoreHistogram], without_score: int, number: int) -> list[AuditStratum]:
-    """The strata of an archive with these scores by verdict, and so many images that abstain without one, for a sample of a number of
-    images; none is empty.
-    """
-    cuts = next(cuts for least, cuts in _CUTS.items() if number >= least)
-    found = []
-    for verdict in VERDICTS:
-        histogram = scores[verdict]
-        ends = [None, *_cuts(histogram, cuts.get(verdict, ())), None]
-        for low, high in pairwise(ends):
-            size = _below(histogram, high) - (0 if low is None else _below(histogram, low))
-            found += [AuditStratum(verdict, size, low, high)] if size else []
-    return found + ([AuditStratum("abstain", without_score, scored=False)] if without_score else [])
-
-
-def _cuts(histogram: ScoreHistogram, shares: Sequence[float]) -> list[float]:
-    """Scores at which to cut, ascending; one that would leave less than _LEAST to either side is left out."""
-    cuts: list[float] = []
-    for share in shares if histogram.n else ():
-        cut = float(histogram.ranked([min(int(share * histogram.n), histogram.n - 1)])[0])
-        below = _below(histogram, cut) - (_below(histogram, cuts[-1]) if cuts else 0)
-        cuts += [cut] if below >= _LEAST and histogram.at_or_above(cut) >= _LEAST else []
-    return cuts
-
-
-def _below(histogram: ScoreHistogram, score: float | None) -> int:
-    return histogram.n if score is None else histogram.n - histogram.at_or_above(score)
-
-
-def coded(table: pa.Table, strata: Sequence[AuditStratum]) -> Codes:
-    """(n,) the place of every row's stratum; -1 for a row without a verdict. Of the table it needs `verdict` and `score`."""
-    verdicts = table["verdict"].cast(pa.string())
-    scores = numbers(table["score"])
-    codes = np.full(len(table), -1, np.int32)
-    for place, stratum in enumerate(strata):
-        inside = np.asarray(pc.fill_null(pc.equal(verdicts, stratum.verdict), False)) & (np.isfinite(scores) == stratum.scored)
-        codes[inside & stratum.spans(scores)] = place
-    return codes
-
-
-def spread_of(stratum: AuditStratum, scores: ScoreHistogram) -> float:
-    """How unalike its images are taken to be, √(p (1 − p)) for p the mean of what their scores say, and never near 0."""
-    if not stratum.scored:
-        return 0.5
-    inside = stratum.spans(scores.values)
-    mean = float(sigmoid(scores.values[inside]) @ scores.counts[inside]) / stratum.size
-    p = min(max(mean, _SUREST), 1 - _SUREST)
-    return float(np.sqrt(p * (1 - p)))
-
-
-def allotted(sizes: Sequence[int], spreads: Sequence[float], count: int) -> Counts:
-    """How many images of each stratum to draw, int64 (h,): `count` in all, or all there are.
-
-    Half of them evenly, the rest by size × spread (Neyman 1934), which makes the prevalence the surest for the labels spent.
-    """
-    room = np.asarray(sizes, np.int64)
-    wanted = min(count, int(room.sum()))
-    given = np.minimum(room, wanted // (_EVENLY * len(room)))
-    while left := wanted - int(given.sum()):
-        weight = np.where(given < room, room * np.asarray(spreads), 0.0)
-        share = left * weight / weight.sum()
-        more = np.minimum(np.floor(share).astype(np.int64), room - given)
-        if not more.any():
-            more[np.argsort(-share, kind="stable")[:left]] = 1
-            more = np.minimum(more, room - given)
-        given = given + more
-    return given
-
-
-Orders = npt.NDArray[np.uint64]
-
-_DRAWN = pa.schema([("image_id", pa.int64()), ("uri", pa.string()), ("member", pa.string())])
 
 
 @dataclass(frozen=True)
@@ -180,7 +108,7 @@ class Counted:
 
 @dataclass(frozen=True)
 class AuditSample:
-    """The strata, with how many images of each are drawn, and those images in an order that tells nothing: columns `image_id`, `uri`,
+    """The strata, with how many images of each are drawn, and those images in an order that gives nothing away: columns `image_id`, `uri`,
     `member` and `stratum`, the place among the strata.
     """
 
@@ -188,72 +116,11 @@ class AuditSample:
     rows: pa.Table
 
 
-def count(run: RunDirectory) -> Counted:
-    """Read verdicts, scores and statuses of the current rows. Raises ConfigError where there is no run."""
-    pieces: dict[str, list[ScoreHistogram]] = {verdict: [] for verdict in VERDICTS}
-    without, unscored = 0, Counter[str]()
-    for table in current_tables(run, ["image_id", "status", "verdict", "score"]):
-        verdicts, scores = table["verdict"].cast(pa.string()), numbers(table["score"])
-        has_score = np.isfinite(scores)
-        for verdict, found in pieces.items():
-            said = np.asarray(pc.fill_null(pc.equal(verdicts, verdict), False))
-            found.append(ScoreHistogram.of(scores[said & has_score]))
-            without += int((said & ~has_score).sum())
-        statuses = table["status"].cast(pa.string()).filter(pc.is_null(verdicts))
-        unscored.update({item["values"]: item["counts"] for item in pc.value_counts(statuses).to_pylist()})
-    merged = {verdict: ScoreHistogram.merged(found) for verdict, found in pieces.items()}
-    return Counted(merged, without, dict(unscored.most_common()))
-
-
-def draw(run: RunDirectory, counted: Counted, number: int, seed: int) -> AuditSample:
-    """Draw so many images (all, where there are fewer) of the run that was counted."""
-    strata = planned(counted, number)
-    wanted = np.array([one.drawn for one in strata], np.int64)
-    kept, codes, orders = _DRAWN.empty_table(), np.empty(0, np.int32), np.empty(0, np.uint64)
-    for table in current_tables(run, [*_DRAWN.names, "verdict", "score"]):
-        own, hashes = coded(table, strata), seeded(table["image_id"].to_numpy(), seed)
-        places = lowest(own, hashes, wanted)
-        rows = pa.concat_tables([kept, table.select(_DRAWN.names).take(pa.array(places)).cast(_DRAWN)])
-        codes, orders = np.concatenate([codes, own[places]]), np.concatenate([orders, hashes[places]])
-        again = lowest(codes, orders, wanted)
-        kept, codes, orders = rows.take(pa.array(again)), codes[again], orders[again]
-    turn = np.argsort(mixed(orders), kind="stable")  # the hashes themselves are lower where a stratum is large
-    return AuditSample(strata, kept.take(pa.array(turn)).append_column("stratum", pa.array(codes[turn])).combine_chunks())
-
-
-def planned(counted: Counted, number: int) -> list[AuditStratum]:
-    """The strata, and how many images of each make a sample of so many."""
-    strata = strata_of(counted.scores, counted.without_score, number)
-    if not strata:
-        return []
-    spreads = [spread_of(one, counted.scores[one.verdict]) for one in strata]
-    shares = allotted([one.size for one in strata], spreads, number)
-    return [replace(one, drawn=int(share)) for one, share in zip(strata, shares, strict=True)]
-
-
-def seeded(ids: npt.NDArray[np.int64], seed: int) -> Orders:
-    """One number for each id, (n,), a different one for each; other seeds give others."""
-    return mixed(hashed(ids) ^ hashed(np.array([seed], np.int64)))
-
-
-def lowest(codes: Codes, orders: Orders, wanted: Counts) -> npt.NDArray[np.int64]:
-    """The places of the rows that come first in their stratum, no more of each than `wanted` (h,); rows of no stratum (-1) never."""
-    turn = np.lexsort((orders, codes))
-    turn = turn[codes[turn] >= 0]
-    starts = np.searchsorted(codes[turn], np.arange(len(wanted)))
-    rank = np.arange(len(turn)) - starts[codes[turn]]
-    return turn[rank < wanted[codes[turn]]]
-
-
-SAMPLE, PAGE, FACTS = "sample.csv", "audit.html", "audit.json"
-SCHEMA = 1
-COLUMNS = ("image_id", "uri", "member", "stratum", "label")
-PICTURE_PX = 512
-
-
 @dataclass(frozen=True)
 class Audit:
-    """What `audit.json` says: the run as it was when the sample was drawn, the strata, and the images drawn (`COLUMNS` without labels)."""
+    """The content of `audit.json`: the run as it was when the sample was drawn, the strata, and the images drawn (`COLUMNS` without
+    labels).
+    """
 
     facts: Mapping[str, Any]
     strata: tuple[AuditStratum, ...]
@@ -285,6 +152,118 @@ def draw_sample(url: str, number: int, folder: Path, *, seed: int = 0, pictures:
     return Audit(facts, tuple(drawn.strata), images)
 
 
+def draw(run: RunDirectory, counted: Counted, number: int, seed: int) -> AuditSample:
+    """Draw so many images (all, where there are fewer) of the run that was counted."""
+    strata = planned(counted, number)
+    wanted = np.array([one.drawn for one in strata], np.int64)
+    kept, codes, orders = _DRAWN.empty_table(), np.empty(0, np.int32), np.empty(0, np.uint64)
+    for table in current_tables(run, [*_DRAWN.names, "verdict", "score"]):
+        own, hashes = coded(table, strata), seeded(table["image_id"].to_numpy(), seed)
+        places = lowest(own, hashes, wanted)
+        rows = pa.concat_tables([kept, table.select(_DRAWN.names).take(pa.array(places)).cast(_DRAWN)])
+        codes, orders = np.concatenate([codes, own[places]]), np.concatenate([orders, hashes[places]])
+        again = lowest(codes, orders, wanted)
+        kept, codes, orders = rows.take(pa.array(again)), codes[again], orders[again]
+    turn = np.argsort(mixed(orders), kind="stable")  # the hashes themselves are lower where a stratum is large
+    return AuditSample(strata, kept.take(pa.array(turn)).append_column("stratum", pa.array(codes[turn])).combine_chunks())
+
+
+def coded(table: pa.Table, strata: Sequence[AuditStratum]) -> Codes:
+    """(n,) the place of every row's stratum; -1 for a row without a verdict. Of the table it needs `verdict` and `score`."""
+    verdicts = table["verdict"].cast(pa.string())
+    scores = numbers(table["score"])
+    codes = np.full(len(table), -1, np.int32)
+    for place, stratum in enumerate(strata):
+        inside = np.asarray(pc.fill_null(pc.equal(verdicts, stratum.verdict), False)) & (np.isfinite(scores) == stratum.scored)
+        codes[inside & stratum.spans(scores)] = place
+    return codes
+
+
+def planned(counted: Counted, number: int) -> list[AuditStratum]:
+    """The strata, and how many images of each make a sample of so many."""
+    strata = strata_of(counted.scores, counted.without_score, number)
+    if not strata:
+        return []
+    spreads = [spread_of(one, counted.scores[one.verdict]) for one in strata]
+    shares = allotted([one.size for one in strata], spreads, number)
+    return [replace(one, drawn=int(share)) for one, share in zip(strata, shares, strict=True)]
+
+
+def strata_of(scores: Mapping[str, ScoreHistogram], without_score: int, number: int) -> list[AuditStratum]:
+    """The strata of an archive with these scores by verdict, and so many images that abstain without one, for a sample of a number of
+    images; none is empty.
+    """
+    cuts = next(cuts for least, cuts in _CUTS.items() if number >= least)
+    found = []
+    for verdict in VERDICTS:
+        histogram = scores[verdict]
+        ends = [None, *_cuts(histogram, cuts.get(verdict, ())), None]
+        for low, high in pairwise(ends):
+            size = _below(histogram, high) - (0 if low is None else _below(histogram, low))
+            found += [AuditStratum(verdict, size, low, high)] if size else []
+    return found + ([AuditStratum("abstain", without_score, scored=False)] if without_score else [])
+
+
+def spread_of(stratum: AuditStratum, scores: ScoreHistogram) -> float:
+    """How unalike its images are taken to be, √(p (1 − p)) for p the mean of their probabilities, and never near 0."""
+    if not stratum.scored:
+        return 0.5
+    inside = stratum.spans(scores.values)
+    mean = float(sigmoid(scores.values[inside]) @ scores.counts[inside]) / stratum.size
+    p = min(max(mean, _SUREST), 1 - _SUREST)
+    return float(np.sqrt(p * (1 - p)))
+
+
+def allotted(sizes: Sequence[int], spreads: Sequence[float], count: int) -> Counts:
+    """How many images of each stratum to draw, int64 (h,): `count` in all, or all there are.
+
+    Half of them evenly, the rest by size × spread (Neyman 1934), which makes the prevalence the surest for the labels spent.
+    """
+    room = np.asarray(sizes, np.int64)
+    wanted = min(count, int(room.sum()))
+    given = np.minimum(room, wanted // (_EVENLY * len(room)))
+    while left := wanted - int(given.sum()):
+        weight = np.where(given < room, room * np.asarray(spreads), 0.0)
+        share = left * weight / weight.sum()
+        more = np.minimum(np.floor(share).astype(np.int64), room - given)
+        if not more.any():
+            more[np.argsort(-share, kind="stable")[:left]] = 1
+            more = np.minimum(more, room - given)
+        given = given + more
+    return given
+
+
+def count(run: RunDirectory) -> Counted:
+    """Read verdicts, scores and statuses of the current rows. Raises ConfigError where there is no run."""
+    pieces: dict[str, list[ScoreHistogram]] = {verdict: [] for verdict in VERDICTS}
+    without, unscored = 0, Counter[str]()
+    for table in current_tables(run, ["image_id", "status", "verdict", "score"]):
+        verdicts, scores = table["verdict"].cast(pa.string()), numbers(table["score"])
+        has_score = np.isfinite(scores)
+        for verdict, found in pieces.items():
+            said = np.asarray(pc.fill_null(pc.equal(verdicts, verdict), False))
+            found.append(ScoreHistogram.of(scores[said & has_score]))
+            without += int((said & ~has_score).sum())
+        statuses = table["status"].cast(pa.string()).filter(pc.is_null(verdicts))
+        unscored.update({item["values"]: item["counts"] for item in pc.value_counts(statuses).to_pylist()})
+    merged = {verdict: ScoreHistogram.merged(found) for verdict, found in pieces.items()}
+    return Counted(merged, without, dict(unscored.most_common()))
+
+
+def seeded(ids: npt.NDArray[np.int64], seed: int) -> Orders:
+    """One number for each id, (n,), a different one for each; other seeds give others."""
+    return mixed(hashed(ids) ^ hashed(np.array([seed], np.int64)))
+
+
+def lowest(codes: Codes, orders: Orders, wanted: Counts) -> npt.NDArray[np.int64]:
+    """The places of the rows that come first in their stratum, no more of each than `wanted` (h,); rows of no stratum (-1) never."""
+    turn = np.lexsort((orders, codes))
+    turn = turn[codes[turn] >= 0]
+    starts = np.searchsorted(codes[turn], np.arange(len(wanted)))
+    rank = np.arange(len(turn)) - starts[codes[turn]]
+    return turn[rank < wanted[codes[turn]]]
+
+
 def read_audit(*folders: Path) -> Audit:
     """The audit in the first folder that has one. Raises ConfigError where none has, or its file is none of ours."""
     path = next((folder / FACTS for folder in folders if (folder / FACTS).is_file()), None)
@@ -294,10 +273,36 @@ def read_audit(*folders: Path) -> Audit:
             hint="--out is the folder of `touchstone audit RUN --draw N --out DIR`: without its strata labels cannot be weighed",
         )
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        return Audit(told, tuple(AuditStratum.of_row(row) for row in told["strata"]), tuple(told["sample"]))
+        document = json.loads(path.read_text(encoding="utf-8"))
+        return Audit(document, tuple(AuditStratum.of_row(row) for row in document["strata"]), tuple(document["sample"]))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(f"{path}: not what `touchstone audit --draw` wrote: {error}") from None
+
+
+def changed_since(audit: Audit, run: RunDirectory) -> str | None:
+    """Why figures of this audit are not of the run as it is now, or None. Raises ConfigError where the sample is of another run."""
+    identity = run.describe_finished()["identity"]
+    if _scores_of(identity) != audit.facts["scores"]:
+        raise ConfigError(f"the sample was drawn from another run than {run.store.url}", hint=f"it is of {audit.facts['run']}")
+    if fingerprint(identity) != audit.facts["fingerprint"]:
+        return "the run was decided anew since the sample was drawn: these figures are of its verdicts before"
+    if max(manifests(run.store)) != audit.facts["listing"]:
+        return "the run has a newer listing since the sample was drawn: these figures are of the archive before"
+    return None
+
+
+def _cuts(histogram: ScoreHistogram, shares: Sequence[float]) -> list[float]:
+    """Scores at which to cut, ascending; one that would leave less than _LEAST to either side is left out."""
+    cuts: list[float] = []
+    for share in shares if histogram.n else ():
+        cut = float(histogram.ranked([min(int(share * histogram.n), histogram.n - 1)])[0])
+        below = _below(histogram, cut) - (_below(histogram, cuts[-1]) if cuts else 0)
+        cuts += [cut] if below >= _LEAST and histogram.at_or_above(cut) >= _LEAST else []
+    return cuts
+
+
+def _below(histogram: ScoreHistogram, score: float | None) -> int:
+    return histogram.n if score is None else histogram.n - histogram.at_or_above(score)
 
 
 def _facts(run: RunDirectory, counted: Counted, drawn: AuditSample, seed: int) -> dict[str, Any]:
@@ -322,18 +327,6 @@ def _facts(run: RunDirectory, counted: Counted, drawn: AuditSample, seed: int) -
 def _scores_of(identity: Mapping[str, Any]) -> str:
     """Names what a run scored and with what, whatever was decided of it."""
     return fingerprint({key: value for key, value in identity.items() if key not in ("decision", WAIVED)})
-
-
-def changed_since(audit: Audit, run: RunDirectory) -> str | None:
-    """Why figures of this audit are not of the run as it is now, or None. Raises ConfigError where the sample is of another run."""
-    identity = run.describe_finished()["identity"]
-    if _scores_of(identity) != audit.facts["scores"]:
-        raise ConfigError(f"the sample was drawn from another run than {run.store.url}", hint=f"it is of {audit.facts['run']}")
-    if fingerprint(identity) != audit.facts["fingerprint"]:
-        return "the run was decided anew since the sample was drawn: these figures are of its verdicts before"
-    if max(manifests(run.store)) != audit.facts["listing"]:
-        return "the run has a newer listing since the sample was drawn: these figures are of the archive before"
-    return None
 
 
 def _write_csv(path: Path, images: Sequence[Mapping[str, Any]]) -> None:

@@ -1,11 +1,7 @@
-"""A run and its labels → labelled images with a score of every detector. Knows rows, labels and cards; fits nothing.
+"""A run and its labels → labelled images with a score of every detector (`read_labelled`, `CalibrationData`), in columns of one length.
 
 What cannot be used is left out and counted: images without a score, images outside the range that a detector's card allows and those of
 one colour (their verdict is `abstain` whatever they score), images without a label.
-
-Labelled rows of a run, one table after another, as columns of labelled images; what cannot be used is counted. Knows rows and labels.
-
-The labelled images of a run as columns of one length: what a calibration is made of. Knows arrays; reads no run and no labels file.
 """
 
 from collections import Counter
@@ -33,6 +29,27 @@ from ray_app.runs import RunDirectory
 from ray_app.runs.reader import current_tables, numbers
 
 Places = NDArray[np.int64]
+TOLD = ("source", "group", "part", "phash")
+"""What labels, or the run's own columns, may say besides label and generator. `group` is taken for `source` where that is not told."""
+ROWS = [
+    "image_id",
+    "uri",
+    "member",
+    "status",
+    "sha256",
+    "format",
+    "width",
+    "height",
+    "quality",
+    "flags",
+    "phash",
+    "decoder",
+    "scores",
+    "input",
+]
+"""What is read of a run, so far as it has it."""
+_NUMBERS = {"image_id": np.int64, "fake": np.bool_, "width": np.int64, "height": np.int64, "quality": np.float64}
+_KEPT = ("image_id", "sha256", "fake", "generator", "source", "phash", "part", "format", "width", "height", "quality")
 
 
 @dataclass(frozen=True)
@@ -41,7 +58,7 @@ class CalibrationData:
 
     `image_id` int64 (n,) · `sha256` of the files, 64 hex digits · `fake` bool (n,) · `scores` {detector: float32 (n,)}, raw and finite, in
     the ensemble's order · `generator`, `source` (what is not independent: one scene, photographer, article), `phash` (16 hex digits) and
-    `part` (fit, calibrate, choose, where the user divides the images): None where it is not told · `format` as in the run · `width`,
+    `part` (fit, calibrate, choose, where the user divides the images): None where it is not known · `format` as in the run · `width`,
     `height` int (n,), px · `quality` float (n,), of JPEGs, 1 … 100; NaN where there is none.
 
     Raises ValueError where a column has another length.
@@ -91,29 +108,6 @@ class CalibrationData:
     def _columns(self) -> list[tuple[str, Any]]:
         plain = [(one.name, getattr(self, one.name)) for one in fields(self) if one.name not in ("image_id", "scores")]
         return plain + [(f"scores of {name}", scores) for name, scores in self.scores.items()]
-
-
-TOLD = ("source", "group", "part", "phash")
-"""What labels, or the run's own columns, may say besides label and generator. `group` is taken for `source` where that is not told."""
-ROWS = [
-    "image_id",
-    "uri",
-    "member",
-    "status",
-    "sha256",
-    "format",
-    "width",
-    "height",
-    "quality",
-    "flags",
-    "phash",
-    "decoder",
-    "scores",
-    "input",
-]
-"""What is read of a run, so far as it has it."""
-_NUMBERS = {"image_id": np.int64, "fake": np.bool_, "width": np.int64, "height": np.int64, "quality": np.float64}
-_KEPT = ("image_id", "sha256", "fake", "generator", "source", "phash", "part", "format", "width", "height", "quality")
 
 
 @dataclass
@@ -195,7 +189,7 @@ class CalibrationCollector:
         return outside
 
     def _keep(self, rows: pa.Table, truth: JoinedLabels) -> None:
-        kept, told = self.columns, self._told(rows, truth)
+        kept, told = self.columns, self._columns_of(rows, truth)
         fakes = np.array([group.label == "fake" for group in truth.groups], np.bool_)
         makers = np.array([None if group.generator in ("unknown", "real") else group.generator for group in truth.groups], object)
         kept["fake"].append(fakes[truth.codes])
@@ -209,8 +203,8 @@ class CalibrationCollector:
         for name in ("source", "part", "phash"):
             kept[name].extend(told[name].to_pylist())
 
-    def _told(self, rows: pa.Table, truth: JoinedLabels) -> dict[str, Any]:
-        """`source`, `part` and `phash` of rows: what the labels say, else the run's own columns."""
+    def _columns_of(self, rows: pa.Table, truth: JoinedLabels) -> dict[str, Any]:
+        """`source`, `part` and `phash` of rows: the labels' values, else the run's own columns."""
         inputs = rows["input"].combine_chunks() if "input" in rows.column_names else None
         own = set() if inputs is None else {one.name for one in inputs.type}
         said = None if self.texts is None else self.texts.take(pa.array(truth.places))
@@ -229,17 +223,6 @@ class CalibrationCollector:
             columns[name] = np.concatenate([np.empty(0, kind), *self.columns[name]])
         scores = np.concatenate([np.empty((0, len(self.names)), np.float32), *self.scores])
         return CalibrationData(scores={name: scores[:, place].copy() for place, name in enumerate(self.names)}, **columns)
-
-
-def _whole(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
-    return np.asarray(pc.fill_null(column, 0)).astype(np.int64)
-
-
-def _blank(rows: pa.Table) -> npt.NDArray[np.bool_]:
-    """Which rows are of images that show nothing."""
-    if "flags" not in rows.column_names:
-        return np.zeros(len(rows), np.bool_)
-    return np.array([is_blank(flags) for flags in rows["flags"].to_pylist()], np.bool_)
 
 
 @dataclass(frozen=True)
@@ -277,21 +260,35 @@ def read_labelled(
     reader = CalibrationCollector(found, names, cards)
     for table in current_tables(run, list(dict.fromkeys([*ROWS, *found.columns]))):
         reader.add(table)
-    told = [*check_joined(found, reader.tally, run), *_left_out(reader.tally), *_unfinished(run)]
+    remarks = check_joined(found, reader.tally, run)
+    remarks += [f"{count:,} labelled images are left out: {reason}." for reason, count in reader.tally.left_out.items()]
+    if not run.store.exists("summary.json"):
+        remarks.append(f"{run.store.url} is not finished: only what is scored so far is used.")
     before = systems.ensemble if systems.ensemble and names == systems.members else ensemble_of([one.detector for one in members])
     calibrations = {name: systems.calibrations.get(name) for name in names}
     labelled = reader.labelled()
     if not len(labelled):
-        raise ConfigError(f"{run.store.url}: no labelled image has a score of every detector", hint=" ".join(told) or None)
+        raise ConfigError(f"{run.store.url}: no labelled image has a score of every detector", hint=" ".join(remarks) or None)
     _check_labels(labelled, found.name)
     return LabelledRun(run.store.url, found.name, members, names, before, calibrations, labelled, described["identity"], reader.tally,
-                   tuple(told))  # fmt: skip
+                   tuple(remarks))  # fmt: skip
+
+
+def _whole(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    return np.asarray(pc.fill_null(column, 0)).astype(np.int64)
+
+
+def _blank(rows: pa.Table) -> npt.NDArray[np.bool_]:
+    """Which rows are of images that show nothing."""
+    if "flags" not in rows.column_names:
+        return np.zeros(len(rows), np.bool_)
+    return np.array([is_blank(flags) for flags in rows["flags"].to_pylist()], np.bool_)
 
 
 def _members(
     systems: Systems, run_names: Sequence[str], asked: Sequence[str], url: str
 ) -> tuple[tuple[EnsembleMember, ...], tuple[str, ...]]:
-    """The members that are calibrated, without what the run's ensemble says of them, and their names in the run."""
+    """The members that are calibrated, without the run's ensemble's calibration of them, and their names in the run."""
     if systems.ensemble is not None and systems.ensemble.cascade is not None:
         raise ConfigError(
             f"{url}: a cascade scored it, so not every detector looked at every image, and those that all looked at are no fair sample",
@@ -340,11 +337,3 @@ def _check_labels(labelled: CalibrationData, labels: str) -> None:
             f"{labels}: {len(both):,} files are labelled real in one place and fake in another, for example sha256 {both[0]}",
             hint="correct the labels, or leave those files out",
         )
-
-
-def _left_out(tally: CalibrationTally) -> list[str]:
-    return [f"{count:,} labelled images are left out: {reason}." for reason, count in tally.left_out.items()]
-
-
-def _unfinished(run: RunDirectory) -> list[str]:
-    return [] if run.store.exists("summary.json") else [f"{run.store.url} is not finished: only what is scored so far is used."]

@@ -1,12 +1,7 @@
-"""Labelled images together with how they are divided: into groups, into parts, and which of them are copies. Knows no scores.
+"""Labelled images → three disjoint parts, to fit on, to calibrate on, to choose thresholds on (`Division`).
 
-Labelled images → three disjoint parts: to fit on, to calibrate on, to choose thresholds on. Knows groups; fits nothing.
-
-Which part a group is in follows from the bytes of its files and a seed, never from where they lie.
-
-Which labelled images are not independent, so that one part must hold all of them. Knows hashes and names; divides nothing.
-
-Which two images in different parts hang together, and how: what a refused division says. Knows one group at a time.
+Images that are not independent (copies, one scene, one source) form a group, and one part holds all of a group. Which part that is follows
+from the bytes of its files and a seed, never from where they lie.
 """
 
 import hashlib
@@ -29,133 +24,82 @@ from ray_app.evaluation.calibrate.data import CalibrationData, Places
 from ray_app.metrics.arrays import Bools, Floats
 
 UNNAMED = "a generator that is not told"
-
 _SIXTEEN_DIGITS = re.compile("[0-9a-fA-F]{16}")
+_COMPARED = 2_000  # images of each part whose perceptual hashes are compared
+Name = Literal["fit", "calibrate", "choose"]
+PARTS: tuple[Name, ...] = ("fit", "calibrate", "choose")
+FIT, CALIBRATE, CHOOSE = range(3)
+SHARES = (0.3, 0.2, 0.5)
+
+
+@dataclass(frozen=True)
+class Division:
+    """`groups` and `parts` (n,) of the images; `copies` (n,): those that another image stands for."""
+
+    labelled: CalibrationData
+    groups: Places
+    parts: Places
+    copies: Bools
+
+    @classmethod
+    def of(cls, labelled: CalibrationData, groups: Places, parts: Places) -> "Division":
+        """That of images whose groups and parts are known."""
+        return cls(labelled, groups, parts, repeated(labelled))
+
+    @cached_property
+    def fitting(self) -> CalibrationData:
+        """The images that detectors' calibrations and the rule are fitted on."""
+        return self.labelled.take(self.parts == FIT)
+
+    @cached_property
+    def calibrating(self) -> CalibrationData:
+        """The images that the ensemble's calibration is fitted on."""
+        return self.labelled.take(self.parts == CALIBRATE)
+
+    @cached_property
+    def choosing(self) -> CalibrationData:
+        """The images that thresholds are chosen on, and nothing is fitted on."""
+        return self.labelled.take(self.parts == CHOOSE)
+
+    @property
+    def choosing_reals(self) -> Bools:
+        """Which of those are reals, each picture once."""
+        reals: Bools = ~self.choosing.fake & ~self.copies[self.parts == CHOOSE]
+        return reals
+
+    def without(self, gone: Bools, seed: int) -> "Division":
+        """The other images in the same parts; divided anew where a part would be left without fakes. Raises ConfigError as `split`."""
+        kept = ~gone
+        rest, parts = self.labelled.take(kept), self.parts[kept]
+        groups = np.unique(self.groups[kept], return_inverse=True)[1]
+        if set(parts[rest.fake].tolist()) < {FIT, CALIBRATE, CHOOSE}:
+            parts = split(rest, groups, seed=seed)
+        return Division(rest, groups, parts, self.copies[kept])
 
 
 def groups_of(labelled: CalibrationData, *, share_generators: bool = False) -> Places:
     """(n,) the number of each image's group, 0 … groups − 1.
 
-    Images are of one group that share a source, their bytes, or the looks of a picture (perceptual hashes within
+    Images are of one group that share a source, their bytes, or what a picture shows (perceptual hashes within
     `datasets.leakage.NEAR_BITS`), and fakes that share a generator, unless the parts may share generators; and so are images that hang
-    together by way of others. Fakes whose generator is not told count as those of one: nothing says that they are of several.
+    together by way of others. Fakes without a generator's name count as those of one: nothing shows that they are of several.
     """
-    links = [_coded(labelled.sha256), _coded(labelled.source), _looks(labelled.phash)]
+    links = [_coded(labelled.sha256), _coded(labelled.source), _phash_codes(labelled.phash)]
     if not share_generators:
         links.append(_coded(generators_of(labelled)))
     return _linked(links)
 
 
-def generators_of(labelled: CalibrationData) -> list[str | None]:
-    """The generator of each fake, UNNAMED where it is not told; None for reals."""
-    return [(name or UNNAMED) if fake else None for name, fake in zip(labelled.generator, labelled.fake.tolist(), strict=True)]
-
-
 def repeated(labelled: CalibrationData) -> NDArray[np.bool_]:
-    """(n,) whether an image has the bytes or the looks of another of its class, with a smaller sha256, that can stand for both.
+    """(n,) whether an image has the bytes or the perceptual hash of another of its class, with a smaller sha256, that can stand for both.
 
     A rate whose bound takes images for independent counts such ones once. A real is no copy of the fake that was made of it.
     """
-    groups = 2 * _linked([_coded(labelled.sha256), _looks(labelled.phash)]) + labelled.fake
+    groups = 2 * _linked([_coded(labelled.sha256), _phash_codes(labelled.phash)]) + labelled.fake
     order = np.lexsort((np.array(labelled.sha256, dtype="S"), groups))
     is_repeated = np.ones(len(groups), bool)
     is_repeated[order[np.unique(groups[order], return_index=True)[1]]] = False
     return is_repeated
-
-
-def _linked(links: list[Places]) -> Places:
-    """(n,) the group of each image: those that have an equal code in one of the links (n,) hang together; -1 links to nothing."""
-    n = len(links[0])
-    edges, nodes = [], n  # a code is a node of its own, after the images
-    for codes in links:
-        coded = np.flatnonzero(codes >= 0)
-        edges.append(np.stack([coded, nodes + codes[coded]], axis=1))
-        nodes += int(codes.max(initial=-1)) + 1
-    return np.unique(_connected(nodes, np.concatenate(edges))[:n], return_inverse=True)[1].astype(np.int64)
-
-
-def _connected(nodes: int, edges: Pairs) -> Places:
-    """(nodes,) the component of each node of a graph with edges (m, 2)."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    graph = coo_array((np.ones(len(edges), np.int8), (edges[:, 0], edges[:, 1])), shape=(nodes, nodes))
-    components: Places = connected_components(graph, directed=False)[1].astype(np.int64)
-    return components
-
-
-def _coded(texts: Iterable[str | None]) -> Places:
-    """(n,) a number for each different text, -1 for None."""
-    codes: Places = pa.array(texts, pa.string()).dictionary_encode().indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
-    return codes
-
-
-def _looks(phashes: Iterable[str | None]) -> Places:
-    """(n,) a number for all hashes that hang together by likeness, -1 for None."""
-    encoded = pa.array(phashes, pa.string()).dictionary_encode()
-    hashes = np.array([_hash(text) for text in encoded.dictionary.to_pylist()], np.uint64)
-    different, place_of = np.unique(hashes, return_inverse=True)  # a hash may be written in two ways
-    alike = _connected(len(different), near_pairs(different))[place_of]
-    codes: Places = np.append(alike, -1)[encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)]
-    return codes
-
-
-def _hash(text: str) -> int:
-    if not _SIXTEEN_DIGITS.fullmatch(text):
-        raise ConfigError(f"labels: the phash {text!r} is no hash of 64 bits", hint="16 hexadecimal digits, as `score` writes them")
-    return int(text, 16)
-
-
-_COMPARED = 2_000  # images of each part whose looks are compared
-
-
-def refuse_crossings(labelled: CalibrationData, groups: Places, parts: Places, crossing: Places, names: Sequence[str]) -> NoReturn:
-    """Raises ConfigError that names two images of the first of these groups, in different parts, and what they have in common."""
-    members = np.flatnonzero(groups == crossing[0])
-    one, other, why = _tied(labelled.take(members), parts[members])
-    first, second = (_named(labelled, int(members[place]), names[parts[members[place]]]) for place in (one, other))
-    more = f"; {len(crossing):,} groups of images are divided so" if len(crossing) > 1 else ""
-    raise ConfigError(
-        f"labels: {first} and {second} {why}{more}",
-        hint="--regroup moves each such group whole to the part that most of its images are in",
-    )
-
-
-def _named(labelled: CalibrationData, place: int, part: str) -> str:
-    return f"image {labelled.image_id[place]} (sha256 {labelled.sha256[place][:12]}…, part {part})"
-
-
-def _tied(group: CalibrationData, parts: Places) -> tuple[int, int, str]:
-    """Two places of a group in different parts, and what ties them."""
-    shared: list[tuple[Sequence[str | None], Callable[[str], str]]] = [
-        (group.sha256, lambda _: "are the same file"),
-        (group.source, lambda name: f"share the source '{name}'"),
-        (generators_of(group), lambda name: f"are both by {name}"),
-    ]
-    for column, words in shared:
-        seen: dict[str, int] = {}
-        for place, key in enumerate(column):
-            if key is not None and parts[seen.setdefault(key, place)] != parts[place]:
-                return seen[key], place, words(key)
-    return _alike(group, parts)
-
-
-def _alike(group: CalibrationData, parts: Places) -> tuple[int, int, str]:
-    """Two in different parts that look alike; where none of those compared do, two that hang together by way of others."""
-    hashed = [place for place, phash in enumerate(group.phash) if phash is not None]
-    for part in np.unique(parts):
-        mine, others = (list(islice((p for p in hashed if (parts[p] == part) == same), _COMPARED)) for same in (True, False))
-        hashes = [np.array([int(str(group.phash[place]), 16) for place in places], np.uint64) for places in (mine, others)]
-        near = np.argwhere(np.bitwise_count(hashes[0][:, None] ^ hashes[1][None, :]) <= NEAR_BITS)
-        if len(near):
-            return mine[near[0, 0]], others[near[0, 1]], "look alike"
-    return 0, int(np.flatnonzero(parts != parts[0])[0]), "hang together by way of others that look alike"
-
-
-Name = Literal["fit", "calibrate", "choose"]
-PARTS: tuple[Name, ...] = ("fit", "calibrate", "choose")
-FIT, CALIBRATE, CHOOSE = range(3)
-SHARES = (0.3, 0.2, 0.5)
 
 
 def divided(
@@ -205,6 +149,23 @@ def given_parts(labelled: CalibrationData, groups: Places, *, regroup: bool = Fa
     return whole, int((whole != parts).sum())
 
 
+def refuse_crossings(labelled: CalibrationData, groups: Places, parts: Places, crossing: Places, names: Sequence[str]) -> NoReturn:
+    """Raises ConfigError that names two images of the first of these groups, in different parts, and what they have in common."""
+    members = np.flatnonzero(groups == crossing[0])
+    one, other, why = _tied(labelled.take(members), parts[members])
+    first, second = (_named(labelled, int(members[place]), names[parts[members[place]]]) for place in (one, other))
+    more = f"; {len(crossing):,} groups of images are divided so" if len(crossing) > 1 else ""
+    raise ConfigError(
+        f"labels: {first} and {second} {why}{more}",
+        hint="--regroup moves each such group whole to the part that most of its images are in",
+    )
+
+
+def generators_of(labelled: CalibrationData) -> list[str | None]:
+    """The generator of each fake, UNNAMED where it is not known; None for reals."""
+    return [(name or UNNAMED) if fake else None for name, fake in zip(labelled.generator, labelled.fake.tolist(), strict=True)]
+
+
 def described(labelled: CalibrationData, groups: Places, parts: Places) -> tuple[LabelledPart, ...]:
     """The three parts as an ensemble card names them; the hash is that of `sort` over their files' sha256, one per line."""
     found = []
@@ -222,6 +183,80 @@ def described(labelled: CalibrationData, groups: Places, parts: Places) -> tuple
             )
         )
     return tuple(found)
+
+
+def _linked(links: list[Places]) -> Places:
+    """(n,) the group of each image: those that have an equal code in one of the links (n,) hang together; -1 links to nothing."""
+    n = len(links[0])
+    edges, nodes = [], n  # a code is a node of its own, after the images
+    for codes in links:
+        coded = np.flatnonzero(codes >= 0)
+        edges.append(np.stack([coded, nodes + codes[coded]], axis=1))
+        nodes += int(codes.max(initial=-1)) + 1
+    return np.unique(_connected(nodes, np.concatenate(edges))[:n], return_inverse=True)[1].astype(np.int64)
+
+
+def _coded(texts: Iterable[str | None]) -> Places:
+    """(n,) a number for each different text, -1 for None."""
+    codes: Places = pa.array(texts, pa.string()).dictionary_encode().indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+    return codes
+
+
+def _phash_codes(phashes: Iterable[str | None]) -> Places:
+    """(n,) a number for all hashes that hang together by likeness, -1 for None."""
+    encoded = pa.array(phashes, pa.string()).dictionary_encode()
+    hashes = np.array([_hash(text) for text in encoded.dictionary.to_pylist()], np.uint64)
+    different, place_of = np.unique(hashes, return_inverse=True)  # a hash may be written in two ways
+    alike = _connected(len(different), near_pairs(different))[place_of]
+    codes: Places = np.append(alike, -1)[encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)]
+    return codes
+
+
+def _connected(nodes: int, edges: Pairs) -> Places:
+    """(nodes,) the component of each node of a graph with edges (m, 2)."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    graph = coo_array((np.ones(len(edges), np.int8), (edges[:, 0], edges[:, 1])), shape=(nodes, nodes))
+    components: Places = connected_components(graph, directed=False)[1].astype(np.int64)
+    return components
+
+
+def _hash(text: str) -> int:
+    if not _SIXTEEN_DIGITS.fullmatch(text):
+        raise ConfigError(f"labels: the phash {text!r} is no hash of 64 bits", hint="16 hexadecimal digits, as `score` writes them")
+    return int(text, 16)
+
+
+def _named(labelled: CalibrationData, place: int, part: str) -> str:
+    return f"image {labelled.image_id[place]} (sha256 {labelled.sha256[place][:12]}…, part {part})"
+
+
+def _tied(group: CalibrationData, parts: Places) -> tuple[int, int, str]:
+    """Two places of a group in different parts, and what ties them."""
+    shared: list[tuple[Sequence[str | None], Callable[[str], str]]] = [
+        (group.sha256, lambda _: "are the same file"),
+        (group.source, lambda name: f"share the source '{name}'"),
+        (generators_of(group), lambda name: f"are both by {name}"),
+    ]
+    for column, words in shared:
+        seen: dict[str, int] = {}
+        for place, key in enumerate(column):
+            if key is not None and parts[seen.setdefault(key, place)] != parts[place]:
+                return seen[key], place, words(key)
+    return _alike(group, parts)
+
+
+def _alike(group: CalibrationData, parts: Places) -> tuple[int, int, str]:
+    """Two in different parts that look alike; where none of those compared do, two that hang together by way of others."""
+    hashed = [place for place, phash in enumerate(group.phash) if phash is not None]
+    for part in np.unique(parts):
+        mine, others = (list(islice((p for p in hashed if (parts[p] == part) == same), _COMPARED)) for same in (True, False))
+        hashes = [np.array([int(str(group.phash[place]), 16) for place in places], np.uint64) for places in (mine, others)]
+        near = np.argwhere(np.bitwise_count(hashes[0][:, None] ^ hashes[1][None, :]) <= NEAR_BITS)
+        if len(near):
+            return mine[near[0, 0]], others[near[0, 1]], "look alike"
+    return 0, int(np.flatnonzero(parts != parts[0])[0]), "hang together by way of others that look alike"
 
 
 def _drawn(labelled: CalibrationData, groups: Places, seed: int) -> NDArray[np.uint64]:
@@ -298,48 +333,3 @@ def _refuse_one_class(labelled: CalibrationData, parts: Places) -> None:
         for is_fake, kind in ((False, "real"), (True, "fake")):
             if not (labelled.fake[parts == number] == is_fake).any():
                 raise ConfigError(f"the part {name} has no {kind} image", hint="label more images, of more sources and generators")
-
-
-@dataclass(frozen=True)
-class Division:
-    """`groups` and `parts` (n,) of the images; `copies` (n,): those that another image stands for."""
-
-    labelled: CalibrationData
-    groups: Places
-    parts: Places
-    copies: Bools
-
-    @classmethod
-    def of(cls, labelled: CalibrationData, groups: Places, parts: Places) -> "Division":
-        """That of images whose groups and parts are known."""
-        return cls(labelled, groups, parts, repeated(labelled))
-
-    @cached_property
-    def fitting(self) -> CalibrationData:
-        """The images that detectors' calibrations and the rule are fitted on."""
-        return self.labelled.take(self.parts == FIT)
-
-    @cached_property
-    def calibrating(self) -> CalibrationData:
-        """The images that the ensemble's calibration is fitted on."""
-        return self.labelled.take(self.parts == CALIBRATE)
-
-    @cached_property
-    def choosing(self) -> CalibrationData:
-        """The images that thresholds are chosen on, and nothing is fitted on."""
-        return self.labelled.take(self.parts == CHOOSE)
-
-    @property
-    def choosing_reals(self) -> Bools:
-        """Which of those are reals, each picture once."""
-        reals: Bools = ~self.choosing.fake & ~self.copies[self.parts == CHOOSE]
-        return reals
-
-    def without(self, gone: Bools, seed: int) -> "Division":
-        """The other images in the same parts; divided anew where a part would be left without fakes. Raises ConfigError as `split`."""
-        kept = ~gone
-        rest, parts = self.labelled.take(kept), self.parts[kept]
-        groups = np.unique(self.groups[kept], return_inverse=True)[1]
-        if set(parts[rest.fake].tolist()) < {FIT, CALIBRATE, CHOOSE}:
-            parts = split(rest, groups, seed=seed)
-        return Division(rest, groups, parts, self.copies[kept])

@@ -1,6 +1,5 @@
-"""What a calibration is asked for. Knows settings alone.
-
-A calibrated ensemble as files: the card, the scores of the reals behind its threshold, the report. Knows paths; computes nothing.
+"""The settings of a calibration (`CalibrateConfig`) and its files (`write_files`): the card, the scores of the reals behind its threshold,
+the report.
 
 The card is written last, so that what it names is there.
 """
@@ -26,11 +25,16 @@ from ray_app.evaluation.calibrate.thresholds import Method
 from ray_app.metrics.arrays import Floats
 from ray_app.reports.calibration_model import CalibrationReport
 
+ENDINGS = (".yaml", ".yml")
+_HEAD = """# Written by `touchstone calibrate` from {run}; what it is worth stands in {report}.
+# Do not edit the numbers: the guarantee holds for exactly these.
+"""
+
 
 class CalibrateConfig(Frozen):
     """`fpr`, `confidence`: what the threshold promises. `rule`: None = `stacked`, of an only detector `mean-logit`.
 
-    `first`, `share`, `audit`: of a cascade, how many detectors look at every image, which share of images may go on to all of them, and
+    `first`, `share`, `audit`: of a cascade, how many detectors score every image, which share of images may go on to all of them, and
     which is drawn to go on whatever it scores. `miss`: the share of fakes that may lie at or below `real_below`. `prevalence`: the share of
     fakes at which the probabilities are chances; None = as among the labels.
     """
@@ -62,9 +66,6 @@ class CalibrateConfig(Frozen):
         if self.rule == "cascade" and self.audit >= self.share:
             raise ValueError(f"--audit {self.audit:g} leaves nothing of --share {self.share:g} to the band")
         return self
-
-
-ENDINGS = (".yaml", ".yml")
 
 
 def card_path(out: str) -> Path:
@@ -144,10 +145,6 @@ def _listed(dumper: yaml.SafeDumper, items: list[Any]) -> yaml.Node:
 
 
 _Dumper.add_representer(list, _listed)
-
-_HEAD = """# Written by `touchstone calibrate` from {run}; what it is worth stands in {report}.
-# Do not edit the numbers: the guarantee holds for exactly these.
-"""
 
 
 def _replace(path: Path, content: bytes) -> None:

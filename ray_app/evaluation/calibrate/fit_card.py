@@ -1,4 +1,4 @@
-"""Labelled images in three parts → an ensemble card: calibrations, rule, thresholds. Knows cards and scores; reads and writes nothing.
+"""Labelled images in three parts → an ensemble card (`fit_card`): calibrations, rule, thresholds.
 
 On `fit` are fitted the detectors' calibrations and the rule (of a cascade also its band, there and on `calibrate`), on `calibrate` the
 ensemble's calibration, on `choose` the thresholds and nothing else: so that what is promised of them holds. A detector alone has one
@@ -45,7 +45,7 @@ class CalibratedCard:
         return combine(self.card, self._columns(labelled), self.calibrations, audited=self._audited(labelled))
 
     def looks(self, labelled: CalibrationData) -> list[str | None] | None:
-        """Of a cascade, why all detectors look at each image: `band`, `audit`, or None."""
+        """Of a cascade, why all detectors score each image: `band`, `audit`, or None."""
         return second_looks(self.card, self._columns(labelled), self.calibrations, self._audited(labelled))
 
     def _columns(self, labelled: CalibrationData) -> dict[str, Any]:
@@ -63,16 +63,6 @@ class Assembled:
     card: EnsembleCard
     chosen: ChosenThreshold
     reals: Floats
-
-
-def rule_of(config: CalibrateConfig, detectors: int) -> Rule:
-    """The rule asked for; without one `stacked`, of an only detector `mean-logit`. Raises ConfigError for one that cannot be."""
-    rule: Rule = config.rule or ("stacked" if detectors > 1 else "mean-logit")
-    if rule == "cascade" and detectors < 2:
-        raise ConfigError("--rule cascade: the run has one detector", hint="a cascade needs two or more")
-    if config.first is not None and config.first >= detectors:
-        raise ConfigError(f"--first {config.first}: the run has {detectors} detectors, and somebody has to look again")
-    return rule
 
 
 def fit_card(division: Division, members: Sequence[EnsembleMember], config: CalibrateConfig) -> CalibratedCard:
@@ -96,22 +86,14 @@ def fit_card(division: Division, members: Sequence[EnsembleMember], config: Cali
     return _at_prevalence(plain, fit(plain.scores(calibrating), calibrating.fake, config.method, what="the ensemble"), config)
 
 
-def _fit_alone(division: Division, member: EnsembleMember, rule: Rule, config: CalibrateConfig) -> CalibratedCard:
-    """A card of one detector, whose calibrated score is the ensemble's."""
-    seen, [name] = division.labelled.take(division.parts != CHOOSE), division.labelled.detectors
-    member = member.model_copy(update={"calibration": fit(seen.scores[name], seen.fake, config.method, what=name)})
-    prevalence = float(seen.fake.mean())
-    plain = CalibratedCard(
-        EnsembleCard(name="calibrated", title="calibrated", members=(member,), rule=rule), (name,), prevalence, prevalence
-    )
-    return _at_prevalence(plain, Platt(slope=1, intercept=0), config)
-
-
-def _at_prevalence(plain: CalibratedCard, calibration: Calibration, config: CalibrateConfig) -> CalibratedCard:
-    """The card with the ensemble's calibration, as it is at the share of fakes that was asked for."""
-    prevalence = config.prevalence or plain.prevalence
-    there = moved(calibration, logit(prevalence) - logit(plain.prevalence))
-    return replace(plain, card=plain.card.model_copy(update={"calibration": there}), prevalence=prevalence)
+def rule_of(config: CalibrateConfig, detectors: int) -> Rule:
+    """The requested rule; without one `stacked`, of an only detector `mean-logit`. Raises ConfigError for one that cannot be."""
+    rule: Rule = config.rule or ("stacked" if detectors > 1 else "mean-logit")
+    if rule == "cascade" and detectors < 2:
+        raise ConfigError("--rule cascade: the run has one detector", hint="a cascade needs two or more")
+    if config.first is not None and config.first >= detectors:
+        raise ConfigError(f"--first {config.first}: the run has {detectors} detectors, and somebody has to look again")
+    return rule
 
 
 def with_thresholds(fitted: CalibratedCard, division: Division, config: CalibrateConfig) -> Assembled:
@@ -147,6 +129,24 @@ def moved(calibration: Calibration, by: float) -> Calibration:
     return Platt(slope=calibration.slope, intercept=calibration.intercept + by)
 
 
+def _fit_alone(division: Division, member: EnsembleMember, rule: Rule, config: CalibrateConfig) -> CalibratedCard:
+    """A card of one detector, whose calibrated score is the ensemble's."""
+    seen, [name] = division.labelled.take(division.parts != CHOOSE), division.labelled.detectors
+    member = member.model_copy(update={"calibration": fit(seen.scores[name], seen.fake, config.method, what=name)})
+    prevalence = float(seen.fake.mean())
+    plain = CalibratedCard(
+        EnsembleCard(name="calibrated", title="calibrated", members=(member,), rule=rule), (name,), prevalence, prevalence
+    )
+    return _at_prevalence(plain, Platt(slope=1, intercept=0), config)
+
+
+def _at_prevalence(plain: CalibratedCard, calibration: Calibration, config: CalibrateConfig) -> CalibratedCard:
+    """The card with the ensemble's calibration, as it is at the requested share of fakes."""
+    prevalence = config.prevalence or plain.prevalence
+    there = moved(calibration, logit(prevalence) - logit(plain.prevalence))
+    return replace(plain, card=plain.card.model_copy(update={"calibration": there}), prevalence=prevalence)
+
+
 def _weights(
     fitting: CalibrationData, members: Sequence[EnsembleMember], calibrations: Mapping[str, Calibration], seed: int
 ) -> dict[str, Any]:
@@ -159,7 +159,7 @@ def _weights(
 
 
 def _cascade(division: Division, calibrations: Mapping[str, Calibration], config: CalibrateConfig) -> tuple[Cascade, Band]:
-    """Both stages, each a stacking and its calibration fitted on `fit`, and the band, which the thresholds' images have no say in."""
+    """Both stages, each a stacking and its calibration fitted on `fit`, and the band, which the thresholds' images do not influence."""
     parts, fake = division.parts, division.labelled.fake
     fitting: Bools = parts == FIT
     table = calibrated(division.labelled, calibrations)

@@ -1,7 +1,6 @@
 """What a calibration is worth, measured on images that nothing was fitted on: as chances, generator by generator, by JPEG quality.
 
-Knows cards and scores; words and writes nothing. Chances are compared at the share of fakes
-among the very images that they are measured on, whatever prevalence the card is for.
+Chances are compared at the share of fakes among the very images that they are measured on, whatever prevalence the card is for.
 """
 
 from collections import Counter
@@ -48,7 +47,7 @@ def systems_before_and_after(
 def generators_left_out(
     division: Division, members: Sequence[EnsembleMember], config: CalibrateConfig, full: Assembled
 ) -> list[LeftOutGenerator]:
-    """Of each generator, the largest first, what a card says of its images that never saw one of them.
+    """Of each generator, the largest first, the rates and chances on its images by a card that never saw one of them.
 
     Where its images are all among those that thresholds are chosen on, that is the card itself; else all is fitted again without them.
     Where they were the only fakes of a part, the other images are divided anew.

@@ -1,4 +1,4 @@
-"""`touchstone calibrate`: a labelled run → an ensemble card whose error rate is known, and the report of it. Brings the pieces together."""
+"""`touchstone calibrate` (`calibrate_run`): a labelled run → an ensemble card whose error rate is known, and the report of it."""
 
 import sys
 from pathlib import Path
@@ -119,7 +119,7 @@ def _population(reading: LabelledRun, assembled: Assembled, division: Division) 
 
 
 def _settings(reading: LabelledRun) -> Settings | None:
-    """Under what the run made its scores; None where it does not say."""
+    """Under what the run made its scores; None where it is not recorded."""
     precision = reading.identity.get("precision")
     if precision is None:
         return None
@@ -128,7 +128,7 @@ def _settings(reading: LabelledRun) -> Settings | None:
 
 
 def _notes(reading: LabelledRun, division: Division, config: CalibrateConfig, moved: int) -> list[str]:
-    """What somebody who uses the card has to know, in sentences."""
+    """Notes for users of the card, in sentences."""
     reals = division.choosing.take(division.choosing_reals)
     independent = len(np.unique(groups_of(reals, share_generators=True)))
     found = [f"Fitted by touchstone calibrate {__version__} ({config.method}, seed {config.seed})."]
@@ -147,7 +147,7 @@ def _notes(reading: LabelledRun, division: Division, config: CalibrateConfig, mo
 
 
 def _findings(report: CalibrationReport) -> list[str]:
-    """What the held-out images say against the card, in sentences."""
+    """Findings on held-out images against the card, in sentences."""
     found, ensemble, cascade = [], report.systems[0], report.cascade
     changes = (
         ("log-loss", ensemble.before.log_loss.value, ensemble.after.log_loss.value),

@@ -1,8 +1,8 @@
-"""Where verdicts begin, chosen on held-out scores so that what is promised of them holds. Knows scores of one class; knows no card.
+"""Calibrations (`fit`: Platt scaling, temperature scaling, isotonic regression), thresholds (`choose`) and a cascade's band
+(`choose_band`).
 
-One calibration from scores and labels: Platt scaling, temperature scaling or isotonic regression. Knows numbers alone.
-
-Which images of a cascade go on to all detectors: the band of early scores that finds most fakes at its share. Knows both scores.
+Thresholds are chosen on held-out scores of one class, so that what is promised of them holds. The band of early scores is the one that
+finds most fakes at its share.
 """
 
 import math
@@ -22,8 +22,30 @@ from ray_app.metrics.calibration import fit_platt
 from ray_app.metrics.intervals import proportion_interval
 
 Method = Literal["platt", "isotonic", "temperature"]
-
 MOST_KNOTS = 200
+_STARTS = 48
+_RESAMPLES = 32
+_FEW = 20_000  # images; of more, one estimate from them is sure enough
+
+
+@dataclass(frozen=True)
+class ChosenThreshold:
+    """A threshold and what was seen of it: of `n_real` reals `false_positives` reach it, and `upper_bound` is the exact bound of that."""
+
+    fake_above: float
+    n_real: int
+    false_positives: int
+    upper_bound: float
+
+
+@dataclass(frozen=True)
+class Band:
+    """Both ends belong to it. `share`: of the images it was chosen on, at their prevalence; `upper_bound`: what it is at most."""
+
+    low: float
+    high: float
+    share: float
+    upper_bound: float
 
 
 def fit(scores: ArrayLike, fake: ArrayLike, method: Method = "platt", *, what: str = "the scores") -> Calibration:
@@ -60,37 +82,6 @@ def fit_isotonic(scores: ArrayLike, fake: ArrayLike) -> Isotonic:
     return Isotonic(knots=tuple(zip(middles[kept].tolist(), np.log(chances / (1 - chances)).tolist(), strict=True)))
 
 
-def _pieces(scores: Floats, fakes: Floats | Bools, level: Floats, weights: Floats | None = None) -> tuple[Floats, Floats, Floats]:
-    """Of each level piece of a curve over scores (n,): its mean score, its fakes and its images; in rising order."""
-    n = np.ones(len(scores)) if weights is None else weights
-    _, piece = np.unique(level, return_inverse=True)
-    summed, fakes_in, n_in = (np.bincount(piece, weights=each).astype(np.float64) for each in (scores * n, fakes, n))
-    return summed / n_in, fakes_in, n_in
-
-
-@dataclass(frozen=True)
-class ChosenThreshold:
-    """A threshold and what was seen of it: of `n_real` reals `false_positives` reach it, and `upper_bound` is the exact bound of that."""
-
-    fake_above: float
-    n_real: int
-    false_positives: int
-    upper_bound: float
-
-
-def needed(target: float, confidence: float = 0.95) -> int:
-    """The fewest reals that can show a false-positive rate under the target: none of them is a false positive by chance too seldom."""
-    return math.ceil(math.log(1 - confidence) / math.log1p(-target))
-
-
-def allowed(n_real: int, target: float, confidence: float = 0.95) -> int:
-    """The most false positives k among n reals whose upper bound is within the target: P(Bin(n, target) ≤ k) ≤ 1 − confidence; −1 if none.
-
-    The bound is Clopper and Pearson's (1934), one-sided.
-    """
-    return bisect_right(range(n_real), target, key=lambda k: proportion_interval(k, n_real, 1 - confidence)[1]) - 1
-
-
 def choose(reals: ScoreHistogram | ArrayLike, target: float, confidence: float = 0.95) -> ChosenThreshold:
     """The lowest threshold that the scores of reals (n,) allow: the smallest double that no more than `allowed` of them reach.
 
@@ -112,6 +103,19 @@ def choose(reals: ScoreHistogram | ArrayLike, target: float, confidence: float =
     return ChosenThreshold(fake_above, scores.n, false_positives, proportion_interval(false_positives, scores.n, 1 - confidence)[1])
 
 
+def needed(target: float, confidence: float = 0.95) -> int:
+    """The fewest reals that can show a false-positive rate under the target: none of them is a false positive by chance too seldom."""
+    return math.ceil(math.log(1 - confidence) / math.log1p(-target))
+
+
+def allowed(n_real: int, target: float, confidence: float = 0.95) -> int:
+    """The most false positives k among n reals whose upper bound is within the target: P(Bin(n, target) ≤ k) ≤ 1 − confidence; −1 if none.
+
+    The bound is Clopper and Pearson's (1934), one-sided.
+    """
+    return bisect_right(range(n_real), target, key=lambda k: proportion_interval(k, n_real, 1 - confidence)[1]) - 1
+
+
 def real_below(fakes: ScoreHistogram | ArrayLike, miss: float = 0.05, *, fake_above: float) -> float:
     """The highest threshold up to which no more than the share `miss` of the fakes (n,) lie; never above `fake_above`.
 
@@ -124,21 +128,6 @@ def real_below(fakes: ScoreHistogram | ArrayLike, miss: float = 0.05, *, fake_ab
     if most >= scores.n:
         return fake_above
     return min(fake_above, float(np.nextafter(scores.ranked(most), -np.inf)))
-
-
-_STARTS = 48
-_RESAMPLES = 32
-_FEW = 20_000  # images; of more, one look at them is sure enough
-
-
-@dataclass(frozen=True)
-class Band:
-    """Both ends belong to it. `share`: of the images it was chosen on, at their prevalence; `upper_bound`: what it is at most."""
-
-    low: float
-    high: float
-    share: float
-    upper_bound: float
 
 
 def choose_band(
@@ -175,6 +164,14 @@ def share_at(inside: Bools, fake: Bools, prevalence: float) -> float:
     """The share of images inside where `prevalence` of all are fake."""
     rates = [float(inside[fake == kind].mean()) if (fake == kind).any() else 0.0 for kind in (False, True)]
     return (1 - prevalence) * rates[0] + prevalence * rates[1]
+
+
+def _pieces(scores: Floats, fakes: Floats | Bools, level: Floats, weights: Floats | None = None) -> tuple[Floats, Floats, Floats]:
+    """Of each level piece of a curve over scores (n,): its mean score, its fakes and its images; in rising order."""
+    n = np.ones(len(scores)) if weights is None else weights
+    _, piece = np.unique(level, return_inverse=True)
+    summed, fakes_in, n_in = (np.bincount(piece, weights=each).astype(np.float64) for each in (scores * n, fakes, n))
+    return summed / n_in, fakes_in, n_in
 
 
 class _Counter:

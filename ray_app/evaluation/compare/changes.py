@@ -1,8 +1,5 @@
-"""What became of verdicts and statuses from run A to run B. Knows codes of words; reads no run but for the names of examples.
-
-Whether run B tells fake from real better than run A, on the same labelled images. Knows scores, labels and generators as arrays.
-
-How one system's scores moved from run A to run B: image by image where both have it, and as a whole. Knows arrays of scores.
+"""Changes from run A to run B: verdicts (`flips_of`), statuses, scores (`shift_of`, `distribution_of`), and accuracy by labels
+(`labelled_changes`).
 
 Differences are B less A, in log-odds.
 """
@@ -28,8 +25,39 @@ VERDICTS = ("fake", "abstain", "real")
 STATUSES = tuple(status.value for status in Status)
 EXAMPLES = 12
 _FAKE = VERDICTS.index("fake")
-
 Scores = npt.NDArray[np.float64]
+AUC_SAMPLE = 200_000  # images that the AUCs are of, at most: those with the smallest keys. The error of an AUC is then below 0.001
+Numbers = npt.NDArray[Any]
+Groups = npt.NDArray[np.int32]
+MOVED = 0.1  # log-odds; less is what another batch size, precision or graphics card may do
+QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+
+
+class LabelsOfRows(Protocol):
+    """What `touchstone evaluate` reads of labels too (ray_app.evaluation.join)."""
+
+    @property
+    def name(self) -> str:
+        """The name in messages."""
+
+    @property
+    def columns(self) -> list[str]:
+        """What a row must have to be looked up."""
+
+    def truth(self, table: pa.Table) -> Any:
+        """`codes` (n,) into `groups`, each with `label` and `generator`; -1 = not labelled."""
+
+
+class ImageGroups(NamedTuple):
+    """Of each image (m,) the place of its group among `groups` (label, generator), -1 = not labelled."""
+
+    name: str
+    codes: Groups
+    groups: Sequence[tuple[str, str]]
+
+    def at(self, places: Places) -> "ImageGroups":
+        """That of the rows at some places."""
+        return self._replace(codes=self.codes[places])
 
 
 def flips_of(a: Codes, b: Codes) -> dict[str, Any]:
@@ -104,73 +132,15 @@ def examples_of(runs: tuple[RunColumns, RunColumns], pairing: Pairing, verdicts:
     ]
 
 
-def _two_shares(x: int, n: int, y: int, m: int) -> float:
-    pooled = (x + y) / (n + m)
-    if min(pooled, 1 - pooled) * min(n, m) < 5:
-        from scipy.stats import fisher_exact
-
-        return float(fisher_exact([[x, n - x], [y, m - y]]).pvalue)
-    return math.erfc(abs(y / m - x / n) / math.sqrt(2 * pooled * (1 - pooled) * (1 / n + 1 / m)))
-
-
-def _table(a: Codes, b: Codes, size: int) -> npt.NDArray[np.int64]:
-    return np.bincount((a % size).astype(np.int64) * size + b % size, minlength=size * size).reshape(size, size)
-
-
-def _status(code: int) -> str:
-    return STATUSES[code] if code < len(STATUSES) else "another"
-
-
-def _verdict(code: int) -> str | None:
-    return VERDICTS[code] if code >= 0 else None
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
-
-
-AUC_SAMPLE = 200_000  # images that the AUCs are of, at most: those with the smallest keys. The error of an AUC is then below 0.001
-
-Numbers = npt.NDArray[Any]
-Groups = npt.NDArray[np.int32]
-
-
-class LabelsOfRows(Protocol):
-    """What `touchstone evaluate` reads of labels too (ray_app.evaluation.join)."""
-
-    @property
-    def name(self) -> str:
-        """As people are told it."""
-
-    @property
-    def columns(self) -> list[str]:
-        """What a row must have to be looked up."""
-
-    def truth(self, table: pa.Table) -> Any:
-        """`codes` (n,) into `groups`, each with `label` and `generator`; -1 = not labelled."""
-
-
-class ImageGroups(NamedTuple):
-    """Of each image (m,) the place of its group among `groups` (label, generator), -1 = not labelled."""
-
-    name: str
-    codes: Groups
-    groups: Sequence[tuple[str, str]]
-
-    def at(self, places: Places) -> "ImageGroups":
-        """That of the rows at some places."""
-        return self._replace(codes=self.codes[places])
-
-
 def truth_of(run: RunColumns, labels: LabelsOfRows) -> ImageGroups:
     """The truth about every row of a run."""
     numbers: dict[tuple[str, str], int] = {}
     pieces = [np.empty(0, np.int32)]
     for table in run.tables(labels.columns):
-        told = labels.truth(table)
+        truth = labels.truth(table)
         # Numbers of a table's own become those of all tables; -1 takes the last place.
-        new = [numbers.setdefault((one.label, one.generator), len(numbers)) for one in told.groups]
-        pieces.append(np.array([*new, -1], np.int32)[told.codes])
+        new = [numbers.setdefault((one.label, one.generator), len(numbers)) for one in truth.groups]
+        pieces.append(np.array([*new, -1], np.int32)[truth.codes])
     return ImageGroups(labels.name, np.concatenate(pieces), list(numbers))
 
 
@@ -201,50 +171,6 @@ def tests_in(labelled: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         yield from (system["auc"], system["right"])
 
 
-def _right(system: str, scores: Numbers, verdicts: Codes, fake: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    if system == ENSEMBLE:
-        return np.asarray(verdicts == np.where(fake, VERDICTS.index("fake"), VERDICTS.index("real")))
-    return np.asarray((scores > 0) == fake)
-
-
-def _auc(a: Numbers, b: Numbers, fake: npt.NDArray[np.bool_], there: npt.NDArray[np.bool_]) -> dict[str, Any]:
-    sample = np.flatnonzero(there)[:AUC_SAMPLE]
-    marks, of = fake[sample], [one[sample].astype(np.float64) for one in (a, b)]
-    if not len(sample):
-        return {"auc": None}
-    if len(sample) > 2 and max(len(np.unique(one)) for one in of) <= 2:
-        return {"auc": _undefined("binary replies have no ranking", len(sample))}
-    tested = delong_paired(of[0], of[1], marks)
-    if tested.difference.value is None:
-        return {"auc": _undefined(tested.difference.why or "", len(sample))}
-    areas = [auc_of(ScoreHistogram.of(one[marks]), ScoreHistogram.of(one[~marks])) for one in of]
-    figures = [MetricEstimate(one.value, (one.low, one.high), "delong", len(sample)).row() for one in areas]
-    return {"auc": {**tested.row(), "a": figures[0], "b": figures[1]}}
-
-
-def _undefined(why: str, n: int) -> dict[str, Any]:
-    nothing = undefined(why, n)
-    return {**Paired("delong", n, nothing, None, why).row(), "a": nothing.row(), "b": nothing.row()}
-
-
-def _rates(a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_], tested: Paired) -> dict[str, Any]:
-    why = "no labelled image has a score in both runs"
-    return {**tested.row(), "a": proportion(int(a.sum()), len(a), why).row(), "b": proportion(int(b.sum()), len(b), why).row()}
-
-
-def _by_generator(truth: ImageGroups, codes: Groups, a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_]) -> Iterator[dict[str, Any]]:
-    order = np.argsort(codes, kind="stable")
-    ends = np.cumsum(np.bincount(codes, minlength=len(truth.groups)))
-    for (label, generator), places in zip(truth.groups, np.split(order, ends[:-1]), strict=True):
-        if len(places):
-            tested = mcnemar(a[places], b[places])
-            yield {"generator": generator, "label": label, **_rates(a[places], b[places], tested)}
-
-
-MOVED = 0.1  # log-odds; less is what another batch size, precision or graphics card may do
-QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
-
-
 def shift_of(a: Numbers, b: Numbers) -> dict[str, Any]:
     """Scores of the same images, (m,) each, NaN for none, as plain JSON.
 
@@ -271,21 +197,6 @@ def shift_of(a: Numbers, b: Numbers) -> dict[str, Any]:
     }
 
 
-def _mean(change: npt.NDArray[np.float64]) -> tuple[MetricEstimate, float | None]:
-    """The mean with its interval, and the two-sided p of its being 0."""
-    from scipy.stats import t
-
-    n, mean = len(change), float(change.mean())
-    if n < 2:
-        return MetricEstimate(mean, n=n), None
-    error = float(change.std(ddof=1)) / math.sqrt(n)
-    if error <= abs(mean) * 1e-12:
-        # All changed alike: their signs are the test, and there is no error to make an interval of.
-        return MetricEstimate(mean, n=n), 1.0 if mean == 0 else min(1.0, 2.0 * 0.5**n)
-    half = float(t.ppf(0.975, n - 1)) * error
-    return MetricEstimate(mean, (mean - half, mean + half), "student", n), float(2 * t.sf(abs(mean) / error, n - 1))
-
-
 def distribution_of(a: Numbers, b: Numbers) -> dict[str, Any]:
     """All scores of either run, (n,) and (m,), NaN for none: quantiles and histograms of each, and their drift (None without scores).
 
@@ -301,6 +212,86 @@ def distribution_of(a: Numbers, b: Numbers) -> dict[str, Any]:
         "histogram": {"edges": EDGES.tolist(), "a": _bins(first), "b": _bins(second)},
         "drift": drift.row() if drift else None,
     }
+
+
+def _two_shares(x: int, n: int, y: int, m: int) -> float:
+    pooled = (x + y) / (n + m)
+    if min(pooled, 1 - pooled) * min(n, m) < 5:
+        from scipy.stats import fisher_exact
+
+        return float(fisher_exact([[x, n - x], [y, m - y]]).pvalue)
+    return math.erfc(abs(y / m - x / n) / math.sqrt(2 * pooled * (1 - pooled) * (1 / n + 1 / m)))
+
+
+def _table(a: Codes, b: Codes, size: int) -> npt.NDArray[np.int64]:
+    return np.bincount((a % size).astype(np.int64) * size + b % size, minlength=size * size).reshape(size, size)
+
+
+def _status(code: int) -> str:
+    return STATUSES[code] if code < len(STATUSES) else "another"
+
+
+def _verdict(code: int) -> str | None:
+    return VERDICTS[code] if code >= 0 else None
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _right(system: str, scores: Numbers, verdicts: Codes, fake: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    if system == ENSEMBLE:
+        return np.asarray(verdicts == np.where(fake, VERDICTS.index("fake"), VERDICTS.index("real")))
+    return np.asarray((scores > 0) == fake)
+
+
+def _auc(a: Numbers, b: Numbers, fake: npt.NDArray[np.bool_], there: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    sample = np.flatnonzero(there)[:AUC_SAMPLE]
+    marks, of = fake[sample], [one[sample].astype(np.float64) for one in (a, b)]
+    if not len(sample):
+        return {"auc": None}
+    if len(sample) > 2 and max(len(np.unique(one)) for one in of) <= 2:
+        return {"auc": _undefined("binary replies have no ranking", len(sample))}
+    tested = delong_paired(of[0], of[1], marks)
+    if tested.difference.value is None:
+        return {"auc": _undefined(tested.difference.why or "", len(sample))}
+    areas = [auc_of(ScoreHistogram.of(one[marks]), ScoreHistogram.of(one[~marks])) for one in of]
+    figures = [MetricEstimate(one.value, (one.low, one.high), "delong", len(sample)).row() for one in areas]
+    return {"auc": {**tested.row(), "a": figures[0], "b": figures[1]}}
+
+
+def _undefined(why: str, n: int) -> dict[str, Any]:
+    nothing = undefined(why, n)
+    return {**Paired("delong", n, nothing, None, why).row(), "a": nothing.row(), "b": nothing.row()}
+
+
+def _by_generator(truth: ImageGroups, codes: Groups, a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_]) -> Iterator[dict[str, Any]]:
+    order = np.argsort(codes, kind="stable")
+    ends = np.cumsum(np.bincount(codes, minlength=len(truth.groups)))
+    for (label, generator), places in zip(truth.groups, np.split(order, ends[:-1]), strict=True):
+        if len(places):
+            tested = mcnemar(a[places], b[places])
+            yield {"generator": generator, "label": label, **_rates(a[places], b[places], tested)}
+
+
+def _rates(a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_], tested: Paired) -> dict[str, Any]:
+    why = "no labelled image has a score in both runs"
+    return {**tested.row(), "a": proportion(int(a.sum()), len(a), why).row(), "b": proportion(int(b.sum()), len(b), why).row()}
+
+
+def _mean(change: npt.NDArray[np.float64]) -> tuple[MetricEstimate, float | None]:
+    """The mean with its interval, and the two-sided p of its being 0."""
+    from scipy.stats import t
+
+    n, mean = len(change), float(change.mean())
+    if n < 2:
+        return MetricEstimate(mean, n=n), None
+    error = float(change.std(ddof=1)) / math.sqrt(n)
+    if error <= abs(mean) * 1e-12:
+        # All changed alike: their signs are the test, and there is no error to make an interval of.
+        return MetricEstimate(mean, n=n), 1.0 if mean == 0 else min(1.0, 2.0 * 0.5**n)
+    half = float(t.ppf(0.975, n - 1)) * error
+    return MetricEstimate(mean, (mean - half, mean + half), "student", n), float(2 * t.sf(abs(mean) / error, n - 1))
 
 
 def _bins(scores: ScoreHistogram) -> list[int]:

@@ -1,7 +1,7 @@
-"""Which rows of two runs are of the same image, and single columns of a run as arrays. Knows keys and columns; knows no statistics.
+"""Which rows of two runs are of the same image (`pair`), and single columns of a run as arrays (`RunColumns`).
 
-A run is read a column at a time, so that memory holds keys, places and two columns, however many detectors there are: about 60 bytes a
-row of either run.
+A run is read a column at a time, so that memory holds keys, places and two columns, however many detectors there are: about 60 bytes a row
+of either run.
 """
 
 from collections.abc import Iterator, Sequence
@@ -129,7 +129,7 @@ class Pairing(NamedTuple):
 
 
 def pair(a: RunColumns, b: RunColumns, by: By | None = None) -> Pairing:
-    """The images that both runs have a row of. `by`: None for `image_id` and, where no id is shared, `sha256`, which `why` then says."""
+    """The images that both runs have a row of. `by`: None for `image_id` and, where no id is shared, `sha256`, for the reason `why`."""
     if by is not None and by not in get_args(By):
         raise ConfigError(f"--by {by}: not a key of images", hint=f"one of {', '.join(get_args(By))}")
     first = _joined(a, b, by or "image_id", None)

@@ -50,7 +50,7 @@ def revived(card: Mapping[str, Any], named: str) -> DetectorCard:
 
 
 def require_here(card: DetectorCard, named: str) -> None:
-    """Whether a recorded card's weights are on this machine, or this machine's own card of that name says where they come from.
+    """Whether a recorded card's weights are on this machine, or this machine's own card of that name has their address.
 
     Raises DetectorError for weights that only the record names: it may be a stranger's, and would choose what is fetched.
     """
@@ -78,16 +78,16 @@ def _loaded(detector: str) -> DetectorCard:
 
 def _as_noted(card: DetectorCard, noted: Mapping[str, Any]) -> DetectorCard:
     """The card with what the run noted of it."""
-    told = {key: noted[key] for key in ("preprocessing", "calibration", "output", "masks") if key in noted}
+    changed = {key: noted[key] for key in ("preprocessing", "calibration", "output", "masks") if key in noted}
     if "valid_range" in noted:
-        told["valid_range"] = {"note": card.valid_range.note} | noted["valid_range"]
+        changed["valid_range"] = {"note": card.valid_range.note} | noted["valid_range"]
     if "architecture" in noted:
         network = dict(noted["architecture"])
         backbone = network.pop("backbone", None)
-        told |= {"family": network.pop("family"), "architecture": network}
+        changed |= {"family": network.pop("family"), "architecture": network}
         if backbone is not None and card.backbone is not None:
-            told["backbone"] = card.backbone.model_dump(mode="json") | {"architecture": backbone}
-    return _placed(validate(card.model_dump(mode="json") | told, DetectorCard, where=f"the run's card of {card.name}"), card)
+            changed["backbone"] = card.backbone.model_dump(mode="json") | {"architecture": backbone}
+    return _placed(validate(card.model_dump(mode="json") | changed, DetectorCard, where=f"the run's card of {card.name}"), card)
 
 
 def _placed(card: DetectorCard, like: DetectorCard) -> DetectorCard:

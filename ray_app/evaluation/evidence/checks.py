@@ -1,14 +1,7 @@
-"""One line of a verification: what was looked at, and what was found.
+"""Checks of a record (`EvidenceCheck`): its canonical JSON, its decision, its profile, and its image's hash and scores on this machine.
 
-One spelling of a record, so that equal content has equal hashes, and one file of each, so that no two programs read it differently.
-
-Knows JSON; knows nothing of what a record means.
-
-A recorded row and its cards → the decision once more, by the code that decides in runs. Nothing is fetched, decoded or scored.
-
-What a run's profile says of one image: as a section of its record, and once more from the image. Knows rows and cards.
-
-The image of a record once more: its hash, and its scores by the recorded cards on this machine. Loads torch and weights.
+Equal content has one spelling and so equal hashes (`canonical`, `digest`). `decide_again` uses the code that decides in runs;
+`check_image` loads torch and weights.
 """
 
 import hashlib
@@ -40,6 +33,18 @@ from ray_app.runs.rows import FACTS
 from ray_app.runs.schema import DETAIL, SECOND_LOOK, STABILITY, reason_of
 
 CheckOutcome = Literal["agrees", "differs", "not checked"]
+DECIDED = ("score", "probability", "calibrated", "verdict", "verdict_reason", DETAIL, SECOND_LOOK)
+_CLOSE = 1e-9  # of a number: another processor's exp and log may round the last bits otherwise
+PROFILE = "profile"
+NEAREST = (
+    "A generator's name is the nearest of those that the identifier knows. It is no proof of where an image came from, it entered no "
+    "score, and of an image that is not flagged it says nothing."
+)
+WORDS = "Predicted words are a guess at the prompt: many prompts lead to one image, and these may never have been typed."
+# How far a score may be from the recorded one, in log-odds, times the recorded score's size where that is above 1. fp32: other kernels,
+# batch sizes and decoders round otherwise. bf16: each product keeps 8 bits, and kernels sum them in another order.
+TOLERANCE = {"fp32": 1e-3, "bf16": 0.1}
+Scores = dict[str, float | None]
 
 
 class EvidenceCheck(NamedTuple):
@@ -50,17 +55,12 @@ class EvidenceCheck(NamedTuple):
     told: str
 
 
-def hashed(name: str, ours: str, theirs: str, what: str) -> EvidenceCheck:
-    """Whether a hash that was computed here is the recorded one; `what` it is of."""
-    if ours == theirs:
-        return EvidenceCheck(name, "agrees", f"{what}: {ours}")
-    return EvidenceCheck(name, "differs", f"{what} is {ours}, recorded is {theirs}")
+class Decided(NamedTuple):
+    """What the cards make of the recorded scores. `exact`: the row has the same to the last bit. `differs`: the columns that do not."""
 
-
-def canonical(value: Any) -> bytes:
-    """UTF-8 JSON with sorted keys and no blanks (after RFC 8785, but for numbers, which are as Python writes them). NaN is an error."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-    return text.encode("ascii")
+    row: dict[str, Any]
+    exact: bool
+    differs: tuple[str, ...]
 
 
 def digest(value: Any) -> str:
@@ -68,9 +68,10 @@ def digest(value: Any) -> str:
     return hashlib.sha256(canonical(value)).hexdigest()
 
 
-def written(value: Any) -> str:
-    """A record as its file has it."""
-    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+def canonical(value: Any) -> bytes:
+    """UTF-8 JSON with sorted keys and no blanks (after RFC 8785, but for numbers, which are as Python writes them). NaN is an error."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return text.encode("ascii")
 
 
 def read_back(data: bytes) -> Any:
@@ -86,47 +87,9 @@ def read_back(data: bytes) -> Any:
     return value
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands twice")
-    return found
-
-
-def _finite(word: str) -> float:
-    """A number as JSON spells it. Raises ValueError for NaN, and for what no float holds (1e999)."""
-    number = float(word)
-    if not math.isfinite(number):
-        raise ValueError(f"{word} is no finite number")
-    return number
-
-
-def plain(value: Any) -> Any:
-    """A row's values as JSON has them: times in ISO 8601, bytes as their hash, numbers that are not finite and other types as text."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, bytes):
-        return f"{len(value)} bytes, sha256 {hashlib.sha256(value).hexdigest()}"
-    if isinstance(value, datetime | date):
-        return value.isoformat()
-    if value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value)):
-        return value
-    return str(value)
-
-
-DECIDED = ("score", "probability", "calibrated", "verdict", "verdict_reason", DETAIL, SECOND_LOOK)
-_CLOSE = 1e-9  # of a number: another processor's exp and log may round the last bits otherwise
-
-
-class Decided(NamedTuple):
-    """What the cards make of the recorded scores. `exact`: the row says the same to the last bit. `differs`: the columns that do not."""
-
-    row: dict[str, Any]
-    exact: bool
-    differs: tuple[str, ...]
+def written(value: Any) -> str:
+    """A record as its file has it."""
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
 
 
 def spec_of(ensemble: EnsembleCard, cards: Mapping[str, DetectorCard], identity: Mapping[str, Any], *, device: str = "cpu") -> ScoringSpec:
@@ -145,137 +108,18 @@ def spec_of(ensemble: EnsembleCard, cards: Mapping[str, DetectorCard], identity:
     )
 
 
-def decide_again(spec: ScoringSpec, row: Mapping[str, Any], guarantee: Mapping[str, Any] | None = None) -> Decided:
-    """Apply the ensemble to a row's detector scores, and compare. `guarantee`: what the run's summary says of it, if it says anything."""
-    from ray_app.scoring.guarantee import decided, unlike_rows
-
-    rows = decided(_table(spec, row), spec)
-    unlike = (guarantee or {}).get("unlike")
-    [again] = (unlike_rows(rows, unlike) if unlike else rows).to_pylist()
-    known = _of_today(row)
-    told = {name: again.get(name) for name in DECIDED if name in known}
-    return Decided(told, told == {name: known[name] for name in told}, tuple(name for name in told if not alike(told[name], known[name])))
-
-
-def _of_today(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A row of an older schema with its reason as a word of the list."""
-    if DETAIL in row:
-        return row
-    why = reason_of(row["verdict_reason"])
-    return {**row, "verdict_reason": why and why.reason, DETAIL: why and why.detail}
-
-
-def _table(spec: ScoringSpec, row: Mapping[str, Any]) -> pa.Table:
-    """The row as a run's files hold it; what is no part of a decision is left out."""
-    schema = row_schema(
-        list(row["scores"] or spec.cards),
-        speakers=list(row.get("replies") or ()),
-        second_look=SECOND_LOOK in row,
-        stability=STABILITY in row,
-    )
-    known = {field.name: field.type for field in schema}
-    left_out = ("input", "provenance", "scored_at", "views")
-    types = {name: known.get(name) or pa.array([value]).type for name, value in row.items() if name not in left_out}
-    return pa.Table.from_pydict({name: pa.array([row[name]], _words(kind)) for name, kind in types.items()})
-
-
-def _words(kind: pa.DataType) -> pa.DataType:
-    """Words stand for themselves in a table of one row."""
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
-
-
-def alike(ours: Any, theirs: Any) -> bool:
-    """Whether two values of JSON are equal, but for the last bits of their numbers."""
-    if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
-        return ours.keys() == theirs.keys() and all(alike(ours[key], theirs[key]) for key in ours)
-    if isinstance(ours, list) and isinstance(theirs, list):
-        return len(ours) == len(theirs) and all(map(alike, ours, theirs))
-    if isinstance(ours, float) and isinstance(theirs, float):
-        return bool(np.isclose(ours, theirs, rtol=_CLOSE, atol=_CLOSE))
-    return bool(ours == theirs)
-
-
-PROFILE = "profile"
-NEAREST = (
-    "A generator's name is the nearest of those that the identifier knows. It is no proof of where an image came from, it entered no "
-    "score, and of an image that is not flagged it says nothing."
-)
-WORDS = "Predicted words are a guess at the prompt: many prompts lead to one image, and these may never have been typed."
-
-
 def profile_of(row: Mapping[str, Any], identity: Mapping[str, Any]) -> dict[str, Any]:
-    """The record's section `profile`: generator, prompt, the facts of the cards that told them, limits; none for a run without one."""
+    """The record's section `profile`: generator, prompt, the facts of the cards that predicted them, limits; none for a run without one."""
     if not identity.get(PROFILE):
         return {}
     generator = {name: row.get(f"generator_{name}") for name in ("family", "probability", "confidence", "ranking")}
-    told = {
+    section = {
         "generator": {"name": row.get("predicted_generator"), **generator} if row.get("generator_confidence") is not None else None,
         "prompt": {"text": row["predicted_prompt"], "likelihood": row.get("prompt_likelihood")} if row.get("predicted_prompt") else None,
         "cards": dict(identity[PROFILE]),
     }
-    limits = [NEAREST] * (told["generator"] is not None) + [WORDS] * (told["prompt"] is not None)
-    return {PROFILE: {**told, "limits": limits}}
-
-
-def check_profile(record: Mapping[str, Any], spec: ScoringSpec, data: bytes) -> Iterator[EvidenceCheck]:
-    """Whether the profile's cards on this machine, if they are the run's, say the same of the image."""
-    told = record.get(PROFILE)
-    if not told:
-        return
-    try:
-        identifier, describer = profile_cards(spec.ensemble, spec.cards)
-        cards = {"identifier": identifier, "describer": describer}
-        same = {kind: _is_recorded(card, told["cards"].get(kind) or {}) for kind, card in cards.items() if card is not None}
-    except TouchstoneError as error:
-        yield EvidenceCheck("profile", "not checked", f"its cards are not on this machine: {error.message}")
-        return
-    for kind in [kind for kind, known in same.items() if not known]:
-        yield EvidenceCheck(kind, "not checked", "the card here is another than the run's")
-    if identifier is not None and same["identifier"] and told["generator"]:
-        yield _named(told["generator"], spec, identifier, data)
-    if describer is not None and same["describer"] and told["prompt"]:
-        yield _worded(told["prompt"], spec, describer, data)
-
-
-def _is_recorded(card: IdentifierCard | DescriberCard, recorded: Mapping[str, Any]) -> bool:
-    """Whether a card says what the run's said; the run may have noted more, such as in which numbers its describer spoke."""
-    return all(recorded.get(name) == fact for name, fact in card.facts().items())
-
-
-def _named(recorded: Mapping[str, Any], spec: ScoringSpec, card: IdentifierCard, data: bytes) -> EvidenceCheck:
-    from ray_app.attribution.identifier import Identifier
-
-    found = Identifier(card).identify(_embedding(spec, card.detector, card.embedding, data))
-    code = int(found.codes[0])
-    here = found.classes[code] if code >= 0 else None
-    words = [name or "like no known generator" for name in (here, recorded["name"])]
-    return EvidenceCheck("generator", "agrees" if here == recorded["name"] else "differs", f"{words[0]} here, {words[1]} recorded")
-
-
-def _worded(recorded: Mapping[str, Any], spec: ScoringSpec, card: DescriberCard, data: bytes) -> EvidenceCheck:
-    if card.detector is None:
-        return EvidenceCheck("prompt", "not checked", f"{card.name} reads pixels; score the image again to see its words")
-    from ray_app.attribution.captioners.registry import load_describing
-
-    here = load_describing(card).describe(_embedding(spec, card.detector, card.embedding, data))[0].text
-    return EvidenceCheck("prompt", "agrees" if here == recorded["text"] else "differs", f"“{here}” here")
-
-
-def _embedding(spec: ScoringSpec, detector: str, facts: Mapping[str, Any], data: bytes) -> Any:
-    """(1, d) float32 of the image, by one detector."""
-    from ray_app.inference.scorer import EnsembleScorer
-
-    clock = StageClock()
-    alone = replace(spec.asking([detector]), identifier=None, describer=None, features={detector: facts}, stability=None)
-    with closing(BatchDecoder(alone, clock)) as decoder:
-        return EnsembleScorer(alone, clock).score([decoder.decode([(0, data)])]).of(EMBEDDINGS)[detector]
-
-
-# How far a score may be from the recorded one, in log-odds, times the recorded score's size where that is above 1. fp32: other kernels,
-# batch sizes and decoders round otherwise. bf16: each product keeps 8 bits, and kernels sum them in another order.
-TOLERANCE = {"fp32": 1e-3, "bf16": 0.1}
-
-Scores = dict[str, float | None]
+    limits = [NEAREST] * (section["generator"] is not None) + [WORDS] * (section["prompt"] is not None)
+    return {PROFILE: {**section, "limits": limits}}
 
 
 def check_image(record: Mapping[str, Any], spec: ScoringSpec, image: Path, accepted: Collection[str] = ()) -> Iterator[EvidenceCheck]:
@@ -307,6 +151,123 @@ def check_image(record: Mapping[str, Any], spec: ScoringSpec, image: Path, accep
         yield _compared(name, scores[name], row["scores"][name], spec)
     yield _verdict(record, spec, scores)
     yield from check_profile(record, asked, data)
+
+
+def hashed(name: str, ours: str, theirs: str, what: str) -> EvidenceCheck:
+    """Whether a hash that was computed here is the recorded one; `what` it is of."""
+    if ours == theirs:
+        return EvidenceCheck(name, "agrees", f"{what}: {ours}")
+    return EvidenceCheck(name, "differs", f"{what} is {ours}, recorded is {theirs}")
+
+
+def plain(value: Any) -> Any:
+    """A row's values as JSON has them: times in ISO 8601, bytes as their hash, numbers that are not finite and other types as text."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, bytes):
+        return f"{len(value)} bytes, sha256 {hashlib.sha256(value).hexdigest()}"
+    if isinstance(value, datetime | date):
+        return value.isoformat()
+    if value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    return str(value)
+
+
+def decide_again(spec: ScoringSpec, row: Mapping[str, Any], guarantee: Mapping[str, Any] | None = None) -> Decided:
+    """Apply the ensemble to a row's detector scores, and compare. `guarantee`: the section of the run's summary, if it has one."""
+    from ray_app.scoring.guarantee import decided, unlike_rows
+
+    rows = decided(_table(spec, row), spec)
+    unlike = (guarantee or {}).get("unlike")
+    [again] = (unlike_rows(rows, unlike) if unlike else rows).to_pylist()
+    known = _of_today(row)
+    values = {name: again.get(name) for name in DECIDED if name in known}
+    return Decided(
+        values, values == {name: known[name] for name in values}, tuple(name for name in values if not alike(values[name], known[name]))
+    )
+
+
+def alike(ours: Any, theirs: Any) -> bool:
+    """Whether two values of JSON are equal, but for the last bits of their numbers."""
+    if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+        return ours.keys() == theirs.keys() and all(alike(ours[key], theirs[key]) for key in ours)
+    if isinstance(ours, list) and isinstance(theirs, list):
+        return len(ours) == len(theirs) and all(map(alike, ours, theirs))
+    if isinstance(ours, float) and isinstance(theirs, float):
+        return bool(np.isclose(ours, theirs, rtol=_CLOSE, atol=_CLOSE))
+    return bool(ours == theirs)
+
+
+def check_profile(record: Mapping[str, Any], spec: ScoringSpec, data: bytes) -> Iterator[EvidenceCheck]:
+    """Whether the profile's cards on this machine, if they are the run's, predict the same for the image."""
+    section = record.get(PROFILE)
+    if not section:
+        return
+    try:
+        identifier, describer = profile_cards(spec.ensemble, spec.cards)
+        cards = {"identifier": identifier, "describer": describer}
+        same = {kind: _is_recorded(card, section["cards"].get(kind) or {}) for kind, card in cards.items() if card is not None}
+    except TouchstoneError as error:
+        yield EvidenceCheck("profile", "not checked", f"its cards are not on this machine: {error.message}")
+        return
+    for kind in [kind for kind, known in same.items() if not known]:
+        yield EvidenceCheck(kind, "not checked", "the card here is another than the run's")
+    if identifier is not None and same["identifier"] and section["generator"]:
+        yield _named(section["generator"], spec, identifier, data)
+    if describer is not None and same["describer"] and section["prompt"]:
+        yield _worded(section["prompt"], spec, describer, data)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands twice")
+    return found
+
+
+def _finite(word: str) -> float:
+    """A number as JSON spells it. Raises ValueError for NaN, and for what no float holds (1e999)."""
+    number = float(word)
+    if not math.isfinite(number):
+        raise ValueError(f"{word} is no finite number")
+    return number
+
+
+def _is_recorded(card: IdentifierCard | DescriberCard, recorded: Mapping[str, Any]) -> bool:
+    """Whether a card equals the run's; the run may have noted more, such as the precision of its describer."""
+    return all(recorded.get(name) == fact for name, fact in card.facts().items())
+
+
+def _named(recorded: Mapping[str, Any], spec: ScoringSpec, card: IdentifierCard, data: bytes) -> EvidenceCheck:
+    from ray_app.attribution.identifier import Identifier
+
+    found = Identifier(card).identify(_embedding(spec, card.detector, card.embedding, data))
+    code = int(found.codes[0])
+    here = found.classes[code] if code >= 0 else None
+    words = [name or "like no known generator" for name in (here, recorded["name"])]
+    return EvidenceCheck("generator", "agrees" if here == recorded["name"] else "differs", f"{words[0]} here, {words[1]} recorded")
+
+
+def _worded(recorded: Mapping[str, Any], spec: ScoringSpec, card: DescriberCard, data: bytes) -> EvidenceCheck:
+    if card.detector is None:
+        return EvidenceCheck("prompt", "not checked", f"{card.name} reads pixels; score the image again to see its words")
+    from ray_app.attribution.captioners.registry import load_describing
+
+    here = load_describing(card).describe(_embedding(spec, card.detector, card.embedding, data))[0].text
+    return EvidenceCheck("prompt", "agrees" if here == recorded["text"] else "differs", f"“{here}” here")
+
+
+def _embedding(spec: ScoringSpec, detector: str, facts: Mapping[str, Any], data: bytes) -> Any:
+    """(1, d) float32 of the image, by one detector."""
+    from ray_app.inference.scorer import EnsembleScorer
+
+    clock = StageClock()
+    alone = replace(spec.asking([detector]), identifier=None, describer=None, features={detector: facts}, stability=None)
+    with closing(BatchDecoder(alone, clock)) as decoder:
+        return EnsembleScorer(alone, clock).score([decoder.decode([(0, data)])]).of(EMBEDDINGS)[detector]
 
 
 def _read(image: Path, most: int) -> bytes:
@@ -346,7 +307,7 @@ def _weights(name: str, here: str, recorded: str | None) -> EvidenceCheck:
 
 
 def _among(spec: ScoringSpec, named: list[str]) -> ScoringSpec:
-    """The spec of these detectors alone, all of which look at the image whatever the others said."""
+    """The spec of these detectors alone, all of which score the image whatever the others' scores."""
     asked = {name: member.detector for name, member in zip(spec.cards, spec.ensemble.members, strict=True)}
     card = EnsembleCard(name="again", title="", members=tuple(EnsembleMember(detector=asked[name]) for name in named))
     return replace(spec, ensemble=card, cards={name: spec.cards[name] for name in named}, stability=None)
@@ -367,12 +328,39 @@ def _compared(name: str, here: float | None, recorded: float, spec: ScoringSpec)
     precision = spec.precision[name]
     tolerance = TOLERANCE[precision] * max(1.0, abs(recorded))
     apart = abs(here - recorded)
-    told = f"score {here:+.6f} here, {recorded:+.6f} recorded: {apart:.2g} apart, {tolerance:.2g} allowed ({precision}, {spec.device})"
-    return EvidenceCheck(name, "agrees" if apart <= tolerance else "differs", told)
+    message = f"score {here:+.6f} here, {recorded:+.6f} recorded: {apart:.2g} apart, {tolerance:.2g} allowed ({precision}, {spec.device})"
+    return EvidenceCheck(name, "agrees" if apart <= tolerance else "differs", message)
 
 
 def _verdict(record: Mapping[str, Any], spec: ScoringSpec, scores: Scores) -> EvidenceCheck:
     row = record["row"]
     again = decide_again(spec, row | {"scores": row["scores"] | scores}, record["guarantee"]["run"]).row
-    told = f"{again['verdict']} from the scores made here, {row['verdict']} recorded"
-    return EvidenceCheck("verdict", "agrees" if again["verdict"] == row["verdict"] else "differs", told)
+    message = f"{again['verdict']} from the scores made here, {row['verdict']} recorded"
+    return EvidenceCheck("verdict", "agrees" if again["verdict"] == row["verdict"] else "differs", message)
+
+
+def _of_today(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A row of an older schema with its reason as a word of the list."""
+    if DETAIL in row:
+        return row
+    why = reason_of(row["verdict_reason"])
+    return {**row, "verdict_reason": why and why.reason, DETAIL: why and why.detail}
+
+
+def _table(spec: ScoringSpec, row: Mapping[str, Any]) -> pa.Table:
+    """The row as a run's files hold it; what is no part of a decision is left out."""
+    schema = row_schema(
+        list(row["scores"] or spec.cards),
+        speakers=list(row.get("replies") or ()),
+        second_look=SECOND_LOOK in row,
+        stability=STABILITY in row,
+    )
+    known = {field.name: field.type for field in schema}
+    left_out = ("input", "provenance", "scored_at", "views")
+    types = {name: known.get(name) or pa.array([value]).type for name, value in row.items() if name not in left_out}
+    return pa.Table.from_pydict({name: pa.array([row[name]], _words(kind)) for name, kind in types.items()})
+
+
+def _words(kind: pa.DataType) -> pa.DataType:
+    """Words stand for themselves in a table of one row."""
+    return kind.value_type if pa.types.is_dictionary(kind) else kind

@@ -1,4 +1,4 @@
-"""One image's record, from a run's files: what was decided of it, by what, under which promise, and the hashes of all of that.
+"""One image's record, from a run's files (`make_evidence`, `read_evidence`): its decision, by what, under which promise, and their hashes.
 
     {"touchstone_evidence": 1, "sha256": digest of `record`, "signature": if it was signed (`signing`), "record": {
         image       image_id, uri, member, occurrence; `sha256` of its file
@@ -11,15 +11,9 @@
         hashes      of each of these             verify      how to check
         made_at, made_by, found_by; cards_here_depart: where the run noted another card than lies on the machine that made this}}
 
-Everything is read from the run directory and the cards; nothing is fetched, decoded or scored.
-
-The parts of a record that follow from a row, a run and its cards: made when it is written, and made again when it is verified.
-
-What a record promises and what it does not, in sentences. Knows cards and rows; knows no page and no terminal.
-
-What each detector said of one image, and what was made of it: a row's columns as one entry per detector. Knows rows and cards.
-
-The one row of a run that a person means by a uri, an id or a path. Knows names and rows; decides nothing.
+Everything is read from the run directory and the cards; nothing is fetched, decoded or scored. `find_row` is the one row that a uri, an
+id or a path means; `sections` are the parts that follow from a row, a run and its cards: made when a record is written, and again when it
+is verified.
 """
 
 import json
@@ -49,7 +43,85 @@ from ray_app.runs.reader import current_files, tables_in
 from ray_app.runs.schema import STABILITY
 from ray_app.storage import canonical, strip_secrets
 
-PRIORS = (0.001, 0.01, 0.1, 0.5)  # shares of fakes at which a calibrated probability is told again
+PRIORS = (0.001, 0.01, 0.1, 0.5)  # shares of fakes at which a calibrated probability is given again
+_PER_DETECTOR = ("replies", "mask_area", "mask_peak")
+# Sections that are facts, and those that are sentences, which another version of Touchstone may put otherwise.
+RECORD_SECTIONS = ("image", "decision", "detectors", "provenance", "hashes")
+SENTENCES = ("guarantee", "limits", "verify")
+_IMAGE = ("image_id", "uri", "member", "occurrence", "sha256", "status", "detail", "format", "width", "height", "decoder", "quality")
+BETWEEN = " › "  # as reports write a member of a container: s3://bucket/photos.tar › 12/a.jpg
+_NAMED = 3
+Wanted = dict[str, Any]  # column → its value
+Place = tuple[str, int]  # a file of the run, and the image_id of a row in it
+SCHEMA = 1
+KIND = "touchstone_evidence"
+
+
+class Grounds(NamedTuple):
+    """What a record rests on: the ensemble's card and the detectors' as JSON, the whole row, facts of the run, and its summary's word on
+    the guarantee. `spec`: what the cards mean to this version of Touchstone, which may know keys that they do not have.
+    """
+
+    spec: ScoringSpec
+    ensemble: Mapping[str, Any]
+    cards: Mapping[str, Mapping[str, Any]]
+    row: Mapping[str, Any]
+    run: Mapping[str, Any]
+    guarantee: Mapping[str, Any] | None
+
+
+class MatchedRow(NamedTuple):
+    """A current row of the run, and by what it was found: `image_id`, `uri`, `path` or `sha256`."""
+
+    row: dict[str, Any]
+    by: str
+
+
+def make_evidence(url: str, image: str) -> dict[str, Any]:
+    """The record of one image of a run (`image`: see `find_row`) with its digest: plain JSON, and but for `made_at` always the same.
+
+    Raises ConfigError where there is no finished run, not exactly one such row, or a detector's card is not on this machine.
+    """
+    run = RunDirectory.open(url)
+    described, summary = run.describe_finished(), run.read_json("summary.json")
+    found, ensemble = find_row(run, image), EnsembleCard.model_validate(described["ensemble"])
+    known = cards_of(ensemble, described["identity"]["detectors"])
+    grounds = Grounds(
+        spec_of(ensemble, {name: one.card for name, one in known.items()}, described["identity"]),
+        described["ensemble"],
+        {name: one.card.model_dump(mode="json") for name, one in known.items()},
+        plain(found.row),
+        run_facts(run.store.url, described, summary),
+        summary.get("guarantee"),
+    )
+    record = {
+        "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "made_by": {"touchstone": __version__, "python": platform.python_version()},
+        "found_by": found.by,
+        "cards_here_depart": {name: list(one.departs) for name, one in known.items() if one.departs},
+        **sections(grounds),
+    }
+    return {KIND: SCHEMA, "sha256": digest(record), "record": record}
+
+
+def sections(grounds: Grounds) -> dict[str, Any]:
+    """All of a record but who made it and when, as plain JSON."""
+    spec, ensemble, cards, row, run, of_run = grounds
+    by_detector = told_of(spec, row, run["identity"])
+    return {
+        "image": {name: row.get(name) for name in _IMAGE},
+        "decision": _decision(grounds),
+        "detectors": {name: one | {"card": dict(cards[name])} for name, one in by_detector.items()},
+        "ensemble": dict(ensemble),
+        "guarantee": {"card": ensemble.get("guarantee"), "run": of_run, "words": guarantee_words(spec.ensemble, of_run)},
+        **profile_of(row, run["identity"]),
+        "provenance": json.loads(row.get("provenance") or "null"),
+        "limits": limits_of(spec.ensemble, spec.cards, row),
+        "row": dict(row),
+        "run": dict(run),
+        "hashes": _hashes(grounds),
+        "verify": _how_to_verify(row),
+    }
 
 
 def guarantee_words(card: EnsembleCard, of_run: Mapping[str, Any] | None) -> list[str]:
@@ -88,6 +160,70 @@ def at_other_priors(score: float | None, card: EnsembleCard, *, calibrated: bool
     shares = sorted({*PRIORS, card.population.prevalence})
     moved = [(share, score + logit(share) - logit(card.population.prevalence)) for share in shares]
     return [{"prevalence": share, "probability": 1 / (1 + math.exp(-moved)) if moved > -700 else 0.0} for share, moved in moved]
+
+
+def told_of(spec: ScoringSpec, row: Mapping[str, Any], identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Per detector, in the ensemble's order: its raw score (null = none), calibrated, its probability, and how it was made."""
+    names = [member.detector for member in spec.ensemble.members]
+    return {
+        name: _one(spec, row, name)
+        | {
+            "asked_as": asked_as,
+            "precision": identity.get("precision", {}).get(name),
+            "weights": identity["detectors"].get(name, {}).get("weights"),
+        }
+        for asked_as, name in zip(names, spec.cards, strict=True)
+    }
+
+
+def run_facts(url: str, described: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Of `run.json` and `summary.json`: where and when, by which version, of what, and with which settings."""
+    return {
+        "url": url,
+        "created_at": described["created_at"],
+        "finished_at": summary.get("finished_at"),
+        "schema": described["schema"],
+        "touchstone": summary.get("version"),
+        "members": summary.get("members"),
+        "verdicts": summary.get("verdicts"),
+        "identity": described["identity"],
+    }
+
+
+def find_row(run: RunDirectory, image: str) -> MatchedRow:
+    """The current row of one image: by its image_id, its uri (`CONTAINER › MEMBER` inside one), its path, or a copy of the file.
+
+    A local file whose place the run does not know is looked for by its bytes. Raises ConfigError where no row, or more than one, is meant.
+    """
+    for by, found in _found(run, list(_meanings(image))):
+        if len(found) > 1:
+            raise ConfigError(f"{image}: {len(found):,} rows of the run", hint=f"give one's image_id: {_few(run, found)}")
+        if found:
+            return MatchedRow(_row(run, *found[0]), by)
+    raise ConfigError(
+        f"{run.store.url}: no row of {image}", hint=f"touchstone results {run.store.url} --json shows each row's image_id and uri"
+    )
+
+
+def read_evidence(path: Path) -> dict[str, Any]:
+    """A record that was written. Raises ConfigError where the file is none, or one of a later kind."""
+    try:
+        document = read_back(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not a record's JSON: {error}", hint="--verify takes an evidence.json as it was written") from None
+    if (
+        not isinstance(document, dict)
+        or KIND not in document
+        or not (isinstance(document.get("record"), dict) and isinstance(document.get("sha256"), str))
+    ):
+        raise ConfigError(f"{path}: no record of `touchstone evidence`", hint="--verify takes an evidence.json")
+    if document[KIND] != SCHEMA:
+        raise ConfigError(
+            f"{path}: a record of schema {document[KIND]}; this version reads {SCHEMA}", hint=f"it was made by {_maker(document)}"
+        )
+    return document
 
 
 def _guaranteed(known: Guarantee) -> Iterator[str]:
@@ -165,23 +301,6 @@ def _listed(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-_PER_DETECTOR = ("replies", "mask_area", "mask_peak")
-
-
-def told_of(spec: ScoringSpec, row: Mapping[str, Any], identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Per detector, in the ensemble's order: its raw score (null = none), calibrated, its probability, and how it was made."""
-    names = [member.detector for member in spec.ensemble.members]
-    return {
-        name: _one(spec, row, name)
-        | {
-            "asked_as": asked_as,
-            "precision": identity.get("precision", {}).get(name),
-            "weights": identity["detectors"].get(name, {}).get("weights"),
-        }
-        for asked_as, name in zip(names, spec.cards, strict=True)
-    }
-
-
 def _one(spec: ScoringSpec, row: Mapping[str, Any], name: str) -> dict[str, Any]:
     score, calibration = (row["scores"] or {}).get(name), spec.calibrations[name]
     at = None if score is None else float(calibrate(np.array([score], np.float64), calibration)[0])
@@ -194,59 +313,6 @@ def _one(spec: ScoringSpec, row: Mapping[str, Any], name: str) -> dict[str, Any]
         "doubt": spec.doubt(name, row["width"], row["height"]) if sized else None,
         **{column: row[column].get(name) for column in _PER_DETECTOR if row.get(column) and name in row[column]},
         **({"views": {view: scores.get(name) for view, scores in row["views"].items() if scores}} if row.get("views") else {}),
-    }
-
-
-# Sections that are facts, and those that are sentences, which another version of Touchstone may put otherwise.
-RECORD_SECTIONS = ("image", "decision", "detectors", "provenance", "hashes")
-SENTENCES = ("guarantee", "limits", "verify")
-_IMAGE = ("image_id", "uri", "member", "occurrence", "sha256", "status", "detail", "format", "width", "height", "decoder", "quality")
-
-
-class Grounds(NamedTuple):
-    """What a record rests on: the ensemble's card and the detectors' as JSON, the whole row, facts of the run, and its summary's word on
-    the guarantee. `spec`: what the cards mean to this version of Touchstone, which may know keys that they do not have.
-    """
-
-    spec: ScoringSpec
-    ensemble: Mapping[str, Any]
-    cards: Mapping[str, Mapping[str, Any]]
-    row: Mapping[str, Any]
-    run: Mapping[str, Any]
-    guarantee: Mapping[str, Any] | None
-
-
-def sections(grounds: Grounds) -> dict[str, Any]:
-    """All of a record but who made it and when, as plain JSON."""
-    spec, ensemble, cards, row, run, of_run = grounds
-    told = told_of(spec, row, run["identity"])
-    return {
-        "image": {name: row.get(name) for name in _IMAGE},
-        "decision": _decision(grounds),
-        "detectors": {name: one | {"card": dict(cards[name])} for name, one in told.items()},
-        "ensemble": dict(ensemble),
-        "guarantee": {"card": ensemble.get("guarantee"), "run": of_run, "words": guarantee_words(spec.ensemble, of_run)},
-        **profile_of(row, run["identity"]),
-        "provenance": json.loads(row.get("provenance") or "null"),
-        "limits": limits_of(spec.ensemble, spec.cards, row),
-        "row": dict(row),
-        "run": dict(run),
-        "hashes": _hashes(grounds),
-        "verify": _how_to_verify(row),
-    }
-
-
-def run_facts(url: str, described: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Of `run.json` and `summary.json`: where and when, by which version, of what, and with which settings."""
-    return {
-        "url": url,
-        "created_at": described["created_at"],
-        "finished_at": summary.get("finished_at"),
-        "schema": described["schema"],
-        "touchstone": summary.get("version"),
-        "members": summary.get("members"),
-        "verdicts": summary.get("verdicts"),
-        "identity": described["identity"],
     }
 
 
@@ -283,40 +349,10 @@ def _hashes(grounds: Grounds) -> dict[str, Any]:
 
 
 def _how_to_verify(row: Mapping[str, Any]) -> list[str]:
-    told = ["touchstone evidence --verify evidence.json"]
+    commands = ["touchstone evidence --verify evidence.json"]
     if row["sha256"] is None:
-        return told
-    return [*told, "touchstone evidence --verify evidence.json --image FILE", f"sha256sum FILE # must be {row['sha256']}"]
-
-
-BETWEEN = " › "  # as reports write a member of a container: s3://bucket/photos.tar › 12/a.jpg
-_NAMED = 3
-
-
-class MatchedRow(NamedTuple):
-    """A current row of the run, and by what it was found: `image_id`, `uri`, `path` or `sha256`."""
-
-    row: dict[str, Any]
-    by: str
-
-
-def find_row(run: RunDirectory, image: str) -> MatchedRow:
-    """The current row of one image: by its image_id, its uri (`CONTAINER › MEMBER` inside one), its path, or a copy of the file.
-
-    A local file whose place the run does not know is looked for by its bytes. Raises ConfigError where no row, or more than one, is meant.
-    """
-    for by, found in _found(run, list(_meanings(image))):
-        if len(found) > 1:
-            raise ConfigError(f"{image}: {len(found):,} rows of the run", hint=f"give one's image_id: {_few(run, found)}")
-        if found:
-            return MatchedRow(_row(run, *found[0]), by)
-    raise ConfigError(
-        f"{run.store.url}: no row of {image}", hint=f"touchstone results {run.store.url} --json shows each row's image_id and uri"
-    )
-
-
-Wanted = dict[str, Any]  # column → its value
-Place = tuple[str, int]  # a file of the run, and the image_id of a row in it
+        return commands
+    return [*commands, "touchstone evidence --verify evidence.json --image FILE", f"sha256sum FILE # must be {row['sha256']}"]
 
 
 def _meanings(image: str) -> Iterator[tuple[str, Wanted]]:
@@ -356,6 +392,12 @@ def _matching(table: pa.Table, wanted: Wanted) -> list[int]:
     return ids
 
 
+def _few(run: RunDirectory, found: Sequence[Place]) -> str:
+    rows = [_row(run, *one) for one in found[:_NAMED]]
+    names = [f"{row['image_id']} ({row['uri'] if row['member'] is None else row['uri'] + BETWEEN + row['member']})" for row in rows]
+    return ", ".join(names) + (", …" if len(found) > _NAMED else "")
+
+
 def _row(run: RunDirectory, path: str, number: int) -> dict[str, Any]:
     for table in tables_in(run, [path]):
         rows = table.filter(pc.equal(table["image_id"], number))
@@ -365,58 +407,6 @@ def _row(run: RunDirectory, path: str, number: int) -> dict[str, Any]:
     raise AssertionError(f"{path} had a row of {number} a moment ago")
 
 
-def _few(run: RunDirectory, found: Sequence[Place]) -> str:
-    rows = [_row(run, *one) for one in found[:_NAMED]]
-    names = [f"{row['image_id']} ({row['uri'] if row['member'] is None else row['uri'] + BETWEEN + row['member']})" for row in rows]
-    return ", ".join(names) + (", …" if len(found) > _NAMED else "")
-
-
-SCHEMA = 1
-KIND = "touchstone_evidence"
-
-
-def make_evidence(url: str, image: str) -> dict[str, Any]:
-    """The record of one image of a run (`image`: see `find_row`) with its digest: plain JSON, and but for `made_at` always the same.
-
-    Raises ConfigError where there is no finished run, not exactly one such row, or a detector's card is not on this machine.
-    """
-    run = RunDirectory.open(url)
-    described, summary = run.describe_finished(), run.read_json("summary.json")
-    found, ensemble = find_row(run, image), EnsembleCard.model_validate(described["ensemble"])
-    known = cards_of(ensemble, described["identity"]["detectors"])
-    grounds = Grounds(
-        spec_of(ensemble, {name: one.card for name, one in known.items()}, described["identity"]),
-        described["ensemble"],
-        {name: one.card.model_dump(mode="json") for name, one in known.items()},
-        plain(found.row),
-        run_facts(run.store.url, described, summary),
-        summary.get("guarantee"),
-    )
-    record = {
-        "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "made_by": {"touchstone": __version__, "python": platform.python_version()},
-        "found_by": found.by,
-        "cards_here_depart": {name: list(one.departs) for name, one in known.items() if one.departs},
-        **sections(grounds),
-    }
-    return {KIND: SCHEMA, "sha256": digest(record), "record": record}
-
-
-def read_evidence(path: Path) -> dict[str, Any]:
-    """A record that was written. Raises ConfigError where the file is none, or one of a later kind."""
-    try:
-        told = read_back(path.read_bytes())
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not a record's JSON: {error}", hint="--verify takes an evidence.json as it was written") from None
-    if not isinstance(told, dict) or KIND not in told or not (isinstance(told.get("record"), dict) and isinstance(told.get("sha256"), str)):
-        raise ConfigError(f"{path}: no record of `touchstone evidence`", hint="--verify takes an evidence.json")
-    if told[KIND] != SCHEMA:
-        raise ConfigError(f"{path}: a record of schema {told[KIND]}; this version reads {SCHEMA}", hint=f"it was made by {_maker(told)}")
-    return told
-
-
-def _maker(told: Mapping[str, Any]) -> str:
-    made_by = told["record"].get("made_by")
+def _maker(document: Mapping[str, Any]) -> str:
+    made_by = document["record"].get("made_by")
     return f"Touchstone {made_by.get('touchstone')}" if isinstance(made_by, Mapping) else "another version of Touchstone"

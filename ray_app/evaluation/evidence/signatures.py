@@ -1,10 +1,9 @@
-"""Which keys a record may have, so that nothing stands in one that no check looks at. Knows names; knows no values.
+"""The signature of a record (`signed`, `check_signature`: Ed25519, RFC 8032, keys as PEM files), and the keys that it may have
+(`strange_keys`).
 
-What is made anew when a record is verified is compared with that key by key (`differences`); of the rest the names stand here.
-
-A record and a key of its maker's: Ed25519 (RFC 8032) by `cryptography`, keys as PEM files. Knows keys and bytes, not what a record says.
-
-What is signed is the canonical JSON of all but the signature itself, so that neither the record nor its digest can change under it.
+What is signed is the canonical JSON of all but the signature itself, so that neither the record nor its digest can change under it. What
+is made anew when a record is verified is compared with that key by key (`differences`); of the rest the names stand here, so that nothing
+stands in a record that no check reads.
 """
 
 import base64
@@ -22,7 +21,6 @@ from ray_app.runs.schema import row_schema
 from ray_app.scoring.guarantee import WAIVED
 
 MISSING = object()  # in a value's place: there is no such key
-
 _TOP = ("touchstone_evidence", "sha256", "record", "signature")
 _SIGNATURE = ("algorithm", "key", "signature")
 _RECORD = ("made_at", "made_by", "found_by", "cards_here_depart", "image", "decision", "detectors", "ensemble", "guarantee", "profile",
@@ -41,18 +39,20 @@ _EVERY_ROW = row_schema([], pa.null(), ["any"], ["any"], views=["any"], perceptu
                         identified=True, described=True)  # fmt: skip
 ROW = tuple(_EVERY_ROW.names)
 _BY_DETECTOR = ("scores", "mask_area", "mask_peak", "replies")
+ALGORITHM = "Ed25519"
+_MAKE = "openssl genpkey -algorithm ed25519 -out key.pem; openssl pkey -in key.pem -pubout -out public.pem"
 
 
-def strange_keys(told: Mapping[str, Any]) -> Iterator[str]:
+def strange_keys(document: Mapping[str, Any]) -> Iterator[str]:
     """Dotted names of keys that no record has, at the levels that are not made anew."""
-    record = told["record"]
+    record = document["record"]
     row, run, named = (_mapping(record.get(name)) for name in ("row", "run", "detectors"))
     identity, of_run = _mapping(run.get("identity")), _mapping(_mapping(record.get("guarantee")).get("run"))
     if not named:
-        return  # it is not whole, which others say
+        return  # it is not whole, which other checks report
     levels: list[tuple[str, Any, Sequence[str] | Mapping[str, Any]]] = [
-        ("", told, _TOP),
-        ("signature.", told.get("signature"), _SIGNATURE),
+        ("", document, _TOP),
+        ("signature.", document.get("signature"), _SIGNATURE),
         ("record.", record, _RECORD),
         ("record.made_by.", record.get("made_by"), _MADE_BY),
         ("record.cards_here_depart.", record.get("cards_here_depart"), named),
@@ -87,45 +87,41 @@ def differences(ours: Any, theirs: Any, path: str) -> Iterator[tuple[str, Any, A
         yield path, ours, theirs
 
 
-def _mapping(level: Any) -> Mapping[str, Any]:
-    return level if isinstance(level, Mapping) else {}
-
-
-ALGORITHM = "Ed25519"
-_MAKE = "openssl genpkey -algorithm ed25519 -out key.pem; openssl pkey -in key.pem -pubout -out public.pem"
-
-
-def signed(told: Mapping[str, Any], key: Path) -> dict[str, Any]:
+def signed(document: Mapping[str, Any], key: Path) -> dict[str, Any]:
     """The record with the signature of a private key. Raises ConfigError for a file that is none."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     private = _read(key, lambda data: load_pem_private_key(data, None), Ed25519PrivateKey, "private")
-    signature = base64.b64encode(private.sign(_message(told))).decode("ascii")
-    return {**told, "signature": {"algorithm": ALGORITHM, "key": _fingerprint(private.public_key()), "signature": signature}}
+    signature = base64.b64encode(private.sign(_message(document))).decode("ascii")
+    return {**document, "signature": {"algorithm": ALGORITHM, "key": _fingerprint(private.public_key()), "signature": signature}}
 
 
-def check_signature(told: Mapping[str, Any], signer: Path) -> EvidenceCheck:
+def check_signature(document: Mapping[str, Any], signer: Path) -> EvidenceCheck:
     """Whether the holder of a public key's private one signed this record as it is. Raises ConfigError for a file that is no such key."""
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
     public = _read(signer, load_pem_public_key, Ed25519PublicKey, "public")
-    ours, said = _fingerprint(public), told.get("signature")
+    ours, said = _fingerprint(public), document.get("signature")
     if not isinstance(said, Mapping):
         return EvidenceCheck("signature", "differs", f"the record is not signed; {signer} is the key {ours}")
     if said.get("algorithm") != ALGORITHM or said.get("key") != ours:
         return EvidenceCheck("signature", "differs", f"signed by the key {said.get('key')} ({said.get('algorithm')}); {signer} is {ours}")
     try:
-        public.verify(base64.b64decode(str(said.get("signature")), validate=True), _message(told))
+        public.verify(base64.b64decode(str(said.get("signature")), validate=True), _message(document))
     except (InvalidSignature, ValueError):
         return EvidenceCheck("signature", "differs", f"by the key {ours}, and of another record than this")
     return EvidenceCheck("signature", "agrees", f"by the key {ours}")
 
 
-def _message(told: Mapping[str, Any]) -> bytes:
-    return canonical({name: value for name, value in told.items() if name != "signature"})
+def _mapping(level: Any) -> Mapping[str, Any]:
+    return level if isinstance(level, Mapping) else {}
+
+
+def _message(document: Mapping[str, Any]) -> bytes:
+    return canonical({name: value for name, value in document.items() if name != "signature"})
 
 
 def _fingerprint(public: Any) -> str:

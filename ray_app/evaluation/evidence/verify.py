@@ -1,9 +1,8 @@
-"""A record → what of it agrees with itself, with the image and with the detectors here, line by line.
+"""A record → what of it agrees with itself, with the image and with the detectors here, line by line (`verify_evidence`).
 
 Without the image: the digest, the run's fingerprint, the cards against that, and the decision from the recorded scores. With it: the
-file's hash, and the scores once more on this machine within a tolerance that is said.
-
-What of a record a verification did not look at, and why, so that nobody takes it for verified. Knows names of fields and checks.
+file's hash, and the scores once more on this machine within a stated tolerance. `not_verified` lists what was not checked, and why, so
+that nobody takes it for verified.
 """
 
 import json
@@ -23,24 +22,45 @@ from ray_app.runs import fingerprint
 from ray_app.runs.rows import FACTS
 from ray_app.runs.schema import DESCRIBED, IDENTIFIED, STABILITY
 
-_NAMED = 3  # differences that a line tells
+_NAMED = 3  # differences that a line names
+_PLACE = ("image_id", "uri", "member", "occurrence", "input", "attempt", "scored_at", "reused")
+_FILE = ("status", *FACTS)  # what decoding the image gives again
+_NEVER = ("detail", "phash", "provenance")
+_SAID = ("scores",)
+_SEEN = ("views", STABILITY, "mask_area", "mask_peak", "replies")
+_PREDICTED = ("predicted_generator", *IDENTIFIED, "predicted_prompt", *DESCRIBED)
+# The row's other columns (score, verdict, …) follow from its scores, which `decision` and `sections` check.
+_NO_IMAGE = "no image was given (--image)"
+_WRITTEN = "written down when the run, or the record, was made; nothing in the record could contradict it"
+
+
+class Unverified(NamedTuple):
+    """Fields that were not verified, by their dotted names."""
+
+    fields: tuple[str, ...]
+    why: str
 
 
 def verify_evidence(
-    told: Mapping[str, Any], image: Path | None = None, *, signer: Path | None = None, device: str = "cpu", accepted: Collection[str] = ()
+    document: Mapping[str, Any],
+    image: Path | None = None,
+    *,
+    signer: Path | None = None,
+    device: str = "cpu",
+    accepted: Collection[str] = (),
 ) -> Iterator[EvidenceCheck]:
     """Check a record that `read_evidence` gave, and the image where there is one. `accepted`: licences, as for `score`; `signer`: the
-    public key of who must have signed it. What is not looked at, `not_verified` tells.
+    public key of who must have signed it. What is not checked, `not_verified` lists.
 
     Raises ConfigError where the record is no whole one, has keys that no record has, or the image or key cannot be read, and DetectorError
     where weights that the image needs are missing or under a licence that is not accepted.
     """
-    record = told["record"]
+    record = document["record"]
     try:
-        _refuse_keys(list(strange_keys(told)), record)
+        _refuse_keys(list(strange_keys(document)), record)
         if signer is not None:
-            yield check_signature(told, signer)
-        yield hashed("record", digest(record), told["sha256"], "the SHA-256 of all that it says")
+            yield check_signature(document, signer)
+        yield hashed("record", digest(record), document["sha256"], "the SHA-256 of all that it says")
         grounds = _grounds(record, device)
         again = sections(grounds)
         _refuse_keys(list(_unknown(record, grounds, again)), record)
@@ -57,11 +77,16 @@ def verify_evidence(
     yield from check_image(record, grounds.spec, image, accepted)
 
 
+def not_verified(document: Mapping[str, Any], checks: Sequence[EvidenceCheck], *, image: bool, signer: bool) -> list[Unverified]:
+    """What `checks`, made with or without an image and a signer's key, do not cover."""
+    return [Unverified(fields, why) for fields, why in _unchecked(document, checks, image=image, signer=signer) if fields]
+
+
 def _refuse_keys(strange: Sequence[str], record: Mapping[str, Any]) -> None:
     if strange:
         made_by = record["made_by"].get("touchstone") if isinstance(record.get("made_by"), Mapping) else None
-        told = f"it was made by Touchstone {made_by} and changed since, or that is a later version than this, {__version__}"
-        raise ConfigError(f"no record has the key {', '.join(strange[:_NAMED])}", hint=told)
+        message = f"it was made by Touchstone {made_by} and changed since, or that is a later version than this, {__version__}"
+        raise ConfigError(f"no record has the key {', '.join(strange[:_NAMED])}", hint=message)
 
 
 def _unknown(record: Mapping[str, Any], grounds: Grounds, again: Mapping[str, Any]) -> Iterator[str]:
@@ -71,20 +96,14 @@ def _unknown(record: Mapping[str, Any], grounds: Grounds, again: Mapping[str, An
     yield from (path for path, ours, _ in (*_differing(record, again), *noted) if ours is MISSING)
 
 
-def _differing(record: Mapping[str, Any], again: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    for name in (*RECORD_SECTIONS, *([PROFILE] if PROFILE in again or PROFILE in record else [])):
-        yield from differences(again.get(name), record.get(name) if name == PROFILE else record[name], name)
-    yield from differences(again["guarantee"]["card"], record["guarantee"]["card"], "guarantee.card")
-
-
 def _grounds(record: Mapping[str, Any], device: str) -> Grounds:
     """What a record rests on, as it stands in the record."""
     detectors, run = record["detectors"], record["run"]
     ensemble = validate(record["ensemble"], EnsembleCard, where="the recorded ensemble")
     cards = {name: revived(one["card"], one["asked_as"]) for name, one in detectors.items()}
     spec = spec_of(ensemble, cards, run["identity"], device=device)
-    told = {name: one["card"] for name, one in detectors.items()}
-    return Grounds(spec, record["ensemble"], told, record["row"], run, record["guarantee"]["run"])
+    recorded = {name: one["card"] for name, one in detectors.items()}
+    return Grounds(spec, record["ensemble"], recorded, record["row"], run, record["guarantee"]["run"])
 
 
 def _check_hashes(record: Mapping[str, Any], grounds: Grounds) -> Iterator[EvidenceCheck]:
@@ -101,18 +120,18 @@ def _check_hashes(record: Mapping[str, Any], grounds: Grounds) -> Iterator[Evide
         if other:
             yield EvidenceCheck(name, "differs", f"the recorded card is not what the run noted: {', '.join(other)}")
         else:
-            told = f"card {hashes['detectors'][name]}, weights {weights or 'not noted by the run'}"
-            yield EvidenceCheck(name, "agrees", f"the recorded card is the run's; SHA-256: {told}")
+            message = f"card {hashes['detectors'][name]}, weights {weights or 'not noted by the run'}"
+            yield EvidenceCheck(name, "agrees", f"the recorded card is the run's; SHA-256: {message}")
 
 
 def _check_sections(record: Mapping[str, Any], again: Mapping[str, Any]) -> Iterator[EvidenceCheck]:
-    """Whether what is told of the row is what the row, the run and the cards in the record give."""
+    """Whether the record's sections on the row are what the row, the run and the cards in the record give."""
     made_by = record["made_by"]["touchstone"]
-    # Another version may tell less.
+    # Another version may record less.
     other = [one for one in _differing(record, again) if one[2] is not MISSING or made_by == __version__]
     if other:
-        told = [f"{key}: recorded {_shown(theirs)}, here {_shown(ours)}" for key, ours, theirs in other[:_NAMED]]
-        yield EvidenceCheck("sections", "differs", f"not what the recorded row and cards give: {'; '.join(told)}")
+        lines = [f"{key}: recorded {_shown(theirs)}, here {_shown(ours)}" for key, ours, theirs in other[:_NAMED]]
+        yield EvidenceCheck("sections", "differs", f"not what the recorded row and cards give: {'; '.join(lines)}")
     else:
         told_of = [*RECORD_SECTIONS, *([PROFILE] if PROFILE in again else []), "guarantee.card"]
         yield EvidenceCheck("sections", "agrees", f"{', '.join(told_of)} follow from the recorded row, run and cards")
@@ -122,6 +141,12 @@ def _check_sections(record: Mapping[str, Any], again: Mapping[str, Any]) -> Iter
         yield EvidenceCheck("sentences", "differs", f"{', '.join(SENTENCES)}: this version of Touchstone would not have written them so")
     else:
         yield EvidenceCheck("sentences", "not checked", f"written by Touchstone {made_by}; this is {__version__}")
+
+
+def _differing(record: Mapping[str, Any], again: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    for name in (*RECORD_SECTIONS, *([PROFILE] if PROFILE in again or PROFILE in record else [])):
+        yield from differences(again.get(name), record.get(name) if name == PROFILE else record[name], name)
+    yield from differences(again["guarantee"]["card"], record["guarantee"]["card"], "guarantee.card")
 
 
 def _shown(value: Any) -> str:
@@ -142,35 +167,12 @@ def _check_decision(record: Mapping[str, Any], again: Decided) -> Iterator[Evide
     yield EvidenceCheck("decision", "agrees", f"{row['verdict']}, {score}: the same from the recorded detector scores, {how}")
 
 
-_PLACE = ("image_id", "uri", "member", "occurrence", "input", "attempt", "scored_at", "reused")
-_FILE = ("status", *FACTS)  # what decoding the image gives again
-_NEVER = ("detail", "phash", "provenance")
-_SAID = ("scores",)
-_SEEN = ("views", STABILITY, "mask_area", "mask_peak", "replies")
-_PREDICTED = ("predicted_generator", *IDENTIFIED, "predicted_prompt", *DESCRIBED)
-# The row's other columns (score, verdict, …) follow from its scores, which `decision` and `sections` check.
-_NO_IMAGE = "no image was given (--image)"
-_WRITTEN = "written down when the run, or the record, was made; nothing in the record could contradict it"
-
-
-class Unverified(NamedTuple):
-    """Fields that were not verified, by their dotted names."""
-
-    fields: tuple[str, ...]
-    why: str
-
-
-def not_verified(told: Mapping[str, Any], checks: Sequence[EvidenceCheck], *, image: bool, signer: bool) -> list[Unverified]:
-    """What `checks`, made with or without an image and a signer's key, say nothing of."""
-    return [Unverified(fields, why) for fields, why in _untold(told, checks, image=image, signer=signer) if fields]
-
-
-def _untold(
-    told: Mapping[str, Any], checks: Sequence[EvidenceCheck], *, image: bool, signer: bool
+def _unchecked(
+    document: Mapping[str, Any], checks: Sequence[EvidenceCheck], *, image: bool, signer: bool
 ) -> Iterator[tuple[tuple[str, ...], str]]:
-    record = told["record"]
+    record = document["record"]
     row, agrees = record["row"], {check.name for check in checks if check.outcome == "agrees"}
-    if "signature" in told and not signer:
+    if "signature" in document and not signer:
         yield ("signature",), "no key was given (--signer)"
     yield ("made_at", "made_by", "found_by", "cards_here_depart"), _WRITTEN
     yield tuple(f"run.{name}" for name in record["run"] if name != "identity"), _WRITTEN

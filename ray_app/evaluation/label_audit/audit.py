@@ -1,13 +1,8 @@
-"""`touchstone labels`: do the labels of a set say what they should, and could they be told without looking? Knows rows; scores nothing.
+"""`touchstone labels` (`audit_labels`): which labels are likely wrong, and whether properties of files alone predict them.
 
-labels.json (the document), labels.html, and suspicious.parquet where a run was at hand.
-
-What an audit of labels found, in sentences. Knows its document; computes no figure.
-
-Images whose label a classifier on other images doubts, worst first. Knows features of a run and labels; opens no image.
-
-The classifier is a logistic regression on kept embeddings, or else on the scores of the run's detectors, that saw no image of the same
-group; what it says is weighed by confident learning (`ray_app.metrics.label_quality`).
+It writes labels.json (the document), labels.html, and suspicious.parquet where a run was at hand. Suspects are images whose label a
+classifier doubts, worst first: a logistic regression on kept embeddings, or else on the scores of the run's detectors, that saw no image
+of the same group; its output is weighed by confident learning (`ray_app.metrics.label_quality`).
 """
 
 import base64
@@ -53,6 +48,64 @@ _PRESENT = {
     "present": {"icc": "have a colour profile", "camera": "name a camera in EXIF", "origin": "say where they come from"},
     "none": {"icc": "have no colour profile", "camera": "name no camera in EXIF", "origin": "do not say where they come from"},
 }
+MOST = 100_000
+LEAST = 50  # images of each class
+LEAST_AUC = 0.7  # below, the list would be of the classifier's own errors, not of wrong labels
+Rows = npt.NDArray[np.int64]
+SCHEMA = 1
+DOCUMENT, PAGE, SUSPECTS = "labels.json", "labels.html", "suspicious.parquet"
+SHOWN = 24
+_TRIED = 50_000  # images that the small classifier sees
+_MOST_GENERATORS = 40
+_CONFLICTS: tuple[Kind, ...] = ("bytes", "looks", "group")
+_BONDS: tuple[Kind, ...] = (*_CONFLICTS, "image", "prompt")
+
+
+@dataclass(frozen=True)
+class Suspects:
+    """`places`: rows of the labelled table, worst first; `confidence`: the probability of the other label. `told`: for the document."""
+
+    places: Rows
+    confidence: Floats
+    told: dict[str, Any]
+
+
+def audit_labels(
+    at: str,
+    out: Path,
+    *,
+    labels: str | None = None,
+    key: str | None = None,
+    read: bool = False,
+    features: str | None = None,
+    thumbnails: bool = True,
+    seed: int = 0,
+    each: Each = in_turn,
+) -> dict[str, Any]:
+    """Audit the labels of an index, or of a run with its own labels or these, into a local folder; returns labels.json.
+
+    `read`: open the files of an index. `features`: whose kept embeddings of a run. Raises ConfigError (nothing there, no labels).
+    """
+    run = RunDirectory.open(at)
+    if not run.exists():
+        if labels or key or features:
+            raise ConfigError(f"{strip_secrets(at)}: no run, so --labels, --key and --features have nothing to join", hint="give a run")
+        rows, origin, warnings = facts_of_index(at, read=read, each=each), None, []
+    elif read:
+        raise ConfigError(f"{strip_secrets(at)}: a run has read its files already", hint="leave --read out")
+    else:
+        found: Labels = index_labels(open_labels(labels), key=key) if labels else OwnLabels(run.store.url)
+        rows, joined = facts_of_run(run, found)
+        origin, warnings = found.name, check_joined(found, joined, run)
+    bonds = bonds_of(rows, _BONDS, prompts=1.0)
+    document = _document(at, rows, origin, warnings, seed) | {"conflicts": _conflicts(rows, bonds)}
+    groups = bound(bonds, len(rows))[0] if run.exists() else None
+    suspects = suspects_of(run, rows, groups, features=features, seed=seed) if groups is not None else None
+    document["suspicious"] = None if suspects is None else suspects.told | {"images": _shown(rows, suspects)}
+    document["remarks"] = remarks_on(document)
+    document["headline"] = headline(document)
+    _write(document, out, rows, suspects, _pictures(at, run, document) if thumbnails else {})
+    return document
 
 
 def difference_text(one: Difference, fakes: str = "the fakes") -> str:
@@ -87,8 +140,54 @@ def headline(document: Mapping[str, Any]) -> str:
 
 
 def remarks_on(document: Mapping[str, Any]) -> list[str]:
-    """What the audit cannot say, in sentences."""
+    """What the audit does not show, in sentences."""
     return [*document["warnings"], *_on_facts(document), *_on_suspects(document)]
+
+
+def suspects_of(run: RunDirectory, rows: pa.Table, groups: Rows, *, features: str | None = None, seed: int = 0) -> Suspects:
+    """Of labelled rows (see `label_facts`) in groups (n,). `features`: whose embeddings; null = the first kept, else the scores."""
+    ids, is_fake = rows["image_id"].to_numpy(), fakes(rows)
+    chosen = np.sort(np.argsort(hashed(ids), kind="stable")[:MOST])
+    vectors, source = _vectors(run, ids[chosen], features)
+    is_known = np.isfinite(vectors).all(axis=1) & (vectors.shape[1] > 0)
+    chosen, vectors = chosen[is_known], vectors[is_known]
+    fake = is_fake[chosen]
+    facts: dict[str, Any] = {"source": source, "n": len(chosen), "left_out": len(rows) - len(chosen), "auc": None, "thresholds": None,
+                            "expected": None, "count": None, "why": None}  # fmt: skip
+    fewest = int(min(fake.sum(), (~fake).sum()))
+    if fewest < LEAST:
+        return _none(facts, f"it takes {LEAST} images of each class with {source}; one has {fewest:,}")
+    chance = crossed_probabilities(vectors, fake, groups[chosen], seed=seed)
+    if not np.isfinite(chance).all():
+        return _none(facts, "there are too few groups to keep them apart")
+    auc = auc_of(ScoreHistogram.of(chance[fake]), ScoreHistogram.of(chance[~fake]))
+    facts["auc"] = MetricEstimate(auc.value, (auc.low, auc.high), "delong", len(fake)).row()
+    if auc.value < LEAST_AUC:
+        return _none(
+            facts, f"the classifier tells the classes apart with an AUC of {auc.value:.2f} only: it would doubt what it cannot tell"
+        )
+    found = doubted(chance, fake)
+    places = found.suspicious(fake)
+    confidence = np.where(fake[places], 1 - chance[places], chance[places])
+    order = np.lexsort((ids[chosen][places], -confidence))
+    expected = {"real": float(found.expected[0, 1]), "fake": float(found.expected[1, 0])}
+    count = {"real": int((~fake[places]).sum()), "fake": int(fake[places].sum())}
+    return Suspects(
+        chosen[places[order]], confidence[order], facts | {"thresholds": list(found.thresholds), "expected": expected, "count": count}
+    )
+
+
+def suspects_table(rows: pa.Table, found: Suspects) -> pa.Table:
+    """suspicious.parquet: `image_id, uri, member, generator, label, likely_label, confidence`, worst first."""
+    some = rows.take(pa.array(found.places))
+    labels = texts(some, "label")
+    return pa.table({
+        **{name: some[name] for name in ("image_id", "uri", "member")},
+        "generator": texts(some, "generator"),
+        "label": labels,
+        "likely_label": pa.array(["real" if label == "fake" else "fake" for label in labels.to_pylist()], pa.string()),
+        "confidence": pa.array(found.confidence, pa.float64()),
+    })  # fmt: skip
 
 
 def _on_facts(document: Mapping[str, Any]) -> Iterator[str]:
@@ -130,80 +229,8 @@ def _values(document: Mapping[str, Any], kind: str) -> int:
     return next((int(one["values"]) for one in document["conflicts"] if one["kind"] == kind), 0)
 
 
-def _percent(share: float) -> str:
-    if 0 < share < 0.01:
-        return "under 1 %"
-    return "over 99 %" if 0.99 < share < 1 else f"{share:.0%}".replace("%", " %")
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"
-
-
-MOST = 100_000
-LEAST = 50  # images of each class
-LEAST_AUC = 0.7  # below, the list would be of what the classifier cannot tell, not of wrong labels
-
-Rows = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Suspects:
-    """`places`: rows of the labelled table, worst first; `confidence`: the probability of the other label. `told`: for the document."""
-
-    places: Rows
-    confidence: Floats
-    told: dict[str, Any]
-
-
-def suspects_of(run: RunDirectory, rows: pa.Table, groups: Rows, *, features: str | None = None, seed: int = 0) -> Suspects:
-    """Of labelled rows (see `label_facts`) in groups (n,). `features`: whose embeddings; null = the first kept, else the scores."""
-    ids, is_fake = rows["image_id"].to_numpy(), fakes(rows)
-    chosen = np.sort(np.argsort(hashed(ids), kind="stable")[:MOST])
-    vectors, source = _vectors(run, ids[chosen], features)
-    is_known = np.isfinite(vectors).all(axis=1) & (vectors.shape[1] > 0)
-    chosen, vectors = chosen[is_known], vectors[is_known]
-    fake = is_fake[chosen]
-    told: dict[str, Any] = {"source": source, "n": len(chosen), "left_out": len(rows) - len(chosen), "auc": None, "thresholds": None,
-                            "expected": None, "count": None, "why": None}  # fmt: skip
-    fewest = int(min(fake.sum(), (~fake).sum()))
-    if fewest < LEAST:
-        return _none(told, f"it takes {LEAST} images of each class with {source}; one has {fewest:,}")
-    chance = crossed_probabilities(vectors, fake, groups[chosen], seed=seed)
-    if not np.isfinite(chance).all():
-        return _none(told, "there are too few groups to keep them apart")
-    auc = auc_of(ScoreHistogram.of(chance[fake]), ScoreHistogram.of(chance[~fake]))
-    told["auc"] = MetricEstimate(auc.value, (auc.low, auc.high), "delong", len(fake)).row()
-    if auc.value < LEAST_AUC:
-        return _none(
-            told, f"the classifier tells the classes apart with an AUC of {auc.value:.2f} only: it would doubt what it cannot tell"
-        )
-    found = doubted(chance, fake)
-    places = found.suspicious(fake)
-    confidence = np.where(fake[places], 1 - chance[places], chance[places])
-    order = np.lexsort((ids[chosen][places], -confidence))
-    expected = {"real": float(found.expected[0, 1]), "fake": float(found.expected[1, 0])}
-    count = {"real": int((~fake[places]).sum()), "fake": int(fake[places].sum())}
-    return Suspects(
-        chosen[places[order]], confidence[order], told | {"thresholds": list(found.thresholds), "expected": expected, "count": count}
-    )
-
-
-def suspects_table(rows: pa.Table, found: Suspects) -> pa.Table:
-    """suspicious.parquet: `image_id, uri, member, generator, label, likely_label, confidence`, worst first."""
-    some = rows.take(pa.array(found.places))
-    labels = texts(some, "label")
-    return pa.table({
-        **{name: some[name] for name in ("image_id", "uri", "member")},
-        "generator": texts(some, "generator"),
-        "label": labels,
-        "likely_label": pa.array(["real" if label == "fake" else "fake" for label in labels.to_pylist()], pa.string()),
-        "confidence": pa.array(found.confidence, pa.float64()),
-    })  # fmt: skip
-
-
-def _none(told: dict[str, Any], why: str) -> Suspects:
-    return Suspects(np.empty(0, np.int64), np.empty(0), told | {"why": why})
+def _none(facts: dict[str, Any], why: str) -> Suspects:
+    return Suspects(np.empty(0, np.int64), np.empty(0), facts | {"why": why})
 
 
 def _vectors(run: RunDirectory, ids: Rows, wanted: str | None) -> tuple[Floats, str]:
@@ -239,53 +266,6 @@ def _scores(run: RunDirectory, ids: Rows) -> Floats:
 def _columns(table: pa.Table) -> Floats:
     scores = table["scores"].combine_chunks()
     return np.column_stack([np.asarray(column.cast(pa.float64()).fill_null(np.nan)) for column in scores.flatten()])
-
-
-SCHEMA = 1
-DOCUMENT, PAGE, SUSPECTS = "labels.json", "labels.html", "suspicious.parquet"
-SHOWN = 24
-_TRIED = 50_000  # images that the small classifier sees
-_MOST_GENERATORS = 40
-_CONFLICTS: tuple[Kind, ...] = ("bytes", "looks", "group")
-_BONDS: tuple[Kind, ...] = (*_CONFLICTS, "image", "prompt")
-
-
-def audit_labels(
-    at: str,
-    out: Path,
-    *,
-    labels: str | None = None,
-    key: str | None = None,
-    read: bool = False,
-    features: str | None = None,
-    thumbnails: bool = True,
-    seed: int = 0,
-    each: Each = in_turn,
-) -> dict[str, Any]:
-    """Audit the labels of an index, or of a run with its own labels or these, into a local folder; returns labels.json.
-
-    `read`: open the files of an index. `features`: whose kept embeddings of a run. Raises ConfigError (nothing there, no labels).
-    """
-    run = RunDirectory.open(at)
-    if not run.exists():
-        if labels or key or features:
-            raise ConfigError(f"{strip_secrets(at)}: no run, so --labels, --key and --features have nothing to join", hint="give a run")
-        rows, told, warnings = facts_of_index(at, read=read, each=each), None, []
-    elif read:
-        raise ConfigError(f"{strip_secrets(at)}: a run has read its files already", hint="leave --read out")
-    else:
-        found: Labels = index_labels(open_labels(labels), key=key) if labels else OwnLabels(run.store.url)
-        rows, joined = facts_of_run(run, found)
-        told, warnings = found.name, check_joined(found, joined, run)
-    bonds = bonds_of(rows, _BONDS, prompts=1.0)
-    document = _document(at, rows, told, warnings, seed) | {"conflicts": _conflicts(rows, bonds)}
-    groups = bound(bonds, len(rows))[0] if run.exists() else None
-    suspects = suspects_of(run, rows, groups, features=features, seed=seed) if groups is not None else None
-    document["suspicious"] = None if suspects is None else suspects.told | {"images": _shown(rows, suspects)}
-    document["remarks"] = remarks_on(document)
-    document["headline"] = headline(document)
-    _write(document, out, rows, suspects, _pictures(at, run, document) if thumbnails else {})
-    return document
 
 
 def _document(at: str, rows: pa.Table, labels: str | None, warnings: Sequence[str], seed: int) -> dict[str, Any]:
@@ -328,23 +308,33 @@ def _generators(rows: pa.Table, features: Mapping[str, NDArray[Any]], is_fake: N
     found, counts = np.unique(codes[is_fake & (codes >= 0)], return_counts=True)
     reals = np.flatnonzero(~is_fake)
     reals = reals[np.argsort(hashed(rows["image_id"].to_numpy()[reals]), kind="stable")[:_TRIED]]
-    told = []
+    shares = []
     for code, count in sorted(zip(found.tolist(), counts.tolist(), strict=True), key=lambda one: (-one[1], names[one[0]]))[
         :_MOST_GENERATORS
     ]:
         mine = np.concatenate([reals, np.flatnonzero(is_fake & (codes == code))])
         differences: list[Difference] = class_differences({name: column[mine] for name, column in features.items()}, is_fake[mine])
         strongest = next((one for one in differences if one.strength != "none"), None)
-        told.append({
+        shares.append({
             "generator": names[code], "n": count,
             "strongest": strongest and strongest.row() | {"text": difference_text(strongest, f"those of {names[code]}")},
             "why": None if differences else "too few images",
         })  # fmt: skip
-    return told
+    return shares
+
+
+def _percent(share: float) -> str:
+    if 0 < share < 0.01:
+        return "under 1 %"
+    return "over 99 %" if 0.99 < share < 1 else f"{share:.0%}".replace("%", " %")
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"
 
 
 def _conflicts(rows: pa.Table, bonds: Sequence[Bond]) -> list[dict[str, Any]]:
-    """What is bound and labelled both ways; local edits look like the photographs they were made of and are left out of looks."""
+    """What is bound and labelled both ways; local edits resemble their photographs and are left out of perceptual hashes."""
     is_fake, edited = fakes(rows), np.asarray(texts(rows, "mask_uri").is_valid())
     found = []
     for bond in [one for one in bonds if one.kind in _CONFLICTS]:

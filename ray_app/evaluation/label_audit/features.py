@@ -1,8 +1,6 @@
-"""Labelled images with what is known of their files: of an index, of its files read now, or of a run. Knows rows; judges nothing.
+"""Labelled images with the facts of their files (`facts_of_index`, `facts_of_run`), and these facts as columns (`features_of`).
 
 The tables have `image_id`, `uri`, `member`, `input` (INPUT, `prompt` and `mask_uri` as they are) and FACTS, null where nothing is known.
-
-Labelled rows → the columns by which files could be told apart without looking at a picture. Knows facts; judges nothing.
 """
 
 import io
@@ -36,6 +34,25 @@ FACTS = pa.schema([
 """`subsampling`: of a JPEG's colour. `camera`: whether EXIF names one; `origin`: whether the file says anything of where it comes from."""
 _OF_ROWS = ("format", "width", "height", "mode", "icc", "quality", "orientation")
 _SAMPLING = {0: "4:4:4", 1: "4:2:2", 2: "4:2:0"}
+FEATURES: Mapping[str, tuple[str, str]] = {
+    "format": ("format", ""),
+    "ending": ("file ending", ""),
+    "mode": ("colour mode", ""),
+    "subsampling": ("colour subsampling", ""),
+    "icc": ("colour profile", ""),
+    "camera": ("camera in EXIF", ""),
+    "origin": ("statement of origin", ""),
+    "orientation": ("EXIF orientation", ""),
+    "quality": ("JPEG quality", ""),
+    "megapixels": ("size", "MP"),
+    "width": ("width", "px"),
+    "height": ("height", "px"),
+    "aspect": ("width to height", ""),
+    "size_bytes": ("file size", "bytes"),
+    "density": ("bytes per pixel", ""),
+}
+"""The columns, what people call each, and its unit; of differences alike the first is told."""
+_TRUTHS = {"icc": ("none", "present"), "camera": ("none", "present"), "origin": ("none", "present")}
 
 
 @dataclass
@@ -48,6 +65,26 @@ class LabelledRows(Joined):
     def joined(self) -> int:
         """How many rows are labelled."""
         return self.count
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """Reads the files of one block of an index; picklable, as tasks need it."""
+
+    store: Store
+    limits: ImageLimits
+    fetcher: Fetcher
+
+    def __call__(self, ref: BlockRef) -> pa.Table:
+        """A file that is not readable has no facts but its size."""
+        table = read_block(self.store, ref)
+        reader = MemberReader(self.fetcher, max_bytes=self.limits.max_bytes)
+        origins = ProvenanceReader(ProvenancePolicy())
+        found = [
+            {} if isinstance(data, InputError) else _of_bytes(data, self.limits, origins) for _, data in reader.read(member_rows(table))
+        ]
+        columns = {name: pa.array([one.get(name) for one in found], FACTS.field(name).type) for name in FACTS.names if name != "size_bytes"}
+        return _with_facts(table, columns)
 
 
 def facts_of_index(place: str, *, read: bool = False, each: Each = in_turn) -> pa.Table:
@@ -72,24 +109,21 @@ def facts_of_run(run: RunDirectory, labels: Labels) -> tuple[pa.Table, LabelledR
     return rows.set_column(rows.schema.get_field_index("size_bytes"), "size_bytes", sizes), joined
 
 
-@dataclass(frozen=True)
-class FileFacts:
-    """Reads the files of one block of an index; picklable, as tasks need it."""
-
-    store: Store
-    limits: ImageLimits
-    fetcher: Fetcher
-
-    def __call__(self, ref: BlockRef) -> pa.Table:
-        """A file that is not readable has no facts but its size."""
-        table = read_block(self.store, ref)
-        reader = MemberReader(self.fetcher, max_bytes=self.limits.max_bytes)
-        origins = ProvenanceReader(ProvenancePolicy())
-        found = [
-            {} if isinstance(data, InputError) else _of_bytes(data, self.limits, origins) for _, data in reader.read(member_rows(table))
-        ]
-        columns = {name: pa.array([one.get(name) for one in found], FACTS.field(name).type) for name in FACTS.names if name != "size_bytes"}
-        return _with_facts(table, columns)
+def features_of(rows: pa.Table) -> dict[str, NDArray[Any]]:
+    """Those of FEATURES that are known of any row, (n,) each: float64 with NaN, or texts with None."""
+    width, height, size = (numbers(rows[name]) for name in ("width", "height", "size_bytes"))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        made = {
+            "megapixels": np.round(width * height / 1e6, 3),
+            "aspect": np.round(width / height, 3),
+            "density": size * 1.0 / (width * height),
+        }
+    made |= {"width": width, "height": height, "size_bytes": size, "quality": numbers(rows["quality"])}
+    texts = {name: _texts(rows, name) for name in ("format", "mode", "subsampling", "orientation", *_TRUTHS)}
+    if rows["format"].null_count == len(rows):
+        texts["ending"] = _endings(rows)
+    found = {name: (made | texts).get(name) for name in FEATURES}
+    return {name: column for name, column in found.items() if column is not None and _is_known(column)}
 
 
 def _of_bytes(data: bytes, limits: ImageLimits, origins: ProvenanceReader) -> dict[str, Any]:
@@ -102,21 +136,8 @@ def _of_bytes(data: bytes, limits: ImageLimits, origins: ProvenanceReader) -> di
     if facts.format == "JPEG":
         with Image.open(io.BytesIO(data)) as opened:  # the header of bytes that decoded
             sampling = _SAMPLING.get(JpegImagePlugin.get_sampling(opened), "other")
-    told = {name: getattr(facts, name) for name in _OF_ROWS}
-    return told | {"subsampling": sampling, "camera": origin is not None and origin.camera is not None, "origin": origin is not None}
-
-
-def _with_facts(table: pa.Table, columns: dict[str, pa.Array]) -> pa.Table:
-    """`image_id`, `uri`, `member`, `input` and FACTS of rows of a manifest; facts that are not given are null."""
-    known = (
-        {"size_bytes": pc.if_else(pc.greater(table["size_bytes"], 0), table["size_bytes"], None)}
-        if "size_bytes" in table.column_names
-        else {}
-    )
-    facts = {field.name: (known | columns).get(field.name, pa.nulls(len(table), field.type)) for field in FACTS}
-    named = {field.name: table[field.name] if field.name in table.column_names else pa.nulls(len(table), field.type) for field in
-             (pa.field("uri", pa.string()), pa.field("member", pa.string()), pa.field("input", INPUT))}  # fmt: skip
-    return pa.table({"image_id": table["image_id"], **named, **facts})
+    known = {name: getattr(facts, name) for name in _OF_ROWS}
+    return known | {"subsampling": sampling, "camera": origin is not None and origin.camera is not None, "origin": origin is not None}
 
 
 def _joined_rows(table: pa.Table, labels: Labels, texts: pa.Table | None, joined: LabelledRows) -> pa.Table:
@@ -140,6 +161,19 @@ def _joined_rows(table: pa.Table, labels: Labels, texts: pa.Table | None, joined
     return made.filter(pc.is_valid(made["width"]))
 
 
+def _with_facts(table: pa.Table, columns: dict[str, pa.Array]) -> pa.Table:
+    """`image_id`, `uri`, `member`, `input` and FACTS of rows of a manifest; facts that are not given are null."""
+    known = (
+        {"size_bytes": pc.if_else(pc.greater(table["size_bytes"], 0), table["size_bytes"], None)}
+        if "size_bytes" in table.column_names
+        else {}
+    )
+    facts = {field.name: (known | columns).get(field.name, pa.nulls(len(table), field.type)) for field in FACTS}
+    named = {field.name: table[field.name] if field.name in table.column_names else pa.nulls(len(table), field.type) for field in
+             (pa.field("uri", pa.string()), pa.field("member", pa.string()), pa.field("input", INPUT))}  # fmt: skip
+    return pa.table({"image_id": table["image_id"], **named, **facts})
+
+
 def _text(table: pa.Table, name: str) -> pa.Array:
     if name not in table.column_names:
         return pa.nulls(len(table), pa.string())
@@ -148,11 +182,11 @@ def _text(table: pa.Table, name: str) -> pa.Array:
 
 
 def _origins(table: pa.Table) -> dict[str, pa.Array]:
-    """Whether files say anything of their origin, which a run may not have asked; then nobody's is known."""
+    """Whether files have facts of their origin, which a run may not have read; then none is known."""
     if "provenance" not in table.column_names or table["provenance"].null_count == len(table):
         return {}
-    told = [json.loads(text) if text else {} for text in table["provenance"].to_pylist()]
-    return {"camera": pa.array(["camera" in one for one in told]), "origin": pa.array([bool(one) for one in told])}
+    known = [json.loads(text) if text else {} for text in table["provenance"].to_pylist()]
+    return {"camera": pa.array(["camera" in one for one in known]), "origin": pa.array([bool(one) for one in known])}
 
 
 def _sizes_of(run: RunDirectory, ids: Any) -> pa.Array:
@@ -168,44 +202,6 @@ def _sizes_of(run: RunDirectory, ids: Any) -> pa.Array:
     order = np.argsort(names, kind="stable")
     at = order[np.minimum(np.searchsorted(names[order], ids, side="right") - 1, len(names) - 1)]
     return pa.array(sizes[at], pa.int64(), mask=(names[at] != ids) | (sizes[at] <= 0))
-
-
-FEATURES: Mapping[str, tuple[str, str]] = {
-    "format": ("format", ""),
-    "ending": ("file ending", ""),
-    "mode": ("colour mode", ""),
-    "subsampling": ("colour subsampling", ""),
-    "icc": ("colour profile", ""),
-    "camera": ("camera in EXIF", ""),
-    "origin": ("statement of origin", ""),
-    "orientation": ("EXIF orientation", ""),
-    "quality": ("JPEG quality", ""),
-    "megapixels": ("size", "MP"),
-    "width": ("width", "px"),
-    "height": ("height", "px"),
-    "aspect": ("width to height", ""),
-    "size_bytes": ("file size", "bytes"),
-    "density": ("bytes per pixel", ""),
-}
-"""The columns, what people call each, and its unit; of differences alike the first is told."""
-_TRUTHS = {"icc": ("none", "present"), "camera": ("none", "present"), "origin": ("none", "present")}
-
-
-def features_of(rows: pa.Table) -> dict[str, NDArray[Any]]:
-    """Those of FEATURES that are known of any row, (n,) each: float64 with NaN, or texts with None."""
-    width, height, size = (numbers(rows[name]) for name in ("width", "height", "size_bytes"))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        made = {
-            "megapixels": np.round(width * height / 1e6, 3),
-            "aspect": np.round(width / height, 3),
-            "density": size * 1.0 / (width * height),
-        }
-    made |= {"width": width, "height": height, "size_bytes": size, "quality": numbers(rows["quality"])}
-    texts = {name: _texts(rows, name) for name in ("format", "mode", "subsampling", "orientation", *_TRUTHS)}
-    if rows["format"].null_count == len(rows):
-        texts["ending"] = _endings(rows)
-    found = {name: (made | texts).get(name) for name in FEATURES}
-    return {name: column for name, column in found.items() if column is not None and _is_known(column)}
 
 
 def _texts(rows: pa.Table, name: str) -> NDArray[Any]:

@@ -1,4 +1,4 @@
-"""Charts of an evaluation: facts of its systems → drawings with captions. Knows which figure is drawn against which; no colours."""
+"""Charts of an evaluation with their captions: curves, risk over coverage, reliability, scores and robustness of its systems."""
 
 import math
 import re
@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from ray_app.reports import format as wording
 from ray_app.reports.evaluation.system_model import FigureFacts, Points, ReliabilityBin, SystemFacts
+from ray_app.reports.evaluation.text import short
 from ray_app.reports.format import in_words, named, written
 from ray_app.reports.svg import (
     STYLES,
@@ -31,9 +32,9 @@ _FLAGS, _FINDS = "real images flagged", "fakes found"
 _LOWEST_DECADE, _LEAST_DECADES = -6, -3
 _FEWEST_IN_SERIES = 3
 _MOST_BINS = 100
-_LONGEST_NAME = 60
 _AMOUNT = re.compile(r"(?P<family>.*?)[\s:_=-]*(?:q|sigma|σ|s)?[\s:_=-]*(?P<amount>\d+(?:\.\d+)?)")
 _FALLING = re.compile(r"jpe?g|webp|avif|quality|resi[sz]|scale|crop", re.IGNORECASE)  # less of it is harsher
+_NONE: Mapping[str, FigureFacts] = {}
 
 
 class Chart(NamedTuple):
@@ -95,18 +96,6 @@ def reliability_chart(system: SystemFacts, ident: str) -> Chart | None:
     return Chart("Stated probability against what is true; below, images in each bin", drawn + _bin_counts(bins, f"{ident}-n"))
 
 
-def _bin_counts(bins: Sequence[ReliabilityBin], ident: str) -> Markup:
-    """How many images each bin holds; nothing where bins are not of one width."""
-    width = bins[0].high - bins[0].low
-    places = {round(one.low / width): one.n for one in bins} if width > 0 else {}
-    number = round(1 / width) if places else 0
-    if len(places) != len(bins) or not 0 < number <= _MOST_BINS or max(places) >= number or min(places) < 0:
-        return Markup("")
-    edges = [index / number for index in range(number + 1)]
-    counts = [places.get(index, 0) for index in range(number)]
-    return histogram(edges, counts, ident=ident, title="Images in each bin", description=f"{sum(counts):,} images.", compact=True)
-
-
 def score_chart(system: SystemFacts, ident: str) -> Chart | None:
     """Scores of both classes."""
     found = system.histogram
@@ -114,20 +103,6 @@ def score_chart(system: SystemFacts, ident: str) -> Chart | None:
         return None
     drawn = score_classes(found.edges, found.fake, found.real, system.threshold, ident=ident, title=f"Scores of {_called(system)}")
     return Chart("Scores of fakes and of real images, as shares of each", drawn)
-
-
-def series_of(views: Sequence[str]) -> list[Series]:
-    """Views whose names differ by a number only, three or more of a kind, the mildest first: low qualities and small scales are harsh."""
-    families: dict[str, list[tuple[float, str, str]]] = {}
-    for view in views:
-        if found := _AMOUNT.fullmatch(view):
-            families.setdefault(found["family"], []).append((float(found["amount"]), found["amount"], view))
-    kept = []
-    for family, members in families.items():
-        ordered = sorted(members, reverse=bool(_FALLING.search(family)))
-        if len({amount for amount, *_ in ordered}) >= _FEWEST_IN_SERIES:
-            kept.append(Series(family, [view for *_, view in ordered], [amount for _, amount, _ in ordered]))
-    return kept
 
 
 def robustness_groups(systems: Sequence[SystemFacts]) -> list[ChartGroup]:
@@ -144,20 +119,34 @@ def robustness_groups(systems: Sequence[SystemFacts]) -> list[ChartGroup]:
     return groups
 
 
-def _called(system: SystemFacts) -> str:
-    return _short(system.called)
+def series_of(views: Sequence[str]) -> list[Series]:
+    """Views whose names differ by a number only, three or more of a kind, the mildest first: low qualities and small scales are harsh."""
+    families: dict[str, list[tuple[float, str, str]]] = {}
+    for view in views:
+        if found := _AMOUNT.fullmatch(view):
+            families.setdefault(found["family"], []).append((float(found["amount"]), found["amount"], view))
+    kept = []
+    for family, members in families.items():
+        ordered = sorted(members, reverse=bool(_FALLING.search(family)))
+        if len({amount for amount, *_ in ordered}) >= _FEWEST_IN_SERIES:
+            kept.append(Series(family, [view for *_, view in ordered], [amount for _, amount, _ in ordered]))
+    return kept
 
 
-def _short(name: str) -> str:
-    return wording.shortened(name, _LONGEST_NAME) or wording.NONE
+def _bin_counts(bins: Sequence[ReliabilityBin], ident: str) -> Markup:
+    """How many images each bin holds; nothing where bins are not of one width."""
+    width = bins[0].high - bins[0].low
+    places = {round(one.low / width): one.n for one in bins} if width > 0 else {}
+    number = round(1 / width) if places else 0
+    if len(places) != len(bins) or not 0 < number <= _MOST_BINS or max(places) >= number or min(places) < 0:
+        return Markup("")
+    edges = [index / number for index in range(number + 1)]
+    counts = [places.get(index, 0) for index in range(number)]
+    return histogram(edges, counts, ident=ident, title="Images in each bin", description=f"{sum(counts):,} images.", compact=True)
 
 
 def _grouped(systems: Sequence[SystemFacts]) -> Iterator[Sequence[SystemFacts]]:
     return (systems[start : start + STYLES] for start in range(0, len(systems), STYLES))
-
-
-def _legend(systems: Sequence[SystemFacts]) -> list[tuple[Markup, str]]:
-    return [(sample(style), _called(system)) for style, system in enumerate(systems)]
 
 
 def _curves(systems: Sequence[SystemFacts], ident: str) -> ChartGroup:
@@ -217,6 +206,10 @@ def _risks(systems: Sequence[SystemFacts], ident: str) -> ChartGroup:
     return ChartGroup([one.name for one in systems], _legend(systems), [Chart("Risk over coverage", chart)])
 
 
+def _legend(systems: Sequence[SystemFacts]) -> list[tuple[Markup, str]]:
+    return [(sample(style), _called(system)) for style, system in enumerate(systems)]
+
+
 def _robustness(systems: Sequence[SystemFacts], series: Series, ident: str) -> list[Chart | None]:
     return [_over_amounts(systems, series, key, f"{ident}-{key}") for key in ("auc", "balanced_accuracy")]
 
@@ -226,7 +219,7 @@ def _over_amounts(systems: Sequence[SystemFacts], series: Series, key: str, iden
     for style, system in enumerate(systems):
         views = {view.name: view.figures for view in system.views}
         placed = [(0, "clean", system.figure(key))]
-        placed += [(place, _short(name), found) for place, name in enumerate(series.views, 1) if (found := views.get(name, _NONE).get(key))]
+        placed += [(place, short(name), found) for place, name in enumerate(series.views, 1) if (found := views.get(name, _NONE).get(key))]
         spots = [spot for place, name, found in placed if (spot := _place(system, place, name, key, found))]
         if len(spots) > 1:
             traces.append(Trace(style, [spot.at for spot in spots], spots, level=spots[0].at[1] if spots[0].at[0] == 0 else None))
@@ -235,18 +228,19 @@ def _over_amounts(systems: Sequence[SystemFacts], series: Series, key: str, iden
     least = min(min(spot.ends or spot.at[1:]) for trace in traces for spot in trace.spots)
     y = _from_half(named(key), key, least)
     described = "; ".join(spot.words for trace in traces for spot in trace.spots)
-    x = order_axis(_short(series.family), ["clean", *series.amounts])
-    title = f"{named(key)[0].upper()}{named(key)[1:]} under {_short(series.family)}"
+    x = order_axis(short(series.family), ["clean", *series.amounts])
+    title = f"{named(key)[0].upper()}{named(key)[1:]} under {short(series.family)}"
     return Chart(title, plane(traces, x, y, ident=ident, title=title, description=described, class_="plane flat"))
-
-
-_NONE: Mapping[str, FigureFacts] = {}
 
 
 def _place(system: SystemFacts, place: int, name: str, key: str, found: FigureFacts) -> Spot | None:
     if found.number is None:
         return None
     return Spot((float(place), found.number), f"{_called(system)}, {name}: {in_words(key, found)}", found.ends)
+
+
+def _called(system: SystemFacts) -> str:
+    return short(system.called)
 
 
 def _from_half(title: str, key: str, least: float) -> Axis:

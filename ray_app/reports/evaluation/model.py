@@ -68,7 +68,7 @@ class ProtocolFacts(Section):
 
 
 class ShortcutFacts(Section):
-    """Whether facts of the files alone tell the classes apart. `class_ratio`: fakes to one real image."""
+    """Whether facts of the files alone separate the classes. `class_ratio`: fakes to one real image."""
 
     auc: FigureFacts = NOT_MEASURED
     confounded: bool = False
@@ -159,7 +159,7 @@ class ClassFacts(Section):
 class NamedFigures(Section):
     """Figures that stand beside other things: all that are any, in `figures`. `pairs`: truth, prediction and count of confusions.
 
-    `inner`: further such sections by name. `remarks`: what has to be known to read them.
+    `inner`: further such sections by name. `remarks`: notes on how to read them.
     """
 
     figures: Figures = NO_FIGURES
@@ -194,7 +194,7 @@ class GroupRow(Section):
 
 
 class GroupFacts(Section):
-    """Groups in and out of distribution, told `by` a protocol or by the identifier of the run."""
+    """Groups in and out of distribution, `by` a protocol or by the identifier of the run."""
 
     by: str = ""
     groups: tuple[GroupRow, ...] = ()
@@ -263,7 +263,7 @@ class LocalizationFacts(Section):
 
 
 class MistakeFacts(Section):
-    """One image that is told wrong with confidence; `thumbnail`: base64 of a re-encoded JPEG."""
+    """One image that is misclassified with confidence; `thumbnail`: base64 of a re-encoded JPEG."""
 
     image_id: Any = None
     uri: str = ""
@@ -277,7 +277,7 @@ class MistakeFacts(Section):
 
     @property
     def name(self) -> str:
-        """What people know it by."""
+        """The name of its file."""
         return wording.file_name(self.uri, self.member)
 
 
@@ -329,7 +329,7 @@ class EvaluationDocument(Section):
 
     @property
     def leading(self) -> SystemFacts | None:
-        """The system that the page is about: the ensemble, or the one that tells best."""
+        """The system that the page is about: the ensemble, or the best one."""
         return next((one for one in self.systems if one.kind == "ensemble"), max(self.systems, key=_merit, default=None))
 
     @property

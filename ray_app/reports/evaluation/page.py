@@ -1,10 +1,8 @@
-"""An evaluation's document → one HTML page that loads nothing, runs nothing and can be mailed as it is; and the same in a few lines.
+"""An evaluation's document → one HTML page that loads nothing and runs nothing (`render_evaluation`), and a few lines
+(`evaluation_lines`).
 
-Knows what the page says and in which order; `templates/` knows how it looks. Every text in the document is taken for hostile.
-
-The protocol's table as the page shows it: our cells and published ones side by side, in few columns and rows at a time.
-
-Knows which cell stands where and which notes it needs; knows no HTML.
+Every text in the document is taken for hostile. The protocol's table has our cells and published ones side by side, in few columns and
+rows at a time (`grids`).
 """
 
 import base64
@@ -14,7 +12,6 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from ray_app.reports import format as figure_words
 from ray_app.reports import format as wording
 from ray_app.reports.evaluation.charts import Chart, curve_groups, reliability_chart, risk_groups, robustness_groups, score_chart
 from ray_app.reports.evaluation.model import EvaluationDocument, PairedFacts, ReferenceFacts, TableRow
@@ -39,6 +36,14 @@ MOST_COLUMNS = 9
 MOST_ROWS = 24
 SEEN_SIGNS = {"in-training": ("●", "in training"), "unseen": ("○", "not in training"), "unknown": ("?", "not known whether in training")}
 _DAGGERS = "†‡§¶‖"
+_MOST_MISTAKES = 24
+_MOST_OVERLAYS = 24
+_MOST_GENERATORS = 20
+_MOST_LINES = 20
+_MOST_STRATA = 12
+_BANDS = ("< 0.1 MP", "0.1–0.5 MP", "0.5–1 MP", "1–4 MP", "> 4 MP")
+_WIDTH = 120
+_LONGEST_NAME = 28
 
 
 class GridCell(NamedTuple):
@@ -70,7 +75,7 @@ class GridRow(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """Some of the table's columns with some of its rows; `summary` says what is in it where it is not shown at once."""
+    """Some of the table's columns with some of its rows; `summary`: its content in a line where it is not shown at once."""
 
     columns: list[Column]
     rows: list[GridRow]
@@ -108,24 +113,105 @@ class Grids(NamedTuple):
     notes: list[tuple[str, str]]
 
 
-def grids(told: EvaluationDocument) -> Grids:
+class Confidence(NamedTuple):
+    """The distribution of a system's scores, and whether its probabilities hold."""
+
+    system: SystemFacts
+    charts: list[Chart]
+
+
+class EvaluationGeneratorTable(NamedTuple):
+    """Generators of one label, the hardest first, those that are shown at once and the rest."""
+
+    caption: str
+    rate: str
+    key: str
+    shown: list[GeneratorFacts]
+    more: list[GeneratorFacts]
+
+
+class Shares(NamedTuple):
+    """One format or size band: how many images of each class, and which share of the class."""
+
+    name: str
+    real: int
+    fake: int
+    real_share: float
+    fake_share: float
+
+
+def render_evaluation(document: EvaluationDocument | Mapping[str, Any]) -> str:
+    """Write an evaluation's document (`metrics.json`) as one self-contained HTML page; any of its sections may be absent or null.
+
+    Pictures are base64 of JPEGs, already re-encoded and free of metadata; what is no JPEG is not shown.
+    Raises pydantic's ValidationError for a value of another type.
+    """
+    facts = EvaluationDocument.model_validate(document)
+    return render(
+        "evaluation.html",
+        told=facts,
+        leading=facts.leading,
+        others=facts.others,
+        headline=headline(facts),
+        answers=answers(facts),
+        warnings=warnings(facts),
+        table=grids(facts),
+        seen_signs=SEEN_SIGNS,
+        said=wording,
+        curves=curve_groups(facts.systems),
+        risks=risk_groups(facts.systems),
+        robustness=robustness_groups(facts.systems),
+        confidence=[_confidence(one, place) for place, one in enumerate([facts.leading, *facts.others]) if one],
+        generator_tables=_generator_tables,
+        bar=_bar,
+        kinds_of=_kinds,
+        strata=_strata,
+        paired=_paired(facts),
+        mistakes=captioned(facts.mistakes, lambda one: _picture(one.thumbnail), most=_MOST_MISTAKES),
+        overlays=[(overlay, _picture(overlay.picture)) for overlay in facts.overlays[:_MOST_OVERLAYS]],
+        classes=_classes(facts),
+        named=identified_parts(facts.identification),
+        pairs=pairs_of(facts.identification),
+        grouped=groups_table(facts),
+        policy=settings(facts.localization.policy) if facts.localization else [],
+        identity=settings(facts.run.identity),
+        glossary=_glossary(facts),
+    )
+
+
+def evaluation_lines(document: EvaluationDocument | Mapping[str, Any]) -> list[str]:
+    """An evaluation in words for the terminal: the headline, the table, what to beware of."""
+    facts = EvaluationDocument.model_validate(document)
+    found = grids(facts)
+    lines = [headline(facts)]
+    if found.shown:
+        lines += ["", *_grid_lines(found.shown), *[f"{sign} {wording.visible(text)}" for sign, text in found.notes]]
+        lines += [f"not shown here: {', '.join(grid.summary for grid in found.more)}"] if found.more else []
+    elif facts.systems:
+        lines += ["", *_system_lines(facts.systems)]
+    lines += name_lines(facts)
+    beware = [_warning_line(warned) for warned in warnings(facts)]
+    return lines + (["", *beware] if beware else [])
+
+
+def grids(facts: EvaluationDocument) -> Grids:
     """The table in pieces of at most MOST_COLUMNS columns and MOST_ROWS rows; the hardest rows of the leading system come first."""
     notes = Footnotes()
-    kept, others = _rows_at_once(told)
+    kept, others = _rows_at_once(facts)
     pieces = []
-    for index, systems in enumerate(_columns_at_once(told)):
+    for index, systems in enumerate(_columns_at_once(facts)):
         names = f"{len(systems)} more systems" if index else ""
-        pieces += [_grid(told, systems, kept, notes, names or f"{len(kept)} rows")]
-        pieces += [_grid(told, systems, others, notes, f"{len(others)} easier rows" + (f", {names}" if names else ""))] if others else []
+        pieces += [_grid(facts, systems, kept, notes, names or f"{len(kept)} rows")]
+        pieces += [_grid(facts, systems, others, notes, f"{len(others)} easier rows" + (f", {names}" if names else ""))] if others else []
     return Grids(pieces[0] if pieces else None, pieces[1:], notes.rows)
 
 
-def _rows_at_once(told: EvaluationDocument) -> tuple[list[TableRow], list[TableRow]]:
-    rows = list(told.table.rows)
+def _rows_at_once(facts: EvaluationDocument) -> tuple[list[TableRow], list[TableRow]]:
+    rows = list(facts.table.rows)
     if len(rows) <= MOST_ROWS:
         return rows, []
-    leading = told.leading.name if told.leading else ""
-    cells = told.table.cells.get(leading, {})
+    leading = facts.leading.name if facts.leading else ""
+    cells = facts.table.cells.get(leading, {})
 
     def ease(row: TableRow) -> tuple[bool, float]:
         number = cells[row.name].number if row.name in cells else None
@@ -135,15 +221,15 @@ def _rows_at_once(told: EvaluationDocument) -> tuple[list[TableRow], list[TableR
     return [row for row in rows if row.name in hardest], [row for row in rows if row.name not in hardest]
 
 
-def _columns_at_once(told: EvaluationDocument) -> list[list[str]]:
+def _columns_at_once(facts: EvaluationDocument) -> list[list[str]]:
     """Systems in groups that fit with their published columns; those that no system of ours belongs to stand with the first group."""
-    names = list(told.table.columns) or [system.name for system in told.systems if system.name in told.table.cells]
-    if not told.table.rows and not told.table.footers:
+    names = list(facts.table.columns) or [system.name for system in facts.systems if system.name in facts.table.cells]
+    if not facts.table.rows and not facts.table.footers:
         return []
     groups: list[list[str]] = [[]]
-    room = MOST_COLUMNS - len(_alone(told))
+    room = MOST_COLUMNS - len(_alone(facts))
     for name in names:
-        width = 1 + sum(one.system == name for one in told.reference)
+        width = 1 + sum(one.system == name for one in facts.reference)
         if width > room and groups[-1]:
             groups.append([])
             room = MOST_COLUMNS
@@ -152,21 +238,15 @@ def _columns_at_once(told: EvaluationDocument) -> list[list[str]]:
     return groups
 
 
-def _alone(told: EvaluationDocument) -> list[ReferenceFacts]:
-    """Published columns of systems that are not among ours."""
-    ours = {*told.table.columns, *(system.name for system in told.systems)}
-    return [one for one in told.reference if one.system not in ours]
-
-
-def _grid(told: EvaluationDocument, systems: Sequence[str], rows: Sequence[TableRow], notes: Footnotes, summary: str) -> Grid:
-    alone = _alone(told) if list(told.table.columns)[:1] == list(systems)[:1] else []
+def _grid(facts: EvaluationDocument, systems: Sequence[str], rows: Sequence[TableRow], notes: Footnotes, summary: str) -> Grid:
+    alone = _alone(facts) if list(facts.table.columns)[:1] == list(systems)[:1] else []
     columns: list[tuple[str | None, ReferenceFacts | None]] = []
     for name in systems:
-        columns += [(name, None), *((None, one) for one in told.reference if one.system == name)]
+        columns += [(name, None), *((None, one) for one in facts.reference if one.system == name)]
     columns += [(None, one) for one in alone]
-    lines = [GridRow(row.name, row.label, row.n, [_cell(told, row, *column, notes) for column in columns]) for row in rows]
-    plain = [TableRow(name=footer.name) for footer in told.table.footers]
-    ours = {footer.name: footer.cells for footer in told.table.footers}
+    lines = [GridRow(row.name, row.label, row.n, [_cell(facts, row, *column, notes) for column in columns]) for row in rows]
+    plain = [TableRow(name=footer.name) for footer in facts.table.footers]
+    ours = {footer.name: footer.cells for footer in facts.table.footers}
     footers = [
         GridRow(
             row.name,
@@ -179,16 +259,22 @@ def _grid(told: EvaluationDocument, systems: Sequence[str], rows: Sequence[Table
     return Grid([_head(name, one, notes) for name, one in columns], lines, footers, summary)
 
 
+def _alone(facts: EvaluationDocument) -> list[ReferenceFacts]:
+    """Published columns of systems that are not among ours."""
+    ours = {*facts.table.columns, *(system.name for system in facts.systems)}
+    return [one for one in facts.reference if one.system not in ours]
+
+
 def _head(name: str | None, reference: ReferenceFacts | None, notes: Footnotes) -> Column:
     if reference is None:
         return Column(name or "")
     return Column(reference.column, reference.source, notes.dagger(reference.mark or ""), is_ours=False)
 
 
-def _cell(told: EvaluationDocument, row: TableRow, name: str | None, reference: ReferenceFacts | None, notes: Footnotes) -> GridCell:
+def _cell(facts: EvaluationDocument, row: TableRow, name: str | None, reference: ReferenceFacts | None, notes: Footnotes) -> GridCell:
     if name is None:
         return _published(row.name, reference, notes)
-    return _figure(told.table.cells.get(name, {}).get(row.name), notes)._replace(seen=row.seen.get(name, "unknown"))
+    return _figure(facts.table.cells.get(name, {}).get(row.name), notes)._replace(seen=row.seen.get(name, "unknown"))
 
 
 def _figure(figure: FigureFacts | None, notes: Footnotes) -> GridCell:
@@ -204,70 +290,6 @@ def _figure(figure: FigureFacts | None, notes: Footnotes) -> GridCell:
 def _published(row: str, reference: ReferenceFacts | None, notes: Footnotes) -> GridCell:
     value = reference.rows.get(row) if reference else None
     return GridCell(three_digits(value), notes=notes.dagger(reference.marks.get(row, "")) if reference and value is not None else "")
-
-
-_MOST_MISTAKES = 24
-_MOST_OVERLAYS = 24
-_MOST_GENERATORS = 20
-_MOST_LINES = 20
-_MOST_STRATA = 12
-_BANDS = ("< 0.1 MP", "0.1–0.5 MP", "0.5–1 MP", "1–4 MP", "> 4 MP")
-_WIDTH = 120
-_LONGEST_NAME = 28
-
-
-def render_evaluation(document: EvaluationDocument | Mapping[str, Any]) -> str:
-    """Write an evaluation's document (`metrics.json`) as one self-contained HTML page; any of its sections may be absent or null.
-
-    Pictures are base64 of JPEGs, already re-encoded and free of metadata; what is no JPEG is not shown.
-    Raises pydantic's ValidationError for a value of another type.
-    """
-    told = EvaluationDocument.model_validate(document)
-    return render(
-        "evaluation.html",
-        told=told,
-        leading=told.leading,
-        others=told.others,
-        headline=headline(told),
-        answers=answers(told),
-        warnings=warnings(told),
-        table=grids(told),
-        seen_signs=SEEN_SIGNS,
-        said=figure_words,
-        curves=curve_groups(told.systems),
-        risks=risk_groups(told.systems),
-        robustness=robustness_groups(told.systems),
-        confidence=_confidences(told),
-        generator_tables=_generator_tables,
-        bar=_bar,
-        kinds_of=_kinds,
-        strata=_strata,
-        paired=_paired(told),
-        mistakes=captioned(told.mistakes, lambda one: _picture(one.thumbnail), most=_MOST_MISTAKES),
-        overlays=[(overlay, _picture(overlay.picture)) for overlay in told.overlays[:_MOST_OVERLAYS]],
-        classes=_classes(told),
-        named=identified_parts(told.identification),
-        pairs=pairs_of(told.identification),
-        grouped=groups_table(told),
-        policy=settings(told.localization.policy) if told.localization else [],
-        identity=settings(told.run.identity),
-        glossary=_glossary(told),
-    )
-
-
-def evaluation_lines(document: EvaluationDocument | Mapping[str, Any]) -> list[str]:
-    """An evaluation in words for the terminal: the headline, the table, what to beware of."""
-    told = EvaluationDocument.model_validate(document)
-    found = grids(told)
-    lines = [headline(told)]
-    if found.shown:
-        lines += ["", *_grid_lines(found.shown), *[f"{sign} {wording.visible(text)}" for sign, text in found.notes]]
-        lines += [f"not shown here: {', '.join(grid.summary for grid in found.more)}"] if found.more else []
-    elif told.systems:
-        lines += ["", *_system_lines(told.systems)]
-    lines += name_lines(told)
-    beware = [_warning_line(warned) for warned in warnings(told)]
-    return lines + (["", *beware] if beware else [])
 
 
 def _warning_line(warned: Warned) -> str:
@@ -286,27 +308,16 @@ def _cell_text(cell: GridCell) -> str:
 
 
 def _system_lines(systems: Sequence[SystemFacts]) -> list[str]:
-    keys = figure_words.KEY_FIGURES
-    heads = ["", *[figure_words.named(key) for key in keys]]
+    keys = wording.KEY_FIGURES
+    heads = ["", *[wording.named(key) for key in keys]]
     rows = [
         [
             wording.shortened(one.called, _LONGEST_NAME) or wording.NONE,
-            *[figure_words.written(key, one.figure(key).number) for key in keys],
+            *[wording.written(key, one.figure(key).number) for key in keys],
         ]
         for one in systems[:_MOST_LINES]
     ]
     return table(heads, rows, _WIDTH, right=range(1, len(heads)))
-
-
-class Confidence(NamedTuple):
-    """What a system's scores look like, and whether its probabilities hold."""
-
-    system: SystemFacts
-    charts: list[Chart]
-
-
-def _confidences(told: EvaluationDocument) -> list[Confidence]:
-    return [_confidence(system, index) for index, system in enumerate([told.leading, *told.others]) if system]
 
 
 def _confidence(system: SystemFacts, index: int) -> Confidence:
@@ -314,24 +325,12 @@ def _confidence(system: SystemFacts, index: int) -> Confidence:
     return Confidence(system, [chart for chart in found if chart])
 
 
-class EvaluationGeneratorTable(NamedTuple):
-    """Generators of one label, the hardest first, those that are shown at once and the rest."""
-
-    caption: str
-    rate: str
-    key: str
-    shown: list[GeneratorFacts]
-    more: list[GeneratorFacts]
-
-
 def _generator_tables(system: SystemFacts) -> list[EvaluationGeneratorTable]:
     tables = []
     for label, caption, key in (("fake", "Generators", "tpr"), ("real", "Sources of real images", "tnr")):
         found = system.hardest(label)
         if found:
-            tables.append(
-                EvaluationGeneratorTable(caption, figure_words.named(key), key, found[:_MOST_GENERATORS], found[_MOST_GENERATORS:])
-            )
+            tables.append(EvaluationGeneratorTable(caption, wording.named(key), key, found[:_MOST_GENERATORS], found[_MOST_GENERATORS:]))
     return tables
 
 
@@ -355,10 +354,10 @@ def _strata(system: SystemFacts) -> Any:
     return sorted(system.strata, key=lambda one: -(one.n_real + one.n_fake))[:_MOST_STRATA]
 
 
-def _paired(told: EvaluationDocument) -> list[tuple[PairedFacts, str, str]]:
+def _paired(facts: EvaluationDocument) -> list[tuple[PairedFacts, str, str]]:
     """Each test with what its two systems are called."""
-    called = {system.name: system.called for system in told.systems}
-    return [(one, called.get(one.a, one.a), called.get(one.b, one.b)) for one in told.paired]
+    called = {system.name: system.called for system in facts.systems}
+    return [(one, called.get(one.a, one.a), called.get(one.b, one.b)) for one in facts.paired]
 
 
 def _picture(encoded: str | None) -> str | None:
@@ -369,20 +368,10 @@ def _picture(encoded: str | None) -> str | None:
         return None
 
 
-class Shares(NamedTuple):
-    """One format or size band: how many images of each class, and which share of the class."""
-
-    name: str
-    real: int
-    fake: int
-    real_share: float
-    fake_share: float
-
-
-def _classes(told: EvaluationDocument) -> list[tuple[str, str, list[Shares]]]:
+def _classes(facts: EvaluationDocument) -> list[tuple[str, str, list[Shares]]]:
     """Formats and sizes of both classes side by side, the most frequent first; bands of size keep their order."""
     found = []
-    for head, caption, counts in (("Format", "Formats by class", told.data.formats), ("Size", "Sizes by class", told.data.sizes)):
+    for head, caption, counts in (("Format", "Formats by class", facts.data.formats), ("Size", "Sizes by class", facts.data.sizes)):
         real, fake = counts.get("real", {}), counts.get("fake", {})
         totals = max(sum(real.values()), 1), max(sum(fake.values()), 1)
         names = list(dict.fromkeys([*real, *fake]))
@@ -395,16 +384,14 @@ def _classes(told: EvaluationDocument) -> list[tuple[str, str, list[Shares]]]:
     return found
 
 
-def _glossary(told: EvaluationDocument) -> list[tuple[str, str]]:
+def _glossary(facts: EvaluationDocument) -> list[tuple[str, str]]:
     """What each figure of this document means."""
-    there = {key for system in told.systems for found in (system.figures, system.decided or {}, system.averages) for key in found}
-    there |= {"aurc"} if any(system.risk_coverage.points for system in told.systems) else set()
-    for section in (told.identification, told.prompts):
+    there = {key for system in facts.systems for found in (system.figures, system.decided or {}, system.averages) for key in found}
+    there |= {"aurc"} if any(system.risk_coverage.points for system in facts.systems) else set()
+    for section in (facts.identification, facts.prompts):
         there |= set(section.figures) if section else set()
-    there |= {key for _, part in identified_parts(told.identification) for key in part.figures}
-    there |= {key for row in (told.groups.groups if told.groups else ()) for key in row.identification or ()}
-    for masks in told.localization.systems if told.localization else ():
+    there |= {key for _, part in identified_parts(facts.identification) for key in part.figures}
+    there |= {key for row in (facts.groups.groups if facts.groups else ()) for key in row.identification or ()}
+    for masks in facts.localization.systems if facts.localization else ():
         there |= set(masks.figures)
-    return [
-        (meaning.words[0].upper() + meaning.words[1:], meaning.sentence) for key, meaning in figure_words.MEANINGS.items() if key in there
-    ]
+    return [(meaning.words[0].upper() + meaning.words[1:], meaning.sentence) for key, meaning in wording.MEANINGS.items() if key in there]

@@ -1,8 +1,6 @@
-"""One system of an evaluation's document, a detector or the ensemble: figures, curves, generators, views.
+"""One system of an evaluation's document, a detector or the ensemble (`SystemFacts`), and a figure in it (`FigureFacts`).
 
 Fields stand in the order of the file.
-
-A figure as the reports read it from an evaluation's document, and mappings of them. Knows no system and no data.
 """
 
 import math
@@ -13,6 +11,8 @@ from pydantic import BeforeValidator, model_serializer
 
 from ray_app.config import OptionalKey, Section
 from ray_app.metrics.arrays import MetricEstimate, undefined
+
+NO_COUNTS: Mapping[str, int] = {}
 
 
 class FigureFacts(Section):
@@ -31,7 +31,7 @@ class FigureFacts(Section):
 
     @property
     def figure(self) -> MetricEstimate:
-        """The figure; undefined where it says neither a value nor why there is none."""
+        """The figure; undefined where it has neither a value nor a reason."""
         if self.value is None:
             return undefined(self.why or "was not computed", self.n)
         return MetricEstimate(self.value, self.ends, self.method or None, self.n)
@@ -54,41 +54,13 @@ class FigureFacts(Section):
         return (self.interval[0], self.interval[1]) if usable else None
 
 
-def facts_of(figures: Mapping[str, MetricEstimate]) -> dict[str, FigureFacts]:
-    """Figures by name as a document holds them."""
-    return {name: FigureFacts.of(figure) for name, figure in figures.items()}
-
-
-def figures_among(value: Any) -> Any:
-    """By name what is a figure; the rest is left out."""
-    if not isinstance(value, Mapping):
-        return {}
-    return {key: item for key, item in value.items() if isinstance(item, FigureFacts) or (isinstance(item, Mapping) and "value" in item)}
-
-
-def rows(value: Any) -> Any:
-    """A list without its nulls; of anything else none."""
-    return [row for row in value if row is not None] if isinstance(value, list | tuple) else []
-
-
-def numbers(value: Any) -> Any:
-    """By name what is a number; the rest is left out."""
-    return {key: item for key, item in value.items() if isinstance(item, int | float)} if isinstance(value, Mapping) else {}
-
-
-# Of a mapping, what is a figure: so that a section may hold other things beside its figures.
-Figures = Annotated[Mapping[str, FigureFacts], BeforeValidator(figures_among)]
-OptionalFigures = Annotated[Mapping[str, FigureFacts] | None, BeforeValidator(lambda value: value and figures_among(value))]
-Points = Annotated[tuple[tuple[float | None, ...], ...], BeforeValidator(rows)]
-Counts = Annotated[Mapping[str, int], BeforeValidator(numbers)]
-
 NOT_MEASURED = FigureFacts(why="not measured")
-NO_FIGURES: Mapping[str, FigureFacts] = {}
-NO_COUNTS: Mapping[str, int] = {}
 
 
 class GeneratorFacts(Section):
-    """One generator's images, or one source of real ones. `rate`: the share of them told right. `seen`: by the detector, in training."""
+    """One generator's images, or one source of real ones. `rate`: the share of them classified correctly. `seen`: by the detector, in
+    training.
+    """
 
     name: str = ""
     label: str = ""
@@ -134,6 +106,14 @@ class ClassHistogram(Section):
         return sound and any(self.real + self.fake)
 
 
+def rows(value: Any) -> Any:
+    """A list without its nulls; of anything else none."""
+    return [row for row in value if row is not None] if isinstance(value, list | tuple) else []
+
+
+Points = Annotated[tuple[tuple[float | None, ...], ...], BeforeValidator(rows)]
+
+
 class RiskCoverage(Section):
     """Pairs of coverage and risk, and the area under them."""
 
@@ -152,6 +132,18 @@ class FormatStratum(Section):
     balanced_accuracy: FigureFacts = NOT_MEASURED
 
 
+def figures_among(value: Any) -> Any:
+    """By name what is a figure; the rest is left out."""
+    if not isinstance(value, Mapping):
+        return {}
+    return {key: item for key, item in value.items() if isinstance(item, FigureFacts) or (isinstance(item, Mapping) and "value" in item)}
+
+
+# Of a mapping, what is a figure: so that a section may hold other things beside its figures.
+Figures = Annotated[Mapping[str, FigureFacts], BeforeValidator(figures_among)]
+NO_FIGURES: Mapping[str, FigureFacts] = {}
+
+
 class ViewFacts(Section):
     """The same images, perturbed."""
 
@@ -168,10 +160,13 @@ class WorstGenerator(Section):
     rate: FigureFacts = NOT_MEASURED
 
 
+OptionalFigures = Annotated[Mapping[str, FigureFacts] | None, BeforeValidator(lambda value: value and figures_among(value))]
+
+
 class SystemFacts(Section):
     """One detector or the ensemble. `decided`: the ensemble's figures with its abstentions; `kinds`: whole fakes and local edits apart.
 
-    `late`: in a cascade it looks only at images that go on, and its figures are of these.
+    `late`: in a cascade it scores only the images that go on, and its figures are of these.
     """
 
     name: str = ""
@@ -207,7 +202,7 @@ class SystemFacts(Section):
 
     @property
     def called(self) -> str:
-        """What people call it."""
+        """Its title, else its name."""
         return self.title or self.name
 
     def figure(self, key: str) -> FigureFacts:
@@ -219,6 +214,19 @@ class SystemFacts(Section):
         return next((view for view in self.views if view.name == name), None)
 
     def hardest(self, label: str = "fake") -> list[GeneratorFacts]:
-        """Generators of one label, the least share told right first; those without a share last."""
+        """Generators of one label, the least share classified correctly first; those without a share last."""
         mine = [generator for generator in self.generators if generator.label == label]
         return sorted(mine, key=lambda one: (math.inf if one.rate.number is None else one.rate.number, one.name))
+
+
+def numbers(value: Any) -> Any:
+    """By name what is a number; the rest is left out."""
+    return {key: item for key, item in value.items() if isinstance(item, int | float)} if isinstance(value, Mapping) else {}
+
+
+Counts = Annotated[Mapping[str, int], BeforeValidator(numbers)]
+
+
+def facts_of(figures: Mapping[str, MetricEstimate]) -> dict[str, FigureFacts]:
+    """Figures by name as a document holds them."""
+    return {name: FigureFacts.of(figure) for name, figure in figures.items()}

@@ -1,18 +1,12 @@
-"""An evaluation in sentences: the headline, four answers and what to beware of; the same on the page and on the terminal.
+"""An evaluation in sentences, the same on the page and on the terminal: `headline`, four `answers`, `warnings`, and the tables of names
+and groups.
 
-Knows figures and names; knows no HTML. Every name in a sentence is made visible and kept short.
-
-Confident mistakes under what they were taken for, as pages list them. Knows labels; knows no score and no page.
-
-Named generators, predicted prompts, and groups in and out of distribution, as an evaluation's page and terminal show them.
-
-Knows the document's sections; knows no HTML.
+Every name in a sentence is made visible and kept short.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
-from ray_app.reports import format as figure_words
 from ray_app.reports import format as wording
 from ray_app.reports.evaluation.model import EvaluationDocument, GroupRow, NamedFigures, PairedFacts
 from ray_app.reports.evaluation.system_model import NOT_MEASURED, FigureFacts, GeneratorFacts, SystemFacts
@@ -23,10 +17,18 @@ from ray_app.reports.text import table
 _LONGEST_NAME = 60
 _HEADLINE = ("auc", "balanced_accuracy", "tpr", "tnr")
 _SHARP_DROP = 0.02
+_CAPTIONS = {"fake": "Fakes that it takes for real", "real": "Real images that it takes for fake"}
+_MOST_PAIRS = 30
+_WIDTH = 120
+_KEYS = ("accuracy", "top_3", "macro_f1", "open_set_auroc", "abstained_known", "abstained_unknown")
+_PROMPTS = ("token_f1", "tag_jaccard", "bleu4", "rouge_l", "clip_text", "clip_score_ratio")
+_COLUMNS = ("tpr", "auc", "accuracy", "top_3", "family_accuracy", "abstained", "token_f1", "tag_jaccard", "clip_text", "clip_score_ratio")
+_CALLED = {"accuracy": "named right"}
+_SIDES = {"in": "in", "out": "out"}
 
 
 class ReaderQuestion(NamedTuple):
-    """A question that a reader comes with, and what there is to say."""
+    """A reader's question with its answer."""
 
     question: str
     sentences: list[str]
@@ -40,14 +42,38 @@ class Warned(NamedTuple):
     is_grave: bool
 
 
-def short(name: str) -> str:
-    """A name in a sentence."""
-    return wording.shortened(name, _LONGEST_NAME) or wording.NONE
+class MisclassifiedImage(Protocol):
+    """One misclassified image."""
+
+    @property
+    def label(self) -> str:
+        """What it is: real or fake."""
 
 
-def headline(told: EvaluationDocument) -> str:
+class GroupLine(NamedTuple):
+    """One group; `cells` one for each of the table's keys."""
+
+    row: GroupRow
+    side: str
+    cells: list[FigureFacts]
+
+
+class GroupTable(NamedTuple):
+    """Groups by figures: those of detection are of `system`."""
+
+    system: str
+    by: str
+    keys: list[str]
+    heads: list[str]
+    lines: list[GroupLine]
+
+
+M = TypeVar("M", bound=MisclassifiedImage)
+
+
+def headline(facts: EvaluationDocument) -> str:
     """The evaluation in one sentence."""
-    system = told.leading
+    system = facts.leading
     if system is None:
         return "Nothing was evaluated: the document names no system."
     if not system.n:
@@ -55,54 +81,117 @@ def headline(told: EvaluationDocument) -> str:
     key = next((key for key in _HEADLINE if system.figure(key).number is not None), None)
     on = wording.counted(system.n, "image")
     text = f"{short(system.called)}: {named(key)} {in_words(key, system.figure(key))} on {on}" if key else f"{short(system.called)}: {on}"
-    if told.data.shortcut.confounded:
-        other = told.data.shortcut.auc
+    if facts.data.shortcut.confounded:
+        other = facts.data.shortcut.auc
         text += f", confounded: file facts alone reach {written('auc', other.number)}" if other.number is not None else ", confounded"
     return text + ("." if key else ", no figure is defined.")
 
 
-def answers(told: EvaluationDocument) -> list[ReaderQuestion]:
+def answers(facts: EvaluationDocument) -> list[ReaderQuestion]:
     """How good, on what, how sure, where it breaks; a question that the document does not answer is left out."""
-    system = told.leading
+    system = facts.leading
     if system is None:
         return []
     found = [
         ReaderQuestion("How good", _how_good(system)),
-        ReaderQuestion("On what", _on_what(told, system)),
-        ReaderQuestion("How sure", _how_sure(told, system)),
+        ReaderQuestion("On what", _on_what(facts, system)),
+        ReaderQuestion("How sure", _how_sure(facts, system)),
         ReaderQuestion("Where it breaks", _where_it_breaks(system)),
     ]
     return [answer for answer in found if answer.sentences]
 
 
-def warnings(told: EvaluationDocument) -> list[Warned]:
+def warnings(facts: EvaluationDocument) -> list[Warned]:
     """What to beware of, the gravest first."""
-    shortcut = told.data.shortcut
+    shortcut = facts.data.shortcut
     found = []
     if shortcut.confounded:
-        found.append(Warned("Confounded.", _confounded(told), True))
+        found.append(Warned("Confounded.", _confounded(facts), True))
     told_above = ", ".join(shortcut.features) if shortcut.confounded and shortcut.features else None
     texts = [text for text in shortcut.warnings if told_above is None or not text.startswith(told_above)]
     found += [Warned("Classes differ.", wording.visible(text), not shortcut.confounded) for text in texts]
-    found += _joining(told)
-    late = [system for system in told.systems if system.late]
+    found += _joining(facts)
+    late = [system for system in facts.systems if system.late]
     if late:
         each = ", ".join(f"{short(system.called)} {system.n:,}" for system in late[:6])
         words = f"Images that went on in the cascade: {each}. Figures of these detectors are of such images alone, the hard ones."
         found.append(Warned("Some detectors saw only a part.", words, True))
-    unscored = [system for system in told.systems if system.unscored and not system.late]
+    unscored = [system for system in facts.systems if system.unscored and not system.late]
     if unscored:
         each = ", ".join(f"{short(system.called)} {system.unscored:,}" for system in unscored[:6])
         found.append(Warned("Not all images have a score.", f"Without: {each}. They are in no figure but the strict ones.", False))
-    marked = [reference for reference in told.reference if reference.mark or reference.marks]
+    marked = [reference for reference in facts.reference if reference.mark or reference.marks]
     if marked:
         names = ", ".join(short(reference.column) for reference in marked)
         found.append(Warned("Published figures not to be compared.", f"{names}: the reason stands under the table.", False))
     return found
 
 
-def _confounded(told: EvaluationDocument) -> str:
-    shortcut = told.data.shortcut
+def short(name: str) -> str:
+    """A name in a sentence."""
+    return wording.shortened(name, _LONGEST_NAME) or wording.NONE
+
+
+def captioned(mistakes: Sequence[M], picture: Callable[[M], str | None], *, most: int) -> list[tuple[str, list[tuple[M, str | None]]]]:
+    """Of either label the first `most`, each with its picture's data URI or None; a label without mistakes is left out."""
+    found = []
+    for label, caption in _CAPTIONS.items():
+        mine = [(one, picture(one)) for one in mistakes if one.label == label][:most]
+        found += [(caption, mine)] if mine else []
+    return found
+
+
+def identified_parts(found: NamedFigures | None) -> list[tuple[str, NamedFigures]]:
+    """Every table of the section, with what stands above it."""
+    if found is None:
+        return []
+    plain = found.inner.get("plain")
+    if plain is None:
+        return [("Generators named", found), *_families(found)]
+    theirs = [(caption, part) for key, caption in (("by_index", "The same by any spelling"), ("detection", "Real or fake, by their rules"))
+              if (part := found.inner.get(key))]  # fmt: skip
+    return [("Generators named, by DFLIP-3K’s own rules", found), *theirs, ("Generators named, by ours", plain), *_families(plain)]
+
+
+def pairs_of(found: NamedFigures | None) -> list[tuple[str, str, int]]:
+    """Generators taken for others, the most frequent first."""
+    pairs = found.pairs if found else ()
+    sound = [pair for pair in pairs if len(pair) == 3 and isinstance(pair[2], int)]
+    named = [(str(truth), "no name" if predicted is None else str(predicted), number) for truth, predicted, number in sound]
+    return sorted(named, key=lambda pair: -pair[2])[:_MOST_PAIRS]
+
+
+def name_lines(facts: EvaluationDocument) -> list[str]:
+    """The same for the terminal."""
+    lines = [*_section("Generators named", facts.identification, _KEYS), *_section("Prompts predicted", facts.prompts, _PROMPTS)]
+    if families := (facts.identification.inner.get("families") if facts.identification else None):
+        lines += _section("Families named", families, _KEYS)
+    groups = groups_table(facts)
+    if groups:
+        rows = [
+            [wording.shortened(one.row.name, 40), one.side, f"{one.row.n:,}", *_written(groups.keys, one.cells)] for one in groups.lines
+        ]
+        lines += ["", *table(["fakes", "distribution", "n", *groups.heads], rows, _WIDTH, right=range(2, 3 + len(groups.heads)))]
+    return ["", *lines] if lines else []
+
+
+def groups_table(facts: EvaluationDocument) -> GroupTable | None:
+    """The groups by all figures that any of them has; None without groups."""
+    if facts.groups is None or not facts.groups.groups:
+        return None
+    leading = facts.leading
+    system = leading.name if leading else ""
+    cells = [{**row.detection.get(system, {}), **(row.identification or {}), **(row.prompts or {})} for row in facts.groups.groups]
+    keys = [key for key in _COLUMNS if any(one[key].number is not None for one in cells if key in one)]
+    lines = [GroupLine(row, _SIDES.get(row.distribution, ""), [one.get(key, NOT_MEASURED) for key in keys])
+             for row, one in zip(facts.groups.groups, cells, strict=True)]  # fmt: skip
+    return GroupTable(
+        leading.called if leading else "", facts.groups.by, keys, [_CALLED.get(key) or wording.named(key) for key in keys], lines
+    )
+
+
+def _confounded(facts: EvaluationDocument) -> str:
+    shortcut = facts.data.shortcut
     names = ", ".join(short(name) for name in shortcut.features)
     by = f" ({names})" if names else ""
     text = f"Without looking at a pixel, file facts{by} tell fakes from real images with AUC {in_words('auc', shortcut.auc)}."
@@ -110,8 +199,8 @@ def _confounded(told: EvaluationDocument) -> str:
     return text
 
 
-def _joining(told: EvaluationDocument) -> list[Warned]:
-    labels = told.labels
+def _joining(facts: EvaluationDocument) -> list[Warned]:
+    labels = facts.labels
     if labels.warnings:
         return [Warned("Labels and run differ.", wording.visible(text), False) for text in labels.warnings]
     parts = [f"{wording.counted(labels.without_row, 'label')} without a row in the run"] if labels.without_row else []
@@ -143,16 +232,16 @@ def _how_good(system: SystemFacts) -> list[str]:
     return sentences
 
 
-def _on_what(told: EvaluationDocument, system: SystemFacts) -> list[str]:
-    data = told.data
+def _on_what(facts: EvaluationDocument, system: SystemFacts) -> list[str]:
+    data = facts.data
     fakes = [one for one in system.generators if one.label == "fake"]
     text = f"{wording.counted(data.n_real, 'real image')} and {wording.counted(data.n_fake, 'fake')}"
     text += f" of {wording.counted(len(fakes), 'generator')}" if fakes else ""
     text += f"; {data.n_local:,} of the fakes are local edits" if data.n_local else ""
     sentences = [f"{text}."] if data.n_real + data.n_fake else []
-    if told.protocol:
-        source = f" ({short(told.protocol.source)})" if told.protocol.source else ""
-        sentences.append(f"Protocol: {short(told.protocol.title or told.protocol.name)}{source}.")
+    if facts.protocol:
+        source = f" ({short(facts.protocol.source)})" if facts.protocol.source else ""
+        sentences.append(f"Protocol: {short(facts.protocol.title or facts.protocol.name)}{source}.")
     else:
         sentences.append("No published protocol was followed.")
     return sentences + _trained_on(fakes)
@@ -170,20 +259,20 @@ def _trained_on(fakes: Sequence[GeneratorFacts]) -> list[str]:
     return [f"Of the generators, {seen or 'none'} {'was' if seen == 1 else 'were'} in its training data, {unseen:,} not{rest}."]
 
 
-def _how_sure(told: EvaluationDocument, system: SystemFacts) -> list[str]:
+def _how_sure(facts: EvaluationDocument, system: SystemFacts) -> list[str]:
     sentences = [_chance(system)]
-    if len(told.systems) > 1 and system.kind != "ensemble":
-        sentences.append(f"It stands first for being the best of {len(told.systems)} on these very images, so it leans to the good side.")
-    ours = [one for one in told.paired if system.name in (one.a, one.b) and one.difference.number is not None]
+    if len(facts.systems) > 1 and system.kind != "ensemble":
+        sentences.append(f"It stands first for being the best of {len(facts.systems)} on these very images, so it leans to the good side.")
+    ours = [one for one in facts.paired if system.name in (one.a, one.b) and one.difference.number is not None]
     if ours:
-        sentences.append(_compared(min(ours, key=lambda one: (one.test != "delong", abs(one.difference.number or 0))), told, system))
+        sentences.append(_compared(min(ours, key=lambda one: (one.test != "delong", abs(one.difference.number or 0))), facts, system))
     ece = system.figure("ece")
     off = f"off by {in_words('ece', ece)} on average" if ece.number is not None else ""
     if not system.calibrated:
         sentences.append("Its scores are not calibrated" + (f": read as chances, they are {off}." if off else "."))
     elif off:
         sentences.append(f"Its probabilities are {off}.")
-    return sentences + _within_stratum(system) + _no_shortcut(told)
+    return sentences + _within_stratum(system) + _no_shortcut(facts)
 
 
 def _chance(system: SystemFacts) -> str:
@@ -204,17 +293,17 @@ def _within_stratum(system: SystemFacts) -> list[str]:
     return [f"Within one format and size, {where}, {one.n_real:,} real and {one.n_fake:,} fake, its AUC is {in_words('auc', one.auc)}."]
 
 
-def _no_shortcut(told: EvaluationDocument) -> list[str]:
-    found = told.data.shortcut
+def _no_shortcut(facts: EvaluationDocument) -> list[str]:
+    found = facts.data.shortcut
     if found.auc.number is None or found.confounded:
         return []
     return [f"File facts alone tell the classes apart with AUC {in_words('auc', found.auc)}: no shortcut was found."]
 
 
-def _compared(test: PairedFacts, told: EvaluationDocument, system: SystemFacts) -> str:
+def _compared(test: PairedFacts, facts: EvaluationDocument, system: SystemFacts) -> str:
     """Against the system that is closest to it."""
     turned = test.b == system.name
-    other = told.system(test.a if turned else test.b)
+    other = facts.system(test.a if turned else test.b)
     name = short(other.called if other else (test.a if turned else test.b))
     difference = test.difference.number or 0.0
     what = "AUC" if test.test == "delong" else "share told right"
@@ -274,105 +363,6 @@ def _under_perturbation(system: SystemFacts) -> list[str]:
     return []
 
 
-_CAPTIONS = {"fake": "Fakes that it takes for real", "real": "Real images that it takes for fake"}
-
-
-class MisclassifiedImage(Protocol):
-    """One image that was told wrong."""
-
-    @property
-    def label(self) -> str:
-        """What it is: real or fake."""
-
-
-M = TypeVar("M", bound=MisclassifiedImage)
-
-
-def captioned(mistakes: Sequence[M], picture: Callable[[M], str | None], *, most: int) -> list[tuple[str, list[tuple[M, str | None]]]]:
-    """Of either label the first `most`, each with its picture's data URI or None; a label without mistakes is left out."""
-    found = []
-    for label, caption in _CAPTIONS.items():
-        mine = [(one, picture(one)) for one in mistakes if one.label == label][:most]
-        found += [(caption, mine)] if mine else []
-    return found
-
-
-_MOST_PAIRS = 30
-_WIDTH = 120
-_KEYS = ("accuracy", "top_3", "macro_f1", "open_set_auroc", "abstained_known", "abstained_unknown")
-_PROMPTS = ("token_f1", "tag_jaccard", "bleu4", "rouge_l", "clip_text", "clip_score_ratio")
-_COLUMNS = ("tpr", "auc", "accuracy", "top_3", "family_accuracy", "abstained", "token_f1", "tag_jaccard", "clip_text", "clip_score_ratio")
-_CALLED = {"accuracy": "named right"}
-_SIDES = {"in": "in", "out": "out"}
-
-
-class GroupLine(NamedTuple):
-    """One group; `cells` one for each of the table's keys."""
-
-    row: GroupRow
-    side: str
-    cells: list[FigureFacts]
-
-
-class GroupTable(NamedTuple):
-    """Groups by figures: those of detection are of `system`."""
-
-    system: str
-    by: str
-    keys: list[str]
-    heads: list[str]
-    lines: list[GroupLine]
-
-
-def identified_parts(found: NamedFigures | None) -> list[tuple[str, NamedFigures]]:
-    """Every table of the section, with what stands above it."""
-    if found is None:
-        return []
-    plain = found.inner.get("plain")
-    if plain is None:
-        return [("Generators named", found), *_families(found)]
-    theirs = [(caption, part) for key, caption in (("by_index", "The same by any spelling"), ("detection", "Real or fake, by their rules"))
-              if (part := found.inner.get(key))]  # fmt: skip
-    return [("Generators named, by DFLIP-3K’s own rules", found), *theirs, ("Generators named, by ours", plain), *_families(plain)]
-
-
-def pairs_of(found: NamedFigures | None) -> list[tuple[str, str, int]]:
-    """Generators taken for others, the most frequent first."""
-    pairs = found.pairs if found else ()
-    sound = [pair for pair in pairs if len(pair) == 3 and isinstance(pair[2], int)]
-    named = [(str(truth), "no name" if predicted is None else str(predicted), number) for truth, predicted, number in sound]
-    return sorted(named, key=lambda pair: -pair[2])[:_MOST_PAIRS]
-
-
-def groups_table(told: EvaluationDocument) -> GroupTable | None:
-    """The groups by all figures that any of them has; None without groups."""
-    if told.groups is None or not told.groups.groups:
-        return None
-    leading = told.leading
-    system = leading.name if leading else ""
-    cells = [{**row.detection.get(system, {}), **(row.identification or {}), **(row.prompts or {})} for row in told.groups.groups]
-    keys = [key for key in _COLUMNS if any(one[key].number is not None for one in cells if key in one)]
-    lines = [GroupLine(row, _SIDES.get(row.distribution, ""), [one.get(key, NOT_MEASURED) for key in keys])
-             for row, one in zip(told.groups.groups, cells, strict=True)]  # fmt: skip
-    return GroupTable(
-        leading.called if leading else "", told.groups.by, keys, [_CALLED.get(key) or figure_words.named(key) for key in keys], lines
-    )
-
-
-def name_lines(told: EvaluationDocument) -> list[str]:
-    """The same for the terminal."""
-    lines = [*_section("Generators named", told.identification, _KEYS), *_section("Prompts predicted", told.prompts, _PROMPTS)]
-    if families := (told.identification.inner.get("families") if told.identification else None):
-        lines += _section("Families named", families, _KEYS)
-    groups = groups_table(told)
-    if groups:
-        rows = [
-            [wording.shortened(one.row.name, 40), one.side, f"{one.row.n:,}", *_written(groups.keys, one.cells)] for one in groups.lines
-        ]
-        lines += ["", *table(["fakes", "distribution", "n", *groups.heads], rows, _WIDTH, right=range(2, 3 + len(groups.heads)))]
-    return ["", *lines] if lines else []
-
-
 def _families(found: NamedFigures) -> Iterator[tuple[str, NamedFigures]]:
     if families := found.inner.get("families"):
         yield "Families named", families
@@ -381,10 +371,10 @@ def _families(found: NamedFigures) -> Iterator[tuple[str, NamedFigures]]:
 def _section(caption: str, found: NamedFigures | None, keys: Sequence[str]) -> list[str]:
     if found is None:
         return []
-    told = [f"{_CALLED.get(key) or figure_words.named(key)} {figure_words.in_words(key, found.figures[key])}"
+    parts = [f"{_CALLED.get(key) or wording.named(key)} {wording.in_words(key, found.figures[key])}"
             for key in keys if key in found.figures and found.figures[key].number is not None]  # fmt: skip
-    return [f"{caption}: {', '.join(told) or 'no figure is defined'}."]
+    return [f"{caption}: {', '.join(parts) or 'no figure is defined'}."]
 
 
 def _written(keys: Sequence[str], cells: Sequence[FigureFacts]) -> list[str]:
-    return [figure_words.written(key, one.number) for key, one in zip(keys, cells, strict=True)]
+    return [wording.written(key, one.number) for key, one in zip(keys, cells, strict=True)]
