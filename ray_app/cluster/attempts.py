@@ -1,8 +1,4 @@
-"""What died on this machine in the middle of something: counted, so that a block that kills its worker is not begun for ever.
-
-Ray restarts a worker and repeats its block without end. An attempt leaves a file beside the breadcrumbs of the decoder while it lasts;
-the files of processes that are gone are the deaths.
-"""
+"""Counts the workers that died while they worked on one block, so that a block that kills its worker is not begun for ever (`Attempts`)."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,7 +15,11 @@ OUT_OF_MEMORY_HINT = (
 
 
 class Attempts:
-    """The attempts on this machine, noted in a folder of its own disk."""
+    """The attempts on this machine, noted in a folder of its own disk.
+
+    Ray restarts a worker and repeats its block without end. An attempt leaves a file beside the decoder's crash markers while it lasts;
+    the files of processes that are gone are the deaths.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder / "attempts"

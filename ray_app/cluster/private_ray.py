@@ -1,8 +1,4 @@
-"""What keeps a local Ray to the process that starts it: a secret, loopback addresses, and a folder that nobody else may enter.
-
-Without it Ray 2.60 listens on every address of the machine, and makes the folder of its sockets, logs and packages writable by every user
-(docs/security.md has what was measured).
-"""
+"""Keeps a local Ray to the process that starts it (`private_ray`): a token, loopback addresses, and a folder of this user alone."""
 
 import fcntl
 import os
@@ -28,6 +24,9 @@ _LONGEST_BASE = 24  # a Unix socket's path has 107 bytes at most, and Serve's HA
 @contextmanager
 def private_ray(hidden: Iterable[str], variables: Callable[[Path], Mapping[str, str]]) -> Iterator[Path]:
     """A Ray that is started inside the block obeys this process alone; yields the folder for its files.
+
+    Without it Ray 2.60 listens on every address of the machine, and makes the folder of its sockets, logs and packages writable by every
+    user (docs/security.md has what was measured).
 
     The secret stands in the environment, which the processes of Ray inherit, and nowhere else; the environment's own RAY_AUTH_* are for
     clusters. `variables(folder)` are inherited too; SECRETS and `hidden` are not. All is as before after the block.

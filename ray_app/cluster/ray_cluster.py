@@ -1,6 +1,6 @@
-"""Join the Ray cluster of a job, or start a quiet local one. The only place that calls `ray.init`.
+"""Joins the Ray cluster of a job or starts a quiet local one (`cluster`); its nodes and resources (`resources`, `working_nodes`).
 
-Applying a function to many items as Ray tasks: listing, compaction and checks run so, away from the driver. Knows not what they do.
+`on_ray` applies a function to many items as Ray tasks.
 """
 
 import math

@@ -1,9 +1,7 @@
-"""Why a session stops before everything is scored, and how: intake ends, what is under way may commit, then it is over.
+"""Graceful shutdown of a session: intake ends, work under way may commit, then the session is over.
 
-One idea for signals, hours, cost and machines that are taken away. Workers read a small note in the run before each block and hand
-back, unworked, what they are not to begin. Knows stores and signals, not Ray.
-
-Looks after a run while its main thread waits inside Ray: a thread that ticks, tells workers to stop, and notices a standstill.
+`Stopper` gathers reasons (signals, hours, cost, nodes that are taken away), `StopNote` carries them to the workers, and `Watch` runs it
+beside the main thread and notices a standstill.
 """
 
 import _thread
@@ -29,7 +27,7 @@ def note_path(session: int) -> str:
 
 
 class StopNote:
-    """What a worker on one node may read of its session's will to stop."""
+    """What a worker reads in the run before each block; a block that it is not to begin is handed back, unworked."""
 
     def __init__(self, store: Store, session: int, node: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._store, self._path, self._node, self._clock = store, note_path(session), node, clock

@@ -1,7 +1,4 @@
-"""Labelled images: how published sets tell their labels, the index of them, splits, and the order in which a training sees them.
-
-Knows names, labels and counts. Opens images only to hash or to load them; knows no network and no Ray.
-"""
+"""Labelled images: the layouts of published data sets, the index of labelled images, splits, and the sample order of a training."""
 
 from ray_app.datasets.config import Data, DatasetSource, HeldOut, Sampling
 from ray_app.datasets.index import IndexInfo, build_index, index_source, read_index, read_info, write_index

@@ -1,12 +1,11 @@
-"""A labelled archive → an index, and back: a manifest whose column `input` holds labels. Streams; memory is a block.
+"""The index of a labelled archive: a manifest whose column `input` holds the labels (`INPUT`).
+
+`index_source` gives the rows of a source as a recipe names it, `build_index` and `write_index` make an index, `read_index` and
+`read_info` read one, `write_divided` writes one again with other splits. Streams; memory is a block.
 
 manifest/0/…   the members, in the house's own format, `input` being INPUT
 index.json     what it was made of and what is in it; written last: without it there is no index
 listing/…      what the source lists, while the index is made
-
-A source that changes later is not indexed again: an index says what was learnt from.
-
-A source, as recipes and commands name it → its labelled rows, read from an index, or indexed once and kept. Labels nothing itself.
 """
 
 import difflib
@@ -70,6 +69,8 @@ def silent(doing: str, members: int) -> None:
 @dataclass(frozen=True)
 class IndexInfo:
     """What an index holds. `source`: of which it was made, without secrets; `digest`: over ids and labels of all rows in order.
+
+    A source that changes later is not indexed again: an index records what was learnt from.
 
     `counts`: rows per (split, label, generator); `published`: for each number of the layout that is found here, whether it `agrees`;
     `left_out`: members that are no rows, by reason; `unreadable`: rows known to have no readable image, by reason; `repeated`: members

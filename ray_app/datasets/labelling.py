@@ -1,8 +1,6 @@
-"""Listed members → rows of an index: their labels by a layout and, where asked for, the hashes of their images. One block at a time.
+"""Listed members → rows of an index, one block at a time: labels by a layout and, on request, hashes of the images (`Labeller`).
 
-The images of a labelled table that have a prompt, as a predictor of prompts learns them. Knows tables; knows no model.
-
-Says now and then, on stderr, how far something long is that has no total yet: a listing, an index.
+`with_prompts` and `apart` prepare labelled tables for a training on prompts; `ProgressLog` reports how far a listing or index is.
 """
 
 import hashlib

@@ -1,7 +1,4 @@
-"""What is known of a labelled image, and how it is kept in an index. Knows no layout and reads nothing.
-
-What a labelled table says of its rows, as plain arrays. Knows the fields of `input`; knows no file, no order and no split.
-"""
+"""The labels of an image (`Labels`, `parse_label`), their column in an index (`INPUT`), and it as arrays (`texts`, `coded`, `fakes`)."""
 
 import hashlib
 import unicodedata

@@ -1,4 +1,4 @@
-"""Images of one split that are in another too: the same file, a picture that looks the same, a group. Knows hashes; reads no image."""
+"""Leakage between splits (`leakage`): images of one that are in another too, by file, near-duplicate (`near`) or group."""
 
 from collections.abc import Mapping
 from itertools import combinations, pairwise

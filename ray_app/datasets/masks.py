@@ -1,4 +1,7 @@
-"""Where an image was altered: the mask that an index refers to, or the one that its label implies. Knows pixels of masks alone."""
+"""The mask of an altered image (`MaskReader`): the one that an index refers to, or the one that the label implies.
+
+`may_name` and `may_lead` decide which masks an archive may refer to.
+"""
 
 import numpy as np
 from PIL import Image

@@ -1,15 +1,7 @@
-"""What binds two images so that they belong into one split: the same group, prompt, bytes or looks. Knows labels and hashes; no split.
+"""Near-duplicates that belong into one split: the same group, bytes, prompt or looks, exactly or nearly.
 
-Images are bound in kinds. Within a kind, images of one value are bound, and images of two values that are a pair.
-
-Which of many perceptual hashes are of pictures that look alike. Knows 64-bit numbers; reads no image.
-
-Prompts that are nearly the same: most of their words and pairs of words are. Knows texts; knows no image and no split.
-
-MinHash (Broder 1997) in bands (Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, §3.4) proposes pairs, and their words decide. The
-shingles are scikit-learn's; datasketch keeps its bands in Python dictionaries, which take gigabytes for a million prompts.
-
-Images of two splits that are bound: how many, and the first of them by name. Knows bonds and splits; reads no image.
+`bonds_of` finds them, `bound` joins them to groups, `leaks_of` counts those between splits. `near_pairs` compares perceptual hashes,
+`prompts_alike` prompts.
 """
 
 import re
@@ -42,7 +34,10 @@ _FLAT = 8  # a hash with fewer ones, or fewer zeros, is of a picture without det
 
 @dataclass(frozen=True)
 class Bond:
-    """`codes` (N,): the value of every row, -1 = none. `pairs` (P, 2): values that are nearly the same. `known`: rows that have a value."""
+    """One kind of likeness: rows of one value are bound, and so are rows of two values that are a pair.
+
+    `codes` (N,): the value of every row, -1 = none. `pairs` (P, 2): values that are nearly the same. `known`: rows that have a value.
+    """
 
     kind: Kind
     codes: Codes
@@ -180,7 +175,8 @@ _MIX = np.uint64(0x9E3779B97F4A7C15)
 def prompts_alike(prompts: Sequence[str], share: float = 0.9) -> Pairs:
     """(P, 2) places of prompts whose shingles, words and neighbouring words, are shared to `share` (Jaccard) or more.
 
-    Not of all such pairs, but enough to connect those that are alike: each with the first and the one before it of every band.
+    Not of all such pairs, but enough to connect those that are alike: each with the first and the one before it of every band. MinHash
+    (Broder 1997) in bands (Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, §3.4) proposes pairs, and their words decide.
     """
     if len(prompts) < 2:
         return np.empty((0, 2), np.int64)
@@ -212,6 +208,7 @@ def _shingles(prompts: Sequence[str]) -> Any:
     return made.transform(prompts).tocsr()
 
 
+# datasketch keeps its bands in Python dictionaries, which take gigabytes for a million prompts.
 def _bands(shingles: Any) -> Words:
     """(n, bands) one word for each band of a prompt's least hashes; a prompt without words has words of its own."""
     starts, count = shingles.indptr, shingles.shape[0]

@@ -1,17 +1,6 @@
-"""Which rows each step of a training sees: arithmetic of (seed, step). Knows counts, strata and groups; knows no image and no worker.
+"""The sample order of a training (`SampleOrder`): which rows each step sees, by arithmetic of (seed, step).
 
-A training is one endless stream of epochs, cut into batches of equal size: a batch may hold the end of one epoch and the start of the
-next, so that nothing is dropped and nothing padded. Whoever knows the number of a step knows its rows: there is no other state.
-
-Strata of rows, one per class and generator, drawn in asked shares. Knows shares and counts; knows nothing of batches.
-
-Each stratum walks through its own endless sequence of permutations, so that all its rows come equally often, and takes up in an epoch
-where it stopped in the one before. How many it gives to an epoch is its share rounded up or down, in turns: a share of less than one
-row an epoch comes every few epochs, not never.
-
-Numbers in a new order, for a seed and further numbers: all at once, or in runs that keep neighbours near. Knows nothing of rows.
-
-Every row once, a real and a fake of one group side by side. Knows groups; knows nothing of batches but that they are even.
+An epoch is every row once (`Everything`), strata in given shares (`Mixture`), or reals beside their fake twins (`Twins`).
 """
 
 import math
@@ -75,7 +64,12 @@ _GOLDEN = (5**0.5 - 1) / 2  # multiples of it, without their whole parts, fill 0
 
 @dataclass(frozen=True)
 class Mixture:
-    """`strata`: the rows of each; `shares`: of the epoch, in the same order, together 1. See `Order` for `length` and `epoch`."""
+    """`strata`: the rows of each; `shares`: of the epoch, in the same order, together 1. See `Epochs` for `length` and `epoch`.
+
+    Each stratum walks through its own endless sequence of permutations, so that all its rows come equally often, and takes up in an epoch
+    where it stopped in the one before. How many it gives to an epoch is its share rounded up or down, in turns: a share of less than one
+    row an epoch comes every few epochs, not never.
+    """
 
     strata: Sequence[Places]
     shares: Shares
@@ -216,7 +210,10 @@ class Everything:
 
 
 class SampleOrder:
-    """The rows of every step. Pickles to little, and keeps one epoch's order in memory once it is asked for rows.
+    """The rows of every step. Pickles to little, and keeps one epoch's order in memory once rows are read.
+
+    A training is one endless stream of epochs, cut into batches of equal size: a batch may hold the end of one epoch and the start of the
+    next, so that nothing is dropped and nothing padded. The number of a step decides its rows: there is no other state.
 
     `rows` is a labelled table, whose `input` has `label`, `generator` and `group`. `batch` images are one step over all workers.
     Raises ConfigError for sampling that these rows or this batch do not allow.

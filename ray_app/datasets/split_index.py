@@ -1,8 +1,6 @@
-"""`touchstone split`: an index → the same index with its splits filled, and split.json beside it; or what leaks between splits it has.
+"""`touchstone split`: fills the splits of an index and writes split.json beside it (`split_index`), or reports leaks (`check_splits`).
 
 Memory: some hundred bytes an image, and its prompt once. Reads no image.
-
-What is odd about a division of images, in sentences. Knows the document of `touchstone split` alone.
 """
 
 import json

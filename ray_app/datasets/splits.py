@@ -1,11 +1,9 @@
-"""Sources → training, validation and test images, divided by group and by generator, never by row. Reads no image.
+"""Labelled images → training, validation and test, divided by group and by generator, never by row. Reads no image.
 
-A group is what must not be divided: images of one prompt, scene or pair; a row without a group is its own. Whether a group is held out
-follows from its name alone, so it stays where it is when images are added.
+`make_splits` follows a training's `Data`; `divide` follows the shares of `touchstone split` (`SplitRequest`).
 
-Groups of images → splits: by a number that follows from a group's name and the seed, or evenly. Knows groups; reads no image.
-
-A group's number does not depend on other groups, so images that are added later move none of an unchanged group.
+A group is what must not be divided: images of one prompt, scene or pair; a row without a group is its own. Its place follows from its
+name alone, so that images added later move none of an unchanged group.
 """
 
 import hashlib

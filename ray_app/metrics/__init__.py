@@ -1,6 +1,6 @@
 """How good scores are: figures of detection and of masks with their intervals, and calibration.
 
-Knows arrays of scores and labels; knows no file, run or network. scikit-learn and scipy are imported when a function needs them.
+scikit-learn and scipy are imported when a function needs them.
 """
 
 from ray_app.metrics.arrays import MetricEstimate, ScoreHistogram, undefined

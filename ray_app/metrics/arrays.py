@@ -1,10 +1,5 @@
-"""Scores and labels as the figures take them: checked once, so that no NaN becomes a figure. Knows nothing of what is computed.
-
-Scores of one class as an exact, sorted histogram: what every figure of detection is computed from. Knows numbers; knows no labels.
-
-A histogram loses nothing but the order of the images, and two of them merge into that of both: so a run of any size is read in pieces.
-
-One figure: a number with its interval, on how many images, or the reason why there is none. Knows no metric.
+"""What figures are computed from and given as: checked arrays (`checked`), exact score histograms (`ScoreHistogram`), one figure with its
+interval or its reason (`MetricEstimate`).
 """
 
 import math
@@ -44,7 +39,10 @@ Counts = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class ScoreHistogram:
-    """Distinct scores in ascending order, float64 (k,), and how many images have each, int64 (k,): none only where they were resampled."""
+    """Distinct scores in ascending order, float64 (k,), and how many images have each, int64 (k,): none only where they were resampled.
+
+    It loses nothing but the order of the images, and two of them merge into that of both: so a run of any size is read in pieces.
+    """
 
     values: Floats
     counts: Counts

@@ -1,6 +1,6 @@
-"""How well the generator of an image is named: accuracy, F1, confusions, and whether confidence tells known generators from unknown ones.
+"""Generator attribution: accuracy, F1, confusions and top-k (`attribution_of`), and the open-set AUROC (`open_set_auroc`).
 
-Knows names and numbers; knows no images and no wording of answers. None in place of a name: none was given.
+None in place of a name: none was given.
 """
 
 from collections import Counter

@@ -1,8 +1,6 @@
-"""From scores to probabilities that can be read as chances: Platt scaling, and how far off it is. Knows arrays; writes no card.
+"""Calibration: Platt scaling (`fit_platt`), and how good scores are as probabilities: log-loss, Brier score, reliability, ECE.
 
-How good scores are as chances: log-loss, Brier score, reliability and calibration error. Knows histograms of scores; fits nothing.
-
-The chance of fake is the sigmoid of the calibrated score with a calibration, and of the score without.
+The probability of fake is the sigmoid of the calibrated score with a calibration, and of the score without.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,6 @@
-"""Figures of detection: how well scores tell fake from real, as a whole and generator by generator.
+"""Figures of detection: how well scores separate fake from real, as a whole (`detection_of`) and by generator (`detection_figures`).
 
-Knows log-odds, labels and generators' names; knows no images and no training. Fake is the positive class, and 0 the threshold where none
-is given: P(fake) > ½.
+Fake is the positive class, and 0 the threshold where none is given: P(fake) > ½.
 """
 
 import math

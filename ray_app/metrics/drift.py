@@ -1,10 +1,5 @@
-"""Whether two piles of scores come from one distribution: Kolmogorov and Smirnov's test and the population stability index.
-
-Knows two histograms, of images that need not be the same; knows no pairs. Where the images are the same, both p are too cautious.
-
-How far an archive's images are from a known population of reals and fakes, of which it may hold any mixture. Knows counts per bin.
-
-More fakes than the population had are no shift: archive and population are compared at the share of fakes at which they fit best.
+"""Distribution drift: Kolmogorov–Smirnov and the population stability index of two score histograms (`drift_of`), and how far an archive
+is from any mixture of a population's reals and fakes (`shift_of`, `most_fakes`).
 """
 
 import math
@@ -36,7 +31,7 @@ class Drift:
 
 
 def drift_of(first: ScoreHistogram, second: ScoreHistogram) -> Drift | None:
-    """All of it; None where one has no score."""
+    """All of it; None where one has no score. The images need not be the same; where they are, both p are too cautious."""
     if not first.n or not second.n:
         return None
     ks, ks_p, at = kolmogorov_smirnov(first, second)
@@ -158,6 +153,7 @@ class Shift:
 def shift_of(archive: ArrayLike, real: ArrayLike, fake: ArrayLike, *, most_fakes: float = 1.0, ordered: bool = True) -> Shift:
     """Compare counts (k,) of an archive with those of a population's reals and fakes over the same bins.
 
+    More fakes than the population had are no shift: both are compared at the share of fakes at which they fit best.
     `most_fakes`: no larger share of fakes explains the archive; `ordered`: whether bins follow each other (numbers) or not (words).
     Raises ValueError where the archive or the reals have no image.
     """

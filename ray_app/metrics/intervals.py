@@ -1,15 +1,5 @@
-"""95 % intervals: DeLong's for the area under the ROC curve, Clopper and Pearson's for a proportion. Each image counts as independent.
-
-Knows histograms of scores, and counts; knows no generators and no thresholds.
-
-95 % intervals by resampling (Efron's percentile bootstrap), for figures that have none of their own. Knows histograms; knows no figure.
-
-A figure of two histograms of scores is a figure of any other two: a replicate is the same histograms with counts drawn anew, so that
-every statistic costs what it costs once, times the replicates. Images are drawn within each class, which therefore never vanishes. Where
-a class comes from ten generators or more, whole generators are drawn instead: images of one generator are alike, and an interval that
-takes them for independent is too narrow; from fewer, the draw of generators itself says nothing (Cameron, Gelbach and Miller 2008).
-
-Means of one number per image, with Student's interval, and what is bootstrapped over images. Knows numbers; knows no metric.
+"""95 % intervals: DeLong's for an AUC (`auc_of`), Clopper and Pearson's for a proportion (`proportion`), Student's for a mean
+(`mean_figure`), and the percentile bootstrap (`bootstrap_intervals`, `rates_interval`, `ratio_figure`).
 """
 
 import math
@@ -45,7 +35,7 @@ def auc_interval(scores: ArrayLike, labels: ArrayLike) -> tuple[float, float]:
 
 
 def auc_of(fakes: ScoreHistogram, reals: ScoreHistogram) -> Auc:
-    """AUC of m fakes against n reals with its interval; ties count half. O(k log l) for k and l distinct scores.
+    """AUC of m fakes against n reals with its interval; ties count half, each image is independent. O(k log l), k and l distinct scores.
 
     The variance is DeLong's (1988), by ranks in place of pairs (Sun and Xu 2014). The interval is taken on the logit of the AUC, so that
     it stays within 0 and 1. Where no such interval exists (AUC 0 or 1, all scores alike, one image of a class) it is the exact one of as
@@ -128,6 +118,11 @@ def bootstrap_intervals(
     statistics: Statistics, fakes: ScoreHistogram | ByGenerator, reals: ScoreHistogram | ByGenerator, *, replicates: int = 0, seed: int = 0
 ) -> dict[str, Interval | None]:
     """The interval of each of several statistics, all from the same replicates; `statistics` gives None where one is not defined.
+
+    Efron's percentile bootstrap. A replicate is the same histograms with counts drawn anew, so that every statistic costs what it costs
+    once, times the replicates. Images are drawn within each class, which therefore never vanishes. Where a class comes from ten generators
+    or more, whole generators are drawn instead: images of one generator are alike, and an interval that takes them for independent is too
+    narrow; from fewer, the draw of generators itself says nothing (Cameron, Gelbach and Miller 2008).
 
     `fakes`, `reals`: the scores of a class as one histogram, or as one per generator; of ten generators or more whole ones are drawn.
     `replicates`: 0 for as many as `replicates_for` says. None in place of an interval: the statistic is not defined in more than 5 % of

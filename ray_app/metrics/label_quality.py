@@ -1,16 +1,5 @@
-"""In what do the files of two classes differ, and how strongly: one column at a time. Knows columns and labels; knows no file.
-
-`effect` is comparable between numbers and words: the largest distance of the cumulative shares (KS), or half the sum of the differences of
-shares (total variation): the share of one class that would have to be exchanged for both to be alike.
-
-Labels that a classifier doubts with reason: confident learning. Knows probabilities and labels; knows no image.
-
-Northcutt, Jiang and Chuang, Confident Learning: Estimating Uncertainty in Dataset Labels, JAIR 70 (2021), arXiv 1911.00068. The authors'
-cleanlab is under the AGPL, so the two formulas stand here.
-
-Can fakes be told by what their files look like from outside? A tiny classifier on metadata alone. Knows columns; knows no file.
-
-Where it can, a detector's figures may say how well it reads formats and sizes: the headline is confounded.
+"""Audits of labels: in what the files of two classes differ (`class_differences`), which labels a classifier doubts (`doubted`,
+`crossed_probabilities`), and how well metadata alone predicts the label (`shortcut_auc`).
 """
 
 from collections import Counter
@@ -34,7 +23,10 @@ _MOST_VALUES = 64
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One column's. `value`: of words the one whose shares differ most, of numbers the place of the largest distance; `real`, `fake`: the
+    """One column's. `effect`, comparable between numbers and words: the largest distance of the cumulative shares (KS), or half the sum of
+    the differences of shares (total variation): the share of one class that would have to be exchanged for both to be alike.
+
+    `value`: of words the one whose shares differ most, of numbers the place of the largest distance; `real`, `fake`: the
     shares that have the value, or no more than it. `psi`, `medians` (real, fake): of numbers. `p_holm`: corrected for all columns.
     """
 
@@ -130,7 +122,11 @@ class Doubted:
 
 
 def doubted(probabilities: ArrayLike, fakes: ArrayLike) -> Doubted:
-    """What out-of-sample probabilities of fake (n,) say against labels (n,), true = fake. Raises ValueError where a class has no row."""
+    """Confident learning: out-of-sample probabilities of fake (n,) against labels (n,), true = fake.
+
+    Northcutt, Jiang and Chuang, Confident Learning: Estimating Uncertainty in Dataset Labels, JAIR 70 (2021), arXiv 1911.00068. The
+    authors' cleanlab is under the AGPL, so the two formulas stand here. Raises ValueError where a class has no row.
+    """
     chance, fake = np.asarray(probabilities, np.float64), np.asarray(fakes, np.bool_)
     if fake.all() or not fake.any():
         raise ValueError("confident learning needs both classes")
@@ -184,7 +180,8 @@ def _log_loss(chances: Floats, fakes: Bools) -> float:
     return float(-np.log(right).mean())
 
 
-CONFOUNDED = 0.6  # the AUC above which metadata alone tell too much
+# The AUC above which metadata alone predict too much: a detector's figures may then show how well it reads formats and sizes.
+CONFOUNDED = 0.6
 _LEAST = 2 * FOLDS  # images of each class: below, a fold holds next to nothing
 _MOST_CATEGORIES = 64
 

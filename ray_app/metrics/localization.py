@@ -1,8 +1,7 @@
-"""Figures of masks over many images, with what counts where nothing is altered said aloud: ours, OpenSDI's and IMDLBenCo's.
+"""Localization: agreement of one mask with its truth (`mask_figures`), and over many images by our convention (`localization_of`),
+IMDLBenCo's (`imdlbenco_of`) and OpenSDI's (`opensdi_of`).
 
-Knows rows of pixel counts; knows no images. Sources: specs/localization.md §2.2 and §3.1, golden/maskclip.md §5 (executed).
-
-How well the pixels that were found in one image agree with those that were altered. Knows arrays; resizes nothing.
+Sources: specs/localization.md §2.2 and §3.1, golden/maskclip.md §5 (executed).
 """
 
 from array import array

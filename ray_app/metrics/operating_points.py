@@ -1,10 +1,5 @@
-"""Figures at one operating point: at a threshold, at a rate of false alarms, where both errors are equal, at another share of fakes.
-
-Knows histograms of scores; knows no curve and no calibration.
-
-Curves over all thresholds, thinned to what a chart can show, and the area under that of precision. Knows histograms of scores.
-
-A point is of the images that score at least as high as its threshold, so every point is exact; thinning leaves points out and moves none.
+"""Figures at one operating point (`rates_at`, `tpr_at_fpr`, `equal_error_rate`, `precision_at_prior`), and curves over all thresholds,
+thinned to what a chart can show (`curve_points`, `precision_recall_points`, `average_precision`).
 """
 
 from bisect import bisect_left
@@ -159,6 +154,8 @@ def _surplus_ends(fakes: ScoreHistogram, reals: ScoreHistogram) -> tuple[int, in
 def curve_points(fakes: ScoreHistogram, reals: ScoreHistogram, most: int = 256) -> list[tuple[float, float, float]]:
     """The ROC curve's corners (FPR, TPR, threshold) from (0, 0) to (1, 1), no more than `most`; a DET curve is drawn from the same.
 
+    A point is of the images that score at least as high as its threshold, so every point is exact; thinning leaves points out and moves
+    none.
     Fake is what scores at the threshold or above; that of (0, 0) is the next number above the highest score. Where there are more points,
     those at even and at logarithmic distances from both ends of each class stay. Empty with one class.
     Raises ValueError where `most` is less than 16.

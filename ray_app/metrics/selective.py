@@ -1,6 +1,5 @@
-"""Risk and coverage: how wrong a detector is on the images of which it is surest. Knows histograms of scores; knows no verdicts.
-
-Figures of verdicts, of which some are abstentions, and scikit-learn's classification report. Knows counts; knows no scores.
+"""Selective prediction: risk and coverage (`risk_coverage`), figures of verdicts with abstentions (`abstaining`), and scikit-learn's
+classification report from counts (`classification_report`).
 """
 
 from dataclasses import dataclass

@@ -1,21 +1,5 @@
-"""What labels of a stratified sample say of the whole: prevalence, precision and recall with intervals. Knows counts; knows no images.
-
-Point estimates weigh each stratum by its size (Horvitz and Thompson 1952), which is unbiased whatever the strata. Intervals are of the
-Bayesian posterior: each stratum's unseen images are fake as often as a Beta posterior of its labels says, drawn many times, seeded, so that
-sums and ratios over strata have one too, and a stratum that is labelled whole is certain.
-
-The prior is Jeffreys' Beta(½, ½) where one stratum or two are flagged, and so for the others. In longer sums those halves add up: each of
-seven strata without a fake would be taken for half an image's worth of them. So from two on one pseudo-image of each class is shared among
-the flagged strata, and one among the others, as Berger, Bernardo and Sun (2015, "Overall objective priors") share one among the cells of a
-table. Intervals of 95 % then cover 93 to 98 % in the tests; with a half for each stratum they cover the prevalence and recall of rare fakes
-in as few as 57 %.
-
-Lists of fakes with few false ones among them, from scores of known reals alone. Knows scores; knows no runs and no files.
-
-Conformal p-values (Vovk, Gammerman and Shafer 2005) against reals that nothing was fitted on, and the procedure of Benjamini and Hochberg
-(1995) over them. Such p-values share their references and so depend on each other, but positively, and the procedure keeps its promise
-(Bates, Candès, Lei, Romano and Sesia 2023, "Testing for outliers with conformal p-values", theorem 2): of what it lists, the expected
-share of reals is at most the rate, if the archive's reals score like the references.
+"""Estimates for a whole archive: prevalence, precision and recall from the labels of a stratified sample (`archive_figures`), and lists of
+fakes at a false discovery rate from scores of known reals (`discoveries`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -59,6 +43,9 @@ class LabelledStratum:
 def archive_figures(strata: Sequence[LabelledStratum], *, draws: int = DRAWS, seed: int = 0) -> dict[str, MetricEstimate]:
     """`prevalence`: the share of fakes; `precision`: that among the flagged; `recall`: the share of fakes that is flagged.
 
+    Point estimates weigh each stratum by its size (Horvitz and Thompson 1952), which is unbiased whatever the strata. Intervals are of the
+    Bayesian posterior: each stratum's unseen images are fake as often as a Beta posterior of its labels, drawn many times, seeded, so that
+    sums and ratios over strata have one too, and a stratum that is labelled whole is certain.
     Unsure images are left out: within its stratum each is as likely fake as those that are labelled. See `either_way` for the rest.
     """
     sizes, flagged = np.array([one.size for one in strata], np.int64), np.array([one.flagged for one in strata], np.bool_)
@@ -104,6 +91,11 @@ def drawn_fakes(
     `sizes` and `flagged` (h,); of `labelled` (…, h) images each `fakes` (…, h) are fake.
     """
     seen, found = np.asarray(labelled, np.int64), np.asarray(fakes, np.int64)
+    # Jeffreys' Beta(½, ½) where one stratum or two are flagged, and so for the others. In longer sums those halves add up: each of seven
+    # strata without a fake would be taken for half an image's worth of them. So from two on one pseudo-image of each class is shared among
+    # the flagged strata, and one among the others, as Berger, Bernardo and Sun (2015, "Overall objective priors") share one among the cells
+    # of a table. Intervals of 95 % then cover 93 to 98 % in the tests; with a half for each stratum they cover the prevalence and recall of
+    # rare fakes in as few as 57 %.
     prior = np.minimum(0.5, 1 / np.where(flagged, max(flagged.sum(), 1), max((~flagged).sum(), 1)))
     chances = rng.beta(found + prior, seen - found + prior, size=(draws, *found.shape))
     drawn: Counts = found + rng.binomial(np.broadcast_to(sizes - seen, found.shape), chances)
@@ -187,6 +179,11 @@ class Discoveries:
 
 def discoveries(references: References, counts: ArrayLike, rate: float) -> Discoveries:
     """Those among images that `References.counted` has counted: by Benjamini and Hochberg at a rate between 0 and 1, exactly.
+
+    Conformal p-values (Vovk, Gammerman and Shafer 2005) against reals that nothing was fitted on, and the procedure of Benjamini and
+    Hochberg (1995) over them. Such p-values share their references and so depend on each other, but positively, and the procedure keeps its
+    promise (Bates, Candès, Lei, Romano and Sesia 2023, "Testing for outliers with conformal p-values", theorem 2): of what it lists, the
+    expected share of reals is at most the rate, if the archive's reals score like the references.
 
     A p-value can only be one of n + 1 numbers, so that counts of each are all there is to know, and their sums all there is to do.
     """

@@ -1,6 +1,6 @@
-"""How close a predicted prompt comes to the true one: BLEU-4, ROUGE-L, token F1, Jaccard's index of tags. Knows texts; knows no images.
+"""How close a predicted prompt is to the true one: `bleu4`, `rouge_l`, `token_f1`, `tag_jaccard`.
 
-sacrebleu and rouge-score come with `touchstone[evaluate]`; without them their figures are not defined, and say so.
+sacrebleu and rouge-score come with `touchstone[evaluate]`; without them their figures are undefined, with that reason.
 """
 
 import re

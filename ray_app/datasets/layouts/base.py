@@ -1,12 +1,7 @@
-"""What every layout offers, and what several need to read names by. Knows names and columns; opens no image.
+"""What every layout offers (`DatasetLayout`), the two that are of no one data set (`Folders`, `LabelColumns`), and what layouts read with.
 
-Labels in columns of any source: Parquet, CSV, JSON lines, or the sidecars of a WebDataset (fields of `.json`, and `cls`, `txt`).
-
-Labels in the names of folders: …/real/… and …/fake/…, or 0_real and 1_fake. Knows paths; reads nothing.
-
-How the Hugging Face hub names the Parquet files of a data set. Knows names alone.
-
-Files that tell of images which lie elsewhere, as CSV and JSON. Knows places and rows, not what a row means.
+`LabelColumns`: labels in columns of Parquet, CSV, JSON lines, or sidecars of a WebDataset. `Folders`: labels in the names of folders.
+`read_json`, `read_csv`: label files beside the images. `split_of`, `config_of`: the names of Parquet files on the Hugging Face hub.
 """
 
 import csv

@@ -1,4 +1,4 @@
-"""DFLIP-3K, whose two generations have little in common: JSON that tells of files, or shards. Source: specs/localization.md §5.
+"""DFLIP-3K, both versions (`Dflip`): label files in JSON, or shards. Source: specs/localization.md §5.
 
 Version 1: id → record, of fakes alone, one file of metadata per family; its values are texts that may be missing. The files are
 `<id>.<ext>`, and an id ends at the first dot. Version 2: a list of {image_path, is_fake, family_id, version_id, split}; or, as the hub has

@@ -1,7 +1,6 @@
-"""OpenFake: its Parquet on the hub, its label files, and its sets out of distribution. Source: specs/detectors.md §1b, §1c, §12.
+"""OpenFake: its Parquet on the hub (`OpenFake`), its label files (`OpenFakeCsv`), its sets out of distribution (`OpenFakeOod`).
 
-Version 1 takes every label but "real" for a fake, version 2 every one but a few words for a real. Here both have the words that they
-are documented with, and no default.
+Source: specs/detectors.md §1b, §1c, §12.
 """
 
 from collections.abc import Mapping
@@ -30,7 +29,9 @@ from ray_app.datasets.layouts.base import (
 )
 from ray_app.errors import ConfigError
 
-# Of version 2. `tampered` images are altered in part and come without masks: they are fit for detection, not for training masks.
+# Version 1 takes every label but "real" for a fake, version 2 every one but a few words for a real. Here both have the words that they are
+# documented with, and no default. These are of version 2; `tampered` images are altered in part and come without masks: they are fit for
+# detection, not for training masks.
 _FAKE_WORDS = ("synthetic", "full_synthetic", "tampered")
 # Version 2 calls reals with such a number for a name `pexels`; but it numbers all images of version 1 likewise, and some fall in there.
 _PEXELS = range(1_872_218, 2_438_963)

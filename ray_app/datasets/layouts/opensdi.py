@@ -1,4 +1,4 @@
-"""OpenSDI (OpenSDID): generated and locally altered images with masks, as Parquet on the hub. Source: specs/localization.md §2."""
+"""OpenSDI (OpenSDID): generated and locally altered images with masks, Parquet on the hub (`OpenSdi`). Source: specs/localization.md §2."""
 
 import re
 from collections.abc import Mapping

@@ -1,6 +1,5 @@
-"""Sample archives on disk: a small mixed one to try everything on, and many photographs to measure speed with.
-
-Knows folders and files. Knows nothing about detectors or runs.
+"""Sample archives on disk: a small mixed one to try everything on (`build_sample_archive`), and photographs to measure speed with
+(`write_photographs`).
 """
 
 import csv

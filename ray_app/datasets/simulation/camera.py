@@ -1,10 +1,6 @@
-"""Simulated cameras: linear light → lens → colour filter mosaic → noise → demosaic → tone → 8-bit sRGB-like pixels.
+"""Simulated cameras (`CAMERAS`): linear light → lens → colour filter mosaic → noise → demosaic → tone → 8-bit sRGB-like pixels.
 
-Knows sensors and in-camera processing. Knows nothing about scenes, decoders or files.
-
-Compression histories: resize, crop, format and quality, drawn once for a pair and applied to both of its pictures.
-
-Knows pixels and encoders. Knows nothing about which picture is real.
+`draw_history` draws what happens to a picture afterwards (resize, crop, format, quality), once for a pair and applied to both.
 """
 
 import io

@@ -1,15 +1,7 @@
 """Upsampling decoders: what the last layers of a generative model leave in its pictures, on given content.
 
-A decoder reduces a picture to a small latent and paints it again at full size; the fine grain of the result comes from
-the latent and the upsampling, never from a sensor. Knows pixels. Knows nothing about cameras or files.
-
-Small autoencoders, trained for seconds on camera pictures: decoders whose upsampling layers were learned.
-
-Knows pixels and torch. Knows nothing about cameras or files.
-
-The generators of the simulated set: every decoder by name, the learned ones trained on pictures of their own split and kept in a store.
-
-Knows splits, cameras and scenes. Knows nothing about histories, labels or detectors.
+`DECODERS` have random weights; `LEARNED` are small autoencoders, trained for seconds on camera pictures of their own split
+(`train_generator`) and kept in a store (`keep_generator`, `kept_generators`).
 """
 
 from collections.abc import Callable, Sequence
@@ -123,6 +115,8 @@ def zero_stuffed(image: torch.Tensor, rng: Rng) -> torch.Tensor:
 class Decoder:
     """A decoder of random weights: one or two doublings by one operator, with grain painted from latent noise.
 
+    It reduces a picture to a small latent and paints it again at full size; the fine grain of the result comes from the latent and the
+    upsampling, never from a sensor.
     The grain goes through the same layers as the picture and follows local contrast, so that neither the presence
     of fine detail nor its amount tells the classes apart.
     """

@@ -1,7 +1,6 @@
-"""A labelled set on disk, from simulated pictures alone: camera pictures and their repainted twins, in three splits that share nothing.
+"""A labelled set on disk of simulated pictures (`build_labelled_set`): camera pictures and repainted twins, in three disjoint splits.
 
-A file depends on the arguments and its own number, never on the process that made it. Knows folders, processes and the list `labels.csv`.
-Knows nothing about who reads the list, or about detectors.
+A file depends on the arguments and its own number, never on the process that made it.
 """
 
 import csv

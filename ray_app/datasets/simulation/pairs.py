@@ -1,7 +1,4 @@
-"""Pairs of a camera picture and its decoded twin with one compression history, split by scene, camera and decoder.
-
-Knows which families, cameras and decoders belong to which split. Knows nothing about networks that look at the pairs.
-"""
+"""Pairs of a camera picture and its decoded twin with one compression history (`make_pair`), split by scene, camera and decoder."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

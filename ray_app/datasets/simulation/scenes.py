@@ -1,11 +1,4 @@
-"""Scenes: what stands before the simulated camera, as linear light.
-
-Knows shapes, textures and two photographs. Knows nothing about cameras, decoders or files.
-
-Small 2-D filters on (height, width[, channels]) float32 arrays, on one core and without a thread pool.
-
-Knows arrays. Knows nothing about what they show.
-"""
+"""Scenes before the simulated camera, as linear light (`render`), and the small filters of this simulation (`convolve`, `blur`)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
