@@ -47,14 +47,6 @@ def private_ray(hidden: Iterable[str], variables: Callable[[Path], Mapping[str, 
         _read_anew()
 
 
-def _read_anew() -> None:
-    """Have Ray look at the environment again: this process may have asked it for its mode and token before."""
-    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
-
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
-
-
 @contextmanager
 def private_folder() -> Iterator[Path]:
     """A new folder that only this user may enter. It outlives its process, with the logs in it, until another one is made.
@@ -74,6 +66,14 @@ def private_folder() -> Iterator[Path]:
         yield folder
     finally:
         os.close(lock)
+
+
+def _read_anew() -> None:
+    """Have Ray look at the environment again: this process may have asked it for its mode and token before."""
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _base() -> Path:

@@ -31,11 +31,12 @@ LOCAL_OBJECT_STORE_BYTES = 512 * 2**20
 # Ray scores in a thread of its own; with a heap of its own it would ignore what ray_app.detectors.precision asks for.
 WORKER_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
 
+T = TypeVar("T")
+R = TypeVar("R")
 
-def named_cluster(address: str | None = None) -> str | None:
-    """The address of the cluster that a config's `address`, or else RAY_ADDRESS, names; None for a Ray of this machine's own."""
-    address = address or os.environ.get("RAY_ADDRESS")
-    return None if address in (None, "", "local") else address
+# Small, so that tasks find room beside scoring processes however small the machine is.
+TASK_CPUS = 0.5
+MOST_AT_ONCE = 256
 
 
 @contextmanager
@@ -80,11 +81,104 @@ def cluster(
         yield
 
 
+def named_cluster(address: str | None = None) -> str | None:
+    """The address of the cluster that a config's `address`, or else RAY_ADDRESS, names; None for a Ray of this machine's own."""
+    address = address or os.environ.get("RAY_ADDRESS")
+    return None if address in (None, "", "local") else address
+
+
+def resources(config: ClusterConfig) -> tuple[float, float, float]:
+    """CPUs, GPUs and bytes of memory to plan for: what the config states (an autoscaler may add it), else what the cluster has now.
+
+    Nodes that are yet to come are taken to have as much memory per core as those that are there.
+
+    What is stated is asked of the autoscaler at once, so that all nodes start together rather than one after another.
+    """
+    there = _there(config.labels)
+    cpus = float(config.cpus or there["CPU"])
+    gpus = float(there["GPU"] if config.gpus is None else config.gpus)
+    if cpus > there["CPU"] or gpus > there["GPU"]:
+        from ray.autoscaler.sdk import request_resources
+
+        request_resources(num_cpus=int(cpus), bundles=[{"GPU": 1}] * int(gpus))
+    return cpus, gpus, (there["memory"] or math.inf) * max(cpus / max(there["CPU"], 1), 1)
+
+
+def working_nodes(labels: Mapping[str, str]) -> tuple[int, int]:
+    """How many of the living nodes with these labels have cores, and bytes of memory of the smallest of them."""
+    import ray
+
+    nodes = [node for node in _living(labels) if node["Resources"].get("CPU")]
+    own = ray.get_runtime_context().get_node_id()
+    found = (node_memory() if node["NodeID"] == own else int(node["Resources"].get("memory", 0) / RAY_SHARE) for node in nodes)
+    return max(len(nodes), 1), min(found, default=node_memory())
+
+
+def on_ray(function: Callable[[T], R], items: Iterable[T], /) -> Iterator[R]:
+    """The results in the order of the items; as many tasks at once as the cluster has room for, and results wait for their turn.
+
+    A task that dies with its machine runs again, so `function` must bear that. When results are no longer asked for, the tasks that run
+    end by themselves: `ray.cancel` of a task that is just ending aborts the driver (Ray 2.60, "Tried to complete task that was not
+    pending"). Raises the TouchstoneError that a task raised, any other exception as a TouchstoneError with its traceback, ClusterError
+    when Ray gives a task up.
+    """
+    rest = iter(items)
+    first = next(rest, rest)
+    if first is rest:
+        return
+    import ray
+
+    task = ray.remote(num_cpus=TASK_CPUS, max_retries=3)(_called)
+    shared = ray.put(function)
+    running: deque[Any] = deque([task.remote(shared, first)])
+    while running:
+        while len(running) < _at_once() and (item := next(rest, rest)) is not rest:
+            running.append(task.remote(shared, item))
+        yield _result(running.popleft())
+
+
 def has_other_nodes() -> bool:
     """Whether work may land on machines that do not share this one's disk."""
     import ray
 
     return len(ray.nodes()) > 1 or named_cluster() is not None  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def unobtrusively() -> Iterator[None]:
+    """Joining Ray without its side effects: it remarks on file descriptor 2, and takes SIGTERM for itself."""
+    sys.stderr.flush()
+    handler = signal.getsignal(signal.SIGTERM)
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
+
+
+def leaving_nodes() -> dict[str, float]:
+    """The nodes that will be taken away (spot notice, scale-down), each with the seconds it has left; inf where nobody knows."""
+    from ray._private.state import state  # what Ray Train and Ray Data poll for the same; there is no public way
+    from ray.exceptions import RayError
+
+    try:
+        notices: dict[str, int] = state.get_draining_nodes()
+    except (RayError, RuntimeError):  # a head that does not answer ends the run elsewhere, in better words
+        return {}
+    return {node: deadline_ms / 1000 - time.time() if deadline_ms else math.inf for node, deadline_ms in notices.items()}
+
+
+def own_node() -> str:
+    """The node that this process runs on."""
+    import ray
+
+    node: str = ray.get_runtime_context().get_node_id()
+    return node
 
 
 def _require_head(address: str) -> None:
@@ -150,70 +244,6 @@ def _not_joined(address: str, why: str, hint: str) -> ClusterError:
     )
 
 
-@contextmanager
-def unobtrusively() -> Iterator[None]:
-    """Joining Ray without its side effects: it remarks on file descriptor 2, and takes SIGTERM for itself."""
-    sys.stderr.flush()
-    handler = signal.getsignal(signal.SIGTERM)
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)
-
-
-def resources(config: ClusterConfig) -> tuple[float, float, float]:
-    """CPUs, GPUs and bytes of memory to plan for: what the config states (an autoscaler may add it), else what the cluster has now.
-
-    Nodes that are yet to come are taken to have as much memory per core as those that are there.
-
-    What is stated is asked of the autoscaler at once, so that all nodes start together rather than one after another.
-    """
-    there = _there(config.labels)
-    cpus = float(config.cpus or there["CPU"])
-    gpus = float(there["GPU"] if config.gpus is None else config.gpus)
-    if cpus > there["CPU"] or gpus > there["GPU"]:
-        from ray.autoscaler.sdk import request_resources
-
-        request_resources(num_cpus=int(cpus), bundles=[{"GPU": 1}] * int(gpus))
-    return cpus, gpus, (there["memory"] or math.inf) * max(cpus / max(there["CPU"], 1), 1)
-
-
-def working_nodes(labels: Mapping[str, str]) -> tuple[int, int]:
-    """How many of the living nodes with these labels have cores, and bytes of memory of the smallest of them."""
-    import ray
-
-    nodes = [node for node in _living(labels) if node["Resources"].get("CPU")]
-    own = ray.get_runtime_context().get_node_id()
-    found = (node_memory() if node["NodeID"] == own else int(node["Resources"].get("memory", 0) / RAY_SHARE) for node in nodes)
-    return max(len(nodes), 1), min(found, default=node_memory())
-
-
-def leaving_nodes() -> dict[str, float]:
-    """The nodes that will be taken away (spot notice, scale-down), each with the seconds it has left; inf where nobody knows."""
-    from ray._private.state import state  # what Ray Train and Ray Data poll for the same; there is no public way
-    from ray.exceptions import RayError
-
-    try:
-        notices: dict[str, int] = state.get_draining_nodes()
-    except (RayError, RuntimeError):  # a head that does not answer ends the run elsewhere, in better words
-        return {}
-    return {node: deadline_ms / 1000 - time.time() if deadline_ms else math.inf for node, deadline_ms in notices.items()}
-
-
-def own_node() -> str:
-    """The node that this process runs on."""
-    import ray
-
-    node: str = ray.get_runtime_context().get_node_id()
-    return node
-
-
 def _there(labels: Mapping[str, str]) -> Mapping[str, float]:
     """The resources of the living nodes that have these labels."""
     total: defaultdict[str, float] = defaultdict(float)
@@ -239,37 +269,6 @@ def _has(value: str | None, wanted: str) -> bool:
     listed = wanted.removeprefix("!")
     found = value in [one.strip() for one in listed[3:-1].split(",")] if listed.startswith("in(") else value == listed
     return found != wanted.startswith("!")
-
-
-T = TypeVar("T")
-R = TypeVar("R")
-
-# Small, so that tasks find room beside scoring processes however small the machine is.
-TASK_CPUS = 0.5
-MOST_AT_ONCE = 256
-
-
-def on_ray(function: Callable[[T], R], items: Iterable[T], /) -> Iterator[R]:
-    """The results in the order of the items; as many tasks at once as the cluster has room for, and results wait for their turn.
-
-    A task that dies with its machine runs again, so `function` must bear that. When results are no longer asked for, the tasks that run
-    end by themselves: `ray.cancel` of a task that is just ending aborts the driver (Ray 2.60, "Tried to complete task that was not
-    pending"). Raises the TouchstoneError that a task raised, any other exception as a TouchstoneError with its traceback, ClusterError
-    when Ray gives a task up.
-    """
-    rest = iter(items)
-    first = next(rest, rest)
-    if first is rest:
-        return
-    import ray
-
-    task = ray.remote(num_cpus=TASK_CPUS, max_retries=3)(_called)
-    shared = ray.put(function)
-    running: deque[Any] = deque([task.remote(shared, first)])
-    while running:
-        while len(running) < _at_once() and (item := next(rest, rest)) is not rest:
-            running.append(task.remote(shared, item))
-        yield _result(running.popleft())
 
 
 def _called(function: Callable[[Any], Any], item: Any) -> tuple[Any, bytes | None]:

@@ -21,34 +21,6 @@ LIMIT_GRACE_S = 60.0
 NOTE_EVERY_S = 1.0  # a worker with blocks of milliseconds reads the note no more often
 
 
-def note_path(session: int) -> str:
-    """Where the note of a session lies in its run."""
-    return f"stop.{session:05d}.json"
-
-
-class StopNote:
-    """What a worker reads in the run before each block; a block that it is not to begin is handed back, unworked."""
-
-    def __init__(self, store: Store, session: int, node: str, clock: Callable[[], float] = time.monotonic) -> None:
-        self._store, self._path, self._node, self._clock = store, note_path(session), node, clock
-        self._read_at: float | None = None
-        self._closed = False
-
-    def closes_intake(self) -> bool:
-        """Whether this worker is to begin no further block. Raises StorageError."""
-        now = self._clock()
-        if self._read_at is None or now - self._read_at >= NOTE_EVERY_S:
-            self._read_at, self._closed = now, self._look()
-        return self._closed
-
-    def _look(self) -> bool:
-        try:
-            note = json.loads(self._store.read(self._path))
-        except FileNotFoundError:
-            return False
-        return bool(note["everywhere"]) or self._node in note["nodes"]
-
-
 class Stopper:
     """The driver's side: gathers reasons, tells the workers, says when the time for what is under way is over.
 
@@ -122,6 +94,29 @@ class Stopper:
         self.ask(signal.Signals(signum).name, SIGNAL_GRACE_S)
 
 
+class StopNote:
+    """What a worker reads in the run before each block; a block that it is not to begin is handed back, unworked."""
+
+    def __init__(self, store: Store, session: int, node: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._store, self._path, self._node, self._clock = store, note_path(session), node, clock
+        self._read_at: float | None = None
+        self._closed = False
+
+    def closes_intake(self) -> bool:
+        """Whether this worker is to begin no further block. Raises StorageError."""
+        now = self._clock()
+        if self._read_at is None or now - self._read_at >= NOTE_EVERY_S:
+            self._read_at, self._closed = now, self._look()
+        return self._closed
+
+    def _look(self) -> bool:
+        try:
+            note = json.loads(self._store.read(self._path))
+        except FileNotFoundError:
+            return False
+        return bool(note["everywhere"]) or self._node in note["nodes"]
+
+
 class Watch:
     """`with Watch(…) as watch:` in the main thread, which alone can be interrupted.
 
@@ -170,3 +165,8 @@ class Watch:
                 f"no block ended in {self._stall_timeout_s:.0f} s; stopped, what is committed is kept",
                 hint="are there nodes for the plan shown above? --set cluster.stall_timeout_s=… waits longer",
             )
+
+
+def note_path(session: int) -> str:
+    """Where the note of a session lies in its run."""
+    return f"stop.{session:05d}.json"

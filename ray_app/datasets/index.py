@@ -61,9 +61,27 @@ _LISTED = BlockPlan(batch_slots=1, max_block_members=4096, blocks_per_doubling=1
 _INDEXED = BlockPlan(batch_slots=1, max_block_members=16_384, blocks_per_doubling=1)
 _DIGESTED = ("label", "generator", "mask_uri", "prompt", "split", "group")
 
+__all__ = ["IndexInfo", "build_index", "index_source", "read_index", "read_info", "write_index"]
+
+SIMULATED = "simulated::"
+
 
 def silent(doing: str, members: int) -> None:
     """Says nothing; a lambda could not travel to the tasks that list."""
+
+
+def index_source(source: DatasetSource, store: Store, *, each: Each = in_turn, progress: Progress = silent) -> pa.Table:
+    """The labelled rows of a source, as `read_index` gives them, of its `split` and `generators` alone.
+
+    `source.at` is an index directory (or several), or is indexed into `store`, whose index of the same source is used again. Raises
+    ConfigError as `write_index`, and for a split or generator that is not there; IdentityError where `store` has another source's index.
+    """
+    if indexes := _indexes(source):
+        rows = pa.concat_tables(read_index(place) for place in indexes)
+    else:
+        build_index(source, store, each=each, progress=progress)
+        rows = read_index(store.url)
+    return _chosen(rows, source)
 
 
 @dataclass(frozen=True)
@@ -94,6 +112,37 @@ class IndexInfo:
         """Whether all published numbers that could be compared are met; None where there was none."""
         compared = [one["agrees"] for one in self.published if one["agrees"] is not None]
         return all(compared) if compared else None
+
+
+def build_index(source: DatasetSource, store: Store, *, each: Each = in_turn, progress: Progress = silent) -> IndexInfo:
+    """Index a source into `store`, or say what the index there holds if it is of the same source. Raises as `index_source`."""
+    identity = _identity(source)
+    if (info := read_info(store)) is not None:
+        if info.source != identity:
+            raise IdentityError(f"{store.url} is the index of another source: {_difference(info.source, identity)}", hint="another --out")
+        return info
+    archive, layout = _simulated(source, store, progress) if source.at == (SIMULATED,) else _archive(source, store)
+    try:
+        return write_index(store, archive, layout, hashes=source.hashes, limit=source.limit, source=identity, each=each, progress=progress)
+    except ConfigError:
+        for folder in UNFINISHED:
+            store.clear(folder)
+        raise
+
+
+def check_source(source: DatasetSource, store: Store) -> None:
+    """Whether a source can be indexed into `store`, as far as its beginning tells: nothing is written. Raises as `index_source`."""
+    if source.at == (SIMULATED,):
+        _check_simulated(source, store)
+    elif not _indexes(source):
+        archive, _ = _archive(source, store)
+        archive.check()
+
+
+def guard_of_source(source: DatasetSource, store: Store) -> Guard:
+    """Which web servers are asked for the images of a source that `index_source` indexed."""
+    stores = [Store.open(place) for place in _indexes(source)] or [store]
+    return reduce(Guard.joined, map(guard_of, stores), Guard(allow_private=source.allow_private))
 
 
 def write_index(
@@ -144,6 +193,14 @@ def write_index(
     return info
 
 
+def read_index(place: str) -> pa.Table:
+    """All rows of an index in order: the columns of a manifest, `input` being INPUT. Raises ConfigError where there is no index."""
+    store = Store.open(place)
+    if not is_index(store) or read_info(store) is None:
+        raise ConfigError(f"{store.url}: no index", hint="make one: touchstone index SOURCE --layout NAME --out DIR")
+    return pa.concat_tables(read_block(store, ref) for ref in iter_blocks(store, 0))
+
+
 def read_info(store: Store) -> IndexInfo | None:
     """What the index of a store holds; None where there is none, or an unfinished one. Raises ConfigError for one of another version."""
     try:
@@ -162,14 +219,6 @@ def read_info(store: Store) -> IndexInfo | None:
 def is_index(store: Store) -> bool:
     """Whether there is a whole index, and not just something called index.json."""
     return store.exists("index.json") and read_complete(store, 0) is not None
-
-
-def read_index(place: str) -> pa.Table:
-    """All rows of an index in order: the columns of a manifest, `input` being INPUT. Raises ConfigError where there is no index."""
-    store = Store.open(place)
-    if not is_index(store) or read_info(store) is None:
-        raise ConfigError(f"{store.url}: no index", hint="make one: touchstone index SOURCE --layout NAME --out DIR")
-    return pa.concat_tables(read_block(store, ref) for ref in iter_blocks(store, 0))
 
 
 def write_divided(store: Store, given: Store, splits: pa.Array, source: Mapping[str, Any]) -> IndexInfo:
@@ -257,56 +306,6 @@ def _nothing(layout: DatasetLayout, tally: _Tally) -> ConfigError:
     reasons = "; ".join(f"{one['files']} × {one['why']}, for example {one['example']}" for one in tally.left_out.told())
     hint = f"the layout expects, for example, {layout.example}" if layout.example else "another --layout?"
     return ConfigError(f"no labelled image: {reasons}", hint=hint)
-
-
-__all__ = ["IndexInfo", "build_index", "index_source", "read_index", "read_info", "write_index"]
-
-SIMULATED = "simulated::"
-
-
-def index_source(source: DatasetSource, store: Store, *, each: Each = in_turn, progress: Progress = silent) -> pa.Table:
-    """The labelled rows of a source, as `read_index` gives them, of its `split` and `generators` alone.
-
-    `source.at` is an index directory (or several), or is indexed into `store`, whose index of the same source is used again. Raises
-    ConfigError as `write_index`, and for a split or generator that is not there; IdentityError where `store` has another source's index.
-    """
-    if indexes := _indexes(source):
-        rows = pa.concat_tables(read_index(place) for place in indexes)
-    else:
-        build_index(source, store, each=each, progress=progress)
-        rows = read_index(store.url)
-    return _chosen(rows, source)
-
-
-def guard_of_source(source: DatasetSource, store: Store) -> Guard:
-    """Which web servers are asked for the images of a source that `index_source` indexed."""
-    stores = [Store.open(place) for place in _indexes(source)] or [store]
-    return reduce(Guard.joined, map(guard_of, stores), Guard(allow_private=source.allow_private))
-
-
-def check_source(source: DatasetSource, store: Store) -> None:
-    """Whether a source can be indexed into `store`, as far as its beginning tells: nothing is written. Raises as `index_source`."""
-    if source.at == (SIMULATED,):
-        _check_simulated(source, store)
-    elif not _indexes(source):
-        archive, _ = _archive(source, store)
-        archive.check()
-
-
-def build_index(source: DatasetSource, store: Store, *, each: Each = in_turn, progress: Progress = silent) -> IndexInfo:
-    """Index a source into `store`, or say what the index there holds if it is of the same source. Raises as `index_source`."""
-    identity = _identity(source)
-    if (info := read_info(store)) is not None:
-        if info.source != identity:
-            raise IdentityError(f"{store.url} is the index of another source: {_difference(info.source, identity)}", hint="another --out")
-        return info
-    archive, layout = _simulated(source, store, progress) if source.at == (SIMULATED,) else _archive(source, store)
-    try:
-        return write_index(store, archive, layout, hashes=source.hashes, limit=source.limit, source=identity, each=each, progress=progress)
-    except ConfigError:
-        for folder in UNFINISHED:
-            store.clear(folder)
-        raise
 
 
 def _archive(source: DatasetSource, store: Store) -> tuple[Archive, DatasetLayout]:

@@ -25,51 +25,9 @@ from ray_app.images import ImageLimits, decode_image
 from ray_app.images.facts import perceptual_hash, require_perceptual_hash
 from ray_app.storage import Fetcher, Store
 
-
-def with_prompts(open_source: Callable[[DatasetSource], pa.Table]) -> Callable[[DatasetSource], pa.Table]:
-    """Opens the same tables without the rows that have no prompt; the others have it cleaned, and its group where they had none."""
-    return lambda source: prompted(open_source(source))
-
-
-def prompted(rows: pa.Table) -> pa.Table:
-    """The rows with a prompt, the prompt cleaned (`profiling.cleaning`); a row without a group is of its prompt's."""
-    prompts = [cleaned(prompt) for prompt in texts(rows, "prompt").to_pylist()]
-    groups = [group or prompt_group(prompt) for group, prompt in zip(texts(rows, "group").to_pylist(), prompts, strict=True)]
-    labels = rows["input"].combine_chunks()
-    columns = {name: labels.field(name) for name in labels.type.names} | {
-        "prompt": pa.array(prompts, INPUT.field("prompt").type),
-        "group": pa.array(groups, INPUT.field("group").type),
-    }
-    place = rows.schema.names.index("input")
-    told = pa.StructArray.from_arrays(list(columns.values()), list(columns))
-    return rows.set_column(place, "input", told).filter(pa.array([prompt is not None for prompt in prompts]))
-
-
-def apart(splits: Splits) -> Splits:
-    """The same splits; an image whose prompt training has, letter case and spaces aside, is in no other split.
-
-    `findings["prompts_in_training"]` counts what was left out. Raises ConfigError where a split then has no image.
-    """
-    known = {prompt_group(prompt) for prompt in texts(splits.train, "prompt").to_pylist()}
-    kept, left_out = {}, {}
-    for name, table in (("validation", splits.validation), ("test", splits.test)):
-        if table is None:
-            continue
-        new = [prompt_group(prompt) not in known for prompt in texts(table, "prompt").to_pylist()]
-        kept[name], left_out[name] = table.filter(pa.array(new)), len(new) - sum(new)
-        if not any(new):
-            raise ConfigError(
-                f"data.{name}: every prompt of its {len(new):,} images is in training too", hint="data.validation: {groups: 0.1}"
-            )
-    findings = {
-        **splits.findings,
-        "splits": {**splits.findings["splits"], **{name: counted(table) for name, table in kept.items()}},
-        "prompts_in_training": left_out,
-    }
-    return replace(splits, validation=kept["validation"], test=kept.get("test"), findings=findings)
-
-
 Hash = Literal["sha256", "phash"]
+
+EVERY_S = 10.0
 
 
 @dataclass
@@ -176,14 +134,47 @@ def check_hashes(hashes: Sequence[Hash]) -> None:
         require_perceptual_hash()
 
 
-def _why(item: ListedMember) -> str:
-    if item.refused is not None:
-        return f"{item.refused.status}: {item.refused.detail}"
-    name = place_of(item).rpartition("/")[2]
-    return f"no labelled image ({'.' + name.rpartition('.')[2].lower() if '.' in name else 'no ending'})"
+def with_prompts(open_source: Callable[[DatasetSource], pa.Table]) -> Callable[[DatasetSource], pa.Table]:
+    """Opens the same tables without the rows that have no prompt; the others have it cleaned, and its group where they had none."""
+    return lambda source: prompted(open_source(source))
 
 
-EVERY_S = 10.0
+def prompted(rows: pa.Table) -> pa.Table:
+    """The rows with a prompt, the prompt cleaned (`profiling.cleaning`); a row without a group is of its prompt's."""
+    prompts = [cleaned(prompt) for prompt in texts(rows, "prompt").to_pylist()]
+    groups = [group or prompt_group(prompt) for group, prompt in zip(texts(rows, "group").to_pylist(), prompts, strict=True)]
+    labels = rows["input"].combine_chunks()
+    columns = {name: labels.field(name) for name in labels.type.names} | {
+        "prompt": pa.array(prompts, INPUT.field("prompt").type),
+        "group": pa.array(groups, INPUT.field("group").type),
+    }
+    place = rows.schema.names.index("input")
+    told = pa.StructArray.from_arrays(list(columns.values()), list(columns))
+    return rows.set_column(place, "input", told).filter(pa.array([prompt is not None for prompt in prompts]))
+
+
+def apart(splits: Splits) -> Splits:
+    """The same splits; an image whose prompt training has, letter case and spaces aside, is in no other split.
+
+    `findings["prompts_in_training"]` counts what was left out. Raises ConfigError where a split then has no image.
+    """
+    known = {prompt_group(prompt) for prompt in texts(splits.train, "prompt").to_pylist()}
+    kept, left_out = {}, {}
+    for name, table in (("validation", splits.validation), ("test", splits.test)):
+        if table is None:
+            continue
+        new = [prompt_group(prompt) not in known for prompt in texts(table, "prompt").to_pylist()]
+        kept[name], left_out[name] = table.filter(pa.array(new)), len(new) - sum(new)
+        if not any(new):
+            raise ConfigError(
+                f"data.{name}: every prompt of its {len(new):,} images is in training too", hint="data.validation: {groups: 0.1}"
+            )
+    findings = {
+        **splits.findings,
+        "splits": {**splits.findings["splits"], **{name: counted(table) for name, table in kept.items()}},
+        "prompts_in_training": left_out,
+    }
+    return replace(splits, validation=kept["validation"], test=kept.get("test"), findings=findings)
 
 
 class ProgressLog:
@@ -201,3 +192,10 @@ class ProgressLog:
     def count(self, members: int) -> None:
         """So many members were found so far."""
         self("so far", members)
+
+
+def _why(item: ListedMember) -> str:
+    if item.refused is not None:
+        return f"{item.refused.status}: {item.refused.detail}"
+    name = place_of(item).rpartition("/")[2]
+    return f"no labelled image ({'.' + name.rpartition('.')[2].lower() if '.' in name else 'no ending'})"

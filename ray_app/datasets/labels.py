@@ -21,6 +21,8 @@ INPUT: pa.StructType = pa.struct(
 
 _NAMES: dict[Any, Label] = {"real": "real", "0": "real", "false": "real", "fake": "fake", "1": "fake", "true": "fake"}
 
+Codes = npt.NDArray[np.int32]
+
 
 @dataclass(frozen=True, slots=True)
 class Labels:
@@ -69,9 +71,6 @@ def prompt_group(prompt: str | None) -> str | None:
 def plain_prompt(prompt: str | None) -> str:
     """A prompt in one letter case, with one space between words; "" where there is none."""
     return " ".join(unicodedata.normalize("NFKC", prompt or "").casefold().split())
-
-
-Codes = npt.NDArray[np.int32]
 
 
 def texts(rows: pa.Table, field: str) -> pa.ChunkedArray:

@@ -32,11 +32,6 @@ def may_lead(source: str, place: str) -> bool:
     return not _is_chain(place) and (scheme == own or (scheme in SCHEMES and scheme != "file"))
 
 
-def _is_chain(place: str) -> bool:
-    named, _, _ = place.partition("://")
-    return not place.startswith("/") and "::" in (named if named.lower() in UNCHAINED else place)
-
-
 class MaskReader:
     """Reads masks. One per process: the table that one mask lay in is kept open for the next."""
 
@@ -77,6 +72,17 @@ class MaskReader:
         return self._fetcher.fetch(uri, "", self._limits.max_bytes)
 
 
+def to_mask(pixels: Image.Image) -> Image.Image:
+    """An RGB image as a mask of mode L: 255 where the mean of the channels is above 127.5 (specs/localization.md §1.7)."""
+    bright = np.asarray(pixels).sum(axis=2, dtype=np.uint16) > 382  # three times 127.5, in whole numbers
+    return Image.fromarray(bright.astype(np.uint8) * np.uint8(255))
+
+
+def _is_chain(place: str) -> bool:
+    named, _, _ = place.partition("://")
+    return not place.startswith("/") and "::" in (named if named.lower() in UNCHAINED else place)
+
+
 def _beside(member: ManifestMember, uri: str) -> MemberLocation | None:
     """Where the mask lies if it is a cell of the image's own row: there it is read as images are, without opening the table anew."""
     if member.place is None or member.place.kind != "parquet":
@@ -85,9 +91,3 @@ def _beside(member: ManifestMember, uri: str) -> MemberLocation | None:
     if not mark or own != f"{member.uri}#row={member.place.offset}":
         return None
     return MemberLocation("parquet", member.place.offset, -1, member.place.group, column)
-
-
-def to_mask(pixels: Image.Image) -> Image.Image:
-    """An RGB image as a mask of mode L: 255 where the mean of the channels is above 127.5 (specs/localization.md §1.7)."""
-    bright = np.asarray(pixels).sum(axis=2, dtype=np.uint16) > 382  # three times 127.5, in whole numbers
-    return Image.fromarray(bright.astype(np.uint8) * np.uint8(255))

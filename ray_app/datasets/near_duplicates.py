@@ -31,6 +31,23 @@ WORDS: Mapping[Kind, str] = {
 }
 _FLAT = 8  # a hash with fewer ones, or fewer zeros, is of a picture without detail, which looks like any other such
 
+Hashes = NDArray[np.uint64]
+
+_PARTS, _AGREE = 7, 3  # hashes that differ in four bits agree in at least three of seven parts: 27 bits or so, which few others share
+_AT_ONCE = 1 << 22  # pairs that are compared at once
+_MOST = 1 << 23  # pairs that are kept: 128 MiB
+assert _PARTS - NEAR_BITS == _AGREE
+
+Words = npt.NDArray[np.uint64]
+
+_BANDS, _ROWS = 8, 6  # of two prompts that share 0.9 of their shingles, one of eight bands agrees in 998 of 1,000 cases
+_PROMPTS_AT_ONCE = 65_536
+WORD = re.compile(r"\w+")
+_MIX = np.uint64(0x9E3779B97F4A7C15)
+
+Splits = npt.NDArray[np.int64]
+_EXAMPLES = 5
+
 
 @dataclass(frozen=True)
 class Bond:
@@ -81,34 +98,14 @@ def bound(bonds: Sequence[Bond], count: int) -> tuple[Codes, int]:
     return codes.astype(np.int64), len(names)
 
 
-def _of_prompts(rows: pa.Table, share: float) -> Bond:
-    codes, texts = coded(rows, "prompt")
-    places: dict[str, int] = {}
-    values = np.array([places.setdefault(plain, len(places)) if (plain := plain_prompt(text)) else -1 for text in texts], np.int64)
-    pairs = prompts_alike(list(places), share) if share < 1 else _no_pairs()
-    return Bond("prompt", np.append(values, -1)[codes], pairs)
+def leaks_of(bonds: Sequence[Bond], splits: Splits, names: Sequence[str]) -> list[dict[str, Any]]:
+    """For each kind of bond, as plain JSON: `kind`, `what` in words, `known` (images that have such a value), `values` (how many values, or
+    pairs of values, are in two splits), `images` (of them), `between` {"test in train": values} and `rows`, up to five
+    [row, row of the other split].
 
-
-def _of_looks(rows: pa.Table) -> Bond:
-    codes, texts = coded(rows, "phash")
-    hashes = np.array([int(text, 16) for text in texts], np.uint64)
-    ones = np.bitwise_count(hashes)
-    told = np.flatnonzero((ones >= _FLAT) & (ones <= 64 - _FLAT))
-    values = np.full(len(hashes) + 1, -1, np.int64)
-    values[told] = np.arange(len(told))
-    return Bond("looks", values[codes], near_pairs(hashes[told]))
-
-
-def _no_pairs() -> Pairs:
-    return np.empty((0, 2), np.int64)
-
-
-Hashes = NDArray[np.uint64]
-
-_PARTS, _AGREE = 7, 3  # hashes that differ in four bits agree in at least three of seven parts: 27 bits or so, which few others share
-_AT_ONCE = 1 << 22  # pairs that are compared at once
-_MOST = 1 << 23  # pairs that are kept: 128 MiB
-assert _PARTS - NEAR_BITS == _AGREE
+    splits: (N,) place among `names`, -1 = in no split, and so in no leak.
+    """
+    return [_leaks(bond, splits, names) for bond in bonds]
 
 
 def near_pairs(hashes: Hashes, bits: int = NEAR_BITS) -> Pairs:
@@ -139,6 +136,47 @@ def near_pairs(hashes: Hashes, bits: int = NEAR_BITS) -> Pairs:
     return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
 
 
+def prompts_alike(prompts: Sequence[str], share: float = 0.9) -> Pairs:
+    """(P, 2) places of prompts whose shingles, words and neighbouring words, are shared to `share` (Jaccard) or more.
+
+    Not of all such pairs, but enough to connect those that are alike: each with the first and the one before it of every band. MinHash
+    (Broder 1997) in bands (Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, §3.4) proposes pairs, and their words decide.
+    """
+    if len(prompts) < 2:
+        return np.empty((0, 2), np.int64)
+    banded = np.concatenate(
+        [_bands(_shingles(prompts[start : start + _PROMPTS_AT_ONCE])) for start in range(0, len(prompts), _PROMPTS_AT_ONCE)]
+    )
+    proposed = np.unique(np.concatenate([_neighbours(banded[:, band]) for band in range(_BANDS)]), axis=0)
+    kept = [np.empty((0, 2), np.int64)]
+    for start in range(0, len(proposed), _PROMPTS_AT_ONCE):
+        some = proposed[start : start + _PROMPTS_AT_ONCE]
+        kept.append(some[_jaccard(prompts, some) >= share])
+    return np.concatenate(kept)
+
+
+def _of_prompts(rows: pa.Table, share: float) -> Bond:
+    codes, texts = coded(rows, "prompt")
+    places: dict[str, int] = {}
+    values = np.array([places.setdefault(plain, len(places)) if (plain := plain_prompt(text)) else -1 for text in texts], np.int64)
+    pairs = prompts_alike(list(places), share) if share < 1 else _no_pairs()
+    return Bond("prompt", np.append(values, -1)[codes], pairs)
+
+
+def _of_looks(rows: pa.Table) -> Bond:
+    codes, texts = coded(rows, "phash")
+    hashes = np.array([int(text, 16) for text in texts], np.uint64)
+    ones = np.bitwise_count(hashes)
+    told = np.flatnonzero((ones >= _FLAT) & (ones <= 64 - _FLAT))
+    values = np.full(len(hashes) + 1, -1, np.int64)
+    values[told] = np.arange(len(told))
+    return Bond("looks", values[codes], near_pairs(hashes[told]))
+
+
+def _no_pairs() -> Pairs:
+    return np.empty((0, 2), np.int64)
+
+
 def _connecting(pairs: Pairs, count: int) -> Pairs:
     """Of pairs of `count` places those of a spanning forest."""
     from scipy.sparse import coo_array
@@ -162,33 +200,6 @@ def _equal_keys(keys: Hashes) -> Iterator[tuple[Pairs, Pairs]]:
         step = np.arange(len(which)) - (begun[:count] - begun[0])[which] + 1
         yield order[left[:count][which]], order[left[:count][which] + step]
         left, begun = left[count:], begun[count:]
-
-
-Words = npt.NDArray[np.uint64]
-
-_BANDS, _ROWS = 8, 6  # of two prompts that share 0.9 of their shingles, one of eight bands agrees in 998 of 1,000 cases
-_PROMPTS_AT_ONCE = 65_536
-WORD = re.compile(r"\w+")
-_MIX = np.uint64(0x9E3779B97F4A7C15)
-
-
-def prompts_alike(prompts: Sequence[str], share: float = 0.9) -> Pairs:
-    """(P, 2) places of prompts whose shingles, words and neighbouring words, are shared to `share` (Jaccard) or more.
-
-    Not of all such pairs, but enough to connect those that are alike: each with the first and the one before it of every band. MinHash
-    (Broder 1997) in bands (Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, §3.4) proposes pairs, and their words decide.
-    """
-    if len(prompts) < 2:
-        return np.empty((0, 2), np.int64)
-    banded = np.concatenate(
-        [_bands(_shingles(prompts[start : start + _PROMPTS_AT_ONCE])) for start in range(0, len(prompts), _PROMPTS_AT_ONCE)]
-    )
-    proposed = np.unique(np.concatenate([_neighbours(banded[:, band]) for band in range(_BANDS)]), axis=0)
-    kept = [np.empty((0, 2), np.int64)]
-    for start in range(0, len(proposed), _PROMPTS_AT_ONCE):
-        some = proposed[start : start + _PROMPTS_AT_ONCE]
-        kept.append(some[_jaccard(prompts, some) >= share])
-    return np.concatenate(kept)
 
 
 def _shingles(prompts: Sequence[str]) -> Any:
@@ -249,20 +260,6 @@ def _jaccard(prompts: Sequence[str], pairs: Pairs) -> npt.NDArray[np.float64]:
     both = np.asarray(first.multiply(second).sum(axis=1), np.float64).ravel()
     either = np.diff(first.indptr) + np.diff(second.indptr) - both
     return np.asarray(both / np.maximum(either, 1))
-
-
-Splits = npt.NDArray[np.int64]
-_EXAMPLES = 5
-
-
-def leaks_of(bonds: Sequence[Bond], splits: Splits, names: Sequence[str]) -> list[dict[str, Any]]:
-    """For each kind of bond, as plain JSON: `kind`, `what` in words, `known` (images that have such a value), `values` (how many values, or
-    pairs of values, are in two splits), `images` (of them), `between` {"test in train": values} and `rows`, up to five
-    [row, row of the other split].
-
-    splits: (N,) place among `names`, -1 = in no split, and so in no leak.
-    """
-    return [_leaks(bond, splits, names) for bond in bonds]
 
 
 def _leaks(bond: Bond, splits: Splits, names: Sequence[str]) -> dict[str, Any]:

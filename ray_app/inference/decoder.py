@@ -69,8 +69,8 @@ _BLOCK_BYTES = 64 * 2**20  # of a large picture's memory, so that it is given ba
 
 
 # Images are decoded in this process, where it is fastest. A decoder that crashes or hangs ends the process; the crash marker it leaves
-# names the member that the next worker hands to a child process, and after a few crashes all of them go there. A large image waits, once its
-# header is read, until its node has the memory that it will take, and has it until it is prepared.
+# names the member that the next worker hands to a child process, and after a few crashes all of them go there. A large image waits, once
+# its header is read, until its node has the memory that it will take, and has it until it is prepared.
 class CarefulDecoder:
     """One image at a time: in this process, where it is fastest, or in a child where it killed a process of this node before.
 

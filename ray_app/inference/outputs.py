@@ -1,6 +1,6 @@
 """The outputs of detectors and of a describer for some images: one table of columns, keyed by view, detector and kind (`DetectorOutputs`).
 
-A new kind of output needs nothing here: a field of `detectors.prediction.Reading` is kept under its name.
+A new kind of output needs nothing here: a field of `detectors.detector.BatchPrediction` is kept under its name.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence

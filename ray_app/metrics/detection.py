@@ -110,6 +110,24 @@ def detection_of(
     }
 
 
+def detection_figures(scores: ArrayLike, labels: ArrayLike, generators: Sequence[str]) -> dict[str, Any]:
+    """All figures of scores (n,), log-odds of fake, with labels (n,), 1 = fake, and the generator of each, as plain JSON.
+
+    Proportions and AUCs have 95 % intervals [low, high] beside them. `loss` is the mean cross-entropy of the log-odds. `generators`: by
+    name n, label, the AUC against all images of the other class, and the share told right (`tpr` of fakes, `tnr` of reals);
+    `mean_generator_auc` and `worst_generator_auc` are over the fakes' generators. A figure that needs both classes is None with one.
+    Raises ValueError for scores that are not finite, labels other than 0 and 1, lengths that differ, and no scores at all.
+    """
+    numbers, fake = checked(scores, labels)
+    if len(generators) != len(numbers):
+        raise ValueError(f"{len(numbers):,} scores but {len(generators):,} generators")
+    by_generator = _by_generator(numbers, fake, generators)
+    fakes, reals = ScoreHistogram.of(numbers[fake]), ScoreHistogram.of(numbers[~fake])
+    figures: dict[str, Any] = {"n_real": reals.n, "n_fake": fakes.n}
+    figures |= _overall(fakes, reals, by_generator) if fakes.n and reals.n else dict.fromkeys(_NEED_BOTH)
+    return figures | {"loss": log_loss(fakes, reals).value, "generators": by_generator}
+
+
 def auc_figure(fakes: ScoreHistogram, reals: ScoreHistogram) -> MetricEstimate:
     """The AUC with DeLong's interval; not defined with one class."""
     n = fakes.n + reals.n
@@ -128,24 +146,6 @@ def _ranking(fakes: ScoreHistogram, reals: ScoreHistogram) -> dict[str, MetricEs
         "tpr_at_fpr_1": tpr_at_fpr(fakes, reals, 100),
         "tpr_at_fpr_01": tpr_at_fpr(fakes, reals, 1000),
     }
-
-
-def detection_figures(scores: ArrayLike, labels: ArrayLike, generators: Sequence[str]) -> dict[str, Any]:
-    """All figures of scores (n,), log-odds of fake, with labels (n,), 1 = fake, and the generator of each, as plain JSON.
-
-    Proportions and AUCs have 95 % intervals [low, high] beside them. `loss` is the mean cross-entropy of the log-odds. `generators`: by
-    name n, label, the AUC against all images of the other class, and the share told right (`tpr` of fakes, `tnr` of reals);
-    `mean_generator_auc` and `worst_generator_auc` are over the fakes' generators. A figure that needs both classes is None with one.
-    Raises ValueError for scores that are not finite, labels other than 0 and 1, lengths that differ, and no scores at all.
-    """
-    numbers, fake = checked(scores, labels)
-    if len(generators) != len(numbers):
-        raise ValueError(f"{len(numbers):,} scores but {len(generators):,} generators")
-    by_generator = _by_generator(numbers, fake, generators)
-    fakes, reals = ScoreHistogram.of(numbers[fake]), ScoreHistogram.of(numbers[~fake])
-    figures: dict[str, Any] = {"n_real": reals.n, "n_fake": fakes.n}
-    figures |= _overall(fakes, reals, by_generator) if fakes.n and reals.n else dict.fromkeys(_NEED_BOTH)
-    return figures | {"loss": log_loss(fakes, reals).value, "generators": by_generator}
 
 
 def _overall(fakes: ScoreHistogram, reals: ScoreHistogram, by_generator: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -14,6 +14,13 @@ from ray_app.metrics.arrays import Counts, Floats, ScoreHistogram
 BINS = 10
 _PIECE = 2**18  # scores that are looked at together
 
+NOTICED_PSI = 0.1  # under it a population counts as stable (Siddiqi 2006, Credit Risk Scorecards)
+LIMIT_PSI = 0.25  # from it as another one (there too)
+NOTICED_P = 0.001  # so that small archives, whose index is large by chance alone, are not suspected; after Holm over the properties
+
+_SPARSE = 5.0  # images that a bin of the test has at least
+_CLOSE = 1e-9
+
 
 @dataclass(frozen=True, slots=True)
 class Drift:
@@ -37,6 +44,83 @@ def drift_of(first: ScoreHistogram, second: ScoreHistogram) -> Drift | None:
     ks, ks_p, at = kolmogorov_smirnov(first, second)
     psi, psi_p = stability_index(first, second)
     return Drift(ks, ks_p, at, psi, psi_p)
+
+
+@dataclass(frozen=True)
+class Shift:
+    """How one property of an archive differs from the best mixture of a population's reals and fakes.
+
+    `psi`: population stability index over the bins; `ks`: the largest distance of the cumulated shares at a bin's end, of words half the
+    sum of all differences; `p`: of no difference, by χ²; `share`: of fakes in that mixture; `n`: images of the archive;
+    `tells`: whether so few images could show a difference at the limit at all.
+    """
+
+    psi: float
+    ks: float
+    p: float
+    share: float
+    n: int
+    tells: bool
+
+    def noticed(self, p: float | None = None) -> bool:
+        """Whether it is a difference, and no chance; `p` corrected for how many were looked at."""
+        return self.psi > NOTICED_PSI and (self.p if p is None else p) < NOTICED_P
+
+    def beyond(self, p: float | None = None) -> bool:
+        """Whether it is so large that nothing known of the population holds for the archive."""
+        return self.psi > LIMIT_PSI and self.noticed(p)
+
+
+def shift_of(archive: ArrayLike, real: ArrayLike, fake: ArrayLike, *, most_fakes: float = 1.0, ordered: bool = True) -> Shift:
+    """Compare counts (k,) of an archive with those of a population's reals and fakes over the same bins.
+
+    More fakes than the population had are no shift: both are compared at the share of fakes at which they fit best.
+    `most_fakes`: no larger share of fakes explains the archive; `ordered`: whether bins follow each other (numbers) or not (words).
+    Raises ValueError where the archive or the reals have no image.
+    """
+    counts = np.stack([np.asarray(one, np.float64) for one in (archive, real, fake)])
+    n, n_real, _ = counts.sum(axis=1)
+    if not n or not n_real:
+        raise ValueError(f"a shift needs images on both sides; there are {n:,.0f} and {n_real:,.0f}")
+    share, expected = _mixed(counts, most_fakes)
+    found = _halved(counts[0])
+    apart = counts[0] / n - _mixture(share, *(_shares(one) for one in counts[1:]))
+    x2, freedom = _distance(counts, most_fakes)
+    return Shift(
+        psi=float(((found - expected) * np.log(found / expected)).sum()),
+        ks=float(np.abs(np.cumsum(apart)).max() if ordered else np.abs(apart).sum() / 2),
+        p=_survival(x2, freedom),
+        share=share,
+        n=int(n),
+        tells=_survival(LIMIT_PSI * n * n_real / (n + n_real), len(counts[0]) - 1) < NOTICED_P,
+    )
+
+
+def most_fakes(archive: ArrayLike, real: ArrayLike, fake: ArrayLike) -> float:
+    """The largest share of fakes that an archive's scores allow: that whose likelihood ratio to the best one has a p of `NOTICED_P`.
+
+    Archive and population count as one sample of nm / (n + m) images, for the shares in each bin are known no better.
+    """
+    from scipy.stats import chi2
+
+    counts = np.stack([np.asarray(one, np.float64) for one in (archive, real, fake)])
+    n, m = counts[0].sum(), counts[1:].sum()
+    if not n or not counts[2].sum():
+        return 1.0
+    reals, fakes = _halved(counts[1]), _halved(counts[2])
+    best = _best_share(counts[0], reals, fakes, 1.0)
+    allowed = chi2.isf(2 * NOTICED_P, 1) / 2 * n * (n + m) / (n * m)
+
+    def worse(share: float) -> float:
+        return float((counts[0] * np.log(_mixture(best, reals, fakes) / _mixture(share, reals, fakes))).sum())
+
+    low, high = best, 1.0
+    if worse(high) <= allowed:
+        return 1.0
+    while high - low > 1e-6:
+        middle = (low + high) / 2
+        low, high = (middle, high) if worse(middle) <= allowed else (low, middle)
+    return high
 
 
 def kolmogorov_smirnov(first: ScoreHistogram, second: ScoreHistogram) -> tuple[float, float, float]:
@@ -115,91 +199,6 @@ def _first_reached(first: ScoreHistogram, second: ScoreHistogram, images: int) -
             low, high = (low, middle) if reached else (middle + 1, high)
         found += [float(one.values[low])] if low < len(one.values) else []
     return min(found)
-
-
-NOTICED_PSI = 0.1  # under it a population counts as stable (Siddiqi 2006, Credit Risk Scorecards)
-LIMIT_PSI = 0.25  # from it as another one (there too)
-NOTICED_P = 0.001  # so that small archives, whose index is large by chance alone, are not suspected; after Holm over the properties
-
-_SPARSE = 5.0  # images that a bin of the test has at least
-_CLOSE = 1e-9
-
-
-@dataclass(frozen=True)
-class Shift:
-    """How one property of an archive differs from the best mixture of a population's reals and fakes.
-
-    `psi`: population stability index over the bins; `ks`: the largest distance of the cumulated shares at a bin's end, of words half the
-    sum of all differences; `p`: of no difference, by χ²; `share`: of fakes in that mixture; `n`: images of the archive;
-    `tells`: whether so few images could show a difference at the limit at all.
-    """
-
-    psi: float
-    ks: float
-    p: float
-    share: float
-    n: int
-    tells: bool
-
-    def noticed(self, p: float | None = None) -> bool:
-        """Whether it is a difference, and no chance; `p` corrected for how many were looked at."""
-        return self.psi > NOTICED_PSI and (self.p if p is None else p) < NOTICED_P
-
-    def beyond(self, p: float | None = None) -> bool:
-        """Whether it is so large that nothing known of the population holds for the archive."""
-        return self.psi > LIMIT_PSI and self.noticed(p)
-
-
-def shift_of(archive: ArrayLike, real: ArrayLike, fake: ArrayLike, *, most_fakes: float = 1.0, ordered: bool = True) -> Shift:
-    """Compare counts (k,) of an archive with those of a population's reals and fakes over the same bins.
-
-    More fakes than the population had are no shift: both are compared at the share of fakes at which they fit best.
-    `most_fakes`: no larger share of fakes explains the archive; `ordered`: whether bins follow each other (numbers) or not (words).
-    Raises ValueError where the archive or the reals have no image.
-    """
-    counts = np.stack([np.asarray(one, np.float64) for one in (archive, real, fake)])
-    n, n_real, _ = counts.sum(axis=1)
-    if not n or not n_real:
-        raise ValueError(f"a shift needs images on both sides; there are {n:,.0f} and {n_real:,.0f}")
-    share, expected = _mixed(counts, most_fakes)
-    found = _halved(counts[0])
-    apart = counts[0] / n - _mixture(share, *(_shares(one) for one in counts[1:]))
-    x2, freedom = _distance(counts, most_fakes)
-    return Shift(
-        psi=float(((found - expected) * np.log(found / expected)).sum()),
-        ks=float(np.abs(np.cumsum(apart)).max() if ordered else np.abs(apart).sum() / 2),
-        p=_survival(x2, freedom),
-        share=share,
-        n=int(n),
-        tells=_survival(LIMIT_PSI * n * n_real / (n + n_real), len(counts[0]) - 1) < NOTICED_P,
-    )
-
-
-def most_fakes(archive: ArrayLike, real: ArrayLike, fake: ArrayLike) -> float:
-    """The largest share of fakes that an archive's scores allow: that whose likelihood ratio to the best one has a p of `NOTICED_P`.
-
-    Archive and population count as one sample of nm / (n + m) images, for the shares in each bin are known no better.
-    """
-    from scipy.stats import chi2
-
-    counts = np.stack([np.asarray(one, np.float64) for one in (archive, real, fake)])
-    n, m = counts[0].sum(), counts[1:].sum()
-    if not n or not counts[2].sum():
-        return 1.0
-    reals, fakes = _halved(counts[1]), _halved(counts[2])
-    best = _best_share(counts[0], reals, fakes, 1.0)
-    allowed = chi2.isf(2 * NOTICED_P, 1) / 2 * n * (n + m) / (n * m)
-
-    def worse(share: float) -> float:
-        return float((counts[0] * np.log(_mixture(best, reals, fakes) / _mixture(share, reals, fakes))).sum())
-
-    low, high = best, 1.0
-    if worse(high) <= allowed:
-        return 1.0
-    while high - low > 1e-6:
-        middle = (low + high) / 2
-        low, high = (middle, high) if worse(middle) <= allowed else (low, middle)
-    return high
 
 
 def _mixed(counts: Floats, most: float) -> tuple[float, Floats]:

@@ -20,6 +20,15 @@ SURE = 0.01
 LEAST = 20  # images of each class of which a column must be known
 _MOST_VALUES = 64
 
+FOLDS = 5
+MOST_SEEN = 20_000  # images that a fold's classifier learns from; more change no figure here
+_STRENGTHS = (0.001, 0.01, 0.1, 1.0)
+
+# The AUC above which metadata alone predict too much: a detector's figures may then show how well it reads formats and sizes.
+CONFOUNDED = 0.6
+_LEAST = 2 * FOLDS  # images of each class: below, a fold holds next to nothing
+_MOST_CATEGORIES = 64
+
 
 @dataclass(frozen=True, slots=True)
 class Difference:
@@ -65,44 +74,6 @@ def class_differences(columns: Mapping[str, NDArray[Any]], fakes: Bools) -> list
     corrected = holm([one.p for one in found])
     found = [replace(one, p_holm=1.0 if p is None else p) for one, p in zip(found, corrected, strict=True)]
     return sorted(found, key=lambda one: -round(one.effect, 2))
-
-
-def _difference(name: str, column: NDArray[Any], fakes: Bools) -> Difference | None:
-    is_text = column.dtype.kind not in "biuf"
-    known = np.array([value is not None for value in column], np.bool_) if is_text else ~np.isnan(column.astype(np.float64))
-    sides = column[known & ~fakes], column[known & fakes]
-    if min(map(len, sides)) < LEAST:
-        return None
-    return _of_words(name, *sides) if is_text else _of_numbers(name, *(side.astype(np.float64) for side in sides))
-
-
-def _of_numbers(name: str, reals: NDArray[Any], fakes: NDArray[Any]) -> Difference:
-    real, fake = ScoreHistogram.of(reals), ScoreHistogram.of(fakes)
-    drift = drift_of(real, fake)
-    assert drift is not None, "both sides have values"
-    upto = [float(np.mean(side <= drift.at)) for side in (reals, fakes)]
-    medians = quantiles_of(real, (0.5,))[0], quantiles_of(fake, (0.5,))[0]
-    return Difference(name, len(reals), len(fakes), drift.ks, drift.ks_p, drift.at, upto[0], upto[1], drift.psi, medians)
-
-
-def _of_words(name: str, reals: NDArray[Any], fakes: NDArray[Any]) -> Difference:
-    from scipy.stats import chi2_contingency
-
-    counts = [Counter(map(str, side)) for side in (reals, fakes)]
-    values = [value for value, _ in (counts[0] + counts[1]).most_common(_MOST_VALUES)]
-    table = np.array([[count[value] for value in values] + [count.total() - sum(count[value] for value in values)] for count in counts])
-    table = table[:, table.sum(axis=0) > 0]
-    shares = table / table.sum(axis=1, keepdims=True)
-    apart = shares[1] - shares[0]
-    most = max(range(len(values)), key=lambda place: (round(abs(apart[place]), 9), apart[place]))  # of two that mirror, the fakes' own
-    p = float(chi2_contingency(table).pvalue) if table.shape[1] > 1 else 1.0
-    effect = float(np.abs(apart).sum() / 2)
-    return Difference(name, len(reals), len(fakes), effect, p, values[most], float(shares[0][most]), float(shares[1][most]))
-
-
-FOLDS = 5
-MOST_SEEN = 20_000  # images that a fold's classifier learns from; more change no figure here
-_STRENGTHS = (0.001, 0.01, 0.1, 1.0)
 
 
 @dataclass(frozen=True)
@@ -164,28 +135,6 @@ def crossed_probabilities(features: Floats, fakes: Bools, groups: NDArray[np.int
     return chances
 
 
-def _fitted(seen: Floats, fakes: Bools, unseen: Floats, strength: float) -> Floats:
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(1):
-        model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=300)).fit(seen, fakes)
-        return np.asarray(model.predict_proba(unseen)[:, 1], np.float64)
-
-
-def _log_loss(chances: Floats, fakes: Bools) -> float:
-    right = np.clip(np.where(fakes, chances, 1 - chances), 1e-12, 1)
-    return float(-np.log(right).mean())
-
-
-# The AUC above which metadata alone predict too much: a detector's figures may then show how well it reads formats and sizes.
-CONFOUNDED = 0.6
-_LEAST = 2 * FOLDS  # images of each class: below, a fold holds next to nothing
-_MOST_CATEGORIES = 64
-
-
 def shortcut_auc(features: Mapping[str, ArrayLike], fakes: ArrayLike, groups: ArrayLike | None = None, *, seed: int = 0) -> MetricEstimate:
     """How well metadata alone tell fakes: the AUC of scores out of fold, of boosted trees of depth 3, with DeLong's interval.
 
@@ -205,6 +154,55 @@ def shortcut_auc(features: Mapping[str, ArrayLike], fakes: ArrayLike, groups: Ar
     scores = _out_of_fold(matrix, [is_text for _, is_text in varying], fake, _heeded(groups, fake), seed)
     found = auc_of(ScoreHistogram.of(scores[fake]), ScoreHistogram.of(scores[~fake]))
     return MetricEstimate(found.value, (found.low, found.high), "delong", len(fake))
+
+
+def _difference(name: str, column: NDArray[Any], fakes: Bools) -> Difference | None:
+    is_text = column.dtype.kind not in "biuf"
+    known = np.array([value is not None for value in column], np.bool_) if is_text else ~np.isnan(column.astype(np.float64))
+    sides = column[known & ~fakes], column[known & fakes]
+    if min(map(len, sides)) < LEAST:
+        return None
+    return _of_words(name, *sides) if is_text else _of_numbers(name, *(side.astype(np.float64) for side in sides))
+
+
+def _of_numbers(name: str, reals: NDArray[Any], fakes: NDArray[Any]) -> Difference:
+    real, fake = ScoreHistogram.of(reals), ScoreHistogram.of(fakes)
+    drift = drift_of(real, fake)
+    assert drift is not None, "both sides have values"
+    upto = [float(np.mean(side <= drift.at)) for side in (reals, fakes)]
+    medians = quantiles_of(real, (0.5,))[0], quantiles_of(fake, (0.5,))[0]
+    return Difference(name, len(reals), len(fakes), drift.ks, drift.ks_p, drift.at, upto[0], upto[1], drift.psi, medians)
+
+
+def _of_words(name: str, reals: NDArray[Any], fakes: NDArray[Any]) -> Difference:
+    from scipy.stats import chi2_contingency
+
+    counts = [Counter(map(str, side)) for side in (reals, fakes)]
+    values = [value for value, _ in (counts[0] + counts[1]).most_common(_MOST_VALUES)]
+    table = np.array([[count[value] for value in values] + [count.total() - sum(count[value] for value in values)] for count in counts])
+    table = table[:, table.sum(axis=0) > 0]
+    shares = table / table.sum(axis=1, keepdims=True)
+    apart = shares[1] - shares[0]
+    most = max(range(len(values)), key=lambda place: (round(abs(apart[place]), 9), apart[place]))  # of two that mirror, the fakes' own
+    p = float(chi2_contingency(table).pvalue) if table.shape[1] > 1 else 1.0
+    effect = float(np.abs(apart).sum() / 2)
+    return Difference(name, len(reals), len(fakes), effect, p, values[most], float(shares[0][most]), float(shares[1][most]))
+
+
+def _fitted(seen: Floats, fakes: Bools, unseen: Floats, strength: float) -> Floats:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1):
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=300)).fit(seen, fakes)
+        return np.asarray(model.predict_proba(unseen)[:, 1], np.float64)
+
+
+def _log_loss(chances: Floats, fakes: Bools) -> float:
+    right = np.clip(np.where(fakes, chances, 1 - chances), 1e-12, 1)
+    return float(-np.log(right).mean())
 
 
 def _out_of_fold(matrix: Floats, is_text: Sequence[bool], fake: Bools, groups: NDArray[np.int64] | None, seed: int) -> Floats:

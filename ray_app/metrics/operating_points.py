@@ -133,24 +133,6 @@ def averages(rates: Mapping[str, tuple[int, int]]) -> dict[str, MetricEstimate]:
     return {"tpr_mean": mean, "tpr_weighted": proportion(sum(hits for hits, _ in there), total, NO_FAKES)}
 
 
-def _precision(tpr: float, fpr: float, prior: float) -> float:
-    return prior * tpr / (prior * tpr + (1 - prior) * fpr)
-
-
-def _surplus_ends(fakes: ScoreHistogram, reals: ScoreHistogram) -> tuple[int, int]:
-    """For the values of each class the first that, as the lowest one to be flagged, gives a lower FPR than FNR."""
-
-    def fewer_alarms(values: ScoreHistogram) -> Callable[[int], bool]:
-        def fewer(index: int) -> bool:
-            threshold = float(values.values[index])
-            return reals.at_or_above(threshold) * fakes.n < (fakes.n - fakes.at_or_above(threshold)) * reals.n
-
-        return fewer
-
-    fakes_end, reals_end = (bisect_left(range(len(one.values)), True, key=fewer_alarms(one)) for one in (fakes, reals))
-    return fakes_end, reals_end
-
-
 def curve_points(fakes: ScoreHistogram, reals: ScoreHistogram, most: int = 256) -> list[tuple[float, float, float]]:
     """The ROC curve's corners (FPR, TPR, threshold) from (0, 0) to (1, 1), no more than `most`; a DET curve is drawn from the same.
 
@@ -192,6 +174,24 @@ def average_precision(fakes: ScoreHistogram, reals: ScoreHistogram) -> float:
     found = fakes.n - fakes.passed[:-1]
     flagged = np.maximum(found + reals.n - reals.below(fakes.values), 1)  # a resampled histogram may end in values of no image
     return float(fakes.counts @ (found / flagged)) / fakes.n
+
+
+def _precision(tpr: float, fpr: float, prior: float) -> float:
+    return prior * tpr / (prior * tpr + (1 - prior) * fpr)
+
+
+def _surplus_ends(fakes: ScoreHistogram, reals: ScoreHistogram) -> tuple[int, int]:
+    """For the values of each class the first that, as the lowest one to be flagged, gives a lower FPR than FNR."""
+
+    def fewer_alarms(values: ScoreHistogram) -> Callable[[int], bool]:
+        def fewer(index: int) -> bool:
+            threshold = float(values.values[index])
+            return reals.at_or_above(threshold) * fakes.n < (fakes.n - fakes.at_or_above(threshold)) * reals.n
+
+        return fewer
+
+    fakes_end, reals_end = (bisect_left(range(len(one.values)), True, key=fewer_alarms(one)) for one in (fakes, reals))
+    return fakes_end, reals_end
 
 
 def _thresholds(fakes: ScoreHistogram, reals: ScoreHistogram, most: int) -> Floats:

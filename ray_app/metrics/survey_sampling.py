@@ -19,6 +19,8 @@ DRAWS = 20_000
 FIGURES = ("prevalence", "precision", "recall")
 _ENDS = (0.025, 0.975)
 
+_NEARLY = 1 - 1e-9  # candidates by floating point are looked at again with whole numbers
+
 
 @dataclass(frozen=True)
 class LabelledStratum:
@@ -81,53 +83,6 @@ def either_way(strata: Sequence[LabelledStratum], *, draws: int = DRAWS, seed: i
         if low and high:
             found[name] = (low[0], high[1])
     return found
-
-
-def drawn_fakes(
-    sizes: Counts, flagged: NDArray[np.bool_], fakes: ArrayLike, labelled: ArrayLike, *, draws: int, rng: np.random.Generator
-) -> Counts:
-    """Numbers of fakes in each stratum as the posterior has them: int64 (draws, …, h).
-
-    `sizes` and `flagged` (h,); of `labelled` (…, h) images each `fakes` (…, h) are fake.
-    """
-    seen, found = np.asarray(labelled, np.int64), np.asarray(fakes, np.int64)
-    # Jeffreys' Beta(½, ½) where one stratum or two are flagged, and so for the others. In longer sums those halves add up: each of seven
-    # strata without a fake would be taken for half an image's worth of them. So from two on one pseudo-image of each class is shared among
-    # the flagged strata, and one among the others, as Berger, Bernardo and Sun (2015, "Overall objective priors") share one among the cells
-    # of a table. Intervals of 95 % then cover 93 to 98 % in the tests; with a half for each stratum they cover the prevalence and recall of
-    # rare fakes in as few as 57 %.
-    prior = np.minimum(0.5, 1 / np.where(flagged, max(flagged.sum(), 1), max((~flagged).sum(), 1)))
-    chances = rng.beta(found + prior, seen - found + prior, size=(draws, *found.shape))
-    drawn: Counts = found + rng.binomial(np.broadcast_to(sizes - seen, found.shape), chances)
-    return drawn
-
-
-def shares(fakes: ArrayLike, sizes: Counts, flagged: NDArray[np.bool_]) -> Mapping[str, Draws]:
-    """FIGURES from numbers of fakes (…, h) in strata of `sizes` (h,): (…) each; what would divide by 0 is 0."""
-    counted = np.asarray(fakes, np.float64)
-    total, hits = counted.sum(-1), counted[..., flagged].sum(-1)
-    recall = np.divide(hits, total, out=np.zeros_like(total), where=total > 0)
-    return {"prevalence": total / max(int(sizes.sum()), 1), "precision": hits / max(int(sizes[flagged].sum()), 1), "recall": recall}
-
-
-def _settled(stratum: LabelledStratum, *, fake: bool) -> LabelledStratum:
-    fakes, reals = (stratum.unsure, 0) if fake else (0, stratum.unsure)
-    return replace(stratum, fakes=stratum.fakes + fakes, reals=stratum.reals + reals, unsure=0)
-
-
-def _missing(name: str, strata: Sequence[LabelledStratum], point: float) -> str | None:
-    """Why a figure is not defined, or None."""
-    asked = [one for one in strata if one.flagged or name != "precision"]
-    if not asked:
-        return "no image is flagged as fake" if name == "precision" else "there are no images"
-    if unseen := [one.name for one in asked if one.size and not one.labelled]:
-        return f"no image of stratum {', '.join(unseen)} is labelled"
-    if name == "recall" and not point and not any(one.fakes for one in strata):
-        return "no labelled image is fake"
-    return None
-
-
-_NEARLY = 1 - 1e-9  # candidates by floating point are looked at again with whole numbers
 
 
 @dataclass(frozen=True)
@@ -205,3 +160,47 @@ def discoveries(references: References, counts: ArrayLike, rate: float) -> Disco
 def fewest_listed(references: References, tested: int, rate: float) -> int:
     """How many of the images tested must score above every real, for a list of any: with too few references no list can be."""
     return int(-(-tested // (Fraction(str(rate)) * (references.n + 1))))
+
+
+def drawn_fakes(
+    sizes: Counts, flagged: NDArray[np.bool_], fakes: ArrayLike, labelled: ArrayLike, *, draws: int, rng: np.random.Generator
+) -> Counts:
+    """Numbers of fakes in each stratum as the posterior has them: int64 (draws, …, h).
+
+    `sizes` and `flagged` (h,); of `labelled` (…, h) images each `fakes` (…, h) are fake.
+    """
+    seen, found = np.asarray(labelled, np.int64), np.asarray(fakes, np.int64)
+    # Jeffreys' Beta(½, ½) where one stratum or two are flagged, and so for the others. In longer sums those halves add up: each of seven
+    # strata without a fake would be taken for half an image's worth of them. So from two on one pseudo-image of each class is shared among
+    # the flagged strata, and one among the others, as Berger, Bernardo and Sun (2015, "Overall objective priors") share one among the cells
+    # of a table. Intervals of 95 % then cover 93 to 98 % in the tests; with a half for each stratum they cover the prevalence and recall of
+    # rare fakes in as few as 57 %.
+    prior = np.minimum(0.5, 1 / np.where(flagged, max(flagged.sum(), 1), max((~flagged).sum(), 1)))
+    chances = rng.beta(found + prior, seen - found + prior, size=(draws, *found.shape))
+    drawn: Counts = found + rng.binomial(np.broadcast_to(sizes - seen, found.shape), chances)
+    return drawn
+
+
+def shares(fakes: ArrayLike, sizes: Counts, flagged: NDArray[np.bool_]) -> Mapping[str, Draws]:
+    """FIGURES from numbers of fakes (…, h) in strata of `sizes` (h,): (…) each; what would divide by 0 is 0."""
+    counted = np.asarray(fakes, np.float64)
+    total, hits = counted.sum(-1), counted[..., flagged].sum(-1)
+    recall = np.divide(hits, total, out=np.zeros_like(total), where=total > 0)
+    return {"prevalence": total / max(int(sizes.sum()), 1), "precision": hits / max(int(sizes[flagged].sum()), 1), "recall": recall}
+
+
+def _settled(stratum: LabelledStratum, *, fake: bool) -> LabelledStratum:
+    fakes, reals = (stratum.unsure, 0) if fake else (0, stratum.unsure)
+    return replace(stratum, fakes=stratum.fakes + fakes, reals=stratum.reals + reals, unsure=0)
+
+
+def _missing(name: str, strata: Sequence[LabelledStratum], point: float) -> str | None:
+    """Why a figure is not defined, or None."""
+    asked = [one for one in strata if one.flagged or name != "precision"]
+    if not asked:
+        return "no image is flagged as fake" if name == "precision" else "there are no images"
+    if unseen := [one.name for one in asked if one.size and not one.labelled]:
+        return f"no image of stratum {', '.join(unseen)} is labelled"
+    if name == "recall" and not point and not any(one.fakes for one in strata):
+        return "no labelled image is fake"
+    return None

@@ -20,39 +20,6 @@ _EXTRA = "needs {}: pip install 'touchstone[evaluate]'"
 _WORD = re.compile(r"[^\W_]+")
 
 
-def words_of(text: str) -> list[str]:
-    """The words of a text in any script, without case and punctuation: what ROUGE-L and token F1 compare."""
-    return _WORD.findall(text.casefold())
-
-
-def token_f1(predicted: Sequence[str], truth: Sequence[str]) -> MetricEstimate:
-    """The mean over images of 2 · shared / all words, each as often as it stands there; two texts without words are alike."""
-    return mean_figure([_shared(one, other) for one, other in zip(predicted, truth, strict=True)], _NOTHING)
-
-
-def tag_jaccard(predicted: Sequence[str], truth: Sequence[str]) -> MetricEstimate:
-    """The mean over images of Jaccard's index of both sets of tags, what stands between commas (specs/localization.md §6.2.5).
-
-    Tags are compared word by word, without case and punctuation; two texts without tags are alike.
-    """
-    return mean_figure([_jaccard(tags_of(one), tags_of(other)) for one, other in zip(predicted, truth, strict=True)], _NOTHING)
-
-
-def tags_of(text: str) -> set[str]:
-    """The different parts of a text between commas."""
-    return {" ".join(words) for part in text.split(",") if (words := words_of(part))}
-
-
-def rouge_l(predicted: Sequence[str], truth: Sequence[str]) -> MetricEstimate:
-    """The mean over images of ROUGE-L's F measure (Lin 2004, rouge-score) on `words_of`, which for English are its own words."""
-    if find_spec("rouge_score") is None:
-        return undefined(_EXTRA.format("rouge-score"))
-    from rouge_score.rouge_scorer import RougeScorer
-
-    scorer = RougeScorer(["rougeL"], tokenizer=_Words())
-    return mean_figure([scorer.score(other, one)["rougeL"].fmeasure for one, other in zip(predicted, truth, strict=True)], _NOTHING)
-
-
 def bleu4(predicted: Sequence[str], truth: Sequence[str]) -> MetricEstimate:
     """BLEU-4 of the corpus, 0 … 1 (Papineni et al. 2002; sacrebleu: tokens 13a, lower case, smoothing `exp`), bootstrapped over images."""
     if find_spec("sacrebleu") is None:
@@ -73,6 +40,39 @@ def bleu4(predicted: Sequence[str], truth: Sequence[str]) -> MetricEstimate:
     generator, n = np.random.default_rng(0), len(counts)
     drawn = [score(np.bincount(generator.integers(n, size=n), minlength=n) @ counts) for _ in range(DRAWS)] if n > 1 else []
     return resampled(score(counts.sum(axis=0)), drawn, n)
+
+
+def rouge_l(predicted: Sequence[str], truth: Sequence[str]) -> MetricEstimate:
+    """The mean over images of ROUGE-L's F measure (Lin 2004, rouge-score) on `words_of`, which for English are its own words."""
+    if find_spec("rouge_score") is None:
+        return undefined(_EXTRA.format("rouge-score"))
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer = RougeScorer(["rougeL"], tokenizer=_Words())
+    return mean_figure([scorer.score(other, one)["rougeL"].fmeasure for one, other in zip(predicted, truth, strict=True)], _NOTHING)
+
+
+def token_f1(predicted: Sequence[str], truth: Sequence[str]) -> MetricEstimate:
+    """The mean over images of 2 · shared / all words, each as often as it stands there; two texts without words are alike."""
+    return mean_figure([_shared(one, other) for one, other in zip(predicted, truth, strict=True)], _NOTHING)
+
+
+def tag_jaccard(predicted: Sequence[str], truth: Sequence[str]) -> MetricEstimate:
+    """The mean over images of Jaccard's index of both sets of tags, what stands between commas (specs/localization.md §6.2.5).
+
+    Tags are compared word by word, without case and punctuation; two texts without tags are alike.
+    """
+    return mean_figure([_jaccard(tags_of(one), tags_of(other)) for one, other in zip(predicted, truth, strict=True)], _NOTHING)
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text in any script, without case and punctuation: what ROUGE-L and token F1 compare."""
+    return _WORD.findall(text.casefold())
+
+
+def tags_of(text: str) -> set[str]:
+    """The different parts of a text between commas."""
+    return {" ".join(words) for part in text.split(",") if (words := words_of(part))}
 
 
 class _Words:

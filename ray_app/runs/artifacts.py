@@ -1,6 +1,6 @@
 """Masks as rows of PNG bytes (`mask_rows`, `mask_image`), and embeddings as rows of Parquet (`write_features`, `kept_features`).
 
-    features/<detector>/<manifest>/<block>.parquet    FEATURE columns; what decides the embeddings stands in the file's metadata
+features/<detector>/<manifest>/<block>.parquet    FEATURE columns; what decides the embeddings stands in the file's metadata
 """
 
 import io

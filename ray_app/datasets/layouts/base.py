@@ -31,6 +31,15 @@ _NO_IMAGES = re.compile(
 # 00017.tar, train-000017.tar: a piece of something, whose name says nothing of what is in it.
 _SHARD = re.compile(r"(.*\D)?\d{3,}(-of-\d+)?")
 
+FOLDER_LABELS: dict[str, Label] = {"real": "real", "0_real": "real", "fake": "fake", "1_fake": "fake"}
+
+# data/train-00000-of-00070.parquet, as `datasets` writes them
+_HUB_SHARD = re.compile(r"([^/]+?)-\d{3,}-of-\d{3,}[^/]*\.parquet$")
+# core/partial-train/0000.parquet, as on the branch refs/convert/parquet
+_CONVERTED = re.compile(r"(?:^|/)([^/]+)/(?:partial-)?([^/]+)/\d{4}\.parquet$")
+
+_MOST_BYTES = 2**31  # the largest published one has 195 MB
+
 
 class DatasetLayout(Frozen):
     """One published way to keep labelled images. Its fields are its arguments; picklable, since tasks use it."""
@@ -59,6 +68,88 @@ class DatasetLayout(Frozen):
     def subset(self, item: ListedMember, labels: Labels) -> str:
         """Which of the published numbers the member counts to."""
         return labels.split or "all"
+
+
+class Folders(DatasetLayout):
+    """The innermost folder of such a name says the label; folders above it are not looked at for one.
+
+    `generator`: of all fakes; else the folder `generator_folder` steps from that folder: 1 the next below, −1 the one above. Where there
+    is none, fakes are of `unknown`. `split_folder` counts alike; null = no splits. A zip or tar is a folder too, a numbered shard is not.
+    """
+
+    generator: str | None = None
+    generator_folder: int = 1
+    split_folder: int | None = None
+
+    def labels(self, item: ListedMember) -> Labels | None:
+        """From the path, also that in a zip or tar."""
+        if is_no_image(place_of(item)):
+            return None
+        folders, at = labelled_folder(item)
+        label = FOLDER_LABELS[folders[at].lower()]
+        near = _step(folders, at, self.generator_folder)
+        split = None if self.split_folder is None else _step(folders, at, self.split_folder)
+        return Labels(label, real_of(near) if label == "real" else self.generator or near or "unknown", split=split)
+
+
+class CommunityForensicsFolders(Folders):
+    """The folders that Community Forensics trains on: `<generator>/<real|fake>/<file>`, with an index.csv that it makes itself.
+
+    Source: specs/detectors.md §7a.
+    """
+
+    generator_folder: int = -1
+
+
+class LabelColumns(DatasetLayout):
+    """Which column says what. Only the label must be there; images without a `group` of their own are grouped by their prompts.
+
+    `mask`: images in the table itself, or, in a list or with `root`, their uris; relative ones are below `root`, and so is every local one
+    that an archive names. A real's mask is not looked at. Without a column of generators all fakes are of `unknown`, without one of groups
+    and prompts every image is for itself.
+    """
+
+    label: str = "label"
+    generator: str = "generator"
+    mask: str = "mask"
+    prompt: str = "prompt"
+    split: str = "split"
+    group: str = "group"
+    root: str | None = None
+
+    def labels(self, item: ListedMember) -> Labels:
+        """From the columns; a ClassLabel's number by its name."""
+        item = with_sidecar(item)
+        label = class_label(item, self.label)
+        generator, prompt = text(item.input, self.generator), text(item.input, self.prompt)
+        if label == "fake" and generator is not None and (generator == "real" or generator.startswith("real:")):
+            raise contradiction(item, f"labelled fake, but its {self.generator} is '{generator}'")
+        return Labels(
+            label,
+            real_of(generator) if label == "real" else generator or "unknown",
+            self._mask(item) if label == "fake" else None,
+            prompt,
+            text(item.input, self.split),
+            text(item.input, self.group) or prompt_group(prompt),
+        )
+
+    def _mask(self, item: ListedMember) -> str | None:
+        place = text(item.input, f"{self.mask}_uri") or text(item.input, self.mask)
+        if place is None:
+            return None
+        if strip_secrets(place) != place:
+            raise contradiction(item, f"its mask {strip_secrets(place)} is named with a key, and secrets are not kept")
+        if "://" not in place and not place.startswith("/"):
+            if self.root is None:
+                raise contradiction(item, f"the mask '{place}' is a relative path; arguments.root says below which folder it lies")
+            place = place_below(shown(self.root), place)
+        # A root of the user's says that masks lie outside the archive; local ones lie below it.
+        root = None if self.root is None else shown(self.root)
+        is_told = root is not None and (shown(place).startswith(root + "/") or (scheme_of(place) != "file" and may_lead(root, place)))
+        is_of_list = not isinstance(item, ListedWithColumns)  # a file that no list names has its columns from a table beside it
+        if not (is_told or (is_of_list and may_name(item.uri, item.member, place))):
+            raise contradiction(item, f"an archive may not say that its mask lies at {place}, unless arguments.root does")
+        return place
 
 
 def place_of(item: ListedMember) -> str:
@@ -128,44 +219,6 @@ def contradiction(item: ListedMember, told: str) -> ConfigError:
     return ConfigError(f"{where(item)}: {told}", hint="such a member cannot be labelled: leave it out (--exclude) or correct its source")
 
 
-def _is_row(item: ListedMember) -> bool:
-    return item.place is not None and item.place.kind == "parquet"
-
-
-FOLDER_LABELS: dict[str, Label] = {"real": "real", "0_real": "real", "fake": "fake", "1_fake": "fake"}
-
-
-class Folders(DatasetLayout):
-    """The innermost folder of such a name says the label; folders above it are not looked at for one.
-
-    `generator`: of all fakes; else the folder `generator_folder` steps from that folder: 1 the next below, −1 the one above. Where there
-    is none, fakes are of `unknown`. `split_folder` counts alike; null = no splits. A zip or tar is a folder too, a numbered shard is not.
-    """
-
-    generator: str | None = None
-    generator_folder: int = 1
-    split_folder: int | None = None
-
-    def labels(self, item: ListedMember) -> Labels | None:
-        """From the path, also that in a zip or tar."""
-        if is_no_image(place_of(item)):
-            return None
-        folders, at = labelled_folder(item)
-        label = FOLDER_LABELS[folders[at].lower()]
-        near = _step(folders, at, self.generator_folder)
-        split = None if self.split_folder is None else _step(folders, at, self.split_folder)
-        return Labels(label, real_of(near) if label == "real" else self.generator or near or "unknown", split=split)
-
-
-class CommunityForensicsFolders(Folders):
-    """The folders that Community Forensics trains on: `<generator>/<real|fake>/<file>`, with an index.csv that it makes itself.
-
-    Source: specs/detectors.md §7a.
-    """
-
-    generator_folder: int = -1
-
-
 def labelled_folder(item: ListedMember) -> tuple[list[str], int]:
     """The folders of a member's path, and which of them is the innermost that says a label. Raises ConfigError where none does."""
     folders = folders_of(item)
@@ -175,17 +228,6 @@ def labelled_folder(item: ListedMember) -> tuple[list[str], int]:
             f"{where(item)}: in no folder called {', '.join(FOLDER_LABELS)}", hint="labels are never guessed; --exclude leaves it out"
         )
     return folders, found[-1]
-
-
-def _step(folders: list[str], at: int, steps: int) -> str | None:
-    place = at + steps
-    return folders[place] if 0 <= place < len(folders) and folders[place] else None
-
-
-# data/train-00000-of-00070.parquet, as `datasets` writes them
-_HUB_SHARD = re.compile(r"([^/]+?)-\d{3,}-of-\d{3,}[^/]*\.parquet$")
-# core/partial-train/0000.parquet, as on the branch refs/convert/parquet
-_CONVERTED = re.compile(r"(?:^|/)([^/]+)/(?:partial-)?([^/]+)/\d{4}\.parquet$")
 
 
 def split_of(uri: str) -> str | None:
@@ -201,9 +243,6 @@ def config_of(uri: str) -> str | None:
         folder = uri[: match.start(1)].rstrip("/").rpartition("/")[2]
         return "default" if folder == "data" else folder
     return match.group(1) if (match := _CONVERTED.search(uri)) else None
-
-
-_MOST_BYTES = 2**31  # the largest published one has 195 MB
 
 
 def read_json(place: str) -> Any:
@@ -257,56 +296,14 @@ def entered(found: dict[str, Any], place: str, value: Any, file: str) -> None:
         raise ConfigError(f"{shown(file)}: {place} is there twice, as [{found[place]}] and as [{value}]")
 
 
+def _is_row(item: ListedMember) -> bool:
+    return item.place is not None and item.place.kind == "parquet"
+
+
+def _step(folders: list[str], at: int, steps: int) -> str | None:
+    place = at + steps
+    return folders[place] if 0 <= place < len(folders) and folders[place] else None
+
+
 def _fetcher(place: str) -> Fetcher:
     return Fetcher(signed=[place])
-
-
-class LabelColumns(DatasetLayout):
-    """Which column says what. Only the label must be there; images without a `group` of their own are grouped by their prompts.
-
-    `mask`: images in the table itself, or, in a list or with `root`, their uris; relative ones are below `root`, and so is every local one
-    that an archive names. A real's mask is not looked at. Without a column of generators all fakes are of `unknown`, without one of groups
-    and prompts every image is for itself.
-    """
-
-    label: str = "label"
-    generator: str = "generator"
-    mask: str = "mask"
-    prompt: str = "prompt"
-    split: str = "split"
-    group: str = "group"
-    root: str | None = None
-
-    def labels(self, item: ListedMember) -> Labels:
-        """From the columns; a ClassLabel's number by its name."""
-        item = with_sidecar(item)
-        label = class_label(item, self.label)
-        generator, prompt = text(item.input, self.generator), text(item.input, self.prompt)
-        if label == "fake" and generator is not None and (generator == "real" or generator.startswith("real:")):
-            raise contradiction(item, f"labelled fake, but its {self.generator} is '{generator}'")
-        return Labels(
-            label,
-            real_of(generator) if label == "real" else generator or "unknown",
-            self._mask(item) if label == "fake" else None,
-            prompt,
-            text(item.input, self.split),
-            text(item.input, self.group) or prompt_group(prompt),
-        )
-
-    def _mask(self, item: ListedMember) -> str | None:
-        place = text(item.input, f"{self.mask}_uri") or text(item.input, self.mask)
-        if place is None:
-            return None
-        if strip_secrets(place) != place:
-            raise contradiction(item, f"its mask {strip_secrets(place)} is named with a key, and secrets are not kept")
-        if "://" not in place and not place.startswith("/"):
-            if self.root is None:
-                raise contradiction(item, f"the mask '{place}' is a relative path; arguments.root says below which folder it lies")
-            place = place_below(shown(self.root), place)
-        # A root of the user's says that masks lie outside the archive; local ones lie below it.
-        root = None if self.root is None else shown(self.root)
-        is_told = root is not None and (shown(place).startswith(root + "/") or (scheme_of(place) != "file" and may_lead(root, place)))
-        is_of_list = not isinstance(item, ListedWithColumns)  # a file that no list names has its columns from a table beside it
-        if not (is_told or (is_of_list and may_name(item.uri, item.member, place))):
-            raise contradiction(item, f"an archive may not say that its mask lies at {place}, unless arguments.root does")
-        return place

@@ -23,92 +23,7 @@ Pixels = NDArray[np.uint8]
 Rng = np.random.Generator
 Upsample = Callable[[torch.Tensor, Rng], torch.Tensor]
 
-
-def to_tensor(pixels: Pixels) -> torch.Tensor:
-    """(h, w, 3) uint8 → (1, 3, h, w) float32 in [0, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None].float() / 255
-
-
-def to_pixels(image: torch.Tensor) -> Pixels:
-    """(1, 3, h, w) float → (h, w, 3) uint8, clipped and rounded."""
-    return np.asarray((image[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())
-
-
-def _mix(rng: Rng, size: int, sharp: tuple[float, float]) -> torch.Tensor:
-    """A 3→3 convolution of gain 1: a random soft or sharp stencil per colour, slightly leaking between colours."""
-    centre = size // 2
-    distance = np.hypot(*np.mgrid[-centre : size - centre, -centre : size - centre])
-    weight = np.zeros((3, 3, size, size), np.float32)
-    for out in range(3):
-        soft = np.exp(-0.5 * (distance / rng.uniform(0.5, 1.0)) ** 2) * np.exp(0.15 * rng.standard_normal((size, size)))
-        stencil = -rng.uniform(*sharp) * soft / soft.sum()
-        stencil[centre, centre] += 1 - stencil.sum()
-        leak = 0.05 * rng.standard_normal((3, size, size)) * soft
-        weight[out] = leak - leak.mean(axis=(1, 2), keepdims=True)
-        weight[out, out] += stencil
-    return torch.from_numpy(weight)
-
-
-def _conv(image: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    reach = weight.shape[-1] // 2
-    return functional.conv2d(functional.pad(image, (reach,) * 4, mode="replicate"), weight)
-
-
-def nearest(image: torch.Tensor, rng: Rng) -> torch.Tensor:
-    """Repeat every sample 2×2, then a smoothing convolution."""
-    return _conv(functional.interpolate(image, scale_factor=2, mode="nearest"), _mix(rng, 3, (-0.9, -0.3)))
-
-
-def bilinear(image: torch.Tensor, rng: Rng) -> torch.Tensor:
-    """Bilinear ×2, then a convolution that may sharpen."""
-    return _conv(functional.interpolate(image, scale_factor=2, mode="bilinear"), _mix(rng, 3, (-0.5, 0.8)))
-
-
-def bicubic(image: torch.Tensor, rng: Rng) -> torch.Tensor:
-    """Bicubic ×2, then a convolution that may sharpen."""
-    return _conv(functional.interpolate(image, scale_factor=2, mode="bicubic"), _mix(rng, 5, (-0.5, 0.5)))
-
-
-def _transposed(size: int, spread: float) -> Upsample:
-    def upsample(image: torch.Tensor, rng: Rng) -> torch.Tensor:
-        ramp = 1 - np.abs(np.arange(size) - (size - 1) / 2) / (size / 2)
-        weight = np.zeros((3, 3, size, size), np.float32)
-        for colour in range(3):
-            tap = np.outer(ramp, ramp) * np.exp(spread * rng.standard_normal((size, size)))
-            weight[colour, colour] = 4 * tap / tap.sum()  # mean gain 1; the gain of each of the four phases is left uneven
-        margin = (size - 2) // 2 + 1
-        padded = functional.pad(image, (1, 1, 1, 1), mode="replicate")
-        out = functional.conv_transpose2d(padded, torch.from_numpy(weight), stride=2)
-        return out[..., margin : margin + 2 * image.shape[-2], margin : margin + 2 * image.shape[-1]]
-
-    return upsample
-
-
-def shuffle(image: torch.Tensor, rng: Rng) -> torch.Tensor:
-    """Sub-pixel convolution: four near-bilinear filters, one per output phase, with uneven gains."""
-    phases = []
-    for row in (-0.25, 0.25):
-        for column in (-0.25, 0.25):
-            grid = np.mgrid[-1:2, -1:2].astype(np.float64)
-            tap = np.exp(-(((grid[0] - row) ** 2 + (grid[1] - column) ** 2) / rng.uniform(0.25, 0.7)))
-            tap *= np.exp(0.1 * rng.standard_normal((3, 3)))
-            weight = np.zeros((3, 3, 3, 3), np.float32)
-            weight[range(3), range(3)] = tap / tap.sum() * (1 + 0.01 * rng.standard_normal())
-            phases.append(_conv(image, torch.from_numpy(weight)))
-    stacked = torch.stack(phases, dim=2)
-    return functional.pixel_shuffle(stacked.flatten(1, 2), 2)
-
-
-def zero_stuffed(image: torch.Tensor, rng: Rng) -> torch.Tensor:
-    """Samples on an empty grid, filled in by a windowed sinc of random length."""
-    reach = int(rng.integers(2, 5))
-    places = np.arange(-2 * reach + 1, 2 * reach)
-    tap = np.sinc(places / 2) * np.cos(np.pi * places / (4 * reach))
-    weight = torch.from_numpy((np.outer(tap, tap) / tap.sum() ** 2 * 4).astype(np.float32))[None, None].repeat(3, 1, 1, 1)
-    grid = torch.zeros(*image.shape[:2], 2 * image.shape[2], 2 * image.shape[3])
-    grid[..., ::2, ::2] = image
-    edge = len(places) // 2
-    return functional.conv2d(functional.pad(grid, (edge,) * 4, mode="reflect"), weight, groups=3)
+_PICTURES, _SIDE_PX = 40, 448
 
 
 @dataclass(frozen=True)
@@ -142,6 +57,73 @@ class Decoder:
         for _ in range(stages):
             latent = self.upsample(latent, rng)
         return latent
+
+
+def to_tensor(pixels: Pixels) -> torch.Tensor:
+    """(h, w, 3) uint8 → (1, 3, h, w) float32 in [0, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None].float() / 255
+
+
+def to_pixels(image: torch.Tensor) -> Pixels:
+    """(1, 3, h, w) float → (h, w, 3) uint8, clipped and rounded."""
+    return np.asarray((image[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())
+
+
+def nearest(image: torch.Tensor, rng: Rng) -> torch.Tensor:
+    """Repeat every sample 2×2, then a smoothing convolution."""
+    return _conv(functional.interpolate(image, scale_factor=2, mode="nearest"), _mix(rng, 3, (-0.9, -0.3)))
+
+
+def bilinear(image: torch.Tensor, rng: Rng) -> torch.Tensor:
+    """Bilinear ×2, then a convolution that may sharpen."""
+    return _conv(functional.interpolate(image, scale_factor=2, mode="bilinear"), _mix(rng, 3, (-0.5, 0.8)))
+
+
+def bicubic(image: torch.Tensor, rng: Rng) -> torch.Tensor:
+    """Bicubic ×2, then a convolution that may sharpen."""
+    return _conv(functional.interpolate(image, scale_factor=2, mode="bicubic"), _mix(rng, 5, (-0.5, 0.5)))
+
+
+def shuffle(image: torch.Tensor, rng: Rng) -> torch.Tensor:
+    """Sub-pixel convolution: four near-bilinear filters, one per output phase, with uneven gains."""
+    phases = []
+    for row in (-0.25, 0.25):
+        for column in (-0.25, 0.25):
+            grid = np.mgrid[-1:2, -1:2].astype(np.float64)
+            tap = np.exp(-(((grid[0] - row) ** 2 + (grid[1] - column) ** 2) / rng.uniform(0.25, 0.7)))
+            tap *= np.exp(0.1 * rng.standard_normal((3, 3)))
+            weight = np.zeros((3, 3, 3, 3), np.float32)
+            weight[range(3), range(3)] = tap / tap.sum() * (1 + 0.01 * rng.standard_normal())
+            phases.append(_conv(image, torch.from_numpy(weight)))
+    stacked = torch.stack(phases, dim=2)
+    return functional.pixel_shuffle(stacked.flatten(1, 2), 2)
+
+
+def zero_stuffed(image: torch.Tensor, rng: Rng) -> torch.Tensor:
+    """Samples on an empty grid, filled in by a windowed sinc of random length."""
+    reach = int(rng.integers(2, 5))
+    places = np.arange(-2 * reach + 1, 2 * reach)
+    tap = np.sinc(places / 2) * np.cos(np.pi * places / (4 * reach))
+    weight = torch.from_numpy((np.outer(tap, tap) / tap.sum() ** 2 * 4).astype(np.float32))[None, None].repeat(3, 1, 1, 1)
+    grid = torch.zeros(*image.shape[:2], 2 * image.shape[2], 2 * image.shape[3])
+    grid[..., ::2, ::2] = image
+    edge = len(places) // 2
+    return functional.conv2d(functional.pad(grid, (edge,) * 4, mode="reflect"), weight, groups=3)
+
+
+def _transposed(size: int, spread: float) -> Upsample:
+    def upsample(image: torch.Tensor, rng: Rng) -> torch.Tensor:
+        ramp = 1 - np.abs(np.arange(size) - (size - 1) / 2) / (size / 2)
+        weight = np.zeros((3, 3, size, size), np.float32)
+        for colour in range(3):
+            tap = np.outer(ramp, ramp) * np.exp(spread * rng.standard_normal((size, size)))
+            weight[colour, colour] = 4 * tap / tap.sum()  # mean gain 1; the gain of each of the four phases is left uneven
+        margin = (size - 2) // 2 + 1
+        padded = functional.pad(image, (1, 1, 1, 1), mode="replicate")
+        out = functional.conv_transpose2d(padded, torch.from_numpy(weight), stride=2)
+        return out[..., margin : margin + 2 * image.shape[-2], margin : margin + 2 * image.shape[-1]]
+
+    return upsample
 
 
 def _grain(lost: torch.Tensor, rng: Rng) -> torch.Tensor:
@@ -188,15 +170,6 @@ AUTOENCODERS: dict[str, AutoencoderPlan] = {
     "ae-transposed4": AutoencoderPlan("transposed", 2, 24, 12),
     "ae-shuffle8": AutoencoderPlan("shuffle", 3, 12, 48),
 }
-
-
-def _upsample(kind: str, width: int) -> nn.Module:
-    if kind == "transposed":
-        return nn.ConvTranspose2d(width, width, 4, stride=2, padding=1)
-    if kind == "shuffle":
-        return nn.Sequential(nn.Conv2d(width, 4 * width, 3, padding=1), nn.PixelShuffle(2))
-    smooth = nn.Upsample(scale_factor=2, mode=kind, align_corners=None if kind == "nearest" else False)
-    return nn.Sequential(smooth, nn.Conv2d(width, width, 3, padding=1))
 
 
 class Autoencoder(nn.Module):
@@ -266,14 +239,8 @@ def train_autoencoder(plan: AutoencoderPlan, pictures: Sequence[Pixels], *, seed
     return TrainedDecoder(net.to(memory_format=torch.contiguous_format).eval())
 
 
-def _crop(picture: Pixels, rng: Rng, size: int = 64) -> Pixels:
-    top, left = (int(rng.integers(extent - size + 1)) for extent in picture.shape[:2])
-    return picture[top : top + size, left : left + size]
-
-
 # The slow ones first: where several processes train them, none waits long for the last.
 LEARNED = tuple(sorted(AUTOENCODERS, key=lambda name: -AUTOENCODERS[name].width * AUTOENCODERS[name].stages))
-_PICTURES, _SIDE_PX = 40, 448
 
 
 def train_generator(name: str, *, seed: int, steps: int) -> TrainedDecoder:
@@ -296,6 +263,40 @@ def keep_generator(store: Store, name: str, *, seed: int, steps: int) -> None:
 def kept_generators(store: Store) -> dict[str, Decode]:
     """Every decoder of every split, by name; all of `LEARNED` have been kept in `store`."""
     return DECODERS | {name: _kept(store, name) for name in LEARNED}
+
+
+def _mix(rng: Rng, size: int, sharp: tuple[float, float]) -> torch.Tensor:
+    """A 3→3 convolution of gain 1: a random soft or sharp stencil per colour, slightly leaking between colours."""
+    centre = size // 2
+    distance = np.hypot(*np.mgrid[-centre : size - centre, -centre : size - centre])
+    weight = np.zeros((3, 3, size, size), np.float32)
+    for out in range(3):
+        soft = np.exp(-0.5 * (distance / rng.uniform(0.5, 1.0)) ** 2) * np.exp(0.15 * rng.standard_normal((size, size)))
+        stencil = -rng.uniform(*sharp) * soft / soft.sum()
+        stencil[centre, centre] += 1 - stencil.sum()
+        leak = 0.05 * rng.standard_normal((3, size, size)) * soft
+        weight[out] = leak - leak.mean(axis=(1, 2), keepdims=True)
+        weight[out, out] += stencil
+    return torch.from_numpy(weight)
+
+
+def _conv(image: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    reach = weight.shape[-1] // 2
+    return functional.conv2d(functional.pad(image, (reach,) * 4, mode="replicate"), weight)
+
+
+def _upsample(kind: str, width: int) -> nn.Module:
+    if kind == "transposed":
+        return nn.ConvTranspose2d(width, width, 4, stride=2, padding=1)
+    if kind == "shuffle":
+        return nn.Sequential(nn.Conv2d(width, 4 * width, 3, padding=1), nn.PixelShuffle(2))
+    smooth = nn.Upsample(scale_factor=2, mode=kind, align_corners=None if kind == "nearest" else False)
+    return nn.Sequential(smooth, nn.Conv2d(width, width, 3, padding=1))
+
+
+def _crop(picture: Pixels, rng: Rng, size: int = 64) -> Pixels:
+    top, left = (int(rng.integers(extent - size + 1)) for extent in picture.shape[:2])
+    return picture[top : top + size, left : left + size]
 
 
 def _kept(store: Store, name: str) -> TrainedDecoder:
