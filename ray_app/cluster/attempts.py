@@ -33,7 +33,7 @@ class Attempts:
         """
         place = self._folder / key
         place.mkdir(parents=True, exist_ok=True)
-        if (deaths := sum(map(_is_of_the_dead, place.iterdir()))) >= MOST_DEATHS:
+        if (deaths := sum(map(_is_of_dead_process, place.iterdir()))) >= MOST_DEATHS:
             raise ClusterError(
                 f"{what}: {deaths} workers died in the middle of it, most likely for want of memory", hint=OUT_OF_MEMORY_HINT
             )
@@ -51,6 +51,6 @@ class Attempts:
                 place.rmdir()
 
 
-def _is_of_the_dead(note: Path) -> bool:
+def _is_of_dead_process(note: Path) -> bool:
     pid, _, started = note.name.partition("-")
     return not is_running(int(pid), started)

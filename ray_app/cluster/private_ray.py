@@ -14,7 +14,7 @@ from pathlib import Path
 _LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 _TORCH = {"GLOO_SOCKET_IFNAME": _LOOPBACK, "NCCL_SOCKET_IFNAME": _LOOPBACK}
 
-# What an endpoint and its clients are let in by. Workers never need them, and whoever may start a task could read them there.
+# The secrets of an endpoint and its clients. Workers never need them, and whoever may start a task could read them there.
 SECRETS = ("TOUCHSTONE_TOKENS", "TOUCHSTONE_TOKEN", "TOUCHSTONE_WEBHOOK_SECRET")
 
 _FOLDER, _LOCK = "ts-", "touchstone.lock"
@@ -69,7 +69,7 @@ def private_folder() -> Iterator[Path]:
 
 
 def _read_anew() -> None:
-    """Have Ray look at the environment again: this process may have asked it for its mode and token before."""
+    """Make Ray read the environment again: it may have cached its mode and token in this process."""
     from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
     Config.initialize("")

@@ -51,23 +51,21 @@ from ray_app.images import ImageLimits
 from ray_app.storage import Guard, Store, canonical, strip_secrets
 from ray_app.storage.urls import scheme_of
 
-# Told what is being done (`listed`, `labelled`) and of how many members so far; picklable.
+# Called with what is being done (`listed`, `labelled`) and the number of members so far; picklable.
 Progress = Callable[[str, int], object]
 
 _FORMAT = 1
-UNFINISHED = ("manifest", "listing")  # what an index that did not come to its end leaves
+UNFINISHED = ("manifest", "listing")  # what an unfinished index leaves
 # One block is one task when labels are read, and one file of the index. Both hold a few hundred bytes per row.
 _LISTED = BlockPlan(batch_slots=1, max_block_members=4096, blocks_per_doubling=1)
 _INDEXED = BlockPlan(batch_slots=1, max_block_members=16_384, blocks_per_doubling=1)
 _DIGESTED = ("label", "generator", "mask_uri", "prompt", "split", "group")
 
-__all__ = ["IndexInfo", "build_index", "index_source", "read_index", "read_info", "write_index"]
-
 SIMULATED = "simulated::"
 
 
 def silent(doing: str, members: int) -> None:
-    """Says nothing; a lambda could not travel to the tasks that list."""
+    """Reports nothing; a lambda could not travel to the tasks that list."""
 
 
 def index_source(source: DatasetSource, store: Store, *, each: Each = in_turn, progress: Progress = silent) -> pa.Table:
@@ -115,7 +113,7 @@ class IndexInfo:
 
 
 def build_index(source: DatasetSource, store: Store, *, each: Each = in_turn, progress: Progress = silent) -> IndexInfo:
-    """Index a source into `store`, or say what the index there holds if it is of the same source. Raises as `index_source`."""
+    """Index a source into `store`, or return what the index there holds if it is of the same source. Raises as `index_source`."""
     identity = _identity(source)
     if (info := read_info(store)) is not None:
         if info.source != identity:
@@ -131,7 +129,7 @@ def build_index(source: DatasetSource, store: Store, *, each: Each = in_turn, pr
 
 
 def check_source(source: DatasetSource, store: Store) -> None:
-    """Whether a source can be indexed into `store`, as far as its beginning tells: nothing is written. Raises as `index_source`."""
+    """Whether a source can be indexed into `store`, as far as its beginning shows: nothing is written. Raises as `index_source`."""
     if source.at == (SIMULATED,):
         _check_simulated(source, store)
     elif not _indexes(source):
@@ -140,7 +138,7 @@ def check_source(source: DatasetSource, store: Store) -> None:
 
 
 def guard_of_source(source: DatasetSource, store: Store) -> Guard:
-    """Which web servers are asked for the images of a source that `index_source` indexed."""
+    """Which web servers may be read for the images of a source that `index_source` indexed."""
     stores = [Store.open(place) for place in _indexes(source)] or [store]
     return reduce(Guard.joined, map(guard_of, stores), Guard(allow_private=source.allow_private))
 
@@ -175,14 +173,14 @@ def write_index(
     tally = _Tally(partial(progress, "labelled"))
     written = write_selected(store, tally.rows(each(labeller, iter_blocks(listing, 0))), _INDEXED, INPUT, archive.fetcher.guard)
     if not written.members:
-        raise _nothing(layout, tally)
+        raise _no_images(layout, tally)
     info = IndexInfo(
         source=source or {},
         layout=next((name for name, kind in LAYOUTS.items() if type(layout) is kind), type(layout).__name__),
         hashes=list(hashes),
         rows=written.members,
         digest=tally.digest.hexdigest(),
-        counts=tally.told(),
+        counts=tally.by_stratum(),
         published=_compared(layout.published, tally.subsets),
         left_out=tally.left_out.told(),
         unreadable=tally.unreadable.told(),
@@ -222,13 +220,15 @@ def is_index(store: Store) -> bool:
 
 
 def write_divided(store: Store, given: Store, splits: pa.Array, source: Mapping[str, Any]) -> IndexInfo:
-    """The index `given` with other splits (rows,), null = none, written over whatever `store` has. `source`: what is said of it further."""
+    """The index `given` with other splits (rows,), null = none, written over whatever `store` has. `source`: more facts of it."""
     info = read_info(given)
     assert info is not None, "who divides an index has read it"
     store.clear("manifest")
     tally = _Tally(lambda members: None)
     written = write_selected(store, tally.rows(_with_splits(given, splits)), _INDEXED, INPUT, guard_of(given))
-    divided = replace(info, source={**info.source, **source}, rows=written.members, digest=tally.digest.hexdigest(), counts=tally.told())
+    divided = replace(
+        info, source={**info.source, **source}, rows=written.members, digest=tally.digest.hexdigest(), counts=tally.by_stratum()
+    )
     store.write("index.json", json.dumps(asdict(divided), indent=1, ensure_ascii=False).encode())
     return divided
 
@@ -246,7 +246,7 @@ def _with_splits(given: Store, splits: pa.Array) -> Iterator[LabelledBlock]:
 
 @dataclass
 class _Tally:
-    """What goes by while rows are written."""
+    """Counts and digest of the rows that are written."""
 
     progress: Callable[[int], object]
     members: int = 0
@@ -269,7 +269,7 @@ class _Tally:
                 self.digest.update(repr(row).encode("utf-8", "surrogateescape"))
             yield block.rows
 
-    def told(self) -> list[dict[str, Any]]:
+    def by_stratum(self) -> list[dict[str, Any]]:
         return [
             {"split": split or None, "label": label, "generator": generator, "rows": rows}
             for (split, label, generator), rows in sorted(self.counts.items())
@@ -295,14 +295,14 @@ def _refuse_contradictions(archive: Archive, layout: DatasetLayout, limit: int |
 
 
 def _compared(published: Mapping[str, int], found: Mapping[str, int]) -> list[dict[str, Any]]:
-    """Each subset that is there with its published number, if it has one. What is published and not there was not asked for."""
+    """Each subset that is there with its published number, if it has one. What is published and not there was not requested."""
     return [
         {"subset": name, "rows": rows, "published": published.get(name), "agrees": rows == published[name] if name in published else None}
         for name, rows in sorted(found.items())
     ]
 
 
-def _nothing(layout: DatasetLayout, tally: _Tally) -> ConfigError:
+def _no_images(layout: DatasetLayout, tally: _Tally) -> ConfigError:
     reasons = "; ".join(f"{one['files']} × {one['why']}, for example {one['example']}" for one in tally.left_out.told())
     hint = f"the layout expects, for example, {layout.example}" if layout.example else "another --layout?"
     return ConfigError(f"no labelled image: {reasons}", hint=hint)
@@ -378,13 +378,13 @@ def _chosen(rows: pa.Table, source: DatasetSource) -> pa.Table:
     if source.split is not None:
         kept = _equal(labels.field("split"), [source.split])
         if not kept.any():
-            raise ConfigError(f"{', '.join(source.at)}: no split '{source.split}'", hint=_there_are(labels.field("split")))
+            raise ConfigError(f"{', '.join(source.at)}: no split '{source.split}'", hint=_names_hint(labels.field("split")))
     if source.generators:
         generators = labels.field("generator").filter(pa.array(kept))
         there = set(generators.unique().to_pylist())
         if missing := [name for name in source.generators if name not in there]:
             near = ", ".join(difflib.get_close_matches(missing[0], there, 3))
-            hint = f"near it: {near}" if near else _there_are(generators)
+            hint = f"near it: {near}" if near else _names_hint(generators)
             raise ConfigError(f"{', '.join(source.at)}: no generator '{missing[0]}'", hint=hint)
         kept &= _equal(labels.field("label"), ["real"]) | _equal(labels.field("generator"), source.generators)
     return rows.filter(pa.array(kept))
@@ -395,6 +395,6 @@ def _equal(column: pa.Array, values: Sequence[str]) -> npt.NDArray[np.bool_]:
     return found
 
 
-def _there_are(column: pa.Array) -> str:
+def _names_hint(column: pa.Array) -> str:
     names = sorted(str(name) for name in column.unique().drop_null().to_pylist())
     return f"there are {', '.join(names[:20])}" if names else "its rows have none"

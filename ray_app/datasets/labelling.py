@@ -32,7 +32,7 @@ EVERY_S = 10.0
 
 @dataclass
 class Aside:
-    """Members that are told of in numbers: how many for each reason, and one of them by name."""
+    """Members that are reported in numbers: how many for each reason, and one of them by name."""
 
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
@@ -83,7 +83,7 @@ class Labeller:
             item = as_listed(member)
             labels = labels_of(item, self.layout)
             if labels is None:
-                left_out.add(_why(item), place_of(item))
+                left_out.add(_reason(item), place_of(item))
                 continue
             kept.append(place)
             labelled.append(labels)
@@ -114,13 +114,13 @@ class Labeller:
 
 
 def labels_of(item: ListedMember, layout: DatasetLayout) -> Labels | None:
-    """What a layout says of a member; None also for a container that could not be opened, or ends early. Raises as `Layout.labels`."""
+    """A layout's labels of a member; None also for a container that cannot be opened, or ends early. Raises as `DatasetLayout.labels`."""
     is_closed = item.refused is not None and item.place is None and kind_of(item.uri) is not None
     return None if is_closed else layout.labels(item)
 
 
 def as_listed(member: ManifestMember) -> ListedMember:
-    """The member as its source listed it, which is all that a layout looks at."""
+    """The member as its source listed it, which is all that a layout reads."""
     return ListedMember(
         member.uri, member.member, member.occurrence, member.version, member.size_bytes, member.input, member.place, member.refused
     )
@@ -140,7 +140,7 @@ def with_prompts(open_source: Callable[[DatasetSource], pa.Table]) -> Callable[[
 
 
 def prompted(rows: pa.Table) -> pa.Table:
-    """The rows with a prompt, the prompt cleaned (`profiling.cleaning`); a row without a group is of its prompt's."""
+    """The rows with a prompt, the prompt cleaned (`attribution.prompts`); a row without a group is of its prompt's."""
     prompts = [cleaned(prompt) for prompt in texts(rows, "prompt").to_pylist()]
     groups = [group or prompt_group(prompt) for group, prompt in zip(texts(rows, "group").to_pylist(), prompts, strict=True)]
     labels = rows["input"].combine_chunks()
@@ -149,8 +149,8 @@ def prompted(rows: pa.Table) -> pa.Table:
         "group": pa.array(groups, INPUT.field("group").type),
     }
     place = rows.schema.names.index("input")
-    told = pa.StructArray.from_arrays(list(columns.values()), list(columns))
-    return rows.set_column(place, "input", told).filter(pa.array([prompt is not None for prompt in prompts]))
+    inputs = pa.StructArray.from_arrays(list(columns.values()), list(columns))
+    return rows.set_column(place, "input", inputs).filter(pa.array([prompt is not None for prompt in prompts]))
 
 
 def apart(splits: Splits) -> Splits:
@@ -181,12 +181,12 @@ class ProgressLog:
     """A `progress` for listings and indexes: one line every ten seconds, none for what takes less. `name`: what is under way."""
 
     def __init__(self, name: str) -> None:
-        self._name, self._said = name, time.monotonic()
+        self._name, self._printed_at = name, time.monotonic()
 
     def __call__(self, doing: str, members: int) -> None:
         """`members` were listed, labelled or made so far."""
-        if time.monotonic() - self._said > EVERY_S:
-            self._said = time.monotonic()
+        if time.monotonic() - self._printed_at > EVERY_S:
+            self._printed_at = time.monotonic()
             print(f"{self._name}: {members:,} members {doing}", file=sys.stderr, flush=True)
 
     def count(self, members: int) -> None:
@@ -194,7 +194,7 @@ class ProgressLog:
         self("so far", members)
 
 
-def _why(item: ListedMember) -> str:
+def _reason(item: ListedMember) -> str:
     if item.refused is not None:
         return f"{item.refused.status}: {item.refused.detail}"
     name = place_of(item).rpartition("/")[2]

@@ -14,7 +14,7 @@ from ray_app.errors import ConfigError
 
 Label = Literal["real", "fake"]
 
-# The column `input` of an index. `sha256` is of the file's bytes, `phash` 16 hexadecimal digits, both null where they were not asked for.
+# The column `input` of an index. `sha256` is of the file's bytes, `phash` 16 hexadecimal digits, both null where they were not requested.
 INPUT: pa.StructType = pa.struct(
     [(name, pa.string()) for name in ("label", "generator", "mask_uri", "prompt", "split", "group", "sha256", "phash")]
 )

@@ -118,7 +118,7 @@ def near_pairs(hashes: Hashes, bits: int = NEAR_BITS) -> Pairs:
     """
     edges = np.linspace(0, 64, _PARTS + 1).astype(int)
     parts = [np.uint64((1 << int(high)) - (1 << int(low))) for low, high in pairwise(edges)]
-    found, count = [np.empty((0, 2), np.int64)], 0
+    found, count = [_no_pairs()], 0
     for chosen in combinations(range(_PARTS), _AGREE):
         keys = hashes & np.bitwise_or.reduce([parts[number] for number in chosen])
         # A pair that agrees in more parts than these is found by the first three of them.
@@ -143,12 +143,12 @@ def prompts_alike(prompts: Sequence[str], share: float = 0.9) -> Pairs:
     (Broder 1997) in bands (Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, §3.4) proposes pairs, and their words decide.
     """
     if len(prompts) < 2:
-        return np.empty((0, 2), np.int64)
+        return _no_pairs()
     banded = np.concatenate(
         [_bands(_shingles(prompts[start : start + _PROMPTS_AT_ONCE])) for start in range(0, len(prompts), _PROMPTS_AT_ONCE)]
     )
     proposed = np.unique(np.concatenate([_neighbours(banded[:, band]) for band in range(_BANDS)]), axis=0)
-    kept = [np.empty((0, 2), np.int64)]
+    kept = [_no_pairs()]
     for start in range(0, len(proposed), _PROMPTS_AT_ONCE):
         some = proposed[start : start + _PROMPTS_AT_ONCE]
         kept.append(some[_jaccard(prompts, some) >= share])
@@ -167,10 +167,10 @@ def _of_looks(rows: pa.Table) -> Bond:
     codes, texts = coded(rows, "phash")
     hashes = np.array([int(text, 16) for text in texts], np.uint64)
     ones = np.bitwise_count(hashes)
-    told = np.flatnonzero((ones >= _FLAT) & (ones <= 64 - _FLAT))
+    detailed = np.flatnonzero((ones >= _FLAT) & (ones <= 64 - _FLAT))
     values = np.full(len(hashes) + 1, -1, np.int64)
-    values[told] = np.arange(len(told))
-    return Bond("looks", values[codes], near_pairs(hashes[told]))
+    values[detailed] = np.arange(len(detailed))
+    return Bond("looks", values[codes], near_pairs(hashes[detailed]))
 
 
 def _no_pairs() -> Pairs:
@@ -284,8 +284,8 @@ def _leaks(bond: Bond, splits: Splits, names: Sequence[str]) -> dict[str, Any]:
             is_leak |= found
     leaking[crossing[is_leak].ravel()] = True
     images = int(leaking[bond.codes[used]].sum())
-    told: Mapping[str, Any] = {"kind": bond.kind, "what": WORDS[bond.kind], "known": bond.known}
-    return {**told, "values": int(is_leak.sum()), "images": images, "between": between, "rows": examples[:_EXAMPLES]}
+    head: Mapping[str, Any] = {"kind": bond.kind, "what": WORDS[bond.kind], "known": bond.known}
+    return {**head, "values": int(is_leak.sum()), "images": images, "between": between, "rows": examples[:_EXAMPLES]}
 
 
 def _pairs(first: npt.NDArray[np.int64], crossing: npt.NDArray[np.int64], here: int, there: int, later: int) -> list[list[int]]:

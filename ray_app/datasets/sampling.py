@@ -109,7 +109,7 @@ class Shuffle:
     run: int = 256
 
     def generator(self, *which: int) -> np.random.Generator:
-        """Chance for one purpose, the same whenever it is asked for."""
+        """Chance for one purpose, the same for every call."""
         return np.random.default_rng([self.seed, _ORDER, len(which), *which])
 
     def once(self, count: int, *which: int) -> Places:

@@ -54,8 +54,8 @@ class Splits:
 def make_splits(data: Data, open_source: Callable[[DatasetSource], pa.Table], *, one_class: bool = False) -> Splits:
     """The splits of `data`; `open_source` gives a source's labelled table. `one_class`: a split may hold fakes alone, or reals.
 
-    Raises ConfigError where a split is not told, empty, or of one class; where held-out generators are not there; where validation, which
-    chooses the checkpoint, would look at rows of a test split.
+    Raises ConfigError where a split has no source, is empty, or of one class; where held-out generators are not there; where validation,
+    which chooses the checkpoint, would read rows of a test split.
     """
     require_sources(data)
     given = _joined(data.train, open_source)
@@ -81,7 +81,7 @@ def make_splits(data: Data, open_source: Callable[[DatasetSource], pa.Table], *,
 
 
 def require_sources(data: Data) -> None:
-    """Raises ConfigError where it is not said what to train on, or what to validate with."""
+    """Raises ConfigError where training or validation has no source."""
     for name in ("train", "validation"):
         if not getattr(data, name):
             raise ConfigError(f"data.{name}: no source is given", hint="validation: {groups: 0.1} holds out a tenth of all groups")
@@ -111,8 +111,7 @@ def divide(rows: pa.Table, groups: Codes, count: int, wanted: SplitRequest, pins
     bounds = np.cumsum(wanted.shares)[:2]
     numbers = _evened(rows, groups, numbers) if wanted.even else numbers
     places = np.searchsorted(bounds, numbers, side="right").astype(np.int8)
-    ours, all_of_them = (np.bincount(groups[which], minlength=count) for which in (is_held, is_fake))
-    places[(ours > 0) & (ours == all_of_them)] = TEST
+    places[_only(groups, is_held, is_fake, count)] = TEST
     pinned = np.full(count, ASIDE, np.int8)
     np.minimum.at(pinned, groups[pins >= 0], pins[pins >= 0])
     places = np.where(pinned < ASIDE, pinned, places)
@@ -121,12 +120,12 @@ def divide(rows: pa.Table, groups: Codes, count: int, wanted: SplitRequest, pins
     return found
 
 
-def chosen_generators(rows: pa.Table, asked: Sequence[str], seed: int) -> tuple[str, ...]:
+def chosen_generators(rows: pa.Table, requested: Sequence[str], seed: int) -> tuple[str, ...]:
     """The generators to hold out: names, or a share 0 < s < 1 of all, at least one. Raises ConfigError for a name that is not there."""
     codes, names = coded(rows, "generator")
     there = sorted(names[code] for code in np.unique(codes[fakes(rows)]).tolist() if code >= 0)
     found: set[str] = set()
-    for one in asked:
+    for one in requested:
         if (share := _share(one)) is not None and one not in there:
             ranked = sorted(there, key=lambda name: _number(name.encode(), seed))
             found |= {name for name in ranked if _number(name.encode(), seed) < share} or set(ranked[:1])
@@ -140,7 +139,7 @@ def chosen_generators(rows: pa.Table, asked: Sequence[str], seed: int) -> tuple[
 
 
 def counted(table: pa.Table) -> dict[str, Any]:
-    """What `Splits.findings` says of one split."""
+    """What `Splits.findings` holds of one split."""
     is_fake = fakes(table)
     digest = hashlib.sha256(np.ascontiguousarray(table["image_id"].to_numpy(), "<i8").tobytes() + is_fake.tobytes())
     return {
@@ -174,8 +173,8 @@ def strata_of(rows: pa.Table) -> tuple[Codes, list[tuple[str, str]]]:
     codes, names = coded(rows, "generator")
     keys = fakes(rows) * (len(names) + 1) + codes + 1
     found, strata = np.unique(keys, return_inverse=True)
-    told = [("fake" if key > len(names) else "real", (["", *names])[int(key) % (len(names) + 1)]) for key in found]
-    return strata.astype(np.int64), told
+    kinds = [("fake" if key > len(names) else "real", (["", *names])[int(key) % (len(names) + 1)]) for key in found]
+    return strata.astype(np.int64), kinds
 
 
 def _joined(sources: Sequence[DatasetSource], open_source: Callable[[DatasetSource], pa.Table]) -> pa.Table:
@@ -266,11 +265,11 @@ def _tally(column: pa.ChunkedArray) -> dict[str, int]:
 
 def _evened(rows: pa.Table, groups: Codes, numbers: Numbers) -> Numbers:
     """(groups,) in place of its number, the share of its stratum's images before a group; a group is of the rarest stratum it has."""
-    strata, told = strata_of(rows)
-    sizes = np.bincount(strata, minlength=len(told))
-    rank = np.empty(len(told), np.int64)
-    rank[np.argsort(sizes, kind="stable")] = np.arange(len(told))
-    rarest = np.full(len(numbers), len(told), np.int64)
+    strata, kinds = strata_of(rows)
+    sizes = np.bincount(strata, minlength=len(kinds))
+    rank = np.empty(len(kinds), np.int64)
+    rank[np.argsort(sizes, kind="stable")] = np.arange(len(kinds))
+    rarest = np.full(len(numbers), len(kinds), np.int64)
     np.minimum.at(rarest, groups, rank[strata])
     images = np.bincount(groups, minlength=len(numbers))
     order = np.lexsort((numbers, rarest))

@@ -31,9 +31,7 @@ class ScoreHistogram:
     def of(cls, scores: ArrayLike) -> "ScoreHistogram":
         """That of scores (n,) in any order, maybe none. Raises ValueError for scores that are not finite."""
         numbers = np.asarray(scores, dtype=np.float64)
-        if not np.isfinite(numbers).all():
-            bad = np.flatnonzero(~np.isfinite(numbers))
-            raise ValueError(f"{len(bad):,} of {len(numbers):,} scores are not finite, the first at position {bad[0]}: {numbers[bad[0]]}")
+        _require_finite(numbers)
         return cls(*np.unique(numbers, return_counts=True))
 
     @classmethod
@@ -118,9 +116,7 @@ def checked(scores: ArrayLike, labels: ArrayLike) -> tuple[Floats, Bools]:
         raise ValueError(f"scores {numbers.shape} and labels {marks.shape} must be two rows of one length")
     if not len(numbers):
         raise ValueError("there are no scores")
-    if not np.isfinite(numbers).all():
-        bad = np.flatnonzero(~np.isfinite(numbers))
-        raise ValueError(f"{len(bad):,} of {len(numbers):,} scores are not finite, the first at position {bad[0]}: {numbers[bad[0]]}")
+    _require_finite(numbers)
     if not np.isin(marks, (0, 1)).all():
         raise ValueError(f"labels must be 0 (real) or 1 (fake), not {marks[~np.isin(marks, (0, 1))][0]!r}")
     return numbers, marks.astype(np.bool_)
@@ -134,3 +130,9 @@ def figure_rows(figures: Mapping[str, MetricEstimate]) -> dict[str, Any]:
 def undefined(why: str, n: int = 0) -> MetricEstimate:
     """No figure, and why."""
     return MetricEstimate(None, n=n, why=why)
+
+
+def _require_finite(numbers: Floats) -> None:
+    bad = np.flatnonzero(~np.isfinite(numbers))
+    if len(bad):
+        raise ValueError(f"{len(bad):,} of {len(numbers):,} scores are not finite, the first at position {bad[0]}: {numbers[bad[0]]}")

@@ -160,8 +160,7 @@ def stability_index(first: ScoreHistogram, second: ScoreHistogram, bins: int = B
     filled = counts[0] + counts[1] > 0  # after the highest score there may be no image
     if filled.sum() < 2:
         return 0.0, 1.0
-    halved = [one[filled] + 0.5 for one in counts]
-    share_a, share_b = (one / one.sum() for one in halved)
+    share_a, share_b = (_halved(one[filled]) for one in counts)
     index = float(((share_a - share_b) * np.log(share_a / share_b)).sum())
     return index, float(chi2.sf(index * n * m / (n + m), int(filled.sum()) - 1))
 

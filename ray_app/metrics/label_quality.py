@@ -136,10 +136,10 @@ def crossed_probabilities(features: Floats, fakes: Bools, groups: NDArray[np.int
 
 
 def shortcut_auc(features: Mapping[str, ArrayLike], fakes: ArrayLike, groups: ArrayLike | None = None, *, seed: int = 0) -> MetricEstimate:
-    """How well metadata alone tell fakes: the AUC of scores out of fold, of boosted trees of depth 3, with DeLong's interval.
+    """How well metadata alone predicts fakes: the AUC of scores out of fold, of boosted trees of depth 3, with DeLong's interval.
 
     features: columns (n,), numbers (NaN: not known) or texts (None: not known). `fakes`: bool (n,). `groups` (n,): images of one group
-    stay in one of the five folds; they are heeded only where each class has five groups or more. The same numbers for the same seed.
+    stay in one of the five folds; they are used only where each class has five groups or more. The same numbers for the same seed.
     Undefined with fewer than ten images of a class. Raises ValueError for lengths that differ.
     """
     fake = np.asarray(fakes, dtype=np.bool_)
@@ -151,7 +151,7 @@ def shortcut_auc(features: Mapping[str, ArrayLike], fakes: ArrayLike, groups: Ar
     if not varying:
         return undefined("all files are alike in their metadata", len(fake))
     matrix = np.column_stack([column for column, _ in varying])
-    scores = _out_of_fold(matrix, [is_text for _, is_text in varying], fake, _heeded(groups, fake), seed)
+    scores = _out_of_fold(matrix, [is_text for _, is_text in varying], fake, _used_groups(groups, fake), seed)
     found = auc_of(ScoreHistogram.of(scores[fake]), ScoreHistogram.of(scores[~fake]))
     return MetricEstimate(found.value, (found.low, found.high), "delong", len(fake))
 
@@ -225,7 +225,7 @@ def _out_of_fold(matrix: Floats, is_text: Sequence[bool], fake: Bools, groups: N
     return scores
 
 
-def _heeded(groups: ArrayLike | None, fake: Bools) -> NDArray[np.int64] | None:
+def _used_groups(groups: ArrayLike | None, fake: Bools) -> NDArray[np.int64] | None:
     if groups is None:
         return None
     codes = np.unique(np.asarray(groups).astype(str), return_inverse=True)[1]

@@ -58,7 +58,7 @@ class MaskFigures(NamedTuple):
 
     @property
     def accuracy(self) -> float:
-        """The share of pixels told right."""
+        """The share of pixels classified right."""
         return (self.pixels - self.altered - self.marked + 2 * self.hits) / self.pixels
 
 
@@ -88,9 +88,9 @@ def localization_of(rows: Rows, *, empty: Empty) -> dict[str, MetricEstimate]:
     """
     hits, altered, marked, pixels, auc, *_ = _columns(rows)
     counts = altered > 0 if empty == "skip" else np.ones(len(hits), np.bool_)
-    told = np.where(marked == 0, 1.0, 0.0) if empty == "one" else np.zeros(len(hits))
-    f1 = np.where(altered > 0, 2 * hits / np.maximum(altered + marked, 1), told)
-    iou = np.where(altered > 0, hits / np.maximum(altered + marked - hits, 1), told)
+    of_empty = np.where(marked == 0, 1.0, 0.0) if empty == "one" else np.zeros(len(hits))
+    f1 = np.where(altered > 0, 2 * hits / np.maximum(altered + marked, 1), of_empty)
+    iou = np.where(altered > 0, hits / np.maximum(altered + marked - hits, 1), of_empty)
     return _means(f1[counts], iou[counts], auc[counts], ((pixels - altered - marked + 2 * hits) / pixels)[counts], images=len(hits))
 
 

@@ -17,11 +17,11 @@ _NO_IMAGES = "there are no images"
 def risk_coverage(
     fakes: ScoreHistogram, reals: ScoreHistogram, threshold: float = 0.0, *, strict: bool = True, most: int = 128
 ) -> dict[str, Any]:
-    """`points`: [coverage, risk], no more than `most`; `aurc`: the area under that curve (Geifman and El-Yaniv 2017), a Figure.
+    """`points`: [coverage, risk], no more than `most`; `aurc`: the area under that curve (Geifman and El-Yaniv 2017), a MetricEstimate.
 
     Confidence is how far a score lies from the threshold, above which, or unless `strict` at which, it says fake. Coverage is the share
-    of images at least so sure, risk the share of those that are told wrong; equally sure images come in together. The area is the mean
-    over all images of the risk at their own confidence, whichever points are kept. Raises ValueError where `most` is less than 16.
+    of images at least so sure, risk the share of those that are classified wrong; equally sure images come in together. The area is the
+    mean over all images of the risk at their own confidence, whichever points are kept. Raises ValueError where `most` is less than 16.
     """
     n = fakes.n + reals.n
     if most < 16:
@@ -99,7 +99,7 @@ def classification_report(fake_fake: int, fake_real: int, real_fake: int, real_r
 
 @dataclass(frozen=True, slots=True)
 class _Side:
-    """The images of a class on one side of the threshold: how sure, ascending (k,), how many, and whether they are told wrong."""
+    """The images of a class on one side of the threshold: how sure, ascending (k,), how many, and whether they are classified wrong."""
 
     sure: Floats
     counts: Counts
@@ -133,7 +133,7 @@ def _edges(sides: list[_Side], most: int) -> Floats:
 
 
 def _descending(pieces: list[_Side]) -> tuple[Counts, Counts]:
-    """How many images have each confidence, from the surest down, and how many of them are told wrong."""
+    """How many images have each confidence, from the surest down, and how many of them are classified wrong."""
     sure, counts = np.concatenate([piece.sure for piece in pieces]), np.concatenate([piece.counts for piece in pieces])
     errors = np.concatenate([piece.counts if piece.wrong else np.zeros_like(piece.counts) for piece in pieces])
     order = np.argsort(sure, kind="stable")  # which merges runs that are in order already

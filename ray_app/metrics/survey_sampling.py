@@ -26,7 +26,7 @@ _NEARLY = 1 - 1e-9  # candidates by floating point are looked at again with whol
 class LabelledStratum:
     """`size` images of which some, drawn at random, are labelled. `flagged`: whether their verdict is fake.
 
-    `unsure`: drawn images of which nobody could tell; they count as not looked at.
+    `unsure`: drawn images that could not be labelled; they count as not drawn.
     """
 
     size: int
@@ -56,12 +56,12 @@ def archive_figures(strata: Sequence[LabelledStratum], *, draws: int = DRAWS, se
     ends = {name: np.quantile(drawn, _ENDS) for name, drawn in shares(totals, sizes, flagged).items()}
     points = shares(sizes * fakes / np.maximum(labelled, 1), sizes, flagged)
     n = int(labelled.sum())
-    told = {}
+    figures = {}
     for name, point in points.items():
         why = _missing(name, strata, float(point))
         low, high = min(float(ends[name][0]), float(point)), max(float(ends[name][1]), float(point))
-        told[name] = undefined(why, n) if why else MetricEstimate(float(point), (low, high), METHOD, n)
-    return told
+        figures[name] = undefined(why, n) if why else MetricEstimate(float(point), (low, high), METHOD, n)
+    return figures
 
 
 def either_way(strata: Sequence[LabelledStratum], *, draws: int = DRAWS, seed: int = 0) -> dict[str, tuple[float, float]]:
@@ -196,10 +196,10 @@ def _settled(stratum: LabelledStratum, *, fake: bool) -> LabelledStratum:
 
 def _missing(name: str, strata: Sequence[LabelledStratum], point: float) -> str | None:
     """Why a figure is not defined, or None."""
-    asked = [one for one in strata if one.flagged or name != "precision"]
-    if not asked:
+    needed = [one for one in strata if one.flagged or name != "precision"]
+    if not needed:
         return "no image is flagged as fake" if name == "precision" else "there are no images"
-    if unseen := [one.name for one in asked if one.size and not one.labelled]:
+    if unseen := [one.name for one in needed if one.size and not one.labelled]:
         return f"no image of stratum {', '.join(unseen)} is labelled"
     if name == "recall" and not point and not any(one.fakes for one in strata):
         return "no labelled image is fake"

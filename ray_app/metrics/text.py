@@ -10,7 +10,6 @@ from importlib.util import find_spec
 
 import numpy as np
 
-from ray_app.attribution.prompts import normalised_prompt as normalised_prompt
 from ray_app.metrics.arrays import Counts, MetricEstimate, undefined
 from ray_app.metrics.intervals import DRAWS, mean_figure, resampled
 
@@ -76,7 +75,7 @@ def tags_of(text: str) -> set[str]:
 
 
 class _Words:
-    """`words_of`, as rouge-score asks for it."""
+    """`words_of`, as rouge-score calls it."""
 
     def tokenize(self, text: str) -> list[str]:
         """The words of a text."""

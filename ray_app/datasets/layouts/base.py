@@ -28,7 +28,7 @@ _NO_IMAGES = re.compile(
     r".*\.(csv|tsv|json|jsonl|ndjson|txt|md|ya?ml|xml|html|pdf|npy|npz|pt|pth|pkl|py|ipynb|log|sh|toml|ini|db|parquet|arrow)", re.IGNORECASE
 )
 
-# 00017.tar, train-000017.tar: a piece of something, whose name says nothing of what is in it.
+# 00017.tar, train-000017.tar: a piece of something, whose name does not describe its content.
 _SHARD = re.compile(r"(.*\D)?\d{3,}(-of-\d+)?")
 
 FOLDER_LABELS: dict[str, Label] = {"real": "real", "0_real": "real", "fake": "fake", "1_fake": "fake"}
@@ -71,7 +71,7 @@ class DatasetLayout(Frozen):
 
 
 class Folders(DatasetLayout):
-    """The innermost folder of such a name says the label; folders above it are not looked at for one.
+    """The innermost folder of such a name gives the label; folders above it are not searched for one.
 
     `generator`: of all fakes; else the folder `generator_folder` steps from that folder: 1 the next below, −1 the one above. Where there
     is none, fakes are of `unknown`. `split_folder` counts alike; null = no splits. A zip or tar is a folder too, a numbered shard is not.
@@ -102,10 +102,10 @@ class CommunityForensicsFolders(Folders):
 
 
 class LabelColumns(DatasetLayout):
-    """Which column says what. Only the label must be there; images without a `group` of their own are grouped by their prompts.
+    """Which column holds what. Only the label must be there; images without a `group` of their own are grouped by their prompts.
 
     `mask`: images in the table itself, or, in a list or with `root`, their uris; relative ones are below `root`, and so is every local one
-    that an archive names. A real's mask is not looked at. Without a column of generators all fakes are of `unknown`, without one of groups
+    that an archive names. A real's mask is ignored. Without a column of generators all fakes are of `unknown`, without one of groups
     and prompts every image is for itself.
     """
 
@@ -143,11 +143,11 @@ class LabelColumns(DatasetLayout):
             if self.root is None:
                 raise contradiction(item, f"the mask '{place}' is a relative path; arguments.root says below which folder it lies")
             place = place_below(shown(self.root), place)
-        # A root of the user's says that masks lie outside the archive; local ones lie below it.
+        # A root of the user's states that masks lie outside the archive; local ones lie below it.
         root = None if self.root is None else shown(self.root)
-        is_told = root is not None and (shown(place).startswith(root + "/") or (scheme_of(place) != "file" and may_lead(root, place)))
+        is_below_root = root is not None and (shown(place).startswith(root + "/") or (scheme_of(place) != "file" and may_lead(root, place)))
         is_of_list = not isinstance(item, ListedWithColumns)  # a file that no list names has its columns from a table beside it
-        if not (is_told or (is_of_list and may_name(item.uri, item.member, place))):
+        if not (is_below_root or (is_of_list and may_name(item.uri, item.member, place))):
             raise contradiction(item, f"an archive may not say that its mask lies at {place}, unless arguments.root does")
         return place
 
@@ -214,13 +214,13 @@ def class_label(item: ListedMember, name: str) -> Label:
     return parse_label(number if named is None else named, f"{where(item)}, column '{name}'")
 
 
-def contradiction(item: ListedMember, told: str) -> ConfigError:
-    """What to say of a member whose labels do not agree."""
-    return ConfigError(f"{where(item)}: {told}", hint="such a member cannot be labelled: leave it out (--exclude) or correct its source")
+def contradiction(item: ListedMember, reason: str) -> ConfigError:
+    """The error for a member whose labels do not agree."""
+    return ConfigError(f"{where(item)}: {reason}", hint="such a member cannot be labelled: leave it out (--exclude) or correct its source")
 
 
 def labelled_folder(item: ListedMember) -> tuple[list[str], int]:
-    """The folders of a member's path, and which of them is the innermost that says a label. Raises ConfigError where none does."""
+    """The folders of a member's path, and which of them is the innermost that gives a label. Raises ConfigError where none does."""
     folders = folders_of(item)
     found = [number for number, name in enumerate(folders) if name.lower() in FOLDER_LABELS]
     if not found:
@@ -231,14 +231,14 @@ def labelled_folder(item: ListedMember) -> tuple[list[str], int]:
 
 
 def split_of(uri: str) -> str | None:
-    """The split that a shard is of; None where its name does not say."""
+    """The split that a shard is of; None where its name does not show it."""
     if match := _HUB_SHARD.search(uri):
         return match.group(1)
     return match.group(2) if (match := _CONVERTED.search(uri)) else None
 
 
 def config_of(uri: str) -> str | None:
-    """The configuration that a shard is of: the folder it lies in, `default` for `data`; None where its name does not say."""
+    """The configuration that a shard is of: the folder it lies in, `default` for `data`; None where its name does not show it."""
     if match := _HUB_SHARD.search(uri):
         folder = uri[: match.start(1)].rstrip("/").rpartition("/")[2]
         return "default" if folder == "data" else folder
@@ -291,7 +291,7 @@ def root_of(root: str | None, file: str) -> str:
 
 
 def entered(found: dict[str, Any], place: str, value: Any, file: str) -> None:
-    """Note what a file says of an image. Raises ConfigError where it says something else of the same image elsewhere."""
+    """Record a file's entry for an image. Raises ConfigError where it has another entry for the same image."""
     if found.setdefault(place, value) != value:
         raise ConfigError(f"{shown(file)}: {place} is there twice, as [{found[place]}] and as [{value}]")
 

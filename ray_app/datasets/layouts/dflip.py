@@ -67,7 +67,7 @@ _SHARDS = Folders(split_folder=-1)
 
 
 class Dflip(DatasetLayout):
-    """`file`: the JSON; the images are the source. Images that it does not tell of are left out. Null: the shards of version 2.
+    """`file`: the JSON; the images are the source. Images that it does not list are left out. Null: the shards of version 2.
 
     Version 1: `generator`, where the file's name is not dalle, mj, sd or pd. Version 2: paths are below `root` (null = the JSON's folder).
     """
@@ -92,7 +92,7 @@ class Dflip(DatasetLayout):
 
     @property
     def published(self) -> Mapping[str, int]:
-        """Version 1: as many as the file tells of. Version 2: what its authors' code counts, of the shards what the hub's card says."""
+        """Version 1: as many as the file lists. Version 2: what its authors' code counts, of the shards what the hub's card states."""
         if self.file is None:
             return _PUBLISHED_SHARDS
         return {"all": len(self._records)} if self._has_ids else _PUBLISHED_V2
@@ -145,8 +145,8 @@ class Dflip(DatasetLayout):
 def _labels_v2(record: Mapping[str, Any], where: str) -> Labels:
     label, family = parse_label(record.get("is_fake"), f"{where}, is_fake"), record.get("family_id")
     if (label == "real") != (family is None):
-        told = f"is_fake is {record.get('is_fake')!r} and family_id {family!r}"
-        raise ConfigError(f"{where}: {told}", hint="reals, and reals alone, have none")
+        found = f"is_fake is {record.get('is_fake')!r} and family_id {family!r}"
+        raise ConfigError(f"{where}: {found}", hint="reals, and reals alone, have none")
     if family is not None and not (isinstance(family, int) and 0 <= family < len(FAMILIES_V2)):
         raise ConfigError(f"{where}: no family has the id {family!r}", hint=f"ids are 0 to {len(FAMILIES_V2) - 1}")
     prompt = text(record, "prompt")

@@ -11,16 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
-from ray_app.datasets.simulation.camera import CAMERAS, SimulatedEncoding, draw_encoding
+from ray_app.datasets.simulation.camera import CAMERAS, Pixels, SimulatedEncoding, draw_encoding
 from ray_app.datasets.simulation.decoders import DECODERS
 from ray_app.datasets.simulation.pairs import Split, make_pair
-from ray_app.datasets.simulation.scenes import render
-
-Pixels = NDArray[np.uint8]
-Rng = np.random.Generator
+from ray_app.datasets.simulation.scenes import Rng, render
 
 # Only what `touchstone-tiny` was not trained on, and only decoders that need no training.
 _SHOWN = Split(

@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ray_app.datasets.simulation.scenes import Plane, blur, convolve
+from ray_app.datasets.simulation.scenes import Plane, Rng, blur, convolve
 
 Pixels = NDArray[np.uint8]
-Rng = np.random.Generator
 
 _CROSS = np.array([[0, 1, 0], [1, 4, 1], [0, 1, 0]], np.float32) / 4
 _SQUARE = np.array([[1, 2, 1], [2, 4, 2], [1, 2, 1]], np.float32) / 4

@@ -10,17 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as functional
-from numpy.typing import NDArray
 from safetensors.torch import load, save
 from torch import nn
 
-from ray_app.datasets.simulation.camera import CAMERAS
+from ray_app.datasets.simulation.camera import CAMERAS, Pixels
 from ray_app.datasets.simulation.pairs import SPLITS, Decode
-from ray_app.datasets.simulation.scenes import render
+from ray_app.datasets.simulation.scenes import Rng, render
 from ray_app.storage import Store
 
-Pixels = NDArray[np.uint8]
-Rng = np.random.Generator
 Upsample = Callable[[torch.Tensor, Rng], torch.Tensor]
 
 _PICTURES, _SIDE_PX = 40, 448
@@ -32,6 +29,7 @@ class Decoder:
 
     It reduces a picture to a small latent and paints it again at full size; the fine grain of the result comes from the latent and the
     upsampling, never from a sensor.
+
     The grain goes through the same layers as the picture and follows local contrast, so that neither the presence
     of fine detail nor its amount tells the classes apart.
     """

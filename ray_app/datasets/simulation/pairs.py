@@ -3,14 +3,9 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
+from ray_app.datasets.simulation.camera import CAMERAS, History, Pixels
+from ray_app.datasets.simulation.scenes import Rng, render
 
-from ray_app.datasets.simulation.camera import CAMERAS, History
-from ray_app.datasets.simulation.scenes import render
-
-Pixels = NDArray[np.uint8]
-Rng = np.random.Generator
 Decode = Callable[[Pixels, Rng], Pixels]
 
 
