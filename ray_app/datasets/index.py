@@ -359,11 +359,8 @@ def _identity(source: DatasetSource) -> dict[str, Any]:
     """What decides which rows an index has, without secrets."""
     keys = {"layout", "include", "exclude", "columns", "container_limits", "limit", "hashes"}
     at = [place if place == SIMULATED else name_of(place) for place in source.at]
-    return {"at": at, "arguments": _without_secrets(source.arguments), **source.model_dump(mode="json", include=keys)}
-
-
-def _without_secrets(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: strip_secrets(value) if isinstance(value, str) else value for name, value in arguments.items()}
+    arguments = {name: strip_secrets(value) if isinstance(value, str) else value for name, value in source.arguments.items()}
+    return {"at": at, "arguments": arguments, **source.model_dump(mode="json", include=keys)}
 
 
 def _difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:

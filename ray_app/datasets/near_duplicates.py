@@ -13,14 +13,15 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from ray_app.datasets.labels import coded, plain_prompt
-from ray_app.datasets.leakage import NEAR_BITS
+from ray_app.datasets.leakage import NEAR_BITS, Hashes
 
 Kind = Literal["image", "bytes", "group", "prompt", "looks"]
 Codes = npt.NDArray[np.int64]
 Pairs = npt.NDArray[np.int64]
+Words = npt.NDArray[np.uint64]
+Splits = npt.NDArray[np.int64]
 
 WORDS: Mapping[Kind, str] = {
     "image": "the same image twice",
@@ -31,21 +32,15 @@ WORDS: Mapping[Kind, str] = {
 }
 _FLAT = 8  # a hash with fewer ones, or fewer zeros, is of a picture without detail, which looks like any other such
 
-Hashes = NDArray[np.uint64]
-
 _PARTS, _AGREE = 7, 3  # hashes that differ in four bits agree in at least three of seven parts: 27 bits or so, which few others share
 _AT_ONCE = 1 << 22  # pairs that are compared at once
 _MOST = 1 << 23  # pairs that are kept: 128 MiB
 assert _PARTS - NEAR_BITS == _AGREE
 
-Words = npt.NDArray[np.uint64]
-
 _BANDS, _ROWS = 8, 6  # of two prompts that share 0.9 of their shingles, one of eight bands agrees in 998 of 1,000 cases
-_PROMPTS_AT_ONCE = 65_536
+_PROMPTS_AT_ONCE = 65_536  # prompts, or pairs of them, that are compared at once
 WORD = re.compile(r"\w+")
 _MIX = np.uint64(0x9E3779B97F4A7C15)
-
-Splits = npt.NDArray[np.int64]
 _EXAMPLES = 5
 
 

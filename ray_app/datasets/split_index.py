@@ -205,13 +205,9 @@ def _refuse_empty(places: Places, config: SplitConfig) -> None:
 
 def _overview(rows: pa.Table, groups: np.ndarray[Any, Any], count: int, bonds: Sequence[Bond], binding: Sequence[Bond]) -> dict[str, Any]:
     sizes = np.bincount(groups, minlength=count)
+    had = {name: images for name, images in Counter(texts(rows, "split").to_pylist()).most_common() if name is not None}
     kinds = [{"kind": bond.kind, "known": bond.known, "near": len(bond.pairs), "binds": bond in binding} for bond in bonds]
-    return {"images": len(rows), "groups": count, "largest_group": int(sizes.max()), "bonds": kinds, "had": _former_splits(rows)}
-
-
-def _former_splits(rows: pa.Table) -> dict[str, int]:
-    """The splits that the index had before."""
-    return {name: count for name, count in Counter(texts(rows, "split").to_pylist()).most_common() if name is not None}
+    return {"images": len(rows), "groups": count, "largest_group": int(sizes.max()), "bonds": kinds, "had": had}
 
 
 def _distribution(rows: pa.Table, places: Places, held_out: Sequence[str]) -> dict[str, Any]:

@@ -94,6 +94,8 @@ def mean_figure(values: ArrayLike, why: str, *, bounds: tuple[float, float] = (0
     The 95 % interval is Student's, cut at `bounds`, outside which no value can lie. A single image and images that are all alike say
     nothing of their spread: they have none. Of no image at all the figure is not defined, and `why` says so.
     """
+    from scipy.special import stdtrit
+
     numbers = np.asarray(values, dtype=np.float64)
     numbers = numbers[~np.isnan(numbers)]
     n = len(numbers)
@@ -103,7 +105,7 @@ def mean_figure(values: ArrayLike, why: str, *, bounds: tuple[float, float] = (0
     spread = float(numbers.std(ddof=1)) if n > 1 and numbers.min() < numbers.max() else 0.0
     if spread == 0:
         return MetricEstimate(mean, n=n)
-    half = _student(n) * spread / math.sqrt(n)
+    half = float(stdtrit(n - 1, 0.975)) * spread / math.sqrt(n)
     return MetricEstimate(mean, (max(bounds[0], mean - half), min(bounds[1], mean + half)), STUDENT, n)
 
 
@@ -250,10 +252,3 @@ class _Class:
             counts = np.zeros(size, np.int64)
         there = counts > 0
         return ScoreHistogram(self.values[there], counts[there])
-
-
-def _student(n: int) -> float:
-    """The 97.5 % point of Student's distribution for n values."""
-    from scipy.special import stdtrit
-
-    return float(stdtrit(n - 1, 0.975))

@@ -3,7 +3,7 @@ thinned to what a chart can show (`curve_points`, `precision_recall_points`, `av
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -183,14 +183,11 @@ def _precision(tpr: float, fpr: float, prior: float) -> float:
 def _surplus_ends(fakes: ScoreHistogram, reals: ScoreHistogram) -> tuple[int, int]:
     """For the values of each class the first that, as the lowest one to be flagged, gives a lower FPR than FNR."""
 
-    def fewer_alarms(values: ScoreHistogram) -> Callable[[int], bool]:
-        def fewer(index: int) -> bool:
-            threshold = float(values.values[index])
-            return reals.at_or_above(threshold) * fakes.n < (fakes.n - fakes.at_or_above(threshold)) * reals.n
+    def has_fewer_alarms(value: float) -> bool:
+        threshold = float(value)
+        return reals.at_or_above(threshold) * fakes.n < (fakes.n - fakes.at_or_above(threshold)) * reals.n
 
-        return fewer
-
-    fakes_end, reals_end = (bisect_left(range(len(one.values)), True, key=fewer_alarms(one)) for one in (fakes, reals))
+    fakes_end, reals_end = (bisect_left(one.values, True, key=has_fewer_alarms) for one in (fakes, reals))
     return fakes_end, reals_end
 
 

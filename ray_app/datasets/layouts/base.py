@@ -248,7 +248,7 @@ def config_of(uri: str) -> str | None:
 def read_json(place: str) -> Any:
     """The content of a JSON file at any URL. Raises ConfigError."""
     try:
-        return json.loads(_fetcher(place).fetch(shown(place), "", _MOST_BYTES))
+        return json.loads(Fetcher(signed=[place]).fetch(shown(place), "", _MOST_BYTES))
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{shown(place)}: not JSON: {error}") from None
     except InputError as error:
@@ -260,7 +260,7 @@ def read_csv(place: str) -> Iterator[tuple[int, dict[str, str]]]:
     as many values as the header.
     """
     try:
-        with _fetcher(place).open(shown(place), "") as file:
+        with Fetcher(signed=[place]).open(shown(place), "") as file:
             lines = csv.DictReader(io.TextIOWrapper(io.BufferedReader(file), "utf-8-sig", newline=""), strict=True)
             for row in lines:
                 if None in row or None in row.values():
@@ -303,7 +303,3 @@ def _is_row(item: ListedMember) -> bool:
 def _step(folders: list[str], at: int, steps: int) -> str | None:
     place = at + steps
     return folders[place] if 0 <= place < len(folders) and folders[place] else None
-
-
-def _fetcher(place: str) -> Fetcher:
-    return Fetcher(signed=[place])

@@ -33,34 +33,10 @@ from ray_app.errors import ConfigError
 FAMILIES_V1 = {"dalle": "dalle-2", "mj": "midjourney", "sd": "stable-diffusion", "pd": None}
 # Version 2: a family's id is its place in this list.
 FAMILIES_V2 = (
-    "aura_flow",
-    "chroma",
-    "flux.1_d",
-    "flux.1_s",
-    "flux2-dev",
-    "gpt-image-1",
-    "hidream",
-    "hunyuan",
-    "illustrious",
-    "imagen4",
-    "kolors",
-    "nano_banana",
-    "nano_banana_pro",
-    "noobai",
-    "pixart",
-    "playground_v2",
-    "pony",
-    "pony_v7",
-    "qwen",
-    "sd_1.5",
-    "sd_2.1",
-    "sd_3.5_large",
-    "sd_3.5_medium",
-    "sdxl_1.0",
-    "seedream",
-    "stable_cascade",
-    "z-image",
-)
+    "aura_flow", "chroma", "flux.1_d", "flux.1_s", "flux2-dev", "gpt-image-1", "hidream", "hunyuan", "illustrious", "imagen4", "kolors",
+    "nano_banana", "nano_banana_pro", "noobai", "pixart", "playground_v2", "pony", "pony_v7", "qwen", "sd_1.5", "sd_2.1", "sd_3.5_large",
+    "sd_3.5_medium", "sdxl_1.0", "seedream", "stable_cascade", "z-image",
+)  # fmt: skip
 _PUBLISHED_V2 = {"fake": 763_318, "real": 641_470}
 _PUBLISHED_SHARDS = {"fake": 768_586}
 _SHARDS = Folders(split_folder=-1)

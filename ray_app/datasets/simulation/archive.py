@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ray_app.datasets.simulation.camera import CAMERAS, Pixels, SimulatedEncoding, draw_encoding
+from ray_app.datasets.simulation.camera import CAMERAS, SUFFIXES, Pixels, SimulatedEncoding, draw_encoding
 from ray_app.datasets.simulation.decoders import DECODERS
 from ray_app.datasets.simulation.pairs import Split, make_pair
 from ray_app.datasets.simulation.scenes import Rng, render
@@ -24,7 +24,6 @@ _SHOWN = Split(
     cameras=("rangefinder", "mirrorless", "camcorder"),
     decoders=("bicubic", "transposed5", "sinc"),
 )
-_SUFFIX = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp"}
 _BASES = ("hills", "leaves", "facades", "pebbles")
 _ALBUMS = ("desk", "desk/drafts", "travel/2019", "travel/2021", "wire")
 
@@ -103,7 +102,7 @@ def _picture(seed: int, index: int) -> tuple[str, bytes, str, str]:
     encoding = draw_encoding(rng)
     label, pixels, maker = ("fake", pair.fake, pair.decoder) if index % 2 else ("real", pair.real, f"camera:{pair.camera}")
     number = hashlib.sha256(f"{seed}/{index}".encode()).hexdigest()[:6]
-    path = f"{rng.choice(_ALBUMS)}/{number}{_SUFFIX[encoding.format]}"
+    path = f"{rng.choice(_ALBUMS)}/{number}{SUFFIXES[encoding.format]}"
     return path, encoding.encode(pixels), label, maker
 
 

@@ -17,6 +17,9 @@ Pixels = NDArray[np.uint8]
 
 _CROSS = np.array([[0, 1, 0], [1, 4, 1], [0, 1, 0]], np.float32) / 4
 _SQUARE = np.array([[1, 2, 1], [2, 4, 2], [1, 2, 1]], np.float32) / 4
+SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp"}
+SUBSAMPLINGS = ("4:4:4", "4:2:2", "4:2:0")
+FILTERS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS, Image.Resampling.BOX)
 
 
 def masks(height: int, width: int, corner: tuple[int, int]) -> Plane:
@@ -200,10 +203,6 @@ CAMERAS: dict[str, CameraModel] = {
     "mirrorless": CameraModel(gradient_weighted, (0.2, 0.7), (5e-5, 2e-3), 0.0015, (0.1, 0.7), (0.1, 1.0), (0.2, 0.6), bits=14),
     "camcorder": CameraModel(chroma_median, (0.4, 0.9), (2e-4, 3e-3), 0.003, (0.1, 0.6), (0.3, 1.2), (0.4, 1.2), bits=10),
 }
-
-
-SUBSAMPLINGS = ("4:4:4", "4:2:2", "4:2:0")
-FILTERS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS, Image.Resampling.BOX)
 
 
 @dataclass(frozen=True)

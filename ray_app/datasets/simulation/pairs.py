@@ -22,18 +22,8 @@ SPLITS: dict[str, Split] = {
     "train": Split(
         scenes=("leaves", "clouds", "facades", "fabric", "spheres", "china"),
         cameras=("webcam", "compact", "reflex", "bridge", "phone", "scanner"),
-        decoders=(
-            "nearest",
-            "bilinear",
-            "transposed4",
-            "transposed3",
-            "shuffle",
-            "ae-nearest4",
-            "ae-nearest8",
-            "ae-transposed2",
-            "ae-shuffle4",
-            "ae-bilinear2",
-        ),
+        decoders=("nearest", "bilinear", "transposed4", "transposed3", "shuffle",
+                  "ae-nearest4", "ae-nearest8", "ae-transposed2", "ae-shuffle4", "ae-bilinear2"),
     ),
     "validation": Split(
         scenes=("strokes", "pebbles"),
@@ -45,7 +35,7 @@ SPLITS: dict[str, Split] = {
         cameras=("mirrorless", "camcorder"),
         decoders=("transposed5", "sinc", "ae-transposed4", "ae-shuffle8"),
     ),
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
